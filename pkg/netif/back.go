@@ -1,0 +1,246 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package netif
+
+import "errors"
+
+// Breaches of the ring protocol by the peer. None of them can be repaired: the
+// indices no longer say which slots are whose.
+var (
+	// ErrOverflow: the frontend's req_prod is more than a ring ahead of what
+	// was answered, or lies behind what was consumed.
+	ErrOverflow = errors.New("req_prod is out of bounds")
+	// ErrRspOverflow: the same for a backend's rsp_prod.
+	ErrRspOverflow = errors.New("rsp_prod is out of bounds")
+)
+
+// backRing is the backend's end of a ring. Requests are consumed and answered in
+// ring order, and no response is written before commit, so until then every
+// unanswered request still stands in its slot, for a successor to find.
+type backRing struct {
+	page    page
+	size    uint32
+	reqCons Index // next request to take
+	rspProd Index // next slot to answer; equals rsp_prod in the page
+}
+
+// attach takes a ring over where the page says its last backend left it: every
+// request from rsp_prod on is still to be served (ring.h, BACK_RING_ATTACH).
+// On a new ring that is 0.
+func (r *backRing) attach(b []byte, size uint32) error {
+	p, err := newPage(b)
+	if err != nil {
+		return err
+	}
+	rsp := Index(p.load(wRspProd))
+	if Index(p.load(wReqProd)).Sub(rsp) > size {
+		return ErrOverflow
+	}
+	*r = backRing{page: p, size: size, reqCons: rsp, rspProd: rsp}
+	return nil
+}
+
+// Available is the number of requests published and not yet consumed, 0 to the
+// size of the ring. It reads req_prod once.
+func (r *backRing) Available() (uint32, error) {
+	out := Index(r.page.load(wReqProd)).Sub(r.rspProd)
+	taken := r.reqCons.Sub(r.rspProd)
+	if out > r.size || out < taken {
+		return 0, ErrOverflow
+	}
+	return out - taken, nil
+}
+
+// ReqCons is the index of the next request to consume.
+func (r *backRing) ReqCons() Index { return r.reqCons }
+
+// RspProd is the index of the next slot to answer.
+func (r *backRing) RspProd() Index { return r.rspProd }
+
+// Unanswered is the number of requests consumed and not yet answered.
+func (r *backRing) Unanswered() uint32 { return r.reqCons.Sub(r.rspProd) }
+
+// Consume takes n requests. The caller has seen that they are available.
+func (r *backRing) Consume(n uint32) { r.reqCons = r.reqCons.Add(n) }
+
+// Arm asks for an event at the next request and reports whether one came in
+// the meantime, in which case the caller goes on working instead of sleeping
+// (ring.h, RING_FINAL_CHECK_FOR_REQUESTS).
+func (r *backRing) Arm() (more bool, err error) { return r.ArmFor(1) }
+
+// ArmFor asks for an event once n requests are available, and reports whether
+// they are already.
+func (r *backRing) ArmFor(n uint32) (more bool, err error) {
+	r.page.publish(wReqEvent, uint32(r.reqCons.Add(n)))
+	a, err := r.Available()
+	return a >= n, err
+}
+
+// commit publishes n responses that put has written and reports whether the
+// frontend wants an event for them.
+func (r *backRing) commit(n uint32) (notify bool) {
+	old := r.rspProd
+	r.rspProd = old.Add(n)
+	r.page.publish(wRspProd, uint32(r.rspProd))
+	return crossed(Index(r.page.load(wRspEvent)), old, r.rspProd)
+}
+
+// RingState is a ring's indices as both ends left them, for people to look at.
+type RingState struct {
+	ReqProd, ReqEvent, ReqCons, RspProd, RspEvent Index
+}
+
+// State reads the indices. Only the goroutine that owns the ring may call it.
+func (r *backRing) State() RingState {
+	return RingState{
+		ReqProd:  Index(r.page.load(wReqProd)),
+		ReqEvent: Index(r.page.load(wReqEvent)),
+		ReqCons:  r.reqCons,
+		RspProd:  r.rspProd,
+		RspEvent: Index(r.page.load(wRspEvent)),
+	}
+}
+
+// TxBack is the backend's end of a tx ring.
+type TxBack struct{ backRing }
+
+// AttachTx takes over the tx ring in page. It fails if the indices in the page
+// are out of bounds.
+func AttachTx(page []byte) (*TxBack, error) {
+	r := new(TxBack)
+	if err := r.attach(page, TxRingSize); err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+const txWords = 3
+
+// Request copies the request at i out of the page.
+func (r *TxBack) Request(i Index) TxRequest {
+	w := wRing + uint32(i%TxRingSize)*txWords
+	a, b, c := r.page.load(w), r.page.load(w+1), r.page.load(w+2)
+	return TxRequest{
+		Gref:   a,
+		Offset: lo16(b),
+		Flags:  TxFlags(hi16(b)),
+		ID:     lo16(c),
+		Size:   hi16(c),
+	}
+}
+
+// Extra copies the extra at i out of the page.
+func (r *TxBack) Extra(i Index) ExtraInfo {
+	w := wRing + uint32(i%TxRingSize)*txWords
+	return extraFrom(r.page.load(w), r.page.load(w+1))
+}
+
+// Commit writes responses into the oldest unanswered slots, in order, publishes
+// them with one store and reports whether the frontend wants an event. There
+// must not be more of them than requests consumed.
+func (r *TxBack) Commit(rsp []TxResponse) (notify bool) {
+	if len(rsp) == 0 {
+		return false
+	}
+	for n, s := range rsp {
+		i := r.rspProd.Add(uint32(n))
+		r.page.put(wRing+uint32(i%TxRingSize)*txWords, join16(s.ID, uint16(s.Status)))
+	}
+	return r.commit(uint32(len(rsp)))
+}
+
+// RxBack is the backend's end of an rx ring.
+type RxBack struct{ backRing }
+
+// AttachRx takes over the rx ring in page. It fails if the indices in the page
+// are out of bounds.
+func AttachRx(page []byte) (*RxBack, error) {
+	r := new(RxBack)
+	if err := r.attach(page, RxRingSize); err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+const rxWords = 2
+
+// Request copies the request at i out of the page.
+func (r *RxBack) Request(i Index) RxRequest {
+	w := wRing + uint32(i%RxRingSize)*rxWords
+	a, b := r.page.load(w), r.page.load(w+1)
+	return RxRequest{ID: lo16(a), Gref: b}
+}
+
+// RxSlot is what the backend puts in an rx slot: a response, or an extra made
+// by [RxExtra].
+type RxSlot [rxWords]uint32
+
+// Slot encodes a response.
+func (s RxResponse) Slot() RxSlot {
+	return RxSlot{join16(s.ID, s.Offset), join16(uint16(s.Flags), uint16(s.Status))}
+}
+
+// Slot encodes an extra.
+func (e ExtraInfo) Slot() RxSlot {
+	a, b := extraTo(e)
+	return RxSlot{a, b}
+}
+
+// Commit writes slots into the oldest unanswered slots, in order, publishes them
+// with one store and reports whether the frontend wants an event. The slots must
+// end with the end of a packet: a frontend drops a packet it sees only part of.
+// There must not be more of them than requests consumed.
+func (r *RxBack) Commit(slots []RxSlot) (notify bool) {
+	if len(slots) == 0 {
+		return false
+	}
+	for n := range slots {
+		w := wRing + uint32(r.rspProd.Add(uint32(n))%RxRingSize)*rxWords
+		r.page.put(w, slots[n][0])
+		r.page.put(w+1, slots[n][1])
+	}
+	return r.commit(uint32(len(slots)))
+}
+
+// CtrlBack is the backend's end of a control ring.
+type CtrlBack struct{ backRing }
+
+// AttachCtrl takes over the control ring in page. It fails if the indices in the
+// page are out of bounds.
+func AttachCtrl(page []byte) (*CtrlBack, error) {
+	r := new(CtrlBack)
+	if err := r.attach(page, CtrlRingSize); err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+const ctrlWords = 4
+
+// Request copies the request at i out of the page.
+func (r *CtrlBack) Request(i Index) CtrlRequest {
+	w := wRing + uint32(i%CtrlRingSize)*ctrlWords
+	a := r.page.load(w)
+	return CtrlRequest{
+		ID:   lo16(a),
+		Type: CtrlType(hi16(a)),
+		Data: [3]uint32{r.page.load(w + 1), r.page.load(w + 2), r.page.load(w + 3)},
+	}
+}
+
+// Commit writes responses into the oldest unanswered slots, in order, publishes
+// them with one store and reports whether the frontend wants an event. The
+// slot's last word, which no response uses, is cleared.
+func (r *CtrlBack) Commit(rsp []CtrlResponse) (notify bool) {
+	if len(rsp) == 0 {
+		return false
+	}
+	for n, s := range rsp {
+		w := wRing + uint32(r.rspProd.Add(uint32(n))%CtrlRingSize)*ctrlWords
+		r.page.put(w, join16(s.ID, uint16(s.Type)))
+		r.page.put(w+1, uint32(s.Status))
+		r.page.put(w+2, s.Data)
+		r.page.put(w+3, 0)
+	}
+	return r.commit(uint32(len(rsp)))
+}
