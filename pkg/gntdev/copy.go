@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gntdev
+
+import (
+	"fmt"
+
+	"golang.org/x/sys/unix"
+)
+
+// Copy carries out all segments with one ioctl. Nil means that every segment
+// was tried and has its own Status; a bad ref or a revoked grant is that
+// segment's failure and nobody else's. The guest may change a page before,
+// during and after the copy.
+//
+// An error means the call failed as a whole: some segments may have been
+// copied, none can be relied upon, and all read [StatusGeneralError]. What a
+// guest sends cannot bring that about as long as off+n <= PageSize was checked
+// for every segment, which callers do where they parse, because Copy refuses
+// the whole batch.
+//
+// The kernel passes the hypervisor 16 operations at a time and splits a
+// segment at the page ends of local memory, so page-aligned local buffers make
+// one operation of one segment. A segment of length 0 succeeds whatever its
+// ref. Copy allocates nothing.
+func (d *Device) Copy(segs []Segment) error {
+	if len(segs) == 0 {
+		return nil
+	}
+	if err := Check(segs); err != nil {
+		return err
+	}
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	if d.fd < 0 {
+		return &Error{Op: "copy", Index: -1, Err: ErrClosed}
+	}
+	if err := d.kernel.grantCopy(d.fd, segs); err != nil {
+		// The kernel sets each status to GNTST_okay before it copies, so
+		// after a failure it would read as a success.
+		for i := range segs {
+			segs[i].status = StatusGeneralError
+		}
+		return &Error{Op: "copy", Index: -1, Err: err, Hint: copyHint(err)}
+	}
+	return nil
+}
+
+// Check returns the error Copy would refuse segs with: a segment that crosses
+// the end of the guest's page, has no direction or has no local memory. Any of
+// them would make the kernel fail the whole batch halfway. It is exported for
+// other implementations of Copy.
+func Check(segs []Segment) error {
+	for i := range segs {
+		s := &segs[i]
+		if hint := s.fault(); hint != "" {
+			domid, ref, _ := s.Foreign()
+			return &Error{Op: "copy", Index: i, Domid: domid, Ref: ref, Err: unix.EINVAL, Hint: hint}
+		}
+	}
+	return nil
+}
+
+// fault says what is wrong with the segment, "" when nothing is.
+func (s *Segment) fault() string {
+	if s.flags != FromGuest && s.flags != ToGuest {
+		return fmt.Sprintf("flags %#x: neither from the guest nor to it", uint16(s.flags))
+	}
+	if _, _, off := s.Foreign(); int(off)+int(s.len) > PageSize {
+		return fmt.Sprintf("offset %d and length %d pass the end of the guest's page", off, s.len)
+	}
+	if s.Local() == 0 {
+		return "no local memory"
+	}
+	return ""
+}
+
+// FirstError returns the first failed segment's Status as an [*Error] that
+// names the segment and its grant, nil when all succeeded.
+func FirstError(segs []Segment) error {
+	for i := range segs {
+		s := &segs[i]
+		if s.status != StatusOkay {
+			domid, ref, _ := s.Foreign()
+			return &Error{Op: "copy", Index: i, Domid: domid, Ref: ref, Status: s.status}
+		}
+	}
+	return nil
+}

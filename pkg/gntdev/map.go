@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gntdev
+
+import (
+	"fmt"
+
+	"golang.org/x/sys/unix"
+)
+
+// MaxRefs is the most refs of one Map: the kernel's default for
+// /sys/module/xen_gntdev/parameters/limit.
+const MaxRefs = 64 * 1024
+
+// maxProbes bounds how many refs of a failed Map are tried one by one to find
+// the one at fault. A vif's rings have far fewer.
+const maxProbes = 16
+
+// Map maps refs of domid side by side. One bad ref fails the whole call, and
+// the error names it when it can be found. A mapping costs the hypervisor two
+// grant handles per page in a PV domain, one elsewhere, of a number that all
+// guests share: callers bound what a guest may make them map.
+//
+// Map is for pages that are used over and over, such as rings; a page used
+// once is cheaper to Copy.
+func (d *Device) Map(domid uint16, refs []Ref, prot Prot) (*Mapping, error) {
+	if len(refs) == 0 || len(refs) > MaxRefs {
+		return nil, &Error{Op: "map", Index: -1, Domid: domid, Err: unix.EINVAL,
+			Hint: fmt.Sprintf("%d refs: from 1 to %d can be mapped at once", len(refs), MaxRefs)}
+	}
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	if d.fd < 0 {
+		return nil, &Error{Op: "map", Index: -1, Domid: domid, Err: ErrClosed}
+	}
+	index, mem, err := d.mapRefs(domid, refs, prot)
+	if err != nil {
+		return nil, d.explain(domid, refs, prot, err)
+	}
+	count := len(refs)
+	return NewMapping(mem, func() error { return d.unmap(index, count, mem) }), nil
+}
+
+// errRecord marks failures of the first step of a mapping, in which the kernel
+// only writes down the refs and no ref can be at fault.
+type errRecord struct{ error }
+
+func (e errRecord) Unwrap() error { return e.error }
+
+// mapRefs has the kernel record the refs, which checks nothing, and then maps
+// them, which checks all. The caller holds mu.
+func (d *Device) mapRefs(domid uint16, refs []Ref, prot Prot) (uint64, []byte, error) {
+	index, err := d.kernel.mapGrantRef(d.fd, domid, refs)
+	if err != nil {
+		return 0, nil, errRecord{err}
+	}
+	mem, err := d.kernel.mmap(d.fd, index, len(refs)*PageSize, prot)
+	if err != nil {
+		// The record would stay until the device is closed; it cannot be
+		// mapped a second time. There is nothing to do about an error here.
+		_ = d.kernel.unmapGrantRef(d.fd, index, len(refs))
+		return 0, nil, err
+	}
+	return index, mem, nil
+}
+
+// unmap is a Mapping's Unmap. The memory goes first, as the header asks. When
+// the device was closed the kernel has let go of the record already.
+func (d *Device) unmap(index uint64, count int, mem []byte) error {
+	err := d.kernel.munmap(mem)
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	if d.fd >= 0 {
+		if e := d.kernel.unmapGrantRef(d.fd, index, count); err == nil {
+			err = e
+		}
+	}
+	if err != nil {
+		return &Error{Op: "unmap", Index: -1, Err: err}
+	}
+	return nil
+}
+
+// explain makes the error of a failed Map. mmap(2) says EINVAL whichever ref
+// was wrong and why, so the refs are mapped one by one until one fails, and
+// one byte is copied from that one, since a copy has a status. The caller
+// holds mu.
+func (d *Device) explain(domid uint16, refs []Ref, prot Prot, cause error) error {
+	e := &Error{Op: "map", Index: -1, Domid: domid, Err: cause}
+	if r, ok := cause.(errRecord); ok {
+		e.Err = r.error
+		e.Hint = recordHint(r.error, len(refs))
+		return e
+	}
+	for i := range refs[:min(len(refs), maxProbes)] {
+		if d.probe(domid, refs[i], prot) == nil {
+			continue
+		}
+		e.Index, e.Ref = i, refs[i]
+		e.Status = d.probeStatus(domid, refs[i])
+		if e.Status == StatusOkay && prot == ReadWrite && d.probe(domid, refs[i], ReadOnly) == nil {
+			e.Status = StatusPermissionDenied
+			e.Hint = "the guest granted this page read-only"
+		}
+		return e
+	}
+	if len(refs) <= maxProbes {
+		e.Hint = "each ref maps alone: the hypervisor may be out of grant handles (gnttab_max_maptrack_frames=)"
+	}
+	return e
+}
+
+// probe maps one ref and unmaps it at once.
+func (d *Device) probe(domid uint16, ref Ref, prot Prot) error {
+	index, mem, err := d.mapRefs(domid, []Ref{ref}, prot)
+	if err != nil {
+		return err
+	}
+	_ = d.kernel.munmap(mem)
+	_ = d.kernel.unmapGrantRef(d.fd, index, 1)
+	return nil
+}
+
+// probeStatus learns from a copy of one byte what Xen thinks of a ref.
+// StatusOkay when nothing could be learned.
+func (d *Device) probeStatus(domid uint16, ref Ref) Status {
+	a, err := NewArena(1)
+	if err != nil {
+		return StatusOkay
+	}
+	defer a.Close()
+	var seg [1]Segment
+	seg[0].FromGuest(domid, ref, 0, a.Addr(0), 1)
+	if d.kernel.grantCopy(d.fd, seg[:]) != nil {
+		return StatusOkay
+	}
+	return seg[0].status
+}

@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gntdev
+
+import "structs"
+
+// PageSize is the size of a granted page. Grants are 4 KiB on every
+// architecture, whatever page size the kernel itself uses.
+const PageSize = 4096
+
+// Ref is a grant reference: an index into the granting domain's grant table.
+type Ref = uint32
+
+// Direction says which side of a [Segment] is the guest's page. The values are
+// the kernel's GNTCOPY_source_gref and GNTCOPY_dest_gref.
+type Direction uint16
+
+const (
+	// FromGuest copies a guest's page into local memory.
+	FromGuest Direction = 1
+	// ToGuest copies local memory into a guest's page.
+	ToGuest Direction = 2
+)
+
+// String returns a word for logs and test failures.
+func (d Direction) String() string {
+	switch d {
+	case FromGuest:
+		return "from guest"
+	case ToGuest:
+		return "to guest"
+	}
+	return "no direction"
+}
+
+// Segment is one copy between a guest's page and local memory: struct
+// gntdev_grant_copy_segment of uapi/xen/gntdev.h, handed to the kernel as it
+// is, 24 bytes. The zero Segment is not a valid copy.
+//
+// A Segment holds the local address as a number, which the garbage collector
+// does not see. It must point into memory Go does not manage, normally an
+// [Arena].
+type Segment struct {
+	_ structs.HostLayout
+
+	// A side is a union of a local pointer and
+	// { u32 ref@0; u16 offset@4; u16 domid@6 }. Xen runs on little-endian
+	// machines only, so one word holds either.
+	source, dest uint64
+	len          uint16
+	flags        Direction
+	status       Status
+	_            [2]byte
+}
+
+// FromGuest makes s a copy of n bytes at off of the guest's page to local.
+func (s *Segment) FromGuest(domid uint16, ref Ref, off uint16, local uintptr, n uint16) {
+	s.source = foreign(domid, ref, off)
+	s.dest = uint64(local)
+	s.len = n
+	s.flags = FromGuest
+	s.status = StatusGeneralError
+}
+
+// ToGuest makes s a copy of n bytes at local into the guest's page at off.
+func (s *Segment) ToGuest(domid uint16, ref Ref, off uint16, local uintptr, n uint16) {
+	s.source = uint64(local)
+	s.dest = foreign(domid, ref, off)
+	s.len = n
+	s.flags = ToGuest
+	s.status = StatusGeneralError
+}
+
+func foreign(domid uint16, ref Ref, off uint16) uint64 {
+	return uint64(domid)<<48 | uint64(off)<<32 | uint64(ref)
+}
+
+// Status is the outcome of the copy. It is [StatusGeneralError] until a Copy
+// has succeeded, so that a segment that was never carried out cannot be taken
+// for one that was.
+func (s *Segment) Status() Status { return s.status }
+
+// SetStatus records the outcome. It is for implementations of Copy other than
+// [Device.Copy]; the kernel writes the field itself.
+func (s *Segment) SetStatus(st Status) { s.status = st }
+
+// Direction says which side is the guest's.
+func (s *Segment) Direction() Direction { return s.flags }
+
+// Len is the number of bytes to copy.
+func (s *Segment) Len() int { return int(s.len) }
+
+// Local is the address on our side.
+func (s *Segment) Local() uintptr {
+	if s.flags == ToGuest {
+		return uintptr(s.source)
+	}
+	return uintptr(s.dest)
+}
+
+// Foreign is the guest's side: whose page, which one, and where in it.
+func (s *Segment) Foreign() (domid uint16, ref Ref, off uint16) {
+	v := s.source
+	if s.flags == ToGuest {
+		v = s.dest
+	}
+	return uint16(v >> 48), Ref(v), uint16(v >> 32)
+}
