@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package evtchn
+
+import (
+	"structs"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// arg is struct ioctl_evtchn_bind_interdomain { remote_domain, remote_port }.
+// The arguments of the other ioctls are its first word, or the first half of
+// that (little-endian) for the 16-bit domid of restrict.
+type arg struct {
+	_    structs.HostLayout
+	a, b uint32
+}
+
+// The ioctls of the device. Their numbers carry no direction: size, type, nr.
+const (
+	iocBindInterdomain = unsafe.Sizeof(arg{})<<16 | 'E'<<8 | 1
+	iocBindUnbound     = unsafe.Sizeof(arg{}.a)<<16 | 'E'<<8 | 2
+	iocUnbind          = unsafe.Sizeof(arg{}.a)<<16 | 'E'<<8 | 3
+	iocNotify          = unsafe.Sizeof(arg{}.a)<<16 | 'E'<<8 | 4
+	iocReset           = 'E'<<8 | 5
+	iocRestrict        = unsafe.Sizeof(uint16(0))<<16 | 'E'<<8 | 6
+)
+
+// The layouts, checked by the compiler: an index other than 0 is out of range.
+var (
+	_ = [1]struct{}{}[unsafe.Sizeof(arg{})-8]
+	_ = [1]struct{}{}[unsafe.Offsetof(arg{}.b)-4]
+	_ = [1]struct{}{}[unsafe.Sizeof(Port(0))-portSize]
+)
+
+// portSize is the size of a port in read and write.
+const portSize = 4
+
+// linux is the real kernel.
+type linux struct{}
+
+var _ kernel = linux{}
+
+func (linux) ioctl(fd int, req uintptr, a arg) (uint32, error) {
+	r, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), req, uintptr(unsafe.Pointer(&a)))
+	if errno != 0 {
+		return 0, errno
+	}
+	return uint32(r), nil
+}
+
+// read and write go straight to the ports' memory: the device's numbers are
+// native-endian, as ours are.
+
+func (linux) read(fd int, ports []Port) (int, error) {
+	n, err := unix.Read(fd, portBytes(ports))
+	return max(n, 0) / portSize, err
+}
+
+func (linux) write(fd int, ports []Port) (int, error) {
+	n, err := unix.Write(fd, portBytes(ports))
+	return max(n, 0) / portSize, err
+}
+
+func portBytes(ports []Port) []byte {
+	return unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(ports))), len(ports)*portSize)
+}
+
+func (linux) close(fd int) error { return unix.Close(fd) }

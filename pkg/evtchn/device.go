@@ -1,0 +1,223 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package evtchn
+
+import (
+	"fmt"
+	"strconv"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// DefaultPath is where the kernel puts the device.
+const DefaultPath = "/dev/xen/evtchn"
+
+// maxPorts is how many ports one read or write transfers: a page of them.
+const maxPorts = 4096 / 4
+
+// Port is a local event channel port, or the port of the other domain where it
+// says so. 0 is never a port.
+type Port uint32
+
+// Device is an open event channel device and the ports bound through it. Its
+// methods may be called from several goroutines at once. The kernel carries
+// out one bind, unbind, notify or unmask at a time per Device, so threads that
+// should not wait for each other have one each.
+type Device struct {
+	kernel kernel
+
+	// mu keeps the descriptor's number from being closed, and given to
+	// another file, under a call that is about to use it.
+	mu sync.RWMutex
+	fd int // -1 once closed; guarded by mu
+}
+
+// Open opens the device at path, normally [DefaultPath], without a port. Reads
+// do not block, so that the descriptor can be polled.
+func Open(path string) (*Device, error) {
+	fd, err := openNode(path)
+	if err != nil {
+		return nil, &Error{Op: "open", Err: fmt.Errorf("%s: %w", path, err), Hint: openHint(err)}
+	}
+	return &Device{kernel: linux{}, fd: fd}, nil
+}
+
+func openNode(path string) (int, error) {
+	for {
+		fd, err := unix.Open(path, unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+		if err != unix.EINTR {
+			return fd, err
+		}
+	}
+}
+
+// Close unbinds all ports and closes the device. It may be called again, which
+// does nothing. A poller forgets FD before Close.
+func (d *Device) Close() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.fd < 0 {
+		return nil
+	}
+	fd := d.fd
+	d.fd = -1
+	if err := d.kernel.close(fd); err != nil {
+		return &Error{Op: "close", Err: err}
+	}
+	return nil
+}
+
+// FD is the descriptor, for polling only; -1 once closed. It is readable
+// (POLLIN) when Pending has ports, and in error (POLLERR, nothing else) when
+// Pending would return [ErrOverflow].
+func (d *Device) FD() int {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	return d.fd
+}
+
+// BindInterdomain connects a new local port to a port that domid has offered
+// to us. The local port is not masked and has an event pending from the start.
+func (d *Device) BindInterdomain(domid uint16, remote Port) (Port, error) {
+	if remote == 0 {
+		return 0, &Error{Op: "bind", Domid: domid, Err: unix.EINVAL, Hint: noPort}
+	}
+	port, err := d.ioctl(iocBindInterdomain, arg{a: uint32(domid), b: uint32(remote)})
+	if err != nil {
+		return 0, &Error{Op: "bind", Domid: domid, Port: remote, Err: err, Hint: bindHint(err)}
+	}
+	return Port(port), nil
+}
+
+// BindUnbound makes a new local port that domid may connect to. Events sent on
+// it before that are lost.
+func (d *Device) BindUnbound(domid uint16) (Port, error) {
+	port, err := d.ioctl(iocBindUnbound, arg{a: uint32(domid)})
+	if err != nil {
+		return 0, &Error{Op: "offer", Domid: domid, Err: err, Hint: bindHint(err)}
+	}
+	return Port(port), nil
+}
+
+// Unbind closes a port. An event of it that is queued already will still come
+// out of Pending.
+func (d *Device) Unbind(port Port) error { return d.portOp("unbind", iocUnbind, port) }
+
+// Notify sends an event to the other end of port. It succeeds when nobody is
+// connected there, or any more. A port not bound through this Device is
+// ENOTCONN.
+func (d *Device) Notify(port Port) error { return d.portOp("notify", iocNotify, port) }
+
+func (d *Device) portOp(op string, req uintptr, port Port) error {
+	if port == 0 {
+		return &Error{Op: op, Err: unix.EINVAL, Hint: noPort}
+	}
+	if _, err := d.ioctl(req, arg{a: uint32(port)}); err != nil {
+		return &Error{Op: op, Port: port, Err: err, Hint: portHint(err)}
+	}
+	return nil
+}
+
+// Restrict allows the Device nothing but BindInterdomain to domid from now on,
+// beside the use of ports it has. It cannot be undone or repeated, nor name
+// domain 0.
+func (d *Device) Restrict(domid uint16) error {
+	if _, err := d.ioctl(iocRestrict, arg{a: uint32(domid)}); err != nil {
+		return &Error{Op: "restrict", Domid: domid, Err: err, Hint: restrictHint(err)}
+	}
+	return nil
+}
+
+// Reset throws away the ports that wait for Pending and ends an overflow. It
+// unmasks nothing: a port whose event was thrown away stays silent until it is
+// given to Unmask. After Reset, look at everything and unmask every port.
+func (d *Device) Reset() error {
+	if _, err := d.ioctl(iocReset, arg{}); err != nil {
+		return &Error{Op: "reset", Err: err}
+	}
+	return nil
+}
+
+func (d *Device) ioctl(req uintptr, a arg) (uint32, error) {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	if d.fd < 0 {
+		return 0, ErrClosed
+	}
+	return d.kernel.ioctl(d.fd, req, a)
+}
+
+// Pending stores ports that had events and are now masked in buf, and returns
+// how many. It never blocks: 0, nil means there are none. Fewer than len(buf)
+// means there are no more.
+//
+// [ErrOverflow] means that events were lost, which happens when ports were
+// bound and unbound again and again without a Pending in between: Reset.
+func (d *Device) Pending(buf []Port) (int, error) {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	if d.fd < 0 {
+		return 0, &Error{Op: "pending", Err: ErrClosed}
+	}
+	n := 0
+	for n < len(buf) {
+		want := buf[n:min(len(buf), n+maxPorts)]
+		got, err := d.kernel.read(d.fd, want)
+		switch {
+		case err == unix.EINTR:
+			continue
+		case err != nil && n > 0, err == unix.EAGAIN:
+			// An error that matters comes back with the next call.
+			return n, nil
+		case err == unix.EFBIG:
+			return 0, &Error{Op: "pending", Err: ErrOverflow}
+		case err != nil:
+			return 0, &Error{Op: "pending", Err: err}
+		}
+		n += got
+		if got < len(want) {
+			break
+		}
+	}
+	return n, nil
+}
+
+// Unmask lets the ports deliver events again, with one system call per 1024.
+// An event that came while a port was masked is delivered at once. Ports that
+// are not masked or not bound are passed over.
+func (d *Device) Unmask(ports []Port) error {
+	for i, p := range ports {
+		if p == 0 {
+			return &Error{Op: "unmask", Err: unix.EINVAL, Hint: noPort + ", but number " + strconv.Itoa(i) + " is"}
+		}
+	}
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	if d.fd < 0 {
+		return &Error{Op: "unmask", Err: ErrClosed}
+	}
+	for len(ports) > 0 {
+		n, err := d.kernel.write(d.fd, ports[:min(len(ports), maxPorts)])
+		if err == unix.EINTR {
+			continue
+		}
+		if err == nil && n == 0 {
+			err = unix.EIO
+		}
+		if err != nil {
+			return &Error{Op: "unmask", Port: ports[0], Err: err}
+		}
+		ports = ports[n:]
+	}
+	return nil
+}
+
+// kernel is the device's system calls, so that tests can stand in for Xen.
+// read and write count ports.
+type kernel interface {
+	ioctl(fd int, req uintptr, a arg) (uint32, error)
+	read(fd int, ports []Port) (int, error)
+	write(fd int, ports []Port) (int, error)
+	close(fd int) error
+}

@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package evtchn
+
+import (
+	"errors"
+	"os"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+var (
+	// ErrClosed is what the methods of a closed Device fail with.
+	ErrClosed = os.ErrClosed
+
+	// ErrOverflow is what Pending fails with when events were lost, until
+	// Reset.
+	ErrOverflow = errors.New("events were lost")
+)
+
+// Error is the error of every operation of this package. errors.Is finds Err.
+type Error struct {
+	// Op is "open", "bind", "offer", "unbind", "notify", "restrict",
+	// "pending", "unmask", "reset" or "close".
+	Op string
+	// Domid is the other domain of a bind, offer or restrict.
+	Domid uint16
+	// Port is the port the operation was about, 0 when it had none: the
+	// remote one for a bind, the local one otherwise.
+	Port Port
+	// Err is the errno, [ErrClosed] or [ErrOverflow].
+	Err error
+	// Hint says what the user or the caller can do; it may be empty.
+	Hint string
+}
+
+func (e *Error) Error() string {
+	var b strings.Builder
+	b.WriteString("evtchn: " + e.Op)
+	switch e.Op {
+	case "bind", "offer", "restrict":
+		b.WriteString(": domid " + strconv.Itoa(int(e.Domid)))
+	}
+	if e.Port != 0 {
+		b.WriteString(": port " + strconv.FormatUint(uint64(e.Port), 10))
+	}
+	b.WriteString(": " + e.Err.Error())
+	if e.Hint != "" {
+		b.WriteString("; " + e.Hint)
+	}
+	return b.String()
+}
+
+// Unwrap makes errors.Is and errors.As reach the errno.
+func (e *Error) Unwrap() error { return e.Err }
+
+const noPort = "0 is never a port"
+
+// openHint says what to do when the device node cannot be opened.
+func openHint(err error) string {
+	switch {
+	case errors.Is(err, unix.ENOENT):
+		return "load the module (modprobe xen-evtchn); if that fails, this machine is not a Xen domain"
+	case errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO):
+		return "this machine is not a Xen domain"
+	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
+		return "only root may, as the node is made: run as root, or have a udev rule give the node to the daemon's group"
+	case errors.Is(err, unix.EMFILE):
+		return "raise the limit of open files (LimitNOFILE= in the unit)"
+	}
+	return ""
+}
+
+// bindHint says why Xen would not make a port.
+func bindHint(err error) string {
+	switch {
+	case errors.Is(err, unix.EACCES):
+		return "this device is restricted to another domain, or may not offer ports any more"
+	case errors.Is(err, unix.EINVAL):
+		return "the domain has no such port, or did not offer it to us, or it is in use already"
+	case errors.Is(err, unix.ESRCH):
+		return "there is no such domain"
+	case errors.Is(err, unix.ENOSPC):
+		return "this domain has no event channel left"
+	}
+	return ""
+}
+
+// portHint says what is wrong with a local port.
+func portHint(err error) string {
+	if errors.Is(err, unix.ENOTCONN) {
+		return "the port is not bound through this device"
+	}
+	return ""
+}
+
+// restrictHint says why a device cannot be restricted.
+func restrictHint(err error) string {
+	switch {
+	case errors.Is(err, unix.EACCES):
+		return "it is restricted already"
+	case errors.Is(err, unix.EINVAL):
+		return "domain 0 and reserved ids cannot be named"
+	case errors.Is(err, unix.ENOSYS), errors.Is(err, unix.ENOTTY):
+		return "this kernel cannot (Linux 4.8 or later can)"
+	}
+	return ""
+}

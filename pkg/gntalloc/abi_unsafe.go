@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gntalloc
+
+import (
+	"runtime"
+	"slices"
+	"structs"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// allocGref is struct ioctl_gntalloc_alloc_gref. The kernel fills in count
+// gref_ids; the size in the ioctl number is that of one.
+type allocGref struct {
+	_       structs.HostLayout
+	domid   uint16
+	flags   uint16
+	count   uint32
+	index   uint64 // out: the offset for mmap
+	grefIDs [1]uint32
+	_       uint32
+}
+
+// deallocGref is struct ioctl_gntalloc_dealloc_gref.
+type deallocGref struct {
+	_     structs.HostLayout
+	index uint64
+	count uint32
+	_     uint32
+}
+
+// flagWritable is GNTALLOC_FLAG_WRITABLE: the other domain may write.
+const flagWritable = 1
+
+// The ioctls of the device. Their numbers carry no direction: size, type, nr.
+const (
+	iocAllocGref   = unsafe.Sizeof(allocGref{})<<16 | 'G'<<8 | 5
+	iocDeallocGref = unsafe.Sizeof(deallocGref{})<<16 | 'G'<<8 | 6
+)
+
+// The layouts, checked by the compiler: an index other than 0 is out of range.
+var (
+	_ = [1]struct{}{}[unsafe.Sizeof(allocGref{})-24]
+	_ = [1]struct{}{}[unsafe.Offsetof(allocGref{}.flags)-2]
+	_ = [1]struct{}{}[unsafe.Offsetof(allocGref{}.count)-4]
+	_ = [1]struct{}{}[unsafe.Offsetof(allocGref{}.index)-8]
+	_ = [1]struct{}{}[unsafe.Offsetof(allocGref{}.grefIDs)-16]
+	_ = [1]struct{}{}[unsafe.Sizeof(deallocGref{})-16]
+	_ = [1]struct{}{}[unsafe.Offsetof(deallocGref{}.count)-8]
+)
+
+// linux is the real kernel.
+type linux struct{}
+
+var _ kernel = linux{}
+
+func (linux) allocGref(fd int, domid uint16, n int, writable bool) (uint64, []uint32, error) {
+	// Words give the argument the alignment of its largest member; two refs
+	// go into each word after the header.
+	const header = unsafe.Offsetof(allocGref{}.grefIDs) / 8
+	buf := make([]uint64, int(header)+(n+1)/2)
+	arg := (*allocGref)(unsafe.Pointer(unsafe.SliceData(buf)))
+	arg.domid, arg.count = domid, uint32(n)
+	if writable {
+		arg.flags = flagWritable
+	}
+	err := ioctl(fd, iocAllocGref, unsafe.Pointer(arg))
+	refs := slices.Clone(unsafe.Slice((*uint32)(unsafe.Pointer(&buf[header])), n))
+	runtime.KeepAlive(buf)
+	return arg.index, refs, err
+}
+
+func (linux) deallocGref(fd int, index uint64, n int) error {
+	arg := deallocGref{index: index, count: uint32(n)}
+	return ioctl(fd, iocDeallocGref, unsafe.Pointer(&arg))
+}
+
+func (linux) mmap(fd int, index uint64, length int) ([]byte, error) {
+	return unix.Mmap(fd, int64(index), length, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+}
+
+func (linux) munmap(mem []byte) error { return unix.Munmap(mem) }
+
+func (linux) close(fd int) error { return unix.Close(fd) }
+
+func ioctl(fd int, req uintptr, arg unsafe.Pointer) error {
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), req, uintptr(arg)); errno != 0 {
+		return errno
+	}
+	return nil
+}

@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gntalloc
+
+import (
+	"fmt"
+	"os"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// DefaultPath is where the kernel puts the device.
+const DefaultPath = "/dev/xen/gntalloc"
+
+// PageSize is the size of a granted page. Grants are 4 KiB on every
+// architecture, whatever page size the kernel itself uses.
+const PageSize = 4096
+
+// MaxPages is the most pages of one Alloc. The kernel's own limit, for all
+// users of the device together, is 1024 unless xen_gntalloc.limit says
+// otherwise.
+const MaxPages = 64 * 1024
+
+// Device is an open grant allocation device. Its methods may be called from
+// several goroutines at once.
+type Device struct {
+	kernel kernel
+
+	// mu keeps the descriptor's number from being closed, and given to
+	// another file, under a call that is about to use it.
+	mu sync.RWMutex
+	fd int // -1 once closed; guarded by mu
+}
+
+// Open opens the device at path, normally [DefaultPath].
+func Open(path string) (*Device, error) {
+	if n := os.Getpagesize(); n != PageSize {
+		return nil, &Error{Op: "open", Err: unix.ENOTSUP,
+			Hint: fmt.Sprintf("this kernel's pages are %d bytes: boot one with pages of 4 KiB", n)}
+	}
+	fd, err := openNode(path)
+	if err != nil {
+		return nil, &Error{Op: "open", Err: fmt.Errorf("%s: %w", path, err), Hint: openHint(err)}
+	}
+	return &Device{kernel: linux{}, fd: fd}, nil
+}
+
+func openNode(path string) (int, error) {
+	for {
+		fd, err := unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC, 0)
+		if err != unix.EINTR {
+			return fd, err
+		}
+	}
+}
+
+// Close closes the device. Pages stay granted until their Free. Close may be
+// called again, which does nothing.
+func (d *Device) Close() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.fd < 0 {
+		return nil
+	}
+	fd := d.fd
+	d.fd = -1
+	if err := d.kernel.close(fd); err != nil {
+		return &Error{Op: "close", Err: err}
+	}
+	return nil
+}
+
+// Alloc makes n zeroed pages, maps them and grants domid access to them:
+// reading, and writing when writable.
+func (d *Device) Alloc(domid uint16, n int, writable bool) (*Pages, error) {
+	if n < 1 || n > MaxPages {
+		return nil, &Error{Op: "alloc", Domid: domid, Pages: n, Err: unix.EINVAL,
+			Hint: fmt.Sprintf("from 1 to %d pages can be allocated at once", MaxPages)}
+	}
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	if d.fd < 0 {
+		return nil, &Error{Op: "alloc", Domid: domid, Pages: n, Err: ErrClosed}
+	}
+	index, refs, err := d.kernel.allocGref(d.fd, domid, n, writable)
+	if err != nil {
+		return nil, &Error{Op: "alloc", Domid: domid, Pages: n, Err: err, Hint: allocHint(err)}
+	}
+	mem, err := d.kernel.mmap(d.fd, index, n*PageSize)
+	if err != nil {
+		// The mmap error is the one to report; the grants must not outlive it.
+		_ = d.kernel.deallocGref(d.fd, index, n)
+		return nil, &Error{Op: "alloc", Domid: domid, Pages: n, Err: err}
+	}
+	return NewPages(mem, refs, func() error { return d.free(index, n, mem) }), nil
+}
+
+// free is Pages.Free. When the device was closed, the kernel lets go of the
+// grants with the memory.
+func (d *Device) free(index uint64, n int, mem []byte) error {
+	err := d.kernel.munmap(mem)
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	if d.fd >= 0 {
+		if e := d.kernel.deallocGref(d.fd, index, n); err == nil {
+			err = e
+		}
+	}
+	if err != nil {
+		return &Error{Op: "free", Pages: n, Err: err}
+	}
+	return nil
+}
+
+// kernel is the device's system calls, so that tests can stand in for Xen.
+type kernel interface {
+	allocGref(fd int, domid uint16, n int, writable bool) (index uint64, refs []uint32, err error)
+	deallocGref(fd int, index uint64, n int) error
+	mmap(fd int, index uint64, length int) ([]byte, error)
+	munmap(mem []byte) error
+	close(fd int) error
+}
