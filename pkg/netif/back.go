@@ -86,6 +86,8 @@ func (r *backRing) commit(n uint32) (notify bool) {
 }
 
 // RingState is a ring's indices as both ends left them, for people to look at.
+// ReqCons is the private index of the end that was asked: a backend's req_cons,
+// a frontend's rsp_cons.
 type RingState struct {
 	ReqProd, ReqEvent, ReqCons, RspProd, RspEvent Index
 }

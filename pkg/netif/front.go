@@ -115,6 +115,17 @@ func (r *TxFront) Put(q TxRequest) {
 	r.reqProd++
 }
 
+// Poke overwrites the slot at i, whoever owns it, word by word. Like
+// [TxFront.SetReqProd] it is how a test plays a frontend that breaks the
+// protocol, here by changing a request while the backend reads it; any goroutine
+// may call it.
+func (r *TxFront) Poke(i Index, q TxRequest) {
+	w := wRing + uint32(i%TxRingSize)*txWords
+	r.page.publish(w, q.Gref)
+	r.page.publish(w+1, join16(q.Offset, uint16(q.Flags)))
+	r.page.publish(w+2, join16(q.ID, q.Size))
+}
+
 // PutExtra fills the next slot with an extra.
 func (r *TxFront) PutExtra(e ExtraInfo) {
 	w := wRing + uint32(r.reqProd%TxRingSize)*txWords
@@ -149,6 +160,13 @@ func (r *RxFront) Put(q RxRequest) {
 	r.page.put(w, join16(q.ID, 0))
 	r.page.put(w+1, q.Gref)
 	r.reqProd++
+}
+
+// Poke overwrites the slot at i; see [TxFront.Poke].
+func (r *RxFront) Poke(i Index, q RxRequest) {
+	w := wRing + uint32(i%RxRingSize)*rxWords
+	r.page.publish(w, join16(q.ID, 0))
+	r.page.publish(w+1, q.Gref)
 }
 
 // Slot copies the slot at i out of the page, to be read as a response or as an

@@ -1,0 +1,327 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package netif
+
+import (
+	"math"
+	"sync"
+	"testing"
+
+	"pgregory.net/rapid"
+)
+
+// A notification is held off when the peer is known to be awake. What must hold
+// is that no wake-up is ever lost: a consumer that armed, looked once more and
+// went to sleep is woken by the push that brings what it sleeps for.
+
+// TestNoInterleavingLosesAWakeUp takes the two loads and two stores of the rule
+// apart and runs them in every order there is.
+func TestNoInterleavingLosesAWakeUp(t *testing.T) {
+	for _, order := range []string{"ppcc", "pcpc", "pccp", "cppc", "cpcp", "ccpp"} {
+		for _, start := range []Index{0, math.MaxUint32, math.MaxUint32 - 1} {
+			for _, wants := range []uint32{1, 2, 18} {
+				for pushed := range uint32(20) {
+					mem := newMem()
+					p, err := newPage(mem)
+					if err != nil {
+						t.Fatal(err)
+					}
+					setWord(mem, wReqProd, uint32(start))
+					setWord(mem, wReqEvent, uint32(start)) // long served
+					old, now := start, start.Add(pushed)
+					var notified, asleep bool
+					producer := []func(){
+						func() { p.publish(wReqProd, uint32(now)) },
+						func() { notified = crossed(Index(p.load(wReqEvent)), old, now) },
+					}
+					consumer := []func(){
+						func() { p.publish(wReqEvent, uint32(start.Add(wants))) },
+						func() { asleep = Index(p.load(wReqProd)).Sub(start) < wants },
+					}
+					for _, who := range order {
+						if who == 'p' {
+							producer[0]()
+							producer = producer[1:]
+						} else {
+							consumer[0]()
+							consumer = consumer[1:]
+						}
+					}
+					if asleep && !notified && pushed >= wants {
+						t.Errorf("%s from %d: sleeps for %d with %d pushed", order, start, wants, pushed)
+					}
+				}
+			}
+		}
+	}
+}
+
+// end is one end of a ring as the hold-off model sees it: an event channel and
+// whether its owner sleeps.
+type end struct {
+	pending bool // the event channel's pending bit
+	asleep  bool
+	wants   uint32 // what it sleeps for
+}
+
+func (e *end) wake() {
+	e.pending = true
+	e.asleep = false
+}
+
+// TestHoldOffModel lets both ends of a tx and an rx ring act in any order and
+// checks after every step that who sleeps has nothing to do.
+func TestHoldOffModel(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		start := near().Draw(t, "start")
+		f, b, _ := txPair(t, start)
+		var front, back end
+		t.Repeat(map[string]func(*rapid.T){
+			"front puts and pushes": func(t *rapid.T) {
+				n := rapid.Uint32Range(0, min(f.Free(), 40)).Draw(t, "n")
+				for range n {
+					f.Put(TxRequest{})
+				}
+				if f.Push() {
+					back.wake()
+				}
+			},
+			"back consumes": func(t *rapid.T) {
+				n, err := b.Available()
+				if err != nil {
+					t.Fatal(err)
+				}
+				b.Consume(rapid.Uint32Range(0, n).Draw(t, "n"))
+				back.asleep = false
+			},
+			"back answers": func(t *rapid.T) {
+				n := rapid.Uint32Range(0, b.Unanswered()).Draw(t, "n")
+				if b.Commit(make([]TxResponse, n)) {
+					front.wake()
+				}
+			},
+			"back arms": func(t *rapid.T) {
+				back.wants = rapid.Uint32Range(1, MinSlots).Draw(t, "wants")
+				more, err := b.ArmFor(back.wants)
+				if err != nil {
+					t.Fatal(err)
+				}
+				back.pending = false
+				back.asleep = !more
+			},
+			"front takes": func(t *rapid.T) {
+				n, err := f.Responses()
+				if err != nil {
+					t.Fatal(err)
+				}
+				f.Take(rapid.Uint32Range(0, n).Draw(t, "n"))
+				front.asleep = false
+			},
+			"front arms": func(t *rapid.T) {
+				front.wants = rapid.Uint32Range(1, MinSlots).Draw(t, "wants")
+				more, err := f.ArmFor(front.wants)
+				if err != nil {
+					t.Fatal(err)
+				}
+				front.pending = false
+				front.asleep = !more
+			},
+			"": func(t *rapid.T) {
+				if n, err := b.Available(); err != nil || back.asleep && n >= back.wants {
+					t.Fatalf("the backend sleeps for %d with %d available (%v)", back.wants, n, err)
+				}
+				if n, err := f.Responses(); err != nil || front.asleep && n >= front.wants {
+					t.Fatalf("the frontend sleeps for %d with %d answered (%v)", front.wants, n, err)
+				}
+			},
+		})
+	})
+}
+
+// TestHoldOffSavesNotifications: an awake peer is not disturbed.
+func TestHoldOffSavesNotifications(t *testing.T) {
+	f, b, _ := txPair(t, math.MaxUint32-3)
+	f.Put(TxRequest{})
+	if !f.Push() {
+		t.Error("the first request after init does not notify")
+	}
+	for range 20 {
+		f.Put(TxRequest{})
+		if f.Push() {
+			t.Fatal("a request to a backend that did not arm notifies")
+		}
+	}
+	b.Consume(21)
+	if more, err := b.ArmFor(3); more || err != nil {
+		t.Fatalf("arm = %v, %v", more, err)
+	}
+	for i, want := range []bool{false, false, true, false} {
+		f.Put(TxRequest{})
+		if got := f.Push(); got != want {
+			t.Errorf("request %d after ArmFor(3) notifies: %v, want %v", i, got, want)
+		}
+	}
+	if more, err := b.ArmFor(3); !more || err != nil {
+		t.Errorf("arm with 4 available = %v, %v, want more", more, err)
+	}
+}
+
+// event is an event channel as two goroutines of one test see it: a pending bit
+// that stays set until it is taken.
+type event chan struct{}
+
+func newEvent() event { return make(event, 1) }
+
+func (e event) notify() {
+	select {
+	case e <- struct{}{}:
+	default:
+	}
+}
+
+const concurrentPackets = 200_000
+
+// TestConcurrentTx moves numbered requests from a frontend to a backend and
+// their answers back, each end asleep whenever the rule allows it. A lost
+// wake-up hangs the test; under the race detector it also shows that the atomics
+// order the plain stores of the slots.
+func TestConcurrentTx(t *testing.T) {
+	f, b, _ := txPair(t, math.MaxUint32-concurrentPackets/2)
+	toBack, toFront := newEvent(), newEvent()
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		var seen uint32
+		var rsp []TxResponse
+		for seen < concurrentPackets {
+			n, err := b.Available()
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			if n == 0 {
+				if more, _ := b.Arm(); !more {
+					<-toBack
+				}
+				continue
+			}
+			rsp = rsp[:0]
+			for range min(n, 1+seen%37) {
+				q := b.Request(b.ReqCons())
+				if q.Gref != seen || q.ID != uint16(seen) || q.Size != uint16(seen>>4) {
+					t.Errorf("request %d reads %+v", seen, q)
+					return
+				}
+				b.Consume(1)
+				rsp = append(rsp, TxResponse{ID: q.ID, Status: Status(int16(q.Size))})
+				seen++
+			}
+			if b.Commit(rsp) {
+				toFront.notify()
+			}
+		}
+	})
+	wg.Go(func() {
+		var sent, done uint32
+		for done < concurrentPackets {
+			for n := min(f.Free(), 1+sent%53); n > 0 && sent < concurrentPackets; n-- {
+				f.Put(TxRequest{Gref: sent, ID: uint16(sent), Size: uint16(sent >> 4)})
+				sent++
+			}
+			if f.Push() {
+				toBack.notify()
+			}
+			n, err := f.Responses()
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			for range n {
+				r := f.Response(f.RspCons())
+				if r.ID != uint16(done) || r.Status != Status(int16(uint16(done>>4))) {
+					t.Errorf("response %d reads %+v", done, r)
+					return
+				}
+				f.Take(1)
+				done++
+			}
+			if n == 0 && (f.Free() == 0 || sent == concurrentPackets) && done < concurrentPackets {
+				if more, _ := f.Arm(); !more {
+					<-toFront
+				}
+			}
+		}
+	})
+	wg.Wait()
+}
+
+// TestConcurrentRx does the same for buffers posted and filled, with a backend
+// that waits for several at a time as it does for a packet of many slots.
+func TestConcurrentRx(t *testing.T) {
+	f, b, _ := rxPair(t, math.MaxUint32-concurrentPackets/2)
+	toBack, toFront := newEvent(), newEvent()
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		var seen uint32
+		var slots []RxSlot
+		for seen < concurrentPackets {
+			wants := min(1+seen%MinSlots, concurrentPackets-seen)
+			n, err := b.Available()
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			if n < wants {
+				if more, _ := b.ArmFor(wants); !more {
+					<-toBack
+				}
+				continue
+			}
+			slots = slots[:0]
+			for range wants {
+				q := b.Request(b.ReqCons())
+				if q.Gref != seen || q.ID != uint16(seen) {
+					t.Errorf("buffer %d reads %+v", seen, q)
+					return
+				}
+				b.Consume(1)
+				slots = append(slots, RxResponse{ID: q.ID, Status: Status(int16(uint16(seen >> 3)))}.Slot())
+				seen++
+			}
+			if b.Commit(slots) {
+				toFront.notify()
+			}
+		}
+	})
+	wg.Go(func() {
+		var posted, done uint32
+		for done < concurrentPackets {
+			for f.Free() > 0 && posted < concurrentPackets {
+				f.Put(RxRequest{ID: uint16(posted), Gref: posted})
+				posted++
+			}
+			if f.Push() {
+				toBack.notify()
+			}
+			n, err := f.Responses()
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			for range n {
+				r := f.Slot(f.RspCons()).Response()
+				if r.ID != uint16(done) || r.Status != Status(int16(uint16(done>>3))) {
+					t.Errorf("response %d reads %+v", done, r)
+					return
+				}
+				f.Take(1)
+				done++
+			}
+			if n == 0 && done < concurrentPackets {
+				if more, _ := f.Arm(); !more {
+					<-toFront
+				}
+			}
+		}
+	})
+	wg.Wait()
+}
