@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package netns
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"golang.org/x/sys/unix"
+)
+
+// ErrUnavailable is wrapped by errors which mean that this machine, or this
+// user, cannot have the private network that was asked for. The message says
+// what would change that.
+var ErrUnavailable = errors.New("private network unavailable")
+
+// tunPath is the node behind every TAP device.
+const tunPath = "/dev/net/tun"
+
+// CheckTUN reports whether TAP devices can be opened here. The error wraps
+// [ErrUnavailable] and says what to do.
+func CheckTUN() error {
+	fd, err := unix.Open(tunPath, unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err == nil {
+		return unix.Close(fd)
+	}
+	return explainTUN(err)
+}
+
+func explainTUN(err error) error {
+	hint := "see open(2)"
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		hint = "load the driver with `modprobe tun`, or, in a container, pass the device in"
+	case errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO):
+		hint = "this kernel has no TUN driver: `modprobe tun`, or build it with CONFIG_TUN"
+	case errors.Is(err, fs.ErrPermission):
+		hint = "run as root or `chmod 666 " + tunPath + "`"
+	}
+	return fmt.Errorf("%w: open %s: %w: %s", ErrUnavailable, tunPath, err, hint)
+}
+
+// explainClone turns the ways in which the kernel refuses a new namespace into
+// errors which say what to do. Other errors, and nil, are passed on.
+func explainClone(err error) error {
+	var hint string
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
+		hint = "run as root, or allow user namespaces " +
+			"(sysctl kernel.unprivileged_userns_clone=1, kernel.apparmor_restrict_unprivileged_userns=0)"
+	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EUSERS):
+		hint = "the limit is reached: see sysctl user.max_net_namespaces and user.max_user_namespaces"
+	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOSYS):
+		hint = "this kernel lacks CONFIG_NET_NS or CONFIG_USER_NS"
+	default:
+		return err
+	}
+	return fmt.Errorf("%w: new namespace: %w: %s", ErrUnavailable, err, hint)
+}
