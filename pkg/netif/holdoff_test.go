@@ -4,8 +4,11 @@ package netif
 
 import (
 	"math"
+	"runtime"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"pgregory.net/rapid"
 )
@@ -321,6 +324,87 @@ func TestConcurrentRx(t *testing.T) {
 					<-toFront
 				}
 			}
+		}
+	})
+	wg.Wait()
+}
+
+// bit is an event channel whose owner spins on it, so that both ends of a test
+// really run at the same time.
+type bit struct{ set atomic.Bool }
+
+func (b *bit) notify() { b.set.Store(true) }
+
+// wait reports whether the event came before the deadline.
+func (b *bit) wait(deadline time.Time) bool {
+	for i := 1; !b.set.CompareAndSwap(true, false); i++ {
+		if i%1000 == 0 {
+			runtime.Gosched()
+			if time.Now().After(deadline) {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// TestArmRacesPush lets one end push at the very moment the other arms, over and
+// over and at every small distance in time, for both ends in turn: this is where
+// an Arm that looked before it asked would sleep for ever.
+func TestArmRacesPush(t *testing.T) {
+	const rounds = 300_000
+	deadline := time.Now().Add(30 * time.Second)
+	f, b, _ := txPair(t, math.MaxUint32-rounds/2)
+	var toBack, toFront bit
+	// pause burns a few nanoseconds, a different number each time.
+	pause := func(i uint32) (n uint32) {
+		for range i * 7919 % 61 {
+			n += i
+		}
+		return n
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for i := range uint32(rounds) {
+			for {
+				if more, err := b.Arm(); err != nil {
+					t.Error(err)
+					return
+				} else if more {
+					break
+				}
+				if !toBack.wait(deadline) {
+					t.Errorf("the backend sleeps at %d: %+v", i, b.State())
+					return
+				}
+			}
+			b.Consume(1)
+			pause(i)
+			if b.Commit([]TxResponse{{ID: uint16(i)}}) {
+				toFront.notify()
+			}
+		}
+	})
+	wg.Go(func() {
+		for i := range uint32(rounds) {
+			pause(i * 31)
+			f.Put(TxRequest{ID: uint16(i)})
+			if f.Push() {
+				toBack.notify()
+			}
+			for {
+				if more, err := f.Arm(); err != nil {
+					t.Error(err)
+					return
+				} else if more {
+					break
+				}
+				if !toFront.wait(deadline) {
+					t.Errorf("the frontend sleeps at %d: %+v", i, f.State())
+					return
+				}
+			}
+			f.Take(1)
 		}
 	})
 	wg.Wait()
