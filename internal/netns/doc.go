@@ -25,6 +25,7 @@
 //		goleak.VerifyTestMain(m)
 //	}
 //
-// and starts each test that touches the network with [Need], which skips it,
-// with the reason, on a machine where such a network cannot be had.
+// and starts each test that touches the network with [Need], or [NeedTUN] where
+// it opens TAP devices, which skip it, with the reason, on a machine where it
+// cannot run.
 package netns

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -37,7 +38,8 @@ type Runner interface{ Run() int }
 
 // Main runs m in namespaces of its own, as [Enter] describes, and returns the
 // exit code for the process. Where they cannot be had it says so on standard
-// error and runs m in place; [Need] then skips the tests that want them.
+// error and runs m in place; [Need] and [NeedTUN] then skip the tests that want
+// them.
 func Main(m Runner) int {
 	if code, done := Enter(); done {
 		return code
@@ -136,12 +138,13 @@ func Available() error {
 		return nil
 	}
 	if reason := os.Getenv(envReason); reason != "" {
+		reason = strings.TrimPrefix(reason, ErrUnavailable.Error()+": ")
 		return fmt.Errorf("%w: %s", ErrUnavailable, reason)
 	}
 	return fmt.Errorf("%w: netns.Enter was not called", ErrUnavailable)
 }
 
-// TB is the part of testing.TB that Need needs.
+// TB is the part of testing.TB that Need and NeedTUN need.
 type TB interface {
 	Helper()
 	Skip(args ...any)
@@ -149,14 +152,25 @@ type TB interface {
 }
 
 // Need skips the test, with the reason, unless it runs in namespaces made by
-// [Enter] and can open /dev/net/tun. Where the environment variable
-// NETBACKD_NETNS_REQUIRE is set the test fails instead.
+// [Enter]. Where the environment variable NETBACKD_NETNS_REQUIRE is set the test
+// fails instead.
 func Need(t TB) {
+	t.Helper()
+	need(t, Available())
+}
+
+// NeedTUN is Need for tests which open TAP devices as well.
+func NeedTUN(t TB) {
 	t.Helper()
 	err := Available()
 	if err == nil {
 		err = CheckTUN()
 	}
+	need(t, err)
+}
+
+func need(t TB, err error) {
+	t.Helper()
 	switch {
 	case err == nil:
 	case os.Getenv(envRequire) != "":
