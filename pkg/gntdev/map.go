@@ -33,35 +33,29 @@ func (d *Device) Map(domid uint16, refs []Ref, prot Prot) (*Mapping, error) {
 	if d.fd < 0 {
 		return nil, &Error{Op: "map", Index: -1, Domid: domid, Err: ErrClosed}
 	}
-	index, mem, err := d.mapRefs(domid, refs, prot)
+	index, err := d.kernel.mapGrantRef(d.fd, domid, refs)
+	if err != nil {
+		return nil, &Error{Op: "map", Index: -1, Domid: domid, Err: err, Hint: recordHint(err, len(refs))}
+	}
+	count := len(refs) // refs stays the caller's
+	mem, err := d.mmap(index, count, prot)
 	if err != nil {
 		return nil, d.explain(domid, refs, prot, err)
 	}
-	count := len(refs)
 	return NewMapping(mem, func() error { return d.unmap(index, count, mem) }), nil
 }
 
-// errRecord marks failures of the first step of a mapping, in which the kernel
-// only writes down the refs and no ref can be at fault.
-type errRecord struct{ error }
-
-func (e errRecord) Unwrap() error { return e.error }
-
-// mapRefs has the kernel record the refs, which checks nothing, and then maps
-// them, which checks all. The caller holds mu.
-func (d *Device) mapRefs(domid uint16, refs []Ref, prot Prot) (uint64, []byte, error) {
-	index, err := d.kernel.mapGrantRef(d.fd, domid, refs)
+// mmap maps refs the kernel has on record at index. Recording them checked
+// nothing, mapping them checks all. The caller holds mu.
+func (d *Device) mmap(index uint64, count int, prot Prot) ([]byte, error) {
+	mem, err := d.kernel.mmap(d.fd, index, count*PageSize, prot)
 	if err != nil {
-		return 0, nil, errRecord{err}
+		// The record cannot be mapped a second time and would stay until the
+		// device is closed. The mmap error is the one to report.
+		_ = d.kernel.unmapGrantRef(d.fd, index, count)
+		return nil, err
 	}
-	mem, err := d.kernel.mmap(d.fd, index, len(refs)*PageSize, prot)
-	if err != nil {
-		// The record would stay until the device is closed; it cannot be
-		// mapped a second time. There is nothing to do about an error here.
-		_ = d.kernel.unmapGrantRef(d.fd, index, len(refs))
-		return 0, nil, err
-	}
-	return index, mem, nil
+	return mem, nil
 }
 
 // unmap is a Mapping's Unmap. The memory goes first, as the header asks. When
@@ -87,11 +81,6 @@ func (d *Device) unmap(index uint64, count int, mem []byte) error {
 // holds mu.
 func (d *Device) explain(domid uint16, refs []Ref, prot Prot, cause error) error {
 	e := &Error{Op: "map", Index: -1, Domid: domid, Err: cause}
-	if r, ok := cause.(errRecord); ok {
-		e.Err = r.error
-		e.Hint = recordHint(r.error, len(refs))
-		return e
-	}
 	for i := range refs[:min(len(refs), maxProbes)] {
 		if d.probe(domid, refs[i], prot) == nil {
 			continue
@@ -112,7 +101,11 @@ func (d *Device) explain(domid uint16, refs []Ref, prot Prot, cause error) error
 
 // probe maps one ref and unmaps it at once.
 func (d *Device) probe(domid uint16, ref Ref, prot Prot) error {
-	index, mem, err := d.mapRefs(domid, []Ref{ref}, prot)
+	index, err := d.kernel.mapGrantRef(d.fd, domid, []Ref{ref})
+	if err != nil {
+		return err
+	}
+	mem, err := d.mmap(index, 1, prot)
 	if err != nil {
 		return err
 	}

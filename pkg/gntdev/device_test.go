@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gntdev
+
+import (
+	"errors"
+	"io/fs"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+func TestOpenSaysWhatToDo(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "gntdev")
+	_, err := Open(path)
+	if !errors.Is(err, unix.ENOENT) || !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("Open: %v, want ENOENT", err)
+	}
+	want := "gntdev: open: " + path + ": no such file or directory; " +
+		"load the module (modprobe xen-gntdev); if that fails, this machine is not a Xen domain"
+	if err.Error() != want {
+		t.Errorf("Open: %v\nwant: %s", err, want)
+	}
+	for _, c := range []struct {
+		errno unix.Errno
+		want  string
+	}{
+		{unix.EACCES, "root"},
+		{unix.EPERM, "root"},
+		{unix.ENODEV, "not a Xen domain"},
+		{unix.ENXIO, "not a Xen domain"},
+		{unix.EMFILE, "LimitNOFILE"},
+	} {
+		if got := openHint(c.errno); !strings.Contains(got, c.want) {
+			t.Errorf("%v: the hint %q does not speak of %q", c.errno, got, c.want)
+		}
+	}
+	if got := openHint(unix.EIO); got != "" {
+		t.Errorf("a hint where there is none: %q", got)
+	}
+}
+
+func TestOpenAndClose(t *testing.T) {
+	// Any file will do as long as nothing is asked of it.
+	d, err := Open("/dev/null")
+	if err != nil {
+		t.Fatal(err)
+	}
+	segs := filled(1)
+	if err := d.Copy(segs); !errors.Is(err, unix.ENOTTY) {
+		t.Errorf("Copy: %v, want ENOTTY", err)
+	}
+	if _, err := d.Map(7, []Ref{8}, ReadOnly); !errors.Is(err, unix.ENOTTY) {
+		t.Errorf("Map: %v, want ENOTTY", err)
+	}
+	for range 2 {
+		if err := d.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}

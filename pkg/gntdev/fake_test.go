@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gntdev
+
+import (
+	"fmt"
+	"slices"
+
+	"golang.org/x/sys/unix"
+)
+
+// fake is a kernel with one guest. It fails as the real one does, and writes
+// down every call.
+type fake struct {
+	domid uint16
+	bad   []Ref // neither copied nor mapped
+	ro    []Ref // granted read-only
+
+	mapErr, mmapErr, munmapErr, copyErr error
+
+	calls   []string
+	records map[uint64][]Ref
+	next    uint64
+	mapped  int
+}
+
+var _ kernel = (*fake)(nil)
+
+func newFake() *fake { return &fake{domid: 7, records: map[uint64][]Ref{}} }
+
+// device is a Device on the fake, with a descriptor no file has.
+func (f *fake) device() *Device { return &Device{kernel: f, fd: 1 << 20} }
+
+func (f *fake) log(format string, args ...any) {
+	f.calls = append(f.calls, fmt.Sprintf(format, args...))
+}
+
+func (f *fake) grantCopy(_ int, segs []Segment) error {
+	f.log("copy %d", len(segs))
+	for i := range segs {
+		domid, ref, _ := segs[i].Foreign()
+		switch {
+		case domid != f.domid:
+			segs[i].status = StatusBadDomain
+		case slices.Contains(f.bad, ref):
+			segs[i].status = StatusBadGntref
+		case slices.Contains(f.ro, ref) && segs[i].Direction() == ToGuest:
+			segs[i].status = StatusGeneralError
+		default:
+			segs[i].status = StatusOkay
+		}
+	}
+	return f.copyErr
+}
+
+func (f *fake) mapGrantRef(_ int, domid uint16, refs []Ref) (uint64, error) {
+	f.log("map %d %v", domid, refs)
+	if f.mapErr != nil {
+		return 0, f.mapErr
+	}
+	f.next += 0x10000
+	if domid != f.domid {
+		refs = f.bad
+	}
+	f.records[f.next] = slices.Clone(refs)
+	return f.next, nil
+}
+
+func (f *fake) mmap(_ int, index uint64, length int, prot Prot) ([]byte, error) {
+	f.log("mmap %#x %d %v", index, length, prot)
+	refs, ok := f.records[index]
+	if !ok || f.mmapErr != nil {
+		return nil, f.mmapErr
+	}
+	for _, ref := range refs {
+		if slices.Contains(f.bad, ref) || slices.Contains(f.ro, ref) && prot == ReadWrite {
+			return nil, unix.EINVAL
+		}
+	}
+	f.mapped++
+	return make([]byte, length), nil
+}
+
+func (f *fake) munmap(mem []byte) error {
+	f.log("munmap %d", len(mem))
+	f.mapped--
+	return f.munmapErr
+}
+
+func (f *fake) unmapGrantRef(_ int, index uint64, count int) error {
+	f.log("unmap %#x %d", index, count)
+	if refs, ok := f.records[index]; !ok || len(refs) != count {
+		return unix.ENOENT
+	}
+	delete(f.records, index)
+	return nil
+}
+
+func (f *fake) close(int) error {
+	f.log("close")
+	return nil
+}

@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gntdev
+
+import (
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// local makes s a copy between the whole of mem and the start of a guest's
+// page.
+func (s *Segment) local(dir Direction, domid uint16, ref Ref, mem []byte) {
+	addr := uintptr(unsafe.Pointer(unsafe.SliceData(mem)))
+	if dir == ToGuest {
+		s.ToGuest(domid, ref, 0, addr, uint16(len(mem)))
+		return
+	}
+	s.FromGuest(domid, ref, 0, addr, uint16(len(mem)))
+}
+
+// mincore tells which pages of mem are present, one byte each.
+func mincore(mem, here []byte) error {
+	_, _, errno := unix.Syscall(unix.SYS_MINCORE, uintptr(unsafe.Pointer(&mem[0])), uintptr(len(mem)), uintptr(unsafe.Pointer(&here[0])))
+	if errno != 0 {
+		return errno
+	}
+	return nil
+}
