@@ -119,9 +119,11 @@ func AttachTx(page []byte) (*TxBack, error) {
 const txWords = 3
 
 // Request copies the request at i out of the page.
-func (r *TxBack) Request(i Index) TxRequest {
+func (r *TxBack) Request(i Index) TxRequest { return r.page.txRequest(i) }
+
+func (p page) txRequest(i Index) TxRequest {
 	w := wRing + uint32(i%TxRingSize)*txWords
-	a, b, c := r.page.load(w), r.page.load(w+1), r.page.load(w+2)
+	a, b, c := p.load(w), p.load(w+1), p.load(w+2)
 	return TxRequest{
 		Gref:   a,
 		Offset: lo16(b),

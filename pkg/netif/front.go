@@ -136,6 +136,10 @@ func (r *TxFront) PutExtra(e ExtraInfo) {
 	r.reqProd++
 }
 
+// Request copies the slot at i out of the page as a request, to see what is left
+// of one that was answered: a tx response covers 4 of the 12 octets.
+func (r *TxFront) Request(i Index) TxRequest { return r.page.txRequest(i) }
+
 // Response copies the response at i out of the page.
 func (r *TxFront) Response(i Index) TxResponse {
 	a := r.page.load(wRing + uint32(i%TxRingSize)*txWords)

@@ -139,6 +139,10 @@ func TestSlotOctets(t *testing.T) {
 		if diff := cmp.Diff(want, mem[64:64+24]); diff != "" {
 			t.Errorf("responses (-want +got):\n%s", diff)
 		}
+		rest := TxRequest{Gref: 0xfffe090a, Offset: 0x0506, Flags: 0x0708, ID: 0x090a, Size: 0x0b0c}
+		if diff := cmp.Diff(rest, f.Request(0), ignoreBlank); diff != "" {
+			t.Errorf("what the response left of its request (-want +got):\n%s", diff)
+		}
 	})
 	t.Run("rx", func(t *testing.T) {
 		f, b, mem := rxPair(t, 0)
