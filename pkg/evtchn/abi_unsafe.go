@@ -27,11 +27,18 @@ const (
 	iocRestrict        = unsafe.Sizeof(uint16(0))<<16 | 'E'<<8 | 6
 )
 
-// The layouts, checked by the compiler: an index other than 0 is out of range.
+// The layouts and numbers, checked by the compiler: an index other than 0 is
+// out of range.
 var (
 	_ = [1]struct{}{}[unsafe.Sizeof(arg{})-8]
 	_ = [1]struct{}{}[unsafe.Offsetof(arg{}.b)-4]
 	_ = [1]struct{}{}[unsafe.Sizeof(Port(0))-portSize]
+	_ = [1]struct{}{}[iocBindInterdomain-0x00084501]
+	_ = [1]struct{}{}[iocBindUnbound-0x00044502]
+	_ = [1]struct{}{}[iocUnbind-0x00044503]
+	_ = [1]struct{}{}[iocNotify-0x00044504]
+	_ = [1]struct{}{}[iocReset-0x00004505]
+	_ = [1]struct{}{}[iocRestrict-0x00024506]
 )
 
 // portSize is the size of a port in read and write.

@@ -4,7 +4,6 @@ package evtchn
 
 import (
 	"fmt"
-	"strconv"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -100,8 +99,10 @@ func (d *Device) BindUnbound(domid uint16) (Port, error) {
 	return Port(port), nil
 }
 
-// Unbind closes a port. An event of it that is queued already will still come
-// out of Pending.
+// Unbind closes a port. The other end can then be bound again, by anyone it was
+// offered to. An event that is queued already still comes out of Pending, by
+// when the number may belong to a new port. A port not bound through this
+// Device is ENOTCONN, a number beyond all ports EINVAL.
 func (d *Device) Unbind(port Port) error { return d.portOp("unbind", iocUnbind, port) }
 
 // Notify sends an event to the other end of port. It succeeds when nobody is
@@ -189,7 +190,7 @@ func (d *Device) Pending(buf []Port) (int, error) {
 func (d *Device) Unmask(ports []Port) error {
 	for i, p := range ports {
 		if p == 0 {
-			return &Error{Op: "unmask", Err: unix.EINVAL, Hint: noPort + ", but number " + strconv.Itoa(i) + " is"}
+			return &Error{Op: "unmask", Err: unix.EINVAL, Hint: fmt.Sprintf("ports[%d]: %s", i, noPort)}
 		}
 	}
 	d.mu.RLock()

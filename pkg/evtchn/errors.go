@@ -77,7 +77,7 @@ func openHint(err error) string {
 func bindHint(err error) string {
 	switch {
 	case errors.Is(err, unix.EACCES):
-		return "this device is restricted to another domain, or may not offer ports any more"
+		return "this device is restricted: it may only bind ports of the one domain"
 	case errors.Is(err, unix.EINVAL):
 		return "the domain has no such port, or did not offer it to us, or it is in use already"
 	case errors.Is(err, unix.ESRCH):
@@ -88,9 +88,10 @@ func bindHint(err error) string {
 	return ""
 }
 
-// portHint says what is wrong with a local port.
+// portHint says what is wrong with a local port. Unbind gives EINVAL for
+// numbers no port can have.
 func portHint(err error) string {
-	if errors.Is(err, unix.ENOTCONN) {
+	if errors.Is(err, unix.ENOTCONN) || errors.Is(err, unix.EINVAL) {
 		return "the port is not bound through this device"
 	}
 	return ""
@@ -100,11 +101,11 @@ func portHint(err error) string {
 func restrictHint(err error) string {
 	switch {
 	case errors.Is(err, unix.EACCES):
-		return "it is restricted already"
+		return "the device is restricted already"
 	case errors.Is(err, unix.EINVAL):
 		return "domain 0 and reserved ids cannot be named"
 	case errors.Is(err, unix.ENOSYS), errors.Is(err, unix.ENOTTY):
-		return "this kernel cannot (Linux 4.8 or later can)"
+		return "this kernel cannot restrict a device: run a newer one"
 	}
 	return ""
 }

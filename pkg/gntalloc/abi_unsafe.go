@@ -3,7 +3,6 @@
 package gntalloc
 
 import (
-	"runtime"
 	"slices"
 	"structs"
 	"unsafe"
@@ -40,7 +39,8 @@ const (
 	iocDeallocGref = unsafe.Sizeof(deallocGref{})<<16 | 'G'<<8 | 6
 )
 
-// The layouts, checked by the compiler: an index other than 0 is out of range.
+// The layouts and numbers, checked by the compiler: an index other than 0 is
+// out of range.
 var (
 	_ = [1]struct{}{}[unsafe.Sizeof(allocGref{})-24]
 	_ = [1]struct{}{}[unsafe.Offsetof(allocGref{}.flags)-2]
@@ -49,6 +49,8 @@ var (
 	_ = [1]struct{}{}[unsafe.Offsetof(allocGref{}.grefIDs)-16]
 	_ = [1]struct{}{}[unsafe.Sizeof(deallocGref{})-16]
 	_ = [1]struct{}{}[unsafe.Offsetof(deallocGref{}.count)-8]
+	_ = [1]struct{}{}[iocAllocGref-0x00184705]
+	_ = [1]struct{}{}[iocDeallocGref-0x00104706]
 )
 
 // linux is the real kernel.
@@ -57,19 +59,33 @@ type linux struct{}
 var _ kernel = linux{}
 
 func (linux) allocGref(fd int, domid uint16, n int, writable bool) (uint64, []uint32, error) {
-	// Words give the argument the alignment of its largest member; two refs
-	// go into each word after the header.
-	const header = unsafe.Offsetof(allocGref{}.grefIDs) / 8
-	buf := make([]uint64, int(header)+(n+1)/2)
+	buf := newAllocArg(domid, n, writable)
+	if err := ioctl(fd, iocAllocGref, unsafe.Pointer(unsafe.SliceData(buf))); err != nil {
+		return 0, nil, err
+	}
+	index, refs := allocAnswer(buf, n)
+	return index, refs, nil
+}
+
+// allocHeader is how many words come before the refs. Words give the argument
+// the alignment of its largest member; each holds two refs.
+const allocHeader = unsafe.Offsetof(allocGref{}.grefIDs) / 8
+
+// newAllocArg lays out an allocGref with room for n refs.
+func newAllocArg(domid uint16, n int, writable bool) []uint64 {
+	buf := make([]uint64, int(allocHeader)+(n+1)/2)
 	arg := (*allocGref)(unsafe.Pointer(unsafe.SliceData(buf)))
 	arg.domid, arg.count = domid, uint32(n)
 	if writable {
 		arg.flags = flagWritable
 	}
-	err := ioctl(fd, iocAllocGref, unsafe.Pointer(arg))
-	refs := slices.Clone(unsafe.Slice((*uint32)(unsafe.Pointer(&buf[header])), n))
-	runtime.KeepAlive(buf)
-	return arg.index, refs, err
+	return buf
+}
+
+// allocAnswer is what the kernel filled in.
+func allocAnswer(buf []uint64, n int) (index uint64, refs []uint32) {
+	refs = slices.Clone(unsafe.Slice((*uint32)(unsafe.Pointer(&buf[allocHeader])), n))
+	return buf[1], refs
 }
 
 func (linux) deallocGref(fd int, index uint64, n int) error {

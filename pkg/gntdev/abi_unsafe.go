@@ -46,7 +46,8 @@ const (
 	iocGrantCopy     = unsafe.Sizeof(grantCopy{})<<16 | 'G'<<8 | 8
 )
 
-// The layouts, checked by the compiler: an index other than 0 is out of range.
+// The layouts and numbers, checked by the compiler: an index other than 0 is
+// out of range.
 var (
 	_ = [1]struct{}{}[unsafe.Sizeof(Segment{})-24]
 	_ = [1]struct{}{}[unsafe.Offsetof(Segment{}.source)-0]
@@ -62,4 +63,7 @@ var (
 	_ = [1]struct{}{}[unsafe.Offsetof(unmapGrantRef{}.count)-8]
 	_ = [1]struct{}{}[unsafe.Sizeof(grantCopy{})-16]
 	_ = [1]struct{}{}[unsafe.Offsetof(grantCopy{}.segments)-8]
+	_ = [1]struct{}{}[iocMapGrantRef-0x00184700]
+	_ = [1]struct{}{}[iocUnmapGrantRef-0x00104701]
+	_ = [1]struct{}{}[iocGrantCopy-0x00104708]
 )

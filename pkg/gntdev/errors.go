@@ -94,7 +94,7 @@ func copyHint(err error) string {
 	case errors.Is(err, unix.EFAULT):
 		return "the local memory of a segment is not mapped, or not writable"
 	case errors.Is(err, unix.ENOTTY):
-		return "this kernel's gntdev has no grant copy (Linux 4.8 or later does)"
+		return "this kernel's gntdev cannot copy: run a newer one"
 	}
 	return ""
 }
