@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package iouring
+
+import "structs"
+
+// Opcodes (enum io_uring_op).
+const (
+	opReadv       = 1  // IORING_OP_READV
+	opWritev      = 2  // IORING_OP_WRITEV
+	opReadFixed   = 4  // IORING_OP_READ_FIXED
+	opWriteFixed  = 5  // IORING_OP_WRITE_FIXED
+	opAsyncCancel = 14 // IORING_OP_ASYNC_CANCEL
+	opRead        = 22 // IORING_OP_READ
+	opWrite       = 23 // IORING_OP_WRITE
+)
+
+const (
+	sqeFixedFile      = 1 << 0 // IOSQE_FIXED_FILE
+	sqeCQESkipSuccess = 1 << 6 // IOSQE_CQE_SKIP_SUCCESS
+
+	cancelAll = 1 << 0 // IORING_ASYNC_CANCEL_ALL
+	cancelAny = 1 << 2 // IORING_ASYNC_CANCEL_ANY
+
+	setupSubmitAll    = 1 << 7  // IORING_SETUP_SUBMIT_ALL
+	setupSingleIssuer = 1 << 12 // IORING_SETUP_SINGLE_ISSUER
+	setupDeferTaskrun = 1 << 13 // IORING_SETUP_DEFER_TASKRUN
+
+	enterGetEvents = 1 << 0 // IORING_ENTER_GETEVENTS
+	enterExtArg    = 1 << 3 // IORING_ENTER_EXT_ARG
+
+	registerBuffers     = 0 // IORING_REGISTER_BUFFERS
+	unregisterBuffers   = 1 // IORING_UNREGISTER_BUFFERS
+	registerFiles       = 2 // IORING_REGISTER_FILES
+	unregisterFiles     = 3 // IORING_UNREGISTER_FILES
+	registerFilesUpdate = 6 // IORING_REGISTER_FILES_UPDATE
+	registerProbe       = 8 // IORING_REGISTER_PROBE
+
+	offSQRing = 0          // IORING_OFF_SQ_RING
+	offSQEs   = 0x10000000 // IORING_OFF_SQES
+
+	probeOpSupported = 1 << 0 // IO_URING_OP_SUPPORTED
+)
+
+// Features this package leans on (io_uring_params.features). Together they
+// mean Linux 5.17; the trial in New asks for 5.19.
+const (
+	featSingleMmap   = 1 << 0  // both rings in one mapping
+	featNoDrop       = 1 << 1  // completions are never lost
+	featSubmitStable = 1 << 2  // iovecs and SQEs may be reused after submission
+	featExtArg       = 1 << 8  // waiting with a time limit
+	featCQESkip      = 1 << 11 // the request that takes back needs no completion
+
+	featuresNeeded = featSingleMmap | featNoDrop | featSubmitStable | featExtArg | featCQESkip
+)
+
+// sqe is struct io_uring_sqe as reads, writes and cancellations use it.
+type sqe struct {
+	_        structs.HostLayout
+	opcode   uint8
+	flags    uint8 // IOSQE_*
+	ioprio   uint16
+	fd       int32 // slot, with IOSQE_FIXED_FILE
+	off      uint64
+	addr     uint64
+	len      uint32
+	opFlags  uint32 // rw_flags (RWF_*) or cancel_flags
+	userData uint64
+	bufIndex uint16
+	_        uint16    // personality
+	_        int32     // splice_fd_in
+	_        [2]uint64 // addr3, pad
+}
+
+// cqe is struct io_uring_cqe.
+type cqe struct {
+	_        structs.HostLayout
+	userData uint64
+	res      int32 // bytes, or a negative errno
+	flags    uint32
+}
+
+// sqOffsets is struct io_sqring_offsets: where the submission ring's words are
+// in its mapping.
+type sqOffsets struct {
+	_                                                        structs.HostLayout
+	head, tail, ringMask, ringEntries, flags, dropped, array uint32
+	_                                                        uint32
+	_                                                        uint64
+}
+
+// cqOffsets is struct io_cqring_offsets.
+type cqOffsets struct {
+	_                                                        structs.HostLayout
+	head, tail, ringMask, ringEntries, overflow, cqes, flags uint32
+	_                                                        uint32
+	_                                                        uint64
+}
+
+// params is struct io_uring_params.
+type params struct {
+	_            structs.HostLayout
+	sqEntries    uint32
+	cqEntries    uint32
+	flags        uint32 // IORING_SETUP_*
+	sqThreadCPU  uint32
+	sqThreadIdle uint32
+	features     uint32 // IORING_FEAT_*
+	wqFD         uint32
+	_            [3]uint32
+	sqOff        sqOffsets
+	cqOff        cqOffsets
+}
+
+// filesUpdate is struct io_uring_files_update.
+type filesUpdate struct {
+	_      structs.HostLayout
+	offset uint32
+	_      uint32
+	fds    *int32
+}
+
+// probeOp is struct io_uring_probe_op.
+type probeOp struct {
+	_     structs.HostLayout
+	op    uint8
+	_     uint8
+	flags uint16
+	_     uint32
+}
+
+// probe is struct io_uring_probe with room for every opcode number there can be.
+type probe struct {
+	_      structs.HostLayout
+	lastOp uint8
+	opsLen uint8
+	_      uint16
+	_      [3]uint32
+	ops    [256]probeOp
+}
+
+// timespec is struct __kernel_timespec.
+type timespec struct {
+	_    structs.HostLayout
+	sec  int64
+	nsec int64
+}
+
+// geteventsArg is struct io_uring_getevents_arg.
+type geteventsArg struct {
+	_         structs.HostLayout
+	sigmask   uint64
+	sigmaskSz uint32
+	_         uint32
+	ts        *timespec
+}
+
+// iovec is struct iovec with the address as a number: what it points to is
+// never the Go heap's, and the collector has no business with it.
+type iovec struct {
+	_    structs.HostLayout
+	base uintptr
+	len  uint64
+}

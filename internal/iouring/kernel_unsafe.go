@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package iouring
+
+import (
+	"sync/atomic"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// The layouts are the kernel's. Each line fails to compile when a size differs.
+var (
+	_ [64]byte   = [unsafe.Sizeof(sqe{})]byte{}
+	_ [16]byte   = [unsafe.Sizeof(cqe{})]byte{}
+	_ [40]byte   = [unsafe.Sizeof(sqOffsets{})]byte{}
+	_ [40]byte   = [unsafe.Sizeof(cqOffsets{})]byte{}
+	_ [120]byte  = [unsafe.Sizeof(params{})]byte{}
+	_ [16]byte   = [unsafe.Sizeof(filesUpdate{})]byte{}
+	_ [8]byte    = [unsafe.Sizeof(probeOp{})]byte{}
+	_ [2064]byte = [unsafe.Sizeof(probe{})]byte{}
+	_ [16]byte   = [unsafe.Sizeof(timespec{})]byte{}
+	_ [24]byte   = [unsafe.Sizeof(geteventsArg{})]byte{}
+	_ [16]byte   = [unsafe.Sizeof(iovec{})]byte{}
+)
+
+// setup is io_uring_setup(2).
+func setup(entries uint32, p *params) (int, unix.Errno) {
+	fd, _, errno := unix.RawSyscall(unix.SYS_IO_URING_SETUP, uintptr(entries), uintptr(unsafe.Pointer(p)), 0)
+	return int(fd), errno
+}
+
+// enter is io_uring_enter(2) that does not wait. No operation of this package
+// waits either, so the Go scheduler need not hear of it.
+func enter(fd int, toSubmit uint32) (uint32, unix.Errno) {
+	n, _, errno := unix.RawSyscall6(unix.SYS_IO_URING_ENTER, uintptr(fd), uintptr(toSubmit), 0, enterGetEvents, 0, 0)
+	return uint32(n), errno
+}
+
+// enterWait is io_uring_enter(2) that waits for minComplete completions or ts.
+func enterWait(fd int, toSubmit, minComplete uint32, ts timespec) (uint32, unix.Errno) {
+	arg := geteventsArg{ts: &ts}
+	n, _, errno := unix.Syscall6(unix.SYS_IO_URING_ENTER, uintptr(fd), uintptr(toSubmit), uintptr(minComplete),
+		enterGetEvents|enterExtArg, uintptr(unsafe.Pointer(&arg)), unsafe.Sizeof(arg))
+	return uint32(n), errno
+}
+
+// register is io_uring_register(2) with n elements at arg.
+func register[T any](fd int, op uintptr, arg *T, n int) unix.Errno {
+	_, _, errno := unix.Syscall6(unix.SYS_IO_URING_REGISTER, uintptr(fd), op, uintptr(unsafe.Pointer(arg)), uintptr(n), 0, 0)
+	return errno
+}
+
+// word is the 32-bit word at off in mem, shared with the kernel.
+func word(mem []byte, off uint32) *atomic.Uint32 {
+	return (*atomic.Uint32)(unsafe.Pointer(&mem[off : off+4][0]))
+}
+
+// view is the n elements of type T at off in mem, which must not be Go memory.
+func view[T any](mem []byte, off, n uint32) []T {
+	size := uint64(n) * uint64(unsafe.Sizeof(*new(T)))
+	return unsafe.Slice((*T)(unsafe.Pointer(&mem[uint64(off) : uint64(off)+size][0])), n)
+}
+
+// address is where mem starts. mem must not be empty, nor Go memory.
+func address(mem []byte) uintptr {
+	return uintptr(unsafe.Pointer(&mem[0]))
+}

@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package iouring
+
+import "golang.org/x/sys/unix"
+
+// The queueing methods make no system call and allocate nothing. They return
+// false when the ring is full: Submit and take the completions, then queue again.
+//
+// Memory is given by address. It must not be Go memory, which nothing keeps
+// alive or in place, and must stay mapped until Submit returns. Addresses that are
+// not mapped complete with -EFAULT. Every operation is at offset 0: the files are
+// meant to have no position.
+
+// WriteFixed queues a write of n bytes at addr, inside registered buffer buf, to
+// the file in slot.
+func (r *Ring) WriteFixed(slot int, addr uintptr, n uint32, buf uint16, user uint64) bool {
+	return r.queue(opWriteFixed, slot, addr, n, buf, user)
+}
+
+// ReadFixed queues a read of up to n bytes to addr, inside registered buffer buf.
+func (r *Ring) ReadFixed(slot int, addr uintptr, n uint32, buf uint16, user uint64) bool {
+	return r.queueRead(opReadFixed, slot, addr, n, buf, user)
+}
+
+// Write queues a write of n bytes at addr.
+func (r *Ring) Write(slot int, addr uintptr, n uint32, user uint64) bool {
+	return r.queue(opWrite, slot, addr, n, 0, user)
+}
+
+// Read queues a read of up to n bytes to addr.
+func (r *Ring) Read(slot int, addr uintptr, n uint32, user uint64) bool {
+	return r.queueRead(opRead, slot, addr, n, 0, user)
+}
+
+// Writev queues a write of the n parts at iov, for example Iovecs.At. The array
+// may be reused after Submit.
+func (r *Ring) Writev(slot int, iov uintptr, n uint32, user uint64) bool {
+	return r.queue(opWritev, slot, iov, n, 0, user)
+}
+
+// Readv queues a read into the n parts at iov.
+func (r *Ring) Readv(slot int, iov uintptr, n uint32, user uint64) bool {
+	return r.queueRead(opReadv, slot, iov, n, 0, user)
+}
+
+// queueRead queues an operation that often would have to wait: where it cannot be
+// told not to, the batch ends with a request that takes it back.
+func (r *Ring) queueRead(op uint8, slot int, addr uintptr, n uint32, buf uint16, user uint64) bool {
+	ok := r.queue(op, slot, addr, n, buf, user)
+	if ok && r.sqes[(r.tail-1)&r.sqMask].opFlags == 0 {
+		r.takeBack = true
+	}
+	return ok
+}
+
+func (r *Ring) queue(op uint8, slot int, addr uintptr, n uint32, buf uint16, user uint64) bool {
+	if r.owed >= r.limit {
+		return false
+	}
+	fd, flags := int32(-1), uint32(unix.RWF_NOWAIT) // no such slot: completes with -EBADF
+	if uint(slot) < uint(len(r.rwFlags)) {
+		fd, flags = int32(slot), r.rwFlags[slot]
+	}
+	r.sqes[r.tail&r.sqMask] = sqe{
+		opcode:   op,
+		flags:    sqeFixedFile,
+		fd:       fd,
+		addr:     uint64(addr),
+		len:      n,
+		opFlags:  flags,
+		userData: user,
+		bufIndex: buf,
+	}
+	r.tail++
+	r.owed++
+	return true
+}
+
+// queueTakeBack queues the request that takes back whatever waits. It has no
+// completion: with ALL it counts, so it cannot fail.
+func (r *Ring) queueTakeBack() {
+	r.sqes[r.tail&r.sqMask] = sqe{
+		opcode:  opAsyncCancel,
+		flags:   sqeCQESkipSuccess,
+		fd:      -1,
+		opFlags: cancelAny | cancelAll,
+	}
+	r.tail++
+}

@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package iouring
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+
+	"golang.org/x/sys/unix"
+)
+
+// RegisterBuffers pins memory for ReadFixed and WriteFixed: buffer i is mem[i]. A
+// fixed operation must lie within one buffer. The memory is anonymous and not the
+// Go heap's, for example a gntdev.Arena; mappings of guests' grants cannot be pinned.
+// It counts against RLIMIT_MEMLOCK without CAP_IPC_LOCK. Once per ring; Close unpins.
+func (r *Ring) RegisterBuffers(mem ...[]byte) error {
+	if r.fd < 0 {
+		return ErrClosed
+	}
+	if len(mem) == 0 {
+		return errors.New("register buffers: none given")
+	}
+	iov := make([]unix.Iovec, len(mem))
+	for i, m := range mem {
+		if len(m) == 0 {
+			return fmt.Errorf("register buffers: buffer %d is empty", i)
+		}
+		iov[i].Base = &m[0]
+		iov[i].SetLen(len(m))
+	}
+	errno := register(r.fd, registerBuffers, &iov[0], len(iov))
+	switch errno {
+	case 0:
+		r.buffers = slices.Clone(mem)
+		return nil
+	case unix.ENOMEM:
+		return fmt.Errorf("register buffers: %w%s", errno, memlockHint)
+	case unix.EBUSY:
+		return fmt.Errorf("register buffers: done before: %w", errno)
+	}
+	return fmt.Errorf("register buffers: %w", threadError(errno))
+}
+
+// RegisterFiles makes a table of n empty file slots. Once per ring.
+func (r *Ring) RegisterFiles(n int) error {
+	if r.fd < 0 {
+		return ErrClosed
+	}
+	if n < 1 || n > MaxEntries {
+		return fmt.Errorf("register %d files: want 1 to %d", n, MaxEntries)
+	}
+	fds := make([]int32, n)
+	for i := range fds {
+		fds[i] = -1
+	}
+	errno := register(r.fd, registerFiles, &fds[0], n)
+	switch errno {
+	case 0:
+		r.rwFlags = make([]uint32, n)
+		for i := range r.rwFlags {
+			r.rwFlags[i] = unix.RWF_NOWAIT
+		}
+		return nil
+	case unix.EMFILE:
+		return fmt.Errorf("register %d files: %w (raise the open files limit, LimitNOFILE= in the unit)", n, errno)
+	case unix.EBUSY:
+		return fmt.Errorf("register files: done before: %w", errno)
+	}
+	return fmt.Errorf("register %d files: %w", n, threadError(errno))
+}
+
+// SetFile puts a file into a slot, in place of what is there. The slot keeps a
+// reference of its own, so fd may be closed afterwards and the file stays open.
+// The file must be non-blocking. The ring must be idle: nothing queued, nothing
+// to take.
+func (r *Ring) SetFile(slot, fd int) error {
+	if fd < 0 {
+		return fmt.Errorf("set file in slot %d: fd %d: %w", slot, fd, unix.EBADF)
+	}
+	if err := r.update(slot, fd); err != nil {
+		return err
+	}
+	flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0)
+	if err == nil && flags&unix.O_NONBLOCK == 0 {
+		err = errors.New("the file is not non-blocking")
+	}
+	if err == nil {
+		r.rwFlags[slot], err = r.probeNoWait(slot)
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("set file in slot %d: %w", slot, err), r.update(slot, -1))
+	}
+	return nil
+}
+
+// ClearFile empties a slot. Operations on it complete with -EBADF. The ring must
+// be idle.
+//
+// The kernel drops its reference before ClearFile returns, except on Linux before
+// 6.4, which does so up to some seconds later: a TAP whose last file this is lives
+// on until then, unless it is deleted by netlink.
+func (r *Ring) ClearFile(slot int) error { return r.update(slot, -1) }
+
+// update sets a slot to fd, or to nothing with -1.
+func (r *Ring) update(slot, fd int) error {
+	switch {
+	case r.fd < 0:
+		return ErrClosed
+	case slot < 0 || slot >= len(r.rwFlags):
+		return fmt.Errorf("file slot %d: the table has %d", slot, len(r.rwFlags))
+	case r.owed != 0:
+		return ErrBusy
+	}
+	r.rwFlags[slot] = unix.RWF_NOWAIT // what an empty slot answers, it answers at once
+	value := int32(fd)
+	if errno := register(r.fd, registerFilesUpdate, &filesUpdate{offset: uint32(slot), fds: &value}, 1); errno != 0 {
+		return fmt.Errorf("update file slot %d: %w", slot, threadError(errno))
+	}
+	return nil
+}
