@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/netbackd/netbackd/pkg/evtchn"
+	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/offload"
+	"github.com/netbackd/netbackd/pkg/tap"
+)
+
+// Times after which a guest that gives no rx slots is left alone. Without
+// feature-rx-notify the guest does not tell of new slots; xen-netback then
+// keeps packets for no longer than 30 ms, and so do we.
+const (
+	DefaultDrain  = 10 * time.Second
+	DefaultStall  = 10 * time.Second
+	noNotifyDrain = 30 * time.Millisecond
+	noNotifyPoll  = time.Millisecond
+)
+
+// Config is what is the same for all queues of a connection.
+type Config struct {
+	Domid    uint16
+	Guest    offload.Guest // what the frontend takes
+	SG       bool          // feature-sg: the frontend takes packets of several slots
+	RxNotify bool          // feature-rx-notify: it sends an event when it posts rx slots
+	VnetHdr  bool          // the TAP speaks vnet headers
+
+	Limiter *Limiter   // rate of guest to host; nil: none
+	Mcast   *McastList // the vif's multicast list
+
+	Drain time.Duration // 0: DefaultDrain
+	Stall time.Duration // 0: DefaultStall
+
+	// Notice is called from a worker when something happens to the connection
+	// that its owner must act on. It must not block.
+	Notice func(Notice)
+}
+
+// NoticeKind is what a [Notice] is about.
+type NoticeKind uint8
+
+// Kinds of notice.
+const (
+	// Breach: the frontend broke the ring protocol. The queue is at rest and
+	// stays so until the connection is closed.
+	Breach NoticeKind = iota
+	// Stalled: the guest has given a queue no rx slots for [Config.Stall].
+	Stalled
+	// Resumed: it gives slots again.
+	Resumed
+	// TapGone: somebody deleted the TAP.
+	TapGone
+)
+
+func (k NoticeKind) String() string {
+	switch k {
+	case Breach:
+		return "breach"
+	case Stalled:
+		return "stalled"
+	case Resumed:
+		return "resumed"
+	case TapGone:
+		return "tap gone"
+	}
+	return fmt.Sprintf("unknown(%d)", uint8(k))
+}
+
+// Notice is something that happened to a connection.
+type Notice struct {
+	Kind  NoticeKind
+	Queue int
+	Err   error // of a Breach
+}
+
+// QueueConfig is one queue: its mapped rings, its bound event channels, its TAP
+// queue. From Connect on they are the worker's; after Close the owner unmaps
+// and unbinds them.
+type QueueConfig struct {
+	TxPage, RxPage []byte
+	TxPort, RxPort evtchn.Port // local ports; equal if the frontend has one channel
+	Grants         Copier
+	Events         Events
+	Tap            *tap.Queue
+	Journal        *Journal // nil: nothing outlives the process
+}
+
+// Conn is a connected vif as the data plane sees it.
+type Conn struct {
+	cfg    Config
+	queues []*Queue
+}
+
+// ErrClosed is returned by a [Pool] that has been closed.
+var ErrClosed = errors.New("dataplane: closed")
+
+// Connect attaches to the rings of a vif and starts to serve them. Batches that
+// a journal records and the rings do not show are finished first, so this is
+// also how a restarted daemon takes over a running vif.
+func (p *Pool) Connect(cfg Config, queues []QueueConfig) (*Conn, error) {
+	if cfg.Mcast == nil {
+		cfg.Mcast = new(McastList)
+	}
+	if cfg.Notice == nil {
+		cfg.Notice = func(Notice) {}
+	}
+	if cfg.Drain == 0 {
+		cfg.Drain = DefaultDrain
+	}
+	if cfg.Stall == 0 {
+		cfg.Stall = DefaultStall
+	}
+	c := &Conn{cfg: cfg}
+	for i := range queues {
+		q, err := newQueue(c, i, &queues[i])
+		if err != nil {
+			return nil, fmt.Errorf("queue %d: %w", i, err)
+		}
+		c.queues = append(c.queues, q)
+	}
+	for i, q := range c.queues {
+		if err := p.pick().attach(q); err != nil {
+			for _, q := range c.queues[:i] {
+				q.worker.detach(q)
+			}
+			return nil, fmt.Errorf("queue %d: %w", i, err)
+		}
+	}
+	return c, nil
+}
+
+// Close stops serving the vif. When it returns no worker touches its rings, its
+// channels or its TAP any more. Packets that waited for rx slots are dropped.
+func (c *Conn) Close() {
+	for _, q := range c.queues {
+		q.worker.detach(q)
+	}
+}
+
+// Queues is the number of queues.
+func (c *Conn) Queues() int { return len(c.queues) }
+
+// Stats are the counters of queue i. They stay readable after Close.
+func (c *Conn) Stats(i int) *Stats { return &c.queues[i].stats }
+
+// QueueState is what can be seen of a queue from outside.
+type QueueState struct {
+	Tx, Rx      netif.RingState
+	Held        int // packets that wait for rx slots
+	HeldBytes   int // memory they take
+	Stalled     bool
+	Breached    bool
+	RateWaiting bool
+	Uring       bool // TAP batches go through io_uring
+	Worker      int
+}
+
+// State asks the worker of queue i for its state. After Close it is the zero
+// value.
+func (c *Conn) State(i int) (s QueueState) {
+	q := c.queues[i]
+	q.worker.call(func() {
+		if !q.attached {
+			return
+		}
+		s = QueueState{
+			Tx: q.tx.State(), Rx: q.rx.State(),
+			Held: len(q.hold.queue), HeldBytes: q.hold.bytes(),
+			Stalled: q.stalled, Breached: q.breached,
+			RateWaiting: !q.rateUntil.IsZero(),
+			Uring:       q.worker.ring != nil,
+			Worker:      q.worker.index,
+		}
+	})
+	return s
+}

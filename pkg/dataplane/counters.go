@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import "sync/atomic"
+
+// Counter numbers one thing that is counted per queue. [Counters] describes
+// them; it is the only list.
+type Counter uint8
+
+// What is counted. "tx" is guest to host and "rx" host to guest, as the guest
+// sees it.
+const (
+	TxPackets Counter = iota
+	TxBytes
+	TxSlots
+	TxGSO
+	RxPackets
+	RxBytes
+	RxSlots
+	RxGSO
+	CsumCompleted
+	Segmented
+	RateWaits
+	McastChanges
+	RxParked
+
+	Wakes
+	SpuriousWakes
+	Syscalls
+	GrantCalls
+	GrantOps
+	Notifies
+	TapWriteCalls
+	TapReadCalls
+
+	DropTxSlots
+	DropTxSize
+	DropTxShort
+	DropTxCross
+	DropTxGSO
+	DropTxGrant
+	DropTxCsum
+	DropTxTapDown
+	DropTxTapFull
+	DropTxTapRefused
+	DropMcastFull
+	DropRxMcast
+	DropRxSize
+	DropRxGrant
+	DropRxCsum
+	DropRxBacklog
+	DropRxStalled
+
+	NumCounters
+)
+
+// kept is the reason of a packet that is not dropped. It is no drop's number.
+const kept Counter = 0
+
+// Kind tells the audiences of a counter apart.
+type Kind uint8
+
+// Kinds of counter.
+const (
+	Traffic Kind = iota // packets and what was done to them
+	Work                // what they cost the host
+	Drop                // packets that were not delivered, by reason
+)
+
+// CounterInfo describes a counter.
+type CounterInfo struct {
+	Name string // as in JSON and metrics; a drop's name is its reason
+	Kind Kind
+	Help string
+}
+
+// Counters describes every [Counter], by its number.
+var Counters = [NumCounters]CounterInfo{
+	TxPackets:     {"tx_packets", Traffic, "packets from the guest written to the TAP"},
+	TxBytes:       {"tx_bytes", Traffic, "octets of those packets"},
+	TxSlots:       {"tx_slots", Traffic, "tx ring slots answered"},
+	TxGSO:         {"tx_gso", Traffic, "packets from the guest that carried a GSO extra"},
+	RxPackets:     {"rx_packets", Traffic, "packets delivered to the guest"},
+	RxBytes:       {"rx_bytes", Traffic, "octets of those packets"},
+	RxSlots:       {"rx_slots", Traffic, "rx ring slots answered"},
+	RxGSO:         {"rx_gso", Traffic, "packets to the guest that carried a GSO extra"},
+	CsumCompleted: {"csum_completed", Traffic, "partial checksums finished in software"},
+	Segmented:     {"segmented", Traffic, "frames cut into segments in software"},
+	RateWaits:     {"rate_waits", Traffic, "times the rate limit made the guest wait"},
+	McastChanges:  {"mcast_changes", Traffic, "multicast list requests honoured"},
+	RxParked:      {"rx_parked", Traffic, "packets that waited for rx slots"},
+
+	Wakes:         {"wakes", Work, "event channel events handled"},
+	SpuriousWakes: {"spurious_wakes", Work, "events that brought no work"},
+	Syscalls:      {"syscalls", Work, "system calls made for this queue"},
+	GrantCalls:    {"grant_calls", Work, "grant copy calls"},
+	GrantOps:      {"grant_ops", Work, "segments in those calls"},
+	Notifies:      {"notifies", Work, "events sent to the guest"},
+	TapWriteCalls: {"tap_write_calls", Work, "calls that wrote packets to the TAP"},
+	TapReadCalls:  {"tap_read_calls", Work, "calls that read packets from the TAP"},
+
+	DropTxSlots:      {"tx_too_many_slots", Drop, "packet from the guest in more than 19 data slots"},
+	DropTxSize:       {"tx_size_mismatch", Drop, "slots from the guest add up to more than the packet"},
+	DropTxShort:      {"tx_too_short", Drop, "first slot from the guest holds less than an Ethernet header"},
+	DropTxCross:      {"tx_cross_page", Drop, "slot from the guest reaches beyond its page"},
+	DropTxGSO:        {"tx_bad_gso", Drop, "GSO extra from the guest that does not fit the packet"},
+	DropTxGrant:      {"tx_grant", Drop, "a page of the guest's packet could not be copied"},
+	DropTxCsum:       {"tx_bad_csum", Drop, "guest asks for a checksum on what is not TCP or UDP"},
+	DropTxTapDown:    {"tx_tap_down", Drop, "TAP is down"},
+	DropTxTapFull:    {"tx_tap_full", Drop, "TAP takes no more"},
+	DropTxTapRefused: {"tx_tap_refused", Drop, "TAP refused the frame"},
+	DropMcastFull:    {"mcast_full", Drop, "multicast list is full or the request is not valid"},
+	DropRxMcast:      {"rx_mcast_filtered", Drop, "multicast the guest did not ask for"},
+	DropRxSize:       {"rx_too_big", Drop, "packet is bigger than the guest can take"},
+	DropRxGrant:      {"rx_grant", Drop, "a page of the guest could not be written"},
+	DropRxCsum:       {"rx_bad_offload", Drop, "packet asks for an offload that cannot be done"},
+	DropRxBacklog:    {"rx_backlog", Drop, "more packets wait for rx slots than are kept"},
+	DropRxStalled:    {"rx_stalled", Drop, "guest gave no rx slots for too long"},
+}
+
+func (c Counter) String() string { return Counters[c].Name }
+
+// tally collects what one pass counted. It belongs to the worker.
+type tally [NumCounters]uint32
+
+// Stats are the counters of one queue. The worker adds to them once per pass;
+// anyone may read.
+type Stats struct{ n [NumCounters]atomic.Uint64 }
+
+// Load reads one counter.
+func (s *Stats) Load(c Counter) uint64 { return s.n[c].Load() }
+
+// Snapshot reads all counters, each for itself.
+func (s *Stats) Snapshot() (v [NumCounters]uint64) {
+	for i := range v {
+		v[i] = s.n[i].Load()
+	}
+	return v
+}
+
+// flush adds what t holds and clears it.
+func (s *Stats) flush(t *tally) {
+	for i := range t {
+		if t[i] != 0 {
+			s.n[i].Add(uint64(t[i]))
+			t[i] = 0
+		}
+	}
+}

@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package dataplane moves packets between the rings of connected vifs and the
+// queues of their TAP devices.
+//
+// A [Pool] has a few workers. Each is one OS thread with its own epoll, its own
+// arenas and, where the kernel has it, its own io_uring, and each owns a number
+// of queues whole: both rings, the event channels, the TAP queue, the journal.
+// Nothing a worker owns is touched by anyone else, so the path of a packet takes
+// no lock. The outside talks to a worker through its mailbox, and hears from it
+// through the callback of a [Conn], which stands for one vif from connect to
+// disconnect.
+//
+// # Guest to host
+//
+// A tx pass copies a batch of requests out of the ring, checks them against the
+// rules of the protocol, fetches their data with one grant copy, writes the
+// packets to the TAP with one call, and only then answers: all responses of the
+// batch are journalled, written and published together, with at most one event.
+// Until then every slot still holds its request. A daemon that is killed at any
+// instruction therefore leaves a ring its successor can take over at rsp_prod.
+//
+// # Host to guest
+//
+// An rx pass reads a batch from the TAP queue, plans the slots of each packet,
+// copies the data into the guest's pages with one grant copy, and publishes the
+// responses at the end of a whole packet. It reads only what the slots at hand
+// are sure to hold; what cannot be delivered yet waits in a [hold] of bounded
+// size, and beyond that in the TAP.
+//
+// The package knows rings, grants, event channels and TAP queues. It must not
+// know xenstore, or that there are other guests.
+package dataplane

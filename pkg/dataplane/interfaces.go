@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"github.com/netbackd/netbackd/pkg/evtchn"
+	"github.com/netbackd/netbackd/pkg/gntdev"
+)
+
+// Copier copies between guests' pages and local memory. *gntdev.Device is one.
+// It is called once per batch.
+type Copier interface {
+	Copy(segs []gntdev.Segment) error
+}
+
+// Events is the handle that a queue's event channels are bound to.
+// *evtchn.Device is one. The queue's worker alone uses it.
+type Events interface {
+	FD() int
+	Pending(ports []evtchn.Port) (int, error)
+	Unmask(ports []evtchn.Port) error
+	Notify(port evtchn.Port) error
+	Reset() error
+}

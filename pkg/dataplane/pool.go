@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"runtime"
+	"sync"
+
+	"github.com/netbackd/netbackd/internal/iouring"
+)
+
+// Options configure a [Pool].
+type Options struct {
+	// Workers is the number of threads; 0 means one per CPU.
+	Workers int
+	// NoUring keeps to plain system calls even where the kernel has io_uring.
+	NoUring bool
+	// Warn is told what goes wrong without stopping anything: at most a few
+	// things in a worker's life. It may be nil.
+	Warn func(error)
+}
+
+// Pool is the workers of the data plane.
+type Pool struct {
+	opts    Options
+	workers []*worker
+
+	// mu guards load in every worker.
+	mu sync.Mutex
+}
+
+// NewPool starts the workers.
+func NewPool(opts Options) (*Pool, error) {
+	if opts.Workers <= 0 {
+		opts.Workers = runtime.NumCPU()
+	}
+	p := &Pool{opts: opts}
+	for i := range opts.Workers {
+		w, err := newWorker(p, i)
+		if err != nil {
+			p.Close()
+			return nil, err
+		}
+		started := make(chan error, 1)
+		go w.run(started)
+		p.workers = append(p.workers, w)
+		if err := <-started; err != nil {
+			p.Close()
+			return nil, err
+		}
+	}
+	return p, nil
+}
+
+// Close stops the workers. Connections must have been closed.
+func (p *Pool) Close() {
+	for _, w := range p.workers {
+		w.post(func() { w.closed = true })
+	}
+	for _, w := range p.workers {
+		<-w.done
+	}
+}
+
+// openRing gives w an io_uring if that is wanted and to be had. Doing without
+// is no error.
+func (p *Pool) openRing(w *worker) error {
+	if p.opts.NoUring || iouring.Supported() != nil {
+		return nil
+	}
+	if err := w.openRing(); err != nil {
+		p.warn(err)
+	}
+	return nil
+}
+
+func (p *Pool) warn(err error) {
+	if p.opts.Warn != nil {
+		p.opts.Warn(err)
+	}
+}
+
+// pick chooses the worker with the fewest queues.
+func (p *Pool) pick() *worker {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	best := p.workers[0]
+	for _, w := range p.workers[1:] {
+		if w.load < best.load {
+			best = w
+		}
+	}
+	best.load++
+	return best
+}
+
+func (p *Pool) dropped(w *worker) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	w.load--
+}

@@ -1,0 +1,250 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/netbackd/netbackd/pkg/gntdev"
+	"github.com/netbackd/netbackd/pkg/netif"
+)
+
+// Limits on the slots of one packet. The ABI promises 18; a frontend that sends
+// a few more is buggy and loses the packet; one that goes on beyond any sane
+// number is not speaking the protocol (xenvif_count_requests, with the same
+// numbers).
+const (
+	maxLaterSlots    = netif.MinSlots // data slots after the first
+	breachLaterSlots = 20
+)
+
+// minLinear is what the first slot must hold: an Ethernet header. Every
+// frontend keeps to it, and xen-netback insists on it as well.
+const minLinear = 14
+
+// Breaches of the tx protocol: what cannot be blamed on one packet, because the
+// ring no longer says where the next one starts.
+var (
+	errExtraMissing = errors.New("extra info announced but not published")
+	errSlotMissing  = errors.New("packet published in part: more_data set on the last slot")
+	errTooManySlots = errors.New("packet without end: more than 21 data slots")
+)
+
+// txBatch is one tx pass's private copy of what the guest asked for, from the
+// slots' contents to the responses. It belongs to a worker, which reuses it for
+// every queue.
+type txBatch struct {
+	pkts [batchPackets]txPacket
+	slot [netif.TxRingSize]txSlot
+	segs [netif.TxRingSize]gntdev.Segment
+	rsp  [netif.TxRingSize]netif.TxResponse
+
+	nPkts, nSlots, nSegs, nRsp int
+
+	credit uint32 // octets the rate limit still allows
+	bytes  uint32 // octets of credit used
+	want   uint32 // size of the packet that has to wait for credit, or 0
+}
+
+func (b *txBatch) reset(credit uint32) {
+	b.nPkts, b.nSlots, b.nSegs, b.nRsp = 0, 0, 0, 0
+	b.credit, b.bytes, b.want = credit, 0, 0
+}
+
+// txPacket is a packet that passed the checks. Its data slots are
+// txBatch.slot[first : first+n].
+type txPacket struct {
+	first, n int
+	extras   int // extra slots, which stand between data slots 0 and 1
+	rsp0     int // response of data slot 0 in txBatch.rsp
+	total    uint32
+	flags    netif.TxFlags
+	gso      netif.GSOInfo
+	drop     Counter // why it is dropped after all, or kept
+
+	at        int  // where its first octet is in the tx arena
+	scattered bool // its slots lie apart in the arena
+}
+
+// txSlot is a checked data slot: off+size stays within one page.
+type txSlot struct {
+	gref netif.Gref
+	off  uint16
+	size uint16
+	at   int // where its data goes in the tx arena
+}
+
+// response is where the response of the packet's data slot k stands.
+func (p *txPacket) response(k int) int {
+	if k == 0 {
+		return p.rsp0
+	}
+	return p.rsp0 + p.extras + k
+}
+
+// parse takes packets from the ring into b until the batch is full, the ring is
+// empty, or the rate limit says wait. The packets taken are consumed, and each
+// of their slots has its response in b.rsp. An error is a breach: what b holds
+// is still good, the ring is not.
+func (q *Queue) parseTx(b *txBatch, t *tally) error {
+	avail, err := q.tx.Available()
+	if err != nil {
+		return fmt.Errorf("tx ring: %w", err)
+	}
+	for avail > 0 && b.nPkts < batchPackets {
+		used, err := q.parsePacket(b, t, avail)
+		if err != nil {
+			i := q.tx.ReqCons()
+			return fmt.Errorf("tx ring: request %d: %w", uint32(i), err)
+		}
+		if used == 0 {
+			break
+		}
+		q.tx.Consume(used)
+		avail -= used
+	}
+	return nil
+}
+
+// parsePacket takes the packet at req_cons into b and returns the number of
+// slots it takes up, or 0 if it must wait for credit. Every slot is read once.
+func (q *Queue) parsePacket(b *txBatch, t *tally, avail uint32) (used uint32, err error) {
+	cons := q.tx.ReqCons()
+	first := q.tx.Request(cons)
+	used = 1
+
+	if uint32(first.Size) > b.credit-b.bytes {
+		b.want = uint32(first.Size)
+		return 0, nil
+	}
+
+	var extras [netif.ExtraMax]netif.ExtraInfo // by type; a later one of the same type counts
+	nExtras := 0
+	for more := first.Flags&netif.TxExtraInfo != 0; more; {
+		if used >= avail {
+			return 0, errExtraMissing
+		}
+		e := q.tx.Extra(cons.Add(used))
+		if e.Type == netif.ExtraNone || e.Type >= netif.ExtraMax {
+			return 0, fmt.Errorf("extra info of %v", e.Type)
+		}
+		extras[e.Type] = e
+		used++
+		nExtras++
+		more = e.More()
+	}
+
+	rsp0 := b.nRsp
+	b.respond(first.ID, netif.StatusOkay)
+	for range nExtras {
+		b.respond(0, netif.StatusNull)
+	}
+	b.bytes += uint32(first.Size)
+
+	// A multicast request rides on a request without data.
+	if e := &extras[netif.ExtraMcastAdd]; e.Type != 0 {
+		if q.conn.cfg.Mcast.add(e.Addr()) {
+			t[McastChanges]++
+		} else {
+			t[DropMcastFull]++
+			b.rsp[rsp0].Status = netif.StatusError
+		}
+		return used, nil
+	}
+	if e := &extras[netif.ExtraMcastDel]; e.Type != 0 {
+		q.conn.cfg.Mcast.del(e.Addr())
+		t[McastChanges]++
+		return used, nil
+	}
+
+	slot0 := b.nSlots
+	b.slot[slot0] = txSlot{gref: first.Gref, off: first.Offset}
+	b.nSlots++
+	rest := uint32(first.Size) // of the packet, not yet seen in a later slot
+	drop := kept
+	later := 0
+	for more := first.Flags&netif.TxMoreData != 0; more; {
+		switch {
+		case used >= avail:
+			return 0, errSlotMissing
+		case later >= breachLaterSlots:
+			return 0, errTooManySlots
+		case later >= maxLaterSlots && drop == kept:
+			drop = DropTxSlots
+		}
+		r := q.tx.Request(cons.Add(used))
+		used++
+		later++
+		b.respond(r.ID, netif.StatusOkay)
+		switch {
+		case drop != kept:
+		case uint32(r.Size) > rest:
+			drop = DropTxSize
+		case crossesPage(r.Offset, r.Size):
+			drop = DropTxCross
+		default:
+			rest -= uint32(r.Size)
+			b.slot[b.nSlots] = txSlot{gref: r.Gref, off: r.Offset, size: r.Size}
+			b.nSlots++
+		}
+		more = r.Flags&netif.TxMoreData != 0
+	}
+	if drop == kept {
+		drop = q.checkFirst(first, rest, &extras[netif.ExtraGSO])
+	}
+	if drop != kept {
+		t[drop]++
+		b.nSlots = slot0
+		b.failAll(rsp0, nExtras)
+		return used, nil
+	}
+
+	b.slot[slot0].size = uint16(rest)
+	p := &b.pkts[b.nPkts]
+	b.nPkts++
+	*p = txPacket{
+		first: slot0, n: b.nSlots - slot0,
+		extras: nExtras, rsp0: rsp0,
+		total: uint32(first.Size), flags: first.Flags,
+	}
+	if extras[netif.ExtraGSO].Type != 0 {
+		p.gso = extras[netif.ExtraGSO].GSO()
+	}
+	return used, nil
+}
+
+// checkFirst checks what is known once all slots have been seen: size is what
+// is left for the first slot.
+func (q *Queue) checkFirst(first netif.TxRequest, size uint32, gso *netif.ExtraInfo) Counter {
+	switch {
+	case size < minLinear:
+		return DropTxShort
+	case uint32(first.Offset)+size > netif.PageSize:
+		return DropTxCross
+	}
+	if gso.Type != 0 {
+		g := gso.GSO()
+		if g.Size == 0 || g.Type != netif.GSOTCPv4 && g.Type != netif.GSOTCPv6 {
+			return DropTxGSO
+		}
+	}
+	return kept
+}
+
+func crossesPage(off, size uint16) bool {
+	return uint32(off)+uint32(size) > netif.PageSize
+}
+
+func (b *txBatch) respond(id uint16, s netif.Status) {
+	b.rsp[b.nRsp] = netif.TxResponse{ID: id, Status: s}
+	b.nRsp++
+}
+
+// failAll answers a packet's data slots with an error.
+func (b *txBatch) failAll(rsp0, extras int) {
+	b.rsp[rsp0].Status = netif.StatusError
+	for i := rsp0 + 1 + extras; i < b.nRsp; i++ {
+		b.rsp[i].Status = netif.StatusError
+	}
+}
