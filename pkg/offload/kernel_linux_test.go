@@ -5,25 +5,24 @@ package offload
 import (
 	"bytes"
 	"encoding/binary"
-	"errors"
 	"math/rand/v2"
 	"os"
-	"runtime"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/netbackd/netbackd/internal/netns"
 	"github.com/netbackd/netbackd/internal/packettest"
 )
 
 const vnetLen = 12
 
-// pipe is two TAP devices on a bridge in a network namespace of their own: what
-// is written to a comes out of b, after the kernel did what b has no offload
-// for.
+func TestMain(m *testing.M) { os.Exit(netns.Main(m)) }
+
+// pipe is two TAP devices on a bridge: what is written to a comes out of b,
+// after the kernel did what b has no offload for.
 //
 //	a --- bridge --- b
 type pipe struct {
@@ -31,40 +30,30 @@ type pipe struct {
 	a, b int
 }
 
-// newPipe makes a pipe whose end b takes the TUN_F_ offloads given. The calling
-// goroutine keeps its thread, which is lost with it.
+// newPipe makes a pipe whose end b takes the TUN_F_ offloads given.
 func newPipe(t *testing.T, offload int) *pipe {
 	t.Helper()
-	runtime.LockOSThread()
-	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-		if errors.Is(err, unix.EPERM) {
-			t.Skip("needs CAP_SYS_ADMIN for a network namespace")
-		}
-		t.Fatal(err)
-	}
+	netns.NeedTUN(t)
 	// No neighbour discovery among the frames that are compared.
-	if err := os.WriteFile("/proc/sys/net/ipv6/conf/default/disable_ipv6", []byte("1"), 0); err != nil {
+	if err := netns.Sysctl("net/ipv6/conf/default/disable_ipv6", "1"); err != nil {
 		t.Logf("IPv6 stays on: %v", err)
 	}
-	bridge := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "br"}}
-	if err := netlink.LinkAdd(bridge); err != nil {
-		t.Skipf("needs the kernel's bridge: %v", err)
+	if _, err := netns.AddBridge("br"); err != nil {
+		t.Fatal(err)
 	}
+	t.Cleanup(func() {
+		if err := netns.Delete("br"); err != nil {
+			t.Error(err)
+		}
+	})
 	p := &pipe{t: t, a: openTAP(t, "a", 0), b: openTAP(t, "b", offload)}
 	for _, name := range []string{"a", "b"} {
-		link, err := netlink.LinkByName(name)
-		if err != nil {
+		if err := netns.Attach(name, "br"); err != nil {
 			t.Fatal(err)
 		}
-		if err := netlink.LinkSetMaster(link, bridge); err != nil {
+		if err := netns.Up(name); err != nil {
 			t.Fatal(err)
 		}
-		if err := netlink.LinkSetUp(link); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := netlink.LinkSetUp(bridge); err != nil {
-		t.Fatal(err)
 	}
 	// The ports begin to forward when the bridge has noticed their carrier.
 	probe := packettest.Frame{EtherType: 0x88b5, Payload: packettest.Pattern(46)}.Bytes()
@@ -85,7 +74,7 @@ func openTAP(t *testing.T, name string, offload int) int {
 	t.Helper()
 	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
-		t.Skipf("needs /dev/net/tun: %v", err)
+		t.Fatal(err)
 	}
 	t.Cleanup(func() { unix.Close(fd) })
 	ifr, err := unix.NewIfreq(name)

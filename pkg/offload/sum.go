@@ -18,15 +18,6 @@ func Sum(b []byte) uint16 {
 	return foldNet(sum64(b, 0))
 }
 
-// SumPieces is [Sum] over the pieces as if they were one slice.
-func SumPieces(pieces ...[]byte) uint16 {
-	var s sum
-	for _, p := range pieces {
-		s.add(p)
-	}
-	return s.value()
-}
-
 // sum adds up slices of any length one after the other.
 type sum struct {
 	acc uint64
