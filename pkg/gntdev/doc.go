@@ -8,18 +8,6 @@
 // need on our side ([Arena]). It knows nothing of rings, of xenstore or of
 // what is in the pages.
 //
-//	dev, err := gntdev.Open(gntdev.DefaultPath)
-//	...
-//	segs := make([]gntdev.Segment, 1)
-//	segs[0].FromGuest(domid, gref, 0, arena.Addr(0), 1500)
-//	if err := dev.Copy(segs); err != nil {
-//		return err // nothing can be said about any segment
-//	}
-//	if err := segs[0].Status().Err(); err != nil {
-//		return err // this segment failed
-//	}
-//	use(arena.Bytes()[:1500])
-//
 // Everything in a granted page can change at any time. Copied bytes stay what
 // they are; bytes of a [Mapping] are to be read once, then checked, then used.
 package gntdev
