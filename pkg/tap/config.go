@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package tap
+
+import (
+	"fmt"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// MaxQueues is how many queues the kernel allows a device (MAX_TAP_QUEUES).
+const MaxQueues = 256
+
+// Config says what device [Create] is to make.
+type Config struct {
+	// Name is the interface's name, of 1 to 15 octets.
+	Name string
+	// Queues is how many queues to open, 1 to MaxQueues; 0 means 1.
+	Queues int
+	// VnetHdr puts a VnetHdr before each frame.
+	VnetHdr bool
+	// Offload is what the reader can finish itself. It needs VnetHdr.
+	Offload Offload
+	// Persist lets the device, and its place in a bridge, outlive this
+	// process however it ends. Close removes the device all the same;
+	// CloseKeep does not.
+	Persist bool
+	// NoCarrier starts with the carrier off, like a cable that is not plugged
+	// in yet: see SetCarrier.
+	NoCarrier bool
+	// SndBuf bounds the octets that wait, between Write and the end of the
+	// host's receive path, on each queue; beyond it Write returns ErrAgain.
+	// 0 means no bound, and is faster: the kernel builds small frames in
+	// place only without one.
+	SndBuf int
+	// Closers bounds how many devices are closed at a time, together with
+	// all devices that share it. nil means no bound.
+	Closers *Closers
+}
+
+// check tells whether cfg makes sense, whatever the machine.
+func (cfg *Config) check() error {
+	if err := checkName(cfg.Name); err != nil {
+		return err
+	}
+	if cfg.Queues < 0 || cfg.Queues > MaxQueues {
+		return fmt.Errorf("%w: %d, not 1 to %d", errQueues, cfg.Queues, MaxQueues)
+	}
+	if cfg.SndBuf < 0 {
+		return fmt.Errorf("send buffer of %d octets: %w", cfg.SndBuf, unix.EINVAL)
+	}
+	return cfg.Offload.check(cfg.VnetHdr)
+}
+
+func (cfg *Config) flags() uint16 {
+	if cfg.VnetHdr {
+		return flagsVnet
+	}
+	return flagsPlain
+}
+
+// checkName follows the kernel's dev_valid_name, and refuses the '%' of names
+// that the kernel would complete: two calls with the same name shall mean the
+// same device.
+func checkName(name string) error {
+	switch {
+	case name == "" || name == "." || name == "..", len(name) >= unix.IFNAMSIZ:
+	case strings.ContainsAny(name, "/:% \t\n\v\f\r\xa0\x00"):
+	default:
+		return nil
+	}
+	return fmt.Errorf("%w: %q", errName, name)
+}

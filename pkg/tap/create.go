@@ -1,0 +1,315 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package tap
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Create makes a TAP device, or adopts one that is there: a persistent device
+// with the flags that cfg asks for and nobody else's queues. An adopted device
+// keeps its interface index, and with it its place in a bridge, its addresses and
+// whether it is up; what cfg says replaces what it was set to before.
+//
+// A device that somebody holds is [ErrBusy]. Queues of a process that has just
+// been killed may linger, for as long as the kernel still finishes its io_uring;
+// Create waits a second for those. A name that belongs to something which cannot
+// be adopted is [ErrMismatch].
+//
+// The device is made in the network namespace of the calling thread.
+func Create(cfg Config) (*Device, error) {
+	d, err := create(cfg)
+	if err != nil {
+		return nil, fail("create", cfg.Name, err)
+	}
+	return d, nil
+}
+
+func create(cfg Config) (*Device, error) {
+	if err := cfg.check(); err != nil {
+		return nil, err
+	}
+	has, err := features()
+	switch {
+	case err != nil:
+		return nil, err
+	case has&MultiQueue == 0:
+		return nil, fmt.Errorf("%v: %w", MultiQueue, ErrNotSupported)
+	case cfg.VnetHdr && has&VnetHeader == 0:
+		return nil, withHint(fmt.Errorf("%v: %w", VnetHeader, ErrNotSupported), "do without a vnet header")
+	}
+	nl, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, err
+	}
+	d := &Device{
+		name:    cfg.Name,
+		vnetHdr: cfg.VnetHdr,
+		sndBuf:  cfg.SndBuf,
+		closers: cfg.Closers,
+		nl:      nl,
+	}
+	if err := d.open(&cfg); err != nil {
+		// What was not there before shall not be there after, and the
+		// other way round; but a device that somebody else opened at the
+		// same time is his.
+		if len(d.queues) > 0 && !errors.Is(err, ErrBusy) {
+			if perr := setPersist(d.queues[0].fd, d.adopted); !isGone(perr) {
+				err = errors.Join(err, perr)
+			}
+		}
+		err = errors.Join(err, d.closeQueues(0))
+		nl.Close()
+		return nil, err
+	}
+	return d, nil
+}
+
+// open opens the queues of the device and settles it.
+func (d *Device) open(cfg *Config) error {
+	before, err := findAdoptable(d.nl, cfg)
+	if err != nil {
+		return err
+	}
+	d.adopted = before != 0
+	var fd int
+	if cfg.VnetHdr {
+		fd, err = openNetlink(d.nl, cfg)
+	} else {
+		fd, err = openWater(cfg, cfg.Persist || d.adopted)
+	}
+	if err != nil {
+		return withHint(err, attachHint(err))
+	}
+	d.push(fd)
+	link, err := d.identify()
+	if err != nil {
+		return err
+	}
+	// The device found may have been replaced since.
+	d.adopted = d.index == before
+	if err := adoptable(link, cfg.flags()); err != nil {
+		return err
+	}
+	if link.Queues+link.DisabledQueues > len(d.queues) {
+		return busy(link.Name)
+	}
+	if err := d.settle(cfg); err != nil {
+		return err
+	}
+	return d.setQueues(max(cfg.Queues, 1))
+}
+
+// identify finds the interface index of a device whose queues we have.
+func (d *Device) identify() (*netlink.Tuntap, error) {
+	fd := d.queues[0].fd
+	for range openTries {
+		name, err := ifName(fd)
+		if err != nil {
+			return nil, err
+		}
+		link, err := d.nl.LinkByName(name)
+		if errors.As(err, new(netlink.LinkNotFoundError)) {
+			continue // renamed meanwhile; if deleted, the next ifName says so
+		}
+		if err != nil {
+			return nil, err
+		}
+		// Whoever had the name before and after had it in between.
+		again, err := ifName(fd)
+		if err != nil {
+			return nil, err
+		}
+		t, ok := link.(*netlink.Tuntap)
+		if again != name || !ok {
+			continue
+		}
+		d.index, d.name = t.Index, name
+		return t, nil
+	}
+	return nil, errRenamed
+}
+
+// settle sets all that an adopted device may have brought along, whether or not
+// this one was adopted.
+func (d *Device) settle(cfg *Config) error {
+	fd := d.queues[0].fd
+	if err := setPersist(fd, cfg.Persist); err != nil {
+		return err
+	}
+	if d.vnetHdr {
+		if err := unix.IoctlSetPointerInt(fd, unix.TUNSETVNETHDRSZ, VnetHdrLen); err != nil {
+			return fmt.Errorf("vnet header of %d octets: %w", VnetHdrLen, err)
+		}
+	}
+	if err := d.setOffload(cfg.Offload); err != nil {
+		return fmt.Errorf("offload %+v: %w", cfg.Offload, err)
+	}
+	if err := d.applySndBuf(); err != nil {
+		return err
+	}
+	if d.adopted {
+		// A kernel without steering programs says EINVAL; a device
+		// there has none to take away.
+		if err := unix.IoctlSetPointerInt(fd, unix.TUNSETSTEERINGEBPF, -1); err != nil && !errors.Is(err, unix.EINVAL) {
+			return err
+		}
+	}
+	if cfg.NoCarrier {
+		// Again, for openWater and for kernels that do not know
+		// IFF_NO_CARRIER. Nobody saw the carrier: the device is down.
+		return setCarrier(fd, false)
+	}
+	return nil
+}
+
+// Adopt makes a Device of queues that were handed over open, in their order, by
+// a predecessor who left the device alone, such as one who had stored them with
+// the service manager. Unlike with a closed device, the carrier stays on and
+// frames wait to be read. cfg.Name and cfg.Queues are not used: the device has
+// the name it has, and all of the queues given. (SetQueues can change that.)
+//
+// On success the descriptors belong to the Device. On failure they stay the
+// caller's.
+func Adopt(cfg Config, fds []int) (*Device, error) {
+	d, err := adopt(cfg, fds)
+	if err != nil {
+		return nil, fail("adopt", cfg.Name, err)
+	}
+	return d, nil
+}
+
+func adopt(cfg Config, fds []int) (*Device, error) {
+	if len(fds) < 1 || len(fds) > MaxQueues {
+		return nil, errQueues
+	}
+	name, err := ifName(fds[0])
+	if isGone(err) {
+		return nil, ErrGone
+	}
+	if err != nil {
+		return nil, err
+	}
+	cfg.Name, cfg.Queues = name, len(fds)
+	if err := cfg.check(); err != nil {
+		return nil, err
+	}
+	nl, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, err
+	}
+	d := &Device{vnetHdr: cfg.VnetHdr, adopted: true, sndBuf: cfg.SndBuf, closers: cfg.Closers, nl: nl}
+	for _, fd := range fds {
+		d.push(fd)
+	}
+	if err := d.takeOver(&cfg); err != nil {
+		nl.Close()
+		return nil, err
+	}
+	return d, nil
+}
+
+// takeOver checks the queues given to Adopt and settles the device.
+func (d *Device) takeOver(cfg *Config) error {
+	link, err := d.identify()
+	if err != nil {
+		return err
+	}
+	if err := adoptable(link, cfg.flags()); err != nil {
+		return err
+	}
+	if n := link.Queues + link.DisabledQueues; n != len(d.queues) {
+		return fmt.Errorf("%w: %d given, the device has %d", errQueues, len(d.queues), n)
+	}
+	for _, q := range d.queues {
+		if err := d.sameDevice(q.fd); err != nil {
+			return err
+		}
+		unix.CloseOnExec(q.fd)
+		if err := unix.SetNonblock(q.fd, true); err != nil {
+			return err
+		}
+	}
+	if d.active = link.Queues; d.active < len(d.queues) {
+		if err := d.setActive(len(d.queues)); err != nil {
+			return err
+		}
+	}
+	return d.settle(cfg)
+}
+
+// How long Create waits for queues that no process has any more, and how often
+// it looks. A killed process with an io_uring is gone after a few RCU grace
+// periods, some 50 ms.
+const (
+	lingerWait = time.Second
+	lingerPoll = 5 * time.Millisecond
+)
+
+// findAdoptable returns the interface index of the device that cfg names, 0 if
+// there is none. It fails if there is one that cannot be adopted.
+func findAdoptable(nl *netlink.Handle, cfg *Config) (index int, err error) {
+	for deadline := time.Now().Add(lingerWait); ; time.Sleep(lingerPoll) {
+		link, err := nl.LinkByName(cfg.Name)
+		if errors.As(err, new(netlink.LinkNotFoundError)) {
+			return 0, nil
+		}
+		if err != nil {
+			return 0, err
+		}
+		if err := adoptable(link, cfg.flags()); err != nil {
+			return 0, err
+		}
+		t := link.(*netlink.Tuntap)
+		switch {
+		case t.Queues+t.DisabledQueues == 0 && t.NonPersist:
+			// Being deleted.
+		case t.Queues+t.DisabledQueues == 0:
+			return t.Index, nil
+		case len(holders(cfg.Name)) > 0:
+			return 0, busy(cfg.Name)
+		}
+		if time.Now().After(deadline) {
+			return 0, busy(cfg.Name)
+		}
+	}
+}
+
+// adoptable tells whether a device has the flags that we open with. Opening a
+// device with other flags is refused by the kernel, or changes them.
+func adoptable(link netlink.Link, flags uint16) error {
+	name := link.Attrs().Name
+	t, ok := link.(*netlink.Tuntap)
+	if !ok || t.Mode != netlink.TUNTAP_MODE_TAP {
+		return withHint(fmt.Errorf("%w: %s", ErrMismatch, describe(link)),
+			"rename it, delete it with `ip link delete "+name+"`, or unbind its driver")
+	}
+	if has := uint16(t.Mode) | uint16(t.Flags); has != flags {
+		return withHint(fmt.Errorf("%w: a TAP with flags %s, not %s", ErrMismatch, flagNames(has), flagNames(flags)),
+			"delete it with `ip link delete "+name+"` once nobody needs it")
+	}
+	return nil
+}
+
+// flagNames returns the flags that tell our devices apart from others.
+func flagNames(flags uint16) string {
+	s := "tap"
+	for _, f := range []struct {
+		bit  uint16
+		name string
+	}{
+		{unix.IFF_MULTI_QUEUE, "multi_queue"},
+		{unix.IFF_NO_PI, "no_pi"},
+		{unix.IFF_VNET_HDR, "vnet_hdr"},
+	} {
+		if flags&f.bit != 0 {
+			s += "|" + f.name
+		}
+	}
+	return s
+}

@@ -1,0 +1,235 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package tap
+
+import (
+	"errors"
+	"fmt"
+	"net"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Device is a TAP device and its queues. See the package documentation for
+// which goroutine may do what.
+type Device struct {
+	index   int
+	name    string // as last seen, for errors
+	vnetHdr bool
+	adopted bool
+	sndBuf  int
+	offload Offload
+	closers *Closers
+	// nl is a socket in the network namespace of the device, wherever the
+	// goroutines that use it happen to be.
+	nl *netlink.Handle
+	// queues[i] is queue i, to us and to the kernel; that holds because
+	// queues come and go at the end only. Empty when closed.
+	queues []*Queue
+	// The first active queues are given to the host, the others detached.
+	active int
+}
+
+// Index returns the interface index. It never changes. It may be called from any
+// goroutine.
+func (d *Device) Index() int { return d.index }
+
+// Adopted reports whether the device existed before.
+func (d *Device) Adopted() bool { return d.adopted }
+
+// VnetHdr reports whether each frame has a VnetHdr before it.
+func (d *Device) VnetHdr() bool { return d.vnetHdr }
+
+// Queues returns how many queues the device has.
+func (d *Device) Queues() int { return len(d.queues) }
+
+// Queue returns queue i, counted from 0. It panics if there is none. The same i
+// is the same *Queue for as long as the queue lives.
+func (d *Device) Queue(i int) *Queue { return d.queues[i] }
+
+// wrap makes err an *Error of this device.
+func (d *Device) wrap(op string, err error) error {
+	if isGone(err) {
+		err = ErrGone
+	}
+	return fail(op, d.name, err)
+}
+
+// fd0 returns the queue through which the device is controlled. There is one
+// for as long as the device is open.
+func (d *Device) fd0() (int, error) {
+	if len(d.queues) == 0 {
+		return -1, ErrClosed
+	}
+	return d.queues[0].fd, nil
+}
+
+// Name returns the interface's name as it is now. It fails with [ErrGone] when
+// the device was deleted.
+func (d *Device) Name() (string, error) {
+	fd, err := d.fd0()
+	if err != nil {
+		return "", d.wrap("name", err)
+	}
+	name, err := ifName(fd)
+	if err != nil {
+		return "", d.wrap("name", err)
+	}
+	return name, nil
+}
+
+// Persist decides whether the device outlives this process.
+func (d *Device) Persist(on bool) error {
+	fd, err := d.fd0()
+	if err == nil {
+		err = setPersist(fd, on)
+	}
+	return d.wrap("persist", err)
+}
+
+// SetCarrier turns the carrier on or off: whether, to the host, there is
+// anybody at the other end. Without carrier the host sends nothing and a bridge
+// blocks the port; frames can be written all the same.
+func (d *Device) SetCarrier(on bool) error {
+	fd, err := d.fd0()
+	if err == nil {
+		err = setCarrier(fd, on)
+	}
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOTTY) {
+		err = ErrNotSupported // before 5.0
+	}
+	return d.wrap("set carrier", err)
+}
+
+// SetMTU sets the MTU, the octets of a frame behind its Ethernet header: 68 to
+// 65521.
+func (d *Device) SetMTU(mtu int) error {
+	return d.setLink(fmt.Sprintf("set mtu %d", mtu), func(l netlink.Link) error {
+		return d.nl.LinkSetMTU(l, mtu)
+	})
+}
+
+// SetTxQueueLen sets how many frames may wait in each queue to be read; the host
+// drops more. Frames that wait beyond the new length are dropped as well.
+func (d *Device) SetTxQueueLen(frames int) error {
+	return d.setLink(fmt.Sprintf("set txqueuelen %d", frames), func(l netlink.Link) error {
+		return d.nl.LinkSetTxQLen(l, frames)
+	})
+}
+
+// setLink changes the link by its index.
+func (d *Device) setLink(op string, set func(netlink.Link) error) error {
+	if len(d.queues) == 0 {
+		return d.wrap(op, ErrClosed)
+	}
+	return d.wrap(op, set(&netlink.Tuntap{LinkAttrs: netlink.LinkAttrs{Index: d.index}}))
+}
+
+// SetSteering gives the device an eBPF program (BPF_PROG_TYPE_SOCKET_FILTER)
+// which says, modulo the number of queues, on which queue a frame from the host
+// is to be read; a descriptor of -1 goes back to the kernel's own choice,
+// which follows the queue that last wrote frames of the same flow.
+func (d *Device) SetSteering(prog int) error {
+	fd, err := d.fd0()
+	if err == nil {
+		err = unix.IoctlSetPointerInt(fd, unix.TUNSETSTEERINGEBPF, prog)
+	}
+	return d.wrap("set steering", err)
+}
+
+// Info is what the host says of a device.
+type Info struct {
+	Name string
+	// Up is whether the device was brought up, which scripts do.
+	Up bool
+	// Carrier is whether there is a carrier. The host says so only of a
+	// device that is up.
+	Carrier bool
+	// MTU is in octets, TxQueueLen in frames per queue.
+	MTU, TxQueueLen int
+	MAC             net.HardwareAddr
+	// Master is the interface index of the bridge, 0 if there is none.
+	Master int
+	Stats  Stats
+}
+
+// Stats are the host's counters of a device. The directions are the host's: what
+// is written to the queues it receives.
+type Stats struct {
+	RxPackets, RxBytes uint64
+	RxDropped          uint64 // written while down, or without memory
+	RxFrameErrors      uint64 // written with a bad VnetHdr
+	TxPackets, TxBytes uint64
+	TxDropped          uint64 // not read in time: the queue was full
+}
+
+// Info asks the host about the device. It fails with [ErrGone] when the device
+// was deleted.
+func (d *Device) Info() (Info, error) {
+	if len(d.queues) == 0 {
+		return Info{}, d.wrap("info", ErrClosed)
+	}
+	link, err := d.nl.LinkByIndex(d.index)
+	if err != nil {
+		return Info{}, d.wrap("info", err)
+	}
+	a := link.Attrs()
+	info := Info{
+		Name:       a.Name,
+		Up:         a.RawFlags&unix.IFF_UP != 0,
+		Carrier:    a.RawFlags&unix.IFF_LOWER_UP != 0,
+		MTU:        a.MTU,
+		TxQueueLen: a.TxQLen,
+		MAC:        a.HardwareAddr,
+		Master:     a.MasterIndex,
+	}
+	if s := a.Statistics; s != nil {
+		info.Stats = Stats{
+			RxPackets: s.RxPackets, RxBytes: s.RxBytes,
+			RxDropped: s.RxDropped, RxFrameErrors: s.RxFrameErrors,
+			TxPackets: s.TxPackets, TxBytes: s.TxBytes,
+			TxDropped: s.TxDropped,
+		}
+	}
+	return info, nil
+}
+
+// Close removes the device from the host, persistent or not, and closes its
+// queues. It takes some 15 ms, and longer while its turn has not come: see
+// [Closers]. A closed device may be closed again.
+func (d *Device) Close() error { return d.close("close", false) }
+
+// CloseKeep closes the queues and leaves the device to a successor, who adopts it
+// with [Create]. Until then it has no carrier, and what the host sends to it is
+// lost. (To lose nothing, hand the queues themselves on: see [Adopt].)
+func (d *Device) CloseKeep() error { return d.close("close, keeping", true) }
+
+func (d *Device) close(op string, keep bool) (err error) {
+	if len(d.queues) == 0 {
+		return nil
+	}
+	d.closers.do(func() {
+		// The device may have been deleted already: nothing to keep or
+		// not to keep then.
+		if perr := setPersist(d.queues[0].fd, keep); perr != nil && (keep || !isGone(perr)) {
+			err = perr
+		}
+		err = errors.Join(err, d.closeQueues(0))
+	})
+	d.nl.Close()
+	return d.wrap(op, err)
+}
+
+// closeQueues closes queue n and those above, the last first, so that none changes
+// its number on the way: the kernel gives that of a closed queue to the last one.
+func (d *Device) closeQueues(n int) error {
+	var errs []error
+	for i := len(d.queues) - 1; i >= n; i-- {
+		errs = append(errs, d.queues[i].close())
+	}
+	clear(d.queues[n:])
+	d.queues = d.queues[:n]
+	d.active = min(d.active, n)
+	return errors.Join(errs...)
+}

@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package tap
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+var (
+	// ErrBusy means that somebody else holds the device: a live process has
+	// queues of it open.
+	ErrBusy = errors.New("device is in use")
+	// ErrMismatch means that the name belongs to a device which cannot be
+	// adopted: not a TAP, or one with other flags.
+	ErrMismatch = errors.New("name is taken by another kind of device")
+	// ErrGone means that the device was deleted, or moved to another network
+	// namespace, behind our back.
+	ErrGone = errors.New("device is gone")
+	// ErrNotSupported means that the kernel cannot do what was asked. Asking
+	// again will not help; doing without will.
+	ErrNotSupported = errors.New("not supported by this kernel")
+	// ErrClosed is what the methods of a closed Device fail with.
+	ErrClosed = os.ErrClosed
+
+	errQueues  = errors.New("number of queues is out of range")
+	errOffload = errors.New("segmentation offload needs checksum offload")
+	errPlain   = errors.New("offloads need a vnet header")
+	errRenamed = errors.New("device was renamed again and again")
+	errName    = errors.New("not a valid interface name")
+)
+
+// ErrAgain is returned by [Queue.Read] and [Queue.Readv] when no frame is
+// waiting, and by [Queue.Write] and [Queue.Writev] when the device's send buffer
+// (Config.SndBuf) is full. It is compared with ==.
+var ErrAgain error = unix.EAGAIN
+
+// Error is the error of every function and method of this package but those of
+// [Queue] and [VnetHdr].
+type Error struct {
+	// Op is what was tried, such as "create" or "set queues".
+	Op string
+	// Name is the device's name, as far as it is known.
+	Name string
+	// Err is a sentinel of this package, an errno, or wraps one. A missing
+	// or forbidden /dev/net/tun is fs.ErrNotExist or fs.ErrPermission.
+	Err error
+	// Hint says what the user can do; it may be empty.
+	Hint string
+}
+
+func (e *Error) Error() string {
+	var b strings.Builder
+	b.WriteString("tap: " + e.Op)
+	if e.Name != "" {
+		b.WriteString(" " + e.Name)
+	}
+	b.WriteString(": " + e.Err.Error())
+	if e.Hint != "" {
+		b.WriteString("; " + e.Hint)
+	}
+	return b.String()
+}
+
+func (e *Error) Unwrap() error { return e.Err }
+
+// hinted is an error on its way up, with what will be the Hint of the *Error.
+type hinted struct {
+	error
+	hint string
+}
+
+func (e *hinted) Unwrap() error { return e.error }
+
+func withHint(err error, hint string) error { return &hinted{err, hint} }
+
+// fail makes err an *Error. nil stays nil.
+func fail(op, name string, err error) error {
+	if err == nil {
+		return nil
+	}
+	e := &Error{Op: op, Name: name, Err: err}
+	var h *hinted
+	if errors.As(err, &h) {
+		e.Hint = h.hint
+	}
+	return e
+}
+
+// isGone reports whether err, of an operation on a device, says that there is no
+// such device any more: EBADFD from one of its queues, the others from netlink.
+func isGone(err error) bool {
+	return errors.Is(err, unix.EBADFD) || errors.Is(err, unix.ENODEV) ||
+		errors.As(err, new(netlink.LinkNotFoundError))
+}
+
+// openHint says what to do when /dev/net/tun cannot be opened.
+func openHint(err error) string {
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO):
+		return "load the driver with `modprobe tun`; in a container, pass " + tunPath + " in"
+	case errors.Is(err, fs.ErrPermission):
+		return "run as root or `chmod 666 " + tunPath + "`; under systemd, check DeviceAllow="
+	case errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE):
+		return "raise the limit of open files (LimitNOFILE=)"
+	}
+	return ""
+}
+
+// attachHint says what to do when the kernel refuses a queue of a device.
+func attachHint(err error) string {
+	switch {
+	case errors.Is(err, unix.EPERM):
+		return "CAP_NET_ADMIN is needed to create a device, and to adopt one of another user"
+	case errors.Is(err, unix.E2BIG):
+		return "the kernel allows 256 queues per device"
+	}
+	return ""
+}

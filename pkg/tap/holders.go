@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package tap
+
+import (
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// busy returns an ErrBusy that says who holds a device and what to do about it.
+func busy(name string) error {
+	who := holders(name)
+	if len(who) == 0 {
+		return withHint(ErrBusy, "no process visible from here holds it: look in other containers")
+	}
+	return withHint(ErrBusy, "held by "+strings.Join(who, ", ")+": stop it first")
+}
+
+// maxHolders is how many holders an error names.
+const maxHolders = 4
+
+// holders names processes that have queues of a device open, as "pid (command)".
+// The kernel tells a queue's device in /proc/PID/fdinfo, by name alone; a device
+// of the same name in another network namespace is told apart by the namespace
+// of the process, which is right for all but the most contrived. Processes that
+// cannot be looked at are passed over.
+func holders(name string) []string {
+	pids, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil
+	}
+	here, _ := os.Readlink("/proc/thread-self/ns/net")
+	var same, other []string
+	for _, p := range pids {
+		pid, ok := atoi(p.Name())
+		if !ok || !holds(pid, name) {
+			continue
+		}
+		proc := "/proc/" + p.Name()
+		comm, _ := os.ReadFile(proc + "/comm")
+		who := p.Name() + " (" + strings.TrimSpace(string(comm)) + ")"
+		if pid == os.Getpid() {
+			who = "this process"
+		}
+		if there, _ := os.Readlink(proc + "/ns/net"); there == here {
+			same = append(same, who)
+		} else {
+			other = append(other, who)
+		}
+		if len(same) == maxHolders {
+			break
+		}
+	}
+	if len(same) == 0 {
+		same = other
+	}
+	return same[:min(len(same), maxHolders)]
+}
+
+// holds reports whether a process has a queue of a device.
+func holds(pid int, name string) bool {
+	proc := "/proc/" + strconv.Itoa(pid)
+	fds, err := os.ReadDir(proc + "/fd")
+	if err != nil {
+		return false
+	}
+	for _, fd := range fds {
+		if target, err := os.Readlink(proc + "/fd/" + fd.Name()); err != nil || target != tunPath {
+			continue
+		}
+		info, err := os.ReadFile(proc + "/fdinfo/" + fd.Name())
+		if err != nil {
+			continue
+		}
+		for line := range strings.Lines(string(info)) {
+			if dev, ok := strings.CutPrefix(line, "iff:"); ok && strings.TrimSpace(dev) == name {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// describe says what a device is that is not a TAP.
+func describe(link netlink.Link) string {
+	kind := link.Type()
+	if t, ok := link.(*netlink.Tuntap); ok {
+		kind = t.Mode.String()
+	}
+	driver := ""
+	if fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err == nil {
+		if info, err := unix.IoctlGetEthtoolDrvinfo(fd, link.Attrs().Name); err == nil {
+			driver = ", driver " + unix.ByteSliceToString(info.Driver[:])
+		}
+		unix.Close(fd)
+	}
+	return "a " + kind + driver
+}
+
+// atoi parses a number of decimal digits only.
+func atoi(s string) (int, bool) {
+	n, err := strconv.ParseUint(s, 10, 31)
+	return int(n), err == nil
+}

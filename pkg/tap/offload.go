@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package tap
+
+import (
+	"errors"
+
+	"golang.org/x/sys/unix"
+)
+
+// Offload says what the reader of the queues can finish itself, so that the host
+// may leave it undone. It does not limit what may be written to the queues.
+type Offload struct {
+	// Csum allows frames without a complete checksum: VnetNeedsCsum. The
+	// switch covers every protocol and address family alike; a reader
+	// that serves somebody who can complete only some completes the others.
+	Csum bool
+	// TSO4 and TSO6 allow TCP frames of up to 64 KiB, to be cut at
+	// VnetHdr.GSOSize: VnetGSOTCPv4 and VnetGSOTCPv6. Each needs Csum.
+	TSO4, TSO6 bool
+}
+
+// bits returns the argument of TUNSETOFFLOAD. TUN_F_TSO_ECN is never among
+// them: the host then cuts frames with CWR set itself, for readers which have no
+// way to pass the flag on.
+func (o Offload) bits() int {
+	var b int
+	if o.Csum {
+		b |= unix.TUN_F_CSUM
+	}
+	if o.TSO4 {
+		b |= unix.TUN_F_TSO4
+	}
+	if o.TSO6 {
+		b |= unix.TUN_F_TSO6
+	}
+	return b
+}
+
+// check tells whether a device can be asked for o.
+func (o Offload) check(vnetHdr bool) error {
+	switch {
+	case o != Offload{} && !vnetHdr:
+		return errPlain
+	case (o.TSO4 || o.TSO6) && !o.Csum:
+		return errOffload
+	}
+	return nil
+}
+
+// SetOffload replaces the device's offloads. The answer is nil, an error that
+// wraps [ErrNotSupported], with the device unchanged, or another error.
+//
+// Frames which already wait in the queues stay as they are: after an offload was
+// taken away, the reader must still expect it until the queues have run dry.
+func (d *Device) SetOffload(o Offload) error {
+	return d.wrap("set offload", d.setOffload(o))
+}
+
+func (d *Device) setOffload(o Offload) error {
+	if len(d.queues) == 0 {
+		return ErrClosed
+	}
+	if err := o.check(d.vnetHdr); err != nil {
+		return err
+	}
+	err := unix.IoctlSetInt(d.queues[0].fd, unix.TUNSETOFFLOAD, o.bits())
+	switch {
+	case err == nil:
+		d.offload = o
+		return nil
+	case errors.Is(err, unix.EINVAL):
+		// The driver's documented answer to a bit it does not know.
+		return ErrNotSupported
+	}
+	return err
+}
+
+// ProbeOffload asks whether the device can have o, and leaves it as it was. The
+// answer has the form of that of [SetOffload]. While it asks, the device really
+// has o: ask before the device carries traffic.
+func (d *Device) ProbeOffload(o Offload) error {
+	was := d.offload
+	err := d.setOffload(o)
+	if err == nil {
+		err = d.setOffload(was)
+	}
+	return d.wrap("probe offload", err)
+}

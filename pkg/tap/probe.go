@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package tap
+
+import (
+	"fmt"
+
+	"golang.org/x/sys/unix"
+)
+
+// Feature is something that a kernel's TUN driver may have.
+type Feature uint16
+
+// Features that [Probe] can ask for, by their bits in TUNGETFEATURES.
+const (
+	// VnetHeader is a VnetHdr in front of each frame.
+	VnetHeader Feature = unix.IFF_VNET_HDR
+	// MultiQueue is more than one queue per device; Create needs it.
+	MultiQueue Feature = unix.IFF_MULTI_QUEUE
+	// NoCarrier is creating a device with its carrier off (6.2). Create
+	// does without where it is missing.
+	NoCarrier Feature = unix.IFF_NO_CARRIER
+)
+
+// String returns the feature's name in the kernel.
+func (f Feature) String() string {
+	switch f {
+	case VnetHeader:
+		return "IFF_VNET_HDR"
+	case MultiQueue:
+		return "IFF_MULTI_QUEUE"
+	case NoCarrier:
+		return "IFF_NO_CARRIER"
+	}
+	return fmt.Sprintf("unknown(%#x)", uint16(f))
+}
+
+// Probe asks whether the kernel has a feature. The answer is nil, an error
+// that wraps [ErrNotSupported], or, when it could not be found out, another
+// error. No device is made.
+//
+// Offloads cannot be asked for without a device: see [Device.ProbeOffload].
+func Probe(f Feature) error {
+	has, err := features()
+	if err != nil {
+		return fail("probe", f.String(), err)
+	}
+	if has&f != f {
+		return fail("probe", f.String(), ErrNotSupported)
+	}
+	return nil
+}
+
+func features() (Feature, error) {
+	fd, err := openTUN()
+	if err != nil {
+		return 0, err
+	}
+	defer unix.Close(fd)
+	bits, err := unix.IoctlGetUint32(fd, unix.TUNGETFEATURES)
+	return Feature(bits), err
+}

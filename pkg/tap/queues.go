@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package tap
+
+import (
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+)
+
+// SetQueues opens or closes queues at the end until there are n, 1 to MaxQueues,
+// and gives all of them to the host. Queues below n stay as they are, except that
+// detached ones (SetActive) are attached again. If it fails to open one, those
+// it had opened are closed again.
+//
+// Frames waiting in a queue that is closed are lost. The carrier does not
+// change.
+func (d *Device) SetQueues(n int) error {
+	return d.wrap(fmt.Sprintf("set queues to %d", n), d.setQueues(n))
+}
+
+func (d *Device) setQueues(n int) error {
+	was := len(d.queues)
+	switch {
+	case was == 0:
+		return ErrClosed
+	case n < 1 || n > MaxQueues:
+		return errQueues
+	case n < was:
+		if err := d.closeQueues(n); err != nil {
+			return err
+		}
+	}
+	// A new queue is numbered behind the attached ones, so all must be.
+	if err := d.setActive(len(d.queues)); err != nil {
+		return err
+	}
+	for len(d.queues) < n {
+		fd, err := d.openQueue()
+		if err != nil {
+			return errors.Join(err, d.closeQueues(was))
+		}
+		d.push(fd)
+	}
+	if n > was {
+		return d.applySndBuf()
+	}
+	return nil
+}
+
+// SetActive gives the first n queues, 1 to all, to the host, and takes the
+// others away from it without closing them: their descriptors stay good, in an
+// epoll or io_uring too, frames can still be written to them, but none will
+// arrive. It suits a reader who for a while serves fewer queues.
+//
+// Frames waiting in a queue that is taken away are lost. The carrier does not
+// change.
+func (d *Device) SetActive(n int) error {
+	op := fmt.Sprintf("set active queues to %d", n)
+	switch {
+	case len(d.queues) == 0:
+		return d.wrap(op, ErrClosed)
+	case n < 1 || n > len(d.queues):
+		return d.wrap(op, errQueues)
+	}
+	return d.wrap(op, d.setActive(n))
+}
+
+// Active returns how many queues the host has.
+func (d *Device) Active() int { return d.active }
+
+func (d *Device) setActive(n int) error {
+	// From the end down, and up to the end: see closeQueues.
+	for ; d.active > n; d.active-- {
+		if err := d.setAttached(d.queues[d.active-1], false); err != nil {
+			return err
+		}
+	}
+	if d.active == n {
+		return nil
+	}
+	for ; d.active < n; d.active++ {
+		if err := d.setAttached(d.queues[d.active], true); err != nil {
+			return err
+		}
+	}
+	return d.applySndBuf()
+}
+
+// setAttached tells apart what the kernel does not: to TUNSETQUEUE a deleted
+// device is EINVAL, like a queue which is in that state already.
+func (d *Device) setAttached(q *Queue, attached bool) error {
+	err := setAttached(q.fd, attached)
+	if errors.Is(err, unix.EINVAL) {
+		if _, nerr := ifName(q.fd); nerr != nil {
+			return nerr
+		}
+	}
+	return err
+}
+
+// applySndBuf bounds the send buffers of all attached queues. The kernel does not
+// do it for queues that come later.
+func (d *Device) applySndBuf() error {
+	if d.sndBuf == 0 {
+		return nil
+	}
+	return unix.IoctlSetPointerInt(d.queues[0].fd, unix.TUNSETSNDBUF, d.sndBuf)
+}
+
+// push takes fd, which is attached to the device, as its next queue.
+func (d *Device) push(fd int) {
+	d.queues = append(d.queues, &Queue{fd: fd, index: len(d.queues)})
+	d.active++
+}
+
+// openTries bounds how often openQueue starts again because the device was
+// renamed under its hands. Nobody renames that often by accident.
+const openTries = 16
+
+// openQueue opens one more queue of the device.
+//
+// The kernel takes a queue by name only, and makes a new device where there is
+// none of that name. A script may rename the device between our asking for the
+// name and our using it. So the queue wishes for an interface index as well:
+// ours. An existing device does not care, and a new one cannot have it while
+// ours lives: EBUSY instead of a stray device.
+func (d *Device) openQueue() (int, error) {
+	flags := (&Config{VnetHdr: d.vnetHdr}).flags()
+	for range openTries {
+		name, err := ifName(d.queues[0].fd)
+		if err != nil {
+			return -1, err
+		}
+		d.name = name
+		fd, err := openTUN()
+		if err != nil {
+			return -1, err
+		}
+		err = unix.IoctlSetPointerInt(fd, unix.TUNSETIFINDEX, d.index)
+		if err == nil {
+			err = attachByName(fd, name, flags)
+		}
+		if err == nil {
+			err = d.sameDevice(fd)
+		}
+		switch {
+		case err == nil:
+			return fd, nil
+		case errors.Is(err, errRenamed), errors.Is(err, unix.EBUSY), errors.Is(err, unix.EINVAL):
+			// EINVAL: the name now belongs to something else.
+			if cerr := unix.Close(fd); cerr != nil {
+				return -1, cerr
+			}
+		default:
+			return -1, errors.Join(withHint(err, attachHint(err)), unix.Close(fd))
+		}
+	}
+	return -1, errRenamed
+}
+
+// sameDevice tells whether fd is a queue of d: both then have the same name.
+func (d *Device) sameDevice(fd int) error {
+	theirs, err := ifName(fd)
+	if err != nil {
+		return err
+	}
+	ours, err := ifName(d.queues[0].fd)
+	if err != nil {
+		return err
+	}
+	if theirs != ours {
+		return errRenamed
+	}
+	return nil
+}
