@@ -4,6 +4,7 @@ package xenstore
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"syscall"
 )
@@ -43,6 +44,13 @@ var (
 	// ErrPath is returned before anything is sent, for a path no xenstored
 	// accepts.
 	ErrPath = errors.New("invalid path")
+
+	// ErrMalformed says that a node exists but does not hold what was asked
+	// for.
+	ErrMalformed = errors.New("malformed value")
+
+	// ErrTxDone is returned by the methods of a Tx whose transaction has ended.
+	ErrTxDone = errors.New("transaction has ended")
 )
 
 // Error is the error of one request.
@@ -61,6 +69,15 @@ func (e *Error) Error() string {
 
 // Unwrap returns e.Err.
 func (e *Error) Unwrap() error { return e.Err }
+
+// badReply is the error of a call that was answered with something it cannot
+// mean.
+func badReply(typ MessageType, path string, payload []byte) error {
+	return &Error{Op: typ.String(), Path: path, Err: fmt.Errorf("%w: reply %.80q", ErrProtocol, payload)}
+}
+
+// isErr is errors.Is, short for use beside the sentinels above.
+func isErr(err, target error) bool { return errors.Is(err, target) }
 
 // wireErrors is xsd_errors of xs_wire.h: the payload of an ERROR message is
 // one of these names, since the numbers differ between operating systems.

@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package xenstore
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+	"sync/atomic"
+)
+
+// view is the store as seen outside of any transaction (tx is 0) or within
+// one. Client and Tx share its methods.
+type view struct {
+	c    *Client
+	tx   uint32
+	over atomic.Bool // the transaction has ended, its id may mean another one
+}
+
+// node sends a request whose payload starts with a path.
+func (v *view) node(typ MessageType, path string, rest ...string) ([]byte, error) {
+	return v.send(typ, path, CheckPath, AppendStrings(nil, append([]string{path}, rest...)...))
+}
+
+func (v *view) send(typ MessageType, path string, check func(string) error, payload []byte) ([]byte, error) {
+	if err := check(path); err != nil {
+		return nil, &Error{Op: typ.String(), Path: path, Err: err}
+	}
+	if v.over.Load() {
+		return nil, &Error{Op: typ.String(), Path: path, Err: ErrTxDone}
+	}
+	return v.c.call(typ, v.tx, path, payload)
+}
+
+// Read returns the value of a node as it is stored. It may hold any byte; by
+// convention it is ASCII text without a NUL at the end.
+func (v *view) Read(path string) (string, error) {
+	b, err := v.node(MsgRead, path)
+	return string(b), err
+}
+
+// Write stores value in a node and creates the node and its parents if they
+// are missing. New nodes inherit the permissions of their parent. Path and
+// value together must fit one message.
+func (v *view) Write(path, value string) error {
+	b := append(AppendStrings(nil, path), value...)
+	_, err := v.send(MsgWrite, path, CheckPath, b)
+	return err
+}
+
+// Mkdir creates a node with an empty value, and its parents, if they are
+// missing. An existing node keeps its value.
+func (v *view) Mkdir(path string) error {
+	_, err := v.node(MsgMkdir, path)
+	return err
+}
+
+// Remove deletes a node and all below it. It is no error if the node does not
+// exist, but ErrNotExist if its parent does not exist either.
+func (v *view) Remove(path string) error {
+	_, err := v.node(MsgRemove, path)
+	return err
+}
+
+// Exists reports whether there is such a node. A node the caller may not read
+// is an error that matches ErrPermission.
+func (v *view) Exists(path string) (bool, error) {
+	_, err := v.node(MsgRead, path)
+	switch {
+	case err == nil:
+		return true, nil
+	case isErr(err, ErrNotExist):
+		return false, nil
+	}
+	return false, err
+}
+
+// Permissions returns the permission list of a node or of a special path. The
+// first entry names the owner, see Perm.
+func (v *view) Permissions(path string) ([]Perm, error) {
+	b, err := v.send(MsgGetPerms, path, CheckWatchPath, AppendStrings(nil, path))
+	if err != nil {
+		return nil, err
+	}
+	ss, ok := SplitStrings(b)
+	if !ok {
+		return nil, badReply(MsgGetPerms, path, b)
+	}
+	perms := make([]Perm, len(ss))
+	for i, s := range ss {
+		if perms[i], err = ParsePerm(s); err != nil {
+			return nil, badReply(MsgGetPerms, path, b)
+		}
+	}
+	return perms, nil
+}
+
+// SetPermissions replaces the permission list of a node or of a special path.
+// Only its owner may do that, and only a privileged domain may change the owner.
+func (v *view) SetPermissions(path string, perms []Perm) error {
+	b := AppendStrings(nil, path)
+	for _, p := range perms {
+		b = AppendStrings(b, p.String())
+	}
+	_, err := v.send(MsgSetPerms, path, CheckWatchPath, b)
+	return err
+}
+
+// ReadUint returns the value of a node as an unsigned decimal number of at most
+// bitSize bits. White space around it and NULs behind it are ignored, since
+// frontends exist that write them. Anything else that is not a number, or is
+// too big, is ErrMalformed; a missing node is ErrNotExist.
+func (v *view) ReadUint(path string, bitSize int) (uint64, error) {
+	s, err := v.Read(path)
+	if err != nil {
+		return 0, err
+	}
+	n, err := strconv.ParseUint(strings.TrimSpace(strings.TrimRight(s, "\x00")), 10, bitSize)
+	if err != nil {
+		return 0, &Error{Op: MsgRead.String(), Path: path,
+			Err: fmt.Errorf("%w: %.40q is no number of %d bits", ErrMalformed, s, bitSize)}
+	}
+	return n, nil
+}

@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package xenstore
+
+import (
+	"bytes"
+	"fmt"
+	"strconv"
+)
+
+// maxPending is how many distinct paths a watch holds for its consumer. It is
+// enough for a whole device directory written at once, and little enough that
+// thousands of watches cost nothing.
+const maxPending = 64
+
+// Event says that something changed at Path or, if Overflow is set, that more
+// changed than was kept: look at everything the watch covers.
+//
+// Path is the changed node, or the watched path itself if one of its parents was
+// removed. It is relative if the watched path is. An event does not say what
+// changed, and what it says may be out of date: read the node.
+type Event struct {
+	Path     string // empty if Overflow is set
+	Overflow bool
+}
+
+// Watch reports changes of a node and of everything below it.
+//
+// The first event follows at once, with the watched path itself, to make the
+// consumer look at the present state. After that each change is reported at
+// least once, after it happened. Changes of one path are reported once while the
+// consumer has not taken the event for the first of them; different paths are
+// reported in the order of their first change.
+type Watch struct {
+	c     *Client
+	path  string
+	token string
+
+	// ch has room for maxPending paths and one Overflow behind them. Only the
+	// client's reader sends, with the client's mutex held, so a send that finds
+	// room does not block.
+	ch chan Event
+
+	// sent is what was sent last, as a ring. The events that still are in ch are
+	// the last len(ch) of it, which tells a new path from a pending one without
+	// touching ch. If the consumer takes an event between the look and the
+	// decision to drop, it reads the node after the change, so nothing is lost.
+	sent  [maxPending + 1]Event
+	sends int
+}
+
+// Watch starts to watch path: a node, which need not exist, or a special path
+// like ReleaseDomain. Changes made in a transaction are reported when it
+// commits.
+//
+// Whoever may write below path decides how many events there are. They cost
+// bounded memory here, but watch single nodes rather than a guest's directory.
+func (c *Client) Watch(path string) (*Watch, error) {
+	return c.watch(path)
+}
+
+// WatchDepth is Watch, limited to nodes at most depth levels below path where
+// that is possible: it takes an xenstored with FeatureWatchDepth and a Socket,
+// since the kernel's xenbus knows no depth. Elsewhere deeper nodes are reported
+// too.
+func (c *Client) WatchDepth(path string, depth uint) (*Watch, error) {
+	if c.kind == Socket {
+		if f, err := c.Features(); err == nil && f&FeatureWatchDepth != 0 {
+			return c.watch(path, strconv.FormatUint(uint64(depth), 10))
+		}
+	}
+	return c.watch(path)
+}
+
+func (c *Client) watch(path string, depth ...string) (*Watch, error) {
+	if err := CheckWatchPath(path); err != nil {
+		return nil, &Error{Op: MsgWatch.String(), Path: path, Err: err}
+	}
+	w := &Watch{c: c, path: path, ch: make(chan Event, maxPending+1)}
+	// The first event may overtake the reply, so the watch is known before
+	// it is asked for.
+	if err := c.addWatch(w); err != nil {
+		return nil, &Error{Op: MsgWatch.String(), Path: path, Err: err}
+	}
+	payload := AppendStrings(nil, append([]string{path, w.token}, depth...)...)
+	if _, err := c.call(MsgWatch, 0, path, payload); err != nil {
+		c.dropWatch(w)
+		return nil, err
+	}
+	return w, nil
+}
+
+// Path returns the watched path.
+func (w *Watch) Path() string { return w.path }
+
+// C returns the channel of events. It is closed by Close, and when the
+// connection ends; Client.Err tells which.
+func (w *Watch) C() <-chan Event { return w.ch }
+
+// Close ends the watch. No event is received after it. It may be called while
+// another goroutine receives from C, and more than once.
+func (w *Watch) Close() error {
+	if !w.c.dropWatch(w) {
+		return nil
+	}
+	_, err := w.c.call(MsgUnwatch, 0, w.path, AppendStrings(nil, w.path, w.token))
+	if isErr(err, ErrClosed) {
+		return nil // the watch went with the connection
+	}
+	return err
+}
+
+// addWatch makes w known to the reader, under a new token.
+func (c *Client) addWatch(w *Watch) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.err != nil {
+		return c.err
+	}
+	c.lastToken++
+	w.token = strconv.FormatUint(c.lastToken, 10)
+	c.watches[w.token] = w
+	return nil
+}
+
+// dropWatch makes the reader forget w, throws away its events and closes its
+// channel. It reports false if that was done before.
+func (c *Client) dropWatch(w *Watch) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.watches[w.token] != w {
+		return false
+	}
+	delete(c.watches, w.token)
+	for {
+		select {
+		case <-w.ch:
+		default:
+			close(w.ch)
+			return true
+		}
+	}
+}
+
+// fire hands an event to its watch. It is not an error if there is none: the
+// event was on its way when the watch was closed.
+func (c *Client) fire(payload []byte) error {
+	path, token, ok := cutEvent(payload)
+	if !ok {
+		return fmt.Errorf("%w: WATCH_EVENT of %.80q", ErrProtocol, payload)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if w := c.watches[string(token)]; w != nil {
+		w.post(path)
+	}
+	return nil
+}
+
+// cutEvent returns the path and the token of a WATCH_EVENT. It does not copy
+// them, since most events of a storm are dropped.
+func cutEvent(b []byte) (path, token []byte, ok bool) {
+	path, b, ok = bytes.Cut(b, []byte{0})
+	if !ok {
+		return nil, nil, false
+	}
+	token, _, ok = bytes.Cut(b, []byte{0})
+	return path, token, ok
+}
+
+// post queues an event, unless one that covers it is pending.
+func (w *Watch) post(path []byte) {
+	pending := len(w.ch)
+	for i := 1; i <= pending; i++ {
+		e := &w.sent[(w.sends-i+len(w.sent))%len(w.sent)]
+		if e.Overflow || e.Path == string(path) {
+			return
+		}
+	}
+	e := Event{Overflow: true}
+	if pending < maxPending {
+		e = Event{Path: string(path)}
+	}
+	w.ch <- e
+	w.sent[w.sends] = e
+	w.sends = (w.sends + 1) % len(w.sent)
+}
