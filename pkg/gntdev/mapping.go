@@ -24,8 +24,7 @@ func (p Prot) String() string {
 }
 
 // Mapping is a run of guest pages in our address space, in the order of the
-// refs they were mapped from. The guest reads and, unless it granted them
-// read-only to itself, writes them at any time.
+// refs they were mapped from. The guest may read and write them at any time.
 //
 // The memory stays valid until Unmap, even when the guest is destroyed; after
 // Unmap any access is a fault that kills the process. The owner drops its
