@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package store
+
+import (
+	"math"
+	"time"
+)
+
+// The write rate limit of xenstored ("wrl"). While a transaction is open, every
+// write of an unprivileged domain costs credit, and a domain without credit is
+// not read from until time has given it some. Credit is shared out evenly among
+// the introduced domains; what a domain leaves unused goes, up to a bound, to a
+// common reserve that others draw on before they have to wait.
+//
+// Amounts are thousandths of a write.
+const (
+	writeCost    = 1000
+	domainBurst  = 10 * writeCost     // a domain's credit
+	reserveBurst = 1000 * writeCost   // the reserve's credit
+	reserveDebt  = 5 * domainBurst    // how far new domains may draw the reserve below zero
+	maxCredit    = 1000 * 1000 * 1000 // no sum of these overflows 32 bits
+)
+
+// limiter is the part of the rate limit that all domains share.
+type limiter struct {
+	rate    int // thousandths of a write per second, over all domains
+	domains int // introduced domains
+	reserve int
+}
+
+// allowance is a domain's part.
+type allowance struct {
+	credit int
+	at     time.Time // credit is right for this time
+}
+
+func newLimiter(writesPerSecond int) limiter {
+	if writesPerSecond > math.MaxInt32/writeCost {
+		return limiter{} // no limit
+	}
+	return limiter{rate: writesPerSecond * writeCost}
+}
+
+// move shifts as much as keeps from above floor and to below ceiling.
+func move(from *int, floor int, to *int, ceiling int) {
+	if n := min(*from-floor, ceiling-*to); n > 0 {
+		*from -= n
+		*to += n
+	}
+}
+
+func (l *limiter) join(a *allowance, now time.Time) {
+	*a = allowance{at: now}
+	l.domains++
+	move(&l.reserve, -reserveDebt, &a.credit, domainBurst)
+}
+
+func (l *limiter) leave(a *allowance) {
+	l.domains--
+	move(&a.credit, 0, &l.reserve, domainBurst)
+}
+
+// refresh gives a the credit of the time that has passed, lends it what it then
+// lacks to reach zero, and takes back what exceeds its burst.
+func (l *limiter) refresh(a *allowance, now time.Time) {
+	ms := min(max(now.Sub(a.at).Milliseconds(), 0), 1000*1000*1000)
+	// Only whole milliseconds are paid for, so only those are used up.
+	a.at = a.at.Add(time.Duration(ms) * time.Millisecond)
+	a.credit = min(a.credit+int(ms)*l.rate/(l.domains*1000), maxCredit)
+
+	move(&l.reserve, 0, &a.credit, 0)
+	surplus := 0
+	move(&a.credit, domainBurst, &surplus, maxCredit)
+	move(&surplus, 0, &l.reserve, reserveBurst)
+}
+
+// spend takes the price of one write.
+func (l *limiter) spend(a *allowance, now time.Time) {
+	if l.rate == 0 {
+		return
+	}
+	l.refresh(a, now)
+	a.credit -= writeCost
+}
+
+// wait is how long a must wait until it may write again, 0 if it may now.
+func (l *limiter) wait(a *allowance, now time.Time) time.Duration {
+	if l.rate == 0 || a.credit >= 0 {
+		return 0
+	}
+	if l.refresh(a, now); a.credit >= 0 {
+		return 0
+	}
+	ms := (-a.credit*1000*l.domains + l.rate - 1) / l.rate
+	return time.Duration(ms) * time.Millisecond
+}
