@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package host opens what a backend needs of the machine it runs on: a real
+// Xen's devices below /dev/xen, or an embedded one's sockets. Everything above
+// takes what it gets and does not ask which it is.
+//
+// It knows how to open things. It must not know what they are used for.
+package host
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/netbackd/netbackd/internal/xensim/simclient"
+	"github.com/netbackd/netbackd/internal/xensim/wire"
+	"github.com/netbackd/netbackd/pkg/evtchn"
+	"github.com/netbackd/netbackd/pkg/gntdev"
+	"github.com/netbackd/netbackd/pkg/vif"
+	"github.com/netbackd/netbackd/pkg/xenstore"
+)
+
+// DefaultDir is where a real Xen's devices are.
+const DefaultDir = "/dev/xen"
+
+// Host is a machine's Xen, opened.
+type Host struct {
+	grants grants
+	events func(domid uint16) (vif.Events, error)
+	dial   func() (*xenstore.Client, error)
+	close  func() error
+}
+
+type grants interface {
+	vif.Grants
+	Close() error
+}
+
+// Open opens the Xen at dir: DefaultDir, or the directory of an embedded one.
+func Open(dir string) (*Host, error) {
+	if _, err := os.Stat(filepath.Join(dir, wire.HypercallSocket)); err == nil {
+		return openSim(dir)
+	}
+	return openReal(dir)
+}
+
+func openReal(dir string) (*Host, error) {
+	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("%s is not there: this is not a Xen domain, or its modules are not loaded (modprobe xen-gntdev xen-evtchn); try `netbackd demo` to see netbackd work without Xen", dir)
+	}
+	g, err := gntdev.Open(filepath.Join(dir, "gntdev"))
+	if err != nil {
+		return nil, err
+	}
+	// Opened once now, so that what is missing is found at the start and not
+	// by the first guest.
+	path := filepath.Join(dir, "evtchn")
+	e, err := evtchn.Open(path)
+	if err != nil {
+		return nil, errors.Join(err, g.Close())
+	}
+	if err := e.Close(); err != nil {
+		return nil, errors.Join(err, g.Close())
+	}
+	return &Host{
+		grants: g,
+		events: func(domid uint16) (vif.Events, error) {
+			d, err := evtchn.Open(path)
+			if err != nil {
+				return nil, err
+			}
+			if err := d.Restrict(domid); err != nil {
+				return nil, errors.Join(err, d.Close())
+			}
+			return d, nil
+		},
+		dial:  func() (*xenstore.Client, error) { return xenstore.Open() },
+		close: g.Close,
+	}, nil
+}
+
+func openSim(dir string) (*Host, error) {
+	c, err := simclient.Dial(dir, 0)
+	if err != nil {
+		return nil, err
+	}
+	g, err := c.Grants()
+	if err != nil {
+		return nil, errors.Join(err, c.Close())
+	}
+	return &Host{
+		grants: g,
+		events: func(domid uint16) (vif.Events, error) {
+			d, err := c.Events()
+			if err != nil {
+				return nil, err
+			}
+			if err := d.Restrict(domid); err != nil {
+				return nil, errors.Join(err, d.Close())
+			}
+			return d, nil
+		},
+		dial:  func() (*xenstore.Client, error) { return c.Xenstore() },
+		close: func() error { return errors.Join(g.Close(), c.Close()) },
+	}, nil
+}
+
+// Grants is the machine's grant device.
+func (h *Host) Grants() vif.Grants { return h.grants }
+
+// OpenEvents opens a handle for the event channels of one domain.
+func (h *Host) OpenEvents(domid uint16) (vif.Events, error) { return h.events(domid) }
+
+// DialStore connects to xenstore.
+func (h *Host) DialStore() (*xenstore.Client, error) { return h.dial() }
+
+// Close closes what was opened.
+func (h *Host) Close() error { return h.close() }
+
+var _ vif.Host = (*Host)(nil)
