@@ -57,9 +57,10 @@ func Do(pid int, fn func() error) error {
 // sockets, TAP queues - stays there when it is used elsewhere later.
 //
 // fn runs in a goroutine of its own, on a thread of its own that ends with it:
-// goroutines started by fn are not in the namespace, and processes started by
-// fn must not ask to die with their parent thread, as [Start] does. A test must
-// not call t.FailNow or t.Fatal in fn; Do reports it as an error.
+// goroutines started by fn are not in the namespace. The thread may be one that
+// has done other work before, so a process which was started with Pdeathsig may
+// die of Do, unless [Start] started it. A test must not call t.FailNow or t.Fatal
+// in fn; Do reports it as an error.
 func (ns *NS) Do(fn func() error) error {
 	return onOwnThread(func() error {
 		if err := netns.Set(ns.handle); err != nil {

@@ -106,7 +106,11 @@ func TestEnterGivesAnEmptyNetworkWithLoopbackUp(t *testing.T) {
 	if _, err := AddBridge("br-sysfs"); err != nil {
 		t.Fatal(err)
 	}
-	defer Delete("br-sysfs")
+	defer func() {
+		if err := Delete("br-sysfs"); err != nil {
+			t.Error(err)
+		}
+	}()
 	if _, err := os.Stat("/sys/class/net/br-sysfs"); err != nil && os.Geteuid() == 0 {
 		t.Errorf("/sys shows another network: %v", err)
 	}
@@ -190,14 +194,18 @@ func TestStartGivesAProcessItsOwnNetwork(t *testing.T) {
 		t.Errorf("links of the child (-want +got):\n%s", diff)
 	}
 	var there string
+	for range 100 { // each ends a thread, but never the one the child depends on
+		if err := Do(cmd.Process.Pid, func() error { return nil }); err != nil {
+			t.Fatal(err)
+		}
+	}
 	if err := Do(cmd.Process.Pid, func() error { there = id(); return Up("lo") }); err != nil {
 		t.Error(err)
 	}
 	if there != ns {
 		t.Errorf("Do ran in %s, want %s", there, ns)
 	}
-	stdin.Close()
-	if err := cmd.Wait(); err != nil {
+	if err := errors.Join(stdin.Close(), cmd.Wait()); err != nil {
 		t.Error(err)
 	}
 	if _, err := OfPid(cmd.Process.Pid); !errors.Is(err, os.ErrProcessDone) {
@@ -291,7 +299,11 @@ func TestBridgeAndAddresses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer ns.Close()
+	defer func() {
+		if err := ns.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
 	mac := net.HardwareAddr{0x00, 0x16, 0x3e, 1, 2, 3}
 	err = ns.Do(func() error {
 		index, err := AddBridge("br0")

@@ -3,8 +3,10 @@
 package netns
 
 import (
+	"errors"
 	"os"
 	"os/exec"
+	"runtime"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -16,15 +18,38 @@ import (
 // gives it a network of its own, but not the right to open device nodes which
 // the caller could not open.
 //
-// The process is killed when this one dies; to the kernel that is when the
-// thread ends on which Start ran, so do not call Start in a goroutine that ends
-// while locked to its thread, such as the function given to [Do].
+// The process is killed when this one dies, in whichever way.
 //
 // The rest of cmd is the caller's, as with [exec.Cmd.Start]; cmd.SysProcAttr is
-// added to. The loopback device of the new namespace is down.
+// added to. The caller has to call cmd.Wait. The loopback device of the new
+// namespace is down.
 func Start(cmd *exec.Cmd) error {
 	isolate(cmd, unix.CLONE_NEWNET)
-	return explainClone(cmd.Start())
+	started := make(chan error)
+	go func() {
+		// To the kernel the parent is a thread: the one which started the
+		// process has to live as long. No other goroutine gets onto it,
+		// and away again with it, while this one waits.
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := cmd.Start()
+		started <- err
+		if err == nil {
+			awaitDeath(cmd.Process.Pid)
+		}
+	}()
+	return explainClone(<-started)
+}
+
+// awaitDeath returns when a child has died, and leaves it for somebody else to
+// wait for; also if somebody else did.
+func awaitDeath(pid int) {
+	for {
+		err := unix.Waitid(unix.P_PID, pid, nil, unix.WEXITED|unix.WNOWAIT, nil)
+		if !errors.Is(err, unix.EINTR) {
+			return
+		}
+	}
 }
 
 // isolate arranges for cmd to be started in new namespaces.

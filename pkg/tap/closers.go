@@ -8,7 +8,7 @@ package tap
 // other CPUs to let go of it. Closing many one after the other adds that up: 16 s
 // for 1000. Closing them all at once waits only once, but costs a thread each
 // while it lasts. Between the two, with 32 at a time, 1000 devices take
-// less than a second:
+// about a second:
 //
 //	closers := tap.NewClosers(32)
 //	// every device is created with Config.Closers = closers

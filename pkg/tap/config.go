@@ -4,7 +4,6 @@ package tap
 
 import (
 	"fmt"
-	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -64,11 +63,17 @@ func (cfg *Config) flags() uint16 {
 // that the kernel would complete: two calls with the same name shall mean the
 // same device.
 func checkName(name string) error {
-	switch {
-	case name == "" || name == "." || name == "..", len(name) >= unix.IFNAMSIZ:
-	case strings.ContainsAny(name, "/:% \t\n\v\f\r\xa0\x00"):
-	default:
-		return nil
+	ok := name != "" && name != "." && name != ".." && len(name) < unix.IFNAMSIZ
+	for _, c := range []byte(name) {
+		switch c {
+		case '/', ':', '%', ' ', '\t', '\n', '\v', '\f', '\r', 0:
+			ok = false
+		case 0xa0: // to the kernel's isspace, a blank
+			ok = false
+		}
 	}
-	return fmt.Errorf("%w: %q", errName, name)
+	if !ok {
+		return fmt.Errorf("%w: %q", errName, name)
+	}
+	return nil
 }

@@ -124,9 +124,7 @@ func TestInfo(t *testing.T) {
 	netns.NeedTUN(t)
 	both(t, func(t *testing.T, cfg Config) {
 		d := newTAP(t, cfg)
-		bridge, err := netns.AddBridge("br0")
-		must(t, err)
-		defer netns.Delete("br0")
+		bridge := newBridge(t, "br0")
 		must(t, netns.Attach(cfg.Name, "br0"))
 		must(t, d.SetMTU(9000))
 		must(t, d.SetTxQueueLen(1234))
@@ -340,9 +338,7 @@ func TestAdoptionAfterTheHolderWasKilled(t *testing.T) {
 			kind = "vnet"
 		}
 		_, kill := hold(t, cfg.Name, kind)
-		bridge, err := netns.AddBridge("br0")
-		must(t, err)
-		defer netns.Delete("br0")
+		bridge := newBridge(t, "br0")
 		must(t, netns.Attach(cfg.Name, "br0"))
 		must(t, netns.Up(cfg.Name))
 		before := tuntap(t, cfg.Name)
@@ -415,8 +411,7 @@ func inFlight(t *testing.T, cfg Config) (release func()) {
 	must(t, unix.Sendmsg(pair[0], []byte{0}, unix.UnixRights(d.Queue(0).FD()), nil, 0))
 	must(t, d.CloseKeep())
 	release = sync.OnceFunc(func() {
-		unix.Close(pair[0])
-		unix.Close(pair[1])
+		must(t, errors.Join(unix.Close(pair[0]), unix.Close(pair[1])))
 	})
 	t.Cleanup(release)
 	return release
@@ -471,7 +466,7 @@ func TestANameThatIsTaken(t *testing.T) {
 	} {
 		t.Run(what, func(t *testing.T) {
 			tc.setup(t)
-			defer netns.Delete(name)
+			defer func() { must(t, netns.Delete(name)) }()
 			before, err := netlink.LinkByName(name)
 			must(t, err)
 			_, err = Create(Config{Name: name, VnetHdr: tc.vnetHdr})
@@ -578,11 +573,6 @@ func TestAdoptOpenQueues(t *testing.T) {
 			must(t, err)
 			fds = append(fds, fd)
 		}
-		closeAll := func(fds []int) {
-			for _, fd := range fds {
-				unix.Close(fd)
-			}
-		}
 		must(t, netns.Rename(cfg.Name, "web"))
 		index := d.Index()
 
@@ -603,7 +593,7 @@ func TestAdoptOpenQueues(t *testing.T) {
 		t.Run("not attached", func(t *testing.T) {
 			fd, err := openTUN()
 			must(t, err)
-			defer unix.Close(fd)
+			defer func() { must(t, unix.Close(fd)) }()
 			_, err = Adopt(cfg, []int{fd})
 			wantErr(t, err, ErrGone)
 		})
@@ -616,10 +606,11 @@ func TestAdoptOpenQueues(t *testing.T) {
 		must(t, d.CloseKeep())
 		a, err := Adopt(cfg, fds)
 		if err != nil {
-			closeAll(fds)
+			for _, fd := range fds {
+				err = errors.Join(err, unix.Close(fd))
+			}
 			t.Fatal(err)
 		}
-		defer a.Close()
 		if a.Index() != index || !a.Adopted() || a.Queues() != 3 || a.Active() != 3 {
 			t.Errorf("index %d, was %d; adopted %v, %d queues, %d active",
 				a.Index(), index, a.Adopted(), a.Queues(), a.Active())
@@ -640,13 +631,13 @@ func TestADeviceStaysInItsNamespace(t *testing.T) {
 	both(t, func(t *testing.T, cfg Config) {
 		ns, err := netns.New()
 		must(t, err)
-		defer ns.Close()
+		defer func() { must(t, ns.Close()) }()
 		var d *Device
 		must(t, ns.Do(func() (err error) {
 			d, err = Create(cfg)
 			return err
 		}))
-		defer d.Close()
+		defer func() { must(t, d.Close()) }()
 		// One of the same index here must not be taken for it.
 		var decoy *Device
 		for i := 0; decoy == nil || decoy.Index() < d.Index(); i++ {

@@ -3,6 +3,7 @@
 package tap
 
 import (
+	"errors"
 	"os"
 	"strconv"
 	"strings"
@@ -91,14 +92,24 @@ func describe(link netlink.Link) string {
 	if t, ok := link.(*netlink.Tuntap); ok {
 		kind = t.Mode.String()
 	}
-	driver := ""
-	if fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err == nil {
-		if info, err := unix.IoctlGetEthtoolDrvinfo(fd, link.Attrs().Name); err == nil {
-			driver = ", driver " + unix.ByteSliceToString(info.Driver[:])
-		}
-		unix.Close(fd)
+	if driver := driverOf(link.Attrs().Name); driver != "" {
+		kind += ", driver " + driver
 	}
-	return "a " + kind + driver
+	return "a " + kind
+}
+
+// driverOf returns the name of a device's driver, or "": it is to help, not to
+// fail.
+func driverOf(name string) string {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return ""
+	}
+	info, err := unix.IoctlGetEthtoolDrvinfo(fd, name)
+	if err := errors.Join(err, unix.Close(fd)); err != nil {
+		return ""
+	}
+	return unix.ByteSliceToString(info.Driver[:])
 }
 
 // atoi parses a number of decimal digits only.

@@ -12,7 +12,6 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -94,9 +93,8 @@ func helper(args ...string) *exec.Cmd {
 func hold(t *testing.T, name, kind string) (pid int, kill func()) {
 	t.Helper()
 	cmd := helper("hold", name, kind)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	stdin, err := cmd.StdinPipe()
-	if err != nil {
+	// Its stdin is closed when this process dies, and then it does too.
+	if _, err := cmd.StdinPipe(); err != nil {
 		t.Fatal(err)
 	}
 	stdout, err := cmd.StdoutPipe()
@@ -113,8 +111,7 @@ func hold(t *testing.T, name, kind string) (pid int, kill func()) {
 		}
 		dead = true
 		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-		stdin.Close()
+		_ = cmd.Wait() // killed; and has closed stdin
 	}
 	t.Cleanup(func() {
 		kill()
@@ -146,6 +143,19 @@ func newTAP(t *testing.T, cfg Config) *Device {
 		}
 	})
 	return d
+}
+
+// newBridge makes a bridge that goes away after the test.
+func newBridge(t *testing.T, name string) (index int) {
+	t.Helper()
+	index, err := netns.AddBridge(name)
+	must(t, err)
+	t.Cleanup(func() {
+		if err := netns.Delete(name); err != nil {
+			t.Error(err)
+		}
+	})
+	return index
 }
 
 // newTAPUp makes a device and brings it up.

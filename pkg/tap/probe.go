@@ -3,6 +3,7 @@
 package tap
 
 import (
+	"errors"
 	"fmt"
 
 	"golang.org/x/sys/unix"
@@ -17,8 +18,8 @@ const (
 	VnetHeader Feature = unix.IFF_VNET_HDR
 	// MultiQueue is more than one queue per device; Create needs it.
 	MultiQueue Feature = unix.IFF_MULTI_QUEUE
-	// NoCarrier is creating a device with its carrier off (6.2). Create
-	// does without where it is missing.
+	// NoCarrier is creating a device with its carrier off. Create does
+	// without where it is missing.
 	NoCarrier Feature = unix.IFF_NO_CARRIER
 )
 
@@ -56,7 +57,6 @@ func features() (Feature, error) {
 	if err != nil {
 		return 0, err
 	}
-	defer unix.Close(fd)
 	bits, err := unix.IoctlGetUint32(fd, unix.TUNGETFEATURES)
-	return Feature(bits), err
+	return Feature(bits), errors.Join(err, unix.Close(fd))
 }

@@ -262,9 +262,7 @@ func TestTheHostCompletesAChecksumLeftUndone(t *testing.T) {
 			// no checksums.
 			a := newTAPUp(t, Config{Name: "a0", VnetHdr: true})
 			b := newTAPUp(t, Config{Name: "b0", VnetHdr: true})
-			_, err := netns.AddBridge("br0")
-			must(t, err)
-			defer netns.Delete("br0")
+			newBridge(t, "br0")
 			must(t, netns.Attach("a0", "br0"))
 			must(t, netns.Attach("b0", "br0"))
 			eventually(t, "both ports forward", func() bool { return forwards(t, "a0") && forwards(t, "b0") })
@@ -417,7 +415,11 @@ func BenchmarkWrite(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	defer d.Close()
+	defer func() {
+		if err := d.Close(); err != nil {
+			b.Error(err)
+		}
+	}()
 	if err := netns.Up("vif1.0"); err != nil {
 		b.Fatal(err)
 	}

@@ -31,6 +31,6 @@ func steerTo(t *testing.T, d *Device, k int) {
 	if errno != 0 {
 		t.Skipf("bpf(2): %v", errno)
 	}
-	defer unix.Close(int(fd))
+	defer func() { must(t, unix.Close(int(fd))) }()
 	must(t, d.SetSteering(int(fd)))
 }
