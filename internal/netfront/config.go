@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package netfront
+
+import "github.com/netbackd/netbackd/pkg/netif"
+
+// DefaultDir is where a guest finds its first vif. Relative paths are those of
+// the caller's own domain.
+const DefaultDir = "device/vif/0"
+
+// MaxQueues bounds the queues of one vif.
+const MaxQueues = 64
+
+// Features are the keys by which a frontend says what it can take. All of them
+// default to off, as an absent key does.
+type Features struct {
+	RxCopy           bool // request-rx-copy: backends refuse a frontend without it
+	RxNotify         bool // feature-rx-notify: we send an event when we post buffers
+	SG               bool // feature-sg: packets of several slots
+	GSOTCPv4         bool // feature-gso-tcpv4
+	GSOTCPv6         bool // feature-gso-tcpv6
+	NoCsumOffload    bool // feature-no-csum-offload: every IPv4 checksum must be finished
+	IPv6CsumOffload  bool // feature-ipv6-csum-offload: IPv6 checksums may be blank
+	MulticastControl bool // request-multicast-control: only what we ask for
+}
+
+// AllFeatures is what Linux's netfront asks for, and multicast control off.
+func AllFeatures() Features {
+	return Features{RxCopy: true, RxNotify: true, SG: true, GSOTCPv4: true, GSOTCPv6: true, IPv6CsumOffload: true}
+}
+
+// keys lists the features by the names of their nodes.
+func (f Features) keys() []featureKey {
+	return []featureKey{
+		{"request-rx-copy", f.RxCopy},
+		{"feature-rx-notify", f.RxNotify},
+		{"feature-sg", f.SG},
+		{"feature-gso-tcpv4", f.GSOTCPv4},
+		{"feature-gso-tcpv6", f.GSOTCPv6},
+		{"feature-no-csum-offload", f.NoCsumOffload},
+		{"feature-ipv6-csum-offload", f.IPv6CsumOffload},
+		{"request-multicast-control", f.MulticastControl},
+	}
+}
+
+type featureKey struct {
+	name string
+	on   bool
+}
+
+// Config says how a frontend is to be.
+type Config struct {
+	// Dir is the frontend's directory in xenstore; empty means [DefaultDir].
+	Dir string
+
+	// Queues is how many queues to ask for, 0 meaning 1. The backend may allow
+	// fewer.
+	Queues int
+
+	// SplitEvents asks for an event channel for each ring instead of one for
+	// each queue, if the backend can do that.
+	SplitEvents bool
+
+	Features Features
+
+	// Control asks for a control ring, if the backend can do that.
+	Control bool
+
+	// Keys are further nodes to write below Dir when connecting, after all
+	// others, so that a test can say anything about a device. An empty value
+	// removes the node.
+	Keys map[string]string
+
+	// TxPages and RxPages are the buffers of each queue. 0 means as many as its
+	// ring has slots, but fewer where that would be too many for a domain whose
+	// gntalloc has its default limit of 1024 pages.
+	TxPages, RxPages int
+
+	// MTU is the largest IP packet the guest expects that is not to be
+	// segmented. 0 means not to judge.
+	MTU int
+
+	// IDSalt is mixed into every request id, so that a backend cannot take the
+	// number of a slot for the id of its request.
+	IDSalt uint16
+
+	// Strict makes the queues look at every octet: checksums must be what the
+	// flags say, and nothing may be written outside of what a response
+	// announces. It costs a pass over each page.
+	Strict bool
+}
+
+// withDefaults completes the config and bounds it.
+func (c Config) withDefaults() Config {
+	if c.Dir == "" {
+		c.Dir = DefaultDir
+	}
+	c.Queues = min(max(c.Queues, 1), MaxQueues)
+	// 1000 leaves room for control ring and lists; two of each queue's pages
+	// are rings.
+	fair := (1000/c.Queues - 2) / 2
+	c.TxPages = pages(c.TxPages, fair, netif.TxRingSize)
+	c.RxPages = pages(c.RxPages, fair, netif.RxRingSize)
+	return c
+}
+
+// pages is the number of buffers for a ring: enough for one packet of the
+// largest size, and no more than it has slots.
+func pages(n, fair, slots int) int {
+	if n <= 0 {
+		n = fair
+	}
+	return min(max(n, maxSlots), slots)
+}
+
+// Offers is what the backend has published: what a frontend may send it.
+type Offers struct {
+	RxCopy          bool // feature-rx-copy
+	SG              bool // feature-sg
+	GSOTCPv4        bool // feature-gso-tcpv4
+	GSOTCPv6        bool // feature-gso-tcpv6
+	NoCsumOffload   bool // feature-no-csum-offload
+	IPv6CsumOffload bool // feature-ipv6-csum-offload
+	Multicast       bool // feature-multicast-control
+	SplitEvents     bool // feature-split-event-channels
+	Control         bool // feature-ctrl-ring
+	MaxQueues       int  // multi-queue-max-queues, 1 if absent
+}

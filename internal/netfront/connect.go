@@ -1,0 +1,282 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package netfront
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+
+	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/xenstore"
+)
+
+// ErrRefused is returned when the backend goes to Closing or Closed instead of
+// connecting. Its reason stands in the error node below its domain.
+var ErrRefused = errors.New("netfront: the backend refused")
+
+// Connect waits for the backend, makes rings, publishes them and waits until the
+// backend has connected to them. The device's own state must be Initialising,
+// where the toolstack leaves it.
+func (d *Device) Connect(ctx context.Context) error {
+	if err := d.Offer(ctx); err != nil {
+		return err
+	}
+	s, err := d.WaitBackend(ctx, StateConnected, StateClosing, StateClosed)
+	if err != nil {
+		return err
+	}
+	if s != StateConnected {
+		return fmt.Errorf("%w: it is %v", ErrRefused, s)
+	}
+	// The events sent so far may have gone to a port that nobody had bound.
+	for _, q := range d.queues {
+		if err := q.Raw().Kick(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Offer is Connect up to our own Connected; it does not wait for the backend's.
+func (d *Device) Offer(ctx context.Context) error {
+	if err := d.freeRings(); err != nil {
+		return err
+	}
+	if err := d.locate(); err != nil {
+		return err
+	}
+	if _, err := d.WaitBackend(ctx, StateInitWait); err != nil {
+		return err
+	}
+	if err := d.readOffers(); err != nil {
+		return err
+	}
+	if err := d.makeRings(); err != nil {
+		return errors.Join(err, d.freeRings())
+	}
+	if err := d.publish(); err != nil {
+		return errors.Join(err, d.freeRings())
+	}
+	return d.switchState(StateConnected)
+}
+
+// Disconnect closes the device as unloading the driver does: Closing, then
+// Closed once the backend has followed. When the backend has let go of the rings
+// they are freed.
+func (d *Device) Disconnect(ctx context.Context) error {
+	if err := d.switchState(StateClosing); err != nil {
+		return err
+	}
+	if _, err := d.WaitBackend(ctx, StateClosing, StateClosed, StateUnknown); err != nil {
+		return err
+	}
+	return d.FinishClosing(ctx)
+}
+
+// FinishClosing answers a backend that is Closing of its own accord: Closed, and
+// the rings freed when the backend is too.
+func (d *Device) FinishClosing(ctx context.Context) error {
+	if err := d.switchState(StateClosed); err != nil {
+		return err
+	}
+	// A backend that stays for the next connection may already be back at
+	// InitWait in theory; it has let go of the rings then just as well.
+	_, err := d.WaitBackend(ctx, StateClosed, StateInitWait, StateUnknown)
+	return errors.Join(err, d.freeRings())
+}
+
+// Reconnect connects a device that is Closed or was never connected.
+func (d *Device) Reconnect(ctx context.Context) error {
+	if err := d.switchState(StateInitialising); err != nil {
+		return err
+	}
+	return d.Connect(ctx)
+}
+
+// Suspend does what a resumed or restarted guest does: it has forgotten its
+// rings, and goes back to Initialising and from there to Connected with new ones.
+// The backend still has the old ones mapped when they go.
+func (d *Device) Suspend(ctx context.Context) error {
+	if err := d.freeRings(); err != nil {
+		return err
+	}
+	return d.Reconnect(ctx)
+}
+
+// readOffers reads the backend's features.
+func (d *Device) readOffers() error {
+	o := Offers{MaxQueues: 1}
+	for _, k := range []struct {
+		name string
+		to   *bool
+	}{
+		{"feature-rx-copy", &o.RxCopy},
+		{"feature-sg", &o.SG},
+		{"feature-gso-tcpv4", &o.GSOTCPv4},
+		{"feature-gso-tcpv6", &o.GSOTCPv6},
+		{"feature-no-csum-offload", &o.NoCsumOffload},
+		{"feature-ipv6-csum-offload", &o.IPv6CsumOffload},
+		{"feature-multicast-control", &o.Multicast},
+		{"feature-split-event-channels", &o.SplitEvents},
+		{"feature-ctrl-ring", &o.Control},
+	} {
+		v, err := d.BackendKey(k.name)
+		if err != nil {
+			return err
+		}
+		switch v {
+		case "", "0":
+		case "1":
+			*k.to = true
+		default: // Windows reads them in base 2
+			return fmt.Errorf("netfront: backend says %s is %q: neither 0 nor 1", k.name, v)
+		}
+	}
+	v, err := d.BackendKey("multi-queue-max-queues")
+	if err != nil {
+		return err
+	}
+	if v != "" {
+		n, err := strconv.ParseUint(v, 10, 16)
+		if err != nil || n == 0 {
+			return fmt.Errorf("netfront: backend says multi-queue-max-queues is %q", v)
+		}
+		o.MaxQueues = int(n)
+	}
+	if !o.RxCopy {
+		return fmt.Errorf("%w: it does not say feature-rx-copy", ErrRefused)
+	}
+	d.offers = o
+	return nil
+}
+
+// makeRings makes the queues and the control ring. The rx rings are full of
+// buffers from the start, as netfront's are.
+func (d *Device) makeRings() error {
+	r := rules{
+		features: d.cfg.Features,
+		offers:   d.offers,
+		hash:     d.cfg.Control,
+		strict:   d.cfg.Strict,
+		mtu:      d.cfg.MTU,
+		salt:     d.cfg.IDSalt,
+	}
+	if c, ok := d.host.Pages.(UseChecker); ok && d.cfg.Strict && !d.cfg.Control {
+		r.inUse = c.InUse // with a control ring, grants may stay mapped
+	}
+	split := d.cfg.SplitEvents && d.offers.SplitEvents
+	for i := range min(d.cfg.Queues, d.offers.MaxQueues) {
+		q, err := newQueue(d.host, d.backendID, i, d.cfg, r, split)
+		if err != nil {
+			return err
+		}
+		d.queues = append(d.queues, q)
+		q.Post()
+		if err := q.Flush(); err != nil {
+			return err
+		}
+	}
+	if d.cfg.Control && d.offers.Control {
+		c, err := newControl(d.host, d.backendID)
+		if err != nil {
+			return err
+		}
+		d.ctrl = c
+	}
+	return nil
+}
+
+// publish writes everything the backend needs to know, at once.
+func (d *Device) publish() error {
+	err := d.host.Store.Transaction(func(tx *xenstore.Tx) error {
+		w := keyWriter{tx: tx, dir: d.cfg.Dir}
+		if len(d.queues) == 1 {
+			w.queue("", d.queues[0])
+		} else {
+			for i, q := range d.queues {
+				w.queue(fmt.Sprintf("queue-%d/", i), q)
+			}
+		}
+		if d.offers.MaxQueues > 1 {
+			w.write("multi-queue-num-queues", uint32(len(d.queues)))
+		} else {
+			w.remove("multi-queue-num-queues")
+		}
+		for _, k := range d.cfg.Features.keys() {
+			w.flag(k.name, k.on)
+		}
+		if d.ctrl != nil {
+			w.write("ctrl-ring-ref", d.ctrl.pages.Refs()[0])
+			w.write("event-channel-ctrl", uint32(d.ctrl.port))
+		} else {
+			w.remove("ctrl-ring-ref")
+			w.remove("event-channel-ctrl")
+		}
+		for _, key := range slices.Sorted(maps.Keys(d.cfg.Keys)) {
+			if v := d.cfg.Keys[key]; v == "" {
+				w.remove(key)
+			} else {
+				w.text(key, v)
+			}
+		}
+		return w.err
+	})
+	if err != nil {
+		return fmt.Errorf("netfront: publish: %w", err)
+	}
+	return nil
+}
+
+// keyWriter writes nodes below a directory until the first error.
+type keyWriter struct {
+	tx  *xenstore.Tx
+	dir string
+	err error
+}
+
+func (w *keyWriter) text(key, value string) {
+	if w.err == nil {
+		w.err = w.tx.Write(w.dir+"/"+key, value)
+	}
+}
+
+func (w *keyWriter) write(key string, n uint32) { w.text(key, strconv.FormatUint(uint64(n), 10)) }
+
+// remove removes a node. Its directory may be missing as well.
+func (w *keyWriter) remove(key string) {
+	if w.err != nil {
+		return
+	}
+	if err := w.tx.Remove(w.dir + "/" + key); err != nil && !errors.Is(err, xenstore.ErrNotExist) {
+		w.err = err
+	}
+}
+
+// flag writes 1, or removes what an earlier connection may have left.
+func (w *keyWriter) flag(key string, on bool) {
+	if on {
+		w.write(key, 1)
+	} else {
+		w.remove(key)
+	}
+}
+
+// queue writes a queue's rings, and removes the nodes it does not use.
+func (w *keyWriter) queue(prefix string, q *Queue) {
+	refs := q.rings.Refs()
+	w.write(prefix+"tx-ring-ref", netif.Gref(refs[0]))
+	w.write(prefix+"rx-ring-ref", netif.Gref(refs[1]))
+	if q.rxPort == q.txPort {
+		w.write(prefix+"event-channel", uint32(q.txPort))
+		w.remove(prefix + "event-channel-tx")
+		w.remove(prefix + "event-channel-rx")
+		return
+	}
+	w.write(prefix+"event-channel-tx", uint32(q.txPort))
+	w.write(prefix+"event-channel-rx", uint32(q.rxPort))
+	w.remove(prefix + "event-channel")
+}

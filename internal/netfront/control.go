@@ -1,0 +1,229 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package netfront
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/netbackd/netbackd/pkg/evtchn"
+	"github.com/netbackd/netbackd/pkg/gntalloc"
+	"github.com/netbackd/netbackd/pkg/netif"
+)
+
+// Control is a device's control ring. It asks one thing at a time, as Windows
+// does, and belongs to the device's goroutine.
+type Control struct {
+	host   Host
+	peer   uint16
+	pages  *gntalloc.Pages
+	ring   *netif.CtrlFront
+	events Events
+	port   evtchn.Port
+	wake   *waker
+	lastID uint16
+}
+
+func newControl(host Host, peer uint16) (c *Control, err error) {
+	c = &Control{host: host, peer: peer}
+	defer func() {
+		if err != nil {
+			err = errors.Join(fmt.Errorf("netfront: control ring: %w", err), c.close())
+		}
+	}()
+	if c.pages, err = host.Pages.Alloc(peer, 1, true); err != nil {
+		return c, err
+	}
+	if c.ring, err = netif.InitCtrl(c.pages.Bytes()); err != nil {
+		return c, err
+	}
+	if c.events, err = host.Events(); err != nil {
+		return c, err
+	}
+	if c.port, err = c.events.BindUnbound(peer); err != nil {
+		return c, err
+	}
+	c.wake, err = newWaker()
+	return c, err
+}
+
+func (c *Control) close() error {
+	var errs []error
+	if c.events != nil {
+		errs = append(errs, c.events.Close())
+	}
+	if c.pages != nil {
+		errs = append(errs, c.pages.Free())
+	}
+	c.wake.close()
+	return errors.Join(errs...)
+}
+
+// Ring is the ring itself, for a test that breaks the protocol.
+func (c *Control) Ring() *netif.CtrlFront { return c.ring }
+
+// Kick sends an event.
+func (c *Control) Kick() error { return c.events.Notify(c.port) }
+
+// Call sends a message and waits for its response. The response's own status is
+// not an error.
+func (c *Control) Call(ctx context.Context, typ netif.CtrlType, data ...uint32) (netif.CtrlResponse, error) {
+	c.lastID = max(c.lastID+1, 1) // Windows never uses 0
+	req := netif.CtrlRequest{ID: c.lastID, Type: typ}
+	copy(req.Data[:], data)
+	c.ring.Put(req)
+	if c.ring.Push() {
+		if err := c.Kick(); err != nil {
+			return netif.CtrlResponse{}, err
+		}
+	}
+	for {
+		more, err := c.ring.Arm()
+		if err != nil {
+			return netif.CtrlResponse{}, fmt.Errorf("netfront: control ring: %w", err)
+		}
+		if more {
+			break
+		}
+		if err := c.wait(ctx); err != nil {
+			return netif.CtrlResponse{}, fmt.Errorf("netfront: %v: %w", typ, err)
+		}
+	}
+	rsp := c.ring.Response(c.ring.RspCons())
+	c.ring.Take(1)
+	if rsp.ID != req.ID || rsp.Type != typ {
+		return rsp, fmt.Errorf("netfront: control response %+v does not answer %v with id %d", rsp, typ, req.ID)
+	}
+	return rsp, nil
+}
+
+func (c *Control) wait(ctx context.Context) error {
+	defer context.AfterFunc(ctx, c.wake.wake)()
+	return errors.Join(c.sleep(), ctx.Err())
+}
+
+func (c *Control) sleep() error {
+	fds := []unix.PollFd{{Fd: int32(c.events.FD()), Events: unix.POLLIN}, {Fd: int32(c.wake.fd), Events: unix.POLLIN}}
+	for {
+		if _, err := unix.Poll(fds, -1); err == nil {
+			break
+		} else if err != unix.EINTR {
+			return err
+		}
+	}
+	c.wake.drain()
+	var ports [1]evtchn.Port
+	n, err := c.events.Pending(ports[:])
+	if err != nil || n == 0 {
+		return err
+	}
+	return c.events.Unmask(ports[:n])
+}
+
+// StatusError is a control message that the backend answered with anything but
+// success.
+type StatusError struct {
+	Type   netif.CtrlType
+	Status netif.CtrlStatus
+}
+
+func (e *StatusError) Error() string { return fmt.Sprintf("netfront: %v: %v", e.Type, e.Status) }
+
+// do is Call that takes only success and returns the response's data.
+func (c *Control) do(ctx context.Context, typ netif.CtrlType, data ...uint32) (uint32, error) {
+	rsp, err := c.Call(ctx, typ, data...)
+	if err != nil {
+		return 0, err
+	}
+	if rsp.Status != netif.CtrlSuccess {
+		return 0, &StatusError{Type: typ, Status: rsp.Status}
+	}
+	return rsp.Data, nil
+}
+
+// Hash is how a guest wants packets spread over its queues.
+type Hash struct {
+	Types   uint32   // mask of 1 << netif.HashIPv4 ...; 0 turns hashing off
+	Key     []byte   // Toeplitz
+	Mapping []uint32 // queue by hash modulo length; empty: hash modulo queues
+}
+
+// SetHash sets up Toeplitz hashing in the order that Windows does.
+func (c *Control) SetHash(ctx context.Context, h Hash) error {
+	if _, err := c.do(ctx, netif.CtrlSetHashAlgorithm, netif.HashAlgorithmToeplitz); err != nil {
+		return err
+	}
+	if _, err := c.do(ctx, netif.CtrlSetHashFlags, h.Types); err != nil {
+		return err
+	}
+	if err := c.withPage(h.Key, func(ref netif.Gref) error {
+		_, err := c.do(ctx, netif.CtrlSetHashKey, ref, uint32(len(h.Key)))
+		return err
+	}); err != nil {
+		return err
+	}
+	if _, err := c.do(ctx, netif.CtrlSetHashMappingSize, uint32(len(h.Mapping))); err != nil {
+		return err
+	}
+	if len(h.Mapping) == 0 {
+		return nil
+	}
+	table := make([]byte, 0, 4*len(h.Mapping))
+	for _, q := range h.Mapping {
+		table = binary.NativeEndian.AppendUint32(table, q)
+	}
+	return c.withPage(table, func(ref netif.Gref) error {
+		_, err := c.do(ctx, netif.CtrlSetHashMapping, ref, uint32(len(h.Mapping)), 0)
+		return err
+	})
+}
+
+// withPage grants a page that begins with b for as long as f runs.
+func (c *Control) withPage(b []byte, f func(netif.Gref) error) error {
+	if len(b) > netif.PageSize {
+		return fmt.Errorf("netfront: %d octets do not fit a page", len(b))
+	}
+	p, err := c.host.Pages.Alloc(c.peer, 1, true)
+	if err != nil {
+		return err
+	}
+	copy(p.Bytes(), b)
+	return errors.Join(f(p.Refs()[0]), p.Free())
+}
+
+// maxGrefs is how many entries a list page has.
+const maxGrefs = netif.PageSize / 8
+
+// StaticGrants asks the backend to keep all buffers of a queue mapped, as many
+// as it takes, and returns how many that are. The tx buffers come first, as
+// read-only grants.
+func (c *Control) StaticGrants(ctx context.Context, q *Queue) (int, error) {
+	room, err := c.do(ctx, netif.CtrlGetGrefMappingSize, uint32(q.index))
+	if err != nil {
+		return 0, err
+	}
+	list := make([]byte, 0, netif.PageSize)
+	add := func(refs []netif.Gref, flags uint16) {
+		for _, ref := range refs {
+			if len(list)/8 < min(int(room), maxGrefs) {
+				list = binary.NativeEndian.AppendUint32(list, ref)
+				list = binary.NativeEndian.AppendUint16(list, flags)
+				list = binary.NativeEndian.AppendUint16(list, 0)
+			}
+		}
+	}
+	add(q.tx.refs, netif.GrefReadOnly)
+	add(q.rx.refs, 0)
+	n := len(list) / 8
+	if n == 0 {
+		return 0, nil
+	}
+	return n, c.withPage(list, func(ref netif.Gref) error {
+		_, err := c.do(ctx, netif.CtrlAddGrefMapping, uint32(q.index), ref, uint32(n))
+		return err
+	})
+}

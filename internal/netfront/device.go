@@ -1,0 +1,248 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package netfront
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/netbackd/netbackd/pkg/gntalloc"
+	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/xenstore"
+)
+
+// ErrGone is returned while waiting for a backend that has removed itself.
+var ErrGone = errors.New("netfront: the backend is gone")
+
+// Device is a vif as its frontend sees it. It belongs to one goroutine.
+//
+// The states it goes through are those of Linux's netfront:
+//
+//	             Connect                 Disconnect
+//	Initialising ───────▶ Connected ──────▶ Closing ──▶ Closed
+//	     ▲  (backend 2)      │ (backend 4)      (backend 5, 6)  │
+//	     │                   │ Suspend                          │
+//	     └───────────────────┴──────────────────────────────────┘
+//	                                    Reconnect
+type Device struct {
+	host      Host
+	cfg       Config
+	backend   string // path of the backend's directory
+	backendID uint16
+	watch     *xenstore.Watch // the backend's state
+	state     State           // what we wrote last
+	offers    Offers
+	queues    []*Queue
+	ctrl      *Control
+}
+
+// Open finds the backend of a vif. It writes nothing.
+func Open(host Host, cfg Config) (*Device, error) {
+	d := &Device{host: host, cfg: cfg.withDefaults()}
+	if err := d.locate(); err != nil {
+		return nil, err
+	}
+	s, err := readState(host.Store, d.path("state"))
+	if err != nil {
+		return nil, errors.Join(err, d.watch.Close())
+	}
+	d.state = s
+	return d, nil
+}
+
+// locate reads who the backend is, which changes when the domain migrates, and
+// watches its state.
+func (d *Device) locate() error {
+	path, err := d.host.Store.Read(d.path("backend"))
+	if err != nil {
+		return fmt.Errorf("netfront: find the backend of %s: %w", d.cfg.Dir, err)
+	}
+	id, err := d.host.Store.Read(d.path("backend-id"))
+	if err != nil {
+		return fmt.Errorf("netfront: find the backend of %s: %w", d.cfg.Dir, err)
+	}
+	n, err := strconv.ParseUint(id, 10, 16)
+	if err != nil {
+		return fmt.Errorf("netfront: backend-id of %s: %w", d.cfg.Dir, err)
+	}
+	d.backendID = uint16(n)
+	if d.watch != nil && d.backend == path {
+		return nil
+	}
+	w, err := d.host.Store.Watch(path + "/state")
+	if err != nil {
+		return fmt.Errorf("netfront: watch the backend: %w", err)
+	}
+	old := d.watch
+	d.watch, d.backend = w, path
+	if old != nil {
+		return old.Close()
+	}
+	return nil
+}
+
+func (d *Device) path(key string) string { return d.cfg.Dir + "/" + key }
+
+// Config is what the device was opened with, defaults filled in.
+func (d *Device) Config() Config { return d.cfg }
+
+// SetConfig changes how the next Connect goes about it. Dir stays.
+func (d *Device) SetConfig(cfg Config) {
+	cfg.Dir = d.cfg.Dir
+	d.cfg = cfg.withDefaults()
+}
+
+// Backend is the path of the backend's directory.
+func (d *Device) Backend() string { return d.backend }
+
+// BackendID is the domain that the backend runs in.
+func (d *Device) BackendID() uint16 { return d.backendID }
+
+// State is the state that the device wrote last.
+func (d *Device) State() State { return d.state }
+
+// Offers is what the backend had published when the device last connected.
+func (d *Device) Offers() Offers { return d.offers }
+
+// Queues are the queues of a device that Connect has given any. They are gone
+// when the device disconnects, in whichever way: who works on them must stop
+// before.
+func (d *Device) Queues() []*Queue { return d.queues }
+
+// Control is the control ring, or nil if there is none.
+func (d *Device) Control() *Control { return d.ctrl }
+
+// Key reads a node of the frontend's directory. It is "" if there is none.
+func (d *Device) Key(key string) (string, error) { return readOr(d.host.Store, d.path(key), "") }
+
+// BackendKey reads a node of the backend's directory. It is "" if there is none.
+func (d *Device) BackendKey(key string) (string, error) {
+	return readOr(d.host.Store, d.backend+"/"+key, "")
+}
+
+// WriteKey writes any value to a node of the frontend's directory.
+func (d *Device) WriteKey(key, value string) error {
+	return d.host.Store.Write(d.path(key), value)
+}
+
+// RemoveKey removes a node of the frontend's directory.
+func (d *Device) RemoveKey(key string) error { return d.host.Store.Remove(d.path(key)) }
+
+// SetState writes any state, whatever the last one was, and waits for nothing.
+func (d *Device) SetState(s State) error {
+	d.state = s
+	return d.WriteKey("state", strconv.Itoa(int(s)))
+}
+
+// Grant makes pages and grants the backend access to them, beside those of the
+// queues.
+func (d *Device) Grant(n int, writable bool) (*gntalloc.Pages, error) {
+	return d.host.Pages.Alloc(d.backendID, n, writable)
+}
+
+// FreedGref is a grant reference that was good a moment ago.
+func (d *Device) FreedGref() (netif.Gref, error) {
+	p, err := d.Grant(1, true)
+	if err != nil {
+		return 0, err
+	}
+	ref := p.Refs()[0]
+	return ref, p.Free()
+}
+
+// BackendState reads the backend's state.
+func (d *Device) BackendState() (State, error) {
+	return readState(d.host.Store, d.backend+"/state")
+}
+
+// Changes tells that the backend's state may have changed; read it with
+// BackendState. The channel is closed with the connection to xenstore, and
+// replaced when a Connect finds another backend.
+func (d *Device) Changes() <-chan xenstore.Event { return d.watch.C() }
+
+// WaitBackend waits until the backend is in one of the states and returns it. It
+// fails with ErrGone if the backend's node is missing, unless StateUnknown is
+// among them.
+func (d *Device) WaitBackend(ctx context.Context, states ...State) (State, error) {
+	for {
+		got, err := d.BackendState()
+		if err != nil {
+			return got, err
+		}
+		for _, s := range states {
+			if s == got {
+				return got, nil
+			}
+		}
+		if got == StateUnknown {
+			return got, fmt.Errorf("%w: %s", ErrGone, d.backend)
+		}
+		select {
+		case <-ctx.Done():
+			return got, fmt.Errorf("netfront: backend %s is %v, awaited %v: %w", d.backend, got, states, ctx.Err())
+		case _, ok := <-d.watch.C():
+			if !ok {
+				return got, fmt.Errorf("netfront: wait for the backend: %w", xenstore.ErrClosed)
+			}
+		}
+	}
+}
+
+// Close frees everything at once and tells the backend nothing, as the end of
+// the domain would.
+func (d *Device) Close() error {
+	return errors.Join(d.freeRings(), d.watch.Close())
+}
+
+func (d *Device) freeRings() error {
+	var errs []error
+	for _, q := range d.queues {
+		errs = append(errs, q.close())
+	}
+	d.queues = nil
+	if d.ctrl != nil {
+		errs = append(errs, d.ctrl.close())
+		d.ctrl = nil
+	}
+	return errors.Join(errs...)
+}
+
+// switchState writes our state, unless the toolstack has removed the device in
+// the meantime: a blind write would bring a ghost of it back.
+func (d *Device) switchState(s State) error {
+	err := d.host.Store.Transaction(func(tx *xenstore.Tx) error {
+		if _, err := tx.Read(d.path("state")); err != nil {
+			return err
+		}
+		return tx.Write(d.path("state"), strconv.Itoa(int(s)))
+	})
+	if err != nil {
+		return fmt.Errorf("netfront: go to %v: %w", s, err)
+	}
+	d.state = s
+	return nil
+}
+
+func readState(s Store, path string) (State, error) {
+	v, err := readOr(s, path, "0")
+	if err != nil {
+		return StateUnknown, fmt.Errorf("netfront: read state: %w", err)
+	}
+	n, err := strconv.Atoi(strings.TrimSpace(v))
+	if err != nil {
+		return StateUnknown, fmt.Errorf("netfront: %s: %w", path, err)
+	}
+	return State(n), nil
+}
+
+// readOr is Read with a value for a node that is missing.
+func readOr(s Store, path, missing string) (string, error) {
+	v, err := s.Read(path)
+	if errors.Is(err, xenstore.ErrNotExist) {
+		return missing, nil
+	}
+	return v, err
+}

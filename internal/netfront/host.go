@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package netfront
+
+import (
+	"github.com/netbackd/netbackd/pkg/evtchn"
+	"github.com/netbackd/netbackd/pkg/gntalloc"
+	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/xenstore"
+)
+
+// Pages makes pages and grants another domain access to them. *gntalloc.Device
+// is one.
+type Pages interface {
+	Alloc(domid uint16, n int, writable bool) (*gntalloc.Pages, error)
+}
+
+// UseChecker is a Pages that can tell whether another domain has a granted page
+// mapped, as gnttab_query_foreign_access does. A frontend may not get back what
+// the backend still reads, so where this is known it is checked.
+type UseChecker interface {
+	InUse(ref netif.Gref) (bool, error)
+}
+
+// Events is an open event channel device. *evtchn.Device is one.
+type Events interface {
+	BindUnbound(domid uint16) (evtchn.Port, error)
+	Unbind(port evtchn.Port) error
+	Notify(port evtchn.Port) error
+	Pending(ports []evtchn.Port) (int, error)
+	Unmask(ports []evtchn.Port) error
+	FD() int
+	Close() error
+}
+
+// Store is a connection to xenstore. *xenstore.Client is one.
+type Store interface {
+	Read(path string) (string, error)
+	Write(path, value string) error
+	Remove(path string) error
+	Transaction(fn func(*xenstore.Tx) error) error
+	Watch(path string) (*xenstore.Watch, error)
+}
+
+// Host is the domain that a frontend runs in.
+type Host struct {
+	Pages Pages
+	Store Store
+	// Events opens an event channel device. Each queue has its own, so that
+	// each can sleep by itself.
+	Events func() (Events, error)
+}

@@ -1,0 +1,279 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package netfront
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/netbackd/netbackd/pkg/evtchn"
+	"github.com/netbackd/netbackd/pkg/gntalloc"
+	"github.com/netbackd/netbackd/pkg/netif"
+)
+
+// ErrFull is returned when the ring has no room for a packet, or the queue no
+// pages. Flush, and wait for responses.
+var ErrFull = errors.New("netfront: tx ring is full")
+
+// Queue is a tx and an rx ring with their buffers and event channels. It belongs
+// to one goroutine.
+type Queue struct {
+	index  int
+	rules  rules
+	events Events
+	rings  *gntalloc.Pages // tx ring, rx ring
+	txPort evtchn.Port
+	rxPort evtchn.Port // txPort, unless event channels are split
+	wake   *waker
+
+	tx txSide
+	rx rxSide
+
+	silent bool // do not notify
+	dead   *Violation
+
+	stats      Stats
+	broken     [numRules]uint64
+	violations []*Violation
+
+	ports [2]evtchn.Port // for Pending
+	polls [2]unix.PollFd // for sleep
+}
+
+// rules is what a queue holds the backend to and what it may send itself.
+type rules struct {
+	features Features
+	offers   Offers
+	hash     bool // hash extras may come
+	strict   bool
+	mtu      int
+	salt     uint16
+	inUse    func(netif.Gref) (bool, error) // nil if it cannot be known
+}
+
+// newQueue makes rings, buffers and event channels for a backend in domain peer.
+func newQueue(host Host, peer uint16, index int, cfg Config, r rules, split bool) (q *Queue, err error) {
+	q = &Queue{index: index, rules: r}
+	defer func() {
+		if err != nil {
+			err = errors.Join(fmt.Errorf("netfront: queue %d: %w", index, err), q.close())
+		}
+	}()
+	if q.rings, err = host.Pages.Alloc(peer, 2, true); err != nil {
+		return q, err
+	}
+	mem := q.rings.Bytes()
+	if q.tx.ring, err = netif.InitTx(mem[:netif.PageSize]); err != nil {
+		return q, err
+	}
+	if q.rx.ring, err = netif.InitRx(mem[netif.PageSize:]); err != nil {
+		return q, err
+	}
+	// The backend only reads what we send, so that is all it is granted.
+	if q.tx.pages, err = host.Pages.Alloc(peer, cfg.TxPages, false); err != nil {
+		return q, err
+	}
+	if q.rx.pages, err = host.Pages.Alloc(peer, cfg.RxPages, true); err != nil {
+		return q, err
+	}
+	q.tx.init()
+	q.rx.init()
+	if q.events, err = host.Events(); err != nil {
+		return q, err
+	}
+	if q.txPort, err = q.events.BindUnbound(peer); err != nil {
+		return q, err
+	}
+	q.rxPort = q.txPort
+	if split {
+		if q.rxPort, err = q.events.BindUnbound(peer); err != nil {
+			return q, err
+		}
+	}
+	if q.wake, err = newWaker(); err != nil {
+		return q, err
+	}
+	q.polls = [2]unix.PollFd{
+		{Fd: int32(q.events.FD()), Events: unix.POLLIN},
+		{Fd: int32(q.wake.fd), Events: unix.POLLIN},
+	}
+	return q, nil
+}
+
+// close gives everything back. The rings must not be touched any more.
+func (q *Queue) close() error {
+	var errs []error
+	if q.events != nil {
+		errs = append(errs, q.events.Close())
+	}
+	for _, p := range []*gntalloc.Pages{q.rings, q.tx.pages, q.rx.pages} {
+		if p != nil {
+			errs = append(errs, p.Free())
+		}
+	}
+	q.wake.close()
+	return errors.Join(errs...)
+}
+
+// Index is the number of the queue.
+func (q *Queue) Index() int { return q.index }
+
+// Stats are the counters so far.
+func (q *Queue) Stats() Stats { return q.stats }
+
+// Err is the violation that made the queue useless, or nil.
+func (q *Queue) Err() error {
+	if q.dead == nil {
+		return nil
+	}
+	return q.dead
+}
+
+// TxState and RxState are the indices of the rings.
+func (q *Queue) TxState() netif.RingState { return q.tx.ring.State() }
+
+// RxState are the indices of the rx ring.
+func (q *Queue) RxState() netif.RingState { return q.rx.ring.State() }
+
+// Flush publishes what was put in both rings and sends the backend at most one
+// event for each event channel.
+func (q *Queue) Flush() error {
+	if q.dead != nil {
+		return q.dead
+	}
+	tx := q.pushTx()
+	rx := q.pushRx()
+	if q.rxPort == q.txPort {
+		tx, rx = tx || rx, false
+	}
+	if tx {
+		if err := q.notify(q.txPort); err != nil {
+			return err
+		}
+	}
+	if rx {
+		return q.notify(q.rxPort)
+	}
+	return nil
+}
+
+func (q *Queue) pushTx() (notify bool) {
+	from := q.tx.pushed
+	q.tx.pushed = q.tx.ring.ReqProd()
+	if from == q.tx.pushed {
+		return false
+	}
+	if notify = q.tx.ring.Push(); !notify {
+		q.stats.NotifiesHeld++
+	}
+	return notify
+}
+
+func (q *Queue) pushRx() (notify bool) {
+	from := q.rx.pushed
+	q.rx.pushed = q.rx.ring.ReqProd()
+	if from == q.rx.pushed {
+		return false
+	}
+	notify = q.rx.ring.Push()
+	if !q.rules.features.RxNotify {
+		return false // the backend was told to look by itself
+	}
+	if !notify {
+		q.stats.NotifiesHeld++
+	}
+	return notify
+}
+
+func (q *Queue) notify(p evtchn.Port) error {
+	if q.silent {
+		return nil
+	}
+	q.stats.Notifies++
+	return q.events.Notify(p)
+}
+
+// SetSilent withholds every event from now on, or sends them again.
+func (q *Queue) SetSilent(on bool) { q.silent = on }
+
+// arm asks for an event at the next response of either ring and reports whether
+// there is one already. A tx response is of interest only while we wait for it:
+// room for one packet of the largest size, or else that all are answered.
+func (q *Queue) arm() (work bool) {
+	if q.dead != nil {
+		return true
+	}
+	if n := q.tx.outstanding(); n > 0 && !q.tx.unruly {
+		if q.tx.ring.Free() < maxSlots || len(q.tx.free) < maxSlots {
+			n = min(n, maxSlots)
+		}
+		if more, err := q.tx.ring.ArmFor(n); more || err != nil {
+			work = true
+		}
+	}
+	if !q.rx.unruly {
+		if more, err := q.rx.ring.Arm(); more || err != nil {
+			work = true
+		}
+	}
+	return work
+}
+
+// Wait sleeps until the backend has answered something that the queue waits for:
+// a packet or, if any were sent, room or the last tx response. It returns at once
+// if that is so already. It may also return for nothing.
+func (q *Queue) Wait(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if q.arm() {
+		return q.Err()
+	}
+	defer context.AfterFunc(ctx, q.wake.wake)()
+	return errors.Join(q.sleep(), ctx.Err())
+}
+
+// sleep waits for an event or a wake-up, for as long as it takes.
+func (q *Queue) sleep() error {
+	for {
+		_, err := unix.Poll(q.polls[:], -1)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("netfront: poll: %w", err)
+		}
+		break
+	}
+	if q.polls[1].Revents != 0 {
+		q.wake.drain()
+	}
+	if q.polls[0].Revents != 0 {
+		return q.takeEvents()
+	}
+	return nil
+}
+
+// takeEvents reads the ports that had events and unmasks them. Who looks at the
+// rings after that misses nothing.
+func (q *Queue) takeEvents() error {
+	n, err := q.events.Pending(q.ports[:])
+	if err != nil || n == 0 {
+		return err
+	}
+	q.stats.Wakeups++
+	if !q.hasWork() {
+		q.stats.Spurious++
+	}
+	return q.events.Unmask(q.ports[:n])
+}
+
+// hasWork reports whether either ring has responses.
+func (q *Queue) hasWork() bool {
+	t, err := q.tx.ring.Responses()
+	r, err2 := q.rx.ring.Responses()
+	return t > 0 || r > 0 || err != nil || err2 != nil
+}

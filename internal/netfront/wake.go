@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package netfront
+
+import (
+	"fmt"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// waker is an eventfd by which any goroutine ends the sleep of the one that owns
+// a queue.
+type waker struct {
+	mu sync.Mutex // keeps wake from an fd that is another's by then
+	fd int        // -1 once closed; written under mu
+}
+
+func newWaker() (*waker, error) {
+	fd, err := unix.Eventfd(0, unix.EFD_NONBLOCK|unix.EFD_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("netfront: eventfd: %w", err)
+	}
+	return &waker{fd: fd}, nil
+}
+
+func (w *waker) wake() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.fd >= 0 {
+		// EAGAIN means that it is set already.
+		_, _ = unix.Write(w.fd, []byte{1, 0, 0, 0, 0, 0, 0, 0})
+	}
+}
+
+// drain is for the goroutine that sleeps.
+func (w *waker) drain() {
+	var b [8]byte
+	_, _ = unix.Read(w.fd, b[:])
+}
+
+// close may be called on a nil waker.
+func (w *waker) close() {
+	if w == nil {
+		return
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	_ = unix.Close(w.fd)
+	w.fd = -1
+}
