@@ -66,18 +66,16 @@ func (c *Client) attempt(fn func(*Tx) error) error {
 	tx := &Tx{view{c: c, tx: id}}
 	commit := false
 	defer func() {
-		tx.over.Store(true)
 		if !commit {
-			// It failed or panicked, that is what the caller should hear of.
-			_ = c.endTransaction(id, "F")
+			// fn failed or panicked, that is what the caller should hear of.
+			_ = tx.end("F")
 		}
 	}()
 	if err := fn(tx); err != nil {
 		return err
 	}
 	commit = true
-	tx.over.Store(true)
-	return c.endTransaction(id, "T")
+	return tx.end("T")
 }
 
 // startTransaction returns the id of a new transaction. The request itself must
@@ -97,8 +95,10 @@ func (c *Client) startTransaction() (uint32, error) {
 	return uint32(id), nil
 }
 
-func (c *Client) endTransaction(id uint32, how string) error {
-	_, err := c.call(MsgTransactionEnd, id, "", AppendStrings(nil, how))
+// end commits ("T") or discards ("F") the transaction.
+func (tx *Tx) end(how string) error {
+	tx.over.Store(true)
+	_, err := tx.c.call(MsgTransactionEnd, tx.tx, "", AppendStrings(nil, how))
 	return err
 }
 

@@ -71,6 +71,8 @@ func TestWatchReceivesEvents(t *testing.T) {
 	if w.Path() != "/dev" {
 		t.Errorf("path %q", w.Path())
 	}
+	p.event("/dev/late", first[1])
+	settle(t, c)
 	if err := w.Close(); err != nil {
 		t.Fatal(err)
 	}
