@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package gnttab is the layout of a version 1 grant table and the ways in which
+// its two sides, a domain and its hypervisor, may change it at the same time.
+//
+// A grant table is an array of 8-byte entries in the granting domain's own
+// memory, struct grant_entry_v1 of xen/include/public/grant_table.h:
+//
+//	offset 0  u16 flags   GTF_*
+//	offset 2  u16 domid   who may use the page
+//	offset 4  u32 frame   which page it is
+//
+// The domain writes frame and domid, then flags. The hypervisor changes nothing
+// but GTF_reading and GTF_writing, which say that the page is in use and that
+// the domain must not take the grant back. Flags and domid are one 32-bit word,
+// which both sides change with compare-and-swap.
+//
+// The package knows the words. It must not know whether it is right to change
+// them: that is for the hypervisor and for guests, good and bad.
+package gnttab
+
+import "sync/atomic"
+
+// Sizes.
+const (
+	EntrySize     = 8
+	FrameSize     = 4096
+	RefsPerFrame  = FrameSize / EntrySize
+	ReservedRefs  = 8 // GNTTAB_NR_RESERVED_ENTRIES: the first are the toolstack's
+	wordFlagsMask = 0xffff
+)
+
+// Flags of an entry.
+const (
+	PermitAccess uint16 = 1      // GTF_permit_access
+	TypeMask     uint16 = 3      // GTF_type_mask
+	ReadOnly     uint16 = 1 << 2 // GTF_readonly
+	Reading      uint16 = 1 << 3 // GTF_reading
+	Writing      uint16 = 1 << 4 // GTF_writing
+	SubPage      uint16 = 1 << 8 // GTF_sub_page
+)
+
+// Entry is an entry as a value.
+type Entry struct {
+	Flags uint16
+	Domid uint16 // who may use the page
+	Frame uint32 // which it is
+}
+
+// Head is the word of an entry that holds its flags and its domid.
+type Head uint32
+
+// Flags are the flags in h.
+func (h Head) Flags() uint16 { return uint16(h) }
+
+// Domid is the domid in h.
+func (h Head) Domid() uint16 { return uint16(h >> 16) }
+
+// With is h with flags set.
+func (h Head) With(flags uint16) Head { return h | Head(flags) }
+
+// Table is a grant table: its frames, side by side. A reference beyond it
+// panics.
+type Table []byte
+
+// Len is how many references the table has.
+func (t Table) Len() int { return len(t) / EntrySize }
+
+// Head reads flags and domid of an entry, once.
+func (t Table) Head(ref uint32) Head { return Head(atomic.LoadUint32(t.head(ref))) }
+
+// Frame reads the frame of an entry, once.
+func (t Table) Frame(ref uint32) uint32 { return atomic.LoadUint32(t.frame(ref)) }
+
+// Entry reads an entry, its two words one after the other.
+func (t Table) Entry(ref uint32) Entry {
+	h := t.Head(ref)
+	return Entry{Flags: h.Flags(), Domid: h.Domid(), Frame: t.Frame(ref)}
+}
+
+// Swap changes flags and domid unless they are no longer old.
+func (t Table) Swap(ref uint32, old, to Head) bool {
+	return atomic.CompareAndSwapUint32(t.head(ref), uint32(old), uint32(to))
+}
+
+// Clear clears flags.
+func (t Table) Clear(ref uint32, flags uint16) {
+	atomic.AndUint32(t.head(ref), ^uint32(flags))
+}
+
+// Set writes an entry as a domain does: the frame first, the flags last.
+func (t Table) Set(ref uint32, e Entry) {
+	atomic.StoreUint32(t.frame(ref), e.Frame)
+	atomic.StoreUint32(t.head(ref), uint32(e.Domid)<<16|uint32(e.Flags))
+}
+
+// Revoke takes a grant back as a domain does (gnttab_end_foreign_access_ref):
+// not while the page is in use. It reports whether the grant is no more.
+func (t Table) Revoke(ref uint32) bool {
+	for {
+		h := t.Head(ref)
+		if h.Flags()&(Reading|Writing) != 0 {
+			return false
+		}
+		if t.Swap(ref, h, h&^wordFlagsMask) {
+			return true
+		}
+	}
+}
