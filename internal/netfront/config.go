@@ -14,14 +14,14 @@ const MaxQueues = 64
 // Features are the keys by which a frontend says what it can take. All of them
 // default to off, as an absent key does.
 type Features struct {
-	RxCopy           bool // request-rx-copy: backends refuse a frontend without it
-	RxNotify         bool // feature-rx-notify: we send an event when we post buffers
-	SG               bool // feature-sg: packets of several slots
-	GSOTCPv4         bool // feature-gso-tcpv4
-	GSOTCPv6         bool // feature-gso-tcpv6
-	NoCsumOffload    bool // feature-no-csum-offload: every IPv4 checksum must be finished
-	IPv6CsumOffload  bool // feature-ipv6-csum-offload: IPv6 checksums may be blank
-	MulticastControl bool // request-multicast-control: only what we ask for
+	RxCopy           bool `json:"rx_copy,omitempty"`           // request-rx-copy: backends refuse a frontend without it
+	RxNotify         bool `json:"rx_notify,omitempty"`         // feature-rx-notify: we send an event when we post buffers
+	SG               bool `json:"sg,omitempty"`                // feature-sg: packets of several slots
+	GSOTCPv4         bool `json:"gso_tcpv4,omitempty"`         // feature-gso-tcpv4
+	GSOTCPv6         bool `json:"gso_tcpv6,omitempty"`         // feature-gso-tcpv6
+	NoCsumOffload    bool `json:"no_csum_offload,omitempty"`   // feature-no-csum-offload: every IPv4 checksum must be finished
+	IPv6CsumOffload  bool `json:"ipv6_csum_offload,omitempty"` // feature-ipv6-csum-offload: IPv6 checksums may be blank
+	MulticastControl bool `json:"multicast_control,omitempty"` // request-multicast-control: only what we ask for
 }
 
 // AllFeatures is what Linux's netfront asks for, and multicast control off.
@@ -51,43 +51,44 @@ type featureKey struct {
 // Config says how a frontend is to be.
 type Config struct {
 	// Dir is the frontend's directory in xenstore; empty means [DefaultDir].
-	Dir string
+	Dir string `json:"dir,omitempty"`
 
 	// Queues is how many queues to ask for, 0 meaning 1. The backend may allow
 	// fewer.
-	Queues int
+	Queues int `json:"queues,omitempty"`
 
 	// SplitEvents asks for an event channel for each ring instead of one for
 	// each queue, if the backend can do that.
-	SplitEvents bool
+	SplitEvents bool `json:"split_events,omitempty"`
 
-	Features Features
+	Features Features `json:"features,omitzero"`
 
 	// Control asks for a control ring, if the backend can do that.
-	Control bool
+	Control bool `json:"control,omitempty"`
 
 	// Keys are further nodes to write below Dir when connecting, after all
 	// others, so that a test can say anything about a device. An empty value
 	// removes the node.
-	Keys map[string]string
+	Keys map[string]string `json:"keys,omitempty"`
 
 	// TxPages and RxPages are the buffers of each queue. 0 means as many as its
 	// ring has slots, but fewer where that would be too many for a domain whose
 	// gntalloc has its default limit of 1024 pages.
-	TxPages, RxPages int
+	TxPages int `json:"tx_pages,omitempty"`
+	RxPages int `json:"rx_pages,omitempty"`
 
 	// MTU is the largest IP packet the guest expects that is not to be
 	// segmented. 0 means not to judge.
-	MTU int
+	MTU int `json:"mtu,omitempty"`
 
 	// IDSalt is mixed into every request id, so that a backend cannot take the
 	// number of a slot for the id of its request.
-	IDSalt uint16
+	IDSalt uint16 `json:"id_salt,omitempty"`
 
 	// Strict makes the queues look at every octet: checksums must be what the
 	// flags say, and nothing may be written outside of what a response
 	// announces. It costs a pass over each page.
-	Strict bool
+	Strict bool `json:"strict,omitempty"`
 }
 
 // withDefaults completes the config and bounds it.
@@ -115,14 +116,14 @@ func pages(n, fair, slots int) int {
 
 // Offers is what the backend has published: what a frontend may send it.
 type Offers struct {
-	RxCopy          bool // feature-rx-copy
-	SG              bool // feature-sg
-	GSOTCPv4        bool // feature-gso-tcpv4
-	GSOTCPv6        bool // feature-gso-tcpv6
-	NoCsumOffload   bool // feature-no-csum-offload
-	IPv6CsumOffload bool // feature-ipv6-csum-offload
-	Multicast       bool // feature-multicast-control
-	SplitEvents     bool // feature-split-event-channels
-	Control         bool // feature-ctrl-ring
-	MaxQueues       int  // multi-queue-max-queues, 1 if absent
+	RxCopy          bool `json:"rx_copy,omitempty"`           // feature-rx-copy
+	SG              bool `json:"sg,omitempty"`                // feature-sg
+	GSOTCPv4        bool `json:"gso_tcpv4,omitempty"`         // feature-gso-tcpv4
+	GSOTCPv6        bool `json:"gso_tcpv6,omitempty"`         // feature-gso-tcpv6
+	NoCsumOffload   bool `json:"no_csum_offload,omitempty"`   // feature-no-csum-offload
+	IPv6CsumOffload bool `json:"ipv6_csum_offload,omitempty"` // feature-ipv6-csum-offload
+	Multicast       bool `json:"multicast,omitempty"`         // feature-multicast-control
+	SplitEvents     bool `json:"split_events,omitempty"`      // feature-split-event-channels
+	Control         bool `json:"control,omitempty"`           // feature-ctrl-ring
+	MaxQueues       int  `json:"max_queues,omitempty"`        // multi-queue-max-queues, 1 if absent
 }

@@ -8,8 +8,6 @@ import (
 	"errors"
 	"fmt"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/netbackd/netbackd/pkg/evtchn"
 	"github.com/netbackd/netbackd/pkg/gntalloc"
 	"github.com/netbackd/netbackd/pkg/netif"
@@ -26,6 +24,7 @@ type Control struct {
 	port   evtchn.Port
 	wake   *waker
 	lastID uint16
+	late   int // calls that gave up, whose responses may still come
 }
 
 func newControl(host Host, peer uint16) (c *Control, err error) {
@@ -72,6 +71,9 @@ func (c *Control) Kick() error { return c.events.Notify(c.port) }
 // Call sends a message and waits for its response. The response's own status is
 // not an error.
 func (c *Control) Call(ctx context.Context, typ netif.CtrlType, data ...uint32) (netif.CtrlResponse, error) {
+	if c.ring.Free() == 0 {
+		return netif.CtrlResponse{}, errors.New("netfront: control ring: nothing was ever answered")
+	}
 	c.lastID = max(c.lastID+1, 1) // Windows never uses 0
 	req := netif.CtrlRequest{ID: c.lastID, Type: typ}
 	copy(req.Data[:], data)
@@ -86,42 +88,30 @@ func (c *Control) Call(ctx context.Context, typ netif.CtrlType, data ...uint32) 
 		if err != nil {
 			return netif.CtrlResponse{}, fmt.Errorf("netfront: control ring: %w", err)
 		}
-		if more {
-			break
+		if !more {
+			if err := c.wait(ctx); err != nil {
+				c.late++
+				return netif.CtrlResponse{}, fmt.Errorf("netfront: %v: %w", typ, err)
+			}
+			continue
 		}
-		if err := c.wait(ctx); err != nil {
-			return netif.CtrlResponse{}, fmt.Errorf("netfront: %v: %w", typ, err)
+		rsp := c.ring.Response(c.ring.RspCons())
+		c.ring.Take(1)
+		switch {
+		case rsp.ID == req.ID && rsp.Type == typ:
+			return rsp, nil
+		case c.late > 0:
+			c.late--
+		default:
+			return rsp, fmt.Errorf("netfront: control response %+v does not answer %v with id %d", rsp, typ, req.ID)
 		}
 	}
-	rsp := c.ring.Response(c.ring.RspCons())
-	c.ring.Take(1)
-	if rsp.ID != req.ID || rsp.Type != typ {
-		return rsp, fmt.Errorf("netfront: control response %+v does not answer %v with id %d", rsp, typ, req.ID)
-	}
-	return rsp, nil
 }
 
 func (c *Control) wait(ctx context.Context) error {
 	defer context.AfterFunc(ctx, c.wake.wake)()
-	return errors.Join(c.sleep(), ctx.Err())
-}
-
-func (c *Control) sleep() error {
-	fds := []unix.PollFd{{Fd: int32(c.events.FD()), Events: unix.POLLIN}, {Fd: int32(c.wake.fd), Events: unix.POLLIN}}
-	for {
-		if _, err := unix.Poll(fds, -1); err == nil {
-			break
-		} else if err != unix.EINTR {
-			return err
-		}
-	}
-	c.wake.drain()
-	var ports [1]evtchn.Port
-	n, err := c.events.Pending(ports[:])
-	if err != nil || n == 0 {
-		return err
-	}
-	return c.events.Unmask(ports[:n])
+	_, err := sleep(c.events, c.wake)
+	return errors.Join(err, ctx.Err())
 }
 
 // StatusError is a control message that the backend answered with anything but

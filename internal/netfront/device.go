@@ -226,8 +226,13 @@ func (d *Device) switchState(s State) error {
 	return nil
 }
 
+// readState takes a node that cannot be seen for one that is missing: when a
+// device is removed, what is left for us to read is its parents' permissions.
 func readState(s Store, path string) (State, error) {
 	v, err := readOr(s, path, "0")
+	if errors.Is(err, xenstore.ErrPermission) {
+		return StateUnknown, nil
+	}
 	if err != nil {
 		return StateUnknown, fmt.Errorf("netfront: read state: %w", err)
 	}

@@ -7,8 +7,6 @@ import (
 	"errors"
 	"fmt"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/netbackd/netbackd/pkg/evtchn"
 	"github.com/netbackd/netbackd/pkg/gntalloc"
 	"github.com/netbackd/netbackd/pkg/netif"
@@ -38,9 +36,6 @@ type Queue struct {
 	stats      Stats
 	broken     [numRules]uint64
 	violations []*Violation
-
-	ports [2]evtchn.Port // for Pending
-	polls [2]unix.PollFd // for sleep
 }
 
 // rules is what a queue holds the backend to and what it may send itself.
@@ -93,14 +88,8 @@ func newQueue(host Host, peer uint16, index int, cfg Config, r rules, split bool
 			return q, err
 		}
 	}
-	if q.wake, err = newWaker(); err != nil {
-		return q, err
-	}
-	q.polls = [2]unix.PollFd{
-		{Fd: int32(q.events.FD()), Events: unix.POLLIN},
-		{Fd: int32(q.wake.fd), Events: unix.POLLIN},
-	}
-	return q, nil
+	q.wake, err = newWaker()
+	return q, err
 }
 
 // close gives everything back. The rings must not be touched any more.
@@ -238,37 +227,28 @@ func (q *Queue) Wait(ctx context.Context) error {
 
 // sleep waits for an event or a wake-up, for as long as it takes.
 func (q *Queue) sleep() error {
-	for {
-		_, err := unix.Poll(q.polls[:], -1)
-		if err == unix.EINTR {
-			continue
-		}
-		if err != nil {
-			return fmt.Errorf("netfront: poll: %w", err)
-		}
-		break
+	event, err := sleep(q.events, q.wake)
+	if event {
+		q.countEvent()
 	}
-	if q.polls[1].Revents != 0 {
-		q.wake.drain()
-	}
-	if q.polls[0].Revents != 0 {
-		return q.takeEvents()
-	}
-	return nil
+	return err
 }
 
 // takeEvents reads the ports that had events and unmasks them. Who looks at the
 // rings after that misses nothing.
 func (q *Queue) takeEvents() error {
-	n, err := q.events.Pending(q.ports[:])
-	if err != nil || n == 0 {
-		return err
+	event, err := takeEvents(q.events)
+	if event {
+		q.countEvent()
 	}
+	return err
+}
+
+func (q *Queue) countEvent() {
 	q.stats.Wakeups++
 	if !q.hasWork() {
 		q.stats.Spurious++
 	}
-	return q.events.Unmask(q.ports[:n])
 }
 
 // hasWork reports whether either ring has responses.

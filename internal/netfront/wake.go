@@ -7,6 +7,8 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/netbackd/netbackd/pkg/evtchn"
 )
 
 // waker is an eventfd by which any goroutine ends the sleep of the one that owns
@@ -48,4 +50,37 @@ func (w *waker) close() {
 	defer w.mu.Unlock()
 	_ = unix.Close(w.fd)
 	w.fd = -1
+}
+
+// sleep waits for an event or a wake-up, for as long as it takes, and reports
+// whether there was an event.
+func sleep(e Events, w *waker) (event bool, err error) {
+	fds := [2]unix.PollFd{
+		{Fd: int32(e.FD()), Events: unix.POLLIN},
+		{Fd: int32(w.fd), Events: unix.POLLIN},
+	}
+	for {
+		if _, err := unix.Poll(fds[:], -1); err == nil {
+			break
+		} else if err != unix.EINTR {
+			return false, fmt.Errorf("netfront: poll: %w", err)
+		}
+	}
+	if fds[1].Revents != 0 {
+		w.drain()
+	}
+	if fds[0].Revents == 0 {
+		return false, nil
+	}
+	return takeEvents(e)
+}
+
+// takeEvents reads the ports that had events and unmasks them.
+func takeEvents(e Events) (event bool, err error) {
+	var ports [2]evtchn.Port // all that a queue has
+	n, err := e.Pending(ports[:])
+	if err != nil || n == 0 {
+		return false, err
+	}
+	return true, e.Unmask(ports[:n])
 }

@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package netfront
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/netbackd/netbackd/pkg/netif"
+)
+
+// message is a control message as the backend sees it, with the page its first
+// datum refers to, if it does.
+type message struct {
+	Type netif.CtrlType
+	Data []uint32
+	Page []byte
+}
+
+// newControlPair makes a control ring whose backend answers with answer as soon
+// as it hears of a message.
+func newControlPair(t *testing.T, answer func(netif.CtrlRequest) *netif.CtrlResponse) (*Control, *machine, *[]message) {
+	t.Helper()
+	m := newMachine()
+	c, err := newControl(m.host(), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := c.close(); err != nil {
+			t.Error(err)
+		}
+	})
+	back, err := netif.AttachCtrl(m.page(c.pages.Refs()[0]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := new([]message)
+	m.onEvent(c.port, func() {
+		for {
+			n, err := back.Available()
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			if n == 0 {
+				if more, _ := back.Arm(); !more {
+					return
+				}
+				continue
+			}
+			q := back.Request(back.ReqCons())
+			back.Consume(1)
+			msg := message{Type: q.Type, Data: q.Data[:]}
+			switch q.Type {
+			case netif.CtrlSetHashKey:
+				msg.Page = bytes.Clone(m.page(q.Data[0])[:q.Data[1]])
+				msg.Data[0] = 0 // any ref will do
+			case netif.CtrlSetHashMapping:
+				msg.Page = bytes.Clone(m.page(q.Data[0])[:4*q.Data[1]])
+				msg.Data[0] = 0
+			case netif.CtrlAddGrefMapping:
+				msg.Page = bytes.Clone(m.page(q.Data[1])[:8*q.Data[2]])
+				msg.Data[1] = 0
+			}
+			*seen = append(*seen, msg)
+			if r := answer(q); r != nil && back.Commit([]netif.CtrlResponse{*r}) {
+				m.notify(c.port)
+			}
+		}
+	})
+	return c, m, seen
+}
+
+// success answers everything with data.
+func success(data uint32) func(netif.CtrlRequest) *netif.CtrlResponse {
+	return func(q netif.CtrlRequest) *netif.CtrlResponse {
+		return &netif.CtrlResponse{ID: q.ID, Type: q.Type, Data: data}
+	}
+}
+
+func TestSetHash(t *testing.T) {
+	c, _, seen := newControlPair(t, success(0))
+	key := bytes.Repeat([]byte{0x6d, 0x5a}, 20)
+	err := c.SetHash(t.Context(), Hash{Types: 0xf, Key: key, Mapping: []uint32{0, 1, 0, 1}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	table := []byte{0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0}
+	want := []message{
+		{Type: netif.CtrlSetHashAlgorithm, Data: []uint32{1, 0, 0}},
+		{Type: netif.CtrlSetHashFlags, Data: []uint32{0xf, 0, 0}},
+		{Type: netif.CtrlSetHashKey, Data: []uint32{0, 40, 0}, Page: key},
+		{Type: netif.CtrlSetHashMappingSize, Data: []uint32{4, 0, 0}},
+		{Type: netif.CtrlSetHashMapping, Data: []uint32{0, 4, 0}, Page: table},
+	}
+	if diff := cmp.Diff(want, *seen); diff != "" {
+		t.Errorf("messages (-want +got):\n%s", diff)
+	}
+}
+
+func TestStaticGrants(t *testing.T) {
+	q, _ := newPair(t, Config{Features: AllFeatures(), TxPages: 20, RxPages: 30}, false)
+	for _, room := range []uint32{0, 25, 4096} {
+		c, _, seen := newControlPair(t, success(room))
+		n, err := c.StaticGrants(t.Context(), q)
+		if err != nil || n != int(min(room, 50)) {
+			t.Errorf("room for %d: added %d, %v", room, n, err)
+		}
+		if room == 0 {
+			if len(*seen) != 1 {
+				t.Errorf("no room, but %d messages", len(*seen))
+			}
+			continue
+		}
+		page := (*seen)[1].Page
+		for i := range n {
+			ref, flags := binary.LittleEndian.Uint32(page[8*i:]), binary.LittleEndian.Uint16(page[8*i+4:])
+			wantRef, wantFlags := q.tx.refs, uint16(netif.GrefReadOnly)
+			k := i
+			if i >= 20 {
+				wantRef, wantFlags, k = q.rx.refs, 0, i-20
+			}
+			if ref != wantRef[k] || flags != wantFlags {
+				t.Errorf("entry %d: ref %d, flags %d, want %d, %d", i, ref, flags, wantRef[k], wantFlags)
+			}
+		}
+	}
+}
+
+func TestControlErrors(t *testing.T) {
+	t.Run("a status", func(t *testing.T) {
+		c, _, _ := newControlPair(t, func(q netif.CtrlRequest) *netif.CtrlResponse {
+			return &netif.CtrlResponse{ID: q.ID, Type: q.Type, Status: netif.CtrlNotSupported}
+		})
+		err := c.SetHash(t.Context(), Hash{})
+		want := &StatusError{Type: netif.CtrlSetHashAlgorithm, Status: netif.CtrlNotSupported}
+		var got *StatusError
+		if !errors.As(err, &got) || *got != *want {
+			t.Errorf("error %v, want %v", err, want)
+		}
+	})
+	t.Run("a response to something else", func(t *testing.T) {
+		c, _, _ := newControlPair(t, func(q netif.CtrlRequest) *netif.CtrlResponse {
+			return &netif.CtrlResponse{ID: q.ID + 1, Type: q.Type}
+		})
+		if _, err := c.Call(t.Context(), netif.CtrlGetHashFlags); err == nil {
+			t.Error("it was taken")
+		}
+	})
+	t.Run("no response", func(t *testing.T) {
+		c, _, _ := newControlPair(t, func(netif.CtrlRequest) *netif.CtrlResponse { return nil })
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+		defer cancel()
+		if _, err := c.Call(ctx, netif.CtrlGetHashFlags); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("error %v, want %v", err, context.DeadlineExceeded)
+		}
+	})
+	t.Run("a response that is late", func(t *testing.T) {
+		var first *netif.CtrlRequest
+		var answer func(netif.CtrlRequest) *netif.CtrlResponse
+		c, _, _ := newControlPair(t, func(q netif.CtrlRequest) *netif.CtrlResponse { return answer(q) })
+		answer = func(q netif.CtrlRequest) *netif.CtrlResponse { first = &q; return nil }
+		gone, cancel := context.WithCancel(t.Context())
+		cancel()
+		if _, err := c.Call(gone, netif.CtrlGetHashFlags); !errors.Is(err, context.Canceled) {
+			t.Errorf("error %v, want %v", err, context.Canceled)
+		}
+		// The backend answers the first message when it hears of the second,
+		// and hears of the third before it answers the second.
+		answer = func(q netif.CtrlRequest) *netif.CtrlResponse {
+			r := &netif.CtrlResponse{ID: first.ID, Type: first.Type, Data: 1}
+			first = &q
+			return r
+		}
+		if _, err := c.Call(gone, netif.CtrlGetHashFlags); !errors.Is(err, context.Canceled) {
+			t.Errorf("error %v, want %v", err, context.Canceled)
+		}
+		done := false
+		answer = func(q netif.CtrlRequest) *netif.CtrlResponse {
+			done = true
+			return &netif.CtrlResponse{ID: q.ID, Type: q.Type, Data: 3}
+		}
+		if r, err := c.Call(t.Context(), netif.CtrlGetHashMappingSize); err != nil || r.Data != 3 || !done {
+			t.Errorf("%+v, %v", r, err)
+		}
+	})
+	t.Run("rsp_prod beyond req_prod", func(t *testing.T) {
+		c, m, _ := newControlPair(t, func(netif.CtrlRequest) *netif.CtrlResponse { return nil })
+		binary.LittleEndian.PutUint32(m.page(c.pages.Refs()[0])[8:], 77)
+		if _, err := c.Call(t.Context(), netif.CtrlGetHashFlags); !errors.Is(err, netif.ErrRspOverflow) {
+			t.Errorf("error %v, want %v", err, netif.ErrRspOverflow)
+		}
+	})
+}
