@@ -324,13 +324,13 @@ func TestBreachesEndTheConnection(t *testing.T) {
 			m.Header.Len = 1 << 31
 			p.raw(m.Header.AppendTo(nil))
 		}, ErrProtocol},
-		"garbage": {func(p *peer, m message) {
+		"garbage": {func(p *peer, _ message) {
 			p.raw([]byte(strings.Repeat("garbage!", 10)))
 		}, ErrProtocol},
-		"an event without strings": {func(p *peer, m message) {
+		"an event without strings": {func(p *peer, _ message) {
 			p.send(Header{Type: MsgWatchEvent}, "")
 		}, ErrProtocol},
-		"an event without a token": {func(p *peer, m message) {
+		"an event without a token": {func(p *peer, _ message) {
 			p.send(Header{Type: MsgWatchEvent}, "/a\x00")
 		}, ErrProtocol},
 		"an event that is not terminated": {func(p *peer, m message) {

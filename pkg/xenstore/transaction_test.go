@@ -91,7 +91,7 @@ func TestTransactionAbortsWhenTheFunctionFails(t *testing.T) {
 				t.Errorf("recovered %v", r)
 			}
 		}()
-		_ = c.Transaction(func(tx *Tx) error { panic("ouch") })
+		_ = c.Transaction(func(*Tx) error { panic("ouch") })
 	}()
 	if diff := cmp.Diff([]string{
 		`TRANSACTION_START 0 "\x00"`,
@@ -130,7 +130,7 @@ func TestTransactionStartsOverOnConflict(t *testing.T) {
 func TestTransactionOfAFunctionThatAsksForAnotherAttempt(t *testing.T) {
 	c, log := txPeer(t, 0)
 	runs := 0
-	if err := c.Transaction(func(tx *Tx) error {
+	if err := c.Transaction(func(*Tx) error {
 		if runs++; runs == 1 {
 			return &Error{Op: "READ", Err: ErrAgain}
 		}
