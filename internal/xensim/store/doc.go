@@ -10,7 +10,7 @@
 // In particular 4.17 has no depth argument for WATCH, no @releaseDomain/<domid>
 // and none of the feature and quota messages.
 //
-// Three things differ, because they have to:
+// These things differ, because they have to or because nobody could want them:
 //
 //   - There is no ring page. A domain's connection is any byte stream, and a
 //     domain may have several; its quotas span all of them.
@@ -18,6 +18,9 @@
 //     closed. On a real ring it would go silent.
 //   - xenstored lets the queue of a privileged connection grow for ever. Here
 //     one that does not read is first not read from, then closed.
+//   - Where 4.17 trips over itself (RESET_WATCHES in a transaction, a root owned
+//     by a domain that dies, the target of a living domain that dies, an errno
+//     that was never set), the store does what was meant.
 //
 // The package knows domains as numbers that exist or do not: the hypervisor
 // tells it by DomainCreated, DomainShutdown and DomainDied. It must not know

@@ -231,8 +231,8 @@ func (s *state) create(c *conn, tx *transaction, path, value string) (*node, err
 	if tx != nil {
 		tx.created = true
 	}
-	// From the bottom up, so that the tree has no dangling child names when a
-	// quota stops it half-way.
+	// From the bottom up, so that no list names a node that is not there when
+	// a quota stops it half-way.
 	for i, n := range made {
 		err := s.roomForNode(c)
 		if err == nil {
@@ -251,16 +251,15 @@ func (s *state) create(c *conn, tx *transaction, path, value string) (*node, err
 	return made[0], nil
 }
 
-// uncreate undoes a half-done create. Within a transaction there is no way
-// back, but it cannot be committed any more.
+// uncreate undoes a half-done create. A transaction has failed by then, and
+// with it goes what it made.
 func (s *state) uncreate(tx *transaction, paths []string, made []*node) {
+	if tx != nil {
+		return
+	}
 	for i, path := range paths {
-		if tx != nil {
-			tx.failed = true
-		} else {
-			s.store(path, nil, false)
-		}
-		s.countNode(tx, made[i].owner(), -1)
+		s.store(path, nil, false)
+		s.countNode(nil, made[i].owner(), -1)
 	}
 }
 

@@ -24,8 +24,8 @@ const (
 
 // limiter is the part of the rate limit that all domains share.
 type limiter struct {
-	rate    int // thousandths of a write per second, over all domains
-	domains int // introduced domains
+	rate    int                 // thousandths of a write per second, over all domains; 0: no limit
+	members map[*allowance]bool // of the introduced domains
 	reserve int
 }
 
@@ -36,10 +36,11 @@ type allowance struct {
 }
 
 func newLimiter(writesPerSecond int) limiter {
-	if writesPerSecond > math.MaxInt32/writeCost {
-		return limiter{} // no limit
+	l := limiter{members: map[*allowance]bool{}}
+	if writesPerSecond <= math.MaxInt32/writeCost {
+		l.rate = writesPerSecond * writeCost
 	}
-	return limiter{rate: writesPerSecond * writeCost}
+	return l
 }
 
 // move shifts as much as keeps from above floor and to below ceiling.
@@ -52,12 +53,12 @@ func move(from *int, floor int, to *int, ceiling int) {
 
 func (l *limiter) join(a *allowance, now time.Time) {
 	*a = allowance{at: now}
-	l.domains++
+	l.members[a] = true
 	move(&l.reserve, -reserveDebt, &a.credit, domainBurst)
 }
 
 func (l *limiter) leave(a *allowance) {
-	l.domains--
+	delete(l.members, a)
 	move(&a.credit, 0, &l.reserve, domainBurst)
 }
 
@@ -67,7 +68,7 @@ func (l *limiter) refresh(a *allowance, now time.Time) {
 	ms := min(max(now.Sub(a.at).Milliseconds(), 0), 1000*1000*1000)
 	// Only whole milliseconds are paid for, so only those are used up.
 	a.at = a.at.Add(time.Duration(ms) * time.Millisecond)
-	a.credit = min(a.credit+int(ms)*l.rate/(l.domains*1000), maxCredit)
+	a.credit = min(a.credit+int(ms)*l.rate/(len(l.members)*1000), maxCredit)
 
 	move(&l.reserve, 0, &a.credit, 0)
 	surplus := 0
@@ -84,14 +85,20 @@ func (l *limiter) spend(a *allowance, now time.Time) {
 	a.credit -= writeCost
 }
 
-// wait is how long a must wait until it may write again, 0 if it may now.
+// wait is how long a must wait until it may write again, 0 if it may now. What
+// the others do not use may shorten it.
 func (l *limiter) wait(a *allowance, now time.Time) time.Duration {
 	if l.rate == 0 || a.credit >= 0 {
 		return 0
 	}
+	for other := range l.members {
+		if other != a {
+			l.refresh(other, now)
+		}
+	}
 	if l.refresh(a, now); a.credit >= 0 {
 		return 0
 	}
-	ms := (-a.credit*1000*l.domains + l.rate - 1) / l.rate
+	ms := (-a.credit*1000*len(l.members) + l.rate - 1) / l.rate
 	return time.Duration(ms) * time.Millisecond
 }

@@ -161,6 +161,17 @@ var scripts = []struct{ name, lines string }{
 		dom0 CONTROL  -> EINVAL
 		dom0 CONTROL no-such-command| -> EINVAL
 	`},
+	// 4.17 means to, but returns whatever errno it had last.
+	{"a path alone is one string, terminated, and nothing else", `
+		dom0 READ /tool -> EINVAL
+		dom0 READ  -> EINVAL
+		dom0 READ /tool|| -> EINVAL
+		dom0 READ /tool|x -> EINVAL
+		dom0 DIRECTORY /tool -> EINVAL
+		dom0 GET_PERMS /tool||| -> EINVAL
+		dom0 MKDIR /a|b| -> EINVAL
+		dom0 RM /tool|b| -> EINVAL
+	`},
 	{"what follows the last NUL is ignored where strings are counted", `
 		dom0 SET_PERMS /tool|n0|junk -> OK|
 		dom0 WATCH /tool|t|junk -> OK|
@@ -999,6 +1010,26 @@ var scripts = []struct{ name, lines string }{
 		dom0#1 WRITE /local/domain/5/new|2 -> OK|
 		xen died 5
 		dom0#1 TRANSACTION_END T| -> ENOMEM
+	`},
+
+	// 4.17 keeps the dead target half alive, and dies when its number returns.
+	{"a domain whose target died acts for nobody", `
+		dom0 SET_TARGET 6|5| -> OK|
+		dom5 WRITE data|1 -> OK|
+		xen died 5
+		dom0 READ /local/domain/5/data| -> ENOENT
+		xen created 5
+		dom0 INTRODUCE 5|1|1| -> OK|
+		dom0 WRITE /a|1 -> OK|
+		dom0 SET_PERMS /a|n5| -> OK|
+		dom6 READ /a| -> EACCES
+	`},
+	// 4.17 removes the root, and with it everything.
+	{"a dead domain leaves the root to domain 0", `
+		dom0 SET_PERMS /|r5| -> OK|
+		xen died 5
+		dom0 GET_PERMS /| -> r0|
+		dom0 DIRECTORY /local/domain| -> 6|
 	`},
 
 	// Long lists.
