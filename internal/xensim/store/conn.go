@@ -44,7 +44,7 @@ type conn struct {
 type message struct {
 	wire     []byte // header and payload
 	event    bool
-	key      string    // equal for equal events, "" for what is always sent
+	key      string    // in conn.pending; "" for what is not there
 	deadline time.Time // to be dropped if nobody took it by then; zero: never
 	cause    *request  // the request of a domain it stems from
 }
@@ -109,6 +109,17 @@ func (s *state) enqueue(c *conn, m *message) {
 	}
 	c.out = append(c.out, m)
 	c.queued += len(m.wire)
+}
+
+// take hands out the first message for writing. From now on its event is as
+// good as told: the client may have it before the store hears of that, and look
+// before the next change, so the next change is an event of its own.
+func (c *conn) take() []byte {
+	m := c.out[0]
+	c.taken = true
+	delete(c.pending, m.key)
+	m.key = ""
+	return m.wire
 }
 
 // written notes that the client has been sent out[0].

@@ -314,8 +314,7 @@ func (s *Server) settle(now time.Time) (next time.Time, ok bool) {
 		}
 		alive = append(alive, k)
 		if !c.taken && len(c.out) > 0 {
-			c.taken = true
-			k.send <- c.out[0].wire
+			k.send <- c.take()
 		}
 		if k.granted {
 			continue

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"pgregory.net/rapid"
+
+	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
 func TestStrtol(t *testing.T) {
@@ -118,6 +120,29 @@ func TestNoDomainIsStarvedByTheWriteRate(t *testing.T) {
 			t.Fatalf("%d writes in %v, %.0f allowed", writes, now.Sub(start), allowed)
 		}
 	})
+}
+
+func TestChangeWhileItsEventIsBeingWrittenIsToldAgain(t *testing.T) {
+	s := newState(Quota{})
+	writer, watcher := s.local(0), s.local(0)
+	watcher.call(xenstore.MsgWatch, 0, "/a|w|")
+	queued := func() int { return len(watcher.c.out) }
+
+	writer.call(xenstore.MsgWrite, 0, "/a|1")
+	watcher.c.take()
+	writer.call(xenstore.MsgWrite, 0, "/a|2")
+	if queued() != 2 {
+		t.Errorf("%d events, want the one being written and another one", queued())
+	}
+	writer.call(xenstore.MsgWrite, 0, "/a|3")
+	if queued() != 2 {
+		t.Errorf("%d events, the second one still waits", queued())
+	}
+	s.written(watcher.c)
+	writer.call(xenstore.MsgWrite, 0, "/a|4")
+	if queued() != 1 {
+		t.Errorf("%d events, the second one still waits", queued())
+	}
 }
 
 func TestUnlimitedQuotas(t *testing.T) {
