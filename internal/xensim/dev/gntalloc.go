@@ -141,6 +141,9 @@ func (g *Gntalloc) Dealloc(index uint64, n int) unix.Errno {
 // Close is the end of the file and of all it has mapped.
 func (g *Gntalloc) Close() {
 	k := g.k
+	if k.dom.Dying() {
+		return // so is its kernel: nobody takes the grants back
+	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for index, r := range g.grefs {

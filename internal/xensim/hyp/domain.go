@@ -94,6 +94,9 @@ type Domain struct {
 
 // withDefaults fills in what cfg leaves open and refuses nonsense.
 func withDefaults(cfg wire.DomainConfig) (wire.DomainConfig, error) {
+	if len(cfg.Name) > wire.MaxName {
+		return cfg, fmt.Errorf("name of %d bytes: at most %d are possible: %w", len(cfg.Name), wire.MaxName, unix.EINVAL)
+	}
 	for _, f := range []struct {
 		name       string
 		value      *int

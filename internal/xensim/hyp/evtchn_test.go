@@ -235,6 +235,7 @@ func TestDomainThatShutDownStaysStopped(t *testing.T) {
 func TestConfigIsChecked(t *testing.T) {
 	h := newXen(t)
 	for name, cfg := range map[string]wire.DomainConfig{
+		"long name":              {Name: string(make([]byte, 65))},
 		"negative memory":        {Pages: -1},
 		"absurd memory":          {Pages: maxPages + 1},
 		"absurd grant table":     {MaxGrantFrames: maxGrantFrames + 1},

@@ -39,6 +39,9 @@ const (
 	// MaxUnmask is the most ports of one unmask message.
 	MaxUnmask = 1024
 
+	// MaxName is the longest name of a domain in bytes.
+	MaxName = 64
+
 	// MaxListed is the most domains of one reply to a list.
 	MaxListed = 64
 )
@@ -122,8 +125,8 @@ const (
 	OpDestroy                       // u32 domid ->
 	OpPause                         // u32 domid ->
 	OpUnpause                       // u32 domid ->
-	OpShutdown                      // u32 domid, u32 crashed ->
-	OpList                          // u32 first domid -> []DomainInfo, at most MaxListed, in order
+	OpShutdown                      // u32 domid ->
+	OpList                          // u32 first domid -> []DomainInfo, at most MaxListed, by domid
 	OpAddFault                      // u32 domid, Fault ->
 	OpClearFaults                   // u32 domid ->
 	OpOverflow                      // u32 domid ->
