@@ -505,7 +505,11 @@ func TestManyClientsAtOnce(t *testing.T) {
 			rw = f.xenbus(uint16(4 + i%3))
 		}
 		c := newClient(t, rw)
-		go func() { done <- busy(c, i) }()
+		go func() {
+			err := busy(c, i)
+			_ = c.rw.Close() // or its unread events would hold up the others
+			done <- err
+		}()
 	}
 	for range clients {
 		if err := <-done; err != nil {
