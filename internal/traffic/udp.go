@@ -58,6 +58,11 @@ type UDPSend struct {
 	// Rate paces the packets, in packets per second. 0 means as fast as it
 	// goes, which loses packets wherever a queue is short.
 	Rate int `json:"rate,omitempty"`
+	// Window bounds the packets under way: after so many, the receiver is asked
+	// for them before more are sent. With a window that every queue on the way
+	// can hold, a packet that is lost was lost by somebody's mistake, however
+	// busy the machine is. 0 means no bound.
+	Window int `json:"window,omitempty"`
 	// NoReport sends without asking what arrived, as one must where several or
 	// none may listen. The result then only says what was sent.
 	NoReport bool `json:"no_report,omitempty"`
@@ -125,6 +130,11 @@ func SendUDP(ctx context.Context, c net.Conn, s UDPSend) (UDPResult, error) {
 		}
 		r.Sent++
 		r.Bytes += uint64(s.Size)
+		if s.Window > 0 && r.Sent%uint64(s.Window) == 0 && i+1 < s.Count {
+			if _, err := askReport(ctx, c, s.Stream, r.Sent); err != nil {
+				return r, err
+			}
+		}
 	}
 	r.Duration = time.Since(start)
 	if s.NoReport {
@@ -174,7 +184,7 @@ func askReport(ctx context.Context, c net.Conn, stream, sent uint64) (UDPResult,
 			return last, orContext(ctx, err)
 		}
 		deadline := time.Now().Add(settle)
-		if r, ok := readReport(c, stream, deadline); ok {
+		if r, ok := readReport(c, stream, sent, deadline); ok {
 			if r.Lost == 0 || have && r.Received == last.Received {
 				return r, nil
 			}
@@ -186,8 +196,9 @@ func askReport(ctx context.Context, c net.Conn, stream, sent uint64) (UDPResult,
 	}
 }
 
-// readReport waits for a report until the deadline.
-func readReport(c net.Conn, stream uint64, deadline time.Time) (UDPResult, bool) {
+// readReport waits until the deadline for a report on as many packets as were
+// sent; one on fewer answers an earlier question.
+func readReport(c net.Conn, stream, sent uint64, deadline time.Time) (UDPResult, bool) {
 	_ = c.SetReadDeadline(deadline)
 	b := make([]byte, 2048)
 	for {
@@ -195,7 +206,7 @@ func readReport(c net.Conn, stream uint64, deadline time.Time) (UDPResult, bool)
 		if err != nil {
 			return UDPResult{}, false
 		}
-		if r, ok := parseReport(b[:n], stream); ok {
+		if r, ok := parseReport(b[:n], stream); ok && r.Sent == sent {
 			return r, true
 		}
 	}
