@@ -25,6 +25,21 @@ import (
 // namespace is down.
 func Start(cmd *exec.Cmd) error {
 	isolate(cmd, unix.CLONE_NEWNET)
+	return startBound(cmd)
+}
+
+// StartHere starts cmd in the namespaces that the process is in. Like the
+// processes of [Start] it is killed when this one dies.
+func StartHere(cmd *exec.Cmd) error {
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{}
+	}
+	cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
+	return startBound(cmd)
+}
+
+// startBound starts cmd from a thread that lives as long as the process does.
+func startBound(cmd *exec.Cmd) error {
 	started := make(chan error)
 	go func() {
 		// To the kernel the parent is a thread: the one which started the
