@@ -100,6 +100,10 @@ func (p *Pump) Do(f func(*Queue)) error {
 	}
 }
 
+// Queue is the pump's queue. While the pump runs, only what does not change, its
+// index and its buffers, may be looked at.
+func (p *Pump) Queue() *Queue { return p.q }
+
 // Done is closed when Run has ended.
 func (p *Pump) Done() <-chan struct{} { return p.done }
 

@@ -12,9 +12,9 @@ import (
 	"github.com/netbackd/netbackd/pkg/netif"
 )
 
-// ErrFull is returned when the ring has no room for a packet, or the queue no
-// pages. Flush, and wait for responses.
-var ErrFull = errors.New("netfront: tx ring is full")
+// ErrFull is returned when a ring has no room, or the queue no pages. Flush, and
+// wait for responses.
+var ErrFull = errors.New("netfront: the ring is full")
 
 // Queue is a tx and an rx ring with their buffers and event channels. It belongs
 // to one goroutine.

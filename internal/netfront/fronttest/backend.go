@@ -1,0 +1,244 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package fronttest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"sync"
+
+	"github.com/netbackd/netbackd/pkg/gntdev"
+	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/tap"
+	"github.com/netbackd/netbackd/pkg/xenstore"
+)
+
+// Options are how a backend differs from the plainest one.
+type Options struct {
+	// Offers are nodes of its directory, in place of or beside those that it
+	// has anyway.
+	Offers map[string]string
+	// Refuse makes it go to Closed where it should connect.
+	Refuse bool
+	// Tap is where packets go, with as many queues as the backend offers at
+	// most. Without one they are sent back to the guest.
+	Tap *tap.Device
+}
+
+// Backend is a running backend of one vif.
+type Backend struct {
+	x     *Xen
+	domid uint16
+	o     Options
+	end   func()
+
+	mu     sync.Mutex
+	states []string // guarded by mu
+	mcast  []string // extras of multicast control seen; guarded by mu
+}
+
+// Start starts a backend for a guest's vif, until the test ends or Stop.
+func (x *Xen) Start(domid uint16, o Options) *Backend {
+	x.t.Helper()
+	b := &Backend{x: x, domid: domid, o: o}
+	queues := 1
+	if o.Tap != nil {
+		queues = o.Tap.Queues()
+	}
+	x.Write(x.BackDir(domid), "feature-rx-copy", "1", "feature-sg", "1", "feature-no-csum-offload", "1",
+		"feature-split-event-channels", "1", "multi-queue-max-queues", strconv.Itoa(queues))
+	for k, v := range o.Offers {
+		x.Write(x.BackDir(domid), k, v)
+	}
+	front, err := x.Store.Watch(x.FrontDir(domid) + "/state")
+	if err != nil {
+		x.t.Fatal(err)
+	}
+	mine, err := x.Store.Watch(x.BackDir(domid) + "/state")
+	if err != nil {
+		x.t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	b.set("2")
+	go func() {
+		defer close(done)
+		if err := b.run(ctx, front, mine); err != nil {
+			x.t.Errorf("backend of domain %d: %v", domid, err)
+		}
+	}()
+	b.end = sync.OnceFunc(func() {
+		cancel()
+		<-done
+		if err := errors.Join(front.Close(), mine.Close()); err != nil {
+			x.t.Error(err)
+		}
+	})
+	x.t.Cleanup(b.end)
+	return b
+}
+
+// Stop ends the backend at once.
+func (b *Backend) Stop() { b.end() }
+
+// States are those that the backend has gone through.
+func (b *Backend) States() []string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return slices.Clone(b.states)
+}
+
+// Mcast are the edits of the multicast list that were asked for, as "add" or
+// "del" and the address.
+func (b *Backend) Mcast() []string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return slices.Clone(b.mcast)
+}
+
+func (b *Backend) set(state string) {
+	b.mu.Lock()
+	b.states = append(b.states, state)
+	b.mu.Unlock()
+	if err := b.x.Store.Write(b.x.BackDir(b.domid)+"/state", state); err != nil {
+		b.x.t.Error(err)
+	}
+}
+
+// run follows the states of the frontend, and its own when the toolstack writes
+// it. A state is only ever read, never taken from an event.
+func (b *Backend) run(ctx context.Context, front, mine *xenstore.Watch) error {
+	state := "2"
+	var stop func() error
+	disconnect := func() error {
+		if stop == nil {
+			return nil
+		}
+		f := stop
+		stop = nil
+		return f()
+	}
+	to := func(states ...string) {
+		for _, s := range states {
+			b.set(s)
+			state = s
+		}
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return disconnect()
+		case <-front.C():
+		case <-mine.C():
+		}
+		f, err := b.x.Store.Read(b.x.FrontDir(b.domid) + "/state")
+		if err != nil {
+			return errors.Join(err, disconnect())
+		}
+		own, err := b.x.Store.Read(b.x.BackDir(b.domid) + "/state")
+		if err != nil {
+			return errors.Join(err, disconnect())
+		}
+		if own == "5" && state == "4" && f == "4" {
+			continue // the toolstack detaches: the frontend closes first
+		}
+		switch f + state {
+		case "14":
+			err = disconnect()
+			to("5", "6", "2")
+		case "16":
+			to("2")
+		case "42":
+			if b.o.Refuse {
+				to("5", "6")
+				break
+			}
+			if stop, err = b.connect(); err == nil {
+				to("4")
+			}
+		case "54", "52":
+			err = disconnect()
+			to("5")
+		case "64", "65", "62":
+			err = disconnect()
+			to("6")
+		}
+		if err != nil {
+			return errors.Join(err, disconnect())
+		}
+	}
+}
+
+// connect serves the queues that the frontend has published.
+func (b *Backend) connect() (stop func() error, err error) {
+	dir := b.x.FrontDir(b.domid)
+	n := uint64(1)
+	if ok, err := b.x.Store.Exists(dir + "/multi-queue-num-queues"); err != nil {
+		return nil, err
+	} else if ok {
+		if n, err = b.x.Store.ReadUint(dir+"/multi-queue-num-queues", 8); err != nil {
+			return nil, err
+		}
+	}
+	var queues []*queue
+	stop = func() error {
+		var errs []error
+		for _, q := range queues {
+			errs = append(errs, q.stop())
+		}
+		return errors.Join(errs...)
+	}
+	for i := range int(n) {
+		at := dir
+		if n > 1 {
+			at = fmt.Sprintf("%s/queue-%d", dir, i)
+		}
+		q, err := b.open(at, i)
+		if err != nil {
+			return nil, errors.Join(err, stop())
+		}
+		queues = append(queues, q)
+	}
+	return stop, nil
+}
+
+// open maps a queue's rings, binds its event channels and serves it.
+func (b *Backend) open(dir string, i int) (q *queue, err error) {
+	num := func(key string) (n uint32) {
+		v, e := b.x.Store.ReadUint(dir+"/"+key, 32)
+		err = errors.Join(err, e)
+		return uint32(v)
+	}
+	q = &queue{b: b}
+	refs := []gntdev.Ref{num("tx-ring-ref"), num("rx-ring-ref")}
+	split, e := b.x.Store.Exists(dir + "/event-channel-tx")
+	err = errors.Join(err, e)
+	var remote []uint32
+	if split {
+		remote = []uint32{num("event-channel-tx"), num("event-channel-rx")}
+	} else {
+		remote = []uint32{num("event-channel")}
+	}
+	if err != nil {
+		return nil, err
+	}
+	if b.o.Tap != nil {
+		q.tap = b.o.Tap.Queue(i)
+	}
+	return q, q.start(b.x.Dom0, b.domid, refs, remote)
+}
+
+// sawMcast keeps an extra of multicast control.
+func (b *Backend) sawMcast(e netif.ExtraInfo) {
+	what := "del"
+	if e.Type == netif.ExtraMcastAdd {
+		what = "add"
+	}
+	a := e.Addr()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.mcast = append(b.mcast, fmt.Sprintf("%s %02x:%02x:%02x:%02x:%02x:%02x", what, a[0], a[1], a[2], a[3], a[4], a[5]))
+}
