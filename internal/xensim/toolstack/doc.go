@@ -1,0 +1,23 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package toolstack is a small xl for the embedded Xen: it creates and destroys
+// domains and attaches and detaches their vifs the way libxl 4.17 does. It
+// writes the same nodes with the same permissions in the same transactions,
+// waits for the same states for as long, runs the hotplug script at the same
+// moments, and leaves behind what libxl leaves behind when something fails.
+//
+// A backend that pleases it pleases xl:
+//
+//   - attach waits 10 s for the backend to be seen in state 2 (InitWait), then
+//     runs the script "online", and does not wait for state 4;
+//   - detach writes online=0 and state=5, waits 10 s for state 6, then runs the
+//     script "offline" and removes the nodes. A backend that does not close has
+//     its frontend's directory removed and gets 10 s more; then its nodes go
+//     without the script, and detach fails;
+//   - destroy removes the frontend's directory at once, waits 10 s for each
+//     backend, and goes on whatever happened.
+//
+// The package knows xenstore, the hypervisor's control interface and, for its
+// own hotplug script, bridges. It must not know how a backend does its work, and
+// it reads nothing a guest can write.
+package toolstack

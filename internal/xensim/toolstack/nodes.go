@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package toolstack
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/netbackd/netbackd/pkg/xenstore"
+)
+
+// Homes of a domain.
+func domPath(domid uint16) string   { return fmt.Sprintf("/local/domain/%d", domid) }
+func libxlPath(domid uint16) string { return fmt.Sprintf("/libxl/%d", domid) }
+
+// device is libxl__device: who serves which vif of whom.
+type device struct {
+	backend, domid uint16
+	devid          int
+}
+
+func (d device) frontendPath() string {
+	return fmt.Sprintf("%s/device/vif/%d", domPath(d.domid), d.devid)
+}
+
+func (d device) backendPath() string {
+	return fmt.Sprintf("%s/backend/vif/%d/%d", domPath(d.backend), d.domid, d.devid)
+}
+
+func (d device) libxlPath() string {
+	return fmt.Sprintf("%s/device/vif/%d", libxlPath(d.domid), d.devid)
+}
+
+func (d device) String() string { return fmt.Sprintf("vif%d.%d", d.domid, d.devid) }
+
+// parseBackendPath is the inverse of backendPath.
+func parseBackendPath(path string) (device, error) {
+	var d device
+	if _, err := fmt.Sscanf(path, "/local/domain/%d/backend/vif/%d/%d", &d.backend, &d.domid, &d.devid); err != nil {
+		return device{}, fmt.Errorf("backend path %q: %w", path, err)
+	}
+	return d, nil
+}
+
+// Permission lists as libxl writes them.
+
+// private is dom0's alone.
+func private() []xenstore.Perm { return []xenstore.Perm{{Domid: 0}} }
+
+// readable is owner's, and reader may read it.
+func readable(owner, reader uint16) []xenstore.Perm {
+	return []xenstore.Perm{{Domid: owner}, {Domid: reader, Access: xenstore.AccessRead}}
+}
+
+// owned is the domain's own.
+func owned(domid uint16) []xenstore.Perm { return []xenstore.Perm{{Domid: domid}} }
+
+// pair is a key with its value, below some directory.
+type pair struct{ key, value string }
+
+// batch writes into a transaction until something fails, and remembers that.
+type batch struct {
+	tx  *xenstore.Tx
+	err error
+}
+
+func (b *batch) do(f func() error) {
+	if b.err == nil {
+		b.err = f()
+	}
+}
+
+func (b *batch) write(path, value string) { b.do(func() error { return b.tx.Write(path, value) }) }
+
+// remove is xs_rm, for which something missing is no error to libxl.
+func (b *batch) remove(path string) {
+	b.do(func() error {
+		if err := b.tx.Remove(path); !errors.Is(err, xenstore.ErrNotExist) {
+			return err
+		}
+		return nil
+	})
+}
+
+// mknod is libxl__xs_mknod: an empty node with permissions.
+func (b *batch) mknod(path string, perms []xenstore.Perm) {
+	b.write(path, "")
+	b.do(func() error { return b.tx.SetPermissions(path, perms) })
+}
+
+// mkdir is a directory with permissions.
+func (b *batch) mkdir(path string, perms []xenstore.Perm) {
+	b.do(func() error { return b.tx.Mkdir(path) })
+	b.do(func() error { return b.tx.SetPermissions(path, perms) })
+}
+
+// writev is libxl__xs_writev. Without perms the nodes inherit the directory's.
+func (b *batch) writev(dir string, pairs []pair, perms []xenstore.Perm) {
+	for _, p := range pairs {
+		path := dir + "/" + p.key
+		b.write(path, p.value)
+		if perms != nil {
+			b.do(func() error { return b.tx.SetPermissions(path, perms) })
+		}
+	}
+}
+
+// cleanup is libxl__xs_path_cleanup: it removes path, and then each parent that
+// is left empty.
+func (b *batch) cleanup(path string) {
+	b.do(func() error {
+		for {
+			err := b.tx.Remove(path)
+			if errors.Is(err, xenstore.ErrNotExist) {
+				return nil // as libxl, which looks no further then
+			}
+			if err != nil {
+				return err
+			}
+			if path = path[:strings.LastIndexByte(path, '/')]; path == "" {
+				return nil
+			}
+			if value, err := b.tx.Read(path); err != nil || value != "" {
+				return nil
+			}
+			if names, err := b.tx.List(path); err != nil || len(names) > 0 {
+				return nil
+			}
+		}
+	})
+}

@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package toolstack
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/netbackd/netbackd/pkg/xenstore"
+)
+
+// Script is a hotplug script for vifs. An error means that it exited with
+// another status than 0. It is run once the backend has reached state 2, and
+// again when it has closed.
+type Script func(ctx context.Context, c Call) error
+
+// Action is the first argument of a script.
+type Action string
+
+// The actions.
+const (
+	Online  Action = "online"
+	Offline Action = "offline"
+)
+
+// Call is one call of a script: what libxl passes in arguments and environment.
+type Call struct {
+	Action  Action
+	Path    string // of the script, from the backend's node
+	Domid   uint16
+	Devid   int
+	Backend string           // the backend's directory, absolute
+	Store   *xenstore.Client // dom0's xenstore
+}
+
+// Vif is the name of the network device, $vif.
+func (c Call) Vif() string { return fmt.Sprintf("vif%d.%d", c.Domid, c.Devid) }
+
+// Args are the arguments of a real script.
+func (c Call) Args() []string { return []string{string(c.Action), "type_if=vif"} }
+
+// Env is the environment of a real script. XENBUS_PATH is relative to the
+// backend domain's home.
+func (c Call) Env() []string {
+	home, path, _ := strings.Cut(c.Backend, "/backend/")
+	gateway, _ := c.Store.Read(home + "/backend/" + path + "/gatewaydev") // none is none
+	return []string{
+		"script=" + c.Path,
+		"XENBUS_TYPE=vif",
+		"XENBUS_PATH=backend/" + path,
+		"XENBUS_BASE_PATH=backend",
+		"netdev=" + gateway,
+		"vif=" + c.Vif(),
+	}
+}

@@ -1,0 +1,273 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package toolstack
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strconv"
+	"time"
+
+	"github.com/netbackd/netbackd/pkg/xenstore"
+)
+
+// NextDevid as Vif.Devid takes the number after the highest one.
+const NextDevid = -1
+
+// Vif is one entry of vif=[...] in an xl configuration file. Zero values stand
+// for xl's defaults.
+type Vif struct {
+	Devid      int    // or NextDevid
+	Backend    uint16 // backend=, the domain id
+	MAC        string // mac=, else a random one of Xen's
+	Bridge     string // bridge=, else xenbr0
+	Script     string // script=, else vif-bridge; a name in /etc/xen/scripts or a path
+	Name       string // vifname=
+	IP         string // ip=
+	GatewayDev string // gatewaydev=
+	Rate       string // rate=, as libxl stores it: "bytes per interval,microseconds"
+	VLAN       string // vlan=
+	MTU        int    // mtu=, else 1500
+	Untrusted  bool   // untrusted
+}
+
+const (
+	scriptDir  = "/etc/xen/scripts/"
+	defaultMTU = 1500
+)
+
+func (v Vif) withDefaults() Vif {
+	if v.MAC == "" {
+		// Xen's OUI; the rest as libxl draws it.
+		v.MAC = fmt.Sprintf("00:16:3e:%02x:%02x:%02x", rand.N(128), rand.N(256), rand.N(256))
+	}
+	if v.Bridge == "" {
+		v.Bridge = "xenbr0"
+	}
+	if v.Script == "" {
+		v.Script = "vif-bridge"
+	}
+	if v.Script[0] != '/' {
+		v.Script = scriptDir + v.Script
+	}
+	if v.MTU == 0 {
+		v.MTU = defaultMTU
+	}
+	return v
+}
+
+// nodes are what libxl writes about a vif, in its order: for the backend, for
+// the frontend, and for the frontend to read only.
+func (v Vif) nodes(domid uint16) (back, front, readOnly []pair) {
+	trusted := "1"
+	if v.Untrusted {
+		trusted = "0"
+	}
+	devid := strconv.Itoa(v.Devid)
+	back = []pair{
+		{"frontend-id", strconv.Itoa(int(domid))},
+		{"online", "1"},
+		{"state", stateInitialising},
+		{"script", v.Script},
+	}
+	back = append(appendSet(back, pair{"vifname", v.Name}), pair{"mac", v.MAC})
+	for _, p := range []pair{{"ip", v.IP}, {"gatewaydev", v.GatewayDev}, {"rate", v.Rate}} {
+		back = appendSet(back, p)
+	}
+	if v.MTU != defaultMTU {
+		back = append(back, pair{"mtu", strconv.Itoa(v.MTU)})
+	}
+	back = appendSet(back, pair{"vlan", v.VLAN})
+	back = append(back,
+		pair{"bridge", v.Bridge},
+		pair{"handle", devid},
+		pair{"type", "vif"},
+		// Empty, so that the backend waits for the script.
+		pair{"hotplug-status", ""})
+	front = []pair{
+		{"backend-id", strconv.Itoa(int(v.Backend))},
+		{"state", stateInitialising},
+		{"handle", devid},
+		{"mac", v.MAC},
+		{"trusted", trusted},
+	}
+	return back, front, []pair{{"mtu", strconv.Itoa(v.MTU)}}
+}
+
+func appendSet(pairs []pair, p pair) []pair {
+	if p.value == "" {
+		return pairs
+	}
+	return append(pairs, p)
+}
+
+// AttachVif is `xl network-attach`. It returns the number of the vif, and does
+// not wait for it to be connected. When it fails, the nodes are left behind, as
+// xl leaves them; DetachVif removes them.
+func (t *Toolstack) AttachVif(ctx context.Context, domid uint16, v Vif) (devid int, w Waits, err error) {
+	v = v.withDefaults()
+	if v.Devid == NextDevid {
+		v.Devid = 0
+		if used := t.vifs(domid); len(used) > 0 {
+			v.Devid = used[len(used)-1] + 1
+		}
+	}
+	d := device{backend: v.Backend, domid: domid, devid: v.Devid}
+	if err := t.add(d, v); err != nil {
+		return 0, w, fmt.Errorf("%v: %w", d, err)
+	}
+	w.State, err = t.waitState(ctx, d, stateInitWait, t.timeouts.Init)
+	if err == nil {
+		w.Script, err = t.hotplug(ctx, d, Online)
+	}
+	if err != nil {
+		return v.Devid, w, fmt.Errorf("%v: unable to add device with path %s: %w", d, d.backendPath(), err)
+	}
+	return v.Devid, w, nil
+}
+
+// add is libxl__device_generic_add.
+func (t *Toolstack) add(d device, v Vif) error {
+	back, front, readOnly := v.nodes(d.domid)
+	fe, be, lib := d.frontendPath(), d.backendPath(), d.libxlPath()
+	return t.xs.Transaction(func(tx *xenstore.Tx) error {
+		if exists, err := tx.Exists(lib); err != nil {
+			return err
+		} else if exists {
+			return ErrExists
+		}
+		b := batch{tx: tx}
+		b.remove(lib)
+		b.write(lib+"/frontend", fe)
+		b.write(lib+"/backend", be)
+
+		b.remove(fe)
+		perms := readable(d.domid, d.backend)
+		b.mkdir(fe, perms)
+		b.write(fe+"/backend", be)
+		b.writev(fe, front, perms)
+		b.writev(fe, readOnly, readable(d.backend, d.domid))
+
+		b.remove(be)
+		b.mkdir(be, readable(d.backend, d.domid))
+		b.write(be+"/frontend", fe)
+		b.writev(be, back, nil)
+
+		b.writev(lib, back, nil)
+		return b.err
+	})
+}
+
+// DetachVif is `xl network-detach`.
+func (t *Toolstack) DetachVif(ctx context.Context, domid uint16, devid int) (Waits, error) {
+	d, err := t.device(domid, devid)
+	if err != nil {
+		return Waits{}, err
+	}
+	w, err := t.remove(ctx, d, forceAuto)
+	if err != nil {
+		return w, fmt.Errorf("%v: unable to remove device with path %s: %w", d, d.backendPath(), err)
+	}
+	return w, nil
+}
+
+// force says how much libxl cares for the backend's consent.
+type force uint8
+
+const (
+	forceAuto force = iota // asked for first, done without then
+	forceOn                // done without
+)
+
+// remove is libxl__initiate_device_generic_remove and what follows from it.
+func (t *Toolstack) remove(ctx context.Context, d device, f force) (w Waits, err error) {
+	gone, err := t.close(d, f == forceOn)
+	if err == nil && !gone {
+		w.State, err = t.waitState(ctx, d, stateClosed, t.timeouts.Destroy)
+		if errors.Is(err, ErrTimeout) && f == forceAuto {
+			f = forceOn
+			if gone, err = t.close(d, true); err == nil && !gone {
+				w.Forced, err = t.waitState(ctx, d, stateClosed, t.timeouts.Destroy)
+			}
+		}
+		if err == nil && !gone {
+			// A script that fails to clean up keeps nothing from being removed.
+			w.Script, _ = t.hotplug(ctx, d, Offline)
+		}
+	}
+	if err == nil || f == forceOn {
+		err = errors.Join(err, t.removeNodes(d))
+	}
+	return w, err
+}
+
+// close tells the backend to close. It reports whether there is nobody to tell.
+func (t *Toolstack) close(d device, removeFrontend bool) (gone bool, err error) {
+	be := d.backendPath()
+	err = t.xs.Transaction(func(tx *xenstore.Tx) error {
+		b := batch{tx: tx}
+		if removeFrontend {
+			b.cleanup(d.frontendPath())
+		}
+		b.do(func() error {
+			state, err := tx.Read(be + "/state")
+			if gone = errors.Is(err, xenstore.ErrNotExist); gone {
+				return errNothing
+			}
+			if err != nil {
+				return err
+			}
+			b.write(be+"/online", "0")
+			if atoi(state) != atoi(stateClosed) {
+				b.write(be+"/state", stateClosing)
+			}
+			return b.err
+		})
+		return b.err
+	})
+	if gone {
+		return true, nil
+	}
+	return false, err
+}
+
+// errNothing gives a transaction up without anything having gone wrong.
+var errNothing = errors.New("nothing to do")
+
+// removeNodes is libxl__device_destroy.
+func (t *Toolstack) removeNodes(d device) error {
+	return t.xs.Transaction(func(tx *xenstore.Tx) error {
+		b := batch{tx: tx}
+		b.cleanup(d.frontendPath())
+		b.cleanup(d.libxlPath())
+		b.cleanup(d.backendPath())
+		return b.err
+	})
+}
+
+// hotplug runs the script of a vif.
+func (t *Toolstack) hotplug(ctx context.Context, d device, a Action) (time.Duration, error) {
+	if t.script == nil {
+		return 0, nil
+	}
+	path, err := t.xs.Read(d.backendPath() + "/script")
+	if err != nil {
+		return 0, err
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, t.timeouts.Script, ErrTimeout)
+	defer cancel()
+	start := time.Now()
+	err = t.script(ctx, Call{Action: a, Path: path, Domid: d.domid, Devid: d.devid, Backend: d.backendPath(), Store: t.xs})
+	took := time.Since(start)
+	if err == nil {
+		return took, nil
+	}
+	if ctx.Err() != nil {
+		err = context.Cause(ctx)
+	} else if reason, rerr := t.xs.Read(d.backendPath() + "/hotplug-error"); rerr == nil && reason != err.Error() {
+		err = fmt.Errorf("%s: %w", reason, err)
+	}
+	return took, fmt.Errorf("%w: %s %v: %w", ErrScript, path, a, err)
+}

@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package toolstack
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/netbackd/netbackd/pkg/xenstore"
+)
+
+// xenbus states, as they stand in xenstore.
+const (
+	stateInitialising = "1"
+	stateInitWait     = "2"
+	stateClosing      = "5"
+	stateClosed       = "6"
+)
+
+// atoi is C's: the number at the start of s, 0 if there is none.
+func atoi(s string) int {
+	n := 0
+	for _, c := range strings.TrimLeft(s, " \t\n\v\f\r") {
+		if c < '0' || c > '9' || n > 1<<24 {
+			break
+		}
+		n = n*10 + int(c-'0')
+	}
+	return n
+}
+
+// waitState is libxl__ev_devstate_wait: it returns when the backend's state is
+// seen to be the one wanted. A backend that hurries through it is not seen.
+func (t *Toolstack) waitState(ctx context.Context, d device, want string, limit time.Duration) (time.Duration, error) {
+	start := time.Now()
+	err := t.sawState(ctx, d.backendPath()+"/state", want, limit)
+	return time.Since(start), err
+}
+
+func (t *Toolstack) sawState(ctx context.Context, path, want string, limit time.Duration) (err error) {
+	w, err := t.xs.Watch(path)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, w.Close()) }()
+	timeout := time.NewTimer(limit)
+	defer timeout.Stop()
+	got := ""
+	for {
+		select {
+		case _, open := <-w.C():
+			if !open {
+				return t.xs.Err()
+			}
+		case <-timeout.C:
+			return fmt.Errorf("state is %q, not %s, after %v: %w", got, want, limit, ErrTimeout)
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		got, err = t.xs.Read(path)
+		switch {
+		case errors.Is(err, xenstore.ErrNotExist):
+			return ErrRemoved
+		case err != nil:
+			return err
+		case atoi(got) == atoi(want):
+			return nil
+		}
+	}
+}
