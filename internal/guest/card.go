@@ -3,12 +3,14 @@
 package guest
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/vishvananda/netlink"
 
@@ -76,6 +78,25 @@ func setupCard(c VifConfig, mac net.HardwareAddr, dev *tap.Device) error {
 		return fmt.Errorf("default route by way of %v: %w", gw, err)
 	}
 	return nil
+}
+
+// awaitCarrier waits until the kernel has taken notice of the carrier: what is sent
+// before that is lost.
+func awaitCarrier(ctx context.Context, dev *tap.Device) error {
+	for {
+		link, err := netlink.LinkByIndex(dev.Index())
+		if err != nil {
+			return err
+		}
+		if link.Attrs().OperState == netlink.OperUp {
+			return nil
+		}
+		select {
+		case <-time.After(time.Millisecond):
+		case <-ctx.Done():
+			return fmt.Errorf("carrier of %s: %w", link.Attrs().Name, ctx.Err())
+		}
+	}
 }
 
 // multicastList is what the kernel wants to receive on a card.

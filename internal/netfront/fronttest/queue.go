@@ -32,8 +32,12 @@ type queue struct {
 	ended  chan error
 }
 
-// arenaSize holds the largest packet.
-const arenaSize = 1 << 16
+// arenaSize holds the largest packet; frameSlots those of a frame from the TAP,
+// whose MTU is to be less than that.
+const (
+	arenaSize  = 1 << 16
+	frameSlots = 3
+)
 
 func (q *queue) start(dom0 *simclient.Conn, domid uint16, refs []gntdev.Ref, remote []uint32) (err error) {
 	q.domid, q.wake = domid, -1
@@ -115,7 +119,12 @@ func (q *queue) serve() error {
 			{Fd: int32(q.events.FD()), Events: unix.POLLIN},
 			{Fd: -1, Events: unix.POLLIN},
 		}
-		if q.tap != nil {
+		// Without a buffer for them, frames wait where they are.
+		room, err := q.rx.ArmFor(frameSlots)
+		if err != nil {
+			return err
+		}
+		if q.tap != nil && room {
 			fds[2].Fd = int32(q.tap.FD())
 		}
 		timeout := -1
@@ -247,7 +256,10 @@ func (q *queue) forward(frame []byte) error {
 
 // fromTap gives the guest what the TAP has.
 func (q *queue) fromTap() error {
-	for range netif.RxRingSize {
+	for {
+		if room, err := q.rx.Available(); err != nil || room < frameSlots {
+			return err
+		}
 		n, err := q.tap.Read(q.arena.Bytes())
 		if err != nil {
 			return nil // nothing, or the device is down
@@ -256,7 +268,6 @@ func (q *queue) fromTap() error {
 			return err
 		}
 	}
-	return nil
 }
 
 // toGuest puts the first n octets of the arena in the rx ring.
