@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package staticgrant
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/netbackd/netbackd/pkg/netif"
+)
+
+// Reasons to refuse grants. Whatever the reason, the frontend is answered
+// XEN_NETIF_CTRL_STATUS_INVALID_PARAMETER: the protocol has no other.
+var (
+	ErrDuplicate = errors.New("gref is there already")
+	ErrFlags     = errors.New("unknown flags")
+	ErrTooLong   = errors.New("list is longer than a page")
+	ErrFull      = errors.New("table is full")
+	ErrBudget    = errors.New("too many pages mapped; the limit is the backend's")
+)
+
+// Error is the refusal of one entry of a list, which is the refusal of the list.
+type Error struct {
+	Index int        // of the entry in the list
+	Ref   netif.Gref // its gref
+	Err   error      // ErrDuplicate, ErrFlags, or why the page cannot be mapped
+}
+
+func (e *Error) Error() string {
+	return fmt.Sprintf("staticgrant: gref %d (#%d): %v", e.Ref, e.Index, e.Err)
+}
+
+// Unwrap is the reason.
+func (e *Error) Unwrap() error { return e.Err }

@@ -1,0 +1,205 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package staticgrant
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/netbackd/netbackd/pkg/gntdev"
+	"github.com/netbackd/netbackd/pkg/netif"
+)
+
+// MaxList is how many entries a list can have: a page of them.
+const MaxList = netif.PageSize / 8
+
+// Mapper maps pages of a guest. *gntdev.Device is one.
+type Mapper interface {
+	Map(domid uint16, refs []gntdev.Ref, prot gntdev.Prot) (*gntdev.Mapping, error)
+}
+
+// Source is where the grants of a guest come from. It may be used by several
+// goroutines if its Mapper may.
+type Source struct {
+	Mapper Mapper
+	Domid  uint16
+	Budget *Budget // nil: without bounds
+}
+
+// mapping is one page and the budget it is charged to.
+type mapping struct {
+	page   *Page
+	of     *gntdev.Mapping
+	budget *Budget
+}
+
+// unmap gives the page back. One that cannot be unmapped stays charged, since it
+// goes on taking what the budget is there to bound.
+func (m *mapping) unmap() error {
+	if err := m.of.Unmap(); err != nil {
+		return err
+	}
+	m.budget.give(1)
+	return nil
+}
+
+// prepared is a grant that is mapped and not in a table yet.
+type prepared struct {
+	mapping mapping
+	ref     netif.Gref
+	index   int // in the list
+	ro      bool
+}
+
+// Prepared is grants on their way into a table.
+type Prepared struct{ grants []prepared }
+
+// Prepare checks the list of an ADD_GREF_MAPPING and maps each of its grefs. If
+// one cannot be, none stays mapped. The statuses in the list are not looked at.
+//
+// Mapping a page that the guest has paged out may block for half a minute, so
+// ctx is looked at between any two.
+func (s *Source) Prepare(ctx context.Context, list []netif.GrefEntry) (*Prepared, error) {
+	if len(list) > MaxList {
+		return nil, fmt.Errorf("staticgrant: %w: %d entries", ErrTooLong, len(list))
+	}
+	if err := check(list); err != nil {
+		return nil, err
+	}
+	if !s.Budget.take(len(list)) {
+		return nil, fmt.Errorf("staticgrant: %w: no room for %d", ErrBudget, len(list))
+	}
+	p := &Prepared{grants: make([]prepared, 0, len(list))}
+	for i := range list {
+		g, err := s.prepare(ctx, i, list[i])
+		if err != nil {
+			s.Budget.give(len(list) - i)
+			return nil, errors.Join(err, p.Unmap())
+		}
+		p.grants = append(p.grants, g)
+	}
+	return p, nil
+}
+
+// check looks for what is wrong with a list as such.
+func check(list []netif.GrefEntry) error {
+	seen := make(map[netif.Gref]struct{}, len(list))
+	for i, e := range list {
+		if e.Flags&^netif.GrefReadOnly != 0 {
+			return &Error{Index: i, Ref: e.Ref, Err: fmt.Errorf("%w %#x", ErrFlags, e.Flags)}
+		}
+		if _, twice := seen[e.Ref]; twice {
+			return &Error{Index: i, Ref: e.Ref, Err: ErrDuplicate}
+		}
+		seen[e.Ref] = struct{}{}
+	}
+	return nil
+}
+
+// prepare maps one gref by itself: only then can it be unmapped by itself.
+func (s *Source) prepare(ctx context.Context, index int, e netif.GrefEntry) (g prepared, err error) {
+	fail := func(err error) (prepared, error) {
+		return g, &Error{Index: index, Ref: e.Ref, Err: err}
+	}
+	if err := ctx.Err(); err != nil {
+		return fail(err)
+	}
+	ro := e.Flags&netif.GrefReadOnly != 0
+	prot := gntdev.ReadWrite
+	if ro {
+		prot = gntdev.ReadOnly
+	}
+	m, err := s.Mapper.Map(s.Domid, []gntdev.Ref{e.Ref}, prot)
+	if err != nil {
+		return fail(err)
+	}
+	b := m.Bytes()
+	if len(b) != netif.PageSize {
+		return fail(errors.Join(fmt.Errorf("mapping has %d octets", len(b)), m.Unmap()))
+	}
+	return prepared{
+		mapping: mapping{page: (*Page)(b), of: m, budget: s.Budget},
+		ref:     e.Ref, index: index, ro: ro,
+	}, nil
+}
+
+// Restore maps again what [Table.Snapshot] listed, after the process that had it
+// mapped has ended. A gref that cannot be mapped any more is left out, and the
+// error tells of it: the guest's requests that name it are copied like any other.
+func (s *Source) Restore(ctx context.Context, list []netif.GrefEntry) (*Prepared, error) {
+	p := &Prepared{}
+	var first error
+	lost := 0
+	lose := func(err error) {
+		if lost++; first == nil {
+			first = err
+		}
+	}
+	seen := make(map[netif.Gref]struct{}, len(list))
+	for i, e := range list {
+		if _, twice := seen[e.Ref]; twice {
+			lose(&Error{Index: i, Ref: e.Ref, Err: ErrDuplicate})
+			continue
+		}
+		seen[e.Ref] = struct{}{}
+		if !s.Budget.take(1) {
+			lose(&Error{Index: i, Ref: e.Ref, Err: ErrBudget})
+			continue
+		}
+		g, err := s.prepare(ctx, i, e)
+		if err != nil {
+			s.Budget.give(1)
+			lose(err)
+			continue
+		}
+		p.grants = append(p.grants, g)
+	}
+	if lost > 0 {
+		return p, fmt.Errorf("%d of %d static grants not restored: %w", lost, len(list), first)
+	}
+	return p, nil
+}
+
+// Len is how many grants are prepared and not in a table.
+func (p *Prepared) Len() int { return len(p.grants) }
+
+// Unmap gives up what is not in a table. After a [Table.Commit] that succeeded
+// there is nothing to do, so it may always be called, from the goroutine that
+// has seen Commit return.
+func (p *Prepared) Unmap() error {
+	var errs []error
+	for i := range p.grants {
+		errs = append(errs, p.grants[i].mapping.unmap())
+	}
+	p.grants = nil
+	return errors.Join(errs...)
+}
+
+type removed struct {
+	index   int
+	mapping mapping
+}
+
+// Removed is grants that were taken out of a table and are still mapped.
+type Removed struct {
+	list []netif.GrefEntry
+	out  []removed
+}
+
+// Unmap unmaps them and returns how many that were. An entry whose page could
+// not be unmapped gets another status: the guest must not take it for its own
+// again.
+func (r *Removed) Unmap() (n int, err error) {
+	var errs []error
+	for i := range r.out {
+		if err := r.out[i].mapping.unmap(); err != nil {
+			r.list[r.out[i].index].Status = uint16(netif.CtrlInvalidParameter)
+			errs = append(errs, err)
+			continue
+		}
+		n++
+	}
+	r.out = nil
+	return n, errors.Join(errs...)
+}

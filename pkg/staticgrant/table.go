@@ -1,0 +1,269 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package staticgrant
+
+import (
+	"errors"
+	"fmt"
+	"math/bits"
+	"math/rand/v2"
+
+	"github.com/netbackd/netbackd/pkg/netif"
+)
+
+// DefaultLimit is how many grants a table takes unless told otherwise: the
+// buffers of a whole tx and a whole rx ring.
+const DefaultLimit = netif.TxRingSize + netif.RxRingSize
+
+// maxLimit is how many items 16 bits can tell apart.
+const maxLimit = 1 << 16
+
+// Page is a granted page. The guest may write it at any time, so what is read
+// from it is copied once and then checked. It must not be given to anything that
+// keeps it beyond a call: unmapping asks nobody.
+type Page = [netif.PageSize]byte
+
+// Grant is what a look-up finds.
+type Grant struct {
+	Page *Page // nil: not a static grant
+	item uint16
+	// ReadOnly says that writing the page is a fault. Such a grant is for guest
+	// tx; an rx request that names it is answered with an error.
+	ReadOnly bool
+}
+
+// A gref is spread to a slot by multiplication and stands there or in the next
+// that was empty. A quarter of the slots are taken at most. The multiplier is
+// random, so a frontend cannot choose grefs that crowd, and replaced when some
+// crowd by chance: none is farther than maxProbe from where it belongs, unless
+// maxSeeds multipliers in a row were bad.
+const (
+	minSlots = 64
+	maxLoad  = 4 // slots per grant
+	maxProbe = 7
+	maxSeeds = 32
+)
+
+type slot struct {
+	page *Page // nil: empty
+	ref  netif.Gref
+	item uint16
+	ro   bool
+}
+
+// item is what there is to know of a grant beyond its slot. It keeps its place
+// as long as it is mapped.
+type item struct {
+	mapping mapping // zero: the item is free
+	ref     netif.Gref
+	held    uint32
+	ro      bool
+}
+
+// Table is the static grants of one queue. Its zero value is empty and has room
+// for [DefaultLimit]. It belongs to the queue's worker.
+type Table struct {
+	limit int    // 0: DefaultLimit
+	slots []slot // a power of two of them, or none
+	mult  uint64
+	shift uint8
+	n     int
+	items []item
+	free  []uint16
+}
+
+// New makes a table for limit grants, from 1 to 65536.
+func New(limit int) *Table {
+	return &Table{limit: min(max(limit, 1), maxLimit)}
+}
+
+// Limit is how many grants the table takes
+// (XEN_NETIF_CTRL_TYPE_GET_GREF_MAPPING_SIZE). It does not change; any goroutine
+// may ask.
+func (t *Table) Limit() int {
+	if t.limit == 0 {
+		return DefaultLimit
+	}
+	return t.limit
+}
+
+// Len is the number of grants in the table.
+func (t *Table) Len() int { return t.n }
+
+// Lookup finds a gref. Its Page is nil if there is none.
+func (t *Table) Lookup(ref netif.Gref) (g Grant) {
+	slots := t.slots
+	if len(slots) == 0 {
+		return g
+	}
+	for i := t.home(ref); ; i++ {
+		s := &slots[i&uint64(len(slots)-1)]
+		if s.page == nil {
+			return g
+		}
+		if s.ref == ref {
+			return Grant{Page: s.page, item: s.item, ReadOnly: s.ro}
+		}
+	}
+}
+
+// home is the slot a gref is spread to: the highest bits of the product, which
+// depend on all bits of both.
+func (t *Table) home(ref netif.Gref) uint64 {
+	return uint64(ref) * t.mult >> (t.shift & 63)
+}
+
+// Hold marks a grant as in flight: it stays in the table whatever is asked for,
+// until Release was called as often. A worker that is done with a page before it
+// next looks into its mailbox need not hold it.
+func (t *Table) Hold(g Grant) { t.items[g.item].held++ }
+
+// Release takes back one Hold.
+func (t *Table) Release(g Grant) { t.items[g.item].held-- }
+
+// Commit puts all of p into the table, or none of it and returns why. What was
+// refused, or never committed, the control side unmaps with [Prepared.Unmap].
+func (t *Table) Commit(p *Prepared) error {
+	if n := t.n + len(p.grants); n > t.Limit() {
+		return fmt.Errorf("staticgrant: %w: %d and %d of %d", ErrFull, t.n, len(p.grants), t.Limit())
+	}
+	for i := range p.grants {
+		if e := &p.grants[i]; t.Lookup(e.ref).Page != nil {
+			return &Error{Index: e.index, Ref: e.ref, Err: ErrDuplicate}
+		}
+	}
+	grants := p.grants
+	p.grants = nil // they are the table's
+	t.n += len(grants)
+	fits := t.n*maxLoad <= len(t.slots)
+	for i := range grants {
+		id := t.newItem(&grants[i])
+		fits = fits && t.place(id) <= maxProbe
+	}
+	if !fits {
+		t.spread()
+	}
+	return nil
+}
+
+func (t *Table) newItem(e *prepared) uint16 {
+	it := item{mapping: e.mapping, ref: e.ref, ro: e.ro}
+	if n := len(t.free); n > 0 {
+		id := t.free[n-1]
+		t.free = t.free[:n-1]
+		t.items[id] = it
+		return id
+	}
+	t.items = append(t.items, it)
+	return uint16(len(t.items) - 1)
+}
+
+// place puts an item into the first empty slot from its own on and returns how
+// far that is.
+func (t *Table) place(id uint16) (distance int) {
+	it := &t.items[id]
+	mask := uint64(len(t.slots) - 1)
+	i := t.home(it.ref)
+	for t.slots[i&mask].page != nil {
+		i++
+		distance++
+	}
+	t.slots[i&mask] = slot{page: it.mapping.page, ref: it.ref, item: id, ro: it.ro}
+	return distance
+}
+
+// spread puts all items into slots anew, in a larger array if they need one, with
+// a multiplier that spreads them well.
+func (t *Table) spread() {
+	size := minSlots
+	for size < t.n*maxLoad {
+		size *= 2
+	}
+	if size > len(t.slots) {
+		t.slots = make([]slot, size)
+		t.shift = uint8(64 - bits.TrailingZeros(uint(size)))
+	}
+	for range maxSeeds {
+		clear(t.slots)
+		t.mult = rand.Uint64() | 1
+		worst := 0
+		for id := range t.items {
+			if t.items[id].mapping.page != nil {
+				worst = max(worst, t.place(uint16(id)))
+			}
+		}
+		if worst <= maxProbe {
+			return
+		}
+	}
+}
+
+// Detach takes the grants out of the table that list names and nothing holds,
+// and writes the status of each entry into list. The list is the result's from
+// then on; the statuses count when [Removed.Unmap] has returned.
+func (t *Table) Detach(list []netif.GrefEntry) *Removed {
+	r := &Removed{list: list, out: make([]removed, 0, min(len(list), t.n))}
+	for i := range list {
+		g := t.Lookup(list[i].Ref)
+		if g.Page == nil || t.items[g.item].held > 0 {
+			list[i].Status = uint16(netif.CtrlInvalidParameter)
+			continue
+		}
+		list[i].Status = uint16(netif.CtrlSuccess)
+		r.out = append(r.out, removed{index: i, mapping: t.items[g.item].mapping})
+		t.unplace(list[i].Ref)
+		t.items[g.item] = item{}
+		t.free = append(t.free, g.item)
+		t.n--
+	}
+	return r
+}
+
+// unplace empties the slot of a gref that is in the table, and closes the gap:
+// whoever passed the slot on the way from its own comes nearer to it.
+func (t *Table) unplace(ref netif.Gref) {
+	mask := uint64(len(t.slots) - 1)
+	gap := t.home(ref) & mask
+	for t.slots[gap].ref != ref || t.slots[gap].page == nil {
+		gap = (gap + 1) & mask
+	}
+	for i := (gap + 1) & mask; t.slots[i].page != nil; i = (i + 1) & mask {
+		distance := (i - t.home(t.slots[i].ref)) & mask
+		if distance >= (i-gap)&mask {
+			t.slots[gap] = t.slots[i]
+			gap = i
+		}
+	}
+	t.slots[gap] = slot{}
+}
+
+// Snapshot lists what is in the table, in the form of the messages that put it
+// there. It is what [Source.Restore] takes.
+func (t *Table) Snapshot() []netif.GrefEntry {
+	list := make([]netif.GrefEntry, 0, t.n)
+	for i := range t.items {
+		it := &t.items[i]
+		if it.mapping.page == nil {
+			continue
+		}
+		e := netif.GrefEntry{Ref: it.ref}
+		if it.ro {
+			e.Flags = netif.GrefReadOnly
+		}
+		list = append(list, e)
+	}
+	return list
+}
+
+// Close unmaps everything, held or not. The worker must have let go of the
+// table; any goroutine may then close it. The table is empty afterwards.
+func (t *Table) Close() error {
+	var errs []error
+	for i := range t.items {
+		if t.items[i].mapping.page != nil {
+			errs = append(errs, t.items[i].mapping.unmap())
+		}
+	}
+	*t = Table{limit: t.limit}
+	return errors.Join(errs...)
+}
