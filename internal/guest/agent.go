@@ -365,6 +365,9 @@ func (a *agent) static(ctx context.Context, args QueueArgs) (n int, err error) {
 		if err != nil {
 			return err
 		}
+		if err := p.Do((*netfront.Queue).AllowMapped); err != nil {
+			return err
+		}
 		n, err = v.dev.Control().StaticGrants(ctx, p.Queue())
 		return err
 	})

@@ -153,6 +153,13 @@ func (v *vif) control(ctx context.Context, c *netfront.Control, a ControlArgs) (
 		copy(page, a.Page)
 		data[a.PageAt] = g.Refs()[0]
 	}
+	if a.Type == netif.CtrlAddGrefMapping {
+		for _, p := range v.pumps {
+			if err := p.Do((*netfront.Queue).AllowMapped); err != nil {
+				return ControlResult{}, err
+			}
+		}
+	}
 	rsp, err := c.Call(ctx, a.Type, data...)
 	r := ControlResult{Status: rsp.Status, Data: rsp.Data}
 	if page != nil {

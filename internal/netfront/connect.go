@@ -165,8 +165,8 @@ func (d *Device) makeRings() error {
 		mtu:      d.cfg.MTU,
 		salt:     d.cfg.IDSalt,
 	}
-	if c, ok := d.host.Pages.(UseChecker); ok && d.cfg.Strict && !d.cfg.Control {
-		r.inUse = c.InUse // with a control ring, grants may stay mapped
+	if c, ok := d.host.Pages.(UseChecker); ok && d.cfg.Strict {
+		r.inUse = c.InUse
 	}
 	split := d.cfg.SplitEvents && d.offers.SplitEvents
 	for i := range min(d.cfg.Queues, d.offers.MaxQueues) {

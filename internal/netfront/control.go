@@ -190,7 +190,7 @@ const maxGrefs = netif.PageSize / 8
 
 // StaticGrants asks the backend to keep all buffers of a queue mapped, as many
 // as it takes, and returns how many that are. The tx buffers come first, as
-// read-only grants.
+// read-only grants. Whoever works on the queue calls [Queue.AllowMapped] before.
 func (c *Control) StaticGrants(ctx context.Context, q *Queue) (int, error) {
 	room, err := c.do(ctx, netif.CtrlGetGrefMappingSize, uint32(q.index))
 	if err != nil {

@@ -185,6 +185,10 @@ func (q *Queue) notify(p evtchn.Port) error {
 	return q.events.Notify(p)
 }
 
+// AllowMapped ends the check that a page is let go before its response comes, for
+// a queue whose buffers the backend is about to be asked to keep mapped.
+func (q *Queue) AllowMapped() { q.rules.inUse = nil }
+
 // SetSilent withholds every event from now on, or sends them again.
 func (q *Queue) SetSilent(on bool) { q.silent = on }
 
@@ -237,7 +241,7 @@ func (q *Queue) sleep() error {
 // takeEvents reads the ports that had events and unmasks them. Who looks at the
 // rings after that misses nothing.
 func (q *Queue) takeEvents() error {
-	event, err := takeEvents(q.events)
+	event, err := takeEvents(q.events, q.wake)
 	if event {
 		q.countEvent()
 	}

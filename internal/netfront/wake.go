@@ -16,6 +16,8 @@ import (
 type waker struct {
 	mu sync.Mutex // keeps wake from an fd that is another's by then
 	fd int        // -1 once closed; written under mu
+
+	ports [2]evtchn.Port // room for all that a queue has, for takeEvents
 }
 
 func newWaker() (*waker, error) {
@@ -72,15 +74,14 @@ func sleep(e Events, w *waker) (event bool, err error) {
 	if fds[0].Revents == 0 {
 		return false, nil
 	}
-	return takeEvents(e)
+	return takeEvents(e, w)
 }
 
 // takeEvents reads the ports that had events and unmasks them.
-func takeEvents(e Events) (event bool, err error) {
-	var ports [2]evtchn.Port // all that a queue has
-	n, err := e.Pending(ports[:])
+func takeEvents(e Events, w *waker) (event bool, err error) {
+	n, err := e.Pending(w.ports[:])
 	if err != nil || n == 0 {
 		return false, err
 	}
-	return true, e.Unmask(ports[:n])
+	return true, e.Unmask(w.ports[:n])
 }
