@@ -10,12 +10,11 @@
 package backend
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"sort"
-	"strconv"
-	"strings"
+	"slices"
 	"sync"
 	"time"
 
@@ -39,9 +38,9 @@ type Config struct {
 
 	MaxQueues int
 	Offload   bool
-	RunDir    string
-	Drain     time.Duration
-	Stall     time.Duration
+	RunDir    string        // where journals go; no other backend may use it
+	Drain     time.Duration // 0: dataplane.DefaultDrain
+	Stall     time.Duration // 0: dataplane.DefaultStall
 }
 
 // Bounds on what one vif writes into the log.
@@ -64,17 +63,12 @@ type Backend struct {
 	done  chan struct{}
 
 	// Of the goroutine in Run.
-	store *xenstore.Client
-	own   string // our domain's path
-	base  string // own + /backend/vif
+	store *xenstore.Client // nil before the first
+	own   string           // our domain's path
+	base  string           // own + /backend/vif
 	vifs  map[key]*vif.Vif
-	wg    sync.WaitGroup
-}
-
-// key names a vif.
-type key struct {
-	domid uint16
-	devid int
+	swept bool
+	wg    sync.WaitGroup // the vifs' goroutines
 }
 
 // New makes a backend.
@@ -91,38 +85,71 @@ func New(cfg Config) *Backend {
 
 // Run serves until ctx ends. Then it stops all vifs in a way that a successor,
 // or the same daemon started again, can take over. Ready is called once, when
-// the vifs that were there have been found.
+// the vifs that were there have been found. Before that an error ends Run; after
+// it, a connection to xenstore that is lost is made again, and packets keep
+// moving meanwhile.
 func (b *Backend) Run(ctx context.Context, ready func()) error {
 	defer close(b.done)
 	vifCtx, stop := context.WithCancel(ctx)
 	defer func() {
 		stop()
-		b.waitVifs()
+		b.wg.Wait()
 		if b.store != nil {
 			_ = b.store.Close()
 		}
 	}()
-	for {
-		err := b.session(vifCtx, ready)
-		if ctx.Err() != nil {
+	if err := b.dial(); err != nil {
+		return err
+	}
+	served := false
+	serving := func() {
+		if !served {
+			served = true
+			ready()
+		}
+	}
+	for wait := redialFirst; ; {
+		began := time.Now()
+		err := b.session(vifCtx, serving)
+		switch {
+		case ctx.Err() != nil:
 			return nil
+		case !served:
+			return err
+		case time.Since(began) > redialMost:
+			wait = redialFirst
 		}
-		if ready != nil && b.store == nil {
-			return err // never worked: the caller says what is missing
-		}
-		ready = nil
 		b.cfg.Log.Warn("lost xenstore; packets keep moving", zap.Error(err))
-		if !b.redial(ctx) {
+		if !b.redial(ctx, &wait) {
 			return nil
 		}
 		b.cfg.Log.Info("xenstore is back")
 	}
 }
 
-// redial connects to xenstore again, however long it takes.
-func (b *Backend) redial(ctx context.Context) bool {
-	const most = 2 * time.Second
-	for wait := 50 * time.Millisecond; ; wait = min(2*wait, most) {
+func (b *Backend) dial() error {
+	s, err := b.cfg.Dial()
+	if err != nil {
+		return err
+	}
+	b.store = s
+	return nil
+}
+
+// Pauses between attempts to reach xenstore.
+const (
+	redialFirst = 50 * time.Millisecond
+	redialMost  = 2 * time.Second
+)
+
+// redial connects to xenstore again, however long it takes, with longer and
+// longer pauses. It reports false if ctx ended first.
+func (b *Backend) redial(ctx context.Context, wait *time.Duration) bool {
+	_ = b.store.Close()
+	pause := time.NewTimer(*wait)
+	defer pause.Stop()
+	said := ""
+	for {
 		select {
 		case <-ctx.Done():
 			return false
@@ -132,30 +159,46 @@ func (b *Backend) redial(ctx context.Context) bool {
 		case k := <-b.ended:
 			delete(b.vifs, k)
 			continue
-		case <-time.After(wait):
+		case <-pause.C:
 		}
-		s, err := b.cfg.Dial()
-		if err != nil {
-			continue
+		*wait = min(2**wait, redialMost)
+		err := b.resume()
+		if err == nil {
+			return true
 		}
-		b.store = s
-		for _, v := range b.vifs {
-			v.SetStore(s)
+		if text := err.Error(); text != said {
+			said = text
+			b.cfg.Log.Warn("no xenstore yet", zap.Error(err))
 		}
-		return true
+		pause.Reset(*wait)
 	}
 }
 
-// session serves as long as one connection to xenstore lasts.
-func (b *Backend) session(ctx context.Context, ready func()) error {
-	if b.store == nil {
-		s, err := b.cfg.Dial()
-		if err != nil {
-			return err
-		}
-		b.store = s
+// errEmpty: an xenstored that forgot everything says of each vif that it is
+// gone. The guests are still there, and need their network all the more.
+var errEmpty = errors.New("xenstore has come back empty; leaving the vifs as they are")
+
+// resume connects to xenstore again and has the vifs go on with it.
+func (b *Backend) resume() error {
+	if err := b.dial(); err != nil {
+		return err
 	}
-	defer func() { _ = b.store.Close() }()
+	there, err := b.store.Exists(b.own)
+	if err == nil && !there {
+		err = errEmpty
+	}
+	if err != nil {
+		_ = b.store.Close()
+		return err
+	}
+	for _, v := range b.vifs {
+		v.SetStore(b.store)
+	}
+	return nil
+}
+
+// session serves as long as one connection to xenstore lasts.
+func (b *Backend) session(ctx context.Context, serving func()) error {
 	if err := b.findSelf(); err != nil {
 		return err
 	}
@@ -163,16 +206,15 @@ func (b *Backend) session(ctx context.Context, ready func()) error {
 	if err != nil {
 		return err
 	}
-	released, err := b.store.Watch("@releaseDomain")
+	released, err := b.watchReleases()
 	if err != nil {
 		return err
 	}
 	if err := b.scan(ctx); err != nil {
 		return err
 	}
-	if ready != nil {
-		ready()
-	}
+	b.sweep()
+	serving()
 	for {
 		select {
 		case <-ctx.Done():
@@ -186,10 +228,12 @@ func (b *Backend) session(ctx context.Context, ready func()) error {
 			if err := b.changed(ctx, e); err != nil {
 				return err
 			}
-		case <-released.C():
-			// It does not say which domain. Each vif looks for itself.
-			for _, v := range b.vifs {
-				v.Poke()
+		case _, ok := <-released:
+			if !ok {
+				return b.store.Err()
+			}
+			if err := b.domainGone(); err != nil {
+				return err
 			}
 		case k := <-b.ended:
 			delete(b.vifs, k)
@@ -203,80 +247,25 @@ func (b *Backend) session(ctx context.Context, ready func()) error {
 	}
 }
 
-// findSelf finds our own domain's path.
-func (b *Backend) findSelf() error {
-	domid := uint16(0)
-	s, err := b.store.Read("domid")
-	switch {
-	case err == nil:
-		n, err := strconv.ParseUint(s, 10, 16)
-		if err != nil {
-			return fmt.Errorf("own domid is %q", s)
-		}
-		domid = uint16(n)
-	case errors.Is(err, xenstore.ErrNotExist), errors.Is(err, xenstore.ErrInvalid):
-		// Only dom0 may have no such node.
-	default:
-		return err
+// sweep removes, once, what was left of vifs that went while nobody served.
+func (b *Backend) sweep() {
+	if b.swept {
+		return
 	}
-	b.own = xenstore.DomainPath(domid)
-	b.base = b.own + "/backend/vif"
-	return nil
-}
-
-// changed handles an event below the base directory.
-func (b *Backend) changed(ctx context.Context, e xenstore.Event) error {
-	if e.Overflow {
-		return b.scan(ctx)
+	b.swept = true
+	removed, err := vif.RemoveLeftovers(b.cfg.RunDir, func(domid uint16, devid int) bool {
+		return b.vifs[key{domid, devid}] != nil
+	})
+	if len(removed) > 0 {
+		b.cfg.Log.Info("removed what was left of vifs that are gone", zap.Strings("names", removed))
 	}
-	rest, ok := strings.CutPrefix(e.Path, b.base+"/")
-	if !ok {
-		return b.scan(ctx)
-	}
-	dom, rest, ok := strings.Cut(rest, "/")
-	dev, _, _ := strings.Cut(rest, "/")
-	if !ok || dev == "" {
-		return b.scan(ctx) // a whole guest came or went
-	}
-	k, ok := parseKey(dom, dev)
-	if !ok {
-		return nil
-	}
-	return b.ensure(ctx, k)
-}
-
-func parseKey(dom, dev string) (k key, ok bool) {
-	d, err := strconv.ParseUint(dom, 10, 16)
 	if err != nil {
-		return k, false
+		b.cfg.Log.Warn("remove what was left of vifs that are gone", zap.Error(err))
 	}
-	n, err := strconv.ParseUint(dev, 10, 16)
-	if err != nil || strconv.FormatUint(n, 10) != dev || strconv.FormatUint(d, 10) != dom {
-		return k, false
-	}
-	return key{uint16(d), int(n)}, true
 }
 
-// ensure pokes the vif, or starts it if it is new and its directory is there.
-func (b *Backend) ensure(ctx context.Context, k key) error {
-	if v := b.vifs[k]; v != nil {
-		v.Poke()
-		return nil
-	}
-	there, err := b.store.Exists(b.path(k) + "/state")
-	if err != nil || !there {
-		return err
-	}
-	b.start(ctx, k)
-	return nil
-}
-
-func (b *Backend) path(k key) string {
-	return fmt.Sprintf("%s/%d/%d", b.base, k.domid, k.devid)
-}
-
+// start starts a vif.
 func (b *Backend) start(ctx context.Context, k key) {
-	name := fmt.Sprintf("vif%d.%d", k.domid, k.devid)
 	v := vif.New(vif.Config{
 		Domid: k.domid, Devid: k.devid,
 		Path:      b.path(k),
@@ -284,7 +273,7 @@ func (b *Backend) start(ctx context.Context, k key) {
 		Store:     b.store,
 		Host:      b.cfg.Host,
 		Pool:      b.cfg.Pool,
-		Log:       loglimit.Wrap(b.cfg.Log.With(zap.String("vif", name), zap.Uint16("domid", k.domid)), logBurst, logRate),
+		Log:       loglimit.Wrap(b.cfg.Log.With(zap.Stringer("vif", k), zap.Uint16("domid", k.domid)), logBurst, logRate),
 		MaxQueues: b.cfg.MaxQueues,
 		Offload:   b.cfg.Offload,
 		RunDir:    b.cfg.RunDir,
@@ -302,48 +291,7 @@ func (b *Backend) start(ctx context.Context, k key) {
 	})
 }
 
-// scan finds all vifs there are, and has those look that are known already.
-func (b *Backend) scan(ctx context.Context) error {
-	for _, v := range b.vifs {
-		v.Poke()
-	}
-	doms, err := b.list(b.base)
-	if err != nil {
-		return err
-	}
-	for _, dom := range doms {
-		devs, err := b.list(b.base + "/" + dom)
-		if err != nil {
-			return err
-		}
-		for _, dev := range devs {
-			k, ok := parseKey(dom, dev)
-			if !ok || b.vifs[k] != nil {
-				continue
-			}
-			if err := b.ensure(ctx, k); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-// list lists a directory that may not be there.
-func (b *Backend) list(path string) ([]string, error) {
-	names, err := b.store.List(path)
-	if errors.Is(err, xenstore.ErrNotExist) {
-		return nil, nil
-	}
-	return names, err
-}
-
-// waitVifs waits until all vifs have handed over.
-func (b *Backend) waitVifs() {
-	b.wg.Wait()
-}
-
-// do runs f in the goroutine of Run.
+// do runs f in the goroutine of Run. It reports false if Run has ended.
 func (b *Backend) do(f func()) bool {
 	ran := make(chan struct{})
 	select {
@@ -363,21 +311,40 @@ func (b *Backend) snapshot() []*vif.Vif {
 			list = append(list, v)
 		}
 	})
-	sort.Slice(list, func(i, j int) bool {
-		if list[i].Domid() != list[j].Domid() {
-			return list[i].Domid() < list[j].Domid()
-		}
-		return list[i].Devid() < list[j].Devid()
+	slices.SortFunc(list, func(a, b *vif.Vif) int {
+		return cmp.Or(cmp.Compare(a.Domid(), b.Domid()), cmp.Compare(a.Devid(), b.Devid()))
 	})
 	return list
 }
 
-// List is the status of all vifs.
+// patience is how long List waits for its vifs. One that waits for an xenstored
+// that hangs does not answer, and then of all times people want to know.
+const patience = 2 * time.Second
+
+// List is the status of all vifs, by domain and number.
 func (b *Backend) List() []vif.Status {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	vifs := b.snapshot()
+	answers := make([]*vif.Status, len(vifs))
+	var wg sync.WaitGroup
+	for i, v := range vifs {
+		wg.Go(func() {
+			s, ok := v.Status(ctx)
+			if !ok && ctx.Err() == nil {
+				return // it has ended
+			}
+			if !ok {
+				s.Error = "the vif does not answer; is xenstored alive?"
+			}
+			answers[i] = &s
+		})
+	}
+	wg.Wait()
 	list := []vif.Status{}
-	for _, v := range b.snapshot() {
-		if s, ok := v.Status(); ok {
-			list = append(list, s)
+	for _, s := range answers {
+		if s != nil {
+			list = append(list, *s)
 		}
 	}
 	return list
@@ -386,11 +353,20 @@ func (b *Backend) List() []vif.Status {
 // ErrNoVif is returned for a vif that does not exist.
 var ErrNoVif = errors.New("no such vif")
 
-// Reset lets the quarantined vif of that name try again.
+// Reset lets the vif of that name try again what it has given up: it ends a
+// quarantine.
 func (b *Backend) Reset(name string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
 	for _, v := range b.snapshot() {
-		if v.Name() == name {
-			return v.Reset()
+		if v.Name() != name {
+			continue
+		}
+		if v.Reset(ctx) {
+			return nil
+		}
+		if ctx.Err() != nil {
+			return fmt.Errorf("%s does not answer; is xenstored alive?", name)
 		}
 	}
 	return fmt.Errorf("%s: %w", name, ErrNoVif)

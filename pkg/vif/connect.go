@@ -5,8 +5,7 @@ package vif
 import (
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
+	"time"
 
 	"github.com/netbackd/netbackd/pkg/dataplane"
 	"github.com/netbackd/netbackd/pkg/evtchn"
@@ -38,54 +37,74 @@ type Host interface {
 // link is everything a connection holds: rings, channels, journals, and the data
 // path that uses them.
 type link struct {
-	front    *Frontend
+	front    *frontend
+	news     news
+	stalled  []bool // what news said of each queue
+	dark     bool   // the guest takes nothing, so the TAP has no carrier
 	conn     *dataplane.Conn
-	mappings []*gntdev.Mapping
+	mappings []*gntdev.Mapping // one ring page each
 	events   []Events
+	ports    int // bound
 	journals []*dataplane.Journal
 	paths    []string // of the journals
 }
 
-// connect maps the frontend's rings, binds its channels and starts the data
-// path. On failure nothing of it is left.
-func (v *Vif) connect(f *Frontend) (l *link, err error) {
-	l = &link{front: f}
-	defer func() {
-		if err != nil {
-			l.release(v)
-			l = nil
+// connect connects to the rings that the frontend names.
+func (v *Vif) connect() error {
+	if v.offer.err != nil {
+		return v.giveUp(v.offer.err)
+	}
+	if err := v.makeTap(); err != nil {
+		return err
+	}
+	l := newLink(v.offer.rings)
+	if err := v.open(l); err != nil {
+		v.discard(l)
+		if errors.Is(err, tap.ErrGone) {
+			return errAgain
 		}
-	}()
-	if err := v.tap.SetQueues(len(f.Queues)); err != nil {
-		return l, err
+		return v.giveUp(err)
 	}
-	if err := v.setOffload(&f.Features); err != nil {
-		return l, err
+	v.link = l
+	v.since = time.Now()
+	return nil
+}
+
+func newLink(f *frontend) *link {
+	n := len(f.queues)
+	return &link{front: f, stalled: make([]bool, n), news: news{stalled: make([]bool, n)}}
+}
+
+// open maps the frontend's rings, binds its channels and starts the data path.
+// What it has opened when it fails is left to the caller.
+func (v *Vif) open(l *link) error {
+	f := &l.front.features
+	queues := make([]dataplane.QueueConfig, len(l.front.queues))
+	if err := v.tap.SetQueues(len(queues)); err != nil {
+		return err
 	}
-	if !f.Features.SG {
-		if info, err := v.tap.Info(); err == nil && info.MTU > defaultMTU {
-			if err := v.tap.SetMTU(defaultMTU); err != nil {
-				return l, err
-			}
-		}
+	if err := v.setOffload(f); err != nil {
+		return err
 	}
-	queues := make([]dataplane.QueueConfig, len(f.Queues))
-	for i := range f.Queues {
+	if err := v.limitMTU(f.sg); err != nil {
+		return err
+	}
+	for i := range queues {
 		if err := v.openQueue(l, i, &queues[i]); err != nil {
-			return l, fmt.Errorf("queue %d: %w", i, err)
+			return fmt.Errorf("queue %d: %w", i, err)
 		}
 	}
-	v.mcast.SetFilter(f.Features.Mcast)
-	l.conn, err = v.cfg.Pool.Connect(dataplane.Config{
+	v.mcast.SetFilter(f.mcast)
+	conn, err := v.cfg.Pool.Connect(dataplane.Config{
 		Domid: v.cfg.Domid,
 		Guest: offload.Guest{
-			CsumIPv4: f.Features.CsumIPv4,
-			CsumIPv6: f.Features.CsumIPv6,
-			GSOTCPv4: f.Features.GSOTCPv4,
-			GSOTCPv6: f.Features.GSOTCPv6,
+			CsumIPv4: f.csumIPv4,
+			CsumIPv6: f.csumIPv6,
+			GSOTCPv4: f.gsoTCPv4,
+			GSOTCPv6: f.gsoTCPv6,
 		},
-		SG:       f.Features.SG,
-		RxNotify: f.Features.RxNotify,
+		SG:       f.sg,
+		RxNotify: f.rxNotify,
 		VnetHdr:  v.cfg.Offload,
 		Limiter:  &v.limiter,
 		Mcast:    &v.mcast,
@@ -93,12 +112,16 @@ func (v *Vif) connect(f *Frontend) (l *link, err error) {
 		Stall:    v.cfg.Stall,
 		Notice:   v.noticeOf(l),
 	}, queues)
-	return l, err
+	if err != nil {
+		return err
+	}
+	l.conn = conn
+	return nil
 }
 
 // openQueue opens what queue i needs.
 func (v *Vif) openQueue(l *link, i int, q *dataplane.QueueConfig) error {
-	k := &l.front.Queues[i]
+	k := &l.front.queues[i]
 	grants := v.cfg.Host.Grants()
 	page := func(what string, ref gntdev.Ref) ([]byte, error) {
 		m, err := grants.Map(v.cfg.Domid, []gntdev.Ref{ref}, gntdev.ReadWrite)
@@ -109,10 +132,10 @@ func (v *Vif) openQueue(l *link, i int, q *dataplane.QueueConfig) error {
 		return m.Bytes(), nil
 	}
 	var err error
-	if q.TxPage, err = page("tx", k.TxGref); err != nil {
+	if q.TxPage, err = page("tx", k.txGref); err != nil {
 		return err
 	}
-	if q.RxPage, err = page("rx", k.RxGref); err != nil {
+	if q.RxPage, err = page("rx", k.rxGref); err != nil {
 		return err
 	}
 	ev, err := v.cfg.Host.OpenEvents(v.cfg.Domid)
@@ -120,12 +143,19 @@ func (v *Vif) openQueue(l *link, i int, q *dataplane.QueueConfig) error {
 		return err
 	}
 	l.events = append(l.events, ev)
-	if q.TxPort, err = ev.BindInterdomain(v.cfg.Domid, k.TxPort); err != nil {
+	bind := func(remote evtchn.Port) (evtchn.Port, error) {
+		p, err := ev.BindInterdomain(v.cfg.Domid, remote)
+		if err == nil {
+			l.ports++
+		}
+		return p, err
+	}
+	if q.TxPort, err = bind(k.txPort); err != nil {
 		return err
 	}
 	q.RxPort = q.TxPort
-	if k.RxPort != k.TxPort {
-		if q.RxPort, err = ev.BindInterdomain(v.cfg.Domid, k.RxPort); err != nil {
+	if k.rxPort != k.txPort {
+		if q.RxPort, err = bind(k.rxPort); err != nil {
 			return err
 		}
 	}
@@ -134,7 +164,7 @@ func (v *Vif) openQueue(l *link, i int, q *dataplane.QueueConfig) error {
 		return nil
 	}
 	path := v.journalPath(i)
-	j, err := dataplane.OpenJournal(path, k.TxGref, k.RxGref)
+	j, err := dataplane.OpenJournal(path, k.txGref, k.rxGref)
 	if err != nil {
 		return err
 	}
@@ -144,23 +174,45 @@ func (v *Vif) openQueue(l *link, i int, q *dataplane.QueueConfig) error {
 	return nil
 }
 
-func (v *Vif) journalPath(queue int) string {
-	return filepath.Join(v.cfg.RunDir, fmt.Sprintf("ring-%d.%d-%d", v.cfg.Domid, v.cfg.Devid, queue))
-}
-
 // setOffload tells the TAP what the guest takes. The kernel has one switch for
 // the checksums of both IP versions; what the guest does not take of it the data
 // path completes.
-func (v *Vif) setOffload(f *FrontFeatures) error {
+func (v *Vif) setOffload(f *features) error {
 	if !v.cfg.Offload {
 		return nil
 	}
-	csum := f.CsumIPv4 || f.CsumIPv6
+	csum := f.csumIPv4 || f.csumIPv6
 	return v.tap.SetOffload(tap.Offload{
 		Csum: csum,
-		TSO4: csum && f.GSOTCPv4,
-		TSO6: csum && f.GSOTCPv6,
+		TSO4: csum && f.gsoTCPv4,
+		TSO6: csum && f.gsoTCPv6,
 	})
+}
+
+// disconnect ends the connection: no packet passes any more, no page of the
+// guest is mapped, and what only this connection knew is forgotten.
+func (v *Vif) disconnect() {
+	if v.link == nil {
+		return
+	}
+	v.setCarrier(false)
+	l := v.link
+	v.link, v.live, v.since = nil, false, time.Time{}
+	v.discard(l)
+	v.mcast.Clear()
+	v.mcastWatch.close()
+	v.log.Info("disconnected")
+}
+
+// discard releases a link for good.
+func (v *Vif) discard(l *link) {
+	l.release(v)
+	for _, p := range l.paths {
+		v.removeJournal(p)
+	}
+	if err := v.tap.SetQueues(1); err != nil && !errors.Is(err, tap.ErrGone) {
+		v.log.Warn("tap queues", errField(err))
+	}
 }
 
 // release gives up what the link holds, in the order in which it is safe: first
@@ -172,7 +224,9 @@ func (l *link) release(v *Vif) {
 		v.keepTotals(l.conn)
 	}
 	for _, e := range l.events {
-		_ = e.Close()
+		if err := e.Close(); err != nil {
+			v.log.Warn("close event channels", errField(err))
+		}
 	}
 	for _, m := range l.mappings {
 		if err := m.Unmap(); err != nil {
@@ -180,18 +234,9 @@ func (l *link) release(v *Vif) {
 		}
 	}
 	for _, j := range l.journals {
-		_ = j.Close()
-	}
-	l.conn, l.events, l.mappings, l.journals = nil, nil, nil, nil
-}
-
-// forget removes the journals: the connection is over for good, not handed to
-// a successor.
-func (l *link) forget() {
-	for _, p := range l.paths {
-		if err := os.Remove(p); err != nil && !errors.Is(err, os.ErrNotExist) {
-			continue
+		if err := j.Close(); err != nil {
+			v.log.Warn("close journal", errField(err))
 		}
 	}
-	l.paths = nil
+	l.conn, l.events, l.mappings, l.journals, l.ports = nil, nil, nil, nil, 0
 }

@@ -6,10 +6,12 @@
 // A [Vif] is an actor. One goroutine owns everything about it: the TAP device,
 // the state it shows the frontend, the connection to the data plane. Whatever
 // happens elsewhere only makes it look again: it reads both directories as they
-// are now and takes the shortest legal way to where they say it should be. So
-// events may be merged, repeated or come late without harm, which matters
-// because xenstore merges, repeats and delays them, and because the guest writes
-// half of what is read.
+// are now (observe.go), takes the shortest legal way to where they say it should
+// be (machine.go), and does that step by step (steps.go). So events may be
+// merged, repeated or come late without harm, which matters because xenstore
+// merges, repeats and delays them, and because the guest writes half of what is
+// read. For the same reason nothing that failed is tried again before something
+// has changed (trouble.go).
 //
 // What the vif shows the frontend runs through these states (io/xenbus.h):
 //

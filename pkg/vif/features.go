@@ -4,56 +4,46 @@ package vif
 
 import "strconv"
 
-// feature is one thing backend and frontend can agree on. The table below is the
-// only place that lists them: what is published, read, agreed and shown comes
-// from it.
+// features is what a frontend asked for or can take.
+type features struct {
+	rxCopy   bool // must be
+	rxNotify bool // sends an event when it posts rx slots
+	sg       bool // takes packets of several slots
+	gsoTCPv4 bool
+	gsoTCPv6 bool
+	csumIPv4 bool // takes partial checksums
+	csumIPv6 bool
+	mcast    bool // wants only the multicast it lists
+}
+
+// feature is one thing backend and frontend can agree on.
 type feature struct {
 	key  string // the frontend's key
 	name string // as it is shown
-	// set records the frontend's answer.
-	set func(f *FrontFeatures, v bool)
-	get func(f *FrontFeatures) bool
+	in   func(*features) *bool
 	// inverted: 1 takes the feature away.
 	inverted bool
 }
 
-// FrontFeatures is what a frontend asked for or can take.
-type FrontFeatures struct {
-	RxCopy   bool // request-rx-copy: must be
-	RxNotify bool // feature-rx-notify: sends an event when it posts rx slots
-	SG       bool // feature-sg: takes packets of several slots
-	GSOTCPv4 bool // feature-gso-tcpv4
-	GSOTCPv6 bool // feature-gso-tcpv6
-	CsumIPv4 bool // unless feature-no-csum-offload: takes partial checksums
-	CsumIPv6 bool // feature-ipv6-csum-offload
-	Mcast    bool // request-multicast-control: wants only the multicast it lists
+// featureTable is the only place that lists what a frontend may say: what is
+// read, agreed and shown comes from it.
+var featureTable = [...]feature{
+	{key: "request-rx-copy", name: "rx-copy", in: func(f *features) *bool { return &f.rxCopy }},
+	{key: "feature-rx-notify", name: "rx-notify", in: func(f *features) *bool { return &f.rxNotify }},
+	{key: "feature-sg", name: "sg", in: func(f *features) *bool { return &f.sg }},
+	{key: "feature-gso-tcpv4", name: "gso-tcpv4", in: func(f *features) *bool { return &f.gsoTCPv4 }},
+	{key: "feature-gso-tcpv6", name: "gso-tcpv6", in: func(f *features) *bool { return &f.gsoTCPv6 }},
+	{key: "feature-no-csum-offload", name: "csum-ipv4", in: func(f *features) *bool { return &f.csumIPv4 }, inverted: true},
+	{key: "feature-ipv6-csum-offload", name: "csum-ipv6", in: func(f *features) *bool { return &f.csumIPv6 }},
+	{key: "request-multicast-control", name: "multicast-control", in: func(f *features) *bool { return &f.mcast }},
 }
 
-var frontFeatures = []feature{
-	{key: "request-rx-copy", name: "rx-copy",
-		set: func(f *FrontFeatures, v bool) { f.RxCopy = v }, get: func(f *FrontFeatures) bool { return f.RxCopy }},
-	{key: "feature-rx-notify", name: "rx-notify",
-		set: func(f *FrontFeatures, v bool) { f.RxNotify = v }, get: func(f *FrontFeatures) bool { return f.RxNotify }},
-	{key: "feature-sg", name: "sg",
-		set: func(f *FrontFeatures, v bool) { f.SG = v }, get: func(f *FrontFeatures) bool { return f.SG }},
-	{key: "feature-gso-tcpv4", name: "gso-tcpv4",
-		set: func(f *FrontFeatures, v bool) { f.GSOTCPv4 = v }, get: func(f *FrontFeatures) bool { return f.GSOTCPv4 }},
-	{key: "feature-gso-tcpv6", name: "gso-tcpv6",
-		set: func(f *FrontFeatures, v bool) { f.GSOTCPv6 = v }, get: func(f *FrontFeatures) bool { return f.GSOTCPv6 }},
-	{key: "feature-no-csum-offload", name: "csum-ipv4", inverted: true,
-		set: func(f *FrontFeatures, v bool) { f.CsumIPv4 = v }, get: func(f *FrontFeatures) bool { return f.CsumIPv4 }},
-	{key: "feature-ipv6-csum-offload", name: "csum-ipv6",
-		set: func(f *FrontFeatures, v bool) { f.CsumIPv6 = v }, get: func(f *FrontFeatures) bool { return f.CsumIPv6 }},
-	{key: "request-multicast-control", name: "multicast-control",
-		set: func(f *FrontFeatures, v bool) { f.Mcast = v }, get: func(f *FrontFeatures) bool { return f.Mcast }},
-}
-
-// Names lists the features that are on, in the order of the table.
-func (f FrontFeatures) Names() []string {
-	var names []string
-	for i := range frontFeatures {
-		if frontFeatures[i].get(&f) {
-			names = append(names, frontFeatures[i].name)
+// names lists the features that are on, in the order of the table.
+func (f features) names() []string {
+	names := []string{}
+	for i := range featureTable {
+		if *featureTable[i].in(&f) {
+			names = append(names, featureTable[i].name)
 		}
 	}
 	return names
@@ -62,10 +52,11 @@ func (f FrontFeatures) Names() []string {
 // published is a key of the backend's directory.
 type published struct{ key, value string }
 
-// backFeatures is what the backend publishes. Without vnet headers on the TAP
-// nothing on the host could take a partial checksum or a packet to segment, so
-// then none is asked for.
-func backFeatures(maxQueues int, offload bool) []published {
+// offers is what the backend publishes. Without vnet headers on the TAP nothing
+// on the host could take a partial checksum or a packet to segment, so then none
+// is asked for. What it does not do is said as well, since another backend may
+// have served the directory before and left its keys.
+func offers(maxQueues int, offload bool) []published {
 	bit := func(v bool) string {
 		if v {
 			return "1"
@@ -84,5 +75,7 @@ func backFeatures(maxQueues int, offload bool) []published {
 		{"feature-dynamic-multicast-control", "1"},
 		{"feature-split-event-channels", "1"},
 		{"multi-queue-max-queues", strconv.Itoa(maxQueues)},
+		{"feature-ctrl-ring", "0"},
+		{"feature-xdp-headroom", "0"},
 	}
 }

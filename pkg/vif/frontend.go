@@ -5,6 +5,7 @@ package vif
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 
 	"github.com/netbackd/netbackd/pkg/evtchn"
@@ -17,59 +18,71 @@ type reader interface {
 	Read(path string) (string, error)
 }
 
-// Frontend is what a frontend published for one connection.
-type Frontend struct {
-	Features FrontFeatures
-	Queues   []QueueKeys
+// frontend is what a frontend published for one connection.
+type frontend struct {
+	features features
+	queues   []queueKeys
 }
 
-// QueueKeys are one queue's rings and channels. TxPort and RxPort are the
+// queueKeys are one queue's rings and channels. txPort and rxPort are the
 // guest's ports, equal if it has one channel for both.
-type QueueKeys struct {
-	TxGref, RxGref netif.Gref
-	TxPort, RxPort evtchn.Port
+type queueKeys struct {
+	txGref, rxGref netif.Gref
+	txPort, rxPort evtchn.Port
 }
 
-// maxPort is the largest event channel port there is (FIFO ABI, 2^17).
-const maxPort = 1<<17 - 1
+// Bounds of the numbers a frontend writes.
+const (
+	maxGref = 1<<32 - 1
+	maxPort = 1<<17 - 1 // FIFO ABI
+)
 
 // readFrontend reads what the frontend at dir published. Every key is checked;
 // the first that makes no sense is the error.
-func readFrontend(r reader, dir string, maxQueues int) (*Frontend, error) {
+func readFrontend(r reader, dir string, maxQueues int) (*frontend, error) {
 	k := keyReader{r: r, dir: dir}
-	f := &Frontend{}
-	for i := range frontFeatures {
-		ft := &frontFeatures[i]
-		ft.set(&f.Features, k.bool(ft.key) != ft.inverted)
+	f := &frontend{}
+	for i := range featureTable {
+		ft := &featureTable[i]
+		*ft.in(&f.features) = k.bool(ft.key) != ft.inverted
+	}
+	if !f.features.rxCopy {
+		v, ok := k.get("request-rx-copy")
+		k.fail(&KeyError{Key: "request-rx-copy", Value: v, Missing: !ok, Want: "1: page flipping is not supported"})
 	}
 	n := uint64(1)
 	if v, ok := k.get("multi-queue-num-queues"); ok {
-		n = k.number("multi-queue-num-queues", v, uint64(maxQueues))
-		if n == 0 && k.err == nil {
-			k.err = &KeyError{"multi-queue-num-queues", v, fmt.Sprintf("1 to %d", maxQueues)}
-		}
-	}
-	if k.err != nil {
-		return nil, k.err
-	}
-	if !f.Features.RxCopy {
-		return nil, errors.New("the frontend does not ask for request-rx-copy; page flipping is not supported")
+		n = k.number("multi-queue-num-queues", v, 1, uint64(maxQueues))
 	}
 	for i := range n {
+		if k.err != nil {
+			return nil, frontError(k.err)
+		}
 		prefix := ""
 		if n > 1 {
 			prefix = "queue-" + strconv.FormatUint(i, 10) + "/"
 		}
-		f.Queues = append(f.Queues, k.queue(prefix))
+		f.queues = append(f.queues, k.queue(prefix))
 	}
 	if k.err != nil {
-		return nil, k.err
+		return nil, frontError(k.err)
 	}
-	if !f.Features.SG {
+	if !f.features.sg {
 		// A packet to segment does not fit one slot (netif.h).
-		f.Features.GSOTCPv4, f.Features.GSOTCPv6 = false, false
+		f.features.gsoTCPv4, f.features.gsoTCPv6 = false, false
 	}
 	return f, nil
+}
+
+// sameRings reports whether both name the same rings and channels. What else a
+// frontend publishes counts only when it connects.
+func (f *frontend) sameRings(other *frontend) bool {
+	return f != nil && other != nil && slices.Equal(f.queues, other.queues)
+}
+
+// same reports whether both say the same.
+func (f *frontend) same(other *frontend) bool {
+	return f.sameRings(other) && f.features == other.features
 }
 
 // keyReader reads keys of one directory and keeps the first error.
@@ -79,20 +92,25 @@ type keyReader struct {
 	err error
 }
 
+func (k *keyReader) fail(err error) {
+	if k.err == nil {
+		k.err = err
+	}
+}
+
 // get reads a key that may be missing.
 func (k *keyReader) get(key string) (v string, ok bool) {
 	if k.err != nil {
 		return "", false
 	}
 	v, err := k.r.Read(k.dir + "/" + key)
-	if errors.Is(err, xenstore.ErrNotExist) {
-		return "", false
+	switch {
+	case err == nil:
+		return tidy(v), true
+	case !errors.Is(err, xenstore.ErrNotExist):
+		k.fail(err)
 	}
-	if err != nil {
-		k.err = err
-		return "", false
-	}
-	return v, true
+	return "", false
 }
 
 func (k *keyReader) bool(key string) bool {
@@ -101,57 +119,41 @@ func (k *keyReader) bool(key string) bool {
 		return false
 	}
 	b, err := parseBool(key, v)
-	if err != nil && k.err == nil {
-		k.err = err
+	if err != nil {
+		k.fail(err)
 	}
 	return b
 }
 
-func (k *keyReader) number(key, v string, limit uint64) uint64 {
-	n, err := parseUint(key, v, limit)
-	if err != nil && k.err == nil {
-		k.err = err
+func (k *keyReader) number(key, v string, min, max uint64) uint64 {
+	n, err := parseUint(key, v, min, max)
+	if err != nil {
+		k.fail(err)
 	}
 	return n
 }
 
 // must reads a number that has to be there.
-func (k *keyReader) must(key string, limit uint64) uint64 {
+func (k *keyReader) must(key string, min, max uint64) uint64 {
 	v, ok := k.get(key)
 	if !ok {
-		if k.err == nil {
-			k.err = fmt.Errorf("the frontend did not write %q", key)
-		}
+		k.fail(&KeyError{Key: key, Missing: true, Want: fmt.Sprintf("a number from %d to %d", min, max)})
 		return 0
 	}
-	return k.number(key, v, limit)
+	return k.number(key, v, min, max)
 }
 
-func (k *keyReader) queue(prefix string) (q QueueKeys) {
-	q.TxGref = netif.Gref(k.must(prefix+"tx-ring-ref", 1<<32-1))
-	q.RxGref = netif.Gref(k.must(prefix+"rx-ring-ref", 1<<32-1))
-	if v, ok := k.get(prefix + "event-channel-tx"); ok {
-		q.TxPort = evtchn.Port(k.number(prefix+"event-channel-tx", v, maxPort))
-		q.RxPort = evtchn.Port(k.must(prefix+"event-channel-rx", maxPort))
-	} else {
-		q.TxPort = evtchn.Port(k.must(prefix+"event-channel", maxPort))
-		q.RxPort = q.TxPort
+func (k *keyReader) queue(prefix string) (q queueKeys) {
+	q.txGref = netif.Gref(k.must(prefix+"tx-ring-ref", 0, maxGref))
+	q.rxGref = netif.Gref(k.must(prefix+"rx-ring-ref", 0, maxGref))
+	tx, hasTx := k.get(prefix + "event-channel-tx")
+	rx, hasRx := k.get(prefix + "event-channel-rx")
+	if hasTx && hasRx {
+		q.txPort = evtchn.Port(k.number(prefix+"event-channel-tx", tx, 1, maxPort))
+		q.rxPort = evtchn.Port(k.number(prefix+"event-channel-rx", rx, 1, maxPort))
+		return q
 	}
-	if k.err == nil && (q.TxPort == 0 || q.RxPort == 0) {
-		k.err = &KeyError{prefix + "event-channel", "0", "a port"}
-	}
+	q.txPort = evtchn.Port(k.must(prefix+"event-channel", 1, maxPort))
+	q.rxPort = q.txPort
 	return q
-}
-
-// same reports whether other names the same rings and channels.
-func (f *Frontend) same(other *Frontend) bool {
-	if f == nil || other == nil || len(f.Queues) != len(other.Queues) {
-		return false
-	}
-	for i := range f.Queues {
-		if f.Queues[i] != other.Queues[i] {
-			return false
-		}
-	}
-	return f.Features == other.Features
 }

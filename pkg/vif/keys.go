@@ -8,17 +8,32 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
-// KeyError is a key in xenstore whose value makes no sense.
+// KeyError is a key in xenstore that is missing, or whose value makes no sense.
+// It is ENOENT or EINVAL.
 type KeyError struct {
-	Key   string // relative to the vif's directory
-	Value string
-	Want  string
+	Key     string // relative to the vif's directory
+	Value   string
+	Missing bool
+	Want    string
 }
 
 func (e *KeyError) Error() string {
+	if e.Missing {
+		return fmt.Sprintf("key %q is missing, want %s", e.Key, e.Want)
+	}
 	return fmt.Sprintf("key %q is %q, want %s", e.Key, clip(e.Value), e.Want)
+}
+
+// Unwrap returns the errno.
+func (e *KeyError) Unwrap() error {
+	if e.Missing {
+		return unix.ENOENT
+	}
+	return unix.EINVAL
 }
 
 // clip keeps what a guest wrote from filling logs and xenstore.
@@ -30,11 +45,15 @@ func clip(v string) string {
 	return v
 }
 
-// parseUint reads a decimal number of at most max.
-func parseUint(key, v string, max uint64) (uint64, error) {
+// tidy takes away what some frontends write around a value: white space, and
+// the NUL that ends a string in C.
+func tidy(v string) string { return strings.TrimSpace(strings.TrimRight(v, "\x00")) }
+
+// parseUint reads a decimal number of min to max.
+func parseUint(key, v string, min, max uint64) (uint64, error) {
 	n, err := strconv.ParseUint(v, 10, 64)
-	if err != nil || n > max {
-		return 0, &KeyError{key, v, fmt.Sprintf("a number up to %d", max)}
+	if err != nil || n < min || n > max {
+		return 0, &KeyError{Key: key, Value: v, Want: fmt.Sprintf("a number from %d to %d", min, max)}
 	}
 	return n, nil
 }
@@ -48,7 +67,13 @@ func parseBool(key, v string) (bool, error) {
 	case "1":
 		return true, nil
 	}
-	return false, &KeyError{key, v, "0 or 1"}
+	return false, &KeyError{Key: key, Value: v, Want: "0 or 1"}
+}
+
+// parseState reads a state node.
+func parseState(v string) (State, error) {
+	n, err := parseUint("state", v, uint64(Unknown), uint64(Reconfigured))
+	return State(n), err
 }
 
 // Rate is the limit of traffic from the guest: so many octets per interval,
@@ -75,35 +100,30 @@ func parseRate(v string) (Rate, error) {
 	if v == "" {
 		return Rate{}, nil
 	}
-	want := func() (Rate, error) {
-		return Rate{}, &KeyError{"rate", v, "octets,microseconds such as 10240,50000"}
-	}
-	b, u, ok := strings.Cut(v, ",")
-	if !ok {
-		return want()
-	}
-	bytes, err := strconv.ParseUint(b, 10, 63)
+	bad := &KeyError{Key: "rate", Value: v, Want: "octets and microseconds, such as 10240,50000"}
+	b, u, _ := strings.Cut(v, ",")
+	octets, err := strconv.ParseUint(b, 10, 63)
 	if err != nil {
-		return want()
+		return Rate{}, bad
 	}
 	us, err := strconv.ParseUint(u, 10, 64)
-	if err != nil || us > maxInterval || us == 0 && bytes != 0 {
-		return want()
+	if err != nil || us > maxInterval || us == 0 && octets != 0 {
+		return Rate{}, bad
 	}
-	if bytes >= 1<<32-1 {
-		bytes = 0
+	if octets == 0 || octets >= 1<<32-1 {
+		return Rate{}, nil
 	}
-	return Rate{Bytes: bytes, Interval: time.Duration(us) * time.Microsecond}, nil
+	return Rate{Bytes: octets, Interval: time.Duration(us) * time.Microsecond}, nil
 }
 
 // parseMAC reads six octets in hex with colons. It must not be a group address.
 func parseMAC(v string) (net.HardwareAddr, error) {
 	m, err := net.ParseMAC(v)
 	if err != nil || len(m) != 6 || strings.ContainsAny(v, "-.") {
-		return nil, &KeyError{"mac", v, "an address such as 00:16:3e:01:02:03"}
+		return nil, &KeyError{Key: "mac", Value: v, Want: "an address such as 00:16:3e:01:02:03"}
 	}
 	if m[0]&1 != 0 {
-		return nil, &KeyError{"mac", v, "an address that is not multicast"}
+		return nil, &KeyError{Key: "mac", Value: v, Want: "an address that is not multicast"}
 	}
 	return m, nil
 }
@@ -116,10 +136,12 @@ const (
 	defaultMTU = 1500
 )
 
+// parseMTU reads the key "mtu", which libxl writes if it is not 1500. An empty
+// value is none, 0.
 func parseMTU(v string) (int, error) {
-	n, err := parseUint("mtu", v, maxMTU)
-	if err != nil || n < minMTU {
-		return 0, &KeyError{"mtu", v, fmt.Sprintf("%d to %d", minMTU, maxMTU)}
+	if v == "" {
+		return 0, nil
 	}
-	return int(n), nil
+	n, err := parseUint("mtu", v, minMTU, maxMTU)
+	return int(n), err
 }

@@ -4,16 +4,18 @@ package vif
 
 // situation is all that decides what a vif does next.
 type situation struct {
-	own   State // where the vif is, whatever its node says
+	own   State // where the vif is, whatever its node says: Initialising, InitWait, Connected, Closing or Closed
 	front State // where the frontend is; Unknown if its directory or its domain is gone
 
-	online    bool // the toolstack wants the device to be
-	detach    bool // it has asked for the device to go
-	forced    bool // and the frontend has had its time
-	connected bool // rings are mapped
-	stale     bool // to other rings than the frontend names now
-	plugged   bool // the hotplug script is through, or there is none
-	refused   bool // these very rings have been tried in vain
+	online      bool // the toolstack wants the device to be
+	detach      bool // it has asked for the device to go
+	forced      bool // and the frontend has had its time
+	connected   bool // rings are mapped
+	stale       bool // to other rings than the frontend names now
+	plugged     bool // the hotplug script is through, or there is none
+	live        bool // packets pass
+	refused     bool // just this has been tried in vain
+	quarantined bool // these rings are not to be touched
 }
 
 // step is one thing to do. Steps are done in order, until one fails.
@@ -31,7 +33,7 @@ const (
 	stepReconfigured                 // answer Reconfiguring
 	stepUnregister                   // remove the TAP; the device is gone
 	stepGrace                        // look again when the frontend's time is up
-	stepUnexpected                   // frontend in a state no netfront goes to
+	stepUnexpected                   // say that no frontend goes where this one is
 )
 
 var stepNames = [...]string{
@@ -41,132 +43,180 @@ var stepNames = [...]string{
 
 func (s step) String() string { return stepNames[s] }
 
+// shows is the step that shows a state.
+var shows = map[State]step{
+	InitWait: stepInitWait, Connected: stepConnected, Closing: stepClosing, Closed: stepClosed,
+}
+
 // plan is the state machine. It takes the shortest way to where the frontend
-// and the toolstack say the vif should be, and passes only states that the
-// protocol allows one after the other.
+// and the toolstack say the vif should be, and shows only states that may
+// follow one another. They are xen-netback's:
+//
+//	Initialising → InitWait, Closed
+//	InitWait     → Connected, Closing
+//	Connected    → Closing
+//	Closing      → Closed
+//	Closed       → InitWait, Closing
 func plan(s situation) []step {
-	if s.detach {
-		return planDetach(s)
+	p := planner{situation: s}
+	switch {
+	case s.detach:
+		p.detached()
+	case !s.online && s.own == Closed:
+		p.add(stepUnregister)
+	default:
+		p.follow()
 	}
-	var p []step
-	switch s.front {
+	return p.steps
+}
+
+// planner is a situation as it will be after the steps planned so far.
+type planner struct {
+	situation
+	steps []step
+}
+
+func (p *planner) add(s step) { p.steps = append(p.steps, s) }
+
+func (p *planner) show(s State) {
+	p.own = s
+	p.add(shows[s])
+}
+
+// follow goes where the frontend is.
+func (p *planner) follow() {
+	switch p.front {
+	case Unknown, Closing, Closed:
+	default:
+		if p.refused {
+			p.down(Closed)
+			return
+		}
+	}
+	switch p.front {
 	case Initialising:
 		// Also how a crashed or resumed guest comes back without a word: from
 		// Connected straight to Initialising.
-		p = s.close(p)
-		if s.own == Connected || s.own == Closing {
-			p = append(p, stepClosed)
+		p.disconnect()
+		if p.own == Connected || p.own == Closing {
+			p.down(Closed)
 		}
-		if s.own != InitWait {
-			p = append(p, stepPublish, stepInitWait)
-		}
-	case InitWait:
-		p = append(p, stepUnexpected)
+		p.raise()
 	case Initialised:
-		if s.own == Initialising {
-			p = append(p, stepPublish, stepInitWait)
+		if p.own == Initialising {
+			p.raise()
 		}
 	case Connected:
-		p = planConnect(s)
+		if p.own == Closing {
+			p.down(Closed)
+		}
+		if p.own == Connected || p.raise() {
+			p.connect()
+		}
 	case Closing:
-		p = s.close(p)
-		if s.own != Closing && s.own != Connected {
-			p = append(p, stepClosing)
-		}
+		p.down(Closing)
 	case Closed:
-		p = s.close(p)
-		if s.own != Closed {
-			p = append(p, stepClosed)
-		}
-		if !s.online {
-			p = append(p, stepUnregister)
+		p.down(Closed)
+		if !p.online {
+			p.add(stepUnregister)
 		}
 	case Unknown:
-		p = s.close(p)
-		if s.own != Closed {
-			p = append(p, stepClosed)
-		}
-		p = append(p, stepUnregister)
+		p.down(Closed)
+		p.add(stepUnregister)
 	case Reconfiguring:
-		if s.own == Connected {
-			p = append(p, stepReconfigured)
+		// It waits for the answer without limit, and goes on with the same
+		// rings.
+		if p.own == Connected {
+			p.connect()
+			p.add(stepReconfigured)
 		}
-	case Reconfigured:
+	default:
+		p.add(stepUnexpected)
 	}
-	return p
 }
 
-// close leaves Connected.
-func (s *situation) close(p []step) []step {
-	if s.connected {
-		p = append(p, stepDisconnect)
+// raise goes up to InitWait and reports whether the vif is there.
+func (p *planner) raise() bool {
+	if p.own == Initialising || p.own == Closed {
+		if !p.online {
+			return false
+		}
+		p.add(stepPublish)
+		p.show(InitWait)
 	}
-	if s.own == Connected {
-		p = append(p, stepClosing)
-	}
-	return p
+	return p.own == InitWait
 }
 
-func planConnect(s situation) (p []step) {
-	switch s.own {
-	case Connected:
-		// From Connected to Connected with other rings: the states between
-		// were missed.
-		if !s.stale {
-			return nil
-		}
-		if s.connected {
-			p = append(p, stepDisconnect)
-		}
-		return append(p, stepConnect, stepPlug)
-	case Closing:
-		p = append(p, stepClosed)
-		fallthrough
-	case Closed, Initialising:
-		if s.refused {
-			return p
-		}
-		p = append(p, stepPublish, stepInitWait)
-	case InitWait:
-		if s.connected && s.stale {
-			p = append(p, stepDisconnect)
-			s.connected = false
-		}
+// connect goes from InitWait to Connected, as far as that can be done now. From
+// Connected it makes sure that the rings are those of the frontend: a daemon
+// that has just started has none, and states in between may have been missed.
+func (p *planner) connect() {
+	if p.stale {
+		p.disconnect()
 	}
-	if s.refused {
-		return p
+	if p.own == InitWait && !p.online {
+		return
 	}
-	if !s.connected {
-		p = append(p, stepConnect)
+	if !p.connected {
+		if p.quarantined {
+			return
+		}
+		p.add(stepConnect)
 	}
-	if s.plugged {
-		p = append(p, stepPlug, stepConnected)
+	if !p.plugged {
+		return
 	}
-	return p
+	if !p.live {
+		p.add(stepPlug)
+	}
+	if p.own == InitWait {
+		p.show(Connected)
+	}
 }
 
-// planDetach closes the device because the toolstack says so. A frontend that
-// is alive is followed through its own Closing and Closed, because a guest that
-// sees the backend jump ahead may wait seconds for what it missed; but only so
-// long, because the toolstack waits too.
-func planDetach(s situation) (p []step) {
-	alive := s.front == Connected || s.front == Closing || s.front == Reconfiguring || s.front == Reconfigured
-	if alive && !s.forced && s.own != Closed {
-		if s.front == Closing {
-			if s.connected {
-				p = append(p, stepDisconnect)
+func (p *planner) disconnect() {
+	if p.connected {
+		p.add(stepDisconnect)
+		p.connected, p.live = false, false
+	}
+}
+
+// down goes to Closing or Closed.
+func (p *planner) down(to State) {
+	p.disconnect()
+	switch p.own {
+	case InitWait, Connected:
+		p.show(Closing)
+	case Initialising:
+		p.show(Closed)
+	}
+	if p.own != to {
+		p.show(to)
+	}
+}
+
+// detached closes the device because the toolstack says so, which has written
+// Closing into our node. A frontend that is alive is followed through its own
+// Closing and Closed, because a guest that sees the backend jump ahead may wait
+// seconds for what it missed; but only so long, because the toolstack waits too.
+func (p *planner) detached() {
+	switch p.front {
+	case Connected, Closing, Reconfiguring:
+		if p.forced || p.own == Closed {
+			break
+		}
+		if p.front == Closing {
+			p.disconnect()
+			if p.own != Closing {
+				p.show(Closing)
 			}
-			if s.own != Closing {
-				p = append(p, stepClosing)
-			}
 		}
-		return append(p, stepGrace)
+		p.add(stepGrace)
+		return
 	}
-	if s.connected {
-		p = append(p, stepDisconnect)
+	p.disconnect()
+	if p.own != Closed {
+		p.show(Closed)
 	}
-	if s.own != Closed {
-		p = append(p, stepClosed)
-	}
-	return append(p, stepUnregister)
+	p.add(stepUnregister)
 }

@@ -2,10 +2,7 @@
 
 package vif
 
-import (
-	"fmt"
-	"strconv"
-)
+import "fmt"
 
 // State is the state of one end of a device, enum xenbus_state of io/xenbus.h.
 // In xenstore it is the number, in decimal.
@@ -48,13 +45,4 @@ func (s *State) UnmarshalText(b []byte) error {
 		}
 	}
 	return fmt.Errorf("unknown device state %q", b)
-}
-
-// parseState reads a state node.
-func parseState(v string) (State, error) {
-	n, err := strconv.ParseUint(v, 10, 8)
-	if err != nil || State(n) > Reconfigured {
-		return Unknown, fmt.Errorf("state is %q, want 0 to 8", clip(v))
-	}
-	return State(n), nil
 }

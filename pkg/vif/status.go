@@ -3,15 +3,18 @@
 package vif
 
 import (
-	"fmt"
+	"cmp"
+	"context"
 	"net"
+	"strconv"
 	"time"
 
 	"github.com/netbackd/netbackd/pkg/dataplane"
 	"github.com/netbackd/netbackd/pkg/netif"
 )
 
-// Status is a vif as it is shown to people and programs.
+// Status is a vif as it is shown to people and programs. Texts that a guest or a
+// toolstack wrote are clipped.
 type Status struct {
 	Name       string            `json:"name"` // as the TAP was made
 	Domid      uint16            `json:"domid"`
@@ -19,21 +22,26 @@ type Status struct {
 	State      State             `json:"state"`
 	Frontend   State             `json:"frontend_state"`
 	Online     bool              `json:"online"`
+	Waits      string            `json:"waits_for,omitempty"` // whose turn it is, if not everything is well
 	Hotplug    string            `json:"hotplug_status"`
 	Quarantine string            `json:"quarantine,omitempty"` // why it is out of service
-	Error      string            `json:"error,omitempty"`      // the last one
-	Stalled    bool              `json:"stalled"`
+	Error      string            `json:"error,omitempty"`      // as in the error node
+	Stalled    bool              `json:"stalled"`              // on one queue at least
 	MAC        string            `json:"mac"`
 	Bridge     string            `json:"bridge,omitempty"`
 	Script     string            `json:"script,omitempty"`
 	Interface  string            `json:"interface,omitempty"` // the TAP's name now
 	Up         bool              `json:"up"`
 	Carrier    bool              `json:"carrier"`
-	MTU        int               `json:"mtu,omitempty"`
+	MTU        int               `json:"mtu,omitempty"`            // of the TAP
+	ConfigMTU  int               `json:"mtu_configured,omitempty"` // by the toolstack
+	GuestMTU   int               `json:"mtu_guest,omitempty"`      // as the guest is told, 1500 if it is told nothing
 	Rate       string            `json:"rate"`
 	Features   []string          `json:"features"`
 	Mcast      []string          `json:"multicast"`
 	Since      time.Time         `json:"connected_since,omitzero"`
+	Grants     int               `json:"grants_mapped"`  // ring pages, for as long as the vif is connected
+	Ports      int               `json:"event_channels"` // bound
 	Queues     []QueueStatus     `json:"queues"`
 	Counters   map[string]uint64 `json:"counters"` // of all queues and connections
 }
@@ -42,7 +50,7 @@ type Status struct {
 type QueueStatus struct {
 	Worker      int               `json:"worker"`
 	Uring       bool              `json:"io_uring"`
-	Held        int               `json:"held_packets"`
+	Held        int               `json:"held_packets"` // wait for rx slots
 	HeldBytes   int               `json:"held_bytes"`
 	Stalled     bool              `json:"stalled"`
 	RateWaiting bool              `json:"rate_waiting"`
@@ -60,6 +68,10 @@ type RingStatus struct {
 	RspEvent uint32 `json:"rsp_event"`
 }
 
+// Pending is how many requests the frontend has made that were not taken yet: on
+// a tx ring packets in part or whole, on an rx ring free slots.
+func (r RingStatus) Pending() uint32 { return r.ReqProd - r.ReqCons }
+
 func ringStatus(s netif.RingState) RingStatus {
 	return RingStatus{
 		ReqProd: uint32(s.ReqProd), ReqCons: uint32(s.ReqCons), ReqEvent: uint32(s.ReqEvent),
@@ -67,51 +79,92 @@ func ringStatus(s netif.RingState) RingStatus {
 	}
 }
 
-// Status asks the vif how it is.
-func (v *Vif) Status() (s Status, ok bool) {
-	ok = v.Do(func() { s = v.status() })
-	return s, ok
+// Status asks the vif how it is. If ctx ends before the vif has time to answer,
+// or the vif has ended, ok is false and only what never changes is told.
+func (v *Vif) Status(ctx context.Context) (s Status, ok bool) {
+	var got Status
+	if !v.call(ctx, func() { got = v.status() }) {
+		return Status{
+			Name: v.Name(), Domid: v.cfg.Domid, Devid: v.cfg.Devid,
+			Features: []string{}, Mcast: []string{}, Queues: []QueueStatus{},
+			Counters: map[string]uint64{},
+		}, false
+	}
+	return got, true
 }
 
 func (v *Vif) status() Status {
 	s := Status{
 		Name: v.Name(), Domid: v.cfg.Domid, Devid: v.cfg.Devid,
-		State: v.own, Frontend: v.front, Online: v.online,
-		Hotplug: v.nodes.hotplug, Quarantine: v.reason, Error: v.trouble,
-		Stalled: len(v.stalled) > 0,
-		MAC:     clip(v.nodes.mac), Bridge: clip(v.nodes.bridge), Script: clip(v.nodes.script),
+		State: v.own, Frontend: v.front, Online: v.nodes.online,
+		Hotplug: clip(v.nodes.hotplug), Quarantine: v.reason, Error: v.trouble,
+		MAC: clip(v.nodes.mac), Bridge: clip(v.nodes.bridge), Script: clip(v.nodes.script),
+		ConfigMTU: mtuOf(v.nodes.mtu), GuestMTU: mtuOf(cmp.Or(v.nodes.guestMTU, "1500")),
 		Rate:     v.rate.String(),
 		Features: []string{}, Mcast: []string{}, Queues: []QueueStatus{},
+		Since: v.since,
 	}
 	if v.tap != nil {
 		if info, err := v.tap.Info(); err == nil {
 			s.Interface, s.Up, s.Carrier, s.MTU = info.Name, info.Up, info.Carrier, info.MTU
 		}
 	}
-	for _, a := range v.mcast.Addrs() {
-		s.Mcast = append(s.Mcast, net.HardwareAddr(a[:]).String())
-	}
 	totals := v.totals
-	if v.link != nil {
-		s.Since = v.connected
-		s.Features = append(s.Features, v.link.front.Features.Names()...)
-		for i := range v.link.conn.Queues() {
-			st := v.link.conn.State(i)
-			n := v.link.conn.Stats(i).Snapshot()
-			for c := range n {
-				totals[c] += n[c]
-			}
-			s.Queues = append(s.Queues, QueueStatus{
-				Worker: st.Worker, Uring: st.Uring,
-				Held: st.Held, HeldBytes: st.HeldBytes,
-				Stalled: st.Stalled, RateWaiting: st.RateWaiting,
-				Tx: ringStatus(st.Tx), Rx: ringStatus(st.Rx),
-				Counters: counterMap(&n),
-			})
+	if l := v.link; l != nil {
+		s.Grants, s.Ports = len(l.mappings), l.ports
+		s.Features = l.front.features.names()
+		for _, a := range v.mcast.Addrs() {
+			s.Mcast = append(s.Mcast, net.HardwareAddr(a[:]).String())
+		}
+		for i := range l.conn.Queues() {
+			n := l.conn.Stats(i).Snapshot()
+			addTotals(&totals, &n)
+			s.Queues = append(s.Queues, queueStatus(l.conn.State(i), &n))
+			s.Stalled = s.Stalled || l.stalled[i]
 		}
 	}
 	s.Counters = counterMap(&totals)
+	s.Waits = v.waits(s.Up)
 	return s
+}
+
+// waits says whose turn it is.
+func (v *Vif) waits(up bool) string {
+	switch {
+	case v.reason != "":
+		return "the guest to connect anew, or netbackd reset"
+	case v.tried != nil:
+		return "the guest to come with something else, or netbackd reset"
+	case !v.detachAt.IsZero() && v.own != Closed:
+		return "the guest to close"
+	case v.own == Closed && !v.nodes.online:
+		return "the toolstack to remove it"
+	case v.own == Closing, v.link == nil:
+		return "the guest"
+	case !v.live:
+		return "the hotplug script"
+	case v.link.dark:
+		return "the guest to give rx slots"
+	case !up:
+		return "somebody to bring the interface up"
+	}
+	return ""
+}
+
+func queueStatus(s dataplane.QueueState, n *[dataplane.NumCounters]uint64) QueueStatus {
+	return QueueStatus{
+		Worker: s.Worker, Uring: s.Uring,
+		Held: s.Held, HeldBytes: s.HeldBytes,
+		Stalled: s.Stalled, RateWaiting: s.RateWaiting,
+		Tx: ringStatus(s.Tx), Rx: ringStatus(s.Rx),
+		Counters: counterMap(n),
+	}
+}
+
+// mtuOf is an MTU for people, 0 if there is none or it makes no sense.
+func mtuOf(v string) int {
+	n, _ := strconv.ParseUint(v, 10, 16)
+	return int(n)
 }
 
 func counterMap(n *[dataplane.NumCounters]uint64) map[string]uint64 {
@@ -126,11 +179,12 @@ func counterMap(n *[dataplane.NumCounters]uint64) map[string]uint64 {
 func (v *Vif) keepTotals(c *dataplane.Conn) {
 	for i := range c.Queues() {
 		n := c.Stats(i).Snapshot()
-		for k := range n {
-			v.totals[k] += n[k]
-		}
+		addTotals(&v.totals, &n)
 	}
 }
 
-// String is for logs.
-func (s Status) String() string { return fmt.Sprintf("%s %v", s.Name, s.State) }
+func addTotals(to, n *[dataplane.NumCounters]uint64) {
+	for k := range n {
+		to[k] += n[k]
+	}
+}

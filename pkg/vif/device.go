@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package vif
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/vishvananda/netlink"
+	"go.uber.org/zap"
+
+	"github.com/netbackd/netbackd/pkg/tap"
+	"github.com/netbackd/netbackd/pkg/xenstore"
+)
+
+// txQueueLen is how many packets the TAP keeps per queue for a guest that is
+// slow to take them.
+const txQueueLen = 512
+
+// altName is a second name that the TAP keeps when a script renames it, so that
+// a successor finds it. Kernels before 5.5 have no such names.
+func altName(domid uint16, devid int) string {
+	return fmt.Sprintf("%svif%d.%d", altPrefix, domid, devid)
+}
+
+const altPrefix = "netbackd-"
+
+// makeTap makes the TAP, or takes over the one a predecessor left.
+func (v *Vif) makeTap() error {
+	if v.tap != nil {
+		return nil
+	}
+	mtu, err := parseMTU(v.nodes.mtu)
+	if err != nil {
+		return v.giveUp(err)
+	}
+	name, alt := v.Name(), altName(v.cfg.Domid, v.cfg.Devid)
+	if l, err := netlink.LinkByName(alt); err == nil {
+		name = l.Attrs().Name
+	}
+	d, err := tap.Create(tap.Config{
+		Name:      name,
+		Queues:    1,
+		VnetHdr:   v.cfg.Offload,
+		Persist:   true,
+		NoCarrier: v.own != Connected,
+		Closers:   v.cfg.Closers,
+	})
+	if err != nil {
+		return v.giveUp(err)
+	}
+	v.tap = d
+	if d.Adopted() {
+		v.hadTap = true
+		v.log.Info("took over the TAP that was there", zap.String("interface", name))
+		return nil
+	}
+	if err := v.settleTap(alt, mtu); err != nil {
+		v.removeTap()
+		return v.giveUp(err)
+	}
+	if v.hadTap {
+		v.lost = true
+		return errAgain
+	}
+	v.hadTap = true
+	return nil
+}
+
+// settleTap completes a new TAP.
+func (v *Vif) settleTap(alt string, mtu int) error {
+	if err := netlink.LinkAddAltName(v.netlink(), alt); err != nil {
+		v.log.Warn("the TAP has no second name: a successor will not find it if a script renames it", errField(err))
+	}
+	if err := v.tap.SetTxQueueLen(txQueueLen); err != nil {
+		return err
+	}
+	if mtu != 0 {
+		return v.tap.SetMTU(mtu)
+	}
+	return nil
+}
+
+func (v *Vif) netlink() netlink.Link {
+	return &netlink.Tuntap{LinkAttrs: netlink.LinkAttrs{Index: v.tap.Index()}}
+}
+
+// errTapLost: what depended on the TAP, such as its place in a bridge, the
+// hotplug script has to do again.
+var errTapLost = errors.New("somebody deleted the TAP; run the hotplug script for the new one, or detach and attach the vif")
+
+// loseTap lets go of a TAP that somebody deleted.
+func (v *Vif) loseTap() {
+	v.fail(errTapLost)
+	v.disconnect()
+	v.removeTap()
+}
+
+// unplug takes back that the hotplug script is through: it did its work on a TAP
+// that is no more.
+func (v *Vif) unplug() error {
+	if v.nodes.hasHotplug && v.nodes.hotplug != "" {
+		v.fail(errTapLost)
+		err := v.change(func(tx *xenstore.Tx, _ State) error {
+			return tx.Write(v.cfg.Path+"/hotplug-status", "")
+		})
+		if err != nil {
+			return err
+		}
+		v.nodes.hotplug = ""
+	}
+	v.lost = false
+	return nil
+}
+
+// removeTap removes the TAP.
+func (v *Vif) removeTap() {
+	if v.tap == nil {
+		return
+	}
+	if err := v.tap.Close(); err != nil && !errors.Is(err, tap.ErrGone) {
+		v.log.Warn("remove TAP", errField(err))
+	}
+	v.tap, v.fullMTU = nil, 0
+}
+
+// plug lets packets pass. Where the toolstack runs no script nobody else brings
+// the TAP up.
+func (v *Vif) plug() error {
+	err := v.tap.SetCarrier(true)
+	if err == nil && !v.nodes.hasHotplug {
+		err = netlink.LinkSetUp(v.netlink())
+	}
+	if errors.Is(err, tap.ErrGone) {
+		return errAgain
+	}
+	if err != nil {
+		return v.giveUp(err)
+	}
+	v.live = true
+	return nil
+}
+
+// setCarrier tells the host whether somebody takes packets.
+func (v *Vif) setCarrier(on bool) {
+	if err := v.tap.SetCarrier(on); err != nil && !errors.Is(err, tap.ErrGone) {
+		v.log.Warn("carrier", errField(err))
+	}
+}
+
+// limitMTU keeps the host from sending packets that do not fit one slot to a
+// frontend that takes no more, and undoes that for the next frontend: a guest's
+// boot loader often has none of what its kernel has.
+func (v *Vif) limitMTU(sg bool) error {
+	info, err := v.tap.Info()
+	if err != nil {
+		return err
+	}
+	switch {
+	case !sg && info.MTU > defaultMTU:
+		if err := v.tap.SetMTU(defaultMTU); err != nil {
+			return err
+		}
+		v.fullMTU = info.MTU
+	case sg && v.fullMTU != 0 && info.MTU == defaultMTU:
+		if err := v.tap.SetMTU(v.fullMTU); err != nil {
+			return err
+		}
+		v.fullMTU = 0
+	}
+	return nil
+}
+
+// unregister removes the device: the toolstack, or the end of the guest, has
+// taken it away. The directory is the toolstack's to remove.
+func (v *Vif) unregister() {
+	v.disconnect()
+	if v.tap != nil {
+		v.removeTap()
+		v.log.Info("device removed")
+	} else if err := removeTapNamed(altName(v.cfg.Domid, v.cfg.Devid)); err != nil {
+		v.log.Warn("remove TAP of a predecessor", errField(err))
+	}
+	v.removeJournals()
+}
+
+// handOver stops serving without telling anybody: the TAP stays, the journals
+// stay, the frontend's rings stay as they are.
+func (v *Vif) handOver() {
+	if v.link != nil {
+		v.link.release(v)
+		v.link, v.live = nil, false
+	}
+	v.unwatch()
+	if v.tap == nil {
+		return
+	}
+	if err := v.tap.CloseKeep(); err != nil && !errors.Is(err, tap.ErrGone) {
+		v.log.Warn("keep tap", errField(err))
+	}
+	v.tap = nil
+}

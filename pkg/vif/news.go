@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package vif
+
+import (
+	"fmt"
+	"slices"
+	"sync"
+
+	"go.uber.org/zap"
+
+	"github.com/netbackd/netbackd/pkg/dataplane"
+)
+
+// news is what the data plane has noticed of one connection. It holds how
+// things are, not what happened, so however long the vif does not listen nothing
+// is lost and nothing piles up.
+type news struct {
+	mu      sync.Mutex // guards all below
+	breach  error      // the first
+	stalled []bool     // by queue
+}
+
+// noticeOf makes the callback of a connection, which runs in the workers. That
+// the TAP is gone the vif finds by looking.
+func (v *Vif) noticeOf(l *link) func(dataplane.Notice) {
+	return func(n dataplane.Notice) {
+		if n.Kind == dataplane.TapGone {
+			v.Poke()
+			return
+		}
+		l.news.put(n)
+		select {
+		case v.news <- struct{}{}:
+		default:
+		}
+	}
+}
+
+func (n *news) put(x dataplane.Notice) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	switch x.Kind {
+	case dataplane.Breach:
+		if n.breach == nil {
+			n.breach = fmt.Errorf("queue %d: %w", x.Queue, x.Err)
+		}
+	case dataplane.Stalled:
+		n.stalled[x.Queue] = true
+	case dataplane.Resumed:
+		n.stalled[x.Queue] = false
+	}
+}
+
+func (n *news) get() (breach error, stalled []bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.breach, slices.Clone(n.stalled)
+}
+
+// hear acts on the news of the connection there is. Of others there is none.
+func (v *Vif) hear() {
+	l := v.link
+	if l == nil {
+		return
+	}
+	breach, stalled := l.news.get()
+	if breach != nil {
+		v.quarantine(breach)
+		return
+	}
+	for i, now := range stalled {
+		switch {
+		case now && !l.stalled[i]:
+			v.log.Warn("guest gives no rx slots", zap.Int("queue", i))
+		case !now && l.stalled[i]:
+			v.log.Info("guest gives rx slots again", zap.Int("queue", i))
+		}
+	}
+	l.stalled = stalled
+	// A bridge is to send elsewhere what a guest takes on none of its queues.
+	if dark := !slices.Contains(stalled, false); v.live && dark != l.dark {
+		l.dark = dark
+		v.setCarrier(!dark)
+	}
+}

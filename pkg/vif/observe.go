@@ -1,0 +1,243 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package vif
+
+import (
+	"errors"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/netbackd/netbackd/pkg/tap"
+	"github.com/netbackd/netbackd/pkg/xenstore"
+)
+
+// nodes is what the backend directory says.
+type nodes struct {
+	present    bool
+	state      State // Unknown if what stands there makes no sense
+	front      string
+	online     bool
+	hotplug    string
+	hasHotplug bool
+	rate       string
+	mac        string
+	bridge     string
+	script     string
+	mtu        string
+	guestMTU   string // of the frontend directory, where the script writes it
+}
+
+// plugged is whether nothing is left to do on the host's side. Where there is
+// no hotplug-status nobody will say so.
+func (n *nodes) plugged() bool { return !n.hasHotplug || n.hotplug == "connected" }
+
+// readNodes reads the backend directory. A directory without a state is one
+// that has been removed.
+func readNodes(r reader, path string) (n nodes, err error) {
+	k := keyReader{r: r, dir: path}
+	state, ok := k.get("state")
+	if k.err != nil || !ok {
+		return n, k.err
+	}
+	n.present = true
+	if n.state, err = parseState(state); err != nil {
+		n.state = Unknown
+	}
+	text := func(key string) (v string) { v, _ = k.get(key); return v }
+	n.front = text("frontend")
+	n.online = text("online") != "0"
+	n.hotplug, n.hasHotplug = k.get("hotplug-status")
+	n.rate = text("rate")
+	n.mac = text("mac")
+	n.bridge = text("bridge")
+	n.script = text("script")
+	n.mtu = text("mtu")
+	if n.front != "" {
+		k.dir = n.front
+		n.guestMTU = text("mtu")
+	}
+	return n, k.err
+}
+
+// offer is what the frontend names to connect to, or why that makes no sense.
+type offer struct {
+	rings *frontend
+	err   error
+}
+
+// observe reads what decides.
+func (v *Vif) observe() error {
+	n, err := readNodes(v.cfg.Store, v.cfg.Path)
+	if err != nil {
+		return err
+	}
+	if !n.present {
+		return errDirGone
+	}
+	switch {
+	case v.own == Unknown:
+		v.takeOver(n)
+	case n.state == Initialising && v.shown != Initialising:
+		// Only a toolstack writes that: it has removed the device and made
+		// it again, faster than we looked.
+		v.startOver()
+	}
+	v.nodes, v.shown = n, n.state
+	if err := v.readFront(); err != nil {
+		return err
+	}
+	if v.tap != nil {
+		if _, err := v.tap.Name(); errors.Is(err, tap.ErrGone) {
+			v.loseTap()
+		}
+	}
+	v.noticeDetach()
+	return nil
+}
+
+// readFront reads the frontend's directory. Of the guest's doing only what the
+// guest can do by itself follows: a state that cannot be read, or is none, is
+// not an error of ours, or it would keep the toolstack from removing the vif.
+func (v *Vif) readFront() error {
+	v.front, v.offer = Unknown, offer{}
+	alive, err := v.domainLives()
+	if err != nil {
+		return err
+	}
+	if dir := v.nodes.front; !alive || dir == "" {
+		return nil
+	}
+	if err := v.watch(); err != nil {
+		return err
+	}
+	s, err := v.cfg.Store.Read(v.nodes.front + "/state")
+	switch {
+	case errors.Is(err, xenstore.ErrNotExist):
+		return nil
+	case errors.Is(err, xenstore.ErrClosed):
+		return err
+	case err == nil:
+		v.front, err = parseState(tidy(s))
+	}
+	if err != nil {
+		v.fail(frontError(err))
+		v.front = Closed
+		return nil
+	}
+	if v.front != Connected && v.front != Reconfiguring {
+		return nil
+	}
+	v.offer.rings, v.offer.err = readFrontend(v.cfg.Store, v.nodes.front, v.cfg.MaxQueues)
+	if errors.Is(v.offer.err, xenstore.ErrClosed) {
+		return v.offer.err
+	}
+	return nil
+}
+
+// domainLives asks whether the frontend's domain is still there. Its directory
+// may be for a while after it is not. A driver domain may not ask; there the
+// directory goes first.
+func (v *Vif) domainLives() (bool, error) {
+	alive, err := v.cfg.Store.IsIntroduced(v.cfg.Domid)
+	if errors.Is(err, xenstore.ErrPermission) {
+		return true, nil
+	}
+	return alive, err
+}
+
+// noticeDetach starts the frontend's grace when the toolstack wants the device
+// gone: it takes online away and writes Closing into our node, both at once.
+func (v *Vif) noticeDetach() {
+	switch {
+	case v.nodes.online:
+		v.detachAt = time.Time{}
+	case v.nodes.state == Closing && v.detachAt.IsZero():
+		v.detachAt = time.Now().Add(v.cfg.Grace)
+		v.log.Info("the toolstack detaches the vif", zap.Stringer("frontend", v.front))
+	}
+}
+
+// situation is what was observed, as the state machine sees it.
+func (v *Vif) situation() situation {
+	s := situation{
+		own: v.own, front: v.front,
+		online:    v.nodes.online,
+		detach:    !v.detachAt.IsZero(),
+		connected: v.link != nil,
+		plugged:   v.nodes.plugged(),
+		live:      v.live,
+	}
+	s.forced = s.detach && !time.Now().Before(v.detachAt)
+	s.stale = s.connected && v.offer.rings != nil && !v.offer.rings.sameRings(v.link.front)
+	if v.tried != nil && !v.tried.same(v.attempt()) {
+		v.tried, v.reason = nil, ""
+	}
+	s.quarantined = v.reason != ""
+	s.refused = v.tried != nil && !s.quarantined
+	return s
+}
+
+// watch follows the frontend's nodes that may change: single nodes, never a
+// directory the guest could fill, and the multicast request only while it
+// matters. A driver domain may run out of watches. Then the vif looks less
+// often, but what the toolstack does it still hears of.
+func (v *Vif) watch() error {
+	err := v.frontWatch.follow(v.cfg.Store, v.nodes.front+"/state")
+	if err == nil && v.link != nil {
+		err = v.mcastWatch.follow(v.cfg.Store, v.nodes.front+"/"+mcastKey)
+	}
+	if err != nil && !errors.Is(err, xenstore.ErrClosed) {
+		v.fail(err)
+		v.wakeIn(retryAfter)
+		return nil
+	}
+	return err
+}
+
+func (v *Vif) unwatch() {
+	v.frontWatch.close()
+	v.mcastWatch.close()
+}
+
+// watch is a watch of at most one path.
+type watch struct {
+	w    *xenstore.Watch
+	path string
+}
+
+// follow watches path and nothing else.
+func (w *watch) follow(s Store, path string) error {
+	if w.w != nil && w.path == path {
+		return nil
+	}
+	w.close()
+	x, err := s.Watch(path)
+	if err != nil {
+		return err
+	}
+	*w = watch{x, path}
+	return nil
+}
+
+func (w *watch) events() <-chan xenstore.Event {
+	if w.w == nil {
+		return nil
+	}
+	return w.w.C()
+}
+
+// heard is called after an event, with ok false if the channel was closed: the
+// watch has gone with the connection to xenstore.
+func (w *watch) heard(ok bool) {
+	if !ok {
+		*w = watch{}
+	}
+}
+
+func (w *watch) close() {
+	if w.w != nil {
+		_ = w.w.Close()
+	}
+	*w = watch{}
+}

@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package vif
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/netbackd/netbackd/pkg/xenstore"
+)
+
+// maxRounds bounds how often a look starts over because what it saw changed.
+const maxRounds = 8
+
+// look reads both directories and does what they call for. It reports whether
+// the vif is at its end.
+func (v *Vif) look() (gone bool) {
+	for range maxRounds {
+		err := v.round()
+		switch {
+		case err == nil:
+			return false
+		case errors.Is(err, xenstore.ErrClosed):
+			return false // SetStore will poke
+		case errors.Is(err, errDirGone):
+			v.leave()
+			return true
+		case errors.Is(err, errAgain):
+			continue
+		}
+		v.fail(err)
+		break
+	}
+	v.wakeIn(retryAfter)
+	return false
+}
+
+// round observes once, plans once, and takes the steps planned.
+func (v *Vif) round() error {
+	if err := v.observe(); err != nil {
+		return err
+	}
+	if v.lost {
+		if err := v.unplug(); err != nil {
+			return err
+		}
+	}
+	v.followRate()
+	v.followMcast()
+	for _, s := range plan(v.situation()) {
+		v.log.Debug("step", zap.Stringer("step", s), zap.Stringer("own", v.own), zap.Stringer("frontend", v.front))
+		if err := v.take(s); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// take takes one step.
+func (v *Vif) take(s step) error {
+	switch s {
+	case stepPublish:
+		return v.publish()
+	case stepInitWait:
+		return v.show(InitWait)
+	case stepConnect:
+		return v.connect()
+	case stepPlug:
+		return v.plug()
+	case stepConnected:
+		if err := v.show(Connected); err != nil {
+			return err
+		}
+		f := v.link.front
+		v.log.Info("connected", zap.Int("queues", len(f.queues)), zap.Strings("features", f.features.names()))
+		v.clearTrouble()
+	case stepDisconnect:
+		v.disconnect()
+	case stepClosing:
+		return v.show(Closing)
+	case stepClosed:
+		return v.show(Closed)
+	case stepReconfigured:
+		// Our own state stays Connected: the frontend goes on with the same
+		// rings and does not connect again.
+		return v.write(Reconfigured)
+	case stepUnregister:
+		v.unregister()
+	case stepGrace:
+		v.wakeIn(max(time.Until(v.detachAt), 0) + time.Millisecond)
+	case stepUnexpected:
+		return v.giveUp(frontError(&KeyError{
+			Key: "state", Value: strconv.Itoa(int(v.front)),
+			Want: "a state that a frontend of a vif goes to",
+		}))
+	}
+	return nil
+}
+
+// takeOver finds out where a predecessor left the vif.
+func (v *Vif) takeOver(n nodes) {
+	v.own, v.shown = Initialising, n.state
+	switch n.state {
+	case InitWait, Closing, Closed:
+		v.own = n.state
+	case Connected, Reconfigured:
+		v.own = Connected
+	}
+	v.hadTap = v.own != Initialising
+	v.log.Debug("takes over", zap.Stringer("state", n.state))
+}
+
+// startOver forgets all about a device that the toolstack removed and made
+// again in the same place.
+func (v *Vif) startOver() {
+	v.log.Info("the toolstack made the device anew")
+	v.unregister()
+	v.own, v.hadTap, v.lost = Initialising, false, false
+	v.detachAt = time.Time{}
+	v.tried, v.reason = nil, ""
+}
+
+// show moves the vif to a state and tells the frontend.
+func (v *Vif) show(s State) error {
+	if err := v.write(s); err != nil {
+		return err
+	}
+	v.own = s
+	return nil
+}
+
+// write writes the state node, if it still is as it was seen last. If it is not
+// there any more, a write would bring a directory back that the toolstack has
+// removed. If it holds something else, a write would hide that the toolstack
+// wants the device gone.
+func (v *Vif) write(s State) error {
+	err := v.change(func(tx *xenstore.Tx, was State) error {
+		if was == s {
+			return nil
+		}
+		return tx.Write(v.cfg.Path+"/state", strconv.Itoa(int(s)))
+	})
+	if err == nil {
+		v.shown = s
+	}
+	return err
+}
+
+// change changes the backend directory, unless it is gone, or its state is not
+// what was seen last.
+func (v *Vif) change(f func(tx *xenstore.Tx, state State) error) error {
+	return v.cfg.Store.Transaction(func(tx *xenstore.Tx) error {
+		s, err := tx.Read(v.cfg.Path + "/state")
+		if errors.Is(err, xenstore.ErrNotExist) {
+			return errDirGone
+		}
+		if err != nil {
+			return err
+		}
+		state, err := parseState(tidy(s))
+		if err != nil {
+			state = Unknown
+		}
+		if state != v.shown {
+			return errAgain
+		}
+		return f(tx, state)
+	})
+}
+
+// publish makes the TAP, which has to be there before the state tells the
+// toolstack to run its script on it, and writes what the backend can do.
+func (v *Vif) publish() error {
+	if v.nodes.mac != "" {
+		if _, err := parseMAC(v.nodes.mac); err != nil {
+			return v.giveUp(err)
+		}
+	}
+	if err := v.makeTap(); err != nil {
+		return err
+	}
+	return v.change(func(tx *xenstore.Tx, _ State) error {
+		for _, p := range offers(v.cfg.MaxQueues, v.cfg.Offload) {
+			if err := tx.Write(v.cfg.Path+"/"+p.key, p.value); err != nil {
+				return fmt.Errorf("publish features: %w", err)
+			}
+		}
+		return nil
+	})
+}
+
+// leave ends the vif: its directory is gone, and nobody is left to read of
+// errors.
+func (v *Vif) leave() {
+	v.unregister()
+	v.clearTrouble()
+}

@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package vif
+
+import (
+	"errors"
+	"fmt"
+	"path"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+
+	"github.com/netbackd/netbackd/pkg/xenstore"
+)
+
+var (
+	// errDirGone: the toolstack removed the backend directory.
+	errDirGone = errors.New("backend directory is gone")
+	// errAgain: what was observed has changed. Look again.
+	errAgain = errors.New("the situation has changed")
+)
+
+// retryAfter is when to try again what failed on the way to xenstore.
+const retryAfter = time.Second
+
+// attempt is all that can decide whether a connection comes about. What failed
+// is not tried again before one of it has changed: a frontend in state Connected
+// would otherwise have us try without end.
+type attempt struct {
+	front    State
+	mac, mtu string
+	offer    offer
+}
+
+// attempt is what would be tried now.
+func (v *Vif) attempt() *attempt {
+	a := &attempt{front: v.front, mac: v.nodes.mac, mtu: v.nodes.mtu, offer: v.offer}
+	if a.front == Reconfiguring {
+		a.front = Connected // and back, with the same rings
+	}
+	return a
+}
+
+// same reports whether both would go the same way.
+func (a *attempt) same(b *attempt) bool {
+	if a.front != b.front || a.mac != b.mac || a.mtu != b.mtu {
+		return false
+	}
+	if a.offer.err != nil && b.offer.err != nil {
+		return a.offer.err.Error() == b.offer.err.Error()
+	}
+	return a.offer.rings == b.offer.rings || a.offer.rings.same(b.offer.rings)
+}
+
+// giveUp remembers what cannot be. The plan made next closes the device; the
+// frontend may come again.
+func (v *Vif) giveUp(cause error) error {
+	v.fail(cause)
+	v.tried, v.reason = v.attempt(), ""
+	return errAgain
+}
+
+// quarantine takes a vif whose frontend broke the protocol out of service. Its
+// state stays, so that toolstack and guest can still close it properly; it comes
+// back when the frontend connects again.
+func (v *Vif) quarantine(cause error) {
+	v.tried = v.attempt()
+	v.reason = cause.Error()
+	v.fail(fmt.Errorf("quarantined: %w", cause))
+	v.disconnect()
+}
+
+// fail makes an error known: in the log, and where the toolstack's people look.
+func (v *Vif) fail(err error) {
+	text := errText(err)
+	if text == v.trouble {
+		return
+	}
+	v.trouble = text
+	v.log.Error("trouble", errField(err))
+	if v.cfg.ErrorPath == "" {
+		return
+	}
+	if werr := v.cfg.Store.Write(v.cfg.ErrorPath, text); werr != nil && !errors.Is(werr, xenstore.ErrClosed) {
+		v.log.Warn("error node", errField(werr))
+	}
+}
+
+// clearTrouble takes the error back. Were its node to stay, it would mislead
+// people, and one by one use up the nodes that a driver domain may have.
+func (v *Vif) clearTrouble() {
+	v.trouble = ""
+	if v.cfg.ErrorPath == "" {
+		return
+	}
+	err := v.cfg.Store.Transaction(func(tx *xenstore.Tx) error {
+		dev := path.Dir(v.cfg.ErrorPath)
+		if err := tx.Remove(dev); err != nil {
+			return err
+		}
+		dom := path.Dir(dev)
+		if others, err := tx.List(dom); err != nil || len(others) > 0 {
+			return err
+		}
+		return tx.Remove(dom)
+	})
+	if err != nil && !errors.Is(err, xenstore.ErrNotExist) && !errors.Is(err, xenstore.ErrClosed) {
+		v.log.Warn("error node", errField(err))
+	}
+}
+
+// frontError says whose key it is.
+func frontError(err error) error { return fmt.Errorf("frontend %w", err) }
+
+// errText is an error as Linux back ends write it: an errno and a text.
+func errText(err error) string {
+	errno := unix.EINVAL // what was found makes no sense
+	_ = errors.As(err, &errno)
+	text := fmt.Sprintf("%d %v", int(errno), err)
+	const most = 512
+	if len(text) > most {
+		text = text[:most]
+	}
+	return text
+}
+
+func errField(err error) zap.Field { return zap.NamedError("reason", err) }
