@@ -12,15 +12,9 @@
 package control
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
-	"net"
 	"net/http"
-	"net/url"
-	"os"
-	"path/filepath"
 	"time"
 
 	"github.com/netbackd/netbackd/pkg/vif"
@@ -89,123 +83,4 @@ func refuse(w http.ResponseWriter, code int, err error) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(code)
 	_ = json.NewEncoder(w).Encode(Error{err.Error()})
-}
-
-// ErrRunning: another daemon answers at the socket.
-var ErrRunning = errors.New("another netbackd is running")
-
-// Listen makes the socket. One that a dead daemon left is replaced; one that is
-// answered is not.
-func Listen(path string) (net.Listener, error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return nil, err
-	}
-	if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
-		_ = c.Close()
-		return nil, fmt.Errorf("%w (it answers at %s)", ErrRunning, path)
-	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, err
-	}
-	l, err := net.Listen("unix", path)
-	if err != nil {
-		return nil, err
-	}
-	if err := os.Chmod(path, 0o660); err != nil {
-		return nil, errors.Join(err, l.Close())
-	}
-	return l, nil
-}
-
-// Serve answers at l until ctx ends.
-func Serve(ctx context.Context, l net.Listener, h http.Handler) error {
-	s := &http.Server{Handler: h, ReadHeaderTimeout: 5 * time.Second}
-	stop := context.AfterFunc(ctx, func() { _ = s.Close() })
-	defer stop()
-	if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-		return err
-	}
-	return nil
-}
-
-// Client asks the daemon at a socket.
-type Client struct {
-	path string
-	http http.Client
-}
-
-// NewClient makes a client. It connects with the first question.
-func NewClient(path string) *Client {
-	c := &Client{path: path}
-	c.http = http.Client{
-		Timeout: 10 * time.Second,
-		Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			var d net.Dialer
-			return d.DialContext(ctx, "unix", path)
-		}},
-	}
-	return c
-}
-
-// ErrNotRunning: nobody answers at the socket.
-var ErrNotRunning = errors.New("netbackd is not running")
-
-// ErrNotFound: the daemon knows nothing of that name.
-var ErrNotFound = errors.New("not found")
-
-// Daemon asks the daemon about itself.
-func (c *Client) Daemon(ctx context.Context) (d Daemon, err error) {
-	return d, c.do(ctx, http.MethodGet, "/v1/daemon", &d)
-}
-
-// Vifs asks for all vifs.
-func (c *Client) Vifs(ctx context.Context) ([]vif.Status, error) {
-	var v Vifs
-	err := c.do(ctx, http.MethodGet, "/v1/vifs", &v)
-	return v.Vifs, err
-}
-
-// Reset lets a quarantined vif try again.
-func (c *Client) Reset(ctx context.Context, name string) error {
-	return c.do(ctx, http.MethodPost, "/v1/vifs/"+url.PathEscape(name)+"/reset", nil)
-}
-
-// Close drops the connection.
-func (c *Client) Close() { c.http.CloseIdleConnections() }
-
-func (c *Client) do(ctx context.Context, method, path string, into any) error {
-	req, err := http.NewRequestWithContext(ctx, method, "http://netbackd"+path, nil)
-	if err != nil {
-		return err
-	}
-	resp, err := c.http.Do(req)
-	if err != nil {
-		return c.explain(err)
-	}
-	defer func() { _ = resp.Body.Close() }()
-	if resp.StatusCode/100 != 2 {
-		var e Error
-		if err := json.NewDecoder(resp.Body).Decode(&e); err != nil {
-			e.Message = resp.Status
-		}
-		if resp.StatusCode == http.StatusNotFound {
-			return fmt.Errorf("%s: %w", e.Message, ErrNotFound)
-		}
-		return errors.New(e.Message)
-	}
-	if into == nil {
-		return nil
-	}
-	return json.NewDecoder(resp.Body).Decode(into)
-}
-
-// explain says what to do about a socket that cannot be reached.
-func (c *Client) explain(err error) error {
-	switch {
-	case errors.Is(err, os.ErrPermission):
-		return fmt.Errorf("no permission to open %s: run as root, or as a member of its group", c.path)
-	case errors.Is(err, os.ErrNotExist), isRefused(err):
-		return fmt.Errorf("%w: nobody answers at %s; start it with `systemctl start netbackd`, or `netbackd run` by hand", ErrNotRunning, c.path)
-	}
-	return err
 }
