@@ -403,7 +403,7 @@ func (a *agent) ping(ctx context.Context, args PingArgs) (traffic.PingResult, er
 	if err != nil {
 		return traffic.PingResult{}, err
 	}
-	defer p.Close()
+	defer func() { _ = p.Close() }()
 	return p.Ping(ctx, args.PingOptions)
 }
 

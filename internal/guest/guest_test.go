@@ -302,7 +302,9 @@ func TestStreamSurvivesReconnecting(t *testing.T) {
 	go func() { done <- host.Serve(ctx) }()
 	defer func() {
 		cancel()
-		<-done
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
 	}()
 	sent := make(chan error, 1)
 	go func() {

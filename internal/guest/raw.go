@@ -5,6 +5,7 @@ package guest
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"strconv"
 
@@ -136,19 +137,19 @@ func (e *rawEnv) ref(op RawOp) (ref netif.Gref, err error) {
 }
 
 // control sends a message over the control ring.
-func (v *vif) control(ctx context.Context, c *netfront.Control, a ControlArgs) (ControlResult, error) {
+func (v *vif) control(ctx context.Context, c *netfront.Control, a ControlArgs) (r ControlResult, err error) {
 	data := make([]uint32, 3)
 	copy(data, a.Data)
 	var page []byte
 	if a.Page != nil {
 		if len(a.Page) > netif.PageSize || a.PageAt < 0 || a.PageAt >= len(data) {
-			return ControlResult{}, fmt.Errorf("a page holds %d octets, and one of the 3 data its reference", netif.PageSize)
+			return r, fmt.Errorf("a page holds %d octets, and one of the 3 data its reference", netif.PageSize)
 		}
-		g, err := v.dev.Grant(1, !a.ReadOnly)
-		if err != nil {
-			return ControlResult{}, err
+		g, gerr := v.dev.Grant(1, !a.ReadOnly)
+		if gerr != nil {
+			return r, gerr
 		}
-		defer g.Free() // what is wrong with a page of a test, the test finds
+		defer func() { err = errors.Join(err, g.Free()) }()
 		page = g.Bytes()
 		copy(page, a.Page)
 		data[a.PageAt] = g.Refs()[0]
@@ -156,12 +157,12 @@ func (v *vif) control(ctx context.Context, c *netfront.Control, a ControlArgs) (
 	if a.Type == netif.CtrlAddGrefMapping {
 		for _, p := range v.pumps {
 			if err := p.Do((*netfront.Queue).AllowMapped); err != nil {
-				return ControlResult{}, err
+				return r, err
 			}
 		}
 	}
 	rsp, err := c.Call(ctx, a.Type, data...)
-	r := ControlResult{Status: rsp.Status, Data: rsp.Data}
+	r.Status, r.Data = rsp.Status, rsp.Data
 	if page != nil {
 		r.Page = bytes.Clone(page[:len(a.Page)])
 	}

@@ -10,7 +10,6 @@ import (
 	"slices"
 	"strconv"
 
-	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
@@ -268,8 +267,8 @@ func (w *keyWriter) flag(key string, on bool) {
 // queue writes a queue's rings, and removes the nodes it does not use.
 func (w *keyWriter) queue(prefix string, q *Queue) {
 	refs := q.rings.Refs()
-	w.write(prefix+"tx-ring-ref", netif.Gref(refs[0]))
-	w.write(prefix+"rx-ring-ref", netif.Gref(refs[1]))
+	w.write(prefix+"tx-ring-ref", refs[0])
+	w.write(prefix+"rx-ring-ref", refs[1])
 	if q.rxPort == q.txPort {
 		w.write(prefix+"event-channel", uint32(q.txPort))
 		w.remove(prefix + "event-channel-tx")

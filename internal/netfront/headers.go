@@ -116,16 +116,16 @@ func (h *headers) csumField() int {
 func (h *headers) pseudo(b []byte, n int) uint64 {
 	var s uint64
 	if h.v4 {
-		s = sum(0, b[h.l3+12:h.l3+20])
+		s = sum(b[h.l3+12 : h.l3+20])
 	} else {
-		s = sum(0, b[h.l3+8:h.l3+40])
+		s = sum(b[h.l3+8 : h.l3+40])
 	}
 	return s + uint64(n>>16) + uint64(n&0xffff) + uint64(h.proto)
 }
 
 // sum adds big-endian 16-bit words, an odd octet at the end being the high half
 // of one. 2^48 words fit.
-func sum(s uint64, b []byte) uint64 {
+func sum(b []byte) (s uint64) {
 	for len(b) >= 2 {
 		s += uint64(binary.BigEndian.Uint16(b))
 		b = b[2:]

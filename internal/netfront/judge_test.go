@@ -693,7 +693,7 @@ func TestHeaders(t *testing.T) {
 			if c.csum == 0 {
 				return
 			}
-			if s := fold(h.pseudo(b, h.l4Len(b)) + sum(0, b[h.l4:])); s != 0xffff {
+			if s := fold(h.pseudo(b, h.l4Len(b)) + sum(b[h.l4:])); s != 0xffff {
 				t.Errorf("a good frame sums up to %#04x", s)
 			}
 			c.f.Partial = true

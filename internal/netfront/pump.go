@@ -323,7 +323,7 @@ func (p *Pump) finishCsum(size, start, offset int) bool {
 			// A page has an even number of octets, so if start is odd the
 			// first piece is too, and every later one begins with the low
 			// half of a word.
-			part := fold(sum(0, b[from:]))
+			part := fold(sum(b[from:]))
 			if i > 0 && start%2 == 1 {
 				part = part<<8 | part>>8
 			}

@@ -166,7 +166,8 @@ func (q *Queue) Recv(p *Packet) (bool, error) {
 		if r.avail == 0 {
 			n, err := r.ring.Responses()
 			if err != nil {
-				return false, q.violate(RuleIndex, "rx", r.ring.RspCons(), "%v: %+v", err, r.ring.State())
+				q.violate(RuleIndex, "rx", r.ring.RspCons(), "%v: %+v", err, r.ring.State())
+				return false, q.dead
 			}
 			if n == 0 {
 				return false, nil
@@ -358,7 +359,7 @@ func (p *Packet) sumFrom(at int) uint64 {
 			continue
 		}
 		b, at = b[at:], 0
-		part := fold(sum(0, b))
+		part := fold(sum(b))
 		if odd {
 			part = part<<8 | part>>8 // the words of this piece straddle
 		}

@@ -249,7 +249,8 @@ func (q *Queue) Reap() (int, error) {
 	}
 	n, err := t.ring.Responses()
 	if err != nil {
-		return 0, q.violate(RuleIndex, "tx", t.ring.RspCons(), "%v: %+v", err, t.ring.State())
+		q.violate(RuleIndex, "tx", t.ring.RspCons(), "%v: %+v", err, t.ring.State())
+		return 0, q.dead
 	}
 	for range n {
 		q.reapOne(t.ring.RspCons())

@@ -85,7 +85,7 @@ func (v *Violation) Error() string {
 const maxViolations = 32
 
 // violate counts a breach and describes the first ones.
-func (q *Queue) violate(rule Rule, ring string, i netif.Index, format string, args ...any) *Violation {
+func (q *Queue) violate(rule Rule, ring string, i netif.Index, format string, args ...any) {
 	q.broken[rule]++
 	q.stats.Violations++
 	v := &Violation{Rule: rule, Queue: q.index, Ring: ring, Index: i}
@@ -96,7 +96,6 @@ func (q *Queue) violate(rule Rule, ring string, i netif.Index, format string, ar
 	if rule.Fatal() && q.dead == nil {
 		q.dead = v
 	}
-	return v
 }
 
 // Violations are the first breaches the backend committed on this queue;

@@ -95,7 +95,7 @@ func DialPing(addr netip.Addr) (*Pinger, error) {
 		return nil, fmt.Errorf("ping needs CAP_NET_RAW or a wider net.ipv4.ping_group_range: %w", err)
 	}
 	f := os.NewFile(uintptr(fd), "ping")
-	defer f.Close() // FilePacketConn has a descriptor of its own
+	defer func() { _ = f.Close() }() // FilePacketConn has a descriptor of its own
 	if p.c, err = net.FilePacketConn(f); err != nil {
 		return nil, err
 	}

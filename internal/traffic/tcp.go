@@ -60,7 +60,7 @@ type TCPSend struct {
 // SendTCP sends a stream, closes the connection and returns the receiver's
 // report. Octets lost or changed are an error.
 func SendTCP(ctx context.Context, c net.Conn, s TCPSend) (TCPResult, error) {
-	defer c.Close()
+	defer func() { _ = c.Close() }()
 	defer context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })()
 	sent, err := sendStream(ctx, c, s)
 	if err != nil {
@@ -181,7 +181,7 @@ func (s *TCPServer) Close() error { return s.ln.Close() }
 // Serve receives streams until ctx ends; it returns nil then, when the last one
 // has.
 func (s *TCPServer) Serve(ctx context.Context) error {
-	defer s.ln.Close()
+	defer func() { _ = s.ln.Close() }()
 	defer context.AfterFunc(ctx, func() { _ = s.ln.Close() })()
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -205,7 +205,7 @@ func (s *TCPServer) Serve(ctx context.Context) error {
 		}
 		wg.Go(func() {
 			defer func() { <-room }()
-			defer c.Close()
+			defer func() { _ = c.Close() }()
 			defer context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })()
 			s.receive(c)
 		})

@@ -103,7 +103,7 @@ func multicastVia(fd int, network, device string) error {
 // SendUDP sends packets, closes the socket and returns the receiver's report.
 // Packets lost are no error; a report that does not come is.
 func SendUDP(ctx context.Context, c net.Conn, s UDPSend) (UDPResult, error) {
-	defer c.Close()
+	defer func() { _ = c.Close() }()
 	if s.Size < MinUDP || s.Size > MaxUDP || s.Count < 0 || s.Count > maxCount {
 		return UDPResult{}, fmt.Errorf("up to %d packets of %d to %d octets can be sent", maxCount, MinUDP, MaxUDP)
 	}
@@ -318,7 +318,7 @@ func (s *UDPServer) Close() error { return s.c.Close() }
 
 // Serve receives packets until ctx ends; it returns nil then.
 func (s *UDPServer) Serve(ctx context.Context) error {
-	defer s.c.Close()
+	defer func() { _ = s.c.Close() }()
 	defer context.AfterFunc(ctx, func() { _ = s.c.SetReadDeadline(time.Unix(1, 0)) })()
 	b := make([]byte, 1<<16)
 	for {
