@@ -48,10 +48,52 @@ func (f *domainFile) maxRequest() int { return 8 }
 
 func (f *domainFile) close() {}
 
-// gntdevFile is an open /dev/xen/gntdev.
+// gntdevFile is a thread that uses an open /dev/xen/gntdev.
 type gntdevFile struct {
+	s      *server
+	shared *sharedFile
 	dev    *dev.Gntdev
+	copier *dev.Copier
 	status []gntdev.Status // of the last copy
+}
+
+// sharedFile is an open file that several connections use.
+type sharedFile struct {
+	number  uint32
+	process dev.Process
+	dom     *hyp.Domain
+	dev     *dev.Gntdev
+	users   int // guarded by server.mu
+}
+
+// openGntdev opens the device, or joins a file of the same process.
+func (s *server) openGntdev(number uint32, dom *hyp.Domain, p dev.Process) (*gntdevFile, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f := s.files[number]
+	if number == 0 {
+		s.lastFile++
+		f = &sharedFile{number: s.lastFile, process: p, dom: dom, dev: dev.OpenGntdev(s.hv, dom, p)}
+		s.files[f.number] = f
+	} else if f == nil || f.process != p || f.dom != dom {
+		return nil, unix.EBADF
+	}
+	f.users++
+	return &gntdevFile{s: s, shared: f, dev: f.dev, copier: f.dev.NewCopier()}, nil
+}
+
+// leave ends one connection's use of f.
+func (s *server) leave(f *sharedFile) {
+	s.mu.Lock()
+	f.users--
+	last := f.users == 0
+	if last {
+		delete(s.files, f.number)
+	}
+	s.mu.Unlock()
+	if last {
+		f.dev.Close()
+	}
 }
 
 func (f *gntdevFile) call(op wire.Op, r *wire.Reader, reply []byte) ([]byte, int, unix.Errno) {
@@ -106,7 +148,7 @@ func (f *gntdevFile) copy(r *wire.Reader, reply []byte) ([]byte, int, unix.Errno
 		f.status = make([]gntdev.Status, count)
 	}
 	f.status = f.status[:count]
-	errno := f.dev.Copy(segs, f.status)
+	errno := f.copier.Copy(segs, f.status)
 	if errno != 0 {
 		return reply, -1, errno
 	}
@@ -118,7 +160,7 @@ func (f *gntdevFile) copy(r *wire.Reader, reply []byte) ([]byte, int, unix.Errno
 
 func (f *gntdevFile) maxRequest() int { return wire.MaxMessage }
 
-func (f *gntdevFile) close() { f.dev.Close() }
+func (f *gntdevFile) close() { f.s.leave(f.shared) }
 
 // evtchnFile is an open /dev/xen/evtchn.
 type evtchnFile struct{ dev *dev.Evtchn }

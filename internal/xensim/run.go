@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -26,11 +25,6 @@ type Options struct {
 	Store store.Options
 	// Ready, if not nil, is called once both sockets accept connections.
 	Ready func()
-	// Parent, if not nil, is a stream to whoever started this process: it is
-	// sent one byte when both sockets accept connections, and the simulation
-	// ends when it ends, so that none is left behind by a parent that died.
-	// Run closes it. See simclient.Launch for the other end.
-	Parent *os.File
 }
 
 // ErrBusy is what Run fails with when another one serves the directory.
@@ -71,13 +65,10 @@ func Run(ctx context.Context, dir string, opts Options) error {
 	if opts.Ready != nil {
 		opts.Ready()
 	}
-	orphaned, adopt := watchParent(opts.Parent)
-	defer adopt()
 
 	running := 2
 	select {
 	case <-ctx.Done():
-	case <-orphaned:
 	case err = <-failed:
 		running--
 	}
@@ -94,25 +85,6 @@ func Run(ctx context.Context, dir string, opts Options) error {
 		_ = os.Remove(filepath.Join(dir, name))
 	}
 	return err
-}
-
-// watchParent says to the parent that all is ready, and when it is gone. The
-// channel is nil, and nothing happens, without a parent.
-func watchParent(parent *os.File) (gone <-chan struct{}, stop func()) {
-	if parent == nil {
-		return nil, func() {}
-	}
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		if _, err := parent.Write([]byte{'\n'}); err == nil {
-			_, _ = io.Copy(io.Discard, parent) // ends with the parent, or with stop
-		}
-	}()
-	return ended, func() {
-		_ = parent.Close()
-		<-ended
-	}
 }
 
 // lock makes this process the one that serves dir.

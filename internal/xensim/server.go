@@ -24,14 +24,16 @@ type server struct {
 	xs *store.Server
 	wg sync.WaitGroup // connections, xenbus ones included
 
-	mu      sync.Mutex
-	closed  bool                   // guarded by mu
-	conns   map[*conn]bool         // guarded by mu
-	kernels map[uint16]*dev.Kernel // guarded by mu
+	mu       sync.Mutex
+	closed   bool                   // guarded by mu
+	conns    map[*conn]bool         // guarded by mu
+	kernels  map[uint16]*dev.Kernel // guarded by mu
+	files    map[uint32]*sharedFile // by number; guarded by mu
+	lastFile uint32                 // guarded by mu
 }
 
 func newServer(hv *hyp.Hypervisor, xs *store.Server) *server {
-	s := &server{hv: hv, xs: xs, conns: map[*conn]bool{}, kernels: map[uint16]*dev.Kernel{}}
+	s := &server{hv: hv, xs: xs, conns: map[*conn]bool{}, kernels: map[uint16]*dev.Kernel{}, files: map[uint32]*sharedFile{}}
 	s.kernels[0] = dev.Boot(hv.Domain(0, 0))
 	return s
 }
@@ -215,7 +217,7 @@ func (c *conn) serve() {
 		return
 	}
 	defer c.release()
-	if attach.send(c.fd, wire.AppendErrno(nil, 0)) != nil {
+	if attach.send(c.fd) != nil {
 		return
 	}
 	// From here on nothing is left to do when the connection breaks.
@@ -250,13 +252,15 @@ func (c *conn) serve() {
 	}
 }
 
-// attachment is a file that goes with the reply to a Hello.
+// attachment is what goes with the reply to a Hello.
 type attachment struct {
-	fd   int
-	ours bool // is open only to be passed on
+	fd     int    // -1 for none
+	ours   bool   // fd is open only to be passed on
+	number uint32 // of the file, if it can be joined
 }
 
-func (a attachment) send(fd int, msg []byte) error {
+func (a attachment) send(fd int) error {
+	msg := wire.AppendU32(wire.AppendErrno(nil, 0), a.number)
 	if a.fd < 0 {
 		return wire.Send(fd, msg)
 	}
@@ -303,6 +307,9 @@ func (c *conn) openFile(hello wire.Hello, kernel *dev.Kernel) (file, attachment,
 	if kernel == nil {
 		return nil, none, unix.ESRCH
 	}
+	if hello.File != 0 && hello.Kind != wire.KindGntdev {
+		return nil, none, unix.EBADF
+	}
 	switch hello.Kind {
 	case wire.KindDomain:
 		return &domainFile{dom: c.dom}, none, nil
@@ -311,7 +318,11 @@ func (c *conn) openFile(hello wire.Hello, kernel *dev.Kernel) (file, attachment,
 		if err != nil {
 			return nil, none, err
 		}
-		return &gntdevFile{dev: dev.OpenGntdev(c.s.hv, c.dom, p)}, none, nil
+		f, err := c.s.openGntdev(hello.File, c.dom, p)
+		if err != nil {
+			return nil, none, err
+		}
+		return f, attachment{fd: -1, number: f.shared.number}, nil
 	case wire.KindEvtchn:
 		e, err := dev.OpenEvtchn(c.s.hv, c.dom)
 		if err != nil {

@@ -73,9 +73,9 @@ func (s segment) ops() int {
 // It has to stay below the number of uses one reference may have (128).
 const maxRun = 64
 
-// copier carries out the segments of one Copy. Segments that go the same way
-// are gathered into runs. The order of segments is kept.
-type copier struct {
+// Copier carries out copies for one thread that uses a Gntdev. Segments that go
+// the same way are gathered into runs. The order of segments is kept.
+type Copier struct {
 	g      *Gntdev
 	out    transfer // the segments of the run
 	grants []hyp.Grant
@@ -88,11 +88,13 @@ type copier struct {
 	ops, bytes int
 }
 
+// NewCopier is for one more thread.
+func (g *Gntdev) NewCopier() *Copier { return &Copier{g: g} }
+
 // Copy is IOCTL_GNTDEV_GRANT_COPY on the segments laid out in segs. It sets a
 // status for each. An errno means that the call failed as a whole and no status
 // means anything; earlier segments may have been copied.
-func (g *Gntdev) Copy(segs []byte, status []gntdev.Status) unix.Errno {
-	c := &g.copy
+func (c *Copier) Copy(segs []byte, status []gntdev.Status) unix.Errno {
 	c.known, c.ops, c.bytes = false, 0, 0
 	errno := unix.Errno(0)
 	for i := range status {
@@ -109,11 +111,11 @@ func (g *Gntdev) Copy(segs []byte, status []gntdev.Status) unix.Errno {
 		errno = c.flush()
 	}
 	c.drop()
-	g.dom.CountCopy(c.ops, c.bytes)
+	c.g.dom.CountCopy(c.ops, c.bytes)
 	return errno
 }
 
-func (c *copier) add(s segment) (gntdev.Status, unix.Errno) {
+func (c *Copier) add(s segment) (gntdev.Status, unix.Errno) {
 	if s.length == 0 {
 		return gntdev.StatusOkay, 0 // not even looked at
 	}
@@ -155,7 +157,7 @@ func (c *copier) add(s segment) (gntdev.Status, unix.Errno) {
 }
 
 // between copies from one grant to another.
-func (c *copier) between(s segment) gntdev.Status {
+func (c *Copier) between(s segment) gntdev.Status {
 	from, st := c.acquire(s.source, false)
 	if st != gntdev.StatusOkay {
 		return st
@@ -171,7 +173,7 @@ func (c *copier) between(s segment) gntdev.Status {
 	return gntdev.StatusOkay
 }
 
-func (c *copier) acquire(s side, write bool) (hyp.Grant, gntdev.Status) {
+func (c *Copier) acquire(s side, write bool) (hyp.Grant, gntdev.Status) {
 	if id := s.domid(); !c.known || id != c.ownerID {
 		c.owner, c.ownerID, c.known = c.g.hv.Domain(id, c.g.dom.ID()), id, true
 	}
@@ -182,7 +184,7 @@ func (c *copier) acquire(s side, write bool) (hyp.Grant, gntdev.Status) {
 }
 
 // flush moves the bytes of the run and lets go of its grants.
-func (c *copier) flush() unix.Errno {
+func (c *Copier) flush() unix.Errno {
 	if len(c.grants) == 0 {
 		return 0
 	}
@@ -195,7 +197,7 @@ func (c *copier) flush() unix.Errno {
 }
 
 // drop forgets the run.
-func (c *copier) drop() {
+func (c *Copier) drop() {
 	for _, grant := range c.grants {
 		grant.Release()
 	}

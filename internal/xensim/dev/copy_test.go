@@ -46,7 +46,7 @@ func copySegs(g *Gntdev, segs ...seg) ([]gntdev.Status, unix.Errno) {
 		b = append(b, s[:]...)
 	}
 	status := make([]gntdev.Status, len(segs))
-	return status, g.Copy(b, status)
+	return status, g.NewCopier().Copy(b, status)
 }
 
 // local is n bytes that start at a page.
@@ -302,7 +302,7 @@ func FuzzCopy(f *testing.F) {
 		// A process that is not there: its memory must not be hit by chance.
 		g := OpenGntdev(x.hv, x.dom0, Process(1<<30))
 		status := make([]gntdev.Status, len(b)/SegmentSize)
-		errno := g.Copy(b, status)
+		errno := g.NewCopier().Copy(b, status)
 		for i, st := range status {
 			if errno == 0 && (st > 0 || st < gntdev.StatusNoSpace) {
 				t.Errorf("segment %d has status %d", i, st)

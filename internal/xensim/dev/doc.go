@@ -10,6 +10,6 @@
 // does, with process_vm_readv(2) and process_vm_writev(2).
 //
 // The package knows files, processes and errnos. It must not know how a call
-// arrives: that is package xensim. A file belongs to one goroutine; only events
-// come from others.
+// arrives: that is package xensim. But for Gntdev, a file belongs to one
+// goroutine; only events come from others.
 package dev

@@ -4,6 +4,7 @@ package dev
 
 import (
 	"slices"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -13,17 +14,17 @@ import (
 	"github.com/netbackd/netbackd/pkg/gntdev"
 )
 
-// Gntdev is an open /dev/xen/gntdev.
+// Gntdev is an open /dev/xen/gntdev. Several threads may use it at once: none
+// waits for another one's grant operation, however long that takes.
 type Gntdev struct {
 	hv      *hyp.Hypervisor
 	dom     *hyp.Domain
 	process Process
 
-	maps []*grantMap          // what MAP_GRANT_REF recorded, by index
-	vmas map[uint64]*grantMap // what is mapped, by the number given out
-	next uint64               // number of the next mapping
-
-	copy copier
+	mu   sync.Mutex
+	maps []*grantMap          // what MAP_GRANT_REF recorded, by index; guarded by mu
+	vmas map[uint64]*grantMap // what is mapped, by the number given out; guarded by mu
+	next uint64               // number of the next mapping; guarded by mu
 }
 
 // grantMap is struct gntdev_grant_map: references recorded for a mapping.
@@ -31,15 +32,13 @@ type grantMap struct {
 	index  uint64 // in pages
 	domid  uint16
 	refs   []uint32
-	inUse  bool // an mmap was tried; there is no second one
-	grants []hyp.Grant
+	inUse  bool        // an mmap was tried; there is no second one; guarded by Gntdev.mu
+	grants []hyp.Grant // belong to Mmap, and from its end on to whoever takes m out of vmas
 }
 
 // OpenGntdev opens the device for a process of dom.
 func OpenGntdev(hv *hyp.Hypervisor, dom *hyp.Domain, p Process) *Gntdev {
-	g := &Gntdev{hv: hv, dom: dom, process: p, vmas: map[uint64]*grantMap{}}
-	g.copy.g = g
-	return g
+	return &Gntdev{hv: hv, dom: dom, process: p, vmas: map[uint64]*grantMap{}}
 }
 
 // Map is IOCTL_GNTDEV_MAP_GRANT_REF: it records the references and checks
@@ -49,6 +48,8 @@ func (g *Gntdev) Map(domid uint16, refs []uint32) (index uint64, errno unix.Errn
 		return 0, unix.EINVAL
 	}
 	m := &grantMap{domid: domid, refs: slices.Clone(refs)}
+	g.mu.Lock()
+	defer g.mu.Unlock()
 	at := len(g.maps)
 	for i, other := range g.maps {
 		// As the kernel does: the first gap that is larger than needed.
@@ -79,11 +80,10 @@ type BadRef struct {
 // Mmap is mmap(2) of the device: it maps all references recorded at index, or
 // fails as a whole. A record that was tried once cannot be tried again.
 func (g *Gntdev) Mmap(index uint64, count int, writable bool) (View, BadRef, unix.Errno) {
-	m := g.find(index, count)
-	if m == nil || m.inUse {
+	m := g.claim(index, count)
+	if m == nil {
 		return View{}, BadRef{Number: -1}, unix.EINVAL
 	}
-	m.inUse = true
 	owner := g.hv.Domain(m.domid, g.dom.ID())
 	for i, ref := range m.refs {
 		grant, st := g.acquireMap(owner, ref, writable)
@@ -93,7 +93,7 @@ func (g *Gntdev) Mmap(index uint64, count int, writable bool) (View, BadRef, uni
 		}
 		m.grants = append(m.grants, grant)
 	}
-	v := View{VMA: g.next, Frames: make([]uint32, len(m.grants))}
+	v := View{Frames: make([]uint32, len(m.grants))}
 	for i, grant := range m.grants {
 		v.Frames[i] = grant.Frame()
 	}
@@ -101,9 +101,24 @@ func (g *Gntdev) Mmap(index uint64, count int, writable bool) (View, BadRef, uni
 	if v.File = ro; writable {
 		v.File = rw
 	}
-	g.vmas[g.next] = m
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	v.VMA = g.next
+	g.vmas[v.VMA] = m
 	g.next++
 	return v, BadRef{}, 0
+}
+
+// claim takes a record for the one mmap it can have.
+func (g *Gntdev) claim(index uint64, count int) *grantMap {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	m := g.find(index, count)
+	if m == nil || m.inUse {
+		return nil
+	}
+	m.inUse = true
+	return m
 }
 
 func (g *Gntdev) acquireMap(owner *hyp.Domain, ref uint32, writable bool) (hyp.Grant, gntdev.Status) {
@@ -148,11 +163,13 @@ func (g *Gntdev) release(m *grantMap) {
 
 // Munmap is munmap(2) of a view.
 func (g *Gntdev) Munmap(vma uint64) unix.Errno {
+	g.mu.Lock()
 	m := g.vmas[vma]
+	delete(g.vmas, vma)
+	g.mu.Unlock()
 	if m == nil {
 		return unix.EINVAL
 	}
-	delete(g.vmas, vma)
 	g.release(m)
 	return 0
 }
@@ -160,6 +177,8 @@ func (g *Gntdev) Munmap(vma uint64) unix.Errno {
 // Unmap is IOCTL_GNTDEV_UNMAP_GRANT_REF: it forgets a record. What is mapped by
 // it stays so until Munmap.
 func (g *Gntdev) Unmap(index uint64, count int) unix.Errno {
+	g.mu.Lock()
+	defer g.mu.Unlock()
 	m := g.find(index, count)
 	if m == nil {
 		return unix.ENOENT
@@ -168,7 +187,8 @@ func (g *Gntdev) Unmap(index uint64, count int) unix.Errno {
 	return 0
 }
 
-// find is gntdev_find_map_index: index and count must be those of Map.
+// find is gntdev_find_map_index: index and count must be those of Map. The
+// caller holds mu.
 func (g *Gntdev) find(index uint64, count int) *grantMap {
 	for _, m := range g.maps {
 		if m.index == index/hyp.PageSize && len(m.refs) == count {
@@ -179,8 +199,10 @@ func (g *Gntdev) find(index uint64, count int) *grantMap {
 }
 
 // Close is the last close(2) together with the end of all mappings, as when the
-// process ends.
+// process ends. No other call is under way.
 func (g *Gntdev) Close() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
 	for vma, m := range g.vmas {
 		delete(g.vmas, vma)
 		g.release(m)

@@ -6,8 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
-	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -47,6 +45,7 @@ func TestBackendKilled(t *testing.T) {
 			t.Errorf("the guest's port is not unbound again: %+v", i)
 		}
 		ok(t, fe.Notify(port)) // to nobody
+		settle(fe)
 	}
 	ok(t, pages.Free())
 	if n := s.info(guest.Domid()).Counters.EventsDropped; n != 3 {
@@ -105,7 +104,10 @@ func TestGuestProcessKilled(t *testing.T) {
 	m := must(dev.Map(guest.Domid(), []uint32{first}, gntdev.ReadOnly))(t)
 	ok(t, cmd.Process.Signal(unix.SIGKILL))
 	_ = cmd.Wait()
-	s.until("the dead process's port is closed", func() bool { return s.info(guest.Domid()).Ports == 0 })
+	table := s.memory(guest).Table()
+	s.until("the dead process's port is closed and its grants are taken back", func() bool {
+		return s.info(guest.Domid()).Ports == 0 && table.Head(first+1).Flags() == 0
+	})
 
 	if string(m.Bytes()[:5]) != "hello" {
 		t.Error("the mapped page has lost its contents")
@@ -220,41 +222,4 @@ func TestBackendDomainDestroyed(t *testing.T) {
 		t.Errorf("unmap by the dead: %v, want ErrGone", err)
 	}
 	ok(t, pages.Free())
-}
-
-func TestSimulationEndsWithWhoeverLaunchedIt(t *testing.T) {
-	dir := t.TempDir()
-	cmd, line := child(t, dir, "launcher")
-	var pid int
-	must(fmt.Sscan(line, &pid))(t)
-	conn := must(simclient.Dial(dir, 0))(t)
-	defer conn.Close()
-	ok(t, cmd.Process.Signal(unix.SIGKILL))
-	_ = cmd.Wait()
-	<-conn.Done()
-	if _, err := conn.Grants(); err == nil {
-		t.Error("something still serves the directory")
-	}
-}
-
-func launcherChild(dir string) error {
-	p, err := simclient.Launch(command(dir, "sim"))
-	if err != nil {
-		return err
-	}
-	wait(p.PID())
-	return p.Stop()
-}
-
-func TestLaunchOfWhatEndsAtOnce(t *testing.T) {
-	cmd := command(t.TempDir(), "broken sim")
-	cmd.Stderr = nil
-	_, err := simclient.Launch(cmd)
-	var exit *exec.ExitError
-	if !errors.As(err, &exit) || !strings.Contains(err.Error(), "before it was ready") {
-		t.Errorf("error %v, want that it ended before it was ready, and how", err)
-	}
-	if _, err := simclient.Launch(exec.Command("/does/not/exist")); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("error %v, want one that there is no such program", err)
-	}
 }

@@ -32,11 +32,14 @@ func next(t testing.TB, e *simclient.Events) []evtchn.Port {
 	return append([]evtchn.Port{}, buf[:n]...)
 }
 
+// settle waits until everything done through e has arrived: a call that is
+// answered comes after those that are not.
+func settle(e *simclient.Events) { _ = e.Unbind(1 << 16) }
+
 // none checks that e has no event, after everything done through f has arrived.
 func none(t testing.TB, what string, e, f *simclient.Events) {
 	t.Helper()
-	// A call that is answered comes after those that are not.
-	_ = f.Unbind(1 << 16)
+	settle(f)
 	var buf [16]evtchn.Port
 	if n, err := e.Pending(buf[:]); n != 0 || err != nil {
 		t.Errorf("%s: ports %v, %v; want none", what, buf[:n], err)

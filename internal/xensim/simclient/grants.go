@@ -3,8 +3,10 @@
 package simclient
 
 import (
+	"errors"
 	"fmt"
 	"os"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -13,9 +15,19 @@ import (
 )
 
 // Grants does for the embedded Xen what [gntdev.Device] does for a real one.
-// Its methods may be called from several goroutines at once, but one Grants
-// makes one call at a time.
-type Grants struct{ link *link }
+// Its methods may be called from several goroutines at once, and none waits for
+// another, as system calls would not: for each call under way there is a link,
+// a thread at the simulation's end.
+type Grants struct {
+	dir    string
+	domid  uint16
+	number uint32 // of the file all links use
+
+	mu     sync.Mutex
+	idle   []*link // guarded by mu
+	mapped int     // mappings that live; guarded by mu
+	closed bool    // guarded by mu
+}
 
 // Grants opens the grant device.
 func (c *Conn) Grants() (*Grants, error) {
@@ -23,12 +35,56 @@ func (c *Conn) Grants() (*Grants, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Grants{link: l}, nil
+	return &Grants{dir: c.dir, domid: c.domid, number: l.number, idle: []*link{l}}, nil
 }
 
 // Close closes the device. Pages that are still mapped stay so until their
 // Unmap. Close may be called again, which does nothing.
-func (g *Grants) Close() error { return g.link.close() }
+func (g *Grants) Close() error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.closed = true
+	return g.trim()
+}
+
+// trim closes the idle links once the device is closed: all, or all but one
+// while pages are mapped. The caller holds mu.
+func (g *Grants) trim() error {
+	var errs []error
+	for g.closed && (g.mapped == 0 && len(g.idle) > 0 || len(g.idle) > 1) {
+		last := len(g.idle) - 1
+		errs = append(errs, g.idle[last].close())
+		g.idle = g.idle[:last]
+	}
+	return errors.Join(errs...)
+}
+
+// take returns a link for one call. Even a closed device has one for what is
+// still mapped.
+func (g *Grants) take(evenClosed bool) (*link, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.closed && !evenClosed {
+		return nil, os.ErrClosed
+	}
+	if last := len(g.idle) - 1; last >= 0 {
+		l := g.idle[last]
+		g.idle = g.idle[:last]
+		return l, nil
+	}
+	// Under mu, since the file must not close in the meantime.
+	l, _, err := join(g.dir, g.domid, wire.KindGntdev, g.number)
+	return l, err
+}
+
+// put gives a link back, after as many mappings more.
+func (g *Grants) put(l *link, mapped int) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.idle = append(g.idle, l)
+	g.mapped += mapped
+	_ = g.trim() // a close of a socket
+}
 
 // Copy is [gntdev.Device.Copy]. The simulation does the copying, with the
 // rights of a hypervisor over all memory involved.
@@ -39,12 +95,11 @@ func (g *Grants) Copy(segs []gntdev.Segment) error {
 	if err := gntdev.Check(segs); err != nil {
 		return err
 	}
-	l := g.link
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.closed {
-		return &gntdev.Error{Op: "copy", Index: -1, Err: gntdev.ErrClosed}
+	l, err := g.take(false)
+	if err != nil {
+		return &gntdev.Error{Op: "copy", Index: -1, Err: err}
 	}
+	defer g.put(l, 0)
 	for rest := segs; len(rest) > 0; {
 		n := min(len(rest), wire.MaxSegments)
 		if err := l.copy(rest[:n]); err != nil {
@@ -58,8 +113,10 @@ func (g *Grants) Copy(segs []gntdev.Segment) error {
 	return nil
 }
 
-// copy is one OpCopy. The caller holds mu.
+// copy is one OpCopy.
 func (l *link) copy(segs []gntdev.Segment) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	l.msg = wire.AppendU32(l.msg[:0], uint32(wire.OpCopy), uint32(len(segs)))
 	l.msg = append(l.msg, segmentBytes(segs)...)
 	if want := 4 + 2*len(segs); len(l.buf) < want {
@@ -91,29 +148,42 @@ func (g *Grants) Map(domid uint16, refs []gntdev.Ref, prot gntdev.Prot) (*gntdev
 		return nil, &gntdev.Error{Op: "map", Index: -1, Domid: domid, Err: unix.EINVAL,
 			Hint: fmt.Sprintf("%d refs: from 1 to %d can be mapped at once", len(refs), wire.MaxRefs)}
 	}
-	l := g.link
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.closed {
-		return nil, &gntdev.Error{Op: "map", Index: -1, Domid: domid, Err: gntdev.ErrClosed}
-	}
-	index, err := l.record(domid, refs)
+	l, err := g.take(false)
 	if err != nil {
 		return nil, &gntdev.Error{Op: "map", Index: -1, Domid: domid, Err: err}
 	}
-	v, err := l.mmap(domid, index, refs, prot)
+	v, err := l.mapRefs(domid, refs, prot)
 	if err != nil {
-		_ = l.simple(l.unmapMsg(index, len(refs))) // the record cannot be used again
+		g.put(l, 0)
 		return nil, err
 	}
-	l.users++
-	return gntdev.NewMapping(v.mem, func() error { return l.unmap(v, index, len(refs)) }), nil
+	g.put(l, 1)
+	return gntdev.NewMapping(v.mem, func() error { return g.unmap(v) }), nil
+}
+
+// mapRefs has references recorded and maps them.
+func (l *link) mapRefs(domid uint16, refs []gntdev.Ref, prot gntdev.Prot) (view, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	index, err := l.record(domid, refs)
+	if err != nil {
+		return view{}, &gntdev.Error{Op: "map", Index: -1, Domid: domid, Err: err}
+	}
+	v, err := l.mmap(domid, index, refs, prot)
+	if err != nil {
+		_ = l.forget(index, len(refs)) // the record cannot be used again
+		return view{}, err
+	}
+	v.index, v.count = index, len(refs)
+	return v, nil
 }
 
 // view is memory of another domain, mapped.
 type view struct {
-	mem []byte
-	vma uint64
+	mem   []byte
+	vma   uint64
+	index uint64 // of the record
+	count int    // of pages
 }
 
 // record has the references recorded. The caller holds mu.
@@ -163,7 +233,7 @@ func (l *link) mmap(domid uint16, index uint64, refs []gntdev.Ref, prot gntdev.P
 		return fail(wire.ErrMessage)
 	}
 	if v.mem, err = mapPages(file, pages, p); err != nil {
-		_ = l.simple(wire.AppendU64(wire.AppendU32(nil, uint32(wire.OpMunmap)), v.vma))
+		_ = l.munmap(v.vma)
 		return fail(err)
 	}
 	return v, nil
@@ -180,29 +250,33 @@ func mapError(domid uint16, refs []gntdev.Ref, errno unix.Errno, number int32, s
 }
 
 // unmap is a Mapping's Unmap.
-func (l *link) unmap(v view, index uint64, count int) error {
+func (g *Grants) unmap(v view) error {
 	err := unmapPages(v.mem)
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if e := l.simple(wire.AppendU64(wire.AppendU32(nil, uint32(wire.OpMunmap)), v.vma)); err == nil {
-		err = e
+	l, lerr := g.take(true)
+	if lerr == nil {
+		lerr = l.unmap(v)
+		g.put(l, -1)
 	}
-	if !l.closed { // else the record went with the file
-		if e := l.simple(l.unmapMsg(index, count)); err == nil {
-			err = e
-		}
-	}
-	if e := l.leave(); err == nil {
-		err = e
-	}
-	if err != nil {
+	if err = errors.Join(err, lerr); err != nil {
 		return &gntdev.Error{Op: "unmap", Index: -1, Err: err}
 	}
 	return nil
 }
 
-func (l *link) unmapMsg(index uint64, count int) []byte {
-	return wire.AppendU32(wire.AppendU64(wire.AppendU32(nil, uint32(wire.OpUnmap)), index), uint32(count))
+func (l *link) unmap(v view) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return errors.Join(l.munmap(v.vma), l.forget(v.index, v.count))
+}
+
+// munmap says that a view is not mapped any more. The caller holds mu.
+func (l *link) munmap(vma uint64) error {
+	return l.simple(wire.AppendU64(wire.AppendU32(nil, uint32(wire.OpMunmap)), vma))
+}
+
+// forget has a record forgotten. The caller holds mu.
+func (l *link) forget(index uint64, count int) error {
+	return l.simple(wire.AppendU32(wire.AppendU64(wire.AppendU32(nil, uint32(wire.OpUnmap)), index), uint32(count)))
 }
 
 // simple makes a call whose reply is only an errno. The caller holds mu.

@@ -7,12 +7,14 @@ import (
 	"errors"
 	"os"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
 	"github.com/netbackd/netbackd/internal/xensim/gnttab"
 	"github.com/netbackd/netbackd/internal/xensim/simclient"
+	"github.com/netbackd/netbackd/internal/xensim/wire"
 	"github.com/netbackd/netbackd/pkg/gntdev"
 )
 
@@ -234,6 +236,38 @@ func TestForcedFaults(t *testing.T) {
 		if err := s.ctl.AddFault(guest.Domid(), f); !errors.Is(err, unix.EINVAL) {
 			t.Errorf("fault %+v: %v, want EINVAL", f, err)
 		}
+	}
+}
+
+// One guest's page that takes for ever holds up nobody but the thread that
+// copies it.
+func TestSlowGuestHoldsUpNobodyElse(t *testing.T) {
+	slowDone := make(chan error, 1)
+	t.Cleanup(func() { <-slowDone }) // after the simulation, whose end is the end of the wait
+	s := startSim(t)
+	slow, quick := s.guest(simclient.DomainConfig{}), s.guest(simclient.DomainConfig{})
+	sp, qp := must(s.pages(slow).Alloc(0, 1, true))(t), must(s.pages(quick).Alloc(0, 1, true))(t)
+	dev := s.grants(s.dom0)
+	m := must(dev.Map(slow.Domid(), sp.Refs(), gntdev.ReadWrite))(t)
+	for _, op := range []wire.FaultOp{wire.FaultCopy, wire.FaultMap} {
+		ok(t, s.ctl.AddFault(slow.Domid(), simclient.Fault{Op: op, Ref: sp.Refs()[0], Delay: time.Hour, Count: 1}))
+	}
+	arena := must(gntdev.NewArena(4096))(t)
+	go func() {
+		var seg [1]gntdev.Segment
+		seg[0].FromGuest(slow.Domid(), sp.Refs()[0], 0, arena.Addr(0), 1)
+		err := dev.Copy(seg[:])
+		slowDone <- errors.Join(err, arena.Close())
+	}()
+	s.until("the slow copy is under way", func() bool { return s.info(slow.Domid()).Pins == 2 })
+
+	var seg [1]gntdev.Segment
+	seg[0].ToGuest(quick.Domid(), qp.Refs()[0], 0, arena.Addr(100), 1)
+	ok(t, dev.Copy(seg[:]))
+	ok(t, must(dev.Map(quick.Domid(), qp.Refs(), gntdev.ReadOnly))(t).Unmap())
+	ok(t, m.Unmap())
+	if n := s.info(slow.Domid()).Pins; n != 1 {
+		t.Errorf("%d pins: the slow copy is over", n)
 	}
 }
 

@@ -18,8 +18,11 @@ import (
 // simulation has ended.
 var ErrGone = errors.New("the embedded Xen is gone, or has destroyed this domain")
 
-// link is a connection to the simulation: one open file.
+// link is a connection to the simulation: one open file, or one more thread
+// that uses it.
 type link struct {
+	number uint32 // of the file, for those that want to join
+
 	mu     sync.Mutex // one call at a time
 	fd     int        // -1 once closed; guarded by mu
 	users  int        // the open file, and each memory it lent out; guarded by mu
@@ -28,9 +31,14 @@ type link struct {
 	msg    []byte     // of the next call; guarded by mu
 }
 
-// open connects for the given kind of file. file is what came with the answer,
-// -1 for none.
-func open(dir string, domid uint16, kind wire.Kind) (l *link, file int, err error) {
+// open connects for the given kind of file. fd is what came with the answer, -1
+// for none.
+func open(dir string, domid uint16, kind wire.Kind) (l *link, fd int, err error) {
+	return join(dir, domid, kind, 0)
+}
+
+// join is open for one more thread of the file of that number.
+func join(dir string, domid uint16, kind wire.Kind, number uint32) (l *link, file int, err error) {
 	fail := func(err error) (*link, int, error) {
 		return nil, -1, fmt.Errorf("embedded Xen: open %v of domain %d: %w", kind, domid, err)
 	}
@@ -43,7 +51,7 @@ func open(dir string, domid uint16, kind wire.Kind) (l *link, file int, err erro
 		allowReach(fd)
 	}
 	l = &link{fd: fd, users: 1, buf: make([]byte, 4096)}
-	r, file, errno, err := l.callFile(wire.AppendHello(nil, wire.Hello{Kind: kind, Domid: domid, Probe: addr}))
+	r, file, errno, err := l.callFile(wire.AppendHello(nil, wire.Hello{Kind: kind, Domid: domid, Probe: addr, File: number}))
 	probe.keep()
 	if err == nil && errno != 0 {
 		err = openError(errno, kind, string(r.Rest()))
@@ -52,6 +60,7 @@ func open(dir string, domid uint16, kind wire.Kind) (l *link, file int, err erro
 		_ = l.close()
 		return fail(err)
 	}
+	l.number = r.U32()
 	return l, file, nil
 }
 

@@ -5,7 +5,6 @@ package simclient_test
 import (
 	"bufio"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -144,11 +143,7 @@ func runAsChild() {
 	case "":
 		return
 	case "sim":
-		err = xensim.Run(context.Background(), dir, xensim.Options{Parent: os.NewFile(simclient.ParentFD, "parent")})
-	case "broken sim":
-		err = errors.New("meant to fail")
-	case "launcher":
-		err = launcherChild(dir)
+		err = simChild(dir)
 	case "backend":
 		err = backendChild(dir)
 	case "guest":
@@ -163,19 +158,13 @@ func runAsChild() {
 	os.Exit(0)
 }
 
-// command is this binary in a role.
-func command(dir, role string, env ...string) *exec.Cmd {
-	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), append(env, "XENSIM_TEST_ROLE="+role, "XENSIM_TEST_DIR="+dir)...)
-	cmd.Stderr = os.Stderr
-	return cmd
-}
-
 // child starts this binary in a role and waits for the line it writes when it
 // is ready. It ends with the test at the latest.
 func child(t testing.TB, dir, role string, env ...string) (cmd *exec.Cmd, line string) {
 	t.Helper()
-	cmd = command(dir, role, env...)
+	cmd = exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), append(env, "XENSIM_TEST_ROLE="+role, "XENSIM_TEST_DIR="+dir)...)
+	cmd.Stderr = os.Stderr
 	out := must(cmd.StdoutPipe())(t)
 	must(cmd.StdinPipe())(t) // children wait for it to end
 	ok(t, cmd.Start())
@@ -200,14 +189,20 @@ func wait(line ...any) {
 func simProcess(t testing.TB) *sim {
 	t.Helper()
 	s := &sim{t: t, dir: t.TempDir()}
-	p := must(simclient.Launch(command(s.dir, "sim")))(t)
-	t.Cleanup(func() {
-		if err := p.Stop(); err != nil {
-			t.Error(err)
-		}
-	})
+	child(t, s.dir, "sim")
 	s.dom0 = s.join(0)
 	s.ctl = must(s.dom0.Control())(t)
 	t.Cleanup(func() { s.ctl.Close() })
 	return s
+}
+
+// simChild serves until its standard input ends.
+func simChild(dir string) error {
+	ctx, cancel := context.WithCancel(context.Background())
+	return xensim.Run(ctx, dir, xensim.Options{Ready: func() {
+		go func() {
+			wait("ready")
+			cancel()
+		}()
+	}})
 }

@@ -116,6 +116,31 @@ func TestAllOptionsOfAVif(t *testing.T) {
 	l.wantCalls("/root/own online type_if=vif " + d.String() + " in state 2")
 }
 
+func TestEditedNodesAreNeverSeenOtherwise(t *testing.T) {
+	l := newLab(t)
+	domid := l.guest()
+	l.backend(domid, 0, true)
+	v := vifLog
+	v.Edit = func(tx *xenstore.Tx, back, front string) error {
+		return errors.Join(tx.Write(back+"/rate", "x"), tx.Remove(front+"/mac"))
+	}
+	if _, _, err := l.AttachVif(context.Background(), domid, v); err != nil {
+		t.Fatal(err)
+	}
+	d := device{domid: domid}
+	l.wantNode(d.backendPath()+"/rate", "x")
+	if there, err := l.xs.Exists(d.frontendPath() + "/mac"); there || err != nil {
+		t.Errorf("mac exists: %v, %v", there, err)
+	}
+	v.Devid, v.Edit = 1, func(*xenstore.Tx, string, string) error { return unix.EPERM }
+	if _, _, err := l.AttachVif(context.Background(), domid, v); !errors.Is(err, unix.EPERM) {
+		t.Errorf("attach: %v, want what Edit returns", err)
+	}
+	if got := l.vifs(domid); len(got) != 1 {
+		t.Errorf("vifs %v, want the first only", got)
+	}
+}
+
 func TestScriptSeesWhatLibxlPasses(t *testing.T) {
 	l := newLab(t)
 	c := Call{Action: Online, Path: "/etc/xen/scripts/vif-log", Domid: 2, Devid: 0, Backend: device{domid: 2}.backendPath(), Store: l.xs}

@@ -31,6 +31,11 @@ type Vif struct {
 	VLAN       string // vlan=
 	MTU        int    // mtu=, else 1500
 	Untrusted  bool   // untrusted
+
+	// Edit, if not nil, changes the nodes before anybody sees them, for tests
+	// of what libxl does not write: it is called at the end of the transaction
+	// that makes them, with the directories of backend and frontend.
+	Edit func(tx *xenstore.Tx, back, front string) error
 }
 
 const (
@@ -156,6 +161,9 @@ func (t *Toolstack) add(d device, v Vif) error {
 		b.writev(be, back, nil)
 
 		b.writev(lib, back, nil)
+		if v.Edit != nil {
+			b.do(func() error { return v.Edit(tx, be, fe) })
+		}
 		return b.err
 	})
 }

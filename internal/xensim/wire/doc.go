@@ -5,8 +5,9 @@
 //
 // The socket is hyp.sock in the simulation's directory, of type
 // SOCK_SEQPACKET: a message is a packet. Each connection stands for one open
-// file of a domain's Linux, such as one open of /dev/xen/gntdev, and everything
-// held through it goes when it closes, however it closes. The first message is
+// file of a domain's Linux, such as one open of /dev/xen/gntdev, or for one
+// more thread that uses it. Everything held through a file goes when its last
+// connection closes, however it closes. The first message is
 // a [Hello] that says which file of which domain; then every message is a call
 // with exactly one reply, except the two calls marked as one-way.
 //

@@ -19,7 +19,7 @@ const (
 
 // Version is the version of the messages. Both ends come from one source tree,
 // but a client may outlive the binary it was started from.
-const Version = 1
+const Version = 2
 
 // Limits.
 const (
@@ -84,7 +84,7 @@ type Op uint32
 
 // The calls of every kind of connection.
 const (
-	OpHello Op = iota // see Hello -> (fd of a pipe for KindEvtchn, of a stream for KindXenbus)
+	OpHello Op = iota // see Hello -> u32 file (and the fd of a pipe for KindEvtchn, of a stream for KindXenbus)
 )
 
 // The calls of KindDomain.
@@ -147,10 +147,14 @@ type Hello struct {
 	// simulation reads it to find out, before any copy depends on it, whether
 	// it may reach into the caller at all.
 	Probe uint64
+	// File is 0 to open a file, else the number of one this process has open,
+	// of which the connection is to be one more thread: a call on one of them
+	// does not wait for those on others. Only KindGntdev can be joined.
+	File uint32
 }
 
 // HelloSize is the length of an OpHello message.
-const HelloSize = 4*4 + 8
+const HelloSize = 5*4 + 8
 
 // Probed is what Hello.Probe points to.
 const Probed uint32 = 0x6e657462
@@ -160,7 +164,7 @@ var ErrMessage = errors.New("malformed message")
 
 // AppendHello appends the OpHello message.
 func AppendHello(b []byte, h Hello) []byte {
-	b = AppendU32(b, uint32(OpHello), Version, uint32(h.Kind), uint32(h.Domid))
+	b = AppendU32(b, uint32(OpHello), Version, uint32(h.Kind), uint32(h.Domid), h.File)
 	return AppendU64(b, h.Probe)
 }
 
@@ -170,7 +174,7 @@ func ParseHello(msg []byte) (Hello, error) {
 	op, version := Op(r.U32()), r.U32()
 	h := Hello{Kind: Kind(r.U32())}
 	domid := r.U32()
-	h.Domid = uint16(domid)
+	h.Domid, h.File = uint16(domid), r.U32()
 	h.Probe = r.U64()
 	if err := r.Done(); err != nil {
 		return Hello{}, err

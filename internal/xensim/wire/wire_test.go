@@ -16,7 +16,7 @@ import (
 )
 
 func TestHello(t *testing.T) {
-	want := Hello{Kind: KindGntdev, Domid: 0x7fef, Probe: 1 << 45}
+	want := Hello{Kind: KindGntdev, Domid: 0x7fef, Probe: 1 << 45, File: 7}
 	msg := AppendHello(nil, want)
 	if len(msg) != HelloSize {
 		t.Errorf("%d bytes, want %d", len(msg), HelloSize)
