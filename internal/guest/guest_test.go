@@ -355,12 +355,11 @@ func TestBackendCloses(t *testing.T) {
 			l.x.Write(l.x.BackDir(l.domid), "online", c.online, "state", "5")
 			last := func() string { s := l.back.States(); return s[len(s)-1] }
 			for want := fmt.Sprint(int(c.want)); last() != want || !slices.Contains(l.back.States(), "6"); {
-				if err := l.ctx.Err(); err != nil {
+				if _, err := l.Info(l.ctx, ""); err != nil {
 					t.Fatalf("backend's states %v: %v", l.back.States(), err)
 				}
 			}
-			info, err := l.Info(l.ctx, "")
-			if err != nil || info.State != c.want {
+			if info, err := l.Info(l.ctx, ""); err != nil || info.State != c.want {
 				t.Errorf("%+v, %v", info, err)
 			}
 			if c.want == netfront.StateConnected {
