@@ -6,10 +6,11 @@ import (
 	"fmt"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/netbackd/netbackd/internal/xensim/simclient"
 	"github.com/netbackd/netbackd/pkg/evtchn"
 	"github.com/netbackd/netbackd/pkg/gntdev"
-	"golang.org/x/sys/unix"
 )
 
 func BenchmarkCopy(b *testing.B) {

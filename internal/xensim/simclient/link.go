@@ -46,13 +46,11 @@ func join(dir string, domid uint16, kind wire.Kind, number uint32) (l *link, fil
 	if err != nil {
 		return fail(err)
 	}
-	probe, addr := newProbe()
 	if kind == wire.KindGntdev {
 		allowReach(fd)
 	}
 	l = &link{fd: fd, users: 1, buf: make([]byte, 4096)}
-	r, file, errno, err := l.callFile(wire.AppendHello(nil, wire.Hello{Kind: kind, Domid: domid, Probe: addr, File: number}))
-	probe.keep()
+	r, file, errno, err := l.callFile(wire.AppendHello(nil, wire.Hello{Kind: kind, Domid: domid, Probe: probeAddr(), File: number}))
 	if err == nil && errno != 0 {
 		err = openError(errno, kind, string(r.Rest()))
 	}
