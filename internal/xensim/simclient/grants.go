@@ -154,11 +154,30 @@ func (g *Grants) Map(domid uint16, refs []gntdev.Ref, prot gntdev.Prot) (*gntdev
 	}
 	v, err := l.mapRefs(domid, refs, prot)
 	if err != nil {
+		if prot == gntdev.ReadWrite {
+			l.explain(domid, err)
+		}
 		g.put(l, 0)
 		return nil, err
 	}
 	g.put(l, 1)
 	return gntdev.NewMapping(v.mem, func() error { return g.unmap(v) }), nil
+}
+
+// explain finds out, as gntdev.Device does, whether all that is wrong is that a
+// page was granted for reading only. Xen does not say.
+func (l *link) explain(domid uint16, err error) {
+	var e *gntdev.Error
+	if !errors.As(err, &e) || e.Status != gntdev.StatusGeneralError {
+		return
+	}
+	v, err := l.mapRefs(domid, []gntdev.Ref{e.Ref}, gntdev.ReadOnly)
+	if err != nil {
+		return
+	}
+	_ = errors.Join(unmapPages(v.mem), l.unmap(v)) // there is a better error to report
+	e.Status = gntdev.StatusPermissionDenied
+	e.Hint = "the guest granted this page read-only"
 }
 
 // mapRefs has references recorded and maps them.

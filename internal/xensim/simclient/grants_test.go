@@ -57,8 +57,8 @@ func TestReadOnlyMappingStaysReadOnly(t *testing.T) {
 	pages := must(s.pages(guest).Alloc(0, 1, false))(t)
 	dev := s.grants(s.dom0)
 	_, err := dev.Map(guest.Domid(), pages.Refs(), gntdev.ReadWrite)
-	if !errors.Is(err, unix.EINVAL) {
-		t.Errorf("map for writing: %v, want EINVAL", err)
+	if !errors.Is(err, unix.EINVAL) || !errors.Is(err, gntdev.StatusPermissionDenied) {
+		t.Errorf("map for writing: %v, want EINVAL and why", err)
 	}
 	m := must(dev.Map(guest.Domid(), pages.Refs(), gntdev.ReadOnly))(t)
 	if err := unix.Mprotect(m.Bytes(), unix.PROT_READ|unix.PROT_WRITE); err != unix.EACCES {
