@@ -104,6 +104,24 @@ var ErrClosed = errors.New("dataplane: closed")
 // a journal records and the rings do not show are finished first, so this is
 // also how a restarted daemon takes over a running vif.
 func (p *Pool) Connect(cfg Config, queues []QueueConfig) (*Conn, error) {
+	c, err := newConn(cfg, queues)
+	if err != nil {
+		return nil, err
+	}
+	for i, q := range c.queues {
+		q.worker = p.pick()
+		if err := q.worker.call(func() error { return q.worker.attach(q) }); err != nil {
+			p.dropped(q.worker)
+			c.queues = c.queues[:i]
+			c.Close()
+			return nil, fmt.Errorf("queue %d: %w", i, err)
+		}
+	}
+	return c, nil
+}
+
+// newConn makes a connection that nobody serves yet.
+func newConn(cfg Config, queues []QueueConfig) (*Conn, error) {
 	if cfg.Mcast == nil {
 		cfg.Mcast = new(McastList)
 	}
@@ -124,22 +142,16 @@ func (p *Pool) Connect(cfg Config, queues []QueueConfig) (*Conn, error) {
 		}
 		c.queues = append(c.queues, q)
 	}
-	for i, q := range c.queues {
-		if err := p.pick().attach(q); err != nil {
-			for _, q := range c.queues[:i] {
-				q.worker.detach(q)
-			}
-			return nil, fmt.Errorf("queue %d: %w", i, err)
-		}
-	}
 	return c, nil
 }
 
 // Close stops serving the vif. When it returns no worker touches its rings, its
 // channels or its TAP any more. Packets that waited for rx slots are dropped.
+// Closing again is fine.
 func (c *Conn) Close() {
 	for _, q := range c.queues {
-		q.worker.detach(q)
+		// A worker that is gone has let go of everything.
+		_ = q.worker.call(func() error { q.worker.detach(q); return nil })
 	}
 }
 
@@ -163,20 +175,25 @@ type QueueState struct {
 
 // State asks the worker of queue i for its state. After Close it is the zero
 // value.
-func (c *Conn) State(i int) (s QueueState) {
+func (c *Conn) State(i int) QueueState {
 	q := c.queues[i]
-	q.worker.call(func() {
+	var s QueueState
+	err := q.worker.call(func() error {
 		if !q.attached {
-			return
+			return nil
 		}
 		s = QueueState{
 			Tx: q.tx.State(), Rx: q.rx.State(),
-			Held: len(q.hold.queue), HeldBytes: q.hold.bytes(),
+			Held: q.hold.len(), HeldBytes: q.hold.bytes(),
 			Stalled: q.stalled, Breached: q.breached,
 			RateWaiting: !q.rateUntil.IsZero(),
 			Uring:       q.worker.ring != nil,
 			Worker:      q.worker.index,
 		}
+		return nil
 	})
+	if err != nil {
+		return QueueState{}
+	}
 	return s
 }

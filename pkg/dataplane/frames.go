@@ -5,6 +5,7 @@ package dataplane
 import (
 	"github.com/netbackd/netbackd/pkg/gntdev"
 	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/offload"
 )
 
 // headroom is what stands free before each frame in an arena: room for the
@@ -40,33 +41,47 @@ func (a *arenaMem) close() {
 // addr is the address of the octet at off.
 func (a *arenaMem) addr(off int) uintptr { return a.base + uintptr(off) }
 
-// frameAlloc hands out places for a tx batch's data in an arena, front to back.
+// The tx arena holds the data of a batch, and behind it the heads that were
+// pulled up. Each data slot of the ring takes at most a page, and each packet
+// loses at most one more to its headroom.
+const (
+	txArenaBytes = (netif.TxRingSize + batchPackets + 1) * netif.PageSize
+	pullStride   = headroom + offload.MaxHeader
+	txMemBytes   = txArenaBytes + batchPackets*pullStride
+)
+
+// frameAlloc hands out places for a tx batch's data in the arena, front to back.
 // The kernel splits a grant copy at the page ends of local memory, so no place
 // crosses one.
 type frameAlloc struct{ next int }
-
-// txArenaBytes is enough for a ring full of data slots: each takes at most two
-// pages, one for itself and one lost to its headroom.
-const txArenaBytes = (netif.TxRingSize + 1) * 2 * netif.PageSize
 
 // packed finds n octets, n <= smallPacket, after a headroom, wherever they fit
 // into one page. Small packets share pages, and with them cache and TLB.
 func (f *frameAlloc) packed(n int) int {
 	off := alignUp(f.next, headroom) + headroom
 	if off%netif.PageSize+n > netif.PageSize {
-		off = alignUp(off, netif.PageSize) + headroom
+		off = alignUp(off, netif.PageSize)
 	}
 	f.next = off + n
 	return off
 }
 
-// page finds a page of its own, after a headroom, and takes it up to and
-// including in-page offset end. Data stays at the guest's offset within it, so
-// that source and destination meet their page ends together.
-func (f *frameAlloc) page(end int) int {
-	off := alignUp(f.next+headroom, netif.PageSize)
-	f.next = off + end
-	return off
+// first finds a page of its own for a packet's first slot, whose data stands at
+// off of the guest's page, with at least a headroom before the data. The data
+// keeps its offset, so that source and destination meet their page ends
+// together.
+func (f *frameAlloc) first(off, size int) int {
+	if off < headroom {
+		f.next += headroom
+	}
+	return f.later(off, size)
+}
+
+// later finds a page of its own for a packet's further slot.
+func (f *frameAlloc) later(off, size int) int {
+	at := alignUp(f.next, netif.PageSize) + off
+	f.next = at + size
+	return at
 }
 
 func alignUp(n, a int) int { return (n + a - 1) &^ (a - 1) }

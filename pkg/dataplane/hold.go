@@ -3,6 +3,8 @@
 package dataplane
 
 import (
+	"time"
+
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/offload"
 )
@@ -12,73 +14,77 @@ import (
 // the TAP, which has a bound of its own.
 const holdBytes = 128 * netif.PageSize
 
+// holdFrames is how many frames fit whatever their size.
+const holdFrames = holdBytes / (maxFramePages * netif.PageSize)
+
 // hold keeps packets, in order, that were read from the TAP and cannot go to
-// the guest yet. Its memory is taken when it is first needed.
+// the guest yet. The TAP is read again only when it is empty, so it is filled
+// by one batch of reads from the start, and needs no more than that. Its memory
+// is taken when it is first needed.
 type hold struct {
 	mem   arenaMem
-	queue []held // oldest first
-	next  int    // where the next one goes, page aligned
+	queue []held // those from first on are still here
+	first int
+	next  int // where the next packet goes, page aligned
+
+	// segmenter cuts the head, if that is to be segmented and begun is true.
+	segmenter offload.Segmenter
+	begun     bool
 }
 
 // held is one packet: n octets at at, which is page aligned.
 type held struct {
 	at, n int
 	plan  offload.RxPlan
+	since time.Time
 }
 
-func (h *hold) empty() bool { return len(h.queue) == 0 }
-func (h *hold) head() *held { return &h.queue[0] }
+func (h *hold) empty() bool          { return h.first == len(h.queue) }
+func (h *hold) len() int             { return len(h.queue) - h.first }
+func (h *hold) head() *held          { return &h.queue[h.first] }
+func (h *hold) frame(p *held) []byte { return h.mem.mem[p.at : p.at+p.n] }
+
+// bytes is the memory that the packets take.
 func (h *hold) bytes() int {
-	n := 0
-	for i := range h.queue {
-		n += alignUp(h.queue[i].n, netif.PageSize)
+	if h.empty() {
+		return 0
 	}
-	return n
+	return h.next - h.head().at
 }
 
 // push copies a packet in and reports whether there was room.
-func (h *hold) push(frame []byte, plan offload.RxPlan) bool {
+func (h *hold) push(frame []byte, plan *offload.RxPlan, now time.Time) bool {
 	if h.mem.arena == nil {
 		m, err := newArenaMem(holdBytes)
 		if err != nil {
 			return false
 		}
 		h.mem = m
+		h.queue = make([]held, 0, rxReads)
 	}
-	n := alignUp(len(frame), netif.PageSize)
-	at, ok := h.place(n)
-	if !ok {
+	if h.next+len(frame) > holdBytes {
 		return false
 	}
-	copy(h.mem.mem[at:], frame)
-	h.queue = append(h.queue, held{at: at, n: len(frame), plan: plan})
-	h.next = at + n
+	copy(h.mem.mem[h.next:], frame)
+	h.queue = append(h.queue, held{at: h.next, n: len(frame), plan: *plan, since: now})
+	h.next = alignUp(h.next+len(frame), netif.PageSize)
 	return true
 }
 
-// place finds n free octets in one piece, as in a circular buffer.
-func (h *hold) place(n int) (at int, ok bool) {
-	if h.empty() {
-		return 0, n <= holdBytes
-	}
-	first := h.queue[0].at
-	if h.next > first {
-		if h.next+n <= holdBytes {
-			return h.next, true
-		}
-		return 0, n <= first
-	}
-	return h.next, h.next+n <= first
-}
-
-// pop forgets the oldest packet. Its memory may still be read until the next
-// push.
+// pop forgets the oldest packet. Its memory may be read until the next push.
 func (h *hold) pop() {
-	copy(h.queue, h.queue[1:])
-	h.queue = h.queue[:len(h.queue)-1]
+	h.begun = false
+	h.first++
+	if h.empty() {
+		h.clear()
+	}
 }
 
-func (h *hold) clear() { h.queue = h.queue[:0] }
+// clear forgets all packets.
+func (h *hold) clear() {
+	h.queue = h.queue[:0]
+	h.first, h.next, h.begun = 0, 0, false
+}
 
 func (h *hold) close() {
 	h.clear()

@@ -3,6 +3,7 @@
 package dataplane
 
 import (
+	"slices"
 	"sync"
 	"time"
 )
@@ -14,13 +15,21 @@ const minBurst = 131072
 
 // Limiter is the token bucket of one vif's traffic from guest to host. All
 // queues of the vif share it, so the rate of the vif does not depend on their
-// number. A nil Limiter does not limit.
+// number. While queues wait, what comes in is split evenly among those. A nil
+// Limiter does not limit.
 type Limiter struct {
-	mu     sync.Mutex // taken once per pass, never per packet
-	rate   float64    // octets per nanosecond; 0 means unlimited
-	burst  float64
-	tokens float64
-	last   time.Time
+	mu      sync.Mutex // taken twice per pass, never per packet
+	rate    float64    // octets per nanosecond; 0 means unlimited
+	burst   float64
+	tokens  float64
+	last    time.Time
+	waiting []*share
+}
+
+// share is one queue's part of a Limiter, whose lock guards it.
+type share struct {
+	tokens  float64
+	waiting bool // changed by the queue's worker alone
 }
 
 // Set makes the limit bytes per interval, as the xenstore key "rate" says it,
@@ -28,6 +37,9 @@ type Limiter struct {
 func (l *Limiter) Set(bytes uint64, interval time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	for _, s := range l.waiting {
+		s.tokens = 0
+	}
 	l.rate = 0
 	if bytes == 0 || interval <= 0 {
 		return
@@ -42,8 +54,9 @@ func (l *Limiter) Set(bytes uint64, interval time.Duration) {
 // for.
 const unlimited = 1 << 30
 
-// take draws up to want octets from the bucket. What is not used is given back.
-func (l *Limiter) take(now time.Time, want uint32) uint32 {
+// take draws up to want octets for the queue with share s. It is followed by
+// settle.
+func (l *Limiter) take(now time.Time, s *share, want uint32) uint32 {
 	if l == nil {
 		return unlimited
 	}
@@ -53,36 +66,62 @@ func (l *Limiter) take(now time.Time, want uint32) uint32 {
 		return unlimited
 	}
 	l.fill(now)
-	got := min(l.tokens, float64(want))
-	if got < 0 {
-		got = 0
-	}
-	l.tokens -= float64(uint32(got))
-	return uint32(got)
+	got := uint32(min(s.tokens+l.tokens, float64(want)))
+	own := min(s.tokens, float64(got))
+	s.tokens -= own
+	l.tokens -= float64(got) - own
+	return got
 }
 
-func (l *Limiter) giveBack(n uint32) {
-	if l == nil || n == 0 {
+// settle gives back what was drawn and not used. If the queue has a packet of
+// next octets left that was too much, it is one of those that wait from here on,
+// and the result is how long it will have to.
+func (l *Limiter) settle(now time.Time, s *share, unused, next uint32) time.Duration {
+	if l == nil {
+		return 0
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.rate == 0 {
+		l.leave(s)
+		return 0
+	}
+	l.fill(now)
+	if next == 0 {
+		l.tokens = min(l.tokens+float64(unused), l.burst)
+		l.leave(s)
+		return 0
+	}
+	s.tokens += float64(unused)
+	if !s.waiting {
+		s.waiting = true
+		l.waiting = append(l.waiting, s)
+	}
+	missing := float64(next) - s.tokens - l.tokens
+	if missing <= 0 {
+		return 0
+	}
+	return time.Duration(missing/l.rate*float64(len(l.waiting))) + 1
+}
+
+// release takes a queue out of those that wait.
+func (l *Limiter) release(s *share) {
+	if l == nil {
 		return
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.tokens = min(l.tokens+float64(n), l.burst)
+	l.leave(s)
 }
 
-// wait is how long the bucket needs to hold n octets.
-func (l *Limiter) wait(now time.Time, n uint32) time.Duration {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.rate == 0 {
-		return 0
+func (l *Limiter) leave(s *share) {
+	if !s.waiting {
+		return
 	}
-	l.fill(now)
-	missing := float64(n) - l.tokens
-	if missing <= 0 {
-		return 0
-	}
-	return time.Duration(missing/l.rate) + 1
+	s.waiting = false
+	l.tokens = min(l.tokens+s.tokens, l.burst)
+	s.tokens = 0
+	l.waiting = slices.DeleteFunc(l.waiting, func(o *share) bool { return o == s })
 }
 
 // fill adds what the time since the last call is worth. Preconditions: mu held.
@@ -96,5 +135,11 @@ func (l *Limiter) fill(now time.Time) {
 		return
 	}
 	l.last = now
-	l.tokens = min(l.tokens+float64(d)*l.rate, l.burst)
+	gain := min(float64(d)*l.rate, l.burst)
+	for _, s := range l.waiting {
+		s.tokens = min(s.tokens+gain/float64(len(l.waiting)), l.burst)
+	}
+	if len(l.waiting) == 0 {
+		l.tokens = min(l.tokens+gain, l.burst)
+	}
 }

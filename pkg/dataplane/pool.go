@@ -3,6 +3,7 @@
 package dataplane
 
 import (
+	"errors"
 	"runtime"
 	"sync"
 
@@ -16,7 +17,8 @@ type Options struct {
 	// NoUring keeps to plain system calls even where the kernel has io_uring.
 	NoUring bool
 	// Warn is told what goes wrong without stopping anything: at most a few
-	// things in a worker's life. It may be nil.
+	// things in a worker's life. It is called from the workers, must not block,
+	// and may be nil.
 	Warn func(error)
 }
 
@@ -41,13 +43,10 @@ func NewPool(opts Options) (*Pool, error) {
 			p.Close()
 			return nil, err
 		}
-		started := make(chan error, 1)
+		started := make(chan struct{})
 		go w.run(started)
 		p.workers = append(p.workers, w)
-		if err := <-started; err != nil {
-			p.Close()
-			return nil, err
-		}
+		<-started
 	}
 	return p, nil
 }
@@ -55,23 +54,24 @@ func NewPool(opts Options) (*Pool, error) {
 // Close stops the workers. Connections must have been closed.
 func (p *Pool) Close() {
 	for _, w := range p.workers {
-		w.post(func() { w.closed = true })
+		w.mail.post(func() { w.closed = true })
 	}
 	for _, w := range p.workers {
 		<-w.done
 	}
 }
 
-// openRing gives w an io_uring if that is wanted and to be had. Doing without
-// is no error.
-func (p *Pool) openRing(w *worker) error {
-	if p.opts.NoUring || iouring.Supported() != nil {
-		return nil
+// Workers is the number of threads.
+func (p *Pool) Workers() int { return len(p.workers) }
+
+// openRing gives w an io_uring if that is wanted and to be had.
+func (p *Pool) openRing(w *worker) {
+	if p.opts.NoUring || errors.Is(iouring.Supported(), iouring.ErrNotSupported) {
+		return
 	}
 	if err := w.openRing(); err != nil {
-		p.warn(err)
+		w.ringFailed(err)
 	}
-	return nil
 }
 
 func (p *Pool) warn(err error) {

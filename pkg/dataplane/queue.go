@@ -34,27 +34,28 @@ type Queue struct {
 
 	// Where the worker knows it.
 	attached bool
-	id       int // number in the worker's table, and its io_uring file slot + 1
-	file     int
+	id       int // number in the worker's table, and slot in its io_uring
 
 	ready        bool // in the worker's ready list
 	timed        bool // in the worker's timed list
+	fired        bool // the handle for events is readable
 	tapReady     bool // the TAP may have packets
 	tapArmed     bool // epoll watches the TAP
+	tapGone      bool // somebody deleted the TAP
 	breached     bool
 	masked       [2]evtchn.Port // ports that wait to be unmasked
 	nMasked      int
 	spurious     int // events in a row that brought no work
-	slotsPerRead int
+	slotsPerRead int // what one packet read takes at most
 	rxWant       int // packets to read with the next call
 
 	hold         hold
-	segmenter    *offload.Segmenter // of the packet at the hold's head
-	blockedSince time.Time          // since when the head waits for slots
-	blockedNeed  uint32             // how many it waits for
+	blockedSince time.Time // since when there are not enough slots to go on
+	blockedNeed  uint32    // how many it takes
 	stalled      bool
 	drainAfter   time.Duration
 
+	share     share     // of the vif's rate
 	rateUntil time.Time // when the rate limit allows the next packet
 	unmaskAt  time.Time // when a guest that sends events for nothing is heard again
 	pollAt    time.Time // when to look for rx slots nobody tells of
@@ -92,18 +93,16 @@ func newQueue(c *Conn, index int, cfg *QueueConfig) (*Queue, error) {
 		q.drainAfter = min(q.drainAfter, noNotifyDrain)
 	}
 	q.readLen = q.vnetLen + maxFrame
-	q.slotsPerRead = 1
+	q.slotsPerRead = int(slotsOf(q.maxRx))
 	if q.guest.GSOTCPv4 || q.guest.GSOTCPv6 {
-		q.slotsPerRead = int(slotsOf(maxFrame)) + 1
+		q.slotsPerRead++
 	}
 	return q, nil
 }
 
-// dropHeld forgets the packets that wait for rx slots.
-func (q *Queue) dropHeld() {
-	q.hold.clear()
-	q.segmenter = nil
-}
+// waitsForSlots reports whether the rx ring has to be looked at although the
+// TAP has nothing.
+func (q *Queue) waitsForSlots() bool { return !q.hold.empty() || !q.blockedSince.IsZero() }
 
 // unblocked is called when the guest has given slots again.
 func (q *Queue) unblocked() {
@@ -116,25 +115,22 @@ func (q *Queue) unblocked() {
 
 // deadline is the next instant the queue has something to do without an event,
 // or the zero time.
-func (q *Queue) deadline() (t time.Time) {
-	for _, d := range [...]time.Time{q.rateUntil, q.unmaskAt, q.pollAt, q.stallAt()} {
-		if !d.IsZero() && (t.IsZero() || d.Before(t)) {
-			t = d
-		}
-	}
-	return t
-}
-
-// stallAt is when packets held have waited too long.
-func (q *Queue) stallAt() time.Time {
-	if q.blockedSince.IsZero() || q.breached {
-		return time.Time{}
+func (q *Queue) deadline() time.Time {
+	d := earlier(earlier(q.rateUntil, q.unmaskAt), q.pollAt)
+	if q.breached {
+		return d
 	}
 	if !q.hold.empty() {
-		return q.blockedSince.Add(q.drainAfter)
+		d = earlier(d, q.hold.head().since.Add(q.drainAfter))
 	}
-	if !q.stalled && q.conn.cfg.RxNotify {
-		return q.blockedSince.Add(q.conn.cfg.Stall)
+	if q.canStall() {
+		d = earlier(d, q.blockedSince.Add(q.conn.cfg.Stall))
 	}
-	return time.Time{}
+	return d
+}
+
+// canStall reports whether the guest is on its way to be called stalled. One
+// that does not tell of its slots cannot be judged.
+func (q *Queue) canStall() bool {
+	return !q.blockedSince.IsZero() && !q.stalled && q.conn.cfg.RxNotify
 }

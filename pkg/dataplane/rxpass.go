@@ -3,6 +3,8 @@
 package dataplane
 
 import (
+	"fmt"
+
 	"github.com/netbackd/netbackd/pkg/gntdev"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/offload"
@@ -20,7 +22,10 @@ const maxFrame = 65535 + 14 + 8
 // rxStride is the room of one read: a page whose end takes the vnet header, and
 // the frame in whole pages after it. So the frame's pages are copied one by one
 // into the guest's, and no copy crosses a page end.
-const rxStride = netif.PageSize + (maxFrame+netif.PageSize-1)/netif.PageSize*netif.PageSize
+const rxStride = netif.PageSize + maxFramePages*netif.PageSize
+
+// maxFramePages is what the largest frame takes.
+const maxFramePages = (maxFrame + netif.PageSize - 1) / netif.PageSize
 
 const rxArenaBytes = rxReads * rxStride
 
@@ -51,10 +56,11 @@ func (w *worker) rxPass(q *Queue) (more bool, err error) {
 	b := &w.rx
 	b.nSegs, b.nSlots, b.packets, b.failed, b.bytes = 0, 0, 0, 0, 0
 	if b.free, err = q.rx.Available(); err != nil {
-		return false, err
+		return false, fmt.Errorf("rx ring: %w", err)
 	}
 	if q.hold.empty() {
-		more = w.rxFromTap(q, b)
+		// What has to be held gets its own turn.
+		more = w.rxFromTap(q, b) || !q.hold.empty()
 	} else {
 		more = w.rxFromHold(q, b)
 	}
@@ -62,24 +68,24 @@ func (w *worker) rxPass(q *Queue) (more bool, err error) {
 	if b.nSlots > 0 {
 		q.unblocked()
 	}
-	switch {
-	case more:
+	if more {
 		return true, nil
-	case !q.hold.empty():
-		q.blockedNeed = q.slotsFor(q.hold.head())
-	case q.blockedSince.IsZero():
+	}
+	if !q.hold.empty() {
+		q.blockedNeed = q.slotsForHead()
+	} else if q.blockedSince.IsZero() {
 		return false, nil
 	}
-	return w.rxBlocked(q)
+	if more, err = w.rxBlocked(q); err != nil {
+		return false, fmt.Errorf("rx ring: %w", err)
+	}
+	return more, nil
 }
 
 // rxBlocked is called when packets wait, or have waited in vain, for more slots
 // than there are. It asks for an event once they are there.
 func (w *worker) rxBlocked(q *Queue) (more bool, err error) {
 	cfg := &q.conn.cfg
-	if q.blockedSince.IsZero() {
-		q.blockedSince = w.now
-	}
 	there, err := q.rx.ArmFor(q.blockedNeed)
 	if err != nil {
 		return false, err
@@ -88,19 +94,27 @@ func (w *worker) rxBlocked(q *Queue) (more bool, err error) {
 		q.unblocked()
 		return !q.hold.empty(), nil
 	}
-	waited := w.now.Sub(q.blockedSince)
-	if waited >= q.drainAfter && !q.hold.empty() {
-		w.tally[DropRxStalled] += uint32(len(q.hold.queue))
-		q.dropHeld()
+	if q.blockedSince.IsZero() {
+		q.blockedSince = w.now
 	}
-	if waited >= cfg.Stall && cfg.RxNotify && !q.stalled {
+	if q.canStall() && w.now.Sub(q.blockedSince) >= cfg.Stall {
 		q.stalled = true
 		cfg.Notice(Notice{Kind: Stalled, Queue: q.index})
 	}
-	if !cfg.RxNotify && !q.hold.empty() {
+	dropped := false
+	for !q.hold.empty() && w.now.Sub(q.hold.head().since) >= q.drainAfter {
+		q.hold.pop()
+		w.tally[DropRxStalled]++
+		dropped = true
+	}
+	if q.hold.empty() {
+		return false, nil
+	}
+	if !cfg.RxNotify {
 		q.pollAt = w.now.Add(noNotifyPoll)
 	}
-	return false, nil
+	// A new head may need fewer slots.
+	return dropped, nil
 }
 
 // rxFromTap reads packets and plans them into b. Those that the slots at hand
@@ -109,22 +123,26 @@ func (w *worker) rxFromTap(q *Queue, b *rxBatch) (more bool) {
 	if !q.tapReady {
 		return false
 	}
-	want := min(q.rxWant, int(b.free)/q.slotsPerRead)
-	want = max(want, 1) // one more can always be held
+	// No more than there are slots, and no more than can be placed or held if
+	// all of them turn out to be of the largest size.
+	want := min(q.rxWant, int(b.free), int(b.free)/q.slotsPerRead+holdFrames)
+	want = max(want, 1)
 	got := w.readTap(q, b, want)
-	if got == want {
+	for i := range got {
+		w.takeFrame(q, b, i)
+	}
+	switch {
+	case !q.hold.empty():
+		q.rxWant = 1 // segments go through the hold, whatever slots there are
+	case got == want:
 		q.rxWant = min(2*q.rxWant, rxReads)
-	} else {
+	default:
 		q.rxWant = max(got, 1)
 	}
 	// After a single packet, epoll tells as cheaply whether there is another
 	// as a read would that finds none.
-	more = got == want && want > 1
-	q.tapReady = more
-	for i := range got {
-		w.takeFrame(q, b, i)
-	}
-	return more
+	q.tapReady = got == want && want > 1
+	return q.tapReady
 }
 
 // takeFrame plans the packet of read i.
@@ -136,7 +154,7 @@ func (w *worker) takeFrame(q *Queue, b *rxBatch, i int) {
 		return
 	}
 	frame := w.rxMem.mem[at : at+n]
-	if m := q.conn.cfg.Mcast; m.filter.Load() && !m.passes([6]byte(frame)) {
+	if !q.conn.cfg.Mcast.passes([6]byte(frame)) {
 		w.tally[DropRxMcast]++
 		return
 	}
@@ -159,9 +177,12 @@ func (w *worker) takeFrame(q *Queue, b *rxBatch, i int) {
 	if plan.Action != offload.ActSegment && q.hold.empty() && w.place(q, b, w.rxMem.addr(at), n, &plan) {
 		return
 	}
-	w.tally[RxParked]++
-	if !q.hold.push(frame, plan) {
+	if !q.hold.push(frame, &plan, w.now) {
 		w.tally[DropRxBacklog]++
+		return
+	}
+	if plan.Action != offload.ActSegment {
+		w.tally[RxParked]++
 	}
 }
 
@@ -191,45 +212,43 @@ func (w *worker) planFrame(q *Queue, v offload.VnetHeader, frame []byte, plan *o
 // rxFromHold plans as many of the packets held as the slots at hand can take.
 // Segments are made in the rx arena, which nothing else uses meanwhile.
 func (w *worker) rxFromHold(q *Queue, b *rxBatch) (more bool) {
+	h := &q.hold
 	made := 0
-	for !q.hold.empty() {
-		h := q.hold.head()
-		frame := q.hold.mem.mem[h.at : h.at+h.n]
-		if h.plan.Action != offload.ActSegment {
-			if !w.place(q, b, q.hold.mem.addr(h.at), h.n, &h.plan) {
+	for !h.empty() {
+		p := h.head()
+		if p.plan.Action != offload.ActSegment {
+			if !w.place(q, b, h.mem.addr(p.at), p.n, &p.plan) {
 				return false
 			}
-			q.hold.pop()
+			h.pop()
 			continue
 		}
-		if q.segmenter == nil {
-			q.segmenter = new(offload.Segmenter)
-			if err := q.segmenter.Init(frame, int(h.plan.GSOSize)); err != nil || q.segmenter.MaxLen() > q.maxRx {
+		s := &h.segmenter
+		if !h.begun {
+			if err := s.Init(h.frame(p), int(p.plan.GSOSize)); err != nil || s.MaxLen() > q.maxRx {
 				w.tally[DropRxCsum]++
-				q.segmenter = nil
-				q.hold.pop()
+				h.pop()
 				continue
 			}
+			h.begun = true
 			w.tally[Segmented]++
 		}
-		for q.segmenter.Left() > 0 {
+		for s.Left() > 0 {
 			if made == rxReads {
 				return true
 			}
-			if b.free < slotsOf(q.segmenter.MaxLen()) {
+			if b.free < slotsOf(s.MaxLen()) {
 				return false
 			}
 			at := rxFrameAt(made)
 			made++
-			n, err := q.segmenter.Next(w.rxMem.mem[at : at+maxFrame])
+			n, err := s.Next(w.rxMem.mem[at : at+maxFrame])
 			if err != nil {
 				break
 			}
-			seg := offload.RxPlan{DataValidated: h.plan.DataValidated}
-			w.place(q, b, w.rxMem.addr(at), n, &seg)
+			w.place(q, b, w.rxMem.addr(at), n, &offload.RxPlan{DataValidated: p.plan.DataValidated})
 		}
-		q.segmenter = nil
-		q.hold.pop()
+		h.pop()
 	}
 	return true
 }
@@ -237,16 +256,15 @@ func (w *worker) rxFromHold(q *Queue, b *rxBatch) (more bool) {
 // slotsOf is the number of data slots for n octets.
 func slotsOf(n int) uint32 { return uint32(n+netif.PageSize-1) / netif.PageSize }
 
-// slotsFor is the number of slots the held packet needs to go on.
-func (q *Queue) slotsFor(h *held) uint32 {
-	if h.plan.Action == offload.ActSegment {
-		if q.segmenter != nil {
-			return slotsOf(q.segmenter.MaxLen())
-		}
-		return slotsOf(min(h.n, offload.MaxHeader+int(h.plan.GSOSize)))
+// slotsForHead is the number of slots that the packet at the head of the hold,
+// which did not fit just now, needs to go on.
+func (q *Queue) slotsForHead() uint32 {
+	p := q.hold.head()
+	if q.hold.begun {
+		return slotsOf(q.hold.segmenter.MaxLen())
 	}
-	n := slotsOf(h.n)
-	if h.plan.GSOType != offload.GSONone {
+	n := slotsOf(p.n)
+	if p.plan.GSOType != offload.GSONone {
 		n++
 	}
 	return n
@@ -321,10 +339,15 @@ func (w *worker) deliver(q *Queue, b *rxBatch) {
 	if err := q.grants.Copy(segs); err != nil || !allOkay(segs) {
 		w.deliverFailed(b, err != nil)
 	}
-	slots := b.slots[:b.nSlots]
 	w.tally[RxPackets] += b.packets - b.failed
 	w.tally[RxBytes] += b.bytes
-	w.tally[RxSlots] += uint32(b.nSlots)
+	w.answerRx(q, b.slots[:b.nSlots])
+}
+
+// answerRx journals, writes and publishes the slots that take the place of the
+// oldest requests consumed, and notifies the guest if it asked for that.
+func (w *worker) answerRx(q *Queue, slots []netif.RxSlot) {
+	w.tally[RxSlots] += uint32(len(slots))
 	q.journal.recordRx(q.rx.RspProd(), slots)
 	if q.rx.Commit(slots) {
 		w.notify(q, q.rxPort)
@@ -334,19 +357,24 @@ func (w *worker) deliver(q *Queue, b *rxBatch) {
 // deliverFailed marks the slots whose page could not be written. The frontend
 // drops the packet they belong to.
 func (w *worker) deliverFailed(b *rxBatch, all bool) {
-	last := -1 // packet counted last; packets stand in order
-	for i := range b.segs[:b.nSegs] {
-		if !all && b.segs[i].Status() == gntdev.StatusOkay {
-			continue
+	segs := b.segs[:b.nSegs]
+	for i := 0; i < len(segs); {
+		pkt, n, failed := b.pktOf[i], 0, false
+		for ; i < len(segs) && b.pktOf[i] == pkt; i++ {
+			n += segs[i].Len()
+			if !all && segs[i].Status() == gntdev.StatusOkay {
+				continue
+			}
+			failed = true
+			s := &b.slots[b.slotOf[i]]
+			r := s.Response()
+			r.Status = netif.StatusError
+			*s = r.Slot()
 		}
-		s := b.slotOf[i]
-		r := b.slots[s].Response()
-		r.Status = netif.StatusError
-		b.slots[s] = r.Slot()
-		if pkt := int(b.pktOf[i]); pkt != last {
-			last = pkt
+		if failed {
 			w.tally[DropRxGrant]++
 			b.failed++
+			b.bytes -= uint32(n)
 		}
 	}
 }

@@ -11,7 +11,7 @@ func (w *worker) readTap(q *Queue, b *rxBatch, want int) int {
 		return w.readPlain(q, b, want)
 	}
 	for i := range want {
-		w.ring.ReadFixed(q.file, w.rxMem.addr(rxFrameAt(i)-q.vnetLen), uint32(q.readLen), bufRx, uint64(i))
+		w.ring.ReadFixed(q.id, w.rxMem.addr(rxFrameAt(i)-q.vnetLen), uint32(q.readLen), bufRx, uint64(i))
 		b.frames[i].n = -1
 	}
 	w.tally[Syscalls]++

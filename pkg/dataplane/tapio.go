@@ -10,94 +10,107 @@ const (
 	bufRx = 1
 )
 
-// tapOut writes one batch of packets to a TAP queue: with one call for all of
-// them through io_uring, or one call each without. Results come back in the
-// order of the packets, whatever the order of completion.
+// uringMin is the number of packets from which on io_uring is cheaper than a
+// write for each.
+const uringMin = 4
+
+// tapOut writes one batch of packets to a TAP queue, in order: with one call for
+// all of them through io_uring, or one call each without.
 type tapOut struct {
 	w      *worker
 	q      *Queue
-	queued uint32
+	uring  bool
+	queued int
 }
 
-func (o *tapOut) begin(q *Queue) {
+// begin starts a batch of n packets.
+func (o *tapOut) begin(q *Queue, n int) {
 	o.q, o.queued = q, 0
-	o.w.pullAt = pullBase
+	o.uring = o.w.ring != nil && n >= uringMin
 }
 
 // write sends the n octets at off of the tx arena as packet i.
 func (o *tapOut) write(i, off, n int) {
 	w := o.w
-	if w.ring != nil {
-		w.ring.WriteFixed(o.q.file, w.txMem.addr(off), uint32(n), bufTx, uint64(i))
+	if o.uring {
+		w.ring.WriteFixed(o.q.id, w.txMem.addr(off), uint32(n), bufTx, uint64(i))
 		o.queued++
 		return
 	}
-	w.tally[Syscalls]++
-	w.tally[TapWriteCalls]++
-	_, err := o.q.tap.Write(w.txMem.mem[off : off+n])
-	o.done(&w.tx.pkts[i], err)
+	o.done(&w.tx.pkts[i], o.put(w.txMem.mem[off:off+n]))
 }
 
 // writev sends the n pieces in w.iov from first on as packet i. They stay as
 // they are until flush.
 func (o *tapOut) writev(i, first, n int) {
 	w := o.w
-	if w.ring != nil {
-		w.ring.Writev(o.q.file, w.iov.At(first), uint32(n), uint64(i))
+	if o.uring {
+		w.ring.Writev(o.q.id, w.iov.At(first), uint32(n), uint64(i))
 		o.queued++
 		return
 	}
 	w.tally[Syscalls]++
 	w.tally[TapWriteCalls]++
 	_, _, e := unix.RawSyscall(unix.SYS_WRITEV, uintptr(o.q.tap.FD()), w.iov.At(first), uintptr(n))
-	if e != 0 {
-		o.done(&w.tx.pkts[i], e)
-		return
-	}
-	o.done(&w.tx.pkts[i], nil)
+	o.done(&w.tx.pkts[i], e)
 }
 
-// writeNow sends a frame, or a segment, of packet p at once.
-func (o *tapOut) writeNow(frame []byte, p *txPacket) {
+// put sends a frame at once, which must not overtake what is queued.
+func (o *tapOut) put(frame []byte) unix.Errno {
 	o.w.tally[Syscalls]++
 	o.w.tally[TapWriteCalls]++
 	_, err := o.q.tap.Write(frame)
-	o.done(p, err)
+	e, _ := err.(unix.Errno)
+	return e
 }
 
 // flush sends what is queued and waits until all of it is done.
 func (o *tapOut) flush(b *txBatch) {
-	w := o.w
 	if o.queued == 0 {
 		return
 	}
+	w := o.w
 	w.tally[TapWriteCalls]++
 	w.tally[Syscalls]++
-	if _, err := w.ring.Submit(); err != nil {
-		w.ringFailed(err)
-		return
-	}
+	_, err := w.ring.Submit()
 	n := w.ring.Completions(w.cqes[:])
 	for _, c := range w.cqes[:n] {
 		p := &b.pkts[c.User]
 		if c.Res >= 0 {
-			w.tally[TxPackets]++
-			w.tally[TxBytes] += p.total
-			continue
+			o.done(p, 0)
+		} else {
+			o.done(p, unix.Errno(-c.Res))
 		}
-		o.done(p, unix.Errno(-c.Res))
+	}
+	if lost := o.queued - n; lost > 0 {
+		w.tally[DropTxTapFull] += uint32(lost)
+	}
+	o.queued = 0
+	if err != nil {
+		w.ringFailed(err)
+		o.uring = false
 	}
 }
 
 // done counts a packet's way into the TAP.
-func (o *tapOut) done(p *txPacket, err error) {
+func (o *tapOut) done(p *txPacket, e unix.Errno) {
 	t := &o.w.tally
-	if err == nil {
+	if e == 0 {
 		t[TxPackets]++
 		t[TxBytes] += p.total
 		return
 	}
-	e, _ := err.(unix.Errno)
 	p.drop = tapErrno(e)
 	t[p.drop]++
+}
+
+// tapErrno is the reason to drop a packet that the TAP refused with e.
+func tapErrno(e unix.Errno) Counter {
+	switch e {
+	case unix.EIO:
+		return DropTxTapDown
+	case unix.EAGAIN, unix.ENOBUFS, unix.ENOMEM:
+		return DropTxTapFull
+	}
+	return DropTxTapRefused
 }

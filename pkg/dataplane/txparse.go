@@ -8,6 +8,7 @@ import (
 
 	"github.com/netbackd/netbackd/pkg/gntdev"
 	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/offload"
 )
 
 // Limits on the slots of one packet. The ABI promises 18; a frontend that sends
@@ -40,16 +41,23 @@ type txBatch struct {
 	segs [netif.TxRingSize]gntdev.Segment
 	rsp  [netif.TxRingSize]netif.TxResponse
 
-	nPkts, nSlots, nSegs, nRsp int
+	txFill
+	nSegs int
 
-	credit uint32 // octets the rate limit still allows
-	bytes  uint32 // octets of credit used
+	credit uint32 // octets the rate limit allows
 	want   uint32 // size of the packet that has to wait for credit, or 0
 }
 
+// txFill is how far a batch is filled.
+type txFill struct {
+	nPkts, nSlots, nRsp int
+
+	bytes uint32 // octets of credit used
+}
+
 func (b *txBatch) reset(credit uint32) {
-	b.nPkts, b.nSlots, b.nSegs, b.nRsp = 0, 0, 0, 0
-	b.credit, b.bytes, b.want = credit, 0, 0
+	b.txFill, b.nSegs = txFill{}, 0
+	b.credit, b.want = credit, 0
 }
 
 // txPacket is a packet that passed the checks. Its data slots are
@@ -63,8 +71,18 @@ type txPacket struct {
 	gso      netif.GSOInfo
 	drop     Counter // why it is dropped after all, or kept
 
-	at        int  // where its first octet is in the tx arena
-	scattered bool // its slots lie apart in the arena
+	// Where it is in the tx arena: the first linear octets at at, the rest, if
+	// any, wherever its slots lie.
+	at, linear int
+}
+
+// meta is what the guest says about the packet.
+func (p *txPacket) meta() offload.TxMeta {
+	return offload.TxMeta{
+		CsumBlank: p.flags&netif.TxCsumBlank != 0,
+		GSOType:   offload.GSOType(p.gso.Type),
+		GSOSize:   p.gso.Size,
+	}
 }
 
 // txSlot is a checked data slot: off+size stays within one page.
@@ -93,8 +111,10 @@ func (q *Queue) parseTx(b *txBatch, t *tally) error {
 		return fmt.Errorf("tx ring: %w", err)
 	}
 	for avail > 0 && b.nPkts < batchPackets {
+		before := b.txFill
 		used, err := q.parsePacket(b, t, avail)
 		if err != nil {
+			b.txFill = before // the packet is not consumed
 			i := q.tx.ReqCons()
 			return fmt.Errorf("tx ring: request %d: %w", uint32(i), err)
 		}

@@ -3,10 +3,7 @@
 package dataplane
 
 import (
-	"errors"
-	"io"
-
-	"golang.org/x/sys/unix"
+	"fmt"
 
 	"github.com/netbackd/netbackd/pkg/gntdev"
 	"github.com/netbackd/netbackd/pkg/netif"
@@ -29,89 +26,93 @@ const creditStep = 1 << 20
 func (w *worker) txPass(q *Queue) (more bool, err error) {
 	b := &w.tx
 	lim := q.conn.cfg.Limiter
-	b.reset(lim.take(w.now, creditStep))
-	drawn := b.credit
+	b.reset(lim.take(w.now, &q.share, creditStep))
 	err = q.parseTx(b, &w.tally)
-	if drawn != unlimited {
-		lim.giveBack(drawn - b.bytes)
+	if b.credit != unlimited || q.share.waiting {
+		wait := lim.settle(w.now, &q.share, b.credit-b.bytes, b.want)
+		if b.want != 0 {
+			q.rateUntil = w.now.Add(wait)
+		}
+		if wait > 0 {
+			w.tally[RateWaits]++
+		}
 	}
 	if b.nPkts > 0 {
 		w.fetch(q, b)
 		w.writeOut(q, b)
 	}
-	if b.nRsp > 0 {
-		w.tally[TxSlots] += uint32(b.nRsp)
-		rsp := b.rsp[:b.nRsp]
-		q.journal.recordTx(q.tx.RspProd(), rsp)
-		if q.tx.Commit(rsp) {
-			w.notify(q, q.txPort)
-		}
-	}
-	if err != nil {
+	w.answerTx(q, b.rsp[:b.nRsp])
+	switch {
+	case err != nil:
 		return false, err
-	}
-	if b.want != 0 {
-		w.tally[RateWaits]++
-		q.rateUntil = w.now.Add(lim.wait(w.now, b.want))
+	case b.want != 0:
 		return false, nil
-	}
-	if b.nRsp > 0 {
+	case b.nRsp > 0:
 		return true, nil
 	}
-	more, err = q.tx.Arm()
-	return more, err
+	if more, err = q.tx.Arm(); err != nil {
+		return false, fmt.Errorf("tx ring: %w", err)
+	}
+	return more, nil
+}
+
+// answerTx journals, writes and publishes the responses to the oldest requests
+// that were consumed, and notifies the guest if it asked for that.
+func (w *worker) answerTx(q *Queue, rsp []netif.TxResponse) {
+	if len(rsp) == 0 {
+		return
+	}
+	w.tally[TxSlots] += uint32(len(rsp))
+	q.journal.recordTx(q.tx.RspProd(), rsp)
+	if q.tx.Commit(rsp) {
+		w.notify(q, q.txPort)
+	}
 }
 
 // fetch copies the data of the batch's packets into the tx arena.
 func (w *worker) fetch(q *Queue, b *txBatch) {
 	var place frameAlloc
-	b.nSegs = 0
 	for i := range b.pkts[:b.nPkts] {
 		p := &b.pkts[i]
 		slots := b.slot[p.first : p.first+p.n]
-		if p.n == 1 && p.total > smallPacket {
-			s := &slots[0]
-			p.at = place.page(int(s.off)+int(s.size)) + int(s.off)
-			w.fetchSlot(q, b, s, p.at)
-			continue
-		}
 		if p.total <= smallPacket {
 			p.at = place.packed(int(p.total))
+			p.linear = int(p.total)
 			at := p.at
 			for k := range slots {
-				w.fetchSlot(q, b, &slots[k], at)
-				at += int(slots[k].size)
+				s := &slots[k]
+				w.fetchSlot(q, b, s, at)
+				at += int(s.size)
 			}
 			continue
 		}
-		p.scattered = true
-		for k := range slots {
+		s := &slots[0]
+		p.at = place.first(int(s.off), int(s.size))
+		p.linear = int(s.size)
+		w.fetchSlot(q, b, s, p.at)
+		for k := 1; k < len(slots); k++ {
 			s := &slots[k]
-			if s.size == 0 {
-				continue // legal after the first slot, and its gref is nobody's business
+			if s.size != 0 {
+				w.fetchSlot(q, b, s, place.later(int(s.off), int(s.size)))
 			}
-			at := place.page(int(s.off)+int(s.size)) + int(s.off)
-			if k == 0 {
-				p.at = at
-			}
-			w.fetchSlot(q, b, s, at)
 		}
 	}
 	w.tally[GrantCalls]++
 	w.tally[Syscalls]++
 	w.tally[GrantOps] += uint32(b.nSegs)
-	err := q.grants.Copy(b.segs[:b.nSegs])
-	if err == nil && allOkay(b.segs[:b.nSegs]) {
-		return
+	segs := b.segs[:b.nSegs]
+	if err := q.grants.Copy(segs); err != nil || !allOkay(segs) {
+		w.fetchFailed(b, err != nil)
 	}
-	w.fetchFailed(b, err != nil)
 }
 
+// fetchSlot plans the copy of a slot's data to at. A slot of no size is legal
+// after the first, and its gref is nobody's business.
 func (w *worker) fetchSlot(q *Queue, b *txBatch, s *txSlot, at int) {
-	s.at = at
 	if s.size == 0 {
 		return
 	}
+	s.at = at
 	b.segs[b.nSegs].FromGuest(q.conn.cfg.Domid, s.gref, s.off, w.txMem.addr(at), s.size)
 	b.nSegs++
 }
@@ -151,121 +152,120 @@ func (w *worker) fetchFailed(b *txBatch, all bool) {
 // writeOut writes the batch's packets to the TAP.
 func (w *worker) writeOut(q *Queue, b *txBatch) {
 	vnet := q.vnetLen
-	w.out.begin(q)
+	w.out.begin(q, b.nPkts)
+	w.pullAt = txArenaBytes
 	next := 0 // free iovec
 	for i := range b.pkts[:b.nPkts] {
 		p := &b.pkts[i]
 		if p.drop != kept {
 			continue
 		}
-		if vnet == 0 {
-			w.writePlain(q, b, p)
-			continue
-		}
 		var hdr offload.VnetHeader
-		m := offload.TxMeta{
-			CsumBlank: p.flags&netif.TxCsumBlank != 0,
-			GSOType:   offload.GSOType(p.gso.Type),
-			GSOSize:   p.gso.Size,
-		}
-		linear := int(p.total)
-		if p.scattered {
-			linear = int(b.slot[p.first].size)
-		}
-		pulled := 0
-		if !m.Plain() {
-			if linear < int(p.total) && linear < offload.MaxHeader {
-				pulled = w.pullUp(b, p)
-				linear = pulled
-			}
-			h, err := offload.Parse(w.txMem.mem[p.at:p.at+linear], int(p.total))
-			var plan offload.TxPlan
-			if err == nil {
-				plan, err = offload.PlanTx(m, h, int(p.total))
-			}
-			if err != nil {
-				p.drop = dropTxReason(err)
-				w.tally[p.drop]++
+		if m := p.meta(); !m.Plain() {
+			if vnet == 0 {
+				w.writeFinished(b, p, m)
 				continue
 			}
-			if plan.WritePseudo {
-				offload.WritePseudo(w.txMem.mem[p.at:p.at+linear], h, int(p.total))
+			h, err := w.planTx(b, p, m)
+			if err != nil {
+				w.dropTx(b, p, err)
+				continue
 			}
-			hdr = plan.Header
-			if m.GSOType != offload.GSONone {
-				w.tally[TxGSO]++
-			}
+			hdr = h
 		}
-		tap.VnetHdr(hdr).Encode(w.txMem.mem[p.at-vnet : p.at])
-		if !p.scattered {
-			w.out.write(i, p.at-vnet, vnet+int(p.total))
+		if vnet != 0 {
+			tap.VnetHdr(hdr).Encode(w.txMem.mem[p.at-vnet : p.at])
+		}
+		if p.linear == int(p.total) {
+			w.out.write(i, p.at-vnet, vnet+p.linear)
 			continue
 		}
-		n := 1
-		w.iov.Set(next, w.txMem.addr(p.at-vnet), uint32(vnet+linear))
-		skip := max(pulled-int(b.slot[p.first].size), 0)
-		for k := 1; k < p.n; k++ {
-			s := &b.slot[p.first+k]
-			if int(s.size) <= skip {
-				skip -= int(s.size)
-				continue
-			}
-			w.iov.Set(next+n, w.txMem.addr(s.at+skip), uint32(int(s.size)-skip))
-			skip = 0
-			n++
-		}
+		n := w.pieces(b, p, next, vnet)
 		w.out.writev(i, next, n)
 		next += n
 	}
 	w.out.flush(b)
 }
 
-// dropTxReason maps why a packet's offload request was refused to the counter.
-func dropTxReason(err error) Counter {
-	switch err {
-	case offload.ErrGSOMismatch, offload.ErrGSOSize, offload.ErrGSOType:
-		return DropTxGSO
+// planTx decides how a packet that leaves something to the host is offered to
+// the TAP.
+func (w *worker) planTx(b *txBatch, p *txPacket, m offload.TxMeta) (offload.VnetHeader, error) {
+	if p.linear < min(int(p.total), offload.MaxHeader) {
+		w.pullUp(b, p)
 	}
-	return DropTxCsum
+	head := w.txMem.mem[p.at : p.at+p.linear]
+	h, err := offload.Parse(head, int(p.total))
+	if err != nil {
+		return offload.VnetHeader{}, err
+	}
+	plan, err := offload.PlanTx(m, h, int(p.total))
+	if err != nil {
+		return offload.VnetHeader{}, err
+	}
+	if plan.WritePseudo {
+		offload.WritePseudo(head, h, int(p.total))
+	}
+	if m.GSOType != offload.GSONone {
+		w.tally[TxGSO]++
+	}
+	return plan.Header, nil
+}
+
+// dropTx drops a packet whose offload request was refused. As with
+// xen-netback, one that only asks for a checksum where there is none to make is
+// not told.
+func (w *worker) dropTx(b *txBatch, p *txPacket, err error) {
+	p.drop = DropTxCsum
+	if p.gso.Type != netif.GSONone {
+		p.drop = DropTxGSO
+		for k := range p.n {
+			b.rsp[p.response(k)].Status = netif.StatusError
+		}
+	}
+	w.tally[p.drop]++
 }
 
 // pullUp copies the first octets of a scattered packet into one piece, since
-// its first slot may hold less than its headers, and returns how many. The
-// piece takes the place of the first slot.
-func (w *worker) pullUp(b *txBatch, p *txPacket) int {
+// its first slot may hold less than its headers. The piece takes the place of
+// the first slot.
+func (w *worker) pullUp(b *txBatch, p *txPacket) {
 	at := w.pullAt + headroom
 	w.pullAt += pullStride
 	n := 0
 	for k := 0; k < p.n && n < offload.MaxHeader; k++ {
 		s := &b.slot[p.first+k]
-		src := w.txMem.mem[s.at : s.at+int(s.size)]
-		n += copy(w.txMem.mem[at+n:at+offload.MaxHeader], src)
+		n += copy(w.txMem.mem[at+n:at+offload.MaxHeader], w.txMem.mem[s.at:s.at+int(s.size)])
 	}
-	if first := int(b.slot[p.first].size); n < first {
-		n += copy(w.txMem.mem[at+n:], w.txMem.mem[p.at+n:p.at+first])
+	p.at, p.linear = at, n
+}
+
+// pieces lists a scattered packet's pieces, vnet header included, in w.iov from
+// first on, and returns how many there are.
+func (w *worker) pieces(b *txBatch, p *txPacket, first, vnet int) (n int) {
+	w.iov.Set(first, w.txMem.addr(p.at-vnet), uint32(vnet+p.linear))
+	n = 1
+	skip := p.linear - int(b.slot[p.first].size) // pulled up from later slots
+	for k := 1; k < p.n; k++ {
+		s := &b.slot[p.first+k]
+		size := int(s.size)
+		if size <= skip {
+			skip -= size
+			continue
+		}
+		w.iov.Set(first+n, w.txMem.addr(s.at+skip), uint32(size-skip))
+		skip = 0
+		n++
 	}
-	p.at = at
 	return n
 }
 
-// pullStride is what a pulled-up head takes up, headroom included.
-const pullStride = headroom + offload.MaxHeader + headroom
-
-// writePlain writes a packet to a TAP without vnet header, which can express
-// neither an open checksum nor a segment size: both are done here.
-func (w *worker) writePlain(q *Queue, b *txBatch, p *txPacket) {
-	frame := w.txMem.mem[p.at : p.at+int(p.total)]
-	if p.scattered {
+// writeFinished finishes a packet in software and writes it to a TAP without
+// vnet header, which can express neither an open checksum nor a segment size.
+func (w *worker) writeFinished(b *txBatch, p *txPacket, m offload.TxMeta) {
+	w.out.flush(b)
+	frame := w.txMem.mem[p.at : p.at+p.linear]
+	if p.linear < int(p.total) {
 		frame = w.gather(b, p)
-	}
-	m := offload.TxMeta{
-		CsumBlank: p.flags&netif.TxCsumBlank != 0,
-		GSOType:   offload.GSOType(p.gso.Type),
-		GSOSize:   p.gso.Size,
-	}
-	if m.Plain() {
-		w.out.writeNow(frame, p)
-		return
 	}
 	h, err := offload.Parse(frame, len(frame))
 	var plan offload.TxPlan
@@ -273,42 +273,48 @@ func (w *worker) writePlain(q *Queue, b *txBatch, p *txPacket) {
 		plan, err = offload.PlanTx(m, h, len(frame))
 	}
 	if err != nil {
-		p.drop = dropTxReason(err)
-		w.tally[p.drop]++
+		w.dropTx(b, p, err)
 		return
 	}
 	if plan.WritePseudo {
 		offload.WritePseudo(frame, h, len(frame))
 	}
-	if plan.Header.GSOType == offload.VnetGSONone {
-		if err := offload.Complete(h.L4, plan.Header.CsumOffset, frame); err != nil {
-			p.drop = DropTxCsum
-			w.tally[p.drop]++
-			return
-		}
-		w.tally[CsumCompleted]++
-		w.out.writeNow(frame, p)
+	if m.GSOType != offload.GSONone {
+		w.tally[TxGSO]++
+	}
+	if plan.Header.GSOType != offload.VnetGSONone {
+		w.writeSegments(b, p, frame, int(plan.Header.GSOSize))
 		return
 	}
-	w.tally[TxGSO]++
+	if err := offload.Complete(h.L4, plan.Header.CsumOffset, frame); err != nil {
+		w.dropTx(b, p, err)
+		return
+	}
+	w.tally[CsumCompleted]++
+	w.out.done(p, w.out.put(frame))
+}
+
+// writeSegments cuts a packet into segments and writes those. If one is refused
+// the rest is not tried: the host would only have to drop it.
+func (w *worker) writeSegments(b *txBatch, p *txPacket, frame []byte, mss int) {
+	s := &w.segmenter
+	if err := s.Init(frame, mss); err != nil {
+		w.dropTx(b, p, err)
+		return
+	}
 	w.tally[Segmented]++
-	if err := w.segmenter.Init(frame, int(plan.Header.GSOSize)); err != nil {
-		p.drop = DropTxGSO
-		w.tally[p.drop]++
-		return
-	}
-	for p.drop == kept {
-		n, err := w.segmenter.Next(w.segment)
-		if errors.Is(err, io.EOF) {
-			return
-		}
+	for range s.Left() {
+		n, err := s.Next(w.segment)
 		if err != nil {
-			p.drop = DropTxGSO
-			w.tally[p.drop]++
+			w.dropTx(b, p, err)
 			return
 		}
-		w.out.writeNow(w.segment[:n], p)
+		if e := w.out.put(w.segment[:n]); e != 0 {
+			w.out.done(p, e)
+			return
+		}
 	}
+	w.out.done(p, 0)
 }
 
 // gather puts a scattered packet into one piece.
@@ -319,15 +325,4 @@ func (w *worker) gather(b *txBatch, p *txPacket) []byte {
 		n += copy(w.linear[n:], w.txMem.mem[s.at:s.at+int(s.size)])
 	}
 	return w.linear[:n]
-}
-
-// tapErrno is the reason to drop a packet that the TAP refused with e.
-func tapErrno(e unix.Errno) Counter {
-	switch e {
-	case unix.EIO:
-		return DropTxTapDown
-	case unix.EAGAIN, unix.ENOBUFS, unix.ENOMEM:
-		return DropTxTapFull
-	}
-	return DropTxTapRefused
 }

@@ -17,10 +17,10 @@ import (
 )
 
 const (
-	// busyRounds is how many rounds a worker that has work goes without
-	// asking the kernel for events: asking costs as much as a batch of small
-	// packets shares on everything else.
-	busyRounds = 8
+	// busyTurns is how many turns a worker that has work gives before it
+	// asks the kernel for events: asking costs about as much as a batch of
+	// small packets shares on everything else.
+	busyTurns = 8
 
 	// spuriousLimit is how many events in a row may bring no work before the
 	// next are heard later and later, up to maxUnmaskDelay: a guest that only
@@ -34,26 +34,26 @@ const (
 	iovecs      = 256 + batchPackets // every data slot of a ring, and a head for each packet
 )
 
-// pullBase is where pulled-up heads go in the tx arena.
-const pullBase = txArenaBytes
-
 // worker is one thread of the data plane.
 type worker struct {
-	index  int
-	pool   *Pool
-	epfd   int
-	wakefd int
-	calls  chan func()
-	done   chan struct{}
+	index int
+	pool  *Pool
+	mail  mailbox
+	done  chan struct{}
+	clock func() time.Time
 
-	ring *iouring.Ring // nil: plain system calls
+	epfd   int
+	events [64]unix.EpollEvent
+	ring   *iouring.Ring // nil: plain system calls
 
 	queues []*Queue // by id; nil where free
 	ready  []*Queue // have work
 	timed  []*Queue // have a deadline
 	load   int      // queues attached; guarded by pool.mu
 
-	now    time.Time
+	now    time.Time // when this round began
+	alarm  time.Time // no deadline of timed is earlier; zero if there is none
+	turns  int       // given since events were asked for
 	tally  tally
 	closed bool
 
@@ -65,6 +65,7 @@ type worker struct {
 	pullAt int
 	iov    *iouring.Iovecs
 	cqes   [batchPackets]iouring.Completion
+	ports  [4]evtchn.Port // that fired; here because an interface is given it
 
 	// For TAPs without vnet header.
 	linear    []byte
@@ -74,16 +75,17 @@ type worker struct {
 
 // What an epoll event is about, in EpollEvent.Pad; Fd has the queue's id.
 const (
-	onWake = iota
+	onMail = iota
 	onEvtchn
 	onTap
 )
 
 func newWorker(p *Pool, index int) (_ *worker, err error) {
 	w := &worker{
-		index: index, pool: p, epfd: -1, wakefd: -1,
-		calls:   make(chan func(), 16),
+		index: index, pool: p, epfd: -1,
+		mail:    mailbox{fd: -1},
 		done:    make(chan struct{}),
+		clock:   time.Now,
 		linear:  make([]byte, linearBytes),
 		segment: make([]byte, linearBytes),
 	}
@@ -96,13 +98,13 @@ func newWorker(p *Pool, index int) (_ *worker, err error) {
 	if w.epfd, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
 		return nil, fmt.Errorf("epoll: %w", err)
 	}
-	if w.wakefd, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
-		return nil, fmt.Errorf("eventfd: %w", err)
-	}
-	if err = w.watch(unix.EPOLL_CTL_ADD, w.wakefd, 0, onWake, unix.EPOLLIN); err != nil {
+	if err = w.mail.open(); err != nil {
 		return nil, err
 	}
-	if w.txMem, err = newArenaMem(txArenaBytes + batchPackets*pullStride); err != nil {
+	if err = w.watch(unix.EPOLL_CTL_ADD, w.mail.fd, 0, onMail, unix.EPOLLIN); err != nil {
+		return nil, err
+	}
+	if w.txMem, err = newArenaMem(txMemBytes); err != nil {
 		return nil, err
 	}
 	if w.rxMem, err = newArenaMem(rxArenaBytes); err != nil {
@@ -133,12 +135,13 @@ func (w *worker) openRing() error {
 	return nil
 }
 
-// ringFailed gives io_uring up for this worker. What was queued is lost; plain
-// calls serve from here on.
+// ringFailed gives io_uring up for this worker: plain calls serve from here on.
 func (w *worker) ringFailed(err error) {
-	_ = w.ring.Close()
-	w.ring = nil
-	w.pool.warn(fmt.Errorf("io_uring failed, going on without: %w", err))
+	if w.ring != nil {
+		_ = w.ring.Close()
+		w.ring = nil
+	}
+	w.pool.warn(fmt.Errorf("worker %d goes on without io_uring: %w", w.index, err))
 }
 
 // newRing replaces the io_uring, in which a turn that panicked may have left
@@ -152,10 +155,10 @@ func (w *worker) newRing() {
 	err := w.openRing()
 	for _, q := range w.queues {
 		if q != nil && err == nil {
-			err = w.ring.SetFile(q.file, q.tap.FD())
+			err = w.ring.SetFile(q.id, q.tap.FD())
 		}
 	}
-	if err != nil && w.ring != nil {
+	if err != nil {
 		w.ringFailed(err)
 	}
 }
@@ -170,11 +173,9 @@ func (w *worker) release() {
 	}
 	w.txMem.close()
 	w.rxMem.close()
+	w.mail.close()
 	if w.epfd >= 0 {
 		_ = unix.Close(w.epfd)
-	}
-	if w.wakefd >= 0 {
-		_ = unix.Close(w.wakefd)
 	}
 }
 
@@ -187,42 +188,8 @@ func (w *worker) watch(op, fd, id int, kind int32, events uint32) error {
 	return nil
 }
 
-// post has the worker run f between two rounds. It reports whether the worker
-// is still there.
-func (w *worker) post(f func()) bool {
-	select {
-	case <-w.done:
-		return false
-	case w.calls <- f:
-	}
-	var one = [8]byte{1}
-	_, _ = unix.Write(w.wakefd, one[:])
-	return true
-}
-
-// call is post and waits until f has run.
-func (w *worker) call(f func()) bool {
-	ran := make(chan struct{})
-	if !w.post(func() { defer close(ran); f() }) {
-		return false
-	}
-	select {
-	case <-ran:
-		return true
-	case <-w.done:
-		return false
-	}
-}
-
-func (w *worker) attach(q *Queue) (err error) {
-	q.worker = w
-	if !w.call(func() { err = w.attachHere(q) }) {
-		return ErrClosed
-	}
-	return err
-}
-
-func (w *worker) attachHere(q *Queue) error {
+// attach takes a queue over. It runs on the worker's thread.
+func (w *worker) attach(q *Queue) error {
 	id := len(w.queues)
 	for i, other := range w.queues {
 		if other == nil {
@@ -233,25 +200,7 @@ func (w *worker) attachHere(q *Queue) error {
 	if id == maxQueues {
 		return fmt.Errorf("worker %d has %d queues already", w.index, maxQueues)
 	}
-	if id == len(w.queues) {
-		w.queues = append(w.queues, nil)
-	}
-	q.id, q.file = id, id
-	if w.ring != nil {
-		if err := w.ring.SetFile(q.file, q.tap.FD()); err != nil {
-			return err
-		}
-	}
-	if err := w.watch(unix.EPOLL_CTL_ADD, q.events.FD(), id, onEvtchn, unix.EPOLLIN); err != nil {
-		return err
-	}
-	if err := w.watch(unix.EPOLL_CTL_ADD, q.tap.FD(), id, onTap, unix.EPOLLIN); err != nil {
-		_ = w.watch(unix.EPOLL_CTL_DEL, q.events.FD(), id, onEvtchn, 0)
-		return err
-	}
-	q.tapArmed = true
-	q.attached = true
-	w.queues[id] = q
+	// Before anything can go wrong that would want it undone.
 	if q.journal.Replay(q.tx, q.rx) {
 		w.notify(q, q.txPort)
 		if q.rxPort != q.txPort {
@@ -259,31 +208,62 @@ func (w *worker) attachHere(q *Queue) error {
 		}
 		q.stats.flush(&w.tally)
 	}
+	if err := w.admit(q, id); err != nil {
+		w.dismiss(q, id)
+		return err
+	}
+	if id == len(w.queues) {
+		w.queues = append(w.queues, nil)
+	}
+	w.queues[id] = q
+	q.id, q.attached, q.tapArmed = id, true, true
 	// There may be work from before the ports were bound.
 	q.tapReady = true
 	w.schedule(q)
 	return nil
 }
 
+// admit makes the kernel know a queue by its id.
+func (w *worker) admit(q *Queue, id int) error {
+	if w.ring != nil {
+		if err := w.ring.SetFile(id, q.tap.FD()); err != nil {
+			return err
+		}
+	}
+	if err := w.watch(unix.EPOLL_CTL_ADD, q.events.FD(), id, onEvtchn, unix.EPOLLIN); err != nil {
+		return err
+	}
+	return w.watch(unix.EPOLL_CTL_ADD, q.tap.FD(), id, onTap, unix.EPOLLIN)
+}
+
+// dismiss undoes admit, whatever of it was done.
+func (w *worker) dismiss(q *Queue, id int) {
+	w.unwatch(q)
+	if w.ring != nil {
+		_ = w.ring.ClearFile(id)
+	}
+}
+
+// unwatch ends all events of a queue. Those it has no more of are no error.
+func (w *worker) unwatch(q *Queue) {
+	_ = w.watch(unix.EPOLL_CTL_DEL, q.events.FD(), 0, onEvtchn, 0)
+	_ = w.watch(unix.EPOLL_CTL_DEL, q.tap.FD(), 0, onTap, 0)
+}
+
+// detach lets a queue go. It runs on the worker's thread.
 func (w *worker) detach(q *Queue) {
-	w.call(func() {
-		if !q.attached {
-			return
-		}
-		q.attached = false
-		_ = w.watch(unix.EPOLL_CTL_DEL, q.events.FD(), q.id, onEvtchn, 0)
-		_ = w.watch(unix.EPOLL_CTL_DEL, q.tap.FD(), q.id, onTap, 0)
-		if w.ring != nil {
-			_ = w.ring.ClearFile(q.file)
-		}
-		w.queues[q.id] = nil
-		w.ready = without(w.ready, q)
-		w.timed = without(w.timed, q)
-		q.dropHeld()
-		q.hold.close()
-		// The pages are about to be unmapped; nothing here may reach them.
-		q.tx, q.rx = nil, nil
-	})
+	if !q.attached {
+		return
+	}
+	q.attached = false
+	w.dismiss(q, q.id)
+	w.queues[q.id] = nil
+	w.ready = without(w.ready, q)
+	w.timed = without(w.timed, q)
+	q.hold.close()
+	q.conn.cfg.Limiter.release(&q.share)
+	// The pages are about to be unmapped; nothing here may reach them.
+	q.tx, q.rx = nil, nil
 	w.pool.dropped(w)
 }
 
@@ -304,102 +284,68 @@ func (w *worker) schedule(q *Queue) {
 }
 
 // run is the worker's life.
-func (w *worker) run(started chan<- error) {
+func (w *worker) run(started chan<- struct{}) {
+	// The thread ends with the goroutine: it is io_uring's only submitter.
 	runtime.LockOSThread()
-	// The thread dies with the goroutine: it was io_uring's only submitter.
 	debug.SetPanicOnFault(true) // a page gone bad costs the vif it belongs to
 	defer close(w.done)
 	defer w.release()
-	started <- w.pool.openRing(w)
+	w.pool.openRing(w)
+	close(started)
 
-	var events [64]unix.EpollEvent
-	for round := 0; !w.closed; round++ {
-		wait := 0
-		if len(w.ready) == 0 {
-			wait = w.nextTimeout()
-		} else if round%busyRounds != 0 {
-			wait = -2
+	for !w.closed {
+		var err error
+		switch {
+		case len(w.ready) == 0:
+			err = w.poll(w.timeout())
+		case w.turns >= busyTurns:
+			err = w.poll(0)
+		default:
+			w.now = w.clock()
 		}
-		if wait != -2 {
-			n, err := w.epollWait(events[:], wait)
-			if err != nil && !errors.Is(err, unix.EINTR) {
-				w.pool.warn(fmt.Errorf("worker %d: epoll_wait: %w", w.index, err))
-				return
-			}
-			w.now = time.Now()
-			for i := range events[:max(n, 0)] {
-				w.handle(&events[i])
-			}
-		} else {
-			w.now = time.Now()
+		if err != nil {
+			w.pool.warn(fmt.Errorf("worker %d ends: %w", w.index, err))
+			return
 		}
 		w.expire()
 		w.round()
 	}
 }
 
-// epollWait waits for events, timeout in milliseconds or -1. A wait of 0 cannot
-// block, so the scheduler need not hear of it.
-func (w *worker) epollWait(events []unix.EpollEvent, timeout int) (int, error) {
-	return unix.EpollWait(w.epfd, events, timeout)
-}
-
-func (w *worker) handle(ev *unix.EpollEvent) {
-	if ev.Pad == onWake {
-		var b [8]byte
-		_, _ = unix.Read(w.wakefd, b[:])
-		for {
-			select {
-			case f := <-w.calls:
-				f()
-				continue
-			default:
-			}
-			return
+// poll asks the kernel for events and waits for up to timeout milliseconds, or
+// for ever if that is negative.
+func (w *worker) poll(timeout int) error {
+	n, err := unix.EpollWait(w.epfd, w.events[:], timeout)
+	w.turns = 0
+	w.now = w.clock()
+	if err != nil && !errors.Is(err, unix.EINTR) {
+		return fmt.Errorf("epoll_wait: %w", err)
+	}
+	mail := false
+	for i := range w.events[:max(n, 0)] {
+		ev := &w.events[i]
+		if ev.Pad == onMail {
+			mail = true
+			continue
+		}
+		q := w.queues[ev.Fd]
+		switch {
+		case q == nil:
+		case ev.Pad == onEvtchn:
+			q.fired = true
+			w.schedule(q)
+		case ev.Events&(unix.EPOLLERR|unix.EPOLLHUP) != 0:
+			w.tapGone(q)
+		default:
+			q.tapReady = true
+			w.schedule(q)
 		}
 	}
-	q := w.queues[ev.Fd]
-	if q == nil {
-		return // detached while the event was on its way
+	// Last, because it may give an id to another queue.
+	if mail {
+		w.mail.empty()
 	}
-	if ev.Pad == onTap && ev.Events&(unix.EPOLLERR|unix.EPOLLHUP) != 0 {
-		w.tapGone(q)
-		return
-	}
-	if ev.Pad == onTap {
-		q.tapReady = true
-		w.schedule(q)
-		return
-	}
-	w.takeEvents(q)
-}
-
-// takeEvents reads which ports fired. They stay masked until the queue is idle
-// again.
-func (w *worker) takeEvents(q *Queue) {
-	var ports [4]evtchn.Port
-	w.tally[Syscalls]++
-	w.tally[Wakes]++
-	n, err := q.events.Pending(ports[:])
-	switch {
-	case errors.Is(err, evtchn.ErrOverflow):
-		_ = q.events.Reset()
-		q.masked = [2]evtchn.Port{q.txPort, q.rxPort}
-		q.nMasked = 2
-	case err != nil:
-		w.breach(q, fmt.Errorf("event channel: %w", err))
-		return
-	default:
-		for _, p := range ports[:n] {
-			if q.nMasked < len(q.masked) && (p == q.txPort || p == q.rxPort) {
-				q.masked[q.nMasked] = p
-				q.nMasked++
-			}
-		}
-	}
-	q.spurious++
-	w.schedule(q)
-	q.stats.flush(&w.tally)
+	return nil
 }
 
 // round gives every queue that has work one turn.
@@ -413,6 +359,7 @@ func (w *worker) round() {
 		}
 		w.setTimer(q)
 	}
+	w.turns += n
 	w.ready = w.ready[:copy(w.ready, w.ready[n:])]
 }
 
@@ -422,7 +369,7 @@ func (w *worker) turn(q *Queue) (again bool) {
 	defer func() {
 		if r := recover(); r != nil {
 			w.newRing()
-			w.breach(q, fmt.Errorf("internal error: %v", r))
+			w.breach(q, internalError(r))
 			again = false
 		}
 		q.stats.flush(&w.tally)
@@ -430,36 +377,77 @@ func (w *worker) turn(q *Queue) (again bool) {
 	if q.breached {
 		return false
 	}
-	var txMore, rxMore bool
-	var err error
+	again, err := w.serve(q)
+	if err != nil {
+		w.breach(q, err)
+		return false
+	}
+	return again
+}
+
+// serve is a turn in which nothing goes wrong.
+func (w *worker) serve(q *Queue) (again bool, err error) {
+	woken := q.fired
+	if woken {
+		if err := w.takeEvents(q); err != nil {
+			return false, err
+		}
+	}
 	before := w.tally[TxSlots] + w.tally[RxSlots]
+	var txMore, rxMore bool
 	if q.rateUntil.IsZero() {
 		if txMore, err = w.txPass(q); err != nil {
-			w.breach(q, err)
-			return false
+			return false, err
 		}
 	}
-	if q.tapReady || !q.hold.empty() || !q.blockedSince.IsZero() {
+	if q.tapReady || q.waitsForSlots() {
 		if rxMore, err = w.rxPass(q); err != nil {
-			w.breach(q, err)
-			return false
+			return false, err
 		}
-		w.armTap(q)
 	}
-	if w.tally[TxSlots]+w.tally[RxSlots] != before {
+	switch {
+	case w.tally[TxSlots]+w.tally[RxSlots] != before:
 		q.spurious = 0
+	case woken:
+		q.spurious++
+		w.tally[SpuriousWakes]++
 	}
 	if txMore || rxMore {
-		return true
+		return true, nil
 	}
-	w.unmask(q)
-	return false
+	w.armTap(q)
+	return false, w.unmask(q)
+}
+
+// takeEvents reads which ports fired. They stay masked until the queue is idle
+// again.
+func (w *worker) takeEvents(q *Queue) error {
+	q.fired = false
+	w.tally[Syscalls]++
+	w.tally[Wakes]++
+	n, err := q.events.Pending(w.ports[:])
+	if errors.Is(err, evtchn.ErrOverflow) {
+		w.tally[Syscalls]++
+		err = q.events.Reset()
+		q.masked = [2]evtchn.Port{q.txPort, q.rxPort}
+		q.nMasked = 2
+	}
+	if err != nil {
+		return fmt.Errorf("event channel: %w", err)
+	}
+	for _, p := range w.ports[:n] {
+		if q.nMasked < len(q.masked) && (p == q.txPort || p == q.rxPort) {
+			q.masked[q.nMasked] = p
+			q.nMasked++
+		}
+	}
+	return nil
 }
 
 // armTap has epoll tell of packets only while they could be taken.
 func (w *worker) armTap(q *Queue) {
 	want := q.hold.empty()
-	if want == q.tapArmed {
+	if want == q.tapArmed || q.tapGone {
 		return
 	}
 	events := uint32(0)
@@ -475,27 +463,27 @@ func (w *worker) armTap(q *Queue) {
 // unmask lets the ports that fired fire again, now that the rings have been
 // found empty after event requests were set. A guest that sends events for
 // nothing waits.
-func (w *worker) unmask(q *Queue) {
+func (w *worker) unmask(q *Queue) error {
 	if q.nMasked == 0 {
-		return
+		return nil
 	}
 	if q.spurious > spuriousLimit {
-		w.tally[SpuriousWakes]++
 		if q.unmaskAt.IsZero() {
 			delay := time.Millisecond << min(q.spurious-spuriousLimit-1, 4)
 			q.unmaskAt = w.now.Add(min(delay, maxUnmaskDelay))
-			return
 		}
 		if w.now.Before(q.unmaskAt) {
-			return
+			return nil
 		}
 	}
 	q.unmaskAt = time.Time{}
 	w.tally[Syscalls]++
-	if err := q.events.Unmask(q.masked[:q.nMasked]); err != nil {
-		w.breach(q, fmt.Errorf("event channel: %w", err))
-	}
+	err := q.events.Unmask(q.masked[:q.nMasked])
 	q.nMasked = 0
+	if err != nil {
+		return fmt.Errorf("event channel: %w", err)
+	}
+	return nil
 }
 
 // notify sends the guest an event. That it cannot be sent, say because the
@@ -509,42 +497,53 @@ func (w *worker) notify(q *Queue, p evtchn.Port) {
 // tapGone stops watching a TAP that somebody deleted; epoll would tell of it for
 // ever.
 func (w *worker) tapGone(q *Queue) {
-	_ = w.watch(unix.EPOLL_CTL_DEL, q.tap.FD(), q.id, onTap, 0)
-	q.tapReady = false
+	_ = w.watch(unix.EPOLL_CTL_DEL, q.tap.FD(), 0, onTap, 0)
+	q.tapGone, q.tapReady = true, false
 	q.conn.cfg.Notice(Notice{Kind: TapGone, Queue: q.index})
 }
 
 // breach puts a queue to rest. Its ports stay masked.
 func (w *worker) breach(q *Queue, err error) {
-	if q.breached {
-		return
-	}
 	q.breached = true
-	q.dropHeld()
-	_ = w.watch(unix.EPOLL_CTL_DEL, q.tap.FD(), q.id, onTap, 0)
-	_ = w.watch(unix.EPOLL_CTL_DEL, q.events.FD(), q.id, onEvtchn, 0)
+	q.hold.clear()
+	q.conn.cfg.Limiter.release(&q.share)
+	w.unwatch(q)
 	q.rateUntil, q.unmaskAt, q.pollAt = time.Time{}, time.Time{}, time.Time{}
 	q.conn.cfg.Notice(Notice{Kind: Breach, Queue: q.index, Err: err})
 }
 
 // setTimer keeps the list of queues that have a deadline.
 func (w *worker) setTimer(q *Queue) {
-	has := !q.deadline().IsZero()
-	if has == q.timed {
-		return
+	d := q.deadline()
+	if has := !d.IsZero(); has != q.timed {
+		q.timed = has
+		if has {
+			w.timed = append(w.timed, q)
+		} else {
+			w.timed = without(w.timed, q)
+		}
 	}
-	q.timed = has
-	if has {
-		w.timed = append(w.timed, q)
-	} else {
-		w.timed = without(w.timed, q)
+	w.alarm = earlier(w.alarm, d)
+}
+
+// earlier is the earlier one of two instants, where the zero time is never.
+func earlier(a, b time.Time) time.Time {
+	if a.IsZero() || !b.IsZero() && b.Before(a) {
+		return b
 	}
+	return a
 }
 
 // expire schedules the queues whose deadline has come.
 func (w *worker) expire() {
+	if w.alarm.IsZero() || w.now.Before(w.alarm) {
+		return
+	}
+	w.alarm = time.Time{}
 	for _, q := range w.timed {
-		if d := q.deadline(); d.IsZero() || w.now.Before(d) {
+		d := q.deadline()
+		if w.now.Before(d) {
+			w.alarm = earlier(w.alarm, d)
 			continue
 		}
 		if !w.now.Before(q.rateUntil) {
@@ -557,19 +556,13 @@ func (w *worker) expire() {
 	}
 }
 
-// nextTimeout is the time to the next deadline in milliseconds, rounded up, or
-// -1 if there is none.
-func (w *worker) nextTimeout() int {
-	var next time.Time
-	for _, q := range w.timed {
-		if d := q.deadline(); !d.IsZero() && (next.IsZero() || d.Before(next)) {
-			next = d
-		}
-	}
-	if next.IsZero() {
+// timeout is the time to the next deadline in milliseconds, rounded up, or -1
+// if there is none.
+func (w *worker) timeout() int {
+	if w.alarm.IsZero() {
 		return -1
 	}
-	d := time.Until(next)
+	d := w.alarm.Sub(w.clock())
 	if d <= 0 {
 		return 0
 	}

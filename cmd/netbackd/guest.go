@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"errors"
+	"flag"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"github.com/netbackd/netbackd/internal/guest"
+)
+
+// newGuestCmd is the agent that plays a guest, in the embedded Xen or inside a
+// real one.
+func newGuestCmd() *cobra.Command {
+	return &cobra.Command{
+		Use:                "guest",
+		Short:              "Play a guest's network driver",
+		Hidden:             true,
+		DisableFlagParsing: true, // the agent has its own
+		RunE: func(c *cobra.Command, a []string) error {
+			cfg, err := guest.ParseArgs(a, c.ErrOrStderr())
+			if errors.Is(err, flag.ErrHelp) {
+				return nil
+			}
+			if err != nil {
+				return usageError{err}
+			}
+			return guest.Main(c.Context(), cfg, os.Stdin, os.Stdout)
+		},
+	}
+}

@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+
+	"github.com/netbackd/netbackd/internal/control"
+	"github.com/netbackd/netbackd/pkg/dataplane"
+	"github.com/netbackd/netbackd/pkg/vif"
+)
+
+func newListCmd() *cobra.Command {
+	var asJSON bool
+	c := &cobra.Command{
+		Use:     "list",
+		Aliases: []string{"ls"},
+		Short:   "List the vifs",
+		Long: `List prints one line per vif: its state, its queues, the features in use, what
+went through it, what was dropped, and what is wrong with it if anything is.
+
+With --json it prints {"schema":1,"vifs":[...]}, each vif as in "show --json".`,
+		Args: args(cobra.NoArgs),
+		RunE: func(c *cobra.Command, _ []string) error {
+			client := control.NewClient(socketPath(c))
+			defer client.Close()
+			vifs, err := client.Vifs(c.Context())
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				return writeJSON(c.OutOrStdout(), control.Vifs{Schema: control.Schema, Vifs: vifs})
+			}
+			return writeList(c.OutOrStdout(), vifs)
+		},
+	}
+	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return c
+}
+
+func writeJSON(w io.Writer, v any) error {
+	e := json.NewEncoder(w)
+	e.SetIndent("", "  ")
+	return e.Encode(v)
+}
+
+// writeList prints the table of vifs.
+func writeList(w io.Writer, vifs []vif.Status) error {
+	if len(vifs) == 0 {
+		_, err := fmt.Fprintln(w, "no vifs")
+		return err
+	}
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "VIF\tDOMID\tSTATE\tQUEUES\tFEATURES\tTX PKTS\tTX BYTES\tRX PKTS\tRX BYTES\tDROPS\tNOTE")
+	for i := range vifs {
+		s := &vifs[i]
+		fmt.Fprintf(t, "%s\t%d\t%s\t%d\t%s\t%d\t%s\t%d\t%s\t%d\t%s\n",
+			s.Name, s.Domid, shownState(s), len(s.Queues), shortFeatures(s.Features),
+			s.Counters["tx_packets"], size(s.Counters["tx_bytes"]),
+			s.Counters["rx_packets"], size(s.Counters["rx_bytes"]),
+			drops(s.Counters), note(s))
+	}
+	return t.Flush()
+}
+
+// shownState is the state, or what matters more.
+func shownState(s *vif.Status) string {
+	switch {
+	case s.Quarantine != "":
+		return "quarantine"
+	case s.Stalled:
+		return "stalled"
+	}
+	return s.State.String()
+}
+
+// note says what is wrong, or whom the vif waits for.
+func note(s *vif.Status) string {
+	switch {
+	case s.Quarantine != "":
+		return s.Quarantine
+	case s.Error != "" && s.State != vif.Connected:
+		return s.Error
+	case s.State == vif.InitWait && s.Frontend != vif.Connected:
+		return "waits for the guest"
+	case s.State == vif.InitWait && s.Hotplug != "connected":
+		return "waits for the hotplug script"
+	case s.State == vif.Connected && !s.Up:
+		return "interface is down"
+	}
+	return "-"
+}
+
+// shortFeatures folds a list of features into few letters.
+func shortFeatures(names []string) string {
+	if len(names) == 0 {
+		return "-"
+	}
+	var short []string
+	has := map[string]bool{}
+	for _, n := range names {
+		has[n] = true
+	}
+	if has["sg"] {
+		short = append(short, "sg")
+	}
+	for _, f := range []string{"gso", "csum"} {
+		v := ""
+		if has[f+"-tcpv4"] || has[f+"-ipv4"] {
+			v += "4"
+		}
+		if has[f+"-tcpv6"] || has[f+"-ipv6"] {
+			v += "6"
+		}
+		if v != "" {
+			short = append(short, f+v)
+		}
+	}
+	if has["multicast-control"] {
+		short = append(short, "mcast")
+	}
+	if len(short) == 0 {
+		return "-"
+	}
+	return strings.Join(short, ",")
+}
+
+func drops(counters map[string]uint64) (n uint64) {
+	for _, c := range dataplane.Counters {
+		if c.Kind == dataplane.Drop {
+			n += counters[c.Name]
+		}
+	}
+	return n
+}
+
+// size is a number of octets for people.
+func size(n uint64) string {
+	const units = "kMGTPE"
+	if n < 1000 {
+		return strconv.FormatUint(n, 10)
+	}
+	v, i := float64(n)/1000, 0
+	for v >= 999.95 && i < len(units)-1 {
+		v /= 1000
+		i++
+	}
+	return fmt.Sprintf("%.1f%c", v, units[i])
+}

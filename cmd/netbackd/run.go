@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"runtime/debug"
+	"time"
+
+	"github.com/spf13/cobra"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"golang.org/x/sys/unix"
+
+	"github.com/netbackd/netbackd/internal/control"
+	"github.com/netbackd/netbackd/internal/host"
+	"github.com/netbackd/netbackd/internal/iouring"
+	"github.com/netbackd/netbackd/pkg/backend"
+	"github.com/netbackd/netbackd/pkg/dataplane"
+	"github.com/netbackd/netbackd/pkg/tap"
+)
+
+// runFlags are the settings of the daemon.
+type runFlags struct {
+	xen       string
+	offload   string
+	uring     bool
+	workers   int
+	maxQueues int
+	drain     time.Duration
+	stall     time.Duration
+	logLevel  string
+	logFormat string
+	runDir    string
+}
+
+func newRunCmd() *cobra.Command {
+	var f runFlags
+	c := &cobra.Command{
+		Use:   "run",
+		Short: "Serve the vifs of this host's guests",
+		Long: `Run serves every vif whose backend is this domain, until it is told to stop.
+
+It can be stopped, killed and started again at any time: guests keep their
+connections, and the next netbackd takes over where this one left.`,
+		Args: args(cobra.NoArgs),
+		RunE: func(c *cobra.Command, _ []string) error {
+			f.runDir, _ = c.Flags().GetString("run-dir")
+			return f.run(c.Context())
+		},
+	}
+	fl := c.Flags()
+	fl.StringVar(&f.xen, "xen", host.DefaultDir, "`directory` of Xen's devices, or of an embedded Xen")
+	fl.StringVar(&f.offload, "offload", "auto", "checksum and segmentation offload on TAPs: auto or none")
+	fl.BoolVar(&f.uring, "io-uring", true, "move batches through io_uring where the kernel has it")
+	fl.IntVar(&f.workers, "workers", 0, "threads that move packets; 0: one per CPU")
+	fl.IntVar(&f.maxQueues, "max-queues", min(8, runtime.NumCPU()), "queues offered to each vif")
+	fl.DurationVar(&f.drain, "rx-drain", dataplane.DefaultDrain, "drop packets a guest has not taken for this long")
+	fl.DurationVar(&f.stall, "rx-stall", dataplane.DefaultStall, "take the carrier from a guest that takes nothing for this long")
+	fl.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
+	fl.StringVar(&f.logFormat, "log-format", "console", "console or json")
+	return c
+}
+
+// maxQueuesLimit bounds --max-queues. What a guest can take up grows with it.
+const maxQueuesLimit = 64
+
+func (f *runFlags) check() error {
+	switch {
+	case f.offload != "auto" && f.offload != "none":
+		return usageError{fmt.Errorf("--offload is %q, want auto or none", f.offload)}
+	case f.maxQueues < 1 || f.maxQueues > maxQueuesLimit:
+		return usageError{fmt.Errorf("--max-queues is %d, want 1 to %d", f.maxQueues, maxQueuesLimit)}
+	case f.workers < 0 || f.workers > 1024:
+		return usageError{fmt.Errorf("--workers is %d, want 0 to 1024", f.workers)}
+	case f.drain <= 0 || f.stall <= 0:
+		return usageError{errors.New("--rx-drain and --rx-stall want times above 0")}
+	}
+	return nil
+}
+
+func (f *runFlags) run(ctx context.Context) (err error) {
+	if err := f.check(); err != nil {
+		return err
+	}
+	log, err := f.logger()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = log.Sync() }()
+	if err := os.MkdirAll(f.runDir, 0o755); err != nil {
+		return fmt.Errorf("run directory: %w", err)
+	}
+	raiseFileLimit()
+	if err := tap.Probe(tap.MultiQueue); err != nil {
+		return err
+	}
+	offload := f.offload == "auto"
+	if offload && errors.Is(tap.Probe(tap.VnetHeader), tap.ErrNotSupported) {
+		log.Warn("the kernel's TAPs have no vnet header; going on without offload")
+		offload = false
+	}
+	h, err := host.Open(f.xen)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, h.Close()) }()
+	listener, err := control.Listen(f.runDir + "/control.sock")
+	if err != nil {
+		return err
+	}
+	pool, err := dataplane.NewPool(dataplane.Options{
+		Workers: f.workers,
+		NoUring: !f.uring,
+		Warn:    func(err error) { log.Warn("data path", zap.Error(err)) },
+	})
+	if err != nil {
+		return errors.Join(err, listener.Close())
+	}
+	defer pool.Close()
+
+	b := backend.New(backend.Config{
+		Dial: h.DialStore, Host: h, Pool: pool, Log: log,
+		MaxQueues: f.maxQueues, Offload: offload, RunDir: f.runDir,
+		Drain: f.drain, Stall: f.stall,
+	})
+	d := control.Daemon{
+		Version: buildVersion(), PID: os.Getpid(), Since: time.Now(),
+		Workers: pool.Workers(), Uring: f.uringState(), Offload: offload,
+	}
+	serveCtx, stop := context.WithCancel(ctx)
+	served := make(chan error, 1)
+	go func() { served <- control.Serve(serveCtx, listener, control.Handler(d, b, backend.ErrNoVif)) }()
+	defer func() {
+		stop()
+		err = errors.Join(err, <-served)
+	}()
+
+	// The data path allocates nothing; what is left to collect is small, so a
+	// low limit costs nothing and keeps the daemon small.
+	debug.SetGCPercent(50)
+	log.Info("starting", zap.String("version", d.Version), zap.String("xen", f.xen),
+		zap.Int("workers", d.Workers), zap.String("io_uring", d.Uring), zap.Bool("offload", offload))
+	err = b.Run(ctx, func() { log.Info("ready") })
+	log.Info("stopped; guests keep their state for the next netbackd")
+	return err
+}
+
+// wantFiles is enough for a thousand guests: each queue has a file for the TAP
+// and one for its event channels, and io_uring's file tables count as well.
+const wantFiles = 65536
+
+// raiseFileLimit raises the limit on open files as far as we may. What is missing
+// after that shows where it is needed.
+func raiseFileLimit() {
+	var l unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &l); err != nil || l.Cur >= wantFiles {
+		return
+	}
+	most := unix.Rlimit{Cur: wantFiles, Max: max(l.Max, wantFiles)}
+	if unix.Setrlimit(unix.RLIMIT_NOFILE, &most) != nil {
+		l.Cur = l.Max
+		_ = unix.Setrlimit(unix.RLIMIT_NOFILE, &l)
+	}
+}
+
+// uringState says whether io_uring is used, and if not why.
+func (f *runFlags) uringState() string {
+	if !f.uring {
+		return "switched off by --io-uring=false"
+	}
+	if err := iouring.Supported(); err != nil {
+		return err.Error()
+	}
+	return "in use"
+}
+
+func (f *runFlags) logger() (*zap.Logger, error) {
+	level, err := zapcore.ParseLevel(f.logLevel)
+	if err != nil {
+		return nil, usageError{fmt.Errorf("--log-level is %q, want debug, info, warn or error", f.logLevel)}
+	}
+	cfg := zap.NewProductionConfig()
+	cfg.Level = zap.NewAtomicLevelAt(level)
+	cfg.Sampling = nil
+	cfg.DisableStacktrace = true
+	cfg.DisableCaller = true
+	cfg.EncoderConfig.EncodeTime = zapcore.ISO8601TimeEncoder
+	switch f.logFormat {
+	case "console":
+		cfg.Encoding = "console"
+		cfg.EncoderConfig.EncodeLevel = zapcore.CapitalLevelEncoder
+	case "json":
+	default:
+		return nil, usageError{fmt.Errorf("--log-format is %q, want console or json", f.logFormat)}
+	}
+	return cfg.Build()
+}

@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/netbackd/netbackd/internal/xensim"
+)
+
+// newSimCmd is the embedded Xen as a process of its own, for demo and tests.
+func newSimCmd() *cobra.Command {
+	var dir string
+	c := &cobra.Command{
+		Use:    "sim",
+		Short:  "Run an embedded Xen",
+		Long:   `Sim plays hypervisor and xenstored for the processes that join it in --dir. It prints "ready" when they can.`,
+		Hidden: true,
+		Args:   args(cobra.NoArgs),
+		RunE: func(c *cobra.Command, _ []string) error {
+			return xensim.Run(c.Context(), dir, xensim.Options{
+				Ready: func() { fmt.Fprintln(c.OutOrStdout(), "ready") },
+			})
+		},
+	}
+	c.Flags().StringVar(&dir, "dir", "", "directory of the sockets")
+	_ = c.MarkFlagRequired("dir")
+	return c
+}

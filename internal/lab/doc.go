@@ -1,0 +1,9 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package lab sets up a whole host on this machine: an embedded Xen, netbackd,
+// bridges and guests, each a process of its own so that each can be killed, in a
+// private network. The demo shows it to people; the scenarios try to break it.
+//
+// It knows how the parts are started and how they find each other. It must not
+// know what is done with them.
+package lab

@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+
+	"github.com/netbackd/netbackd/internal/control"
+	"github.com/netbackd/netbackd/internal/netns"
+	"github.com/netbackd/netbackd/internal/xensim/simclient"
+	"github.com/netbackd/netbackd/pkg/vif"
+	"github.com/netbackd/netbackd/pkg/xenstore"
+)
+
+// Options say what to build a lab from.
+type Options struct {
+	// Exe is the netbackd program, which is all of the lab's processes.
+	Exe string
+	// Dir is an empty directory for sockets and journals. Its path is short
+	// enough for a socket's name.
+	Dir string
+	// Daemon are more arguments for `netbackd run`.
+	Daemon []string
+}
+
+// Lab is a host with an embedded Xen. The process that makes it must be in a
+// network namespace it may do with as it likes (netns.Enter).
+type Lab struct {
+	opts   Options
+	xen    *Process
+	daemon *Process
+	conn   *simclient.Conn
+	xl     *xl
+	ctl    *control.Client
+	guests []*Guest
+}
+
+// New starts an embedded Xen and netbackd, and waits until both are ready.
+func New(ctx context.Context, opts Options) (_ *Lab, err error) {
+	l := &Lab{opts: opts}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, l.Close())
+		}
+	}()
+	if err := netns.Up("lo"); err != nil {
+		return nil, err
+	}
+	if l.xen, err = l.launch(ctx, "xen", "ready", "sim", "--dir", l.XenDir()); err != nil {
+		return nil, err
+	}
+	if l.conn, err = simclient.Dial(l.XenDir(), 0); err != nil {
+		return nil, err
+	}
+	if l.xl, err = newXL(l.conn); err != nil {
+		return nil, err
+	}
+	l.ctl = control.NewClient(filepath.Join(l.RunDir(), "control.sock"))
+	return l, l.StartDaemon(ctx)
+}
+
+// launch starts a part of the host and waits until it says ready.
+func (l *Lab) launch(ctx context.Context, name, ready string, args ...string) (*Process, error) {
+	p, err := start(name, l.opts.Exe, args, netns.StartHere)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
+	defer cancel()
+	if err := p.WaitLog(ctx, ready); err != nil {
+		p.Kill()
+		return nil, err
+	}
+	return p, nil
+}
+
+// StartDaemon starts netbackd, which must not be running.
+func (l *Lab) StartDaemon(ctx context.Context) error {
+	args := append([]string{"run", "--xen", l.XenDir(), "--run-dir", l.RunDir()}, l.opts.Daemon...)
+	p, err := l.launch(ctx, "netbackd", "ready", args...)
+	l.daemon = p
+	return err
+}
+
+// Daemon is the netbackd process, running or not.
+func (l *Lab) Daemon() *Process { return l.daemon }
+
+// Xen is the embedded Xen's process.
+func (l *Lab) Xen() *Process { return l.xen }
+
+// Domain describes a domain as the hypervisor sees it.
+func (l *Lab) Domain(domid uint16) (simclient.DomainInfo, error) { return l.xl.Control().Domain(domid) }
+
+// Hypervisor is the toolstack's access to the hypervisor.
+func (l *Lab) Hypervisor() *simclient.Control { return l.xl.Control() }
+
+// Store is dom0's connection to xenstore.
+func (l *Lab) Store() *xenstore.Client { return l.xl.Xenstore() }
+
+// Control asks the daemon.
+func (l *Lab) Control() *control.Client { return l.ctl }
+
+// Bridge makes a bridge with an address for the host.
+func (l *Lab) Bridge(name string, cidrs ...string) error {
+	if _, err := netns.AddBridge(name); err != nil {
+		return err
+	}
+	for _, c := range cidrs {
+		if err := netns.AddAddr(name, c); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Join makes the calling process one of a domain, as which it can play a
+// frontend of its own.
+func (l *Lab) Join(domid uint16) (*simclient.Conn, error) { return simclient.Dial(l.XenDir(), domid) }
+
+// Vif asks the daemon for one vif.
+func (l *Lab) Vif(ctx context.Context, name string) (*vif.Status, error) {
+	vifs, err := l.ctl.Vifs(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for i := range vifs {
+		if vifs[i].Name == name {
+			return &vifs[i], nil
+		}
+	}
+	return nil, fmt.Errorf("the daemon has no %s", name)
+}
+
+// Close ends everything. It reports a part that did not end as it should.
+func (l *Lab) Close() error {
+	var errs []error
+	for _, g := range l.guests {
+		errs = append(errs, g.Stop())
+	}
+	if l.ctl != nil {
+		l.ctl.Close()
+	}
+	if l.daemon != nil && !l.daemon.ended() {
+		errs = append(errs, l.daemon.Stop())
+	}
+	if l.xl != nil {
+		errs = append(errs, l.xl.close())
+	}
+	if l.conn != nil {
+		errs = append(errs, l.conn.Close())
+	}
+	if l.xen != nil && !l.xen.ended() {
+		errs = append(errs, l.xen.Stop())
+	}
+	return errors.Join(errs...)
+}
+
+// XenDir is where the embedded Xen is found.
+func (l *Lab) XenDir() string { return filepath.Join(l.opts.Dir, "xen") }
+
+// RunDir is where the daemon has its socket and its journals.
+func (l *Lab) RunDir() string { return filepath.Join(l.opts.Dir, "run") }

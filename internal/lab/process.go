@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package lab
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// Process is a running part of the lab. Its standard error is kept.
+type Process struct {
+	Name string
+	cmd  *exec.Cmd
+	log  *logBuffer
+	done chan struct{} // closed when the process has ended
+	err  error         // of Wait; set before done is closed
+}
+
+// readyTimeout is how long a part may take to be ready. It is seconds so that a
+// machine that does other things as well is no failure.
+const readyTimeout = 30 * time.Second
+
+// raceEnv says what the race detector does in a program that has it: what it
+// finds ends the program, and at the end the program does not wait a second for
+// more to be found.
+const raceEnv = "GORACE=halt_on_error=1 exitcode=66 atexit_sleep_ms=0"
+
+// start starts a process with the command line args of exe and collects what it
+// says. launch chooses its namespaces.
+func start(name, exe string, args []string, launch func(*exec.Cmd) error) (*Process, error) {
+	p := &Process{Name: name, cmd: exec.Command(exe, args...), log: newLogBuffer(), done: make(chan struct{})}
+	p.cmd.Stdout, p.cmd.Stderr = p.log, p.log
+	p.cmd.Env = append(os.Environ(), raceEnv)
+	if err := launch(p.cmd); err != nil {
+		return nil, fmt.Errorf("start %s: %w", name, err)
+	}
+	go func() {
+		p.err = p.cmd.Wait()
+		close(p.done)
+	}()
+	return p, nil
+}
+
+func (p *Process) ended() bool {
+	select {
+	case <-p.done:
+		return true
+	default:
+		return false
+	}
+}
+
+// Signal sends a signal. To a process that has ended it does nothing.
+func (p *Process) Signal(s syscall.Signal) { _ = p.cmd.Process.Signal(s) }
+
+// PID is its process id.
+func (p *Process) PID() int { return p.cmd.Process.Pid }
+
+// Done is closed when the process has ended.
+func (p *Process) Done() <-chan struct{} { return p.done }
+
+// Stop asks the process to end, makes it after some seconds, and returns how it
+// ended.
+func (p *Process) Stop() error {
+	p.Signal(syscall.SIGTERM)
+	select {
+	case <-p.done:
+	case <-time.After(10 * time.Second):
+		p.Signal(syscall.SIGQUIT) // a Go program says what it was doing
+		select {
+		case <-p.done:
+		case <-time.After(5 * time.Second):
+			p.Kill()
+		}
+		return fmt.Errorf("%s did not end when asked to:\n%s", p.Name, p.log.tail(60))
+	}
+	if p.err != nil {
+		return fmt.Errorf("%s: %w:\n%s", p.Name, p.err, p.log.tail(60))
+	}
+	return nil
+}
+
+// Kill ends the process at whatever instruction it is.
+func (p *Process) Kill() {
+	p.Signal(syscall.SIGKILL)
+	<-p.done
+}
+
+// Log is what the process has said so far.
+func (p *Process) Log() string { return p.log.String() }
+
+// WaitLog waits until the process has said text, counted from its start.
+func (p *Process) WaitLog(ctx context.Context, text string) error {
+	for {
+		seen, changed := p.log.watch()
+		if strings.Contains(seen, text) {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-p.done:
+			if strings.Contains(p.log.String(), text) {
+				return nil
+			}
+			return fmt.Errorf("%s ended before it said %q (%w):\n%s", p.Name, text, p.err, p.log.tail(40))
+		case <-ctx.Done():
+			return fmt.Errorf("%s did not say %q in time:\n%s", p.Name, text, p.log.tail(40))
+		}
+	}
+}
+
+// logBuffer keeps what a process says, up to a bound.
+type logBuffer struct {
+	mu      sync.Mutex // guards all below
+	buf     bytes.Buffer
+	changed chan struct{}
+}
+
+// maxLog is far more than a healthy process says.
+const maxLog = 8 << 20
+
+func newLogBuffer() *logBuffer { return &logBuffer{changed: make(chan struct{})} }
+
+func (l *logBuffer) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if room := maxLog - l.buf.Len(); room > 0 {
+		l.buf.Write(b[:min(room, len(b))])
+	}
+	close(l.changed)
+	l.changed = make(chan struct{})
+	return len(b), nil
+}
+
+func (l *logBuffer) watch() (string, <-chan struct{}) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.String(), l.changed
+}
+
+func (l *logBuffer) String() string {
+	s, _ := l.watch()
+	return s
+}
+
+// tail is the last n lines.
+func (l *logBuffer) tail(n int) string {
+	lines := strings.Split(strings.TrimRight(l.String(), "\n"), "\n")
+	return strings.Join(lines[max(len(lines)-n, 0):], "\n")
+}

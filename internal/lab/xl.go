@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/netbackd/netbackd/internal/xensim/simclient"
+	"github.com/netbackd/netbackd/internal/xensim/toolstack"
+	"github.com/netbackd/netbackd/pkg/vif"
+	"github.com/netbackd/netbackd/pkg/xenstore"
+)
+
+// VifConfig is a vif as it stands in a guest's config.
+type VifConfig struct {
+	Devid  int
+	MAC    string
+	Bridge string
+	// Name is the key vifname: the script renames the interface.
+	Name string
+	// Rate is the key rate as libxl writes it: octets,microseconds.
+	Rate string
+	MTU  int
+	// Script is what the hotplug script does; nil does what vif-bridge does.
+	Script Script
+	// Back and Front are further nodes, or other values for those there are.
+	Back, Front map[string]string
+}
+
+// Absent as a value in [VifConfig] takes a node away.
+const Absent = "\x00absent"
+
+// Hotplug is what a hotplug script is told.
+type Hotplug struct {
+	Back, Front string // directories
+	Vif         string // name of the interface
+	Online      bool
+}
+
+// Script plays a hotplug script.
+type Script func(s *xenstore.Client, h Hotplug) error
+
+// NoScript exits at once and tells nobody.
+func NoScript(*xenstore.Client, Hotplug) error { return nil }
+
+// xl is the toolstack, with a hotplug script for each vif.
+type xl struct {
+	*toolstack.Toolstack
+	nl     *netlink.Handle
+	bridge toolstack.Script
+
+	mu      sync.Mutex
+	scripts map[string]Script // by vif, for those that have their own; guarded by mu
+}
+
+func newXL(dom0 *simclient.Conn) (*xl, error) {
+	nl, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, err
+	}
+	x := &xl{nl: nl, bridge: toolstack.BridgeScript(nl), scripts: map[string]Script{}}
+	x.Toolstack, err = toolstack.New(dom0, toolstack.Options{Script: x.hotplug})
+	if err != nil {
+		nl.Close()
+		return nil, err
+	}
+	return x, nil
+}
+
+func (x *xl) close() error {
+	x.nl.Close()
+	return x.Close()
+}
+
+// hotplug runs the script of a vif.
+func (x *xl) hotplug(ctx context.Context, c toolstack.Call) error {
+	x.mu.Lock()
+	own := x.scripts[c.Vif()]
+	x.mu.Unlock()
+	if own == nil {
+		return x.bridge(ctx, c)
+	}
+	return own(c.Store, Hotplug{
+		Back: c.Backend, Front: frontPath(c.Domid, c.Devid),
+		Vif: c.Vif(), Online: c.Action == toolstack.Online,
+	})
+}
+
+// vif makes the toolstack's config of a vif.
+func (x *xl) vif(domid uint16, v VifConfig) toolstack.Vif {
+	x.mu.Lock()
+	x.scripts[fmt.Sprintf("vif%d.%d", domid, v.Devid)] = v.Script
+	x.mu.Unlock()
+	return toolstack.Vif{
+		Devid: v.Devid, MAC: v.MAC, Bridge: v.Bridge, Name: v.Name, Rate: v.Rate, MTU: v.MTU,
+		Edit: func(tx *xenstore.Tx, back, front string) error {
+			return errors.Join(edit(tx, back, v.Back), edit(tx, front, v.Front))
+		},
+	}
+}
+
+// edit changes the nodes of a directory.
+func edit(tx *xenstore.Tx, dir string, nodes map[string]string) error {
+	for k, value := range nodes {
+		var err error
+		if value == Absent {
+			err = tx.Remove(dir + "/" + k)
+		} else {
+			err = tx.Write(dir+"/"+k, value)
+		}
+		if err != nil && !errors.Is(err, xenstore.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+// CreateDomain makes a running domain without devices.
+func (l *Lab) CreateDomain(ctx context.Context, name string, cfg simclient.DomainConfig) (uint16, error) {
+	domid, _, err := l.xl.Create(ctx, toolstack.Config{Name: name, Domain: cfg})
+	if err != nil {
+		return 0, err
+	}
+	return domid, l.xl.Unpause(domid)
+}
+
+// Attach gives a domain a vif as `xl network-attach` does: when it returns, the
+// hotplug script has run.
+func (l *Lab) Attach(ctx context.Context, domid uint16, v VifConfig) error {
+	_, _, err := l.xl.AttachVif(ctx, domid, l.xl.vif(domid, v))
+	return err
+}
+
+// Detach takes a vif away as `xl network-detach` does, and says how long the
+// backend took to close it.
+func (l *Lab) Detach(ctx context.Context, domid uint16, devid int) (time.Duration, error) {
+	w, err := l.xl.DetachVif(ctx, domid, devid)
+	return w.State + w.Forced, err
+}
+
+// Destroy ends a domain as `xl destroy` does: the domain stops, its devices go,
+// and then the domain. It says how long the slowest backend took to close one.
+// [Lab.Hypervisor] ends a domain without any of this.
+func (l *Lab) Destroy(ctx context.Context, domid uint16) (took time.Duration, err error) {
+	waits, err := l.xl.Toolstack.Destroy(ctx, domid)
+	for _, w := range waits {
+		took = max(took, w.State+w.Forced)
+	}
+	return took, err
+}
+
+// BackPath is the backend directory of a vif.
+func (l *Lab) BackPath(domid uint16, devid int) string {
+	return fmt.Sprintf("/local/domain/0/backend/vif/%d/%d", domid, devid)
+}
+
+// FrontPath is the frontend directory of a vif.
+func (l *Lab) FrontPath(domid uint16, devid int) string { return frontPath(domid, devid) }
+
+func frontPath(domid uint16, devid int) string {
+	return fmt.Sprintf("/local/domain/%d/device/vif/%d", domid, devid)
+}
+
+// BackState waits until the backend of a vif shows one of the states.
+func (l *Lab) BackState(ctx context.Context, domid uint16, devid int, states ...vif.State) error {
+	path := l.BackPath(domid, devid) + "/state"
+	w, err := l.Store().Watch(path)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = w.Close() }()
+	last := ""
+	for {
+		select {
+		case _, open := <-w.C():
+			if !open {
+				return l.Store().Err()
+			}
+		case <-ctx.Done():
+			return fmt.Errorf("%s is %q, waited for %v: %w", path, last, states, ctx.Err())
+		}
+		last, err = l.Store().Read(path)
+		if err != nil && !errors.Is(err, xenstore.ErrNotExist) {
+			return err
+		}
+		if slices.ContainsFunc(states, func(s vif.State) bool { return last == fmt.Sprint(int(s)) }) {
+			return nil
+		}
+	}
+}
