@@ -25,7 +25,6 @@ type nodes struct {
 	bridge     string
 	script     string
 	mtu        string
-	guestMTU   string // of the frontend directory, where the script writes it
 }
 
 // plugged is whether nothing is left to do on the host's side. Where there is
@@ -53,10 +52,6 @@ func readNodes(r reader, path string) (n nodes, err error) {
 	n.bridge = text("bridge")
 	n.script = text("script")
 	n.mtu = text("mtu")
-	if n.front != "" {
-		k.dir = n.front
-		n.guestMTU = text("mtu")
-	}
 	return n, k.err
 }
 
@@ -100,7 +95,7 @@ func (v *Vif) observe() error {
 // guest can do by itself follows: a state that cannot be read, or is none, is
 // not an error of ours, or it would keep the toolstack from removing the vif.
 func (v *Vif) readFront() error {
-	v.front, v.offer = Unknown, offer{}
+	v.front, v.guestMTU, v.offer = Unknown, "", offer{}
 	alive, err := v.domainLives()
 	if err != nil {
 		return err
@@ -125,6 +120,7 @@ func (v *Vif) readFront() error {
 		v.front = Closed
 		return nil
 	}
+	v.guestMTU, _ = v.cfg.Store.Read(v.nodes.front + "/mtu") // the script may have written it
 	if v.front != Connected && v.front != Reconfiguring {
 		return nil
 	}

@@ -99,7 +99,7 @@ func (v *Vif) status() Status {
 		State: v.own, Frontend: v.front, Online: v.nodes.online,
 		Hotplug: clip(v.nodes.hotplug), Quarantine: v.reason, Error: v.trouble,
 		MAC: clip(v.nodes.mac), Bridge: clip(v.nodes.bridge), Script: clip(v.nodes.script),
-		ConfigMTU: mtuOf(v.nodes.mtu), GuestMTU: mtuOf(cmp.Or(v.nodes.guestMTU, "1500")),
+		ConfigMTU: mtuOf(v.nodes.mtu), GuestMTU: mtuOf(cmp.Or(v.guestMTU, "1500")),
 		Rate:     v.rate.String(),
 		Features: []string{}, Mcast: []string{}, Queues: []QueueStatus{},
 		Since: v.since,

@@ -81,6 +81,7 @@ type Vif struct {
 	// What xenstore says; observe.go.
 	nodes      nodes
 	front      State
+	guestMTU   string
 	offer      offer
 	frontWatch watch
 	mcastWatch watch

@@ -1,0 +1,371 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package vif
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/netbackd/netbackd/pkg/xenstore"
+)
+
+// TestDetach: the toolstack wants the vif gone, and the guest is as it is.
+func TestDetach(t *testing.T) {
+	const gone = "disconnect closed unregister"
+	for _, tt := range []struct {
+		name   string
+		before func(w *world) // the detach
+		after  func(w *world) // and before the vif looks
+		want   string
+	}{
+		{"frontend not there yet", nil, nil, "closed unregister"},
+		{"frontend closed before", func(w *world) { w.frontState(Closed) }, nil, "unregister"},
+		{"frontend follows at once", nil, func(w *world) { w.frontState(Closed) }, "closed unregister"},
+		{"frontend directory removed", nil, func(w *world) { w.must(w.tool.Remove(frontDir)) }, "closed unregister"},
+		{"frontend hides its state", nil, func(w *world) {
+			// As seen from a driver domain, which is not privileged.
+			w.xs.Client = w.connectAs(9)
+			w.must(w.guest.SetPermissions(frontDir+"/state", []xenstore.Perm{{Domid: domid, Access: xenstore.AccessNone}}))
+		}, "closed unregister"},
+		{"frontend writes no state", nil, func(w *world) { w.must(w.guest.Write(frontDir+"/state", "banana")) }, "closed unregister"},
+		{"frontend in a state that is none of its own", nil, func(w *world) { w.frontState(InitWait) }, "closed unregister"},
+		{"domain gone", nil, func(w *world) { w.srv.DomainDied(domid) }, "closed unregister"},
+		{"connected, frontend follows", connected, func(w *world) { w.frontState(Closed) }, gone},
+		{"connected, frontend directory removed", connected, func(w *world) { w.must(w.tool.Remove(frontDir)) }, gone},
+		{"connected, frontend writes no state", connected, func(w *world) { w.must(w.guest.Write(frontDir+"/state", "banana")) }, gone},
+		{"connected, domain gone", connected, func(w *world) { w.srv.DomainDied(domid) }, gone},
+		{"connected, frontend starts anew", connected, func(w *world) { w.frontState(Initialising) }, gone},
+		{"waiting for hotplug", func(w *world) { w.rings(1, false); w.frontState(Connected); w.settle() },
+			func(w *world) { w.frontState(Closed) }, gone},
+		{"quarantined", func(w *world) { connected(w); w.breach() }, func(w *world) { w.frontState(Closed) }, "closed unregister"},
+		{"refused", func(w *world) { w.rings(1, false, "event-channel", "-"); w.frontState(Connected); w.settle() }, nil, "unregister"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			w := newWorld(t)
+			w.attach()
+			w.wantSteps("publish init-wait")
+			if tt.before != nil {
+				tt.before(w)
+			}
+			w.settle()
+			w.detach()
+			if tt.after != nil {
+				tt.after(w)
+			}
+			w.wantSteps(tt.want)
+			w.wantState("6")
+			w.wantHeld(nothing)
+			w.wantTap(0)
+			if got := w.journals(); got != "" {
+				t.Errorf("journals left: %s", got)
+			}
+			// Whatever the guest still does.
+			w.must(w.tool.Write(frontDir+"/state", "1"))
+			w.wantSteps("unregister")
+			w.wantState("6")
+			w.wantTap(0)
+			// And then the toolstack removes it all.
+			w.must(w.tool.Remove(backDir))
+			w.wantSteps("gone")
+			w.wantState("-")
+			w.wantError("-")
+		})
+	}
+}
+
+func connected(w *world) {
+	w.plugIn()
+	w.rings(2, false)
+	w.frontState(Connected)
+	w.wantSteps("connect plug connected")
+}
+
+// connectAs connects an unprivileged backend's domain, which may write where the
+// backend of domain 0 may.
+func (w *world) connectAs(id uint16) *xenstore.Client {
+	w.t.Helper()
+	w.srv.DomainCreated(id)
+	w.must(w.tool.Introduce(id, 1, 1))
+	for _, dir := range []string{"/local/domain/0/backend", "/local/domain/0/error"} {
+		w.must(w.tool.Mkdir(dir))
+		w.allow(dir, id, domid)
+	}
+	w.allow(frontDir, domid, id)
+	return w.connect(id)
+}
+
+// allow gives a node and all below to one domain, and lets another read.
+func (w *world) allow(path string, owner, reader uint16) {
+	w.t.Helper()
+	w.must(w.tool.SetPermissions(path, []xenstore.Perm{{Domid: owner, Access: xenstore.AccessNone}, {Domid: reader, Access: xenstore.AccessRead}}))
+	names, err := w.tool.List(path)
+	w.must(err)
+	for _, n := range names {
+		w.allow(path+"/"+n, owner, reader)
+	}
+}
+
+// TestDetachFollowsTheFrontend: a guest that closes properly is given its turn.
+func TestDetachFollowsTheFrontend(t *testing.T) {
+	w := newWorld(t)
+	w.up(2)
+	w.detach()
+	w.wantSteps("grace")
+	w.wantHeld("4 pages, 2 handles, 2 ports") // packets still pass
+	if got := w.status().Waits; got != "the guest to close" {
+		t.Errorf("waits for %q", got)
+	}
+	w.frontState(Closing)
+	w.wantSteps("disconnect closing grace")
+	w.wantState("5")
+	w.wantHeld(nothing)
+	w.frontState(Closed)
+	w.wantSteps("closed unregister")
+	w.wantState("6")
+	if got := w.status().Waits; got != "the toolstack to remove it" {
+		t.Errorf("waits for %q", got)
+	}
+}
+
+// TestDetachInTime: a guest that does not close is closed. libxl gives us 10 s,
+// we take less than one.
+func TestDetachInTime(t *testing.T) {
+	if DefaultGrace >= time.Second {
+		t.Errorf("grace is %v", DefaultGrace)
+	}
+	for _, front := range []State{Connected, Closing, Reconfiguring} {
+		t.Run(front.String(), func(t *testing.T) {
+			w := newWorld(t)
+			w.cfg.Grace = 50 * time.Millisecond
+			w.v = New(w.cfg)
+			w.up(1)
+			w.frontState(front)
+			w.detach()
+			began := time.Now()
+			w.settle()
+			if w.v.alarm.IsZero() || w.v.alarm.Sub(began) > w.cfg.Grace+time.Second {
+				t.Fatalf("the alarm rings at %v", w.v.alarm)
+			}
+			<-w.v.timer.C
+			w.v.alarm = time.Time{}
+			if got := w.settle(); got != "disconnect closed unregister" && got != "closed unregister" {
+				t.Errorf("got steps %q", got)
+			}
+			if took := time.Since(began); took > time.Second {
+				t.Errorf("took %v", took)
+			}
+			w.wantState("6")
+			w.wantTap(0)
+		})
+	}
+}
+
+// TestDetachRevoked: a toolstack may think better of it.
+func TestDetachRevoked(t *testing.T) {
+	w := newWorld(t)
+	w.up(1)
+	w.detach()
+	w.wantSteps("grace")
+	w.must(w.tool.Write(backDir+"/online", "1"))
+	w.wantSteps("")
+	if w.v.situation().detach {
+		t.Error("still on its way out")
+	}
+}
+
+// TestDetachIsNotOverwritten: the toolstack writes its Closing while we are on
+// our way to another state.
+func TestDetachIsNotOverwritten(t *testing.T) {
+	w := newWorld(t)
+	w.attach("hotplug-status", "connected")
+	w.wantSteps("publish init-wait")
+	w.rings(1, false)
+	w.frontState(Connected)
+	once := true
+	w.host.failing(func(op string) error {
+		if op == "map" && once { // between the look and the state
+			once = false
+			w.detach()
+		}
+		return nil
+	})
+	w.wantSteps("connect plug connected grace")
+	w.wantState("5")
+	w.frontState(Closed)
+	w.wantSteps("disconnect closed unregister")
+	w.wantState("6")
+}
+
+// TestDirectoryRemoved: whatever the vif is about to write, the directory does
+// not come back.
+func TestDirectoryRemoved(t *testing.T) {
+	remove := func(w *world) {
+		w.must(w.tool.Transaction(func(tx *xenstore.Tx) error {
+			return errors.Join(tx.Remove(backDir), tx.Remove(frontDir))
+		}))
+	}
+	check := func(t *testing.T, w *world) {
+		t.Helper()
+		w.settle()
+		w.wantState("-")
+		if there, err := w.tool.Exists(backDir); there || err != nil {
+			t.Errorf("the directory is back: %v", err)
+		}
+		w.wantTap(0)
+		w.wantHeld(nothing)
+		w.wantError("-")
+		if got := w.journals(); got != "" {
+			t.Errorf("journals left: %s", got)
+		}
+	}
+	t.Run("while nothing happens", func(t *testing.T) {
+		w := newWorld(t)
+		w.up(2)
+		remove(w)
+		w.wantSteps("gone")
+		check(t, w)
+	})
+	t.Run("before the first look", func(t *testing.T) {
+		w := newWorld(t)
+		w.wantSteps("gone")
+		check(t, w)
+	})
+	t.Run("after an error", func(t *testing.T) {
+		w := newWorld(t)
+		w.attach("mac", "none")
+		w.wantSteps("publish closed")
+		w.wantError(`22 key "mac" is "none", want an address such as 00:16:3e:01:02:03`)
+		remove(w)
+		w.wantSteps("gone")
+		check(t, w)
+	})
+	// In each transaction the vif makes, just before.
+	for n := 1; ; n++ {
+		w := newWorld(t)
+		count := 0
+		cut := hookTx(w, func() {
+			if count++; count == n {
+				remove(w)
+			}
+		})
+		w.attach("hotplug-status", "connected")
+		w.rings(1, false)
+		w.frontState(Connected)
+		got := w.settle()
+		cut()
+		if count < n {
+			if n < 4 {
+				t.Errorf("only %d transactions", count)
+			}
+			break
+		}
+		t.Logf("transaction %d: %s", n, got)
+		check(t, w)
+	}
+}
+
+// hookTx calls f before each transaction of the vif begins, until cut is called.
+func hookTx(w *world, f func()) (cut func()) {
+	old := w.v.cfg.Store
+	w.v.cfg.Store = &txHook{Store: old, f: f}
+	return func() { w.v.cfg.Store = old }
+}
+
+type txHook struct {
+	Store
+	f func()
+}
+
+func (s *txHook) Transaction(f func(*xenstore.Tx) error) error {
+	s.f()
+	return s.Store.Transaction(f)
+}
+
+// TestMadeAnew: the toolstack removed the device and made it again faster than
+// the vif looked.
+func TestMadeAnew(t *testing.T) {
+	for name, before := range map[string]func(w *world){
+		"never connected":        func(w *world) { w.attach(); w.settle() },
+		"connected":              func(w *world) { w.up(2) },
+		"on its way out":         func(w *world) { w.up(1); w.detach(); w.settle() },
+		"closed":                 func(w *world) { w.up(1); w.detach(); w.frontState(Closed); w.settle() },
+		"quarantined":            func(w *world) { w.up(1); w.breach() },
+		"could not be published": func(w *world) { w.attach("mtu", "1"); w.settle() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			before(w)
+			old := 0
+			if l := w.iface(ifname); l != nil {
+				old = l.Index
+			}
+			w.must(w.tool.Remove(backDir))
+			w.must(w.tool.Remove(frontDir))
+			w.attach()
+			w.wantSteps("publish init-wait")
+			w.wantState("2")
+			if l := w.iface(ifname); l == nil || l.Index == old {
+				t.Errorf("interface %+v is the old one", l)
+			}
+			connected(w)
+			w.wantState("4")
+			w.wantError("-")
+		})
+	}
+}
+
+// TestFrontendRemoved: libxl does that when we do not close in time, and the end
+// of a domain does.
+func TestFrontendRemoved(t *testing.T) {
+	w := newWorld(t)
+	w.up(2)
+	w.must(w.tool.Remove(frontDir))
+	w.wantSteps("disconnect closing closed unregister")
+	w.wantState("6")
+	w.wantHeld(nothing)
+	w.wantTap(0)
+	w.must(w.tool.Remove(backDir))
+	w.wantSteps("gone")
+}
+
+// TestDomainGone: its nodes are still there, and say that it is connected.
+func TestDomainGone(t *testing.T) {
+	w := newWorld(t)
+	w.up(2)
+	w.xs.alive = func() (bool, error) { return false, nil }
+	w.wantSteps("disconnect closing closed unregister")
+	w.wantState("6")
+	w.wantHeld(nothing)
+	w.wantTap(0)
+}
+
+// TestDriverDomain: an unprivileged backend may not ask for domains, and has few
+// watches.
+func TestDriverDomain(t *testing.T) {
+	w := newWorld(t)
+	w.attach("hotplug-status", "connected")
+	w.must(w.tool.Mkdir("/local/domain/0/error"))
+	w.xs.Client = w.connectAs(9)
+	w.wantSteps("publish init-wait")
+	w.rings(1, false)
+	w.frontState(Connected)
+	w.wantSteps("connect plug connected")
+	w.wantState("4")
+
+	t.Run("out of watches", func(t *testing.T) {
+		w.v.unwatch()
+		w.xs.watch = func(string) error { return unix.ENOSPC }
+		w.wantSteps("")
+		w.wantError("28 xenstore: WATCH " + frontDir + "/state: no space left on device")
+		if w.v.alarm.IsZero() {
+			t.Error("will not look again")
+		}
+		w.detach()
+		w.frontState(Closed)
+		w.wantSteps("disconnect closed unregister")
+		w.wantState("6")
+	})
+}

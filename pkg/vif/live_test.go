@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package vif
+
+import (
+	"slices"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+)
+
+func TestRateFollows(t *testing.T) {
+	w := newWorld(t)
+	w.attach("hotplug-status", "connected", "rate", "10240,50000")
+	w.settle()
+	check := func(want, errorNode string) {
+		t.Helper()
+		w.settle()
+		if got := w.status().Rate; got != want {
+			t.Errorf("rate %q, want %q", got, want)
+		}
+		w.wantError(errorNode)
+	}
+	check("10240 B/50ms", "-")
+	w.rings(1, false)
+	w.frontState(Connected)
+	check("10240 B/50ms", "-")
+	w.must(w.tool.Write(backDir+"/rate", "20480,50000"))
+	check("20480 B/50ms", "-")
+	const bad = `22 key "rate" is "fast", want octets and microseconds, such as 10240,50000`
+	w.must(w.tool.Write(backDir+"/rate", "fast"))
+	check("20480 B/50ms", bad)
+	w.wantState("4")
+	w.must(w.tool.Write(backDir+"/rate", "1,1"))
+	check("1 B/1µs", bad) // stays to be read, until the guest connects next
+	w.must(w.tool.Remove(backDir + "/rate"))
+	check("unlimited", bad)
+}
+
+// TestMcastFollows: a frontend may ask for the filter while it is connected.
+func TestMcastFollows(t *testing.T) {
+	w := newWorld(t)
+	w.up(1)
+	w.wantSteps("")
+	has := func() bool { return slices.Contains(w.status().Features, "multicast-control") }
+	for _, tt := range []struct {
+		value string
+		want  bool
+	}{{"1", true}, {"0", false}, {"1", true}, {"", false}, {"1", true}, {"-", false}} {
+		before := len(w.v.mcastWatch.events())
+		if tt.value == "-" {
+			w.must(w.guest.Remove(frontDir + "/" + mcastKey))
+		} else {
+			w.must(w.guest.Write(frontDir+"/"+mcastKey, tt.value))
+		}
+		if before == 0 {
+			<-w.v.mcastWatch.events() // which is what makes a running vif look
+		}
+		w.wantSteps("")
+		if has() != tt.want {
+			t.Errorf("%s=%q: filter %t", mcastKey, tt.value, has())
+		}
+	}
+	w.must(w.guest.Write(frontDir+"/"+mcastKey, "banana"))
+	w.wantSteps("")
+	w.wantError(`22 frontend key "request-multicast-control" is "banana", want 0 or 1`)
+	w.wantState("4")
+	w.wantHeld("2 pages, 1 handles, 1 ports")
+}
+
+func TestMTU(t *testing.T) {
+	w := newWorld(t)
+	w.attach("hotplug-status", "connected", "mtu", "9000")
+	w.must(w.tool.Write(frontDir+"/mtu", "9000"))
+	w.settle()
+	want := func(tap int) {
+		t.Helper()
+		if s := w.status(); s.MTU != tap || s.ConfigMTU != 9000 || s.GuestMTU != 9000 {
+			t.Errorf("mtu %d, configured %d, guest %d", s.MTU, s.ConfigMTU, s.GuestMTU)
+		}
+	}
+	want(9000)
+
+	// A boot loader that takes one slot only.
+	w.rings(1, false, "feature-sg", "0")
+	w.frontState(Connected)
+	w.wantSteps("connect plug connected")
+	want(1500)
+	w.frontState(Closed)
+	w.wantSteps("disconnect closing closed")
+	w.frontState(Initialising)
+	w.settle()
+	// And the kernel it starts.
+	w.rings(1, false)
+	w.frontState(Connected)
+	w.wantSteps("connect plug connected")
+	want(9000)
+
+	// A script's choice is not overruled.
+	w.must(netlink.LinkSetMTU(w.iface(ifname), 4000))
+	w.rings(1, false)
+	w.wantSteps("disconnect connect plug")
+	want(4000)
+	w.rings(1, false, "feature-sg", "0")
+	w.wantSteps("disconnect connect plug")
+	want(1500)
+	w.must(netlink.LinkSetMTU(w.iface(ifname), 1400))
+	w.rings(1, false)
+	w.wantSteps("disconnect connect plug")
+	want(1400)
+}
