@@ -171,6 +171,7 @@ func (w *world) connected(g *lab.Guest, i int) *testGuest {
 	w.t.Helper()
 	tg := &testGuest{Guest: g, w: w, ip: guestIP(i), ip6: guestIP6(i)}
 	tg.waitState(vif.Connected)
+	tg.waitLink()
 	_, err := g.TCPServe(w.ctx, guest.ServeArgs{Addr: tcpPort})
 	w.must(err)
 	_, err = g.UDPServe(w.ctx, guest.ServeArgs{Addr: udpPort})
@@ -184,6 +185,16 @@ func (g *testGuest) waitState(states ...vif.State) {
 	ctx, cancel := context.WithTimeout(g.w.ctx, patience)
 	defer cancel()
 	g.w.must(g.w.BackState(ctx, g.Domid, g.Devid, states...))
+}
+
+// waitLink waits until the host's kernel has taken notice of the vif's carrier:
+// before that its bridge drops what comes.
+func (g *testGuest) waitLink() {
+	g.w.t.Helper()
+	g.w.wait("the carrier of "+g.VifName(), func() bool {
+		l, err := netlink.LinkByName(g.status().Interface)
+		return err == nil && l.Attrs().OperState == netlink.OperUp
+	})
 }
 
 // status is what the daemon says of the guest's vif.
