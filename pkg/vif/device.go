@@ -59,17 +59,14 @@ func (v *Vif) makeTap() error {
 		v.removeTap()
 		return v.giveUp(err)
 	}
-	if v.hadTap {
-		v.lost = true
-		return errAgain
-	}
+	v.lost = v.lost || v.hadTap
 	v.hadTap = true
 	return nil
 }
 
 // settleTap completes a new TAP.
 func (v *Vif) settleTap(alt string, mtu int) error {
-	if err := netlink.LinkAddAltName(v.netlink(), alt); err != nil {
+	if err := addAltName(v.tap.Index(), alt); err != nil {
 		v.log.Warn("the TAP has no second name: a successor will not find it if a script renames it", errField(err))
 	}
 	if err := v.tap.SetTxQueueLen(txQueueLen); err != nil {
@@ -81,8 +78,12 @@ func (v *Vif) settleTap(alt string, mtu int) error {
 	return nil
 }
 
-func (v *Vif) netlink() netlink.Link {
-	return &netlink.Tuntap{LinkAttrs: netlink.LinkAttrs{Index: v.tap.Index()}}
+func addAltName(index int, alt string) error {
+	return netlink.LinkAddAltName(byIndex(index), alt)
+}
+
+func byIndex(index int) netlink.Link {
+	return &netlink.Tuntap{LinkAttrs: netlink.LinkAttrs{Index: index}}
 }
 
 // errTapLost: what depended on the TAP, such as its place in a bridge, the
@@ -91,16 +92,16 @@ var errTapLost = errors.New("somebody deleted the TAP; run the hotplug script fo
 
 // loseTap lets go of a TAP that somebody deleted.
 func (v *Vif) loseTap() {
-	v.fail(errTapLost)
 	v.disconnect()
 	v.removeTap()
+	v.lost = true
 }
 
 // unplug takes back that the hotplug script is through: it did its work on a TAP
 // that is no more.
 func (v *Vif) unplug() error {
+	v.fail(errTapLost)
 	if v.nodes.hasHotplug && v.nodes.hotplug != "" {
-		v.fail(errTapLost)
 		err := v.change(func(tx *xenstore.Tx, _ State) error {
 			return tx.Write(v.cfg.Path+"/hotplug-status", "")
 		})
@@ -127,9 +128,12 @@ func (v *Vif) removeTap() {
 // plug lets packets pass. Where the toolstack runs no script nobody else brings
 // the TAP up.
 func (v *Vif) plug() error {
+	if v.lost {
+		return errAgain
+	}
 	err := v.tap.SetCarrier(true)
 	if err == nil && !v.nodes.hasHotplug {
-		err = netlink.LinkSetUp(v.netlink())
+		err = netlink.LinkSetUp(byIndex(v.tap.Index()))
 	}
 	if errors.Is(err, tap.ErrGone) {
 		return errAgain

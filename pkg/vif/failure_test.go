@@ -209,7 +209,7 @@ func TestTapDeleted(t *testing.T) {
 	<-w.v.poke // New's
 	w.must(netlink.LinkDel(old))
 	w.eventually("the data plane notices", func() bool { return len(w.v.poke) > 0 })
-	w.wantSteps("connect connect")
+	w.wantSteps("connect")
 	w.wantState("4")
 	w.wantHeld("4 pages, 2 handles, 2 ports")
 	if l := w.iface(ifname); l == nil || l.Index == old.Index || l.Queues != 2 {
@@ -223,13 +223,28 @@ func TestTapDeleted(t *testing.T) {
 	}
 	w.plugIn()
 	w.wantSteps("plug")
+	w.wantError("-")
 	w.must(netlink.LinkSetUp(w.iface(ifname)))
-	if s := w.status(); !s.Carrier {
+	if s := w.status(); !s.Carrier || s.Error != "" || s.Waits != "" {
 		t.Errorf("status %+v", s)
 	}
 	w.detach()
 	w.frontState(Closed)
 	w.wantSteps("disconnect closed unregister")
+}
+
+// TestTapDeletedBeforeConnect: the hotplug script needs it, before the guest does.
+func TestTapDeletedBeforeConnect(t *testing.T) {
+	w := newWorld(t)
+	w.attach()
+	w.wantSteps("publish init-wait")
+	w.must(netns.Delete(ifname))
+	w.wantSteps("publish")
+	w.wantTap(1)
+	w.plugIn()
+	w.rings(1, false)
+	w.frontState(Connected)
+	w.wantSteps("connect plug connected")
 }
 
 // TestTapDeletedWhileAway: a predecessor's TAP is not there any more.
@@ -239,8 +254,11 @@ func TestTapDeletedWhileAway(t *testing.T) {
 	w.v.handOver()
 	w.must(netns.Delete(ifname))
 	w.v = New(w.cfg)
-	w.wantSteps("connect connect")
+	w.wantSteps("connect plug")
 	w.wantState("4")
+	if s := w.status(); s.Carrier || s.Waits != "the hotplug script" {
+		t.Errorf("status %+v", s)
+	}
 	if got := w.get(backDir + "/hotplug-status"); got != "" {
 		t.Errorf("hotplug-status is %q", got)
 	}

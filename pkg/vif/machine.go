@@ -16,6 +16,7 @@ type situation struct {
 	live        bool // packets pass
 	refused     bool // just this has been tried in vain
 	quarantined bool // these rings are not to be touched
+	bare        bool // InitWait, but no TAP: a predecessor's work, or somebody deleted it
 }
 
 // step is one thing to do. Steps are done in order, until one fails.
@@ -143,6 +144,10 @@ func (p *planner) raise() bool {
 		}
 		p.add(stepPublish)
 		p.show(InitWait)
+		p.bare = false
+	}
+	if p.bare && p.online {
+		p.add(stepPublish)
 	}
 	return p.own == InitWait
 }

@@ -18,12 +18,12 @@ var (
 func situations(f func(situation)) {
 	for _, own := range allOwn {
 		for _, front := range allFront {
-			for bits := range 1 << 9 {
+			for bits := range 1 << 10 {
 				bit := func(i int) bool { return bits>>i&1 != 0 }
 				f(situation{
 					own: own, front: front,
 					online: bit(0), detach: bit(1), forced: bit(2), connected: bit(3),
-					stale: bit(4), plugged: bit(5), live: bit(6), refused: bit(7), quarantined: bit(8),
+					stale: bit(4), plugged: bit(5), live: bit(6), refused: bit(7), quarantined: bit(8), bare: bit(9),
 				})
 			}
 		}
@@ -39,6 +39,7 @@ func (s situation) possible() bool {
 		s.live && !s.connected,
 		s.connected && s.own != InitWait && s.own != Connected,
 		s.refused && s.quarantined,
+		s.bare && (s.own != InitWait || s.connected),
 		s.quarantined && s.connected:
 		return false
 	}
@@ -86,7 +87,7 @@ func judge(s situation, steps []step) string {
 	if s.detach && s.own != Closed {
 		node = Closing // by the toolstack
 	}
-	connected, live, unregistered, went := s.connected, s.live, false, s.own
+	connected, live, bare, unregistered, went := s.connected, s.live, s.bare, false, s.own
 	for i, st := range steps {
 		if unregistered {
 			return "goes on after unregister"
@@ -112,15 +113,19 @@ func judge(s situation, steps []step) string {
 		}
 		switch st {
 		case stepPublish:
-			if i+1 == len(steps) || steps[i+1] != stepInitWait {
+			if !(s.bare && went == InitWait) && (i+1 == len(steps) || steps[i+1] != stepInitWait) {
 				return "publishes for nobody"
 			}
+			bare = false
 			if !s.online {
 				return "goes up although the toolstack wants it gone"
 			}
 		case stepConnect:
 			if connected {
 				return "connects twice"
+			}
+			if bare {
+				return "connects before it has published"
 			}
 			if went != InitWait && went != Connected {
 				return fmt.Sprintf("connects in %v", went)
@@ -224,6 +229,8 @@ func (s situation) after(steps []step) (_ situation, ok bool) {
 			s.own = state
 		}
 		switch st {
+		case stepPublish:
+			s.bare = false
 		case stepConnect:
 			s.connected, s.stale = true, false
 		case stepDisconnect:
@@ -248,6 +255,7 @@ func TestPlan(t *testing.T) {
 				"live":        func() { s.live = true },
 				"refused":     func() { s.refused = true },
 				"quarantined": func() { s.quarantined = true },
+				"bare":        func() { s.bare = true },
 				"offline":     func() { s.online = false },
 				"detach":      func() { s.online, s.detach = false, true },
 				"forced":      func() { s.forced = true },
@@ -300,6 +308,9 @@ func TestPlan(t *testing.T) {
 		{"taken over in mid reconfiguration", with(up(Connected, Reconfiguring), "plugged"), "connect plug reconfigured"},
 		{"taken over, but the TAP was deleted", up(Connected, Connected), "connect"},
 		{"hotplug done again for a new TAP", with(up(Connected, Connected), "connected plugged"), "plug"},
+		{"taken over before it connected", with(up(InitWait, Initialising), "bare"), "publish"},
+		{"taken over, guest connected meanwhile", with(up(InitWait, Connected), "bare plugged"), "publish connect plug connected"},
+		{"taken over, guest closed meanwhile", with(up(InitWait, Closed), "bare"), "closing closed"},
 		{"refused to connect", with(up(InitWait, Connected), "refused plugged"), "closing closed"},
 		{"refused, and still the same", with(up(Closed, Connected), "refused plugged"), ""},
 		{"refused when taking over", with(up(Connected, Connected), "refused plugged"), "closing closed"},

@@ -163,6 +163,7 @@ func (v *Vif) situation() situation {
 		connected: v.link != nil,
 		plugged:   v.nodes.plugged(),
 		live:      v.live,
+		bare:      v.own == InitWait && v.tap == nil,
 	}
 	s.forced = s.detach && !time.Now().Before(v.detachAt)
 	s.stale = s.connected && v.offer.rings != nil && !v.offer.rings.sameRings(v.link.front)

@@ -57,6 +57,9 @@ func (v *Vif) round() error {
 			return err
 		}
 	}
+	if v.lost {
+		return errAgain
+	}
 	return nil
 }
 
@@ -70,7 +73,12 @@ func (v *Vif) take(s step) error {
 	case stepConnect:
 		return v.connect()
 	case stepPlug:
-		return v.plug()
+		if err := v.plug(); err != nil {
+			return err
+		}
+		if v.own == Connected {
+			v.clearTrouble()
+		}
 	case stepConnected:
 		if err := v.show(Connected); err != nil {
 			return err

@@ -1,0 +1,473 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package vif
+
+import (
+	"context"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/netbackd/netbackd/pkg/xenstore"
+)
+
+// run lets the vif run, as a backend would: told of every change in its
+// directory. It returns a function that stops it and waits.
+func (w *world) run() (stop func()) {
+	w.t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	dir, err := w.tool.Watch(backDir)
+	w.must(err)
+	var wg sync.WaitGroup
+	v := w.v
+	wg.Go(func() { v.Run(ctx) })
+	wg.Go(func() {
+		for range dir.C() {
+			v.Poke()
+		}
+	})
+	stop = sync.OnceFunc(func() {
+		cancel()
+		<-v.Done()
+		w.must(dir.Close())
+		wg.Wait()
+	})
+	w.t.Cleanup(stop)
+	return stop
+}
+
+// await waits until a node has a value, "-" for none.
+func (w *world) await(path, want string) {
+	w.t.Helper()
+	watch, err := w.tool.Watch(path)
+	w.must(err)
+	defer func() { w.must(watch.Close()) }()
+	limit := time.After(10 * time.Second)
+	for {
+		if w.get(path) == want {
+			return
+		}
+		select {
+		case <-watch.C():
+		case <-limit:
+			w.t.Fatalf("%s is %q, awaited %q; error node: %q", path, w.get(path), want, w.get(errorKey))
+		}
+	}
+}
+
+func (w *world) awaitState(s State) {
+	w.t.Helper()
+	w.await(backDir+"/state", strconv.Itoa(int(s)))
+}
+
+// TestRun is a whole life, by events alone.
+func TestRun(t *testing.T) {
+	w := newWorld(t)
+	w.attach()
+	w.run()
+	w.awaitState(InitWait)
+	w.rings(2, false)
+	w.frontState(Connected)
+	w.eventually("rings are mapped", func() bool { return w.host.held() == "4 pages, 2 handles, 2 ports" })
+	w.wantState("2")
+	w.plugIn()
+	w.awaitState(Connected)
+	w.breachRunning()
+	w.frontState(Closing)
+	w.awaitState(Closing)
+	w.frontState(Closed)
+	w.awaitState(Closed)
+	w.frontState(Initialising)
+	w.awaitState(InitWait)
+	w.rings(1, true)
+	w.frontState(Connected)
+	w.awaitState(Connected)
+	s, ok := w.v.Status(context.Background())
+	if !ok || s.State != Connected || s.Quarantine != "" || len(s.Queues) != 1 {
+		t.Errorf("ok %t, status %+v", ok, s)
+	}
+	w.detach()
+	began := time.Now()
+	w.awaitState(Closed) // of a guest that does not care
+	if took := time.Since(began); took < DefaultGrace || took > time.Second {
+		t.Errorf("closed after %v, want %v to 1 s", took, DefaultGrace)
+	}
+	w.eventually("the interface is gone", func() bool { return w.iface(ifname) == nil })
+	w.must(w.tool.Remove(backDir))
+	<-w.v.Done()
+	if _, ok := w.v.Status(context.Background()); ok {
+		t.Error("status of a vif that has ended")
+	}
+	if w.v.Reset(context.Background()) {
+		t.Error("reset of a vif that has ended")
+	}
+	w.v.Poke()
+	w.v.SetStore(w.xs)
+}
+
+// breachRunning is breach for a vif that runs.
+func (w *world) breachRunning() {
+	w.t.Helper()
+	w.tx[0].SetReqProd(4711)
+	w.host.kick(w.conns[0].txPort)
+	w.eventually("quarantine", func() bool {
+		s, _ := w.v.Status(context.Background())
+		return s.Quarantine != ""
+	})
+	w.wantHeld(nothing)
+	w.wantState("4")
+}
+
+func TestPace(t *testing.T) {
+	v := New(Config{})
+	now := time.Now()
+	for i := range lookBurst {
+		if d := v.pace(now); d != 0 {
+			t.Fatalf("look %d waits %v", i, d)
+		}
+	}
+	if d := v.pace(now); d <= 0 || d > lookInterval {
+		t.Fatalf("after the burst waits %v", d)
+	}
+	// From then on one look per interval, however often it asks.
+	looks := 0
+	for range 10000 {
+		now = now.Add(lookInterval / 100)
+		if v.pace(now) == 0 {
+			looks++
+		}
+	}
+	if looks < 99 || looks > 101 {
+		t.Errorf("%d looks in 100 intervals", looks)
+	}
+	// After a rest it may burst again.
+	now = now.Add(time.Hour)
+	for i := range lookBurst {
+		if d := v.pace(now); d != 0 {
+			t.Fatalf("look %d after a rest waits %v", i, d)
+		}
+	}
+	if v.pace(now) == 0 {
+		t.Error("a longer rest allows a longer burst")
+	}
+}
+
+// TestStateStorm: a guest that writes its state without end (XSA-349) costs so
+// many looks per second and no memory, and the toolstack is heard through it.
+func TestStateStorm(t *testing.T) {
+	w := newWorld(t)
+	w.attach("hotplug-status", "connected")
+	counter := &countingStore{Store: w.v.cfg.Store}
+	w.v.cfg.Store = counter
+	w.run()
+	w.awaitState(InitWait)
+	w.rings(1, false)
+
+	const writers, writes = 8, 100_000
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	looks := counter.looks.Load()
+	began := time.Now()
+	var wg sync.WaitGroup
+	for i := range writers {
+		c := w.connect(0)
+		wg.Go(func() {
+			for n := range writes / writers {
+				s := []string{"1", "4", "5", "6", "3", "4", "7", "banana"}[(n+i)%8]
+				if err := c.Write(frontDir+"/state", s); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	took := time.Since(began)
+	looks = counter.looks.Load() - looks
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+	t.Logf("%d writes in %v: %d looks, heap grew by %d KiB", writes, took, looks, (int64(after.HeapAlloc)-int64(before.HeapAlloc))>>10)
+	// A look may start over when it meets a change in the middle.
+	if most := maxRounds * (lookBurst + int64(took/lookInterval) + 2); looks > most {
+		t.Errorf("%d rounds in %v, want at most %d", looks, took, most)
+	}
+	if grew := int64(after.HeapAlloc) - int64(before.HeapAlloc); grew > 2<<20 {
+		t.Errorf("heap grew by %d octets", grew)
+	}
+	w.detach()
+	detached := time.Now()
+	w.awaitState(Closed)
+	if took := time.Since(detached); took > time.Second {
+		t.Errorf("closed after %v", took)
+	}
+	w.wantHeld(nothing)
+}
+
+// countingStore counts how often the backend's state is looked at.
+type countingStore struct {
+	Store
+	looks atomic.Int64
+}
+
+func (s *countingStore) Read(path string) (string, error) {
+	if path == backDir+"/state" {
+		s.looks.Add(1)
+	}
+	return s.Store.Read(path)
+}
+
+// TestStoreLost: packets keep moving, and what was missed is made up for.
+func TestStoreLost(t *testing.T) {
+	w := newWorld(t)
+	w.attach("hotplug-status", "connected")
+	w.run()
+	w.awaitState(InitWait)
+	w.rings(1, false)
+	w.frontState(Connected)
+	w.awaitState(Connected)
+
+	lost := w.xs.Client
+	w.must(lost.Close())
+	w.v.Poke()
+	for range 100 { // with everything that wakes a vif
+		w.v.Poke()
+		if s, ok := w.v.Status(context.Background()); !ok || s.State != Connected || len(s.Queues) != 1 {
+			t.Fatalf("ok %t, status %+v", ok, s)
+		}
+	}
+	w.wantHeld("2 pages, 1 handles, 1 ports")
+	w.must(w.guest.Write(frontDir+"/"+mcastKey, "1"))
+
+	w.v.SetStore(&hookedStore{Client: w.connect(0)})
+	w.eventually("the filter is on", func() bool {
+		s, _ := w.v.Status(context.Background())
+		return strings.Contains(strings.Join(s.Features, " "), "multicast-control")
+	})
+	w.wantHeld("2 pages, 1 handles, 1 ports")
+	w.frontState(Closing) // the new connection's watches are heard
+	w.awaitState(Closing)
+
+	// While it was away once more, the toolstack removed it all.
+	again := w.connect(0)
+	w.v.SetStore(&hookedStore{Client: again})
+	w.must(again.Close())
+	w.must(w.tool.Remove(backDir))
+	w.v.SetStore(&hookedStore{Client: w.connect(0)})
+	<-w.v.Done()
+	w.wantTap(0)
+}
+
+// TestStoreLostBeforeTheFirstLook: nobody knows yet where a predecessor left the
+// vif, so nothing may be written.
+func TestStoreLostBeforeTheFirstLook(t *testing.T) {
+	w := newWorld(t)
+	w.up(1)
+	w.v.handOver()
+	w.v = New(w.cfg)
+	good := w.xs.Client
+	w.xs.Client = w.connect(0)
+	w.must(w.xs.Client.Close())
+	w.wantSteps("")
+	w.xs.Client = good
+	w.wantSteps("connect plug")
+	w.wantState("4")
+}
+
+// TestBusy: a vif that waits for xenstored keeps nobody else waiting.
+func TestBusy(t *testing.T) {
+	w := newWorld(t)
+	w.attach()
+	hung := &hungStore{Store: w.v.cfg.Store, entered: make(chan struct{}, 1), leave: make(chan struct{})}
+	w.v.cfg.Store = hung
+	w.run()
+	<-hung.entered
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	s, ok := w.v.Status(ctx)
+	if ok || s.Name != ifname || s.Domid != domid || s.Queues == nil {
+		t.Errorf("ok %t, status %+v", ok, s)
+	}
+	if w.v.Reset(ctx) {
+		t.Error("was reset")
+	}
+	close(hung.leave)
+	w.awaitState(InitWait)
+}
+
+// hungStore is an xenstored that does not answer until leave is closed.
+type hungStore struct {
+	Store
+	entered, leave chan struct{}
+}
+
+func (s *hungStore) Read(path string) (string, error) {
+	select {
+	case s.entered <- struct{}{}:
+	default:
+	}
+	<-s.leave
+	return s.Store.Read(path)
+}
+
+// TestPanicWhileRunning: the vif goes on, out of service, and can be detached.
+func TestPanicWhileRunning(t *testing.T) {
+	w := newWorld(t)
+	w.attach("hotplug-status", "connected")
+	w.run()
+	w.awaitState(InitWait)
+	w.rings(1, false)
+	w.frontState(Connected)
+	w.awaitState(Connected)
+	if !w.v.call(context.Background(), func() { panic("oops") }) {
+		t.Error("the vif has ended")
+	}
+	s, ok := w.v.Status(context.Background())
+	if !ok || s.Quarantine != "internal error: oops" {
+		t.Errorf("ok %t, status %+v", ok, s)
+	}
+	w.wantHeld(nothing)
+	w.detach()
+	w.awaitState(Closed)
+}
+
+// TestHandover: the daemon stops, and another one goes on.
+func TestHandover(t *testing.T) {
+	w := newWorld(t)
+	w.attach("hotplug-status", "connected")
+	stop := w.run()
+	w.awaitState(InitWait)
+	w.rings(2, true)
+	w.frontState(Connected)
+	w.awaitState(Connected)
+	before := w.iface(ifname)
+	stop()
+	w.wantState("4")
+	w.wantHeld(nothing)
+	if l := w.iface(ifname); l == nil || l.Index != before.Index || l.Queues != 0 {
+		t.Fatalf("interface %+v", l)
+	}
+	if got, want := w.journals(), "ring-7.0-0 ring-7.0-1"; got != want {
+		t.Errorf("journals %q, want %q", got, want)
+	}
+	if s := w.get(errorKey); s != "-" {
+		t.Errorf("error node %q", s)
+	}
+
+	w.v = New(w.cfg)
+	w.run()
+	w.eventually("rings are mapped again", func() bool { return w.host.held() == "4 pages, 2 handles, 4 ports" })
+	s, ok := w.v.Status(context.Background())
+	if !ok || s.State != Connected || len(s.Queues) != 2 {
+		t.Errorf("ok %t, status %+v", ok, s)
+	}
+	if l := w.iface(ifname); l.Index != before.Index || l.Queues != 2 {
+		t.Errorf("interface %+v", l)
+	}
+	w.wantState("4")
+	w.frontState(Closing)
+	w.awaitState(Closing)
+	if got := w.journals(); got != "" {
+		t.Errorf("journals left: %s", got)
+	}
+}
+
+// TestTakeOver: wherever the predecessor left the vif.
+func TestTakeOver(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		left  func(w *world)
+		away  func(w *world) // while nobody serves
+		want  string
+		state string
+	}{
+		{"InitWait", func(w *world) { w.attach(); w.settle() }, nil, "publish", "2"},
+		{"InitWait, connected meanwhile", func(w *world) { w.attach(); w.settle() },
+			func(w *world) { w.plugIn(); w.rings(1, false); w.frontState(Connected) }, "publish connect plug connected", "4"},
+		{"waiting for hotplug", func(w *world) { w.attach(); w.settle(); w.rings(1, false); w.frontState(Connected); w.settle() },
+			nil, "publish connect", "2"},
+		{"waiting for hotplug, done meanwhile", func(w *world) { w.attach(); w.settle(); w.rings(1, false); w.frontState(Connected); w.settle() },
+			func(w *world) { w.plugIn() }, "publish connect plug connected", "4"},
+		{"Connected", func(w *world) { w.up(2) }, nil, "connect plug", "4"},
+		{"Connected, to other rings meanwhile", func(w *world) { w.up(2) }, func(w *world) { w.rings(1, true) }, "connect plug", "4"},
+		{"Connected, kexec meanwhile", func(w *world) { w.up(2) }, func(w *world) { w.frontState(Initialising) },
+			"closing closed publish init-wait", "2"},
+		{"Connected, rings gone meanwhile", func(w *world) { w.up(2) },
+			func(w *world) { w.must(w.guest.Remove(frontDir + "/queue-0")) }, "connect closing closed", "6"},
+		{"Connected, detached meanwhile", func(w *world) { w.up(2) }, func(w *world) { w.detach(); w.frontState(Closed) },
+			"closed unregister", "6"},
+		{"Connected, frontend removed meanwhile", func(w *world) { w.up(2) }, func(w *world) { w.must(w.tool.Remove(frontDir)) },
+			"closing closed unregister", "6"},
+		{"Connected, made anew meanwhile", func(w *world) { w.up(2) },
+			func(w *world) { w.must(w.tool.Remove(backDir)); w.must(w.tool.Remove(frontDir)); w.attach() }, "publish init-wait", "2"},
+		{"Reconfigured", func(w *world) { w.up(1); w.frontState(Reconfiguring); w.settle() }, nil, "connect plug reconfigured", "8"},
+		{"Reconfigured, and back meanwhile", func(w *world) { w.up(1); w.frontState(Reconfiguring); w.settle() },
+			func(w *world) { w.frontState(Connected) }, "connect plug", "8"},
+		{"Closing", func(w *world) { w.up(1); w.frontState(Closing); w.settle() }, nil, "", "5"},
+		{"Closing, closed meanwhile", func(w *world) { w.up(1); w.frontState(Closing); w.settle() },
+			func(w *world) { w.frontState(Closed) }, "closed", "6"},
+		{"Closed", func(w *world) { w.up(1); w.frontState(Closed); w.settle() }, nil, "", "6"},
+		{"Closed, back meanwhile", func(w *world) { w.up(1); w.frontState(Closed); w.settle() },
+			func(w *world) { w.frontState(Initialising) }, "publish init-wait", "2"},
+		{"quarantined", func(w *world) { w.up(1); w.breach() }, nil, "connect closing closed", "6"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			w := newWorld(t)
+			tt.left(w)
+			before := w.iface(ifname)
+			w.v.handOver()
+			w.wantHeld(nothing)
+			if tt.away != nil {
+				tt.away(w)
+			}
+			w.v = New(w.cfg)
+			w.wantSteps(tt.want)
+			w.wantState(tt.state)
+			l := w.iface(ifname)
+			if strings.HasSuffix(tt.want, "unregister") {
+				if l != nil {
+					t.Error("the predecessor's TAP is still there")
+				}
+				return
+			}
+			if l == nil || l.Index != before.Index {
+				t.Fatalf("interface %+v, want the one with index %d", l, before.Index)
+			}
+			if tt.state == "4" || tt.state == "8" {
+				return
+			}
+			// From wherever it is, a guest gets its network, on the same TAP.
+			w.frontState(Initialising)
+			w.settle()
+			w.plugIn()
+			w.rings(1, false)
+			w.frontState(Connected)
+			w.settle()
+			w.wantState("4")
+			if l := w.iface(ifname); l == nil || l.Index != before.Index || l.Queues != 1 {
+				t.Errorf("interface %+v, want the one with index %d", l, before.Index)
+			}
+		})
+	}
+}
+
+// TestTransactionConflicts: somebody else writes to the same nodes all the time.
+func TestTransactionConflicts(t *testing.T) {
+	w := newWorld(t)
+	w.attach("hotplug-status", "connected")
+	conflicts := 3
+	w.xs.commit = func(*xenstore.Tx) {
+		if conflicts--; conflicts >= 0 {
+			w.must(w.tool.Write(backDir+"/state", w.get(backDir+"/state")))
+		}
+	}
+	w.wantSteps("publish init-wait")
+	w.wantState("2")
+	if conflicts >= 0 {
+		t.Errorf("%d conflicts were not met", conflicts+1)
+	}
+}
