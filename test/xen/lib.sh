@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: Apache-2.0
+# shellcheck shell=bash
+#
+# What scenarios are made of, and the program that runs one: bash lib.sh NAME.
+#
+# A scenario is bash, in dom0, with errexit: the first command that fails ends it
+# and is reported. When it is over, its guests are destroyed and netbackd is
+# stopped, and nothing may be left behind; that is part of every scenario.
+set -eEuo pipefail
+shopt -s inherit_errexit
+
+DOM0=10.0.0.1      # dom0's address on the bridge
+declare -A DOMID   # of each guest, by name
+declare -i GUESTS=0
+NETBACKD=          # its process
+
+say() { printf '%s\n' "$*"; }
+fail() {
+	printf 'FAILED: %s\n' "$*" >&2
+	trap - ERR
+	exit 1
+}
+trap 'fail "${BASH_SOURCE[0]##*/}:$LINENO: exit code $?: $BASH_COMMAND"' ERR
+
+# now prints the milliseconds since dom0 booted.
+now() {
+	local up
+	read -r up _ </proc/uptime
+	echo $((10#${up/./} * 10))
+}
+
+# eventually SECONDS WHAT COMMAND...: waits until the command succeeds.
+eventually() {
+	local limit=$1 what=$2 end
+	shift 2
+	end=$(($(now) + limit * 1000))
+	until "$@" >/dev/null 2>&1; do
+		[ "$(now)" -lt $end ] || fail "not within $limit s: $what"
+		sleep 0.1
+	done
+}
+
+# within MS WHAT COMMAND...: runs the command and says how long it took; fails when
+# that was longer.
+within() {
+	local limit=$1 what=$2 began took
+	shift 2
+	began=$(now)
+	"$@" || fail "$what: exit code $?"
+	took=$(($(now) - began))
+	say "$what: $took ms"
+	[ $took -le "$limit" ] || fail "$what took $took ms, more than $limit ms"
+}
+
+# same WHAT GOT WANT
+same() { [ "$2" = "$3" ] || fail "$1: got '$2', want '$3'"; }
+
+# node PATH VALUE: does the node have this value?
+node() { [ "$(xenstore-read "$1" 2>/dev/null)" = "$2" ]; }
+not() { ! "$@"; }
+
+# start_netbackd [ARGUMENT...] returns when it answers.
+start_netbackd() {
+	netbackd run "$@" >>/tmp/netbackd.log 2>&1 &
+	NETBACKD=$!
+	eventually 30 "netbackd answers" netbackd list
+}
+
+# stop_netbackd asks it to end, which it must do in time and with exit code 0.
+stop_netbackd() {
+	local code=0
+	kill -TERM "$NETBACKD" || fail "netbackd is not running"
+	eventually 10 "netbackd ends" not kill -0 "$NETBACKD"
+	wait "$NETBACKD" || code=$?
+	NETBACKD=
+	same "exit code of netbackd" $code 0
+}
+
+# kill_netbackd gives it no time for anything.
+kill_netbackd() {
+	kill -KILL "$NETBACKD"
+	wait "$NETBACKD" 2>/dev/null || true
+	NETBACKD=
+}
+
+# make_bridge [NAME [ADDRESS/LENGTH]]
+make_bridge() {
+	local name=${1:-xenbr0}
+	ip link add name "$name" type bridge stp_state 0 forward_delay 0
+	ip address add "${2:-$DOM0/24}" dev "$name"
+	ip link set "$name" up
+}
+
+# guest NAME [KEY=VALUE...] makes a guest and waits until it takes commands. Keys:
+#   vif      as in xl.cfg; one vif on xenbr0 by default, none with "vif="
+#   vcpus, memory
+#   cmdline  more for the kernel's command line; no-netfront: without xen-netfront
+#   file     a file to put into the guest's root
+guest() {
+	local name=$1 vif=bridge=xenbr0 vcpus=1 memory=192 cmdline='' files=() argument
+	shift
+	for argument; do
+		case $argument in
+		vif=* | vcpus=* | memory=* | cmdline=*) local "$argument" ;;
+		file=*) files+=("${argument#*=}") ;;
+		*) fail "guest: $argument" ;;
+		esac
+	done
+	GUESTS+=1
+	[ -z "$vif" ] || vif="'mac=$(mac "$GUESTS"),$vif'"
+	cp /guest/initramfs "/tmp/$name.initramfs"
+	[ ${#files[@]} = 0 ] || (
+		mkdir "/tmp/$name.files"
+		cp "${files[@]}" "/tmp/$name.files/"
+		cd "/tmp/$name.files"
+		find . | cpio -o -H newc 2>/dev/null >>"/tmp/$name.initramfs"
+	)
+	cat >"/tmp/$name.cfg" <<-END
+		name = "$name"
+		type = "pv"
+		kernel = "/guest/vmlinux"
+		ramdisk = "/tmp/$name.initramfs"
+		extra = "console=hvc0 loglevel=4 mitigations=off nokaslr audit=0 panic=1 $cmdline"
+		memory = $memory
+		vcpus = $vcpus
+		vif = [ $vif ]
+		on_crash = "destroy"
+		on_reboot = "destroy"
+		on_poweroff = "destroy"
+	END
+	within 20000 "xl create $name" xl create -q "/tmp/$name.cfg"
+	DOMID[$name]=$(xl domid "$name")
+	eventually 120 "guest $name is up" node "/local/domain/${DOMID[$name]}/data/up" 1
+}
+
+# mac N prints an address from Xen's range.
+mac() { printf '00:16:3e:00:00:%02x' "$1"; }
+
+# post NAME SCRIPT hands a script to a guest and prints its id.
+post() {
+	local id=$EPOCHREALTIME
+	xenstore-write -- "/local/domain/${DOMID[$1]}/data/script" "$id ${2//\\/\\\\}"
+	echo "$id"
+}
+
+replied() { [ "$(xenstore-read "$1" 2>/dev/null | cut -d' ' -f1)" = "$2" ]; }
+
+# in_guest NAME SCRIPT [SECONDS] runs a script in a guest, prints the end of what it
+# printed (1500 octets, ASCII), and returns its exit code.
+in_guest() {
+	local reply="/local/domain/${DOMID[$1]}/data/reply" id status
+	id=$(post "$1" "$2")
+	eventually "${3:-60}" "guest $1: $2" replied "$reply" "$id"
+	status=$(xenstore-read -R "$reply")
+	[ "$status" = "${status#*$'\n'}" ] || printf '%s\n' "${status#*$'\n'}"
+	status=${status%%$'\n'*}
+	return "${status#* }"
+}
+
+# address NAME ADDRESS/LENGTH [INTERFACE]
+address() {
+	in_guest "$1" "ip address add $2 dev ${3:-eth0} && ip link set ${3:-eth0} up"
+}
+
+# reach ADDRESS: does it answer dom0's pings?
+reach() { ping -c 1 -W 1 "$1"; }
+
+# vif NAME [DEVID] prints the name of a guest's vif.
+vif() { echo "vif${DOMID[$1]}.${2:-0}"; }
+
+# no_vifs: does netbackd have none?
+no_vifs() { [ "$(netbackd list)" = "no vifs" ]; }
+
+# on WHERE SCRIPT [SECONDS] runs a script in dom0 or in the guest of that name.
+on() { if [ "$1" = dom0 ]; then timeout "${3:-60}" sh -c "$2"; else in_guest "$@"; fi; }
+
+# A transfer is a TCP stream whose sum is compared at the end, so that not one octet
+# can be lost, repeated or changed unseen. It is SIZE times a chunk of 1.2 MB, with
+# PAUSE seconds after each.
+stream() { echo "seq 1000000 1150000 >/tmp/chunk; for i in \$(seq $1); do cat /tmp/chunk; sleep ${2:-0}; done"; }
+
+# begin_transfer FROM TO ADDRESS PORT SIZE [PAUSE]: FROM and TO are guests or dom0,
+# ADDRESS is that of TO.
+begin_transfer() {
+	# The fifo is an input without an end: nc would close at the end of it.
+	on "$2" "mkfifo /tmp/$4.in
+		(nc -l -p $4 <>/tmp/$4.in | sha256sum >/tmp/$4.new; mv /tmp/$4.new /tmp/$4.sum) >/dev/null 2>&1 &
+		until netstat -ltn | grep -q ':$4 '; do sleep 0.1; done"
+	on "$1" "($(stream "$5" "${6:-0}") | nc $3 $4) >/dev/null 2>&1 &"
+}
+
+# transferred TO PORT: has the stream come to its end?
+transferred() { on "$1" "test -e /tmp/$2.sum"; }
+
+# end_transfer TO PORT SIZE SECONDS waits for the end of the stream and checks it.
+end_transfer() {
+	local sum
+	sum=$(on "$1" "until test -e /tmp/$2.sum; do sleep 0.3; done; cat /tmp/$2.sum" "$4") ||
+		fail "the stream to $1 has not ended within $4 s"
+	same "sum of the stream to $1" "$sum" "$(sh -c "$(stream "$3")" | sha256sum)"
+	say "the stream to $1 arrived unchanged"
+}
+
+# moved prints the octets that dom0 sent and received over the bridge.
+moved() {
+	local rx tx
+	read -r rx </sys/class/net/xenbr0/statistics/rx_bytes
+	read -r tx </sys/class/net/xenbr0/statistics/tx_bytes
+	echo $((rx + tx))
+}
+moved_on() { [ "$(moved)" -gt $(($1 + $2)) ]; }
+
+# eventually_moves SECONDS OCTETS waits until that much more has gone over the bridge.
+eventually_moves() { eventually "$1" "$2 octets more go over the bridge" moved_on "$(moved)" "$2"; }
+
+# destroy NAME
+destroy() {
+	within 8000 "xl destroy $1" xl destroy "$1"
+	unset "DOMID[$1]"
+}
+
+# nothing_left: no guest, not even a dying one; no interface, no node, no journal.
+nothing_left() {
+	[ "$(xl list | wc -l)" = 2 ] && [ -z "$(xenstore-list /local/domain/0/backend/vif 2>/dev/null)" ] &&
+		! ls -d /sys/class/net/vif*
+}
+
+main() {
+	# shellcheck source=/dev/null
+	. "/host/scenarios/$1.sh"
+	for name in "${!DOMID[@]}"; do destroy "$name"; done
+	eventually 20 "no guest, interface or node is left" nothing_left
+	[ -z "$NETBACKD" ] || stop_netbackd
+	if grep -E 'panic|ERROR' /tmp/netbackd.log; then fail "netbackd has complained"; fi
+}
+main "$1"

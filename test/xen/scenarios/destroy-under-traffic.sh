@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+# shellcheck shell=bash
+#
+# xl destroys a guest while TCP runs both ways. netbackd lets go of every page, so
+# that no dying domain stays, serves another guest meanwhile, and the next one.
+
+start_netbackd
+make_bridge
+guest u1
+guest u2
+address u1 10.0.0.2/24
+address u2 10.0.0.3/24
+eventually 20 "the first guest answers" reach 10.0.0.2
+eventually 20 "the second guest answers" reach 10.0.0.3
+iperf3 -s -D
+iperf3 -s -D -p 5202
+in_guest u1 "
+	iperf3 -c $DOM0 -t 600 >/dev/null 2>&1 &
+	iperf3 -c $DOM0 -p 5202 -t 600 -R >/dev/null 2>&1 &"
+eventually_moves 60 10000000
+netbackd list
+destroy u1
+gone() { ! xl list | grep -E 'null|u1'; }
+eventually 10 "the domain is gone" gone
+ping -q -c 3 -W 5 10.0.0.3 | tail -n 1
+guest u3
+address u3 10.0.0.4/24
+eventually 20 "the next guest answers" reach 10.0.0.4

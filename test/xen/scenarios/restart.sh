@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+# shellcheck shell=bash
+#
+# netbackd is killed under running TCP streams, both ways, and started again, three
+# times. The guest notices nothing but a pause: its frontend stays connected with
+# the same rings, and both streams arrive complete and unchanged.
+
+start_netbackd
+make_bridge
+guest u1
+address u1 10.0.0.2/24
+eventually 20 "the guest answers" reach 10.0.0.2
+front=/local/domain/${DOMID[u1]}/device/vif/0
+rings=$(xenstore-ls "$front" | grep -E 'ring-ref|event-channel')
+
+# Slow enough to outlast it all.
+begin_transfer dom0 u1 10.0.0.2 5001 40 0.4
+begin_transfer u1 dom0 "$DOM0" 5002 40 0.4
+for round in 1 2 3; do
+	eventually_moves 60 2000000
+	kill_netbackd
+	not transferred u1 5001
+	not transferred dom0 5002
+	sleep 0.$round
+	within 10000 "start $round" start_netbackd
+	same "frontend" "$(xenstore-read "$front/state")" 4
+done
+end_transfer u1 5001 40 240
+end_transfer dom0 5002 40 240
+same "rings" "$(xenstore-ls "$front" | grep -E 'ring-ref|event-channel')" "$rings"
+netbackd list
