@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/netbackd/netbackd/internal/netns"
 	"github.com/netbackd/netbackd/pkg/netif"
@@ -80,21 +81,28 @@ func setupCard(c VifConfig, mac net.HardwareAddr, dev *tap.Device) error {
 	return nil
 }
 
-// awaitCarrier waits until the kernel has taken notice of the carrier: what is sent
-// before that is lost.
-func awaitCarrier(ctx context.Context, dev *tap.Device) error {
+// awaitReady waits until the kernel has taken notice of a card's carrier and
+// addresses, which it does in its own time: what is sent before that is lost.
+func awaitReady(ctx context.Context, index int) error {
 	for {
-		link, err := netlink.LinkByIndex(dev.Index())
+		link, err := netlink.LinkByIndex(index)
 		if err != nil {
 			return err
 		}
-		if link.Attrs().OperState == netlink.OperUp {
+		addrs, err := netlink.AddrList(link, netlink.FAMILY_V6)
+		if err != nil {
+			return err
+		}
+		// A device that never was without carrier is in an unknown state.
+		state := link.Attrs().OperState
+		up := state == netlink.OperUp || state == netlink.OperUnknown
+		if up && !slices.ContainsFunc(addrs, func(a netlink.Addr) bool { return a.Flags&unix.IFA_F_TENTATIVE != 0 }) {
 			return nil
 		}
 		select {
 		case <-time.After(time.Millisecond):
 		case <-ctx.Done():
-			return fmt.Errorf("carrier of %s: %w", link.Attrs().Name, ctx.Err())
+			return fmt.Errorf("%s, which is %v, with %v: %w", link.Attrs().Name, state, addrs, ctx.Err())
 		}
 	}
 }

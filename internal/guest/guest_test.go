@@ -80,7 +80,8 @@ func newLab(t *testing.T, queues int, offers map[string]string) *lab {
 	t.Cleanup(func() { _ = dev.Close() })
 	err = errors.Join(
 		netns.Sysctl("net/ipv6/conf/vif0/accept_dad", "0"),
-		netns.AddAddr("vif0", hostAddr+"/24"), netns.AddAddr("vif0", "2001:db8::1/64"), netns.Up("vif0"))
+		netns.AddAddr("vif0", hostAddr+"/24"), netns.AddAddr("vif0", "2001:db8::1/64"), netns.Up("vif0"),
+		awaitReady(ctx, dev.Index()))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -109,7 +109,7 @@ func (v *vif) start(ctx context.Context) error {
 			return <-ended
 		})})
 	}
-	if err := errors.Join(v.card.SetCarrier(true), awaitCarrier(ctx, v.card)); err != nil {
+	if err := errors.Join(v.card.SetCarrier(true), awaitReady(ctx, v.card.Index())); err != nil {
 		return errors.Join(err, v.stop())
 	}
 	// The backend has forgotten what it was asked for.
