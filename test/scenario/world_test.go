@@ -187,14 +187,16 @@ func (g *testGuest) waitState(states ...vif.State) {
 	g.w.must(g.w.BackState(ctx, g.Domid, g.Devid, states...))
 }
 
-// waitLink waits until the host's kernel has taken notice of the vif's carrier:
-// before that its bridge drops what comes.
+// waitLink waits until the host's kernel has taken notice of the vif's carrier,
+// and of the bridge's: before that they drop what comes.
 func (g *testGuest) waitLink() {
 	g.w.t.Helper()
-	g.w.wait("the carrier of "+g.VifName(), func() bool {
-		l, err := netlink.LinkByName(g.status().Interface)
-		return err == nil && l.Attrs().OperState == netlink.OperUp
-	})
+	for what, name := range map[string]string{g.VifName(): g.status().Interface, "the bridge, if this is its first port": bridge} {
+		g.w.wait("the carrier of "+what, func() bool {
+			l, err := netlink.LinkByName(name)
+			return err == nil && l.Attrs().OperState == netlink.OperUp
+		})
+	}
 }
 
 // status is what the daemon says of the guest's vif.
