@@ -108,16 +108,24 @@ func (p *Pool) Connect(cfg Config, queues []QueueConfig) (*Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	for i, q := range c.queues {
-		q.worker = p.pick()
-		if err := q.worker.call(func() error { return q.worker.attach(q) }); err != nil {
-			p.dropped(q.worker)
-			c.queues = c.queues[:i]
-			c.Close()
-			return nil, fmt.Errorf("queue %d: %w", i, err)
-		}
+	if err := p.serve(c); err != nil {
+		return nil, err
 	}
 	return c, nil
+}
+
+// serve gives the queues of a connection to workers.
+func (p *Pool) serve(c *Conn) error {
+	for _, q := range c.queues {
+		p.pick(q)
+	}
+	for i, q := range c.queues {
+		if err := q.worker.call(func() error { return q.worker.attach(q) }); err != nil {
+			c.Close()
+			return fmt.Errorf("queue %d: %w", i, err)
+		}
+	}
+	return nil
 }
 
 // newConn makes a connection that nobody serves yet.
@@ -152,6 +160,7 @@ func (c *Conn) Close() {
 	for _, q := range c.queues {
 		// A worker that is gone has let go of everything.
 		_ = q.worker.call(func() error { q.worker.detach(q); return nil })
+		q.worker.pool.dropped(q)
 	}
 }
 

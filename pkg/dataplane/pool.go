@@ -27,7 +27,7 @@ type Pool struct {
 	opts    Options
 	workers []*worker
 
-	// mu guards load in every worker.
+	// mu guards load in every worker and counted in every queue.
 	mu sync.Mutex
 }
 
@@ -80,8 +80,9 @@ func (p *Pool) warn(err error) {
 	}
 }
 
-// pick chooses the worker with the fewest queues.
-func (p *Pool) pick() *worker {
+// pick chooses the worker with the fewest queues for q, which counts as its own
+// until dropped.
+func (p *Pool) pick(q *Queue) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	best := p.workers[0]
@@ -91,11 +92,15 @@ func (p *Pool) pick() *worker {
 		}
 	}
 	best.load++
-	return best
+	q.worker, q.counted = best, true
 }
 
-func (p *Pool) dropped(w *worker) {
+// dropped takes q off its worker's account, once.
+func (p *Pool) dropped(q *Queue) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	w.load--
+	if q.counted {
+		q.counted = false
+		q.worker.load--
+	}
 }

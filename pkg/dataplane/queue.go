@@ -32,6 +32,8 @@ type Queue struct {
 	maxRx   int // largest frame the guest takes
 	readLen int // octets a TAP read asks for, vnet header included
 
+	counted bool // in its worker's load; guarded by the pool's mu
+
 	// Where the worker knows it.
 	attached bool
 	id       int // number in the worker's table, and slot in its io_uring

@@ -264,7 +264,6 @@ func (w *worker) detach(q *Queue) {
 	q.conn.cfg.Limiter.release(&q.share)
 	// The pages are about to be unmapped; nothing here may reach them.
 	q.tx, q.rx = nil, nil
-	w.pool.dropped(w)
 }
 
 func without(list []*Queue, q *Queue) []*Queue {

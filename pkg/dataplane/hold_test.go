@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"bytes"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/offload"
+)
+
+// TestHoldIsAQueue compares a hold with a slice that has a bound, filled and
+// emptied as the rx pass does it: from empty, and emptied before it is filled
+// again.
+func TestHoldIsAQueue(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		var h hold
+		defer h.close()
+		type packet struct {
+			frame []byte
+			plan  offload.RxPlan
+			since time.Time
+		}
+		var model []packet
+		for range rapid.IntRange(1, 10).Draw(t, "rounds") {
+			pages := 0
+			for range rapid.IntRange(0, 30).Draw(t, "packets") {
+				n := rapid.OneOf(rapid.IntRange(14, 1514), rapid.IntRange(14, maxFrame)).Draw(t, "octets")
+				p := packet{
+					frame: bytes.Repeat([]byte{byte(n)}, n),
+					plan:  offload.RxPlan{GSOSize: uint16(n)},
+					since: time.Unix(int64(n), 0),
+				}
+				need := (n + netif.PageSize - 1) / netif.PageSize
+				// The last page may be cut off by nothing: the hold is whole pages.
+				fits := pages+need <= holdBytes/netif.PageSize
+				if h.push(p.frame, &p.plan, p.since) != fits {
+					t.Fatalf("%d octets after %d pages: taken %v", n, pages, !fits)
+				}
+				if fits {
+					pages += need
+					model = append(model, p)
+				}
+			}
+			for {
+				left := 0
+				for _, p := range model {
+					left += alignUp(len(p.frame), netif.PageSize)
+				}
+				if h.len() != len(model) || h.empty() != (len(model) == 0) || h.bytes() != left {
+					t.Fatalf("%d packets of %d octets, want %d of %d", h.len(), h.bytes(), len(model), left)
+				}
+				if len(model) == 0 {
+					break
+				}
+				p := h.head()
+				if p.at%netif.PageSize != 0 || !bytes.Equal(h.frame(p), model[0].frame) || p.plan != model[0].plan || p.since != model[0].since {
+					t.Fatalf("head %+v, want %d octets, %+v", p, len(model[0].frame), model[0].plan)
+				}
+				if rapid.IntRange(0, 30).Draw(t, "clear") == 0 {
+					h.clear()
+					model = nil
+					continue
+				}
+				h.pop()
+				model = model[1:]
+			}
+		}
+	})
+	if holdFrames*maxFramePages*netif.PageSize > holdBytes {
+		t.Error("the hold does not take what it promises")
+	}
+}

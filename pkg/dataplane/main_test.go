@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"testing"
+
+	"go.uber.org/goleak"
+
+	"github.com/netbackd/netbackd/internal/netns"
+)
+
+// helpers are what this binary does when a test starts it again, by the value
+// of envHelper.
+var helpers = map[string]func() error{
+	helpStepped: steppedChild,
+	helpKilled:  killedChild,
+}
+
+const envHelper = "DATAPLANE_TEST_HELPER"
+
+func TestMain(m *testing.M) {
+	if code, done := netns.Enter(); done {
+		os.Exit(code)
+	}
+	if help := helpers[os.Getenv(envHelper)]; help != nil {
+		if err := help(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	if netns.Available() == nil {
+		// No frames but the tests' own: IPv6 announces itself on every
+		// link that comes up.
+		for _, name := range []string{"all", "default"} {
+			if err := netns.Sysctl("net/ipv6/conf/"+name+"/disable_ipv6", "1"); err != nil && !errors.Is(err, os.ErrNotExist) {
+				fmt.Fprintln(os.Stderr, err)
+			}
+		}
+	}
+	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
+		shared.close()
+		os.Exit(code)
+	}))
+}
