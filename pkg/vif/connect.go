@@ -195,9 +195,9 @@ func (v *Vif) disconnect() {
 	if v.link == nil {
 		return
 	}
-	v.setCarrier(false)
 	l := v.link
-	v.link, v.live, v.since = nil, false, time.Time{}
+	v.link, v.live, v.since = nil, false, time.Time{} // first: it may panic
+	v.setCarrier(false)
 	v.discard(l)
 	v.mcast.Clear()
 	v.mcastWatch.close()

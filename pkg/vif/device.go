@@ -5,6 +5,8 @@ package vif
 import (
 	"errors"
 	"fmt"
+	"net"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"go.uber.org/zap"
@@ -135,6 +137,9 @@ func (v *Vif) plug() error {
 	if err == nil && !v.nodes.hasHotplug {
 		err = netlink.LinkSetUp(byIndex(v.tap.Index()))
 	}
+	if err == nil {
+		err = v.awaitCarrier()
+	}
 	if errors.Is(err, tap.ErrGone) {
 		return errAgain
 	}
@@ -142,6 +147,28 @@ func (v *Vif) plug() error {
 		return v.giveUp(err)
 	}
 	v.live = true
+	return nil
+}
+
+// awaitCarrier waits, but not long, until the kernel has taken notice of the
+// carrier. Only then does a bridge forward, and the first thing a guest sends when
+// it is told that it is connected, after a migration, is the ARP by which the
+// network learns where it is now.
+func (v *Vif) awaitCarrier() error {
+	const step, most = time.Millisecond, 100 * time.Millisecond
+	for wait := time.Duration(0); wait < most; wait += step {
+		l, err := netlink.LinkByIndex(v.tap.Index())
+		if errors.As(err, new(netlink.LinkNotFoundError)) {
+			return tap.ErrGone
+		}
+		if err != nil {
+			return fmt.Errorf("look at %s: %w", v.Name(), err)
+		}
+		if a := l.Attrs(); a.Flags&net.FlagUp == 0 || a.OperState == netlink.OperUp {
+			return nil
+		}
+		time.Sleep(step)
+	}
 	return nil
 }
 

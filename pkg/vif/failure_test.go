@@ -265,3 +265,20 @@ func TestTapDeletedWhileAway(t *testing.T) {
 	w.plugIn()
 	w.wantSteps("plug")
 }
+
+// TestTapDeletedWhileAwayBeforeConnect: the script is asked for without delay.
+func TestTapDeletedWhileAwayBeforeConnect(t *testing.T) {
+	w := newWorld(t)
+	w.attach()
+	w.settle()
+	w.plugIn()
+	w.v.handOver()
+	w.must(netns.Delete(ifname))
+	w.v = New(w.cfg)
+	w.look()
+	if got := w.get(backDir + "/hotplug-status"); got != "" {
+		t.Errorf("hotplug-status is %q", got)
+	}
+	w.wantState("2")
+	w.wantTap(1)
+}

@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"github.com/vishvananda/netlink"
+
+	"github.com/netbackd/netbackd/pkg/netif"
 )
 
 func TestRateFollows(t *testing.T) {
@@ -66,6 +68,34 @@ func TestMcastFollows(t *testing.T) {
 	w.wantError(`22 frontend key "request-multicast-control" is "banana", want 0 or 1`)
 	w.wantState("4")
 	w.wantHeld("2 pages, 1 handles, 1 ports")
+}
+
+// TestMcastListIsForgotten: the list belongs to the connection.
+func TestMcastListIsForgotten(t *testing.T) {
+	w := newWorld(t)
+	w.up(1)
+	w.tx[0].Put(netif.TxRequest{Flags: netif.TxExtraInfo})
+	w.tx[0].PutExtra(netif.NewMcast(true, [6]byte{0x01, 0x00, 0x5e, 0, 0, 0x16}))
+	w.tx[0].Push()
+	w.host.kick(w.conns[0].txPort)
+	w.eventually("the address is in the list", func() bool {
+		return slices.Equal(w.status().Mcast, []string{"01:00:5e:00:00:16"})
+	})
+	w.frontState(Closing)
+	w.wantSteps("disconnect closing")
+	w.frontState(Closed)
+	w.wantSteps("closed")
+	w.frontState(Initialising)
+	w.settle()
+	w.rings(1, false)
+	w.frontState(Connected)
+	w.wantSteps("connect plug connected")
+	if got := w.status().Mcast; len(got) != 0 {
+		t.Errorf("the list holds %v", got)
+	}
+	if got := w.status().Counters["mcast_changes"]; got != 1 {
+		t.Errorf("%d changes counted, want the one of the first connection", got)
+	}
 }
 
 func TestMTU(t *testing.T) {

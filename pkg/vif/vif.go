@@ -224,8 +224,8 @@ func (v *Vif) guard(f func()) {
 }
 
 // caught, deferred, turns a panic into an error. If what is then done panics as
-// well, what the connection holds is not to be touched again: it leaks, and the
-// vif is out of service until it is removed.
+// well, so be it: what the connection held leaks, and the vif stays out of
+// service.
 func (v *Vif) caught(then func(error)) {
 	r := recover()
 	if r == nil {
@@ -233,7 +233,6 @@ func (v *Vif) caught(then func(error)) {
 	}
 	v.log.Error("internal error", zap.Any("panic", r), zap.ByteString("stack", debug.Stack()))
 	defer v.caught(func(error) {})
-	defer func() { v.link, v.live = nil, false }()
 	then(fmt.Errorf("internal error: %v", r))
 }
 
