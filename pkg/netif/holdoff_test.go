@@ -182,7 +182,7 @@ func (e event) notify() {
 	}
 }
 
-const concurrentPackets = 200_000
+const concurrentPackets = 60_000
 
 // TestConcurrentTx moves numbered requests from a frontend to a backend and
 // their answers back, each end asleep whenever the rule allows it. A lost
