@@ -119,7 +119,7 @@ func parseRate(v string) (Rate, error) {
 // parseMAC reads six octets in hex with colons. It must not be a group address.
 func parseMAC(v string) (net.HardwareAddr, error) {
 	m, err := net.ParseMAC(v)
-	if err != nil || len(m) != 6 || strings.ContainsAny(v, "-.") {
+	if err != nil || len(m) != 6 || strings.Count(v, ":") != 5 {
 		return nil, &KeyError{Key: "mac", Value: v, Want: "an address such as 00:16:3e:01:02:03"}
 	}
 	if m[0]&1 != 0 {

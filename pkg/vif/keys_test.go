@@ -73,6 +73,7 @@ func TestParseMAC(t *testing.T) {
 		"00:16:3e:01:02:03:04:05": false,
 		"00-16-3e-01-02-03":       false,
 		"0016.3e01.0203":          false,
+		"00163e010203":            false,
 		"01:00:5e:00:00:01":       false,
 		"ff:ff:ff:ff:ff:ff":       false,
 		"00:16:3e:01:02:0g":       false,
