@@ -211,12 +211,15 @@ type RawArgs struct {
 type RawOp struct {
 	Op string `json:"op"`
 	// Ref is a grant reference: a number, or "page" (a new page that holds
-	// Page), "last" (the same once more), "rx" (a page of the rx pool), "freed"
-	// (one that is no more) or "bogus" (one that never was). Empty is 0.
-	Ref    string            `json:"ref,omitempty"`
-	Page   []byte            `json:"page,omitempty"`
-	Offset uint16            `json:"offset,omitempty"`
-	Flags  netif.TxFlags     `json:"flags,omitempty"`
+	// Page), "last" (the same once more), "rx" (a page of the rx pool, which
+	// has one only while buffers are withheld), "freed" (one that is no more)
+	// or "bogus" (one that never was). Empty is 0.
+	Ref    string        `json:"ref,omitempty"`
+	Page   []byte        `json:"page,omitempty"`
+	Offset uint16        `json:"offset,omitempty"`
+	Flags  netif.TxFlags `json:"flags,omitempty"`
+	// RingID is the request's id. Ordinary traffic uses the lowest 256, mixed
+	// with the IDSalt.
 	RingID uint16            `json:"ring_id,omitempty"`
 	Size   uint16            `json:"size,omitempty"`
 	Extra  netif.ExtraInfo   `json:"extra,omitzero"`
