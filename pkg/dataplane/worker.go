@@ -200,8 +200,11 @@ func (w *worker) attach(q *Queue) error {
 	if id == maxQueues {
 		return fmt.Errorf("worker %d has %d queues already", w.index, maxQueues)
 	}
-	// Before anything can go wrong that would want it undone.
-	if q.journal.Replay(q.tx, q.rx) {
+	// Before anything can go wrong that would want it undone. On rings that were
+	// served before, the event is owed even if nothing is left to repeat: a
+	// predecessor killed between publishing and notifying leaves a guest that
+	// sleeps, and nothing published later crosses its rsp_event again.
+	if q.journal.Replay(q.tx, q.rx) || q.tx.RspProd() != 0 || q.rx.RspProd() != 0 {
 		w.notify(q, q.txPort)
 		if q.rxPort != q.txPort {
 			w.notify(q, q.rxPort)
