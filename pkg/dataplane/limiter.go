@@ -3,6 +3,7 @@
 package dataplane
 
 import (
+	"math"
 	"slices"
 	"sync"
 	"time"
@@ -101,7 +102,7 @@ func (l *Limiter) settle(now time.Time, s *share, unused, next uint32) time.Dura
 	if missing <= 0 {
 		return 0
 	}
-	return time.Duration(missing/l.rate*float64(len(l.waiting))) + 1
+	return time.Duration(min(missing/l.rate*float64(len(l.waiting)), math.MaxInt64/2)) + 1
 }
 
 // release takes a queue out of those that wait.

@@ -4,6 +4,7 @@ package dataplane
 
 import (
 	"fmt"
+	"time"
 
 	"github.com/netbackd/netbackd/pkg/gntdev"
 	"github.com/netbackd/netbackd/pkg/netif"
@@ -20,6 +21,10 @@ const batchPackets = 128
 // batch of MTU-sized packets needs.
 const creditStep = 1 << 20
 
+// maxRateWait is how long a queue waits for credit before it looks again: the
+// limit may have been raised meanwhile.
+const maxRateWait = time.Second
+
 // txPass moves one batch of packets from the guest to the TAP. It reports
 // whether there may be more to do at once. An error is a breach of the ring's
 // protocol, after everything before it has been dealt with.
@@ -29,11 +34,12 @@ func (w *worker) txPass(q *Queue) (more bool, err error) {
 	b.reset(lim.take(w.now, &q.share, creditStep))
 	err = q.parseTx(b, &w.tally)
 	if b.credit != unlimited || q.share.waiting {
+		waited := q.share.waiting
 		wait := lim.settle(w.now, &q.share, b.credit-b.bytes, b.want)
 		if b.want != 0 {
-			q.rateUntil = w.now.Add(wait)
+			q.rateUntil = w.now.Add(min(wait, maxRateWait))
 		}
-		if wait > 0 {
+		if wait > 0 && !waited {
 			w.tally[RateWaits]++
 		}
 	}
