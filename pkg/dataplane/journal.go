@@ -76,6 +76,10 @@ func mapJournal(fd int, txGref, rxGref netif.Gref) (*Journal, error) {
 	if err := unix.Ftruncate(fd, JournalSize); err != nil {
 		return nil, err
 	}
+	// A store to a page that a full file system has no room for is SIGBUS.
+	if err := unix.Fallocate(fd, 0, 0, JournalSize); err != nil && err != unix.EOPNOTSUPP {
+		return nil, err
+	}
 	mem, err := unix.Mmap(fd, 0, JournalSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	if err != nil {
 		return nil, err
