@@ -86,7 +86,16 @@ func (f *controlFile) domctl(op wire.Op, d *hyp.Domain, r *wire.Reader) unix.Err
 }
 
 func validFault(f wire.Fault) bool {
-	return (f.Op == wire.FaultCopy || f.Op == wire.FaultMap) && f.Status <= 0 && f.Delay >= 0 && f.Count >= 0
+	switch f.Op {
+	case wire.FaultCopy, wire.FaultMap:
+	case wire.FaultCall:
+		if f.Ref != wire.AnyRef || f.Status == 0 || f.Delay != 0 {
+			return false
+		}
+	default:
+		return false
+	}
+	return f.Status <= 0 && f.Delay >= 0 && f.Count >= 0
 }
 
 // list describes the domains from first on, as many as one reply holds.

@@ -3,6 +3,7 @@
 package dev
 
 import (
+	"cmp"
 	"encoding/binary"
 
 	"golang.org/x/sys/unix"
@@ -85,6 +86,8 @@ type Copier struct {
 	ownerID uint16
 	known   bool // owner and ownerID are valid
 
+	fault unix.Errno // ordered by a test: the call fails as a whole
+
 	ops, bytes int
 }
 
@@ -95,7 +98,7 @@ func (g *Gntdev) NewCopier() *Copier { return &Copier{g: g} }
 // status for each. An errno means that the call failed as a whole and no status
 // means anything; earlier segments may have been copied.
 func (c *Copier) Copy(segs []byte, status []gntdev.Status) unix.Errno {
-	c.known, c.ops, c.bytes = false, 0, 0
+	c.known, c.fault, c.ops, c.bytes = false, 0, 0, 0
 	errno := unix.Errno(0)
 	for i := range status {
 		s := parseSegment(segs[i*SegmentSize:])
@@ -112,7 +115,7 @@ func (c *Copier) Copy(segs []byte, status []gntdev.Status) unix.Errno {
 	}
 	c.drop()
 	c.g.dom.CountCopy(c.ops, c.bytes)
-	return errno
+	return cmp.Or(errno, c.fault)
 }
 
 func (c *Copier) add(s segment) (gntdev.Status, unix.Errno) {
@@ -176,6 +179,9 @@ func (c *Copier) between(s segment) gntdev.Status {
 func (c *Copier) acquire(s side, write bool) (hyp.Grant, gntdev.Status) {
 	if id := s.domid(); !c.known || id != c.ownerID {
 		c.owner, c.ownerID, c.known = c.g.hv.Domain(id, c.g.dom.ID()), id, true
+		if c.owner != nil {
+			c.fault = cmp.Or(c.fault, c.owner.StrikeCall())
+		}
 	}
 	if c.owner == nil {
 		return hyp.Grant{}, gntdev.StatusBadDomain

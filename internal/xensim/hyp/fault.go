@@ -5,6 +5,8 @@ package hyp
 import (
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/netbackd/netbackd/internal/xensim/wire"
 	"github.com/netbackd/netbackd/pkg/gntdev"
 )
@@ -15,10 +17,10 @@ type faults []wire.Fault
 
 // strike returns what the first fault that fits orders. A fault whose count is
 // used up is forgotten.
-func (f *faults) strike(ref uint32, use Use) (gntdev.Status, time.Duration) {
+func (f *faults) strike(ref uint32, op wire.FaultOp) (gntdev.Status, time.Duration) {
 	for i := range *f {
 		x := &(*f)[i]
-		if x.Ref != ref && x.Ref != wire.AnyRef || (x.Op == wire.FaultMap) != (use == ForMap) {
+		if x.Ref != ref && x.Ref != wire.AnyRef || x.Op != op {
 			continue
 		}
 		st, delay := gntdev.Status(x.Status), x.Delay
@@ -37,6 +39,15 @@ func (d *Domain) AddFault(f wire.Fault) {
 	d.gt.mu.Lock()
 	defer d.gt.mu.Unlock()
 	d.gt.faults = append(d.gt.faults, f)
+}
+
+// StrikeCall is asked once for each call to copy grants of the domain. The errno
+// is that of the call, if it is to fail as a whole.
+func (d *Domain) StrikeCall() unix.Errno {
+	d.gt.mu.Lock()
+	defer d.gt.mu.Unlock()
+	st, _ := d.gt.faults.strike(wire.AnyRef, wire.FaultCall)
+	return unix.Errno(-st)
 }
 
 // ClearFaults ends all of the domain's faults.

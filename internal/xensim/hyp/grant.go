@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/netbackd/netbackd/internal/xensim/gnttab"
+	"github.com/netbackd/netbackd/internal/xensim/wire"
 	"github.com/netbackd/netbackd/pkg/gntdev"
 )
 
@@ -103,7 +104,11 @@ func (g Grant) Frame() uint32 { return g.frame }
 func (d *Domain) Acquire(owner *Domain, ref uint32, write bool, use Use) (Grant, gntdev.Status) {
 	t := &owner.gt
 	t.mu.Lock()
-	st, delay := t.faults.strike(ref, use)
+	op := wire.FaultCopy
+	if use == ForMap {
+		op = wire.FaultMap
+	}
+	st, delay := t.faults.strike(ref, op)
 	var frame uint32
 	if st == gntdev.StatusOkay {
 		frame, st = owner.pin(ref, d.id, write, use)

@@ -90,6 +90,9 @@ type FaultOp string
 const (
 	FaultCopy FaultOp = "copy"
 	FaultMap  FaultOp = "map"
+	// FaultCall strikes calls to copy, which then fail as a whole although
+	// segments may have been copied. Status is a negative errno; Ref is AnyRef.
+	FaultCall FaultOp = "call"
 )
 
 // AnyRef in a Fault means every grant reference.
