@@ -48,10 +48,13 @@ func (v *Vif) makeTap() error {
 		NoCarrier: v.own != Connected,
 		Closers:   v.cfg.Closers,
 	})
+	if errors.Is(err, tap.ErrBusy) {
+		return v.awaitTap(err)
+	}
 	if err != nil {
 		return v.giveUp(err)
 	}
-	v.tap = d
+	v.tap, v.busySince = d, time.Time{}
 	if d.Adopted() {
 		v.hadTap = true
 		v.log.Info("took over the TAP that was there", zap.String("interface", name))
@@ -64,6 +67,27 @@ func (v *Vif) makeTap() error {
 	v.lost = v.lost || v.hadTap
 	v.hadTap = true
 	return nil
+}
+
+// A predecessor that is dying lets go of its TAPs last. busyFor is how long it may
+// take, busyPoll how often to try meanwhile.
+const (
+	busyFor  = time.Second
+	busyPoll = 20 * time.Millisecond
+)
+
+// awaitTap is called when somebody holds the TAP. That is not for ever, so it is
+// no reason to close the device, but after a while to complain.
+func (v *Vif) awaitTap(err error) error {
+	now := time.Now()
+	if v.busySince.IsZero() {
+		v.busySince = now
+	}
+	if now.Sub(v.busySince) > busyFor {
+		return err
+	}
+	v.wakeIn(busyPoll)
+	return errWait
 }
 
 // settleTap completes a new TAP.

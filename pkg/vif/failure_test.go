@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -14,6 +15,7 @@ import (
 	"github.com/netbackd/netbackd/internal/netns"
 	"github.com/netbackd/netbackd/pkg/dataplane"
 	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/tap"
 )
 
 // TestConnectFails: whatever is wrong, the guest is told by Closing and Closed,
@@ -281,4 +283,39 @@ func TestTapDeletedWhileAwayBeforeConnect(t *testing.T) {
 	}
 	w.wantState("2")
 	w.wantTap(1)
+}
+
+// TestTapHeld: a predecessor that is dying holds the TAP a little longer. The
+// guest is not to notice.
+func TestTapHeld(t *testing.T) {
+	w := newWorld(t)
+	w.up(2)
+	index := w.iface(ifname).Index
+	w.v.handOver()
+	d, err := tap.Create(tap.Config{Name: ifname, VnetHdr: true, Persist: true})
+	w.must(err)
+	w.v = New(w.cfg)
+	if got, _ := w.look(); strings.Join(got, " ") != "connect" {
+		t.Errorf("steps %v", got)
+	}
+	w.wantState("4")
+	w.wantError("-")
+	if w.v.alarm.IsZero() || time.Until(w.v.alarm) > busyPoll {
+		t.Errorf("the alarm rings at %v", w.v.alarm)
+	}
+	w.v.busySince = w.v.busySince.Add(-2 * busyFor)
+	w.look()
+	w.wantState("4")
+	if got := w.get(errorKey); !strings.Contains(got, "held by this process") {
+		t.Errorf("error node is %q", got)
+	}
+	if w.v.alarm.IsZero() {
+		t.Error("will not look again")
+	}
+	w.must(d.CloseKeep())
+	w.wantSteps("connect plug")
+	w.wantError("-")
+	if l := w.iface(ifname); l.Index != index || l.Queues != 2 {
+		t.Errorf("interface %+v", l)
+	}
 }

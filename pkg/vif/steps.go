@@ -22,7 +22,7 @@ func (v *Vif) look() (gone bool) {
 	for range maxRounds {
 		err := v.round()
 		switch {
-		case err == nil:
+		case err == nil, errors.Is(err, errWait):
 			return false
 		case errors.Is(err, xenstore.ErrClosed):
 			return false // SetStore will poke

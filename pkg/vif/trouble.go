@@ -19,6 +19,8 @@ var (
 	errDirGone = errors.New("backend directory is gone")
 	// errAgain: what was observed has changed. Look again.
 	errAgain = errors.New("the situation has changed")
+	// errWait: nothing to be done now. The alarm is set.
+	errWait = errors.New("not yet")
 )
 
 // retryAfter is when to try again what failed on the way to xenstore.

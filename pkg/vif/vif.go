@@ -65,10 +65,11 @@ type Vif struct {
 	done  chan struct{}
 
 	// The device on the host; device.go.
-	tap     *tap.Device
-	hadTap  bool // since the toolstack made the directory, whoever served it
-	lost    bool // the one that the hotplug script worked on is no more
-	fullMTU int  // what the MTU was before a frontend without scatter-gather
+	tap       *tap.Device
+	hadTap    bool      // since the toolstack made the directory, whoever served it
+	lost      bool      // the one that the hotplug script worked on is no more
+	busySince time.Time // since when somebody holds its name
+	fullMTU   int       // what the MTU was before a frontend without scatter-gather
 
 	// The connection; connect.go. live is whether the TAP has its carrier.
 	link    *link
