@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 	"pgregory.net/rapid"
 
+	"github.com/netbackd/netbackd/internal/netns"
 	"github.com/netbackd/netbackd/pkg/netif"
 )
 
@@ -228,4 +229,16 @@ func TestJournalCutsAnywhere(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestJournalWithoutRoom: a full run directory is an error, and no SIGBUS.
+func TestJournalWithoutRoom(t *testing.T) {
+	netns.NeedTUN(t) // for the mount
+	dir := t.TempDir()
+	must(t, unix.Mount("none", dir, "tmpfs", 0, "size=4096"))
+	defer func() { must(t, unix.Unmount(dir, 0)) }()
+	must(t, os.WriteFile(filepath.Join(dir, "full"), make([]byte, 4096), 0o600))
+	if _, err := OpenJournal(filepath.Join(dir, "ring"), 8, 9); !errors.Is(err, unix.ENOSPC) {
+		t.Errorf("got error %v, want %v", err, unix.ENOSPC)
+	}
 }

@@ -271,3 +271,28 @@ func TestTheBucketNeverLeaks(t *testing.T) {
 		}
 	})
 }
+
+// TestARateThatIsRaised: a queue does not sleep for as long as the old limit
+// said.
+func TestARateThatIsRaised(t *testing.T) {
+	inModes(t, allModes[:1], func(t *testing.T, m mode) {
+		cfg := full
+		cfg.Limiter = new(Limiter)
+		cfg.Limiter.Set(1, time.Hour)
+		b := newBed(t, m, setup{cfg: cfg})
+		f := b.front()
+		for range 3 {
+			f.put(packet{frame: udp(60000, 1)})
+		}
+		f.push()
+		b.settle()
+		if got := b.stat(TxPackets); got != 2 {
+			t.Fatalf("%d packets of the burst, want 2", got)
+		}
+		cfg.Limiter.Set(0, 0)
+		b.pass(maxRateWait)
+		if got := b.stat(TxPackets); got != 3 {
+			t.Errorf("%d packets, want 3", got)
+		}
+	})
+}

@@ -378,3 +378,25 @@ func TestRoundsAreShared(t *testing.T) {
 		}
 	})
 }
+
+// TestTheEventOfADeadPredecessor: killed after it had published and before it
+// notified, it leaves a guest that sleeps on an rsp_event nothing crosses again.
+func TestTheEventOfADeadPredecessor(t *testing.T) {
+	inModes(t, allModes[:1], func(t *testing.T, m mode) {
+		journals := []*Journal{NewJournal()}
+		b := newBed(t, m, setup{cfg: full, journals: journals})
+		f := b.front()
+		f.post(64)
+		b.settle()
+		b.host.sendPlain(udp(10, 1))
+		b.settle()
+		f.events.notifies(rxPort) // never reached the guest
+		b.disconnect()
+		f.events.rebind()
+		b.connect(m, &setup{cfg: full, journals: journals, fronts: b.fronts})
+		b.settle()
+		if got := f.events.notifies(rxPort); got != 1 {
+			t.Errorf("%d events for the guest, want 1", got)
+		}
+	})
+}
