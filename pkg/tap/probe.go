@@ -58,5 +58,8 @@ func features() (Feature, error) {
 		return 0, err
 	}
 	bits, err := unix.IoctlGetUint32(fd, unix.TUNGETFEATURES)
+	if err != nil {
+		err = fmt.Errorf("%s is not the TUN driver: %w", tunPath, err)
+	}
 	return Feature(bits), errors.Join(err, unix.Close(fd))
 }
