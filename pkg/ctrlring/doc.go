@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package ctrlring is the control ring of a vif: how a frontend configures
+// hashing and static grants (xen/include/public/io/netif.h, control ring).
+//
+// There are two protocols, and one interface for each end of both:
+//
+//   - The slot ring is what Xen merged in 2016: a standard ring of 128 messages
+//     of a type and three words each ([SlotBack], [SlotFront]). Keys, tables and
+//     lists are in pages that a message names by gref. The backend advertises it
+//     with feature-ctrl-ring.
+//   - The byte-stream ring is what was proposed before: two buffers of 1024
+//     octets in which messages of any length flow, with key and table inside
+//     ([StreamBack], [StreamFront]). The backend advertises it with
+//     feature-control-ring. Only hashing can be configured over it.
+//
+// A frontend uses the same two keys for both, ctrl-ring-ref and
+// event-channel-ctrl, and does not say which it means; [Sniff] looks at the page.
+//
+// # Serving a ring
+//
+// A [Back] never blocks and knows nothing of what messages do. It gives one
+// [Request] at a time, and no other before that is answered, whoever finds the
+// answer and however long that takes. [Calls] turns a request into a call of a
+// [HashHandler] or a [GrefHandler], with all that it refers to copied out of the
+// guest's pages and checked as far as the protocol says. Both together, in a
+// goroutine that may block, are a [Server]. Where the owner of the ring must not
+// block, only the call goes elsewhere:
+//
+//	request, ok, err := back.Next()
+//	...
+//	go func() {
+//		response := calls.Do(request)
+//		owner <- func() {
+//			back.Reply(response)
+//			notify, err := back.Flush(save)
+//			...
+//		}
+//	}()
+//
+// Nothing that the frontend could see of taking or answering a message happens
+// before [Back.Flush], which first lets the caller write down the [State] that a
+// successor needs. So a daemon can be killed at any instruction and a message is
+// neither lost nor answered twice. It may be carried out twice, unless its
+// effects are written down in the same record.
+//
+// Indices that make no sense are the end of the ring: whose octets are whose is
+// not known any more. The [Error] that tells of it is no reason to stop the vif's
+// data path.
+//
+// The package knows the two protocols. It must not know what hashing is, where
+// static grants are kept, or how events are sent.
+//
+// # What the byte-stream proposal left open
+//
+// The text of December 2015 contradicts itself here and there. This is how it is
+// read:
+//
+//   - A header is a type and a size of 4 octets each, as drawn; the struct beside
+//     the drawing has 2 octets each, and [Width] can be set to that. The size is
+//     that of the payload alone. It can be more than the 16 bits of the struct
+//     hold, and is refused then like all that is too long.
+//   - Payloads are made of values of 8 octets, as drawn: status, hash types and
+//     table entries, in little endian, with the upper half zero. Hash types of 4
+//     octets are taken as well.
+//   - The frontend writes requests at req_prod, not at req_cons.
+//   - Hash types are bits 0 to 3. The macros of the proposal give IPv6 the bits of
+//     IPv4: a frontend that was compiled with them can ask for IPv4 only. No bit
+//     ever means two types.
+//   - A table has a power of two of entries, 1 to 128; there is no way to ask how
+//     many. An entry must be less than the number of queues.
+//   - A payload that is too long is read to its end and forgotten, and then
+//     answered BUFFER_OVERFLOW; one of the wrong size INVALID_PARAMETER; an unknown
+//     type, whatever its size, NOT_SUPPORTED. The stream stays in step.
+//   - A response that is not SUCCESS carries the status alone.
+//   - What follows a request is the next request, which is looked at when the
+//     response to the first is all written.
+//   - The other end is sent an event after each advance of a producer, and after
+//     each advance of a consumer that leaves a message incomplete.
+//   - Counters start at zero with each connection.
+//   - There is no message for the algorithm, and before there is a table all goes
+//     to queue 0, where a slot ring's frontend would have the hash modulo the
+//     number of queues. [Calls.Start] sets up both.
+//   - How a hash would reach the frontend is not said, so it does not: only a
+//     frontend on a slot ring is sent hash extras.
+package ctrlring

@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ctrlring
+
+import (
+	"encoding/binary"
+	"fmt"
+	"slices"
+)
+
+// StateSize is the most octets that a State takes when it is written down.
+const StateSize = stateHeader + streamReply + maxHeader + streamPayload
+
+// State is what a successor of a killed daemon must know of a control ring that
+// the ring does not tell: which protocol it has, what was taken off the ring and
+// is not whole yet, and the answer to a message that was carried out.
+type State struct {
+	Protocol Protocol
+	Width    Width
+
+	recorded bool
+	index    uint32 // slot: of the message; stream: req_cons
+	rsp      uint32 // stream: rsp_prod where reply begins
+	skip     uint32 // stream: octets still to be forgotten
+	message  []byte // stream: what was taken of a message, header included
+	reply    []byte // the response, in slot or stream form; empty: none
+}
+
+const (
+	stateMagic  = 0x3172636e // "ncr1"
+	stateHeader = 24
+
+	slotReply = 12 // octets of a response in a State
+)
+
+// MarshalBinary writes a State down, in at most [StateSize] octets.
+func (s State) MarshalBinary() ([]byte, error) {
+	b := make([]byte, 0, stateHeader+len(s.reply)+len(s.message))
+	b = binary.LittleEndian.AppendUint32(b, stateMagic)
+	b = append(b, byte(s.Protocol), byte(s.Width), 0, byte(len(s.reply)))
+	if s.recorded {
+		b[6] = 1
+	}
+	b = binary.LittleEndian.AppendUint32(b, s.index)
+	b = binary.LittleEndian.AppendUint32(b, s.rsp)
+	b = binary.LittleEndian.AppendUint32(b, s.skip)
+	b = binary.LittleEndian.AppendUint32(b, uint32(len(s.message)))
+	b = append(b, s.reply...)
+	return append(b, s.message...), nil
+}
+
+// UnmarshalBinary reads what MarshalBinary wrote.
+func (s *State) UnmarshalBinary(b []byte) error {
+	bad := func(what string) error {
+		return fmt.Errorf("ctrlring: %w: %s", ErrState, what)
+	}
+	if len(b) < stateHeader || binary.LittleEndian.Uint32(b) != stateMagic {
+		return bad("no record")
+	}
+	reply, message := int(b[7]), uint64(binary.LittleEndian.Uint32(b[20:]))
+	if len(b) > StateSize || uint64(len(b)) != stateHeader+uint64(reply)+message {
+		return bad("length")
+	}
+	if b[6] > 1 {
+		return bad("flags")
+	}
+	*s = State{
+		Protocol: Protocol(b[4]),
+		Width:    Width(b[5]),
+		recorded: b[6] == 1,
+		index:    binary.LittleEndian.Uint32(b[8:]),
+		rsp:      binary.LittleEndian.Uint32(b[12:]),
+		skip:     binary.LittleEndian.Uint32(b[16:]),
+		reply:    slices.Clone(b[stateHeader:][:reply]),
+		message:  slices.Clone(b[stateHeader+reply:]),
+	}
+	return nil
+}

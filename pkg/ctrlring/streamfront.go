@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ctrlring
+
+import (
+	"encoding/binary"
+	"fmt"
+
+	"github.com/netbackd/netbackd/pkg/netif"
+)
+
+// StreamFront is the frontend's end of a byte-stream ring.
+type StreamFront struct {
+	// Chunk is how many octets are written per Turn at most, for a test of
+	// messages in pieces. 0: what there is room for.
+	Chunk int
+
+	page    page
+	width   Width
+	reqProd uint32
+	rspCons uint32
+	out     []byte     // what is still to be written
+	typ     StreamType // of the message without response; 0: none
+	in      [streamReply]byte
+	have    int // octets of in
+	rsp     Response
+	done    bool
+}
+
+func initStream(mem []byte, w Width) (*StreamFront, error) {
+	p, err := newPage(mem)
+	if err != nil {
+		return nil, err
+	}
+	if w = w.orDefault(); !w.valid() {
+		return nil, fmt.Errorf("ctrlring: message header of %d octets: write %d or %d", w, WidthDrawn, WidthDeclared)
+	}
+	clear(mem)
+	return &StreamFront{page: p, width: w}, nil
+}
+
+// Protocol is Stream.
+func (f *StreamFront) Protocol() Protocol { return Stream }
+
+// Send implements [Front]. There are messages for hash types, key and table.
+func (f *StreamFront) Send(r Request) error {
+	var payload []byte
+	var typ StreamType
+	switch r.Type {
+	case netif.CtrlGetHashFlags:
+		typ = StreamGetFlags
+	case netif.CtrlSetHashFlags:
+		typ = StreamSetFlags
+		payload = binary.LittleEndian.AppendUint64(nil, uint64(r.Data[0]))
+	case netif.CtrlSetHashKey:
+		typ = StreamSetKey
+		payload = r.Key
+	case netif.CtrlSetHashMapping:
+		typ = StreamSetMapping
+		for _, q := range r.Queues {
+			payload = binary.LittleEndian.AppendUint64(payload, uint64(q))
+		}
+	default:
+		return fmt.Errorf("ctrlring: a byte-stream ring has no message for %v", r.Type)
+	}
+	return f.SendMessage(typ, payload)
+}
+
+// SendMessage begins to send a message of any type and payload.
+func (f *StreamFront) SendMessage(typ StreamType, payload []byte) error {
+	if f.typ != 0 || len(f.out) > 0 {
+		return errBusy
+	}
+	f.typ, f.have, f.done = typ, 0, false
+	f.out = append(f.width.appendHeader(nil, typ, len(payload)), payload...)
+	return nil
+}
+
+// SetReqProd writes req_prod as it is told. It is how a test plays a frontend
+// that breaks the protocol.
+func (f *StreamFront) SetReqProd(v uint32) {
+	f.reqProd = v
+	f.page.publish(wReqProd, v)
+}
+
+// Turn implements [Front].
+func (f *StreamFront) Turn() (notify bool, err error) {
+	wrote, err := f.write()
+	if err != nil {
+		return false, &Error{Protocol: Stream, Err: err}
+	}
+	incomplete, err := f.read()
+	if err != nil {
+		return wrote, &Error{Protocol: Stream, Err: err}
+	}
+	return wrote || incomplete, nil
+}
+
+// write writes what there is room for, and reports whether it wrote something.
+func (f *StreamFront) write() (bool, error) {
+	used := f.reqProd - f.page.load(wReqCons)
+	if used > streamRing {
+		return false, ErrReqCons
+	}
+	n := min(streamRing-int(used), len(f.out))
+	if f.Chunk > 0 {
+		n = min(n, f.Chunk)
+	}
+	if n == 0 {
+		return false, nil
+	}
+	from := f.out[:n]
+	k := copy(f.page.mem[reqBuffer+f.reqProd%streamRing:reqBuffer+streamRing], from)
+	copy(f.page.mem[reqBuffer:], from[k:])
+	f.out = f.out[n:]
+	f.reqProd += uint32(n)
+	f.page.publish(wReqProd, f.reqProd)
+	return true, nil
+}
+
+// read takes what there is of the response, and reports whether it took a part
+// of one that goes on.
+func (f *StreamFront) read() (incomplete bool, err error) {
+	out := f.page.load(wRspProd) - f.rspCons
+	if out > streamRing {
+		return false, netif.ErrRspOverflow
+	}
+	if f.typ == 0 || out == 0 {
+		return false, nil
+	}
+	left, h := int(out), int(f.width)
+	left -= f.take(min(left, max(h-f.have, 0)))
+	if f.have >= h {
+		typ, size := f.width.header(f.in[:])
+		if typ != StreamAck || size != streamValue && size != 2*streamValue {
+			return false, fmt.Errorf("%w: %v of %d octets to %v", ErrResponse, typ, size, f.typ)
+		}
+		f.take(min(left, h+int(size)-f.have))
+		f.done = f.have == h+int(size)
+	}
+	f.page.publish(wRspCons, f.rspCons)
+	if !f.done {
+		return true, nil
+	}
+	f.rsp = Response{Status: netif.CtrlStatus(binary.LittleEndian.Uint32(f.in[h:]))}
+	if f.have > h+streamValue {
+		f.rsp.Data = binary.LittleEndian.Uint32(f.in[h+streamValue:])
+	}
+	f.typ = 0
+	return false, nil
+}
+
+// take copies n octets off the ring to the end of in.
+func (f *StreamFront) take(n int) int {
+	to := f.in[f.have : f.have+n]
+	k := copy(to, f.page.mem[rspBuffer+f.rspCons%streamRing:rspBuffer+streamRing])
+	copy(to[k:], f.page.mem[rspBuffer:])
+	f.have += n
+	f.rspCons += uint32(n)
+	return n
+}
+
+// Response implements [Front].
+func (f *StreamFront) Response() (Response, bool) {
+	done := f.done
+	f.done = false
+	return f.rsp, done
+}
