@@ -32,7 +32,7 @@ func lists() *rapid.Generator[[]netif.GrefEntry] {
 	return rapid.SliceOfN(rapid.Custom(func(t *rapid.T) netif.GrefEntry {
 		return netif.GrefEntry{
 			Ref:    grefs().Draw(t, "ref"),
-			Flags:  rapid.SampledFrom([]uint16{0, 0, 0, 0, 1, 1, 1, 1, 2}).Draw(t, "flags"),
+			Flags:  rapid.SampledFrom([]uint16{0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 2}).Draw(t, "flags"),
 			Status: rapid.Uint16().Draw(t, "status"),
 		}
 	}), 0, 8)
@@ -223,6 +223,21 @@ func (m *model) restart(t *rapid.T) {
 	}
 }
 
+// crowd gives the table a multiplier that no luck would: grefs side by side, or
+// all in one place.
+func (m *model) crowd(t *rapid.T) {
+	if len(m.table.slots) == 0 {
+		t.Skip("no slots yet")
+	}
+	m.table.mult = rapid.SampledFrom([]uint64{0, 1, 2, 3}).Draw(t, "mult") << m.table.shift
+	clear(m.table.slots)
+	for id := range m.table.items {
+		if m.table.items[id].mapping.page != nil {
+			m.table.place(uint16(id))
+		}
+	}
+}
+
 func (m *model) check(t *rapid.T) {
 	if m.table.Len() != len(m.want) {
 		t.Fatalf("%d in the table, want %d", m.table.Len(), len(m.want))
@@ -259,7 +274,7 @@ func TestModel(t *testing.T) {
 			"prepare": m.prepare, "commit": m.commit, "abort": m.abort,
 			"detach": m.detach, "unmap": m.unmap,
 			"use": m.use, "done": m.done,
-			"close": m.close, "restart": m.restart,
+			"close": m.close, "restart": m.restart, "crowd": m.crowd,
 			"": m.check,
 		})
 	})

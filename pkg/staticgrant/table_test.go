@@ -551,6 +551,21 @@ func TestNoGrefsCrowd(t *testing.T) {
 	}
 }
 
+// TestBadMultipliersAreReplaced: of so many at random some are bad for grefs in a
+// row.
+func TestBadMultipliersAreReplaced(t *testing.T) {
+	table := new(Table)
+	if err := add(t, newMapper().source(nil), table, entries(run(768, DefaultLimit)...)); err != nil {
+		t.Fatal(err)
+	}
+	for range 2000 {
+		table.spread()
+		if d := worst(table); d > maxProbe {
+			t.Fatalf("a gref is %d slots from its own", d)
+		}
+	}
+}
+
 // TestCrowdedTableStillWorks: a table none of whose multipliers is good is slow, not
 // wrong.
 func TestCrowdedTableStillWorks(t *testing.T) {
@@ -577,6 +592,41 @@ func TestCrowdedTableStillWorks(t *testing.T) {
 		checkLookups(t, table, left)
 		if table.Lookup(ref).Page != nil {
 			t.Fatalf("gref %d is found after it was taken out", ref)
+		}
+	}
+}
+
+// TestGapsAreClosed: those that moved up to make room move back, those that stand
+// where they belong stay.
+func TestGapsAreClosed(t *testing.T) {
+	for round := range 50 {
+		rng := rand.New(rand.NewPCG(uint64(round), 0))
+		table := new(Table)
+		refs := run(0, 60) // of 256 slots
+		for i := range refs {
+			if rng.IntN(2) == 0 {
+				refs[i] += 256 // the same slot as another's, or as nobody's
+			}
+			refs[i] += netif.Gref(rng.IntN(3)) << 16
+		}
+		if err := add(t, newMapper().source(nil), table, entries(refs...)); err != nil {
+			t.Fatal(err)
+		}
+		table.mult = 1 << table.shift // side by side, by the lowest bits
+		if round%2 == 0 {
+			table.mult /= 2 // and two to a slot
+		}
+		clear(table.slots)
+		for id := range table.items {
+			table.place(uint16(id))
+		}
+		rng.Shuffle(len(refs), func(i, j int) { refs[i], refs[j] = refs[j], refs[i] })
+		for len(refs) > 0 {
+			if del(t, table, entries(refs[0])) != 1 || table.Lookup(refs[0]).Page != nil {
+				t.Fatalf("gref %d is still there", refs[0])
+			}
+			refs = refs[1:]
+			checkLookups(t, table, refs)
 		}
 	}
 }
