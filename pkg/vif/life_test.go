@@ -294,3 +294,24 @@ func TestRenamed(t *testing.T) {
 		t.Error("the interface is still there")
 	}
 }
+
+// TestStateRemoved: a guest that takes its state away is Closed and may come
+// back, and makes no TAP come and go by it.
+func TestStateRemoved(t *testing.T) {
+	w := newWorld(t)
+	w.up(1)
+	before := w.iface(ifname).Index
+	for range 3 {
+		w.must(w.guest.Remove(frontDir + "/state"))
+		w.settle()
+		w.wantState("6")
+		w.frontState(Initialising)
+		w.wantSteps("publish init-wait")
+		if l := w.iface(ifname); l == nil || l.Index != before {
+			t.Fatalf("interface %+v, want the one with index %d", l, before)
+		}
+	}
+	w.rings(1, false)
+	w.frontState(Connected)
+	w.wantSteps("connect plug connected")
+}

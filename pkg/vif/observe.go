@@ -25,6 +25,7 @@ type nodes struct {
 	bridge     string
 	script     string
 	mtu        string
+	maxQueues  string // as published, perhaps by a predecessor
 }
 
 // plugged is whether nothing is left to do on the host's side. Where there is
@@ -52,6 +53,7 @@ func readNodes(r reader, path string) (n nodes, err error) {
 	n.bridge = text("bridge")
 	n.script = text("script")
 	n.mtu = text("mtu")
+	n.maxQueues = text("multi-queue-max-queues")
 	return n, k.err
 }
 
@@ -109,6 +111,15 @@ func (v *Vif) readFront() error {
 	s, err := v.cfg.Store.Read(v.nodes.front + "/state")
 	switch {
 	case errors.Is(err, xenstore.ErrNotExist):
+		// A toolstack takes the whole directory. A guest that takes its state
+		// away and brings it back must not make TAPs come and go.
+		_, err := v.cfg.Store.Read(v.nodes.front)
+		if err == nil {
+			v.front = Closed
+		}
+		if errors.Is(err, xenstore.ErrClosed) {
+			return err
+		}
 		return nil
 	case errors.Is(err, xenstore.ErrClosed):
 		return err
@@ -124,11 +135,21 @@ func (v *Vif) readFront() error {
 	if v.front != Connected && v.front != Reconfiguring {
 		return nil
 	}
-	v.offer.rings, v.offer.err = readFrontend(v.cfg.Store, v.nodes.front, v.cfg.MaxQueues)
+	v.offer.rings, v.offer.err = readFrontend(v.cfg.Store, v.nodes.front, v.maxQueues())
 	if errors.Is(v.offer.err, xenstore.ErrClosed) {
 		return v.offer.err
 	}
 	return nil
+}
+
+// maxQueues is how many queues the frontend may have. One that is connected was
+// offered them by a predecessor, which may have had other settings.
+func (v *Vif) maxQueues() int {
+	if v.own != Connected {
+		return v.cfg.MaxQueues
+	}
+	n, _ := parseUint("", v.nodes.maxQueues, 1, tap.MaxQueues)
+	return max(int(n), v.cfg.MaxQueues)
 }
 
 // domainLives asks whether the frontend's domain is still there. Its directory

@@ -471,3 +471,35 @@ func TestTransactionConflicts(t *testing.T) {
 		t.Errorf("%d conflicts were not met", conflicts+1)
 	}
 }
+
+// TestTakeOverWithFewerQueues: a guest keeps what it was offered.
+func TestTakeOverWithFewerQueues(t *testing.T) {
+	w := newWorld(t)
+	w.up(2)
+	w.v.handOver()
+	w.cfg.MaxQueues = 1
+	w.v = New(w.cfg)
+	w.wantSteps("connect plug")
+	w.frontState(Initialising)
+	w.wantSteps("disconnect closing closed publish init-wait")
+	w.rings(2, false)
+	w.frontState(Connected)
+	w.wantSteps("connect closing closed")
+}
+
+// TestOldJournal: what a predecessor recorded is not for new rings, which may
+// well have the same grefs.
+func TestOldJournal(t *testing.T) {
+	w := newWorld(t)
+	w.up(1)
+	w.v.handOver()
+	if got, want := w.journals(), "ring-7.0-0"; got != want {
+		t.Fatalf("journals %q, want %q", got, want)
+	}
+	w.frontState(Initialising)
+	w.v = New(w.cfg)
+	w.wantSteps("closing closed publish init-wait")
+	if got := w.journals(); got != "" {
+		t.Errorf("journals left: %s", got)
+	}
+}

@@ -183,6 +183,10 @@ func (v *Vif) change(f func(tx *xenstore.Tx, state State) error) error {
 // publish makes the TAP, which has to be there before the state tells the
 // toolstack to run its script on it, and writes what the backend can do.
 func (v *Vif) publish() error {
+	if v.own != InitWait || v.front != Connected {
+		// What connects next has new rings, perhaps with the old grefs.
+		v.removeJournals()
+	}
 	if v.nodes.mac != "" {
 		if _, err := parseMAC(v.nodes.mac); err != nil {
 			return v.giveUp(err)
