@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/netbackd/netbackd/pkg/dataplane"
 	"github.com/netbackd/netbackd/pkg/evtchn"
 	"github.com/netbackd/netbackd/pkg/gntdev"
@@ -60,14 +62,25 @@ func (v *Vif) connect() error {
 	l := newLink(v.offer.rings)
 	if err := v.open(l); err != nil {
 		v.discard(l)
-		if errors.Is(err, tap.ErrGone) {
+		switch {
+		case errors.Is(err, tap.ErrGone):
 			return errAgain
+		case v.maybeBound(err):
+			return v.await(err)
 		}
 		return v.giveUp(err)
 	}
 	v.link = l
-	v.since = time.Now()
+	v.since, v.busySince = time.Now(), time.Time{}
 	return nil
+}
+
+// maybeBound reports whether a failure may be due to a predecessor that still has
+// the guest's event channels: Xen lets one port be bound once.
+func (v *Vif) maybeBound(err error) bool {
+	var e *evtchn.Error
+	taken := v.own == Connected && errors.As(err, &e) && e.Op == "bind" && errors.Is(err, unix.EINVAL)
+	return taken && (v.busySince.IsZero() || time.Since(v.busySince) <= busyFor)
 }
 
 func newLink(f *frontend) *link {

@@ -49,7 +49,7 @@ func (v *Vif) makeTap() error {
 		Closers:   v.cfg.Closers,
 	})
 	if errors.Is(err, tap.ErrBusy) {
-		return v.awaitTap(err)
+		return v.await(err)
 	}
 	if err != nil {
 		return v.giveUp(err)
@@ -67,27 +67,6 @@ func (v *Vif) makeTap() error {
 	v.lost = v.lost || v.hadTap
 	v.hadTap = true
 	return nil
-}
-
-// A predecessor that is dying lets go of its TAPs last. busyFor is how long it may
-// take, busyPoll how often to try meanwhile.
-const (
-	busyFor  = time.Second
-	busyPoll = 20 * time.Millisecond
-)
-
-// awaitTap is called when somebody holds the TAP. That is not for ever, so it is
-// no reason to close the device, but after a while to complain.
-func (v *Vif) awaitTap(err error) error {
-	now := time.Now()
-	if v.busySince.IsZero() {
-		v.busySince = now
-	}
-	if now.Sub(v.busySince) > busyFor {
-		return err
-	}
-	v.wakeIn(busyPoll)
-	return errWait
 }
 
 // settleTap completes a new TAP.

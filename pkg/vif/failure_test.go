@@ -319,3 +319,43 @@ func TestTapHeld(t *testing.T) {
 		t.Errorf("interface %+v", l)
 	}
 }
+
+// TestChannelsHeld: nor of its event channels.
+func TestChannelsHeld(t *testing.T) {
+	hold := func(w *world) (letGo func()) {
+		e, err := w.host.OpenEvents(domid)
+		w.must(err)
+		_, err = e.BindInterdomain(domid, w.conns[1].txPort)
+		w.must(err)
+		return func() { w.must(e.Close()) }
+	}
+	t.Run("for a moment", func(t *testing.T) {
+		w := newWorld(t)
+		w.up(2)
+		w.v.handOver()
+		letGo := hold(w)
+		w.v = New(w.cfg)
+		for range 3 {
+			if got, _ := w.look(); strings.Join(got, " ") != "connect" {
+				t.Errorf("steps %v", got)
+			}
+		}
+		w.wantState("4")
+		w.wantError("-")
+		letGo()
+		w.wantSteps("connect plug")
+		w.wantHeld("4 pages, 2 handles, 2 ports")
+	})
+	t.Run("for too long", func(t *testing.T) {
+		w := newWorld(t)
+		w.up(2)
+		w.v.handOver()
+		letGo := hold(w)
+		w.v = New(w.cfg)
+		w.look()
+		w.v.busySince = w.v.busySince.Add(-2 * busyFor)
+		w.wantSteps("connect closing closed")
+		w.wantState("6")
+		letGo()
+	})
+}

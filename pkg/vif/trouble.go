@@ -63,6 +63,27 @@ func (v *Vif) giveUp(cause error) error {
 	return errAgain
 }
 
+// A predecessor that is dying lets go of what it holds one by one. busyFor is how
+// long that may take, busyPoll how often to try meanwhile.
+const (
+	busyFor  = time.Second
+	busyPoll = 20 * time.Millisecond
+)
+
+// await is called when what the vif needs is in use. That is not for ever, so it
+// is no reason to close the device, but after a while to complain.
+func (v *Vif) await(err error) error {
+	now := time.Now()
+	if v.busySince.IsZero() {
+		v.busySince = now
+	}
+	if now.Sub(v.busySince) > busyFor {
+		return err
+	}
+	v.wakeIn(busyPoll)
+	return errWait
+}
+
 // quarantine takes a vif whose frontend broke the protocol out of service. Its
 // state stays, so that toolstack and guest can still close it properly; it comes
 // back when the frontend connects again.

@@ -65,11 +65,10 @@ type Vif struct {
 	done  chan struct{}
 
 	// The device on the host; device.go.
-	tap       *tap.Device
-	hadTap    bool      // since the toolstack made the directory, whoever served it
-	lost      bool      // the one that the hotplug script worked on is no more
-	busySince time.Time // since when somebody holds its name
-	fullMTU   int       // what the MTU was before a frontend without scatter-gather
+	tap     *tap.Device
+	hadTap  bool // since the toolstack made the directory, whoever served it
+	lost    bool // the one that the hotplug script worked on is no more
+	fullMTU int  // what the MTU was before a frontend without scatter-gather
 
 	// The connection; connect.go. live is whether the TAP has its carrier.
 	link    *link
@@ -94,9 +93,10 @@ type Vif struct {
 	rate       Rate
 
 	// What went wrong; trouble.go.
-	trouble string   // the error that stands in the error node
-	reason  string   // why the vif is quarantined
-	tried   *attempt // what not to try again
+	trouble   string    // the error that stands in the error node
+	reason    string    // why the vif is quarantined
+	tried     *attempt  // what not to try again
+	busySince time.Time // since when what it needs is in use; zero: it is not
 
 	timer   *time.Timer
 	alarm   time.Time // when timer rings, zero if it does not
