@@ -14,6 +14,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -58,16 +59,19 @@ type Backend struct {
 	cfg     Config
 	closers *tap.Closers
 
-	calls chan func()
 	ended chan key
-	done  chan struct{}
 
 	// Of the goroutine in Run.
 	store *xenstore.Client // nil before the first
 	own   string           // our domain's path
 	base  string           // own + /backend/vif
-	vifs  map[key]*vif.Vif
 	swept bool
+
+	// Only the goroutine in Run changes vifs, and others look, also while it
+	// waits for an xenstored that hangs.
+	mu   sync.Mutex
+	vifs map[key]*vif.Vif // mu guards changes, and looks of others
+
 	wg    sync.WaitGroup // the vifs' goroutines
 }
 
@@ -76,9 +80,7 @@ func New(cfg Config) *Backend {
 	return &Backend{
 		cfg:     cfg,
 		closers: tap.NewClosers(closers),
-		calls:   make(chan func()),
 		ended:   make(chan key),
-		done:    make(chan struct{}),
 		vifs:    map[key]*vif.Vif{},
 	}
 }
@@ -89,7 +91,6 @@ func New(cfg Config) *Backend {
 // it, a connection to xenstore that is lost is made again, and packets keep
 // moving meanwhile.
 func (b *Backend) Run(ctx context.Context, ready func()) error {
-	defer close(b.done)
 	vifCtx, stop := context.WithCancel(ctx)
 	defer func() {
 		stop()
@@ -153,11 +154,8 @@ func (b *Backend) redial(ctx context.Context, wait *time.Duration) bool {
 		select {
 		case <-ctx.Done():
 			return false
-		case f := <-b.calls:
-			f()
-			continue
 		case k := <-b.ended:
-			delete(b.vifs, k)
+			b.forget(k)
 			continue
 		case <-pause.C:
 		}
@@ -236,13 +234,11 @@ func (b *Backend) session(ctx context.Context, serving func()) error {
 				return err
 			}
 		case k := <-b.ended:
-			delete(b.vifs, k)
+			b.forget(k)
 			// The directory may have come back while the vif was leaving.
 			if err := b.ensure(ctx, k); err != nil {
 				return err
 			}
-		case f := <-b.calls:
-			f()
 		}
 	}
 }
@@ -281,7 +277,9 @@ func (b *Backend) start(ctx context.Context, k key) {
 		Drain:     b.cfg.Drain,
 		Stall:     b.cfg.Stall,
 	})
+	b.mu.Lock()
 	b.vifs[k] = v
+	b.mu.Unlock()
 	b.wg.Go(func() {
 		v.Run(ctx)
 		select {
@@ -291,26 +289,18 @@ func (b *Backend) start(ctx context.Context, k key) {
 	})
 }
 
-// do runs f in the goroutine of Run. It reports false if Run has ended.
-func (b *Backend) do(f func()) bool {
-	ran := make(chan struct{})
-	select {
-	case b.calls <- func() { defer close(ran); f() }:
-		<-ran
-		return true
-	case <-b.done:
-		return false
-	}
+// forget forgets a vif that has ended.
+func (b *Backend) forget(k key) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	delete(b.vifs, k)
 }
 
 // snapshot is the vifs there are, by domain and number.
 func (b *Backend) snapshot() []*vif.Vif {
-	var list []*vif.Vif
-	b.do(func() {
-		for _, v := range b.vifs {
-			list = append(list, v)
-		}
-	})
+	b.mu.Lock()
+	list := slices.Collect(maps.Values(b.vifs))
+	b.mu.Unlock()
 	slices.SortFunc(list, func(a, b *vif.Vif) int {
 		return cmp.Or(cmp.Compare(a.Domid(), b.Domid()), cmp.Compare(a.Devid(), b.Devid()))
 	})
