@@ -107,7 +107,9 @@ func (v *Vif) open(l *link) error {
 			return fmt.Errorf("queue %d: %w", i, err)
 		}
 	}
-	v.mcast.SetFilter(f.mcast)
+	// A guest sends its list once. If it goes on with rings that were served
+	// before, that list is lost, and all multicast passes rather than none.
+	v.mcast.SetFilter(f.mcast && v.own != Connected)
 	conn, err := v.cfg.Pool.Connect(dataplane.Config{
 		Domid: v.cfg.Domid,
 		Guest: offload.Guest{

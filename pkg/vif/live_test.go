@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/netbackd/netbackd/pkg/netif"
 )
@@ -95,6 +96,38 @@ func TestMcastListIsForgotten(t *testing.T) {
 	}
 	if got := w.status().Counters["mcast_changes"]; got != 1 {
 		t.Errorf("%d changes counted, want the one of the first connection", got)
+	}
+}
+
+// TestMcastAfterRestart: the list that a guest sent is not known to a successor,
+// and the guest does not send it again.
+func TestMcastAfterRestart(t *testing.T) {
+	w := newWorld(t)
+	w.attach("hotplug-status", "connected")
+	w.settle()
+	w.rings(1, false, "request-multicast-control", "1")
+	w.frontState(Connected)
+	w.settle()
+	w.v.handOver()
+	w.v = New(w.cfg)
+	w.wantSteps("connect plug")
+	w.must(netlink.LinkSetUp(w.iface(ifname)))
+	for range 4 {
+		w.rx[0].Put(netif.RxRequest{})
+	}
+	w.rx[0].Push()
+	w.host.kick(w.conns[0].rxPort)
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+	w.must(err)
+	defer func() { w.must(unix.Close(fd)) }()
+	frame := append([]byte("\x33\x33\xff\x00\x00\x01\x02\x00\x00\x00\x00\x01\x88\xb5"), make([]byte, 46)...)
+	w.must(unix.Sendto(fd, frame, 0, &unix.SockaddrLinklayer{Ifindex: w.iface(ifname).Index}))
+	w.eventually("the frame came through, or not", func() bool {
+		c := w.status().Counters
+		return c["rx_packets"]+c["rx_mcast_filtered"] == 1
+	})
+	if n := w.status().Counters["rx_mcast_filtered"]; n != 0 {
+		t.Error("a frame was filtered by a list that is not known")
 	}
 }
 
