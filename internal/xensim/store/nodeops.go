@@ -106,8 +106,9 @@ func (s *state) serveWrite(r *request) error {
 }
 
 func (s *state) serveMkdir(r *request) error {
-	path, n, err := s.getOne(r, mayWrite)
+	path, _, err := s.getOne(r, mayWrite)
 	if err == syscall.ENOENT {
+		var n *node
 		if n, err = s.create(r.conn, r.tx, path, ""); err == nil {
 			s.fire(r, change{path: path, node: n})
 		}

@@ -133,7 +133,10 @@ func (s *Server) Serve(l net.Listener) error {
 		if c, err = l.Accept(); err != nil {
 			break
 		}
-		go s.ServeConn(c, 0, xenstore.Socket) // refused if the server has closed meanwhile
+		go func() {
+			// It is refused if the server has closed meanwhile.
+			_ = s.ServeConn(c, 0, xenstore.Socket)
+		}()
 	}
 	s.do(func() {
 		s.users--

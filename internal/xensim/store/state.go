@@ -161,10 +161,8 @@ func (s *state) ack(r *request) { s.reply(r, r.header.Type, []byte("OK\x00")) }
 func (s *state) answer(r *request, payload []byte) { s.reply(r, r.header.Type, payload) }
 
 func (s *state) replyError(r *request, err error) {
-	errno, ok := err.(syscall.Errno)
-	if !ok {
-		errno = syscall.EINVAL
-	}
+	errno := syscall.EINVAL
+	_ = errors.As(err, &errno)
 	s.reply(r, xenstore.MsgError, append([]byte(xenstore.ErrnoName(errno)), 0))
 }
 
