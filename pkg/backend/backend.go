@@ -72,7 +72,7 @@ type Backend struct {
 	mu   sync.Mutex
 	vifs map[key]*vif.Vif // mu guards changes, and looks of others
 
-	wg    sync.WaitGroup // the vifs' goroutines
+	wg sync.WaitGroup // the vifs' goroutines
 }
 
 // New makes a backend.
