@@ -161,7 +161,7 @@ func (s *show) startGuest(ctx context.Context, i int, name string) (string, erro
 		time.Since(begin).Round(time.Millisecond), len(st.Queues), strings.Join(st.Features, " ")), nil
 }
 
-func (s *show) traffic(ctx context.Context) error {
+func (s *show) traffic(ctx context.Context) (err error) {
 	tcp, err := traffic.ListenTCP(hostAddr + ":" + tcpPort)
 	if err != nil {
 		return err
@@ -176,8 +176,7 @@ func (s *show) traffic(ctx context.Context) error {
 	go func() { served <- udp.Serve(serve) }()
 	defer func() {
 		stop()
-		<-served
-		<-served
+		err = errors.Join(err, <-served, <-served)
 	}()
 
 	web, db := s.guests[0], s.guests[1]

@@ -77,7 +77,7 @@ func Run(ctx context.Context, dir string, opts Options) error {
 	s.close()
 	err = errors.Join(err, xs.Close())
 	for range running {
-		_ = <-failed // ended by us
+		<-failed //nolint:errcheck // ended by us
 	}
 	_ = unix.Close(listener)
 	s.wait()
