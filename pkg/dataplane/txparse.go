@@ -46,6 +46,8 @@ type txBatch struct {
 
 	credit uint32 // octets the rate limit allows
 	want   uint32 // size of the packet that has to wait for credit, or 0
+
+	cuts int // segments made in software
 }
 
 // txFill is how far a batch is filled.
@@ -57,7 +59,7 @@ type txFill struct {
 
 func (b *txBatch) reset(credit uint32) {
 	b.txFill, b.nSegs = txFill{}, 0
-	b.credit, b.want = credit, 0
+	b.credit, b.want, b.cuts = credit, 0, 0
 }
 
 // txPacket is a packet that passed the checks. Its data slots are

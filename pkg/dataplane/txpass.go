@@ -300,6 +300,11 @@ func (w *worker) writeFinished(b *txBatch, p *txPacket, m offload.TxMeta) {
 	w.out.done(p, w.out.put(frame))
 }
 
+// maxCuts bounds the segments a pass makes in software, each of which is a write:
+// a ring full of packets with an MSS of 536, the least that IPv4 expects. A guest
+// that asks for less could keep the worker from all others for half a second.
+const maxCuts = 2048
+
 // writeSegments cuts a packet into segments and writes those. If one is refused
 // the rest is not tried: the host would only have to drop it.
 func (w *worker) writeSegments(b *txBatch, p *txPacket, frame []byte, mss int) {
@@ -308,6 +313,11 @@ func (w *worker) writeSegments(b *txBatch, p *txPacket, frame []byte, mss int) {
 		w.dropTx(b, p, err)
 		return
 	}
+	if b.cuts+s.Left() > maxCuts {
+		w.dropTx(b, p, offload.ErrGSOSize)
+		return
+	}
+	b.cuts += s.Left()
 	w.tally[Segmented]++
 	for range s.Left() {
 		n, err := s.Next(w.segment)
