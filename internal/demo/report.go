@@ -94,10 +94,8 @@ func (s *show) violations(ctx context.Context) {
 			s.lose("guest %s: %v", g.Name, err)
 			continue
 		}
-		{
-			for _, v := range stats.Violations {
-				s.lose("guest %s accuses the backend: %s", g.Name, v)
-			}
+		for _, v := range stats.Violations {
+			s.lose("guest %s accuses the backend: %s", g.Name, v)
 		}
 	}
 }
