@@ -217,6 +217,29 @@ func TestOverflow(t *testing.T) {
 	}
 }
 
+// TestDriverDomain: the backend is not domain 0 and has no privileges.
+func TestDriverDomain(t *testing.T) {
+	w := newWorld(t)
+	w.self = 9
+	w.guest(9)
+	perms := []xenstore.Perm{{Domid: 9, Access: xenstore.AccessNone}}
+	for _, node := range []string{"/local/domain/9", "/local/domain/9/domid", "/local/domain/9/backend", "/local/domain/9/error"} {
+		w.must(w.tool.Mkdir(node))
+		w.must(w.tool.SetPermissions(node, perms))
+	}
+	w.must(w.tool.Write("/local/domain/9/domid", "9"))
+	w.guest(1)
+	w.must(w.tool.Mkdir("/local/domain/1/device"))
+	w.must(w.tool.SetPermissions("/local/domain/1/device", []xenstore.Perm{{Domid: 1, Access: xenstore.AccessNone}, {Domid: 9, Access: xenstore.AccessRead}}))
+	w.attach(1, 0)
+	b, _ := w.start()
+	w.await(b, "vif1.0")
+	w.attach(1, 1)
+	w.await(b, "vif1.0", "vif1.1")
+	w.must(w.tool.Remove("/local/domain/9/backend/vif/1"))
+	w.await(b)
+}
+
 // TestXenstoreRestarts: the vifs stay, and what changed meanwhile is found.
 func TestXenstoreRestarts(t *testing.T) {
 	w := newWorld(t)

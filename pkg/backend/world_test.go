@@ -35,6 +35,7 @@ type world struct {
 	log  *observer.ObservedLogs
 	pool *dataplane.Pool
 	dir  string
+	self uint16 // the backend's domain
 
 	mu    sync.Mutex         // guards all below
 	down  error              // why xenstore cannot be reached
@@ -100,7 +101,11 @@ func (w *world) dial() (*xenstore.Client, error) {
 		w.given = nil
 		return c, nil
 	}
-	c := w.connect(0, xenstore.Socket)
+	kind := xenstore.Socket
+	if w.self != 0 {
+		kind = xenstore.Xenbus
+	}
+	c := w.connect(w.self, kind)
 	w.conns = append(w.conns, c)
 	return c, nil
 }
@@ -185,8 +190,8 @@ func (noHost) Grants() vif.Grants { return nil }
 
 func (noHost) OpenEvents(uint16) (vif.Events, error) { return nil, errors.New("no event channels") }
 
-func back(domid, devid int) string {
-	return fmt.Sprintf("/local/domain/0/backend/vif/%d/%d", domid, devid)
+func (w *world) back(domid, devid int) string {
+	return fmt.Sprintf("/local/domain/%d/backend/vif/%d/%d", w.self, domid, devid)
 }
 
 // attach is the toolstack making a vif, and the guest if need be.
@@ -196,9 +201,9 @@ func (w *world) attach(domid, devid int) {
 	front := fmt.Sprintf("/local/domain/%d/device/vif/%d", domid, devid)
 	w.must(w.tool.Transaction(func(tx *xenstore.Tx) error {
 		for path, value := range map[string]string{
-			back(domid, devid) + "/frontend": front, back(domid, devid) + "/online": "1",
-			back(domid, devid) + "/state": "1", back(domid, devid) + "/hotplug-status": "",
-			front + "/backend": back(domid, devid), front + "/state": "1",
+			w.back(domid, devid) + "/frontend": front, w.back(domid, devid) + "/online": "1",
+			w.back(domid, devid) + "/state": "1", w.back(domid, devid) + "/hotplug-status": "",
+			front + "/backend": w.back(domid, devid), front + "/state": "1",
 		} {
 			if err := tx.Write(path, value); err != nil {
 				return err
@@ -222,7 +227,7 @@ func (w *world) guest(domid int) {
 // detach is the toolstack removing a vif by force.
 func (w *world) detach(domid, devid int) {
 	w.t.Helper()
-	w.must(w.tool.Remove(back(domid, devid)))
+	w.must(w.tool.Remove(w.back(domid, devid)))
 }
 
 // taps are the vifs' interfaces there are, by name, with their numbers.
