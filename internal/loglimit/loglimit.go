@@ -18,7 +18,11 @@ import (
 // once and perSecond lines per second. Lines of level debug and lower do not
 // count and are not limited, since they are only written when asked for.
 func Wrap(l *zap.Logger, burst, perSecond int) *zap.Logger {
-	b := &bucket{tokens: float64(burst), burst: float64(burst), rate: float64(perSecond), now: time.Now}
+	return wrap(l, burst, perSecond, time.Now)
+}
+
+func wrap(l *zap.Logger, burst, perSecond int, now func() time.Time) *zap.Logger {
+	b := &bucket{tokens: float64(burst), burst: float64(burst), rate: float64(perSecond), now: now}
 	return l.WithOptions(zap.WrapCore(func(c zapcore.Core) zapcore.Core { return &core{Core: c, b: b} }))
 }
 
@@ -38,8 +42,8 @@ func (b *bucket) take() (ok bool, skipped int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	now := b.now()
-	if !b.last.IsZero() {
-		b.tokens = min(b.tokens+now.Sub(b.last).Seconds()*b.rate, b.burst)
+	if passed := now.Sub(b.last); !b.last.IsZero() && passed > 0 {
+		b.tokens = min(b.tokens+passed.Seconds()*b.rate, b.burst)
 	}
 	b.last = now
 	if b.tokens < 1 {

@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package loglimit
+
+import (
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"go.uber.org/zap/zaptest/observer"
+)
+
+// limited is a logger with a clock that stands still, and what it wrote.
+func limited(burst, perSecond int) (l *zap.Logger, advance func(time.Duration), lines func() []string) {
+	now := time.Unix(1000, 0)
+	core, logs := observer.New(zapcore.DebugLevel)
+	l = wrap(zap.New(core), burst, perSecond, func() time.Time { return now })
+	return l, func(d time.Duration) { now = now.Add(d) }, func() []string {
+		var lines []string
+		for _, e := range logs.TakeAll() {
+			line := e.Message
+			if n, ok := e.ContextMap()["lines_left_out"]; ok {
+				line += fmt.Sprintf(" (%d left out)", n)
+			}
+			lines = append(lines, line)
+		}
+		return lines
+	}
+}
+
+func want(t *testing.T, got []string, want ...string) {
+	t.Helper()
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("unexpected lines (-want +got):\n%s", diff)
+	}
+}
+
+func TestBurstAndRate(t *testing.T) {
+	l, advance, lines := limited(3, 2)
+	for i := range 10 {
+		l.Error(fmt.Sprint(i))
+	}
+	want(t, lines(), "0", "1", "2")
+	advance(499 * time.Millisecond)
+	l.Error("too early")
+	want(t, lines())
+	advance(time.Millisecond)
+	l.Info("in time")
+	want(t, lines(), "in time (8 left out)")
+	l.Info("too early")
+	want(t, lines())
+	// A rest fills the bucket, and no more.
+	advance(time.Hour)
+	for i := range 10 {
+		l.Warn(fmt.Sprint(i))
+	}
+	want(t, lines(), "0 (1 left out)", "1", "2")
+}
+
+// TestLongRun: however much is said, it is so many lines per second.
+func TestLongRun(t *testing.T) {
+	l, advance, lines := limited(20, 10)
+	n := 0
+	for range 100 * 100 { // 100 lines a second for 100 seconds
+		l.Error("again")
+		advance(10 * time.Millisecond)
+		n += len(lines())
+	}
+	if n < 1000 || n > 1020 {
+		t.Errorf("%d lines in 100 s, want 1000 to 1020", n)
+	}
+}
+
+// TestDerived: a logger made from a limited one shares its limit.
+func TestDerived(t *testing.T) {
+	l, _, lines := limited(2, 1)
+	l.With(zap.Int("queue", 0)).Error("one")
+	l.Named("x").Error("two")
+	l.With(zap.Int("queue", 1)).Error("three")
+	want(t, lines(), "one", "two")
+}
+
+// TestFieldsStay: what a line is about stays with it, and the caller's fields are
+// not written to.
+func TestFieldsStay(t *testing.T) {
+	now := time.Unix(1000, 0)
+	core, logs := observer.New(zapcore.InfoLevel)
+	l := wrap(zap.New(core), 1, 1, func() time.Time { return now }).With(zap.String("vif", "vif1.0"))
+	fields := make([]zap.Field, 1, 4)
+	fields[0] = zap.Int("queue", 3)
+	l.Error("first", fields...)
+	l.Error("left out", fields...)
+	now = now.Add(time.Second)
+	l.Error("second", fields...)
+	if fields[:2][1] != (zap.Field{}) {
+		t.Error("wrote behind the caller's fields")
+	}
+	got := logs.All()
+	if len(got) != 2 {
+		t.Fatalf("%d lines", len(got))
+	}
+	if diff := cmp.Diff(map[string]any{"vif": "vif1.0", "queue": int64(3), "lines_left_out": int64(1)}, got[1].ContextMap()); diff != "" {
+		t.Errorf("unexpected fields (-want +got):\n%s", diff)
+	}
+}
+
+// TestDebugIsFree: whoever asks for it gets all of it, and it costs the others
+// nothing.
+func TestDebugIsFree(t *testing.T) {
+	l, _, lines := limited(1, 1)
+	for range 100 {
+		l.Debug("step")
+	}
+	l.Error("trouble")
+	got := lines()
+	if len(got) != 101 || !strings.HasPrefix(got[100], "trouble") {
+		t.Errorf("%d lines, the last %q", len(got), got[len(got)-1])
+	}
+
+	core, logs := observer.New(zapcore.InfoLevel)
+	Wrap(zap.New(core), 1, 1).Debug("step")
+	if n := logs.Len(); n != 0 {
+		t.Errorf("%d lines below the level", n)
+	}
+}
+
+// TestClockGoesBack: it costs nothing that was there.
+func TestClockGoesBack(t *testing.T) {
+	l, advance, lines := limited(3, 1)
+	l.Error("one")
+	advance(-time.Hour)
+	l.Error("two")
+	l.Error("three")
+	want(t, lines(), "one", "two", "three")
+	advance(time.Second)
+	l.Error("four")
+	want(t, lines(), "four")
+}
+
+func TestConcurrent(t *testing.T) {
+	l, _, lines := limited(50, 1)
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			for range 100 {
+				l.Error("x")
+			}
+		})
+	}
+	wg.Wait()
+	if n := len(lines()); n != 50 {
+		t.Errorf("%d lines, want 50", n)
+	}
+}
