@@ -7,7 +7,7 @@
 //	GET  /v1/vifs               -> Vifs
 //	POST /v1/vifs/{name}/reset  -> 204
 //
-// Every answer that is not 2xx is an Error. The package knows the protocol; what
+// An answer to these that is not 2xx is an Error. The package knows the protocol; what
 // the answers mean it must not know.
 package control
 

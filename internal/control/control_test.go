@@ -1,0 +1,311 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
+
+	"github.com/netbackd/netbackd/pkg/vif"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+var errNoVif = errors.New("no such vif")
+
+// source is a daemon with two vifs.
+type source struct{ resets []string }
+
+func (s *source) List() []vif.Status {
+	return []vif.Status{
+		{Name: "vif1.0", Domid: 1, State: vif.Connected, Features: []string{"sg"}, Counters: map[string]uint64{"tx_packets": 1 << 60}},
+		{Name: "vif2.0", Domid: 2, State: vif.InitWait, Waits: "the guest"},
+	}
+}
+
+func (s *source) Reset(name string) error {
+	s.resets = append(s.resets, name)
+	switch name {
+	case "vif1.0":
+		return nil
+	case "vif2.0":
+		return errors.New("vif2.0 does not answer")
+	}
+	return fmt.Errorf("%s: %w", name, errNoVif)
+}
+
+var testDaemon = Daemon{Version: "v1", PID: 4711, Since: time.Unix(1700000000, 0).UTC(), Workers: 2, Uring: "in use", Offload: true}
+
+// serve runs a daemon's end at path until the test ends.
+func serve(t *testing.T, path string, h http.Handler) {
+	t.Helper()
+	l, err := Listen(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	served := make(chan error, 1)
+	go func() { served <- Serve(ctx, l, h) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-served; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func client(t *testing.T, path string) *Client {
+	c := NewClient(path)
+	t.Cleanup(c.Close)
+	return c
+}
+
+func TestQuestions(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "run", "control.sock")
+	src := &source{}
+	serve(t, path, Handler(testDaemon, src, errNoVif))
+	c := client(t, path)
+	ctx := context.Background()
+
+	d, err := c.Daemon(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantDaemon := testDaemon
+	wantDaemon.Schema = Schema
+	if diff := cmp.Diff(wantDaemon, d); diff != "" {
+		t.Errorf("unexpected daemon (-want +got):\n%s", diff)
+	}
+
+	vifs, err := c.Vifs(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(src.List(), vifs); diff != "" {
+		t.Errorf("unexpected vifs (-want +got):\n%s", diff)
+	}
+
+	if err := c.Reset(ctx, "vif1.0"); err != nil {
+		t.Error(err)
+	}
+	if err := c.Reset(ctx, "vif2.0"); err == nil || err.Error() != "vif2.0 does not answer" || errors.Is(err, ErrNotFound) {
+		t.Errorf("got %v", err)
+	}
+	if err := c.Reset(ctx, "../daemon?x=%"); !errors.Is(err, ErrNotFound) || err.Error() != "../daemon?x=%: no such vif: not found" {
+		t.Errorf("got %v", err)
+	}
+	if diff := cmp.Diff([]string{"vif1.0", "vif2.0", "../daemon?x=%"}, src.resets); diff != "" {
+		t.Errorf("unexpected resets (-want +got):\n%s", diff)
+	}
+}
+
+// TestWire is the protocol as others may speak it.
+func TestWire(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "control.sock")
+	serve(t, path, Handler(testDaemon, &source{}, errNoVif))
+	h := client(t, path).http
+	for _, tt := range []struct {
+		method, path string
+		code         int
+		body         string
+	}{
+		{"GET", "/v1/daemon", 200, `{"schema":1,"version":"v1","pid":4711,"since":"2023-11-14T22:13:20Z","workers":2,"io_uring":"in use","offload":true}` + "\n"},
+		{"POST", "/v1/vifs/vif1.0/reset", 204, ""},
+		{"POST", "/v1/vifs/vif9.0/reset", 404, `{"error":"vif9.0: no such vif"}` + "\n"},
+		{"POST", "/v1/vifs/vif2.0/reset", 409, `{"error":"vif2.0 does not answer"}` + "\n"},
+		{"GET", "/v1/vifs/vif1.0/reset", 405, "Method Not Allowed\n"},
+		{"GET", "/v2/vifs", 404, "404 page not found\n"},
+		{"GET", "/", 404, "404 page not found\n"},
+	} {
+		req, err := http.NewRequest(tt.method, "http://netbackd"+tt.path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := h.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(resp.Body)
+		if err := errors.Join(err, resp.Body.Close()); err != nil {
+			t.Fatal(err)
+		}
+		if resp.StatusCode != tt.code {
+			t.Errorf("%s %s: status %d, want %d", tt.method, tt.path, resp.StatusCode, tt.code)
+		}
+		if diff := cmp.Diff(tt.body, string(body)); diff != "" {
+			t.Errorf("%s %s: unexpected body (-want +got):\n%s", tt.method, tt.path, diff)
+		}
+	}
+}
+
+// TestStrangeDaemons: answers that are none of ours are errors, not guesses.
+func TestStrangeDaemons(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		h    http.HandlerFunc
+		want string
+	}{
+		{"newer", func(w http.ResponseWriter, _ *http.Request) { answer(w, Vifs{Schema: 2}) },
+			"the daemon speaks version 2 of the control protocol, this command version 1; restart the daemon, or use the netbackd it was started from"},
+		{"not JSON", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "hello") }, "invalid character"},
+		{"nothing", func(http.ResponseWriter, *http.Request) {}, "EOF"},
+		{"in trouble", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(500) }, "500 Internal Server Error"},
+		{"gone in mid sentence", func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, "EOF"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "control.sock")
+			serve(t, path, tt.h)
+			c := client(t, path)
+			if _, err := c.Vifs(context.Background()); err == nil || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("vifs: %v, want %q", err, tt.want)
+			}
+			if _, err := c.Daemon(context.Background()); err == nil || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("daemon: %v, want %q", err, tt.want)
+			}
+		})
+	}
+}
+
+func TestNobodyAnswers(t *testing.T) {
+	dir := t.TempDir()
+	ctx := context.Background()
+	missing := filepath.Join(dir, "missing.sock")
+	_, err := client(t, missing).Vifs(ctx)
+	want := "netbackd is not running: nobody answers at " + missing + "; start it with `systemctl start netbackd`, or `netbackd run` by hand"
+	if !errors.Is(err, ErrNotRunning) || err.Error() != want {
+		t.Errorf("got %v, want %s", err, want)
+	}
+	// A socket that its daemon left.
+	stale := filepath.Join(dir, "stale.sock")
+	leaveSocket(t, stale)
+	if err := client(t, stale).Reset(ctx, "vif1.0"); !errors.Is(err, ErrNotRunning) {
+		t.Errorf("got %v", err)
+	}
+	// One that is not for us.
+	c := client(t, stale)
+	if err := c.explain(&net.OpError{Op: "dial", Err: os.NewSyscallError("connect", syscall.EACCES)}); err.Error() !=
+		"no permission to open "+stale+": run as root, or as a member of its group" {
+		t.Errorf("got %v", err)
+	}
+	if other := errors.New("other"); c.explain(other) != other {
+		t.Error("explained what it does not know")
+	}
+	// And a question that is taken back.
+	ctx, cancel := context.WithCancel(ctx)
+	cancel()
+	if _, err := c.Vifs(ctx); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+}
+
+// leaveSocket makes a socket as a killed daemon leaves it.
+func leaveSocket(t *testing.T, path string) {
+	t.Helper()
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.SetUnlinkOnClose(false)
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestListen(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "run", "control.sock")
+	first, err := Listen(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	info, err := os.Stat(path)
+	if err != nil || info.Mode().Perm() != 0o660 {
+		t.Errorf("socket: %v, %v", info.Mode(), err)
+	}
+
+	// One at a time, even if it does not answer.
+	_, err = Listen(path)
+	want := "another netbackd is running: it holds " + path + ".lock; stop it, or give this one another --run-dir"
+	if !errors.Is(err, ErrRunning) || err.Error() != want {
+		t.Errorf("got %v, want %s", err, want)
+	}
+	if c, err := net.Dial("unix", path); err != nil {
+		t.Errorf("the first one's socket is gone: %v", err)
+	} else {
+		_ = c.Close()
+	}
+	// Elsewhere is another matter.
+	second, err := Listen(filepath.Join(dir, "other", "control.sock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := second.Close(); err != nil {
+		t.Error(err)
+	}
+
+	if err := first.Close(); err != nil {
+		t.Error(err)
+	}
+	leaveSocket(t, path)
+	third, err := Listen(path)
+	if err != nil {
+		t.Fatalf("after a daemon that was killed: %v", err)
+	}
+	if err := third.Close(); err != nil {
+		t.Error(err)
+	}
+
+	t.Run("what is in the way", func(t *testing.T) {
+		if err := os.MkdirAll(filepath.Join(path, "directory"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Listen(path); !errors.Is(err, unix.ENOTEMPTY) {
+			t.Errorf("got %v", err)
+		}
+		// And it holds no lock.
+		if err := os.RemoveAll(path); err != nil {
+			t.Fatal(err)
+		}
+		l, err := Listen(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := l.Close(); err != nil {
+			t.Error(err)
+		}
+		if _, err := Listen(filepath.Join(dir, "run", "control.sock.lock", "control.sock")); err == nil {
+			t.Error("listens below a file")
+		}
+		if _, err := Listen(filepath.Join(dir, strings.Repeat("x", 200), "control.sock")); err == nil {
+			t.Error("listens at a path longer than sockets have")
+		}
+	})
+}
+
+// TestServeFails: a listener that is no more is an error, the end of ctx is none.
+func TestServeFails(t *testing.T) {
+	l, err := Listen(filepath.Join(t.TempDir(), "control.sock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := Serve(context.Background(), l, http.NotFoundHandler()); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("got %v", err)
+	}
+}
