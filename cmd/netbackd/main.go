@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -63,6 +64,16 @@ xen-netback. "netbackd demo" shows it at work on any Linux, without Xen.`,
 		SilenceUsage:      true,
 		SilenceErrors:     true,
 		DisableAutoGenTag: true,
+
+		Args: cobra.ArbitraryArgs, // cobra's own error is no usageError
+		RunE: func(c *cobra.Command, a []string) error {
+			if len(a) == 0 {
+				return c.Help()
+			}
+			return usageError{unknownCommand(c, a[0])}
+		},
+		DisableFlagsInUseLine:      true, // there is nothing to do without a command
+		SuggestionsMinimumDistance: 2,
 	}
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return usageError{fmt.Errorf("%w; see `%s --help`", err, c.CommandPath())}
@@ -73,6 +84,14 @@ xen-netback. "netbackd demo" shows it at work on any Linux, without Xen.`,
 		newDemoCmd(), newVersionCmd(), newSimCmd(), newGuestCmd(),
 	)
 	return root
+}
+
+func unknownCommand(root *cobra.Command, name string) error {
+	hint := ""
+	if like := root.SuggestionsFor(name); len(like) > 0 {
+		hint = fmt.Sprintf(" (did you mean %s?)", strings.Join(like, " or "))
+	}
+	return fmt.Errorf("unknown command %q%s; see `netbackd --help`", name, hint)
 }
 
 // socketPath is where the daemon answers.
