@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package scenario
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/netbackd/netbackd/internal/guest"
+	"github.com/netbackd/netbackd/internal/netfront"
+	"github.com/netbackd/netbackd/internal/xensim/simclient"
+	"github.com/netbackd/netbackd/internal/xensim/wire"
+	"github.com/netbackd/netbackd/pkg/dataplane"
+	"github.com/netbackd/netbackd/pkg/gntdev"
+	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/tap"
+)
+
+// A page that cannot be copied costs its packet: the slot is answered with an
+// error, the packet's other slots are not, and nothing of it goes out.
+func TestPageThatCannotBeCopiedCostsItsPacket(t *testing.T) {
+	w := newWorld(t)
+	g := w.guest()
+	p := g.prober()
+	f := plainFrame(200)
+	big := plainFrame(3000) // is not copied into one piece
+	tests := []struct {
+		name string
+		ops  []guest.RawOp
+		want []netif.Status
+	}{
+		{"the only one, bogus", []guest.RawOp{ref("bogus", 0, 0, 200)}, []netif.Status{failed}},
+		{"the only one, freed", []guest.RawOp{ref("freed", 0, 0, 200)}, []netif.Status{failed}},
+		{"reference 0, which is Xen's own", []guest.RawOp{ref("0", 0, 0, 200)}, []netif.Status{failed}},
+		{"the largest reference", []guest.RawOp{ref("4294967295", 0, 0, 200)}, []netif.Status{failed}},
+		{"the first of three", []guest.RawOp{ref("bogus", moreData, 0, 200), data(moreData, f[:50]), data(0, f[:50])}, []netif.Status{failed, okay, okay}},
+		{"the one in the middle", []guest.RawOp{head(moreData, 200, f[:50]), ref("freed", moreData, 0, 50), data(0, f[:50])}, []netif.Status{okay, failed, okay}},
+		{"the last, with slots of no octets around", []guest.RawOp{head(moreData, 200, f[:50]), ref("freed", moreData, 0, 0), ref("bogus", moreData, 0, 150), ref("freed", 0, 0, 0)},
+			[]netif.Status{okay, okay, failed, okay}},
+		{"the last of a packet in pages", []guest.RawOp{head(moreData, 3000, big[:1000]), data(moreData, big[1000:2000]), ref("bogus", 0, 0, 1000)},
+			[]netif.Status{okay, okay, failed}},
+		{"all", []guest.RawOp{ref("bogus", moreData, 0, 200), ref("bogus", moreData, 0, 50), ref("freed", 0, 0, 50)}, each(3, failed)},
+	}
+	w.undisturbed(func() {
+		for _, tt := range tests {
+			w.situation(tt.name, func() {
+				before := g.drops()
+				answers, out := p.send(tt.ops...)
+				w.answered(tt.want, answers)
+				w.cameOut(out)
+				g.dropped(before, drops{dataplane.DropTxGrant: 1})
+			})
+		}
+	})
+	g.pings(3)
+	g.innocent()
+}
+
+// Whatever Xen says of a copy that is not "okay" is an error, and no reason to
+// stop (XSA-362).
+func TestAnyStatusOfACopyIsAnAnswer(t *testing.T) {
+	w := newWorld(t)
+	g := w.guest()
+	p := g.prober()
+	f := plainFrame(64)
+	r := p.raw(data(0, f), guest.RawOp{Op: "flush"})
+	p.answers([]uint16{0}, r)
+	p.c.next()
+	page := r.Grefs[0]
+	for st := gntdev.StatusGeneralError; st >= gntdev.StatusNoSpace-1; st-- {
+		if st == gntdev.StatusEagain {
+			continue // the kernel tries again, for half a minute, and then says bad_page
+		}
+		w.situation(st.Error(), func() {
+			before := g.drops()
+			w.must(w.Hypervisor().AddFault(g.Domid, simclient.Fault{Op: "copy", Ref: page, Status: int16(st), Count: 1}))
+			same := ref(fmt.Sprint(page), 0, 0, len(f))
+			answers, out := p.send(same, same)
+			w.answered([]netif.Status{failed, okay}, answers)
+			w.cameOut(out, f)
+			g.dropped(before, drops{dataplane.DropTxGrant: 1})
+		})
+	}
+	g.innocent()
+}
+
+// When the call to copy fails as a whole, no status in it means anything: none
+// of its packets is delivered (XSA-367).
+func TestCopyThatFailsAsAWhole(t *testing.T) {
+	w := newWorld(t)
+	g := w.guest()
+	p := g.prober()
+	fault := simclient.Fault{Op: "call", Ref: wire.AnyRef, Status: -int16(unix.EFAULT), Count: 1}
+
+	before := g.drops()
+	w.must(w.Hypervisor().AddFault(g.Domid, fault))
+	f := plainFrame(200)
+	ops := []guest.RawOp{
+		data(0, f),
+		head(moreData, 200, f[:100]), ref("bogus", moreData, 0, 0), data(0, f[100:]),
+		ref("page", 0, 0, 13), // has no part in the copy
+	}
+	ids := number(ops)
+	w.answered([]netif.Status{failed, failed, okay, failed, failed}, p.answers(ids, p.raw(append(ops, guest.RawOp{Op: "flush"})...)))
+	g.dropped(before, drops{dataplane.DropTxGrant: 2, dataplane.DropTxShort: 1})
+	answers, out := p.send(inSlots(0, f, 100)...)
+	w.answered(each(2, okay), answers)
+	w.cameOut(out, f)
+
+	before = g.drops()
+	w.must(w.Hypervisor().AddFault(g.Domid, fault))
+	p.c.send(tap.VnetHdr{}, f)
+	g.dropped(before, drops{dataplane.DropRxGrant: 1})
+	g.pings(3)
+	s, err := g.Stats(w.ctx, "")
+	w.must(err)
+	if s.Total.RxErrors != 1 {
+		t.Errorf("the guest saw %d packets that failed, want 1", s.Total.RxErrors)
+	}
+	g.innocent()
+}
+
+// The guest looks into its own grant table with each response: nothing that was
+// answered is still in use.
+func TestAnswerComesWhenThePageIsLetGo(t *testing.T) {
+	w := newWorld(t)
+	g := w.guest()
+	w.must(w.Hypervisor().AddFault(g.Domid, simclient.Fault{Op: "copy", Ref: wire.AnyRef, Delay: 500 * time.Microsecond, Count: 1000}))
+	g.pings(20)
+	g.tcpToHost(256 << 10)
+	g.tcpToGuest(g.ip, 256<<10)
+	g.innocent()
+}
+
+// What a guest sends it need only let be read, but it may let it be written.
+func TestPagesToSendFromMayBeReadOnlyOrWritable(t *testing.T) {
+	w := newWorld(t)
+	g := w.guest(front(func(c *netfront.Config) { c.RxPages = 40 }))
+	p := g.prober()
+	p.raw(guest.RawOp{Op: "rx-target"})
+	for range 20 { // so that the guest has buffers it has not posted
+		p.c.send(tap.VnetHdr{}, plainFrame(64))
+	}
+	g.waitCounter(dataplane.RxPackets, 20)
+	f := plainFrame(300)
+	writable := ref("rx", moreData, 0, 300)
+	writable.Page = f[:200]
+	answers, out := p.send(writable, data(0, f[200:]))
+	w.answered(each(2, okay), answers)
+	w.cameOut(out, f)
+	g.innocent()
+}

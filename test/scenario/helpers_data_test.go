@@ -1,0 +1,562 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package scenario
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+
+	"github.com/netbackd/netbackd/internal/guest"
+	"github.com/netbackd/netbackd/internal/netfront"
+	"github.com/netbackd/netbackd/internal/netns"
+	"github.com/netbackd/netbackd/internal/packettest"
+	"github.com/netbackd/netbackd/pkg/dataplane"
+	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/tap"
+	"github.com/netbackd/netbackd/pkg/vif"
+	"github.com/netbackd/netbackd/pkg/xenstore"
+)
+
+// situation is a subtest in this world.
+func (w *world) situation(name string, f func()) {
+	w.t.Run(name, func(t *testing.T) {
+		outer := w.t
+		w.t = t
+		defer func() { w.t = outer }()
+		f()
+	})
+}
+
+// testSrc is the Ethernet address that the frames of packettest come from, which
+// nobody in a world has.
+var testSrc = [6]byte{2, 0, 0, 0, 0, 1}
+
+// plainFrame is a frame of n octets that nobody answers.
+func plainFrame(n int) []byte {
+	return packettest.Frame{EtherType: typeTest, Payload: packettest.Pattern(max(n-14, 0))}.Bytes()[:n]
+}
+
+// typeTest is an EtherType for experiments (IEEE 802).
+const typeTest = 0x88b5
+
+// seen is a frame as the host's kernel has it, with what is left undone of it.
+type seen struct {
+	vnet  tap.VnetHdr
+	frame []byte
+}
+
+// cable is one end of a vif. At the host's end, what the guest sends comes out
+// before any bridge has seen it, and what is sent goes to the guest. At the
+// guest's end is its kernel.
+type cable struct {
+	w     *world
+	fd    int
+	marks byte
+}
+
+// cable opens the host's end of the guest's vif.
+func (g *testGuest) cable() *cable {
+	g.w.t.Helper()
+	return g.w.cable(g.status().Interface, func(f func() error) error { return f() })
+}
+
+// inside opens the guest's end.
+func (g *testGuest) inside() *cable {
+	g.w.t.Helper()
+	return g.w.cable("eth0", g.Do)
+}
+
+func (w *world) cable(ifname string, in func(func() error) error) *cable {
+	w.t.Helper()
+	c := &cable{w: w}
+	w.must(in(func() (err error) {
+		c.fd, err = openPacket(ifname)
+		return err
+	}))
+	w.t.Cleanup(func() { _ = unix.Close(c.fd) })
+	return c
+}
+
+// openPacket opens an AF_PACKET socket that speaks vnet headers.
+func openPacket(ifname string) (fd int, err error) {
+	ifi, err := net.InterfaceByName(ifname)
+	if err != nil {
+		return -1, err
+	}
+	// Nothing is received before the socket is bound: protocol 0.
+	if fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0); err != nil {
+		return -1, err
+	}
+	all := binary.NativeEndian.Uint16([]byte{0, unix.ETH_P_ALL})
+	err = errors.Join(
+		unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_VNET_HDR, 1),
+		unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_AUXDATA, 1),
+		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 64<<20),
+		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 5}),
+		unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: all, Ifindex: ifi.Index}),
+	)
+	if err != nil {
+		_ = unix.Close(fd)
+	}
+	return fd, err
+}
+
+// vnetLen is what an AF_PACKET socket puts before a frame: struct virtio_net_hdr,
+// without the word that a TAP has at its end.
+const vnetLen = tap.VnetHdrLen - 2
+
+// next is the next test frame that comes in.
+func (c *cable) next() seen {
+	c.w.t.Helper()
+	b := make([]byte, vnetLen+1<<17)
+	oob := make([]byte, 64)
+	for {
+		n, m, _, from, err := unix.Recvmsg(c.fd, b, oob, 0)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			c.w.t.Fatalf("no frame comes: %v", err)
+		}
+		out := from.(*unix.SockaddrLinklayer).Pkttype == unix.PACKET_OUTGOING
+		if frame := b[vnetLen:n]; out || len(frame) < 14 || [6]byte(frame[6:]) != testSrc {
+			continue
+		}
+		var s seen
+		s.vnet.Decode(b)
+		s.frame = bytes.Clone(b[vnetLen:n])
+		s.restoreTag(oob[:m])
+		return s
+	}
+}
+
+// restoreTag puts back the VLAN tag, which the kernel takes out of a frame that
+// it receives.
+func (s *seen) restoreTag(oob []byte) {
+	const (
+		valid     = 1 << 4 // TP_STATUS_VLAN_VALID
+		tpidValid = 1 << 6 // TP_STATUS_VLAN_TPID_VALID
+	)
+	msgs, err := unix.ParseSocketControlMessage(oob)
+	if err != nil || len(msgs) == 0 || len(msgs[0].Data) < 20 {
+		return
+	}
+	aux := msgs[0].Data // struct tpacket_auxdata
+	status := binary.NativeEndian.Uint32(aux)
+	if status&valid == 0 {
+		return
+	}
+	tpid := uint16(packettest.TypeVLAN)
+	if status&tpidValid != 0 {
+		tpid = binary.NativeEndian.Uint16(aux[18:])
+	}
+	tag := binary.BigEndian.AppendUint16(nil, tpid)
+	tag = binary.BigEndian.AppendUint16(tag, binary.NativeEndian.Uint16(aux[16:]))
+	s.frame = slices.Insert(s.frame, 12, tag...)
+	if s.vnet.Flags&tap.VnetNeedsCsum != 0 {
+		s.vnet.CsumStart += 4
+	}
+	if s.vnet.HdrLen != 0 {
+		s.vnet.HdrLen += 4
+	}
+}
+
+// until is all that comes before the frame mark.
+func (c *cable) until(mark []byte) (before []seen) {
+	c.w.t.Helper()
+	for {
+		s := c.next()
+		if bytes.Equal(s.frame, mark) {
+			return before
+		}
+		before = append(before, s)
+	}
+}
+
+// mark sends a frame, and returns what came in at the other end before it.
+func (c *cable) mark(at *cable) (before []seen) {
+	c.w.t.Helper()
+	c.marks++
+	mark := packettest.Frame{EtherType: typeTest, Payload: append([]byte("mark of the host"), c.marks)}.Bytes()
+	c.send(tap.VnetHdr{}, mark)
+	return at.until(mark)
+}
+
+// send sends a frame out of this end.
+func (c *cable) send(h tap.VnetHdr, frame []byte) {
+	c.w.t.Helper()
+	b := make([]byte, tap.VnetHdrLen)
+	h.Encode(b)
+	_, err := unix.Write(c.fd, append(b[:vnetLen], frame...))
+	c.w.must(err)
+}
+
+// Requests as a test writes them down.
+
+// data is a slot with data in a page of its own.
+func data(flags netif.TxFlags, b []byte) guest.RawOp {
+	return guest.RawOp{Op: "tx", Ref: "page", Page: b, Size: uint16(len(b)), Flags: flags}
+}
+
+// head is the first slot of a packet of size octets, of which b are the first.
+func head(flags netif.TxFlags, size int, b []byte) guest.RawOp {
+	o := data(flags, b)
+	o.Size = uint16(size)
+	return o
+}
+
+// slot is a slot whose page is that of the slot before it.
+func slot(flags netif.TxFlags, offset, size int) guest.RawOp {
+	return guest.RawOp{Op: "tx", Ref: "last", Flags: flags, Offset: uint16(offset), Size: uint16(size)}
+}
+
+// ref is a slot with another grant reference.
+func ref(name string, flags netif.TxFlags, offset, size int) guest.RawOp {
+	o := slot(flags, offset, size)
+	o.Ref = name
+	return o
+}
+
+func extra(e netif.ExtraInfo) guest.RawOp { return guest.RawOp{Op: "extra", Extra: e} }
+
+// more is an extra with another one behind it.
+func more(e netif.ExtraInfo) guest.RawOp {
+	e.Flags |= netif.ExtraMore
+	return extra(e)
+}
+
+func gso(t netif.GSOType, size uint16) netif.ExtraInfo {
+	return netif.NewGSO(netif.GSOInfo{Type: t, Size: size})
+}
+
+// inSlots spreads a frame over slots of the given sizes, the rest in the last.
+func inSlots(flags netif.TxFlags, frame []byte, sizes ...int) (ops []guest.RawOp) {
+	rest := frame
+	for i := 0; len(rest) > 0; i++ {
+		n := len(rest)
+		if i < len(sizes) {
+			n = sizes[i]
+		}
+		o := data(0, rest[:n])
+		if rest = rest[n:]; len(rest) > 0 {
+			o.Flags |= netif.TxMoreData
+		}
+		if i == 0 {
+			o.Size = uint16(len(frame))
+			o.Flags |= flags
+		}
+		ops = append(ops, o)
+	}
+	return ops
+}
+
+// withExtras puts extras behind the first slot of a packet.
+func withExtras(packet []guest.RawOp, extras ...netif.ExtraInfo) []guest.RawOp {
+	packet = slices.Clone(packet)
+	packet[0].Flags |= netif.TxExtraInfo
+	for i, e := range extras {
+		if i < len(extras)-1 {
+			e.Flags |= netif.ExtraMore
+		}
+		packet = slices.Insert(packet, 1+i, extra(e))
+	}
+	return packet
+}
+
+// rawIDs is where the ids of raw requests begin, unless they name one: apart from
+// those of the guest's own packets.
+const rawIDs = 0x100
+
+// prober puts raw requests in a guest's tx ring and looks at what becomes of them.
+type prober struct {
+	g     *testGuest
+	c     *cable
+	queue int
+	marks byte
+	pages int // used up
+}
+
+// prober silences what the guest would say of itself, so that the requests are
+// alone in the ring.
+func (g *testGuest) prober() *prober {
+	g.w.t.Helper()
+	g.w.must(g.Do(func() error { return netns.Sysctl("net/ipv6/conf/all/disable_ipv6", "1") }))
+	return &prober{g: g, c: g.cable()}
+}
+
+// raw does things to the rings of the prober's queue.
+func (p *prober) raw(ops ...guest.RawOp) guest.RawResult {
+	p.g.w.t.Helper()
+	r, err := p.g.Raw(p.g.w.ctx, guest.RawArgs{QueueArgs: guest.QueueArgs{Queue: p.queue}, Ops: ops})
+	p.g.w.must(err)
+	return r
+}
+
+// renew connects the guest anew if its pages would not last for n requests and a
+// packet behind them: raw requests keep them.
+func (p *prober) renew(n int) {
+	p.g.w.t.Helper()
+	if p.pages += n + 1; p.pages > 200 {
+		p.g.reconnect()
+		p.pages = n + 1
+	}
+}
+
+// number gives requests ids, and returns those of all.
+func number(ops []guest.RawOp) (ids []uint16) {
+	for i := range ops {
+		if ops[i].Op != "tx" {
+			continue
+		}
+		if ops[i].RingID == 0 {
+			ops[i].RingID = uint16(rawIDs + len(ids))
+		}
+		ids = append(ids, ops[i].RingID)
+	}
+	return ids
+}
+
+// send puts requests in the ring, and a packet behind them. It returns how the
+// requests were answered and which frames came out before that packet.
+func (p *prober) send(ops ...guest.RawOp) (answers []netif.Status, out []seen) {
+	p.g.w.t.Helper()
+	p.renew(len(ops))
+	p.marks++
+	mark := packettest.Frame{EtherType: typeTest, Payload: append([]byte("mark"), p.marks)}.Bytes()
+	ops = append(slices.Clone(ops), data(0, mark))
+	ids := number(ops)
+	answers = p.answers(ids, p.raw(append(ops, guest.RawOp{Op: "flush"})...))
+	last := len(answers) - 1
+	if answers[last] != netif.StatusOkay {
+		p.g.w.t.Errorf("the packet behind was answered %v", answers[last])
+	}
+	return answers[:last], p.c.until(mark)
+}
+
+// answers waits for the responses to requests with these ids, which have to come
+// in this order.
+func (p *prober) answers(ids []uint16, r guest.RawResult) (answers []netif.Status) {
+	p.g.w.t.Helper()
+	got := r.Tx
+	p.g.w.wait(fmt.Sprintf("%d answers", len(ids)), func() bool {
+		if len(got) < len(ids) {
+			got = append(got, p.raw().Tx...)
+		}
+		return len(got) >= len(ids)
+	})
+	var order []uint16
+	for _, a := range got {
+		order = append(order, a.ID)
+		answers = append(answers, a.Status)
+	}
+	if diff := cmp.Diff(ids, order); diff != "" {
+		p.g.w.t.Errorf("order of the answers (-want +got):\n%s", diff)
+	}
+	return answers
+}
+
+// answered checks answers.
+func (w *world) answered(want, got []netif.Status) {
+	w.t.Helper()
+	if diff := cmp.Diff(want, got); diff != "" {
+		w.t.Errorf("answers (-want +got):\n%s", diff)
+	}
+}
+
+// cameOut checks that just these frames came out of a vif, with nothing left
+// undone.
+func (w *world) cameOut(got []seen, want ...[]byte) {
+	w.t.Helper()
+	if len(got) != len(want) {
+		w.t.Errorf("%d frames came out, want %d", len(got), len(want))
+		return
+	}
+	for i := range want {
+		if !bytes.Equal(got[i].frame, want[i]) || got[i].vnet != (tap.VnetHdr{}) {
+			w.t.Errorf("frame %d came out as %d octets, %+v, want %d octets:\n% x\n% x", i,
+				len(got[i].frame), got[i].vnet, len(want[i]), clip(got[i].frame), clip(want[i]))
+		}
+	}
+}
+
+// clip is what of a frame is worth showing.
+func clip(b []byte) []byte { return b[:min(len(b), 128)] }
+
+const (
+	okay   = netif.StatusOkay
+	failed = netif.StatusError
+)
+
+func each(n int, s netif.Status) []netif.Status { return slices.Repeat([]netif.Status{s}, n) }
+
+// drops are the counters of packets that were not delivered.
+type drops map[dataplane.Counter]uint64
+
+// drops are those of the guest's vif that are not 0.
+func (g *testGuest) drops() drops {
+	g.w.t.Helper()
+	d := drops{}
+	s := g.status()
+	for c := range dataplane.NumCounters {
+		if info := dataplane.Counters[c]; info.Kind == dataplane.Drop && s.Counters[info.Name] > 0 {
+			d[c] = s.Counters[info.Name]
+		}
+	}
+	return d
+}
+
+func (d drops) all() (n uint64) {
+	for _, x := range d {
+		n += x
+	}
+	return n
+}
+
+// dropped checks that just these packets were dropped since before. The counters
+// follow what they count by a moment.
+func (g *testGuest) dropped(before, want drops) {
+	g.w.t.Helper()
+	got := drops{}
+	g.w.wait(fmt.Sprintf("%d packets to be counted as dropped", want.all()), func() bool {
+		now := g.drops()
+		clear(got)
+		for c, n := range now {
+			if n != before[c] {
+				got[c] = n - before[c]
+			}
+		}
+		return got.all() >= want.all()
+	})
+	if diff := cmp.Diff(want, got); diff != "" {
+		g.w.t.Errorf("packets dropped, by reason (-want +got):\n%s", diff)
+	}
+}
+
+// node is the value of a node, "" if there is none.
+func (w *world) node(path string) string {
+	w.t.Helper()
+	v, err := w.Store().Read(path)
+	if errors.Is(err, xenstore.ErrNotExist) {
+		return ""
+	}
+	w.must(err)
+	return v
+}
+
+// trouble is what stands in the vif's error node.
+func (g *testGuest) trouble() string {
+	g.w.t.Helper()
+	return g.w.node(fmt.Sprintf("/local/domain/0/error/backend/vif/%d/%d/error", g.Domid, g.Devid))
+}
+
+// lines counts the lines of the daemon's log about the guest's vif that have all
+// texts.
+func (g *testGuest) lines(texts ...string) (n int) {
+	texts = append(texts, strconv.Quote(g.VifName()))
+	for line := range strings.Lines(g.w.Daemon().Log()) {
+		if !slices.ContainsFunc(texts, func(t string) bool { return !strings.Contains(line, t) }) {
+			n++
+		}
+	}
+	return n
+}
+
+// logBurst is how many lines a vif may have logged in a row.
+const logBurst = 20
+
+// quarantined runs a breach of the protocol and checks what the world is told of
+// it: the reason, once, wherever somebody looks.
+func (g *testGuest) quarantined(reason string, breach func()) {
+	g.w.t.Helper()
+	before := g.lines("quarantined", reason)
+	breach()
+	s := g.waitStatus("quarantine", func(s *vif.Status) bool { return s.Quarantine != "" && !s.Carrier })
+	if !strings.Contains(s.Quarantine, reason) {
+		g.w.t.Errorf("quarantined because of %q, want %q", s.Quarantine, reason)
+	}
+	if s.State != vif.Connected {
+		g.w.t.Errorf("the vif goes to %v, where neither guest nor toolstack expect it", s.State)
+	}
+	if got := g.trouble(); !strings.Contains(got, "quarantined") || !strings.Contains(got, reason) {
+		g.w.t.Errorf("the error node says %q, want the quarantine and %q", got, reason)
+	}
+	// One of many in a short time may be left out, but none is told twice.
+	if n := g.lines("quarantined", reason) - before; n > 1 || n == 0 && g.lines() < logBurst {
+		g.w.t.Errorf("the log has %d lines about it, want 1", n)
+	}
+}
+
+// reconnect has the guest connect anew, and checks that all is well then.
+func (g *testGuest) reconnect() {
+	g.w.t.Helper()
+	_, err := g.Reconnect(g.w.ctx, guest.ConnectArgs{})
+	g.w.must(err)
+	g.well()
+}
+
+// reconnectWith is reconnect as another frontend.
+func (g *testGuest) reconnectWith(f func(*netfront.Config)) {
+	g.w.t.Helper()
+	c := config(0).Front.Front
+	f(&c)
+	_, err := g.Reconnect(g.w.ctx, guest.ConnectArgs{Front: &c})
+	g.w.must(err)
+	g.well()
+}
+
+// well checks that the vif is in service.
+func (g *testGuest) well() {
+	g.w.t.Helper()
+	g.waitState(vif.Connected)
+	g.waitLink()
+	if s := g.status(); s.Quarantine != "" || s.Error != "" {
+		g.w.t.Errorf("quarantine %q, error %q", s.Quarantine, s.Error)
+	}
+	g.w.wait("the error node to go", func() bool { return g.trouble() == "" })
+	g.pings(3)
+}
+
+// footprint is what a process takes up.
+type footprint struct {
+	fds, maps int
+	rss       int           // octets
+	cpu       time.Duration // so far
+}
+
+func (w *world) footprint(pid int) (f footprint) {
+	w.t.Helper()
+	at := func(name string) string { return fmt.Sprintf("/proc/%d/%s", pid, name) }
+	fds, err := os.ReadDir(at("fd"))
+	w.must(err)
+	maps, err := os.ReadFile(at("maps"))
+	w.must(err)
+	f.fds, f.maps = len(fds), bytes.Count(maps, []byte{'\n'})
+	statm, err := os.ReadFile(at("statm"))
+	w.must(err)
+	stat, err := os.ReadFile(at("stat"))
+	w.must(err)
+	number := func(s string) int {
+		n, err := strconv.Atoi(s)
+		w.must(err)
+		return n
+	}
+	f.rss = number(strings.Fields(string(statm))[1]) * os.Getpagesize()
+	// The name in parentheses may hold anything.
+	_, rest, _ := strings.Cut(string(stat), ") ")
+	fields := strings.Fields(rest) // from the third one on
+	const tick = 10 * time.Millisecond
+	f.cpu = time.Duration(number(fields[14-3])+number(fields[15-3])) * tick
+	return f
+}

@@ -1,0 +1,276 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package scenario
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net"
+	"slices"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/netbackd/netbackd/internal/guest"
+	"github.com/netbackd/netbackd/internal/netfront"
+	"github.com/netbackd/netbackd/internal/packettest"
+	"github.com/netbackd/netbackd/internal/traffic"
+	"github.com/netbackd/netbackd/pkg/dataplane"
+	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/tap"
+	"github.com/netbackd/netbackd/pkg/vif"
+)
+
+// group is the i-th multicast address of a test.
+func group(i int) [6]byte { return [6]byte{0x01, 0x00, 0x5e, 0x7f, byte(i >> 8), byte(i)} }
+
+// mcaster asks for edits of a guest's multicast list, and looks at what passes.
+type mcaster struct {
+	*prober
+	host, nic *cable
+}
+
+func (g *testGuest) mcaster() *mcaster {
+	g.w.t.Helper()
+	p := g.prober()
+	return &mcaster{p, p.c, g.inside()}
+}
+
+// ask sends an edit of the list, riding on a request that is nothing else.
+func (m *mcaster) ask(extras ...netif.ExtraInfo) netif.Status {
+	m.g.w.t.Helper()
+	answers, out := m.send(withExtras([]guest.RawOp{ref("bogus", 0, 0xffff, 0xffff)}, extras...)...)
+	m.g.w.cameOut(out)
+	return answers[0]
+}
+
+func (m *mcaster) add(i int) netif.Status { return m.ask(netif.NewMcast(true, group(i))) }
+func (m *mcaster) del(i int) netif.Status { return m.ask(netif.NewMcast(false, group(i))) }
+
+// passes checks which of the frames to these addresses arrive.
+func (m *mcaster) passes(want map[[6]byte]bool) {
+	m.g.w.t.Helper()
+	before := m.g.counter(dataplane.DropRxMcast)
+	filtered := uint64(0)
+	for dst, pass := range want {
+		m.host.send(tap.VnetHdr{}, packettest.Frame{Dst: dst, EtherType: typeTest, Payload: make([]byte, 50)}.Bytes())
+		if !pass {
+			filtered++
+		}
+	}
+	got := map[[6]byte]bool{}
+	for dst := range want {
+		got[dst] = false
+	}
+	for _, s := range m.host.mark(m.nic) {
+		got[[6]byte(s.frame)] = true
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		m.g.w.t.Errorf("what passes, by address (-want +got):\n%s", diff)
+	}
+	m.g.waitCounter(dataplane.DropRxMcast, before+filtered)
+}
+
+// list is the vif's multicast list as the daemon shows it.
+func (g *testGuest) list() []string {
+	g.w.t.Helper()
+	return g.status().Mcast
+}
+
+var unicast = [6]byte{2, 0, 0, 0, 0, 2}
+
+func TestMulticastFilter(t *testing.T) {
+	w := newWorld(t)
+	g := w.guest(features(func(f *netfront.Features) { f.MulticastControl = true }))
+	m := g.mcaster()
+	others := map[[6]byte]bool{unicast: true, broadcast: true}
+	with := func(more map[[6]byte]bool) map[[6]byte]bool {
+		for k, v := range others {
+			more[k] = v
+		}
+		return more
+	}
+	m.passes(with(map[[6]byte]bool{group(1): false, group(2): false}))
+	w.answered(each(1, okay), []netif.Status{m.add(1)})
+	m.passes(with(map[[6]byte]bool{group(1): true, group(2): false, group(257): false}))
+	w.answered(each(1, okay), []netif.Status{m.add(2)})
+	m.passes(with(map[[6]byte]bool{group(1): true, group(2): true}))
+	w.answered(each(1, okay), []netif.Status{m.del(1)})
+	m.passes(with(map[[6]byte]bool{group(1): false, group(2): true}))
+	// An address is in the list once, and to remove what is not there is
+	// no error.
+	w.answered(each(4, okay), []netif.Status{m.add(2), m.del(2), m.del(2), m.del(99)})
+	m.passes(with(map[[6]byte]bool{group(2): false}))
+	g.innocent()
+}
+
+func TestMulticastJoinedByTheGuestsKernelArrives(t *testing.T) {
+	w := newWorld(t)
+	g := w.guest(features(func(f *netfront.Features) { f.MulticastControl = true }))
+	send := func(addr string) {
+		c, err := traffic.DialUDP(w.ctx, addr, bridge)
+		w.must(err)
+		_, err = traffic.SendUDP(w.ctx, c, traffic.UDPSend{Count: 20, Size: 100, NoReport: true})
+		w.must(err)
+	}
+	const joined, other = "239.1.2.3:7000", "239.1.2.4:7000"
+	before := g.counter(dataplane.DropRxMcast)
+	send(joined)
+	g.waitCounter(dataplane.DropRxMcast, before+20)
+	s, err := g.Join(w.ctx, guest.JoinArgs{Group: joined})
+	w.must(err)
+	send(other)
+	g.waitCounter(dataplane.DropRxMcast, before+40)
+	send(joined)
+	w.wait("20 packets to the group", func() bool {
+		r, err := g.UDPResults(w.ctx, s)
+		w.must(err)
+		return len(r) == 1 && r[0].Received == 20 && r[0].Corrupt == 0
+	})
+	// So does IPv6, which cannot find a neighbour without.
+	r, err := traffic.DialTCP(w.ctx, join(g.ip6, tcpPort))
+	w.must(err)
+	_ = r.Close()
+	g.innocent()
+}
+
+// A guest may change its mind about the filter while it is connected. The list
+// stays, whether it is used or not.
+func TestMulticastFilterTurnedOnAndOffWhileConnected(t *testing.T) {
+	w := newWorld(t)
+	g := w.guest()
+	m := g.mcaster()
+	w.answered(each(1, okay), []netif.Status{m.add(1)})
+	m.passes(map[[6]byte]bool{group(1): true, group(2): true, broadcast: true})
+	set := func(value string, want bool) {
+		w.must(w.Store().Write(w.FrontPath(g.Domid, g.Devid)+"/request-multicast-control", value))
+		g.waitStatus(fmt.Sprintf("the filter to be on: %t", want), func(s *vif.Status) bool { return slices.Contains(s.Features, "multicast-control") == want })
+	}
+	for range 3 {
+		set("1", true)
+		m.passes(map[[6]byte]bool{group(1): true, group(2): false, broadcast: true, unicast: true})
+		set("0", false)
+		m.passes(map[[6]byte]bool{group(1): true, group(2): true, broadcast: true, unicast: true})
+	}
+	g.innocent()
+}
+
+func TestMulticastListIsFull(t *testing.T) {
+	w := newWorld(t)
+	g := w.guest(features(func(f *netfront.Features) { f.MulticastControl = true }))
+	m := g.mcaster()
+	room := dataplane.MaxMcast - len(g.list()) // the guest's kernel has joined some
+	before := g.drops()
+	w.undisturbed(func() {
+		for i := range room {
+			if s := m.add(i); s != okay {
+				t.Errorf("address %d of %d: %v", i, room, s)
+			}
+		}
+		// Again is not one more.
+		w.answered([]netif.Status{okay, failed, failed}, []netif.Status{m.add(0), m.add(1000), m.add(1001)})
+		m.passes(map[[6]byte]bool{group(0): true, group(room - 1): true, group(1000): false})
+		w.answered([]netif.Status{okay, okay, failed}, []netif.Status{m.del(5), m.add(1000), m.add(1001)})
+		m.passes(map[[6]byte]bool{group(5): false, group(1000): true, group(1001): false})
+	})
+	if n := len(g.list()); n != dataplane.MaxMcast {
+		t.Errorf("the list has %d addresses, want %d", n, dataplane.MaxMcast)
+	}
+	if n := g.drops()[dataplane.DropMcastFull] - before[dataplane.DropMcastFull]; n != 3 {
+		t.Errorf("%d requests were refused, want 3", n)
+	}
+	g.innocent()
+}
+
+func TestMulticastListIsForgottenOnReconnect(t *testing.T) {
+	w := newWorld(t)
+	g := w.guest()
+	m := g.mcaster()
+	for i := range 10 {
+		m.add(i)
+	}
+	if n := len(g.list()); n != 10 {
+		t.Fatalf("the list has %d addresses, want 10", n)
+	}
+	g.reconnectWith(func(c *netfront.Config) { c.Features.MulticastControl = true })
+	for i := range 10 {
+		a := group(i)
+		if slices.Contains(g.list(), net.HardwareAddr(a[:]).String()) {
+			t.Errorf("address %d is still in the list", i)
+		}
+	}
+	m = g.mcaster()
+	m.passes(map[[6]byte]bool{group(1): false, broadcast: true})
+	g.innocent()
+}
+
+func TestMulticastRequestsThatMakeNoSense(t *testing.T) {
+	w := newWorld(t)
+	g := w.guest(features(func(f *netfront.Features) { f.MulticastControl = true }))
+	m := g.mcaster()
+	list := len(g.list())
+	for _, tt := range []struct {
+		name   string
+		extras []netif.ExtraInfo
+		want   netif.Status
+		grows  int
+	}{
+		{"not a group", []netif.ExtraInfo{netif.NewMcast(true, unicast)}, failed, 0},
+		{"address 0", []netif.ExtraInfo{netif.NewMcast(true, [6]byte{})}, failed, 0},
+		{"removal of what is not a group", []netif.ExtraInfo{netif.NewMcast(false, unicast)}, okay, 0},
+		{"both at once: the addition counts", []netif.ExtraInfo{netif.NewMcast(false, group(1)), netif.NewMcast(true, group(1))}, okay, 1},
+		{"two at once: the last counts", []netif.ExtraInfo{netif.NewMcast(true, group(2)), netif.NewMcast(true, group(3))}, okay, 1},
+		{"with a segment size", []netif.ExtraInfo{gso(netif.GSOTCPv4, 0), netif.NewMcast(true, group(4))}, okay, 1},
+	} {
+		w.situation(tt.name, func() {
+			w.answered([]netif.Status{tt.want}, []netif.Status{m.ask(tt.extras...)})
+			if n := len(g.list()); n != list+tt.grows {
+				w.t.Errorf("the list has %d addresses, want %d", n, list+tt.grows)
+			}
+			list += tt.grows
+		})
+	}
+	m.passes(map[[6]byte]bool{group(1): true, group(2): false, group(3): true, group(4): true})
+	g.innocent()
+}
+
+// The list is the vif's, not a queue's.
+func TestMulticastListOfManyQueues(t *testing.T) {
+	w := newWorld(t)
+	g := w.guest(queues(4), features(func(f *netfront.Features) { f.MulticastControl = true }))
+	m := g.mcaster()
+	for q := range 4 {
+		m.queue = q
+		w.answered(each(1, okay), []netif.Status{m.add(q)})
+	}
+	m.queue = 0
+	w.answered(each(1, okay), []netif.Status{m.del(3)})
+	before := g.counter(dataplane.DropRxMcast)
+	// Flows enough that each queue has some.
+	for i := range 64 {
+		for a := range 5 {
+			m.host.send(tap.VnetHdr{}, packettest.Frame{Dst: group(a), IPv4: ip4, UDP: &packettest.UDP{SrcPort: uint16(1000 + i)}}.Bytes())
+		}
+	}
+	g.waitCounter(dataplane.DropRxMcast, before+2*64)
+	got := map[[6]byte]int{}
+	for range 3 * 64 {
+		s := m.nic.next()
+		if binary.BigEndian.Uint16(s.frame[12:]) == packettest.TypeIPv4 {
+			got[[6]byte(s.frame)]++
+		}
+	}
+	if diff := cmp.Diff(map[[6]byte]int{group(0): 64, group(1): 64, group(2): 64}, got); diff != "" {
+		t.Errorf("frames that passed (-want +got):\n%s", diff)
+	}
+	rx := 0
+	for _, q := range g.status().Queues {
+		if q.Counters[dataplane.RxPackets.String()] > 0 {
+			rx++
+		}
+	}
+	if rx < 2 {
+		t.Errorf("%d queues brought packets; then this shows little", rx)
+	}
+	g.innocent()
+}
