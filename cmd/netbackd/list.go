@@ -81,19 +81,15 @@ func shownState(s *vif.Status) string {
 	return s.State.String()
 }
 
-// note says what is wrong, or whom the vif waits for.
+// note says what is wrong, or whose turn it is.
 func note(s *vif.Status) string {
 	switch {
 	case s.Quarantine != "":
 		return s.Quarantine
-	case s.Error != "" && s.State != vif.Connected:
+	case s.Error != "":
 		return s.Error
-	case s.State == vif.InitWait && s.Frontend != vif.Connected:
-		return "waits for the guest"
-	case s.State == vif.InitWait && s.Hotplug != "connected":
-		return "waits for the hotplug script"
-	case s.State == vif.Connected && !s.Up:
-		return "interface is down"
+	case s.Waits != "":
+		return "waits for " + s.Waits
 	}
 	return "-"
 }

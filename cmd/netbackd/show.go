@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -32,12 +33,8 @@ With --json it prints the vif as one object; field names are stable within a
 schema.`,
 		Example: "  netbackd show vif3.0",
 		Args:    args(cobra.ExactArgs(1)),
-		ValidArgsFunction: func(c *cobra.Command, a []string, _ string) ([]string, cobra.ShellCompDirective) {
-			if len(a) > 0 {
-				return nil, cobra.ShellCompDirectiveNoFileComp
-			}
-			return vifNames(c), cobra.ShellCompDirectiveNoFileComp
-		},
+
+		ValidArgsFunction: completeVif,
 		RunE: func(c *cobra.Command, a []string) error {
 			client := control.NewClient(socketPath(c))
 			defer client.Close()
@@ -61,7 +58,8 @@ func newResetCmd() *cobra.Command {
 		Short: "Let a quarantined vif try again",
 		Long: `Reset takes a vif out of quarantine and connects it to the rings its guest has.
 A guest that breaks the protocol again is quarantined again.`,
-		Args: args(cobra.ExactArgs(1)),
+		Args:              args(cobra.ExactArgs(1)),
+		ValidArgsFunction: completeVif,
 		RunE: func(c *cobra.Command, a []string) error {
 			client := control.NewClient(socketPath(c))
 			defer client.Close()
@@ -74,18 +72,19 @@ A guest that breaks the protocol again is quarantined again.`,
 	}
 }
 
-// vifNames is for completion; where nobody answers there is nothing to complete.
-func vifNames(c *cobra.Command) (names []string) {
+// completeVif completes the name of a vif; where nobody answers there is nothing
+// to complete.
+func completeVif(c *cobra.Command, a []string, _ string) (names []string, _ cobra.ShellCompDirective) {
+	if len(a) > 0 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
 	client := control.NewClient(socketPath(c))
 	defer client.Close()
-	vifs, err := client.Vifs(c.Context())
-	if err != nil {
-		return nil
-	}
+	vifs, _ := client.Vifs(c.Context())
 	for i := range vifs {
 		names = append(names, vifs[i].Name)
 	}
-	return names
+	return names, cobra.ShellCompDirectiveNoFileComp
 }
 
 // findVif finds a vif by either of its names.
@@ -123,15 +122,19 @@ func writeShow(w io.Writer, s *vif.Status, now time.Time) error {
 	if s.Error != "" {
 		row("last error", "%s", s.Error)
 	}
+	if s.Waits != "" {
+		row("waits for", "%s", s.Waits)
+	}
 	if !s.Since.IsZero() {
-		row("connected", "%v ago", now.Sub(s.Since).Round(time.Second))
+		row("connected", "%v ago, %d grants mapped, %d event channels bound", now.Sub(s.Since).Round(time.Second), s.Grants, s.Ports)
 	}
 	row("hotplug", "%s", orNone(s.Hotplug))
 	row("script", "%s", orNone(s.Script))
 	row("mac", "%s", orNone(s.MAC))
 	row("bridge", "%s", orNone(s.Bridge))
 	if s.Interface != "" {
-		row("interface", "%s, %s, carrier %s, mtu %d", s.Interface, upDown(s.Up), onOff(s.Carrier), s.MTU)
+		row("interface", "%s, %s, carrier %s", s.Interface, upDown(s.Up), onOff(s.Carrier))
+		row("mtu", "%s", mtus(s))
 	}
 	row("rate", "%s", s.Rate)
 	row("features", "%s", orNone(strings.Join(s.Features, " ")))
@@ -147,35 +150,60 @@ func writeShow(w io.Writer, s *vif.Status, now time.Time) error {
 	return writeCounters(w, s)
 }
 
+// mtus puts the three that should be one side by side.
+func mtus(s *vif.Status) string {
+	text := fmt.Sprintf("interface %d, guest %d", s.MTU, s.GuestMTU)
+	if s.ConfigMTU != 0 {
+		text += fmt.Sprintf(", configured %d", s.ConfigMTU)
+	}
+	if s.MTU != s.GuestMTU || s.ConfigMTU != 0 && s.ConfigMTU != s.MTU {
+		text += " (they differ)"
+	}
+	return text
+}
+
+// owes says who keeps a queue waiting.
+func owes(q *vif.QueueStatus) string {
+	switch {
+	case q.Held > 0 || q.Stalled:
+		return "guest: rx slots"
+	case q.RateWaiting:
+		return "rate limit"
+	case q.Tx.Pending() > 0:
+		return "netbackd: tx"
+	}
+	return "-"
+}
+
 func writeQueues(w io.Writer, s *vif.Status) error {
 	if len(s.Queues) == 0 {
 		return nil
 	}
 	fmt.Fprintln(w)
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "QUEUE\tWORKER\tTX PKTS\tRX PKTS\tTX PENDING\tRX SLOTS FREE\tHELD\tSYSCALLS/PKT\tGRANT OPS/PKT\tEVENTS/PKT")
+	fmt.Fprintln(t, "QUEUE\tWORKER\tTX PKTS\tRX PKTS\tTX PENDING\tRX SLOTS FREE\tHELD\tOWES\tSYSCALLS/PKT\tGRANT OPS/PKT\tEVENTS/PKT")
 	for i := range s.Queues {
 		q := &s.Queues[i]
 		n := q.Counters["tx_packets"] + q.Counters["rx_packets"]
-		fmt.Fprintf(t, "%d\t%d\t%d\t%d\t%d\t%d\t%d\t%s\t%s\t%s\n", i, q.Worker,
+		fmt.Fprintf(t, "%d\t%d\t%d\t%d\t%d\t%d\t%d\t%s\t%s\t%s\t%s\n", i, q.Worker,
 			q.Counters["tx_packets"], q.Counters["rx_packets"],
-			q.Tx.ReqProd-q.Tx.ReqCons, q.Rx.ReqProd-q.Rx.ReqCons, q.Held,
+			q.Tx.Pending(), q.Rx.Pending(), q.Held, owes(q),
 			ratio(q.Counters["syscalls"], n), ratio(q.Counters["grant_ops"], n), ratio(q.Counters["notifies"], n))
 	}
 	return t.Flush()
 }
 
 func writeCounters(w io.Writer, s *vif.Status) error {
-	any := false
+	if !slices.ContainsFunc(dataplane.Counters[:], func(c dataplane.CounterInfo) bool { return s.Counters[c.Name] != 0 }) {
+		return nil
+	}
+	fmt.Fprintln(w)
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "COUNTER\tVALUE\tMEANING")
 	for _, c := range dataplane.Counters {
 		n := s.Counters[c.Name]
 		if n == 0 {
 			continue
-		}
-		if !any {
-			fmt.Fprintln(t, "\nCOUNTER\tVALUE\tMEANING")
-			any = true
 		}
 		name := c.Name
 		if c.Kind == dataplane.Drop {

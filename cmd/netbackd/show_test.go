@@ -1,0 +1,294 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/netbackd/netbackd/internal/control"
+	"github.com/netbackd/netbackd/pkg/vif"
+)
+
+var update = flag.Bool("update", false, "write what is printed to testdata/*.golden")
+
+// golden compares with a file in testdata.
+func golden(t *testing.T, name string, got []byte) {
+	t.Helper()
+	path := filepath.Join("testdata", name+".golden")
+	if *update {
+		if err := os.WriteFile(path, got, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(string(want), string(got)); diff != "" {
+		t.Errorf("unexpected output, see %s; go test -update takes it (-want +got):\n%s", path, diff)
+	}
+}
+
+// The instant at which the tests print.
+var testNow = time.Date(2026, 8, 1, 12, 0, 0, 0, time.UTC)
+
+func counters(pairs ...any) map[string]uint64 {
+	m := map[string]uint64{}
+	for i := 0; i < len(pairs); i += 2 {
+		m[pairs[i].(string)] = uint64(pairs[i+1].(int))
+	}
+	return m
+}
+
+// testVifs are vifs as they may be found on a host.
+func testVifs() []vif.Status {
+	busy := vif.Status{
+		Name: "vif1.0", Domid: 1, State: vif.Connected, Frontend: vif.Connected, Online: true, Hotplug: "connected",
+		MAC: "00:16:3e:01:02:03", Bridge: "xenbr0", Script: "/etc/xen/scripts/vif-bridge",
+		Interface: "webserver", Up: true, Carrier: true, MTU: 1500, GuestMTU: 1500, Rate: "1250000 B/50ms",
+		Features: []string{"rx-copy", "rx-notify", "sg", "gso-tcpv4", "gso-tcpv6", "csum-ipv4", "csum-ipv6", "multicast-control"},
+		Mcast:    []string{"01:00:5e:00:00:01", "33:33:00:00:00:01"},
+		Since:    testNow.Add(-26*time.Hour - 3*time.Second), Grants: 4, Ports: 2,
+		Queues: []vif.QueueStatus{
+			{Worker: 0, Uring: true, Tx: vif.RingStatus{ReqProd: 1000, ReqCons: 1000, RspProd: 1000}, Rx: vif.RingStatus{ReqProd: 700, ReqCons: 444, RspProd: 444},
+				Counters: counters("tx_packets", 1000, "rx_packets", 444, "syscalls", 90, "grant_ops", 1600, "notifies", 80)},
+			{Worker: 1, Uring: true, RateWaiting: true, Tx: vif.RingStatus{ReqProd: 2, ReqCons: 0xfffffffe, RspProd: 0xfffffffe}, Rx: vif.RingStatus{ReqProd: 256},
+				Counters: counters("tx_packets", 500, "rx_packets", 0, "syscalls", 60, "grant_ops", 500, "notifies", 10)},
+		},
+		Counters: counters("tx_packets", 1500, "tx_bytes", 2_100_000, "rx_packets", 444, "rx_bytes", 29_304, "syscalls", 150, "tx_grant", 2, "rx_backlog", 40),
+	}
+	stalled := vif.Status{
+		Name: "vif2.0", Domid: 2, State: vif.Connected, Frontend: vif.Connected, Online: true, Hotplug: "connected",
+		MAC: "00:16:3e:01:02:04", Interface: "vif2.0", Up: true, MTU: 9000, ConfigMTU: 9000, GuestMTU: 1500, Rate: "unlimited",
+		Features: []string{"rx-copy", "sg", "csum-ipv4"}, Mcast: []string{}, Stalled: true, Waits: "the guest to give rx slots",
+		Since: testNow.Add(-90 * time.Second), Grants: 2, Ports: 1,
+		Queues:   []vif.QueueStatus{{Stalled: true, Held: 12, HeldBytes: 49152, Counters: counters()}},
+		Counters: counters("tx_packets", 7, "tx_bytes", 999, "rx_stalled", 100),
+	}
+	quarantined := vif.Status{
+		Name: "vif3.0", Domid: 3, State: vif.Connected, Frontend: vif.Connected, Online: true, Hotplug: "connected",
+		Interface: "vif3.0", Up: true, MTU: 1500, GuestMTU: 1500, Rate: "unlimited",
+		Features: []string{}, Mcast: []string{}, Queues: []vif.QueueStatus{}, Counters: counters(),
+		Quarantine: "queue 0: tx ring: req_prod is out of bounds", Error: "22 quarantined: queue 0: tx ring: req_prod is out of bounds",
+		Waits: "the guest to connect anew, or netbackd reset",
+	}
+	waiting := vif.Status{
+		Name: "vif4.1", Domid: 4, Devid: 1, State: vif.InitWait, Frontend: vif.Initialising, Online: true, Waits: "the guest",
+		Interface: "vif4.1", MTU: 1500, GuestMTU: 1500, Rate: "unlimited",
+		Features: []string{}, Mcast: []string{}, Queues: []vif.QueueStatus{}, Counters: counters(),
+	}
+	failed := vif.Status{
+		Name: "vif32751.0", Domid: 32751, State: vif.Closed, Frontend: vif.Connected, Online: true, Hotplug: "error",
+		Error: `2 frontend key "event-channel" is missing, want a number from 1 to 131071`, Waits: "the guest to come with something else, or netbackd reset",
+		Rate: "unlimited", Features: []string{}, Mcast: []string{}, Queues: []vif.QueueStatus{}, Counters: counters(),
+	}
+	return []vif.Status{busy, stalled, quarantined, waiting, failed}
+}
+
+func TestWriteList(t *testing.T) {
+	var b bytes.Buffer
+	if err := writeList(&b, testVifs()); err != nil {
+		t.Fatal(err)
+	}
+	golden(t, "list", b.Bytes())
+	b.Reset()
+	if err := writeList(&b, nil); err != nil || b.String() != "no vifs\n" {
+		t.Errorf("got %q, %v", b.String(), err)
+	}
+}
+
+func TestWriteShow(t *testing.T) {
+	for _, s := range testVifs() {
+		var b bytes.Buffer
+		if err := writeShow(&b, &s, testNow); err != nil {
+			t.Fatal(err)
+		}
+		golden(t, "show-"+s.Name, b.Bytes())
+	}
+}
+
+// daemon serves the test's vifs, and notes what was reset.
+type daemon struct {
+	vifs   []vif.Status
+	resets []string
+}
+
+func (d *daemon) List() []vif.Status { return d.vifs }
+
+func (d *daemon) Reset(name string) error {
+	d.resets = append(d.resets, name)
+	if name == "vif2.0" {
+		return errors.New("vif2.0 does not answer; is xenstored alive?")
+	}
+	return nil
+}
+
+// serve runs a daemon's control socket and returns its run directory.
+func serve(t *testing.T, d *daemon) string {
+	t.Helper()
+	dir := t.TempDir()
+	l, err := control.Listen(filepath.Join(dir, "control.sock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	served := make(chan error, 1)
+	go func() { served <- control.Serve(ctx, l, control.Handler(control.Daemon{}, d, errNoVif)) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-served; err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
+}
+
+// command runs netbackd with these arguments.
+func command(args ...string) (stdout string, err error) {
+	root := newRoot()
+	var b bytes.Buffer
+	root.SetOut(&b)
+	root.SetErr(&b)
+	root.SetArgs(args)
+	err = root.ExecuteContext(context.Background())
+	return b.String(), err
+}
+
+func TestCommands(t *testing.T) {
+	d := &daemon{vifs: testVifs()}
+	dir := serve(t, d)
+	for _, tt := range []struct {
+		name string
+		args []string
+	}{
+		{"list", []string{"list"}},
+		{"list", []string{"ls"}},
+		{"list-json", []string{"list", "--json"}},
+		{"show-json", []string{"show", "vif1.0", "--json"}},
+		{"show-json", []string{"show", "webserver", "--json"}},
+		{"show-vif4.1", []string{"show", "vif4.1"}},
+	} {
+		got, err := command(append([]string{"--run-dir", dir}, tt.args...)...)
+		if err != nil {
+			t.Errorf("%v: %v", tt.args, err)
+			continue
+		}
+		golden(t, tt.name, []byte(got))
+	}
+
+	if out, err := command("--run-dir", dir, "reset", "webserver"); err != nil || out != "" {
+		t.Errorf("reset: %q, %v", out, err)
+	}
+	if _, err := command("--run-dir", dir, "reset", "vif2.0"); err == nil || err.Error() != "vif2.0 does not answer; is xenstored alive?" || exitCode(err) != 1 {
+		t.Errorf("reset of one that does not answer: %v", err)
+	}
+	if diff := cmp.Diff([]string{"vif1.0", "vif2.0"}, d.resets); diff != "" {
+		t.Errorf("unexpected resets (-want +got):\n%s", diff)
+	}
+}
+
+func TestCommandErrors(t *testing.T) {
+	many := &daemon{vifs: testVifs()}
+	for i := range 8 {
+		many.vifs = append(many.vifs, vif.Status{Name: fmt.Sprintf("vif%d.0", 100+i)})
+	}
+	full, few, empty, none := serve(t, many), serve(t, &daemon{vifs: testVifs()[:2]}), serve(t, &daemon{}), t.TempDir()
+	for _, tt := range []struct {
+		dir  string
+		args string
+		code int
+		want string
+	}{
+		{few, "show vif9.0", exitNoVif, "vif9.0: no such vif; there are vif1.0, vif2.0"},
+		{few, "reset vif9.0", exitNoVif, "vif9.0: no such vif; there are vif1.0, vif2.0"},
+		{full, "show vif9.0", exitNoVif, "vif9.0: no such vif; there are vif1.0, vif2.0, vif3.0, vif4.1, vif32751.0, vif100.0, vif101.0, vif102.0, ..."},
+		{empty, "show vif9.0", exitNoVif, "vif9.0: no such vif: the daemon has none; does the guest's config have vif=[...] and is its backend this domain?"},
+		{none, "list", exitNotRunning, "netbackd is not running: nobody answers at " + none + "/control.sock; start it with `systemctl start netbackd`, or `netbackd run` by hand"},
+		{none, "show vif1.0", exitNotRunning, "netbackd is not running"},
+		{none, "reset vif1.0", exitNotRunning, "netbackd is not running"},
+		{few, "show", exitUsage, "accepts 1 arg(s), received 0; see `netbackd show --help`"},
+		{few, "list vif1.0", exitUsage, "see `netbackd list --help`"},
+		{few, "list --yaml", exitUsage, "unknown flag: --yaml; see `netbackd list --help`"},
+	} {
+		out, err := command(append([]string{"--run-dir", tt.dir}, strings.Fields(tt.args)...)...)
+		if err == nil || exitCode(err) != tt.code || !strings.Contains(err.Error(), tt.want) || out != "" {
+			t.Errorf("%s: printed %q, error %v with code %d; want %q with %d", tt.args, out, err, exitCode(err), tt.want, tt.code)
+		}
+	}
+}
+
+func TestCompletion(t *testing.T) {
+	dir := serve(t, &daemon{vifs: testVifs()})
+	for _, cmd := range []string{"show", "reset"} {
+		out, err := command("__complete", "--run-dir", dir, cmd, "")
+		if err != nil || !strings.HasPrefix(out, "vif1.0\nvif2.0\nvif3.0\nvif4.1\nvif32751.0\n:4\n") {
+			t.Errorf("%s: %q, %v", cmd, out, err)
+		}
+		out, err = command("__complete", "--run-dir", dir, cmd, "vif1.0", "")
+		if err != nil || !strings.HasPrefix(out, ":4\n") {
+			t.Errorf("%s of a second: %q, %v", cmd, out, err)
+		}
+		out, err = command("__complete", "--run-dir", t.TempDir(), cmd, "")
+		if err != nil || !strings.HasPrefix(out, ":4\n") {
+			t.Errorf("%s without a daemon: %q, %v", cmd, out, err)
+		}
+	}
+}
+
+func TestVersion(t *testing.T) {
+	defer func(v string) { version = v }(version)
+	version = "v1.2.3"
+	platform := fmt.Sprintf("%s, %s/%s", runtime.Version(), runtime.GOOS, runtime.GOARCH)
+	if out, err := command("version"); err != nil || out != "netbackd v1.2.3 ("+platform+")\n" {
+		t.Errorf("got %q, %v", out, err)
+	}
+	want := fmt.Sprintf(`{"arch":%q,"go":%q,"os":%q,"version":"v1.2.3"}`+"\n", runtime.GOARCH, runtime.Version(), runtime.GOOS)
+	if out, err := command("version", "--json"); err != nil || out != want {
+		t.Errorf("got %q, %v; want %q", out, err, want)
+	}
+	version = ""
+	if buildVersion() == "" {
+		t.Error("no version")
+	}
+}
+
+func TestSize(t *testing.T) {
+	for n, want := range map[uint64]string{
+		0: "0", 999: "999", 1000: "1.0k", 1049: "1.0k", 1050: "1.1k", 999_949: "999.9k", 999_950: "1.0M",
+		1_000_000: "1.0M", 123_456_789_012: "123.5G", 1<<64 - 1: "18.4E",
+	} {
+		if got := size(n); got != want {
+			t.Errorf("size(%d) = %q, want %q", n, got, want)
+		}
+	}
+}
+
+func TestShortFeatures(t *testing.T) {
+	for in, want := range map[string]string{
+		"":                               "-",
+		"rx-copy rx-notify":              "-",
+		"rx-copy sg":                     "sg",
+		"sg gso-tcpv4 csum-ipv4":         "sg,gso4,csum4",
+		"gso-tcpv6 csum-ipv4 csum-ipv6":  "gso6,csum46",
+		"sg gso-tcpv4 gso-tcpv6":         "sg,gso46",
+		"multicast-control":              "mcast",
+		"sg csum-ipv6 multicast-control": "sg,csum6,mcast",
+	} {
+		if got := shortFeatures(strings.Fields(in)); got != want {
+			t.Errorf("shortFeatures(%q) = %q, want %q", in, got, want)
+		}
+	}
+}
