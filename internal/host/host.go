@@ -70,10 +70,7 @@ func openReal(dir string) (*Host, error) {
 			if err != nil {
 				return nil, err
 			}
-			if err := d.Restrict(domid); err != nil {
-				return nil, errors.Join(err, d.Close())
-			}
-			return d, nil
+			return restrict(d, domid)
 		},
 		dial:  func() (*xenstore.Client, error) { return xenstore.Open() },
 		close: g.Close,
@@ -96,14 +93,29 @@ func openSim(dir string) (*Host, error) {
 			if err != nil {
 				return nil, err
 			}
-			if err := d.Restrict(domid); err != nil {
-				return nil, errors.Join(err, d.Close())
-			}
-			return d, nil
+			return restrict(d, domid)
 		},
 		dial:  func() (*xenstore.Client, error) { return c.Xenstore() },
 		close: func() error { return errors.Join(g.Close(), c.Close()) },
 	}, nil
+}
+
+// events is an event channel device that was just opened.
+type events interface {
+	vif.Events
+	Restrict(domid uint16) error
+}
+
+// restrict gives up the channels of all domains but one. Xen has no way to name
+// domain 0 here, which in a driver domain may be a guest like others.
+func restrict(e events, domid uint16) (vif.Events, error) {
+	if domid == 0 {
+		return e, nil
+	}
+	if err := e.Restrict(domid); err != nil {
+		return nil, errors.Join(err, e.Close())
+	}
+	return e, nil
 }
 
 // Grants is the machine's grant device.
