@@ -63,14 +63,14 @@ not() { ! "$@"; }
 start_netbackd() {
 	netbackd run "$@" >>/tmp/netbackd.log 2>&1 &
 	NETBACKD=$!
-	eventually 30 "netbackd answers" netbackd list
+	eventually 60 "netbackd answers" netbackd list
 }
 
 # stop_netbackd asks it to end, which it must do in time and with exit code 0.
 stop_netbackd() {
 	local code=0
 	kill -TERM "$NETBACKD" || fail "netbackd is not running"
-	eventually 10 "netbackd ends" not kill -0 "$NETBACKD"
+	eventually 60 "netbackd ends" not kill -0 "$NETBACKD"
 	wait "$NETBACKD" || code=$?
 	NETBACKD=
 	same "exit code of netbackd" $code 0
@@ -128,9 +128,9 @@ guest() {
 		on_reboot = "destroy"
 		on_poweroff = "destroy"
 	END
-	within 20000 "xl create $name" xl create -q "/tmp/$name.cfg"
+	within 60000 "xl create $name" xl create -q "/tmp/$name.cfg"
 	DOMID[$name]=$(xl domid "$name")
-	eventually 120 "guest $name is up" node "/local/domain/${DOMID[$name]}/data/up" 1
+	eventually 240 "guest $name is up" node "/local/domain/${DOMID[$name]}/data/up" 1
 }
 
 # mac N prints an address from Xen's range.
@@ -150,7 +150,7 @@ replied() { [ "$(xenstore-read "$1" 2>/dev/null | cut -d' ' -f1)" = "$2" ]; }
 in_guest() {
 	local reply="/local/domain/${DOMID[$1]}/data/reply" id status
 	id=$(post "$1" "$2")
-	eventually "${3:-60}" "guest $1: $2" replied "$reply" "$id"
+	eventually "${3:-120}" "guest $1: $2" replied "$reply" "$id"
 	status=$(xenstore-read -R "$reply")
 	[ "$status" = "${status#*$'\n'}" ] || printf '%s\n' "${status#*$'\n'}"
 	status=${status%%$'\n'*}
@@ -172,7 +172,7 @@ vif() { echo "vif${DOMID[$1]}.${2:-0}"; }
 no_vifs() { [ "$(netbackd list)" = "no vifs" ]; }
 
 # on WHERE SCRIPT [SECONDS] runs a script in dom0 or in the guest of that name.
-on() { if [ "$1" = dom0 ]; then timeout "${3:-60}" sh -c "$2"; else in_guest "$@"; fi; }
+on() { if [ "$1" = dom0 ]; then timeout "${3:-120}" sh -c "$2"; else in_guest "$@"; fi; }
 
 # A transfer is a TCP stream whose sum is compared at the end, so that not one octet
 # can be lost, repeated or changed unseen. It is SIZE times a chunk of 1.2 MB, with
@@ -215,22 +215,23 @@ eventually_moves() { eventually "$1" "$2 octets more go over the bridge" moved_o
 
 # destroy NAME
 destroy() {
-	within 8000 "xl destroy $1" xl destroy "$1"
+	within 9000 "xl destroy $1" xl destroy "$1"
 	unset "DOMID[$1]"
 }
 
 # nothing_left: no guest, not even a dying one; no interface, no node, no journal.
 nothing_left() {
 	[ "$(xl list | wc -l)" = 2 ] && [ -z "$(xenstore-list /local/domain/0/backend/vif 2>/dev/null)" ] &&
-		! ls -d /sys/class/net/vif*
+		! ls -d /sys/class/net/vif* && ! ls /run/netbackd/ring-*
 }
 
 main() {
 	# shellcheck source=/dev/null
 	. "/host/scenarios/$1.sh"
 	for name in "${!DOMID[@]}"; do destroy "$name"; done
-	eventually 20 "no guest, interface or node is left" nothing_left
+	eventually 60 "no guest, interface or node is left" nothing_left
 	[ -z "$NETBACKD" ] || stop_netbackd
 	if grep -E 'panic|ERROR' /tmp/netbackd.log; then fail "netbackd has complained"; fi
+	if dmesg | grep -E 'BUG:|Oops|Call Trace'; then fail "dom0's kernel has complained"; fi
 }
 main "$1"

@@ -12,15 +12,15 @@ backend=/local/domain/0/backend/vif/${DOMID[u1]}/0
 unload="echo vif-0 >/sys/bus/xen/drivers/vif/unbind && rmmod xen-netfront"
 for round in 1 2 3; do
 	address u1 10.0.0.2/24
-	eventually 20 "the guest answers" reach 10.0.0.2
-	within 4500 "unload $round" in_guest u1 "$unload"
-	eventually 5 "netbackd has closed, too" node "$backend/state" 6
-	within 10000 "load $round" in_guest u1 "modprobe xen-netfront"
-	eventually 20 "the vif is connected" node "$backend/state" 4
+	eventually 60 "the guest answers" reach 10.0.0.2
+	within 30000 "unload $round" in_guest u1 "$unload"
+	eventually 30 "netbackd has closed, too" node "$backend/state" 6
+	within 30000 "load $round" in_guest u1 "modprobe xen-netfront"
+	eventually 60 "the vif is connected" node "$backend/state" 4
 done
 address u1 10.0.0.2/24
 begin_transfer dom0 u1 10.0.0.2 5001 8
 begin_transfer u1 dom0 "$DOM0" 5002 8
-end_transfer u1 5001 8 60
-end_transfer dom0 5002 8 60
+end_transfer u1 5001 8 240
+end_transfer dom0 5002 8 240
 netbackd list

@@ -8,7 +8,7 @@ start_netbackd
 make_bridge
 guest u1
 address u1 10.0.0.2/24
-eventually 20 "the guest answers" reach 10.0.0.2
+eventually 60 "the guest answers" reach 10.0.0.2
 for size in 0 56 1472 1473 4000 30000; do
 	say "pings with $size octets, from dom0 and from the guest"
 	ping -q -c 5 -i 0.2 -W 5 -s $size 10.0.0.2 | tail -n 1

@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 # shellcheck shell=bash
 #
-# A guest powers itself off. It waits 5 s for a backend that does not follow it
-# through Closing to Closed; netbackd does, so it is gone sooner.
-
-gone() { ! xenstore-exists "/local/domain/$id"; }
+# A guest powers itself off. Its kernel waits 5 s for a backend that does not follow
+# it through Closing to Closed, and says so; netbackd does follow.
 
 start_netbackd
 make_bridge
-guest u1
+guest u1 cmdline=loglevel=7
 address u1 10.0.0.2/24
-eventually 20 "the guest answers" reach 10.0.0.2
-id=${DOMID[u1]}
+eventually 60 "the guest answers" reach 10.0.0.2
+domain=/local/domain/${DOMID[u1]}
 power_off() {
 	post u1 "poweroff -f" >/dev/null
-	eventually 30 "the guest is gone" gone
+	eventually 60 "the guest is gone" not xenstore-exists "$domain"
 }
-within 4500 "power off" power_off
+within 20000 "power off" power_off
 unset "DOMID[u1]"
-eventually 5 "netbackd has no vif" no_vifs
+grep -a "reboot: " /var/log/xen/console/guest-u1.log
+not grep -a "timeout closing device" /var/log/xen/console/guest-u1.log
+eventually 30 "netbackd has no vif" no_vifs

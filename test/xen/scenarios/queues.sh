@@ -8,7 +8,7 @@ start_netbackd --max-queues 4
 make_bridge
 guest u1 vcpus=4
 address u1 10.0.0.2/24
-eventually 20 "the guest answers" reach 10.0.0.2
+eventually 60 "the guest answers" reach 10.0.0.2
 front=/local/domain/${DOMID[u1]}/device/vif/0
 same "multi-queue-num-queues" "$(xenstore-read "$front/multi-queue-num-queues")" 4
 same "rings" "$(xenstore-ls -f "$front" | grep -c 'queue-[0-3]/[rt]x-ring-ref')" 8
@@ -18,8 +18,8 @@ say "8 flows from the guest: $(in_guest u1 "iperf3 -c $DOM0 -P 8 -t 3 -f m | gre
 say "8 flows to the guest:   $(in_guest u1 "iperf3 -c $DOM0 -P 8 -t 3 -f m -R | grep SUM.*receiver")"
 begin_transfer dom0 u1 10.0.0.2 5001 16
 begin_transfer u1 dom0 "$DOM0" 5002 16
-end_transfer u1 5001 16 120
-end_transfer dom0 5002 16 120
+end_transfer u1 5001 16 240
+end_transfer dom0 5002 16 240
 netbackd show "$(vif u1)"
 # One line per queue, numbers of packets in the third and fourth column.
 used=$(netbackd show "$(vif u1)" | awk '/^QUEUE/ { on = 1; next } !NF { on = 0 } on && $3 > 50 { tx++ } on && $4 > 50 { rx++ } END { print tx + 0, rx + 0 }')

@@ -9,7 +9,7 @@ start_netbackd
 make_bridge
 guest u1
 address u1 10.0.0.2/24
-eventually 20 "the guest answers" reach 10.0.0.2
+eventually 60 "the guest answers" reach 10.0.0.2
 front=/local/domain/${DOMID[u1]}/device/vif/0
 rings=$(xenstore-ls "$front" | grep -E 'ring-ref|event-channel')
 
@@ -17,7 +17,7 @@ rings=$(xenstore-ls "$front" | grep -E 'ring-ref|event-channel')
 begin_transfer dom0 u1 10.0.0.2 5001 40 0.4
 begin_transfer u1 dom0 "$DOM0" 5002 40 0.4
 for round in 1 2 3; do
-	eventually_moves 60 2000000
+	eventually_moves 120 2000000
 	kill_netbackd
 	not transferred u1 5001
 	not transferred dom0 5002
