@@ -28,6 +28,8 @@ import (
 //	 32  tx responses, 256 x 4 octets
 //	1056  rx: sequence, base, count, -
 //	1072  rx slots, 256 x 8 octets
+//	3120  multicast: 1 if kept here, count
+//	3128  addresses, 64 x 8 octets
 //
 // A record is valid while its sequence is even and not 0; it is made odd before
 // the record is changed.
@@ -50,11 +52,13 @@ const (
 	jTxSlots = jTx + 4
 	jRx      = jTxSlots + netif.TxRingSize
 	jRxSlots = jRx + 4
+	jMcast   = jRxSlots + 2*netif.RxRingSize
+	jAddrs   = jMcast + 2
 
 	jSeq, jBase, jCount = 0, 1, 2 // within a record
 )
 
-const _ = uint(JournalSize/4 - (jRxSlots + 2*netif.RxRingSize)) // it fits
+const _ = uint(JournalSize/4 - (jAddrs + 2*MaxMcast)) // it fits
 
 // OpenJournal opens the journal in the file at path and makes it if it is not
 // there. A record in it counts only for the connection with the same ring

@@ -17,7 +17,9 @@ const MaxMcast = 64
 type McastList struct {
 	filter atomic.Bool
 
-	mu    sync.Mutex // serialises changes
+	mu      sync.Mutex // serialises changes
+	journal *Journal   // where the list outlives us, or nil; guarded by mu
+
 	n     atomic.Int32
 	addrs [MaxMcast]atomic.Uint64 // the first n; see macKey
 }
@@ -39,7 +41,62 @@ func (m *McastList) SetFilter(on bool) { m.filter.Store(on) }
 func (m *McastList) Clear() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.n.Store(0)
+	m.setLen(0)
+}
+
+// Keep has the list outlive the process in a journal from now on, or no longer
+// with nil. A guest sends its list once, so the one that the journal has of the
+// same connection takes the place of what is here: known says that it has one,
+// be it empty.
+func (m *McastList) Keep(j *Journal) (known bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.journal = nil
+	if j == nil {
+		return false
+	}
+	if known = j.page.load(jMcast) == 1; known {
+		n := min(j.page.load(jMcast+1), MaxMcast)
+		m.setLen(0)
+		for i := range n {
+			w := jAddrs + 2*i
+			m.append(uint64(j.page.load(w)) | uint64(j.page.load(w+1))<<32)
+		}
+	}
+	m.journal = j
+	for i := range m.n.Load() {
+		m.set(i, m.addrs[i].Load())
+	}
+	m.setLen(m.n.Load())
+	j.page.store(jMcast, 1)
+	return known
+}
+
+// append adds an address that may be there already: whoever was killed while it
+// took one away may have left another twice. The caller holds mu.
+func (m *McastList) append(k uint64) {
+	if n := m.n.Load(); m.find(k) < 0 {
+		m.set(n, k)
+		m.setLen(n + 1)
+	}
+}
+
+// set puts an address in place i, setLen says how many count. In this order a
+// successor finds what readers find. The caller holds mu.
+func (m *McastList) set(i int32, k uint64) {
+	m.addrs[i].Store(k)
+	if m.journal != nil {
+		w := uint32(jAddrs + 2*i)
+		m.journal.page.store(w, uint32(k))
+		m.journal.page.store(w+1, uint32(k>>32))
+	}
+}
+
+func (m *McastList) setLen(n int32) {
+	m.n.Store(n)
+	if m.journal != nil {
+		m.journal.page.store(jMcast+1, uint32(n))
+	}
 }
 
 // Addrs is the list as it is now.
@@ -78,8 +135,7 @@ func (m *McastList) add(a [6]byte) bool {
 	if n == MaxMcast {
 		return false
 	}
-	m.addrs[n].Store(macKey(a))
-	m.n.Store(n + 1)
+	m.append(macKey(a))
 	return true
 }
 
@@ -95,8 +151,8 @@ func (m *McastList) del(a [6]byte) {
 	// The last takes its place, before it loses its own: whoever reads
 	// meanwhile finds every other address.
 	last := m.n.Load() - 1
-	m.addrs[i].Store(m.addrs[last].Load())
-	m.n.Store(last)
+	m.set(int32(i), m.addrs[last].Load())
+	m.setLen(last)
 }
 
 var broadcast = [6]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}

@@ -3,6 +3,7 @@
 package dataplane
 
 import (
+	"path/filepath"
 	"slices"
 	"testing"
 
@@ -137,4 +138,74 @@ func TestMulticastListIsASet(t *testing.T) {
 			}
 		}
 	})
+}
+
+// A successor that finds the journal of the same connection goes on with its
+// list; one that finds another connection's, or none, knows of no list.
+func TestMcastOutlivesTheProcess(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "ring")
+	open := func(tx netif.Gref) *Journal {
+		t.Helper()
+		j, err := OpenJournal(path, tx, 9)
+		must(t, err)
+		t.Cleanup(func() { must(t, j.Close()) })
+		return j
+	}
+	var first McastList
+	if first.Keep(open(8)) {
+		t.Error("a new journal knows a list")
+	}
+	for i := range byte(5) {
+		first.add([6]byte{1, 0, 0x5e, 0, 0, i})
+	}
+	first.del([6]byte{1, 0, 0x5e, 0, 0, 1})
+
+	var second McastList
+	second.add([6]byte{1, 1, 1, 1, 1, 1}) // gives way
+	if !second.Keep(open(8)) {
+		t.Error("the journal knows no list")
+	}
+	if diff := cmp.Diff(first.Addrs(), second.Addrs()); diff != "" {
+		t.Errorf("list (-want +got):\n%s", diff)
+	}
+	second.Keep(nil)
+	second.Clear()
+
+	var third McastList
+	if !third.Keep(open(8)) || len(third.Addrs()) != 4 {
+		t.Errorf("after a handover: %v", third.Addrs())
+	}
+	var other McastList
+	if other.Keep(open(7)) || len(other.Addrs()) != 0 {
+		t.Errorf("another connection has the list %v", other.Addrs())
+	}
+}
+
+// Killed at any store of a removal: every address that stays is still there.
+func TestMcastKilledInARemoval(t *testing.T) {
+	j := NewJournal()
+	var m McastList
+	m.Keep(j)
+	for i := range byte(4) {
+		m.add([6]byte{1, 0, 0x5e, 0, 0, i})
+	}
+	before := append([]byte(nil), j.mem...)
+	m.del([6]byte{1, 0, 0x5e, 0, 0, 1})
+	// The two words of the place that is filled, then the count.
+	for stores := range 4 {
+		k := NewJournal()
+		copy(k.mem, before)
+		for s, w := range []int{jAddrs + 2, jAddrs + 3, jMcast + 1} {
+			if s < stores {
+				copy(k.mem[4*w:4*w+4], j.mem[4*w:])
+			}
+		}
+		var after McastList
+		after.Keep(k)
+		for _, i := range []byte{0, 2, 3} {
+			if a := [6]byte{1, 0, 0x5e, 0, 0, i}; after.find(macKey(a)) < 0 {
+				t.Errorf("after %d stores %x is missing in %x", stores, a, after.Addrs())
+			}
+		}
+	}
 }

@@ -108,8 +108,9 @@ func (v *Vif) open(l *link) error {
 		}
 	}
 	// A guest sends its list once. If it goes on with rings that were served
-	// before, that list is lost, and all multicast passes rather than none.
-	v.mcast.SetFilter(f.mcast && v.own != Connected)
+	// before and the list is lost, all multicast passes rather than none.
+	known := v.mcast.Keep(queues[0].Journal)
+	v.mcast.SetFilter(f.mcast && (known || v.own != Connected))
 	conn, err := v.cfg.Pool.Connect(dataplane.Config{
 		Domid: v.cfg.Domid,
 		Guest: offload.Guest{
@@ -238,6 +239,7 @@ func (l *link) release(v *Vif) {
 		l.conn.Close()
 		v.keepTotals(l.conn)
 	}
+	v.mcast.Keep(nil)
 	for _, e := range l.events {
 		if err := e.Close(); err != nil {
 			v.log.Warn("close event channels", errField(err))

@@ -78,8 +78,9 @@ func (v *Vif) hear() {
 		}
 	}
 	l.stalled = stalled
-	// A bridge is to send elsewhere what a guest takes on none of its queues.
-	if dark := !slices.Contains(stalled, false); v.live && dark != l.dark {
+	// One queue is enough, as for xen-netback: a flow that steering puts there
+	// gets nowhere, and only a queue that has traffic can be seen to stall.
+	if dark := slices.Contains(stalled, true); v.live && dark != l.dark {
 		l.dark = dark
 		v.setCarrier(!dark)
 	}

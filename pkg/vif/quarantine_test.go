@@ -179,11 +179,11 @@ func TestStall(t *testing.T) {
 		carrier bool
 		stalled bool
 	}{
-		{dataplane.Stalled, 0, true, true},
-		{dataplane.Stalled, 1, false, true},
-		{dataplane.Resumed, 0, true, true},
 		{dataplane.Stalled, 0, false, true},
-		{dataplane.Resumed, 1, true, true},
+		{dataplane.Stalled, 1, false, true},
+		{dataplane.Resumed, 0, false, true},
+		{dataplane.Stalled, 0, false, true},
+		{dataplane.Resumed, 1, false, true},
 		{dataplane.Resumed, 0, true, false},
 	} {
 		tell(dataplane.Notice{Kind: tt.kind, Queue: tt.queue})
