@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"github.com/vishvananda/netlink"
+
+	"github.com/netbackd/netbackd/pkg/tap"
 )
 
 // journalName is the file of a queue's journal.
@@ -27,7 +29,8 @@ func (v *Vif) removeJournals() {
 	if v.cfg.RunDir == "" {
 		return
 	}
-	for i := range v.cfg.MaxQueues {
+	n, _ := parseUint("", v.nodes.maxQueues, 0, tap.MaxQueues) // as a predecessor offered
+	for i := range max(int(n), v.cfg.MaxQueues) {
 		v.removeJournal(v.journalPath(i))
 	}
 }

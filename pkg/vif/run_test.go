@@ -491,12 +491,13 @@ func TestTakeOverWithFewerQueues(t *testing.T) {
 // well have the same grefs.
 func TestOldJournal(t *testing.T) {
 	w := newWorld(t)
-	w.up(1)
+	w.up(2)
 	w.v.handOver()
-	if got, want := w.journals(), "ring-7.0-0"; got != want {
+	if got, want := w.journals(), "ring-7.0-0 ring-7.0-1"; got != want {
 		t.Fatalf("journals %q, want %q", got, want)
 	}
 	w.frontState(Initialising)
+	w.cfg.MaxQueues = 1 // fewer than the predecessor offered
 	w.v = New(w.cfg)
 	w.wantSteps("closing closed publish init-wait")
 	if got := w.journals(); got != "" {
