@@ -163,7 +163,7 @@ func TestStrangeDaemons(t *testing.T) {
 			"the daemon speaks version 2 of the control protocol, this command version 1; restart the daemon, or use the netbackd it was started from"},
 		{"not JSON", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "hello") }, "invalid character"},
 		{"nothing", func(http.ResponseWriter, *http.Request) {}, "EOF"},
-		{"in trouble", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(500) }, "500 Internal Server Error"},
+		{"in trouble", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusInternalServerError) }, "500 Internal Server Error"},
 		{"gone in mid sentence", func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, "EOF"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -52,10 +52,10 @@ func (n *news) put(x dataplane.Notice) {
 	}
 }
 
-func (n *news) get() (breach error, stalled []bool) {
+func (n *news) get() (stalled []bool, breach error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return n.breach, slices.Clone(n.stalled)
+	return slices.Clone(n.stalled), n.breach
 }
 
 // hear acts on the news of the connection there is. Of others there is none.
@@ -64,7 +64,7 @@ func (v *Vif) hear() {
 	if l == nil {
 		return
 	}
-	breach, stalled := l.news.get()
+	stalled, breach := l.news.get()
 	if breach != nil {
 		v.quarantine(breach)
 		return
