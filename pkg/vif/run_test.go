@@ -64,6 +64,9 @@ func (w *world) awaitState(s State) {
 	w.await(backDir+"/state", strconv.Itoa(int(s)))
 }
 
+// slack is what a machine with other things to do may take longer.
+const slack = 3 * time.Second
+
 // TestRun is a whole life, by events alone.
 func TestRun(t *testing.T) {
 	w := newWorld(t)
@@ -93,8 +96,8 @@ func TestRun(t *testing.T) {
 	w.detach()
 	began := time.Now()
 	w.awaitState(Closed) // of a guest that does not care
-	if took := time.Since(began); took < DefaultGrace || took > time.Second {
-		t.Errorf("closed after %v, want %v to 1 s", took, DefaultGrace)
+	if took := time.Since(began); took < DefaultGrace || took > DefaultGrace+slack {
+		t.Errorf("closed after %v, want %v", took, DefaultGrace)
 	}
 	w.eventually("the interface is gone", func() bool { return w.iface(ifname) == nil })
 	w.must(w.tool.Remove(backDir))
@@ -202,8 +205,8 @@ func TestStateStorm(t *testing.T) {
 	w.detach()
 	detached := time.Now()
 	w.awaitState(Closed)
-	if took := time.Since(detached); took > time.Second {
-		t.Errorf("closed after %v", took)
+	if took := time.Since(detached); took > DefaultGrace+slack {
+		t.Errorf("closed after %v, want %v", took, DefaultGrace)
 	}
 	w.wantHeld(nothing)
 }
