@@ -228,6 +228,7 @@ func TestUnusualFrontends(t *testing.T) {
 		{"3", "-"},
 		{"7", "-"},
 		{"5", "-"},
+		{"0", `22 frontend key "state" is "0", want a state that a frontend of a vif goes to`},
 		{"banana", `22 frontend key "state" is "banana", want a number from 0 to 8`},
 		{"", `22 frontend key "state" is "", want a number from 0 to 8`},
 		{"-4", `22 frontend key "state" is "-4", want a number from 0 to 8`},

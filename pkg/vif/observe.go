@@ -114,17 +114,22 @@ func (v *Vif) readFront() error {
 		// A toolstack takes the whole directory. A guest that takes its state
 		// away and brings it back must not make TAPs come and go.
 		_, err := v.cfg.Store.Read(v.nodes.front)
-		if err == nil {
-			v.front = Closed
-		}
 		if errors.Is(err, xenstore.ErrClosed) {
 			return err
+		}
+		if !errors.Is(err, xenstore.ErrNotExist) {
+			v.front = Closed
 		}
 		return nil
 	case errors.Is(err, xenstore.ErrClosed):
 		return err
 	case err == nil:
 		v.front, err = parseState(tidy(s))
+		if err == nil && v.front == Unknown {
+			// That it is gone a guest says by being gone: else it, too, could
+			// make TAPs come and go.
+			err = &KeyError{Key: "state", Value: s, Want: "a state that a frontend of a vif goes to"}
+		}
 	}
 	if err != nil {
 		v.fail(frontError(err))
