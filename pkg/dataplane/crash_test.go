@@ -95,6 +95,9 @@ type crash struct {
 // anything but requests, answers each of them once, and all that was answered
 // has reached the host.
 func TestKilledAtAnyInstruction(t *testing.T) {
+	if raced {
+		t.Skip("most of the instructions would be the race detector's")
+	}
 	inModes(t, allModes[:2], testKilledAtAnyInstruction)
 }
 
@@ -370,7 +373,7 @@ func TestKilledUnderTraffic(t *testing.T) {
 
 func testKilledUnderTraffic(t *testing.T, m mode) {
 	kills := 25
-	if testing.Short() {
+	if testing.Short() || raced {
 		kills = 5
 	}
 	b := newBed(t, m, setup{cfg: full, ownTAP: true})

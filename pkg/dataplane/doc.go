@@ -22,11 +22,12 @@
 //
 // # Host to guest
 //
-// An rx pass reads a batch from the TAP queue, plans the slots of each packet,
-// copies the data into the guest's pages with one grant copy, and publishes the
-// responses at the end of a whole packet. It reads only what the slots at hand
-// are sure to hold; what cannot be delivered yet waits in a [hold] of bounded
-// size, and beyond that in the TAP.
+// An rx pass reads from the TAP queue, as often as there are more small packets
+// and up to 64 of them, plans the slots of each packet, copies the data into the
+// guest's pages with one grant copy, and publishes the responses at the end of a
+// whole packet. It reads no more than the slots at hand and the hold are sure to
+// take; what cannot be delivered yet waits in the hold, for no longer than
+// [Config.Drain], and the rest in the TAP.
 //
 // The package knows rings, grants, event channels and TAP queues. It must not
 // know xenstore, or that there are other guests.

@@ -42,6 +42,9 @@ func TestMain(m *testing.M) {
 			}
 		}
 	}
+	if os.Getenv(envBench) != "" {
+		os.Exit(benchMain(os.Args[1:]))
+	}
 	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
 		shared.close()
 		os.Exit(code)

@@ -454,7 +454,8 @@ func TestAThousandConnections(t *testing.T) {
 		if n := openFiles(t); n != files {
 			t.Errorf("%d files open, %d after the first connections", n, files)
 		}
-		if n := openMaps(t); n > maps+5 {
+		// The runtime has some of its own now and then.
+		if n := openMaps(t); n > maps+cycles/20+5 {
 			t.Errorf("%d mappings, %d after the first connections", n, maps)
 		}
 	})

@@ -536,15 +536,12 @@ func TestRxBadOffload(t *testing.T) {
 		*batch = rxBatch{}
 		batch.free, _ = q.rx.Available()
 		for _, v := range bad {
-			w.arrive(batch, 0, v, udp(100, 1))
-			w.takeFrame(q, batch, 0)
+			w.takeFrame(q, batch, w.arrive(v, udp(100, 1)))
 		}
 		for _, n := range []int{0, 13, maxFrame + 1} {
-			batch.frames[0].n = q.vnetLen + n
-			w.takeFrame(q, batch, 0)
+			w.takeFrame(q, batch, rxFrame{rxFrameAt(0, 0), q.vnetLen + n})
 		}
-		w.arrive(batch, 0, offload.VnetHeader{}, udp(100, 2))
-		w.takeFrame(q, batch, 0)
+		w.takeFrame(q, batch, w.arrive(offload.VnetHeader{}, udp(100, 2)))
 		w.deliver(q, batch)
 		q.stats.flush(&w.tally)
 		if diff := cmp.Diff([][]byte{udp(100, 2)}, framesOf(f.received())); diff != "" {
@@ -556,11 +553,11 @@ func TestRxBadOffload(t *testing.T) {
 	})
 }
 
-// arrive puts a frame where read i of a TAP with vnet header would.
-func (w *worker) arrive(b *rxBatch, i int, v offload.VnetHeader, frame []byte) {
-	at := rxFrameAt(i)
+// arrive puts a frame where a read of a TAP with vnet header would.
+func (w *worker) arrive(v offload.VnetHeader, frame []byte) rxFrame {
+	at := rxFrameAt(0, 0)
 	tap.VnetHdr(v).Encode(w.rxMem.mem[at-tap.VnetHdrLen : at])
-	b.frames[i].n = tap.VnetHdrLen + copy(w.rxMem.mem[at:], frame)
+	return rxFrame{at, tap.VnetHdrLen + copy(w.rxMem.mem[at:], frame)}
 }
 
 // TestRxGrantThatFails: the slot is marked, its packet is lost, and no other.

@@ -2,59 +2,55 @@
 
 package dataplane
 
-// readTap reads up to want packets into the rx arena, frame i at rxFrameAt(i)
-// with its vnet header before it, and returns how many came. It stops at the
-// first read that finds nothing.
-func (w *worker) readTap(q *Queue, b *rxBatch, want int) int {
-	w.tally[TapReadCalls]++
-	if w.ring == nil || want == 1 {
-		return w.readPlain(q, b, want)
-	}
-	for i := range want {
-		w.ring.ReadFixed(q.id, w.rxMem.addr(rxFrameAt(i)-q.vnetLen), uint32(q.readLen), bufRx, uint64(i))
-		b.frames[i].n = -1
-	}
-	w.tally[Syscalls]++
-	if _, err := w.ring.Submit(); err != nil {
-		w.ringFailed(err)
+// readTap reads up to want packets into part sub of the rx arena and lists those
+// that came in b.frames. It returns how many there are.
+//
+// The first is read with a call of its own: that there is nothing more is found
+// out most cheaply that way, since io_uring pays for each of the reads it was
+// given in vain.
+func (w *worker) readTap(q *Queue, b *rxBatch, sub, want int) int {
+	if !w.readOne(q, b, 0, rxFrameAt(sub, 0)) {
 		return 0
 	}
-	for _, c := range w.cqes[:w.ring.Completions(w.cqes[:])] {
-		b.frames[c.User].n = int(c.Res)
+	if w.ring == nil || want-1 < uringMin {
+		for i := 1; i < want; i++ {
+			if !w.readOne(q, b, i, rxFrameAt(sub, i)) {
+				return i
+			}
+		}
+		return want
 	}
-	// Reads complete in order, so what came stands before what did not. A
-	// packet behind a failed read, which can only be one that arrived in
-	// between, moves up.
-	got := 0
-	for i := range want {
-		if b.frames[i].n < 0 {
-			continue
+	for i := 1; i < want; i++ {
+		w.ring.ReadFixed(q.id, w.rxMem.addr(rxFrameAt(sub, i)-q.vnetLen), uint32(q.readLen), bufRx, uint64(i))
+		b.frames[i].n = 0
+	}
+	w.tally[Syscalls]++
+	w.tally[TapReadCalls]++
+	_, err := w.ring.Submit()
+	for _, c := range w.cqes[:w.ring.Completions(w.cqes[:])] {
+		b.frames[c.User].n = max(int(c.Res), 0)
+	}
+	if err != nil {
+		w.ringFailed(err)
+	}
+	// Reads run in order, so what came stands before what did not, unless a
+	// packet arrived in between.
+	got := 1
+	for i := 1; i < want; i++ {
+		if b.frames[i].n > 0 {
+			b.frames[got] = rxFrame{rxFrameAt(sub, i), b.frames[i].n}
+			got++
 		}
-		if i != got {
-			w.moveFrame(q, b, got, i)
-		}
-		got++
 	}
 	return got
 }
 
-func (w *worker) moveFrame(q *Queue, b *rxBatch, to, from int) {
-	n := b.frames[from].n
-	dst, src := rxFrameAt(to)-q.vnetLen, rxFrameAt(from)-q.vnetLen
-	copy(w.rxMem.mem[dst:dst+n], w.rxMem.mem[src:src+n])
-	b.frames[to].n = n
-}
-
-// readPlain reads packets one call each.
-func (w *worker) readPlain(q *Queue, b *rxBatch, want int) int {
-	for i := range want {
-		at := rxFrameAt(i) - q.vnetLen
-		w.tally[Syscalls]++
-		n, err := q.tap.Read(w.rxMem.mem[at : at+q.readLen])
-		if err != nil {
-			return i
-		}
-		b.frames[i].n = n
-	}
-	return want
+// readOne reads a packet as frame i of the batch to at, and reports whether there
+// was one.
+func (w *worker) readOne(q *Queue, b *rxBatch, i, at int) bool {
+	w.tally[Syscalls]++
+	w.tally[TapReadCalls]++
+	n, err := q.tap.Read(w.rxMem.mem[at-q.vnetLen : at-q.vnetLen+q.readLen])
+	b.frames[i] = rxFrame{at, n}
+	return err == nil
 }

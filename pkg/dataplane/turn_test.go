@@ -331,12 +331,13 @@ func TestAnIoUringThatFails(t *testing.T) {
 			b.settle()
 			must(t, b.w.ring.Close()) // Submit fails, as if the kernel had turned against it
 			if rx {
-				b.host.sendPlain(udp(1, 1))
+				for i := range 30 {
+					b.host.sendPlain(udp(1, uint16(i)))
+				}
 				b.settle()
-				b.host.sendPlain(udp(1, 2), udp(1, 3), udp(1, 4), udp(1, 5))
-				b.settle()
-				if n := len(f.received()); n != 5 {
-					t.Errorf("%d packets delivered, want 5", n)
+				// Of the reads that failed nobody knows what they took.
+				if n := len(f.received()); n == 0 {
+					t.Error("no packets delivered")
 				}
 			} else {
 				var want []answer

@@ -17,10 +17,12 @@ import (
 )
 
 const (
-	// busyTurns is how many turns a worker that has work gives before it
-	// asks the kernel for events: asking costs about as much as a batch of
-	// small packets shares on everything else.
-	busyTurns = 8
+	// busyLimit is how much a worker that has work does before it asks the
+	// kernel for events, which costs about as much as a small packet. A turn
+	// counts as one, and as one more for every slotsPerBusy slots: together
+	// some 200 µs.
+	busyLimit    = 16
+	slotsPerBusy = 16
 
 	// spuriousLimit is how many events in a row may bring no work before the
 	// next are heard later and later, up to maxUnmaskDelay: a guest that only
@@ -53,7 +55,7 @@ type worker struct {
 
 	now    time.Time // when this round began
 	alarm  time.Time // no deadline of timed is earlier; zero if there is none
-	turns  int       // given since events were asked for
+	busy   int       // done since events were asked for; see busyLimit
 	tally  tally
 	closed bool
 
@@ -300,7 +302,7 @@ func (w *worker) run(started chan<- struct{}) {
 		switch {
 		case len(w.ready) == 0:
 			err = w.poll(w.timeout())
-		case w.turns >= busyTurns:
+		case w.busy >= busyLimit:
 			err = w.poll(0)
 		default:
 			w.now = w.clock()
@@ -318,7 +320,7 @@ func (w *worker) run(started chan<- struct{}) {
 // for ever if that is negative.
 func (w *worker) poll(timeout int) error {
 	n, err := unix.EpollWait(w.epfd, w.events[:], timeout)
-	w.turns = 0
+	w.busy = 0
 	w.now = w.clock()
 	if err != nil && !errors.Is(err, unix.EINTR) {
 		return fmt.Errorf("epoll_wait: %w", err)
@@ -361,7 +363,6 @@ func (w *worker) round() {
 		}
 		w.setTimer(q)
 	}
-	w.turns += n
 	w.ready = w.ready[:copy(w.ready, w.ready[n:])]
 }
 
@@ -407,8 +408,10 @@ func (w *worker) serve(q *Queue) (again bool, err error) {
 			return false, err
 		}
 	}
+	moved := w.tally[TxSlots] + w.tally[RxSlots] - before
+	w.busy += 1 + int(moved)/slotsPerBusy
 	switch {
-	case w.tally[TxSlots]+w.tally[RxSlots] != before:
+	case moved != 0:
 		q.spurious = 0
 	case woken:
 		q.spurious++

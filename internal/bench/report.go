@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bench
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"text/tabwriter"
+)
+
+// Goal is a figure that has a bar.
+type Goal struct {
+	ID    string  `json:"id"`
+	What  string  `json:"what"`
+	Value float64 `json:"value"`
+	Bar   float64 `json:"bar"`
+	Least bool    `json:"at_least"` // the bar is a lower bound, else an upper
+	Void  bool    `json:"void"`     // it rests on a measurement that is
+	Pass  bool    `json:"pass"`
+}
+
+// Report is all that was measured.
+type Report struct {
+	Host    string   `json:"host"`
+	Method  []string `json:"method"` // what one has to know to read the figures
+	Results []Result `json:"results"`
+	Goals   []Goal   `json:"goals"`
+	Seconds float64  `json:"seconds"`
+}
+
+// AtLeast adds a goal with a lower bound.
+func (r *Report) AtLeast(id, what string, value, bar float64, void bool) {
+	r.Goals = append(r.Goals, Goal{ID: id, What: what, Value: value, Bar: bar, Least: true, Void: void, Pass: value >= bar})
+}
+
+// AtMost adds a goal with an upper bound.
+func (r *Report) AtMost(id, what string, value, bar float64, void bool) {
+	r.Goals = append(r.Goals, Goal{ID: id, What: what, Value: value, Bar: bar, Void: void, Pass: value <= bar})
+}
+
+// Missed is the number of goals whose bar was not met.
+func (r *Report) Missed() (n int) {
+	for _, g := range r.Goals {
+		if !g.Pass {
+			n++
+		}
+	}
+	return n
+}
+
+// Print writes the report as tables.
+func (r *Report) Print(w io.Writer) error {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, r.Host)
+	for _, m := range r.Method {
+		fmt.Fprintln(t, m)
+	}
+	for i := range r.Results {
+		res := &r.Results[i]
+		void := ""
+		if res.Void {
+			void = fmt.Sprintf("  VOID: spread %.0f %%", 100*res.Spread)
+		}
+		fmt.Fprintf(t, "\n%s (%d rounds, try %d)%s\n", res.Name, res.Rounds, res.Tries, void)
+		fmt.Fprintln(t, "\tns/packet\tp25\tp75\tratio")
+		for _, f := range res.Figures {
+			fmt.Fprintf(t, "  %s\t%.0f\t%.0f\t%.0f\t%.3f\n", f.Peer, f.Median, f.P25, f.P75, f.Ratio)
+		}
+	}
+	fmt.Fprintln(t, "\ngoals\tvalue\tbar\t")
+	for _, g := range r.Goals {
+		rel, verdict := "<=", "pass"
+		if g.Least {
+			rel = ">="
+		}
+		if !g.Pass {
+			verdict = "MISSED"
+		}
+		if g.Void {
+			verdict += " (void)"
+		}
+		fmt.Fprintf(t, "  %s  %s\t%.4g\t%s %.4g\t%s\n", g.ID, g.What, g.Value, rel, g.Bar, verdict)
+	}
+	fmt.Fprintf(t, "\n%.0f s\n", r.Seconds)
+	return t.Flush()
+}
+
+// WriteJSON writes the report to a file.
+func (r *Report) WriteJSON(path string) error {
+	b, err := json.MarshalIndent(r, "", "\t")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(path, append(b, '\n'), 0o644)
+}

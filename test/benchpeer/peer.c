@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The data path's peers: bare write, writev, read and readv on a TAP queue,
+// timed by themselves. The protocol and the layout of memory are described in
+// internal/bench (Child, goChild).
+
+#define _GNU_SOURCE
+#include <errno.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/uio.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { LOAD, WRITE, WRITEV, READ, READV };
+enum { BATCH = 128, PAGE = 4096, HDR = 12, PAGES = 17, ROOM = 18 * PAGE, TAP = 3 };
+
+static unsigned char *private, *pages, headers[BATCH][64], *frame;
+static struct iovec iov[BATCH][PAGES + 1];
+static size_t len, stride, per;
+
+static void *map(size_t n)
+{
+	void *p = mmap(NULL, n, PROT_READ | PROT_WRITE,
+		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+	if (p == MAP_FAILED)
+		exit(1);
+	return p;
+}
+
+static int get(void *p, size_t n)
+{
+	while (n > 0) {
+		ssize_t k = read(0, p, n);
+		if (k <= 0)
+			return -1;
+		p = (char *)p + k;
+		n -= (size_t)k;
+	}
+	return 0;
+}
+
+// Small frames do not all meet in one set of the cache.
+static size_t spread(size_t k) { return k % 16 * 64; }
+
+// Not timed: the frames are written, the pieces listed.
+static void prepare(uint32_t op, size_t n)
+{
+	for (size_t k = 0; k < n; k++) {
+		if (op == WRITE)
+			memcpy(private + k * stride, frame, len);
+		if (op == WRITE || op == READ)
+			continue;
+		memcpy(headers[k], frame, HDR);
+		iov[k][0] = (struct iovec){ headers[k], HDR };
+		if (op == READV) {
+			for (size_t p = 0; p < per; p++)
+				iov[k][1 + p] = (struct iovec){ pages + (k * per + p) * PAGE, PAGE };
+			continue;
+		}
+		size_t rest = len - HDR, off = 0;
+		if (per == 1 && rest <= PAGE - spread(15))
+			off = spread(k);
+		const unsigned char *from = frame + HDR;
+		for (size_t p = 0; p < per; p++) {
+			size_t m = rest < PAGE - off ? rest : PAGE - off;
+			unsigned char *at = pages + (k * per + p) * PAGE + off;
+			memcpy(at, from, m);
+			iov[k][1 + p] = (struct iovec){ at, m };
+			from += m;
+			rest -= m;
+		}
+	}
+}
+
+static int64_t run(uint32_t op, size_t n, uint64_t *ns)
+{
+	struct timespec a, b;
+
+	prepare(op, n);
+	clock_gettime(CLOCK_MONOTONIC, &a);
+	for (size_t k = 0; k < n; k++) {
+		ssize_t r;
+		switch (op) {
+		case WRITE:
+			r = write(TAP, private + k * stride, len);
+			break;
+		case WRITEV:
+			r = writev(TAP, iov[k], (int)per + 1);
+			break;
+		case READ:
+			r = read(TAP, private, ROOM);
+			break;
+		case READV:
+			r = readv(TAP, iov[k], (int)per + 1);
+			break;
+		default:
+			r = -1;
+			errno = ENOSYS;
+		}
+		if (r < 0)
+			return -errno;
+	}
+	clock_gettime(CLOCK_MONOTONIC, &b);
+	*ns = (uint64_t)((b.tv_sec - a.tv_sec) * 1000000000LL + (b.tv_nsec - a.tv_nsec));
+	return (int64_t)n;
+}
+
+int main(void)
+{
+	uint32_t cmd[3]; // operation, packets, octets that follow
+
+	private = map((size_t)BATCH * ROOM);
+	pages = map((size_t)BATCH * PAGES * PAGE);
+	frame = map(ROOM);
+	while (get(cmd, sizeof cmd) == 0) {
+		struct { uint64_t ns; int64_t done; } answer = { 0, cmd[1] };
+		if (cmd[2] > ROOM || get(frame, cmd[2]) < 0)
+			return 1;
+		if (cmd[0] == LOAD) {
+			len = cmd[2];
+			stride = (len + 63) & ~(size_t)63;
+			per = (len - HDR + PAGE - 1) / PAGE;
+		} else if (cmd[1] > BATCH) {
+			answer.done = -EINVAL;
+		} else {
+			answer.done = run(cmd[0], cmd[1], &answer.ns);
+		}
+		if (write(1, &answer, sizeof answer) != sizeof answer)
+			return 1;
+	}
+	return 0;
+}
