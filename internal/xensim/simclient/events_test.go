@@ -206,6 +206,20 @@ func TestClosedEvents(t *testing.T) {
 	s.until("the port is closed", func() bool { return s.info(0).Ports == 0 })
 }
 
+// A backend closes its channels and lets the frontend connect anew, which names
+// the same ports.
+func TestClosedMeansUnbound(t *testing.T) {
+	s := simProcess(t) // the scheduler is a real one
+	guest := s.guest(simclient.DomainConfig{})
+	fe := s.events(guest)
+	fp := must(fe.BindUnbound(0))(t)
+	for range 200 {
+		be := must(s.dom0.Events())(t)
+		must(be.BindInterdomain(guest.Domid(), fp))(t)
+		ok(t, be.Close())
+	}
+}
+
 func TestNotifyAllocatesNothing(t *testing.T) {
 	s := simProcess(t)
 	guest := s.guest(simclient.DomainConfig{})

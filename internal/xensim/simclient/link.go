@@ -146,5 +146,12 @@ func (l *link) leave() error {
 	}
 	fd := l.fd
 	l.fd = -1
+	// Like close(2) of a device node this returns when everything was let go, so
+	// the simulation is given the time to hear of it and to close its end.
+	if unix.Shutdown(fd, unix.SHUT_WR) == nil {
+		for err := error(nil); err == nil; {
+			_, err = wire.Receive(fd, l.buf)
+		}
+	}
 	return unix.Close(fd)
 }
