@@ -14,8 +14,8 @@ front=/local/domain/${DOMID[u1]}/device/vif/0
 rings=$(xenstore-ls "$front" | grep -E 'ring-ref|event-channel')
 
 # Slow enough to outlast it all.
-begin_transfer dom0 u1 10.0.0.2 5001 40 0.4
-begin_transfer u1 dom0 "$DOM0" 5002 40 0.4
+begin_transfer dom0 u1 10.0.0.2 5001 24 0.6
+begin_transfer u1 dom0 "$DOM0" 5002 24 0.6
 for round in 1 2 3; do
 	eventually_moves 120 2000000
 	kill_netbackd
@@ -25,7 +25,7 @@ for round in 1 2 3; do
 	within 10000 "start $round" start_netbackd
 	same "frontend" "$(xenstore-read "$front/state")" 4
 done
-end_transfer u1 5001 40 240
-end_transfer dom0 5002 40 240
+end_transfer u1 5001 24 240
+end_transfer dom0 5002 24 240
 same "rings" "$(xenstore-ls "$front" | grep -E 'ring-ref|event-channel')" "$rings"
 netbackd list
