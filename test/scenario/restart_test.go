@@ -3,13 +3,28 @@
 package scenario
 
 import (
+	"fmt"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"syscall"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/netbackd/netbackd/internal/guest"
-	"github.com/netbackd/netbackd/internal/traffic"
+	"github.com/netbackd/netbackd/internal/lab"
 	"github.com/netbackd/netbackd/pkg/dataplane"
 	"github.com/netbackd/netbackd/pkg/vif"
 )
+
+// serving waits until the daemon, whichever it is now, serves the guest.
+func (g *testGuest) serving() *vif.Status {
+	g.w.t.Helper()
+	return g.waitStatus("the successor to serve", func(s *vif.Status) bool { return s.State == vif.Connected && len(s.Queues) > 0 })
+}
 
 // A daemon that is killed in the middle of a stream and started again: the guest
 // is not told, and the stream arrives whole.
@@ -17,28 +32,394 @@ func TestKilledUnderTrafficAndStartedAgain(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest()
 	before := g.status()
-	type outcome struct {
-		r   traffic.TCPResult
-		err error
-	}
-	ended := make(chan outcome, 1)
-	const n = 64 << 20
-	go func() {
-		r, err := g.TCPSend(w.ctx, guest.TCPSendArgs{Addr: hostIP + tcpPort, TCPSend: traffic.TCPSend{Bytes: n, Seed: 7}})
-		ended <- outcome{r, err}
-	}()
+	whole := g.streaming(64 << 20)
 	for range 3 {
 		seen := g.counter(dataplane.TxBytes)
 		g.waitCounter(dataplane.TxBytes, seen+1<<20)
 		w.Daemon().Kill()
 		w.must(w.StartDaemon(w.ctx))
-		g.waitStatus("the successor to serve", func(s *vif.Status) bool { return s.State == vif.Connected && len(s.Queues) > 0 })
+		g.serving()
 	}
-	o := <-ended
-	w.must(o.err)
-	w.whole(o.r, n)
+	whole()
 	g.innocent()
 	if after := g.status(); after.Interface != before.Interface || !after.Carrier {
 		t.Errorf("interface %s carrier %t after, %s before", after.Interface, after.Carrier, before.Interface)
 	}
+}
+
+// Four queues, both directions at once, killed at whatever instruction it is,
+// again and again.
+func TestKilledAgainAndAgainWithFourQueuesBothWays(t *testing.T) {
+	w := newWorld(t)
+	g := w.guest(queues(4))
+	state := w.record(w.BackPath(g.Domid, g.Devid) + "/state")
+	index := w.link(g.Domid, g.Devid).Attrs().Index
+	var streams []func()
+	for range 3 {
+		streams = append(streams, g.streaming(24<<20), g.streamed(24<<20))
+	}
+	var away times
+	for range 6 {
+		g.waitCounter(dataplane.TxBytes, 1<<20)
+		g.waitCounter(dataplane.RxBytes, 1<<20)
+		if n := len(w.journals(g.Domid, g.Devid)); n != 4 {
+			t.Errorf("%d journals with 4 queues", n)
+		}
+		w.Daemon().Kill()
+		begin := time.Now()
+		w.must(w.StartDaemon(w.ctx))
+		g.serving()
+		away = append(away, time.Since(begin))
+	}
+	for _, whole := range streams {
+		whole()
+	}
+	t.Logf("from the kill until served again: %v", away)
+	g.innocent()
+	g.pings(5)
+	if got := state.values(); !slices.Equal(got, []string{"4"}) {
+		t.Errorf("the guest was told: the backend went %v", got)
+	}
+	if l := w.link(g.Domid, g.Devid); l == nil || l.Attrs().Index != index {
+		t.Error("the interface is another one")
+	}
+	if d, err := w.Domain(g.Domid); err != nil || d.Pins != 8 {
+		t.Errorf("%d pages of the guest mapped (%v), want 8", d.Pins, err)
+	}
+	_, err := w.Detach(w.ctx, g.Domid, g.Devid)
+	w.must(err)
+	w.vifGone(g.Domid, g.Devid)
+	w.unpinned(g.Domid)
+}
+
+// An orderly stop is no different for the guest, and the daemon ends at once.
+func TestStoppedUnderTrafficAndStartedAgain(t *testing.T) {
+	w := newWorld(t)
+	g := w.guest(queues(2))
+	there, back := g.streaming(48<<20), g.streamed(48<<20)
+	for range 3 {
+		g.waitCounter(dataplane.TxBytes, 1<<20)
+		begin := time.Now()
+		w.must(w.Daemon().Stop())
+		if d := time.Since(begin); d > 3*time.Second {
+			t.Errorf("it took %v to stop", d)
+		}
+		if n := len(w.journals(g.Domid, g.Devid)); n != 2 {
+			t.Errorf("%d journals left for the successor, want 2", n)
+		}
+		if b := w.books(); b != (books{}) {
+			t.Errorf("after its end the daemon holds %+v", b)
+		}
+		if w.link(g.Domid, g.Devid) == nil {
+			t.Fatal("the interface went with the daemon")
+		}
+		w.must(w.StartDaemon(w.ctx))
+		g.serving()
+	}
+	there()
+	back()
+	g.innocent()
+}
+
+// SIGINT is what a daemon gets that was started by hand.
+func TestStoppedByInterrupt(t *testing.T) {
+	w := newWorld(t)
+	g := w.guest()
+	w.Daemon().Signal(syscall.SIGINT)
+	<-w.Daemon().Done()
+	if w.logged("stopped") != 1 {
+		t.Error("it did not say that it stopped")
+	}
+	w.must(w.StartDaemon(w.ctx))
+	g.serving()
+	g.pings(3)
+}
+
+// Packets wait in the daemon for rx slots when it is killed. They are lost, as on
+// a wire, and nothing behind them is.
+func TestKilledWhilePacketsWaitForRxSlots(t *testing.T) {
+	w := newWorld(t, "--rx-drain=1m", "--rx-stall=1m")
+	g := w.guest()
+	raw := func(ops ...guest.RawOp) {
+		t.Helper()
+		_, err := g.Raw(w.ctx, guest.RawArgs{Ops: ops})
+		w.must(err)
+	}
+	for range 3 {
+		whole := g.streamed(16 << 20)
+		raw(guest.RawOp{Op: "rx-target", Value: 0})
+		g.waitStatus("packets to wait", func(s *vif.Status) bool { return len(s.Queues) == 1 && s.Queues[0].Held > 0 })
+		w.Daemon().Kill()
+		w.must(w.StartDaemon(w.ctx))
+		g.serving()
+		raw(guest.RawOp{Op: "rx-target", Value: 256}, guest.RawOp{Op: "flush"})
+		whole()
+	}
+	g.pings(5)
+	g.innocent()
+}
+
+// While the daemon is away everything else goes on: guests are created, close,
+// reboot, are detached and destroyed. It finds all of that when it comes back.
+func TestWorldGoesOnWithoutTheDaemon(t *testing.T) {
+	w := newWorld(t)
+	same, closed, closing, reloaded, suspended := w.rawFront(2), w.rawFront(2), w.rawFront(1), w.rawFront(1), w.rawFront(3)
+	detached, destroyed, removed, frontless, destroyedLater := w.rawFront(2), w.rawFront(2), w.rawFront(2), w.rawFront(1), w.rawFront(1)
+	waiting := w.rawFront(1, script(lab.NoScript))
+	all := []*rawFront{same, closed, closing, reloaded, suspended, detached, destroyed, removed, frontless, destroyedLater}
+	for _, f := range all {
+		f.connect()
+	}
+	w.Daemon().Kill()
+
+	closed.state(vif.Closed)
+	closing.state(vif.Closing)
+	reloaded.state(vif.Initialising)
+	suspended.newRings(1)
+	suspended.offer(suspended.keys(), vif.Connected)
+	waiting.offer(waiting.keys(), vif.Connected)
+	w.must(w.Store().Write(waiting.back()+"/hotplug-status", "connected"))
+	w.must(w.Hypervisor().Destroy(destroyed.domid))
+	w.must(w.Store().Remove(removed.back()))
+	w.must(w.Store().Remove(frontless.dir()))
+	w.must(w.Hypervisor().Destroy(destroyedLater.domid))
+	w.must(w.Store().Remove(destroyedLater.back()))
+	took := make(chan time.Duration, 1)
+	go func() {
+		d, err := w.Detach(w.ctx, detached.domid, detached.devid)
+		if err != nil {
+			t.Error(err)
+		}
+		took <- d
+	}()
+	w.wait("the toolstack to ask for the detach", func() bool { return w.read(detached.back()+"/online") == "0" })
+	created := w.domain()
+	attached := make(chan error, 1)
+	newVif := w.vifConfig()
+	go func() { attached <- w.Attach(w.ctx, created, newVif) }()
+	w.wait("the toolstack to make a vif", func() bool { return w.read(w.BackPath(created, 0)+"/state") == "1" })
+
+	w.must(w.StartDaemon(w.ctx))
+	closed.waitBack(vif.Closed)
+	closing.waitBack(vif.Closing)
+	reloaded.waitBack(vif.InitWait)
+	suspended.waitBack(vif.Connected)
+	w.wait("the other rings to be served", func() bool { return suspended.status().Grants == 2 })
+	waiting.waitBack(vif.Connected)
+	waiting.connected()
+	w.wait("the rings that stayed to be served", func() bool { return same.status().Grants == 4 })
+	same.connected()
+	w.domainGone(destroyed.domid)
+	w.domainGone(destroyedLater.domid)
+	for _, f := range []*rawFront{removed, destroyedLater} {
+		w.vifGone(f.domid, f.devid)
+		if v := w.read(f.back()); v != absent {
+			t.Errorf("%s is back: %q", f.back(), v)
+		}
+	}
+	for _, f := range []*rawFront{destroyed, frontless} {
+		f.waitBack(vif.Closed)
+		w.wait("the interface to be gone", func() bool { return w.link(f.domid, f.devid) == nil })
+		if j := w.journals(f.domid, f.devid); len(j) > 0 {
+			t.Errorf("journals of %s are left: %v", f.name(), j)
+		}
+	}
+	t.Logf("detached %v after it was asked for", (<-took).Round(time.Millisecond))
+	w.vifGone(detached.domid, detached.devid)
+	for _, f := range []*rawFront{closed, closing, reloaded, detached, removed} {
+		w.unpinned(f.domid)
+	}
+	w.must(<-attached)
+	f := w.join(created, 0)
+	f.newRings(2)
+	f.connect()
+	f.connected()
+	for _, f := range []*rawFront{closed, reloaded} {
+		f.reopen()
+		f.connect()
+		f.connected()
+	}
+}
+
+// A daemon that was not there when the host booted, and has no run directory
+// yet: it finds the guests that wait for it.
+func TestFirstStartWithGuestsThatAreThereAlready(t *testing.T) {
+	w := newWorld(t)
+	w.must(w.Daemon().Stop())
+	w.must(os.RemoveAll(w.RunDir()))
+	const n = 4
+	attached := make(chan error, n)
+	domids := make([]uint16, n)
+	for i := range domids {
+		domids[i] = w.domain()
+		v := w.vifConfig()
+		go func() { attached <- w.Attach(w.ctx, domids[i], v) }()
+		w.wait("the toolstack to make a vif", func() bool { return w.read(w.BackPath(domids[i], 0)+"/state") == "1" })
+	}
+	begin := time.Now()
+	w.must(w.StartDaemon(w.ctx))
+	for range domids {
+		w.must(<-attached)
+	}
+	t.Logf("%d vifs are ready %v after the start", n, time.Since(begin).Round(time.Millisecond))
+	for _, d := range domids {
+		f := w.join(d, 0)
+		f.newRings(1)
+		f.connect()
+		f.connected()
+	}
+}
+
+// A journal that is no journal, of which at a crash of the machine anything may
+// be left: the vif is served all the same.
+func TestJournalIsGarbage(t *testing.T) {
+	w := newWorld(t)
+	for name, damage := range map[string]func(path string) error{
+		"empty":     func(p string) error { return os.Truncate(p, 0) },
+		"cut off":   func(p string) error { return os.Truncate(p, 100) },
+		"noise":     func(p string) error { return os.WriteFile(p, []byte(strings.Repeat("\xa5\x5a\xff", 3000)), 0o600) },
+		"gone":      os.Remove,
+		"too large": func(p string) error { return os.Truncate(p, 1<<20) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := w.in(t)
+			g := w.guest()
+			g.pings(3)
+			w.Daemon().Kill()
+			for _, j := range w.journals(g.Domid, g.Devid) {
+				w.must(damage(w.RunDir() + "/" + j))
+			}
+			w.must(w.StartDaemon(w.ctx))
+			g.serving()
+			g.pings(3)
+			g.tcpToHost(1 << 20)
+			g.innocent()
+		})
+	}
+}
+
+// Who starts netbackd twice is told so, and the one that runs is not disturbed.
+func TestSecondDaemonRefusesToStart(t *testing.T) {
+	w := newWorld(t)
+	w.undisturbed(func() {
+		s := w.ask("run", "--xen", w.XenDir())
+		if s.code != 1 || !oneLine(s.err) || !strings.Contains(s.err, "another netbackd") || !strings.Contains(s.err, w.RunDir()) {
+			t.Errorf("exit code %d, it said %q", s.code, s.err)
+		}
+	})
+	if d, err := w.Control().Daemon(w.ctx); err != nil || d.PID != w.Daemon().PID() {
+		t.Errorf("at the socket answers %d (%v), not %d", d.PID, err, w.Daemon().PID())
+	}
+}
+
+// One that is started with another run directory cannot know of the first. It
+// finds everything in use, says who has it, and leaves it alone.
+func TestSecondDaemonWithARunDirectoryOfItsOwn(t *testing.T) {
+	w := newWorld(t)
+	g := w.guest(queues(2))
+	f := w.rawFront(1)
+	f.connect()
+	first := w.Daemon()
+	index := w.link(g.Domid, g.Devid).Attrs().Index
+	before := w.books()
+	whole := g.streaming(32 << 20)
+	dir := t.TempDir()
+	second := exec.CommandContext(w.ctx, exe, "run", "--xen", w.XenDir(), "--run-dir", dir)
+	second.Cancel = func() error { return second.Process.Signal(syscall.SIGTERM) }
+	var log lineBuffer
+	second.Stderr = &log
+	w.must(second.Start())
+	for _, name := range []string{g.VifName(), f.name()} {
+		w.wait("the second daemon to say what is wrong", func() bool {
+			return log.has(name, "in use", fmt.Sprint(first.PID()))
+		})
+	}
+	w.must(second.Process.Signal(syscall.SIGTERM))
+	w.must(second.Wait())
+	whole()
+	g.pings(3)
+	g.innocent()
+	f.connected()
+	if l := w.link(g.Domid, g.Devid); l == nil || l.Attrs().Index != index {
+		t.Error("the interface is another one, or gone")
+	}
+	w.waitBooks(before)
+	if n := w.logged("disconnected"); n > 0 {
+		t.Error("the first daemon lost a vif to the second")
+	}
+}
+
+func oneLine(s string) bool { return strings.Count(s, "\n") == 1 && strings.HasPrefix(s, "netbackd: ") }
+
+// A daemon that cannot do its work says why in one line, says it in the exit
+// code, and leaves nothing behind.
+func TestDaemonThatCannotStart(t *testing.T) {
+	w := newWorld(t)
+	w.must(w.Daemon().Stop())
+	w.must(os.RemoveAll(w.RunDir()))
+	readOnly := t.TempDir()
+	w.must(unix.Mount("tmpfs", readOnly, "tmpfs", unix.MS_RDONLY, ""))
+	t.Cleanup(func() { _ = unix.Unmount(readOnly, unix.MNT_DETACH) })
+	file := t.TempDir() + "/file"
+	w.must(os.WriteFile(file, nil, 0o600))
+	good := []string{"run", "--xen", w.XenDir(), "--run-dir", w.RunDir()}
+	with := func(args ...string) []string { return append(slices.Clone(good), args...) }
+	for _, c := range []struct {
+		name string
+		args []string
+		mask string // what /dev/net is hidden by
+		code int
+		says []string
+	}{
+		{name: "the run directory cannot be written", args: with("--run-dir", readOnly), code: 1, says: []string{readOnly}},
+		{name: "the run directory cannot be made", args: with("--run-dir", readOnly+"/x"), code: 1, says: []string{readOnly}},
+		{name: "the run directory is a file", args: with("--run-dir", file), code: 1, says: []string{file}},
+		{name: "no Xen", args: with("--xen", "/dev/no-xen"), code: 1, says: []string{"/dev/no-xen", "demo"}},
+		{name: "Xen's directory is empty", args: with("--xen", t.TempDir()), code: 1, says: []string{"gntdev"}},
+		{name: "no /dev/net/tun", args: good, mask: "mount -t tmpfs none /dev/net", code: 1, says: []string{"/dev/net/tun"}},
+		{name: "/dev/net/tun is something else", args: good, mask: "mount --bind /dev/null /dev/net/tun", code: 1, says: []string{"/dev/net/tun"}},
+		{name: "a flag nobody knows", args: with("--turbo"), code: 2, says: []string{"--turbo", "--help"}},
+		{name: "a flag without its value", args: with("--workers"), code: 2, says: []string{"--workers", "--help"}},
+		{name: "a number that is none", args: with("--max-queues", "many"), code: 2, says: []string{"max-queues", "many"}},
+		{name: "no queues", args: with("--max-queues", "0"), code: 2, says: []string{"--max-queues", "0"}},
+		{name: "too many queues", args: with("--max-queues", "65"), code: 2, says: []string{"--max-queues", "65"}},
+		{name: "fewer than no workers", args: with("--workers", "-1"), code: 2, says: []string{"--workers", "-1"}},
+		{name: "no time to drain", args: with("--rx-drain", "0s"), code: 2, says: []string{"--rx-drain"}},
+		{name: "an offload nobody knows", args: with("--offload", "magic"), code: 2, says: []string{"--offload", "magic", "auto"}},
+		{name: "a level nobody knows", args: with("--log-level", "loud"), code: 2, says: []string{"--log-level", "loud", "debug"}},
+		{name: "a format nobody knows", args: with("--log-format", "xml"), code: 2, says: []string{"--log-format", "xml", "json"}},
+		{name: "an argument too many", args: with("fast"), code: 2, says: []string{"fast", "--help"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			links := linkNames(t)
+			s := said{}
+			if c.mask == "" {
+				s = netbackd(w.ctx, c.args...)
+			} else {
+				s = command(w.ctx, "unshare", append([]string{"--mount", "sh", "-c", c.mask + ` && exec "$0" "$@"`, exe}, c.args...)...)
+			}
+			if s.code != c.code || !oneLine(s.err) || s.out != "" {
+				t.Errorf("exit code %d, want %d; it said %q and %q", s.code, c.code, s.err, s.out)
+			}
+			for _, text := range c.says {
+				if !strings.Contains(s.err, text) {
+					t.Errorf("it said %q, which does not tell of %s", s.err, text)
+				}
+			}
+			if left, err := os.ReadDir(w.RunDir()); err == nil && len(left) > 0 {
+				names := []string{}
+				for _, l := range left {
+					names = append(names, l.Name())
+				}
+				t.Errorf("it left %v", names)
+			}
+			if now := linkNames(t); !slices.Equal(now, links) {
+				t.Errorf("interfaces %v, before %v", now, links)
+			}
+			if b := w.books(); b != (books{}) {
+				t.Errorf("Xen has %+v in its books", b)
+			}
+		})
+	}
+	w.must(w.StartDaemon(w.ctx))
 }

@@ -1,0 +1,600 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package scenario
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/netbackd/netbackd/internal/guest"
+	"github.com/netbackd/netbackd/internal/lab"
+	"github.com/netbackd/netbackd/internal/netfront"
+	"github.com/netbackd/netbackd/internal/traffic"
+	"github.com/netbackd/netbackd/pkg/dataplane"
+	"github.com/netbackd/netbackd/pkg/vif"
+	"github.com/netbackd/netbackd/pkg/xenstore"
+)
+
+// closeLimit is what a vif may take to close in these tests. The promise is a
+// second; libxl waits ten.
+const closeLimit = 3 * time.Second
+
+// followed checks that what a recorder saw is want with parts of it missing at
+// most, and that it ends where want ends.
+func followed(t *testing.T, what string, r *recorder, want string) {
+	t.Helper()
+	got := r.values()
+	rest := strings.Fields(want)
+	for _, v := range got {
+		i := slices.Index(rest, v)
+		if i < 0 {
+			t.Errorf("%s went %v, want %s", what, got, want)
+			return
+		}
+		rest = rest[i+1:]
+	}
+	if len(rest) > 0 {
+		t.Errorf("%s went %v, want %s", what, got, want)
+	}
+}
+
+// The guest unloads its driver and loads it again, while the host goes on
+// sending to it.
+func TestDriverReloadedTenTimesUnderTraffic(t *testing.T) {
+	w := newWorld(t)
+	g := w.guest(queues(2))
+	stop := g.flooded()
+	defer stop()
+	for range 10 {
+		_, err := g.Reconnect(w.ctx, guest.ConnectArgs{})
+		w.must(err)
+		before := g.counter(dataplane.RxPackets)
+		g.waitCounter(dataplane.RxPackets, before+10)
+	}
+	stop()
+	g.pings(5)
+	g.tcpToGuest(g.ip, 4<<20)
+	g.innocent()
+	if n := w.logged("connected", g.VifName(), "queues"); n != 11 {
+		t.Errorf("the log tells of %d connections, want 11", n)
+	}
+	if s := g.status(); s.Grants != 4 || len(w.journals(g.Domid, g.Devid)) != 2 {
+		t.Errorf("in the end %d pages are mapped, journals %v", s.Grants, w.journals(g.Domid, g.Devid))
+	}
+}
+
+// A driver that comes back different: the second connection has nothing of the
+// first.
+func TestReconnectWithOtherQueuesAndFeatures(t *testing.T) {
+	w := newWorld(t)
+	g := w.guest(queues(4))
+	for _, c := range []struct {
+		queues int
+		split  bool
+		f      netfront.Features
+	}{
+		{1, false, netfront.Features{RxCopy: true}},
+		{3, true, netfront.AllFeatures()},
+		{1, true, netfront.Features{RxCopy: true, RxNotify: true, NoCsumOffload: true}},
+		{8, false, netfront.Features{RxCopy: true, RxNotify: true, SG: true, GSOTCPv4: true}},
+	} {
+		front := config(0).Front.Front
+		front.Queues, front.SplitEvents, front.Features = c.queues, c.split, c.f
+		_, err := g.Reconnect(w.ctx, guest.ConnectArgs{Front: &front})
+		w.must(err)
+		ports := c.queues
+		if c.split {
+			ports = 2 * c.queues
+		}
+		s := g.status()
+		if len(s.Queues) != c.queues || s.Grants != 2*c.queues || s.Ports != ports {
+			t.Errorf("%d queues, %d pages, %d channels; want %d, %d, %d", len(s.Queues), s.Grants, s.Ports, c.queues, 2*c.queues, ports)
+		}
+		if n := len(w.journals(g.Domid, g.Devid)); n != c.queues {
+			t.Errorf("%d journals with %d queues", n, c.queues)
+		}
+		g.pings(3)
+		g.tcpToHost(2 << 20)
+		g.tcpToGuest(g.ip, 2<<20)
+	}
+	g.innocent()
+}
+
+// A guest that was saved and restored in place, or whose kernel crashed into
+// another: from Connected straight to Initialising, and the rings are new.
+func TestSuspendAndResumeUnderTraffic(t *testing.T) {
+	w := newWorld(t)
+	g := w.guest(queues(2))
+	back := w.record(w.BackPath(g.Domid, g.Devid) + "/state")
+	stop := g.flooded()
+	defer stop()
+	for range 5 {
+		_, err := g.Suspend(w.ctx, guest.ConnectArgs{})
+		w.must(err)
+		before := g.counter(dataplane.RxPackets)
+		g.waitCounter(dataplane.RxPackets, before+10)
+	}
+	stop()
+	g.pings(5)
+	g.innocent()
+	followed(t, "the backend", back, "4"+strings.Repeat(" 5 6 2 4", 5))
+	if d, err := w.Domain(g.Domid); err != nil || d.Pins != 4 {
+		t.Errorf("%d pages of the guest are in use (%v), want the rings of the last connection", d.Pins, err)
+	}
+}
+
+// The daemon was busy while a guest closed, forgot its rings and connected new
+// ones: of all that it sees only that Connected is still, or again, what stands
+// there.
+func TestConnectedAgainWithOtherRingsAndStatesBetweenMissed(t *testing.T) {
+	w := newWorld(t)
+	f := w.rawFront(2)
+	f.connect()
+	before := w.books()
+	old := f.queues
+	f.newRings(3)
+	f.offer(f.keys(), vif.Connected)
+	w.wait("the new rings to be served", func() bool { return f.status().Grants == 6 })
+	f.connected()
+	for _, q := range old {
+		w.must(q.rings.Free()) // fails on nothing; that it is really free shows below
+	}
+	w.waitBooks(books{before.Maps + 2, before.Interdomain + 2})
+	if d, err := w.Domain(f.domid); err != nil || d.GrantsInUse != 6 {
+		t.Errorf("%d pages of the guest in use (%v), want 6", d.GrantsInUse, err)
+	}
+	if s := w.read(f.back() + "/state"); s != "4" {
+		t.Errorf("the backend is in state %s", s)
+	}
+}
+
+// Linux' netfront asks for XDP headroom this way, and waits for the answer
+// without limit. It goes on with the same rings.
+func TestReconfiguringIsAnswered(t *testing.T) {
+	w := newWorld(t)
+	g := w.guest(queues(2))
+	back := w.BackPath(g.Domid, g.Devid) + "/state"
+	since := g.status().Since
+	whole := g.streaming(8 << 20)
+	for range 2 {
+		w.must(g.SetState(w.ctx, "", netfront.StateReconfiguring))
+		w.wait("the answer", func() bool { return w.read(back) == "8" })
+		g.pings(2)
+		w.must(g.SetState(w.ctx, "", netfront.StateConnected))
+		g.waitStatus("the daemon to see it", func(s *vif.Status) bool { return s.Frontend == vif.Connected })
+		g.pings(2)
+	}
+	whole()
+	if s := g.status(); s.State != vif.Connected || !s.Since.Equal(since) {
+		t.Errorf("%v since %v, was connected since %v", s.State, s.Since, since)
+	}
+	// It still closes.
+	w.must(g.Disconnect(w.ctx, ""))
+	g.waitState(vif.Closed)
+	g.innocent()
+}
+
+// A second answer to the same question: the node says 8 already when the guest
+// asks again, so there is nothing for it to wait for.
+func TestReconfiguringTwiceWithoutConnectedBetween(t *testing.T) {
+	w := newWorld(t)
+	f := w.rawFront(1)
+	f.connect()
+	f.state(vif.Reconfiguring)
+	f.waitBack(vif.Reconfigured)
+	f.state(vif.Reconfiguring)
+	f.state(vif.Connected)
+	f.state(vif.Reconfiguring)
+	f.waitBack(vif.Reconfigured)
+	f.state(vif.Connected)
+	w.wait("the daemon to see it", func() bool { return f.status().Frontend == vif.Connected })
+	f.connected()
+	f.close()
+	f.reopen()
+	f.connect()
+}
+
+// xl network-detach of a guest that works: it is given the time to close.
+func TestDetachOfALiveGuest(t *testing.T) {
+	w := newWorld(t)
+	w.undisturbed(func() {
+		g := w.guest(queues(2))
+		back := w.record(w.BackPath(g.Domid, g.Devid) + "/state")
+		front := w.record(w.FrontPath(g.Domid, g.Devid) + "/state")
+		took, err := w.Detach(w.ctx, g.Domid, g.Devid)
+		w.must(err)
+		t.Logf("Closed after %v", took.Round(10*time.Microsecond))
+		if took > closeLimit {
+			t.Errorf("Closed after %v", took)
+		}
+		w.vifGone(g.Domid, g.Devid)
+		w.unpinned(g.Domid)
+		w.wait("the directory to be gone", func() bool { return slices.Contains(back.values(), absent) })
+		followed(t, "the backend", back, "4 5 6 "+absent)
+		if got := front.values(); !slices.Contains(got, "6") {
+			t.Errorf("the frontend went %v: it was not let to close", got)
+		}
+		g.innocent()
+	})
+}
+
+// A guest that does not answer is waited for, but not longer than the toolstack
+// waits for us.
+func TestDetachOfASilentGuest(t *testing.T) {
+	w := newWorld(t)
+	for _, c := range []struct {
+		name  string
+		state vif.State // where it is stuck
+		wait  bool      // it may be coming
+	}{
+		{"it stays Connected", vif.Connected, true},
+		{"it stays in Closing", vif.Closing, true},
+		{"it stays in Reconfiguring", vif.Reconfiguring, true},
+		{"it never connected", vif.Initialising, false},
+		{"it stays in Initialised", vif.Initialised, false},
+		{"it has closed long ago", vif.Closed, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := w.in(t)
+			f := w.rawFront(2)
+			if c.state != vif.Initialising {
+				f.connect()
+				f.state(c.state)
+				w.wait("the daemon to see it", func() bool { return f.status().Frontend == c.state })
+			}
+			back := w.record(f.back() + "/state")
+			took, err := w.Detach(w.ctx, f.domid, f.devid)
+			w.must(err)
+			t.Logf("Closed after %v", took.Round(time.Millisecond))
+			if took > closeLimit {
+				t.Errorf("Closed after %v", took)
+			}
+			if waited := took > 500*time.Millisecond; waited != c.wait {
+				t.Errorf("closed after %v, want to have waited: %t", took, c.wait)
+			}
+			w.vifGone(f.domid, f.devid)
+			w.unpinned(f.domid)
+			if got := back.values(); slices.Contains(got, "2") && c.state != vif.Initialising {
+				t.Errorf("the backend went %v", got)
+			}
+		})
+	}
+}
+
+// The guest's process is gone, its domain is not: nobody answers any more.
+func TestDetachOfADeadGuest(t *testing.T) {
+	w := newWorld(t)
+	g := w.guest()
+	w.must(g.Kill())
+	took, err := w.Detach(w.ctx, g.Domid, g.Devid)
+	w.must(err)
+	t.Logf("Closed after %v", took.Round(time.Millisecond))
+	if took > closeLimit {
+		t.Errorf("Closed after %v", took)
+	}
+	w.vifGone(g.Domid, g.Devid)
+	w.unpinned(g.Domid)
+}
+
+func TestDetachUnderTraffic(t *testing.T) {
+	w := newWorld(t)
+	w.undisturbed(func() {
+		for range 3 {
+			g := w.guest(queues(4))
+			stop := g.flooded()
+			sending := w.sendInVain(g)
+			before := g.status()
+			g.waitCounter(dataplane.TxPackets, before.Counters[dataplane.TxPackets.String()]+100)
+			g.waitCounter(dataplane.RxPackets, before.Counters[dataplane.RxPackets.String()]+100)
+			took, err := w.Detach(w.ctx, g.Domid, g.Devid)
+			w.must(err)
+			t.Logf("Closed after %v", took.Round(10*time.Microsecond))
+			if took > closeLimit {
+				t.Errorf("Closed after %v", took)
+			}
+			w.vifGone(g.Domid, g.Devid)
+			w.unpinned(g.Domid)
+			stop()
+			g.innocent()
+			w.must(g.Kill())
+			<-sending
+		}
+	})
+}
+
+// sendInVain has the guest send a stream that never ends. The channel is closed
+// when it has.
+func (w *world) sendInVain(g *testGuest) <-chan struct{} {
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_, _ = g.TCPSend(w.ctx, guest.TCPSendArgs{Addr: hostIP + tcpPort, TCPSend: traffic.TCPSend{Bytes: 1 << 40, Seed: 3}})
+	}()
+	return ended
+}
+
+// xl destroy in the middle of everything.
+func TestDestroyUnderTraffic(t *testing.T) {
+	w := newWorld(t)
+	w.undisturbed(func() {
+		g := w.guest(queues(4))
+		stop := g.flooded()
+		defer stop()
+		sending := w.sendInVain(g)
+		g.waitCounter(dataplane.TxPackets, 100)
+		g.waitCounter(dataplane.RxPackets, 100)
+		took, err := w.Destroy(w.ctx, g.Domid)
+		w.must(err)
+		t.Logf("Closed after %v", took.Round(10*time.Microsecond))
+		if took > closeLimit {
+			t.Errorf("Closed after %v", took)
+		}
+		w.vifGone(g.Domid, g.Devid)
+		w.domainGone(g.Domid)
+		w.must(g.Kill())
+		<-sending
+	})
+}
+
+// The domain is gone and the toolstack is not there to clean up, as when xl was
+// killed: nothing of the guest may stay mapped, or it stays a zombie for ever.
+func TestDomainIsGoneAndNobodyCleansUp(t *testing.T) {
+	w := newWorld(t)
+	g := w.guest(queues(2))
+	stop := g.flooded()
+	defer stop()
+	g.waitCounter(dataplane.RxPackets, 50)
+	w.must(w.Hypervisor().Destroy(g.Domid))
+	w.domainGone(g.Domid)
+	w.wait("the interface to be gone", func() bool { return w.link(g.Domid, g.Devid) == nil })
+	if j := w.journals(g.Domid, g.Devid); len(j) > 0 {
+		t.Errorf("journals are left: %v", j)
+	}
+	// The directory is the toolstack's. That it is still there shows in the list.
+	s := g.waitStatus("the daemon to have closed it", func(s *vif.Status) bool { return s.State == vif.Closed })
+	if s.Grants != 0 || s.Frontend != vif.Unknown {
+		t.Errorf("%d pages mapped, frontend %v", s.Grants, s.Frontend)
+	}
+	if v := w.read(w.BackPath(g.Domid, g.Devid) + "/state"); v != "6" {
+		t.Errorf("the backend is in state %s, want 6", v)
+	}
+	w.must(w.Store().Remove(w.BackPath(g.Domid, g.Devid)))
+	w.vifGone(g.Domid, g.Devid)
+}
+
+// A domain that has stopped by itself is kept by xl until somebody has looked at
+// it (on_crash=preserve). Its memory is still there, and may be mapped.
+func TestCrashedDomainThatIsPreserved(t *testing.T) {
+	w := newWorld(t)
+	g := w.guest()
+	w.undisturbed(func() {
+		w.must(w.Hypervisor().Shutdown(g.Domid))
+		stop := g.flooded()
+		g.waitStatus("packets for it to pile up", func(s *vif.Status) bool { return s.Queues[0].Held > 0 })
+		stop()
+	})
+	took, err := w.Destroy(w.ctx, g.Domid)
+	w.must(err)
+	if took > closeLimit {
+		t.Errorf("Closed after %v", took)
+	}
+	w.vifGone(g.Domid, g.Devid)
+	w.domainGone(g.Domid)
+}
+
+// libxl removes the frontend's directory when it uses force.
+func TestFrontendDirectoryIsRemoved(t *testing.T) {
+	w := newWorld(t)
+	f := w.rawFront(2)
+	f.connect()
+	back := w.record(f.back() + "/state")
+	w.must(w.Store().Remove(f.dir()))
+	f.waitBack(vif.Closed)
+	w.unpinned(f.domid)
+	w.wait("the interface to be gone", func() bool { return w.link(f.domid, f.devid) == nil })
+	followed(t, "the backend", back, "4 5 6")
+	if w.read(f.dir()) != absent {
+		t.Error("netbackd wrote into a frontend's directory that was removed")
+	}
+	w.must(w.Store().Remove(f.back()))
+	w.vifGone(f.domid, f.devid)
+}
+
+// A device whose directory is gone is gone. A write that comes late would bring
+// it back as a ghost that no toolstack knows, in every xl list for ever.
+func TestBackendDirectoryIsRemoved(t *testing.T) {
+	w := newWorld(t)
+	for _, state := range []vif.State{vif.Initialising, vif.Connected, vif.Closing, vif.Closed} {
+		t.Run(fmt.Sprintf("with the frontend %v", state), func(t *testing.T) {
+			w := w.in(t)
+			f := w.rawFront(1)
+			if state != vif.Initialising {
+				f.connect()
+				f.state(state)
+				w.wait("the daemon to see it", func() bool { return f.status().Frontend == state })
+			}
+			w.must(w.Store().Remove(f.back()))
+			w.vifGone(f.domid, f.devid)
+			w.unpinned(f.domid)
+			// The frontend goes on moving, to nobody.
+			for _, s := range []vif.State{vif.Closing, vif.Closed, vif.Initialising, vif.Connected} {
+				f.state(s)
+			}
+			g := w.rawFront(1) // what came before it has been seen when it is served
+			g.connect()
+			if v := w.read(f.back()); v != absent {
+				t.Errorf("there is a ghost of the directory: %q", v)
+			}
+			w.noInterface(f.domid, f.devid)
+		})
+	}
+}
+
+// A toolstack that replaces a device: no event tells that what is there now is
+// another one.
+func TestDeviceIsMadeAnewInTheSamePlace(t *testing.T) {
+	w := newWorld(t)
+	f := w.rawFront(2)
+	f.connect()
+	index := w.link(f.domid, f.devid).Attrs().Index
+	again := func(f *rawFront) {
+		// Directory by directory, in one transaction: nobody sees it gone.
+		dirs := map[string][]string{
+			f.back(): {"frontend", "frontend-id", "online", "script", "mac", "bridge", "handle", "type"},
+			f.dir():  {"backend", "backend-id", "handle", "mac", "trusted"},
+		}
+		w.must(w.Store().Transaction(func(tx *xenstore.Tx) error {
+			for dir, keys := range dirs {
+				kept := map[string]string{"state": "1"}
+				for _, k := range keys {
+					v, err := tx.Read(dir + "/" + k)
+					if err != nil {
+						return fmt.Errorf("%s of %s: %w", k, dir, err)
+					}
+					kept[k] = v
+				}
+				perms, err := tx.Permissions(dir)
+				if err != nil {
+					return err
+				}
+				if err := tx.Remove(dir); err != nil {
+					return err
+				}
+				if err := tx.Mkdir(dir); err != nil {
+					return err
+				}
+				if err := tx.SetPermissions(dir, perms); err != nil {
+					return err
+				}
+				for k, v := range kept {
+					if err := tx.Write(dir+"/"+k, v); err != nil {
+						return err
+					}
+				}
+			}
+			return tx.Write(f.back()+"/hotplug-status", "")
+		}))
+		f.wrote = nil
+	}
+	for range 5 {
+		again(f)
+		f.waitBack(vif.InitWait)
+		w.unpinned(f.domid)
+		l := w.link(f.domid, f.devid)
+		if l == nil || l.Attrs().Index == index {
+			t.Fatalf("the new device has the old one's interface: %v", l)
+		}
+		index = l.Attrs().Index
+		w.must(w.Store().Write(f.back()+"/hotplug-status", "connected"))
+		f.newRings(2)
+		f.connect()
+		f.connected()
+	}
+}
+
+// The same with xl: detach and attach as fast as it goes.
+func TestDetachAndAttachAgainAndAgain(t *testing.T) {
+	w := newWorld(t)
+	g := w.guest()
+	for i := range 8 {
+		_, err := w.Detach(w.ctx, g.Domid, g.Devid)
+		w.must(err)
+		w.must(g.Client.Detach(w.ctx, ""))
+		cfg := config(0)
+		w.must(w.Attach(w.ctx, g.Domid, cfg.Vif))
+		_, err = g.Client.Attach(w.ctx, cfg.Front)
+		w.must(err)
+		g.waitState(vif.Connected)
+		g.waitLink()
+		g.pings(2)
+		if s := g.status(); s.Grants != 2 || s.Quarantine != "" {
+			t.Fatalf("round %d: %d pages mapped, quarantine %q", i, s.Grants, s.Quarantine)
+		}
+	}
+	g.innocent()
+}
+
+// A guest that was migrated tells the network where it is now, with its first
+// packet, as soon as the backend shows Connected. If the host's bridge dropped
+// that, the guest would be unreachable until it speaks again.
+func TestFirstPacketAfterConnectedPassesTheBridge(t *testing.T) {
+	w := newWorld(t)
+	w.guest() // keeps the bridge up
+	g := w.guest()
+	for i := range 25 {
+		_, err := g.Reconnect(w.ctx, guest.ConnectArgs{})
+		w.must(err)
+		r, err := g.Ping(w.ctx, guest.PingArgs{Addr: hostIP, PingOptions: traffic.PingOptions{Timeout: 700 * time.Millisecond}})
+		w.must(err)
+		if r.Received != 1 {
+			t.Fatalf("the first ping of connection %d was lost", i+1)
+		}
+	}
+}
+
+// Somebody who is not the toolstack writes into our state node.
+func TestStrangerWritesTheState(t *testing.T) {
+	w := newWorld(t)
+	for _, value := range []string{"", "2", "3", "5", "6", "7", "42", "-1", "four"} {
+		t.Run(fmt.Sprintf("%q", value), func(t *testing.T) {
+			w := w.in(t)
+			f := w.rawFront(1)
+			f.connect()
+			w.must(w.Store().Write(f.back()+"/state", value))
+			// Nobody is disconnected by it, and the next reload of the driver
+			// makes it right.
+			w.must(w.Store().Write(f.back()+"/rate", "1000000,50000"))
+			w.wait("the daemon to have looked", func() bool { return f.status().Rate != "unlimited" })
+			f.connected()
+			f.close()
+			f.reopen()
+			f.connect()
+			f.connected()
+		})
+	}
+}
+
+func TestFrontendGoesWhereNoFrontendGoes(t *testing.T) {
+	w := newWorld(t)
+	for _, state := range []vif.State{vif.InitWait, vif.Reconfigured} {
+		t.Run(state.String(), func(t *testing.T) {
+			w := w.in(t)
+			f := w.rawFront(1)
+			f.connect()
+			back := w.record(f.back() + "/state")
+			f.state(state)
+			w.waitError(f.domid, f.devid, `"state"`)
+			f.waitBack(vif.Closed)
+			w.unpinned(f.domid)
+			followed(t, "the backend", back, "4 5 6")
+			f.reopen()
+			f.connect()
+			w.wait("the error to be taken back", func() bool { return w.read(f.errNode()) == absent })
+		})
+	}
+}
+
+// A guest boots while it is still being plugged in, and a guest that is not yet
+// plugged in leaves again.
+func TestGuestLeavesBeforeTheScriptIsThrough(t *testing.T) {
+	w := newWorld(t)
+	f := w.rawFront(2, script(lab.NoScript))
+	back := w.record(f.back() + "/state")
+	for range 3 {
+		f.offer(f.keys(), vif.Connected)
+		w.wait("the rings to be mapped", func() bool { return f.status().Grants == 4 })
+		f.close()
+		w.unpinned(f.domid)
+		f.reopen()
+	}
+	if slices.Contains(back.values(), "4") {
+		t.Errorf("the backend went %v without a script", back.values())
+	}
+	f.offer(f.keys(), vif.Connected)
+	w.must(w.Store().Write(f.back()+"/hotplug-status", "connected"))
+	f.waitBack(vif.Connected)
+	f.connected()
+}

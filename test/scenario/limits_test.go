@@ -1,0 +1,228 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package scenario
+
+import (
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/netbackd/netbackd/internal/lab"
+	"github.com/netbackd/netbackd/pkg/vif"
+	"github.com/netbackd/netbackd/pkg/xenstore"
+)
+
+// steady has the daemon give back memory that it does not use, so that what is
+// left is what it holds on to: it collects more eagerly the more often it is asked
+// for something.
+func (w *world) steady() process {
+	w.t.Helper()
+	for range 20 {
+		_, err := w.Control().Vifs(w.ctx)
+		w.must(err)
+	}
+	return w.process(w.Daemon().PID())
+}
+
+// A guest whose driver comes and goes a thousand times leaves nothing behind in
+// the daemon, and nothing in Xen's books.
+func TestThousandConnectionsLeaveNothing(t *testing.T) {
+	w := newPlainWorld(t)
+	const fronts, warmUp, cycles = 8, 10, 125
+	var all []*rawFront
+	for range fronts {
+		all = append(all, w.rawFront(2))
+	}
+	// Each goes its own way, since one vif looks at most fifty times a second.
+	run := func(cycles int) {
+		var wg sync.WaitGroup
+		for i, f := range all {
+			wg.Go(func() {
+				for n := range cycles {
+					f.offer(f.keys(), vif.Connected)
+					f.waitBack(vif.Connected)
+					if (i+n)%2 == 0 { // as a driver that is unloaded
+						f.state(vif.Closed)
+						f.waitBack(vif.Closed)
+					}
+					f.state(vif.Initialising) // or as a guest that was restored
+					f.waitBack(vif.InitWait)
+				}
+			})
+		}
+		wg.Wait()
+	}
+	run(warmUp)
+	before, held := w.steady(), w.books()
+	begin := time.Now()
+	run(cycles)
+	took := time.Since(begin)
+	after := w.steady()
+	t.Logf("%d connections of %d vifs in %v: from %+v to %+v", fronts*cycles, fronts, took.Round(time.Millisecond), before, after)
+	// The embedded Xen has a socket for each grant call that is under way, at
+	// most one for each vif; a real one has none.
+	if after.fds > before.fds+fronts {
+		t.Errorf("%d files open, before %d", after.fds, before.fds)
+	}
+	if after.maps > before.maps+4 { // the runtime's arenas grow by themselves
+		t.Errorf("%d mappings, before %d", after.maps, before.maps)
+	}
+	if after.threads > before.threads+4 {
+		t.Errorf("%d threads, before %d", after.threads, before.threads)
+	}
+	if grew := after.rss - before.rss; grew > 4<<10 {
+		t.Errorf("grew by %d KiB", grew)
+	}
+	w.waitBooks(held)
+	for _, f := range all {
+		w.unpinned(f.domid)
+		if j := w.journals(f.domid, f.devid); len(j) > 0 {
+			t.Errorf("journals of %s are left: %v", f.name(), j)
+		}
+	}
+	d, err := w.Domain(0)
+	w.must(err)
+	if maps, unmaps := d.Counters.GrantMaps, d.Counters.GrantUnmaps; maps != unmaps || maps < 4*fronts*cycles {
+		t.Errorf("%d pages were mapped and %d let go", maps, unmaps)
+	}
+}
+
+// The same for vifs that come and go: a host that runs short-lived guests.
+func TestVifsThatComeAndGoLeaveNothing(t *testing.T) {
+	w := newPlainWorld(t)
+	domid := w.domain()
+	v := w.vifConfig()
+	run := func(n int) {
+		for range n {
+			w.must(w.Attach(w.ctx, domid, v))
+			_, err := w.Detach(w.ctx, domid, v.Devid)
+			w.must(err)
+			w.vifGone(domid, v.Devid)
+		}
+	}
+	run(10)
+	before := w.steady()
+	run(100)
+	after := w.steady()
+	t.Logf("100 vifs: from %+v to %+v", before, after)
+	if after.fds != before.fds || after.maps > before.maps+4 || after.threads > before.threads+4 || after.rss > before.rss+4<<10 {
+		t.Errorf("after 100 vifs %+v, before %+v", after, before)
+	}
+	links := linkNames(t)
+	if fmt.Sprint(links) != fmt.Sprintf("[lo %s]", bridge) {
+		t.Errorf("interfaces %v are left", links)
+	}
+}
+
+// XSA-349: a guest writes its state as fast as it can. What it writes is merged,
+// so neither the daemon's memory nor anybody else's network pays for it.
+func TestGuestWritesItsStateTenThousandTimes(t *testing.T) {
+	w := newPlainWorld(t)
+	f := w.rawFront(2)
+	quiet := w.rawFront(1)
+	w.undisturbed(func() {
+		before := w.steady()
+		begin := time.Now()
+		var wg sync.WaitGroup
+		const writers, each = 8, 1250
+		states := []vif.State{vif.Connected, vif.Closing, vif.Closed, vif.Initialising, vif.Connected, vif.Initialising, vif.Reconfiguring, vif.Unknown}
+		f.offer(f.keys(), vif.Connected)
+		for i := range writers {
+			wg.Go(func() {
+				for n := range each {
+					s := states[(i+n)%len(states)]
+					if err := w.Store().Write(f.dir()+"/state", fmt.Sprint(int(s))); err != nil {
+						t.Error(err)
+						return
+					}
+				}
+			})
+		}
+		// Meanwhile the daemon has time for others.
+		quiet.connect()
+		quiet.close()
+		wg.Wait()
+		took := time.Since(begin)
+		f.offer(f.keys(), vif.Connected)
+		f.waitBack(vif.Connected, vif.Reconfigured) // as the answer to the last Reconfiguring
+		w.wait("the last rings to be served", func() bool { s := f.status(); return s.Grants == 4 && s.State == vif.Connected })
+		f.connected()
+		after := w.steady()
+		lines := w.logged(f.name())
+		t.Logf("%d writes in %v: from %+v to %+v, %d lines in the log", writers*each, took.Round(time.Millisecond), before, after, lines)
+		if grew := after.rss - before.rss; grew > 8<<10 {
+			t.Errorf("grew by %d KiB", grew)
+		}
+		// 20 at once and 10 a second; connecting and closing are two lines.
+		if most := 20 + 10*(int(took/time.Second)+2); lines > most {
+			t.Errorf("%d lines in the log in %v, want at most %d", lines, took, most)
+		}
+	})
+	took, err := w.Detach(w.ctx, f.domid, f.devid)
+	w.must(err)
+	if took > closeLimit {
+		t.Errorf("Closed after %v", took)
+	}
+	w.vifGone(f.domid, f.devid)
+	w.unpinned(f.domid)
+}
+
+// The guest fills its directory, and changes every key that is read.
+func TestGuestFillsItsDirectory(t *testing.T) {
+	w := newPlainWorld(t)
+	f := w.rawFront(1)
+	f.connect()
+	before := w.steady()
+	for i := range 500 {
+		w.must(w.Store().Write(fmt.Sprintf("%s/junk-%d/%s", f.dir(), i, strings.Repeat("x", 200)), strings.Repeat("y", 1000)))
+		w.must(w.Store().Write(f.dir()+"/request-multicast-control", fmt.Sprint(i%2)))
+	}
+	f.close()
+	f.reopen()
+	f.connect()
+	f.connected()
+	after := w.steady()
+	if grew := after.rss - before.rss; grew > 4<<10 {
+		t.Errorf("grew by %d KiB", grew)
+	}
+}
+
+// A hundred guests that do nothing cost nothing.
+func TestHundredIdleVifsWakeNobody(t *testing.T) {
+	w := newPlainWorld(t)
+	const n = 100
+	domid := w.domain(func(c *lab.GuestConfig) { c.Domain.MaxEventChannels = 4095 })
+	var rss int
+	for devid := range n {
+		if devid == 1 {
+			rss = w.process(w.Daemon().PID()).rss
+		}
+		w.must(w.Attach(w.ctx, domid, lab.VifConfig{
+			Devid: devid, MAC: fmt.Sprintf("00:16:3e:00:03:%02x", devid), Bridge: bridge,
+			Script: func(s *xenstore.Client, h lab.Hotplug) error { return s.Write(h.Back+"/hotplug-status", "connected") },
+		}))
+		f := w.join(domid, devid)
+		f.newRings(1)
+		f.connect()
+	}
+	pid := w.Daemon().PID()
+	quiet := func(over time.Duration) (switches int64, p process) {
+		before := w.process(pid)
+		time.Sleep(over) // what is measured is how long nothing happens
+		p = w.process(pid)
+		return p.switches - before.switches, p
+	}
+	// What the last of them set going comes to rest first.
+	w.wait("the daemon to come to rest", func() bool { s, _ := quiet(100 * time.Millisecond); return s < 3 })
+	switches, p := quiet(2 * time.Second)
+	t.Logf("%d idle vifs: %d wake-ups in 2 s, %d files, %d threads, RSS %d KiB, of which each vif %d KiB",
+		n, switches, p.fds, p.threads, p.rss, (p.rss-rss)/(n-1))
+	if switches > 20 {
+		t.Errorf("the daemon woke %d times in 2 s", switches)
+	}
+	if each := (p.rss - rss) / (n - 1); each > 1536 {
+		t.Errorf("a vif costs %d KiB", each)
+	}
+}
