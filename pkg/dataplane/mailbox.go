@@ -78,7 +78,7 @@ func (w *worker) call(f func() error) error {
 		defer close(ran)
 		defer func() {
 			if r := recover(); r != nil {
-				err = internalError(r)
+				err = w.panicked(r)
 			}
 		}()
 		err = f()
@@ -99,7 +99,9 @@ func (w *worker) call(f func() error) error {
 	}
 }
 
-// internalError makes an error of a panic, with the place it came from.
-func internalError(r any) error {
-	return fmt.Errorf("internal error: %v\n%s", r, debug.Stack())
+// panicked makes an error of a panic, and tells where it came from.
+func (w *worker) panicked(r any) error {
+	err := fmt.Errorf("internal error: %v", r)
+	w.pool.warn(fmt.Errorf("worker %d: %w\n%s", w.index, err, debug.Stack()))
+	return err
 }

@@ -16,9 +16,9 @@ type Options struct {
 	Workers int
 	// NoUring keeps to plain system calls even where the kernel has io_uring.
 	NoUring bool
-	// Warn is told what goes wrong without stopping anything: at most a few
-	// things in a worker's life. It is called from the workers, must not block,
-	// and may be nil.
+	// Warn is told what goes wrong without stopping anything: an io_uring that
+	// fails, a panic that costs a vif. It is called from the workers, must not
+	// block, and may be nil.
 	Warn func(error)
 }
 

@@ -519,6 +519,45 @@ func TestRxTooBig(t *testing.T) {
 	})
 }
 
+// TestRxBacklog: of packets that have to be cut, as many are kept as the hold
+// takes, and from then on no more are read than it is sure to take.
+func TestRxBacklog(t *testing.T) {
+	inModes(t, allModes[:2], func(t *testing.T, m mode) {
+		b := newBed(t, m, setup{cfg: full})
+		f := b.front()
+		large := partial(tcp(4, 60000, vlan))
+		h := hostFrame{vnetOf(large, 1448), large.Bytes()}
+		const sent, segs = 16, (60000 + 1447) / 1448
+		takeAll := func() (n int) {
+			for {
+				b.settle()
+				got := len(f.received())
+				if got == 0 {
+					return n
+				}
+				n += got
+				f.post(int(f.rx.Free()))
+			}
+		}
+		f.post(256)
+		b.settle()
+		b.queue().rxWant = rxReads
+		pages := (len(h.Frame) + netif.PageSize - 1) / netif.PageSize
+		for _, dropped := range []int{sent - holdBytes/netif.PageSize/pages, 0} {
+			before := b.stat(DropRxBacklog)
+			for range sent {
+				b.host.send(h)
+			}
+			if n := takeAll(); n != (sent-dropped)*segs {
+				t.Errorf("%d segments, want %d", n, (sent-dropped)*segs)
+			}
+			if n := b.stat(DropRxBacklog) - before; n != uint64(dropped) {
+				t.Errorf("%d dropped, want %d", n, dropped)
+			}
+		}
+	})
+}
+
 // TestRxBadOffload: what cannot be done to a frame costs the frame.
 func TestRxBadOffload(t *testing.T) {
 	inModes(t, allModes[:2], func(t *testing.T, m mode) {

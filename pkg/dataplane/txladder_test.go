@@ -225,6 +225,23 @@ func TestLadder(t *testing.T) {
 		},
 		drops: map[string]uint64{"tx_cross_page": 1},
 	}, {
+		name: "later slot an octet beyond its page",
+		put: func(f *front) []answer {
+			r := f.requests(packet{frame: good, slots: cut(len(good), 50)})
+			r[1].Offset = uint16(netif.PageSize - (len(good) - 50) + 1)
+			return errored(f.ring(r, len(good), 0))
+		},
+		drops: map[string]uint64{"tx_cross_page": 1},
+	}, {
+		name: "later slot up to the end of its page",
+		put: func(f *front) []answer {
+			r := f.requests(packet{frame: good, slots: cut(len(good), 50)})
+			r[1].Offset = uint16(netif.PageSize - (len(good) - 50))
+			copy(f.page(r[1].Gref)[r[1].Offset:], good[50:])
+			return f.ring(r, len(good), 0)
+		},
+		frame: good,
+	}, {
 		name: "later slots beyond their pages, with extras",
 		put: func(f *front) []answer {
 			r := f.requests(packet{frame: good, slots: parts(len(good), 3)})
@@ -538,13 +555,16 @@ func TestATAPThatRefuses(t *testing.T) {
 		for i := range 6 {
 			want = append(want, f.put(packet{frame: udp(100, uint16(i))})...)
 			want = append(want, f.put(packet{frame: udp(5000, uint16(i))})...)
+			want = append(want, f.put(packet{
+				frame: partial(tcp(4, 5000)).Bytes(), flags: netif.TxCsumBlank, extras: []netif.ExtraInfo{gso(4, 1448)},
+			})...)
 		}
 		f.push()
 		b.settle()
 		if diff := cmp.Diff(want, f.answers()); diff != "" {
 			t.Errorf("answers (-want +got):\n%s", diff)
 		}
-		if diff := cmp.Diff(map[string]uint64{"tx_tap_down": 12}, b.stats(Drop)); diff != "" {
+		if diff := cmp.Diff(map[string]uint64{"tx_tap_down": 18}, b.stats(Drop)); diff != "" {
 			t.Errorf("drops (-want +got):\n%s", diff)
 		}
 	})

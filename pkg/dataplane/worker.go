@@ -372,7 +372,7 @@ func (w *worker) turn(q *Queue) (again bool) {
 	defer func() {
 		if r := recover(); r != nil {
 			w.newRing()
-			w.breach(q, internalError(r))
+			w.breach(q, w.panicked(r))
 			again = false
 		}
 		q.stats.flush(&w.tally)
