@@ -360,4 +360,3 @@ func TestCompletion(t *testing.T) {
 		}
 	}
 }
-
