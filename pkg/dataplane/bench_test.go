@@ -106,19 +106,23 @@ func (n notifyOnly) Notify(evtchn.Port) error {
 	return err
 }
 
-// lane is a worker with one queue, and the guest of that queue.
+// lane is a worker with one queue, and the guest of that queue: a way for
+// packets to go, which is measured against the others.
 type lane struct {
 	bed
-	f       *front
-	polls   uint64
-	scratch []byte
+	name  string
+	f     *front
+	polls uint64
 }
+
+// row is the lane's name where batch packets are there when the worker begins.
+func (l *lane) row(batch int) string { return fmt.Sprintf("%s, batch %d", l.name, batch) }
 
 // benchTB is the harness's testing.TB outside of a test.
 type benchTB struct{ childTB }
 
-func newLane(d *tap.Device, uring bool) *lane {
-	l := &lane{bed: bed{tb: benchTB{}, tap: d}}
+func newLane(name string, d *tap.Device, uring bool) *lane {
+	l := &lane{name: name, bed: bed{tb: benchTB{}, tap: d}}
 	l.newWorker(uring)
 	l.w.clock = time.Now
 	l.f = newFront(l.tb, testDomid)
@@ -387,14 +391,13 @@ func measure(peer string, rounds int, packets uint64, only string) (*bench.Repor
 		return nil, err
 	}
 	defer child.Close()
-	lanes := []*lane{newLane(d, false)}
-	names := []string{"system calls"}
+	var lanes []*lane // the first one is what the goals are about
 	if err := iouring.Supported(); err != nil {
 		fmt.Fprintln(os.Stderr, "bench: without io_uring:", err)
 	} else {
-		lanes = append([]*lane{newLane(d, true)}, lanes...)
-		names = append([]string{"io_uring"}, names...)
+		lanes = append(lanes, newLane("netbackd, grant copy, io_uring", d, true))
 	}
+	lanes = append(lanes, newLane("netbackd, grant copy, system calls", d, false))
 	overhead := clockOverhead(lanes[0])
 
 	rep := &bench.Report{
@@ -432,10 +435,10 @@ func measure(peer string, rounds int, packets uint64, only string) (*bench.Repor
 				bare("read", bench.OpRead, fill)
 				bare("readv into pages", bench.OpReadv, fill)
 			}
-			for i, l := range lanes {
+			for _, l := range lanes {
 				for _, batch := range b.batches {
 					g.Peers = append(g.Peers, bench.Peer{
-						Name: rowName(names[i], batch),
+						Name: l.row(batch),
 						Run: func() (time.Duration, error) {
 							if dir == "guest to host" {
 								return l.txRun(&b, batch, overhead)
@@ -452,15 +455,11 @@ func measure(peer string, rounds int, packets uint64, only string) (*bench.Repor
 			rep.Results = append(rep.Results, res)
 		}
 	}
-	if err := goals(rep, lanes[0], names[0], h, packets); err != nil {
+	if err := goals(rep, lanes[0], h, packets); err != nil {
 		return nil, err
 	}
 	rep.Seconds = time.Since(begun).Seconds()
 	return rep, nil
-}
-
-func rowName(how string, batch int) string {
-	return fmt.Sprintf("netbackd, grant copy, %s, batch %d", how, batch)
 }
 
 // clockOverhead is what timing nothing takes.
@@ -475,7 +474,7 @@ func clockOverhead(l *lane) time.Duration {
 }
 
 // goals compares with the bars.
-func goals(rep *bench.Report, l *lane, how string, h *filler, packets uint64) error {
+func goals(rep *bench.Report, l *lane, h *filler, packets uint64) error {
 	find := func(name string) *bench.Result {
 		for i := range rep.Results {
 			if rep.Results[i].Name == name {
@@ -485,7 +484,7 @@ func goals(rep *bench.Report, l *lane, how string, h *filler, packets uint64) er
 		return &bench.Result{}
 	}
 	if r := find("guest to host, 64 B"); len(r.Figures) > 0 {
-		b64, b1 := r.Figure(rowName(how, 64)), r.Figure(rowName(how, 1))
+		b64, b1 := r.Figure(l.row(64)), r.Figure(l.row(1))
 		rep.AtLeast("P9", "64 B guest to host, batch 64 against batch 1", b1.Median/b64.Median, 1.45, r.Void)
 	}
 

@@ -55,6 +55,7 @@ type Queue struct {
 	blockedSince time.Time // since when there are not enough slots to go on
 	blockedNeed  uint32    // how many it takes
 	stalled      bool
+	stale        int // packets in the TAP that have waited for too long, at most
 	drainAfter   time.Duration
 
 	share     share     // of the vif's rate

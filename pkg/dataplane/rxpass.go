@@ -38,6 +38,11 @@ const rxArenaBytes = rxReads * rxStride
 // rxFrameAt is where read i of part sub puts its frame.
 func rxFrameAt(sub, i int) int { return i*rxStride + (1+sub)*netif.PageSize }
 
+// staleFrames is how many packets are dropped that waited in the TAP behind one
+// that was dropped for its age: more than a TAP keeps, but not all that a flood
+// may bring.
+const staleFrames = 1024
+
 // rxBatch is what one rx pass is about to hand to the guest.
 type rxBatch struct {
 	segs   [netif.RxRingSize]gntdev.Segment
@@ -116,6 +121,11 @@ func (w *worker) rxBlocked(q *Queue) (more bool, err error) {
 		dropped = true
 	}
 	if q.hold.empty() {
+		if dropped {
+			q.stale = staleFrames
+			q.tapReady = !q.tapGone
+			return true, nil
+		}
 		return false, nil
 	}
 	if !cfg.RxNotify {
@@ -128,12 +138,15 @@ func (w *worker) rxBlocked(q *Queue) (more bool, err error) {
 // rxFromTap reads packets and plans them into b. Those that the slots at hand
 // cannot take, and all that follow, go into the hold.
 func (w *worker) rxFromTap(q *Queue, b *rxBatch) (more bool) {
+	if b.free >= q.blockedNeed {
+		q.stale = 0
+	}
 	total := 0
 	for sub := 0; sub < rxSubs && q.tapReady; sub++ {
 		// No more than there are slots, and no more than can be placed or
 		// held if all of them turn out to be of the largest size.
 		want := min(q.rxWant, int(b.free), int(b.free)/q.slotsPerRead+holdFrames)
-		want = max(want, 1)
+		want = max(want, 1, min(q.stale, rxReads))
 		got := w.readTap(q, b, sub, want)
 		total += got
 		small := true
@@ -149,6 +162,9 @@ func (w *worker) rxFromTap(q *Queue, b *rxBatch) (more bool) {
 		// After a single packet, epoll tells as cheaply whether there is
 		// another as a read would that finds none.
 		q.tapReady = got == want && want > 1
+		if got < want {
+			q.stale = 0
+		}
 		if !q.hold.empty() {
 			q.rxWant = 1 // segments go through the hold, whatever slots there are
 			break
@@ -189,6 +205,11 @@ func (w *worker) takeFrame(q *Queue, b *rxBatch, f rxFrame) {
 		return
 	}
 	if plan.Action != offload.ActSegment && q.hold.empty() && w.place(q, b, w.rxMem.addr(at), n, &plan) {
+		return
+	}
+	if q.stale > 0 {
+		q.stale--
+		w.tally[DropRxStalled]++
 		return
 	}
 	if !q.hold.push(frame, &plan, w.now) {
