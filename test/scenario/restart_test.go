@@ -212,6 +212,8 @@ func TestWorldGoesOnWithoutTheDaemon(t *testing.T) {
 	w.domainGone(destroyed.domid)
 	w.domainGone(destroyedLater.domid)
 	for _, f := range []*rawFront{removed, destroyedLater} {
+		// The kernel may hold files of a process that was killed for a while.
+		w.wait("the interface to be gone", func() bool { return w.link(f.domid, f.devid) == nil })
 		w.vifGone(f.domid, f.devid)
 		if v := w.read(f.back()); v != absent {
 			t.Errorf("%s is back: %q", f.back(), v)
