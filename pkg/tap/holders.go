@@ -25,41 +25,34 @@ func busy(name string) error {
 const maxHolders = 4
 
 // holders names processes that have queues of a device open, as "pid (command)".
-// The kernel tells a queue's device in /proc/PID/fdinfo, by name alone; a device
-// of the same name in another network namespace is told apart by the namespace
-// of the process, which is right for all but the most contrived. Processes that
-// cannot be looked at are passed over.
+// The kernel tells a queue's device in /proc/PID/fdinfo, by name alone, and names
+// repeat in other network namespaces. So only processes of this namespace count,
+// which is right for all that have stayed in the one they opened the device in.
+// Processes that cannot be looked at are passed over.
 func holders(name string) []string {
 	pids, err := os.ReadDir("/proc")
 	if err != nil {
 		return nil
 	}
 	here, _ := os.Readlink("/proc/thread-self/ns/net")
-	var same, other []string
+	var who []string
 	for _, p := range pids {
 		pid, ok := atoi(p.Name())
-		if !ok || !holds(pid, name) {
+		proc := "/proc/" + p.Name()
+		if there, _ := os.Readlink(proc + "/ns/net"); !ok || there != here || !holds(pid, name) {
 			continue
 		}
-		proc := "/proc/" + p.Name()
 		comm, _ := os.ReadFile(proc + "/comm")
-		who := p.Name() + " (" + strings.TrimSpace(string(comm)) + ")"
 		if pid == os.Getpid() {
-			who = "this process"
-		}
-		if there, _ := os.Readlink(proc + "/ns/net"); there == here {
-			same = append(same, who)
+			who = append(who, "this process")
 		} else {
-			other = append(other, who)
+			who = append(who, p.Name()+" ("+strings.TrimSpace(string(comm))+")")
 		}
-		if len(same) == maxHolders {
+		if len(who) == maxHolders {
 			break
 		}
 	}
-	if len(same) == 0 {
-		same = other
-	}
-	return same[:min(len(same), maxHolders)]
+	return who
 }
 
 // holds reports whether a process has a queue of a device.

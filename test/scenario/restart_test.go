@@ -41,7 +41,7 @@ func TestKilledUnderTrafficAndStartedAgain(t *testing.T) {
 		g.serving()
 	}
 	whole()
-	g.innocent()
+	g.innocentAfterKill()
 	if after := g.status(); after.Interface != before.Interface || !after.Carrier {
 		t.Errorf("interface %s carrier %t after, %s before", after.Interface, after.Carrier, before.Interface)
 	}
@@ -75,7 +75,7 @@ func TestKilledAgainAndAgainWithFourQueuesBothWays(t *testing.T) {
 		whole()
 	}
 	t.Logf("from the kill until served again: %v", away)
-	g.innocent()
+	g.innocentAfterKill()
 	g.pings(5)
 	if got := state.values(); !slices.Equal(got, []string{"4"}) {
 		t.Errorf("the guest was told: the backend went %v", got)
@@ -156,7 +156,7 @@ func TestKilledWhilePacketsWaitForRxSlots(t *testing.T) {
 		whole()
 	}
 	g.pings(5)
-	g.innocent()
+	g.innocentAfterKill()
 }
 
 // While the daemon is away everything else goes on: guests are created, close,
@@ -295,7 +295,7 @@ func TestJournalIsGarbage(t *testing.T) {
 			g.serving()
 			g.pings(3)
 			g.tcpToHost(1 << 20)
-			g.innocent()
+			g.innocentAfterKill()
 		})
 	}
 }
@@ -424,4 +424,18 @@ func TestDaemonThatCannotStart(t *testing.T) {
 		})
 	}
 	w.must(w.StartDaemon(w.ctx))
+}
+
+// innocentAfterKill is innocent for a guest whose daemon was killed while it
+// may have been copying: what it had written into an rx page and not published
+// stands there still when a successor puts a shorter packet in the same page.
+func (g *testGuest) innocentAfterKill() {
+	g.w.t.Helper()
+	s, err := g.Stats(g.w.ctx, "")
+	g.w.must(err)
+	for _, v := range s.Violations {
+		if !strings.Contains(v, "rx page written outside of the data") {
+			g.w.t.Errorf("%s accuses the backend: %s", g.Name, v)
+		}
+	}
 }
