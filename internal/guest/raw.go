@@ -23,14 +23,10 @@ func (v *vif) raw(a RawArgs) (RawResult, error) {
 	if err != nil {
 		return RawResult{}, err
 	}
-	freed, err := v.dev.FreedGref()
-	if err != nil {
-		return RawResult{}, err
-	}
 	var r RawResult
 	var failed error
 	err = p.Do(func(q *netfront.Queue) {
-		e := rawEnv{vif: v, q: q, raw: q.Raw(), freed: freed}
+		e := rawEnv{vif: v, q: q, raw: q.Raw()}
 		for i, op := range a.Ops {
 			if err := e.do(op); err != nil {
 				failed = fmt.Errorf("op %d, %s: %w", i, op.Op, err)
@@ -119,7 +115,7 @@ func (e *rawEnv) ref(op RawOp) (ref netif.Gref, err error) {
 	case "last":
 		ref = e.last
 	case "freed":
-		ref = e.freed
+		ref, err = e.freedRef()
 	case "bogus":
 		ref = bogusGref
 	default:
@@ -134,6 +130,18 @@ func (e *rawEnv) ref(op RawOp) (ref netif.Gref, err error) {
 	e.last = ref
 	e.grefs = append(e.grefs, ref)
 	return ref, nil
+}
+
+// freedRef is a grant reference that is no more. It is made only when it is asked
+// for: it is good for a moment then, and a request of an earlier command may have
+// the same.
+func (e *rawEnv) freedRef() (netif.Gref, error) {
+	if e.freed != 0 {
+		return e.freed, nil
+	}
+	var err error
+	e.freed, err = e.vif.dev.FreedGref()
+	return e.freed, err
 }
 
 // control sends a message over the control ring.
