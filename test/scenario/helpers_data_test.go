@@ -26,7 +26,6 @@ import (
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/tap"
 	"github.com/netbackd/netbackd/pkg/vif"
-	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
 // situation is a subtest in this world.
@@ -444,33 +443,16 @@ func (g *testGuest) dropped(before, want drops) {
 	}
 }
 
-// node is the value of a node, "" if there is none.
-func (w *world) node(path string) string {
-	w.t.Helper()
-	v, err := w.Store().Read(path)
-	if errors.Is(err, xenstore.ErrNotExist) {
-		return ""
-	}
-	w.must(err)
-	return v
-}
-
 // trouble is what stands in the vif's error node.
 func (g *testGuest) trouble() string {
 	g.w.t.Helper()
-	return g.w.node(fmt.Sprintf("/local/domain/0/error/backend/vif/%d/%d/error", g.Domid, g.Devid))
+	return g.w.read(errNode(g.Domid, g.Devid))
 }
 
 // lines counts the lines of the daemon's log about the guest's vif that have all
 // texts.
-func (g *testGuest) lines(texts ...string) (n int) {
-	texts = append(texts, strconv.Quote(g.VifName()))
-	for line := range strings.Lines(g.w.Daemon().Log()) {
-		if !slices.ContainsFunc(texts, func(t string) bool { return !strings.Contains(line, t) }) {
-			n++
-		}
-	}
-	return n
+func (g *testGuest) lines(texts ...string) int {
+	return g.w.logged(append(texts, strconv.Quote(g.VifName()))...)
 }
 
 // logBurst is how many lines a vif may have logged in a row.
@@ -524,39 +506,25 @@ func (g *testGuest) well() {
 	if s := g.status(); s.Quarantine != "" || s.Error != "" {
 		g.w.t.Errorf("quarantine %q, error %q", s.Quarantine, s.Error)
 	}
-	g.w.wait("the error node to go", func() bool { return g.trouble() == "" })
+	g.w.wait("the error node to go", func() bool { return g.trouble() == absent })
 	g.pings(3)
 }
 
-// footprint is what a process takes up.
-type footprint struct {
-	fds, maps int
-	rss       int           // octets
-	cpu       time.Duration // so far
-}
-
-func (w *world) footprint(pid int) (f footprint) {
+// cpuTime is how long a process has kept processors busy.
+func (w *world) cpuTime(pid int) time.Duration {
 	w.t.Helper()
-	at := func(name string) string { return fmt.Sprintf("/proc/%d/%s", pid, name) }
-	fds, err := os.ReadDir(at("fd"))
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	w.must(err)
-	maps, err := os.ReadFile(at("maps"))
-	w.must(err)
-	f.fds, f.maps = len(fds), bytes.Count(maps, []byte{'\n'})
-	statm, err := os.ReadFile(at("statm"))
-	w.must(err)
-	stat, err := os.ReadFile(at("stat"))
-	w.must(err)
-	number := func(s string) int {
-		n, err := strconv.Atoi(s)
-		w.must(err)
-		return n
-	}
-	f.rss = number(strings.Fields(string(statm))[1]) * os.Getpagesize()
-	// The name in parentheses may hold anything.
+	// The name in parentheses may hold anything; what follows begins with the
+	// third field.
 	_, rest, _ := strings.Cut(string(stat), ") ")
-	fields := strings.Fields(rest) // from the third one on
-	const tick = 10 * time.Millisecond
-	f.cpu = time.Duration(number(fields[14-3])+number(fields[15-3])) * tick
-	return f
+	fields := strings.Fields(rest)
+	const user, system, tick = 14 - 3, 15 - 3, 10 * time.Millisecond
+	var sum time.Duration
+	for _, f := range []string{fields[user], fields[system]} {
+		n, err := strconv.Atoi(f)
+		w.must(err)
+		sum += time.Duration(n) * tick
+	}
+	return sum
 }

@@ -185,12 +185,11 @@ func TestGSOFromOneGuestToAnother(t *testing.T) {
 	p := g.prober()
 	type receiver struct {
 		*testGuest
-		name   string
-		nic    *cable
-		to     [6]byte
-		whole  func(packettest.Frame) bool // arrives in one piece
-		byUs   func(packettest.Frame) bool // netbackd makes the segments
-		before uint64
+		name  string
+		nic   *cable
+		to    [6]byte
+		whole func(packettest.Frame) bool // arrives in one piece
+		byUs  func(packettest.Frame) bool // netbackd makes the segments
 	}
 	none := func(packettest.Frame) bool { return false }
 	tagged := func(f packettest.Frame) bool { return f.Tags != nil }

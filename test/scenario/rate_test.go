@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package scenario
+
+import (
+	"context"
+	"math"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/netbackd/netbackd/internal/guest"
+	"github.com/netbackd/netbackd/internal/lab"
+	"github.com/netbackd/netbackd/internal/traffic"
+	"github.com/netbackd/netbackd/pkg/dataplane"
+	"github.com/netbackd/netbackd/pkg/vif"
+)
+
+// pressing sends so many octets per second from the guest to the host, on so many
+// flows, until what it returns is called. Nobody waits for them to arrive, so it
+// is the way that decides how many do.
+func (g *testGuest) pressing(flows int, perSecond float64) (stop func()) {
+	const size = 1400
+	pps := int(perSecond / size / float64(flows))
+	ctx, cancel := context.WithCancel(g.w.ctx)
+	var wg sync.WaitGroup
+	for range flows {
+		wg.Go(func() {
+			for ctx.Err() == nil { // an agent that was told to send cannot be told to stop
+				_, err := g.UDPSend(g.w.ctx, guest.UDPSendArgs{Addr: hostIP + udpPort, UDPSend: traffic.UDPSend{
+					Count: pps / 4, Size: size, Rate: pps, NoReport: true,
+				}})
+				if err != nil {
+					return
+				}
+			}
+		})
+	}
+	return sync.OnceFunc(func() {
+		cancel()
+		wg.Wait()
+	})
+}
+
+// speed is what the guest sends in so much time, in octets per second.
+func (g *testGuest) speed(over time.Duration) float64 {
+	g.w.t.Helper()
+	sample := func() (uint64, time.Time) {
+		before := time.Now()
+		n := g.counter(dataplane.TxBytes)
+		return n, before.Add(time.Since(before) / 2)
+	}
+	n0, t0 := sample()
+	<-time.After(over)
+	n1, t1 := sample()
+	return float64(n1-n0) / t1.Sub(t0).Seconds()
+}
+
+// limited checks that the guest sends what a rate allows it: never more, and not
+// less, as far as the machine lets anybody do what he might.
+func (g *testGuest) limited(octets, perSecond float64) {
+	g.w.t.Helper()
+	const window = 1200 * time.Millisecond
+	burst := max(octets, 131072)
+	most := perSecond + burst/window.Seconds()
+	// What may be sent in one go at the beginning is not the rate.
+	g.waitCounter(dataplane.TxBytes, g.counter(dataplane.TxBytes)+uint64(2*burst))
+	var got []float64
+	for range 10 {
+		is := g.speed(window)
+		got = append(got, math.Round(is))
+		if is > 1.01*most {
+			break
+		}
+		if math.Abs(is/perSecond-1) <= 0.05 {
+			return
+		}
+	}
+	g.w.t.Errorf("the guest sends %.0f octets per second, want %.0f", got, perSecond)
+}
+
+func rate(value string) option { return vifKeys(func(c *lab.VifConfig) { c.Rate = value }) }
+
+// setRate writes the vif's rate, as a toolstack may at any time, and waits until
+// the daemon says so.
+func (g *testGuest) setRate(value, shown string) {
+	g.w.t.Helper()
+	g.w.must(g.w.Store().Write(g.w.BackPath(g.Domid, g.Devid)+"/rate", value))
+	g.waitStatus("rate "+shown, func(s *vif.Status) bool { return s.Rate == shown })
+}
+
+func TestRateIsTheVifsHoweverManyQueuesItHas(t *testing.T) {
+	w := newWorld(t)
+	for _, n := range []int{1, 4} {
+		g := w.guest(queues(n), rate("300000,50000"))
+		stop := g.pressing(4*n, 9e6)
+		g.limited(300000, 6e6)
+		s := g.status()
+		busy := 0
+		for _, q := range s.Queues {
+			if q.Counters[dataplane.TxBytes.String()] > 1e6 {
+				busy++
+			}
+		}
+		if busy < min(n, 3) {
+			t.Errorf("of %d queues %d have sent much", n, busy)
+		}
+		if s.Counters[dataplane.RateWaits.String()] == 0 {
+			t.Error("the guest never had to wait")
+		}
+		stop()
+		g.innocent()
+	}
+}
+
+func TestRateChangesUnderTraffic(t *testing.T) {
+	w := newWorld(t)
+	g := w.guest()
+	stop := g.pressing(2, 9e6)
+	g.setRate("300000,50000", "300000 B/50ms")
+	g.limited(300000, 6e6)
+	g.setRate("100000,50000", "100000 B/50ms")
+	g.limited(100000, 2e6)
+
+	// What makes no sense changes nothing, and is told.
+	lines := g.lines("key", "rate", "ERROR")
+	w.must(w.Store().Write(w.BackPath(g.Domid, g.Devid)+"/rate", "fast"))
+	w.wait("the error node", func() bool { return strings.Contains(g.trouble(), `"rate"`) })
+	g.limited(100000, 2e6)
+	if n := g.lines("rate", "fast", "ERROR") - lines; n != 1 {
+		t.Errorf("the log has %d lines about it, want 1", n)
+	}
+
+	// 2^32-1 is how libxl says that there is no limit.
+	for _, none := range []string{"", "0,50000", "4294967295,50000"} {
+		g.setRate(none, "unlimited")
+		if got := g.speed(300 * time.Millisecond); got < 5e6 {
+			t.Errorf("rate %q: the guest sends %.0f octets per second", none, got)
+		}
+		g.setRate("100000,50000", "100000 B/50ms")
+	}
+	w.must(w.Store().Remove(w.BackPath(g.Domid, g.Devid) + "/rate"))
+	g.waitStatus("no rate", func(s *vif.Status) bool { return s.Rate == "unlimited" })
+	stop()
+	if r := g.tcpToHost(32 << 20); r.Rate() < 8*10e6 {
+		t.Errorf("without the key the guest sends %.0f octets per second", r.Rate()/8)
+	}
+	g.innocent()
+}
+
+func TestRateOfOneVifIsNoOthers(t *testing.T) {
+	w := newWorld(t)
+	slow, quick := w.guest(rate("50000,50000"), queues(2)), w.guest(queues(2))
+	stop := slow.pressing(4, 2e6)
+	slow.limited(50000, 1e6)
+	if r := quick.tcpToHost(32 << 20); r.Rate() < 8*10e6 {
+		t.Errorf("the other guest sends %.0f octets per second", r.Rate()/8)
+	}
+	slow.limited(50000, 1e6)
+	stop()
+	// Nor is it a limit on what the slow guest receives.
+	if r := slow.tcpToGuest(slow.ip, 8<<20); r.Rate() < 8*10e6 {
+		t.Errorf("the slow guest receives %.0f octets per second", r.Rate()/8)
+	}
+	slow.innocent()
+	quick.innocent()
+}
+
+// A rate so low that a packet of the largest size takes seconds does not keep
+// it for ever.
+func TestRateFarBelowOnePacketPerInterval(t *testing.T) {
+	w := newWorld(t)
+	g := w.guest(rate("1000,50000"))
+	start := time.Now()
+	g.pings(10) // 980 octets
+	g.tcpToHost(150 << 10)
+	// The bucket holds 128 KiB at the beginning; the rest comes at 20 kB/s.
+	if d := time.Since(start); d < time.Second || d > 30*time.Second {
+		t.Errorf("150 KiB took %v", d)
+	}
+	g.innocent()
+}

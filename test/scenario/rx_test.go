@@ -1,0 +1,405 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package scenario
+
+import (
+	"encoding/binary"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/vishvananda/netlink"
+
+	"github.com/netbackd/netbackd/internal/guest"
+	"github.com/netbackd/netbackd/internal/lab"
+	"github.com/netbackd/netbackd/internal/netfront"
+	"github.com/netbackd/netbackd/internal/netns"
+	"github.com/netbackd/netbackd/internal/packettest"
+	"github.com/netbackd/netbackd/pkg/dataplane"
+	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/tap"
+	"github.com/netbackd/netbackd/pkg/vif"
+)
+
+// fewBuffers is how many rx buffers a guest with few has.
+const fewBuffers = 40
+
+func withFewBuffers() option { return front(func(c *netfront.Config) { c.RxPages = fewBuffers }) }
+
+// stingy is a guest with few rx buffers, which decides itself when to post them.
+type stingy struct {
+	*prober
+	host, nic *cable
+	next      uint32 // number of the next frame sent to it
+}
+
+// stingy takes the guest off the bridge, so that nothing comes to it but what the
+// test sends.
+func (g *testGuest) stingy() *stingy {
+	g.w.t.Helper()
+	p := g.prober()
+	ifname := g.status().Interface
+	g.w.must(netns.Sysctl("net/ipv6/conf/"+ifname+"/disable_ipv6", "1"))
+	l, err := netlink.LinkByName(ifname)
+	g.w.must(err)
+	g.w.must(netlink.LinkSetNoMaster(l))
+	return &stingy{prober: p, host: p.c, nic: g.inside()}
+}
+
+// well checks that the guest, back on the bridge, has taken no harm.
+func (s *stingy) well() {
+	s.g.w.t.Helper()
+	s.g.w.must(netns.Attach(s.g.status().Interface, bridge))
+	s.g.well()
+	s.g.tcpToHost(1 << 20)
+	s.g.tcpToGuest(s.g.ip, 1<<20)
+	s.g.innocent()
+}
+
+// starve lets the guest keep what it has and takes all of its buffers but some.
+func (s *stingy) starve(left int) {
+	s.g.w.t.Helper()
+	s.raw(guest.RawOp{Op: "rx-target", Value: 0})
+	pending := func() (n int) {
+		for _, q := range s.g.status().Queues {
+			n += int(q.Rx.Pending())
+		}
+		return n
+	}
+	n := pending() - left
+	s.send(n)
+	s.arrive(n)
+	s.g.w.wait(fmt.Sprintf("%d buffers to be left", left), func() bool { return pending() == left })
+}
+
+// feed lets the guest post its buffers again.
+func (s *stingy) feed() {
+	s.g.w.t.Helper()
+	s.raw(guest.RawOp{Op: "rx-target", Value: fewBuffers})
+}
+
+// send sends so many frames to the guest, with a number in each.
+func (s *stingy) send(n int) {
+	s.g.w.t.Helper()
+	for range n {
+		s.host.send(tap.VnetHdr{}, numbered(s.next))
+		s.next++
+	}
+}
+
+func numbered(n uint32) []byte {
+	return packettest.Frame{EtherType: typeTest, Payload: binary.BigEndian.AppendUint32(nil, n), PadTo: 60}.Bytes()
+}
+
+// arrive checks that the next n frames arrive, in order and whole.
+func (s *stingy) arrive(n int) {
+	s.g.w.t.Helper()
+	first := s.next - uint32(n)
+	for i := range uint32(n) {
+		if got := s.nic.next().frame; !cmp.Equal(got, numbered(first+i)) {
+			s.g.w.t.Fatalf("frame %d of %d is % x", i, n, clip(got))
+		}
+	}
+}
+
+// held waits until packets wait for the guest.
+func (s *stingy) held() vif.QueueStatus {
+	s.g.w.t.Helper()
+	st := s.g.waitStatus("packets to wait", func(s *vif.Status) bool { return len(s.Queues) > 0 && s.Queues[0].Held > 0 })
+	return st.Queues[0]
+}
+
+// large is a packet that needs two slots although its data fits one: it is to be
+// segmented, which takes a slot to say.
+func (s *stingy) sendLarge() {
+	s.g.w.t.Helper()
+	f := partial(packettest.Frame{IPv4: ip4, TCP: tcp, Payload: packettest.Pattern(2 * mss)}).Bytes()
+	s.host.send(tap.VnetHdr{Flags: tap.VnetNeedsCsum, GSOType: tap.VnetGSOTCPv4, GSOSize: mss, HdrLen: 66, CsumStart: 34, CsumOffset: 16}, f)
+}
+
+func TestPacketsWaitUntilTheGuestHasBuffers(t *testing.T) {
+	w := newWorld(t)
+	g := w.guest(withFewBuffers())
+	s := g.stingy()
+	for range 3 {
+		s.starve(0)
+		s.send(100)
+		s.held()
+		before := g.drops()
+		s.feed()
+		s.arrive(100)
+		g.dropped(before, drops{})
+	}
+	if q := g.status().Queues[0]; q.Held != 0 || q.HeldBytes != 0 {
+		t.Errorf("%d packets in %d octets are still held", q.Held, q.HeldBytes)
+	}
+	s.well()
+}
+
+// A guest that gives no rx slots for long loses its carrier, so that its bridge
+// sends no more to it, and gets it back with what waited when it gives some.
+func TestGuestThatGivesNoBuffersLosesItsCarrier(t *testing.T) {
+	w := newWorld(t, "--rx-stall=200ms", "--rx-drain=1h")
+	g := w.guest(withFewBuffers())
+	s := g.stingy()
+	w.undisturbed(func() {
+		for i := range 2 {
+			s.starve(0)
+			s.send(10)
+			g.waitStatus("the carrier to go", func(s *vif.Status) bool { return s.Stalled && !s.Carrier })
+			if st := g.status(); st.State != vif.Connected || st.Quarantine != "" || st.Error != "" {
+				t.Errorf("a guest that is slow is %v, quarantine %q, error %q", st.State, st.Quarantine, st.Error)
+			}
+			s.feed()
+			g.waitStatus("the carrier to come back", func(s *vif.Status) bool { return !s.Stalled && s.Carrier })
+			s.arrive(10)
+			if gone, back := g.lines("guest gives no rx slots"), g.lines("guest gives rx slots again"); gone != i+1 || back != i+1 {
+				t.Errorf("the log has %d lines about the stall and %d about its end, want %d each", gone, back, i+1)
+			}
+		}
+	})
+	s.well()
+}
+
+// One queue that stalls is enough: what steering puts there gets nowhere.
+func TestOneOfFourQueuesStalls(t *testing.T) {
+	w := newWorld(t, "--rx-stall=200ms", "--rx-drain=1h")
+	g := w.guest(withFewBuffers(), queues(4))
+	s := g.stingy()
+	s.raw(guest.RawOp{Op: "rx-target", Value: 0})
+	// The same flow all the time goes to the same queue; some flow to this one.
+	held := false
+	for port := uint16(1000); port < 1064 && !held; port++ {
+		for range 2 * fewBuffers {
+			s.host.send(tap.VnetHdr{}, packettest.Frame{IPv4: ip4, UDP: &packettest.UDP{SrcPort: port}}.Bytes())
+		}
+		held = g.status().Queues[0].Held > 0
+	}
+	if !held {
+		t.Fatal("no flow goes to queue 0")
+	}
+	st := g.waitStatus("queue 0 to stall", func(s *vif.Status) bool { return s.Stalled && !s.Carrier })
+	for i, q := range st.Queues {
+		if q.Stalled != (i == 0) {
+			t.Errorf("queue %d is stalled: %t", i, q.Stalled)
+		}
+	}
+	s.feed()
+	g.waitStatus("queue 0 to go on", func(s *vif.Status) bool { return !s.Stalled && s.Carrier && s.Queues[0].Held == 0 })
+	s.well()
+}
+
+// What nobody takes is not kept for ever, neither by netbackd nor in the TAP, and
+// what comes later arrives.
+func TestPacketsThatNobodyTakesAreDropped(t *testing.T) {
+	w := newWorld(t, "--rx-drain=500ms", "--rx-stall=1h")
+	g := w.guest(withFewBuffers())
+	s := g.stingy()
+	s.starve(0)
+	before := g.drops()
+	s.send(200)
+	g.dropped(before, drops{dataplane.DropRxStalled: 200})
+	if q := g.status().Queues[0]; q.Held != 0 || q.HeldBytes != 0 {
+		t.Errorf("%d packets in %d octets are still held", q.Held, q.HeldBytes)
+	}
+	if st := g.status(); st.Stalled || !st.Carrier {
+		t.Errorf("stalled %t, carrier %t", st.Stalled, st.Carrier)
+	}
+	s.feed()
+	s.send(20)
+	s.arrive(20)
+	s.well()
+}
+
+// A guest that leaves one slot free while two are needed takes as much as one
+// that leaves none: the memory for what waits is bounded, the stall is noticed,
+// and nobody else suffers (XSA-392).
+func TestOneSlotIsFreeAndTwoAreNeeded(t *testing.T) {
+	w := newWorld(t, "--rx-stall=300ms", "--rx-drain=1h")
+	g := w.guest(withFewBuffers())
+	s := g.stingy()
+	w.undisturbed(func() {
+		s.starve(1)
+		s.sendLarge()
+		if q := s.held(); q.Rx.Pending() != 1 {
+			t.Errorf("%d slots are free, want 1", q.Rx.Pending())
+		}
+		before, start := w.process(w.Daemon().PID()), time.Now()
+		// Small ones would fit, but may not overtake. The host's queue for the
+		// guest is bounded as well, so most of it is lost there.
+		for time.Since(start) < time.Second {
+			for range 1000 {
+				s.sendLarge()
+				s.send(1)
+			}
+			for _, q := range g.status().Queues {
+				if q.HeldBytes > 512<<10 {
+					t.Fatalf("%d octets are held", q.HeldBytes)
+				}
+			}
+		}
+		st := g.waitStatus("the stall", func(s *vif.Status) bool { return s.Stalled && !s.Carrier })
+		if n := st.Queues[0].Rx.Pending(); n != 1 {
+			t.Errorf("%d slots are free, want 1", n)
+		}
+		if after := w.process(w.Daemon().PID()); after.rss-before.rss > 32<<10 {
+			t.Errorf("the daemon has grown from %d to %d KiB", before.rss, after.rss)
+		}
+		s.feed()
+		g.waitStatus("the guest to take what waited", func(s *vif.Status) bool { return !s.Stalled && s.Carrier && s.Queues[0].Held == 0 })
+	})
+	s.well()
+}
+
+// The same with a real flood, which fills a page and a half per packet.
+func TestFloodOfPacketsThatNeedTwoSlots(t *testing.T) {
+	w := newWorld(t, "--rx-stall=300ms", "--rx-drain=500ms")
+	g := w.guest(withFewBuffers(), func(c *lab.GuestConfig) { c.Vif.MTU, c.Front.MTU = jumbo, jumbo })
+	s := g.stingy()
+	s.starve(1)
+	f := plainFrame(6000)
+	before := w.process(w.Daemon().PID())
+	for range 20000 {
+		s.host.send(tap.VnetHdr{}, f)
+	}
+	for _, q := range g.status().Queues {
+		if q.HeldBytes > 512<<10 {
+			t.Errorf("%d octets are held", q.HeldBytes)
+		}
+	}
+	g.waitStatus("the stall", func(s *vif.Status) bool { return s.Stalled && !s.Carrier })
+	g.waitStatus("all to be dropped", func(s *vif.Status) bool {
+		return s.Queues[0].Held == 0 && s.Counters[dataplane.DropRxStalled.String()] > 0
+	})
+	if after := w.process(w.Daemon().PID()); after.rss-before.rss > 32<<10 {
+		t.Errorf("the daemon has grown from %d to %d KiB", before.rss, after.rss)
+	}
+	s.feed()
+	g.waitStatus("the guest to be served", func(s *vif.Status) bool { return !s.Stalled && s.Carrier })
+	s.well()
+}
+
+// A buffer that cannot be written costs the packet that was to go there. The
+// guest is told in the slot, and the next packet goes to the next slot.
+func TestRxBufferThatCannotBeWritten(t *testing.T) {
+	w := newWorld(t)
+	g := w.guest(withFewBuffers())
+	s := g.stingy()
+	s.starve(0)
+	readOnly := fmt.Sprint(s.raw(data(0, plainFrame(64)), guest.RawOp{Op: "flush"}).Grefs[0])
+	before := g.drops()
+	post := func(name string, id uint16) guest.RawOp { return guest.RawOp{Op: "rx", Ref: name, RingID: id} }
+	s.raw(post("bogus", 1), post("rx", 2), post("freed", 3), post(readOnly, 4), post("0", 5), post("rx", 6), guest.RawOp{Op: "flush"})
+	s.send(6)
+	s.answeredRx([]netif.RxResponse{
+		{ID: 1, Status: failed}, {ID: 2, Status: 60}, {ID: 3, Status: failed}, {ID: 4, Status: failed}, {ID: 5, Status: failed}, {ID: 6, Status: 60},
+	})
+	g.dropped(before, drops{dataplane.DropRxGrant: 4})
+
+	// In a packet of several slots the others are answered as ever.
+	before = g.drops()
+	s.raw(post("rx", 7), post("bogus", 8), post("freed", 9), post("rx", 10), post("rx", 11), guest.RawOp{Op: "flush"})
+	f := partial(packettest.Frame{IPv4: ip4, TCP: tcp, Payload: packettest.Pattern(6000)}).Bytes()
+	s.host.send(tap.VnetHdr{Flags: tap.VnetNeedsCsum, GSOType: tap.VnetGSOTCPv4, GSOSize: mss, HdrLen: 66, CsumStart: 34, CsumOffset: 16}, f)
+	s.send(2)
+	const open = netif.RxCsumBlank | netif.RxDataValidated
+	s.answeredRx([]netif.RxResponse{
+		{ID: 7, Status: 4096, Flags: open | netif.RxMoreData | netif.RxExtraInfo}, // the extra takes the bogus one
+		{ID: 9, Status: failed},
+		{ID: 10, Status: 60}, {ID: 11, Status: 60},
+	})
+	g.dropped(before, drops{dataplane.DropRxGrant: 1})
+	s.feed()
+	s.send(20)
+	s.arrive(20)
+	s.well()
+}
+
+// answeredRx waits for the responses to raw buffers.
+func (s *stingy) answeredRx(want []netif.RxResponse) {
+	s.g.w.t.Helper()
+	var got []netif.RxResponse
+	s.g.w.wait(fmt.Sprintf("%d answers", len(want)), func() bool {
+		got = append(got, s.raw().Rx...)
+		return len(got) >= len(want)
+	})
+	if diff := cmp.Diff(want, got); diff != "" {
+		s.g.w.t.Errorf("answers (-want +got):\n%s", diff)
+	}
+}
+
+// A guest without feature-rx-notify says nothing when it posts buffers. Packets
+// wait a moment for it, and the ring is looked at.
+func TestGuestThatDoesNotTellOfItsBuffers(t *testing.T) {
+	w := newWorld(t, "--rx-stall=100ms")
+	g := w.guest(withFewBuffers(), features(func(f *netfront.Features) { f.RxNotify = false }))
+	s := g.stingy()
+	for range 3 {
+		s.starve(0)
+		before := g.drops()
+		s.send(30)
+		g.dropped(before, drops{dataplane.DropRxStalled: 30})
+		if st := g.status(); st.Stalled || !st.Carrier {
+			t.Errorf("stalled %t, carrier %t: a guest that does not tell cannot be judged", st.Stalled, st.Carrier)
+		}
+		s.feed()
+		s.send(30)
+		s.arrive(30)
+	}
+	s.well()
+}
+
+// A guest that is gone in the middle of traffic leaves nothing behind, and
+// nobody else notices.
+func TestGuestDiesInTheMiddleOfTraffic(t *testing.T) {
+	w := newWorld(t)
+	w.undisturbed(func() {
+		var base process
+		for i, tt := range []struct {
+			name string
+			die  func(g *testGuest) error
+			gone bool // before its devices are taken away
+		}{
+			{"its processes are killed", func(g *testGuest) error { return g.Kill() }, false},
+			{"it crashes", func(g *testGuest) error { return w.Hypervisor().Shutdown(g.Domid) }, false},
+			{"it stops in the middle of everything", func(g *testGuest) error { return w.Hypervisor().Pause(g.Domid) }, false},
+			{"Xen destroys it", func(g *testGuest) error { return w.Hypervisor().Destroy(g.Domid) }, true},
+		} {
+			w.situation(tt.name, func() {
+				g := w.guest(queues(2))
+				up := g.pressing(2, 5e6)
+				host := g.cable()
+				w.wait("traffic both ways", func() bool {
+					for range 64 {
+						host.send(tap.VnetHdr{}, plainFrame(1000))
+					}
+					s := g.status()
+					return s.Counters[dataplane.TxPackets.String()] > 1000 && s.Counters[dataplane.RxPackets.String()] > 1000
+				})
+				w.must(tt.die(g))
+				for range 512 {
+					host.send(tap.VnetHdr{}, plainFrame(1000))
+				}
+				var err error
+				if tt.gone {
+					_, err = w.Detach(w.ctx, g.Domid, g.Devid)
+				} else {
+					_, err = w.Destroy(w.ctx, g.Domid)
+				}
+				w.must(err)
+				w.must(g.Stop())
+				up()
+				w.domainGone(g.Domid)
+				w.vifGone(g.Domid, g.Devid)
+				if i == 0 { // what the daemon opens once it has
+					base = w.process(w.Daemon().PID())
+				}
+			})
+		}
+		w.wait("the daemon to let go of what it held", func() bool {
+			now := w.process(w.Daemon().PID())
+			return now.fds <= base.fds && now.maps <= base.maps+8 // the Go runtime maps as it likes
+		})
+	})
+}
