@@ -14,8 +14,8 @@ front=/local/domain/${DOMID[u1]}/device/vif/0
 rings=$(xenstore-ls "$front" | grep -E 'ring-ref|event-channel')
 
 # Slow enough to outlast it all.
-begin_transfer dom0 u1 10.0.0.2 5001 24 0.6
-begin_transfer u1 dom0 "$DOM0" 5002 24 0.6
+begin_transfer dom0 u1 10.0.0.2 5001 24 1.2
+begin_transfer u1 dom0 "$DOM0" 5002 24 1.2
 for round in 1 2 3; do
 	eventually_moves 120 2000000
 	kill_netbackd
