@@ -13,6 +13,7 @@ import (
 	"github.com/netbackd/netbackd/internal/lab"
 	"github.com/netbackd/netbackd/internal/netfront"
 	"github.com/netbackd/netbackd/internal/traffic"
+	"github.com/netbackd/netbackd/internal/xensim/simclient"
 	"github.com/netbackd/netbackd/pkg/dataplane"
 	"github.com/netbackd/netbackd/pkg/vif"
 	"github.com/netbackd/netbackd/pkg/xenstore"
@@ -365,6 +366,36 @@ func TestDomainIsGoneAndNobodyCleansUp(t *testing.T) {
 	w.vifGone(g.Domid, g.Devid)
 }
 
+// The same with an xenstored from before Xen 4.17, which leaves a dead domain's
+// nodes as they are: they say Connected for ever, and only the release of the
+// domain tells otherwise.
+func TestDomainIsGoneAndItsNodesStay(t *testing.T) {
+	w := newWorld(t)
+	f, other := w.rawFront(2), w.rawFront(1)
+	f.connect()
+	other.connect()
+	// The embedded xenstored removes what a dead domain owned.
+	dom0Owned := []xenstore.Perm{{Domid: 0}, {Domid: f.domid, Access: xenstore.AccessBoth}}
+	w.must(w.Store().SetPermissions(f.dir(), dom0Owned))
+	keys, err := w.Store().List(f.dir())
+	w.must(err)
+	for _, k := range append(keys, "queue-0/tx-ring-ref", "queue-1/tx-ring-ref") {
+		w.must(w.Store().SetPermissions(f.dir()+"/"+k, dom0Owned))
+	}
+	for _, rate := range []string{"1000", "2000"} { // what that set going comes to rest
+		w.must(w.Store().Write(f.back()+"/rate", rate+",1000"))
+		w.wait("the daemon to have looked", func() bool { return strings.HasPrefix(f.status().Rate, rate) })
+	}
+	w.must(w.Hypervisor().Destroy(f.domid))
+	w.domainGone(f.domid)
+	f.waitBack(vif.Closed)
+	if s := w.read(f.dir() + "/state"); s != "4" {
+		t.Fatalf("the frontend's state is %s: this shows nothing", s)
+	}
+	w.wait("the interface to be gone", func() bool { return w.link(f.domid, f.devid) == nil })
+	other.connected()
+}
+
 // A domain that has stopped by itself is kept by xl until somebody has looked at
 // it (on_crash=preserve). Its memory is still there, and may be mapped.
 func TestCrashedDomainThatIsPreserved(t *testing.T) {
@@ -430,6 +461,25 @@ func TestBackendDirectoryIsRemoved(t *testing.T) {
 			}
 			w.noInterface(f.domid, f.devid)
 		})
+	}
+}
+
+// The same while the daemon is in the middle of connecting: when it is through,
+// there is nobody to tell.
+func TestBackendDirectoryIsRemovedWhileTheRingsAreMapped(t *testing.T) {
+	w := newWorld(t)
+	for range 3 {
+		f := w.rawFront(1)
+		ref := f.queues[0].rings.Refs()[1]
+		w.must(w.Hypervisor().AddFault(f.domid, simclient.Fault{Op: "map", Ref: ref, Delay: 300 * time.Millisecond, Count: 1}))
+		f.offer(f.keys(), vif.Connected)
+		w.wait("the first page to be mapped", func() bool { d, err := w.Domain(f.domid); return err == nil && d.Pins > 0 })
+		w.must(w.Store().Remove(f.back()))
+		w.vifGone(f.domid, f.devid)
+		w.unpinned(f.domid)
+		if v := w.read(f.back()); v != absent {
+			t.Errorf("there is a ghost of the directory: %q", v)
+		}
 	}
 }
 

@@ -123,11 +123,14 @@ func TestGuestWritesItsStateTenThousandTimes(t *testing.T) {
 	f := w.rawFront(2)
 	quiet := w.rawFront(1)
 	w.undisturbed(func() {
-		before := w.steady()
+		before, mapsBefore := w.steady(), w.grantMaps(f.domid)
 		begin := time.Now()
 		var wg sync.WaitGroup
 		const writers, each = 8, 1250
-		states := []vif.State{vif.Connected, vif.Closing, vif.Closed, vif.Initialising, vif.Connected, vif.Initialising, vif.Reconfiguring, vif.Unknown}
+		states := []vif.State{
+			vif.Connected, vif.Initialising, vif.Connected, vif.Initialising, vif.Connected, vif.Initialising,
+			vif.Connected, vif.Closing, vif.Closed, vif.Initialising, vif.Reconfiguring, vif.Unknown,
+		}
 		f.offer(f.keys(), vif.Connected)
 		for i := range writers {
 			wg.Go(func() {
@@ -151,9 +154,15 @@ func TestGuestWritesItsStateTenThousandTimes(t *testing.T) {
 		f.connected()
 		after := w.steady()
 		lines := w.logged(f.name())
-		t.Logf("%d writes in %v: from %+v to %+v, %d lines in the log", writers*each, took.Round(time.Millisecond), before, after, lines)
+		t.Logf("%d writes in %v: from %+v to %+v, %d connections, %d lines in the log",
+			writers*each, took.Round(time.Millisecond), before, after, int(w.grantMaps(f.domid)-mapsBefore)/4, lines)
 		if grew := after.rss - before.rss; grew > 8<<10 {
 			t.Errorf("grew by %d KiB", grew)
+		}
+		// It looks 64 times in a row and then fifty times a second.
+		connects := int(w.grantMaps(f.domid)-mapsBefore) / 4
+		if most := 64 + 50*(int(took/time.Second)+2); connects > most {
+			t.Errorf("%d connections in %v, want at most %d", connects, took, most)
 		}
 		// 20 at once and 10 a second; connecting and closing are two lines.
 		if most := 20 + 10*(int(took/time.Second)+2); lines > most {
@@ -167,6 +176,14 @@ func TestGuestWritesItsStateTenThousandTimes(t *testing.T) {
 	}
 	w.vifGone(f.domid, f.devid)
 	w.unpinned(f.domid)
+}
+
+// grantMaps counts how often pages of a domain have been mapped.
+func (w *world) grantMaps(domid uint16) uint64 {
+	w.t.Helper()
+	d, err := w.Domain(domid)
+	w.must(err)
+	return d.Counters.GrantedMaps
 }
 
 // The guest fills its directory, and changes every key that is read.
