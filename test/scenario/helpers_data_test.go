@@ -196,10 +196,15 @@ func (c *cable) mark(at *cable) (before []seen) {
 // send sends a frame out of this end.
 func (c *cable) send(h tap.VnetHdr, frame []byte) {
 	c.w.t.Helper()
+	c.w.must(c.try(h, frame))
+}
+
+// try is send to an interface that may be gone.
+func (c *cable) try(h tap.VnetHdr, frame []byte) error {
 	b := make([]byte, tap.VnetHdrLen)
 	h.Encode(b)
 	_, err := unix.Write(c.fd, append(b[:vnetLen], frame...))
-	c.w.must(err)
+	return err
 }
 
 // Requests as a test writes them down.
