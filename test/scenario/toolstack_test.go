@@ -275,6 +275,7 @@ func TestInterfaceThatNobodyBroughtUp(t *testing.T) {
 	w.must(err)
 	g.waitCounter(dataplane.DropTxTapDown, before+1)
 	w.must(netns.Up(g.VifName()))
+	g.waitLink()
 	g.pings(5)
 	g.innocent()
 }
@@ -301,6 +302,7 @@ func TestSomebodyDeletesTheInterface(t *testing.T) {
 			i, err := g.Client.Info(w.ctx, "")
 			return err == nil && i.State == netfront.StateConnected && i.Backend == netfront.StateConnected
 		})
+		g.waitLink()
 		g.pings(5)
 	})
 }
