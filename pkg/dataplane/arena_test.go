@@ -45,7 +45,7 @@ func TestPlacesInTheArena(t *testing.T) {
 				if worst {
 					off, size = 0, netif.PageSize
 				}
-				at, room := 0, 0
+				var at, room int
 				if k == 0 {
 					at, room = place.first(off, size), 12
 				} else {

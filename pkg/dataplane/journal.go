@@ -163,7 +163,7 @@ func (j *Journal) recordRx(base netif.Index, slots []netif.RxSlot) {
 
 // pending reports the batch of the record at r that was begun at base and may
 // not have been published.
-func (j *Journal) pending(r uint32, base netif.Index, limit uint32) (n uint32, ok bool) {
+func (j *Journal) pending(r uint32, base netif.Index, limit uint32) (n uint32, ok bool) { //nolint:unparam // that both rings have 256 slots is chance
 	p := j.page
 	if seq := p.load(r + jSeq); seq == 0 || seq&1 != 0 {
 		return 0, false

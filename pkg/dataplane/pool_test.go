@@ -93,26 +93,6 @@ func (f *front) take(n int) (got []answer) {
 	}
 }
 
-// takeRx waits until n packets have come and returns them.
-func (f *front) takeRx(n int) (got []delivery) {
-	f.tb.Helper()
-	deadline := time.After(patience)
-	for {
-		got = append(got, f.received()...)
-		if len(got) >= n {
-			return got
-		}
-		if more, _ := f.rx.Arm(); more {
-			continue
-		}
-		select {
-		case <-f.events.wake:
-		case <-deadline:
-			f.tb.Fatalf("%d packets, want %d", len(got), n)
-		}
-	}
-}
-
 // TestLive: workers wake up for what they are told and sleep otherwise.
 func TestLive(t *testing.T) {
 	inModes(t, allModes, func(t *testing.T, m mode) {

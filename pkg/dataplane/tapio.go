@@ -60,7 +60,7 @@ func (o *tapOut) put(frame []byte) unix.Errno {
 	o.w.tally[Syscalls]++
 	o.w.tally[TapWriteCalls]++
 	_, err := o.q.tap.Write(frame)
-	e, _ := err.(unix.Errno)
+	e, _ := err.(unix.Errno) //nolint:errorlint // a queue returns bare errnos
 	return e
 }
 

@@ -174,7 +174,7 @@ func (w *worker) writeOut(q *Queue, b *txBatch) {
 			}
 			h, err := w.planTx(b, p, m)
 			if err != nil {
-				w.dropTx(b, p, err)
+				w.dropTx(b, p)
 				continue
 			}
 			hdr = h
@@ -220,7 +220,7 @@ func (w *worker) planTx(b *txBatch, p *txPacket, m offload.TxMeta) (offload.Vnet
 // dropTx drops a packet whose offload request was refused. As with
 // xen-netback, one that only asks for a checksum where there is none to make is
 // not told.
-func (w *worker) dropTx(b *txBatch, p *txPacket, err error) {
+func (w *worker) dropTx(b *txBatch, p *txPacket) {
 	p.drop = DropTxCsum
 	if p.gso.Type != netif.GSONone {
 		p.drop = DropTxGSO
@@ -279,7 +279,7 @@ func (w *worker) writeFinished(b *txBatch, p *txPacket, m offload.TxMeta) {
 		plan, err = offload.PlanTx(m, h, len(frame))
 	}
 	if err != nil {
-		w.dropTx(b, p, err)
+		w.dropTx(b, p)
 		return
 	}
 	if plan.WritePseudo {
@@ -293,7 +293,7 @@ func (w *worker) writeFinished(b *txBatch, p *txPacket, m offload.TxMeta) {
 		return
 	}
 	if err := offload.Complete(h.L4, plan.Header.CsumOffset, frame); err != nil {
-		w.dropTx(b, p, err)
+		w.dropTx(b, p)
 		return
 	}
 	w.tally[CsumCompleted]++
@@ -310,11 +310,11 @@ const maxCuts = 2048
 func (w *worker) writeSegments(b *txBatch, p *txPacket, frame []byte, mss int) {
 	s := &w.segmenter
 	if err := s.Init(frame, mss); err != nil {
-		w.dropTx(b, p, err)
+		w.dropTx(b, p)
 		return
 	}
 	if b.cuts+s.Left() > maxCuts {
-		w.dropTx(b, p, offload.ErrGSOSize)
+		w.dropTx(b, p)
 		return
 	}
 	b.cuts += s.Left()
@@ -322,7 +322,7 @@ func (w *worker) writeSegments(b *txBatch, p *txPacket, frame []byte, mss int) {
 	for range s.Left() {
 		n, err := s.Next(w.segment)
 		if err != nil {
-			w.dropTx(b, p, err)
+			w.dropTx(b, p)
 			return
 		}
 		if e := w.out.put(w.segment[:n]); e != 0 {

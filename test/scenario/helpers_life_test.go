@@ -476,12 +476,7 @@ func (g *testGuest) flooded() (stop func()) {
 	})
 }
 
-// pinged pings the guest from the host; nothing may be lost.
-func (g *testGuest) pinged(n int) {
-	g.w.t.Helper()
-	g.w.pinged(g.ip, n, 0)
-}
-
+// pinged pings from the host; nothing may be lost.
 func (w *world) pinged(ip string, n, size int) {
 	w.t.Helper()
 	p, err := traffic.DialPing(netip.MustParseAddr(ip))

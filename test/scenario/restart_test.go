@@ -394,7 +394,7 @@ func TestDaemonThatCannotStart(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			links := linkNames(t)
-			s := said{}
+			var s said
 			if c.mask == "" {
 				s = netbackd(w.ctx, c.args...)
 			} else {
