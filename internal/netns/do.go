@@ -86,10 +86,20 @@ var errGoexit = errors.New("function ended its goroutine: runtime.Goexit or t.Fa
 // onOwnThread runs fn on a thread that nothing else will ever run on. The
 // thread is never unlocked, so the runtime ends it together with the goroutine
 // and there is no way for a changed namespace to leak to other goroutines.
+//
+// It is never the main thread. That one cannot end: the runtime would park it in
+// the namespace it was in last, and /proc would show that as the process's own.
 func onOwnThread(fn func() error) error {
 	result := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()
+		if unix.Gettid() == unix.Getpid() {
+			// Held until the other one has a thread of its own, and it does
+			// not lose what it was: nothing here changed it.
+			defer runtime.UnlockOSThread()
+			result <- onOwnThread(fn)
+			return
+		}
 		err := errGoexit
 		defer func() { result <- err }()
 		err = fn()

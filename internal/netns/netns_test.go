@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"runtime"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -409,5 +410,31 @@ func TestNeedSkipsOutsideAndFailsWhereRequired(t *testing.T) {
 	}
 	if err := Available(); !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), "because") {
 		t.Errorf("Available: %v", err)
+	}
+}
+
+func TestTheMainThreadStaysWhereItIs(t *testing.T) {
+	Need(t)
+	ns, err := New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ns.Close()
+	main := fmt.Sprintf("/proc/self/task/%d/ns/net", os.Getpid())
+	before, err := os.Readlink(main)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	for range 200 {
+		wg.Go(func() {
+			if err := ns.Do(func() error { return nil }); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if after, _ := os.Readlink(main); after != before {
+		t.Errorf("the main thread is in %s, was in %s", after, before)
 	}
 }

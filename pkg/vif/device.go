@@ -77,6 +77,12 @@ func (v *Vif) settleTap(alt string, mtu int) error {
 	if err := v.tap.SetTxQueueLen(txQueueLen); err != nil {
 		return err
 	}
+	// Also if this one stands in for the TAP of a connected vif: plug sets the
+	// carrier, and a kernel that never saw it change never says that the
+	// interface is operational.
+	if err := v.tap.SetCarrier(false); err != nil {
+		return err
+	}
 	if mtu != 0 {
 		return v.tap.SetMTU(mtu)
 	}
