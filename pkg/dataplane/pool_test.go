@@ -436,8 +436,9 @@ func TestAThousandConnections(t *testing.T) {
 		if n := openFiles(t); n != files {
 			t.Errorf("%d files open, %d after the first connections", n, files)
 		}
-		// Less than a tenth of a hold per connection; the runtime has its own.
-		if n := addressSpace(t); n > space+cycles*holdBytes/10 {
+		// Less than half a hold per connection, of two: the runtime and the C library
+		// reserve tens of megabytes at a time when they start a thread.
+		if n := addressSpace(t); n > space+cycles*holdBytes/2 {
 			t.Errorf("%d octets mapped, %d after the first connections", n, space)
 		}
 	})
