@@ -115,7 +115,7 @@ var Counters = [NumCounters]CounterInfo{
 	DropRxSize:       {"rx_too_big", Drop, "packet is bigger than the guest can take"},
 	DropRxGrant:      {"rx_grant", Drop, "a page of the guest could not be written"},
 	DropRxCsum:       {"rx_bad_offload", Drop, "packet asks for an offload that cannot be done"},
-	DropRxBacklog:    {"rx_backlog", Drop, "more packets wait for rx slots than are kept"},
+	DropRxBacklog:    {"rx_backlog", Drop, "no memory for packets that wait for rx slots"},
 	DropRxStalled:    {"rx_stalled", Drop, "guest gave no rx slots for too long"},
 }
 

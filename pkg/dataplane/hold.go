@@ -9,13 +9,18 @@ import (
 	"github.com/netbackd/netbackd/pkg/offload"
 )
 
-// holdBytes bounds what one queue keeps of packets that wait for rx slots. It is
+// waitBytes bounds what one queue keeps of packets that wait for rx slots. It is
 // xen-netback's bound too (XENVIF_RX_QUEUE_BYTES). What comes on top stays in
 // the TAP, which has a bound of its own.
-const holdBytes = 128 * netif.PageSize
+const waitBytes = 128 * netif.PageSize
 
-// holdFrames is how many frames fit whatever their size.
-const holdFrames = holdBytes / (maxFramePages * netif.PageSize)
+// holdFrames is how many frames may be read beyond those there are slots for.
+const holdFrames = waitBytes / (maxFramePages * netif.PageSize)
+
+// holdBytes is the room of a hold: there may be slots for all the frames of a
+// read, and still each of them have to pass through here because it turns out
+// that the guest cannot take it uncut. Memory that is never used costs nothing.
+const holdBytes = rxReads * maxFramePages * netif.PageSize
 
 // hold keeps packets, in order, that were read from the TAP and cannot go to
 // the guest yet. The TAP is read again only when it is empty, so it is filled
