@@ -195,14 +195,15 @@ func (d *Device) Info() (Info, error) {
 	return info, nil
 }
 
-// Close removes the device from the host, persistent or not, and closes its
-// queues. It takes some 15 ms, and longer while its turn has not come: see
-// [Closers]. A closed device may be closed again.
+// Close removes the device from the host, persistent or not and whoever else has
+// its queues open, and closes its queues. It takes some 15 ms, and longer while
+// its turn has not come: see [Closers]. A closed device may be closed again.
 func (d *Device) Close() error { return d.close("close", false) }
 
 // CloseKeep closes the queues and leaves the device to a successor, who adopts it
 // with [Create]. Until then it has no carrier, and what the host sends to it is
-// lost. (To lose nothing, hand the queues themselves on: see [Adopt].)
+// lost. Nothing is lost of a queue that somebody keeps open for the successor: see
+// [Adopt].
 func (d *Device) CloseKeep() error { return d.close("close, keeping", true) }
 
 func (d *Device) close(op string, keep bool) (err error) {
@@ -212,13 +213,27 @@ func (d *Device) close(op string, keep bool) (err error) {
 	d.closers.do(func() {
 		// The device may have been deleted already: nothing to keep or
 		// not to keep then.
-		if perr := setPersist(d.queues[0].fd, keep); perr != nil && (keep || !isGone(perr)) {
+		perr := setPersist(d.queues[0].fd, keep)
+		if perr != nil && (keep || !isGone(perr)) {
 			err = perr
 		}
 		err = errors.Join(err, d.closeQueues(0))
+		if !keep && !isGone(perr) {
+			err = errors.Join(err, d.remove())
+		}
 	})
 	d.nl.Close()
 	return d.wrap(op, err)
+}
+
+// remove removes a device that has outlived our queues: somebody keeps others, or
+// ours, open.
+func (d *Device) remove() error {
+	err := d.nl.LinkDel(&netlink.Tuntap{LinkAttrs: netlink.LinkAttrs{Index: d.index}})
+	if isGone(err) {
+		return nil
+	}
+	return err
 }
 
 // closeQueues closes queue n and those above, the last first, so that none changes

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -668,6 +669,52 @@ func TestAdoptOpenQueues(t *testing.T) {
 		must(t, a.SetQueues(4))
 		must(t, a.Close())
 		if exists("web") {
+			t.Error("device is still there")
+		}
+	})
+}
+
+// TestSomebodyKeepsTheQueues: copies of the queues, kept for a successor, hinder
+// neither the removal of a queue nor that of the device.
+func TestSomebodyKeepsTheQueues(t *testing.T) {
+	netns.NeedTUN(t)
+	both(t, func(t *testing.T, cfg Config) {
+		cfg.Queues, cfg.Persist = 3, true
+		d := newTAPUp(t, cfg)
+		var kept []int
+		for i := range d.Queues() {
+			fd, err := unix.Dup(d.Queue(i).FD())
+			must(t, err)
+			kept = append(kept, fd)
+		}
+		must(t, d.SetQueues(1))
+		link, err := netlink.LinkByName(cfg.Name)
+		must(t, err)
+		if l := link.(*netlink.Tuntap); l.Queues != 1 || l.DisabledQueues != 2 {
+			t.Errorf("the host has %d queues, and %d detached ones", l.Queues, l.DisabledQueues)
+		}
+		must(t, d.SetQueues(2))
+		if d.Queue(1).Index() != 1 {
+			t.Errorf("the second queue is number %d", d.Queue(1).Index())
+		}
+		index := d.Index()
+		must(t, d.CloseKeep())
+		if l, err := netlink.LinkByIndex(index); err != nil || l.(*netlink.Tuntap).Queues != 1 {
+			t.Errorf("%+v, %v", l, err)
+		}
+		// The one in between was opened after the copies were made, and is gone.
+		a, err := Adopt(cfg, slices.Clone(kept))
+		must(t, err)
+		if a.Index() != index || !info(t, a).Carrier {
+			t.Errorf("index %d, was %d; carrier %t", a.Index(), index, info(t, a).Carrier)
+		}
+		for i := range kept { // a has the others
+			kept[i], err = unix.Dup(a.Queue(i).FD())
+			must(t, err)
+			defer func() { must(t, unix.Close(kept[i])) }()
+		}
+		must(t, a.Close())
+		if exists(cfg.Name) {
 			t.Error("device is still there")
 		}
 	})

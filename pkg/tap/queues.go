@@ -28,6 +28,11 @@ func (d *Device) setQueues(n int) error {
 	case n < 1 || n > MaxQueues:
 		return errQueues
 	case n < was:
+		// Somebody who keeps them for a successor would else have the host
+		// go on sending to queues that nobody reads.
+		if err := d.setActive(min(d.active, n)); err != nil {
+			return err
+		}
 		if err := d.closeQueues(n); err != nil {
 			return err
 		}
