@@ -42,6 +42,18 @@ type Config struct {
 	RunDir    string        // where journals go; no other backend may use it
 	Drain     time.Duration // 0: dataplane.DefaultDrain
 	Stall     time.Duration // 0: dataplane.DefaultStall
+
+	// Keeper keeps the queues of TAPs while no daemon runs; nil: nobody does.
+	Keeper vif.Keeper
+	// Kept are the files that a predecessor's keeper hands over. Run takes them:
+	// what makes no sense, and what nobody needs any more, it gives up.
+	Kept []Kept
+}
+
+// Kept is a file that a [vif.Keeper] kept.
+type Kept struct {
+	Name string
+	FD   int
 }
 
 // Bounds on what one vif writes into the log.
@@ -60,12 +72,14 @@ type Backend struct {
 	closers *tap.Closers
 
 	ended chan key
+	pings chan chan<- struct{}
 
 	// Of the goroutine in Run.
 	store *xenstore.Client // nil before the first
 	own   string           // our domain's path
 	base  string           // own + /backend/vif
 	swept bool
+	kept  map[key][]int // queues for vifs that have not been found yet
 
 	// Only the goroutine in Run changes vifs, and others look, also while it
 	// waits for an xenstored that hangs.
@@ -81,6 +95,7 @@ func New(cfg Config) *Backend {
 		cfg:     cfg,
 		closers: tap.NewClosers(closers),
 		ended:   make(chan key),
+		pings:   make(chan chan<- struct{}),
 		vifs:    map[key]*vif.Vif{},
 	}
 }
@@ -99,6 +114,8 @@ func (b *Backend) Run(ctx context.Context, ready func()) error {
 			_ = b.store.Close()
 		}
 	}()
+	b.takeKept()
+	defer b.leaveKept()
 	if err := b.dial(); err != nil {
 		return err
 	}
@@ -156,6 +173,9 @@ func (b *Backend) redial(ctx context.Context, wait *time.Duration) bool {
 			return false
 		case k := <-b.ended:
 			b.forget(k)
+			continue
+		case answer := <-b.pings:
+			close(answer)
 			continue
 		case <-pause.C:
 		}
@@ -233,6 +253,8 @@ func (b *Backend) session(ctx context.Context, serving func()) error {
 			if err := b.domainGone(); err != nil {
 				return err
 			}
+		case answer := <-b.pings:
+			close(answer)
 		case k := <-b.ended:
 			b.forget(k)
 			// The directory may have come back while the vif was leaving.
@@ -249,6 +271,7 @@ func (b *Backend) sweep() {
 		return
 	}
 	b.swept = true
+	b.dropKept()
 	removed, err := vif.RemoveLeftovers(b.cfg.RunDir, func(domid uint16, devid int) bool {
 		return b.vifs[key{domid, devid}] != nil
 	})
@@ -274,9 +297,12 @@ func (b *Backend) start(ctx context.Context, k key) {
 		Offload:   b.cfg.Offload,
 		RunDir:    b.cfg.RunDir,
 		Closers:   b.closers,
+		Keeper:    b.cfg.Keeper,
+		Kept:      b.kept[k],
 		Drain:     b.cfg.Drain,
 		Stall:     b.cfg.Stall,
 	})
+	delete(b.kept, k)
 	b.mu.Lock()
 	b.vifs[k] = v
 	b.mu.Unlock()
@@ -305,6 +331,27 @@ func (b *Backend) snapshot() []*vif.Vif {
 		return cmp.Or(cmp.Compare(a.Domid(), b.Domid()), cmp.Compare(a.Devid(), b.Devid()))
 	})
 	return list
+}
+
+// Vifs is how many vifs there are.
+func (b *Backend) Vifs() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return len(b.vifs)
+}
+
+// Ping waits until Run has nothing else to do and answers. Run may wait for
+// xenstored, as long as xenstore's own limits allow, while packets keep moving: an
+// error alone does not mean that anything is wrong here.
+func (b *Backend) Ping(ctx context.Context) error {
+	answer := make(chan struct{})
+	select {
+	case b.pings <- answer:
+		<-answer
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // patience is how long List waits for its vifs. One that waits for an xenstored

@@ -37,6 +37,9 @@ type world struct {
 	dir  string
 	self uint16 // the backend's domain
 
+	keeper vif.Keeper // of backends made from now on
+	kept   []Kept     // given to the next backend
+
 	mu    sync.Mutex         // guards all below
 	down  error              // why xenstore cannot be reached
 	given *xenstore.Client   // what dial is to return next
@@ -155,7 +158,10 @@ func (w *world) mend() {
 func (w *world) backend() *Backend {
 	core, log := observer.New(zapcore.InfoLevel)
 	w.log = log
+	kept := w.kept
+	w.kept = nil
 	return New(Config{
+		Keeper: w.keeper, Kept: kept,
 		Dial: w.dial, Host: noHost{}, Pool: w.pool, Log: zap.New(core),
 		MaxQueues: 2, Offload: true, RunDir: w.dir,
 	})

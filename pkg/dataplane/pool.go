@@ -3,7 +3,9 @@
 package dataplane
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"runtime"
 	"sync"
 
@@ -63,6 +65,29 @@ func (p *Pool) Close() {
 
 // Workers is the number of threads.
 func (p *Pool) Workers() int { return len(p.workers) }
+
+// Ping waits until every worker has answered, which takes each no longer than it
+// does before it asks the kernel for events. The error names one that has not.
+func (p *Pool) Ping(ctx context.Context) error {
+	answers := make([]chan struct{}, len(p.workers))
+	for i, w := range p.workers {
+		answer := make(chan struct{})
+		answers[i] = answer
+		if !w.mail.post(func() { close(answer) }) {
+			return fmt.Errorf("worker %d: %w", i, ErrClosed)
+		}
+	}
+	for i, answer := range answers {
+		select {
+		case <-answer:
+		case <-p.workers[i].done:
+			return fmt.Errorf("worker %d: %w", i, ErrClosed)
+		case <-ctx.Done():
+			return fmt.Errorf("worker %d does not answer: %w", i, ctx.Err())
+		}
+	}
+	return nil
+}
 
 // openRing gives w an io_uring if that is wanted and to be had.
 func (p *Pool) openRing(w *worker) {

@@ -61,18 +61,30 @@ func (v *Vif) connect() error {
 	}
 	l := newLink(v.offer.rings)
 	if err := v.open(l); err != nil {
-		v.discard(l)
-		switch {
-		case errors.Is(err, tap.ErrGone):
-			return errAgain
-		case v.maybeBound(err):
-			return v.await(err)
-		}
-		return v.giveUp(err)
+		return v.notOpened(l, err)
 	}
 	v.link = l
 	v.since, v.busySince = time.Now(), time.Time{}
 	return nil
+}
+
+// notOpened decides what follows from an error of open.
+func (v *Vif) notOpened(l *link, err error) error {
+	gone, bound := errors.Is(err, tap.ErrGone), v.maybeBound(err)
+	if v.own == Connected && (gone || bound || ofHost(err)) {
+		// The frontend's rings are to be served on: what the journals record
+		// and what waits in the TAP's queues is needed then.
+		l.release(v)
+	} else {
+		v.discard(l)
+	}
+	switch {
+	case gone:
+		return errAgain
+	case bound:
+		return v.await(err)
+	}
+	return v.hostFails(err)
 }
 
 // maybeBound reports whether a failure may be due to a predecessor that still has
@@ -96,6 +108,7 @@ func (v *Vif) open(l *link) error {
 	if err := v.tap.SetQueues(len(queues)); err != nil {
 		return err
 	}
+	v.keepQueues()
 	if err := v.setOffload(f); err != nil {
 		return err
 	}
@@ -229,6 +242,7 @@ func (v *Vif) discard(l *link) {
 	if err := v.tap.SetQueues(1); err != nil && !errors.Is(err, tap.ErrGone) {
 		v.log.Warn("tap queues", errField(err))
 	}
+	v.keepQueues()
 }
 
 // release gives up what the link holds, in the order in which it is safe: first

@@ -36,43 +36,57 @@ func (v *Vif) makeTap() error {
 	if err != nil {
 		return v.giveUp(err)
 	}
-	name, alt := v.Name(), altName(v.cfg.Domid, v.cfg.Devid)
-	if l, err := netlink.LinkByName(alt); err == nil {
-		name = l.Attrs().Name
-	}
-	d, err := tap.Create(tap.Config{
-		Name:      name,
-		Queues:    1,
-		VnetHdr:   v.cfg.Offload,
-		Persist:   true,
-		NoCarrier: v.own != Connected,
-		Closers:   v.cfg.Closers,
-	})
-	if errors.Is(err, tap.ErrBusy) {
+	d, err := v.openTap()
+	switch {
+	case errors.Is(err, errWait):
+		return err
+	case errors.Is(err, tap.ErrBusy):
 		return v.await(err)
-	}
-	if err != nil {
-		return v.giveUp(err)
+	case err != nil:
+		return v.hostFails(err)
 	}
 	v.tap, v.busySince = d, time.Time{}
 	if d.Adopted() {
 		v.hadTap = true
-		v.log.Info("took over the TAP that was there", zap.String("interface", name))
+		v.nameAgain()
+		v.keepQueues()
+		name, _ := d.Name()
+		v.log.Info("took over the TAP that was there", zap.String("interface", name), zap.Int("queues", d.Queues()))
 		return nil
 	}
-	if err := v.settleTap(alt, mtu); err != nil {
+	if err := v.settleTap(mtu); err != nil {
 		v.removeTap()
-		return v.giveUp(err)
+		return v.hostFails(err)
 	}
+	v.keepQueues()
 	v.lost = v.lost || v.hadTap
 	v.hadTap = true
 	return nil
 }
 
+// openTap opens the TAP: by the queues that were kept, or by its name.
+func (v *Vif) openTap() (*tap.Device, error) {
+	cfg := tap.Config{
+		Name:      v.Name(),
+		Queues:    1,
+		VnetHdr:   v.cfg.Offload,
+		Persist:   true,
+		NoCarrier: v.own != Connected,
+		Closers:   v.cfg.Closers,
+	}
+	if d, err := v.adopt(cfg); d != nil || err != nil {
+		return d, err
+	}
+	if l, hasAlt, _ := v.findTap(); hasAlt {
+		cfg.Name = l.Attrs().Name
+	}
+	return tap.Create(cfg)
+}
+
 // settleTap completes a new TAP.
-func (v *Vif) settleTap(alt string, mtu int) error {
-	if err := addAltName(v.tap.Index(), alt); err != nil {
-		v.log.Warn("the TAP has no second name: a successor will not find it if a script renames it", errField(err))
+func (v *Vif) settleTap(mtu int) error {
+	if err := addAltName(v.tap.Index(), altName(v.cfg.Domid, v.cfg.Devid)); err != nil {
+		v.log.Warn(noSecondName, errField(err))
 	}
 	if err := v.tap.SetTxQueueLen(txQueueLen); err != nil {
 		return err
@@ -134,6 +148,7 @@ func (v *Vif) removeTap() {
 		v.log.Warn("remove TAP", errField(err))
 	}
 	v.tap, v.fullMTU = nil, 0
+	v.keepQueues()
 }
 
 // plug lets packets pass. Where the toolstack runs no script nobody else brings
@@ -153,7 +168,7 @@ func (v *Vif) plug() error {
 		return errAgain
 	}
 	if err != nil {
-		return v.giveUp(err)
+		return v.hostFails(err)
 	}
 	v.live = true
 	return nil
@@ -218,8 +233,11 @@ func (v *Vif) unregister() {
 	if v.tap != nil {
 		v.removeTap()
 		v.log.Info("device removed")
-	} else if err := removeTapNamed(altName(v.cfg.Domid, v.cfg.Devid)); err != nil {
-		v.log.Warn("remove TAP of a predecessor", errField(err))
+	} else {
+		v.dropKept()
+		if err := RemoveTap(v.cfg.Domid, v.cfg.Devid); err != nil {
+			v.log.Warn("remove TAP of a predecessor", errField(err))
+		}
 	}
 	v.removeJournals()
 }
@@ -232,6 +250,7 @@ func (v *Vif) handOver() {
 		v.link, v.live = nil, false
 	}
 	v.unwatch()
+	v.leaveKept()
 	if v.tap == nil {
 		return
 	}

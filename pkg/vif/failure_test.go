@@ -256,7 +256,7 @@ func TestTapDeletedWhileAway(t *testing.T) {
 	w.v.handOver()
 	w.must(netns.Delete(ifname))
 	w.v = New(w.cfg)
-	w.wantSteps("connect plug")
+	w.wantSteps("connect")
 	w.wantState("4")
 	if s := w.status(); s.Carrier || s.Waits != "the hotplug script" {
 		t.Errorf("status %+v", s)
@@ -358,4 +358,85 @@ func TestChannelsHeld(t *testing.T) {
 		w.wantState("6")
 		letGo()
 	})
+}
+
+// TestHostFailsATakeOver: what the host lacks for a while costs a running guest
+// some time, and nothing else: its rings are served on from where they stand.
+func TestHostFailsATakeOver(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		spoil func(w *world) (mend func())
+		error string // part of it
+	}{
+		{"no files left", func(w *world) func() {
+			w.host.failing(failNth("open events", 2, unix.EMFILE))
+			return func() { w.host.failing(nil) }
+		}, "24 queue 1: evtchn: open: too many open files"},
+		{"out of memory", func(w *world) func() {
+			w.host.failing(failNth("map", 3, unix.ENOMEM))
+			return func() { w.host.failing(nil) }
+		}, "12 queue 1: map tx ring"},
+		{"out of event channels", func(w *world) func() {
+			w.host.failing(failNth("bind", 2, unix.ENOSPC))
+			return func() { w.host.failing(nil) }
+		}, "28 queue 1: evtchn: bind"},
+		{"TAPs of another kind", func(w *world) func() {
+			w.v.cfg.Offload = false
+			return func() { w.v.cfg.Offload = true }
+		}, "name is taken by another kind of device"},
+		{"the data plane is closed", func(w *world) func() {
+			w.v.cfg.Pool = closedPool(w)
+			return func() { w.v.cfg.Pool = w.cfg.Pool }
+		}, dataplane.ErrClosed.Error()},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			w := newWorld(t)
+			w.up(2)
+			before, journals := w.iface(ifname), w.journals()
+			w.v.handOver()
+			w.v = New(w.cfg)
+			mend := tt.spoil(w)
+			if got, _ := w.look(); strings.Join(got, " ") != "connect" {
+				t.Errorf("steps %v", got)
+			}
+			w.wantState("4")
+			w.wantHeld(nothing)
+			if got := w.get(errorKey); !strings.Contains(got, tt.error) {
+				t.Errorf("error node is %q, want one with %q", got, tt.error)
+			}
+			if got := w.journals(); got != journals {
+				t.Errorf("journals %q, were %q", got, journals)
+			}
+			if w.v.alarm.IsZero() {
+				t.Error("will not look again")
+			}
+			mend()
+			w.wantSteps("connect plug")
+			w.wantState("4")
+			w.wantError("-")
+			if l := w.iface(ifname); l == nil || l.Index != before.Index || l.Queues != 2 {
+				t.Errorf("interface %+v, want the one with index %d", l, before.Index)
+			}
+		})
+	}
+}
+
+// TestJournalsOutlastBoundChannels: while a predecessor still has the channels of
+// the second queue, what it recorded of the first one is not lost.
+func TestJournalsOutlastBoundChannels(t *testing.T) {
+	w := newWorld(t)
+	w.up(2)
+	w.v.handOver()
+	journals := w.journals()
+	e, err := w.host.OpenEvents(domid)
+	w.must(err)
+	_, err = e.BindInterdomain(domid, w.conns[1].txPort)
+	w.must(err)
+	w.v = New(w.cfg)
+	w.look()
+	if got := w.journals(); got != journals || got == "" {
+		t.Errorf("journals %q, were %q", got, journals)
+	}
+	w.must(e.Close())
+	w.wantSteps("connect plug")
 }

@@ -119,6 +119,12 @@ func (v *Vif) takeOver(n nodes) {
 		v.own = Connected
 	}
 	v.hadTap = v.own != Initialising
+	if len(v.kept) == 0 && (v.own == InitWait || v.own == Connected) {
+		// Now, before there is another: a successor could not tell that the
+		// hotplug script has never seen that one.
+		l, _, err := v.findTap()
+		v.lost = err == nil && l == nil
+	}
 	v.log.Debug("takes over", zap.Stringer("state", n.state))
 }
 

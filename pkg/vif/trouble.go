@@ -11,6 +11,8 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
+	"github.com/netbackd/netbackd/pkg/dataplane"
+	"github.com/netbackd/netbackd/pkg/tap"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
@@ -61,6 +63,40 @@ func (v *Vif) giveUp(cause error) error {
 	v.fail(cause)
 	v.tried, v.reason = v.attempt(), ""
 	return errAgain
+}
+
+// hostFails is called when something cannot be done. A guest that is connected,
+// and has named nothing wrong, is not to lose its network because the host is
+// short of something for a while, or is set up wrongly: that is tried again until
+// it succeeds. Anything else is given up.
+func (v *Vif) hostFails(cause error) error {
+	if v.own != Connected || !ofHost(cause) {
+		return v.giveUp(cause)
+	}
+	v.fail(cause)
+	v.wakeIn(retryAfter)
+	return errWait
+}
+
+// hostErrors are errors that no guest can cause.
+var hostErrors = [...]error{
+	unix.EMFILE, unix.ENFILE, unix.ENOMEM, unix.ENOBUFS, unix.ENOSPC, unix.EDQUOT,
+	unix.EAGAIN, unix.EINTR, unix.EIO, unix.EROFS, unix.EACCES, unix.EPERM, unix.ENODEV, unix.ENOENT,
+	tap.ErrMismatch, tap.ErrNotSupported, dataplane.ErrClosed,
+}
+
+// ofHost reports whether an error is the host's, whatever the guest has named.
+func ofHost(err error) bool {
+	var key *KeyError
+	if errors.As(err, &key) {
+		return false
+	}
+	for _, e := range hostErrors {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
 }
 
 // A predecessor that is dying lets go of what it holds one by one. busyFor is how

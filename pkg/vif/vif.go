@@ -48,6 +48,8 @@ type Config struct {
 	Offload   bool          // TAPs with vnet headers
 	RunDir    string        // where journals go; empty: nowhere
 	Closers   *tap.Closers  // shared by all vifs
+	Keeper    Keeper        // of the TAP's queues; nil: nobody
+	Kept      []int         // queues that a predecessor's keeper kept; from Run on they are the vif's
 	Drain     time.Duration // 0: dataplane.DefaultDrain
 	Stall     time.Duration // 0: dataplane.DefaultStall
 	Grace     time.Duration // 0: DefaultGrace
@@ -69,6 +71,10 @@ type Vif struct {
 	hadTap  bool // since the toolstack made the directory, whoever served it
 	lost    bool // the one that the hotplug script worked on is no more
 	fullMTU int  // what the MTU was before a frontend without scatter-gather
+
+	// What outlives the process; kept.go.
+	kept   []int // handed over by a predecessor, and not used yet
+	stored int   // how many queues the keeper has
 
 	// The connection; connect.go. live is whether the TAP has its carrier.
 	link    *link
@@ -110,7 +116,7 @@ func New(cfg Config) *Vif {
 		cfg.Grace = DefaultGrace
 	}
 	v := &Vif{
-		cfg: cfg, log: cfg.Log,
+		cfg: cfg, log: cfg.Log, kept: cfg.Kept,
 		poke:  make(chan struct{}, 1),
 		calls: make(chan func()),
 		news:  make(chan struct{}, 1),
