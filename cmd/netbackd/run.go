@@ -9,6 +9,7 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -19,6 +20,7 @@ import (
 	"github.com/netbackd/netbackd/internal/control"
 	"github.com/netbackd/netbackd/internal/host"
 	"github.com/netbackd/netbackd/internal/iouring"
+	"github.com/netbackd/netbackd/internal/sdnotify"
 	"github.com/netbackd/netbackd/pkg/backend"
 	"github.com/netbackd/netbackd/pkg/dataplane"
 	"github.com/netbackd/netbackd/pkg/tap"
@@ -92,6 +94,11 @@ func (f *runFlags) run(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { _ = log.Sync() }()
+	// First of all: the files handed over are not to get into other hands.
+	notify, handed, err := sdnotify.FromEnv()
+	if err != nil {
+		log.Warn("what the service manager left in the environment", zap.Error(err))
+	}
 	if err := os.MkdirAll(f.runDir, 0o755); err != nil {
 		return fmt.Errorf("run directory: %w", err)
 	}
@@ -127,7 +134,9 @@ func (f *runFlags) run(ctx context.Context) (err error) {
 		Dial: h.DialStore, Host: h, Pool: pool, Log: log,
 		MaxQueues: f.maxQueues, Offload: offload, RunDir: f.runDir,
 		Drain: f.drain, Stall: f.stall,
+		Keeper: keeper(notify), Kept: keptFiles(handed),
 	})
+	srv := &service{notify: notify, log: log, workers: pool.Ping, control: b.Ping, vifs: b.Vifs}
 	d := control.Daemon{
 		Version: buildVersion(), PID: os.Getpid(), Since: time.Now(),
 		Workers: pool.Workers(), Uring: f.uringState(), Offload: offload,
@@ -145,7 +154,15 @@ func (f *runFlags) run(ctx context.Context) (err error) {
 	debug.SetGCPercent(50)
 	log.Info("starting", zap.String("version", d.Version), zap.String("xen", f.xen),
 		zap.Int("workers", d.Workers), zap.String("io_uring", d.Uring), zap.Bool("offload", offload))
-	err = b.Run(ctx, func() { log.Info("ready") })
+	var watch sync.WaitGroup
+	err = b.Run(ctx, func() {
+		log.Info("ready")
+		srv.ready()
+		watch.Go(func() { srv.watch(serveCtx) })
+	})
+	stop()
+	watch.Wait()
+	srv.stopped()
 	log.Info("stopped; guests keep their state for the next netbackd")
 	return err
 }

@@ -3,6 +3,7 @@
 package dataplane
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -489,5 +490,33 @@ func TestCountersAreDescribed(t *testing.T) {
 		if Counter(c).String() != info.Name {
 			t.Errorf("counter %d calls itself %v", c, Counter(c))
 		}
+	}
+}
+
+// TestPing: workers that live answer, one that is stuck or gone is named.
+func TestPing(t *testing.T) {
+	p, err := NewPool(Options{Workers: 2, NoUring: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx := context.Background()
+	if err := p.Ping(ctx); err != nil {
+		t.Error(err)
+	}
+	stuck, free := make(chan struct{}), make(chan struct{})
+	p.workers[1].mail.post(func() { close(stuck); <-free })
+	<-stuck
+	short, cancel := context.WithTimeout(ctx, 5*time.Millisecond)
+	defer cancel()
+	if err := p.Ping(short); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "worker 1") {
+		t.Errorf("got %v", err)
+	}
+	close(free)
+	if err := p.Ping(ctx); err != nil {
+		t.Error(err)
+	}
+	p.Close()
+	if err := p.Ping(ctx); !errors.Is(err, ErrClosed) {
+		t.Errorf("after the end: %v", err)
 	}
 }
