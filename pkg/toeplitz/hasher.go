@@ -59,6 +59,19 @@ func (h *Hasher) Hash(input []byte) uint32 {
 	return hashMatrices(&h.matrices, &input[0], len(input))
 }
 
+// ByteTable is the hash of every value of every byte of an input on its own; a hash
+// is the XOR of those of its bytes. It is for hashing where this package cannot be
+// called, such as in the kernel.
+func (h *Hasher) ByteTable() *[MaxInput][256]uint32 {
+	t := h.table
+	if t == nil {
+		t = newTable(&h.key)
+	}
+	var out [MaxInput][256]uint32
+	copy(out[:], t[:])
+	return &out
+}
+
 // setMatrices prepares the hash for hardware that multiplies vectors of 8 bits by
 // 8x8 matrices of bits (GFNI). Byte i of the input acts on byte k of the hash as
 // one such matrix, made of key bits 8(i+k) to 8(i+k)+14: row t, for the hash's bit

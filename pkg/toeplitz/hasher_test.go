@@ -257,6 +257,29 @@ func TestHashStaysInsideTheInput(t *testing.T) {
 	}
 }
 
+func TestByteTableIsTheHash(t *testing.T) {
+	for name, assembly := range implementations() {
+		t.Run(name, func(t *testing.T) {
+			rapid.Check(t, func(t *rapid.T) {
+				h, err := newHasher(rapid.SliceOfN(rapid.Byte(), 0, MaxKey).Draw(t, "key"), assembly)
+				if err != nil {
+					t.Fatal(err)
+				}
+				in := rapid.SliceOfN(rapid.Byte(), 0, MaxInput).Draw(t, "input")
+				table := h.ByteTable()
+				sum := uint32(0)
+				for i, b := range in {
+					sum ^= table[i][b]
+				}
+				clear(table[0][:]) // it is the caller's
+				if want := h.Hash(in); sum != want {
+					t.Fatalf("%08x, want %08x", sum, want)
+				}
+			})
+		})
+	}
+}
+
 func TestHashAllocatesNothing(t *testing.T) {
 	in := make([]byte, MaxInput)
 	for name, assembly := range implementations() {
