@@ -59,6 +59,15 @@ same() { [ "$2" = "$3" ] || fail "$1: got '$2', want '$3'"; }
 node() { [ "$(xenstore-read "$1" 2>/dev/null)" = "$2" ]; }
 not() { ! "$@"; }
 
+# no_netback keeps the kernel's driver away, which udev loads for the first vif in the
+# dom0 with systemd. An installed package of netbackd does that by itself.
+no_netback() {
+	# udev does not see a folder of configuration that comes into being.
+	mkdir -p /etc/modprobe.d
+	echo "blacklist xen-netback" >/etc/modprobe.d/scenario.conf
+	[ ! -d /sys/module/xen_netback ] || modprobe -r xen-netback
+}
+
 # start_netbackd [ARGUMENT...] returns when it answers.
 start_netbackd() {
 	netbackd run "$@" >>/tmp/netbackd.log 2>&1 &
@@ -94,21 +103,23 @@ make_bridge() {
 # guest NAME [KEY=VALUE...] makes a guest and waits until it takes commands. Keys:
 #   vif      as in xl.cfg; one vif on xenbr0 by default, none with "vif="
 #   vcpus, memory
+#   kernel   of which Debian release, bookworm by default
 #   cmdline  more for the kernel's command line; no-netfront: without xen-netfront
 #   file     a file to put into the guest's root
 guest() {
-	local name=$1 vif=bridge=xenbr0 vcpus=1 memory=192 cmdline='' files=() argument
+	local name=$1 vif=bridge=xenbr0 vcpus=1 memory=192 kernel=bookworm cmdline='' files=() argument from=/guest
 	shift
 	for argument; do
 		case $argument in
-		vif=* | vcpus=* | memory=* | cmdline=*) local "$argument" ;;
+		vif=* | vcpus=* | memory=* | kernel=* | cmdline=*) local "$argument" ;;
 		file=*) files+=("${argument#*=}") ;;
 		*) fail "guest: $argument" ;;
 		esac
 	done
 	GUESTS+=1
 	[ -z "$vif" ] || vif="'mac=$(mac "$GUESTS"),$vif'"
-	cp /guest/initramfs "/tmp/$name.initramfs"
+	[ "$kernel" = bookworm ] || from=/host/guest/$kernel
+	cp $from/initramfs "/tmp/$name.initramfs"
 	[ ${#files[@]} = 0 ] || (
 		mkdir "/tmp/$name.files"
 		cp "${files[@]}" "/tmp/$name.files/"
@@ -118,7 +129,7 @@ guest() {
 	cat >"/tmp/$name.cfg" <<-END
 		name = "$name"
 		type = "pv"
-		kernel = "/guest/vmlinux"
+		kernel = "$from/vmlinux"
 		ramdisk = "/tmp/$name.initramfs"
 		extra = "console=hvc0 loglevel=4 mitigations=off nokaslr audit=0 panic=1 $cmdline"
 		memory = $memory
@@ -231,7 +242,7 @@ main() {
 	for name in "${!DOMID[@]}"; do destroy "$name"; done
 	eventually 60 "no guest, interface or node is left" nothing_left
 	[ -z "$NETBACKD" ] || stop_netbackd
-	if grep -E 'panic|ERROR' /tmp/netbackd.log; then fail "netbackd has complained"; fi
+	if grep -sE 'panic|ERROR' /tmp/netbackd.log; then fail "netbackd has complained"; fi
 	if dmesg | grep -E 'BUG:|Oops|Call Trace'; then fail "dom0's kernel has complained"; fi
 }
 main "$1"

@@ -5,8 +5,8 @@
 # shell of its own, until one leaves dom0 in a state that another cannot be judged
 # in. Logs go to /host/logs/NAME, results to /host/results.
 exec >>/host/output 2>&1
-cp /host/netbackd /usr/sbin/netbackd
 cd /tmp || exit
+systemd() { [ -d /run/systemd/system ]; }
 
 uptime_ms() {
 	local up
@@ -26,25 +26,36 @@ collect() {
 		bridge link
 	} >"$1/state"
 	timeout 5 netbackd list --json >"$1/netbackd.json"
+	systemd && journalctl -b --no-pager >"$1/journal"
 	ls -l /run/netbackd >>"$1/state"
 } 2>/dev/null
 
 # clean removes what a scenario left; it fails where only a boot will do.
 clean() {
 	local domid link
-	pidof netbackd >/dev/null || netbackd run >/dev/null 2>&1 &
+	# Guests are to find a backend to take leave of.
+	pidof netbackd || [ -d /sys/module/xen_netback ] || netbackd run &
 	killall iperf3 nc
 	for domid in $(xenstore-list /local/domain); do
 		[ "$domid" = 0 ] || xl destroy "$domid"
 	done
+	if systemd; then
+		systemctl stop netbackd.service netbackd.socket
+		dpkg --purge netbackd
+		rm -f /etc/systemd/system/netbackd.*
+		systemctl daemon-reload
+		systemctl reset-failed
+	fi
 	killall netbackd
 	sleep 0.5
 	killall -9 netbackd
+	modprobe -r xen-netback
 	for link in /sys/class/net/*/bridge; do
 		[ -e "$link" ] && ip link del "$(basename "$(dirname "$link")")"
 	done
-	rm -rf /run/netbackd /tmp/* /var/log/xen/console/guest-* /var/log/xen/*.log
-	[ "$(xl list | wc -l)" = 2 ] && ! ls -d /sys/class/net/vif* &&
+	rm -rf /run/netbackd /etc/modprobe.d/scenario.conf /var/log/xen/console/guest-* /var/log/xen/*.log
+	find /tmp -mindepth 1 -maxdepth 1 ! -name 'systemd-private-*' -exec rm -rf {} +
+	[ "$(xl list | wc -l)" = 2 ] && ! ls -d /sys/class/net/vif* && [ ! -d /sys/module/xen_netback ] &&
 		! xenstore-exists /local/domain/0/backend/vif && ! dmesg | grep -E 'BUG:|Oops|Call Trace'
 } >/dev/null 2>&1
 
@@ -54,6 +65,9 @@ clean() {
 		echo "$name" >/host/current
 		logs=/host/logs/$name
 		mkdir -p "$logs"
+		# Anew for each: a package may have come and gone.
+		rm -f /usr/sbin/netbackd
+		cp /host/netbackd /usr/sbin/
 		printf -- '-- %s: %s\n' "$name" "$(sed -n '/^#$/,/^$/s/^# *//p' "/host/scenarios/$name.sh" | tr '\n' ' ')"
 		began=$(uptime_ms)
 		printed=$(stat -c %s /host/output)
@@ -63,7 +77,7 @@ clean() {
 		took=${took%?}.${took: -1}
 		case $code in
 		0) result="ok $name $took" ;;
-		143 | 137) result="FAIL $name $took: over its limit of $limit s" ;;
+		124 | 137 | 143) result="FAIL $name $took: over its limit of $limit s" ;;
 		*) result="FAIL $name $took" ;;
 		esac
 		tail -c +$((printed + 1)) /host/output >"$logs/output"
