@@ -8,7 +8,7 @@ GOLANGCI := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 FUZZTIME ?= 10s
 PREFIX  ?= /usr
 
-.PHONY: build demo test test-xen bench lint fuzz cross install clean
+.PHONY: build demo test test-xen bench bench-xen lint fuzz cross install clean
 
 build: ## bin/netbackd, static
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/netbackd ./cmd/netbackd
@@ -22,6 +22,9 @@ test: build cross ## everything: vet, units with the race detector, scenarios
 test-xen: build ## scenarios on a real Xen under QEMU, from Debian's packages; root
 	./test/xen/build
 	./test/xen/run
+
+bench-xen: build ## netbackd beside the kernel's netback on a real Xen under QEMU
+	./test/xen/bench/run
 
 bench: build ## the data path against bare system calls on the same TAP
 	./test/bench

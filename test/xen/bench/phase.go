@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// label says what a record belongs to.
+type label struct {
+	Boot    string `json:"boot"`
+	Phase   int    `json:"phase"`
+	Backend string `json:"backend"`
+	Item    string `json:"item"`
+}
+
+// record is one measurement: of the whole machine, for Units units.
+type record struct {
+	label
+	Units int           `json:"units"`
+	Ran   uint64        `json:"ran_ns"` // by all domains together
+	Took  time.Duration `json:"took_ns"`
+	RTT   time.Duration `json:"rtt_ns,omitempty"` // median, of pings
+
+	Dom0  kernelCounts `json:"dom0"`
+	Guest kernelCounts `json:"guest"`
+
+	// Of a measurement with tracing, whose times say nothing.
+	Traced     bool       `json:"traced,omitempty"`
+	Hypercalls hypercalls `json:"hypercalls,omitzero"`
+	Calls      uint64     `json:"calls,omitempty"` // system calls of the daemon
+}
+
+// phase measures all items with the back end that is there.
+type phase struct {
+	label
+	scale  float64
+	reps   int
+	daemon int
+	only   string
+	trace  bool
+	peer   string
+
+	to  netip.Addr
+	xen *hypervisor
+	ctl int // to the guest, for its counters
+}
+
+func (p *phase) run(path string) (err error) {
+	if p.to, err = netip.ParseAddr(p.peer); err != nil {
+		return err
+	}
+	if p.xen, err = openHypervisor(); err != nil {
+		return err
+	}
+	if p.ctl, err = connect(unix.SOCK_DGRAM, p.to, statPort); err != nil {
+		return err
+	}
+	out := os.Stdout
+	if path != "" {
+		if out, err = os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o644); err != nil {
+			return err
+		}
+	}
+	quiet()
+	enc := json.NewEncoder(out)
+	for i := range items {
+		if p.only != "" && items[i].Name != p.only {
+			continue
+		}
+		records, err := p.item(&items[i])
+		if err != nil {
+			return fmt.Errorf("%s: %w", items[i].Name, err)
+		}
+		for _, r := range records {
+			if err := enc.Encode(r); err != nil {
+				return err
+			}
+		}
+	}
+	return out.Close()
+}
+
+// item warms up and measures.
+func (p *phase) item(it *item) (records []record, err error) {
+	time.Sleep(100 * time.Millisecond) // the guest may still be busy with the item before
+	w, err := it.open(p.to)
+	if err != nil {
+		return nil, err
+	}
+	defer w.close()
+	units := it.units(p.scale)
+	if err := w.do(it.units(p.scale / 4)); err != nil {
+		return nil, err
+	}
+	for range p.reps {
+		r := record{label: p.label, Units: units}
+		r.Item = it.Name
+		if err := p.measure(w, &r, func() error { return w.do(units) }); err != nil {
+			return nil, err
+		}
+		records = append(records, r)
+		fmt.Printf("%d %-4s %-24s %10.0f ns/%s, %.0f wall\n", p.Phase, p.Backend, it.Name,
+			float64(r.Ran)/float64(units), it.Unit, float64(r.Took)/float64(units))
+	}
+	if p.trace {
+		r := record{label: p.label, Units: units, Traced: true}
+		r.Item = it.Name
+		if err := p.measureTraced(w, &r); err != nil {
+			return nil, err
+		}
+		records = append(records, r)
+	}
+	return records, nil
+}
+
+func (p *phase) measure(w work, r *record, do func() error) error {
+	guest, err := p.guestCounts()
+	if err != nil {
+		return err
+	}
+	dom0, err := readKernel()
+	if err != nil {
+		return err
+	}
+	ran, err := p.xen.ran()
+	if err != nil {
+		return err
+	}
+	began := time.Now()
+	if err := do(); err != nil {
+		return err
+	}
+	r.Took = time.Since(began)
+	after, err := p.xen.ran()
+	if err != nil {
+		return err
+	}
+	dom0After, err := readKernel()
+	if err != nil {
+		return err
+	}
+	guestAfter, err := p.guestCounts()
+	if err != nil {
+		return err
+	}
+	r.Ran = after - ran
+	r.Dom0 = dom0After.since(dom0)
+	r.Guest = guestAfter.since(guest)
+	if ping, ok := w.(*pinger); ok {
+		rtt := slices.Sorted(slices.Values(ping.rtt))
+		r.RTT = rtt[len(rtt)/2]
+	}
+	return nil
+}
+
+func (k kernelCounts) since(b kernelCounts) kernelCounts {
+	return kernelCounts{k.Interrupts - b.Interrupts, k.Switches - b.Switches}
+}
+
+// measureTraced measures once more, with what tracing can tell and without what it
+// disturbs.
+func (p *phase) measureTraced(w work, r *record) (err error) {
+	r.Hypercalls, err = traced(func() error {
+		if p.daemon == 0 {
+			return p.measure(w, r, func() error { return w.do(r.Units) })
+		}
+		calls, err := countCalls(p.daemon)
+		if err != nil {
+			return err
+		}
+		defer calls.close()
+		if err := p.measure(w, r, func() error { return w.do(r.Units) }); err != nil {
+			return err
+		}
+		r.Calls, err = calls.read()
+		return err
+	})
+	if err == nil && r.Hypercalls.Lost > 0 {
+		err = errors.New("xentrace lost records")
+	}
+	return err
+}
+
+func (p *phase) guestCounts() (kernelCounts, error) {
+	var buf [64]byte
+	if _, err := send(p.ctl, buf[:1]); err != nil {
+		return kernelCounts{}, err
+	}
+	n, err := recv(p.ctl, buf[:])
+	if err != nil || n != kernelCountsLen {
+		return kernelCounts{}, fmt.Errorf("counters of the guest: %d octets, %w", n, err)
+	}
+	return parseKernel(buf[:]), nil
+}
