@@ -73,6 +73,8 @@ func writeList(w io.Writer, vifs []vif.Status) error {
 // shownState is the state, or what matters more.
 func shownState(s *vif.Status) string {
 	switch {
+	case s.ServedBy != "":
+		return s.ServedBy
 	case s.Quarantine != "":
 		return "quarantine"
 	case s.Stalled:
@@ -84,6 +86,10 @@ func shownState(s *vif.Status) string {
 // note says what is wrong, or whose turn it is.
 func note(s *vif.Status) string {
 	switch {
+	case s.ServedBy == "kernel":
+		return "served by xen-netback; `netbackd adopt " + s.Name + "` takes it"
+	case s.ServedBy != "":
+		return "xen-netback is loaded, but has not taken it; `netbackd adopt " + s.Name + "` takes it"
 	case s.Quarantine != "":
 		return s.Quarantine
 	case s.Error != "":

@@ -81,6 +81,7 @@ xen-netback. "netbackd demo" shows it at work on any Linux, without Xen.`,
 	root.PersistentFlags().String("run-dir", defaultRunDir, "directory of the control socket and the journals")
 	root.AddCommand(
 		newRunCmd(), newListCmd(), newShowCmd(), newResetCmd(),
+		newCheckCmd(), newHotplugCmd(), newAdoptCmd(), newReleaseCmd(),
 		newDemoCmd(), newVersionCmd(), newSimCmd(), newGuestCmd(),
 	)
 	return root

@@ -21,6 +21,7 @@ import (
 	"github.com/netbackd/netbackd/internal/host"
 	"github.com/netbackd/netbackd/internal/iouring"
 	"github.com/netbackd/netbackd/internal/sdnotify"
+	"github.com/netbackd/netbackd/internal/xennetback"
 	"github.com/netbackd/netbackd/pkg/backend"
 	"github.com/netbackd/netbackd/pkg/dataplane"
 	"github.com/netbackd/netbackd/pkg/tap"
@@ -133,7 +134,7 @@ func (f *runFlags) run(ctx context.Context) (err error) {
 	b := backend.New(backend.Config{
 		Dial: h.DialStore, Host: h, Pool: pool, Log: log,
 		MaxQueues: f.maxQueues, Offload: offload, RunDir: f.runDir,
-		Drain: f.drain, Stall: f.stall,
+		Drain: f.drain, Stall: f.stall, Rival: rival(h),
 		Keeper: keeper(notify), Kept: keptFiles(handed),
 	})
 	srv := &service{notify: notify, log: log, workers: pool.Ping, control: b.Ping, vifs: b.Vifs}
@@ -165,6 +166,14 @@ func (f *runFlags) run(ctx context.Context) (err error) {
 	srv.stopped()
 	log.Info("stopped; guests keep their state for the next netbackd")
 	return err
+}
+
+// rival is who else may serve vifs here: on a real Xen the kernel.
+func rival(h *host.Host) backend.Rival {
+	if !h.Real() {
+		return nil
+	}
+	return xennetback.New("/sys")
 }
 
 // wantFiles is enough for a thousand guests: each queue has a file for the TAP

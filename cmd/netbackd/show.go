@@ -115,6 +115,10 @@ func writeShow(w io.Writer, s *vif.Status, now time.Time) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	row := func(k, format string, v ...any) { fmt.Fprintf(t, "%s\t%s\n", k, fmt.Sprintf(format, v...)) }
 	row("vif", "%s (domain %d, device %d)", s.Name, s.Domid, s.Devid)
+	if s.ServedBy != "" {
+		row("state", "%s: %s", shownState(s), note(s))
+		return t.Flush()
+	}
 	row("state", "%s, frontend %v, online %t", shownState(s), s.Frontend, s.Online)
 	if s.Quarantine != "" {
 		row("quarantine", "%s (`netbackd reset %s` lets it try again)", s.Quarantine, s.Name)

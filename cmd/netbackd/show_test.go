@@ -136,6 +136,12 @@ func (d *daemon) Reset(name string) error {
 	return nil
 }
 
+func (d *daemon) CanClaim(string) error { return errors.New("not asked for") }
+
+func (d *daemon) Claim(string) error { return errors.New("not asked for") }
+
+func (d *daemon) Release(string) (int, error) { return 0, errors.New("not asked for") }
+
 // serve runs a daemon's control socket and returns its run directory.
 func serve(t *testing.T, d *daemon) string {
 	t.Helper()

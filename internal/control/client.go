@@ -70,8 +70,30 @@ func checkSchema(theirs int) error {
 
 // Reset lets a quarantined vif try again.
 func (c *Client) Reset(ctx context.Context, name string) error {
-	return c.do(ctx, http.MethodPost, "/v1/vifs/"+url.PathEscape(name)+"/reset", nil)
+	return c.do(ctx, http.MethodPost, vifPath(name, "reset"), nil)
 }
+
+// CanClaim asks whether a vif that another back end serves could be claimed: nil, or
+// what stands against it.
+func (c *Client) CanClaim(ctx context.Context, name string) error {
+	return c.do(ctx, http.MethodGet, vifPath(name, "claim"), nil)
+}
+
+// Claim has the daemon serve a vif that nobody serves any more. It returns when the
+// vif has its TAP.
+func (c *Client) Claim(ctx context.Context, name string) error {
+	return c.do(ctx, http.MethodPost, vifPath(name, "claim"), nil)
+}
+
+// Release has the daemon give a vif up for another back end. Lost is how many
+// packets to the guest were on the way.
+func (c *Client) Release(ctx context.Context, name string) (lost int, err error) {
+	var r Released
+	err = c.do(ctx, http.MethodPost, vifPath(name, "release"), &r)
+	return r.Lost, err
+}
+
+func vifPath(name, what string) string { return "/v1/vifs/" + url.PathEscape(name) + "/" + what }
 
 // Close drops the connection.
 func (c *Client) Close() { c.http.CloseIdleConnections() }

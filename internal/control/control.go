@@ -3,9 +3,12 @@
 // Package control is how the commands talk to the daemon: HTTP with JSON over a
 // unix socket that only its owner and its group may open.
 //
-//	GET  /v1/daemon             -> Daemon
-//	GET  /v1/vifs               -> Vifs
-//	POST /v1/vifs/{name}/reset  -> 204
+//	GET  /v1/daemon               -> Daemon
+//	GET  /v1/vifs                 -> Vifs
+//	POST /v1/vifs/{name}/reset    -> 204
+//	GET  /v1/vifs/{name}/claim    -> 204: it could be claimed
+//	POST /v1/vifs/{name}/claim    -> 204: it is claimed and has its TAP
+//	POST /v1/vifs/{name}/release  -> Released
 //
 // An answer to these that is not 2xx is an Error. The package knows the protocol; what
 // the answers mean it must not know.
@@ -41,6 +44,11 @@ type Vifs struct {
 	Vifs   []vif.Status `json:"vifs"`
 }
 
+// Released is what releasing a vif cost.
+type Released struct {
+	Lost int `json:"lost_packets"` // to the guest, on the way in netbackd and its TAP
+}
+
 // Error is the body of an answer that is not 2xx.
 type Error struct {
 	Message string `json:"error"`
@@ -50,6 +58,9 @@ type Error struct {
 type Source interface {
 	List() []vif.Status
 	Reset(name string) error
+	CanClaim(name string) error
+	Claim(name string) error
+	Release(name string) (lost int, err error)
 }
 
 // Handler serves the protocol.
@@ -60,16 +71,28 @@ func Handler(d Daemon, src Source, notFound error) http.Handler {
 	mux.HandleFunc("GET /v1/vifs", func(w http.ResponseWriter, _ *http.Request) {
 		answer(w, Vifs{Schema: Schema, Vifs: src.List()})
 	})
-	mux.HandleFunc("POST /v1/vifs/{name}/reset", func(w http.ResponseWriter, r *http.Request) {
-		err := src.Reset(r.PathValue("name"))
-		switch {
-		case err == nil:
-			w.WriteHeader(http.StatusNoContent)
-		case errors.Is(err, notFound):
-			refuse(w, http.StatusNotFound, err)
-		default:
-			refuse(w, http.StatusConflict, err)
-		}
+	// about answers what is about one vif: with a body of the result, if any.
+	about := func(pattern string, f func(name string) (any, error)) {
+		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
+			v, err := f(r.PathValue("name"))
+			switch {
+			case errors.Is(err, notFound):
+				refuse(w, http.StatusNotFound, err)
+			case err != nil:
+				refuse(w, http.StatusConflict, err)
+			case v == nil:
+				w.WriteHeader(http.StatusNoContent)
+			default:
+				answer(w, v)
+			}
+		})
+	}
+	about("POST /v1/vifs/{name}/reset", func(name string) (any, error) { return nil, src.Reset(name) })
+	about("GET /v1/vifs/{name}/claim", func(name string) (any, error) { return nil, src.CanClaim(name) })
+	about("POST /v1/vifs/{name}/claim", func(name string) (any, error) { return nil, src.Claim(name) })
+	about("POST /v1/vifs/{name}/release", func(name string) (any, error) {
+		lost, err := src.Release(name)
+		return Released{Lost: lost}, err
 	})
 	return mux
 }

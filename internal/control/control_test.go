@@ -48,6 +48,17 @@ func (s *source) Reset(name string) error {
 	return fmt.Errorf("%s: %w", name, errNoVif)
 }
 
+func (s *source) CanClaim(name string) error {
+	if name == "vif2.0" {
+		return errors.New("its guest has a control ring")
+	}
+	return s.Reset(name)
+}
+
+func (s *source) Claim(name string) error { return s.Reset(name) }
+
+func (s *source) Release(name string) (int, error) { return 3, s.Reset(name) }
+
 var testDaemon = Daemon{Version: "v1", PID: 4711, Since: time.Unix(1700000000, 0).UTC(), Workers: 2, Uring: "in use", Offload: true}
 
 // serve runs a daemon's end at path until the test ends.
@@ -108,7 +119,16 @@ func TestQuestions(t *testing.T) {
 	if err := c.Reset(ctx, "../daemon?x=%"); !errors.Is(err, ErrNotFound) || err.Error() != "../daemon?x=%: no such vif: not found" {
 		t.Errorf("got %v", err)
 	}
-	if diff := cmp.Diff([]string{"vif1.0", "vif2.0", "../daemon?x=%"}, src.resets); diff != "" {
+	if lost, err := c.Release(ctx, "vif1.0"); lost != 3 || err != nil {
+		t.Errorf("release: %d lost, %v", lost, err)
+	}
+	if err := c.CanClaim(ctx, "vif2.0"); err == nil || err.Error() != "its guest has a control ring" {
+		t.Errorf("got %v", err)
+	}
+	if err := c.Claim(ctx, "vif9.0"); !errors.Is(err, ErrNotFound) {
+		t.Errorf("got %v", err)
+	}
+	if diff := cmp.Diff([]string{"vif1.0", "vif2.0", "../daemon?x=%", "vif1.0", "vif9.0"}, src.resets); diff != "" {
 		t.Errorf("unexpected resets (-want +got):\n%s", diff)
 	}
 }
@@ -127,6 +147,12 @@ func TestWire(t *testing.T) {
 		{"POST", "/v1/vifs/vif1.0/reset", 204, ""},
 		{"POST", "/v1/vifs/vif9.0/reset", 404, `{"error":"vif9.0: no such vif"}` + "\n"},
 		{"POST", "/v1/vifs/vif2.0/reset", 409, `{"error":"vif2.0 does not answer"}` + "\n"},
+		{"GET", "/v1/vifs/vif1.0/claim", 204, ""},
+		{"GET", "/v1/vifs/vif2.0/claim", 409, `{"error":"its guest has a control ring"}` + "\n"},
+		{"POST", "/v1/vifs/vif1.0/claim", 204, ""},
+		{"POST", "/v1/vifs/vif9.0/claim", 404, `{"error":"vif9.0: no such vif"}` + "\n"},
+		{"POST", "/v1/vifs/vif1.0/release", 200, `{"lost_packets":3}` + "\n"},
+		{"POST", "/v1/vifs/vif2.0/release", 409, `{"error":"vif2.0 does not answer"}` + "\n"},
 		{"GET", "/v1/vifs/vif1.0/reset", 405, "Method Not Allowed\n"},
 		{"GET", "/v2/vifs", 404, "404 page not found\n"},
 		{"GET", "/", 404, "404 page not found\n"},

@@ -26,6 +26,7 @@ const DefaultDir = "/dev/xen"
 
 // Host is a machine's Xen, opened.
 type Host struct {
+	real   bool
 	grants grants
 	events func(domid uint16) (vif.Events, error)
 	dial   func() (*xenstore.Client, error)
@@ -64,6 +65,7 @@ func openReal(dir string) (*Host, error) {
 		return nil, errors.Join(err, g.Close())
 	}
 	return &Host{
+		real:   true,
 		grants: g,
 		events: func(domid uint16) (vif.Events, error) {
 			d, err := evtchn.Open(path)
@@ -117,6 +119,9 @@ func restrict(e events, domid uint16) (vif.Events, error) {
 	}
 	return e, nil
 }
+
+// Real reports whether it is a real Xen, where the kernel has drivers of its own.
+func (h *Host) Real() bool { return h.real }
 
 // Grants is the machine's grant device.
 func (h *Host) Grants() vif.Grants { return h.grants }

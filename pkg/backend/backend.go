@@ -43,6 +43,8 @@ type Config struct {
 	Drain     time.Duration // 0: dataplane.DefaultDrain
 	Stall     time.Duration // 0: dataplane.DefaultStall
 
+	Rival Rival // nil: nobody else serves vifs of this domain
+
 	// Keeper keeps the queues of TAPs while no daemon runs; nil: nobody does.
 	Keeper vif.Keeper
 	// Kept are the files that a predecessor's keeper hands over. Run takes them:
@@ -71,8 +73,9 @@ type Backend struct {
 	cfg     Config
 	closers *tap.Closers
 
-	ended chan key
-	pings chan chan<- struct{}
+	ended    chan key
+	pings    chan chan<- struct{}
+	requests chan request
 
 	// Of the goroutine in Run.
 	store *xenstore.Client // nil before the first
@@ -85,6 +88,7 @@ type Backend struct {
 	// waits for an xenstored that hangs.
 	mu   sync.Mutex
 	vifs map[key]*vif.Vif // mu guards changes, and looks of others
+	left map[key]struct{} // vifs that are the rival's; mu guards it as well
 
 	wg sync.WaitGroup // the vifs' goroutines
 }
@@ -94,9 +98,9 @@ func New(cfg Config) *Backend {
 	return &Backend{
 		cfg:     cfg,
 		closers: tap.NewClosers(closers),
-		ended:   make(chan key),
-		pings:   make(chan chan<- struct{}),
-		vifs:    map[key]*vif.Vif{},
+		ended:   make(chan key), requests: make(chan request),
+		pings: make(chan chan<- struct{}),
+		vifs:  map[key]*vif.Vif{}, left: map[key]struct{}{},
 	}
 }
 
@@ -255,6 +259,8 @@ func (b *Backend) session(ctx context.Context, serving func()) error {
 			}
 		case answer := <-b.pings:
 			close(answer)
+		case r := <-b.requests:
+			r.done <- r.do(ctx)
 		case k := <-b.ended:
 			b.forget(k)
 			// The directory may have come back while the vif was leaving.
@@ -283,8 +289,8 @@ func (b *Backend) sweep() {
 	}
 }
 
-// start starts a vif.
-func (b *Backend) start(ctx context.Context, k key) {
+// start starts a vif. Claimed: another back end served it until now.
+func (b *Backend) start(ctx context.Context, k key, claimed bool) {
 	v := vif.New(vif.Config{
 		Domid: k.domid, Devid: k.devid,
 		Path:      b.path(k),
@@ -301,10 +307,13 @@ func (b *Backend) start(ctx context.Context, k key) {
 		Kept:      b.kept[k],
 		Drain:     b.cfg.Drain,
 		Stall:     b.cfg.Stall,
+		Claimed:   claimed,
+		Taken:     func() bool { return b.rivals(k) },
 	})
 	delete(b.kept, k)
 	b.mu.Lock()
 	b.vifs[k] = v
+	delete(b.left, k)
 	b.mu.Unlock()
 	b.wg.Go(func() {
 		v.Run(ctx)
@@ -378,12 +387,15 @@ func (b *Backend) List() []vif.Status {
 		})
 	}
 	wg.Wait()
-	list := []vif.Status{}
+	list := b.listLeft()
 	for _, s := range answers {
 		if s != nil {
 			list = append(list, *s)
 		}
 	}
+	slices.SortFunc(list, func(a, b vif.Status) int {
+		return cmp.Or(cmp.Compare(a.Domid, b.Domid), cmp.Compare(a.Devid, b.Devid))
+	})
 	return list
 }
 

@@ -122,9 +122,17 @@ func (b *Backend) ensure(ctx context.Context, k key) error {
 	}
 	there, err := b.store.Exists(b.path(k) + "/state")
 	if err != nil || !there {
+		b.forgetLeft(k)
 		return err
 	}
-	b.start(ctx, k)
+	ours, err := b.claimed(k)
+	switch {
+	case err != nil:
+		return err
+	case !ours:
+		return b.leave(k)
+	}
+	b.start(ctx, k, false)
 	return nil
 }
 

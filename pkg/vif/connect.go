@@ -63,7 +63,7 @@ func (v *Vif) connect() error {
 	if err := v.open(l); err != nil {
 		return v.notOpened(l, err)
 	}
-	v.link = l
+	v.link, v.claimed = l, false
 	v.since, v.busySince = time.Now(), time.Time{}
 	return nil
 }

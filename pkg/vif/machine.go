@@ -17,6 +17,7 @@ type situation struct {
 	refused     bool // just this has been tried in vain
 	quarantined bool // these rings are not to be touched
 	bare        bool // InitWait, but no TAP: a predecessor's work, or somebody deleted it
+	claimed     bool // another back end has served these rings until now
 }
 
 // step is one thing to do. Steps are done in order, until one fails.
@@ -24,6 +25,7 @@ type step uint8
 
 const (
 	stepPublish      step = iota + 1 // make the TAP and write the features
+	stepTap                          // make the TAP of a vif that was claimed
 	stepConnect                      // map rings, bind channels, start the data path
 	stepDisconnect                   // the inverse
 	stepPlug                         // let packets pass: carrier on
@@ -38,7 +40,7 @@ const (
 )
 
 var stepNames = [...]string{
-	"none", "publish", "connect", "disconnect", "plug", "init-wait", "connected",
+	"none", "publish", "tap", "connect", "disconnect", "plug", "init-wait", "connected",
 	"closing", "closed", "reconfigured", "unregister", "grace", "unexpected",
 }
 
@@ -146,8 +148,9 @@ func (p *planner) raise() bool {
 		p.show(InitWait)
 		p.bare = false
 	}
-	if p.bare && p.online {
+	if p.own == InitWait && p.bare && p.online {
 		p.add(stepPublish)
+		p.bare = false
 	}
 	return p.own == InitWait
 }
@@ -164,6 +167,12 @@ func (p *planner) connect() {
 	}
 	if !p.connected {
 		if p.quarantined {
+			return
+		}
+		if p.own == Connected && p.claimed && !p.plugged {
+			// The guest sends as it did a moment ago. Until the TAP is in its
+			// place on the host, packets would be lost; in the rings they wait.
+			p.add(stepTap)
 			return
 		}
 		p.add(stepConnect)

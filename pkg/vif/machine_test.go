@@ -18,12 +18,13 @@ var (
 func situations(f func(situation)) {
 	for _, own := range allOwn {
 		for _, front := range allFront {
-			for bits := range 1 << 10 {
+			for bits := range 1 << 11 {
 				bit := func(i int) bool { return bits>>i&1 != 0 }
 				f(situation{
 					own: own, front: front,
 					online: bit(0), detach: bit(1), forced: bit(2), connected: bit(3),
 					stale: bit(4), plugged: bit(5), live: bit(6), refused: bit(7), quarantined: bit(8), bare: bit(9),
+					claimed: bit(10),
 				})
 			}
 		}
@@ -40,6 +41,7 @@ func (s situation) possible() bool {
 		s.connected && s.own != InitWait && s.own != Connected,
 		s.refused && s.quarantined,
 		s.bare && (s.own != InitWait || s.connected),
+		s.claimed && s.connected,
 		s.quarantined && s.connected:
 		return false
 	}
@@ -120,12 +122,22 @@ func judge(s situation, steps []step) string {
 			if !s.online {
 				return "goes up although the toolstack wants it gone"
 			}
+		case stepTap:
+			if !s.claimed || connected || went != Connected {
+				return "makes a TAP that nobody needs"
+			}
+			if s.plugged || s.quarantined || s.refused || s.detach {
+				return "makes a TAP for a script that will not run"
+			}
 		case stepConnect:
 			if connected {
 				return "connects twice"
 			}
 			if bare {
 				return "connects before it has published"
+			}
+			if s.own == Connected && s.claimed && !s.plugged {
+				return "serves a guest through a TAP that is in no place yet"
 			}
 			if went != InitWait && went != Connected {
 				return fmt.Sprintf("connects in %v", went)
@@ -213,9 +225,11 @@ func TestPlanComesToRest(t *testing.T) {
 		if !ok {
 			return // asks for another frontend, or for time
 		}
-		// Unregister is repeated, and finds nothing to do. So is the answer
-		// to Reconfiguring.
-		again := slices.DeleteFunc(plan(after), func(st step) bool { return st == stepUnregister || st == stepReconfigured })
+		// Unregister is repeated, and finds nothing to do. So are the TAP of a
+		// vif that was claimed and the answer to Reconfiguring.
+		again := slices.DeleteFunc(plan(after), func(st step) bool {
+			return st == stepUnregister || st == stepReconfigured || st == stepTap
+		})
 		if len(again) > 0 {
 			t.Errorf("%+v: after %v comes %v", s, plan(s), again)
 		}
@@ -232,7 +246,7 @@ func (s situation) after(steps []step) (_ situation, ok bool) {
 		case stepPublish:
 			s.bare = false
 		case stepConnect:
-			s.connected, s.stale = true, false
+			s.connected, s.stale, s.claimed = true, false, false
 		case stepDisconnect:
 			s.connected, s.live, s.stale = false, false, false
 		case stepPlug:
@@ -256,6 +270,7 @@ func TestPlan(t *testing.T) {
 				"refused":     func() { s.refused = true },
 				"quarantined": func() { s.quarantined = true },
 				"bare":        func() { s.bare = true },
+				"claimed":     func() { s.claimed = true },
 				"offline":     func() { s.online = false },
 				"detach":      func() { s.online, s.detach = false, true },
 				"forced":      func() { s.forced = true },
@@ -308,6 +323,10 @@ func TestPlan(t *testing.T) {
 		{"taken over in mid reconfiguration", with(up(Connected, Reconfiguring), "plugged"), "connect plug reconfigured"},
 		{"taken over, but the TAP was deleted", up(Connected, Connected), "connect"},
 		{"hotplug done again for a new TAP", with(up(Connected, Connected), "connected plugged"), "plug"},
+		{"claimed from another back end", with(up(Connected, Connected), "claimed"), "tap"},
+		{"claimed, the script is through", with(up(Connected, Connected), "claimed plugged"), "connect plug"},
+		{"claimed before the guest has connected", with(up(InitWait, Initialising), "claimed bare"), "publish"},
+		{"claimed while the guest connects", with(up(InitWait, Connected), "claimed bare"), "publish connect"},
 		{"taken over before it connected", with(up(InitWait, Initialising), "bare"), "publish"},
 		{"taken over, guest connected meanwhile", with(up(InitWait, Connected), "bare plugged"), "publish connect plug connected"},
 		{"taken over, guest closed meanwhile", with(up(InitWait, Closed), "bare"), "closing closed"},

@@ -147,14 +147,19 @@ func (v *Vif) readFront() error {
 	return nil
 }
 
-// maxQueues is how many queues the frontend may have. One that is connected was
+// maxQueues is how many queues the frontend may have. One that has connected was
 // offered them by a predecessor, which may have had other settings.
 func (v *Vif) maxQueues() int {
-	if v.own != Connected {
+	if v.own != Connected && !(v.own == InitWait && v.front == Connected) {
 		return v.cfg.MaxQueues
 	}
-	n, _ := parseUint("", v.nodes.maxQueues, 1, tap.MaxQueues)
-	return max(int(n), v.cfg.MaxQueues)
+	return max(v.nodes.offeredQueues(), v.cfg.MaxQueues)
+}
+
+// offeredQueues is how many queues the frontend was offered; 0 if it was not.
+func (n *nodes) offeredQueues() int {
+	q, _ := parseUint("", n.maxQueues, 1, tap.MaxQueues)
+	return int(q)
 }
 
 // domainLives asks whether the frontend's domain is still there. Its directory
@@ -190,6 +195,7 @@ func (v *Vif) situation() situation {
 		plugged:   v.nodes.plugged(),
 		live:      v.live,
 		bare:      v.own == InitWait && v.tap == nil,
+		claimed:   v.claimed,
 	}
 	s.forced = s.detach && !time.Now().Before(v.detachAt)
 	s.stale = s.connected && v.offer.rings != nil && !v.offer.rings.sameRings(v.link.front)

@@ -16,7 +16,8 @@ import (
 // Status is a vif as it is shown to people and programs. Texts that a guest or a
 // toolstack wrote are clipped.
 type Status struct {
-	Name       string            `json:"name"` // as the TAP was made
+	Name       string            `json:"name"`                // as the TAP was made
+	ServedBy   string            `json:"served_by,omitempty"` // another back end than this: "kernel", or "nobody"
 	Domid      uint16            `json:"domid"`
 	Devid      int               `json:"devid"`
 	State      State             `json:"state"`
@@ -139,6 +140,8 @@ func (v *Vif) waits(up bool) string {
 		return "the guest to close"
 	case v.own == Closed && !v.nodes.online:
 		return "the toolstack to remove it"
+	case v.own == Connected && v.claimed && !v.nodes.plugged():
+		return "the hotplug script"
 	case v.own == Closing, v.link == nil:
 		return "the guest"
 	case !v.live:

@@ -29,6 +29,9 @@ func (v *Vif) look() (gone bool) {
 		case errors.Is(err, errDirGone):
 			v.leave()
 			return true
+		case errors.Is(err, errTaken):
+			v.yield()
+			return true
 		case errors.Is(err, errAgain):
 			continue
 		}
@@ -70,6 +73,11 @@ func (v *Vif) take(s step) error {
 		return v.publish()
 	case stepInitWait:
 		return v.show(InitWait)
+	case stepTap:
+		if v.offer.err != nil {
+			return v.giveUp(v.offer.err)
+		}
+		return v.makeTap()
 	case stepConnect:
 		return v.connect()
 	case stepPlug:
@@ -118,8 +126,8 @@ func (v *Vif) takeOver(n nodes) {
 	case Connected, Reconfigured:
 		v.own = Connected
 	}
-	v.hadTap = v.own != Initialising
-	if len(v.kept) == 0 && (v.own == InitWait || v.own == Connected) {
+	v.hadTap = v.own != Initialising && !v.cfg.Claimed
+	if v.hadTap && len(v.kept) == 0 && (v.own == InitWait || v.own == Connected) {
 		// Now, before there is another: a successor could not tell that the
 		// hotplug script has never seen that one.
 		l, _, err := v.findTap()
@@ -202,7 +210,7 @@ func (v *Vif) publish() error {
 		return err
 	}
 	return v.change(func(tx *xenstore.Tx, _ State) error {
-		for _, p := range offers(v.cfg.MaxQueues, v.cfg.Offload) {
+		for _, p := range offers(v.maxQueues(), v.cfg.Offload) {
 			if err := tx.Write(v.cfg.Path+"/"+p.key, p.value); err != nil {
 				return fmt.Errorf("publish features: %w", err)
 			}

@@ -23,6 +23,8 @@ var (
 	errAgain = errors.New("the situation has changed")
 	// errWait: nothing to be done now. The alarm is set.
 	errWait = errors.New("not yet")
+	// errTaken: another back end has the device.
+	errTaken = errors.New("another back end has taken the device")
 )
 
 // retryAfter is when to try again what failed on the way to xenstore.
@@ -60,6 +62,9 @@ func (a *attempt) same(b *attempt) bool {
 // giveUp remembers what cannot be. The plan made next closes the device; the
 // frontend may come again.
 func (v *Vif) giveUp(cause error) error {
+	if v.cfg.Taken != nil && v.cfg.Taken() {
+		return errTaken // its doing, and its turn
+	}
 	v.fail(cause)
 	v.tried, v.reason = v.attempt(), ""
 	return errAgain

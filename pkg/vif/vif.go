@@ -53,6 +53,13 @@ type Config struct {
 	Drain     time.Duration // 0: dataplane.DefaultDrain
 	Stall     time.Duration // 0: dataplane.DefaultStall
 	Grace     time.Duration // 0: DefaultGrace
+
+	// Claimed: another back end served the vif until now, so there is no TAP
+	// of ours to be missed.
+	Claimed bool
+	// Taken reports whether another back end has the device by now. Then the
+	// vif ends without touching anything. nil: there is no other.
+	Taken func() bool
 }
 
 // Vif is one vif. All fields belong to the goroutine in Run, but for the
@@ -70,6 +77,8 @@ type Vif struct {
 	tap     *tap.Device
 	hadTap  bool // since the toolstack made the directory, whoever served it
 	lost    bool // the one that the hotplug script worked on is no more
+	claimed bool // cfg.Claimed, and we have not been connected yet
+	left    bool // another back end has the device, or is to have it
 	fullMTU int  // what the MTU was before a frontend without scatter-gather
 
 	// What outlives the process; kept.go.
@@ -116,7 +125,7 @@ func New(cfg Config) *Vif {
 		cfg.Grace = DefaultGrace
 	}
 	v := &Vif{
-		cfg: cfg, log: cfg.Log, kept: cfg.Kept,
+		cfg: cfg, log: cfg.Log, kept: cfg.Kept, claimed: cfg.Claimed,
 		poke:  make(chan struct{}, 1),
 		calls: make(chan func()),
 		news:  make(chan struct{}, 1),
@@ -189,7 +198,7 @@ func (v *Vif) Run(ctx context.Context) {
 	defer close(v.done)
 	defer v.timer.Stop()
 	gone := false
-	for !gone {
+	for !gone && !v.left {
 		// While the vif waits for its turn nothing wakes it that would only
 		// make it look.
 		poke, front, mcast := v.poke, v.frontWatch.events(), v.mcastWatch.events()

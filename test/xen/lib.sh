@@ -85,6 +85,15 @@ stop_netbackd() {
 	same "exit code of netbackd" $code 0
 }
 
+# load_netback loads the kernel's own back end. It goes when the scenario is over.
+load_netback() { modprobe xen-netback; }
+
+# install_scripts puts our hotplug scripts beside the stock ones.
+install_scripts() { cp -a /host/etc/xen/scripts /etc/xen/; }
+
+# kernels NAME: does the kernel's driver have the vif of that guest?
+kernels() { test -e "/sys/bus/xen-backend/drivers/vif/vif-${DOMID[$1]}-${2:-0}"; }
+
 # kill_netbackd gives it no time for anything.
 kill_netbackd() {
 	kill -KILL "$NETBACKD"
@@ -242,6 +251,7 @@ main() {
 	for name in "${!DOMID[@]}"; do destroy "$name"; done
 	eventually 60 "no guest, interface or node is left" nothing_left
 	[ -z "$NETBACKD" ] || stop_netbackd
+	! test -e /sys/module/xen_netback || rmmod xen-netback
 	if grep -sE 'panic|ERROR' /tmp/netbackd.log; then fail "netbackd has complained"; fi
 	if dmesg | grep -E 'BUG:|Oops|Call Trace'; then fail "dom0's kernel has complained"; fi
 }

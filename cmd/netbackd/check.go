@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/netbackd/netbackd/internal/control"
+	"github.com/netbackd/netbackd/internal/hostcheck"
+	"github.com/netbackd/netbackd/internal/iouring"
+	"github.com/netbackd/netbackd/pkg/tap"
+	"github.com/netbackd/netbackd/pkg/xenstore"
+)
+
+// checkPatience is how long others may take to answer.
+const checkPatience = 2 * time.Second
+
+func newCheckCmd() *cobra.Command {
+	var asJSON, perVif bool
+	c := &cobra.Command{
+		Use:   "check",
+		Short: "Tell whether this host is ready for netbackd, and what is in its way",
+		Long: `Check looks at everything netbackd needs of a host, and for the kernel's xen-netback,
+which cannot serve the same vifs. It changes nothing. Each line is ok, a note, or a
+problem; below the last two stands the command that mends it, if one does.
+
+With --per-vif the kernel's driver is meant to be there, and netbackd to serve only
+vifs with script=vif-netbackd.
+
+With --json it prints {"schema":1,"ready":true,"checks":[{"name","level","text",
+"fix"}]}. The exit code is 0 if there is no problem, 1 otherwise.`,
+		Args: args(cobra.NoArgs),
+		RunE: func(c *cobra.Command, _ []string) error {
+			h := thisHost(socketPath(c))
+			h.PerVif = perVif
+			r := h.Run(c.Context())
+			out := c.OutOrStdout()
+			var err error
+			if asJSON {
+				err = writeJSON(out, r)
+			} else {
+				err = writeCheck(out, r, isTerminal(out))
+			}
+			if err == nil && !r.Ready {
+				err = fmt.Errorf("this host is not ready: problems: %d", r.Problems())
+			}
+			return err
+		},
+	}
+	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	c.Flags().BoolVar(&perVif, "per-vif", false, "xen-netback is meant to serve vifs without script=vif-netbackd")
+	return c
+}
+
+// thisHost is the machine the command runs on.
+func thisHost(socket string) *hostcheck.Host {
+	return &hostcheck.Host{
+		Root:     "/",
+		Version:  buildVersion(),
+		Modprobe: modprobe,
+		Uring:    iouring.Supported,
+		MultiTAP: func() error { return tap.Probe(tap.MultiQueue) },
+		Open: func(path string) error {
+			fd, err := unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+			if err != nil {
+				return err
+			}
+			return unix.Close(fd)
+		},
+		Xenstore: askXenstore,
+		Daemon: func(ctx context.Context) (string, error) {
+			ctx, cancel := context.WithTimeout(ctx, checkPatience)
+			defer cancel()
+			client := control.NewClient(socket)
+			defer client.Close()
+			d, err := client.Daemon(ctx)
+			return d.Version, err
+		},
+	}
+}
+
+// askXenstore asks for what is always there.
+func askXenstore(ctx context.Context) error {
+	c, err := xenstore.Open()
+	if err != nil {
+		return err
+	}
+	// Closing it ends a question that is not answered.
+	answered := make(chan error, 1)
+	go func() {
+		_, err := c.List("/")
+		answered <- err
+	}()
+	select {
+	case err = <-answered:
+	case <-ctx.Done():
+		err = ctx.Err()
+	case <-time.After(checkPatience):
+		err = errors.New("no answer in time")
+	}
+	return errors.Join(err, c.Close())
+}
+
+func modprobe(ctx context.Context, arguments ...string) (string, error) {
+	path, err := exec.LookPath("modprobe")
+	if err != nil {
+		// Where users have no sbin in their path.
+		if path = "/sbin/modprobe"; !errors.Is(err, exec.ErrNotFound) {
+			return "", err
+		}
+		if _, err := os.Stat(path); err != nil {
+			return "", fs.ErrNotExist
+		}
+	}
+	var out bytes.Buffer
+	c := exec.CommandContext(ctx, path, arguments...)
+	c.Stdout = &out
+	err = c.Run()
+	return out.String(), err
+}
+
+// isTerminal reports whether colours are of use.
+func isTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	if !ok || os.Getenv("NO_COLOR") != "" {
+		return false
+	}
+	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
+	return err == nil
+}
+
+// writeCheck prints what was found.
+func writeCheck(w io.Writer, r hostcheck.Report, colour bool) error {
+	colours := map[hostcheck.Level]string{hostcheck.OK: "32", hostcheck.Note: "33", hostcheck.Problem: "1;31"}
+	var table bytes.Buffer
+	t := tabwriter.NewWriter(&table, 0, 0, 2, ' ', 0)
+	for _, i := range r.Items {
+		fmt.Fprintf(t, "%s\t%s\t%s\n", i.Level, i.Name, i.Text)
+	}
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	lines := strings.SplitAfter(table.String(), "\n")
+	for n, i := range r.Items {
+		line := lines[n]
+		if colour {
+			level := string(i.Level)
+			line = "\x1b[" + colours[i.Level] + "m" + level + "\x1b[0m" + strings.TrimPrefix(line, level)
+		}
+		if i.Fix != "" {
+			line += "           -> " + i.Fix + "\n"
+		}
+		if _, err := io.WriteString(w, line); err != nil {
+			return err
+		}
+	}
+	return nil
+}

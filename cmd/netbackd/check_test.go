@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/netbackd/netbackd/internal/handover"
+	"github.com/netbackd/netbackd/internal/hostcheck"
+)
+
+func TestWriteCheck(t *testing.T) {
+	r := hostcheck.Report{Items: []hostcheck.Item{
+		{Name: "xen", Level: hostcheck.OK, Text: "this is dom0"},
+		{Name: "/dev/xen/gntdev", Level: hostcheck.Problem, Text: "is not there", Fix: "modprobe xen-gntdev"},
+		{Name: "daemon", Level: hostcheck.Note, Text: "is not running", Fix: "systemctl start netbackd"},
+	}}
+	for colour, want := range map[bool]string{
+		false: `ok       xen              this is dom0
+problem  /dev/xen/gntdev  is not there
+           -> modprobe xen-gntdev
+note     daemon           is not running
+           -> systemctl start netbackd
+`,
+		true: "\x1b[32mok\x1b[0m       xen              this is dom0\n" +
+			"\x1b[1;31mproblem\x1b[0m  /dev/xen/gntdev  is not there\n" +
+			"           -> modprobe xen-gntdev\n" +
+			"\x1b[33mnote\x1b[0m     daemon           is not running\n" +
+			"           -> systemctl start netbackd\n",
+	} {
+		var b bytes.Buffer
+		if err := writeCheck(&b, r, colour); err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(want, b.String()); diff != "" {
+			t.Errorf("colour %t: unexpected table (-want +got):\n%s", colour, diff)
+		}
+		if isTerminal(&b) {
+			t.Error("takes a buffer for a terminal")
+		}
+	}
+}
+
+func TestWriteReport(t *testing.T) {
+	for _, tt := range []struct {
+		r    handover.Report
+		want string
+	}{
+		{handover.Report{Gap: 123456 * time.Microsecond, Lost: 4},
+			"vif1.0 is netbackd's: 123ms without service, 4 packets to the guest lost, none from the guest (its place was copied)\n"},
+		{handover.Report{Gap: time.Second, Lost: 4, AtLeast: true, Script: true},
+			"vif1.0 is netbackd's: 1s without service, at least 4 packets to the guest lost, none from the guest (its script was run)\n"},
+		{handover.Report{Gap: time.Second, Lost: -1, Script: true},
+			"vif1.0 is netbackd's: 1s without service, packets that came for the guest meanwhile were lost and could not be counted, none from the guest (its script was run)\n"},
+	} {
+		var b bytes.Buffer
+		if err := writeReport(&b, "vif1.0 is netbackd's", tt.r); err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(tt.want, b.String()); diff != "" {
+			t.Errorf("unexpected line (-want +got):\n%s", diff)
+		}
+	}
+}

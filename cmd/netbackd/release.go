@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"github.com/spf13/cobra"
+
+	"github.com/netbackd/netbackd/internal/handover"
+)
+
+func newReleaseCmd() *cobra.Command {
+	return &cobra.Command{
+		Use:   "release VIF",
+		Short: "Give a running guest's vif back to the kernel's xen-netback",
+		Long: `Release is the inverse of adopt: the kernel's xen-netback goes on with the rings
+of a guest that uses them, and its interface gets the place that netbackd's TAP had.
+
+Packets that come for the guest meanwhile, or wait in netbackd for it, are lost and
+counted; none that it sends is.
+
+The driver must be loaded. To load it while netbackd serves vifs, its probing has to
+be off, or it cuts off all their guests:
+
+  ` + handover.SafeLoad + `
+
+Release refuses where the kernel would close the vif, because its guest has more
+queues than the driver takes, and where the guest has said which multicast it wants:
+the kernel would not know, and drop all of it.`,
+		Example:           "  netbackd release vif3.0",
+		Args:              args(cobra.ExactArgs(1)),
+		ValidArgsFunction: completeVif,
+		RunE: func(c *cobra.Command, a []string) error {
+			return withMover(c, a[0], func(m *handover.Mover, id handover.ID) error {
+				r, err := m.Release(c.Context(), id)
+				if err != nil {
+					return err
+				}
+				return writeReport(c.OutOrStdout(), id.Name()+" is the kernel's", r)
+			})
+		},
+	}
+}

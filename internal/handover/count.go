@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package handover
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// counter counts the frames to one guest that enter a bridge, and those that leave
+// it through the guest's interface. What entered and did not leave was lost. It
+// sees frames whole, as they are handed on between interfaces, so a large one of
+// TCP that an interface has to have cut up may leave as several.
+type counter struct {
+	fd      int
+	bridge  int
+	ports   map[int]bool // of the bridge, when the counting began
+	entered int
+	left    map[int]int // by interface
+}
+
+// startCounter starts counting frames to mac on a bridge.
+func startCounter(bridge int, mac net.HardwareAddr) (*counter, error) {
+	if len(mac) != 6 {
+		return nil, fmt.Errorf("%q is no address of a guest", mac)
+	}
+	c := &counter{bridge: bridge, ports: map[int]bool{}, left: map[int]int{}}
+	links, err := netlink.LinkList()
+	if err != nil {
+		return nil, err
+	}
+	for _, l := range links {
+		if l.Attrs().MasterIndex == bridge {
+			c.ports[l.Attrs().Index] = true
+		}
+	}
+	// No protocol yet: nothing may come before the filter is in place.
+	c.fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return nil, fmt.Errorf("packet socket: %w", err)
+	}
+	err = errors.Join(
+		unix.SetsockoptInt(c.fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 16<<20),
+		unix.SetsockoptSockFprog(c.fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, destinationIs(mac)),
+		unix.Bind(c.fd, &unix.SockaddrLinklayer{Protocol: htons(unix.ETH_P_ALL)}),
+	)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("packet socket: %w", err), unix.Close(c.fd))
+	}
+	return c, nil
+}
+
+// destinationIs passes one octet of each frame to mac.
+func destinationIs(mac net.HardwareAddr) *unix.SockFprog {
+	prog := []unix.SockFilter{
+		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: 0},
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, Jf: 3, K: binary.BigEndian.Uint32(mac)},
+		{Code: unix.BPF_LD | unix.BPF_H | unix.BPF_ABS, K: 4},
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, Jf: 1, K: uint32(binary.BigEndian.Uint16(mac[4:]))},
+		{Code: unix.BPF_RET | unix.BPF_K, K: 1},
+		{Code: unix.BPF_RET | unix.BPF_K, K: 0},
+	}
+	return &unix.SockFprog{Len: uint16(len(prog)), Filter: &prog[0]}
+}
+
+func htons(v uint16) uint16 { return v<<8 | v>>8 }
+
+// settle is how long a frame may take from where it enters the bridge to where it
+// leaves it.
+const settle = 20 * time.Millisecond
+
+// stop ends the counting. The frames that should have left did so through these
+// interfaces. More: there were others that could not be counted.
+func (c *counter) stop(through ...int) (lost int, more bool, err error) {
+	time.Sleep(settle)
+	c.read()
+	stats, err := unix.GetsockoptTpacketStats(c.fd, unix.SOL_PACKET, unix.PACKET_STATISTICS)
+	if err = errors.Join(err, unix.Close(c.fd)); err != nil {
+		return 0, false, os.NewSyscallError("packet socket", err)
+	}
+	lost = c.entered
+	for _, index := range through {
+		lost -= c.left[index]
+	}
+	return max(lost, 0), stats.Drops > 0, nil
+}
+
+// read counts what has been seen. It is to be called before the socket's memory is
+// full, 16 MB of frames that take some 500 octets of it each.
+func (c *counter) read() {
+	var frame [1]byte
+	for {
+		_, from, err := unix.Recvfrom(c.fd, frame[:], 0)
+		if err == unix.EINTR {
+			continue
+		}
+		at, ok := from.(*unix.SockaddrLinklayer)
+		if err != nil || !ok {
+			return
+		}
+		c.count(at.Ifindex, at.Pkttype == unix.PACKET_OUTGOING)
+	}
+}
+
+func (c *counter) count(index int, out bool) {
+	switch {
+	case out && index == c.bridge, !out && c.ports[index]:
+		c.entered++ // from the host itself, or from another port
+	case out:
+		c.left[index]++
+	}
+}

@@ -1,0 +1,473 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package handover
+
+import (
+	"context"
+	"errors"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/netbackd/netbackd/internal/netns"
+	"github.com/netbackd/netbackd/pkg/vif"
+	"github.com/netbackd/netbackd/pkg/xenstore"
+)
+
+func TestMain(m *testing.M) { os.Exit(netns.Main(m)) }
+
+func TestParseID(t *testing.T) {
+	for _, tt := range []struct {
+		in   string
+		want ID
+		ok   bool
+	}{
+		{"vif3.1", ID{3, 1}, true},
+		{"backend/vif/3/1", ID{3, 1}, true},
+		{"/local/domain/0/backend/vif/3/1", ID{3, 1}, true},
+		{"vif3", ID{}, false},
+		{"backend/vif/3", ID{}, false},
+		{"backend/vbd/3/51712", ID{}, false},
+		{"eth0", ID{}, false},
+		{"vif70000.0", ID{}, false},
+		{"", ID{}, false},
+	} {
+		got, err := ParseID(tt.in)
+		if got != tt.want || (err == nil) != tt.ok {
+			t.Errorf("ParseID(%q) = %v, %v", tt.in, got, err)
+		}
+	}
+}
+
+const (
+	back  = "/local/domain/0/backend/vif/1/0"
+	guest = "00:16:3e:00:00:01"
+)
+
+// bed is a host with a bridge, on which vif1.0 is served by the kernel or by netbackd.
+// It is kernel, daemon and xenstore at once, and notes what it is asked to do.
+type bed struct {
+	t      *testing.T
+	done   []string
+	loaded bool
+	kernel bool // serves vif1.0
+	ours   bool // netbackd does
+	fail   map[string]error
+	nodes  map[string]string
+	gap    func() // called while nobody serves
+	queues int
+}
+
+func newBed(t *testing.T) *bed {
+	t.Helper()
+	netns.Need(t)
+	b := &bed{t: t, loaded: true, fail: map[string]error{}, queues: 1, gap: func() {}}
+	b.nodes = map[string]string{
+		"domid": "0", back + "/state": "4", back + "/mac": guest,
+		back + "/script": "vif-bridge", back + "/hotplug-status": "connected",
+	}
+	_, err := netns.AddBridge("xenbr0")
+	b.must(err)
+	// A bridge that has no port drops what its host sends.
+	b.must(netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "other"}, PeerName: "another"}))
+	for _, name := range []string{"other", "another"} {
+		b.must(netns.Up(name))
+	}
+	b.must(netns.Attach("other", "xenbr0"))
+	t.Cleanup(func() {
+		for _, name := range []string{"vif1.0", "web", "other", "xenbr0"} {
+			if _, err := netlink.LinkByName(name); err == nil {
+				b.must(netns.Delete(name))
+			}
+		}
+	})
+	return b
+}
+
+func (b *bed) must(err error) {
+	b.t.Helper()
+	if err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+// add makes an interface that takes what it is sent.
+func (b *bed) add(name string) {
+	b.t.Helper()
+	b.must(netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name}, PeerName: "peer"}))
+	b.must(netns.Up("peer"))
+}
+
+// plug is what vif-bridge does.
+func (b *bed) plug(name string) {
+	b.t.Helper()
+	mac, err := net.ParseMAC("fe:ff:ff:ff:ff:ff")
+	b.must(err)
+	b.must(netns.SetMAC(name, mac))
+	b.must(netns.Attach(name, "xenbr0"))
+	b.must(netns.Up(name))
+}
+
+func (b *bed) did(what string) error {
+	b.done = append(b.done, what)
+	return b.fail[what]
+}
+
+func (b *bed) Loaded() bool                          { return b.loaded }
+func (b *bed) Serves(uint16, int) bool               { return b.kernel }
+func (b *bed) MaxQueues() (int, error)               { return 2, nil }
+func (b *bed) Interface(uint16, int) (string, error) { return b.name(), nil }
+
+func (b *bed) name() string {
+	if _, err := netlink.LinkByName("web"); err == nil {
+		return "web"
+	}
+	return "vif1.0"
+}
+
+func (b *bed) Unbind(uint16, int) error {
+	if err := b.did("unbind"); err != nil {
+		return err
+	}
+	b.must(netns.Delete(b.name()))
+	b.kernel = false
+	delete(b.nodes, back+"/hotplug-status")
+	b.gap()
+	return nil
+}
+
+func (b *bed) Bind(uint16, int) error {
+	if err := b.did("bind"); err != nil {
+		return err
+	}
+	b.add("vif1.0")
+	b.kernel = true
+	return nil
+}
+
+func (b *bed) CanClaim(context.Context, string) error { return b.did("can claim") }
+
+func (b *bed) Claim(context.Context, string) error {
+	if err := b.did("claim"); err != nil {
+		return err
+	}
+	b.add("vif1.0")
+	b.ours = true
+	return nil
+}
+
+func (b *bed) Release(context.Context, string) (int, error) {
+	if err := b.did("release"); err != nil {
+		return 0, err
+	}
+	if b.ours {
+		b.must(netns.Delete(b.name()))
+		b.ours = false
+		b.gap()
+	}
+	return 3, nil
+}
+
+func (b *bed) Vifs(context.Context) ([]vif.Status, error) {
+	s := vif.Status{Name: "vif1.0", Domid: 1, ServedBy: "kernel"}
+	if b.ours {
+		s = vif.Status{
+			Name: "vif1.0", Domid: 1, State: vif.Connected, Interface: b.name(),
+			Carrier: b.nodes[back+"/hotplug-status"] == "connected", Queues: make([]vif.QueueStatus, b.queues),
+		}
+	}
+	return []vif.Status{s}, b.fail["vifs"]
+}
+
+func (b *bed) Read(path string) (string, error) {
+	v, ok := b.nodes[path]
+	if !ok {
+		return "", xenstore.ErrNotExist
+	}
+	return v, nil
+}
+
+func (b *bed) Write(path, value string) error {
+	b.nodes[path] = value
+	return nil
+}
+
+func (b *bed) mover() *Mover {
+	return &Mover{Kernel: b, Daemon: b, Store: b, Script: func(_ context.Context, path string, env []string) error {
+		for _, want := range []string{"XENBUS_PATH=backend/vif/1/0", "vif=vif1.0", "XENBUS_TYPE=vif", "XENBUS_BASE_PATH=backend", "NETBACKD_HOTPLUG=done", "script=" + path} {
+			if !slices.Contains(env, want) {
+				b.t.Errorf("the script's environment has no %s: %q", want, env)
+			}
+		}
+		b.nodes[back+"/hotplug-status"] = "connected"
+		return b.did(filepath.Base(path))
+	}}
+}
+
+// send sends a frame to the guest, from the host.
+func (b *bed) send() {
+	b.t.Helper()
+	br, err := netlink.LinkByName("xenbr0")
+	b.must(err)
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+	b.must(err)
+	defer func() { b.must(unix.Close(fd)) }()
+	var f [60]byte
+	copy(f[:], "\x00\x16\x3e\x00\x00\x01\x02\x00\x00\x00\x00\x01\x88\xb5")
+	b.must(unix.Sendto(fd, f[:], 0, &unix.SockaddrLinklayer{Ifindex: br.Attrs().Index}))
+	f[5] = 2 // and one that is not for it
+	b.must(unix.Sendto(fd, f[:], 0, &unix.SockaddrLinklayer{Ifindex: br.Attrs().Index}))
+}
+
+// wantPlace is whether an interface is where vif1.0 was.
+func (b *bed) wantPlace(name string) {
+	b.t.Helper()
+	l, err := netlink.LinkByName(name)
+	b.must(err)
+	br, err := netlink.LinkByName("xenbr0")
+	b.must(err)
+	a := l.Attrs()
+	if a.MasterIndex != br.Attrs().Index || a.HardwareAddr.String() != "fe:ff:ff:ff:ff:ff" || a.MTU != 1400 || a.Flags&net.FlagUp == 0 {
+		b.t.Errorf("%s: master %d, address %v, mtu %d, flags %v", name, a.MasterIndex, a.HardwareAddr, a.MTU, a.Flags)
+	}
+	isolated, err := os.ReadFile(filepath.Join(classNet, name, "brport/isolated"))
+	b.must(err)
+	if string(isolated) != "1\n" {
+		b.t.Errorf("isolated is %q", isolated)
+	}
+}
+
+// special makes of a plain place one with settings of its own.
+func (b *bed) special(name string) {
+	b.t.Helper()
+	l, err := netlink.LinkByName(name)
+	b.must(err)
+	b.must(netlink.LinkSetMTU(l, 1400))
+	b.must(os.WriteFile(filepath.Join(classNet, name, "brport/isolated"), []byte("1"), 0))
+}
+
+func (b *bed) wantDone(want ...string) {
+	b.t.Helper()
+	if diff := cmp.Diff(want, b.done); diff != "" {
+		b.t.Errorf("unexpected steps (-want +got):\n%s", diff)
+	}
+}
+
+// TestThereAndBack: the place goes along, and what was lost is known.
+func TestThereAndBack(t *testing.T) {
+	b := newBed(t)
+	b.kernel = true
+	b.add("vif1.0")
+	b.plug("vif1.0")
+	b.special("vif1.0")
+	m := b.mover()
+	ctx := context.Background()
+
+	b.gap = func() {
+		for range 7 {
+			b.send()
+		}
+	}
+	r, err := m.Adopt(ctx, ID{1, 0})
+	b.must(err)
+	if r.Lost != 7 || r.AtLeast || r.Script || r.Gap <= 0 {
+		t.Errorf("report %+v", r)
+	}
+	b.wantPlace("vif1.0")
+	b.wantDone("can claim", "unbind", "claim")
+	if got := b.nodes[back+"/hotplug-status"]; got != "connected" {
+		t.Errorf("hotplug-status %q", got)
+	}
+
+	b.done = nil
+	b.nodes[back+"/hotplug-status"] = ""
+	r, err = m.Release(ctx, ID{1, 0})
+	b.must(err)
+	if r.Lost != 7+3 || r.Script {
+		t.Errorf("report %+v", r)
+	}
+	b.wantPlace("vif1.0")
+	b.wantDone("release", "bind")
+}
+
+// TestDelivered: what reaches the guest is not lost.
+func TestDelivered(t *testing.T) {
+	b := newBed(t)
+	b.add("vif1.0")
+	b.plug("vif1.0")
+	p, err := placeOf("vif1.0")
+	b.must(err)
+	mac, err := net.ParseMAC(guest)
+	b.must(err)
+	c, err := startCounter(p.bridge, mac)
+	b.must(err)
+	for range 100 {
+		b.send()
+	}
+	lost, more, err := c.stop(p.index)
+	if lost != 0 || more || err != nil || c.entered != 100 {
+		t.Errorf("lost %d of %d, more %t, %v", lost, c.entered, more, err)
+	}
+}
+
+// TestRenamed: a vif with vifname= keeps its name.
+func TestRenamed(t *testing.T) {
+	b := newBed(t)
+	b.kernel = true
+	b.add("web")
+	b.plug("web")
+	b.special("web")
+	if _, err := b.mover().Adopt(context.Background(), ID{1, 0}); err != nil {
+		t.Fatal(err)
+	}
+	b.wantPlace("web")
+}
+
+// TestByScript: what cannot be copied the script does again.
+func TestByScript(t *testing.T) {
+	for name, change := range map[string]func(*bed){
+		"no bridge": func(b *bed) {
+			l, err := netlink.LinkByName("vif1.0")
+			b.must(err)
+			b.must(netlink.LinkSetNoMaster(l))
+		},
+		"an address": func(b *bed) { b.must(netns.AddAddr("vif1.0", "192.0.2.1/32")) },
+		"VLANs": func(b *bed) {
+			br, err := netlink.LinkByName("xenbr0")
+			b.must(err)
+			if err := netlink.BridgeSetVlanFiltering(br, true); errors.Is(err, unix.EOPNOTSUPP) {
+				b.t.Skip("the kernel's bridges know no VLANs")
+			} else {
+				b.must(err)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBed(t)
+			b.kernel = true
+			b.add("vif1.0")
+			b.plug("vif1.0")
+			change(b)
+			r, err := b.mover().Adopt(context.Background(), ID{1, 0})
+			b.must(err)
+			if !r.Script {
+				t.Errorf("report %+v", r)
+			}
+			b.wantDone("can claim", "unbind", "claim", "vif-bridge")
+		})
+	}
+}
+
+// TestHotplug: the guest does not use the vif yet, and the script goes on.
+func TestHotplug(t *testing.T) {
+	ctx := context.Background()
+	t.Run("from the kernel", func(t *testing.T) {
+		b := newBed(t)
+		b.kernel = true
+		b.add("vif1.0")
+		b.must(b.mover().Hotplug(ctx, ID{1, 0}))
+		b.wantDone("can claim", "unbind", "claim")
+	})
+	t.Run("no driver", func(t *testing.T) {
+		b := newBed(t)
+		b.loaded = false
+		b.must(b.mover().Hotplug(ctx, ID{1, 0}))
+		b.wantDone("claim")
+	})
+	t.Run("netbackd does not run", func(t *testing.T) {
+		b := newBed(t)
+		b.kernel = true
+		down := errors.New("netbackd is not running")
+		b.fail["can claim"] = down
+		if err := b.mover().Hotplug(ctx, ID{1, 0}); !errors.Is(err, down) {
+			t.Errorf("got %v", err)
+		}
+		b.wantDone("can claim")
+		b.must(b.mover().Fail(ID{1, 0}, down))
+		if b.nodes[back+"/hotplug-error"] != down.Error() || b.nodes[back+"/hotplug-status"] != "error" {
+			t.Errorf("nodes %v", b.nodes)
+		}
+	})
+	t.Run("netbackd cannot", func(t *testing.T) {
+		b := newBed(t)
+		b.kernel = true
+		b.add("vif1.0")
+		b.fail["claim"] = errors.New("no TAP")
+		err := b.mover().Hotplug(ctx, ID{1, 0})
+		if err == nil || err.Error() != "no TAP; it is the kernel's again" {
+			t.Errorf("got %v", err)
+		}
+		b.wantDone("can claim", "unbind", "claim", "release", "bind")
+	})
+}
+
+func TestRefused(t *testing.T) {
+	ctx := context.Background()
+	for _, tt := range []struct {
+		name  string
+		bed   func(*bed)
+		adopt bool
+		want  string
+		done  []string
+	}{
+		{"adopt what is ours", func(b *bed) { b.ours = true }, true, "vif1.0: " + ErrOurs.Error(), nil},
+		{"adopt without driver", func(b *bed) { b.loaded = false }, true, ErrNoDriver.Error(), nil},
+		{"adopt what would lose its settings", func(b *bed) {
+			b.kernel = true
+			b.fail["can claim"] = errors.New("a control ring")
+		}, true, "a control ring", []string{"can claim"}},
+		{"release without driver", func(b *bed) { b.ours, b.loaded = true, false }, false, "modprobe -i xen-netback", nil},
+		{"release what is the kernel's", func(b *bed) { b.kernel = true }, false, ErrKernels.Error(), nil},
+		{"release what is nobody's", func(b *bed) {}, false, "netbackd serves no vif1.0", nil},
+		{"release more queues than the kernel takes", func(b *bed) { b.ours, b.queues = true, 3 }, false, "xen-netback takes 2", nil},
+		{"release what netbackd keeps", func(b *bed) {
+			b.ours = true
+			b.add("vif1.0")
+			b.fail["release"] = errors.New("multicast")
+		}, false, "multicast", []string{"release"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			b := newBed(t)
+			tt.bed(b)
+			move := b.mover().Release
+			if tt.adopt {
+				move = b.mover().Adopt
+				if b.kernel {
+					b.add("vif1.0")
+				}
+			}
+			_, err := move(ctx, ID{1, 0})
+			if err == nil || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("got %v, want %q", err, tt.want)
+			}
+			b.wantDone(tt.done...)
+		})
+	}
+}
+
+// TestNobodys: a vif that was lost between the two is netbackd's.
+func TestNobodys(t *testing.T) {
+	b := newBed(t)
+	_, err := b.mover().Adopt(context.Background(), ID{1, 0})
+	b.must(err)
+	b.wantDone("claim", "vif-bridge")
+}
+
+// TestClosedByKernel: the driver would not have the vif.
+func TestClosedByKernel(t *testing.T) {
+	b := newBed(t)
+	b.ours = true
+	b.add("vif1.0")
+	b.plug("vif1.0")
+	b.gap = func() { b.nodes[back+"/state"] = "5" }
+	if _, err := b.mover().Release(context.Background(), ID{1, 0}); err == nil || !strings.Contains(err.Error(), "has closed the vif") {
+		t.Errorf("got %v", err)
+	}
+}

@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package handover
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// place is what a hotplug script has made of an interface: its name, and where
+// packets come to it from.
+type place struct {
+	index  int
+	name   string
+	mac    net.HardwareAddr
+	mtu    int
+	up     bool
+	bridge int               // interface number, 0 if it is no port of a Linux bridge
+	port   map[string]string // the bridge's settings of the port, by file name
+}
+
+const classNet = "/sys/class/net"
+
+// placeOf looks at an interface.
+func placeOf(name string) (*place, error) {
+	l, err := netlink.LinkByName(name)
+	if err != nil {
+		return nil, fmt.Errorf("interface %s: %w", name, err)
+	}
+	a := l.Attrs()
+	p := &place{
+		index: a.Index, name: a.Name, mac: a.HardwareAddr, mtu: a.MTU,
+		up: a.Flags&net.FlagUp != 0,
+	}
+	if a.MasterIndex == 0 {
+		return p, nil
+	}
+	br, err := netlink.LinkByIndex(a.MasterIndex)
+	if err != nil {
+		return nil, fmt.Errorf("what %s is a port of: %w", name, err)
+	}
+	if br.Type() == "bridge" {
+		p.bridge = a.MasterIndex
+		p.port, err = portSettings(name)
+	}
+	return p, err
+}
+
+// copyable reports whether all that a script has done can be seen at the interface
+// and be done again: it is a port of a bridge that knows no VLANs, and has no
+// addresses or routes of its own.
+func (p *place) copyable() (bool, error) {
+	if p.bridge == 0 {
+		return false, nil
+	}
+	br, err := netlink.LinkByIndex(p.bridge)
+	if err != nil {
+		return false, err
+	}
+	if b, ok := br.(*netlink.Bridge); !ok || b.VlanFiltering != nil && *b.VlanFiltering {
+		return false, nil
+	}
+	l, err := netlink.LinkByIndex(p.index)
+	if err != nil {
+		return false, err
+	}
+	addrs, err := netlink.AddrList(l, unix.AF_UNSPEC)
+	if err != nil {
+		return false, err
+	}
+	for _, a := range addrs {
+		if !a.IP.IsLinkLocalUnicast() {
+			return false, nil
+		}
+	}
+	routes, err := netlink.RouteList(l, unix.AF_INET)
+	return len(routes) == 0, err
+}
+
+// give puts another interface into this place.
+func (p *place) give(name string) error {
+	l, err := netlink.LinkByName(name)
+	if err != nil {
+		return fmt.Errorf("interface %s: %w", name, err)
+	}
+	// An interface can be renamed, and given an address, while it is down.
+	steps := []func() error{
+		func() error { return netlink.LinkSetDown(l) },
+		func() error {
+			if name == p.name {
+				return nil
+			}
+			return netlink.LinkSetName(l, p.name)
+		},
+		func() error { return netlink.LinkSetHardwareAddr(l, p.mac) },
+		func() error { return netlink.LinkSetMTU(l, p.mtu) },
+		func() error { return netlink.LinkSetMasterByIndex(l, p.bridge) },
+		func() error { return setPort(p.name, p.port) },
+		func() error {
+			if !p.up {
+				return nil
+			}
+			return netlink.LinkSetUp(l)
+		},
+	}
+	for _, step := range steps {
+		if err := step(); err != nil {
+			return fmt.Errorf("give %s the place of %s: %w", name, p.name, err)
+		}
+	}
+	return nil
+}
+
+// portSettings reads what a bridge's port can be set to.
+func portSettings(name string) (map[string]string, error) {
+	dir := filepath.Join(classNet, name, "brport")
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	settings := map[string]string{}
+	for _, e := range entries {
+		info, err := e.Info()
+		if err != nil || !info.Mode().IsRegular() || info.Mode()&0o200 == 0 || info.Mode()&0o400 == 0 {
+			continue
+		}
+		if b, err := os.ReadFile(filepath.Join(dir, e.Name())); err == nil {
+			settings[e.Name()] = strings.TrimSpace(string(b))
+		}
+	}
+	return settings, nil
+}
+
+// setPort sets what differs.
+func setPort(name string, want map[string]string) error {
+	have, err := portSettings(name)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for file, v := range want {
+		if had, known := have[file]; !known || had == v {
+			continue
+		}
+		if err := os.WriteFile(filepath.Join(classNet, name, "brport", file), []byte(v), 0); err != nil {
+			errs = append(errs, fmt.Errorf("bridge port setting %s=%s: %w", file, v, err))
+		}
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,350 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package hostcheck finds out whether a machine is ready for netbackd, and what is in
+// its way: one item for each thing netbackd needs or must not meet, with the command
+// that mends it.
+//
+// It looks and changes nothing. What a machine is made of comes from below [Host.Root]
+// and from the functions of [Host]. How it is shown, the package must not know.
+package hostcheck
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/netbackd/netbackd/internal/xennetback"
+)
+
+// Level is how an item stands.
+type Level string
+
+// Levels.
+const (
+	OK      Level = "ok"
+	Note    Level = "note"    // netbackd works, but somebody may want to know
+	Problem Level = "problem" // netbackd does not work, or harms
+)
+
+// Item is one thing that was looked at.
+type Item struct {
+	Name  string `json:"name"`
+	Level Level  `json:"level"`
+	Text  string `json:"text"`
+	Fix   string `json:"fix,omitempty"` // a command, if there is one
+}
+
+// Schema is the version of Report's JSON. It changes when a field changes its meaning
+// or goes.
+const Schema = 1
+
+// Report is the outcome.
+type Report struct {
+	Schema int    `json:"schema"`
+	Ready  bool   `json:"ready"` // there is no problem
+	Items  []Item `json:"checks"`
+}
+
+// Problems is how many there are.
+func (r *Report) Problems() (n int) {
+	for i := range r.Items {
+		if r.Items[i].Level == Problem {
+			n++
+		}
+	}
+	return n
+}
+
+// Host is the machine. Functions may be called in any order.
+type Host struct {
+	Root string // "/", or a tree that stands for it
+
+	Open     func(path string) error                                        // open a device for reading and writing, and close it
+	Xenstore func(ctx context.Context) error                                // ask xenstored something
+	Modprobe func(ctx context.Context, arguments ...string) (string, error) // what modprobe prints; fs.ErrNotExist: there is none
+	MultiTAP func() error                                                   // has the kernel multi-queue TAPs?
+	Uring    func() error                                                   // does io_uring work?
+	Daemon   func(ctx context.Context) (version string, err error)          // ask the running netbackd
+	Version  string                                                         // ours
+
+	// PerVif: the kernel's driver is meant to be there, and netbackd to serve
+	// only vifs whose script is vif-netbackd.
+	PerVif bool
+}
+
+// Run looks at everything.
+func (h *Host) Run(ctx context.Context) Report {
+	r := Report{Schema: Schema}
+	add := func(name string, level Level, text, fix string) {
+		r.Items = append(r.Items, Item{name, level, text, fix})
+	}
+	xen := h.xen(add)
+	h.privileges(add)
+	if xen {
+		for _, d := range xenDevices {
+			h.device(add, d)
+		}
+		h.xenstore(ctx, add)
+		h.driver(ctx, add)
+		h.scripts(add)
+	}
+	h.device(add, tunDevice)
+	h.bridge(add)
+	h.uring(add)
+	h.daemon(ctx, add)
+	r.Ready = r.Problems() == 0
+	return r
+}
+
+// adder takes an item.
+type adder func(name string, level Level, text, fix string)
+
+func (h *Host) path(p string) string { return filepath.Join(h.Root, p) }
+
+func (h *Host) read(p string) (string, error) {
+	b, err := os.ReadFile(h.path(p))
+	return strings.TrimSpace(string(b)), err
+}
+
+func (h *Host) exists(p string) bool {
+	_, err := os.Stat(h.path(p))
+	return err == nil
+}
+
+// xen reports whether this is a Xen domain at all; where it is none, there is no use in
+// complaining about all that follows from it.
+func (h *Host) xen(add adder) bool {
+	kind, err := h.read("/sys/hypervisor/type")
+	if err != nil || kind != "xen" {
+		add("xen", Problem, "this machine runs no Xen; `netbackd demo` works without", "apt install xen-system-amd64 && reboot")
+		return false
+	}
+	caps, err := h.read("/proc/xen/capabilities")
+	switch {
+	case err != nil:
+		add("xen", Note, "/proc/xen is not mounted, which Xen's tools want to see", "mount -t xenfs xenfs /proc/xen")
+	case slices.Contains(strings.Fields(caps), "control_d"):
+		add("xen", OK, "this is dom0", "")
+	default:
+		add("xen", Note, "this is not dom0; it serves guests whose vif=[...] says backend= and this domain's name", "")
+	}
+	return true
+}
+
+// privileges looks for what the kernel wants for TAPs.
+func (h *Host) privileges(add adder) {
+	status, err := h.read("/proc/self/status")
+	if err != nil {
+		add("privileges", Note, "cannot tell: "+err.Error(), "")
+		return
+	}
+	_, caps, _ := strings.Cut(status, "\nCapEff:")
+	caps, _, _ = strings.Cut(caps, "\n")
+	have, err := strconv.ParseUint(strings.TrimSpace(caps), 16, 64)
+	if err != nil {
+		add("privileges", Note, "cannot tell: /proc/self/status has no CapEff", "")
+		return
+	}
+	if have&(1<<unix.CAP_NET_ADMIN) == 0 {
+		add("privileges", Problem, "CAP_NET_ADMIN is missing, for TAPs", "sudo netbackd check")
+		return
+	}
+	add("privileges", OK, "CAP_NET_ADMIN", "")
+}
+
+// device is a device file that the daemon opens.
+type device struct{ path, module string }
+
+var (
+	xenDevices = []device{
+		{"/dev/xen/gntdev", "xen-gntdev"},
+		{"/dev/xen/evtchn", "xen-evtchn"},
+		{"/dev/xen/xenbus", "xenfs"},
+	}
+	tunDevice = device{"/dev/net/tun", "tun"}
+)
+
+func (h *Host) device(add adder, d device) {
+	err := h.Open(h.path(d.path))
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO):
+		add(d.path, Problem, "is not there", "modprobe "+d.module)
+		return
+	case errors.Is(err, fs.ErrPermission):
+		text := "may not be opened for reading and writing"
+		if info, err := os.Stat(h.path(d.path)); err == nil {
+			text += ": it is " + info.Mode().String()
+		}
+		add(d.path, Problem, text, "chmod u+rw "+d.path+" # and be its owner")
+		return
+	case err != nil:
+		add(d.path, Problem, err.Error(), "")
+		return
+	}
+	if d == tunDevice {
+		if err := h.MultiTAP(); err != nil {
+			add(d.path, Problem, err.Error(), "")
+			return
+		}
+	}
+	add(d.path, OK, "can be opened", "")
+}
+
+func (h *Host) xenstore(ctx context.Context, add adder) {
+	if err := h.Xenstore(ctx); err != nil {
+		fix := "systemctl start xenstored"
+		if h.exists("/etc/init.d/xen") {
+			fix = "systemctl start xen" // Debian's
+		}
+		add("xenstore", Problem, "does not answer: "+err.Error(), fix)
+		return
+	}
+	add("xenstore", OK, "answers", "")
+}
+
+// Where the files that netbackd comes with belong.
+const (
+	modprobeFile = "/etc/modprobe.d/netbackd.conf"
+	scriptDir    = "/etc/xen/scripts"
+	ownScript    = "vif-netbackd"
+)
+
+// keepAway is the command that keeps the driver from being loaded.
+const keepAway = `printf 'blacklist xen-netback\ninstall xen-netback /bin/false\n' >` + modprobeFile
+
+// driver looks for the kernel's own back end, which takes each vif it sees.
+func (h *Host) driver(ctx context.Context, add adder) {
+	const name = "xen-netback"
+	d := xennetback.New(h.path("/sys"))
+	served, _ := d.Vifs()
+	serves := "serves no vif"
+	if len(served) > 0 {
+		serves = "serves " + enumerate(served)
+	}
+	loads, lerr := h.autoloads(ctx)
+	switch {
+	case d.Loaded() && h.PerVif:
+		add(name, OK, "is loaded and "+serves+"; netbackd serves vifs with script="+ownScript, "")
+	case h.PerVif:
+		text := "is not loaded: netbackd serves all vifs, whatever their script"
+		if loads || lerr != nil {
+			text += ", and they are cut off when it is loaded"
+		}
+		add(name, Problem, text, "modprobe "+xennetback.Module+" # while netbackd serves no vif")
+	case d.BuiltIn():
+		add(name, Problem, "is built into the kernel and takes every vif; boot with it switched off, or see --per-vif",
+			`sed -i 's/^GRUB_CMDLINE_LINUX="/&initcall_blacklist=netback_init /' /etc/default/grub && update-grub && reboot`)
+	case d.Loaded() && len(served) > 0:
+		add(name, Problem, "is loaded and "+serves+"; it takes every new vif (meant to be? see --per-vif)",
+			keepAway+"; for v in "+strings.Join(served, " ")+"; do netbackd adopt $v; done; modprobe -r "+xennetback.Module)
+	case d.Loaded():
+		add(name, Problem, "is loaded and takes every new vif (meant to be? see --per-vif)", keepAway+"; modprobe -r "+xennetback.Module)
+	case lerr != nil:
+		add(name, Note, "is not loaded; cannot tell whether it will be: "+lerr.Error(), keepAway)
+	case loads:
+		add(name, Problem, "is not loaded, but will be when a vif appears, and cut off the guests that netbackd serves by then", keepAway)
+	default:
+		add(name, OK, "is not loaded and will not be", "")
+	}
+}
+
+// autoloads asks modprobe what udev would have it do when a vif appears (-D: only say
+// so; -b: mind blacklists, as udev does).
+// The program knows all places where it may be told to keep away.
+func (h *Host) autoloads(ctx context.Context) (bool, error) {
+	out, err := h.Modprobe(ctx, "-b", "-D", xennetback.Alias)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, errors.New("there is no modprobe")
+	}
+	// It fails where there is no such module.
+	for line := range strings.Lines(out) {
+		file, ok := strings.CutPrefix(strings.TrimSpace(line), "insmod ")
+		if base := filepath.Base(file); ok && (strings.HasPrefix(base, "xen-netback.ko") || strings.HasPrefix(base, "xen_netback.ko")) {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// enumerate lists a few names.
+func enumerate(names []string) string {
+	const most = 4
+	if len(names) <= most {
+		return strings.Join(names, ", ")
+	}
+	return fmt.Sprintf("%s and %d more", strings.Join(names[:most], ", "), len(names)-most)
+}
+
+func (h *Host) scripts(add adder) {
+	if !h.executable(scriptDir + "/vif-bridge") {
+		add("hotplug scripts", Problem, scriptDir+"/vif-bridge is not there, which puts vifs into a bridge", "apt install --reinstall xen-utils-common")
+		return
+	}
+	if !h.executable(scriptDir + "/" + ownScript) {
+		level := Note
+		if h.PerVif {
+			level = Problem
+		}
+		add("hotplug scripts", level, scriptDir+"/"+ownScript+" is not there, by which single vifs are given to netbackd",
+			"install -m 755 etc/xen/scripts/"+ownScript+" "+scriptDir+"/ # in netbackd's sources")
+		return
+	}
+	add("hotplug scripts", OK, "vif-bridge and "+ownScript, "")
+}
+
+func (h *Host) executable(p string) bool {
+	info, err := os.Stat(h.path(p))
+	return err == nil && info.Mode().IsRegular() && info.Mode()&0o100 != 0
+}
+
+// bridge looks for something to put vifs into.
+func (h *Host) bridge(add adder) {
+	dirs, _ := filepath.Glob(h.path("/sys/class/net/*/bridge"))
+	var names []string
+	for _, d := range dirs {
+		names = append(names, filepath.Base(filepath.Dir(d)))
+	}
+	if len(names) == 0 && !h.exists("/sys/class/net/ovs-system") {
+		add("bridge", Note, "there is none for vif-bridge to put vifs into", "ip link add xenbr0 type bridge && ip link set xenbr0 up")
+		return
+	}
+	if len(names) == 0 {
+		names = []string{"Open vSwitch"}
+	}
+	add("bridge", OK, enumerate(names), "")
+}
+
+func (h *Host) uring(add adder) {
+	err := h.Uring()
+	if err == nil {
+		add("io_uring", OK, "works", "")
+		return
+	}
+	fix := ""
+	if off, rerr := h.read("/proc/sys/kernel/io_uring_disabled"); rerr == nil && off != "0" {
+		fix = "sysctl kernel.io_uring_disabled=0"
+	}
+	add("io_uring", Note, "does not work, so netbackd makes a system call per packet: "+err.Error(), fix)
+}
+
+func (h *Host) daemon(ctx context.Context, add adder) {
+	version, err := h.Daemon(ctx)
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		add("daemon", Note, "may not be asked: "+err.Error(), "sudo netbackd check")
+	case err != nil:
+		add("daemon", Note, "is not running", "systemctl start netbackd")
+	case version != h.Version:
+		add("daemon", Note, fmt.Sprintf("runs as version %s, this command is %s", version, h.Version), "systemctl restart netbackd # guests keep their connections")
+	default:
+		add("daemon", OK, "runs, version "+version, "")
+	}
+}

@@ -1,0 +1,247 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package hostcheck
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+)
+
+// files is a tree: contents by path, and links by path with "->" before the target. A
+// path that is executable ends in "*".
+type files map[string]string
+
+// with is the same tree with some files changed, or taken away if they are "-".
+func (f files) with(changes files) files {
+	f = maps.Clone(f)
+	for p, v := range changes {
+		f[p] = v
+		if v == "-" {
+			delete(f, p)
+		}
+	}
+	return f
+}
+
+// ready is a dom0 in which everything is as it should be.
+var ready = files{
+	"sys/hypervisor/type":                   "xen\n",
+	"proc/xen/capabilities":                 "control_d\n",
+	"proc/self/status":                      "Name:\tnetbackd\nCapEff:\t000001ffffffffff\nCapBnd:\t0\n",
+	"dev/xen/gntdev":                        "",
+	"dev/xen/evtchn":                        "",
+	"dev/xen/xenbus":                        "",
+	"dev/net/tun":                           "",
+	"etc/xen/scripts/vif-bridge*":           "",
+	"etc/xen/scripts/vif-netbackd*":         "",
+	"sys/class/net/xenbr0/bridge/bridge_id": "8000.000000000000\n",
+	"etc/init.d/xen*":                       "",
+}
+
+// loaded is what the driver adds to a tree.
+var loaded = files{
+	"sys/bus/xen-backend/drivers/vif/unbind": "",
+	"sys/module/xen_netback/initstate":       "live\n",
+}
+
+// host makes a machine of a tree in which all that is asked answers well.
+func host(t *testing.T, f files) *Host {
+	t.Helper()
+	root := t.TempDir()
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, content := range f {
+		path, executable := strings.CutSuffix(filepath.Join(root, name), "*")
+		mode := fs.FileMode(0o644)
+		if executable {
+			mode = 0o755
+		}
+		must(os.MkdirAll(filepath.Dir(path), 0o755))
+		if to, link := strings.CutPrefix(content, "->"); link {
+			must(os.Symlink(to, path))
+		} else {
+			must(os.WriteFile(path, []byte(content), mode))
+		}
+	}
+	return &Host{
+		Root:     root,
+		Open:     func(path string) error { _, err := os.Stat(path); return err },
+		Xenstore: func(context.Context) error { return nil },
+		Modprobe: func(context.Context, ...string) (string, error) { return "install /bin/false\n", nil },
+		MultiTAP: func() error { return nil },
+		Uring:    func() error { return nil },
+		Daemon:   func(context.Context) (string, error) { return "v1", nil },
+		Version:  "v1",
+	}
+}
+
+func TestReady(t *testing.T) {
+	want := Report{Schema: 1, Ready: true, Items: []Item{
+		{"xen", OK, "this is dom0", ""},
+		{"privileges", OK, "CAP_NET_ADMIN", ""},
+		{"/dev/xen/gntdev", OK, "can be opened", ""},
+		{"/dev/xen/evtchn", OK, "can be opened", ""},
+		{"/dev/xen/xenbus", OK, "can be opened", ""},
+		{"xenstore", OK, "answers", ""},
+		{"xen-netback", OK, "is not loaded and will not be", ""},
+		{"hotplug scripts", OK, "vif-bridge and vif-netbackd", ""},
+		{"/dev/net/tun", OK, "can be opened", ""},
+		{"bridge", OK, "xenbr0", ""},
+		{"io_uring", OK, "works", ""},
+		{"daemon", OK, "runs, version v1", ""},
+	}}
+	if diff := cmp.Diff(want, host(t, ready).Run(context.Background())); diff != "" {
+		t.Errorf("unexpected report (-want +got):\n%s", diff)
+	}
+}
+
+const wantKeepAway = `printf 'blacklist xen-netback\ninstall xen-netback /bin/false\n' >/etc/modprobe.d/netbackd.conf`
+
+// TestWhatIsInTheWay changes one thing of a host that is ready, and shows all that is
+// said of it.
+func TestWhatIsInTheWay(t *testing.T) {
+	prints := func(out string) func(h *Host) {
+		return func(h *Host) {
+			h.Modprobe = func(_ context.Context, a ...string) (string, error) {
+				if strings.Join(a, " ") != "-b -D xen-backend:vif" {
+					return "", errors.New("modprobe was asked something else")
+				}
+				return out, nil
+			}
+		}
+	}
+	const insmod = "insmod /lib/modules/6.1/kernel/drivers/net/xen-netback/xen-netback.ko \n"
+	perVif := func(h *Host) { h.PerVif = true }
+	open := func(path string, err error) func(h *Host) {
+		return func(h *Host) {
+			was := h.Open
+			h.Open = func(p string) error {
+				if p == filepath.Join(h.Root, path) {
+					return err
+				}
+				return was(p)
+			}
+		}
+	}
+	for _, tt := range []struct {
+		name   string
+		tree   files
+		change func(*Host)
+		want   []Item // but for those that are ok
+	}{
+		{"no Xen", ready.with(files{"sys/hypervisor/type": "-"}), nil,
+			[]Item{{"xen", Problem, "this machine runs no Xen; `netbackd demo` works without", "apt install xen-system-amd64 && reboot"}}},
+		{"another hypervisor", ready.with(files{"sys/hypervisor/type": "s390\n"}), nil,
+			[]Item{{"xen", Problem, "this machine runs no Xen; `netbackd demo` works without", "apt install xen-system-amd64 && reboot"}}},
+		{"no xenfs", ready.with(files{"proc/xen/capabilities": "-"}), nil,
+			[]Item{{"xen", Note, "/proc/xen is not mounted, which Xen's tools want to see", "mount -t xenfs xenfs /proc/xen"}}},
+		{"driver domain", ready.with(files{"proc/xen/capabilities": "\n"}), nil,
+			[]Item{{"xen", Note, "this is not dom0; it serves guests whose vif=[...] says backend= and this domain's name", ""}}},
+		{"no privileges", ready.with(files{"proc/self/status": "Name:\tx\nCapEff:\t0000000000000000\n"}), nil,
+			[]Item{{"privileges", Problem, "CAP_NET_ADMIN is missing, for TAPs", "sudo netbackd check"}}},
+		{"privileges unknown", ready.with(files{"proc/self/status": "Name:\tx\n"}), nil,
+			[]Item{{"privileges", Note, "cannot tell: /proc/self/status has no CapEff", ""}}},
+		{"no gntdev", ready.with(files{"dev/xen/gntdev": "-"}), nil,
+			[]Item{{"/dev/xen/gntdev", Problem, "is not there", "modprobe xen-gntdev"}}},
+		{"evtchn's node without its module", ready, open("/dev/xen/evtchn", unix.ENODEV),
+			[]Item{{"/dev/xen/evtchn", Problem, "is not there", "modprobe xen-evtchn"}}},
+		{"xenbus of somebody else", ready, open("/dev/xen/xenbus", unix.EACCES),
+			[]Item{{"/dev/xen/xenbus", Problem, "may not be opened for reading and writing: it is -rw-r--r--", "chmod u+rw /dev/xen/xenbus # and be its owner"}}},
+		{"no tun", ready.with(files{"dev/net/tun": "-"}), nil,
+			[]Item{{"/dev/net/tun", Problem, "is not there", "modprobe tun"}}},
+		{"tun without queues", ready, func(h *Host) { h.MultiTAP = func() error { return errors.New("no IFF_MULTI_QUEUE") } },
+			[]Item{{"/dev/net/tun", Problem, "no IFF_MULTI_QUEUE", ""}}},
+		{"no xenstored", ready, func(h *Host) { h.Xenstore = func(context.Context) error { return unix.ECONNREFUSED } },
+			[]Item{{"xenstore", Problem, "does not answer: connection refused", "systemctl start xen"}}},
+		{"no xenstored, not Debian", ready.with(files{"etc/init.d/xen*": "-"}), func(h *Host) { h.Xenstore = func(context.Context) error { return unix.ECONNREFUSED } },
+			[]Item{{"xenstore", Problem, "does not answer: connection refused", "systemctl start xenstored"}}},
+
+		{"driver loaded", ready.with(loaded), nil,
+			[]Item{{"xen-netback", Problem, "is loaded and takes every new vif (meant to be? see --per-vif)", wantKeepAway + "; modprobe -r xen-netback"}}},
+		{"driver loaded, serves", ready.with(loaded).with(files{"sys/bus/xen-backend/drivers/vif/vif-3-1": "->x"}), nil,
+			[]Item{{"xen-netback", Problem, "is loaded and serves vif3.1; it takes every new vif (meant to be? see --per-vif)",
+				wantKeepAway + "; for v in vif3.1; do netbackd adopt $v; done; modprobe -r xen-netback"}}},
+		{"driver built in", ready.with(loaded).with(files{"sys/module/xen_netback/initstate": "-"}), nil,
+			[]Item{{"xen-netback", Problem, "is built into the kernel and takes every vif; boot with it switched off, or see --per-vif",
+				`sed -i 's/^GRUB_CMDLINE_LINUX="/&initcall_blacklist=netback_init /' /etc/default/grub && update-grub && reboot`}}},
+		{"driver would be loaded", ready, prints("insmod /lib/modules/6.1/kernel/drivers/net/other.ko\n" + insmod),
+			[]Item{{"xen-netback", Problem, "is not loaded, but will be when a vif appears, and cut off the guests that netbackd serves by then", wantKeepAway}}},
+		{"driver blacklisted", ready, prints(""), nil},
+		{"no modprobe", ready, func(h *Host) {
+			h.Modprobe = func(context.Context, ...string) (string, error) { return "", fs.ErrNotExist }
+		}, []Item{{"xen-netback", Note, "is not loaded; cannot tell whether it will be: there is no modprobe", wantKeepAway}}},
+
+		{"per vif", ready.with(loaded), perVif, nil},
+		{"per vif, driver not loaded", ready, func(h *Host) { perVif(h); prints(insmod)(h) },
+			[]Item{{"xen-netback", Problem, "is not loaded: netbackd serves all vifs, whatever their script, and they are cut off when it is loaded",
+				"modprobe xen-netback # while netbackd serves no vif"}}},
+		{"per vif, no script", ready.with(loaded).with(files{"etc/xen/scripts/vif-netbackd*": "-"}), perVif,
+			[]Item{{"hotplug scripts", Problem, "/etc/xen/scripts/vif-netbackd is not there, by which single vifs are given to netbackd",
+				"install -m 755 etc/xen/scripts/vif-netbackd /etc/xen/scripts/ # in netbackd's sources"}}},
+		{"script not executable", ready.with(files{"etc/xen/scripts/vif-netbackd*": "-", "etc/xen/scripts/vif-netbackd": ""}), nil,
+			[]Item{{"hotplug scripts", Note, "/etc/xen/scripts/vif-netbackd is not there, by which single vifs are given to netbackd",
+				"install -m 755 etc/xen/scripts/vif-netbackd /etc/xen/scripts/ # in netbackd's sources"}}},
+		{"no stock scripts", ready.with(files{"etc/xen/scripts/vif-bridge*": "-"}), nil,
+			[]Item{{"hotplug scripts", Problem, "/etc/xen/scripts/vif-bridge is not there, which puts vifs into a bridge", "apt install --reinstall xen-utils-common"}}},
+
+		{"no bridge", ready.with(files{"sys/class/net/xenbr0/bridge/bridge_id": "-"}), nil,
+			[]Item{{"bridge", Note, "there is none for vif-bridge to put vifs into", "ip link add xenbr0 type bridge && ip link set xenbr0 up"}}},
+		{"Open vSwitch", ready.with(files{"sys/class/net/xenbr0/bridge/bridge_id": "-", "sys/class/net/ovs-system/mtu": "1500"}), nil, nil},
+		{"no io_uring", ready, func(h *Host) { h.Uring = func() error { return errors.New("the kernel has none") } },
+			[]Item{{"io_uring", Note, "does not work, so netbackd makes a system call per packet: the kernel has none", ""}}},
+		{"io_uring switched off", ready.with(files{"proc/sys/kernel/io_uring_disabled": "2\n"}), func(h *Host) { h.Uring = func() error { return errors.New("it is disabled") } },
+			[]Item{{"io_uring", Note, "does not work, so netbackd makes a system call per packet: it is disabled", "sysctl kernel.io_uring_disabled=0"}}},
+		{"not running", ready, func(h *Host) {
+			h.Daemon = func(context.Context) (string, error) { return "", errors.New("nobody answers") }
+		},
+			[]Item{{"daemon", Note, "is not running", "systemctl start netbackd"}}},
+		{"running for others", ready, func(h *Host) { h.Daemon = func(context.Context) (string, error) { return "", unix.EACCES } },
+			[]Item{{"daemon", Note, "may not be asked: permission denied", "sudo netbackd check"}}},
+		{"an old one is running", ready, func(h *Host) { h.Version = "v2" },
+			[]Item{{"daemon", Note, "runs as version v1, this command is v2", "systemctl restart netbackd # guests keep their connections"}}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			h := host(t, tt.tree)
+			if tt.change != nil {
+				tt.change(h)
+			}
+			r := h.Run(context.Background())
+			var got []Item
+			problems := 0
+			for _, i := range r.Items {
+				if i.Level == Problem {
+					problems++
+				}
+				if i.Level != OK {
+					i.Text = strings.ReplaceAll(i.Text, h.Root, "")
+					got = append(got, i)
+				}
+			}
+			if diff := cmp.Diff(tt.want, got); diff != "" {
+				t.Errorf("unexpected items (-want +got):\n%s", diff)
+			}
+			if r.Ready != (problems == 0) || r.Problems() != problems {
+				t.Errorf("ready %t, %d problems, want %d", r.Ready, r.Problems(), problems)
+			}
+		})
+	}
+}
+
+func TestEnumerate(t *testing.T) {
+	if got := enumerate([]string{"a", "b", "c", "d", "e", "f"}); got != "a, b, c, d and 2 more" {
+		t.Error(got)
+	}
+}

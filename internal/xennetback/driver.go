@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package xennetback is the kernel's own network back end as sysfs shows it: the
+// driver "vif" on the bus xen-backend, of the module xen-netback.
+//
+// The bus has a device vif-<domid>-<devid> for every vif in xenstore, whoever
+// serves it. The driver takes each new one at once, and when it is loaded all that
+// nobody has bound; it cannot be told to leave some alone. What can be done is to
+// unbind it from one device. Then it unmaps the rings of the guest, having
+// answered all it took from them, removes its interface and the node
+// hotplug-status, and leaves the state nodes as they are (since Linux 5.6). When
+// it is bound again it goes on with the rings where they stand.
+//
+// The package knows files and what they mean. What a vif is, and who else may
+// serve it, it must not know.
+package xennetback
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Module is the name of the module, as modprobe takes it.
+const Module = "xen-netback"
+
+// Alias is what udev asks modprobe for when a vif appears.
+const Alias = "xen-backend:vif"
+
+// Driver is the driver of one machine.
+type Driver struct {
+	bus    string // /sys/bus/xen-backend
+	module string // /sys/module/xen_netback
+}
+
+// New makes a Driver from where sysfs is mounted, usually /sys. It opens nothing.
+func New(sysfs string) *Driver {
+	return &Driver{
+		bus:    filepath.Join(sysfs, "bus/xen-backend"),
+		module: filepath.Join(sysfs, "module/xen_netback"),
+	}
+}
+
+// ErrNotLoaded: the machine has no such driver at the moment.
+var ErrNotLoaded = errors.New("the kernel's " + Module + " is not loaded")
+
+// Loaded reports whether the driver is there, as a module or built in.
+func (d *Driver) Loaded() bool { return exists(d.driver()) }
+
+// BuiltIn reports whether the driver is there and is no module.
+func (d *Driver) BuiltIn() bool {
+	return d.Loaded() && !exists(filepath.Join(d.module, "initstate"))
+}
+
+// Serves reports whether the driver has this vif. It has from before its probe
+// starts until its remove is over.
+func (d *Driver) Serves(domid uint16, devid int) bool {
+	to, err := os.Readlink(filepath.Join(d.device(domid, devid), "driver"))
+	return err == nil && filepath.Base(to) == "vif"
+}
+
+// Vifs are the names of the vifs that the driver has, such as vif1.0.
+func (d *Driver) Vifs() (names []string, err error) {
+	entries, err := os.ReadDir(d.driver())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	for _, e := range entries {
+		id, ok := strings.CutPrefix(e.Name(), "vif-")
+		if dom, dev, two := strings.Cut(id, "-"); ok && two {
+			names = append(names, "vif"+dom+"."+dev)
+		}
+	}
+	return names, err
+}
+
+// Interface is the name that the driver's interface of a vif has now.
+func (d *Driver) Interface(domid uint16, devid int) (string, error) {
+	entries, err := os.ReadDir(filepath.Join(d.device(domid, devid), "net"))
+	if err != nil {
+		return "", fmt.Errorf("interface of vif%d.%d: %w", domid, devid, err)
+	}
+	if len(entries) != 1 {
+		return "", fmt.Errorf("vif%d.%d has %d interfaces", domid, devid, len(entries))
+	}
+	return entries[0].Name(), nil
+}
+
+// MaxQueues is how many queues the driver lets a guest have.
+func (d *Driver) MaxQueues() (int, error) {
+	b, err := os.ReadFile(filepath.Join(d.module, "parameters/max_queues"))
+	if err != nil {
+		return 0, err
+	}
+	return strconv.Atoi(strings.TrimSpace(string(b)))
+}
+
+// Unbind takes a vif from the driver. It returns when the guest's rings are
+// unmapped and the interface is gone, in a fraction of a second.
+func (d *Driver) Unbind(domid uint16, devid int) error {
+	return d.tell("unbind", domid, devid)
+}
+
+// Bind gives a vif to the driver. If another back end has the interface name
+// vif<domid>.<devid> at that time, this fails, and the driver writes Closing into
+// the state node: the guest gives the vif up.
+func (d *Driver) Bind(domid uint16, devid int) error {
+	return d.tell("bind", domid, devid)
+}
+
+func (d *Driver) tell(what string, domid uint16, devid int) error {
+	f, err := os.OpenFile(filepath.Join(d.driver(), what), os.O_WRONLY, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return ErrNotLoaded
+	}
+	if err == nil {
+		_, err = fmt.Fprintf(f, "vif-%d-%d", domid, devid)
+		err = errors.Join(err, f.Close())
+	}
+	switch {
+	case errors.Is(err, fs.ErrPermission), errors.Is(err, unix.EROFS):
+		return fmt.Errorf("%s vif%d.%d: %w; run this as root, outside of the daemon's sandbox", what, domid, devid, err)
+	case err != nil:
+		return fmt.Errorf("%s vif%d.%d: %w", what, domid, devid, err)
+	}
+	return nil
+}
+
+func (d *Driver) driver() string { return filepath.Join(d.bus, "drivers/vif") }
+
+func (d *Driver) device(domid uint16, devid int) string {
+	return filepath.Join(d.bus, "devices", fmt.Sprintf("vif-%d-%d", domid, devid))
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
