@@ -33,20 +33,30 @@ type Choice struct {
 // program cannot hand on. It allocates nothing.
 func (c *Config) Choose(frame []byte) Choice {
 	var tuple toeplitz.Tuple
-	return c.choose(frame, &tuple)
+	hashed := tuple.Extract(frame, c.Types)
+	return c.choose(&tuple, hashed)
 }
 
 // ChooseBatch is Choose for each of a batch of frames. choices has room for all.
 func (c *Config) ChooseBatch(frames [][]byte, choices []Choice) {
 	choices = choices[:len(frames)]
-	var tuple toeplitz.Tuple
-	for i, frame := range frames {
-		choices[i] = c.choose(frame, &tuple)
+	// First all headers, then all hashes: a hash that reads what has just been
+	// written octet by octet waits for that.
+	var tuples [16]toeplitz.Tuple
+	for len(frames) > 0 {
+		n := min(len(frames), len(tuples))
+		for i, frame := range frames[:n] {
+			choices[i].Hashed = tuples[i].Extract(frame, c.Types)
+		}
+		for i := range frames[:n] {
+			choices[i] = c.choose(&tuples[i], choices[i].Hashed)
+		}
+		frames, choices = frames[n:], choices[n:]
 	}
 }
 
-func (c *Config) choose(frame []byte, tuple *toeplitz.Tuple) (choice Choice) {
-	if tuple.Extract(frame, c.Types) {
+func (c *Config) choose(tuple *toeplitz.Tuple, hashed bool) (choice Choice) {
+	if hashed {
 		choice.Hashed, choice.Type = true, tuple.Type()
 		if c.Hasher != nil {
 			choice.Hash = c.Hasher.Hash(tuple.Input())

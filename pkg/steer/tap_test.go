@@ -209,6 +209,56 @@ func awaitForwarding(t testing.TB, ports ...string) {
 	}
 }
 
+// TestLargePackets: headers that are not in the linear part of the host's packet,
+// and packets that the host segments on their way.
+func TestLargePackets(t *testing.T) {
+	p := newProgram(t)
+	c := &Config{Types: toeplitz.AllTypes, Hasher: hasher(t, rssKey), Mapping: toeplitz.NewMapping(queues)}
+	must(t, p.Set(c))
+	d := newTAP(t, "vif1.0", queues)
+	must(t, d.SetMTU(9000))
+	must(t, d.SetSteering(p.FD()))
+	socket := packetSocket(t, d)
+	must(t, unix.SetsockoptInt(socket, unix.SOL_PACKET, unix.PACKET_VNET_HDR, 1))
+	r := newReader(d)
+	seen := map[int]int{}
+	for i := range 16 {
+		f := packettest.Frame{TCP: &packettest.TCP{SrcPort: uint16(1000 + i)}, Payload: make([]byte, 8000), Partial: true}
+		hdr := tap.VnetHdr{Flags: tap.VnetNeedsCsum, GSOSize: 1000, CsumOffset: 16}
+		if i%2 == 0 {
+			f.IPv4 = &packettest.IPv4{Options: make([]byte, 8)}
+			hdr.GSOType, hdr.CsumStart = tap.VnetGSOTCPv4, 14+28
+		} else {
+			f.IPv6 = &packettest.IPv6{Ext: []packettest.Ext{packettest.Options(packettest.ProtoDest, 16)}}
+			hdr.GSOType, hdr.CsumStart = tap.VnetGSOTCPv6, 14+56
+		}
+		frame := f.Bytes()
+		hdr.HdrLen = hdr.CsumStart + 20
+		for _, tt := range []struct {
+			hdr    tap.VnetHdr
+			frames int
+		}{{tap.VnetHdr{}, 1}, {hdr, 8}} {
+			const short = 10 // a packet socket's header ends before NumBuffers
+			b := make([]byte, tap.VnetHdrLen)
+			tt.hdr.Encode(b)
+			_, err := unix.Write(socket, append(b[:short:short], frame...))
+			must(t, err)
+			for range tt.frames {
+				queue, got, err := r.next()
+				must(t, err)
+				want := wanted(c, got)
+				if queue != want.Queue || !want.Hashed || want != wanted(c, frame) {
+					t.Errorf("%d octets of %d: read on queue %d, want %+v", len(got), len(frame), queue, want)
+				}
+				seen[queue]++
+			}
+		}
+	}
+	if len(seen) != queues {
+		t.Errorf("frames per queue: %v", seen)
+	}
+}
+
 // TestChangesUnderTraffic changes everything, again and again, while frames of many
 // flows come. None is lost, and each is on the queue that a whole configuration
 // says: one that was in force while it was sent. After a while the host is given
@@ -358,6 +408,72 @@ func TestChangesUnderTraffic(t *testing.T) {
 		}
 	}
 	t.Logf("%d frames, none lost; %d changes, which %d frames met", len(sent), changes-1, met)
+}
+
+// TestOrderOverAChange reads queues as the package comment says, after a change that
+// moves flows while frames wait, and has each flow's frames in order. Read without
+// that, they are not.
+func TestOrderOverAChange(t *testing.T) {
+	const flows, rounds = 32, 10
+	p := newProgram(t)
+	d := newTAP(t, "vif1.0", queues)
+	socket := packetSocket(t, d)
+	must(t, d.SetSteering(p.FD()))
+	before := &Config{Types: toeplitz.AllTypes, Hasher: hasher(t, rssKey), Mapping: mapping(t, queues, 3, 2, 1, 0)}
+	after := &Config{Types: toeplitz.AllTypes, Hasher: hasher(t, rssKey), Mapping: mapping(t, queues, 0, 1, 2, 2)}
+
+	flow := func(frame []byte) int { return int(binary.BigEndian.Uint16(frame[34:])) }
+	round := func(frame []byte) int { return int(frame[len(frame)-1]) }
+	send := func(from, to int) {
+		for n := from; n < to; n++ {
+			for i := range flows {
+				f := packettest.Frame{IPv4: &packettest.IPv4{}, TCP: &packettest.TCP{SrcPort: uint16(1 + i)}, Payload: []byte{byte(n)}}
+				_, err := unix.Write(socket, f.Bytes())
+				must(t, err)
+			}
+		}
+	}
+	// drain reads a queue until it is empty.
+	drain := func(queue int, each func(frame []byte)) {
+		buf := make([]byte, 2048)
+		for {
+			n, err := d.Queue(queue).Read(buf)
+			if err == tap.ErrAgain {
+				return
+			}
+			must(t, err)
+			each(bytes.Clone(buf[:n]))
+		}
+	}
+	for _, careful := range []bool{true, false} {
+		must(t, p.Set(before))
+		send(0, rounds)
+		must(t, p.Set(after))
+		send(rounds, 2*rounds)
+
+		var handed, moved [][]byte
+		for i := range queues {
+			drain(i, func(frame []byte) {
+				if careful && before.Choose(frame).Queue != i {
+					moved = append(moved, frame)
+				} else {
+					handed = append(handed, frame)
+				}
+			})
+		}
+		handed = append(handed, moved...)
+
+		next, disorder := map[int]int{}, 0
+		for _, frame := range handed {
+			if round(frame) != next[flow(frame)] {
+				disorder++
+			}
+			next[flow(frame)]++
+		}
+		if len(handed) != flows*2*rounds || (disorder == 0) != careful {
+			t.Errorf("careful: %v; %d frames, %d out of order", careful, len(handed), disorder)
+		}
+	}
 }
 
 // BenchmarkHostSends is what the host needs to send a TCP frame of IPv4 to a TAP of
