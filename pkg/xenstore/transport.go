@@ -52,7 +52,8 @@ const connectTimeout = 10 * time.Second
 
 // Open connects to xenstored at its usual places: the socket
 // /run/xenstored/socket, else what $XENSTORED_PATH names, else the device
-// /dev/xen/xenbus.
+// /dev/xen/xenbus. A socket that nobody listens on is where xenstored has died; the
+// device opens all the same, but what is asked there waits for the next xenstored.
 func Open(opts ...Option) (*Client, error) {
 	second := devicePath
 	if p := os.Getenv(pathEnv); p != "" {
@@ -70,6 +71,9 @@ func dialFirst(paths []string, opts []Option) (*Client, error) {
 			return c, nil
 		}
 		errs = append(errs, err)
+		if errors.Is(err, syscall.ECONNREFUSED) {
+			break
+		}
 	}
 	return nil, fmt.Errorf("no xenstored found, is this a Xen domain and the Xen service started? %w",
 		errors.Join(errs...))

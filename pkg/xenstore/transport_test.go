@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 )
 
@@ -84,6 +85,24 @@ func TestDialFirstTakesTheFirstThatAnswers(t *testing.T) {
 	}
 	if got := whoIs(t, c); got != "a" {
 		t.Errorf("got %q", got)
+	}
+}
+
+// Where xenstored has died, what is asked through the device waits for the next.
+func TestDialFirstDoesNotGoOnFromTheSocketOfADeadXenstored(t *testing.T) {
+	dir := t.TempDir()
+	a, b := filepath.Join(dir, "a"), filepath.Join(dir, "b")
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: a})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.SetUnlinkOnClose(false)
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	listen(t, b, "b")
+	if _, err := dialFirst([]string{a, b}, nil); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("got %v", err)
 	}
 }
 
