@@ -79,8 +79,10 @@ type Backend struct {
 
 	// Of the goroutine in Run.
 	store *xenstore.Client // nil before the first
+	held  func() bool      // ends that the end of Run closes store
 	own   string           // our domain's path
 	base  string           // own + /backend/vif
+	sign  string           // a node of ours that only this xenstored has; see leaveSign
 	swept bool
 	kept  map[key][]int // queues for vifs that have not been found yet
 
@@ -115,12 +117,12 @@ func (b *Backend) Run(ctx context.Context, ready func()) error {
 		stop()
 		b.wg.Wait()
 		if b.store != nil {
-			_ = b.store.Close()
+			b.hangUp()
 		}
 	}()
 	b.takeKept()
 	defer b.leaveKept()
-	if err := b.dial(); err != nil {
+	if err := b.dial(ctx); err != nil {
 		return err
 	}
 	served := false
@@ -149,13 +151,26 @@ func (b *Backend) Run(ctx context.Context, ready func()) error {
 	}
 }
 
-func (b *Backend) dial() error {
+// endsWithin is how long what waits for xenstored, here or in a vif, may go on
+// when Run is to end. xenstored may hang.
+const endsWithin = 2 * time.Second
+
+func (b *Backend) dial(ctx context.Context) error {
 	s, err := b.cfg.Dial()
 	if err != nil {
 		return err
 	}
 	b.store = s
+	b.held = context.AfterFunc(ctx, func() {
+		time.AfterFunc(endsWithin, func() { _ = s.Close() })
+	})
 	return nil
+}
+
+// hangUp closes the connection to xenstore.
+func (b *Backend) hangUp() {
+	b.held()
+	_ = b.store.Close()
 }
 
 // Pauses between attempts to reach xenstore.
@@ -167,7 +182,7 @@ const (
 // redial connects to xenstore again, however long it takes, with longer and
 // longer pauses. It reports false if ctx ended first.
 func (b *Backend) redial(ctx context.Context, wait *time.Duration) bool {
-	_ = b.store.Close()
+	b.hangUp()
 	pause := time.NewTimer(*wait)
 	defer pause.Stop()
 	said := ""
@@ -184,7 +199,7 @@ func (b *Backend) redial(ctx context.Context, wait *time.Duration) bool {
 		case <-pause.C:
 		}
 		*wait = min(2**wait, redialMost)
-		err := b.resume()
+		err := b.resume(ctx)
 		if err == nil {
 			return true
 		}
@@ -196,21 +211,18 @@ func (b *Backend) redial(ctx context.Context, wait *time.Duration) bool {
 	}
 }
 
-// errEmpty: an xenstored that forgot everything says of each vif that it is
-// gone. The guests are still there, and need their network all the more.
-var errEmpty = errors.New("xenstore has come back empty; leaving the vifs as they are")
+// errEmpty: an xenstored that was started anew knows nothing, and so says of each
+// vif that it is gone. The guests are still there, and need their network all the
+// more.
+var errEmpty = errors.New("xenstore has come back empty; leaving the vifs as they are until netbackd is restarted")
 
 // resume connects to xenstore again and has the vifs go on with it.
-func (b *Backend) resume() error {
-	if err := b.dial(); err != nil {
+func (b *Backend) resume(ctx context.Context) error {
+	if err := b.dial(ctx); err != nil {
 		return err
 	}
-	there, err := b.store.Exists(b.own)
-	if err == nil && !there {
-		err = errEmpty
-	}
-	if err != nil {
-		_ = b.store.Close()
+	if err := b.recognise(); err != nil {
+		b.hangUp()
 		return err
 	}
 	for _, v := range b.vifs {
@@ -219,9 +231,37 @@ func (b *Backend) resume() error {
 	return nil
 }
 
+// leaveSign leaves a sign in xenstore by which a connection made again tells
+// whether it leads to the same one: what a toolstack writes does not, some of that
+// is there again soon. A domain may always write below its data node.
+func (b *Backend) leaveSign() error {
+	b.sign = b.own + "/data/netbackd"
+	err := b.store.Write(b.sign, "1")
+	if errors.Is(err, xenstore.ErrPermission) {
+		b.sign = b.own
+		return nil
+	}
+	return err
+}
+
+// recognise fails if xenstore has forgotten the vifs there are.
+func (b *Backend) recognise() error {
+	if len(b.vifs) == 0 {
+		return nil
+	}
+	there, err := b.store.Exists(b.sign)
+	if err == nil && !there {
+		err = errEmpty
+	}
+	return err
+}
+
 // session serves as long as one connection to xenstore lasts.
 func (b *Backend) session(ctx context.Context, serving func()) error {
 	if err := b.findSelf(); err != nil {
+		return err
+	}
+	if err := b.leaveSign(); err != nil {
 		return err
 	}
 	dir, err := b.store.Watch(b.base)

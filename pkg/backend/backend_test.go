@@ -200,9 +200,9 @@ func TestOverflow(t *testing.T) {
 	} {
 		t.Run(fmt.Sprintf("%+v", tt.event), func(t *testing.T) {
 			b := w.backend()
-			w.must(b.dial())
-			w.must(b.findSelf())
 			ctx, cancel := context.WithCancel(context.Background())
+			w.must(b.dial(ctx))
+			w.must(b.findSelf())
 			w.must(b.changed(ctx, tt.event))
 			got := slices.SortedFunc(maps.Keys(b.vifs), func(a, b key) int {
 				return cmp.Or(int(a.domid)-int(b.domid), a.devid-b.devid)
@@ -286,6 +286,17 @@ func TestXenstoreComesBackEmpty(t *testing.T) {
 	w.mu.Unlock()
 	w.mend()
 	w.awaitLog("xenstore has come back empty")
+	// What the toolstack writes when the host boots is no sign of a guest.
+	tool := w.connect(0, xenstore.Socket)
+	w.must(tool.Write("/local/domain/0/domid", "0"))
+	w.cut()
+	w.mend()
+	dials := w.dials()
+	for deadline := time.Now().Add(10 * time.Second); w.dials() < dials+2; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("xenstore is not looked at again")
+		}
+	}
 	if diff := gocmp.Diff(before, w.taps()); diff != "" {
 		t.Errorf("interfaces (-before +after):\n%s", diff)
 	}
@@ -435,6 +446,41 @@ func TestXenstoreHangs(t *testing.T) {
 		letGo()
 		w.await(b, "vif1.0", "vif2.0")
 	})
+}
+
+// TestEndsWhileXenstoreHangs: also then the vifs are left to a successor.
+func TestEndsWhileXenstoreHangs(t *testing.T) {
+	w := newWorld(t)
+	b, stop := w.start()
+	w.attach(1, 0)
+	w.await(b, "vif1.0")
+	before := w.taps()
+	letGo := w.hang()
+	stop()
+	letGo()
+	if diff := gocmp.Diff(before, w.taps()); diff != "" {
+		t.Errorf("interfaces (-before +after):\n%s", diff)
+	}
+	b, _ = w.start()
+	w.await(b, "vif1.0")
+}
+
+// TestXenstoreComesBackEmptyToNobody: without vifs there is nothing to be kept.
+func TestXenstoreComesBackEmptyToNobody(t *testing.T) {
+	w := newWorld(t)
+	b, _ := w.start()
+	w.cut()
+	full := w.srv
+	t.Cleanup(func() { w.srv = full })
+	emptied := newWorldServer(t)
+	w.mu.Lock()
+	w.srv = emptied
+	w.mu.Unlock()
+	w.tool = w.connect(0, xenstore.Socket)
+	w.mend()
+	w.awaitLog("xenstore is back")
+	w.attach(1, 0)
+	w.await(b, "vif1.0")
 }
 
 // hung is an xenstored that does not answer until the channel is closed.

@@ -114,6 +114,13 @@ func (w *world) dial() (*xenstore.Client, error) {
 	return c, nil
 }
 
+// dials is how often the backend has connected.
+func (w *world) dials() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return len(w.conns)
+}
+
 // cut ends the backend's connection to xenstore, and there is none until mend.
 func (w *world) cut() {
 	w.mu.Lock()
