@@ -2,7 +2,12 @@
 
 package vif
 
-import "go.uber.org/zap"
+import (
+	"cmp"
+	"fmt"
+
+	"go.uber.org/zap"
+)
 
 // mcastKey is the frontend's key that may change while it is connected, since we
 // say feature-dynamic-multicast-control.
@@ -35,5 +40,13 @@ func (v *Vif) followMcast() {
 		v.link.front.features.mcast = f.features.mcast
 		v.mcast.SetFilter(f.features.mcast)
 		v.log.Info("multicast filter", zap.Bool("on", f.features.mcast))
+	}
+}
+
+// followHotplug makes known that the hotplug script has failed: the vif waits for
+// what will not come before somebody has seen to it.
+func (v *Vif) followHotplug() {
+	if v.nodes.hotplug == "error" {
+		v.fail(fmt.Errorf("the hotplug script failed: %s", cmp.Or(v.nodes.scriptErr, "it does not say why")))
 	}
 }

@@ -20,6 +20,7 @@ type nodes struct {
 	online     bool
 	hotplug    string
 	hasHotplug bool
+	scriptErr  string // what the hotplug script says when it has failed
 	rate       string
 	mac        string
 	bridge     string
@@ -48,6 +49,9 @@ func readNodes(r reader, path string) (n nodes, err error) {
 	n.front = text("frontend")
 	n.online = text("online") != "0"
 	n.hotplug, n.hasHotplug = k.get("hotplug-status")
+	if n.hotplug == "error" {
+		n.scriptErr = text("hotplug-error")
+	}
 	n.rate = text("rate")
 	n.mac = text("mac")
 	n.bridge = text("bridge")

@@ -233,6 +233,10 @@ func TestStoreLost(t *testing.T) {
 	w.rings(1, false)
 	w.frontState(Connected)
 	w.awaitState(Connected)
+	// Else what wrote that may be lost with the connection before it knows.
+	for s, _ := w.v.Status(context.Background()); s.State != Connected; {
+		s, _ = w.v.Status(context.Background())
+	}
 
 	lost := w.xs.Client
 	w.must(lost.Close())

@@ -52,6 +52,7 @@ func (v *Vif) round() error {
 			return err
 		}
 	}
+	v.followHotplug()
 	v.followRate()
 	v.followMcast()
 	for _, s := range plan(v.situation()) {

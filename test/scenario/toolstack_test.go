@@ -112,6 +112,9 @@ func TestConnectedWaitsForTheHotplugScript(t *testing.T) {
 				if s.State != vif.InitWait || s.Hotplug != c.status || s.Carrier || !strings.Contains(s.Waits, "hotplug") {
 					t.Errorf("state %v, hotplug-status %q, carrier %t, waits for %q", s.State, s.Hotplug, s.Carrier, s.Waits)
 				}
+				if failed := strings.Contains(s.Error, "hotplug script failed"); failed != (c.status == "error") {
+					t.Errorf("with hotplug-status %q the error is %q", c.status, s.Error)
+				}
 				w.must(w.Store().Write(f.back()+"/hotplug-status", "connected"))
 			}
 			f.waitBack(vif.Connected)
