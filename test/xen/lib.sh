@@ -110,23 +110,31 @@ make_bridge() {
 }
 
 # guest NAME [KEY=VALUE...] makes a guest and waits until it takes commands. Keys:
-#   vif      as in xl.cfg; one vif on xenbr0 by default, none with "vif="
+#   vif      as in xl.cfg, without a mac; several with spaces between them; one on
+#            xenbr0 by default, none with "vif="
 #   vcpus, memory
 #   kernel   of which Debian release, bookworm by default
+#   type     pv by default, or pvh
+#   on       what xl does when the guest crashes or reboots; destroy by default
 #   cmdline  more for the kernel's command line; no-netfront: without xen-netfront
 #   file     a file to put into the guest's root
 guest() {
-	local name=$1 vif=bridge=xenbr0 vcpus=1 memory=192 kernel=bookworm cmdline='' files=() argument from=/guest
+	local name=$1 vif=bridge=xenbr0 vcpus=1 memory=192 kernel=bookworm type=pv on=destroy cmdline=''
+	local files=() argument from=/guest vifs=''
+	local -i devid=0
 	shift
 	for argument; do
 		case $argument in
-		vif=* | vcpus=* | memory=* | kernel=* | cmdline=*) local "$argument" ;;
+		vif=* | vcpus=* | memory=* | kernel=* | type=* | on=* | cmdline=*) local "$argument" ;;
 		file=*) files+=("${argument#*=}") ;;
 		*) fail "guest: $argument" ;;
 		esac
 	done
 	GUESTS+=1
-	[ -z "$vif" ] || vif="'mac=$(mac "$GUESTS"),$vif'"
+	for vif in $vif; do
+		vifs+="'mac=$(mac $((GUESTS + 16 * devid))),$vif', "
+		devid+=1
+	done
 	[ "$kernel" = bookworm ] || from=/host/guest/$kernel
 	cp $from/initramfs "/tmp/$name.initramfs"
 	[ ${#files[@]} = 0 ] || (
@@ -137,20 +145,25 @@ guest() {
 	)
 	cat >"/tmp/$name.cfg" <<-END
 		name = "$name"
-		type = "pv"
+		type = "$type"
 		kernel = "$from/vmlinux"
 		ramdisk = "/tmp/$name.initramfs"
 		extra = "console=hvc0 loglevel=4 mitigations=off nokaslr audit=0 panic=1 $cmdline"
 		memory = $memory
 		vcpus = $vcpus
-		vif = [ $vif ]
-		on_crash = "destroy"
-		on_reboot = "destroy"
+		vif = [ $vifs ]
+		on_crash = "$on"
+		on_reboot = "$on"
 		on_poweroff = "destroy"
 	END
 	within 60000 "xl create $name" xl create -q "/tmp/$name.cfg"
-	DOMID[$name]=$(xl domid "$name")
-	eventually 240 "guest $name is up" node "/local/domain/${DOMID[$name]}/data/up" 1
+	found "$name"
+}
+
+# found NAME finds a guest's domid and waits until the guest takes commands.
+found() {
+	DOMID[$1]=$(xl domid "$1")
+	eventually 240 "guest $1 is up" node "/local/domain/${DOMID[$1]}/data/up" 1
 }
 
 # mac N prints an address from Xen's range.
@@ -187,6 +200,21 @@ reach() { ping -c 1 -W 1 "$1"; }
 
 # vif NAME [DEVID] prints the name of a guest's vif.
 vif() { echo "vif${DOMID[$1]}.${2:-0}"; }
+
+# backend NAME [DEVID] prints the backend's directory of a guest's vif.
+backend() { echo "/local/domain/0/backend/vif/${DOMID[$1]}/${2:-0}"; }
+
+# connected NAME [DEVID]: has the backend gone Connected?
+connected() { node "$(backend "$@")/state" 4; }
+
+# counter VIF NAME prints one of netbackd's counters.
+counter() { netbackd show "$1" | awk -v name="$2" '$1 == name { n = $2 } END { print n + 0 }'; }
+
+# expect_error REGEX says that a line of netbackd's log is to tell of an error.
+expect_error() { printf '%s\n' "$1" >>/tmp/expected; }
+
+# errors [REGEX] prints the errors in netbackd's log that match.
+errors() { grep -sE 'panic|ERROR' /tmp/netbackd.log | grep -E -- "${1:-}" || true; }
 
 # no_vifs: does netbackd have none?
 no_vifs() { [ "$(netbackd list)" = "no vifs" ]; }
@@ -246,13 +274,14 @@ nothing_left() {
 }
 
 main() {
+	: >/tmp/expected
 	# shellcheck source=/dev/null
 	. "/host/scenarios/$1.sh"
 	for name in "${!DOMID[@]}"; do destroy "$name"; done
 	eventually 60 "no guest, interface or node is left" nothing_left
 	[ -z "$NETBACKD" ] || stop_netbackd
 	! test -e /sys/module/xen_netback || rmmod xen-netback
-	if grep -sE 'panic|ERROR' /tmp/netbackd.log; then fail "netbackd has complained"; fi
+	if errors | grep -vEf /tmp/expected; then fail "netbackd has complained"; fi
 	if dmesg | grep -E 'BUG:|Oops|Call Trace'; then fail "dom0's kernel has complained"; fi
 }
 main "$1"
