@@ -89,7 +89,7 @@ func note(s *vif.Status) string {
 	case s.ServedBy == "kernel":
 		return "served by xen-netback; `netbackd adopt " + s.Name + "` takes it"
 	case s.ServedBy != "":
-		return "xen-netback is loaded, but has not taken it; `netbackd adopt " + s.Name + "` takes it"
+		return "no back end serves it; `netbackd adopt " + s.Name + "` takes it"
 	case s.Quarantine != "":
 		return s.Quarantine
 	case s.Error != "":

@@ -119,12 +119,15 @@ func (m *Mover) notKernels(ctx context.Context, id ID) error {
 	if err != nil {
 		return err
 	}
+	known := false
 	for i := range vifs {
-		if s := &vifs[i]; s.Domid == id.Domid && s.Devid == id.Devid && s.ServedBy == "" {
-			return fmt.Errorf("%s: %w", id.Name(), ErrOurs)
+		if s := &vifs[i]; s.Domid == id.Domid && s.Devid == id.Devid {
+			if known = true; s.ServedBy == "" {
+				return fmt.Errorf("%s: %w", id.Name(), ErrOurs)
+			}
 		}
 	}
-	if !m.Kernel.Loaded() {
+	if !known && !m.Kernel.Loaded() {
 		return fmt.Errorf("%s: %w, and netbackd serves no such vif", id.Name(), ErrNoDriver)
 	}
 	// One that was lost half-way: nobody has it, and claiming it is safe.

@@ -183,6 +183,9 @@ func (b *bed) Vifs(context.Context) ([]vif.Status, error) {
 			Carrier: b.nodes[back+"/hotplug-status"] == "connected", Queues: make([]vif.QueueStatus, b.queues),
 		}
 	}
+	if !b.loaded && !b.ours {
+		return nil, nil
+	}
 	return []vif.Status{s}, b.fail["vifs"]
 }
 

@@ -210,7 +210,8 @@ func (h *Host) xenstore(ctx context.Context, add adder) {
 	add("xenstore", OK, "answers", "")
 }
 
-// Where the files that netbackd comes with belong.
+// Where the files that netbackd comes with belong. What stands in modprobeFile takes
+// the place of one of that name below /usr/lib, where a package may have put it.
 const (
 	modprobeFile = "/etc/modprobe.d/netbackd.conf"
 	scriptDir    = "/etc/xen/scripts"
@@ -238,7 +239,7 @@ func (h *Host) driver(ctx context.Context, add adder) {
 		if loads || lerr != nil {
 			text += ", and they are cut off when it is loaded"
 		}
-		add(name, Problem, text, "modprobe "+xennetback.Module+" # while netbackd serves no vif")
+		add(name, Problem, text, "ln -sf /dev/null "+modprobeFile+" && modprobe "+xennetback.Module+" # while netbackd serves no vif")
 	case d.BuiltIn():
 		add(name, Problem, "is built into the kernel and takes every vif; boot with it switched off, or see --per-vif",
 			`sed -i 's/^GRUB_CMDLINE_LINUX="/&initcall_blacklist=netback_init /' /etc/default/grub && update-grub && reboot`)

@@ -18,6 +18,7 @@ type situation struct {
 	quarantined bool // these rings are not to be touched
 	bare        bool // InitWait, but no TAP: a predecessor's work, or somebody deleted it
 	claimed     bool // another back end has served these rings until now
+	overwritten bool // our node shows Closing, which neither we nor the toolstack wrote
 }
 
 // step is one thing to do. Steps are done in order, until one fails.
@@ -82,7 +83,7 @@ type planner struct {
 func (p *planner) add(s step) { p.steps = append(p.steps, s) }
 
 func (p *planner) show(s State) {
-	p.own = s
+	p.own, p.overwritten = s, false
 	p.add(shows[s])
 }
 
@@ -104,7 +105,11 @@ func (p *planner) follow() {
 		if p.own == Connected || p.own == Closing {
 			p.down(Closed)
 		}
-		p.raise()
+		if p.raise() && p.overwritten {
+			// The frontend has not seen it yet, and would not come.
+			p.overwritten = false
+			p.add(stepInitWait)
+		}
 	case Initialised:
 		if p.own == Initialising {
 			p.raise()

@@ -18,13 +18,13 @@ var (
 func situations(f func(situation)) {
 	for _, own := range allOwn {
 		for _, front := range allFront {
-			for bits := range 1 << 11 {
+			for bits := range 1 << 12 {
 				bit := func(i int) bool { return bits>>i&1 != 0 }
 				f(situation{
 					own: own, front: front,
 					online: bit(0), detach: bit(1), forced: bit(2), connected: bit(3),
 					stale: bit(4), plugged: bit(5), live: bit(6), refused: bit(7), quarantined: bit(8), bare: bit(9),
-					claimed: bit(10),
+					claimed: bit(10), overwritten: bit(11),
 				})
 			}
 		}
@@ -42,6 +42,7 @@ func (s situation) possible() bool {
 		s.refused && s.quarantined,
 		s.bare && (s.own != InitWait || s.connected),
 		s.claimed && s.connected,
+		s.overwritten && (s.own != InitWait || !s.online),
 		s.quarantined && s.connected:
 		return false
 	}
@@ -89,12 +90,20 @@ func judge(s situation, steps []step) string {
 	if s.detach && s.own != Closed {
 		node = Closing // by the toolstack
 	}
+	restored := false
 	connected, live, bare, unregistered, went := s.connected, s.live, s.bare, false, s.own
 	for i, st := range steps {
 		if unregistered {
 			return "goes on after unregister"
 		}
 		if state, ok := shown(st); ok {
+			if state == InitWait && s.overwritten && !restored && i == len(steps)-1 && went == InitWait {
+				if s.front != Initialising {
+					return "hides Closing from a frontend that has seen it"
+				}
+				restored = true
+				continue
+			}
 			if state == node && !s.detach {
 				return "shows what is shown"
 			}
@@ -240,7 +249,7 @@ func TestPlanComesToRest(t *testing.T) {
 func (s situation) after(steps []step) (_ situation, ok bool) {
 	for _, st := range steps {
 		if state, ok := shown(st); ok {
-			s.own = state
+			s.own, s.overwritten = state, false
 		}
 		switch st {
 		case stepPublish:
@@ -271,6 +280,7 @@ func TestPlan(t *testing.T) {
 				"quarantined": func() { s.quarantined = true },
 				"bare":        func() { s.bare = true },
 				"claimed":     func() { s.claimed = true },
+				"overwritten": func() { s.overwritten = true },
 				"offline":     func() { s.online = false },
 				"detach":      func() { s.online, s.detach = false, true },
 				"forced":      func() { s.forced = true },
@@ -323,6 +333,8 @@ func TestPlan(t *testing.T) {
 		{"taken over in mid reconfiguration", with(up(Connected, Reconfiguring), "plugged"), "connect plug reconfigured"},
 		{"taken over, but the TAP was deleted", up(Connected, Connected), "connect"},
 		{"hotplug done again for a new TAP", with(up(Connected, Connected), "connected plugged"), "plug"},
+		{"closed by others before the guest came", with(up(InitWait, Initialising), "overwritten"), "init-wait"},
+		{"closed by others, guest has come", with(up(InitWait, Connected), "overwritten plugged"), "connect plug connected"},
 		{"claimed from another back end", with(up(Connected, Connected), "claimed"), "tap"},
 		{"claimed, the script is through", with(up(Connected, Connected), "claimed plugged"), "connect plug"},
 		{"claimed before the guest has connected", with(up(InitWait, Initialising), "claimed bare"), "publish"},

@@ -84,6 +84,9 @@ func (v *Vif) observe() error {
 		// it again, faster than we looked.
 		v.startOver()
 	}
+	if n.state == Closing && v.shown != Closing && (v.own == InitWait || v.own == Connected) && n.online {
+		v.log.Error("somebody wrote Closing into the vif's state, as the kernel's xen-netback does when it is loaded while others serve; see `netbackd check`")
+	}
 	v.nodes, v.shown = n, n.state
 	if err := v.readFront(); err != nil {
 		return err
@@ -200,6 +203,8 @@ func (v *Vif) situation() situation {
 		live:      v.live,
 		bare:      v.own == InitWait && v.tap == nil,
 		claimed:   v.claimed,
+
+		overwritten: v.own == InitWait && v.nodes.state == Closing && v.nodes.online,
 	}
 	s.forced = s.detach && !time.Now().Before(v.detachAt)
 	s.stale = s.connected && v.offer.rings != nil && !v.offer.rings.sameRings(v.link.front)
