@@ -15,7 +15,7 @@ import (
 // newGuestCmd is the agent that plays a guest, in the embedded Xen or inside a
 // real one.
 func newGuestCmd() *cobra.Command {
-	return &cobra.Command{
+	c := &cobra.Command{
 		Use:                "guest",
 		Short:              "Play a guest's network driver",
 		Hidden:             true,
@@ -31,4 +31,6 @@ func newGuestCmd() *cobra.Command {
 			return guest.Main(c.Context(), cfg, os.Stdin, os.Stdout)
 		},
 	}
+	c.AddCommand(newGuestScriptCmd(), newGuestUmpireCmd())
+	return c
 }

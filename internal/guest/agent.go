@@ -52,7 +52,7 @@ type server struct {
 // Main runs the agent until the end of input, the command quit or the end of ctx.
 // The network namespace it is called in is the guest's.
 func Main(ctx context.Context, cfg Config, in io.Reader, out io.Writer) error {
-	host, closeHost, err := openHost(cfg)
+	host, closeHost, err := OpenHost(cfg)
 	if err != nil {
 		return err
 	}

@@ -15,8 +15,9 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
-// openHost opens the domain we are in. close leaves it.
-func openHost(cfg Config) (h netfront.Host, closeAll func() error, err error) {
+// OpenHost opens the domain we are in, for a frontend of any kind. closeAll leaves
+// it.
+func OpenHost(cfg Config) (h netfront.Host, closeAll func() error, err error) {
 	if cfg.Xen == "" {
 		return openReal()
 	}

@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"github.com/netbackd/netbackd/internal/control"
+	"github.com/netbackd/netbackd/internal/guest"
+	"github.com/netbackd/netbackd/internal/netfront"
+	"github.com/netbackd/netbackd/internal/ringscript"
+	"github.com/netbackd/netbackd/pkg/xenstore"
+)
+
+// newGuestScriptCmd plays scripts as a guest's frontend, inside that guest.
+func newGuestScriptCmd() *cobra.Command {
+	var out string
+	c := &cobra.Command{
+		Use:   "script FILE...",
+		Short: "Play scripts as a guest's frontend, watched by an umpire on the host",
+		Args:  args(cobra.MinimumNArgs(1)),
+		RunE: func(c *cobra.Command, files []string) (err error) {
+			var scripts []*ringscript.Script
+			for _, f := range files {
+				text, err := os.ReadFile(f)
+				if err != nil {
+					return err
+				}
+				s, err := ringscript.Parse(filepath.Base(f), string(text))
+				if err != nil {
+					return err
+				}
+				scripts = append(scripts, s)
+			}
+			host, leave, err := guest.OpenHost(guest.Config{})
+			if err != nil {
+				return err
+			}
+			defer func() { err = errors.Join(err, leave()) }()
+			umpire, err := ringscript.Call(host.Store)
+			if err != nil {
+				return err
+			}
+			defer func() { err = errors.Join(err, umpire.Close()) }()
+			return ringscript.Play(c.Context(), host, netfront.DefaultDir, umpire, scripts, func(name string) (io.WriteCloser, error) {
+				return os.Create(filepath.Join(out, name+".said"))
+			})
+		},
+	}
+	c.Flags().StringVarP(&out, "out", "o", ".", "`directory` for the transcripts, FILE.said")
+	return c
+}
+
+// newGuestUmpireCmd tells the player of scripts in a guest what became of what it
+// did. It runs beside netbackd.
+func newGuestUmpireCmd() *cobra.Command {
+	var domid uint16
+	c := &cobra.Command{
+		Use:   "umpire --domid N",
+		Short: "Watch a guest's vif for the scripts that are played in that guest",
+		Args:  args(cobra.NoArgs),
+		RunE: func(c *cobra.Command, _ []string) (err error) {
+			store, err := xenstore.Open()
+			if err != nil {
+				return err
+			}
+			defer func() { err = errors.Join(err, store.Close()) }()
+			ctl := control.NewClient(socketPath(c))
+			defer ctl.Close()
+			u := ringscript.NewUmpire(ringscript.UmpireConfig{Domid: domid, Store: store, Daemon: ctl})
+			defer func() { err = errors.Join(err, u.Close()) }()
+			return u.Serve(c.Context())
+		},
+	}
+	c.Flags().Uint16Var(&domid, "domid", 0, "`number` of the guest's domain")
+	return c
+}

@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package ringscript plays scripts as a frontend that does not behave: any slot,
+// flag, reference, index, key and state, and for each what has to come of it. The
+// same script runs in the embedded Xen and inside a real guest, over /dev/xen, and
+// says the same there; that is how the two are held against each other.
+//
+// [Parse] reads a script, [Play] plays it inside the guest. What only the host can
+// see - counters, the error node, frames that come out of the vif - an [Umpire]
+// beside the daemon tells the player, over two nodes of the guest's in xenstore.
+// What was observed is written to a transcript, which holds no number that is
+// another one on each machine.
+//
+// # Scripts
+//
+// A line is a directive. Words are parted by blanks; a word in double quotes is as
+// in Go; # begins a comment. The first directive that fails ends the script.
+//
+//	frame F 300             # a frame of 300 octets, all of which follow from this
+//	rings                   # a queue, with an event channel for each ring
+//	connect                 # publish it and wait for the backend
+//	case the second of two slots crosses its page
+//	tx 1 F[:200] size=300 more
+//	tx 2 same off=4000 size=100
+//	push
+//	answers 1..2=error
+//	out                     # nothing came out
+//	drops tx_cross_page=1
+//
+// Frames:
+//
+//	frame NAME LEN [dst=MAC]           not IP
+//	frame NAME tcp LEN [mss=N]         TCP over IPv4, checksum blank; sent to the
+//	                                   guest with mss it is to be segmented
+//	case TEXT                          a heading; every answer so far was looked at
+//
+// The device. Key takes effect with the next offer, which removes all that an
+// earlier one wrote. Values that a script cannot know are @tx-ring and @rx-ring,
+// @tx-port (those of queue 0), @readonly, @foreign, @freed (pages), @closed-port
+// and @foreign-port.
+//
+//	rings [N] [single]                 N new queues; single: one event channel each
+//	key NAME VALUE                     "-": without this key
+//	offer                              publish the rings, go to Connected
+//	connect                            offer, and wait for the backend's Connected
+//	close                              Closing, wait, Closed, wait; rings freed
+//	reopen                             Initialising, wait for InitWait
+//	free                               free the rings at once
+//	state S, write NAME VALUE, remove NAME
+//	backend N                          wait until the backend is in state N
+//
+// The rings of the queue chosen by the directive queue, 0 unless told otherwise.
+// IDS is a number or a row, 1..9. WHAT is NAME, NAME[from:to], NAME/STEP (each slot
+// takes the next STEP octets), each in a page of its own; or same (the reference
+// used last), freed, foreign, readonly, ring (the tx ring), gref=N. BUFFER is page,
+// or one of these.
+//
+//	queue N
+//	tx IDS WHAT [off=N] [size=N] [flags=N] [csum] [valid] [more] [extra]
+//	extra gso none|tcpv4|tcpv6|N SIZE [more]
+//	extra mcast-add|mcast-del MAC [more]
+//	extra hash|N [more]
+//	rx IDS BUFFER
+//	push                               publish, and send the events asked for
+//	publish                            publish, send none
+//	kick                               send events, asked for or not
+//	req-prod tx|rx N                   add to req_prod
+//	rsp-event tx|rx N                  ask for an event at the N-th response from now
+//	answers [IDS=okay|error|dropped | null]...
+//	filled [IDS=LEN[@OFF][:FLAG+FLAG...] | IDS=error | extra=gso:TYPE:SIZE]...
+//	content NAME IDS...                these buffers hold the frame, and no more
+//	armed tx|rx [N]                    wait until req_event is N past req_prod
+//	event tx|rx|none                   wait for an event; none: none has come
+//
+// The host. Facts are waited for.
+//
+//	out [NAME[+csum][+tcpv4:MSS][*N]]...   the frames that came out since the last time
+//	inject NAME [TIMES]                send a frame to the guest
+//	drops [REASON=N]...                all packets dropped since the last time
+//	counters NAME=N...                 counted since the last time
+//	quarantined TEXT|no, error TEXT|no the reason, the error node; a part of it
+//	carrier up|down, stalled yes|no, held yes|no
+//	grants N, ports N, mcast [MAC]..., features [NAME]...
+//	reset                              netbackd reset
+//
+// After the last line the device is closed; no drop may be left that the script did
+// not ask about, and no page mapped.
+//
+// The package knows the protocol, and what the daemon tells about a vif. It must
+// not know how the daemon does it, nor which of the Xens it is in.
+package ringscript

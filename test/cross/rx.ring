@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+#
+# Packets to the guest: into the buffers it posted, in their order and with their
+# ids, over as many as it takes; none of them in part. What the guest does not take
+# waits.
+frame S 60
+frame Q 1514
+frame P 6000
+frame J 9000
+frame T tcp 5000 mss=1448
+frame C tcp 200
+frame M 60
+
+rings
+key feature-gso-tcpv4 1
+connect
+features rx-copy rx-notify sg gso-tcpv4 csum-ipv4
+
+case one buffer, one packet
+rx 7 page
+push
+inject S
+filled 7=60
+content S 7
+
+case ids are the guest's own affair
+rx 0xffff page
+rx 0 page
+rx 0x8000 page
+rx 5 page
+rx 5 page
+push
+inject S 5
+filled 65535=60 0=60 32768=60 5=60 5=60
+content S 65535
+content S 0
+
+case a packet over two buffers, and one over three
+rx 1..5 page
+push
+inject P
+inject J
+filled 1=4096:more 2=1904 3..4=4096:more 5=808
+content P 1..2
+content J 3..5
+
+case too few buffers, then more
+rx 1..2 page
+push
+inject J
+held yes
+filled
+rx 3 page
+push
+filled 1..2=4096:more 3=808
+content J 1..3
+held no
+
+case what came later does not overtake
+rx 1 page
+push
+inject P
+held yes
+inject S 3
+filled
+rx 2..3 page
+push
+filled 1=4096:more 2=1904 3=60
+rx 4..5 page
+push
+filled 4..5=60
+held no
+content P 1 2
+content S 3
+content S 5
+
+case no buffers at all, then a ring full of them
+inject Q 100
+held yes
+rx 1..256 page
+push
+filled 1..100=1514
+content Q 1
+content Q 100
+inject S 156
+filled 101..256=60
+content S 256
+
+case a packet to be segmented, and a blank checksum
+rx 1..4 page
+push
+inject T
+inject C
+filled 1=4096:valid+csum+more+extra extra=gso:tcpv4:1448 3=904 4=200:valid+csum
+content T 1 3
+content C 4
+
+case one slot short of what the extra needs
+rx 1..2 page
+push
+inject T
+held yes
+filled
+rx 3 page
+push
+filled 1=4096:valid+csum+more+extra extra=gso:tcpv4:1448 3=904
+content T 1 3
+
+case a buffer beyond the grant table
+rx 1 gref=4294967280
+rx 2 page
+push
+inject S 2
+filled 1=error 2=60
+content S 2
+drops rx_grant=1
+
+case a buffer that was granted for reading only
+rx 1 readonly
+rx 2 page
+push
+inject S 2
+filled 1=error 2=60
+content S 2
+drops rx_grant=1
+
+case a buffer that was granted to somebody else
+rx 1 foreign
+rx 2 page
+push
+inject S 2
+filled 1=error 2=60
+content S 2
+drops rx_grant=1
+
+case a buffer that was granted a moment ago, and reference 0
+rx 1 gref=0
+rx 2 page
+rx 3 freed
+push
+inject S 3
+filled 1=error 2=60 3=error
+content S 2
+drops rx_grant=2
+
+case one bad buffer of three
+rx 1 page
+rx 2 foreign
+rx 3..4 page
+push
+inject J
+inject S
+filled 1=4096:more 2=error:more 3=808 4=60
+content S 4
+drops rx_grant=1
+
+case a bad reference where the extra stands is nobody's business
+rx 1 page
+rx 2 gref=4294967280
+rx 3 page
+push
+inject T
+filled 1=4096:valid+csum+more+extra extra=gso:tcpv4:1448 3=904
+content T 1 3
+
+case the same buffer twice
+rx 1 page
+rx 2 same
+rx 3 page
+push
+inject S 3
+filled 1..3=60
+content S 1
+content S 3
+
+case nothing was held against the guest
+quarantined no
+error no
+carrier up
+close
+reopen
+
+case a guest that takes one slot only
+rings
+key feature-sg -
+connect
+features rx-copy rx-notify csum-ipv4
+rx 1..6 page
+push
+inject S
+filled 1=60
+# What is to be segmented is, before it comes to the guest.
+inject T
+filled 2..4=1502:valid+csum 5=656:valid+csum
+inject C
+filled 6=200:valid+csum
+close
+reopen
+
+case a guest without offloads
+rings
+key feature-no-csum-offload 1
+connect
+features rx-copy rx-notify sg
+rx 1..6 page
+push
+inject T
+filled 1..3=1502 4=656
+inject C
+filled 5=200
+inject S
+filled 6=60
+content S 6
+close
+reopen

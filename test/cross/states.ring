@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+#
+# Frontends that go from state to state as they should not, or as they may and
+# seldom do. The backend always knows where it is, holds no page that it should
+# not, and connects to the next frontend.
+frame M 60
+frame S 60
+
+rings
+connect
+tx 1 M
+push
+answers 1=okay
+out M
+
+case closed and back, in the order of the book
+close
+grants 0
+ports 0
+reopen
+rings
+connect
+grants 2
+ports 2
+tx 1 M
+push
+answers 1=okay
+out M
+
+case from Connected to Initialising, as a guest that was resumed
+state 1
+backend 2
+grants 0
+rings
+connect
+tx 1 M
+push
+answers 1=okay
+out M
+
+case the rings freed before the backend has let go of them
+free
+state 1
+backend 2
+grants 0
+rings
+connect
+tx 1 M
+push
+answers 1=okay
+out M
+
+case Connected again with other rings, without a word
+rings 2
+connect
+grants 4
+tx 1 M
+push
+answers 1=okay
+queue 1
+tx 1 M
+push
+answers 1=okay
+out M*2
+
+case Connected again with the same rings
+state 4
+tx 2 M
+push
+answers 2=okay
+out M
+
+case Closing and back to Connected with the same rings
+state 5
+backend 5
+grants 0
+connect
+grants 4
+queue 0
+tx 2 M
+push
+answers 2=okay
+out M
+
+case Closing, and at once Initialising
+state 5
+state 1
+backend 2
+grants 0
+rings
+connect
+
+case from Connected to Closed
+state 6
+backend 6
+grants 0
+ports 0
+
+case Closed twice, then Closing
+state 6
+state 5
+backend 5
+grants 0
+state 6
+backend 6
+
+case from Closed to Connected
+rings
+connect
+grants 2
+tx 1 M
+push
+answers 1=okay
+out M
+
+case Reconfiguring is answered, and the rings go on
+state 7
+backend 8
+tx 2 M
+push
+answers 2=okay
+out M
+state 4
+tx 3 M
+push
+answers 3=okay
+out M
+error no
+
+case back to InitWait, where no frontend goes
+state 2
+tx 4 M
+push
+answers 4=okay
+out M
+state 4
+
+case a state that does not exist
+state 9
+backend 6
+error "\"state\""
+grants 0
+state 1
+backend 2
+rings
+connect
+error no
+
+case a state that is no number
+state four
+backend 6
+error "\"state\""
+state 1
+backend 2
+
+case no state at all
+rings
+connect
+remove state
+backend 6
+grants 0
+state 1
+backend 2
+
+case rings on offer, but not Connected
+rings
+offer
+backend 4
+state 3
+tx 1 M
+push
+answers 1=okay
+out M
+
+case what waited for the guest outlives its connection
+inject S
+held yes
+state 5
+backend 5
+state 6
+backend 6
+state 1
+backend 2
+rings
+rx 1..2 page
+push
+connect
+inject S
+filled 1=60
+content S 1
+close
+reopen

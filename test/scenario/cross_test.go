@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package scenario
+
+import (
+	"bytes"
+	"context"
+	"flag"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/netbackd/netbackd/internal/guest"
+	"github.com/netbackd/netbackd/internal/lab"
+	"github.com/netbackd/netbackd/internal/netfront"
+	"github.com/netbackd/netbackd/internal/ringscript"
+	"github.com/netbackd/netbackd/internal/xensim/simclient"
+)
+
+// rewrite is for scripts that have changed. What the embedded Xen makes of them
+// must still be what a real one does.
+var rewrite = flag.Bool("said", false, "rewrite the transcripts in ../cross")
+
+// The scripts that a guest plays on a real Xen, too (test/xen/scenarios/cross.sh):
+// the frontend, the daemon and the hypervisor say the same here and there.
+func TestScriptsOfBothXens(t *testing.T) {
+	// The same as in cross.sh.
+	w := newWorld(t, "--max-queues=4", "--rx-stall=3s", "--rx-drain=1h")
+	cfg := config(w.guests)
+	domid, err := w.CreateDomain(w.ctx, "script", simclient.DomainConfig{GntallocLimit: 8192})
+	w.must(err)
+	w.must(w.Attach(w.ctx, domid, lab.VifConfig{MAC: cfg.Vif.MAC, Bridge: bridge, MTU: jumbo}))
+
+	ctx, stop := context.WithCancel(w.ctx)
+	umpire := ringscript.NewUmpire(ringscript.UmpireConfig{Domid: domid, Store: w.Store(), Daemon: w.Control()})
+	served := make(chan error, 1)
+	go func() { served <- umpire.Serve(ctx) }()
+	t.Cleanup(func() {
+		stop()
+		if err := <-served; err != nil {
+			t.Error(err)
+		}
+		w.must(umpire.Close())
+	})
+
+	host, leave, err := guest.OpenHost(guest.Config{Xen: w.XenDir(), Domid: domid})
+	w.must(err)
+	t.Cleanup(func() { w.must(leave()) })
+	line, err := ringscript.Call(host.Store)
+	w.must(err)
+	defer func() { w.must(line.Close()) }()
+
+	files, err := filepath.Glob("../cross/*.ring")
+	w.must(err)
+	if len(files) == 0 {
+		t.Fatal("there are no scripts")
+	}
+	for _, file := range files {
+		t.Run(strings.TrimSuffix(filepath.Base(file), ".ring"), func(t *testing.T) {
+			text, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			script, err := ringscript.Parse(filepath.Base(file), string(text))
+			if err != nil {
+				t.Fatal(err)
+			}
+			var said transcript
+			if err := ringscript.Play(ctx, host, netfront.DefaultDir, line, []*ringscript.Script{script},
+				func(string) (io.WriteCloser, error) { return &said, nil }); err != nil {
+				t.Fatalf("%v\n%s", err, said.String())
+			}
+			golden := strings.TrimSuffix(file, ".ring") + ".said"
+			if *rewrite {
+				if err := os.WriteFile(golden, said.Bytes(), 0o644); err != nil {
+					t.Fatal(err)
+				}
+				return
+			}
+			want, err := os.ReadFile(golden)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(string(want), said.String()); diff != "" {
+				t.Errorf("%s (-want +got):\n%s", golden, diff)
+			}
+		})
+	}
+}
+
+// transcript is what a script says.
+type transcript struct{ bytes.Buffer }
+
+func (*transcript) Close() error { return nil }
