@@ -90,6 +90,15 @@ tx 2 M
 push
 answers 1..2=okay
 
+case the pages that the toolstack granted to dom0: console and xenstore
+tx 1 gref=0 size=300
+tx 2 gref=1 size=300
+tx 3 gref=2 size=300
+tx 4 gref=7 size=300
+push
+answers 1..2=okay 3..4=error
+drops tx_grant=2
+
 case the guest's page is not written
 tx 1 readonly size=300
 push

@@ -133,8 +133,8 @@ filled 1=error 2=60
 content S 2
 drops rx_grant=1
 
-case a buffer that was granted a moment ago, and reference 0
-rx 1 gref=0
+case a buffer that was granted a moment ago, and a reference that guests keep free
+rx 1 gref=7
 rx 2 page
 rx 3 freed
 push

@@ -34,7 +34,7 @@ func TestPageThatCannotBeCopiedCostsItsPacket(t *testing.T) {
 	}{
 		{"the only one, bogus", []guest.RawOp{ref("bogus", 0, 0, 200)}, []netif.Status{failed}},
 		{"the only one, freed", []guest.RawOp{ref("freed", 0, 0, 200)}, []netif.Status{failed}},
-		{"reference 0, which is Xen's own", []guest.RawOp{ref("0", 0, 0, 200)}, []netif.Status{failed}},
+		{"reference 7, which guests keep for the toolstack", []guest.RawOp{ref("7", 0, 0, 200)}, []netif.Status{failed}},
 		{"the largest reference", []guest.RawOp{ref("4294967295", 0, 0, 200)}, []netif.Status{failed}},
 		{"the first of three", []guest.RawOp{ref("bogus", moreData, 0, 200), data(moreData, f[:50]), data(0, f[:50])}, []netif.Status{failed, okay, okay}},
 		{"the one in the middle", []guest.RawOp{head(moreData, 200, f[:50]), ref("freed", moreData, 0, 50), data(0, f[:50])}, []netif.Status{okay, failed, okay}},

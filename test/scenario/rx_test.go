@@ -290,7 +290,7 @@ func TestRxBufferThatCannotBeWritten(t *testing.T) {
 	readOnly := fmt.Sprint(s.raw(data(0, plainFrame(64)), guest.RawOp{Op: "flush"}).Grefs[0])
 	before := g.drops()
 	post := func(name string, id uint16) guest.RawOp { return guest.RawOp{Op: "rx", Ref: name, RingID: id} }
-	s.raw(post("bogus", 1), post("rx", 2), post("freed", 3), post(readOnly, 4), post("0", 5), post("rx", 6), guest.RawOp{Op: "flush"})
+	s.raw(post("bogus", 1), post("rx", 2), post("freed", 3), post(readOnly, 4), post("7", 5), post("rx", 6), guest.RawOp{Op: "flush"})
 	s.send(6)
 	s.answeredRx([]netif.RxResponse{
 		{ID: 1, Status: failed}, {ID: 2, Status: 60}, {ID: 3, Status: failed}, {ID: 4, Status: failed}, {ID: 5, Status: failed}, {ID: 6, Status: 60},

@@ -46,7 +46,24 @@ func Boot(dom *hyp.Domain) *Kernel {
 	k.pages.take(0, table)
 	k.refs.extend(gnttab.RefsPerFrame)
 	k.refs.take(0, gnttab.ReservedRefs)
+	if dom.ID() != 0 && end-table > special {
+		k.build(end)
+	}
 	return k
+}
+
+// special is how many pages a guest's kernel cannot use as it likes: those of its
+// console and of its connection to xenstore.
+const special = 2
+
+// build does what the toolstack does before a guest runs (xc_dom_gnttab_seed): the
+// special pages are the last ones, and granted to dom0.
+func (k *Kernel) build(end int) {
+	k.pages.take(end-special, end)
+	table := k.dom.Table()
+	for i, ref := range []uint32{gnttab.ConsoleRef, gnttab.XenstoreRef} {
+		table.Set(ref, gnttab.Entry{Flags: gnttab.PermitAccess, Domid: 0, Frame: uint32(end - special + i)})
+	}
 }
 
 // Gntalloc is an open /dev/xen/gntalloc.

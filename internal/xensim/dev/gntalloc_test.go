@@ -210,3 +210,34 @@ func TestFindModel(t *testing.T) {
 		}
 	})
 }
+
+// What the toolstack granted before the guest ran: dom0 may use its console and its
+// xenstore page, as references that gntalloc does not know, and nothing else.
+func TestPagesThatTheToolstackGrants(t *testing.T) {
+	x := newXen(t)
+	g := Boot(x.guest).OpenGntalloc()
+	defer g.Close()
+	var special []uint32
+	for ref := range uint32(gnttab.ReservedRefs) {
+		grant, status := x.dom0.Acquire(x.guest, ref, true, hyp.ForCopy)
+		if granted := ref == gnttab.ConsoleRef || ref == gnttab.XenstoreRef; (status == gntdev.StatusOkay) != granted {
+			t.Errorf("reference %d: %v", ref, status)
+		}
+		if status == gntdev.StatusOkay {
+			special = append(special, grant.Frame())
+			grant.Release()
+		}
+	}
+	table, end := x.guest.Frames()
+	if len(special) != 2 || special[0] == special[1] {
+		t.Fatalf("pages %v are granted, want two", special)
+	}
+	a, errno := g.Alloc(0, end-table-len(special), true)
+	wantErrno(t, "all other pages", errno, 0)
+	for _, frame := range a.Frames {
+		if slices.Contains(special, frame) {
+			t.Errorf("page %d is the toolstack's, and given away", frame)
+		}
+	}
+	x.wantUnused(t)
+}

@@ -30,6 +30,13 @@ const (
 	wordFlagsMask = 0xffff
 )
 
+// References that the toolstack fills in when it builds a domain, so that dom0 can
+// have those pages before the domain runs.
+const (
+	ConsoleRef  = 0 // GNTTAB_RESERVED_CONSOLE
+	XenstoreRef = 1 // GNTTAB_RESERVED_XENSTORE
+)
+
 // Flags of an entry.
 const (
 	PermitAccess uint16 = 1      // GTF_permit_access
