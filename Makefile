@@ -7,11 +7,13 @@ LDFLAGS := -s -w -buildid= -X main.version=$(VERSION)
 GOLANGCI := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 FUZZTIME ?= 10s
 PREFIX  ?= /usr
+BIN     ?= bin/netbackd
+DIST    ?= dist
 
-.PHONY: build demo test test-xen bench bench-xen lint fuzz cross install clean
+.PHONY: build demo test test-xen bench bench-xen lint fuzz cross install deb deb-pair clean
 
 build: ## bin/netbackd, static
-	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/netbackd ./cmd/netbackd
+	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/netbackd
 
 demo: build ## guests' traffic through netbackd, no Xen needed
 	./bin/netbackd demo
@@ -19,7 +21,7 @@ demo: build ## guests' traffic through netbackd, no Xen needed
 test: build cross ## everything: vet, units with the race detector, scenarios
 	./test/run
 
-test-xen: build ## scenarios on a real Xen under QEMU, from Debian's packages; root
+test-xen: build deb-pair ## scenarios on a real Xen under QEMU, from Debian's packages; root
 	./test/xen/build
 	./test/xen/run
 
@@ -39,9 +41,19 @@ cross: ## both architectures
 	GOARCH=amd64 $(GO) build -o /dev/null ./...
 	GOARCH=arm64 $(GO) build -o /dev/null ./...
 
-install: build
-	install -D -m 755 bin/netbackd $(DESTDIR)$(PREFIX)/sbin/netbackd
-	install -D -m 644 systemd/netbackd.service $(DESTDIR)$(PREFIX)/lib/systemd/system/netbackd.service
+# Prints completions, so it is for this machine, whatever $(BIN) is for.
+bin/completer: build
+	GOOS= GOARCH= $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $@ ./cmd/netbackd
+
+install: bin/completer ## every file where it belongs, below DESTDIR
+	DESTDIR=$(DESTDIR) PREFIX=$(PREFIX) ./packaging/install $(BIN) bin/completer
+
+deb: bin/completer ## dist/netbackd_VERSION_ARCH.deb, without network, the same for the same sources
+	DIST=$(DIST) ./packaging/debian/build $(BIN) bin/completer $(shell $(GO) env GOARCH) $(VERSION)
+
+deb-pair: ## two packages to try an upgrade with
+	$(MAKE) --no-print-directory deb BIN=bin/netbackd-1 VERSION=1 DIST=dist/pair
+	$(MAKE) --no-print-directory deb BIN=bin/netbackd-2 VERSION=2 DIST=dist/pair
 
 clean:
-	rm -rf bin .cache
+	rm -rf bin dist .cache
