@@ -6,6 +6,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"os/exec"
 	"path/filepath"
 
 	"github.com/netbackd/netbackd/internal/control"
@@ -68,6 +70,11 @@ func (l *Lab) launch(ctx context.Context, name, ready string, args ...string) (*
 	if err != nil {
 		return nil, err
 	}
+	return await(ctx, p, ready)
+}
+
+// await waits until a part says ready.
+func await(ctx context.Context, p *Process, ready string) (*Process, error) {
 	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
 	defer cancel()
 	if err := p.WaitLog(ctx, ready); err != nil {
@@ -79,9 +86,29 @@ func (l *Lab) launch(ctx context.Context, name, ready string, args ...string) (*
 
 // StartDaemon starts netbackd, which must not be running.
 func (l *Lab) StartDaemon(ctx context.Context) error {
-	args := append([]string{"run", "--xen", l.XenDir(), "--run-dir", l.RunDir()}, l.opts.Daemon...)
-	p, err := l.launch(ctx, "netbackd", "ready", args...)
+	p, err := l.launch(ctx, "netbackd", "ready", l.daemonArgs()...)
 	l.daemon = p
+	return err
+}
+
+func (l *Lab) daemonArgs() []string {
+	return append([]string{"run", "--xen", l.XenDir(), "--run-dir", l.RunDir()}, l.opts.Daemon...)
+}
+
+// StartService starts netbackd as a service manager does: with more in its
+// environment, and with open files, which become its descriptors from 3 on.
+func (l *Lab) StartService(ctx context.Context, env []string, files []*os.File) error {
+	// Only after the fork it is known whose files these are.
+	args := append([]string{"-c", `LISTEN_PID=$$ exec "$0" "$@"`, l.opts.Exe}, l.daemonArgs()...)
+	p, err := start("netbackd", "/bin/sh", args, func(cmd *exec.Cmd) error {
+		cmd.Env = append(cmd.Env, env...)
+		cmd.ExtraFiles = files
+		return netns.StartHere(cmd)
+	})
+	if err != nil {
+		return err
+	}
+	l.daemon, err = await(ctx, p, "ready")
 	return err
 }
 

@@ -1,0 +1,241 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package scenario
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/netbackd/netbackd/internal/guest"
+	"github.com/netbackd/netbackd/internal/traffic"
+	"github.com/netbackd/netbackd/pkg/dataplane"
+)
+
+// manager is a service manager: it hears what the daemon says, keeps files for it,
+// and hands them to the next one.
+type manager struct {
+	w    *world
+	conn *net.UnixConn
+
+	mu    sync.Mutex // guards all below
+	said  []string
+	names []string
+	files []int
+}
+
+func (w *world) manager() *manager {
+	path := filepath.Join(w.XenDir(), "..", "notify")
+	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Net: "unixgram", Name: path})
+	w.must(err)
+	m := &manager{w: w, conn: conn}
+	ended := make(chan struct{})
+	go func() { defer close(ended); m.serve() }()
+	w.t.Cleanup(func() { _ = conn.Close(); <-ended; m.drop(func(string) bool { return true }) })
+	return m
+}
+
+// start starts a daemon with the files that were kept.
+func (m *manager) start() {
+	m.w.t.Helper()
+	m.mu.Lock()
+	env := []string{
+		"NOTIFY_SOCKET=" + m.conn.LocalAddr().String(), "WATCHDOG_USEC=3000000",
+		fmt.Sprintf("LISTEN_FDS=%d", len(m.files)), "LISTEN_FDNAMES=" + strings.Join(m.names, ":"),
+	}
+	var files []*os.File // copies; the daemon may have its own dropped at once
+	for _, fd := range m.files {
+		own, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+		m.w.must(err)
+		files = append(files, os.NewFile(uintptr(own), "kept"))
+	}
+	m.mu.Unlock()
+	m.w.must(m.w.StartService(m.w.ctx, env, files))
+	for _, f := range files {
+		m.w.must(f.Close())
+	}
+}
+
+// serve hears the daemon until the socket is closed.
+func (m *manager) serve() {
+	text, rights := make([]byte, 4096), make([]byte, 64)
+	for {
+		n, rn, _, _, err := m.conn.ReadMsgUnix(text, rights)
+		if err != nil {
+			return
+		}
+		file := -1
+		if c, err := unix.ParseSocketControlMessage(rights[:rn]); err == nil && len(c) == 1 {
+			if fds, err := unix.ParseUnixRights(&c[0]); err == nil && len(fds) == 1 {
+				unix.CloseOnExec(fds[0])
+				file = fds[0]
+			}
+		}
+		m.hear(string(text[:n]), file)
+	}
+}
+
+func (m *manager) hear(text string, file int) {
+	_, name, _ := strings.Cut(text, "FDNAME=")
+	switch {
+	case strings.HasPrefix(text, "FDSTORE=1"):
+		m.mu.Lock()
+		m.names, m.files = append(m.names, name), append(m.files, file)
+		m.mu.Unlock()
+		return
+	case strings.HasPrefix(text, "FDSTOREREMOVE=1"):
+		m.drop(func(n string) bool { return n == name })
+	case file >= 0: // a barrier
+		_ = unix.Close(file)
+	}
+	m.mu.Lock()
+	m.said = append(m.said, text)
+	m.mu.Unlock()
+}
+
+// drop closes files that are kept.
+func (m *manager) drop(which func(name string) bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var names []string
+	var files []int
+	for i, n := range m.names {
+		if which(n) {
+			_ = unix.Close(m.files[i])
+		} else {
+			names, files = append(names, n), append(files, m.files[i])
+		}
+	}
+	m.names, m.files = names, files
+}
+
+func (m *manager) kept() string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	names := slices.Sorted(slices.Values(m.names))
+	return strings.Join(names, " ")
+}
+
+func (m *manager) heard(text string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Contains(m.said, text)
+}
+
+// Under a service manager that keeps the queues of TAPs the host notices no more of
+// a restart, or of a kill, than the guest does: the carrier stays, and packets sent
+// while no daemon runs are delivered by the next one.
+func TestServiceRestartedKeepsWhatWaits(t *testing.T) {
+	const packets = 300 // fewer than a queue holds
+	w := newWorld(t)
+	m := w.manager()
+	g := w.guest(queues(2))
+	server, err := g.UDPServe(w.ctx, guest.ServeArgs{Addr: ":5009"})
+	w.must(err)
+	var kept uint64
+	send := func(n int) {
+		t.Helper()
+		c, err := traffic.DialUDP(w.ctx, g.ip+":5009", "")
+		w.must(err)
+		_, err = traffic.SendUDP(w.ctx, c, traffic.UDPSend{Count: n, Size: 64, Stream: 7 + kept, NoReport: true})
+		w.must(err)
+		kept += uint64(n)
+	}
+	// The first one, without a manager, leaves a TAP that persists.
+	w.must(w.Daemon().Stop())
+	m.start()
+	g.serving()
+	w.wait("the manager to keep both queues", func() bool { return m.kept() == fmt.Sprintf("tap-%d.0-0 tap-%d.0-1", g.Domid, g.Domid) })
+	g.waitLink()
+	w.wait("the watchdog to be fed", func() bool { return m.heard("WATCHDOG=1") })
+	if !m.heard("READY=1") || !m.heard("STATUS=serving 1 vif") {
+		t.Errorf("the manager heard %q", m.said)
+	}
+	g.pings(3)
+	before := w.link(g.Domid, g.Devid).Attrs()
+	for round, end := range []func(){
+		func() { w.must(w.Daemon().Stop()) },
+		func() { w.Daemon().Kill() },
+		func() { w.Daemon().Kill() },
+	} {
+		end()
+		if l := w.link(g.Domid, g.Devid); l == nil || l.Attrs().RawFlags&unix.IFF_LOWER_UP == 0 {
+			t.Errorf("round %d: no carrier while no daemon runs", round)
+		}
+		send(packets)
+		m.start()
+		g.serving()
+		w.wait(fmt.Sprintf("all packets of round %d", round), func() bool {
+			results, err := g.UDPResults(w.ctx, server)
+			w.must(err)
+			var got uint64
+			for _, r := range results {
+				got += r.Received
+			}
+			return got == kept
+		})
+	}
+	if !m.heard("STOPPING=1") || !m.heard("BARRIER=1") {
+		t.Errorf("the manager heard %q", m.said)
+	}
+	after := w.link(g.Domid, g.Devid).Attrs()
+	if after.Index != before.Index || after.Statistics.TxDropped != before.Statistics.TxDropped {
+		t.Errorf("index %d, before %d; %d packets dropped", after.Index, before.Index, after.Statistics.TxDropped-before.Statistics.TxDropped)
+	}
+	g.innocentAfterKill()
+	_, err = w.Detach(w.ctx, g.Domid, g.Devid)
+	w.must(err)
+	w.vifGone(g.Domid, g.Devid)
+	w.wait("the manager to keep nothing", func() bool { return m.kept() == "" })
+}
+
+// Streams in both directions go on over kills under a service manager.
+func TestServiceKilledUnderTraffic(t *testing.T) {
+	w := newWorld(t)
+	m := w.manager()
+	g := w.guest(queues(4))
+	w.must(w.Daemon().Stop())
+	m.start()
+	g.serving()
+	there, back := g.streaming(24<<20), g.streamed(24<<20)
+	var away times
+	for range 4 {
+		g.waitCounter(dataplane.TxBytes, 1<<20)
+		g.waitCounter(dataplane.RxBytes, 1<<20)
+		w.Daemon().Kill()
+		begin := time.Now()
+		m.start()
+		g.serving()
+		away = append(away, time.Since(begin))
+	}
+	there()
+	back()
+	t.Logf("from the kill until served again: %v", away)
+	g.innocentAfterKill()
+	g.pings(5)
+}
+
+// What a manager keeps of vifs that went while no daemon ran is given up.
+func TestServiceOfGuestsThatAreGone(t *testing.T) {
+	w := newWorld(t)
+	m := w.manager()
+	w.must(w.Daemon().Stop())
+	m.start()
+	g := w.guest()
+	w.wait("the manager to keep the queue", func() bool { return m.kept() != "" })
+	w.Daemon().Kill()
+	w.must(g.Stop())
+	w.must(w.Hypervisor().Destroy(g.Domid))
+	w.must(w.Store().Remove(w.BackPath(g.Domid, g.Devid)))
+	m.start()
+	w.wait("the manager to keep nothing", func() bool { return m.kept() == "" })
+	w.wait("the interface to go", func() bool { return w.link(g.Domid, g.Devid) == nil })
+}
