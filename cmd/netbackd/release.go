@@ -24,8 +24,9 @@ be off, or it cuts off all their guests:
   ` + handover.SafeLoad + `
 
 Release refuses where the kernel would close the vif, because its guest has more
-queues than the driver takes, and where the guest has said which multicast it wants:
-the kernel would not know, and drop all of it.`,
+queues than the driver takes. And it refuses where the guest would lose what it says
+only once: which multicast it wants, since the kernel would not know and drop all of
+it, and what it settled by a control ring.`,
 		Example:           "  netbackd release vif3.0",
 		Args:              args(cobra.ExactArgs(1)),
 		ValidArgsFunction: completeVif,

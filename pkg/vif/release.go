@@ -10,6 +10,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/netbackd/netbackd/pkg/tap"
+	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
 // Reasons why a vif cannot be released.
@@ -47,6 +48,12 @@ func (v *Vif) release() (lost int, err error) {
 		return 0, fmt.Errorf("%w: %s", ErrNotOpen, v.trouble)
 	case v.link != nil && v.link.front.features.mcast:
 		return 0, ErrMcast
+	}
+	switch _, err := v.cfg.Store.Read(v.nodes.front + "/" + ctrlRingKey); {
+	case err == nil:
+		return 0, ErrCtrlRing
+	case !errors.Is(err, xenstore.ErrNotExist):
+		return 0, err
 	}
 	if v.link != nil {
 		l := v.link

@@ -153,6 +153,15 @@ func TestReleaseRefused(t *testing.T) {
 		}
 		w.wantHeld("2 pages, 1 handles, 1 ports")
 	})
+	t.Run("control ring", func(t *testing.T) {
+		w := newWorld(t)
+		w.up(1)
+		w.must(w.guest.Write(frontDir+"/ctrl-ring-ref", "9"))
+		if _, err := w.v.release(); !errors.Is(err, ErrCtrlRing) {
+			t.Errorf("got %v", err)
+		}
+		w.wantHeld("2 pages, 1 handles, 1 ports")
+	})
 	t.Run("closed", func(t *testing.T) {
 		w := newWorld(t)
 		w.up(1)
@@ -214,4 +223,26 @@ func TestCanTakeOver(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestOverwritten: the kernel's driver is loaded while netbackd serves, and closes what
+// it cannot have. That is mended as long as the guest has not seen it.
+func TestOverwritten(t *testing.T) {
+	w := newWorld(t)
+	w.attach()
+	w.wantSteps("publish init-wait")
+	w.must(w.tool.Write(backDir+"/state", "5"))
+	w.must(w.tool.Remove(backDir + "/hotplug-status")) // as the driver does
+	w.wantSteps("init-wait")
+	w.wantState("2")
+	w.plugIn()
+	w.rings(1, false)
+	w.frontState(Connected)
+	w.wantSteps("connect plug connected")
+	w.must(w.tool.Write(backDir+"/state", "5"))
+	if steps, _ := w.look(); len(steps) > 0 {
+		t.Errorf("steps %v: the guest is to decide", steps)
+	}
+	w.frontState(Closed)
+	w.wantSteps("disconnect closing closed")
 }

@@ -7,14 +7,17 @@ import (
 	"fmt"
 )
 
-// What a guest may have settled with another back end that would be lost.
+// What a guest settles with a back end once, so that a change of back ends loses it.
 var (
-	// ErrCtrlRing: the guest has told the other back end through its control ring
-	// how to spread packets over the queues. It would not say so again.
-	ErrCtrlRing = errors.New("its guest has a control ring with the other back end")
+	// ErrCtrlRing: the guest has said through its control ring how to spread packets
+	// over the queues, and which pages stay mapped.
+	ErrCtrlRing = errors.New("its guest has a control ring, and would not tell another back end what it has settled there")
 	// ErrXDP: the guest has had the other back end leave room before each packet.
 	ErrXDP = errors.New("its guest runs an XDP program on the interface and needs room before each packet")
 )
+
+// ctrlRingKey is the frontend's key by which it has a control ring.
+const ctrlRingKey = "ctrl-ring-ref"
 
 // CanTakeOver reports what stands against serving the vif in the backend
 // directory at path, whose guest may be connected to another back end: nil, or an
@@ -34,7 +37,7 @@ func CanTakeOver(s Store, path string, maxQueues int) error {
 	if front, err := parseState(state); k.err != nil || err != nil || front != Connected {
 		return k.err // nothing is settled yet
 	}
-	if _, has := k.get("ctrl-ring-ref"); has {
+	if _, has := k.get(ctrlRingKey); has {
 		return ErrCtrlRing
 	}
 	if room, has := k.get("xdp-headroom"); has && room != "0" {
