@@ -32,7 +32,7 @@ func startCounter(bridge int, mac net.HardwareAddr) (*counter, error) {
 		return nil, fmt.Errorf("%q is no address of a guest", mac)
 	}
 	c := &counter{bridge: bridge, ports: map[int]bool{}, left: map[int]int{}}
-	links, err := netlink.LinkList()
+	links, err := dump(netlink.LinkList)
 	if err != nil {
 		return nil, err
 	}

@@ -71,7 +71,7 @@ func (p *place) copyable() (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	addrs, err := netlink.AddrList(l, unix.AF_UNSPEC)
+	addrs, err := dump(func() ([]netlink.Addr, error) { return netlink.AddrList(l, unix.AF_UNSPEC) })
 	if err != nil {
 		return false, err
 	}
@@ -80,8 +80,20 @@ func (p *place) copyable() (bool, error) {
 			return false, nil
 		}
 	}
-	routes, err := netlink.RouteList(l, unix.AF_INET)
+	routes, err := dump(func() ([]netlink.Route, error) { return netlink.RouteList(l, unix.AF_INET) })
 	return len(routes) == 0, err
+}
+
+// dump lists something of the kernel's, again if it was changed meanwhile: on a host
+// where guests come and go that is so now and then.
+func dump[T any](list func() ([]T, error)) (all []T, err error) {
+	const tries = 20
+	for range tries {
+		if all, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	return all, err
 }
 
 // give puts another interface into this place.

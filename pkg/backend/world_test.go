@@ -248,6 +248,9 @@ func (w *world) detach(domid, devid int) {
 func (w *world) taps() map[string]int {
 	w.t.Helper()
 	links, err := netlink.LinkList()
+	for errors.Is(err, netlink.ErrDumpInterrupted) { // it changed meanwhile
+		links, err = netlink.LinkList()
+	}
 	w.must(err)
 	taps := map[string]int{}
 	for _, l := range links {
