@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+# shellcheck shell=bash
+#
+# What a guest's configuration says of its network, each on a vif of its own: an MTU
+# of 9000 gets pings through in one piece; a rate holds for all queues of the vif
+# together; a name given to the interface is known to a netbackd started anew.
+
+start_netbackd --max-queues 2
+make_bridge xenbr0 10.0.0.1/24
+make_bridge xenbr9 10.0.9.1/24
+ip link set xenbr9 mtu 9000
+guest u1 vcpus=2 "vif=bridge=xenbr9,mtu=9000 bridge=xenbr0,rate=20Mb/s bridge=xenbr0,vifname=web0"
+# The script takes the name for the vif's when it tells the guest its MTU.
+xenstore-rm /local/domain/web0 2>/dev/null || true
+netbackd list
+
+say "mtu"
+pieces() { on "$1" "awk '/^Ip: [0-9]/ { print \$15, \$19 }' /proc/net/snmp"; }
+in_guest u1 "ip link set eth0 mtu 9000"
+address u1 10.0.9.2/24
+eventually 60 "the guest answers" reach 10.0.9.2
+before="$(pieces dom0) $(pieces u1)"
+ping -q -c 5 -i 0.2 -W 5 -s 8972 10.0.9.2 | tail -n 1
+in_guest u1 "ping -q -c 5 -i 0.2 -W 5 -s 8972 10.0.9.1" | tail -n 1
+same "packets in pieces" "$(pieces dom0) $(pieces u1)" "$before"
+ping -q -c 1 -s 8973 10.0.9.2 | tail -n 1
+[ "$(pieces dom0) $(pieces u1)" != "$before" ]
+netbackd show "$(vif u1)" | grep '^mtu '
+begin_transfer dom0 u1 10.0.9.2 5001 8
+begin_transfer u1 dom0 10.0.9.1 5002 8
+end_transfer u1 5001 8 240
+end_transfer dom0 5002 8 240
+
+say "rate"
+address u1 10.0.0.2/24 eth1
+eventually 60 "the guest answers" reach 10.0.0.2
+iperf3 -s -D
+rate=$(in_guest u1 "iperf3 -c $DOM0 -P 8 -t 5 -f k" | awk '/SUM.*receiver/ { print $6 }')
+say "8 flows from the guest: $rate kbit/s"
+netbackd show "$(vif u1 1)"
+used=$(netbackd show "$(vif u1 1)" | awk '/^QUEUE/ { on = 1; next } !NF { on = 0 } on && $3 > 50 { n++ } END { print n + 0 }')
+same "queues with traffic" "$used" 2
+[ "$rate" -gt 14000 ]
+[ "$rate" -lt 23000 ]
+[ "$(counter "$(vif u1 1)" rate_waits)" -gt 0 ]
+free=$(in_guest u1 "iperf3 -c $DOM0 -t 2 -f k -R" | awk '/receiver/ { print $7 }')
+say "to the guest, where there is no limit: $free kbit/s"
+[ "$free" -gt 40000 ]
+
+say "vifname"
+in_guest u1 "ip link set eth1 down"
+address u1 10.0.0.3/24 eth2
+eventually 60 "the guest answers" reach 10.0.0.3
+same "interface" "$(netbackd show web0 | grep -E '^(vif|interface) ' | xargs)" \
+	"vif $(vif u1 2) (domain ${DOMID[u1]}, device 2) interface web0, up, carrier on"
+kill_netbackd
+start_netbackd --max-queues 2
+eventually 60 "the guest answers" reach 10.0.0.3
+netbackd show web0 | grep -E '^interface +web0, up, carrier on'
+same "interfaces of this vif" "$(cd /sys/class/net && echo web0* "$(vif u1 2)"*)" "web0 $(vif u1 2)*"
