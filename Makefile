@@ -18,11 +18,10 @@ build: ## bin/netbackd, static
 demo: build ## guests' traffic through netbackd, no Xen needed
 	./bin/netbackd demo
 
-test: build cross ## everything: vet, units with the race detector, scenarios
+test: build cross ## everything: vet, units with the race detector, scenarios on both Xens
 	./test/run
 
-test-xen: build deb-pair ## scenarios on a real Xen under QEMU, from Debian's packages; root
-	./test/xen/build
+test-xen: build deb-pair ## scenarios on a real Xen under QEMU, from Debian's packages
 	./test/xen/run
 
 bench-xen: build ## netbackd beside the kernel's netback on a real Xen under QEMU

@@ -60,7 +60,7 @@ clean() {
 } >/dev/null 2>&1
 
 {
-	read -r limit
+	read -r limit keep
 	while read -r name; do
 		echo "$name" >/host/current
 		logs=/host/logs/$name
@@ -77,11 +77,11 @@ clean() {
 		took=${took%?}.${took: -1}
 		case $code in
 		0) result="ok $name $took" ;;
-		124 | 137 | 143) result="FAIL $name $took: over its limit of $limit s" ;;
+		124 | 137 | 143) result="FAIL $name $took over its limit of $limit s" ;;
 		*) result="FAIL $name $took" ;;
 		esac
 		tail -c +$((printed + 1)) /host/output >"$logs/output"
-		collect "$logs"
+		[ $code = 0 ] && [ -z "$keep" ] || collect "$logs"
 		echo "$result" | tee -a /host/results
 		clean || {
 			echo "-- dom0 is booted anew"
