@@ -130,6 +130,11 @@ func (f *runFlags) run(ctx context.Context) (err error) {
 		return errors.Join(err, listener.Close())
 	}
 	defer pool.Close()
+	// A worker that waits in the kernel holds its processor of Go's scheduler.
+	// When none is free the runtime takes it away within 20 µs, and then again
+	// after each wake, with a thread that sleeps 20 µs at a time: more work than
+	// the wake itself. One that is free ends that.
+	runtime.GOMAXPROCS(max(runtime.GOMAXPROCS(0), pool.Workers()+1))
 
 	b := backend.New(backend.Config{
 		Dial: h.DialStore, Host: h, Pool: pool, Log: log,
