@@ -6,6 +6,7 @@ import (
 	"math"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -19,6 +20,8 @@ const minBurst = 131072
 // number. While queues wait, what comes in is split evenly among those. A nil
 // Limiter does not limit.
 type Limiter struct {
+	limited atomic.Bool // there is a rate
+
 	mu      sync.Mutex // taken twice per pass, never per packet
 	rate    float64    // octets per nanosecond; 0 means unlimited
 	burst   float64
@@ -42,6 +45,7 @@ func (l *Limiter) Set(bytes uint64, interval time.Duration) {
 		s.tokens = 0
 	}
 	l.rate = 0
+	l.limited.Store(false)
 	if bytes == 0 || interval <= 0 {
 		return
 	}
@@ -49,7 +53,12 @@ func (l *Limiter) Set(bytes uint64, interval time.Duration) {
 	l.burst = max(float64(bytes), minBurst)
 	l.tokens = l.burst
 	l.last = time.Time{}
+	l.limited.Store(true)
 }
+
+// limits reports whether there is a rate, so that the time matters to take and
+// settle.
+func (l *Limiter) limits() bool { return l != nil && l.limited.Load() }
 
 // unlimited is what take gives when there is no limit: more than a ring can ask
 // for.

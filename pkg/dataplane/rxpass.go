@@ -108,14 +108,14 @@ func (w *worker) rxBlocked(q *Queue) (more bool, err error) {
 		return !q.hold.empty(), nil
 	}
 	if q.blockedSince.IsZero() {
-		q.blockedSince = w.now
+		q.blockedSince = w.time()
 	}
-	if q.canStall() && w.now.Sub(q.blockedSince) >= cfg.Stall {
+	if q.canStall() && w.time().Sub(q.blockedSince) >= cfg.Stall {
 		q.stalled = true
 		cfg.Notice(Notice{Kind: Stalled, Queue: q.index})
 	}
 	dropped := false
-	for !q.hold.empty() && w.now.Sub(q.hold.head().since) >= q.drainAfter {
+	for !q.hold.empty() && w.time().Sub(q.hold.head().since) >= q.drainAfter {
 		q.hold.pop()
 		w.tally[DropRxStalled]++
 		dropped = true
@@ -129,7 +129,7 @@ func (w *worker) rxBlocked(q *Queue) (more bool, err error) {
 		return false, nil
 	}
 	if !cfg.RxNotify {
-		q.pollAt = w.now.Add(noNotifyPoll)
+		q.pollAt = w.time().Add(noNotifyPoll)
 	}
 	// A new head may need fewer slots.
 	return dropped, nil
@@ -212,7 +212,7 @@ func (w *worker) takeFrame(q *Queue, b *rxBatch, f rxFrame) {
 		w.tally[DropRxStalled]++
 		return
 	}
-	if !q.hold.push(frame, &plan, w.now) {
+	if !q.hold.push(frame, &plan, w.time()) {
 		w.tally[DropRxBacklog]++
 		return
 	}

@@ -74,6 +74,28 @@ func TestOnePacket(t *testing.T) {
 	})
 }
 
+// TestNobodyAsksForTheTime while packets pass and nothing waits.
+func TestNobodyAsksForTheTime(t *testing.T) {
+	inModes(t, allModes[:2], func(t *testing.T, m mode) {
+		cfg := full
+		cfg.Limiter = new(Limiter)
+		b := newBed(t, m, setup{cfg: cfg})
+		f := b.front()
+		f.post(100)
+		b.settle()
+		b.w.clock = func() time.Time { t.Error("the clock was read"); return b.now }
+		f.fill()
+		f.push()
+		for i := range 10 {
+			b.host.sendPlain(udp(i, 1))
+		}
+		b.settle()
+		if n := len(f.received()); n != 10 {
+			t.Errorf("%d packets delivered", n)
+		}
+	})
+}
+
 // TestNotify: the guest gets an event when it asked for one, once per batch.
 func TestNotify(t *testing.T) {
 	inModes(t, allModes[:2], func(t *testing.T, m mode) {

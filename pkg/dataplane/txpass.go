@@ -31,13 +31,17 @@ const maxRateWait = time.Second
 func (w *worker) txPass(q *Queue) (more bool, err error) {
 	b := &w.tx
 	lim := q.conn.cfg.Limiter
-	b.reset(lim.take(w.now, &q.share, creditStep))
+	var now time.Time
+	if lim.limits() {
+		now = w.time()
+	}
+	b.reset(lim.take(now, &q.share, creditStep))
 	err = q.parseTx(b, &w.tally)
 	if b.credit != unlimited || q.share.waiting {
 		waited := q.share.waiting
-		wait := lim.settle(w.now, &q.share, b.credit-b.bytes, b.want)
+		wait := lim.settle(now, &q.share, b.credit-b.bytes, b.want)
 		if b.want != 0 {
-			q.rateUntil = w.now.Add(min(wait, maxRateWait))
+			q.rateUntil = w.time().Add(min(wait, maxRateWait))
 		}
 		if wait > 0 && !waited {
 			w.tally[RateWaits]++

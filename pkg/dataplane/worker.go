@@ -53,7 +53,7 @@ type worker struct {
 	timed  []*Queue // have a deadline
 	load   int      // queues attached; guarded by pool.mu
 
-	now    time.Time // when this round began
+	now    time.Time // of this round; zero until it is asked for
 	alarm  time.Time // no deadline of timed is earlier; zero if there is none
 	busy   int       // done since events were asked for; see busyLimit
 	tally  tally
@@ -305,7 +305,7 @@ func (w *worker) run(started chan<- struct{}) {
 		case w.busy >= busyLimit:
 			err = w.poll(0)
 		default:
-			w.now = w.clock()
+			w.now = time.Time{}
 		}
 		if err != nil {
 			w.pool.warn(fmt.Errorf("worker %d ends: %w", w.index, err))
@@ -316,12 +316,21 @@ func (w *worker) run(started chan<- struct{}) {
 	}
 }
 
+// time is when this round began, more or less. Most rounds have no use for it, and
+// where the vDSO cannot read Xen's clock it is a system call.
+func (w *worker) time() time.Time {
+	if w.now.IsZero() {
+		w.now = w.clock()
+	}
+	return w.now
+}
+
 // poll asks the kernel for events and waits for up to timeout milliseconds, or
 // for ever if that is negative.
 func (w *worker) poll(timeout int) error {
 	n, err := unix.EpollWait(w.epfd, w.events[:], timeout)
 	w.busy = 0
-	w.now = w.clock()
+	w.now = time.Time{}
 	if err != nil && !errors.Is(err, unix.EINTR) {
 		return fmt.Errorf("epoll_wait: %w", err)
 	}
@@ -475,9 +484,9 @@ func (w *worker) unmask(q *Queue) error {
 	if q.spurious > spuriousLimit {
 		if q.unmaskAt.IsZero() {
 			delay := time.Millisecond << min(q.spurious-spuriousLimit-1, 4)
-			q.unmaskAt = w.now.Add(min(delay, maxUnmaskDelay))
+			q.unmaskAt = w.time().Add(min(delay, maxUnmaskDelay))
 		}
-		if w.now.Before(q.unmaskAt) {
+		if w.time().Before(q.unmaskAt) {
 			return nil
 		}
 	}
@@ -541,20 +550,20 @@ func earlier(a, b time.Time) time.Time {
 
 // expire schedules the queues whose deadline has come.
 func (w *worker) expire() {
-	if w.alarm.IsZero() || w.now.Before(w.alarm) {
+	if w.alarm.IsZero() || w.time().Before(w.alarm) {
 		return
 	}
 	w.alarm = time.Time{}
 	for _, q := range w.timed {
 		d := q.deadline()
-		if w.now.Before(d) {
+		if w.time().Before(d) {
 			w.alarm = earlier(w.alarm, d)
 			continue
 		}
-		if !w.now.Before(q.rateUntil) {
+		if !w.time().Before(q.rateUntil) {
 			q.rateUntil = time.Time{}
 		}
-		if !w.now.Before(q.pollAt) {
+		if !w.time().Before(q.pollAt) {
 			q.pollAt = time.Time{}
 		}
 		w.schedule(q)
