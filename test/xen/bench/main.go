@@ -43,7 +43,7 @@ func command(args []string) error {
 		flags.StringVar(&p.Backend, "backend", "", "label of the back end")
 		flags.IntVar(&p.Phase, "phase", 0, "number of the phase")
 		flags.Float64Var(&p.scale, "scale", 1, "how much work, relative to the standard")
-		flags.IntVar(&p.reps, "reps", 3, "how often each item is measured")
+		flags.IntVar(&p.reps, "reps", 2, "how often each item is measured")
 		flags.IntVar(&p.daemon, "daemon", 0, "process whose system calls are counted")
 		flags.StringVar(&p.only, "only", "", "the one item to measure")
 		flags.BoolVar(&p.trace, "trace", false, "count hypercalls and system calls, too")

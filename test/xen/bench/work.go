@@ -298,13 +298,13 @@ func (it *item) units(scale float64) int {
 }
 
 var items = []item{
-	{"tcp guest to dom0", "MiB", 24, openStream(opSend)},
-	{"tcp dom0 to guest", "MiB", 24, openStream(opSink)},
-	{"udp 64 guest to dom0", "packet", 3072, openDatagrams(opSend, 64)},
-	{"udp 1472 guest to dom0", "packet", 3072, openDatagrams(opSend, 1472)},
-	{"udp 64 dom0 to guest", "packet", 3072, openDatagrams(opSink, 64)},
-	{"udp 1472 dom0 to guest", "packet", 3072, openDatagrams(opSink, 1472)},
-	{"ping", "ping", 128, openPing},
+	{"tcp guest to dom0", "MiB", 12, openStream(opSend)},
+	{"tcp dom0 to guest", "MiB", 12, openStream(opSink)},
+	{"udp 64 guest to dom0", "packet", 1536, openDatagrams(opSend, 64)},
+	{"udp 1472 guest to dom0", "packet", 1536, openDatagrams(opSend, 1472)},
+	{"udp 64 dom0 to guest", "packet", 1536, openDatagrams(opSink, 64)},
+	{"udp 1472 dom0 to guest", "packet", 1536, openDatagrams(opSink, 1472)},
+	{"ping", "ping", 384, openPing},
 }
 
 func connect(kind int, to netip.Addr, port int) (int, error) {
