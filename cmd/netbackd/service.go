@@ -76,11 +76,11 @@ func (s *service) stopped() {
 	s.check(s.notify.Barrier(ctx))
 }
 
-// status says what the daemon does.
+// status says how many vifs there are, whoever serves them.
 func (s *service) status() {
-	text := fmt.Sprintf("serving %d vifs", s.vifs())
+	text := fmt.Sprintf("%d vifs", s.vifs())
 	if n := s.vifs(); n == 1 {
-		text = "serving 1 vif"
+		text = "1 vif"
 	}
 	if text != s.said {
 		s.said = text

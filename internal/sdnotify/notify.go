@@ -31,7 +31,7 @@ const sendTimeout = 5 * time.Second
 // Notifier sends messages to the service manager. It is safe for concurrent use.
 // All methods of a nil Notifier succeed and do nothing.
 type Notifier struct {
-	addr     *unix.SockaddrUnix
+	addr     string // a path, or a name with an "@" before it
 	watchdog time.Duration
 }
 
@@ -62,7 +62,7 @@ func parseSocket(path string) (*Notifier, error) {
 	case path == "":
 		return nil, nil
 	case path[0] == '/', path[0] == '@' && len(path) > 1:
-		return &Notifier{addr: &unix.SockaddrUnix{Name: path}}, nil
+		return &Notifier{addr: path}, nil
 	}
 	return nil, fmt.Errorf("$%s is %q, want a path or an abstract socket's name", envSocket, path)
 }
@@ -196,8 +196,10 @@ func (n *Notifier) send(message string, fd int) (err error) {
 		rights = unix.UnixRights(fd)
 	}
 	for {
-		// The name may begin with an "@", for which unix.Sendmsg knows what to do.
-		err = unix.Sendmsg(sock, []byte(message), rights, n.addr, unix.MSG_NOSIGNAL)
+		// An address is written to when it is used: each call has its own. For
+		// an "@" it knows what to do.
+		to := &unix.SockaddrUnix{Name: n.addr}
+		err = unix.Sendmsg(sock, []byte(message), rights, to, unix.MSG_NOSIGNAL)
 		if err != unix.EINTR {
 			return err
 		}

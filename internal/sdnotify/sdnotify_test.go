@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -185,6 +186,28 @@ func TestNoManager(t *testing.T) {
 	}
 }
 
+// TestManyAtOnce: vifs come and go while the watchdog is fed.
+func TestManyAtOnce(t *testing.T) {
+	const each, senders = 50, 8
+	m, n := connected(t)
+	var wg sync.WaitGroup
+	for range senders {
+		wg.Go(func() {
+			for range each {
+				if err := n.Alive(); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	for range each * senders {
+		if got, _ := m.next(); got != "WATCHDOG=1" {
+			t.Errorf("got %q", got)
+		}
+	}
+	wg.Wait()
+}
+
 // TestManagerGone: an error says what could not be said.
 func TestManagerGone(t *testing.T) {
 	m, n := connected(t)
@@ -206,7 +229,7 @@ func TestParseSocket(t *testing.T) {
 		case err != nil:
 			got = "error"
 		case n != nil:
-			got = n.addr.Name
+			got = n.addr
 		}
 		if got != tt.want {
 			t.Errorf("%q: got %q, %v; want %q", tt.in, got, err, tt.want)
