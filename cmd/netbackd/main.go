@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/netbackd/netbackd/internal/control"
+	"github.com/netbackd/netbackd/internal/handover"
 )
 
 // Exit codes besides 0 and 1.
@@ -47,7 +48,7 @@ func exitCode(err error) int {
 		return exitUsage
 	case errors.Is(err, control.ErrNotRunning):
 		return exitNotRunning
-	case errors.Is(err, errNoVif):
+	case errors.Is(err, errNoVif), errors.Is(err, control.ErrNotFound), errors.Is(err, handover.ErrNoVif):
 		return exitNoVif
 	}
 	return 1

@@ -103,6 +103,8 @@ var (
 	ErrOurs = errors.New("netbackd serves it already")
 	// ErrKernels: there is nothing to release.
 	ErrKernels = errors.New("the kernel's xen-netback serves it already")
+	// ErrNoVif: netbackd serves no vif of that name.
+	ErrNoVif = errors.New("netbackd serves no such vif")
 	// ErrNoDriver: there is no driver to take a vif from or to give it to.
 	ErrNoDriver = errors.New("the kernel's xen-netback is not loaded")
 )

@@ -128,7 +128,7 @@ func (m *Mover) notKernels(ctx context.Context, id ID) error {
 		}
 	}
 	if !known && !m.Kernel.Loaded() {
-		return fmt.Errorf("%s: %w, and netbackd serves no such vif", id.Name(), ErrNoDriver)
+		return fmt.Errorf("%s: %w, and %w", id.Name(), ErrNoVif, ErrNoDriver)
 	}
 	// One that was lost half-way: nobody has it, and claiming it is safe.
 	if err := m.Daemon.Claim(ctx, id.Name()); err != nil {
@@ -176,7 +176,7 @@ func (m *Mover) Release(ctx context.Context, id ID) (r Report, err error) {
 		err = mv.place(ctx, to)
 	}
 	if err == nil && mv.connected {
-		err = m.await(ctx, id, m.kernelServes)
+		err = m.await(ctx, id, mv.kernelServes)
 	}
 	return mv.end(err)
 }
@@ -192,7 +192,7 @@ func (m *Mover) status(ctx context.Context, id ID) (*vif.Status, error) {
 			return s, nil
 		}
 	}
-	return nil, fmt.Errorf("netbackd serves no %s", id.Name())
+	return nil, fmt.Errorf("%s: %w", id.Name(), ErrNoVif)
 }
 
 // serves: does netbackd let the guest's packets pass?
@@ -207,18 +207,24 @@ func (m *Mover) serves(ctx context.Context, id ID) (bool, error) {
 	return s.State == vif.Connected && len(s.Queues) > 0 && s.Carrier, nil
 }
 
-// kernelServes: does the kernel? It says so when the script is through.
-func (m *Mover) kernelServes(_ context.Context, id ID) (bool, error) {
-	dir, err := m.directory(id)
+// kernelServes: does the kernel? It says so when the script is through. A bridge
+// forwards when the kernel has taken notice of the carrier, which it does for interfaces
+// that are up already once a second.
+func (mv *move) kernelServes(context.Context, ID) (bool, error) {
+	state, err := mv.Store.Read(mv.dir + "/state")
+	switch {
+	case err != nil:
+		return false, err
+	case state == "5", state == "6":
+		return false, errors.New("xen-netback has closed the vif; `dmesg` says why")
+	case state != "4" || !mv.copy || !mv.from.up:
+		return state == "4", nil
+	}
+	l, err := netlink.LinkByName(mv.from.name)
 	if err != nil {
 		return false, err
 	}
-	state, err := m.Store.Read(dir + "/state")
-	switch state {
-	case "5", "6":
-		return false, errors.New("xen-netback has closed the vif; `dmesg` says why")
-	}
-	return state == "4", err
+	return l.Attrs().OperState == netlink.OperUp, nil
 }
 
 // await waits until a guest that is connected is served again.

@@ -428,7 +428,7 @@ func TestRefused(t *testing.T) {
 		}, true, "a control ring", []string{"can claim"}},
 		{"release without driver", func(b *bed) { b.ours, b.loaded = true, false }, false, "modprobe -i xen-netback", nil},
 		{"release what is the kernel's", func(b *bed) { b.kernel = true }, false, ErrKernels.Error(), nil},
-		{"release what is nobody's", func(b *bed) {}, false, "netbackd serves no vif1.0", nil},
+		{"release what is nobody's", func(b *bed) {}, false, "vif1.0: " + ErrNoVif.Error(), nil},
 		{"release more queues than the kernel takes", func(b *bed) { b.ours, b.queues = true, 3 }, false, "xen-netback takes 2", nil},
 		{"release what netbackd keeps", func(b *bed) {
 			b.ours = true

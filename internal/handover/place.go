@@ -3,6 +3,7 @@
 package handover
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"net"
@@ -102,25 +103,43 @@ func (p *place) give(name string) error {
 	if err != nil {
 		return fmt.Errorf("interface %s: %w", name, err)
 	}
-	// An interface can be renamed, and given an address, while it is down.
+	a := l.Attrs()
+	// An interface can be renamed, and given an address, while it is down. It goes up
+	// before all else: the kernel takes notice of a carrier that comes later at once,
+	// of one that was there up to a second later.
 	steps := []func() error{
-		func() error { return netlink.LinkSetDown(l) },
+		func() error {
+			if a.Flags&net.FlagUp == 0 || name == p.name && bytes.Equal(a.HardwareAddr, p.mac) {
+				return nil
+			}
+			return netlink.LinkSetDown(l)
+		},
 		func() error {
 			if name == p.name {
 				return nil
 			}
 			return netlink.LinkSetName(l, p.name)
 		},
-		func() error { return netlink.LinkSetHardwareAddr(l, p.mac) },
-		func() error { return netlink.LinkSetMTU(l, p.mtu) },
-		func() error { return netlink.LinkSetMasterByIndex(l, p.bridge) },
-		func() error { return setPort(p.name, p.port) },
+		func() error {
+			if bytes.Equal(a.HardwareAddr, p.mac) {
+				return nil
+			}
+			return netlink.LinkSetHardwareAddr(l, p.mac)
+		},
 		func() error {
 			if !p.up {
 				return nil
 			}
 			return netlink.LinkSetUp(l)
 		},
+		func() error {
+			if a.MTU == p.mtu {
+				return nil
+			}
+			return netlink.LinkSetMTU(l, p.mtu)
+		},
+		func() error { return netlink.LinkSetMasterByIndex(l, p.bridge) },
+		func() error { return setPort(p.name, p.port) },
 	}
 	for _, step := range steps {
 		if err := step(); err != nil {
