@@ -143,12 +143,6 @@ func (p *player) freedRef() (netif.Gref, error) {
 	return ref, g.Free()
 }
 
-// setKey sets a node for the next offer; "-" takes it away.
-func (p *player) setKey(key, value string) error {
-	p.keys = append(p.keys, setKey{key, value})
-	return nil
-}
-
 // ringKeys are the nodes that say where the rings are, and what every frontend
 // has to say.
 func (p *player) ringKeys() (keys []setKey) {

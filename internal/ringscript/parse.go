@@ -388,7 +388,10 @@ func parseKey(a *args) action {
 	if strings.HasPrefix(value, "@") && special[value] == nil {
 		a.fail("nothing is called %.40q", value)
 	}
-	return quiet(func(p *player) error { return p.setKey(key, value) })
+	return quiet(func(p *player) error {
+		p.keys = append(p.keys, setKey{key, value})
+		return nil
+	})
 }
 
 func parseState(a *args) action {

@@ -80,27 +80,26 @@ type player struct {
 	patience time.Duration
 
 	script  *Script
-	title   string // of the case
-	backend string
-	peer    uint16
+	title   string          // of the case
+	backend string          // path of its directory
+	peer    uint16          // its domain
 	watch   *xenstore.Watch // of the backend's state
 
-	keys  []setKey // for the next offer, beside those of the rings
-	wrote []string // by the last offer
-	names map[string]string
+	keys  []setKey          // for the next offer, beside those of the rings
+	wrote []string          // keys of the last offer
+	names map[string]string // of the grants and ports in it
 
 	queues []*queue
 	at     int      // the queue that directives are about
 	past   []*queue // that the backend may still have mapped
 
-	tx, rx             pool
-	foreign, readonly  *gntalloc.Pages
-	last               netif.Gref
-	outside            netfront.Events // channels that are no queue's
-	shutPort, foreignP string
+	tx, rx            pool
+	foreign, readonly *gntalloc.Pages
+	last              netif.Gref
+	outside           netfront.Events // channels that are no queue's
 }
 
-// setKey is a node for the next offer.
+// setKey is a node for the next offer; with the value "-" it is left out.
 type setKey struct{ key, value string }
 
 // pool is pages granted to the backend, used in turn.

@@ -364,7 +364,7 @@ func (p *player) content(f *frame, ids []uint16) (string, error) {
 		}
 	}
 	if !bytes.Equal(got, f.octets) {
-		return "", fmt.Errorf("content: got %d octets, % x..., want %s, %d octets, % x...", len(got), got[:min(len(got), 64)],
+		return "", fmt.Errorf("content: got %d octets that begin % x, want %s: %d octets that begin % x", len(got), got[:min(len(got), 64)],
 			f.name, len(f.octets), f.octets[:min(len(f.octets), 64)])
 	}
 	return "content " + f.name, nil
