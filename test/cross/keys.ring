@@ -11,8 +11,6 @@ key tx-ring-ref -
 offer
 backend 6
 error "key \"tx-ring-ref\""
-grants 0
-ports 0
 close
 reopen
 
@@ -22,8 +20,6 @@ key rx-ring-ref -
 offer
 backend 6
 error "key \"rx-ring-ref\""
-grants 0
-ports 0
 close
 reopen
 
@@ -33,8 +29,6 @@ key tx-ring-ref ""
 offer
 backend 6
 error "key \"tx-ring-ref\""
-grants 0
-ports 0
 close
 reopen
 
@@ -44,8 +38,6 @@ key rx-ring-ref -1
 offer
 backend 6
 error "key \"rx-ring-ref\""
-grants 0
-ports 0
 close
 reopen
 
@@ -55,8 +47,6 @@ key tx-ring-ref 0x10
 offer
 backend 6
 error "key \"tx-ring-ref\""
-grants 0
-ports 0
 close
 reopen
 
@@ -66,8 +56,6 @@ key rx-ring-ref 4294967296
 offer
 backend 6
 error "key \"rx-ring-ref\""
-grants 0
-ports 0
 close
 reopen
 
@@ -77,8 +65,6 @@ key event-channel-tx 0
 offer
 backend 6
 error "key \"event-channel-tx\""
-grants 0
-ports 0
 close
 reopen
 
@@ -88,8 +74,6 @@ key event-channel-rx 131072
 offer
 backend 6
 error "key \"event-channel-rx\""
-grants 0
-ports 0
 close
 reopen
 
@@ -99,8 +83,6 @@ key event-channel-tx ten
 offer
 backend 6
 error "key \"event-channel-tx\""
-grants 0
-ports 0
 close
 reopen
 
@@ -110,8 +92,6 @@ key feature-sg 2
 offer
 backend 6
 error "key \"feature-sg\""
-grants 0
-ports 0
 close
 reopen
 
@@ -121,8 +101,6 @@ key feature-rx-notify yes
 offer
 backend 6
 error "key \"feature-rx-notify\""
-grants 0
-ports 0
 close
 reopen
 
@@ -132,8 +110,6 @@ key feature-gso-tcpv4 -1
 offer
 backend 6
 error "key \"feature-gso-tcpv4\""
-grants 0
-ports 0
 close
 reopen
 
@@ -143,8 +119,6 @@ key request-multicast-control 01
 offer
 backend 6
 error "key \"request-multicast-control\""
-grants 0
-ports 0
 close
 reopen
 
@@ -154,8 +128,6 @@ key request-rx-copy 0
 offer
 backend 6
 error "key \"request-rx-copy\""
-grants 0
-ports 0
 close
 reopen
 
@@ -165,8 +137,6 @@ key request-rx-copy -
 offer
 backend 6
 error "key \"request-rx-copy\""
-grants 0
-ports 0
 close
 reopen
 
@@ -176,8 +146,6 @@ key request-rx-copy ""
 offer
 backend 6
 error "key \"request-rx-copy\""
-grants 0
-ports 0
 close
 reopen
 
@@ -187,8 +155,6 @@ key multi-queue-num-queues 0
 offer
 backend 6
 error "key \"multi-queue-num-queues\""
-grants 0
-ports 0
 close
 reopen
 
@@ -198,8 +164,6 @@ key multi-queue-num-queues 5
 offer
 backend 6
 error "key \"multi-queue-num-queues\""
-grants 0
-ports 0
 close
 reopen
 
@@ -209,8 +173,6 @@ key multi-queue-num-queues ""
 offer
 backend 6
 error "key \"multi-queue-num-queues\""
-grants 0
-ports 0
 close
 reopen
 
@@ -220,8 +182,6 @@ key multi-queue-num-queues 65536
 offer
 backend 6
 error "key \"multi-queue-num-queues\""
-grants 0
-ports 0
 close
 reopen
 
@@ -232,8 +192,6 @@ key event-channel-rx -
 offer
 backend 6
 error "key \"event-channel\""
-grants 0
-ports 0
 close
 reopen
 
@@ -243,8 +201,6 @@ key event-channel-tx -
 offer
 backend 6
 error "key \"event-channel\""
-grants 0
-ports 0
 close
 reopen
 
@@ -254,8 +210,6 @@ key multi-queue-num-queues 2
 offer
 backend 6
 error "key \"queue-0/tx-ring-ref\""
-grants 0
-ports 0
 close
 reopen
 
@@ -265,8 +219,6 @@ key queue-1/tx-ring-ref -
 offer
 backend 6
 error "key \"queue-1/tx-ring-ref\""
-grants 0
-ports 0
 close
 reopen
 
@@ -277,7 +229,6 @@ offer
 backend 6
 error gref 4000
 grants 0
-ports 0
 close
 reopen
 
@@ -288,7 +239,6 @@ offer
 backend 6
 error gref 4294967280
 grants 0
-ports 0
 close
 reopen
 
@@ -299,7 +249,6 @@ offer
 backend 6
 error map tx ring
 grants 0
-ports 0
 close
 reopen
 
@@ -310,7 +259,6 @@ offer
 backend 6
 error map rx ring
 grants 0
-ports 0
 close
 reopen
 
@@ -321,7 +269,6 @@ offer
 backend 6
 error map tx ring
 grants 0
-ports 0
 close
 reopen
 
@@ -332,7 +279,6 @@ offer
 backend 6
 error port 999
 grants 0
-ports 0
 close
 reopen
 
@@ -343,7 +289,6 @@ offer
 backend 6
 error bind
 grants 0
-ports 0
 close
 reopen
 
@@ -354,7 +299,6 @@ offer
 backend 6
 error bind
 grants 0
-ports 0
 close
 reopen
 
@@ -365,7 +309,6 @@ offer
 backend 6
 error queue 1
 grants 0
-ports 0
 close
 reopen
 
@@ -376,7 +319,6 @@ offer
 backend 6
 error queue 1: map rx ring
 grants 0
-ports 0
 close
 reopen
 
