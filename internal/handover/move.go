@@ -19,7 +19,7 @@ import (
 const nameFree = 3 * time.Second
 
 // live is how long a guest that is connected may take to be served again.
-const live = 10 * time.Second
+const live = 20 * time.Second
 
 // Hotplug has netbackd serve a vif whose guest does not use it yet, and returns when
 // its TAP is there for a script to work on. It is for the hotplug script vif-netbackd,
@@ -201,8 +201,8 @@ func (m *Mover) serves(ctx context.Context, id ID) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	if s.Error != "" {
-		return false, errors.New(s.Error)
+	if s.State == vif.Closing || s.State == vif.Closed {
+		return false, fmt.Errorf("%s: netbackd has closed it: %s", id.Name(), s.Error)
 	}
 	return s.State == vif.Connected && len(s.Queues) > 0 && s.Carrier, nil
 }

@@ -96,7 +96,10 @@ stop_netbackd() {
 load_netback() { modprobe xen-netback; }
 
 # install_scripts puts our hotplug scripts beside the stock ones.
-install_scripts() { cp -a /host/etc/xen/scripts /etc/xen/; }
+install_scripts() {
+	rm -f /etc/xen/scripts/vif-netbackd*
+	cp -a /host/etc/xen/scripts /etc/xen/
+}
 
 # kernels NAME: does the kernel's driver have the vif of that guest?
 kernels() { test -e "/sys/bus/xen-backend/drivers/vif/vif-${DOMID[$1]}-${2:-0}"; }
