@@ -17,12 +17,12 @@ refused() {
 }
 attach() { xl network-attach u1 "mac=$(mac 90)" "$@"; }
 detach() {
-	within 9000 "detach" xl network-detach u1 "$(mac 90)"
+	within 30000 "detach" xl network-detach u1 "$(mac 90)"
 	eventually 30 "nothing is left" no_vifs
 }
 next_works() {
 	detach
-	within 9000 "attach" attach bridge=xenbr0
+	within 30000 "attach" attach bridge=xenbr0
 	address u1 10.0.0.2/24
 	eventually 60 "the guest answers" reach 10.0.0.2
 	detach

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+# shellcheck shell=bash
+#
+# xenstored is replaced while it runs, and nobody notices. Then it is killed, and
+# started again, of which Xen 4.17 says that only a boot of the host helps: the new one
+# knows no guest, and their connections to it are gone. netbackd says so, and a guest
+# keeps its network until then.
+
+# logged TEXT: is that in one line of netbackd's log?
+logged() { [ "$(grep -c "$1" /tmp/netbackd.log)" = 1 ]; }
+
+restart_xenstored() {
+	rm -f /run/xenstored.pid
+	xenstored --pid-file /run/xenstored.pid
+	eventually 30 "xenstored answers" xenstore-read /
+}
+
+start_netbackd
+make_bridge
+guest u1
+address u1 10.0.0.2/24
+eventually 60 "the guest answers" reach 10.0.0.2
+
+within 60000 "live update" xenstore-control live-update -s /usr/lib/xen-4.17/bin/xenstored
+within 30000 "attach" xl network-attach u1 "mac=$(mac 90)" bridge=xenbr0
+eventually 60 "the second vif is connected" connected u1 1
+within 30000 "detach" xl network-detach u1 1
+not logged "lost xenstore"
+
+begin_transfer u1 dom0 "$DOM0" 5001 16 1
+eventually_moves 60 1000000
+LOST="its xenstored has been killed"
+kill -KILL "$(cat /run/xenstored.pid)"
+eventually 30 "netbackd has noticed" logged "lost xenstore; packets keep moving"
+eventually 30 "netbackd looks for another" logged "no xenstore yet.*connection refused"
+reach 10.0.0.2 | tail -n 2
+netbackd list | grep -E "^$(vif u1) .* connected "
+restart_xenstored
+xen-init-dom0
+eventually 30 "netbackd has noticed" grep "xenstore has come back empty" /tmp/netbackd.log
+xenstore-ls -f /local/domain
+not xenstore-exists "/local/domain/${DOMID[u1]}"
+sleep 3 # netbackd looks again every 2 s
+netbackd list
+same "state" "$(netbackd list | awk 'NR == 2 { print $3 }')" connected
+reach 10.0.0.2 | tail -n 2
+logged "xenstore has come back empty"
+end_transfer dom0 5001 16 240
+kill -KILL "$(cat /run/xenstored.pid)"
+within 30000 "stop, without xenstored" stop_netbackd
+restart_xenstored # what collects logs would wait for it for ever
+grep xenstore /tmp/netbackd.log
