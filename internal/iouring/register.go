@@ -94,6 +94,13 @@ func (r *Ring) SetFile(slot, fd int) error {
 	return nil
 }
 
+// NoWait reports whether operations on the file in slot end by themselves when they
+// would have to wait. Where they do not, a read of what is not there is set up to
+// wait and then taken back, which costs several times what a system call does.
+func (r *Ring) NoWait(slot int) bool {
+	return uint(slot) < uint(len(r.rwFlags)) && r.rwFlags[slot] != 0
+}
+
 // ClearFile empties a slot. Operations on it complete with -EBADF. The ring must
 // be idle.
 //

@@ -50,6 +50,25 @@ func eventfd(t testing.TB) int {
 	return fd
 }
 
+func TestNoWait(t *testing.T) {
+	for _, m := range modes {
+		r := m.ring(t, 1)
+		var p [2]int
+		if err := unix.Pipe2(p[:], unix.O_NONBLOCK|unix.O_CLOEXEC); err != nil {
+			t.Fatal(err)
+		}
+		closeLater(t, p[0])
+		closeLater(t, p[1])
+		m.set(t, r, 1, p[0])
+		if got := r.NoWait(1); got != m.noWait {
+			t.Errorf("%v: a pipe: %v", m, got)
+		}
+		if r.NoWait(-1) || r.NoWait(8) {
+			t.Errorf("%v: there is no such slot", m)
+		}
+	}
+}
+
 func TestEveryOperationMovesBytes(t *testing.T) {
 	eachMode(t, func(t *testing.T, m mode) {
 		for _, tt := range []struct {

@@ -401,7 +401,7 @@ func noWaitKernel(t *testing.T) bool {
 	if err := r.SetFile(0, fd); err != nil {
 		t.Fatal(err)
 	}
-	return r.rwFlags[0] != 0
+	return r.NoWait(0)
 }
 
 // reopenTAP waits for the name: older kernels let go of it later.

@@ -38,6 +38,8 @@ type Queue struct {
 	attached bool
 	id       int // number in the worker's table, and slot in its io_uring
 
+	uringReads bool // io_uring lets go of reads that find nothing
+
 	ready        bool // in the worker's ready list
 	timed        bool // in the worker's timed list
 	fired        bool // the handle for events is readable

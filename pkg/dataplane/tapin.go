@@ -7,12 +7,12 @@ package dataplane
 //
 // The first is read with a call of its own: that there is nothing more is found
 // out most cheaply that way, since io_uring pays for each of the reads it was
-// given in vain.
+// given in vain. On kernels where it pays too much for that it gets none.
 func (w *worker) readTap(q *Queue, b *rxBatch, sub, want int) int {
 	if !w.readOne(q, b, 0, rxFrameAt(sub, 0)) {
 		return 0
 	}
-	if w.ring == nil || want-1 < uringMin {
+	if w.ring == nil || want-1 < uringMin || !q.uringReads {
 		for i := 1; i < want; i++ {
 			if !w.readOne(q, b, i, rxFrameAt(sub, i)) {
 				return i

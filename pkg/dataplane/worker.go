@@ -234,6 +234,7 @@ func (w *worker) admit(q *Queue, id int) error {
 		if err := w.ring.SetFile(id, q.tap.FD()); err != nil {
 			return err
 		}
+		q.uringReads = w.ring.NoWait(id)
 	}
 	if err := w.watch(unix.EPOLL_CTL_ADD, q.events.FD(), id, onEvtchn, unix.EPOLLIN); err != nil {
 		return err
