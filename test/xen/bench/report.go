@@ -22,7 +22,7 @@ const (
 )
 
 // bounds is how far two phases of one back end may lie apart.
-var bounds = map[string]float64{bootInstructions: 0.04, bootTime: 0.30}
+var bounds = map[string]float64{bootInstructions: 0.05, bootTime: 0.30}
 
 // target is what the ratio netbackd to kernel of an item, in instructions, may be.
 type target struct{ bar, goal float64 }

@@ -302,8 +302,8 @@ var items = []item{
 	{"tcp dom0 to guest", "MiB", 12, openStream(opSink)},
 	{"udp 64 guest to dom0", "packet", 1536, openDatagrams(opSend, 64)},
 	{"udp 1472 guest to dom0", "packet", 1536, openDatagrams(opSend, 1472)},
-	{"udp 64 dom0 to guest", "packet", 1536, openDatagrams(opSink, 64)},
-	{"udp 1472 dom0 to guest", "packet", 1536, openDatagrams(opSink, 1472)},
+	{"udp 64 dom0 to guest", "packet", 4608, openDatagrams(opSink, 64)},
+	{"udp 1472 dom0 to guest", "packet", 4608, openDatagrams(opSink, 1472)},
 	{"ping", "ping", 384, openPing},
 }
 
