@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+# shellcheck shell=bash
+#
+# netbackd check says what is in the way of netbackd, each with the command that mends
+# it, and these commands do: a driver that would be loaded, one that is, and serves a
+# guest, a device that is missing, a daemon that does not run.
+
+# verdict WANT [ARGUMENT...] runs check, shows what it complains of, and compares whether
+# the host is ready.
+verdict() {
+	local got=ready
+	netbackd check "${@:2}" >/tmp/check || got=not-ready
+	grep -v '^ok' /tmp/check || true
+	same "host" "$got" "$1"
+}
+# finds TEXT: does the last verdict say so?
+finds() { grep -qF -- "$1" /tmp/check || fail "netbackd check does not say: $1"; }
+# mend NAME runs the command that check gives for what it says of NAME.
+mend() {
+	local fix
+	fix=$(grep -F -A 1 "  $1 " /tmp/check | sed -n 's/^ *-> //p')
+	say "mend $1: $fix"
+	sh -c "$fix"
+}
+
+install_scripts
+make_bridge
+mkdir -p /etc/modprobe.d
+rm -f /etc/modprobe.d/netbackd.conf
+
+say "-- nothing keeps the driver away"
+verdict not-ready
+finds "is not loaded, but will be when a vif appears"
+mend xen-netback
+verdict ready
+finds "is not loaded and will not be"
+cp /host/etc/modprobe.d/netbackd.conf /etc/modprobe.d/ # the same, as it is installed
+verdict ready
+
+say "-- a device is missing"
+mv /dev/xen/gntdev /dev/gntdev.away
+verdict not-ready
+finds "modprobe xen-gntdev"
+mv /dev/gntdev.away /dev/xen/gntdev
+
+say "-- the daemon"
+finds "is not running"
+start_netbackd
+verdict ready
+finds "runs, version"
+
+say "-- the driver is loaded, and serves a guest"
+rm /etc/modprobe.d/netbackd.conf
+load_netback
+verdict not-ready
+finds "is loaded and takes every new vif"
+verdict ready --per-vif
+guest u1
+address u1 10.0.0.2/24
+eventually 60 "the guest answers" reach 10.0.0.2
+verdict not-ready
+finds "is loaded and serves $(vif u1)"
+mend xen-netback
+not test -e /sys/module/xen_netback
+verdict ready
+eventually 60 "the guest answers" reach 10.0.0.2
+netbackd list
+
+say "-- for programs"
+netbackd check --json | grep -c '"level": "ok"'
+netbackd check --json | grep '"ready": true'
+rm /etc/modprobe.d/netbackd.conf
