@@ -37,8 +37,10 @@ func (p page) load(i uint32) uint32 { return atomic.LoadUint32(&p.w[i%pageWords]
 
 // publish stores word i, after everything stored before it and before
 // everything loaded after it: Go's atomics are sequentially consistent, so one
-// such store stands for xen_wmb, the store and xen_mb.
-func (p page) publish(i, v uint32) { atomic.StoreUint32(&p.w[i%pageWords], v) }
+// such store stands for xen_wmb, the store and xen_mb. It is a swap because the race
+// detector's runtime makes a mere release of a store, which loads overtake; on amd64
+// both are the same instruction.
+func (p page) publish(i, v uint32) { atomic.SwapUint32(&p.w[i%pageWords], v) }
 
 // put stores word i of a slot, to be made visible by a later publish.
 func (p page) put(i, v uint32) { p.w[i%pageWords] = v }
