@@ -2,37 +2,65 @@
 # shellcheck shell=bash
 #
 # xl gives a running guest a vif and takes it away again, three times over, and two
-# at once. xl network-list shows them. It takes the backend for broken when that needs
-# 10 s for a step.
+# at once. xl network-list shows them. It takes the backend for broken, and says so,
+# when InitWait takes 10 s, the script 40 s, or Closed 10 s; how long they took is
+# printed, as it is seen by somebody who is told of changes by xenstored.
 
 guest_has() { in_guest u1 "test -e /sys/class/net/$1"; }
 
-# connected MAC...: does xl list these as connected?
-connected() {
+# listed MAC...: does xl list these as connected?
+listed() {
 	local mac list
 	list=$(xl network-list u1)
 	for mac; do grep -qE " $mac +[0-9]+ +4 " <<<"$list" || return; done
 }
 
+# follow writes down when the nodes of a backend change, in /tmp/life.
+follow() {
+	local path
+	{ xenstore-watch /local/domain/0/backend/vif || true; } | while read -r path; do
+		echo "$(now) ${path##*/}=$(xenstore-read "$path" 2>/dev/null || true)"
+	done >>/tmp/life
+}
+
+# waited WHAT FROM TO LIMIT says how long it took from one change to another. That xl
+# itself did not wait for too long is its exit code.
+waited() {
+	local took
+	moment() { grep -m 1 -E "$1" /tmp/life; }
+	eventually 30 "$1" moment "$3"
+	took=$(($(moment "$3" | cut -d' ' -f1) - $(moment "$2" | cut -d' ' -f1)))
+	say "  $1 after $took ms; libxl waits $4 ms"
+}
+
 start_netbackd
 make_bridge
 guest u1 vif=
+: >/tmp/life
+follow &
 for round in 1 2 3; do
-	within 30000 "attach $round" xl network-attach u1 "mac=$(mac 90)" bridge=xenbr0
+	within 60000 "attach $round" xl network-attach u1 "mac=$(mac 90)" bridge=xenbr0
+	waited InitWait frontend= "state=[24]" 10000
+	waited "the script's end" "state=[24]" hotplug-status=connected 40000
 	eventually 60 "the guest has eth0" guest_has eth0
 	address u1 10.0.0.2/24
 	eventually 60 "the guest answers" reach 10.0.0.2
-	eventually 30 "xl lists the vif as connected" connected "$(mac 90)"
-	within 30000 "detach $round" xl network-detach u1 "$(mac 90)"
+	eventually 30 "xl lists the vif as connected" listed "$(mac 90)"
+	: >/tmp/life
+	within 60000 "detach $round" xl network-detach u1 "$(mac 90)"
+	waited Closed "(online|state)=" state=6 10000
 	eventually 60 "the guest has no eth0" not guest_has eth0
 	eventually 30 "no interface is left" not test -e "/sys/class/net/$(vif u1)"
 	same "vifs" "$(xl network-list u1 | grep -c 00:16 || true)" 0
+	sleep 0.5
+	: >/tmp/life
 done
-within 30000 "attach a first one" xl network-attach u1 "mac=$(mac 91)" bridge=xenbr0
-within 30000 "attach a second one" xl network-attach u1 "mac=$(mac 92)" bridge=xenbr0
-eventually 60 "both are connected" connected "$(mac 91)" "$(mac 92)"
+killall xenstore-watch
+within 60000 "attach a first one" xl network-attach u1 "mac=$(mac 91)" bridge=xenbr0
+within 60000 "attach a second one" xl network-attach u1 "mac=$(mac 92)" bridge=xenbr0
+eventually 60 "both are connected" listed "$(mac 91)" "$(mac 92)"
 xl network-list u1
 netbackd list
 same "vifs in netbackd" "$(netbackd list | grep -c ' connected ')" 2
-within 30000 "detach the second one" xl network-detach u1 1
+within 60000 "detach the second one" xl network-detach u1 1
 same "vifs in netbackd" "$(netbackd list | grep -c ' connected ')" 1

@@ -2,7 +2,8 @@
 # shellcheck shell=bash
 #
 # A guest with four vcpus is offered four queues and takes them; flows spread over
-# them in both directions.
+# them in both directions, in packets larger than the MTU, and no checksum is wrong
+# where they arrive.
 
 start_netbackd --max-queues 4
 make_bridge
@@ -26,3 +27,7 @@ used=$(netbackd show "$(vif u1)" | awk '/^QUEUE/ { on = 1; next } !NF { on = 0 }
 say "queues with traffic from and to the guest: $used"
 [ "${used% *}" -ge 2 ]
 [ "${used#* }" -ge 2 ]
+[ "$(counter "$(vif u1)" tx_gso)" -gt 0 ]
+[ "$(counter "$(vif u1)" rx_gso)" -gt 0 ]
+same "wrong checksums in dom0" "$(bad_sums dom0)" 0
+same "wrong checksums in the guest" "$(bad_sums u1)" 0
