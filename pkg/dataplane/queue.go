@@ -115,6 +115,7 @@ func newQueue(c *Conn, index int, cfg *QueueConfig) (*Queue, error) {
 // setHash changes what the guest is told of packets.
 func (q *Queue) setHash(h *Hash) {
 	q.hash = h
+	q.large = false // what comes next may have other extras
 	q.slotsPerRead = int(slotsOf(q.maxRx))
 	if q.guest.GSOTCPv4 || q.guest.GSOTCPv6 {
 		q.slotsPerRead++

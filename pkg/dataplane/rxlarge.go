@@ -20,8 +20,10 @@ import (
 // Its first octets do not go to the guest's page at once: decisions are made on
 // them, and the guest could change them meanwhile.
 
-// rxHead is how many they are: enough for all headers.
-const rxHead = 512
+// rxHead is how many they are: enough for all headers. It is as much as a packet
+// may have that is not large, so the odd small one among large ones, which rarely
+// has the same extras, leaves no traces in pages.
+const rxHead = smallPacket
 
 const _ = uint(rxHead - offload.MaxHeader)
 
@@ -123,7 +125,6 @@ func (w *worker) takeLarge(q *Queue, b *rxBatch, at, n int) {
 	}
 	hash, hashed := q.hash.of(head)
 	extras := extraSlots(&plan, hashed)
-	q.largeExtras = extras
 	if !asAimed || extras != b.into.extras {
 		w.fetchBack(q, b, at, n)
 		w.takeFrame(q, b, rxFrame{at, n + q.vnetLen})

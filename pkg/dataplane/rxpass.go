@@ -380,6 +380,9 @@ func (w *worker) placed(q *Queue, b *rxBatch, n int, need uint32, plan *offload.
 	if hashed {
 		w.tally[RxHash]++
 	}
+	if n > smallPacket {
+		q.largeExtras = need - slotsOf(n)
+	}
 	q.rx.Consume(need)
 	b.free -= need
 	p := &b.pkts[b.packets]
