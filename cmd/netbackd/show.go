@@ -187,7 +187,7 @@ func hashing(c *vif.ControlStatus) string {
 	case c.KeyOctets > 0:
 		key = fmt.Sprintf("of %d octets (--key shows it)", c.KeyOctets)
 	}
-	return fmt.Sprintf("%s of %s, key %s", c.Algorithm, strings.Join(c.Types, " "), key)
+	return fmt.Sprintf("%s of %s, key %s, queues chosen by %s", c.Algorithm, strings.Join(c.Types, " "), key, c.Steering)
 }
 
 // mapping says which queue a hash leads to.

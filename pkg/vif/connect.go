@@ -247,10 +247,8 @@ func (v *Vif) discard(l *link) {
 	for _, p := range l.paths {
 		v.removeJournal(p)
 	}
-	// A guest that was quarantined may be let go on with the rings it has, and
-	// does not know then that anything was forgotten.
-	if l.control != nil && v.cfg.RunDir != "" && v.reason == "" {
-		v.removeJournal(v.ctrlPath())
+	if l.control != nil {
+		v.forgetControl(l.control)
 	}
 	if err := v.tap.SetQueues(1); err != nil && !errors.Is(err, tap.ErrGone) {
 		v.log.Warn("tap queues", errField(err))

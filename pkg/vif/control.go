@@ -21,6 +21,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/gntdev"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/staticgrant"
+	"github.com/netbackd/netbackd/pkg/tap"
 	"github.com/netbackd/netbackd/pkg/toeplitz"
 )
 
@@ -42,6 +43,7 @@ type control struct {
 	calls ctrlring.Calls
 	hash  hashHandler
 	grefs grefHandler
+	steer steering
 	conn  *dataplane.Conn
 
 	tokens ctrlPace
@@ -98,6 +100,11 @@ func (v *Vif) openControl(l *link, queues []dataplane.QueueConfig, cfg *dataplan
 	}
 	if v.cfg.RunDir != "" {
 		c.path = v.ctrlPath()
+	}
+	c.steer.log = v.log
+	if n > 1 {
+		// As long as there is a connection nobody else changes the TAP's queues.
+		c.steer.set = v.tap.SetSteering
 	}
 	c.take(v.loadControl(l.front), v.nodes.offered(), v.own == Connected)
 	if c.ring == nil {
@@ -164,17 +171,21 @@ func (c *control) start(conn *dataplane.Conn) {
 	}
 	protocol, was := c.ring.Protocol(), c.hash.now
 	c.hash.install = func(next *hashing) error {
-		if next.samePackets(&was) {
-			return nil // the mapping is nothing that packets carry
+		if err := c.steer.follow(next); err != nil {
+			c.log.Warn("steering", errField(err))
+			return errors.Join(err, c.steer.follow(&was))
 		}
-		h, err := next.forPackets(protocol)
-		if err == nil {
-			err = conn.SetHash(h)
+		if !next.samePackets(&was) { // the mapping is nothing that they carry
+			h, err := next.forPackets(protocol)
+			if err == nil {
+				err = conn.SetHash(h)
+			}
+			if err != nil {
+				return errors.Join(err, c.steer.follow(&was))
+			}
 		}
-		if err == nil {
-			was = *next
-		}
-		return err
+		was = *next
+		return nil
 	}
 	c.done = make(chan struct{})
 	go c.run()
@@ -186,6 +197,21 @@ func (c *control) close() {
 	c.cancel()
 	if c.done != nil {
 		<-c.done
+	}
+}
+
+// forgetControl undoes what the guest has asked for and only this connection
+// knew.
+func (v *Vif) forgetControl(c *control) {
+	if c.steer.on {
+		if err := v.tap.SetSteering(-1); err != nil && !errors.Is(err, tap.ErrGone) {
+			v.log.Warn("tap steering", errField(err))
+		}
+	}
+	// A guest that was quarantined may be let go on with the rings it has, and
+	// does not know then that anything was forgotten.
+	if c.path != "" && v.reason == "" {
+		v.removeJournal(c.path)
 	}
 }
 
@@ -211,6 +237,11 @@ func (c *control) run() {
 		return
 	}
 	defer w.close()
+	defer c.steer.close()
+	if err := c.steer.follow(&c.hash.now); err != nil { // as a predecessor was told
+		c.log.Warn("steering", errField(err))
+	}
+	c.show()
 	s := ctrlring.Server{
 		Ring: c.ring, Do: c.do, Save: c.save,
 		Notify: func() error { _ = c.events.Notify(c.port); return nil }, // that it cannot be sent, the vif will find out
@@ -221,7 +252,6 @@ func (c *control) run() {
 			return
 		}
 		more, err := s.ServeOne()
-		c.show()
 		switch {
 		case err != nil && errors.As(err, new(*ctrlring.Error)):
 			c.fail(err)
@@ -266,6 +296,7 @@ func (c *control) do(q ctrlring.Request) ctrlring.Response {
 	}
 	c.log.Debug("control message", zap.Stringer("message", q), zap.Stringer("status", r.Status),
 		zap.Uint32("data", r.Data), zap.NamedError("reason", r.Err))
+	c.show() // before the guest has its answer
 	return r
 }
 

@@ -20,6 +20,7 @@ type ControlStatus struct {
 	Types     []string `json:"hash_types"`
 	KeyOctets int      `json:"hash_key_octets"`
 	Key       string   `json:"hash_key,omitempty"` // in hex
+	Steering  string   `json:"steering"`           // what chooses the queue: hash, or host, and why
 	Mapping   []uint16 `json:"hash_mapping"`       // queue by hash modulo length; empty: hash modulo queues
 }
 
@@ -29,7 +30,8 @@ func (c *control) show() {
 		Messages: c.stats.messages, Refused: c.stats.refused,
 		Algorithm: "none", Types: typeNames(c.hash.now.types),
 		KeyOctets: len(c.hash.now.key), Key: hex.EncodeToString(c.hash.now.key),
-		Mapping: c.hash.now.mapping.Table(),
+		Mapping:  c.hash.now.mapping.Table(),
+		Steering: c.steer.by(),
 	}
 	if c.hash.now.algorithm == netif.HashAlgorithmToeplitz {
 		s.Algorithm = "toeplitz"
@@ -50,6 +52,6 @@ func (c *control) show() {
 
 func (s *ControlStatus) same(o *ControlStatus) bool {
 	return s.Protocol == o.Protocol && s.Error == o.Error && s.Messages == o.Messages && s.Refused == o.Refused &&
-		s.Algorithm == o.Algorithm && s.Key == o.Key &&
+		s.Algorithm == o.Algorithm && s.Steering == o.Steering && s.Key == o.Key &&
 		slices.Equal(s.Types, o.Types) && slices.Equal(s.Mapping, o.Mapping)
 }

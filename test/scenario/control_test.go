@@ -10,6 +10,7 @@ import (
 	"github.com/netbackd/netbackd/internal/netfront"
 	"github.com/netbackd/netbackd/pkg/dataplane"
 	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/vif"
 )
 
 // withControl is a guest with a control ring.
@@ -146,4 +147,56 @@ func TestPacketsCarryHashes(t *testing.T) {
 		t.Errorf("%d packets with a hash after hashing was turned off", hashed()-n)
 	}
 	g.innocent()
+}
+
+// With hashing on all packets of a flow come on the queue that the guest's table
+// says, whoever chose before, and follow when the table changes; and so it is
+// with a successor.
+func TestFlowsComeWhereTheTableSays(t *testing.T) {
+	w := newWorld(t)
+	g := w.guest(queues(4), withControl())
+	arrived := func() (n []uint64) {
+		for _, q := range g.status().Queues {
+			n = append(n, q.Counters["rx_packets"])
+		}
+		return n
+	}
+	g.pings(5)
+	for _, q := range []uint32{2, 0, 3} {
+		w.must(g.SetHash(w.ctx, "", netfront.Hash{Types: 15, Key: hashKey, Mapping: []uint32{q, q, q}}))
+		if by := g.status().Control.Steering; by != "hash" {
+			t.Skipf("queues are chosen by %s", by)
+		}
+		if q == 3 {
+			w.Daemon().Kill()
+			w.must(w.StartDaemon(w.ctx))
+			g.serving()
+			g.waitStatus("the successor to steer", func(s *vif.Status) bool { return s.Control.Steering == "hash" })
+		}
+		before := arrived()
+		for range 3 { // three flows
+			g.tcpToGuest(g.ip, 1<<20)
+		}
+		for i, n := range arrived() {
+			if n -= before[i]; (n != 0) != (uint32(i) == q) {
+				t.Errorf("table says queue %d: %d packets on queue %d", q, n, i)
+			}
+		}
+	}
+	// A table that spreads: the packets of each flow on one queue.
+	w.must(g.SetHash(w.ctx, "", netfront.Hash{Types: 15, Key: hashKey}))
+	before := arrived()
+	for range 16 {
+		g.tcpToGuest(g.ip, 64<<10)
+	}
+	used := 0
+	for i, n := range arrived() {
+		if n > before[i] {
+			used++
+		}
+	}
+	if used < 2 {
+		t.Errorf("16 flows on %d queues", used)
+	}
+	g.innocentAfterKill()
 }
