@@ -73,9 +73,9 @@ func readFrontend(r reader, dir string, maxQueues int, control ControlRings) (*f
 		}
 		f.queues = append(f.queues, k.queue(prefix))
 	}
-	if v, ok := k.get("ctrl-ring-ref"); ok && v != "" && control != 0 {
+	if v, ok := k.get(ctrlRingKey); ok && v != "" && control != 0 {
 		f.ctrl.there = true
-		f.ctrl.gref = netif.Gref(k.number("ctrl-ring-ref", v, 0, maxGref))
+		f.ctrl.gref = netif.Gref(k.number(ctrlRingKey, v, 0, maxGref))
 		f.ctrl.port = evtchn.Port(k.must("event-channel-ctrl", 1, maxPort))
 	}
 	if k.err != nil {
