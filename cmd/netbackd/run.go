@@ -40,6 +40,7 @@ type runFlags struct {
 	stall     time.Duration
 	control   string
 	static    int
+	bpf       bool
 	logLevel  string
 	logFormat string
 	runDir    string
@@ -68,6 +69,7 @@ connections, and the next netbackd takes over where this one left.`,
 	fl.IntVar(&f.maxQueues, "max-queues", min(8, runtime.NumCPU()), "queues offered to each vif")
 	fl.DurationVar(&f.drain, "rx-drain", dataplane.DefaultDrain, "drop packets a guest has not taken for this long")
 	fl.DurationVar(&f.stall, "rx-stall", dataplane.DefaultStall, "take the carrier from a guest that takes nothing for this long")
+	fl.BoolVar(&f.bpf, "bpf", true, "steer packets to the queues that guests choose by a program in the kernel, where it takes one")
 	fl.StringVar(&f.control, "control-ring", "slot", "control ring offered to vifs: slot, stream (an early proposal), both or none")
 	fl.IntVar(&f.static, "static-grants", staticgrant.DefaultLimit, "pages that each queue keeps mapped for a guest that asks for it; 0: none")
 	fl.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
@@ -156,7 +158,7 @@ func (f *runFlags) run(ctx context.Context) (err error) {
 		MaxQueues: f.maxQueues, Offload: offload, RunDir: f.runDir,
 		Drain: f.drain, Stall: f.stall, Rival: rival(h),
 		Keeper: keeper(notify), Kept: keptFiles(handed),
-		ControlRings: rings, StaticGrants: f.static,
+		ControlRings: rings, StaticGrants: f.static, NoBPF: !f.bpf,
 	})
 	srv := &service{notify: notify, log: log, workers: pool.Ping, control: b.Ping, vifs: b.Vifs}
 	d := control.Daemon{

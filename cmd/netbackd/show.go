@@ -42,8 +42,8 @@ schema.`,
 			if err != nil {
 				return err
 			}
-			if s.Control != nil && !key {
-				s.Control.Key = ""
+			if !key {
+				hideKey(s)
 			}
 			if asJSON {
 				return writeJSON(c.OutOrStdout(), s)
@@ -164,6 +164,13 @@ func writeShow(w io.Writer, s *vif.Status, now time.Time) error {
 		return err
 	}
 	return writeCounters(w, s)
+}
+
+// hideKey keeps a guest's hash key off screens and out of reports.
+func hideKey(s *vif.Status) {
+	if s.Control != nil {
+		s.Control.Key = ""
+	}
 }
 
 // controlRing says how the control ring is.

@@ -46,6 +46,7 @@ type Config struct {
 
 	ControlRings vif.ControlRings // what vifs offer
 	StaticGrants int              // pages that a queue keeps mapped if asked to; 0: none
+	NoBPF        bool             // steer without programs in the kernel
 
 	Rival Rival // nil: nobody else serves vifs of this domain
 
@@ -367,6 +368,7 @@ func (b *Backend) start(ctx context.Context, k key, claimed bool) {
 
 		ControlRings: b.cfg.ControlRings,
 		StaticGrants: vif.StaticGrants{PerQueue: b.cfg.StaticGrants, Budget: b.budget(k.domid)},
+		NoBPF:        b.cfg.NoBPF,
 	})
 	delete(b.kept, k)
 	b.mu.Lock()

@@ -36,6 +36,9 @@ type Config struct {
 	Mcast   *McastList // the vif's multicast list
 	Hash    *Hash      // what packets to the guest carry from the start; nil: no hash
 
+	// OneWorker gives all queues to one worker, which [Conn.SetSteering] needs.
+	OneWorker bool
+
 	Drain time.Duration // 0: DefaultDrain
 	Stall time.Duration // 0: DefaultStall
 
@@ -122,8 +125,12 @@ func (p *Pool) Connect(cfg Config, queues []QueueConfig) (*Conn, error) {
 
 // serve gives the queues of a connection to workers.
 func (p *Pool) serve(c *Conn) error {
-	for _, q := range c.queues {
-		p.pick(q)
+	for i, q := range c.queues {
+		if i > 0 && c.cfg.OneWorker {
+			p.join(q, c.queues[0].worker)
+		} else {
+			p.pick(q)
+		}
 	}
 	for i, q := range c.queues {
 		if err := q.worker.call(func() error { return q.worker.attach(q) }); err != nil {

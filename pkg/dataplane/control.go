@@ -5,6 +5,7 @@ package dataplane
 import (
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/staticgrant"
+	"github.com/netbackd/netbackd/pkg/steer"
 )
 
 // SetHash changes what packets carry of a hash; nil ends it. When it returns
@@ -13,6 +14,19 @@ import (
 func (c *Conn) SetHash(h *Hash) error {
 	for _, q := range c.queues {
 		if err := q.worker.call(func() error { q.setHash(h); return nil }); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// SetSteering has packets to the guest appear on the queue that s says, on
+// whichever TAP queue the host puts them; nil ends it. It is for hosts whose
+// kernel does not take a steering program, which costs less, and for a connection
+// with [Config.OneWorker]. s does not change any more.
+func (c *Conn) SetSteering(s *steer.Config) error {
+	for _, q := range c.queues {
+		if err := q.worker.call(func() error { q.steer = s; return nil }); err != nil {
 			return err
 		}
 	}

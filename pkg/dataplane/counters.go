@@ -20,6 +20,7 @@ const (
 	RxSlots
 	RxGSO
 	RxHash
+	RxSteered
 	CsumCompleted
 	Segmented
 	RateWaits
@@ -90,6 +91,7 @@ var Counters = [NumCounters]CounterInfo{
 	RxSlots:       {"rx_slots", Traffic, "rx ring slots answered"},
 	RxGSO:         {"rx_gso", Traffic, "packets to the guest that carried a GSO extra"},
 	RxHash:        {"rx_hash", Traffic, "packets to the guest that carried a hash extra"},
+	RxSteered:     {"rx_steered", Traffic, "packets to the guest that came on another TAP queue than theirs"},
 	CsumCompleted: {"csum_completed", Traffic, "partial checksums finished in software"},
 	Segmented:     {"segmented", Traffic, "frames cut into segments in software"},
 	RateWaits:     {"rate_waits", Traffic, "times the rate limit made the guest wait"},

@@ -9,6 +9,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/offload"
 	"github.com/netbackd/netbackd/pkg/staticgrant"
+	"github.com/netbackd/netbackd/pkg/steer"
 	"github.com/netbackd/netbackd/pkg/tap"
 )
 
@@ -29,7 +30,8 @@ type Queue struct {
 	txPort, rxPort evtchn.Port
 
 	static *staticgrant.Table
-	hash   *Hash // what the guest is told of each packet
+	hash   *Hash         // what the guest is told of each packet
+	steer  *steer.Config // whose packets the host's are; nil: of the TAP queue they came on
 
 	guest   offload.Guest
 	vnetLen int // octets of vnet header on the TAP, 0 or tap.VnetHdrLen

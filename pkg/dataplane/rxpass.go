@@ -217,6 +217,12 @@ func (w *worker) takeFrame(q *Queue, b *rxBatch, f rxFrame) {
 		w.tally[DropRxSize]++
 		return
 	}
+	if q.steer != nil {
+		if to := q.conn.queues[q.steer.Choose(frame).Queue%len(q.conn.queues)]; to != q {
+			w.handOver(to, frame, &plan)
+			return
+		}
+	}
 	if plan.Action != offload.ActSegment && q.hold.empty() && w.place(q, b, &w.rxMem, at, n, &plan) {
 		return
 	}
@@ -232,6 +238,17 @@ func (w *worker) takeFrame(q *Queue, b *rxBatch, f rxFrame) {
 	if plan.Action != offload.ActSegment {
 		w.tally[RxParked]++
 	}
+}
+
+// handOver gives a packet to another queue of the vif, which has the same worker.
+// It waits there as if for slots, and goes out in that queue's turn.
+func (w *worker) handOver(to *Queue, frame []byte, plan *offload.RxPlan) {
+	w.tally[RxSteered]++
+	if !to.attached || to.breached || !to.hold.push(frame, plan, w.now) {
+		w.tally[DropRxBacklog]++
+		return
+	}
+	w.schedule(to)
 }
 
 // planFrame finds out what has to be done to a frame that leaves something to

@@ -101,10 +101,10 @@ func (v *Vif) openControl(l *link, queues []dataplane.QueueConfig, cfg *dataplan
 	if v.cfg.RunDir != "" {
 		c.path = v.ctrlPath()
 	}
-	c.steer.log = v.log
 	if n > 1 {
 		// As long as there is a connection nobody else changes the TAP's queues.
-		c.steer.set = v.tap.SetSteering
+		c.steer.begin(v.tap.SetSteering, !v.cfg.NoBPF)
+		cfg.OneWorker = c.steer.user != nil
 	}
 	c.take(v.loadControl(l.front), v.nodes.offered(), v.own == Connected)
 	if c.ring == nil {
@@ -165,7 +165,7 @@ func (c *control) restore(r *ctrlRecord) {
 
 // start begins to serve the ring.
 func (c *control) start(conn *dataplane.Conn) {
-	c.conn, c.grefs.conn = conn, conn
+	c.conn, c.grefs.conn, c.steer.conn = conn, conn, conn
 	if c.ring == nil {
 		return
 	}
@@ -203,7 +203,7 @@ func (c *control) close() {
 // forgetControl undoes what the guest has asked for and only this connection
 // knew.
 func (v *Vif) forgetControl(c *control) {
-	if c.steer.on {
+	if c.steer.on && c.steer.user == nil {
 		if err := v.tap.SetSteering(-1); err != nil && !errors.Is(err, tap.ErrGone) {
 			v.log.Warn("tap steering", errField(err))
 		}
@@ -290,6 +290,9 @@ func (c *control) pause(d time.Duration) bool {
 // do carries a message out.
 func (c *control) do(q ctrlring.Request) ctrlring.Response {
 	r := c.calls.Do(q)
+	if n := q.Data[2]; q.Type == netif.CtrlAddGrefMapping || q.Type == netif.CtrlDelGrefMapping {
+		c.tokens.charge(min(n, staticgrant.MaxList) / grefsPerToken)
+	}
 	c.stats.messages++
 	if r.Status != netif.CtrlSuccess {
 		c.stats.refused++
@@ -342,6 +345,10 @@ const (
 	ctrlInterval = time.Millisecond
 )
 
+// grefsPerToken is how many pages of a message are mapped for its token. Each
+// is two system calls and two hypercalls; more pages take more tokens.
+const grefsPerToken = 8
+
 // ctrlPace is the tokens of a control ring.
 type ctrlPace struct{ free time.Time }
 
@@ -353,6 +360,9 @@ func (p *ctrlPace) take(now time.Time) time.Duration {
 	p.free = p.free.Add(ctrlInterval)
 	return p.free.Sub(now)
 }
+
+// charge takes n tokens more, for which what comes next waits.
+func (p *ctrlPace) charge(n uint32) { p.free = p.free.Add(time.Duration(n) * ctrlInterval) }
 
 // portWaiter waits for events without a thread of its own: a thousand idle
 // control rings are a thousand goroutines.

@@ -3,57 +3,73 @@
 package vif
 
 import (
-	"go.uber.org/zap"
+	"errors"
 
+	"github.com/netbackd/netbackd/pkg/dataplane"
 	"github.com/netbackd/netbackd/pkg/steer"
 	"github.com/netbackd/netbackd/pkg/toeplitz"
 )
 
-// steering has the host put each frame into the TAP queue that the guest's
-// hashing says, while hashing is on. It belongs to the control ring's goroutine.
+// steering has each frame for the guest appear on the queue that its hashing says,
+// while hashing is on: the host puts it into the TAP queue of the same number, by a
+// program in its kernel, or the data path hands it on where the kernel takes none.
+// It belongs to the control ring's goroutine.
 type steering struct {
-	log *zap.Logger
-	set func(program int) error // of the TAP; nil: it has one queue, nothing is to be chosen
+	set  func(program int) error // of the TAP; nil: it has one queue, nothing is to be chosen
+	conn *dataplane.Conn
+	user error // why the kernel has no program; nil: it takes one
 
 	program *steer.Program
 	on      bool
-	failed  error // why the host chooses nevertheless
 }
 
-// follow has frames follow h. Where the kernel takes no program hashing works all
-// the same, but for the host's choice of queues.
+// begin prepares for a connection of several queues.
+func (s *steering) begin(set func(program int) error, bpf bool) {
+	s.set = set
+	if s.user = errNoBPF; bpf {
+		s.user = steer.Probe()
+	}
+}
+
+var errNoBPF = errors.New("switched off")
+
+// follow has frames follow h.
 func (s *steering) follow(h *hashing) error {
-	switch {
-	case s.set == nil || s.failed != nil:
+	if s.set == nil || !s.on && !h.on() {
 		return nil
-	case !h.on():
-		if s.on {
-			s.on = false
-			return s.set(-1)
+	}
+	var c *steer.Config
+	if h.on() {
+		hasher, err := toeplitz.New(h.key)
+		if err != nil {
+			return err
 		}
-		return nil
+		c = &steer.Config{Types: toeplitz.Types(h.types), Hasher: hasher, Mapping: h.mapping}
+	}
+	if err := s.install(c); err != nil {
+		return err
+	}
+	s.on = c != nil
+	return nil
+}
+
+// install puts a configuration in force; nil has the host choose.
+func (s *steering) install(c *steer.Config) (err error) {
+	switch {
+	case s.user != nil:
+		return s.conn.SetSteering(c)
+	case c == nil:
+		return s.set(-1)
 	}
 	if s.program == nil {
-		if s.program, s.failed = steer.New(); s.failed != nil {
-			s.log.Warn("the host chooses the queues of packets, though the guest has said which", errField(s.failed))
-			return nil
+		if s.program, err = steer.New(); err != nil {
+			return err
 		}
 	}
-	hasher, err := toeplitz.New(h.key)
-	if err != nil {
+	if err := s.program.Set(c); err != nil || s.on {
 		return err
 	}
-	if err := s.program.Set(&steer.Config{Types: toeplitz.Types(h.types), Hasher: hasher, Mapping: h.mapping}); err != nil {
-		return err
-	}
-	if s.on {
-		return nil
-	}
-	if err := s.set(s.program.FD()); err != nil {
-		return err
-	}
-	s.on = true
-	return nil
+	return s.set(s.program.FD())
 }
 
 // close gives the program up. The TAP keeps it, until it is told otherwise or a
@@ -68,10 +84,10 @@ func (s *steering) close() {
 // by says who chooses the queue of a packet to the guest, for people.
 func (s *steering) by() string {
 	switch {
-	case s.failed != nil:
-		return "host: " + s.failed.Error()
-	case s.on:
-		return "hash"
+	case !s.on:
+		return "host"
+	case s.user != nil:
+		return "hash, in netbackd: " + s.user.Error()
 	}
-	return "host"
+	return "hash, in the kernel"
 }

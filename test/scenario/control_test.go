@@ -4,6 +4,7 @@ package scenario
 
 import (
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/netbackd/netbackd/internal/guest"
@@ -153,8 +154,25 @@ func TestPacketsCarryHashes(t *testing.T) {
 // says, whoever chose before, and follow when the table changes; and so it is
 // with a successor.
 func TestFlowsComeWhereTheTableSays(t *testing.T) {
-	w := newWorld(t)
+	for _, by := range []string{"kernel", "netbackd"} {
+		t.Run("chosen in "+by, func(t *testing.T) {
+			daemon := []string{"--bpf=true"}
+			if by == "netbackd" {
+				daemon = []string{"--bpf=false", "--static-grants=100"}
+			}
+			w := newWorld(t, daemon...)
+			flowsCome(w, by)
+		})
+	}
+}
+
+func flowsCome(w *world, by string) {
+	t := w.t
 	g := w.guest(queues(4), withControl())
+	if by == "netbackd" {
+		g.allStatic(4)
+	}
+	steered := func(s *vif.Status) bool { return s.Control != nil && strings.Contains(s.Control.Steering, by) }
 	arrived := func() (n []uint64) {
 		for _, q := range g.status().Queues {
 			n = append(n, q.Counters["rx_packets"])
@@ -164,18 +182,19 @@ func TestFlowsComeWhereTheTableSays(t *testing.T) {
 	g.pings(5)
 	for _, q := range []uint32{2, 0, 3} {
 		w.must(g.SetHash(w.ctx, "", netfront.Hash{Types: 15, Key: hashKey, Mapping: []uint32{q, q, q}}))
-		if by := g.status().Control.Steering; by != "hash" {
-			t.Skipf("queues are chosen by %s", by)
+		if s := g.status(); !steered(s) {
+			t.Skipf("queues are chosen by %s", s.Control.Steering)
 		}
 		if q == 3 {
 			w.Daemon().Kill()
 			w.must(w.StartDaemon(w.ctx))
 			g.serving()
-			g.waitStatus("the successor to steer", func(s *vif.Status) bool { return s.Control.Steering == "hash" })
+			g.waitStatus("the successor to steer", steered)
 		}
 		before := arrived()
 		for range 3 { // three flows
 			g.tcpToGuest(g.ip, 1<<20)
+			g.tcpToHost(1 << 20)
 		}
 		for i, n := range arrived() {
 			if n -= before[i]; (n != 0) != (uint32(i) == q) {
