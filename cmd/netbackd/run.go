@@ -25,6 +25,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/backend"
 	"github.com/netbackd/netbackd/pkg/dataplane"
 	"github.com/netbackd/netbackd/pkg/staticgrant"
+	"github.com/netbackd/netbackd/pkg/steer"
 	"github.com/netbackd/netbackd/pkg/tap"
 	"github.com/netbackd/netbackd/pkg/vif"
 )
@@ -158,7 +159,7 @@ func (f *runFlags) run(ctx context.Context) (err error) {
 		MaxQueues: f.maxQueues, Offload: offload, RunDir: f.runDir,
 		Drain: f.drain, Stall: f.stall, Rival: rival(h),
 		Keeper: keeper(notify), Kept: keptFiles(handed),
-		ControlRings: rings, StaticGrants: f.static, NoBPF: !f.bpf,
+		ControlRings: rings, StaticGrants: f.static, NoBPF: f.noBPF(),
 	})
 	srv := &service{notify: notify, log: log, workers: pool.Ping, control: b.Ping, vifs: b.Vifs}
 	d := control.Daemon{
@@ -215,6 +216,14 @@ func raiseFileLimit() {
 		l.Cur = l.Max
 		_ = unix.Setrlimit(unix.RLIMIT_NOFILE, &l)
 	}
+}
+
+// noBPF says why packets are not steered by programs in the kernel; nil: they are.
+func (f *runFlags) noBPF() error {
+	if !f.bpf {
+		return errors.New("switched off by --bpf=false")
+	}
+	return steer.Probe()
 }
 
 // uringState says whether io_uring is used, and if not why.

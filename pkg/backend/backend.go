@@ -46,7 +46,7 @@ type Config struct {
 
 	ControlRings vif.ControlRings // what vifs offer
 	StaticGrants int              // pages that a queue keeps mapped if asked to; 0: none
-	NoBPF        bool             // steer without programs in the kernel
+	NoBPF        error            // why the kernel takes no steering programs; nil: it does
 
 	Rival Rival // nil: nobody else serves vifs of this domain
 

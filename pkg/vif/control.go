@@ -103,7 +103,7 @@ func (v *Vif) openControl(l *link, queues []dataplane.QueueConfig, cfg *dataplan
 	}
 	if n > 1 {
 		// As long as there is a connection nobody else changes the TAP's queues.
-		c.steer.begin(v.tap.SetSteering, !v.cfg.NoBPF)
+		c.steer.set, c.steer.user = v.tap.SetSteering, v.cfg.NoBPF
 		cfg.OneWorker = c.steer.user != nil
 	}
 	c.take(v.loadControl(l.front), v.nodes.offered(), v.own == Connected)

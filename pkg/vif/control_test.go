@@ -19,6 +19,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/gntdev"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/staticgrant"
+	"github.com/netbackd/netbackd/pkg/steer"
 )
 
 // ctrlGuest is the frontend's end of a control ring in a world.
@@ -33,7 +34,7 @@ type ctrlGuest struct {
 func ctrlWorld(t *testing.T, offer ControlRings) *world {
 	t.Helper()
 	w := newWorld(t)
-	w.cfg.ControlRings = offer
+	w.cfg.ControlRings, w.cfg.NoBPF = offer, steer.Probe()
 	w.cfg.StaticGrants = StaticGrants{PerQueue: 8, Budget: staticgrant.NewBudget(12, nil)}
 	w.v = New(w.cfg)
 	return w

@@ -3,8 +3,6 @@
 package vif
 
 import (
-	"errors"
-
 	"github.com/netbackd/netbackd/pkg/dataplane"
 	"github.com/netbackd/netbackd/pkg/steer"
 	"github.com/netbackd/netbackd/pkg/toeplitz"
@@ -22,16 +20,6 @@ type steering struct {
 	program *steer.Program
 	on      bool
 }
-
-// begin prepares for a connection of several queues.
-func (s *steering) begin(set func(program int) error, bpf bool) {
-	s.set = set
-	if s.user = errNoBPF; bpf {
-		s.user = steer.Probe()
-	}
-}
-
-var errNoBPF = errors.New("switched off")
 
 // follow has frames follow h.
 func (s *steering) follow(h *hashing) error {

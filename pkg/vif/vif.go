@@ -56,7 +56,7 @@ type Config struct {
 
 	ControlRings ControlRings // what is offered unless the toolstack says otherwise
 	StaticGrants StaticGrants
-	NoBPF        bool // steer without a program in the kernel
+	NoBPF        error // why the kernel takes no steering program; nil: it does
 
 	// Claimed: another back end served the vif until now, so there is no TAP
 	// of ours to be missed.
