@@ -39,6 +39,8 @@ type control struct {
 	page   []byte
 	path   string // of the record; empty: there is none
 
+	protocol ctrlring.Protocol // 0: not known, and nothing was asked for
+
 	ring  ctrlring.Back // nil: of no use
 	calls ctrlring.Calls
 	hash  hashHandler
@@ -107,10 +109,7 @@ func (v *Vif) openControl(l *link, queues []dataplane.QueueConfig, cfg *dataplan
 		cfg.OneWorker = c.steer.user != nil
 	}
 	c.take(v.loadControl(l.front), v.nodes.offered(), v.own == Connected)
-	if c.ring == nil {
-		return nil
-	}
-	if cfg.Hash, err = c.hash.now.forPackets(c.ring.Protocol()); err != nil {
+	if cfg.Hash, err = c.hash.now.forPackets(c.protocol); err != nil || c.ring == nil {
 		return err
 	}
 	// From here on a successor knows the protocol, which the page of a ring
@@ -122,18 +121,19 @@ func (v *Vif) openControl(l *link, queues []dataplane.QueueConfig, cfg *dataplan
 }
 
 // take takes the ring: as a predecessor left it, or as a frontend does that has
-// just connected. A ring of no use is no reason not to connect.
+// just connected. A ring of no use is no reason not to connect, or to forget what
+// was asked for.
 func (c *control) take(r *ctrlRecord, offered ControlRings, served bool) {
 	var err error
 	switch p, one := offered.only(); {
 	case r != nil:
-		if c.ring, err = ctrlring.Restore(c.page, r.ring); err == nil {
-			c.restore(r)
-		}
+		c.restore(r)
+		c.ring, err = ctrlring.Restore(c.page, r.ring)
 	case served && !one:
 		err = errors.New("which protocol the control ring has is lost; it is served again when the frontend connects anew")
 	case served:
 		// Between two messages its indices tell all.
+		c.protocol = p
 		c.ring, err = ctrlring.Restore(c.page, ctrlring.State{Protocol: p})
 	default:
 		if !one {
@@ -143,6 +143,7 @@ func (c *control) take(r *ctrlRecord, offered ControlRings, served bool) {
 			c.ring, err = ctrlring.Attach(c.page, p, ctrlring.WidthDrawn)
 		}
 		if err == nil {
+			c.protocol = p
 			c.calls.Start(p)
 		}
 	}
@@ -155,6 +156,7 @@ func (c *control) take(r *ctrlRecord, offered ControlRings, served bool) {
 
 // restore sets up what a predecessor had been asked for.
 func (c *control) restore(r *ctrlRecord) {
+	c.protocol = r.ring.Protocol
 	h := &c.hash.now
 	h.algorithm, h.types, h.key = r.algorithm, r.types&uint32(toeplitz.AllTypes), r.key
 	if err := h.mapping.SetSize(uint32(len(r.table))); err == nil {
@@ -166,17 +168,17 @@ func (c *control) restore(r *ctrlRecord) {
 // start begins to serve the ring.
 func (c *control) start(conn *dataplane.Conn) {
 	c.conn, c.grefs.conn, c.steer.conn = conn, conn, conn
-	if c.ring == nil {
+	if c.protocol == 0 {
 		return
 	}
-	protocol, was := c.ring.Protocol(), c.hash.now
+	was := c.hash.now
 	c.hash.install = func(next *hashing) error {
 		if err := c.steer.follow(next); err != nil {
 			c.log.Warn("steering", errField(err))
 			return errors.Join(err, c.steer.follow(&was))
 		}
 		if !next.samePackets(&was) { // the mapping is nothing that they carry
-			h, err := next.forPackets(protocol)
+			h, err := next.forPackets(c.protocol)
 			if err == nil {
 				err = conn.SetHash(h)
 			}
@@ -230,6 +232,14 @@ func (c *control) run() {
 		}
 	}()
 	debug.SetPanicOnFault(true) // a page gone bad costs the control ring
+	defer c.steer.close()
+	if err := c.steer.follow(&c.hash.now); err != nil { // as a predecessor was told
+		c.log.Warn("steering", errField(err))
+	}
+	c.show()
+	if c.ring == nil {
+		return
+	}
 	w, err := newPortWaiter(c.ctx, c.events)
 	if err != nil {
 		c.fail(err)
@@ -237,11 +247,6 @@ func (c *control) run() {
 		return
 	}
 	defer w.close()
-	defer c.steer.close()
-	if err := c.steer.follow(&c.hash.now); err != nil { // as a predecessor was told
-		c.log.Warn("steering", errField(err))
-	}
-	c.show()
 	s := ctrlring.Server{
 		Ring: c.ring, Do: c.do, Save: c.save,
 		Notify: func() error { _ = c.events.Notify(c.port); return nil }, // that it cannot be sent, the vif will find out

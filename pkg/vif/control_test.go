@@ -251,6 +251,13 @@ func TestControlRingBreach(t *testing.T) {
 				t.Errorf("%+v", s)
 			}
 			w.wantSteps("")
+			// What was asked for before outlives ring and daemon.
+			w.successor()
+			w.eventually("the successor to steer", func() bool { return w.status().Control.Steering != "host" })
+			s := w.status()
+			if c := s.Control; s.Queues[1].Static != 2 || c.Algorithm != "toeplitz" || len(c.Mapping) != 3 || !strings.HasPrefix(c.Error, tt.want) {
+				t.Errorf("%+v, %d static grants", c, s.Queues[1].Static)
+			}
 		})
 	}
 }

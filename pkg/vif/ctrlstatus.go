@@ -39,8 +39,8 @@ func (c *control) show() {
 	if s.Mapping == nil {
 		s.Mapping = []uint16{}
 	}
-	if c.ring != nil {
-		s.Protocol = c.ring.Protocol().String()
+	if c.protocol != 0 {
+		s.Protocol = c.protocol.String()
 	}
 	if c.failed != nil {
 		s.Error = c.failed.Error()
