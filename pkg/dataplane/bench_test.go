@@ -431,6 +431,7 @@ func measure(peer string, rounds int, packets uint64, only string) (*bench.Repor
 		Method: []string{
 			"Fill and drain: one thread on one CPU fills rings or TAP untimed, then the worker's own rounds drain them.",
 			"Grant copy is stood in for by process_vm_readv/writev on this process, one call per batch: no hypercall, but pages are pinned.",
+			"Lanes of static grants have all pages of the guest mapped: they take no such call.",
 			"Peers are bare system calls, in " + lang + ", in another process on the same CPU and TAP queue; all take turns in every round.",
 			"The host drops what it gets at IP. Ratios are rates relative to the first peer.",
 		},
