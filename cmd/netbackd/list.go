@@ -35,6 +35,9 @@ With --json it prints {"schema":1,"vifs":[...]}, each vif as in "show --json".`,
 			if err != nil {
 				return err
 			}
+			for i := range vifs {
+				hideKey(&vifs[i])
+			}
 			if asJSON {
 				return writeJSON(c.OutOrStdout(), control.Vifs{Schema: control.Schema, Vifs: vifs})
 			}

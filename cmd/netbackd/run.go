@@ -24,7 +24,10 @@ import (
 	"github.com/netbackd/netbackd/internal/xennetback"
 	"github.com/netbackd/netbackd/pkg/backend"
 	"github.com/netbackd/netbackd/pkg/dataplane"
+	"github.com/netbackd/netbackd/pkg/staticgrant"
+	"github.com/netbackd/netbackd/pkg/steer"
 	"github.com/netbackd/netbackd/pkg/tap"
+	"github.com/netbackd/netbackd/pkg/vif"
 )
 
 // runFlags are the settings of the daemon.
@@ -36,6 +39,9 @@ type runFlags struct {
 	maxQueues int
 	drain     time.Duration
 	stall     time.Duration
+	control   string
+	static    int
+	bpf       bool
 	logLevel  string
 	logFormat string
 	runDir    string
@@ -64,6 +70,9 @@ connections, and the next netbackd takes over where this one left.`,
 	fl.IntVar(&f.maxQueues, "max-queues", min(8, runtime.NumCPU()), "queues offered to each vif")
 	fl.DurationVar(&f.drain, "rx-drain", dataplane.DefaultDrain, "drop packets a guest has not taken for this long")
 	fl.DurationVar(&f.stall, "rx-stall", dataplane.DefaultStall, "take the carrier from a guest that takes nothing for this long")
+	fl.BoolVar(&f.bpf, "bpf", true, "steer packets to the queues that guests choose by a program in the kernel, where it takes one")
+	fl.StringVar(&f.control, "control-ring", "slot", "control ring offered to vifs: slot, stream (an early proposal), both or none")
+	fl.IntVar(&f.static, "static-grants", staticgrant.DefaultLimit, "pages that each queue keeps mapped for a guest that asks for it; 0: none")
 	fl.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
 	fl.StringVar(&f.logFormat, "log-format", "console", "console or json")
 	return c
@@ -71,6 +80,9 @@ connections, and the next netbackd takes over where this one left.`,
 
 // maxQueuesLimit bounds --max-queues. What a guest can take up grows with it.
 const maxQueuesLimit = 64
+
+// maxStatic bounds --static-grants: what is left to one guest by all the others.
+const maxStatic = staticgrant.DefaultBudget
 
 func (f *runFlags) check() error {
 	switch {
@@ -80,6 +92,8 @@ func (f *runFlags) check() error {
 		return usageError{fmt.Errorf("--max-queues is %d, want 1 to %d", f.maxQueues, maxQueuesLimit)}
 	case f.workers < 0 || f.workers > 1024:
 		return usageError{fmt.Errorf("--workers is %d, want 0 to 1024", f.workers)}
+	case f.static < 0 || f.static > maxStatic:
+		return usageError{fmt.Errorf("--static-grants is %d, want 0 to %d", f.static, maxStatic)}
 	case f.drain <= 0 || f.stall <= 0:
 		return usageError{errors.New("--rx-drain and --rx-stall want times above 0")}
 	}
@@ -89,6 +103,10 @@ func (f *runFlags) check() error {
 func (f *runFlags) run(ctx context.Context) (err error) {
 	if err := f.check(); err != nil {
 		return err
+	}
+	rings, err := vif.ParseControlRings(f.control)
+	if err != nil {
+		return usageError{fmt.Errorf("--control-ring: %w", err)}
 	}
 	log, err := f.logger()
 	if err != nil {
@@ -141,6 +159,7 @@ func (f *runFlags) run(ctx context.Context) (err error) {
 		MaxQueues: f.maxQueues, Offload: offload, RunDir: f.runDir,
 		Drain: f.drain, Stall: f.stall, Rival: rival(h),
 		Keeper: keeper(notify), Kept: keptFiles(handed),
+		ControlRings: rings, StaticGrants: f.static, NoBPF: f.noBPF(),
 	})
 	srv := &service{notify: notify, log: log, workers: pool.Ping, control: b.Ping, vifs: b.Vifs}
 	d := control.Daemon{
@@ -197,6 +216,14 @@ func raiseFileLimit() {
 		l.Cur = l.Max
 		_ = unix.Setrlimit(unix.RLIMIT_NOFILE, &l)
 	}
+}
+
+// noBPF says why packets are not steered by programs in the kernel; nil: they are.
+func (f *runFlags) noBPF() error {
+	if !f.bpf {
+		return errors.New("switched off by --bpf=false")
+	}
+	return steer.Probe()
 }
 
 // uringState says whether io_uring is used, and if not why.

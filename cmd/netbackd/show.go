@@ -22,7 +22,7 @@ import (
 var errNoVif = errors.New("no such vif")
 
 func newShowCmd() *cobra.Command {
-	var asJSON bool
+	var asJSON, key bool
 	c := &cobra.Command{
 		Use:   "show VIF",
 		Short: "Show all about one vif",
@@ -42,6 +42,9 @@ schema.`,
 			if err != nil {
 				return err
 			}
+			if !key {
+				hideKey(s)
+			}
 			if asJSON {
 				return writeJSON(c.OutOrStdout(), s)
 			}
@@ -49,6 +52,7 @@ schema.`,
 		},
 	}
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	c.Flags().BoolVar(&key, "key", false, "print the guest's hash key as well, which lets others choose the queue of a flow")
 	return c
 }
 
@@ -145,13 +149,76 @@ func writeShow(w io.Writer, s *vif.Status, now time.Time) error {
 	if len(s.Mcast) > 0 {
 		row("multicast", "%s", strings.Join(s.Mcast, " "))
 	}
+	if c := s.Control; c != nil {
+		row("control ring", "%s", controlRing(c))
+		row("hashing", "%s", hashing(c))
+		row("hash mapping", "%s", mapping(c))
+	}
 	if err := t.Flush(); err != nil {
 		return err
 	}
 	if err := writeQueues(w, s); err != nil {
 		return err
 	}
+	if err := writeStatic(w, s); err != nil {
+		return err
+	}
 	return writeCounters(w, s)
+}
+
+// hideKey keeps a guest's hash key off screens and out of reports.
+func hideKey(s *vif.Status) {
+	if s.Control != nil {
+		s.Control.Key = ""
+	}
+}
+
+// controlRing says how the control ring is.
+func controlRing(c *vif.ControlStatus) string {
+	text := fmt.Sprintf("%s, %d messages, %d refused", orNone(c.Protocol), c.Messages, c.Refused)
+	if c.Error != "" {
+		text += ", out of use: " + c.Error
+	}
+	return text
+}
+
+// hashing says what is hashed.
+func hashing(c *vif.ControlStatus) string {
+	if c.Algorithm == "none" || len(c.Types) == 0 {
+		return fmt.Sprintf("off (algorithm %s, types %s)", c.Algorithm, orNone(strings.Join(c.Types, " ")))
+	}
+	key := "empty"
+	switch {
+	case c.Key != "":
+		key = c.Key
+	case c.KeyOctets > 0:
+		key = fmt.Sprintf("of %d octets (--key shows it)", c.KeyOctets)
+	}
+	return fmt.Sprintf("%s of %s, key %s, queues chosen by %s", c.Algorithm, strings.Join(c.Types, " "), key, c.Steering)
+}
+
+// mapping says which queue a hash leads to.
+func mapping(c *vif.ControlStatus) string {
+	if len(c.Mapping) == 0 {
+		return "hash modulo queues"
+	}
+	return fmt.Sprintf("%d entries: %s", len(c.Mapping), strings.Trim(fmt.Sprint(c.Mapping), "[]"))
+}
+
+// writeStatic prints the static grants of each queue, if a guest may have any.
+func writeStatic(w io.Writer, s *vif.Status) error {
+	if !slices.ContainsFunc(s.Queues, func(q vif.QueueStatus) bool { return q.Static > 0 }) {
+		return nil
+	}
+	fmt.Fprintln(w)
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "QUEUE\tSTATIC GRANTS\tOF\tIN USE\tHITS\tMISSES")
+	for i := range s.Queues {
+		q := &s.Queues[i]
+		fmt.Fprintf(t, "%d\t%d\t%d\t%d\t%d\t%d\n", i, q.Static, q.StaticMax, q.StaticInUse,
+			q.Counters["static_hits"], q.Counters["static_misses"])
+	}
+	return t.Flush()
 }
 
 // mtus puts the three that should be one side by side.

@@ -62,9 +62,13 @@ func testVifs() []vif.Status {
 		Features: []string{"rx-copy", "rx-notify", "sg", "gso-tcpv4", "gso-tcpv6", "csum-ipv4", "csum-ipv6", "multicast-control"},
 		Mcast:    []string{"01:00:5e:00:00:01", "33:33:00:00:00:01"},
 		Since:    testNow.Add(-26*time.Hour - 3*time.Second), Grants: 4, Ports: 2,
+		Control: &vif.ControlStatus{
+			Protocol: "slot", Messages: 9, Refused: 1, Algorithm: "toeplitz", Types: []string{"ipv4", "ipv4-tcp"},
+			KeyOctets: 3, Key: "6b6579", Steering: "hash, in the kernel", Mapping: []uint16{0, 1, 1},
+		},
 		Queues: []vif.QueueStatus{
-			{Worker: 0, Uring: true, Tx: vif.RingStatus{ReqProd: 1000, ReqCons: 1000, RspProd: 1000}, Rx: vif.RingStatus{ReqProd: 700, ReqCons: 444, RspProd: 444},
-				Counters: counters("tx_packets", 1000, "rx_packets", 444, "syscalls", 90, "grant_ops", 1600, "notifies", 80)},
+			{Worker: 0, Uring: true, Static: 512, StaticMax: 512, StaticInUse: 256, Tx: vif.RingStatus{ReqProd: 1000, ReqCons: 1000, RspProd: 1000}, Rx: vif.RingStatus{ReqProd: 700, ReqCons: 444, RspProd: 444},
+				Counters: counters("tx_packets", 1000, "rx_packets", 444, "syscalls", 90, "grant_ops", 1600, "notifies", 80, "static_hits", 4000, "static_misses", 3)},
 			{Worker: 1, Uring: true, RateWaiting: true, Tx: vif.RingStatus{ReqProd: 2, ReqCons: 0xfffffffe, RspProd: 0xfffffffe}, Rx: vif.RingStatus{ReqProd: 256},
 				Counters: counters("tx_packets", 500, "rx_packets", 0, "syscalls", 60, "grant_ops", 500, "notifies", 10)},
 		},
@@ -185,6 +189,7 @@ func TestCommands(t *testing.T) {
 		{"list-json", []string{"list", "--json"}},
 		{"show-json", []string{"show", "vif1.0", "--json"}},
 		{"show-json", []string{"show", "webserver", "--json"}},
+		{"show-json-key", []string{"show", "vif1.0", "--json", "--key"}},
 		{"show-vif4.1", []string{"show", "vif4.1"}},
 	} {
 		got, err := command(append([]string{"--run-dir", dir}, tt.args...)...)

@@ -60,6 +60,7 @@ type show struct {
 	addrs  []string
 	lost   []string // what went wrong, a line each
 	begin  time.Time
+	prices []price
 }
 
 // Run shows it all and cleans up. The process must be in a private network
@@ -136,7 +137,7 @@ func (s *show) startGuest(ctx context.Context, i int, name string) (string, erro
 		Vif:  lab.VifConfig{MAC: fmt.Sprintf("00:16:3e:00:00:%02x", 1+i), Bridge: bridge},
 		Front: guest.VifConfig{
 			Addrs: []string{addr + "/24"},
-			Front: netfront.Config{Queues: s.Queues, SplitEvents: true},
+			Front: netfront.Config{Queues: s.Queues, SplitEvents: true, Control: true},
 		},
 	})
 	if err != nil {
@@ -184,11 +185,17 @@ func (s *show) traffic(ctx context.Context) (err error) {
 	steps := []func() error{
 		func() error { return s.hostPing(ctx, "ping host -> web", s.addrs[0]) },
 		func() error { return s.ping(ctx, "ping web -> db", web, s.addrs[1]) },
-		func() error { return s.tcp(ctx, "TCP web -> host", web, hostAddr) },
-		func() error { return s.hostTCP(ctx, "TCP host -> web", s.addrs[0]) },
+		func() error {
+			return s.priced(ctx, func() error { return s.tcp(ctx, "TCP web -> host", web, hostAddr) })
+		},
+		func() error {
+			return s.priced(ctx, func() error { return s.hostTCP(ctx, "TCP host -> web", s.addrs[0]) })
+		},
 		func() error { return s.tcp(ctx, "TCP web -> db", web, s.addrs[1]) },
 		func() error { return s.tcp(ctx, "TCP db -> web", db, s.addrs[0]) },
-		func() error { return s.udp(ctx, fmt.Sprintf("UDP %d B web -> host", udpSize), web, hostAddr) },
+		func() error {
+			return s.priced(ctx, func() error { return s.udp(ctx, fmt.Sprintf("UDP %d B web -> host", udpSize), web, hostAddr) })
+		},
 		func() error { return s.udp(ctx, fmt.Sprintf("UDP %d B web -> db", udpSize), web, s.addrs[1]) },
 	}
 	for _, f := range steps {
@@ -196,7 +203,7 @@ func (s *show) traffic(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	return nil
+	return s.controlRing(ctx)
 }
 
 func (s *show) hostPing(ctx context.Context, what, to string) error {

@@ -188,6 +188,7 @@ var commands = map[string]func(*agent, context.Context, json.RawMessage) (any, e
 	"mcast":       command((*agent).mcast),
 	"hash":        command((*agent).hash),
 	"static":      command((*agent).static),
+	"buffers":     command((*agent).buffers),
 	"control":     command((*agent).control),
 	"raw":         command((*agent).raw),
 	"ping":        command((*agent).ping),
@@ -372,6 +373,18 @@ func (a *agent) static(ctx context.Context, args QueueArgs) (n int, err error) {
 		return err
 	})
 	return n, err
+}
+
+func (a *agent) buffers(ctx context.Context, args QueueArgs) (b Buffers, err error) {
+	err = a.onVif(ctx, args.VifArgs, func(v *vif) error {
+		p, err := v.pump(args.Queue)
+		if err != nil {
+			return err
+		}
+		b.Tx, b.Rx = p.Queue().Buffers()
+		return nil
+	})
+	return b, err
 }
 
 func (a *agent) control(ctx context.Context, args ControlArgs) (r ControlResult, err error) {

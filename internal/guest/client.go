@@ -321,6 +321,11 @@ func (c *Client) StaticGrants(ctx context.Context, vif string, queue int) (int, 
 	return ask[int](ctx, c, "static", QueueArgs{VifArgs{vif}, queue})
 }
 
+// Buffers tells the grant references of a queue's buffers.
+func (c *Client) Buffers(ctx context.Context, vif string, queue int) (Buffers, error) {
+	return ask[Buffers](ctx, c, "buffers", QueueArgs{VifArgs{vif}, queue})
+}
+
 // Control sends any message over the control ring.
 func (c *Client) Control(ctx context.Context, args ControlArgs) (ControlResult, error) {
 	return ask[ControlResult](ctx, c, "control", args)

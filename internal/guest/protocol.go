@@ -167,6 +167,12 @@ type QueueArgs struct {
 	Queue int `json:"queue"`
 }
 
+// Buffers are the grant references of a queue's buffers.
+type Buffers struct {
+	Tx []netif.Gref `json:"tx"` // for reading
+	Rx []netif.Gref `json:"rx"` // for reading and writing
+}
+
 // ControlArgs is a message for the control ring.
 type ControlArgs struct {
 	VifArgs

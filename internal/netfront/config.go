@@ -66,6 +66,10 @@ type Config struct {
 	// Control asks for a control ring, if the backend can do that.
 	Control bool `json:"control,omitempty"`
 
+	// Stream makes it one of byte streams, as was proposed before there was the
+	// ring of slots.
+	Stream bool `json:"stream,omitempty"`
+
 	// Keys are further nodes to write below Dir when connecting, after all
 	// others, so that a test can say anything about a device. An empty value
 	// removes the node.
@@ -125,5 +129,6 @@ type Offers struct {
 	Multicast       bool `json:"multicast,omitempty"`         // feature-multicast-control
 	SplitEvents     bool `json:"split_events,omitempty"`      // feature-split-event-channels
 	Control         bool `json:"control,omitempty"`           // feature-ctrl-ring
+	Stream          bool `json:"stream,omitempty"`            // feature-control-ring
 	MaxQueues       int  `json:"max_queues,omitempty"`        // multi-queue-max-queues, 1 if absent
 }

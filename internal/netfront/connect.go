@@ -122,6 +122,7 @@ func (d *Device) readOffers() error {
 		{"feature-multicast-control", &o.Multicast},
 		{"feature-split-event-channels", &o.SplitEvents},
 		{"feature-ctrl-ring", &o.Control},
+		{"feature-control-ring", &o.Stream},
 	} {
 		v, err := d.BackendKey(k.name)
 		if err != nil {
@@ -159,7 +160,7 @@ func (d *Device) makeRings() error {
 	r := rules{
 		features: d.cfg.Features,
 		offers:   d.offers,
-		hash:     d.cfg.Control,
+		hash:     d.cfg.Control && !d.cfg.Stream,
 		strict:   d.cfg.Strict,
 		mtu:      d.cfg.MTU,
 		salt:     d.cfg.IDSalt,
@@ -179,8 +180,8 @@ func (d *Device) makeRings() error {
 			return err
 		}
 	}
-	if d.cfg.Control && d.offers.Control {
-		c, err := newControl(d.host, d.backendID)
+	if offered := d.offers.Control && !d.cfg.Stream || d.offers.Stream && d.cfg.Stream; d.cfg.Control && offered {
+		c, err := newControl(d.host, d.backendID, d.cfg.Stream)
 		if err != nil {
 			return err
 		}

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/netbackd/netbackd/pkg/ctrlring"
 	"github.com/netbackd/netbackd/pkg/evtchn"
 	"github.com/netbackd/netbackd/pkg/gntalloc"
 	"github.com/netbackd/netbackd/pkg/netif"
@@ -19,7 +20,8 @@ type Control struct {
 	host   Host
 	peer   uint16
 	pages  *gntalloc.Pages
-	ring   *netif.CtrlFront
+	ring   *netif.CtrlFront // nil: it is of byte streams
+	stream ctrlring.Front   // nil: it is of slots
 	events Events
 	port   evtchn.Port
 	wake   *waker
@@ -27,7 +29,7 @@ type Control struct {
 	late   int // calls that gave up, whose responses may still come
 }
 
-func newControl(host Host, peer uint16) (c *Control, err error) {
+func newControl(host Host, peer uint16, stream bool) (c *Control, err error) {
 	c = &Control{host: host, peer: peer}
 	defer func() {
 		if err != nil {
@@ -37,7 +39,12 @@ func newControl(host Host, peer uint16) (c *Control, err error) {
 	if c.pages, err = host.Pages.Alloc(peer, 1, true); err != nil {
 		return c, err
 	}
-	if c.ring, err = netif.InitCtrl(c.pages.Bytes()); err != nil {
+	if stream {
+		c.stream, err = ctrlring.Init(c.pages.Bytes(), ctrlring.Stream, ctrlring.WidthDrawn)
+	} else {
+		c.ring, err = netif.InitCtrl(c.pages.Bytes())
+	}
+	if err != nil {
 		return c, err
 	}
 	if c.events, err = host.Events(); err != nil {
@@ -62,7 +69,8 @@ func (c *Control) close() error {
 	return errors.Join(errs...)
 }
 
-// Ring is the ring itself, for a test that breaks the protocol.
+// Ring is the ring itself, for a test that breaks the protocol. It is nil if the
+// ring is of byte streams.
 func (c *Control) Ring() *netif.CtrlFront { return c.ring }
 
 // Kick sends an event.
@@ -71,6 +79,12 @@ func (c *Control) Kick() error { return c.events.Notify(c.port) }
 // Call sends a message and waits for its response. The response's own status is
 // not an error.
 func (c *Control) Call(ctx context.Context, typ netif.CtrlType, data ...uint32) (netif.CtrlResponse, error) {
+	if c.stream != nil {
+		q := ctrlring.Request{Type: typ}
+		copy(q.Data[:], data)
+		r, err := c.ask(ctx, q)
+		return netif.CtrlResponse{Type: typ, Status: r.Status, Data: r.Data}, err
+	}
 	if c.ring.Free() == 0 {
 		return netif.CtrlResponse{}, errors.New("netfront: control ring: nothing was ever answered")
 	}
@@ -108,6 +122,42 @@ func (c *Control) Call(ctx context.Context, typ netif.CtrlType, data ...uint32) 
 	}
 }
 
+// ask sends a message over byte streams and waits for its response.
+func (c *Control) ask(ctx context.Context, q ctrlring.Request) (ctrlring.Response, error) {
+	if err := c.stream.Send(q); err != nil {
+		return ctrlring.Response{}, fmt.Errorf("netfront: control ring: %w", err)
+	}
+	for {
+		notify, err := c.stream.Turn()
+		if err == nil && notify {
+			err = c.Kick()
+		}
+		if err != nil {
+			return ctrlring.Response{}, fmt.Errorf("netfront: control ring: %w", err)
+		}
+		if r, ok := c.stream.Response(); ok {
+			return r, nil
+		}
+		if err := c.wait(ctx); err != nil {
+			return ctrlring.Response{}, fmt.Errorf("netfront: %v: %w", q, err)
+		}
+	}
+}
+
+// askAll sends messages over byte streams until one is not answered with success.
+func (c *Control) askAll(ctx context.Context, list ...ctrlring.Request) error {
+	for _, q := range list {
+		r, err := c.ask(ctx, q)
+		if err != nil {
+			return err
+		}
+		if r.Status != netif.CtrlSuccess {
+			return &StatusError{Type: q.Type, Status: r.Status}
+		}
+	}
+	return nil
+}
+
 func (c *Control) wait(ctx context.Context) error {
 	defer context.AfterFunc(ctx, c.wake.wake)()
 	_, err := sleep(c.events, c.wake)
@@ -142,8 +192,15 @@ type Hash struct {
 	Mapping []uint32 // queue by hash modulo length; empty: hash modulo queues
 }
 
-// SetHash sets up Toeplitz hashing in the order that Windows does.
+// SetHash sets up Toeplitz hashing in the order that Windows does. Over byte
+// streams the key has 40 octets and the mapping a power of two of entries.
 func (c *Control) SetHash(ctx context.Context, h Hash) error {
+	if c.stream != nil {
+		return c.askAll(ctx,
+			ctrlring.Request{Type: netif.CtrlSetHashFlags, Data: [3]uint32{h.Types}},
+			ctrlring.Request{Type: netif.CtrlSetHashKey, Key: h.Key},
+			ctrlring.Request{Type: netif.CtrlSetHashMapping, Queues: h.Mapping})
+	}
 	if _, err := c.do(ctx, netif.CtrlSetHashAlgorithm, netif.HashAlgorithmToeplitz); err != nil {
 		return err
 	}

@@ -28,7 +28,7 @@ type message struct {
 func newControlPair(t *testing.T, answer func(netif.CtrlRequest) *netif.CtrlResponse) (*Control, *machine, *[]message) {
 	t.Helper()
 	m := newMachine()
-	c, err := newControl(m.host(), 0)
+	c, err := newControl(m.host(), 0, false)
 	if err != nil {
 		t.Fatal(err)
 	}

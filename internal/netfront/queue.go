@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/netbackd/netbackd/pkg/evtchn"
 	"github.com/netbackd/netbackd/pkg/gntalloc"
@@ -183,6 +184,13 @@ func (q *Queue) notify(p evtchn.Port) error {
 	}
 	q.stats.Notifies++
 	return q.events.Notify(p)
+}
+
+// Buffers are the grant references of the queue's tx buffers, which are granted
+// for reading, and of its rx buffers, for reading and writing. They stay the same
+// as long as the queue is connected; any goroutine may ask.
+func (q *Queue) Buffers() (tx, rx []netif.Gref) {
+	return slices.Clone(q.tx.refs), slices.Clone(q.rx.refs)
 }
 
 // AllowMapped ends the check that a page is let go before its response comes, for

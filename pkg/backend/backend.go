@@ -23,6 +23,7 @@ import (
 
 	"github.com/netbackd/netbackd/internal/loglimit"
 	"github.com/netbackd/netbackd/pkg/dataplane"
+	"github.com/netbackd/netbackd/pkg/staticgrant"
 	"github.com/netbackd/netbackd/pkg/tap"
 	"github.com/netbackd/netbackd/pkg/vif"
 	"github.com/netbackd/netbackd/pkg/xenstore"
@@ -43,6 +44,10 @@ type Config struct {
 	Drain     time.Duration // 0: dataplane.DefaultDrain
 	Stall     time.Duration // 0: dataplane.DefaultStall
 
+	ControlRings vif.ControlRings // what vifs offer
+	StaticGrants int              // pages that a queue keeps mapped if asked to; 0: none
+	NoBPF        error            // why the kernel takes no steering programs; nil: it does
+
 	Rival Rival // nil: nobody else serves vifs of this domain
 
 	// Keeper keeps the queues of TAPs while no daemon runs; nil: nobody does.
@@ -57,6 +62,11 @@ type Kept struct {
 	Name string
 	FD   int
 }
+
+// maxStaticGrants bounds the pages that all guests together have mapped: half of
+// the mappings that Linux allows a process unless told otherwise
+// (vm.max_map_count). The rings and the program need some.
+const maxStaticGrants = 65530 / 2
 
 // Bounds on what one vif writes into the log.
 const (
@@ -77,6 +87,8 @@ type Backend struct {
 	pings    chan chan<- struct{}
 	requests chan request
 
+	static *staticgrant.Budget // of all guests
+
 	// Of the goroutine in Run.
 	store *xenstore.Client // nil before the first
 	held  func() bool      // ends that the end of Run closes store
@@ -85,6 +97,8 @@ type Backend struct {
 	sign  string           // a node of ours that only this xenstored has; see leaveSign
 	swept bool
 	kept  map[key][]int // queues for vifs that have not been found yet
+
+	guests map[uint16]*staticgrant.Budget // of each guest that has a vif
 
 	// Only the goroutine in Run changes vifs, and others look, also while it
 	// waits for an xenstored that hangs.
@@ -100,6 +114,8 @@ func New(cfg Config) *Backend {
 	return &Backend{
 		cfg:     cfg,
 		closers: tap.NewClosers(closers),
+		static:  staticgrant.NewBudget(maxStaticGrants, nil),
+		guests:  map[uint16]*staticgrant.Budget{},
 		ended:   make(chan key), requests: make(chan request),
 		pings: make(chan chan<- struct{}),
 		vifs:  map[key]*vif.Vif{}, left: map[key]struct{}{},
@@ -349,6 +365,10 @@ func (b *Backend) start(ctx context.Context, k key, claimed bool) {
 		Stall:     b.cfg.Stall,
 		Claimed:   claimed,
 		Taken:     func() bool { return b.rivals(k) },
+
+		ControlRings: b.cfg.ControlRings,
+		StaticGrants: vif.StaticGrants{PerQueue: b.cfg.StaticGrants, Budget: b.budget(k.domid)},
+		NoBPF:        b.cfg.NoBPF,
 	})
 	delete(b.kept, k)
 	b.mu.Lock()
@@ -364,11 +384,27 @@ func (b *Backend) start(ctx context.Context, k key, claimed bool) {
 	})
 }
 
+// budget is what all vifs of a guest share.
+func (b *Backend) budget(domid uint16) *staticgrant.Budget {
+	g := b.guests[domid]
+	if g == nil {
+		g = staticgrant.NewBudget(staticgrant.DefaultBudget, b.static)
+		b.guests[domid] = g
+	}
+	return g
+}
+
 // forget forgets a vif that has ended.
 func (b *Backend) forget(k key) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	delete(b.vifs, k)
+	for other := range b.vifs {
+		if other.domid == k.domid {
+			return
+		}
+	}
+	delete(b.guests, k.domid)
 }
 
 // snapshot is the vifs there are, by domain and number.

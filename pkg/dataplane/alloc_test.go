@@ -11,6 +11,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/offload"
 	"github.com/netbackd/netbackd/pkg/tap"
+	"github.com/netbackd/netbackd/pkg/toeplitz"
 )
 
 // TestNoAllocation runs whole turns, from the guest's event to the last answer,
@@ -57,6 +58,27 @@ func TestNoAllocation(t *testing.T) {
 			for i := range frontPages {
 				b.front().grants.readOnly[firstRef+frontPages+gntdev.Ref(i)] = true
 			}
+		}},
+		{name: "static grants, small", tx: []packet{{frame: udp(18, 1)}, {frame: udp(1400, 1)}}, rx: []hostFrame{{Frame: udp(18, 1)}, {Frame: udp(1400, 1)}}, counts: StaticHits, set: func(b *bed) {
+			b.front().allStatic()
+		}},
+		{name: "static grants, large", tx: []packet{{frame: udp(9000, 1)}}, rx: []hostFrame{{Frame: udp(9000, 1)}, {Frame: udp(9000, 1)}, {Frame: udp(18, 1)}}, counts: StaticHits, set: func(b *bed) {
+			b.front().allStatic()
+		}},
+		{name: "static grants, GSO", tx: []packet{{frame: open.Bytes(), flags: netif.TxCsumBlank, slots: tail(len(open.Bytes()), 14, 20), extras: []netif.ExtraInfo{gso(4, 1448)}}},
+			rx: []hostFrame{{vnetOf(open, 1448), open.Bytes()}, {vnetOf(open, 1448), open.Bytes()}, {vnetOf(tagged, 1400), tagged.Bytes()}}, counts: RxGSO, set: func(b *bed) {
+				b.front().allStatic()
+			}},
+		{name: "static grants, some", tx: []packet{{frame: udp(9000, 1)}, {frame: udp(18, 1)}}, rx: []hostFrame{{Frame: udp(9000, 1)}, {Frame: udp(18, 1)}}, counts: StaticMisses, set: func(b *bed) {
+			for i := 0; i < 2*frontPages; i += 2 {
+				b.front().makeStatic(0, firstRef+netif.Gref(i))
+			}
+		}},
+		{name: "a page that may only be read", rx: []hostFrame{{Frame: udp(18, 1)}}, counts: DropRxReadOnly, set: func(b *bed) {
+			b.front().makeStatic(netif.GrefReadOnly, refs(frontPages, 2*frontPages)...)
+		}},
+		{name: "hashes", rx: []hostFrame{{Frame: udp(18, 1)}, {vnetOf(open, 1448), open.Bytes()}, {Frame: arp()}}, counts: RxHash, set: func(b *bed) {
+			b.queue().setHash(&Hash{Hasher: hasher(b.tb), Types: toeplitz.AllTypes})
 		}},
 		{name: "a rate", tx: []packet{{frame: udp(18, 1)}}, counts: TxPackets, set: func(b *bed) {
 			b.conn.cfg.Limiter = new(Limiter)

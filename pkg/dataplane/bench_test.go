@@ -71,9 +71,18 @@ type standIn struct {
 	pages         uintptr // address of the page behind firstRef
 	local, remote *iouring.Iovecs
 	pid           uintptr
+	single        bool // a call for each segment
 }
 
 func (s *standIn) Copy(segs []gntdev.Segment) error {
+	if s.single && len(segs) > 1 {
+		for i := range segs {
+			if err := s.Copy(segs[i : i+1]); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
 	call := uintptr(unix.SYS_PROCESS_VM_READV)
 	if segs[0].Direction() == gntdev.ToGuest {
 		call = unix.SYS_PROCESS_VM_WRITEV
@@ -121,7 +130,16 @@ func (l *lane) row(batch int) string { return fmt.Sprintf("%s, batch %d", l.name
 // benchTB is the harness's testing.TB outside of a test.
 type benchTB struct{ childTB }
 
-func newLane(name string, d *tap.Device, uring bool) *lane {
+// grantUse is how a lane's packets get from the guest's pages and into them.
+type grantUse uint8
+
+const (
+	copied       grantUse = iota // one grant copy for a batch
+	copiedSingly                 // one for each packet
+	static                       // all pages are static grants
+)
+
+func newLane(name string, d *tap.Device, uring bool, use grantUse) *lane {
 	l := &lane{name: name, bed: bed{tb: benchTB{}, tap: d}}
 	l.newWorker(uring)
 	l.w.clock = time.Now
@@ -134,7 +152,10 @@ func newLane(name string, d *tap.Device, uring bool) *lane {
 	must(l.tb, err)
 	q := l.f.config()
 	q.Tap = d.Queue(0)
-	q.Grants = &standIn{pages: address(l.f.back[txPages:]), local: local, remote: remote, pid: uintptr(os.Getpid())}
+	q.Grants = &standIn{pages: address(l.f.back[txPages:]), local: local, remote: remote, pid: uintptr(os.Getpid()), single: use == copiedSingly}
+	if use == static {
+		l.f.allStatic()
+	}
 	peer, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
 	must(l.tb, err)
 	q.Events = notifyOnly{noEvents{efd}, peer, []byte{1, 0, 0, 0, 0, 0, 0, 0}}
@@ -395,9 +416,14 @@ func measure(peer string, rounds int, packets uint64, only string) (*bench.Repor
 	if err := iouring.Supported(); err != nil {
 		fmt.Fprintln(os.Stderr, "bench: without io_uring:", err)
 	} else {
-		lanes = append(lanes, newLane("netbackd, grant copy, io_uring", d, true))
+		lanes = append(lanes, newLane("netbackd, grant copy, io_uring", d, true, copied))
 	}
-	lanes = append(lanes, newLane("netbackd, grant copy, system calls", d, false))
+	lanes = append(lanes, newLane("netbackd, grant copy, system calls", d, false, copied))
+	lanes = append(lanes, newLane(staticPlain, d, false, static))
+	if lanes[0].w.ring != nil {
+		lanes = append(lanes, newLane(staticUring, d, true, static))
+	}
+	singly := newLane("netbackd, a grant copy for each packet", d, lanes[0].w.ring != nil, copiedSingly)
 	overhead := clockOverhead(lanes[0])
 
 	rep := &bench.Report{
@@ -405,6 +431,7 @@ func measure(peer string, rounds int, packets uint64, only string) (*bench.Repor
 		Method: []string{
 			"Fill and drain: one thread on one CPU fills rings or TAP untimed, then the worker's own rounds drain them.",
 			"Grant copy is stood in for by process_vm_readv/writev on this process, one call per batch: no hypercall, but pages are pinned.",
+			"Lanes of static grants have all pages of the guest mapped: they take no such call.",
 			"Peers are bare system calls, in " + lang + ", in another process on the same CPU and TAP queue; all take turns in every round.",
 			"The host drops what it gets at IP. Ratios are rates relative to the first peer.",
 		},
@@ -435,7 +462,11 @@ func measure(peer string, rounds int, packets uint64, only string) (*bench.Repor
 				bare("read", bench.OpRead, fill)
 				bare("readv into pages", bench.OpReadv, fill)
 			}
-			for _, l := range lanes {
+			group := lanes
+			if b.name == "64 B" {
+				group = append(slices.Clone(lanes), singly)
+			}
+			for _, l := range group {
 				for _, batch := range b.batches {
 					g.Peers = append(g.Peers, bench.Peer{
 						Name: l.row(batch),
@@ -462,6 +493,12 @@ func measure(peer string, rounds int, packets uint64, only string) (*bench.Repor
 	return rep, nil
 }
 
+// Lanes whose packets take no grant operation.
+const (
+	staticUring = "netbackd, static grants, io_uring"
+	staticPlain = "netbackd, static grants, system calls"
+)
+
 // clockOverhead is what timing nothing takes.
 func clockOverhead(l *lane) time.Duration {
 	took := make([]time.Duration, 10001)
@@ -487,6 +524,8 @@ func goals(rep *bench.Report, l *lane, h *filler, packets uint64) error {
 		b64, b1 := r.Figure(l.row(64)), r.Figure(l.row(1))
 		rep.AtLeast("P9", "64 B guest to host, batch 64 against batch 1", b1.Median/b64.Median, 1.45, r.Void)
 	}
+
+	staticGoals(rep, l, find)
 
 	frames := benchFrames()
 	tx := func(b *benchFrame) func() error {
@@ -588,6 +627,47 @@ func goals(rep *bench.Report, l *lane, h *filler, packets uint64) error {
 	rep.AtMost("P11", fmt.Sprintf("allocations in %.3g million 64 B packets", million), float64(after.Mallocs-before.Mallocs), 0, false)
 	rep.AtMost("P11", fmt.Sprintf("garbage collections in %.3g million 64 B packets", million), float64(after.NumGC-before.NumGC), 0, false)
 	return nil
+}
+
+// staticGoals compares lanes of static grants with bare calls and with copying.
+func staticGoals(rep *bench.Report, copies *lane, find func(string) *bench.Result) {
+	median := func(r *bench.Result, name string, batch int) float64 {
+		return r.Figure(fmt.Sprintf("%s, batch %d", name, batch)).Median
+	}
+	best := staticUring
+	if copies.w.ring == nil {
+		best = staticPlain
+	}
+	for _, g := range []struct {
+		goal, group, peer, lane string
+		batch                   int
+		bar                     float64
+	}{
+		{"P1", "guest to host, 64 B", "write", best, 64, 1.10},
+		{"P2", "guest to host, 1514 B", "write", best, 64, 1.02},
+		{"P3", "host to guest, 64 B", "read", best, 64, 1.05},
+		{"P3", "host to guest, 1514 B", "read", best, 64, 0.92},
+		{"P4", "guest to host, 64 B", "write", staticPlain, 64, 0.92},
+		{"P4", "host to guest, 64 B", "read", staticPlain, 64, 0.95},
+		{"P5", "guest to host, 64 KiB GSO", "writev of pages", best, 8, 0.97},
+		{"P5", "host to guest, 64 KiB GSO", "readv into pages", best, 8, 0.97},
+	} {
+		if r := find(g.group); len(r.Figures) > 0 {
+			rep.AtLeast(g.goal, fmt.Sprintf("%s, %s against %s", g.group, strings.TrimPrefix(g.lane, "netbackd, "), g.peer),
+				r.Figure(g.peer).Median/median(r, g.lane, g.batch), g.bar, r.Void)
+		}
+	}
+	if r := find("guest to host, 64 B"); len(r.Figures) > 0 {
+		own := median(r, staticPlain, 64) - r.Figure("write").Median
+		rep.AtMost("P6", "guest to host, 64 B: ns per packet beyond the same write", own, 22, r.Void)
+		rep.AtLeast("P8", "64 B guest to host, static grants against a grant copy for each batch", median(r, copies.name, 64)/median(r, best, 64), 1.55, r.Void)
+		rep.AtLeast("P8", "64 B guest to host, static grants against a grant copy for each packet",
+			median(r, "netbackd, a grant copy for each packet", 64)/median(r, best, 64), 2.3, r.Void)
+	}
+	if r := find("guest to host, 64 KiB GSO"); len(r.Figures) > 0 {
+		own := (median(r, staticPlain, 8) - r.Figure("writev of pages").Median) / 18
+		rep.AtMost("P6", "guest to host, 64 KiB GSO: ns per slot beyond the same writev", own, 3, r.Void)
+	}
 }
 
 // hostLine says where this was measured.

@@ -10,6 +10,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/evtchn"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/offload"
+	"github.com/netbackd/netbackd/pkg/staticgrant"
 	"github.com/netbackd/netbackd/pkg/tap"
 )
 
@@ -33,6 +34,10 @@ type Config struct {
 
 	Limiter *Limiter   // rate of guest to host; nil: none
 	Mcast   *McastList // the vif's multicast list
+	Hash    *Hash      // what packets to the guest carry from the start; nil: no hash
+
+	// OneWorker gives all queues to one worker, which [Conn.SetSteering] needs.
+	OneWorker bool
 
 	Drain time.Duration // 0: DefaultDrain
 	Stall time.Duration // 0: DefaultStall
@@ -89,6 +94,10 @@ type QueueConfig struct {
 	Events         Events
 	Tap            *tap.Queue
 	Journal        *Journal // nil: nothing outlives the process
+
+	// Static is the queue's static grants, perhaps some already; nil: there are
+	// and will be none. After Close its owner closes it.
+	Static *staticgrant.Table
 }
 
 // Conn is a connected vif as the data plane sees it.
@@ -116,8 +125,12 @@ func (p *Pool) Connect(cfg Config, queues []QueueConfig) (*Conn, error) {
 
 // serve gives the queues of a connection to workers.
 func (p *Pool) serve(c *Conn) error {
-	for _, q := range c.queues {
-		p.pick(q)
+	for i, q := range c.queues {
+		if i > 0 && c.cfg.OneWorker {
+			p.join(q, c.queues[0].worker)
+		} else {
+			p.pick(q)
+		}
 	}
 	for i, q := range c.queues {
 		if err := q.worker.call(func() error { return q.worker.attach(q) }); err != nil {
@@ -180,6 +193,8 @@ type QueueState struct {
 	RateWaiting bool
 	Uring       bool // TAP batches go through io_uring
 	Worker      int
+	Static      int // static grants
+	StaticInUse int // of those, named by requests that are not answered
 }
 
 // State asks the worker of queue i for its state. After Close it is the zero
@@ -198,6 +213,8 @@ func (c *Conn) State(i int) QueueState {
 			RateWaiting: !q.rateUntil.IsZero(),
 			Uring:       q.worker.ring != nil,
 			Worker:      q.worker.index,
+			Static:      q.static.Len(),
+			StaticInUse: q.staticInUse(),
 		}
 		return nil
 	})

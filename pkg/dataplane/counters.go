@@ -19,6 +19,8 @@ const (
 	RxBytes
 	RxSlots
 	RxGSO
+	RxHash
+	RxSteered
 	CsumCompleted
 	Segmented
 	RateWaits
@@ -30,6 +32,8 @@ const (
 	Syscalls
 	GrantCalls
 	GrantOps
+	StaticHits
+	StaticMisses
 	Notifies
 	TapWriteCalls
 	TapReadCalls
@@ -48,6 +52,7 @@ const (
 	DropRxMcast
 	DropRxSize
 	DropRxGrant
+	DropRxReadOnly
 	DropRxCsum
 	DropRxBacklog
 	DropRxStalled
@@ -85,6 +90,8 @@ var Counters = [NumCounters]CounterInfo{
 	RxBytes:       {"rx_bytes", Traffic, "octets of those packets"},
 	RxSlots:       {"rx_slots", Traffic, "rx ring slots answered"},
 	RxGSO:         {"rx_gso", Traffic, "packets to the guest that carried a GSO extra"},
+	RxHash:        {"rx_hash", Traffic, "packets to the guest that carried a hash extra"},
+	RxSteered:     {"rx_steered", Traffic, "packets to the guest that came on another TAP queue than theirs"},
 	CsumCompleted: {"csum_completed", Traffic, "partial checksums finished in software"},
 	Segmented:     {"segmented", Traffic, "frames cut into segments in software"},
 	RateWaits:     {"rate_waits", Traffic, "times the rate limit made the guest wait"},
@@ -96,6 +103,8 @@ var Counters = [NumCounters]CounterInfo{
 	Syscalls:      {"syscalls", Work, "system calls made for this queue"},
 	GrantCalls:    {"grant_calls", Work, "grant copy calls"},
 	GrantOps:      {"grant_ops", Work, "segments in those calls"},
+	StaticHits:    {"static_hits", Work, "slots whose page is a static grant, which take no grant operation"},
+	StaticMisses:  {"static_misses", Work, "slots that were copied although the queue has static grants"},
 	Notifies:      {"notifies", Work, "events sent to the guest"},
 	TapWriteCalls: {"tap_write_calls", Work, "calls that wrote packets to the TAP"},
 	TapReadCalls:  {"tap_read_calls", Work, "calls that read packets from the TAP"},
@@ -114,6 +123,7 @@ var Counters = [NumCounters]CounterInfo{
 	DropRxMcast:      {"rx_mcast_filtered", Drop, "multicast the guest did not ask for"},
 	DropRxSize:       {"rx_too_big", Drop, "packet is bigger than the guest can take"},
 	DropRxGrant:      {"rx_grant", Drop, "a page of the guest could not be written"},
+	DropRxReadOnly:   {"rx_readonly", Drop, "rx slot that names a static grant which may only be read"},
 	DropRxCsum:       {"rx_bad_offload", Drop, "packet asks for an offload that cannot be done"},
 	DropRxBacklog:    {"rx_backlog", Drop, "no memory for packets that wait for rx slots"},
 	DropRxStalled:    {"rx_stalled", Drop, "guest gave no rx slots for too long"},

@@ -29,6 +29,15 @@
 // take; what cannot be delivered yet waits in the hold, for no longer than
 // [Config.Drain], and the rest in the TAP.
 //
+// # Static grants, hashes, steering
+//
+// What a guest has asked for over its control ring comes by the mailbox and counts
+// from the next turn on. A slot whose gref is in the queue's table of static grants
+// is no part of a grant copy: small data is copied from and to the page, a large
+// packet is written to the TAP from it, and read from the TAP into it. A guest that
+// asked for hashes gets one with each packet that has one; and where the kernel
+// does not steer packets the queue that read one hands it to the one it is for.
+//
 // The package knows rings, grants, event channels and TAP queues. It must not
 // know xenstore, or that there are other guests.
 package dataplane

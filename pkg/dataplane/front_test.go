@@ -12,6 +12,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/evtchn"
 	"github.com/netbackd/netbackd/pkg/gntdev"
 	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/staticgrant"
 )
 
 // frontPages is how many pages each direction of a front has: more than slots,
@@ -30,6 +31,8 @@ type front struct {
 	events *events
 	txPort evtchn.Port // on which the guest's tx events arrive at the backend
 	rxPort evtchn.Port
+
+	static *staticgrant.Table
 
 	fd             int // memfd behind mem and back
 	nextTx, nextRx int // pages
@@ -68,6 +71,7 @@ func frontOn(tb testing.TB, domid uint16, fd int) *front {
 		must(tb, err)
 		tb.Cleanup(func() { _ = unix.Munmap(*m) })
 	}
+	f.static = staticgrant.New(2 * frontPages)
 	f.grants = &grants{
 		tb: tb, domid: domid, pages: f.back[txPages:],
 		readOnly: map[gntdev.Ref]bool{}, status: map[gntdev.Ref]gntdev.Status{},
@@ -94,6 +98,7 @@ func (f *front) config() QueueConfig {
 		TxPage: f.back[:netif.PageSize], RxPage: f.back[netif.PageSize : 2*netif.PageSize],
 		TxPort: f.txPort, RxPort: f.rxPort,
 		Grants: f.grants, Events: f.events,
+		Static: f.static,
 	}
 }
 
@@ -244,6 +249,7 @@ type delivery struct {
 	Frame    []byte
 	Flags    netif.RxFlags
 	GSO      netif.GSOInfo
+	Hash     *netif.HashInfo
 	Slots    int            // extras included
 	Statuses []netif.Status // of the data slots
 }
@@ -288,10 +294,21 @@ func (f *front) received() (got []delivery) {
 				e := f.rx.Slot(cons.Add(i)).Extra()
 				i++
 				d.Slots++
-				if e.Type != netif.ExtraGSO || e.More() {
+				if e.Type == netif.ExtraGSO {
+					d.GSO = e.GSO()
+					if e.More() {
+						e = f.rx.Slot(cons.Add(i)).Extra()
+						i++
+						d.Slots++
+					}
+				}
+				if e.Type == netif.ExtraHash {
+					h := e.Hash()
+					d.Hash = &h
+				}
+				if e.Type != netif.ExtraGSO && e.Type != netif.ExtraHash || e.More() {
 					f.tb.Fatalf("extra %+v", e)
 				}
-				d.GSO = e.GSO()
 			}
 			if r.Flags&netif.RxMoreData == 0 {
 				break

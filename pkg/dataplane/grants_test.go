@@ -26,6 +26,8 @@ type grants struct {
 	fail     error                        // of the next call as a whole
 	panics   gntdev.Ref                   // panic when this one is copied
 
+	hole []byte // mapped in place of any page, if there
+
 	calls, ops int
 	last       []gntdev.Segment // of the last call, if record is set
 	record     bool

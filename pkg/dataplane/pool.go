@@ -120,6 +120,14 @@ func (p *Pool) pick(q *Queue) {
 	q.worker, q.counted = best, true
 }
 
+// join gives q to a certain worker.
+func (p *Pool) join(q *Queue, w *worker) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	w.load++
+	q.worker, q.counted = w, true
+}
+
 // dropped takes q off its worker's account, once.
 func (p *Pool) dropped(q *Queue) {
 	p.mu.Lock()

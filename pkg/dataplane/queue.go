@@ -8,6 +8,8 @@ import (
 	"github.com/netbackd/netbackd/pkg/evtchn"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/offload"
+	"github.com/netbackd/netbackd/pkg/staticgrant"
+	"github.com/netbackd/netbackd/pkg/steer"
 	"github.com/netbackd/netbackd/pkg/tap"
 )
 
@@ -26,6 +28,10 @@ type Queue struct {
 	tap            *tap.Queue
 	journal        *Journal
 	txPort, rxPort evtchn.Port
+
+	static *staticgrant.Table
+	hash   *Hash         // what the guest is told of each packet
+	steer  *steer.Config // whose packets the host's are; nil: of the TAP queue they came on
 
 	guest   offload.Guest
 	vnetLen int // octets of vnet header on the TAP, 0 or tap.VnetHdrLen
@@ -49,9 +55,11 @@ type Queue struct {
 	breached     bool
 	masked       [2]evtchn.Port // ports that wait to be unmasked
 	nMasked      int
-	spurious     int // events in a row that brought no work
-	slotsPerRead int // what one packet read takes at most
-	rxWant       int // packets to read with the next call
+	spurious     int    // events in a row that brought no work
+	slotsPerRead int    // what one packet read takes at most
+	large        bool   // the last packet read was
+	largeExtras  uint32 // slots that the extras of the last large one took
+	rxWant       int    // packets to read with the next call
 
 	hold         hold
 	blockedSince time.Time // since when there are not enough slots to go on
@@ -80,10 +88,14 @@ func newQueue(c *Conn, index int, cfg *QueueConfig) (*Queue, error) {
 		tx: tx, rx: rx,
 		grants: cfg.Grants, events: cfg.Events, tap: cfg.Tap, journal: cfg.Journal,
 		txPort: cfg.TxPort, rxPort: cfg.RxPort,
+		static:     cfg.Static,
 		guest:      c.cfg.Guest,
 		maxRx:      netif.PageSize,
 		rxWant:     1,
 		drainAfter: c.cfg.Drain,
+	}
+	if q.static == nil {
+		q.static = new(staticgrant.Table)
 	}
 	if q.journal == nil {
 		q.journal = NewJournal()
@@ -98,11 +110,21 @@ func newQueue(c *Conn, index int, cfg *QueueConfig) (*Queue, error) {
 		q.drainAfter = min(q.drainAfter, noNotifyDrain)
 	}
 	q.readLen = q.vnetLen + maxFrame
+	q.setHash(c.cfg.Hash)
+	return q, nil
+}
+
+// setHash changes what the guest is told of packets.
+func (q *Queue) setHash(h *Hash) {
+	q.hash = h
+	q.large = false // what comes next may have other extras
 	q.slotsPerRead = int(slotsOf(q.maxRx))
 	if q.guest.GSOTCPv4 || q.guest.GSOTCPv6 {
 		q.slotsPerRead++
 	}
-	return q, nil
+	if h != nil {
+		q.slotsPerRead++
+	}
 }
 
 // waitsForSlots reports whether the rx ring has to be looked at although the

@@ -49,13 +49,21 @@ type rxBatch struct {
 	slotOf [netif.RxRingSize]uint16 // segs[i] fills slots[slotOf[i]]
 	pktOf  [netif.RxRingSize]uint16 // and belongs to this packet of the batch
 	slots  [netif.RxRingSize]netif.RxSlot
+	pkts   [netif.RxRingSize]rxPacket
 	frames [rxReads]rxFrame // of the last read
+	into   rxInto           // of the last read straight into pages
 
 	nSegs, nSlots int
 	free          uint32 // requests not yet taken
 	packets       uint32
 	failed        uint32 // of the packets
-	bytes         uint32
+	bytes         uint32 // of those that did not fail
+}
+
+// rxPacket is a packet of the batch.
+type rxPacket struct {
+	n      uint32 // octets
+	failed bool   // a page of it could not be written
 }
 
 // rxFrame is what was read: a frame at at of the rx arena, and the vnet header
@@ -68,6 +76,7 @@ type rxFrame struct{ at, n int }
 func (w *worker) rxPass(q *Queue) (more bool, err error) {
 	b := &w.rx
 	b.nSegs, b.nSlots, b.packets, b.failed, b.bytes = 0, 0, 0, 0, 0
+	b.pkts[0].failed = false
 	if b.free, err = q.rx.Available(); err != nil {
 		return false, fmt.Errorf("rx ring: %w", err)
 	}
@@ -145,6 +154,9 @@ func (w *worker) rxFromTap(q *Queue, b *rxBatch) (more bool) {
 	for sub := 0; sub < rxSubs && q.tapReady; sub++ {
 		// No more than there are slots, and no more than can be placed or
 		// held if all of them turn out to be of the largest size.
+		if q.large && w.rxLarge(q, b) {
+			break
+		}
 		want := min(q.rxWant, int(b.free), int(b.free)/q.slotsPerRead+holdFrames)
 		want = max(want, 1, min(q.stale, rxReads))
 		got := w.readTap(q, b, sub, want)
@@ -153,6 +165,7 @@ func (w *worker) rxFromTap(q *Queue, b *rxBatch) (more bool) {
 		for _, f := range b.frames[:got] {
 			w.takeFrame(q, b, f)
 			small = small && f.n <= smallPacket
+			q.large = f.n > smallPacket
 		}
 		// The next backlog may well be like this one.
 		q.rxWant = min(max(total, 1), rxReads)
@@ -204,7 +217,13 @@ func (w *worker) takeFrame(q *Queue, b *rxBatch, f rxFrame) {
 		w.tally[DropRxSize]++
 		return
 	}
-	if plan.Action != offload.ActSegment && q.hold.empty() && w.place(q, b, w.rxMem.addr(at), n, &plan) {
+	if q.steer != nil {
+		if to := q.conn.queues[q.steer.Choose(frame).Queue%len(q.conn.queues)]; to != q {
+			w.handOver(to, frame, &plan)
+			return
+		}
+	}
+	if plan.Action != offload.ActSegment && q.hold.empty() && w.place(q, b, &w.rxMem, at, n, &plan) {
 		return
 	}
 	if q.stale > 0 {
@@ -219,6 +238,17 @@ func (w *worker) takeFrame(q *Queue, b *rxBatch, f rxFrame) {
 	if plan.Action != offload.ActSegment {
 		w.tally[RxParked]++
 	}
+}
+
+// handOver gives a packet to another queue of the vif, which has the same worker.
+// It waits there as if for slots, and goes out in that queue's turn.
+func (w *worker) handOver(to *Queue, frame []byte, plan *offload.RxPlan) {
+	w.tally[RxSteered]++
+	if !to.attached || to.breached || !to.hold.push(frame, plan, w.now) {
+		w.tally[DropRxBacklog]++
+		return
+	}
+	w.schedule(to)
 }
 
 // planFrame finds out what has to be done to a frame that leaves something to
@@ -252,7 +282,7 @@ func (w *worker) rxFromHold(q *Queue, b *rxBatch) (more bool) {
 	for !h.empty() {
 		p := h.head()
 		if p.plan.Action != offload.ActSegment {
-			if !w.place(q, b, h.mem.addr(p.at), p.n, &p.plan) {
+			if !w.place(q, b, &h.mem, p.at, p.n, &p.plan) {
 				return false
 			}
 			h.pop()
@@ -272,7 +302,7 @@ func (w *worker) rxFromHold(q *Queue, b *rxBatch) (more bool) {
 			if made == rxReads {
 				return true
 			}
-			if b.free < slotsOf(s.MaxLen()) {
+			if b.free < q.slotsForSegment(s.MaxLen()) {
 				return false
 			}
 			at := rxFrameAt(0, made)
@@ -281,7 +311,7 @@ func (w *worker) rxFromHold(q *Queue, b *rxBatch) (more bool) {
 			if err != nil {
 				break
 			}
-			w.place(q, b, w.rxMem.addr(at), n, &offload.RxPlan{DataValidated: p.plan.DataValidated})
+			w.place(q, b, &w.rxMem, at, n, &offload.RxPlan{DataValidated: p.plan.DataValidated})
 		}
 		h.pop()
 	}
@@ -296,70 +326,167 @@ func slotsOf(n int) uint32 { return uint32(n+netif.PageSize-1) / netif.PageSize 
 func (q *Queue) slotsForHead() uint32 {
 	p := q.hold.head()
 	if q.hold.begun {
-		return slotsOf(q.hold.segmenter.MaxLen())
+		return q.slotsForSegment(q.hold.segmenter.MaxLen())
 	}
 	n := slotsOf(p.n)
 	if p.plan.GSOType != offload.GSONone {
 		n++
 	}
+	if _, hashed := q.hash.of(q.hold.frame(p)); hashed {
+		n++
+	}
 	return n
 }
 
-// place plans one packet into the slots at hand: data slot 0, then the extras,
-// then the other data slots. It reports whether they suffice; if not it takes
-// none. The data stays where it is until deliver.
-func (w *worker) place(q *Queue, b *rxBatch, addr uintptr, n int, plan *offload.RxPlan) bool {
-	need := slotsOf(n)
-	gso := plan.GSOType != offload.GSONone
-	if gso {
-		need++
+// slotsForSegment is the number of slots that a segment of n octets may need.
+func (q *Queue) slotsForSegment(n int) uint32 {
+	if q.hash != nil {
+		return slotsOf(n) + 1
 	}
+	return slotsOf(n)
+}
+
+// place plans one packet, the n octets at at of m, into the slots at hand: data
+// slot 0, then the extras, then the other data slots. It reports whether they
+// suffice; if not it takes none. What goes to a static grant is there when it
+// returns; the rest stays where it is until deliver.
+func (w *worker) place(q *Queue, b *rxBatch, m *arenaMem, at, n int, plan *offload.RxPlan) bool {
+	hash, hashed := q.hash.of(m.mem[at : at+n])
+	need := slotsOf(n) + extraSlots(plan, hashed)
 	if need > b.free {
 		return false
 	}
-	var flags netif.RxFlags
-	if plan.CsumBlank {
-		flags |= netif.RxCsumBlank
-	}
-	if plan.DataValidated {
-		flags |= netif.RxDataValidated
-	}
-	if gso {
-		flags |= netif.RxExtraInfo
-		w.tally[RxGSO]++
-	}
 	i := q.rx.ReqCons()
-	for left := n; ; {
+	p := rxSlots{b: b, left: n}
+	for p.left > 0 {
 		r := q.rx.Request(i)
 		i++
-		part := min(left, netif.PageSize)
-		left -= part
-		if left > 0 {
-			flags |= netif.RxMoreData
+		first := p.left == n
+		part := p.data(r, plan, first)
+		g := q.static.Lookup(r.Gref)
+		switch {
+		case g.Page == nil:
+			if q.static.Len() != 0 {
+				w.tally[StaticMisses]++
+			}
+			b.segs[b.nSegs].ToGuest(q.conn.cfg.Domid, r.Gref, 0, m.addr(at), uint16(part))
+			b.slotOf[b.nSegs] = uint16(b.nSlots - 1)
+			b.pktOf[b.nSegs] = uint16(b.packets)
+			b.nSegs++
+		case g.ReadOnly:
+			b.slots[b.nSlots-1] = netif.RxResponse{ID: r.ID, Flags: p.flags, Status: netif.StatusError}.Slot()
+			w.rxFailed(b, b.packets, DropRxReadOnly)
+		default:
+			w.tally[StaticHits]++
+			copy(g.Page[:part], m.mem[at:at+part])
 		}
-		b.segs[b.nSegs].ToGuest(q.conn.cfg.Domid, r.Gref, 0, addr, uint16(part))
-		b.slotOf[b.nSegs] = uint16(b.nSlots)
-		b.pktOf[b.nSegs] = uint16(b.packets)
-		b.nSegs++
-		b.slots[b.nSlots] = netif.RxResponse{ID: r.ID, Flags: flags, Status: netif.Status(part)}.Slot()
-		b.nSlots++
-		if gso {
-			gso = false
-			b.slots[b.nSlots] = netif.NewGSO(netif.GSOInfo{Size: plan.GSOSize, Type: netif.GSOType(plan.GSOType)}).Slot()
-			b.nSlots++
-			i++
+		at += netif.PageSize
+		if first {
+			i = i.Add(p.extras(plan, hash, hashed))
 		}
-		if left == 0 {
-			break
-		}
-		addr += netif.PageSize
-		flags = 0
+	}
+	w.placed(q, b, n, need, plan, hashed)
+	return true
+}
+
+// placed takes the slots of a packet that was planned.
+func (w *worker) placed(q *Queue, b *rxBatch, n int, need uint32, plan *offload.RxPlan, hashed bool) {
+	if plan.GSOType != offload.GSONone {
+		w.tally[RxGSO]++
+	}
+	if hashed {
+		w.tally[RxHash]++
+	}
+	if n > smallPacket {
+		q.largeExtras = need - slotsOf(n)
 	}
 	q.rx.Consume(need)
 	b.free -= need
+	p := &b.pkts[b.packets]
+	if p.n = uint32(n); !p.failed {
+		b.bytes += p.n
+	}
 	b.packets++
-	b.bytes += uint32(n)
-	return true
+	b.pkts[b.packets%netif.RxRingSize].failed = false
+}
+
+// extraSlots is how many slots a packet's extras take.
+func extraSlots(plan *offload.RxPlan, hashed bool) (n uint32) {
+	if plan.GSOType != offload.GSONone {
+		n++
+	}
+	if hashed {
+		n++
+	}
+	return n
+}
+
+// rxSlots fills the slots of one packet.
+type rxSlots struct {
+	b     *rxBatch
+	left  int // octets that have no slot yet
+	flags netif.RxFlags
+}
+
+// data fills the packet's next data slot and returns how many octets it takes.
+func (p *rxSlots) data(r netif.RxRequest, plan *offload.RxPlan, first bool) int {
+	p.flags = 0
+	if first {
+		if plan.CsumBlank {
+			p.flags |= netif.RxCsumBlank
+		}
+		if plan.DataValidated {
+			p.flags |= netif.RxDataValidated
+		}
+	}
+	part := min(p.left, netif.PageSize)
+	if p.left -= part; p.left > 0 {
+		p.flags |= netif.RxMoreData
+	}
+	p.b.slots[p.b.nSlots] = netif.RxResponse{ID: r.ID, Flags: p.flags, Status: netif.Status(part)}.Slot()
+	p.b.nSlots++
+	return part
+}
+
+// extras fills the slots behind the first with what the packet has of extras,
+// in the order of their types, and returns how many that are.
+func (p *rxSlots) extras(plan *offload.RxPlan, hash netif.HashInfo, hashed bool) (n uint32) {
+	if n = extraSlots(plan, hashed); n == 0 {
+		return 0
+	}
+	b := p.b
+	first := &b.slots[b.nSlots-1]
+	r := first.Response()
+	r.Flags |= netif.RxExtraInfo
+	*first = r.Slot()
+	if plan.GSOType != offload.GSONone {
+		e := netif.NewGSO(netif.GSOInfo{Size: plan.GSOSize, Type: netif.GSOType(plan.GSOType)})
+		if hashed {
+			e.Flags |= netif.ExtraMore
+		}
+		b.slots[b.nSlots] = e.Slot()
+		b.nSlots++
+	}
+	if hashed {
+		b.slots[b.nSlots] = netif.NewHash(hash).Slot()
+		b.nSlots++
+	}
+	return n
+}
+
+// rxFailed counts a packet of the batch, of which a page could not be written,
+// once.
+func (w *worker) rxFailed(b *rxBatch, packet uint32, reason Counter) {
+	p := &b.pkts[packet]
+	if p.failed {
+		return
+	}
+	p.failed = true
+	b.failed++
+	w.tally[reason]++
+	if packet < b.packets {
+		b.bytes -= p.n
+	}
 }
 
 // deliver copies the batch into the guest's pages and publishes its slots.
@@ -367,12 +494,14 @@ func (w *worker) deliver(q *Queue, b *rxBatch) {
 	if b.nSlots == 0 {
 		return
 	}
-	segs := b.segs[:b.nSegs]
-	w.tally[GrantCalls]++
-	w.tally[Syscalls]++
-	w.tally[GrantOps] += uint32(b.nSegs)
-	if err := q.grants.Copy(segs); err != nil || !allOkay(segs) {
-		w.deliverFailed(b, err != nil)
+	if b.nSegs > 0 {
+		segs := b.segs[:b.nSegs]
+		w.tally[GrantCalls]++
+		w.tally[Syscalls]++
+		w.tally[GrantOps] += uint32(b.nSegs)
+		if err := q.grants.Copy(segs); err != nil || !allOkay(segs) {
+			w.deliverFailed(b, err != nil)
+		}
 	}
 	w.tally[RxPackets] += b.packets - b.failed
 	w.tally[RxBytes] += b.bytes
@@ -393,23 +522,14 @@ func (w *worker) answerRx(q *Queue, slots []netif.RxSlot) {
 // drops the packet they belong to.
 func (w *worker) deliverFailed(b *rxBatch, all bool) {
 	segs := b.segs[:b.nSegs]
-	for i := 0; i < len(segs); {
-		pkt, n, failed := b.pktOf[i], 0, false
-		for ; i < len(segs) && b.pktOf[i] == pkt; i++ {
-			n += segs[i].Len()
-			if !all && segs[i].Status() == gntdev.StatusOkay {
-				continue
-			}
-			failed = true
-			s := &b.slots[b.slotOf[i]]
-			r := s.Response()
-			r.Status = netif.StatusError
-			*s = r.Slot()
+	for i := range segs {
+		if !all && segs[i].Status() == gntdev.StatusOkay {
+			continue
 		}
-		if failed {
-			w.tally[DropRxGrant]++
-			b.failed++
-			b.bytes -= uint32(n)
-		}
+		s := &b.slots[b.slotOf[i]]
+		r := s.Response()
+		r.Status = netif.StatusError
+		*s = r.Slot()
+		w.rxFailed(b, uint32(b.pktOf[i]), DropRxGrant)
 	}
 }

@@ -74,7 +74,7 @@ type txPacket struct {
 	drop     Counter // why it is dropped after all, or kept
 
 	// Where it is in the tx arena: the first linear octets at at, the rest, if
-	// any, wherever its slots lie.
+	// any, wherever its slots lie. While at is inPlace nothing is linear yet.
 	at, linear int
 }
 
@@ -92,8 +92,17 @@ type txSlot struct {
 	gref netif.Gref
 	off  uint16
 	size uint16
-	at   int // where its data goes in the tx arena
+	at   int // where its data is in the tx arena, or inPlace
+
+	// Of a slot inPlace: where its data is. It is no pointer, lest a batch that
+	// is over keeps one to a page that was unmapped since.
+	addr   uintptr
+	copied bool // by the batch's grant copy
 }
+
+// inPlace is the place of data that stays in the guest's page: that of a static
+// grant, from where the TAP takes it.
+const inPlace = -1
 
 // response is where the response of the packet's data slot k stands.
 func (p *txPacket) response(k int) int {

@@ -79,7 +79,8 @@ func (w *worker) answerTx(q *Queue, rsp []netif.TxResponse) {
 	}
 }
 
-// fetch copies the data of the batch's packets into the tx arena.
+// fetch brings the data of the batch's packets into the tx arena, but for that
+// of large packets in static grants, which stays where it is.
 func (w *worker) fetch(q *Queue, b *txBatch) {
 	var place frameAlloc
 	for i := range b.pkts[:b.nPkts] {
@@ -97,15 +98,22 @@ func (w *worker) fetch(q *Queue, b *txBatch) {
 			continue
 		}
 		s := &slots[0]
-		p.at = place.first(int(s.off), int(s.size))
-		p.linear = int(s.size)
-		w.fetchSlot(q, b, s, p.at)
+		if w.leaveSlot(q, s) {
+			p.at, p.linear = inPlace, 0
+		} else {
+			p.at = place.first(int(s.off), int(s.size))
+			p.linear = int(s.size)
+			w.copySlot(q, b, s, p.at)
+		}
 		for k := 1; k < len(slots); k++ {
 			s := &slots[k]
-			if s.size != 0 {
-				w.fetchSlot(q, b, s, place.later(int(s.off), int(s.size)))
+			if s.size != 0 && !w.leaveSlot(q, s) {
+				w.copySlot(q, b, s, place.later(int(s.off), int(s.size)))
 			}
 		}
+	}
+	if b.nSegs == 0 {
+		return
 	}
 	w.tally[GrantCalls]++
 	w.tally[Syscalls]++
@@ -116,14 +124,41 @@ func (w *worker) fetch(q *Queue, b *txBatch) {
 	}
 }
 
-// fetchSlot plans the copy of a slot's data to at. A slot of no size is legal
-// after the first, and its gref is nobody's business.
+// fetchSlot brings a slot's data to at: from its static grant at once, otherwise
+// with the batch's grant copy. A slot of no size is legal after the first, and
+// its gref is nobody's business.
 func (w *worker) fetchSlot(q *Queue, b *txBatch, s *txSlot, at int) {
 	if s.size == 0 {
 		return
 	}
-	s.at = at
-	b.segs[b.nSegs].FromGuest(q.conn.cfg.Domid, s.gref, s.off, w.txMem.addr(at), s.size)
+	if g := q.static.Lookup(s.gref); g.Page != nil {
+		w.tally[StaticHits]++
+		s.at = at
+		copy(w.txMem.mem[at:at+int(s.size)], g.Page[s.off:])
+		return
+	}
+	w.copySlot(q, b, s, at)
+}
+
+// leaveSlot leaves the data of a slot where it is, if that is a static grant.
+func (w *worker) leaveSlot(q *Queue, s *txSlot) bool {
+	g := q.static.Lookup(s.gref)
+	if g.Page == nil {
+		return false
+	}
+	w.tally[StaticHits]++
+	s.at, s.addr = inPlace, pageAddr(g.Page)+uintptr(s.off)
+	return true
+}
+
+// copySlot plans the grant copy of a slot's data to at, where a copy crosses no
+// page end.
+func (w *worker) copySlot(q *Queue, b *txBatch, s *txSlot, at int) {
+	if q.static.Len() != 0 {
+		w.tally[StaticMisses]++
+	}
+	s.at, s.addr, s.copied = at, w.txMem.addr(at), true
+	b.segs[b.nSegs].FromGuest(q.conn.cfg.Domid, s.gref, s.off, s.addr, s.size)
 	b.nSegs++
 }
 
@@ -144,7 +179,7 @@ func (w *worker) fetchFailed(b *txBatch, all bool) {
 	for i := range b.pkts[:b.nPkts] {
 		p := &b.pkts[i]
 		for k := range p.n {
-			if b.slot[p.first+k].size == 0 {
+			if !b.slot[p.first+k].copied {
 				continue
 			}
 			if all || b.segs[seg].Status() != gntdev.StatusOkay {
@@ -170,13 +205,16 @@ func (w *worker) writeOut(q *Queue, b *txBatch) {
 		if p.drop != kept {
 			continue
 		}
+		if p.at == inPlace {
+			w.pullUp(q, b, p)
+		}
 		var hdr offload.VnetHeader
 		if m := p.meta(); !m.Plain() {
 			if vnet == 0 {
-				w.writeFinished(b, p, m)
+				w.writeFinished(q, b, p, m)
 				continue
 			}
-			h, err := w.planTx(b, p, m)
+			h, err := w.planTx(q, b, p, m)
 			if err != nil {
 				w.dropTx(b, p)
 				continue
@@ -199,9 +237,9 @@ func (w *worker) writeOut(q *Queue, b *txBatch) {
 
 // planTx decides how a packet that leaves something to the host is offered to
 // the TAP.
-func (w *worker) planTx(b *txBatch, p *txPacket, m offload.TxMeta) (offload.VnetHeader, error) {
+func (w *worker) planTx(q *Queue, b *txBatch, p *txPacket, m offload.TxMeta) (offload.VnetHeader, error) {
 	if p.linear < min(int(p.total), offload.MaxHeader) {
-		w.pullUp(b, p)
+		w.pullUp(q, b, p)
 	}
 	head := w.txMem.mem[p.at : p.at+p.linear]
 	h, err := offload.Parse(head, int(p.total))
@@ -236,17 +274,30 @@ func (w *worker) dropTx(b *txBatch, p *txPacket) {
 }
 
 // pullUp copies the first octets of a scattered packet into one piece, since
-// its first slot may hold less than its headers. The piece takes the place of
-// the first slot.
-func (w *worker) pullUp(b *txBatch, p *txPacket) {
+// its first slot may hold less than its headers, or be in a page that the guest
+// can still write. The piece takes the place of these octets.
+func (w *worker) pullUp(q *Queue, b *txBatch, p *txPacket) {
 	at := w.pullAt + headroom
 	w.pullAt += pullStride
-	n := 0
-	for k := 0; k < p.n && n < offload.MaxHeader; k++ {
+	p.linear = w.collect(w.txMem.mem[at:at+offload.MaxHeader], q, b, p)
+	p.at = at
+}
+
+// collect copies a scattered packet's octets to dst, as many as there is room
+// for, and returns how many that were.
+func (w *worker) collect(dst []byte, q *Queue, b *txBatch, p *txPacket) (n int) {
+	for k := 0; k < p.n && n < len(dst); k++ {
 		s := &b.slot[p.first+k]
-		n += copy(w.txMem.mem[at+n:at+offload.MaxHeader], w.txMem.mem[s.at:s.at+int(s.size)])
+		switch {
+		case s.size == 0:
+		case s.at != inPlace:
+			n += copy(dst[n:], w.txMem.mem[s.at:s.at+int(s.size)])
+		default:
+			g := q.static.Lookup(s.gref)
+			n += copy(dst[n:], g.Page[s.off:int(s.off)+int(s.size)])
+		}
 	}
-	p.at, p.linear = at, n
+	return n
 }
 
 // pieces lists a scattered packet's pieces, vnet header included, in w.iov from
@@ -254,15 +305,15 @@ func (w *worker) pullUp(b *txBatch, p *txPacket) {
 func (w *worker) pieces(b *txBatch, p *txPacket, first, vnet int) (n int) {
 	w.iov.Set(first, w.txMem.addr(p.at-vnet), uint32(vnet+p.linear))
 	n = 1
-	skip := p.linear - int(b.slot[p.first].size) // pulled up from later slots
-	for k := 1; k < p.n; k++ {
+	skip := p.linear // of the slots: is in the first piece
+	for k := range p.n {
 		s := &b.slot[p.first+k]
 		size := int(s.size)
 		if size <= skip {
 			skip -= size
 			continue
 		}
-		w.iov.Set(first+n, w.txMem.addr(s.at+skip), uint32(size-skip))
+		w.iov.Set(first+n, s.addr+uintptr(skip), uint32(size-skip))
 		skip = 0
 		n++
 	}
@@ -271,11 +322,11 @@ func (w *worker) pieces(b *txBatch, p *txPacket, first, vnet int) (n int) {
 
 // writeFinished finishes a packet in software and writes it to a TAP without
 // vnet header, which can express neither an open checksum nor a segment size.
-func (w *worker) writeFinished(b *txBatch, p *txPacket, m offload.TxMeta) {
+func (w *worker) writeFinished(q *Queue, b *txBatch, p *txPacket, m offload.TxMeta) {
 	w.out.flush(b)
 	frame := w.txMem.mem[p.at : p.at+p.linear]
 	if p.linear < int(p.total) {
-		frame = w.gather(b, p)
+		frame = w.gather(q, b, p)
 	}
 	h, err := offload.Parse(frame, len(frame))
 	var plan offload.TxPlan
@@ -338,11 +389,6 @@ func (w *worker) writeSegments(b *txBatch, p *txPacket, frame []byte, mss int) {
 }
 
 // gather puts a scattered packet into one piece.
-func (w *worker) gather(b *txBatch, p *txPacket) []byte {
-	n := 0
-	for k := range p.n {
-		s := &b.slot[p.first+k]
-		n += copy(w.linear[n:], w.txMem.mem[s.at:s.at+int(s.size)])
-	}
-	return w.linear[:n]
+func (w *worker) gather(q *Queue, b *txBatch, p *txPacket) []byte {
+	return w.linear[:w.collect(w.linear[:p.total], q, b, p)]
 }

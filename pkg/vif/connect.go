@@ -49,6 +49,7 @@ type link struct {
 	ports    int // bound
 	journals []*dataplane.Journal
 	paths    []string // of the journals
+	control  *control // nil: the frontend has no control ring
 }
 
 // connect connects to the rings that the frontend names.
@@ -124,7 +125,7 @@ func (v *Vif) open(l *link) error {
 	// before and the list is lost, all multicast passes rather than none.
 	known := v.mcast.Keep(queues[0].Journal)
 	v.mcast.SetFilter(f.mcast && (known || v.own != Connected))
-	conn, err := v.cfg.Pool.Connect(dataplane.Config{
+	cfg := dataplane.Config{
 		Domid: v.cfg.Domid,
 		Guest: offload.Guest{
 			CsumIPv4: f.csumIPv4,
@@ -140,11 +141,18 @@ func (v *Vif) open(l *link) error {
 		Drain:    v.cfg.Drain,
 		Stall:    v.cfg.Stall,
 		Notice:   v.noticeOf(l),
-	}, queues)
+	}
+	if err := v.openControl(l, queues, &cfg); err != nil {
+		return err
+	}
+	conn, err := v.cfg.Pool.Connect(cfg, queues)
 	if err != nil {
 		return err
 	}
 	l.conn = conn
+	if l.control != nil {
+		l.control.start(conn)
+	}
 	return nil
 }
 
@@ -239,6 +247,9 @@ func (v *Vif) discard(l *link) {
 	for _, p := range l.paths {
 		v.removeJournal(p)
 	}
+	if l.control != nil {
+		v.forgetControl(l.control)
+	}
 	if err := v.tap.SetQueues(1); err != nil && !errors.Is(err, tap.ErrGone) {
 		v.log.Warn("tap queues", errField(err))
 	}
@@ -249,9 +260,15 @@ func (v *Vif) discard(l *link) {
 // whoever touches the pages, then the channels, then the pages. The guest may
 // only learn that it has its pages back when this has returned.
 func (l *link) release(v *Vif) {
+	if l.control != nil {
+		l.control.close()
+	}
 	if l.conn != nil {
 		l.conn.Close()
 		v.keepTotals(l.conn)
+	}
+	if l.control != nil {
+		l.control.grefs.close()
 	}
 	v.mcast.Keep(nil)
 	for _, e := range l.events {

@@ -56,7 +56,7 @@ type published struct{ key, value string }
 // on the host could take a partial checksum or a packet to segment, so then none
 // is asked for. What it does not do is said as well, since another backend may
 // have served the directory before and left its keys.
-func offers(maxQueues int, offload bool) []published {
+func offers(maxQueues int, offload bool, control ControlRings) []published {
 	bit := func(v bool) string {
 		if v {
 			return "1"
@@ -75,7 +75,8 @@ func offers(maxQueues int, offload bool) []published {
 		{"feature-dynamic-multicast-control", "1"},
 		{"feature-split-event-channels", "1"},
 		{"multi-queue-max-queues", strconv.Itoa(maxQueues)},
-		{"feature-ctrl-ring", "0"},
+		{"feature-ctrl-ring", bit(control&ControlSlot != 0)},
+		{"feature-control-ring", bit(control&ControlStream != 0)},
 		{"feature-xdp-headroom", "0"},
 	}
 }

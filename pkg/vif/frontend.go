@@ -22,6 +22,14 @@ type reader interface {
 type frontend struct {
 	features features
 	queues   []queueKeys
+	ctrl     ctrlKeys
+}
+
+// ctrlKeys are the control ring and its channel, if the frontend has one.
+type ctrlKeys struct {
+	there bool
+	gref  netif.Gref
+	port  evtchn.Port
 }
 
 // queueKeys are one queue's rings and channels. txPort and rxPort are the
@@ -38,8 +46,9 @@ const (
 )
 
 // readFrontend reads what the frontend at dir published. Every key is checked;
-// the first that makes no sense is the error.
-func readFrontend(r reader, dir string, maxQueues int) (*frontend, error) {
+// the first that makes no sense is the error. Those of a control ring count only
+// if one was offered: other backends' frontends may have left theirs.
+func readFrontend(r reader, dir string, maxQueues int, control ControlRings) (*frontend, error) {
 	k := keyReader{r: r, dir: dir}
 	f := &frontend{}
 	for i := range featureTable {
@@ -64,6 +73,11 @@ func readFrontend(r reader, dir string, maxQueues int) (*frontend, error) {
 		}
 		f.queues = append(f.queues, k.queue(prefix))
 	}
+	if v, ok := k.get(ctrlRingKey); ok && v != "" && control != 0 {
+		f.ctrl.there = true
+		f.ctrl.gref = netif.Gref(k.number(ctrlRingKey, v, 0, maxGref))
+		f.ctrl.port = evtchn.Port(k.must("event-channel-ctrl", 1, maxPort))
+	}
 	if k.err != nil {
 		return nil, frontError(k.err)
 	}
@@ -77,7 +91,7 @@ func readFrontend(r reader, dir string, maxQueues int) (*frontend, error) {
 // sameRings reports whether both name the same rings and channels. What else a
 // frontend publishes counts only when it connects.
 func (f *frontend) sameRings(other *frontend) bool {
-	return f != nil && other != nil && slices.Equal(f.queues, other.queues)
+	return f != nil && other != nil && slices.Equal(f.queues, other.queues) && f.ctrl == other.ctrl
 }
 
 // same reports whether both say the same.

@@ -53,6 +53,9 @@ var (
 	}
 )
 
+// ctrlRing is a frontend that has a control ring.
+var ctrlRing = oneQueue.with("ctrl-ring-ref", "10", "event-channel-ctrl", "5")
+
 const testMaxQueues = 8
 
 func TestReadFrontend(t *testing.T) {
@@ -63,29 +66,33 @@ func TestReadFrontend(t *testing.T) {
 		keys keyMap
 		want frontend
 	}{
-		{"one queue, one channel", oneQueue, frontend{one, []queueKeys{{8, 9, 3, 3}}}},
-		{"one queue, said so", oneQueue.with("multi-queue-num-queues", "1"), frontend{one, []queueKeys{{8, 9, 3, 3}}}},
-		{"one queue, two channels", oneQueue.with("event-channel", "-", "event-channel-tx", "3", "event-channel-rx", "4"), frontend{one, []queueKeys{{8, 9, 3, 4}}}},
-		{"two channels count before one", oneQueue.with("event-channel-tx", "5", "event-channel-rx", "6"), frontend{one, []queueKeys{{8, 9, 5, 6}}}},
-		{"half of two channels does not count", oneQueue.with("event-channel-tx", "5"), frontend{one, []queueKeys{{8, 9, 3, 3}}}},
-		{"two queues", twoQueues, frontend{two, []queueKeys{{8, 9, 3, 4}, {10, 11, 5, 6}}}},
+		{"one queue, one channel", oneQueue, frontend{features: one, queues: []queueKeys{{8, 9, 3, 3}}}},
+		{"one queue, said so", oneQueue.with("multi-queue-num-queues", "1"), frontend{features: one, queues: []queueKeys{{8, 9, 3, 3}}}},
+		{"one queue, two channels", oneQueue.with("event-channel", "-", "event-channel-tx", "3", "event-channel-rx", "4"), frontend{features: one, queues: []queueKeys{{8, 9, 3, 4}}}},
+		{"two channels count before one", oneQueue.with("event-channel-tx", "5", "event-channel-rx", "6"), frontend{features: one, queues: []queueKeys{{8, 9, 5, 6}}}},
+		{"half of two channels does not count", oneQueue.with("event-channel-tx", "5"), frontend{features: one, queues: []queueKeys{{8, 9, 3, 3}}}},
+		{"two queues", twoQueues, frontend{features: two, queues: []queueKeys{{8, 9, 3, 4}, {10, 11, 5, 6}}}},
 		{"with one queue the keys are flat", twoQueues.with("multi-queue-num-queues", "1", "tx-ring-ref", "1", "rx-ring-ref", "2", "event-channel", "7"),
-			frontend{two, []queueKeys{{1, 2, 7, 7}}}},
+			frontend{features: two, queues: []queueKeys{{1, 2, 7, 7}}}},
 		{"all features", oneQueue.with("feature-gso-tcpv4", "1", "feature-gso-tcpv6", "1", "feature-ipv6-csum-offload", "1", "request-multicast-control", "1"),
-			frontend{features{true, true, true, true, true, true, true, true}, []queueKeys{{8, 9, 3, 3}}}},
-		{"no checksums", oneQueue.with("feature-no-csum-offload", "1"), frontend{features{rxCopy: true, rxNotify: true, sg: true}, []queueKeys{{8, 9, 3, 3}}}},
+			frontend{features: features{true, true, true, true, true, true, true, true}, queues: []queueKeys{{8, 9, 3, 3}}}},
+		{"no checksums", oneQueue.with("feature-no-csum-offload", "1"), frontend{features: features{rxCopy: true, rxNotify: true, sg: true}, queues: []queueKeys{{8, 9, 3, 3}}}},
 		{"GSO without scatter-gather is none", oneQueue.with("feature-sg", "0", "feature-gso-tcpv4", "1", "feature-gso-tcpv6", "1"),
-			frontend{features{rxCopy: true, rxNotify: true, csumIPv4: true}, []queueKeys{{8, 9, 3, 3}}}},
-		{"withdrawn keys left empty", oneQueue.with("feature-gso-tcpv4", "", "request-multicast-control", ""), frontend{one, []queueKeys{{8, 9, 3, 3}}}},
-		{"white space and NULs", oneQueue.with("tx-ring-ref", "8\x00", "rx-ring-ref", " 9\n", "feature-sg", "1\x00"), frontend{one, []queueKeys{{8, 9, 3, 3}}}},
-		{"largest numbers", oneQueue.with("tx-ring-ref", "4294967295", "event-channel", "131071"), frontend{one, []queueKeys{{4294967295, 9, 131071, 131071}}}},
+			frontend{features: features{rxCopy: true, rxNotify: true, csumIPv4: true}, queues: []queueKeys{{8, 9, 3, 3}}}},
+		{"withdrawn keys left empty", oneQueue.with("feature-gso-tcpv4", "", "request-multicast-control", ""), frontend{features: one, queues: []queueKeys{{8, 9, 3, 3}}}},
+		{"white space and NULs", oneQueue.with("tx-ring-ref", "8\x00", "rx-ring-ref", " 9\n", "feature-sg", "1\x00"), frontend{features: one, queues: []queueKeys{{8, 9, 3, 3}}}},
+		{"a control ring", oneQueue.with("ctrl-ring-ref", "10", "event-channel-ctrl", "5"),
+			frontend{features: one, queues: []queueKeys{{8, 9, 3, 3}}, ctrl: ctrlKeys{true, 10, 5}}},
+		{"a control ring that was withdrawn", oneQueue.with("ctrl-ring-ref", "", "event-channel-ctrl", ""), frontend{features: one, queues: []queueKeys{{8, 9, 3, 3}}}},
+		{"a channel for no control ring", oneQueue.with("event-channel-ctrl", "x"), frontend{features: one, queues: []queueKeys{{8, 9, 3, 3}}}},
+		{"largest numbers", oneQueue.with("tx-ring-ref", "4294967295", "event-channel", "131071"), frontend{features: one, queues: []queueKeys{{4294967295, 9, 131071, 131071}}}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			got, err := readFrontend(tt.keys, frontDir, testMaxQueues)
+			got, err := readFrontend(tt.keys, frontDir, testMaxQueues, ControlSlot)
 			if err != nil {
 				t.Fatal(err)
 			}
-			if diff := cmp.Diff(tt.want, *got, cmp.AllowUnexported(frontend{}, features{}, queueKeys{})); diff != "" {
+			if diff := cmp.Diff(tt.want, *got, cmp.AllowUnexported(frontend{}, features{}, queueKeys{}, ctrlKeys{})); diff != "" {
 				t.Errorf("unexpected frontend (-want +got):\n%s", diff)
 			}
 		})
@@ -109,6 +116,8 @@ func TestBadKeys(t *testing.T) {
 		{oneQueue, "tx-ring-ref", append([]string{"-"}, numbers...), gref},
 		{oneQueue, "rx-ring-ref", append([]string{"-"}, numbers...), gref},
 		{oneQueue, "event-channel", append([]string{"-", "0", "131072"}, numbers...), port},
+		{ctrlRing, "ctrl-ring-ref", numbers[1:], gref},
+		{ctrlRing, "event-channel-ctrl", append([]string{"-", "0", "131072"}, numbers...), port},
 		{twoQueues, "queue-0/tx-ring-ref", append([]string{"-"}, numbers...), gref},
 		{twoQueues, "queue-1/rx-ring-ref", append([]string{"-"}, numbers...), gref},
 		{twoQueues, "queue-1/event-channel-tx", append([]string{"0"}, numbers...), port},
@@ -120,7 +129,7 @@ func TestBadKeys(t *testing.T) {
 	for _, b := range bads {
 		for _, v := range b.values {
 			name := fmt.Sprintf("%s=%.20q", b.key, v)
-			_, err := readFrontend(b.keys.with(b.key, v), frontDir, testMaxQueues)
+			_, err := readFrontend(b.keys.with(b.key, v), frontDir, testMaxQueues, ControlSlot)
 			want := fmt.Sprintf("22 frontend key %q is %q, want %s", b.key, clip(v), b.want)
 			if v == "-" {
 				want = fmt.Sprintf("2 frontend key %q is missing, want %s", b.key, b.want)
@@ -149,7 +158,7 @@ func TestUnreadableKey(t *testing.T) {
 		}
 		return oneQueue.Read(path)
 	})
-	_, err := readFrontend(r, frontDir, testMaxQueues)
+	_, err := readFrontend(r, frontDir, testMaxQueues, ControlSlot)
 	if want := "13 frontend xenstore: READ " + frontDir + "/rx-ring-ref: permission denied"; err == nil || errText(err) != want {
 		t.Errorf("got %v, want %s", err, want)
 	}
@@ -176,16 +185,17 @@ func TestOffers(t *testing.T) {
 		"feature-rx-copy": "1", "feature-rx-flip": "0",
 		"feature-multicast-control": "1", "feature-dynamic-multicast-control": "1",
 		"feature-split-event-channels": "1", "multi-queue-max-queues": "4",
-		"feature-ctrl-ring": "0", "feature-xdp-headroom": "0",
+		"feature-ctrl-ring": "1", "feature-control-ring": "0", "feature-xdp-headroom": "0",
 	}
-	if diff := cmp.Diff(want, read(offers(4, true))); diff != "" {
+	if diff := cmp.Diff(want, read(offers(4, true, ControlSlot))); diff != "" {
 		t.Errorf("unexpected keys (-want +got):\n%s", diff)
 	}
 	for _, k := range []string{"feature-gso-tcpv4", "feature-gso-tcpv6", "feature-ipv6-csum-offload"} {
 		want[k] = "0"
 	}
 	want["feature-no-csum-offload"] = "1"
-	if diff := cmp.Diff(want, read(offers(4, false))); diff != "" {
+	want["feature-ctrl-ring"], want["feature-control-ring"] = "0", "1"
+	if diff := cmp.Diff(want, read(offers(4, false, ControlStream))); diff != "" {
 		t.Errorf("unexpected keys without offload (-want +got):\n%s", diff)
 	}
 }
@@ -194,7 +204,7 @@ func TestOffers(t *testing.T) {
 // key=value.
 func FuzzReadFrontend(f *testing.F) {
 	for _, m := range []keyMap{
-		oneQueue, twoQueues, {},
+		oneQueue, twoQueues, ctrlRing, {},
 		oneQueue.with("multi-queue-num-queues", "0"),
 		oneQueue.with("multi-queue-num-queues", "8"),
 		oneQueue.with("event-channel", "0"),
@@ -216,8 +226,8 @@ func FuzzReadFrontend(f *testing.F) {
 		fr, err := readFrontend(readerFunc(func(path string) (string, error) {
 			reads++
 			return m.Read(path)
-		}), frontDir, testMaxQueues)
-		if most := len(featureTable) + 2 + 5*testMaxQueues; reads > most {
+		}), frontDir, testMaxQueues, ControlSlot)
+		if most := len(featureTable) + 4 + 5*testMaxQueues; reads > most {
 			t.Errorf("%d reads, want at most %d", reads, most)
 		}
 		if (err == nil) == (fr == nil) {
@@ -254,4 +264,13 @@ func FuzzReadFrontend(f *testing.F) {
 			t.Errorf("%+v is not the same as itself", a)
 		}
 	})
+}
+
+// TestControlRingThatWasNotOffered: keys that another backend's frontend left
+// mean nothing.
+func TestControlRingThatWasNotOffered(t *testing.T) {
+	f, err := readFrontend(ctrlRing.with("event-channel-ctrl", "nonsense"), frontDir, testMaxQueues, 0)
+	if err != nil || f.ctrl.there {
+		t.Errorf("%+v, %v", f, err)
+	}
 }

@@ -33,6 +33,8 @@ func (v *Vif) removeJournals() {
 	for i := range max(int(n), v.cfg.MaxQueues) {
 		v.removeJournal(v.journalPath(i))
 	}
+	v.removeJournal(v.ctrlPath())
+	v.removeJournal(v.ctrlPath() + ctrlNew)
 }
 
 func (v *Vif) removeJournal(path string) {
@@ -71,18 +73,26 @@ func RemoveLeftovers(runDir string, here func(domid uint16, devid int) bool) (re
 	files, err := os.ReadDir(runDir)
 	errs = append(errs, err)
 	for _, f := range files {
-		var domid uint16
-		var devid, queue int
-		if n, _ := fmt.Sscanf(f.Name(), "ring-%d.%d-%d", &domid, &devid, &queue); n != 3 {
-			continue
-		}
-		if journalName(domid, devid, queue) != f.Name() || here(domid, devid) {
+		domid, devid, ok := ownerOf(f.Name())
+		if !ok || here(domid, devid) {
 			continue
 		}
 		removed = append(removed, f.Name())
 		errs = append(errs, os.Remove(filepath.Join(runDir, f.Name())))
 	}
 	return removed, errors.Join(errs...)
+}
+
+// ownerOf tells whose a file in the run directory is, if it is a vif's.
+func ownerOf(name string) (domid uint16, devid int, ok bool) {
+	var queue int
+	if n, _ := fmt.Sscanf(name, "ring-%d.%d-%d", &domid, &devid, &queue); n == 3 {
+		return domid, devid, journalName(domid, devid, queue) == name
+	}
+	if n, _ := fmt.Sscanf(name, "ctrl-%d.%d", &domid, &devid); n == 2 {
+		return domid, devid, ctrlName(domid, devid) == strings.TrimSuffix(name, ctrlNew)
+	}
+	return 0, 0, false
 }
 
 // parseName reads the name that a vif's TAP is made with.

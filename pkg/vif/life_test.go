@@ -35,7 +35,7 @@ func TestCreate(t *testing.T) {
 		t.Error("no transaction wrote state 2")
 	}
 	w.wantState("2")
-	for _, p := range offers(testMaxQueues, true) {
+	for _, p := range offers(testMaxQueues, true, 0) {
 		if got := w.get(backDir + "/" + p.key); got != p.value {
 			t.Errorf("%s is %q, want %q", p.key, got, p.value)
 		}

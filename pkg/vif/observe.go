@@ -27,6 +27,9 @@ type nodes struct {
 	script     string
 	mtu        string
 	maxQueues  string // as published, perhaps by a predecessor
+	slotRing   string // the same
+	streamRing string // the same
+	control    string // what control ring to offer
 }
 
 // plugged is whether nothing is left to do on the host's side. Where there is
@@ -58,6 +61,9 @@ func readNodes(r reader, path string) (n nodes, err error) {
 	n.script = text("script")
 	n.mtu = text("mtu")
 	n.maxQueues = text("multi-queue-max-queues")
+	n.slotRing = text("feature-ctrl-ring")
+	n.streamRing = text("feature-control-ring")
+	n.control = text(controlKey)
 	return n, k.err
 }
 
@@ -147,7 +153,7 @@ func (v *Vif) readFront() error {
 	if v.front != Connected && v.front != Reconfiguring {
 		return nil
 	}
-	v.offer.rings, v.offer.err = readFrontend(v.cfg.Store, v.nodes.front, v.maxQueues())
+	v.offer.rings, v.offer.err = readFrontend(v.cfg.Store, v.nodes.front, v.maxQueues(), v.nodes.offered())
 	if errors.Is(v.offer.err, xenstore.ErrClosed) {
 		return v.offer.err
 	}

@@ -41,8 +41,9 @@ type Status struct {
 	Features   []string          `json:"features"`
 	Mcast      []string          `json:"multicast"`
 	Since      time.Time         `json:"connected_since,omitzero"`
-	Grants     int               `json:"grants_mapped"`  // ring pages, for as long as the vif is connected
-	Ports      int               `json:"event_channels"` // bound
+	Grants     int               `json:"grants_mapped"`     // ring pages, for as long as the vif is connected
+	Ports      int               `json:"event_channels"`    // bound
+	Control    *ControlStatus    `json:"control,omitempty"` // of a frontend that has a control ring
 	Queues     []QueueStatus     `json:"queues"`
 	Counters   map[string]uint64 `json:"counters"` // of all queues and connections
 }
@@ -55,6 +56,9 @@ type QueueStatus struct {
 	HeldBytes   int               `json:"held_bytes"`
 	Stalled     bool              `json:"stalled"`
 	RateWaiting bool              `json:"rate_waiting"`
+	Static      int               `json:"static_grants"`        // mapped
+	StaticMax   int               `json:"static_grants_max"`    // that the frontend may have mapped
+	StaticInUse int               `json:"static_grants_in_use"` // named by requests that wait on the rings
 	Tx          RingStatus        `json:"tx"`
 	Rx          RingStatus        `json:"rx"`
 	Counters    map[string]uint64 `json:"counters"`
@@ -114,13 +118,20 @@ func (v *Vif) status() Status {
 	if l := v.link; l != nil {
 		s.Grants, s.Ports = len(l.mappings), l.ports
 		s.Features = l.front.features.names()
+		if l.control != nil {
+			s.Control = l.control.shown.Load()
+		}
 		for _, a := range v.mcast.Addrs() {
 			s.Mcast = append(s.Mcast, net.HardwareAddr(a[:]).String())
 		}
 		for i := range l.conn.Queues() {
 			n := l.conn.Stats(i).Snapshot()
 			addTotals(&totals, &n)
-			s.Queues = append(s.Queues, queueStatus(l.conn.State(i), &n))
+			q := queueStatus(l.conn.State(i), &n)
+			if l.control != nil && l.control.grefs.tables != nil {
+				q.StaticMax = l.control.grefs.tables[i].Limit()
+			}
+			s.Queues = append(s.Queues, q)
 			s.Stalled = s.Stalled || l.stalled[i]
 		}
 	}
@@ -159,6 +170,7 @@ func queueStatus(s dataplane.QueueState, n *[dataplane.NumCounters]uint64) Queue
 		Worker: s.Worker, Uring: s.Uring,
 		Held: s.Held, HeldBytes: s.HeldBytes,
 		Stalled: s.Stalled, RateWaiting: s.RateWaiting,
+		Static: s.Static, StaticInUse: s.StaticInUse,
 		Tx: ringStatus(s.Tx), Rx: ringStatus(s.Rx),
 		Counters: counterMap(n),
 	}

@@ -46,6 +46,6 @@ func CanTakeOver(s Store, path string, maxQueues int) error {
 	if k.err != nil {
 		return k.err
 	}
-	_, err = readFrontend(s, n.front, max(n.offeredQueues(), maxQueues))
+	_, err = readFrontend(s, n.front, max(n.offeredQueues(), maxQueues), 0)
 	return err
 }

@@ -54,6 +54,10 @@ type Config struct {
 	Stall     time.Duration // 0: dataplane.DefaultStall
 	Grace     time.Duration // 0: DefaultGrace
 
+	ControlRings ControlRings // what is offered unless the toolstack says otherwise
+	StaticGrants StaticGrants
+	NoBPF        error // why the kernel takes no steering program; nil: it does
+
 	// Claimed: another back end served the vif until now, so there is no TAP
 	// of ours to be missed.
 	Claimed bool

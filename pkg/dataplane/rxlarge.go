@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"golang.org/x/sys/unix"
+
+	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/offload"
+	"github.com/netbackd/netbackd/pkg/staticgrant"
+	"github.com/netbackd/netbackd/pkg/tap"
+)
+
+// A large packet is read from the TAP straight into the static grants that the
+// guest has posted, so that its data is copied once on its way and not twice.
+// Which slots a packet takes depends on its extras, which are not known before it
+// was read; so they are taken to be those of the packet before it, and a packet
+// that turns out otherwise is fetched back into the arena.
+//
+// Its first octets do not go to the guest's page at once: decisions are made on
+// them, and the guest could change them meanwhile.
+
+// rxHead is how many they are: enough for all headers. It is as much as a packet
+// may have that is not large, so the odd small one among large ones, which rarely
+// has the same extras, leaves no traces in pages.
+const rxHead = smallPacket
+
+const _ = uint(rxHead - offload.MaxHeader)
+
+// rxInto is the slots that a read goes to. Each request is read once, here.
+type rxInto struct {
+	reqs   [maxFramePages + 2]netif.RxRequest
+	extras uint32 // slots left out behind the first
+	pages  int
+}
+
+// rxLarge reads large packets as long as there are, and reports whether the pass
+// is to end. If it is not, they are read the usual way: because packets are not
+// large any more, or not all slots are static grants.
+func (w *worker) rxLarge(q *Queue, b *rxBatch) (end bool) {
+	if q.static.Len() == 0 || q.stale > 0 || q.steer != nil || !q.conn.cfg.SG || q.conn.cfg.Mcast.filter.Load() {
+		return false
+	}
+	for i := range rxReads {
+		if int(b.free) < q.slotsPerRead || !w.aim(q, b) {
+			return i > 0
+		}
+		n, err := w.readInto(q, b, rxFrameAt(0, i))
+		switch {
+		case err == unix.EFAULT:
+			// What the guest granted cannot be written.
+			w.tally[DropRxGrant]++
+			q.large = false
+			return true
+		case err != 0:
+			q.tapReady = false
+			return true
+		}
+		w.takeLarge(q, b, rxFrameAt(0, i), n-q.vnetLen)
+		if q.large = n-q.vnetLen > smallPacket; !q.large || !q.hold.empty() {
+			return true
+		}
+	}
+	return true
+}
+
+// aim points w.iov at the pages of the next slots, and reports whether they are
+// all static grants that may be written.
+func (w *worker) aim(q *Queue, b *rxBatch) bool {
+	to := &b.into
+	to.extras, to.pages = q.largeExtras, int(slotsOf(q.maxRx))
+	cons := q.rx.ReqCons()
+	for k := range to.pages {
+		i := cons.Add(uint32(k))
+		if k > 0 {
+			i = i.Add(to.extras)
+		}
+		to.reqs[k] = q.rx.Request(i)
+		g := q.static.Lookup(to.reqs[k].Gref)
+		if g.Page == nil || g.ReadOnly {
+			return false
+		}
+		addr := pageAddr(g.Page)
+		if k == 0 {
+			w.iov.Set(1, addr+rxHead, netif.PageSize-rxHead)
+			continue
+		}
+		w.iov.Set(1+k, addr, netif.PageSize)
+	}
+	return true
+}
+
+// readInto reads a packet: its vnet header and first octets to at of the rx
+// arena, the rest into the pages.
+func (w *worker) readInto(q *Queue, b *rxBatch, at int) (n int, err unix.Errno) {
+	w.iov.Set(0, w.rxMem.addr(at-q.vnetLen), uint32(q.vnetLen+rxHead))
+	w.tally[Syscalls]++
+	w.tally[TapReadCalls]++
+	r, _, e := unix.RawSyscall(unix.SYS_READV, uintptr(q.tap.FD()), w.iov.At(0), uintptr(1+b.into.pages))
+	return int(r), e
+}
+
+// takeLarge plans a packet of n octets that was read into pages.
+func (w *worker) takeLarge(q *Queue, b *rxBatch, at, n int) {
+	if n <= rxHead {
+		w.takeFrame(q, b, rxFrame{at, n + q.vnetLen})
+		return
+	}
+	head := w.rxMem.mem[at : at+rxHead]
+	var plan offload.RxPlan
+	asAimed := true
+	if q.vnetLen != 0 {
+		var hdr tap.VnetHdr
+		hdr.Decode(w.rxMem.mem[at-q.vnetLen : at])
+		v := offload.VnetHeader(hdr)
+		if !v.NeedsParse() {
+			plan.DataValidated = v.Flags&offload.VnetDataValid != 0
+		} else {
+			h, _ := offload.Parse(head, n)
+			p, err := offload.PlanRx(v, h, n, q.guest)
+			// What is more to be done to it than that is done in the arena.
+			asAimed = err == nil && p.Action == offload.ActPass && !p.WritePseudo
+			plan = p
+		}
+	}
+	hash, hashed := q.hash.of(head)
+	extras := extraSlots(&plan, hashed)
+	if !asAimed || extras != b.into.extras {
+		w.fetchBack(q, b, at, n)
+		w.takeFrame(q, b, rxFrame{at, n + q.vnetLen})
+		return
+	}
+	to := &b.into
+	copy(w.intoPage(q, to, 0)[:rxHead], head)
+	p := rxSlots{b: b, left: n}
+	for k := 0; p.left > 0; k++ {
+		p.data(to.reqs[k], &plan, k == 0)
+		w.tally[StaticHits]++
+		if k == 0 {
+			p.extras(&plan, hash, hashed)
+		}
+	}
+	w.placed(q, b, n, slotsOf(n)+extras, &plan, hashed)
+}
+
+// intoPage is the page of a slot that was aimed at. The table is as it was then.
+func (w *worker) intoPage(q *Queue, to *rxInto, k int) *staticgrant.Page {
+	return q.static.Lookup(to.reqs[k].Gref).Page
+}
+
+// fetchBack completes in the arena a packet whose first octets are at at. What
+// the guest may have changed in it is the guest's own.
+func (w *worker) fetchBack(q *Queue, b *rxBatch, at, n int) {
+	frame := w.rxMem.mem[at : at+n]
+	for k := 0; k*netif.PageSize < n; k++ {
+		from := k * netif.PageSize
+		skip := 0
+		if k == 0 {
+			skip = rxHead
+		}
+		copy(frame[from+skip:min(n, from+netif.PageSize)], w.intoPage(q, &b.into, k)[skip:])
+	}
+}

@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package vif
+
+import (
+	"errors"
+	"slices"
+	"testing"
+
+	"github.com/netbackd/netbackd/pkg/ctrlring"
+	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/toeplitz"
+)
+
+// hashModel is what netif.h says of the hash messages, read aloud.
+type hashModel struct {
+	algorithm, types uint32
+	key              []byte
+	table            []uint32
+	queues           uint32
+}
+
+func (m *hashModel) do(typ byte, a, b uint32, list []uint32, key []byte) netif.CtrlStatus {
+	switch typ % 6 {
+	case 0:
+		if a > 1 {
+			return netif.CtrlInvalidParameter
+		}
+		m.algorithm = a
+	case 1:
+		if m.algorithm == 0 || a > 15 {
+			return netif.CtrlInvalidParameter
+		}
+		m.types = a
+	case 2:
+		if len(key) > 40 {
+			return netif.CtrlBufferOverflow
+		}
+		m.key = slices.Clone(key)
+	case 3:
+		if a > 128 {
+			return netif.CtrlInvalidParameter
+		}
+		m.table = make([]uint32, a)
+	case 4:
+		if uint64(b)+uint64(len(list)) > uint64(len(m.table)) {
+			return netif.CtrlInvalidParameter
+		}
+		fallthrough
+	default:
+		for _, q := range list {
+			if q >= m.queues {
+				return netif.CtrlInvalidParameter
+			}
+		}
+		if typ%6 == 4 {
+			m.table = slices.Clone(m.table)
+			copy(m.table[b:], list)
+			break
+		}
+		if len(list) > 128 {
+			return netif.CtrlInvalidParameter
+		}
+		m.table = slices.Clone(list)
+	}
+	return netif.CtrlSuccess
+}
+
+// FuzzHashMessages sends messages of any content to the handler, some of which
+// the data path refuses, and compares with the model what is in force.
+func FuzzHashMessages(f *testing.F) {
+	f.Add([]byte{0, 1, 0, 0, 1, 15, 0, 0, 3, 8, 0, 0, 4, 2, 3, 2}, uint8(4))
+	f.Add([]byte{0, 1, 0, 0, 4, 0, 255, 1, 5, 1, 2, 3, 2, 40, 1, 41}, uint8(1))
+	f.Fuzz(func(t *testing.T, in []byte, queues uint8) {
+		m := hashModel{queues: max(uint32(queues), 1)}
+		refuse := false
+		h := hashHandler{now: hashing{mapping: toeplitz.NewMapping(int(m.queues))}}
+		h.install = func(*hashing) error {
+			if refuse {
+				return errors.New("refused")
+			}
+			return nil
+		}
+		for ; len(in) >= 4; in = in[4:] {
+			typ, a, b, n := in[0], uint32(in[1]), uint32(in[2]), int(in[3])
+			if b == 255 {
+				b = 1<<32 - 1
+			}
+			var list []uint32
+			for i := range n {
+				list = append(list, (a+uint32(i))%(m.queues+1))
+			}
+			key := slices.Repeat([]byte{byte(a)}, n%50)
+			refuse = typ >= 128
+			before := m
+			want := m.do(typ, a, b, list, key)
+			if refuse {
+				m = before
+				if want == netif.CtrlSuccess {
+					want = netif.CtrlInvalidParameter
+				}
+			}
+			var got netif.CtrlStatus
+			switch typ % 6 {
+			case 0:
+				got = h.SetHashAlgorithm(a)
+			case 1:
+				got = h.SetHashFlags(a)
+			case 2:
+				got = h.SetHashKey(key)
+			case 3:
+				got = h.SetHashMappingSize(a)
+			case 4:
+				got = h.SetHashMapping(b, list)
+			default:
+				got = h.ReplaceHashMapping(list)
+			}
+			if got != want {
+				t.Fatalf("message %d of %d, %d: %v, want %v", typ%6, a, b, got, want)
+			}
+			var table []uint32
+			for _, q := range h.now.mapping.Table() {
+				table = append(table, uint32(q))
+			}
+			if h.now.algorithm != m.algorithm || h.now.types != m.types || !slices.Equal(h.now.key, m.key) || !slices.Equal(table, m.table) {
+				t.Fatalf("after message %d in force: %+v, want %+v", typ%6, h.now, m)
+			}
+			p, err := h.now.forPackets(ctrlring.Slot)
+			if err != nil || (p != nil) != (m.algorithm == 1 && m.types != 0) {
+				t.Fatalf("packets carry %v, %v", p, err)
+			}
+			if q, err := h.now.forPackets(ctrlring.Stream); q != nil || err != nil {
+				t.Fatal("packets carry hashes to a frontend of byte streams")
+			}
+		}
+	})
+}

@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package vif
+
+import (
+	"github.com/netbackd/netbackd/pkg/dataplane"
+	"github.com/netbackd/netbackd/pkg/steer"
+	"github.com/netbackd/netbackd/pkg/toeplitz"
+)
+
+// steering has each frame for the guest appear on the queue that its hashing says,
+// while hashing is on: the host puts it into the TAP queue of the same number, by a
+// program in its kernel, or the data path hands it on where the kernel takes none.
+// It belongs to the control ring's goroutine.
+type steering struct {
+	set  func(program int) error // of the TAP; nil: it has one queue, nothing is to be chosen
+	conn *dataplane.Conn
+	user error // why the kernel has no program; nil: it takes one
+
+	program *steer.Program
+	on      bool
+}
+
+// follow has frames follow h.
+func (s *steering) follow(h *hashing) error {
+	if s.set == nil || !s.on && !h.on() {
+		return nil
+	}
+	var c *steer.Config
+	if h.on() {
+		hasher, err := toeplitz.New(h.key)
+		if err != nil {
+			return err
+		}
+		c = &steer.Config{Types: toeplitz.Types(h.types), Hasher: hasher, Mapping: h.mapping}
+	}
+	if err := s.install(c); err != nil {
+		return err
+	}
+	s.on = c != nil
+	return nil
+}
+
+// install puts a configuration in force; nil has the host choose.
+func (s *steering) install(c *steer.Config) (err error) {
+	switch {
+	case s.user != nil:
+		return s.conn.SetSteering(c)
+	case c == nil:
+		return s.set(-1)
+	}
+	if s.program == nil {
+		if s.program, err = steer.New(); err != nil {
+			return err
+		}
+	}
+	if err := s.program.Set(c); err != nil || s.on {
+		return err
+	}
+	return s.set(s.program.FD())
+}
+
+// close gives the program up. The TAP keeps it, until it is told otherwise or a
+// successor takes it over.
+func (s *steering) close() {
+	if s.program != nil {
+		_ = s.program.Close()
+		s.program = nil
+	}
+}
+
+// by says who chooses the queue of a packet to the guest, for people.
+func (s *steering) by() string {
+	switch {
+	case !s.on:
+		return "host"
+	case s.user != nil:
+		return "hash, in netbackd: " + s.user.Error()
+	}
+	return "hash, in the kernel"
+}
