@@ -234,12 +234,13 @@ on() { if [ "$1" = dom0 ]; then timeout "${3:-120}" sh -c "$2"; else in_guest "$
 
 # A transfer is a TCP stream whose sum is compared at the end, so that not one octet
 # can be lost, repeated or changed unseen. It is SIZE times a chunk of 1.2 MB, with
-# PAUSE seconds after each.
+# PAUSE seconds after each, until it is told to hurry.
 stream() {
 	# Another may be reading the chunk.
 	echo "test -e /tmp/chunk || { seq 1000000 1150000 >/tmp/chunk.\$\$ && mv /tmp/chunk.\$\$ /tmp/chunk; }
-		for i in \$(seq $1); do cat /tmp/chunk; sleep ${2:-0}; done"
+		for i in \$(seq $1); do cat /tmp/chunk; test -e /tmp/hurry || sleep ${2:-0}; done"
 }
+hurry() { on "$1" "touch /tmp/hurry"; }
 
 # begin_transfer FROM TO ADDRESS PORT SIZE [PAUSE]: FROM and TO are guests or dom0,
 # ADDRESS is that of TO.

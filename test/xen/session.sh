@@ -32,24 +32,24 @@ collect() {
 
 # clean removes what a scenario left; it fails where only a boot will do.
 clean() {
-	local domid link
-	# Guests are to find a backend to take leave of.
-	pidof netbackd || [ -d /sys/module/xen_netback ] || netbackd run &
+	local guests domid link
 	killall iperf3 nc
-	for domid in $(xenstore-list /local/domain); do
-		[ "$domid" = 0 ] || xl destroy "$domid"
-	done
-	if systemd; then
+	guests=$(xenstore-list /local/domain | grep -vx 0)
+	if [ "$guests" ]; then
+		# They are to find a backend to take leave of.
+		pidof netbackd || [ -d /sys/module/xen_netback ] || netbackd run &
+		for domid in $guests; do xl destroy "$domid"; done
+	fi
+	if systemd && dpkg -s netbackd; then
 		systemctl stop netbackd.service netbackd.socket
 		dpkg --purge netbackd
-		rm -f /etc/systemd/system/netbackd.*
-		systemctl daemon-reload
 		systemctl reset-failed
 	fi
-	killall netbackd
-	sleep 0.5
-	killall -9 netbackd
-	modprobe -r xen-netback
+	if killall netbackd; then
+		sleep 0.5
+		killall -9 netbackd
+	fi
+	[ ! -d /sys/module/xen_netback ] || modprobe -r xen-netback
 	for link in /sys/class/net/*/bridge; do
 		[ -e "$link" ] && ip link del "$(basename "$(dirname "$link")")"
 	done
