@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+# shellcheck shell=bash
+#
+# What Linux's netfront never sends: the scripts of test/cross, played by our own
+# frontend in a real guest. Each says what has to come of it, and its transcript is
+# the one that the embedded Xen gives (test/scenario, TestScriptsOfBothXens).
+
+start_netbackd --max-queues=4 --rx-stall=3s --rx-drain=1h
+make_bridge xenbr0
+ip link set xenbr0 mtu 9000
+files=()
+for file in /host/cross/*.ring /host/cross/*.said; do files+=("file=$file"); done
+guest u1 memory=256 cmdline=no-netfront vif=bridge=xenbr0,mtu=9000 file=/usr/sbin/netbackd "${files[@]}"
+netbackd guest umpire --domid "${DOMID[u1]}" >/tmp/umpire.log 2>&1 &
+umpire=$!
+
+# One process plays all of them; the guest's grants are made once.
+failed=
+began=$(now)
+in_guest u1 'mkdir /tmp/said && /netbackd guest script -o /tmp/said /*.ring' 540 || failed=yes
+say "the scripts: $(($(now) - began)) ms"
+for file in /host/cross/*.said; do
+	name=${file##*/}
+	in_guest u1 "diff /$name /tmp/said/${name%.said}.ring.said" || failed=yes
+done
+kill "$umpire"
+wait "$umpire" || failed=yes
+cat /tmp/umpire.log
+[ -z "$failed" ] || fail "this Xen is not like the embedded one"
+
+# Each line about trouble is one that a script asked for.
+if grep -E 'panic|internal error' /tmp/netbackd.log; then fail "netbackd has failed inside"; fi
+: >/tmp/netbackd.log

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+# shellcheck shell=bash
+# dom0: debian
+#
+# netbackd as Debian's systemd runs it: as a user of its own, in a sandbox, with
+# io_uring. Under TCP streams both ways it is restarted, killed, stopped by a signal
+# until the watchdog kills it, and stopped and started. The frontend notices nothing:
+# its state never changes, its rings stay, and both streams arrive unchanged. Pings
+# over a restart all come back, because systemd keeps the queues of the TAP.
+
+property() { systemctl show --value -p "$1" netbackd; }
+active() { [ "$(property ActiveState) $(property SubState)" = "active running" ]; }
+said() { journalctl -q -u netbackd --no-pager | grep -F -e "$1"; }
+
+[ -d /host/dist/pair ] || fail "there are no packages: make deb-pair"
+dpkg -i /host/dist/pair/netbackd_1_amd64.deb
+eventually 120 "the unit runs" active
+systemd-analyze verify --man=no netbackd.service
+systemd-analyze security --no-pager --threshold=15 netbackd.service | tail -n 1
+same "user of the daemon" "$(stat -c %U "/proc/$(property MainPID)")" netbackd
+same "capabilities of the daemon" "$(sed -n 's/^CapEff:\t//p' "/proc/$(property MainPID)/status")" 0000008000001000
+
+make_bridge
+guest u1 vcpus=2
+address u1 10.0.0.2/24
+eventually 60 "the guest answers" reach 10.0.0.2
+vif=$(vif u1)
+netbackd show "$vif" --json | grep '"io_uring": *true' || fail "io_uring is not used: $(said io_uring)"
+same "queues kept" "$(property NFileDescriptorStore)" 2
+front=/local/domain/${DOMID[u1]}/device/vif/0
+back=/local/domain/0/backend/vif/${DOMID[u1]}/0
+rings=$(xenstore-ls "$front" | grep -E 'ring-ref|event-channel')
+index=$(cat "/sys/class/net/$vif/ifindex")
+# Ends with the first change.
+xenstore-watch -n 2 "$front/state" >/dev/null &
+unaware=$!
+xenstore-watch -n 2 "$back/state" >/dev/null &
+steady=$!
+
+# pings WHAT COMMAND... pings the guest ten times a second while the command runs, and
+# prints how many came back.
+pings() {
+	local what=$1 pinger
+	shift
+	ping -q -i 0.1 -c 60 -W 10 10.0.0.2 >/tmp/pings &
+	pinger=$!
+	sleep 2
+	"$@"
+	wait $pinger || true
+	say "pings over a $what: $(sed -n '/transmitted/p; /^rtt/p' /tmp/pings | tr '\n' ' ')"
+}
+lost() { sed -n 's/.* \([0-9.]*\)% packet loss.*/\1/p' /tmp/pings; }
+new_daemon() { active && [ "$(property MainPID)" != "$1" ]; }
+die() {
+	local pid
+	pid=$(property MainPID)
+	kill -"$1" "$pid"
+	eventually "$2" "systemd has started another" new_daemon "$pid"
+}
+
+pings restart within 40000 "systemctl restart" systemctl restart netbackd
+same "pings lost" "$(lost)" 0
+same "queues kept" "$(property NFileDescriptorStore)" 2
+said "took over the TAP that was there" | tail -n 1
+pings kill die KILL 120
+pings "stop and start" eval 'systemctl stop netbackd; sleep 1; systemctl start netbackd'
+
+# Slow enough to outlast it all.
+begin_transfer dom0 u1 10.0.0.2 5001 40 1.2
+begin_transfer u1 dom0 "$DOM0" 5002 40 1.2
+eventually_moves 120 2000000
+within 40000 "systemctl restart" systemctl restart netbackd
+eventually_moves 120 2000000
+die KILL 120
+eventually_moves 120 2000000
+say "SIGSTOP; the watchdog has 10 s"
+die STOP 120
+said "Watchdog timeout" | tail -n 1
+eventually_moves 120 2000000
+systemctl stop netbackd
+same "frontend while nobody serves" "$(xenstore-read "$front/state")" 4
+same "bridge of the TAP while nobody serves" "$(basename "$(readlink "/sys/class/net/$vif/master")")" xenbr0
+ls /run/netbackd/ring-*
+systemctl start netbackd
+not transferred u1 5001
+not transferred dom0 5002
+end_transfer u1 5001 40 240
+end_transfer dom0 5002 40 240
+
+kill $unaware || fail "the frontend's state has changed"
+kill $steady || fail "the backend's state has changed"
+same "rings" "$(xenstore-ls "$front" | grep -E 'ring-ref|event-channel')" "$rings"
+same "interface" "$(cat "/sys/class/net/$vif/ifindex")" "$index"
+netbackd show "$vif" | head -n 12
+systemctl status netbackd --no-pager -n 0 | grep -E 'Active|Status|FD Store|Memory' || true
+not said "panic:"
