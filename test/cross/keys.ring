@@ -435,19 +435,22 @@ error no
 close
 reopen
 
-case a control ring that was not offered
+case a control ring without a channel
 rings
-key ctrl-ring-ref 1
-key event-channel-ctrl 1
-connect
-features rx-copy rx-notify sg csum-ipv4
-grants 2
-ports 2
-tx 1 M
-push
-answers 1=okay
-out M
-error no
+key ctrl-ring-ref 4000
+offer
+backend 6
+error "key \"event-channel-ctrl\""
+close
+reopen
+
+case a control ring of a page that nobody granted
+rings
+key ctrl-ring-ref 4000
+key event-channel-ctrl @tx-port
+offer
+backend 6
+error gref 4000
 close
 reopen
 
