@@ -80,11 +80,11 @@ func (d *Device) FD() int {
 // to us. The local port is not masked and has an event pending from the start.
 func (d *Device) BindInterdomain(domid uint16, remote Port) (Port, error) {
 	if remote == 0 {
-		return 0, &Error{Op: "bind", Domid: domid, Err: unix.EINVAL, Hint: noPort}
+		return 0, BindError("bind", domid, 0, unix.EINVAL)
 	}
 	port, err := d.ioctl(iocBindInterdomain, arg{a: uint32(domid), b: uint32(remote)})
 	if err != nil {
-		return 0, &Error{Op: "bind", Domid: domid, Port: remote, Err: err, Hint: bindHint(err)}
+		return 0, BindError("bind", domid, remote, err)
 	}
 	return Port(port), nil
 }
@@ -94,7 +94,7 @@ func (d *Device) BindInterdomain(domid uint16, remote Port) (Port, error) {
 func (d *Device) BindUnbound(domid uint16) (Port, error) {
 	port, err := d.ioctl(iocBindUnbound, arg{a: uint32(domid)})
 	if err != nil {
-		return 0, &Error{Op: "offer", Domid: domid, Err: err, Hint: bindHint(err)}
+		return 0, BindError("offer", domid, 0, err)
 	}
 	return Port(port), nil
 }

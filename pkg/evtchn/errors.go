@@ -73,6 +73,16 @@ func openHint(err error) string {
 	return ""
 }
 
+// BindError is the error of a bind to a port of another domain, or of an offer to
+// one (port 0). It is exported for what stands in for the device.
+func BindError(op string, domid uint16, port Port, err error) *Error {
+	hint := bindHint(err)
+	if op == "bind" && port == 0 {
+		hint = noPort
+	}
+	return &Error{Op: op, Domid: domid, Port: port, Err: err, Hint: hint}
+}
+
 // bindHint says why Xen would not make a port.
 func bindHint(err error) string {
 	switch {

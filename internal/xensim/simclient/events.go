@@ -77,7 +77,7 @@ func (e *Events) BindInterdomain(domid uint16, remote evtchn.Port) (evtchn.Port,
 		port, err = e.bind(wire.OpBindInterdomain, uint32(domid), uint32(remote))
 	}
 	if err != nil {
-		return 0, &evtchn.Error{Op: "bind", Domid: domid, Port: remote, Err: err}
+		return 0, evtchn.BindError("bind", domid, remote, err)
 	}
 	return port, nil
 }
@@ -86,7 +86,7 @@ func (e *Events) BindInterdomain(domid uint16, remote evtchn.Port) (evtchn.Port,
 func (e *Events) BindUnbound(domid uint16) (evtchn.Port, error) {
 	port, err := e.bind(wire.OpBindUnbound, uint32(domid))
 	if err != nil {
-		return 0, &evtchn.Error{Op: "offer", Domid: domid, Err: err}
+		return 0, evtchn.BindError("offer", domid, 0, err)
 	}
 	return port, nil
 }
