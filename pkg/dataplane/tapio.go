@@ -2,7 +2,11 @@
 
 package dataplane
 
-import "golang.org/x/sys/unix"
+import (
+	"golang.org/x/sys/unix"
+
+	"github.com/netbackd/netbackd/internal/rawio"
+)
 
 // Buffers registered with the io_uring, by number.
 const (
@@ -21,6 +25,11 @@ type tapOut struct {
 	q      *Queue
 	uring  bool
 	queued int
+
+	// Without io_uring: what is queued, calls of one kind.
+	trap  uintptr
+	calls [batchPackets]rawio.Call
+	pkt   [batchPackets]uint8 // whose call it is
 }
 
 // begin starts a batch of n packets.
@@ -37,12 +46,7 @@ func (o *tapOut) write(i, off, n int) {
 		o.queued++
 		return
 	}
-	w.tally[Syscalls]++
-	w.tally[TapWriteCalls]++
-	// Called from here, not through the queue: each return after a system call
-	// is one that the processor has not foreseen.
-	_, _, e := unix.RawSyscall(unix.SYS_WRITE, uintptr(o.q.tap.FD()), w.txMem.addr(off), uintptr(n))
-	o.done(&w.tx.pkts[i], e)
+	o.call(unix.SYS_WRITE, i, w.txMem.addr(off), n)
 }
 
 // writev sends the n pieces in w.iov from first on as packet i. They stay as
@@ -54,10 +58,19 @@ func (o *tapOut) writev(i, first, n int) {
 		o.queued++
 		return
 	}
-	w.tally[Syscalls]++
-	w.tally[TapWriteCalls]++
-	_, _, e := unix.RawSyscall(unix.SYS_WRITEV, uintptr(o.q.tap.FD()), w.iov.At(first), uintptr(n))
-	o.done(&w.tx.pkts[i], e)
+	o.call(unix.SYS_WRITEV, i, w.iov.At(first), n)
+}
+
+// call queues a system call.
+func (o *tapOut) call(trap uintptr, i int, addr uintptr, n int) {
+	if trap != o.trap {
+		o.flush(&o.w.tx)
+		o.trap = trap
+	}
+	k := o.queued & (batchPackets - 1)
+	o.calls[k].Addr, o.calls[k].Len = addr, uint32(n)
+	o.pkt[k] = uint8(i)
+	o.queued++
 }
 
 // put sends a frame at once, which must not overtake what is queued.
@@ -71,30 +84,56 @@ func (o *tapOut) put(frame []byte) unix.Errno {
 
 // flush sends what is queued and waits until all of it is done.
 func (o *tapOut) flush(b *txBatch) {
-	if o.queued == 0 {
-		return
+	switch {
+	case o.queued == 0:
+	case o.uring:
+		o.submit(b)
+	default:
+		o.callAll(b)
 	}
+	o.queued = 0
+}
+
+// callAll makes the system calls that are queued.
+func (o *tapOut) callAll(b *txBatch) {
+	w := o.w
+	n := o.queued
+	w.tally[Syscalls] += uint32(n)
+	w.tally[TapWriteCalls] += uint32(n)
+	rawio.All(o.trap, o.q.tap.FD(), o.calls[:n])
+	for k := range o.calls[:n] {
+		o.result(&b.pkts[o.pkt[k]], o.calls[k].Res)
+	}
+}
+
+// submit has io_uring do what is queued.
+func (o *tapOut) submit(b *txBatch) {
 	w := o.w
 	w.tally[TapWriteCalls]++
 	w.tally[Syscalls]++
 	_, err := w.ring.Submit()
 	n := w.ring.Completions(w.cqes[:])
 	for _, c := range w.cqes[:n] {
-		p := &b.pkts[c.User]
-		if c.Res >= 0 {
-			o.done(p, 0)
-		} else {
-			o.done(p, unix.Errno(-c.Res))
-		}
+		o.result(&b.pkts[c.User], c.Res)
 	}
 	if lost := o.queued - n; lost > 0 {
 		w.tally[DropTxTapFull] += uint32(lost)
 	}
-	o.queued = 0
 	if err != nil {
 		w.ringFailed(err)
 		o.uring = false
 	}
+}
+
+// result counts a packet's way into the TAP, where res is what a write returned.
+func (o *tapOut) result(p *txPacket, res int32) {
+	if res >= 0 {
+		t := &o.w.tally
+		t[TxPackets]++
+		t[TxBytes] += p.total
+		return
+	}
+	o.done(p, unix.Errno(-res))
 }
 
 // done counts a packet's way into the TAP.

@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include "textflag.h"
+
+// func run(trap, fd uintptr, calls *Call, n, least uintptr) (done uintptr)
+//
+// The kernel preserves all registers but R0.
+TEXT ·run(SB), NOSPLIT, $0-48
+	MOVD trap+0(FP), R8
+	MOVD fd+8(FP), R9
+	MOVD calls+16(FP), R10
+	MOVD n+24(FP), R11
+	MOVD least+32(FP), R12
+	MOVD $0, R13
+
+next:
+	MOVD  R9, R0
+	MOVD  0(R10), R1
+	MOVWU 8(R10), R2
+	SVC
+	MOVW  R0, 12(R10)
+	CBZ   R12, made
+	CMP   R12, R0
+	BLT   end
+
+made:
+	ADD $16, R10
+	ADD $1, R13
+	CMP R11, R13
+	BLT next
+
+end:
+	MOVD R13, done+40(FP)
+	RET
