@@ -132,8 +132,10 @@ func (c *control) take(r *ctrlRecord, offered ControlRings, served bool) {
 	case served && !one:
 		err = errors.New("which protocol the control ring has is lost; it is served again when the frontend connects anew")
 	case served:
-		// Between two messages its indices tell all.
+		// Between two messages its indices tell all but what was asked for,
+		// which is as it was in the beginning.
 		c.protocol = p
+		c.calls.Start(p)
 		c.ring, err = ctrlring.Restore(c.page, ctrlring.State{Protocol: p})
 	default:
 		if !one {

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -57,6 +58,16 @@ func (w *world) upWithControl(n int, p ctrlring.Protocol) *ctrlGuest {
 	w.attach()
 	w.settle()
 	w.plugIn()
+	g := w.control(p)
+	w.rings(n, false, g.names()...)
+	w.frontState(Connected)
+	w.wantSteps("connect plug connected")
+	return g
+}
+
+// control is the guest making a control ring and its channel.
+func (w *world) control(p ctrlring.Protocol) *ctrlGuest {
+	w.t.Helper()
 	g := &ctrlGuest{w: w}
 	g.keys.gref = w.page(nil)
 	g.page = w.host.pages[g.keys.gref]
@@ -67,10 +78,20 @@ func (w *world) upWithControl(n int, p ctrlring.Protocol) *ctrlGuest {
 	g.keys.port = evtchn.Port(w.next)
 	w.host.ports[g.keys.port] = new(fakePort)
 	w.next++
-	w.rings(n, false, "ctrl-ring-ref", fmt.Sprint(g.keys.gref), "event-channel-ctrl", fmt.Sprint(g.keys.port))
-	w.frontState(Connected)
-	w.wantSteps("connect plug connected")
 	return g
+}
+
+// names is the keys of the control ring, for rings.
+func (g *ctrlGuest) names() []string {
+	return []string{"ctrl-ring-ref", fmt.Sprint(g.keys.gref), "event-channel-ctrl", fmt.Sprint(g.keys.port)}
+}
+
+// breach breaks the protocol of a slot ring, and the guest tells of it.
+func (g *ctrlGuest) breach() {
+	if f, ok := g.ring.(*ctrlring.SlotFront); ok {
+		f.Ring().SetReqProd(5000)
+		g.w.host.kick(g.keys.port)
+	}
 }
 
 // send begins to send a message.
@@ -92,11 +113,18 @@ func (g *ctrlGuest) turn() {
 // answer waits for the response.
 func (g *ctrlGuest) answer() (r ctrlring.Response) {
 	g.w.t.Helper()
-	g.w.eventually("a response", func() (ok bool) {
+	there := func() (ok bool) {
 		g.turn()
 		r, ok = g.ring.Response()
 		return ok
-	})
+	}
+	for range 100 { // most come at once
+		if there() {
+			return r
+		}
+		runtime.Gosched()
+	}
+	g.w.eventually("a response", there)
 	return r
 }
 
@@ -371,6 +399,22 @@ func TestLostControlRecord(t *testing.T) {
 				g.want(0, netif.CtrlSetHashAlgorithm, 1)
 			})
 		}
+	}
+}
+
+// TestLostControlRecordOfAStream: the ring goes on as a connection of its protocol
+// begins, in which there is no message for the algorithm.
+func TestLostControlRecordOfAStream(t *testing.T) {
+	w := ctrlWorld(t, ControlStream)
+	g := w.upWithControl(2, ctrlring.Stream)
+	g.want(0, netif.CtrlSetHashFlags, 3)
+	w.v.handOver()
+	w.must(os.Remove(w.v.ctrlPath()))
+	w.v = New(w.cfg)
+	w.wantSteps("connect plug")
+	g.want(0, netif.CtrlSetHashFlags, 5)
+	if c := w.status().Control; c.Algorithm != "toeplitz" || len(c.Types) != 2 || len(c.Mapping) != 1 {
+		t.Errorf("control ring: %+v", c)
 	}
 }
 

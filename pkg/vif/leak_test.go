@@ -4,6 +4,7 @@ package vif
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -14,6 +15,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/netbackd/netbackd/internal/netns"
+	"github.com/netbackd/netbackd/pkg/ctrlring"
+	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/tap"
 )
 
@@ -96,6 +99,87 @@ func TestThousandConnections(t *testing.T) {
 	}
 	if grew := int64(m1.HeapAlloc) - int64(m0.HeapAlloc); grew > 1<<20 {
 		t.Errorf("heap grew by %d octets", grew)
+	}
+}
+
+// TestHundredsOfControlRings: nor does a guest that has all it can have through its
+// control ring leave anything behind, whoever ends the connection and whatever it
+// is in the middle of.
+func TestHundredsOfControlRings(t *testing.T) {
+	w := ctrlWorld(t, ControlSlot|ControlStream)
+	w.attach()
+	w.settle()
+	w.plugIn()
+	cycle := func(i int) {
+		w.host.mu.Lock()
+		clear(w.host.pages)
+		clear(w.host.ports)
+		w.next = 8
+		w.host.mu.Unlock()
+		w.frontState(Initialising)
+		w.settle()
+		if w.v.cfg.NoBPF = w.cfg.NoBPF; i%50 != 1 {
+			w.v.cfg.NoBPF = errors.New("each change takes the kernel some milliseconds")
+		}
+		p := ctrlring.Slot
+		if i%5 == 4 {
+			p = ctrlring.Stream
+		}
+		g := w.control(p)
+		w.rings(1+i%2, false, g.names()...)
+		w.frontState(Connected)
+		w.settle()
+		if p == ctrlring.Stream {
+			g.want(0, netif.CtrlSetHashFlags, 15)
+		} else {
+			var list []netif.GrefEntry
+			for range 8 {
+				list = append(list, netif.GrefEntry{Ref: w.page(nil)})
+			}
+			page := w.page(gref(list...))
+			g.want(0, netif.CtrlSetHashAlgorithm, 1)
+			g.want(0, netif.CtrlSetHashFlags, 15)
+			g.want(0, netif.CtrlAddGrefMapping, 0, page, 8)
+			g.want(0, netif.CtrlDelGrefMapping, 0, page, 3)
+			g.want(0, netif.CtrlAddGrefMapping, 0, page, 2)
+			if i%3 == 0 {
+				g.send(ctrlring.Request{Type: netif.CtrlAddGrefMapping, Data: [3]uint32{0, page + 1, 1}})
+			}
+		}
+		switch i % 4 {
+		case 0:
+			w.frontState(Closing)
+			w.settle()
+		case 1:
+			w.v.quarantine(fmt.Errorf("round %d", i))
+		case 2:
+			g.breach()
+		}
+		w.frontState(Closed)
+		w.settle()
+		w.wantState("6")
+		w.wantHeld(nothing)
+	}
+	for i := range 20 {
+		cycle(i)
+	}
+	before := resources(t)
+	for i := range 300 {
+		cycle(i)
+		if t.Failed() {
+			t.Fatalf("in round %d", i)
+		}
+	}
+	if diff := cmp.Diff(before, resources(t)); diff != "" {
+		t.Errorf("resources after 300 connections (-before +after):\n%s", diff)
+	}
+	w.frontState(Initialising)
+	w.settle()
+	if got := w.journals(); got != "" {
+		t.Errorf("left in the run directory: %s", got)
+	}
+	if n := w.cfg.StaticGrants.Budget.Used(); n != 0 {
+		t.Errorf("%d pages in the books of the guest", n)
 	}
 }
 
