@@ -32,23 +32,31 @@ func (m *Mover) Hotplug(ctx context.Context, id ID) error {
 	if err := m.Daemon.CanClaim(ctx, id.Name()); err != nil {
 		return err
 	}
-	return m.take(ctx, id)
+	_, err := m.take(context.WithoutCancel(ctx), id)
+	return err
 }
 
-// take takes a vif from the kernel. When that fails it is the kernel's again.
-func (m *Mover) take(ctx context.Context, id ID) error {
+// take takes a vif from the kernel. When that fails it is the kernel's again, if back
+// says so.
+func (m *Mover) take(ctx context.Context, id ID) (back bool, err error) {
 	if err := m.Kernel.Unbind(id.Domid, id.Devid); err != nil {
-		return err
+		return false, err
 	}
-	if err := m.Daemon.Claim(ctx, id.Name()); err != nil {
-		// It may have it all the same, only later.
-		_, _ = m.Daemon.Release(ctx, id.Name())
-		if back := m.bind(ctx, id); back != nil {
-			return errors.Join(err, fmt.Errorf("and back: %w", back))
-		}
-		return fmt.Errorf("%w; it is the kernel's again", err)
+	err = m.Daemon.Claim(ctx, id.Name())
+	if err == nil {
+		return false, nil
 	}
-	return nil
+	// It may have it all the same, only later.
+	_, _ = m.Daemon.Release(ctx, id.Name())
+	if berr := m.bind(ctx, id); berr != nil {
+		return false, errors.Join(err, fmt.Errorf("and back: %w; %s", berr, m.nobodys(id)))
+	}
+	return true, fmt.Errorf("%w; it is the kernel's again", err)
+}
+
+// nobodys says what to do about a vif that was lost half-way.
+func (m *Mover) nobodys(id ID) string {
+	return fmt.Sprintf("nobody serves it now: `netbackd adopt %s`", id.Name())
 }
 
 // bind gives a vif that nobody serves to the kernel, which closes it if the name of its
@@ -63,7 +71,7 @@ func (m *Mover) bind(ctx context.Context, id ID) error {
 		case err != nil:
 			return err
 		case time.Now().After(end):
-			return fmt.Errorf("there still is an interface %s, so xen-netback would close the vif; nobody serves it now: `netbackd adopt %s`", id.Name(), id.Name())
+			return fmt.Errorf("there still is an interface %s, so xen-netback would close the vif", id.Name())
 		}
 		select {
 		case <-ctx.Done():
@@ -103,9 +111,15 @@ func (m *Mover) Adopt(ctx context.Context, id ID) (r Report, err error) {
 	if err != nil {
 		return r, err
 	}
-	err = m.take(ctx, id)
-	if err == nil {
+	// What is begun is finished: whoever stops the command now would leave a guest
+	// without network. Each step has a limit of its own.
+	ctx = context.WithoutCancel(ctx)
+	back, err := m.take(ctx, id)
+	switch {
+	case err == nil:
 		err = mv.place(ctx, id.Name())
+	case back:
+		return mv.end(errors.Join(err, mv.placeKernels(ctx)))
 	}
 	if err == nil && mv.connected {
 		err = m.await(ctx, id, m.serves)
@@ -164,21 +178,26 @@ func (m *Mover) Release(ctx context.Context, id ID) (r Report, err error) {
 	if err != nil {
 		return r, err
 	}
-	mv.inside, err = m.Daemon.Release(ctx, id.Name())
-	if err == nil {
-		err = m.bind(ctx, id)
+	ctx = context.WithoutCancel(ctx) // as in Adopt
+	if mv.inside, err = m.Daemon.Release(ctx, id.Name()); err != nil {
+		return mv.end(err)
 	}
-	var to string
-	if err == nil {
-		to, err = m.Kernel.Interface(id.Domid, id.Devid)
+	if err := m.bind(ctx, id); err != nil {
+		return mv.end(mv.takeBack(ctx, err))
 	}
-	if err == nil {
-		err = mv.place(ctx, to)
-	}
+	err = mv.placeKernels(ctx)
 	if err == nil && mv.connected {
 		err = m.await(ctx, id, mv.kernelServes)
 	}
 	return mv.end(err)
+}
+
+// takeBack gives a vif to netbackd again that the kernel cannot have.
+func (mv *move) takeBack(ctx context.Context, cause error) error {
+	if err := mv.Daemon.Claim(ctx, mv.id.Name()); err != nil {
+		return errors.Join(cause, fmt.Errorf("and back: %w; %s", err, mv.nobodys(mv.id)))
+	}
+	return errors.Join(fmt.Errorf("%w; it is netbackd's again", cause), mv.place(ctx, mv.id.Name()))
 }
 
 // status is what the daemon says of one of its vifs.
@@ -311,6 +330,15 @@ func (mv *move) place(ctx context.Context, name string) error {
 	}
 	// As the script does when it is through.
 	return mv.Store.Write(mv.dir+"/hotplug-status", "connected")
+}
+
+// placeKernels is place for the interface that the kernel's driver has made.
+func (mv *move) placeKernels(ctx context.Context) error {
+	name, err := mv.Kernel.Interface(mv.id.Domid, mv.id.Devid)
+	if err != nil {
+		return err
+	}
+	return mv.place(ctx, name)
 }
 
 // end stops the clock.

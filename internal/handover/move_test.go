@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/vishvananda/netlink"
@@ -154,8 +155,8 @@ func (b *bed) Bind(uint16, int) error {
 
 func (b *bed) CanClaim(context.Context, string) error { return b.did("can claim") }
 
-func (b *bed) Claim(context.Context, string) error {
-	if err := b.did("claim"); err != nil {
+func (b *bed) Claim(ctx context.Context, _ string) error {
+	if err := errors.Join(b.did("claim"), ctx.Err()); err != nil {
 		return err
 	}
 	b.add("vif1.0")
@@ -163,8 +164,8 @@ func (b *bed) Claim(context.Context, string) error {
 	return nil
 }
 
-func (b *bed) Release(context.Context, string) (int, error) {
-	if err := b.did("release"); err != nil {
+func (b *bed) Release(ctx context.Context, _ string) (int, error) {
+	if err := errors.Join(b.did("release"), ctx.Err()); err != nil {
 		return 0, err
 	}
 	if b.ours {
@@ -203,7 +204,8 @@ func (b *bed) Write(path, value string) error {
 }
 
 func (b *bed) mover() *Mover {
-	return &Mover{Kernel: b, Daemon: b, Store: b, Script: func(_ context.Context, path string, env []string) error {
+	return &Mover{Kernel: b, Daemon: b, Store: b, Script: func(ctx context.Context, path string, env []string) error {
+		b.must(ctx.Err())
 		for _, want := range []string{"XENBUS_PATH=backend/vif/1/0", "vif=vif1.0", "XENBUS_TYPE=vif", "XENBUS_BASE_PATH=backend", "NETBACKD_HOTPLUG=done", "script=" + path} {
 			if !slices.Contains(env, want) {
 				b.t.Errorf("the script's environment has no %s: %q", want, env)
@@ -366,6 +368,89 @@ func TestByScript(t *testing.T) {
 			b.wantDone("can claim", "unbind", "claim", "vif-bridge")
 		})
 	}
+}
+
+// TestInterrupted: who stops the command while nobody serves the guest does not leave
+// it so.
+func TestInterrupted(t *testing.T) {
+	for _, script := range []bool{false, true} {
+		b := newBed(t)
+		b.kernel = true
+		b.add("vif1.0")
+		b.plug("vif1.0")
+		if script {
+			b.must(netns.AddAddr("vif1.0", "192.0.2.1/32"))
+		} else {
+			b.special("vif1.0")
+		}
+		ctx, stop := context.WithCancel(context.Background())
+		b.gap = stop
+		if _, err := b.mover().Adopt(ctx, ID{1, 0}); err != nil || !b.ours {
+			t.Errorf("adopt, script %t: %v; it is netbackd's: %t", script, err, b.ours)
+		}
+		if !script {
+			b.wantPlace("vif1.0")
+		}
+		ctx, stop = context.WithCancel(context.Background())
+		b.gap = func() {
+			stop()
+			b.add("vif1.0") // as long as it lingers
+			time.AfterFunc(20*time.Millisecond, func() { _ = netns.Delete("vif1.0") })
+		}
+		if _, err := b.mover().Release(ctx, ID{1, 0}); err != nil || !b.kernel {
+			t.Errorf("release, script %t: %v; it is the kernel's: %t", script, err, b.kernel)
+		}
+		b.must(netns.Delete("vif1.0"))
+		b.must(netns.Delete("other"))
+		b.must(netns.Delete("xenbr0"))
+	}
+}
+
+// TestTakenBack: a vif that whoever was to have it cannot have is served as before, in
+// the place where it was.
+func TestTakenBack(t *testing.T) {
+	t.Run("by the kernel", func(t *testing.T) {
+		b := newBed(t)
+		b.kernel = true
+		b.add("vif1.0")
+		b.plug("vif1.0")
+		b.special("vif1.0")
+		b.fail["claim"] = errors.New("no TAP")
+		_, err := b.mover().Adopt(context.Background(), ID{1, 0})
+		if err == nil || err.Error() != "no TAP; it is the kernel's again" {
+			t.Errorf("got %v", err)
+		}
+		b.wantDone("can claim", "unbind", "claim", "release", "bind")
+		b.wantPlace("vif1.0")
+		if got := b.nodes[back+"/hotplug-status"]; got != "connected" {
+			t.Errorf("hotplug-status %q", got)
+		}
+	})
+	t.Run("by netbackd", func(t *testing.T) {
+		b := newBed(t)
+		b.ours = true
+		b.add("vif1.0")
+		b.plug("vif1.0")
+		b.special("vif1.0")
+		b.fail["bind"] = errors.New("no such device")
+		_, err := b.mover().Release(context.Background(), ID{1, 0})
+		if err == nil || err.Error() != "no such device; it is netbackd's again" {
+			t.Errorf("got %v", err)
+		}
+		b.wantDone("release", "bind", "claim")
+		b.wantPlace("vif1.0")
+	})
+	t.Run("by nobody", func(t *testing.T) {
+		b := newBed(t)
+		b.ours = true
+		b.add("vif1.0")
+		b.plug("vif1.0")
+		b.fail["bind"], b.fail["claim"] = errors.New("no such device"), errors.New("no TAP")
+		_, err := b.mover().Release(context.Background(), ID{1, 0})
+		if err == nil || !strings.Contains(err.Error(), "netbackd adopt vif1.0") {
+			t.Errorf("got %v", err)
+		}
+	})
 }
 
 // TestHotplug: the guest does not use the vif yet, and the script goes on.
