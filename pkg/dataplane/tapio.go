@@ -27,7 +27,7 @@ type tapOut struct {
 	queued int
 
 	// Without io_uring: what is queued, calls of one kind.
-	trap  uintptr
+	trap  uintptr // of that kind; 0 with io_uring
 	calls [batchPackets]rawio.Call
 	pkt   [batchPackets]uint8 // whose call it is
 }
@@ -36,6 +36,10 @@ type tapOut struct {
 func (o *tapOut) begin(q *Queue, n int) {
 	o.q, o.queued = q, 0
 	o.uring = o.w.ring != nil && n >= uringMin
+	o.trap = 0
+	if !o.uring {
+		o.trap = unix.SYS_WRITE
+	}
 }
 
 // write sends the n octets at off of the tx arena as packet i.
@@ -67,6 +71,11 @@ func (o *tapOut) call(trap uintptr, i int, addr uintptr, n int) {
 		o.flush(&o.w.tx)
 		o.trap = trap
 	}
+	o.add(i, addr, n)
+}
+
+// add queues a system call of the kind that is queued already.
+func (o *tapOut) add(i int, addr uintptr, n int) {
 	k := o.queued & (batchPackets - 1)
 	o.calls[k].Addr, o.calls[k].Len = addr, uint32(n)
 	o.pkt[k] = uint8(i)
@@ -101,9 +110,18 @@ func (o *tapOut) callAll(b *txBatch) {
 	w.tally[Syscalls] += uint32(n)
 	w.tally[TapWriteCalls] += uint32(n)
 	rawio.All(o.trap, o.q.tap.FD(), o.calls[:n])
+	packets, bytes := uint32(0), uint32(0)
 	for k := range o.calls[:n] {
-		o.result(&b.pkts[o.pkt[k]], o.calls[k].Res)
+		p := &b.pkts[o.pkt[k]]
+		if e := o.calls[k].Res; e < 0 {
+			o.done(p, unix.Errno(-e))
+			continue
+		}
+		packets++
+		bytes += p.total
 	}
+	w.tally[TxPackets] += packets
+	w.tally[TxBytes] += bytes
 }
 
 // submit has io_uring do what is queued.
@@ -114,7 +132,7 @@ func (o *tapOut) submit(b *txBatch) {
 	_, err := w.ring.Submit()
 	n := w.ring.Completions(w.cqes[:])
 	for _, c := range w.cqes[:n] {
-		o.result(&b.pkts[c.User], c.Res)
+		o.done(&b.pkts[c.User], unix.Errno(max(-c.Res, 0)))
 	}
 	if lost := o.queued - n; lost > 0 {
 		w.tally[DropTxTapFull] += uint32(lost)
@@ -123,17 +141,6 @@ func (o *tapOut) submit(b *txBatch) {
 		w.ringFailed(err)
 		o.uring = false
 	}
-}
-
-// result counts a packet's way into the TAP, where res is what a write returned.
-func (o *tapOut) result(p *txPacket, res int32) {
-	if res >= 0 {
-		t := &o.w.tally
-		t[TxPackets]++
-		t[TxBytes] += p.total
-		return
-	}
-	o.done(p, unix.Errno(-res))
 }
 
 // done counts a packet's way into the TAP.

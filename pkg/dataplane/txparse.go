@@ -63,11 +63,12 @@ func (b *txBatch) reset(credit uint32) {
 }
 
 // txPacket is a packet that passed the checks. Its data slots are
-// txBatch.slot[first : first+n].
+// txBatch.slot[first : first+n]. A batch of them stays in the cache's first level
+// between the passes over it, hence the narrow fields.
 type txPacket struct {
-	first, n int
-	extras   int // extra slots, which stand between data slots 0 and 1
-	rsp0     int // response of data slot 0 in txBatch.rsp
+	first, n uint16
+	rsp0     uint16 // response of data slot 0 in txBatch.rsp
+	extras   uint16 // extra slots, which stand between data slots 0 and 1
 	total    uint32
 	flags    netif.TxFlags
 	gso      netif.GSOInfo
@@ -75,7 +76,7 @@ type txPacket struct {
 
 	// Where it is in the tx arena: the first linear octets at at, the rest, if
 	// any, wherever its slots lie. While at is inPlace nothing is linear yet.
-	at, linear int
+	at, linear int32
 }
 
 // meta is what the guest says about the packet.
@@ -87,17 +88,22 @@ func (p *txPacket) meta() offload.TxMeta {
 	}
 }
 
+// slots are the packet's data slots.
+func (b *txBatch) slots(p *txPacket) []txSlot {
+	return b.slot[p.first : p.first+p.n]
+}
+
 // txSlot is a checked data slot: off+size stays within one page.
 type txSlot struct {
-	gref netif.Gref
-	off  uint16
-	size uint16
-	at   int // where its data is in the tx arena, or inPlace
+	gref   netif.Gref
+	off    uint16
+	size   uint16
+	at     int32 // where its data is in the tx arena, or inPlace
+	copied bool  // by the batch's grant copy
 
-	// Of a slot inPlace: where its data is. It is no pointer, lest a batch that
-	// is over keeps one to a page that was unmapped since.
-	addr   uintptr
-	copied bool // by the batch's grant copy
+	// Of a slot of a large packet: where its data is. It is no pointer, lest a
+	// batch that is over keeps one to a page that was unmapped since.
+	addr uintptr
 }
 
 // inPlace is the place of data that stays in the guest's page: that of a static
@@ -107,12 +113,12 @@ const inPlace = -1
 // response is where the response of the packet's data slot k stands.
 func (p *txPacket) response(k int) int {
 	if k == 0 {
-		return p.rsp0
+		return int(p.rsp0)
 	}
-	return p.rsp0 + p.extras + k
+	return int(p.rsp0+p.extras) + k
 }
 
-// parse takes packets from the ring into b until the batch is full, the ring is
+// parseTx takes packets from the ring into b until the batch is full, the ring is
 // empty, or the rate limit says wait. The packets taken are consumed, and each
 // of their slots has its response in b.rsp. An error is a breach: what b holds
 // is still good, the ring is not.
@@ -121,38 +127,60 @@ func (q *Queue) parseTx(b *txBatch, t *tally) error {
 	if err != nil {
 		return fmt.Errorf("tx ring: %w", err)
 	}
-	for avail > 0 && b.nPkts < batchPackets {
-		before := b.txFill
-		used, err := q.parsePacket(b, t, avail)
+	cons, f := q.tx.ReqCons(), b.txFill
+	for avail > 0 && f.nPkts < batchPackets {
+		r := q.tx.Slot(cons)
+		if size := r.Size(); r.Flags()&(netif.TxExtraInfo|netif.TxMoreData) == 0 &&
+			size >= minLinear && uint32(size) <= b.credit-f.bytes && !crossesPage(r.Offset(), size) {
+			// A packet in one slot, with which nothing is wrong: most are.
+			b.slot[f.nSlots] = txSlot{gref: r.Gref(), off: r.Offset(), size: size}
+			p := &b.pkts[f.nPkts]
+			*p = txPacket{}
+			p.first, p.n, p.rsp0 = uint16(f.nSlots), 1, uint16(f.nRsp)
+			p.total, p.flags = uint32(size), r.Flags()
+			b.rsp[f.nRsp] = netif.TxResponse{ID: r.ID(), Status: netif.StatusOkay}
+			f.nSlots++
+			f.nPkts++
+			f.nRsp++
+			f.bytes += uint32(size)
+			cons = cons.Add(1)
+			avail--
+			continue
+		}
+		b.txFill = f
+		q.tx.Consume(cons.Sub(q.tx.ReqCons()))
+		used, err := q.parsePacket(b, t, r, avail)
 		if err != nil {
-			b.txFill = before // the packet is not consumed
-			i := q.tx.ReqCons()
-			return fmt.Errorf("tx ring: request %d: %w", uint32(i), err)
+			b.txFill = f // the packet is not consumed
+			return fmt.Errorf("tx ring: request %d: %w", uint32(cons), err)
 		}
 		if used == 0 {
-			break
+			return nil
 		}
-		q.tx.Consume(used)
+		f = b.txFill
+		cons = cons.Add(used)
 		avail -= used
 	}
+	b.txFill = f
+	q.tx.Consume(cons.Sub(q.tx.ReqCons()))
 	return nil
 }
 
-// parsePacket takes the packet at req_cons into b and returns the number of
-// slots it takes up, or 0 if it must wait for credit. Every slot is read once.
-func (q *Queue) parsePacket(b *txBatch, t *tally, avail uint32) (used uint32, err error) {
+// parsePacket takes the packet into b whose first slot, that at req_cons, is
+// first, and returns the number of slots it takes up, or 0 if it must wait for
+// credit. Every further slot is read once.
+func (q *Queue) parsePacket(b *txBatch, t *tally, first netif.TxSlot, avail uint32) (used uint32, err error) {
 	cons := q.tx.ReqCons()
-	first := q.tx.Request(cons)
 	used = 1
 
-	if uint32(first.Size) > b.credit-b.bytes {
-		b.want = uint32(first.Size)
+	if uint32(first.Size()) > b.credit-b.bytes {
+		b.want = uint32(first.Size())
 		return 0, nil
 	}
 
 	var extras [netif.ExtraMax]netif.ExtraInfo // by type; a later one of the same type counts
 	nExtras := 0
-	for more := first.Flags&netif.TxExtraInfo != 0; more; {
+	for more := first.Flags()&netif.TxExtraInfo != 0; more; {
 		if used >= avail {
 			return 0, errExtraMissing
 		}
@@ -167,11 +195,11 @@ func (q *Queue) parsePacket(b *txBatch, t *tally, avail uint32) (used uint32, er
 	}
 
 	rsp0 := b.nRsp
-	b.respond(first.ID, netif.StatusOkay)
+	b.respond(first.ID(), netif.StatusOkay)
 	for range nExtras {
 		b.respond(0, netif.StatusNull)
 	}
-	b.bytes += uint32(first.Size)
+	b.bytes += uint32(first.Size())
 
 	// A multicast request rides on a request without data.
 	if e := &extras[netif.ExtraMcastAdd]; e.Type != 0 {
@@ -189,13 +217,12 @@ func (q *Queue) parsePacket(b *txBatch, t *tally, avail uint32) (used uint32, er
 		return used, nil
 	}
 
-	slot0 := b.nSlots
-	b.slot[slot0] = txSlot{gref: first.Gref, off: first.Offset}
-	b.nSlots++
-	rest := uint32(first.Size) // of the packet, not yet seen in a later slot
+	slot0, rsp := b.nSlots, b.nRsp
+	n := slot0 + 1               // the first data slot comes when its size is known
+	rest := uint32(first.Size()) // of the packet, not yet seen in a later slot
 	drop := kept
 	later := 0
-	for more := first.Flags&netif.TxMoreData != 0; more; {
+	for more := first.Flags()&netif.TxMoreData != 0; more; {
 		switch {
 		case used >= avail:
 			return 0, errSlotMissing
@@ -204,41 +231,42 @@ func (q *Queue) parsePacket(b *txBatch, t *tally, avail uint32) (used uint32, er
 		case later >= maxLaterSlots && drop == kept:
 			drop = DropTxSlots
 		}
-		r := q.tx.Request(cons.Add(used))
+		r := q.tx.Slot(cons.Add(used))
 		used++
 		later++
-		b.respond(r.ID, netif.StatusOkay)
+		b.rsp[rsp] = netif.TxResponse{ID: r.ID(), Status: netif.StatusOkay}
+		rsp++
 		switch {
 		case drop != kept:
-		case uint32(r.Size) > rest:
+		case uint32(r.Size()) > rest:
 			drop = DropTxSize
-		case crossesPage(r.Offset, r.Size):
+		case crossesPage(r.Offset(), r.Size()):
 			drop = DropTxCross
 		default:
-			rest -= uint32(r.Size)
-			b.slot[b.nSlots] = txSlot{gref: r.Gref, off: r.Offset, size: r.Size}
-			b.nSlots++
+			rest -= uint32(r.Size())
+			b.slot[n] = txSlot{gref: r.Gref(), off: r.Offset(), size: r.Size()}
+			n++
 		}
-		more = r.Flags&netif.TxMoreData != 0
+		more = r.Flags()&netif.TxMoreData != 0
 	}
+	b.nRsp = rsp
 	if drop == kept {
 		drop = q.checkFirst(first, rest, &extras[netif.ExtraGSO])
 	}
 	if drop != kept {
 		t[drop]++
-		b.nSlots = slot0
 		b.failAll(rsp0, nExtras)
 		return used, nil
 	}
 
-	b.slot[slot0].size = uint16(rest)
+	b.slot[slot0] = txSlot{gref: first.Gref(), off: first.Offset(), size: uint16(rest)}
+	b.nSlots = n
 	p := &b.pkts[b.nPkts]
 	b.nPkts++
-	*p = txPacket{
-		first: slot0, n: b.nSlots - slot0,
-		extras: nExtras, rsp0: rsp0,
-		total: uint32(first.Size), flags: first.Flags,
-	}
+	*p = txPacket{}
+	p.first, p.n = uint16(slot0), uint16(n-slot0)
+	p.rsp0, p.extras = uint16(rsp0), uint16(nExtras)
+	p.total, p.flags = uint32(first.Size()), first.Flags()
 	if extras[netif.ExtraGSO].Type != 0 {
 		p.gso = extras[netif.ExtraGSO].GSO()
 	}
@@ -247,11 +275,11 @@ func (q *Queue) parsePacket(b *txBatch, t *tally, avail uint32) (used uint32, er
 
 // checkFirst checks what is known once all slots have been seen: size is what
 // is left for the first slot.
-func (q *Queue) checkFirst(first netif.TxRequest, size uint32, gso *netif.ExtraInfo) Counter {
+func (q *Queue) checkFirst(first netif.TxSlot, size uint32, gso *netif.ExtraInfo) Counter {
 	switch {
 	case size < minLinear:
 		return DropTxShort
-	case uint32(first.Offset)+size > netif.PageSize:
+	case uint32(first.Offset())+size > netif.PageSize:
 		return DropTxCross
 	}
 	if gso.Type != 0 {

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/netbackd/netbackd/pkg/gntdev"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/offload"
@@ -85,11 +87,10 @@ func (w *worker) fetch(q *Queue, b *txBatch) {
 	var place frameAlloc
 	for i := range b.pkts[:b.nPkts] {
 		p := &b.pkts[i]
-		slots := b.slot[p.first : p.first+p.n]
+		slots := b.slots(p)
 		if p.total <= smallPacket {
-			p.at = place.packed(int(p.total))
-			p.linear = int(p.total)
-			at := p.at
+			at := place.packed(int(p.total))
+			p.at, p.linear = int32(at), int32(p.total)
 			for k := range slots {
 				s := &slots[k]
 				w.fetchSlot(q, b, s, at)
@@ -101,9 +102,9 @@ func (w *worker) fetch(q *Queue, b *txBatch) {
 		if w.leaveSlot(q, s) {
 			p.at, p.linear = inPlace, 0
 		} else {
-			p.at = place.first(int(s.off), int(s.size))
-			p.linear = int(s.size)
-			w.copySlot(q, b, s, p.at)
+			at := place.first(int(s.off), int(s.size))
+			p.at, p.linear = int32(at), int32(s.size)
+			w.copySlot(q, b, s, at)
 		}
 		for k := 1; k < len(slots); k++ {
 			s := &slots[k]
@@ -133,7 +134,7 @@ func (w *worker) fetchSlot(q *Queue, b *txBatch, s *txSlot, at int) {
 	}
 	if g := q.static.Lookup(s.gref); g.Page != nil {
 		w.tally[StaticHits]++
-		s.at = at
+		s.at = int32(at)
 		copy(w.txMem.mem[at:at+int(s.size)], g.Page[s.off:])
 		return
 	}
@@ -157,7 +158,7 @@ func (w *worker) copySlot(q *Queue, b *txBatch, s *txSlot, at int) {
 	if q.static.Len() != 0 {
 		w.tally[StaticMisses]++
 	}
-	s.at, s.addr, s.copied = at, w.txMem.addr(at), true
+	s.at, s.addr, s.copied = int32(at), w.txMem.addr(at), true
 	b.segs[b.nSegs].FromGuest(q.conn.cfg.Domid, s.gref, s.off, s.addr, s.size)
 	b.nSegs++
 }
@@ -178,8 +179,8 @@ func (w *worker) fetchFailed(b *txBatch, all bool) {
 	seg := 0
 	for i := range b.pkts[:b.nPkts] {
 		p := &b.pkts[i]
-		for k := range p.n {
-			if !b.slot[p.first+k].copied {
+		for k, s := range b.slots(p) {
+			if !s.copied {
 				continue
 			}
 			if all || b.segs[seg].Status() != gntdev.StatusOkay {
@@ -209,23 +210,26 @@ func (w *worker) writeOut(q *Queue, b *txBatch) {
 			w.pullUp(q, b, p)
 		}
 		var hdr offload.VnetHeader
-		if m := p.meta(); !m.Plain() {
+		if p.flags&netif.TxCsumBlank != 0 || p.gso.Type != netif.GSONone {
 			if vnet == 0 {
-				w.writeFinished(q, b, p, m)
+				w.writeFinished(q, b, p)
 				continue
 			}
-			h, err := w.planTx(q, b, p, m)
-			if err != nil {
+			if !w.planTx(q, b, p, &hdr) {
 				w.dropTx(b, p)
 				continue
 			}
-			hdr = h
 		}
+		at := int(p.at) - vnet
 		if vnet != 0 {
-			tap.VnetHdr(hdr).Encode(w.txMem.mem[p.at-vnet : p.at])
+			tap.VnetHdr(hdr).Encode(w.txMem.mem[at : at+tap.VnetHdrLen])
 		}
-		if p.linear == int(p.total) {
-			w.out.write(i, p.at-vnet, vnet+p.linear)
+		if uint32(p.linear) == p.total {
+			if w.out.trap == unix.SYS_WRITE { // what write would do, without its call
+				w.out.add(i, w.txMem.addr(at), vnet+int(p.linear))
+			} else {
+				w.out.write(i, at, vnet+int(p.linear))
+			}
 			continue
 		}
 		n := w.pieces(b, p, next, vnet)
@@ -236,19 +240,20 @@ func (w *worker) writeOut(q *Queue, b *txBatch) {
 }
 
 // planTx decides how a packet that leaves something to the host is offered to
-// the TAP.
-func (w *worker) planTx(q *Queue, b *txBatch, p *txPacket, m offload.TxMeta) (offload.VnetHeader, error) {
-	if p.linear < min(int(p.total), offload.MaxHeader) {
+// the TAP, and reports whether it can be.
+func (w *worker) planTx(q *Queue, b *txBatch, p *txPacket, hdr *offload.VnetHeader) bool {
+	if uint32(p.linear) < min(p.total, offload.MaxHeader) {
 		w.pullUp(q, b, p)
 	}
+	m := p.meta()
 	head := w.txMem.mem[p.at : p.at+p.linear]
 	h, err := offload.Parse(head, int(p.total))
 	if err != nil {
-		return offload.VnetHeader{}, err
+		return false
 	}
 	plan, err := offload.PlanTx(m, h, int(p.total))
 	if err != nil {
-		return offload.VnetHeader{}, err
+		return false
 	}
 	if plan.WritePseudo {
 		offload.WritePseudo(head, h, int(p.total))
@@ -256,7 +261,8 @@ func (w *worker) planTx(q *Queue, b *txBatch, p *txPacket, m offload.TxMeta) (of
 	if m.GSOType != offload.GSONone {
 		w.tally[TxGSO]++
 	}
-	return plan.Header, nil
+	*hdr = plan.Header
+	return true
 }
 
 // dropTx drops a packet whose offload request was refused. As with
@@ -266,7 +272,7 @@ func (w *worker) dropTx(b *txBatch, p *txPacket) {
 	p.drop = DropTxCsum
 	if p.gso.Type != netif.GSONone {
 		p.drop = DropTxGSO
-		for k := range p.n {
+		for k := range int(p.n) {
 			b.rsp[p.response(k)].Status = netif.StatusError
 		}
 	}
@@ -279,19 +285,20 @@ func (w *worker) dropTx(b *txBatch, p *txPacket) {
 func (w *worker) pullUp(q *Queue, b *txBatch, p *txPacket) {
 	at := w.pullAt + headroom
 	w.pullAt += pullStride
-	p.linear = w.collect(w.txMem.mem[at:at+offload.MaxHeader], q, b, p)
-	p.at = at
+	p.linear = int32(w.collect(w.txMem.mem[at:at+offload.MaxHeader], q, b, p))
+	p.at = int32(at)
 }
 
 // collect copies a scattered packet's octets to dst, as many as there is room
 // for, and returns how many that were.
 func (w *worker) collect(dst []byte, q *Queue, b *txBatch, p *txPacket) (n int) {
-	for k := 0; k < p.n && n < len(dst); k++ {
-		s := &b.slot[p.first+k]
+	for _, s := range b.slots(p) {
 		switch {
+		case n == len(dst):
+			return n
 		case s.size == 0:
 		case s.at != inPlace:
-			n += copy(dst[n:], w.txMem.mem[s.at:s.at+int(s.size)])
+			n += copy(dst[n:], w.txMem.mem[s.at:s.at+int32(s.size)])
 		default:
 			g := q.static.Lookup(s.gref)
 			n += copy(dst[n:], g.Page[s.off:int(s.off)+int(s.size)])
@@ -303,11 +310,10 @@ func (w *worker) collect(dst []byte, q *Queue, b *txBatch, p *txPacket) (n int) 
 // pieces lists a scattered packet's pieces, vnet header included, in w.iov from
 // first on, and returns how many there are.
 func (w *worker) pieces(b *txBatch, p *txPacket, first, vnet int) (n int) {
-	w.iov.Set(first, w.txMem.addr(p.at-vnet), uint32(vnet+p.linear))
+	w.iov.Set(first, w.txMem.addr(int(p.at)-vnet), uint32(vnet+int(p.linear)))
 	n = 1
-	skip := p.linear // of the slots: is in the first piece
-	for k := range p.n {
-		s := &b.slot[p.first+k]
+	skip := int(p.linear) // of the slots: is in the first piece
+	for _, s := range b.slots(p) {
 		size := int(s.size)
 		if size <= skip {
 			skip -= size
@@ -322,10 +328,11 @@ func (w *worker) pieces(b *txBatch, p *txPacket, first, vnet int) (n int) {
 
 // writeFinished finishes a packet in software and writes it to a TAP without
 // vnet header, which can express neither an open checksum nor a segment size.
-func (w *worker) writeFinished(q *Queue, b *txBatch, p *txPacket, m offload.TxMeta) {
+func (w *worker) writeFinished(q *Queue, b *txBatch, p *txPacket) {
 	w.out.flush(b)
+	m := p.meta()
 	frame := w.txMem.mem[p.at : p.at+p.linear]
-	if p.linear < int(p.total) {
+	if uint32(p.linear) < p.total {
 		frame = w.gather(q, b, p)
 	}
 	h, err := offload.Parse(frame, len(frame))
