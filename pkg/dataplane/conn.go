@@ -11,6 +11,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/offload"
 	"github.com/netbackd/netbackd/pkg/staticgrant"
+	"github.com/netbackd/netbackd/pkg/steer"
 	"github.com/netbackd/netbackd/pkg/tap"
 )
 
@@ -104,6 +105,10 @@ type QueueConfig struct {
 type Conn struct {
 	cfg    Config
 	queues []*Queue
+
+	// Of whoever changes the steering.
+	steered *steer.Config // by SetSteering
+	moved   *move         // the last
 }
 
 // ErrClosed is returned by a [Pool] that has been closed.
@@ -208,7 +213,7 @@ func (c *Conn) State(i int) QueueState {
 		}
 		s = QueueState{
 			Tx: q.tx.State(), Rx: q.rx.State(),
-			Held: q.hold.len(), HeldBytes: q.hold.bytes(),
+			Held: q.held(), HeldBytes: q.heldBytes(),
 			Stalled: q.stalled, Breached: q.breached,
 			RateWaiting: !q.rateUntil.IsZero(),
 			Uring:       q.worker.ring != nil,

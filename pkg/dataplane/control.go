@@ -23,14 +23,36 @@ func (c *Conn) SetHash(h *Hash) error {
 // SetSteering has packets to the guest appear on the queue that s says, on
 // whichever TAP queue the host puts them; nil ends it. It is for hosts whose
 // kernel does not take a steering program, which costs less, and for a connection
-// with [Config.OneWorker]. s does not change any more.
+// with [Config.OneWorker]. s does not change any more. Order is kept as by
+// [Conn.Resteer], and callers are those of that.
 func (c *Conn) SetSteering(s *steer.Config) error {
-	for _, q := range c.queues {
-		if err := q.worker.call(func() error { q.steer = s; return nil }); err != nil {
-			return err
+	err := c.moveTo(&move{from: c.steered, to: s}, func() error {
+		for _, q := range c.queues {
+			if err := q.worker.call(func() error { q.steer = s; return nil }); err != nil {
+				return err
+			}
 		}
+		return nil
+	})
+	if err == nil {
+		c.steered = s
 	}
-	return nil
+	return err
+}
+
+// Resteer keeps packets to the guest in order while the host's kernel changes the
+// TAP queues that it puts them on: no packet of a flow is published on its new
+// queue before all before it were on the old one. from says what they are until
+// now, to from now on; nil is a choice of the host, which is not known. change has
+// the kernel do it, and is not to return before the last packet has gone the old
+// way.
+//
+// A guest that does not take packets from one queue has those on others wait for
+// no longer than a second, or than [Config.Drain] if that is less; then they are
+// published all the same, and counted. Neither waits Resteer for the guest, but for
+// as long if it is called again meanwhile. It belongs to one goroutine at a time.
+func (c *Conn) Resteer(from, to *steer.Config, change func() error) error {
+	return c.moveTo(&move{from: from, to: to, kernel: true}, change)
 }
 
 // AddGrants puts static grants into the table of queue i, all or none, between

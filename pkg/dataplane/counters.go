@@ -21,6 +21,8 @@ const (
 	RxGSO
 	RxHash
 	RxSteered
+	RxMoved
+	RxUnordered
 	CsumCompleted
 	Segmented
 	RateWaits
@@ -92,6 +94,8 @@ var Counters = [NumCounters]CounterInfo{
 	RxGSO:         {"rx_gso", Traffic, "packets to the guest that carried a GSO extra"},
 	RxHash:        {"rx_hash", Traffic, "packets to the guest that carried a hash extra"},
 	RxSteered:     {"rx_steered", Traffic, "packets to the guest that came on another TAP queue than theirs"},
+	RxMoved:       {"rx_moved", Traffic, "packets to the guest that waited for those before them on another queue"},
+	RxUnordered:   {"rx_unordered", Traffic, "of those, delivered although the guest had not taken all before them"},
 	CsumCompleted: {"csum_completed", Traffic, "partial checksums finished in software"},
 	Segmented:     {"segmented", Traffic, "frames cut into segments in software"},
 	RateWaits:     {"rate_waits", Traffic, "times the rate limit made the guest wait"},

@@ -27,17 +27,18 @@ const holdBytes = rxReads * maxFramePages * netif.PageSize
 // by one batch of reads from the start, and needs no more than that. Its memory
 // is taken when it is first needed.
 type hold struct {
+	room  int // octets; 0: holdBytes
 	mem   arenaMem
 	queue []held // those from first on are still here
 	first int
-	next  int // where the next packet goes, page aligned
+	next  int // behind the last packet
 
 	// segmenter cuts the head, if that is to be segmented and begun is true.
 	segmenter offload.Segmenter
 	begun     bool
 }
 
-// held is one packet: n octets at at, which is page aligned.
+// held is one packet: n octets at at, in as few pages as can be.
 type held struct {
 	at, n int
 	plan  offload.RxPlan
@@ -60,19 +61,26 @@ func (h *hold) bytes() int {
 // push copies a packet in and reports whether there was room.
 func (h *hold) push(frame []byte, plan *offload.RxPlan, now time.Time) bool {
 	if h.mem.arena == nil {
-		m, err := newArenaMem(holdBytes)
+		if h.room == 0 {
+			h.room = holdBytes
+		}
+		m, err := newArenaMem(h.room)
 		if err != nil {
 			return false
 		}
 		h.mem = m
 		h.queue = make([]held, 0, rxReads)
 	}
-	if h.next+len(frame) > holdBytes {
+	at := alignUp(h.next, headroom)
+	if at%netif.PageSize+len(frame) > netif.PageSize {
+		at = alignUp(at, netif.PageSize)
+	}
+	if at+len(frame) > h.room {
 		return false
 	}
-	copy(h.mem.mem[h.next:], frame)
-	h.queue = append(h.queue, held{at: h.next, n: len(frame), plan: *plan, since: now})
-	h.next = alignUp(h.next+len(frame), netif.PageSize)
+	copy(h.mem.mem[at:], frame)
+	h.queue = append(h.queue, held{at: at, n: len(frame), plan: *plan, since: now})
+	h.next = at + len(frame)
 	return true
 }
 
@@ -94,4 +102,5 @@ func (h *hold) clear() {
 func (h *hold) close() {
 	h.clear()
 	h.mem.close()
+	h.room = 0
 }

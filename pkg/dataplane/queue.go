@@ -62,6 +62,7 @@ type Queue struct {
 	rxWant       int    // packets to read with the next call
 
 	hold         hold
+	moving       *moving   // packets are on their way from other queues; nil: no
 	blockedSince time.Time // since when there are not enough slots to go on
 	blockedNeed  uint32    // how many it takes
 	stalled      bool
@@ -149,6 +150,9 @@ func (q *Queue) deadline() time.Time {
 	}
 	if !q.hold.empty() {
 		d = earlier(d, q.hold.head().since.Add(q.drainAfter))
+	}
+	if v := q.moving; v != nil && !v.free {
+		d = earlier(d, v.until)
 	}
 	if q.canStall() {
 		d = earlier(d, q.blockedSince.Add(q.conn.cfg.Stall))

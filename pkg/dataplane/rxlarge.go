@@ -38,7 +38,7 @@ type rxInto struct {
 // is to end. If it is not, they are read the usual way: because packets are not
 // large any more, or not all slots are static grants.
 func (w *worker) rxLarge(q *Queue, b *rxBatch) (end bool) {
-	if q.static.Len() == 0 || q.stale > 0 || q.steer != nil || !q.conn.cfg.SG || q.conn.cfg.Mcast.filter.Load() {
+	if q.static.Len() == 0 || q.stale > 0 || q.steer != nil || q.moving != nil || !q.conn.cfg.SG || q.conn.cfg.Mcast.filter.Load() {
 		return false
 	}
 	for i := range rxReads {

@@ -90,6 +90,9 @@ func (w *worker) rxPass(q *Queue) (more bool, err error) {
 	if b.nSlots > 0 {
 		q.unblocked()
 	}
+	if q.moving != nil && w.settle(q) {
+		more = true
+	}
 	if more {
 		return true, nil
 	}
@@ -151,6 +154,9 @@ func (w *worker) rxFromTap(q *Queue, b *rxBatch) (more bool) {
 		q.stale = 0
 	}
 	total := 0
+	if q.moving != nil && q.moving.waits() {
+		return false
+	}
 	for sub := 0; sub < rxSubs && q.tapReady; sub++ {
 		// No more than there are slots, and no more than can be placed or
 		// held if all of them turn out to be of the largest size.
@@ -175,6 +181,9 @@ func (w *worker) rxFromTap(q *Queue, b *rxBatch) (more bool) {
 		// After a single packet, epoll tells as cheaply whether there is
 		// another as a read would that finds none.
 		q.tapReady = got == want && want > 1
+		if q.moving != nil {
+			q.tapReady = q.moving.sawTap(got, want)
+		}
 		if got < want {
 			q.stale = 0
 		}
@@ -217,11 +226,8 @@ func (w *worker) takeFrame(q *Queue, b *rxBatch, f rxFrame) {
 		w.tally[DropRxSize]++
 		return
 	}
-	if q.steer != nil {
-		if to := q.conn.queues[q.steer.Choose(frame).Queue%len(q.conn.queues)]; to != q {
-			w.handOver(to, frame, &plan)
-			return
-		}
+	if (q.steer != nil || q.moving != nil) && w.redirect(q, frame, &plan) {
+		return
 	}
 	if plan.Action != offload.ActSegment && q.hold.empty() && w.place(q, b, &w.rxMem, at, n, &plan) {
 		return

@@ -266,6 +266,7 @@ func (w *worker) detach(q *Queue) {
 	w.queues[q.id] = nil
 	w.ready = without(w.ready, q)
 	w.timed = without(w.timed, q)
+	q.letGo()
 	q.hold.close()
 	q.conn.cfg.Limiter.release(&q.share)
 	// The pages are about to be unmapped; nothing here may reach them.
@@ -413,7 +414,7 @@ func (w *worker) serve(q *Queue) (again bool, err error) {
 			return false, err
 		}
 	}
-	if q.tapReady || q.waitsForSlots() {
+	if q.tapReady || q.waitsForSlots() || q.moving != nil {
 		if rxMore, err = w.rxPass(q); err != nil {
 			return false, err
 		}
@@ -461,7 +462,7 @@ func (w *worker) takeEvents(q *Queue) error {
 
 // armTap has epoll tell of packets only while they could be taken.
 func (w *worker) armTap(q *Queue) {
-	want := q.hold.empty()
+	want := q.hold.empty() && (q.moving == nil || !q.moving.waits())
 	if want == q.tapArmed || q.tapGone {
 		return
 	}
@@ -520,6 +521,7 @@ func (w *worker) tapGone(q *Queue) {
 // breach puts a queue to rest. Its ports stay masked.
 func (w *worker) breach(q *Queue, err error) {
 	q.breached = true
+	q.letGo()
 	q.hold.clear()
 	q.conn.cfg.Limiter.release(&q.share)
 	w.unwatch(q)

@@ -43,8 +43,13 @@
 // old queue, while those after are in the new one. Whoever wants to hand them on in
 // order reads the old queues, after Set has returned, until they are empty once,
 // and only then hands on what moved; c.Choose(frame).Queue with the configuration
-// before, c, says whether a frame has. A frame can be later than that only if a
-// queueing discipline of the host held it meanwhile.
+// before, c, says whether a frame has. (pkg/dataplane does so, in Conn.Resteer.) A
+// frame can be later than that only if a queueing discipline of the host held it
+// meanwhile.
+//
+// A device that is given its first program, or goes without from now on, does not
+// wait for the frames that it is just steering by what it had before. Set, called
+// once more after that, does, with whatever configuration.
 //
 // # Cost
 //

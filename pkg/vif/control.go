@@ -207,7 +207,7 @@ func (c *control) close() {
 // forgetControl undoes what the guest has asked for and only this connection
 // knew.
 func (v *Vif) forgetControl(c *control) {
-	if c.steer.on && c.steer.user == nil {
+	if c.steer.on() && c.steer.user == nil {
 		if err := v.tap.SetSteering(-1); err != nil && !errors.Is(err, tap.ErrGone) {
 			v.log.Warn("tap steering", errField(err))
 		}
@@ -343,6 +343,12 @@ func (c *control) fail(err error) {
 // samePackets reports whether packets carry the same with both.
 func (h *hashing) samePackets(o *hashing) bool {
 	return h.algorithm == o.algorithm && h.types == o.types && string(h.key) == string(o.key)
+}
+
+// sameQueues reports whether both lead every packet to the same queue, by the same
+// hash.
+func (h *hashing) sameQueues(o *hashing) bool {
+	return h.samePackets(o) && h.mapping == o.mapping
 }
 
 // A guest may send messages, or events for nothing, as fast as it can. Each takes
