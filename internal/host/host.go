@@ -28,6 +28,7 @@ const DefaultDir = "/dev/xen"
 type Host struct {
 	real   bool
 	grants grants
+	mapper func() (vif.Mapper, error)
 	events func(domid uint16) (vif.Events, error)
 	dial   func() (*xenstore.Client, error)
 	close  func() error
@@ -67,6 +68,7 @@ func openReal(dir string) (*Host, error) {
 	return &Host{
 		real:   true,
 		grants: g,
+		mapper: func() (vif.Mapper, error) { return gntdev.Open(filepath.Join(dir, "gntdev")) },
 		events: func(domid uint16) (vif.Events, error) {
 			d, err := evtchn.Open(path)
 			if err != nil {
@@ -90,6 +92,7 @@ func openSim(dir string) (*Host, error) {
 	}
 	return &Host{
 		grants: g,
+		mapper: func() (vif.Mapper, error) { return c.Grants() },
 		events: func(domid uint16) (vif.Events, error) {
 			d, err := c.Events()
 			if err != nil {
@@ -125,6 +128,9 @@ func (h *Host) Real() bool { return h.real }
 
 // Grants is the machine's grant device.
 func (h *Host) Grants() vif.Grants { return h.grants }
+
+// OpenMapper opens the grant device once more.
+func (h *Host) OpenMapper() (vif.Mapper, error) { return h.mapper() }
 
 // OpenEvents opens a handle for the event channels of one domain.
 func (h *Host) OpenEvents(domid uint16) (vif.Events, error) { return h.events(domid) }

@@ -88,6 +88,12 @@ func TestEmbeddedXen(t *testing.T) {
 	if _, err := h.Grants().Map(one, []gntdev.Ref{4711}, gntdev.ReadWrite); !errors.Is(err, unix.EINVAL) {
 		t.Errorf("mapped what was not granted: %v", err)
 	}
+	m, err := h.OpenMapper()
+	must(err)
+	if _, err := m.Map(one, []gntdev.Ref{4711}, gntdev.ReadOnly); !errors.Is(err, unix.EINVAL) {
+		t.Errorf("mapped what was not granted: %v", err)
+	}
+	must(m.Close())
 	e, err := h.OpenEvents(one)
 	must(err)
 	if _, err := e.BindInterdomain(two, 1); !errors.Is(err, unix.EACCES) {

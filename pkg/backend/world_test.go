@@ -202,6 +202,8 @@ type noHost struct{}
 
 func (noHost) Grants() vif.Grants { return nil }
 
+func (noHost) OpenMapper() (vif.Mapper, error) { return nil, errors.New("no grants") }
+
 func (noHost) OpenEvents(uint16) (vif.Events, error) { return nil, errors.New("no event channels") }
 
 func (w *world) back(domid, devid int) string {

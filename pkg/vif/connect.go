@@ -29,9 +29,20 @@ type Events interface {
 	Close() error
 }
 
+// Mapper is an open handle for mapping guests' pages. *gntdev.Device is one.
+type Mapper interface {
+	Map(domid uint16, refs []gntdev.Ref, prot gntdev.Prot) (*gntdev.Mapping, error)
+	Close() error
+}
+
 // Host opens what a connection needs of Xen.
 type Host interface {
+	// Grants is the handle that all rings are mapped and all packets copied by.
 	Grants() Grants
+	// OpenMapper opens another. The kernel looks through all that is mapped by a
+	// handle, under a lock, to map or unmap a page: what a guest may have mapped
+	// by the hundred is not to slow down others.
+	OpenMapper() (Mapper, error)
 	// OpenEvents opens a handle that can bind channels of one domain only.
 	OpenEvents(domid uint16) (Events, error)
 }
@@ -50,6 +61,7 @@ type link struct {
 	journals []*dataplane.Journal
 	paths    []string // of the journals
 	control  *control // nil: the frontend has no control ring
+	mapper   Mapper   // what it maps by
 }
 
 // connect connects to the rings that the frontend names.
@@ -270,6 +282,11 @@ func (l *link) release(v *Vif) {
 	if l.control != nil {
 		l.control.grefs.close()
 	}
+	if l.mapper != nil {
+		if err := l.mapper.Close(); err != nil {
+			v.log.Warn("close grant device", errField(err))
+		}
+	}
 	v.mcast.Keep(nil)
 	for _, e := range l.events {
 		if err := e.Close(); err != nil {
@@ -286,5 +303,5 @@ func (l *link) release(v *Vif) {
 			v.log.Warn("close journal", errField(err))
 		}
 	}
-	l.conn, l.events, l.mappings, l.journals, l.ports = nil, nil, nil, nil, 0
+	l.conn, l.mapper, l.events, l.mappings, l.journals, l.ports = nil, nil, nil, nil, nil, 0
 }

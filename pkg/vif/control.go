@@ -71,16 +71,20 @@ func (v *Vif) openControl(l *link, queues []dataplane.QueueConfig, cfg *dataplan
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	l.control = c
 	c.hash = hashHandler{now: hashing{mapping: toeplitz.NewMapping(n)}, install: func(*hashing) error { return nil }}
-	c.calls = ctrlring.Calls{Domid: v.cfg.Domid, Mapper: v.cfg.Host.Grants(), Hash: &c.hash}
-	grants := v.cfg.Host.Grants()
-	m, err := grants.Map(v.cfg.Domid, []gntdev.Ref{l.front.ctrl.gref}, gntdev.ReadWrite)
+	mapper, err := v.cfg.Host.OpenMapper()
+	if err != nil {
+		return fmt.Errorf("control ring: %w", err)
+	}
+	l.mapper = mapper
+	c.calls = ctrlring.Calls{Domid: v.cfg.Domid, Mapper: mapper, Hash: &c.hash}
+	m, err := mapper.Map(v.cfg.Domid, []gntdev.Ref{l.front.ctrl.gref}, gntdev.ReadWrite)
 	if err != nil {
 		return fmt.Errorf("map control ring: %w", err)
 	}
 	l.mappings = append(l.mappings, m)
 	c.page = m.Bytes()
 	if c.events, err = v.cfg.Host.OpenEvents(v.cfg.Domid); err != nil {
-		return err
+		return fmt.Errorf("control ring: %w", err)
 	}
 	l.events = append(l.events, c.events)
 	if c.port, err = c.events.BindInterdomain(v.cfg.Domid, l.front.ctrl.port); err != nil {
@@ -90,7 +94,7 @@ func (v *Vif) openControl(l *link, queues []dataplane.QueueConfig, cfg *dataplan
 	if v.cfg.StaticGrants.PerQueue > 0 {
 		c.grefs = grefHandler{
 			ctx: c.ctx, log: v.log,
-			source: staticgrant.Source{Mapper: grants, Domid: v.cfg.Domid, Budget: v.cfg.StaticGrants.Budget},
+			source: staticgrant.Source{Mapper: mapper, Domid: v.cfg.Domid, Budget: v.cfg.StaticGrants.Budget},
 			lists:  make([][]netif.GrefEntry, n),
 		}
 		for i := range queues {
@@ -270,9 +274,11 @@ func (c *control) run() {
 				return
 			}
 		case !more:
-			// A channel that cannot be waited for is that of a guest that is
-			// going.
-			if w.wait(c.port) != nil {
+			if err := w.wait(c.port); err != nil {
+				if c.ctx.Err() == nil {
+					c.fail(err)
+					c.show()
+				}
 				return
 			}
 		}

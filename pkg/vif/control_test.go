@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"github.com/netbackd/netbackd/pkg/ctrlring"
 	"github.com/netbackd/netbackd/pkg/evtchn"
@@ -205,17 +206,17 @@ func (w *world) successor() {
 func TestControlOfAVif(t *testing.T) {
 	w := ctrlWorld(t, ControlSlot)
 	g := w.upWithControl(2, ctrlring.Slot)
-	w.wantHeld("5 pages, 3 handles, 3 ports")
+	w.wantHeld("5 pages, 4 handles, 3 ports")
 	refs := g.configure()
 	w.configured()
-	w.wantHeld("7 pages, 3 handles, 3 ports")
+	w.wantHeld("7 pages, 4 handles, 3 ports")
 	if got, want := w.journals(), "ctrl-7.0 ring-7.0-0 ring-7.0-1"; got != want {
 		t.Errorf("run directory: %s, want %s", got, want)
 	}
 
 	w.successor()
 	w.configured()
-	w.wantHeld("7 pages, 3 handles, 3 ports")
+	w.wantHeld("7 pages, 4 handles, 3 ports")
 	g.want(2, netif.CtrlAddGrefMapping, 1, w.page(gref(netif.GrefEntry{Ref: refs[0]})), 1)
 	list := w.page(gref(netif.GrefEntry{Ref: refs[0]}, netif.GrefEntry{Ref: 9999}))
 	if n := g.want(0, netif.CtrlDelGrefMapping, 1, list, 2); n != 1 {
@@ -224,7 +225,7 @@ func TestControlOfAVif(t *testing.T) {
 	if got := w.host.pages[list][:16]; !bytes.Equal(got[6:8], []byte{0, 0}) || !bytes.Equal(got[14:16], []byte{2, 0}) {
 		t.Errorf("statuses in the list: % x", got)
 	}
-	w.wantHeld("6 pages, 3 handles, 3 ports")
+	w.wantHeld("6 pages, 4 handles, 3 ports")
 
 	w.frontState(Closing)
 	w.settle()
@@ -253,7 +254,7 @@ func TestControlBudget(t *testing.T) {
 	g.want(0, netif.CtrlAddGrefMapping, 0, w.page(gref(pages(8)...)), 8)
 	g.want(2, netif.CtrlAddGrefMapping, 1, w.page(gref(pages(5)...)), 5)
 	g.want(0, netif.CtrlAddGrefMapping, 1, w.page(gref(pages(4)...)), 4)
-	w.wantHeld("17 pages, 3 handles, 3 ports")
+	w.wantHeld("17 pages, 4 handles, 3 ports")
 }
 
 // TestControlRingBreach: the ring is let go of, packets are not affected, and a
@@ -544,6 +545,36 @@ func TestControlRingThatCannotBeHad(t *testing.T) {
 			}
 			w.wantHeld(nothing)
 		})
+	}
+}
+
+// TestControlRingThatTheHostCannotHave is closed, and had when the guest comes again.
+func TestControlRingThatTheHostCannotHave(t *testing.T) {
+	for _, op := range []string{"open grants", "open events", "map"} {
+		w := ctrlWorld(t, ControlSlot)
+		w.upWithControl(1, ctrlring.Slot)
+		w.frontState(Closing)
+		w.settle()
+		w.frontState(Closed)
+		w.settle()
+		w.frontState(Initialising)
+		w.settle()
+		g := w.control(ctrlring.Slot)
+		w.rings(1, false, g.names()...)
+		w.host.failing(failNth(op, map[string]int{"open grants": 1, "open events": 2, "map": 3}[op], unix.EMFILE))
+		w.frontState(Connected)
+		w.wantSteps("connect closing closed")
+		if got := w.get(errorKey); !strings.Contains(got, "control ring") {
+			t.Errorf("%s: error node %q", op, got)
+		}
+		w.wantHeld(nothing)
+		w.host.failing(nil)
+		w.frontState(Initialising)
+		w.settle()
+		w.frontState(Connected)
+		w.wantSteps("connect plug connected")
+		w.v.handOver()
+		_ = removeTapNamed(ifname)
 	}
 }
 

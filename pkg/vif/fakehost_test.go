@@ -81,6 +81,25 @@ func (h *fakeHost) kick(remote evtchn.Port) {
 
 func (h *fakeHost) Grants() Grants { return fakeGrants{h} }
 
+func (h *fakeHost) OpenMapper() (Mapper, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if err := h.try("open grants"); err != nil {
+		return nil, &gntdev.Error{Op: "open", Index: -1, Err: err}
+	}
+	h.handles++
+	return fakeMapper{fakeGrants{h}}, nil
+}
+
+type fakeMapper struct{ fakeGrants }
+
+func (m fakeMapper) Close() error {
+	m.h.mu.Lock()
+	defer m.h.mu.Unlock()
+	m.h.handles--
+	return nil
+}
+
 func (h *fakeHost) OpenEvents(domid uint16) (Events, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
