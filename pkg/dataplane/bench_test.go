@@ -489,6 +489,9 @@ func measure(peer string, rounds int, packets uint64, only string) (*bench.Repor
 	if err := goals(rep, lanes[0], h, packets); err != nil {
 		return nil, err
 	}
+	if err := measureControl(rep, lim, only); err != nil {
+		return nil, err
+	}
 	rep.Seconds = time.Since(begun).Seconds()
 	return rep, nil
 }

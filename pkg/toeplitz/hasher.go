@@ -40,6 +40,10 @@ func newHasher(key []byte, assembly bool) (*Hasher, error) {
 	return h, nil
 }
 
+// Portable is a Hasher of the same key that does without assembly, as on machines
+// that have none for it.
+func (h *Hasher) Portable() *Hasher { return &Hasher{key: h.key, table: newTable(&h.key)} }
+
 // Key returns the key, extended to its full length with zeros.
 func (h *Hasher) Key() [MaxKey]byte { return h.key }
 
