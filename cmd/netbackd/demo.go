@@ -5,7 +5,6 @@ package main
 import (
 	"fmt"
 	"os"
-	"runtime"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -49,8 +48,8 @@ as a user who may do both.`,
 			return demo.Run(c.Context(), o)
 		},
 	}
-	c.Flags().IntVar(&o.Queues, "queues", min(2, max(runtime.NumCPU(), 1)), "queues of each guest")
-	c.Flags().DurationVar(&o.Stretch, "stretch", 1500*time.Millisecond, "how long each TCP stream runs")
+	c.Flags().IntVar(&o.Queues, "queues", 4, "queues of each guest")
+	c.Flags().DurationVar(&o.Stretch, "stretch", time.Second, "how long each TCP stream runs")
 	c.Flags().StringSliceVar(&o.Daemon, "daemon", nil, "more arguments for netbackd run, such as --daemon=--io-uring=false")
 	return c
 }

@@ -46,7 +46,7 @@ const (
 	udpPort  = "5002"
 
 	pings     = 20
-	udpCount  = 100000
+	udpCount  = 60000
 	udpSize   = 64
 	udpWindow = 128 // less than any queue on the way holds
 	setupTime = 20 * time.Second
@@ -185,25 +185,42 @@ func (s *show) traffic(ctx context.Context) (err error) {
 	steps := []func() error{
 		func() error { return s.hostPing(ctx, "ping host -> web", s.addrs[0]) },
 		func() error { return s.ping(ctx, "ping web -> db", web, s.addrs[1]) },
-		func() error {
-			return s.priced(ctx, func() error { return s.tcp(ctx, "TCP web -> host", web, hostAddr) })
-		},
-		func() error {
-			return s.priced(ctx, func() error { return s.hostTCP(ctx, "TCP host -> web", s.addrs[0]) })
-		},
+	}
+	for _, step := range s.pricedSteps() {
+		steps = append(steps, func() error {
+			return s.priced(ctx, func() error { return step.run(ctx, step.name) })
+		})
+	}
+	steps = append(steps,
 		func() error { return s.tcp(ctx, "TCP web -> db", web, s.addrs[1]) },
 		func() error { return s.tcp(ctx, "TCP db -> web", db, s.addrs[0]) },
-		func() error {
-			return s.priced(ctx, func() error { return s.udp(ctx, fmt.Sprintf("UDP %d B web -> host", udpSize), web, hostAddr) })
-		},
 		func() error { return s.udp(ctx, fmt.Sprintf("UDP %d B web -> db", udpSize), web, s.addrs[1]) },
-	}
+		func() error { s.say("\nNow web uses its control ring:\n"); return nil },
+		func() error { return s.steering(ctx) },
+		func() error { return s.staticGrants(ctx) },
+	)
 	for _, f := range steps {
 		if err := f(); err != nil {
 			return err
 		}
 	}
-	return s.controlRing(ctx)
+	return nil
+}
+
+// pricedStep is traffic of the first guest that is shown without and with static
+// grants.
+type pricedStep struct {
+	name string
+	run  func(ctx context.Context, name string) error
+}
+
+func (s *show) pricedSteps() []pricedStep {
+	web := s.guests[0]
+	return []pricedStep{
+		{"TCP web -> host", func(ctx context.Context, name string) error { return s.tcp(ctx, name, web, hostAddr) }},
+		{"TCP host -> web", func(ctx context.Context, name string) error { return s.hostTCP(ctx, name, s.addrs[0]) }},
+		{fmt.Sprintf("UDP %d B web -> host", udpSize), func(ctx context.Context, name string) error { return s.udp(ctx, name, web, hostAddr) }},
+	}
 }
 
 func (s *show) hostPing(ctx context.Context, what, to string) error {
