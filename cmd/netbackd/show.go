@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -152,7 +153,13 @@ func writeShow(w io.Writer, s *vif.Status, now time.Time) error {
 	if c := s.Control; c != nil {
 		row("control ring", "%s", controlRing(c))
 		row("hashing", "%s", hashing(c))
-		row("hash mapping", "%s", mapping(c))
+		for i, line := range mapping(c) {
+			label := "hash mapping"
+			if i > 0 {
+				label = ""
+			}
+			row(label, "%s", line)
+		}
 	}
 	if err := t.Flush(); err != nil {
 		return err
@@ -182,11 +189,8 @@ func controlRing(c *vif.ControlStatus) string {
 	return text
 }
 
-// hashing says what is hashed.
+// hashing says what is hashed, or would be.
 func hashing(c *vif.ControlStatus) string {
-	if c.Algorithm == "none" || len(c.Types) == 0 {
-		return fmt.Sprintf("off (algorithm %s, types %s)", c.Algorithm, orNone(strings.Join(c.Types, " ")))
-	}
 	key := "empty"
 	switch {
 	case c.Key != "":
@@ -194,20 +198,37 @@ func hashing(c *vif.ControlStatus) string {
 	case c.KeyOctets > 0:
 		key = fmt.Sprintf("of %d octets (--key shows it)", c.KeyOctets)
 	}
-	return fmt.Sprintf("%s of %s, key %s, queues chosen by %s", c.Algorithm, strings.Join(c.Types, " "), key, c.Steering)
+	types := strings.Join(c.Types, " ")
+	if c.Algorithm == "none" || types == "" {
+		return fmt.Sprintf("off: algorithm %s, types %s, key %s", c.Algorithm, cmp.Or(types, "none"), key)
+	}
+	return fmt.Sprintf("%s of %s, key %s, queues chosen by %s", c.Algorithm, types, key, c.Steering)
 }
 
-// mapping says which queue a hash leads to.
-func mapping(c *vif.ControlStatus) string {
+// mappingRow is how many entries are printed in one line.
+const mappingRow = 32
+
+// mapping says which queue a hash leads to, in lines.
+func mapping(c *vif.ControlStatus) []string {
 	if len(c.Mapping) == 0 {
-		return "hash modulo queues"
+		return []string{"hash modulo queues"}
 	}
-	return fmt.Sprintf("%d entries: %s", len(c.Mapping), strings.Trim(fmt.Sprint(c.Mapping), "[]"))
+	lines := []string{fmt.Sprintf("%d entries:", len(c.Mapping))}
+	if len(c.Mapping) <= mappingRow {
+		lines[0] += " " + numbers(c.Mapping)
+		return lines
+	}
+	for part := range slices.Chunk(c.Mapping, mappingRow) {
+		lines = append(lines, numbers(part))
+	}
+	return lines
 }
+
+func numbers(list []uint16) string { return strings.Trim(fmt.Sprint(list), "[]") }
 
 // writeStatic prints the static grants of each queue, if a guest may have any.
 func writeStatic(w io.Writer, s *vif.Status) error {
-	if !slices.ContainsFunc(s.Queues, func(q vif.QueueStatus) bool { return q.Static > 0 }) {
+	if !slices.ContainsFunc(s.Queues, func(q vif.QueueStatus) bool { return q.StaticMax > 0 }) {
 		return nil
 	}
 	fmt.Fprintln(w)

@@ -53,6 +53,14 @@ func counters(pairs ...any) map[string]uint64 {
 	return m
 }
 
+// table is a mapping of n entries to 4 queues.
+func table(n int) (entries []uint16) {
+	for i := range n {
+		entries = append(entries, uint16(i%4))
+	}
+	return entries
+}
+
 // testVifs are vifs as they may be found on a host.
 func testVifs() []vif.Status {
 	busy := vif.Status{
@@ -79,7 +87,11 @@ func testVifs() []vif.Status {
 		MAC: "00:16:3e:01:02:04", Interface: "vif2.0", Up: true, MTU: 9000, ConfigMTU: 9000, GuestMTU: 1500, Rate: "unlimited",
 		Features: []string{"rx-copy", "sg", "csum-ipv4"}, Mcast: []string{}, Stalled: true, Waits: "the guest to give rx slots",
 		Since: testNow.Add(-90 * time.Second), Grants: 2, Ports: 1,
-		Queues:   []vif.QueueStatus{{Stalled: true, Held: 12, HeldBytes: 49152, Counters: counters()}},
+		Control: &vif.ControlStatus{
+			Protocol: "stream", Messages: 3, Error: "control ring: indices are out of bounds", Algorithm: "toeplitz", Types: []string{},
+			KeyOctets: 40, Steering: "host", Mapping: table(40),
+		},
+		Queues:   []vif.QueueStatus{{Stalled: true, StaticMax: 100, Held: 12, HeldBytes: 49152, Counters: counters()}},
 		Counters: counters("tx_packets", 7, "tx_bytes", 999, "rx_stalled", 100),
 	}
 	quarantined := vif.Status{
@@ -198,6 +210,20 @@ func TestCommands(t *testing.T) {
 			continue
 		}
 		golden(t, tt.name, []byte(got))
+	}
+
+	// The key is the guest's secret.
+	for _, tt := range []struct {
+		args []string
+		key  string
+	}{
+		{[]string{"show", "vif1.0"}, "of 3 octets (--key shows it)"},
+		{[]string{"show", "vif1.0", "--key"}, "6b6579"},
+	} {
+		got, err := command(append([]string{"--run-dir", dir}, tt.args...)...)
+		if err != nil || !strings.Contains(got, "toeplitz of ipv4 ipv4-tcp, key "+tt.key+", queues chosen by hash, in the kernel") {
+			t.Errorf("%v prints %q, %v", tt.args, got, err)
+		}
 	}
 
 	if out, err := command("--run-dir", dir, "reset", "webserver"); err != nil || out != "" {
