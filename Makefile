@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 
 export CGO_ENABLED := 0
-VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+# A commit without a tag before it is g and its hash, as it is behind a tag: a hash
+# may begin with a digit, and must not be taken for a number that others follow.
+VERSION ?= $(shell git describe --tags --dirty 2>/dev/null || git describe --always --dirty 2>/dev/null | sed 's/^/g/' | grep . || echo unknown)
 GO      ?= go
 LDFLAGS := -s -w -buildid= -X main.version=$(VERSION)
 GOLANGCI := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
@@ -10,7 +12,7 @@ PREFIX  ?= /usr
 BIN     ?= bin/netbackd
 DIST    ?= dist
 
-.PHONY: build demo test test-xen bench bench-xen lint fuzz cross install deb deb-pair clean
+.PHONY: build demo test test-xen test-arm64 bench bench-xen lint fuzz cross install deb deb-pair clean
 
 build: ## bin/netbackd, static
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/netbackd
@@ -24,14 +26,19 @@ test: build cross ## everything: vet, units with the race detector, scenarios on
 test-xen: build deb-pair ## scenarios on a real Xen under QEMU, from Debian's packages
 	./test/xen/run
 
+test-arm64: ## what needs no kernel of its own, as another processor runs it
+	GOARCH=arm64 $(GO) test -exec qemu-aarch64-static ./pkg/netif ./pkg/offload ./pkg/toeplitz ./pkg/steer ./pkg/ctrlring ./pkg/staticgrant ./pkg/xenstore
+
 bench-xen: build ## netbackd beside the kernel's netback on a real Xen under QEMU
 	./test/xen/bench/run
 
 bench: build ## the data path against bare system calls on the same TAP
 	./test/bench
 
-lint:
+lint: ## for both architectures, and the scripts if there is shellcheck
 	$(GO) run $(GOLANGCI) run ./...
+	$(GO) run -exec 'env GOARCH=arm64' $(GOLANGCI) run ./...
+	if command -v shellcheck >/dev/null; then git grep -lE '^#!/bin/(ba)?sh' | xargs shellcheck; fi
 
 fuzz: ## every fuzz target for FUZZTIME
 	./test/fuzz $(FUZZTIME)
