@@ -234,9 +234,9 @@ func (c *Client) writeLoop() {
 func (c *Client) register(r *request, last uint32) uint32 {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.kind == Xenbus && (r.header.Type == MsgWatch || r.header.Type == MsgUnwatch) {
-		// See the package documentation: anything else outstanding now would
-		// stop the kernel's xenbus thread.
+	if c.kind == Xenbus {
+		// See the package documentation: this request would overwrite one that the
+		// kernel has yet to send, or stop its xenbus thread.
 		for len(c.outstanding) > 0 && c.err == nil {
 			c.idle.Wait()
 		}

@@ -31,11 +31,14 @@
 //   - The kernel collects what is written until a request is complete, and it
 //     may refuse that with an errno of write(2) instead of an ERROR message. It
 //     then forgets the request, so the stream stays in step.
+//   - The kernel keeps the header of a request when write(2) returns, but the
+//     payload stays in the file's only buffer until its xenbus thread sends it:
+//     the next write(2) gives an unsent request the payload of another.
 //   - WATCH and UNWATCH are carried out by the kernel inside write(2), under a
 //     lock that the delivery of any other reply to the same file takes as well.
 //     A reply that is due meanwhile stops the kernel's reader, and with it every
-//     user of xenstore in the domain, for good. The Client therefore lets all
-//     outstanding requests of its own finish before it sends one of these two.
+//     user of xenstore in the domain, for good.
+//   - For both reasons the Client has no more than one request outstanding.
 //   - The header of a WATCH_EVENT is uninitialised but for type and length.
 //   - The device supports poll(2) for reading. It is opened non-blocking and its
 //     reads wait in the Go runtime's poller, from where Client.Close wakes them.
