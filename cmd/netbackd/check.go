@@ -21,6 +21,7 @@ import (
 	"github.com/netbackd/netbackd/internal/control"
 	"github.com/netbackd/netbackd/internal/hostcheck"
 	"github.com/netbackd/netbackd/internal/iouring"
+	"github.com/netbackd/netbackd/pkg/steer"
 	"github.com/netbackd/netbackd/pkg/tap"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
@@ -72,6 +73,7 @@ func thisHost(socket string) *hostcheck.Host {
 		Version:  buildVersion(),
 		Modprobe: modprobe,
 		Uring:    iouring.Supported,
+		Steering: steer.Probe,
 		MultiTAP: func() error { return tap.Probe(tap.MultiQueue) },
 		Open: func(path string) error {
 			fd, err := unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)

@@ -72,6 +72,7 @@ type Host struct {
 	Modprobe func(ctx context.Context, arguments ...string) (string, error) // what modprobe prints; fs.ErrNotExist: there is none
 	MultiTAP func() error                                                   // has the kernel multi-queue TAPs?
 	Uring    func() error                                                   // does io_uring work?
+	Steering func() error                                                   // does the kernel take steering programs?
 	Daemon   func(ctx context.Context) (version string, err error)          // ask the running netbackd
 	Version  string                                                         // ours
 
@@ -99,6 +100,7 @@ func (h *Host) Run(ctx context.Context) Report {
 	h.device(add, tunDevice)
 	h.bridge(add)
 	h.uring(add)
+	h.steering(add)
 	h.daemon(ctx, add)
 	r.Ready = r.Problems() == 0
 	return r
@@ -334,6 +336,14 @@ func (h *Host) uring(add adder) {
 		fix = "sysctl kernel.io_uring_disabled=0"
 	}
 	add("io_uring", Note, "does not work, so netbackd makes a system call per packet: "+err.Error(), fix)
+}
+
+func (h *Host) steering(add adder) {
+	if err := h.Steering(); err != nil {
+		add("steering", Note, "the kernel takes no program, so netbackd itself hands packets on to the queues that guests choose, one worker for each guest: "+err.Error(), "")
+		return
+	}
+	add("steering", OK, "the kernel takes programs", "")
 }
 
 func (h *Host) daemon(ctx context.Context, add adder) {

@@ -83,6 +83,7 @@ func host(t *testing.T, f files) *Host {
 		Modprobe: func(context.Context, ...string) (string, error) { return "install /bin/false\n", nil },
 		MultiTAP: func() error { return nil },
 		Uring:    func() error { return nil },
+		Steering: func() error { return nil },
 		Daemon:   func(context.Context) (string, error) { return "v1", nil },
 		Version:  "v1",
 	}
@@ -101,6 +102,7 @@ func TestReady(t *testing.T) {
 		{"/dev/net/tun", OK, "can be opened", ""},
 		{"bridge", OK, "xenbr0", ""},
 		{"io_uring", OK, "works", ""},
+		{"steering", OK, "the kernel takes programs", ""},
 		{"daemon", OK, "runs, version v1", ""},
 	}}
 	if diff := cmp.Diff(want, host(t, ready).Run(context.Background())); diff != "" {
@@ -202,6 +204,8 @@ func TestWhatIsInTheWay(t *testing.T) {
 		{"Open vSwitch", ready.with(files{"sys/class/net/xenbr0/bridge/bridge_id": "-", "sys/class/net/ovs-system/mtu": "1500"}), nil, nil},
 		{"no io_uring", ready, func(h *Host) { h.Uring = func() error { return errors.New("the kernel has none") } },
 			[]Item{{"io_uring", Note, "does not work, so netbackd makes a system call per packet: the kernel has none", ""}}},
+		{"no programs", ready, func(h *Host) { h.Steering = func() error { return errors.New("CAP_BPF is needed") } },
+			[]Item{{"steering", Note, "the kernel takes no program, so netbackd itself hands packets on to the queues that guests choose, one worker for each guest: CAP_BPF is needed", ""}}},
 		{"io_uring switched off", ready.with(files{"proc/sys/kernel/io_uring_disabled": "2\n"}), func(h *Host) { h.Uring = func() error { return errors.New("it is disabled") } },
 			[]Item{{"io_uring", Note, "does not work, so netbackd makes a system call per packet: it is disabled", "sysctl kernel.io_uring_disabled=0"}}},
 		{"not running", ready, func(h *Host) {
