@@ -4,9 +4,10 @@ package evtchn
 
 import (
 	"fmt"
-	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/netbackd/netbackd/internal/xendev"
 )
 
 // DefaultPath is where the kernel puts the device.
@@ -26,42 +27,23 @@ type Port uint32
 type Device struct {
 	kernel kernel
 
-	// mu keeps the descriptor's number from being closed, and given to
-	// another file, under a call that is about to use it.
-	mu sync.RWMutex
-	fd int // -1 once closed; guarded by mu
+	fd *xendev.FD
 }
 
 // Open opens the device at path, normally [DefaultPath], without a port. Reads
 // do not block, so that the descriptor can be polled.
 func Open(path string) (*Device, error) {
-	fd, err := openNode(path)
+	fd, err := xendev.Open(path, unix.O_NONBLOCK)
 	if err != nil {
-		return nil, &Error{Op: "open", Err: fmt.Errorf("%s: %w", path, err), Hint: openHint(err)}
+		return nil, &Error{Op: "open", Err: fmt.Errorf("%s: %w", path, err), Hint: xendev.OpenHint("xen-evtchn", err)}
 	}
 	return &Device{kernel: linux{}, fd: fd}, nil
-}
-
-func openNode(path string) (int, error) {
-	for {
-		fd, err := unix.Open(path, unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
-		if err != unix.EINTR {
-			return fd, err
-		}
-	}
 }
 
 // Close unbinds all ports and closes the device. It may be called again, which
 // does nothing. A poller forgets FD before Close.
 func (d *Device) Close() error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.fd < 0 {
-		return nil
-	}
-	fd := d.fd
-	d.fd = -1
-	if err := d.kernel.close(fd); err != nil {
+	if err := d.fd.Close(d.kernel.close); err != nil {
 		return &Error{Op: "close", Err: err}
 	}
 	return nil
@@ -71,9 +53,8 @@ func (d *Device) Close() error {
 // (POLLIN) when Pending has ports, and in error (POLLERR, nothing else) when
 // Pending would return [ErrOverflow].
 func (d *Device) FD() int {
-	d.mu.RLock()
-	defer d.mu.RUnlock()
-	return d.fd
+	defer d.fd.Release()
+	return d.fd.Hold()
 }
 
 // BindInterdomain connects a new local port to a port that domid has offered
@@ -141,12 +122,12 @@ func (d *Device) Reset() error {
 }
 
 func (d *Device) ioctl(req uintptr, a arg) (uint32, error) {
-	d.mu.RLock()
-	defer d.mu.RUnlock()
-	if d.fd < 0 {
+	fd := d.fd.Hold()
+	defer d.fd.Release()
+	if fd < 0 {
 		return 0, ErrClosed
 	}
-	return d.kernel.ioctl(d.fd, req, a)
+	return d.kernel.ioctl(fd, req, a)
 }
 
 // Pending stores ports that had events and are now masked in buf, and returns
@@ -156,15 +137,15 @@ func (d *Device) ioctl(req uintptr, a arg) (uint32, error) {
 // [ErrOverflow] means that events were lost, which happens when ports were
 // bound and unbound again and again without a Pending in between: Reset.
 func (d *Device) Pending(buf []Port) (int, error) {
-	d.mu.RLock()
-	defer d.mu.RUnlock()
-	if d.fd < 0 {
+	fd := d.fd.Hold()
+	defer d.fd.Release()
+	if fd < 0 {
 		return 0, &Error{Op: "pending", Err: ErrClosed}
 	}
 	n := 0
 	for n < len(buf) {
 		want := buf[n:min(len(buf), n+maxPorts)]
-		got, err := d.kernel.read(d.fd, want)
+		got, err := d.kernel.read(fd, want)
 		switch {
 		case err == unix.EINTR:
 			continue
@@ -193,13 +174,13 @@ func (d *Device) Unmask(ports []Port) error {
 			return &Error{Op: "unmask", Err: unix.EINVAL, Hint: fmt.Sprintf("ports[%d]: %s", i, noPort)}
 		}
 	}
-	d.mu.RLock()
-	defer d.mu.RUnlock()
-	if d.fd < 0 {
+	fd := d.fd.Hold()
+	defer d.fd.Release()
+	if fd < 0 {
 		return &Error{Op: "unmask", Err: ErrClosed}
 	}
 	for len(ports) > 0 {
-		n, err := d.kernel.write(d.fd, ports[:min(len(ports), maxPorts)])
+		n, err := d.kernel.write(fd, ports[:min(len(ports), maxPorts)])
 		if err == unix.EINTR {
 			continue
 		}

@@ -58,21 +58,6 @@ func (e *Error) Unwrap() error { return e.Err }
 
 const noPort = "0 is never a port"
 
-// openHint says what to do when the device node cannot be opened.
-func openHint(err error) string {
-	switch {
-	case errors.Is(err, unix.ENOENT):
-		return "load the module (modprobe xen-evtchn); if that fails, this machine is not a Xen domain"
-	case errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO):
-		return "this machine is not a Xen domain"
-	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
-		return "only root may, as the node is made: run as root, or have a udev rule give the node to the daemon's group"
-	case errors.Is(err, unix.EMFILE):
-		return "raise the limit of open files (LimitNOFILE= in the unit)"
-	}
-	return ""
-}
-
 // BindError is the error of a bind to a port of another domain, or of an offer to
 // one (port 0). It is exported for what stands in for the device.
 func BindError(op string, domid uint16, port Port, err error) *Error {

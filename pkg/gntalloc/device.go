@@ -5,9 +5,10 @@ package gntalloc
 import (
 	"fmt"
 	"os"
-	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/netbackd/netbackd/internal/xendev"
 )
 
 // DefaultPath is where the kernel puts the device.
@@ -27,10 +28,7 @@ const MaxPages = 64 * 1024
 type Device struct {
 	kernel kernel
 
-	// mu keeps the descriptor's number from being closed, and given to
-	// another file, under a call that is about to use it.
-	mu sync.RWMutex
-	fd int // -1 once closed; guarded by mu
+	fd *xendev.FD
 }
 
 // Open opens the device at path, normally [DefaultPath].
@@ -39,33 +37,17 @@ func Open(path string) (*Device, error) {
 		return nil, &Error{Op: "open", Err: unix.ENOTSUP,
 			Hint: fmt.Sprintf("this kernel's pages are %d bytes: boot one with pages of 4 KiB", n)}
 	}
-	fd, err := openNode(path)
+	fd, err := xendev.Open(path, 0)
 	if err != nil {
-		return nil, &Error{Op: "open", Err: fmt.Errorf("%s: %w", path, err), Hint: openHint(err)}
+		return nil, &Error{Op: "open", Err: fmt.Errorf("%s: %w", path, err), Hint: xendev.OpenHint("xen-gntalloc", err)}
 	}
 	return &Device{kernel: linux{}, fd: fd}, nil
-}
-
-func openNode(path string) (int, error) {
-	for {
-		fd, err := unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC, 0)
-		if err != unix.EINTR {
-			return fd, err
-		}
-	}
 }
 
 // Close closes the device. Pages stay granted until their Free. Close may be
 // called again, which does nothing.
 func (d *Device) Close() error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.fd < 0 {
-		return nil
-	}
-	fd := d.fd
-	d.fd = -1
-	if err := d.kernel.close(fd); err != nil {
+	if err := d.fd.Close(d.kernel.close); err != nil {
 		return &Error{Op: "close", Err: err}
 	}
 	return nil
@@ -78,19 +60,19 @@ func (d *Device) Alloc(domid uint16, n int, writable bool) (*Pages, error) {
 		return nil, &Error{Op: "alloc", Domid: domid, Pages: n, Err: unix.EINVAL,
 			Hint: fmt.Sprintf("from 1 to %d pages can be allocated at once", MaxPages)}
 	}
-	d.mu.RLock()
-	defer d.mu.RUnlock()
-	if d.fd < 0 {
+	fd := d.fd.Hold()
+	defer d.fd.Release()
+	if fd < 0 {
 		return nil, &Error{Op: "alloc", Domid: domid, Pages: n, Err: ErrClosed}
 	}
-	index, refs, err := d.kernel.allocGref(d.fd, domid, n, writable)
+	index, refs, err := d.kernel.allocGref(fd, domid, n, writable)
 	if err != nil {
 		return nil, &Error{Op: "alloc", Domid: domid, Pages: n, Err: err, Hint: allocHint(err)}
 	}
-	mem, err := d.kernel.mmap(d.fd, index, n*PageSize)
+	mem, err := d.kernel.mmap(fd, index, n*PageSize)
 	if err != nil {
 		// The mmap error is the one to report; the grants must not outlive it.
-		_ = d.kernel.deallocGref(d.fd, index, n)
+		_ = d.kernel.deallocGref(fd, index, n)
 		return nil, &Error{Op: "alloc", Domid: domid, Pages: n, Err: err}
 	}
 	return NewPages(mem, refs, func() error { return d.free(index, n, mem) }), nil
@@ -100,10 +82,10 @@ func (d *Device) Alloc(domid uint16, n int, writable bool) (*Pages, error) {
 // grants with the memory.
 func (d *Device) free(index uint64, n int, mem []byte) error {
 	err := d.kernel.munmap(mem)
-	d.mu.RLock()
-	defer d.mu.RUnlock()
-	if d.fd >= 0 {
-		if e := d.kernel.deallocGref(d.fd, index, n); err == nil {
+	fd := d.fd.Hold()
+	defer d.fd.Release()
+	if fd >= 0 {
+		if e := d.kernel.deallocGref(fd, index, n); err == nil {
 			err = e
 		}
 	}

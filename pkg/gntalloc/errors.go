@@ -45,21 +45,6 @@ func (e *Error) Error() string {
 // Unwrap makes errors.Is and errors.As reach the errno.
 func (e *Error) Unwrap() error { return e.Err }
 
-// openHint says what to do when the device node cannot be opened.
-func openHint(err error) string {
-	switch {
-	case errors.Is(err, unix.ENOENT):
-		return "load the module (modprobe xen-gntalloc); if that fails, this machine is not a Xen domain"
-	case errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO):
-		return "this machine is not a Xen domain"
-	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
-		return "only root may, as the node is made: run as root, or have a udev rule give the node to the daemon's group"
-	case errors.Is(err, unix.EMFILE):
-		return "raise the limit of open files (LimitNOFILE= in the unit)"
-	}
-	return ""
-}
-
 // allocHint says why pages could not be granted.
 func allocHint(err error) string {
 	if errors.Is(err, unix.ENOSPC) {

@@ -30,12 +30,12 @@ func (d *Device) Copy(segs []Segment) error {
 	if err := Check(segs); err != nil {
 		return err
 	}
-	d.mu.RLock()
-	defer d.mu.RUnlock()
-	if d.fd < 0 {
+	fd := d.fd.Hold()
+	defer d.fd.Release()
+	if fd < 0 {
 		return &Error{Op: "copy", Index: -1, Err: ErrClosed}
 	}
-	if err := d.kernel.grantCopy(d.fd, segs); err != nil {
+	if err := d.kernel.grantCopy(fd, segs); err != nil {
 		// The kernel sets each status to GNTST_okay before it copies, so
 		// after a failure it would read as a success.
 		for i := range segs {

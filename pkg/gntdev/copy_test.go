@@ -9,6 +9,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
+
+	"github.com/netbackd/netbackd/internal/xendev"
 )
 
 func TestCopyGivesEachSegmentItsStatus(t *testing.T) {
@@ -146,7 +148,7 @@ func TestCopyAllocatesNothing(t *testing.T) {
 	}); n != 0 {
 		t.Errorf("the system call allocates %v times", n)
 	}
-	d := &Device{kernel: okay{}, fd: 1 << 20}
+	d := &Device{kernel: okay{}, fd: xendev.New(1 << 20)}
 	if n := testing.AllocsPerRun(100, func() {
 		if err := d.Copy(segs); err != nil {
 			t.Fatal(err)
@@ -157,7 +159,7 @@ func TestCopyAllocatesNothing(t *testing.T) {
 }
 
 func BenchmarkCopy(b *testing.B) {
-	d := &Device{kernel: okay{}, fd: 1 << 20}
+	d := &Device{kernel: okay{}, fd: xendev.New(1 << 20)}
 	segs := filled(64)
 	b.ReportAllocs()
 	for b.Loop() {

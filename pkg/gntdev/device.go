@@ -5,9 +5,10 @@ package gntdev
 import (
 	"fmt"
 	"os"
-	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/netbackd/netbackd/internal/xendev"
 )
 
 // DefaultPath is where the kernel puts the device.
@@ -23,11 +24,7 @@ const DefaultPath = "/dev/xen/gntdev"
 type Device struct {
 	kernel kernel
 
-	// mu keeps the descriptor's number from being closed, and given to
-	// another file, under a call that is about to use it. Close therefore
-	// waits for calls under way.
-	mu sync.RWMutex
-	fd int // -1 once closed; guarded by mu
+	fd *xendev.FD
 }
 
 // Open opens the device at path, normally [DefaultPath].
@@ -36,34 +33,18 @@ func Open(path string) (*Device, error) {
 		return nil, &Error{Op: "open", Index: -1, Err: unix.ENOTSUP,
 			Hint: fmt.Sprintf("this kernel's pages are %d bytes: boot one with pages of 4 KiB", n)}
 	}
-	fd, err := openNode(path)
+	fd, err := xendev.Open(path, 0)
 	if err != nil {
 		return nil, &Error{Op: "open", Index: -1,
-			Err: fmt.Errorf("%s: %w", path, err), Hint: openHint(err)}
+			Err: fmt.Errorf("%s: %w", path, err), Hint: xendev.OpenHint("xen-gntdev", err)}
 	}
 	return &Device{kernel: linux{}, fd: fd}, nil
-}
-
-func openNode(path string) (int, error) {
-	for {
-		fd, err := unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC, 0)
-		if err != unix.EINTR {
-			return fd, err
-		}
-	}
 }
 
 // Close closes the device. Pages that are still mapped stay so until their
 // Unmap. Close may be called again, which does nothing.
 func (d *Device) Close() error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.fd < 0 {
-		return nil
-	}
-	fd := d.fd
-	d.fd = -1
-	if err := d.kernel.close(fd); err != nil {
+	if err := d.fd.Close(d.kernel.close); err != nil {
 		return &Error{Op: "close", Index: -1, Err: err}
 	}
 	return nil

@@ -73,21 +73,6 @@ func (e *Error) Unwrap() []error {
 	return errs
 }
 
-// openHint says what to do when the device node cannot be opened.
-func openHint(err error) string {
-	switch {
-	case errors.Is(err, unix.ENOENT):
-		return "load the module (modprobe xen-gntdev); if that fails, this machine is not a Xen domain"
-	case errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO):
-		return "this machine is not a Xen domain"
-	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
-		return "only root may, as the node is made: run as root, or have a udev rule give the node to the daemon's group"
-	case errors.Is(err, unix.EMFILE):
-		return "raise the limit of open files (LimitNOFILE= in the unit)"
-	}
-	return ""
-}
-
 // copyHint says what a failure of a whole Copy means.
 func copyHint(err error) string {
 	switch {

@@ -7,6 +7,8 @@ import (
 	"slices"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/netbackd/netbackd/internal/xendev"
 )
 
 // fake is a kernel with one guest. It fails as the real one does, and writes
@@ -29,7 +31,7 @@ var _ kernel = (*fake)(nil)
 func newFake() *fake { return &fake{domid: 7, records: map[uint64][]Ref{}} }
 
 // device is a Device on the fake, with a descriptor no file has.
-func (f *fake) device() *Device { return &Device{kernel: f, fd: 1 << 20} }
+func (f *fake) device() *Device { return &Device{kernel: f, fd: xendev.New(1 << 20)} }
 
 func (f *fake) log(format string, args ...any) {
 	f.calls = append(f.calls, fmt.Sprintf(format, args...))

@@ -28,31 +28,31 @@ func (d *Device) Map(domid uint16, refs []Ref, prot Prot) (*Mapping, error) {
 		return nil, &Error{Op: "map", Index: -1, Domid: domid, Err: unix.EINVAL,
 			Hint: fmt.Sprintf("%d refs: from 1 to %d can be mapped at once", len(refs), MaxRefs)}
 	}
-	d.mu.RLock()
-	defer d.mu.RUnlock()
-	if d.fd < 0 {
+	fd := d.fd.Hold()
+	defer d.fd.Release()
+	if fd < 0 {
 		return nil, &Error{Op: "map", Index: -1, Domid: domid, Err: ErrClosed}
 	}
-	index, err := d.kernel.mapGrantRef(d.fd, domid, refs)
+	index, err := d.kernel.mapGrantRef(fd, domid, refs)
 	if err != nil {
 		return nil, &Error{Op: "map", Index: -1, Domid: domid, Err: err, Hint: recordHint(err, len(refs))}
 	}
 	count := len(refs) // refs stays the caller's
-	mem, err := d.mmap(index, count, prot)
+	mem, err := d.mmap(fd, index, count, prot)
 	if err != nil {
-		return nil, d.explain(domid, refs, prot, err)
+		return nil, d.explain(fd, domid, refs, prot, err)
 	}
 	return NewMapping(mem, func() error { return d.unmap(index, count, mem) }), nil
 }
 
 // mmap maps refs the kernel has on record at index. Recording them checked
-// nothing, mapping them checks all. The caller holds mu.
-func (d *Device) mmap(index uint64, count int, prot Prot) ([]byte, error) {
-	mem, err := d.kernel.mmap(d.fd, index, count*PageSize, prot)
+// nothing, mapping them checks all. The caller holds fd.
+func (d *Device) mmap(fd int, index uint64, count int, prot Prot) ([]byte, error) {
+	mem, err := d.kernel.mmap(fd, index, count*PageSize, prot)
 	if err != nil {
 		// The record cannot be mapped a second time and would stay until the
 		// device is closed. The mmap error is the one to report.
-		_ = d.kernel.unmapGrantRef(d.fd, index, count)
+		_ = d.kernel.unmapGrantRef(fd, index, count)
 		return nil, err
 	}
 	return mem, nil
@@ -62,10 +62,10 @@ func (d *Device) mmap(index uint64, count int, prot Prot) ([]byte, error) {
 // the device was closed the kernel has let go of the record already.
 func (d *Device) unmap(index uint64, count int, mem []byte) error {
 	err := d.kernel.munmap(mem)
-	d.mu.RLock()
-	defer d.mu.RUnlock()
-	if d.fd >= 0 {
-		if e := d.kernel.unmapGrantRef(d.fd, index, count); err == nil {
+	fd := d.fd.Hold()
+	defer d.fd.Release()
+	if fd >= 0 {
+		if e := d.kernel.unmapGrantRef(fd, index, count); err == nil {
 			err = e
 		}
 	}
@@ -78,16 +78,16 @@ func (d *Device) unmap(index uint64, count int, mem []byte) error {
 // explain makes the error of a failed Map. mmap(2) says EINVAL whichever ref
 // was wrong and why, so the refs are mapped one by one until one fails, and
 // one byte is copied from that one, since a copy has a status. The caller
-// holds mu.
-func (d *Device) explain(domid uint16, refs []Ref, prot Prot, cause error) error {
+// holds fd.
+func (d *Device) explain(fd int, domid uint16, refs []Ref, prot Prot, cause error) error {
 	e := &Error{Op: "map", Index: -1, Domid: domid, Err: cause}
 	for i := range refs[:min(len(refs), maxProbes)] {
-		if d.probe(domid, refs[i], prot) == nil {
+		if d.probe(fd, domid, refs[i], prot) == nil {
 			continue
 		}
 		e.Index, e.Ref = i, refs[i]
-		e.Status = d.probeStatus(domid, refs[i])
-		if e.Status == StatusOkay && prot == ReadWrite && d.probe(domid, refs[i], ReadOnly) == nil {
+		e.Status = d.probeStatus(fd, domid, refs[i])
+		if e.Status == StatusOkay && prot == ReadWrite && d.probe(fd, domid, refs[i], ReadOnly) == nil {
 			e.Status = StatusPermissionDenied
 			e.Hint = "the guest granted this page read-only"
 		}
@@ -100,23 +100,23 @@ func (d *Device) explain(domid uint16, refs []Ref, prot Prot, cause error) error
 }
 
 // probe maps one ref and unmaps it at once.
-func (d *Device) probe(domid uint16, ref Ref, prot Prot) error {
-	index, err := d.kernel.mapGrantRef(d.fd, domid, []Ref{ref})
+func (d *Device) probe(fd int, domid uint16, ref Ref, prot Prot) error {
+	index, err := d.kernel.mapGrantRef(fd, domid, []Ref{ref})
 	if err != nil {
 		return err
 	}
-	mem, err := d.mmap(index, 1, prot)
+	mem, err := d.mmap(fd, index, 1, prot)
 	if err != nil {
 		return err
 	}
 	_ = d.kernel.munmap(mem)
-	_ = d.kernel.unmapGrantRef(d.fd, index, 1)
+	_ = d.kernel.unmapGrantRef(fd, index, 1)
 	return nil
 }
 
 // probeStatus learns from a copy of one byte what Xen thinks of a ref.
 // StatusOkay when nothing could be learned.
-func (d *Device) probeStatus(domid uint16, ref Ref) Status {
+func (d *Device) probeStatus(fd int, domid uint16, ref Ref) Status {
 	a, err := NewArena(1)
 	if err != nil {
 		return StatusOkay
@@ -124,7 +124,7 @@ func (d *Device) probeStatus(domid uint16, ref Ref) Status {
 	defer a.Close()
 	var seg [1]Segment
 	seg[0].FromGuest(domid, ref, 0, a.Addr(0), 1)
-	if d.kernel.grantCopy(d.fd, seg[:]) != nil {
+	if d.kernel.grantCopy(fd, seg[:]) != nil {
 		return StatusOkay
 	}
 	return seg[0].status

@@ -8,6 +8,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
+
+	"github.com/netbackd/netbackd/internal/xendev"
 )
 
 func TestMapAndUnmap(t *testing.T) {
@@ -129,7 +131,7 @@ func TestMapFailureIsExplained(t *testing.T) {
 // TestMapTogetherOnly: all fails where each ref alone works.
 func TestMapTogetherOnly(t *testing.T) {
 	f := &lateFake{fake: newFake()}
-	d := &Device{kernel: f, fd: 1 << 20}
+	d := &Device{kernel: f, fd: xendev.New(1 << 20)}
 	_, err := d.Map(7, []Ref{8, 9}, ReadWrite)
 	const want = "gntdev: map: domid 7: cannot allocate memory; each ref maps alone: " +
 		"the hypervisor may be out of grant handles (gnttab_max_maptrack_frames=)"

@@ -272,6 +272,12 @@ func (b *backend) copyReadOnly(t *testing.T) {
 	b.check(t, set, 0, 1)
 }
 
+// fd is the descriptor, for calls that the package does not make.
+func (b *backend) fd() int {
+	defer b.dev.fd.Release()
+	return b.dev.fd.Hold()
+}
+
 func (b *backend) copyCrossing(t *testing.T) {
 	_, refs := b.alloc(t, 1, true)
 	segs := make([]Segment, 3)
@@ -288,7 +294,7 @@ func (b *backend) copyCrossing(t *testing.T) {
 	// What Check saves us from: the first segment was not copied, and reads
 	// as if it had been.
 	clear(b.arena.Bytes()[:64])
-	raw := b.dev.kernel.grantCopy(b.dev.fd, segs)
+	raw := b.dev.kernel.grantCopy(b.fd(), segs)
 	if !errors.Is(raw, unix.EINVAL) {
 		t.Errorf("the kernel says %v, want EINVAL", raw)
 	}
@@ -428,7 +434,7 @@ func (b *backend) mapBadRef(t *testing.T) {
 		}
 		t.Logf("%s: %v (after %v)", c.name, err, time.Since(begin))
 	}
-	_, err := b.dev.kernel.mapGrantRef(b.dev.fd, b.domid, make([]Ref, MaxRefs+1))
+	_, err := b.dev.kernel.mapGrantRef(b.fd(), b.domid, make([]Ref, MaxRefs+1))
 	t.Logf("one ref more than MaxRefs: %v", err)
 	if !errors.Is(err, unix.EINVAL) {
 		t.Errorf("one ref more than MaxRefs: %v, want EINVAL", err)
@@ -439,7 +445,7 @@ func (b *backend) mapBadRef(t *testing.T) {
 // Map and Unmap rely on.
 func (b *backend) mapRecord(t *testing.T) {
 	_, refs := b.alloc(t, 2, true)
-	k, fd := b.dev.kernel, b.dev.fd
+	k, fd := b.dev.kernel, b.fd()
 	index, err := k.mapGrantRef(fd, b.domid, []Ref{refs[0], unusedRef})
 	if err != nil {
 		t.Fatalf("bad refs should pass the ioctl: %v", err)
