@@ -353,11 +353,11 @@ func (a *agent) hash(ctx context.Context, args HashArgs) (none, error) {
 		if v.dev.Control() == nil {
 			return errNoControl
 		}
-		return v.dev.Control().SetHash(ctx, args.Hash)
+		return v.setHash(ctx, &args.Hash)
 	})
 }
 
-func (a *agent) static(ctx context.Context, args QueueArgs) (n int, err error) {
+func (a *agent) static(ctx context.Context, args StaticArgs) (n int, err error) {
 	err = a.onVif(ctx, args.VifArgs, func(v *vif) error {
 		if v.dev.Control() == nil {
 			return errNoControl
@@ -369,7 +369,14 @@ func (a *agent) static(ctx context.Context, args QueueArgs) (n int, err error) {
 		if err := p.Do((*netfront.Queue).AllowMapped); err != nil {
 			return err
 		}
-		n, err = v.dev.Control().StaticGrants(ctx, p.Queue())
+		switch c := v.dev.Control(); {
+		case args.Off:
+			n, err = c.EndStaticGrants(ctx, p.Queue())
+		case args.Most > 0:
+			n, err = c.SomeStaticGrants(ctx, p.Queue(), args.Most)
+		default:
+			n, err = c.StaticGrants(ctx, p.Queue())
+		}
 		return err
 	})
 	return n, err

@@ -318,7 +318,13 @@ func (c *Client) SetHash(ctx context.Context, vif string, h netfront.Hash) error
 // StaticGrants asks the backend to keep the buffers of a queue mapped and returns
 // how many it took.
 func (c *Client) StaticGrants(ctx context.Context, vif string, queue int) (int, error) {
-	return ask[int](ctx, c, "static", QueueArgs{VifArgs{vif}, queue})
+	return ask[int](ctx, c, "static", StaticArgs{QueueArgs: QueueArgs{VifArgs{vif}, queue}})
+}
+
+// EndStaticGrants asks the backend to let go of what StaticGrants had it keep
+// mapped, and returns how many that were.
+func (c *Client) EndStaticGrants(ctx context.Context, vif string, queue int) (int, error) {
+	return ask[int](ctx, c, "static", StaticArgs{QueueArgs: QueueArgs{VifArgs{vif}, queue}, Off: true})
 }
 
 // Buffers tells the grant references of a queue's buffers.

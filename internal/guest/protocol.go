@@ -167,6 +167,14 @@ type QueueArgs struct {
 	Queue int `json:"queue"`
 }
 
+// StaticArgs has the buffers of a queue kept mapped by the backend, Most of them
+// if that is not 0, or let go.
+type StaticArgs struct {
+	QueueArgs
+	Most int  `json:"most,omitempty"`
+	Off  bool `json:"off,omitempty"`
+}
+
 // Buffers are the grant references of a queue's buffers.
 type Buffers struct {
 	Tx []netif.Gref `json:"tx"` // for reading

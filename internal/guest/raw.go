@@ -162,7 +162,12 @@ func (v *vif) control(ctx context.Context, c *netfront.Control, a ControlArgs) (
 		copy(page, a.Page)
 		data[a.PageAt] = g.Refs()[0]
 	}
-	if a.Type == netif.CtrlAddGrefMapping {
+	switch a.Type {
+	case netif.CtrlSetHashFlags, netif.CtrlSetHashKey, netif.CtrlSetHashMappingSize, netif.CtrlSetHashMapping, netif.CtrlSetHashAlgorithm:
+		if err := v.expectHash(nil); err != nil {
+			return r, err
+		}
+	case netif.CtrlAddGrefMapping:
 		for _, p := range v.pumps {
 			if err := p.Do((*netfront.Queue).AllowMapped); err != nil {
 				return r, err

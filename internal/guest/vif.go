@@ -323,6 +323,26 @@ func (v *vif) pump(queue int) (*pump, error) {
 	return v.pumps[queue], nil
 }
 
+// setHash configures hashing, and has the queues hold the backend to it. A ring of
+// byte streams tells no hashes.
+func (v *vif) setHash(ctx context.Context, h *netfront.Hash) error {
+	if err := v.expectHash(nil); err != nil {
+		return err
+	}
+	if err := v.dev.Control().SetHash(ctx, *h); err != nil || v.cfg.Front.Stream {
+		return err
+	}
+	return v.expectHash(h)
+}
+
+// expectHash has each queue hold the backend to h, or to nothing if it is nil.
+func (v *vif) expectHash(h *netfront.Hash) (err error) {
+	for _, p := range v.pumps {
+		err = errors.Join(err, p.Do(func(q *netfront.Queue) { q.ExpectHash(h, len(v.pumps)) }))
+	}
+	return err
+}
+
 // syncMulticast asks the backend for what the card is to receive.
 func (v *vif) syncMulticast(ctx context.Context) (McastResult, error) {
 	want, err := multicastList(v.cfg.Name)

@@ -27,10 +27,12 @@ type Control struct {
 	wake   *waker
 	lastID uint16
 	late   int // calls that gave up, whose responses may still come
+
+	static map[int][]byte // list of what the backend keeps mapped, by queue
 }
 
 func newControl(host Host, peer uint16, stream bool) (c *Control, err error) {
-	c = &Control{host: host, peer: peer}
+	c = &Control{host: host, peer: peer, static: map[int][]byte{}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(fmt.Errorf("netfront: control ring: %w", err), c.close())
@@ -207,7 +209,7 @@ func (c *Control) SetHash(ctx context.Context, h Hash) error {
 	if _, err := c.do(ctx, netif.CtrlSetHashFlags, h.Types); err != nil {
 		return err
 	}
-	if err := c.withPage(h.Key, func(ref netif.Gref) error {
+	if err := c.withPage(h.Key, func(ref netif.Gref, _ []byte) error {
 		_, err := c.do(ctx, netif.CtrlSetHashKey, ref, uint32(len(h.Key)))
 		return err
 	}); err != nil {
@@ -223,14 +225,14 @@ func (c *Control) SetHash(ctx context.Context, h Hash) error {
 	for _, q := range h.Mapping {
 		table = binary.NativeEndian.AppendUint32(table, q)
 	}
-	return c.withPage(table, func(ref netif.Gref) error {
+	return c.withPage(table, func(ref netif.Gref, _ []byte) error {
 		_, err := c.do(ctx, netif.CtrlSetHashMapping, ref, uint32(len(h.Mapping)), 0)
 		return err
 	})
 }
 
 // withPage grants a page that begins with b for as long as f runs.
-func (c *Control) withPage(b []byte, f func(netif.Gref) error) error {
+func (c *Control) withPage(b []byte, f func(ref netif.Gref, page []byte) error) error {
 	if len(b) > netif.PageSize {
 		return fmt.Errorf("netfront: %d octets do not fit a page", len(b))
 	}
@@ -239,16 +241,22 @@ func (c *Control) withPage(b []byte, f func(netif.Gref) error) error {
 		return err
 	}
 	copy(p.Bytes(), b)
-	return errors.Join(f(p.Refs()[0]), p.Free())
+	return errors.Join(f(p.Refs()[0], p.Bytes()), p.Free())
 }
 
 // maxGrefs is how many entries a list page has.
-const maxGrefs = netif.PageSize / 8
+const maxGrefs = netif.PageSize / grefEntry
 
 // StaticGrants asks the backend to keep all buffers of a queue mapped, as many
 // as it takes, and returns how many that are. The tx buffers come first, as
 // read-only grants. Whoever works on the queue calls [Queue.AllowMapped] before.
 func (c *Control) StaticGrants(ctx context.Context, q *Queue) (int, error) {
+	return c.SomeStaticGrants(ctx, q, maxGrefs)
+}
+
+// SomeStaticGrants is StaticGrants of no more than most buffers, so that packets
+// come to have both kinds.
+func (c *Control) SomeStaticGrants(ctx context.Context, q *Queue, most int) (int, error) {
 	room, err := c.do(ctx, netif.CtrlGetGrefMappingSize, uint32(q.index))
 	if err != nil {
 		return 0, err
@@ -256,7 +264,7 @@ func (c *Control) StaticGrants(ctx context.Context, q *Queue) (int, error) {
 	list := make([]byte, 0, netif.PageSize)
 	add := func(refs []netif.Gref, flags uint16) {
 		for _, ref := range refs {
-			if len(list)/8 < min(int(room), maxGrefs) {
+			if len(list)/grefEntry < min(int(room), most, maxGrefs) {
 				list = binary.NativeEndian.AppendUint32(list, ref)
 				list = binary.NativeEndian.AppendUint16(list, flags)
 				list = binary.NativeEndian.AppendUint16(list, 0)
@@ -265,12 +273,41 @@ func (c *Control) StaticGrants(ctx context.Context, q *Queue) (int, error) {
 	}
 	add(q.tx.refs, netif.GrefReadOnly)
 	add(q.rx.refs, 0)
-	n := len(list) / 8
+	n := len(list) / grefEntry
 	if n == 0 {
 		return 0, nil
 	}
-	return n, c.withPage(list, func(ref netif.Gref) error {
+	return n, c.withPage(list, func(ref netif.Gref, _ []byte) error {
 		_, err := c.do(ctx, netif.CtrlAddGrefMapping, uint32(q.index), ref, uint32(n))
+		if err == nil {
+			c.static[q.index] = list
+		}
 		return err
+	})
+}
+
+// grefEntry is the size of struct xen_netif_gref.
+const grefEntry = 8
+
+// EndStaticGrants has the backend let go of what [Control.StaticGrants] had it keep
+// mapped, and returns how many that were. It fails unless each of them was.
+func (c *Control) EndStaticGrants(ctx context.Context, q *Queue) (int, error) {
+	list := c.static[q.index]
+	want := uint32(len(list) / grefEntry)
+	return int(want), c.withPage(list, func(ref netif.Gref, page []byte) error {
+		n, err := c.do(ctx, netif.CtrlDelGrefMapping, uint32(q.index), ref, want)
+		if err != nil {
+			return err
+		}
+		delete(c.static, q.index)
+		for i := range int(want) {
+			if s := netif.CtrlStatus(binary.NativeEndian.Uint16(page[i*grefEntry+6:])); s != netif.CtrlSuccess {
+				return fmt.Errorf("netfront: entry %d of %d static grants, gref %d: %v", i, want, binary.NativeEndian.Uint32(page[i*grefEntry:]), s)
+			}
+		}
+		if n != want {
+			return fmt.Errorf("netfront: %d of %d static grants were let go", n, want)
+		}
+		return nil
 	})
 }

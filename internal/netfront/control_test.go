@@ -134,6 +134,46 @@ func TestStaticGrants(t *testing.T) {
 	}
 }
 
+// A backend that lets go of less than it was asked to is told on.
+func TestEndStaticGrants(t *testing.T) {
+	q, _ := newPair(t, Config{Features: AllFeatures(), TxPages: 20, RxPages: 30}, false)
+	for _, tt := range []struct {
+		name   string
+		n      uint32
+		failed int // this entry's status; -1: none
+		good   bool
+	}{
+		{"all", 50, -1, true},
+		{"one less than it says", 50, 7, false},
+		{"one less", 49, -1, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var m *machine
+			c, m2, _ := newControlPair(t, func(r netif.CtrlRequest) *netif.CtrlResponse {
+				answer := &netif.CtrlResponse{ID: r.ID, Type: r.Type, Data: 50}
+				if r.Type == netif.CtrlDelGrefMapping {
+					answer.Data = tt.n
+					for i := range 50 {
+						status := netif.CtrlSuccess
+						if i == tt.failed {
+							status = netif.CtrlInvalidParameter
+						}
+						binary.LittleEndian.PutUint16(m.page(r.Data[1])[8*i+6:], uint16(status))
+					}
+				}
+				return answer
+			})
+			m = m2
+			if n, err := c.StaticGrants(t.Context(), q); n != 50 || err != nil {
+				t.Fatalf("%d, %v", n, err)
+			}
+			if n, err := c.EndStaticGrants(t.Context(), q); n != 50 || (err == nil) != tt.good {
+				t.Errorf("%d, %v", n, err)
+			}
+		})
+	}
+}
+
 func TestControlErrors(t *testing.T) {
 	t.Run("a status", func(t *testing.T) {
 		c, _, _ := newControlPair(t, func(q netif.CtrlRequest) *netif.CtrlResponse {

@@ -101,6 +101,7 @@ func (q *Queue) judge(p *Packet) {
 			q.violate(RuleGSO, "rx", p.start, "%v for a packet that is not", m.GSOType)
 		}
 	}
+	q.judgeHash(p, head)
 	if m.CsumBlank {
 		q.judgeBlank(p, head)
 	} else if m.DataValidated && q.rules.strict {

@@ -633,7 +633,7 @@ func TestRuleNames(t *testing.T) {
 		}
 		seen[r.String()] = true
 	}
-	if got := numRules.String(); got != "unknown(19)" {
+	if got := numRules.String(); got != "unknown(20)" {
 		t.Errorf("a rule beyond all is called %q", got)
 	}
 	v := &Violation{Rule: RuleTxID, Queue: 1, Ring: "tx", Index: 7, Detail: "id 9"}

@@ -31,8 +31,9 @@ type Queue struct {
 	tx txSide
 	rx rxSide
 
-	silent bool // do not notify
-	dead   *Violation
+	expected expected // of hashing
+	silent   bool     // do not notify
+	dead     *Violation
 
 	stats      Stats
 	broken     [numRules]uint64

@@ -21,7 +21,8 @@ type Stats struct {
 	RxSlots     uint64 `json:"rx_slots"` // data slots and extras
 	RxMulti     uint64 `json:"rx_multi"` // packets of several data slots
 	RxGSO       uint64 `json:"rx_gso"`
-	RxHash      uint64 `json:"rx_hash"` // packets with a hash
+	RxHash      uint64 `json:"rx_hash"`   // packets with a hash
+	RxAstray    uint64 `json:"rx_astray"` // packets that the guest's hashing wants on another queue
 	RxCsumBlank uint64 `json:"rx_csum_blank"`
 	RxValidated uint64 `json:"rx_validated"` // checksum verified, not blank
 	RxErrors    uint64 `json:"rx_errors"`    // packets with a slot that failed
@@ -61,6 +62,7 @@ func (s *Stats) Add(o Stats) {
 	s.RxMulti += o.RxMulti
 	s.RxGSO += o.RxGSO
 	s.RxHash += o.RxHash
+	s.RxAstray += o.RxAstray
 	s.RxCsumBlank += o.RxCsumBlank
 	s.RxValidated += o.RxValidated
 	s.RxErrors += o.RxErrors

@@ -33,6 +33,7 @@ const (
 	RuleCsumBlank                // a blank checksum where none may be
 	RuleCsum                     // a checksum that is wrong
 	RuleOutsideWrite             // octets written outside of the announced ones
+	RuleHash                     // a hash that is not the packet's, or none
 	numRules
 )
 
@@ -56,6 +57,7 @@ var ruleNames = [numRules]string{
 	"blank checksum not asked for",
 	"wrong checksum",
 	"rx page written outside of the data",
+	"rx hash",
 }
 
 func (r Rule) String() string {

@@ -72,8 +72,17 @@ func TestStaticGrantsEndGrantOperations(t *testing.T) {
 	if s.Counters["tx_gso"] == 0 || s.Counters["rx_gso"] == 0 {
 		t.Error("no large packet came")
 	}
+	n, err := g.EndStaticGrants(w.ctx, "", 0)
+	w.must(err)
+	if left := g.status().Queues[0].Static; n != 512 || left != 0 {
+		t.Errorf("%d grants were let go, %d are left", n, left)
+	}
+	g.pings(5)
+	if g.counter(dataplane.GrantOps) == before {
+		t.Error("no grant operations after static grants were let go")
+	}
 	g.innocent()
-	_, err := w.Detach(w.ctx, g.Domid, g.Devid)
+	_, err = w.Detach(w.ctx, g.Domid, g.Devid)
 	w.must(err)
 	w.vifGone(g.Domid, g.Devid)
 	w.unpinned(g.Domid)
@@ -179,6 +188,12 @@ func flowsCome(w *world, by string) {
 		}
 		return n
 	}
+	astray := func() uint64 {
+		s, err := g.Stats(w.ctx, "")
+		w.must(err)
+		return s.Total.RxAstray
+	}
+	unsteered := uint64(0) // while there was no netbackd, or one that did not steer yet
 	g.pings(5)
 	for _, q := range []uint32{2, 0, 3} {
 		w.must(g.SetHash(w.ctx, "", netfront.Hash{Types: 15, Key: hashKey, Mapping: []uint32{q, q, q}}))
@@ -186,10 +201,13 @@ func flowsCome(w *world, by string) {
 			t.Skipf("queues are chosen by %s", s.Control.Steering)
 		}
 		if q == 3 {
+			before := astray()
 			w.Daemon().Kill()
 			w.must(w.StartDaemon(w.ctx))
 			g.serving()
 			g.waitStatus("the successor to steer", steered)
+			g.pings(5)
+			unsteered = astray() - before
 		}
 		before := arrived()
 		for range 3 { // three flows
@@ -216,6 +234,9 @@ func flowsCome(w *world, by string) {
 	}
 	if used < 2 {
 		t.Errorf("16 flows on %d queues", used)
+	}
+	if n := astray() - unsteered; n != 0 {
+		t.Errorf("%d packets came on another queue than the guest expects", n)
 	}
 	g.innocentAfterKill()
 }
