@@ -103,10 +103,13 @@ func undone(b []byte) (s string) {
 func (c *cable) send(ctx context.Context, f *frame) error {
 	b := make([]byte, tap.VnetHdrLen)
 	h := tap.VnetHdr{}
-	if f.tcp {
-		h.Flags, h.CsumStart, h.CsumOffset, h.HdrLen = tap.VnetNeedsCsum, 34, 16, minTCP
+	if f.blank() {
+		h.Flags, h.CsumStart, h.CsumOffset, h.HdrLen = tap.VnetNeedsCsum, uint16(f.l4()), 16, uint16(f.header())
 		if f.mss > 0 {
 			h.GSOType, h.GSOSize = tap.VnetGSOTCPv4, f.mss
+			if f.v6() {
+				h.GSOType = tap.VnetGSOTCPv6
+			}
 		}
 	}
 	h.Encode(b)

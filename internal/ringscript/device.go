@@ -45,8 +45,13 @@ func (q *queue) close() error {
 // newRings makes n queues, which are offered next. Those there were stay as they
 // are until the device is closed.
 func (p *player) newRings(n int, single bool) error {
-	p.past = append(p.past, p.queues...)
-	p.queues, p.at = nil, 0
+	for _, q := range p.queues {
+		p.past = append(p.past, q)
+	}
+	if p.ctrl != nil {
+		p.past = append(p.past, p.ctrl)
+	}
+	p.queues, p.at, p.ctrl = nil, 0, nil
 	for range n {
 		q := &queue{got: map[uint16]netif.RxResponse{}, buffers: map[uint16][]byte{}}
 		p.queues = append(p.queues, q)
@@ -83,6 +88,8 @@ func (p *player) freeRings() error {
 		errs = append(errs, q.close())
 	}
 	p.queues, p.at = nil, 0
+	errs = append(errs, p.ctrl.close())
+	p.ctrl = nil
 	return errors.Join(errs...)
 }
 
@@ -123,6 +130,12 @@ var special = map[string]func(*player) (uint32, error){
 	"@foreign":  func(p *player) (uint32, error) { return p.foreign.Refs()[0], nil },
 	"@freed":    (*player).freedRef,
 	"@tx-port":  func(p *player) (uint32, error) { return uint32(p.queues[0].txPort), nil },
+	"@control-ring": func(p *player) (uint32, error) {
+		if p.ctrl == nil {
+			return 0, errNoControl
+		}
+		return p.ctrl.page.Refs()[0], nil
+	},
 	"@closed-port": func(p *player) (uint32, error) {
 		port, err := p.outside.BindUnbound(p.peer)
 		return uint32(port), errors.Join(err, p.outside.Unbind(port))
@@ -167,6 +180,11 @@ func (p *player) ringKeys() (keys []setKey) {
 		add("event-channel-tx", uint32(q.txPort))
 		add("event-channel-rx", uint32(q.rxPort))
 	}
+	if p.ctrl != nil {
+		keys = append(keys,
+			setKey{"ctrl-ring-ref", strconv.FormatUint(uint64(p.ctrl.page.Refs()[0]), 10)},
+			setKey{"event-channel-ctrl", strconv.FormatUint(uint64(p.ctrl.port), 10)})
+	}
 	return keys
 }
 
@@ -176,6 +194,7 @@ func (p *player) offer() error {
 	if len(p.queues) == 0 {
 		return errNoRings
 	}
+	p.inForce = ""
 	keys := p.ringKeys()
 	p.names = map[string]string{}
 	for _, k := range keys {

@@ -30,16 +30,22 @@
 // Frames:
 //
 //	frame NAME LEN [dst=MAC]           not IP
-//	frame NAME tcp LEN [mss=N]         TCP over IPv4, checksum blank; sent to the
-//	                                   guest with mss it is to be segmented
+//	frame NAME tcp LEN [mss=N] [IP]    TCP, checksum blank; sent to the guest with
+//	                                   mss it is to be segmented
+//	frame NAME udp LEN [IP]            UDP
+//
+// IP is from=ADDRESS:PORT to=ADDRESS:PORT, vlan=N, and fragment (the first of a
+// packet); a frame with either of the last has its checksum.
+//
 //	case TEXT                          a heading; every answer so far was looked at
 //
 // The device. Key takes effect with the next offer, which removes all that an
 // earlier one wrote. Values that a script cannot know are @tx-ring and @rx-ring,
-// @tx-port (those of queue 0), @readonly, @foreign, @freed (pages), @closed-port
-// and @foreign-port.
+// @tx-port (those of queue 0), @control-ring, @readonly, @foreign, @freed (pages),
+// @closed-port and @foreign-port.
 //
 //	rings [N] [single]                 N new queues; single: one event channel each
+//	control slot|stream|neither        a control ring for these, or a page that is none
 //	key NAME VALUE                     "-": without this key
 //	offer                              publish the rings, go to Connected
 //	connect                            offer, and wait for the backend's Connected
@@ -64,6 +70,7 @@
 //	push                               publish, and send the events asked for
 //	publish                            publish, send none
 //	kick                               send events, asked for or not
+//	turn tx|rx N                       the next page of a pool to be used
 //	req-prod tx|rx N                   add to req_prod
 //	rsp-event tx|rx N                  ask for an event at the N-th response from now
 //	answers [IDS=okay|error|dropped | null]...
@@ -71,6 +78,25 @@
 //	content NAME IDS...                these buffers hold the frame, and no more
 //	armed tx|rx [N]                    wait until req_event is N past req_prod
 //	event tx|rx|none                   wait for an event; none: none has come
+//
+// The control ring. Messages name one page, which is granted for writing (page)
+// and for reading only (readonly); nothing may be written there but statuses of a
+// list. OCTETS are words like hex=6d5a, u16=, u32= and u64=1,2, zeros=N, each with
+// *N behind it for N times that, and grefs=PAGE[:ro|:FLAGS],... for the entries of
+// a list, where PAGE is tx[N] or rx[N..M] (of the pools), or as BUFFER. On a ring of
+// slots a MESSAGE is a type, by name or number, and its data: numbers, page, control
+// (the ring's), or as PAGE. On byte streams it is TYPE [size=N] OCTETS, where size is
+// what the header says; stream=N is a type of any number, octets are no message.
+//
+//	page OCTETS...                     what is in the page
+//	call MESSAGE -> STATUS [DATA]      send, and wait for the response; what is not
+//	                                   answered with success has changed nothing
+//	send [id=IDS] MESSAGE              put a message
+//	replies [[ID=]STATUS[:DATA]]...    push, and wait for responses
+//	statuses [N=STATUS | N=untouched]... those in the list
+//	kick control                       send an event, asked for or not
+//	req-prod control N                 add to req_prod
+//	rsp-cons N                         add to rsp_cons, of byte streams
 //
 // The host. Facts are waited for.
 //
@@ -80,6 +106,10 @@
 //	counters NAME=N...                 counted since the last time
 //	quarantined TEXT|no, error TEXT|no the reason, the error node; a part of it
 //	carrier up|down, stalled yes|no, held yes|no
+//	served slot|stream|no|TEXT         the control ring, and why it is out of use
+//	hashing ALGORITHM TYPES KEY/LENGTH MAPPING, or no
+//	steered hash|host                  who chooses the queue
+//	static N...                        static grants of each queue
 //	grants N, ports N, mcast [MAC]..., features [NAME]...
 //	reset                              netbackd reset
 //

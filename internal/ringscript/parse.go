@@ -5,6 +5,7 @@ package ringscript
 import (
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -139,7 +140,8 @@ var directives = map[string]func(*args) action{
 	"rx":        parseRx,
 	"push":      plain((*player).push),
 	"publish":   plain((*player).publish),
-	"kick":      plain((*player).kick),
+	"kick":      parseKick,
+	"turn":      parseTurn,
 	"req-prod":  parseReqProd,
 	"rsp-event": parseRspEvent,
 	"answers":   parseAnswers,
@@ -147,6 +149,14 @@ var directives = map[string]func(*args) action{
 	"content":   parseContent,
 	"armed":     parseArmed,
 	"event":     parseEvent,
+
+	"control":  parseControl,
+	"page":     parsePage,
+	"call":     parseCall,
+	"send":     parseSend,
+	"replies":  parseReplies,
+	"statuses": parseStatuses,
+	"rsp-cons": parseRspCons,
 
 	"out":         parseOut,
 	"inject":      parseInject,
@@ -157,10 +167,14 @@ var directives = map[string]func(*args) action{
 	"carrier":     parseFact("carrier", "up", "down"),
 	"stalled":     parseFact("stalled", "yes", "no"),
 	"held":        parseFact("held", "yes", "no"),
+	"served":      parseText("served"),
+	"hashing":     parseWords("hashing"),
+	"steered":     parseFact("steered", "hash", "host"),
+	"static":      parseWords("static"),
 	"grants":      parseNumberFact("grants"),
 	"ports":       parseNumberFact("ports"),
 	"mcast":       parseMcast,
-	"features":    parseFeatures,
+	"features":    parseWords("features"),
 	"reset":       plain((*player).reset),
 }
 
@@ -351,17 +365,37 @@ func parseFrame(a *args) action {
 		a.fail("%.40q cannot be a name", name)
 	}
 	spec := frameSpec{name: name}
-	lowest := int64(minFrame)
-	if spec.tcp = a.is("tcp"); spec.tcp {
-		lowest = minTCP
-	}
-	spec.length = int(a.number("length", a.word("length"), lowest, netif.MaxTxSize))
-	if spec.tcp {
-		if v, ok := a.value("mss"); ok {
-			spec.mss = uint16(a.number("mss", v, 1, 0xffff))
+	for _, proto := range []string{"tcp", "udp"} {
+		if a.is(proto) {
+			spec.proto = proto
 		}
-	} else if v, ok := a.value("dst"); ok {
+	}
+	spec.length = int(a.number("length", a.word("length"), int64(spec.lowest()), netif.MaxTxSize))
+	for spec.proto != "" && a.err == nil {
+		if v, ok := a.value("mss"); ok {
+			if spec.proto != "tcp" {
+				a.fail("what is %q for?", "mss="+v)
+			}
+			spec.mss = uint16(a.number("mss", v, 1, 0xffff))
+		} else if v, ok := a.value("from"); ok {
+			spec.from = a.address(v)
+		} else if v, ok := a.value("to"); ok {
+			spec.to = a.address(v)
+		} else if v, ok := a.value("vlan"); ok {
+			spec.vlan = uint16(a.number("vlan", v, 1, 0xfff))
+		} else if a.is("fragment") {
+			spec.fragment = true
+		} else {
+			break
+		}
+	}
+	if v, ok := a.value("dst"); ok && spec.proto == "" {
 		spec.dst = a.mac(v)
+	}
+	if a.err == nil {
+		if err := spec.check(); err != nil {
+			a.fail("%w", err)
+		}
 	}
 	if a.byName[name] != nil || len(a.byName) >= maxFrames {
 		a.fail("there is a frame %.40q already, or %d others", name, maxFrames)
@@ -497,9 +531,25 @@ func parseRx(a *args) action {
 }
 
 func parseReqProd(a *args) action {
-	rx := a.oneOf("ring", "tx", "rx") == "rx"
-	by := a.number("by how much", a.word("by how much"), -1<<31, 1<<31)
-	return quiet(func(p *player) error { return p.moveReqProd(rx, netif.Index(uint32(by))) })
+	ring := a.oneOf("ring", "tx", "rx", "control")
+	by := a.number("by how much", a.word("by how much"), -1<<31, 1<<32-1)
+	return quiet(func(p *player) error { return p.moveReqProd(ring, uint32(by)) })
+}
+
+func parseKick(a *args) action {
+	if a.is("control") {
+		return quiet((*player).kickControl)
+	}
+	return quiet((*player).kick)
+}
+
+func parseTurn(a *args) action {
+	pool := a.oneOf("pool", "tx", "rx")
+	n := int(a.number("page", a.word("page"), 0, poolPages-1))
+	return quiet(func(p *player) error {
+		p.pool(pool).next = n
+		return nil
+	})
 }
 
 func parseRspEvent(a *args) action {
@@ -571,6 +621,15 @@ func parseArmed(a *args) action {
 func parseEvent(a *args) action {
 	want := a.oneOf("event", "tx", "rx", "none")
 	return func(p *player) (string, error) { return p.event(want) }
+}
+
+// address reads an address of IP and a port.
+func (a *args) address(w string) netip.AddrPort {
+	ap, err := netip.ParseAddrPort(w)
+	if err != nil {
+		a.fail("%w", err)
+	}
+	return ap
 }
 
 // mac reads an Ethernet address.
@@ -668,7 +727,10 @@ func parseMcast(a *args) action {
 	return func(p *player) (string, error) { return p.fact("mcast", strings.Join(want, " ")) }
 }
 
-func parseFeatures(a *args) action {
-	want := strings.Join(a.rest(), " ")
-	return func(p *player) (string, error) { return p.fact("features", want) }
+// parseWords reads words that have to be what the host says.
+func parseWords(verb string) func(*args) action {
+	return func(a *args) action {
+		want := strings.Join(a.rest(), " ")
+		return func(p *player) (string, error) { return p.fact(verb, want) }
+	}
 }

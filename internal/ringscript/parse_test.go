@@ -3,6 +3,7 @@
 package ringscript
 
 import (
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -71,6 +72,42 @@ func TestScriptThatMakesNoSense(t *testing.T) {
 		{"error", "the text is missing"},
 		{"carrier gone", "carrier is"},
 		{"mcast 1:2", "no Ethernet address"},
+
+		{"frame G tcp 60 from=1.2.3.4:5", "two addresses of one family"},
+		{"frame G tcp 90 from=1.2.3.4:5 to=[::1]:5", "two addresses of one family"},
+		{"frame G udp 60 mss=9", `what is "mss=9" for?`},
+		{"frame G udp 41", `length is "41"`},
+		{"frame G tcp 60 from=[::2]:5 to=[::1]:5", "want 74"},
+		{"frame G tcp 60 to=1.2.3.4", "not an ip:port"},
+		{"control ring", "control ring is"},
+		{"page u16=65536", "not in the range of u16"},
+		{"page u32=1,x", "not in the range of u32"},
+		{"page hex=123", "hex"},
+		{"page zeros=0", "zeros is"},
+		{"page u8=1", "is no octets"},
+		{"page zeros=100000*2", "more than"},
+		{"page grefs=page", "is no page"},
+		{"page grefs=tx[1..560]", "has pages 0 to"},
+		{"page grefs=rx[2..1]", "has pages 0 to"},
+		{"page grefs=freed:65536", "flags is"},
+		{"call", "type is missing"},
+		{"call set-hash-key page 40", "-> and a status are missing"},
+		{"call set-hash-key page 40 -> fine", "is no status"},
+		{"call set-hash-key moon 40 -> success", "is no page"},
+		{"call 65536 -> success", "type is"},
+		{"call 1 2 3 4 5 -> success", "-> and a status are missing"},
+		{"call set-key page -> success", "is no octets"},
+		{"send octets -> success", `what is "->" for?`},
+		{"send id=1..2000 get-hash-flags", "2000 ids in a row"},
+		{"replies 1=fine", "is no status"},
+		{"replies success:0", "data is"},
+		{"statuses 1=success", "from the first on"},
+		{"statuses 0=fine", "is no status"},
+		{"rsp-cons x", "by how much is"},
+		{"turn ctrl 1", "pool is"},
+		{"turn tx 560", "page is"},
+		{"served", "the text is missing"},
+		{"steered maybe", "steered is"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.line, func(t *testing.T) {
@@ -133,7 +170,9 @@ func TestFrameFromItsWords(t *testing.T) {
 		{name: "F", length: 60},
 		{name: "Z", length: 0xffff, dst: [6]byte{1, 2, 3, 4, 5, 6}},
 		{name: "a b", length: 13},
-		{name: "T", length: minTCP, tcp: true, mss: 1448},
+		{name: "T", length: 54, proto: "tcp", mss: 1448},
+		{name: "T6", length: 74, proto: "tcp", mss: 1448, from: netip.MustParseAddrPort("[2001:db8::9]:1"), to: netip.MustParseAddrPort("[2001:db8::8]:65535")},
+		{name: "U", length: 60, proto: "udp", vlan: 5, fragment: true, from: netip.MustParseAddrPort("192.0.2.9:7"), to: netip.MustParseAddrPort("192.0.2.8:9")},
 	} {
 		words, err := split(want.words())
 		if err != nil {
@@ -147,7 +186,12 @@ func TestFrameFromItsWords(t *testing.T) {
 			t.Errorf("%+v has %d octets", want, len(f.octets))
 		}
 	}
-	for _, bad := range []string{"", "F", "F 60 00 false 0", "F 0 000000000000 false 0", "F 60 000000000000 true 70000", "F 53 000000000000 true 9", "F 60 x false 0"} {
+	const rest = ` "" "" 0 0 false`
+	for _, bad := range []string{
+		"", "F", `F 60 00 ""` + rest, `F 0 000000000000 ""` + rest, `F 53 000000000000 tcp` + rest, `F 60 x ""` + rest, `F 60 000000000000 sctp` + rest,
+		`F 60 000000000000 tcp "" "" 70000 0 false`, `F 60 000000000000 tcp "1.2.3.4:5" "" 0 0 false`, `F 90 000000000000 tcp "1.2.3.4:5" "[::1]:5" 0 0 false`,
+		`F 90 000000000000 udp "[::2]:5" "[::1]:5" 0 0 true`, `F 90 000000000000 tcp "" "" 9 1 false`,
+	} {
 		words, err := split(bad)
 		if err != nil {
 			t.Fatal(err)
@@ -171,6 +215,7 @@ func FuzzParse(f *testing.F) {
 		f.Add(string(text))
 	}
 	f.Add("frame F 65535\ntx 0..1023 F/4096\nrx 1..3 gref=1\nextra gso 255 65535 more\nout F*4096\nanswers 1..1024=okay null")
+	f.Add("page grefs=tx[0..9]:ro,gref=1 zeros=9*9 u64=1\ncall stream=9 size=1 zeros=131072 -> success 1\nsend id=0..9 7 page freed control\nreplies 0..9=success:7\nstatuses 0..1023=untouched")
 	f.Fuzz(func(t *testing.T, text string) {
 		s, err := Parse("fuzz", text)
 		if err != nil {

@@ -91,13 +91,21 @@ type player struct {
 
 	queues []*queue
 	at     int      // the queue that directives are about
-	past   []*queue // that the backend may still have mapped
+	past   []closer // what the backend may still have mapped
+
+	ctrl *control // what is offered next, or was last
+	msg  message  // what messages name
+
+	inForce string // what the host said last of what messages configure; empty: it may have changed
 
 	tx, rx            pool
 	foreign, readonly *gntalloc.Pages
 	last              netif.Gref
 	outside           netfront.Events // channels that are no queue's
 }
+
+// closer is rings that are given back.
+type closer interface{ close() error }
 
 // setKey is a node for the next offer; with the value "-" it is left out.
 type setKey struct{ key, value string }
@@ -109,13 +117,22 @@ type pool struct {
 }
 
 // poolPages is more than a ring has slots, so that a page comes back only when
-// its request was answered.
-const poolPages = netif.TxRingSize + 64
+// its request was answered; and both pools together are more than a queue's static
+// grants are in tests.
+const poolPages = netif.TxRingSize + 304
 
 func (p *pool) page() (mem []byte, ref netif.Gref) {
 	i := p.next
 	p.next = (p.next + 1) % poolPages
 	return p.pages.Bytes()[i*netif.PageSize:][:netif.PageSize:netif.PageSize], p.pages.Refs()[i]
+}
+
+// pool is the tx pool or the rx pool.
+func (p *player) pool(name string) *pool {
+	if name == "rx" {
+		return &p.rx
+	}
+	return &p.tx
 }
 
 // nobody is a domain that is not the backend, and need not exist.
@@ -151,6 +168,7 @@ func (p *player) open() (err error) {
 		{&p.rx.pages, p.peer, poolPages, true},
 		{&p.foreign, nobody, 1, true},
 		{&p.readonly, p.peer, 1, false},
+		{&p.msg.page, p.peer, 1, true},
 	} {
 		if *a.to, err = p.host.Pages.Alloc(a.domid, a.n, a.writable); err != nil {
 			return err
@@ -162,7 +180,7 @@ func (p *player) open() (err error) {
 // shut gives everything back.
 func (p *player) shut() error {
 	errs := []error{p.freeRings(), p.forget(), p.outside.Close(), p.watch.Close()}
-	for _, g := range []*gntalloc.Pages{p.tx.pages, p.rx.pages, p.foreign, p.readonly} {
+	for _, g := range []*gntalloc.Pages{p.tx.pages, p.rx.pages, p.foreign, p.readonly, p.msg.page} {
 		errs = append(errs, g.Free())
 	}
 	return errors.Join(errs...)
@@ -171,6 +189,7 @@ func (p *player) shut() error {
 // play plays one script.
 func (p *player) play(s *Script, out io.Writer) error {
 	p.script, p.title = s, "before the first case"
+	p.tx.next, p.rx.next = 0, 0
 	fail := func(line int, err error) error {
 		f := &Failure{Script: s.Name, Case: p.title, Line: line, Err: err}
 		_, _ = fmt.Fprintf(out, "FAILED: %v\n", f)

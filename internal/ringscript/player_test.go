@@ -159,6 +159,18 @@ func TestExpectationThatDoesNotHold(t *testing.T) {
 		{"answers 7=okay\n", "0 tx and 1 rx responses were not looked at"},
 		{"queue 1\n", "there are 1 queues"},
 		{"answers 7=okay\nfilled 3=60\nreset\n", "nobody said what to answer"},
+
+		{"answers 7=okay\nfilled 3=60\ncall get-hash-flags -> success\n", "there is no control ring"},
+		{"answers 7=okay\nfilled 3=60\nkick control\n", "there is no control ring"},
+		{"answers 7=okay\nfilled 3=60\nreplies 1=success\n", "there is no control ring"},
+		{"answers 7=okay\nfilled 3=60\ncontrol neither\nsend get-hash-flags\n", "of no protocol"},
+		{"answers 7=okay\nfilled 3=60\ncontrol slot\nrsp-cons 1\n", "there is no control ring"},
+		{"answers 7=okay\nfilled 3=60\ncontrol slot\ncall get-hash-flags -> success\n", `got "[]", want "success"`},
+		{"answers 7=okay\nfilled 3=60\ncontrol stream\ncall get-flags -> success\n", `got "[]", want "success"`},
+		{"answers 7=okay\nfilled 3=60\ncontrol slot\ncall get-hash-flags -> not-supported\n", "nobody said what to answer"},
+		{"answers 7=okay\nfilled 3=60\npage grefs=tx[3]\nstatuses 0=success\n", `got "0=untouched", want "0=success"`},
+		{"answers 7=okay\nfilled 3=60\nserved slot\n", `got "stream", want "slot"`},
+		{"answers 7=okay\nfilled 3=60\nhashing none - - -\n", `want "none - - -"`},
 	}
 	for _, tt := range tests {
 		t.Run(tt.lines, func(t *testing.T) {
@@ -167,6 +179,8 @@ func TestExpectationThatDoesNotHold(t *testing.T) {
 			u["counters"] = "a=1"
 			u["carrier"] = "up"
 			u["quarantined"] = "broken"
+			u["served"] = "stream"
+			u["hashing"] = "no"
 			said, err := playAll(t, host, u, begin+tt.lines)
 			var f *Failure
 			if !errors.As(err, &f) || !strings.Contains(err.Error(), tt.want) {

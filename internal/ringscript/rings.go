@@ -175,15 +175,18 @@ func (p *player) kick() error {
 }
 
 // moveReqProd adds to a ring's req_prod without filling any slot.
-func (p *player) moveReqProd(rx bool, by netif.Index) error {
+func (p *player) moveReqProd(ring string, by uint32) error {
+	if ring == "control" {
+		return p.moveControl(by)
+	}
 	q, err := p.queue()
 	if err != nil {
 		return err
 	}
-	if rx {
-		q.rx.SetReqProd(q.rx.ReqProd() + by)
+	if ring == "rx" {
+		q.rx.SetReqProd(q.rx.ReqProd().Add(by))
 	} else {
-		q.tx.SetReqProd(q.tx.ReqProd() + by)
+		q.tx.SetReqProd(q.tx.ReqProd().Add(by))
 	}
 	return nil
 }
@@ -211,7 +214,7 @@ func (p *player) settled() error {
 				tx.RspProd.Sub(tx.ReqCons), rx.RspProd.Sub(rx.ReqCons))
 		}
 	}
-	return nil
+	return p.ctrl.settled()
 }
 
 // answers takes tx responses and checks them. It waits until there are enough;
@@ -310,11 +313,21 @@ func (p *player) filled(want []string) (string, error) {
 }
 
 func sayExtra(e netif.ExtraInfo) string {
-	if e.Type == netif.ExtraGSO {
+	switch e.Type {
+	case netif.ExtraGSO:
 		g := e.GSO()
 		return fmt.Sprintf("extra=gso:%v:%d", g.Type, g.Size)
+	case netif.ExtraHash:
+		if h := e.Hash(); h.Algorithm == netif.HashAlgorithmToeplitz && int(h.Type) < len(hashTypes) {
+			return fmt.Sprintf("extra=hash:%s:%08x", hashTypes[h.Type], h.Value)
+		}
 	}
 	return fmt.Sprintf("extra=%v", e.Type)
+}
+
+// hashTypes are the types of hash, by number.
+var hashTypes = [...]string{
+	netif.HashIPv4: "ipv4", netif.HashIPv4TCP: "ipv4-tcp", netif.HashIPv6: "ipv6", netif.HashIPv6TCP: "ipv6-tcp",
 }
 
 // sayRx is ID=STATUS[@OFFSET][:FLAGS].

@@ -90,6 +90,8 @@ func (u *Umpire) answer(ctx context.Context, question string) (string, error) {
 		return u.count(ctx, &u.counters, words, func(s *vif.Status) map[string]uint64 { return s.Counters })
 	case "reset":
 		return "", u.cfg.Daemon.Reset(ctx, u.name)
+	case "in-force":
+		return u.inForce(ctx)
 	case "error":
 		return u.fact(ctx, words, func(*vif.Status) (string, error) { return u.errorNode() })
 	}
@@ -108,6 +110,12 @@ var facts = map[string]func(*vif.Status) string{
 	"ports":       func(s *vif.Status) string { return strconv.Itoa(s.Ports) },
 	"mcast":       func(s *vif.Status) string { return strings.Join(s.Mcast, " ") },
 	"features":    func(s *vif.Status) string { return strings.Join(s.Features, " ") },
+	"served":      served,
+	"hashing":     hashing,
+	"steered": func(s *vif.Status) string {
+		return choose(s.Control != nil && strings.HasPrefix(s.Control.Steering, "hash"), "hash", "host")
+	},
+	"static": static,
 	"held": func(s *vif.Status) string {
 		for _, q := range s.Queues {
 			if q.Held > 0 {
@@ -116,6 +124,62 @@ var facts = map[string]func(*vif.Status) string{
 		}
 		return "no"
 	},
+}
+
+// served is the protocol of the control ring, and why it is out of use.
+func served(s *vif.Status) string {
+	c := s.Control
+	switch {
+	case c == nil:
+		return "no"
+	case c.Error != "":
+		return strings.TrimSpace(c.Protocol + " out of use: " + c.Error)
+	}
+	return c.Protocol
+}
+
+// hashing is algorithm, types, begin of the key and its length, and mapping of a
+// guest with a control ring.
+func hashing(s *vif.Status) string {
+	c := s.Control
+	if c == nil {
+		return "no"
+	}
+	key := "-"
+	if c.KeyOctets > 0 {
+		key = fmt.Sprintf("%.8s/%d", c.Key, c.KeyOctets)
+	}
+	mapping := strings.ReplaceAll(strings.Trim(fmt.Sprint(c.Mapping), "[]"), " ", ",")
+	return fmt.Sprintf("%s %s %s %s", c.Algorithm, orDash(strings.Join(c.Types, ",")), key, orDash(mapping))
+}
+
+// static is the number of static grants of each queue.
+func static(s *vif.Status) string {
+	var n []string
+	for _, q := range s.Queues {
+		n = append(n, strconv.Itoa(q.Static))
+	}
+	return strings.Join(n, " ")
+}
+
+// inForce is all that a guest can configure over the control ring.
+func (u *Umpire) inForce(ctx context.Context) (string, error) {
+	s, err := u.status(ctx)
+	if err != nil {
+		return "", err
+	}
+	text := hashing(s) + " static " + static(s)
+	if s.Control != nil {
+		text += " key " + s.Control.Key
+	}
+	return text, nil
+}
+
+func orDash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
 }
 
 func orNo(s string) string {

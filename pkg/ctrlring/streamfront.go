@@ -76,6 +76,27 @@ func (f *StreamFront) SendMessage(typ StreamType, payload []byte) error {
 	return nil
 }
 
+// SendOctets begins to send octets that need not be a message, nor a whole one,
+// behind what is still to be sent, and has Turn look for a response. Like
+// [StreamFront.SetReqProd] it is how a test plays a frontend that breaks off, or
+// does not wait.
+func (f *StreamFront) SendOctets(b []byte) {
+	f.out = append(f.out, b...)
+	f.typ, f.have, f.done = StreamAck, 0, false
+}
+
+// ReqProd is how many octets were written so far.
+func (f *StreamFront) ReqProd() uint32 { return f.reqProd }
+
+// SetRspCons writes rsp_cons as it is told.
+func (f *StreamFront) SetRspCons(v uint32) {
+	f.rspCons = v
+	f.page.publish(wRspCons, v)
+}
+
+// RspCons is how many octets were read so far.
+func (f *StreamFront) RspCons() uint32 { return f.rspCons }
+
 // SetReqProd writes req_prod as it is told. It is how a test plays a frontend
 // that breaks the protocol.
 func (f *StreamFront) SetReqProd(v uint32) {

@@ -25,6 +25,7 @@ push
 answers 1=okay
 out C+csum
 
+# As in Linux's netback, which keeps one extra of each type (xenvif_get_extras).
 case the last of two of a kind counts
 tx 1 T[:2000] size=4054 csum valid more extra
 extra gso tcpv6 7 more
@@ -42,6 +43,13 @@ push
 answers 1=okay null
 out F
 
+# From here on: what makes no sense costs the packet. netif.h has ERROR for a
+# request that was not carried out; it does not say that such a guest is to be cut
+# off. Linux's netback cuts it off for a size of 0 and for unknown types
+# (xenvif_set_skb_gso), and for what is not TCP it answers OKAY and drops the packet
+# unseen (checksum_setup fails, xenvif_tx_submit). ERROR tells the guest, to which it
+# is a lost packet: Linux's netfront looks at no status but NULL, Windows counts it
+# as an error.
 case segments of no octets
 tx 1 F extra
 extra gso tcpv4 0

@@ -37,6 +37,9 @@ filled 3..4=60
 content X 3
 drops rx_mcast_filtered=1
 
+# netif.h does not say what adding twice means. Linux's netback has it twice in its
+# list then, and after one removal it still comes through; here it is a set, as the
+# lists of drivers are, of which the order is that of adding.
 case it is added again, another one too, and removed
 tx 1 same extra
 extra mcast-add 01:00:5e:00:00:01
@@ -59,6 +62,9 @@ extra mcast-del 01:00:5e:7f:ff:ff
 push
 answers 1=okay null
 
+# netif.h lets either ride on a request and says nothing of both. Linux's netback
+# keeps one extra of each type and looks for the one that adds first
+# (xenvif_tx_build_gops): their order in the chain does not count.
 case both in one chain: adding counts
 tx 1 same extra
 extra mcast-del 01:00:5e:00:00:01 more
@@ -67,6 +73,8 @@ push
 answers 1=okay null null
 mcast 33:33:00:00:00:02 01:00:5e:00:00:01
 
+# Linux's netback takes it into its list, where it changes nothing: only what goes
+# to a group is held back. Here it is no entry of 64, and the guest is told.
 case an address that is none of a group
 tx 1 same extra
 extra mcast-add 02:00:00:00:00:02

@@ -189,7 +189,11 @@ rx 1..6 page
 push
 inject S
 filled 1=60
-# What is to be segmented is, before it comes to the guest.
+# What is to be segmented is, before it comes to the guest. Its segments are left with
+# blank checksums, as a Linux host leaves them: tcp_gso_segment keeps them partial for
+# a device that has checksum offload, and netback says so by both flags
+# (xenvif_rx_data_slot). A guest may take that, since it did not set
+# feature-no-csum-offload; one that did gets whole ones, see below.
 inject T
 filled 2..4=1502:valid+csum 5=656:valid+csum
 inject C

@@ -29,7 +29,7 @@ var rewrite = flag.Bool("said", false, "rewrite the transcripts in ../cross")
 // the frontend, the daemon and the hypervisor say the same here and there.
 func TestScriptsOfBothXens(t *testing.T) {
 	// The same as in cross.sh.
-	w := newWorld(t, "--max-queues=4", "--rx-stall=3s", "--rx-drain=1h")
+	w := newWorld(t, "--max-queues=4", "--rx-stall=3s", "--rx-drain=1h", "--control-ring=both", "--static-grants=1100")
 	cfg := config(w.guests)
 	domid, err := w.CreateDomain(w.ctx, "script", simclient.DomainConfig{GntallocLimit: 8192})
 	w.must(err)

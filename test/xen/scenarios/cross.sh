@@ -5,7 +5,7 @@
 # frontend in a real guest. Each says what has to come of it, and its transcript is
 # the one that the embedded Xen gives (test/scenario, TestScriptsOfBothXens).
 
-start_netbackd --max-queues=4 --rx-stall=3s --rx-drain=1h
+start_netbackd --max-queues=4 --rx-stall=3s --rx-drain=1h --control-ring=both --static-grants=1100
 make_bridge xenbr0
 ip link set xenbr0 mtu 9000
 files=()
