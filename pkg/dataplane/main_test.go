@@ -3,7 +3,6 @@
 package dataplane
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"testing"
@@ -33,14 +32,8 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
-	if netns.Available() == nil {
-		// No frames but the tests' own: IPv6 announces itself on every
-		// link that comes up.
-		for _, name := range []string{"all", "default"} {
-			if err := netns.Sysctl("net/ipv6/conf/"+name+"/disable_ipv6", "1"); err != nil && !errors.Is(err, os.ErrNotExist) {
-				fmt.Fprintln(os.Stderr, err)
-			}
-		}
+	if err := netns.NoIPv6(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
 	}
 	if os.Getenv(envBench) != "" {
 		os.Exit(benchMain(os.Args[1:]))

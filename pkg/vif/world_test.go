@@ -32,11 +32,8 @@ func TestMain(m *testing.M) {
 	if code, done := netns.Enter(); done {
 		os.Exit(code)
 	}
-	if netns.Available() == nil {
-		// No frames but the tests' own.
-		for _, name := range []string{"all", "default"} {
-			_ = netns.Sysctl("net/ipv6/conf/"+name+"/disable_ipv6", "1")
-		}
+	if err := netns.NoIPv6(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
 	}
 	goleak.VerifyTestMain(m)
 }
