@@ -3,7 +3,6 @@
 package host
 
 import (
-	"context"
 	"errors"
 	"os"
 	"path/filepath"
@@ -13,8 +12,8 @@ import (
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
-	"github.com/netbackd/netbackd/internal/xensim"
 	"github.com/netbackd/netbackd/internal/xensim/simclient"
+	"github.com/netbackd/netbackd/internal/xensim/simtest"
 	"github.com/netbackd/netbackd/pkg/gntdev"
 )
 
@@ -55,17 +54,7 @@ func TestNotThere(t *testing.T) {
 
 // TestEmbeddedXen: what is opened belongs to one domain, and to each its own.
 func TestEmbeddedXen(t *testing.T) {
-	dir := t.TempDir()
-	ctx, cancel := context.WithCancel(context.Background())
-	ready, ended := make(chan struct{}), make(chan error, 1)
-	go func() { ended <- xensim.Run(ctx, dir, xensim.Options{Ready: func() { close(ready) }}) }()
-	defer func() {
-		cancel()
-		if err := <-ended; err != nil {
-			t.Error(err)
-		}
-	}()
-	<-ready
+	dir := simtest.Start(t)
 	must := func(err error) {
 		t.Helper()
 		if err != nil {

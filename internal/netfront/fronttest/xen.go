@@ -9,13 +9,12 @@
 package fronttest
 
 import (
-	"context"
 	"fmt"
 	"strconv"
 	"testing"
 
-	"github.com/netbackd/netbackd/internal/xensim"
 	"github.com/netbackd/netbackd/internal/xensim/simclient"
+	"github.com/netbackd/netbackd/internal/xensim/simtest"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
@@ -32,21 +31,7 @@ type Xen struct {
 // NewXen starts an embedded Xen, until the test ends.
 func NewXen(t testing.TB) *Xen {
 	t.Helper()
-	x := &Xen{Dir: t.TempDir(), t: t}
-	ctx, cancel := context.WithCancel(context.Background())
-	ready, ended := make(chan struct{}), make(chan error, 1)
-	go func() { ended <- xensim.Run(ctx, x.Dir, xensim.Options{Ready: func() { close(ready) }}) }()
-	select {
-	case <-ready:
-	case err := <-ended:
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		cancel()
-		if err := <-ended; err != nil {
-			t.Error(err)
-		}
-	})
+	x := &Xen{Dir: simtest.Start(t), t: t}
 	var err error
 	if x.Dom0, err = simclient.Dial(x.Dir, 0); err != nil {
 		t.Fatal(err)

@@ -16,8 +16,8 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/netbackd/netbackd/internal/netns"
-	"github.com/netbackd/netbackd/internal/xensim"
 	"github.com/netbackd/netbackd/internal/xensim/simclient"
+	"github.com/netbackd/netbackd/internal/xensim/simtest"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
@@ -45,22 +45,8 @@ const short = 100 * time.Millisecond
 
 func newLab(t *testing.T) *lab {
 	t.Helper()
-	l := &lab{t: t, path: t.TempDir()}
+	l := &lab{t: t, path: simtest.Start(t)}
 	dir := l.path
-	ctx, cancel := context.WithCancel(context.Background())
-	ready, ended := make(chan struct{}), make(chan error, 1)
-	go func() { ended <- xensim.Run(ctx, dir, xensim.Options{Ready: func() { close(ready) }}) }()
-	select {
-	case <-ready:
-	case err := <-ended:
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		cancel()
-		if err := <-ended; err != nil {
-			t.Error(err)
-		}
-	})
 	var err error
 	if l.dom0, err = simclient.Dial(dir, 0); err != nil {
 		t.Fatal(err)
