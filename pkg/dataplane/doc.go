@@ -22,12 +22,15 @@
 //
 // # Host to guest
 //
-// An rx pass reads from the TAP queue, as often as there are more small packets
-// and up to 64 of them, plans the slots of each packet, copies the data into the
-// guest's pages with one grant copy, and publishes the responses at the end of a
-// whole packet. It reads no more than the slots at hand and the hold are sure to
-// take; what cannot be delivered yet waits in the hold, for no longer than
-// [Config.Drain], and the rest in the TAP.
+// An rx pass reads from the TAP queue, up to 64 packets with one call and, as long
+// as they are small, up to 192 in all; plans the slots of each packet, copies the
+// data into the guest's pages with one grant copy, and publishes the responses at
+// the end of a whole packet. How many it reads goes by the backlogs there were
+// before, since io_uring pays for what is read in vain, and by the slots at hand.
+// What cannot be delivered yet waits in the hold, for no longer than
+// [Config.Drain], and the rest in the TAP: where packets may be large no more is
+// read than slots and hold are sure to take, and the hold has room for large ones
+// that come unexpected.
 //
 // # Static grants, hashes, steering
 //

@@ -5,6 +5,8 @@ package dataplane
 import (
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/offload"
 )
@@ -17,10 +19,16 @@ const waitBytes = 128 * netif.PageSize
 // holdFrames is how many frames may be read beyond those there are slots for.
 const holdFrames = waitBytes / (maxFramePages * netif.PageSize)
 
-// holdBytes is the room of a hold: there may be slots for all the frames of a
-// read, and still each of them have to pass through here because it turns out
-// that the guest cannot take it uncut. Memory that is never used costs nothing.
+// holdBytes is the room of a hold: all the frames of a read that expected small
+// ones may be of the largest size, and have to pass through here since there are
+// too few slots, or the guest cannot take them uncut. Memory that is never used
+// costs nothing.
 const holdBytes = rxReads * maxFramePages * netif.PageSize
+
+// keepBytes is what a hold keeps of its memory when it is empty: as much as the
+// largest packets take when they are expected. What a read brought that expected
+// small ones is given back.
+const keepBytes = (netif.RxRingSize/maxFramePages + holdFrames) * maxFramePages * netif.PageSize
 
 // hold keeps packets, in order, that were read from the TAP and cannot go to
 // the guest yet. The TAP is read again only when it is empty, so it is filled
@@ -32,6 +40,7 @@ type hold struct {
 	queue []held // those from first on are still here
 	first int
 	next  int // behind the last packet
+	peak  int // how far that ever was
 
 	// segmenter cuts the head, if that is to be segmented and begun is true.
 	segmenter offload.Segmenter
@@ -81,6 +90,7 @@ func (h *hold) push(frame []byte, plan *offload.RxPlan, now time.Time) bool {
 	copy(h.mem.mem[at:], frame)
 	h.queue = append(h.queue, held{at: at, n: len(frame), plan: *plan, since: now})
 	h.next = at + len(frame)
+	h.peak = max(h.peak, h.next)
 	return true
 }
 
@@ -99,8 +109,17 @@ func (h *hold) clear() {
 	h.first, h.next, h.begun = 0, 0, false
 }
 
+// trim gives memory back, if the hold is empty and has more than it needs. It is
+// called when packets that were popped have been copied.
+func (h *hold) trim() {
+	if h.peak > keepBytes && h.empty() {
+		_ = unix.Madvise(h.mem.mem[keepBytes:], unix.MADV_DONTNEED)
+		h.peak = 0
+	}
+}
+
 func (h *hold) close() {
 	h.clear()
 	h.mem.close()
-	h.room = 0
+	h.room, h.peak = 0, 0
 }

@@ -80,3 +80,29 @@ func TestHoldIsAQueue(t *testing.T) {
 		t.Error("the hold does not take what one read may bring")
 	}
 }
+
+// TestHoldGivesBack what it needed once, when it is empty and not before, and goes
+// on to work.
+func TestHoldGivesBack(t *testing.T) {
+	var h hold
+	defer h.close()
+	frame := bytes.Repeat([]byte{1}, maxFrame)
+	for range 2 {
+		for h.push(frame, &offload.RxPlan{}, time.Time{}) {
+		}
+		h.trim()
+		if h.mem.mem[holdBytes-netif.PageSize] != 1 {
+			t.Fatal("what is held is gone")
+		}
+		for !h.empty() {
+			h.pop()
+		}
+		if h.mem.mem[holdBytes-netif.PageSize] != 1 {
+			t.Error("a packet is gone before it may have been copied")
+		}
+		h.trim()
+		if h.mem.mem[keepBytes] != 0 || h.mem.mem[0] != 1 {
+			t.Error("it keeps all its memory, or none")
+		}
+	}
+}

@@ -59,7 +59,11 @@ type Queue struct {
 	slotsPerRead int    // what one packet read takes at most
 	large        bool   // the last packet read was
 	largeExtras  uint32 // slots that the extras of the last large one took
-	rxWant       int    // packets to read with the next call
+
+	someLarge bool // of the packets that came with the last read
+	rxRun     int  // packets read since the TAP had none
+	rxLast    int  // how many they are expected to become
+	rxBefore  int  // how many they were the last time
 
 	hold         hold
 	moving       *moving   // packets are on their way from other queues; nil: no
@@ -92,7 +96,6 @@ func newQueue(c *Conn, index int, cfg *QueueConfig) (*Queue, error) {
 		static:     cfg.Static,
 		guest:      c.cfg.Guest,
 		maxRx:      netif.PageSize,
-		rxWant:     1,
 		drainAfter: c.cfg.Drain,
 	}
 	if q.static == nil {

@@ -5,6 +5,7 @@ package dataplane
 import (
 	"bytes"
 	"fmt"
+	"math/rand/v2"
 	"testing"
 	"time"
 
@@ -519,39 +520,117 @@ func TestRxTooBig(t *testing.T) {
 	})
 }
 
-// TestRxBacklog: packets that all have to be cut, as many as one read takes, come
-// unexpected. None is lost.
+// TestRxBacklog: the largest packets come where small ones are expected, as many
+// as one read takes, to a guest that has slots for a few or has to have them cut.
+// None is lost.
 func TestRxBacklog(t *testing.T) {
 	inModes(t, allModes[:2], func(t *testing.T, m mode) {
-		b := newBed(t, m, setup{cfg: full})
-		f := b.front()
-		large := partial(tcp(4, 60000, vlan))
-		h := hostFrame{vnetOf(large, 1448), large.Bytes()}
-		const sent, segs = 16, (60000 + 1447) / 1448
-		takeAll := func() (n int) {
-			for {
-				b.settle()
-				got := len(f.received())
-				if got == 0 {
-					return n
-				}
-				n += got
-				f.post(int(f.rx.Free()))
+		for _, tt := range []struct {
+			name  string
+			frame packettest.Frame
+			each  int // packets that the guest gets of one
+		}{
+			{"GSO", partial(tcp(4, 65000)), 1},
+			{"GSO behind a tag", partial(tcp(4, 65000, vlan)), (65000 + 1447) / 1448},
+		} {
+			b := newBed(t, m, setup{cfg: full})
+			f := b.front()
+			h := hostFrame{vnetOf(tt.frame, 1448), tt.frame.Bytes()}
+			f.post(256)
+			b.settle()
+			b.queue().rxLast = rxReads
+			for range rxReads {
+				b.host.send(h)
 			}
-		}
-		f.post(256)
-		b.settle()
-		b.queue().rxWant = rxReads
-		for range sent {
-			b.host.send(h)
-		}
-		if n := takeAll(); n != sent*segs {
-			t.Errorf("%d segments, want %d", n, sent*segs)
-		}
-		if got := b.stats(Drop); len(got) != 0 {
-			t.Errorf("drops: %v", got)
+			b.settle()
+			if n := b.queue().hold.bytes(); m.uring && n <= keepBytes {
+				t.Errorf("%s: %d octets are held, no more than if they had been expected", tt.name, n)
+			}
+			n := 0
+			for got := f.received(); len(got) > 0; got = f.received() {
+				n += len(got)
+				f.post(int(f.rx.Free()))
+				b.settle()
+			}
+			if n != rxReads*tt.each {
+				t.Errorf("%s: %d packets, want %d", tt.name, n, rxReads*tt.each)
+			}
+			if got := b.stats(Drop); len(got) != 0 {
+				t.Errorf("%s: drops: %v", tt.name, got)
+			}
+			if b.queue().hold.peak > keepBytes {
+				t.Errorf("%s: the hold keeps its memory", tt.name)
+			}
+			b.disconnect()
 		}
 	})
+}
+
+// TestRxReadsInVain: what is read with io_uring is what there is, nearly, once
+// backlogs are like those before.
+func TestRxReadsInVain(t *testing.T) {
+	random := rand.New(rand.NewPCG(1, 2))
+	upTo := func(most int) func() int { return func() int { return 1 + random.IntN(most) } }
+	always := func(n int) func() int { return func() int { return n } }
+	alternately := func(list ...int) func() int {
+		i := 0
+		return func() int { i++; return list[i%len(list)] }
+	}
+	for _, tt := range []struct {
+		name    string
+		backlog func() int
+		vain    float64 // of reads through io_uring, at most
+		calls   float64 // per packet, at most
+	}{
+		{"one at a time", always(1), 0, 1.5},
+		{"few", always(7), 0, 1.2},
+		{"40", always(40), 0, 0.076},
+		{"128", always(128), 0, 0.04},
+		{"more than there are slots", always(5000), 0.02, 0.02},
+		{"few after many", alternately(60, 3), 0.3, 0.85},
+		{"some", upTo(20), 0.35, 0.85},
+		{"many", upTo(200), 0.2, 0.2},
+	} {
+		q := &Queue{slotsPerRead: 18}
+		var packets, calls, posted, vain int
+		for round := range 1000 {
+			if round == 10 {
+				packets, calls, posted, vain = 0, 0, 0, 0
+			}
+			left := tt.backlog()
+			packets += left
+			for {
+				q.tapReady = true
+				want := q.rxWant(256, true)
+				got := min(want, left)
+				left -= got
+				// As readTap does it.
+				switch sure := q.rxRun >= rxSure; {
+				case want <= rxFew:
+					calls += min(got+1, want)
+				case got == 0 && !sure:
+					calls++
+				default:
+					calls++
+					posted += want
+					vain += want - got
+					if !sure {
+						calls++
+						posted--
+					}
+				}
+				if q.ran(got, want); !q.tapReady && left == 0 {
+					break
+				}
+			}
+		}
+		if f := float64(vain) / float64(max(posted, 1)); f > tt.vain {
+			t.Errorf("%s: %.3f of reads in vain, want %.3f", tt.name, f, tt.vain)
+		}
+		if f := float64(calls) / float64(packets); f > tt.calls {
+			t.Errorf("%s: %.3f calls per packet, want %.3f", tt.name, f, tt.calls)
+		}
+	}
 }
 
 // TestRxBadOffload: what cannot be done to a frame costs the frame.
@@ -574,7 +653,7 @@ func TestRxBadOffload(t *testing.T) {
 			w.takeFrame(q, batch, w.arrive(v, udp(100, 1)))
 		}
 		for _, n := range []int{0, 13, maxFrame + 1} {
-			w.takeFrame(q, batch, rxFrame{rxFrameAt(0, 0), q.vnetLen + n})
+			w.takeFrame(q, batch, rxFrame{rxFrameAt(0, true), q.vnetLen + n})
 		}
 		w.takeFrame(q, batch, w.arrive(offload.VnetHeader{}, udp(100, 2)))
 		w.deliver(q, batch)
@@ -590,7 +669,7 @@ func TestRxBadOffload(t *testing.T) {
 
 // arrive puts a frame where a read of a TAP with vnet header would.
 func (w *worker) arrive(v offload.VnetHeader, frame []byte) rxFrame {
-	at := rxFrameAt(0, 0)
+	at := rxFrameAt(0, true)
 	tap.VnetHdr(v).Encode(w.rxMem.mem[at-tap.VnetHdrLen : at])
 	return rxFrame{at, tap.VnetHdrLen + copy(w.rxMem.mem[at:], frame)}
 }
@@ -637,7 +716,7 @@ func TestRxGrantThatFails(t *testing.T) {
 			for i := range NumCounters {
 				b.queue().stats.n[i].Store(0)
 			}
-			b.queue().rxWant = 3
+			b.queue().rxLast = 3
 			tt.break_(f)
 			b.host.sendPlain(udp(10, 1), large, udp(11, 3))
 			b.settle()

@@ -45,7 +45,7 @@ func (w *worker) rxLarge(q *Queue, b *rxBatch) (end bool) {
 		if int(b.free) < q.slotsPerRead || !w.aim(q, b) {
 			return i > 0
 		}
-		n, err := w.readInto(q, b, rxFrameAt(0, i))
+		n, err := w.readInto(q, b, rxFrameAt(i, true))
 		switch {
 		case err == unix.EFAULT:
 			// What the guest granted cannot be written.
@@ -53,10 +53,10 @@ func (w *worker) rxLarge(q *Queue, b *rxBatch) (end bool) {
 			q.large = false
 			return true
 		case err != 0:
-			q.tapReady = false
+			q.tapReady, q.rxRun = false, 0
 			return true
 		}
-		w.takeLarge(q, b, rxFrameAt(0, i), n-q.vnetLen)
+		w.takeLarge(q, b, rxFrameAt(i, true), n-q.vnetLen)
 		if q.large = n-q.vnetLen > smallPacket; !q.large || !q.hold.empty() {
 			return true
 		}
@@ -140,7 +140,8 @@ func (w *worker) takeLarge(q *Queue, b *rxBatch, at, n int) {
 			p.extras(&plan, hash, hashed)
 		}
 	}
-	w.placed(q, b, n, slotsOf(n)+extras, &plan, hashed)
+	w.countExtras(q, n, &plan, hashed)
+	w.placed(q, b, n, slotsOf(n)+extras)
 }
 
 // intoPage is the page of a slot that was aimed at. The table is as it was then.

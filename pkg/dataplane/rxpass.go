@@ -8,16 +8,28 @@ import (
 	"github.com/netbackd/netbackd/pkg/gntdev"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/offload"
+	"github.com/netbackd/netbackd/pkg/staticgrant"
 	"github.com/netbackd/netbackd/pkg/tap"
 )
 
 // rxReads is how many packets are read from a TAP queue with one call at most.
-// io_uring gains little from more, and a read that finds nothing costs.
-const rxReads = 16
+const rxReads = 64
 
-// rxSubs is how many times a pass reads, as long as the packets are small. One
-// grant copy, one commit and one event then serve all of them.
-const rxSubs = 4
+// rxCalls is how many are read with calls of their own before they are looked at:
+// few enough to be in the cache still.
+const rxCalls = 32
+
+// rxFew is the number of packets up to which that is so with io_uring, too, which
+// might read some of so few in vain.
+const rxFew = 8
+
+// rxParts is how many times rxReads packets a pass reads, as long as they are
+// small. One grant copy, one commit and one event then serve all of them.
+const rxParts = 3
+
+// rxSure is how many packets in a row make it sure enough that there are more:
+// from here on, to be wrong once costs little for each of them.
+const rxSure = 8 * rxReads
 
 // maxFrame is the largest frame a TAP hands out: an IP packet of 64 KiB with an
 // Ethernet header and two VLAN tags.
@@ -26,17 +38,27 @@ const maxFrame = 65535 + 14 + 8
 // maxFramePages is what the largest frame takes.
 const maxFramePages = (maxFrame + netif.PageSize - 1) / netif.PageSize
 
-// rxStride is the room of one read: a page whose end takes the vnet header, and
-// the frame in whole pages after it. So the frame's pages are copied one by one
-// into the guest's, and no copy crosses a page end. Further reads of the same
-// pass go a page further on, behind a packet that left the rest of its room, and
-// the end of its own page, alone.
-const rxStride = (maxFramePages + rxSubs) * netif.PageSize
+// rxStride is the room of a read: any may bring the largest frame. The next part
+// of the pass reads to a page further on, behind a packet that was small and left
+// the rest of its room alone.
+const rxStride = (maxFramePages + rxParts) * netif.PageSize
 
 const rxArenaBytes = rxReads * rxStride
 
-// rxFrameAt is where read i of part sub puts its frame.
-func rxFrameAt(sub, i int) int { return i*rxStride + (1+sub)*netif.PageSize }
+// rxFrameAt is where read i of a pass puts its frame, large if one of those to come
+// may be; the vnet header goes before it.
+//
+// A large packet starts with a page, so that its pages are copied one by one
+// into the guest's, and no copy crosses a page end. Small ones stand at different
+// places of their pages, lest all of them meet in one set of the cache. Where
+// small ones are expected, a large one is moved.
+func rxFrameAt(i int, large bool) int {
+	at := i%rxReads*rxStride + (1+i/rxReads)*netif.PageSize
+	if !large {
+		at += (1 + i%16) * headroom
+	}
+	return at
+}
 
 // staleFrames is how many packets are dropped that waited in the TAP behind one
 // that was dropped for its age: more than a TAP keeps, but not all that a flood
@@ -48,16 +70,25 @@ type rxBatch struct {
 	segs   [netif.RxRingSize]gntdev.Segment
 	slotOf [netif.RxRingSize]uint16 // segs[i] fills slots[slotOf[i]]
 	pktOf  [netif.RxRingSize]uint16 // and belongs to this packet of the batch
+	copies [netif.RxRingSize]rxCopy // to static grants
 	slots  [netif.RxRingSize]netif.RxSlot
 	pkts   [netif.RxRingSize]rxPacket
 	frames [rxReads]rxFrame // of the last read
 	into   rxInto           // of the last read straight into pages
 
-	nSegs, nSlots int
-	free          uint32 // requests not yet taken
-	packets       uint32
-	failed        uint32 // of the packets
-	bytes         uint32 // of those that did not fail
+	nSegs, nSlots, nCopies int
+
+	read int // places in the arena that are taken
+	free    uint32 // requests not yet taken
+	packets uint32
+	failed  uint32 // of the packets
+	bytes   uint32 // of those that did not fail
+}
+
+// rxCopy is data on its way to a static grant.
+type rxCopy struct {
+	page *staticgrant.Page
+	from []byte
 }
 
 // rxPacket is a packet of the batch.
@@ -75,7 +106,8 @@ type rxFrame struct{ at, n int }
 // protocol.
 func (w *worker) rxPass(q *Queue) (more bool, err error) {
 	b := &w.rx
-	b.nSegs, b.nSlots, b.packets, b.failed, b.bytes = 0, 0, 0, 0, 0
+	b.nSegs, b.nSlots, b.nCopies, b.read = 0, 0, 0, 0
+	b.packets, b.failed, b.bytes = 0, 0, 0
 	b.pkts[0].failed = false
 	if b.free, err = q.rx.Available(); err != nil {
 		return false, fmt.Errorf("rx ring: %w", err)
@@ -87,6 +119,7 @@ func (w *worker) rxPass(q *Queue) (more bool, err error) {
 		more = w.rxFromHold(q, b)
 	}
 	w.deliver(q, b)
+	q.hold.trim()
 	if b.nSlots > 0 {
 		q.unblocked()
 	}
@@ -153,34 +186,23 @@ func (w *worker) rxFromTap(q *Queue, b *rxBatch) (more bool) {
 	if b.free >= q.blockedNeed {
 		q.stale = 0
 	}
-	total := 0
 	if q.moving != nil && q.moving.waits() {
 		return false
 	}
-	for sub := 0; sub < rxSubs && q.tapReady; sub++ {
-		// No more than there are slots, and no more than can be placed or
-		// held if all of them turn out to be of the largest size.
+	for left := rxParts * rxReads; left > 0 && q.tapReady; {
 		if q.large && w.rxLarge(q, b) {
 			break
 		}
-		want := min(q.rxWant, int(b.free), int(b.free)/q.slotsPerRead+holdFrames)
-		want = max(want, 1, min(q.stale, rxReads))
-		got := w.readTap(q, b, sub, want)
-		total += got
-		small := true
-		for _, f := range b.frames[:got] {
-			w.takeFrame(q, b, f)
-			small = small && f.n <= smallPacket
-			q.large = f.n > smallPacket
+		want := min(q.rxWant(int(b.free), w.readsByRing(q)), left)
+		left -= want
+		got := w.readTap(q, b, want, q.rxRun >= rxSure)
+		some := w.takeFrames(q, b, b.frames[:got])
+		b.copyStatic()
+		if b.nSegs == 0 {
+			b.read = 0 // nothing of it is needed any more
 		}
-		// The next backlog may well be like this one.
-		q.rxWant = min(max(total, 1), rxReads)
-		if got == want {
-			q.rxWant = min(2*q.rxWant, rxReads)
-		}
-		// After a single packet, epoll tells as cheaply whether there is
-		// another as a read would that finds none.
-		q.tapReady = got == want && want > 1
+		q.someLarge = some || got == 0 && q.someLarge
+		q.ran(got, want)
 		if q.moving != nil {
 			q.tapReady = q.moving.sawTap(got, want)
 		}
@@ -188,14 +210,112 @@ func (w *worker) rxFromTap(q *Queue, b *rxBatch) (more bool) {
 			q.stale = 0
 		}
 		if !q.hold.empty() {
-			q.rxWant = 1 // segments go through the hold, whatever slots there are
+			q.rxRun, q.rxLast = 0, 1 // segments go through the hold, whatever slots there are
 			break
 		}
-		if !small || b.free == 0 {
+		if some || b.free == 0 {
 			break
 		}
 	}
 	return q.tapReady
+}
+
+// rxWant is how many packets to read next, with free slots at hand. With io_uring
+// what is read in vain costs, so it goes by what came before.
+func (q *Queue) rxWant(free int, ring bool) int {
+	most := rxCalls
+	if ring {
+		most = rxReads
+	}
+	want := most
+	switch {
+	case q.rxRun < q.rxLast:
+		want = q.rxLast - q.rxRun
+	case q.rxRun == 0:
+		want = 1
+	case ring:
+		// There are more than there used to be.
+		want = max(q.rxRun/4, rxFew)
+	}
+	want = min(want, most, free)
+	if q.someLarge {
+		// No more than can be placed or held if all of them are.
+		want = min(want, free/q.slotsPerRead+holdFrames)
+	}
+	return max(want, 1, min(q.stale, rxReads))
+}
+
+// ran takes note that a read brought got packets of want.
+func (q *Queue) ran(got, want int) {
+	q.rxRun += got
+	// After a single packet, epoll tells as cheaply whether there is another as
+	// a read would that finds none.
+	if q.tapReady = got == want && want > 1; q.tapReady {
+		return
+	}
+	// The next backlog may well be like the smaller one of the last two: to read
+	// in vain costs more than to read once more.
+	if got < want {
+		q.rxLast, q.rxBefore = min(q.rxRun, q.rxBefore), q.rxRun
+	} else {
+		q.rxLast = 2
+	}
+	q.rxRun = 0
+}
+
+// takeFrames plans packets that were read, and reports whether there were large
+// ones among them.
+func (w *worker) takeFrames(q *Queue, b *rxBatch, frames []rxFrame) (some bool) {
+	// Whether anything is asked of packets but to be delivered.
+	plain := q.hash == nil && q.steer == nil && q.moving == nil && !q.conn.cfg.Mcast.filter.Load()
+	for i := range frames {
+		f := frames[i]
+		if q.large = f.n > smallPacket; q.large {
+			some = true
+			f.at = w.toPageStart(f, q.vnetLen)
+		}
+		if !plain || !w.takePlain(q, b, f) {
+			w.takeFrame(q, b, f)
+		}
+	}
+	return some
+}
+
+// toPageStart has a packet that came where a small one was expected start with a
+// page, and returns where that is.
+func (w *worker) toPageStart(f rxFrame, vnetLen int) int {
+	at := f.at &^ (netif.PageSize - 1)
+	if at != f.at {
+		copy(w.rxMem.mem[at-vnetLen:], w.rxMem.mem[f.at-vnetLen:f.at-vnetLen+f.n])
+	}
+	return at
+}
+
+// takePlain plans a packet of which nothing has to be known but that it goes into
+// one slot. It reports whether it is such a packet, and there is a slot.
+func (w *worker) takePlain(q *Queue, b *rxBatch, f rxFrame) bool {
+	at, n := f.at, f.n-q.vnetLen
+	if n < minLinear || n > netif.PageSize || b.free == 0 || !q.hold.empty() {
+		return false
+	}
+	var flags netif.RxFlags
+	if q.vnetLen != 0 {
+		var hdr tap.VnetHdr
+		hdr.Decode(w.rxMem.mem[at-q.vnetLen : at])
+		v := offload.VnetHeader(hdr)
+		if v.NeedsParse() {
+			return false
+		}
+		if v.Flags&offload.VnetDataValid != 0 {
+			flags = netif.RxDataValidated
+		}
+	}
+	r := q.rx.Request(q.rx.ReqCons())
+	b.slots[b.nSlots%netif.RxRingSize] = netif.RxResponse{ID: r.ID, Flags: flags, Status: netif.Status(n)}.Slot()
+	b.nSlots++
+	w.fill(q, b, r, flags, w.rxMem.mem[at:at+n], w.rxMem.addr(at))
+	w.placed(q, b, n, 1)
+	return true
 }
 
 // takeFrame plans a packet that was read.
@@ -311,7 +431,7 @@ func (w *worker) rxFromHold(q *Queue, b *rxBatch) (more bool) {
 			if b.free < q.slotsForSegment(s.MaxLen()) {
 				return false
 			}
-			at := rxFrameAt(0, made)
+			at := rxFrameAt(made, true)
 			made++
 			n, err := s.Next(w.rxMem.mem[at : at+maxFrame])
 			if err != nil {
@@ -354,8 +474,7 @@ func (q *Queue) slotsForSegment(n int) uint32 {
 
 // place plans one packet, the n octets at at of m, into the slots at hand: data
 // slot 0, then the extras, then the other data slots. It reports whether they
-// suffice; if not it takes none. What goes to a static grant is there when it
-// returns; the rest stays where it is until deliver.
+// suffice; if not it takes none. The packet stays where it is until it is copied.
 func (w *worker) place(q *Queue, b *rxBatch, m *arenaMem, at, n int, plan *offload.RxPlan) bool {
 	hash, hashed := q.hash.of(m.mem[at : at+n])
 	need := slotsOf(n) + extraSlots(plan, hashed)
@@ -369,34 +488,42 @@ func (w *worker) place(q *Queue, b *rxBatch, m *arenaMem, at, n int, plan *offlo
 		i++
 		first := p.left == n
 		part := p.data(r, plan, first)
-		g := q.static.Lookup(r.Gref)
-		switch {
-		case g.Page == nil:
-			if q.static.Len() != 0 {
-				w.tally[StaticMisses]++
-			}
-			b.segs[b.nSegs].ToGuest(q.conn.cfg.Domid, r.Gref, 0, m.addr(at), uint16(part))
-			b.slotOf[b.nSegs] = uint16(b.nSlots - 1)
-			b.pktOf[b.nSegs] = uint16(b.packets)
-			b.nSegs++
-		case g.ReadOnly:
-			b.slots[b.nSlots-1] = netif.RxResponse{ID: r.ID, Flags: p.flags, Status: netif.StatusError}.Slot()
-			w.rxFailed(b, b.packets, DropRxReadOnly)
-		default:
-			w.tally[StaticHits]++
-			copy(g.Page[:part], m.mem[at:at+part])
-		}
+		w.fill(q, b, r, p.flags, m.mem[at:at+part], m.addr(at))
 		at += netif.PageSize
 		if first {
 			i = i.Add(p.extras(plan, hash, hashed))
 		}
 	}
-	w.placed(q, b, n, need, plan, hashed)
+	w.countExtras(q, n, plan, hashed)
+	w.placed(q, b, n, need)
 	return true
 }
 
-// placed takes the slots of a packet that was planned.
-func (w *worker) placed(q *Queue, b *rxBatch, n int, need uint32, plan *offload.RxPlan, hashed bool) {
+// fill has the octets of part, which are at addr, go to the page of r, whose slot
+// is the last one planned.
+func (w *worker) fill(q *Queue, b *rxBatch, r netif.RxRequest, flags netif.RxFlags, part []byte, addr uintptr) {
+	switch g := q.static.Lookup(r.Gref); {
+	case g.Page == nil:
+		if q.static.Len() != 0 {
+			w.tally[StaticMisses]++
+		}
+		i := b.nSegs % netif.RxRingSize
+		b.segs[i].ToGuest(q.conn.cfg.Domid, r.Gref, 0, addr, uint16(len(part)))
+		b.slotOf[i] = uint16(b.nSlots - 1)
+		b.pktOf[i] = uint16(b.packets)
+		b.nSegs++
+	case g.ReadOnly:
+		b.slots[b.nSlots-1] = netif.RxResponse{ID: r.ID, Flags: flags, Status: netif.StatusError}.Slot()
+		w.rxFailed(b, b.packets, DropRxReadOnly)
+	default:
+		w.tally[StaticHits]++
+		b.copies[b.nCopies%netif.RxRingSize] = rxCopy{g.Page, part}
+		b.nCopies++
+	}
+}
+
+// countExtras takes note of what a packet carries.
+func (w *worker) countExtras(q *Queue, n int, plan *offload.RxPlan, hashed bool) {
 	if plan.GSOType != offload.GSONone {
 		w.tally[RxGSO]++
 	}
@@ -404,8 +531,12 @@ func (w *worker) placed(q *Queue, b *rxBatch, n int, need uint32, plan *offload.
 		w.tally[RxHash]++
 	}
 	if n > smallPacket {
-		q.largeExtras = need - slotsOf(n)
+		q.largeExtras = extraSlots(plan, hashed)
 	}
+}
+
+// placed takes the slots of a packet that was planned.
+func (w *worker) placed(q *Queue, b *rxBatch, n int, need uint32) {
 	q.rx.Consume(need)
 	b.free -= need
 	p := &b.pkts[b.packets]
@@ -500,6 +631,7 @@ func (w *worker) deliver(q *Queue, b *rxBatch) {
 	if b.nSlots == 0 {
 		return
 	}
+	b.copyStatic()
 	if b.nSegs > 0 {
 		segs := b.segs[:b.nSegs]
 		w.tally[GrantCalls]++
@@ -512,6 +644,16 @@ func (w *worker) deliver(q *Queue, b *rxBatch) {
 	w.tally[RxPackets] += b.packets - b.failed
 	w.tally[RxBytes] += b.bytes
 	w.answerRx(q, b.slots[:b.nSlots])
+}
+
+// copyStatic fills the static grants, with nothing in between: the processor waits
+// for most of these pages, but for several at a time.
+func (b *rxBatch) copyStatic() {
+	for i := range b.copies[:b.nCopies] {
+		c := &b.copies[i]
+		copy(c.page[:], c.from)
+	}
+	b.nCopies = 0
 }
 
 // answerRx journals, writes and publishes the slots that take the place of the

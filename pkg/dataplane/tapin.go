@@ -2,29 +2,36 @@
 
 package dataplane
 
-import "golang.org/x/sys/unix"
+import (
+	"golang.org/x/sys/unix"
 
-// readTap reads up to want packets into part sub of the rx arena and lists those
-// that came in b.frames. It returns how many there are.
+	"github.com/netbackd/netbackd/internal/rawio"
+)
+
+// readTap reads up to want packets into the rx arena and lists those that came in
+// b.frames. It returns how many there are, and is at its end when
+// those are fewer than want.
 //
-// The first is read with a call of its own: that there is nothing more is found
-// out most cheaply that way, since io_uring pays for each of the reads it was
-// given in vain. On kernels where it pays too much for that it gets none.
-func (w *worker) readTap(q *Queue, b *rxBatch, sub, want int) int {
-	if !w.readOne(q, b, 0, rxFrameAt(sub, 0)) {
-		return 0
+// io_uring pays dearly for each of the reads it was given in vain. So the first
+// is a call of its own, which finds out most cheaply that there is nothing more,
+// unless sure says that there will be. On kernels where io_uring pays too much for
+// that it gets no reads.
+func (w *worker) readTap(q *Queue, b *rxBatch, want int, sure bool) (got int) {
+	for i := range want {
+		b.frames[i] = rxFrame{at: rxFrameAt(b.read+i, q.someLarge)}
 	}
-	if w.ring == nil || want-1 < uringMin || !q.uringReads {
-		for i := 1; i < want; i++ {
-			if !w.readOne(q, b, i, rxFrameAt(sub, i)) {
-				return i
-			}
+	b.read += want
+	if !w.readsByRing(q) || want <= rxFew {
+		return w.readCalls(q, b.frames[:want])
+	}
+	if !sure {
+		if w.readCalls(q, b.frames[:1]) == 0 {
+			return 0
 		}
-		return want
+		got = 1
 	}
-	for i := 1; i < want; i++ {
-		w.ring.ReadFixed(q.id, w.rxMem.addr(rxFrameAt(sub, i)-q.vnetLen), uint32(q.readLen), bufRx, uint64(i))
-		b.frames[i].n = 0
+	for i := got; i < want; i++ {
+		w.ring.ReadFixed(q.id, w.rxMem.addr(b.frames[i].at-q.vnetLen), uint32(q.readLen), bufRx, uint64(i))
 	}
 	w.tally[Syscalls]++
 	w.tally[TapReadCalls]++
@@ -37,22 +44,31 @@ func (w *worker) readTap(q *Queue, b *rxBatch, sub, want int) int {
 	}
 	// Reads run in order, so what came stands before what did not, unless a
 	// packet arrived in between.
-	got := 1
-	for i := 1; i < want; i++ {
+	for i := got; i < want; i++ {
 		if b.frames[i].n > 0 {
-			b.frames[got] = rxFrame{rxFrameAt(sub, i), b.frames[i].n}
+			b.frames[got] = b.frames[i]
 			got++
 		}
 	}
 	return got
 }
 
-// readOne reads a packet as frame i of the batch to at, and reports whether there
-// was one.
-func (w *worker) readOne(q *Queue, b *rxBatch, i, at int) bool {
-	w.tally[Syscalls]++
-	w.tally[TapReadCalls]++
-	n, _, e := unix.RawSyscall(unix.SYS_READ, uintptr(q.tap.FD()), w.rxMem.addr(at-q.vnetLen), uintptr(q.readLen))
-	b.frames[i] = rxFrame{at, int(n)}
-	return e == 0
+// readsByRing reports whether packets are read with io_uring.
+func (w *worker) readsByRing(q *Queue) bool { return w.ring != nil && q.uringReads }
+
+// readCalls reads a packet to the place of each of frames with a system call each,
+// until there are no more. It returns how many came.
+func (w *worker) readCalls(q *Queue, frames []rxFrame) (got int) {
+	calls := w.reads[:len(frames)]
+	for i := range calls {
+		calls[i].Addr, calls[i].Len = w.rxMem.addr(frames[i].at-q.vnetLen), uint32(q.readLen)
+	}
+	got = rawio.Until(unix.SYS_READ, q.tap.FD(), calls)
+	for i := range frames[:got] {
+		frames[i].n = int(calls[i].Res)
+	}
+	made := uint32(min(got+1, len(frames)))
+	w.tally[Syscalls] += made
+	w.tally[TapReadCalls] += made
+	return got
 }

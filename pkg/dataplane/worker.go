@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/netbackd/netbackd/internal/iouring"
+	"github.com/netbackd/netbackd/internal/rawio"
 	"github.com/netbackd/netbackd/pkg/evtchn"
 	"github.com/netbackd/netbackd/pkg/offload"
 )
@@ -64,6 +65,7 @@ type worker struct {
 	out    tapOut
 	txMem  arenaMem
 	rxMem  arenaMem
+	reads  [rxReads]rawio.Call
 	pullAt int
 	iov    *iouring.Iovecs
 	cqes   [batchPackets]iouring.Completion
