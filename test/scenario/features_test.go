@@ -194,11 +194,7 @@ func TestDaemonWithoutOffload(t *testing.T) {
 		{"GSO of UDP", withExtras(inSlots(netif.TxCsumBlank, partial(packettest.Frame{IPv4: ip4, UDP: udp, Payload: payload}).Bytes()), gso(netif.GSOTCPv4, 999)), dataplane.DropTxGSO, failed},
 	} {
 		w.situation(tt.name, func() {
-			before := g.drops()
-			answers, out := p.send(tt.ops...)
-			w.answered(each(1, tt.want), answers)
-			w.cameOut(out)
-			g.dropped(before, drops{tt.why: 1})
+			p.expect(tt.ops, each(1, tt.want), drops{tt.why: 1})
 		})
 	}
 	g.innocent()

@@ -47,11 +47,7 @@ func TestPageThatCannotBeCopiedCostsItsPacket(t *testing.T) {
 	w.undisturbed(func() {
 		for _, tt := range tests {
 			w.situation(tt.name, func() {
-				before := g.drops()
-				answers, out := p.send(tt.ops...)
-				w.answered(tt.want, answers)
-				w.cameOut(out)
-				g.dropped(before, drops{dataplane.DropTxGrant: 1})
+				p.expect(tt.ops, tt.want, drops{dataplane.DropTxGrant: 1})
 			})
 		}
 	})

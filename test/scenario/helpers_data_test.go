@@ -332,6 +332,17 @@ func number(ops []guest.RawOp) (ids []uint16) {
 	return ids
 }
 
+// expect sends requests, and checks how all of them are answered, what that drops, and
+// which frames come out.
+func (p *prober) expect(ops []guest.RawOp, want []netif.Status, dropped drops, frames ...[]byte) {
+	p.g.w.t.Helper()
+	before := p.g.drops()
+	answers, out := p.send(ops...)
+	p.g.w.answered(want, answers)
+	p.g.w.cameOut(out, frames...)
+	p.g.dropped(before, dropped)
+}
+
 // send puts requests in the ring, and a packet behind them. It returns how the
 // requests were answered and which frames came out before that packet.
 func (p *prober) send(ops ...guest.RawOp) (answers []netif.Status, out []seen) {
@@ -404,6 +415,9 @@ const (
 )
 
 func each(n int, s netif.Status) []netif.Status { return slices.Repeat([]netif.Status{s}, n) }
+
+// okays is how requests are answered with which nothing is wrong.
+func okays(ops []guest.RawOp) []netif.Status { return each(len(number(slices.Clone(ops))), okay) }
 
 // drops are the counters of packets that were not delivered.
 type drops map[dataplane.Counter]uint64

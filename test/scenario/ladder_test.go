@@ -84,11 +84,7 @@ func TestBrokenPacketCostsThatPacket(t *testing.T) {
 	w.undisturbed(func() {
 		for _, tt := range tests {
 			w.situation(tt.name, func() {
-				before := g.drops()
-				answers, out := p.send(tt.ops...)
-				w.answered(tt.want, answers)
-				w.cameOut(out)
-				g.dropped(before, drops{tt.why: 1})
+				p.expect(tt.ops, tt.want, drops{tt.why: 1})
 			})
 		}
 	})
@@ -140,11 +136,7 @@ func TestOddPacketThatIsLegalPasses(t *testing.T) {
 	}
 	for _, tt := range tests {
 		w.situation(tt.name, func() {
-			before := g.drops()
-			answers, out := p.send(tt.ops...)
-			w.answered(each(len(answers), okay), answers)
-			w.cameOut(out, tt.frame)
-			g.dropped(before, drops{})
+			p.expect(tt.ops, okays(tt.ops), drops{}, tt.frame)
 		})
 	}
 	g.pings(3)
