@@ -56,9 +56,12 @@ func TestScriptsOfBothXens(t *testing.T) {
 
 	files, err := filepath.Glob("../cross/*.ring")
 	w.must(err)
-	if len(files) == 0 {
+	examples, err := filepath.Glob("../../docs/examples/*.ring")
+	w.must(err)
+	if len(files) == 0 || len(examples) == 0 {
 		t.Fatal("there are no scripts")
 	}
+	files = append(files, examples...)
 	for _, file := range files {
 		t.Run(strings.TrimSuffix(filepath.Base(file), ".ring"), func(t *testing.T) {
 			text, err := os.ReadFile(file)
@@ -74,6 +77,7 @@ func TestScriptsOfBothXens(t *testing.T) {
 				func(string) (io.WriteCloser, error) { return &said, nil }); err != nil {
 				t.Fatalf("%v\n%s", err, said.String())
 			}
+			t.Log("\n" + said.String())
 			golden := strings.TrimSuffix(file, ".ring") + ".said"
 			if *rewrite {
 				if err := os.WriteFile(golden, said.Bytes(), 0o644); err != nil {
