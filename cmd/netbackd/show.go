@@ -37,19 +37,15 @@ schema.`,
 
 		ValidArgsFunction: completeVif,
 		RunE: func(c *cobra.Command, a []string) error {
-			client := control.NewClient(socketPath(c))
-			defer client.Close()
-			s, err := findVif(c.Context(), client, a[0])
-			if err != nil {
-				return err
-			}
-			if !key {
-				hideKey(s)
-			}
-			if asJSON {
-				return writeJSON(c.OutOrStdout(), s)
-			}
-			return writeShow(c.OutOrStdout(), s, time.Now())
+			return withVif(c, a[0], func(_ *control.Client, s *vif.Status) error {
+				if !key {
+					hideKey(s)
+				}
+				if asJSON {
+					return writeJSON(c.OutOrStdout(), s)
+				}
+				return writeShow(c.OutOrStdout(), s, time.Now())
+			})
 		},
 	}
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
@@ -66,15 +62,22 @@ A guest that breaks the protocol again is quarantined again.`,
 		Args:              args(cobra.ExactArgs(1)),
 		ValidArgsFunction: completeVif,
 		RunE: func(c *cobra.Command, a []string) error {
-			client := control.NewClient(socketPath(c))
-			defer client.Close()
-			s, err := findVif(c.Context(), client, a[0])
-			if err != nil {
-				return err
-			}
-			return client.Reset(c.Context(), s.Name)
+			return withVif(c, a[0], func(client *control.Client, s *vif.Status) error {
+				return client.Reset(c.Context(), s.Name)
+			})
 		},
 	}
+}
+
+// withVif calls f with what the daemon says of the vif of that name.
+func withVif(c *cobra.Command, name string, f func(*control.Client, *vif.Status) error) error {
+	client := control.NewClient(socketPath(c))
+	defer client.Close()
+	s, err := findVif(c.Context(), client, name)
+	if err != nil {
+		return err
+	}
+	return f(client, s)
 }
 
 // completeVif completes the name of a vif; where nobody answers there is nothing

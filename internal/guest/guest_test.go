@@ -208,21 +208,26 @@ func TestTraffic(t *testing.T) {
 	}
 }
 
+// serve runs a server of the host until the function it returns is called.
+func (l *lab) serve(server func(context.Context) error) (stop func()) {
+	ctx, cancel := context.WithCancel(l.ctx)
+	done := make(chan error, 1)
+	go func() { done <- server(ctx) }()
+	return func() {
+		cancel()
+		if err := <-done; err != nil {
+			l.t.Error(err)
+		}
+	}
+}
+
 func (l *lab) tcpBothWays() {
 	l.t.Helper()
 	host, err := traffic.ListenTCP(hostAddr + ":0")
 	if err != nil {
 		l.t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(l.ctx)
-	done := make(chan error, 1)
-	go func() { done <- host.Serve(ctx) }()
-	defer func() {
-		cancel()
-		if err := <-done; err != nil {
-			l.t.Error(err)
-		}
-	}()
+	defer l.serve(host.Serve)()
 	r, err := l.TCPSend(l.ctx, TCPSendArgs{Addr: host.Addr().String(), TCPSend: traffic.TCPSend{Bytes: 3 << 20, Seed: 1}})
 	if err != nil || r.Bytes != 3<<20 || r.Wrong != 0 {
 		l.t.Errorf("to the host: %+v, %v", r, err)
@@ -258,15 +263,7 @@ func (l *lab) udpBothWays() {
 	if err != nil {
 		l.t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(l.ctx)
-	done := make(chan error, 1)
-	go func() { done <- host.Serve(ctx) }()
-	defer func() {
-		cancel()
-		if err := <-done; err != nil {
-			l.t.Error(err)
-		}
-	}()
+	defer l.serve(host.Serve)()
 	r, err := l.UDPSend(l.ctx, UDPSendArgs{Addr: host.Addr().String(), UDPSend: send})
 	if err != nil || r.Sent != 500 || r.Received != 500 || r.Duplicated+r.Corrupt > 0 {
 		l.t.Errorf("to the host: %+v, %v", r, err)

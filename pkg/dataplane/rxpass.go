@@ -78,7 +78,7 @@ type rxBatch struct {
 
 	nSegs, nSlots, nCopies int
 
-	read int // places in the arena that are taken
+	read    int    // places in the arena that are taken
 	free    uint32 // requests not yet taken
 	packets uint32
 	failed  uint32 // of the packets

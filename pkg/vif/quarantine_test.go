@@ -90,14 +90,21 @@ func (w *world) reset() {
 	}
 }
 
-// TestQuarantineBeforeHotplug: the vif is at InitWait, from where others connect.
-func TestQuarantineBeforeHotplug(t *testing.T) {
-	w := newWorld(t)
+// connectUnplugged attaches a vif and has its guest connect before the hotplug script
+// is through.
+func (w *world) connectUnplugged() {
+	w.t.Helper()
 	w.attach()
 	w.settle()
 	w.rings(1, false)
 	w.frontState(Connected)
 	w.wantSteps("connect")
+}
+
+// TestQuarantineBeforeHotplug: the vif is at InitWait, from where others connect.
+func TestQuarantineBeforeHotplug(t *testing.T) {
+	w := newWorld(t)
+	w.connectUnplugged()
 	w.breach()
 	w.plugIn()
 	w.wantSteps("")
@@ -202,11 +209,7 @@ func TestStall(t *testing.T) {
 // through.
 func TestStallBeforeHotplug(t *testing.T) {
 	w := newWorld(t)
-	w.attach()
-	w.settle()
-	w.rings(1, false)
-	w.frontState(Connected)
-	w.wantSteps("connect")
+	w.connectUnplugged()
 	w.must(netlink.LinkSetUp(w.iface(ifname)))
 	tell := w.v.noticeOf(w.v.link)
 	for _, k := range []dataplane.NoticeKind{dataplane.Stalled, dataplane.Resumed} {

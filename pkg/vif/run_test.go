@@ -224,15 +224,21 @@ func (s *countingStore) Read(path string) (string, error) {
 	return s.Store.Read(path)
 }
 
-// TestStoreLost: packets keep moving, and what was missed is made up for.
-func TestStoreLost(t *testing.T) {
-	w := newWorld(t)
+// runConnected runs a vif whose guest connects.
+func (w *world) runConnected() {
+	w.t.Helper()
 	w.attach("hotplug-status", "connected")
 	w.run()
 	w.awaitState(InitWait)
 	w.rings(1, false)
 	w.frontState(Connected)
 	w.awaitState(Connected)
+}
+
+// TestStoreLost: packets keep moving, and what was missed is made up for.
+func TestStoreLost(t *testing.T) {
+	w := newWorld(t)
+	w.runConnected()
 	// Else what wrote that may be lost with the connection before it knows.
 	for s, _ := w.v.Status(context.Background()); s.State != Connected; {
 		s, _ = w.v.Status(context.Background())
@@ -324,12 +330,7 @@ func (s *hungStore) Read(path string) (string, error) {
 // TestPanicWhileRunning: the vif goes on, out of service, and can be detached.
 func TestPanicWhileRunning(t *testing.T) {
 	w := newWorld(t)
-	w.attach("hotplug-status", "connected")
-	w.run()
-	w.awaitState(InitWait)
-	w.rings(1, false)
-	w.frontState(Connected)
-	w.awaitState(Connected)
+	w.runConnected()
 	if !w.v.call(context.Background(), func() { panic("oops") }) {
 		t.Error("the vif has ended")
 	}
