@@ -178,21 +178,23 @@ func (q *Queue) parsePacket(b *txBatch, t *tally, first netif.TxSlot, avail uint
 		return 0, nil
 	}
 
-	var extras [netif.ExtraMax]netif.ExtraInfo // by type; a later one of the same type counts
-	nExtras := 0
+	var extras [netif.ExtraMax]netif.TxSlot // by type; a later one of the same type counts
+	has := uint32(0)                        // bits by type
 	for more := first.Flags()&netif.TxExtraInfo != 0; more; {
 		if used >= avail {
 			return 0, errExtraMissing
 		}
-		e := q.tx.Extra(cons.Add(used))
-		if e.Type == netif.ExtraNone || e.Type >= netif.ExtraMax {
-			return 0, fmt.Errorf("extra info of %v", e.Type)
+		e := q.tx.Slot(cons.Add(used))
+		typ := e.ExtraType()
+		if typ == netif.ExtraNone || typ >= netif.ExtraMax {
+			return 0, extraTypeError(typ)
 		}
-		extras[e.Type] = e
+		extras[typ] = e
+		has |= 1 << typ
 		used++
-		nExtras++
-		more = e.More()
+		more = e.ExtraMore()
 	}
+	nExtras := int(used) - 1
 
 	rsp0 := b.nRsp
 	b.respond(first.ID(), netif.StatusOkay)
@@ -202,8 +204,8 @@ func (q *Queue) parsePacket(b *txBatch, t *tally, first netif.TxSlot, avail uint
 	b.bytes += uint32(first.Size())
 
 	// A multicast request rides on a request without data.
-	if e := &extras[netif.ExtraMcastAdd]; e.Type != 0 {
-		if q.conn.cfg.Mcast.add(e.Addr()) {
+	if has&(1<<netif.ExtraMcastAdd) != 0 {
+		if q.conn.cfg.Mcast.add(extras[netif.ExtraMcastAdd].Extra().Addr()) {
 			t[McastChanges]++
 		} else {
 			t[DropMcastFull]++
@@ -211,47 +213,27 @@ func (q *Queue) parsePacket(b *txBatch, t *tally, first netif.TxSlot, avail uint
 		}
 		return used, nil
 	}
-	if e := &extras[netif.ExtraMcastDel]; e.Type != 0 {
-		q.conn.cfg.Mcast.del(e.Addr())
+	if has&(1<<netif.ExtraMcastDel) != 0 {
+		q.conn.cfg.Mcast.del(extras[netif.ExtraMcastDel].Extra().Addr())
 		t[McastChanges]++
 		return used, nil
 	}
-
-	slot0, rsp := b.nSlots, b.nRsp
-	n := slot0 + 1               // the first data slot comes when its size is known
-	rest := uint32(first.Size()) // of the packet, not yet seen in a later slot
-	drop := kept
-	later := 0
-	for more := first.Flags()&netif.TxMoreData != 0; more; {
-		switch {
-		case used >= avail:
-			return 0, errSlotMissing
-		case later >= breachLaterSlots:
-			return 0, errTooManySlots
-		case later >= maxLaterSlots && drop == kept:
-			drop = DropTxSlots
-		}
-		r := q.tx.Slot(cons.Add(used))
-		used++
-		later++
-		b.rsp[rsp] = netif.TxResponse{ID: r.ID(), Status: netif.StatusOkay}
-		rsp++
-		switch {
-		case drop != kept:
-		case uint32(r.Size()) > rest:
-			drop = DropTxSize
-		case crossesPage(r.Offset(), r.Size()):
-			drop = DropTxCross
-		default:
-			rest -= uint32(r.Size())
-			b.slot[n] = txSlot{gref: r.Gref(), off: r.Offset(), size: r.Size()}
-			n++
-		}
-		more = r.Flags()&netif.TxMoreData != 0
+	var gso netif.GSOInfo
+	if has&(1<<netif.ExtraGSO) != 0 {
+		gso = extras[netif.ExtraGSO].GSO()
 	}
-	b.nRsp = rsp
+
+	slot0 := b.nSlots
+	l := txLater{used: used, rest: uint32(first.Size()), nSlots: slot0 + 1, drop: kept}
+	if first.Flags()&netif.TxMoreData != 0 {
+		if l, err = q.parseLater(b, cons, avail, l); err != nil {
+			return 0, err
+		}
+		used = l.used
+	}
+	drop := l.drop
 	if drop == kept {
-		drop = q.checkFirst(first, rest, &extras[netif.ExtraGSO])
+		drop = checkFirst(first, l.rest, has&(1<<netif.ExtraGSO) != 0, gso)
 	}
 	if drop != kept {
 		t[drop]++
@@ -259,34 +241,78 @@ func (q *Queue) parsePacket(b *txBatch, t *tally, first netif.TxSlot, avail uint
 		return used, nil
 	}
 
-	b.slot[slot0] = txSlot{gref: first.Gref(), off: first.Offset(), size: uint16(rest)}
-	b.nSlots = n
+	b.slot[slot0] = txSlot{gref: first.Gref(), off: first.Offset(), size: uint16(l.rest)}
+	b.nSlots = l.nSlots
 	p := &b.pkts[b.nPkts]
 	b.nPkts++
 	*p = txPacket{}
-	p.first, p.n = uint16(slot0), uint16(n-slot0)
+	p.first, p.n = uint16(slot0), uint16(l.nSlots-slot0)
 	p.rsp0, p.extras = uint16(rsp0), uint16(nExtras)
 	p.total, p.flags = uint32(first.Size()), first.Flags()
-	if extras[netif.ExtraGSO].Type != 0 {
-		p.gso = extras[netif.ExtraGSO].GSO()
-	}
+	p.gso = gso
 	return used, nil
 }
 
+// txLater is where a packet's later slots end, in slots used, in txBatch.slot, and
+// in octets that are left for its first slot.
+type txLater struct {
+	used, rest uint32
+	nSlots     int
+	drop       Counter
+}
+
+// parseLater takes the data slots after the first of the packet at cons into b.
+func (q *Queue) parseLater(b *txBatch, cons netif.Index, avail uint32, l txLater) (txLater, error) {
+	used, rest, n, rsp := l.used, l.rest, l.nSlots, b.nRsp
+	drop := kept
+	allowed := used + maxLaterSlots
+	for {
+		if used >= avail {
+			return l, errSlotMissing
+		}
+		if used >= allowed {
+			if used >= allowed+breachLaterSlots-maxLaterSlots {
+				return l, errTooManySlots
+			}
+			if drop == kept {
+				drop = DropTxSlots
+			}
+		}
+		r := q.tx.Slot(cons.Add(used))
+		used++
+		b.rsp[rsp] = netif.TxResponse{ID: r.ID(), Status: netif.StatusOkay}
+		rsp++
+		switch size := r.Size(); {
+		case drop != kept:
+		case uint32(size) > rest:
+			drop = DropTxSize
+		case crossesPage(r.Offset(), size):
+			drop = DropTxCross
+		default:
+			rest -= uint32(size)
+			b.slot[n] = txSlot{gref: r.Gref(), off: r.Offset(), size: size}
+			n++
+		}
+		if r.Flags()&netif.TxMoreData == 0 {
+			b.nRsp = rsp
+			return txLater{used: used, rest: rest, nSlots: n, drop: drop}, nil
+		}
+	}
+}
+
+//go:noinline
+func extraTypeError(t netif.ExtraType) error { return fmt.Errorf("extra info of %v", t) }
+
 // checkFirst checks what is known once all slots have been seen: size is what
 // is left for the first slot.
-func (q *Queue) checkFirst(first netif.TxSlot, size uint32, gso *netif.ExtraInfo) Counter {
+func checkFirst(first netif.TxSlot, size uint32, hasGSO bool, gso netif.GSOInfo) Counter {
 	switch {
 	case size < minLinear:
 		return DropTxShort
 	case uint32(first.Offset())+size > netif.PageSize:
 		return DropTxCross
-	}
-	if gso.Type != 0 {
-		g := gso.GSO()
-		if g.Size == 0 || g.Type != netif.GSOTCPv4 && g.Type != netif.GSOTCPv6 {
-			return DropTxGSO
-		}
+	case hasGSO && (gso.Size == 0 || gso.Type != netif.GSOTCPv4 && gso.Type != netif.GSOTCPv6):
+		return DropTxGSO
 	}
 	return kept
 }

@@ -85,34 +85,48 @@ func (w *worker) answerTx(q *Queue, rsp []netif.TxResponse) {
 // of large packets in static grants, which stays where it is.
 func (w *worker) fetch(q *Queue, b *txBatch) {
 	var place frameAlloc
+	static := q.static
+	hits := uint32(0)
 	for i := range b.pkts[:b.nPkts] {
 		p := &b.pkts[i]
 		slots := b.slots(p)
-		if p.total <= smallPacket {
-			at := place.packed(int(p.total))
+		small := p.total <= smallPacket
+		at := 0
+		if small {
+			at = place.packed(int(p.total))
 			p.at, p.linear = int32(at), int32(p.total)
-			for k := range slots {
-				s := &slots[k]
-				w.fetchSlot(q, b, s, at)
-				at += int(s.size)
-			}
-			continue
 		}
-		s := &slots[0]
-		if w.leaveSlot(q, s) {
-			p.at, p.linear = inPlace, 0
-		} else {
-			at := place.first(int(s.off), int(s.size))
-			p.at, p.linear = int32(at), int32(s.size)
-			w.copySlot(q, b, s, at)
-		}
-		for k := 1; k < len(slots); k++ {
+		for k := range slots {
 			s := &slots[k]
-			if s.size != 0 && !w.leaveSlot(q, s) {
-				w.copySlot(q, b, s, place.later(int(s.off), int(s.size)))
+			size := int(s.size)
+			if size == 0 {
+				continue // legal after the first, and its gref is nobody's business
 			}
+			page := static.Lookup(s.gref).Page
+			switch {
+			case page == nil && small:
+				w.copySlot(q, b, s, at)
+			case page == nil && k == 0:
+				first := place.first(int(s.off), size)
+				p.at, p.linear = int32(first), int32(size)
+				w.copySlot(q, b, s, first)
+			case page == nil:
+				w.copySlot(q, b, s, place.later(int(s.off), size))
+			case small:
+				hits++
+				s.at = int32(at)
+				copy(w.txMem.mem[at:at+size], page[s.off:])
+			default:
+				hits++
+				s.at, s.addr = inPlace, pageAddr(page)+uintptr(s.off)
+				if k == 0 {
+					p.at, p.linear = inPlace, 0
+				}
+			}
+			at += size
 		}
 	}
+	w.tally[StaticHits] += hits
 	if b.nSegs == 0 {
 		return
 	}
@@ -123,33 +137,6 @@ func (w *worker) fetch(q *Queue, b *txBatch) {
 	if err := q.grants.Copy(segs); err != nil || !allOkay(segs) {
 		w.fetchFailed(b, err != nil)
 	}
-}
-
-// fetchSlot brings a slot's data to at: from its static grant at once, otherwise
-// with the batch's grant copy. A slot of no size is legal after the first, and
-// its gref is nobody's business.
-func (w *worker) fetchSlot(q *Queue, b *txBatch, s *txSlot, at int) {
-	if s.size == 0 {
-		return
-	}
-	if g := q.static.Lookup(s.gref); g.Page != nil {
-		w.tally[StaticHits]++
-		s.at = int32(at)
-		copy(w.txMem.mem[at:at+int(s.size)], g.Page[s.off:])
-		return
-	}
-	w.copySlot(q, b, s, at)
-}
-
-// leaveSlot leaves the data of a slot where it is, if that is a static grant.
-func (w *worker) leaveSlot(q *Queue, s *txSlot) bool {
-	g := q.static.Lookup(s.gref)
-	if g.Page == nil {
-		return false
-	}
-	w.tally[StaticHits]++
-	s.at, s.addr = inPlace, pageAddr(g.Page)+uintptr(s.off)
-	return true
 }
 
 // copySlot plans the grant copy of a slot's data to at, where a copy crosses no
@@ -233,6 +220,10 @@ func (w *worker) writeOut(q *Queue, b *txBatch) {
 			continue
 		}
 		n := w.pieces(b, p, next, vnet)
+		if n == 1 {
+			w.out.write(i, at, vnet+int(p.total))
+			continue
+		}
 		w.out.writev(i, next, n)
 		next += n
 	}
@@ -308,22 +299,30 @@ func (w *worker) collect(dst []byte, q *Queue, b *txBatch, p *txPacket) (n int) 
 }
 
 // pieces lists a scattered packet's pieces, vnet header included, in w.iov from
-// first on, and returns how many there are.
+// first on, and returns how many there are. Slots that lie side by side are one
+// piece, which is cheaper for the kernel: static grants often do.
 func (w *worker) pieces(b *txBatch, p *txPacket, first, vnet int) (n int) {
-	w.iov.Set(first, w.txMem.addr(int(p.at)-vnet), uint32(vnet+int(p.linear)))
-	n = 1
-	skip := int(p.linear) // of the slots: is in the first piece
+	addr, size := w.txMem.addr(int(p.at)-vnet), uintptr(vnet)+uintptr(p.linear)
+	skip := uintptr(p.linear) // of the slots: is in the first piece
 	for _, s := range b.slots(p) {
-		size := int(s.size)
-		if size <= skip {
-			skip -= size
+		more := uintptr(s.size)
+		if more <= skip {
+			skip -= more
 			continue
 		}
-		w.iov.Set(first+n, s.addr+uintptr(skip), uint32(size-skip))
+		from := s.addr + skip
+		more -= skip
 		skip = 0
+		if from == addr+size {
+			size += more
+			continue
+		}
+		w.iov.Set(first+n, addr, uint32(size))
 		n++
+		addr, size = from, more
 	}
-	return n
+	w.iov.Set(first+n, addr, uint32(size))
+	return n + 1
 }
 
 // writeFinished finishes a packet in software and writes it to a TAP without

@@ -139,8 +139,8 @@ type TxSlot struct{ a, b, c uint32 }
 
 // Slot copies the request at i out of the page.
 func (r *TxBack) Slot(i Index) TxSlot {
-	w := wRing + uint32(i%TxRingSize)*txWords
-	return TxSlot{r.page.load(w), r.page.load(w + 1), r.page.load(w + 2)}
+	s := r.page.txSlot(i)
+	return TxSlot{load(&s[0]), load(&s[1]), load(&s[2])}
 }
 
 // Gref is the field of [TxRequest], as are those that follow.
@@ -149,6 +149,15 @@ func (s TxSlot) Offset() uint16 { return lo16(s.b) }
 func (s TxSlot) Flags() TxFlags { return TxFlags(hi16(s.b)) }
 func (s TxSlot) ID() uint16     { return lo16(s.c) }
 func (s TxSlot) Size() uint16   { return hi16(s.c) }
+
+// Extra is the slot as that of an extra. What a data path wants to know of one
+// can be had alone.
+func (s TxSlot) Extra() ExtraInfo     { return extraFrom(s.a, s.b) }
+func (s TxSlot) ExtraType() ExtraType { return ExtraType(s.a) }
+func (s TxSlot) ExtraMore() bool      { return ExtraFlags(s.a>>8)&ExtraMore != 0 }
+func (s TxSlot) GSO() GSOInfo {
+	return GSOInfo{Size: hi16(s.a), Type: GSOType(s.b), Features: hi16(s.b)}
+}
 
 // Extra copies the extra at i out of the page.
 func (r *TxBack) Extra(i Index) ExtraInfo {
@@ -164,8 +173,7 @@ func (r *TxBack) Commit(rsp []TxResponse) (notify bool) {
 		return false
 	}
 	for n, s := range rsp {
-		i := r.rspProd.Add(uint32(n))
-		r.page.put(wRing+uint32(i%TxRingSize)*txWords, join16(s.ID, uint16(s.Status)))
+		r.page.txSlot(r.rspProd.Add(uint32(n)))[0] = join16(s.ID, uint16(s.Status))
 	}
 	return r.commit(uint32(len(rsp)))
 }

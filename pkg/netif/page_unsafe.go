@@ -44,3 +44,18 @@ func (p page) publish(i, v uint32) { atomic.SwapUint32(&p.w[i%pageWords], v) }
 
 // put stores word i of a slot, to be made visible by a later publish.
 func (p page) put(i, v uint32) { p.w[i%pageWords] = v }
+
+// txPage is a page as that of a tx ring. A slot found in it needs no further bounds.
+type txPage struct {
+	_    [wRing]uint32
+	ring [TxRingSize][txWords]uint32
+}
+
+var _ [PageSize - unsafe.Sizeof(txPage{})]byte // it fits
+
+// txSlot is slot i. Its words are for load, once each, and store.
+func (p page) txSlot(i Index) *[txWords]uint32 {
+	return &(*txPage)(unsafe.Pointer(p.w)).ring[i%TxRingSize]
+}
+
+func load(w *uint32) uint32 { return atomic.LoadUint32(w) }
