@@ -146,7 +146,7 @@ func TestChildren(t *testing.T) {
 	cc, err := exec.LookPath("cc")
 	if err != nil {
 		t.Log("no C compiler")
-	} else if out, err := exec.Command(cc, "-O2", "-Wall", "-Wextra", "-Werror", "-o", c, "../../test/benchpeer/peer.c").CombinedOutput(); err != nil {
+	} else if out, err := exec.Command(cc, "-O2", "-Wall", "-Wextra", "-Werror", "-pthread", "-o", c, "../../test/benchpeer/peer.c").CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	for _, p := range []struct {

@@ -22,6 +22,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/gntdev"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/offload"
+	"github.com/netbackd/netbackd/pkg/staticgrant"
 	"github.com/netbackd/netbackd/pkg/tap"
 )
 
@@ -135,6 +136,10 @@ type lane struct {
 	hist  map[int][2]int // what a queue knows of its backlogs, by batch
 }
 
+// lanePages is how many pages a lane's guest uses each way: one for each slot of the
+// ring, which is as many as netbackd offers to map.
+const lanePages = netif.TxRingSize
+
 // row is the lane's name where batch packets are there when the worker begins.
 func (l *lane) row(batch int) string { return fmt.Sprintf("%s, batch %d", l.name, batch) }
 
@@ -165,7 +170,10 @@ func newLane(name string, d *tap.Device, uring bool, use grantUse) *lane {
 	q.Tap = d.Queue(0)
 	q.Grants = &standIn{pages: address(l.f.back[txPages:]), local: local, remote: remote, pid: uintptr(os.Getpid()), single: use == copiedSingly}
 	if use == static {
-		l.f.allStatic()
+		l.f.static = staticgrant.New(2 * lanePages)
+		l.f.makeStatic(netif.GrefReadOnly, refs(0, lanePages)...)
+		l.f.makeStatic(0, refs(frontPages, frontPages+lanePages)...)
+		q.Static = l.f.static
 	}
 	peer, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
 	must(l.tb, err)
@@ -200,6 +208,9 @@ func (l *lane) putTx(b *benchFrame, n int) {
 			off = k % 16 * 64 // as the peers do
 		}
 		for i, rest := 0, b.frame; len(rest) > 0; i++ {
+			if l.f.nextTx == lanePages {
+				l.f.nextTx = 0
+			}
 			ref, page := l.f.txPage()
 			m := copy(page[off:], rest)
 			rest = rest[m:]
@@ -230,7 +241,7 @@ func (l *lane) repost() {
 	must(l.tb, err)
 	l.f.rx.Take(n)
 	for range l.f.rx.Free() {
-		i := l.f.nextRx % frontPages
+		i := l.f.nextRx % lanePages
 		l.f.nextRx++
 		l.f.rx.Put(netif.RxRequest{ID: uint16(i), Gref: firstRef + frontPages + netif.Gref(i)})
 	}
@@ -391,6 +402,70 @@ func peerRun(c *bench.Child, op bench.Op, b *benchFrame, prepare func(n int) err
 	return took, nil
 }
 
+// bareCalls is what a lane comes down to: the worker's own loop of system calls,
+// in the same process, on frames that are ready, and nothing else.
+type bareCalls struct {
+	fd      int
+	frames  *gntdev.Arena
+	headers *gntdev.Arena
+	iov     *iouring.Iovecs
+	calls   []rawio.Call
+}
+
+// Where bareCalls has a frame: in one piece behind its header, or in pages.
+const (
+	bareStride = 18 * netif.PageSize
+	barePieces = 18
+)
+
+func newBareCalls(fd int) (*bareCalls, error) {
+	c := &bareCalls{fd: fd, calls: make([]rawio.Call, bench.MaxBatch)}
+	var err error
+	if c.frames, err = gntdev.NewPopulatedArena(bench.MaxBatch * bareStride); err != nil {
+		return nil, err
+	}
+	if c.headers, err = gntdev.NewPopulatedArena(bench.MaxBatch * headroom); err != nil {
+		return nil, err
+	}
+	c.iov, err = iouring.NewIovecs(bench.MaxBatch * barePieces)
+	return c, err
+}
+
+// run is one run: b.run packets, as many at a time as the peers have.
+func (c *bareCalls) run(b *benchFrame, trap uintptr, overhead time.Duration) (took time.Duration, err error) {
+	all, batch := b.withHeader(), b.batches[0]
+	stride := alignUp(len(all), headroom)
+	for done := 0; done < b.run; done += batch {
+		for k := range batch {
+			if trap == unix.SYS_WRITE {
+				copy(c.frames.Bytes()[k*stride:], all)
+				c.calls[k] = rawio.Call{Addr: c.frames.Addr(k * stride), Len: uint32(len(all))}
+				continue
+			}
+			copy(c.headers.Bytes()[k*headroom:], all[:tap.VnetHdrLen])
+			c.iov.Set(k*barePieces, c.headers.Addr(k*headroom), tap.VnetHdrLen)
+			n := 1
+			at := k * bareStride
+			for rest := b.frame; len(rest) > 0; n++ {
+				m := copy(c.frames.Bytes()[at:at+netif.PageSize], rest)
+				c.iov.Set(k*barePieces+n, c.frames.Addr(at), uint32(m))
+				at += netif.PageSize
+				rest = rest[m:]
+			}
+			c.calls[k] = rawio.Call{Addr: c.iov.At(k * barePieces), Len: uint32(n)}
+		}
+		start := time.Now()
+		rawio.All(trap, c.fd, c.calls[:batch])
+		took += time.Since(start) - overhead
+		for k := range c.calls[:batch] {
+			if e := c.calls[k].Res; e < 0 {
+				return 0, unix.Errno(-e)
+			}
+		}
+	}
+	return took, nil
+}
+
 // load keeps a lane busy in the way of worker.run, which asks for events now and
 // then, until packets have passed, and counts those calls too.
 func (l *lane) load(packets uint64, feed func() error, done Counter) error {
@@ -477,6 +552,13 @@ func measure(peer string, rounds int, packets uint64, only string) (*bench.Repor
 		return nil, err
 	}
 	defer child.Close()
+	var single *bench.Child
+	if lang == "C" {
+		if single, err = bench.StartChild(d.Queue(0).FD(), peer, nil, "single"); err != nil {
+			return nil, err
+		}
+		defer single.Close()
+	}
 	var lanes []*lane // the first one is what the goals are about
 	if err := iouring.Supported(); err != nil {
 		fmt.Fprintln(os.Stderr, "bench: without io_uring:", err)
@@ -492,6 +574,10 @@ func measure(peer string, rounds int, packets uint64, only string) (*bench.Repor
 	}
 	singly := newLane("netbackd, a grant copy for each packet", d, lanes[0].w.ring != nil, copiedSingly)
 	overhead := clockOverhead(lanes[0])
+	calls, err := newBareCalls(d.Queue(0).FD())
+	if err != nil {
+		return nil, err
+	}
 
 	rep := &bench.Report{
 		Host: hostLine(cpu),
@@ -500,6 +586,7 @@ func measure(peer string, rounds int, packets uint64, only string) (*bench.Repor
 			"Grant copy is stood in for by process_vm_readv/writev on this process, one call per batch: no hypercall, but pages are pinned.",
 			"Lanes of static grants have all pages of the guest mapped: they take no such call.",
 			"Peers are bare system calls, in " + lang + ", in another process on the same CPU and TAP queue; all take turns in every round.",
+			"As netbackd, the peers' process has threads, for which the kernel takes a reference to the file with each call. Rows say where it has not.",
 			"The host drops what it gets at IP. Ratios are rates relative to the first peer.",
 		},
 	}
@@ -518,20 +605,35 @@ func measure(peer string, rounds int, packets uint64, only string) (*bench.Repor
 			if err := child.Load(b.withHeader()); err != nil {
 				return nil, err
 			}
+			if single != nil {
+				if err := single.Load(b.withHeader()); err != nil {
+					return nil, err
+				}
+			}
 			g := bench.Group{Name: name, Packets: b.run}
-			bare := func(name string, op bench.Op, prepare func(int) error) {
+			bare := func(name string, c *bench.Child, op bench.Op, prepare func(int) error) {
 				g.Peers = append(g.Peers, bench.Peer{Name: name, Run: func() (time.Duration, error) {
-					return peerRun(child, op, &b, prepare)
+					return peerRun(c, op, &b, prepare)
 				}})
 			}
 			nothing := func(int) error { return nil }
 			fill := func(n int) error { return h.fill(&b, n) }
 			if dir == "guest to host" {
-				bare("write", bench.OpWrite, nothing)
-				bare("writev of pages", bench.OpWritev, nothing)
+				bare("write", child, bench.OpWrite, nothing)
+				bare("writev of pages", child, bench.OpWritev, nothing)
+				if single != nil {
+					bare("write, in a process of one thread", single, bench.OpWrite, nothing)
+				}
+				g.Peers = append(g.Peers,
+					bench.Peer{Name: ownWrite, Run: func() (time.Duration, error) { return calls.run(&b, unix.SYS_WRITE, overhead) }},
+					bench.Peer{Name: ownWritev, Run: func() (time.Duration, error) { return calls.run(&b, unix.SYS_WRITEV, overhead) }},
+				)
 			} else {
-				bare("read", bench.OpRead, fill)
-				bare("readv into pages", bench.OpReadv, fill)
+				bare("read", child, bench.OpRead, fill)
+				bare("readv into pages", child, bench.OpReadv, fill)
+				if single != nil {
+					bare("read, in a process of one thread", single, bench.OpRead, fill)
+				}
 			}
 			group := lanes
 			if dir == "host to guest" {
@@ -571,6 +673,12 @@ func measure(peer string, rounds int, packets uint64, only string) (*bench.Repor
 	rep.Seconds = time.Since(begun).Seconds()
 	return rep, nil
 }
+
+// The system calls alone, as netbackd makes them.
+const (
+	ownWrite  = "write, by netbackd's loop"
+	ownWritev = "writev of pages, by netbackd's loop"
+)
 
 // Lanes whose packets take no grant operation.
 const (
@@ -734,7 +842,7 @@ func staticGoals(rep *bench.Report, copies *lane, find func(string) *bench.Resul
 		}
 	}
 	if r := find("guest to host, 64 B"); len(r.Figures) > 0 {
-		own := median(r, staticPlain, 64) - r.Figure("write").Median
+		own := median(r, staticPlain, 64) - r.Figure(ownWrite).Median
 		rep.AtMost("P6", "guest to host, 64 B: ns per packet beyond the same write", own, 22, r.Void)
 		rep.AtLeast("P8", "64 B guest to host, static grants against a grant copy for each batch", median(r, copies.name, 64)/median(r, best, 64), 1.55, r.Void)
 		rep.AtLeast("P8", "64 B guest to host, static grants against a grant copy for each packet",
@@ -749,7 +857,7 @@ func staticGoals(rep *bench.Report, copies *lane, find func(string) *bench.Resul
 		rep.AtMost("P6", "host to guest, 64 KiB GSO: ns per slot beyond the same readv", own, 3, r.Void)
 	}
 	if r := find("guest to host, 64 KiB GSO"); len(r.Figures) > 0 {
-		own := (median(r, staticPlain, 8) - r.Figure("writev of pages").Median) / 18
+		own := (median(r, staticPlain, 8) - r.Figure(ownWritev).Median) / 17
 		rep.AtMost("P6", "guest to host, 64 KiB GSO: ns per slot beyond the same writev", own, 3, r.Void)
 	}
 }

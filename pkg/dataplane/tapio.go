@@ -27,42 +27,38 @@ type tapOut struct {
 	queued int
 
 	// Without io_uring: what is queued, calls of one kind.
-	trap  uintptr // of that kind; 0 with io_uring
+	trap  uintptr
 	calls [batchPackets]rawio.Call
 	pkt   [batchPackets]uint8 // whose call it is
 }
 
 // begin starts a batch of n packets.
 func (o *tapOut) begin(q *Queue, n int) {
-	o.q, o.queued = q, 0
+	o.q, o.queued, o.trap = q, 0, unix.SYS_WRITE
 	o.uring = o.w.ring != nil && n >= uringMin
-	o.trap = 0
-	if !o.uring {
-		o.trap = unix.SYS_WRITE
-	}
 }
 
 // write sends the n octets at off of the tx arena as packet i.
 func (o *tapOut) write(i, off, n int) {
-	w := o.w
+	addr := o.w.txMem.addr(off)
 	if o.uring {
-		w.ring.WriteFixed(o.q.id, w.txMem.addr(off), uint32(n), bufTx, uint64(i))
+		o.w.ring.WriteFixed(o.q.id, addr, uint32(n), bufTx, uint64(i))
 		o.queued++
 		return
 	}
-	o.call(unix.SYS_WRITE, i, w.txMem.addr(off), n)
+	o.call(unix.SYS_WRITE, i, addr, n)
 }
 
 // writev sends the n pieces in w.iov from first on as packet i. They stay as
 // they are until flush.
 func (o *tapOut) writev(i, first, n int) {
-	w := o.w
+	addr := o.w.iov.At(first)
 	if o.uring {
-		w.ring.Writev(o.q.id, w.iov.At(first), uint32(n), uint64(i))
+		o.w.ring.Writev(o.q.id, addr, uint32(n), uint64(i))
 		o.queued++
 		return
 	}
-	o.call(unix.SYS_WRITEV, i, w.iov.At(first), n)
+	o.call(unix.SYS_WRITEV, i, addr, n)
 }
 
 // call queues a system call.
@@ -71,11 +67,6 @@ func (o *tapOut) call(trap uintptr, i int, addr uintptr, n int) {
 		o.flush(&o.w.tx)
 		o.trap = trap
 	}
-	o.add(i, addr, n)
-}
-
-// add queues a system call of the kind that is queued already.
-func (o *tapOut) add(i int, addr uintptr, n int) {
 	k := o.queued & (batchPackets - 1)
 	o.calls[k].Addr, o.calls[k].Len = addr, uint32(n)
 	o.pkt[k] = uint8(i)

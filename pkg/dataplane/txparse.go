@@ -79,6 +79,11 @@ type txPacket struct {
 	at, linear int32
 }
 
+// plain reports whether the guest leaves nothing of the packet to the host.
+func (p *txPacket) plain() bool {
+	return p.flags&netif.TxCsumBlank == 0 && p.gso.Type == netif.GSONone
+}
+
 // meta is what the guest says about the packet.
 func (p *txPacket) meta() offload.TxMeta {
 	return offload.TxMeta{

@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/netbackd/netbackd/pkg/gntdev"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/offload"
@@ -185,7 +183,9 @@ func (w *worker) fetchFailed(b *txBatch, all bool) {
 // writeOut writes the batch's packets to the TAP.
 func (w *worker) writeOut(q *Queue, b *txBatch) {
 	vnet := q.vnetLen
-	w.out.begin(q, b.nPkts)
+	mem := w.txMem.mem
+	out := &w.out
+	out.begin(q, b.nPkts)
 	w.pullAt = txArenaBytes
 	next := 0 // free iovec
 	for i := range b.pkts[:b.nPkts] {
@@ -196,43 +196,40 @@ func (w *worker) writeOut(q *Queue, b *txBatch) {
 		if p.at == inPlace {
 			w.pullUp(q, b, p)
 		}
-		var hdr offload.VnetHeader
-		if p.flags&netif.TxCsumBlank != 0 || p.gso.Type != netif.GSONone {
-			if vnet == 0 {
-				w.writeFinished(q, b, p)
-				continue
-			}
-			if !w.planTx(q, b, p, &hdr) {
+		switch plain := p.plain(); {
+		case plain && vnet != 0:
+			*(*[tap.VnetHdrLen]byte)(mem[int(p.at)-tap.VnetHdrLen:]) = [tap.VnetHdrLen]byte{}
+		case plain:
+		case vnet == 0:
+			w.writeFinished(q, b, p)
+			continue
+		default:
+			hdr, ok := w.planTx(q, b, p)
+			if !ok {
 				w.dropTx(b, p)
 				continue
 			}
+			tap.VnetHdr(hdr).Encode(mem[int(p.at)-tap.VnetHdrLen : p.at])
 		}
 		at := int(p.at) - vnet
-		if vnet != 0 {
-			tap.VnetHdr(hdr).Encode(w.txMem.mem[at : at+tap.VnetHdrLen])
-		}
 		if uint32(p.linear) == p.total {
-			if w.out.trap == unix.SYS_WRITE { // what write would do, without its call
-				w.out.add(i, w.txMem.addr(at), vnet+int(p.linear))
-			} else {
-				w.out.write(i, at, vnet+int(p.linear))
-			}
+			out.write(i, at, vnet+int(p.total))
 			continue
 		}
 		n := w.pieces(b, p, next, vnet)
 		if n == 1 {
-			w.out.write(i, at, vnet+int(p.total))
+			out.write(i, at, vnet+int(p.total))
 			continue
 		}
-		w.out.writev(i, next, n)
+		out.writev(i, next, n)
 		next += n
 	}
-	w.out.flush(b)
+	out.flush(b)
 }
 
 // planTx decides how a packet that leaves something to the host is offered to
 // the TAP, and reports whether it can be.
-func (w *worker) planTx(q *Queue, b *txBatch, p *txPacket, hdr *offload.VnetHeader) bool {
+func (w *worker) planTx(q *Queue, b *txBatch, p *txPacket) (hdr offload.VnetHeader, ok bool) {
 	if uint32(p.linear) < min(p.total, offload.MaxHeader) {
 		w.pullUp(q, b, p)
 	}
@@ -240,11 +237,11 @@ func (w *worker) planTx(q *Queue, b *txBatch, p *txPacket, hdr *offload.VnetHead
 	head := w.txMem.mem[p.at : p.at+p.linear]
 	h, err := offload.Parse(head, int(p.total))
 	if err != nil {
-		return false
+		return hdr, false
 	}
 	plan, err := offload.PlanTx(m, h, int(p.total))
 	if err != nil {
-		return false
+		return hdr, false
 	}
 	if plan.WritePseudo {
 		offload.WritePseudo(head, h, int(p.total))
@@ -252,8 +249,7 @@ func (w *worker) planTx(q *Queue, b *txBatch, p *txPacket, hdr *offload.VnetHead
 	if m.GSOType != offload.GSONone {
 		w.tally[TxGSO]++
 	}
-	*hdr = plan.Header
-	return true
+	return plan.Header, true
 }
 
 // dropTx drops a packet whose offload request was refused. As with
