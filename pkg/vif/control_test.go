@@ -597,6 +597,10 @@ func TestControlRingPace(t *testing.T) {
 	if d := p.take(now.Add(time.Hour)); d > 0 {
 		t.Errorf("after an hour: %v", d)
 	}
+	p.charge(ctrlBurst) // for pages
+	if d := p.take(now.Add(time.Hour)); d != 2*ctrlInterval {
+		t.Errorf("after many pages: %v", d)
+	}
 }
 
 // TestControlRecord is written and read back, and no part of it is taken for

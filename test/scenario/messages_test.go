@@ -8,6 +8,7 @@ import (
 	"math"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -232,6 +233,36 @@ func TestStaticGrantsAreBounded(t *testing.T) {
 	if r := send(listOf(netif.CtrlAddGrefMapping, 0, 1, all[3])); r.Status != invalid {
 		t.Errorf("one more: %v", r.Status)
 	}
+	g.innocent()
+}
+
+// A guest that has pages mapped and unmapped without end gets slower and slower, and
+// nobody else does.
+func TestGuestThatOnlyAsks(t *testing.T) {
+	w := newWorld(t)
+	g := w.guest(withControl())
+	var all []netif.GrefEntry
+	for _, r := range g.pagesOf(g.prober(), 128) {
+		all = append(all, netif.GrefEntry{Ref: r, Flags: netif.GrefReadOnly})
+	}
+	// A message is worth a millisecond, and one more for each 8 entries.
+	const rounds, burst, cost = 60, 1024, 2 * (1 + 128/8)
+	began := time.Now()
+	w.undisturbed(func() {
+		for range rounds {
+			for _, typ := range []netif.CtrlType{netif.CtrlAddGrefMapping, netif.CtrlDelGrefMapping} {
+				r, err := g.Control(w.ctx, listOf(typ, 0, uint32(len(all)), all...))
+				w.must(err)
+				if r.Status != done {
+					t.Fatalf("%v: %v", typ, r.Status)
+				}
+			}
+		}
+	})
+	if took, least := time.Since(began), (rounds*cost-burst)*time.Millisecond; took < least {
+		t.Errorf("%d pages were mapped and unmapped %d times in %v, want no less than %v", len(all), rounds, took, least)
+	}
+	g.pings(3)
 	g.innocent()
 }
 
