@@ -419,6 +419,39 @@ func TestLostControlRecordOfAStream(t *testing.T) {
 	}
 }
 
+// TestControlRecordOfAnotherGuest: while no daemon ran the guest went, and there is one
+// of the same number that names the same rings and ports. It has asked for nothing.
+func TestControlRecordOfAnotherGuest(t *testing.T) {
+	for _, found := range []bool{false, true} { // by a daemon, while there was no guest
+		w := ctrlWorld(t, ControlSlot)
+		w.upWithControl(2, ctrlring.Slot).configure()
+		w.v.handOver()
+		if found {
+			w.must(w.tool.Remove(frontDir))
+			w.v = New(w.cfg)
+			w.settle()
+			w.v.handOver()
+		}
+		w.must(w.tool.Remove(backDir))
+		if !found {
+			w.must(w.tool.Remove(frontDir))
+		}
+		w.host.mu.Lock()
+		clear(w.host.pages)
+		clear(w.host.ports)
+		w.next = 8
+		w.host.mu.Unlock()
+		w.v = New(w.cfg)
+		g := w.upWithControl(2, ctrlring.Slot)
+		if s := w.status(); s.Control.Algorithm != "none" || len(s.Control.Mapping) != 0 || s.Queues[1].Static != 0 {
+			t.Errorf("found %t: %+v, %d static grants", found, s.Control, s.Queues[1].Static)
+		}
+		g.want(1, netif.CtrlGetHashFlags)
+		w.v.handOver()
+		_ = removeTapNamed(ifname)
+	}
+}
+
 // TestControlRecordCannotBeWritten: the guest has no answer before it can be, and
 // has it then.
 func TestControlRecordCannotBeWritten(t *testing.T) {
