@@ -3,7 +3,6 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"runtime"
 	"runtime/debug"
@@ -25,6 +24,15 @@ func buildVersion() string {
 	return "unknown"
 }
 
+// buildInfo is what version --json prints.
+type buildInfo struct {
+	Schema  int    `json:"schema"`
+	Version string `json:"version"`
+	Go      string `json:"go"`
+	OS      string `json:"os"`
+	Arch    string `json:"arch"`
+}
+
 func newVersionCmd() *cobra.Command {
 	var asJSON bool
 	c := &cobra.Command{
@@ -33,9 +41,9 @@ func newVersionCmd() *cobra.Command {
 		Args:  args(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error {
 			if asJSON {
-				return json.NewEncoder(c.OutOrStdout()).Encode(map[string]string{
-					"version": buildVersion(), "go": runtime.Version(),
-					"os": runtime.GOOS, "arch": runtime.GOARCH,
+				return writeJSON(c.OutOrStdout(), buildInfo{
+					Schema: 1, Version: buildVersion(),
+					Go: runtime.Version(), OS: runtime.GOOS, Arch: runtime.GOARCH,
 				})
 			}
 			_, err := fmt.Fprintf(c.OutOrStdout(), "netbackd %s (%s, %s/%s)\n", buildVersion(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
