@@ -292,7 +292,7 @@ func TestVersion(t *testing.T) {
 	if out, err := command("version"); err != nil || out != "netbackd v1.2.3 ("+platform+")\n" {
 		t.Errorf("got %q, %v", out, err)
 	}
-	want := fmt.Sprintf(`{"arch":%q,"go":%q,"os":%q,"version":"v1.2.3"}`+"\n", runtime.GOARCH, runtime.Version(), runtime.GOOS)
+	want := fmt.Sprintf("{\n  \"schema\": 1,\n  \"version\": \"v1.2.3\",\n  \"go\": %q,\n  \"os\": %q,\n  \"arch\": %q\n}\n", runtime.Version(), runtime.GOOS, runtime.GOARCH)
 	if out, err := command("version", "--json"); err != nil || out != want {
 		t.Errorf("got %q, %v; want %q", out, err, want)
 	}

@@ -304,9 +304,12 @@ func TestVersion(t *testing.T) {
 	if out := fine(t, netbackd(w.ctx, "version")); !strings.HasPrefix(out, "netbackd ") || strings.Count(out, "\n") != 1 {
 		t.Errorf("version prints %q", out)
 	}
-	var v struct{ Version, Go, OS, Arch string }
+	var v struct {
+		Schema                int
+		Version, Go, OS, Arch string
+	}
 	strict(t, fine(t, netbackd(w.ctx, "version", "--json")), &v)
-	if v.Version == "" || v.Go == "" || v.OS != "linux" || v.Arch == "" {
+	if v.Schema != 1 || v.Version == "" || v.Go == "" || v.OS != "linux" || v.Arch == "" {
 		t.Errorf("version --json has %+v", v)
 	}
 	d, err := w.Control().Daemon(w.ctx)
