@@ -3,7 +3,6 @@
 package vif
 
 import (
-	"github.com/netbackd/netbackd/pkg/dataplane"
 	"github.com/netbackd/netbackd/pkg/steer"
 	"github.com/netbackd/netbackd/pkg/toeplitz"
 )
@@ -15,12 +14,18 @@ import (
 // ring's goroutine.
 type steering struct {
 	set  func(program int) error // of the TAP; nil: it has one queue, nothing is to be chosen
-	conn *dataplane.Conn
+	conn steered
 	user error // why the kernel has no program; nil: it takes one
 
 	program *steer.Program
 	hashing hashing       // that frames follow, if they do
 	config  *steer.Config // of it; nil: the host chooses
+}
+
+// steered is the part of the data path that follows. *dataplane.Conn is one.
+type steered interface {
+	SetSteering(c *steer.Config) error
+	Resteer(from, to *steer.Config, change func() error) error
 }
 
 // on is whether frames follow the guest's hashing.
