@@ -22,6 +22,8 @@ const (
 	hdrLen   = 12        // of the vnet header
 	maxPages = 17        // of a frame
 	room     = 18 * page // for a frame in private memory
+
+	guestPages = 256 // to read into
 )
 
 // goChild does in Go what test/benchpeer/peer.c does in C.
@@ -33,6 +35,7 @@ type goChild struct {
 	frame   []byte // with header
 	stride  int    // of frames in private memory
 	perPkt  int    // pages of one frame
+	turn    int    // pages read into
 }
 
 // Serve is a [Child] written in Go, for machines without a C compiler. It answers
@@ -104,8 +107,10 @@ func (c *goChild) prepare(op Op, n int) (pieces int) {
 		copy(c.headers.Bytes()[k*64:], c.frame[:hdrLen])
 		c.iov.Set(k*(maxPages+1), c.headers.Addr(k*64), hdrLen)
 		if op == OpReadv {
+			// Into one page after the other, as many as a guest has.
 			for p := range c.perPkt {
-				c.iov.Set(k*(maxPages+1)+1+p, c.pages.Addr((k*c.perPkt+p)*page), page)
+				c.iov.Set(k*(maxPages+1)+1+p, c.pages.Addr(c.turn%guestPages*page), page)
+				c.turn++
 			}
 			continue
 		}

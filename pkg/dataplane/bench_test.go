@@ -338,7 +338,7 @@ func (p *floor) rxRun(b *benchFrame, h *filler, overhead time.Duration) (took ti
 			first, n := k*(1+maxFramePages), int(slotsOf(len(b.frame)))
 			p.iov.Set(first, at, uint32(q.vnetLen))
 			for i := 1; i <= n; i++ {
-				p.page = (p.page + 1) % frontPages
+				p.page = (p.page + 1) % lanePages
 				p.iov.Set(first+i, address(p.l.f.back[rxPages+p.page*netif.PageSize:]), netif.PageSize)
 			}
 			p.calls[k] = rawio.Call{Addr: p.iov.At(first), Len: uint32(1 + n)}
@@ -637,7 +637,7 @@ func measure(peer string, rounds int, packets uint64, only string) (*bench.Repor
 			}
 			group := lanes
 			if dir == "host to guest" {
-				g.Peers = append(g.Peers, bench.Peer{Name: sameReads, Run: func() (time.Duration, error) {
+				g.Peers = append(g.Peers, bench.Peer{Name: ownRead, Run: func() (time.Duration, error) {
 					return same.rxRun(&b, h, overhead)
 				}})
 			}
@@ -678,6 +678,7 @@ func measure(peer string, rounds int, packets uint64, only string) (*bench.Repor
 const (
 	ownWrite  = "write, by netbackd's loop"
 	ownWritev = "writev of pages, by netbackd's loop"
+	ownRead   = "read, or readv into pages if large, by netbackd's loop"
 )
 
 // Lanes whose packets take no grant operation.
@@ -685,9 +686,6 @@ const (
 	staticUring = "netbackd, static grants, io_uring"
 	staticPlain = "netbackd, static grants, system calls"
 )
-
-// sameReads is what reading takes alone.
-const sameReads = "the same reads, in netbackd's process"
 
 // clockOverhead is what timing nothing takes.
 func clockOverhead(l *lane) time.Duration {
@@ -849,11 +847,11 @@ func staticGoals(rep *bench.Report, copies *lane, find func(string) *bench.Resul
 			median(r, "netbackd, a grant copy for each packet", 64)/median(r, best, 64), 2.3, r.Void)
 	}
 	if r := find("host to guest, 64 B"); len(r.Figures) > 0 {
-		own := median(r, staticPlain, 128) - r.Figure(sameReads).Median
+		own := median(r, staticPlain, 128) - r.Figure(ownRead).Median
 		rep.AtMost("P6", "host to guest, 64 B: ns per packet beyond the same read", own, 22, r.Void)
 	}
 	if r := find("host to guest, 64 KiB GSO"); len(r.Figures) > 0 {
-		own := (median(r, staticPlain, 8) - r.Figure(sameReads).Median) / 17
+		own := (median(r, staticPlain, 8) - r.Figure(ownRead).Median) / 17
 		rep.AtMost("P6", "host to guest, 64 KiB GSO: ns per slot beyond the same readv", own, 3, r.Void)
 	}
 	if r := find("guest to host, 64 KiB GSO"); len(r.Figures) > 0 {

@@ -20,10 +20,8 @@ import (
 // Its first octets do not go to the guest's page at once: decisions are made on
 // them, and the guest could change them meanwhile.
 
-// rxHead is how many they are: enough for all headers. It is as much as a packet
-// may have that is not large, so the odd small one among large ones, which rarely
-// has the same extras, leaves no traces in pages.
-const rxHead = smallPacket
+// rxHead is how many they are: enough for all headers.
+const rxHead = 512
 
 const _ = uint(rxHead - offload.MaxHeader)
 
@@ -32,6 +30,7 @@ type rxInto struct {
 	reqs   [maxFramePages + 2]netif.RxRequest
 	extras uint32 // slots left out behind the first
 	pages  int
+	pieces int // of w.iov
 }
 
 // rxLarge reads large packets as long as there are, and reports whether the pass
@@ -41,8 +40,13 @@ func (w *worker) rxLarge(q *Queue, b *rxBatch) (end bool) {
 	if q.static.Len() == 0 || q.stale > 0 || q.steer != nil || q.moving != nil || !q.conn.cfg.SG || q.conn.cfg.Mcast.filter.Load() {
 		return false
 	}
-	for i := range rxReads {
+	want := rxReads
+	if q.rxRun == 0 && q.rxLast <= 1 {
+		want = 1 // see Queue.ran
+	}
+	for i := range want {
 		if int(b.free) < q.slotsPerRead || !w.aim(q, b) {
+			q.rxRun += i
 			return i > 0
 		}
 		n, err := w.readInto(q, b, rxFrameAt(i, true))
@@ -53,40 +57,51 @@ func (w *worker) rxLarge(q *Queue, b *rxBatch) (end bool) {
 			q.large = false
 			return true
 		case err != 0:
-			q.tapReady, q.rxRun = false, 0
+			q.ran(i, i+1)
 			return true
 		}
 		w.takeLarge(q, b, rxFrameAt(i, true), n-q.vnetLen)
 		if q.large = n-q.vnetLen > smallPacket; !q.large || !q.hold.empty() {
+			q.rxRun += i + 1
 			return true
 		}
 	}
+	q.ran(want, want)
 	return true
 }
 
 // aim points w.iov at the pages of the next slots, and reports whether they are
-// all static grants that may be written.
+// all static grants that may be written. Pages that follow each other here, as
+// those do that were granted in one message and posted in that order, are one
+// piece: the kernel takes its time for each.
 func (w *worker) aim(q *Queue, b *rxBatch) bool {
 	to := &b.into
 	to.extras, to.pages = q.largeExtras, int(slotsOf(q.maxRx))
-	cons := q.rx.ReqCons()
-	for k := range to.pages {
-		i := cons.Add(uint32(k))
-		if k > 0 {
-			i = i.Add(to.extras)
-		}
-		to.reqs[k] = q.rx.Request(i)
-		g := q.static.Lookup(to.reqs[k].Gref)
+	i := q.rx.ReqCons()
+	var from, end uintptr // of the piece that is not in w.iov yet
+	pieces := 1
+	for k := range to.reqs[:to.pages] {
+		r := q.rx.Request(i)
+		to.reqs[k] = r
+		g := q.static.Lookup(r.Gref)
 		if g.Page == nil || g.ReadOnly {
 			return false
 		}
+		i = i.Add(1)
 		addr := pageAddr(g.Page)
-		if k == 0 {
-			w.iov.Set(1, addr+rxHead, netif.PageSize-rxHead)
-			continue
+		switch {
+		case k == 0:
+			i = i.Add(to.extras)
+			from = addr + rxHead
+		case addr != end:
+			w.iov.Set(pieces, from, uint32(end-from))
+			pieces++
+			from = addr
 		}
-		w.iov.Set(1+k, addr, netif.PageSize)
+		end = addr + netif.PageSize
 	}
+	w.iov.Set(pieces, from, uint32(end-from))
+	to.pieces = pieces + 1
 	return true
 }
 
@@ -96,7 +111,7 @@ func (w *worker) readInto(q *Queue, b *rxBatch, at int) (n int, err unix.Errno) 
 	w.iov.Set(0, w.rxMem.addr(at-q.vnetLen), uint32(q.vnetLen+rxHead))
 	w.tally[Syscalls]++
 	w.tally[TapReadCalls]++
-	r, _, e := unix.RawSyscall(unix.SYS_READV, uintptr(q.tap.FD()), w.iov.At(0), uintptr(1+b.into.pages))
+	r, _, e := unix.RawSyscall(unix.SYS_READV, uintptr(q.tap.FD()), w.iov.At(0), uintptr(b.into.pieces))
 	return int(r), e
 }
 
@@ -133,13 +148,20 @@ func (w *worker) takeLarge(q *Queue, b *rxBatch, at, n int) {
 	to := &b.into
 	copy(w.intoPage(q, to, 0)[:rxHead], head)
 	p := rxSlots{b: b, left: n}
-	for k := 0; p.left > 0; k++ {
-		p.data(to.reqs[k], &plan, k == 0)
-		w.tally[StaticHits]++
-		if k == 0 {
-			p.extras(&plan, hash, hashed)
-		}
+	p.data(to.reqs[0], &plan, true)
+	p.extras(&plan, hash, hashed)
+	k := 1
+	for ; p.left > netif.PageSize; k++ {
+		full := netif.RxResponse{ID: to.reqs[k].ID, Flags: netif.RxMoreData, Status: netif.PageSize}
+		b.slots[b.nSlots%netif.RxRingSize] = full.Slot()
+		b.nSlots++
+		p.left -= netif.PageSize
 	}
+	if p.left > 0 {
+		p.data(to.reqs[k], &plan, false)
+		k++
+	}
+	w.tally[StaticHits] += uint32(k)
 	w.countExtras(q, n, &plan, hashed)
 	w.placed(q, b, n, slotsOf(n)+extras)
 }

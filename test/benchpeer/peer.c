@@ -21,11 +21,11 @@
 #include <unistd.h>
 
 enum { LOAD, WRITE, WRITEV, READ, READV };
-enum { BATCH = 128, PAGE = 4096, HDR = 12, PAGES = 17, ROOM = 18 * PAGE, TAP = 3 };
+enum { BATCH = 128, GUEST = 256, PAGE = 4096, HDR = 12, PAGES = 17, ROOM = 18 * PAGE, TAP = 3 };
 
 static unsigned char *private, *pages, headers[BATCH][64], *frame;
 static struct iovec iov[BATCH][PAGES + 1];
-static size_t len, stride, per;
+static size_t len, stride, per, turn;
 
 static void *map(size_t n)
 {
@@ -62,8 +62,9 @@ static void prepare(uint32_t op, size_t n)
 		memcpy(headers[k], frame, HDR);
 		iov[k][0] = (struct iovec){ headers[k], HDR };
 		if (op == READV) {
+			// Into one page after the other, as many as a guest has.
 			for (size_t p = 0; p < per; p++)
-				iov[k][1 + p] = (struct iovec){ pages + (k * per + p) * PAGE, PAGE };
+				iov[k][1 + p] = (struct iovec){ pages + turn++ % GUEST * PAGE, PAGE };
 			continue;
 		}
 		size_t rest = len - HDR, off = 0;
