@@ -32,10 +32,15 @@ type tapOut struct {
 	pkt   [batchPackets]uint8 // whose call it is
 }
 
-// begin starts a batch of n packets.
-func (o *tapOut) begin(q *Queue, n int) {
+// begin starts a batch.
+//
+// io_uring saves the system calls and has whoever waits for the packets woken once
+// a batch and not once a packet. Both are little beside what a large packet takes,
+// and an operation on an array of pieces costs more than a call.
+func (o *tapOut) begin(q *Queue, b *txBatch) {
 	o.q, o.queued, o.trap = q, 0, unix.SYS_WRITE
-	o.uring = o.w.ring != nil && n >= uringMin
+	n := b.nPkts
+	o.uring = o.w.ring != nil && n >= uringMin && int(b.bytes) <= n*smallPacket
 }
 
 // write sends the n octets at off of the tx arena as packet i.

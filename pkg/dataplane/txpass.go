@@ -185,7 +185,7 @@ func (w *worker) writeOut(q *Queue, b *txBatch) {
 	vnet := q.vnetLen
 	mem := w.txMem.mem
 	out := &w.out
-	out.begin(q, b.nPkts)
+	out.begin(q, b)
 	w.pullAt = txArenaBytes
 	next := 0 // free iovec
 	for i := range b.pkts[:b.nPkts] {
