@@ -217,7 +217,7 @@ func (w *worker) writeOut(q *Queue, b *txBatch) {
 			continue
 		}
 		n := w.pieces(b, p, next, vnet)
-		if n == 1 {
+		if n == 1 && at+vnet+int(p.total) <= len(mem) {
 			out.write(i, at, vnet+int(p.total))
 			continue
 		}

@@ -74,7 +74,7 @@ func (m *model) refused(list []netif.GrefEntry) error {
 	if len(m.want)+m.out+len(list) > int(m.budget.max) {
 		return ErrBudget
 	}
-	for _, e := range list {
+	for _, e := range slices.Backward(list) { // as they are mapped
 		switch {
 		case e.Ref == badGref:
 			return gntdev.StatusBadGntref

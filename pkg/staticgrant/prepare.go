@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/netbackd/netbackd/pkg/gntdev"
 	"github.com/netbackd/netbackd/pkg/netif"
@@ -60,6 +61,10 @@ type Prepared struct{ grants []prepared }
 //
 // Mapping a page that the guest has paged out may block for half a minute, so
 // ctx is looked at between any two.
+//
+// Linux puts each mapping right below the one before. They are mapped from the last
+// to the first, so that pages which follow each other in the list do so in memory,
+// too, and a packet in several of them can be written to a TAP in one piece.
 func (s *Source) Prepare(ctx context.Context, list []netif.GrefEntry) (*Prepared, error) {
 	if len(list) > MaxList {
 		return nil, fmt.Errorf("staticgrant: %w: %d entries", ErrTooLong, len(list))
@@ -71,14 +76,15 @@ func (s *Source) Prepare(ctx context.Context, list []netif.GrefEntry) (*Prepared
 		return nil, fmt.Errorf("staticgrant: %w: no room for %d", ErrBudget, len(list))
 	}
 	p := &Prepared{grants: make([]prepared, 0, len(list))}
-	for i := range list {
+	for i := len(list) - 1; i >= 0; i-- {
 		g, err := s.prepare(ctx, i, list[i])
 		if err != nil {
-			s.Budget.give(len(list) - i)
+			s.Budget.give(i + 1)
 			return nil, errors.Join(err, p.Unmap())
 		}
 		p.grants = append(p.grants, g)
 	}
+	slices.Reverse(p.grants)
 	return p, nil
 }
 
@@ -137,7 +143,7 @@ func (s *Source) Restore(ctx context.Context, list []netif.GrefEntry) (*Prepared
 		}
 	}
 	seen := make(map[netif.Gref]struct{}, len(list))
-	for i, e := range list {
+	for i, e := range slices.Backward(list) {
 		if _, twice := seen[e.Ref]; twice {
 			lose(&Error{Index: i, Ref: e.Ref, Err: ErrDuplicate})
 			continue
@@ -155,6 +161,7 @@ func (s *Source) Restore(ctx context.Context, list []netif.GrefEntry) (*Prepared
 		}
 		p.grants = append(p.grants, g)
 	}
+	slices.Reverse(p.grants)
 	if lost > 0 {
 		return p, fmt.Errorf("%d of %d static grants not restored: %w", lost, len(list), first)
 	}

@@ -46,10 +46,10 @@ func TestAdd(t *testing.T) {
 		{name: "the largest gref", list: entries(math.MaxUint32, math.MaxUint32-1), calls: 2},
 		{name: "status need not be cleared beforehand", list: dirty, calls: 1},
 		{name: "read-only grant, asked for read-only", list: readOnly, calls: 1},
-		{name: "read-only grant, asked for writable", list: entries(20, 30), want: gntdev.StatusPermissionDenied, calls: 2},
-		{name: "bad gref first", list: entries(99, 20, 21), want: gntdev.StatusBadGntref, calls: 1},
+		{name: "read-only grant, asked for writable", list: entries(20, 30), want: gntdev.StatusPermissionDenied, calls: 1},
+		{name: "bad gref first", list: entries(99, 20, 21), want: gntdev.StatusBadGntref, calls: 3},
 		{name: "bad gref in the middle", list: entries(20, 99, 21), want: gntdev.StatusBadGntref, calls: 2},
-		{name: "bad gref last", list: entries(20, 21, 99), want: gntdev.StatusBadGntref, calls: 3},
+		{name: "bad gref last", list: entries(20, 21, 99), want: gntdev.StatusBadGntref, calls: 1},
 		{name: "twice in one list", list: entries(20, 21, 20), want: ErrDuplicate},
 		{name: "in the table already", list: entries(20, 10), want: ErrDuplicate, calls: 2},
 		{name: "unknown flag", list: unknownFlag, want: ErrFlags},
@@ -120,8 +120,8 @@ func checkLookups(t *testing.T, table *Table, refs []netif.Gref) {
 	}
 }
 
-// TestFailureAtEveryEntry is XSA-365: whichever entry fails, those before it do
-// not stay mapped.
+// TestFailureAtEveryEntry is XSA-365: whichever entry fails, those mapped before it
+// do not stay mapped.
 func TestFailureAtEveryEntry(t *testing.T) {
 	const n = 64
 	for k := range n {
@@ -133,7 +133,7 @@ func TestFailureAtEveryEntry(t *testing.T) {
 		if !errors.As(err, &e) || e.Index != k || e.Ref != f.bad[0] || !errors.Is(err, gntdev.StatusBadGntref) {
 			t.Errorf("failure at %d is reported as %v", k, err)
 		}
-		if f.calls != k+1 || f.count() != 0 || budget.Used() != 0 {
+		if f.calls != n-k || f.count() != 0 || budget.Used() != 0 {
 			t.Errorf("failure at %d: %d map calls, %d mapped, %d charged", k, f.calls, f.count(), budget.Used())
 		}
 	}
@@ -224,7 +224,7 @@ func TestReadOnlyGrants(t *testing.T) {
 	if err := add(t, f.source(nil), table, list); err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff([]gntdev.Prot{gntdev.ReadWrite, gntdev.ReadOnly}, f.seen); diff != "" {
+	if diff := cmp.Diff([]gntdev.Prot{gntdev.ReadOnly, gntdev.ReadWrite}, f.seen); diff != "" {
 		t.Errorf("protections (-want +got):\n%s", diff)
 	}
 	if table.Lookup(5).ReadOnly || !table.Lookup(6).ReadOnly {
@@ -299,7 +299,7 @@ func TestDisconnectWhileMapping(t *testing.T) {
 	f := newMapper()
 	ctx, cancel := context.WithCancel(t.Context())
 	f.onMap = func(ref netif.Gref) {
-		if ref == 102 {
+		if ref == 100+512-3 {
 			cancel()
 		}
 	}
