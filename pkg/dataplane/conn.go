@@ -5,6 +5,7 @@ package dataplane
 import (
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/netbackd/netbackd/pkg/evtchn"
@@ -109,6 +110,9 @@ type Conn struct {
 	// Of whoever changes the steering.
 	steered *steer.Config // by SetSteering
 	moved   *move         // the last
+
+	hurry   chan struct{} // closed by Hurry
+	hurried sync.Once
 }
 
 // ErrClosed is returned by a [Pool] that has been closed.
@@ -160,7 +164,7 @@ func newConn(cfg Config, queues []QueueConfig) (*Conn, error) {
 	if cfg.Stall == 0 {
 		cfg.Stall = DefaultStall
 	}
-	c := &Conn{cfg: cfg}
+	c := &Conn{cfg: cfg, hurry: make(chan struct{})}
 	for i := range queues {
 		q, err := newQueue(c, i, &queues[i])
 		if err != nil {

@@ -50,10 +50,15 @@ func (c *Conn) SetSteering(s *steer.Config) error {
 // A guest that does not take packets from one queue has those on others wait for
 // no longer than a second, or than [Config.Drain] if that is less; then they are
 // published all the same, and counted. Neither waits Resteer for the guest, but for
-// as long if it is called again meanwhile. It belongs to one goroutine at a time.
+// as long if it is called again meanwhile, unless [Conn.Hurry] was called. It belongs
+// to one goroutine at a time.
 func (c *Conn) Resteer(from, to *steer.Config, change func() error) error {
 	return c.moveTo(&move{from: from, to: to, kernel: true}, change)
 }
+
+// Hurry has nobody wait for the guest any more who waits in Resteer or SetSteering,
+// or comes there: the connection is about to end. It may be called again.
+func (c *Conn) Hurry() { c.hurried.Do(func() { close(c.hurry) }) }
 
 // AddGrants puts static grants into the table of queue i, all or none, between
 // two batches, and lists what is in it then. The error is that of

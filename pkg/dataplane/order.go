@@ -73,6 +73,7 @@ func (c *Conn) moveTo(m *move, change func() error) error {
 		defer t.Stop()
 		select {
 		case <-c.moved.over:
+		case <-c.hurry:
 		case <-t.C:
 		}
 	}

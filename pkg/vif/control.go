@@ -204,6 +204,7 @@ func (c *control) start(conn *dataplane.Conn) {
 func (c *control) close() {
 	c.cancel()
 	if c.done != nil {
+		c.conn.Hurry()
 		<-c.done
 	}
 }

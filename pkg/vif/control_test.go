@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/netbackd/netbackd/pkg/ctrlring"
@@ -516,6 +517,25 @@ func TestControlMessageUnderWayAtTheEnd(t *testing.T) {
 	}
 	if n := w.status().Queues[0].Static; n != 8 {
 		t.Errorf("%d static grants", n)
+	}
+}
+
+// TestEndDuringAMoveOfFlows: a guest that takes no packets has a message wait for those
+// that it moves to other queues. The end of the connection does not wait with it.
+func TestEndDuringAMoveOfFlows(t *testing.T) {
+	w := ctrlWorld(t, ControlSlot)
+	g := w.upWithControl(2, ctrlring.Slot)
+	w.must(netlink.LinkSetUp(w.iface(ifname)))
+	w.broadcast(8)
+	w.eventually("packets wait", func() bool { return w.status().Queues[0].Held+w.status().Queues[1].Held > 0 })
+	g.want(0, netif.CtrlSetHashAlgorithm, 1)
+	g.want(0, netif.CtrlSetHashFlags, 15)
+	g.send(ctrlring.Request{Type: netif.CtrlSetHashMappingSize, Data: [3]uint32{2}})
+	time.Sleep(50 * time.Millisecond) // for the message to wait; if not the test is about less
+	began := time.Now()
+	w.v.handOver()
+	if took := time.Since(began); took > 700*time.Millisecond {
+		t.Errorf("the end took %v", took)
 	}
 }
 
