@@ -177,16 +177,18 @@ func (v *moving) full() bool { return v.aside.next+holdBytes > asideBytes }
 // gone.
 func (v *moving) waits() bool { return !v.free && v.full() }
 
-// follows reports whether a packet, read from a TAP queue and now of queue to, may
-// have to wait for packets before it on another queue.
-func (v *moving) follows(frame []byte, from, to, queues int) bool {
+// follows reports whether a packet that is of queue to may have to wait for packets
+// before it on another queue.
+func (v *moving) follows(frame []byte, to, queues int) bool {
 	switch {
 	case v.gone:
 		return false // behind those set aside
 	case v.from != nil:
 		return v.from.Choose(frame).Queue%queues != to
 	case !v.kernel:
-		return from != to
+		// It comes from the TAP queue that those before it came from, which is
+		// not read before they are published.
+		return false
 	}
 	// The host may have had it on any queue. What is not where it would be now
 	// is from before.
@@ -200,7 +202,7 @@ func (w *worker) redirect(q *Queue, frame []byte, plan *offload.RxPlan) bool {
 	if q.steer != nil {
 		to = q.conn.queues[q.steer.Choose(frame).Queue%n]
 	}
-	if v := to.moving; v != nil && v.follows(frame, q.index, to.index, n) {
+	if v := to.moving; v != nil && v.follows(frame, to.index, n) {
 		if to != q {
 			w.tally[RxSteered]++
 		}

@@ -13,7 +13,9 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
+	"pgregory.net/rapid"
 
+	"github.com/netbackd/netbackd/internal/netns"
 	"github.com/netbackd/netbackd/internal/packettest"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/steer"
@@ -278,6 +280,105 @@ func TestOrderUnderTraffic(t *testing.T) {
 				t.Logf("%d packets, %d set aside, %d handed over", j.total, moved, steered)
 			})
 		})
+	}
+}
+
+// TestOrderModel has packets, slots and changes come in any order, with netbackd
+// handing packets on: at every moment what is published of a flow is all that was
+// sent of it up to some packet, and in the end it is all.
+func TestOrderModel(t *testing.T) {
+	netns.NeedTUN(t)
+	const flows, most = 8, 400
+	b := newBed(t, mode{vnet: true}, setup{cfg: full, queues: orderQueues})
+	sent := make([]int, flows)
+	j := newOrderJudge(b.fronts, flows)
+	total := 0
+	rapid.Check(t, func(rt *rapid.T) {
+		var now, next *steer.Config
+		var m *move
+		turned := 0 // queues that follow next
+		begin := func() {
+			for ; turned < orderQueues; turned++ {
+				b.conn.queues[turned].steer = next
+			}
+			b.begin(m)
+			now = next
+		}
+		b.settle()
+		look := func() {
+			must(t, j.look())
+		}
+		rt.Repeat(map[string]func(*rapid.T){
+			"send": func(rt *rapid.T) {
+				for range rapid.IntRange(1, 12).Draw(rt, "packets") {
+					if total-j.total >= most {
+						break // a TAP queue keeps 500
+					}
+					flow := rapid.IntRange(0, flows-1).Draw(rt, "flow")
+					b.host.sendPlain(numbered(flow, sent[flow], 8+1000*rapid.IntRange(0, 8).Draw(rt, "size")))
+					sent[flow]++
+					total++
+				}
+			},
+			"post": func(rt *rapid.T) {
+				queue := rapid.IntRange(0, orderQueues-1).Draw(rt, "queue")
+				if n, err := b.conn.queues[queue].rx.Available(); err != nil || n > 4 {
+					rt.Skip("enough to be left without one day")
+				}
+				b.fronts[queue].post(rapid.IntRange(1, 6).Draw(rt, "slots"))
+			},
+			"serve": func(*rapid.T) { b.settle() },
+			"change": func(rt *rapid.T) {
+				if m != nil && !m.isOver() {
+					rt.Skip("the one before is not over")
+				}
+				if next = nil; rapid.IntRange(0, 4).Draw(rt, "hashing") > 0 {
+					next = table(b.tb, rapid.SliceOfN(rapid.Uint32Range(0, orderQueues-1), 1, 8).Draw(rt, "table")...)
+				}
+				m, turned = b.prepare(&move{from: now, to: next}), 0
+			},
+			"turn": func(rt *rapid.T) {
+				if m == nil || turned == orderQueues {
+					rt.Skip("nothing to do")
+				}
+				b.conn.queues[turned].steer = next
+				if turned++; turned == orderQueues {
+					begin()
+				}
+			},
+			"": func(*rapid.T) { look() },
+		})
+		if m != nil && turned < orderQueues {
+			begin()
+		}
+		b.settle()
+		for range 2 * most {
+			if j.total == total && (m == nil || m.isOver()) {
+				break
+			}
+			for i, q := range b.conn.queues {
+				if q.waitsForSlots() {
+					b.fronts[i].post(3)
+				}
+			}
+			b.settle()
+			look()
+		}
+		if j.total != total || m != nil && !m.isOver() {
+			rt.Fatalf("%d of %d packets came; a change is not over: %v", j.total, total, m != nil && !m.isOver())
+		}
+		// The next one begins with the host's choice.
+		b.prepare(&move{from: now})
+		for _, q := range b.conn.queues {
+			q.steer = nil
+		}
+		b.begin(b.conn.queues[0].moving.move)
+		b.settle()
+	})
+	for _, c := range []Counter{RxUnordered, DropRxBacklog, DropRxStalled} {
+		if n := b.sum(c); n != 0 {
+			t.Errorf("%v: %d", c, n)
+		}
 	}
 }
 
