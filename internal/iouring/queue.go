@@ -62,16 +62,12 @@ func (r *Ring) queue(op uint8, slot int, addr uintptr, n uint32, buf uint16, use
 	if uint(slot) < uint(len(r.rwFlags)) {
 		fd, flags = int32(slot), r.rwFlags[slot]
 	}
-	r.sqes[r.tail&r.sqMask] = sqe{
-		opcode:   op,
-		flags:    sqeFixedFile,
-		fd:       fd,
-		addr:     uint64(addr),
-		len:      n,
-		opFlags:  flags,
-		userData: user,
-		bufIndex: buf,
-	}
+	// Field by field: a literal would be put together elsewhere and copied.
+	e := &r.sqes[r.tail&r.sqMask]
+	*e = sqe{}
+	e.opcode, e.flags, e.fd = op, sqeFixedFile, fd
+	e.addr, e.len = uint64(addr), n
+	e.opFlags, e.userData, e.bufIndex = flags, user, buf
 	r.tail++
 	r.owed++
 	return true
