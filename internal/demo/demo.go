@@ -46,7 +46,7 @@ const (
 	udpPort  = "5002"
 
 	pings     = 20
-	udpCount  = 60000
+	udpCount  = 50000
 	udpSize   = 64
 	udpWindow = 128 // less than any queue on the way holds
 	setupTime = 20 * time.Second
