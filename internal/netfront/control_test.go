@@ -134,6 +134,19 @@ func TestStaticGrants(t *testing.T) {
 	}
 }
 
+func TestSomeStaticGrants(t *testing.T) {
+	q, _ := newPair(t, Config{Features: AllFeatures(), TxPages: 20, RxPages: 30}, false)
+	for most, want := range map[int]int{1: 1, 25: 25, 1000: 40} {
+		c, _, seen := newControlPair(t, success(40))
+		if n, err := c.SomeStaticGrants(t.Context(), q, most); n != want || err != nil {
+			t.Errorf("%d at most: %d, %v, want %d", most, n, err, want)
+		}
+		if n := len((*seen)[1].Page) / grefEntry; n != want {
+			t.Errorf("%d at most: a list of %d, want %d", most, n, want)
+		}
+	}
+}
+
 // A backend that lets go of less than it was asked to is told on.
 func TestEndStaticGrants(t *testing.T) {
 	q, _ := newPair(t, Config{Features: AllFeatures(), TxPages: 20, RxPages: 30}, false)

@@ -279,6 +279,31 @@ moved_on() { [ "$(moved)" -gt $(($1 + $2)) ]; }
 # eventually_moves SECONDS OCTETS waits until that much more has gone over the bridge.
 eventually_moves() { eventually "$1" "$2 octets more go over the bridge" moved_on "$(moved)" "$2"; }
 
+# start_agent NAME VIF runs our own frontend in a guest that has no other, and waits
+# until it is connected. VIF is an object of JSON, see internal/guest/config.go.
+start_agent() {
+	in_guest "$1" "test -e /tmp/agent.in || mkfifo /tmp/agent.in
+		/netbackd guest --vif='$2' <>/tmp/agent.in >/tmp/agent.out 2>/tmp/agent.err &
+		until grep -q '\"id\":0,' /tmp/agent.out; do kill -0 \$! || { cat /tmp/agent.err; exit 1; }; sleep 0.1; done"
+}
+
+# agent NAME COMMAND [ARGUMENTS] has that frontend do something, prints its answer,
+# and fails if it could not. Commands are in internal/guest/protocol.go. Of the
+# answer to stats it leaves out what is about each queue.
+agent() {
+	local id=${EPOCHREALTIME/./} arguments=${3:-}
+	in_guest "$1" "echo '{\"id\":$id,\"cmd\":\"$2\",\"args\":${arguments:-null}}' >/tmp/agent.in
+		until answer=\$(grep '\"id\":$id,' /tmp/agent.out); do sleep 0.1; done
+		echo \"\$answer\" | sed 's/,\"queues\":\[.*//'
+		! echo \"\$answer\" | grep -q '\"error\":\"'"
+}
+
+# agent_stat NAME FIELD prints a number of what that frontend has seen.
+agent_stat() { agent "$1" stats | sed "s/.*\"total\":{[^}]*\"$2\":\([0-9]*\).*/\1/"; }
+
+# innocent NAME: has that frontend nothing against its backend?
+innocent() { same "breaches that the guest saw" "$(agent_stat "$1" violations)" 0; }
+
 # destroy NAME. Where the backend does not close within 10 s xl says so, though its
 # exit code does not.
 destroy() {
