@@ -112,12 +112,15 @@ func (v *Vif) openControl(l *link, queues []dataplane.QueueConfig, cfg *dataplan
 		c.steer.set, c.steer.user = v.tap.SetSteering, v.cfg.NoBPF
 		cfg.OneWorker = c.steer.user != nil
 	}
-	c.take(v.loadControl(l.front), v.nodes.offered(), v.own == Connected)
-	if cfg.Hash, err = c.hash.now.forPackets(c.protocol); err != nil || c.ring == nil {
+	was := v.loadControl(l.front)
+	c.take(was, v.nodes.offered(), v.own == Connected)
+	if cfg.Hash, err = c.hash.now.forPackets(c.protocol); err != nil || c.ring == nil || was != nil {
 		return err
 	}
 	// From here on a successor knows the protocol, which the page of a ring
-	// that has been used does not tell.
+	// that has been used does not tell. A predecessor's record is as good to it as
+	// it was to us, and a host that has no room to write it anew is no reason not
+	// to serve.
 	if err := c.save(c.ring.State()); err != nil {
 		return fmt.Errorf("control ring: %w", err)
 	}

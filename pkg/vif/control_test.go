@@ -473,6 +473,32 @@ func TestControlRecordCannotBeWritten(t *testing.T) {
 	}
 }
 
+// TestControlRecordThatCannotBeWrittenAnew: what a predecessor wrote down is no less
+// true for that. The guest is served.
+func TestControlRecordThatCannotBeWrittenAnew(t *testing.T) {
+	for _, p := range []ctrlring.Protocol{ctrlring.Slot, ctrlring.Stream} {
+		w := ctrlWorld(t, ControlSlot|ControlStream)
+		g := w.upWithControl(2, p)
+		if p == ctrlring.Slot {
+			g.configure()
+		} else {
+			g.want(0, netif.CtrlSetHashFlags, 5)
+		}
+		blocker := w.v.ctrlPath() + ctrlNew
+		w.must(os.Mkdir(blocker, 0o700))
+		for range 2 {
+			w.successor()
+			if c := w.status().Control; c.Error != "" || len(c.Types) != 2 {
+				t.Errorf("%v: %+v", p, c)
+			}
+		}
+		w.must(os.Remove(blocker))
+		g.want(0, netif.CtrlSetHashFlags, 1)
+		w.v.handOver()
+		_ = removeTapNamed(ifname)
+	}
+}
+
 // TestControlMessageUnderWayAtTheEnd: a message that is under way when the daemon
 // ends is carried out by the successor, once.
 func TestControlMessageUnderWayAtTheEnd(t *testing.T) {
