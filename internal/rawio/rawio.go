@@ -30,7 +30,7 @@ type Call struct {
 // fd once for each of calls, in order, and leaves the results in them.
 func All(trap uintptr, fd int, calls []Call) {
 	if len(calls) > 0 {
-		run(trap, uintptr(fd), &calls[0], uintptr(len(calls)), 0)
+		run(trap, uintptr(fd), calls, 0)
 	}
 }
 
@@ -40,5 +40,5 @@ func Until(trap uintptr, fd int, calls []Call) (n int) {
 	if len(calls) == 0 {
 		return 0
 	}
-	return int(run(trap, uintptr(fd), &calls[0], uintptr(len(calls)), 1))
+	return run(trap, uintptr(fd), calls, 1)
 }

@@ -4,8 +4,8 @@
 
 package rawio
 
-// run makes n calls, or fewer if one results in less than least and least is not
-// 0. It returns how many it made before that one.
+// run makes the calls, of which there is one at least. If least is not 0 it ends with
+// one that results in less. It returns how many it made before that one.
 //
 //go:noescape
-func run(trap, fd uintptr, calls *Call, n, least uintptr) (done uintptr)
+func run(trap, fd uintptr, calls []Call, least int) (done int)

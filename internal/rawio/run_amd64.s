@@ -2,15 +2,15 @@
 
 #include "textflag.h"
 
-// func run(trap, fd uintptr, calls *Call, n, least uintptr) (done uintptr)
+// func run(trap, fd uintptr, calls []Call, least int) (done int)
 //
 // The kernel preserves all registers but AX, CX and R11.
-TEXT ·run(SB), NOSPLIT, $0-48
+TEXT ·run(SB), NOSPLIT, $0-56
 	MOVQ trap+0(FP), R8
 	MOVQ fd+8(FP), R9
-	MOVQ calls+16(FP), R10
-	MOVQ n+24(FP), R12
-	MOVQ least+32(FP), R13
+	MOVQ calls_base+16(FP), R10
+	MOVQ calls_len+24(FP), R12
+	MOVQ least+40(FP), R13
 	XORL BX, BX
 
 next:
@@ -32,5 +32,5 @@ made:
 	JLT  next
 
 end:
-	MOVQ BX, done+40(FP)
+	MOVQ BX, done+48(FP)
 	RET

@@ -2,15 +2,15 @@
 
 #include "textflag.h"
 
-// func run(trap, fd uintptr, calls *Call, n, least uintptr) (done uintptr)
+// func run(trap, fd uintptr, calls []Call, least int) (done int)
 //
 // The kernel preserves all registers but R0.
-TEXT ·run(SB), NOSPLIT, $0-48
+TEXT ·run(SB), NOSPLIT, $0-56
 	MOVD trap+0(FP), R8
 	MOVD fd+8(FP), R9
-	MOVD calls+16(FP), R10
-	MOVD n+24(FP), R11
-	MOVD least+32(FP), R12
+	MOVD calls_base+16(FP), R10
+	MOVD calls_len+24(FP), R11
+	MOVD least+40(FP), R12
 	MOVD $0, R13
 
 next:
@@ -30,5 +30,5 @@ made:
 	BLT next
 
 end:
-	MOVD R13, done+40(FP)
+	MOVD R13, done+48(FP)
 	RET

@@ -403,9 +403,11 @@ func peerRun(c *bench.Child, op bench.Op, b *benchFrame, prepare func(n int) err
 }
 
 // bareCalls is what a lane comes down to: the worker's own loop of system calls,
-// in the same process, on frames that are ready, and nothing else.
+// or its io_uring, in the same process, on frames that are ready, and nothing else.
 type bareCalls struct {
 	fd      int
+	ring    *iouring.Ring // nil: there is no io_uring
+	done    []iouring.Completion
 	frames  *gntdev.Arena
 	headers *gntdev.Arena
 	iov     *iouring.Iovecs
@@ -427,8 +429,40 @@ func newBareCalls(fd int) (*bareCalls, error) {
 	if c.headers, err = gntdev.NewPopulatedArena(bench.MaxBatch * headroom); err != nil {
 		return nil, err
 	}
-	c.iov, err = iouring.NewIovecs(bench.MaxBatch * barePieces)
-	return c, err
+	if c.iov, err = iouring.NewIovecs(bench.MaxBatch * barePieces); err != nil {
+		return nil, err
+	}
+	if iouring.Supported() != nil {
+		return c, nil
+	}
+	c.done = make([]iouring.Completion, bench.MaxBatch)
+	if c.ring, err = iouring.New(bench.MaxBatch); err != nil {
+		return nil, err
+	}
+	if err = c.ring.RegisterBuffers(c.frames.Bytes()); err != nil {
+		return nil, err
+	}
+	if err = c.ring.RegisterFiles(1); err != nil {
+		return nil, err
+	}
+	return c, c.ring.SetFile(0, fd)
+}
+
+// byRing stands for a system call in run: io_uring makes them.
+const byRing = ^uintptr(0)
+
+// submit has io_uring make the calls that are listed.
+func (c *bareCalls) submit(calls []rawio.Call) error {
+	for k := range calls {
+		c.ring.WriteFixed(0, calls[k].Addr, calls[k].Len, 0, uint64(k))
+	}
+	if _, err := c.ring.Submit(); err != nil {
+		return err
+	}
+	for _, d := range c.done[:c.ring.Completions(c.done)] {
+		calls[d.User].Res = d.Res
+	}
+	return nil
 }
 
 // run is one run: b.run packets, as many at a time as the peers have.
@@ -437,7 +471,7 @@ func (c *bareCalls) run(b *benchFrame, trap uintptr, overhead time.Duration) (to
 	stride := alignUp(len(all), headroom)
 	for done := 0; done < b.run; done += batch {
 		for k := range batch {
-			if trap == unix.SYS_WRITE {
+			if trap != unix.SYS_WRITEV {
 				copy(c.frames.Bytes()[k*stride:], all)
 				c.calls[k] = rawio.Call{Addr: c.frames.Addr(k * stride), Len: uint32(len(all))}
 				continue
@@ -455,8 +489,15 @@ func (c *bareCalls) run(b *benchFrame, trap uintptr, overhead time.Duration) (to
 			c.calls[k] = rawio.Call{Addr: c.iov.At(k * barePieces), Len: uint32(n)}
 		}
 		start := time.Now()
-		rawio.All(trap, c.fd, c.calls[:batch])
+		if trap == byRing {
+			err = c.submit(c.calls[:batch])
+		} else {
+			rawio.All(trap, c.fd, c.calls[:batch])
+		}
 		took += time.Since(start) - overhead
+		if err != nil {
+			return 0, err
+		}
 		for k := range c.calls[:batch] {
 			if e := c.calls[k].Res; e < 0 {
 				return 0, unix.Errno(-e)
@@ -628,6 +669,10 @@ func measure(peer string, rounds int, packets uint64, only string) (*bench.Repor
 					bench.Peer{Name: ownWrite, Run: func() (time.Duration, error) { return calls.run(&b, unix.SYS_WRITE, overhead) }},
 					bench.Peer{Name: ownWritev, Run: func() (time.Duration, error) { return calls.run(&b, unix.SYS_WRITEV, overhead) }},
 				)
+				if calls.ring != nil {
+					g.Peers = append(g.Peers,
+						bench.Peer{Name: ownRing, Run: func() (time.Duration, error) { return calls.run(&b, byRing, overhead) }})
+				}
 			} else {
 				bare("read", child, bench.OpRead, fill)
 				bare("readv into pages", child, bench.OpReadv, fill)
@@ -678,6 +723,7 @@ func measure(peer string, rounds int, packets uint64, only string) (*bench.Repor
 const (
 	ownWrite  = "write, by netbackd's loop"
 	ownWritev = "writev of pages, by netbackd's loop"
+	ownRing   = "write, by netbackd's io_uring"
 	ownRead   = "read, or readv into pages if large, by netbackd's loop"
 )
 
