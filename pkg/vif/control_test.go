@@ -292,18 +292,22 @@ func TestControlRingBreach(t *testing.T) {
 	}
 }
 
+// comeAgain is the guest closing its vif and beginning anew.
+func (w *world) comeAgain() {
+	w.t.Helper()
+	for _, s := range []State{Closing, Closed, Initialising} {
+		w.frontState(s)
+		w.settle()
+	}
+}
+
 // TestControlRingOfUnknownProtocol: a page that is neither leaves a vif without
 // control ring.
 func TestControlRingOfUnknownProtocol(t *testing.T) {
 	w := ctrlWorld(t, ControlSlot|ControlStream)
 	g := w.upWithControl(1, ctrlring.Slot)
 	g.want(0, netif.CtrlSetHashAlgorithm, 1)
-	w.frontState(Closing)
-	w.settle()
-	w.frontState(Closed)
-	w.settle()
-	w.frontState(Initialising)
-	w.settle()
+	w.comeAgain()
 	// With the page as it is after use.
 	w.rings(1, false, "ctrl-ring-ref", fmt.Sprint(g.keys.gref), "event-channel-ctrl", fmt.Sprint(g.keys.port))
 	w.frontState(Connected)
@@ -632,12 +636,7 @@ func TestControlRingThatTheHostCannotHave(t *testing.T) {
 	for _, op := range []string{"open grants", "open events", "map"} {
 		w := ctrlWorld(t, ControlSlot)
 		w.upWithControl(1, ctrlring.Slot)
-		w.frontState(Closing)
-		w.settle()
-		w.frontState(Closed)
-		w.settle()
-		w.frontState(Initialising)
-		w.settle()
+		w.comeAgain()
 		g := w.control(ctrlring.Slot)
 		w.rings(1, false, g.names()...)
 		w.host.failing(failNth(op, map[string]int{"open grants": 1, "open events": 2, "map": 3}[op], unix.EMFILE))
