@@ -299,21 +299,24 @@ func (w *worker) takePlain(q *Queue, b *rxBatch, f rxFrame) bool {
 		return false
 	}
 	var flags netif.RxFlags
+	mem := w.rxMem.mem
 	if q.vnetLen != 0 {
-		var hdr tap.VnetHdr
-		hdr.Decode(w.rxMem.mem[at-q.vnetLen : at])
-		v := offload.VnetHeader(hdr)
-		if v.NeedsParse() {
+		f, gso := tap.VnetKind(mem[at-q.vnetLen:])
+		if (offload.VnetHeader{Flags: f, GSOType: gso}).NeedsParse() {
 			return false
 		}
-		if v.Flags&offload.VnetDataValid != 0 {
+		if f&offload.VnetDataValid != 0 {
 			flags = netif.RxDataValidated
 		}
 	}
 	r := q.rx.Request(q.rx.ReqCons())
 	b.slots[b.nSlots%netif.RxRingSize] = netif.RxResponse{ID: r.ID, Flags: flags, Status: netif.Status(n)}.Slot()
 	b.nSlots++
-	w.fill(q, b, r, flags, w.rxMem.mem[at:at+n], w.rxMem.addr(at))
+	if g := q.static.Lookup(r.Gref); g.Page != nil && !g.ReadOnly {
+		w.fillStatic(b, g.Page, mem[at:at+n])
+	} else {
+		w.fill(q, b, r, flags, mem[at:at+n], w.rxMem.addr(at))
+	}
 	w.placed(q, b, n, 1)
 	return true
 }
@@ -516,10 +519,15 @@ func (w *worker) fill(q *Queue, b *rxBatch, r netif.RxRequest, flags netif.RxFla
 		b.slots[b.nSlots-1] = netif.RxResponse{ID: r.ID, Flags: flags, Status: netif.StatusError}.Slot()
 		w.rxFailed(b, b.packets, DropRxReadOnly)
 	default:
-		w.tally[StaticHits]++
-		b.copies[b.nCopies%netif.RxRingSize] = rxCopy{g.Page, part}
-		b.nCopies++
+		w.fillStatic(b, g.Page, part)
 	}
+}
+
+// fillStatic has part go to a static grant.
+func (w *worker) fillStatic(b *rxBatch, page *staticgrant.Page, part []byte) {
+	w.tally[StaticHits]++
+	b.copies[b.nCopies%netif.RxRingSize] = rxCopy{page, part}
+	b.nCopies++
 }
 
 // countExtras takes note of what a packet carries.

@@ -71,6 +71,13 @@ func (h *VnetHdr) Decode(b []byte) {
 	h.CsumOffset = binary.NativeEndian.Uint16(b[8:])
 }
 
+// VnetKind returns the flags and the GSO type of the header in b, which is not
+// empty or shorter than VnetHdrLen. They say whether the rest matters.
+func VnetKind(b []byte) (flags, gsoType uint8) {
+	_ = b[1]
+	return b[0], b[1]
+}
+
 // VnetHdrError says why a header cannot be written.
 type VnetHdrError uint8
 
