@@ -159,6 +159,7 @@ func newLane(name string, d *tap.Device, uring bool, use grantUse) *lane {
 	l := &lane{name: name, hist: map[int][2]int{}, bed: bed{tb: benchTB{}, tap: d}}
 	l.newWorker(uring)
 	l.w.clock = time.Now
+	l.w.compared = false
 	l.f = newFront(l.tb, testDomid)
 	local, err := iouring.NewIovecs(256)
 	must(l.tb, err)

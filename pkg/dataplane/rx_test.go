@@ -633,6 +633,43 @@ func TestRxReadsInVain(t *testing.T) {
 	}
 }
 
+// TestRxWhereIoUringIsDear: backlogs are read with system calls, until they turn out
+// to have no end. To find out what is dearer takes nothing from the TAP.
+func TestRxWhereIoUringIsDear(t *testing.T) {
+	inModes(t, allModes[:1], func(t *testing.T, m mode) {
+		b := newBed(t, m, setup{cfg: full})
+		f := b.front()
+		for i, tt := range []struct {
+			dear    bool
+			run     int // packets there were
+			byCalls bool
+		}{{false, 0, false}, {true, 0, true}, {true, rxSure, false}} {
+			var want [][]byte
+			for k := range 64 {
+				want = append(want, udp(k, uint16(i)))
+			}
+			f.post(int(f.rx.Free()))
+			b.host.sendPlain(want...)
+			q := b.queue()
+			b.w.compared = false
+			b.w.compareReads(q)
+			if !b.w.compared {
+				t.Error("nothing was compared")
+			}
+			b.w.ringDear = tt.dear
+			q.rxRun, q.rxLast, q.rxBefore = tt.run, tt.run+64, tt.run+64
+			before := b.stat(TapReadCalls)
+			b.settle()
+			if diff := cmp.Diff(want, framesOf(f.received())); diff != "" {
+				t.Errorf("%+v: packets (-want +got):\n%s", tt, diff)
+			}
+			if n := b.stat(TapReadCalls) - before; (n >= 64) != tt.byCalls {
+				t.Errorf("%+v: %d calls", tt, n)
+			}
+		}
+	})
+}
+
 // TestRxBadOffload: what cannot be done to a frame costs the frame.
 func TestRxBadOffload(t *testing.T) {
 	inModes(t, allModes[:2], func(t *testing.T, m mode) {

@@ -3,6 +3,8 @@
 package dataplane
 
 import (
+	"time"
+
 	"golang.org/x/sys/unix"
 
 	"github.com/netbackd/netbackd/internal/rawio"
@@ -53,8 +55,40 @@ func (w *worker) readTap(q *Queue, b *rxBatch, want int, sure bool) (got int) {
 	return got
 }
 
-// readsByRing reports whether packets are read with io_uring.
-func (w *worker) readsByRing(q *Queue) bool { return w.ring != nil && q.uringReads }
+// readsByRing reports whether the next packets are read with io_uring. Where that
+// takes longer than a system call for each, only a backlog that does not end is,
+// to make few calls of it.
+func (w *worker) readsByRing(q *Queue) bool {
+	return w.ring != nil && q.uringReads && (!w.ringDear || q.rxRun >= rxSure)
+}
+
+// compareReads finds out whether a read through io_uring takes longer than a system
+// call. That depends on the host: what the kernel has to do on its way in and out,
+// whether a hypervisor is in between, and what the functions in between cost. It
+// reads nothing, which takes no packet from the TAP.
+func (w *worker) compareReads(q *Queue) {
+	const tries = 8 // of which the shortest counts
+	least := [2]time.Duration{time.Hour, time.Hour}
+	calls := w.reads[:]
+	clear(calls)
+	for range tries {
+		start := time.Now()
+		rawio.All(unix.SYS_READ, q.tap.FD(), calls)
+		least[0] = min(least[0], time.Since(start))
+
+		start = time.Now()
+		for range calls {
+			w.ring.Read(q.id, 0, 0, 0)
+		}
+		if _, err := w.ring.Submit(); err != nil {
+			w.ringFailed(err)
+			return
+		}
+		w.ring.Completions(w.cqes[:])
+		least[1] = min(least[1], time.Since(start))
+	}
+	w.ringDear, w.compared = least[1] > least[0], true
+}
 
 // readCalls reads a packet to the place of each of frames with a system call each,
 // until there are no more. It returns how many came.

@@ -60,12 +60,16 @@ type worker struct {
 	tally  tally
 	closed bool
 
-	tx     txBatch
-	rx     rxBatch
-	out    tapOut
-	txMem  arenaMem
-	rxMem  arenaMem
-	reads  [rxReads]rawio.Call
+	tx    txBatch
+	rx    rxBatch
+	out   tapOut
+	txMem arenaMem
+	rxMem arenaMem
+	reads [rxReads]rawio.Call
+
+	compared bool // ringDear is known
+	ringDear bool // a read with io_uring takes longer than a system call
+
 	pullAt int
 	iov    *iouring.Iovecs
 	cqes   [batchPackets]iouring.Completion
@@ -236,7 +240,9 @@ func (w *worker) admit(q *Queue, id int) error {
 		if err := w.ring.SetFile(id, q.tap.FD()); err != nil {
 			return err
 		}
-		q.uringReads = w.ring.NoWait(id)
+		if q.uringReads = w.ring.NoWait(id); q.uringReads && !w.compared {
+			w.compareReads(q)
+		}
 	}
 	if err := w.watch(unix.EPOLL_CTL_ADD, q.events.FD(), id, onEvtchn, unix.EPOLLIN); err != nil {
 		return err
