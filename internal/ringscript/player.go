@@ -21,8 +21,9 @@ import (
 
 const (
 	// patience is how long a player waits for what has to come. It is long,
-	// so that an emulated machine under load is no failure.
-	patience = 20 * time.Second
+	// so that an emulated machine under load is no failure, also where it has
+	// four thousand pages to unmap.
+	patience = time.Minute
 	// glance is between two looks at what cannot tell that it has changed.
 	glance = time.Millisecond
 )

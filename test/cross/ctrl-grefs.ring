@@ -79,6 +79,17 @@ page grefs=tx[0..9]:ro
 call add-gref-mapping 1 page 10 -> success
 static 21 10
 
+case references that the toolstack uses are as good as others, if they are granted
+page grefs=gref=0,gref=1
+call add-gref-mapping 1 page 2 -> success
+static 21 12
+page grefs=gref=2
+call add-gref-mapping 1 page 1 -> invalid-parameter
+page grefs=gref=1,gref=7,gref=0
+call del-gref-mapping 1 page 3 -> success 2
+statuses 0=success 1=invalid-parameter 2=success
+static 21 10
+
 case packets from static grants take no grant operation
 turn tx 0
 tx 1 M
@@ -280,22 +291,6 @@ call del-gref-mapping 0 page 512 -> success 512
 static 0 0
 
 case a queue takes 1100 and no more
-page grefs=tx[0..511]:ro
-call add-gref-mapping 0 page 512 -> success
-page grefs=rx[0..511]
-call add-gref-mapping 0 page 512 -> success
-page grefs=tx[512..559]:ro,rx[512..540]
-call add-gref-mapping 0 page 77 -> invalid-parameter
-static 1024 0
-page grefs=tx[512..559]:ro,rx[512..539]
-call add-gref-mapping 0 page 76 -> success
-static 1100 0
-page grefs=rx[540]
-call add-gref-mapping 0 page 1 -> invalid-parameter
-call add-gref-mapping 1 page 1 -> success
-static 1100 1
-
-case a guest takes 4096 and no more, over all its queues
 close
 reopen
 rings 4
@@ -304,29 +299,41 @@ connect
 static 0 0 0 0
 page grefs=tx[0..511]:ro
 call add-gref-mapping 0 page 512 -> success
+page grefs=rx[0..511]
+call add-gref-mapping 0 page 512 -> success
+page grefs=tx[512..559]:ro,rx[512..540]
+call add-gref-mapping 0 page 77 -> invalid-parameter
+static 1024 0 0 0
+page grefs=tx[512..559]:ro,rx[512..539]
+call add-gref-mapping 0 page 76 -> success
+page grefs=rx[540]
+call add-gref-mapping 0 page 1 -> invalid-parameter
+static 1100 0 0 0
+
+case a guest takes 4096 and no more, over all its queues
+page grefs=tx[0..511]:ro
 call add-gref-mapping 1 page 512 -> success
 call add-gref-mapping 2 page 512 -> success
 call add-gref-mapping 3 page 512 -> success
 page grefs=rx[0..511]
-call add-gref-mapping 0 page 512 -> success
 call add-gref-mapping 1 page 512 -> success
 call add-gref-mapping 2 page 512 -> success
-page grefs=rx[0..509]
-call add-gref-mapping 3 page 510 -> success
-static 1024 1024 1024 1022
+page grefs=rx[0..433]
+call add-gref-mapping 3 page 434 -> success
+static 1100 1024 1024 946
 page grefs=tx[512..514]:ro
-call add-gref-mapping 0 page 3 -> invalid-parameter
+call add-gref-mapping 1 page 3 -> invalid-parameter
 call add-gref-mapping 3 page 3 -> invalid-parameter
 page grefs=tx[512..513]:ro
-call add-gref-mapping 0 page 2 -> success
+call add-gref-mapping 1 page 2 -> success
 page grefs=tx[514]:ro
 call add-gref-mapping 1 page 1 -> invalid-parameter
-static 1026 1024 1024 1022
+static 1100 1026 1024 946
 page grefs=tx[0]:ro
 call del-gref-mapping 2 page 1 -> success 1
 page grefs=tx[514]:ro
 call add-gref-mapping 1 page 1 -> success
-static 1026 1025 1023 1022
+static 1100 1027 1023 946
 turn tx 514
 queue 1
 tx 1 M

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+# shellcheck shell=bash
+#
+# Static grants: a guest has all its buffers kept mapped and recycles them, and its
+# packets cost no grant operation: netbackd counts none, and in Xen's own grant table
+# the same pages are in use, no fewer and no more, before, between and after packets
+# of all sizes both ways. So it is when netbackd is restarted and killed under
+# traffic, of which the guest notices nothing. With some buffers static and others
+# not, packets arrive as well; what the guest takes back and what ends with its
+# connection is mapped no more.
+
+# Each page in use is a line on Xen's console, whose buffer is small: one queue, and
+# not many pages.
+tx=40 rx=60
+all=$((tx + rx))
+
+# in_use prints the grant references of u1 that Xen says are in use by another
+# domain.
+in_use() {
+	xl dmesg -c >/dev/null
+	xl debug-keys g
+	eventually 30 "Xen prints its grant tables" dumped
+	xl dmesg | awk -v dom="d${DOMID[u1]}" '
+		/grant-table for remote / { on = index($0 " ", " " dom " ") }
+		on && match($0, /\[0x[0-9a-f]+\]/) { print substr($0, RSTART + 1, RLENGTH - 2) }' |
+		while read -r ref; do echo $((ref)); done | sort -n
+}
+dumped() { xl dmesg | grep 'gnttab_usage_print_all \] done'; }
+
+# buffers prints the references of all buffers of the queue.
+buffers() { agent u1 buffers '{"queue":0}' | sed 's/.*"tx"//' | grep -o '[0-9]\+' | sort -n; }
+
+# pinned is how many of the buffers are in use; others is how many other pages.
+pinned() { grep -cxFf /tmp/buffers <<<"$1" || true; }
+others() { grep -cvxFf /tmp/buffers <<<"$1" || true; }
+
+# held prints how many static grants netbackd says that there are.
+held() { netbackd show "$vif" | awk 'on { print $2; on = 0 } /^QUEUE *STATIC/ { on = 1 }'; }
+holds_all() { [ "$(held)" = $all ]; }
+
+# pings sends packets of one slot and of several fragments both ways, and checks
+# what comes back.
+pings() {
+	local size
+	for size in 22 1472 8000; do
+		agent u1 ping "{\"addr\":\"$DOM0\",\"count\":20,\"size\":$size,\"interval_ns\":2000000,\"timeout_ns\":20000000000}" |
+			grep '"received":20,.*"corrupt":0' >/dev/null || fail "pings of $size octets"
+	done
+}
+
+# from_guest PORT and to_guest PORT move a stream, in packets of up to 64 KiB.
+from_guest() {
+	begin_transfer u1 dom0 "$DOM0" "$1" 2
+	end_transfer dom0 "$1" 2 240
+}
+to_guest() {
+	begin_transfer dom0 u1 10.0.0.2 "$1" 2
+	end_transfer u1 "$1" 2 240
+}
+
+# packets prints how many there were, both ways.
+packets() { echo $(($(counter "$vif" tx_packets) + $(counter "$vif" rx_packets))); }
+
+start_netbackd
+make_bridge
+guest u1 memory=256 cmdline=no-netfront file=/usr/sbin/netbackd
+vif=$(vif u1)
+front="{\"control\":true,\"strict\":true,\"tx_pages\":$tx,\"rx_pages\":$rx}"
+start_agent u1 "{\"addrs\":[\"10.0.0.2/24\"],\"front\":$front}"
+eventually 60 "the guest answers" reach 10.0.0.2
+buffers >/tmp/buffers
+same "buffers" "$(wc -l </tmp/buffers)" $all
+
+before=$(in_use)
+same "buffers in use without static grants" "$(pinned "$before")" 0
+rings=$(others "$before")
+pings
+copied=$(counter "$vif" grant_ops)
+say "without static grants: $copied grant operations for $(packets) packets"
+[ "$copied" -gt 50 ]
+
+say "static: $(agent u1 static '{"queue":0}')"
+same "static grants" "$(held)" $all
+table=$(in_use)
+same "buffers in use once they are static" "$(pinned "$table")" $all
+same "other pages in use" "$(others "$table")" "$rings"
+copied=$(counter "$vif" grant_ops)
+n=$(packets)
+pings
+from_guest 5001
+to_guest 5002
+say "with static grants: $(($(counter "$vif" grant_ops) - copied)) grant operations for $(($(packets) - n)) packets"
+same "grant operations" "$(counter "$vif" grant_ops)" "$copied"
+same "misses" "$(counter "$vif" static_misses)" 0
+[ "$(counter "$vif" tx_gso)" -gt 0 ]
+[ "$(counter "$vif" rx_gso)" -gt 0 ]
+same "Xen's grant table after it" "$(in_use)" "$table"
+
+# The daemon goes and comes under streams that last: the guest is not told.
+begin_transfer dom0 u1 10.0.0.2 5003 16 5
+begin_transfer u1 dom0 "$DOM0" 5004 16 5
+for how in TERM KILL; do
+	eventually_moves 120 1000000
+	if [ $how = TERM ]; then stop_netbackd; else kill_netbackd; fi
+	not transferred u1 5003
+	not transferred dom0 5004
+	[ $how = TERM ] || same "buffers in use without netbackd" "$(pinned "$(in_use)")" 0
+	start_netbackd
+	eventually 60 "the successor has all static grants" holds_all
+	same "Xen's grant table with the successor" "$(in_use)" "$table"
+done
+hurry dom0
+hurry u1
+end_transfer u1 5003 16 240
+end_transfer dom0 5004 16 240
+same "the frontend" "$(xenstore-read "/local/domain/${DOMID[u1]}/device/vif/0/state")" 4
+same "grant operations since the last start" "$(counter "$vif" grant_ops)" 0
+say "the successor answers: $(agent u1 control '{"type":8,"data":[0]}')"
+netbackd show "$vif"
+
+# The guest takes back all, and has some made static again.
+say "taken back: $(agent u1 static '{"queue":0,"off":true}')"
+same "buffers in use when they were taken back" "$(pinned "$(in_use)")" 0
+agent u1 static "{\"queue\":0,\"most\":$((tx / 2))}"
+from_guest 5005
+same "buffers in use, half of those to send from" "$(pinned "$(in_use)")" $((tx / 2))
+hits=$(counter "$vif" static_hits) misses=$(counter "$vif" static_misses)
+say "half of the tx buffers static: $hits slots were, $misses were not"
+[ "$misses" -gt 0 ]
+agent u1 static '{"queue":0,"off":true}'
+agent u1 static "{\"queue\":0,\"most\":$((tx + rx / 2))}"
+to_guest 5006
+[ "$(counter "$vif" static_hits)" -gt "$hits" ]
+[ "$(counter "$vif" static_misses)" -gt "$misses" ]
+pings
+
+innocent u1
+agent u1 disconnect
+eventually 30 "netbackd has closed" node "$(backend u1)/state" 6
+same "buffers in use after the connection" "$(pinned "$(in_use)")" 0
+say "pages in use with the connection and after it: $rings, $(others "$(in_use)")"
+agent u1 quit
