@@ -83,13 +83,9 @@ func (q *Queue) Send(frame []byte, m Meta) error {
 	if q.dead != nil {
 		return q.dead
 	}
-	n := (len(frame) + netif.PageSize - 1) / netif.PageSize
-	if len(frame) == 0 || n > netif.MinSlots || len(frame) > netif.MaxTxSize {
-		return fmt.Errorf("netfront: a packet has 1 to %d octets, not %d", netif.MaxTxSize, len(frame))
-	}
-	if !q.tx.room(n, m.extras()) {
-		q.stats.TxFull++
-		return ErrFull
+	n, err := q.roomFor(len(frame), m)
+	if err != nil {
+		return err
 	}
 	for i, rest := 0, frame; i < n; i++ {
 		c := copy(q.tx.page(q.tx.top(i)), rest)
@@ -97,6 +93,20 @@ func (q *Queue) Send(frame []byte, m Meta) error {
 	}
 	q.sendPages(len(frame), m)
 	return nil
+}
+
+// roomFor is the number of pages for a packet of size octets, if there is room for
+// it.
+func (q *Queue) roomFor(size int, m Meta) (pages int, err error) {
+	n := (size + netif.PageSize - 1) / netif.PageSize
+	if size <= 0 || n > netif.MinSlots || size > netif.MaxTxSize {
+		return 0, fmt.Errorf("netfront: a packet has 1 to %d octets, not %d", netif.MaxTxSize, size)
+	}
+	if !q.tx.room(n, m.extras()) {
+		q.stats.TxFull++
+		return 0, ErrFull
+	}
+	return n, nil
 }
 
 // extras is the number of extra slots that a packet with this meta has.

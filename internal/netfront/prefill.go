@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package netfront
+
+// A source of packets that is to cost next to nothing leaves its octets where they
+// are: it writes them once, into every page, and sends whatever pages are free.
+
+// Prefill writes head to the start of every tx page that is not under way. The rest
+// of the pages stays as it is. Packets sent with Send or a Pump later on overwrite
+// the pages they use.
+func (q *Queue) Prefill(head []byte) {
+	for _, p := range q.tx.free {
+		copy(q.tx.page(p), head)
+	}
+}
+
+// SendPrefilled is Send without a frame: it sends size octets that the next free
+// pages hold already. As no page is told from another, each of them should begin
+// with the packet's headers; of those of a packet that takes several pages that is
+// payload in all but the first.
+func (q *Queue) SendPrefilled(size int, m Meta) error {
+	if q.dead != nil {
+		return q.dead
+	}
+	if _, err := q.roomFor(size, m); err != nil {
+		return err
+	}
+	q.sendPages(size, m)
+	return nil
+}
