@@ -2,48 +2,100 @@
 # shellcheck shell=bash
 #
 # The kernel's netback and netbackd serve the same vif of the same guest, one after
-# the other, and do the same work.
+# the other, and do the same work. Then netbackd serves a guest with a frontend of
+# ours, which has its pages copied from and to, or kept mapped.
 
-# phase BACKEND [ARGUMENT...]: attaches the vif, measures, and detaches it.
-phase() {
+# measure GUEST BACKEND [ARGUMENT...]
+measure() {
+	local guest=$1 backend=$2
+	shift 2
+	PHASE+=1
+	GODEBUG=asyncpreemptoff=1 bench phase -boot "$BOOT" -phase $PHASE -backend "$backend" -vif "$(vif "$guest")" \
+		-reps "$REPS" -scale "$SCALE" -only "$ONLY" -out /host/records "$@"
+}
+
+# alone GUEST ARGUMENT...: makes the guest, unless it is there. There is no other: it
+# would have a part in what the machine does.
+alone() {
+	local guest=$1 other
+	shift
+	[ -z "${DOMID[$guest]:-}" ] || return 0
+	for other in "${!DOMID[@]}"; do destroy "$other"; done
+	guest "$guest" file=/usr/sbin/bench "$@"
+}
+
+# network BACKEND [ARGUMENT...]: attaches the vif, measures, and detaches it.
+network() {
 	local backend=$1
 	shift
-	PHASE+=1
 	within 60000 "attach a vif of $backend" xl network-attach u1 "mac=$(mac 1)" bridge=xenbr0
 	eventually 60 "the guest has eth0" in_guest u1 "test -e /sys/class/net/eth0"
 	address u1 10.0.0.2/24
 	eventually 60 "the guest answers" reach 10.0.0.2
-	GODEBUG=asyncpreemptoff=1 bench phase -boot "$BOOT" -phase $PHASE -backend "$backend" -reps "$REPS" -scale "$SCALE" -only "$ONLY" -out /host/records "$@"
+	measure u1 "$backend" -address 10.0.0.2 "$@"
 	within 60000 "detach it" xl network-detach u1 "$(mac 1)"
 	eventually 60 "the guest has no eth0" not in_guest u1 "test -e /sys/class/net/eth0"
 	eventually 60 "no interface is left" not test -e "/sys/class/net/$(vif u1)"
 }
 
+# stock: the guest with xen-netfront.
+stock() {
+	if [ -z "${DOMID[u1]:-}" ]; then
+		alone u1 vif=
+		in_guest u1 "echo 1 >/proc/sys/net/ipv6/conf/default/disable_ipv6; GODEBUG=asyncpreemptoff=1 /bench serve >/dev/console 2>&1 &"
+	fi
+	stop_backend
+}
+
 kernel() {
+	stock
 	modprobe xen-netback
-	phase kernel "$@"
+	network kernel "$@"
 	modprobe -r xen-netback
 }
 
 netbackd_() {
+	stock
+	start_backend
+	network netbackd -daemon "$NETBACKD" "$@"
+}
+
+start_backend() {
 	# shellcheck disable=SC2086 # a list
-	start_netbackd $NETBACKD_ARGS
-	phase netbackd -daemon "$NETBACKD" "$@"
-	stop_netbackd
+	[ "$NETBACKD" ] || start_netbackd $NETBACKD_ARGS
+}
+stop_backend() { [ -z "$NETBACKD" ] || stop_netbackd; }
+
+# frames BACKEND FRONT [ARGUMENT...]: FRONT is arguments of the frontend.
+frames() {
+	local backend=$1 front=$2
+	shift 2
+	start_backend
+	alone u2 memory=256 cmdline=no-netfront
+	in_guest u2 "GODEBUG=asyncpreemptoff=1 /bench front $front >/dev/console 2>&1 &"
+	eventually 60 "netbackd is connected" connected u2
+	# So packets go nowhere.
+	ip link set "$(vif u2)" nomaster
+	measure u2 "$backend" -daemon "$NETBACKD" "$@"
+	in_guest u2 "killall bench"
+	eventually 60 "netbackd has closed" node "$(backend u2)/state" 6
 }
 
 . /host/parameters
 declare -i PHASE=0
 echo 1 >/proc/sys/net/ipv6/conf/default/disable_ipv6
 make_bridge
-guest u1 vif= file=/usr/sbin/bench
-in_guest u1 "echo 1 >/proc/sys/net/ipv6/conf/default/disable_ipv6; GODEBUG=asyncpreemptoff=1 /bench serve >/dev/console 2>&1 &"
 for order in $ORDER; do
 	case $order in
 	K) kernel ;;
 	N) netbackd_ ;;
+	C) frames copy "" ;;
+	S) frames static -static ;;
 	# With hypercalls and system calls counted.
 	KT) kernel -trace ;;
 	NT) netbackd_ -trace ;;
+	CT) frames copy "" -trace ;;
+	ST) frames static -static -trace ;;
+	*) fail "order: $order" ;;
 	esac
 done

@@ -30,9 +30,9 @@ func countCalls(pid int) (*callCounter, error) {
 	if err != nil {
 		return nil, err
 	}
-	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", pid))
-	if err != nil || len(tasks) == 0 {
-		return nil, fmt.Errorf("process %d has no threads", pid)
+	tasks, err := threads(pid)
+	if err != nil {
+		return nil, err
 	}
 	c := &callCounter{}
 	for _, task := range tasks {
@@ -65,6 +65,37 @@ func (c *callCounter) close() {
 	for _, fd := range c.fds {
 		_ = unix.Close(fd)
 	}
+}
+
+// threads lists the directories of a process's threads.
+func threads(pid int) ([]string, error) {
+	list, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", pid))
+	if err != nil || len(list) == 0 {
+		return nil, fmt.Errorf("process %d has no threads", pid)
+	}
+	return list, nil
+}
+
+// threadsRan is how many nanoseconds the threads of a process have run. It misses
+// what one that is running has done since the last tick.
+func threadsRan(pid int) (ns uint64, err error) {
+	list, err := threads(pid)
+	if err != nil {
+		return 0, err
+	}
+	for _, dir := range list {
+		text, err := os.ReadFile(dir + "/schedstat")
+		if err != nil {
+			return 0, err
+		}
+		first, _, _ := strings.Cut(string(text), " ")
+		n, err := strconv.ParseUint(first, 10, 64)
+		if err != nil {
+			return 0, fmt.Errorf("%s/schedstat: %w", dir, err)
+		}
+		ns += n
+	}
+	return ns, nil
 }
 
 // kernelCounts is what a kernel tells of itself in /proc/stat.

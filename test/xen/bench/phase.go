@@ -3,15 +3,19 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/netbackd/netbackd/internal/control"
 )
 
 // label says what a record belongs to.
@@ -25,10 +29,11 @@ type label struct {
 // record is one measurement: of the whole machine, for Units units.
 type record struct {
 	label
-	Units int           `json:"units"`
-	Ran   uint64        `json:"ran_ns"` // by all domains together
-	Took  time.Duration `json:"took_ns"`
-	RTT   time.Duration `json:"rtt_ns,omitempty"` // median, of pings
+	Units  int           `json:"units"`
+	Ran    cpuTime       `json:"ran_ns"`
+	Daemon uint64        `json:"daemon_ns,omitempty"` // what its threads ran
+	Took   time.Duration `json:"took_ns"`
+	RTT    time.Duration `json:"rtt_ns,omitempty"` // median, of pings
 
 	Dom0  kernelCounts `json:"dom0"`
 	Guest kernelCounts `json:"guest"`
@@ -37,6 +42,8 @@ type record struct {
 	Traced     bool       `json:"traced,omitempty"`
 	Hypercalls hypercalls `json:"hypercalls,omitzero"`
 	Calls      uint64     `json:"calls,omitempty"` // system calls of the daemon
+	// What the daemon counted.
+	Counters map[string]uint64 `json:"counters,omitempty"`
 }
 
 // phase measures all items with the back end that is there.
@@ -47,21 +54,24 @@ type phase struct {
 	daemon int
 	only   string
 	trace  bool
-	peer   string
+	addr   string
+	vif    string
+	socket string
 
-	to  netip.Addr
-	xen *hypervisor
-	ctl int // to the guest, for its counters
+	to    peer
+	items []item
+	xen   *hypervisor
+	guest counter
 }
 
+// counter asks the guest for the counters of its kernel.
+type counter interface{ counts() (kernelCounts, error) }
+
 func (p *phase) run(path string) (err error) {
-	if p.to, err = netip.ParseAddr(p.peer); err != nil {
-		return err
-	}
 	if p.xen, err = openHypervisor(); err != nil {
 		return err
 	}
-	if p.ctl, err = connect(unix.SOCK_DGRAM, p.to, statPort); err != nil {
+	if err := p.find(); err != nil {
 		return err
 	}
 	out := os.Stdout
@@ -72,13 +82,14 @@ func (p *phase) run(path string) (err error) {
 	}
 	quiet()
 	enc := json.NewEncoder(out)
-	for i := range items {
-		if p.only != "" && items[i].Name != p.only {
+	for i := range p.items {
+		it := &p.items[i]
+		if !strings.Contains(it.Name, p.only) {
 			continue
 		}
-		records, err := p.item(&items[i])
+		records, err := p.item(it)
 		if err != nil {
-			return fmt.Errorf("%s: %w", items[i].Name, err)
+			return fmt.Errorf("%s: %w", it.Name, err)
 		}
 		for _, r := range records {
 			if err := enc.Encode(r); err != nil {
@@ -87,6 +98,22 @@ func (p *phase) run(path string) (err error) {
 		}
 	}
 	return out.Close()
+}
+
+// find finds out what sort of guest it is.
+func (p *phase) find() (err error) {
+	if p.addr == "" {
+		p.items = frameItems
+		p.to.wire, err = openWire(p.vif)
+		p.guest = p.to.wire
+		return err
+	}
+	if p.to.addr, err = netip.ParseAddr(p.addr); err != nil {
+		return err
+	}
+	p.items = networkItems
+	p.guest, err = openStat(p.to.addr)
+	return err
 }
 
 // item warms up and measures.
@@ -111,7 +138,7 @@ func (p *phase) item(it *item) (records []record, err error) {
 		}
 		records = append(records, r)
 		fmt.Printf("%d %-4s %-24s %10.0f ns/%s, %.0f wall\n", p.Phase, p.Backend, it.Name,
-			float64(r.Ran)/float64(units), it.Unit, float64(r.Took)/float64(units))
+			float64(r.Ran.All)/float64(units), it.Unit, float64(r.Took)/float64(units))
 	}
 	if p.trace {
 		r := record{label: p.label, Units: units, Traced: true}
@@ -125,11 +152,15 @@ func (p *phase) item(it *item) (records []record, err error) {
 }
 
 func (p *phase) measure(w work, r *record, do func() error) error {
-	guest, err := p.guestCounts()
+	guest, err := p.guest.counts()
 	if err != nil {
 		return err
 	}
 	dom0, err := readKernel()
+	if err != nil {
+		return err
+	}
+	daemon, err := p.daemonRan()
 	if err != nil {
 		return err
 	}
@@ -146,15 +177,20 @@ func (p *phase) measure(w work, r *record, do func() error) error {
 	if err != nil {
 		return err
 	}
+	daemonAfter, err := p.daemonRan()
+	if err != nil {
+		return err
+	}
 	dom0After, err := readKernel()
 	if err != nil {
 		return err
 	}
-	guestAfter, err := p.guestCounts()
+	guestAfter, err := p.guest.counts()
 	if err != nil {
 		return err
 	}
-	r.Ran = after - ran
+	r.Ran = cpuTime{after.All - ran.All, after.Dom0 - ran.Dom0}
+	r.Daemon = daemonAfter - daemon
 	r.Dom0 = dom0After.since(dom0)
 	r.Guest = guestAfter.since(guest)
 	if ping, ok := w.(*pinger); ok {
@@ -168,12 +204,24 @@ func (k kernelCounts) since(b kernelCounts) kernelCounts {
 	return kernelCounts{k.Interrupts - b.Interrupts, k.Switches - b.Switches}
 }
 
+// daemonRan is what the daemon's threads ran, if there is a daemon.
+func (p *phase) daemonRan() (uint64, error) {
+	if p.daemon == 0 {
+		return 0, nil
+	}
+	return threadsRan(p.daemon)
+}
+
 // measureTraced measures once more, with what tracing can tell and without what it
 // disturbs.
 func (p *phase) measureTraced(w work, r *record) (err error) {
 	r.Hypercalls, err = traced(func() error {
 		if p.daemon == 0 {
 			return p.measure(w, r, func() error { return w.do(r.Units) })
+		}
+		before, err := p.daemonCounters()
+		if err != nil {
+			return err
 		}
 		calls, err := countCalls(p.daemon)
 		if err != nil {
@@ -183,7 +231,13 @@ func (p *phase) measureTraced(w work, r *record) (err error) {
 		if err := p.measure(w, r, func() error { return w.do(r.Units) }); err != nil {
 			return err
 		}
-		r.Calls, err = calls.read()
+		if r.Calls, err = calls.read(); err != nil {
+			return err
+		}
+		r.Counters, err = p.daemonCounters()
+		for name := range r.Counters {
+			r.Counters[name] -= before[name]
+		}
 		return err
 	})
 	if err == nil && r.Hypercalls.Lost > 0 {
@@ -192,12 +246,34 @@ func (p *phase) measureTraced(w work, r *record) (err error) {
 	return err
 }
 
-func (p *phase) guestCounts() (kernelCounts, error) {
+// daemonCounters asks the daemon for the counters of the vif.
+func (p *phase) daemonCounters() (map[string]uint64, error) {
+	vifs, err := control.NewClient(p.socket).Vifs(context.Background())
+	if err != nil {
+		return nil, err
+	}
+	for i := range vifs {
+		if vifs[i].Name == p.vif {
+			return vifs[i].Counters, nil
+		}
+	}
+	return nil, fmt.Errorf("the daemon does not serve %s", p.vif)
+}
+
+// stat is a UDP connection to the guest.
+type stat struct{ fd int }
+
+func openStat(addr netip.Addr) (stat, error) {
+	fd, err := connect(unix.SOCK_DGRAM, addr, statPort)
+	return stat{fd}, err
+}
+
+func (s stat) counts() (kernelCounts, error) {
 	var buf [64]byte
-	if _, err := send(p.ctl, buf[:1]); err != nil {
+	if _, err := send(s.fd, buf[:1]); err != nil {
 		return kernelCounts{}, err
 	}
-	n, err := recv(p.ctl, buf[:])
+	n, err := recv(s.fd, buf[:])
 	if err != nil || n != kernelCountsLen {
 		return kernelCounts{}, fmt.Errorf("counters of the guest: %d octets, %w", n, err)
 	}

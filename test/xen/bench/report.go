@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"slices"
+	"strconv"
 	"text/tabwriter"
 )
 
@@ -19,7 +20,20 @@ const (
 	bootTime         = "time"
 	kernelNetback    = "kernel"
 	netbackd         = "netbackd"
+	copying          = "copy"
+	static           = "static"
 )
+
+// comparison is two labels, of which the second is measured by the first.
+type comparison struct {
+	of, to string
+	items  []item
+}
+
+var comparisons = []comparison{
+	{netbackd, kernelNetback, networkItems},
+	{static, copying, frameItems},
+}
 
 // bounds is how far two phases of one back end may lie apart.
 var bounds = map[string]float64{bootInstructions: 0.05, bootTime: 0.30}
@@ -44,17 +58,28 @@ type side struct {
 	Spread float64   `json:"spread"` // how far the phases lie apart
 }
 
+// pair is one figure of both sides.
+type pair struct {
+	To    side    `json:"to"`
+	Of    side    `json:"of"`
+	Ratio float64 `json:"ratio"`
+}
+
 // row is one item in one boot.
 type row struct {
-	Boot     string  `json:"boot"`
-	Item     string  `json:"item"`
-	Unit     string  `json:"unit"`
-	Kernel   side    `json:"kernel"`
-	Netbackd side    `json:"netbackd"`
-	Ratio    float64 `json:"ratio"`
-	Void     bool    `json:"void"`
-	Bar      float64 `json:"bar,omitempty"`
-	Goal     float64 `json:"goal,omitempty"`
+	Boot string `json:"boot"`
+	Item string `json:"item"`
+	Unit string `json:"unit"`
+	Of   string `json:"of"` // whose figures stand in pairs as Of and To
+	To   string `json:"to"`
+
+	Machine pair `json:"machine"`
+	Dom0    pair `json:"dom0"`
+	Daemon  pair `json:"daemon"` // its threads; nothing on the side that has none
+
+	Void bool    `json:"void"`
+	Bar  float64 `json:"bar,omitempty"`
+	Goal float64 `json:"goal,omitempty"`
 }
 
 // verdict is what is to be said of a row with a bar.
@@ -64,9 +89,9 @@ func (r *row) verdict() string {
 		return "VOID"
 	case r.Bar == 0:
 		return ""
-	case r.Ratio > r.Bar:
+	case r.Machine.Ratio > r.Bar:
 		return "MISSED"
-	case r.Ratio > r.Goal:
+	case r.Machine.Ratio > r.Goal:
 		return "bar"
 	}
 	return "goal"
@@ -87,6 +112,18 @@ type counts struct {
 	Dom0Switches    float64 `json:"dom0_context_switches"`
 	GuestSwitches   float64 `json:"guest_context_switches"`
 	SystemCalls     float64 `json:"netbackd_system_calls"`
+	GrantCalls      float64 `json:"netbackd_grant_calls"` // as it counts them itself
+	GrantOps        float64 `json:"netbackd_grant_ops"`
+	StaticSlots     float64 `json:"netbackd_static_slots"`
+}
+
+// verdict is what is to be said of counts with a bar: static grants are to take no
+// grant operation at all.
+func (c *counts) verdict() string {
+	if c.Backend == static && (c.CopyOps != 0 || c.GrantOps != 0 || c.StaticSlots == 0) {
+		return "MISSED"
+	}
+	return ""
 }
 
 type report struct {
@@ -133,54 +170,67 @@ func reportMain(files []string, jsonPath string) error {
 func makeReport(records []record) *report {
 	rep := &report{}
 	for _, boot := range []string{bootInstructions, bootTime} {
-		// Of the whole machine, instructions are what all domains ran; time is
-		// what it took.
-		cost := func(r record) float64 { return float64(r.Ran) }
-		if boot == bootTime {
-			cost = func(r record) float64 { return float64(r.Took) }
-		}
-		for _, it := range items {
-			if r, ok := makeRow(records, boot, it, func(r record) float64 { return cost(r) / float64(r.Units) }); ok {
-				if boot == bootInstructions {
-					r.Bar, r.Goal = targets[it.Name].bar, targets[it.Name].goal
-				}
-				rep.Rows = append(rep.Rows, r)
-			}
-			if it.Unit == "ping" {
-				if r, ok := makeRow(records, boot, it, func(r record) float64 { return float64(r.RTT) }); ok {
-					rep.RTT = append(rep.RTT, r)
-				}
-			}
-			for _, backend := range []string{kernelNetback, netbackd} {
-				if c, ok := makeCounts(records, boot, it, backend); ok {
-					rep.Counts = append(rep.Counts, c)
-				}
+		for _, c := range comparisons {
+			for _, it := range c.items {
+				rep.add(records, boot, &c, &it)
 			}
 		}
 	}
 	return rep
 }
 
-// makeRow compares the two sides in what value says of a record.
-func makeRow(records []record, boot string, it item, value func(record) float64) (row, bool) {
-	r := row{
-		Boot: boot, Item: it.Name, Unit: it.Unit,
-		Kernel:   makeSide(records, boot, it.Name, kernelNetback, value),
-		Netbackd: makeSide(records, boot, it.Name, netbackd, value),
+// add adds what there is about an item.
+func (rep *report) add(records []record, boot string, c *comparison, it *item) {
+	each := func(value func(*record) uint64) pair {
+		return makePair(records, boot, c, it, func(r *record) float64 { return float64(value(r)) / float64(r.Units) })
 	}
-	if r.Kernel.Value == 0 || r.Netbackd.Value == 0 {
-		return r, false
+	r := row{Boot: boot, Item: it.Name, Unit: it.Unit, Of: c.of, To: c.to}
+	// Of the whole machine, instructions are what all domains ran; time is what it
+	// took.
+	if boot == bootInstructions {
+		r.Machine = each(func(r *record) uint64 { return r.Ran.All })
+		r.Bar, r.Goal = targets[it.Name].bar, targets[it.Name].goal
+	} else {
+		r.Machine = each(func(r *record) uint64 { return uint64(r.Took) })
 	}
-	r.Ratio = r.Netbackd.Value / r.Kernel.Value
-	r.Void = max(r.Kernel.Spread, r.Netbackd.Spread) > bounds[boot]
-	return r, true
+	r.Dom0 = each(func(r *record) uint64 { return r.Ran.Dom0 })
+	r.Daemon = each(func(r *record) uint64 { return r.Daemon })
+	r.Void = r.Machine.spread() > bounds[boot]
+	if r.Machine.Ratio != 0 {
+		rep.Rows = append(rep.Rows, r)
+	}
+	if it.Unit == "ping" {
+		r.Item, r.Unit = "round trip of a ping", ""
+		r.Dom0, r.Daemon, r.Bar, r.Goal = pair{}, pair{}, 0, 0
+		r.Machine = makePair(records, boot, c, it, func(r *record) float64 { return float64(r.RTT) })
+		r.Void = r.Machine.spread() > bounds[boot]
+		if r.Machine.Ratio != 0 {
+			rep.RTT = append(rep.RTT, r)
+		}
+	}
+	for _, backend := range []string{c.to, c.of} {
+		if n, ok := makeCounts(records, boot, *it, backend); ok {
+			rep.Counts = append(rep.Counts, n)
+		}
+	}
 }
 
-func makeSide(records []record, boot, item, backend string, value func(record) float64) (s side) {
+// makePair compares the two sides in what value says of a record.
+func makePair(records []record, boot string, c *comparison, it *item, value func(*record) float64) pair {
+	p := pair{To: makeSide(records, boot, it.Name, c.to, value), Of: makeSide(records, boot, it.Name, c.of, value)}
+	if p.To.Value != 0 {
+		p.Ratio = p.Of.Value / p.To.Value
+	}
+	return p
+}
+
+func (p *pair) spread() float64 { return max(p.To.Spread, p.Of.Spread) }
+
+func makeSide(records []record, boot, item, backend string, value func(*record) float64) (s side) {
 	var all []float64
 	phases := map[int][]float64{}
-	for _, r := range records {
-		if r.Boot == boot && r.Item == item && r.Backend == backend && !r.Traced {
+	for i := range records {
+		if r := &records[i]; r.Boot == boot && r.Item == item && r.Backend == backend && !r.Traced {
 			all = append(all, value(r))
 			phases[r.Phase] = append(phases[r.Phase], value(r))
 		}
@@ -220,6 +270,9 @@ func makeCounts(records []record, boot string, it item, backend string) (c count
 	c.OtherGrantOps = of(true, func(r *record) uint64 { return r.Hypercalls.OtherOps })
 	c.EventCalls = of(true, func(r *record) uint64 { return r.Hypercalls.Events })
 	c.SystemCalls = of(true, func(r *record) uint64 { return r.Calls })
+	c.GrantCalls = of(true, func(r *record) uint64 { return r.Counters["grant_calls"] })
+	c.GrantOps = of(true, func(r *record) uint64 { return r.Counters["grant_ops"] })
+	c.StaticSlots = of(true, func(r *record) uint64 { return r.Counters["static_hits"] })
 	return c, ok
 }
 
@@ -233,48 +286,69 @@ func median(v []float64) float64 {
 
 func (rep *report) print(w io.Writer) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	if rep.has(bootInstructions) {
-		fmt.Fprintln(t, "\ninstructions of the whole machine\tkernel\tnetbackd\tratio\tbar\tgoal\t")
-		for _, r := range rep.Rows {
-			if r.Boot == bootInstructions {
-				fmt.Fprintf(t, "%s, per %s\t%.0f\t%.0f\t%.2f\t%.2f\t%.2f\t%s\n", r.Item, r.Unit,
-					r.Kernel.Value, r.Netbackd.Value, r.Ratio, r.Bar, r.Goal, r.verdict())
-			}
-		}
-		for _, r := range rep.RTT {
-			if r.Boot == bootInstructions {
-				fmt.Fprintf(t, "round trip of a ping\t%.0f\t%.0f\t%.2f\t\t\t%s\n", r.Kernel.Value, r.Netbackd.Value, r.Ratio, r.verdict())
-			}
-		}
-	}
-	if rep.has(bootTime) {
-		fmt.Fprintln(t, "\ntime, ns\tkernel\tnetbackd\tratio\t\t\t")
-		for _, r := range rep.Rows {
-			if r.Boot == bootTime {
-				fmt.Fprintf(t, "%s, per %s\t%.0f\t%.0f\t%.2f\t\t\t%s\n", r.Item, r.Unit, r.Kernel.Value, r.Netbackd.Value, r.Ratio, r.verdict())
-			}
+	for _, boot := range []string{bootInstructions, bootTime} {
+		for i := range comparisons {
+			rep.printRows(t, boot, &comparisons[i])
 		}
 	}
 	for _, boot := range []string{bootInstructions, bootTime} {
-		head := true
-		for _, c := range rep.Counts {
-			if c.Boot != boot {
-				continue
-			}
-			if head {
-				fmt.Fprintf(t, "\nper unit, boot for %s\t\thypercalls\tcopy calls\tcopy ops\tother grant ops\tevent calls\tinterrupts dom0\tguest\tswitches dom0\tguest\tsystem calls\n", boot)
-				head = false
-			}
-			fmt.Fprintf(t, "%s\t%s\t%.3f\t%.3f\t%.3f\t%.3f\t%.3f\t%.3f\t%.3f\t%.3f\t%.3f\t%.3f\n", c.Item, c.Backend,
-				c.Hypercalls, c.CopyCalls, c.CopyOps, c.OtherGrantOps, c.EventCalls,
-				c.Dom0Interrupts, c.GuestInterrupts, c.Dom0Switches, c.GuestSwitches, c.SystemCalls)
+		for i := range comparisons {
+			rep.printCounts(t, boot, &comparisons[i])
 		}
 	}
 	return t.Flush()
 }
 
-func (rep *report) has(boot string) bool {
-	return slices.ContainsFunc(rep.Rows, func(r row) bool { return r.Boot == boot })
+var figures = map[string]string{
+	bootInstructions: "instructions of the whole machine",
+	bootTime:         "time, ns",
+}
+
+func (rep *report) printRows(t io.Writer, boot string, c *comparison) {
+	head := true
+	for _, r := range slices.Concat(rep.Rows, rep.RTT) {
+		if r.Boot != boot || r.Of != c.of {
+			continue
+		}
+		if head {
+			head = false
+			fmt.Fprintf(t, "\n%s\t%s\t%s\tratio\tbar\tgoal\t\tdom0 %s\t%s\tratio\tthreads %s\t%s\tratio\t\n",
+				figures[boot], c.to, c.of, c.to, c.of, c.to, c.of)
+		}
+		what := r.Item
+		if r.Unit != "" {
+			what += ", per " + r.Unit
+		}
+		fmt.Fprintf(t, "%s\t%.0f\t%.0f\t%.2f\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t\n", what,
+			r.Machine.To.Value, r.Machine.Of.Value, r.Machine.Ratio, figure(r.Bar, 2), figure(r.Goal, 2), r.verdict(),
+			figure(r.Dom0.To.Value, 0), figure(r.Dom0.Of.Value, 0), figure(r.Dom0.Ratio, 2),
+			figure(r.Daemon.To.Value, 0), figure(r.Daemon.Of.Value, 0), figure(r.Daemon.Ratio, 2))
+	}
+}
+
+// figure is nothing for what was not measured.
+func figure(v float64, digits int) string {
+	if v == 0 {
+		return ""
+	}
+	return strconv.FormatFloat(v, 'f', digits, 64)
+}
+
+func (rep *report) printCounts(t io.Writer, boot string, c *comparison) {
+	head := true
+	for _, n := range rep.Counts {
+		if n.Boot != boot || n.Backend != c.of && n.Backend != c.to {
+			continue
+		}
+		if head {
+			head = false
+			fmt.Fprintf(t, "\nper unit, boot for %s\t\thypercalls\tcopy calls\tcopy ops\tother grant ops\tevent calls\tinterrupts dom0\tguest\tswitches dom0\tguest\tsystem calls\tnetbackd's grant calls\tops\tstatic slots\t\n", boot)
+		}
+		fmt.Fprintf(t, "%s\t%s\t%.3f\t%.3f\t%.3f\t%.3f\t%.3f\t%.3f\t%.3f\t%.3f\t%.3f\t%.3f\t%.3f\t%.3f\t%.3f\t%s\n", n.Item, n.Backend,
+			n.Hypercalls, n.CopyCalls, n.CopyOps, n.OtherGrantOps, n.EventCalls,
+			n.Dom0Interrupts, n.GuestInterrupts, n.Dom0Switches, n.GuestSwitches, n.SystemCalls,
+			n.GrantCalls, n.GrantOps, n.StaticSlots, n.verdict())
+	}
 }
 
 // judge is an error if a row cannot be used, or is worse than its bar.
@@ -284,6 +358,11 @@ func (rep *report) judge() error {
 		switch v := rep.Rows[i].verdict(); v {
 		case "VOID", "MISSED":
 			bad = append(bad, fmt.Sprintf("%s (%s) %s", rep.Rows[i].Item, rep.Rows[i].Boot, v))
+		}
+	}
+	for i := range rep.Counts {
+		if c := &rep.Counts[i]; c.verdict() != "" {
+			bad = append(bad, fmt.Sprintf("%s (%s) takes grant operations with static grants", c.Item, c.Boot))
 		}
 	}
 	if len(rep.Rows) == 0 {

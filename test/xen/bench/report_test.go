@@ -20,9 +20,9 @@ func records(boot string, values [4]uint64) (rs []record) {
 		}
 		l := label{Boot: boot, Phase: i + 1, Backend: backend, Item: "ping"}
 		rs = append(rs,
-			record{label: l, Units: 10, Ran: 10 * v, Took: 1, Dom0: kernelCounts{Switches: 20}},
+			record{label: l, Units: 10, Ran: cpuTime{All: 10 * v}, Took: 1, Dom0: kernelCounts{Switches: 20}},
 			// Neither of these counts.
-			record{label: l, Units: 10, Ran: 1000 * v, Traced: true, Hypercalls: hypercalls{All: 50}},
+			record{label: l, Units: 10, Ran: cpuTime{All: 1000 * v}, Traced: true, Hypercalls: hypercalls{All: 50}},
 		)
 		rs[len(rs)-1].Item = "ping"
 	}
@@ -48,8 +48,8 @@ func TestVerdictOfARow(t *testing.T) {
 				t.Fatalf("%d rows", len(rep.Rows))
 			}
 			r := rep.Rows[0]
-			if r.Ratio != c.ratio || r.verdict() != c.verdict {
-				t.Errorf("ratio %v, %s, want %v, %s", r.Ratio, r.verdict(), c.ratio, c.verdict)
+			if r.Machine.Ratio != c.ratio || r.verdict() != c.verdict {
+				t.Errorf("ratio %v, %s, want %v, %s", r.Machine.Ratio, r.verdict(), c.ratio, c.verdict)
 			}
 			if bad := c.verdict == "VOID" || c.verdict == "MISSED"; (rep.judge() != nil) != bad {
 				t.Errorf("judged %v", rep.judge())
@@ -96,5 +96,35 @@ func TestNothingMeasuredIsAnError(t *testing.T) {
 	}
 	if makeReport(records(bootTime, [4]uint64{})[:2]).judge() == nil {
 		t.Error("no error with one back end")
+	}
+}
+
+func TestStaticGrantsTakeNoGrantOperation(t *testing.T) {
+	const item = "64 B dom0 to guest"
+	of := func(backend string, phase int, ops, hits uint64) []record {
+		l := label{Boot: bootInstructions, Phase: phase, Backend: backend, Item: item}
+		return []record{
+			{label: l, Units: 10, Ran: cpuTime{All: 1000, Dom0: 600}, Daemon: 300},
+			{label: l, Units: 10, Traced: true, Hypercalls: hypercalls{CopyOps: ops}, Counters: map[string]uint64{"grant_ops": ops, "static_hits": hits}},
+		}
+	}
+	for _, c := range []struct {
+		what      string
+		ops, hits uint64
+		bad       bool
+	}{
+		{"none", 0, 10, false},
+		{"a few", 1, 9, true},
+		{"no grant is static", 0, 0, true},
+	} {
+		t.Run(c.what, func(t *testing.T) {
+			rep := makeReport(append(of(copying, 1, 10, 0), of(static, 2, c.ops, c.hits)...))
+			if len(rep.Rows) != 1 || rep.Rows[0].Dom0.Ratio != 1 || rep.Rows[0].Daemon.Of.Value != 30 {
+				t.Fatalf("rows %+v", rep.Rows)
+			}
+			if err := rep.judge(); (err != nil) != c.bad {
+				t.Errorf("judged %v", err)
+			}
+		})
 	}
 }

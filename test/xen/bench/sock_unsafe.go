@@ -32,3 +32,41 @@ func disconnect(fd int) {
 	unspec := unix.RawSockaddr{Family: unix.AF_UNSPEC}
 	_, _, _ = unix.RawSyscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&unspec)), unsafe.Sizeof(unspec))
 }
+
+// messages is one frame, to be sent several times with one call.
+type messages struct {
+	iov  unix.Iovec
+	list []message
+}
+
+// message is struct mmsghdr.
+type message struct {
+	hdr  unix.Msghdr
+	sent uint32
+	_    [4]byte
+}
+
+func newMessages(b []byte, n int) *messages {
+	m := &messages{list: make([]message, n)}
+	m.iov.Base = &b[0]
+	m.iov.SetLen(len(b))
+	for i := range m.list {
+		m.list[i].hdr.Iov = &m.iov
+		m.list[i].hdr.Iovlen = 1
+	}
+	return m
+}
+
+func (m *messages) send(fd int) error {
+	for left := m.list; len(left) > 0; {
+		n, _, e := unix.RawSyscall6(unix.SYS_SENDMMSG, uintptr(fd), uintptr(unsafe.Pointer(&left[0])), uintptr(len(left)), 0, 0, 0)
+		switch e {
+		case 0:
+			left = left[n:]
+		case unix.EINTR:
+		default:
+			return e
+		}
+	}
+	return nil
+}

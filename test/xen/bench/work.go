@@ -280,31 +280,46 @@ type work interface {
 	close()
 }
 
+// peer is how the guest is reached: by its address, or, if it has no network, by its vif.
+type peer struct {
+	addr netip.Addr
+	wire *wire
+}
+
 // item is one row of the table.
 type item struct {
 	Name  string
 	Unit  string
 	count int // units of the standard work
-	open  func(to netip.Addr) (work, error)
+	whole int // what it takes multiples of, and two at least
+	open  func(peer) (work, error)
 }
 
-// units is scale times the standard work: whole windows of datagrams.
+// units is scale times the standard work.
 func (it *item) units(scale float64) int {
 	n := int(float64(it.count) * scale)
-	if it.Unit == "packet" {
-		return max(n-n%ackEvery, 2*ackEvery)
-	}
-	return max(n, 1)
+	return max(n-n%it.whole, 2*it.whole)
 }
 
-var items = []item{
-	{"tcp guest to dom0", "MiB", 12, openStream(opSend)},
-	{"tcp dom0 to guest", "MiB", 12, openStream(opSink)},
-	{"udp 64 guest to dom0", "packet", 1536, openDatagrams(opSend, 64)},
-	{"udp 1472 guest to dom0", "packet", 1536, openDatagrams(opSend, 1472)},
-	{"udp 64 dom0 to guest", "packet", 4608, openDatagrams(opSink, 64)},
-	{"udp 1472 dom0 to guest", "packet", 4608, openDatagrams(opSink, 1472)},
-	{"ping", "ping", 384, openPing},
+// networkItems take a guest with a network.
+var networkItems = []item{
+	{"tcp guest to dom0", "MiB", 12, 1, openStream(opSend)},
+	{"tcp dom0 to guest", "MiB", 12, 1, openStream(opSink)},
+	{"udp 64 guest to dom0", "packet", 1536, ackEvery, openDatagrams(opSend, 64)},
+	{"udp 1472 guest to dom0", "packet", 1536, ackEvery, openDatagrams(opSend, 1472)},
+	{"udp 64 dom0 to guest", "packet", 4608, ackEvery, openDatagrams(opSink, 64)},
+	{"udp 1472 dom0 to guest", "packet", 4608, ackEvery, openDatagrams(opSink, 1472)},
+	{"ping", "ping", 384, 1, openPing},
+}
+
+// frameItems take one with a frontend of ours.
+var frameItems = []item{
+	{"64 B guest to dom0", "packet", 4608, ackEvery, openFrames(opSend, smallFrame)},
+	{"1500 B guest to dom0", "packet", 4608, ackEvery, openFrames(opSend, mtuFrame)},
+	{"64 KiB guest to dom0", "packet", 384, 6, openFrames(opSend, gsoFrame)},
+	{"64 B dom0 to guest", "packet", 4608, ackEvery, openFrames(opSink, smallFrame)},
+	{"1500 B dom0 to guest", "packet", 4608, ackEvery, openFrames(opSink, mtuFrame)},
+	{"64 KiB dom0 to guest", "packet", 384, 6, openFrames(opSink, gsoFrame)},
 }
 
 func connect(kind int, to netip.Addr, port int) (int, error) {
@@ -327,9 +342,9 @@ type stream struct {
 	buf    []byte
 }
 
-func openStream(op int) func(netip.Addr) (work, error) {
-	return func(to netip.Addr) (work, error) {
-		fd, err := connect(unix.SOCK_STREAM, to, port)
+func openStream(op int) func(peer) (work, error) {
+	return func(p peer) (work, error) {
+		fd, err := connect(unix.SOCK_STREAM, p.addr, port)
 		return &stream{fd, op, make([]byte, tcpChunk)}, err
 	}
 }
@@ -353,9 +368,9 @@ type datagrams struct {
 	fd, op, size int
 }
 
-func openDatagrams(op, size int) func(netip.Addr) (work, error) {
-	return func(to netip.Addr) (work, error) {
-		fd, err := connect(unix.SOCK_DGRAM, to, port)
+func openDatagrams(op, size int) func(peer) (work, error) {
+	return func(p peer) (work, error) {
+		fd, err := connect(unix.SOCK_DGRAM, p.addr, port)
 		return &datagrams{fd, op, size}, err
 	}
 }
@@ -383,7 +398,7 @@ type pinger struct {
 	rtt []time.Duration // of the last do
 }
 
-func openPing(to netip.Addr) (work, error) {
+func openPing(to peer) (work, error) {
 	fd, err := socket(unix.SOCK_RAW, unix.IPPROTO_ICMP)
 	if err != nil {
 		return nil, err
@@ -391,7 +406,7 @@ func openPing(to netip.Addr) (work, error) {
 	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &patience); err != nil {
 		return nil, err
 	}
-	return &pinger{fd: fd}, unix.Connect(fd, &unix.SockaddrInet4{Addr: to.As4()})
+	return &pinger{fd: fd}, unix.Connect(fd, &unix.SockaddrInet4{Addr: to.addr.As4()})
 }
 
 func (p *pinger) do(n int) error {

@@ -50,8 +50,11 @@ func openHypervisor() (*hypervisor, error) {
 	return nil, fmt.Errorf("sysctl of this Xen: %w", err)
 }
 
-// ran is how many nanoseconds all domains together have run.
-func (h *hypervisor) ran() (ns uint64, err error) {
+// cpuTime is how many nanoseconds domains have run.
+type cpuTime struct{ All, Dom0 uint64 }
+
+// ran reads it.
+func (h *hypervisor) ran() (t cpuTime, err error) {
 	call, info := h.mem[:4096], h.mem[4096:]
 	for first := uint32(0); ; {
 		clear(call[:136])
@@ -62,12 +65,16 @@ func (h *hypervisor) ran() (ns uint64, err error) {
 		binary.NativeEndian.PutUint64(call[16:], uint64(uintptr(unsafe.Pointer(&info[0]))))
 		arg := [6]uint64{hypercallSysctl, uint64(uintptr(unsafe.Pointer(&call[0])))}
 		if _, _, e := unix.RawSyscall(unix.SYS_IOCTL, uintptr(h.fd), iocHypercall, uintptr(unsafe.Pointer(&arg))); e != 0 {
-			return 0, e
+			return t, e
 		}
 		if binary.NativeEndian.Uint32(call[24:]) == 0 {
-			return ns, nil
+			return t, nil
 		}
-		ns += binary.NativeEndian.Uint64(info[infoCPUTime:])
-		first = uint32(binary.NativeEndian.Uint16(info[infoDomain:])) + 1
+		ns, domain := binary.NativeEndian.Uint64(info[infoCPUTime:]), binary.NativeEndian.Uint16(info[infoDomain:])
+		t.All += ns
+		if domain == 0 {
+			t.Dom0 = ns
+		}
+		first = uint32(domain) + 1
 	}
 }
