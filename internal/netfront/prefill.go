@@ -2,13 +2,16 @@
 
 package netfront
 
+import "slices"
+
 // A source of packets that is to cost next to nothing leaves its octets where they
 // are: it writes them once, into every page, and sends whatever pages are free.
 
-// Prefill writes head to the start of every tx page that is not under way. The rest
-// of the pages stays as it is. Packets sent with Send or a Pump later on overwrite
-// the pages they use.
+// Prefill writes head to the start of every tx page that is not under way, and puts
+// these pages in order. The rest of the pages stays as it is. Packets sent with Send or
+// a Pump later on overwrite the pages they use.
 func (q *Queue) Prefill(head []byte) {
+	slices.SortFunc(q.tx.free, func(a, b uint16) int { return int(b) - int(a) })
 	for _, p := range q.tx.free {
 		copy(q.tx.page(p), head)
 	}

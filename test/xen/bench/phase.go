@@ -71,8 +71,16 @@ func (p *phase) run(path string) (err error) {
 	if p.xen, err = openHypervisor(); err != nil {
 		return err
 	}
+	quiet()
 	if err := p.find(); err != nil {
 		return err
+	}
+	if p.to.wire != nil {
+		// A window of frames is to be there as a whole: how many of them the back
+		// end finds at once must not depend on how the scheduler likes it.
+		if err := unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: 1}, 0); err != nil {
+			return fmt.Errorf("sched_setattr: %w", err)
+		}
 	}
 	out := os.Stdout
 	if path != "" {
@@ -80,7 +88,6 @@ func (p *phase) run(path string) (err error) {
 			return err
 		}
 	}
-	quiet()
 	enc := json.NewEncoder(out)
 	for i := range p.items {
 		it := &p.items[i]
