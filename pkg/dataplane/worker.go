@@ -97,7 +97,7 @@ func newWorker(p *Pool, index int) (_ *worker, err error) {
 		linear:  make([]byte, linearBytes),
 		segment: make([]byte, linearBytes),
 	}
-	w.out.w = w
+	w.out.w, w.out.oneCPU = w, runtime.NumCPU() == 1
 	defer func() {
 		if err != nil {
 			w.release()
