@@ -373,7 +373,7 @@ func (w *worker) takeFrame(q *Queue, b *rxBatch, f rxFrame) {
 // It waits there as if for slots, and goes out in that queue's turn.
 func (w *worker) handOver(to *Queue, frame []byte, plan *offload.RxPlan) {
 	w.tally[RxSteered]++
-	if !to.attached || to.breached || !to.hold.push(frame, plan, w.now) {
+	if !to.attached || to.breached || !to.hold.push(frame, plan, w.time()) {
 		w.tally[DropRxBacklog]++
 		return
 	}

@@ -4,8 +4,10 @@ package dataplane
 
 import (
 	"bytes"
+	"slices"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	"pgregory.net/rapid"
 
 	"github.com/netbackd/netbackd/internal/packettest"
@@ -88,6 +90,43 @@ func TestSteering(t *testing.T) {
 				if info.Kind == Drop && n[c] != 0 {
 					t.Errorf("queue %d: %s %d", i, info.Name, n[c])
 				}
+			}
+		}
+	})
+}
+
+// TestSteeredToAQueueWithoutSlots: the packet waits for slots there as one that
+// came on that queue would.
+func TestSteeredToAQueueWithoutSlots(t *testing.T) {
+	inModes(t, allModes[:2], func(t *testing.T, m mode) {
+		b := newBed(t, m, setup{cfg: full, queues: 2})
+		b.settle()
+		for _, q := range b.conn.queues {
+			q.steer = table(t, 1)
+		}
+		// On either queue of the TAP, as the host will have it.
+		var want [][]byte
+		for i := range 16 {
+			f := packettest.Frame{
+				IPv4:    &packettest.IPv4{},
+				UDP:     &packettest.UDP{SrcPort: uint16(1000 + i)},
+				Payload: packettest.Pattern(i),
+			}
+			want = append(want, f.Bytes())
+			b.host.sendPlain(want[i])
+			b.settle()
+		}
+		b.fronts[1].post(100)
+		b.settle()
+		got := framesOf(b.fronts[1].received())
+		slices.SortFunc(want, bytes.Compare) // flows have no order
+		slices.SortFunc(got, bytes.Compare)
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("packets (-want +got):\n%s", diff)
+		}
+		for i := range b.conn.queues {
+			if n := b.conn.Stats(i).Load(DropRxStalled); n != 0 {
+				t.Errorf("queue %d: %d packets dropped", i, n)
 			}
 		}
 	})
