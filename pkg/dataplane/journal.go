@@ -154,10 +154,7 @@ func (j *Journal) recordRx(base netif.Index, slots []netif.RxSlot) {
 	seq := j.begin(jRx)
 	j.page.put(jRx+jBase, uint32(base))
 	j.page.put(jRx+jCount, uint32(len(slots)))
-	for i := range slots {
-		j.page.put(jRxSlots+2*uint32(i), slots[i][0])
-		j.page.put(jRxSlots+2*uint32(i)+1, slots[i][1])
-	}
+	copy(j.page.rxSlots()[:], slots)
 	j.end(jRx, seq)
 }
 

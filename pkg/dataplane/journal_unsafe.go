@@ -5,6 +5,8 @@ package dataplane
 import (
 	"sync/atomic"
 	"unsafe"
+
+	"github.com/netbackd/netbackd/pkg/netif"
 )
 
 // journalPage is a journal's memory as words. Unlike a ring it is ours alone:
@@ -21,3 +23,8 @@ func newJournalPage(mem []byte) journalPage {
 func (p journalPage) load(i uint32) uint32     { return atomic.LoadUint32(&p.w[i]) }
 func (p journalPage) store(i uint32, v uint32) { atomic.StoreUint32(&p.w[i], v) }
 func (p journalPage) put(i uint32, v uint32)   { p.w[i] = v }
+
+// rxSlots is where the slots of the rx record are.
+func (p journalPage) rxSlots() *[netif.RxRingSize]netif.RxSlot {
+	return (*[netif.RxRingSize]netif.RxSlot)(unsafe.Pointer(&p.w[jRxSlots]))
+}

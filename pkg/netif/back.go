@@ -195,8 +195,8 @@ const rxWords = 2
 
 // Request copies the request at i out of the page.
 func (r *RxBack) Request(i Index) RxRequest {
-	w := wRing + uint32(i%RxRingSize)*rxWords
-	a, b := r.page.load(w), r.page.load(w+1)
+	s := r.page.rxSlot(i)
+	a, b := load(&s[0]), load(&s[1])
 	return RxRequest{ID: lo16(a), Gref: b}
 }
 
@@ -224,9 +224,7 @@ func (r *RxBack) Commit(slots []RxSlot) (notify bool) {
 		return false
 	}
 	for n := range slots {
-		w := wRing + uint32(r.rspProd.Add(uint32(n))%RxRingSize)*rxWords
-		r.page.put(w, slots[n][0])
-		r.page.put(w+1, slots[n][1])
+		*r.page.rxSlot(r.rspProd.Add(uint32(n))) = slots[n]
 	}
 	return r.commit(uint32(len(slots)))
 }

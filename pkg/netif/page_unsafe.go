@@ -58,4 +58,17 @@ func (p page) txSlot(i Index) *[txWords]uint32 {
 	return &(*txPage)(unsafe.Pointer(p.w)).ring[i%TxRingSize]
 }
 
+// rxPage is a page as that of an rx ring.
+type rxPage struct {
+	_    [wRing]uint32
+	ring [RxRingSize][rxWords]uint32
+}
+
+var _ [PageSize - unsafe.Sizeof(rxPage{})]byte // it fits
+
+// rxSlot is slot i, as txSlot.
+func (p page) rxSlot(i Index) *[rxWords]uint32 {
+	return &(*rxPage)(unsafe.Pointer(p.w)).ring[i%RxRingSize]
+}
+
 func load(w *uint32) uint32 { return atomic.LoadUint32(w) }
