@@ -199,7 +199,6 @@ type ctrlMessage struct {
 // put puts a message in the ring. A backend sees it with the next push.
 func (p *player) put(m *ctrlMessage) error {
 	c := p.ctrl
-	p.inForce = ""
 	switch {
 	case c == nil:
 		return errNoControl
@@ -393,16 +392,37 @@ func (p *player) checkReplies(want []string) (string, error) {
 	return same("replies", got, want, err)
 }
 
-// call sends a message and checks its response, and that one that is refused has
-// changed nothing of what is in force.
-func (p *player) call(m *ctrlMessage, want reply) (string, error) {
-	refused := want.status != netif.CtrlSuccess
+// refusing notes what is in force before messages that are to be refused, once for
+// all that follow each other: to ask takes longer than they do.
+func (p *player) refusing() (err error) {
+	if p.inForce == "" {
+		p.inForce, err = p.ask("in-force")
+	}
+	return err
+}
+
+// refused checks that messages that were refused have changed nothing.
+func (p *player) refused() error {
+	if p.inForce == "" {
+		return nil
+	}
 	before := p.inForce
-	if refused && before == "" {
-		var err error
-		if before, err = p.ask("in-force"); err != nil {
-			return "", err
-		}
+	p.inForce = ""
+	after, err := p.ask("in-force")
+	if err == nil && after != before {
+		err = differs("of the last messages all were refused, but in force", after, before)
+	}
+	return err
+}
+
+// call sends a message and checks its response.
+func (p *player) call(m *ctrlMessage, want reply) (string, error) {
+	prepare := p.refused
+	if want.status != netif.CtrlSuccess {
+		prepare = p.refusing
+	}
+	if err := prepare(); err != nil {
+		return "", err
 	}
 	if err := p.put(m); err != nil {
 		return "", err
@@ -414,18 +434,8 @@ func (p *player) call(m *ctrlMessage, want reply) (string, error) {
 	if err != nil || len(got) != 1 || got[0] != want {
 		return "", errors.Join(differs("response", fmt.Sprint(got), want.String()), err)
 	}
-	if refused {
-		after, err := p.ask("in-force")
-		if err == nil && after != before {
-			err = differs("it was refused, and in force", after, before)
-		}
-		if err != nil {
-			return "", err
-		}
-		p.inForce = after
-	}
 	written := uint32(0)
-	if m.typ == uint32(netif.CtrlDelGrefMapping) && !refused && p.ctrl.slot != nil {
+	if m.typ == uint32(netif.CtrlDelGrefMapping) && want.status == netif.CtrlSuccess && p.ctrl.slot != nil {
 		written, _ = p.word(m.data[2])
 	}
 	return m.text + ": " + want.String(), p.untouched(written)

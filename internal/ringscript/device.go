@@ -194,7 +194,6 @@ func (p *player) offer() error {
 	if len(p.queues) == 0 {
 		return errNoRings
 	}
-	p.inForce = ""
 	keys := p.ringKeys()
 	p.names = map[string]string{}
 	for _, k := range keys {
@@ -245,6 +244,9 @@ func (p *player) connect() error {
 
 // close leaves as a driver that is unloaded does, and gives the rings back.
 func (p *player) close() error {
+	if err := p.refused(); err != nil {
+		return err
+	}
 	if err := p.writeState("5"); err != nil {
 		return err
 	}
@@ -264,7 +266,7 @@ func (p *player) reopen() error {
 
 // rewind brings the device to where the toolstack leaves it, wherever it is.
 func (p *player) rewind() error {
-	p.keys = nil
+	p.keys, p.inForce = nil, ""
 	own, err := p.host.Store.Read(p.dir + "/state")
 	if err != nil && !errors.Is(err, xenstore.ErrNotExist) {
 		return err

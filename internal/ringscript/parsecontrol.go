@@ -262,7 +262,12 @@ func parseCall(a *args) action {
 
 func parseSend(a *args) action {
 	m := a.message()
-	return quiet(func(p *player) error { return p.put(m) })
+	return quiet(func(p *player) error {
+		if err := p.refused(); err != nil {
+			return err
+		}
+		return p.put(m)
+	})
 }
 
 func parseReplies(a *args) action {

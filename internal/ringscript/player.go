@@ -97,7 +97,7 @@ type player struct {
 	ctrl *control // what is offered next, or was last
 	msg  message  // what messages name
 
-	inForce string // what the host said last of what messages configure; empty: it may have changed
+	inForce string // what was before the last messages, which all were refused; empty: they were not
 
 	tx, rx            pool
 	foreign, readonly *gntalloc.Pages

@@ -71,7 +71,7 @@ func playAll(t *testing.T, host netfront.Host, umpire Asker, text string) (said 
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &player{ctx: t.Context(), host: host, dir: netfront.DefaultDir, umpire: umpire, patience: 300 * time.Millisecond}
+	p := &player{ctx: t.Context(), host: host, dir: netfront.DefaultDir, umpire: umpire, patience: time.Second}
 	if err := p.open(); err != nil {
 		t.Fatal(err)
 	}
@@ -127,6 +127,32 @@ carrier up
 `
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("transcript (-want +got):\n%s", diff)
+	}
+}
+
+// What is in force is asked for once before messages that are refused, and once
+// after them.
+func TestRefusedMessagesChangeNothing(t *testing.T) {
+	u := nothing()
+	p := &player{ctx: t.Context(), umpire: u, patience: time.Second}
+	if err := p.refused(); err != nil {
+		t.Errorf("no message was refused: %v", err)
+	}
+	u["in-force"] = "one"
+	for range 2 {
+		if err := p.refusing(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := p.refused(); err != nil {
+		t.Errorf("nothing has changed: %v", err)
+	}
+	if err := p.refusing(); err != nil {
+		t.Fatal(err)
+	}
+	u["in-force"] = "another"
+	if err := p.refused(); err == nil || !strings.Contains(err.Error(), `got "another", want "one"`) {
+		t.Errorf("it has changed: %v", err)
 	}
 }
 

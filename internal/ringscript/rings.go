@@ -205,7 +205,8 @@ func (p *player) setRspEvent(rx bool, n netif.Index) error {
 	return err
 }
 
-// settled checks that nothing was answered that the script did not look at.
+// settled checks that nothing was answered that the script did not look at, and
+// that what was refused has changed nothing.
 func (p *player) settled() error {
 	for i, q := range p.queues {
 		tx, rx := q.tx.State(), q.rx.State()
@@ -214,7 +215,7 @@ func (p *player) settled() error {
 				tx.RspProd.Sub(tx.ReqCons), rx.RspProd.Sub(rx.ReqCons))
 		}
 	}
-	return p.ctrl.settled()
+	return errors.Join(p.ctrl.settled(), p.refused())
 }
 
 // answers takes tx responses and checks them. It waits until there are enough;
