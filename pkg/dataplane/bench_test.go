@@ -351,7 +351,7 @@ func (p *floor) rxRun(b *benchFrame, h *filler, overhead time.Duration) (took ti
 			p.calls[k] = rawio.Call{Addr: p.iov.At(first), Len: uint32(1 + n)}
 		}
 		start := time.Now()
-		n := 0
+		var n int
 		if w.ring == nil {
 			n = rawio.Until(trap, q.tap.FD(), p.calls[:batch])
 		} else {
@@ -948,6 +948,9 @@ func staticGoals(rep *bench.Report, copies *lane, find func(string) *bench.Resul
 	if r := find("host to guest, 64 B"); len(r.Figures) > 0 {
 		own := median(r, staticPlain, 128) - r.Figure(ownRead).Median
 		rep.AtMost("P6", "host to guest, 64 B: ns per packet beyond the same read", own, 22, r.Void)
+		rep.AtLeast("P8", "64 B host to guest, static grants against a grant copy for each batch", median(r, copies.name, 128)/median(r, best, 128), 1.55, r.Void)
+		rep.AtLeast("P8", "64 B host to guest, static grants against a grant copy for each packet",
+			median(r, "netbackd, a grant copy for each packet", 128)/median(r, best, 128), 2.3, r.Void)
 	}
 	if r := find("host to guest, 64 KiB GSO"); len(r.Figures) > 0 {
 		own := (median(r, staticPlain, 8) - r.Figure(ownRead).Median) / 17
