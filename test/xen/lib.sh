@@ -12,6 +12,7 @@ shopt -s inherit_errexit
 DOM0=10.0.0.1      # dom0's address on the bridge
 declare -A DOMID   # of each guest, by name
 declare -i GUESTS=0
+declare -i NOW     # what clock set
 NETBACKD=          # its process
 LOST=              # why dom0 cannot be put in order again, after which it is booted anew
 
@@ -23,22 +24,52 @@ fail() {
 }
 trap 'fail "${BASH_SOURCE[0]##*/}:$LINENO: exit code $?: $BASH_COMMAND"' ERR
 
-# now prints the milliseconds since dom0 booted.
+# On an emulated machine a process costs more than most of what is waited for here, and
+# takes its time from that. So waiting makes none.
+
+# clock sets NOW to the time in milliseconds, now prints it.
+clock() { NOW=$((${EPOCHREALTIME/[.,]/} / 1000)); }
 now() {
-	local up
-	read -r up _ </proc/uptime
-	echo $((10#${up/./} * 10))
+	clock
+	echo $NOW
 }
+
+# A pipe that never has anything to read.
+exec {NEVER}<> <(:)
+pause() { read -rt "$1" -u "$NEVER" || true; }
 
 # eventually SECONDS WHAT COMMAND...: waits until the command succeeds.
 eventually() {
 	local limit=$1 what=$2 end
 	shift 2
-	end=$(($(now) + limit * 1000))
+	clock
+	end=$((NOW + limit * 1000))
 	until "$@" >/dev/null 2>&1; do
-		[ "$(now)" -lt $end ] || fail "not within $limit s: $what"
-		sleep 0.1
+		clock
+		[ "$NOW" -lt $end ] || fail "not within $limit s: $what"
+		pause 0.1
 	done
+}
+
+# becomes SECONDS WHAT NODE PATTERN: waits until the value of a node in xenstore matches,
+# and sets VALUE to it. xenstored tells of changes.
+becomes() {
+	local end changes
+	VALUE=
+	clock
+	end=$((NOW + $1 * 1000))
+	exec {changes}< <(exec xenstore-watch "$3")
+	# Its first line tells of nothing but itself.
+	while [ $NOW -lt $end ] && read -rt $(((end - NOW) / 1000 + 1)) -u "$changes"; do
+		VALUE=$(xenstore-read -R "$3" 2>/dev/null) || VALUE=
+		# shellcheck disable=SC2053 # a pattern
+		[[ $VALUE != $4 ]] || break
+		clock
+	done
+	kill "$!" || true
+	exec {changes}<&-
+	# shellcheck disable=SC2053
+	[[ $VALUE = $4 ]] || fail "not within $1 s: $2"
 }
 
 # within MS WHAT COMMAND...: runs the command and says how long it took; fails when
@@ -46,9 +77,11 @@ eventually() {
 within() {
 	local limit=$1 what=$2 began took
 	shift 2
-	began=$(now)
+	clock
+	began=$NOW
 	"$@" || fail "$what: exit code $?"
-	took=$(($(now) - began))
+	clock
+	took=$((NOW - began))
 	say "$what: $took ms"
 	[ $took -le "$limit" ] || fail "$what took $took ms, more than $limit ms"
 }
@@ -119,7 +152,14 @@ make_bridge() {
 	ip link set "$name" up
 }
 
-# guest NAME [KEY=VALUE...] makes a guest and waits until it takes commands. Keys:
+# guest NAME [KEY=VALUE...] makes a guest and waits until it takes commands. To make
+# several, make_guest each and then wait until they are up: they boot at the same time.
+guest() {
+	make_guest "$@"
+	up "$1"
+}
+
+# make_guest NAME [KEY=VALUE...] makes a guest. Keys:
 #   vif      as in xl.cfg, without a mac; several with spaces between them; one on
 #            xenbr0 by default, none with "vif="
 #   vcpus, memory
@@ -128,7 +168,7 @@ make_bridge() {
 #   on       what xl does when the guest crashes or reboots; destroy by default
 #   cmdline  more for the kernel's command line; no-netfront: without xen-netfront
 #   file     a file to put into the guest's root
-guest() {
+make_guest() {
 	local name=$1 vif=bridge=xenbr0 vcpus=1 memory=192 kernel=bookworm type=pv on=destroy cmdline=''
 	local files=() argument from=/guest vifs=''
 	local -i devid=0
@@ -167,46 +207,52 @@ guest() {
 		on_poweroff = "destroy"
 	END
 	within 60000 "xl create $name" xl create -q "/tmp/$name.cfg"
-	found "$name"
+	DOMID[$name]=$(xl domid "$name")
 }
 
-# found NAME finds a guest's domid and waits until the guest takes commands.
-found() {
-	DOMID[$1]=$(xl domid "$1")
-	eventually 240 "guest $1 is up" node "/local/domain/${DOMID[$1]}/data/up" 1
+# up NAME... waits until guests take commands.
+up() {
+	local name
+	for name; do becomes 240 "guest $name is up" "/local/domain/${DOMID[$name]}/data/up" 1; done
 }
 
 # mac N prints an address from Xen's range.
 mac() { printf '00:16:3e:00:00:%02x' "$1"; }
 
-# post NAME SCRIPT hands a script to a guest and prints its id.
+# post NAME SCRIPT hands a script to a guest, and sets POSTED to its id.
 post() {
-	local id=$EPOCHREALTIME
-	xenstore-write -- "/local/domain/${DOMID[$1]}/data/script" "$id ${2//\\/\\\\}"
-	echo "$id"
+	POSTED=$EPOCHREALTIME
+	xenstore-write -- "/local/domain/${DOMID[$1]}/data/script" "$POSTED ${2//\\/\\\\}"
 }
-
-replied() { [ "$(xenstore-read "$1" 2>/dev/null | cut -d' ' -f1)" = "$2" ]; }
 
 # in_guest NAME SCRIPT [SECONDS] runs a script in a guest, prints the end of what it
 # printed (1500 octets, ASCII), and returns its exit code.
 in_guest() {
-	local reply="/local/domain/${DOMID[$1]}/data/reply" id status
-	id=$(post "$1" "$2")
-	eventually "${3:-120}" "guest $1: $2" replied "$reply" "$id"
-	status=$(xenstore-read -R "$reply")
+	local status
+	post "$1" "$2"
+	becomes "${3:-120}" "guest $1: $2" "/local/domain/${DOMID[$1]}/data/reply" "$POSTED *"
+	status=$VALUE
 	[ "$status" = "${status#*$'\n'}" ] || printf '%s\n' "${status#*$'\n'}"
 	status=${status%%$'\n'*}
 	return "${status#* }"
 }
 
-# address NAME ADDRESS/LENGTH [INTERFACE]
+# address NAME ADDRESS/LENGTH [INTERFACE] waits for the interface first.
 address() {
-	in_guest "$1" "ip address add $2 dev ${3:-eth0} && ip link set ${3:-eth0} up"
+	in_guest "$1" "until test -e /sys/class/net/${3:-eth0}; do sleep 0.1; done
+		ip address add $2 dev ${3:-eth0} && ip link set ${3:-eth0} up" 60
 }
 
 # reach ADDRESS: does it answer dom0's pings?
 reach() { ping -c 1 -W 1 "$1"; }
+
+# pings WHERE ADDRESS [OPTION...]: do all of five come back?
+pings() {
+	local said
+	said=$(on "$1" "ping -q -c 5 -i 0.05 -W 5 ${*:3} $2")
+	grep -q " 0% packet loss" <<<"$said" || fail "pings to $2: $said"
+	say "pings from $1 to $2 ${*:3}: ${said##*$'\n'}"
+}
 
 # vif NAME [DEVID] prints the name of a guest's vif.
 vif() { echo "vif${DOMID[$1]}.${2:-0}"; }
@@ -214,8 +260,8 @@ vif() { echo "vif${DOMID[$1]}.${2:-0}"; }
 # backend NAME [DEVID] prints the backend's directory of a guest's vif.
 backend() { echo "/local/domain/0/backend/vif/${DOMID[$1]}/${2:-0}"; }
 
-# connected NAME [DEVID]: has the backend gone Connected?
-connected() { node "$(backend "$@")/state" 4; }
+# connects NAME [DEVID] waits until the backend goes Connected.
+connects() { becomes 60 "the vif of $* is connected" "$(backend "$@")/state" 4; }
 
 # counter VIF NAME prints one of netbackd's counters.
 counter() { netbackd show "$1" | awk -v name="$2" '$1 == name { n = $2 } END { print n + 0 }'; }
@@ -232,52 +278,116 @@ no_vifs() { [ "$(netbackd list)" = "no vifs" ]; }
 # on WHERE SCRIPT [SECONDS] runs a script in dom0 or in the guest of that name.
 on() { if [ "$1" = dom0 ]; then timeout "${3:-120}" sh -c "$2"; else in_guest "$@"; fi; }
 
-# A transfer is a TCP stream whose sum is compared at the end, so that not one octet
-# can be lost, repeated or changed unseen. It is SIZE times a chunk of 1.2 MB, with
-# PAUSE seconds after each, until it is told to hurry.
-stream() {
-	# Another may be reading the chunk.
-	echo "test -e /tmp/chunk || { seq 1000000 1150000 >/tmp/chunk.\$\$ && mv /tmp/chunk.\$\$ /tmp/chunk; }
-		for i in \$(seq $1); do cat /tmp/chunk; test -e /tmp/hurry || sleep ${2:-0}; done"
-}
-hurry() { on "$1" "touch /tmp/hurry"; }
+# What TCP carries is compared by its sum at the end, so that not one octet can be lost,
+# repeated or changed unseen. It is made of chunks of 1.2 MB.
+CHUNK="test -e /tmp/chunk || { seq 1000000 1150000 >/tmp/chunk.\$\$ && mv /tmp/chunk.\$\$ /tmp/chunk; }" # another may be reading it
+declare -A SUMS # of so many chunks
 
-# begin_transfer FROM TO ADDRESS PORT SIZE [PAUSE]: FROM and TO are guests or dom0,
+# listener PORT prints a script for the receiving end.
+listener() {
+	# The fifo is an input without an end: nc would close at the end of it.
+	echo "mkfifo /tmp/$1.in
+		(nc -l -p $1 <>/tmp/$1.in | sha256sum >/tmp/$1.new; mv /tmp/$1.new /tmp/$1.sum) >/dev/null 2>&1 &
+		until netstat -ltn | grep -q ':$1 '; do sleep 0.1; done"
+}
+
+# sender ADDRESS PORT CHUNKS [PAUSE] prints a script for the sending end. The pause, in
+# seconds, is one after each chunk, until /tmp/hurry is there. Without CHUNKS there is no
+# end before /tmp/PORT.enough.
+sender() {
+	echo "$CHUNK
+		({
+			n=0
+			until test \$n = '$3' || test -e /tmp/$2.enough; do
+				cat /tmp/chunk
+				n=\$((n + 1))
+				${4:+test -e /tmp/hurry || sleep $4}
+			done
+			echo \$n >/tmp/$2.sent
+		} | nc $1 $2) >/dev/null 2>&1 &"
+}
+
+# sum_of CHUNKS sets SUM.
+sum_of() {
+	SUM=${SUMS[$1]:-$(sh -c "$CHUNK; for i in \$(seq $1); do cat /tmp/chunk; done" | sha256sum)}
+	SUMS[$1]=$SUM
+}
+
+# wait_for FILE prints a script that waits for a file and prints it.
+wait_for() { echo "until test -e $1; do sleep 0.1; done; cat $1"; }
+
+# end_transfer TO PORT CHUNKS SECONDS waits for the end of a stream and checks it.
+end_transfer() {
+	local sum
+	sum=$(on "$1" "$(wait_for "/tmp/$2.sum")" "$4") || fail "the stream to $1 has not ended within $4 s"
+	sum_of "$3"
+	same "sum of $3 chunks to $1" "$sum" "$SUM"
+	say "$3 chunks arrived at $1 unchanged"
+}
+
+# begin_transfer FROM TO ADDRESS PORT CHUNKS [PAUSE]: FROM and TO are guests or dom0,
 # ADDRESS is that of TO.
 begin_transfer() {
-	# The fifo is an input without an end: nc would close at the end of it.
-	on "$2" "mkfifo /tmp/$4.in
-		(nc -l -p $4 <>/tmp/$4.in | sha256sum >/tmp/$4.new; mv /tmp/$4.new /tmp/$4.sum) >/dev/null 2>&1 &
-		until netstat -ltn | grep -q ':$4 '; do sleep 0.1; done"
-	on "$1" "($(stream "$5" "${6:-0}") | nc $3 $4) >/dev/null 2>&1 &"
+	on "$2" "$(listener "$4")"
+	on "$1" "$(sender "$3" "$4" "$5" "${6:-}")"
+}
+
+# hurry WHERE leaves out the pauses from now on.
+hurry() { on "$1" "touch /tmp/hurry"; }
+
+# transferred TO PORT: has the stream come to its end?
+transferred() { on "$1" "test -e /tmp/$2.sum"; }
+
+# exchange A ADDRESS B ADDRESS CHUNKS sends so much both ways at the same time. A and B are
+# guests or dom0.
+exchange() {
+	on "$1" "$(listener 5001)"
+	on "$3" "$(listener 5002); $(sender "$2" 5001 "$5")"
+	on "$1" "$(sender "$4" 5002 "$5")"
+	end_transfer "$1" 5001 "$5" 240
+	end_transfer "$3" 5002 "$5" 240
+	on "$1" "rm -f /tmp/500*"
+	on "$3" "rm -f /tmp/500*"
+}
+
+# begin_streams NAME ADDRESS makes streams both ways between dom0 and a guest that do not
+# end before end_streams NAME, which checks them. They leave time for others.
+begin_streams() {
+	on dom0 "$(listener 5001)"
+	in_guest "$1" "$(listener 5002); $(sender "$DOM0" 5001 "" 0.5)"
+	on dom0 "$(sender "$2" 5002 "" 0.5)"
+}
+end_streams() {
+	local to_dom0 to_guest
+	not test -e /tmp/5001.sum || fail "the stream to dom0 has ended before its time"
+	touch /tmp/5002.enough
+	to_dom0=$(in_guest "$1" "test ! -e /tmp/5002.sum && touch /tmp/5001.enough && $(wait_for /tmp/5001.sent)") ||
+		fail "the stream to $1 has ended before its time"
+	to_guest=$(on dom0 "$(wait_for /tmp/5002.sent)")
+	end_transfer dom0 5001 "$to_dom0" 240
+	end_transfer "$1" 5002 "$to_guest" 240
 }
 
 # bad_sums WHERE prints how many TCP segments with wrong checksums a kernel has got.
 bad_sums() { on "$1" "awk '/^Tcp: [0-9]/ { print \$NF }' /proc/net/snmp"; }
 
-# transferred TO PORT: has the stream come to its end?
-transferred() { on "$1" "test -e /tmp/$2.sum"; }
-
-# end_transfer TO PORT SIZE SECONDS waits for the end of the stream and checks it.
-end_transfer() {
-	local sum
-	sum=$(on "$1" "until test -e /tmp/$2.sum; do sleep 0.3; done; cat /tmp/$2.sum" "$4") ||
-		fail "the stream to $1 has not ended within $4 s"
-	same "sum of the stream to $1" "$sum" "$(sh -c "$(stream "$3")" | sha256sum)"
-	say "the stream to $1 arrived unchanged"
-}
-
-# moved prints the octets that dom0 sent and received over the bridge.
+# moved sets MOVED to the octets that dom0 sent and received over the bridge.
 moved() {
 	local rx tx
 	read -r rx </sys/class/net/xenbr0/statistics/rx_bytes
 	read -r tx </sys/class/net/xenbr0/statistics/tx_bytes
-	echo $((rx + tx))
+	MOVED=$((rx + tx))
 }
-moved_on() { [ "$(moved)" -gt $(($1 + $2)) ]; }
+moved_on() {
+	moved
+	[ $MOVED -gt "$1" ]
+}
 
 # eventually_moves SECONDS OCTETS waits until that much more has gone over the bridge.
-eventually_moves() { eventually "$1" "$2 octets more go over the bridge" moved_on "$(moved)" "$2"; }
+eventually_moves() {
+	moved
+	eventually "$1" "$2 octets more go over the bridge" moved_on $((MOVED + $2))
+}
 
 # start_agent NAME VIF runs our own frontend in a guest that has no other, and waits
 # until it is connected. VIF is an object of JSON, see internal/guest/config.go.
@@ -313,8 +423,8 @@ destroy() {
 
 # nothing_left: no guest, not even a dying one; no interface, no node, no journal.
 nothing_left() {
-	[ "$(xl list | wc -l)" = 2 ] && [ -z "$(xenstore-list /local/domain/0/backend/vif 2>/dev/null)" ] &&
-		! ls -d /sys/class/net/vif* && ! ls /run/netbackd/ring-*
+	! compgen -G '/sys/class/net/vif*' && ! compgen -G '/run/netbackd/ring-*' &&
+		[ -z "$(xenstore-list /local/domain/0/backend/vif 2>/dev/null)" ] && [ "$(xl list | wc -l)" = 2 ]
 }
 
 main() {

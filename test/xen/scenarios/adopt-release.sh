@@ -1,22 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 # shellcheck shell=bash
 #
-# A guest that the kernel's xen-netback serves is adopted by netbackd under TCP streams
-# both ways and pings, released to the kernel, and adopted again. Its frontend stays
+# A guest with two queues that the kernel's xen-netback serves is adopted by netbackd under
+# TCP streams both ways and pings, released to the kernel, and adopted again. Its frontend stays
 # connected with the same rings, both streams arrive complete and unchanged, and what was
 # lost is counted.
 
 load_netback
 start_netbackd
 make_bridge
-guest u1
-guest u2 # stays the kernel's
+make_guest u1 vcpus=2
+make_guest u2 # stays the kernel's
+up u1 u2
 address u1 10.0.0.2/24
 eventually 60 "the guest answers" reach 10.0.0.2
 kernels u1
 vif=$(vif u1)
 front=/local/domain/${DOMID[u1]}/device/vif/0
 back=backend/vif/${DOMID[u1]}/0
+same "queues" "$(xenstore-read "$front/multi-queue-num-queues")" 2
 rings=$(xenstore-ls "$front" | grep -E 'ring-ref|event-channel')
 
 # moves NAME...: adopts or releases under load and says what that did to pings.
@@ -36,8 +38,7 @@ moves() {
 	eventually_moves 120 2000000
 }
 
-begin_transfer dom0 u1 10.0.0.2 5001 50 1
-begin_transfer u1 dom0 "$DOM0" 5002 50 1
+begin_streams u1 10.0.0.2
 moves adopt
 not kernels u1
 netbackd list
@@ -49,8 +50,7 @@ moves adopt
 not kernels u1
 kernels u2
 not netbackd adopt "$vif"
-end_transfer u1 5001 50 300
-end_transfer dom0 5002 50 300
+end_streams u1
 same "rings" "$(xenstore-ls "$front" | grep -E 'ring-ref|event-channel')" "$rings"
 
 say "-- an adopted vif is netbackd's when it is killed and started again"

@@ -49,7 +49,7 @@ wrong "map tx ring" $copy tx-ring-ref=4000000000 rx-ring-ref=9 event-channel=9
 wrong "bind" $copy $rings event-channel=4000
 netbackd show "$(vif u1)"
 in_guest u1 "xenstore-write device/vif/0/state 1 && modprobe xen-netfront"
-eventually 60 "the vif is connected" connected u1
+connects u1
 address u1 10.0.0.2/24
 eventually 60 "the guest answers" reach 10.0.0.2
 same "note" "$(netbackd list | awk 'NR == 2 { print $NF }')" "-"

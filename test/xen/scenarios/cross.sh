@@ -19,10 +19,11 @@ failed=
 began=$(now)
 in_guest u1 'mkdir /tmp/said && /netbackd guest script -o /tmp/said /*.ring' 540 || failed=yes
 say "the scripts: $(($(now) - began)) ms"
-for file in /host/cross/*.said; do
-	name=${file##*/}
-	in_guest u1 "diff /$name /tmp/said/${name%.said}.ring.said" || failed=yes
-done
+in_guest u1 'for said in /*.said; do
+		name=${said##*/}
+		diff $said /tmp/said/${name%.said}.ring.said || failed=yes
+	done
+	test -z "$failed"' || failed=yes
 kill "$umpire"
 wait "$umpire" || failed=yes
 cat /tmp/umpire.log

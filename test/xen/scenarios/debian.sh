@@ -12,9 +12,6 @@ pidof oxenstored
 guest u1
 address u1 10.0.0.2/24
 eventually 60 "the guest answers" reach 10.0.0.2
-begin_transfer dom0 u1 10.0.0.2 5001 8
-begin_transfer u1 dom0 "$DOM0" 5002 8
-end_transfer u1 5001 8 240
-end_transfer dom0 5002 8 240
+exchange dom0 "$DOM0" u1 10.0.0.2 4
 not test -d /sys/module/xen_netback
 netbackd list

@@ -7,20 +7,16 @@
 start_netbackd
 make_bridge
 guest u1
-backend=/local/domain/0/backend/vif/${DOMID[u1]}/0
 # A device that is bound keeps its driver's module.
 unload="echo vif-0 >/sys/bus/xen/drivers/vif/unbind && rmmod xen-netfront"
 for round in 1 2 3; do
 	address u1 10.0.0.2/24
 	eventually 60 "the guest answers" reach 10.0.0.2
 	within 30000 "unload $round" in_guest u1 "$unload"
-	eventually 30 "netbackd has closed, too" node "$backend/state" 6
+	becomes 30 "netbackd has closed, too" "$(backend u1)/state" 6
 	within 30000 "load $round" in_guest u1 "modprobe xen-netfront"
-	eventually 60 "the vif is connected" node "$backend/state" 4
+	connects u1
 done
 address u1 10.0.0.2/24
-begin_transfer dom0 u1 10.0.0.2 5001 8
-begin_transfer u1 dom0 "$DOM0" 5002 8
-end_transfer u1 5001 8 240
-end_transfer dom0 5002 8 240
+exchange dom0 "$DOM0" u1 10.0.0.2 4
 netbackd list

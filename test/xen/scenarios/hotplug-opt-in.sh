@@ -13,8 +13,9 @@ install_scripts
 load_netback
 start_netbackd
 make_bridge
-guest k1
-guest n1 vif=bridge=xenbr0,script=vif-netbackd
+make_guest k1
+make_guest n1 vif=bridge=xenbr0,script=vif-netbackd
+up k1 n1
 address k1 10.0.0.2/24
 address n1 10.0.0.3/24
 eventually 60 "the kernel's guest answers" reach 10.0.0.2
@@ -25,16 +26,13 @@ not kernels n1
 same "state of k1" "$(state_of k1)" kernel
 same "state of n1" "$(state_of n1)" connected
 same "hotplug-status of n1" "$(xenstore-read "backend/vif/${DOMID[n1]}/0/hotplug-status")" connected
-begin_transfer k1 n1 10.0.0.3 5001 8
-begin_transfer n1 k1 10.0.0.2 5002 8
-end_transfer n1 5001 8 240
-end_transfer k1 5002 8 240
+exchange k1 10.0.0.2 n1 10.0.0.3 8
 
 say "-- netbackd is killed and started again"
 kill_netbackd
 start_netbackd
 eventually 60 "netbackd's guest answers" reach 10.0.0.3
-ping -q -c 3 -W 5 10.0.0.2 | tail -n 1
+pings dom0 10.0.0.2
 eventually 30 "the kernel's is still the kernel's" state_is kernel k1
 eventually 30 "netbackd's is still netbackd's" state_is connected n1
 

@@ -9,7 +9,6 @@
 start_netbackd
 make_bridge
 guest u1 memory=256 cmdline=no-netfront file=/usr/sbin/netbackd
-backend=$(backend u1)
 shapes=([1]='{}' [2]='{"queues":2,"split_events":true}')
 for round in 1 2; do
 	within 60000 "connect $round" start_agent u1 "{\"name\":\"eth0\",\"addrs\":[\"10.0.0.2/24\"],\"front\":${shapes[round]}}"
@@ -17,12 +16,9 @@ for round in 1 2; do
 	info=$(agent u1 info)
 	say "$info"
 	grep -q "\"queues\":$round,\"split\":$([ $round = 2 ] && echo true || echo false)" <<<"$info"
-	begin_transfer dom0 u1 10.0.0.2 "500$round" 8
-	begin_transfer u1 dom0 "$DOM0" "510$round" 8
-	end_transfer u1 "500$round" 8 240
-	end_transfer dom0 "510$round" 8 240
+	exchange dom0 "$DOM0" u1 10.0.0.2 8
 	innocent u1
 	netbackd list
 	within 60000 "take leave $round" agent u1 quit
-	eventually 30 "netbackd has closed, too" node "$backend/state" 6
+	becomes 30 "netbackd has closed, too" "$(backend u1)/state" 6
 done

@@ -20,16 +20,13 @@ in_guest u1 "ip link set eth0 mtu 9000"
 address u1 10.0.9.2/24
 eventually 60 "the guest answers" reach 10.0.9.2
 before="$(pieces dom0) $(pieces u1)"
-ping -q -c 5 -i 0.2 -W 5 -s 8972 10.0.9.2 | tail -n 1
-in_guest u1 "ping -q -c 5 -i 0.2 -W 5 -s 8972 10.0.9.1" | tail -n 1
+pings dom0 10.0.9.2 -s 8972
+pings u1 10.0.9.1 -s 8972
 same "packets in pieces" "$(pieces dom0) $(pieces u1)" "$before"
 ping -q -c 1 -s 8973 10.0.9.2 | tail -n 1
 [ "$(pieces dom0) $(pieces u1)" != "$before" ]
 netbackd show "$(vif u1)" | grep '^mtu '
-begin_transfer dom0 u1 10.0.9.2 5001 8
-begin_transfer u1 dom0 10.0.9.1 5002 8
-end_transfer u1 5001 8 240
-end_transfer dom0 5002 8 240
+exchange dom0 10.0.9.1 u1 10.0.9.2 8
 
 say "rate"
 address u1 10.0.0.2/24 eth1

@@ -14,13 +14,10 @@ grep '"io_uring": "in use"' /tmp/netbackd.log
 guest u1
 address u1 10.0.0.2/24
 eventually 60 "the guest answers" reach 10.0.0.2
-ping -q -c 5 -i 0.2 -W 5 -s 4000 10.0.0.2 | tail -n 1
-begin_transfer dom0 u1 10.0.0.2 5001 8
-begin_transfer u1 dom0 "$DOM0" 5002 8
-end_transfer u1 5001 8 240
-end_transfer dom0 5002 8 240
+pings dom0 10.0.0.2 -s 4000
+exchange dom0 "$DOM0" u1 10.0.0.2 4
 within 30000 "attach" xl network-attach u1 "mac=$(mac 90)" bridge=xenbr0
-eventually 60 "the guest has eth1" in_guest u1 "test -e /sys/class/net/eth1"
+in_guest u1 "until test -e /sys/class/net/eth1; do sleep 0.1; done" 60
 connected() { [ "$(netbackd list | grep -c " connected ")" = "$1" ]; }
 eventually 30 "both are connected" connected 2
 within 30000 "detach" xl network-detach u1 "$(mac 90)"

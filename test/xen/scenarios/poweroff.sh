@@ -11,7 +11,7 @@ address u1 10.0.0.2/24
 eventually 60 "the guest answers" reach 10.0.0.2
 domain=/local/domain/${DOMID[u1]}
 power_off() {
-	post u1 "poweroff -f" >/dev/null
+	post u1 "poweroff -f"
 	eventually 60 "the guest is gone" not xenstore-exists "$domain"
 }
 within 20000 "power off" power_off

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # shellcheck shell=bash
+# processors: 2
 #
 # A guest with four vcpus is offered four queues and takes them; flows spread over
 # them in both directions, in packets larger than the MTU, and no checksum is wrong
@@ -17,10 +18,7 @@ same "queues of the interface" "$(find "/sys/class/net/$(vif u1)/queues" -name '
 iperf3 -s -D
 say "8 flows from the guest: $(in_guest u1 "iperf3 -c $DOM0 -P 8 -t 3 -f m | grep SUM.*receiver")"
 say "8 flows to the guest:   $(in_guest u1 "iperf3 -c $DOM0 -P 8 -t 3 -f m -R | grep SUM.*receiver")"
-begin_transfer dom0 u1 10.0.0.2 5001 16
-begin_transfer u1 dom0 "$DOM0" 5002 16
-end_transfer u1 5001 16 240
-end_transfer dom0 5002 16 240
+exchange dom0 "$DOM0" u1 10.0.0.2 16
 netbackd show "$(vif u1)"
 # One line per queue, numbers of packets in the third and fourth column.
 used=$(netbackd show "$(vif u1)" | awk '/^QUEUE/ { on = 1; next } !NF { on = 0 } on && $3 > 50 { tx++ } on && $4 > 50 { rx++ } END { print tx + 0, rx + 0 }')

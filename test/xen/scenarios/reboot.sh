@@ -21,12 +21,13 @@ comes_back() {
 	killall iperf3
 	another() { id=$(xl domid u1) && [ "$id" != "$was" ]; }
 	eventually 120 "xl makes the guest anew" another
-	found u1
+	DOMID[u1]=$id
+	up u1
 	say "$1: up again after $(($(now) - began)) ms as domain ${DOMID[u1]}"
 	eventually 60 "the old vif is gone" not test -e "/sys/class/net/vif$was.0"
 	dying() { xl list | grep -q null; }
 	eventually 60 "no dying domain is left" not dying
-	eventually 60 "the vif is connected" connected u1
+	connects u1
 	same "vifs" "$(netbackd list | grep -c '^vif')" 1
 }
 comes_back "xl reboot" xl reboot u1

@@ -12,8 +12,5 @@ eventually 60 "the guest answers" reach 10.0.0.2
 iperf3 -s -D
 say "from the guest: $(in_guest u1 "iperf3 -c $DOM0 -t 3 -f m | grep receiver")"
 say "to the guest:   $(in_guest u1 "iperf3 -c $DOM0 -t 3 -f m -R | grep receiver")"
-begin_transfer dom0 u1 10.0.0.2 5001 16
-begin_transfer u1 dom0 "$DOM0" 5002 16
-end_transfer u1 5001 16 240
-end_transfer dom0 5002 16 240
+exchange dom0 "$DOM0" u1 10.0.0.2 16
 netbackd list
