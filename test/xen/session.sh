@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 # shellcheck shell=bash
 #
-# The part of ./run that runs in dom0: runs the scenarios of /host/todo, each in a
-# shell of its own, until one leaves dom0 in a state that another cannot be judged
-# in. Logs go to /host/logs/NAME, results to /host/results.
-exec >>/host/output 2>&1
+# The part of ./run that runs in dom0: runs the scenarios of its machine's todo that no
+# other machine has taken, each in a shell of its own, until one leaves dom0 in a state
+# that another cannot be judged in. Logs go to /host/logs/NAME.
+machine=/host/machine-$(sed 's/.*machine=\([0-9]*\).*/\1/' /proc/cmdline)
+exec >>"$machine/output" 2>&1
 cd /tmp || exit
 systemd() { [ -d /run/systemd/system ]; }
 
@@ -53,7 +54,7 @@ clean() {
 	for link in /sys/class/net/*/bridge; do
 		[ -e "$link" ] && ip link del "$(basename "$(dirname "$link")")"
 	done
-	rm -rf /run/netbackd /etc/modprobe.d/scenario.conf /var/log/xen/console/guest-* /var/log/xen/*.log
+	rm -rf /run/netbackd /etc/modprobe.d/{scenario,netbackd}.conf /var/log/xen/console/guest-* /var/log/xen/*.log
 	find /tmp -mindepth 1 -maxdepth 1 ! -name 'systemd-private-*' -exec rm -rf {} +
 	[ "$(xl list | wc -l)" = 2 ] && ! ls -d /sys/class/net/vif* && [ ! -d /sys/module/xen_netback ] &&
 		! xenstore-exists /local/domain/0/backend/vif && ! dmesg | grep -E 'BUG:|Oops|Call Trace'
@@ -62,7 +63,8 @@ clean() {
 {
 	read -r limit keep
 	while read -r name; do
-		echo "$name" >/host/current
+		mkdir "/host/claims/$name" 2>/dev/null || continue
+		echo "$name" >"$machine/current"
 		logs=/host/logs/$name
 		mkdir -p "$logs"
 		# Anew for each: a package may have come and gone.
@@ -70,7 +72,7 @@ clean() {
 		cp /host/netbackd /usr/sbin/
 		printf -- '-- %s: %s\n' "$name" "$(sed -n '/^#$/,/^$/s/^# *//p' "/host/scenarios/$name.sh" | tr '\n' ' ')"
 		began=$(uptime_ms)
-		printed=$(stat -c %s /host/output)
+		printed=$(stat -c %s "$machine/output")
 		timeout -k 10 "$limit" bash /host/lib.sh "$name" </dev/null
 		code=$?
 		took=$((($(uptime_ms) - began) / 100))
@@ -80,12 +82,12 @@ clean() {
 		124 | 137 | 143) result="FAIL $name $took over its limit of $limit s" ;;
 		*) result="FAIL $name $took" ;;
 		esac
-		tail -c +$((printed + 1)) /host/output >"$logs/output"
+		tail -c +$((printed + 1)) "$machine/output" >"$logs/output"
 		[ $code = 0 ] && [ -z "$keep" ] || collect "$logs"
-		echo "$result" | tee -a /host/results
+		echo "$result" | tee -a "$machine/results"
 		clean || {
 			echo "-- dom0 is booted anew"
 			break
 		}
 	done
-} </host/todo
+} <"$machine/todo"
