@@ -23,8 +23,8 @@ wrong() {
 		xenstore-write device/vif/0/state 4
 		back 6"
 	netbackd list | tail -n 1
-	netbackd list | grep -qE "^vif.* closed .*$error"
-	xenstore-read "/local/domain/0/error/backend/vif/${DOMID[u1]}/0/error" | grep -qE "$error"
+	netbackd list | grep -E "^vif.* closed .*$error" >/dev/null
+	xenstore-read "/local/domain/0/error/backend/vif/${DOMID[u1]}/0/error" | grep -E "$error" >/dev/null
 	same "lines in the log" $(($(errors "$error" | wc -l) - before)) 1
 }
 

@@ -25,7 +25,7 @@ comes_back() {
 	up u1
 	say "$1: up again after $(($(now) - began)) ms as domain ${DOMID[u1]}"
 	eventually 60 "the old vif is gone" not test -e "/sys/class/net/vif$was.0"
-	dying() { xl list | grep -q null; }
+	dying() { xl list | grep null >/dev/null; }
 	eventually 60 "no dying domain is left" not dying
 	connects u1
 	same "vifs" "$(netbackd list | grep -c '^vif')" 1
