@@ -89,7 +89,7 @@ func validFault(f wire.Fault) bool {
 	switch f.Op {
 	case wire.FaultCopy, wire.FaultMap:
 	case wire.FaultCall:
-		if f.Ref != wire.AnyRef || f.Status == 0 || f.Delay != 0 {
+		if f.Status == 0 || f.Delay != 0 {
 			return false
 		}
 	default:

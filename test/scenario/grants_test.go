@@ -89,13 +89,19 @@ func TestCopyThatFailsAsAWhole(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest()
 	p := g.prober()
-	fault := simclient.Fault{Op: "call", Ref: wire.AnyRef, Status: -int16(unix.EFAULT), Count: 1}
-
-	before := g.drops()
-	w.must(w.Hypervisor().AddFault(g.Domid, fault))
+	fault := simclient.Fault{Op: "call", Status: -int16(unix.EFAULT), Count: 1}
 	f := plainFrame(200)
+	r := p.raw(data(0, f), guest.RawOp{Op: "flush"})
+	p.answers([]uint16{0}, r)
+	p.c.next()
+
+	// The host sends packets of its own when a vif comes up. The call that copies
+	// one of those is not the one to fail.
+	before := g.drops()
+	fault.Ref = r.Grefs[0]
+	w.must(w.Hypervisor().AddFault(g.Domid, fault))
 	ops := []guest.RawOp{
-		data(0, f),
+		ref(fmt.Sprint(r.Grefs[0]), 0, 0, len(f)),
 		head(moreData, 200, f[:100]), ref("bogus", moreData, 0, 0), data(0, f[100:]),
 		ref("page", 0, 0, 13), // has no part in the copy
 	}
@@ -107,6 +113,7 @@ func TestCopyThatFailsAsAWhole(t *testing.T) {
 	w.cameOut(out, f)
 
 	before = g.drops()
+	fault.Ref = wire.AnyRef // whoever's packet it is that is lost
 	w.must(w.Hypervisor().AddFault(g.Domid, fault))
 	p.c.send(tap.VnetHdr{}, f)
 	g.dropped(before, drops{dataplane.DropRxGrant: 1})

@@ -179,12 +179,12 @@ func (c *Copier) between(s segment) gntdev.Status {
 func (c *Copier) acquire(s side, write bool) (hyp.Grant, gntdev.Status) {
 	if id := s.domid(); !c.known || id != c.ownerID {
 		c.owner, c.ownerID, c.known = c.g.hv.Domain(id, c.g.dom.ID()), id, true
-		if c.owner != nil {
-			c.fault = cmp.Or(c.fault, c.owner.StrikeCall())
-		}
 	}
 	if c.owner == nil {
 		return hyp.Grant{}, gntdev.StatusBadDomain
+	}
+	if c.fault == 0 {
+		c.fault = c.owner.StrikeCall(s.ref())
 	}
 	return c.g.acquire(c.owner, s.ref(), write, hyp.ForCopy)
 }

@@ -172,10 +172,16 @@ func TestCopyFailsAsAWhole(t *testing.T) {
 	if _, errno := copySegs(x.gntdev(), fromLocal(ro[:10], writable, 0)); errno != 0 {
 		t.Errorf("copy from read-only local memory: %v", errno)
 	}
-	x.guest.AddFault(wire.Fault{Op: wire.FaultCall, Ref: wire.AnyRef, Status: -int16(unix.EFAULT), Count: 1})
-	for _, want := range []unix.Errno{unix.EFAULT, 0} {
-		_, errno := copySegs(x.gntdev(), toLocal(writable, 0, mem[:4]), toLocal(writable, 0, mem[4:8]))
-		wantErrno(t, "copy with a fault ordered", errno, want)
+	for _, struck := range []uint32{wire.AnyRef, writable + 1} {
+		x.guest.AddFault(wire.Fault{Op: wire.FaultCall, Ref: struck, Status: -int16(unix.EFAULT), Count: 1})
+		if struck != wire.AnyRef {
+			_, errno := copySegs(x.gntdev(), toLocal(writable, 0, mem[:4]))
+			wantErrno(t, "copy of another page than that of the fault", errno, 0)
+		}
+		for _, want := range []unix.Errno{unix.EFAULT, 0} {
+			_, errno := copySegs(x.gntdev(), toLocal(writable, 0, mem[:4]), toLocal(writable+1, 0, mem[4:8]))
+			wantErrno(t, "copy with a fault ordered", errno, want)
+		}
 	}
 	x.wantUnused(t)
 }

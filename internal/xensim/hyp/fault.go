@@ -41,12 +41,12 @@ func (d *Domain) AddFault(f wire.Fault) {
 	d.gt.faults = append(d.gt.faults, f)
 }
 
-// StrikeCall is asked once for each call to copy grants of the domain. The errno
-// is that of the call, if it is to fail as a whole.
-func (d *Domain) StrikeCall() unix.Errno {
+// StrikeCall is asked for each grant of the domain that a call copies, until the
+// call is struck. The errno is that of the call, if it is to fail as a whole.
+func (d *Domain) StrikeCall(ref uint32) unix.Errno {
 	d.gt.mu.Lock()
 	defer d.gt.mu.Unlock()
-	st, _ := d.gt.faults.strike(wire.AnyRef, wire.FaultCall)
+	st, _ := d.gt.faults.strike(ref, wire.FaultCall)
 	return unix.Errno(-st)
 }
 

@@ -233,7 +233,7 @@ func TestForcedFaults(t *testing.T) {
 	m = must(dev.Map(guest.Domid(), pages.Refs(), gntdev.ReadWrite))(t)
 	ok(t, m.Unmap())
 	for _, f := range []simclient.Fault{{Op: "walk"}, {Op: "map", Status: 1}, {Op: "copy", Delay: -1},
-		{Op: "call", Ref: 3, Status: -14}, {Op: "call", Ref: wire.AnyRef}} {
+		{Op: "call", Ref: 3, Status: -14, Delay: 1}, {Op: "call", Ref: wire.AnyRef}} {
 		if err := s.ctl.AddFault(guest.Domid(), f); !errors.Is(err, unix.EINVAL) {
 			t.Errorf("fault %+v: %v, want EINVAL", f, err)
 		}

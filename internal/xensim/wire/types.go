@@ -91,7 +91,8 @@ const (
 	FaultCopy FaultOp = "copy"
 	FaultMap  FaultOp = "map"
 	// FaultCall strikes calls to copy, which then fail as a whole although
-	// segments may have been copied. Status is a negative errno; Ref is AnyRef.
+	// segments may have been copied. A call is struck if Ref is among what it
+	// copies. Status is a negative errno.
 	FaultCall FaultOp = "call"
 )
 
