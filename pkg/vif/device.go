@@ -135,7 +135,9 @@ func (v *Vif) unplug() error {
 		}
 		v.nodes.hotplug = ""
 	}
-	v.lost = false
+	// The next TAP is not a second loss: the script may be through with it, and may
+	// have said so, before the vif looks again.
+	v.lost, v.hadTap = false, false
 	return nil
 }
 

@@ -235,6 +235,35 @@ func TestTapDeleted(t *testing.T) {
 	w.wantSteps("disconnect closed unregister")
 }
 
+// TestTapDeletedAndScriptIsQuick: a script that is through with the new TAP before
+// the vif looks again is not asked twice.
+func TestTapDeletedAndScriptIsQuick(t *testing.T) {
+	for name, away := range map[string]bool{"while connected": false, "while away": true} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.up(1)
+			if away {
+				w.v.handOver()
+			}
+			w.must(netns.Delete(ifname))
+			if away {
+				w.v = New(w.cfg)
+			}
+			w.xs.read = func() {
+				if w.iface(ifname) != nil && w.get(backDir+"/hotplug-status") == "" {
+					w.plugIn()
+					w.xs.read = nil
+				}
+			}
+			w.wantSteps("connect plug")
+			w.wantState("4")
+			if got := w.get(backDir + "/hotplug-status"); got != "connected" {
+				t.Errorf("hotplug-status is %q", got)
+			}
+		})
+	}
+}
+
 // TestTapDeletedBeforeConnect: the hotplug script needs it, before the guest does.
 func TestTapDeletedBeforeConnect(t *testing.T) {
 	w := newWorld(t)

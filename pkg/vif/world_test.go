@@ -74,12 +74,16 @@ type hookedStore struct {
 	*xenstore.Client
 	commit func(tx *xenstore.Tx) // before each transaction ends
 	reads  int
+	read   func() // before each read
 	watch  func(path string) error
 	alive  func() (bool, error)
 }
 
 func (s *hookedStore) Read(path string) (string, error) {
 	s.reads++
+	if s.read != nil {
+		s.read()
+	}
 	return s.Client.Read(path)
 }
 
