@@ -73,7 +73,7 @@ func BenchmarkLookupAdversarial(b *testing.B) {
 	table, _ := benchTable(b, random, func(*rand.Rand) netif.Gref { return 0 })
 	steps := func(ref netif.Gref) (n int) {
 		mask := uint64(len(table.slots) - 1)
-		for i := table.home(ref); ; i++ {
+		for i := table.home(ref); ; i += stride {
 			s := &table.slots[i&mask]
 			if n++; s.page == nil || s.ref == ref {
 				return n

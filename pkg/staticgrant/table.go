@@ -37,11 +37,20 @@ type Grant struct {
 // random, so a frontend cannot choose grefs that crowd, and replaced when some
 // crowd by chance: none is farther than maxProbe from where it belongs, unless
 // maxSeeds multipliers in a row were bad.
+//
+// Most frontends grant pages with grefs in a row and use them in that order. Eight
+// such share a block of slots, and so do their cache lines: what is looked up
+// after a large packet has been through the cache is fetched once for several. The
+// next slot is in the next block, lest two blocks that meet fill each other's ways.
 const (
 	minSlots = 64
 	maxLoad  = 4 // slots per grant
 	maxProbe = 7
 	maxSeeds = 32
+
+	inBlock = 7                  // the bits of a gref, and of a slot, within a block
+	stride  = inBlock + 2        // from a slot to the next; odd, so the way meets all slots
+	inverse = 0x8e38e38e38e38e39 // of stride: what a distance is multiplied by for its steps
 )
 
 type slot struct {
@@ -96,7 +105,7 @@ func (t *Table) Lookup(ref netif.Gref) (g Grant) {
 	if len(slots) == 0 {
 		return g
 	}
-	for i := t.home(ref); ; i++ {
+	for i := t.home(ref); ; i += stride {
 		s := &slots[i&uint64(len(slots)-1)]
 		if s.page == nil {
 			return g
@@ -107,10 +116,16 @@ func (t *Table) Lookup(ref netif.Gref) (g Grant) {
 	}
 }
 
-// home is the slot a gref is spread to: the highest bits of the product, which
-// depend on all bits of both.
+// home is the slot a gref is spread to: its block by the highest bits of the
+// product, which depend on all bits of both, and its place there by those below and
+// by its own lowest bits, so that grefs which have these in common share no place.
 func (t *Table) home(ref netif.Gref) uint64 {
-	return uint64(ref) * t.mult >> (t.shift & 63)
+	return uint64(ref/(inBlock+1))*t.mult>>(t.shift&63) ^ uint64(ref&inBlock)
+}
+
+// steps is how many slots after slot from slot i is on the way.
+func (t *Table) steps(from, i uint64) uint64 {
+	return (i - from) * inverse & uint64(len(t.slots)-1)
 }
 
 // Hold marks a grant as in flight: it stays in the table whatever is asked for,
@@ -165,7 +180,7 @@ func (t *Table) place(id uint16) (distance int) {
 	mask := uint64(len(t.slots) - 1)
 	i := t.home(it.ref)
 	for t.slots[i&mask].page != nil {
-		i++
+		i += stride
 		distance++
 	}
 	t.slots[i&mask] = slot{page: it.mapping.page, ref: it.ref, item: id, ro: it.ro}
@@ -225,11 +240,10 @@ func (t *Table) unplace(ref netif.Gref) {
 	mask := uint64(len(t.slots) - 1)
 	gap := t.home(ref) & mask
 	for t.slots[gap].ref != ref || t.slots[gap].page == nil {
-		gap = (gap + 1) & mask
+		gap = (gap + stride) & mask
 	}
-	for i := (gap + 1) & mask; t.slots[i].page != nil; i = (i + 1) & mask {
-		distance := (i - t.home(t.slots[i].ref)) & mask
-		if distance >= (i-gap)&mask {
+	for i := (gap + stride) & mask; t.slots[i].page != nil; i = (i + stride) & mask {
+		if t.steps(t.home(t.slots[i].ref), i) >= t.steps(gap, i) {
 			t.slots[gap] = t.slots[i]
 			gap = i
 		}

@@ -510,10 +510,9 @@ func hostileSets(known *Table) map[string][]netif.Gref {
 
 // worst is the farthest that any gref stands from its slot.
 func worst(t *Table) (d uint64) {
-	mask := uint64(len(t.slots) - 1)
 	for i := range t.slots {
 		if s := &t.slots[i]; s.page != nil {
-			d = max(d, (uint64(i)-t.home(s.ref))&mask)
+			d = max(d, t.steps(t.home(s.ref), uint64(i)))
 		}
 	}
 	return d
@@ -596,6 +595,27 @@ func TestCrowdedTableStillWorks(t *testing.T) {
 	}
 }
 
+// TestGrefsInARowShareBlocks: eight of them stand side by side, in whatever order.
+func TestGrefsInARowShareBlocks(t *testing.T) {
+	table := new(Table)
+	if err := add(t, newMapper().source(nil), table, entries(run(768, DefaultLimit)...)); err != nil {
+		t.Fatal(err)
+	}
+	for first := netif.Gref(768); first < 768+DefaultLimit; first += inBlock + 1 {
+		places := map[uint64]bool{}
+		for ref := first; ref <= first+inBlock; ref++ {
+			home := table.home(ref)
+			if home/(inBlock+1) != table.home(first)/(inBlock+1) {
+				t.Errorf("gref %d belongs into slot %d, gref %d into slot %d", ref, home, first, table.home(first))
+			}
+			places[home] = true
+		}
+		if len(places) != inBlock+1 {
+			t.Errorf("grefs %d to %d belong into %d slots", first, first+inBlock, len(places))
+		}
+	}
+}
+
 // TestGapsAreClosed: those that moved up to make room move back, those that stand
 // where they belong stay.
 func TestGapsAreClosed(t *testing.T) {
@@ -605,7 +625,7 @@ func TestGapsAreClosed(t *testing.T) {
 		refs := run(0, 60) // of 256 slots
 		for i := range refs {
 			if rng.IntN(2) == 0 {
-				refs[i] += 256 // the same slot as another's, or as nobody's
+				refs[i] += 256 * (inBlock + 1) // the same slot as another's, or as nobody's
 			}
 			refs[i] += netif.Gref(rng.IntN(3)) << 16
 		}
