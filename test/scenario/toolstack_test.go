@@ -15,6 +15,7 @@ import (
 	"github.com/netbackd/netbackd/internal/lab"
 	"github.com/netbackd/netbackd/internal/netfront"
 	"github.com/netbackd/netbackd/internal/netns"
+	"github.com/netbackd/netbackd/internal/traffic"
 	"github.com/netbackd/netbackd/pkg/dataplane"
 	"github.com/netbackd/netbackd/pkg/vif"
 	"github.com/netbackd/netbackd/pkg/xenstore"
@@ -278,7 +279,12 @@ func TestInterfaceThatNobodyBroughtUp(t *testing.T) {
 	w.must(err)
 	g.waitCounter(dataplane.DropTxTapDown, before+1)
 	w.must(netns.Up(g.VifName()))
-	g.waitLink()
+	// The bridge has lost its only port, and with it its carrier. That it has both
+	// again the kernel tells before it lets the bridge send.
+	w.wait("the host to answer", func() bool {
+		r, err := g.Ping(w.ctx, guest.PingArgs{Addr: hostIP, PingOptions: traffic.PingOptions{Count: 1}})
+		return err == nil && r.Received == 1
+	})
 	g.pings(5)
 	g.innocent()
 }
