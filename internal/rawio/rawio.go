@@ -30,15 +30,16 @@ type Call struct {
 // fd once for each of calls, in order, and leaves the results in them.
 func All(trap uintptr, fd int, calls []Call) {
 	if len(calls) > 0 {
-		run(trap, uintptr(fd), calls, 0)
+		run(trap, uintptr(fd), calls, 0, 0)
 	}
 }
 
-// Until is All, but ends with the first call that fails or reads nothing. It
-// returns how many did not.
-func Until(trap uintptr, fd int, calls []Call) (n int) {
+// Until is All, but ends with the first call that fails or reads nothing, or
+// behind the first that reads more than most octets. It returns how many read
+// something.
+func Until(trap uintptr, fd int, calls []Call, most int) (n int) {
 	if len(calls) == 0 {
 		return 0
 	}
-	return run(trap, uintptr(fd), calls, 1)
+	return run(trap, uintptr(fd), calls, 1, most)
 }

@@ -61,7 +61,7 @@ func TestWriteThenRead(t *testing.T) {
 		t.Errorf("writes (-want +got):\n%s", diff)
 	}
 	in = in[:6]
-	if n := Until(unix.SYS_READ, b, in); n != 4 {
+	if n := Until(unix.SYS_READ, b, in, 12); n != 4 {
 		t.Errorf("%d reads did not fail, want 4", n)
 	}
 	if diff := cmp.Diff([]int32{10, 11, 12, 12, -int32(unix.EAGAIN), 0}, results(in)); diff != "" {
@@ -79,12 +79,32 @@ func TestUntilTheEnd(t *testing.T) {
 	mem := arena(t, 1)
 	one := []Call{{Addr: mem.Addr(0), Len: 4}}
 	All(unix.SYS_WRITE, a, one)
-	if n := Until(unix.SYS_READ, b, one); n != 1 || one[0].Res != 4 {
+	if n := Until(unix.SYS_READ, b, one, 4); n != 1 || one[0].Res != 4 {
 		t.Errorf("%d, %v; want all", n, one)
 	}
 	unix.Close(a)
-	if n := Until(unix.SYS_READ, b, one); n != 0 || one[0].Res != 0 {
+	if n := Until(unix.SYS_READ, b, one, 4); n != 0 || one[0].Res != 0 {
 		t.Errorf("behind the last packet: %d, %v", n, one)
+	}
+}
+
+func TestUntilMoreThanMost(t *testing.T) {
+	a, b := seqpacket(t)
+	mem := arena(t, 1)
+	var out, in []Call
+	for i, n := range []uint32{5, 6, 7, 6} {
+		out = append(out, Call{Addr: mem.Addr(64 * i), Len: n})
+		in = append(in, Call{Addr: mem.Addr(1024 + 64*i), Len: 64})
+	}
+	All(unix.SYS_WRITE, a, out)
+	if n := Until(unix.SYS_READ, b, in, 6); n != 3 {
+		t.Errorf("%d reads, want 3", n)
+	}
+	if diff := cmp.Diff([]int32{5, 6, 7, 0}, results(in)); diff != "" {
+		t.Errorf("reads (-want +got):\n%s", diff)
+	}
+	if n := Until(unix.SYS_READ, b, in[3:], 0); n != 1 || in[3].Res != 6 {
+		t.Errorf("the last one: %d, %v", n, in[3])
 	}
 }
 
@@ -110,7 +130,7 @@ func TestWritev(t *testing.T) {
 
 func TestNothing(t *testing.T) {
 	All(unix.SYS_WRITE, -1, nil)
-	if n := Until(unix.SYS_READ, -1, nil); n != 0 {
+	if n := Until(unix.SYS_READ, -1, nil, 1); n != 0 {
 		t.Error(n)
 	}
 	c := make([]Call, 1)

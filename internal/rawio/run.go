@@ -5,7 +5,8 @@
 package rawio
 
 // run makes the calls, of which there is one at least. If least is not 0 it ends with
-// one that results in less. It returns how many it made before that one.
+// one that results in less, or in more than most. It returns how many it made, but
+// for one that results in less.
 //
 //go:noescape
-func run(trap, fd uintptr, calls []Call, least int) (done int)
+func run(trap, fd uintptr, calls []Call, least, most int) (done int)

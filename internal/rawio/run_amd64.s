@@ -2,10 +2,10 @@
 
 #include "textflag.h"
 
-// func run(trap, fd uintptr, calls []Call, least int) (done int)
+// func run(trap, fd uintptr, calls []Call, least, most int) (done int)
 //
 // The kernel preserves all registers but AX, CX and R11.
-TEXT ·run(SB), NOSPLIT, $0-56
+TEXT ·run(SB), NOSPLIT, $0-64
 	MOVQ trap+0(FP), R8
 	MOVQ fd+8(FP), R9
 	MOVQ calls_base+16(FP), R10
@@ -24,6 +24,8 @@ next:
 	JZ      made
 	CMPQ    AX, R13
 	JLT     end
+	CMPQ    AX, most+48(FP)
+	JGT     last
 
 made:
 	ADDQ $16, R10
@@ -32,5 +34,9 @@ made:
 	JLT  next
 
 end:
-	MOVQ BX, done+48(FP)
+	MOVQ BX, done+56(FP)
 	RET
+
+last:
+	INCQ BX
+	JMP  end

@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
+	"pgregory.net/rapid"
 
 	"github.com/netbackd/netbackd/internal/packettest"
 	"github.com/netbackd/netbackd/pkg/gntdev"
@@ -235,6 +236,43 @@ func TestRxInOrder(t *testing.T) {
 		}
 		if n := b.stat(RxSlots); uint32(n) != uint32(f.rx.RspCons()) {
 			t.Errorf("%d slots counted, %d used", n, f.rx.RspCons())
+		}
+	})
+}
+
+// TestRxAnySizes: small packets are read to places close together, which a larger
+// one among them runs over. However they are mixed, all arrive as they were sent.
+func TestRxAnySizes(t *testing.T) {
+	inModes(t, allModes, func(t *testing.T, m mode) {
+		b := newBed(t, m, setup{cfg: full})
+		f := b.front()
+		const headers = 14 + 20 + 8
+		size := rapid.OneOf(
+			rapid.IntRange(18, 1500),
+			rapid.IntRange(rxDense-headers-2, rxDense-headers+2),
+			rapid.IntRange(smallPacket-headers-2, smallPacket-headers+2),
+			rapid.IntRange(netif.PageSize-headers-2, netif.PageSize-headers+2),
+			rapid.IntRange(1500, 30000),
+		)
+		rapid.Check(t, func(t *rapid.T) {
+			var sent [][]byte
+			slots := 0
+			for range rapid.IntRange(1, 80).Draw(t, "packets") {
+				n := size.Draw(t, "octets")
+				if slots += int(slotsOf(n + headers)); slots > netif.RxRingSize {
+					break
+				}
+				frame := udp(n, uint16(len(sent)))
+				frame[len(frame)-1] = byte(len(sent))
+				sent = append(sent, frame)
+			}
+			f.post(int(f.rx.Free()))
+			b.host.sendPlain(sent...)
+			b.settle()
+			same(t, sent, framesOf(f.received()))
+		})
+		if d := b.stats(Drop); len(d) > 0 {
+			t.Errorf("drops %v", d)
 		}
 	})
 }
@@ -753,7 +791,7 @@ func TestRxGrantThatFails(t *testing.T) {
 			for i := range NumCounters {
 				b.queue().stats.n[i].Store(0)
 			}
-			b.queue().rxLast = 3
+			b.queue().rxLast, b.queue().someLarge = 3, true
 			tt.break_(f)
 			b.host.sendPlain(udp(10, 1), large, udp(11, 3))
 			b.settle()

@@ -8,7 +8,6 @@ import (
 	"github.com/netbackd/netbackd/pkg/gntdev"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/offload"
-	"github.com/netbackd/netbackd/pkg/staticgrant"
 	"github.com/netbackd/netbackd/pkg/tap"
 )
 
@@ -43,8 +42,6 @@ const maxFramePages = (maxFrame + netif.PageSize - 1) / netif.PageSize
 // the rest of its room alone.
 const rxStride = (maxFramePages + rxParts) * netif.PageSize
 
-const rxArenaBytes = rxReads * rxStride
-
 // rxFrameAt is where read i of a pass puts its frame, large if one of those to come
 // may be; the vnet header goes before it.
 //
@@ -60,6 +57,27 @@ func rxFrameAt(i int, large bool) int {
 	return at
 }
 
+// rxDense is the largest frame that leaves the places behind it alone when packets
+// are read densely, two to a page. Each read still has the room for any frame: one
+// that is larger fills places that nothing was read to yet, and is the last one
+// that is read, for it to be moved to rxAlone.
+const rxDense = netif.PageSize/2 - 8*headroom
+
+// The rx arena holds the places of rxFrameAt, that of a frame that was moved, and
+// those of rxDenseAt, with room behind the last.
+const (
+	rxAlone      = rxReads*rxStride + netif.PageSize
+	rxDenseFrom  = rxAlone + maxFramePages*netif.PageSize
+	rxArenaBytes = rxDenseFrom + rxParts*rxReads/2*netif.PageSize + maxFramePages*netif.PageSize
+)
+
+// rxDenseAt is where read i of a pass puts its frame if small ones are expected and
+// reading ends with a larger one. It is in few pages, for the processor knows few at
+// a time, and here, too, at different places of them. None crosses a page end.
+func rxDenseAt(i int) int {
+	return rxDenseFrom + i*(netif.PageSize/2) + (1+i/2%8)*headroom
+}
+
 // staleFrames is how many packets are dropped that waited in the TAP behind one
 // that was dropped for its age: more than a TAP keeps, but not all that a flood
 // may bring.
@@ -70,25 +88,18 @@ type rxBatch struct {
 	segs   [netif.RxRingSize]gntdev.Segment
 	slotOf [netif.RxRingSize]uint16 // segs[i] fills slots[slotOf[i]]
 	pktOf  [netif.RxRingSize]uint16 // and belongs to this packet of the batch
-	copies [netif.RxRingSize]rxCopy // to static grants
 	slots  [netif.RxRingSize]netif.RxSlot
 	pkts   [netif.RxRingSize]rxPacket
 	frames [rxReads]rxFrame // of the last read
 	into   rxInto           // of the last read straight into pages
 
-	nSegs, nSlots, nCopies int
+	nSegs, nSlots int
 
 	read    int    // places in the arena that are taken
 	free    uint32 // requests not yet taken
 	packets uint32
 	failed  uint32 // of the packets
 	bytes   uint32 // of those that did not fail
-}
-
-// rxCopy is data on its way to a static grant.
-type rxCopy struct {
-	page *staticgrant.Page
-	from []byte
 }
 
 // rxPacket is a packet of the batch.
@@ -106,7 +117,7 @@ type rxFrame struct{ at, n int }
 // protocol.
 func (w *worker) rxPass(q *Queue) (more bool, err error) {
 	b := &w.rx
-	b.nSegs, b.nSlots, b.nCopies, b.read = 0, 0, 0, 0
+	b.nSegs, b.nSlots, b.read = 0, 0, 0
 	b.packets, b.failed, b.bytes = 0, 0, 0
 	b.pkts[0].failed = false
 	if b.free, err = q.rx.Available(); err != nil {
@@ -196,8 +207,10 @@ func (w *worker) rxFromTap(q *Queue, b *rxBatch) (more bool) {
 		want := min(q.rxWant(int(b.free), w.readsByRing(q)), left)
 		left -= want
 		got := w.readTap(q, b, want, q.rxRun >= rxSure)
+		if got > 0 && got < want && b.frames[got-1].n > rxDense+q.vnetLen {
+			want = got // reading may have ended with it, and not because there are no more
+		}
 		some := w.takeFrames(q, b, b.frames[:got])
-		b.copyStatic()
 		if b.nSegs == 0 {
 			b.read = 0 // nothing of it is needed any more
 		}
@@ -270,7 +283,7 @@ func (w *worker) takeFrames(q *Queue, b *rxBatch, frames []rxFrame) (some bool) 
 	plain := q.hash == nil && q.steer == nil && q.moving == nil && !q.conn.cfg.Mcast.filter.Load()
 	for i := range frames {
 		f := frames[i]
-		if q.large = f.n > smallPacket; q.large {
+		if q.large = f.n > smallPacket; q.large || f.at >= rxDenseFrom && f.n > rxDense+q.vnetLen {
 			some = true
 			f.at = w.toPageStart(f, q.vnetLen)
 		}
@@ -285,6 +298,9 @@ func (w *worker) takeFrames(q *Queue, b *rxBatch, frames []rxFrame) (some bool) 
 // page, and returns where that is.
 func (w *worker) toPageStart(f rxFrame, vnetLen int) int {
 	at := f.at &^ (netif.PageSize - 1)
+	if f.at >= rxDenseFrom {
+		at = rxAlone // its page is others' as well
+	}
 	if at != f.at {
 		copy(w.rxMem.mem[at-vnetLen:], w.rxMem.mem[f.at-vnetLen:f.at-vnetLen+f.n])
 	}
@@ -313,7 +329,8 @@ func (w *worker) takePlain(q *Queue, b *rxBatch, f rxFrame) bool {
 	b.slots[b.nSlots%netif.RxRingSize] = netif.RxResponse{ID: r.ID, Flags: flags, Status: netif.Status(n)}.Slot()
 	b.nSlots++
 	if g := q.static.Lookup(r.Gref); g.Page != nil && !g.ReadOnly {
-		w.fillStatic(b, g.Page, mem[at:at+n])
+		w.tally[StaticHits]++
+		copy(g.Page[:], mem[at:at+n])
 	} else {
 		w.fill(q, b, r, flags, mem[at:at+n], w.rxMem.addr(at))
 	}
@@ -519,15 +536,9 @@ func (w *worker) fill(q *Queue, b *rxBatch, r netif.RxRequest, flags netif.RxFla
 		b.slots[b.nSlots-1] = netif.RxResponse{ID: r.ID, Flags: flags, Status: netif.StatusError}.Slot()
 		w.rxFailed(b, b.packets, DropRxReadOnly)
 	default:
-		w.fillStatic(b, g.Page, part)
+		w.tally[StaticHits]++
+		copy(g.Page[:], part)
 	}
-}
-
-// fillStatic has part go to a static grant.
-func (w *worker) fillStatic(b *rxBatch, page *staticgrant.Page, part []byte) {
-	w.tally[StaticHits]++
-	b.copies[b.nCopies%netif.RxRingSize] = rxCopy{page, part}
-	b.nCopies++
 }
 
 // countExtras takes note of what a packet carries.
@@ -639,7 +650,6 @@ func (w *worker) deliver(q *Queue, b *rxBatch) {
 	if b.nSlots == 0 {
 		return
 	}
-	b.copyStatic()
 	if b.nSegs > 0 {
 		segs := b.segs[:b.nSegs]
 		w.tally[GrantCalls]++
@@ -652,16 +662,6 @@ func (w *worker) deliver(q *Queue, b *rxBatch) {
 	w.tally[RxPackets] += b.packets - b.failed
 	w.tally[RxBytes] += b.bytes
 	w.answerRx(q, b.slots[:b.nSlots])
-}
-
-// copyStatic fills the static grants, with nothing in between: the processor waits
-// for most of these pages, but for several at a time.
-func (b *rxBatch) copyStatic() {
-	for i := range b.copies[:b.nCopies] {
-		c := &b.copies[i]
-		copy(c.page[:], c.from)
-	}
-	b.nCopies = 0
 }
 
 // answerRx journals, writes and publishes the slots that take the place of the

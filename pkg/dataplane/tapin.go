@@ -19,15 +19,25 @@ import (
 // unless sure says that there will be. On kernels where io_uring pays too much for
 // that it gets no reads.
 func (w *worker) readTap(q *Queue, b *rxBatch, want int, sure bool) (got int) {
+	calls := !w.readsByRing(q) || want <= rxFew
 	for i := range want {
-		b.frames[i] = rxFrame{at: rxFrameAt(b.read+i, q.someLarge)}
+		at := b.read + i
+		if calls && !q.someLarge {
+			at = rxDenseAt(at)
+		} else {
+			at = rxFrameAt(at, q.someLarge)
+		}
+		b.frames[i] = rxFrame{at: at}
 	}
 	b.read += want
-	if !w.readsByRing(q) || want <= rxFew {
-		return w.readCalls(q, b.frames[:want])
+	switch {
+	case calls && !q.someLarge:
+		return w.readCalls(q, b.frames[:want], rxDense+q.vnetLen)
+	case calls:
+		return w.readCalls(q, b.frames[:want], q.readLen)
 	}
 	if !sure {
-		if w.readCalls(q, b.frames[:1]) == 0 {
+		if w.readCalls(q, b.frames[:1], q.readLen) == 0 {
 			return 0
 		}
 		got = 1
@@ -91,17 +101,21 @@ func (w *worker) compareReads(q *Queue) {
 }
 
 // readCalls reads a packet to the place of each of frames with a system call each,
-// until there are no more. It returns how many came.
-func (w *worker) readCalls(q *Queue, frames []rxFrame) (got int) {
+// until there are no more, or one had more than most octets, vnet header included.
+// It returns how many came.
+func (w *worker) readCalls(q *Queue, frames []rxFrame, most int) (got int) {
 	calls := w.reads[:len(frames)]
 	for i := range calls {
 		calls[i].Addr, calls[i].Len = w.rxMem.addr(frames[i].at-q.vnetLen), uint32(q.readLen)
 	}
-	got = rawio.Until(unix.SYS_READ, q.tap.FD(), calls)
+	got = rawio.Until(unix.SYS_READ, q.tap.FD(), calls, most)
 	for i := range frames[:got] {
 		frames[i].n = int(calls[i].Res)
 	}
-	made := uint32(min(got+1, len(frames)))
+	made := uint32(got)
+	if got < len(frames) && (got == 0 || frames[got-1].n <= most) {
+		made++ // one in vain
+	}
 	w.tally[Syscalls] += made
 	w.tally[TapReadCalls] += made
 	return got
