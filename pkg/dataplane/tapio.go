@@ -45,6 +45,10 @@ func (o *tapOut) begin(q *Queue, b *txBatch) {
 	o.uring = o.w.ring != nil && n >= uringMin && (o.oneCPU || int(b.bytes) <= n*smallPacket)
 }
 
+// direct reports whether the next write is a system call in line with those that
+// are queued.
+func (o *tapOut) direct() bool { return !o.uring && o.trap == unix.SYS_WRITE }
+
 // write sends the n octets at off of the tx arena as packet i.
 func (o *tapOut) write(i, off, n int) {
 	addr := o.w.txMem.addr(off)
@@ -53,7 +57,10 @@ func (o *tapOut) write(i, off, n int) {
 		o.queued++
 		return
 	}
-	o.call(unix.SYS_WRITE, i, addr, n)
+	if o.trap != unix.SYS_WRITE {
+		o.others(unix.SYS_WRITE)
+	}
+	o.call(i, addr, n)
 }
 
 // writev sends the n pieces in w.iov from first on as packet i. They stay as
@@ -65,19 +72,24 @@ func (o *tapOut) writev(i, first, n int) {
 		o.queued++
 		return
 	}
-	o.call(unix.SYS_WRITEV, i, addr, n)
+	if o.trap != unix.SYS_WRITEV {
+		o.others(unix.SYS_WRITEV)
+	}
+	o.call(i, addr, n)
 }
 
 // call queues a system call.
-func (o *tapOut) call(trap uintptr, i int, addr uintptr, n int) {
-	if trap != o.trap {
-		o.flush(&o.w.tx)
-		o.trap = trap
-	}
+func (o *tapOut) call(i int, addr uintptr, n int) {
 	k := o.queued & (batchPackets - 1)
-	o.calls[k].Addr, o.calls[k].Len = addr, uint32(n)
+	o.calls[k] = rawio.Call{Addr: addr, Len: uint32(n)}
 	o.pkt[k] = uint8(i)
 	o.queued++
+}
+
+// others makes the calls that are queued, before those of another kind.
+func (o *tapOut) others(trap uintptr) {
+	o.flush(&o.w.tx)
+	o.trap = trap
 }
 
 // put sends a frame at once, which must not overtake what is queued.

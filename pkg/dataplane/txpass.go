@@ -9,6 +9,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/gntdev"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/offload"
+	"github.com/netbackd/netbackd/pkg/staticgrant"
 	"github.com/netbackd/netbackd/pkg/tap"
 )
 
@@ -83,12 +84,25 @@ func (w *worker) answerTx(q *Queue, rsp []netif.TxResponse) {
 // of large packets in static grants, which stays where it is.
 func (w *worker) fetch(q *Queue, b *txBatch) {
 	var place frameAlloc
-	static := q.static
+	static, mem := q.static, w.txMem.mem
 	hits := uint32(0)
 	for i := range b.pkts[:b.nPkts] {
 		p := &b.pkts[i]
-		slots := b.slots(p)
 		small := p.total <= smallPacket
+		if small && p.n == 1 {
+			s := &b.slot[p.first]
+			at, size := place.packed(int(p.total)), int(p.total)
+			p.at, p.linear = int32(at), int32(size)
+			page := static.Lookup(s.gref).Page
+			if page == nil {
+				w.copySlot(q, b, s, at)
+				continue
+			}
+			hits++
+			fromPage(mem[at:], page, int(s.off), size)
+			continue
+		}
+		slots := b.slots(p)
 		at := 0
 		if small {
 			at = place.packed(int(p.total))
@@ -148,6 +162,15 @@ func (w *worker) copySlot(q *Queue, b *txBatch, s *txSlot, at int) {
 	b.nSegs++
 }
 
+// fromPage copies size octets at off of page to dst, or a few more.
+func fromPage(dst []byte, page *staticgrant.Page, off, size int) {
+	if size <= 64 && off <= netif.PageSize-64 && len(dst) >= 64 {
+		*(*[64]byte)(dst) = *(*[64]byte)(page[off:])
+		return
+	}
+	copy(dst[:size], page[off:])
+}
+
 func allOkay(segs []gntdev.Segment) bool {
 	for i := range segs {
 		if segs[i].Status() != gntdev.StatusOkay {
@@ -191,6 +214,15 @@ func (w *worker) writeOut(q *Queue, b *txBatch) {
 	for i := range b.pkts[:b.nPkts] {
 		p := &b.pkts[i]
 		if p.drop != kept {
+			continue
+		}
+		if p.plain() && uint32(p.linear) == p.total && out.direct() {
+			// The simplest case, which most are without io_uring.
+			at := int(p.at) - vnet
+			if vnet != 0 {
+				*(*[tap.VnetHdrLen]byte)(mem[at:]) = [tap.VnetHdrLen]byte{}
+			}
+			out.call(i, w.txMem.addr(at), vnet+int(p.total))
 			continue
 		}
 		if p.at == inPlace {
