@@ -60,6 +60,11 @@ func benchFrames() []benchFrame {
 	}
 }
 
+// warm is how many packets go before a run without being timed, so that what is
+// timed finds in the caches what a back end under load finds there, and not what
+// the peer before it has left.
+func (b *benchFrame) warm() int { return b.batches[0] }
+
 // rxFrames is what goes to the guest: the same, with backlogs that are deeper.
 func rxFrames() []benchFrame {
 	frames := benchFrames()
@@ -164,7 +169,10 @@ const (
 	static                       // all pages are static grants
 )
 
-func newLane(name string, d *tap.Device, uring bool, use grantUse) *lane {
+// newLane makes a lane whose guest has its data in the pages of guest. All lanes
+// share them, or the memory of one would drive that of the others out of the
+// processor's table of pages, which no guest does to itself.
+func newLane(name string, d *tap.Device, uring bool, use grantUse, guest *front) *lane {
 	l := &lane{name: name, hist: map[int][2]int{}, bed: bed{tb: benchTB{}, tap: d}}
 	l.newWorker(uring)
 	l.w.clock = time.Now
@@ -174,7 +182,8 @@ func newLane(name string, d *tap.Device, uring bool, use grantUse) *lane {
 	must(l.tb, err)
 	remote, err := iouring.NewIovecs(256)
 	must(l.tb, err)
-	q := l.f.config()
+	q := l.f.config() // its rings are its own
+	l.f.mem, l.f.back, l.f.grants.pages = guest.mem, guest.back, guest.grants.pages
 	q.Tap = d.Queue(0)
 	q.Grants = &standIn{pages: address(l.f.back[txPages:]), local: local, remote: remote, pid: uintptr(os.Getpid()), single: use == copiedSingly}
 	if use == static {
@@ -278,13 +287,15 @@ func (l *lane) work(overhead time.Duration) (took time.Duration) {
 // txRun is one run: b.run packets from the guest, batch at a time.
 func (l *lane) txRun(b *benchFrame, batch int, overhead time.Duration) (took time.Duration, err error) {
 	before := l.stat(TxPackets)
-	for done := 0; done < b.run; done += batch {
+	for done := -b.warm(); done < b.run; done += batch {
 		l.takeTx()
 		l.putTx(b, batch)
-		took += l.work(overhead)
+		if t := l.work(overhead); done >= 0 {
+			took += t
+		}
 	}
-	if n := l.stat(TxPackets) - before; n != uint64(b.run) {
-		return 0, fmt.Errorf("%d packets of %d reached the TAP: %v", n, b.run, l.stats(Drop))
+	if n := l.stat(TxPackets) - before; n != uint64(b.warm()+b.run) {
+		return 0, fmt.Errorf("%d packets of %d reached the TAP: %v", n, b.warm()+b.run, l.stats(Drop))
 	}
 	return took, nil
 }
@@ -296,22 +307,25 @@ func (l *lane) rxRun(b *benchFrame, h *filler, batch int, overhead time.Duration
 	q := l.queue()
 	q.rxLast, q.rxBefore = l.hist[batch][0], l.hist[batch][1]
 	defer func() { l.hist[batch] = [2]int{q.rxLast, q.rxBefore} }()
-	for done := 0; done < b.run; done += batch {
+	for done := -b.warm(); done < b.run; done += batch {
 		l.repost()
 		if err := h.fill(b, batch); err != nil {
 			return 0, err
 		}
 		q.tapReady = true
-		took += l.work(overhead)
+		if t := l.work(overhead); done >= 0 {
+			took += t
+		}
 	}
-	if n := l.stat(RxPackets) - before; n != uint64(b.run) {
-		return 0, fmt.Errorf("%d packets of %d reached the guest: %v", n, b.run, l.stats(Drop))
+	if n := l.stat(RxPackets) - before; n != uint64(b.warm()+b.run) {
+		return 0, fmt.Errorf("%d packets of %d reached the guest: %v", n, b.warm()+b.run, l.stats(Drop))
 	}
 	return took, nil
 }
 
 // floor reads as a lane does, and no more: into the same memory, from the same
-// process, with a system call for each packet or with the lane's io_uring.
+// process, with a system call for each packet or with the lane's io_uring, and an
+// event for the guest in the end.
 type floor struct {
 	l     *lane
 	iov   *iouring.Iovecs
@@ -331,12 +345,15 @@ func (p *floor) rxRun(b *benchFrame, h *filler, overhead time.Duration) (took ti
 	batch := b.batches[0]
 	pages := len(b.frame) > smallPacket
 	trap := uintptr(unix.SYS_READ)
-	for done := 0; done < b.run; done += batch {
+	for done := -b.warm(); done < b.run; done += batch {
 		if err := h.fill(b, batch); err != nil {
 			return 0, err
 		}
 		for k := range batch {
-			at := w.rxMem.addr(rxFrameAt(k%rxCalls, pages) - q.vnetLen)
+			at := w.rxMem.addr(rxFrameAt(k%rxReads, pages) - q.vnetLen)
+			if !pages && w.ring == nil {
+				at = w.rxMem.addr(rxDenseAt(k%rxCalls) - q.vnetLen)
+			}
 			p.calls[k] = rawio.Call{Addr: at, Len: uint32(q.readLen)}
 			if !pages {
 				continue
@@ -353,11 +370,14 @@ func (p *floor) rxRun(b *benchFrame, h *filler, overhead time.Duration) (took ti
 		start := time.Now()
 		var n int
 		if w.ring == nil {
-			n = rawio.Until(trap, q.tap.FD(), p.calls[:batch])
+			n = rawio.Until(trap, q.tap.FD(), p.calls[:batch], q.readLen)
 		} else {
 			n = p.readByRing(p.calls[:batch])
 		}
-		took += time.Since(start) - overhead
+		must(p.l.tb, p.l.queue().events.Notify(0)) // as the lane does
+		if t := time.Since(start) - overhead; done >= 0 {
+			took += t
+		}
 		if n != batch {
 			return 0, fmt.Errorf("read %d packets of %d", n, batch)
 		}
@@ -420,7 +440,7 @@ func (h *filler) fill(b *benchFrame, n int) error {
 // peerRun is one run of a bare peer.
 func peerRun(c *bench.Child, op bench.Op, b *benchFrame, prepare func(n int) error) (took time.Duration, err error) {
 	batch := b.batches[0]
-	for done := 0; done < b.run; done += batch {
+	for done := -b.warm(); done < b.run; done += batch {
 		if err := prepare(batch); err != nil {
 			return 0, err
 		}
@@ -428,33 +448,37 @@ func peerRun(c *bench.Child, op bench.Op, b *benchFrame, prepare func(n int) err
 		if err != nil {
 			return 0, err
 		}
-		took += d
+		if done >= 0 {
+			took += d
+		}
 	}
 	return took, nil
 }
 
 // bareCalls is what a lane comes down to: the worker's own loop of system calls,
-// or its io_uring, in the same process, on frames that are ready, and the event for
-// the guest that each batch ends with.
+// or its io_uring, in the same process, on frames that are ready, in one piece or in
+// the guest's pages, and the event for the guest that each batch ends with.
 type bareCalls struct {
 	fd      int
 	ring    *iouring.Ring // nil: there is no io_uring
 	done    []iouring.Completion
 	guest   notifyOnly
+	pages   *front
+	page    int
 	frames  *gntdev.Arena
 	headers *gntdev.Arena
 	iov     *iouring.Iovecs
 	calls   []rawio.Call
 }
 
-// Where bareCalls has a frame: in one piece behind its header, or in pages.
+// What bareCalls has for a frame: room for it in one piece, and iovecs.
 const (
 	bareStride = 18 * netif.PageSize
 	barePieces = 18
 )
 
-func newBareCalls(fd int) (*bareCalls, error) {
-	c := &bareCalls{fd: fd, calls: make([]rawio.Call, bench.MaxBatch)}
+func newBareCalls(fd int, guest *front) (*bareCalls, error) {
+	c := &bareCalls{fd: fd, pages: guest, calls: make([]rawio.Call, bench.MaxBatch)}
 	var err error
 	if c.guest, err = newNotifyOnly(); err != nil {
 		return nil, err
@@ -505,7 +529,7 @@ func (c *bareCalls) submit(calls []rawio.Call) error {
 func (c *bareCalls) run(b *benchFrame, trap uintptr, overhead time.Duration) (took time.Duration, err error) {
 	all, batch := b.withHeader(), b.batches[0]
 	stride := alignUp(len(all), headroom)
-	for done := 0; done < b.run; done += batch {
+	for done := -b.warm(); done < b.run; done += batch {
 		for k := range batch {
 			if trap != unix.SYS_WRITEV {
 				copy(c.frames.Bytes()[k*stride:], all)
@@ -515,11 +539,11 @@ func (c *bareCalls) run(b *benchFrame, trap uintptr, overhead time.Duration) (to
 			copy(c.headers.Bytes()[k*headroom:], all[:tap.VnetHdrLen])
 			c.iov.Set(k*barePieces, c.headers.Addr(k*headroom), tap.VnetHdrLen)
 			n := 1
-			at := k * bareStride
 			for rest := b.frame; len(rest) > 0; n++ {
-				m := copy(c.frames.Bytes()[at:at+netif.PageSize], rest)
-				c.iov.Set(k*barePieces+n, c.frames.Addr(at), uint32(m))
-				at += netif.PageSize
+				at := txPages + c.page%lanePages*netif.PageSize
+				c.page++
+				m := copy(c.pages.mem[at:at+netif.PageSize], rest)
+				c.iov.Set(k*barePieces+n, address(c.pages.back[at:]), uint32(m))
 				rest = rest[m:]
 			}
 			c.calls[k] = rawio.Call{Addr: c.iov.At(k * barePieces), Len: uint32(n)}
@@ -533,7 +557,9 @@ func (c *bareCalls) run(b *benchFrame, trap uintptr, overhead time.Duration) (to
 		if err == nil {
 			err = c.guest.Notify(0)
 		}
-		took += time.Since(start) - overhead
+		if t := time.Since(start) - overhead; done >= 0 {
+			took += t
+		}
 		if err != nil {
 			return 0, err
 		}
@@ -639,27 +665,28 @@ func measure(peer string, rounds int, packets uint64, only string) (*bench.Repor
 		}
 		defer single.Close()
 	}
+	guest := newFront(benchTB{}, testDomid)
 	var lanes []*lane // the first one is what the goals are about
 	if err := iouring.Supported(); err != nil {
 		fmt.Fprintln(os.Stderr, "bench: without io_uring:", err)
 	} else {
-		lanes = append(lanes, newLane("netbackd, grant copy, io_uring", d, true, copied))
+		lanes = append(lanes, newLane("netbackd, grant copy, io_uring", d, true, copied, guest))
 	}
-	lanes = append(lanes, newLane("netbackd, grant copy, system calls", d, false, copied))
-	plain := newLane(staticPlain, d, false, static)
+	lanes = append(lanes, newLane("netbackd, grant copy, system calls", d, false, copied, guest))
+	plain := newLane(staticPlain, d, false, static, guest)
 	lanes = append(lanes, plain)
 	same := newFloor(plain)
 	var ringSame *floor
 	dear := false // as the lanes found out
 	if lanes[0].w.ring != nil {
-		l := newLane(staticUring, d, true, static)
+		l := newLane(staticUring, d, true, static, guest)
 		lanes = append(lanes, l)
 		ringSame = newFloor(l)
 		dear = l.w.ringDear
 	}
-	singly := newLane("netbackd, a grant copy for each packet", d, lanes[0].w.ring != nil, copiedSingly)
+	singly := newLane("netbackd, a grant copy for each packet", d, lanes[0].w.ring != nil, copiedSingly, guest)
 	overhead := clockOverhead(lanes[0])
-	calls, err := newBareCalls(d.Queue(0).FD())
+	calls, err := newBareCalls(d.Queue(0).FD(), guest)
 	if err != nil {
 		return nil, err
 	}
@@ -670,6 +697,7 @@ func measure(peer string, rounds int, packets uint64, only string) (*bench.Repor
 			"Fill and drain: one thread on one CPU fills rings or TAP untimed, then the worker's own rounds drain them.",
 			"Grant copy is stood in for by process_vm_readv/writev on this process, one call per batch: no hypercall, but pages are pinned.",
 			"Lanes of static grants have all pages of the guest mapped: they take no such call.",
+			"All lanes have the same guest's pages. Each run begins with a batch that is not timed, so that caches hold what they hold under load.",
 			"Peers are bare system calls, in " + lang + ", in another process on the same CPU and TAP queue; all take turns in every round.",
 			"As netbackd, the peers' process has threads, for which the kernel takes a reference to the file with each call. Rows say where it has not.",
 			"The host drops what it gets at IP. Ratios are rates relative to the first peer.",
