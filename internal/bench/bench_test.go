@@ -110,6 +110,7 @@ func TestReport(t *testing.T) {
 	r.Results = []Result{{Name: "one way", Rounds: 5, Tries: 3, Void: true, Spread: 0.2, Figures: []Figure{{"write", 300, 290, 310, 1}}}}
 	r.AtLeast("P1", "rate", 1.2, 1.1, false)
 	r.AtMost("P2", "calls", 0.5, 0.25, true)
+	r.Within("P3", "with a limit", 1.2, 1.1, 1.375, false)
 	if n := r.Missed(); n != 1 {
 		t.Errorf("%d missed", n)
 	}
@@ -117,7 +118,7 @@ func TestReport(t *testing.T) {
 	if err := r.Print(&out); err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"VOID: spread 20 %", "write", "P1  rate", ">= 1.1", "pass", "MISSED (void)"} {
+	for _, want := range []string{"VOID: spread 20 %", "write", "P1  rate", ">= 1.1", "pass", "MISSED (void)", "1.375"} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("no %q in\n%s", want, out.String())
 		}

@@ -19,6 +19,10 @@ type Goal struct {
 	Least bool    `json:"at_least"` // the bar is a lower bound, else an upper
 	Void  bool    `json:"void"`     // it rests on a measurement that is
 	Pass  bool    `json:"pass"`
+
+	// Room is what would come out if all that is not this program's own were all
+	// there is: the best that can be had on this host. 0: not known.
+	Room float64 `json:"room,omitempty"`
 }
 
 // Report is all that was measured.
@@ -33,6 +37,12 @@ type Report struct {
 // AtLeast adds a goal with a lower bound.
 func (r *Report) AtLeast(id, what string, value, bar float64, void bool) {
 	r.Goals = append(r.Goals, Goal{ID: id, What: what, Value: value, Bar: bar, Least: true, Void: void, Pass: value >= bar})
+}
+
+// Within adds a goal with a lower bound, and what the host leaves room for.
+func (r *Report) Within(id, what string, value, bar, room float64, void bool) {
+	r.AtLeast(id, what, value, bar, void)
+	r.Goals[len(r.Goals)-1].Room = room
 }
 
 // AtMost adds a goal with an upper bound.
@@ -69,7 +79,7 @@ func (r *Report) Print(w io.Writer) error {
 			fmt.Fprintf(t, "  %s\t%.0f\t%.0f\t%.0f\t%.3f\n", f.Peer, f.Median, f.P25, f.P75, f.Ratio)
 		}
 	}
-	fmt.Fprintln(t, "\ngoals\tvalue\tbar\t")
+	fmt.Fprintln(t, "\ngoals\tvalue\tbar\troom here\t")
 	for _, g := range r.Goals {
 		rel, verdict := "<=", "pass"
 		if g.Least {
@@ -81,7 +91,11 @@ func (r *Report) Print(w io.Writer) error {
 		if g.Void {
 			verdict += " (void)"
 		}
-		fmt.Fprintf(t, "  %s  %s\t%.4g\t%s %.4g\t%s\n", g.ID, g.What, g.Value, rel, g.Bar, verdict)
+		room := ""
+		if g.Room != 0 {
+			room = fmt.Sprintf("%.4g", g.Room)
+		}
+		fmt.Fprintf(t, "  %s  %s\t%.4g\t%s %.4g\t%s\t%s\n", g.ID, g.What, g.Value, rel, g.Bar, room, verdict)
 	}
 	fmt.Fprintf(t, "\n%.0f s\n", r.Seconds)
 	return t.Flush()
