@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -359,7 +360,7 @@ func TestRequestThatChangesWhileItIsRead(t *testing.T) {
 		shapesSeen[fmt.Sprintf("%d octets from %d", len(s.frame), binary.BigEndian.Uint32(s.frame[14:])&0xffff)]++
 	}
 	t.Logf("frames seen: %v", shapesSeen)
-	if len(shapesSeen) < 2 {
+	if len(shapesSeen) < 2 && runtime.NumCPU() > 1 { // on one processor only one of both runs
 		t.Error("no request was seen to change; then this shows nothing")
 	}
 	f.served()
