@@ -61,7 +61,10 @@ func rxFrameAt(i int, large bool) int {
 // are read densely, two to a page. Each read still has the room for any frame: one
 // that is larger fills places that nothing was read to yet, and is the last one
 // that is read, for it to be moved to rxAlone.
-const rxDense = netif.PageSize/2 - 8*headroom
+const rxDense = netif.PageSize/2 - rxSteps*headroom
+
+// rxSteps is at how many different places of their half page such frames stand.
+const rxSteps = 8
 
 // The rx arena holds the places of rxFrameAt, that of a frame that was moved, and
 // those of rxDenseAt, with room behind the last.
@@ -75,7 +78,7 @@ const (
 // reading ends with a larger one. It is in few pages, for the processor knows few at
 // a time, and here, too, at different places of them. None crosses a page end.
 func rxDenseAt(i int) int {
-	return rxDenseFrom + i*(netif.PageSize/2) + (1+i/2%8)*headroom
+	return rxDenseFrom + i*(netif.PageSize/2) + (1+i/2%rxSteps)*headroom
 }
 
 // staleFrames is how many packets are dropped that waited in the TAP behind one
@@ -111,6 +114,12 @@ type rxPacket struct {
 // rxFrame is what was read: a frame at at of the rx arena, and the vnet header
 // before it, n octets together.
 type rxFrame struct{ at, n int }
+
+// overruns reports whether a frame is larger than its place among dense ones: it was
+// the last that was read, whatever else there is.
+func (f rxFrame) overruns(vnetLen int) bool {
+	return f.at >= rxDenseFrom && f.n > rxDense+vnetLen
+}
 
 // rxPass moves one batch of packets from the TAP to the guest. It reports
 // whether there may be more to do at once. An error is a breach of the ring's
@@ -207,8 +216,8 @@ func (w *worker) rxFromTap(q *Queue, b *rxBatch) (more bool) {
 		want := min(q.rxWant(int(b.free), w.readsByRing(q)), left)
 		left -= want
 		got := w.readTap(q, b, want, q.rxRun >= rxSure)
-		if got > 0 && got < want && b.frames[got-1].n > rxDense+q.vnetLen {
-			want = got // reading may have ended with it, and not because there are no more
+		if got > 0 && b.frames[got-1].overruns(q.vnetLen) {
+			want = got
 		}
 		some := w.takeFrames(q, b, b.frames[:got])
 		if b.nSegs == 0 {
@@ -283,7 +292,7 @@ func (w *worker) takeFrames(q *Queue, b *rxBatch, frames []rxFrame) (some bool) 
 	plain := q.hash == nil && q.steer == nil && q.moving == nil && !q.conn.cfg.Mcast.filter.Load()
 	for i := range frames {
 		f := frames[i]
-		if q.large = f.n > smallPacket; q.large || f.at >= rxDenseFrom && f.n > rxDense+q.vnetLen {
+		if q.large = f.n > smallPacket; q.large || f.overruns(q.vnetLen) {
 			some = true
 			f.at = w.toPageStart(f, q.vnetLen)
 		}

@@ -19,10 +19,11 @@ import (
 // unless sure says that there will be. On kernels where io_uring pays too much for
 // that it gets no reads.
 func (w *worker) readTap(q *Queue, b *rxBatch, want int, sure bool) (got int) {
-	calls := !w.readsByRing(q) || want <= rxFew
+	byRing := w.readsByRing(q) && want > rxFew
+	dense := !byRing && !q.someLarge
 	for i := range want {
 		at := b.read + i
-		if calls && !q.someLarge {
+		if dense {
 			at = rxDenseAt(at)
 		} else {
 			at = rxFrameAt(at, q.someLarge)
@@ -30,11 +31,12 @@ func (w *worker) readTap(q *Queue, b *rxBatch, want int, sure bool) (got int) {
 		b.frames[i] = rxFrame{at: at}
 	}
 	b.read += want
-	switch {
-	case calls && !q.someLarge:
-		return w.readCalls(q, b.frames[:want], rxDense+q.vnetLen)
-	case calls:
-		return w.readCalls(q, b.frames[:want], q.readLen)
+	if !byRing {
+		most := q.readLen
+		if dense {
+			most = rxDense + q.vnetLen
+		}
+		return w.readCalls(q, b.frames[:want], most)
 	}
 	if !sure {
 		if w.readCalls(q, b.frames[:1], q.readLen) == 0 {

@@ -89,7 +89,7 @@ func (w *worker) fetch(q *Queue, b *txBatch) {
 	for i := range b.pkts[:b.nPkts] {
 		p := &b.pkts[i]
 		small := p.total <= smallPacket
-		if small && p.n == 1 {
+		if small && p.n == 1 { // as most are
 			s := &b.slot[p.first]
 			at, size := place.packed(int(p.total)), int(p.total)
 			p.at, p.linear = int32(at), int32(size)
@@ -162,7 +162,8 @@ func (w *worker) copySlot(q *Queue, b *txBatch, s *txSlot, at int) {
 	b.nSegs++
 }
 
-// fromPage copies size octets at off of page to dst, or a few more.
+// fromPage copies size octets at off of page to dst. If they are few it copies as
+// many as are quickest: what is behind them in the arena is not filled yet.
 func fromPage(dst []byte, page *staticgrant.Page, off, size int) {
 	if size <= 64 && off <= netif.PageSize-64 && len(dst) >= 64 {
 		*(*[64]byte)(dst) = *(*[64]byte)(page[off:])
