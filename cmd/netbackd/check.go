@@ -94,26 +94,35 @@ func thisHost(socket string) *hostcheck.Host {
 	}
 }
 
-// askXenstore asks for what is always there.
+// askXenstore asks xenstored something.
 func askXenstore(ctx context.Context) error {
 	c, err := xenstore.Open()
 	if err != nil {
 		return err
 	}
-	// Closing it ends a question that is not answered.
+	return errors.Join(askDomid(ctx, c), c.Close())
+}
+
+// askDomid reads this domain's number, which every domain may read. A dom0 may have no
+// such node; that is an answer. The client is to be closed afterwards, which ends a
+// question that is not answered.
+func askDomid(ctx context.Context, c *xenstore.Client) error {
 	answered := make(chan error, 1)
 	go func() {
-		_, err := c.List("/")
+		_, err := c.Read("domid")
 		answered <- err
 	}()
 	select {
-	case err = <-answered:
+	case err := <-answered:
+		if errors.Is(err, xenstore.ErrNotExist) {
+			return nil
+		}
+		return err
 	case <-ctx.Done():
-		err = ctx.Err()
+		return ctx.Err()
 	case <-time.After(checkPatience):
-		err = errors.New("no answer in time")
+		return errors.New("no answer in time")
 	}
-	return errors.Join(err, c.Close())
 }
 
 func modprobe(ctx context.Context, arguments ...string) (string, error) {

@@ -4,6 +4,8 @@ package main
 
 import (
 	"bytes"
+	"context"
+	"net"
 	"testing"
 	"time"
 
@@ -11,6 +13,8 @@ import (
 
 	"github.com/netbackd/netbackd/internal/handover"
 	"github.com/netbackd/netbackd/internal/hostcheck"
+	"github.com/netbackd/netbackd/internal/xensim/store"
+	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
 func TestWriteCheck(t *testing.T) {
@@ -41,6 +45,42 @@ note     daemon           is not running
 		}
 		if isTerminal(&b) {
 			t.Error("takes a buffer for a terminal")
+		}
+	}
+}
+
+// TestAskXenstore: a driver domain may read little of xenstore, and a dom0 may not know
+// its own number.
+func TestAskXenstore(t *testing.T) {
+	srv := store.New(store.Options{})
+	defer func() {
+		if err := srv.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	connect := func(domid uint16, kind xenstore.Kind) *xenstore.Client {
+		ours, theirs := net.Pipe()
+		served := make(chan struct{})
+		go func() { defer close(served); _ = srv.ServeConn(theirs, domid, kind) }()
+		c := xenstore.New(ours, kind)
+		t.Cleanup(func() { _ = c.Close(); <-served })
+		return c
+	}
+	dom0 := connect(0, xenstore.Socket)
+	srv.DomainCreated(9)
+	for _, err := range []error{
+		dom0.Mkdir("/local/domain/0"),
+		dom0.Introduce(9, 1, 1),
+		dom0.Write("/local/domain/9/domid", "9"),
+		dom0.SetPermissions("/local/domain/9/domid", []xenstore.Perm{{Domid: 0}, {Domid: 9, Access: xenstore.AccessRead}}),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, c := range map[string]*xenstore.Client{"dom0": dom0, "driver domain": connect(9, xenstore.Xenbus)} {
+		if err := askDomid(context.Background(), c); err != nil {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
 }

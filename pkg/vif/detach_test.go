@@ -346,15 +346,7 @@ func TestDomainGone(t *testing.T) {
 // watches.
 func TestDriverDomain(t *testing.T) {
 	w := newWorld(t)
-	w.attach("hotplug-status", "connected")
-	w.must(w.tool.Mkdir("/local/domain/0/error"))
-	w.xs.Client = w.connectAs(9)
-	w.wantSteps("publish init-wait")
-	w.rings(1, false)
-	w.frontState(Connected)
-	w.wantSteps("connect plug connected")
-	w.wantState("4")
-
+	w.upInDriverDomain()
 	t.Run("out of watches", func(t *testing.T) {
 		w.v.unwatch()
 		w.xs.watch = func(string) error { return unix.ENOSPC }
@@ -368,4 +360,96 @@ func TestDriverDomain(t *testing.T) {
 		w.wantSteps("disconnect closed unregister")
 		w.wantState("6")
 	})
+}
+
+// upInDriverDomain attaches a vif to an unprivileged backend, which may read the
+// frontend's directory and nothing above it, and connects it.
+func (w *world) upInDriverDomain() {
+	w.t.Helper()
+	w.attach("hotplug-status", "connected")
+	w.xs.Client = w.connectAs(9)
+	w.wantSteps("publish init-wait")
+	w.rings(1, false)
+	w.frontState(Connected)
+	w.wantSteps("connect plug connected")
+	w.wantState("4")
+}
+
+// wantNoTrouble checks that the vif's last look wrote of no error.
+func (w *world) wantNoTrouble() {
+	w.t.Helper()
+	w.wantError("-")
+	for _, e := range w.log.FilterMessage("trouble").All() {
+		w.t.Errorf("log: %s %v", e.Message, e.ContextMap())
+	}
+}
+
+// TestGoneInDriverDomain: xenstored says EACCES of what is gone where the backend may
+// not read the directories above. That is how devices and guests go.
+func TestGoneInDriverDomain(t *testing.T) {
+	for name, remove := range map[string]string{
+		"the frontend": frontDir,
+		"the guest":    "/local/domain/7",
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.upInDriverDomain()
+			w.must(w.tool.Remove(remove))
+			if _, err := w.xs.Client.Read(frontDir + "/state"); !errors.Is(err, unix.EACCES) {
+				t.Fatalf("xenstored says %v", err)
+			}
+			w.wantSteps("disconnect closing closed unregister")
+			w.wantNoTrouble()
+			w.wantState("6")
+			w.wantHeld(nothing)
+			w.wantTap(0)
+			w.must(w.tool.Remove(backDir))
+			w.wantSteps("gone")
+			w.wantNoTrouble()
+		})
+	}
+}
+
+// TestHiddenFrontend: a guest that hides its directory from a driver domain is gone
+// until the toolstack makes the device anew, and makes no TAPs come and go by it.
+func TestHiddenFrontend(t *testing.T) {
+	w := newWorld(t)
+	w.upInDriverDomain()
+	index := w.iface(ifname).Index
+	hide := func(access xenstore.Access) {
+		t.Helper()
+		for _, path := range []string{frontDir, frontDir + "/state"} {
+			w.must(w.guest.SetPermissions(path, []xenstore.Perm{{Domid: domid}, {Domid: 9, Access: access}}))
+		}
+	}
+	w.must(w.guest.SetPermissions(frontDir+"/state", []xenstore.Perm{{Domid: domid}}))
+	w.wantSteps("disconnect closing closed")
+	w.wantNoTrouble()
+	if l := w.iface(ifname); l == nil || l.Index != index {
+		t.Errorf("interface %+v, want the one with index %d", l, index)
+	}
+
+	hide(xenstore.AccessNone)
+	w.wantSteps("unregister")
+	w.wantNoTrouble()
+	w.wantTap(0)
+	if got := w.status().Waits; got != "the toolstack to remove it" {
+		t.Errorf("waits for %q", got)
+	}
+	hide(xenstore.AccessRead)
+	w.frontState(Initialising)
+	w.wantSteps("unregister")
+	w.wantState("6")
+	w.wantTap(0)
+
+	w.must(w.tool.Remove(backDir))
+	w.must(w.tool.Remove(frontDir))
+	w.attach("hotplug-status", "connected")
+	w.allow("/local/domain/0/backend", 9, domid)
+	w.allow(frontDir, domid, 9)
+	w.wantSteps("publish init-wait")
+	w.rings(1, false)
+	w.frontState(Connected)
+	w.wantSteps("connect plug connected")
+	w.wantNoTrouble()
 }

@@ -18,6 +18,20 @@ type reader interface {
 	Read(path string) (string, error)
 }
 
+// guestNodes reads nodes that belong to a guest. A node that may not be read counts as
+// one that is not there: below a directory that a driver domain may not read, xenstored
+// answers EACCES for a node that is gone (errno_from_parents in xenstored_core.c). The
+// error of such a read is ErrNotExist and ErrPermission.
+type guestNodes struct{ reader }
+
+func (g guestNodes) Read(path string) (string, error) {
+	v, err := g.reader.Read(path)
+	if errors.Is(err, xenstore.ErrPermission) {
+		err = fmt.Errorf("%w: %w", err, xenstore.ErrNotExist)
+	}
+	return v, err
+}
+
 // frontend is what a frontend published for one connection.
 type frontend struct {
 	features features
@@ -49,7 +63,7 @@ const (
 // the first that makes no sense is the error. Those of a control ring count only
 // if one was offered: other backends' frontends may have left theirs.
 func readFrontend(r reader, dir string, maxQueues int, control ControlRings) (*frontend, error) {
-	k := keyReader{r: r, dir: dir}
+	k := keyReader{r: guestNodes{r}, dir: dir}
 	f := &frontend{}
 	for i := range featureTable {
 		ft := &featureTable[i]

@@ -110,28 +110,33 @@ func (v *Vif) observe() error {
 // guest can do by itself follows: a state that cannot be read, or is none, is
 // not an error of ours, or it would keep the toolstack from removing the vif.
 func (v *Vif) readFront() error {
+	before := v.front
 	v.front, v.guestMTU, v.offer = Unknown, "", offer{}
 	alive, err := v.domainLives()
 	if err != nil {
 		return err
 	}
-	if dir := v.nodes.front; !alive || dir == "" {
+	if dir := v.nodes.front; !alive || dir == "" || v.hidden {
 		return nil
 	}
 	if err := v.watch(); err != nil {
 		return err
 	}
-	s, err := v.cfg.Store.Read(v.nodes.front + "/state")
+	guest := guestNodes{v.cfg.Store}
+	s, err := guest.Read(v.nodes.front + "/state")
 	switch {
 	case errors.Is(err, xenstore.ErrNotExist):
 		// A toolstack takes the whole directory. A guest that takes its state
-		// away and brings it back must not make TAPs come and go.
-		_, err := v.cfg.Store.Read(v.nodes.front)
-		if errors.Is(err, xenstore.ErrClosed) {
+		// away and brings it back must not make TAPs come and go; nor must one
+		// that hides its directory, so that one stays gone.
+		_, err := guest.Read(v.nodes.front)
+		switch {
+		case errors.Is(err, xenstore.ErrClosed):
 			return err
-		}
-		if !errors.Is(err, xenstore.ErrNotExist) {
+		case !errors.Is(err, xenstore.ErrNotExist):
 			v.front = Closed
+		default:
+			v.hidden = before != Unknown && errors.Is(err, xenstore.ErrPermission)
 		}
 		return nil
 	case errors.Is(err, xenstore.ErrClosed):

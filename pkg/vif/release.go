@@ -49,7 +49,7 @@ func (v *Vif) release() (lost int, err error) {
 	case v.link != nil && v.link.front.features.mcast:
 		return 0, ErrMcast
 	}
-	switch _, err := v.cfg.Store.Read(v.nodes.front + "/" + ctrlRingKey); {
+	switch _, err := (guestNodes{v.cfg.Store}).Read(v.nodes.front + "/" + ctrlRingKey); {
 	case err == nil:
 		return 0, ErrCtrlRing
 	case !errors.Is(err, xenstore.ErrNotExist):

@@ -149,7 +149,7 @@ func (v *Vif) waits(up bool) string {
 		return "the guest to come with something else, or netbackd reset"
 	case !v.detachAt.IsZero() && v.own != Closed:
 		return "the guest to close"
-	case v.own == Closed && !v.nodes.online:
+	case v.own == Closed && (!v.nodes.online || v.hidden):
 		return "the toolstack to remove it"
 	case v.own == Connected && v.claimed && !v.nodes.plugged():
 		return "the hotplug script"

@@ -145,6 +145,7 @@ func (v *Vif) startOver() {
 	v.own, v.hadTap, v.lost = Initialising, false, false
 	v.detachAt = time.Time{}
 	v.tried, v.reason = nil, ""
+	v.hidden = false
 }
 
 // show moves the vif to a state and tells the frontend.

@@ -32,7 +32,7 @@ func CanTakeOver(s Store, path string, maxQueues int) error {
 	default:
 		return fmt.Errorf("%w: it is %v", ErrNotOpen, n.state)
 	}
-	k := keyReader{r: s, dir: n.front}
+	k := keyReader{r: guestNodes{s}, dir: n.front}
 	state, _ := k.get("state")
 	if front, err := parseState(state); k.err != nil || err != nil || front != Connected {
 		return k.err // nothing is settled yet

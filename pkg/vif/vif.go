@@ -100,6 +100,7 @@ type Vif struct {
 	// What xenstore says; observe.go.
 	nodes      nodes
 	front      State
+	hidden     bool // the frontend's directory may not be read any more
 	guestMTU   string
 	offer      offer
 	frontWatch watch
