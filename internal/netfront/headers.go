@@ -2,7 +2,11 @@
 
 package netfront
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+
+	"github.com/netbackd/netbackd/pkg/tap"
+)
 
 // headers is where a frame's headers are, as far as checksums need to know. The
 // judge reads them with code of its own: it must not share the backend's errors.
@@ -110,6 +114,13 @@ func (h *headers) csumField() int {
 		return h.l4 + 6
 	}
 	return 0
+}
+
+// offloads reports whether the checksum that a vnet header leaves to be made is the
+// transport header's. netif cannot name another one, as of a packet in a tunnel.
+func (h *headers) offloads(v *tap.VnetHdr) bool {
+	at := h.csumField()
+	return at != 0 && int(v.CsumStart) == h.l4 && int(v.CsumStart)+int(v.CsumOffset) == at
 }
 
 // pseudo is the sum of the pseudo header for a transport length of n octets.

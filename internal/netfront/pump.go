@@ -298,7 +298,7 @@ func (p *Pump) prepare(size int, m *Meta) bool {
 	}
 	if m.CsumBlank {
 		hd := findHeaders(p.q.tx.page(p.q.tx.top(0))[:min(size, netif.PageSize)])
-		if hd.csumField() == 0 || hd.tagged || hd.v4 && o.NoCsumOffload || hd.v6 && !o.IPv6CsumOffload {
+		if !hd.offloads(&h) || hd.tagged || hd.v4 && o.NoCsumOffload || hd.v6 && !o.IPv6CsumOffload {
 			if m.GSOType != netif.GSONone {
 				return false
 			}

@@ -87,7 +87,7 @@ func removeLinks() {
 	}
 	for _, l := range links {
 		switch l.Type() {
-		case "tun", "tuntap", "bridge", "dummy":
+		case "tun", "tuntap", "bridge", "dummy", "vxlan":
 			_ = netlink.LinkDel(l)
 		}
 	}
