@@ -12,11 +12,13 @@ import (
 	"os/signal"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/netbackd/netbackd/internal/control"
 	"github.com/netbackd/netbackd/internal/handover"
+	"github.com/netbackd/netbackd/internal/logsink"
 )
 
 // Exit codes besides 0 and 1.
@@ -26,6 +28,9 @@ const (
 	exitNoVif      = 4
 )
 
+// lastWords bounds how long a command waits, at its end, for the reader of its error.
+const lastWords = 2 * time.Second
+
 // defaultRunDir is where the control socket and the journals are.
 const defaultRunDir = "/run/netbackd"
 
@@ -33,7 +38,7 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := newRoot().ExecuteContext(ctx); err != nil {
-		fmt.Fprintln(os.Stderr, "netbackd:", err)
+		logsink.Last(stderr, lastWords, "netbackd: %v\n", err)
 		os.Exit(exitCode(err))
 	}
 }

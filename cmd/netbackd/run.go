@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/signal"
 	"runtime"
 	"runtime/debug"
 	"sync"
@@ -20,6 +21,7 @@ import (
 	"github.com/netbackd/netbackd/internal/control"
 	"github.com/netbackd/netbackd/internal/host"
 	"github.com/netbackd/netbackd/internal/iouring"
+	"github.com/netbackd/netbackd/internal/logsink"
 	"github.com/netbackd/netbackd/internal/sdnotify"
 	"github.com/netbackd/netbackd/internal/xennetback"
 	"github.com/netbackd/netbackd/pkg/backend"
@@ -55,7 +57,11 @@ func newRunCmd() *cobra.Command {
 		Long: `Run serves every vif whose backend is this domain, until it is told to stop.
 
 It can be stopped, killed and started again at any time: guests keep their
-connections, and the next netbackd takes over where this one left.`,
+connections, and the next netbackd takes over where this one left.
+
+It writes its log to standard error and never waits for who reads it: lines that the
+reader does not take are lost, counted ("netbackd show" tells), and told of in the log
+when it takes lines again. A terminal that is closed does not end it.`,
 		Args: args(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error {
 			f.runDir, _ = c.Flags().GetString("run-dir")
@@ -108,11 +114,16 @@ func (f *runFlags) run(ctx context.Context) (err error) {
 	if err != nil {
 		return usageError{fmt.Errorf("--control-ring: %w", err)}
 	}
-	log, err := f.logger()
+	// A reader of the log that goes away, and a terminal that is closed, are no reason
+	// to end.
+	signal.Ignore(unix.SIGPIPE, unix.SIGHUP, unix.SIGTTOU)
+	logsink.Unblock(stderr)
+	log, sink, err := f.logger()
 	if err != nil {
 		return err
 	}
 	defer func() { _ = log.Sync() }()
+	defer zap.RedirectStdLog(log)()
 	// First of all: the files handed over are not to get into other hands.
 	notify, handed, err := sdnotify.FromEnv()
 	if err != nil {
@@ -166,9 +177,20 @@ func (f *runFlags) run(ctx context.Context) (err error) {
 		Version: buildVersion(), PID: os.Getpid(), Since: time.Now(),
 		Workers: pool.Workers(), Uring: f.uringState(), Offload: offload,
 	}
+	now := func() control.Daemon {
+		d := d
+		d.LogLost = sink.Lost()
+		return d
+	}
+	clients, err := zap.NewStdLogAt(log, zap.WarnLevel)
+	if err != nil {
+		return errors.Join(err, listener.Close())
+	}
 	serveCtx, stop := context.WithCancel(ctx)
 	served := make(chan error, 1)
-	go func() { served <- control.Serve(serveCtx, listener, control.Handler(d, b, backend.ErrNoVif)) }()
+	go func() {
+		served <- control.Serve(serveCtx, listener, control.Handler(now, b, backend.ErrNoVif), clients)
+	}()
 	defer func() {
 		stop()
 		err = errors.Join(err, <-served)
@@ -182,8 +204,7 @@ func (f *runFlags) run(ctx context.Context) (err error) {
 	var watch sync.WaitGroup
 	err = b.Run(ctx, func() {
 		log.Info("ready")
-		srv.ready()
-		watch.Go(func() { srv.watch(serveCtx) })
+		watch.Go(func() { srv.serve(serveCtx) })
 	})
 	stop()
 	watch.Wait()
@@ -237,24 +258,39 @@ func (f *runFlags) uringState() string {
 	return "in use"
 }
 
-func (f *runFlags) logger() (*zap.Logger, error) {
+// stderr is where the log goes.
+const stderr = 2
+
+// logger makes the log, and the sink that its lines go to.
+func (f *runFlags) logger() (*zap.Logger, *logsink.Sink, error) {
 	level, err := zapcore.ParseLevel(f.logLevel)
 	if err != nil {
-		return nil, usageError{fmt.Errorf("--log-level is %q, want debug, info, warn or error", f.logLevel)}
+		return nil, nil, usageError{fmt.Errorf("--log-level is %q, want debug, info, warn or error", f.logLevel)}
 	}
-	cfg := zap.NewProductionConfig()
-	cfg.Level = zap.NewAtomicLevelAt(level)
-	cfg.Sampling = nil
-	cfg.DisableStacktrace = true
-	cfg.DisableCaller = true
-	cfg.EncoderConfig.EncodeTime = zapcore.ISO8601TimeEncoder
+	cfg := zap.NewProductionEncoderConfig()
+	cfg.EncodeTime = zapcore.ISO8601TimeEncoder
+	var lines zapcore.Encoder
 	switch f.logFormat {
 	case "console":
-		cfg.Encoding = "console"
-		cfg.EncoderConfig.EncodeLevel = zapcore.CapitalLevelEncoder
+		cfg.EncodeLevel = zapcore.CapitalLevelEncoder
+		lines = zapcore.NewConsoleEncoder(cfg)
 	case "json":
+		lines = zapcore.NewJSONEncoder(cfg)
 	default:
-		return nil, usageError{fmt.Errorf("--log-format is %q, want console or json", f.logFormat)}
+		return nil, nil, usageError{fmt.Errorf("--log-format is %q, want console or json", f.logFormat)}
 	}
-	return cfg.Build()
+	sink := logsink.New(stderr, lostNote(lines))
+	return zap.New(zapcore.NewCore(lines, sink, level), zap.ErrorOutput(sink)), sink, nil
+}
+
+// lostNote makes the line of the log that tells of lines that were lost.
+func lostNote(lines zapcore.Encoder) logsink.Note {
+	return func(n uint64, cause error) []byte {
+		e := zapcore.Entry{Level: zap.WarnLevel, Time: time.Now(), Message: "lines of the log were lost"}
+		b, err := lines.EncodeEntry(e, []zap.Field{zap.Uint64("lines", n), zap.NamedError("reason", cause)})
+		if err != nil {
+			return nil
+		}
+		return b.Bytes()
+	}
 }

@@ -35,6 +35,7 @@ type service struct {
 
 	heard time.Time // when the control loop answered last
 	said  string    // the status the manager knows
+	fails string    // why it could not be told something; empty: it could
 }
 
 // keeper is the manager as the keeper of TAP queues, nil if there is none.
@@ -54,23 +55,43 @@ func keptFiles(files []sdnotify.File) []backend.Kept {
 	return kept
 }
 
-// check logs what could not be said to the manager.
-func (s *service) check(err error) {
+// check logs what could not be said to the manager, once for each reason. It reports
+// whether it could be said.
+func (s *service) check(err error) bool {
+	text := ""
 	if err != nil {
+		text = err.Error()
+	}
+	if text != "" && text != s.fails {
 		s.log.Warn("service manager", zap.Error(err))
 	}
+	s.fails = text
+	return err == nil
 }
 
-// ready says that the daemon serves.
-func (s *service) ready() {
-	s.status()
-	s.check(s.notify.Ready())
+// readyAgain is when to say again that the daemon serves, to a manager that did not
+// take it.
+const readyAgain = time.Second
+
+// serve says that the daemon serves, and feeds the watchdog until ctx ends. It has a
+// goroutine of its own: the manager may be busy.
+func (s *service) serve(ctx context.Context) {
+	for s.status(); !s.check(s.notify.Ready()); {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(readyAgain):
+		}
+	}
+	s.watch(ctx)
 }
 
-// stopped says that it does no more, and sees to it that the manager has taken
-// note of all it was told.
+// stopped says that the daemon serves no more, and sees to it that the manager has
+// taken note of all it was told. It takes three seconds at most.
 func (s *service) stopped() {
-	s.check(s.notify.Stopping())
+	if !s.check(s.notify.Stopping()) {
+		return // nor would it take note
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), barrierTime)
 	defer cancel()
 	s.check(s.notify.Barrier(ctx))

@@ -25,18 +25,21 @@ var errNoVif = errors.New("no such vif")
 func newShowCmd() *cobra.Command {
 	var asJSON, key bool
 	c := &cobra.Command{
-		Use:   "show VIF",
-		Short: "Show all about one vif",
+		Use:   "show [VIF]",
+		Short: "Show all about one vif, or about the daemon",
 		Long: `Show prints everything the daemon knows about one vif. VIF is its name as the
-toolstack knows it, such as vif3.0, or the name its interface has now.
+toolstack knows it, such as vif3.0, or the name its interface has now. Without VIF it
+prints what the daemon says of itself.
 
-With --json it prints the vif as one object; field names are stable within a
-schema.`,
+With --json it prints one object; field names are stable within a schema.`,
 		Example: "  netbackd show vif3.0",
-		Args:    args(cobra.ExactArgs(1)),
+		Args:    args(cobra.MaximumNArgs(1)),
 
 		ValidArgsFunction: completeVif,
 		RunE: func(c *cobra.Command, a []string) error {
+			if len(a) == 0 {
+				return showDaemon(c, asJSON)
+			}
 			return withVif(c, a[0], func(_ *control.Client, s *vif.Status) error {
 				if !key {
 					hideKey(s)
@@ -51,6 +54,32 @@ schema.`,
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	c.Flags().BoolVar(&key, "key", false, "print the guest's hash key as well, which lets others choose the queue of a flow")
 	return c
+}
+
+// showDaemon prints what the daemon says of itself.
+func showDaemon(c *cobra.Command, asJSON bool) error {
+	client := control.NewClient(socketPath(c))
+	defer client.Close()
+	d, err := client.Daemon(c.Context())
+	if err != nil {
+		return err
+	}
+	if asJSON {
+		return writeJSON(c.OutOrStdout(), d)
+	}
+	return writeDaemon(c.OutOrStdout(), &d, time.Now())
+}
+
+// writeDaemon prints the daemon.
+func writeDaemon(w io.Writer, d *control.Daemon, now time.Time) error {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	row := func(k, format string, v ...any) { fmt.Fprintf(t, "%s\t%s\n", k, fmt.Sprintf(format, v...)) }
+	row("netbackd", "%s, process %d, started %v ago", d.Version, d.PID, now.Sub(d.Since).Round(time.Second))
+	row("workers", "%d", d.Workers)
+	row("io_uring", "%s", d.Uring)
+	row("offload", "%s", onOff(d.Offload))
+	row("log", "%d lines lost", d.LogLost)
+	return t.Flush()
 }
 
 func newResetCmd() *cobra.Command {

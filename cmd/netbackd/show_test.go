@@ -158,6 +158,10 @@ func (d *daemon) Claim(string) error { return errors.New("not asked for") }
 
 func (d *daemon) Release(string) (int, error) { return 0, errors.New("not asked for") }
 
+var testDaemon = control.Daemon{
+	Version: "v1.2", PID: 4711, Since: time.Now().Add(-time.Hour), Workers: 2, Uring: "in use", Offload: true, LogLost: 12,
+}
+
 // serve runs a daemon's control socket and returns its run directory.
 func serve(t *testing.T, d *daemon) string {
 	t.Helper()
@@ -168,7 +172,9 @@ func serve(t *testing.T, d *daemon) string {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	served := make(chan error, 1)
-	go func() { served <- control.Serve(ctx, l, control.Handler(control.Daemon{}, d, errNoVif)) }()
+	go func() {
+		served <- control.Serve(ctx, l, control.Handler(func() control.Daemon { return testDaemon }, d, errNoVif), nil)
+	}()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-served; err != nil {
@@ -210,6 +216,11 @@ func TestCommands(t *testing.T) {
 			continue
 		}
 		golden(t, tt.name, []byte(got))
+	}
+
+	got, err := command("--run-dir", dir, "show")
+	if err != nil || !strings.HasPrefix(got, "netbackd  v1.2, process 4711, started 1h0m0s ago\n") || !strings.HasSuffix(got, "log       12 lines lost\n") {
+		t.Errorf("show prints %q, %v", got, err)
 	}
 
 	// The key is the guest's secret.
@@ -256,7 +267,7 @@ func TestCommandErrors(t *testing.T) {
 		{none, "list", exitNotRunning, "netbackd is not running: nobody answers at " + none + "/control.sock; start it with `systemctl start netbackd`, or `netbackd run` by hand"},
 		{none, "show vif1.0", exitNotRunning, "netbackd is not running"},
 		{none, "reset vif1.0", exitNotRunning, "netbackd is not running"},
-		{few, "show", exitUsage, "accepts 1 arg(s), received 0; see `netbackd show --help`"},
+		{few, "show vif1.0 vif2.0", exitUsage, "accepts at most 1 arg(s), received 2; see `netbackd show --help`"},
 		{few, "list vif1.0", exitUsage, "see `netbackd list --help`"},
 		{few, "list --yaml", exitUsage, "unknown flag: --yaml; see `netbackd list --help`"},
 	} {

@@ -36,6 +36,7 @@ type Daemon struct {
 	Workers int       `json:"workers"`
 	Uring   string    `json:"io_uring"` // "in use", or why not
 	Offload bool      `json:"offload"`
+	LogLost uint64    `json:"log_lines_lost"` // that the reader of the log did not take
 }
 
 // Vifs is the list of vifs.
@@ -63,13 +64,29 @@ type Source interface {
 	Release(name string) (lost int, err error)
 }
 
-// Handler serves the protocol.
-func Handler(d Daemon, src Source, notFound error) http.Handler {
-	d.Schema = Schema
+// maxLists bounds how many lists are made, and held for clients that read slowly, at a
+// time. One of a thousand vifs takes some megabytes.
+const maxLists = 4
+
+// answerTime is how long a client may take to read an answer.
+const answerTime = 2 * time.Second
+
+// Handler serves the protocol. daemon says how the daemon is now.
+func Handler(daemon func() Daemon, src Source, notFound error) http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /v1/daemon", func(w http.ResponseWriter, _ *http.Request) { answer(w, d) })
-	mux.HandleFunc("GET /v1/vifs", func(w http.ResponseWriter, _ *http.Request) {
-		answer(w, Vifs{Schema: Schema, Vifs: src.List()})
+	mux.HandleFunc("GET /v1/daemon", func(w http.ResponseWriter, _ *http.Request) {
+		d := daemon()
+		d.Schema = Schema
+		answer(w, d)
+	})
+	lists := make(chan struct{}, maxLists)
+	mux.HandleFunc("GET /v1/vifs", func(w http.ResponseWriter, r *http.Request) {
+		select {
+		case lists <- struct{}{}:
+			defer func() { <-lists }()
+			answer(w, Vifs{Schema: Schema, Vifs: src.List()})
+		case <-r.Context().Done():
+		}
 	})
 	// about answers what is about one vif: with a body of the result, if any.
 	about := func(pattern string, f func(name string) (any, error)) {
@@ -97,9 +114,17 @@ func Handler(d Daemon, src Source, notFound error) http.Handler {
 	return mux
 }
 
+// answer sends v. The client has answerTime to read it, however long others have made
+// it wait before.
 func answer(w http.ResponseWriter, v any) {
+	b, err := json.Marshal(v)
+	if err != nil {
+		refuse(w, http.StatusInternalServerError, err)
+		return
+	}
 	w.Header().Set("Content-Type", "application/json")
-	_ = json.NewEncoder(w).Encode(v)
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(answerTime))
+	_, _ = w.Write(append(b, '\n'))
 }
 
 func refuse(w http.ResponseWriter, code int, err error) {

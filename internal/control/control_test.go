@@ -61,6 +61,8 @@ func (s *source) Release(name string) (int, error) { return 3, s.Reset(name) }
 
 var testDaemon = Daemon{Version: "v1", PID: 4711, Since: time.Unix(1700000000, 0).UTC(), Workers: 2, Uring: "in use", Offload: true}
 
+func daemon() Daemon { return testDaemon }
+
 // serve runs a daemon's end at path until the test ends.
 func serve(t *testing.T, path string, h http.Handler) {
 	t.Helper()
@@ -70,7 +72,7 @@ func serve(t *testing.T, path string, h http.Handler) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	served := make(chan error, 1)
-	go func() { served <- Serve(ctx, l, h) }()
+	go func() { served <- Serve(ctx, l, h, nil) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-served; err != nil {
@@ -88,7 +90,7 @@ func client(t *testing.T, path string) *Client {
 func TestQuestions(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "run", "control.sock")
 	src := &source{}
-	serve(t, path, Handler(testDaemon, src, errNoVif))
+	serve(t, path, Handler(daemon, src, errNoVif))
 	c := client(t, path)
 	ctx := context.Background()
 
@@ -136,14 +138,14 @@ func TestQuestions(t *testing.T) {
 // TestWire is the protocol as others may speak it.
 func TestWire(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "control.sock")
-	serve(t, path, Handler(testDaemon, &source{}, errNoVif))
+	serve(t, path, Handler(daemon, &source{}, errNoVif))
 	h := client(t, path).http
 	for _, tt := range []struct {
 		method, path string
 		code         int
 		body         string
 	}{
-		{"GET", "/v1/daemon", 200, `{"schema":1,"version":"v1","pid":4711,"since":"2023-11-14T22:13:20Z","workers":2,"io_uring":"in use","offload":true}` + "\n"},
+		{"GET", "/v1/daemon", 200, `{"schema":1,"version":"v1","pid":4711,"since":"2023-11-14T22:13:20Z","workers":2,"io_uring":"in use","offload":true,"log_lines_lost":0}` + "\n"},
 		{"POST", "/v1/vifs/vif1.0/reset", 204, ""},
 		{"POST", "/v1/vifs/vif9.0/reset", 404, `{"error":"vif9.0: no such vif"}` + "\n"},
 		{"POST", "/v1/vifs/vif2.0/reset", 409, `{"error":"vif2.0 does not answer"}` + "\n"},
@@ -331,7 +333,7 @@ func TestServeFails(t *testing.T) {
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if err := Serve(context.Background(), l, http.NotFoundHandler()); !errors.Is(err, net.ErrClosed) {
+	if err := Serve(context.Background(), l, http.NotFoundHandler(), nil); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("got %v", err)
 	}
 }

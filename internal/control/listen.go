@@ -6,10 +6,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -73,9 +75,73 @@ type listener struct {
 
 func (l *listener) Close() error { return errors.Join(l.Listener.Close(), l.lock.Close()) }
 
-// Serve answers at l until ctx ends.
-func Serve(ctx context.Context, l net.Listener, h http.Handler) error {
-	s := &http.Server{Handler: h, ReadHeaderTimeout: 5 * time.Second}
+// limits bound what clients take. One that does not send, or does not read, has its
+// connection closed; until then it is one of clients.
+type limits struct {
+	clients int
+	read    time.Duration // for a request to come
+	write   time.Duration // for an answer to be made and read
+	idle    time.Duration // between two requests
+}
+
+// served are the limits of Serve. An answer may take 8 s to make.
+var served = limits{clients: 64, read: 5 * time.Second, write: 20 * time.Second, idle: 10 * time.Second}
+
+const maxHeader = 8 << 10 // bytes
+
+// crowd is a listener that accepts a connection when fewer than its capacity are open.
+type crowd struct {
+	net.Listener
+	places chan struct{}
+	closed chan struct{}
+	once   sync.Once
+}
+
+func newCrowd(l net.Listener, most int) *crowd {
+	return &crowd{Listener: l, places: make(chan struct{}, most), closed: make(chan struct{})}
+}
+
+func (c *crowd) Accept() (net.Conn, error) {
+	select {
+	case c.places <- struct{}{}:
+	case <-c.closed:
+		return nil, net.ErrClosed
+	}
+	conn, err := c.Listener.Accept()
+	if err != nil {
+		<-c.places
+		return nil, err
+	}
+	return &placed{Conn: conn, leave: sync.OnceFunc(func() { <-c.places })}, nil
+}
+
+func (c *crowd) Close() error {
+	c.once.Do(func() { close(c.closed) })
+	return c.Listener.Close()
+}
+
+// placed is a connection that gives its place back when it is closed.
+type placed struct {
+	net.Conn
+	leave func()
+}
+
+func (p *placed) Close() error {
+	defer p.leave()
+	return p.Conn.Close()
+}
+
+// Serve answers at l until ctx ends. It writes to log what goes wrong with clients.
+func Serve(ctx context.Context, l net.Listener, h http.Handler, log *log.Logger) error {
+	return served.serve(ctx, l, h, log)
+}
+
+func (m limits) serve(ctx context.Context, l net.Listener, h http.Handler, log *log.Logger) error {
+	l = newCrowd(l, m.clients)
+	s := &http.Server{
+		Handler: h, ErrorLog: log,
+		ReadTimeout: m.read, WriteTimeout: m.write, IdleTimeout: m.idle, MaxHeaderBytes: maxHeader,
+	}
 	stop := context.AfterFunc(ctx, func() { _ = s.Close() })
 	defer stop()
 	if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {

@@ -25,8 +25,9 @@ const (
 )
 
 // sendTimeout bounds how long a message may wait for the manager, which queues
-// some hundred and may be busy with itself.
-const sendTimeout = 5 * time.Second
+// some hundred and may be busy with itself. At the end of a service a few messages in
+// a row wait, and it is killed after some seconds (TimeoutStopSec).
+const sendTimeout = time.Second
 
 // Notifier sends messages to the service manager. It is safe for concurrent use.
 // All methods of a nil Notifier succeed and do nothing.

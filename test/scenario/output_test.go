@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package scenario
+
+import (
+	"bufio"
+	"io"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/netbackd/netbackd/pkg/vif"
+)
+
+// stuck is a pipe that is full, and that nobody reads.
+func (w *world) stuck() (reader, writer *os.File) {
+	w.t.Helper()
+	var p [2]int
+	w.must(unix.Pipe2(p[:], unix.O_CLOEXEC|unix.O_NONBLOCK))
+	for b := make([]byte, 4096); ; {
+		if _, err := unix.Write(p[1], b); err != nil {
+			break
+		}
+	}
+	w.must(unix.SetNonblock(p[1], false)) // as a child is given it
+	reader, writer = os.NewFile(uintptr(p[0]), "log"), os.NewFile(uintptr(p[1]), "log")
+	w.t.Cleanup(func() { _ = reader.Close(); _ = writer.Close() })
+	return reader, writer
+}
+
+// loggingTo starts a daemon whose standard output and error are f, and waits until it
+// answers. It returns a channel that is closed when the daemon has ended.
+func (w *world) loggingTo(f *os.File) (daemon *exec.Cmd, ended chan struct{}) {
+	w.t.Helper()
+	daemon = exec.Command(exe, "run", "--xen", w.XenDir(), "--run-dir", w.RunDir(), "--max-queues=8", "--log-level=debug")
+	daemon.Stdout, daemon.Stderr = f, f
+	daemon.SysProcAttr = &unix.SysProcAttr{Pdeathsig: unix.SIGKILL}
+	w.must(daemon.Start())
+	ended = make(chan struct{})
+	go func() { _ = daemon.Wait(); close(ended) }()
+	w.t.Cleanup(func() {
+		_ = daemon.Process.Kill()
+		<-ended
+	})
+	w.wait("the daemon to answer", func() bool {
+		d, err := w.Control().Daemon(w.ctx)
+		return err == nil && d.PID == daemon.Process.Pid
+	})
+	return daemon, ended
+}
+
+// Nobody reads the log, and it is full. Guests are served and connect anew all the
+// same, what is lost is counted, a reader that comes back is told, and the daemon ends
+// when it is asked to, and dies when the watchdog has it die.
+func TestGuestsAreServedThoughNobodyReadsTheLog(t *testing.T) {
+	w := newWorld(t)
+	g := w.guest()
+	f := w.rawFront(1)
+	f.connect()
+	w.must(w.Daemon().Stop())
+
+	r, p := w.stuck()
+	daemon, ended := w.loggingTo(p)
+	g.serving()
+	g.pings(3)
+	lost := func() uint64 {
+		d, err := w.Control().Daemon(w.ctx)
+		w.must(err)
+		return d.LogLost
+	}
+	w.wait("lines to be lost", func() bool {
+		f.state(vif.Initialising)
+		f.waitBack(vif.InitWait)
+		f.connect()
+		return lost() > 0
+	})
+	if text := fine(t, w.ask("show")); strings.Contains(text, " 0 lines lost") || !strings.Contains(text, "lines lost") {
+		t.Errorf("show prints:\n%s", text)
+	}
+	lines := bufio.NewReader(r)
+	for {
+		line, err := lines.ReadString('\n')
+		w.must(err)
+		if strings.Contains(line, "lines of the log were lost") {
+			break
+		}
+	}
+	go func() { _, _ = io.Copy(io.Discard, lines) }()
+	g.pings(3)
+	w.must(daemon.Process.Signal(unix.SIGTERM))
+	w.within(ended, "to end when it is asked to")
+
+	_, p = w.stuck()
+	daemon, ended = w.loggingTo(p)
+	w.must(daemon.Process.Signal(unix.SIGTERM))
+	w.within(ended, "to end though nobody reads its log")
+
+	daemon, ended = w.loggingTo(p)
+	w.must(daemon.Process.Signal(unix.SIGABRT)) // as the watchdog does
+	w.within(ended, "to die though nobody reads why")
+	w.must(w.StartDaemon(w.ctx))
+	g.serving()
+	g.pings(3)
+}
+
+// within waits for the daemon's end. A service manager kills what takes longer.
+func (w *world) within(ended chan struct{}, what string) {
+	w.t.Helper()
+	select {
+	case <-ended:
+	case <-time.After(10 * time.Second):
+		w.t.Errorf("waited in vain for the daemon %s", what)
+	}
+}
