@@ -38,7 +38,7 @@ func create(cfg Config) (*Device, error) {
 	switch {
 	case err != nil:
 		return nil, err
-	case has&MultiQueue == 0:
+	case has&MultiQueue == 0 && !cfg.Single:
 		return nil, fmt.Errorf("%v: %w", MultiQueue, ErrNotSupported)
 	case cfg.VnetHdr && has&VnetHeader == 0:
 		return nil, withHint(fmt.Errorf("%v: %w", VnetHeader, ErrNotSupported), "do without a vnet header")
@@ -72,19 +72,18 @@ func create(cfg Config) (*Device, error) {
 
 // open opens the queues of the device and settles it.
 func (d *Device) open(cfg *Config) error {
-	before, err := findAdoptable(d.nl, cfg)
+	found, err := findAdoptable(d.nl, cfg)
 	if err != nil {
 		return err
 	}
-	d.adopted = before != 0
-	var fd int
-	if cfg.VnetHdr {
-		fd, err = openNetlink(d.nl, cfg)
-	} else {
-		fd, err = openWater(cfg, cfg.Persist || d.adopted)
+	before := 0
+	if found != nil {
+		before, cfg.Single = found.Index, isSingle(found)
 	}
+	d.adopted, d.single = before != 0, cfg.Single
+	fd, err := d.openFirst(cfg)
 	if err != nil {
-		return withHint(err, attachHint(err))
+		return err
 	}
 	d.push(fd)
 	link, err := d.identify()
@@ -102,7 +101,28 @@ func (d *Device) open(cfg *Config) error {
 	if err := d.settle(cfg); err != nil {
 		return err
 	}
-	return d.setQueues(max(cfg.Queues, 1))
+	return d.setQueues(min(max(cfg.Queues, 1), d.MaxQueues()))
+}
+
+// openFirst opens the first queue of the device. That somebody has the queue of a
+// device with one queue only the kernel says when a second one is opened (EBUSY);
+// openFirst waits for queues that linger, as findAdoptable does for other devices.
+func (d *Device) openFirst(cfg *Config) (fd int, err error) {
+	for deadline := time.Now().Add(lingerWait); ; time.Sleep(lingerPoll) {
+		if cfg.VnetHdr {
+			fd, err = openNetlink(d.nl, cfg)
+		} else {
+			fd, err = openWater(cfg, cfg.Persist || d.adopted)
+		}
+		switch {
+		case err == nil:
+			return fd, nil
+		case !errors.Is(err, unix.EBUSY):
+			return -1, withHint(err, attachHint(err))
+		case time.Now().After(deadline):
+			return -1, busy(cfg.Name)
+		}
+	}
 }
 
 // identify finds the interface index of a device whose queues we have.
@@ -223,7 +243,8 @@ func (d *Device) takeOver(cfg *Config) error {
 	if err := adoptable(link, cfg.flags()); err != nil {
 		return err
 	}
-	if n := link.Queues + link.DisabledQueues; n != len(d.queues) {
+	d.single = isSingle(link)
+	if n := link.Queues + link.DisabledQueues; n != len(d.queues) && !d.single {
 		return fmt.Errorf("%w: %d given, the device has %d", errQueues, len(d.queues), n)
 	}
 	for _, q := range d.queues {
@@ -234,6 +255,9 @@ func (d *Device) takeOver(cfg *Config) error {
 		if err := unix.SetNonblock(q.fd, true); err != nil {
 			return err
 		}
+	}
+	if d.single {
+		return d.settle(cfg)
 	}
 	if d.active = link.Queues; d.active < len(d.queues) {
 		if err := d.setActive(len(d.queues)); err != nil {
@@ -251,37 +275,43 @@ const (
 	lingerPoll = 5 * time.Millisecond
 )
 
-// findAdoptable returns the interface index of the device that cfg names, 0 if
-// there is none. It fails if there is one that cannot be adopted.
-func findAdoptable(nl *netlink.Handle, cfg *Config) (index int, err error) {
+// findAdoptable returns the device that cfg names, nil if there is none. It fails if
+// there is one that cannot be adopted.
+func findAdoptable(nl *netlink.Handle, cfg *Config) (*netlink.Tuntap, error) {
 	for deadline := time.Now().Add(lingerWait); ; time.Sleep(lingerPoll) {
 		link, err := nl.LinkByName(cfg.Name)
 		if errors.As(err, new(netlink.LinkNotFoundError)) {
-			return 0, nil
+			return nil, nil
 		}
 		if err != nil {
-			return 0, err
+			return nil, err
 		}
 		if err := adoptable(link, cfg.flags()); err != nil {
-			return 0, err
+			return nil, err
 		}
 		t := link.(*netlink.Tuntap)
 		switch {
+		case isSingle(t):
+			return t, nil // openFirst finds out whether it is in use
 		case t.Queues+t.DisabledQueues == 0 && t.NonPersist:
 			// Being deleted.
 		case t.Queues+t.DisabledQueues == 0:
-			return t.Index, nil
+			return t, nil
 		case len(holders(cfg.Name)) > 0:
-			return 0, busy(cfg.Name)
+			return nil, busy(cfg.Name)
 		}
 		if time.Now().After(deadline) {
-			return 0, busy(cfg.Name)
+			return nil, busy(cfg.Name)
 		}
 	}
 }
 
+// isSingle tells whether a device can have one queue only.
+func isSingle(t *netlink.Tuntap) bool { return t.Flags&netlink.TUNTAP_MULTI_QUEUE == 0 }
+
 // adoptable tells whether a device has the flags that we open with. Opening a
-// device with other flags is refused by the kernel, or changes them.
+// device with other flags is refused by the kernel, or changes them. Only how many
+// queues it can have does not matter: it is opened as what it is.
 func adoptable(link netlink.Link, flags uint16) error {
 	name := link.Attrs().Name
 	t, ok := link.(*netlink.Tuntap)
@@ -289,7 +319,7 @@ func adoptable(link netlink.Link, flags uint16) error {
 		return withHint(fmt.Errorf("%w: %s", ErrMismatch, describe(link)),
 			"rename it, delete it with `ip link delete "+name+"`, or unbind its driver")
 	}
-	if has := uint16(t.Mode) | uint16(t.Flags); has != flags {
+	if has := uint16(t.Mode) | uint16(t.Flags); (has^flags)&^unix.IFF_MULTI_QUEUE != 0 {
 		return withHint(fmt.Errorf("%w: a TAP with flags %s, not %s", ErrMismatch, flagNames(has), flagNames(flags)),
 			"delete it with `ip link delete "+name+"` once nobody needs it")
 	}

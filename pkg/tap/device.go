@@ -18,6 +18,7 @@ type Device struct {
 	name    string // as last seen, for errors
 	vnetHdr bool
 	adopted bool
+	single  bool // no IFF_MULTI_QUEUE
 	sndBuf  int
 	offload Offload
 	closers *Closers
@@ -43,6 +44,15 @@ func (d *Device) VnetHdr() bool { return d.vnetHdr }
 
 // Queues returns how many queues the device has.
 func (d *Device) Queues() int { return len(d.queues) }
+
+// MaxQueues returns how many queues the device can have: 1 if it was made with
+// Config.Single, else MaxQueues.
+func (d *Device) MaxQueues() int {
+	if d.single {
+		return 1
+	}
+	return MaxQueues
+}
 
 // Queue returns queue i, counted from 0. It panics if there is none. The same i
 // is the same *Queue for as long as the queue lives.
@@ -115,6 +125,34 @@ func (d *Device) SetMTU(mtu int) error {
 func (d *Device) SetTxQueueLen(frames int) error {
 	return d.setLink(fmt.Sprintf("set txqueuelen %d", frames), func(l netlink.Link) error {
 		return d.nl.LinkSetTxQLen(l, frames)
+	})
+}
+
+// SetMAC sets the hardware address of the host's end.
+func (d *Device) SetMAC(mac net.HardwareAddr) error {
+	return d.setLink(fmt.Sprintf("set address %v", mac), func(l netlink.Link) error {
+		return d.nl.LinkSetHardwareAddr(l, mac)
+	})
+}
+
+// SetNoQueue gives the device the queueing discipline noqueue: the host puts frames
+// into the queues at once. Any other discipline would hold nothing either, because
+// the driver never says that a queue is full; it drops. (One of the host's choice can
+// replace it at any time.) To be called before the device comes up. Else the kernel
+// makes one of net.core.default_qdisc for each of the MaxQueues queues that it has
+// allocated: 3.3 MiB with pfifo_fast, 16 MiB with fq_codel.
+//
+// It fails with [ErrNotSupported] if the kernel has no queueing disciplines.
+func (d *Device) SetNoQueue() error {
+	return d.setLink("set noqueue", func(l netlink.Link) error {
+		err := d.nl.QdiscReplace(&netlink.GenericQdisc{
+			QdiscAttrs: netlink.QdiscAttrs{LinkIndex: l.Attrs().Index, Parent: netlink.HANDLE_ROOT},
+			QdiscType:  "noqueue",
+		})
+		if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOENT) {
+			return ErrNotSupported // no CONFIG_NET_SCHED
+		}
+		return err
 	})
 }
 

@@ -21,6 +21,26 @@ func busy(name string) error {
 	return withHint(ErrBusy, "held by "+strings.Join(who, ", ")+": stop it first")
 }
 
+// InUse reports whether a process has a queue of a TAP open, attached or detached.
+// The kernel does not tell the number of queues of a device that can have one only.
+// InUse tries to open that one; a device that is not in use has no carrier before
+// and after.
+func InUse(t *netlink.Tuntap) (bool, error) {
+	if !isSingle(t) {
+		return t.Queues+t.DisabledQueues > 0, nil
+	}
+	fd, err := openTUN()
+	if err != nil {
+		return false, err
+	}
+	err = attachByName(fd, t.Name, uint16(t.Mode)|uint16(t.Flags)|unix.IFF_NO_CARRIER)
+	err = errors.Join(err, unix.Close(fd))
+	if errors.Is(err, unix.EBUSY) {
+		return true, nil
+	}
+	return false, err
+}
+
 // maxHolders is how many holders an error names.
 const maxHolders = 4
 

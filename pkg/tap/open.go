@@ -20,7 +20,7 @@ func openNetlink(nl *netlink.Handle, cfg *Config) (int, error) {
 	t := &netlink.Tuntap{
 		LinkAttrs:  netlink.LinkAttrs{Name: cfg.Name},
 		Mode:       netlink.TUNTAP_MODE_TAP,
-		Flags:      netlink.TUNTAP_MULTI_QUEUE_DEFAULTS | netlink.TUNTAP_VNET_HDR,
+		Flags:      netlink.TuntapFlag(cfg.flags() &^ unix.IFF_TAP),
 		NonPersist: true, // which here means: leave it
 		Queues:     1,
 		// The library always sets an owner, and leaks the queue when
@@ -68,7 +68,7 @@ func openWater(cfg *Config, persist bool) (int, error) {
 		PlatformSpecificParams: water.PlatformSpecificParams{
 			Name:       cfg.Name,
 			Persist:    persist,
-			MultiQueue: true,
+			MultiQueue: !cfg.Single,
 		},
 	})
 	if err != nil {

@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// SetQueues opens or closes queues at the end until there are n, 1 to MaxQueues,
-// and gives all of them to the host. Queues below n stay as they are, except that
+// SetQueues opens or closes queues at the end until there are n, 1 to
+// d.MaxQueues(), and gives all of them to the host. Queues below n stay as they are, except that
 // detached ones (SetActive) are attached again. If it fails to open one, those
 // it had opened are closed again.
 //
@@ -25,7 +25,7 @@ func (d *Device) setQueues(n int) error {
 	switch {
 	case was == 0:
 		return ErrClosed
-	case n < 1 || n > MaxQueues:
+	case n < 1 || n > d.MaxQueues():
 		return errQueues
 	case n < was:
 		// Somebody who keeps them for a successor would else have the host

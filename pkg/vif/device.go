@@ -69,6 +69,7 @@ func (v *Vif) openTap() (*tap.Device, error) {
 	cfg := tap.Config{
 		Name:      v.Name(),
 		Queues:    1,
+		Single:    v.maxQueues() == 1,
 		VnetHdr:   v.cfg.Offload,
 		Persist:   true,
 		NoCarrier: v.own != Connected,
@@ -83,12 +84,23 @@ func (v *Vif) openTap() (*tap.Device, error) {
 	return tap.Create(cfg)
 }
 
+// macOfVifs is the address of the host's end, the same for all vifs, as
+// xen-netback's have it: routed guests know it as their gateway's, and a bridge,
+// which takes the lowest address of its ports, does not take this one.
+var macOfVifs = net.HardwareAddr{0xfe, 0xff, 0xff, 0xff, 0xff, 0xff}
+
 // settleTap completes a new TAP.
 func (v *Vif) settleTap(mtu int) error {
 	if err := addAltName(v.tap.Index(), altName(v.cfg.Domid, v.cfg.Devid)); err != nil {
 		v.log.Warn(noSecondName, errField(err))
 	}
+	if err := v.tap.SetMAC(macOfVifs); err != nil {
+		return err
+	}
 	if err := v.tap.SetTxQueueLen(txQueueLen); err != nil {
+		return err
+	}
+	if err := v.tap.SetNoQueue(); err != nil && !errors.Is(err, tap.ErrNotSupported) {
 		return err
 	}
 	// Also if this one stands in for the TAP of a connected vif: plug sets the

@@ -55,12 +55,16 @@ func RemoveLeftovers(runDir string, here func(domid uint16, devid int) bool) (re
 	var errs []error
 	for _, l := range links {
 		t, ok := l.(*netlink.Tuntap)
-		if !ok || t.Queues+t.DisabledQueues > 0 {
+		if !ok {
 			continue
 		}
 		for _, alt := range t.AltNames {
 			domid, devid, ok := parseName(strings.TrimPrefix(alt, altPrefix))
 			if !ok || altName(domid, devid) != alt || here(domid, devid) {
+				continue
+			}
+			if used, err := tap.InUse(t); used || err != nil {
+				errs = append(errs, err)
 				continue
 			}
 			removed = append(removed, t.Name)

@@ -50,6 +50,9 @@ func TestCreate(t *testing.T) {
 	if l.NonPersist {
 		t.Error("the TAP goes with the process")
 	}
+	if got := l.HardwareAddr.String(); got != "fe:ff:ff:ff:ff:ff" {
+		t.Errorf("the address is %s", got)
+	}
 	if got := w.status().Waits; got != "the guest" {
 		t.Errorf("waits for %q", got)
 	}

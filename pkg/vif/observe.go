@@ -166,12 +166,17 @@ func (v *Vif) readFront() error {
 }
 
 // maxQueues is how many queues the frontend may have. One that has connected was
-// offered them by a predecessor, which may have had other settings.
+// offered them by a predecessor, which may have had other settings. A TAP made by a
+// predecessor that offered one queue cannot have more.
 func (v *Vif) maxQueues() int {
-	if v.own != Connected && !(v.own == InitWait && v.front == Connected) {
-		return v.cfg.MaxQueues
+	n := v.cfg.MaxQueues
+	if v.own == Connected || v.own == InitWait && v.front == Connected {
+		n = max(n, v.nodes.offeredQueues())
 	}
-	return max(v.nodes.offeredQueues(), v.cfg.MaxQueues)
+	if v.tap != nil {
+		n = min(n, v.tap.MaxQueues())
+	}
+	return n
 }
 
 // offeredQueues is how many queues the frontend was offered; 0 if it was not.
