@@ -202,9 +202,9 @@ func TestOtherRings(t *testing.T) {
 func TestReconfiguring(t *testing.T) {
 	w := newWorld(t)
 	w.up(1)
-	for range 2 {
+	for _, answer := range []string{"reconfigured", ""} { // which stands
 		w.frontState(Reconfiguring)
-		w.wantSteps("reconfigured")
+		w.wantSteps(answer)
 		w.wantState("8")
 		w.wantHeld("2 pages, 1 handles, 1 ports")
 		w.frontState(Connected)
@@ -217,6 +217,51 @@ func TestReconfiguring(t *testing.T) {
 	w.frontState(Closing)
 	w.wantSteps("disconnect closing")
 	w.wantState("5")
+	w.frontState(Reconfiguring)
+	w.wantSteps("reconfigured")
+	w.frontState(Closed)
+	w.wantSteps("closed")
+	w.wantState("6")
+}
+
+// TestFrontendElsewhere: a vif whose frontend's directory is not named, or is not one
+// of its domain's, is closed, and served when that is mended.
+func TestFrontendElsewhere(t *testing.T) {
+	for _, tt := range []struct{ frontend, error string }{
+		{"-", "-"},
+		{"", "-"},
+		{"/local/domain/8/device/vif/0", `22 key "frontend" is "/local/domain/8/device/vif/0", want a directory below /local/domain/7`},
+		{"/local/domain/70/device/vif/0", `22 key "frontend" is "/local/domain/70/device/vif/0", want a directory below /local/domain/7`},
+		{"/local/domain/7", `22 key "frontend" is "/local/domain/7", want a directory below /local/domain/7`},
+		{"device/vif/0", `22 key "frontend" is "device/vif/0", want a directory below /local/domain/7`},
+		{frontDir + "/", `22 key "frontend" is "` + frontDir + `/", want a directory below /local/domain/7`},
+		{"/local/domain/7/a b", `22 key "frontend" is "/local/domain/7/a b", want a directory below /local/domain/7`},
+	} {
+		t.Run(tt.frontend, func(t *testing.T) {
+			w := newWorld(t)
+			w.up(1)
+			w.must(w.tool.Write("/local/domain/8/device/vif/0/state", "4"))
+			if tt.frontend == "-" {
+				w.must(w.tool.Remove(backDir + "/frontend"))
+			} else {
+				w.must(w.tool.Write(backDir+"/frontend", tt.frontend))
+			}
+			w.wantSteps("disconnect closing closed unregister")
+			w.wantError(tt.error)
+			w.wantHeld(nothing)
+			if !w.v.alarm.IsZero() {
+				t.Error("it will look again, though nothing changes")
+			}
+			w.must(w.tool.Write(backDir+"/frontend", frontDir))
+			w.frontState(Initialising)
+			w.wantSteps("publish init-wait")
+			w.plugIn() // there is another TAP
+			w.rings(1, false)
+			w.frontState(Connected)
+			w.wantSteps("connect plug connected")
+			w.wantError("-")
+		})
+	}
 }
 
 // TestUnusualFrontends: wherever a frontend goes, the vif comes to rest, and a

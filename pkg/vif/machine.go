@@ -18,7 +18,11 @@ type situation struct {
 	quarantined bool // these rings are not to be touched
 	bare        bool // InitWait, but no TAP: a predecessor's work, or somebody deleted it
 	claimed     bool // another back end has served these rings until now
-	overwritten bool // our node shows Closing, which neither we nor the toolstack wrote
+
+	// node is what the vif's node shows, Unknown if that is no state. It is not
+	// own after the answer to Reconfiguring, when the toolstack detaches, and when
+	// a stranger has written there.
+	node State
 }
 
 // step is one thing to do. Steps are done in order, until one fails.
@@ -35,6 +39,7 @@ const (
 	stepClosing                      // show Closing
 	stepClosed                       // show Closed
 	stepReconfigured                 // answer Reconfiguring
+	stepDetaching                    // show the toolstack's Closing again
 	stepUnregister                   // remove the TAP; the device is gone
 	stepGrace                        // look again when the frontend's time is up
 	stepUnexpected                   // say that no frontend goes where this one is
@@ -42,7 +47,7 @@ const (
 
 var stepNames = [...]string{
 	"none", "publish", "tap", "connect", "disconnect", "plug", "init-wait", "connected",
-	"closing", "closed", "reconfigured", "unregister", "grace", "unexpected",
+	"closing", "closed", "reconfigured", "detaching", "unregister", "grace", "unexpected",
 }
 
 func (s step) String() string { return stepNames[s] }
@@ -61,15 +66,21 @@ var shows = map[State]step{
 //	Connected    → Closing
 //	Closing      → Closed
 //	Closed       → InitWait, Closing
+//
+// Reconfigured may follow any but Initialising. It changes nothing else: the vif
+// stays where it is, and its node shows that again when the frontend goes on.
+//
+// What comes of every combination is in docs/states.md.
 func plan(s situation) []step {
 	p := planner{situation: s}
 	switch {
 	case s.detach:
 		p.detached()
 	case !s.online && s.own == Closed:
-		p.add(stepUnregister)
+		p.remove()
 	default:
 		p.follow()
+		p.restate()
 	}
 	return p.steps
 }
@@ -83,7 +94,7 @@ type planner struct {
 func (p *planner) add(s step) { p.steps = append(p.steps, s) }
 
 func (p *planner) show(s State) {
-	p.own, p.overwritten = s, false
+	p.own, p.node = s, s
 	p.add(shows[s])
 }
 
@@ -94,6 +105,7 @@ func (p *planner) follow() {
 	default:
 		if p.refused {
 			p.down(Closed)
+			p.answer()
 			return
 		}
 	}
@@ -105,15 +117,15 @@ func (p *planner) follow() {
 		if p.own == Connected || p.own == Closing {
 			p.down(Closed)
 		}
-		if p.raise() && p.overwritten {
-			// The frontend has not seen it yet, and would not come.
-			p.overwritten = false
-			p.add(stepInitWait)
-		}
+		p.raise()
 	case Initialised:
-		if p.own == Initialising {
-			p.raise()
+		// No frontend of a vif need go there, and xen-netback does nothing about
+		// one that does. It waits for us as one in Initialising, but rings that
+		// are served stay.
+		if p.own == Closing {
+			p.down(Closed)
 		}
+		p.raise()
 	case Connected:
 		if p.own == Closing {
 			p.down(Closed)
@@ -126,21 +138,65 @@ func (p *planner) follow() {
 	case Closed:
 		p.down(Closed)
 		if !p.online {
-			p.add(stepUnregister)
+			p.remove()
 		}
 	case Unknown:
 		p.down(Closed)
-		p.add(stepUnregister)
+		p.remove()
 	case Reconfiguring:
-		// It waits for the answer without limit, and goes on with the same
-		// rings.
 		if p.own == Connected {
 			p.connect()
-			p.add(stepReconfigured)
+		} else if p.own == Initialising || p.bare {
+			p.raise()
 		}
+		p.answer()
 	default:
 		p.add(stepUnexpected)
 	}
+}
+
+// answer answers Reconfiguring, whatever state the vif is in, as xen-netback does:
+// netfront waits for it without limit, with the lock on all its network settings
+// (rtnl) held, and then goes on with the rings it has.
+func (p *planner) answer() {
+	if p.front != Reconfiguring || p.node == Reconfigured {
+		return
+	}
+	if p.own == Initialising || p.own == Closed && !p.online {
+		return // there is no device yet, or no more
+	}
+	p.node = Reconfigured
+	p.add(stepReconfigured)
+}
+
+// restate shows once more where the vif is if the node shows something else: the
+// answer to a frontend that has gone on, or what a stranger wrote. The frontend
+// may be waiting for it.
+func (p *planner) restate() {
+	switch {
+	case p.node == p.own, p.own == Initialising:
+		return
+	case p.node == Reconfigured && (p.front == Reconfiguring || p.own == Connected):
+		return // the answer stands; xen-netback leaves it, too
+	case p.own == Closing && p.node == Closed:
+		return // where it is going
+	case p.own == InitWait && (p.front == Initialising || p.front == Initialised):
+		// It waits for InitWait, and would not come.
+	case p.own == InitWait || p.own == Connected:
+		if p.node == Closing || p.node == Closed {
+			return // the frontend has seen it, and is followed where it goes
+		}
+	}
+	p.node = p.own
+	p.add(shows[p.own])
+}
+
+// remove removes a device that is Closed.
+func (p *planner) remove() {
+	if p.own != Closed || p.node != Closed {
+		p.show(Closed)
+	}
+	p.add(stepUnregister)
 }
 
 // raise goes up to InitWait and reports whether the vif is there.
@@ -224,18 +280,22 @@ func (p *planner) detached() {
 		if p.forced || p.own == Closed {
 			break
 		}
-		if p.front == Closing {
+		switch {
+		case p.front == Closing:
 			p.disconnect()
-			if p.own != Closing {
+			if p.own != Closing || p.node != Closing {
 				p.show(Closing)
 			}
+		case p.front == Reconfiguring:
+			p.answer()
+		case p.node != Closing && p.node != Closed:
+			// The answer has hidden it.
+			p.node = Closing
+			p.add(stepDetaching)
 		}
 		p.add(stepGrace)
 		return
 	}
 	p.disconnect()
-	if p.own != Closed {
-		p.show(Closed)
-	}
-	p.add(stepUnregister)
+	p.remove()
 }

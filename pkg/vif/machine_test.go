@@ -18,13 +18,13 @@ var (
 func situations(f func(situation)) {
 	for _, own := range allOwn {
 		for _, front := range allFront {
-			for bits := range 1 << 12 {
+			for bits := range 1 << 11 * len(allFront) {
 				bit := func(i int) bool { return bits>>i&1 != 0 }
 				f(situation{
-					own: own, front: front,
+					own: own, front: front, node: allFront[bits>>11],
 					online: bit(0), detach: bit(1), forced: bit(2), connected: bit(3),
 					stale: bit(4), plugged: bit(5), live: bit(6), refused: bit(7), quarantined: bit(8), bare: bit(9),
-					claimed: bit(10), overwritten: bit(11),
+					claimed: bit(10),
 				})
 			}
 		}
@@ -42,18 +42,19 @@ func (s situation) possible() bool {
 		s.refused && s.quarantined,
 		s.bare && (s.own != InitWait || s.connected),
 		s.claimed && s.connected,
-		s.overwritten && (s.own != InitWait || !s.online),
+		s.node == Initialising && s.own != Initialising, // a toolstack made it anew
+		s.own == Initialising && s.node != Initialising && s.node != Unknown && !(s.detach && s.node == Closing),
 		s.quarantined && s.connected:
 		return false
 	}
 	return true
 }
 
-// legal are the states that may follow one another; see plan.
+// legal are the states that a vif may go to from each; see plan.
 var legal = map[State][]State{
 	Initialising: {InitWait, Closed},
 	InitWait:     {Connected, Closing},
-	Connected:    {Closing, Reconfigured},
+	Connected:    {Closing},
 	Closing:      {Closed},
 	Closed:       {InitWait, Closing},
 }
@@ -86,37 +87,27 @@ func TestPlanInvariants(t *testing.T) {
 
 // judge takes the steps and says what is wrong with them.
 func judge(s situation, steps []step) string {
-	node := s.own // what the node shows
-	if s.detach && s.own != Closed {
-		node = Closing // by the toolstack
-	}
-	restored := false
+	node := s.node
 	connected, live, bare, unregistered, went := s.connected, s.live, s.bare, false, s.own
 	for i, st := range steps {
 		if unregistered {
 			return "goes on after unregister"
 		}
 		if state, ok := shown(st); ok {
-			if state == InitWait && s.overwritten && !restored && i == len(steps)-1 && went == InitWait {
-				if s.front != Initialising {
-					return "hides Closing from a frontend that has seen it"
-				}
-				restored = true
-				continue
-			}
-			if state == node && !s.detach {
+			switch {
+			case state == node && state == went:
 				return "shows what is shown"
-			}
-			if state != node && !slices.Contains(legal[node], state) {
-				return fmt.Sprintf("%v after %v", state, node)
-			}
-			if state == Connected && (!connected || !live || !s.plugged || !s.online) {
+			case state == went && i+1 < len(steps) && st != stepClosed && st != stepClosing:
+				return "shows again what is not to last"
+			case state == went && state == InitWait && s.node == Closing && s.front != Initialising && s.front != Initialised:
+				return "hides Closing from a frontend that has seen it"
+			case state != went && !slices.Contains(legal[went], state) && !s.detach:
+				return fmt.Sprintf("%v after %v", state, went)
+			case state == Connected && state != went && (!connected || !live || !s.plugged || !s.online):
 				return "Connected too early"
-			}
-			if (state == Closing || state == Closed) && connected {
+			case (state == Closing || state == Closed) && connected:
 				return fmt.Sprintf("%v with the guest's pages mapped", state)
-			}
-			if (state == InitWait || state == Connected) && s.refused {
+			case (state == InitWait || state == Connected) && s.refused && state != went:
 				return "tries again what was refused"
 			}
 			node, went = state, state
@@ -172,10 +163,15 @@ func judge(s situation, steps []step) string {
 			}
 			live = true
 		case stepReconfigured:
-			if went != Connected || s.front != Reconfiguring {
-				return "answers what was not asked"
+			if s.front != Reconfiguring || node == Reconfigured || went == Initialising {
+				return "answers what was not asked, or twice"
 			}
 			node = Reconfigured
+		case stepDetaching:
+			if !s.detach || node == Closing {
+				return "shows a wish that the toolstack does not have, or that is shown"
+			}
+			node = Closing
 		case stepUnregister:
 			if connected || node != Closed {
 				return "unregisters what is in use"
@@ -219,6 +215,12 @@ func judge(s situation, steps []step) string {
 		return "keeps rings that a new frontend knows nothing of"
 	case s.refused && went != Closed && s.front != Closing:
 		return "stays up although it was refused"
+	case s.front == Reconfiguring && node != Reconfigured && went != Initialising && !(went == Closed && !s.online):
+		return "leaves a frontend without the answer that it waits for"
+	case s.front != Reconfiguring && node == Reconfigured && went != Connected:
+		return "lets an answer stand for where it is"
+	case node == Unknown && went != Initialising:
+		return "shows no state"
 	}
 	return ""
 }
@@ -232,12 +234,12 @@ func TestPlanComesToRest(t *testing.T) {
 		}
 		after, ok := s.after(plan(s))
 		if !ok {
-			return // asks for another frontend, or for time
+			return // asks for another frontend
 		}
 		// Unregister is repeated, and finds nothing to do. So are the TAP of a
-		// vif that was claimed and the answer to Reconfiguring.
+		// vif that was claimed and the alarm for the end of the grace.
 		again := slices.DeleteFunc(plan(after), func(st step) bool {
-			return st == stepUnregister || st == stepReconfigured || st == stepTap
+			return st == stepUnregister || st == stepGrace || st == stepTap
 		})
 		if len(again) > 0 {
 			t.Errorf("%+v: after %v comes %v", s, plan(s), again)
@@ -249,7 +251,7 @@ func TestPlanComesToRest(t *testing.T) {
 func (s situation) after(steps []step) (_ situation, ok bool) {
 	for _, st := range steps {
 		if state, ok := shown(st); ok {
-			s.own, s.overwritten = state, false
+			s.own, s.node = state, state
 		}
 		switch st {
 		case stepPublish:
@@ -260,7 +262,11 @@ func (s situation) after(steps []step) (_ situation, ok bool) {
 			s.connected, s.live, s.stale = false, false, false
 		case stepPlug:
 			s.live = true
-		case stepGrace, stepUnexpected:
+		case stepReconfigured:
+			s.node = Reconfigured
+		case stepDetaching:
+			s.node = Closing
+		case stepUnexpected:
 			return s, false
 		}
 	}
@@ -268,7 +274,7 @@ func (s situation) after(steps []step) (_ situation, ok bool) {
 }
 
 func TestPlan(t *testing.T) {
-	up := func(own, front State) situation { return situation{own: own, front: front, online: true} }
+	up := func(own, front State) situation { return situation{own: own, node: own, front: front, online: true} }
 	with := func(s situation, flags string) situation {
 		for _, f := range strings.Fields(flags) {
 			map[string]func(){
@@ -280,10 +286,18 @@ func TestPlan(t *testing.T) {
 				"quarantined": func() { s.quarantined = true },
 				"bare":        func() { s.bare = true },
 				"claimed":     func() { s.claimed = true },
-				"overwritten": func() { s.overwritten = true },
+				"nonsense":    func() { s.node = Unknown },
+				"shows5":      func() { s.node = Closing },
+				"shows6":      func() { s.node = Closed },
+				"shows8":      func() { s.node = Reconfigured },
 				"offline":     func() { s.online = false },
-				"detach":      func() { s.online, s.detach = false, true },
-				"forced":      func() { s.forced = true },
+				"detach": func() {
+					s.online, s.detach = false, true
+					if s.own != Closed {
+						s.node = Closing // the toolstack's
+					}
+				},
+				"forced": func() { s.forced = true },
 			}[f]()
 		}
 		return s
@@ -306,6 +320,9 @@ func TestPlan(t *testing.T) {
 		{"frontend in Reconfigured", with(up(Connected, Reconfigured), running), "unexpected"},
 		{"frontend Initialised", up(InitWait, Initialised), ""},
 		{"frontend Initialised early", up(Initialising, Initialised), "publish init-wait"},
+		{"frontend Initialised while we are Closed", up(Closed, Initialised), "publish init-wait"},
+		{"frontend Initialised while we are Closing", up(Closing, Initialised), "closed publish init-wait"},
+		{"frontend Initialised while Connected", with(up(Connected, Initialised), running), ""},
 		{"connect", with(up(InitWait, Connected), "plugged"), "connect plug connected"},
 		{"connect before hotplug", up(InitWait, Connected), "connect"},
 		{"waiting for hotplug", with(up(InitWait, Connected), "connected"), ""},
@@ -324,7 +341,22 @@ func TestPlan(t *testing.T) {
 		{"frontend closed and the device unwanted", with(up(Closing, Closed), "offline"), "closed unregister"},
 		{"frontend directory gone", with(up(Connected, Unknown), running), "disconnect closing closed unregister"},
 		{"frontend reconfigures", with(up(Connected, Reconfiguring), running), "reconfigured"},
-		{"frontend reconfigures too early", up(InitWait, Reconfiguring), ""},
+		{"frontend reconfigures while the script runs", with(up(InitWait, Reconfiguring), "connected"), "reconfigured"},
+		{"frontend reconfigures before it has connected", up(InitWait, Reconfiguring), "reconfigured"},
+		{"frontend reconfigures a device never seen", up(Initialising, Reconfiguring), "publish init-wait reconfigured"},
+		{"frontend reconfigures while we are Closing", up(Closing, Reconfiguring), "reconfigured"},
+		{"frontend reconfigures while we are Closed", up(Closed, Reconfiguring), "reconfigured"},
+		{"frontend reconfigures, and was refused", with(up(Closed, Reconfiguring), "refused"), "reconfigured"},
+		{"frontend reconfigures what is refused now", with(up(InitWait, Reconfiguring), "refused"), "closing closed reconfigured"},
+		{"frontend reconfigures while it is in quarantine", with(up(Connected, Reconfiguring), "quarantined"), "reconfigured"},
+		{"frontend has its answer", with(up(Connected, Reconfiguring), running+" shows8"), ""},
+		{"frontend has its answer in InitWait", with(up(InitWait, Reconfiguring), "shows8"), ""},
+		{"frontend goes on after its answer", with(up(Connected, Connected), running+" shows8"), ""},
+		{"frontend goes on while the script runs", with(up(InitWait, Connected), "connected shows8"), "init-wait"},
+		{"frontend goes on, the script is through", with(up(InitWait, Connected), "connected plugged shows8"), "plug connected"},
+		{"frontend begins anew after its answer", with(up(InitWait, Initialising), "shows8"), "init-wait"},
+		{"frontend closes after its answer", with(up(Closing, Closing), "shows8"), "closing"},
+		{"frontend goes on after its answer, and was refused", with(up(Closed, Connected), "refused shows8"), "closed"},
 
 		// Other rings, no rings, and the wrong ones.
 		{"other rings while Connected", with(up(Connected, Connected), running+" stale"), "disconnect connect plug"},
@@ -333,8 +365,15 @@ func TestPlan(t *testing.T) {
 		{"taken over in mid reconfiguration", with(up(Connected, Reconfiguring), "plugged"), "connect plug reconfigured"},
 		{"taken over, but the TAP was deleted", up(Connected, Connected), "connect"},
 		{"hotplug done again for a new TAP", with(up(Connected, Connected), "connected plugged"), "plug"},
-		{"closed by others before the guest came", with(up(InitWait, Initialising), "overwritten"), "init-wait"},
-		{"closed by others, guest has come", with(up(InitWait, Connected), "overwritten plugged"), "connect plug connected"},
+		{"closed by others before the guest came", with(up(InitWait, Initialising), "shows5"), "init-wait"},
+		{"closed by others, guest has come", with(up(InitWait, Connected), "shows5 plugged"), "connect plug connected"},
+		{"closed by others, guest waits for the script", with(up(InitWait, Connected), "connected shows5"), ""},
+		{"closed by others while Connected", with(up(Connected, Connected), running+" shows6"), ""},
+		{"overwritten before the guest came", with(up(InitWait, Initialising), "nonsense"), "init-wait"},
+		{"overwritten while the script runs", with(up(InitWait, Connected), "connected nonsense"), "init-wait"},
+		{"overwritten while Connected", with(up(Connected, Connected), running+" nonsense"), "connected"},
+		{"overwritten while Closing", with(up(Closing, Closing), "nonsense"), "closing"},
+		{"overwritten while Closed", with(up(Closed, Closed), "shows5"), "closed"},
 		{"claimed from another back end", with(up(Connected, Connected), "claimed"), "tap"},
 		{"claimed, the script is through", with(up(Connected, Connected), "claimed plugged"), "connect plug"},
 		{"claimed before the guest has connected", with(up(InitWait, Initialising), "claimed bare"), "publish"},
@@ -359,6 +398,11 @@ func TestPlan(t *testing.T) {
 		{"detach, frontend gone", with(up(Connected, Unknown), running+" detach"), "disconnect closed unregister"},
 		{"detach, frontend never connected", with(up(InitWait, Initialising), "detach"), "closed unregister"},
 		{"detach of what is closed", with(up(Closed, Connected), "detach"), "unregister"},
+		{"detach of what is closed, by a toolstack that does not look", with(up(Closed, Closed), "detach shows5"), "closed unregister"},
+		{"detach of what is closed, overwritten", with(up(Closed, Closed), "offline nonsense"), "closed unregister"},
+		{"detach, frontend reconfigures", with(up(Connected, Reconfiguring), running+" detach"), "reconfigured grace"},
+		{"detach, frontend goes on after its answer", with(up(Connected, Connected), running+" detach shows8"), "detaching grace"},
+		{"detach, frontend closes after its answer", with(up(Closing, Closing), "detach shows8"), "closing grace"},
 		{"detach before the device was looked at", with(up(Initialising, Initialising), "detach"), "closed unregister"},
 		{"unwanted and closed, guest comes again", with(up(Closed, Initialising), "offline"), "unregister"},
 		{"unwanted, guest connects", with(up(InitWait, Connected), "offline plugged"), ""},

@@ -4,6 +4,7 @@ package vif
 
 import (
 	"errors"
+	"strings"
 	"time"
 
 	"go.uber.org/zap"
@@ -16,6 +17,7 @@ import (
 type nodes struct {
 	present    bool
 	state      State // Unknown if what stands there makes no sense
+	behind     State // where the vif is while state is Reconfigured; Unknown if that is not said
 	front      string
 	online     bool
 	hotplug    string
@@ -49,6 +51,9 @@ func readNodes(r reader, path string) (n nodes, err error) {
 		n.state = Unknown
 	}
 	text := func(key string) (v string) { v, _ = k.get(key); return v }
+	if n.state == Reconfigured {
+		n.behind, _ = parseState(text(behindKey))
+	}
 	n.front = text("frontend")
 	n.online = text("online") != "0"
 	n.hotplug, n.hasHotplug = k.get("hotplug-status")
@@ -119,6 +124,10 @@ func (v *Vif) readFront() error {
 	if dir := v.nodes.front; !alive || dir == "" || v.hidden {
 		return nil
 	}
+	if err := v.checkFront(); err != nil {
+		v.fail(err)
+		return nil
+	}
 	if err := v.watch(); err != nil {
 		return err
 	}
@@ -165,12 +174,22 @@ func (v *Vif) readFront() error {
 	return nil
 }
 
+// checkFront checks that the frontend's directory is one of the frontend's domain:
+// what another domain writes is none of its words.
+func (v *Vif) checkFront() error {
+	home := xenstore.DomainPath(v.cfg.Domid)
+	if dir := v.nodes.front; xenstore.CheckPath(dir) != nil || !strings.HasPrefix(dir, home+"/") {
+		return &KeyError{Key: "frontend", Value: dir, Want: "a directory below " + home}
+	}
+	return nil
+}
+
 // maxQueues is how many queues the frontend may have. One that has connected was
 // offered them by a predecessor, which may have had other settings. A TAP made by a
 // predecessor that offered one queue cannot have more.
 func (v *Vif) maxQueues() int {
 	n := v.cfg.MaxQueues
-	if v.own == Connected || v.own == InitWait && v.front == Connected {
+	if v.own == Connected || v.own == InitWait && (v.front == Connected || v.front == Reconfiguring) {
 		n = max(n, v.nodes.offeredQueues())
 	}
 	if v.tap != nil {
@@ -202,7 +221,7 @@ func (v *Vif) noticeDetach() {
 	switch {
 	case v.nodes.online:
 		v.detachAt = time.Time{}
-	case v.nodes.state == Closing && v.detachAt.IsZero():
+	case (v.nodes.state == Closing || v.own == Closing) && v.detachAt.IsZero():
 		v.detachAt = time.Now().Add(v.cfg.Grace)
 		v.log.Info("the toolstack detaches the vif", zap.Stringer("frontend", v.front))
 	}
@@ -219,8 +238,7 @@ func (v *Vif) situation() situation {
 		live:      v.live,
 		bare:      v.own == InitWait && v.tap == nil,
 		claimed:   v.claimed,
-
-		overwritten: v.own == InitWait && v.nodes.state == Closing && v.nodes.online,
+		node:      v.nodes.state,
 	}
 	s.forced = s.detach && !time.Now().Before(v.detachAt)
 	s.stale = s.connected && v.offer.rings != nil && !v.offer.rings.sameRings(v.link.front)

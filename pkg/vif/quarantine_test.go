@@ -110,9 +110,10 @@ func TestQuarantineBeforeHotplug(t *testing.T) {
 	w.wantSteps("")
 	w.wantState("2")
 	w.frontState(Reconfiguring) // and back is not connecting anew
-	w.wantSteps("")
+	w.wantSteps("reconfigured")
 	w.frontState(Connected)
-	w.wantSteps("")
+	w.wantSteps("init-wait")
+	w.wantState("2")
 	w.wantHeld(nothing)
 	w.frontState(Closing)
 	w.wantSteps("closing")

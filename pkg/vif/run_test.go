@@ -412,9 +412,20 @@ func TestTakeOver(t *testing.T) {
 			"closing closed unregister", "6"},
 		{"Connected, made anew meanwhile", func(w *world) { w.up(2) },
 			func(w *world) { w.must(w.tool.Remove(backDir)); w.must(w.tool.Remove(frontDir)); w.attach() }, "publish init-wait", "2"},
-		{"Reconfigured", func(w *world) { w.up(1); w.frontState(Reconfiguring); w.settle() }, nil, "connect plug reconfigured", "8"},
+		{"Reconfigured", func(w *world) { w.up(1); w.frontState(Reconfiguring); w.settle() }, nil, "connect plug", "8"},
 		{"Reconfigured, and back meanwhile", func(w *world) { w.up(1); w.frontState(Reconfiguring); w.settle() },
 			func(w *world) { w.frontState(Connected) }, "connect plug", "8"},
+		{"Reconfigured in InitWait", func(w *world) { w.attach(); w.settle(); w.frontState(Reconfiguring); w.settle() }, nil, "publish", "8"},
+		{"Reconfigured in InitWait, begins anew meanwhile", func(w *world) { w.attach(); w.settle(); w.frontState(Reconfiguring); w.settle() },
+			func(w *world) { w.frontState(Initialising) }, "publish init-wait", "2"},
+		{"Reconfigured while waiting for hotplug, done and back meanwhile", func(w *world) { w.connectUnplugged(); w.frontState(Reconfiguring); w.settle() },
+			func(w *world) { w.plugIn(); w.frontState(Connected) }, "publish connect plug connected", "4"},
+		{"Reconfigured in Closing", func(w *world) { w.up(1); w.frontState(Closing); w.settle(); w.frontState(Reconfiguring); w.settle() },
+			func(w *world) { w.frontState(Closing) }, "closing", "5"},
+		{"Reconfigured in Closed", func(w *world) { w.up(1); w.frontState(Closed); w.settle(); w.frontState(Reconfiguring); w.settle() },
+			func(w *world) { w.frontState(Closed) }, "closed", "6"},
+		{"Reconfigured while it is detached", func(w *world) { w.up(1); w.detach(); w.frontState(Reconfiguring); w.settle() },
+			func(w *world) { w.frontState(Closed) }, "closed unregister", "6"},
 		{"Closing", func(w *world) { w.up(1); w.frontState(Closing); w.settle() }, nil, "", "5"},
 		{"Closing, closed meanwhile", func(w *world) { w.up(1); w.frontState(Closing); w.settle() },
 			func(w *world) { w.frontState(Closed) }, "closed", "6"},
@@ -435,6 +446,9 @@ func TestTakeOver(t *testing.T) {
 			w.v = New(w.cfg)
 			w.wantSteps(tt.want)
 			w.wantState(tt.state)
+			if got := w.get(backDir + "/" + behindKey); tt.state != "8" && got != "-" {
+				t.Errorf("%s is left: %s", behindKey, got)
+			}
 			l := w.iface(ifname)
 			if strings.HasSuffix(tt.want, "unregister") {
 				if l != nil {

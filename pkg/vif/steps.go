@@ -102,9 +102,11 @@ func (v *Vif) take(s step) error {
 	case stepClosed:
 		return v.show(Closed)
 	case stepReconfigured:
-		// Our own state stays Connected: the frontend goes on with the same
-		// rings and does not connect again.
+		// Our own state stays: the frontend goes on with the same rings and
+		// does not connect again.
 		return v.write(Reconfigured)
+	case stepDetaching:
+		return v.write(Closing)
 	case stepUnregister:
 		v.unregister()
 	case stepGrace:
@@ -124,8 +126,16 @@ func (v *Vif) takeOver(n nodes) {
 	switch n.state {
 	case InitWait, Closing, Closed:
 		v.own = n.state
-	case Connected, Reconfigured:
+	case Connected:
 		v.own = Connected
+	case Reconfigured:
+		v.own = Connected
+		switch n.behind {
+		case InitWait, Closing, Closed:
+			if !v.cfg.Claimed {
+				v.own = n.behind
+			}
+		}
 	}
 	v.hadTap = v.own != Initialising && !v.cfg.Claimed
 	if v.hadTap && len(v.kept) == 0 && (v.own == InitWait || v.own == Connected) {
@@ -166,12 +176,37 @@ func (v *Vif) write(s State) error {
 		if was == s {
 			return nil
 		}
+		if err := v.keepBehind(tx, was, s); err != nil {
+			return err
+		}
 		return tx.Write(v.cfg.Path+"/state", strconv.Itoa(int(s)))
 	})
 	if err == nil {
 		v.shown = s
 	}
 	return err
+}
+
+// behindKey is where the vif really is while its node shows Reconfigured. Without
+// it that is Connected, as with xen-netback. A successor needs to know.
+const behindKey = "reconfigured-in"
+
+// keepBehind keeps behindKey when the node is to show something else.
+func (v *Vif) keepBehind(tx *xenstore.Tx, was, s State) error {
+	behind := v.own
+	if !v.detachAt.IsZero() {
+		behind = Closing // which the toolstack wrote, and we are about to hide
+	}
+	if s == Reconfigured && behind != Connected {
+		return tx.Write(v.cfg.Path+"/"+behindKey, strconv.Itoa(int(behind)))
+	}
+	if was != Reconfigured {
+		return nil
+	}
+	if err := tx.Remove(v.cfg.Path + "/" + behindKey); !errors.Is(err, xenstore.ErrNotExist) {
+		return err
+	}
+	return nil
 }
 
 // change changes the backend directory, unless it is gone, or its state is not
@@ -199,7 +234,7 @@ func (v *Vif) change(f func(tx *xenstore.Tx, state State) error) error {
 // publish makes the TAP, which has to be there before the state tells the
 // toolstack to run its script on it, and writes what the backend can do.
 func (v *Vif) publish() error {
-	if v.own != InitWait || v.front != Connected {
+	if v.own != InitWait || v.front != Connected && v.front != Reconfiguring {
 		// What connects next has new rings, perhaps with the old grefs.
 		v.removeJournals()
 	}
