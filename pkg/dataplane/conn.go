@@ -5,6 +5,7 @@ package dataplane
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -179,9 +180,20 @@ func newConn(cfg Config, queues []QueueConfig) (*Conn, error) {
 // channels or its TAP any more. Packets that waited for rx slots are dropped.
 // Closing again is fine.
 func (c *Conn) Close() {
+	var asked []*worker
+	var waits []func() error
 	for _, q := range c.queues {
-		// A worker that is gone has let go of everything.
-		_ = q.worker.call(func() error { q.worker.detach(q); return nil })
+		w := q.worker
+		if slices.Contains(asked, w) {
+			continue
+		}
+		asked = append(asked, w)
+		waits = append(waits, w.ask(func() error { w.detachAll(c); return nil }))
+	}
+	for _, wait := range waits {
+		_ = wait() // a worker that is gone has let go of everything
+	}
+	for _, q := range c.queues {
 		q.worker.pool.dropped(q)
 	}
 }

@@ -39,12 +39,17 @@ const (
 	Notifies
 	TapWriteCalls
 	TapReadCalls
+	HostSegments
+	WorkerNS
+	Rests
 
 	DropTxSlots
 	DropTxSize
 	DropTxShort
 	DropTxCross
 	DropTxGSO
+	DropTxGSOSmall
+	DropTxSegments
 	DropTxGrant
 	DropTxCsum
 	DropTxTapDown
@@ -112,12 +117,17 @@ var Counters = [NumCounters]CounterInfo{
 	Notifies:      {"notifies", Work, "events sent to the guest"},
 	TapWriteCalls: {"tap_write_calls", Work, "calls that wrote packets to the TAP"},
 	TapReadCalls:  {"tap_read_calls", Work, "calls that read packets from the TAP"},
+	HostSegments:  {"host_segments", Work, "segments that GSO packets from the guest are to be cut into"},
+	WorkerNS:      {"worker_ns", Work, "time of its worker's thread that the queue took, in nanoseconds, while several vifs share the worker"},
+	Rests:         {"rests", Work, "times the vif had to wait since a turn took so long that others were held up"},
 
 	DropTxSlots:      {"tx_too_many_slots", Drop, "packet from the guest in more than 19 data slots"},
 	DropTxSize:       {"tx_size_mismatch", Drop, "slots from the guest add up to more than the packet"},
 	DropTxShort:      {"tx_too_short", Drop, "first slot from the guest holds less than an Ethernet header"},
 	DropTxCross:      {"tx_cross_page", Drop, "slot from the guest reaches beyond its page"},
 	DropTxGSO:        {"tx_bad_gso", Drop, "GSO extra from the guest that does not fit the packet"},
+	DropTxGSOSmall:   {"tx_gso_too_small", Drop, "GSO extra from the guest that asks for segments of less than 8 bytes"},
+	DropTxSegments:   {"tx_too_many_segments", Drop, "packet from the guest that would be cut into more than 2048 segments"},
 	DropTxGrant:      {"tx_grant", Drop, "a page of the guest's packet could not be copied"},
 	DropTxCsum:       {"tx_bad_csum", Drop, "guest asks for a checksum on what is not TCP or UDP"},
 	DropTxTapDown:    {"tx_tap_down", Drop, "TAP is down"},

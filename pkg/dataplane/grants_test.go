@@ -28,6 +28,8 @@ type grants struct {
 
 	hole []byte // mapped in place of any page, if there
 
+	during func() // is called by each call, if there
+
 	calls, ops int
 	last       []gntdev.Segment // of the last call, if record is set
 	record     bool
@@ -38,6 +40,9 @@ var _ Copier = (*grants)(nil)
 func (g *grants) Copy(segs []gntdev.Segment) error {
 	g.calls++
 	g.ops += len(segs)
+	if g.during != nil {
+		g.during()
+	}
 	if g.record {
 		g.last = append(g.last[:0], segs...)
 	}

@@ -17,7 +17,9 @@ const minBurst = 131072
 
 // Limiter is the token bucket of one vif's traffic from guest to host. All
 // queues of the vif share it, so the rate of the vif does not depend on their
-// number. While queues wait, what comes in is split evenly among those. A nil
+// number. It is for bytes on the wire: what the headers of the segments of a packet
+// come to is known when it was sent, and may leave the bucket in debt, which is paid
+// before the next packet. While queues wait, what comes in is split evenly among those. A nil
 // Limiter does not limit.
 type Limiter struct {
 	limited atomic.Bool // there is a rate
@@ -76,17 +78,18 @@ func (l *Limiter) take(now time.Time, s *share, want uint32) uint32 {
 		return unlimited
 	}
 	l.fill(now)
-	got := uint32(min(s.tokens+l.tokens, float64(want)))
+	got := uint32(max(0, min(s.tokens+l.tokens, float64(want))))
 	own := min(s.tokens, float64(got))
 	s.tokens -= own
 	l.tokens -= float64(got) - own
 	return got
 }
 
-// settle gives back what was drawn and not used. If the queue has a packet of
+// settle gives back what was drawn and not used; less than 0 is what was used on top
+// of it. If the queue has a packet of
 // next octets left that was too much, it is one of those that wait from here on,
 // and the result is how long it will have to.
-func (l *Limiter) settle(now time.Time, s *share, unused, next uint32) time.Duration {
+func (l *Limiter) settle(now time.Time, s *share, unused int64, next uint32) time.Duration {
 	if l == nil {
 		return 0
 	}

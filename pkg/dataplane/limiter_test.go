@@ -247,7 +247,7 @@ func TestTheBucketNeverLeaks(t *testing.T) {
 			if left := got - use; left < netif.MaxTxSize && rapid.Bool().Draw(t, "another") {
 				next[i] = left + uint32(rapid.IntRange(1, int(netif.MaxTxSize-left)).Draw(t, "next"))
 			}
-			until[i] = now.Add(l.settle(now, s, got-use, next[i]))
+			until[i] = now.Add(l.settle(now, s, int64(got-use), next[i]))
 			used += float64(use)
 			if limit := burst + now.Sub(start).Seconds()*float64(rate); used > limit+float64(len(shares)) {
 				t.Fatalf("used %.0f, limit %.0f", used, limit)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
@@ -14,7 +15,8 @@ import (
 // the worker runs between two turns. Control traffic only, so a lock and an
 // eventfd are cheap enough.
 type mailbox struct {
-	fd int // eventfd, readable while there is mail
+	fd      int         // eventfd, readable while there is mail
+	waiting atomic.Bool // there is mail: what a worker looks at between two turns
 
 	mu     sync.Mutex
 	mail   []func() // guarded by mu
@@ -36,6 +38,7 @@ func (m *mailbox) post(f func()) bool {
 		return false
 	}
 	m.mail = append(m.mail, f)
+	m.waiting.Store(true)
 	one := [8]byte{1}
 	_, _ = unix.Write(m.fd, one[:])
 	return true
@@ -48,6 +51,7 @@ func (m *mailbox) empty() {
 	m.mu.Lock()
 	mail := m.mail
 	m.mail = nil
+	m.waiting.Store(false)
 	m.mu.Unlock()
 	for _, f := range mail {
 		f()
@@ -71,7 +75,10 @@ func (m *mailbox) close() {
 // call has the worker run f and waits until it has. A panic in f is returned as
 // an error: it concerns the vif that f is about and nobody else. If the worker
 // is gone, or goes before it gets to f, that is [ErrClosed].
-func (w *worker) call(f func() error) error {
+func (w *worker) call(f func() error) error { return w.ask(f)() }
+
+// ask has the worker run f, and returns how to wait for that, as in call.
+func (w *worker) ask(f func() error) (wait func() error) {
 	var err error
 	ran := make(chan struct{})
 	posted := w.mail.post(func() {
@@ -83,19 +90,21 @@ func (w *worker) call(f func() error) error {
 		}()
 		err = f()
 	})
-	if !posted {
-		return ErrClosed
-	}
-	select {
-	case <-ran:
-		return err
-	case <-w.done:
-	}
-	select {
-	case <-ran:
-		return err
-	default:
-		return ErrClosed
+	return func() error {
+		if !posted {
+			return ErrClosed
+		}
+		select {
+		case <-ran:
+			return err
+		case <-w.done:
+		}
+		select {
+		case <-ran:
+			return err
+		default:
+			return ErrClosed
+		}
 	}
 }
 

@@ -66,8 +66,8 @@ func (p *Pool) Close() {
 // Workers is the number of threads.
 func (p *Pool) Workers() int { return len(p.workers) }
 
-// Ping waits until every worker has answered, which takes each no longer than it
-// does before it asks the kernel for events. The error names one that has not.
+// Ping waits until every worker has answered, which takes each no longer than a turn
+// of one queue. The error names one that has not.
 func (p *Pool) Ping(ctx context.Context) error {
 	answers := make([]chan struct{}, len(p.workers))
 	for i, w := range p.workers {

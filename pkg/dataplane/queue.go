@@ -40,6 +40,11 @@ type Queue struct {
 
 	counted bool // in its worker's load; guarded by the pool's mu
 
+	account *account // of its vif, where time is accounted for
+
+	turnSegs int // segments of what the turn under way took from the guest
+	mostSegs int // how many of these the next turn may take
+
 	// Where the worker knows it.
 	attached bool
 	id       int // number in the worker's table, and slot in its io_uring
@@ -96,6 +101,7 @@ func newQueue(c *Conn, index int, cfg *QueueConfig) (*Queue, error) {
 		static:     cfg.Static,
 		guest:      c.cfg.Guest,
 		maxRx:      netif.PageSize,
+		mostSegs:   turnSegments,
 		drainAfter: c.cfg.Drain,
 	}
 	if q.static == nil {

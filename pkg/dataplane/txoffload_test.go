@@ -314,34 +314,3 @@ func TestFramesKeepTheirOrder(t *testing.T) {
 		}
 	})
 }
-
-// TestSegmentsAreBounded: without vnet header each segment is a write, and a guest
-// must not make a turn last by a tiny MSS.
-func TestSegmentsAreBounded(t *testing.T) {
-	inModes(t, allModes[3:], func(t *testing.T, m mode) {
-		b := newBed(t, m, setup{cfg: full})
-		f := b.front()
-		frame := partial(tcp(4, 60000)).Bytes()
-		var want []answer
-		for i := range 15 {
-			mss := 1 // is made 8
-			if i >= 5 {
-				mss = 536
-			}
-			a := f.put(packet{frame: frame, flags: netif.TxCsumBlank, extras: []netif.ExtraInfo{gso(4, mss)}})
-			if i < 5 {
-				a = errored(a)
-			}
-			want = append(want, a...)
-		}
-		f.push()
-		b.settle()
-		if diff := cmp.Diff(want, f.answers()); diff != "" {
-			t.Errorf("answers (-want +got):\n%s", diff)
-		}
-		if got := b.stats(Drop); !cmp.Equal(got, map[string]uint64{"tx_bad_gso": 5}) {
-			t.Errorf("drops: %v", got)
-		}
-		b.host.drain()
-	})
-}

@@ -47,7 +47,9 @@ type txBatch struct {
 	credit uint32 // octets the rate limit allows
 	want   uint32 // size of the packet that has to wait for credit, or 0
 
-	cuts int // segments made in software
+	// Of packets that the host or the data path cuts into segments.
+	segments int   // beyond the first one of each packet
+	repeated int64 // bytes of headers in those
 }
 
 // txFill is how far a batch is filled.
@@ -59,7 +61,8 @@ type txFill struct {
 
 func (b *txBatch) reset(credit uint32) {
 	b.txFill, b.nSegs = txFill{}, 0
-	b.credit, b.want, b.cuts = credit, 0, 0
+	b.credit, b.want = credit, 0
+	b.segments, b.repeated = 0, 0
 }
 
 // txPacket is a packet that passed the checks. Its data slots are
@@ -124,7 +127,8 @@ func (p *txPacket) response(k int) int {
 }
 
 // parseTx takes packets from the ring into b until the batch is full, the ring is
-// empty, or the rate limit says wait. The packets taken are consumed, and each
+// empty, or the rate limit says wait. The batch is full with batchPackets packets, or
+// with q.mostSegs segments, whatever is less. The packets taken are consumed, and each
 // of their slots has its response in b.rsp. An error is a breach: what b holds
 // is still good, the ring is not.
 func (q *Queue) parseTx(b *txBatch, t *tally) error {
@@ -133,7 +137,8 @@ func (q *Queue) parseTx(b *txBatch, t *tally) error {
 		return fmt.Errorf("tx ring: %w", err)
 	}
 	cons, f := q.tx.ReqCons(), b.txFill
-	for avail > 0 && f.nPkts < batchPackets {
+	room := min(batchPackets, q.mostSegs)
+	for avail > 0 && f.nPkts < room {
 		r := q.tx.Slot(cons)
 		if size := r.Size(); r.Flags()&(netif.TxExtraInfo|netif.TxMoreData) == 0 &&
 			size >= minLinear && uint32(size) <= b.credit-f.bytes && !crossesPage(r.Offset(), size) {
@@ -163,6 +168,7 @@ func (q *Queue) parseTx(b *txBatch, t *tally) error {
 			return nil
 		}
 		f = b.txFill
+		room = min(batchPackets, q.mostSegs-b.segments)
 		cons = cons.Add(used)
 		avail -= used
 	}
@@ -254,7 +260,9 @@ func (q *Queue) parsePacket(b *txBatch, t *tally, first netif.TxSlot, avail uint
 	p.first, p.n = uint16(slot0), uint16(l.nSlots-slot0)
 	p.rsp0, p.extras = uint16(rsp0), uint16(nExtras)
 	p.total, p.flags = uint32(first.Size()), first.Flags()
-	p.gso = gso
+	if p.gso = gso; gso.Type != netif.GSONone {
+		b.segments += segmentsOf(p.total, gso.Size) - 1
+	}
 	return used, nil
 }
 
@@ -316,10 +324,31 @@ func checkFirst(first netif.TxSlot, size uint32, hasGSO bool, gso netif.GSOInfo)
 		return DropTxShort
 	case uint32(first.Offset())+size > netif.PageSize:
 		return DropTxCross
-	case hasGSO && (gso.Size == 0 || gso.Type != netif.GSOTCPv4 && gso.Type != netif.GSOTCPv6):
+	case !hasGSO:
+	case gso.Size == 0 || gso.Type != netif.GSOTCPv4 && gso.Type != netif.GSOTCPv6:
 		return DropTxGSO
+	case gso.Size < offload.MinGSOSize:
+		return DropTxGSOSmall
+	case segmentsOf(uint32(first.Size()), gso.Size) > maxSegments:
+		return DropTxSegments
 	}
 	return kept
+}
+
+// maxSegments bounds the segments of one packet, which the host cuts in one go while
+// everything else waits. It is more than a Linux guest asks for: the least MSS that
+// it uses, 48, leaves 36 bytes with timestamps, which makes 1820 segments of the
+// largest packet. If a connection comes here with even smaller ones its sender takes
+// the packet for lost, and sends less at a time.
+const maxSegments = 2048
+
+// segmentsOf is how many segments a packet of total bytes has at most, with gsoSize
+// bytes of payload each: how long its headers are is not known yet, but for their
+// least, which Ethernet, IPv4 and TCP have without options.
+func segmentsOf(total uint32, gsoSize uint16) int {
+	const leastHeaders = 14 + 20 + 20
+	payload, size := int(total)-leastHeaders, int(gsoSize)
+	return max(1, (payload+size-1)/size)
 }
 
 func crossesPage(off, size uint16) bool {

@@ -38,19 +38,20 @@ func (w *worker) txPass(q *Queue) (more bool, err error) {
 	}
 	b.reset(lim.take(now, &q.share, creditStep))
 	err = q.parseTx(b, &w.tally)
+	q.turnSegs = b.nPkts + b.segments
+	if b.nPkts > 0 {
+		w.fetch(q, b)
+		w.writeOut(q, b)
+	}
 	if b.credit != unlimited || q.share.waiting {
 		waited := q.share.waiting
-		wait := lim.settle(now, &q.share, b.credit-b.bytes, b.want)
+		wait := lim.settle(now, &q.share, int64(b.credit-b.bytes)-b.repeated, b.want)
 		if b.want != 0 {
 			q.rateUntil = w.time().Add(min(wait, maxRateWait))
 		}
 		if wait > 0 && !waited {
 			w.tally[RateWaits]++
 		}
-	}
-	if b.nPkts > 0 {
-		w.fetch(q, b)
-		w.writeOut(q, b)
 	}
 	w.answerTx(q, b.rsp[:b.nRsp])
 	switch {
@@ -281,8 +282,21 @@ func (w *worker) planTx(q *Queue, b *txBatch, p *txPacket) (hdr offload.VnetHead
 	}
 	if m.GSOType != offload.GSONone {
 		w.tally[TxGSO]++
+		w.countSegments(b, p, &plan.Header)
 	}
 	return plan.Header, true
+}
+
+// countSegments counts the segments that a packet will be cut into, and the headers
+// that all but the first of them repeat: the rate limit is for what is on the wire.
+func (w *worker) countSegments(b *txBatch, p *txPacket, v *offload.VnetHeader) {
+	if v.GSOType == offload.VnetGSONone {
+		return
+	}
+	payload, size := int(p.total)-int(v.HdrLen), int(v.GSOSize)
+	n := (payload + size - 1) / size
+	w.tally[HostSegments] += uint32(n)
+	b.repeated += int64(n-1) * int64(v.HdrLen)
 }
 
 // dropTx drops a packet whose offload request was refused. As with
@@ -377,6 +391,7 @@ func (w *worker) writeFinished(q *Queue, b *txBatch, p *txPacket) {
 	}
 	if m.GSOType != offload.GSONone {
 		w.tally[TxGSO]++
+		w.countSegments(b, p, &plan.Header)
 	}
 	if plan.Header.GSOType != offload.VnetGSONone {
 		w.writeSegments(b, p, frame, int(plan.Header.GSOSize))
@@ -390,11 +405,6 @@ func (w *worker) writeFinished(q *Queue, b *txBatch, p *txPacket) {
 	w.out.done(p, w.out.put(frame))
 }
 
-// maxCuts bounds the segments a pass makes in software, each of which is a write:
-// a ring full of packets with an MSS of 536, the least that IPv4 expects. A guest
-// that asks for less could keep the worker from all others for half a second.
-const maxCuts = 2048
-
 // writeSegments cuts a packet into segments and writes those. If one is refused
 // the rest is not tried: the host would only have to drop it.
 func (w *worker) writeSegments(b *txBatch, p *txPacket, frame []byte, mss int) {
@@ -403,11 +413,6 @@ func (w *worker) writeSegments(b *txBatch, p *txPacket, frame []byte, mss int) {
 		w.dropTx(b, p)
 		return
 	}
-	if b.cuts+s.Left() > maxCuts {
-		w.dropTx(b, p)
-		return
-	}
-	b.cuts += s.Left()
 	w.tally[Segmented]++
 	for range s.Left() {
 		n, err := s.Next(w.segment)

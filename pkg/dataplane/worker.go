@@ -21,7 +21,7 @@ const (
 	// busyLimit is how much a worker that has work does before it asks the
 	// kernel for events, which costs about as much as a small packet. A turn
 	// counts as one, and as one more for every slotsPerBusy slots: together
-	// some 200 µs.
+	// some 200 µs. A turn that was measured and took longer counts as all of it.
 	busyLimit    = 16
 	slotsPerBusy = 16
 
@@ -44,15 +44,27 @@ type worker struct {
 	mail  mailbox
 	done  chan struct{}
 	clock func() time.Time
+	cpu   func() time.Duration // the processor's time this thread has had
 
 	epfd   int
 	events [64]unix.EpollEvent
 	ring   *iouring.Ring // nil: plain system calls
 
 	queues []*Queue // by id; nil where free
-	ready  []*Queue // have work
 	timed  []*Queue // have a deadline
-	load   int      // queues attached; guarded by pool.mu
+
+	accounts []*account // one for each vif that has queues here
+	ready    []*account // have work, in the order of their turns
+	turns    []*account // of the round that is under way; nil: gone since
+	resting  []*account
+	last     *account      // had the last turn that was measured; nil: gone since
+	lastAt   time.Time     // when that ended
+	otherAt  time.Time     // when the last one of another vif did
+	cpuAt    time.Duration // the processor's time at the start of a turn
+
+	failed error // why the worker cannot go on
+
+	load int // queues attached; guarded by pool.mu
 
 	now    time.Time // of this round; zero until it is asked for
 	alarm  time.Time // no deadline of timed is earlier; zero if there is none
@@ -94,6 +106,7 @@ func newWorker(p *Pool, index int) (_ *worker, err error) {
 		mail:    mailbox{fd: -1},
 		done:    make(chan struct{}),
 		clock:   time.Now,
+		cpu:     threadTime,
 		linear:  make([]byte, linearBytes),
 		segment: make([]byte, linearBytes),
 	}
@@ -228,6 +241,7 @@ func (w *worker) attach(q *Queue) error {
 	}
 	w.queues[id] = q
 	q.id, q.attached, q.tapArmed = id, true, true
+	q.account = w.open(q.conn)
 	// There may be work from before the ports were bound.
 	q.tapReady = true
 	w.schedule(q)
@@ -264,6 +278,16 @@ func (w *worker) unwatch(q *Queue) {
 	_ = w.watch(unix.EPOLL_CTL_DEL, q.tap.FD(), 0, onTap, 0)
 }
 
+// detachAll lets go of all queues of a connection that are this worker's. It runs on
+// the worker's thread.
+func (w *worker) detachAll(c *Conn) {
+	for _, q := range c.queues {
+		if q.worker == w {
+			w.detach(q)
+		}
+	}
+}
+
 // detach lets a queue go. It runs on the worker's thread.
 func (w *worker) detach(q *Queue) {
 	if !q.attached {
@@ -272,29 +296,13 @@ func (w *worker) detach(q *Queue) {
 	q.attached = false
 	w.dismiss(q, q.id)
 	w.queues[q.id] = nil
-	w.ready = without(w.ready, q)
+	w.leave(q)
 	w.timed = without(w.timed, q)
 	q.letGo()
 	q.hold.close()
 	q.conn.cfg.Limiter.release(&q.share)
 	// The pages are about to be unmapped; nothing here may reach them.
 	q.tx, q.rx = nil, nil
-}
-
-func without(list []*Queue, q *Queue) []*Queue {
-	for i := range list {
-		if list[i] == q {
-			return append(list[:i], list[i+1:]...)
-		}
-	}
-	return list
-}
-
-func (w *worker) schedule(q *Queue) {
-	if !q.ready && !q.breached {
-		q.ready = true
-		w.ready = append(w.ready, q)
-	}
 }
 
 // run is the worker's life.
@@ -308,25 +316,26 @@ func (w *worker) run(started chan<- struct{}) {
 	close(started)
 
 	for !w.closed {
-		var err error
 		switch {
 		case len(w.ready) == 0:
-			err = w.poll(w.timeout())
+			w.failed = w.poll(w.timeout())
 		case w.busy >= busyLimit:
-			err = w.poll(0)
+			w.failed = w.poll(0)
 		default:
 			w.now = time.Time{}
 		}
-		if err != nil {
-			w.pool.warn(fmt.Errorf("worker %d ends: %w", w.index, err))
+		if w.failed == nil {
+			w.expire()
+			w.round()
+		}
+		if w.failed != nil {
+			w.pool.warn(fmt.Errorf("worker %d ends: %w", w.index, w.failed))
 			return
 		}
-		w.expire()
-		w.round()
 	}
 }
 
-// time is when this round began, more or less. Most rounds have no use for it, and
+// time is when this round began or the last measured turn ended, more or less. Most rounds have no use for it, and
 // where the vDSO cannot read Xen's clock it is a system call.
 func (w *worker) time() time.Time {
 	if w.now.IsZero() {
@@ -371,29 +380,17 @@ func (w *worker) poll(timeout int) error {
 	return nil
 }
 
-// round gives every queue that has work one turn.
-func (w *worker) round() {
-	n := len(w.ready)
-	for i := range n {
-		q := w.ready[i]
-		q.ready = false
-		if w.turn(q) {
-			w.schedule(q)
-		}
-		w.setTimer(q)
-	}
-	w.ready = w.ready[:copy(w.ready, w.ready[n:])]
-}
-
 // turn lets a queue do one batch each way and reports whether it wants another
 // turn. Whatever goes wrong in it stays within this vif.
 func (w *worker) turn(q *Queue) (again bool) {
+	start := w.clockIn(q)
 	defer func() {
 		if r := recover(); r != nil {
 			w.newRing()
 			w.breach(q, w.panicked(r))
 			again = false
 		}
+		w.clockOut(q, start)
 		q.stats.flush(&w.tally)
 	}()
 	if q.breached {
@@ -559,12 +556,13 @@ func earlier(a, b time.Time) time.Time {
 	return a
 }
 
-// expire schedules the queues whose deadline has come.
+// expire schedules the queues whose deadline has come, and the vifs whose rest is over.
 func (w *worker) expire() {
 	if w.alarm.IsZero() || w.time().Before(w.alarm) {
 		return
 	}
 	w.alarm = time.Time{}
+	w.wake()
 	for _, q := range w.timed {
 		d := q.deadline()
 		if w.time().Before(d) {

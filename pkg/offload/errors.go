@@ -34,8 +34,8 @@ const (
 	ErrGSOType
 	// ErrGSOMismatch: the type of segmentation is not that of the packet.
 	ErrGSOMismatch
-	// ErrGSOSize: segments of no size, or of the size 0xffff that Linux
-	// keeps for itself (GSO_BY_FRAGS).
+	// ErrGSOSize: segments of no size, of the size 0xffff that Linux keeps for
+	// itself (GSO_BY_FRAGS), or smaller than a guest may ask for.
 	ErrGSOSize
 	// ErrTooLong: more than an IP packet can hold.
 	ErrTooLong

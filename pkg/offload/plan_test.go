@@ -100,6 +100,14 @@ func TestPlanTx(t *testing.T) {
 		},
 		"GSO size of 1": {
 			meta:  TxMeta{CsumBlank: true, GSOType: GSOTCPv4, GSOSize: 1},
+			frame: packettest.Frame{IPv4: ip4, TCP: tcp, Payload: data}, err: ErrGSOSize,
+		},
+		"GSO size below the least that is accepted": {
+			meta:  TxMeta{CsumBlank: true, GSOType: GSOTCPv6, GSOSize: MinGSOSize - 1},
+			frame: packettest.Frame{IPv6: ip6, TCP: tcp, Payload: data}, err: ErrGSOSize,
+		},
+		"the least GSO size": {
+			meta:  TxMeta{CsumBlank: true, GSOType: GSOTCPv4, GSOSize: MinGSOSize},
 			frame: packettest.Frame{IPv4: ip4, TCP: tcp, Payload: data},
 			want:  TxPlan{Header: VnetHeader{Flags: 1, GSOType: 1, HdrLen: 54, GSOSize: 8, CsumStart: 34, CsumOffset: 16}},
 		},
@@ -372,7 +380,7 @@ func FuzzPlanTx(f *testing.F) {
 			t.Errorf("offsets beyond each other: %+v", p)
 		}
 		if v.GSOType != VnetGSONone {
-			if v.GSOSize < minGSOSize || v.GSOSize == 0xffff || v.CsumOffset != tcpCheck ||
+			if v.GSOSize < MinGSOSize || v.GSOSize == 0xffff || v.CsumOffset != tcpCheck ||
 				total-int(v.HdrLen) <= int(v.GSOSize) {
 				t.Errorf("kernel would refuse %+v", p)
 			}
@@ -421,7 +429,7 @@ func FuzzPlanRx(f *testing.F) {
 		if p.CsumBlank && (p.Action != ActPass || !p.DataValidated || !h.transport() || !g.takesCsum(&h)) {
 			t.Errorf("left to a guest that cannot: %+v", p)
 		}
-		if p.GSOType != GSONone && (!p.CsumBlank || !g.takesGSO(&h) || p.GSOSize < minGSOSize) {
+		if p.GSOType != GSONone && (!p.CsumBlank || !g.takesGSO(&h) || p.GSOSize < MinGSOSize) {
 			t.Errorf("GSO to a guest that cannot: %+v", p)
 		}
 		if p.WritePseudo {

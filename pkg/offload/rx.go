@@ -76,7 +76,7 @@ func PlanRx(v VnetHeader, h Headers, total int, g Guest) (RxPlan, error) {
 		if total < int(h.End) {
 			return RxPlan{}, ErrTruncated
 		}
-		size := max(v.GSOSize, minGSOSize)
+		size := max(v.GSOSize, MinGSOSize)
 		if total-int(h.End) > int(size) {
 			p := RxPlan{
 				WritePseudo:   !partial,

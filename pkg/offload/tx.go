@@ -23,19 +23,27 @@ type TxPlan struct {
 	WritePseudo bool
 }
 
-// minGSOSize is the least that a segment of a planned packet carries. Linux has
-// the same for its own TCP (TCP_MIN_GSO_SIZE: an MSS of 48 less 40 octets of
-// options), but a TAP takes any size: with 1, one packet of a guest could make
-// the host cut 64 KiB into as many packets.
-const minGSOSize = 8
+// MinGSOSize is the least payload of a segment, in bytes, that a guest may ask
+// for. No known stack goes below it. Linux never sends segments with an MSS of
+// less than 48 (TCP_MIN_SND_MSS, net.ipv4.tcp_min_snd_mss, include/net/tcp.h),
+// whatever MSS the peer or the route has, and 40 bytes of options at most are taken
+// from that, which makes 8 (TCP_MIN_GSO_SIZE there). A peer with a small window
+// does not bring it lower either: tcp_bound_to_half_wnd stops at 68 bytes less the
+// TCP header. FreeBSD and NetBSD stop at an MSS of 216 (TCP_MINMSS). Higher limits, such
+// as the MSS of 536 that every IPv4 host takes (RFC 9293, 3.7.1), would break
+// connections to peers that do ask for less.
+//
+// A TAP takes any size: with 1, the host would cut one packet of 64 KiB into as many
+// as it has bytes.
+const MinGSOSize = 8
 
 // PlanTx decides how a packet of total octets that a guest sends is offered to
 // the TAP. h is what [Parse] made of it.
 //
 // Like Linux netback, it lets only TCP and UDP have a partial checksum; unlike
 // it, also behind VLAN tags. A packet whose payload fits one segment is not a
-// GSO packet, whatever its extra says, and a segment size below 8 octets is
-// raised to that.
+// GSO packet, whatever its extra says. A segment size below [MinGSOSize] is
+// [ErrGSOSize].
 func PlanTx(m TxMeta, h Headers, total int) (TxPlan, error) {
 	var p TxPlan
 	if m.Plain() {
@@ -44,6 +52,9 @@ func PlanTx(m TxMeta, h Headers, total int) (TxPlan, error) {
 	if m.GSOType != GSONone {
 		if err := checkGSO(&h, m.GSOType, m.GSOSize); err != nil {
 			return p, err
+		}
+		if m.GSOSize < MinGSOSize {
+			return p, ErrGSOSize
 		}
 	}
 	switch {
@@ -61,11 +72,10 @@ func PlanTx(m TxMeta, h Headers, total int) (TxPlan, error) {
 		CsumStart:  h.L4,
 		CsumOffset: h.csumOffset(),
 	}
-	size := max(m.GSOSize, minGSOSize)
-	if m.GSOType == GSONone || total-int(h.End) <= int(size) {
+	if m.GSOType == GSONone || total-int(h.End) <= int(m.GSOSize) {
 		return p, nil
 	}
-	p.Header.GSOSize = size
+	p.Header.GSOSize = m.GSOSize
 	p.Header.GSOType = VnetGSOTCPv4
 	if m.GSOType == GSOTCPv6 {
 		p.Header.GSOType = VnetGSOTCPv6

@@ -1,0 +1,253 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"math"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// A worker serves vifs in rounds. In a round each vif that has work gets a part of
+// the thread's time, however many queues it has there. What a turn took is measured,
+// and includes what the host does within the TAP's system calls, such as to cut a
+// packet into segments for an interface that does not. Who took more than the part
+// waits as many rounds as that is worth, while others have work.
+//
+// One vif alone on a worker is not measured: there is nobody to be fair to.
+const (
+	// roundPart is what a vif gets of a round: a full tx ring of large packets,
+	// more or less.
+	roundPart = 250 * time.Microsecond
+
+	// turnsPerRound bounds the turns of a vif in a round.
+	turnsPerRound = 16
+
+	// turnLimit is how long a turn is to take. One that takes longer makes the
+	// next one of its queue take fewer packets.
+	turnLimit = 500 * time.Microsecond
+
+	// turnSegments bounds what the host may have to send for one turn: the
+	// segments of all its packets. It is more than a ring full of packets of
+	// 64 KiB has with the MSS of an Ethernet. One packet is taken in any case.
+	turnSegments = 1024
+
+	// A vif whose turn took the processor for longer than restLimit rests for
+	// restTimes as long, if others were served within restFor before. Rounds alone
+	// do not help these: a guest that fills its ring anew when it was served finds
+	// the worker busy each time. The packets may also go to guests of the same
+	// worker, which takes as long again. Turns of many packets do not last as long,
+	// since turnLimit makes them shorter; it takes single packets that are costly.
+	restLimit = 2 * turnLimit
+	restTimes = 4
+	restFor   = 10 * time.Millisecond
+
+	// suspectTurns is for how many turns behind a long one the processor's time is
+	// read as well, which takes system calls. A turn may only seem to be long: the
+	// thread had to wait for a processor, or a grant copy for the guest's memory.
+	suspectTurns = 16
+)
+
+// account is the time that a vif's queues on one worker may have, and the queues
+// that want it. It belongs to the worker.
+type account struct {
+	conn   *Conn
+	queues int      // attached
+	ready  []*Queue // have work
+
+	listed  bool          // is to have its turns in this round or the next
+	left    time.Duration // of its part of the round; less than 0: it took more
+	suspect int           // turns for which the processor's time is read
+	rest    time.Time     // is not served before; zero: it may be
+}
+
+// open returns the account of a connection with one more queue.
+func (w *worker) open(c *Conn) *account {
+	for _, a := range w.accounts {
+		if a.conn == c {
+			a.queues++
+			return a
+		}
+	}
+	a := &account{conn: c, queues: 1}
+	w.accounts = append(w.accounts, a)
+	return a
+}
+
+// leave takes a queue out of its account, and closes that behind the last one.
+func (w *worker) leave(q *Queue) {
+	a := q.account
+	a.ready = without(a.ready, q)
+	if a.queues--; a.queues > 0 {
+		return
+	}
+	w.accounts = without(w.accounts, a)
+	w.ready = without(w.ready, a)
+	w.resting = without(w.resting, a)
+	if i := slices.Index(w.turns, a); i >= 0 {
+		w.turns[i] = nil // the list is being gone through
+	}
+	if w.last == a {
+		w.last = nil
+	}
+}
+
+// without removes x from list, in place.
+func without[T comparable](list []T, x T) []T {
+	if i := slices.Index(list, x); i >= 0 {
+		return slices.Delete(list, i, i+1)
+	}
+	return list
+}
+
+// schedule gives a queue a turn, unless it has one coming or is at rest for good.
+func (w *worker) schedule(q *Queue) {
+	if q.ready || q.breached {
+		return
+	}
+	q.ready = true
+	q.account.ready = append(q.account.ready, q)
+	w.list(q.account)
+}
+
+// list has a vif served in the next round, if it has work and may be.
+func (w *worker) list(a *account) {
+	if len(a.ready) > 0 && !a.listed && a.rest.IsZero() {
+		a.listed = true
+		w.ready = append(w.ready, a)
+	}
+}
+
+// round gives every vif that has work its turns. Mail is read between any two turns:
+// it must not wait for all the others.
+func (w *worker) round() {
+	w.turns, w.ready = w.ready, w.turns[:0]
+	for i := range w.turns {
+		if a := w.turns[i]; a != nil && w.failed == nil {
+			w.serveVif(a)
+		}
+	}
+	w.turns = w.turns[:0]
+}
+
+// serveVif gives a vif its turns of a round: one for each queue that has work, or as
+// many as there is time for if others share the worker.
+func (w *worker) serveVif(a *account) {
+	a.listed = false
+	a.left = min(a.left+roundPart, roundPart)
+	turns := len(a.ready)
+	if w.shared() {
+		turns = max(turns, turnsPerRound)
+	}
+	for ; turns > 0 && a.left > 0 && len(a.ready) > 0; turns-- {
+		q := a.ready[0]
+		a.ready = slices.Delete(a.ready, 0, 1)
+		q.ready = false
+		if w.turn(q) {
+			w.schedule(q)
+		}
+		w.setTimer(q)
+		if w.mail.waiting.Load() {
+			w.mail.empty()
+		}
+		if w.busy >= busyLimit && w.shared() {
+			// The turns of one vif are not to keep others from being heard of.
+			if w.failed = w.poll(0); w.failed != nil {
+				break
+			}
+		}
+	}
+	w.list(a)
+}
+
+// shared reports whether the worker serves several vifs.
+func (w *worker) shared() bool { return len(w.accounts) > 1 }
+
+// clockIn is when the turn begins that is about to, or the zero time if turns are
+// not measured.
+func (w *worker) clockIn(q *Queue) time.Time {
+	if !w.shared() {
+		return time.Time{}
+	}
+	if q.account.suspect > 0 {
+		w.cpuAt = w.cpu()
+	}
+	return w.time()
+}
+
+// clockOut charges a queue with a turn that began at start. It runs with the tally
+// of the turn still to be flushed.
+func (w *worker) clockOut(q *Queue, start time.Time) {
+	segments := q.turnSegs
+	q.turnSegs = 0
+	if start.IsZero() {
+		q.mostSegs = turnSegments
+		return
+	}
+	w.now = w.clock()
+	took := w.now.Sub(start)
+	w.tally[WorkerNS] += uint32(max(0, min(took, math.MaxUint32)))
+	if took > roundPart {
+		w.busy = busyLimit // there may be events by now
+	}
+	switch {
+	case segments == 0:
+	case took > turnLimit:
+		q.mostSegs = max(1, int(int64(segments)*int64(turnLimit)/int64(took)))
+	case took < turnLimit/2:
+		q.mostSegs = min(2*q.mostSegs, turnSegments)
+	}
+	a := q.account
+	if w.last != a {
+		w.last, w.otherAt = a, w.lastAt
+	}
+	w.lastAt = w.now
+	a.left -= took
+	long := took > restLimit
+	if a.suspect > 0 {
+		a.suspect--
+		if long {
+			took = w.cpu() - w.cpuAt
+		}
+		if took > restLimit && start.Sub(w.otherAt) < restFor {
+			w.rest(a, restTimes*took)
+		}
+	}
+	if long {
+		a.suspect = suspectTurns
+	}
+}
+
+// rest has a vif served again in d at the earliest.
+func (w *worker) rest(a *account, d time.Duration) {
+	a.rest = w.now.Add(d)
+	a.left = 0
+	w.resting = append(w.resting, a)
+	w.alarm = earlier(w.alarm, a.rest)
+	w.tally[Rests]++
+}
+
+// threadTime is the processor's time that the calling thread has had, in the kernel
+// and outside of it (clock_gettime(2), CLOCK_THREAD_CPUTIME_ID).
+func threadTime() time.Duration {
+	var t unix.Timespec
+	if unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &t) != nil {
+		return 0
+	}
+	return time.Duration(t.Nano())
+}
+
+// wake ends the rest of those who have had enough of it.
+func (w *worker) wake() {
+	w.resting = slices.DeleteFunc(w.resting, func(a *account) bool {
+		if w.time().Before(a.rest) {
+			w.alarm = earlier(w.alarm, a.rest)
+			return false
+		}
+		a.rest = time.Time{}
+		w.list(a)
+		return true
+	})
+}

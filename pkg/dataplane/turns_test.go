@@ -1,0 +1,350 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"runtime"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/netbackd/netbackd/pkg/netif"
+)
+
+// cutTo puts a TCP packet over IPv4 of total bytes into the tx ring, to be cut into
+// segments of mss bytes.
+func (f *front) cutTo(mss, total int) []answer {
+	frame := partial(tcp(4, total-len(tcp(4, 0).Bytes()))).Bytes()
+	return f.put(packet{frame: frame, flags: netif.TxCsumBlank, extras: []netif.ExtraInfo{gso(4, mss)}})
+}
+
+// TestSegmentsAreBounded: neither by a tiny MSS nor by many segments may a packet
+// make the host work for long.
+func TestSegmentsAreBounded(t *testing.T) {
+	inModes(t, allModes, func(t *testing.T, m mode) {
+		b := newBed(t, m, setup{cfg: full})
+		f := b.front()
+		most := 54 + 8*maxSegments
+		for _, tt := range []struct {
+			name       string
+			mss, total int
+			drops      map[string]uint64 // nil: it is sent
+		}{
+			{"less than a stack sends, in one segment", 7, 70, map[string]uint64{"tx_gso_too_small": 1}},
+			{"less than a stack sends", 7, 1000, map[string]uint64{"tx_gso_too_small": 1}},
+			{"one byte", 1, 60000, map[string]uint64{"tx_gso_too_small": 1}},
+			{"the least that a stack sends", 8, 1000, nil},
+			{"the most segments", 8, most, nil},
+			{"a segment more", 8, most + 1, map[string]uint64{"tx_too_many_segments": 1}},
+			{"what Linux makes of an MSS of 48", 36, 65535, nil},
+		} {
+			t.Run(tt.name, func(t *testing.T) {
+				for i := range NumCounters {
+					b.queue().stats.n[i].Store(0)
+				}
+				want := f.cutTo(tt.mss, tt.total)
+				if tt.drops != nil {
+					want = errored(want)
+				}
+				f.push()
+				b.settle()
+				if diff := cmp.Diff(want, f.answers()); diff != "" {
+					t.Errorf("answers (-want +got):\n%s", diff)
+				}
+				if diff := cmp.Diff(tt.drops, b.stats(Drop)); diff != "" && len(tt.drops)+len(b.stats(Drop)) > 0 {
+					t.Errorf("drops (-want +got):\n%s", diff)
+				}
+				b.host.drain()
+			})
+		}
+	})
+}
+
+// TestATurnIsBoundedBySegments, not by packets alone.
+func TestATurnIsBoundedBySegments(t *testing.T) {
+	inModes(t, allModes, func(t *testing.T, m mode) {
+		for _, tt := range []struct {
+			name       string
+			mss, total int
+			want       uint64 // packets of a turn
+		}{
+			{"a thousand segments each", 8, 8054, 2},
+			{"as many as can be", 8, 54 + 8*maxSegments, 1},
+			{"an MSS of 536", 536, 53654, 11},
+			{"an Ethernet's", 1448, 14480 + 54, 0}, // all there are
+		} {
+			t.Run(tt.name, func(t *testing.T) {
+				b := newBed(t, m, setup{cfg: full})
+				f := b.front()
+				b.settle()
+				before := b.stat(TxPackets)
+				put := uint64(0)
+				for ; f.tx.Free() > 18; put++ {
+					f.cutTo(tt.mss, tt.total)
+				}
+				f.push()
+				must(t, b.w.poll(0))
+				b.w.round()
+				if tt.want == 0 {
+					tt.want = put
+				}
+				if got := b.stat(TxPackets) - before; got != tt.want {
+					t.Errorf("%d packets in a turn, want %d", got, tt.want)
+				}
+				b.settle()
+				f.answers()
+				b.host.drain()
+			})
+		}
+	})
+}
+
+// TestRateIsForTheWire: headers count as often as they are sent.
+func TestRateIsForTheWire(t *testing.T) {
+	inModes(t, allModes, func(t *testing.T, m mode) {
+		cfg := full
+		cfg.Limiter = new(Limiter)
+		b := newBed(t, m, setup{cfg: cfg})
+		f := b.front()
+		const rate, seconds = 1_000_000, 4
+		cfg.Limiter.Set(rate/20, time.Second/20)
+		const headers, segments = 66, 500
+		for end := b.now.Add(seconds * time.Second); b.now.Before(end); b.pass(10 * time.Millisecond) {
+			f.answers()
+			for f.tx.Free() > 4 {
+				f.cutTo(8, headers+8*segments)
+			}
+			f.push()
+			b.settle()
+			b.host.drain()
+		}
+		wire := b.stat(TxPackets) * segments * (headers + 8)
+		// The bucket, and a batch, come on top.
+		if limit := uint64(rate*seconds + 2*minBurst + 2*turnSegments*(headers+8)); wire > limit || wire < rate*seconds/2 {
+			t.Errorf("%d bytes on the wire in %d s with a rate of %d/s", wire, seconds, rate)
+		}
+		if got, want := b.stat(HostSegments), b.stat(TxPackets)*segments; got != want {
+			t.Errorf("%d segments counted, want %d", got, want)
+		}
+	})
+}
+
+// neighbours are two vifs on one worker, with a queue each.
+func neighbours(t *testing.T, m mode) (b *bed, conns [2]*Conn) {
+	t.Helper()
+	b = newBed(t, m, setup{cfg: full, queues: 2})
+	b.settle()
+	b.disconnect()
+	for i, f := range b.fronts {
+		f.events.rebind()
+		cfg := full
+		cfg.Domid, cfg.VnetHdr = testDomid, m.vnet
+		q := f.config()
+		q.Tap = b.tap.Queue(i)
+		c, err := newConn(cfg, []QueueConfig{q})
+		must(t, err)
+		c.queues[0].worker = b.w
+		must(t, b.w.attach(c.queues[0]))
+		t.Cleanup(func() { b.w.detach(c.queues[0]) })
+		conns[i] = c
+	}
+	b.conn = conns[0]
+	return b, conns
+}
+
+// TestACostlyVifRests: a vif whose turns take long, whatever the reason, gets no more
+// than a quarter of the time beside one whose turns are short, and all of it if there is
+// no other that wants any.
+func TestACostlyVifRests(t *testing.T) {
+	inModes(t, allModes[:1], func(t *testing.T, m mode) {
+		b, conns := neighbours(t, m)
+		const costly, cheap = 5 * time.Millisecond, 50 * time.Microsecond
+		var used [2]time.Duration
+		for i, cost := range []time.Duration{costly, cheap} {
+			b.fronts[i].grants.during = func() {
+				b.now = b.now.Add(cost)
+				used[i] += cost
+			}
+		}
+		b.w.cpu = func() time.Duration { return used[0] + used[1] }
+		busy := func(fronts ...*front) {
+			used = [2]time.Duration{}
+			for end := b.now.Add(time.Second); b.now.Before(end); {
+				for _, f := range fronts {
+					f.answers()
+					if f.tx.Free() > 0 {
+						f.put(packet{frame: udp(18, 1)})
+						f.push()
+					}
+				}
+				must(t, b.w.poll(0))
+				b.w.expire()
+				if len(b.w.ready) == 0 {
+					b.now = b.now.Add(cheap) // sleeps
+				}
+				b.w.round()
+			}
+		}
+		busy(b.fronts...)
+		if share := used[0].Seconds(); share < 0.15 || share > 0.25 {
+			t.Errorf("the costly vif used %.2f of the time", share)
+		}
+		if n := conns[0].Stats(0).Load(Rests); n == 0 {
+			t.Error("no rest was counted")
+		}
+		if n := conns[1].Stats(0).Load(Rests); n != 0 {
+			t.Errorf("the other one rested %d times", n)
+		}
+		busy(b.fronts[0])
+		if share := used[0].Seconds(); share < 0.9 {
+			t.Errorf("alone, the costly vif used %.2f of the time", share)
+		}
+		if got := conns[0].Stats(0).Load(WorkerNS); got < uint64(time.Second) {
+			t.Errorf("%d ns of the worker's time counted", got)
+		}
+	})
+}
+
+// TestATurnThatOnlySeemsLong costs a vif no rest: the thread was without a processor.
+func TestATurnThatOnlySeemsLong(t *testing.T) {
+	inModes(t, allModes[:1], func(t *testing.T, m mode) {
+		b, conns := neighbours(t, m)
+		b.w.cpu = func() time.Duration { return 0 }
+		for range 20 {
+			for _, f := range b.fronts {
+				f.answers()
+				f.put(packet{frame: udp(18, 1)})
+				f.push()
+				f.grants.during = func() { b.now = b.now.Add(5 * time.Millisecond) }
+			}
+			b.settle()
+		}
+		for i, c := range conns {
+			if got := c.Stats(0).Load(TxPackets); got != 20 {
+				t.Errorf("vif %d: %d packets sent, want 20", i, got)
+			}
+			if n := c.Stats(0).Load(Rests); n != 0 {
+				t.Errorf("vif %d rested %d times", i, n)
+			}
+		}
+	})
+}
+
+// TestSlowTurnsTakeLess: a queue whose turns take long takes fewer packets, down to
+// one, and more again when they do not.
+func TestSlowTurnsTakeLess(t *testing.T) {
+	inModes(t, allModes[:1], func(t *testing.T, m mode) {
+		b, conns := neighbours(t, m)
+		f, q := b.fronts[0], conns[0].queues[0]
+		b.settle()
+		b.now = b.now.Add(time.Second) // nobody else was served lately: it does not rest
+		turn := func() (packets uint64) {
+			before := q.stats.Load(TxPackets)
+			f.answers()
+			f.fill()
+			f.push()
+			must(t, b.w.poll(0))
+			b.w.schedule(q)
+			for q.stats.Load(TxPackets) == before {
+				b.w.round()
+			}
+			return q.stats.Load(TxPackets) - before
+		}
+		f.grants.during = func() { b.now = b.now.Add(4 * time.Millisecond) }
+		for _, want := range []uint64{128, 16, 2, 1, 1} {
+			if got := turn(); got != want {
+				t.Errorf("a turn of %d packets, want %d", got, want)
+			}
+		}
+		f.grants.during = nil
+		for range 12 {
+			turn()
+		}
+		if q.mostSegs != turnSegments {
+			t.Errorf("%d segments a turn after short ones, want %d", q.mostSegs, turnSegments)
+		}
+	})
+}
+
+// TestMailWithinARound: what is posted while one vif has its turn is read before the
+// next one's.
+func TestMailWithinARound(t *testing.T) {
+	inModes(t, allModes[:1], func(t *testing.T, m mode) {
+		b, _ := neighbours(t, m)
+		var order []string
+		for i, f := range b.fronts {
+			f.grants.during = func() {
+				if i == 0 {
+					b.w.mail.post(func() { order = append(order, "mail") })
+				}
+				order = append(order, "turn")
+			}
+			f.put(packet{frame: udp(18, 1)})
+			f.push()
+		}
+		must(t, b.w.poll(0))
+		b.w.round()
+		if diff := cmp.Diff([]string{"turn", "mail", "turn"}, order); diff != "" {
+			t.Errorf("order (-want +got):\n%s", diff)
+		}
+	})
+}
+
+// TestDetachWithinARound: a vif that goes by mail between two turns of a round has no
+// turn any more, and the others have theirs.
+func TestDetachWithinARound(t *testing.T) {
+	inModes(t, allModes[:1], func(t *testing.T, m mode) {
+		for first := range 2 {
+			b, conns := neighbours(t, m)
+			b.settle()
+			gone := b.fronts[1-first]
+			b.fronts[first].grants.during = func() {
+				b.w.mail.post(func() { b.w.detachAll(conns[1-first]) })
+			}
+			gone.grants.during = func() { t.Error("a turn of a vif that is gone") }
+			for _, i := range []int{first, 1 - first} {
+				b.fronts[i].put(packet{frame: udp(18, 1)})
+				b.fronts[i].push()
+				b.w.schedule(conns[i].queues[0])
+			}
+			b.w.round()
+			b.settle()
+			if n := conns[first].Stats(0).Load(TxPackets); n != 1 {
+				t.Errorf("%d packets of the vif that stays, want 1", n)
+			}
+			if len(b.w.accounts) != 1 {
+				t.Errorf("%d accounts, want 1", len(b.w.accounts))
+			}
+		}
+	})
+}
+
+// TestCloseIsOneCall for all queues that are on the same worker.
+func TestCloseIsOneCall(t *testing.T) {
+	inModes(t, allModes[:1], func(t *testing.T, m mode) {
+		l := newLive(t, m, 1, 4, full)
+		w := l.pool.workers[0]
+		held, goOn := make(chan struct{}), make(chan struct{})
+		w.mail.post(func() { close(held); <-goOn })
+		<-held
+		closed := make(chan struct{})
+		go func() { l.conn.Close(); close(closed) }()
+		deadline := time.Now().Add(patience)
+		letters := 0
+		for letters == 0 && time.Now().Before(deadline) {
+			w.mail.mu.Lock()
+			letters = len(w.mail.mail)
+			w.mail.mu.Unlock()
+			runtime.Gosched()
+		}
+		if letters != 1 {
+			t.Errorf("%d letters for a close, want 1", letters)
+		}
+		close(goOn)
+		<-closed
+		if len(w.accounts) != 0 {
+			t.Errorf("%d accounts are left", len(w.accounts))
+		}
+	})
+}

@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package scenario
+
+import (
+	"net"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/netbackd/netbackd/internal/netfront"
+	"github.com/netbackd/netbackd/internal/packettest"
+	"github.com/netbackd/netbackd/pkg/dataplane"
+	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/offload"
+	"github.com/netbackd/netbackd/pkg/vif"
+)
+
+// A guest can ask for segments that are tiny. If a packet of it leaves the bridge by
+// an interface that takes no large ones, the host cuts it within the system call of
+// the worker: thousands of packets for one. These guests do nothing else, on a host
+// with one worker.
+
+// cutter is the packet of such a guest: as many segments as may be asked for, of the
+// least size.
+type cutter struct {
+	frame []byte
+	mss   uint16
+}
+
+// cutterTo is a cutter to a guest that takes no large packets.
+func (w *world) cutterTo(sink *testGuest, payload int, mss uint16) cutter {
+	hw, err := net.ParseMAC(sink.status().MAC)
+	w.must(err)
+	return cutter{packettest.Frame{
+		Dst: [6]byte(hw), IPv4: &packettest.IPv4{ID: 1, DF: true},
+		TCP: &packettest.TCP{Flags: packettest.ACK, Window: 500}, Payload: packettest.Pattern(payload), Partial: true,
+	}.Bytes(), mss}
+}
+
+// noLarge is a guest to which packets are cut for.
+var noLarge = features(func(f *netfront.Features) { f.GSOTCPv4, f.GSOTCPv6 = false, false })
+
+// flood has guests send nothing but a packet over all their queues, until stop.
+func (w *world) flood(c cutter, fronts ...*rawFront) (stop func()) {
+	n := (len(c.frame) + netif.PageSize - 1) / netif.PageSize
+	var refs [][]netif.Gref
+	for _, f := range fronts {
+		pages, err := f.pages.Alloc(0, n, false)
+		w.must(err)
+		copy(pages.Bytes(), c.frame)
+		refs = append(refs, pages.Refs())
+	}
+	send := func(q *rawQueue, refs []netif.Gref) {
+		if r, err := q.tx.Responses(); err == nil {
+			q.tx.Take(r)
+		}
+		for q.tx.Free() > uint32(n) {
+			for k := range n {
+				r := netif.TxRequest{Gref: refs[k], ID: uint16(k), Size: uint16(min(netif.PageSize, len(c.frame)-k*netif.PageSize))}
+				if k < n-1 {
+					r.Flags |= netif.TxMoreData
+				}
+				if k > 0 {
+					q.tx.Put(r)
+					continue
+				}
+				r.Size = uint16(len(c.frame))
+				r.Flags |= netif.TxExtraInfo | netif.TxCsumBlank | netif.TxDataValidated
+				q.tx.Put(r)
+				q.tx.PutExtra(netif.NewGSO(netif.GSOInfo{Size: c.mss, Type: netif.GSOTCPv4}))
+			}
+		}
+	}
+	quit, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		tick := time.NewTicker(time.Millisecond)
+		defer tick.Stop()
+		for {
+			for i, f := range fronts {
+				for k := range f.queues {
+					q := &f.queues[k]
+					send(q, refs[i])
+					if q.tx.Push() {
+						_ = f.events.Notify(q.txPort)
+					}
+				}
+			}
+			select {
+			case <-quit:
+				return
+			case <-tick.C:
+			}
+		}
+	}()
+	return func() { close(quit); <-done }
+}
+
+// cutters are vifs of 8 queues each.
+func (w *world) cutters(n int) (fronts []*rawFront) {
+	for range n {
+		fronts = append(fronts, w.rawFront(8))
+	}
+	for _, f := range fronts {
+		f.offer(f.keys(), vif.Connected)
+	}
+	for _, f := range fronts {
+		f.waitBack(vif.Connected)
+	}
+	return fronts
+}
+
+// TestTCPBesideCostlyPackets: a guest keeps half of what it has alone, whatever one
+// other guest has the host cut, over however many queues.
+func TestTCPBesideCostlyPackets(t *testing.T) {
+	w := newPlainWorld(t, "--workers=1")
+	good, sink := w.guest(), w.guest(noLarge)
+	fronts := []*rawFront{w.rawFront(1), w.rawFront(8)}
+	for _, f := range fronts {
+		f.connect()
+	}
+	for name, c := range map[string]cutter{
+		"the least segments": w.cutterTo(sink, 2000*offload.MinGSOSize, offload.MinGSOSize),
+		"the largest packet": w.cutterTo(sink, 64000, 36),
+	} {
+		for _, f := range fronts {
+			w.situation(name, func() {
+				// What a connection gets varies on a busy machine by more than what is
+				// asserted, so there are several tries.
+				var alone, beside float64
+				for try := 0; try < 8 && (try == 0 || beside < alone/2); try++ {
+					alone = good.tcpToHost(32 << 20).Rate()
+					stop := w.flood(c, f)
+					beside = good.tcpToHost(32 << 20).Rate()
+					stop()
+					t.Logf("%s over %d queues: alone %.0f Mbit/s, beside it %.0f Mbit/s", name, len(f.queues), alone/1e6, beside/1e6)
+				}
+				if beside < alone/2 {
+					t.Errorf("less than half is left")
+				}
+			})
+		}
+	}
+	st := fronts[1].status()
+	for _, c := range []dataplane.Counter{dataplane.HostSegments, dataplane.WorkerNS, dataplane.Rests} {
+		if st.Counters[c.String()] == 0 {
+			t.Errorf("%v is 0", c)
+		}
+	}
+}
+
+// TestDetachBesideCostlyPackets takes no longer than it may.
+func TestDetachBesideCostlyPackets(t *testing.T) {
+	w := newPlainWorld(t, "--workers=1")
+	sink := w.guest(noLarge)
+	good := w.rawFront(8)
+	good.connect()
+	fronts := w.cutters(3)
+	stop := w.flood(w.cutterTo(sink, 64000, 36), fronts...)
+	defer stop()
+	w.wait("the flood", func() bool { return fronts[2].status().Counters[dataplane.HostSegments.String()] > 0 })
+	took, err := w.Detach(w.ctx, good.domid, good.devid)
+	w.must(err)
+	if took > time.Second {
+		t.Errorf("detach took %v", took)
+	}
+}
+
+// TestWatchdogBesideCostlyPackets is fed.
+func TestWatchdogBesideCostlyPackets(t *testing.T) {
+	w := newPlainWorld(t, "--workers=1")
+	m := w.manager()
+	w.must(w.Daemon().Stop())
+	m.start()
+	sink := w.guest(noLarge)
+	fronts := w.cutters(16)
+	stop := w.flood(w.cutterTo(sink, 64000, 36), fronts...)
+	defer stop()
+	fed := func() (n int) {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		for _, s := range slices.Clone(m.said) {
+			if s == "WATCHDOG=1" {
+				n++
+			}
+		}
+		return n
+	}
+	w.wait("the flood", func() bool { return fronts[15].status().Counters[dataplane.HostSegments.String()] > 0 })
+	before := fed()
+	w.wait("the watchdog to be fed four times", func() bool { return fed() >= before+4 })
+	if n := w.logged("not alive"); n > 0 {
+		t.Errorf("the daemon says %d times that it is not alive", n)
+	}
+}
