@@ -112,7 +112,7 @@ func testKilledAtAnyInstruction(t *testing.T, m mode) {
 	jfd, err := unix.MemfdCreate("journal", 0)
 	must(t, err)
 	defer unix.Close(jfd)
-	j, err := mapJournal(jfd, 0, 0)
+	j, err := mapJournal(jfd)
 	must(t, err)
 	defer unix.Munmap(j.mem)
 
@@ -328,7 +328,7 @@ func adopted(w func() *worker, ev Events) (Config, QueueConfig, error) {
 		return cfg, q, err
 	}
 	q.Tap = d.Queue(0)
-	q.Journal, err = mapJournal(fdJournal, 0, 0)
+	q.Journal, err = mapJournal(fdJournal)
 	return cfg, q, err
 }
 

@@ -20,6 +20,9 @@ import (
 // rsp_prod still stands where the batch began, writes the batch again: every
 // store it repeats is the same.
 //
+// A journal is of one connection, whose stamp stands in the ring pages as well
+// ([netif.Stamp]). For every other it is as good as empty, whatever numbers repeat.
+//
 // Layout, in native words:
 //
 //	  0  magic and version
@@ -30,6 +33,9 @@ import (
 //	1072  rx slots, 256 x 8 octets
 //	3120  multicast: 1 if kept here, count
 //	3128  addresses, 64 x 8 octets
+//	3640  connection: stamp, 16 octets
+//
+// Version 1 is the same without the stamp.
 //
 // A record is valid while its sequence is even and not 0; it is made odd before
 // the record is changed.
@@ -43,7 +49,8 @@ type Journal struct {
 const JournalSize = 4096
 
 const (
-	journalMagic = 0x6e626a31 // "nbj1"
+	journalMagic     = 0x6e626a32 // "nbj2"
+	journalUnstamped = 0x6e626a31 // "nbj1"
 
 	jMagic   = 0
 	jTxGref  = 2
@@ -54,21 +61,31 @@ const (
 	jRxSlots = jRx + 4
 	jMcast   = jRxSlots + 2*netif.RxRingSize
 	jAddrs   = jMcast + 2
+	jStamp   = jAddrs + 2*MaxMcast
 
 	jSeq, jBase, jCount = 0, 1, 2 // within a record
 )
 
-const _ = uint(JournalSize/4 - (jAddrs + 2*MaxMcast)) // it fits
+const _ = uint(JournalSize/4 - (jStamp + len(netif.Stamp{}))) // it fits
+
+// RingKeys are the rings of a queue, for a journal to say whether it is of them.
+type RingKeys struct {
+	TxGref, RxGref netif.Gref
+	Tx, Rx         netif.Header // as they stand in the pages
+}
+
+// Served reports whether a response was ever given in one of the rings.
+func (k *RingKeys) Served() bool { return k.Tx.RspProd != 0 || k.Rx.RspProd != 0 }
 
 // OpenJournal opens the journal in the file at path and makes it if it is not
-// there. A record in it counts only for the connection with the same ring
-// grefs; for another one the journal is cleared.
-func OpenJournal(path string, txGref, rxGref netif.Gref) (*Journal, error) {
+// there. What it records counts for the rings that it names, if it agrees with them;
+// for others [Journal.Begin] makes it new.
+func OpenJournal(path string) (*Journal, error) {
 	fd, err := unix.Open(path, unix.O_RDWR|unix.O_CREAT|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("journal %s: %w", path, err)
 	}
-	j, err := mapJournal(fd, txGref, rxGref)
+	j, err := mapJournal(fd)
 	if err != nil {
 		_ = unix.Close(fd)
 		return nil, fmt.Errorf("journal %s: %w", path, err)
@@ -76,7 +93,7 @@ func OpenJournal(path string, txGref, rxGref netif.Gref) (*Journal, error) {
 	return j, nil
 }
 
-func mapJournal(fd int, txGref, rxGref netif.Gref) (*Journal, error) {
+func mapJournal(fd int) (*Journal, error) {
 	if err := unix.Ftruncate(fd, JournalSize); err != nil {
 		return nil, err
 	}
@@ -88,9 +105,7 @@ func mapJournal(fd int, txGref, rxGref netif.Gref) (*Journal, error) {
 	if err != nil {
 		return nil, err
 	}
-	j := &Journal{page: newJournalPage(mem), mem: mem, fd: fd}
-	j.bind(txGref, rxGref)
-	return j, nil
+	return &Journal{page: newJournalPage(mem), mem: mem, fd: fd}, nil
 }
 
 // NewJournal makes a journal that does not outlive the process, for uses where
@@ -100,16 +115,70 @@ func NewJournal() *Journal {
 	return &Journal{page: newJournalPage(mem), mem: mem, fd: -1}
 }
 
-func (j *Journal) bind(txGref, rxGref netif.Gref) {
+// Names reports whether the journal names these rings: by their grefs, and by the
+// stamp that stands in both. The grefs alone are what a daemon left that made no
+// stamps; then Stamp is zero, and they may be those of other rings by now.
+func (j *Journal) Names(k *RingKeys) bool {
 	p := j.page
-	if p.load(jMagic) == journalMagic && p.load(jTxGref) == txGref && p.load(jRxGref) == rxGref {
-		return
+	if p.load(jTxGref) != k.TxGref || p.load(jRxGref) != k.RxGref {
+		return false
 	}
+	s := j.Stamp()
+	return !s.IsZero() && k.Tx.Stamp == s && k.Rx.Stamp == s || p.load(jMagic) == journalUnstamped
+}
+
+// Agrees reports whether the rings have been served just as far as the journal says.
+// Those that a frontend has made anew have not been served at all. So they are told
+// apart from the ones before even by what it left in them, unless these had no more
+// than one batch of responses.
+func (j *Journal) Agrees(k *RingKeys) bool {
+	return j.servedTo(jTx, k.Tx.RspProd) && j.servedTo(jRx, k.Rx.RspProd)
+}
+
+// servedTo reports whether a ring with this rsp_prod is where the record at r says,
+// at the beginning or at the end of its batch. One that was being changed says
+// nothing, and is not replayed.
+func (j *Journal) servedTo(r uint32, rspProd netif.Index) bool {
+	if j.page.load(r+jSeq)&1 != 0 {
+		return true
+	}
+	base := netif.Index(j.page.load(r + jBase))
+	return rspProd == base || rspProd == base.Add(j.page.load(r+jCount))
+}
+
+func (j *Journal) stamp() (s netif.Stamp) {
+	for i := range s {
+		s[i] = j.page.load(jStamp + uint32(i))
+	}
+	return s
+}
+
+// Stamp is that of the connection that the journal is of; zero if a daemon wrote it
+// that made no stamps, or none did.
+func (j *Journal) Stamp() netif.Stamp {
+	if j.page.load(jMagic) != journalMagic {
+		return netif.Stamp{}
+	}
+	return j.stamp()
+}
+
+// Begin makes the journal that of a new connection, and empty.
+func (j *Journal) Begin(s netif.Stamp, txGref, rxGref netif.Gref) {
+	p := j.page
 	p.store(jMagic, 0)
 	clear(j.mem[4:])
 	p.store(jTxGref, txGref)
 	p.store(jRxGref, rxGref)
-	p.store(jMagic, journalMagic)
+	j.Restamp(s)
+}
+
+// Restamp gives the connection that the journal is of another stamp, and keeps what
+// it records.
+func (j *Journal) Restamp(s netif.Stamp) {
+	for i, w := range s {
+		j.page.store(jStamp+uint32(i), w)
+	}
+	j.page.store(jMagic, journalMagic)
 }
 
 // Close unmaps the journal. The file stays for a successor.

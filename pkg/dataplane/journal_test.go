@@ -17,30 +17,48 @@ import (
 	"github.com/netbackd/netbackd/pkg/netif"
 )
 
+// testStamp is that of every connection but those that a test makes another one.
+var testStamp = netif.Stamp{1, 2, 3, 4}
+
+// testRings are rings of the connection with testStamp, of which none has been
+// served.
+func testRings(tx, rx netif.Gref) *RingKeys {
+	h := netif.Header{Stamp: testStamp}
+	return &RingKeys{TxGref: tx, RxGref: rx, Tx: h, Rx: h}
+}
+
+// openJournal opens a journal as the owner of a vif does: what it records counts if it
+// names the rings.
+func openJournal(t *testing.T, path string, k *RingKeys) *Journal {
+	t.Helper()
+	j, err := OpenJournal(path)
+	must(t, err)
+	if !j.Names(k) {
+		j.Begin(k.Tx.Stamp, k.TxGref, k.RxGref)
+	}
+	return j
+}
+
 func TestJournalFile(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "ring")
-	open := func(tx, rx netif.Gref) *Journal {
-		t.Helper()
-		j, err := OpenJournal(path, tx, rx)
-		must(t, err)
-		return j
-	}
+	rings := testRings(8, 9)
+	open := func(k *RingKeys) *Journal { t.Helper(); return openJournal(t, path, k) }
 	rsp := []netif.TxResponse{{ID: 1}, {ID: 2, Status: netif.StatusError}}
 	const written = "tx seq 2 base 77 count 2, rx seq 0 base 0 count 0"
 
-	j := open(8, 9)
+	j := open(rings)
 	j.recordTx(77, rsp)
 	must(t, j.Close())
 	must(t, j.Close())
 
-	j = open(8, 9)
+	j = open(rings)
 	if got := j.String(); got != written {
 		t.Errorf("opened again it says %q, want %q", got, written)
 	}
 	j.begin(jTx)
 	must(t, j.Close())
 
-	j = open(8, 9)
+	j = open(rings)
 	if n, ok := j.pending(jTx, 77, netif.TxRingSize); ok {
 		t.Errorf("a record of %d that was being changed counts", n)
 	}
@@ -50,19 +68,8 @@ func TestJournalFile(t *testing.T) {
 	}
 	must(t, j.Close())
 
-	for _, other := range [][2]netif.Gref{{8, 10}, {10, 9}} {
-		j = open(other[0], other[1])
-		if got := j.String(); strings.Contains(got, "77") {
-			t.Errorf("for another connection it says %q", got)
-		}
-		must(t, j.Close())
-		j = open(8, 9)
-		j.recordTx(77, rsp)
-		must(t, j.Close())
-	}
-
 	must(t, os.Truncate(path, 0))
-	j = open(8, 9)
+	j = open(rings)
 	if got := j.String(); strings.Contains(got, "77") {
 		t.Errorf("of an empty file it says %q", got)
 	}
@@ -75,11 +82,92 @@ func TestJournalFile(t *testing.T) {
 	}
 	link := filepath.Join(t.TempDir(), "link")
 	must(t, os.Symlink(path, link))
-	if _, err := OpenJournal(link, 8, 9); !errors.Is(err, unix.ELOOP) {
+	if _, err := OpenJournal(link); !errors.Is(err, unix.ELOOP) {
 		t.Errorf("through a link: %v", err)
 	}
-	if _, err := OpenJournal(t.TempDir(), 8, 9); err == nil {
+	if _, err := OpenJournal(t.TempDir()); err == nil {
 		t.Error("a directory was opened")
+	}
+}
+
+// TestJournalOfAnotherConnection: what was recorded counts for no other, whatever
+// they have in common.
+func TestJournalOfAnotherConnection(t *testing.T) {
+	other := testStamp
+	other[3]++
+	rings := func(change func(k *RingKeys)) *RingKeys {
+		k := testRings(8, 9)
+		k.Tx.RspProd, k.Rx.RspProd = 79, 33
+		change(k)
+		return k
+	}
+	for _, tt := range []struct {
+		name   string
+		keys   *RingKeys
+		names  bool
+		agrees bool
+	}{
+		{"the same, the last batches published", rings(func(*RingKeys) {}), true, true},
+		{"the same, the last tx batch not published", rings(func(k *RingKeys) { k.Tx.RspProd = 77 }), true, true},
+		{"the same, the last rx batch not published", rings(func(k *RingKeys) { k.Rx.RspProd = 32 }), true, true},
+		{"another tx gref", rings(func(k *RingKeys) { k.TxGref = 10 }), false, true},
+		{"another rx gref", rings(func(k *RingKeys) { k.RxGref = 10 }), false, true},
+		{"rings made anew", rings(func(k *RingKeys) { k.Tx, k.Rx = netif.Header{}, netif.Header{} }), false, false},
+		{"another's rings", rings(func(k *RingKeys) { k.Tx.Stamp, k.Rx.Stamp = other, other }), false, true},
+		{"one ring made anew", rings(func(k *RingKeys) { k.Tx = netif.Header{} }), false, false},
+		{"made anew, the stamp not cleared", rings(func(k *RingKeys) { k.Tx.RspProd, k.Rx.RspProd = 0, 0 }), true, false},
+		{"within a batch", rings(func(k *RingKeys) { k.Tx.RspProd = 78 }), true, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			j := NewJournal()
+			j.Begin(testStamp, 8, 9)
+			j.recordTx(77, []netif.TxResponse{{ID: 1}, {ID: 2}})
+			j.recordRx(32, make([]netif.RxSlot, 1))
+			if names, agrees := j.Names(tt.keys), j.Agrees(tt.keys); names != tt.names || agrees != tt.agrees {
+				t.Errorf("it names them: %t, it agrees: %t", names, agrees)
+			}
+			j.Begin(other, 8, 9)
+			if got := j.String(); strings.Contains(got, "77") || j.Stamp() != other {
+				t.Errorf("begun anew it says %q of %v", got, j.Stamp())
+			}
+		})
+	}
+}
+
+// TestJournalThatWasNeverBegun names no rings, not even those of a guest that has
+// zeros everywhere.
+func TestJournalThatWasNeverBegun(t *testing.T) {
+	for _, k := range []*RingKeys{{}, testRings(0, 0)} {
+		if NewJournal().Names(k) {
+			t.Errorf("it names %+v", k)
+		}
+	}
+}
+
+// TestJournalWithoutStamp: one of a daemon that made no stamps keeps what it records
+// when it is given one.
+func TestJournalWithoutStamp(t *testing.T) {
+	j := NewJournal()
+	j.Begin(testStamp, 8, 9)
+	j.recordTx(77, []netif.TxResponse{{ID: 1}, {ID: 2}})
+	clear(j.mem[4*jStamp:])
+	j.page.store(jMagic, journalUnstamped)
+	before := j.String()
+
+	k := RingKeys{TxGref: 8, RxGref: 9, Tx: netif.Header{RspProd: 77}}
+	if !j.Names(&k) || !j.Agrees(&k) || !j.Stamp().IsZero() {
+		t.Errorf("it names them: %t, it agrees: %t, stamp %v", j.Names(&k), j.Agrees(&k), j.Stamp())
+	}
+	j.Restamp(testStamp)
+	if got := j.String(); got != before || j.Stamp() != testStamp {
+		t.Errorf("with a stamp it says %q of %v, before %q", got, j.Stamp(), before)
+	}
+	if j.Names(&k) {
+		t.Error("it names rings without stamp")
+	}
+	k.Tx.Stamp, k.Rx.Stamp = testStamp, testStamp
+	if !j.Names(&k) {
+		t.Error("it does not name the rings with its stamp")
 	}
 }
 
@@ -238,7 +326,7 @@ func TestJournalWithoutRoom(t *testing.T) {
 	must(t, unix.Mount("none", dir, "tmpfs", 0, "size=4096"))
 	defer func() { must(t, unix.Unmount(dir, 0)) }()
 	must(t, os.WriteFile(filepath.Join(dir, "full"), make([]byte, 4096), 0o600))
-	if _, err := OpenJournal(filepath.Join(dir, "ring"), 8, 9); !errors.Is(err, unix.ENOSPC) {
+	if _, err := OpenJournal(filepath.Join(dir, "ring")); !errors.Is(err, unix.ENOSPC) {
 		t.Errorf("got error %v, want %v", err, unix.ENOSPC)
 	}
 }

@@ -146,8 +146,7 @@ func TestMcastOutlivesTheProcess(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "ring")
 	open := func(tx netif.Gref) *Journal {
 		t.Helper()
-		j, err := OpenJournal(path, tx, 9)
-		must(t, err)
+		j := openJournal(t, path, testRings(tx, 9))
 		t.Cleanup(func() { must(t, j.Close()) })
 		return j
 	}

@@ -415,8 +415,9 @@ func TestAThousandConnections(t *testing.T) {
 				files, space = openFiles(t), addressSpace(t)
 			}
 			for k := range l.queues {
-				j, err := OpenJournal(dir+"/ring"+string(rune('0'+k)), 8, 9)
+				j, err := OpenJournal(dir + "/ring" + string(rune('0'+k)))
 				must(t, err)
+				j.Begin(netif.NewStamp(), 8, 9)
 				l.queues[k].Journal = j
 			}
 			l.connect()

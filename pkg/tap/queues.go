@@ -54,6 +54,25 @@ func (d *Device) setQueues(n int) error {
 	return nil
 }
 
+// Rest takes all queues away from the host, and closes all but the first. What waited
+// in them is dropped, and so is from now on what the host sends, at once: without
+// carrier it goes on sending for up to a second, until the kernel has taken notice.
+// SetQueues ends that. (__tun_detach purges a queue, and tun_net_xmit drops what finds
+// none: drivers/net/tun.c.)
+//
+// The carrier does not change, and the device can be controlled as before.
+func (d *Device) Rest() error { return d.wrap("rest", d.rest()) }
+
+func (d *Device) rest() error {
+	if len(d.queues) == 0 {
+		return ErrClosed
+	}
+	if err := d.setActive(0); err != nil {
+		return err
+	}
+	return d.closeQueues(1)
+}
+
 // SetActive gives the first n queues, 1 to all, to the host, and takes the
 // others away from it without closing them: their descriptors stay good, in an
 // epoll or io_uring too, frames can still be written to them, but none will

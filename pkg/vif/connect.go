@@ -12,6 +12,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/dataplane"
 	"github.com/netbackd/netbackd/pkg/evtchn"
 	"github.com/netbackd/netbackd/pkg/gntdev"
+	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/offload"
 	"github.com/netbackd/netbackd/pkg/tap"
 )
@@ -51,6 +52,9 @@ type Host interface {
 // path that uses them.
 type link struct {
 	front    *frontend
+	stamp    netif.Stamp // the connection's; see identity.go
+	known    bool        // a predecessor served it, and what was kept of it is here
+	served   bool        // its rings were served before, by whomever
 	news     news
 	stalled  []bool // what news said of each queue
 	dark     bool   // the guest takes nothing, so the TAP has no carrier
@@ -59,7 +63,6 @@ type link struct {
 	events   []Events
 	ports    int // bound
 	journals []*dataplane.Journal
-	paths    []string // of the journals
 	control  *control // nil: the frontend has no control ring
 	mapper   Mapper   // what it maps by
 }
@@ -118,8 +121,25 @@ func newLink(f *frontend) *link {
 func (v *Vif) open(l *link) error {
 	f := &l.front.features
 	queues := make([]dataplane.QueueConfig, len(l.front.queues))
+	for i := range queues {
+		if err := v.openQueue(l, i, &queues[i]); err != nil {
+			return fmt.Errorf("queue %d: %w", i, err)
+		}
+	}
+	if err := v.identify(l, queues); err != nil {
+		return err
+	}
+	if !l.known {
+		// What waits there was sent to the driver before.
+		if err := v.tap.Rest(); err != nil {
+			return err
+		}
+	}
 	if err := v.tap.SetQueues(len(queues)); err != nil {
 		return err
+	}
+	for i := range queues {
+		queues[i].Tap = v.tap.Queue(i)
 	}
 	v.keepQueues()
 	if err := v.setOffload(f); err != nil {
@@ -128,15 +148,10 @@ func (v *Vif) open(l *link) error {
 	if err := v.limitMTU(f.sg); err != nil {
 		return err
 	}
-	for i := range queues {
-		if err := v.openQueue(l, i, &queues[i]); err != nil {
-			return fmt.Errorf("queue %d: %w", i, err)
-		}
-	}
 	// A guest sends its list once. If it goes on with rings that were served
 	// before and the list is lost, all multicast passes rather than none.
 	known := v.mcast.Keep(queues[0].Journal)
-	v.mcast.SetFilter(f.mcast && (known || v.own != Connected))
+	v.mcast.SetFilter(f.mcast && (known || !l.served))
 	cfg := dataplane.Config{
 		Domid: v.cfg.Domid,
 		Guest: offload.Guest{
@@ -155,6 +170,10 @@ func (v *Vif) open(l *link) error {
 		Notice:   v.noticeOf(l),
 	}
 	if err := v.openControl(l, queues, &cfg); err != nil {
+		return err
+	}
+	// From here on the connection is one that a successor goes on with.
+	if err := l.mark(queues); err != nil {
 		return err
 	}
 	conn, err := v.cfg.Pool.Connect(cfg, queues)
@@ -208,17 +227,16 @@ func (v *Vif) openQueue(l *link, i int, q *dataplane.QueueConfig) error {
 			return err
 		}
 	}
-	q.Grants, q.Events, q.Tap = grants, ev, v.tap.Queue(i)
+	q.Grants, q.Events = grants, ev
 	if v.cfg.RunDir == "" {
 		return nil
 	}
 	path := v.journalPath(i)
-	j, err := dataplane.OpenJournal(path, k.txGref, k.rxGref)
+	j, err := dataplane.OpenJournal(path)
 	if err != nil {
 		return err
 	}
 	l.journals = append(l.journals, j)
-	l.paths = append(l.paths, path)
 	q.Journal = j
 	return nil
 }
@@ -248,21 +266,28 @@ func (v *Vif) disconnect() {
 	v.link, v.live, v.since = nil, false, time.Time{} // first: it may panic
 	v.setCarrier(false)
 	v.discard(l)
-	v.mcast.Clear()
 	v.mcastWatch.close()
 	v.log.Info("disconnected")
 }
 
-// discard releases a link for good.
+// discard releases a link for good: nothing that was of this connection reaches
+// another, neither what the host sent nor what the guest asked for.
 func (v *Vif) discard(l *link) {
+	// A guest that was quarantined may be let go on with the rings it has, and
+	// does not know then that anything was forgotten.
+	forget := v.reason == ""
+	if forget {
+		l.unmark()
+	}
 	l.release(v)
-	for _, p := range l.paths {
-		v.removeJournal(p)
+	v.mcast.Clear()
+	if forget {
+		v.removeJournals()
 	}
 	if l.control != nil {
 		v.forgetControl(l.control)
 	}
-	if err := v.tap.SetQueues(1); err != nil && !errors.Is(err, tap.ErrGone) {
+	if err := v.tap.Rest(); err != nil && !errors.Is(err, tap.ErrGone) {
 		v.log.Warn("tap queues", errField(err))
 	}
 	v.keepQueues()

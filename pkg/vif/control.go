@@ -34,6 +34,7 @@ import (
 type control struct {
 	log    *zap.Logger
 	front  *frontend
+	stamp  netif.Stamp // of the connection
 	events Events
 	port   evtchn.Port
 	page   []byte
@@ -112,8 +113,9 @@ func (v *Vif) openControl(l *link, queues []dataplane.QueueConfig, cfg *dataplan
 		c.steer.set, c.steer.user = v.tap.SetSteering, v.cfg.NoBPF
 		cfg.OneWorker = c.steer.user != nil
 	}
-	was := v.loadControl(l.front)
-	c.take(was, v.nodes.offered(), v.own == Connected)
+	c.stamp = l.stamp
+	was := v.loadControl(l)
+	c.take(was, v.nodes.offered(), l.served)
 	if cfg.Hash, err = c.hash.now.forPackets(c.protocol); err != nil || c.ring == nil || was != nil {
 		return err
 	}
@@ -128,7 +130,7 @@ func (v *Vif) openControl(l *link, queues []dataplane.QueueConfig, cfg *dataplan
 }
 
 // take takes the ring: as a predecessor left it, or as a frontend does that has
-// just connected. A ring of no use is no reason not to connect, or to forget what
+// just connected, whose rings nobody has served. A ring of no use is no reason not to connect, or to forget what
 // was asked for.
 func (c *control) take(r *ctrlRecord, offered ControlRings, served bool) {
 	var err error
@@ -215,15 +217,11 @@ func (c *control) close() {
 // forgetControl undoes what the guest has asked for and only this connection
 // knew.
 func (v *Vif) forgetControl(c *control) {
-	if c.steer.on() && c.steer.user == nil {
+	// Also if it is not known to steer: a change may have failed half-way.
+	if c.steer.set != nil && c.steer.user == nil {
 		if err := v.tap.SetSteering(-1); err != nil && !errors.Is(err, tap.ErrGone) {
 			v.log.Warn("tap steering", errField(err))
 		}
-	}
-	// A guest that was quarantined may be let go on with the rings it has, and
-	// does not know then that anything was forgotten.
-	if c.path != "" && v.reason == "" {
-		v.removeJournal(c.path)
 	}
 }
 
@@ -327,7 +325,7 @@ func (c *control) save(s ctrlring.State) error {
 		return nil
 	}
 	r := ctrlRecord{
-		front: *c.front, ring: s,
+		stamp: c.stamp, front: *c.front, ring: s,
 		algorithm: c.hash.now.algorithm, types: c.hash.now.types, key: c.hash.now.key,
 		grefs: c.grefs.lists,
 	}

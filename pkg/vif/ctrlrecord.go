@@ -23,8 +23,9 @@ import (
 //
 // The file, in little endian:
 //
-//	0  magic and version, then the connection: queues, and for each the grefs
-//	   and ports of its rings; gref and port of the control ring
+//	0  magic and version, then the connection: its stamp of 4 numbers (missing in
+//	   version 1); queues, and for each the grefs and ports of its rings; gref and
+//	   port of the control ring
 //	   algorithm, types
 //	   octets of the key, key
 //	   entries of the mapping table, table
@@ -33,7 +34,8 @@ import (
 //
 // all numbers of 4 octets, and of each entry in the table as well.
 type ctrlRecord struct {
-	front     frontend // grefs and ports
+	stamp     netif.Stamp // of the connection; zero: a daemon wrote it that made none
+	front     frontend    // grefs and ports
 	algorithm uint32
 	types     uint32
 	key       []byte
@@ -42,7 +44,10 @@ type ctrlRecord struct {
 	grefs     [][]netif.GrefEntry
 }
 
-const ctrlMagic = 0x3163626e // "nbc1"
+const (
+	ctrlMagic     = 0x3263626e // "nbc2"
+	ctrlUnstamped = 0x3163626e // "nbc1"
+)
 
 // errRecord: a file that no daemon has written.
 var errRecord = errors.New("record of the control ring makes no sense")
@@ -59,7 +64,9 @@ func (r *ctrlRecord) marshal() ([]byte, error) {
 			b = binary.LittleEndian.AppendUint32(b, v)
 		}
 	}
-	u32(ctrlMagic, uint32(len(r.front.queues)))
+	u32(ctrlMagic)
+	u32(r.stamp[:]...)
+	u32(uint32(len(r.front.queues)))
 	for _, q := range r.front.queues {
 		u32(q.txGref, q.rxGref, uint32(q.txPort), uint32(q.rxPort))
 	}
@@ -116,7 +123,13 @@ func (r *recordReader) count(limit uint32) uint32 {
 func (r *ctrlRecord) unmarshal(b []byte) error {
 	in := recordReader{b: b}
 	*r = ctrlRecord{}
-	if in.u32() != ctrlMagic {
+	switch in.u32() {
+	case ctrlMagic:
+		for i := range r.stamp {
+			r.stamp[i] = in.u32()
+		}
+	case ctrlUnstamped:
+	default:
 		return errRecord
 	}
 	queues := in.count(tap.MaxQueues)
@@ -159,9 +172,11 @@ func (v *Vif) ctrlPath() string {
 	return filepath.Join(v.cfg.RunDir, ctrlName(v.cfg.Domid, v.cfg.Devid))
 }
 
-// loadControl reads the record of the connection f, if a predecessor left one.
-func (v *Vif) loadControl(f *frontend) (r *ctrlRecord) {
-	if v.cfg.RunDir == "" {
+// loadControl reads the record of the connection l, if a predecessor left one. A
+// record without stamp is of the connection whose journals had none; that of any
+// other was removed when it began.
+func (v *Vif) loadControl(l *link) (r *ctrlRecord) {
+	if v.cfg.RunDir == "" || !l.known {
 		return nil
 	}
 	b, err := os.ReadFile(v.ctrlPath())
@@ -176,7 +191,7 @@ func (v *Vif) loadControl(f *frontend) (r *ctrlRecord) {
 		v.log.Warn("what a predecessor knew of the control ring is lost", errField(err))
 		return nil
 	}
-	if !f.sameRings(&r.front) {
+	if !l.front.sameRings(&r.front) || !r.stamp.IsZero() && r.stamp != l.stamp {
 		return nil
 	}
 	return r

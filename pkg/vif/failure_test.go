@@ -48,8 +48,8 @@ func TestConnectFails(t *testing.T) {
 			mend: func(w *world) { w.host.failing(nil) }, error: "24 queue 1: evtchn: open: too many open files", maps: 4},
 		{name: "out of memory", spoil: func(w *world) { w.host.failing(failNth("map", 3, unix.ENOMEM)) },
 			mend: func(w *world) { w.host.failing(nil) }, error: "12 queue 1: map tx ring", maps: 3},
-		{name: "journal cannot be written", spoil: func(w *world) { w.must(os.Mkdir(filepath.Join(w.cfg.RunDir, "ring-7.0-1"), 0o700)) },
-			mend: func(w *world) { w.must(os.Remove(filepath.Join(w.cfg.RunDir, "ring-7.0-1"))) }, error: "21 queue 1: journal", maps: 4},
+		{name: "journal cannot be written", spoil: func(w *world) { w.must(os.MkdirAll(filepath.Join(w.cfg.RunDir, "ring-7.0-1/x"), 0o700)) },
+			mend: func(w *world) { w.must(os.RemoveAll(filepath.Join(w.cfg.RunDir, "ring-7.0-1"))) }, error: "21 queue 1: journal", maps: 4},
 		{name: "data plane is closed", spoil: func(w *world) { w.v.cfg.Pool = closedPool(w) },
 			mend: func(w *world) { w.v.cfg.Pool = w.cfg.Pool }, error: dataplane.ErrClosed.Error(), maps: 4},
 	} {

@@ -33,6 +33,14 @@ func (v *Vif) removeJournals() {
 	for i := range max(int(n), v.cfg.MaxQueues) {
 		v.removeJournal(v.journalPath(i))
 	}
+	v.removeControl()
+}
+
+// removeControl removes the record of a control ring.
+func (v *Vif) removeControl() {
+	if v.cfg.RunDir == "" {
+		return
+	}
 	v.removeJournal(v.ctrlPath())
 	v.removeJournal(v.ctrlPath() + ctrlNew)
 }

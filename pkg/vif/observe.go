@@ -241,8 +241,8 @@ func (v *Vif) situation() situation {
 		node:      v.nodes.state,
 	}
 	s.forced = s.detach && !time.Now().Before(v.detachAt)
-	s.stale = s.connected && v.offer.rings != nil && !v.offer.rings.sameRings(v.link.front)
-	if v.tried != nil && !v.tried.same(v.attempt()) {
+	s.stale = s.connected && v.offer.rings != nil && (!v.offer.rings.sameRings(v.link.front) || v.link.renewed())
+	if v.tried != nil && !v.tried.same(v.attempt()) || v.reason != "" && v.barredRenewed() {
 		v.tried, v.reason = nil, ""
 	}
 	s.quarantined = v.reason != ""

@@ -37,13 +37,10 @@ func TestQuarantine(t *testing.T) {
 	if !strings.HasPrefix(s.Quarantine, "queue 1: ") || !strings.Contains(s.Quarantine, netif.ErrOverflow.Error()) || s.Carrier || s.Waits != "the guest to connect anew, or netbackd reset" {
 		t.Errorf("status %+v", s)
 	}
-	calls := w.host.mapCalls()
 	for range 10 {
 		w.frontState(Connected)
 		w.wantSteps("")
-	}
-	if got := w.host.mapCalls(); got != calls {
-		t.Errorf("%d more mappings", got-calls)
+		w.wantHeld(nothing)
 	}
 
 	t.Run("reset", func(t *testing.T) {
@@ -73,6 +70,14 @@ func TestQuarantine(t *testing.T) {
 		w.wantSteps("connect plug")
 		w.wantState("4")
 		w.wantHeld("4 pages, 2 handles, 2 ports")
+	})
+	t.Run("the guest connects anew, unseen and with the same names", func(t *testing.T) {
+		w.breach()
+		w.wantSteps("")
+		w.sameRings()
+		w.frontState(Connected)
+		w.wantSteps("connect plug")
+		w.wantError("-")
 	})
 	t.Run("kexec", func(t *testing.T) {
 		w.breach()

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/netbackd/netbackd/pkg/dataplane"
+	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/tap"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
@@ -130,7 +131,10 @@ func (v *Vif) await(err error) error {
 // back when the frontend connects again.
 func (v *Vif) quarantine(cause error) {
 	v.tried = v.attempt()
-	v.reason = cause.Error()
+	v.reason, v.barred = cause.Error(), netif.Stamp{}
+	if v.link != nil {
+		v.barred = v.link.stamp
+	}
 	v.fail(fmt.Errorf("quarantined: %w", cause))
 	v.disconnect()
 }

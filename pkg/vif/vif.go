@@ -11,6 +11,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/netbackd/netbackd/pkg/dataplane"
+	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/tap"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
@@ -113,10 +114,11 @@ type Vif struct {
 	rate       Rate
 
 	// What went wrong; trouble.go.
-	trouble   string    // the error that stands in the error node
-	reason    string    // why the vif is quarantined
-	tried     *attempt  // what not to try again
-	busySince time.Time // since when what it needs is in use; zero: it is not
+	trouble   string      // the error that stands in the error node
+	reason    string      // why the vif is quarantined
+	barred    netif.Stamp // the connection that is; zero: there was none
+	tried     *attempt    // what not to try again
+	busySince time.Time   // since when what it needs is in use; zero: it is not
 
 	timer   *time.Timer
 	alarm   time.Time // when timer rings, zero if it does not
@@ -202,6 +204,7 @@ func (v *Vif) call(ctx context.Context, f func()) bool {
 func (v *Vif) Run(ctx context.Context) {
 	defer close(v.done)
 	defer v.timer.Stop()
+	debug.SetPanicOnFault(true) // a ring page gone bad costs this vif
 	gone := false
 	for !gone && !v.left {
 		// While the vif waits for its turn nothing wakes it that would only

@@ -372,14 +372,15 @@ func (w *world) iface(name string) *netlink.Tuntap {
 	return l.(*netlink.Tuntap)
 }
 
-// wantTap checks whether there is an interface, and with how many queues.
+// wantTap checks whether there is an interface, and with how many queues, the host's
+// or not.
 func (w *world) wantTap(queues int) {
 	w.t.Helper()
 	switch l := w.iface(ifname); {
 	case l == nil && queues != 0:
 		w.t.Errorf("no %s", ifname)
-	case l != nil && l.Queues != queues:
-		w.t.Errorf("%s has %d queues, want %d", ifname, l.Queues, queues)
+	case l != nil && l.Queues+l.DisabledQueues != queues:
+		w.t.Errorf("%s has %d queues, and %d that the host has not, want %d", ifname, l.Queues, l.DisabledQueues, queues)
 	}
 }
 

@@ -1,0 +1,296 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package vif
+
+import (
+	"encoding/binary"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"github.com/netbackd/netbackd/pkg/ctrlring"
+	"github.com/netbackd/netbackd/pkg/gntdev"
+	"github.com/netbackd/netbackd/pkg/netif"
+)
+
+// sameRings is the guest making its rings anew in the same pages, behind the same
+// grefs and ports: nothing that it names is different.
+func (w *world) sameRings() {
+	w.t.Helper()
+	w.host.mu.Lock()
+	defer w.host.mu.Unlock()
+	var err error
+	for i, q := range w.conns {
+		w.tx[i], err = netif.InitTx(w.host.pages[q.txGref])
+		w.must(err)
+		w.rx[i], err = netif.InitRx(w.host.pages[q.rxGref])
+		w.must(err)
+	}
+}
+
+// sameControl is sameRings for a slot ring.
+func (g *ctrlGuest) sameControl() {
+	g.w.t.Helper()
+	var err error
+	g.ring, err = ctrlring.Init(g.page, ctrlring.Slot, 0)
+	g.w.must(err)
+}
+
+// sendList is the guest asking for a multicast address, and waits until it has its
+// answer.
+func (w *world) sendList(addr [6]byte) {
+	w.t.Helper()
+	i := 0
+	// A multicast request is the extra of a packet, which may be refused: what
+	// counts is that both slots are answered.
+	w.tx[i].Put(netif.TxRequest{Gref: 4000, Size: 60, Flags: netif.TxExtraInfo, ID: 1})
+	w.tx[i].PutExtra(netif.NewMcast(true, addr))
+	w.tx[i].Push()
+	w.host.kick(w.conns[i].txPort)
+	w.eventually("an answer", func() bool { n, err := w.tx[i].Responses(); return err == nil && n == 2 })
+	w.tx[i].Take(2)
+}
+
+// lists is the multicast list of the vif.
+func (w *world) lists() []string { return w.status().Mcast }
+
+// killed is what a kill leaves of a vif: nothing is told to anybody.
+func (w *world) killed() {
+	w.t.Helper()
+	w.v.handOver()
+	w.wantHeld(nothing)
+	w.v = New(w.cfg)
+}
+
+// everything is a connection of which all is kept that can be: a multicast list, a
+// hash, static grants.
+func everything(t *testing.T) (*world, *ctrlGuest) {
+	t.Helper()
+	w := ctrlWorld(t, ControlSlot)
+	w.attach()
+	w.settle()
+	w.plugIn()
+	g := w.control(ctrlring.Slot)
+	w.rings(2, false, append(g.names(), "request-multicast-control", "1")...)
+	w.frontState(Connected)
+	w.wantSteps("connect plug connected")
+	w.sendList([6]byte{1, 0, 0x5e, 0, 0, 9})
+	g.configure()
+	w.configured()
+	if len(w.lists()) != 1 {
+		t.Fatalf("multicast list %v", w.lists())
+	}
+	return w, g
+}
+
+// blank checks that nothing of a connection before is in force.
+func (w *world) blank() {
+	w.t.Helper()
+	s := w.status()
+	if s.State != Connected || len(s.Mcast) != 0 {
+		w.t.Errorf("state %v, multicast list %v", s.State, s.Mcast)
+	}
+	if c := s.Control; c == nil || c.Error != "" || c.Algorithm != "none" || len(c.Types) != 0 || c.KeyOctets != 0 || c.Steering != "host" {
+		w.t.Errorf("control ring %+v", c)
+	}
+	for i, q := range s.Queues {
+		if q.Static != 0 {
+			w.t.Errorf("queue %d has %d static grants", i, q.Static)
+		}
+	}
+	w.wantHeld("5 pages, 4 handles, 3 ports")
+}
+
+// What was kept of a connection is in force again when it goes on, whoever serves it,
+// and never for the next one, although that has the same grefs, ports and domain id.
+func TestConnectionsWithTheSameNames(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		while func(w *world, anew func()) // the guest comes again
+		steps string
+	}{
+		{"while no daemon runs", func(w *world, anew func()) { w.killed(); anew() }, "connect plug"},
+		{"between two looks", func(_ *world, anew func()) { anew() }, "disconnect connect plug"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			w, g := everything(t)
+			tt.while(w, func() {
+				w.sameRings()
+				g.sameControl()
+				w.frontState(Initialising) // which nobody sees
+				w.frontState(Connected)
+			})
+			w.wantSteps(tt.steps)
+			w.blank()
+			g.configure() // the control ring is served, by the protocol it has
+			w.configured()
+			if w.v.link.known || w.v.link.served {
+				t.Errorf("taken for one that was served before: %+v", w.v.link)
+			}
+		})
+	}
+	t.Run("it goes on", func(t *testing.T) {
+		w, g := everything(t)
+		stamp := w.v.link.stamp
+		for range 3 {
+			w.killed()
+			w.wantSteps("connect plug")
+			w.configured()
+			if l := w.lists(); len(l) != 1 || w.v.link.stamp != stamp {
+				t.Errorf("multicast list %v, stamp %v, before %v", l, w.v.link.stamp, stamp)
+			}
+			g.want(0, netif.CtrlGetHashFlags)
+			w.wantSteps("")
+		}
+	})
+}
+
+// A frontend that makes its rings anew and does not clear what ring.h calls pad is
+// told by how far its rings have been served.
+func TestFrontendThatKeepsTheStamp(t *testing.T) {
+	w, g := everything(t)
+	stamp := w.v.link.stamp
+	w.sendList([6]byte{1, 0, 0x5e, 0, 0, 10}) // a second batch
+	w.killed()
+	w.sameRings()
+	g.sameControl()
+	for _, q := range w.conns {
+		for _, ref := range []gntdev.Ref{q.txGref, q.rxGref} {
+			w.must(netif.WriteStamp(w.host.pages[ref], stamp))
+		}
+	}
+	w.wantSteps("connect plug")
+	if w.v.link.known || w.v.link.stamp == stamp {
+		t.Error("taken for the connection before")
+	}
+	if l := w.lists(); len(l) != 0 {
+		t.Errorf("multicast list %v", l)
+	}
+}
+
+// A guest that writes a stamp of its own choice gets no more than a connection of its
+// own.
+func TestForgedStamp(t *testing.T) {
+	w, _ := everything(t)
+	forged := netif.NewStamp()
+	w.killed()
+	for _, q := range w.conns {
+		for _, ref := range []gntdev.Ref{q.txGref, q.rxGref} {
+			w.must(netif.WriteStamp(w.host.pages[ref], forged))
+		}
+	}
+	w.wantSteps("connect plug")
+	l := w.v.link
+	if l.known || !l.served || l.stamp == forged || l.renewed() {
+		t.Errorf("%+v", l)
+	}
+	if m := w.lists(); len(m) != 0 {
+		t.Errorf("multicast list %v", m)
+	}
+	w.blank()
+}
+
+// old makes of what is kept what a daemon without stamps kept, in rings without them.
+func (w *world) old() {
+	w.t.Helper()
+	for _, q := range w.conns {
+		for _, ref := range []gntdev.Ref{q.txGref, q.rxGref} {
+			w.must(netif.WriteStamp(w.host.pages[ref], netif.Stamp{}))
+		}
+	}
+	journals, err := filepath.Glob(w.cfg.RunDir + "/ring-*")
+	w.must(err)
+	for _, path := range journals {
+		b, err := os.ReadFile(path)
+		w.must(err)
+		binary.NativeEndian.PutUint32(b, 0x6e626a31) // "nbj1"
+		clear(b[3640:])
+		w.must(os.WriteFile(path, b, 0o600))
+	}
+	b, err := os.ReadFile(w.v.ctrlPath())
+	w.must(err)
+	b = slices.Delete(b, 4, 20)
+	copy(b, "nbc1")
+	w.must(os.WriteFile(w.v.ctrlPath(), b, 0o600))
+}
+
+// A daemon that made no stamps is upgraded: the connection goes on, with all that was
+// kept of it, and has a stamp from then on.
+func TestUpgradeFromADaemonWithoutStamps(t *testing.T) {
+	w, _ := everything(t)
+	w.killed()
+	w.old()
+	for range 2 {
+		w.wantSteps("connect plug")
+		w.configured()
+		l := w.v.link
+		if len(w.lists()) != 1 || !l.known || l.stamp.IsZero() || l.renewed() {
+			t.Errorf("multicast list %v, %+v", w.lists(), l)
+		}
+		w.killed()
+	}
+}
+
+// The same, and meanwhile the guest has made its rings anew: nothing has been answered
+// in these.
+func TestUpgradeUnderAGuestThatConnectsAnew(t *testing.T) {
+	w, g := everything(t)
+	w.killed()
+	w.old()
+	w.sameRings()
+	g.sameControl()
+	w.wantSteps("connect plug")
+	w.blank()
+}
+
+// What was kept of a connection goes with it.
+func TestNothingIsKeptOfAClosedConnection(t *testing.T) {
+	w, g := everything(t)
+	page := w.host.pages[w.conns[0].txGref]
+	w.frontState(Closing)
+	w.settle()
+	if got := w.journals(); got != "" {
+		t.Errorf("in the run directory: %s", got)
+	}
+	if h, err := netif.ReadHeader(page); err != nil || !h.Stamp.IsZero() {
+		t.Errorf("header %+v, %v", h, err)
+	}
+	for _, s := range []State{Closed, Initialising} {
+		w.frontState(s)
+		w.settle()
+	}
+	w.sameRings()
+	g.sameControl()
+	w.frontState(Connected)
+	w.wantSteps("connect plug connected")
+	w.blank()
+}
+
+// A guest that is let go on after a quarantine, with the rings it has, has lost
+// nothing of what it sends once.
+func TestResetKeepsWhatTheGuestSaidOnce(t *testing.T) {
+	w, _ := everything(t)
+	w.v.guard(func() { panic("oops") })
+	w.wantHeld(nothing)
+	w.reset()
+	w.wantSteps("connect plug")
+	w.configured()
+	if l := w.lists(); len(l) != 1 {
+		t.Errorf("multicast list %v", l)
+	}
+}
+
+// A connection that could not be made leaves no trace in the rings.
+func TestFailedAttemptLeavesNoStamp(t *testing.T) {
+	w := newWorld(t)
+	w.attach("hotplug-status", "connected")
+	w.settle()
+	w.rings(1, false)
+	w.v.cfg.Pool = closedPool(w)
+	w.frontState(Connected)
+	w.wantSteps("connect closing closed")
+	if h, err := netif.ReadHeader(w.host.pages[w.conns[0].txGref]); err != nil || !h.Stamp.IsZero() {
+		t.Errorf("header %+v, %v", h, err)
+	}
+}

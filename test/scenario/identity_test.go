@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package scenario
+
+import (
+	"slices"
+	"testing"
+
+	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/vif"
+)
+
+// anew makes the rings anew in the same pages, behind the same grefs and channels, as
+// a boot loader's and a kernel's driver may do one after the other.
+func (f *rawFront) anew() {
+	f.w.t.Helper()
+	for i := range f.queues {
+		q := &f.queues[i]
+		var err error
+		q.tx, err = netif.InitTx(q.rings.Bytes()[:netif.PageSize])
+		f.w.must(err)
+		q.rx, err = netif.InitRx(q.rings.Bytes()[netif.PageSize:])
+		f.w.must(err)
+	}
+}
+
+// ask puts three requests with ids from id on into the first tx ring, and tells of
+// them.
+func (f *rawFront) ask(data netif.Gref, id uint16) {
+	q := &f.queues[0]
+	for i := range uint16(3) {
+		q.tx.Put(netif.TxRequest{Gref: data, Size: 100, ID: id + i})
+	}
+	q.tx.Push()
+	f.w.must(f.events.Notify(q.txPort))
+}
+
+// answers waits for three answers and takes them.
+func (f *rawFront) answers() (ids []uint16) {
+	f.w.t.Helper()
+	q := &f.queues[0]
+	f.w.wait("answers", func() bool { n, err := q.tx.Responses(); return err == nil && n >= 3 })
+	n, err := q.tx.Responses()
+	f.w.must(err)
+	for i := range n {
+		ids = append(ids, q.tx.Response(q.tx.RspCons().Add(i)).ID)
+	}
+	q.tx.Take(n)
+	return ids
+}
+
+// A guest's driver is gone, and the next one has taken its place, with rings in the
+// same pages, while no daemon ran: its requests are served, and nothing is that the
+// journal says of those of the other.
+func TestJournalOfADriverThatIsGone(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		script string // hotplug-status
+		end    func(w *world)
+	}{
+		{"killed, the hotplug script not through", "", func(w *world) { w.Daemon().Kill() }},
+		{"stopped, the hotplug script not through", "", func(w *world) { w.must(w.Daemon().Stop()) }},
+		{"killed, connected", "connected", func(w *world) { w.Daemon().Kill() }},
+		{"stopped, connected", "connected", func(w *world) { w.must(w.Daemon().Stop()) }},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			w := newWorld(t)
+			f := w.rawFront(1)
+			data, err := f.pages.Alloc(0, 1, false)
+			w.must(err)
+			copy(data.Bytes(), plainFrame(100))
+			w.must(w.Store().Write(f.back()+"/hotplug-status", tt.script))
+			f.ask(data.Refs()[0], 10)
+			f.offer(f.keys(), vif.Connected)
+			if got := f.answers(); !slices.Equal(got, []uint16{10, 11, 12}) {
+				t.Errorf("the first driver's answers: %v", got)
+			}
+			tt.end(w)
+
+			f.state(vif.Initialising)
+			f.anew()
+			f.ask(data.Refs()[0], 20)
+			f.offer(f.keys(), vif.Connected)
+			w.must(w.StartDaemon(w.ctx))
+			if got := f.answers(); !slices.Equal(got, []uint16{20, 21, 22}) {
+				t.Errorf("the second driver's answers: %v", got)
+			}
+			// A packet that was answered without being sent was never counted.
+			w.wait("its packets to have been sent", func() bool {
+				s := f.status()
+				return s.Counters["tx_packets"]+s.Counters["tx_tap_down"] == 3
+			})
+			f.ask(data.Refs()[0], 30)
+			if got := f.answers(); !slices.Equal(got, []uint16{30, 31, 32}) {
+				t.Errorf("further answers: %v", got)
+			}
+			w.must(w.Store().Write(f.back()+"/hotplug-status", "connected"))
+			f.waitBack(vif.Connected)
+			f.connected()
+		})
+	}
+}
+
+// A guest comes again faster than the daemon looks, with the same names: its rings are
+// served from the start, and it is not taken for one that breaks the protocol.
+func TestGuestComesAgainUnseen(t *testing.T) {
+	w := newWorld(t)
+	f := w.rawFront(1)
+	f.connect()
+	data, err := f.pages.Alloc(0, 1, false)
+	w.must(err)
+	copy(data.Bytes(), plainFrame(100))
+	for id := uint16(10); id < 60; id += 10 {
+		f.ask(data.Refs()[0], id)
+		if got := f.answers(); !slices.Equal(got, []uint16{id, id + 1, id + 2}) {
+			t.Fatalf("answers: %v, want those to %d", got, id)
+		}
+		before := f.status().Since
+		f.anew()
+		f.offer(f.keys(), vif.Connected)
+		w.wait("the rings to be taken anew", func() bool {
+			s := f.status()
+			return s.Quarantine == "" && s.Since.After(before)
+		})
+	}
+	f.connected()
+}
