@@ -19,6 +19,7 @@ type Device struct {
 	vnetHdr bool
 	adopted bool
 	single  bool // no IFF_MULTI_QUEUE
+	deaf    bool // single, and it rests
 	sndBuf  int
 	offload Offload
 	closers *Closers

@@ -85,6 +85,17 @@ func (q *Queue) Writev(iov []unix.Iovec) (int, error) {
 	return writevFD(q.fd, iov)
 }
 
+// purge drops the frames that wait, of which there are at most as many as the queue
+// takes.
+func (q *Queue) purge() {
+	var b [VnetHdrLen + 1]byte // the rest of each is cut
+	for {
+		if _, err := q.Read(b[:]); err != nil {
+			return
+		}
+	}
+}
+
 // close gives the queue up. To the owner of the queue, who has stopped using it,
 // it answers EBADF from then on.
 func (q *Queue) close() error {

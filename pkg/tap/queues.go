@@ -37,6 +37,9 @@ func (d *Device) setQueues(n int) error {
 			return err
 		}
 	}
+	if d.single {
+		return d.hear()
+	}
 	// A new queue is numbered behind the attached ones, so all must be.
 	if err := d.setActive(len(d.queues)); err != nil {
 		return err
@@ -54,23 +57,45 @@ func (d *Device) setQueues(n int) error {
 	return nil
 }
 
-// Rest takes all queues away from the host, and closes all but the first. What waited
-// in them is dropped, and so is from now on what the host sends, at once: without
-// carrier it goes on sending for up to a second, until the kernel has taken notice.
-// SetQueues ends that. (__tun_detach purges a queue, and tun_net_xmit drops what finds
-// none: drivers/net/tun.c.)
+// Rest has the host drop, at once, what waits in the queues and what it sends from now
+// on, and closes all queues but the first. SetQueues ends that. To take the carrier
+// away is not enough: the kernel notices within a second, and what was sent stays in
+// the queues.
 //
-// The carrier does not change, and the device can be controlled as before.
+// The carrier does not change. The device can be controlled as before, but for the
+// carrier, which the kernel does not turn on (tun_net_change_carrier).
 func (d *Device) Rest() error { return d.wrap("rest", d.rest()) }
 
+// rest takes the queues away from the host: __tun_detach purges them, and tun_net_xmit
+// drops what finds none (drivers/net/tun.c). The queue of a device that can have one
+// only cannot be taken away. It gets a filter that lets nothing pass, and is read until
+// nothing is left.
 func (d *Device) rest() error {
-	if len(d.queues) == 0 {
+	switch {
+	case len(d.queues) == 0:
 		return ErrClosed
+	case d.single:
+		if err := setDeaf(d.queues[0].fd, true); err != nil {
+			return err
+		}
+		d.deaf = true
+		d.queues[0].purge()
+		return nil
 	}
 	if err := d.setActive(0); err != nil {
 		return err
 	}
 	return d.closeQueues(1)
+}
+
+// hear ends rest on a device that can have one queue only. A frame that the filter had
+// just let pass may have come since. A predecessor may have been killed in between.
+func (d *Device) hear() error {
+	if d.deaf {
+		d.queues[0].purge()
+		d.deaf = false
+	}
+	return setDeaf(d.queues[0].fd, false)
 }
 
 // SetActive gives the first n queues, 1 to all, to the host, and takes the
