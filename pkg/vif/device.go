@@ -125,7 +125,7 @@ func byIndex(index int) netlink.Link {
 
 // errTapLost: what depended on the TAP, such as its place in a bridge, the
 // hotplug script has to do again.
-var errTapLost = errors.New("somebody deleted the TAP; run the hotplug script for the new one, or detach and attach the vif")
+var errTapLost = errors.New("the TAP that the hotplug script set up was deleted; run the script for the new one, or detach and attach the vif")
 
 // loseTap lets go of a TAP that somebody deleted.
 func (v *Vif) loseTap() {
@@ -147,9 +147,9 @@ func (v *Vif) unplug() error {
 		}
 		v.nodes.hotplug = ""
 	}
-	// The next TAP is not a second loss: the script may be through with it, and may
-	// have said so, before the vif looks again.
-	v.lost, v.hadTap = false, false
+	// The next TAP, if there is none yet, is not a second loss: the script may be
+	// through with it, and may have said so, before the vif looks again.
+	v.lost, v.hadTap = false, v.tap != nil
 	return nil
 }
 

@@ -16,6 +16,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/dataplane"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/tap"
+	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
 // TestConnectFails: whatever is wrong, the guest is told by Closing and Closed,
@@ -220,7 +221,7 @@ func TestTapDeleted(t *testing.T) {
 	if got := w.get(backDir + "/hotplug-status"); got != "" {
 		t.Errorf("hotplug-status is %q", got)
 	}
-	if s := w.status(); s.Carrier || s.Waits != "the hotplug script" || !strings.Contains(s.Error, "somebody deleted the TAP") {
+	if s := w.status(); s.Carrier || s.Waits != "the hotplug script" || !strings.Contains(s.Error, "was deleted; run the script") {
 		t.Errorf("status %+v", s)
 	}
 	w.plugIn()
@@ -233,6 +234,39 @@ func TestTapDeleted(t *testing.T) {
 	w.detach()
 	w.frontState(Closed)
 	w.wantSteps("disconnect closed unregister")
+}
+
+// TestFrontendGoesAndComesBack: with the frontend the TAP goes. When the frontend is
+// back, that the script is through has been taken back before InitWait is shown, each
+// time: what the script says after it stays.
+func TestFrontendGoesAndComesBack(t *testing.T) {
+	w := newWorld(t)
+	w.up(1)
+	for range 3 {
+		w.must(w.tool.Write(backDir+"/frontend", ""))
+		w.wantSteps("disconnect closing closed unregister")
+		w.wantTap(0)
+		w.xs.commit = func(tx *xenstore.Tx) {
+			state, err := tx.Read(backDir + "/state")
+			w.must(err)
+			hotplug, err := tx.Read(backDir + "/hotplug-status")
+			w.must(err)
+			if state == "2" && hotplug != "" {
+				t.Errorf("shows InitWait while hotplug-status is %q", hotplug)
+			}
+		}
+		w.must(w.tool.Write(backDir+"/frontend", frontDir))
+		w.frontState(Initialising)
+		w.wantSteps("publish init-wait")
+		w.wantState("2")
+		w.xs.commit = nil
+		w.plugIn()
+		w.rings(1, false)
+		w.frontState(Connected)
+		w.wantSteps("connect plug connected")
+		w.wantState("4")
+		w.wantError("-")
+	}
 }
 
 // TestTapDeletedAndScriptIsQuick: a script that is through with the new TAP before

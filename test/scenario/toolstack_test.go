@@ -297,7 +297,7 @@ func TestSomebodyDeletesTheInterface(t *testing.T) {
 	g := w.guest(func(c *lab.GuestConfig) { c.Front.Reconnect = true })
 	w.undisturbed(func() {
 		w.must(netns.Delete(g.VifName()))
-		w.waitError(g.Domid, g.Devid, "somebody deleted the TAP")
+		w.waitError(g.Domid, g.Devid, "was deleted; run the script")
 		w.wait("the script's work to be taken back", func() bool {
 			return w.read(w.BackPath(g.Domid, g.Devid)+"/hotplug-status") == ""
 		})

@@ -237,8 +237,14 @@ func (g *testGuest) counter(c dataplane.Counter) uint64 {
 // wait asks again and again until ok, because what it waits for cannot tell.
 func (w *world) wait(what string, ok func() bool) {
 	w.t.Helper()
+	w.waitEvery(5*time.Millisecond, what, ok)
+}
+
+// waitEvery is wait for what is expensive to ask.
+func (w *world) waitEvery(pause time.Duration, what string, ok func() bool) {
+	w.t.Helper()
 	deadline := time.Now().Add(patience)
-	tick := time.NewTicker(5 * time.Millisecond)
+	tick := time.NewTicker(pause)
 	defer tick.Stop()
 	for !ok() {
 		if time.Now().After(deadline) {

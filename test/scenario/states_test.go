@@ -1,0 +1,430 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package scenario
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/netbackd/netbackd/pkg/vif"
+	"github.com/netbackd/netbackd/pkg/xenstore"
+)
+
+// statesPage is what people are told of the states.
+const statesPage = "../../docs/states.md"
+
+// statesTable is a table of that page: what a vif does, by the row and by its own
+// state.
+type statesTable map[string]map[string][]string
+
+// readStates reads the tables by name.
+func readStates(t *testing.T) map[string]statesTable {
+	t.Helper()
+	page, err := os.ReadFile(statesPage)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tables := map[string]statesTable{}
+	var at statesTable
+	var columns []string
+	for line := range strings.Lines(string(page)) {
+		if name, ok := strings.CutPrefix(line, "<!-- table "); ok {
+			at, columns = statesTable{}, nil
+			tables[strings.TrimSuffix(name, " -->\n")] = at
+			continue
+		}
+		if at == nil || !strings.HasPrefix(line, "|") || strings.HasPrefix(line, "| ---") {
+			continue
+		}
+		cells := strings.Split(strings.Trim(strings.TrimSpace(line), "|"), "|")
+		for i := range cells {
+			cells[i] = strings.TrimSpace(cells[i])
+		}
+		if columns == nil {
+			columns = cells[1:]
+			continue
+		}
+		row := map[string][]string{}
+		for i, own := range columns {
+			row[own[:1]] = strings.Fields(cells[1+i])
+		}
+		at[strings.Fields(cells[0])[0]] = row
+	}
+	return tables
+}
+
+// combination is one vif of the walk.
+type combination struct {
+	*rawFront
+	own     vif.State // where the vif is; Reconfigured is Connected, with an answer
+	front   string    // where it finds its frontend: the node's value, gone, or noDir
+	hotplug string    // and the script; gone: no node
+	online  bool
+	does    []string // says the page
+	began   time.Time
+}
+
+// noDir as a frontend's state is no directory.
+const noDir = "\x00no directory"
+
+func (c *combination) String() string {
+	return fmt.Sprintf("%s: own %v, frontend %q, hotplug-status %q, online %t, does %q", c.name(), c.own, c.front, c.hotplug, c.online, c.does)
+}
+
+// ends is the state that the vif shows in the end, and whether it has an error to
+// tell of.
+func (c *combination) ends() (state string, fails bool) {
+	state = strconv.Itoa(int(c.own))
+	for _, word := range c.does {
+		switch _, err := strconv.Atoi(word); {
+		case err == nil:
+			state = word
+		case word == "waits":
+			state = "6"
+		case word == "error":
+			fails = true
+		}
+	}
+	return state, fails
+}
+
+// fixed are the nodes of the frontend's directory that the toolstack writes.
+func (c *combination) fixed() map[string]string {
+	return map[string]string{
+		"backend": c.back(), "backend-id": "0", "handle": strconv.Itoa(c.devid), "mac": c.mac(), "state": "1",
+	}
+}
+
+func (c *combination) mac() string { return fmt.Sprintf("00:16:3e:00:%02x:%02x", c.domid, c.devid) }
+
+// table is the page's table that the combination is in, row its row.
+func (c *combination) table() string {
+	switch {
+	case !c.online:
+		return "unwanted"
+	case c.hotplug == "connected", c.hotplug == gone:
+		return "wanted"
+	}
+	return "pending"
+}
+
+func (c *combination) row() string {
+	if n, err := strconv.Atoi(c.front); err == nil && 1 <= n && n <= 8 {
+		return c.front
+	}
+	if c.front == noDir {
+		return "gone"
+	}
+	return "6" // is what a state that makes no sense counts as
+}
+
+// attach makes the vif as a toolstack does, or in the middle of the combination if
+// that is where it begins.
+func (c *combination) attach(tx *xenstore.Tx, rate int) error {
+	back := map[string]string{
+		"frontend": c.dir(), "frontend-id": strconv.Itoa(int(c.domid)), "online": "1", "state": "1",
+		"script": "/etc/xen/scripts/vif-bridge", "mac": c.mac(), "bridge": bridge,
+		"handle": strconv.Itoa(c.devid), "type": "vif", "hotplug-status": "connected",
+	}
+	err := errors.Join(put(tx, c.back(), back), put(tx, c.dir(), c.fixed()))
+	if err == nil && c.own == vif.Initialising {
+		err = errors.Join(c.arrangeBack(tx, rate), c.arrangeFront(tx, rate))
+	}
+	return err
+}
+
+// arrangeBack does the toolstack's part of the combination, arrangeFront the
+// guest's. The daemon has looked when it tells the rate.
+func (c *combination) arrangeBack(tx *xenstore.Tx, rate int) error {
+	online := "1"
+	if !c.online {
+		online = "0"
+	}
+	return put(tx, c.back(), map[string]string{"online": online, "hotplug-status": c.hotplug, "rate": rateKey(rate)})
+}
+
+func (c *combination) arrangeFront(tx *xenstore.Tx, rate int) error {
+	if err := tx.Write(c.back()+"/rate", rateKey(rate)); err != nil {
+		return err
+	}
+	if c.front == noDir {
+		return tx.Remove(c.dir())
+	}
+	front := c.keys()
+	front["state"] = c.front
+	return put(tx, c.dir(), front)
+}
+
+func rateKey(rate int) string { return fmt.Sprintf("%d,1000", rate) }
+
+// put writes nodes of a directory, or takes them away.
+func put(tx *xenstore.Tx, dir string, nodes map[string]string) error {
+	for k, v := range nodes {
+		var err error
+		if v != gone {
+			err = tx.Write(dir+"/"+k, v)
+		} else if err = tx.Remove(dir + "/" + k); errors.Is(err, xenstore.ErrNotExist) {
+			err = nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// walk is all combinations, each on a vif of its own.
+type walk struct {
+	*world
+	all []*combination
+}
+
+// each changes nodes of every vif for which f does.
+func (w *walk) each(f func(c *combination, tx *xenstore.Tx) error) {
+	w.t.Helper()
+	for _, c := range w.all {
+		c.began = time.Now()
+		w.must(w.Store().Transaction(func(tx *xenstore.Tx) error { return f(c, tx) }))
+	}
+}
+
+// await waits until every vif shows the state that want says; nothing for one that
+// does not matter. It returns how long the slowest took.
+func (w *walk) await(what string, want func(*combination) string) (longest time.Duration) {
+	w.t.Helper()
+	waiting := map[*combination]string{}
+	for _, c := range w.all {
+		if s := want(c); s != "" {
+			waiting[c] = s
+		}
+	}
+	deadline := time.Now().Add(patience)
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for len(waiting) > 0 {
+		late := time.Now().After(deadline)
+		for c, s := range waiting {
+			got := w.read(c.back() + "/state")
+			switch {
+			case got == s:
+				longest = max(longest, time.Since(c.began))
+				delete(waiting, c)
+			case late:
+				w.t.Errorf("%s: %v: shows %s, want %s; error node %q", what, c, got, s, w.read(c.errNode()))
+			}
+		}
+		if late {
+			w.t.FailNow()
+		}
+		<-tick.C
+	}
+	return longest
+}
+
+// toOwn brings every vif from InitWait, or from Connected, to its own state.
+func (w *walk) toOwn() {
+	w.t.Helper()
+	w.each(func(c *combination, tx *xenstore.Tx) error {
+		front := map[vif.State]vif.State{
+			vif.InitWait: vif.Initialising, vif.Connected: vif.Connected, vif.Reconfigured: vif.Connected,
+			vif.Closing: vif.Closing, vif.Closed: vif.Closed,
+		}
+		if c.own == vif.Initialising {
+			return nil
+		}
+		return errors.Join(put(tx, c.dir(), c.keys()), tx.Write(c.dir()+"/state", strconv.Itoa(int(front[c.own]))))
+	})
+	w.await("the way to its own state", func(c *combination) string {
+		switch c.own {
+		case vif.Initialising:
+			return ""
+		case vif.Reconfigured:
+			return "4"
+		}
+		return strconv.Itoa(int(c.own))
+	})
+	w.each(func(c *combination, tx *xenstore.Tx) error {
+		if c.own != vif.Reconfigured {
+			return nil
+		}
+		return tx.Write(c.dir()+"/state", strconv.Itoa(int(vif.Reconfiguring)))
+	})
+	w.await("the answer", func(c *combination) string {
+		if c.own == vif.Reconfigured {
+			return "8"
+		}
+		return ""
+	})
+}
+
+// looked waits until the daemon has looked at every vif since it got this rate.
+func (w *walk) looked(rate int) {
+	w.t.Helper()
+	w.waitEvery(200*time.Millisecond, "the daemon to have looked at all", func() bool {
+		vifs, err := w.Control().Vifs(w.ctx)
+		w.must(err)
+		told := map[string]string{}
+		for _, s := range vifs {
+			told[s.Name] = s.Rate
+		}
+		return !slices.ContainsFunc(w.all, func(c *combination) bool {
+			return c.own != vif.Initialising && !strings.HasPrefix(told[c.name()], strconv.Itoa(rate))
+		})
+	})
+}
+
+// arranged brings the combinations about and checks that each vif does what the
+// page says.
+func (w *walk) arranged(rate int) {
+	w.t.Helper()
+	// One after the other: a vif that looks meanwhile may see what was, and then
+	// what is.
+	for i, arrange := range []func(*combination, *xenstore.Tx, int) error{(*combination).arrangeBack, (*combination).arrangeFront} {
+		w.each(func(c *combination, tx *xenstore.Tx) error {
+			if c.own == vif.Initialising {
+				return nil
+			}
+			return arrange(c, tx, rate+i)
+		})
+		w.looked(rate + i)
+	}
+	w.await("in the end", func(c *combination) string { s, _ := c.ends(); return s })
+	for _, c := range w.all {
+		if _, fails := c.ends(); fails && w.read(c.errNode()) == absent {
+			w.t.Errorf("%v: has no error to tell of", c)
+		}
+	}
+}
+
+// TestEveryStateHasAnAnswer goes through every state of a vif with every state of
+// its frontend, of its hotplug script and of the toolstack's wish: what is shown in
+// the end is what docs/states.md says, nothing is done again and again, a good
+// frontend may connect afterwards, and the vif can be detached.
+func TestEveryStateHasAnAnswer(t *testing.T) {
+	tables := readStates(t)
+	w := &walk{world: newPlainWorld(t)}
+	fronts := []string{noDir, gone, "0", "four", "1", "2", "3", "4", "5", "6", "7", "8"}
+	for _, own := range []vif.State{vif.Initialising, vif.InitWait, vif.Connected, vif.Reconfigured, vif.Closing, vif.Closed} {
+		for _, hotplug := range []string{"connected", gone, "", "error"} {
+			domid := w.domain()
+			guest := w.join(domid, 0)
+			for devid := range 2 * len(fronts) {
+				f := *guest
+				f.devid = devid
+				f.newRings(1)
+				c := &combination{rawFront: &f, own: own, front: fronts[devid/2], hotplug: hotplug, online: devid%2 == 0}
+				if !c.online && hotplug != "connected" && hotplug != "" {
+					continue // for what is unwanted a script makes no difference
+				}
+				c.does = tables[c.table()][c.row()][strconv.Itoa(int(own))]
+				if len(c.does) == 0 {
+					t.Fatalf("the page has no %v", c)
+				}
+				w.all = append(w.all, c)
+			}
+		}
+	}
+	const rate = 100001
+	began := time.Now()
+	lap := func(what string) {
+		t.Logf("%s of %d vifs: %v", what, len(w.all), time.Since(began).Round(time.Millisecond))
+		began = time.Now()
+	}
+	w.each(func(c *combination, tx *xenstore.Tx) error { return c.attach(tx, rate) })
+	w.await("a new device", func(c *combination) string {
+		if c.own == vif.Initialising {
+			return ""
+		}
+		return "2"
+	})
+	w.toOwn()
+	lap("the way to their own states")
+	w.arranged(rate)
+	lap("the answers")
+
+	// Nothing changes, so nobody asks xenstored for anything.
+	before := w.calls()
+	time.Sleep(2 * time.Second)
+	if n := w.calls() - before; n > len(w.all)/10 {
+		t.Errorf("%d system calls of the embedded Xen, with %d vifs at rest", n, len(w.all))
+	}
+	began = time.Now()
+
+	wanted := func(state string) func(*combination) string {
+		return func(c *combination) string {
+			if c.online {
+				return state
+			}
+			s, _ := c.ends()
+			return s
+		}
+	}
+	w.each(func(c *combination, tx *xenstore.Tx) error {
+		if !c.online {
+			return nil
+		}
+		return put(tx, c.dir(), c.fixed())
+	})
+	w.await("a good frontend", wanted("2"))
+	w.each(func(c *combination, tx *xenstore.Tx) error {
+		if !c.online {
+			return nil
+		}
+		front := c.keys()
+		front["state"] = "4"
+		return errors.Join(tx.Write(c.back()+"/hotplug-status", "connected"), put(tx, c.dir(), front))
+	})
+	w.await("a good frontend", wanted("4"))
+	lap("good frontends")
+
+	var again []*combination
+	for _, c := range w.all {
+		if c.online && c.own != vif.Initialising {
+			again = append(again, c)
+		}
+	}
+	some := &walk{world: w.world, all: again}
+	some.toOwn()
+	some.arranged(rate + 2)
+	lap("the way back")
+	for group := range slices.Chunk(w.all, 72) {
+		some := &walk{world: w.world, all: group}
+		some.each(func(c *combination, tx *xenstore.Tx) error {
+			if err := tx.Write(c.back()+"/online", "0"); err != nil {
+				return err
+			}
+			if s, err := tx.Read(c.back() + "/state"); err != nil || s == "6" {
+				return err
+			}
+			return tx.Write(c.back()+"/state", "5")
+		})
+		if took := some.await("detached", func(*combination) string { return "6" }); took > closeLimit {
+			t.Errorf("Closed after %v", took)
+		}
+	}
+	lap("detaching")
+	w.each(func(c *combination, tx *xenstore.Tx) error { return tx.Remove(c.back()) })
+	w.waitEvery(200*time.Millisecond, "all to be forgotten", func() bool {
+		vifs, err := w.Control().Vifs(w.ctx)
+		w.must(err)
+		return len(vifs) == 0
+	})
+	if links := linkNames(t); fmt.Sprint(links) != fmt.Sprintf("[lo %s]", bridge) {
+		t.Errorf("interfaces %v are left", links)
+	}
+	lap("forgetting")
+}
+
+// calls is how many reads and writes the embedded Xen has made: its xenstored makes
+// some for each request.
+func (w *walk) calls() int {
+	w.t.Helper()
+	path := fmt.Sprintf("/proc/%d/io", w.Xen().PID())
+	return int(w.statusField(path, "syscr:") + w.statusField(path, "syscw:"))
+}
