@@ -113,6 +113,26 @@ func (l *link) renewed() bool {
 	return false
 }
 
+// cutOff reports whether the frontend has made its event channels anew, by the numbers
+// of those before. Xen then has unbound ours, and says nothing: no event passes any
+// more. Whether a channel has no other end is told by being one. The rings may be
+// others, too, although the pages that are mapped show the stamp: a guest that boots
+// another kernel without a word makes them where it likes.
+//
+// It is only asked when the frontend has said that it is Connected: until then a port
+// by that number may be another device's.
+func (v *Vif) cutOff() bool {
+	e, err := v.cfg.Host.OpenEvents(v.cfg.Domid)
+	if err != nil {
+		return false
+	}
+	_, err = e.BindInterdomain(v.cfg.Domid, v.link.front.queues[0].txPort)
+	if cerr := e.Close(); cerr != nil {
+		v.log.Warn("close event channels", errField(cerr))
+	}
+	return err == nil
+}
+
 // barredRenewed reports whether the frontend, quarantined, has made its rings anew
 // and named them by the same keys: it has connected again.
 func (v *Vif) barredRenewed() bool {

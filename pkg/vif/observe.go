@@ -241,13 +241,22 @@ func (v *Vif) situation() situation {
 		node:      v.nodes.state,
 	}
 	s.forced = s.detach && !time.Now().Before(v.detachAt)
-	s.stale = s.connected && v.offer.rings != nil && (!v.offer.rings.sameRings(v.link.front) || v.link.renewed())
+	s.stale = s.connected && v.offer.rings != nil && v.isStale()
 	if v.tried != nil && !v.tried.same(v.attempt()) || v.reason != "" && v.barredRenewed() {
 		v.tried, v.reason = nil, ""
 	}
 	s.quarantined = v.reason != ""
 	s.refused = v.tried != nil && !s.quarantined
 	return s
+}
+
+// isStale reports whether the frontend is Connected to other rings than those that
+// are mapped. All that it names may be the same.
+func (v *Vif) isStale() bool {
+	if !v.offer.rings.sameRings(v.link.front) || v.link.renewed() {
+		return true
+	}
+	return v.front == Connected && v.spoke && v.cutOff()
 }
 
 // watch follows the frontend's nodes that may change: single nodes, never a

@@ -55,7 +55,9 @@ func (v *Vif) round() error {
 	v.followHotplug()
 	v.followRate()
 	v.followMcast()
-	for _, s := range plan(v.situation()) {
+	now := v.situation()
+	v.spoke = false
+	for _, s := range plan(now) {
 		v.log.Debug("step", zap.Stringer("step", s), zap.Stringer("own", v.own), zap.Stringer("frontend", v.front))
 		if err := v.take(s); err != nil {
 			return err

@@ -104,6 +104,7 @@ type Vif struct {
 	hidden     bool // the frontend's directory may not be read any more
 	guestMTU   string
 	offer      offer
+	spoke      bool // the frontend has written its state since the last plan was made
 	frontWatch watch
 	mcastWatch watch
 
@@ -228,6 +229,7 @@ func (v *Vif) Run(ctx context.Context) {
 			v.alarm = time.Time{}
 		case _, ok := <-front:
 			v.frontWatch.heard(ok)
+			v.spoke = true
 		case _, ok := <-mcast:
 			v.mcastWatch.heard(ok)
 		}

@@ -15,6 +15,7 @@ import (
 	"github.com/netbackd/netbackd/internal/traffic"
 	"github.com/netbackd/netbackd/internal/xensim/simclient"
 	"github.com/netbackd/netbackd/pkg/dataplane"
+	"github.com/netbackd/netbackd/pkg/evtchn"
 	"github.com/netbackd/netbackd/pkg/vif"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
@@ -149,6 +150,67 @@ func TestConnectedAgainWithOtherRingsAndStatesBetweenMissed(t *testing.T) {
 	}
 	if s := w.read(f.back() + "/state"); s != "4" {
 		t.Errorf("the backend is in state %s", s)
+	}
+}
+
+// A guest makes its event channels anew, and they have the numbers of those before:
+// all that the daemon sees is that the guest has written Connected once more.
+func TestConnectedAgainWithNewChannelsOfTheSameNumbers(t *testing.T) {
+	w := newWorld(t)
+	for name, rings := range map[string]func(*rawFront){
+		"to rings that stand as they did": func(*rawFront) {},
+		"to rings made anew":              (*rawFront).anew,
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := w.in(t)
+			f := w.rawFront(1)
+			f.connect()
+			data, err := f.pages.Alloc(0, 1, false)
+			w.must(err)
+			copy(data.Bytes(), plainFrame(100))
+			q := &f.queues[0]
+			held := w.books()
+			for id := uint16(10); id < 40; id += 10 {
+				f.ask(data.Refs()[0], id)
+				if got := f.answers(); !slices.Equal(got, []uint16{id, id + 1, id + 2}) {
+					t.Fatalf("answers: %v, want those to %d", got, id)
+				}
+				for _, p := range []evtchn.Port{q.txPort, q.rxPort} {
+					w.must(f.events.Unbind(p))
+					again, err := f.events.BindUnbound(0)
+					w.must(err)
+					if again != p {
+						t.Fatalf("the new channel is %d, the old was %d: this shows nothing", again, p)
+					}
+				}
+				rings(f)
+				f.offer(f.keys(), vif.Connected)
+			}
+			f.ask(data.Refs()[0], 40)
+			if got := f.answers(); !slices.Equal(got, []uint16{40, 41, 42}) {
+				t.Errorf("answers: %v", got)
+			}
+			f.connected()
+			w.waitBooks(held)
+		})
+	}
+}
+
+// A guest that writes Connected once more, and has made nothing anew, is not
+// connected anew.
+func TestConnectedAgainAndNothingIsNew(t *testing.T) {
+	w := newWorld(t)
+	f := w.rawFront(1)
+	f.connect()
+	since := f.status().Since
+	for _, rate := range []string{"100001", "100002"} {
+		f.state(vif.Connected)
+		w.must(w.Store().Write(f.back()+"/rate", rate+",1000"))
+		w.wait("the daemon to have looked", func() bool { return strings.HasPrefix(f.status().Rate, rate) })
+	}
+	f.connected()
+	if s := f.status(); !s.Since.Equal(since) {
+		t.Errorf("connected since %v, was since %v", s.Since, since)
 	}
 }
 
