@@ -112,7 +112,7 @@ func (v *Vif) take(s step) error {
 	case stepUnregister:
 		v.unregister()
 	case stepGrace:
-		v.wakeIn(max(time.Until(v.detachAt), 0) + time.Millisecond)
+		v.wakeAt(v.detachAt.Add(time.Millisecond))
 	case stepUnexpected:
 		return v.giveUp(frontError(&KeyError{
 			Key: "state", Value: strconv.Itoa(int(v.front)),

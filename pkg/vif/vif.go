@@ -282,10 +282,12 @@ func (v *Vif) pace(now time.Time) time.Duration {
 }
 
 // wakeIn makes the vif look again after d, or earlier.
-func (v *Vif) wakeIn(d time.Duration) {
-	at := time.Now().Add(d)
+func (v *Vif) wakeIn(d time.Duration) { v.wakeAt(time.Now().Add(d)) }
+
+// wakeAt makes the vif look again at a time, or earlier.
+func (v *Vif) wakeAt(at time.Time) {
 	if v.alarm.IsZero() || at.Before(v.alarm) {
 		v.alarm = at
-		v.timer.Reset(d)
+		v.timer.Reset(time.Until(at))
 	}
 }
