@@ -207,7 +207,7 @@ func (b *bed) connect(m mode, s *setup) {
 	b.conn, err = newConn(cfg, queues)
 	must(b.tb, err)
 	for _, q := range b.conn.queues {
-		q.worker = b.w
+		q.worker.Store(b.w)
 		must(b.tb, b.w.attach(q))
 	}
 	b.tb.Cleanup(b.disconnect)

@@ -202,7 +202,7 @@ func (s *steerBed) serve() error {
 		return err
 	}
 	for _, q := range s.conn.queues {
-		q.worker = s.w
+		q.worker.Store(s.w)
 		if err := s.w.attach(q); err != nil {
 			return err
 		}

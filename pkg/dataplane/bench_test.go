@@ -198,7 +198,7 @@ func newLane(name string, d *tap.Device, uring bool, use grantUse, guest *front)
 	cfg.Domid, cfg.VnetHdr = testDomid, true
 	l.conn, err = newConn(cfg, []QueueConfig{q})
 	must(l.tb, err)
-	l.queue().worker = l.w
+	l.queue().worker.Store(l.w)
 	must(l.tb, l.w.attach(l.queue()))
 	l.fronts = []*front{l.f}
 	l.repost()

@@ -137,13 +137,13 @@ func (p *Pool) Connect(cfg Config, queues []QueueConfig) (*Conn, error) {
 func (p *Pool) serve(c *Conn) error {
 	for i, q := range c.queues {
 		if i > 0 && c.cfg.OneWorker {
-			p.join(q, c.queues[0].worker)
+			p.join(q, c.queues[0].worker.Load())
 		} else {
 			p.pick(q)
 		}
 	}
 	for i, q := range c.queues {
-		if err := q.worker.call(func() error { return q.worker.attach(q) }); err != nil {
+		if err := q.call(func() error { return q.worker.Load().attach(q) }); err != nil {
 			c.Close()
 			return fmt.Errorf("queue %d: %w", i, err)
 		}
@@ -183,18 +183,18 @@ func (c *Conn) Close() {
 	var asked []*worker
 	var waits []func() error
 	for _, q := range c.queues {
-		w := q.worker
+		w := q.worker.Load()
 		if slices.Contains(asked, w) {
 			continue
 		}
 		asked = append(asked, w)
-		waits = append(waits, w.ask(func() error { w.detachAll(c); return nil }))
+		waits = append(waits, q.ask(func() error { q.worker.Load().detachAll(c); return nil }))
 	}
 	for _, wait := range waits {
 		_ = wait() // a worker that is gone has let go of everything
 	}
 	for _, q := range c.queues {
-		q.worker.pool.dropped(q)
+		q.worker.Load().pool.dropped(q)
 	}
 }
 
@@ -223,7 +223,7 @@ type QueueState struct {
 func (c *Conn) State(i int) QueueState {
 	q := c.queues[i]
 	var s QueueState
-	err := q.worker.call(func() error {
+	err := q.call(func() error {
 		if !q.attached {
 			return nil
 		}
@@ -232,8 +232,8 @@ func (c *Conn) State(i int) QueueState {
 			Held: q.held(), HeldBytes: q.heldBytes(),
 			Stalled: q.stalled, Breached: q.breached,
 			RateWaiting: !q.rateUntil.IsZero(),
-			Uring:       q.worker.ring != nil,
-			Worker:      q.worker.index,
+			Uring:       q.worker.Load().ring != nil,
+			Worker:      q.worker.Load().index,
 			Static:      q.static.Len(),
 			StaticInUse: q.staticInUse(),
 		}

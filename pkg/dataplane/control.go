@@ -13,7 +13,7 @@ import (
 // goroutine until Close, as may all that follows.
 func (c *Conn) SetHash(h *Hash) error {
 	for _, q := range c.queues {
-		if err := q.worker.call(func() error { q.setHash(h); return nil }); err != nil {
+		if err := q.call(func() error { q.setHash(h); return nil }); err != nil {
 			return err
 		}
 	}
@@ -28,7 +28,7 @@ func (c *Conn) SetHash(h *Hash) error {
 func (c *Conn) SetSteering(s *steer.Config) error {
 	err := c.moveTo(&move{from: c.steered, to: s}, func() error {
 		for _, q := range c.queues {
-			if err := q.worker.call(func() error { q.steer = s; return nil }); err != nil {
+			if err := q.call(func() error { q.steer = s; return nil }); err != nil {
 				return err
 			}
 		}
@@ -65,7 +65,7 @@ func (c *Conn) Hurry() { c.hurried.Do(func() { close(c.hurry) }) }
 // [staticgrant.Table.Commit], or ErrClosed.
 func (c *Conn) AddGrants(i int, p *staticgrant.Prepared) (now []netif.GrefEntry, err error) {
 	q := c.queues[i]
-	err = q.worker.call(func() error {
+	err = q.call(func() error {
 		if err := q.static.Commit(p); err != nil {
 			return err
 		}
@@ -80,7 +80,7 @@ func (c *Conn) AddGrants(i int, p *staticgrant.Prepared) (now []netif.GrefEntry,
 // pages any more, and they can be unmapped.
 func (c *Conn) RemoveGrants(i int, list []netif.GrefEntry) (r *staticgrant.Removed, now []netif.GrefEntry, err error) {
 	q := c.queues[i]
-	err = q.worker.call(func() error {
+	err = q.call(func() error {
 		r, now = q.static.Detach(list), q.static.Snapshot()
 		return nil
 	})

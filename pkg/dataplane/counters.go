@@ -39,6 +39,7 @@ const (
 	Notifies
 	TapWriteCalls
 	TapReadCalls
+	SlowCopies
 	HostSegments
 	WorkerNS
 	Rests
@@ -117,6 +118,7 @@ var Counters = [NumCounters]CounterInfo{
 	Notifies:      {"notifies", Work, "events sent to the guest"},
 	TapWriteCalls: {"tap_write_calls", Work, "calls that wrote packets to the TAP"},
 	TapReadCalls:  {"tap_read_calls", Work, "calls that read packets from the TAP"},
+	SlowCopies:    {"slow_copies", Work, "grant copies that held a worker's thread up, for the guest's memory was paged out or shared"},
 	HostSegments:  {"host_segments", Work, "segments that GSO packets from the guest are to be cut into"},
 	WorkerNS:      {"worker_ns", Work, "time of its worker's thread that the queue took, in nanoseconds, while several vifs share the worker"},
 	Rests:         {"rests", Work, "times the vif had to wait since a turn took so long that others were held up"},

@@ -162,7 +162,7 @@ func testKilledAtAnyInstruction(t *testing.T, m mode) {
 		q.Tap, q.Journal = b.tap.Queue(0), jj
 		b.conn, err = newConn(cfg, []QueueConfig{q})
 		must(t, err)
-		b.queue().worker = b.w
+		b.queue().worker.Store(b.w)
 		f.grants.calls = 0
 		must(t, b.w.attach(b.queue()))
 		// Whether the event of what is published was sent nobody knows.
@@ -300,7 +300,7 @@ func steppedChild() error {
 	if err != nil {
 		return err
 	}
-	c.queues[0].worker = w
+	c.queues[0].worker.Store(w)
 	if err := w.attach(c.queues[0]); err != nil {
 		return err
 	}

@@ -67,7 +67,7 @@ func (b *fuzzBed) serve(t *testing.T, cfg Config) {
 	var err error
 	b.conn, err = newConn(cfg, []QueueConfig{q})
 	must(t, err)
-	b.queue().worker = b.w
+	b.queue().worker.Store(b.w)
 	must(t, b.w.attach(b.queue()))
 	b.fronts = []*front{b.front}
 	b.settle()

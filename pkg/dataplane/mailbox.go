@@ -19,8 +19,19 @@ type mailbox struct {
 	waiting atomic.Bool // there is mail: what a worker looks at between two turns
 
 	mu     sync.Mutex
-	mail   []func() // guarded by mu
+	mail   []letter // guarded by mu
 	closed bool     // guarded by mu; fd is only written to while false
+
+	// Of a worker that others have taken the place of: who gets what is not for
+	// a queue of vif keeps. Guarded by mu.
+	heir  *worker
+	keeps *Conn
+}
+
+// letter is a function for a worker to run. q is the queue that it is about, or nil.
+type letter struct {
+	q *Queue
+	f func(*worker)
 }
 
 func (m *mailbox) open() (err error) {
@@ -30,22 +41,44 @@ func (m *mailbox) open() (err error) {
 	return nil
 }
 
-// post leaves f for the worker and reports whether the worker is still there.
-func (m *mailbox) post(f func()) bool {
+// mine reports whether mail about q stays here. Preconditions: mu held.
+func (m *mailbox) mine(q *Queue) bool {
+	return m.heir == nil || q != nil && q.conn == m.keeps
+}
+
+// post leaves f, which is about q or about no queue if that is nil, for the worker
+// and reports whether the worker is still there. If the queue has gone to another
+// worker, that one gets it.
+func (w *worker) post(q *Queue, f func(*worker)) bool {
+	m := &w.mail
 	m.mu.Lock()
+	if !m.mine(q) {
+		heir := m.heir
+		m.mu.Unlock()
+		if q != nil {
+			q.worker.CompareAndSwap(w, heir)
+		}
+		return heir.post(q, f)
+	}
 	defer m.mu.Unlock()
+	return m.put(letter{q, f})
+}
+
+// put leaves a letter for this worker, whatever it is about. Preconditions: mu held.
+func (m *mailbox) put(l letter) bool {
 	if m.closed {
 		return false
 	}
-	m.mail = append(m.mail, f)
+	m.mail = append(m.mail, l)
 	m.waiting.Store(true)
 	one := [8]byte{1}
 	_, _ = unix.Write(m.fd, one[:])
 	return true
 }
 
-// empty runs what was posted.
-func (m *mailbox) empty() {
+// readMail runs what was posted.
+func (w *worker) readMail() {
+	m := &w.mail
 	var n [8]byte
 	_, _ = unix.Read(m.fd, n[:])
 	m.mu.Lock()
@@ -53,8 +86,8 @@ func (m *mailbox) empty() {
 	m.mail = nil
 	m.waiting.Store(false)
 	m.mu.Unlock()
-	for _, f := range mail {
-		f()
+	for _, l := range mail {
+		l.f(w)
 	}
 }
 
@@ -72,16 +105,16 @@ func (m *mailbox) close() {
 	}
 }
 
-// call has the worker run f and waits until it has. A panic in f is returned as
-// an error: it concerns the vif that f is about and nobody else. If the worker
-// is gone, or goes before it gets to f, that is [ErrClosed].
-func (w *worker) call(f func() error) error { return w.ask(f)() }
+// call has the queue's worker run f and waits until it has. A panic in f is returned
+// as an error: it concerns the queue's vif and nobody else. If the worker is gone, or
+// goes before it gets to f, that is [ErrClosed].
+func (q *Queue) call(f func() error) error { return q.ask(f)() }
 
-// ask has the worker run f, and returns how to wait for that, as in call.
-func (w *worker) ask(f func() error) (wait func() error) {
+// ask has the queue's worker run f, and returns how to wait for that, as in call.
+func (q *Queue) ask(f func() error) (wait func() error) {
 	var err error
 	ran := make(chan struct{})
-	posted := w.mail.post(func() {
+	posted := q.worker.Load().post(q, func(w *worker) {
 		defer close(ran)
 		defer func() {
 			if r := recover(); r != nil {
@@ -91,20 +124,21 @@ func (w *worker) ask(f func() error) (wait func() error) {
 		err = f()
 	})
 	return func() error {
-		if !posted {
-			return ErrClosed
+		for posted {
+			w := q.worker.Load()
+			select {
+			case <-ran:
+				return err
+			case <-w.done:
+			}
+			select {
+			case <-ran:
+				return err
+			default:
+				posted = q.worker.Load() != w // it may be another's by now
+			}
 		}
-		select {
-		case <-ran:
-			return err
-		case <-w.done:
-		}
-		select {
-		case <-ran:
-			return err
-		default:
-			return ErrClosed
-		}
+		return ErrClosed
 	}
 }
 

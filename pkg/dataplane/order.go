@@ -83,13 +83,13 @@ func (c *Conn) moveTo(m *move, change func() error) error {
 	m.over = make(chan struct{})
 	c.moved = m
 	for _, q := range c.queues {
-		if err := q.worker.call(func() error { q.startMoving(m); return nil }); err != nil {
+		if err := q.call(func() error { q.startMoving(m); return nil }); err != nil {
 			return err
 		}
 	}
 	err := change()
 	for _, q := range c.queues {
-		if e := q.worker.call(func() error { q.moveBegun(m); return nil }); e != nil && err == nil {
+		if e := q.call(func() error { q.moveBegun(m); return nil }); e != nil && err == nil {
 			err = e
 		}
 	}
@@ -113,7 +113,7 @@ func (q *Queue) moveBegun(m *move) {
 	if v == nil || v.move != m {
 		return
 	}
-	w := q.worker
+	w := q.worker.Load()
 	v.begun = true
 	// What a queue that was handed packets has of them is in its hold.
 	v.empty = !m.kernel
@@ -130,11 +130,11 @@ func (q *Queue) stopMoving() {
 	for ; !v.aside.empty(); v.aside.pop() {
 		p := v.aside.head()
 		if !q.attached || q.breached || !q.hold.push(v.aside.frame(p), &p.plan, p.since) {
-			q.worker.tally[DropRxBacklog]++
+			q.worker.Load().tally[DropRxBacklog]++
 		}
 	}
 	v.aside.close()
-	q.stats.flush(&q.worker.tally) // this may be no turn of the queue
+	q.stats.flush(&q.worker.Load().tally) // this may be no turn of the queue
 	if !v.drained {
 		v.broken.Store(true)
 		q.drained(v)
@@ -152,9 +152,9 @@ func (q *Queue) drained(v *moving) {
 		return
 	}
 	for _, other := range q.conn.queues {
-		other.worker.mail.post(func() {
+		other.worker.Load().post(other, func(w *worker) {
 			if other.attached {
-				other.worker.schedule(other)
+				w.schedule(other)
 			}
 		})
 	}

@@ -7,7 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"slices"
 	"sync"
+	"sync/atomic"
 
 	"github.com/netbackd/netbackd/internal/iouring"
 )
@@ -26,11 +28,19 @@ type Options struct {
 
 // Pool is the workers of the data plane.
 type Pool struct {
-	opts    Options
-	workers []*worker
+	opts Options
 
-	// mu guards load in every worker and counted in every queue.
-	mu sync.Mutex
+	// mu guards load in every worker and counted in every queue, and, once the
+	// pool is made, the lists of workers.
+	mu      sync.Mutex
+	workers []*worker
+	spares  []*worker // serve a vif whose grant copies are slow, each; see slowcopy.go
+
+	watching  atomic.Bool // copies are being looked at
+	wakeup    chan struct{}
+	stop      chan struct{}
+	stopOnce  sync.Once
+	watchDone chan struct{}
 }
 
 // NewPool starts the workers.
@@ -38,7 +48,11 @@ func NewPool(opts Options) (*Pool, error) {
 	if opts.Workers <= 0 {
 		opts.Workers = runtime.NumCPU()
 	}
-	p := &Pool{opts: opts}
+	p := &Pool{
+		opts:   opts,
+		wakeup: make(chan struct{}, 1), stop: make(chan struct{}), watchDone: make(chan struct{}),
+	}
+	go p.watchCopies()
 	for i := range opts.Workers {
 		w, err := newWorker(p, i)
 		if err != nil {
@@ -47,7 +61,9 @@ func NewPool(opts Options) (*Pool, error) {
 		}
 		started := make(chan struct{})
 		go w.run(started)
+		p.mu.Lock()
 		p.workers = append(p.workers, w)
+		p.mu.Unlock()
 		<-started
 	}
 	return p, nil
@@ -55,32 +71,47 @@ func NewPool(opts Options) (*Pool, error) {
 
 // Close stops the workers. Connections must have been closed.
 func (p *Pool) Close() {
-	for _, w := range p.workers {
-		w.mail.post(func() { w.closed = true })
+	p.stopOnce.Do(func() { close(p.stop) })
+	<-p.watchDone
+	workers := p.all()
+	for _, w := range workers {
+		w.mail.mu.Lock()
+		w.mail.put(letter{f: func(w *worker) { w.closed = true }})
+		w.mail.mu.Unlock()
 	}
-	for _, w := range p.workers {
+	for _, w := range workers {
 		<-w.done
 	}
 }
 
-// Workers is the number of threads.
+// all is the workers with the spares.
+func (p *Pool) all() []*worker {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Concat(p.workers, p.spares)
+}
+
+// Workers is the number of threads, but for those of vifs whose grant copies are slow.
 func (p *Pool) Workers() int { return len(p.workers) }
 
 // Ping waits until every worker has answered, which takes each no longer than a turn
 // of one queue. The error names one that has not.
 func (p *Pool) Ping(ctx context.Context) error {
-	answers := make([]chan struct{}, len(p.workers))
-	for i, w := range p.workers {
+	p.mu.Lock()
+	workers := slices.Clone(p.workers)
+	p.mu.Unlock()
+	answers := make([]chan struct{}, len(workers))
+	for i, w := range workers {
 		answer := make(chan struct{})
 		answers[i] = answer
-		if !w.mail.post(func() { close(answer) }) {
+		if !w.post(nil, func(*worker) { close(answer) }) {
 			return fmt.Errorf("worker %d: %w", i, ErrClosed)
 		}
 	}
 	for i, answer := range answers {
 		select {
 		case <-answer:
-		case <-p.workers[i].done:
+		case <-workers[i].done:
 			return fmt.Errorf("worker %d: %w", i, ErrClosed)
 		case <-ctx.Done():
 			return fmt.Errorf("worker %d does not answer: %w", i, ctx.Err())
@@ -117,7 +148,8 @@ func (p *Pool) pick(q *Queue) {
 		}
 	}
 	best.load++
-	q.worker, q.counted = best, true
+	q.worker.Store(best)
+	q.counted = true
 }
 
 // join gives q to a certain worker.
@@ -125,15 +157,21 @@ func (p *Pool) join(q *Queue, w *worker) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	w.load++
-	q.worker, q.counted = w, true
+	q.worker.Store(w)
+	q.counted = true
 }
 
 // dropped takes q off its worker's account, once.
 func (p *Pool) dropped(q *Queue) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if q.counted {
-		q.counted = false
-		q.worker.load--
+	if !q.counted {
+		return
 	}
+	q.counted = false
+	w := q.worker.Load()
+	if !slices.Contains(p.spares, w) {
+		w = p.workers[w.index] // w, or who has its load by now
+	}
+	w.load--
 }

@@ -46,7 +46,7 @@ func newLive(t *testing.T, m mode, workers, queues int, cfg Config) *live {
 	l.cfg.Notice = func(n Notice) { l.notices <- n }
 	for i := range queues {
 		f := newFront(t, testDomid)
-		f.grants.worker = func() *worker { return l.conn.queues[i].worker }
+		f.grants.worker = func() *worker { return l.conn.queues[i].worker.Load() }
 		f.events.wake = make(chan struct{}, 1)
 		l.fronts = append(l.fronts, f)
 		q := f.config()
@@ -110,7 +110,7 @@ func TestLive(t *testing.T) {
 				}
 			}
 			f.post(200)
-			if s := l.conn.State(i); s.Worker != l.conn.queues[i].worker.index || s.Uring != m.uring || s.Tx.ReqCons != 100 || s.Rx.ReqProd != 200 {
+			if s := l.conn.State(i); s.Worker != l.conn.queues[i].worker.Load().index || s.Uring != m.uring || s.Tx.ReqCons != 100 || s.Rx.ReqProd != 200 {
 				t.Errorf("state %+v", s)
 			}
 			if n := l.conn.Stats(i).Load(TxPackets); n != 100 {
@@ -190,7 +190,7 @@ func TestCloseWhileBusy(t *testing.T) {
 			c, err := newConn(l.cfg, l.queues[i:i+1])
 			must(t, err)
 			conns[i] = c
-			l.fronts[i].grants.worker = func() *worker { return c.queues[0].worker }
+			l.fronts[i].grants.worker = func() *worker { return c.queues[0].worker.Load() }
 			must(t, l.pool.serve(c))
 			t.Cleanup(c.Close)
 		}
@@ -214,7 +214,7 @@ func TestCloseWhileBusy(t *testing.T) {
 			c, err := newConn(l.cfg, l.queues[:1])
 			must(t, err)
 			conns[0] = c
-			a.grants.worker = func() *worker { return c.queues[0].worker }
+			a.grants.worker = func() *worker { return c.queues[0].worker.Load() }
 			must(t, l.pool.serve(c))
 			a.take(256 - len(answered))
 			l.host.drain()
@@ -505,7 +505,7 @@ func TestPing(t *testing.T) {
 		t.Error(err)
 	}
 	stuck, free := make(chan struct{}), make(chan struct{})
-	p.workers[1].mail.post(func() { close(stuck); <-free })
+	p.workers[1].post(nil, func(*worker) { close(stuck); <-free })
 	<-stuck
 	short, cancel := context.WithTimeout(ctx, 5*time.Millisecond)
 	defer cancel()

@@ -3,6 +3,7 @@
 package dataplane
 
 import (
+	"sync/atomic"
 	"time"
 
 	"github.com/netbackd/netbackd/pkg/evtchn"
@@ -18,7 +19,7 @@ import (
 type Queue struct {
 	conn   *Conn
 	index  int
-	worker *worker
+	worker atomic.Pointer[worker] // changed by the worker that lets go of the queue
 	stats  Stats
 
 	tx             *netif.TxBack

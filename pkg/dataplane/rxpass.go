@@ -661,10 +661,7 @@ func (w *worker) deliver(q *Queue, b *rxBatch) {
 	}
 	if b.nSegs > 0 {
 		segs := b.segs[:b.nSegs]
-		w.tally[GrantCalls]++
-		w.tally[Syscalls]++
-		w.tally[GrantOps] += uint32(b.nSegs)
-		if err := q.grants.Copy(segs); err != nil || !allOkay(segs) {
+		if err := w.grantCopy(q, segs); err != nil || !allOkay(segs) {
 			w.deliverFailed(b, err != nil)
 		}
 	}

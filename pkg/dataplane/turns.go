@@ -150,7 +150,7 @@ func (w *worker) serveVif(a *account) {
 		}
 		w.setTimer(q)
 		if w.mail.waiting.Load() {
-			w.mail.empty()
+			w.readMail()
 		}
 		if w.busy >= busyLimit && w.shared() {
 			// The turns of one vif are not to keep others from being heard of.

@@ -144,7 +144,7 @@ func neighbours(t *testing.T, m mode) (b *bed, conns [2]*Conn) {
 		q.Tap = b.tap.Queue(i)
 		c, err := newConn(cfg, []QueueConfig{q})
 		must(t, err)
-		c.queues[0].worker = b.w
+		c.queues[0].worker.Store(b.w)
 		must(t, b.w.attach(c.queues[0]))
 		t.Cleanup(func() { b.w.detach(c.queues[0]) })
 		conns[i] = c
@@ -276,7 +276,7 @@ func TestMailWithinARound(t *testing.T) {
 		for i, f := range b.fronts {
 			f.grants.during = func() {
 				if i == 0 {
-					b.w.mail.post(func() { order = append(order, "mail") })
+					b.w.post(nil, func(*worker) { order = append(order, "mail") })
 				}
 				order = append(order, "turn")
 			}
@@ -300,7 +300,7 @@ func TestDetachWithinARound(t *testing.T) {
 			b.settle()
 			gone := b.fronts[1-first]
 			b.fronts[first].grants.during = func() {
-				b.w.mail.post(func() { b.w.detachAll(conns[1-first]) })
+				b.w.post(nil, func(*worker) { b.w.detachAll(conns[1-first]) })
 			}
 			gone.grants.during = func() { t.Error("a turn of a vif that is gone") }
 			for _, i := range []int{first, 1 - first} {
@@ -326,7 +326,7 @@ func TestCloseIsOneCall(t *testing.T) {
 		l := newLive(t, m, 1, 4, full)
 		w := l.pool.workers[0]
 		held, goOn := make(chan struct{}), make(chan struct{})
-		w.mail.post(func() { close(held); <-goOn })
+		w.post(nil, func(*worker) { close(held); <-goOn })
 		<-held
 		closed := make(chan struct{})
 		go func() { l.conn.Close(); close(closed) }()

@@ -143,11 +143,8 @@ func (w *worker) fetch(q *Queue, b *txBatch) {
 	if b.nSegs == 0 {
 		return
 	}
-	w.tally[GrantCalls]++
-	w.tally[Syscalls]++
-	w.tally[GrantOps] += uint32(b.nSegs)
 	segs := b.segs[:b.nSegs]
-	if err := q.grants.Copy(segs); err != nil || !allOkay(segs) {
+	if err := w.grantCopy(q, segs); err != nil || !allOkay(segs) {
 		w.fetchFailed(b, err != nil)
 	}
 }

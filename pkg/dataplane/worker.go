@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"runtime"
 	"runtime/debug"
+	"slices"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -63,6 +65,17 @@ type worker struct {
 	cpuAt    time.Duration // the processor's time at the start of a turn
 
 	failed error // why the worker cannot go on
+
+	// Of grant copies, see slowcopy.go.
+	tid      int
+	copySeq  uint64        // number of the last one
+	copyOf   *Queue        // whose that is
+	copying  atomic.Uint64 // the number while it is under way, or stolen
+	copySeen uint64        // of the pool: the last one that was seen under way
+	copySlow atomic.Uint64 // the last one that was found to be slow
+	relieved chan struct{} // closed when the other vifs have been taken away
+	spare    bool          // they have been taken away
+	homeAt   time.Time     // when the vif of a spare may go back to them
 
 	load int // queues attached; guarded by pool.mu
 
@@ -211,15 +224,9 @@ func (w *worker) watch(op, fd, id int, kind int32, events uint32) error {
 
 // attach takes a queue over. It runs on the worker's thread.
 func (w *worker) attach(q *Queue) error {
-	id := len(w.queues)
-	for i, other := range w.queues {
-		if other == nil {
-			id = i
-			break
-		}
-	}
-	if id == maxQueues {
-		return fmt.Errorf("worker %d has %d queues already", w.index, maxQueues)
+	id, err := w.freeID()
+	if err != nil {
+		return err
 	}
 	// Before anything can go wrong that would want it undone. On rings that were
 	// served before, the event is owed even if nothing is left to repeat: a
@@ -236,16 +243,34 @@ func (w *worker) attach(q *Queue) error {
 		w.dismiss(q, id)
 		return err
 	}
+	q.attached = true
+	w.enroll(q, id)
+	return nil
+}
+
+// freeID returns the number of the next queue.
+func (w *worker) freeID() (int, error) {
+	id := slices.Index(w.queues, nil)
+	if id < 0 {
+		id = len(w.queues)
+	}
+	if id == maxQueues {
+		return id, fmt.Errorf("worker %d has %d queues already", w.index, maxQueues)
+	}
+	return id, nil
+}
+
+// enroll puts a queue into the worker's books, and has it served: there may be work
+// from before it was watched.
+func (w *worker) enroll(q *Queue, id int) {
 	if id == len(w.queues) {
 		w.queues = append(w.queues, nil)
 	}
 	w.queues[id] = q
-	q.id, q.attached, q.tapArmed = id, true, true
+	q.id, q.tapArmed = id, true
 	q.account = w.open(q.conn)
-	// There may be work from before the ports were bound.
-	q.tapReady = true
+	q.tapReady = !q.tapGone
 	w.schedule(q)
-	return nil
 }
 
 // admit makes the kernel know a queue by its id.
@@ -258,7 +283,7 @@ func (w *worker) admit(q *Queue, id int) error {
 			w.compareReads(q)
 		}
 	}
-	if err := w.watch(unix.EPOLL_CTL_ADD, q.events.FD(), id, onEvtchn, unix.EPOLLIN); err != nil {
+	if err := w.watch(unix.EPOLL_CTL_ADD, q.events.FD(), id, onEvtchn, unix.EPOLLIN); err != nil || q.tapGone {
 		return err
 	}
 	return w.watch(unix.EPOLL_CTL_ADD, q.tap.FD(), id, onTap, unix.EPOLLIN)
@@ -282,7 +307,7 @@ func (w *worker) unwatch(q *Queue) {
 // the worker's thread.
 func (w *worker) detachAll(c *Conn) {
 	for _, q := range c.queues {
-		if q.worker == w {
+		if q.worker.Load() == w {
 			w.detach(q)
 		}
 	}
@@ -310,6 +335,7 @@ func (w *worker) run(started chan<- struct{}) {
 	// The thread ends with the goroutine: it is io_uring's only submitter.
 	runtime.LockOSThread()
 	debug.SetPanicOnFault(true) // a page gone bad costs the vif it belongs to
+	w.tid = threadID()
 	defer close(w.done)
 	defer w.release()
 	w.pool.openRing(w)
@@ -330,6 +356,9 @@ func (w *worker) run(started chan<- struct{}) {
 		}
 		if w.failed != nil {
 			w.pool.warn(fmt.Errorf("worker %d ends: %w", w.index, w.failed))
+			return
+		}
+		if w.spare && w.goesHome() {
 			return
 		}
 	}
@@ -375,7 +404,7 @@ func (w *worker) poll(timeout int) error {
 	}
 	// Last, because it may give an id to another queue.
 	if mail {
-		w.mail.empty()
+		w.readMail()
 	}
 	return nil
 }

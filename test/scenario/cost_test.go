@@ -10,6 +10,8 @@ import (
 
 	"github.com/netbackd/netbackd/internal/netfront"
 	"github.com/netbackd/netbackd/internal/packettest"
+	"github.com/netbackd/netbackd/internal/xensim/simclient"
+	"github.com/netbackd/netbackd/internal/xensim/wire"
 	"github.com/netbackd/netbackd/pkg/dataplane"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/offload"
@@ -190,6 +192,45 @@ func TestWatchdogBesideCostlyPackets(t *testing.T) {
 	w.wait("the flood", func() bool { return fronts[15].status().Counters[dataplane.HostSegments.String()] > 0 })
 	before := fed()
 	w.wait("the watchdog to be fed four times", func() bool { return fed() >= before+4 })
+	if n := w.logged("not alive"); n > 0 {
+		t.Errorf("the daemon says %d times that it is not alive", n)
+	}
+}
+
+// TestASlowCopyConcernsItsGuest alone: Xen has paged out a page of one guest, so the
+// kernel tries the copy again and again within the system call.
+func TestASlowCopyConcernsItsGuest(t *testing.T) {
+	const slow = 8 * time.Second
+	w := newPlainWorld(t, "--workers=1")
+	m := w.manager()
+	w.must(w.Daemon().Stop())
+	m.start()
+	good, bad := w.guest(), w.guest()
+	good.pings(3)
+	bad.pings(3)
+	w.must(w.Hypervisor().AddFault(bad.Domid, simclient.Fault{Op: "copy", Ref: wire.AnyRef, Delay: slow, Count: 1}))
+	send := func(g *testGuest) {
+		c, err := net.Dial("udp", g.ip+":9")
+		w.must(err)
+		defer c.Close()
+		_, err = c.Write([]byte("x"))
+		w.must(err)
+	}
+	was := bad.counter(dataplane.RxPackets)
+	begin := time.Now()
+	send(bad)
+	good.pings(20)
+	if took := time.Since(begin); took > slow*3/4 {
+		t.Errorf("20 pings of another guest took %v", took)
+	}
+	w.wait("the packet for the slow guest", func() bool { return bad.counter(dataplane.RxPackets) > was })
+	if took := time.Since(begin); took < slow {
+		t.Fatalf("the copy was not slow: %v", took)
+	}
+	bad.pings(3)
+	if n := bad.counter(dataplane.SlowCopies); n == 0 {
+		t.Error("no slow copy was counted")
+	}
 	if n := w.logged("not alive"); n > 0 {
 		t.Errorf("the daemon says %d times that it is not alive", n)
 	}

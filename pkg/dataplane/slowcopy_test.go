@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// sharedWorker is vifs with a queue each on one worker.
+func sharedWorker(t *testing.T, m mode, vifs int) (l *live, conns []*Conn) {
+	t.Helper()
+	l = newLive(t, m, 1, vifs, full)
+	l.conn.Close()
+	for i, f := range l.fronts {
+		f.events.rebind()
+		c, err := newConn(l.cfg, l.queues[i:i+1])
+		must(t, err)
+		f.grants.worker = func() *worker { return c.queues[0].worker.Load() }
+		must(t, l.pool.serve(c))
+		conns = append(conns, c)
+		t.Cleanup(c.Close)
+	}
+	return l, conns
+}
+
+// TestASlowCopyHoldsNobodyElse: while a copy for one vif sleeps, packets of others on
+// its worker move, they can be closed and new ones connect; and the worker answers. The
+// slow one is served when its copy is over, and goes back to the others in the end.
+func TestASlowCopyHoldsNobodyElse(t *testing.T) {
+	inModes(t, allModes[:2], func(t *testing.T, m mode) {
+		l, conns := sharedWorker(t, m, 4)
+		slow := l.fronts[0]
+		inCopy, goOn := make(chan struct{}), make(chan struct{})
+		slow.grants.during = func() {
+			slow.grants.during = nil
+			close(inCopy)
+			<-goOn
+		}
+		want := slow.put(packet{frame: udp(18, 1)})
+		slow.push()
+		<-inCopy
+		first := conns[0].queues[0].worker.Load()
+
+		exchange := func(f *front) {
+			t.Helper()
+			want := f.put(packet{frame: udp(18, 1)})
+			f.push()
+			if diff := cmp.Diff(want, f.take(1)); diff != "" {
+				t.Errorf("answers (-want +got):\n%s", diff)
+			}
+		}
+		for range 100 {
+			exchange(l.fronts[1])
+		}
+		must(t, l.pool.Ping(t.Context()))
+		conns[1].Close()
+		exchange(l.fronts[2])
+		if s := conns[2].State(0); s.Worker != 0 {
+			t.Errorf("served by worker %d, want 0", s.Worker)
+		}
+		// A slow vif that is closed waits for its copy.
+		closed := make(chan struct{})
+		go func() { conns[0].Close(); close(closed) }()
+		select {
+		case <-closed:
+			t.Error("closed while its pages are in use")
+		case <-time.After(5 * copyTick):
+		}
+		close(goOn)
+		if diff := cmp.Diff(want, slow.take(1)); diff != "" {
+			t.Errorf("answers of the slow one (-want +got):\n%s", diff)
+		}
+		<-closed
+		if n := conns[0].Stats(0).Load(SlowCopies); n != 1 {
+			t.Errorf("%d slow copies, want 1", n)
+		}
+		if n := conns[1].Stats(0).Load(SlowCopies); n != 0 {
+			t.Errorf("%d slow copies of another vif", n)
+		}
+		<-first.done // it has nothing left to do
+		l.pool.mu.Lock()
+		defer l.pool.mu.Unlock()
+		if len(l.pool.spares) != 0 || l.pool.workers[0] == first || l.pool.workers[0].load != 2 {
+			t.Errorf("%d spares, the worker has a load of %d, want 0 and 2", len(l.pool.spares), l.pool.workers[0].load)
+		}
+	})
+}
+
+// TestAfterProbation a vif whose copies were slow shares a worker again.
+func TestAfterProbation(t *testing.T) {
+	inModes(t, allModes[:2], func(t *testing.T, m mode) {
+		l, conns := sharedWorker(t, m, 2)
+		slow, q := l.fronts[0], conns[0].queues[0]
+		inCopy, stole := make(chan *worker), make(chan struct{})
+		slow.grants.during = func() {
+			slow.grants.during = nil
+			inCopy <- q.worker.Load()
+			<-stole
+		}
+		want := slow.put(packet{frame: udp(18, 1)})
+		slow.push()
+		first := <-inCopy
+		for deadline := time.Now().Add(patience); first.copying.Load() != stolen && time.Now().Before(deadline); {
+			time.Sleep(time.Millisecond)
+		}
+		close(stole)
+		if diff := cmp.Diff(want, slow.take(1)); diff != "" {
+			t.Errorf("answers (-want +got):\n%s", diff)
+		}
+		must(t, q.call(func() error {
+			first.homeAt = time.Time{} // the time has come
+			return nil
+		}))
+		<-first.done
+		for range 10 {
+			want := slow.put(packet{frame: udp(18, 1)})
+			slow.push()
+			if diff := cmp.Diff(want, slow.take(1)); diff != "" {
+				t.Fatalf("answers afterwards (-want +got):\n%s", diff)
+			}
+		}
+		if q.worker.Load() != conns[1].queues[0].worker.Load() || q.worker.Load() == first {
+			t.Error("it has not gone back")
+		}
+	})
+}
