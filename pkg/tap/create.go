@@ -43,16 +43,11 @@ func create(cfg Config) (*Device, error) {
 	case cfg.VnetHdr && has&VnetHeader == 0:
 		return nil, withHint(fmt.Errorf("%v: %w", VnetHeader, ErrNotSupported), "do without a vnet header")
 	}
-	nl, err := netlink.NewHandle(unix.NETLINK_ROUTE)
-	if err != nil {
-		return nil, err
-	}
 	d := &Device{
 		name:    cfg.Name,
 		vnetHdr: cfg.VnetHdr,
 		sndBuf:  cfg.SndBuf,
 		closers: cfg.Closers,
-		nl:      nl,
 	}
 	if err := d.open(&cfg); err != nil {
 		// What was not there before shall not be there after, and the
@@ -63,16 +58,14 @@ func create(cfg Config) (*Device, error) {
 				err = errors.Join(err, perr)
 			}
 		}
-		err = errors.Join(err, d.closeQueues(0))
-		nl.Close()
-		return nil, err
+		return nil, errors.Join(err, d.closeQueues(0))
 	}
 	return d, nil
 }
 
 // open opens the queues of the device and settles it.
 func (d *Device) open(cfg *Config) error {
-	found, err := findAdoptable(d.nl, cfg)
+	found, err := findAdoptable(cfg)
 	if err != nil {
 		return err
 	}
@@ -91,7 +84,7 @@ func (d *Device) open(cfg *Config) error {
 		return err
 	}
 	// The device found may have been replaced since.
-	d.adopted = d.index == before
+	d.adopted = link.Index == before
 	if err := adoptable(link, cfg.flags()); err != nil {
 		return err
 	}
@@ -110,7 +103,7 @@ func (d *Device) open(cfg *Config) error {
 func (d *Device) openFirst(cfg *Config) (fd int, err error) {
 	for deadline := time.Now().Add(lingerWait); ; time.Sleep(lingerPoll) {
 		if cfg.VnetHdr {
-			fd, err = openNetlink(d.nl, cfg)
+			fd, err = openNetlink(cfg)
 		} else {
 			fd, err = openWater(cfg, cfg.Persist || d.adopted)
 		}
@@ -125,34 +118,13 @@ func (d *Device) openFirst(cfg *Config) (fd int, err error) {
 	}
 }
 
-// identify finds the interface index of a device whose queues we have.
+// identify returns the device whose queues we have.
 func (d *Device) identify() (*netlink.Tuntap, error) {
-	fd := d.queues[0].fd
-	for range openTries {
-		name, err := ifName(fd)
-		if err != nil {
-			return nil, err
-		}
-		link, err := d.nl.LinkByName(name)
-		if errors.As(err, new(netlink.LinkNotFoundError)) {
-			continue // renamed meanwhile; if deleted, the next ifName says so
-		}
-		if err != nil {
-			return nil, err
-		}
-		// Whoever had the name before and after had it in between.
-		again, err := ifName(fd)
-		if err != nil {
-			return nil, err
-		}
-		t, ok := link.(*netlink.Tuntap)
-		if again != name || !ok {
-			continue
-		}
-		d.index, d.name = t.Index, name
-		return t, nil
+	p, link, err := d.look()
+	if err == nil {
+		p.close()
 	}
-	return nil, errRenamed
+	return link, err
 }
 
 // settle sets all that an adopted device may have brought along, whether or not
@@ -219,16 +191,11 @@ func adopt(cfg Config, fds []int) (*Device, error) {
 	if err := cfg.check(); err != nil {
 		return nil, err
 	}
-	nl, err := netlink.NewHandle(unix.NETLINK_ROUTE)
-	if err != nil {
-		return nil, err
-	}
-	d := &Device{vnetHdr: cfg.VnetHdr, adopted: true, sndBuf: cfg.SndBuf, closers: cfg.Closers, nl: nl}
+	d := &Device{vnetHdr: cfg.VnetHdr, adopted: true, sndBuf: cfg.SndBuf, closers: cfg.Closers}
 	for _, fd := range fds {
 		d.push(fd)
 	}
 	if err := d.takeOver(&cfg); err != nil {
-		nl.Close()
 		return nil, err
 	}
 	return d, nil
@@ -277,9 +244,9 @@ const (
 
 // findAdoptable returns the device that cfg names, nil if there is none. It fails if
 // there is one that cannot be adopted.
-func findAdoptable(nl *netlink.Handle, cfg *Config) (*netlink.Tuntap, error) {
+func findAdoptable(cfg *Config) (*netlink.Tuntap, error) {
 	for deadline := time.Now().Add(lingerWait); ; time.Sleep(lingerPoll) {
-		link, err := nl.LinkByName(cfg.Name)
+		link, err := netlink.LinkByName(cfg.Name)
 		if errors.As(err, new(netlink.LinkNotFoundError)) {
 			return nil, nil
 		}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"sync/atomic"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -14,7 +15,7 @@ import (
 // Device is a TAP device and its queues. See the package documentation for
 // which goroutine may do what.
 type Device struct {
-	index   int
+	index   atomic.Int32
 	name    string // as last seen, for errors
 	vnetHdr bool
 	adopted bool
@@ -23,9 +24,7 @@ type Device struct {
 	sndBuf  int
 	offload Offload
 	closers *Closers
-	// nl is a socket in the network namespace of the device, wherever the
-	// goroutines that use it happen to be.
-	nl *netlink.Handle
+	away    bool // in another network namespace when last looked for
 	// queues[i] is queue i, to us and to the kernel; that holds because
 	// queues come and go at the end only. Empty when closed.
 	queues []*Queue
@@ -33,9 +32,11 @@ type Device struct {
 	active int
 }
 
-// Index returns the interface index. It never changes. It may be called from any
-// goroutine.
-func (d *Device) Index() int { return d.index }
+// Index returns the interface index as it was when the device was last looked for.
+// It changes when the device is moved to a network namespace in which another device
+// has it.
+// It may be called from any goroutine.
+func (d *Device) Index() int { return int(d.index.Load()) }
 
 // Adopted reports whether the device existed before.
 func (d *Device) Adopted() bool { return d.adopted }
@@ -117,7 +118,7 @@ func (d *Device) SetCarrier(on bool) error {
 // 65521.
 func (d *Device) SetMTU(mtu int) error {
 	return d.setLink(fmt.Sprintf("set mtu %d", mtu), func(l netlink.Link) error {
-		return d.nl.LinkSetMTU(l, mtu)
+		return netlink.LinkSetMTU(l, mtu)
 	})
 }
 
@@ -125,14 +126,14 @@ func (d *Device) SetMTU(mtu int) error {
 // drops more. Frames that wait beyond the new length are dropped as well.
 func (d *Device) SetTxQueueLen(frames int) error {
 	return d.setLink(fmt.Sprintf("set txqueuelen %d", frames), func(l netlink.Link) error {
-		return d.nl.LinkSetTxQLen(l, frames)
+		return netlink.LinkSetTxQLen(l, frames)
 	})
 }
 
 // SetMAC sets the hardware address of the host's end.
 func (d *Device) SetMAC(mac net.HardwareAddr) error {
 	return d.setLink(fmt.Sprintf("set address %v", mac), func(l netlink.Link) error {
-		return d.nl.LinkSetHardwareAddr(l, mac)
+		return netlink.LinkSetHardwareAddr(l, mac)
 	})
 }
 
@@ -146,7 +147,7 @@ func (d *Device) SetMAC(mac net.HardwareAddr) error {
 // It fails with [ErrNotSupported] if the kernel has no queueing disciplines.
 func (d *Device) SetNoQueue() error {
 	return d.setLink("set noqueue", func(l netlink.Link) error {
-		err := d.nl.QdiscReplace(&netlink.GenericQdisc{
+		err := netlink.QdiscReplace(&netlink.GenericQdisc{
 			QdiscAttrs: netlink.QdiscAttrs{LinkIndex: l.Attrs().Index, Parent: netlink.HANDLE_ROOT},
 			QdiscType:  "noqueue",
 		})
@@ -157,12 +158,25 @@ func (d *Device) SetNoQueue() error {
 	})
 }
 
-// setLink changes the link by its index.
+// SetUp brings the device up.
+func (d *Device) SetUp() error { return d.setLink("set up", netlink.LinkSetUp) }
+
+// AddAltName gives the device one more name, which it keeps when it is renamed or
+// moved to another network namespace.
+func (d *Device) AddAltName(name string) error {
+	return d.setLink("add name "+name, func(l netlink.Link) error {
+		return netlink.LinkAddAltName(l, name)
+	})
+}
+
+// setLink changes the interface in the network namespace in which it is.
 func (d *Device) setLink(op string, set func(netlink.Link) error) error {
-	if len(d.queues) == 0 {
-		return d.wrap(op, ErrClosed)
+	p, link, err := d.look()
+	if err == nil {
+		err = p.in(func() error { return set(link) })
+		p.close()
 	}
-	return d.wrap(op, set(&netlink.Tuntap{LinkAttrs: netlink.LinkAttrs{Index: d.index}}))
+	return d.wrap(op, err)
 }
 
 // SetSteering gives the device an eBPF program (BPF_PROG_TYPE_SOCKET_FILTER)
@@ -185,6 +199,12 @@ type Info struct {
 	// Carrier is whether there is a carrier. The host says so only of a
 	// device that is up.
 	Carrier bool
+	// Operational is whether the host has taken notice of the carrier.
+	Operational bool
+	// Namespace identifies the network namespace in which the device is, "" if that
+	// is the one of the calling thread.
+	Namespace string
+	AltNames  []string
 	// MTU is in octets, TxQueueLen in frames per queue.
 	MTU, TxQueueLen int
 	MAC             net.HardwareAddr
@@ -206,22 +226,25 @@ type Stats struct {
 // Info asks the host about the device. It fails with [ErrGone] when the device
 // was deleted.
 func (d *Device) Info() (Info, error) {
-	if len(d.queues) == 0 {
-		return Info{}, d.wrap("info", ErrClosed)
-	}
-	link, err := d.nl.LinkByIndex(d.index)
+	p, link, err := d.look()
 	if err != nil {
 		return Info{}, d.wrap("info", err)
 	}
+	defer p.close()
 	a := link.Attrs()
 	info := Info{
 		Name:       a.Name,
 		Up:         a.RawFlags&unix.IFF_UP != 0,
 		Carrier:    a.RawFlags&unix.IFF_LOWER_UP != 0,
+		AltNames:   a.AltNames,
 		MTU:        a.MTU,
 		TxQueueLen: a.TxQLen,
 		MAC:        a.HardwareAddr,
 		Master:     a.MasterIndex,
+	}
+	info.Operational = a.OperState == netlink.OperUp
+	if p.id != here {
+		info.Namespace = p.ns.UniqueId()
 	}
 	if s := a.Statistics; s != nil {
 		info.Stats = Stats{
@@ -256,23 +279,22 @@ func (d *Device) close(op string, keep bool) (err error) {
 		if perr != nil && (keep || !isGone(perr)) {
 			err = perr
 		}
+		if keep || isGone(perr) {
+			err = errors.Join(err, d.closeQueues(0))
+			return
+		}
+		p, link, lerr := d.look()
 		err = errors.Join(err, d.closeQueues(0))
-		if !keep && !isGone(perr) {
-			err = errors.Join(err, d.remove())
+		if lerr == nil {
+			// It has outlived our queues if somebody keeps others, or ours, open.
+			lerr = DeleteIn(p.id, link)
+			p.close()
+		}
+		if !isGone(lerr) {
+			err = errors.Join(err, lerr)
 		}
 	})
-	d.nl.Close()
 	return d.wrap(op, err)
-}
-
-// remove removes a device that has outlived our queues: somebody keeps others, or
-// ours, open.
-func (d *Device) remove() error {
-	err := d.nl.LinkDel(&netlink.Tuntap{LinkAttrs: netlink.LinkAttrs{Index: d.index}})
-	if isGone(err) {
-		return nil
-	}
-	return err
 }
 
 // closeQueues closes queue n and those above, the last first, so that none changes

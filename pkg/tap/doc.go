@@ -27,10 +27,9 @@
 // # Names
 //
 // Scripts rename a device as soon as they see it. A [Device] is therefore held
-// by its queues and its interface index; its name is asked for whenever it is
-// needed. Create leaves the device down: plugging it in and bringing it up is the
-// script's work, and a device that is up before the script has run announces
-// itself on the wrong network.
+// by its queues; its name is asked for whenever it is needed. Create leaves the
+// device down: plugging it in and bringing it up is the script's work, and a device
+// that is up before the script has run announces itself on the wrong network.
 //
 // # Threads
 //
@@ -41,6 +40,12 @@
 // is registered with an io_uring it must be unregistered first: a ring keeps
 // the queue, and so the device, alive and in use.
 //
-// A Device stays with the network namespace in which it was created, from
-// whichever thread its methods are called.
+// # Namespaces
+//
+// A Device is made in the network namespace of the calling thread. It can be moved to
+// another one, by a script for example, and is found there: frames go on, and all
+// that goes through a queue works as before, such as its name, carrier and
+// offloads. So do looking at it and deleting it, and giving it fewer queues. What
+// else is changed, and a queue more, takes the right to enter that namespace
+// (CAP_SYS_ADMIN, in both); without, it fails with [ErrElsewhere].
 package tap

@@ -19,9 +19,11 @@ var (
 	// ErrMismatch means that the name belongs to a device which cannot be
 	// adopted: not a TAP, or one with other flags.
 	ErrMismatch = errors.New("name is taken by another kind of device")
-	// ErrGone means that the device was deleted, or moved to another network
-	// namespace, behind our back.
+	// ErrGone means that the device was deleted behind our back.
 	ErrGone = errors.New("device is gone")
+	// ErrElsewhere means that the device is in a network namespace that this process
+	// may not enter, and that what was asked can be done only there.
+	ErrElsewhere = errors.New("device is in another network namespace")
 	// ErrNotSupported means that the kernel cannot do what was asked. Asking
 	// again will not help; doing without will.
 	ErrNotSupported = errors.New("not supported by this kernel")
@@ -86,8 +88,11 @@ func fail(op, name string, err error) error {
 	}
 	e := &Error{Op: op, Name: name, Err: err}
 	var h *hinted
-	if errors.As(err, &h) {
+	switch {
+	case errors.As(err, &h):
 		e.Hint = h.hint
+	case errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE):
+		e.Hint = openHint(err)
 	}
 	return e
 }

@@ -16,7 +16,7 @@ import (
 
 // openNetlink opens the first queue of a device with a vnet header.
 // Whether it persists is left as it is.
-func openNetlink(nl *netlink.Handle, cfg *Config) (int, error) {
+func openNetlink(cfg *Config) (int, error) {
 	t := &netlink.Tuntap{
 		LinkAttrs:  netlink.LinkAttrs{Name: cfg.Name},
 		Mode:       netlink.TUNTAP_MODE_TAP,
@@ -31,7 +31,7 @@ func openNetlink(nl *netlink.Handle, cfg *Config) (int, error) {
 	if cfg.NoCarrier {
 		t.Flags |= unix.IFF_NO_CARRIER
 	}
-	if err := nl.LinkAdd(t); err != nil {
+	if err := netlink.LinkAdd(t); err != nil {
 		return -1, errnoOf(err)
 	}
 	fd, err := takeFD(t.Fds[0])

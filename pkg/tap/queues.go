@@ -175,19 +175,26 @@ const openTries = 16
 // name and our using it. So the queue wishes for an interface index as well:
 // ours. An existing device does not care, and a new one cannot have it while
 // ours lives: EBUSY instead of a stray device.
-func (d *Device) openQueue() (int, error) {
+//
+// A queue belongs to the network namespace in which it was opened, and looks for the
+// name there. (A descriptor from elsewhere would make a stray device.)
+func (d *Device) openQueue() (fd int, err error) {
 	flags := (&Config{VnetHdr: d.vnetHdr}).flags()
 	for range openTries {
-		name, err := ifName(d.queues[0].fd)
+		p, link, err := d.look()
 		if err != nil {
 			return -1, err
 		}
-		d.name = name
-		fd, err := openTUN()
+		name := link.Name
+		err = p.in(func() (err error) {
+			fd, err = openTUN()
+			return err
+		})
+		p.close()
 		if err != nil {
 			return -1, err
 		}
-		err = unix.IoctlSetPointerInt(fd, unix.TUNSETIFINDEX, d.index)
+		err = unix.IoctlSetPointerInt(fd, unix.TUNSETIFINDEX, link.Index)
 		if err == nil {
 			err = attachByName(fd, name, flags)
 		}
