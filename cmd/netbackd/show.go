@@ -175,6 +175,9 @@ func writeShow(w io.Writer, s *vif.Status, now time.Time) error {
 	row("bridge", "%s", orNone(s.Bridge))
 	if s.Interface != "" {
 		row("interface", "%s, %s, carrier %s", s.Interface, upDown(s.Up), onOff(s.Carrier))
+		if s.Network != "" {
+			row("network", "another network namespace, %s", s.Network)
+		}
 		row("mtu", "%s", mtus(s))
 	}
 	row("rate", "%s", s.Rate)

@@ -44,11 +44,11 @@ func create(cfg Config) (*Device, error) {
 		return nil, withHint(fmt.Errorf("%v: %w", VnetHeader, ErrNotSupported), "do without a vnet header")
 	}
 	d := &Device{
-		name:    cfg.Name,
 		vnetHdr: cfg.VnetHdr,
 		sndBuf:  cfg.SndBuf,
 		closers: cfg.Closers,
 	}
+	d.name.Store(&cfg.Name)
 	if err := d.open(&cfg); err != nil {
 		// What was not there before shall not be there after, and the
 		// other way round; but a device that somebody else opened at the

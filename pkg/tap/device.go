@@ -16,7 +16,7 @@ import (
 // which goroutine may do what.
 type Device struct {
 	index   atomic.Int32
-	name    string // as last seen, for errors
+	name    atomic.Pointer[string] // as last seen, for errors
 	vnetHdr bool
 	adopted bool
 	single  bool // no IFF_MULTI_QUEUE
@@ -24,7 +24,6 @@ type Device struct {
 	sndBuf  int
 	offload Offload
 	closers *Closers
-	away    bool // in another network namespace when last looked for
 	// queues[i] is queue i, to us and to the kernel; that holds because
 	// queues come and go at the end only. Empty when closed.
 	queues []*Queue
@@ -65,7 +64,14 @@ func (d *Device) wrap(op string, err error) error {
 	if isGone(err) {
 		err = ErrGone
 	}
-	return fail(op, d.name, err)
+	return fail(op, d.lastName(), err)
+}
+
+func (d *Device) lastName() string {
+	if p := d.name.Load(); p != nil {
+		return *p
+	}
+	return ""
 }
 
 // fd0 returns the queue through which the device is controlled. There is one

@@ -125,6 +125,30 @@ func linkIn(id, index int, by ...nl.NetlinkRequestData) (netlink.Link, error) {
 	return netlink.LinkDeserialize(nil, msgs[0])
 }
 
+// LinksIn lists the interfaces of the namespace with a number, or, if that is
+// negative, of that of the calling thread.
+func LinksIn(id int) ([]netlink.Link, error) {
+	if id < 0 {
+		return netlink.LinkList()
+	}
+	req := nl.NewNetlinkRequest(unix.RTM_GETLINK, unix.NLM_F_DUMP)
+	req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
+	req.AddData(nl.NewRtAttr(unix.IFLA_TARGET_NETNSID, nl.Uint32Attr(uint32(id))))
+	msgs, err := req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWLINK)
+	if err != nil && !errors.Is(err, nl.ErrDumpInterrupted) {
+		return nil, err
+	}
+	var links []netlink.Link
+	for _, m := range msgs {
+		l, err := netlink.LinkDeserialize(nil, m)
+		if err != nil {
+			return nil, err
+		}
+		links = append(links, l)
+	}
+	return links, err
+}
+
 // DeleteIn removes an interface of the namespace with a number.
 func DeleteIn(id int, link netlink.Link) error {
 	if id < 0 {
@@ -137,6 +161,18 @@ func DeleteIn(id int, link netlink.Link) error {
 	req.AddData(nl.NewRtAttr(unix.IFLA_TARGET_NETNSID, nl.Uint32Attr(uint32(id))))
 	_, err := req.Execute(unix.NETLINK_ROUTE, 0)
 	return err
+}
+
+// Elsewhere tells whether the device is in another network namespace than the calling
+// thread. If so, that one gets a number, by which [LinkIn] and a successor find it. It
+// fails with [ErrGone] when the device was deleted.
+func (d *Device) Elsewhere() (bool, error) {
+	p, err := d.place()
+	if err != nil {
+		return false, d.wrap("look for", err)
+	}
+	p.close()
+	return p.id != here, nil
 }
 
 // close gives up the handle of the namespace.
@@ -168,7 +204,7 @@ func (d *Device) look() (place, *netlink.Tuntap, error) {
 		t, ok := link.(*netlink.Tuntap)
 		again, err := ifName(fd)
 		if ok && err == nil && again == name {
-			d.name, d.away = name, p.id != here
+			d.name.Store(&name)
 			d.index.Store(int32(t.Index))
 			return p, t, nil
 		}
@@ -178,6 +214,11 @@ func (d *Device) look() (place, *netlink.Tuntap, error) {
 		}
 	}
 	return place{}, nil, errRenamed
+}
+
+// errNoEntry is [ErrElsewhere] with what can be done about it.
+func errNoEntry() error {
+	return withHint(ErrElsewhere, "move it back; or attach the vif anew, and move the interface before the guest connects")
 }
 
 // in runs f in the namespace, which takes CAP_SYS_ADMIN unless it is that of the
@@ -196,7 +237,7 @@ func (p *place) in(f func() error) error {
 	defer own.Close()
 	switch err := netns.Set(p.ns); {
 	case errors.Is(err, unix.EPERM):
-		return ErrElsewhere
+		return errNoEntry()
 	case err != nil:
 		return err
 	}

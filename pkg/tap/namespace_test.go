@@ -112,7 +112,11 @@ func TestWithoutTheRightToEnter(t *testing.T) {
 			must(t, d.SetCarrier(false))
 			must(t, d.SetCarrier(true))
 			must(t, d.SetQueues(1))
-			wantErr(t, d.SetQueues(2), ErrElsewhere)
+			must(t, d.SetQueues(2))
+			if d.Active() != 2 {
+				t.Errorf("%d active queues", d.Active())
+			}
+			wantErr(t, d.SetQueues(3), ErrElsewhere, "move it back")
 			wantErr(t, d.SetMTU(1234), ErrElsewhere)
 			wantErr(t, d.AddAltName("third"), ErrElsewhere)
 			i := info(t, d)

@@ -16,6 +16,10 @@ import (
 //
 // Frames waiting in a queue that is closed are lost. The carrier does not
 // change.
+//
+// In another network namespace queues may be what cannot be opened again. There they
+// are detached rather than closed: the device then has more queues than n, and n
+// active ones.
 func (d *Device) SetQueues(n int) error {
 	return d.wrap(fmt.Sprintf("set queues to %d", n), d.setQueues(n))
 }
@@ -30,11 +34,14 @@ func (d *Device) setQueues(n int) error {
 	case n < was:
 		// Somebody who keeps them for a successor would else have the host
 		// go on sending to queues that nobody reads.
-		if err := d.setActive(min(d.active, n)); err != nil {
+		if err := d.setActive(n); err != nil {
 			return err
 		}
-		if err := d.closeQueues(n); err != nil {
+		if err := d.shrink(n); err != nil {
 			return err
+		}
+		if len(d.queues) > n {
+			return nil
 		}
 	}
 	if d.single {
@@ -58,7 +65,7 @@ func (d *Device) setQueues(n int) error {
 }
 
 // Rest has the host drop, at once, what waits in the queues and what it sends from now
-// on, and closes all queues but the first. SetQueues ends that. To take the carrier
+// on, and closes all queues but the first if it can open them again. SetQueues ends that. To take the carrier
 // away is not enough: the kernel notices within a second, and what was sent stays in
 // the queues.
 //
@@ -85,7 +92,21 @@ func (d *Device) rest() error {
 	if err := d.setActive(0); err != nil {
 		return err
 	}
-	return d.closeQueues(1)
+	return d.shrink(1)
+}
+
+// shrink closes queue n and those above, which are detached, unless the device is in
+// another network namespace: see SetQueues.
+func (d *Device) shrink(n int) error {
+	p, err := d.place()
+	if err != nil {
+		return err
+	}
+	p.close()
+	if p.id != here {
+		return nil
+	}
+	return d.closeQueues(n)
 }
 
 // hear ends rest on a device that can have one queue only. A frame that the filter had

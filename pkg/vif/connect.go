@@ -141,6 +141,7 @@ func (v *Vif) open(l *link) error {
 	for i := range queues {
 		queues[i].Tap = v.tap.Queue(i)
 	}
+	v.spares = false
 	v.keepQueues()
 	if err := v.setOffload(f); err != nil {
 		return err

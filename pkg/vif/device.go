@@ -4,11 +4,9 @@ package vif
 
 import (
 	"errors"
-	"fmt"
 	"net"
 	"time"
 
-	"github.com/vishvananda/netlink"
 	"go.uber.org/zap"
 
 	"github.com/netbackd/netbackd/pkg/tap"
@@ -18,14 +16,6 @@ import (
 // txQueueLen is how many packets the TAP keeps per queue for a guest that is
 // slow to take them.
 const txQueueLen = 512
-
-// altName is a second name that the TAP keeps when a script renames it, so that
-// a successor finds it. Kernels before 5.5 have no such names.
-func altName(domid uint16, devid int) string {
-	return fmt.Sprintf("%svif%d.%d", altPrefix, domid, devid)
-}
-
-const altPrefix = "netbackd-"
 
 // makeTap makes the TAP, or takes over the one a predecessor left.
 func (v *Vif) makeTap() error {
@@ -47,11 +37,14 @@ func (v *Vif) makeTap() error {
 	}
 	v.tap, v.busySince = d, time.Time{}
 	if d.Adopted() {
-		v.hadTap = true
-		v.nameAgain()
+		v.hadTap, v.spares = true, false
+		info, err := d.Info()
+		if err != nil {
+			return v.hostFails(err)
+		}
+		v.nameAgain(&info)
 		v.keepQueues()
-		name, _ := d.Name()
-		v.log.Info("took over the TAP that was there", zap.String("interface", name), zap.Int("queues", d.Queues()))
+		v.log.Info("took over the TAP that was there", zap.String("interface", info.Name), zap.Int("queues", d.Queues()))
 		return nil
 	}
 	if err := v.settleTap(mtu); err != nil {
@@ -78,8 +71,15 @@ func (v *Vif) openTap() (*tap.Device, error) {
 	if d, err := v.adopt(cfg); d != nil || err != nil {
 		return d, err
 	}
-	if l, hasAlt, _ := v.findTap(); hasAlt {
-		cfg.Name = l.Attrs().Name
+	found, err := v.findTap()
+	switch {
+	case err != nil:
+		return nil, err
+	case found == nil:
+	case found.network != ownNetwork:
+		return nil, errTapElsewhere(found.link)
+	case found.hasAlt:
+		cfg.Name = found.link.Attrs().Name
 	}
 	return tap.Create(cfg)
 }
@@ -91,7 +91,7 @@ var macOfVifs = net.HardwareAddr{0xfe, 0xff, 0xff, 0xff, 0xff, 0xff}
 
 // settleTap completes a new TAP.
 func (v *Vif) settleTap(mtu int) error {
-	if err := addAltName(v.tap.Index(), altName(v.cfg.Domid, v.cfg.Devid)); err != nil {
+	if err := v.tap.AddAltName(altName(v.cfg.Domid, v.cfg.Devid)); err != nil {
 		v.log.Warn(noSecondName, errField(err))
 	}
 	if err := v.tap.SetMAC(macOfVifs); err != nil {
@@ -110,17 +110,17 @@ func (v *Vif) settleTap(mtu int) error {
 		return err
 	}
 	if mtu != 0 {
-		return v.tap.SetMTU(mtu)
+		if err := v.tap.SetMTU(mtu); err != nil {
+			return err
+		}
+	}
+	// The script may move the TAP to another network namespace: see dropSpares. Without
+	// carrier the host sends nothing into them.
+	v.spares = v.nodes.hasHotplug
+	if v.spares {
+		return v.tap.SetQueues(v.maxQueues())
 	}
 	return nil
-}
-
-func addAltName(index int, alt string) error {
-	return netlink.LinkAddAltName(byIndex(index), alt)
-}
-
-func byIndex(index int) netlink.Link {
-	return &netlink.Tuntap{LinkAttrs: netlink.LinkAttrs{Index: index}}
 }
 
 // errTapLost: what depended on the TAP, such as its place in a bridge, the
@@ -161,7 +161,7 @@ func (v *Vif) removeTap() {
 	if err := v.tap.Close(); err != nil && !errors.Is(err, tap.ErrGone) {
 		v.log.Warn("remove TAP", errField(err))
 	}
-	v.tap, v.fullMTU = nil, 0
+	v.tap, v.fullMTU, v.away = nil, 0, false
 	v.keepQueues()
 }
 
@@ -173,7 +173,10 @@ func (v *Vif) plug() error {
 	}
 	err := v.tap.SetCarrier(true)
 	if err == nil && !v.nodes.hasHotplug {
-		err = netlink.LinkSetUp(byIndex(v.tap.Index()))
+		err = v.tap.SetUp()
+		if errors.Is(err, tap.ErrElsewhere) {
+			err = nil // who moved it there has to do it; status says so
+		}
 	}
 	if err == nil {
 		err = v.awaitCarrier()
@@ -195,14 +198,11 @@ func (v *Vif) plug() error {
 func (v *Vif) awaitCarrier() error {
 	const step, most = time.Millisecond, 100 * time.Millisecond
 	for wait := time.Duration(0); wait < most; wait += step {
-		l, err := netlink.LinkByIndex(v.tap.Index())
-		if errors.As(err, new(netlink.LinkNotFoundError)) {
-			return tap.ErrGone
-		}
+		info, err := v.tap.Info()
 		if err != nil {
-			return fmt.Errorf("look at %s: %w", v.Name(), err)
+			return err
 		}
-		if a := l.Attrs(); a.Flags&net.FlagUp == 0 || a.OperState == netlink.OperUp {
+		if !info.Up || info.Operational {
 			return nil
 		}
 		time.Sleep(step)
@@ -249,7 +249,7 @@ func (v *Vif) unregister() {
 		v.log.Info("device removed")
 	} else {
 		v.dropKept()
-		if err := RemoveTap(v.cfg.Domid, v.cfg.Devid); err != nil {
+		if err := v.removeLeftTap(); err != nil {
 			v.log.Warn("remove TAP of a predecessor", errField(err))
 		}
 	}

@@ -305,8 +305,10 @@ func TestTapDeletedBeforeConnect(t *testing.T) {
 	w.wantSteps("publish init-wait")
 	w.must(netns.Delete(ifname))
 	w.wantSteps("publish")
-	w.wantTap(1)
+	w.wantTap(testMaxQueues) // until the script is through
 	w.plugIn()
+	w.settle()
+	w.wantTap(1)
 	w.rings(1, false)
 	w.frontState(Connected)
 	w.wantSteps("connect plug connected")
@@ -345,7 +347,7 @@ func TestTapDeletedWhileAwayBeforeConnect(t *testing.T) {
 		t.Errorf("hotplug-status is %q", got)
 	}
 	w.wantState("2")
-	w.wantTap(1)
+	w.wantTap(testMaxQueues)
 }
 
 // TestTapHeld: a predecessor that is dying holds the TAP a little longer. The

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"strings"
 
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/netbackd/netbackd/pkg/tap"
@@ -51,6 +50,9 @@ func (v *Vif) keepQueues() {
 	n := 0
 	if v.tap != nil {
 		n = v.tap.Queues()
+		if v.spares {
+			n = 1
+		}
 	}
 	for ; v.stored > n; v.stored-- {
 		if err := v.cfg.Keeper.Remove(KeptName(v.cfg.Domid, v.cfg.Devid, v.stored-1)); err != nil {
@@ -118,35 +120,3 @@ func (v *Vif) leaveKept() {
 	}
 	v.kept = nil
 }
-
-// RemoveTap removes the TAP that a daemon left of a vif that is no more.
-func RemoveTap(domid uint16, devid int) error {
-	return removeTapNamed(altName(domid, devid))
-}
-
-// findTap finds the TAP that a predecessor left. A script may have renamed it,
-// and its second name may be missing.
-func (v *Vif) findTap() (link netlink.Link, hasAlt bool, err error) {
-	link, err = netlink.LinkByName(altName(v.cfg.Domid, v.cfg.Devid))
-	if err == nil {
-		return link, true, nil
-	}
-	link, err = netlink.LinkByName(v.Name())
-	if errors.As(err, new(netlink.LinkNotFoundError)) {
-		return nil, false, nil
-	}
-	return link, false, err
-}
-
-// nameAgain gives a TAP that was adopted its second name, if it has none: its
-// maker was killed before it could.
-func (v *Vif) nameAgain() {
-	if _, hasAlt, err := v.findTap(); err == nil && hasAlt {
-		return
-	}
-	if err := addAltName(v.tap.Index(), altName(v.cfg.Domid, v.cfg.Devid)); err != nil {
-		v.log.Warn(noSecondName, errField(err))
-	}
-}
-
-const noSecondName = "the TAP has no second name: a successor will not find it if a script renames it"

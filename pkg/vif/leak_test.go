@@ -192,7 +192,7 @@ func TestRemoveLeftovers(t *testing.T) {
 			t.Fatal(err)
 		}
 		if alt != "" {
-			if err := addAltName(d.Index(), alt); err != nil {
+			if err := d.AddAltName(alt); err != nil {
 				t.Fatal(err)
 			}
 		}

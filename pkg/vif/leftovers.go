@@ -7,9 +7,11 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/netbackd/netbackd/pkg/tap"
 )
@@ -56,27 +58,25 @@ func (v *Vif) removeJournal(path string) {
 // runDir. Here reports whether a vif still has its directory. It returns what
 // was removed.
 func RemoveLeftovers(runDir string, here func(domid uint16, devid int) bool) (removed []string, err error) {
-	links, err := netlink.LinkList()
+	others, err := tap.Numbers()
 	if err != nil {
-		return nil, fmt.Errorf("list interfaces: %w", err)
+		return nil, fmt.Errorf("list network namespaces: %w", err)
 	}
 	var errs []error
-	for _, l := range links {
-		t, ok := l.(*netlink.Tuntap)
-		if !ok {
-			continue
+	for _, network := range append([]int{ownNetwork}, others...) {
+		links, err := tap.LinksIn(network)
+		if err != nil && network == ownNetwork {
+			return nil, fmt.Errorf("list interfaces: %w", err)
 		}
-		for _, alt := range t.AltNames {
-			domid, devid, ok := parseName(strings.TrimPrefix(alt, altPrefix))
-			if !ok || altName(domid, devid) != alt || here(domid, devid) {
-				continue
-			}
-			if used, err := tap.InUse(t); used || err != nil {
+		// One of the others that cannot be looked into has no TAP of ours.
+		for _, l := range links {
+			if t, ok := l.(*netlink.Tuntap); ok && isLeftover(t, here) {
+				gone, err := removeLeftover(network, t)
+				if gone {
+					removed = append(removed, t.Name)
+				}
 				errs = append(errs, err)
-				continue
 			}
-			removed = append(removed, t.Name)
-			errs = append(errs, netlink.LinkDel(l))
 		}
 	}
 	if runDir == "" {
@@ -93,6 +93,27 @@ func RemoveLeftovers(runDir string, here func(domid uint16, devid int) bool) (re
 		errs = append(errs, os.Remove(filepath.Join(runDir, f.Name())))
 	}
 	return removed, errors.Join(errs...)
+}
+
+// isLeftover tells whether a TAP belongs to a vif that is gone.
+func isLeftover(t *netlink.Tuntap, here func(domid uint16, devid int) bool) bool {
+	return slices.ContainsFunc(t.AltNames, func(alt string) bool {
+		domid, devid, ok := parseAlt(alt)
+		return ok && !here(domid, devid)
+	})
+}
+
+// removeLeftover removes a TAP unless somebody has a queue of it.
+func removeLeftover(network int, t *netlink.Tuntap) (gone bool, err error) {
+	used := t.Queues+t.DisabledQueues > 0 || t.RawFlags&unix.IFF_LOWER_UP != 0
+	if network == ownNetwork {
+		used, err = tap.InUse(t)
+	}
+	if used || err != nil {
+		return false, err
+	}
+	err = tap.DeleteIn(network, t)
+	return err == nil, err
 }
 
 // ownerOf tells whose a file in the run directory is, if it is a vif's.

@@ -103,9 +103,7 @@ func (v *Vif) observe() error {
 		return err
 	}
 	if v.tap != nil {
-		if _, err := v.tap.Name(); errors.Is(err, tap.ErrGone) {
-			v.loseTap()
-		}
+		v.followTap()
 	}
 	v.noticeDetach()
 	return nil

@@ -32,6 +32,7 @@ type Status struct {
 	Bridge     string            `json:"bridge,omitempty"`
 	Script     string            `json:"script,omitempty"`
 	Interface  string            `json:"interface,omitempty"` // the TAP's name now
+	Network    string            `json:"network,omitempty"`   // the network namespace in which it is, if it is another
 	Up         bool              `json:"up"`
 	Carrier    bool              `json:"carrier"`
 	MTU        int               `json:"mtu,omitempty"`            // of the TAP
@@ -112,6 +113,7 @@ func (v *Vif) status() Status {
 	if v.tap != nil {
 		if info, err := v.tap.Info(); err == nil {
 			s.Interface, s.Up, s.Carrier, s.MTU = info.Name, info.Up, info.Carrier, info.MTU
+			s.Network = info.Namespace
 		}
 	}
 	totals := v.totals

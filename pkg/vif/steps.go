@@ -53,6 +53,7 @@ func (v *Vif) round() error {
 		}
 	}
 	v.followHotplug()
+	v.dropSpares()
 	v.followRate()
 	v.followMcast()
 	now := v.situation()
@@ -143,8 +144,8 @@ func (v *Vif) takeOver(n nodes) {
 	if v.hadTap && len(v.kept) == 0 && (v.own == InitWait || v.own == Connected) {
 		// Now, before there is another: a successor could not tell that the
 		// hotplug script has never seen that one.
-		l, _, err := v.findTap()
-		v.lost = err == nil && l == nil
+		found, err := v.findTap()
+		v.lost = err == nil && found == nil
 	}
 	v.log.Debug("takes over", zap.Stringer("state", n.state))
 }

@@ -88,7 +88,7 @@ func (v *Vif) hostFails(cause error) error {
 var hostErrors = [...]error{
 	unix.EMFILE, unix.ENFILE, unix.ENOMEM, unix.ENOBUFS, unix.ENOSPC, unix.EDQUOT,
 	unix.EAGAIN, unix.EINTR, unix.EIO, unix.EROFS, unix.EACCES, unix.EPERM, unix.ENODEV, unix.ENOENT,
-	tap.ErrMismatch, tap.ErrNotSupported, dataplane.ErrClosed,
+	tap.ErrMismatch, tap.ErrNotSupported, tap.ErrElsewhere, dataplane.ErrClosed,
 }
 
 // ofHost reports whether an error is the host's, whatever the guest has named.

@@ -81,6 +81,8 @@ type Vif struct {
 	// The device on the host; device.go.
 	tap     *tap.Device
 	hadTap  bool // since the toolstack made the directory, whoever served it
+	spares  bool // it has more queues than are needed, until the hotplug script is through
+	away    bool // it is in another network namespace
 	lost    bool // the one that the hotplug script worked on is no more
 	claimed bool // cfg.Claimed, and we have not been connected yet
 	left    bool // another back end has the device, or is to have it
