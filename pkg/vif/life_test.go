@@ -224,6 +224,77 @@ func TestReconfiguring(t *testing.T) {
 	w.wantState("6")
 }
 
+// TestStateIsWrittenByAStranger: a device that is Initialising again has another TAP,
+// which the hotplug script has not seen.
+func TestStateIsWrittenByAStranger(t *testing.T) {
+	w := newWorld(t)
+	w.up(1)
+	before := w.iface(ifname).Index
+	w.must(w.tool.Write(backDir+"/state", "1"))
+	w.wantSteps("publish publish init-wait connect")
+	if l := w.iface(ifname); l == nil || l.Index == before {
+		t.Errorf("interface %+v, want another", l)
+	}
+	w.wantState("2")
+	if got := w.get(backDir + "/hotplug-status"); got != "" {
+		t.Errorf("hotplug-status is %q", got)
+	}
+	w.wantError("22 " + errTapLost.Error())
+	w.plugIn()
+	w.wantSteps("plug connected")
+	w.wantError("-")
+}
+
+// TestStateIsTakenAway: without a state there is no device, whatever else is in the
+// directory, and with one there is.
+func TestStateIsTakenAway(t *testing.T) {
+	for _, back := range []string{"1", "2", "4", "5", "6", "8", "nonsense"} {
+		t.Run(back, func(t *testing.T) {
+			w := newWorld(t)
+			w.up(1)
+			w.must(w.tool.Remove(backDir + "/state"))
+			w.wantSteps("gone")
+			w.wantHeld(nothing)
+			w.wantTap(0)
+			w.wantState("-")
+			w.wantError("-")
+			if got := w.journals(); got != "" {
+				t.Errorf("in the run directory: %s", got)
+			}
+			w.v = New(w.cfg) // the backend finds one again
+			w.must(w.tool.Write(backDir+"/hotplug-status", ""))
+			w.must(w.tool.Write(backDir+"/state", back))
+			w.settle()
+			w.frontState(Initialising)
+			w.settle()
+			w.wantState("2")
+			w.plugIn()
+			w.rings(1, false)
+			w.frontState(Connected)
+			w.settle()
+			w.wantState("4")
+			w.wantHeld("2 pages, 1 handles, 1 ports")
+		})
+	}
+}
+
+// TestOnline: only 0 is no.
+func TestOnline(t *testing.T) {
+	for value, want := range map[string]bool{"-": true, "1": true, "": true, "2": true, "no": true, "0": false, " 0\n": false} {
+		t.Run(value, func(t *testing.T) {
+			w := newWorld(t)
+			w.attach("online", value)
+			w.settle()
+			if got := w.status().Online; got != want {
+				t.Errorf("online is %t", got)
+			}
+			if state := w.get(backDir + "/state"); (state == "2") != want {
+				t.Errorf("shows %s", state)
+			}
+		})
+	}
+}
+
 // TestFrontendElsewhere: a vif whose frontend's directory is not named, or is not one
 // of its domain's, is closed, and served when that is mended.
 func TestFrontendElsewhere(t *testing.T) {

@@ -93,7 +93,7 @@ func (v *Vif) observe() error {
 	case n.state == Initialising && v.shown != Initialising:
 		// Only a toolstack writes that: it has removed the device and made
 		// it again, faster than we looked.
-		v.startOver()
+		v.startOver(&n)
 	}
 	if n.state == Closing && v.shown != Closing && (v.own == InitWait || v.own == Connected) && n.online {
 		v.log.Error("somebody wrote Closing into the vif's state, as the kernel's xen-netback does when it is loaded while others serve; see `netbackd check`")

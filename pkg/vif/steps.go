@@ -152,10 +152,14 @@ func (v *Vif) takeOver(n nodes) {
 
 // startOver forgets all about a device that the toolstack removed and made
 // again in the same place.
-func (v *Vif) startOver() {
+//
+// Of a device that is new no hotplug script can be through: it runs when InitWait is
+// shown. Where hotplug-status says so, only the state was written, and the
+// script has not seen the next TAP.
+func (v *Vif) startOver(n *nodes) {
 	v.log.Info("the toolstack made the device anew")
 	v.unregister()
-	v.own, v.hadTap, v.lost = Initialising, false, false
+	v.own, v.hadTap, v.lost = Initialising, n.hotplug == "connected", false
 	v.detachAt = time.Time{}
 	v.tried, v.reason = nil, ""
 	v.hidden = false
@@ -255,6 +259,7 @@ func (v *Vif) publish() error {
 		if err := v.unplug(); err != nil {
 			return err
 		}
+		return errAgain // the plan was that it is plugged in
 	}
 	return v.change(func(tx *xenstore.Tx, _ State) error {
 		for _, p := range offers(v.maxQueues(), v.cfg.Offload, v.controlRings()) {
