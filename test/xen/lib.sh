@@ -13,6 +13,7 @@ DOM0=10.0.0.1      # dom0's address on the bridge
 declare -A DOMID   # of each guest, by name
 declare -i GUESTS=0
 declare -i NOW     # what clock set
+BACK=0             # the domain that serves vifs
 NETBACKD=          # its process
 LOST=              # why dom0 cannot be put in order again, after which it is booted anew
 
@@ -168,14 +169,16 @@ guest() {
 #   on       what xl does when the guest crashes or reboots; destroy by default
 #   cmdline  more for the kernel's command line; no-netfront: without xen-netfront
 #   file     a file to put into the guest's root
+#   archive  an initramfs, to be unpacked over the guest's own
+#   config   another line of xl.cfg
 make_guest() {
 	local name=$1 vif=bridge=xenbr0 vcpus=1 memory=192 kernel=bookworm type=pv on=destroy cmdline=''
-	local files=() argument from=/guest vifs=''
+	local files=() archive=/dev/null config='' argument from=/guest vifs=''
 	local -i devid=0
 	shift
 	for argument; do
 		case $argument in
-		vif=* | vcpus=* | memory=* | kernel=* | type=* | on=* | cmdline=*) local "$argument" ;;
+		vif=* | vcpus=* | memory=* | kernel=* | type=* | on=* | cmdline=* | archive=* | config=*) local "$argument" ;;
 		file=*) files+=("${argument#*=}") ;;
 		*) fail "guest: $argument" ;;
 		esac
@@ -186,7 +189,7 @@ make_guest() {
 		devid+=1
 	done
 	[ "$kernel" = bookworm ] || from=/host/guest/$kernel
-	cp $from/initramfs "/tmp/$name.initramfs"
+	cat $from/initramfs "$archive" >"/tmp/$name.initramfs"
 	[ ${#files[@]} = 0 ] || (
 		mkdir "/tmp/$name.files"
 		cp "${files[@]}" "/tmp/$name.files/"
@@ -205,6 +208,7 @@ make_guest() {
 		on_crash = "$on"
 		on_reboot = "$on"
 		on_poweroff = "destroy"
+		$config
 	END
 	within 60000 "xl create $name" xl create -q "/tmp/$name.cfg"
 	DOMID[$name]=$(xl domid "$name")
@@ -258,7 +262,7 @@ pings() {
 vif() { echo "vif${DOMID[$1]}.${2:-0}"; }
 
 # backend NAME [DEVID] prints the backend's directory of a guest's vif.
-backend() { echo "/local/domain/0/backend/vif/${DOMID[$1]}/${2:-0}"; }
+backend() { echo "/local/domain/$BACK/backend/vif/${DOMID[$1]}/${2:-0}"; }
 
 # connects NAME [DEVID] waits until the backend goes Connected.
 connects() { becomes 60 "the vif of $* is connected" "$(backend "$@")/state" 4; }

@@ -1,0 +1,10 @@
+# SPDX-License-Identifier: Apache-2.0
+# shellcheck shell=bash
+# xenstored: oxenstored
+# kernel: trixie
+#
+# The scenario driver-domain with the other xenstored, which says ENOENT of nodes below
+# what the driver domain may not read.
+
+# shellcheck source=/dev/null
+. /host/scenarios/driver-domain.sh
