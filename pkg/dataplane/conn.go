@@ -105,8 +105,9 @@ type QueueConfig struct {
 
 // Conn is a connected vif as the data plane sees it.
 type Conn struct {
-	cfg    Config
-	queues []*Queue
+	cfg     Config
+	queues  []*Queue
+	waiting vifMemory // of packets that wait
 
 	// Of whoever changes the steering.
 	steered *steer.Config // by SetSteering
@@ -135,6 +136,7 @@ func (p *Pool) Connect(cfg Config, queues []QueueConfig) (*Conn, error) {
 
 // serve gives the queues of a connection to workers.
 func (p *Pool) serve(c *Conn) error {
+	c.waiting.shared = &p.shared
 	for i, q := range c.queues {
 		if i > 0 && c.cfg.OneWorker {
 			p.join(q, c.queues[0].worker.Load())
@@ -171,8 +173,10 @@ func newConn(cfg Config, queues []QueueConfig) (*Conn, error) {
 		if err != nil {
 			return nil, fmt.Errorf("queue %d: %w", i, err)
 		}
+		q.hold.vif = &c.waiting
 		c.queues = append(c.queues, q)
 	}
+	c.waiting.own = int64(len(c.queues)) * waitBytes
 	return c, nil
 }
 

@@ -63,6 +63,7 @@ const (
 	DropRxReadOnly
 	DropRxCsum
 	DropRxBacklog
+	DropRxMemory
 	DropRxStalled
 
 	NumCounters
@@ -142,6 +143,7 @@ var Counters = [NumCounters]CounterInfo{
 	DropRxReadOnly:   {"rx_readonly", Drop, "rx slot that names a static grant which may only be read"},
 	DropRxCsum:       {"rx_bad_offload", Drop, "packet asks for an offload that cannot be done"},
 	DropRxBacklog:    {"rx_backlog", Drop, "no memory for packets that wait for rx slots"},
+	DropRxMemory:     {"rx_memory", Drop, "packets that wait have all the memory that the vif may have at the moment"},
 	DropRxStalled:    {"rx_stalled", Drop, "guest gave no rx slots for too long"},
 }
 

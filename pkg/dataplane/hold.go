@@ -27,7 +27,7 @@ const holdBytes = rxReads * maxFramePages * netif.PageSize
 
 // keepBytes is what a hold keeps of its memory when it is empty: as much as the
 // largest packets take when they are expected. What a read brought that expected
-// small ones is given back.
+// small ones is given back. If memory is scarce it keeps no more than is its own.
 const keepBytes = (netif.RxRingSize/maxFramePages + holdFrames) * maxFramePages * netif.PageSize
 
 // hold keeps packets, in order, that were read from the TAP and cannot go to
@@ -36,11 +36,12 @@ const keepBytes = (netif.RxRingSize/maxFramePages + holdFrames) * maxFramePages 
 // is taken when it is first needed.
 type hold struct {
 	room  int // octets; 0: holdBytes
+	vif   *vifMemory
+	paid  int // bytes that were taken from vif
 	mem   arenaMem
 	queue []held // those from first on are still here
 	first int
 	next  int // behind the last packet
-	peak  int // how far that ever was
 
 	// segmenter cuts the head, if that is to be segmented and begun is true.
 	segmenter offload.Segmenter
@@ -67,15 +68,16 @@ func (h *hold) bytes() int {
 	return h.next - h.head().at
 }
 
-// push copies a packet in and reports whether there was room.
-func (h *hold) push(frame []byte, plan *offload.RxPlan, now time.Time) bool {
+// push copies a packet in. If there is no room it returns why: kept, DropRxBacklog or
+// DropRxMemory.
+func (h *hold) push(frame []byte, plan *offload.RxPlan, now time.Time) Counter {
 	if h.mem.arena == nil {
 		if h.room == 0 {
 			h.room = holdBytes
 		}
 		m, err := newArenaMem(h.room)
 		if err != nil {
-			return false
+			return DropRxBacklog
 		}
 		h.mem = m
 		h.queue = make([]held, 0, rxReads)
@@ -84,14 +86,20 @@ func (h *hold) push(frame []byte, plan *offload.RxPlan, now time.Time) bool {
 	if at%netif.PageSize+len(frame) > netif.PageSize {
 		at = alignUp(at, netif.PageSize)
 	}
-	if at+len(frame) > h.room {
-		return false
+	end := at + len(frame)
+	if end > h.room {
+		return DropRxBacklog
+	}
+	if more := alignUp(end, memStep) - h.paid; more > 0 {
+		if !h.vif.take(more) {
+			return DropRxMemory
+		}
+		h.paid += more
 	}
 	copy(h.mem.mem[at:], frame)
 	h.queue = append(h.queue, held{at: at, n: len(frame), plan: *plan, since: now})
-	h.next = at + len(frame)
-	h.peak = max(h.peak, h.next)
-	return true
+	h.next = end
+	return kept
 }
 
 // pop forgets the oldest packet. Its memory may be read until the next push.
@@ -112,14 +120,23 @@ func (h *hold) clear() {
 // trim gives memory back, if the hold is empty and has more than it needs. It is
 // called when packets that were popped have been copied.
 func (h *hold) trim() {
-	if h.peak > keepBytes && h.empty() {
-		_ = unix.Madvise(h.mem.mem[keepBytes:], unix.MADV_DONTNEED)
-		h.peak = 0
+	if h.paid <= waitBytes || !h.empty() {
+		return
+	}
+	keep := keepBytes
+	if h.vif.scarce() {
+		keep = waitBytes
+	}
+	if less := h.paid - alignUp(keep, memStep); less > 0 {
+		_ = unix.Madvise(h.mem.mem[keep:], unix.MADV_DONTNEED)
+		h.vif.give(less)
+		h.paid -= less
 	}
 }
 
 func (h *hold) close() {
 	h.clear()
 	h.mem.close()
-	h.room, h.peak = 0, 0
+	h.vif.give(h.paid)
+	h.room, h.paid = 0, 0
 }

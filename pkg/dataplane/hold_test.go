@@ -42,7 +42,7 @@ func TestHoldIsAQueue(t *testing.T) {
 					at = alignUp(end, netif.PageSize)
 				}
 				fits := at+n <= max(room, holdBytes)
-				if h.push(p.frame, &p.plan, p.since) != fits {
+				if (h.push(p.frame, &p.plan, p.since) == kept) != fits {
 					t.Fatalf("%d octets at %d: taken %v", n, at, !fits)
 				}
 				if fits {
@@ -88,7 +88,7 @@ func TestHoldGivesBack(t *testing.T) {
 	defer h.close()
 	frame := bytes.Repeat([]byte{1}, maxFrame)
 	for range 2 {
-		for h.push(frame, &offload.RxPlan{}, time.Time{}) {
+		for h.push(frame, &offload.RxPlan{}, time.Time{}) == kept {
 		}
 		h.trim()
 		if h.mem.mem[holdBytes-netif.PageSize] != 1 {

@@ -101,7 +101,7 @@ func (q *Queue) startMoving(m *move) {
 	if q.moving != nil {
 		q.stopMoving() // the guest takes nothing
 	}
-	q.moving = &moving{move: m, aside: hold{room: asideBytes}}
+	q.moving = &moving{move: m, aside: hold{room: asideBytes, vif: &q.conn.waiting}}
 	if !q.attached || q.breached {
 		q.stopMoving()
 	}
@@ -129,8 +129,12 @@ func (q *Queue) stopMoving() {
 	q.moving = nil
 	for ; !v.aside.empty(); v.aside.pop() {
 		p := v.aside.head()
-		if !q.attached || q.breached || !q.hold.push(v.aside.frame(p), &p.plan, p.since) {
-			q.worker.Load().tally[DropRxBacklog]++
+		drop := DropRxBacklog
+		if q.attached && !q.breached {
+			drop = q.hold.push(v.aside.frame(p), &p.plan, p.since)
+		}
+		if drop != kept {
+			q.worker.Load().tally[drop]++
 		}
 	}
 	v.aside.close()
@@ -219,8 +223,8 @@ func (w *worker) redirect(q *Queue, frame []byte, plan *offload.RxPlan) bool {
 // setAside has a packet wait for those before it on other queues.
 func (w *worker) setAside(to *Queue, frame []byte, plan *offload.RxPlan) {
 	w.tally[RxMoved]++
-	if !to.moving.aside.push(frame, plan, w.time()) {
-		w.tally[DropRxBacklog]++
+	if drop := to.moving.aside.push(frame, plan, w.time()); drop != kept {
+		w.tally[drop]++
 	}
 	if to.moving.full() {
 		w.schedule(to)

@@ -36,6 +36,8 @@ type Pool struct {
 	workers []*worker
 	spares  []*worker // serve a vif whose grant copies are slow, each; see slowcopy.go
 
+	shared atomic.Int64 // left for packets that wait; see memory.go
+
 	watching  atomic.Bool // copies are being looked at
 	wakeup    chan struct{}
 	stop      chan struct{}
@@ -52,6 +54,7 @@ func NewPool(opts Options) (*Pool, error) {
 		opts:   opts,
 		wakeup: make(chan struct{}, 1), stop: make(chan struct{}), watchDone: make(chan struct{}),
 	}
+	p.shared.Store(sharedBytes)
 	go p.watchCopies()
 	for i := range opts.Workers {
 		w, err := newWorker(p, i)

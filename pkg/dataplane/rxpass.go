@@ -196,6 +196,7 @@ func (w *worker) rxBlocked(q *Queue) (more bool, err error) {
 	if !cfg.RxNotify {
 		q.pollAt = w.time().Add(noNotifyPoll)
 	}
+	q.hold.trim()
 	// A new head may need fewer slots.
 	return dropped, nil
 }
@@ -386,8 +387,8 @@ func (w *worker) takeFrame(q *Queue, b *rxBatch, f rxFrame) {
 		w.tally[DropRxStalled]++
 		return
 	}
-	if !q.hold.push(frame, &plan, w.time()) {
-		w.tally[DropRxBacklog]++
+	if drop := q.hold.push(frame, &plan, w.time()); drop != kept {
+		w.tally[drop]++
 		return
 	}
 	if plan.Action != offload.ActSegment {
@@ -399,8 +400,12 @@ func (w *worker) takeFrame(q *Queue, b *rxBatch, f rxFrame) {
 // It waits there as if for slots, and goes out in that queue's turn.
 func (w *worker) handOver(to *Queue, frame []byte, plan *offload.RxPlan) {
 	w.tally[RxSteered]++
-	if !to.attached || to.breached || !to.hold.push(frame, plan, w.time()) {
-		w.tally[DropRxBacklog]++
+	drop := DropRxBacklog
+	if to.attached && !to.breached {
+		drop = to.hold.push(frame, plan, w.time())
+	}
+	if drop != kept {
+		w.tally[drop]++
 		return
 	}
 	w.schedule(to)

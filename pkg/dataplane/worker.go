@@ -556,7 +556,7 @@ func (w *worker) tapGone(q *Queue) {
 func (w *worker) breach(q *Queue, err error) {
 	q.breached = true
 	q.letGo()
-	q.hold.clear()
+	q.hold.close()
 	q.conn.cfg.Limiter.release(&q.share)
 	w.unwatch(q)
 	q.rateUntil, q.unmaskAt, q.pollAt = time.Time{}, time.Time{}, time.Time{}

@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+)
+
+// vifsOf are vifs of 8 queues each that have a budget of their own.
+func vifsOf(n int) (shared *atomic.Int64, vifs []*vifMemory) {
+	shared = new(atomic.Int64)
+	shared.Store(sharedBytes)
+	for range n {
+		vifs = append(vifs, &vifMemory{shared: shared, own: 8 * waitBytes})
+	}
+	return shared, vifs
+}
+
+// all takes what there is to have.
+func (m *vifMemory) all() int64 {
+	for m.take(memStep) {
+	}
+	return m.used.Load()
+}
+
+// TestMemoryBesideGreedyVifs: however many take what they can, one more has what is its
+// own, and half of what they left.
+func TestMemoryBesideGreedyVifs(t *testing.T) {
+	for _, n := range []int{1, 10, 100, 1000} {
+		shared, vifs := vifsOf(n + 1)
+		honest := vifs[n]
+		sum := int64(0)
+		for range 3 { // nobody gains by coming again
+			sum = 0
+			for _, v := range vifs[:n] {
+				sum += v.all()
+				if beyond := v.used.Load() - v.own; beyond > vifBytes {
+					t.Fatalf("%d vifs: one has %d bytes beyond its own, at most %d are allowed", n, beyond, vifBytes)
+				}
+			}
+		}
+		if limit := int64(n)*8*waitBytes + sharedBytes; sum > limit {
+			t.Errorf("%d vifs have %d bytes, at most %d are allowed", n, sum, limit)
+		}
+		if n == 1 && sum != 8*waitBytes+vifBytes {
+			t.Errorf("one vif has %d bytes, want %d", sum, 8*waitBytes+vifBytes)
+		}
+		left := shared.Load()
+		if got, want := honest.all(), honest.own+max(0, min(left/2, vifBytes)-memStep); got < want {
+			t.Errorf("beside %d vifs another has %d bytes, want %d", n, got, want)
+		}
+		for _, v := range vifs {
+			v.give(int(v.used.Load()))
+		}
+		if got := shared.Load(); got != sharedBytes {
+			t.Errorf("%d bytes are back, want %d", got, sharedBytes)
+		}
+	}
+}
+
+// TestMemoryAddsUp whatever is taken and given back.
+func TestMemoryAddsUp(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		shared, vifs := vifsOf(3)
+		for range rapid.IntRange(1, 200).Draw(t, "steps") {
+			v := vifs[rapid.IntRange(0, 2).Draw(t, "vif")]
+			n := memStep * rapid.IntRange(1, 100).Draw(t, "steps of memory")
+			before := v.used.Load()
+			if rapid.Bool().Draw(t, "take") {
+				if took := v.take(n); !took && v.used.Load() != before {
+					t.Fatal("refused and taken")
+				}
+			} else {
+				v.give(min(n, int(before)))
+			}
+			sum := int64(0)
+			for _, v := range vifs {
+				sum += max(0, v.used.Load()-v.own)
+			}
+			if got := shared.Load() + sum; got != sharedBytes {
+				t.Fatalf("%d bytes in all, want %d", got, sharedBytes)
+			}
+		}
+	})
+}
+
+// TestMemoryOfPacketsThatWait: a vif whose guest gives no slots has no more than it may,
+// what is too much is counted, and all is given back when the packets have waited for
+// too long.
+func TestMemoryOfPacketsThatWait(t *testing.T) {
+	inModes(t, allModes[:2], func(t *testing.T, m mode) {
+		b := newBed(t, m, setup{cfg: full})
+		shared := new(atomic.Int64) // others have taken all of it
+		b.conn.waiting.shared = shared
+		b.settle()
+		q := b.queue()
+		large := tcp(4, 60000).Bytes()
+		for range 16 {
+			b.host.sendPlain(large)
+		}
+		b.settle()
+		if got := b.conn.waiting.used.Load(); got == 0 || got > waitBytes {
+			t.Errorf("%d bytes are taken, want up to %d", got, waitBytes)
+		}
+		held := q.held()
+		if dropped := b.stat(DropRxMemory); held == 0 || dropped > 16-uint64(held) {
+			t.Errorf("%d packets wait, %d were dropped", held, dropped)
+		}
+		b.pass(DefaultDrain + time.Second)
+		if q.held() != 0 {
+			t.Errorf("%d packets still wait", q.held())
+		}
+		b.disconnect()
+		if used, left := b.conn.waiting.used.Load(), shared.Load(); used != 0 || left != 0 {
+			t.Errorf("%d bytes are still taken, %d are left of nothing", used, left)
+		}
+	})
+}
+
+// TestNoMemoryForAPacketThatWaits: it is dropped, and says why.
+func TestNoMemoryForAPacketThatWaits(t *testing.T) {
+	inModes(t, allModes[:2], func(t *testing.T, m mode) {
+		b := newBed(t, m, setup{cfg: full})
+		b.conn.waiting.shared, b.conn.waiting.own = new(atomic.Int64), 0
+		b.settle()
+		b.host.sendPlain(udp(100, 1))
+		b.settle()
+		if n := b.stat(DropRxMemory); n != 1 {
+			t.Errorf("%d packets dropped for want of memory, want 1", n)
+		}
+		b.front().post(10)
+		b.settle()
+		b.host.sendPlain(udp(100, 1))
+		b.settle()
+		if n := len(b.front().received()); n != 1 {
+			t.Errorf("%d packets with slots at hand, want 1", n)
+		}
+	})
+}
