@@ -345,8 +345,8 @@ func (b *Backend) sweep() {
 	}
 }
 
-// start starts a vif. Claimed: another back end served it until now.
-func (b *Backend) start(ctx context.Context, k key, claimed bool) {
+// start starts a vif.
+func (b *Backend) start(ctx context.Context, k key) {
 	v := vif.New(vif.Config{
 		Domid: k.domid, Devid: k.devid,
 		Path:      b.path(k),
@@ -363,7 +363,6 @@ func (b *Backend) start(ctx context.Context, k key, claimed bool) {
 		Kept:      b.kept[k],
 		Drain:     b.cfg.Drain,
 		Stall:     b.cfg.Stall,
-		Claimed:   claimed,
 		Taken:     func() bool { return b.rivals(k) },
 
 		ControlRings: b.cfg.ControlRings,

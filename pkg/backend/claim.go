@@ -124,11 +124,13 @@ func (b *Backend) leave(k key) error {
 }
 
 func (b *Backend) unmark(tx *xenstore.Tx, k key) error {
-	err := tx.Remove(b.path(k) + "/" + markKey)
-	if errors.Is(err, xenstore.ErrNotExist) {
-		return nil
+	for _, node := range [...]string{markKey, vif.ClaimedKey} {
+		err := tx.Remove(b.path(k) + "/" + node)
+		if err != nil && !errors.Is(err, xenstore.ErrNotExist) {
+			return err
+		}
 	}
-	return err
+	return nil
 }
 
 func (b *Backend) forgetLeft(k key) {
@@ -247,13 +249,16 @@ func (b *Backend) claim(ctx context.Context, k key) error {
 				return err
 			}
 		}
+		if err := tx.Write(b.path(k)+"/"+vif.ClaimedKey, "1"); err != nil {
+			return err
+		}
 		return tx.Write(b.path(k)+"/"+markKey, mark)
 	})
 	if err != nil {
 		return err
 	}
 	b.cfg.Log.Info("claims a vif from the kernel's xen-netback", zap.Stringer("vif", k), zap.Uint16("domid", k.domid))
-	b.start(ctx, k, true)
+	b.start(ctx, k)
 	return nil
 }
 

@@ -132,7 +132,7 @@ func (b *Backend) ensure(ctx context.Context, k key) error {
 	case !ours:
 		return b.leave(k)
 	}
-	b.start(ctx, k, false)
+	b.start(ctx, k)
 	return nil
 }
 

@@ -97,6 +97,7 @@ type QueueConfig struct {
 	Events         Events
 	Tap            *tap.Queue
 	Journal        *Journal // nil: nothing outlives the process
+	Stalled        bool     // a predecessor has said so of it
 
 	// Static is the queue's static grants, perhaps some already; nil: there are
 	// and will be none. After Close its owner closes it.

@@ -105,6 +105,9 @@ func newQueue(c *Conn, index int, cfg *QueueConfig) (*Queue, error) {
 		mostSegs:   turnSegments,
 		drainAfter: c.cfg.Drain,
 	}
+	if cfg.Stalled {
+		q.stalled, q.blockedSince, q.blockedNeed = true, time.Now(), 1
+	}
 	if q.static == nil {
 		q.static = new(staticgrant.Table)
 	}

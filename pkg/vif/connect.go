@@ -79,9 +79,10 @@ func (v *Vif) connect() error {
 	if err := v.open(l); err != nil {
 		return v.notOpened(l, err)
 	}
-	v.link, v.claimed = l, false
+	v.link = l
 	v.since, v.busySince = time.Now(), time.Time{}
-	return nil
+	v.saveRecord()
+	return v.settled()
 }
 
 // notOpened decides what follows from an error of open.
@@ -173,6 +174,7 @@ func (v *Vif) open(l *link) error {
 	if err := v.openControl(l, queues, &cfg); err != nil {
 		return err
 	}
+	v.inheritStall(l, queues)
 	// From here on the connection is one that a successor goes on with.
 	if err := l.mark(queues); err != nil {
 		return err
@@ -267,6 +269,7 @@ func (v *Vif) disconnect() {
 	v.link, v.live, v.since = nil, false, time.Time{} // first: it may panic
 	v.setCarrier(false)
 	v.discard(l)
+	v.saveRecord()
 	v.mcastWatch.close()
 	v.log.Info("disconnected")
 }

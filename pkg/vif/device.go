@@ -5,6 +5,7 @@ package vif
 import (
 	"errors"
 	"net"
+	"slices"
 	"time"
 
 	"go.uber.org/zap"
@@ -26,7 +27,29 @@ func (v *Vif) makeTap() error {
 	if err != nil {
 		return v.giveUp(err)
 	}
-	d, err := v.openTap()
+	cfg := v.tapConfig()
+	d, err := v.adopt(cfg)
+	if d == nil && err == nil {
+		var found *leftTap
+		found, err = v.findTap()
+		switch {
+		case err != nil:
+			return v.hostFails(err)
+		case found == nil:
+			if v.hadTap {
+				// Before there is another: a successor could not tell that the
+				// hotplug script has never seen that one.
+				if err := v.unplug(); err != nil {
+					return err
+				}
+			}
+		case found.network != ownNetwork:
+			return v.hostFails(errTapElsewhere(found.link))
+		case found.hasAlt:
+			cfg.Name = found.link.Attrs().Name
+		}
+		d, err = tap.Create(cfg)
+	}
 	switch {
 	case errors.Is(err, errWait):
 		return err
@@ -42,6 +65,7 @@ func (v *Vif) makeTap() error {
 		if err != nil {
 			return v.hostFails(err)
 		}
+		v.inheritMTU(&info)
 		v.nameAgain(&info)
 		v.keepQueues()
 		v.log.Info("took over the TAP that was there", zap.String("interface", info.Name), zap.Int("queues", d.Queues()))
@@ -57,9 +81,9 @@ func (v *Vif) makeTap() error {
 	return nil
 }
 
-// openTap opens the TAP: by the queues that were kept, or by its name.
-func (v *Vif) openTap() (*tap.Device, error) {
-	cfg := tap.Config{
+// tapConfig is how the TAP is to be.
+func (v *Vif) tapConfig() tap.Config {
+	return tap.Config{
 		Name:      v.Name(),
 		Queues:    1,
 		Single:    v.maxQueues() == 1,
@@ -68,20 +92,6 @@ func (v *Vif) openTap() (*tap.Device, error) {
 		NoCarrier: v.own != Connected,
 		Closers:   v.cfg.Closers,
 	}
-	if d, err := v.adopt(cfg); d != nil || err != nil {
-		return d, err
-	}
-	found, err := v.findTap()
-	switch {
-	case err != nil:
-		return nil, err
-	case found == nil:
-	case found.network != ownNetwork:
-		return nil, errTapElsewhere(found.link)
-	case found.hasAlt:
-		cfg.Name = found.link.Attrs().Name
-	}
-	return tap.Create(cfg)
 }
 
 // macOfVifs is the address of the host's end, the same for all vifs, as
@@ -168,17 +178,19 @@ func (v *Vif) removeTap() {
 // plug lets packets pass. Where the toolstack runs no script nobody else brings
 // the TAP up.
 func (v *Vif) plug() error {
-	if v.lost {
+	if v.lost || !v.nodes.plugged() { // found out on the way here
 		return errAgain
 	}
-	err := v.tap.SetCarrier(true)
+	// A guest that gave no rx slots to a predecessor may give none yet.
+	dark := slices.Contains(v.link.stalled, true)
+	err := v.tap.SetCarrier(!dark)
 	if err == nil && !v.nodes.hasHotplug {
 		err = v.tap.SetUp()
 		if errors.Is(err, tap.ErrElsewhere) {
 			err = nil // who moved it there has to do it; status says so
 		}
 	}
-	if err == nil {
+	if err == nil && !dark {
 		err = v.awaitCarrier()
 	}
 	if errors.Is(err, tap.ErrGone) {
@@ -187,8 +199,30 @@ func (v *Vif) plug() error {
 	if err != nil {
 		return v.hostFails(err)
 	}
-	v.live = true
+	v.live, v.link.dark = true, dark
 	return nil
+}
+
+// ClaimedKey is a key of the backend's directory: 1 says that another back end served
+// the vif, and that this one has not been connected to its guest since.
+const ClaimedKey = "claimed"
+
+// settled takes note that the vif is one of this back end for good.
+func (v *Vif) settled() error {
+	if !v.claimed {
+		return nil
+	}
+	err := v.change(func(tx *xenstore.Tx, _ State) error {
+		err := tx.Remove(v.cfg.Path + "/" + ClaimedKey)
+		if errors.Is(err, xenstore.ErrNotExist) {
+			return nil
+		}
+		return err
+	})
+	if err == nil {
+		v.claimed = false
+	}
+	return err
 }
 
 // awaitCarrier waits, but not long, until the kernel has taken notice of the
@@ -227,10 +261,12 @@ func (v *Vif) limitMTU(sg bool) error {
 	}
 	switch {
 	case !sg && info.MTU > defaultMTU:
+		v.fullMTU = info.MTU
+		v.saveRecord() // first: nothing else would know
 		if err := v.tap.SetMTU(defaultMTU); err != nil {
+			v.fullMTU = 0
 			return err
 		}
-		v.fullMTU = info.MTU
 	case sg && v.fullMTU != 0 && info.MTU == defaultMTU:
 		if err := v.tap.SetMTU(v.fullMTU); err != nil {
 			return err
@@ -254,6 +290,7 @@ func (v *Vif) unregister() {
 		}
 	}
 	v.removeJournals()
+	v.removeRecord()
 }
 
 // handOver stops serving without telling anybody: the TAP stays, the journals
@@ -261,6 +298,7 @@ func (v *Vif) unregister() {
 func (v *Vif) handOver() {
 	if v.link != nil {
 		v.link.release(v)
+		v.saveRecord()
 		v.link, v.live = nil, false
 	}
 	v.unwatch()

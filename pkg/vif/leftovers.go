@@ -125,6 +125,9 @@ func ownerOf(name string) (domid uint16, devid int, ok bool) {
 	if n, _ := fmt.Sscanf(name, "ctrl-%d.%d", &domid, &devid); n == 2 {
 		return domid, devid, ctrlName(domid, devid) == strings.TrimSuffix(name, ctrlNew)
 	}
+	if n, _ := fmt.Sscanf(name, "vif-%d.%d", &domid, &devid); n == 2 {
+		return domid, devid, recordName(domid, devid) == strings.TrimSuffix(name, ctrlNew)
+	}
 	return 0, 0, false
 }
 

@@ -77,7 +77,10 @@ func (v *Vif) hear() {
 			v.log.Info("guest gives rx slots again", zap.Int("queue", i))
 		}
 	}
-	l.stalled = stalled
+	if !slices.Equal(l.stalled, stalled) {
+		l.stalled = stalled
+		v.saveRecord()
+	}
 	// One queue is enough, as for xen-netback: a flow that steering puts there
 	// gets nowhere, and only a queue that has traffic can be seen to stall.
 	if dark := slices.Contains(stalled, true); v.live && dark != l.dark {

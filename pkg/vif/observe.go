@@ -32,6 +32,7 @@ type nodes struct {
 	slotRing   string // the same
 	streamRing string // the same
 	control    string // what control ring to offer
+	claimed    bool   // see ClaimedKey
 }
 
 // plugged is whether nothing is left to do on the host's side. Where there is
@@ -69,6 +70,7 @@ func readNodes(r reader, path string) (n nodes, err error) {
 	n.slotRing = text("feature-ctrl-ring")
 	n.streamRing = text("feature-control-ring")
 	n.control = text(controlKey)
+	n.claimed = text(ClaimedKey) == "1"
 	return n, k.err
 }
 

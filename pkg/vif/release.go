@@ -67,6 +67,7 @@ func (v *Vif) release() (lost int, err error) {
 	}
 	v.removeTap()
 	v.removeJournals()
+	v.removeRecord()
 	v.left = true
 	v.log.Info("released to another back end", zap.Int("lost", lost))
 	return lost, nil

@@ -17,10 +17,9 @@ import (
 // elsewhere attaches a vif that another back end has connected, and lets go of.
 func (w *world) elsewhere(queues int, pairs ...string) {
 	w.t.Helper()
-	w.attach("state", "4", "multi-queue-max-queues", "16")
+	w.attach("state", "4", "multi-queue-max-queues", "16", ClaimedKey, "1")
 	w.rings(queues, true, pairs...)
 	w.frontState(Connected)
-	w.cfg.Claimed = true
 	w.v = New(w.cfg)
 }
 
@@ -58,12 +57,12 @@ func TestClaimedBeforeConnected(t *testing.T) {
 	for _, front := range []State{Initialising, Connected} {
 		t.Run(front.String(), func(t *testing.T) {
 			w := newWorld(t)
-			w.attach("state", "2", "multi-queue-max-queues", "16")
+			w.attach("state", "2", "multi-queue-max-queues", "16", ClaimedKey, "1")
 			if front == Connected {
 				w.rings(12, true)
 			}
 			w.frontState(front)
-			w.cfg.Claimed, w.cfg.MaxQueues = true, 2
+			w.cfg.MaxQueues = 2
 			w.v = New(w.cfg)
 			want := map[State]string{Initialising: "publish", Connected: "publish connect"}[front]
 			w.wantSteps(want)

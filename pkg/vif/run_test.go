@@ -432,7 +432,11 @@ func TestTakeOver(t *testing.T) {
 		{"Closed", func(w *world) { w.up(1); w.frontState(Closed); w.settle() }, nil, "", "6"},
 		{"Closed, back meanwhile", func(w *world) { w.up(1); w.frontState(Closed); w.settle() },
 			func(w *world) { w.frontState(Initialising) }, "publish init-wait", "2"},
-		{"quarantined", func(w *world) { w.up(1); w.breach() }, nil, "connect closing closed", "6"},
+		{"quarantined", func(w *world) { w.up(1); w.breach() }, nil, "", "4"},
+		{"quarantined, connected anew meanwhile, with the same names", func(w *world) { w.up(1); w.breach() },
+			func(w *world) { w.sameRings() }, "connect plug", "4"},
+		{"quarantined, kexec meanwhile", func(w *world) { w.up(1); w.breach() },
+			func(w *world) { w.frontState(Initialising) }, "closing closed publish init-wait", "2"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			w := newWorld(t)
@@ -455,6 +459,13 @@ func TestTakeOver(t *testing.T) {
 					t.Error("the predecessor's TAP is still there")
 				}
 				return
+			}
+			if strings.HasSuffix(tt.name, "made anew meanwhile") {
+				// Another device, which the script has not seen.
+				if l == nil || l.Index == before.Index {
+					t.Fatalf("interface %+v, want another than %d", l, before.Index)
+				}
+				before = l
 			}
 			if l == nil || l.Index != before.Index {
 				t.Fatalf("interface %+v, want the one with index %d", l, before.Index)

@@ -5,6 +5,7 @@ package vif
 import (
 	"errors"
 	"fmt"
+	"os"
 	"strconv"
 	"time"
 
@@ -51,6 +52,9 @@ func (v *Vif) round() error {
 		if err := v.unplug(); err != nil {
 			return err
 		}
+	}
+	if err := v.inheritQuarantine(); err != nil {
+		return err
 	}
 	v.followHotplug()
 	v.dropSpares()
@@ -135,12 +139,27 @@ func (v *Vif) takeOver(n nodes) {
 		v.own = Connected
 		switch n.behind {
 		case InitWait, Closing, Closed:
-			if !v.cfg.Claimed {
+			if !n.claimed {
 				v.own = n.behind
 			}
 		}
 	}
-	v.hadTap = v.own != Initialising && !v.cfg.Claimed
+	if v.own == Initialising {
+		// What there is of a vif in this place is of a device that is no more. Of
+		// one that was connected there is a record; a script may have moved its TAP.
+		v.hadTap = len(v.kept) > 0
+		if v.cfg.RunDir != "" {
+			_, err := os.Stat(v.recordPath())
+			v.hadTap = v.hadTap || err == nil
+		}
+		v.unregister()
+	} else {
+		v.loadRecord()
+	}
+	v.claimed = n.claimed
+	// Of one that was claimed the other back end had the interface, until the
+	// hotplug script is through with ours.
+	v.hadTap = v.own != Initialising && (!v.claimed || n.plugged())
 	if v.hadTap && len(v.kept) == 0 && (v.own == InitWait || v.own == Connected) {
 		// Now, before there is another: a successor could not tell that the
 		// hotplug script has never seen that one.

@@ -137,6 +137,7 @@ func (v *Vif) quarantine(cause error) {
 	}
 	v.fail(fmt.Errorf("quarantined: %w", cause))
 	v.disconnect()
+	v.saveRecord()
 }
 
 // fail makes an error known: in the log, and where the toolstack's people look.

@@ -59,9 +59,6 @@ type Config struct {
 	StaticGrants StaticGrants
 	NoBPF        error // why the kernel takes no steering program; nil: it does
 
-	// Claimed: another back end served the vif until now, so there is no TAP
-	// of ours to be missed.
-	Claimed bool
 	// Taken reports whether another back end has the device by now. Then the
 	// vif ends without touching anything. nil: there is no other.
 	Taken func() bool
@@ -84,9 +81,13 @@ type Vif struct {
 	spares  bool // it has more queues than are needed, until the hotplug script is through
 	away    bool // it is in another network namespace
 	lost    bool // the one that the hotplug script worked on is no more
-	claimed bool // cfg.Claimed, and we have not been connected yet
+	claimed bool // another back end served it, and we have not been connected yet
 	left    bool // another back end has the device, or is to have it
 	fullMTU int  // what the MTU was before a frontend without scatter-gather
+
+	// What a successor needs to know; record.go.
+	was      record // as a predecessor left it
+	recorded string // what stands in the file
 
 	// What outlives the process; kept.go.
 	kept   []int // handed over by a predecessor, and not used yet
@@ -135,7 +136,7 @@ func New(cfg Config) *Vif {
 		cfg.Grace = DefaultGrace
 	}
 	v := &Vif{
-		cfg: cfg, log: cfg.Log, kept: cfg.Kept, claimed: cfg.Claimed,
+		cfg: cfg, log: cfg.Log, kept: cfg.Kept,
 		poke:  make(chan struct{}, 1),
 		calls: make(chan func()),
 		news:  make(chan struct{}, 1),
