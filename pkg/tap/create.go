@@ -139,8 +139,10 @@ func (d *Device) settle(cfg *Config) error {
 			return fmt.Errorf("vnet header of %d octets: %w", VnetHdrLen, err)
 		}
 	}
-	if err := d.setOffload(cfg.Offload); err != nil {
-		return fmt.Errorf("offload %+v: %w", cfg.Offload, err)
+	if cfg.Offload != (Offload{}) {
+		if err := d.setOffload(cfg.Offload); err != nil {
+			return fmt.Errorf("offload %+v: %w", cfg.Offload, err)
+		}
 	}
 	if err := d.applySndBuf(); err != nil {
 		return err

@@ -23,6 +23,7 @@ type Device struct {
 	deaf    bool // single, and it rests
 	sndBuf  int
 	offload Offload
+	wish    *Offload // what the host was last seen to want; nil: unknown
 	closers *Closers
 	// queues[i] is queue i, to us and to the kernel; that holds because
 	// queues come and go at the end only. Empty when closed.

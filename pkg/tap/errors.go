@@ -30,6 +30,8 @@ var (
 	// ErrClosed is what the methods of a closed Device fail with.
 	ErrClosed = os.ErrClosed
 
+	errNoEthtool = errors.New("no ethtool by netlink") // before Linux 5.6
+
 	errQueues  = errors.New("number of queues is out of range")
 	errOffload = errors.New("segmentation offload needs checksum offload")
 	errPlain   = errors.New("offloads need a vnet header")

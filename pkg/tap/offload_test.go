@@ -93,14 +93,19 @@ func TestProbeOffloadLeavesThingsAlone(t *testing.T) {
 	}
 }
 
-func TestAnAdoptedDeviceForgetsItsOffloads(t *testing.T) {
+func TestAnAdoptedDeviceKeepsItsOffloads(t *testing.T) {
 	netns.NeedTUN(t)
-	cfg := Config{Name: "vif1.0", VnetHdr: true, Persist: true, Offload: Offload{Csum: true, TSO4: true}}
+	had := Offload{Csum: true, TSO4: true}
+	cfg := Config{Name: "vif1.0", VnetHdr: true, Persist: true, Offload: had}
 	must(t, newTAP(t, cfg).CloseKeep())
 	cfg.Offload = Offload{}
 	d := newTAP(t, cfg)
-	if diff := cmp.Diff(offloadNames(Offload{}), offloadsOf(t, d.Index())); diff != "" || !d.Adopted() {
+	if diff := cmp.Diff(offloadNames(had), offloadsOf(t, d.Index())); diff != "" || !d.Adopted() {
 		t.Errorf("adopted %v (-want +got):\n%s", d.Adopted(), diff)
+	}
+	must(t, d.SetOffload(Offload{}))
+	if diff := cmp.Diff(offloadNames(Offload{}), offloadsOf(t, d.Index())); diff != "" {
+		t.Errorf("set to none (-want +got):\n%s", diff)
 	}
 }
 

@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package tap
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+)
+
+// ethtoolFeatures are a device's features, by the names that ethtool shows: those that can be
+// switched, those that the host wants, and those that the device really has.
+type ethtoolFeatures struct{ switchable, wanted, active map[string]bool }
+
+// Names of the features that an Offload allows.
+const (
+	featureCsum = "tx-checksum-ip-generic"
+	featureTSO4 = "tx-tcp-segmentation"
+	featureTSO6 = "tx-tcp6-segmentation"
+)
+
+// offloadOf returns the Offload whose features are in a set.
+func offloadOf(set map[string]bool) Offload {
+	return Offload{Csum: set[featureCsum], TSO4: set[featureTSO4], TSO6: set[featureTSO6]}
+}
+
+// and returns what both allow.
+func (o Offload) and(p Offload) Offload {
+	o.Csum = o.Csum && p.Csum
+	o.TSO4 = o.TSO4 && p.TSO4 && o.Csum
+	o.TSO6 = o.TSO6 && p.TSO6 && o.Csum
+	return o
+}
+
+// ethtoolFamily returns the number of the kernel's netlink family ethtool.
+var ethtoolFamily = sync.OnceValues(func() (uint16, error) {
+	f, err := netlink.GenlFamilyGet("ethtool")
+	if errors.Is(err, unix.ENOENT) {
+		err = errNoEthtool
+	}
+	if err != nil {
+		return 0, fmt.Errorf("ethtool by netlink: %w", err)
+	}
+	return f.ID, nil
+})
+
+// featureRequest begins a request about the features of an interface of the calling
+// thread's network namespace.
+func featureRequest(command uint8, index int, flags int, headerFlags uint32) (*nl.NetlinkRequest, error) {
+	family, err := ethtoolFamily()
+	if err != nil {
+		return nil, err
+	}
+	req := nl.NewNetlinkRequest(int(family), flags)
+	req.AddData(&nl.Genlmsg{Command: command, Version: 1})
+	header := nl.NewRtAttr(unix.ETHTOOL_A_FEATURES_HEADER|unix.NLA_F_NESTED, nil)
+	header.AddRtAttr(unix.ETHTOOL_A_HEADER_DEV_INDEX, nl.Uint32Attr(uint32(index)))
+	header.AddRtAttr(unix.ETHTOOL_A_HEADER_FLAGS, nl.Uint32Attr(headerFlags))
+	req.AddData(header)
+	return req, nil
+}
+
+// getFeatures asks for the features of an interface.
+func getFeatures(index int) (*ethtoolFeatures, error) {
+	req, err := featureRequest(unix.ETHTOOL_MSG_FEATURES_GET, index, 0, 0)
+	if err != nil {
+		return nil, err
+	}
+	msgs, err := req.Execute(unix.NETLINK_GENERIC, 0)
+	if err != nil {
+		return nil, err
+	}
+	if len(msgs) != 1 || len(msgs[0]) < nl.SizeofGenlmsg {
+		return nil, fmt.Errorf("features: %w", unix.EBADMSG)
+	}
+	f := &ethtoolFeatures{}
+	err = attributes(msgs[0][nl.SizeofGenlmsg:], func(typ uint16, value []byte) (err error) {
+		switch typ {
+		case unix.ETHTOOL_A_FEATURES_HW:
+			f.switchable, err = bitNames(value)
+		case unix.ETHTOOL_A_FEATURES_WANTED:
+			f.wanted, err = bitNames(value)
+		case unix.ETHTOOL_A_FEATURES_ACTIVE:
+			f.active, err = bitNames(value)
+		}
+		return err
+	})
+	return f, err
+}
+
+// attributes calls f for each attribute.
+func attributes(b []byte, f func(typ uint16, value []byte) error) error {
+	attrs, err := nl.ParseRouteAttr(b)
+	for _, a := range attrs {
+		if err == nil {
+			err = f(a.Attr.Type&^unix.NLA_F_NESTED, a.Value)
+		}
+	}
+	return err
+}
+
+// bitNames returns the names of the bits that are set in a bitset: all that are in it,
+// or if it has a mask, those with a value.
+func bitNames(bitset []byte) (map[string]bool, error) {
+	names := map[string]bool{}
+	noMask := false
+	err := attributes(bitset, func(typ uint16, bits []byte) error {
+		switch typ {
+		case unix.ETHTOOL_A_BITSET_NOMASK:
+			noMask = true
+		case unix.ETHTOOL_A_BITSET_BITS:
+			return attributes(bits, func(_ uint16, bit []byte) error {
+				name, set := "", noMask
+				err := attributes(bit, func(typ uint16, value []byte) error {
+					switch typ {
+					case unix.ETHTOOL_A_BITSET_BIT_NAME:
+						name = unix.ByteSliceToString(value)
+					case unix.ETHTOOL_A_BITSET_BIT_VALUE:
+						set = true
+					}
+					return nil
+				})
+				if set {
+					names[name] = true
+				}
+				return err
+			})
+		}
+		return nil
+	})
+	return names, err
+}
+
+// want sets what the host wants of the features that can be switched.
+func (f *ethtoolFeatures) want(index int) error {
+	req, err := featureRequest(unix.ETHTOOL_MSG_FEATURES_SET, index, unix.NLM_F_ACK, unix.ETHTOOL_FLAG_OMIT_REPLY)
+	if err != nil {
+		return err
+	}
+	wanted := nl.NewRtAttr(unix.ETHTOOL_A_FEATURES_WANTED|unix.NLA_F_NESTED, nil)
+	bits := wanted.AddRtAttr(unix.ETHTOOL_A_BITSET_BITS|unix.NLA_F_NESTED, nil)
+	for name := range f.switchable {
+		bit := bits.AddRtAttr(unix.ETHTOOL_A_BITSET_BITS_BIT|unix.NLA_F_NESTED, nil)
+		bit.AddRtAttr(unix.ETHTOOL_A_BITSET_BIT_NAME, nl.ZeroTerminated(name))
+		if f.wanted[name] {
+			bit.AddRtAttr(unix.ETHTOOL_A_BITSET_BIT_VALUE, nil)
+		}
+	}
+	req.AddData(wanted)
+	_, err = req.Execute(unix.NETLINK_GENERIC, 0)
+	return err
+}
