@@ -80,6 +80,9 @@ func TestNoAllocation(t *testing.T) {
 		{name: "hashes", rx: []hostFrame{{Frame: udp(18, 1)}, {vnetOf(open, 1448), open.Bytes()}, {Frame: arp()}}, counts: RxHash, set: func(b *bed) {
 			b.queue().setHash(&Hash{Hasher: hasher(b.tb), Types: toeplitz.AllTypes})
 		}},
+		{name: "headroom", rx: []hostFrame{{Frame: udp(18, 1)}, {Frame: udp(9000, 1)}, {vnetOf(open, 1448), open.Bytes()}}, counts: RxXDPSplit, set: func(b *bed) {
+			b.queue().setXDPHeadroom(256)
+		}},
 		{name: "a rate", tx: []packet{{frame: udp(18, 1)}}, counts: TxPackets, set: func(b *bed) {
 			b.conn.cfg.Limiter = new(Limiter)
 			b.conn.cfg.Limiter.Set(1<<40, 1)

@@ -39,6 +39,9 @@ type Config struct {
 	Mcast   *McastList // the vif's multicast list
 	Hash    *Hash      // what packets to the guest carry from the start; nil: no hash
 
+	// XDPHeadroom is what [Conn.SetXDPHeadroom] sets, from the start.
+	XDPHeadroom uint16
+
 	// OneWorker gives all queues to one worker, which [Conn.SetSteering] needs.
 	OneWorker bool
 
@@ -168,6 +171,7 @@ func newConn(cfg Config, queues []QueueConfig) (*Conn, error) {
 	if cfg.Stall == 0 {
 		cfg.Stall = DefaultStall
 	}
+	cfg.XDPHeadroom = min(cfg.XDPHeadroom, MaxXDPHeadroom)
 	c := &Conn{cfg: cfg, hurry: make(chan struct{})}
 	for i := range queues {
 		q, err := newQueue(c, i, &queues[i])

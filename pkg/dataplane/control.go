@@ -20,6 +20,20 @@ func (c *Conn) SetHash(h *Hash) error {
 	return nil
 }
 
+// SetXDPHeadroom has each packet to the guest begin n bytes into its first page, and
+// carry an XDP extra that says so; 0 ends both. More than [MaxXDPHeadroom] is that much,
+// which is what the extra then says. Packets with headroom are whole: neither is a
+// checksum left to the guest nor segmentation. When it returns every packet that is
+// published is as was set.
+func (c *Conn) SetXDPHeadroom(n uint16) error {
+	for _, q := range c.queues {
+		if err := q.worker.call(func() error { q.setXDPHeadroom(min(int(n), MaxXDPHeadroom)); return nil }); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // SetSteering has packets to the guest appear on the queue that s says, on
 // whichever TAP queue the host puts them; nil ends it. It is for hosts whose
 // kernel does not take a steering program, which costs less, and for a connection

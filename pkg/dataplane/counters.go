@@ -20,6 +20,8 @@ const (
 	RxSlots
 	RxGSO
 	RxHash
+	RxXDP
+	RxXDPSplit
 	RxSteered
 	RxMoved
 	RxUnordered
@@ -100,6 +102,8 @@ var Counters = [NumCounters]CounterInfo{
 	RxSlots:       {"rx_slots", Traffic, "rx ring slots answered"},
 	RxGSO:         {"rx_gso", Traffic, "packets to the guest that carried a GSO extra"},
 	RxHash:        {"rx_hash", Traffic, "packets to the guest that carried a hash extra"},
+	RxXDP:         {"rx_xdp", Traffic, "packets to the guest with headroom for its XDP program"},
+	RxXDPSplit:    {"rx_xdp_split", Traffic, "of those, in several slots, which Linux drops while a program is attached"},
 	RxSteered:     {"rx_steered", Traffic, "packets to the guest that came on another TAP queue than theirs"},
 	RxMoved:       {"rx_moved", Traffic, "packets to the guest that waited for those before them on another queue"},
 	RxUnordered:   {"rx_unordered", Traffic, "of those, delivered although the guest had not taken all before them"},

@@ -250,6 +250,7 @@ type delivery struct {
 	Flags    netif.RxFlags
 	GSO      netif.GSOInfo
 	Hash     *netif.HashInfo
+	Headroom uint16
 	Slots    int            // extras included
 	Statuses []netif.Status // of the data slots
 }
@@ -274,7 +275,7 @@ func (f *front) received() (got []delivery) {
 			i++
 			d.Slots++
 			r, q := f.rx.Slot(at).Response(), f.posted[at%netif.RxRingSize]
-			if r.ID != q.ID || r.Offset != 0 {
+			if r.ID != q.ID || !first && r.Offset != 0 {
 				f.tb.Fatalf("slot %d: response %+v to request %+v", at, r, q)
 			}
 			if later := netif.RxMoreData; !first && r.Flags&^later != 0 {
@@ -282,7 +283,7 @@ func (f *front) received() (got []delivery) {
 			}
 			d.Statuses = append(d.Statuses, r.Status)
 			if r.Status > 0 {
-				d.Frame = append(d.Frame, f.page(q.Gref)[:r.Status]...)
+				d.Frame = append(d.Frame, f.page(q.Gref)[r.Offset:][:r.Status]...)
 			}
 			if first {
 				d.Flags = r.Flags
@@ -291,24 +292,30 @@ func (f *front) received() (got []delivery) {
 				if i >= n {
 					f.tb.Fatal("an extra is missing")
 				}
-				e := f.rx.Slot(cons.Add(i)).Extra()
-				i++
-				d.Slots++
-				if e.Type == netif.ExtraGSO {
-					d.GSO = e.GSO()
-					if e.More() {
-						e = f.rx.Slot(cons.Add(i)).Extra()
-						i++
-						d.Slots++
+				last := netif.ExtraNone
+				for more := true; more; {
+					e := f.rx.Slot(cons.Add(i)).Extra()
+					i++
+					d.Slots++
+					if e.Type <= last {
+						f.tb.Fatalf("extra %+v behind %v", e, last)
+					}
+					last, more = e.Type, e.More()
+					switch e.Type {
+					case netif.ExtraGSO:
+						d.GSO = e.GSO()
+					case netif.ExtraHash:
+						h := e.Hash()
+						d.Hash = &h
+					case netif.ExtraXDP:
+						d.Headroom = e.Headroom()
+					default:
+						f.tb.Fatalf("extra %+v", e)
 					}
 				}
-				if e.Type == netif.ExtraHash {
-					h := e.Hash()
-					d.Hash = &h
-				}
-				if e.Type != netif.ExtraGSO && e.Type != netif.ExtraHash || e.More() {
-					f.tb.Fatalf("extra %+v", e)
-				}
+			}
+			if first && r.Offset != d.Headroom {
+				f.tb.Fatalf("slot %d: data at %d, but the headroom is %d", at, r.Offset, d.Headroom)
 			}
 			if r.Flags&netif.RxMoreData == 0 {
 				break

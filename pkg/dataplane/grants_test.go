@@ -3,6 +3,7 @@
 package dataplane
 
 import (
+	"slices"
 	"testing"
 
 	"github.com/netbackd/netbackd/pkg/gntdev"
@@ -99,32 +100,34 @@ func (g *grants) copy(s *gntdev.Segment) gntdev.Status {
 }
 
 // local finds a segment's local side among the worker's arenas. A copy across a
-// page end would work, but the kernel would make two of it, so it is not found.
+// page end would work, but the kernel would make two of it, so it is not found, unless
+// it is one of a packet with XDP headroom.
 func (g *grants) local(s *gntdev.Segment) []byte {
 	w := g.worker()
-	if b := in(&w.txMem, s); b != nil {
+	across := slices.ContainsFunc(w.queues, func(q *Queue) bool { return q != nil && q.xdpRoom != 0 })
+	if b := in(&w.txMem, s, false); b != nil {
 		return b
 	}
-	if b := in(&w.rxMem, s); b != nil {
+	if b := in(&w.rxMem, s, across); b != nil {
 		return b
 	}
 	for _, q := range w.queues {
 		if q == nil {
 			continue
 		}
-		if b := in(&q.hold.mem, s); b != nil {
+		if b := in(&q.hold.mem, s, across); b != nil {
 			return b
 		}
 	}
 	return nil
 }
 
-func in(m *arenaMem, s *gntdev.Segment) []byte {
+func in(m *arenaMem, s *gntdev.Segment, across bool) []byte {
 	if m.arena == nil || s.Local() < m.base || s.Local()-m.base >= uintptr(len(m.mem)) {
 		return nil
 	}
 	at := int(s.Local() - m.base)
-	if at%netif.PageSize+s.Len() > netif.PageSize {
+	if at%netif.PageSize+s.Len() > netif.PageSize && !across {
 		return nil
 	}
 	return m.mem[at : at+s.Len()]

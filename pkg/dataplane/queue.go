@@ -34,7 +34,10 @@ type Queue struct {
 	hash   *Hash         // what the guest is told of each packet
 	steer  *steer.Config // whose packets the host's are; nil: of the TAP queue they came on
 
-	guest   offload.Guest
+	guest    offload.Guest
+	xdpRoom  int    // bytes before each packet in its first page
+	xdpExtra uint32 // slots that say so: 1, or 0 if there is no such room
+
 	vnetLen int // octets of vnet header on the TAP, 0 or tap.VnetHdrLen
 	maxRx   int // largest frame the guest takes
 	readLen int // octets a TAP read asks for, vnet header included
@@ -100,8 +103,6 @@ func newQueue(c *Conn, index int, cfg *QueueConfig) (*Queue, error) {
 		grants: cfg.Grants, events: cfg.Events, tap: cfg.Tap, journal: cfg.Journal,
 		txPort: cfg.TxPort, rxPort: cfg.RxPort,
 		static:     cfg.Static,
-		guest:      c.cfg.Guest,
-		maxRx:      netif.PageSize,
 		mostSegs:   turnSegments,
 		drainAfter: c.cfg.Drain,
 	}
@@ -117,26 +118,29 @@ func newQueue(c *Conn, index int, cfg *QueueConfig) (*Queue, error) {
 	if c.cfg.VnetHdr {
 		q.vnetLen = tap.VnetHdrLen
 	}
-	if c.cfg.SG {
-		q.maxRx = maxFrame
-	}
 	if !c.cfg.RxNotify {
 		q.drainAfter = min(q.drainAfter, noNotifyDrain)
 	}
 	q.readLen = q.vnetLen + maxFrame
-	q.setHash(c.cfg.Hash)
+	q.hash = c.cfg.Hash
+	q.setXDPHeadroom(int(c.cfg.XDPHeadroom))
 	return q, nil
 }
 
 // setHash changes what the guest is told of packets.
 func (q *Queue) setHash(h *Hash) {
 	q.hash = h
+	q.reckon()
+}
+
+// reckon works out what depends on the extras of packets and on where they begin.
+func (q *Queue) reckon() {
 	q.large = false // what comes next may have other extras
-	q.slotsPerRead = int(slotsOf(q.maxRx))
+	q.slotsPerRead = int(q.slotsOf(q.maxRx) + q.xdpExtra)
 	if q.guest.GSOTCPv4 || q.guest.GSOTCPv6 {
 		q.slotsPerRead++
 	}
-	if h != nil {
+	if q.hash != nil {
 		q.slotsPerRead++
 	}
 }

@@ -37,7 +37,7 @@ type rxInto struct {
 // is to end. If it is not, they are read the usual way: because packets are not
 // large any more, or not all slots are static grants.
 func (w *worker) rxLarge(q *Queue, b *rxBatch) (end bool) {
-	if q.static.Len() == 0 || q.stale > 0 || q.steer != nil || q.moving != nil || !q.conn.cfg.SG || q.conn.cfg.Mcast.filter.Load() {
+	if q.static.Len() == 0 || q.xdpRoom != 0 || q.stale > 0 || q.steer != nil || q.moving != nil || !q.conn.cfg.SG || q.conn.cfg.Mcast.filter.Load() {
 		return false
 	}
 	want := rxReads
@@ -139,7 +139,7 @@ func (w *worker) takeLarge(q *Queue, b *rxBatch, at, n int) {
 		}
 	}
 	hash, hashed := q.hash.of(head)
-	extras := extraSlots(&plan, hashed)
+	extras := q.extraSlots(&plan, hashed)
 	if !asAimed || extras != b.into.extras {
 		w.fetchBack(q, b, at, n)
 		w.takeFrame(q, b, rxFrame{at, n + q.vnetLen})
@@ -149,7 +149,7 @@ func (w *worker) takeLarge(q *Queue, b *rxBatch, at, n int) {
 	copy(w.intoPage(q, to, 0)[:rxHead], head)
 	p := rxSlots{b: b, left: n}
 	p.data(to.reqs[0], &plan, true)
-	p.extras(&plan, hash, hashed)
+	p.extras(extras, &plan, hash, hashed)
 	k := 1
 	for ; p.left > netif.PageSize; k++ {
 		full := netif.RxResponse{ID: to.reqs[k].ID, Flags: netif.RxMoreData, Status: netif.PageSize}

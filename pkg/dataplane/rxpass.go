@@ -290,7 +290,7 @@ func (q *Queue) ran(got, want int) {
 // ones among them.
 func (w *worker) takeFrames(q *Queue, b *rxBatch, frames []rxFrame) (some bool) {
 	// Whether anything is asked of packets but to be delivered.
-	plain := q.hash == nil && q.steer == nil && q.moving == nil && !q.conn.cfg.Mcast.filter.Load()
+	plain := q.xdpRoom == 0 && q.hash == nil && q.steer == nil && q.moving == nil && !q.conn.cfg.Mcast.filter.Load()
 	for i := range frames {
 		f := frames[i]
 		if q.large = f.n > smallPacket; q.large || f.overruns(q.vnetLen) {
@@ -342,7 +342,7 @@ func (w *worker) takePlain(q *Queue, b *rxBatch, f rxFrame) bool {
 		w.tally[StaticHits]++
 		copy(g.Page[:], mem[at:at+n])
 	} else {
-		w.fill(q, b, r, flags, mem[at:at+n], w.rxMem.addr(at))
+		w.fill(q, b, r, 0, mem[at:at+n], w.rxMem.addr(at))
 	}
 	w.placed(q, b, n, 1)
 	return true
@@ -442,6 +442,11 @@ func (w *worker) rxFromHold(q *Queue, b *rxBatch) (more bool) {
 	for !h.empty() {
 		p := h.head()
 		if p.plan.Action != offload.ActSegment {
+			if p.n > q.maxRx {
+				w.tally[DropRxSize]++ // the guest has asked for headroom since it came
+				h.pop()
+				continue
+			}
 			if !w.place(q, b, &h.mem, p.at, p.n, &p.plan) {
 				return false
 			}
@@ -450,13 +455,18 @@ func (w *worker) rxFromHold(q *Queue, b *rxBatch) (more bool) {
 		}
 		s := &h.segmenter
 		if !h.begun {
-			if err := s.Init(h.frame(p), int(p.plan.GSOSize)); err != nil || s.MaxLen() > q.maxRx {
+			if err := s.Init(h.frame(p), int(p.plan.GSOSize)); err != nil {
 				w.tally[DropRxCsum]++
 				h.pop()
 				continue
 			}
 			h.begun = true
 			w.tally[Segmented]++
+		}
+		if s.MaxLen() > q.maxRx {
+			w.tally[DropRxCsum]++
+			h.pop()
+			continue
 		}
 		for s.Left() > 0 {
 			if made == rxReads {
@@ -488,22 +498,17 @@ func (q *Queue) slotsForHead() uint32 {
 	if q.hold.begun {
 		return q.slotsForSegment(q.hold.segmenter.MaxLen())
 	}
-	n := slotsOf(p.n)
-	if p.plan.GSOType != offload.GSONone {
-		n++
-	}
-	if _, hashed := q.hash.of(q.hold.frame(p)); hashed {
-		n++
-	}
-	return n
+	_, hashed := q.hash.of(q.hold.frame(p))
+	return q.slotsOf(p.n) + q.extraSlots(&p.plan, hashed)
 }
 
 // slotsForSegment is the number of slots that a segment of n octets may need.
 func (q *Queue) slotsForSegment(n int) uint32 {
+	need := q.slotsOf(n) + q.xdpExtra
 	if q.hash != nil {
-		return slotsOf(n) + 1
+		need++
 	}
-	return slotsOf(n)
+	return need
 }
 
 // place plans one packet, the n octets at at of m, into the slots at hand: data
@@ -511,21 +516,21 @@ func (q *Queue) slotsForSegment(n int) uint32 {
 // suffice; if not it takes none. The packet stays where it is until it is copied.
 func (w *worker) place(q *Queue, b *rxBatch, m *arenaMem, at, n int, plan *offload.RxPlan) bool {
 	hash, hashed := q.hash.of(m.mem[at : at+n])
-	need := slotsOf(n) + extraSlots(plan, hashed)
+	need := q.slotsOf(n) + q.extraSlots(plan, hashed)
 	if need > b.free {
 		return false
 	}
 	i := q.rx.ReqCons()
-	p := rxSlots{b: b, left: n}
+	p := rxSlots{b: b, left: n, xdpRoom: q.xdpRoom}
 	for p.left > 0 {
 		r := q.rx.Request(i)
 		i++
 		first := p.left == n
 		part := p.data(r, plan, first)
-		w.fill(q, b, r, p.flags, m.mem[at:at+part], m.addr(at))
-		at += netif.PageSize
+		w.fill(q, b, r, p.offset, m.mem[at:at+part], m.addr(at))
+		at += part
 		if first {
-			i = i.Add(p.extras(plan, hash, hashed))
+			i = i.Add(p.extras(need-q.slotsOf(n), plan, hash, hashed))
 		}
 	}
 	w.countExtras(q, n, plan, hashed)
@@ -533,25 +538,25 @@ func (w *worker) place(q *Queue, b *rxBatch, m *arenaMem, at, n int, plan *offlo
 	return true
 }
 
-// fill has the octets of part, which are at addr, go to the page of r, whose slot
-// is the last one planned.
-func (w *worker) fill(q *Queue, b *rxBatch, r netif.RxRequest, flags netif.RxFlags, part []byte, addr uintptr) {
+// fill has the octets of part, which are at addr, go to offset in the page of r, whose
+// slot is the last one planned.
+func (w *worker) fill(q *Queue, b *rxBatch, r netif.RxRequest, offset uint16, part []byte, addr uintptr) {
 	switch g := q.static.Lookup(r.Gref); {
 	case g.Page == nil:
 		if q.static.Len() != 0 {
 			w.tally[StaticMisses]++
 		}
 		i := b.nSegs % netif.RxRingSize
-		b.segs[i].ToGuest(q.conn.cfg.Domid, r.Gref, 0, addr, uint16(len(part)))
+		b.segs[i].ToGuest(q.conn.cfg.Domid, r.Gref, offset, addr, uint16(len(part)))
 		b.slotOf[i] = uint16(b.nSlots - 1)
 		b.pktOf[i] = uint16(b.packets)
 		b.nSegs++
 	case g.ReadOnly:
-		b.slots[b.nSlots-1] = netif.RxResponse{ID: r.ID, Flags: flags, Status: netif.StatusError}.Slot()
+		failSlot(&b.slots[b.nSlots-1])
 		w.rxFailed(b, b.packets, DropRxReadOnly)
 	default:
 		w.tally[StaticHits]++
-		copy(g.Page[:], part)
+		copy(g.Page[offset:], part)
 	}
 }
 
@@ -563,8 +568,14 @@ func (w *worker) countExtras(q *Queue, n int, plan *offload.RxPlan, hashed bool)
 	if hashed {
 		w.tally[RxHash]++
 	}
+	if q.xdpExtra != 0 {
+		w.tally[RxXDP]++
+		if q.slotsOf(n) > 1 {
+			w.tally[RxXDPSplit]++
+		}
+	}
 	if n > smallPacket {
-		q.largeExtras = extraSlots(plan, hashed)
+		q.largeExtras = q.extraSlots(plan, hashed)
 	}
 }
 
@@ -580,28 +591,20 @@ func (w *worker) placed(q *Queue, b *rxBatch, n int, need uint32) {
 	b.pkts[b.packets%netif.RxRingSize].failed = false
 }
 
-// extraSlots is how many slots a packet's extras take.
-func extraSlots(plan *offload.RxPlan, hashed bool) (n uint32) {
-	if plan.GSOType != offload.GSONone {
-		n++
-	}
-	if hashed {
-		n++
-	}
-	return n
-}
-
 // rxSlots fills the slots of one packet.
 type rxSlots struct {
-	b     *rxBatch
-	left  int // octets that have no slot yet
-	flags netif.RxFlags
+	b       *rxBatch
+	left    int // octets that have no slot yet
+	xdpRoom int // bytes before the data in the first slot's page
+	offset  uint16
+	flags   netif.RxFlags
 }
 
 // data fills the packet's next data slot and returns how many octets it takes.
 func (p *rxSlots) data(r netif.RxRequest, plan *offload.RxPlan, first bool) int {
-	p.flags = 0
+	p.flags, p.offset = 0, 0
 	if first {
+		p.offset = uint16(p.xdpRoom)
 		if plan.CsumBlank {
 			p.flags |= netif.RxCsumBlank
 		}
@@ -609,19 +612,19 @@ func (p *rxSlots) data(r netif.RxRequest, plan *offload.RxPlan, first bool) int 
 			p.flags |= netif.RxDataValidated
 		}
 	}
-	part := min(p.left, netif.PageSize)
+	part := min(p.left, netif.PageSize-int(p.offset))
 	if p.left -= part; p.left > 0 {
 		p.flags |= netif.RxMoreData
 	}
-	p.b.slots[p.b.nSlots] = netif.RxResponse{ID: r.ID, Flags: p.flags, Status: netif.Status(part)}.Slot()
+	p.b.slots[p.b.nSlots] = netif.RxResponse{ID: r.ID, Offset: p.offset, Flags: p.flags, Status: netif.Status(part)}.Slot()
 	p.b.nSlots++
 	return part
 }
 
-// extras fills the slots behind the first with what the packet has of extras,
-// in the order of their types, and returns how many that are.
-func (p *rxSlots) extras(plan *offload.RxPlan, hash netif.HashInfo, hashed bool) (n uint32) {
-	if n = extraSlots(plan, hashed); n == 0 {
+// extras fills the slots behind the first with the n extras that the packet has, in
+// the order of their types, and returns n.
+func (p *rxSlots) extras(n uint32, plan *offload.RxPlan, hash netif.HashInfo, hashed bool) uint32 {
+	if n == 0 {
 		return 0
 	}
 	b := p.b
@@ -629,19 +632,27 @@ func (p *rxSlots) extras(plan *offload.RxPlan, hash netif.HashInfo, hashed bool)
 	r := first.Response()
 	r.Flags |= netif.RxExtraInfo
 	*first = r.Slot()
+	left := n
 	if plan.GSOType != offload.GSONone {
-		e := netif.NewGSO(netif.GSOInfo{Size: plan.GSOSize, Type: netif.GSOType(plan.GSOType)})
-		if hashed {
-			e.Flags |= netif.ExtraMore
-		}
-		b.slots[b.nSlots] = e.Slot()
-		b.nSlots++
+		left = p.extra(netif.NewGSO(netif.GSOInfo{Size: plan.GSOSize, Type: netif.GSOType(plan.GSOType)}), left)
 	}
 	if hashed {
-		b.slots[b.nSlots] = netif.NewHash(hash).Slot()
-		b.nSlots++
+		left = p.extra(netif.NewHash(hash), left)
+	}
+	if p.xdpRoom != 0 {
+		p.extra(netif.NewXDP(uint16(p.xdpRoom)), left)
 	}
 	return n
+}
+
+// extra fills a slot with the first of left extras, and returns how many are left then.
+func (p *rxSlots) extra(e netif.ExtraInfo, left uint32) uint32 {
+	if left--; left > 0 {
+		e.Flags |= netif.ExtraMore
+	}
+	p.b.slots[p.b.nSlots] = e.Slot()
+	p.b.nSlots++
+	return left
 }
 
 // rxFailed counts a packet of the batch, of which a page could not be written,
@@ -693,10 +704,14 @@ func (w *worker) deliverFailed(b *rxBatch, all bool) {
 		if !all && segs[i].Status() == gntdev.StatusOkay {
 			continue
 		}
-		s := &b.slots[b.slotOf[i]]
-		r := s.Response()
-		r.Status = netif.StatusError
-		*s = r.Slot()
+		failSlot(&b.slots[b.slotOf[i]])
 		w.rxFailed(b, uint32(b.pktOf[i]), DropRxGrant)
 	}
+}
+
+// failSlot has a slot say that its page was not written.
+func failSlot(s *netif.RxSlot) {
+	r := s.Response()
+	r.Status = netif.StatusError
+	*s = r.Slot()
 }

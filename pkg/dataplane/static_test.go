@@ -406,7 +406,7 @@ func TestPageThatIsGone(t *testing.T) {
 }
 
 // TestAnyMixOfGrants sends packets both ways while pages become static grants and
-// cease to be, at random: packets do not change by it, and without misses there
+// cease to be, and headroom changes, at random: packets do not change by it, and without misses there
 // are no grant operations.
 func TestAnyMixOfGrants(t *testing.T) {
 	inModes(t, allModes[:2], func(t *testing.T, m mode) {
@@ -414,7 +414,7 @@ func TestAnyMixOfGrants(t *testing.T) {
 		f := b.front()
 		rapid.Check(t, func(t *rapid.T) {
 			for range rapid.IntRange(1, 8).Draw(t, "steps") {
-				switch rapid.IntRange(0, 4).Draw(t, "step") {
+				switch rapid.IntRange(0, 5).Draw(t, "step") {
 				case 0:
 					from := rapid.IntRange(0, 2*frontPages-1).Draw(t, "from")
 					var list []netif.Gref
@@ -455,6 +455,8 @@ func TestAnyMixOfGrants(t *testing.T) {
 					b.host.sendPlain(sent...)
 					b.settle()
 					same(t, sent, framesOf(f.received()))
+				case 5:
+					b.queue().setXDPHeadroom(rapid.IntRange(0, MaxXDPHeadroom).Draw(t, "headroom"))
 				}
 			}
 			if d := b.stats(Drop); len(d) > 0 {

@@ -27,6 +27,10 @@ const MinSlots = 18
 // (XEN_NETIF_MAX_TX_SIZE): its size field has 16 bits.
 const MaxTxSize = 0xFFFF
 
+// MaxXDPHeadroom is the largest value of the frontend's key "xdp-headroom", in bytes
+// (XEN_NETIF_MAX_XDP_HEADROOM of Linux's netif.h).
+const MaxXDPHeadroom = 0x7FFF
+
 // Gref is a grant reference: an index into the grant table of the domain that
 // granted the page.
 type Gref = uint32

@@ -43,6 +43,10 @@ func (e ExtraInfo) Hash() HashInfo {
 	}
 }
 
+// Headroom reads the body as that of an XDP extra: the bytes before the data in the
+// page of the packet's first slot.
+func (e ExtraInfo) Headroom() uint16 { return binary.NativeEndian.Uint16(e.Body[0:]) }
+
 // NewGSO makes a GSO extra.
 func NewGSO(g GSOInfo) ExtraInfo {
 	e := ExtraInfo{Type: ExtraGSO}
@@ -68,5 +72,12 @@ func NewHash(h HashInfo) ExtraInfo {
 	e.Body[0] = h.Type
 	e.Body[1] = h.Algorithm
 	binary.LittleEndian.PutUint32(e.Body[2:], h.Value)
+	return e
+}
+
+// NewXDP makes an XDP extra.
+func NewXDP(headroom uint16) ExtraInfo {
+	e := ExtraInfo{Type: ExtraXDP}
+	binary.NativeEndian.PutUint16(e.Body[0:], headroom)
 	return e
 }
