@@ -187,6 +187,7 @@ var commands = map[string]func(*agent, context.Context, json.RawMessage) (any, e
 	"key":         command((*agent).key),
 	"mcast":       command((*agent).mcast),
 	"hash":        command((*agent).hash),
+	"xdp":         command((*agent).xdp),
 	"static":      command((*agent).static),
 	"buffers":     command((*agent).buffers),
 	"control":     command((*agent).control),
@@ -355,6 +356,10 @@ func (a *agent) hash(ctx context.Context, args HashArgs) (none, error) {
 		}
 		return v.setHash(ctx, &args.Hash)
 	})
+}
+
+func (a *agent) xdp(ctx context.Context, args XDPArgs) (none, error) {
+	return none{}, a.onVif(ctx, args.VifArgs, func(v *vif) error { return v.setXDPHeadroom(ctx, args.Headroom) })
 }
 
 func (a *agent) static(ctx context.Context, args StaticArgs) (n int, err error) {

@@ -315,6 +315,12 @@ func (c *Client) SetHash(ctx context.Context, vif string, h netfront.Hash) error
 	return c.Call(ctx, "hash", HashArgs{VifArgs{vif}, h}, nil)
 }
 
+// SetXDPHeadroom asks for so many bytes before each packet, as Linux does for an XDP
+// program.
+func (c *Client) SetXDPHeadroom(ctx context.Context, vif string, n uint16) error {
+	return c.Call(ctx, "xdp", XDPArgs{VifArgs{vif}, n}, nil)
+}
+
 // StaticGrants asks the backend to keep the buffers of a queue mapped and returns
 // how many it took.
 func (c *Client) StaticGrants(ctx context.Context, vif string, queue int) (int, error) {

@@ -161,6 +161,12 @@ type HashArgs struct {
 	netfront.Hash
 }
 
+// XDPArgs asks for room before each packet to the guest.
+type XDPArgs struct {
+	VifArgs
+	Headroom uint16 `json:"headroom"` // bytes
+}
+
 // QueueArgs names a queue of a vif.
 type QueueArgs struct {
 	VifArgs

@@ -343,6 +343,15 @@ func (v *vif) expectHash(h *netfront.Hash) (err error) {
 	return err
 }
 
+// setXDPHeadroom asks for room before each packet, and has the queues hold the backend
+// to it.
+func (v *vif) setXDPHeadroom(ctx context.Context, n uint16) (err error) {
+	for _, p := range v.pumps {
+		err = errors.Join(err, p.Do(func(q *netfront.Queue) { q.ExpectXDPHeadroom(n) }))
+	}
+	return errors.Join(err, v.dev.SetXDPHeadroom(ctx, n))
+}
+
 // syncMulticast asks the backend for what the card is to receive.
 func (v *vif) syncMulticast(ctx context.Context) (McastResult, error) {
 	want, err := multicastList(v.cfg.Name)

@@ -66,6 +66,10 @@ type Config struct {
 	// Control asks for a control ring, if the backend can do that.
 	Control bool `json:"control,omitempty"`
 
+	// XDPHeadroom asks for so many bytes before each packet, if the backend can do
+	// that.
+	XDPHeadroom uint16 `json:"xdp_headroom,omitempty"`
+
 	// Stream makes it one of byte streams, as was proposed before there was the
 	// ring of slots.
 	Stream bool `json:"stream,omitempty"`
@@ -130,5 +134,6 @@ type Offers struct {
 	SplitEvents     bool `json:"split_events,omitempty"`      // feature-split-event-channels
 	Control         bool `json:"control,omitempty"`           // feature-ctrl-ring
 	Stream          bool `json:"stream,omitempty"`            // feature-control-ring
+	XDPHeadroom     bool `json:"xdp_headroom,omitempty"`      // feature-xdp-headroom
 	MaxQueues       int  `json:"max_queues,omitempty"`        // multi-queue-max-queues, 1 if absent
 }

@@ -123,6 +123,7 @@ func (d *Device) readOffers() error {
 		{"feature-split-event-channels", &o.SplitEvents},
 		{"feature-ctrl-ring", &o.Control},
 		{"feature-control-ring", &o.Stream},
+		{"feature-xdp-headroom", &o.XDPHeadroom},
 	} {
 		v, err := d.BackendKey(k.name)
 		if err != nil {
@@ -215,6 +216,11 @@ func (d *Device) publish() error {
 		} else {
 			w.remove("ctrl-ring-ref")
 			w.remove("event-channel-ctrl")
+		}
+		if d.offers.XDPHeadroom {
+			w.write(xdpHeadroomKey, uint32(d.cfg.XDPHeadroom))
+		} else {
+			w.remove(xdpHeadroomKey)
 		}
 		for _, key := range slices.Sorted(maps.Keys(d.cfg.Keys)) {
 			if v := d.cfg.Keys[key]; v == "" {

@@ -102,6 +102,7 @@ func (q *Queue) judge(p *Packet) {
 		}
 	}
 	q.judgeHash(p, head)
+	q.judgeHeadroom(p)
 	if m.CsumBlank {
 		q.judgeBlank(p, head)
 	} else if m.DataValidated && q.rules.strict {

@@ -350,6 +350,14 @@ func TestJudgeOfRx(t *testing.T) {
 			gets: 2,
 		},
 		{
+			name: "headroom that was not asked for",
+			send: func(b *backend) []netif.RxSlot {
+				return b.putRx(tcpFrame(100), 0, netif.NewXDP(256))
+			},
+			want: map[Rule]uint64{RuleExtra: 1, RuleHeadroom: 2}, // nor is the data there
+			gets: 2,
+		},
+		{
 			name: "an extra of a type for guests",
 			send: func(b *backend) []netif.RxSlot {
 				return b.putRx(tcpFrame(100), 0, netif.NewMcast(true, [6]byte{1}))
@@ -633,7 +641,7 @@ func TestRuleNames(t *testing.T) {
 		}
 		seen[r.String()] = true
 	}
-	if got := numRules.String(); got != "unknown(20)" {
+	if got := numRules.String(); got != "unknown(21)" {
 		t.Errorf("a rule beyond all is called %q", got)
 	}
 	v := &Violation{Rule: RuleTxID, Queue: 1, Ring: "tx", Index: 7, Detail: "id 9"}

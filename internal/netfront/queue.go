@@ -32,7 +32,8 @@ type Queue struct {
 	rx rxSide
 
 	expected expected // of hashing
-	silent   bool     // do not notify
+	headroom headroom
+	silent   bool // do not notify
 	dead     *Violation
 
 	stats      Stats
@@ -54,6 +55,9 @@ type rules struct {
 // newQueue makes rings, buffers and event channels for a backend in domain peer.
 func newQueue(host Host, peer uint16, index int, cfg Config, r rules, split bool) (q *Queue, err error) {
 	q = &Queue{index: index, rules: r}
+	if r.offers.XDPHeadroom {
+		q.headroom = headroom{cfg.XDPHeadroom, cfg.XDPHeadroom}
+	}
 	defer func() {
 		if err != nil {
 			err = errors.Join(fmt.Errorf("netfront: queue %d: %w", index, err), q.close())

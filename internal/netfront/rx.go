@@ -297,6 +297,11 @@ func (q *Queue) takeExtras(p *Packet) bool {
 		case netif.ExtraHash:
 			p.Meta.Hash, p.Meta.Hashed = e.Hash(), true
 			q.checkHash(p.Meta.Hash, i)
+		case netif.ExtraXDP:
+			p.Meta.Headroom = e.Headroom()
+			if q.headroom == (headroom{}) || p.Meta.Headroom == 0 || [4]byte(e.Body[2:]) != [4]byte{} {
+				q.violate(RuleExtra, "rx", i, "%v: % x", e.Type, e.Body)
+			}
 		default:
 			q.violate(RuleExtra, "rx", i, "%v", e.Type)
 		}
@@ -318,6 +323,9 @@ func (q *Queue) count(p *Packet) {
 	}
 	if p.Meta.Hashed {
 		s.RxHash++
+	}
+	if p.Meta.Headroom != 0 {
+		s.RxXDP++
 	}
 	switch {
 	case p.Meta.CsumBlank:

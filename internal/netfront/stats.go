@@ -22,6 +22,7 @@ type Stats struct {
 	RxMulti     uint64 `json:"rx_multi"` // packets of several data slots
 	RxGSO       uint64 `json:"rx_gso"`
 	RxHash      uint64 `json:"rx_hash"`   // packets with a hash
+	RxXDP       uint64 `json:"rx_xdp"`    // packets with room before them
 	RxAstray    uint64 `json:"rx_astray"` // packets that the guest's hashing wants on another queue
 	RxCsumBlank uint64 `json:"rx_csum_blank"`
 	RxValidated uint64 `json:"rx_validated"` // checksum verified, not blank
@@ -62,6 +63,7 @@ func (s *Stats) Add(o Stats) {
 	s.RxMulti += o.RxMulti
 	s.RxGSO += o.RxGSO
 	s.RxHash += o.RxHash
+	s.RxXDP += o.RxXDP
 	s.RxAstray += o.RxAstray
 	s.RxCsumBlank += o.RxCsumBlank
 	s.RxValidated += o.RxValidated

@@ -22,7 +22,8 @@ type Meta struct {
 	GSOSize       uint16
 	GSOType       netif.GSOType // netif.GSONone: not to be segmented
 	Hash          netif.HashInfo
-	Hashed        bool // Hash is there
+	Hashed        bool   // Hash is there
+	Headroom      uint16 // bytes before the data, of a received packet
 }
 
 // txSide is the tx half of a queue. A data slot always has a page, and its

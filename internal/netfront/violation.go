@@ -34,6 +34,7 @@ const (
 	RuleCsum                     // a checksum that is wrong
 	RuleOutsideWrite             // octets written outside of the announced ones
 	RuleHash                     // a hash that is not the packet's, or none
+	RuleHeadroom                 // not the room before a packet that was asked for
 	numRules
 )
 
@@ -58,6 +59,7 @@ var ruleNames = [numRules]string{
 	"wrong checksum",
 	"rx page written outside of the data",
 	"rx hash",
+	"rx headroom",
 }
 
 func (r Rule) String() string {

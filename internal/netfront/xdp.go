@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package netfront
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+)
+
+// xdpHeadroomKey is the frontend's key that says how many bytes are to be free before
+// each packet.
+const xdpHeadroomKey = "xdp-headroom"
+
+// SetXDPHeadroom asks for n bytes before each packet, as Linux's netfront does when a
+// program is attached or detached (xennet_xdp_set): Reconfiguring, the key, and when
+// the backend is Reconfigured, Connected again. Later connections ask for it, too.
+func (d *Device) SetXDPHeadroom(ctx context.Context, n uint16) error {
+	if !d.offers.XDPHeadroom {
+		return fmt.Errorf("%w: it does not say feature-xdp-headroom", ErrRefused)
+	}
+	if err := d.switchState(StateReconfiguring); err != nil {
+		return err
+	}
+	if err := d.WriteKey(xdpHeadroomKey, strconv.Itoa(int(n))); err != nil {
+		return err
+	}
+	if _, err := d.WaitBackend(ctx, StateReconfigured); err != nil {
+		return err
+	}
+	d.cfg.XDPHeadroom = n
+	return d.switchState(StateConnected)
+}
+
+// headroom is what a backend is held to. Packets from before a change may come until the
+// first from after it.
+type headroom struct{ now, before uint16 }
+
+// ExpectXDPHeadroom holds the backend to n bytes before each packet from now on.
+func (q *Queue) ExpectXDPHeadroom(n uint16) {
+	q.headroom.before, q.headroom.now = q.headroom.now, n
+}
+
+// judgeHeadroom holds a packet to the headroom. A program that looks at it knows nothing
+// of flags, so with headroom nothing may be left to be done to it.
+func (q *Queue) judgeHeadroom(p *Packet) {
+	h, m := &q.headroom, &p.Meta
+	switch m.Headroom {
+	case h.now:
+		h.before = h.now
+	case h.before:
+	default:
+		q.violate(RuleHeadroom, "rx", p.start, "%d bytes, want %d", m.Headroom, h.now)
+	}
+	switch at := p.frags[0].offset; {
+	case m.Headroom == 0:
+	case at != m.Headroom:
+		q.violate(RuleHeadroom, "rx", p.start, "%d bytes, but the data is at %d", m.Headroom, at)
+	case m.CsumBlank || m.GSOSize != 0:
+		q.violate(RuleHeadroom, "rx", p.start, "blank checksum %t, segments of %d", m.CsumBlank, m.GSOSize)
+	}
+}
