@@ -28,7 +28,8 @@ An interface that is no port of a plain Linux bridge gets its place by running t
 vif's hotplug script again, which takes longer.
 
 It refuses where the guest would lose what it told the kernel and tells once only: a
-hash configuration by its control ring (Windows), or room for an XDP program.
+hash configuration by its control ring (Windows). An XDP program that the guest has
+attached goes on.
 
 It holds until the guest is destroyed, saved or migrated; for ever it is
 script=vif-netbackd in the guest's config. "netbackd release" is the way back.`,

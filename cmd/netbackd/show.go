@@ -182,6 +182,9 @@ func writeShow(w io.Writer, s *vif.Status, now time.Time) error {
 	}
 	row("rate", "%s", s.Rate)
 	row("features", "%s", orNone(strings.Join(s.Features, " ")))
+	if s.Headroom != 0 {
+		row("xdp headroom", "%d bytes", s.Headroom)
+	}
 	if len(s.Mcast) > 0 {
 		row("multicast", "%s", strings.Join(s.Mcast, " "))
 	}

@@ -289,7 +289,7 @@ func (m *Mover) begin(id ID, from string) (*move, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", id.Name(), err)
 	}
-	mv.connected = state == "4"
+	mv.connected = state == "4" || state == "8" // from a guest that has reconfigured
 	if mv.from, err = placeOf(from); err != nil {
 		return nil, err
 	}

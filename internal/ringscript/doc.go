@@ -74,7 +74,7 @@
 //	req-prod tx|rx N                   add to req_prod
 //	rsp-event tx|rx N                  ask for an event at the N-th response from now
 //	answers [IDS=okay|error|dropped | null]...
-//	filled [IDS=LEN[@OFF][:FLAG+FLAG...] | IDS=error | extra=gso:TYPE:SIZE]...
+//	filled [IDS=LEN[@OFF][:FLAG+FLAG...] | IDS=error | extra=gso:TYPE:SIZE | extra=xdp:N]...
 //	content NAME IDS...                these buffers hold the frame, and no more
 //	armed tx|rx [N]                    wait until req_event is N past req_prod
 //	event tx|rx|none                   wait for an event; none: none has come
@@ -110,7 +110,7 @@
 //	hashing ALGORITHM TYPES KEY/LENGTH MAPPING, or no
 //	steered hash|host                  who chooses the queue
 //	static N...                        static grants of each queue
-//	grants N, ports N, mcast [MAC]..., features [NAME]...
+//	grants N, ports N, headroom N, mcast [MAC]..., features [NAME]...
 //	reset                              netbackd reset
 //
 // After the last line the device is closed; no drop may be left that the script did

@@ -173,6 +173,7 @@ var directives = map[string]func(*args) action{
 	"static":      parseWords("static"),
 	"grants":      parseNumberFact("grants"),
 	"ports":       parseNumberFact("ports"),
+	"headroom":    parseNumberFact("headroom"),
 	"mcast":       parseMcast,
 	"features":    parseWords("features"),
 	"reset":       plain((*player).reset),

@@ -322,6 +322,8 @@ func sayExtra(e netif.ExtraInfo) string {
 		if h := e.Hash(); h.Algorithm == netif.HashAlgorithmToeplitz && int(h.Type) < len(hashTypes) {
 			return fmt.Sprintf("extra=hash:%s:%08x", hashTypes[h.Type], h.Value)
 		}
+	case netif.ExtraXDP:
+		return fmt.Sprintf("extra=xdp:%d", e.Headroom())
 	}
 	return fmt.Sprintf("extra=%v", e.Type)
 }

@@ -108,6 +108,7 @@ var facts = map[string]func(*vif.Status) string{
 	"stalled":     func(s *vif.Status) string { return choose(s.Stalled, "yes", "no") },
 	"grants":      func(s *vif.Status) string { return strconv.Itoa(s.Grants) },
 	"ports":       func(s *vif.Status) string { return strconv.Itoa(s.Ports) },
+	"headroom":    func(s *vif.Status) string { return strconv.Itoa(s.Headroom) },
 	"mcast":       func(s *vif.Status) string { return strings.Join(s.Mcast, " ") },
 	"features":    func(s *vif.Status) string { return strings.Join(s.Features, " ") },
 	"served":      served,

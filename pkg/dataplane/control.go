@@ -27,7 +27,7 @@ func (c *Conn) SetHash(h *Hash) error {
 // published is as was set.
 func (c *Conn) SetXDPHeadroom(n uint16) error {
 	for _, q := range c.queues {
-		if err := q.worker.call(func() error { q.setXDPHeadroom(min(int(n), MaxXDPHeadroom)); return nil }); err != nil {
+		if err := q.call(func() error { q.setXDPHeadroom(min(int(n), MaxXDPHeadroom)); return nil }); err != nil {
 			return err
 		}
 	}

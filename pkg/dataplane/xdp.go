@@ -43,7 +43,7 @@ func (q *Queue) setXDPHeadroom(n int) {
 	}
 	q.reckon()
 	if !q.hold.empty() {
-		q.worker.schedule(q) // the first of them may need fewer slots now
+		q.worker.Load().schedule(q) // the first of them may need fewer slots now
 	}
 }
 

@@ -162,14 +162,15 @@ func (v *Vif) open(l *link) error {
 			GSOTCPv4: f.gsoTCPv4,
 			GSOTCPv6: f.gsoTCPv6,
 		},
-		SG:       f.sg,
-		RxNotify: f.rxNotify,
-		VnetHdr:  v.cfg.Offload,
-		Limiter:  &v.limiter,
-		Mcast:    &v.mcast,
-		Drain:    v.cfg.Drain,
-		Stall:    v.cfg.Stall,
-		Notice:   v.noticeOf(l),
+		SG:          f.sg,
+		XDPHeadroom: l.front.headroom,
+		RxNotify:    f.rxNotify,
+		VnetHdr:     v.cfg.Offload,
+		Limiter:     &v.limiter,
+		Mcast:       &v.mcast,
+		Drain:       v.cfg.Drain,
+		Stall:       v.cfg.Stall,
+		Notice:      v.noticeOf(l),
 	}
 	if err := v.openControl(l, queues, &cfg); err != nil {
 		return err
@@ -271,6 +272,7 @@ func (v *Vif) disconnect() {
 	v.discard(l)
 	v.saveRecord()
 	v.mcastWatch.close()
+	v.keyWatch.close()
 	v.log.Info("disconnected")
 }
 

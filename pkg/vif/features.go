@@ -77,6 +77,6 @@ func offers(maxQueues int, offload bool, control ControlRings) []published {
 		{"multi-queue-max-queues", strconv.Itoa(maxQueues)},
 		{"feature-ctrl-ring", bit(control&ControlSlot != 0)},
 		{"feature-control-ring", bit(control&ControlStream != 0)},
-		{"feature-xdp-headroom", "0"},
+		{"feature-xdp-headroom", "1"},
 	}
 }

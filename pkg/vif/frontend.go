@@ -35,6 +35,7 @@ func (g guestNodes) Read(path string) (string, error) {
 // frontend is what a frontend published for one connection.
 type frontend struct {
 	features features
+	headroom uint16 // bytes to be free before each packet to the guest
 	queues   []queueKeys
 	ctrl     ctrlKeys
 }
@@ -73,6 +74,7 @@ func readFrontend(r reader, dir string, maxQueues int, control ControlRings) (*f
 		v, ok := k.get("request-rx-copy")
 		k.fail(&KeyError{Key: "request-rx-copy", Value: v, Missing: !ok, Want: "1: page flipping is not supported"})
 	}
+	f.headroom = k.headroom()
 	n := uint64(1)
 	if v, ok := k.get("multi-queue-num-queues"); ok {
 		n = k.number("multi-queue-num-queues", v, 1, uint64(maxQueues))
@@ -108,7 +110,7 @@ func (f *frontend) sameRings(other *frontend) bool {
 	return f != nil && other != nil && slices.Equal(f.queues, other.queues) && f.ctrl == other.ctrl
 }
 
-// same reports whether both say the same.
+// same reports whether both would connect in the same way.
 func (f *frontend) same(other *frontend) bool {
 	return f.sameRings(other) && f.features == other.features
 }

@@ -85,6 +85,10 @@ func TestReadFrontend(t *testing.T) {
 			frontend{features: one, queues: []queueKeys{{8, 9, 3, 3}}, ctrl: ctrlKeys{true, 10, 5}}},
 		{"a control ring that was withdrawn", oneQueue.with("ctrl-ring-ref", "", "event-channel-ctrl", ""), frontend{features: one, queues: []queueKeys{{8, 9, 3, 3}}}},
 		{"a channel for no control ring", oneQueue.with("event-channel-ctrl", "x"), frontend{features: one, queues: []queueKeys{{8, 9, 3, 3}}}},
+		{"headroom", oneQueue.with("xdp-headroom", "256"), frontend{features: one, headroom: 256, queues: []queueKeys{{8, 9, 3, 3}}}},
+		{"no headroom", oneQueue.with("xdp-headroom", "0"), frontend{features: one, queues: []queueKeys{{8, 9, 3, 3}}}},
+		{"withdrawn headroom", oneQueue.with("xdp-headroom", ""), frontend{features: one, queues: []queueKeys{{8, 9, 3, 3}}}},
+		{"too much headroom", oneQueue.with("xdp-headroom", "65535"), frontend{features: one, headroom: 0x7FFF, queues: []queueKeys{{8, 9, 3, 3}}}},
 		{"largest numbers", oneQueue.with("tx-ring-ref", "4294967295", "event-channel", "131071"), frontend{features: one, queues: []queueKeys{{4294967295, 9, 131071, 131071}}}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -118,6 +122,7 @@ func TestBadKeys(t *testing.T) {
 		{oneQueue, "event-channel", append([]string{"-", "0", "131072"}, numbers...), port},
 		{ctrlRing, "ctrl-ring-ref", numbers[1:], gref},
 		{ctrlRing, "event-channel-ctrl", append([]string{"-", "0", "131072"}, numbers...), port},
+		{oneQueue, "xdp-headroom", append([]string{"65536"}, numbers[1:]...), "a number from 0 to 65535"},
 		{twoQueues, "queue-0/tx-ring-ref", append([]string{"-"}, numbers...), gref},
 		{twoQueues, "queue-1/rx-ring-ref", append([]string{"-"}, numbers...), gref},
 		{twoQueues, "queue-1/event-channel-tx", append([]string{"0"}, numbers...), port},
@@ -185,7 +190,7 @@ func TestOffers(t *testing.T) {
 		"feature-rx-copy": "1", "feature-rx-flip": "0",
 		"feature-multicast-control": "1", "feature-dynamic-multicast-control": "1",
 		"feature-split-event-channels": "1", "multi-queue-max-queues": "4",
-		"feature-ctrl-ring": "1", "feature-control-ring": "0", "feature-xdp-headroom": "0",
+		"feature-ctrl-ring": "1", "feature-control-ring": "0", "feature-xdp-headroom": "1",
 	}
 	if diff := cmp.Diff(want, read(offers(4, true, ControlSlot))); diff != "" {
 		t.Errorf("unexpected keys (-want +got):\n%s", diff)

@@ -198,32 +198,6 @@ func TestOtherRings(t *testing.T) {
 	w.wantHeld("4 pages, 2 handles, 4 ports")
 }
 
-// TestReconfiguring: netfront waits for the answer without limit.
-func TestReconfiguring(t *testing.T) {
-	w := newWorld(t)
-	w.up(1)
-	for _, answer := range []string{"reconfigured", ""} { // which stands
-		w.frontState(Reconfiguring)
-		w.wantSteps(answer)
-		w.wantState("8")
-		w.wantHeld("2 pages, 1 handles, 1 ports")
-		w.frontState(Connected)
-		w.wantSteps("")
-		w.wantHeld("2 pages, 1 handles, 1 ports")
-		if s := w.status(); s.State != Connected {
-			t.Errorf("state %v", s.State)
-		}
-	}
-	w.frontState(Closing)
-	w.wantSteps("disconnect closing")
-	w.wantState("5")
-	w.frontState(Reconfiguring)
-	w.wantSteps("reconfigured")
-	w.frontState(Closed)
-	w.wantSteps("closed")
-	w.wantState("6")
-}
-
 // TestStateIsWrittenByAStranger: a device that is Initialising again has another TAP,
 // which the hotplug script has not seen.
 func TestStateIsWrittenByAStranger(t *testing.T) {

@@ -18,6 +18,7 @@ type situation struct {
 	quarantined bool // these rings are not to be touched
 	bare        bool // InitWait, but no TAP: a predecessor's work, or somebody deleted it
 	claimed     bool // another back end has served these rings until now
+	unsaid      bool // it reconfigures, and may not have said yet what
 
 	// node is what the vif's node shows, Unknown if that is no state. It is not
 	// own after the answer to Reconfiguring, when the toolstack detaches, and when
@@ -40,6 +41,7 @@ const (
 	stepClosed                       // show Closed
 	stepReconfigured                 // answer Reconfiguring
 	stepDetaching                    // show the toolstack's Closing again
+	stepAwaitKey                     // look again when the frontend has had time to write its key
 	stepUnregister                   // remove the TAP; the device is gone
 	stepGrace                        // look again when the frontend's time is up
 	stepUnexpected                   // say that no frontend goes where this one is
@@ -47,7 +49,7 @@ const (
 
 var stepNames = [...]string{
 	"none", "publish", "tap", "connect", "disconnect", "plug", "init-wait", "connected",
-	"closing", "closed", "reconfigured", "detaching", "unregister", "grace", "unexpected",
+	"closing", "closed", "reconfigured", "detaching", "await-key", "unregister", "grace", "unexpected",
 }
 
 func (s step) String() string { return stepNames[s] }
@@ -164,6 +166,10 @@ func (p *planner) answer() {
 	}
 	if p.own == Initialising || p.own == Closed && !p.online {
 		return // there is no device yet, or no more
+	}
+	if p.unsaid && p.own == Connected {
+		p.add(stepAwaitKey)
+		return
 	}
 	p.node = Reconfigured
 	p.add(stepReconfigured)

@@ -18,13 +18,13 @@ var (
 func situations(f func(situation)) {
 	for _, own := range allOwn {
 		for _, front := range allFront {
-			for bits := range 1 << 11 * len(allFront) {
+			for bits := range 1 << 12 * len(allFront) {
 				bit := func(i int) bool { return bits>>i&1 != 0 }
 				f(situation{
-					own: own, front: front, node: allFront[bits>>11],
+					own: own, front: front, node: allFront[bits>>12],
 					online: bit(0), detach: bit(1), forced: bit(2), connected: bit(3),
 					stale: bit(4), plugged: bit(5), live: bit(6), refused: bit(7), quarantined: bit(8), bare: bit(9),
-					claimed: bit(10),
+					claimed: bit(10), unsaid: bit(11),
 				})
 			}
 		}
@@ -44,6 +44,7 @@ func (s situation) possible() bool {
 		s.claimed && s.connected,
 		s.node == Initialising && s.own != Initialising, // a toolstack made it anew
 		s.own == Initialising && s.node != Initialising && s.node != Unknown && !(s.detach && s.node == Closing),
+		s.unsaid && (s.front != Reconfiguring || s.own != Connected || s.node == Reconfigured || s.detach),
 		s.quarantined && s.connected:
 		return false
 	}
@@ -166,12 +167,19 @@ func judge(s situation, steps []step) string {
 			if s.front != Reconfiguring || node == Reconfigured || went == Initialising {
 				return "answers what was not asked, or twice"
 			}
+			if s.unsaid && went == Connected {
+				return "answers before the frontend has said what it wants"
+			}
 			node = Reconfigured
 		case stepDetaching:
 			if !s.detach || node == Closing {
 				return "shows a wish that the toolstack does not have, or that is shown"
 			}
 			node = Closing
+		case stepAwaitKey:
+			if went != Connected || !s.unsaid {
+				return "waits for a key that will not come"
+			}
 		case stepUnregister:
 			if connected || node != Closed {
 				return "unregisters what is in use"
@@ -215,7 +223,9 @@ func judge(s situation, steps []step) string {
 		return "keeps rings that a new frontend knows nothing of"
 	case s.refused && went != Closed && s.front != Closing:
 		return "stays up although it was refused"
-	case s.front == Reconfiguring && node != Reconfigured && went != Initialising && !(went == Closed && !s.online):
+	case s.unsaid && !slices.Contains(steps, stepAwaitKey) && went == Connected:
+		return "does not wait for what the frontend wants"
+	case s.front == Reconfiguring && node != Reconfigured && !(s.unsaid && went == Connected) && went != Initialising && !(went == Closed && !s.online):
 		return "leaves a frontend without the answer that it waits for"
 	case s.front != Reconfiguring && node == Reconfigured && went != Connected:
 		return "lets an answer stand for where it is"
@@ -266,7 +276,7 @@ func (s situation) after(steps []step) (_ situation, ok bool) {
 			s.node = Reconfigured
 		case stepDetaching:
 			s.node = Closing
-		case stepUnexpected:
+		case stepAwaitKey, stepUnexpected:
 			return s, false
 		}
 	}
@@ -290,6 +300,7 @@ func TestPlan(t *testing.T) {
 				"shows5":      func() { s.node = Closing },
 				"shows6":      func() { s.node = Closed },
 				"shows8":      func() { s.node = Reconfigured },
+				"unsaid":      func() { s.unsaid = true },
 				"offline":     func() { s.online = false },
 				"detach": func() {
 					s.online, s.detach = false, true
@@ -362,6 +373,8 @@ func TestPlan(t *testing.T) {
 		{"other rings while Connected", with(up(Connected, Connected), running+" stale"), "disconnect connect plug"},
 		{"other rings before hotplug", with(up(InitWait, Connected), "connected stale"), "disconnect connect"},
 		{"taken over from a predecessor", with(up(Connected, Connected), "plugged"), "connect plug"},
+		{"frontend reconfigures and has not said how", with(up(Connected, Reconfiguring), running+" unsaid"), "await-key"},
+		{"taken over in mid reconfiguration, and it has not said how", with(up(Connected, Reconfiguring), "plugged unsaid"), "connect plug await-key"},
 		{"taken over in mid reconfiguration", with(up(Connected, Reconfiguring), "plugged"), "connect plug reconfigured"},
 		{"taken over, but the TAP was deleted", up(Connected, Connected), "connect"},
 		{"hotplug done again for a new TAP", with(up(Connected, Connected), "connected plugged"), "plug"},

@@ -163,6 +163,9 @@ func (v *Vif) readFront() error {
 		v.front = Closed
 		return nil
 	}
+	if err := v.watchKey(); err != nil {
+		return err
+	}
 	v.guestMTU, _ = v.cfg.Store.Read(v.nodes.front + "/mtu") // the script may have written it
 	if v.front != Connected && v.front != Reconfiguring {
 		return nil
@@ -240,6 +243,7 @@ func (v *Vif) situation() situation {
 		claimed:   v.claimed,
 		node:      v.nodes.state,
 	}
+	s.unsaid = v.front == Reconfiguring && s.own == Connected && s.node != Reconfigured && !s.detach && !v.reconf.over()
 	s.forced = s.detach && !time.Now().Before(v.detachAt)
 	s.stale = s.connected && v.offer.rings != nil && v.isStale()
 	if v.tried != nil && !v.tried.same(v.attempt()) || v.reason != "" && v.barredRenewed() {
@@ -279,6 +283,7 @@ func (v *Vif) watch() error {
 func (v *Vif) unwatch() {
 	v.frontWatch.close()
 	v.mcastWatch.close()
+	v.keyWatch.close()
 }
 
 // watch is a watch of at most one path.

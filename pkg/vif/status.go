@@ -40,6 +40,7 @@ type Status struct {
 	GuestMTU   int               `json:"mtu_guest,omitempty"`      // as the guest is told, 1500 if it is told nothing
 	Rate       string            `json:"rate"`
 	Features   []string          `json:"features"`
+	Headroom   int               `json:"xdp_headroom,omitempty"` // bytes before each packet to the guest
 	Mcast      []string          `json:"multicast"`
 	Since      time.Time         `json:"connected_since,omitzero"`
 	Grants     int               `json:"grants_mapped"`     // ring pages, for as long as the vif is connected
@@ -119,7 +120,7 @@ func (v *Vif) status() Status {
 	totals := v.totals
 	if l := v.link; l != nil {
 		s.Grants, s.Ports = len(l.mappings), l.ports
-		s.Features = l.front.features.names()
+		s.Features, s.Headroom = l.front.features.names(), min(int(l.front.headroom), dataplane.MaxXDPHeadroom)
 		if l.control != nil {
 			s.Control = l.control.shown.Load()
 		}

@@ -60,6 +60,9 @@ func (v *Vif) round() error {
 	v.dropSpares()
 	v.followRate()
 	v.followMcast()
+	if err := v.followHeadroom(); err != nil {
+		return err
+	}
 	now := v.situation()
 	v.spoke = false
 	for _, s := range plan(now) {
@@ -114,6 +117,8 @@ func (v *Vif) take(s step) error {
 		return v.write(Reconfigured)
 	case stepDetaching:
 		return v.write(Closing)
+	case stepAwaitKey:
+		v.wakeIn(max(time.Until(v.reconf.since.Add(keyGrace)), 0) + time.Millisecond)
 	case stepUnregister:
 		v.unregister()
 	case stepGrace:

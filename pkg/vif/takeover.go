@@ -7,14 +7,10 @@ import (
 	"fmt"
 )
 
-// What a guest settles with a back end once, so that a change of back ends loses it.
-var (
-	// ErrCtrlRing: the guest has said through its control ring how to spread packets
-	// over the queues, and which pages stay mapped.
-	ErrCtrlRing = errors.New("its guest has a control ring, and would not tell another back end what it has settled there")
-	// ErrXDP: the guest has had the other back end leave room before each packet.
-	ErrXDP = errors.New("its guest runs an XDP program on the interface and needs room before each packet")
-)
+// ErrCtrlRing: the guest has said through its control ring how to spread packets over
+// the queues, and which pages stay mapped. It says that once, so that a change of back
+// ends loses it.
+var ErrCtrlRing = errors.New("its guest has a control ring, and would not tell another back end what it has settled there")
 
 // ctrlRingKey is the frontend's key by which it has a control ring.
 const ctrlRingKey = "ctrl-ring-ref"
@@ -28,20 +24,17 @@ func CanTakeOver(s Store, path string, maxQueues int) error {
 		return err
 	}
 	switch n.state {
-	case Initialising, InitWait, Connected:
+	case Initialising, InitWait, Connected, Reconfigured:
 	default:
 		return fmt.Errorf("%w: it is %v", ErrNotOpen, n.state)
 	}
 	k := keyReader{r: guestNodes{s}, dir: n.front}
 	state, _ := k.get("state")
-	if front, err := parseState(state); k.err != nil || err != nil || front != Connected {
+	if front, err := parseState(state); k.err != nil || err != nil || front != Connected && front != Reconfiguring {
 		return k.err // nothing is settled yet
 	}
 	if _, has := k.get(ctrlRingKey); has {
 		return ErrCtrlRing
-	}
-	if room, has := k.get("xdp-headroom"); has && room != "0" {
-		return ErrXDP
 	}
 	if k.err != nil {
 		return k.err

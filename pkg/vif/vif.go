@@ -110,6 +110,8 @@ type Vif struct {
 	spoke      bool // the frontend has written its state since the last plan was made
 	frontWatch watch
 	mcastWatch watch
+	keyWatch   watch           // headroom.go
+	reconf     reconfiguration // the same
 
 	// Where the vif is. own is Unknown until the node was first read; shown
 	// is what stood there last.
@@ -170,7 +172,7 @@ func (v *Vif) Poke() {
 func (v *Vif) SetStore(s Store) {
 	v.call(context.Background(), func() {
 		v.cfg.Store = s
-		v.frontWatch, v.mcastWatch = watch{}, watch{} // they went with the connection
+		v.frontWatch, v.mcastWatch, v.keyWatch = watch{}, watch{}, watch{} // they went with the connection
 		v.Poke()
 	})
 }
@@ -213,9 +215,9 @@ func (v *Vif) Run(ctx context.Context) {
 	for !gone && !v.left {
 		// While the vif waits for its turn nothing wakes it that would only
 		// make it look.
-		poke, front, mcast := v.poke, v.frontWatch.events(), v.mcastWatch.events()
+		poke, front, mcast, key := v.poke, v.frontWatch.events(), v.mcastWatch.events(), v.keyWatch.events()
 		if v.waiting {
-			poke, front, mcast = nil, nil, nil
+			poke, front, mcast, key = nil, nil, nil, nil
 		}
 		select {
 		case <-ctx.Done():
@@ -235,6 +237,9 @@ func (v *Vif) Run(ctx context.Context) {
 			v.spoke = true
 		case _, ok := <-mcast:
 			v.mcastWatch.heard(ok)
+		case _, ok := <-key:
+			v.keyWatch.heard(ok)
+			v.reconf.events++
 		}
 		wait := v.pace(time.Now())
 		if v.waiting = wait > 0; v.waiting {

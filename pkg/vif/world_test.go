@@ -295,7 +295,7 @@ func (w *world) settle() string {
 		// An answer that stands, and what is left of the device, are looked
 		// after each time, to no effect.
 		busy := slices.ContainsFunc(steps, func(s string) bool {
-			return s != "unregister" && s != "grace" && s != "reconfigured" && s != "tap"
+			return s != "unregister" && s != "grace" && s != "reconfigured" && s != "await-key" && s != "tap"
 		})
 		if busy || i == 0 {
 			all = append(all, steps...)

@@ -421,7 +421,6 @@ reopen
 case keys nobody knows
 rings
 key feature-warp 9
-key xdp-headroom no
 key queue-0/tx-ring-ref junk
 connect
 features rx-copy rx-notify sg csum-ipv4

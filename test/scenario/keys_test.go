@@ -154,7 +154,9 @@ func TestUnusualButGoodKeysOfTheFrontend(t *testing.T) {
 		{"no feature at all", map[string]string{"feature-sg": gone, "feature-rx-notify": gone}},
 		{"both channels are one", map[string]string{"event-channel-rx": f.keys()["event-channel-tx"]}},
 		{"split channels and a single one", map[string]string{"event-channel": f.keys()["event-channel-tx"]}},
-		{"keys nobody knows", map[string]string{"feature-warp": "9", "queue-0/tx-ring-ref": "junk", "xdp-headroom": "no"}},
+		{"keys nobody knows", map[string]string{"feature-warp": "9", "queue-0/tx-ring-ref": "junk"}},
+		{"headroom as Linux without a program says", map[string]string{"xdp-headroom": "0"}},
+		{"more headroom than a page", map[string]string{"xdp-headroom": "65535"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			w := w.in(t)

@@ -1,0 +1,208 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package vif
+
+import (
+	"strconv"
+	"testing"
+	"time"
+
+	"go.uber.org/zap"
+)
+
+// headroom writes the frontend's key.
+func (w *world) headroom(n int) {
+	w.t.Helper()
+	w.must(w.guest.Write(frontDir+"/"+headroomKey, strconv.Itoa(n)))
+}
+
+func (w *world) wantHeadroom(want int) {
+	w.t.Helper()
+	if got := w.status().Headroom; got != want {
+		w.t.Errorf("%d bytes of headroom, want %d", got, want)
+	}
+}
+
+// TestReconfiguring: as netfront attaches and detaches XDP programs. It waits for our
+// answer without limit, the first time. Room for a program is there before the answer,
+// and until the program is gone.
+func TestReconfiguring(t *testing.T) {
+	w := newWorld(t)
+	w.up(1)
+	w.headroom(0) // as netfront does when it connects
+	w.wantSteps("")
+	w.frontState(Reconfiguring)
+	w.wantSteps("await-key")
+	w.wantState("4")
+	w.headroom(256)
+	w.wantSteps("reconfigured")
+	w.wantState("8")
+	w.wantHeadroom(256)
+	w.frontState(Connected)
+	w.wantSteps("")
+	for _, n := range []int{0, 256, 256, 0} {
+		was := w.status().Headroom
+		w.frontState(Reconfiguring)
+		w.wantSteps("") // the node says so already
+		w.headroom(n)
+		w.wantSteps("")
+		w.wantState("8")
+		w.wantHeadroom(max(was, n))
+		w.frontState(Connected)
+		w.wantSteps("")
+		w.wantHeadroom(n)
+		w.wantHeld("2 pages, 1 handles, 1 ports")
+		if s := w.status(); s.State != Connected {
+			t.Errorf("state %v", s.State)
+		}
+	}
+	w.headroom(256) // written between two looks, with the states around it
+	w.frontState(Connected)
+	w.wantSteps("")
+	w.wantHeadroom(256)
+	w.frontState(Closing)
+	w.wantSteps("disconnect closing")
+	w.wantState("5")
+	w.wantHeadroom(0)
+	w.frontState(Reconfiguring)
+	w.wantSteps("reconfigured")
+	w.frontState(Closed)
+	w.wantSteps("closed")
+	w.wantState("6")
+}
+
+// TestReconfiguringWithoutAKey: a frontend that leaves its key as it was is answered in
+// time.
+func TestReconfiguringWithoutAKey(t *testing.T) {
+	w := newWorld(t)
+	w.up(1)
+	w.frontState(Reconfiguring)
+	w.wantSteps("await-key")
+	w.v.reconf.since = time.Now().Add(-keyGrace)
+	w.wantSteps("reconfigured")
+	w.wantState("8")
+	w.wantHeadroom(0)
+}
+
+// TestReconfiguringWithTheSameKey: netfront writes its key when one program takes the
+// place of another, too.
+func TestReconfiguringWithTheSameKey(t *testing.T) {
+	w := newWorld(t)
+	w.runConnected()
+	w.headroom(0)
+	w.frontState(Reconfiguring)
+	w.eventually("the vif waits for the key", func() bool {
+		return w.log.FilterField(zap.Stringer("step", stepAwaitKey)).Len() > 0
+	})
+	w.headroom(0)
+	w.awaitState(Reconfigured)
+}
+
+// TestReconfigurationIsOver: the first event of a watch is its own.
+func TestReconfigurationIsOver(t *testing.T) {
+	now := time.Now()
+	for _, tt := range []struct {
+		name string
+		r    reconfiguration
+		want bool
+	}{
+		{"just begun", reconfiguration{since: now}, false},
+		{"watched", reconfiguration{since: now, events: 1}, false},
+		{"the key was written", reconfiguration{since: now, events: 2}, true},
+		{"the key is another", reconfiguration{since: now, said: true}, true},
+		{"its time is over", reconfiguration{since: now.Add(-keyGrace)}, true},
+	} {
+		if got := tt.r.over(); got != tt.want {
+			t.Errorf("%s: %t", tt.name, got)
+		}
+	}
+}
+
+// TestBadHeadroom: a key that makes no sense is an error. It changes nothing for a
+// frontend that is connected, and one that connects with it is refused.
+func TestBadHeadroom(t *testing.T) {
+	w := newWorld(t)
+	w.up(1)
+	w.frontState(Reconfiguring)
+	w.headroom(256)
+	w.wantSteps("reconfigured")
+	w.must(w.guest.Write(frontDir+"/"+headroomKey, "banana"))
+	w.frontState(Connected)
+	w.wantSteps("")
+	w.wantHeadroom(256)
+	w.wantHeld("2 pages, 1 handles, 1 ports")
+	const banana = `22 frontend key "xdp-headroom" is "banana", want a number from 0 to 65535`
+	w.wantError(banana)
+	w.frontState(Initialising)
+	w.wantSteps("disconnect closing closed publish init-wait")
+	w.rings(1, false)
+	w.frontState(Connected)
+	w.wantSteps("connect closing closed")
+	w.wantError(banana)
+	w.headroom(0)
+	w.wantSteps("publish init-wait connect plug connected")
+	w.wantError("-")
+}
+
+// TestHeadroomOverARestart: a successor finds what the frontend has, whatever happened
+// while no daemon ran, and owes the answer that its predecessor owed.
+func TestHeadroomOverARestart(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		left  func(w *world)
+		away  func(w *world)
+		want  string
+		state string
+		room  int
+	}{
+		{"with a program", func(w *world) {
+			w.headroom(256)
+			w.frontState(Reconfiguring)
+			w.settle()
+			w.frontState(Connected)
+			w.settle()
+		},
+			nil, "connect plug", "8", 256},
+		{"a program meanwhile", nil, func(w *world) { w.frontState(Reconfiguring); w.headroom(256) }, "connect plug await-key", "4", 256},
+		{"a program meanwhile, with the node at Reconfigured from the last one",
+			func(w *world) {
+				w.headroom(0)
+				w.frontState(Reconfiguring)
+				w.v.reconf.since = time.Now().Add(-keyGrace)
+				w.settle()
+				w.frontState(Connected)
+				w.settle()
+			},
+			func(w *world) { w.frontState(Reconfiguring); w.headroom(256); w.frontState(Connected) }, "connect plug", "8", 256},
+		{"none any more", func(w *world) {
+			w.headroom(256)
+			w.frontState(Reconfiguring)
+			w.settle()
+			w.frontState(Connected)
+			w.settle()
+		},
+			func(w *world) { w.headroom(0) }, "connect plug", "8", 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			w := newWorld(t)
+			w.up(1)
+			if tt.left != nil {
+				tt.left(w)
+			}
+			w.v.handOver()
+			if tt.away != nil {
+				tt.away(w)
+			}
+			w.v = New(w.cfg)
+			w.wantSteps(tt.want)
+			w.wantHeadroom(tt.room)
+			if tt.state == "4" {
+				w.v.reconf.since = time.Now().Add(-keyGrace)
+				w.wantSteps("reconfigured")
+				tt.state = "8"
+			}
+			w.wantState(tt.state)
+			w.wantError("-")
+		})
+	}
+}

@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package scenario
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/netbackd/netbackd/internal/guest"
+	"github.com/netbackd/netbackd/internal/netfront"
+	"github.com/netbackd/netbackd/pkg/dataplane"
+	"github.com/netbackd/netbackd/pkg/vif"
+)
+
+const xdpHeadroom = 256 // XDP_PACKET_HEADROOM of Linux
+
+// setHeadroom has the guest ask for headroom as Linux does, and checks that packets have
+// it from then on.
+func (g *testGuest) setHeadroom(n int) {
+	g.w.t.Helper()
+	g.w.must(g.SetXDPHeadroom(g.w.ctx, "", uint16(n)))
+	g.headroom(n)
+}
+
+// headroom checks what packets have of it.
+func (g *testGuest) headroom(n int) {
+	g.w.t.Helper()
+	g.waitStatus(fmt.Sprintf("%d bytes of headroom", n), func(s *vif.Status) bool { return s.Headroom == n })
+	before := g.stats().RxXDP
+	g.pings(3)
+	if got := g.stats().RxXDP - before; (got >= 3) != (n > 0) || n == 0 && got > 0 {
+		g.w.t.Errorf("%d packets with headroom of at least 3, with %d bytes", got, n)
+	}
+}
+
+// stats is what the frontend has seen.
+func (g *testGuest) stats() netfront.Stats {
+	g.w.t.Helper()
+	s, err := g.Stats(g.w.ctx, "")
+	g.w.must(err)
+	return s.Total
+}
+
+// A guest attaches XDP programs and detaches them under TCP streams both ways, on two
+// queues. Its frontend looks at where each packet is.
+func TestXDPHeadroomUnderTraffic(t *testing.T) {
+	w := newWorld(t)
+	g := w.guest(queues(2), front(func(c *netfront.Config) { c.Strict = true }))
+	to, from := g.streamed(32<<20), g.streaming(16<<20)
+	for range 3 {
+		g.setHeadroom(xdpHeadroom)
+		g.setHeadroom(2 * xdpHeadroom)
+		g.setHeadroom(0)
+	}
+	to()
+	from()
+	g.setHeadroom(xdpHeadroom)
+	gso := g.counter(dataplane.RxGSO)
+	g.w.whole(g.tcpToGuest(g.ip, 8<<20), 8<<20)
+	g.w.whole(g.tcpToGuest(g.ip6, 1<<20), 1<<20)
+	if n := g.counter(dataplane.RxGSO) - gso; n != 0 {
+		t.Errorf("%d packets to be segmented by a program that cannot", n)
+	}
+	if n := g.counter(dataplane.RxXDPSplit); n != 0 {
+		t.Errorf("%d packets in several slots", n)
+	}
+	g.innocent()
+}
+
+// The same into pages that stay mapped.
+func TestXDPHeadroomInStaticGrants(t *testing.T) {
+	w := newWorld(t, "--static-grants=1100")
+	g := w.guest(front(func(c *netfront.Config) { c.Strict, c.Control = true, true }))
+	_, err := g.StaticGrants(w.ctx, "", 0)
+	w.must(err)
+	g.setHeadroom(xdpHeadroom)
+	ops := g.counter(dataplane.GrantOps)
+	g.w.whole(g.tcpToGuest(g.ip, 4<<20), 4<<20)
+	if n := g.counter(dataplane.GrantOps) - ops; n != 0 {
+		t.Errorf("%d grant operations", n)
+	}
+	g.setHeadroom(0)
+	g.innocent()
+}
+
+// A successor goes on with the headroom that the guest has, in the midst of a stream.
+func TestXDPHeadroomOverAKill(t *testing.T) {
+	w := newWorld(t)
+	g := w.guest()
+	g.setHeadroom(xdpHeadroom)
+	whole := g.streamed(32 << 20)
+	for range 3 {
+		seen := g.counter(dataplane.RxBytes)
+		g.waitCounter(dataplane.RxBytes, seen+1<<20)
+		w.Daemon().Kill()
+		w.must(w.StartDaemon(w.ctx))
+		g.serving()
+	}
+	whole()
+	g.headroom(xdpHeadroom)
+
+	// A guest that attaches its program while no daemon runs waits for the next one.
+	g.setHeadroom(0)
+	w.Daemon().Kill()
+	w.must(w.Store().Write(w.BackPath(g.Domid, g.Devid)+"/state", "4")) // as if it were the first time
+	attached := make(chan error)
+	go func() { attached <- g.SetXDPHeadroom(w.ctx, "", xdpHeadroom) }()
+	w.wait("the guest to ask", func() bool { return w.read(w.FrontPath(g.Domid, g.Devid)+"/state") == "7" })
+	w.must(w.StartDaemon(w.ctx))
+	w.must(<-attached)
+	g.headroom(xdpHeadroom)
+
+	// Where our node shows the last answer it does not wait.
+	w.Daemon().Kill()
+	w.must(g.SetXDPHeadroom(w.ctx, "", 0))
+	w.must(w.StartDaemon(w.ctx))
+	g.serving()
+	g.headroom(0)
+	g.innocentAfterKill()
+}
+
+// A guest that was saved and restored has its program still, and asks for headroom with
+// its new rings.
+func TestXDPHeadroomOverASuspension(t *testing.T) {
+	w := newWorld(t)
+	g := w.guest(queues(2))
+	g.setHeadroom(xdpHeadroom)
+	_, err := g.Suspend(w.ctx, guest.ConnectArgs{})
+	w.must(err)
+	g.serving()
+	g.headroom(xdpHeadroom)
+	w.must(g.Disconnect(w.ctx, ""))
+	g.waitState(vif.Closed)
+	g.reconnect()
+	g.headroom(xdpHeadroom)
+	g.innocent()
+}
+
+// Linux writes its state before the key, and may be slow.
+func TestXDPHeadroomIsNotMissed(t *testing.T) {
+	w := newWorld(t)
+	f := w.rawFront(1)
+	f.connect()
+	f.state(vif.Reconfiguring)
+	w.wait("the daemon to see it", func() bool { return f.status().Frontend == vif.Reconfiguring })
+	w.must(w.Store().Write(f.dir()+"/xdp-headroom", "256"))
+	f.waitBack(vif.Reconfigured)
+	w.wait("headroom", func() bool { return f.status().Headroom == 256 })
+	f.state(vif.Connected)
+	// From now on the frontend does not wait, and the daemon may see no state but
+	// Connected.
+	for _, n := range []string{"0", "256", "0"} {
+		f.state(vif.Reconfiguring)
+		w.must(w.Store().Write(f.dir()+"/xdp-headroom", n))
+		f.state(vif.Connected)
+		w.wait(n+" bytes of headroom", func() bool { return fmt.Sprint(f.status().Headroom) == n })
+	}
+	f.connected()
+	f.close()
+}
