@@ -31,6 +31,6 @@ func newGuestCmd() *cobra.Command {
 			return guest.Main(c.Context(), cfg, os.Stdin, os.Stdout)
 		},
 	}
-	c.AddCommand(newGuestScriptCmd(), newGuestUmpireCmd())
+	c.AddCommand(newGuestScriptCmd(), newGuestUmpireCmd(), newGuestXDPCmd())
 	return c
 }
