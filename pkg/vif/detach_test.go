@@ -444,10 +444,11 @@ func TestHiddenFrontend(t *testing.T) {
 
 	w.must(w.tool.Remove(backDir))
 	w.must(w.tool.Remove(frontDir))
-	w.attach("hotplug-status", "connected")
+	w.attach()
 	w.allow("/local/domain/0/backend", 9, domid)
 	w.allow(frontDir, domid, 9)
 	w.wantSteps("publish init-wait")
+	w.plugIn()
 	w.rings(1, false)
 	w.frontState(Connected)
 	w.wantSteps("connect plug connected")
