@@ -330,3 +330,33 @@ func TestJournalWithoutRoom(t *testing.T) {
 		t.Errorf("got error %v, want %v", err, unix.ENOSPC)
 	}
 }
+
+// TestAJournalThatIsCutShort costs its vif, and nobody else: stores to what is not in
+// the file any more are SIGBUS.
+func TestAJournalThatIsCutShort(t *testing.T) {
+	netns.NeedTUN(t)
+	inModes(t, allModes[:2], func(t *testing.T, m mode) {
+		path := filepath.Join(t.TempDir(), "ring")
+		j := openJournal(t, path, testRings(8, 9))
+		t.Cleanup(func() { _ = j.Close() })
+		b := newBed(t, m, setup{cfg: full, journals: []*Journal{j}})
+		b.settle()
+		must(t, os.Truncate(path, 0))
+		f := b.front()
+		f.put(packet{frame: udp(18, 1)})
+		f.push()
+		b.settle()
+		if b.breach() == nil {
+			t.Error("no breach")
+		}
+		b.notices, b.warned = nil, nil
+		b.disconnect()
+		b.connect(m, &setup{cfg: full}) // another one, on the same worker
+		want := b.front().put(packet{frame: udp(18, 1)})
+		b.front().push()
+		b.settle()
+		if diff := cmp.Diff(want, b.front().answers()); diff != "" {
+			t.Errorf("answers to another vif (-want +got):\n%s", diff)
+		}
+	})
+}

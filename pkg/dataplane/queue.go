@@ -135,7 +135,7 @@ func (q *Queue) setHash(h *Hash) {
 
 // reckon works out what depends on the extras of packets and on where they begin.
 func (q *Queue) reckon() {
-	q.large = false // what comes next may have other extras
+	q.large, q.largeExtras = false, 0 // what comes next may have other extras
 	q.slotsPerRead = int(q.slotsOf(q.maxRx) + q.xdpExtra)
 	if q.guest.GSOTCPv4 || q.guest.GSOTCPv6 {
 		q.slotsPerRead++

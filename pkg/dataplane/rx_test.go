@@ -604,6 +604,40 @@ func TestRxBacklog(t *testing.T) {
 	})
 }
 
+// TestReadsAreComparedOnTheQueuesFile, whatever number that gets, and not on that of
+// another queue.
+func TestReadsAreComparedOnTheQueuesFile(t *testing.T) {
+	inModes(t, allModes[:1], func(t *testing.T, m mode) {
+		if !m.uring {
+			t.Skip("no io_uring")
+		}
+		b := newBed(t, m, setup{cfg: full, queues: 2})
+		b.w.detach(b.queue()) // number 0 is free, and has no file
+		other := b.conn.queues[1]
+		b.w.detach(other)
+		b.w.queues = []*Queue{b.queue(), nil} // as if it were taken
+		b.fronts[1].events.rebind()
+		c, err := newConn(full, []QueueConfig{func() QueueConfig {
+			q := b.fronts[1].config()
+			q.Tap = b.tap.Queue(1)
+			return q
+		}()})
+		must(t, err)
+		q := c.queues[0]
+		q.worker.Store(b.w)
+		b.w.compared = false
+		must(t, b.w.attach(q))
+		if q.id != 1 || !b.w.compared {
+			t.Fatalf("number %d, compared %v", q.id, b.w.compared)
+		}
+		if r := b.w.cqes[0].Res; r == -int32(unix.EBADF) {
+			t.Error("compared on a file that is not there")
+		}
+		b.w.detach(q)
+		b.w.queues[0] = nil
+	})
+}
+
 // TestRxReadsInVain: what is read with io_uring is what there is, nearly, once
 // backlogs are like those before.
 func TestRxReadsInVain(t *testing.T) {
@@ -690,7 +724,7 @@ func TestRxWhereIoUringIsDear(t *testing.T) {
 			b.host.sendPlain(want...)
 			q := b.queue()
 			b.w.compared = false
-			b.w.compareReads(q)
+			b.w.compareReads(q, q.id)
 			if !b.w.compared {
 				t.Error("nothing was compared")
 			}

@@ -45,7 +45,7 @@ func (w *worker) rxLarge(q *Queue, b *rxBatch) (end bool) {
 		want = 1 // see Queue.ran
 	}
 	for i := range want {
-		if int(b.free) < q.slotsPerRead || !w.aim(q, b) {
+		if b.free < slotsOf(q.maxRx)+q.largeExtras || !w.aim(q, b) {
 			q.rxRun += i
 			return i > 0
 		}

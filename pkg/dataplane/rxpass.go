@@ -293,7 +293,7 @@ func (w *worker) takeFrames(q *Queue, b *rxBatch, frames []rxFrame) (some bool) 
 	plain := q.xdpRoom == 0 && q.hash == nil && q.steer == nil && q.moving == nil && !q.conn.cfg.Mcast.filter.Load()
 	for i := range frames {
 		f := frames[i]
-		if q.large = f.n > smallPacket; q.large || f.overruns(q.vnetLen) {
+		if q.large = f.n-q.vnetLen > smallPacket; q.large || f.overruns(q.vnetLen) {
 			some = true
 			f.at = w.toPageStart(f, q.vnetLen)
 		}

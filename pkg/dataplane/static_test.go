@@ -532,3 +532,69 @@ func TestControlOfTables(t *testing.T) {
 		}
 	})
 }
+
+// TestLargeReadAfterHashingEnds: packets take a slot less each from then on, and none is
+// read into a page that the guest has not posted. The first one is just small enough to
+// be read as small ones are, but for its vnet header, and leaves 18 slots for one that
+// goes into 17 pages.
+func TestLargeReadAfterHashingEnds(t *testing.T) {
+	inModes(t, allModes[:2], func(t *testing.T, m mode) {
+		for n := 2037; n <= smallPacket; n++ {
+			b := newBed(t, m, setup{cfg: full})
+			f := b.front()
+			f.allStatic()
+			f.post(60)
+			b.settle()
+			b.queue().setHash(&Hash{Hasher: hasher(t), Types: toeplitz.AllTypes})
+			hashed := partial(tcp(4, 50000))
+			for range 2 { // of 13 pages and 2 extras each; the second one is read into pages
+				b.host.send(hostFrame{vnetOf(hashed, 1448), hashed.Bytes()})
+				b.settle()
+			}
+			if got := f.received(); len(got) != 2 || b.queue().largeExtras != 2 {
+				t.Fatalf("%d packets, %d extras of the last one", len(got), b.queue().largeExtras)
+			}
+			b.queue().setHash(nil)
+			avail, err := b.queue().rx.Available()
+			must(t, err)
+			if avail > 19 {
+				for range avail - 19 {
+					b.host.sendPlain(udp(18, 1))
+				}
+				b.settle()
+				f.received()
+			}
+			// The guest has written the next requests, and not published them yet.
+			var next []netif.Gref
+			for range 4 {
+				i := f.nextRx % frontPages
+				f.nextRx++
+				q := netif.RxRequest{ID: uint16(f.nextRx), Gref: firstRef + frontPages + netif.Gref(i)}
+				f.rx.Put(q)
+				clear(f.page(q.Gref))
+				next = append(next, q.Gref)
+			}
+			first := udp(n-42, 1)
+			largest := packettest.Frame{
+				Tags: []packettest.Tag{vlan}, IPv4: &packettest.IPv4{ID: 2}, UDP: &packettest.UDP{SrcPort: 2},
+				Payload: packettest.Pattern(16*netif.PageSize + 3 - 46),
+			}.Bytes()
+			b.host.sendPlain(first)
+			b.settle()
+			b.host.sendPlain(largest)
+			b.settle()
+			got := f.received()
+			if diff := cmp.Diff([]int{len(first), len(largest)}, lensOf(got)); diff != "" {
+				t.Errorf("behind one of %d bytes (-want +got):\n%s", n, diff)
+			} else if !bytes.Equal(got[1].Frame, largest) {
+				t.Errorf("behind one of %d bytes: other bytes arrive", n)
+			}
+			for k, ref := range next {
+				if slices.ContainsFunc(f.page(ref), func(b byte) bool { return b != 0 }) {
+					t.Errorf("behind one of %d bytes: request %d, not published, was written to", n, k)
+				}
+			}
+			b.disconnect()
+		}
+	})
+}

@@ -280,7 +280,7 @@ func (w *worker) admit(q *Queue, id int) error {
 			return err
 		}
 		if q.uringReads = w.ring.NoWait(id); q.uringReads && !w.compared {
-			w.compareReads(q)
+			w.compareReads(q, id)
 		}
 	}
 	if err := w.watch(unix.EPOLL_CTL_ADD, q.events.FD(), id, onEvtchn, unix.EPOLLIN); err != nil || q.tapGone {
