@@ -18,6 +18,9 @@ import (
 // the vif up.
 const nameFree = 3 * time.Second
 
+// restart is how long the daemon may be away if it ends while a vif is on its way.
+const restart = 10 * time.Second
+
 // live is how long a guest that is connected may take to be served again.
 const live = 20 * time.Second
 
@@ -27,7 +30,7 @@ const live = 20 * time.Second
 // vif, and before that may connect it to its guest.
 func (m *Mover) Hotplug(ctx context.Context, id ID) error {
 	if !m.Kernel.Serves(id.Domid, id.Devid) {
-		return m.Daemon.Claim(ctx, id.Name())
+		return m.claim(ctx, id)
 	}
 	if err := m.Daemon.CanClaim(ctx, id.Name()); err != nil {
 		return err
@@ -42,7 +45,7 @@ func (m *Mover) take(ctx context.Context, id ID) (back bool, err error) {
 	if err := m.Kernel.Unbind(id.Domid, id.Devid); err != nil {
 		return false, err
 	}
-	err = m.Daemon.Claim(ctx, id.Name())
+	err = m.claim(ctx, id)
 	if err == nil {
 		return false, nil
 	}
@@ -52,6 +55,27 @@ func (m *Mover) take(ctx context.Context, id ID) (back bool, err error) {
 		return false, errors.Join(err, fmt.Errorf("and back: %w; %s", berr, m.nobodys(id)))
 	}
 	return true, fmt.Errorf("%w; it is the kernel's again", err)
+}
+
+// claim has the daemon serve a vif. If it ends before it has answered, and is started
+// again, as a service manager does, it is asked again: a claim outlives the daemon.
+func (m *Mover) claim(ctx context.Context, id ID) error {
+	there := func() bool { _, err := m.Daemon.Vifs(ctx); return err == nil }
+	err := m.Daemon.Claim(ctx, id.Name())
+	if err == nil || there() {
+		return err
+	}
+	for end := time.Now().Add(restart); time.Now().Before(end); {
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(20 * time.Millisecond):
+		}
+		if there() {
+			return m.Daemon.Claim(ctx, id.Name())
+		}
+	}
+	return err
 }
 
 // nobodys says what to do about a vif that was lost half-way.
@@ -136,7 +160,7 @@ func (m *Mover) notKernels(ctx context.Context, id ID) error {
 	known := false
 	for i := range vifs {
 		if s := &vifs[i]; s.Domid == id.Domid && s.Devid == id.Devid {
-			if known = true; s.ServedBy == "" {
+			if known = true; s.ServedBy == "" && s.Hotplug == "connected" {
 				return fmt.Errorf("%s: %w", id.Name(), ErrOurs)
 			}
 		}
@@ -144,7 +168,8 @@ func (m *Mover) notKernels(ctx context.Context, id ID) error {
 	if !known && !m.Kernel.Loaded() {
 		return fmt.Errorf("%s: %w, and %w", id.Name(), ErrNoVif, ErrNoDriver)
 	}
-	// One that was lost half-way: nobody has it, and claiming it is safe.
+	// One that was lost half-way. Either no one has it, and claiming it is safe, or
+	// it is netbackd's and its script was not run.
 	if err := m.Daemon.Claim(ctx, id.Name()); err != nil {
 		return err
 	}

@@ -63,6 +63,7 @@ type bed struct {
 	fail   map[string]error
 	nodes  map[string]string
 	gap    func() // called while nobody serves
+	away   int    // so many questions the daemon does not hear: it is restarted
 	queues int
 }
 
@@ -156,7 +157,7 @@ func (b *bed) Bind(uint16, int) error {
 func (b *bed) CanClaim(context.Context, string) error { return b.did("can claim") }
 
 func (b *bed) Claim(ctx context.Context, _ string) error {
-	if err := errors.Join(b.did("claim"), ctx.Err()); err != nil {
+	if err := errors.Join(b.did("claim"), ctx.Err(), b.unheard()); err != nil {
 		return err
 	}
 	b.add("vif1.0")
@@ -177,17 +178,30 @@ func (b *bed) Release(ctx context.Context, _ string) (int, error) {
 }
 
 func (b *bed) Vifs(context.Context) ([]vif.Status, error) {
+	if err := b.unheard(); err != nil {
+		return nil, err
+	}
 	s := vif.Status{Name: "vif1.0", Domid: 1, ServedBy: "kernel"}
 	if b.ours {
 		s = vif.Status{
 			Name: "vif1.0", Domid: 1, State: vif.Connected, Interface: b.name(),
 			Carrier: b.nodes[back+"/hotplug-status"] == "connected", Queues: make([]vif.QueueStatus, b.queues),
+			Hotplug: b.nodes[back+"/hotplug-status"],
 		}
 	}
 	if !b.loaded && !b.ours {
 		return nil, nil
 	}
 	return []vif.Status{s}, b.fail["vifs"]
+}
+
+// unheard fails while the daemon is away.
+func (b *bed) unheard() error {
+	if b.away == 0 {
+		return nil
+	}
+	b.away--
+	return errors.New("nobody answers")
 }
 
 func (b *bed) Read(path string) (string, error) {
@@ -537,6 +551,37 @@ func TestRefused(t *testing.T) {
 			}
 			b.wantDone(tt.done...)
 		})
+	}
+}
+
+// TestDaemonIsRestartedMeanwhile: a daemon that is killed while a vif is on its way to
+// it, and started again, gets it all the same.
+func TestDaemonIsRestartedMeanwhile(t *testing.T) {
+	b := newBed(t)
+	b.kernel = true
+	b.add("vif1.0")
+	b.plug("vif1.0")
+	b.special("vif1.0")
+	b.gap = func() { b.away = 5 }
+	r, err := b.mover().Adopt(context.Background(), ID{1, 0})
+	b.must(err)
+	if !b.ours || r.Script {
+		t.Errorf("it is netbackd's: %t; report %+v", b.ours, r)
+	}
+	b.wantPlace("vif1.0")
+	b.wantDone("can claim", "unbind", "claim", "claim")
+}
+
+// TestBegunBefore: what an adoption that was killed had begun the next one finishes.
+func TestBegunBefore(t *testing.T) {
+	b := newBed(t)
+	b.ours = true
+	b.nodes[back+"/hotplug-status"] = ""
+	_, err := b.mover().Adopt(context.Background(), ID{1, 0})
+	b.must(err)
+	b.wantDone("claim", "vif-bridge")
+	if _, err := b.mover().Adopt(context.Background(), ID{1, 0}); !errors.Is(err, ErrOurs) {
+		t.Errorf("once more: %v", err)
 	}
 }
 
