@@ -67,6 +67,9 @@ const (
 	Resumed
 	// TapGone: somebody deleted the TAP.
 	TapGone
+	// TooBig: packets that are too big for a guest without scatter-gather were
+	// dropped. It is said at most once a second.
+	TooBig
 )
 
 func (k NoticeKind) String() string {
@@ -79,6 +82,8 @@ func (k NoticeKind) String() string {
 		return "resumed"
 	case TapGone:
 		return "tap gone"
+	case TooBig:
+		return "too big"
 	}
 	return fmt.Sprintf("unknown(%d)", uint8(k))
 }

@@ -470,9 +470,9 @@ func TestAPoolThatIsClosed(t *testing.T) {
 
 // TestNoticeKinds have names.
 func TestNoticeKinds(t *testing.T) {
-	want := []string{"breach", "stalled", "resumed", "tap gone", "unknown(4)"}
+	want := []string{"breach", "stalled", "resumed", "tap gone", "too big", "unknown(5)"}
 	var got []string
-	for k := range NoticeKind(5) {
+	for k := range NoticeKind(6) {
 		got = append(got, k.String())
 	}
 	if diff := cmp.Diff(want, got); diff != "" {

@@ -40,7 +40,9 @@ type Queue struct {
 
 	vnetLen int // octets of vnet header on the TAP, 0 or tap.VnetHdrLen
 	maxRx   int // largest frame the guest takes
-	readLen int // octets a TAP read asks for, vnet header included
+
+	tooBigAt time.Time // when the owner was last told of larger ones
+	readLen  int       // octets a TAP read asks for, vnet header included
 
 	counted bool // in its worker's load; guarded by the pool's mu
 

@@ -118,10 +118,10 @@ func TestRxOffload(t *testing.T) {
 
 				switch {
 				case tt.mss > netif.PageSize && !g.sg:
-					if len(got) != 0 || b.stat(DropRxCsum) != 1 {
+					if len(got) != 0 || b.stat(DropRxSize) != 1 {
 						t.Errorf("%s: %d packets, %v", what, len(got), b.stats(Drop))
 					}
-					b.queue().stats.n[DropRxCsum].Store(0)
+					b.queue().stats.n[DropRxSize].Store(0)
 				case tt.mss != 0 && tt.keep && takesGSO:
 					want := delivery{
 						Frame: raw, Flags: blank | validated,
@@ -552,8 +552,13 @@ func TestRxTooBig(t *testing.T) {
 		if diff := cmp.Diff([][]byte{udp(4054, 1), udp(10, 3)}, framesOf(f.received())); diff != "" {
 			t.Errorf("packets (-want +got):\n%s", diff)
 		}
-		if got := b.stats(Drop); !cmp.Equal(got, map[string]uint64{"rx_too_big": 1}) {
+		b.host.sendPlain(udp(4055, 4), udp(4055, 5))
+		b.settle()
+		if got := b.stats(Drop); !cmp.Equal(got, map[string]uint64{"rx_too_big": 3}) {
 			t.Errorf("drops: %v", got)
+		}
+		if len(b.notices) != 1 || b.notices[0] != (Notice{Kind: TooBig}) {
+			t.Errorf("notices: %v, want one for all", b.notices)
 		}
 	})
 }

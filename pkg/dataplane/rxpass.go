@@ -4,6 +4,7 @@ package dataplane
 
 import (
 	"fmt"
+	"time"
 
 	"github.com/netbackd/netbackd/pkg/gntdev"
 	"github.com/netbackd/netbackd/pkg/netif"
@@ -348,6 +349,20 @@ func (w *worker) takePlain(q *Queue, b *rxBatch, f rxFrame) bool {
 	return true
 }
 
+// tooBigEvery bounds how often the owner of the connection hears of packets that are too
+// big for the guest.
+const tooBigEvery = time.Second
+
+// tooBig counts a packet that the guest cannot take: the host was given a larger MTU
+// than a guest without scatter-gather has.
+func (w *worker) tooBig(q *Queue) {
+	w.tally[DropRxSize]++
+	if now := w.time(); now.Sub(q.tooBigAt) >= tooBigEvery {
+		q.tooBigAt = now
+		q.conn.cfg.Notice(Notice{Kind: TooBig, Queue: q.index})
+	}
+}
+
 // takeFrame plans a packet that was read.
 func (w *worker) takeFrame(q *Queue, b *rxBatch, f rxFrame) {
 	at, n := f.at, f.n-q.vnetLen
@@ -373,7 +388,7 @@ func (w *worker) takeFrame(q *Queue, b *rxBatch, f rxFrame) {
 		}
 	}
 	if n > q.maxRx && plan.Action != offload.ActSegment {
-		w.tally[DropRxSize]++
+		w.tooBig(q)
 		return
 	}
 	if (q.steer != nil || q.moving != nil) && w.redirect(q, frame, &plan) {
@@ -457,6 +472,11 @@ func (w *worker) rxFromHold(q *Queue, b *rxBatch) (more bool) {
 		if !h.begun {
 			if err := s.Init(h.frame(p), int(p.plan.GSOSize)); err != nil {
 				w.tally[DropRxCsum]++
+				h.pop()
+				continue
+			}
+			if s.MaxLen() > q.maxRx {
+				w.tooBig(q)
 				h.pop()
 				continue
 			}

@@ -263,7 +263,16 @@ func (v *Vif) limitMTU(sg bool) error {
 	case !sg && info.MTU > defaultMTU:
 		v.fullMTU = info.MTU
 		v.saveRecord() // first: nothing else would know
-		if err := v.tap.SetMTU(defaultMTU); err != nil {
+		err := v.tap.SetMTU(defaultMTU)
+		switch {
+		case err == nil:
+			v.log.Warn("the guest takes no packet larger than a page: its interface has a lower MTU until it connects anew and does",
+				zap.Int("mtu", defaultMTU), zap.Int("was", info.MTU))
+		case errors.Is(err, tap.ErrElsewhere):
+			v.fullMTU = 0
+			v.log.Warn("the guest takes no packet larger than a page, and others are dropped: set a lower MTU where its interface is",
+				zap.Int("mtu", info.MTU), errField(err))
+		default:
 			v.fullMTU = 0
 			return err
 		}
@@ -274,6 +283,23 @@ func (v *Vif) limitMTU(sg bool) error {
 		v.fullMTU = 0
 	}
 	return nil
+}
+
+// refuseMTU acts on packets that were too big for a guest without scatter-gather. If the
+// host raised the MTU while the guest was connected, it is lowered again. xen-netback
+// refuses to set it (xenvif_change_mtu); a TAP's driver cannot be told to.
+func (v *Vif) refuseMTU() {
+	info, err := v.tap.Info()
+	if err == nil && info.MTU <= defaultMTU {
+		v.log.Warn("packets were dropped that are larger than the guest takes, and than the MTU of its interface", zap.Int("mtu", info.MTU))
+		return
+	}
+	if err == nil {
+		err = v.limitMTU(false)
+	}
+	if err != nil && !errors.Is(err, tap.ErrGone) {
+		v.log.Warn("lower the MTU", errField(err))
+	}
 }
 
 // unregister removes the device: the toolstack, or the end of the guest, has

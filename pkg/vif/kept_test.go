@@ -98,10 +98,22 @@ func (w *world) broadcast(n int) {
 	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
 	w.must(err)
 	defer func() { w.must(unix.Close(fd)) }()
-	frame := append([]byte("\xff\xff\xff\xff\xff\xff\x02\x00\x00\x00\x00\x01\x88\xb5"), make([]byte, 46)...)
 	for range n {
-		w.must(unix.Sendto(fd, frame, 0, &unix.SockaddrLinklayer{Ifindex: w.iface(ifname).Index}))
+		w.must(unix.Sendto(fd, broadcastFrame(46), 0, &unix.SockaddrLinklayer{Ifindex: w.iface(ifname).Index}))
 	}
+}
+
+// send has the host send one frame to the TAP, with so many bytes of payload.
+func (w *world) send(payload int) {
+	w.t.Helper()
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+	w.must(err)
+	defer func() { w.must(unix.Close(fd)) }()
+	w.must(unix.Sendto(fd, broadcastFrame(payload), 0, &unix.SockaddrLinklayer{Ifindex: w.iface(ifname).Index}))
+}
+
+func broadcastFrame(payload int) []byte {
+	return append([]byte("\xff\xff\xff\xff\xff\xff\x02\x00\x00\x00\x00\x01\x88\xb5"), make([]byte, payload)...)
 }
 
 // slots is the guest giving n rx slots on every queue.

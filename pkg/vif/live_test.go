@@ -11,6 +11,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/netbackd/netbackd/internal/netns"
 	"github.com/netbackd/netbackd/pkg/netif"
 )
 
@@ -189,4 +190,38 @@ func TestMTU(t *testing.T) {
 	w.rings(1, false)
 	w.wantSteps("disconnect connect plug")
 	want(1400)
+}
+
+// TestMTURaised: the host raises the MTU while a guest without scatter-gather is
+// connected. The first packet that does not fit is counted, said, and the last.
+func TestMTURaised(t *testing.T) {
+	w := newWorld(t)
+	w.attach("hotplug-status", "connected")
+	w.settle()
+	w.must(netns.Up(ifname))
+	w.rings(1, false, "feature-sg", "0")
+	w.frontState(Connected)
+	w.wantSteps("connect plug connected")
+	w.slots(10)
+	w.must(netlink.LinkSetMTU(w.iface(ifname), 9000))
+	w.send(9000)
+	w.hear()
+	if got := w.iface(ifname).MTU; got != 1500 {
+		t.Errorf("MTU %d, want 1500 again", got)
+	}
+	w.eventually("the packet is counted", func() bool { return w.status().Counters["rx_too_big"] == 1 })
+	if n := w.log.FilterMessageSnippet("no packet larger than a page").Len(); n != 1 {
+		t.Errorf("%d lines in the log", n)
+	}
+	// The host's wish holds for a guest that can.
+	w.frontState(Closed)
+	w.settle()
+	w.frontState(Initialising)
+	w.settle()
+	w.rings(1, false)
+	w.frontState(Connected)
+	w.wantSteps("connect plug connected")
+	if got := w.iface(ifname).MTU; got != 9000 {
+		t.Errorf("MTU %d, want 9000", got)
+	}
 }

@@ -13,12 +13,13 @@ import (
 )
 
 // news is what the data plane has noticed of one connection. It holds how
-// things are, not what happened, so however long the vif does not listen nothing
-// is lost and nothing piles up.
+// things are, or that something happened, not how often. So however long the vif does
+// not listen nothing is lost and nothing piles up.
 type news struct {
 	mu      sync.Mutex // guards all below
 	breach  error      // the first
 	stalled []bool     // by queue
+	tooBig  bool       // since the vif listened last
 }
 
 // noticeOf makes the callback of a connection, which runs in the workers. That
@@ -49,13 +50,16 @@ func (n *news) put(x dataplane.Notice) {
 		n.stalled[x.Queue] = true
 	case dataplane.Resumed:
 		n.stalled[x.Queue] = false
+	case dataplane.TooBig:
+		n.tooBig = true
 	}
 }
 
-func (n *news) get() (stalled []bool, breach error) {
+func (n *news) get() (stalled []bool, tooBig bool, breach error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return slices.Clone(n.stalled), n.breach
+	tooBig, n.tooBig = n.tooBig, false
+	return slices.Clone(n.stalled), tooBig, n.breach
 }
 
 // hear acts on the news of the connection there is. Of others there is none.
@@ -64,10 +68,13 @@ func (v *Vif) hear() {
 	if l == nil {
 		return
 	}
-	stalled, breach := l.news.get()
+	stalled, tooBig, breach := l.news.get()
 	if breach != nil {
 		v.quarantine(breach)
 		return
+	}
+	if tooBig {
+		v.refuseMTU()
 	}
 	for i, now := range stalled {
 		switch {

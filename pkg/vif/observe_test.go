@@ -49,7 +49,7 @@ func TestFirstBreachCounts(t *testing.T) {
 	n := newLink(&frontend{queues: make([]queueKeys, 2)})
 	n.news.put(dataplane.Notice{Kind: dataplane.Breach, Queue: 1, Err: errors.New("first")})
 	n.news.put(dataplane.Notice{Kind: dataplane.Breach, Queue: 0, Err: errors.New("second")})
-	if _, err := n.news.get(); err == nil || err.Error() != "queue 1: first" {
+	if _, _, err := n.news.get(); err == nil || err.Error() != "queue 1: first" {
 		t.Errorf("got %v", err)
 	}
 }
