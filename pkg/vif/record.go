@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"go.uber.org/zap"
 
@@ -32,7 +33,7 @@ type record struct {
 	Quarantine string      `json:"quarantine,omitempty"`
 	Stalled    []int       `json:"stalled,omitempty"`
 
-	// Counters are those of connections that are over, by name.
+	// Counters are those of all connections until this was written, by name.
 	Counters map[string]uint64 `json:"counters,omitempty"`
 }
 
@@ -61,7 +62,7 @@ func (v *Vif) saveRecord() {
 			}
 		}
 	}
-	for c, n := range v.totals {
+	for c, n := range v.counters() {
 		if n != 0 {
 			if r.Counters == nil {
 				r.Counters = map[string]uint64{}
@@ -71,6 +72,7 @@ func (v *Vif) saveRecord() {
 	}
 	b, err := json.Marshal(&r)
 	if err == nil && string(b) != v.recorded {
+		v.savedAt = time.Now()
 		if err = writeFile(v.recordPath(), b); err == nil {
 			v.recorded = string(b)
 		}
@@ -78,6 +80,30 @@ func (v *Vif) saveRecord() {
 	if err != nil {
 		v.log.Warn("a successor will not know all of the vif", errField(err))
 	}
+}
+
+// saveEvery is how old the counters in the record may be when they are told to others:
+// the next daemon's then begin no lower than what was told before that.
+const saveEvery = 10 * time.Second
+
+// saveCounters writes the counters down that are about to be told, if it has not been
+// done of late.
+func (v *Vif) saveCounters(now time.Time) {
+	if v.link != nil && now.Sub(v.savedAt) >= saveEvery {
+		v.saveRecord()
+	}
+}
+
+// counters are those of all connections there have been.
+func (v *Vif) counters() [dataplane.NumCounters]uint64 {
+	totals := v.totals
+	if v.link != nil && v.link.conn != nil {
+		for i := range v.link.conn.Queues() {
+			n := v.link.conn.Stats(i).Snapshot()
+			addTotals(&totals, &n)
+		}
+	}
+	return totals
 }
 
 // loadRecord takes over what a predecessor has written down.

@@ -6,6 +6,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 
@@ -230,7 +231,7 @@ func TestClaimOutlivesTheDaemon(t *testing.T) {
 	})
 }
 
-// The counters of connections that are over go on.
+// Counters go on: they begin no lower than what a predecessor has told.
 func TestCountersOutliveTheDaemon(t *testing.T) {
 	eachEnd(t, func(t *testing.T, w *world, end func()) {
 		w.up(1)
@@ -247,6 +248,17 @@ func TestCountersOutliveTheDaemon(t *testing.T) {
 		w.wantSteps("connect plug")
 		if n := count(); n != 2 {
 			t.Errorf("after a restart %d slots of 2", n)
+		}
+		// Those of the connection that is served, as they were told.
+		w.sendList([6]byte{1, 0, 0x5e, 0, 0, 10})
+		w.v.savedAt = time.Time{}
+		if n := count(); n != 4 {
+			t.Errorf("%d slots of 4", n)
+		}
+		end()
+		w.wantSteps("connect plug")
+		if n := count(); n != 4 {
+			t.Errorf("after another restart %d slots of 4", n)
 		}
 		// Another device in its place begins at 0.
 		w.must(w.tool.Remove(backDir))

@@ -139,6 +139,7 @@ func (v *Vif) status() Status {
 		}
 	}
 	s.Counters = counterMap(&totals)
+	v.saveCounters(time.Now())
 	s.Waits = v.waits(s.Up)
 	return s
 }

@@ -88,6 +88,7 @@ type Vif struct {
 	// What a successor needs to know; record.go.
 	was      record // as a predecessor left it
 	recorded string // what stands in the file
+	savedAt  time.Time
 
 	// What outlives the process; kept.go.
 	kept   []int // handed over by a predecessor, and not used yet

@@ -125,3 +125,37 @@ func TestGuestComesAgainUnseen(t *testing.T) {
 	}
 	f.connected()
 }
+
+// A restart does not end a quarantine, and a guest that connects anew ends it, also if
+// it does so while no daemon runs, and names the same rings.
+func TestQuarantineOutlivesTheDaemon(t *testing.T) {
+	for name, end := range map[string]func(w *world){
+		"stopped": func(w *world) { w.must(w.Daemon().Stop()) },
+		"killed":  func(w *world) { w.Daemon().Kill() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			f, other := w.rawFront(1), w.rawFront(2)
+			for _, f := range []*rawFront{f, other} {
+				f.connect()
+				f.queues[0].tx.SetReqProd(netif.TxRingSize + 1)
+				w.must(f.events.Notify(f.queues[0].txPort))
+				w.wait("the quarantine", func() bool { return f.status().Quarantine != "" })
+			}
+			before := f.status()
+			end(w)
+			other.anew()
+			w.must(w.StartDaemon(w.ctx))
+			w.wait("the other to be served, which has connected anew", func() bool { return len(other.status().Queues) == 2 })
+			other.connected()
+			if s := f.status(); s.Quarantine != before.Quarantine || s.Grants != 0 || s.Ports != 0 || s.Interface != before.Interface || s.State != vif.Connected {
+				t.Errorf("after: %+v, before: %+v", s, before)
+			}
+			w.waitError(f.domid, f.devid, before.Quarantine)
+			f.anew()
+			f.offer(f.keys(), vif.Connected)
+			w.wait("the quarantine to end", func() bool { return f.status().Quarantine == "" && len(f.status().Queues) == 1 })
+			f.connected()
+		})
+	}
+}
