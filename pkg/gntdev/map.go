@@ -4,6 +4,7 @@ package gntdev
 
 import (
 	"fmt"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -15,6 +16,9 @@ const MaxRefs = 64 * 1024
 // maxProbes bounds how many refs of a failed Map are tried one by one to find
 // the one at fault. A vif's rings have far fewer.
 const maxProbes = 16
+
+// bringInRefs is how many pages are brought in with one call.
+const bringInRefs = 256
 
 // Map maps refs of domid side by side. One bad ref fails the whole call, and
 // the error names it when it can be found. A mapping costs the hypervisor two
@@ -33,6 +37,7 @@ func (d *Device) Map(domid uint16, refs []Ref, prot Prot) (*Mapping, error) {
 	if fd < 0 {
 		return nil, &Error{Op: "map", Index: -1, Domid: domid, Err: ErrClosed}
 	}
+	d.bringIn(fd, domid, refs)
 	index, err := d.kernel.mapGrantRef(fd, domid, refs)
 	if err != nil {
 		return nil, &Error{Op: "map", Index: -1, Domid: domid, Err: err, Hint: recordHint(err, len(refs))}
@@ -43,6 +48,29 @@ func (d *Device) Map(domid uint16, refs []Ref, prot Prot) (*Mapping, error) {
 		return nil, d.explain(fd, domid, refs, prot, err)
 	}
 	return NewMapping(mem, func() error { return d.unmap(index, count, mem) }), nil
+}
+
+// bringIn copies a byte of each page, so that a page which is paged out comes in. A
+// page that is not there makes the kernel try again for up to half a minute, and
+// while mmap(2) does that it has the address space of the whole process locked for
+// writing (gntdev_mmap in drivers/xen/gntdev.c): no thread maps memory or has its
+// first use of a page meanwhile. A copy waits without that lock. What goes wrong here
+// is left for the mapping to say. The caller holds fd.
+func (d *Device) bringIn(fd int, domid uint16, refs []Ref) {
+	a, err := NewArena(1)
+	if err != nil {
+		return
+	}
+	defer a.Close()
+	segs := make([]Segment, min(len(refs), bringInRefs))
+	for part := range slices.Chunk(refs, bringInRefs) {
+		for i, ref := range part {
+			segs[i].FromGuest(domid, ref, 0, a.Addr(0), 1)
+		}
+		if d.kernel.grantCopy(fd, segs[:len(part)]) != nil {
+			return
+		}
+	}
 }
 
 // mmap maps refs the kernel has on record at index. Recording them checked

@@ -32,7 +32,7 @@ func TestMapAndUnmap(t *testing.T) {
 	if m.Bytes() != nil {
 		t.Error("memory is left after Unmap")
 	}
-	want := []string{"map 7 [8 9]", "mmap 0x10000 8192 read-only", "munmap 8192", "unmap 0x10000 2"}
+	want := []string{"copy 2", "map 7 [8 9]", "mmap 0x10000 8192 read-only", "munmap 8192", "unmap 0x10000 2"}
 	if diff := cmp.Diff(want, f.calls); diff != "" {
 		t.Errorf("calls (-want +got):\n%s", diff)
 	}
