@@ -296,3 +296,28 @@ func TestARateThatIsRaised(t *testing.T) {
 		}
 	})
 }
+
+// A guest does not evade its rate by connecting anew: what its queues have used is used,
+// and what one of them had saved is not twice there.
+func TestCreditIsOfTheVifNotOfTheConnection(t *testing.T) {
+	var l Limiter
+	l.Set(minBurst, time.Second)
+	now := time.Now()
+	for range 3 { // connections, of two queues each
+		var a, b share
+		got := l.take(now, &a, 1<<30) + l.take(now, &b, 1<<30)
+		l.settle(now, &a, 0, netif.MaxTxSize) // they wait
+		l.settle(now, &b, 0, netif.MaxTxSize)
+		l.release(&a)
+		l.release(&b)
+		if limit := uint32(minBurst); got > limit {
+			t.Errorf("%d octets at once, the limit is %d", got, limit)
+		}
+		var next share
+		if more := l.take(now, &next, 1<<30); more != 0 {
+			t.Errorf("the next connection has %d octets more", more)
+		}
+		l.release(&next)
+		now = now.Add(time.Second) // worth one burst
+	}
+}
