@@ -15,6 +15,9 @@ import (
 	"github.com/netbackd/netbackd/pkg/vif"
 )
 
+// manyVifsLen makes a list of 300 KiB. A socket holds net.core.wmem_default, 208 KiB.
+const manyVifsLen = 500
+
 // manyVifs has a list that no socket's buffer holds, and counts who has one made.
 type manyVifs struct {
 	source
@@ -26,7 +29,7 @@ func (m *manyVifs) List() []vif.Status {
 	defer m.now.Add(-1)
 	for most := m.most.Load(); n > most && !m.most.CompareAndSwap(most, n); most = m.most.Load() {
 	}
-	list := make([]vif.Status, 2000)
+	list := make([]vif.Status, manyVifsLen)
 	for i := range list {
 		list[i] = vif.Status{Name: fmt.Sprintf("vif%d.0", i), Error: strings.Repeat("x", 512)}
 	}
@@ -72,7 +75,7 @@ func TestClientsThatHang(t *testing.T) {
 		t.Errorf("%d lists were made at a time", most)
 	}
 	vifs, err := client(t, path).Vifs(t.Context())
-	if err != nil || len(vifs) != 2000 {
+	if err != nil || len(vifs) != manyVifsLen {
 		t.Errorf("then %d vifs, %v", len(vifs), err)
 	}
 }
