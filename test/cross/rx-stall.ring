@@ -70,9 +70,10 @@ close
 reopen
 rings
 connect
-# What the guest did not take from the last connection is still there.
+# What the guest did not take from the last connection is gone.
 rx 1 page
 push
+inject S
 filled 1=60
 req-prod rx -1
 inject S
@@ -85,6 +86,7 @@ rings
 connect
 rx 1..256 page
 push
+inject S
 filled 1=60
 req-prod rx +2
 inject S
@@ -101,6 +103,6 @@ error no
 rx 1..2 page
 push
 inject S
-filled 1..2=60
+filled 1=60
 close
 reopen
