@@ -257,7 +257,7 @@ func TestFrontendGoesAndComesBack(t *testing.T) {
 		}
 		w.must(w.tool.Write(backDir+"/frontend", frontDir))
 		w.frontState(Initialising)
-		w.wantSteps("publish publish init-wait") // what was planned before the TAP was made no longer holds
+		w.wantSteps("publish init-wait")
 		w.wantState("2")
 		w.xs.commit = nil
 		w.plugIn()

@@ -277,14 +277,6 @@ func (v *Vif) publish() error {
 	if err := v.makeTap(); err != nil {
 		return err
 	}
-	if v.lost {
-		// Before InitWait has the script run again, or what it says when it is
-		// through would be taken back.
-		if err := v.unplug(); err != nil {
-			return err
-		}
-		return errAgain // the plan was that it is plugged in
-	}
 	return v.change(func(tx *xenstore.Tx, _ State) error {
 		for _, p := range offers(v.maxQueues(), v.cfg.Offload, v.controlRings()) {
 			if err := tx.Write(v.cfg.Path+"/"+p.key, p.value); err != nil {
