@@ -54,7 +54,7 @@ type link struct {
 	front    *frontend
 	stamp    netif.Stamp // the connection's; see identity.go
 	known    bool        // a predecessor served it, and what was kept of it is here
-	served   bool        // its rings were served before, by whomever
+	served   bool        // its rings were served before, by any back end
 	news     news
 	stalled  []bool // what news said of each queue
 	dark     bool   // the guest takes nothing, so the TAP has no carrier

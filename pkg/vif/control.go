@@ -130,7 +130,7 @@ func (v *Vif) openControl(l *link, queues []dataplane.QueueConfig, cfg *dataplan
 }
 
 // take takes the ring: as a predecessor left it, or as a frontend does that has
-// just connected, whose rings nobody has served. A ring of no use is no reason not to connect, or to forget what
+// just connected, whose rings were not served before. A ring of no use is no reason not to connect, or to forget what
 // was asked for.
 func (c *control) take(r *ctrlRecord, offered ControlRings, served bool) {
 	var err error

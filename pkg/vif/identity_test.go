@@ -55,7 +55,7 @@ func (w *world) sendList(addr [6]byte) {
 // lists is the multicast list of the vif.
 func (w *world) lists() []string { return w.status().Mcast }
 
-// killed is what a kill leaves of a vif: nothing is told to anybody.
+// killed is what a kill leaves of a vif.
 func (w *world) killed() {
 	w.t.Helper()
 	w.v.handOver()
@@ -118,7 +118,7 @@ func TestConnectionsWithTheSameNames(t *testing.T) {
 			tt.while(w, func() {
 				w.sameRings()
 				g.sameControl()
-				w.frontState(Initialising) // which nobody sees
+				w.frontState(Initialising) // which the vif does not see
 				w.frontState(Connected)
 			})
 			w.wantSteps(tt.steps)

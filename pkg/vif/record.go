@@ -180,7 +180,8 @@ func (v *Vif) inheritStall(l *link, queues []dataplane.QueueConfig) {
 			queues[i].Stalled, l.stalled[i], l.news.stalled[i] = true, true, true
 		}
 	}
+	v.was.Stalled = nil // from here on the link knows
 	if slices.Contains(l.stalled, true) {
-		v.log.Info("the guest gave no rx slots when the daemon before ended", zap.Ints("queues", v.was.Stalled))
+		v.log.Info("the guest gave no rx slots when the daemon before ended", zap.Bools("queues", l.stalled))
 	}
 }
