@@ -188,7 +188,13 @@ make_guest() {
 		vifs+="'mac=$(mac $((GUESTS + 16 * devid))),$vif', "
 		devid+=1
 	done
-	[ "$kernel" = bookworm ] || from=/host/guest/$kernel
+	if [ "$kernel" != bookworm ]; then
+		from=/tmp/guest/$kernel
+		if [ ! -e "$from" ]; then # the share is slow, which is not to count as xl's
+			mkdir -p /tmp/guest
+			cp -r "/host/guest/$kernel" /tmp/guest/
+		fi
+	fi
 	cat $from/initramfs "$archive" >"/tmp/$name.initramfs"
 	[ ${#files[@]} = 0 ] || (
 		mkdir "/tmp/$name.files"
