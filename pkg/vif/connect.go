@@ -165,7 +165,7 @@ func (v *Vif) open(l *link) error {
 		SG:          f.sg,
 		XDPHeadroom: l.front.headroom,
 		RxNotify:    f.rxNotify,
-		VnetHdr:     v.cfg.Offload,
+		VnetHdr:     v.offload(),
 		Limiter:     &v.limiter,
 		Mcast:       &v.mcast,
 		Drain:       v.cfg.Drain,
@@ -249,7 +249,7 @@ func (v *Vif) openQueue(l *link, i int, q *dataplane.QueueConfig) error {
 // the checksums of both IP versions; what the guest does not take of it the data
 // path completes.
 func (v *Vif) setOffload(f *features) error {
-	if !v.cfg.Offload {
+	if !v.offload() {
 		return nil
 	}
 	csum := f.csumIPv4 || f.csumIPv6

@@ -6,8 +6,10 @@ import (
 	"errors"
 	"net"
 	"slices"
+	"strings"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"go.uber.org/zap"
 
 	"github.com/netbackd/netbackd/pkg/tap"
@@ -45,8 +47,13 @@ func (v *Vif) makeTap() error {
 			}
 		case found.network != ownNetwork:
 			return v.hostFails(errTapElsewhere(found.link))
-		case found.hasAlt:
-			cfg.Name = found.link.Attrs().Name
+		default:
+			if found.hasAlt {
+				cfg.Name = found.link.Attrs().Name
+			}
+			if t, ok := found.link.(*netlink.Tuntap); ok && v.cfg.Offload {
+				cfg.VnetHdr = t.Flags&netlink.TUNTAP_VNET_HDR != 0
+			}
 		}
 		d, err = tap.Create(cfg)
 	}
@@ -87,11 +94,36 @@ func (v *Vif) tapConfig() tap.Config {
 		Name:      v.Name(),
 		Queues:    1,
 		Single:    v.maxQueues() == 1,
-		VnetHdr:   v.cfg.Offload,
+		VnetHdr:   v.cfg.Offload && !isUserspaceBridge(v.nodes.bridge),
 		Persist:   true,
 		NoCarrier: v.own != Connected,
 		Closers:   v.cfg.Closers,
 	}
+}
+
+// isUserspaceBridge reports whether a bridge is one of Open vSwitch's userspace datapath:
+// its own interface is a TAP. Open vSwitch reads its ports by packet sockets, and takes
+// packets as they are. So the TAP of a vif for such a bridge has no vnet header, and the
+// data path finishes what the guest leaves undone. The name may have VLANs behind it, as
+// the script vif-openvswitch takes it.
+func isUserspaceBridge(name string) bool {
+	base, _, _ := strings.Cut(name, ":")
+	short, _, _ := strings.Cut(base, ".")
+	for _, n := range []string{name, base, short} {
+		if l, err := netlink.LinkByName(n); err == nil {
+			_, is := l.(*netlink.Tuntap)
+			return is
+		}
+	}
+	return false
+}
+
+// offload reports whether the TAP has vnet headers.
+func (v *Vif) offload() bool {
+	if v.tap == nil {
+		return v.cfg.Offload
+	}
+	return v.tap.VnetHdr()
 }
 
 // macOfVifs is the address of the host's end, the same for all vifs, as

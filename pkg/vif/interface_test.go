@@ -3,12 +3,15 @@
 package vif
 
 import (
+	"fmt"
 	"slices"
+	"sync"
 	"testing"
 
 	"github.com/vishvananda/netlink"
 
 	"github.com/netbackd/netbackd/internal/netns"
+	"github.com/netbackd/netbackd/pkg/tap"
 )
 
 // TestOneQueueOffered: a vif that can have one queue has a TAP with one, and is served
@@ -131,4 +134,55 @@ func TestAdministratorsInterface(t *testing.T) {
 	w.v = New(w.cfg)
 	w.wantSteps("connect plug")
 	check("another daemon")
+}
+
+// TestBridgeInUserspace: Open vSwitch's userspace datapath takes packets as they are, so
+// the TAP of a vif for such a bridge has no vnet header. That stays so for a successor,
+// also while the bridge is not there.
+func TestBridgeInUserspace(t *testing.T) {
+	for _, name := range []string{"ovsbr0", "ovsbr0.7", "ovsbr0:1,2", "ovsbr0.7:1,2"} {
+		for _, keep := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, kept %v", name, keep), func(t *testing.T) {
+				w := newWorld(t)
+				var k *fakeKeeper
+				if keep {
+					k = newKeeper(w)
+				}
+				ovs, err := tap.Create(tap.Config{Name: "ovsbr0"})
+				w.must(err)
+				gone := sync.OnceFunc(func() { w.must(ovs.Close()) })
+				defer gone()
+				w.attach("bridge", name)
+				w.wantSteps("publish init-wait")
+				w.plugIn()
+				w.rings(2, false)
+				w.frontState(Connected)
+				w.wantSteps("connect plug connected")
+				plain := func(when string) {
+					t.Helper()
+					if l := w.iface(ifname); l.Flags&netlink.TUNTAP_VNET_HDR != 0 || l.Queues != 2 {
+						t.Errorf("%s: flags %#x, %d queues", when, l.Flags, l.Queues)
+					}
+				}
+				plain("connected")
+				gone()
+				w.v.handOver()
+				if w.v = New(w.cfg); keep {
+					k.successor(w)
+				}
+				w.wantSteps("connect plug")
+				plain("another daemon")
+				w.wantError("-")
+			})
+		}
+	}
+	// A bridge of the kernel's.
+	w := newWorld(t)
+	_, err := netns.AddBridge("xenbr0")
+	w.must(err)
+	defer func() { w.must(netns.Delete("xenbr0")) }()
+	w.up(1)
+	if l := w.iface(ifname); l.Flags&netlink.TUNTAP_VNET_HDR == 0 {
+		t.Errorf("flags %#x", l.Flags)
+	}
 }

@@ -75,6 +75,11 @@ func (v *Vif) adopt(cfg tap.Config) (*tap.Device, error) {
 		return nil, nil
 	}
 	d, err := tap.Adopt(cfg, v.kept)
+	if errors.Is(err, tap.ErrMismatch) && v.cfg.Offload {
+		// Whether it was made for a bridge in userspace the bridge may not tell now.
+		cfg.VnetHdr = !cfg.VnetHdr
+		d, err = tap.Adopt(cfg, v.kept)
+	}
 	if err == nil {
 		v.stored, v.kept = d.Queues(), nil
 		return d, nil

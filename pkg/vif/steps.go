@@ -278,7 +278,7 @@ func (v *Vif) publish() error {
 		return err
 	}
 	return v.change(func(tx *xenstore.Tx, _ State) error {
-		for _, p := range offers(v.maxQueues(), v.cfg.Offload, v.controlRings()) {
+		for _, p := range offers(v.maxQueues(), v.offload(), v.controlRings()) {
 			if err := tx.Write(v.cfg.Path+"/"+p.key, p.value); err != nil {
 				return fmt.Errorf("publish features: %w", err)
 			}
