@@ -70,7 +70,7 @@ when it takes lines again. A terminal that is closed does not end it.`,
 	}
 	fl := c.Flags()
 	fl.StringVar(&f.xen, "xen", host.DefaultDir, "`directory` of Xen's devices, or of an embedded Xen")
-	fl.StringVar(&f.offload, "offload", "auto", "checksum and segmentation offload on TAPs: auto or none")
+	fl.StringVar(&f.offload, "offload", "auto", "checksum and segmentation offload on TAPs: auto (for all but those on a bridge of Open vSwitch's userspace datapath) or none")
 	fl.BoolVar(&f.uring, "io-uring", true, "move batches through io_uring where the kernel has it")
 	fl.IntVar(&f.workers, "workers", 0, "threads that move packets; 0: one per CPU")
 	fl.IntVar(&f.maxQueues, "max-queues", min(8, runtime.NumCPU()), "queues offered to each vif")

@@ -92,6 +92,28 @@ func TestTheHostsDisciplineStays(t *testing.T) {
 	must(t, err)
 	defer func() { must(t, a.Close()) }()
 	check("adopted")
+	must(t, a.SetNoQueue())
+	check("asked for noqueue")
+}
+
+// TestNoQueueAgain: Open vSwitch, for one, deletes the discipline of an interface that it
+// is given, and the kernel makes its own again.
+func TestNoQueueAgain(t *testing.T) {
+	netns.NeedTUN(t)
+	for what, single := range map[string]bool{"any": false, "single": true} {
+		t.Run(what, func(t *testing.T) {
+			d := newTAPUp(t, Config{Name: "vif1.0", VnetHdr: true, Single: single})
+			if got := qdiscs(t, "vif1.0"); len(got) == 0 || got[0] == "noqueue" {
+				t.Fatalf("the kernel made %v", got)
+			}
+			for range 2 {
+				must(t, d.SetNoQueue())
+				if got := qdiscs(t, "vif1.0"); len(got) != 1 || got[0] != "noqueue" {
+					t.Errorf("%d disciplines, %v", len(got), got)
+				}
+			}
+		})
+	}
 }
 
 // usedKiB is the memory of the whole machine's kernel that devices are made of.

@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
@@ -151,9 +152,15 @@ func (d *Device) SetMAC(mac net.HardwareAddr) error {
 // makes one of net.core.default_qdisc for each of the MaxQueues queues that it has
 // allocated: 3.3 MiB with pfifo_fast, 16 MiB with fq_codel.
 //
+// A discipline that the host has set stays: noqueue takes the place of the kernel's own
+// only. While the device is up and has a carrier, frames may be lost meanwhile.
+//
 // It fails with [ErrNotSupported] if the kernel has no queueing disciplines.
 func (d *Device) SetNoQueue() error {
 	return d.setLink("set noqueue", func(l netlink.Link) error {
+		if set, err := hasDiscipline(l.Attrs().Index); set || err != nil {
+			return err
+		}
 		err := netlink.QdiscReplace(&netlink.GenericQdisc{
 			QdiscAttrs: netlink.QdiscAttrs{LinkIndex: l.Attrs().Index, Parent: netlink.HANDLE_ROOT},
 			QdiscType:  "noqueue",
@@ -174,6 +181,24 @@ func (d *Device) AddAltName(name string) error {
 	return d.setLink("add name "+name, func(l netlink.Link) error {
 		return netlink.LinkAddAltName(l, name)
 	})
+}
+
+// hasDiscipline reports whether an interface of the calling thread's network namespace has
+// a queueing discipline that somebody has set. One that the kernel makes has no handle;
+// it gives one to each that it is asked for.
+func hasDiscipline(index int) (bool, error) {
+	req := nl.NewNetlinkRequest(unix.RTM_GETQDISC, unix.NLM_F_ACK|unix.NLM_F_ECHO)
+	req.AddData(&nl.TcMsg{Family: unix.AF_UNSPEC, Ifindex: int32(index), Parent: netlink.HANDLE_ROOT})
+	msgs, err := req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWQDISC)
+	switch {
+	case errors.Is(err, unix.ENOENT):
+		return false, nil // none at all: it was never up
+	case errors.Is(err, unix.EOPNOTSUPP):
+		return false, ErrNotSupported
+	case err != nil || len(msgs) == 0:
+		return false, err
+	}
+	return nl.DeserializeTcMsg(msgs[0]).Handle != 0, nil
 }
 
 // setLink changes the interface in the network namespace in which it is.

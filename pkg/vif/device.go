@@ -213,6 +213,9 @@ func (v *Vif) plug() error {
 	if v.lost || !v.nodes.plugged() { // found out on the way here
 		return errAgain
 	}
+	if v.own != Connected {
+		v.dropDisciplines()
+	}
 	// A guest that gave no rx slots to a predecessor may give none yet.
 	dark := slices.Contains(v.link.stalled, true)
 	err := v.tap.SetCarrier(!dark)
@@ -255,6 +258,19 @@ func (v *Vif) settled() error {
 		v.claimed = false
 	}
 	return err
+}
+
+// dropDisciplines takes away what the kernel made if somebody deleted the queueing
+// discipline that the TAP had, as Open vSwitch does with an interface that it is given.
+// What the host has set stays. Nothing is lost before there is a carrier.
+func (v *Vif) dropDisciplines() {
+	err := v.tap.SetNoQueue()
+	for _, tolerable := range []error{nil, tap.ErrNotSupported, tap.ErrElsewhere, tap.ErrGone} {
+		if errors.Is(err, tolerable) {
+			return
+		}
+	}
+	v.log.Warn("queueing disciplines of the kernel's stay", errField(err))
 }
 
 // awaitCarrier waits, but not long, until the kernel has taken notice of the

@@ -79,6 +79,40 @@ func TestTapOfAPredecessorThatOfferedMore(t *testing.T) {
 	}
 }
 
+// TestDisciplineDeleted: who plugs the TAP in may delete its queueing discipline. The
+// kernel's own, one for each of 256 queues, do not stay.
+func TestDisciplineDeleted(t *testing.T) {
+	w := newWorld(t)
+	w.attach()
+	w.wantSteps("publish init-wait")
+	l := w.iface(ifname)
+	kinds := func() (kinds []string) {
+		all, err := netlink.QdiscList(l)
+		w.must(err)
+		for _, q := range all {
+			kinds = append(kinds, q.Type())
+		}
+		return kinds
+	}
+	w.must(netns.Up(ifname))
+	if got := kinds(); len(got) != 1 || got[0] != "noqueue" {
+		t.Fatalf("disciplines: %v", got)
+	}
+	all, err := netlink.QdiscList(l)
+	w.must(err)
+	w.must(netlink.QdiscDel(all[0]))
+	if got := kinds(); len(got) < 2 { // those of queues that are not open are not shown
+		t.Fatalf("disciplines of the kernel's: %v", got)
+	}
+	w.plugIn()
+	w.rings(1, false)
+	w.frontState(Connected)
+	w.wantSteps("connect plug connected")
+	if got := kinds(); len(got) != 1 || got[0] != "noqueue" {
+		t.Errorf("%d disciplines", len(got))
+	}
+}
+
 // TestAdministratorsInterface: what the host's administrator sets on the TAP stays
 // when its guest connects anew and when the daemon is another.
 func TestAdministratorsInterface(t *testing.T) {
