@@ -129,11 +129,16 @@ error no
 
 case back to InitWait, where no frontend goes
 state 2
+backend 6
+error "\"state\""
+grants 0
+state 4
+grants 2
 tx 4 M
 push
 answers 4=okay
 out M
-state 4
+error no
 
 case a state that does not exist
 state 9
