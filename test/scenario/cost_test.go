@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
+
 	"github.com/netbackd/netbackd/internal/netfront"
 	"github.com/netbackd/netbackd/internal/packettest"
 	"github.com/netbackd/netbackd/internal/xensim/simclient"
@@ -150,6 +152,25 @@ func TestTCPBesideCostlyPackets(t *testing.T) {
 			t.Errorf("%v is 0", c)
 		}
 	}
+}
+
+// TestTCPWithTheLeastMSS: a connection to a host that asks for segments as small as Linux
+// sends them works, and none of its packets is refused.
+func TestTCPWithTheLeastMSS(t *testing.T) {
+	w := newPlainWorld(t)
+	g := w.guest()
+	l, err := netlink.LinkByName(bridge)
+	w.must(err)
+	w.must(netlink.RouteReplace(&netlink.Route{
+		LinkIndex: l.Attrs().Index, Scope: netlink.SCOPE_LINK, AdvMSS: 48,
+		Dst: &net.IPNet{IP: net.ParseIP(g.ip).To4(), Mask: net.CIDRMask(32, 32)},
+	}))
+	before := g.drops()
+	g.tcpToHost(64 << 10)
+	if n := g.counter(dataplane.HostSegments); n < 64<<10/96 {
+		t.Errorf("%d segments, so they were not small", n)
+	}
+	g.dropped(before, drops{})
 }
 
 // TestDetachBesideCostlyPackets takes no longer than it may.
