@@ -104,10 +104,13 @@ func (g *grants) copy(s *gntdev.Segment) gntdev.Status {
 // it is one of a packet with XDP headroom.
 func (g *grants) local(s *gntdev.Segment) []byte {
 	w := g.worker()
-	across := slices.ContainsFunc(w.queues, func(q *Queue) bool { return q != nil && q.xdpRoom != 0 })
 	if b := in(&w.txMem, s, false); b != nil {
 		return b
 	}
+	if b := in(&w.rxMem, s, false); b != nil {
+		return b
+	}
+	across := slices.ContainsFunc(w.queues, func(q *Queue) bool { return q != nil && q.xdpRoom != 0 })
 	if b := in(&w.rxMem, s, across); b != nil {
 		return b
 	}
