@@ -18,6 +18,7 @@ import (
 	"go.uber.org/zap/zapcore"
 	"golang.org/x/sys/unix"
 
+	"github.com/netbackd/netbackd/internal/budget"
 	"github.com/netbackd/netbackd/internal/control"
 	"github.com/netbackd/netbackd/internal/host"
 	"github.com/netbackd/netbackd/internal/iouring"
@@ -176,10 +177,11 @@ func (f *runFlags) run(ctx context.Context) (err error) {
 	d := control.Daemon{
 		Version: buildVersion(), PID: os.Getpid(), Since: time.Now(),
 		Workers: pool.Workers(), Uring: f.uringState(), Offload: offload,
+		MaxThreads: maxThreads(pool.Workers()),
 	}
 	now := func() control.Daemon {
 		d := d
-		d.LogLost = sink.Lost()
+		d.LogLost, d.Threads = sink.Lost(), threads()
 		return d
 	}
 	clients, err := zap.NewStdLogAt(log, zap.WarnLevel)
@@ -211,6 +213,24 @@ func (f *runFlags) run(ctx context.Context) (err error) {
 	srv.stopped()
 	log.Info("stopped; guests keep their state for the next netbackd")
 	return err
+}
+
+// otherThreads is for what is neither a worker, nor a blocking call on behalf of a vif,
+// nor runs Go code just now: the runtime's own, and one each for the control loop, the
+// log, xenstored's connection, the keeper of TAP queues, and the service manager.
+const otherThreads = 32
+
+// maxThreads is how many threads the process has at most, however many vifs there are
+// and whatever their guests do: systemd/netbackd.service has to allow that (TasksMax).
+// A thread that Go has made it keeps.
+func maxThreads(workers int) int {
+	return workers + runtime.GOMAXPROCS(0) + budget.Turns + otherThreads
+}
+
+// threads is how many threads the process has, 0 if that cannot be found out.
+func threads() int {
+	tasks, _ := os.ReadDir("/proc/self/task")
+	return len(tasks)
 }
 
 // rival is who else may serve vifs here: on a real Xen the kernel.

@@ -11,7 +11,6 @@ import (
 
 	"github.com/netbackd/netbackd/internal/sdnotify"
 	"github.com/netbackd/netbackd/pkg/backend"
-	"github.com/netbackd/netbackd/pkg/vif"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
@@ -39,7 +38,7 @@ type service struct {
 }
 
 // keeper is the manager as the keeper of TAP queues, nil if there is none.
-func keeper(n *sdnotify.Notifier) vif.Keeper {
+func keeper(n *sdnotify.Notifier) backend.Keeper {
 	if n == nil {
 		return nil
 	}

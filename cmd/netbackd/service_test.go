@@ -6,7 +6,10 @@ import (
 	"context"
 	"errors"
 	"net"
+	"os"
 	"path/filepath"
+	"runtime"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -42,6 +45,26 @@ func TestAlive(t *testing.T) {
 		if tt.name == "all answer" && time.Since(s.heard) > time.Minute {
 			t.Errorf("%s: heard at %v", tt.name, s.heard)
 		}
+	}
+}
+
+// TestThreadsFitTheUnit: the service may have as many threads as the daemon may take, on
+// any host there is, and io_uring some for itself.
+func TestThreadsFitTheUnit(t *testing.T) {
+	unit, err := os.ReadFile("../../systemd/netbackd.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(unit), "\nTasksMax=")
+	line, _, _ := strings.Cut(rest, "\n")
+	most, err := strconv.Atoi(line)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const cpus = 384
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(cpus + 1)) // as run sets it
+	if n := maxThreads(cpus); n >= most {
+		t.Errorf("%d threads with %d workers, the unit allows %d", n, cpus, most)
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/netbackd/netbackd/internal/budget"
 	"github.com/netbackd/netbackd/internal/control"
 	"github.com/netbackd/netbackd/pkg/dataplane"
 	"github.com/netbackd/netbackd/pkg/vif"
@@ -78,6 +79,7 @@ func writeDaemon(w io.Writer, d *control.Daemon, now time.Time) error {
 	row("workers", "%d", d.Workers)
 	row("io_uring", "%s", d.Uring)
 	row("offload", "%s", onOff(d.Offload))
+	row("threads", "%d, at most %d", d.Threads, d.MaxThreads)
 	row("log", "%d lines lost", d.LogLost)
 	return t.Flush()
 }
@@ -185,6 +187,7 @@ func writeShow(w io.Writer, s *vif.Status, now time.Time) error {
 	if s.Headroom != 0 {
 		row("xdp headroom", "%d bytes", s.Headroom)
 	}
+	row("work", "%s", work(&s.Guest))
 	if len(s.Mcast) > 0 {
 		row("multicast", "%s", strings.Join(s.Mcast, " "))
 	}
@@ -209,6 +212,16 @@ func writeShow(w io.Writer, s *vif.Status, now time.Time) error {
 		return err
 	}
 	return writeCounters(w, s)
+}
+
+// work says what all vifs of a guest have had the host do outside of the data path.
+func work(u *budget.Used) string {
+	text := fmt.Sprintf("for all vifs of the guest: %d requests to xenstored, %d host calls of %d ms, %d messages to the service manager, %d on control rings",
+		u.Requests, u.Calls, u.Blocked, u.Messages, u.Control)
+	if u.Delayed+u.Cut > 0 {
+		text += fmt.Sprintf("; beyond its budget: %d looks delayed, %d log lines cut", u.Delayed, u.Cut)
+	}
+	return text
 }
 
 // hideKey keeps a guest's hash key off screens and out of reports.

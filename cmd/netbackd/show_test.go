@@ -159,7 +159,7 @@ func (d *daemon) Claim(string) error { return errors.New("not asked for") }
 func (d *daemon) Release(string) (int, error) { return 0, errors.New("not asked for") }
 
 var testDaemon = control.Daemon{
-	Version: "v1.2", PID: 4711, Since: time.Now().Add(-time.Hour), Workers: 2, Uring: "in use", Offload: true, LogLost: 12,
+	Version: "v1.2", PID: 4711, Since: time.Now().Add(-time.Hour), Workers: 2, Uring: "in use", Offload: true, Threads: 20, MaxThreads: 103, LogLost: 12,
 }
 
 // serve runs a daemon's control socket and returns its run directory.
@@ -219,7 +219,7 @@ func TestCommands(t *testing.T) {
 	}
 
 	got, err := command("--run-dir", dir, "show")
-	if err != nil || !strings.HasPrefix(got, "netbackd  v1.2, process 4711, started 1h0m") || !strings.HasSuffix(got, "log       12 lines lost\n") {
+	if err != nil || !strings.HasPrefix(got, "netbackd  v1.2, process 4711, started 1h0m") || !strings.HasSuffix(got, "threads   20, at most 103\nlog       12 lines lost\n") {
 		t.Errorf("show prints %q, %v", got, err)
 	}
 

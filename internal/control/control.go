@@ -36,7 +36,11 @@ type Daemon struct {
 	Workers int       `json:"workers"`
 	Uring   string    `json:"io_uring"` // "in use", or why not
 	Offload bool      `json:"offload"`
-	LogLost uint64    `json:"log_lines_lost"` // that the reader of the log did not take
+
+	Threads    int `json:"threads"`     // of the process now
+	MaxThreads int `json:"threads_max"` // that it has at most
+
+	LogLost uint64 `json:"log_lines_lost"` // that the reader of the log did not take
 }
 
 // Vifs is the list of vifs.

@@ -145,7 +145,7 @@ func TestWire(t *testing.T) {
 		code         int
 		body         string
 	}{
-		{"GET", "/v1/daemon", 200, `{"schema":1,"version":"v1","pid":4711,"since":"2023-11-14T22:13:20Z","workers":2,"io_uring":"in use","offload":true,"log_lines_lost":0}` + "\n"},
+		{"GET", "/v1/daemon", 200, `{"schema":1,"version":"v1","pid":4711,"since":"2023-11-14T22:13:20Z","workers":2,"io_uring":"in use","offload":true,"threads":0,"threads_max":0,"log_lines_lost":0}` + "\n"},
 		{"POST", "/v1/vifs/vif1.0/reset", 204, ""},
 		{"POST", "/v1/vifs/vif9.0/reset", 404, `{"error":"vif9.0: no such vif"}` + "\n"},
 		{"POST", "/v1/vifs/vif2.0/reset", 409, `{"error":"vif2.0 does not answer"}` + "\n"},

@@ -1,58 +1,51 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package loglimit keeps whoever makes a logger speak from filling the log: a
-// zap core that passes so many lines per second and says how many it left out.
+// zap core that passes the lines that a rate allows and says how many it left out.
 //
 // It knows log lines. It must not know what they are about.
 package loglimit
 
 import (
-	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
+	"golang.org/x/time/rate"
 )
 
-// Wrap limits a logger, and those derived from it together, to burst lines at
-// once and perSecond lines per second. Lines of level debug and lower do not
-// count and are not limited, since they are only written when asked for.
-func Wrap(l *zap.Logger, burst, perSecond int) *zap.Logger {
-	return wrap(l, burst, perSecond, time.Now)
+// Wrap limits a logger, and those derived from it together with all others that share
+// lines, to the lines that it allows. cut, which may be nil, is called for each that is
+// left out. Lines of level debug and lower do not count and are not limited, since they
+// are only written when asked for.
+func Wrap(l *zap.Logger, lines *rate.Limiter, cut func()) *zap.Logger {
+	return wrap(l, lines, cut, time.Now)
 }
 
-func wrap(l *zap.Logger, burst, perSecond int, now func() time.Time) *zap.Logger {
-	b := &bucket{tokens: float64(burst), burst: float64(burst), rate: float64(perSecond), now: now}
+func wrap(l *zap.Logger, lines *rate.Limiter, cut func(), now func() time.Time) *zap.Logger {
+	b := &bucket{lines: lines, cut: cut, now: now}
 	return l.WithOptions(zap.WrapCore(func(c zapcore.Core) zapcore.Core { return &core{Core: c, b: b} }))
 }
 
 type bucket struct {
-	mu      sync.Mutex // guards all below
-	tokens  float64
-	burst   float64
-	rate    float64
-	last    time.Time
-	skipped int
+	lines   *rate.Limiter
+	cut     func()
+	skipped atomic.Int64 // since the last line that passed
 	now     func() time.Time
 }
 
 // take reports whether a line may pass, and how many did not since the last one
 // that did.
 func (b *bucket) take() (ok bool, skipped int) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	now := b.now()
-	if passed := now.Sub(b.last); !b.last.IsZero() && passed > 0 {
-		b.tokens = min(b.tokens+passed.Seconds()*b.rate, b.burst)
-	}
-	b.last = now
-	if b.tokens < 1 {
-		b.skipped++
+	if !b.lines.AllowN(b.now(), 1) {
+		b.skipped.Add(1)
+		if b.cut != nil {
+			b.cut()
+		}
 		return false, 0
 	}
-	b.tokens--
-	skipped, b.skipped = b.skipped, 0
-	return true, skipped
+	return true, int(b.skipped.Swap(0))
 }
 
 type core struct {

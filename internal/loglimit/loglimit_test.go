@@ -13,13 +13,14 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
+	"golang.org/x/time/rate"
 )
 
 // limited is a logger with a clock that stands still, and what it wrote.
 func limited(burst, perSecond int) (l *zap.Logger, advance func(time.Duration), lines func() []string) {
 	now := time.Unix(1000, 0)
 	core, logs := observer.New(zapcore.DebugLevel)
-	l = wrap(zap.New(core), burst, perSecond, func() time.Time { return now })
+	l = wrap(zap.New(core), rate.NewLimiter(rate.Limit(perSecond), burst), nil, func() time.Time { return now })
 	return l, func(d time.Duration) { now = now.Add(d) }, func() []string {
 		var lines []string
 		for _, e := range logs.TakeAll() {
@@ -85,12 +86,34 @@ func TestDerived(t *testing.T) {
 	want(t, lines(), "one", "two")
 }
 
+// TestShared: the loggers of all vifs of a guest share its lines. Each says what it has
+// left out, and all of it is counted.
+func TestShared(t *testing.T) {
+	now := time.Unix(1000, 0)
+	core, logs := observer.New(zapcore.InfoLevel)
+	lines, n := rate.NewLimiter(1, 2), 0
+	var vifs []*zap.Logger
+	for range 2 {
+		vifs = append(vifs, wrap(zap.New(core), lines, func() { n++ }, func() time.Time { return now }))
+	}
+	for range 3 {
+		vifs[0].Error("again")
+		vifs[1].Error("again")
+	}
+	now = now.Add(2 * time.Second)
+	vifs[0].Error("once more")
+	vifs[1].Error("once more")
+	if got := logs.All(); len(got) != 4 || n != 4 || got[2].ContextMap()["lines_left_out"] != int64(2) || got[3].ContextMap()["lines_left_out"] != int64(2) {
+		t.Errorf("%d lines, %d cut: %v", len(got), n, got)
+	}
+}
+
 // TestFieldsStay: what a line is about stays with it, and the caller's fields are
 // not written to.
 func TestFieldsStay(t *testing.T) {
 	now := time.Unix(1000, 0)
 	core, logs := observer.New(zapcore.InfoLevel)
-	l := wrap(zap.New(core), 1, 1, func() time.Time { return now }).With(zap.String("vif", "vif1.0"))
+	l := wrap(zap.New(core), rate.NewLimiter(1, 1), nil, func() time.Time { return now }).With(zap.String("vif", "vif1.0"))
 	fields := make([]zap.Field, 1, 4)
 	fields[0] = zap.Int("queue", 3)
 	l.Error("first", fields...)
@@ -123,7 +146,7 @@ func TestDebugIsFree(t *testing.T) {
 	}
 
 	core, logs := observer.New(zapcore.InfoLevel)
-	Wrap(zap.New(core), 1, 1).Debug("step")
+	Wrap(zap.New(core), rate.NewLimiter(1, 1), nil).Debug("step")
 	if n := logs.Len(); n != 0 {
 		t.Errorf("%d lines below the level", n)
 	}

@@ -21,10 +21,10 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/netbackd/netbackd/internal/budget"
 	"github.com/netbackd/netbackd/internal/loglimit"
 	"github.com/netbackd/netbackd/pkg/dataplane"
 	"github.com/netbackd/netbackd/pkg/staticgrant"
-	"github.com/netbackd/netbackd/pkg/tap"
 	"github.com/netbackd/netbackd/pkg/vif"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
@@ -51,7 +51,7 @@ type Config struct {
 	Rival Rival // nil: nobody else serves vifs of this domain
 
 	// Keeper keeps the queues of TAPs while no daemon runs; nil: nobody does.
-	Keeper vif.Keeper
+	Keeper Keeper
 	// Kept are the files that a predecessor's keeper hands over. Run takes them:
 	// what makes no sense, and what nobody needs any more, it gives up.
 	Kept []Kept
@@ -68,20 +68,11 @@ type Kept struct {
 // (vm.max_map_count). The rings and the program need some.
 const maxStaticGrants = 65530 / 2
 
-// Bounds on what one vif writes into the log.
-const (
-	logBurst = 20
-	logRate  = 10 // lines per second
-)
-
-// closers bounds how many TAPs are closed at a time. One takes some 15 ms, nearly
-// all of it waiting, so a host that stops with a thousand guests needs many.
-const closers = 32
-
 // Backend is a running backend.
 type Backend struct {
 	cfg     Config
-	closers *tap.Closers
+	budgets *budget.Host
+	keeper  *keeper // nil: nobody keeps anything
 
 	ended    chan key
 	pings    chan chan<- struct{}
@@ -98,7 +89,7 @@ type Backend struct {
 	swept bool
 	kept  map[key][]int // queues for vifs that have not been found yet
 
-	guests map[uint16]*staticgrant.Budget // of each guest that has a vif
+	guests map[uint16]*guest // that have a vif
 
 	// Only the goroutine in Run changes vifs, and others look, also while it
 	// waits for an xenstored that hangs.
@@ -113,9 +104,9 @@ type Backend struct {
 func New(cfg Config) *Backend {
 	return &Backend{
 		cfg:     cfg,
-		closers: tap.NewClosers(closers),
+		budgets: budget.NewHost(budget.Turns),
 		static:  staticgrant.NewBudget(maxStaticGrants, nil),
-		guests:  map[uint16]*staticgrant.Budget{},
+		guests:  map[uint16]*guest{},
 		ended:   make(chan key), requests: make(chan request),
 		pings: make(chan chan<- struct{}),
 		vifs:  map[key]*vif.Vif{}, left: map[key]struct{}{},
@@ -129,6 +120,8 @@ func New(cfg Config) *Backend {
 // moving meanwhile.
 func (b *Backend) Run(ctx context.Context, ready func()) error {
 	vifCtx, stop := context.WithCancel(ctx)
+	b.keeper = newKeeper(b.cfg.Keeper, b.cfg.Log)
+	defer b.keeper.close(endsWithin / 2)
 	defer func() {
 		stop()
 		b.wg.Wait()
@@ -320,7 +313,7 @@ func (b *Backend) session(ctx context.Context, serving func()) error {
 		case k := <-b.ended:
 			b.forget(k)
 			// The directory may have come back while the vif was leaving.
-			if err := b.ensure(ctx, k); err != nil {
+			if err := b.ensure(ctx, k, ""); err != nil {
 				return err
 			}
 		}
@@ -347,6 +340,7 @@ func (b *Backend) sweep() {
 
 // start starts a vif.
 func (b *Backend) start(ctx context.Context, k key) {
+	g := b.guest(k.domid)
 	v := vif.New(vif.Config{
 		Domid: k.domid, Devid: k.devid,
 		Path:      b.path(k),
@@ -354,19 +348,19 @@ func (b *Backend) start(ctx context.Context, k key) {
 		Store:     b.store,
 		Host:      b.cfg.Host,
 		Pool:      b.cfg.Pool,
-		Log:       loglimit.Wrap(b.cfg.Log.With(zap.Stringer("vif", k), zap.Uint16("domid", k.domid)), logBurst, logRate),
+		Log:       loglimit.Wrap(b.cfg.Log.With(zap.Stringer("vif", k), zap.Uint16("domid", k.domid)), g.budget.Log, g.budget.LineCut),
 		MaxQueues: b.cfg.MaxQueues,
 		Offload:   b.cfg.Offload,
 		RunDir:    b.cfg.RunDir,
-		Closers:   b.closers,
-		Keeper:    b.cfg.Keeper,
+		Guest:     g.budget,
+		Keeper:    b.keeper.of(g.budget),
 		Kept:      b.kept[k],
 		Drain:     b.cfg.Drain,
 		Stall:     b.cfg.Stall,
 		Taken:     func() bool { return b.rivals(k) },
 
 		ControlRings: b.cfg.ControlRings,
-		StaticGrants: vif.StaticGrants{PerQueue: b.cfg.StaticGrants, Budget: b.budget(k.domid)},
+		StaticGrants: vif.StaticGrants{PerQueue: b.cfg.StaticGrants, Budget: g.static},
 		NoBPF:        b.cfg.NoBPF,
 	})
 	delete(b.kept, k)
@@ -383,11 +377,16 @@ func (b *Backend) start(ctx context.Context, k key) {
 	})
 }
 
-// budget is what all vifs of a guest share.
-func (b *Backend) budget(domid uint16) *staticgrant.Budget {
+// guest is what all vifs of a guest share.
+type guest struct {
+	budget *budget.Guest
+	static *staticgrant.Budget
+}
+
+func (b *Backend) guest(domid uint16) *guest {
 	g := b.guests[domid]
 	if g == nil {
-		g = staticgrant.NewBudget(staticgrant.DefaultBudget, b.static)
+		g = &guest{b.budgets.Guest(), staticgrant.NewBudget(staticgrant.DefaultBudget, b.static)}
 		b.guests[domid] = g
 	}
 	return g

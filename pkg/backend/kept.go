@@ -61,19 +61,14 @@ func (b *Backend) takeKept() {
 // drop gives up a file.
 func (b *Backend) drop(f Kept) {
 	_ = unix.Close(f.FD)
-	if b.cfg.Keeper == nil {
-		return
-	}
-	if err := b.cfg.Keeper.Remove(f.Name); err != nil {
-		b.cfg.Log.Warn("give up a kept file", zap.String("name", f.Name), zap.Error(err))
-	}
+	b.keeper.of(b.budgets.Guest()).Remove(f.Name)
 }
 
 // dropKept gives up the queues of vifs that went while nobody served, and their
 // TAPs, which would else be there for as long as the queues are.
 func (b *Backend) dropKept() {
 	for k, fds := range b.kept {
-		err := vif.DropKept(b.cfg.Keeper, k.domid, k.devid, fds)
+		err := vif.DropKept(b.keeper.of(b.budgets.Guest()), k.domid, k.devid, fds)
 		if rerr := vif.RemoveTap(k.domid, k.devid); err == nil {
 			err = rerr
 		}

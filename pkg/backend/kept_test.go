@@ -15,15 +15,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// keeper is a service manager.
-type keeper struct {
+// manager is a service manager.
+type manager struct {
 	t *testing.T
 
 	mu    sync.Mutex // guards all below
 	files []Kept
 }
 
-func (k *keeper) Store(name string, fd int) error {
+func (k *manager) Store(name string, fd int) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	own, err := unix.Dup(fd)
@@ -31,7 +31,7 @@ func (k *keeper) Store(name string, fd int) error {
 	return err
 }
 
-func (k *keeper) Remove(name string) error {
+func (k *manager) Remove(name string) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.files = slices.DeleteFunc(k.files, func(f Kept) bool {
@@ -41,7 +41,7 @@ func (k *keeper) Remove(name string) error {
 }
 
 // hand is what a successor is handed.
-func (k *keeper) hand() (files []Kept) {
+func (k *manager) hand() (files []Kept) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for _, f := range k.files {
@@ -54,7 +54,7 @@ func (k *keeper) hand() (files []Kept) {
 	return files
 }
 
-func (k *keeper) names() string {
+func (k *manager) names() string {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	var names []string
@@ -65,8 +65,18 @@ func (k *keeper) names() string {
 	return strings.Join(names, " ")
 }
 
+// await waits until these are kept.
+func (k *manager) await(names string) {
+	k.t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); k.names() != names; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			k.t.Fatalf("kept %q, want %q", k.names(), names)
+		}
+	}
+}
+
 // add keeps a file that nobody knows.
-func (k *keeper) add(name string) {
+func (k *manager) add(name string) {
 	fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
 	if err != nil {
 		k.t.Fatal(err)
@@ -81,15 +91,13 @@ func (k *keeper) add(name string) {
 func TestKept(t *testing.T) {
 	w := newWorld(t)
 	open := openFiles(t)
-	k := &keeper{t: t}
+	k := &manager{t: t}
 	w.keeper = k
 	b, stop := w.start()
 	w.attach(1, 0)
 	w.attach(2, 0)
 	w.await(b, "vif1.0", "vif2.0")
-	if got, want := k.names(), "tap-1.0-0 tap-2.0-0"; got != want {
-		t.Errorf("kept %q, want %q", got, want)
-	}
+	k.await("tap-1.0-0 tap-2.0-0")
 	before := w.taps()
 	stop()
 	w.detach(2, 0)
@@ -99,9 +107,7 @@ func TestKept(t *testing.T) {
 	w.kept = k.hand()
 	b, stop = w.start()
 	w.await(b, "vif1.0")
-	if got, want := k.names(), "tap-1.0-0"; got != want {
-		t.Errorf("kept %q, want %q", got, want)
-	}
+	k.await("tap-1.0-0")
 	after := w.taps()
 	if len(after) != 1 || after["vif1.0"] != before["vif1.0"] {
 		t.Errorf("interfaces %v, before %v", after, before)
@@ -131,7 +137,7 @@ func openFiles(t *testing.T) int {
 // TestKeptWithoutXenstore: what cannot be used yet stays kept.
 func TestKeptWithoutXenstore(t *testing.T) {
 	w := newWorld(t)
-	k := &keeper{t: t}
+	k := &manager{t: t}
 	k.add("tap-1.0-0")
 	w.keeper, w.kept = k, k.hand()
 	w.down = errors.New("xenstored is down")

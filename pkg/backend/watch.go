@@ -107,17 +107,18 @@ func (b *Backend) changed(ctx context.Context, e xenstore.Event) error {
 	if !ok {
 		return b.scanGuest(ctx, dom) // it came or went
 	}
-	dev, _, _ := strings.Cut(rest, "/")
+	dev, node, _ := strings.Cut(rest, "/")
 	if k, ok := parseKey(dom, dev); ok {
-		return b.ensure(ctx, k)
+		return b.ensure(ctx, k, node)
 	}
 	return nil
 }
 
-// ensure pokes the vif, or starts it if it is new and its directory is there.
-func (b *Backend) ensure(ctx context.Context, k key) error {
+// ensure tells the vif that a node of it has changed, with "" all of it, or starts it
+// if it is new and its directory is there.
+func (b *Backend) ensure(ctx context.Context, k key, node string) error {
 	if v := b.vifs[k]; v != nil {
-		v.Poke()
+		v.Changed(node)
 		return nil
 	}
 	there, err := b.store.Exists(b.path(k) + "/state")
@@ -177,7 +178,7 @@ func (b *Backend) find(ctx context.Context, dom string) error {
 		if !ok || b.vifs[k] != nil {
 			continue
 		}
-		if err := b.ensure(ctx, k); err != nil {
+		if err := b.ensure(ctx, k, ""); err != nil {
 			return err
 		}
 	}

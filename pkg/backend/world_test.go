@@ -38,8 +38,8 @@ type world struct {
 	self  uint16 // the backend's domain
 	rival Rival
 
-	keeper vif.Keeper // of backends made from now on
-	kept   []Kept     // given to the next backend
+	keeper Keeper // of backends made from now on
+	kept   []Kept // given to the next backend
 
 	mu    sync.Mutex         // guards all below
 	down  error              // why xenstore cannot be reached

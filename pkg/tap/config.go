@@ -38,9 +38,6 @@ type Config struct {
 	// 0 means no bound, and is faster: the kernel builds small frames in
 	// place only without one.
 	SndBuf int
-	// Closers bounds how many devices are closed at a time, together with
-	// all devices that share it. nil means no bound.
-	Closers *Closers
 }
 
 // check tells whether cfg makes sense, whatever the machine.

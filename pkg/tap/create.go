@@ -46,7 +46,6 @@ func create(cfg Config) (*Device, error) {
 	d := &Device{
 		vnetHdr: cfg.VnetHdr,
 		sndBuf:  cfg.SndBuf,
-		closers: cfg.Closers,
 	}
 	d.name.Store(&cfg.Name)
 	if err := d.open(&cfg); err != nil {
@@ -166,7 +165,8 @@ func (d *Device) settle(cfg *Config) error {
 // a predecessor who left the device alone, such as one who had stored them with
 // the service manager. Unlike with a closed device, the carrier stays on and
 // frames wait to be read. cfg.Name and cfg.Queues are not used: the device has
-// the name it has, and all of the queues given. (SetQueues can change that.)
+// the name it has, and all of the queues given, as many of them active as there are.
+// (SetQueues and Use can change that.)
 //
 // On success the descriptors belong to the Device. On failure they stay the
 // caller's.
@@ -193,7 +193,7 @@ func adopt(cfg Config, fds []int) (*Device, error) {
 	if err := cfg.check(); err != nil {
 		return nil, err
 	}
-	d := &Device{vnetHdr: cfg.VnetHdr, adopted: true, sndBuf: cfg.SndBuf, closers: cfg.Closers}
+	d := &Device{vnetHdr: cfg.VnetHdr, adopted: true, sndBuf: cfg.SndBuf}
 	for _, fd := range fds {
 		d.push(fd)
 	}
@@ -228,9 +228,16 @@ func (d *Device) takeOver(cfg *Config) error {
 	if d.single {
 		return d.settle(cfg)
 	}
-	if d.active = link.Queues; d.active < len(d.queues) {
-		if err := d.setActive(len(d.queues)); err != nil {
+	// Those that the host has been given stay with it, and no others: what is given and
+	// taken away again loses what arrives in between.
+	d.active = link.Queues
+	for i, q := range d.queues {
+		away, err := isDetached(q.fd)
+		if err != nil {
 			return err
+		}
+		if away != (i >= d.active) {
+			return fmt.Errorf("%w: the host has %d, and not the first ones", errQueues, d.active)
 		}
 	}
 	return d.settle(cfg)

@@ -25,7 +25,6 @@ type Device struct {
 	sndBuf  int
 	offload Offload
 	wish    *Offload // what the host was last seen to want; nil: unknown
-	closers *Closers
 	// queues[i] is queue i, to us and to the kernel; that holds because
 	// queues come and go at the end only. Empty when closed.
 	queues []*Queue
@@ -290,8 +289,10 @@ func (d *Device) Info() (Info, error) {
 }
 
 // Close removes the device from the host, persistent or not and whoever else has
-// its queues open, and closes its queues. It takes some 15 ms, and longer while
-// its turn has not come: see [Closers]. A closed device may be closed again.
+// its queues open, and closes its queues. It takes some 15 ms, nearly all of it
+// waiting for other CPUs to let go of the device: who closes many should close a
+// bounded number at a time, since each takes a thread. A closed device may be closed
+// again.
 func (d *Device) Close() error { return d.close("close", false) }
 
 // CloseKeep closes the queues and leaves the device to a successor, who adopts it
@@ -304,28 +305,24 @@ func (d *Device) close(op string, keep bool) (err error) {
 	if len(d.queues) == 0 {
 		return nil
 	}
-	d.closers.do(func() {
-		// The device may have been deleted already: nothing to keep or
-		// not to keep then.
-		perr := setPersist(d.queues[0].fd, keep)
-		if perr != nil && (keep || !isGone(perr)) {
-			err = perr
-		}
-		if keep || isGone(perr) {
-			err = errors.Join(err, d.closeQueues(0))
-			return
-		}
-		p, link, lerr := d.look()
-		err = errors.Join(err, d.closeQueues(0))
-		if lerr == nil {
-			// It has outlived our queues if somebody keeps others, or ours, open.
-			lerr = DeleteIn(p.id, link)
-			p.close()
-		}
-		if !isGone(lerr) {
-			err = errors.Join(err, lerr)
-		}
-	})
+	// The device may have been deleted already: nothing to keep or not to keep then.
+	perr := setPersist(d.queues[0].fd, keep)
+	if perr != nil && (keep || !isGone(perr)) {
+		err = perr
+	}
+	if keep || isGone(perr) {
+		return d.wrap(op, errors.Join(err, d.closeQueues(0)))
+	}
+	p, link, lerr := d.look()
+	err = errors.Join(err, d.closeQueues(0))
+	if lerr == nil {
+		// It has outlived our queues if somebody keeps others, or ours, open.
+		lerr = DeleteIn(p.id, link)
+		p.close()
+	}
+	if !isGone(lerr) {
+		err = errors.Join(err, lerr)
+	}
 	return d.wrap(op, err)
 }
 

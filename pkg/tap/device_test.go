@@ -606,6 +606,31 @@ func TestAClosedDevice(t *testing.T) {
 	}
 }
 
+// TestUse: who needs now more queues and now fewer opens each once.
+func TestUse(t *testing.T) {
+	netns.NeedTUN(t)
+	both(t, func(t *testing.T, cfg Config) {
+		d := newTAP(t, cfg)
+		for i, tt := range []struct{ use, open, active int }{{4, 4, 4}, {1, 4, 1}, {3, 4, 3}, {5, 5, 5}, {2, 5, 2}} {
+			var before []*Queue
+			for q := range d.Queues() {
+				before = append(before, d.Queue(q))
+			}
+			must(t, d.Use(tt.use))
+			if d.Queues() != tt.open || d.Active() != tt.active {
+				t.Errorf("step %d: %d queues, %d active", i, d.Queues(), d.Active())
+			}
+			for q := range before {
+				if d.Queue(q) != before[q] {
+					t.Errorf("step %d: queue %d is another one", i, q)
+				}
+			}
+		}
+		wantErr(t, d.Use(0), errQueues)
+		wantErr(t, d.Use(MaxQueues+1), errQueues)
+	})
+}
+
 func TestAdoptOpenQueues(t *testing.T) {
 	netns.NeedTUN(t)
 	both(t, func(t *testing.T, cfg Config) {
@@ -631,6 +656,10 @@ func TestAdoptOpenQueues(t *testing.T) {
 		t.Run("none", func(t *testing.T) {
 			_, err := Adopt(cfg, nil)
 			wantErr(t, err, errQueues)
+		})
+		t.Run("in another order", func(t *testing.T) {
+			_, err := Adopt(cfg, []int{fds[2], fds[0], fds[1]})
+			wantErr(t, err, errQueues, "not the first ones")
 		})
 		t.Run("of the wrong kind", func(t *testing.T) {
 			wrong := cfg
@@ -659,7 +688,7 @@ func TestAdoptOpenQueues(t *testing.T) {
 			}
 			t.Fatal(err)
 		}
-		if a.Index() != index || !a.Adopted() || a.Queues() != 3 || a.Active() != 3 {
+		if a.Index() != index || !a.Adopted() || a.Queues() != 3 || a.Active() != 2 {
 			t.Errorf("index %d, was %d; adopted %v, %d queues, %d active",
 				a.Index(), index, a.Adopted(), a.Queues(), a.Active())
 		}
@@ -777,15 +806,14 @@ func TestNothingIsLeftOpen(t *testing.T) {
 func TestManyDevicesAtOnce(t *testing.T) {
 	netns.NeedTUN(t)
 	before := openFDs(t)
-	const n, bound = 64, 8
-	closers := NewClosers(bound)
+	const n = 64
 	var wg sync.WaitGroup
 	devices := make([]*Device, n)
 	for i := range n {
 		wg.Go(func() {
 			var err error
 			devices[i], err = Create(Config{
-				Name: fmt.Sprintf("many%d", i), VnetHdr: i%2 == 0, Queues: 2, Persist: i%3 == 0, Closers: closers,
+				Name: fmt.Sprintf("many%d", i), VnetHdr: i%2 == 0, Queues: 2, Persist: i%3 == 0,
 			})
 			if err != nil {
 				t.Error(err)
@@ -811,32 +839,6 @@ func TestManyDevicesAtOnce(t *testing.T) {
 	}
 	if after := openFDs(t); after != before {
 		t.Errorf("%d descriptors, were %d", after, before)
-	}
-}
-
-func TestClosersBound(t *testing.T) {
-	const n, bound = 100, 3
-	c := NewClosers(bound)
-	var mu sync.Mutex
-	var now, most, done int
-	var wg sync.WaitGroup
-	for range n {
-		wg.Go(func() {
-			c.do(func() {
-				mu.Lock()
-				now++
-				most = max(most, now)
-				mu.Unlock()
-				mu.Lock()
-				now--
-				done++
-				mu.Unlock()
-			})
-		})
-	}
-	wg.Wait()
-	if most > bound || done != n {
-		t.Errorf("%d at a time, want at most %d; %d of %d done", most, bound, done, n)
 	}
 }
 

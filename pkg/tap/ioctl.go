@@ -48,6 +48,18 @@ func attachByName(fd int, name string, flags uint16) error {
 	return unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr)
 }
 
+// isDetached asks whether a queue was taken away from the host (SetActive).
+func isDetached(fd int) (bool, error) {
+	ifr, err := unix.NewIfreq("")
+	if err != nil {
+		return false, err
+	}
+	if err := unix.IoctlIfreq(fd, unix.TUNGETIFF, ifr); err != nil {
+		return false, err
+	}
+	return ifr.Uint16()&unix.IFF_DETACH_QUEUE != 0, nil
+}
+
 // setAttached gives a queue to the host, or takes it away without closing it
 // (TUNSETQUEUE). The queue keeps its device either way.
 func setAttached(fd int, attached bool) error {

@@ -65,7 +65,7 @@ func (d *Device) setQueues(n int) error {
 }
 
 // Rest has the host drop, at once, what waits in the queues and what it sends from now
-// on, and closes all queues but the first if it can open them again. SetQueues ends that. To take the carrier
+// on. Use and SetQueues end that. All queues stay open. To take the carrier
 // away is not enough: the kernel notices within a second, and what was sent stays in
 // the queues.
 //
@@ -89,10 +89,7 @@ func (d *Device) rest() error {
 		d.queues[0].purge()
 		return nil
 	}
-	if err := d.setActive(0); err != nil {
-		return err
-	}
-	return d.shrink(1)
+	return d.setActive(0)
 }
 
 // shrink closes queue n and those above, which are detached, unless the device is in
@@ -117,6 +114,16 @@ func (d *Device) hear() error {
 		d.deaf = false
 	}
 	return setDeaf(d.queues[0].fd, false)
+}
+
+// Use gives the host n queues, 1 to MaxQueues. It opens those that are missing, and
+// takes away those beyond without closing them: see SetActive. So a user who needs now
+// more and now fewer opens each once.
+func (d *Device) Use(n int) error {
+	if d.single || n > len(d.queues) {
+		return d.SetQueues(n)
+	}
+	return d.SetActive(n)
 }
 
 // SetActive gives the first n queues, 1 to all, to the host, and takes the

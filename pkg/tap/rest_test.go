@@ -50,13 +50,13 @@ func TestRest(t *testing.T) {
 				for range 10 {
 					host.send(t, frame)
 				}
-				if d.Queues() != 1 {
+				if d.Queues() != cfg.Queues {
 					t.Errorf("it has %d queues", d.Queues())
 				}
 				if _, err := d.Name(); err != nil {
 					t.Error(err)
 				}
-				must(t, d.SetQueues(cfg.Queues))
+				must(t, d.Use(cfg.Queues))
 				if n := waiting(d); n != 0 {
 					t.Errorf("%d frames from before it rested, or meanwhile", n)
 				}
@@ -85,7 +85,7 @@ func TestRest(t *testing.T) {
 			must(t, d.CloseKeep())
 			d, err = Adopt(Config{VnetHdr: true, Persist: true}, []int{kept})
 			must(t, err)
-			must(t, d.SetQueues(cfg.Queues))
+			must(t, d.Use(cfg.Queues))
 			host.send(t, frame)
 			if n := waiting(d); n != 1 {
 				t.Errorf("%d frames of 1 with the queue that was kept", n)

@@ -136,7 +136,11 @@ func (v *Vif) open(l *link) error {
 			return err
 		}
 	}
-	if err := v.tap.SetQueues(len(queues)); err != nil {
+	use := v.tap.Use
+	if v.spares {
+		use = v.tap.SetQueues // which closes those that are not needed
+	}
+	if err := use(len(queues)); err != nil {
 		return err
 	}
 	for i := range queues {
@@ -180,7 +184,9 @@ func (v *Vif) open(l *link) error {
 	if err := l.mark(queues); err != nil {
 		return err
 	}
-	conn, err := v.cfg.Pool.Connect(cfg, queues)
+	var conn *dataplane.Conn
+	var err error
+	v.turn.Aside(func() { conn, err = v.cfg.Pool.Connect(cfg, queues) })
 	if err != nil {
 		return err
 	}
@@ -271,8 +277,8 @@ func (v *Vif) disconnect() {
 	v.setCarrier(false)
 	v.discard(l)
 	v.saveRecord()
-	v.mcastWatch.close()
-	v.keyWatch.close()
+	v.mcastWatch.close(v)
+	v.keyWatch.close(v)
 	v.log.Info("disconnected")
 }
 
@@ -293,6 +299,8 @@ func (v *Vif) discard(l *link) {
 	if l.control != nil {
 		v.forgetControl(l.control)
 	}
+	// The queues stay open for the next connection. Were they closed, a guest that comes
+	// and goes would have them made, and the keeper told of them, each time.
 	if err := v.tap.Rest(); err != nil && !errors.Is(err, tap.ErrGone) {
 		v.log.Warn("tap queues", errField(err))
 	}
@@ -304,10 +312,10 @@ func (v *Vif) discard(l *link) {
 // only learn that it has its pages back when this has returned.
 func (l *link) release(v *Vif) {
 	if l.control != nil {
-		l.control.close()
+		v.turn.Aside(l.control.close)
 	}
 	if l.conn != nil {
-		l.conn.Close()
+		v.turn.Aside(l.conn.Close)
 		v.keepTotals(l.conn)
 	}
 	if l.control != nil {

@@ -15,12 +15,14 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
+	"github.com/netbackd/netbackd/internal/budget"
 	"github.com/netbackd/netbackd/pkg/ctrlring"
 	"github.com/netbackd/netbackd/pkg/dataplane"
 	"github.com/netbackd/netbackd/pkg/evtchn"
 	"github.com/netbackd/netbackd/pkg/gntdev"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/staticgrant"
+	"github.com/netbackd/netbackd/pkg/steer"
 	"github.com/netbackd/netbackd/pkg/tap"
 	"github.com/netbackd/netbackd/pkg/toeplitz"
 )
@@ -49,7 +51,8 @@ type control struct {
 	steer steering
 	conn  *dataplane.Conn
 
-	tokens ctrlPace
+	guest  *budget.Guest
+	turn   *budget.Turn // of the goroutine
 	stats  struct{ messages, refused uint64 }
 	failed error // why the ring is of no use
 	shown  atomic.Pointer[ControlStatus]
@@ -68,7 +71,7 @@ func (v *Vif) openControl(l *link, queues []dataplane.QueueConfig, cfg *dataplan
 		return nil
 	}
 	n := len(queues)
-	c := &control{log: v.log, front: l.front}
+	c := &control{log: v.log, front: l.front, guest: v.cfg.Guest, turn: v.cfg.Guest.Turn()}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	l.control = c
 	c.hash = hashHandler{now: hashing{mapping: toeplitz.NewMapping(n)}, install: func(*hashing) error { return nil }}
@@ -178,7 +181,8 @@ func (c *control) restore(r *ctrlRecord) {
 
 // start begins to serve the ring.
 func (c *control) start(conn *dataplane.Conn) {
-	c.conn, c.grefs.conn, c.steer.conn = conn, conn, conn
+	aside := asideConn{conn, c.turn}
+	c.conn, c.grefs.conn, c.steer.conn = conn, aside, aside
 	if c.protocol == 0 {
 		return
 	}
@@ -191,7 +195,7 @@ func (c *control) start(conn *dataplane.Conn) {
 		if !next.samePackets(&was) { // the mapping is nothing that they carry
 			h, err := next.forPackets(c.protocol)
 			if err == nil {
-				err = conn.SetHash(h)
+				err = aside.SetHash(h)
 			}
 			if err != nil {
 				return errors.Join(err, c.steer.follow(&was))
@@ -240,10 +244,12 @@ func (c *control) run() {
 		}
 	}()
 	debug.SetPanicOnFault(true) // a page gone bad costs the control ring
-	defer c.steer.close()
-	if err := c.steer.follow(&c.hash.now); err != nil { // as a predecessor was told
-		c.log.Warn("steering", errField(err))
-	}
+	defer c.turn.Do(c.steer.close)
+	c.turn.Do(func() {
+		if err := c.steer.follow(&c.hash.now); err != nil { // as a predecessor was told
+			c.log.Warn("steering", errField(err))
+		}
+	})
 	c.show()
 	if c.ring == nil {
 		return
@@ -261,10 +267,13 @@ func (c *control) run() {
 		Stop:   func() bool { return c.ctx.Err() != nil },
 	}
 	for c.ctx.Err() == nil {
-		if !c.pause(c.tokens.take(time.Now())) {
+		now := time.Now()
+		if !c.pause(c.guest.Control.ReserveN(now, 1).DelayFrom(now)) {
 			return
 		}
-		more, err := s.ServeOne()
+		var more bool
+		var err error
+		c.turn.Do(func() { more, err = s.ServeOne() })
 		switch {
 		case err != nil && errors.As(err, new(*ctrlring.Error)):
 			c.fail(err)
@@ -306,8 +315,9 @@ func (c *control) pause(d time.Duration) bool {
 func (c *control) do(q ctrlring.Request) ctrlring.Response {
 	r := c.calls.Do(q)
 	if n := q.Data[2]; q.Type == netif.CtrlAddGrefMapping || q.Type == netif.CtrlDelGrefMapping {
-		c.tokens.charge(min(n, staticgrant.MaxList) / grefsPerToken)
+		c.guest.Control.ReserveN(time.Now(), int(min(n, staticgrant.MaxList)/grefsPerToken))
 	}
+	c.guest.Commanded()
 	c.stats.messages++
 	if r.Status != netif.CtrlSuccess {
 		c.stats.refused++
@@ -359,31 +369,48 @@ func (h *hashing) sameQueues(o *hashing) bool {
 	return h.samePackets(o) && h.mapping == o.mapping
 }
 
-// A guest may send messages, or events for nothing, as fast as it can. Each takes
-// a token: ctrlBurst are there, and one comes every ctrlInterval.
-const (
-	ctrlBurst    = 1024
-	ctrlInterval = time.Millisecond
-)
-
-// grefsPerToken is how many pages of a message are mapped for its token. Each
-// is two system calls and two hypercalls; more pages take more tokens.
+// grefsPerToken is how many pages of a message are mapped for the token that each
+// message, and each event for nothing, takes of the guest's budget. Each is two system
+// calls and two hypercalls; more pages take more tokens.
 const grefsPerToken = 8
 
-// ctrlPace is the tokens of a control ring.
-type ctrlPace struct{ free time.Time }
-
-// take takes a token and says how long to wait for it.
-func (p *ctrlPace) take(now time.Time) time.Duration {
-	if full := now.Add(-ctrlBurst * ctrlInterval); p.free.Before(full) {
-		p.free = full
-	}
-	p.free = p.free.Add(ctrlInterval)
-	return p.free.Sub(now)
+// asideConn is a connection as the control ring's goroutine uses it: without its turn
+// while it waits for workers, which may be a second.
+type asideConn struct {
+	conn *dataplane.Conn
+	turn *budget.Turn
 }
 
-// charge takes n tokens more, for which what comes next waits.
-func (p *ctrlPace) charge(n uint32) { p.free = p.free.Add(time.Duration(n) * ctrlInterval) }
+func (a asideConn) SetHash(h *dataplane.Hash) (err error) {
+	a.turn.Aside(func() { err = a.conn.SetHash(h) })
+	return err
+}
+
+func (a asideConn) SetSteering(c *steer.Config) (err error) {
+	a.turn.Aside(func() { err = a.conn.SetSteering(c) })
+	return err
+}
+
+// Resteer makes the change within a turn.
+func (a asideConn) Resteer(from, to *steer.Config, change func() error) (err error) {
+	a.turn.Aside(func() {
+		err = a.conn.Resteer(from, to, func() (err error) {
+			a.turn.Do(func() { err = change() })
+			return err
+		})
+	})
+	return err
+}
+
+func (a asideConn) AddGrants(queue int, p *staticgrant.Prepared) (now []netif.GrefEntry, err error) {
+	a.turn.Aside(func() { now, err = a.conn.AddGrants(queue, p) })
+	return now, err
+}
+
+func (a asideConn) RemoveGrants(queue int, list []netif.GrefEntry) (r *staticgrant.Removed, now []netif.GrefEntry, err error) {
+	a.turn.Aside(func() { r, now, err = a.conn.RemoveGrants(queue, list) })
+	return r, now, err
+}
 
 // portWaiter waits for events without a thread of its own: a thousand idle
 // control rings are a thousand goroutines.

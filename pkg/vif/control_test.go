@@ -656,31 +656,6 @@ func TestControlRingThatTheHostCannotHave(t *testing.T) {
 	}
 }
 
-// TestControlRingPace: a guest that only sends messages, or events for nothing,
-// is served slower and slower.
-func TestControlRingPace(t *testing.T) {
-	var p ctrlPace
-	now := time.Unix(1e9, 0)
-	for i := range ctrlBurst {
-		if d := p.take(now); d > 0 {
-			t.Fatalf("message %d waits %v", i, d)
-		}
-	}
-	if d := p.take(now); d != ctrlInterval {
-		t.Errorf("the next waits %v, want %v", d, ctrlInterval)
-	}
-	if d := p.take(now.Add(2 * ctrlInterval)); d != 0 {
-		t.Errorf("after a while: %v", d)
-	}
-	if d := p.take(now.Add(time.Hour)); d > 0 {
-		t.Errorf("after an hour: %v", d)
-	}
-	p.charge(ctrlBurst) // for pages
-	if d := p.take(now.Add(time.Hour)); d != 2*ctrlInterval {
-		t.Errorf("after many pages: %v", d)
-	}
-}
-
 // TestControlRecord is written and read back, and no part of it is taken for
 // all.
 func TestControlRecord(t *testing.T) {

@@ -8,7 +8,6 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/netbackd/netbackd/pkg/ctrlring"
-	"github.com/netbackd/netbackd/pkg/dataplane"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/staticgrant"
 )
@@ -22,7 +21,7 @@ type grefHandler struct {
 	source staticgrant.Source
 	tables []*staticgrant.Table // one per queue; its worker's once conn is there
 	lists  [][]netif.GrefEntry  // what is in them
-	conn   *dataplane.Conn
+	conn   asideConn
 }
 
 var _ ctrlring.GrefHandler = (*grefHandler)(nil)

@@ -97,7 +97,6 @@ func (v *Vif) tapConfig() tap.Config {
 		VnetHdr:   v.cfg.Offload && !isUserspaceBridge(v.nodes.bridge),
 		Persist:   true,
 		NoCarrier: v.own != Connected,
-		Closers:   v.cfg.Closers,
 	}
 }
 
@@ -287,7 +286,7 @@ func (v *Vif) awaitCarrier() error {
 		if !info.Up || info.Operational {
 			return nil
 		}
-		time.Sleep(step)
+		v.turn.Aside(func() { time.Sleep(step) })
 	}
 	return nil
 }

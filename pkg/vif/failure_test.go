@@ -69,7 +69,9 @@ func TestConnectFails(t *testing.T) {
 				t.Errorf("error node is %q, want one with %q", got, tt.error)
 			}
 			w.wantHeld(nothing)
-			w.wantTap(1)
+			if l := w.iface(ifname); l == nil || l.Queues > 1 {
+				t.Errorf("%s is %+v", ifname, l)
+			}
 			if tt.mend != nil {
 				tt.mend(w)
 			}

@@ -57,20 +57,20 @@ func (r *reconfiguration) over() bool {
 func (v *Vif) watchKey() error {
 	if v.front != Reconfiguring {
 		v.reconf = reconfiguration{}
-		v.keyWatch.close()
+		v.keyWatch.close(v)
 		return nil
 	}
 	if v.reconf.since.IsZero() {
 		v.reconf.since = time.Now()
 	}
 	if v.link == nil || v.nodes.state == Reconfigured || v.reconf.over() {
-		v.keyWatch.close()
+		v.keyWatch.close(v)
 		return nil
 	}
 	if v.keyWatch.w == nil {
 		v.reconf.events = 0
 	}
-	err := v.keyWatch.follow(v.cfg.Store, v.nodes.front+"/"+headroomKey)
+	err := v.keyWatch.follow(v, v.nodes.front+"/"+headroomKey)
 	if err != nil && !errors.Is(err, xenstore.ErrClosed) {
 		return nil // a driver domain may run out of watches; the key is read again in time
 	}
@@ -90,7 +90,9 @@ func (v *Vif) followHeadroom() error {
 		// packets where they are not any more.
 		return nil
 	}
-	if err := v.link.conn.SetXDPHeadroom(f.headroom); err != nil {
+	var err error
+	v.turn.Aside(func() { err = v.link.conn.SetXDPHeadroom(f.headroom) })
+	if err != nil {
 		return err
 	}
 	v.link.front.headroom = f.headroom

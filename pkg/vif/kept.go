@@ -14,13 +14,14 @@ import (
 
 // Keeper keeps copies of open files while no daemon runs, and hands them to the
 // next one: a service manager does. The TAP of a vif whose queues are kept has
-// its carrier and collects packets meanwhile. Both methods may wait, but not
-// long; neither is called while packets depend on it.
+// its carrier and collects packets meanwhile. No method waits.
 type Keeper interface {
-	// Store keeps a copy of a file under a name.
+	// Store has a copy of a file kept under a name, soon, and no other.
 	Store(name string, fd int) error
-	// Remove closes the copies under a name.
-	Remove(name string) error
+	// Adopted says that what a predecessor had kept under a name is in use.
+	Adopted(name string)
+	// Remove has nothing kept under a name.
+	Remove(name string)
 }
 
 // KeptName is the name under which a queue is kept.
@@ -55,9 +56,7 @@ func (v *Vif) keepQueues() {
 		}
 	}
 	for ; v.stored > n; v.stored-- {
-		if err := v.cfg.Keeper.Remove(KeptName(v.cfg.Domid, v.cfg.Devid, v.stored-1)); err != nil {
-			v.log.Warn("give up a kept queue of the TAP", errField(err))
-		}
+		v.cfg.Keeper.Remove(KeptName(v.cfg.Domid, v.cfg.Devid, v.stored-1))
 	}
 	for ; v.stored < n; v.stored++ {
 		q := v.tap.Queue(v.stored)
@@ -82,6 +81,11 @@ func (v *Vif) adopt(cfg tap.Config) (*tap.Device, error) {
 	}
 	if err == nil {
 		v.stored, v.kept = d.Queues(), nil
+		if v.cfg.Keeper != nil {
+			for i := range v.stored {
+				v.cfg.Keeper.Adopted(KeptName(v.cfg.Domid, v.cfg.Devid, i))
+			}
+		}
 		return d, nil
 	}
 	if !errors.Is(err, tap.ErrGone) && !errors.Is(err, tap.ErrMismatch) {
@@ -111,7 +115,7 @@ func DropKept(k Keeper, domid uint16, devid int, fds []int) error {
 	for i, fd := range fds {
 		errs = append(errs, unix.Close(fd))
 		if k != nil {
-			errs = append(errs, k.Remove(KeptName(domid, devid, i)))
+			k.Remove(KeptName(domid, devid, i))
 		}
 	}
 	return errors.Join(errs...)

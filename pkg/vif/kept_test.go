@@ -54,16 +54,21 @@ func (k *fakeKeeper) Store(name string, fd int) error {
 	return err
 }
 
-func (k *fakeKeeper) Remove(name string) error {
-	if k.fault != nil {
-		return k.fault
+func (k *fakeKeeper) Adopted(name string) {
+	if _, there := k.files[name]; !there && k.full == 0 {
+		k.t.Errorf("%s is adopted, and not kept", name)
 	}
+}
+
+func (k *fakeKeeper) Remove(name string) {
 	fd, there := k.files[name]
 	if !there {
-		return nil
+		return
 	}
 	delete(k.files, name)
-	return unix.Close(fd)
+	if err := unix.Close(fd); err != nil {
+		k.t.Error(err)
+	}
 }
 
 // names lists what is kept.
@@ -194,8 +199,8 @@ func TestKeptFollowsTheQueues(t *testing.T) {
 	want("tap-7.0-0 tap-7.0-1")
 	w.frontState(Closed)
 	w.settle()
-	want("tap-7.0-0")
-	w.wantTap(1)
+	want("tap-7.0-0 tap-7.0-1") // for the next connection
+	w.wantTapAtRest()
 	w.frontState(Initialising)
 	w.settle()
 	w.rings(3, false)
@@ -220,16 +225,16 @@ func TestKeptBadly(t *testing.T) {
 		spoil func(w *world, k *fakeKeeper)
 		steps string
 	}{
-		{"not all fitted", func(w *world, k *fakeKeeper) { w.must(k.Remove(KeptName(domid, 0, 1))) }, "connect plug"},
+		{"not all fitted", func(w *world, k *fakeKeeper) { k.Remove(KeptName(domid, 0, 1)) }, "connect plug"},
 		{"none", func(w *world, k *fakeKeeper) {
-			w.must(k.Remove(KeptName(domid, 0, 0)))
-			w.must(k.Remove(KeptName(domid, 0, 1)))
+			k.Remove(KeptName(domid, 0, 0))
+			k.Remove(KeptName(domid, 0, 1))
 		}, "connect plug"},
 		{"the TAP was deleted", func(w *world, _ *fakeKeeper) { w.must(netns.Delete(ifname)) }, "connect plug"},
 		{"the TAP was renamed", func(w *world, _ *fakeKeeper) { w.must(netns.Rename(ifname, "web")) }, "connect plug"},
 		{"not a TAP", func(w *world, k *fakeKeeper) {
 			for name := range k.files {
-				w.must(k.Remove(name))
+				k.Remove(name)
 			}
 			fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
 			w.must(err)
@@ -244,7 +249,7 @@ func TestKeptBadly(t *testing.T) {
 			w.v.handOver()
 			tt.spoil(w, k)
 			k.successor(w)
-			w.eventually("the guest is served", func() bool { w.v.guard(func() { w.v.look() }); return w.v.link != nil })
+			w.eventually("the guest is served", func() bool { w.look(); return w.v.link != nil })
 			w.wantState("4")
 			w.plugIn()
 			w.settle()
@@ -278,7 +283,7 @@ func TestKeeperFails(t *testing.T) {
 	k.fault = nil
 	w.frontState(Closing)
 	w.settle()
-	if got, want := k.names(), "tap-7.0-0"; got != want {
+	if got, want := k.names(), "tap-7.0-0 tap-7.0-1"; got != want {
 		t.Errorf("kept %q, want %q", got, want)
 	}
 }

@@ -98,7 +98,7 @@ func TestThousandConnections(t *testing.T) {
 		t.Errorf("resources after 1000 connections (-before +after):\n%s", diff)
 	}
 	w.wantHeld(nothing)
-	w.wantTap(1)
+	w.wantTapAtRest()
 	if got := w.journals(); got != "" {
 		t.Errorf("journals left: %s", got)
 	}

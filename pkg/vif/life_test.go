@@ -144,7 +144,7 @@ func TestDriverReload(t *testing.T) {
 		w.frontState(Closed)
 		w.wantSteps("closed")
 		w.wantState("6")
-		w.wantTap(1)
+		w.wantTapAtRest()
 		if got := w.journals(); got != "" {
 			t.Errorf("journals left: %s", got)
 		}

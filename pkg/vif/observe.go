@@ -42,15 +42,29 @@ func (n *nodes) plugged() bool { return !n.hasHotplug || n.hotplug == "connected
 // readNodes reads the backend directory. A directory without a state is one
 // that has been removed.
 func readNodes(r reader, path string) (n nodes, err error) {
+	if err := n.readState(r, path); err != nil || !n.present {
+		return n, err
+	}
+	return n, n.readRest(r, path)
+}
+
+// readState reads the state, and whether there is one.
+func (n *nodes) readState(r reader, path string) error {
 	k := keyReader{r: r, dir: path}
 	state, ok := k.get("state")
-	if k.err != nil || !ok {
-		return n, k.err
+	if n.present = ok; k.err != nil || !ok {
+		return k.err
 	}
-	n.present = true
+	var err error
 	if n.state, err = parseState(state); err != nil {
 		n.state = Unknown
 	}
+	return nil
+}
+
+// readRest reads all but the state.
+func (n *nodes) readRest(r reader, path string) error {
+	k := keyReader{r: r, dir: path}
 	text := func(key string) (v string) { v, _ = k.get(key); return v }
 	if n.state == Reconfigured {
 		n.behind, _ = parseState(text(behindKey))
@@ -58,6 +72,7 @@ func readNodes(r reader, path string) (n nodes, err error) {
 	n.front = text("frontend")
 	n.online = text("online") != "0"
 	n.hotplug, n.hasHotplug = k.get("hotplug-status")
+	n.scriptErr = ""
 	if n.hotplug == "error" {
 		n.scriptErr = text("hotplug-error")
 	}
@@ -71,23 +86,54 @@ func readNodes(r reader, path string) (n nodes, err error) {
 	n.streamRing = text("feature-control-ring")
 	n.control = text(controlKey)
 	n.claimed = text(ClaimedKey) == "1"
-	return n, k.err
+	return k.err
+}
+
+// wrote takes note of what the backend itself has published.
+func (n *nodes) wrote(list []published) {
+	for _, p := range list {
+		switch p.key {
+		case "multi-queue-max-queues":
+			n.maxQueues = p.value
+		case "feature-ctrl-ring":
+			n.slotRing = p.value
+		case "feature-control-ring":
+			n.streamRing = p.value
+		}
+	}
 }
 
 // offer is what the frontend names to connect to, or why that makes no sense.
 type offer struct {
 	rings *frontend
 	err   error
+
+	// read: it was read, for so many queues and these control rings.
+	read      bool
+	maxQueues int
+	control   ControlRings
 }
 
-// observe reads what decides.
+// observe reads what decides: what may have changed since it was read. What cannot be
+// read stays to be read.
 func (v *Vif) observe() error {
-	n, err := readNodes(v.cfg.Store, v.cfg.Path)
-	if err != nil {
+	n := v.nodes
+	if err := n.readState(v.cfg.Store, v.cfg.Path); err != nil {
 		return err
 	}
 	if !n.present {
 		return errDirGone
+	}
+	if n.state == Initialising && v.shown != Initialising {
+		v.unread |= unreadAll // the directory may be a new one
+	}
+	if v.unread&unreadNodes != 0 {
+		if err := n.readRest(v.cfg.Store, v.cfg.Path); err != nil {
+			return err
+		}
+		if n.front != v.nodes.front {
+			v.unread |= unreadFront
+		}
 	}
 	switch {
 	case v.own == Unknown:
@@ -104,6 +150,7 @@ func (v *Vif) observe() error {
 	if err := v.readFront(); err != nil {
 		return err
 	}
+	v.unread = 0
 	if v.tap != nil {
 		v.followTap()
 	}
@@ -115,23 +162,51 @@ func (v *Vif) observe() error {
 // guest can do by itself follows: a state that cannot be read, or is none, is
 // not an error of ours, or it would keep the toolstack from removing the vif.
 func (v *Vif) readFront() error {
-	before := v.front
-	v.front, v.guestMTU, v.offer = Unknown, "", offer{}
-	alive, err := v.domainLives()
-	if err != nil {
-		return err
+	front, rings := v.front, v.offer.rings
+	defer func() {
+		v.fresh = v.fresh || v.front != front || v.offer.rings != rings && !v.offer.rings.same(rings)
+	}()
+	if v.unread&unreadDomain != 0 {
+		var err error
+		if v.alive, err = v.domainLives(); err != nil {
+			return err
+		}
 	}
-	if dir := v.nodes.front; !alive || dir == "" || v.hidden {
+	if dir := v.nodes.front; !v.alive || dir == "" || v.hidden {
+		v.front, v.guestMTU, v.offer = Unknown, "", offer{}
 		return nil
 	}
 	if err := v.checkFront(); err != nil {
+		v.front, v.guestMTU, v.offer = Unknown, "", offer{}
 		v.fail(err)
 		return nil
 	}
+	// Until now nobody would have told of changes.
+	blind := v.frontWatch.w == nil || v.front == Reconfiguring && v.keyWatch.w == nil
 	if err := v.watch(); err != nil {
 		return err
 	}
 	guest := guestNodes{v.cfg.Store}
+	if v.unread&unreadNodes != 0 {
+		v.guestMTU, _ = guest.Read(v.nodes.front + "/mtu") // the script may have written it
+	}
+	if blind || v.unread&unreadFront != 0 {
+		if err := v.readFrontState(guest); err != nil {
+			return err
+		}
+	}
+	if err := v.watchKey(); err != nil {
+		return err
+	}
+	return v.readOffer()
+}
+
+// readFrontState reads the frontend's state. What the frontend offers is to be read anew
+// then, whatever the state is: it may have been another one in between.
+func (v *Vif) readFrontState(guest guestNodes) error {
+	before := v.front
+	v.front, v.offer = Unknown, offer{}
+	v.spoke, v.wrote = v.spoke || v.wrote, false
 	s, err := guest.Read(v.nodes.front + "/state")
 	switch {
 	case errors.Is(err, xenstore.ErrNotExist):
@@ -163,17 +238,25 @@ func (v *Vif) readFront() error {
 		v.front = Closed
 		return nil
 	}
-	if err := v.watchKey(); err != nil {
-		return err
-	}
-	v.guestMTU, _ = v.cfg.Store.Read(v.nodes.front + "/mtu") // the script may have written it
+	return nil
+}
+
+// readOffer reads what the frontend names to connect to, if it says that it is there and
+// this was not read before.
+func (v *Vif) readOffer() error {
 	if v.front != Connected && v.front != Reconfiguring {
+		v.offer = offer{}
 		return nil
 	}
-	v.offer.rings, v.offer.err = readFrontend(v.cfg.Store, v.nodes.front, v.maxQueues(), v.nodes.offered())
-	if errors.Is(v.offer.err, xenstore.ErrClosed) {
-		return v.offer.err
+	o := offer{read: true, maxQueues: v.maxQueues(), control: v.nodes.offered()}
+	if was := v.offer; was.read && was.maxQueues == o.maxQueues && was.control == o.control {
+		return nil
 	}
+	o.rings, o.err = readFrontend(v.cfg.Store, v.nodes.front, o.maxQueues, o.control)
+	if errors.Is(o.err, xenstore.ErrClosed) {
+		return o.err
+	}
+	v.offer = o
 	return nil
 }
 
@@ -268,9 +351,9 @@ func (v *Vif) isStale() bool {
 // matters. A driver domain may run out of watches. Then the vif looks less
 // often, but what the toolstack does it still hears of.
 func (v *Vif) watch() error {
-	err := v.frontWatch.follow(v.cfg.Store, v.nodes.front+"/state")
+	err := v.frontWatch.follow(v, v.nodes.front+"/state")
 	if err == nil && v.link != nil {
-		err = v.mcastWatch.follow(v.cfg.Store, v.nodes.front+"/"+mcastKey)
+		err = v.mcastWatch.follow(v, v.nodes.front+"/"+mcastKey)
 	}
 	if err != nil && !errors.Is(err, xenstore.ErrClosed) {
 		v.fail(err)
@@ -281,9 +364,9 @@ func (v *Vif) watch() error {
 }
 
 func (v *Vif) unwatch() {
-	v.frontWatch.close()
-	v.mcastWatch.close()
-	v.keyWatch.close()
+	v.frontWatch.close(v)
+	v.mcastWatch.close(v)
+	v.keyWatch.close(v)
 }
 
 // watch is a watch of at most one path.
@@ -293,12 +376,12 @@ type watch struct {
 }
 
 // follow watches path and nothing else.
-func (w *watch) follow(s Store, path string) error {
+func (w *watch) follow(v *Vif, path string) error {
 	if w.w != nil && w.path == path {
 		return nil
 	}
-	w.close()
-	x, err := s.Watch(path)
+	w.close(v)
+	x, err := v.cfg.Store.Watch(path)
 	if err != nil {
 		return err
 	}
@@ -321,9 +404,9 @@ func (w *watch) heard(ok bool) {
 	}
 }
 
-func (w *watch) close() {
+func (w *watch) close(v *Vif) {
 	if w.w != nil {
-		_ = w.w.Close()
+		v.ask(1, func() { _ = w.w.Close() })
 	}
 	*w = watch{}
 }

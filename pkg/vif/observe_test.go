@@ -18,30 +18,30 @@ func TestWatchFollows(t *testing.T) {
 	if x.events() != nil {
 		t.Error("events of nothing")
 	}
-	w.must(x.follow(w.xs, "/a"))
+	w.must(x.follow(w.v, "/a"))
 	first := x.events()
-	w.must(x.follow(w.xs, "/a"))
+	w.must(x.follow(w.v, "/a"))
 	if watches != 1 {
 		t.Errorf("%d watches of the same path", watches)
 	}
-	w.must(x.follow(w.xs, "/b"))
+	w.must(x.follow(w.v, "/b"))
 	for range first { // ends, for it was closed
 	}
 	if e := <-x.events(); e.Path != "/b" {
 		t.Errorf("event %+v", e)
 	}
 	x.heard(true)
-	w.must(x.follow(w.xs, "/b"))
+	w.must(x.follow(w.v, "/b"))
 	if watches != 2 {
 		t.Errorf("%d watches, want 2", watches)
 	}
 	x.heard(false) // went with the connection
-	w.must(x.follow(w.xs, "/b"))
+	w.must(x.follow(w.v, "/b"))
 	if watches != 3 {
 		t.Errorf("%d watches, want 3", watches)
 	}
-	x.close()
-	x.close()
+	x.close(w.v)
+	x.close(w.v)
 }
 
 // TestFirstBreachCounts: the others may be what came of it.

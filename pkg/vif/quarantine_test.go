@@ -31,7 +31,7 @@ func TestQuarantine(t *testing.T) {
 	w.breach()
 	w.wantState("4") // so that it can still be closed properly
 	w.wantHeld(nothing)
-	w.wantTap(1)
+	w.wantTapAtRest()
 	s := w.status()
 	w.wantError("22 quarantined: " + s.Quarantine)
 	if !strings.HasPrefix(s.Quarantine, "queue 1: ") || !strings.Contains(s.Quarantine, netif.ErrOverflow.Error()) || s.Carrier || s.Waits != "the guest to connect anew, or netbackd reset" {

@@ -59,7 +59,7 @@ func (v *Vif) release() (lost int, err error) {
 		l := v.link
 		v.setCarrier(false)
 		for i := range l.conn.Queues() {
-			lost += l.conn.State(i).Held
+			v.turn.Aside(func() { lost += l.conn.State(i).Held })
 		}
 		v.link, v.live = nil, false
 		l.release(v)

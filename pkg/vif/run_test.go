@@ -8,10 +8,10 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/netbackd/netbackd/internal/budget"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
@@ -26,8 +26,8 @@ func (w *world) run() (stop func()) {
 	v := w.v
 	wg.Go(func() { v.Run(ctx) })
 	wg.Go(func() {
-		for range dir.C() {
-			v.Poke()
+		for e := range dir.C() {
+			v.Changed(strings.TrimPrefix(strings.TrimPrefix(e.Path, backDir), "/"))
 		}
 	})
 	stop = sync.OnceFunc(func() {
@@ -125,47 +125,11 @@ func (w *world) breachRunning() {
 	w.wantState("4")
 }
 
-func TestPace(t *testing.T) {
-	v := New(Config{})
-	now := time.Now()
-	for i := range lookBurst {
-		if d := v.pace(now); d != 0 {
-			t.Fatalf("look %d waits %v", i, d)
-		}
-	}
-	if d := v.pace(now); d <= 0 || d > lookInterval {
-		t.Fatalf("after the burst waits %v", d)
-	}
-	// From then on one look per interval, however often it asks.
-	looks := 0
-	for range 10000 {
-		now = now.Add(lookInterval / 100)
-		if v.pace(now) == 0 {
-			looks++
-		}
-	}
-	if looks < 99 || looks > 101 {
-		t.Errorf("%d looks in 100 intervals", looks)
-	}
-	// After a rest it may burst again.
-	now = now.Add(time.Hour)
-	for i := range lookBurst {
-		if d := v.pace(now); d != 0 {
-			t.Fatalf("look %d after a rest waits %v", i, d)
-		}
-	}
-	if v.pace(now) == 0 {
-		t.Error("a longer rest allows a longer burst")
-	}
-}
-
 // TestStateStorm: a guest that writes its state without end (XSA-349) costs so
-// many looks per second and no memory, and the toolstack is heard through it.
+// many requests to xenstored per second and no memory, and the toolstack is heard through it.
 func TestStateStorm(t *testing.T) {
 	w := newWorld(t)
 	w.attach("hotplug-status", "connected")
-	counter := &countingStore{Store: w.v.cfg.Store}
-	w.v.cfg.Store = counter
 	w.run()
 	w.awaitState(InitWait)
 	w.rings(1, false)
@@ -174,7 +138,7 @@ func TestStateStorm(t *testing.T) {
 	var before, after runtime.MemStats
 	runtime.GC()
 	runtime.ReadMemStats(&before)
-	looks := counter.looks.Load()
+	requests := w.v.cfg.Guest.Used().Requests
 	began := time.Now()
 	var wg sync.WaitGroup
 	for i := range writers {
@@ -191,13 +155,13 @@ func TestStateStorm(t *testing.T) {
 	}
 	wg.Wait()
 	took := time.Since(began)
-	looks = counter.looks.Load() - looks
+	requests = w.v.cfg.Guest.Used().Requests - requests
 	runtime.GC()
 	runtime.ReadMemStats(&after)
-	t.Logf("%d writes in %v: %d looks, heap grew by %d KiB", writes, took, looks, (int64(after.HeapAlloc)-int64(before.HeapAlloc))>>10)
-	// A look may start over when it meets a change in the middle.
-	if most := maxRounds * (lookBurst + int64(took/lookInterval) + 2); looks > most {
-		t.Errorf("%d rounds in %v, want at most %d", looks, took, most)
+	t.Logf("%d writes in %v: %d requests, heap grew by %d KiB", writes, took, requests, (int64(after.HeapAlloc)-int64(before.HeapAlloc))>>10)
+	// What a look writes itself has it look again, at what it has written.
+	if most := 1.2 * budget.WorkBurst * (1 + took.Seconds()*budget.WorkRate/budget.WorkBurst); float64(requests) > most {
+		t.Errorf("%d requests in %v, want at most %.0f", requests, took, most)
 	}
 	if grew := int64(after.HeapAlloc) - int64(before.HeapAlloc); grew > 2<<20 {
 		t.Errorf("heap grew by %d octets", grew)
@@ -209,19 +173,6 @@ func TestStateStorm(t *testing.T) {
 		t.Errorf("closed after %v, want %v", took, DefaultGrace)
 	}
 	w.wantHeld(nothing)
-}
-
-// countingStore counts how often the backend's state is looked at.
-type countingStore struct {
-	Store
-	looks atomic.Int64
-}
-
-func (s *countingStore) Read(path string) (string, error) {
-	if path == backDir+"/state" {
-		s.looks.Add(1)
-	}
-	return s.Store.Read(path)
 }
 
 // runConnected runs a vif whose guest connects.

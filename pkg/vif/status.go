@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/netbackd/netbackd/internal/budget"
 	"github.com/netbackd/netbackd/pkg/dataplane"
 	"github.com/netbackd/netbackd/pkg/netif"
 )
@@ -48,6 +49,7 @@ type Status struct {
 	Control    *ControlStatus    `json:"control,omitempty"` // of a frontend that has a control ring
 	Queues     []QueueStatus     `json:"queues"`
 	Counters   map[string]uint64 `json:"counters"` // of all queues and connections
+	Guest      budget.Used       `json:"guest"`    // of all vifs of the domain
 }
 
 // QueueStatus is one queue of a connected vif.
@@ -130,7 +132,9 @@ func (v *Vif) status() Status {
 		for i := range l.conn.Queues() {
 			n := l.conn.Stats(i).Snapshot()
 			addTotals(&totals, &n)
-			q := queueStatus(l.conn.State(i), &n)
+			var state dataplane.QueueState
+			v.turn.Aside(func() { state = l.conn.State(i) })
+			q := queueStatus(state, &n)
 			if l.control != nil && l.control.grefs.tables != nil {
 				q.StaticMax = l.control.grefs.tables[i].Limit()
 			}
@@ -140,6 +144,7 @@ func (v *Vif) status() Status {
 	}
 	s.Counters = counterMap(&totals)
 	v.saveCounters(time.Now())
+	s.Guest = v.cfg.Guest.Used()
 	s.Waits = v.waits(s.Up)
 	return s
 }

@@ -34,11 +34,13 @@ func (v *Vif) look() (gone bool) {
 			v.yield()
 			return true
 		case errors.Is(err, errAgain):
+			v.unread |= unreadNodes
 			continue
 		}
 		v.fail(err)
 		break
 	}
+	v.unread = unreadAll
 	v.wakeIn(retryAfter)
 	return false
 }
@@ -277,14 +279,19 @@ func (v *Vif) publish() error {
 	if err := v.makeTap(); err != nil {
 		return err
 	}
-	return v.change(func(tx *xenstore.Tx, _ State) error {
-		for _, p := range offers(v.maxQueues(), v.offload(), v.controlRings()) {
+	list := offers(v.maxQueues(), v.offload(), v.controlRings())
+	err := v.change(func(tx *xenstore.Tx, _ State) error {
+		for _, p := range list {
 			if err := tx.Write(v.cfg.Path+"/"+p.key, p.value); err != nil {
 				return fmt.Errorf("publish features: %w", err)
 			}
 		}
 		return nil
 	})
+	if err == nil {
+		v.nodes.wrote(list)
+	}
+	return err
 }
 
 // leave ends the vif: its directory is gone, and nobody is left to read of

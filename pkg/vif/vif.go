@@ -6,10 +6,14 @@ import (
 	"context"
 	"fmt"
 	"runtime/debug"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
+	"golang.org/x/time/rate"
 
+	"github.com/netbackd/netbackd/internal/budget"
 	"github.com/netbackd/netbackd/pkg/dataplane"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/tap"
@@ -48,7 +52,7 @@ type Config struct {
 	MaxQueues int
 	Offload   bool          // TAPs with vnet headers
 	RunDir    string        // where journals go; empty: nowhere
-	Closers   *tap.Closers  // shared by all vifs
+	Guest     *budget.Guest // budgets of the domain, shared by its vifs; nil: own ones
 	Keeper    Keeper        // of the TAP's queues; nil: nobody
 	Kept      []int         // queues that a predecessor's keeper kept; from Run on they are the vif's
 	Drain     time.Duration // 0: dataplane.DefaultDrain
@@ -70,10 +74,11 @@ type Vif struct {
 	cfg Config
 	log *zap.Logger
 
-	poke  chan struct{}
-	calls chan func()
-	news  chan struct{} // the data plane has news of link
-	done  chan struct{}
+	poke    chan struct{}
+	changed atomic.Uint32 // what of xenstore, unread; before poke
+	calls   chan func()
+	news    chan struct{} // the data plane has news of link
+	done    chan struct{}
 
 	// The device on the host; device.go.
 	tap     *tap.Device
@@ -105,10 +110,12 @@ type Vif struct {
 	// What xenstore says; observe.go.
 	nodes      nodes
 	front      State
+	alive      bool // the frontend's domain is there
 	hidden     bool // the frontend's directory may not be read any more
 	guestMTU   string
 	offer      offer
-	spoke      bool // the frontend has written its state since the last plan was made
+	wrote      bool // the frontend has written its state, which was not read since
+	spoke      bool // it was read, and no plan was made since
 	frontWatch watch
 	mcastWatch watch
 	keyWatch   watch           // headroom.go
@@ -127,16 +134,27 @@ type Vif struct {
 	tried     *attempt    // what not to try again
 	busySince time.Time   // since when what it needs is in use; zero: it is not
 
-	timer   *time.Timer
-	alarm   time.Time // when timer rings, zero if it does not
-	free    time.Time // from when on a look is owed to nobody; see pace
-	waiting bool      // for its turn to look
+	timer *time.Timer
+	alarm time.Time // when timer rings, zero if it does not
+
+	// The work it does, on account of the guest; see pay.
+	turn     *budget.Turn // held within all that the goroutine does but wait
+	requests int          // to xenstored
+	unread   unread
+	heard    bool      // the guest has written, and the vif has not looked since
+	paid     time.Time // from when on it may look, if heard
+	fresh    bool      // this look has found that the guest has written something new
+	idle     *rate.Limiter
+	quiet    time.Time // until then no look, for those before have found nothing new
 }
 
 // New makes a vif. It does nothing before Run.
 func New(cfg Config) *Vif {
 	if cfg.Grace == 0 {
 		cfg.Grace = DefaultGrace
+	}
+	if cfg.Guest == nil {
+		cfg.Guest = budget.NewHost(budget.Turns).Guest()
 	}
 	v := &Vif{
 		cfg: cfg, log: cfg.Log, kept: cfg.Kept,
@@ -145,7 +163,10 @@ func New(cfg Config) *Vif {
 		news:  make(chan struct{}, 1),
 		done:  make(chan struct{}),
 		timer: time.NewTimer(time.Hour),
+		turn:  cfg.Guest.Turn(),
+		idle:  budget.Idle(),
 	}
+	v.cfg.Store = askingStore{cfg.Store, v}
 	v.Poke()
 	return v
 }
@@ -159,9 +180,12 @@ func (v *Vif) Domid() uint16 { return v.cfg.Domid }
 // Devid is the number of the vif in its domain.
 func (v *Vif) Devid() int { return v.cfg.Devid }
 
-// Poke makes the vif look at xenstore again. It never blocks; pokes that come
-// while one is pending are one.
-func (v *Vif) Poke() {
+// Poke makes the vif look at all of its part of xenstore again. It never blocks; pokes
+// that come while one is pending are one.
+func (v *Vif) Poke() { v.Changed("") }
+
+// rouse wakes the vif.
+func (v *Vif) rouse() {
 	select {
 	case v.poke <- struct{}{}:
 	default:
@@ -172,7 +196,7 @@ func (v *Vif) Poke() {
 // lost. The data path has gone on meanwhile.
 func (v *Vif) SetStore(s Store) {
 	v.call(context.Background(), func() {
-		v.cfg.Store = s
+		v.cfg.Store = askingStore{s, v}
 		v.frontWatch, v.mcastWatch, v.keyWatch = watch{}, watch{}, watch{} // they went with the connection
 		v.Poke()
 	})
@@ -192,17 +216,25 @@ func (v *Vif) Done() <-chan struct{} { return v.done }
 
 // call runs f in the vif's goroutine and waits for it. It reports false if the
 // vif has ended, or ctx did before the vif had time: it may be waiting for
-// xenstored.
+// xenstored, or for its turn.
 func (v *Vif) call(ctx context.Context, f func()) bool {
 	ran := make(chan struct{})
+	var once sync.Once // f begins, or is given up
+	did := false
+	begin := func() { did = true; f() }
 	select {
-	case v.calls <- func() { defer close(ran); f() }:
-		<-ran
-		return true
+	case v.calls <- func() { defer close(ran); once.Do(begin) }:
 	case <-v.done:
+		return false
 	case <-ctx.Done():
+		return false
 	}
-	return false
+	select {
+	case <-ran:
+	case <-ctx.Done():
+		once.Do(func() {}) // waits for f if it has begun
+	}
+	return did
 }
 
 // Run is the life of the vif. It returns when the backend directory is gone, or
@@ -214,42 +246,80 @@ func (v *Vif) Run(ctx context.Context) {
 	debug.SetPanicOnFault(true) // a ring page gone bad costs this vif
 	gone := false
 	for !gone && !v.left {
-		// While the vif waits for its turn nothing wakes it that would only
-		// make it look.
-		poke, front, mcast, key := v.poke, v.frontWatch.events(), v.mcastWatch.events(), v.keyWatch.events()
-		if v.waiting {
-			poke, front, mcast, key = nil, nil, nil, nil
+		// While it waits for its guest's budget nothing that the guest writes
+		// wakes it.
+		front, mcast, key := v.frontWatch.events(), v.mcastWatch.events(), v.keyWatch.events()
+		if v.heard {
+			front, mcast, key = nil, nil, nil
 		}
+		due := true // for a look
 		select {
 		case <-ctx.Done():
-			v.guard(v.handOver)
+			v.act(v.handOver)
 			return
 		case f := <-v.calls:
-			v.guard(f)
+			v.act(f)
 			continue
 		case <-v.news:
-			v.guard(v.hear)
+			v.act(v.hear)
 			continue
-		case <-poke:
+		case <-v.poke:
+			v.unread |= unread(v.changed.Swap(0))
 		case <-v.timer.C:
 			v.alarm = time.Time{}
 		case _, ok := <-front:
 			v.frontWatch.heard(ok)
-			v.spoke = true
+			v.wrote = true
+			due = v.pay()
 		case _, ok := <-mcast:
 			v.mcastWatch.heard(ok)
+			due = v.pay()
 		case _, ok := <-key:
 			v.keyWatch.heard(ok)
 			v.reconf.events++
+			due = v.pay()
 		}
-		wait := v.pace(time.Now())
-		if v.waiting = wait > 0; v.waiting {
-			v.wakeIn(wait)
-			continue
+		if due {
+			gone = v.lookInTurn()
 		}
-		v.guard(func() { gone = v.look() })
+		if v.heard {
+			v.wakeIn(max(time.Until(v.paid), 0))
+		}
 	}
-	v.unwatch()
+	v.act(v.unwatch)
+}
+
+// act does something in the vif's goroutine.
+func (v *Vif) act(f func()) {
+	v.turn.Do(func() { v.guard(f) })
+}
+
+// pay pays for a look at what the guest has written. It reports whether the look need
+// not wait.
+func (v *Vif) pay() bool {
+	now := time.Now()
+	v.heard, v.paid = true, now.Add(v.cfg.Guest.Look(now, v.quiet))
+	return !v.paid.After(now)
+}
+
+// lookInTurn looks: at what the guest has written if that is paid for, and at what the
+// toolstack has written in any case.
+func (v *Vif) lookInTurn() (gone bool) {
+	paid := v.heard && !time.Now().Before(v.paid)
+	if paid {
+		v.heard, v.fresh = false, false
+		v.unread |= unreadFront
+	}
+	requests := v.requests
+	v.act(func() { gone = v.look() })
+	if paid {
+		now := time.Now()
+		v.cfg.Guest.Looked(now, v.requests-requests)
+		if !v.fresh {
+			v.quiet = now.Add(v.idle.ReserveN(now, 1).DelayFrom(now))
+		}
+	}
+	return gone
 }
 
 // guard keeps a mistake in this code from costing more than this vif.
@@ -269,25 +339,6 @@ func (v *Vif) caught(then func(error)) {
 	v.log.Error("internal error", zap.Any("panic", r), zap.ByteString("stack", debug.Stack()))
 	defer v.caught(func(error) {})
 	then(fmt.Errorf("internal error: %v", r))
-}
-
-// A guest may write its state node as often as it likes. A vif looks at most so
-// often: lookBurst times in a row, then once per lookInterval.
-const (
-	lookBurst    = 64
-	lookInterval = 20 * time.Millisecond
-)
-
-// pace says how long to wait before looking again.
-func (v *Vif) pace(now time.Time) time.Duration {
-	if v.free.Before(now) {
-		v.free = now
-	}
-	if ahead := v.free.Sub(now) - (lookBurst-1)*lookInterval; ahead > 0 {
-		return ahead
-	}
-	v.free = v.free.Add(lookInterval)
-	return 0
 }
 
 // wakeIn makes the vif look again after d, or earlier.

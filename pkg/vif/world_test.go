@@ -311,6 +311,7 @@ func (w *world) settle() string {
 // look has the vif look once.
 func (w *world) look() (steps []string, gone bool) {
 	w.log.TakeAll()
+	w.v.unread = unreadAll
 	w.v.guard(func() { gone = w.v.look() })
 	for _, e := range w.log.FilterMessage("step").All() {
 		steps = append(steps, e.ContextMap()["step"].(string))
@@ -372,15 +373,24 @@ func (w *world) iface(name string) *netlink.Tuntap {
 	return l.(*netlink.Tuntap)
 }
 
-// wantTap checks whether there is an interface, and with how many queues, the host's
-// or not.
+// wantTap checks whether there is an interface, and with how many queues that the host
+// has.
 func (w *world) wantTap(queues int) {
 	w.t.Helper()
 	switch l := w.iface(ifname); {
 	case l == nil && queues != 0:
 		w.t.Errorf("no %s", ifname)
-	case l != nil && l.Queues+l.DisabledQueues != queues:
+	case l != nil && l.Queues != queues:
 		w.t.Errorf("%s has %d queues, and %d that the host has not, want %d", ifname, l.Queues, l.DisabledQueues, queues)
+	}
+}
+
+// wantTapAtRest checks that there is an interface, and that the host has none of its
+// queues.
+func (w *world) wantTapAtRest() {
+	w.t.Helper()
+	if l := w.iface(ifname); l == nil || l.Queues != 0 || l.DisabledQueues == 0 {
+		w.t.Errorf("%s is %+v, want one at rest", ifname, l)
 	}
 }
 

@@ -29,6 +29,9 @@ type Tx struct {
 	view
 }
 
+// Requests returns how many requests were made within the transaction so far.
+func (tx *Tx) Requests() int { return int(tx.sent.Load()) }
+
 // Transaction calls fn and commits what it did, all or nothing, so that others
 // see the changes at once. If fn returns an error, or panics, nothing is changed
 // and Transaction returns that error.

@@ -15,6 +15,7 @@ type view struct {
 	c    *Client
 	tx   uint32
 	over atomic.Bool // the transaction has ended, its id may mean another one
+	sent atomic.Int32
 }
 
 // node sends a request whose payload starts with a path.
@@ -29,6 +30,7 @@ func (v *view) send(typ MessageType, path string, check func(string) error, payl
 	if v.over.Load() {
 		return nil, &Error{Op: typ.String(), Path: path, Err: ErrTxDone}
 	}
+	v.sent.Add(1)
 	return v.c.call(typ, v.tx, path, payload)
 }
 

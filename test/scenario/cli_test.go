@@ -152,7 +152,7 @@ func TestShow(t *testing.T) {
 		Hotplug: "connected", MAC: "00:16:3e:00:00:01", Bridge: bridge, Script: "/etc/xen/scripts/vif-bridge",
 		Interface: "web01", Up: true, Carrier: true, MTU: 1500, GuestMTU: 1500, Rate: "125000000 B/50ms",
 		Features: []string{"rx-copy", "rx-notify", "sg", "gso-tcpv4", "gso-tcpv6", "csum-ipv4", "csum-ipv6"},
-		Mcast:    []string{}, Since: s.Since, Grants: 4, Ports: 4, Queues: s.Queues, Counters: s.Counters,
+		Mcast:    []string{}, Since: s.Since, Grants: 4, Ports: 4, Queues: s.Queues, Counters: s.Counters, Guest: s.Guest,
 	}
 	if diff := cmp.Diff(want, s); diff != "" {
 		t.Errorf("show --json (-want +got):\n%s", diff)

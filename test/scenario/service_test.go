@@ -27,6 +27,7 @@ type manager struct {
 	conn *net.UnixConn
 
 	mu    sync.Mutex // guards all below
+	hangs bool
 	said  []string
 	names []string
 	files []int
@@ -39,7 +40,16 @@ func (w *world) manager() *manager {
 	m := &manager{w: w, conn: conn}
 	ended := make(chan struct{})
 	go func() { defer close(ended); m.serve() }()
-	w.t.Cleanup(func() { _ = conn.Close(); <-ended; m.drop(func(string) bool { return true }) })
+	w.t.Cleanup(func() {
+		_ = conn.Close()
+		m.mu.Lock()
+		hangs := m.hangs
+		m.mu.Unlock()
+		if !hangs {
+			<-ended
+		}
+		m.drop(func(string) bool { return true })
+	})
 	return m
 }
 
@@ -68,6 +78,13 @@ func (m *manager) start() {
 func (m *manager) serve() {
 	text, rights := make([]byte, 4096), make([]byte, 64)
 	for {
+		m.mu.Lock() // while it hangs for ever
+		hangs := m.hangs
+		m.mu.Unlock()
+		if hangs {
+			<-m.w.ctx.Done()
+			return
+		}
 		n, rn, _, _, err := m.conn.ReadMsgUnix(text, rights)
 		if err != nil {
 			return
@@ -115,6 +132,22 @@ func (m *manager) drop(which func(name string) bool) {
 		}
 	}
 	m.names, m.files = names, files
+}
+
+// hang has the manager read nothing any more, and fills its queue.
+func (m *manager) hang() {
+	m.mu.Lock()
+	m.hangs = true
+	m.mu.Unlock()
+	c, err := net.DialUnix("unixgram", nil, m.conn.LocalAddr().(*net.UnixAddr))
+	m.w.must(err)
+	defer func() { _ = c.Close() }()
+	for {
+		m.w.must(c.SetWriteDeadline(time.Now().Add(200 * time.Millisecond)))
+		if _, err := c.Write([]byte("STATUS=hangs")); err != nil {
+			return
+		}
+	}
 }
 
 func (m *manager) kept() string {

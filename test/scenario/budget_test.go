@@ -1,0 +1,295 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package scenario
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+
+	"github.com/netbackd/netbackd/internal/budget"
+	"github.com/netbackd/netbackd/pkg/vif"
+	"github.com/netbackd/netbackd/pkg/xenstore"
+)
+
+// A guest that writes the state that it has, again and again, has netbackd ask xenstored
+// little, however many keys a frontend has.
+func TestStateWrittenAgainIsReadSeldom(t *testing.T) {
+	w := newPlainWorld(t)
+	f := w.rawFront(8)
+	f.connect()
+	before := f.status().Guest
+	writes := 0
+	began := time.Now()
+	w.wait("a look to be delayed", func() bool {
+		for range 100 {
+			f.state(vif.Connected)
+		}
+		writes += 100
+		return f.status().Guest.Delayed > before.Delayed
+	})
+	took := time.Since(began)
+	used := f.status().Guest
+	n := used.Requests - before.Requests
+	const look = 2 + 8 + 4 + 8*4 + 10 // the states, features, and the keys of rings, with some to spare
+	most := (budget.IdleBurst + 2 + budget.IdleRate*took.Seconds()) * look
+	t.Logf("%d writes in %v: %d requests to xenstored, at most %.0f are allowed", writes, took.Round(time.Millisecond), n, most)
+	if float64(n) > most {
+		t.Errorf("%d requests", n)
+	}
+	f.close() // what is new is seen all the same
+}
+
+// A guest that comes and goes has the service manager told nothing, and a successor
+// finds its queues.
+func TestComingAndGoingIsNoneOfTheManagersBusiness(t *testing.T) {
+	w := newWorld(t)
+	m := w.manager()
+	w.must(w.Daemon().Stop())
+	m.start()
+	f := w.rawFront(4)
+	f.connect()
+	var names []string
+	for i := range 4 {
+		names = append(names, fmt.Sprintf("tap-%d.0-%d", f.domid, i))
+	}
+	want := strings.Join(names, " ")
+	w.wait("the manager to keep the queues", func() bool { return m.kept() == want })
+	before := f.status().Guest
+	for range 12 {
+		f.close()
+		f.reopen()
+		f.connect()
+	}
+	if got := f.status().Guest.Messages - before.Messages; got != 0 {
+		t.Errorf("%d messages to the service manager", got)
+	}
+	w.Daemon().Kill()
+	if got := m.kept(); got != want {
+		t.Errorf("kept %q, want %q", got, want)
+	}
+	before2 := w.link(f.domid, f.devid).Attrs()
+	m.start()
+	w.wait("the successor to serve", func() bool { return len(f.status().Queues) == 4 })
+	if after := w.link(f.domid, f.devid).Attrs(); after.Index != before2.Index || w.logged("are of no use") > 0 {
+		t.Errorf("index %d, before %d: the queues were not adopted", after.Index, before2.Index)
+	}
+}
+
+// A service manager that takes no messages delays nobody's connecting, and not the end.
+func TestServiceManagerThatHangs(t *testing.T) {
+	w := newWorld(t)
+	m := w.manager()
+	w.must(w.Daemon().Stop())
+	m.start()
+	quick := w.rawFront(8)
+	quick.connect()
+	m.hang()
+	began := time.Now()
+	f := w.rawFront(8)
+	f.connect()
+	f.close()
+	f.reopen()
+	f.connect()
+	if took := time.Since(began); took > 8*time.Second { // eight messages would wait a second each
+		t.Errorf("connecting twice took %v", took)
+	}
+	began = time.Now()
+	w.must(w.Daemon().Stop())
+	if took := time.Since(began); took > 5*time.Second { // TimeoutStopSec
+		t.Errorf("the end took %v", took)
+	}
+	w.must(w.StartDaemon(w.ctx))
+}
+
+// storm has f write to xenstore as fast as xenstored lets a guest, until what it returns
+// is called.
+func (f *rawFront) storm(write func(i int)) (stop func()) {
+	ctx, cancel := context.WithCancel(f.w.ctx)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		tick := time.NewTicker(15 * time.Millisecond) // xenstored allows fewer
+		defer tick.Stop()
+		for i := 0; ctx.Err() == nil; i++ {
+			write(i)
+			<-tick.C
+		}
+	}()
+	return sync.OnceFunc(func() { cancel(); <-ended })
+}
+
+// Beside twelve guests that write as much as they can, another guest's connecting takes
+// twice as long at most, and its packets and its detach are none the worse.
+func TestTwelveGuestsThatStorm(t *testing.T) {
+	w := newPlainWorld(t)
+	good, neighbour := w.rawFront(4), w.guest()
+	good.connect()
+	reconnect := func() (d times) {
+		for range 9 {
+			good.state(vif.Closed)
+			good.waitBack(vif.Closed)
+			begin := time.Now()
+			good.reopen()
+			good.connect()
+			d = append(d, time.Since(begin))
+		}
+		return d
+	}
+	var bad []*rawFront
+	for range 12 {
+		f := w.rawFront(8)
+		f.connect()
+		bad = append(bad, f)
+	}
+	quiet := reconnect()
+	for i, f := range bad {
+		dir, store := f.dir(), w.Store()
+		write := func(key, value string) { _ = store.Write(dir+"/"+key, value) }
+		switch i % 3 {
+		case 0:
+			defer f.storm(func(int) { write("state", "4") })()
+		case 1:
+			defer f.storm(func(n int) { write("state", []string{"1", "4", "5", "6"}[n%4]) })()
+		case 2:
+			defer f.storm(func(n int) { write("request-multicast-control", fmt.Sprint(n%2)) })()
+		}
+	}
+	w.wait("the storm to be felt", func() bool {
+		for _, f := range bad {
+			if f.status().Guest.Delayed == 0 {
+				return false
+			}
+		}
+		return true
+	})
+	stormy := reconnect()
+	t.Logf("connecting takes %v; beside a storm %v", quiet, stormy)
+	if stormy.at(0.5) > 2*quiet.at(0.5)+50*time.Millisecond {
+		t.Errorf("the median is %v, %v without a storm", stormy.at(0.5), quiet.at(0.5))
+	}
+	if worst := stormy.at(1); worst > time.Second+quiet.at(1) {
+		t.Errorf("the longest is %v", worst)
+	}
+	neighbour.pings(20)
+	took, err := w.Detach(w.ctx, bad[1].domid, bad[1].devid) // of one that storms itself
+	w.must(err)
+	if took > 3*time.Second {
+		t.Errorf("detaching took %v", took)
+	}
+}
+
+// device makes a vif as a toolstack that has not run its script yet does.
+func (w *world) device(domid uint16, devid int) {
+	w.t.Helper()
+	back, front := w.BackPath(domid, devid), w.FrontPath(domid, devid)
+	w.must(w.Store().Transaction(func(tx *xenstore.Tx) error {
+		for _, kv := range [][2]string{
+			{back + "/frontend", front}, {back + "/frontend-id", fmt.Sprint(domid)}, {back + "/online", "1"},
+			{back + "/mac", "00:16:3e:00:00:01"}, {back + "/handle", fmt.Sprint(devid)}, {back + "/hotplug-status", ""},
+			{front + "/backend", back}, {front + "/backend-id", "0"}, {front + "/state", "1"}, {back + "/state", "1"},
+		} {
+			if err := tx.Write(kv[0], kv[1]); err != nil {
+				return err
+			}
+		}
+		return nil
+	}))
+}
+
+// threads samples how many threads the daemon has, until what it returns is called.
+func (w *world) threads() (most func() int) {
+	pid, stop, peak := w.Daemon().PID(), make(chan struct{}), make(chan int)
+	go func() {
+		n := 0
+		for {
+			tasks, _ := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+			n = max(n, len(tasks))
+			select {
+			case <-stop:
+				peak <- n
+				return
+			case <-time.After(time.Millisecond):
+			}
+		}
+	}()
+	return func() int { close(stop); return <-peak }
+}
+
+// holdRTNL has the kernel do something long under the lock that most of what is asked of
+// it about interfaces needs: many of them go at once. It returns when that is done.
+func (w *world) holdRTNL(pairs int) time.Duration {
+	w.t.Helper()
+	const group = 42
+	for i := range pairs {
+		w.must(netlink.LinkAdd(&netlink.Veth{
+			LinkAttrs: netlink.LinkAttrs{Name: fmt.Sprintf("hold%d", i), Group: group},
+			PeerName:  fmt.Sprintf("peer%d", i),
+		}))
+	}
+	begin := time.Now()
+	if out, err := exec.Command("ip", "link", "del", "group", fmt.Sprint(group)).CombinedOutput(); err != nil {
+		w.t.Fatalf("%v: %s", err, out)
+	}
+	return time.Since(begin)
+}
+
+// The daemon has no more threads than it says, however many vifs wait for the kernel: of
+// one guest and of many, when it starts and when it stops.
+func TestThreadsAreBounded(t *testing.T) {
+	w := newPlainWorld(t)
+	const ofOne, guests = 150, 20
+	one := w.domain()
+	for i := range ofOne {
+		w.device(one, i)
+	}
+	var others []uint16
+	for range guests {
+		others = append(others, w.domain())
+	}
+	peak := w.threads()
+	d, err := w.Control().Daemon(w.ctx)
+	w.must(err)
+	for _, domid := range others { // while vifs are made, and interfaces looked at
+		w.device(domid, 0)
+	}
+	held := w.holdRTNL(1000)
+	all := func() bool {
+		for i := range ofOne {
+			if w.read(w.BackPath(one, i)+"/state") != "2" {
+				return false
+			}
+		}
+		return true
+	}
+	w.wait("all vifs to be ready", all)
+	var wg sync.WaitGroup
+	for range 40 {
+		wg.Go(func() { _, _ = w.Control().Vifs(w.ctx) })
+	}
+	wg.Wait()
+	w.must(w.Daemon().Stop())
+	first := peak()
+	w.must(w.StartDaemon(w.ctx))
+	peak = w.threads()
+	held = max(held, w.holdRTNL(1000))
+	w.wait("all vifs to be ready", all)
+	w.must(w.Store().Remove(fmt.Sprintf("/local/domain/0/backend/vif/%d", one))) // all go at once
+	w.wait("the vifs to go", func() bool {
+		vifs, err := w.Control().Vifs(w.ctx)
+		w.must(err)
+		return len(vifs) == guests
+	})
+	second := peak()
+	t.Logf("%d vifs: at most %d threads, then %d, of %d; RTNL was held for up to %v", ofOne+guests, first, second, d.MaxThreads, held.Round(time.Millisecond))
+	if most := max(first, second); most > d.MaxThreads {
+		t.Errorf("%d threads, the daemon says at most %d", most, d.MaxThreads)
+	}
+}
