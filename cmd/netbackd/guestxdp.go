@@ -10,7 +10,7 @@ import (
 	"github.com/netbackd/netbackd/internal/guest"
 )
 
-// newGuestXDPCmd attaches an XDP program to a card of a guest, whoever its driver is.
+// newGuestXDPCmd attaches an XDP program to a card of a guest, whatever its driver.
 func newGuestXDPCmd() *cobra.Command {
 	return &cobra.Command{
 		Use:   "xdp INTERFACE pass|drop|ip|echo|redirect [TO]",

@@ -220,14 +220,14 @@ func (f *runFlags) run(ctx context.Context) (err error) {
 // log, xenstored's connection, the keeper of TAP queues, and the service manager.
 const otherThreads = 32
 
-// maxThreads is how many threads the process has at most, however many vifs there are
-// and whatever their guests do: systemd/netbackd.service has to allow that (TasksMax).
+// maxThreads bounds the threads of the process, however many vifs there are and whatever
+// their guests do: systemd/netbackd.service has to allow that many (TasksMax).
 // A thread that Go has made it keeps.
 func maxThreads(workers int) int {
 	return workers + runtime.GOMAXPROCS(0) + budget.Turns + otherThreads
 }
 
-// threads is how many threads the process has, 0 if that cannot be found out.
+// threads counts the threads of the process, and returns 0 if it cannot.
 func threads() int {
 	tasks, _ := os.ReadDir("/proc/self/task")
 	return len(tasks)

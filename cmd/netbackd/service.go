@@ -68,8 +68,8 @@ func (s *service) check(err error) bool {
 	return err == nil
 }
 
-// readyAgain is when to say again that the daemon serves, to a manager that did not
-// take it.
+// readyAgain separates the attempts to tell the manager that the daemon serves, until it
+// takes that.
 const readyAgain = time.Second
 
 // serve says that the daemon serves, and feeds the watchdog until ctx ends. It has a

@@ -3,8 +3,8 @@
 // Package budget bounds what one guest can have the host do outside of the data path:
 // requests to xenstored, calls into the kernel that may block, messages to the service
 // manager, messages on control rings, log lines. A budget belongs to a guest, and all its
-// vifs share it, so that no guest has more for having more vifs. Whoever has used up a
-// budget waits or loses lines; others notice nothing.
+// vifs share it, so that no guest has more for having more vifs. A guest that has used
+// up a budget waits or loses lines; others notice nothing.
 //
 // The package knows numbers and times. It does not know what they are spent on.
 package budget
@@ -16,14 +16,15 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// Turns is how many blocking calls there are at a time, and so how many threads of the
-// process may be in one.
+// Turns bounds the blocking calls at a time, and so the threads of the process that may
+// be in one.
 const Turns = 64
 
-// Work is what the vifs of a guest do because the guest wrote to xenstore: looks at what
-// it has changed. A look costs what it asks of xenstored, and lookPrice at least. Whatever
-// else a guest can cause, such as ioctls and netlink requests, comes of a look: one that
-// connects eight queues costs about a hundred, so there are two of those per second.
+// Work of the vifs of a guest that the guest causes when it writes to xenstore: looks at
+// what it has changed. A look costs what it asks of xenstored, and lookPrice at least.
+// Whatever else a guest can cause, such as ioctls and netlink requests, comes of a look:
+// one that connects eight queues costs about a hundred, so there are two of those per
+// second.
 const (
 	WorkRate  = 250 // requests to xenstored per second
 	WorkBurst = 3000
@@ -46,7 +47,7 @@ const (
 	ManagerRate  = 4 // per second
 	ManagerBurst = 64
 
-	// ManagerPause is how long a guest without budget waits for a message.
+	// ManagerPause delays a message of a guest that has no budget left.
 	ManagerPause = time.Second / ManagerRate
 )
 
@@ -63,7 +64,7 @@ const (
 	logBurst = 64
 )
 
-// Host is what all guests share.
+// Host holds the turns that all guests share.
 type Host struct{ turns turns }
 
 // NewHost makes a Host of so many turns.
@@ -95,7 +96,7 @@ func (h *Host) Guest() *Guest {
 	}
 }
 
-// Used is what a guest has used so far.
+// Used counts what a guest has used so far.
 type Used struct {
 	Requests uint64 `json:"xenstore_requests"` // to xenstored
 	Calls    uint64 `json:"host_calls"`        // turns of blocking calls: netlink, ioctls, files

@@ -10,8 +10,8 @@ import (
 // turns bounds how many goroutines make calls at a time that may block their thread in
 // the kernel, and shares them fairly between guests.
 //
-// x/sync's semaphore serves whoever came first: a guest with a thousand vifs that wait
-// would have all others wait behind it. Here guests take turns, however many of their
+// x/sync's semaphore serves in the order of arrival: a guest with a thousand vifs that
+// wait would have all others wait behind it. Here guests take turns, however many of their
 // vifs wait, and one guest has half of the turns at most.
 type turns struct {
 	mu   sync.Mutex // guards all below, and share
@@ -31,7 +31,7 @@ type share struct {
 func (t *turns) take(s *share) {
 	t.mu.Lock()
 	if t.free > 0 && s.held < t.most {
-		// Nobody waits who could have it, or give would have handed it over.
+		// No guest waits that could have it, or give would have handed it over.
 		t.free--
 		s.held++
 		t.mu.Unlock()

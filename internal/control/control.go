@@ -72,7 +72,7 @@ type Source interface {
 // time. One of a thousand vifs takes some megabytes.
 const maxLists = 4
 
-// answerTime is how long a client may take to read an answer.
+// answerTime bounds the time that a client takes to read an answer.
 const answerTime = 2 * time.Second
 
 // Handler serves the protocol. daemon says how the daemon is now.

@@ -18,7 +18,7 @@ import (
 // the vif up.
 const nameFree = 3 * time.Second
 
-// restart is how long the daemon may be away if it ends while a vif is on its way.
+// restart bounds the absence of a daemon that ends while a vif is on its way.
 const restart = 10 * time.Second
 
 // live is how long a guest that is connected may take to be served again.

@@ -41,8 +41,8 @@ func pipe(t *testing.T) (r *os.File, w int) {
 // line is a line of 100 bytes.
 func line(i int) []byte { return fmt.Appendf(nil, "%-99d\n", i) }
 
-// Nobody reads: whoever logs goes on, lines beyond the buffer are counted, and the
-// reader that comes at last is told how many it has missed, where they are missing.
+// No process reads: writers go on, lines beyond the buffer are counted, and the reader
+// that comes at last is told how many it has missed, where they are missing.
 func TestFullPipe(t *testing.T) {
 	r, w := pipe(t)
 	s := New(w, note)
@@ -53,7 +53,7 @@ func TestFullPipe(t *testing.T) {
 		}
 	}
 	if err := s.Sync(); !errors.Is(err, errFull) {
-		t.Errorf("sync of a pipe that nobody reads: %v", err)
+		t.Errorf("sync of a pipe that no process reads: %v", err)
 	}
 	lost := s.Lost()
 	if lost < lines/2 || lost >= lines {
@@ -91,7 +91,8 @@ func TestFullPipe(t *testing.T) {
 	must(t, unix.Close(w))
 }
 
-// A pipe that somebody else who has it made non-blocking is written to all the same.
+// A pipe that another process with a descriptor of it made non-blocking is written to all
+// the same.
 func TestNonblockingPipe(t *testing.T) {
 	r, w := pipe(t)
 	must(t, unix.SetNonblock(w, true))
@@ -113,7 +114,7 @@ func TestNonblockingPipe(t *testing.T) {
 	must(t, unix.Close(w))
 }
 
-// After Unblock no writer waits, and whoever else has the pipe notices nothing.
+// After Unblock no writer waits, and other descriptors of the pipe are as before.
 func TestUnblock(t *testing.T) {
 	r, w := pipe(t)
 	other, err := unix.FcntlInt(uintptr(w), unix.F_DUPFD_CLOEXEC, 0)

@@ -8,7 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Unblock has no write to the standard error fd wait for its reader, whoever writes.
+// Unblock keeps any write to the standard error fd from waiting for its reader.
 // What matters is Go's runtime, which writes why a process dies: a daemon that cannot
 // end is not restarted. A socket is made non-blocking: systemd makes one for each
 // service. A pipe or a terminal is opened anew, since others share the open file. What

@@ -32,8 +32,8 @@ func (d *Device) SetXDPHeadroom(ctx context.Context, n uint16) error {
 	return d.switchState(StateConnected)
 }
 
-// headroom is what a backend is held to. Packets from before a change may come until the
-// first from after it.
+// headroom holds the number of bytes that a backend is held to, and the one before the
+// last change. Packets from before a change may come until the first from after it.
 type headroom struct{ now, before uint16 }
 
 // ExpectXDPHeadroom holds the backend to n bytes before each packet from now on.

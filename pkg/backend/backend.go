@@ -72,7 +72,7 @@ const maxStaticGrants = 65530 / 2
 type Backend struct {
 	cfg     Config
 	budgets *budget.Host
-	keeper  *keeper // nil: nobody keeps anything
+	keeper  *keeper // nil: no manager keeps anything
 
 	ended    chan key
 	pings    chan chan<- struct{}
@@ -377,7 +377,7 @@ func (b *Backend) start(ctx context.Context, k key) {
 	})
 }
 
-// guest is what all vifs of a guest share.
+// guest holds the budgets that all vifs of a guest share.
 type guest struct {
 	budget *budget.Guest
 	static *staticgrant.Budget

@@ -54,7 +54,7 @@ type keptFile struct {
 	sending bool // it is being given it, and nothing else was wanted since
 }
 
-// keeperPause is when to try again what a Keeper did not take.
+// keeperPause separates the attempts at what a Keeper did not take.
 const keeperPause = time.Second
 
 func newKeeper(to Keeper, log *zap.Logger) *keeper {
@@ -100,7 +100,7 @@ func (g guestKeeper) Adopted(name string) {
 	g.k.files[name] = &keptFile{guest: g.g, has: true, want: -1, given: true}
 }
 
-// Remove has nothing kept under a name, whoever had it kept.
+// Remove has nothing kept under a name, also if a predecessor stored it.
 func (g guestKeeper) Remove(name string) {
 	if g.k != nil {
 		g.k.set(name, g.g, -1, true)

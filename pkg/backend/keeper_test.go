@@ -49,7 +49,7 @@ func (k *toldKeeper) Store(name string, fd int) error {
 
 func (k *toldKeeper) Remove(name string) error { return k.tell("remove", name, 0) }
 
-// names are what is kept, once each.
+// names returns the names that are kept, each as often as it is.
 func (k *toldKeeper) names() string {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -157,7 +157,7 @@ func TestKeeperAfterAPredecessor(t *testing.T) {
 	}
 }
 
-// Nobody waits for a service manager that hangs or fails. It is told when it is well.
+// No vif waits for a service manager that hangs or fails. It is told when it is well.
 func TestKeeperThatHangs(t *testing.T) {
 	open := openFiles(t)
 	manager := newToldKeeper()

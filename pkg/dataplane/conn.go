@@ -39,7 +39,7 @@ type Config struct {
 	Mcast   *McastList // the vif's multicast list
 	Hash    *Hash      // what packets to the guest carry from the start; nil: no hash
 
-	// XDPHeadroom is what [Conn.SetXDPHeadroom] sets, from the start.
+	// XDPHeadroom sets the headroom from the start, as [Conn.SetXDPHeadroom] does later.
 	XDPHeadroom uint16
 
 	// OneWorker gives all queues to one worker, which [Conn.SetSteering] needs.

@@ -21,8 +21,8 @@ func (c *Conn) SetHash(h *Hash) error {
 }
 
 // SetXDPHeadroom has each packet to the guest begin n bytes into its first page, and
-// carry an XDP extra that says so; 0 ends both. More than [MaxXDPHeadroom] is that much,
-// which is what the extra then says. Packets with headroom are whole: neither is a
+// carry an XDP extra that says so; 0 ends both. More than [MaxXDPHeadroom] counts as
+// that much, and the extra says so. Packets with headroom are whole: neither is a
 // checksum left to the guest nor segmentation. When it returns every packet that is
 // published is as was set.
 func (c *Conn) SetXDPHeadroom(n uint16) error {

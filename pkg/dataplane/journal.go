@@ -28,12 +28,12 @@ import (
 //	  0  magic and version
 //	  8  connection: tx gref, rx gref
 //	 16  tx: sequence, base, count, -
-//	 32  tx responses, 256 x 4 octets
+//	 32  tx responses, 256 x 4 bytes
 //	1056  rx: sequence, base, count, -
-//	1072  rx slots, 256 x 8 octets
+//	1072  rx slots, 256 x 8 bytes
 //	3120  multicast: 1 if kept here, count
-//	3128  addresses, 64 x 8 octets
-//	3640  connection: stamp, 16 octets
+//	3128  addresses, 64 x 8 bytes
+//	3640  connection: stamp, 16 bytes
 //
 // Version 1 is the same without the stamp.
 //

@@ -331,7 +331,7 @@ func TestJournalWithoutRoom(t *testing.T) {
 	}
 }
 
-// TestAJournalThatIsCutShort costs its vif, and nobody else: stores to what is not in
+// TestAJournalThatIsCutShort costs its vif, and no other: stores to what is not in
 // the file any more are SIGBUS.
 func TestAJournalThatIsCutShort(t *testing.T) {
 	netns.NeedTUN(t)

@@ -311,11 +311,11 @@ func TestCreditIsOfTheVifNotOfTheConnection(t *testing.T) {
 		l.release(&a)
 		l.release(&b)
 		if limit := uint32(minBurst); got > limit {
-			t.Errorf("%d octets at once, the limit is %d", got, limit)
+			t.Errorf("%d bytes at once, the limit is %d", got, limit)
 		}
 		var next share
 		if more := l.take(now, &next, 1<<30); more != 0 {
-			t.Errorf("the next connection has %d octets more", more)
+			t.Errorf("the next connection has %d bytes more", more)
 		}
 		l.release(&next)
 		now = now.Add(time.Second) // worth one burst

@@ -106,7 +106,7 @@ func (m *mailbox) close() {
 }
 
 // call has the queue's worker run f and waits until it has. A panic in f is returned
-// as an error: it concerns the queue's vif and nobody else. If the worker is gone, or
+// as an error: it concerns the queue's vif and no other. If the worker is gone, or
 // goes before it gets to f, that is [ErrClosed].
 func (q *Queue) call(f func() error) error { return q.ask(f)() }
 

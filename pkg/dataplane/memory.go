@@ -28,7 +28,8 @@ const (
 	memStep = 64 << 10
 )
 
-// vifMemory is what the queues of one vif have. Its queues may be on several workers.
+// vifMemory accounts for the memory of the queues of one vif, which may be on several
+// workers.
 type vifMemory struct {
 	shared *atomic.Int64 // left of the shared part; nil: there is no budget
 	own    int64         // bytes that are the vif's in any case

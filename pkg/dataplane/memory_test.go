@@ -34,7 +34,7 @@ func TestMemoryBesideGreedyVifs(t *testing.T) {
 		shared, vifs := vifsOf(n + 1)
 		honest := vifs[n]
 		sum := int64(0)
-		for range 3 { // nobody gains by coming again
+		for range 3 { // no vif gains by a further attempt
 			sum = 0
 			for _, v := range vifs[:n] {
 				sum += v.all()

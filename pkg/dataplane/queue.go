@@ -42,7 +42,7 @@ type Queue struct {
 	maxRx   int // largest frame the guest takes
 
 	tooBigAt time.Time // when the owner was last told of larger ones
-	readLen  int       // octets a TAP read asks for, vnet header included
+	readLen  int       // bytes a TAP read asks for, vnet header included
 
 	counted bool // in its worker's load; guarded by the pool's mu
 

@@ -558,7 +558,7 @@ func (w *worker) place(q *Queue, b *rxBatch, m *arenaMem, at, n int, plan *offlo
 	return true
 }
 
-// fill has the octets of part, which are at addr, go to offset in the page of r, whose
+// fill has the bytes of part, which are at addr, go to offset in the page of r, whose
 // slot is the last one planned.
 func (w *worker) fill(q *Queue, b *rxBatch, r netif.RxRequest, offset uint16, part []byte, addr uintptr) {
 	switch g := q.static.Lookup(r.Gref); {
@@ -614,7 +614,7 @@ func (w *worker) placed(q *Queue, b *rxBatch, n int, need uint32) {
 // rxSlots fills the slots of one packet.
 type rxSlots struct {
 	b       *rxBatch
-	left    int // octets that have no slot yet
+	left    int // bytes that have no slot yet
 	xdpRoom int // bytes before the data in the first slot's page
 	offset  uint16
 	flags   netif.RxFlags

@@ -27,7 +27,7 @@ import (
 // its vif alone from there on, and when no copy was slow for a while, the vif goes back
 // to the others and the thread ends. A copy costs two atomic operations for that.
 const (
-	// copyTick is how often copies are looked at, while there are any. One that
+	// copyTick separates the looks at copies, while there are any. A copy that
 	// was under way twice has taken between one and two ticks.
 	copyTick = 20 * time.Millisecond
 
@@ -107,7 +107,7 @@ func (p *Pool) watchCopies() {
 			}
 		}
 		p.watching.Store(false)
-		if p.lookAtCopies() { // one that began meanwhile has woken nobody
+		if p.lookAtCopies() { // one that began meanwhile did not wake this loop
 			p.watch()
 		}
 	}
@@ -141,7 +141,7 @@ func asleep(tid int) bool {
 	return err != nil || !ok || state[0] != 'R'
 }
 
-// slowCopy deals with a copy that is slow. On a spare it concerns nobody else.
+// slowCopy deals with a copy that is slow. On a spare it concerns no other vif.
 func (p *Pool) slowCopy(w *worker, seq uint64) {
 	p.mu.Lock()
 	room := len(p.spares) < maxSpares

@@ -13,19 +13,19 @@ import (
 // A worker serves vifs in rounds. In a round each vif that has work gets a part of
 // the thread's time, however many queues it has there. What a turn took is measured,
 // and includes what the host does within the TAP's system calls, such as to cut a
-// packet into segments for an interface that does not. Who took more than the part
-// waits as many rounds as that is worth, while others have work.
+// packet into segments for an interface that does not. A vif that took more than its
+// part waits as many rounds as that is worth, while others have work.
 //
-// One vif alone on a worker is not measured: there is nobody to be fair to.
+// One vif alone on a worker is not measured: there is no other to be fair to.
 const (
-	// roundPart is what a vif gets of a round: a full tx ring of large packets,
-	// more or less.
+	// roundPart is the time that a vif has in a round: a full tx ring of large
+	// packets, more or less.
 	roundPart = 250 * time.Microsecond
 
 	// turnsPerRound bounds the turns of a vif in a round.
 	turnsPerRound = 16
 
-	// turnLimit is how long a turn is to take. One that takes longer makes the
+	// turnLimit bounds the time that a turn should take. A longer one makes the
 	// next one of its queue take fewer packets.
 	turnLimit = 500 * time.Microsecond
 
@@ -165,8 +165,8 @@ func (w *worker) serveVif(a *account) {
 // shared reports whether the worker serves several vifs.
 func (w *worker) shared() bool { return len(w.accounts) > 1 }
 
-// clockIn is when the turn begins that is about to, or the zero time if turns are
-// not measured.
+// clockIn returns the time at which the coming turn begins, or the zero time if turns
+// are not measured.
 func (w *worker) clockIn(q *Queue) time.Time {
 	if !w.shared() {
 		return time.Time{}

@@ -238,7 +238,7 @@ func TestSlowTurnsTakeLess(t *testing.T) {
 		b, conns := neighbours(t, m)
 		f, q := b.fronts[0], conns[0].queues[0]
 		b.settle()
-		b.now = b.now.Add(time.Second) // nobody else was served lately: it does not rest
+		b.now = b.now.Add(time.Second) // no other vif was served lately: it does not rest
 		turn := func() (packets uint64) {
 			before := q.stats.Load(TxPackets)
 			f.answers()

@@ -342,9 +342,9 @@ func checkFirst(first netif.TxSlot, size uint32, hasGSO bool, gso netif.GSOInfo)
 // the packet for lost, and sends less at a time.
 const maxSegments = 2048
 
-// segmentsOf is how many segments a packet of total bytes has at most, with gsoSize
-// bytes of payload each: how long its headers are is not known yet, but for their
-// least, which Ethernet, IPv4 and TCP have without options.
+// segmentsOf bounds the segments of a packet of total bytes, with gsoSize bytes of
+// payload each. The length of its headers is not known yet, but for the least, which
+// Ethernet, IPv4 and TCP have without options.
 func segmentsOf(total uint32, gsoSize uint16) int {
 	const leastHeaders = 14 + 20 + 20
 	payload, size := int(total)-leastHeaders, int(gsoSize)

@@ -364,8 +364,9 @@ func (w *worker) run(started chan<- struct{}) {
 	}
 }
 
-// time is when this round began or the last measured turn ended, more or less. Most rounds have no use for it, and
-// where the vDSO cannot read Xen's clock it is a system call.
+// time returns the time at which this round began or the last measured turn ended, more
+// or less. Most rounds have no use for it, and where the vDSO cannot read Xen's clock it
+// is a system call.
 func (w *worker) time() time.Time {
 	if w.now.IsZero() {
 		w.now = w.clock()

@@ -60,7 +60,7 @@ func (h *hold) segmentAll() {
 // slotsOf is the number of data slots that n bytes take.
 func (q *Queue) slotsOf(n int) uint32 { return slotsOf(n + q.xdpRoom) }
 
-// extraSlots is how many slots a packet's extras take.
+// extraSlots counts the slots that a packet's extras take.
 func (q *Queue) extraSlots(plan *offload.RxPlan, hashed bool) (n uint32) {
 	n = q.xdpExtra
 	if plan.GSOType != offload.GSONone {

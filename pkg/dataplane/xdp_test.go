@@ -194,7 +194,7 @@ func TestXDPHeadroomFromOneBatchToTheNext(t *testing.T) {
 		if got := f.received(); len(got) != 0 {
 			t.Errorf("in two slots: %v", got)
 		}
-		b.queue().setXDPHeadroom(0) // now one is enough, and nobody posts another
+		b.queue().setXDPHeadroom(0) // now one is enough, and no other is posted
 		b.settle()
 		if diff := cmp.Diff([][]byte{udp(3900, 2), udp(3900, 3)}, framesOf(f.received())); diff != "" {
 			t.Errorf("with one slot each (-want +got):\n%s", diff)

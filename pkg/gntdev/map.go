@@ -17,7 +17,7 @@ const MaxRefs = 64 * 1024
 // the one at fault. A vif's rings have far fewer.
 const maxProbes = 16
 
-// bringInRefs is how many pages are brought in with one call.
+// bringInRefs bounds the pages that one call brings in.
 const bringInRefs = 256
 
 // Map maps refs of domid side by side. One bad ref fails the whole call, and

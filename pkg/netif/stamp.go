@@ -70,7 +70,7 @@ func (s *Stamp) UnmarshalText(text []byte) error {
 	return nil
 }
 
-// Header is what the header of a ring says of how it was served.
+// Header holds what the header of a ring says about its service so far.
 type Header struct {
 	RspProd Index // of the next response; 0 in a ring that was just made
 	Stamp   Stamp

@@ -23,7 +23,7 @@ type Config struct {
 	Single bool
 	// VnetHdr puts a VnetHdr before each frame.
 	VnetHdr bool
-	// Offload is what the reader can finish itself. It needs VnetHdr. If it is
+	// Offload names what the reader can finish itself. It needs VnetHdr. If it is
 	// none, a new device has none, and one that is adopted keeps what it has.
 	Offload Offload
 	// Persist lets the device, and its place in a bridge, outlive this

@@ -96,8 +96,8 @@ func (d *Device) open(cfg *Config) error {
 	return d.setQueues(min(max(cfg.Queues, 1), d.MaxQueues()))
 }
 
-// openFirst opens the first queue of the device. That somebody has the queue of a
-// device with one queue only the kernel says when a second one is opened (EBUSY);
+// openFirst opens the first queue of the device. If the queue of a device that can have
+// one only is open already, the kernel says so when a second one is opened (EBUSY);
 // openFirst waits for queues that linger, as findAdoptable does for other devices.
 func (d *Device) openFirst(cfg *Config) (fd int, err error) {
 	for deadline := time.Now().Add(lingerWait); ; time.Sleep(lingerPoll) {

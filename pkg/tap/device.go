@@ -183,7 +183,7 @@ func (d *Device) AddAltName(name string) error {
 }
 
 // hasDiscipline reports whether an interface of the calling thread's network namespace has
-// a queueing discipline that somebody has set. One that the kernel makes has no handle;
+// a queueing discipline that was set. One that the kernel makes has no handle;
 // it gives one to each that it is asked for.
 func hasDiscipline(index int) (bool, error) {
 	req := nl.NewNetlinkRequest(unix.RTM_GETQDISC, unix.NLM_F_ACK|unix.NLM_F_ECHO)
@@ -230,7 +230,7 @@ type Info struct {
 	// Carrier is whether there is a carrier. The host says so only of a
 	// device that is up.
 	Carrier bool
-	// Operational is whether the host has taken notice of the carrier.
+	// Operational says that the host has taken notice of the carrier.
 	Operational bool
 	// Namespace identifies the network namespace in which the device is, "" if that
 	// is the one of the calling thread.
@@ -316,7 +316,7 @@ func (d *Device) close(op string, keep bool) (err error) {
 	p, link, lerr := d.look()
 	err = errors.Join(err, d.closeQueues(0))
 	if lerr == nil {
-		// It has outlived our queues if somebody keeps others, or ours, open.
+		// It has outlived our queues if a process keeps others, or ours, open.
 		lerr = DeleteIn(p.id, link)
 		p.close()
 	}

@@ -24,7 +24,7 @@ func hostWants(t *testing.T, d *Device, on bool, names ...string) {
 	must(t, f.want(d.Index()))
 }
 
-// TestTheHostsOffloadsStay: what the host switches off stays off, whoever is at the other
+// TestTheHostsOffloadsStay: what the host switches off stays off, whatever is at the other
 // end, until the host switches it on; and what only the other end had not is on again
 // for the next.
 func TestTheHostsOffloadsStay(t *testing.T) {
@@ -61,9 +61,9 @@ func TestTheHostsOffloadsStay(t *testing.T) {
 	check("adopted", Offload{})
 	must(t, d.SetOffload(Offload{}))
 	hostWants(t, d, true, featureCsum)
-	check("the host wants them, but nobody takes them", Offload{})
+	check("the host wants them, but the reader does not take them", Offload{})
 	must(t, d.SetOffload(all))
-	check("somebody does", all)
+	check("the reader takes them", all)
 
 	hostWants(t, d, false, featureTSO4, "tx-scatter-gather")
 	must(t, d.SetOffload(Offload{Csum: true, TSO6: true}))

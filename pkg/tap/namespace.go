@@ -28,8 +28,8 @@ type place struct {
 	id int
 }
 
-// place finds out where the device is. Nobody else tells: one that was moved to
-// another namespace works there as before, for those who have its queues.
+// place finds out where the device is. A move is not announced: a device that was moved
+// to another namespace works there as before, for those that have its queues.
 func (d *Device) place() (place, error) {
 	fd, err := d.fd0()
 	if err != nil {

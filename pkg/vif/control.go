@@ -369,7 +369,7 @@ func (h *hashing) sameQueues(o *hashing) bool {
 	return h.samePackets(o) && h.mapping == o.mapping
 }
 
-// grefsPerToken is how many pages of a message are mapped for the token that each
+// grefsPerToken counts the pages of a message that are mapped for the token that each
 // message, and each event for nothing, takes of the guest's budget. Each is two system
 // calls and two hypercalls; more pages take more tokens.
 const grefsPerToken = 8

@@ -88,7 +88,7 @@ func (v *Vif) makeTap() error {
 	return nil
 }
 
-// tapConfig is how the TAP is to be.
+// tapConfig returns the configuration that the TAP is to have.
 func (v *Vif) tapConfig() tap.Config {
 	return tap.Config{
 		Name:      v.Name(),
@@ -259,8 +259,8 @@ func (v *Vif) settled() error {
 	return err
 }
 
-// dropDisciplines takes away what the kernel made if somebody deleted the queueing
-// discipline that the TAP had, as Open vSwitch does with an interface that it is given.
+// dropDisciplines takes away what the kernel made if the queueing discipline that the TAP
+// had was deleted, as Open vSwitch does with an interface that it is given.
 // What the host has set stays. Nothing is lost before there is a carrier.
 func (v *Vif) dropDisciplines() {
 	err := v.tap.SetNoQueue()

@@ -131,7 +131,7 @@ func (v *Vif) nameAgain(info *tap.Info) {
 
 const noSecondName = "the TAP has no second name: a successor will not find it if a script renames it"
 
-// followTap notices that somebody deleted the TAP, or moved it.
+// followTap notices that the TAP was deleted or moved.
 func (v *Vif) followTap() {
 	away, err := v.tap.Elsewhere()
 	switch {

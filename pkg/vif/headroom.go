@@ -25,8 +25,8 @@ import (
 // has written the key when it is Connected again, so that is read then as well.
 const headroomKey = "xdp-headroom"
 
-// keyGrace is how long to wait for the key of a frontend that reconfigures, if it is
-// what it was: netfront writes it right after its state, whether it is another or not.
+// keyGrace bounds the wait for the key of a frontend that reconfigures, if the key is as
+// before: netfront writes it right after its state, whether it is another or not.
 const keyGrace = 500 * time.Millisecond
 
 // headroom reads the key. A number that is too large is the largest, as in xen-netback
@@ -39,7 +39,7 @@ func (k *keyReader) headroom() uint16 {
 	return uint16(min(k.number(headroomKey, v, 0, 1<<16-1), netif.MaxXDPHeadroom))
 }
 
-// reconfiguration is what a frontend that reconfigures has said so far.
+// reconfiguration records what a frontend that reconfigures has said so far.
 type reconfiguration struct {
 	since  time.Time // when its state was first seen; zero: it does not reconfigure
 	events int       // of the watch of the key; the first is the watch's own

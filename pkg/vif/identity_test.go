@@ -55,7 +55,7 @@ func (w *world) sendList(addr [6]byte) {
 // lists is the multicast list of the vif.
 func (w *world) lists() []string { return w.status().Mcast }
 
-// killed is what a kill leaves of a vif.
+// killed ends the vif as a kill of the daemon does, and makes a new one in its place.
 func (w *world) killed() {
 	w.t.Helper()
 	w.v.handOver()
@@ -102,12 +102,12 @@ func (w *world) blank() {
 	w.wantHeld("5 pages, 4 handles, 3 ports")
 }
 
-// What was kept of a connection is in force again when it goes on, whoever serves it,
+// What was kept of a connection is in force again when it goes on, in any daemon,
 // and never for the next one, although that has the same grefs, ports and domain id.
 func TestConnectionsWithTheSameNames(t *testing.T) {
 	for _, tt := range []struct {
 		name  string
-		while func(w *world, anew func()) // the guest comes again
+		while func(w *world, anew func()) // the guest reconnects
 		steps string
 	}{
 		{"while no daemon runs", func(w *world, anew func()) { w.killed(); anew() }, "connect plug"},

@@ -103,7 +103,7 @@ func isLeftover(t *netlink.Tuntap, here func(domid uint16, devid int) bool) bool
 	})
 }
 
-// removeLeftover removes a TAP unless somebody has a queue of it.
+// removeLeftover removes a TAP unless a process has a queue of it.
 func removeLeftover(network int, t *netlink.Tuntap) (gone bool, err error) {
 	used := t.Queues+t.DisabledQueues > 0 || t.RawFlags&unix.IFF_LOWER_UP != 0
 	if network == ownNetwork {

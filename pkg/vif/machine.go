@@ -16,12 +16,12 @@ type situation struct {
 	live        bool // packets pass
 	refused     bool // just this has been tried in vain
 	quarantined bool // these rings are not to be touched
-	bare        bool // InitWait, but no TAP: a predecessor's work, or somebody deleted it
+	bare        bool // InitWait, but no TAP: a predecessor's work, or the TAP was deleted
 	claimed     bool // another back end has served these rings until now
 	unsaid      bool // it reconfigures, and may not have said yet what
 
-	// node is what the vif's node shows, Unknown if that is no state. It is not
-	// own after the answer to Reconfiguring, when the toolstack detaches, and when
+	// node holds the state that the vif's node shows, or Unknown if that is none. It is
+	// not own after the answer to Reconfiguring, when the toolstack detaches, and when
 	// a stranger has written there.
 	node State
 }

@@ -160,7 +160,7 @@ func tapMovedAndLost(t *testing.T, back bool) {
 	w.wantTap(2)
 }
 
-// TestTapOfAVifThatIsGoneElsewhere: it went while nobody served.
+// TestTapOfAVifThatIsGoneElsewhere: it went while no daemon served.
 func TestTapOfAVifThatIsGoneElsewhere(t *testing.T) {
 	w := newWorld(t)
 	w.attach()

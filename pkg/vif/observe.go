@@ -181,7 +181,7 @@ func (v *Vif) readFront() error {
 		v.fail(err)
 		return nil
 	}
-	// Until now nobody would have told of changes.
+	// Until now no watch would have told of changes.
 	blind := v.frontWatch.w == nil || v.front == Reconfiguring && v.keyWatch.w == nil
 	if err := v.watch(); err != nil {
 		return err

@@ -18,7 +18,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/tap"
 )
 
-// record is what a successor must know of a vif that neither xenstore, nor the TAP,
+// record holds what a successor must know of a vif that neither xenstore, nor the TAP,
 // nor the journals tell. It is written whole when it changes, which is when a
 // connection begins, ends, is quarantined or stalls. The file is JSON. It goes with
 // the device.
@@ -28,7 +28,8 @@ type record struct {
 	Interface int `json:"interface,omitempty"`
 	FullMTU   int `json:"full_mtu,omitempty"`
 
-	// Connection is what Quarantine, the reason, and Stalled, the queues, are of.
+	// Connection names the connection that Quarantine, the reason, and Stalled, the
+	// queues, belong to.
 	Connection netif.Stamp `json:"connection,omitzero"`
 	Quarantine string      `json:"quarantine,omitempty"`
 	Stalled    []int       `json:"stalled,omitempty"`
@@ -82,7 +83,7 @@ func (v *Vif) saveRecord() {
 	}
 }
 
-// saveEvery is how old the counters in the record may be when they are told to others:
+// saveEvery bounds the age of the counters in the record when they are told to others:
 // the next daemon's then begin no lower than what was told before that.
 const saveEvery = 10 * time.Second
 

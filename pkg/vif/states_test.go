@@ -54,7 +54,7 @@ func TestStatesPage(t *testing.T) {
 // an answer that stands.
 var columns = []State{Initialising, InitWait, Connected, Reconfigured, Closing, Closed}
 
-// statesTable is what a vif does when it finds its frontend in each state.
+// statesTable lists what a vif does when it finds its frontend in each state.
 func statesTable(base situation) string {
 	var b strings.Builder
 	header(&b, "frontend", columns)
@@ -83,7 +83,7 @@ func statesTable(base situation) string {
 	return b.String()
 }
 
-// nodesTable is what a vif does about its node if that shows something else, while
+// nodesTable lists what a vif does about its node if that shows something else, while
 // its frontend waits in the state that belongs to the vif's.
 func nodesTable() string {
 	own := []State{InitWait, Connected, Closing, Closed}

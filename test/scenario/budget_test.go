@@ -85,7 +85,8 @@ func TestComingAndGoingIsNoneOfTheManagersBusiness(t *testing.T) {
 	}
 }
 
-// A service manager that takes no messages delays nobody's connecting, and not the end.
+// A service manager that takes no messages delays neither a guest that connects, nor the
+// end.
 func TestServiceManagerThatHangs(t *testing.T) {
 	w := newWorld(t)
 	m := w.manager()

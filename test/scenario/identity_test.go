@@ -101,7 +101,7 @@ func TestJournalOfADriverThatIsGone(t *testing.T) {
 	}
 }
 
-// A guest comes again faster than the daemon looks, with the same names: its rings are
+// A guest reconnects faster than the daemon looks, with the same names: its rings are
 // served from the start, and it is not taken for one that breaks the protocol.
 func TestGuestComesAgainUnseen(t *testing.T) {
 	w := newWorld(t)

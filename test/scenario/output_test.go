@@ -17,7 +17,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/vif"
 )
 
-// stuck is a pipe that is full, and that nobody reads.
+// stuck returns a pipe that is full, and that no process reads.
 func (w *world) stuck() (reader, writer *os.File) {
 	w.t.Helper()
 	var p [2]int
@@ -54,7 +54,7 @@ func (w *world) loggingTo(f *os.File) (daemon *exec.Cmd, ended chan struct{}) {
 	return daemon, ended
 }
 
-// Nobody reads the log, and it is full. Guests are served and connect anew all the
+// No process reads the log, and it is full. Guests are served and connect anew all the
 // same, what is lost is counted, a reader that comes back is told, and the daemon ends
 // when it is asked to, and dies when the watchdog has it die.
 func TestGuestsAreServedThoughNobodyReadsTheLog(t *testing.T) {
@@ -107,11 +107,11 @@ func TestGuestsAreServedThoughNobodyReadsTheLog(t *testing.T) {
 	_, p = w.stuck()
 	daemon, ended = w.loggingTo(p)
 	w.must(daemon.Process.Signal(unix.SIGTERM))
-	w.within(ended, "to end though nobody reads its log")
+	w.within(ended, "to end though no process reads its log")
 
 	daemon, ended = w.loggingTo(p)
 	w.must(daemon.Process.Signal(unix.SIGABRT)) // as the watchdog does
-	w.within(ended, "to die though nobody reads why")
+	w.within(ended, "to die though no process reads why")
 	w.must(w.StartDaemon(w.ctx))
 	g.serving()
 	g.pings(3)

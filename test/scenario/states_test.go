@@ -16,7 +16,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
-// statesPage is what people are told of the states.
+// statesPage names the page of the manual about the states.
 const statesPage = "../../docs/states.md"
 
 // statesTable is a table of that page: what a vif does, by the row and by its own
@@ -348,7 +348,7 @@ func TestEveryStateHasAnAnswer(t *testing.T) {
 	w.arranged(rate)
 	lap("the answers")
 
-	// Nothing changes, so nobody asks xenstored for anything.
+	// Nothing changes, so no vif asks xenstored for anything.
 	before := w.calls()
 	time.Sleep(2 * time.Second)
 	if n := w.calls() - before; n > len(w.all)/10 {
@@ -421,7 +421,7 @@ func TestEveryStateHasAnAnswer(t *testing.T) {
 	lap("forgetting")
 }
 
-// calls is how many reads and writes the embedded Xen has made: its xenstored makes
+// calls counts the reads and writes that the embedded Xen has made: its xenstored makes
 // some for each request.
 func (w *walk) calls() int {
 	w.t.Helper()

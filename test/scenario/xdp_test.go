@@ -33,7 +33,7 @@ func (g *testGuest) headroom(n int) {
 	}
 }
 
-// stats is what the frontend has seen.
+// stats returns what the frontend has counted.
 func (g *testGuest) stats() netfront.Stats {
 	g.w.t.Helper()
 	s, err := g.Stats(g.w.ctx, "")
