@@ -26,6 +26,19 @@ func sharedWorker(t *testing.T, m mode, vifs int) (l *live, conns []*Conn) {
 	return l, conns
 }
 
+// duringNextCopy runs do within the next grant copy for q. The worker is told, because it
+// reads what is set here.
+func (f *front) duringNextCopy(t *testing.T, q *Queue, do func()) {
+	t.Helper()
+	must(t, q.call(func() error {
+		f.grants.during = func() {
+			f.grants.during = nil
+			do()
+		}
+		return nil
+	}))
+}
+
 // TestASlowCopyHoldsNobodyElse: while a copy for one vif sleeps, packets of others on
 // its worker move, they can be closed and new ones connect; and the worker answers. The
 // slow one is served when its copy is over, and goes back to the others in the end.
@@ -34,11 +47,10 @@ func TestASlowCopyHoldsNobodyElse(t *testing.T) {
 		l, conns := sharedWorker(t, m, 4)
 		slow := l.fronts[0]
 		inCopy, goOn := make(chan struct{}), make(chan struct{})
-		slow.grants.during = func() {
-			slow.grants.during = nil
+		slow.duringNextCopy(t, conns[0].queues[0], func() {
 			close(inCopy)
 			<-goOn
-		}
+		})
 		want := slow.put(packet{frame: udp(18, 1)})
 		slow.push()
 		<-inCopy
@@ -95,11 +107,10 @@ func TestAfterProbation(t *testing.T) {
 		l, conns := sharedWorker(t, m, 2)
 		slow, q := l.fronts[0], conns[0].queues[0]
 		inCopy, stole := make(chan *worker), make(chan struct{})
-		slow.grants.during = func() {
-			slow.grants.during = nil
+		slow.duringNextCopy(t, q, func() {
 			inCopy <- q.worker.Load()
 			<-stole
-		}
+		})
 		want := slow.put(packet{frame: udp(18, 1)})
 		slow.push()
 		first := <-inCopy
