@@ -21,7 +21,7 @@ in_guest u1 "echo '{\"id\":1,\"cmd\":\"ping\",\"timeout_ns\":500000000000,\"args
 # One process plays all of them; the guest's grants are made once.
 failed=
 began=$(now)
-in_guest u1 'mkdir /tmp/said && /netbackd guest script -o /tmp/said /*.ring' 540 || failed=yes
+in_guest u1 'mkdir /tmp/said && /netbackd guest script -o /tmp/said /*.ring' 1200 || failed=yes
 say "the scripts: $(($(now) - began)) ms"
 said=$(in_guest u1 "until grep -q '\"id\":1,' /tmp/agent.out; do sleep 0.3; done
 	sed -n 's/\"rtt_ns\".*//; /\"id\":1,/p' /tmp/agent.out" 240)
