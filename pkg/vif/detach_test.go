@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
 	"github.com/netbackd/netbackd/pkg/xenstore"
@@ -453,4 +454,20 @@ func TestHiddenFrontend(t *testing.T) {
 	w.frontState(Connected)
 	w.wantSteps("connect plug connected")
 	w.wantNoTrouble()
+}
+
+// TestDetachReadBeforeItsEvent: a look that the guest caused finds the toolstack's Closing
+// before the event of it has come, and reads online with it.
+func TestDetachReadBeforeItsEvent(t *testing.T) {
+	w := newWorld(t)
+	w.up(1)
+	w.detach()
+	w.v.unread = 0
+	w.v.guard(func() { w.v.look() })
+	if w.v.detachAt.IsZero() {
+		t.Error("the detach was not noticed")
+	}
+	for _, e := range w.log.FilterLevelExact(zap.ErrorLevel).All() {
+		t.Errorf("log: %s", e.Message)
+	}
 }

@@ -127,6 +127,10 @@ func (v *Vif) observe() error {
 	if n.state == Initialising && v.shown != Initialising {
 		v.unread |= unreadAll // the directory may be a new one
 	}
+	if n.state != v.shown {
+		// The toolstack writes online with the state. The event may be on its way.
+		v.unread |= unreadNodes
+	}
 	if v.unread&unreadNodes != 0 {
 		if err := n.readRest(v.cfg.Store, v.cfg.Path); err != nil {
 			return err
