@@ -27,7 +27,7 @@ test-xen: build deb-pair ## scenarios on a real Xen under QEMU, from Debian's pa
 	./test/xen/run
 
 test-arm64: ## what needs no kernel of its own, as another processor runs it
-	GOARCH=arm64 $(GO) test -exec qemu-aarch64-static ./pkg/netif ./pkg/offload ./pkg/toeplitz ./pkg/steer ./pkg/ctrlring ./pkg/staticgrant ./pkg/xenstore ./internal/rawio
+	GOARCH=arm64 $(GO) test -exec qemu-aarch64-static ./pkg/netif ./internal/offload ./pkg/toeplitz ./internal/steer ./pkg/ctrlring ./pkg/staticgrant ./pkg/xenstore ./internal/rawio
 
 bench-xen: build ## netbackd beside the kernel's netback, and static grants beside copies, on a real Xen under QEMU
 	./test/xen/bench/run

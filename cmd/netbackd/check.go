@@ -21,7 +21,7 @@ import (
 	"github.com/netbackd/netbackd/internal/control"
 	"github.com/netbackd/netbackd/internal/hostcheck"
 	"github.com/netbackd/netbackd/internal/iouring"
-	"github.com/netbackd/netbackd/pkg/steer"
+	"github.com/netbackd/netbackd/internal/steer"
 	"github.com/netbackd/netbackd/pkg/tap"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )

@@ -13,7 +13,7 @@ import (
 
 	"github.com/netbackd/netbackd/internal/handover"
 	"github.com/netbackd/netbackd/internal/hostcheck"
-	"github.com/netbackd/netbackd/internal/xensim/store"
+	"github.com/netbackd/netbackd/internal/lab/xensim/store"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 

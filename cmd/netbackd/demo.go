@@ -9,8 +9,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/netbackd/netbackd/internal/demo"
-	"github.com/netbackd/netbackd/internal/netns"
+	"github.com/netbackd/netbackd/internal/lab/demo"
+	"github.com/netbackd/netbackd/internal/lab/netns"
 )
 
 func newDemoCmd() *cobra.Command {

@@ -9,7 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/netbackd/netbackd/internal/guest"
+	"github.com/netbackd/netbackd/internal/lab/guest"
 )
 
 // newGuestCmd is the agent that plays a guest, in the embedded Xen or inside a

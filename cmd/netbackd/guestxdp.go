@@ -7,7 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/netbackd/netbackd/internal/guest"
+	"github.com/netbackd/netbackd/internal/lab/guest"
 )
 
 // newGuestXDPCmd attaches an XDP program to a card of a guest, whatever its driver.

@@ -13,8 +13,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/netbackd/netbackd/internal/control"
-	"github.com/netbackd/netbackd/pkg/dataplane"
-	"github.com/netbackd/netbackd/pkg/vif"
+	"github.com/netbackd/netbackd/internal/dataplane"
+	"github.com/netbackd/netbackd/internal/vif"
 )
 
 func newListCmd() *cobra.Command {

@@ -18,19 +18,19 @@ import (
 	"go.uber.org/zap/zapcore"
 	"golang.org/x/sys/unix"
 
+	"github.com/netbackd/netbackd/internal/backend"
 	"github.com/netbackd/netbackd/internal/budget"
 	"github.com/netbackd/netbackd/internal/control"
+	"github.com/netbackd/netbackd/internal/dataplane"
 	"github.com/netbackd/netbackd/internal/host"
 	"github.com/netbackd/netbackd/internal/iouring"
 	"github.com/netbackd/netbackd/internal/logsink"
 	"github.com/netbackd/netbackd/internal/sdnotify"
+	"github.com/netbackd/netbackd/internal/steer"
+	"github.com/netbackd/netbackd/internal/vif"
 	"github.com/netbackd/netbackd/internal/xennetback"
-	"github.com/netbackd/netbackd/pkg/backend"
-	"github.com/netbackd/netbackd/pkg/dataplane"
 	"github.com/netbackd/netbackd/pkg/staticgrant"
-	"github.com/netbackd/netbackd/pkg/steer"
 	"github.com/netbackd/netbackd/pkg/tap"
-	"github.com/netbackd/netbackd/pkg/vif"
 )
 
 // runFlags are the settings of the daemon.

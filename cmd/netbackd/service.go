@@ -9,8 +9,8 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/netbackd/netbackd/internal/backend"
 	"github.com/netbackd/netbackd/internal/sdnotify"
-	"github.com/netbackd/netbackd/pkg/backend"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 

@@ -17,8 +17,8 @@ import (
 
 	"github.com/netbackd/netbackd/internal/budget"
 	"github.com/netbackd/netbackd/internal/control"
-	"github.com/netbackd/netbackd/pkg/dataplane"
-	"github.com/netbackd/netbackd/pkg/vif"
+	"github.com/netbackd/netbackd/internal/dataplane"
+	"github.com/netbackd/netbackd/internal/vif"
 )
 
 var errNoVif = errors.New("no such vif")

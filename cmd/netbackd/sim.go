@@ -7,7 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/netbackd/netbackd/internal/xensim"
+	"github.com/netbackd/netbackd/internal/lab/xensim"
 )
 
 // newSimCmd is the embedded Xen as a process of its own, for demo and tests.

@@ -14,7 +14,7 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/netbackd/netbackd/pkg/vif"
+	"github.com/netbackd/netbackd/internal/vif"
 )
 
 // Client asks the daemon at a socket.

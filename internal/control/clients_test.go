@@ -12,7 +12,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/netbackd/netbackd/pkg/vif"
+	"github.com/netbackd/netbackd/internal/vif"
 )
 
 // manyVifsLen makes a list of 300 KiB. A socket holds net.core.wmem_default, 208 KiB.

@@ -20,7 +20,7 @@ import (
 	"net/http"
 	"time"
 
-	"github.com/netbackd/netbackd/pkg/vif"
+	"github.com/netbackd/netbackd/internal/vif"
 )
 
 // Schema is the version of the JSON. It changes when a field changes its

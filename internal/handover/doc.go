@@ -23,7 +23,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/netbackd/netbackd/pkg/vif"
+	"github.com/netbackd/netbackd/internal/vif"
 )
 
 // Kernel is the kernel's driver. *xennetback.Driver is one.

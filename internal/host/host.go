@@ -13,11 +13,11 @@ import (
 	"os"
 	"path/filepath"
 
-	"github.com/netbackd/netbackd/internal/xensim/simclient"
-	"github.com/netbackd/netbackd/internal/xensim/wire"
+	"github.com/netbackd/netbackd/internal/lab/xensim/simclient"
+	"github.com/netbackd/netbackd/internal/lab/xensim/wire"
+	"github.com/netbackd/netbackd/internal/vif"
 	"github.com/netbackd/netbackd/pkg/evtchn"
 	"github.com/netbackd/netbackd/pkg/gntdev"
-	"github.com/netbackd/netbackd/pkg/vif"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 

@@ -6,8 +6,8 @@ import (
 	"context"
 	"fmt"
 
-	"github.com/netbackd/netbackd/internal/guest"
-	"github.com/netbackd/netbackd/internal/xensim/simclient"
+	"github.com/netbackd/netbackd/internal/lab/guest"
+	"github.com/netbackd/netbackd/internal/lab/xensim/simclient"
 )
 
 // GuestConfig is a guest: its domain, its vif, and what its frontend can do.

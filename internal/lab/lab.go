@@ -11,9 +11,9 @@ import (
 	"path/filepath"
 
 	"github.com/netbackd/netbackd/internal/control"
-	"github.com/netbackd/netbackd/internal/netns"
-	"github.com/netbackd/netbackd/internal/xensim/simclient"
-	"github.com/netbackd/netbackd/pkg/vif"
+	"github.com/netbackd/netbackd/internal/lab/netns"
+	"github.com/netbackd/netbackd/internal/lab/xensim/simclient"
+	"github.com/netbackd/netbackd/internal/vif"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 

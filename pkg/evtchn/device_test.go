@@ -14,7 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
-	"github.com/netbackd/netbackd/internal/xendev"
+	"github.com/netbackd/netbackd/pkg/internal/xendev"
 )
 
 // fake is a kernel that writes down every call and answers as it was told.

@@ -10,7 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
-	"github.com/netbackd/netbackd/internal/xendev"
+	"github.com/netbackd/netbackd/pkg/internal/xendev"
 )
 
 func TestCopyGivesEachSegmentItsStatus(t *testing.T) {

@@ -8,7 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/netbackd/netbackd/internal/xendev"
+	"github.com/netbackd/netbackd/pkg/internal/xendev"
 )
 
 // DefaultPath is where the kernel puts the device.

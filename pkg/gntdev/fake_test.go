@@ -8,7 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/netbackd/netbackd/internal/xendev"
+	"github.com/netbackd/netbackd/pkg/internal/xendev"
 )
 
 // fake is a kernel with one guest. It fails as the real one does, and writes

@@ -9,7 +9,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
-	"github.com/netbackd/netbackd/internal/xendev"
+	"github.com/netbackd/netbackd/pkg/internal/xendev"
 )
 
 func TestMapAndUnmap(t *testing.T) {

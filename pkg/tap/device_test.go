@@ -17,7 +17,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"github.com/netbackd/netbackd/internal/netns"
+	"github.com/netbackd/netbackd/internal/lab/netns"
 )
 
 func TestCreate(t *testing.T) {

@@ -19,7 +19,7 @@ import (
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
-	"github.com/netbackd/netbackd/internal/netns"
+	"github.com/netbackd/netbackd/internal/lab/netns"
 )
 
 // envHelper selects what this binary does when a test starts it again.

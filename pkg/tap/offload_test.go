@@ -7,7 +7,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/netbackd/netbackd/internal/netns"
+	"github.com/netbackd/netbackd/internal/lab/netns"
 )
 
 // offloadsOf returns a device's offloads as the host sees them.

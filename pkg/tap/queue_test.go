@@ -12,7 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
-	"github.com/netbackd/netbackd/internal/netns"
+	"github.com/netbackd/netbackd/internal/lab/netns"
 )
 
 // hdrLen returns the length of the header before each frame.

@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 	"pgregory.net/rapid"
 
-	"github.com/netbackd/netbackd/internal/netns"
+	"github.com/netbackd/netbackd/internal/lab/netns"
 )
 
 func TestVnetHdrLayout(t *testing.T) {

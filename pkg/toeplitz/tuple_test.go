@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 	"pgregory.net/rapid"
 
-	"github.com/netbackd/netbackd/internal/packettest"
+	"github.com/netbackd/netbackd/internal/lab/packettest"
 )
 
 const (

@@ -18,7 +18,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"pgregory.net/rapid"
 
-	"github.com/netbackd/netbackd/internal/xensim/store"
+	"github.com/netbackd/netbackd/internal/lab/xensim/store"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 

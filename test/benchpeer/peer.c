@@ -2,7 +2,7 @@
 //
 // The data path's peers: bare write, writev, read and readv on a TAP queue,
 // timed by themselves. The protocol and the layout of memory are described in
-// internal/bench (Child, goChild).
+// internal/lab/bench (Child, goChild).
 //
 // Whether a process has threads makes a difference of some 30 ns for each call:
 // where the table of open files is shared, the kernel takes a reference to the

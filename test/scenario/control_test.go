@@ -7,11 +7,11 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/netbackd/netbackd/internal/guest"
-	"github.com/netbackd/netbackd/internal/netfront"
-	"github.com/netbackd/netbackd/pkg/dataplane"
+	"github.com/netbackd/netbackd/internal/dataplane"
+	"github.com/netbackd/netbackd/internal/lab/guest"
+	"github.com/netbackd/netbackd/internal/lab/netfront"
+	"github.com/netbackd/netbackd/internal/vif"
 	"github.com/netbackd/netbackd/pkg/netif"
-	"github.com/netbackd/netbackd/pkg/vif"
 )
 
 // withControl is a guest with a control ring.

@@ -10,14 +10,14 @@ import (
 
 	"github.com/vishvananda/netlink"
 
-	"github.com/netbackd/netbackd/internal/netfront"
-	"github.com/netbackd/netbackd/internal/packettest"
-	"github.com/netbackd/netbackd/internal/xensim/simclient"
-	"github.com/netbackd/netbackd/internal/xensim/wire"
-	"github.com/netbackd/netbackd/pkg/dataplane"
+	"github.com/netbackd/netbackd/internal/dataplane"
+	"github.com/netbackd/netbackd/internal/lab/netfront"
+	"github.com/netbackd/netbackd/internal/lab/packettest"
+	"github.com/netbackd/netbackd/internal/lab/xensim/simclient"
+	"github.com/netbackd/netbackd/internal/lab/xensim/wire"
+	"github.com/netbackd/netbackd/internal/offload"
+	"github.com/netbackd/netbackd/internal/vif"
 	"github.com/netbackd/netbackd/pkg/netif"
-	"github.com/netbackd/netbackd/pkg/offload"
-	"github.com/netbackd/netbackd/pkg/vif"
 )
 
 // A guest can ask for segments that are tiny. If a packet of it leaves the bridge by

@@ -7,9 +7,9 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/netbackd/netbackd/internal/vif"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/tap"
-	"github.com/netbackd/netbackd/pkg/vif"
 )
 
 // slots gives n rx slots on the first queue, and tells of them.

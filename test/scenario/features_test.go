@@ -12,13 +12,13 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"github.com/netbackd/netbackd/internal/guest"
+	"github.com/netbackd/netbackd/internal/dataplane"
 	"github.com/netbackd/netbackd/internal/lab"
-	"github.com/netbackd/netbackd/internal/netfront"
-	"github.com/netbackd/netbackd/internal/netns"
-	"github.com/netbackd/netbackd/internal/packettest"
-	"github.com/netbackd/netbackd/internal/traffic"
-	"github.com/netbackd/netbackd/pkg/dataplane"
+	"github.com/netbackd/netbackd/internal/lab/guest"
+	"github.com/netbackd/netbackd/internal/lab/netfront"
+	"github.com/netbackd/netbackd/internal/lab/netns"
+	"github.com/netbackd/netbackd/internal/lab/packettest"
+	"github.com/netbackd/netbackd/internal/lab/traffic"
 	"github.com/netbackd/netbackd/pkg/netif"
 )
 

@@ -9,11 +9,11 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/netbackd/netbackd/internal/guest"
-	"github.com/netbackd/netbackd/internal/netfront"
-	"github.com/netbackd/netbackd/internal/xensim/simclient"
-	"github.com/netbackd/netbackd/internal/xensim/wire"
-	"github.com/netbackd/netbackd/pkg/dataplane"
+	"github.com/netbackd/netbackd/internal/dataplane"
+	"github.com/netbackd/netbackd/internal/lab/guest"
+	"github.com/netbackd/netbackd/internal/lab/netfront"
+	"github.com/netbackd/netbackd/internal/lab/xensim/simclient"
+	"github.com/netbackd/netbackd/internal/lab/xensim/wire"
 	"github.com/netbackd/netbackd/pkg/gntdev"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/tap"

@@ -6,8 +6,8 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/netbackd/netbackd/internal/vif"
 	"github.com/netbackd/netbackd/pkg/netif"
-	"github.com/netbackd/netbackd/pkg/vif"
 )
 
 // anew makes the rings anew in the same pages, behind the same grefs and channels, as

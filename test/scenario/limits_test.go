@@ -10,7 +10,7 @@ import (
 	"time"
 
 	"github.com/netbackd/netbackd/internal/lab"
-	"github.com/netbackd/netbackd/pkg/vif"
+	"github.com/netbackd/netbackd/internal/vif"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 

@@ -10,7 +10,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/netbackd/netbackd/internal/guest"
+	"github.com/netbackd/netbackd/internal/lab/guest"
 	"github.com/netbackd/netbackd/pkg/netif"
 )
 

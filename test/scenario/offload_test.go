@@ -12,12 +12,12 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/netbackd/netbackd/internal/guest"
-	"github.com/netbackd/netbackd/internal/netfront"
-	"github.com/netbackd/netbackd/internal/packettest"
-	"github.com/netbackd/netbackd/pkg/dataplane"
+	"github.com/netbackd/netbackd/internal/dataplane"
+	"github.com/netbackd/netbackd/internal/lab/guest"
+	"github.com/netbackd/netbackd/internal/lab/netfront"
+	"github.com/netbackd/netbackd/internal/lab/packettest"
+	"github.com/netbackd/netbackd/internal/offload"
 	"github.com/netbackd/netbackd/pkg/netif"
-	"github.com/netbackd/netbackd/pkg/offload"
 	"github.com/netbackd/netbackd/pkg/tap"
 )
 

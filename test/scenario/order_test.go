@@ -6,8 +6,8 @@ import (
 	"slices"
 	"testing"
 
-	"github.com/netbackd/netbackd/internal/netfront"
-	"github.com/netbackd/netbackd/pkg/dataplane"
+	"github.com/netbackd/netbackd/internal/dataplane"
+	"github.com/netbackd/netbackd/internal/lab/netfront"
 )
 
 // While streams run to the guest it changes its mind again and again, about its

@@ -14,7 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/netbackd/netbackd/pkg/vif"
+	"github.com/netbackd/netbackd/internal/vif"
 )
 
 // stuck returns a pipe that is full, and that no process reads.

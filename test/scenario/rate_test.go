@@ -10,11 +10,11 @@ import (
 	"testing"
 	"time"
 
-	"github.com/netbackd/netbackd/internal/guest"
+	"github.com/netbackd/netbackd/internal/dataplane"
 	"github.com/netbackd/netbackd/internal/lab"
-	"github.com/netbackd/netbackd/internal/traffic"
-	"github.com/netbackd/netbackd/pkg/dataplane"
-	"github.com/netbackd/netbackd/pkg/vif"
+	"github.com/netbackd/netbackd/internal/lab/guest"
+	"github.com/netbackd/netbackd/internal/lab/traffic"
+	"github.com/netbackd/netbackd/internal/vif"
 )
 
 // pressing sends so many octets per second from the guest to the host, on so many

@@ -11,15 +11,15 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/vishvananda/netlink"
 
-	"github.com/netbackd/netbackd/internal/guest"
+	"github.com/netbackd/netbackd/internal/dataplane"
 	"github.com/netbackd/netbackd/internal/lab"
-	"github.com/netbackd/netbackd/internal/netfront"
-	"github.com/netbackd/netbackd/internal/netns"
-	"github.com/netbackd/netbackd/internal/packettest"
-	"github.com/netbackd/netbackd/pkg/dataplane"
+	"github.com/netbackd/netbackd/internal/lab/guest"
+	"github.com/netbackd/netbackd/internal/lab/netfront"
+	"github.com/netbackd/netbackd/internal/lab/netns"
+	"github.com/netbackd/netbackd/internal/lab/packettest"
+	"github.com/netbackd/netbackd/internal/vif"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/tap"
-	"github.com/netbackd/netbackd/pkg/vif"
 )
 
 // fewBuffers is how many rx buffers a guest with few has.

@@ -15,9 +15,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/netbackd/netbackd/internal/guest"
-	"github.com/netbackd/netbackd/internal/traffic"
-	"github.com/netbackd/netbackd/pkg/dataplane"
+	"github.com/netbackd/netbackd/internal/dataplane"
+	"github.com/netbackd/netbackd/internal/lab/guest"
+	"github.com/netbackd/netbackd/internal/lab/traffic"
 )
 
 // manager is a service manager: it hears what the daemon says, keeps files for it,

@@ -12,7 +12,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/netbackd/netbackd/pkg/vif"
+	"github.com/netbackd/netbackd/internal/vif"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 

@@ -6,10 +6,10 @@ import (
 	"fmt"
 	"testing"
 
-	"github.com/netbackd/netbackd/internal/guest"
-	"github.com/netbackd/netbackd/internal/netfront"
-	"github.com/netbackd/netbackd/pkg/dataplane"
-	"github.com/netbackd/netbackd/pkg/vif"
+	"github.com/netbackd/netbackd/internal/dataplane"
+	"github.com/netbackd/netbackd/internal/lab/guest"
+	"github.com/netbackd/netbackd/internal/lab/netfront"
+	"github.com/netbackd/netbackd/internal/vif"
 )
 
 const xdpHeadroom = 256 // XDP_PACKET_HEADROOM of Linux

@@ -400,7 +400,7 @@ eventually_moves() {
 }
 
 # start_agent NAME VIF runs our own frontend in a guest that has no other, and waits
-# until it is connected. VIF is an object of JSON, see internal/guest/config.go.
+# until it is connected. VIF is an object of JSON, see internal/lab/guest/config.go.
 start_agent() {
 	in_guest "$1" "test -e /tmp/agent.in || mkfifo /tmp/agent.in
 		/netbackd guest --vif='$2' <>/tmp/agent.in >/tmp/agent.out 2>/tmp/agent.err &
@@ -408,7 +408,7 @@ start_agent() {
 }
 
 # agent NAME COMMAND [ARGUMENTS] has that frontend do something, prints its answer,
-# and fails if it could not. Commands are in internal/guest/protocol.go. Of the
+# and fails if it could not. Commands are in internal/lab/guest/protocol.go. Of the
 # answer to stats it leaves out what is about each queue.
 agent() {
 	local id=${EPOCHREALTIME/./} arguments=${3:-}

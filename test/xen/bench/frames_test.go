@@ -5,7 +5,7 @@ package main
 import (
 	"testing"
 
-	"github.com/netbackd/netbackd/pkg/offload"
+	"github.com/netbackd/netbackd/internal/offload"
 )
 
 // frameOf is a whole frame of that size.

@@ -11,11 +11,11 @@ import (
 	"testing"
 	"time"
 
-	"github.com/netbackd/netbackd/internal/guest"
 	"github.com/netbackd/netbackd/internal/lab"
-	"github.com/netbackd/netbackd/internal/netns"
-	"github.com/netbackd/netbackd/internal/xensim/simclient"
-	"github.com/netbackd/netbackd/pkg/vif"
+	"github.com/netbackd/netbackd/internal/lab/guest"
+	"github.com/netbackd/netbackd/internal/lab/netns"
+	"github.com/netbackd/netbackd/internal/lab/xensim/simclient"
+	"github.com/netbackd/netbackd/internal/vif"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 

@@ -1,0 +1,249 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package backend
+
+import (
+	"errors"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/netbackd/netbackd/internal/lab/netns"
+	"github.com/netbackd/netbackd/pkg/xenstore"
+)
+
+// fakeRival is the kernel's driver as far as anybody can see it.
+type fakeRival struct {
+	mu     sync.Mutex // guards all below
+	loaded bool
+	has    map[key]bool
+}
+
+func (r *fakeRival) Loaded() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.loaded
+}
+
+func (r *fakeRival) Serves(domid uint16, devid int) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.has[key{domid, devid}]
+}
+
+func (r *fakeRival) set(loaded bool, has ...key) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.loaded, r.has = loaded, map[key]bool{}
+	for _, k := range has {
+		r.has[k] = true
+	}
+}
+
+// shared is a world with a rival.
+func shared(t *testing.T, loaded bool, has ...key) (*world, *fakeRival) {
+	w := newWorld(t)
+	r := &fakeRival{}
+	r.set(loaded, has...)
+	w.rival = r
+	return w, r
+}
+
+// marked reports whether a vif's directory says that it is ours.
+func (w *world) marked(domid, devid int) bool {
+	w.t.Helper()
+	v, err := w.tool.Read(w.back(domid, devid) + "/served-by")
+	if !errors.Is(err, xenstore.ErrNotExist) {
+		w.must(err)
+	}
+	return v == "netbackd"
+}
+
+// awaitServed waits until the list says of all vifs who serves them, "" being us.
+func (w *world) awaitServed(b *Backend, want map[string]string) {
+	w.t.Helper()
+	var diff string
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		got := map[string]string{}
+		for _, s := range b.List() {
+			got[s.Name] = s.ServedBy
+		}
+		if diff = cmp.Diff(want, got); diff == "" {
+			return
+		}
+	}
+	w.t.Fatalf("unexpected list (-want +got):\n%s", diff)
+}
+
+// TestNoDriver: all vifs are ours, and stay ours when the driver comes.
+func TestNoDriver(t *testing.T) {
+	w, r := shared(t, false)
+	w.attach(1, 0)
+	b, stop := w.start()
+	w.await(b, "vif1.0")
+	if !w.marked(1, 0) {
+		t.Error("not marked")
+	}
+	r.set(true)
+	stop()
+	w.attach(2, 0)
+	b, _ = w.start()
+	w.awaitServed(b, map[string]string{"vif1.0": "", "vif2.0": "nobody"})
+	r.set(true, key{2, 0})
+	w.awaitServed(b, map[string]string{"vif1.0": "", "vif2.0": "kernel"})
+}
+
+// TestDriverLoaded: vifs are the driver's, from before it has them.
+func TestDriverLoaded(t *testing.T) {
+	w, r := shared(t, true, key{1, 0})
+	w.attach(1, 0)
+	b, _ := w.start()
+	w.attach(2, 0)
+	w.awaitServed(b, map[string]string{"vif1.0": "kernel", "vif2.0": "nobody"})
+	w.must(w.tool.Write(w.back(2, 0)+"/hotplug-status", "connected"))
+	r.set(true, key{1, 0}, key{2, 0})
+	w.awaitServed(b, map[string]string{"vif1.0": "kernel", "vif2.0": "kernel"})
+	if taps := w.taps(); len(taps) != 0 {
+		t.Errorf("interfaces %v", taps)
+	}
+	for _, k := range []string{"state", "hotplug-status"} { // nothing of theirs is touched
+		want := map[string]string{"state": "1", "hotplug-status": "connected"}[k]
+		if got, err := w.tool.Read(w.back(2, 0) + "/" + k); got != want || err != nil {
+			t.Errorf("%s is %q, %v", k, got, err)
+		}
+	}
+	w.detach(2, 0)
+	w.awaitServed(b, map[string]string{"vif1.0": "kernel"})
+}
+
+// TestClaim: the kernel's vif is ours when it was taken from it, also for the next
+// daemon.
+func TestClaim(t *testing.T) {
+	w, r := shared(t, true, key{1, 0})
+	w.attach(1, 0)
+	// As the driver does before the toolstack runs its script.
+	w.must(w.tool.Write(w.back(1, 0)+"/state", "2"))
+	b, stop := w.start()
+	w.awaitServed(b, map[string]string{"vif1.0": "kernel"})
+	if err := b.Claim("vif1.0"); !errors.Is(err, ErrRival) {
+		t.Errorf("got %v", err)
+	}
+	w.must(b.CanClaim("vif1.0"))
+
+	r.set(true)
+	w.must(w.tool.Remove(w.back(1, 0) + "/hotplug-status"))
+	w.must(b.Claim("vif1.0"))
+	w.await(b, "vif1.0")
+	if s, err := w.tool.Read(w.back(1, 0) + "/hotplug-status"); s != "" || err != nil {
+		t.Errorf("hotplug-status %q, %v", s, err)
+	}
+	for _, l := range w.log.All() {
+		if strings.Contains(l.Message, "trouble") {
+			t.Errorf("complains: %v", l.ContextMap())
+		}
+	}
+	w.must(b.Claim("vif1.0")) // again
+	stop()
+	b, _ = w.start()
+	w.await(b, "vif1.0")
+}
+
+// TestRelease: and back.
+func TestRelease(t *testing.T) {
+	w, r := shared(t, false)
+	w.attach(1, 0)
+	b, _ := w.start()
+	w.await(b, "vif1.0")
+	if _, err := b.Release("vif1.0"); !errors.Is(err, ErrNoRival) {
+		t.Errorf("got %v", err)
+	}
+	r.set(true)
+	w.must(w.tool.Write(w.back(1, 0)+"/hotplug-status", "connected"))
+	lost, err := b.Release("vif1.0")
+	if lost != 0 || err != nil {
+		t.Errorf("%d lost, %v", lost, err)
+	}
+	w.awaitServed(b, map[string]string{"vif1.0": "nobody"})
+	if len(w.taps()) != 0 || w.marked(1, 0) {
+		t.Errorf("interfaces %v, marked %t", w.taps(), w.marked(1, 0))
+	}
+	for k, want := range map[string]string{"state": "2", "hotplug-status": ""} {
+		if got, err := w.tool.Read(w.back(1, 0) + "/" + k); got != want || err != nil {
+			t.Errorf("%s is %q, %v", k, got, err)
+		}
+	}
+	if _, err := b.Release("vif1.0"); !errors.Is(err, ErrNoVif) {
+		t.Errorf("got %v", err)
+	}
+	w.must(b.Claim("vif1.0"))
+	w.await(b, "vif1.0")
+}
+
+// TestDriverComesFirst: the driver is loaded between our look and our TAP. It has the
+// interface's name, and the vif.
+func TestDriverComesFirst(t *testing.T) {
+	w, r := shared(t, false)
+	w.rival = &lateRival{fakeRival: r, after: 1}
+	b, _ := w.start()
+	_, err := netns.AddBridge("vif1.0") // any interface but a TAP
+	w.must(err)
+	t.Cleanup(func() { w.must(netns.Delete("vif1.0")) })
+	w.attach(1, 0)
+	w.awaitServed(b, map[string]string{"vif1.0": "kernel"})
+	if got, err := w.tool.Read(w.back(1, 0) + "/state"); got != "1" || err != nil {
+		t.Errorf("state %q, %v", got, err)
+	}
+	for end := time.Now().Add(10 * time.Second); w.marked(1, 0); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("is still marked as ours")
+		}
+	}
+}
+
+// lateRival has every vif after that many looks.
+type lateRival struct {
+	*fakeRival
+	after int
+}
+
+func (r *lateRival) Serves(uint16, int) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.after--
+	r.loaded = r.after < 0
+	return r.after < 0
+}
+
+func TestClaimWhatIsNotThere(t *testing.T) {
+	w, _ := shared(t, true)
+	b, _ := w.start()
+	for _, name := range []string{"vif9.0", "vif01.0", "1.0", "eth0", "vif1.0 ", ""} {
+		for what, err := range map[string]error{
+			"claim": b.Claim(name), "can claim": b.CanClaim(name),
+			"release": func() error { _, err := b.Release(name); return err }(),
+		} {
+			if !errors.Is(err, ErrNoVif) {
+				t.Errorf("%s %q: %v", what, name, err)
+			}
+		}
+	}
+}
+
+// TestNoXenstore: who asks for a vif while xenstore is gone is told so, in time.
+func TestClaimWithoutXenstore(t *testing.T) {
+	w, _ := shared(t, true)
+	w.attach(1, 0)
+	b, _ := w.start()
+	w.awaitServed(b, map[string]string{"vif1.0": "nobody"})
+	w.cut()
+	if err := b.Claim("vif1.0"); err == nil {
+		t.Error("claimed")
+	}
+	w.mend()
+	w.awaitServed(b, map[string]string{"vif1.0": "nobody"})
+}
+
+var _ Rival = (*fakeRival)(nil)

@@ -1,0 +1,295 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"fmt"
+	"os"
+	"runtime"
+	"runtime/debug"
+	"testing"
+	"time"
+
+	"github.com/netbackd/netbackd/internal/iouring"
+	"github.com/netbackd/netbackd/internal/lab/netns"
+	"github.com/netbackd/netbackd/internal/offload"
+	"github.com/netbackd/netbackd/pkg/tap"
+)
+
+const testDomid = 7
+
+// mode is how packets go into and out of the TAP.
+type mode struct{ vnet, uring bool }
+
+func (m mode) String() string {
+	return map[bool]string{true: "vnet", false: "plain"}[m.vnet] + "," +
+		map[bool]string{true: "io_uring", false: "syscalls"}[m.uring]
+}
+
+var allModes = []mode{{true, true}, {true, false}, {false, true}, {false, false}}
+
+// inModes runs a test in each mode.
+func inModes(t *testing.T, modes []mode, test func(t *testing.T, m mode)) {
+	netns.NeedTUN(t)
+	for _, m := range modes {
+		t.Run(m.String(), func(t *testing.T) {
+			if m.uring {
+				if err := iouring.Supported(); err != nil {
+					t.Skip(err)
+				}
+			}
+			test(t, m)
+		})
+	}
+}
+
+// bed is a worker without a life of its own, a vif that it serves, and the host
+// behind the vif's TAP. The test is the worker's thread and its clock: nothing
+// happens but in settle.
+type bed struct {
+	tb      testing.TB
+	w       *worker
+	tap     *tap.Device
+	host    *host
+	conn    *Conn
+	fronts  []*front
+	now     time.Time
+	notices []Notice
+	warned  []error
+}
+
+// setup is what a bed can be made different by.
+type setup struct {
+	queues   int // 0: 1
+	onePort  bool
+	cfg      Config
+	offload  *tap.Offload // nil: all, if there is a vnet header
+	ownTAP   bool         // the test does something to it
+	fronts   []*front     // nil: new ones
+	journals []*Journal
+}
+
+// full is a guest that takes everything.
+var full = Config{
+	SG: true, RxNotify: true,
+	Guest: offload.Guest{CsumIPv4: true, CsumIPv6: true, GSOTCPv4: true, GSOTCPv6: true},
+}
+
+func newBed(tb testing.TB, m mode, s setup) *bed {
+	tb.Helper()
+	b := &bed{tb: tb, now: time.Unix(1e9, 0)}
+	b.newWorker(m.uring)
+	b.newTAP(m.vnet, &s)
+	b.connect(m, &s)
+	return b
+}
+
+func (b *bed) newWorker(uring bool) {
+	b.tb.Helper()
+	runtime.LockOSThread() // for good: an io_uring belongs to a thread
+	debug.SetPanicOnFault(true)
+	p := &Pool{opts: Options{Warn: func(err error) { b.warned = append(b.warned, err) }}}
+	w, err := newWorker(p, 0)
+	must(b.tb, err)
+	b.tb.Cleanup(w.release)
+	p.workers = []*worker{w}
+	w.clock = func() time.Time { return b.now }
+	w.now = b.now
+	if uring {
+		must(b.tb, w.openRing())
+		w.compared = true // it is used, whatever it costs
+	}
+	b.w = w
+}
+
+func (b *bed) newTAP(vnet bool, s *setup) {
+	b.tb.Helper()
+	offload := tap.Offload{Csum: vnet, TSO4: vnet, TSO6: vnet}
+	if s.offload != nil {
+		offload = *s.offload
+	}
+	if s.ownTAP {
+		b.tap = createTAP(b.tb, ownName, max(s.queues, 1), vnet)
+		b.host = newHost(b.tb, b.tap.Index())
+		b.tb.Cleanup(func() { _ = b.tap.Close() })
+		b.tb.Cleanup(b.host.close)
+	} else {
+		t := sharedTAP(b.tb, max(s.queues, 1), vnet)
+		b.tap, b.host = t.tap, t.host
+		b.host.tb = b.tb
+	}
+	must(b.tb, b.tap.SetOffload(offload))
+}
+
+// tapOf tells shared TAPs apart.
+type tapOf struct {
+	queues int
+	vnet   bool
+}
+
+// sharedTAPs are TAPs with their host sides that tests use one after the other,
+// because to close one takes the kernel tens of milliseconds.
+type sharedTAPs map[tapOf]sharedEnd
+
+type sharedEnd struct {
+	tap  *tap.Device
+	host *host
+}
+
+var shared = sharedTAPs{}
+
+func sharedTAP(tb testing.TB, queues int, vnet bool) sharedEnd {
+	tb.Helper()
+	key := tapOf{queues, vnet}
+	t, ok := shared[key]
+	if !ok {
+		t.tap = createTAP(tb, fmt.Sprintf("shared%d", len(shared)), queues, vnet)
+		t.host = newHost(tb, t.tap.Index())
+		shared[key] = t
+	}
+	t.host.drain()
+	buf := make([]byte, 64)
+	for i := range queues {
+		for {
+			if _, err := t.tap.Queue(i).Read(buf); err != nil {
+				break
+			}
+		}
+	}
+	return t
+}
+
+func (s sharedTAPs) close() {
+	for _, t := range s {
+		t.host.close()
+		_ = t.tap.Close()
+	}
+}
+
+// ownName is the TAP of a test that does something to it. Other tests in other
+// namespaces have others.
+var ownName = fmt.Sprintf("own%d", os.Getpid())
+
+func createTAP(tb testing.TB, name string, queues int, vnet bool) *tap.Device {
+	tb.Helper()
+	d, err := tap.Create(tap.Config{Name: name, Queues: queues, VnetHdr: vnet})
+	must(tb, err)
+	must(tb, d.SetMTU(65521)) // finished packets of all sizes
+	must(tb, netns.Up(name))
+	return d
+}
+
+func (b *bed) connect(m mode, s *setup) {
+	b.tb.Helper()
+	cfg := s.cfg
+	cfg.Domid = testDomid
+	cfg.VnetHdr = m.vnet
+	cfg.Notice = func(n Notice) { b.notices = append(b.notices, n) }
+	b.fronts = s.fronts
+	var queues []QueueConfig
+	for i := range max(s.queues, 1) {
+		if s.fronts == nil {
+			b.fronts = append(b.fronts, newFront(b.tb, testDomid))
+		}
+		f := b.fronts[i]
+		f.grants.worker = func() *worker { return b.w }
+		if s.onePort {
+			f.rxPort = f.txPort
+		}
+		q := f.config()
+		q.Tap = b.tap.Queue(i)
+		if s.journals != nil {
+			q.Journal = s.journals[i]
+		}
+		queues = append(queues, q)
+	}
+	var err error
+	b.conn, err = newConn(cfg, queues)
+	must(b.tb, err)
+	for _, q := range b.conn.queues {
+		q.worker.Store(b.w)
+		must(b.tb, b.w.attach(q))
+	}
+	b.tb.Cleanup(b.disconnect)
+}
+
+func (b *bed) disconnect() {
+	for _, q := range b.conn.queues {
+		b.w.detach(q)
+	}
+}
+
+// front is the first queue's guest side.
+func (b *bed) front() *front { return b.fronts[0] }
+
+// queue is the first queue.
+func (b *bed) queue() *Queue { return b.conn.queues[0] }
+
+// settle lets the worker work until it would sleep, and returns the number of
+// rounds.
+func (b *bed) settle() (rounds int) {
+	b.tb.Helper()
+	for ; ; rounds++ {
+		must(b.tb, b.w.poll(0))
+		b.w.expire()
+		if len(b.w.ready) == 0 {
+			return rounds
+		}
+		b.w.round()
+		if rounds > 100000 {
+			b.tb.Fatal("the worker does not come to rest")
+		}
+	}
+}
+
+// pass is time going by, at the end of which the worker is woken by its own
+// timer if it has one.
+func (b *bed) pass(d time.Duration) {
+	b.tb.Helper()
+	b.settle()
+	end := b.now.Add(d)
+	for {
+		ms := b.w.timeout()
+		next := b.now.Add(time.Duration(ms) * time.Millisecond)
+		if ms < 0 || next.After(end) {
+			break
+		}
+		b.now = next
+		b.settle()
+	}
+	b.now = end
+	b.settle()
+}
+
+// stat reads a counter of the first queue.
+func (b *bed) stat(c Counter) uint64 { return b.conn.Stats(0).Load(c) }
+
+// stats returns the counters of the first queue that are not 0, by name, of the
+// kinds given.
+func (b *bed) stats(kinds ...Kind) map[string]uint64 {
+	got := map[string]uint64{}
+	n := b.conn.Stats(0).Snapshot()
+	for c, info := range Counters {
+		for _, k := range kinds {
+			if info.Kind == k && n[c] != 0 {
+				got[info.Name] = n[c]
+			}
+		}
+	}
+	return got
+}
+
+// breach returns the error of the one breach there was, or nil.
+func (b *bed) breach() (err error) {
+	b.tb.Helper()
+	for _, n := range b.notices {
+		if n.Kind != Breach {
+			continue
+		}
+		if err != nil {
+			b.tb.Errorf("two breaches: %v and %v", err, n.Err)
+		}
+		err = fmt.Errorf("queue %d: %w", n.Queue, n.Err)
+	}
+	return err
+}

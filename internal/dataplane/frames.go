@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"github.com/netbackd/netbackd/internal/offload"
+	"github.com/netbackd/netbackd/pkg/gntdev"
+	"github.com/netbackd/netbackd/pkg/netif"
+)
+
+// headroom is what stands free before each frame in an arena: room for the
+// vnet header, in a cache line of its own.
+const headroom = 64
+
+// smallPacket is the size up to which a packet is copied into one piece. Up to
+// about here, copying costs less than what a scattered write costs more.
+const smallPacket = 2048
+
+// arenaMem is an arena with the numbers the data path needs at hand.
+type arenaMem struct {
+	arena *gntdev.Arena
+	mem   []byte
+	base  uintptr
+}
+
+func newArenaMem(bytes int) (arenaMem, error) {
+	a, err := gntdev.NewArena(bytes)
+	if err != nil {
+		return arenaMem{}, err
+	}
+	return arenaMem{arena: a, mem: a.Bytes(), base: a.Addr(0)}, nil
+}
+
+func (a *arenaMem) close() {
+	if a.arena != nil {
+		_ = a.arena.Close()
+		*a = arenaMem{}
+	}
+}
+
+// addr is the address of the octet at off.
+func (a *arenaMem) addr(off int) uintptr { return a.base + uintptr(off) }
+
+// The tx arena holds the data of a batch, and behind it the heads that were
+// pulled up. Each data slot of the ring takes at most a page, and each packet
+// loses at most one more to its headroom.
+const (
+	txArenaBytes = (netif.TxRingSize + batchPackets + 1) * netif.PageSize
+	pullStride   = headroom + offload.MaxHeader
+	txMemBytes   = txArenaBytes + batchPackets*pullStride
+)
+
+// frameAlloc hands out places for a tx batch's data in the arena, front to back.
+// The kernel splits a grant copy at the page ends of local memory, so no place
+// crosses one.
+type frameAlloc struct{ next int }
+
+// packed finds n octets, n <= smallPacket, after a headroom, wherever they fit
+// into one page. Small packets share pages, and with them cache and TLB.
+func (f *frameAlloc) packed(n int) int {
+	off := alignUp(f.next, headroom) + headroom
+	if off%netif.PageSize+n > netif.PageSize {
+		off = alignUp(off, netif.PageSize)
+	}
+	f.next = off + n
+	return off
+}
+
+// first finds a page of its own for a packet's first slot, whose data stands at
+// off of the guest's page, with at least a headroom before the data. The data
+// keeps its offset, so that source and destination meet their page ends
+// together.
+func (f *frameAlloc) first(off, size int) int {
+	if off < headroom {
+		f.next += headroom
+	}
+	return f.later(off, size)
+}
+
+// later finds a page of its own for a packet's further slot.
+func (f *frameAlloc) later(off, size int) int {
+	at := alignUp(f.next, netif.PageSize) + off
+	f.next = at + size
+	return at
+}
+
+func alignUp(n, a int) int { return (n + a - 1) &^ (a - 1) }

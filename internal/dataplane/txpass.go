@@ -1,0 +1,431 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/netbackd/netbackd/internal/offload"
+	"github.com/netbackd/netbackd/pkg/gntdev"
+	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/staticgrant"
+	"github.com/netbackd/netbackd/pkg/tap"
+)
+
+// batchPackets is how many packets a tx pass takes at most. It is what the
+// system calls of a pass are shared by, and bounds what one vif can do before
+// the others have their turn.
+const batchPackets = 128
+
+// creditStep is how much of the rate limit a pass draws at once: more than a
+// batch of MTU-sized packets needs.
+const creditStep = 1 << 20
+
+// maxRateWait is how long a queue waits for credit before it looks again: the
+// limit may have been raised meanwhile.
+const maxRateWait = time.Second
+
+// txPass moves one batch of packets from the guest to the TAP. It reports
+// whether there may be more to do at once. An error is a breach of the ring's
+// protocol, after everything before it has been dealt with.
+func (w *worker) txPass(q *Queue) (more bool, err error) {
+	b := &w.tx
+	lim := q.conn.cfg.Limiter
+	var now time.Time
+	if lim.limits() {
+		now = w.time()
+	}
+	b.reset(lim.take(now, &q.share, creditStep))
+	err = q.parseTx(b, &w.tally)
+	q.turnSegs = b.nPkts + b.segments
+	if b.nPkts > 0 {
+		w.fetch(q, b)
+		w.writeOut(q, b)
+	}
+	if b.credit != unlimited || q.share.waiting {
+		waited := q.share.waiting
+		wait := lim.settle(now, &q.share, int64(b.credit-b.bytes)-b.repeated, b.want)
+		if b.want != 0 {
+			q.rateUntil = w.time().Add(min(wait, maxRateWait))
+		}
+		if wait > 0 && !waited {
+			w.tally[RateWaits]++
+		}
+	}
+	w.answerTx(q, b.rsp[:b.nRsp])
+	switch {
+	case err != nil:
+		return false, err
+	case b.want != 0:
+		return false, nil
+	case b.nRsp > 0:
+		return true, nil
+	}
+	if more, err = q.tx.Arm(); err != nil {
+		return false, fmt.Errorf("tx ring: %w", err)
+	}
+	return more, nil
+}
+
+// answerTx journals, writes and publishes the responses to the oldest requests
+// that were consumed, and notifies the guest if it asked for that.
+func (w *worker) answerTx(q *Queue, rsp []netif.TxResponse) {
+	if len(rsp) == 0 {
+		return
+	}
+	w.tally[TxSlots] += uint32(len(rsp))
+	q.journal.recordTx(q.tx.RspProd(), rsp)
+	if q.tx.Commit(rsp) {
+		w.notify(q, q.txPort)
+	}
+}
+
+// fetch brings the data of the batch's packets into the tx arena, but for that
+// of large packets in static grants, which stays where it is.
+func (w *worker) fetch(q *Queue, b *txBatch) {
+	var place frameAlloc
+	static, mem := q.static, w.txMem.mem
+	hits := uint32(0)
+	for i := range b.pkts[:b.nPkts] {
+		p := &b.pkts[i]
+		small := p.total <= smallPacket
+		if small && p.n == 1 { // as most are
+			s := &b.slot[p.first]
+			at, size := place.packed(int(p.total)), int(p.total)
+			p.at, p.linear = int32(at), int32(size)
+			page := static.Lookup(s.gref).Page
+			if page == nil {
+				w.copySlot(q, b, s, at)
+				continue
+			}
+			hits++
+			fromPage(mem[at:], page, int(s.off), size)
+			continue
+		}
+		slots := b.slots(p)
+		at := 0
+		if small {
+			at = place.packed(int(p.total))
+			p.at, p.linear = int32(at), int32(p.total)
+		}
+		for k := range slots {
+			s := &slots[k]
+			size := int(s.size)
+			if size == 0 {
+				continue // legal after the first, and its gref is nobody's business
+			}
+			page := static.Lookup(s.gref).Page
+			switch {
+			case page == nil && small:
+				w.copySlot(q, b, s, at)
+			case page == nil && k == 0:
+				first := place.first(int(s.off), size)
+				p.at, p.linear = int32(first), int32(size)
+				w.copySlot(q, b, s, first)
+			case page == nil:
+				w.copySlot(q, b, s, place.later(int(s.off), size))
+			case small:
+				hits++
+				s.at = int32(at)
+				copy(w.txMem.mem[at:at+size], page[s.off:])
+			default:
+				hits++
+				s.at, s.addr = inPlace, pageAddr(page)+uintptr(s.off)
+				if k == 0 {
+					p.at, p.linear = inPlace, 0
+				}
+			}
+			at += size
+		}
+	}
+	w.tally[StaticHits] += hits
+	if b.nSegs == 0 {
+		return
+	}
+	segs := b.segs[:b.nSegs]
+	if err := w.grantCopy(q, segs); err != nil || !allOkay(segs) {
+		w.fetchFailed(b, err != nil)
+	}
+}
+
+// copySlot plans the grant copy of a slot's data to at, where a copy crosses no
+// page end.
+func (w *worker) copySlot(q *Queue, b *txBatch, s *txSlot, at int) {
+	if q.static.Len() != 0 {
+		w.tally[StaticMisses]++
+	}
+	s.at, s.addr, s.copied = int32(at), w.txMem.addr(at), true
+	b.segs[b.nSegs].FromGuest(q.conn.cfg.Domid, s.gref, s.off, s.addr, s.size)
+	b.nSegs++
+}
+
+// fromPage copies size octets at off of page to dst. If they are few it copies as
+// many as are quickest: what is behind them in the arena is not filled yet.
+func fromPage(dst []byte, page *staticgrant.Page, off, size int) {
+	if size <= 64 && off <= netif.PageSize-64 && len(dst) >= 64 {
+		*(*[64]byte)(dst) = *(*[64]byte)(page[off:])
+		return
+	}
+	copy(dst[:size], page[off:])
+}
+
+func allOkay(segs []gntdev.Segment) bool {
+	for i := range segs {
+		if segs[i].Status() != gntdev.StatusOkay {
+			return false
+		}
+	}
+	return true
+}
+
+// fetchFailed answers the slots whose data did not come with an error, and
+// drops their packets. If the call itself failed no segment's status means
+// anything.
+func (w *worker) fetchFailed(b *txBatch, all bool) {
+	seg := 0
+	for i := range b.pkts[:b.nPkts] {
+		p := &b.pkts[i]
+		for k, s := range b.slots(p) {
+			if !s.copied {
+				continue
+			}
+			if all || b.segs[seg].Status() != gntdev.StatusOkay {
+				b.rsp[p.response(k)].Status = netif.StatusError
+				p.drop = DropTxGrant
+			}
+			seg++
+		}
+		if p.drop != kept {
+			w.tally[p.drop]++
+		}
+	}
+}
+
+// writeOut writes the batch's packets to the TAP.
+func (w *worker) writeOut(q *Queue, b *txBatch) {
+	vnet := q.vnetLen
+	mem := w.txMem.mem
+	out := &w.out
+	out.begin(q, b)
+	w.pullAt = txArenaBytes
+	next := 0 // free iovec
+	for i := range b.pkts[:b.nPkts] {
+		p := &b.pkts[i]
+		if p.drop != kept {
+			continue
+		}
+		if p.plain() && uint32(p.linear) == p.total && out.direct() {
+			// The simplest case, which most are without io_uring.
+			at := int(p.at) - vnet
+			if vnet != 0 {
+				*(*[tap.VnetHdrLen]byte)(mem[at:]) = [tap.VnetHdrLen]byte{}
+			}
+			out.call(i, w.txMem.addr(at), vnet+int(p.total))
+			continue
+		}
+		if p.at == inPlace {
+			w.pullUp(q, b, p)
+		}
+		switch plain := p.plain(); {
+		case plain && vnet != 0:
+			*(*[tap.VnetHdrLen]byte)(mem[int(p.at)-tap.VnetHdrLen:]) = [tap.VnetHdrLen]byte{}
+		case plain:
+		case vnet == 0:
+			w.writeFinished(q, b, p)
+			continue
+		default:
+			hdr, ok := w.planTx(q, b, p)
+			if !ok {
+				w.dropTx(b, p)
+				continue
+			}
+			tap.VnetHdr(hdr).Encode(mem[int(p.at)-tap.VnetHdrLen : p.at])
+		}
+		at := int(p.at) - vnet
+		if uint32(p.linear) == p.total {
+			out.write(i, at, vnet+int(p.total))
+			continue
+		}
+		n := w.pieces(b, p, next, vnet)
+		if n == 1 && at+vnet+int(p.total) <= len(mem) {
+			out.write(i, at, vnet+int(p.total))
+			continue
+		}
+		out.writev(i, next, n)
+		next += n
+	}
+	out.flush(b)
+}
+
+// planTx decides how a packet that leaves something to the host is offered to
+// the TAP, and reports whether it can be.
+func (w *worker) planTx(q *Queue, b *txBatch, p *txPacket) (hdr offload.VnetHeader, ok bool) {
+	if uint32(p.linear) < min(p.total, offload.MaxHeader) {
+		w.pullUp(q, b, p)
+	}
+	m := p.meta()
+	head := w.txMem.mem[p.at : p.at+p.linear]
+	h, err := offload.Parse(head, int(p.total))
+	if err != nil {
+		return hdr, false
+	}
+	plan, err := offload.PlanTx(m, h, int(p.total))
+	if err != nil {
+		return hdr, false
+	}
+	if plan.WritePseudo {
+		offload.WritePseudo(head, h, int(p.total))
+	}
+	if m.GSOType != offload.GSONone {
+		w.tally[TxGSO]++
+		w.countSegments(b, p, &plan.Header)
+	}
+	return plan.Header, true
+}
+
+// countSegments counts the segments that a packet will be cut into, and the headers
+// that all but the first of them repeat: the rate limit is for what is on the wire.
+func (w *worker) countSegments(b *txBatch, p *txPacket, v *offload.VnetHeader) {
+	if v.GSOType == offload.VnetGSONone {
+		return
+	}
+	payload, size := int(p.total)-int(v.HdrLen), int(v.GSOSize)
+	n := (payload + size - 1) / size
+	w.tally[HostSegments] += uint32(n)
+	b.repeated += int64(n-1) * int64(v.HdrLen)
+}
+
+// dropTx drops a packet whose offload request was refused. As with
+// xen-netback, one that only asks for a checksum where there is none to make is
+// not told.
+func (w *worker) dropTx(b *txBatch, p *txPacket) {
+	p.drop = DropTxCsum
+	if p.gso.Type != netif.GSONone {
+		p.drop = DropTxGSO
+		for k := range int(p.n) {
+			b.rsp[p.response(k)].Status = netif.StatusError
+		}
+	}
+	w.tally[p.drop]++
+}
+
+// pullUp copies the first octets of a scattered packet into one piece, since
+// its first slot may hold less than its headers, or be in a page that the guest
+// can still write. The piece takes the place of these octets.
+func (w *worker) pullUp(q *Queue, b *txBatch, p *txPacket) {
+	at := w.pullAt + headroom
+	w.pullAt += pullStride
+	p.linear = int32(w.collect(w.txMem.mem[at:at+offload.MaxHeader], q, b, p))
+	p.at = int32(at)
+}
+
+// collect copies a scattered packet's octets to dst, as many as there is room
+// for, and returns how many that were.
+func (w *worker) collect(dst []byte, q *Queue, b *txBatch, p *txPacket) (n int) {
+	for _, s := range b.slots(p) {
+		switch {
+		case n == len(dst):
+			return n
+		case s.size == 0:
+		case s.at != inPlace:
+			n += copy(dst[n:], w.txMem.mem[s.at:s.at+int32(s.size)])
+		default:
+			g := q.static.Lookup(s.gref)
+			n += copy(dst[n:], g.Page[s.off:int(s.off)+int(s.size)])
+		}
+	}
+	return n
+}
+
+// pieces lists a scattered packet's pieces, vnet header included, in w.iov from
+// first on, and returns how many there are. Slots that lie side by side are one
+// piece, which is cheaper for the kernel: static grants often do.
+func (w *worker) pieces(b *txBatch, p *txPacket, first, vnet int) (n int) {
+	addr, size := w.txMem.addr(int(p.at)-vnet), uintptr(vnet)+uintptr(p.linear)
+	skip := uintptr(p.linear) // of the slots: is in the first piece
+	for _, s := range b.slots(p) {
+		more := uintptr(s.size)
+		if more <= skip {
+			skip -= more
+			continue
+		}
+		from := s.addr + skip
+		more -= skip
+		skip = 0
+		if from == addr+size {
+			size += more
+			continue
+		}
+		w.iov.Set(first+n, addr, uint32(size))
+		n++
+		addr, size = from, more
+	}
+	w.iov.Set(first+n, addr, uint32(size))
+	return n + 1
+}
+
+// writeFinished finishes a packet in software and writes it to a TAP without
+// vnet header, which can express neither an open checksum nor a segment size.
+func (w *worker) writeFinished(q *Queue, b *txBatch, p *txPacket) {
+	w.out.flush(b)
+	m := p.meta()
+	frame := w.txMem.mem[p.at : p.at+p.linear]
+	if uint32(p.linear) < p.total {
+		frame = w.gather(q, b, p)
+	}
+	h, err := offload.Parse(frame, len(frame))
+	var plan offload.TxPlan
+	if err == nil {
+		plan, err = offload.PlanTx(m, h, len(frame))
+	}
+	if err != nil {
+		w.dropTx(b, p)
+		return
+	}
+	if plan.WritePseudo {
+		offload.WritePseudo(frame, h, len(frame))
+	}
+	if m.GSOType != offload.GSONone {
+		w.tally[TxGSO]++
+		w.countSegments(b, p, &plan.Header)
+	}
+	if plan.Header.GSOType != offload.VnetGSONone {
+		w.writeSegments(b, p, frame, int(plan.Header.GSOSize))
+		return
+	}
+	if err := offload.Complete(h.L4, plan.Header.CsumOffset, frame); err != nil {
+		w.dropTx(b, p)
+		return
+	}
+	w.tally[CsumCompleted]++
+	w.out.done(p, w.out.put(frame))
+}
+
+// writeSegments cuts a packet into segments and writes those. If one is refused
+// the rest is not tried: the host would only have to drop it.
+func (w *worker) writeSegments(b *txBatch, p *txPacket, frame []byte, mss int) {
+	s := &w.segmenter
+	if err := s.Init(frame, mss); err != nil {
+		w.dropTx(b, p)
+		return
+	}
+	w.tally[Segmented]++
+	for range s.Left() {
+		n, err := s.Next(w.segment)
+		if err != nil {
+			w.dropTx(b, p)
+			return
+		}
+		if e := w.out.put(w.segment[:n]); e != 0 {
+			w.out.done(p, e)
+			return
+		}
+	}
+	w.out.done(p, 0)
+}
+
+// gather puts a scattered packet into one piece.
+func (w *worker) gather(q *Queue, b *txBatch, p *txPacket) []byte {
+	return w.linear[:w.collect(w.linear[:p.total], q, b, p)]
+}

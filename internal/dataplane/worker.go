@@ -1,0 +1,623 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"errors"
+	"fmt"
+	"runtime"
+	"runtime/debug"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/netbackd/netbackd/internal/iouring"
+	"github.com/netbackd/netbackd/internal/offload"
+	"github.com/netbackd/netbackd/internal/rawio"
+	"github.com/netbackd/netbackd/pkg/evtchn"
+)
+
+const (
+	// busyLimit is how much a worker that has work does before it asks the
+	// kernel for events, which costs about as much as a small packet. A turn
+	// counts as one, and as one more for every slotsPerBusy slots: together
+	// some 200 µs. A turn that was measured and took longer counts as all of it.
+	busyLimit    = 16
+	slotsPerBusy = 16
+
+	// spuriousLimit is how many events in a row may bring no work before the
+	// next are heard later and later, up to maxUnmaskDelay: a guest that only
+	// sends events must not keep a worker busy.
+	spuriousLimit  = 16
+	maxUnmaskDelay = 10 * time.Millisecond
+
+	maxQueues = 4096 // queues of one worker, and file slots of its io_uring
+
+	linearBytes = 1 << 16
+	iovecs      = 256 + batchPackets // every data slot of a ring, and a head for each packet
+)
+
+// worker is one thread of the data plane.
+type worker struct {
+	index int
+	pool  *Pool
+	mail  mailbox
+	done  chan struct{}
+	clock func() time.Time
+	cpu   func() time.Duration // the processor's time this thread has had
+
+	epfd   int
+	events [64]unix.EpollEvent
+	ring   *iouring.Ring // nil: plain system calls
+
+	queues []*Queue // by id; nil where free
+	timed  []*Queue // have a deadline
+
+	accounts []*account // one for each vif that has queues here
+	ready    []*account // have work, in the order of their turns
+	turns    []*account // of the round that is under way; nil: gone since
+	resting  []*account
+	last     *account      // had the last turn that was measured; nil: gone since
+	lastAt   time.Time     // when that ended
+	otherAt  time.Time     // when the last one of another vif did
+	cpuAt    time.Duration // the processor's time at the start of a turn
+
+	failed error // why the worker cannot go on
+
+	// Of grant copies, see slowcopy.go.
+	tid      int
+	copySeq  uint64        // number of the last one
+	copyOf   *Queue        // whose that is
+	copying  atomic.Uint64 // the number while it is under way, or stolen
+	copySeen uint64        // of the pool: the last one that was seen under way
+	copySlow atomic.Uint64 // the last one that was found to be slow
+	relieved chan struct{} // closed when the other vifs have been taken away
+	spare    bool          // they have been taken away
+	homeAt   time.Time     // when the vif of a spare may go back to them
+
+	load int // queues attached; guarded by pool.mu
+
+	now    time.Time // of this round; zero until it is asked for
+	alarm  time.Time // no deadline of timed is earlier; zero if there is none
+	busy   int       // done since events were asked for; see busyLimit
+	tally  tally
+	closed bool
+
+	tx    txBatch
+	rx    rxBatch
+	out   tapOut
+	txMem arenaMem
+	rxMem arenaMem
+	reads [rxReads]rawio.Call
+
+	compared bool // ringDear is known
+	ringDear bool // a read with io_uring takes longer than a system call
+
+	pullAt int
+	iov    *iouring.Iovecs
+	cqes   [batchPackets]iouring.Completion
+	ports  [4]evtchn.Port // that fired; here because an interface is given it
+
+	// For TAPs without vnet header.
+	linear    []byte
+	segment   []byte
+	segmenter offload.Segmenter
+}
+
+// What an epoll event is about, in EpollEvent.Pad; Fd has the queue's id.
+const (
+	onMail = iota
+	onEvtchn
+	onTap
+)
+
+func newWorker(p *Pool, index int) (_ *worker, err error) {
+	w := &worker{
+		index: index, pool: p, epfd: -1,
+		mail:    mailbox{fd: -1},
+		done:    make(chan struct{}),
+		clock:   time.Now,
+		cpu:     threadTime,
+		linear:  make([]byte, linearBytes),
+		segment: make([]byte, linearBytes),
+	}
+	w.out.w, w.out.oneCPU = w, runtime.NumCPU() == 1
+	defer func() {
+		if err != nil {
+			w.release()
+		}
+	}()
+	if w.epfd, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
+		return nil, fmt.Errorf("epoll: %w", err)
+	}
+	if err = w.mail.open(); err != nil {
+		return nil, err
+	}
+	if err = w.watch(unix.EPOLL_CTL_ADD, w.mail.fd, 0, onMail, unix.EPOLLIN); err != nil {
+		return nil, err
+	}
+	if w.txMem, err = newArenaMem(txMemBytes); err != nil {
+		return nil, err
+	}
+	if w.rxMem, err = newArenaMem(rxArenaBytes); err != nil {
+		return nil, err
+	}
+	if w.iov, err = iouring.NewIovecs(iovecs); err != nil {
+		return nil, err
+	}
+	return w, nil
+}
+
+// openRing sets up io_uring. It runs on the worker's thread, which is the only
+// one that may submit.
+func (w *worker) openRing() error {
+	r, err := iouring.New(batchPackets)
+	if err != nil {
+		return err
+	}
+	if err := r.RegisterBuffers(w.txMem.mem, w.rxMem.mem); err != nil {
+		_ = r.Close()
+		return err
+	}
+	if err := r.RegisterFiles(maxQueues); err != nil {
+		_ = r.Close()
+		return err
+	}
+	w.ring = r
+	return nil
+}
+
+// ringFailed gives io_uring up for this worker: plain calls serve from here on.
+func (w *worker) ringFailed(err error) {
+	if w.ring != nil {
+		_ = w.ring.Close()
+		w.ring = nil
+	}
+	w.pool.warn(fmt.Errorf("worker %d goes on without io_uring: %w", w.index, err))
+}
+
+// newRing replaces the io_uring, in which a turn that panicked may have left
+// operations that belong to nobody.
+func (w *worker) newRing() {
+	if w.ring == nil {
+		return
+	}
+	_ = w.ring.Close()
+	w.ring = nil
+	err := w.openRing()
+	for _, q := range w.queues {
+		if q != nil && err == nil {
+			err = w.ring.SetFile(q.id, q.tap.FD())
+		}
+	}
+	if err != nil {
+		w.ringFailed(err)
+	}
+}
+
+func (w *worker) release() {
+	if w.ring != nil {
+		_ = w.ring.Close()
+		w.ring = nil
+	}
+	if w.iov != nil {
+		_ = w.iov.Close()
+	}
+	w.txMem.close()
+	w.rxMem.close()
+	w.mail.close()
+	if w.epfd >= 0 {
+		_ = unix.Close(w.epfd)
+	}
+}
+
+// watch changes what epoll tells of fd.
+func (w *worker) watch(op, fd, id int, kind int32, events uint32) error {
+	ev := unix.EpollEvent{Events: events, Fd: int32(id), Pad: kind}
+	if err := unix.EpollCtl(w.epfd, op, fd, &ev); err != nil {
+		return fmt.Errorf("epoll_ctl: %w", err)
+	}
+	return nil
+}
+
+// attach takes a queue over. It runs on the worker's thread.
+func (w *worker) attach(q *Queue) error {
+	id, err := w.freeID()
+	if err != nil {
+		return err
+	}
+	// Before anything can go wrong that would want it undone. On rings that were
+	// served before, the event is owed even if nothing is left to repeat: a
+	// predecessor killed between publishing and notifying leaves a guest that
+	// sleeps, and nothing published later crosses its rsp_event again.
+	if q.journal.Replay(q.tx, q.rx) || q.tx.RspProd() != 0 || q.rx.RspProd() != 0 {
+		w.notify(q, q.txPort)
+		if q.rxPort != q.txPort {
+			w.notify(q, q.rxPort)
+		}
+		q.stats.flush(&w.tally)
+	}
+	if err := w.admit(q, id); err != nil {
+		w.dismiss(q, id)
+		return err
+	}
+	q.attached = true
+	w.enroll(q, id)
+	return nil
+}
+
+// freeID returns the number of the next queue.
+func (w *worker) freeID() (int, error) {
+	id := slices.Index(w.queues, nil)
+	if id < 0 {
+		id = len(w.queues)
+	}
+	if id == maxQueues {
+		return id, fmt.Errorf("worker %d has %d queues already", w.index, maxQueues)
+	}
+	return id, nil
+}
+
+// enroll puts a queue into the worker's books, and has it served: there may be work
+// from before it was watched.
+func (w *worker) enroll(q *Queue, id int) {
+	if id == len(w.queues) {
+		w.queues = append(w.queues, nil)
+	}
+	w.queues[id] = q
+	q.id, q.tapArmed = id, true
+	q.account = w.open(q.conn)
+	q.tapReady = !q.tapGone
+	w.schedule(q)
+}
+
+// admit makes the kernel know a queue by its id.
+func (w *worker) admit(q *Queue, id int) error {
+	if w.ring != nil {
+		if err := w.ring.SetFile(id, q.tap.FD()); err != nil {
+			return err
+		}
+		if q.uringReads = w.ring.NoWait(id); q.uringReads && !w.compared {
+			w.compareReads(q, id)
+		}
+	}
+	if err := w.watch(unix.EPOLL_CTL_ADD, q.events.FD(), id, onEvtchn, unix.EPOLLIN); err != nil || q.tapGone {
+		return err
+	}
+	return w.watch(unix.EPOLL_CTL_ADD, q.tap.FD(), id, onTap, unix.EPOLLIN)
+}
+
+// dismiss undoes admit, whatever of it was done.
+func (w *worker) dismiss(q *Queue, id int) {
+	w.unwatch(q)
+	if w.ring != nil {
+		_ = w.ring.ClearFile(id)
+	}
+}
+
+// unwatch ends all events of a queue. Those it has no more of are no error.
+func (w *worker) unwatch(q *Queue) {
+	_ = w.watch(unix.EPOLL_CTL_DEL, q.events.FD(), 0, onEvtchn, 0)
+	_ = w.watch(unix.EPOLL_CTL_DEL, q.tap.FD(), 0, onTap, 0)
+}
+
+// detachAll lets go of all queues of a connection that are this worker's. It runs on
+// the worker's thread.
+func (w *worker) detachAll(c *Conn) {
+	for _, q := range c.queues {
+		if q.worker.Load() == w {
+			w.detach(q)
+		}
+	}
+}
+
+// detach lets a queue go. It runs on the worker's thread.
+func (w *worker) detach(q *Queue) {
+	if !q.attached {
+		return
+	}
+	q.attached = false
+	w.dismiss(q, q.id)
+	w.queues[q.id] = nil
+	w.leave(q)
+	w.timed = without(w.timed, q)
+	q.letGo()
+	q.hold.close()
+	q.conn.cfg.Limiter.release(&q.share)
+	// The pages are about to be unmapped; nothing here may reach them.
+	q.tx, q.rx = nil, nil
+}
+
+// run is the worker's life.
+func (w *worker) run(started chan<- struct{}) {
+	// The thread ends with the goroutine: it is io_uring's only submitter.
+	runtime.LockOSThread()
+	debug.SetPanicOnFault(true) // a page gone bad costs the vif it belongs to
+	w.tid = threadID()
+	defer close(w.done)
+	defer w.release()
+	w.pool.openRing(w)
+	close(started)
+
+	for !w.closed {
+		switch {
+		case len(w.ready) == 0:
+			w.failed = w.poll(w.timeout())
+		case w.busy >= busyLimit:
+			w.failed = w.poll(0)
+		default:
+			w.now = time.Time{}
+		}
+		if w.failed == nil {
+			w.expire()
+			w.round()
+		}
+		if w.failed != nil {
+			w.pool.warn(fmt.Errorf("worker %d ends: %w", w.index, w.failed))
+			return
+		}
+		if w.spare && w.goesHome() {
+			return
+		}
+	}
+}
+
+// time returns the time at which this round began or the last measured turn ended, more
+// or less. Most rounds have no use for it, and where the vDSO cannot read Xen's clock it
+// is a system call.
+func (w *worker) time() time.Time {
+	if w.now.IsZero() {
+		w.now = w.clock()
+	}
+	return w.now
+}
+
+// poll asks the kernel for events and waits for up to timeout milliseconds, or
+// for ever if that is negative.
+func (w *worker) poll(timeout int) error {
+	n, err := unix.EpollWait(w.epfd, w.events[:], timeout)
+	w.busy = 0
+	w.now = time.Time{}
+	if err != nil && !errors.Is(err, unix.EINTR) {
+		return fmt.Errorf("epoll_wait: %w", err)
+	}
+	mail := false
+	for i := range w.events[:max(n, 0)] {
+		ev := &w.events[i]
+		if ev.Pad == onMail {
+			mail = true
+			continue
+		}
+		q := w.queues[ev.Fd]
+		switch {
+		case q == nil:
+		case ev.Pad == onEvtchn:
+			q.fired = true
+			w.schedule(q)
+		case ev.Events&(unix.EPOLLERR|unix.EPOLLHUP) != 0:
+			w.tapGone(q)
+		default:
+			q.tapReady = true
+			w.schedule(q)
+		}
+	}
+	// Last, because it may give an id to another queue.
+	if mail {
+		w.readMail()
+	}
+	return nil
+}
+
+// turn lets a queue do one batch each way and reports whether it wants another
+// turn. Whatever goes wrong in it stays within this vif.
+func (w *worker) turn(q *Queue) (again bool) {
+	start := w.clockIn(q)
+	defer func() {
+		if r := recover(); r != nil {
+			w.newRing()
+			w.breach(q, w.panicked(r))
+			again = false
+		}
+		w.clockOut(q, start)
+		q.stats.flush(&w.tally)
+	}()
+	if q.breached {
+		return false
+	}
+	again, err := w.serve(q)
+	if err != nil {
+		w.breach(q, err)
+		return false
+	}
+	return again
+}
+
+// serve is a turn in which nothing goes wrong.
+func (w *worker) serve(q *Queue) (again bool, err error) {
+	woken := q.fired
+	if woken {
+		if err := w.takeEvents(q); err != nil {
+			return false, err
+		}
+	}
+	before := w.tally[TxSlots] + w.tally[RxSlots]
+	var txMore, rxMore bool
+	if q.rateUntil.IsZero() {
+		if txMore, err = w.txPass(q); err != nil {
+			return false, err
+		}
+	}
+	if q.tapReady || q.waitsForSlots() || q.moving != nil {
+		if rxMore, err = w.rxPass(q); err != nil {
+			return false, err
+		}
+	}
+	moved := w.tally[TxSlots] + w.tally[RxSlots] - before
+	w.busy += 1 + int(moved)/slotsPerBusy
+	switch {
+	case moved != 0:
+		q.spurious = 0
+	case woken:
+		q.spurious++
+		w.tally[SpuriousWakes]++
+	}
+	if txMore || rxMore {
+		return true, nil
+	}
+	w.armTap(q)
+	return false, w.unmask(q)
+}
+
+// takeEvents reads which ports fired. They stay masked until the queue is idle
+// again.
+func (w *worker) takeEvents(q *Queue) error {
+	q.fired = false
+	w.tally[Syscalls]++
+	w.tally[Wakes]++
+	n, err := q.events.Pending(w.ports[:])
+	if errors.Is(err, evtchn.ErrOverflow) {
+		w.tally[Syscalls]++
+		err = q.events.Reset()
+		q.masked = [2]evtchn.Port{q.txPort, q.rxPort}
+		q.nMasked = 2
+	}
+	if err != nil {
+		return fmt.Errorf("event channel: %w", err)
+	}
+	for _, p := range w.ports[:n] {
+		if q.nMasked < len(q.masked) && (p == q.txPort || p == q.rxPort) {
+			q.masked[q.nMasked] = p
+			q.nMasked++
+		}
+	}
+	return nil
+}
+
+// armTap has epoll tell of packets only while they could be taken.
+func (w *worker) armTap(q *Queue) {
+	want := q.hold.empty() && (q.moving == nil || !q.moving.waits())
+	if want == q.tapArmed || q.tapGone {
+		return
+	}
+	events := uint32(0)
+	if want {
+		events = unix.EPOLLIN
+	}
+	w.tally[Syscalls]++
+	if err := w.watch(unix.EPOLL_CTL_MOD, q.tap.FD(), q.id, onTap, events); err == nil {
+		q.tapArmed = want
+	}
+}
+
+// unmask lets the ports that fired fire again, now that the rings have been
+// found empty after event requests were set. A guest that sends events for
+// nothing waits.
+func (w *worker) unmask(q *Queue) error {
+	if q.nMasked == 0 {
+		return nil
+	}
+	if q.spurious > spuriousLimit {
+		if q.unmaskAt.IsZero() {
+			delay := time.Millisecond << min(q.spurious-spuriousLimit-1, 4)
+			q.unmaskAt = w.time().Add(min(delay, maxUnmaskDelay))
+		}
+		if w.time().Before(q.unmaskAt) {
+			return nil
+		}
+	}
+	q.unmaskAt = time.Time{}
+	w.tally[Syscalls]++
+	err := q.events.Unmask(q.masked[:q.nMasked])
+	q.nMasked = 0
+	if err != nil {
+		return fmt.Errorf("event channel: %w", err)
+	}
+	return nil
+}
+
+// notify sends the guest an event. That it cannot be sent, say because the
+// domain is dying, is for the owner of the vif to find out.
+func (w *worker) notify(q *Queue, p evtchn.Port) {
+	w.tally[Notifies]++
+	w.tally[Syscalls]++
+	_ = q.events.Notify(p)
+}
+
+// tapGone stops watching a TAP that somebody deleted; epoll would tell of it for
+// ever.
+func (w *worker) tapGone(q *Queue) {
+	_ = w.watch(unix.EPOLL_CTL_DEL, q.tap.FD(), 0, onTap, 0)
+	q.tapGone, q.tapReady = true, false
+	q.conn.cfg.Notice(Notice{Kind: TapGone, Queue: q.index})
+}
+
+// breach puts a queue to rest. Its ports stay masked.
+func (w *worker) breach(q *Queue, err error) {
+	q.breached = true
+	q.letGo()
+	q.hold.close()
+	q.conn.cfg.Limiter.release(&q.share)
+	w.unwatch(q)
+	q.rateUntil, q.unmaskAt, q.pollAt = time.Time{}, time.Time{}, time.Time{}
+	q.conn.cfg.Notice(Notice{Kind: Breach, Queue: q.index, Err: err})
+}
+
+// setTimer keeps the list of queues that have a deadline.
+func (w *worker) setTimer(q *Queue) {
+	d := q.deadline()
+	if has := !d.IsZero(); has != q.timed {
+		q.timed = has
+		if has {
+			w.timed = append(w.timed, q)
+		} else {
+			w.timed = without(w.timed, q)
+		}
+	}
+	w.alarm = earlier(w.alarm, d)
+}
+
+// earlier is the earlier one of two instants, where the zero time is never.
+func earlier(a, b time.Time) time.Time {
+	if a.IsZero() || !b.IsZero() && b.Before(a) {
+		return b
+	}
+	return a
+}
+
+// expire schedules the queues whose deadline has come, and the vifs whose rest is over.
+func (w *worker) expire() {
+	if w.alarm.IsZero() || w.time().Before(w.alarm) {
+		return
+	}
+	w.alarm = time.Time{}
+	w.wake()
+	for _, q := range w.timed {
+		d := q.deadline()
+		if w.time().Before(d) {
+			w.alarm = earlier(w.alarm, d)
+			continue
+		}
+		if !w.time().Before(q.rateUntil) {
+			q.rateUntil = time.Time{}
+		}
+		if !w.time().Before(q.pollAt) {
+			q.pollAt = time.Time{}
+		}
+		w.schedule(q)
+	}
+}
+
+// timeout is the time to the next deadline in milliseconds, rounded up, or -1
+// if there is none.
+func (w *worker) timeout() int {
+	if w.alarm.IsZero() {
+		return -1
+	}
+	d := w.alarm.Sub(w.clock())
+	if d <= 0 {
+		return 0
+	}
+	return int((d + time.Millisecond - 1) / time.Millisecond)
+}

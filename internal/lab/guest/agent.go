@@ -1,0 +1,556 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package guest
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"reflect"
+	"slices"
+	"sync"
+
+	"github.com/netbackd/netbackd/internal/lab/netfront"
+	"github.com/netbackd/netbackd/internal/lab/netns"
+	"github.com/netbackd/netbackd/internal/lab/traffic"
+)
+
+// maxServers bounds the servers of an agent, maxVifs its vifs.
+const (
+	maxServers = 64
+	maxVifs    = 16
+)
+
+// agent is a running agent.
+type agent struct {
+	host netfront.Host
+	ctx  context.Context // ends with the agent
+	wg   sync.WaitGroup
+
+	outMu sync.Mutex // one line at a time
+	out   io.Writer
+
+	mu      sync.Mutex
+	vifs    []*vif          // guarded by mu
+	servers map[int]*server // guarded by mu
+	lastID  int             // guarded by mu
+}
+
+// server is something that listens.
+type server struct {
+	tcp  *traffic.TCPServer
+	udp  *traffic.UDPServer
+	stop func() error
+}
+
+// Main runs the agent until the end of input, the command quit or the end of ctx.
+// The network namespace it is called in is the guest's.
+func Main(ctx context.Context, cfg Config, in io.Reader, out io.Writer) error {
+	host, closeHost, err := OpenHost(cfg)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	a := &agent{host: host, ctx: ctx, out: out, servers: map[int]*server{}}
+	defer func() {
+		cancel()
+		a.wg.Wait() // vifs give back what they hold before the domain is left
+		_ = closeHost()
+	}()
+	if err := netns.Up("lo"); err != nil {
+		return err
+	}
+	for _, v := range cfg.Vifs {
+		c, cancel := context.WithTimeout(ctx, defaultTimeout)
+		_, err := a.attach(c, v)
+		cancel()
+		if err != nil {
+			return fmt.Errorf("attach %s: %w", v.withDefaults().Name, err)
+		}
+	}
+	a.say(0, Hello{PID: os.Getpid()}, nil)
+	return a.obey(ctx, in)
+}
+
+// obey reads commands until there are no more.
+func (a *agent) obey(ctx context.Context, in io.Reader) error {
+	lines := make(chan []byte)
+	failed := make(chan error, 1)
+	// Reading cannot be interrupted: the goroutine ends with the input, or
+	// with the process.
+	go func() {
+		s := bufio.NewScanner(in)
+		s.Buffer(make([]byte, 0, 64*1024), maxLine)
+		for s.Scan() {
+			select {
+			case lines <- slices.Clone(s.Bytes()):
+			case <-ctx.Done():
+				return
+			}
+		}
+		failed <- s.Err()
+	}()
+	room := make(chan struct{}, maxCommands)
+	quit := make(chan struct{})
+	stopObeying := sync.OnceFunc(func() { close(quit) })
+	for {
+		var line []byte
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-quit:
+			return nil
+		case err := <-failed:
+			return err
+		case line = <-lines:
+		}
+		var r request
+		if err := json.Unmarshal(line, &r); err != nil {
+			a.say(r.ID, nil, fmt.Errorf("not a command: %w", err))
+			continue
+		}
+		select {
+		case room <- struct{}{}:
+		default:
+			a.say(r.ID, nil, fmt.Errorf("%d commands are under way already", maxCommands))
+			continue
+		}
+		a.wg.Go(func() {
+			defer func() { <-room }()
+			if r.Timeout <= 0 {
+				r.Timeout = defaultTimeout
+			}
+			c, cancel := context.WithTimeout(ctx, r.Timeout)
+			defer cancel()
+			result, err := a.run(c, r)
+			a.say(r.ID, result, err)
+			if r.Cmd == "quit" {
+				stopObeying()
+			}
+		})
+	}
+}
+
+// say writes a reply. Nobody can be told if that fails; the input then ends too.
+func (a *agent) say(id uint64, result any, err error) {
+	r := reply{ID: id}
+	if result != nil {
+		b, merr := json.Marshal(result)
+		err = errors.Join(err, merr)
+		r.Result = b
+	}
+	if err != nil {
+		r.Error = err.Error()
+	}
+	line, err := json.Marshal(r)
+	if err != nil {
+		line = fmt.Appendf(nil, `{"id":%d,"error":%q}`, id, err)
+	}
+	a.outMu.Lock()
+	defer a.outMu.Unlock()
+	_, _ = a.out.Write(append(line, '\n'))
+}
+
+// command makes a command of a function with arguments of a type of its own.
+func command[A, R any](f func(*agent, context.Context, A) (R, error)) func(*agent, context.Context, json.RawMessage) (any, error) {
+	return func(a *agent, ctx context.Context, raw json.RawMessage) (any, error) {
+		var args A
+		if len(raw) > 0 {
+			if err := json.Unmarshal(raw, &args); err != nil {
+				return nil, fmt.Errorf("arguments: %w", err)
+			}
+		}
+		r, err := f(a, ctx, args)
+		if err != nil && reflect.ValueOf(r).IsZero() {
+			return nil, err
+		}
+		return r, err
+	}
+}
+
+// commands is all that the agent can do.
+var commands = map[string]func(*agent, context.Context, json.RawMessage) (any, error){
+	"attach":      command((*agent).attach),
+	"detach":      command((*agent).detach),
+	"disconnect":  command((*agent).disconnect),
+	"reconnect":   command((*agent).reconnect),
+	"suspend":     command((*agent).suspend),
+	"info":        command((*agent).info),
+	"stats":       command((*agent).stats),
+	"state":       command((*agent).state),
+	"key":         command((*agent).key),
+	"mcast":       command((*agent).mcast),
+	"hash":        command((*agent).hash),
+	"xdp":         command((*agent).xdp),
+	"static":      command((*agent).static),
+	"buffers":     command((*agent).buffers),
+	"control":     command((*agent).control),
+	"raw":         command((*agent).raw),
+	"ping":        command((*agent).ping),
+	"tcp-serve":   command((*agent).tcpServe),
+	"tcp-send":    command((*agent).tcpSend),
+	"tcp-results": command((*agent).tcpResults),
+	"udp-serve":   command((*agent).udpServe),
+	"udp-send":    command((*agent).udpSend),
+	"udp-results": command((*agent).udpResults),
+	"join":        command((*agent).join),
+	"stop":        command((*agent).stopServer),
+	"quit":        command((*agent).quit),
+}
+
+func (a *agent) run(ctx context.Context, r request) (any, error) {
+	f := commands[r.Cmd]
+	if f == nil {
+		return nil, fmt.Errorf("no such command: %.40s", r.Cmd)
+	}
+	return f(a, ctx, r.Args)
+}
+
+// none is what a command has no arguments or no result of.
+type none struct{}
+
+func (a *agent) attach(ctx context.Context, cfg VifConfig) (VifInfo, error) {
+	cfg = cfg.withDefaults()
+	a.mu.Lock()
+	n := len(a.vifs)
+	known := slices.ContainsFunc(a.vifs, func(v *vif) bool { return v.cfg.Name == cfg.Name })
+	a.mu.Unlock()
+	if known || n >= maxVifs {
+		return VifInfo{}, fmt.Errorf("%s: there is one already, or %d others", cfg.Name, maxVifs)
+	}
+	v, err := newVif(ctx, a.host, cfg)
+	if err != nil {
+		return VifInfo{}, err
+	}
+	info, err := v.info()
+	a.mu.Lock()
+	a.vifs = append(a.vifs, v)
+	a.mu.Unlock()
+	a.wg.Go(func() {
+		v.serve(a.ctx)
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		a.vifs = slices.DeleteFunc(a.vifs, func(o *vif) bool { return o == v })
+	})
+	return info, err
+}
+
+// vif finds a vif by its name; empty means the first one.
+func (a *agent) vif(args VifArgs) (*vif, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, v := range a.vifs {
+		if args.Vif == "" || v.cfg.Name == args.Vif {
+			return v, nil
+		}
+	}
+	return nil, fmt.Errorf("no vif %q is attached", args.Vif)
+}
+
+// onVif runs f on the goroutine of a vif.
+func (a *agent) onVif(ctx context.Context, args VifArgs, f func(*vif) error) error {
+	v, err := a.vif(args)
+	if err != nil {
+		return err
+	}
+	return v.do(ctx, func() error { return f(v) })
+}
+
+func (a *agent) detach(ctx context.Context, args VifArgs) (none, error) {
+	v, err := a.vif(args)
+	if err != nil {
+		return none{}, err
+	}
+	return none{}, v.detach(ctx)
+}
+
+func (a *agent) disconnect(ctx context.Context, args VifArgs) (none, error) {
+	return none{}, a.onVif(ctx, args, func(v *vif) error { return v.disconnect(ctx) })
+}
+
+func (a *agent) reconnect(ctx context.Context, args ConnectArgs) (info VifInfo, err error) {
+	err = a.onVif(ctx, args.VifArgs, func(v *vif) (err error) {
+		if err := v.reconnect(ctx, args.Front); err != nil {
+			return err
+		}
+		info, err = v.info()
+		return err
+	})
+	return info, err
+}
+
+func (a *agent) suspend(ctx context.Context, args ConnectArgs) (info VifInfo, err error) {
+	err = a.onVif(ctx, args.VifArgs, func(v *vif) (err error) {
+		if err := v.suspend(ctx, args.Front); err != nil {
+			return err
+		}
+		info, err = v.info()
+		return err
+	})
+	return info, err
+}
+
+func (a *agent) info(ctx context.Context, args VifArgs) (info VifInfo, err error) {
+	err = a.onVif(ctx, args, func(v *vif) (err error) {
+		info, err = v.info()
+		return err
+	})
+	return info, err
+}
+
+func (a *agent) stats(ctx context.Context, args VifArgs) (s VifStats, err error) {
+	err = a.onVif(ctx, args, func(v *vif) (err error) {
+		s, err = v.stats()
+		return err
+	})
+	return s, err
+}
+
+func (a *agent) state(ctx context.Context, args StateArgs) (none, error) {
+	return none{}, a.onVif(ctx, args.VifArgs, func(v *vif) error { return v.dev.SetState(args.State) })
+}
+
+func (a *agent) key(ctx context.Context, args KeyArgs) (value string, err error) {
+	err = a.onVif(ctx, args.VifArgs, func(v *vif) (err error) {
+		switch args.Op {
+		case "read":
+			value, err = v.dev.Key(args.Key)
+		case "read-backend":
+			value, err = v.dev.BackendKey(args.Key)
+		case "write":
+			err = v.dev.WriteKey(args.Key, args.Value)
+		case "remove":
+			err = v.dev.RemoveKey(args.Key)
+		default:
+			err = fmt.Errorf("no such operation: %.40s", args.Op)
+		}
+		return err
+	})
+	return value, err
+}
+
+func (a *agent) mcast(ctx context.Context, args McastArgs) (r McastResult, err error) {
+	addr, err := net.ParseMAC(args.Addr)
+	if err != nil || len(addr) != 6 {
+		return r, fmt.Errorf("%q is no Ethernet address", args.Addr)
+	}
+	err = a.onVif(ctx, args.VifArgs, func(v *vif) (err error) {
+		r, err = v.editMulticast(ctx, args.Add, [][6]byte{[6]byte(addr)})
+		return err
+	})
+	return r, err
+}
+
+var errNoControl = errors.New("there is no control ring")
+
+func (a *agent) hash(ctx context.Context, args HashArgs) (none, error) {
+	return none{}, a.onVif(ctx, args.VifArgs, func(v *vif) error {
+		if v.dev.Control() == nil {
+			return errNoControl
+		}
+		return v.setHash(ctx, &args.Hash)
+	})
+}
+
+func (a *agent) xdp(ctx context.Context, args XDPArgs) (none, error) {
+	return none{}, a.onVif(ctx, args.VifArgs, func(v *vif) error { return v.setXDPHeadroom(ctx, args.Headroom) })
+}
+
+func (a *agent) static(ctx context.Context, args StaticArgs) (n int, err error) {
+	err = a.onVif(ctx, args.VifArgs, func(v *vif) error {
+		if v.dev.Control() == nil {
+			return errNoControl
+		}
+		p, err := v.pump(args.Queue)
+		if err != nil {
+			return err
+		}
+		if err := p.Do((*netfront.Queue).AllowMapped); err != nil {
+			return err
+		}
+		switch c := v.dev.Control(); {
+		case args.Off:
+			n, err = c.EndStaticGrants(ctx, p.Queue())
+		case args.Most > 0:
+			n, err = c.SomeStaticGrants(ctx, p.Queue(), args.Most)
+		default:
+			n, err = c.StaticGrants(ctx, p.Queue())
+		}
+		return err
+	})
+	return n, err
+}
+
+func (a *agent) buffers(ctx context.Context, args QueueArgs) (b Buffers, err error) {
+	err = a.onVif(ctx, args.VifArgs, func(v *vif) error {
+		p, err := v.pump(args.Queue)
+		if err != nil {
+			return err
+		}
+		b.Tx, b.Rx = p.Queue().Buffers()
+		return nil
+	})
+	return b, err
+}
+
+func (a *agent) control(ctx context.Context, args ControlArgs) (r ControlResult, err error) {
+	err = a.onVif(ctx, args.VifArgs, func(v *vif) error {
+		c := v.dev.Control()
+		if c == nil {
+			return errNoControl
+		}
+		r, err = v.control(ctx, c, args)
+		return err
+	})
+	return r, err
+}
+
+func (a *agent) raw(ctx context.Context, args RawArgs) (r RawResult, err error) {
+	err = a.onVif(ctx, args.VifArgs, func(v *vif) (err error) {
+		r, err = v.raw(args)
+		return err
+	})
+	return r, err
+}
+
+func (a *agent) ping(ctx context.Context, args PingArgs) (traffic.PingResult, error) {
+	addr, err := netip.ParseAddr(args.Addr)
+	if err != nil {
+		return traffic.PingResult{}, err
+	}
+	p, err := traffic.DialPing(addr)
+	if err != nil {
+		return traffic.PingResult{}, err
+	}
+	defer func() { _ = p.Close() }()
+	return p.Ping(ctx, args.PingOptions)
+}
+
+func (a *agent) tcpSend(ctx context.Context, args TCPSendArgs) (traffic.TCPResult, error) {
+	c, err := traffic.DialTCP(ctx, args.Addr)
+	if err != nil {
+		return traffic.TCPResult{}, err
+	}
+	return traffic.SendTCP(ctx, c, args.TCPSend)
+}
+
+func (a *agent) udpSend(ctx context.Context, args UDPSendArgs) (traffic.UDPResult, error) {
+	c, err := traffic.DialUDP(ctx, args.Addr, args.Device)
+	if err != nil {
+		return traffic.UDPResult{}, err
+	}
+	return traffic.SendUDP(ctx, c, args.UDPSend)
+}
+
+func (a *agent) tcpServe(_ context.Context, args ServeArgs) (Server, error) {
+	s, err := traffic.ListenTCP(args.Addr)
+	if err != nil {
+		return Server{}, err
+	}
+	return a.serve(&server{tcp: s}, s.Addr(), s.Serve, s.Close)
+}
+
+func (a *agent) udpServe(_ context.Context, args ServeArgs) (Server, error) {
+	s, err := traffic.ListenUDP(args.Addr)
+	if err != nil {
+		return Server{}, err
+	}
+	return a.serve(&server{udp: s}, s.Addr(), s.Serve, s.Close)
+}
+
+// join has the kernel join a group, and the backend let it through if it was
+// asked to hold back what nobody joined.
+func (a *agent) join(ctx context.Context, args JoinArgs) (Server, error) {
+	v, err := a.vif(args.VifArgs)
+	if err != nil {
+		return Server{}, err
+	}
+	s, err := traffic.ListenMulticast(args.Group, v.cfg.Name)
+	if err != nil {
+		return Server{}, err
+	}
+	err = v.do(ctx, func() error {
+		if !v.cfg.Front.Features.MulticastControl {
+			return nil
+		}
+		_, err := v.syncMulticast(ctx)
+		return err
+	})
+	if err != nil {
+		return Server{}, errors.Join(err, s.Close())
+	}
+	return a.serve(&server{udp: s}, s.Addr(), s.Serve, s.Close)
+}
+
+// serve runs a server until it is stopped or the agent ends.
+func (a *agent) serve(s *server, addr net.Addr, run func(context.Context) error, closeIt func() error) (Server, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if len(a.servers) >= maxServers {
+		return Server{}, errors.Join(fmt.Errorf("%d servers are running already", maxServers), closeIt())
+	}
+	ctx, cancel := context.WithCancel(a.ctx)
+	ended := make(chan error, 1)
+	a.wg.Go(func() { ended <- run(ctx) })
+	s.stop = sync.OnceValue(func() error {
+		cancel()
+		return <-ended
+	})
+	a.lastID++
+	a.servers[a.lastID] = s
+	return Server{ID: a.lastID, Addr: addr.String()}, nil
+}
+
+func (a *agent) server(id int) (*server, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if s := a.servers[id]; s != nil {
+		return s, nil
+	}
+	return nil, fmt.Errorf("no server %d", id)
+}
+
+func (a *agent) tcpResults(_ context.Context, args Server) ([]traffic.TCPResult, error) {
+	s, err := a.server(args.ID)
+	if err != nil || s.tcp == nil {
+		return nil, errors.Join(err, errors.New("no TCP server"))
+	}
+	return s.tcp.Results(), nil
+}
+
+func (a *agent) udpResults(_ context.Context, args Server) ([]traffic.UDPResult, error) {
+	s, err := a.server(args.ID)
+	if err != nil || s.udp == nil {
+		return nil, errors.Join(err, errors.New("no UDP server"))
+	}
+	return s.udp.Results(), nil
+}
+
+func (a *agent) stopServer(_ context.Context, args Server) (none, error) {
+	s, err := a.server(args.ID)
+	if err != nil {
+		return none{}, err
+	}
+	a.mu.Lock()
+	delete(a.servers, args.ID)
+	a.mu.Unlock()
+	return none{}, s.stop()
+}
+
+// quit disconnects every vif before the agent ends.
+func (a *agent) quit(ctx context.Context, _ none) (none, error) {
+	a.mu.Lock()
+	vifs := slices.Clone(a.vifs)
+	a.mu.Unlock()
+	var errs []error
+	for _, v := range vifs {
+		errs = append(errs, v.detach(ctx))
+	}
+	return none{}, errors.Join(errs...)
+}

@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package guest
+
+import (
+	"encoding/json"
+	"flag"
+	"fmt"
+	"io"
+	"strconv"
+
+	"github.com/netbackd/netbackd/internal/lab/netfront"
+)
+
+// Config says which guest the agent is.
+type Config struct {
+	// Xen is the directory of an embedded Xen. Empty means the real one: the
+	// agent then runs in the guest, on /dev/xen/gntalloc, /dev/xen/evtchn and
+	// /dev/xen/xenbus.
+	Xen string
+	// Domid is the domain to be, in an embedded Xen.
+	Domid uint16
+	// Vifs are connected at the start.
+	Vifs []VifConfig
+}
+
+// VifConfig says how a vif is to be connected and what its network card is to be
+// like.
+type VifConfig struct {
+	// Name is that of the network card; empty means eth0.
+	Name string `json:"name,omitempty"`
+	// MAC is the card's address; empty means the one that the toolstack wrote.
+	MAC string `json:"mac,omitempty"`
+	// Addrs are the card's addresses, like "192.0.2.2/24". IPv6 addresses are
+	// usable at once.
+	Addrs []string `json:"addrs,omitempty"`
+	// Gateway is where the default route leads; empty means none.
+	Gateway string `json:"gateway,omitempty"`
+	// MTU is the card's; 0 means 1500.
+	MTU int `json:"mtu,omitempty"`
+	// Plain makes a card that leaves nothing to the backend: no blank
+	// checksums and no segmentation.
+	Plain bool `json:"plain,omitempty"`
+	// Reconnect connects again whenever the backend has closed the device and
+	// waits for us. Linux's netfront does not.
+	Reconnect bool `json:"reconnect,omitempty"`
+	// Front is the frontend. No feature at all means all that Linux's netfront
+	// has, or, with Plain, those that need no offload.
+	Front netfront.Config `json:"front,omitzero"`
+}
+
+// withDefaults completes the config.
+func (c VifConfig) withDefaults() VifConfig {
+	if c.Name == "" {
+		c.Name = "eth0"
+	}
+	if c.MTU == 0 {
+		c.MTU = 1500
+	}
+	if c.Front.MTU == 0 {
+		c.Front.MTU = c.MTU
+	}
+	if c.Front.Features == (netfront.Features{}) {
+		c.Front.Features = netfront.AllFeatures()
+		if c.Plain {
+			c.Front.Features = netfront.Features{RxCopy: true, RxNotify: true, SG: true, NoCsumOffload: true}
+		}
+	}
+	return c
+}
+
+// Args are the arguments from which ParseArgs makes the same config.
+func (c Config) Args() []string {
+	var args []string
+	if c.Xen != "" {
+		args = append(args, "--xen="+c.Xen, "--domid="+strconv.Itoa(int(c.Domid)))
+	}
+	for _, v := range c.Vifs {
+		b, err := json.Marshal(v)
+		if err != nil {
+			panic(err) // strings and numbers
+		}
+		args = append(args, "--vif="+string(b))
+	}
+	return args
+}
+
+// ParseArgs reads the agent's command line. With -h or --help it writes a usage
+// text to w and returns flag.ErrHelp.
+func ParseArgs(args []string, w io.Writer) (Config, error) {
+	var c Config
+	f := flag.NewFlagSet("guest", flag.ContinueOnError)
+	f.SetOutput(w)
+	f.StringVar(&c.Xen, "xen", "", "`directory` of an embedded Xen; without it, use the real one's device nodes")
+	f.Func("domid", "`number` of the domain to be, in an embedded Xen", func(s string) error {
+		n, err := strconv.ParseUint(s, 10, 16)
+		c.Domid = uint16(n)
+		return err
+	})
+	f.Func("vif", "a vif to connect, as a `JSON` object like {\"name\":\"eth0\",\"addrs\":[\"192.0.2.2/24\"]}", func(s string) error {
+		var v VifConfig
+		if err := json.Unmarshal([]byte(s), &v); err != nil {
+			return err
+		}
+		c.Vifs = append(c.Vifs, v)
+		return nil
+	})
+	if err := f.Parse(args); err != nil {
+		return Config{}, err
+	}
+	if f.NArg() > 0 {
+		return Config{}, fmt.Errorf("unexpected argument %q", f.Arg(0))
+	}
+	return c, nil
+}

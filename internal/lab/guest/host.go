@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package guest
+
+import (
+	"errors"
+	"io"
+
+	"github.com/netbackd/netbackd/internal/lab/netfront"
+	"github.com/netbackd/netbackd/internal/lab/xensim/gnttab"
+	"github.com/netbackd/netbackd/internal/lab/xensim/simclient"
+	"github.com/netbackd/netbackd/pkg/evtchn"
+	"github.com/netbackd/netbackd/pkg/gntalloc"
+	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/xenstore"
+)
+
+// OpenHost opens the domain we are in, for a frontend of any kind. closeAll leaves
+// it.
+func OpenHost(cfg Config) (h netfront.Host, closeAll func() error, err error) {
+	if cfg.Xen == "" {
+		return openReal()
+	}
+	return openEmbedded(cfg.Xen, cfg.Domid)
+}
+
+func openReal() (h netfront.Host, closeAll func() error, err error) {
+	pages, err := gntalloc.Open(gntalloc.DefaultPath)
+	if err != nil {
+		return h, nil, err
+	}
+	store, err := xenstore.Open()
+	if err != nil {
+		return h, nil, errors.Join(err, pages.Close())
+	}
+	h = netfront.Host{
+		Pages:  pages,
+		Store:  store,
+		Events: func() (netfront.Events, error) { return evtchn.Open(evtchn.DefaultPath) },
+	}
+	return h, func() error { return errors.Join(store.Close(), pages.Close()) }, nil
+}
+
+// simPages adds what a guest's kernel sees in its own grant table: whether a page
+// is still in use. A real guest's user space cannot see that.
+type simPages struct {
+	*simclient.Pages
+	table gnttab.Table
+}
+
+var _ netfront.UseChecker = simPages{}
+
+func (p simPages) InUse(ref netif.Gref) (bool, error) {
+	if int(ref) >= p.table.Len() {
+		return false, nil
+	}
+	return p.table.Head(ref).Flags()&(gnttab.Reading|gnttab.Writing) != 0, nil
+}
+
+func openEmbedded(dir string, domid uint16) (h netfront.Host, closeAll func() error, err error) {
+	var opened []io.Closer
+	closeAll = func() error {
+		var errs []error
+		for i := len(opened) - 1; i >= 0; i-- {
+			errs = append(errs, opened[i].Close())
+		}
+		return errors.Join(errs...)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, closeAll())
+		}
+	}()
+	conn, err := simclient.Dial(dir, domid)
+	if err != nil {
+		return h, nil, err
+	}
+	opened = append(opened, conn)
+	store, err := conn.Xenstore()
+	if err != nil {
+		return h, nil, err
+	}
+	opened = append(opened, store)
+	pages, err := conn.Pages()
+	if err != nil {
+		return h, nil, err
+	}
+	opened = append(opened, pages)
+	mem, err := conn.Memory()
+	if err != nil {
+		return h, nil, err
+	}
+	opened = append(opened, mem)
+	h = netfront.Host{
+		Pages:  simPages{pages, mem.Table()},
+		Store:  store,
+		Events: func() (netfront.Events, error) { return conn.Events() },
+	}
+	return h, closeAll, nil
+}

@@ -1,0 +1,259 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package guest
+
+import (
+	"encoding/json"
+	"time"
+
+	"github.com/netbackd/netbackd/internal/lab/netfront"
+	"github.com/netbackd/netbackd/internal/lab/traffic"
+	"github.com/netbackd/netbackd/pkg/netif"
+)
+
+// This file is the protocol: what goes over the line for each command.
+
+// request is a line to the agent.
+type request struct {
+	ID      uint64          `json:"id"`
+	Cmd     string          `json:"cmd"`
+	Timeout time.Duration   `json:"timeout_ns,omitempty"` // 0: defaultTimeout
+	Args    json.RawMessage `json:"args,omitempty"`
+}
+
+// reply is a line from the agent.
+type reply struct {
+	ID     uint64          `json:"id"`
+	Result json.RawMessage `json:"result,omitempty"`
+	Error  string          `json:"error,omitempty"`
+}
+
+// defaultTimeout bounds a command that names no bound of its own.
+const defaultTimeout = time.Minute
+
+// maxLine bounds a line in either direction.
+const maxLine = 4 << 20
+
+// maxCommands bounds the commands under way.
+const maxCommands = 64
+
+// Hello is the agent's first word.
+type Hello struct {
+	PID int `json:"pid"`
+}
+
+// VifArgs names a vif; empty means the first one.
+type VifArgs struct {
+	Vif string `json:"vif,omitempty"`
+}
+
+// VifInfo is how a vif is connected.
+type VifInfo struct {
+	Name    string          `json:"name"`
+	MAC     string          `json:"mac"`
+	State   netfront.State  `json:"state"`
+	Backend netfront.State  `json:"backend"`
+	Queues  int             `json:"queues"`
+	Split   bool            `json:"split"`
+	Control bool            `json:"control"`
+	Offers  netfront.Offers `json:"offers"`
+}
+
+// VifStats is what a vif has seen.
+type VifStats struct {
+	Name string `json:"name"`
+	// Total counts all queues, those of earlier connections too.
+	Total netfront.Stats `json:"total"`
+	// Queues are those of the present connection.
+	Queues []QueueStats `json:"queues"`
+	// Violations describes the backend's breaches of the protocol, on all
+	// connections; Total.Violations counts them.
+	Violations []string `json:"violations,omitempty"`
+	// Broken counts them by rule.
+	Broken map[string]uint64 `json:"broken,omitempty"`
+}
+
+// QueueStats is what a queue has seen.
+type QueueStats struct {
+	netfront.Stats
+	Tx netif.RingState `json:"tx"`
+	Rx netif.RingState `json:"rx"`
+	// Error is why the queue is of no use any more.
+	Error string `json:"error,omitempty"`
+}
+
+// PingArgs says whom to ping and how.
+type PingArgs struct {
+	Addr string `json:"addr"`
+	traffic.PingOptions
+}
+
+// ServeArgs says where to listen, like ":7000".
+type ServeArgs struct {
+	Addr string `json:"addr"`
+}
+
+// Server names a server of the agent.
+type Server struct {
+	ID   int    `json:"server"`
+	Addr string `json:"addr,omitempty"`
+}
+
+// JoinArgs says which multicast group to receive, like "239.1.2.3:7000", by
+// which card.
+type JoinArgs struct {
+	Group string `json:"group"`
+	VifArgs
+}
+
+// TCPSendArgs says where to send a stream, and what.
+type TCPSendArgs struct {
+	Addr string `json:"addr"`
+	traffic.TCPSend
+}
+
+// UDPSendArgs says where to send packets, and what. Device is the card by which
+// multicast leaves.
+type UDPSendArgs struct {
+	Addr   string `json:"addr"`
+	Device string `json:"device,omitempty"`
+	traffic.UDPSend
+}
+
+// McastArgs asks the backend for an edit of its multicast list.
+type McastArgs struct {
+	VifArgs
+	Add  bool   `json:"add"`
+	Addr string `json:"addr"` // Ethernet
+}
+
+// McastResult is what became of edits of the multicast list.
+type McastResult struct {
+	Okay   uint64   `json:"okay"`
+	Failed uint64   `json:"failed"`
+	List   []string `json:"list"` // what the backend should have now
+}
+
+// KeyArgs is about a node of the frontend's directory, or of the backend's.
+type KeyArgs struct {
+	VifArgs
+	// Op is "read", "read-backend", "write" or "remove".
+	Op    string `json:"op"`
+	Key   string `json:"key"`
+	Value string `json:"value,omitempty"`
+}
+
+// StateArgs is a state to be written without waiting for anything.
+type StateArgs struct {
+	VifArgs
+	State netfront.State `json:"state"`
+}
+
+// ConnectArgs connects a vif again. Front, if there, is how.
+type ConnectArgs struct {
+	VifArgs
+	Front *netfront.Config `json:"front,omitempty"`
+}
+
+// HashArgs configures hashing over the control ring.
+type HashArgs struct {
+	VifArgs
+	netfront.Hash
+}
+
+// XDPArgs asks for room before each packet to the guest.
+type XDPArgs struct {
+	VifArgs
+	Headroom uint16 `json:"headroom"` // bytes
+}
+
+// QueueArgs names a queue of a vif.
+type QueueArgs struct {
+	VifArgs
+	Queue int `json:"queue"`
+}
+
+// StaticArgs has the buffers of a queue kept mapped by the backend, Most of them
+// if that is not 0, or let go.
+type StaticArgs struct {
+	QueueArgs
+	Most int  `json:"most,omitempty"`
+	Off  bool `json:"off,omitempty"`
+}
+
+// Buffers are the grant references of a queue's buffers.
+type Buffers struct {
+	Tx []netif.Gref `json:"tx"` // for reading
+	Rx []netif.Gref `json:"rx"` // for reading and writing
+}
+
+// ControlArgs is a message for the control ring.
+type ControlArgs struct {
+	VifArgs
+	Type netif.CtrlType `json:"type"`
+	Data []uint32       `json:"data,omitempty"`
+	// Page, if there, is granted to the backend, and its reference put in
+	// place of Data[PageAt].
+	Page   []byte `json:"page,omitempty"`
+	PageAt int    `json:"page_at,omitempty"`
+	// ReadOnly grants the page for reading only.
+	ReadOnly bool `json:"read_only,omitempty"`
+}
+
+// ControlResult is the response, and what then is in the page.
+type ControlResult struct {
+	Status netif.CtrlStatus `json:"status"`
+	Data   uint32           `json:"data"`
+	Page   []byte           `json:"page,omitempty"`
+}
+
+// RawArgs are things done to the rings of a queue, all at once, past every check.
+type RawArgs struct {
+	QueueArgs
+	Ops []RawOp `json:"ops,omitempty"`
+}
+
+// RawOp is one of them. Op is
+//
+//	tx         put a tx request: Ref, Page, Offset, Flags, RingID, Size
+//	extra      put an extra behind it: Extra
+//	rx         post an rx buffer: Ref, RingID
+//	push       publish, but send no event
+//	flush      publish, and send an event if the backend wants one
+//	kick       send an event
+//	tx-prod    write req_prod, Value ahead of what it is
+//	rx-prod    the same for the rx ring
+//	silent     send no events from now on, if Value is not 0
+//	rx-target  keep Value buffers posted from now on
+//	pieces     send the frame in Page, in the slots of Pieces
+//	flip       let the tx request put last change between Reqs, from now on
+//	still      end all flips
+type RawOp struct {
+	Op string `json:"op"`
+	// Ref is a grant reference: a number, or "page" (a new page that holds
+	// Page), "last" (the same once more), "rx" (a page of the rx pool, which
+	// has one only while buffers are withheld), "freed" (one that is no more)
+	// or "bogus" (one that never was). Empty is 0.
+	Ref    string        `json:"ref,omitempty"`
+	Page   []byte        `json:"page,omitempty"`
+	Offset uint16        `json:"offset,omitempty"`
+	Flags  netif.TxFlags `json:"flags,omitempty"`
+	// RingID is the request's id. Ordinary traffic uses the lowest 256, mixed
+	// with the IDSalt.
+	RingID uint16            `json:"ring_id,omitempty"`
+	Size   uint16            `json:"size,omitempty"`
+	Extra  netif.ExtraInfo   `json:"extra,omitzero"`
+	Value  int64             `json:"value,omitempty"`
+	Pieces []netfront.Piece  `json:"pieces,omitempty"`
+	Meta   netfront.Meta     `json:"meta,omitzero"`
+	Reqs   []netif.TxRequest `json:"reqs,omitempty"`
+}
+
+// RawResult is what raw requests have been answered since the last time.
+type RawResult struct {
+	Tx     []netif.TxResponse `json:"tx,omitempty"`
+	Rx     []netif.RxResponse `json:"rx,omitempty"`
+	Grefs  []netif.Gref       `json:"grefs,omitempty"` // that Ref stood for, one for each op with one
+	TxRing netif.RingState    `json:"tx_ring"`
+	RxRing netif.RingState    `json:"rx_ring"`
+}

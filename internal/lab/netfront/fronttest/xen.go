@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package fronttest is what tests of frontends need on the other side: an
+// embedded Xen with guests, and the plainest backend there can be.
+//
+// The backend holds to netif.h and to xen-netback's states, and does no more than
+// that: no offloads, no control ring, one system call for everything. It shares no
+// code with netbackd's. It must not know the frontend either.
+package fronttest
+
+import (
+	"fmt"
+	"strconv"
+	"testing"
+
+	"github.com/netbackd/netbackd/internal/lab/xensim/simclient"
+	"github.com/netbackd/netbackd/internal/lab/xensim/simtest"
+	"github.com/netbackd/netbackd/pkg/xenstore"
+)
+
+// Xen is an embedded Xen, seen from dom0.
+type Xen struct {
+	Dir   string
+	Dom0  *simclient.Conn
+	Store *xenstore.Client
+	Ctl   *simclient.Control
+
+	t testing.TB
+}
+
+// NewXen starts an embedded Xen, until the test ends.
+func NewXen(t testing.TB) *Xen {
+	t.Helper()
+	x := &Xen{Dir: simtest.Start(t), t: t}
+	var err error
+	if x.Dom0, err = simclient.Dial(x.Dir, 0); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = x.Dom0.Close() })
+	if x.Store, err = x.Dom0.Xenstore(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = x.Store.Close() })
+	if x.Ctl, err = x.Dom0.Control(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = x.Ctl.Close() })
+	return x
+}
+
+// NewGuest makes a domain with one vif, as libxl does, and introduces it.
+func (x *Xen) NewGuest() (domid uint16) {
+	x.t.Helper()
+	domid, err := x.Ctl.CreateDomain(simclient.DomainConfig{GntallocLimit: 4096})
+	if err != nil {
+		x.t.Fatal(err)
+	}
+	id := strconv.Itoa(int(domid))
+	x.mkdir("/local/domain/"+id, 0, domid)
+	x.mkdir(x.BackDir(domid), 0, domid)
+	x.mkdir(x.FrontDir(domid), domid, 0)
+	x.Write(x.BackDir(domid), "frontend", x.FrontDir(domid), "frontend-id", id, "state", "1", "online", "1", "handle", "0")
+	x.Write(x.FrontDir(domid), "backend", x.BackDir(domid), "backend-id", "0", "state", "1", "handle", "0",
+		"mac", fmt.Sprintf("00:16:3e:00:00:%02x", domid))
+	if err := x.Store.Introduce(domid, 1, 1); err != nil {
+		x.t.Fatal(err)
+	}
+	return domid
+}
+
+// FrontDir is the directory of a guest's vif, BackDir that of its backend.
+func (x *Xen) FrontDir(domid uint16) string {
+	return fmt.Sprintf("/local/domain/%d/device/vif/0", domid)
+}
+
+// BackDir is the backend's directory of a guest's vif.
+func (x *Xen) BackDir(domid uint16) string {
+	return fmt.Sprintf("/local/domain/0/backend/vif/%d/0", domid)
+}
+
+// Write writes nodes below dir, given as keys and values in turn.
+func (x *Xen) Write(dir string, kv ...string) {
+	x.t.Helper()
+	for i := 0; i < len(kv); i += 2 {
+		if err := x.Store.Write(dir+"/"+kv[i], kv[i+1]); err != nil {
+			x.t.Fatal(err)
+		}
+	}
+}
+
+// mkdir makes a directory that belongs to owner and that reader may read.
+func (x *Xen) mkdir(dir string, owner, reader uint16) {
+	x.t.Helper()
+	if err := x.Store.Mkdir(dir); err != nil {
+		x.t.Fatal(err)
+	}
+	if err := x.Store.SetPermissions(dir, []xenstore.Perm{{Domid: owner}, {Domid: reader, Access: xenstore.AccessRead}}); err != nil {
+		x.t.Fatal(err)
+	}
+}

@@ -1,0 +1,327 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ringscript
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/netbackd/netbackd/internal/lab/netfront"
+	"github.com/netbackd/netbackd/pkg/evtchn"
+	"github.com/netbackd/netbackd/pkg/gntalloc"
+	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/xenstore"
+)
+
+// queue is a queue's rings and channels.
+type queue struct {
+	rings  *gntalloc.Pages // tx, then rx
+	tx     *netif.TxFront
+	rx     *netif.RxFront
+	events netfront.Events
+	txPort evtchn.Port
+	rxPort evtchn.Port // txPort if there is one for both
+
+	got     map[uint16]netif.RxResponse // buffers that were filled
+	buffers map[uint16][]byte           // by the id of the request
+}
+
+// close gives everything back. The backend may still have the rings mapped.
+func (q *queue) close() error {
+	var errs []error
+	if q.events != nil {
+		errs = append(errs, q.events.Close())
+	}
+	if q.rings != nil {
+		errs = append(errs, q.rings.Free())
+	}
+	return errors.Join(errs...)
+}
+
+// newRings makes n queues, which are offered next. Those there were stay as they
+// are until the device is closed.
+func (p *player) newRings(n int, single bool) error {
+	for _, q := range p.queues {
+		p.past = append(p.past, q)
+	}
+	if p.ctrl != nil {
+		p.past = append(p.past, p.ctrl)
+	}
+	p.queues, p.at, p.ctrl = nil, 0, nil
+	for range n {
+		q := &queue{got: map[uint16]netif.RxResponse{}, buffers: map[uint16][]byte{}}
+		p.queues = append(p.queues, q)
+		var err error
+		if q.rings, err = p.host.Pages.Alloc(p.peer, 2, true); err != nil {
+			return err
+		}
+		if q.tx, err = netif.InitTx(q.rings.Bytes()[:netif.PageSize]); err != nil {
+			return err
+		}
+		if q.rx, err = netif.InitRx(q.rings.Bytes()[netif.PageSize:]); err != nil {
+			return err
+		}
+		if q.events, err = p.host.Events(); err != nil {
+			return err
+		}
+		if q.txPort, err = q.events.BindUnbound(p.peer); err != nil {
+			return err
+		}
+		q.rxPort = q.txPort
+		if !single {
+			if q.rxPort, err = q.events.BindUnbound(p.peer); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// freeRings ends the grants and channels of the rings, whoever uses them.
+func (p *player) freeRings() error {
+	var errs []error
+	for _, q := range p.queues {
+		errs = append(errs, q.close())
+	}
+	p.queues, p.at = nil, 0
+	errs = append(errs, p.ctrl.close())
+	p.ctrl = nil
+	return errors.Join(errs...)
+}
+
+// forget frees the rings of the past.
+func (p *player) forget() error {
+	var errs []error
+	for _, q := range p.past {
+		errs = append(errs, q.close())
+	}
+	p.past = nil
+	return errors.Join(errs...)
+}
+
+func (p *player) setQueue(n int) error {
+	if n >= len(p.queues) {
+		return fmt.Errorf("there are %d queues", len(p.queues))
+	}
+	p.at = n
+	return nil
+}
+
+var errNoRings = errors.New("there are no rings")
+
+// queue is the queue that directives are about.
+func (p *player) queue() (*queue, error) {
+	if p.at >= len(p.queues) {
+		return nil, errNoRings
+	}
+	return p.queues[p.at], nil
+}
+
+// special are values of keys that a script cannot know. They are made when the
+// key is offered.
+var special = map[string]func(*player) (uint32, error){
+	"@tx-ring":  func(p *player) (uint32, error) { return p.queues[0].rings.Refs()[0], nil },
+	"@rx-ring":  func(p *player) (uint32, error) { return p.queues[0].rings.Refs()[1], nil },
+	"@readonly": func(p *player) (uint32, error) { return p.readonly.Refs()[0], nil },
+	"@foreign":  func(p *player) (uint32, error) { return p.foreign.Refs()[0], nil },
+	"@freed":    (*player).freedRef,
+	"@tx-port":  func(p *player) (uint32, error) { return uint32(p.queues[0].txPort), nil },
+	"@control-ring": func(p *player) (uint32, error) {
+		if p.ctrl == nil {
+			return 0, errNoControl
+		}
+		return p.ctrl.page.Refs()[0], nil
+	},
+	"@closed-port": func(p *player) (uint32, error) {
+		port, err := p.outside.BindUnbound(p.peer)
+		return uint32(port), errors.Join(err, p.outside.Unbind(port))
+	},
+	"@foreign-port": func(p *player) (uint32, error) {
+		port, err := p.outside.BindUnbound(nobody)
+		return uint32(port), err
+	},
+}
+
+// freedRef is a reference that was granted a moment ago. It is good for a moment.
+func (p *player) freedRef() (netif.Gref, error) {
+	g, err := p.host.Pages.Alloc(p.peer, 1, true)
+	if err != nil {
+		return 0, err
+	}
+	ref := g.Refs()[0]
+	return ref, g.Free()
+}
+
+// ringKeys are the nodes that say where the rings are, and what every frontend
+// has to say.
+func (p *player) ringKeys() (keys []setKey) {
+	keys = []setKey{{"request-rx-copy", "1"}, {"feature-rx-notify", "1"}, {"feature-sg", "1"}}
+	if len(p.queues) > 1 {
+		keys = append(keys, setKey{"multi-queue-num-queues", strconv.Itoa(len(p.queues))})
+	}
+	for i, q := range p.queues {
+		prefix := ""
+		if len(p.queues) > 1 {
+			prefix = fmt.Sprintf("queue-%d/", i)
+		}
+		add := func(key string, n uint32) {
+			keys = append(keys, setKey{prefix + key, strconv.FormatUint(uint64(n), 10)})
+		}
+		add("tx-ring-ref", q.rings.Refs()[0])
+		add("rx-ring-ref", q.rings.Refs()[1])
+		if q.rxPort == q.txPort {
+			add("event-channel", uint32(q.txPort))
+			continue
+		}
+		add("event-channel-tx", uint32(q.txPort))
+		add("event-channel-rx", uint32(q.rxPort))
+	}
+	if p.ctrl != nil {
+		keys = append(keys,
+			setKey{"ctrl-ring-ref", strconv.FormatUint(uint64(p.ctrl.page.Refs()[0]), 10)},
+			setKey{"event-channel-ctrl", strconv.FormatUint(uint64(p.ctrl.port), 10)})
+	}
+	return keys
+}
+
+// offer publishes the rings, with what the key directives changed, and goes to
+// Connected, all at once. Nothing of the last offer is left.
+func (p *player) offer() error {
+	if len(p.queues) == 0 {
+		return errNoRings
+	}
+	keys := p.ringKeys()
+	p.names = map[string]string{}
+	for _, k := range keys {
+		if strings.Contains(k.key, "ref") || strings.Contains(k.key, "event-channel") {
+			p.names[k.value] = "@" + k.key
+		}
+	}
+	for _, c := range p.keys {
+		keys = slices.DeleteFunc(keys, func(k setKey) bool { return k.key == c.key })
+		if make := special[c.value]; make != nil {
+			n, err := make(p)
+			if err != nil {
+				return err
+			}
+			value := strconv.FormatUint(uint64(n), 10)
+			p.names[value] = c.value
+			c.value = value
+		}
+		if c.value != "-" {
+			keys = append(keys, c)
+		}
+	}
+	p.keys = nil
+	err := p.host.Store.Transaction(func(tx *xenstore.Tx) error {
+		for _, k := range p.wrote {
+			if err := tx.Remove(p.dir + "/" + k); err != nil && !errors.Is(err, xenstore.ErrNotExist) {
+				return err
+			}
+		}
+		for _, k := range keys {
+			if err := tx.Write(p.dir+"/"+k.key, k.value); err != nil {
+				return err
+			}
+		}
+		return tx.Write(p.dir+"/state", strconv.Itoa(int(netfront.StateConnected)))
+	})
+	p.wrote = nil
+	for _, k := range keys {
+		p.wrote = append(p.wrote, k.key)
+	}
+	return err
+}
+
+// connect offers the rings and waits until the backend has connected to them.
+func (p *player) connect() error {
+	return errors.Join(p.offer(), p.awaitBackend(netfront.StateConnected))
+}
+
+// close leaves as a driver that is unloaded does, and gives the rings back.
+func (p *player) close() error {
+	if err := p.refused(); err != nil {
+		return err
+	}
+	if err := p.writeState("5"); err != nil {
+		return err
+	}
+	if err := p.awaitBackend(netfront.StateClosing, netfront.StateClosed); err != nil {
+		return err
+	}
+	if err := p.writeState("6"); err != nil {
+		return err
+	}
+	return errors.Join(p.awaitBackend(netfront.StateClosed), p.freeRings(), p.forget())
+}
+
+// reopen comes back after close.
+func (p *player) reopen() error {
+	return errors.Join(p.writeState("1"), p.awaitBackend(netfront.StateInitWait))
+}
+
+// rewind brings the device to where the toolstack leaves it, wherever it is.
+func (p *player) rewind() error {
+	p.keys, p.inForce = nil, ""
+	own, err := p.host.Store.Read(p.dir + "/state")
+	if err != nil && !errors.Is(err, xenstore.ErrNotExist) {
+		return err
+	}
+	if err := p.offerNothing(); err != nil {
+		return err
+	}
+	if own != "1" {
+		if err := p.close(); err != nil {
+			return err
+		}
+	}
+	return errors.Join(p.reopen(), p.freeRings(), p.forget())
+}
+
+// offerNothing removes what the last offer wrote.
+func (p *player) offerNothing() error {
+	for _, k := range p.wrote {
+		if err := p.remove(k); err != nil && !errors.Is(err, xenstore.ErrNotExist) {
+			return err
+		}
+	}
+	p.wrote = nil
+	return nil
+}
+
+func (p *player) write(key, value string) error {
+	return p.host.Store.Write(p.dir+"/"+key, value)
+}
+
+func (p *player) remove(key string) error { return p.host.Store.Remove(p.dir + "/" + key) }
+
+func (p *player) writeState(value string) error { return p.write("state", value) }
+
+// awaitBackend waits until the backend shows one of the states.
+func (p *player) awaitBackend(states ...netfront.State) error {
+	ctx, cancel := context.WithTimeout(p.ctx, p.patience)
+	defer cancel()
+	for {
+		got, err := p.host.Store.Read(p.backend + "/state")
+		if err != nil {
+			return err
+		}
+		for _, s := range states {
+			if got == strconv.Itoa(int(s)) {
+				return nil
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("the backend is in state %s, waited for %v: %w", got, states, ctx.Err())
+		case _, open := <-p.watch.C():
+			if !open {
+				return xenstore.ErrClosed
+			}
+		}
+	}
+}

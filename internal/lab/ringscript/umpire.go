@@ -1,0 +1,417 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ringscript
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/vishvananda/netlink"
+
+	"github.com/netbackd/netbackd/internal/dataplane"
+	"github.com/netbackd/netbackd/internal/lab/netfront"
+	"github.com/netbackd/netbackd/internal/lab/netns"
+	"github.com/netbackd/netbackd/internal/vif"
+	"github.com/netbackd/netbackd/pkg/xenstore"
+)
+
+// Daemon is how the umpire asks netbackd. *control.Client is one.
+type Daemon interface {
+	Vifs(ctx context.Context) ([]vif.Status, error)
+	Reset(ctx context.Context, name string) error
+}
+
+// UmpireConfig says which vif is watched.
+type UmpireConfig struct {
+	Domid uint16
+	Devid int
+	Store netfront.Store // dom0's
+	// Daemon serves the vif.
+	Daemon Daemon
+}
+
+// Umpire is on the host and tells a player what became of what it did. It belongs
+// to one goroutine.
+type Umpire struct {
+	cfg   UmpireConfig
+	name  string
+	cable *cable
+
+	drops, counters map[string]uint64 // when last asked for
+}
+
+// umpirePatience is how long an umpire waits for what the player expects. A
+// player waits longer for the answer.
+const umpirePatience = patience
+
+// umpireGlance is between two questions to the daemon.
+const umpireGlance = 10 * time.Millisecond
+
+// NewUmpire makes an umpire for a vif. It opens nothing yet.
+func NewUmpire(cfg UmpireConfig) *Umpire {
+	return &Umpire{cfg: cfg, name: fmt.Sprintf("vif%d.%d", cfg.Domid, cfg.Devid)}
+}
+
+// Close closes what the umpire has opened.
+func (u *Umpire) Close() error {
+	if u.cable == nil {
+		return nil
+	}
+	c := u.cable
+	u.cable = nil
+	return c.close()
+}
+
+// answer answers one question.
+func (u *Umpire) answer(ctx context.Context, question string) (string, error) {
+	words, err := split(question)
+	if err != nil || len(words) == 0 {
+		return "", fmt.Errorf("no question: %.60q", question)
+	}
+	ctx, cancel := context.WithTimeout(ctx, umpirePatience)
+	defer cancel()
+	verb, words := words[0], words[1:]
+	switch verb {
+	case "begin":
+		return "", u.begin(ctx)
+	case "out":
+		return u.out(ctx, words)
+	case "inject":
+		return "", u.inject(ctx, words)
+	case "drops":
+		return u.count(ctx, &u.drops, words, dropsOf)
+	case "counters":
+		return u.count(ctx, &u.counters, words, func(s *vif.Status) map[string]uint64 { return s.Counters })
+	case "reset":
+		return "", u.cfg.Daemon.Reset(ctx, u.name)
+	case "in-force":
+		return u.inForce(ctx)
+	case "error":
+		return u.fact(ctx, words, func(*vif.Status) (string, error) { return u.errorNode() })
+	}
+	if say := facts[verb]; say != nil {
+		return u.fact(ctx, words, func(s *vif.Status) (string, error) { return say(s), nil })
+	}
+	return "", fmt.Errorf("no such question: %.60q", verb)
+}
+
+// facts are what can be asked about a vif.
+var facts = map[string]func(*vif.Status) string{
+	"quarantined": func(s *vif.Status) string { return orNo(s.Quarantine) },
+	"carrier":     func(s *vif.Status) string { return choose(s.Carrier, "up", "down") },
+	"stalled":     func(s *vif.Status) string { return choose(s.Stalled, "yes", "no") },
+	"grants":      func(s *vif.Status) string { return strconv.Itoa(s.Grants) },
+	"ports":       func(s *vif.Status) string { return strconv.Itoa(s.Ports) },
+	"headroom":    func(s *vif.Status) string { return strconv.Itoa(s.Headroom) },
+	"mcast":       func(s *vif.Status) string { return strings.Join(s.Mcast, " ") },
+	"features":    func(s *vif.Status) string { return strings.Join(s.Features, " ") },
+	"served":      served,
+	"hashing":     hashing,
+	"steered": func(s *vif.Status) string {
+		return choose(s.Control != nil && strings.HasPrefix(s.Control.Steering, "hash"), "hash", "host")
+	},
+	"static": static,
+	"held": func(s *vif.Status) string {
+		for _, q := range s.Queues {
+			if q.Held > 0 {
+				return "yes"
+			}
+		}
+		return "no"
+	},
+}
+
+// served is the protocol of the control ring, and why it is out of use.
+func served(s *vif.Status) string {
+	c := s.Control
+	switch {
+	case c == nil:
+		return "no"
+	case c.Error != "":
+		return strings.TrimSpace(c.Protocol + " out of use: " + c.Error)
+	}
+	return c.Protocol
+}
+
+// hashing is algorithm, types, begin of the key and its length, and mapping of a
+// guest with a control ring.
+func hashing(s *vif.Status) string {
+	c := s.Control
+	if c == nil {
+		return "no"
+	}
+	key := "-"
+	if c.KeyOctets > 0 {
+		key = fmt.Sprintf("%.8s/%d", c.Key, c.KeyOctets)
+	}
+	mapping := strings.ReplaceAll(strings.Trim(fmt.Sprint(c.Mapping), "[]"), " ", ",")
+	return fmt.Sprintf("%s %s %s %s", c.Algorithm, orDash(strings.Join(c.Types, ",")), key, orDash(mapping))
+}
+
+// static is the number of static grants of each queue.
+func static(s *vif.Status) string {
+	var n []string
+	for _, q := range s.Queues {
+		n = append(n, strconv.Itoa(q.Static))
+	}
+	return strings.Join(n, " ")
+}
+
+// inForce is all that a guest can configure over the control ring.
+func (u *Umpire) inForce(ctx context.Context) (string, error) {
+	s, err := u.status(ctx)
+	if err != nil {
+		return "", err
+	}
+	text := hashing(s) + " static " + static(s)
+	if s.Control != nil {
+		text += " key " + s.Control.Key
+	}
+	return text, nil
+}
+
+func orDash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
+
+func orNo(s string) string {
+	if s == "" {
+		return "no"
+	}
+	return s
+}
+
+func choose(b bool, yes, no string) string {
+	if b {
+		return yes
+	}
+	return no
+}
+
+// status asks the daemon.
+func (u *Umpire) status(ctx context.Context) (*vif.Status, error) {
+	all, err := u.cfg.Daemon.Vifs(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for i := range all {
+		if all[i].Name == u.name {
+			return &all[i], nil
+		}
+	}
+	return nil, fmt.Errorf("netbackd has no %s", u.name)
+}
+
+// until asks the daemon until ok. When time is up the last status is as good as
+// another: the player tells what is wrong with it.
+func (u *Umpire) until(ctx context.Context, ok func(*vif.Status) (bool, error)) error {
+	tick := time.NewTicker(umpireGlance)
+	defer tick.Stop()
+	for {
+		s, err := u.status(ctx)
+		if err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			return err
+		}
+		if yes, err := ok(s); yes || err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+// fact waits until what say says is what is wanted, or has it in it, and returns
+// what it says.
+func (u *Umpire) fact(ctx context.Context, words []string, say func(*vif.Status) (string, error)) (got string, err error) {
+	want := ""
+	if len(words) > 0 {
+		want = words[0]
+	}
+	err = u.until(ctx, func(s *vif.Status) (bool, error) {
+		got, err = say(s)
+		return got == want || want != "" && want != "no" && len(want) > 3 && strings.Contains(got, want), err
+	})
+	return got, err
+}
+
+// errorNode is what stands in the error node of the vif.
+func (u *Umpire) errorNode() (string, error) {
+	v, err := u.cfg.Store.Read(fmt.Sprintf("/local/domain/0/error/backend/vif/%d/%d/error", u.cfg.Domid, u.cfg.Devid))
+	if errors.Is(err, xenstore.ErrNotExist) {
+		return "no", nil
+	}
+	return v, err
+}
+
+// dropsOf are the counters of packets that were not delivered.
+func dropsOf(s *vif.Status) map[string]uint64 {
+	m := map[string]uint64{}
+	for _, c := range dataplane.Counters {
+		if n := s.Counters[c.Name]; c.Kind == dataplane.Drop && n > 0 {
+			m[c.Name] = n
+		}
+	}
+	return m
+}
+
+// count waits until so much was counted since the last time, and returns what
+// was. Of drops all are told, of other counters those that were asked for.
+func (u *Umpire) count(ctx context.Context, before *map[string]uint64, words []string, read func(*vif.Status) map[string]uint64) (string, error) {
+	want := map[string]int64{}
+	for _, w := range words {
+		name, n, _ := strings.Cut(w, "=")
+		v, err := strconv.ParseInt(n, 10, 64)
+		if err != nil {
+			return "", fmt.Errorf("%q is no count", w)
+		}
+		want[name] = v
+	}
+	got := map[string]int64{}
+	var now map[string]uint64
+	err := u.until(ctx, func(s *vif.Status) (bool, error) {
+		now = read(s)
+		clear(got)
+		for name, n := range now {
+			if d := int64(n - (*before)[name]); d != 0 {
+				got[name] = d
+			}
+		}
+		for name, n := range want {
+			if got[name] < n {
+				return false, nil
+			}
+		}
+		return true, nil
+	})
+	if err != nil {
+		return "", err
+	}
+	*before = maps.Clone(now)
+	if before == &u.counters {
+		for name := range got {
+			if _, asked := want[name]; !asked {
+				delete(got, name)
+			}
+		}
+		for name := range want {
+			got[name] += 0 // what was not counted is told, too
+		}
+	}
+	return formatCounts(got), nil
+}
+
+// formatCounts is NAME=N..., in the order of the names.
+func formatCounts(m map[string]int64) string {
+	var words []string
+	for _, name := range slices.Sorted(maps.Keys(m)) {
+		words = append(words, fmt.Sprintf("%s=%d", name, m[name]))
+	}
+	return strings.Join(words, " ")
+}
+
+// begin is a new script: what was before it does not count.
+func (u *Umpire) begin(ctx context.Context) error {
+	var s *vif.Status
+	if err := u.until(ctx, func(now *vif.Status) (bool, error) {
+		s = now
+		return s.Interface != "" && s.Up, nil
+	}); err != nil {
+		return err
+	}
+	if s.Interface == "" {
+		return fmt.Errorf("%s has no interface", u.name)
+	}
+	if u.cable == nil {
+		if err := alone(s.Interface); err != nil {
+			return err
+		}
+		c, err := openCable(s.Interface)
+		if err != nil {
+			return err
+		}
+		u.cable = c
+	}
+	u.drops, u.counters = dropsOf(s), maps.Clone(s.Counters)
+	_, err := u.cable.drain()
+	return err
+}
+
+// alone sees to it that nothing comes out of an interface but what the umpire
+// sends: it belongs to no bridge, and its kernel does not speak by itself.
+func alone(ifname string) error {
+	l, err := netlink.LinkByName(ifname)
+	if err == nil {
+		err = netlink.LinkSetNoMaster(l)
+	}
+	if err != nil {
+		return fmt.Errorf("take %s off its bridge: %w", ifname, err)
+	}
+	return netns.Sysctl("net/ipv6/conf/"+ifname+"/disable_ipv6", "1")
+}
+
+var errNoCable = errors.New("no script has begun")
+
+// out waits until so many frames have come out, and returns all that have.
+func (u *Umpire) out(ctx context.Context, words []string) (string, error) {
+	if u.cable == nil || len(words) != 1 {
+		return "", errNoCable
+	}
+	n, err := strconv.Atoi(words[0])
+	if err != nil {
+		return "", err
+	}
+	tick := time.NewTicker(glance)
+	defer tick.Stop()
+	var got []string
+	for {
+		more, err := u.cable.drain()
+		if err != nil {
+			return "", err
+		}
+		if got = append(got, more...); len(got) >= n {
+			return repeats(got), nil
+		}
+		select {
+		case <-ctx.Done():
+			return repeats(got), nil
+		case <-tick.C:
+		}
+	}
+}
+
+// inject sends a frame to the guest, some times.
+func (u *Umpire) inject(ctx context.Context, words []string) error {
+	if u.cable == nil || len(words) < 1 {
+		return errNoCable
+	}
+	n, err := strconv.Atoi(words[0])
+	if err != nil {
+		return err
+	}
+	spec, err := readSpec(words[1:])
+	if err != nil {
+		return err
+	}
+	f := spec.make()
+	for range n {
+		if err := u.cable.send(ctx, f); err != nil {
+			return err
+		}
+	}
+	return nil
+}

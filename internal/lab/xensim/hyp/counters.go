@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package hyp
+
+import (
+	"sync/atomic"
+
+	"github.com/netbackd/netbackd/internal/lab/xensim/wire"
+)
+
+// domainCounters are wire.Counters while they count.
+type domainCounters struct {
+	grantMaps, grantUnmaps                       atomic.Uint64
+	grantCopyCalls, grantCopyOps, grantCopyBytes atomic.Uint64
+	grantFailures                                atomic.Uint64
+	eventBinds, eventCloses, eventSends          atomic.Uint64
+	setupTableCalls                              atomic.Uint64
+	eventsDelivered, eventsCoalesced             atomic.Uint64
+	eventsDropped                                atomic.Uint64
+	grantedMaps, grantedUnmaps                   atomic.Uint64
+	grantedCopies                                atomic.Uint64
+}
+
+func (c *domainCounters) snapshot() wire.Counters {
+	return wire.Counters{
+		GrantMaps:       c.grantMaps.Load(),
+		GrantUnmaps:     c.grantUnmaps.Load(),
+		GrantCopyCalls:  c.grantCopyCalls.Load(),
+		GrantCopyOps:    c.grantCopyOps.Load(),
+		GrantCopyBytes:  c.grantCopyBytes.Load(),
+		GrantFailures:   c.grantFailures.Load(),
+		EventBinds:      c.eventBinds.Load(),
+		EventCloses:     c.eventCloses.Load(),
+		EventSends:      c.eventSends.Load(),
+		SetupTableCalls: c.setupTableCalls.Load(),
+		EventsDelivered: c.eventsDelivered.Load(),
+		EventsCoalesced: c.eventsCoalesced.Load(),
+		EventsDropped:   c.eventsDropped.Load(),
+		GrantedMaps:     c.grantedMaps.Load(),
+		GrantedUnmaps:   c.grantedUnmaps.Load(),
+		GrantedCopies:   c.grantedCopies.Load(),
+	}
+}
+
+// CountCopy records that d had ops operations carried out that moved bytes.
+// Linux passes them on 16 at a time (GNTDEV_COPY_BATCH).
+func (d *Domain) CountCopy(ops, bytes int) {
+	d.counters.grantCopyCalls.Add(uint64(ops+15) / 16)
+	d.counters.grantCopyOps.Add(uint64(ops))
+	d.counters.grantCopyBytes.Add(uint64(bytes))
+}

@@ -1,0 +1,337 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package hyp
+
+import (
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/netbackd/netbackd/internal/lab/xensim/gnttab"
+	"github.com/netbackd/netbackd/internal/lab/xensim/wire"
+	"github.com/netbackd/netbackd/pkg/gntdev"
+)
+
+// Use says what a grant is used for; the rules differ a little.
+type Use uint8
+
+// The uses.
+const (
+	ForCopy Use = iota
+	ForMap
+)
+
+// grantTable is what the hypervisor keeps about a domain's grants, apart from
+// what the domain says in its memory.
+type grantTable struct {
+	mu     sync.Mutex
+	frames int           // set up so far; guarded by mu
+	max    int           // never changes
+	active []activeGrant // one for each reference of the frames; guarded by mu
+	inUse  int           // of them pinned; guarded by mu
+	pins   int           // sum of all pins; guarded by mu
+	holds  int           // processes of the domain itself; guarded by mu
+	dying  bool          // guarded by mu
+	gone   bool          // dying and nothing held any more: the memory is not there; guarded by mu
+	faults faults        // guarded by mu
+}
+
+// activeGrant is struct active_grant_entry: a reference that is in use. What it
+// says holds until the last user lets go, whatever the domain writes into its
+// table meanwhile.
+type activeGrant struct {
+	readers, writers uint8 // GNTPIN_hstr, GNTPIN_hstw
+	domid            uint16
+	frame            uint32
+}
+
+// pinMax is the most uses of one reference for reading, and for writing: Xen
+// refuses as soon as the top bit of the 8-bit count is set.
+const pinMax = 1 << 7
+
+func (a *activeGrant) pinned() bool { return a.readers|a.writers != 0 }
+
+func (t *grantTable) init(maxFrames int) {
+	t.max = maxFrames
+	t.grow(1)
+}
+
+// grow makes frames part of the table. The caller holds mu, or is alone.
+func (t *grantTable) grow(frames int) {
+	t.frames = frames
+	t.active = append(t.active, make([]activeGrant, frames*gnttab.RefsPerFrame-len(t.active))...)
+}
+
+// SetupTable is GNTTABOP_setup_table: it makes the table at least frames long.
+// The frames are the domain's first ones. It returns how long the table is now.
+func (d *Domain) SetupTable(frames int) (int, unix.Errno) {
+	d.counters.setupTableCalls.Add(1)
+	t := &d.gt
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if frames > t.max {
+		return t.frames, unix.EINVAL
+	}
+	if frames > t.frames {
+		t.grow(frames)
+	}
+	return t.frames, 0
+}
+
+// Table is the domain's grant table, in its memory: as many frames as it may
+// ever have.
+func (d *Domain) Table() gnttab.Table {
+	return gnttab.Table(d.mem.bytes[:d.config.MaxGrantFrames*PageSize])
+}
+
+// Grant is one use of a grant: a page that stays where it is until Release.
+type Grant struct {
+	user, owner *Domain
+	ref, frame  uint32
+	write       bool
+	use         Use
+}
+
+// Page is the granted page.
+func (g Grant) Page() []byte { return g.owner.mem.frame(g.frame) }
+
+// Frame is the number of the granted page.
+func (g Grant) Frame() uint32 { return g.frame }
+
+// Acquire pins the page that owner granted to d as ref: map_grant_ref, or
+// acquire_grant_for_copy, of Xen. Only with gntdev.StatusOkay is there
+// something to Release.
+func (d *Domain) Acquire(owner *Domain, ref uint32, write bool, use Use) (Grant, gntdev.Status) {
+	t := &owner.gt
+	t.mu.Lock()
+	op := wire.FaultCopy
+	if use == ForMap {
+		op = wire.FaultMap
+	}
+	st, delay := t.faults.strike(ref, op)
+	var frame uint32
+	if st == gntdev.StatusOkay {
+		frame, st = owner.pin(ref, d.id, write, use)
+	}
+	t.mu.Unlock()
+	d.h.sleep(delay)
+	if st != gntdev.StatusOkay {
+		d.counters.grantFailures.Add(1)
+		return Grant{}, st
+	}
+	if use == ForMap {
+		d.counters.grantMaps.Add(1)
+		owner.counters.grantedMaps.Add(1)
+	} else {
+		owner.counters.grantedCopies.Add(1)
+	}
+	return Grant{user: d, owner: owner, ref: ref, frame: frame, write: write, use: use}, st
+}
+
+// pin is Acquire in the granting domain, with its t.mu held.
+func (d *Domain) pin(ref uint32, by uint16, write bool, use Use) (uint32, gntdev.Status) {
+	t := &d.gt
+	if t.gone {
+		return 0, gntdev.StatusBadDomain
+	}
+	if uint64(ref) >= uint64(len(t.active)) {
+		return 0, gntdev.StatusBadGntref
+	}
+	a := &t.active[ref]
+	if a.pinned() && (a.domid != by || write && a.writers >= pinMax || !write && a.readers >= pinMax) {
+		return 0, gntdev.StatusGeneralError
+	}
+	if !a.pinned() || write && a.writers == 0 {
+		if st := d.setStatus(ref, a, by, write, use); st != gntdev.StatusOkay {
+			return 0, st
+		}
+		frame := d.Table().Frame(ref)
+		st := gntdev.StatusOkay
+		switch {
+		case t.dying || !d.owns(frame):
+			st = gntdev.StatusBadPage
+		case !a.pinned():
+			a.domid, a.frame = by, frame
+		case use == ForCopy && a.frame != frame:
+			// Mapped for reading, and the entry names another page by now.
+			// A map goes on with the page it knows, a copy gives up.
+			st = gntdev.StatusGeneralError
+		}
+		if st != gntdev.StatusOkay {
+			d.reduceStatus(ref, a, write)
+			return 0, st
+		}
+	} else if t.dying {
+		// The pin says the page is there, which means nothing any more.
+		return 0, gntdev.StatusBadDomain
+	}
+	if !a.pinned() {
+		t.inUse++
+	}
+	if write {
+		a.writers++
+	} else {
+		a.readers++
+	}
+	t.pins++
+	return a.frame, gntdev.StatusOkay
+}
+
+// owns reports whether frame is memory of the domain that it can grant. Its
+// grant table is Xen's.
+func (d *Domain) owns(frame uint32) bool {
+	table, end := d.Frames()
+	return uint64(frame) >= uint64(table) && uint64(frame) < uint64(end)
+}
+
+// unstable is how often a compare-and-swap of an entry may lose to the guest
+// before Xen takes it for an attack.
+const unstable = 5
+
+// setStatus is _set_status_v1: it checks what the domain's entry says and marks
+// it as in use.
+func (d *Domain) setStatus(ref uint32, a *activeGrant, by uint16, write bool, use Use) gntdev.Status {
+	table, mask := d.Table(), gnttab.TypeMask
+	if use == ForMap {
+		mask |= gnttab.SubPage
+	}
+	for range unstable {
+		old := table.Head(ref)
+		if !a.pinned() && (old.Flags()&mask != gnttab.PermitAccess || old.Domid() != by) {
+			return gntdev.StatusGeneralError
+		}
+		want := old.With(gnttab.Reading)
+		if write {
+			if old.Flags()&gnttab.ReadOnly != 0 {
+				return gntdev.StatusGeneralError
+			}
+			want = want.With(gnttab.Writing)
+		}
+		if table.Swap(ref, old, want) {
+			return gntdev.StatusOkay
+		}
+	}
+	return gntdev.StatusGeneralError
+}
+
+// reduceStatus is reduce_status_for_pin: it clears what no use of the
+// reference asks for any more.
+func (d *Domain) reduceStatus(ref uint32, a *activeGrant, write bool) {
+	var flags uint16
+	if !a.pinned() {
+		flags |= gnttab.Reading
+	}
+	if write && a.writers == 0 {
+		flags |= gnttab.Writing
+	}
+	if flags != 0 {
+		d.Table().Clear(ref, flags)
+	}
+}
+
+// Release ends one use. The page of a domain that has died in the meantime goes
+// with its last use, and the domain with its last page.
+func (g Grant) Release() {
+	d, t := g.owner, &g.owner.gt
+	if g.use == ForMap {
+		g.user.counters.grantUnmaps.Add(1)
+		d.counters.grantedUnmaps.Add(1)
+	}
+	t.mu.Lock()
+	a := &t.active[g.ref]
+	if g.write {
+		a.writers--
+	} else {
+		a.readers--
+	}
+	t.pins--
+	if !a.pinned() {
+		t.inUse--
+	}
+	d.reduceStatus(g.ref, a, g.write)
+	gone := t.checkGone()
+	t.mu.Unlock()
+	if gone {
+		d.h.reap(d)
+	}
+}
+
+// Hold keeps the memory of the domain while one of its own processes uses it.
+// It returns false when the domain is dying.
+func (d *Domain) Hold() bool {
+	t := &d.gt
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.dying {
+		return false
+	}
+	t.holds++
+	return true
+}
+
+// Unhold ends a Hold.
+func (d *Domain) Unhold() {
+	t := &d.gt
+	t.mu.Lock()
+	t.holds--
+	gone := t.checkGone()
+	t.mu.Unlock()
+	if gone {
+		d.h.reap(d)
+	}
+}
+
+// checkGone notices, once, that nothing of a dying domain is held any more. The
+// caller holds mu and calls reap after releasing it.
+func (t *grantTable) checkGone() bool {
+	if !t.dying || t.gone || t.pins > 0 || t.holds > 0 {
+		return false
+	}
+	t.gone = true
+	return true
+}
+
+// kill marks the domain as dying and frees the memory nobody else uses. It
+// reports whether that is all of it.
+func (t *grantTable) kill(m *memory) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.dying = true
+	inUse := map[uint32]bool{}
+	for i := range t.active {
+		if t.active[i].pinned() {
+			inUse[t.active[i].frame] = true
+		}
+	}
+	// The table itself stays, so that a late copy still learns from it that
+	// the reference was good and only the page is not (GNTST_bad_page).
+	from, end := t.max, len(m.bytes)/PageSize
+	for n := from; n < end; n++ {
+		if inUse[uint32(n)] {
+			m.discard(from, n)
+			from = n + 1
+		}
+	}
+	m.discard(from, end)
+	return t.checkGone()
+}
+
+func (t *grantTable) usage() (frames, inUse, pins int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.frames, t.inUse, t.pins
+}
+
+// TakeMaptrack reserves n maptrack entries of d, one for each page it is about
+// to map. Without, a map gets GNTST_no_space.
+func (d *Domain) TakeMaptrack(n int) bool {
+	limit := int64(d.config.MaxMaptrackFrames) * maptrackPerFrame
+	if d.maptrack.Add(int64(n)) > limit {
+		d.maptrack.Add(int64(-n))
+		return false
+	}
+	return true
+}
+
+// ReturnMaptrack ends the use of n maptrack entries.
+func (d *Domain) ReturnMaptrack(n int) { d.maptrack.Add(int64(-n)) }

@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package simclient
+
+import (
+	"golang.org/x/sys/unix"
+
+	"github.com/netbackd/netbackd/internal/lab/xensim/wire"
+	"github.com/netbackd/netbackd/pkg/gntalloc"
+)
+
+// Pages does for the embedded Xen what [gntalloc.Device] does for a real one:
+// it makes pages of this domain's memory that other domains may use. Its methods
+// may be called from several goroutines at once.
+type Pages struct{ link *link }
+
+// Pages opens the grant allocation device.
+func (c *Conn) Pages() (*Pages, error) {
+	l, _, err := open(c.dir, c.domid, wire.KindGntalloc)
+	if err != nil {
+		return nil, err
+	}
+	return &Pages{link: l}, nil
+}
+
+// Close closes the device. Pages stay granted until their Free. Close may be
+// called again, which does nothing.
+func (p *Pages) Close() error { return p.link.close() }
+
+// Alloc is [gntalloc.Device.Alloc].
+func (p *Pages) Alloc(domid uint16, n int, writable bool) (*gntalloc.Pages, error) {
+	fail := func(err error) (*gntalloc.Pages, error) {
+		return nil, &gntalloc.Error{Op: "alloc", Domid: domid, Pages: n, Err: err}
+	}
+	if n < 1 || n > wire.MaxRefs {
+		return fail(unix.EINVAL)
+	}
+	l := p.link
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return fail(gntalloc.ErrClosed)
+	}
+	w := uint32(0)
+	if writable {
+		w = 1
+	}
+	if want := 64 + 8*n; len(l.buf) < want {
+		l.buf = make([]byte, want)
+	}
+	l.msg = wire.AppendU32(l.msg[:0], uint32(wire.OpAlloc), uint32(domid), uint32(n), w)
+	r, file, errno, err := l.callFile(l.msg)
+	if file >= 0 {
+		defer unix.Close(file)
+	}
+	switch {
+	case err != nil:
+		return fail(err)
+	case errno != 0:
+		return fail(errno)
+	}
+	index := r.U64()
+	refs, frames := make([]uint32, n), make([]uint32, n)
+	for i := range refs {
+		refs[i], frames[i] = r.U32(), r.U32()
+	}
+	if r.Done() != nil || file < 0 {
+		return fail(wire.ErrMessage)
+	}
+	mem, err := mapPages(file, frames, unix.PROT_READ|unix.PROT_WRITE)
+	if err != nil {
+		_ = l.simple(deallocMsg(index, n))
+		return fail(err)
+	}
+	l.users++
+	return gntalloc.NewPages(mem, refs, func() error { return l.free(mem, index, n) }), nil
+}
+
+// free is gntalloc.Pages.Free.
+func (l *link) free(mem []byte, index uint64, n int) error {
+	err := unmapPages(mem)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if e := l.simple(deallocMsg(index, n)); err == nil {
+		err = e
+	}
+	if e := l.leave(); err == nil {
+		err = e
+	}
+	if err != nil {
+		return &gntalloc.Error{Op: "free", Pages: n, Err: err}
+	}
+	return nil
+}
+
+func deallocMsg(index uint64, n int) []byte {
+	return wire.AppendU32(wire.AppendU64(wire.AppendU32(nil, uint32(wire.OpDealloc)), index), uint32(n))
+}

@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package toolstack
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/netbackd/netbackd/internal/lab/xensim/simclient"
+	"github.com/netbackd/netbackd/pkg/xenstore"
+)
+
+// The event channel and the grant that a real domain is given for xenstore.
+// xenstored only wants to see numbers.
+const (
+	storePort = 1
+	storeRef  = 1 // GNTTAB_RESERVED_XENSTORE
+)
+
+// Config describes a domain: the part of an xl configuration file that matters
+// to a network backend.
+type Config struct {
+	Name string
+	// Domain sizes the domain. Its name is Name.
+	Domain simclient.DomainConfig
+	Vifs   []Vif
+}
+
+// Create is `xl create -p`: it makes a domain, paused, and attaches its vifs.
+// When one of them cannot be attached, the domain is destroyed again, which
+// takes a backend that does not answer another ten seconds. waits has what was
+// waited for each vif, in the order of cfg.
+func (t *Toolstack) Create(ctx context.Context, cfg Config) (domid uint16, waits []Waits, err error) {
+	dc := cfg.Domain
+	dc.Name, dc.Paused = cfg.Name, true
+	domid, err = t.ctl.CreateDomain(dc)
+	if err != nil {
+		return 0, nil, err
+	}
+	if err := t.makeNodes(domid, cfg.Name, dc); err != nil {
+		return 0, nil, errors.Join(err, t.ctl.Destroy(domid))
+	}
+	waits = make([]Waits, len(cfg.Vifs))
+	errs := make([]error, len(cfg.Vifs))
+	last := NextDevid
+	for _, v := range cfg.Vifs {
+		last = max(last, v.Devid)
+	}
+	var wg sync.WaitGroup
+	for i, v := range cfg.Vifs {
+		if v.Devid == NextDevid {
+			last++
+			v.Devid = last
+		}
+		wg.Go(func() { _, waits[i], errs[i] = t.AttachVif(ctx, domid, v) })
+	}
+	wg.Wait()
+	if err := errors.Join(errs...); err != nil {
+		_, derr := t.Destroy(context.WithoutCancel(ctx), domid)
+		return 0, waits, errors.Join(err, derr)
+	}
+	return domid, waits, nil
+}
+
+// makeNodes is libxl__domain_make and libxl__build_post, as far as nodes go.
+func (t *Toolstack) makeNodes(domid uint16, name string, cfg simclient.DomainConfig) error {
+	uuid := newUUID()
+	dom, vm, lib := domPath(domid), "/vm/"+uuid, libxlPath(domid)
+	ro, rw := readable(0, domid), owned(domid)
+	err := t.xs.Transaction(func(tx *xenstore.Tx) error {
+		b := batch{tx: tx}
+		b.remove(dom)
+		b.mknod(dom, ro)
+		b.remove(vm)
+		b.mknod(vm, ro)
+		b.remove(lib)
+		b.mknod(lib, private())
+		b.mknod(lib+"/device", private())
+		b.write(dom+"/vm", vm)
+		b.write(dom+"/name", name)
+		for _, n := range []pair{
+			{"cpu", "r"}, {"memory", "r"}, {"device", "r"}, {"device/suspend/event-channel", "w"},
+			{"control", "r"}, {"control/shutdown", "w"}, {"control/feature-poweroff", "w"}, {"control/feature-reboot", "w"},
+			{"control/feature-suspend", "w"}, {"control/sysrq", "w"},
+			{"data", "w"}, {"drivers", "w"}, {"feature", "w"}, {"attr", "w"}, {"error", "w"},
+		} {
+			perms := ro
+			if n.value == "w" {
+				perms = rw
+			}
+			b.mknod(dom+"/"+n.key, perms)
+		}
+		b.write(vm+"/uuid", uuid)
+		b.write(vm+"/name", name)
+		b.write(dom+"/control/platform-feature-multiprocessor-suspend", "1")
+		b.write(dom+"/control/platform-feature-xs_reset_watches", "1")
+		b.write(lib+"/type", "pv")
+		return b.err
+	})
+	if err != nil {
+		return fmt.Errorf("domain %d: nodes: %w", domid, err)
+	}
+	kib := strconv.Itoa(cfg.Pages * 4)
+	err = t.xs.Transaction(func(tx *xenstore.Tx) error {
+		b := batch{tx: tx}
+		b.writev(dom, []pair{
+			{"memory/static-max", kib}, {"memory/target", kib}, {"memory/videoram", "0"},
+			{"domid", strconv.Itoa(int(domid))},
+			{"store/port", strconv.Itoa(storePort)}, {"store/ring-ref", strconv.Itoa(storeRef)},
+			{"cpu/0/availability", "online"},
+		}, nil)
+		return b.err
+	})
+	if err == nil {
+		err = t.xs.Introduce(domid, storeRef, storePort)
+	}
+	if err != nil {
+		return fmt.Errorf("domain %d: introduce: %w", domid, err)
+	}
+	return nil
+}
+
+// newUUID is a random UUID, version 4.
+func newUUID() string {
+	var u [16]byte
+	_, _ = rand.Read(u[:]) // cannot fail
+	u[6], u[8] = u[6]&0x0f|0x40, u[8]&0x3f|0x80
+	return fmt.Sprintf("%x-%x-%x-%x-%x", u[0:4], u[4:6], u[6:8], u[8:10], u[10:])
+}
+
+// Unpause lets a domain run, as `xl create` does in the end.
+func (t *Toolstack) Unpause(domid uint16) error { return t.ctl.Unpause(domid) }
+
+// Destroy is `xl destroy`: it detaches all vifs, those of a dead backend
+// included, removes the domain's nodes and destroys the domain. What goes wrong
+// with a vif is no reason for libxl to stop, nor to fail.
+func (t *Toolstack) Destroy(ctx context.Context, domid uint16) ([]Waits, error) {
+	if err := t.ctl.Pause(domid); err != nil {
+		return nil, err
+	}
+	vifs := t.vifs(domid)
+	waits := make([]Waits, len(vifs))
+	var wg sync.WaitGroup
+	for i, devid := range vifs {
+		wg.Go(func() {
+			d, err := t.device(domid, devid)
+			if err == nil {
+				waits[i], _ = t.remove(ctx, d, forceOn)
+			}
+		})
+	}
+	wg.Wait()
+	dom := domPath(domid)
+	if vm, err := t.xs.Read(dom + "/vm"); err == nil {
+		_ = t.xs.Remove(vm) // of no interest to libxl either
+	}
+	err := t.xs.Remove(dom)
+	if errors.Is(err, xenstore.ErrNotExist) {
+		err = nil
+	}
+	_ = t.xs.Remove(libxlPath(domid))
+	return waits, errors.Join(err, t.ctl.Destroy(domid))
+}
+
+// vifs are the numbers of the vifs libxl has attached to a domain.
+func (t *Toolstack) vifs(domid uint16) []int {
+	names, err := t.xs.List(libxlPath(domid) + "/device/vif")
+	if err != nil {
+		return nil
+	}
+	var devids []int
+	for _, name := range names {
+		if n, err := strconv.Atoi(name); err == nil {
+			devids = append(devids, n)
+		}
+	}
+	slices.Sort(devids)
+	return devids
+}
+
+// device finds out who serves a vif, from libxl's own copy: the guest and the
+// backend could have changed the others.
+func (t *Toolstack) device(domid uint16, devid int) (device, error) {
+	d := device{domid: domid, devid: devid}
+	path, err := t.xs.Read(d.libxlPath() + "/backend")
+	if errors.Is(err, xenstore.ErrNotExist) {
+		return d, fmt.Errorf("%v: %w", d, ErrNoDevice)
+	}
+	if err != nil {
+		return d, err
+	}
+	return parseBackendPath(path)
+}
+
+// Waits is what one attach or detach waited for.
+type Waits struct {
+	State  time.Duration // until the backend was seen in the state wanted, or not
+	Forced time.Duration // detach: the second time, after the frontend was removed
+	Script time.Duration // until the hotplug script was through
+}

@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package toolstack
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/netbackd/netbackd/internal/lab/netns"
+	"github.com/netbackd/netbackd/internal/lab/xensim/simclient"
+	"github.com/netbackd/netbackd/internal/lab/xensim/simtest"
+	"github.com/netbackd/netbackd/pkg/xenstore"
+)
+
+func TestMain(m *testing.M) {
+	if code, done := netns.Enter(); done {
+		os.Exit(code)
+	}
+	goleak.VerifyTestMain(m)
+}
+
+// lab is a simulation with a toolstack whose script writes down its calls.
+type lab struct {
+	*Toolstack
+	t    *testing.T
+	dom0 *simclient.Conn
+	path string // of the simulation
+
+	mu     sync.Mutex
+	calls  []string                    // of the script; guarded by mu
+	script func(context.Context) error // what the script does; guarded by mu
+}
+
+// short is a limit that tests wait for.
+const short = 100 * time.Millisecond
+
+func newLab(t *testing.T) *lab {
+	t.Helper()
+	l := &lab{t: t, path: simtest.Start(t)}
+	dir := l.path
+	var err error
+	if l.dom0, err = simclient.Dial(dir, 0); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.dom0.Close() })
+	l.Toolstack, err = New(l.dom0, Options{Script: l.hotplug})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	return l
+}
+
+func (l *lab) hotplug(ctx context.Context, c Call) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	state, _ := c.Store.Read(c.Backend + "/state")
+	l.calls = append(l.calls, fmt.Sprintf("%s %s %s in state %s", c.Path, strings.Join(c.Args(), " "), c.Vif(), state))
+	if l.script != nil {
+		return l.script(ctx)
+	}
+	if c.Action == Online {
+		return c.Store.Write(c.Backend+"/hotplug-status", "connected")
+	}
+	return nil
+}
+
+func (l *lab) wantCalls(want ...string) {
+	l.t.Helper()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !slices.Equal(l.calls, want) {
+		l.t.Errorf("script calls %q, want %q", l.calls, want)
+	}
+	l.calls = nil
+}
+
+// guest makes a domain without a vif.
+func (l *lab) guest() uint16 {
+	l.t.Helper()
+	domid, _, err := l.Create(context.Background(), Config{Name: "guest", Domain: simclient.DomainConfig{Pages: 16}})
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	return domid
+}
+
+// tree is what xenstore-ls -fp shows of all that has to do with vifs.
+func (l *lab) tree() []string {
+	l.t.Helper()
+	var lines []string
+	var walk func(string)
+	walk = func(path string) {
+		names, err := l.xs.List(path)
+		if err != nil {
+			return
+		}
+		slices.Sort(names)
+		for _, name := range names {
+			child := strings.TrimSuffix(path, "/") + "/" + name
+			if strings.Contains(child, "/vif") {
+				value, verr := l.xs.Read(child)
+				perms, perr := l.xs.Permissions(child)
+				if err := errors.Join(verr, perr); err != nil {
+					l.t.Fatal(err)
+				}
+				var p []string
+				for _, perm := range perms {
+					p = append(p, perm.String())
+				}
+				lines = append(lines, fmt.Sprintf("%s = %q (%s)", child, value, strings.Join(p, ",")))
+			}
+			walk(child)
+		}
+	}
+	walk("/")
+	return lines
+}
+
+func (l *lab) wantNoVifNodes() {
+	l.t.Helper()
+	if left := l.tree(); len(left) > 0 {
+		l.t.Errorf("nodes are left:\n%s", strings.Join(left, "\n"))
+	}
+}
+
+// backend answers the toolstack for one vif as a backend does, until the test
+// ends: state 2 to state 1, and, if it closes, state 6 to state 5.
+func (l *lab) backend(domid uint16, devid int, closes bool) {
+	l.t.Helper()
+	state := device{domid: domid, devid: devid}.backendPath() + "/state"
+	w, err := l.xs.Watch(state)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	ended := make(chan struct{})
+	l.t.Cleanup(func() {
+		w.Close()
+		<-ended
+	})
+	go func() {
+		defer close(ended)
+		for range w.C() {
+			_ = l.xs.Transaction(func(tx *xenstore.Tx) error {
+				s, err := tx.Read(state)
+				switch {
+				case err != nil:
+					return nil // no such vif, or not any more
+				case s == "1":
+					return tx.Write(state, "2")
+				case s == "5" && closes:
+					return tx.Write(state, "6")
+				}
+				return nil
+			})
+		}
+	}()
+}
+
+func (l *lab) write(path, value string) {
+	l.t.Helper()
+	if err := l.xs.Write(path, value); err != nil {
+		l.t.Fatal(err)
+	}
+}
+
+func (l *lab) wantNode(path, want string) {
+	l.t.Helper()
+	if got, err := l.xs.Read(path); err != nil || got != want {
+		l.t.Errorf("%s is %q (%v), want %q", path, got, err, want)
+	}
+}
+
+func (l *lab) wantGone(domid uint16) {
+	l.t.Helper()
+	if _, err := l.ctl.Domain(domid); err == nil {
+		l.t.Error("the domain still exists")
+	}
+	for _, path := range []string{domPath(domid), libxlPath(domid)} {
+		if ok, err := l.xs.Exists(path); ok || err != nil {
+			l.t.Errorf("%s: exists %v, %v", path, ok, err)
+		}
+	}
+	if names, _ := l.xs.List("/vm"); len(names) > 0 {
+		l.t.Errorf("/vm has %v", names)
+	}
+}

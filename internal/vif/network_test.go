@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package vif
+
+import (
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+
+	"github.com/netbackd/netbackd/internal/lab/netns"
+	"github.com/netbackd/netbackd/pkg/tap"
+)
+
+// moveTap is a script or an administrator moving the TAP to another network namespace.
+func (w *world) moveTap() *netns.NS {
+	w.t.Helper()
+	ns, err := netns.New()
+	w.must(err)
+	w.t.Cleanup(func() { w.must(ns.Close()) })
+	w.moveTo(ns)
+	return ns
+}
+
+func (w *world) moveTo(ns *netns.NS) {
+	w.t.Helper()
+	f, err := os.Open(ns.Path())
+	w.must(err)
+	defer func() { w.must(f.Close()) }()
+	w.must(netlink.LinkSetNsFd(w.iface(ifname), int(f.Fd())))
+}
+
+// tapIn returns the TAP that is in a namespace, nil if there is none.
+func (w *world) tapIn(ns *netns.NS) (l *netlink.Tuntap) {
+	w.t.Helper()
+	w.must(ns.Do(func() error { l = w.iface(ifname); return nil }))
+	return l
+}
+
+// goAway detaches the vif, and has its guest follow.
+func (w *world) goAway() {
+	w.t.Helper()
+	w.detach()
+	w.settle()
+	w.frontState(Closing)
+	w.settle()
+	w.frontState(Closed)
+	w.settle()
+}
+
+// TestTapMovedByTheScript: the vif is served where the TAP is, with all the queues
+// that the guest wants, again and again, and without any right to enter.
+func TestTapMovedByTheScript(t *testing.T) {
+	w := newWorld(t)
+	w.attach()
+	w.wantSteps("publish init-wait")
+	ns := w.moveTap()
+	w.plugIn()
+	w.settle()
+	for _, n := range []int{3, 1, 8} {
+		w.rings(n, false)
+		w.frontState(Connected)
+		w.wantSteps("connect plug connected")
+		w.wantState("4")
+		if l := w.tapIn(ns); l == nil || l.Queues != n {
+			t.Errorf("%d queues: the TAP is %+v", n, l)
+		}
+		s := w.status()
+		if s.Interface != ifname || s.Network == "" || s.Error != "" {
+			t.Errorf("it is shown as %q in network %q, error %q", s.Interface, s.Network, s.Error)
+		}
+		w.frontState(Closing)
+		w.settle()
+		w.frontState(Closed)
+		w.settle()
+		w.frontState(Initialising)
+		w.settle()
+	}
+	if w.iface(ifname) != nil {
+		t.Error("there is a second TAP")
+	}
+	w.detach()
+	w.settle()
+	if w.tapIn(ns) != nil {
+		t.Error("detached, and the TAP is still there")
+	}
+}
+
+// TestTapMovedAndKept: the successor is handed the queues, wherever the TAP is.
+func TestTapMovedAndKept(t *testing.T) {
+	w := newWorld(t)
+	k := newKeeper(w)
+	w.attach()
+	w.wantSteps("publish init-wait")
+	ns := w.moveTap()
+	w.plugIn()
+	w.rings(2, false)
+	w.frontState(Connected)
+	w.wantSteps("connect plug connected")
+	w.v.handOver()
+	k.successor(w)
+	w.wantSteps("connect plug")
+	if w.iface(ifname) != nil {
+		t.Error("there is a second TAP")
+	}
+	if l := w.tapIn(ns); l == nil || l.Queues != 2 {
+		t.Errorf("the TAP is %+v", l)
+	}
+	w.wantError("-")
+	w.goAway()
+	if w.tapIn(ns) != nil {
+		t.Error("detached, and the TAP is still there")
+	}
+	if got := k.names(); got != "" {
+		t.Errorf("still kept: %s", got)
+	}
+}
+
+// TestTapMovedAndLost: without the queues a successor cannot serve the TAP. It says so,
+// makes no other, and goes on when it has been moved back.
+func TestTapMovedAndLost(t *testing.T) {
+	for what, back := range map[string]bool{"moved back": true, "detached": false} {
+		t.Run(what, func(t *testing.T) { tapMovedAndLost(t, back) })
+	}
+}
+
+func tapMovedAndLost(t *testing.T, back bool) {
+	w := newWorld(t)
+	w.attach()
+	w.wantSteps("publish init-wait")
+	ns := w.moveTap()
+	w.plugIn()
+	w.rings(2, false)
+	w.frontState(Connected)
+	w.wantSteps("connect plug connected")
+	w.v.handOver()
+	w.v = New(w.cfg)
+	w.look()
+	w.wantState("4")
+	if e := w.get(errorKey); !strings.Contains(e, tap.ErrElsewhere.Error()) || !strings.Contains(e, "move it back") {
+		t.Errorf("error node: %q", e)
+	}
+	if w.iface(ifname) != nil {
+		t.Error("there is a second TAP")
+	}
+	if !back {
+		w.goAway()
+		if w.tapIn(ns) != nil {
+			t.Error("detached, and the TAP is still there")
+		}
+		return
+	}
+	home, err := netns.OfPid(os.Getpid())
+	w.must(err)
+	w.must(ns.Do(func() error { w.moveTo(home); return nil }))
+	w.must(home.Close())
+	w.settle()
+	w.wantError("-")
+	w.wantTap(2)
+}
+
+// TestTapOfAVifThatIsGoneElsewhere: it went while no daemon served.
+func TestTapOfAVifThatIsGoneElsewhere(t *testing.T) {
+	w := newWorld(t)
+	w.attach()
+	w.wantSteps("publish init-wait")
+	ns := w.moveTap()
+	w.plugIn()
+	w.settle()
+	w.v.handOver()
+	removed, err := RemoveLeftovers("", func(uint16, int) bool { return false })
+	w.must(err)
+	if len(removed) != 1 || removed[0] != ifname || w.tapIn(ns) != nil {
+		t.Errorf("removed %v", removed)
+	}
+}
+
+// TestRenamedOntoAComingVif: another vif's TAP that has this vif's name is not taken
+// for it, and the error says whose it is.
+func TestRenamedOntoAComingVif(t *testing.T) {
+	w := newWorld(t)
+	other, err := tap.Create(tap.Config{Name: "vif6.1", VnetHdr: true, Persist: true})
+	w.must(err)
+	w.must(other.AddAltName(altName(6, 1)))
+	w.must(netns.Rename("vif6.1", ifname))
+	w.must(other.CloseKeep())
+	w.attach()
+	w.settle()
+	if e := w.get(errorKey); !strings.Contains(e, ifname+" is the TAP of vif6.1, which was renamed") {
+		t.Errorf("error node: %q", e)
+	}
+	if l := w.iface(ifname); l == nil || l.Queues != 0 {
+		t.Errorf("the other's TAP is %+v", l)
+	}
+	w.detach()
+	w.settle()
+	if w.iface(ifname) == nil {
+		t.Error("the other's TAP is gone")
+	}
+}

@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package vif
+
+import (
+	"errors"
+	"testing"
+
+	"github.com/netbackd/netbackd/internal/dataplane"
+)
+
+// TestWatchFollows: one watch, of one path, whatever it was before.
+func TestWatchFollows(t *testing.T) {
+	w := newWorld(t)
+	watches := 0
+	w.xs.watch = func(string) error { watches++; return nil }
+	var x watch
+	if x.events() != nil {
+		t.Error("events of nothing")
+	}
+	w.must(x.follow(w.v, "/a"))
+	first := x.events()
+	w.must(x.follow(w.v, "/a"))
+	if watches != 1 {
+		t.Errorf("%d watches of the same path", watches)
+	}
+	w.must(x.follow(w.v, "/b"))
+	for range first { // ends, for it was closed
+	}
+	if e := <-x.events(); e.Path != "/b" {
+		t.Errorf("event %+v", e)
+	}
+	x.heard(true)
+	w.must(x.follow(w.v, "/b"))
+	if watches != 2 {
+		t.Errorf("%d watches, want 2", watches)
+	}
+	x.heard(false) // went with the connection
+	w.must(x.follow(w.v, "/b"))
+	if watches != 3 {
+		t.Errorf("%d watches, want 3", watches)
+	}
+	x.close(w.v)
+	x.close(w.v)
+}
+
+// TestFirstBreachCounts: the others may be what came of it.
+func TestFirstBreachCounts(t *testing.T) {
+	n := newLink(&frontend{queues: make([]queueKeys, 2)})
+	n.news.put(dataplane.Notice{Kind: dataplane.Breach, Queue: 1, Err: errors.New("first")})
+	n.news.put(dataplane.Notice{Kind: dataplane.Breach, Queue: 0, Err: errors.New("second")})
+	if _, _, err := n.news.get(); err == nil || err.Error() != "queue 1: first" {
+		t.Errorf("got %v", err)
+	}
+}

@@ -1,0 +1,331 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package vif
+
+import (
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+
+	"github.com/netbackd/netbackd/internal/dataplane"
+	"github.com/netbackd/netbackd/pkg/xenstore"
+)
+
+// dies is a daemon that is killed: nothing of what it does in the end is done. What
+// it has open the kernel closes.
+func (w *world) dies() {
+	w.t.Helper()
+	v := w.v
+	if v.link != nil {
+		v.link.release(v)
+	}
+	v.unwatch()
+	v.leaveKept()
+	if v.tap != nil {
+		w.must(v.tap.CloseKeep())
+	}
+	w.v = New(w.cfg)
+}
+
+// ends are the ways in which a daemon ends.
+var ends = map[string]func(w *world){
+	"stopped": func(w *world) { w.v.handOver(); w.v = New(w.cfg) },
+	"killed":  (*world).dies,
+}
+
+// eachEnd runs a test for each.
+func eachEnd(t *testing.T, test func(t *testing.T, w *world, end func())) {
+	for name, end := range ends {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			test(t, w, func() { t.Helper(); end(w); w.wantHeld(nothing) })
+		})
+	}
+}
+
+// A quarantine lasts, with its reason, and ends as it would have without a restart.
+func TestQuarantineOutlivesTheDaemon(t *testing.T) {
+	eachEnd(t, func(t *testing.T, w *world, end func()) {
+		w.up(2)
+		w.breach()
+		reason := w.status().Quarantine
+		for range 2 {
+			end()
+			w.wantSteps("")
+			w.wantState("4")
+			w.wantHeld(nothing)
+			if s := w.status(); s.Quarantine != reason || s.Interface == "" || s.Waits != "the guest to connect anew, or netbackd reset" {
+				t.Errorf("status %+v, want the reason %q", s, reason)
+			}
+			w.wantError("22 quarantined: " + reason)
+		}
+		w.frontState(Closing)
+		w.wantSteps("closing")
+		w.frontState(Closed)
+		w.wantSteps("closed")
+		w.frontState(Initialising)
+		w.wantSteps("publish init-wait")
+		w.rings(2, false)
+		w.frontState(Connected)
+		w.wantSteps("connect plug connected")
+		w.wantError("-")
+		end()
+		w.wantSteps("connect plug")
+	})
+}
+
+// An administrator's reset is good for the next daemon, too.
+func TestResetOutlivesTheDaemon(t *testing.T) {
+	eachEnd(t, func(t *testing.T, w *world, end func()) {
+		w.up(1)
+		w.breach()
+		w.tx[0].SetReqProd(0)
+		end()
+		w.wantSteps("")
+		w.reset()
+		w.wantSteps("connect plug")
+		end()
+		w.wantSteps("connect plug")
+		if s := w.status(); s.Quarantine != "" || s.State != Connected {
+			t.Errorf("status %+v", s)
+		}
+	})
+}
+
+// The MTU that a TAP had before a frontend without scatter-gather it has again, also
+// if the daemon was another then, and whenever that one was killed.
+func TestMTUOutlivesTheDaemon(t *testing.T) {
+	eachEnd(t, func(t *testing.T, w *world, end func()) {
+		w.attach("mtu", "9000")
+		w.settle()
+		w.plugIn()
+		w.rings(1, false, "feature-sg", "0")
+		w.frontState(Connected)
+		w.wantSteps("connect plug connected")
+		mtu := func(want int) {
+			t.Helper()
+			if got := w.iface(ifname).MTU; got != want {
+				t.Errorf("MTU %d, want %d", got, want)
+			}
+		}
+		mtu(1500)
+		for range 2 {
+			end()
+			w.wantSteps("connect plug")
+			mtu(1500)
+		}
+		end()
+		w.frontState(Initialising)
+		w.settle()
+		w.rings(1, false)
+		w.frontState(Connected)
+		w.wantSteps("connect plug connected")
+		mtu(9000)
+		end()
+		w.wantSteps("connect plug")
+		mtu(9000)
+	})
+}
+
+// A guest that gives no rx slots gets no carrier from a successor before it gives some.
+func TestStallOutlivesTheDaemon(t *testing.T) {
+	eachEnd(t, func(t *testing.T, w *world, end func()) {
+		w.up(2)
+		w.must(netlink.LinkSetUp(w.iface(ifname)))
+		w.v.noticeOf(w.v.link)(dataplane.Notice{Kind: dataplane.Stalled, Queue: 1})
+		w.hear()
+		for range 2 {
+			end()
+			w.wantSteps("connect plug")
+			if s := w.status(); !s.Stalled || s.Carrier || s.Queues[0].Stalled || !s.Queues[1].Stalled {
+				t.Errorf("stalled %t, carrier %t, queues %+v", s.Stalled, s.Carrier, s.Queues)
+			}
+		}
+		w.slots(20)
+		w.hear()
+		if s := w.status(); s.Stalled || !s.Carrier || s.Queues[1].Stalled {
+			t.Errorf("stalled %t, carrier %t, queues %+v", s.Stalled, s.Carrier, s.Queues)
+		}
+		end()
+		w.wantSteps("connect plug")
+		if s := w.status(); s.Stalled || !s.Carrier {
+			t.Errorf("stalled %t, carrier %t", s.Stalled, s.Carrier)
+		}
+		// Another connection has not stalled.
+		w.v.noticeOf(w.v.link)(dataplane.Notice{Kind: dataplane.Stalled, Queue: 1})
+		w.hear()
+		end()
+		w.sameRings()
+		w.wantSteps("connect plug")
+		if s := w.status(); s.Stalled || !s.Carrier {
+			t.Errorf("another connection: stalled %t, carrier %t", s.Stalled, s.Carrier)
+		}
+	})
+}
+
+// Between the loss of a TAP and what is said about it a daemon is killed: the next one
+// says it, and does not take a TAP for one that the hotplug script has seen.
+func TestKilledWhenItFindsTheTAPGone(t *testing.T) {
+	for _, kept := range []bool{false, true} {
+		w := newWorld(t)
+		var k *fakeKeeper
+		if kept {
+			k = newKeeper(w)
+		}
+		w.up(1)
+		w.v.handOver()
+		w.must(netlink.LinkDel(w.iface(ifname)))
+		if kept {
+			k.successor(w)
+		} else {
+			w.v = New(w.cfg)
+		}
+		w.xs.commit = func(tx *xenstore.Tx) {
+			if w.get(backDir+"/hotplug-status") == "connected" && w.iface(ifname) != nil {
+				t.Error("there is another TAP, and the old one's script counts for it")
+			}
+		}
+		w.wantSteps(map[bool]string{false: "connect", true: "connect plug"}[kept])
+		w.xs.commit = nil
+		w.wantError("22 " + errTapLost.Error())
+		if got := w.get(backDir + "/hotplug-status"); got != "" {
+			t.Errorf("hotplug-status %q", got)
+		}
+		w.v.handOver()
+		_ = removeTapNamed(ifname)
+	}
+}
+
+// A vif that another back end served until now, and whose daemon is restarted before it
+// has connected: rings wait until the hotplug script is through, and no TAP is missed.
+func TestClaimOutlivesTheDaemon(t *testing.T) {
+	eachEnd(t, func(t *testing.T, w *world, end func()) {
+		w.elsewhere(2)
+		end() // before it looked
+		w.wantSteps("tap")
+		end() // with a TAP that the script has not seen
+		w.wantSteps("tap")
+		w.wantState("4")
+		w.wantHeld(nothing)
+		w.wantError("-")
+		if s := w.status(); s.Waits != "the hotplug script" || s.Carrier {
+			t.Errorf("status %+v", s)
+		}
+		end()
+		w.plugIn()
+		w.wantSteps("connect plug")
+		if got := w.get(backDir + "/" + ClaimedKey); got != "-" {
+			t.Errorf("still marked as claimed: %q", got)
+		}
+		// From here on it is like any other.
+		end()
+		w.wantSteps("connect plug")
+		w.v.handOver()
+		w.must(netlink.LinkDel(w.iface(ifname)))
+		w.v = New(w.cfg)
+		w.wantSteps("connect")
+		w.wantError("22 " + errTapLost.Error())
+	})
+}
+
+// Counters go on: they begin no lower than what a predecessor has told.
+func TestCountersOutliveTheDaemon(t *testing.T) {
+	eachEnd(t, func(t *testing.T, w *world, end func()) {
+		w.up(1)
+		count := func() uint64 { return w.status().Counters["tx_slots"] }
+		w.sendList([6]byte{1, 0, 0x5e, 0, 0, 9})
+		w.comeAgain()
+		w.rings(1, false)
+		w.frontState(Connected)
+		w.settle()
+		if n := count(); n != 2 {
+			t.Errorf("%d slots of 2", n)
+		}
+		end()
+		w.wantSteps("connect plug")
+		if n := count(); n != 2 {
+			t.Errorf("after a restart %d slots of 2", n)
+		}
+		// Those of the connection that is served, as they were told.
+		w.sendList([6]byte{1, 0, 0x5e, 0, 0, 10})
+		w.v.savedAt = time.Time{}
+		if n := count(); n != 4 {
+			t.Errorf("%d slots of 4", n)
+		}
+		end()
+		w.wantSteps("connect plug")
+		if n := count(); n != 4 {
+			t.Errorf("after another restart %d slots of 4", n)
+		}
+		// Another device in its place begins at 0.
+		w.must(w.tool.Remove(backDir))
+		w.must(w.tool.Remove(frontDir))
+		end()
+		w.attach()
+		w.wantSteps("publish init-wait")
+		if n := count(); n != 0 {
+			t.Errorf("another device has %d", n)
+		}
+	})
+}
+
+// A device that the toolstack made anew while no daemon ran has nothing of the one
+// before: not its TAP, nor what waits there, nor its MTU, nor its quarantine.
+func TestDeviceMadeAnewWhileNoDaemonRuns(t *testing.T) {
+	for _, kept := range []bool{false, true} {
+		eachEnd(t, func(t *testing.T, w *world, end func()) {
+			var k *fakeKeeper
+			if kept {
+				k = newKeeper(w)
+			}
+			w.up(1)
+			w.breach()
+			before := w.iface(ifname).Index
+			w.must(netlink.LinkSetMTU(w.iface(ifname), 9000))
+			end()
+			w.must(w.tool.Remove(backDir))
+			w.must(w.tool.Remove(frontDir))
+			if kept {
+				k.successor(w)
+			}
+			w.attach()
+			w.wantSteps("publish init-wait")
+			if l := w.iface(ifname); l == nil || l.Index == before || l.MTU != 1500 {
+				t.Errorf("interface %+v, before %d", l, before)
+			}
+			if s := w.status(); s.Quarantine != "" {
+				t.Errorf("quarantined: %s", s.Quarantine)
+			}
+			if kept && k.names() != "tap-7.0-0" {
+				t.Errorf("kept: %q", k.names())
+			}
+		})
+	}
+}
+
+// What is left of a record makes no sense, or cannot be written: the vif is served.
+func TestRecordIsGarbage(t *testing.T) {
+	for _, garbage := range []string{"", "{", `{"connection":"12"}`, `{"stalled":[-1,7,99999999]}`, `{"full_mtu":-5,"interface":-1}`, strings.Repeat("x", 1<<16)} {
+		w := newWorld(t)
+		w.up(1)
+		w.v.handOver()
+		w.must(os.WriteFile(w.v.recordPath(), []byte(garbage), 0o600))
+		w.v = New(w.cfg)
+		w.wantSteps("connect plug")
+		if s := w.status(); s.State != Connected || s.Quarantine != "" || s.Stalled {
+			t.Errorf("of %.20q: %+v", garbage, s)
+		}
+		w.v.handOver()
+	}
+	t.Run("no room", func(t *testing.T) {
+		w := newWorld(t)
+		w.must(os.Mkdir(w.v.recordPath(), 0o700))
+		w.up(1)
+		if s := w.status(); s.State != Connected {
+			t.Errorf("%+v", s)
+		}
+	})
+}

@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package vif
+
+import (
+	"bytes"
+	"flag"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+)
+
+var update = flag.Bool("update", false, "write the tables of docs/states.md")
+
+// statesPage is the page that tells people what plan does.
+const statesPage = "../../docs/states.md"
+
+// TestStatesPage: the tables of the page say what plan does.
+func TestStatesPage(t *testing.T) {
+	page, err := os.ReadFile(statesPage)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := page
+	for name, table := range map[string]string{
+		"wanted":   statesTable(situation{online: true, plugged: true}),
+		"pending":  statesTable(situation{online: true}),
+		"unwanted": statesTable(situation{plugged: true}),
+		"detached": statesTable(situation{plugged: true, detach: true}),
+		"node":     nodesTable(),
+	} {
+		begin, end := fmt.Appendf(nil, "<!-- table %s -->\n", name), []byte("<!-- end -->\n")
+		head, rest, ok := bytes.Cut(want, begin)
+		_, tail, ok2 := bytes.Cut(rest, end)
+		if !ok || !ok2 {
+			t.Fatalf("%s has no table %s", statesPage, name)
+		}
+		want = slices.Concat(head, begin, []byte(table), end, tail)
+	}
+	if *update {
+		if err := os.WriteFile(statesPage, want, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	if !bytes.Equal(page, want) {
+		t.Errorf("%s is out of date; go test ./internal/vif -run StatesPage -update writes it:\n%s", statesPage, want)
+	}
+}
+
+// columns are the states of the vif in a table. Reconfigured is Connected, with
+// an answer that stands.
+var columns = []State{Initialising, InitWait, Connected, Reconfigured, Closing, Closed}
+
+// statesTable lists what a vif does when it finds its frontend in each state.
+func statesTable(base situation) string {
+	var b strings.Builder
+	header(&b, "frontend", columns)
+	for _, front := range allFront {
+		name := fmt.Sprintf("%d %v", int(front), front)
+		if front == Unknown {
+			name = "gone"
+		}
+		fmt.Fprintf(&b, "| %s |", name)
+		for _, own := range columns {
+			s := base
+			s.front, s.own, s.node = front, own, own
+			if own == Reconfigured {
+				s.own = Connected
+			}
+			if s.own == Connected {
+				s.connected, s.live = true, s.plugged
+			}
+			if s.detach && own != Closed {
+				s.node = Closing // as the toolstack writes it
+			}
+			fmt.Fprintf(&b, " %s |", does(s))
+		}
+		b.WriteByte('\n')
+	}
+	return b.String()
+}
+
+// nodesTable lists what a vif does about its node if that shows something else, while
+// its frontend waits in the state that belongs to the vif's.
+func nodesTable() string {
+	own := []State{InitWait, Connected, Closing, Closed}
+	front := map[State]State{InitWait: Initialising, Connected: Connected, Closing: Closing, Closed: Closed}
+	var b strings.Builder
+	header(&b, "node shows", own)
+	for _, node := range allFront {
+		if node == Initialising {
+			continue // a toolstack has made the device anew
+		}
+		name := fmt.Sprintf("%d", int(node))
+		if node == Unknown {
+			name = "nonsense"
+		}
+		fmt.Fprintf(&b, "| %s |", name)
+		for _, own := range own {
+			s := situation{own: own, front: front[own], node: node, online: true, plugged: true}
+			s.connected, s.live = own == Connected, own == Connected
+			fmt.Fprintf(&b, " %s |", does(s))
+		}
+		b.WriteByte('\n')
+	}
+	return b.String()
+}
+
+func header(b *strings.Builder, first string, states []State) {
+	fmt.Fprintf(b, "| %s |", first)
+	for _, s := range states {
+		fmt.Fprintf(b, " %d %v |", int(s), s)
+	}
+	b.WriteString("\n|" + strings.Repeat(" --- |", 1+len(states)) + "\n")
+}
+
+// does says what a vif does until it comes to rest, as far as others can see it.
+// States are numbers.
+func does(s situation) string {
+	words := map[step]string{
+		stepConnect: "connects", stepDisconnect: "lets go", stepReconfigured: "8", stepDetaching: "5",
+		stepUnregister: "gone", stepGrace: "waits", stepUnexpected: "error",
+	}
+	var said []string
+	for {
+		s.detach = s.detach || !s.online && s.own == Closing // as noticeDetach finds
+		began := len(said)
+		steps := plan(s)
+		for _, st := range steps {
+			word := words[st]
+			if state, ok := shown(st); ok {
+				word = fmt.Sprint(int(state))
+			}
+			if word != "" {
+				said = append(said, word)
+			}
+		}
+		end := slices.Contains(steps, stepUnregister) || slices.Contains(steps, stepGrace)
+		if end || len(said) == began {
+			break
+		}
+		next, usual := s.after(steps)
+		next.refused = s.refused || !usual
+		s = next
+	}
+	if len(said) == 0 {
+		return "."
+	}
+	return strings.Join(said, " ")
+}
