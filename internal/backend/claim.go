@@ -37,8 +37,9 @@ var (
 	ErrNoRival = errors.New("the kernel's xen-netback is not loaded")
 )
 
-// claimPatience is how long Claim and Release may take: a host that is busy to its
-// limits still makes a TAP in that time.
+// claimPatience bounds CanClaim, Claim and Release. A host that is busy to its limits
+// still makes a TAP in that time. With the guest's streams in the kernel's driver, some
+// thirty reads of xenstore alone take seconds on a slow dom0.
 const claimPatience = 8 * time.Second
 
 // request is something to be done by the goroutine in Run.
@@ -176,7 +177,7 @@ func (b *Backend) CanClaim(name string) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), claimPatience)
 	defer cancel()
 	return b.ask(ctx, func(context.Context) error {
 		if b.vifs[k] != nil {
