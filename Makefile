@@ -5,25 +5,28 @@ export CGO_ENABLED := 0
 # may begin with a digit, and must not be taken for a number that others follow.
 VERSION ?= $(shell git describe --tags --dirty 2>/dev/null || git describe --always --dirty 2>/dev/null | sed 's/^/g/' | grep . || echo unknown)
 GO      ?= go
-LDFLAGS := -s -w -buildid= -X main.version=$(VERSION)
+LDFLAGS := -s -w -buildid= -X github.com/netbackd/netbackd/internal/cli.version=$(VERSION)
 GOLANGCI := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 FUZZTIME ?= 10s
 PREFIX  ?= /usr
 BIN     ?= bin/netbackd
 DIST    ?= dist
 
-.PHONY: build demo test test-xen test-arm64 bench bench-xen lint fuzz cross install deb deb-pair clean
+.PHONY: build lab demo test test-xen test-arm64 bench bench-xen lint fuzz cross install deb deb-pair clean
 
 build: ## bin/netbackd, static
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/netbackd
 
-demo: build ## guests' traffic through netbackd, no Xen needed
-	./bin/netbackd demo
+lab: ## bin/netbackd-lab, which plays Xen and guests and is not installed
+	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/netbackd-lab ./cmd/netbackd-lab
 
-test: build cross ## everything: vet, units with the race detector, scenarios on both Xens
+demo: lab ## guests' traffic through netbackd, no Xen needed
+	./bin/netbackd-lab demo
+
+test: build lab cross ## everything: vet, units with the race detector, scenarios on both Xens
 	./test/run
 
-test-xen: build deb-pair ## scenarios on a real Xen under QEMU, from Debian's packages
+test-xen: build lab deb-pair ## scenarios on a real Xen under QEMU, from Debian's packages
 	./test/xen/run
 
 test-arm64: ## what needs no kernel of its own, as another processor runs it

@@ -127,7 +127,7 @@ func (h *Host) exists(p string) bool {
 func (h *Host) xen(add adder) bool {
 	kind, err := h.read("/sys/hypervisor/type")
 	if err != nil || kind != "xen" {
-		add("xen", Problem, "this machine runs no Xen; `netbackd demo` works without", "apt install xen-system-"+runtime.GOARCH+" && reboot")
+		add("xen", Problem, "this machine runs no Xen; `make demo` in netbackd's sources works without", "apt install xen-system-"+runtime.GOARCH+" && reboot")
 		return false
 	}
 	caps, err := h.read("/proc/xen/capabilities")

@@ -146,9 +146,9 @@ func TestWhatIsInTheWay(t *testing.T) {
 		want   []Item // but for those that are ok
 	}{
 		{"no Xen", ready.with(files{"sys/hypervisor/type": "-"}), nil,
-			[]Item{{"xen", Problem, "this machine runs no Xen; `netbackd demo` works without", "apt install xen-system-" + runtime.GOARCH + " && reboot"}}},
+			[]Item{{"xen", Problem, "this machine runs no Xen; `make demo` in netbackd's sources works without", "apt install xen-system-" + runtime.GOARCH + " && reboot"}}},
 		{"another hypervisor", ready.with(files{"sys/hypervisor/type": "s390\n"}), nil,
-			[]Item{{"xen", Problem, "this machine runs no Xen; `netbackd demo` works without", "apt install xen-system-" + runtime.GOARCH + " && reboot"}}},
+			[]Item{{"xen", Problem, "this machine runs no Xen; `make demo` in netbackd's sources works without", "apt install xen-system-" + runtime.GOARCH + " && reboot"}}},
 		{"no xenfs", ready.with(files{"proc/xen/capabilities": "-"}), nil,
 			[]Item{{"xen", Note, "/proc/xen is not mounted, which Xen's tools want to see", "mount -t xenfs xenfs /proc/xen"}}},
 		{"driver domain", ready.with(files{"proc/xen/capabilities": "\n"}), nil,

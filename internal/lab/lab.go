@@ -19,7 +19,7 @@ import (
 
 // Options say what to build a lab from.
 type Options struct {
-	// Exe is the netbackd program, which is all of the lab's processes.
+	// Exe is the program netbackd-lab, which all processes of the lab run.
 	Exe string
 	// Dir is an empty directory for sockets and journals. Its path is short
 	// enough for a socket's name.

@@ -321,7 +321,7 @@ func TestVersion(t *testing.T) {
 func TestHelp(t *testing.T) {
 	w := newWorld(t)
 	out := fine(t, netbackd(w.ctx, "--help"))
-	for _, c := range []string{"run", "list", "show", "reset", "demo", "version", "completion"} {
+	for _, c := range []string{"run", "list", "show", "reset", "check", "adopt", "release", "hotplug", "version", "completion"} {
 		if !strings.Contains(out, "\n  "+c+" ") {
 			t.Errorf("help does not know of %s", c)
 		}
@@ -329,9 +329,20 @@ func TestHelp(t *testing.T) {
 			t.Errorf("%s --help prints %q", c, h)
 		}
 	}
-	for _, hidden := range []string{"\n  sim ", "\n  guest "} {
-		if strings.Contains(out, hidden) {
-			t.Errorf("help tells of %s", strings.TrimSpace(hidden))
+	for _, ofLab := range []string{"sim", "guest", "demo"} {
+		if s := netbackd(w.ctx, ofLab); s.code != 2 || !strings.Contains(s.err, "unknown command") {
+			t.Errorf("the installed program has %s: %+v", ofLab, s)
+		}
+	}
+}
+
+// The installed daemon serves a real Xen only, and names what there is without one.
+func TestInstalledDaemonHasNoEmbeddedXen(t *testing.T) {
+	w := newWorld(t)
+	for dir, says := range map[string]string{w.XenDir(): "gntdev", "/dev/no-xen": "make demo"} {
+		s := command(w.ctx, installed, "run", "--xen", dir, "--run-dir", t.TempDir())
+		if s.code != 1 || !strings.Contains(s.err, says) {
+			t.Errorf("on %s: %+v, want an error with %q", dir, s, says)
 		}
 	}
 }

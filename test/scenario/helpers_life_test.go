@@ -495,8 +495,13 @@ type said struct {
 	code     int
 }
 
-// netbackd runs a command of the program that is tested.
-func netbackd(ctx context.Context, args ...string) said { return command(ctx, exe, args...) }
+// netbackd runs a command of netbackd: of the installed program, unless it is the daemon.
+func netbackd(ctx context.Context, args ...string) said {
+	if args[0] == "run" {
+		return command(ctx, exe, args...)
+	}
+	return command(ctx, installed, args...)
+}
 
 func command(ctx context.Context, name string, args ...string) said {
 	ctx, cancel := context.WithTimeout(ctx, patience)
@@ -603,7 +608,7 @@ func newPlainWorld(t *testing.T, daemon ...string) *world {
 	t.Helper()
 	plain := exe + "-plain"
 	if _, err := os.Stat(plain); err != nil && exe != "" {
-		cmd := exec.Command("go", "build", "-o", plain, "github.com/netbackd/netbackd/cmd/netbackd")
+		cmd := exec.Command("go", "build", "-o", plain, "github.com/netbackd/netbackd/cmd/netbackd-lab")
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if said, err := cmd.CombinedOutput(); err != nil {
 			t.Fatalf("build netbackd: %v\n%s", err, said)

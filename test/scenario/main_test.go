@@ -12,8 +12,12 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/netns"
 )
 
-// exe is the netbackd program that is tested.
-var exe string
+// The programs that are tested. The daemon is always the lab's, which differs from the
+// installed one in the Xen that it opens; all other commands are the installed ones.
+var (
+	exe       string // netbackd-lab
+	installed string // netbackd
+)
 
 func TestMain(m *testing.M) {
 	if code, done := netns.Enter(); done {
@@ -29,25 +33,25 @@ func run(m *testing.M) int {
 	dir, err := os.MkdirTemp("", "netbackd-scenario-")
 	if err == nil {
 		defer func() { _ = os.RemoveAll(dir) }()
-		err = build(filepath.Join(dir, "netbackd"))
+		err = build(dir)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	exe = filepath.Join(dir, "netbackd")
+	exe, installed = filepath.Join(dir, "netbackd-lab"), filepath.Join(dir, "netbackd")
 	return m.Run()
 }
 
-// build builds the program, with the race detector where that can be had.
-func build(out string) error {
-	args := []string{"build", "-o", out}
+// build builds both programs into dir, with the race detector if there is a C compiler.
+func build(dir string) error {
+	args := []string{"build", "-o", dir + "/"}
 	env := append(os.Environ(), "CGO_ENABLED=0")
 	if _, err := exec.LookPath("cc"); err == nil {
 		args = append(args, "-race")
 		env = append(os.Environ(), "CGO_ENABLED=1")
 	}
-	cmd := exec.Command("go", append(args, "github.com/netbackd/netbackd/cmd/netbackd")...)
+	cmd := exec.Command("go", append(args, "github.com/netbackd/netbackd/cmd/netbackd", "github.com/netbackd/netbackd/cmd/netbackd-lab")...)
 	cmd.Env = env
 	if said, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("build netbackd: %w\n%s", err, said)

@@ -376,7 +376,7 @@ func TestDaemonThatCannotStart(t *testing.T) {
 		{name: "the run directory cannot be written", args: with("--run-dir", readOnly), code: 1, says: []string{readOnly}},
 		{name: "the run directory cannot be made", args: with("--run-dir", readOnly+"/x"), code: 1, says: []string{readOnly}},
 		{name: "the run directory is a file", args: with("--run-dir", file), code: 1, says: []string{file}},
-		{name: "no Xen", args: with("--xen", "/dev/no-xen"), code: 1, says: []string{"/dev/no-xen", "demo"}},
+		{name: "no Xen", args: with("--xen", "/dev/no-xen"), code: 1, says: []string{"/dev/no-xen", "make demo"}},
 		{name: "Xen's directory is empty", args: with("--xen", t.TempDir()), code: 1, says: []string{"gntdev"}},
 		{name: "no /dev/net/tun", args: good, mask: "mount -t tmpfs none /dev/net", code: 1, says: []string{"/dev/net/tun"}},
 		{name: "/dev/net/tun is something else", args: good, mask: "mount --bind /dev/null /dev/net/tun", code: 1, says: []string{"/dev/net/tun"}},

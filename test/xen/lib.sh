@@ -403,7 +403,7 @@ eventually_moves() {
 # until it is connected. VIF is an object of JSON, see internal/lab/guest/config.go.
 start_agent() {
 	in_guest "$1" "test -e /tmp/agent.in || mkfifo /tmp/agent.in
-		/netbackd guest --vif='$2' <>/tmp/agent.in >/tmp/agent.out 2>/tmp/agent.err &
+		/netbackd-lab guest --vif='$2' <>/tmp/agent.in >/tmp/agent.out 2>/tmp/agent.err &
 		until grep -q '\"id\":0,' /tmp/agent.out; do kill -0 \$! || { cat /tmp/agent.err; exit 1; }; sleep 0.1; done"
 }
 

@@ -27,7 +27,7 @@ import (
 
 // Options say how to show it.
 type Options struct {
-	Exe    string    // the netbackd program
+	Exe    string    // the program netbackd-lab
 	Out    io.Writer // where to tell people
 	Queues int       // of each guest
 	// Stretch is how long each TCP stream runs.

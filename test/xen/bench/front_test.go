@@ -36,8 +36,8 @@ func TestFramesGoBothWays(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	dir := t.TempDir()
-	exe := filepath.Join(dir, "netbackd")
-	if said, err := exec.Command("go", "build", "-o", exe, "github.com/netbackd/netbackd/cmd/netbackd").CombinedOutput(); err != nil {
+	exe := filepath.Join(dir, "netbackd-lab")
+	if said, err := exec.Command("go", "build", "-o", exe, "github.com/netbackd/netbackd/cmd/netbackd-lab").CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, said)
 	}
 	short, err := os.MkdirTemp("", "bench-")

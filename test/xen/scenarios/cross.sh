@@ -11,8 +11,9 @@ make_bridge xenbr0
 ip link set xenbr0 mtu 9000
 files=()
 for file in /host/cross/*.ring /host/cross/*.said; do files+=("file=$file"); done
-guest u1 memory=256 cmdline=no-netfront vif="bridge=xenbr0,mtu=9000 bridge=xenbr0" file=/usr/sbin/netbackd "${files[@]}"
-netbackd guest umpire --domid "${DOMID[u1]}" >/tmp/umpire.log 2>&1 &
+guest u1 memory=256 cmdline=no-netfront vif="bridge=xenbr0,mtu=9000 bridge=xenbr0" file=/host/netbackd-lab "${files[@]}"
+cp /host/netbackd-lab /tmp/
+/tmp/netbackd-lab guest umpire --domid "${DOMID[u1]}" >/tmp/umpire.log 2>&1 &
 umpire=$!
 start_agent u1 '{"addrs":["10.0.0.2/24"],"front":{"dir":"device/vif/1","strict":true,"control":true}}'
 eventually 60 "the other vif answers" reach 10.0.0.2
@@ -21,7 +22,7 @@ in_guest u1 "echo '{\"id\":1,\"cmd\":\"ping\",\"timeout_ns\":500000000000,\"args
 # One process plays all of them; the guest's grants are made once.
 failed=
 began=$(now)
-in_guest u1 'mkdir /tmp/said && /netbackd guest script -o /tmp/said /*.ring' 1200 || failed=yes
+in_guest u1 'mkdir /tmp/said && /netbackd-lab guest script -o /tmp/said /*.ring' 1200 || failed=yes
 say "the scripts: $(($(now) - began)) ms"
 said=$(in_guest u1 "until grep -q '\"id\":1,' /tmp/agent.out; do sleep 0.3; done
 	sed -n 's/\"rtt_ns\".*//; /\"id\":1,/p' /tmp/agent.out" 240)

@@ -62,7 +62,7 @@ connect() { agent u1 reconnect "{\"front\":$1}" >/dev/null; }
 
 start_netbackd --max-queues=4 --control-ring=both
 make_bridge
-guest u1 memory=256 cmdline=no-netfront file=/usr/sbin/netbackd
+guest u1 memory=256 cmdline=no-netfront file=/host/netbackd-lab
 vif=$(vif u1)
 slots4='{"control":true,"strict":true,"queues":4,"split_events":true}'
 slots2='{"control":true,"strict":true,"queues":2}'

@@ -8,7 +8,7 @@
 
 start_netbackd
 make_bridge
-guest u1 memory=256 cmdline=no-netfront file=/usr/sbin/netbackd
+guest u1 memory=256 cmdline=no-netfront file=/host/netbackd-lab
 shapes=([1]='{}' [2]='{"queues":2,"split_events":true}')
 for round in 1 2; do
 	within 60000 "connect $round" start_agent u1 "{\"name\":\"eth0\",\"addrs\":[\"10.0.0.2/24\"],\"front\":${shapes[round]}}"

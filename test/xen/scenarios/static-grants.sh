@@ -63,7 +63,7 @@ packets() { echo $(($(counter "$vif" tx_packets) + $(counter "$vif" rx_packets))
 
 start_netbackd
 make_bridge
-guest u1 memory=256 cmdline=no-netfront file=/usr/sbin/netbackd
+guest u1 memory=256 cmdline=no-netfront file=/host/netbackd-lab
 vif=$(vif u1)
 front="{\"control\":true,\"strict\":true,\"tx_pages\":$tx,\"rx_pages\":$rx}"
 start_agent u1 "{\"addrs\":[\"10.0.0.2/24\"],\"front\":$front}"

@@ -12,7 +12,7 @@ install_scripts
 load_netback
 start_netbackd
 make_bridge
-guest u1 vif="bridge=xenbr0 bridge=xenbr0" memory=256 file=/usr/sbin/netbackd
+guest u1 vif="bridge=xenbr0 bridge=xenbr0" memory=256 file=/host/netbackd-lab
 declare -A IP=([u1]=10.0.0.2 [u2]=10.0.0.3)
 address u1 10.0.0.2/24
 address u1 10.1.0.1/24 eth1
@@ -22,7 +22,7 @@ vif=$(vif u1)
 
 # attach NAME PROGRAM [TO] attaches a program to eth0.
 attach() {
-	in_guest "$1" "/netbackd guest xdp eth0 ${*:2} >/tmp/xdp.out 2>&1 &
+	in_guest "$1" "/netbackd-lab guest xdp eth0 ${*:2} >/tmp/xdp.out 2>&1 &
 		echo \$! >/tmp/xdp.pid
 		until grep -q attached /tmp/xdp.out; do
 			kill -0 \$! || { cat /tmp/xdp.out; exit 1; }
@@ -128,7 +128,7 @@ answered u1 0 "one that drops all"
 destroy u1
 
 say "-- saved and restored with a program"
-guest u2 vif=bridge=xenbr0,script=vif-netbackd memory=192 file=/usr/sbin/netbackd
+guest u2 vif=bridge=xenbr0,script=vif-netbackd memory=192 file=/host/netbackd-lab
 address u2 10.0.0.3/24
 eventually 60 "the guest answers" reach 10.0.0.3
 attach u2 ip

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package cli
 
 import (
 	"fmt"
@@ -34,7 +34,7 @@ attached goes on.
 It holds until the guest is destroyed, saved or migrated; for ever it is
 script=vif-netbackd in the guest's config. "netbackd release" is the way back.`,
 		Example:           "  netbackd adopt vif3.0",
-		Args:              args(cobra.ExactArgs(1)),
+		Args:              Args(cobra.ExactArgs(1)),
 		ValidArgsFunction: completeVif,
 		RunE: func(c *cobra.Command, a []string) error {
 			return withMover(c, a[0], func(m *handover.Mover, id handover.ID) error {

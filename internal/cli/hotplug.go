@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package cli
 
 import (
 	"errors"
@@ -24,7 +24,7 @@ xen-netback, if that has it, and returns when netbackd has made its TAP.
 
 VIF is a name such as vif3.0; without it $XENBUS_PATH says which. When it fails the
 reason is also in the vif's node hotplug-error, which xl prints.`,
-		Args: args(cobra.MaximumNArgs(1)),
+		Args: Args(cobra.MaximumNArgs(1)),
 		RunE: func(c *cobra.Command, a []string) error {
 			name := os.Getenv("XENBUS_PATH")
 			if len(a) > 0 {
@@ -54,7 +54,7 @@ func withMover(c *cobra.Command, name string, f func(*handover.Mover, handover.I
 	if err != nil {
 		return err
 	}
-	client := control.NewClient(socketPath(c))
+	client := control.NewClient(SocketPath(c))
 	defer func() {
 		client.Close()
 		err = errors.Join(err, store.Close())

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package cli
 
 import (
 	"github.com/spf13/cobra"
@@ -28,7 +28,7 @@ queues than the driver takes. And it refuses where the guest would lose what it 
 only once: which multicast it wants, since the kernel would not know and drop all of
 it, and what it settled by a control ring.`,
 		Example:           "  netbackd release vif3.0",
-		Args:              args(cobra.ExactArgs(1)),
+		Args:              Args(cobra.ExactArgs(1)),
 		ValidArgsFunction: completeVif,
 		RunE: func(c *cobra.Command, a []string) error {
 			return withMover(c, a[0], func(m *handover.Mover, id handover.ID) error {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/netbackd/netbackd/internal/cli"
 	"github.com/netbackd/netbackd/internal/control"
 	"github.com/netbackd/netbackd/internal/lab/guest"
 	"github.com/netbackd/netbackd/internal/lab/netfront"
@@ -23,7 +24,7 @@ func newGuestScriptCmd() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "script FILE...",
 		Short: "Play scripts as a guest's frontend, watched by an umpire on the host",
-		Args:  args(cobra.MinimumNArgs(1)),
+		Args:  cli.Args(cobra.MinimumNArgs(1)),
 		RunE: func(c *cobra.Command, files []string) (err error) {
 			var scripts []*ringscript.Script
 			for _, f := range files {
@@ -63,14 +64,14 @@ func newGuestUmpireCmd() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "umpire --domid N",
 		Short: "Watch a guest's vif for the scripts that are played in that guest",
-		Args:  args(cobra.NoArgs),
+		Args:  cli.Args(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) (err error) {
 			store, err := xenstore.Open()
 			if err != nil {
 				return err
 			}
 			defer func() { err = errors.Join(err, store.Close()) }()
-			ctl := control.NewClient(socketPath(c))
+			ctl := control.NewClient(cli.SocketPath(c))
 			defer ctl.Close()
 			u := ringscript.NewUmpire(ringscript.UmpireConfig{Domid: domid, Store: store, Daemon: ctl})
 			defer func() { err = errors.Join(err, u.Close()) }()

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package cli
 
 import (
 	"bytes"
@@ -43,9 +43,9 @@ vifs with script=vif-netbackd.
 
 With --json it prints {"schema":1,"ready":true,"checks":[{"name","level","text",
 "fix"}]}. The exit code is 0 if there is no problem, 1 otherwise.`,
-		Args: args(cobra.NoArgs),
+		Args: Args(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error {
-			h := thisHost(socketPath(c))
+			h := thisHost(SocketPath(c))
 			h.PerVif = perVif
 			r := h.Run(c.Context())
 			out := c.OutOrStdout()

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package cli
 
 import (
 	"bytes"
@@ -186,7 +186,7 @@ func serve(t *testing.T, d *daemon) string {
 
 // command runs netbackd with these arguments.
 func command(args ...string) (stdout string, err error) {
-	root := newRoot()
+	root := New(nil)
 	var b bytes.Buffer
 	root.SetOut(&b)
 	root.SetErr(&b)

@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/netbackd/netbackd/internal/cli"
 	"github.com/netbackd/netbackd/internal/lab/demo"
 	"github.com/netbackd/netbackd/internal/lab/netns"
 )
@@ -19,13 +20,13 @@ func newDemoCmd() *cobra.Command {
 		Use:   "demo",
 		Short: "Show netbackd at work, without Xen",
 		Long: `Demo sets up an embedded Xen, netbackd and two guests in a private network of
-this machine, sends real traffic between guests and host, checks every octet,
+this machine, sends real traffic between guests and host, checks every byte,
 and prints what it cost. Nothing outside of that network is touched, and nothing
 is left behind. It fails if anything was lost.
 
 It needs to make network namespaces and to open /dev/net/tun: run it as root, or
 as a user who may do both.`,
-		Args: args(cobra.NoArgs),
+		Args: cli.Args(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error {
 			// Starts the program again, in namespaces of its own.
 			if code, done := netns.Enter(); done {
@@ -38,7 +39,7 @@ as a user who may do both.`,
 				return err
 			}
 			if o.Queues < 1 || o.Queues > 8 {
-				return usageError{fmt.Errorf("--queues is %d, want 1 to 8", o.Queues)}
+				return cli.UsageError(fmt.Errorf("--queues is %d, want 1 to 8", o.Queues))
 			}
 			exe, err := os.Executable()
 			if err != nil {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package cli
 
 import (
 	"cmp"
@@ -34,7 +34,7 @@ prints what the daemon says of itself.
 
 With --json it prints one object; field names are stable within a schema.`,
 		Example: "  netbackd show vif3.0",
-		Args:    args(cobra.MaximumNArgs(1)),
+		Args:    Args(cobra.MaximumNArgs(1)),
 
 		ValidArgsFunction: completeVif,
 		RunE: func(c *cobra.Command, a []string) error {
@@ -59,7 +59,7 @@ With --json it prints one object; field names are stable within a schema.`,
 
 // showDaemon prints what the daemon says of itself.
 func showDaemon(c *cobra.Command, asJSON bool) error {
-	client := control.NewClient(socketPath(c))
+	client := control.NewClient(SocketPath(c))
 	defer client.Close()
 	d, err := client.Daemon(c.Context())
 	if err != nil {
@@ -90,7 +90,7 @@ func newResetCmd() *cobra.Command {
 		Short: "Let a quarantined vif try again",
 		Long: `Reset takes a vif out of quarantine and connects it to the rings its guest has.
 A guest that breaks the protocol again is quarantined again.`,
-		Args:              args(cobra.ExactArgs(1)),
+		Args:              Args(cobra.ExactArgs(1)),
 		ValidArgsFunction: completeVif,
 		RunE: func(c *cobra.Command, a []string) error {
 			return withVif(c, a[0], func(client *control.Client, s *vif.Status) error {
@@ -102,7 +102,7 @@ A guest that breaks the protocol again is quarantined again.`,
 
 // withVif calls f with what the daemon says of the vif of that name.
 func withVif(c *cobra.Command, name string, f func(*control.Client, *vif.Status) error) error {
-	client := control.NewClient(socketPath(c))
+	client := control.NewClient(SocketPath(c))
 	defer client.Close()
 	s, err := findVif(c.Context(), client, name)
 	if err != nil {
@@ -117,7 +117,7 @@ func completeVif(c *cobra.Command, a []string, _ string) (names []string, _ cobr
 	if len(a) > 0 {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
-	client := control.NewClient(socketPath(c))
+	client := control.NewClient(SocketPath(c))
 	defer client.Close()
 	vifs, _ := client.Vifs(c.Context())
 	for i := range vifs {

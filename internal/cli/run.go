@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package cli
 
 import (
 	"context"
@@ -50,7 +50,7 @@ type runFlags struct {
 	runDir    string
 }
 
-func newRunCmd() *cobra.Command {
+func newRunCmd(open Opener) *cobra.Command {
 	var f runFlags
 	c := &cobra.Command{
 		Use:   "run",
@@ -63,14 +63,14 @@ connections, and the next netbackd takes over where this one left.
 It writes its log to standard error and never waits for who reads it: lines that the
 reader does not take are lost, counted ("netbackd show" tells), and told of in the log
 when it takes lines again. A terminal that is closed does not end it.`,
-		Args: args(cobra.NoArgs),
+		Args: Args(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error {
 			f.runDir, _ = c.Flags().GetString("run-dir")
-			return f.run(c.Context())
+			return f.run(c.Context(), open)
 		},
 	}
 	fl := c.Flags()
-	fl.StringVar(&f.xen, "xen", host.DefaultDir, "`directory` of Xen's devices, or of an embedded Xen")
+	fl.StringVar(&f.xen, "xen", host.DefaultDir, "`directory` of Xen's devices")
 	fl.StringVar(&f.offload, "offload", "auto", "checksum and segmentation offload on TAPs: auto (for all but those on a bridge of Open vSwitch's userspace datapath) or none")
 	fl.BoolVar(&f.uring, "io-uring", true, "move batches through io_uring where the kernel has it")
 	fl.IntVar(&f.workers, "workers", 0, "threads that move packets; 0: one per CPU")
@@ -107,7 +107,7 @@ func (f *runFlags) check() error {
 	return nil
 }
 
-func (f *runFlags) run(ctx context.Context) (err error) {
+func (f *runFlags) run(ctx context.Context, open Opener) (err error) {
 	if err := f.check(); err != nil {
 		return err
 	}
@@ -142,7 +142,7 @@ func (f *runFlags) run(ctx context.Context) (err error) {
 		log.Warn("the kernel's TAPs have no vnet header; going on without offload")
 		offload = false
 	}
-	h, err := host.Open(f.xen)
+	h, err := open(f.xen)
 	if err != nil {
 		return err
 	}
@@ -234,7 +234,7 @@ func threads() int {
 }
 
 // rival is who else may serve vifs here: on a real Xen the kernel.
-func rival(h *host.Host) backend.Rival {
+func rival(h Host) backend.Rival {
 	if !h.Real() {
 		return nil
 	}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/netbackd/netbackd/internal/cli"
 	"github.com/netbackd/netbackd/internal/lab/guest"
 )
 
@@ -26,7 +27,7 @@ func newGuestCmd() *cobra.Command {
 				return nil
 			}
 			if err != nil {
-				return usageError{err}
+				return cli.UsageError(err)
 			}
 			return guest.Main(c.Context(), cfg, os.Stdin, os.Stdout)
 		},

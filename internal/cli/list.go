@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package cli
 
 import (
 	"encoding/json"
@@ -27,9 +27,9 @@ func newListCmd() *cobra.Command {
 went through it, what was dropped, and what is wrong with it if anything is.
 
 With --json it prints {"schema":1,"vifs":[...]}, each vif as in "show --json".`,
-		Args: args(cobra.NoArgs),
+		Args: Args(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error {
-			client := control.NewClient(socketPath(c))
+			client := control.NewClient(SocketPath(c))
 			defer client.Close()
 			vifs, err := client.Vifs(c.Context())
 			if err != nil {

@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command netbackd-lab is netbackd for machines without Xen: all of its commands, with a
+// daemon that serves guests of an embedded Xen, and besides them the embedded Xen, the
+// guests, the players of scripts, and the demo. Tests use it, also inside the guests of
+// a real Xen. It is not installed.
+package main
+
+import (
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"github.com/netbackd/netbackd/internal/cli"
+	"github.com/netbackd/netbackd/internal/host"
+	"github.com/netbackd/netbackd/internal/lab/simhost"
+)
+
+func main() { cli.Main(newRoot()) }
+
+func newRoot() *cobra.Command {
+	root := cli.New(open)
+	root.Use = "netbackd-lab"
+	root.Short = "netbackd with an embedded Xen, for tests and the demo"
+	root.Long = `netbackd-lab is netbackd with an embedded Xen and guests for it.
+
+"netbackd-lab demo" shows netbackd at work on any Linux. "netbackd-lab run" and the
+commands below that are not described as parts of the lab are those of netbackd.`
+	root.AddCommand(newDemoCmd(), newSimCmd(), newGuestCmd())
+	return root
+}
+
+// open opens the embedded Xen whose sockets are in dir, or else a real one.
+func open(dir string) (cli.Host, error) {
+	if _, err := os.Stat(filepath.Join(dir, simhost.Socket)); err == nil {
+		return simhost.Open(dir)
+	}
+	return host.Open(dir)
+}

@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package simhost opens an embedded Xen for a back end, as package host opens a real
+// one. The back end is in domain 0.
+package simhost
+
+import (
+	"errors"
+
+	"github.com/netbackd/netbackd/internal/host"
+	"github.com/netbackd/netbackd/internal/lab/xensim/simclient"
+	"github.com/netbackd/netbackd/internal/lab/xensim/wire"
+	"github.com/netbackd/netbackd/internal/vif"
+	"github.com/netbackd/netbackd/pkg/xenstore"
+)
+
+// Socket is the name of a file in the directory of every embedded Xen that runs.
+const Socket = wire.HypercallSocket
+
+// Host is an embedded Xen as domain 0 has it.
+type Host struct {
+	conn   *simclient.Conn
+	grants *simclient.Grants
+}
+
+// Open joins the embedded Xen whose sockets are in dir.
+func Open(dir string) (*Host, error) {
+	c, err := simclient.Dial(dir, 0)
+	if err != nil {
+		return nil, err
+	}
+	g, err := c.Grants()
+	if err != nil {
+		return nil, errors.Join(err, c.Close())
+	}
+	return &Host{c, g}, nil
+}
+
+// Real reports that the kernel serves no vifs of an embedded Xen.
+func (h *Host) Real() bool { return false }
+
+// Grants returns the grant device.
+func (h *Host) Grants() vif.Grants { return h.grants }
+
+// OpenMapper opens the grant device once more.
+func (h *Host) OpenMapper() (vif.Mapper, error) { return h.conn.Grants() }
+
+// OpenEvents opens the event channel device for the channels of one domain.
+func (h *Host) OpenEvents(domid uint16) (vif.Events, error) {
+	e, err := h.conn.Events()
+	if err != nil {
+		return nil, err
+	}
+	return host.Restrict(e, domid)
+}
+
+// DialStore connects to xenstore.
+func (h *Host) DialStore() (*xenstore.Client, error) { return h.conn.Xenstore() }
+
+// Close leaves the embedded Xen.
+func (h *Host) Close() error { return errors.Join(h.grants.Close(), h.conn.Close()) }
+
+var _ vif.Host = (*Host)(nil)
