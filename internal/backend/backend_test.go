@@ -17,8 +17,8 @@ import (
 
 	gocmp "github.com/google/go-cmp/cmp"
 
-	"github.com/netbackd/netbackd/internal/vif"
 	"github.com/netbackd/netbackd/pkg/tap"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
@@ -430,7 +430,7 @@ func TestXenstoreHangs(t *testing.T) {
 		<-h.entered
 		list := b.List()
 		if len(list) != 2 || list[0].Name != "vif1.0" || !strings.Contains(list[0].Error, "does not answer") ||
-			list[1].Name != "vif2.0" || list[1].State != vif.InitWait {
+			list[1].Name != "vif2.0" || list[1].State != xenbus.InitWait {
 			t.Errorf("list %+v", list)
 		}
 		if err := b.Reset("vif1.0"); err == nil || !strings.Contains(err.Error(), "does not answer") {
@@ -440,7 +440,7 @@ func TestXenstoreHangs(t *testing.T) {
 	})
 	t.Run("the backend waits for an answer", func(t *testing.T) {
 		letGo := w.hang()
-		if list := b.List(); len(list) != 2 || list[0].State != vif.InitWait || list[1].State != vif.InitWait {
+		if list := b.List(); len(list) != 2 || list[0].State != xenbus.InitWait || list[1].State != xenbus.InitWait {
 			t.Errorf("list %+v", list)
 		}
 		letGo()

@@ -22,6 +22,7 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/netns"
 	"github.com/netbackd/netbackd/internal/lab/xensim/store"
 	"github.com/netbackd/netbackd/internal/vif"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
@@ -272,7 +273,7 @@ func (w *world) await(b *Backend, names ...string) {
 	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
 		var serves []string
 		for _, s := range b.List() {
-			if s.State == vif.InitWait {
+			if s.State == xenbus.InitWait {
 				serves = append(serves, s.Name)
 			} else {
 				serves = append(serves, fmt.Sprintf("%s(%v: %s)", s.Name, s.State, s.Error))

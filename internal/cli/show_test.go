@@ -19,6 +19,7 @@ import (
 
 	"github.com/netbackd/netbackd/internal/control"
 	"github.com/netbackd/netbackd/internal/vif"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
 var update = flag.Bool("update", false, "write what is printed to testdata/*.golden")
@@ -64,7 +65,7 @@ func table(n int) (entries []uint16) {
 // testVifs are vifs as they may be found on a host.
 func testVifs() []vif.Status {
 	busy := vif.Status{
-		Name: "vif1.0", Domid: 1, State: vif.Connected, Frontend: vif.Connected, Online: true, Hotplug: "connected",
+		Name: "vif1.0", Domid: 1, State: xenbus.Connected, Frontend: xenbus.Connected, Online: true, Hotplug: "connected",
 		MAC: "00:16:3e:01:02:03", Bridge: "xenbr0", Script: "/etc/xen/scripts/vif-bridge",
 		Interface: "webserver", Up: true, Carrier: true, MTU: 1500, GuestMTU: 1500, Rate: "1250000 B/50ms",
 		Features: []string{"rx-copy", "rx-notify", "sg", "gso-tcpv4", "gso-tcpv6", "csum-ipv4", "csum-ipv6", "multicast-control"},
@@ -83,7 +84,7 @@ func testVifs() []vif.Status {
 		Counters: counters("tx_packets", 1500, "tx_bytes", 2_100_000, "rx_packets", 444, "rx_bytes", 29_304, "syscalls", 150, "tx_grant", 2, "rx_backlog", 40),
 	}
 	stalled := vif.Status{
-		Name: "vif2.0", Domid: 2, State: vif.Connected, Frontend: vif.Connected, Online: true, Hotplug: "connected",
+		Name: "vif2.0", Domid: 2, State: xenbus.Connected, Frontend: xenbus.Connected, Online: true, Hotplug: "connected",
 		MAC: "00:16:3e:01:02:04", Interface: "vif2.0", Up: true, MTU: 9000, ConfigMTU: 9000, GuestMTU: 1500, Rate: "unlimited",
 		Features: []string{"rx-copy", "sg", "csum-ipv4"}, Mcast: []string{}, Stalled: true, Waits: "the guest to give rx slots",
 		Since: testNow.Add(-90 * time.Second), Grants: 2, Ports: 1,
@@ -95,19 +96,19 @@ func testVifs() []vif.Status {
 		Counters: counters("tx_packets", 7, "tx_bytes", 999, "rx_stalled", 100),
 	}
 	quarantined := vif.Status{
-		Name: "vif3.0", Domid: 3, State: vif.Connected, Frontend: vif.Connected, Online: true, Hotplug: "connected",
+		Name: "vif3.0", Domid: 3, State: xenbus.Connected, Frontend: xenbus.Connected, Online: true, Hotplug: "connected",
 		Interface: "vif3.0", Up: true, MTU: 1500, GuestMTU: 1500, Rate: "unlimited",
 		Features: []string{}, Mcast: []string{}, Queues: []vif.QueueStatus{}, Counters: counters(),
 		Quarantine: "queue 0: tx ring: req_prod is out of bounds", Error: "22 quarantined: queue 0: tx ring: req_prod is out of bounds",
 		Waits: "the guest to connect anew, or netbackd reset",
 	}
 	waiting := vif.Status{
-		Name: "vif4.1", Domid: 4, Devid: 1, State: vif.InitWait, Frontend: vif.Initialising, Online: true, Waits: "the guest",
+		Name: "vif4.1", Domid: 4, Devid: 1, State: xenbus.InitWait, Frontend: xenbus.Initialising, Online: true, Waits: "the guest",
 		Interface: "vif4.1", MTU: 1500, GuestMTU: 1500, Rate: "unlimited",
 		Features: []string{}, Mcast: []string{}, Queues: []vif.QueueStatus{}, Counters: counters(),
 	}
 	failed := vif.Status{
-		Name: "vif32751.0", Domid: 32751, State: vif.Closed, Frontend: vif.Connected, Online: true, Hotplug: "error",
+		Name: "vif32751.0", Domid: 32751, State: xenbus.Closed, Frontend: xenbus.Connected, Online: true, Hotplug: "error",
 		Error: `2 frontend key "event-channel" is missing, want a number from 1 to 131071`, Waits: "the guest to come with something else, or netbackd reset",
 		Rate: "unlimited", Features: []string{}, Mcast: []string{}, Queues: []vif.QueueStatus{}, Counters: counters(),
 	}

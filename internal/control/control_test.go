@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/netbackd/netbackd/internal/vif"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -32,8 +33,8 @@ type source struct{ resets []string }
 
 func (s *source) List() []vif.Status {
 	return []vif.Status{
-		{Name: "vif1.0", Domid: 1, State: vif.Connected, Features: []string{"sg"}, Counters: map[string]uint64{"tx_packets": 1 << 60}},
-		{Name: "vif2.0", Domid: 2, State: vif.InitWait, Waits: "the guest"},
+		{Name: "vif1.0", Domid: 1, State: xenbus.Connected, Features: []string{"sg"}, Counters: map[string]uint64{"tx_packets": 1 << 60}},
+		{Name: "vif2.0", Domid: 2, State: xenbus.InitWait, Waits: "the guest"},
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/netbackd/netbackd/internal/vif"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
 // nameFree is how long the name of an interface may stay taken after netbackd has given
@@ -245,24 +246,33 @@ func (m *Mover) serves(ctx context.Context, id ID) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	if s.State == vif.Closing || s.State == vif.Closed {
+	if s.State == xenbus.Closing || s.State == xenbus.Closed {
 		return false, fmt.Errorf("%s: netbackd has closed it: %s", id.Name(), s.Error)
 	}
-	return s.State == vif.Connected && len(s.Queues) > 0 && s.Carrier, nil
+	return s.State == xenbus.Connected && len(s.Queues) > 0 && s.Carrier, nil
+}
+
+// state reads the back end's state node.
+func (mv *move) state() (xenbus.State, error) {
+	v, err := mv.Store.Read(mv.dir + "/state")
+	if err != nil {
+		return xenbus.Unknown, err
+	}
+	return xenbus.ParseState(v)
 }
 
 // kernelServes: does the kernel? It says so when the script is through. A bridge
 // forwards when the kernel has taken notice of the carrier, which it does for interfaces
 // that are up already once a second.
 func (mv *move) kernelServes(context.Context, ID) (bool, error) {
-	state, err := mv.Store.Read(mv.dir + "/state")
+	state, err := mv.state()
 	switch {
 	case err != nil:
 		return false, err
-	case state == "5", state == "6":
+	case state == xenbus.Closing, state == xenbus.Closed:
 		return false, errors.New("xen-netback has closed the vif; `dmesg` says why")
-	case state != "4" || !mv.copy || !mv.from.up:
-		return state == "4", nil
+	case state != xenbus.Connected || !mv.copy || !mv.from.up:
+		return state == xenbus.Connected, nil
 	}
 	l, err := netlink.LinkByName(mv.from.name)
 	if err != nil {
@@ -310,11 +320,11 @@ func (m *Mover) begin(id ID, from string) (*move, error) {
 	if mv.dir, err = m.directory(id); err != nil {
 		return nil, err
 	}
-	state, err := m.Store.Read(mv.dir + "/state")
+	state, err := mv.state()
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", id.Name(), err)
 	}
-	mv.connected = state == "4" || state == "8" // from a guest that has reconfigured
+	mv.connected = state == xenbus.Connected || state == xenbus.Reconfigured
 	if mv.from, err = placeOf(from); err != nil {
 		return nil, err
 	}

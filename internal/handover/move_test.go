@@ -19,6 +19,7 @@ import (
 
 	"github.com/netbackd/netbackd/internal/lab/netns"
 	"github.com/netbackd/netbackd/internal/vif"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
@@ -184,7 +185,7 @@ func (b *bed) Vifs(context.Context) ([]vif.Status, error) {
 	s := vif.Status{Name: "vif1.0", Domid: 1, ServedBy: "kernel"}
 	if b.ours {
 		s = vif.Status{
-			Name: "vif1.0", Domid: 1, State: vif.Connected, Interface: b.name(),
+			Name: "vif1.0", Domid: 1, State: xenbus.Connected, Interface: b.name(),
 			Carrier: b.nodes[back+"/hotplug-status"] == "connected", Queues: make([]vif.QueueStatus, b.queues),
 			Hotplug: b.nodes[back+"/hotplug-status"],
 		}

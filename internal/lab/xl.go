@@ -15,7 +15,7 @@ import (
 
 	"github.com/netbackd/netbackd/internal/lab/xensim/simclient"
 	"github.com/netbackd/netbackd/internal/lab/xensim/toolstack"
-	"github.com/netbackd/netbackd/internal/vif"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
@@ -170,7 +170,7 @@ func frontPath(domid uint16, devid int) string {
 }
 
 // BackState waits until the backend of a vif shows one of the states.
-func (l *Lab) BackState(ctx context.Context, domid uint16, devid int, states ...vif.State) error {
+func (l *Lab) BackState(ctx context.Context, domid uint16, devid int, states ...xenbus.State) error {
 	path := l.BackPath(domid, devid) + "/state"
 	w, err := l.Store().Watch(path)
 	if err != nil {
@@ -191,7 +191,7 @@ func (l *Lab) BackState(ctx context.Context, domid uint16, devid int, states ...
 		if err != nil && !errors.Is(err, xenstore.ErrNotExist) {
 			return err
 		}
-		if slices.ContainsFunc(states, func(s vif.State) bool { return last == fmt.Sprint(int(s)) }) {
+		if slices.ContainsFunc(states, func(s xenbus.State) bool { return last == s.Value() }) {
 			return nil
 		}
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/gntdev"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/tap"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
 // Grants maps and copies guests' pages. *gntdev.Device is one.
@@ -88,7 +89,7 @@ func (v *Vif) connect() error {
 // notOpened decides what follows from an error of open.
 func (v *Vif) notOpened(l *link, err error) error {
 	gone, bound := errors.Is(err, tap.ErrGone), v.maybeBound(err)
-	if v.own == Connected && (gone || bound || ofHost(err)) {
+	if v.own == xenbus.Connected && (gone || bound || ofHost(err)) {
 		// The frontend's rings are to be served on: what the journals record
 		// and what waits in the TAP's queues is needed then.
 		l.release(v)
@@ -108,7 +109,7 @@ func (v *Vif) notOpened(l *link, err error) error {
 // the guest's event channels: Xen lets one port be bound once.
 func (v *Vif) maybeBound(err error) bool {
 	var e *evtchn.Error
-	taken := v.own == Connected && errors.As(err, &e) && e.Op == "bind" && errors.Is(err, unix.EINVAL)
+	taken := v.own == xenbus.Connected && errors.As(err, &e) && e.Op == "bind" && errors.Is(err, unix.EINVAL)
 	return taken && (v.busySince.IsZero() || time.Since(v.busySince) <= busyFor)
 }
 

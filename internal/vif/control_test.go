@@ -23,6 +23,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/gntdev"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/staticgrant"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
 // ctrlGuest is the frontend's end of a control ring in a world.
@@ -62,7 +63,7 @@ func (w *world) upWithControl(n int, p ctrlring.Protocol) *ctrlGuest {
 	w.plugIn()
 	g := w.control(p)
 	w.rings(n, false, g.names()...)
-	w.frontState(Connected)
+	w.frontState(xenbus.Connected)
 	w.wantSteps("connect plug connected")
 	return g
 }
@@ -228,7 +229,7 @@ func TestControlOfAVif(t *testing.T) {
 	}
 	w.wantHeld("6 pages, 4 handles, 3 ports")
 
-	w.frontState(Closing)
+	w.frontState(xenbus.Closing)
 	w.settle()
 	w.wantHeld(nothing)
 	if w.journals() != "" {
@@ -295,7 +296,7 @@ func TestControlRingBreach(t *testing.T) {
 // comeAgain is the guest closing its vif and beginning anew.
 func (w *world) comeAgain() {
 	w.t.Helper()
-	for _, s := range []State{Closing, Closed, Initialising} {
+	for _, s := range []xenbus.State{xenbus.Closing, xenbus.Closed, xenbus.Initialising} {
 		w.frontState(s)
 		w.settle()
 	}
@@ -310,7 +311,7 @@ func TestControlRingOfUnknownProtocol(t *testing.T) {
 	w.comeAgain()
 	// With the page as it is after use.
 	w.rings(1, false, "ctrl-ring-ref", fmt.Sprint(g.keys.gref), "event-channel-ctrl", fmt.Sprint(g.keys.port))
-	w.frontState(Connected)
+	w.frontState(xenbus.Connected)
 	w.settle()
 	w.wantState("4")
 	s := w.status()
@@ -621,7 +622,7 @@ func TestControlRingThatCannotBeHad(t *testing.T) {
 				port = "500"
 			}
 			w.rings(1, false, "ctrl-ring-ref", ref, "event-channel-ctrl", port)
-			w.frontState(Connected)
+			w.frontState(xenbus.Connected)
 			w.settle()
 			if got := w.get(errorKey); !strings.Contains(got, tt.want) {
 				t.Errorf("error node %q, want %q", got, tt.want)
@@ -640,16 +641,16 @@ func TestControlRingThatTheHostCannotHave(t *testing.T) {
 		g := w.control(ctrlring.Slot)
 		w.rings(1, false, g.names()...)
 		w.host.failing(failNth(op, map[string]int{"open grants": 1, "open events": 2, "map": 3}[op], unix.EMFILE))
-		w.frontState(Connected)
+		w.frontState(xenbus.Connected)
 		w.wantSteps("connect closing closed")
 		if got := w.get(errorKey); !strings.Contains(got, "control ring") {
 			t.Errorf("%s: error node %q", op, got)
 		}
 		w.wantHeld(nothing)
 		w.host.failing(nil)
-		w.frontState(Initialising)
+		w.frontState(xenbus.Initialising)
 		w.settle()
-		w.frontState(Connected)
+		w.frontState(xenbus.Connected)
 		w.wantSteps("connect plug connected")
 		w.v.handOver()
 		_ = removeTapNamed(ifname)

@@ -7,6 +7,7 @@ import (
 
 	"github.com/netbackd/netbackd/pkg/ctrlring"
 	"github.com/netbackd/netbackd/pkg/staticgrant"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
 // ControlRings is which control ring protocols a vif offers. A frontend uses the
@@ -71,7 +72,7 @@ func (v *Vif) controlRings() ControlRings {
 		if err == nil {
 			return c
 		}
-		v.fail(&KeyError{Key: controlKey, Value: text, Want: "slot, stream, both or none"})
+		v.fail(&xenbus.KeyError{Key: controlKey, Value: text, Want: "slot, stream, both or none"})
 	}
 	return v.cfg.ControlRings
 }

@@ -10,6 +10,7 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
+	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
@@ -23,8 +24,8 @@ func TestDetach(t *testing.T) {
 		want   string
 	}{
 		{"frontend not there yet", nil, nil, "closed unregister"},
-		{"frontend closed before", func(w *world) { w.frontState(Closed) }, nil, "unregister"},
-		{"frontend follows at once", nil, func(w *world) { w.frontState(Closed) }, "closed unregister"},
+		{"frontend closed before", func(w *world) { w.frontState(xenbus.Closed) }, nil, "unregister"},
+		{"frontend follows at once", nil, func(w *world) { w.frontState(xenbus.Closed) }, "closed unregister"},
 		{"frontend directory removed", nil, func(w *world) { w.must(w.tool.Remove(frontDir)) }, "closed unregister"},
 		{"frontend hides its state", nil, func(w *world) {
 			// As seen from a driver domain, which is not privileged.
@@ -32,17 +33,17 @@ func TestDetach(t *testing.T) {
 			w.must(w.guest.SetPermissions(frontDir+"/state", []xenstore.Perm{{Domid: domid, Access: xenstore.AccessNone}}))
 		}, "closed unregister"},
 		{"frontend writes no state", nil, func(w *world) { w.must(w.guest.Write(frontDir+"/state", "banana")) }, "closed unregister"},
-		{"frontend in a state that is none of its own", nil, func(w *world) { w.frontState(InitWait) }, "closed unregister"},
+		{"frontend in a state that is none of its own", nil, func(w *world) { w.frontState(xenbus.InitWait) }, "closed unregister"},
 		{"domain gone", nil, func(w *world) { w.srv.DomainDied(domid) }, "closed unregister"},
-		{"connected, frontend follows", connected, func(w *world) { w.frontState(Closed) }, gone},
+		{"connected, frontend follows", connected, func(w *world) { w.frontState(xenbus.Closed) }, gone},
 		{"connected, frontend directory removed", connected, func(w *world) { w.must(w.tool.Remove(frontDir)) }, gone},
 		{"connected, frontend writes no state", connected, func(w *world) { w.must(w.guest.Write(frontDir+"/state", "banana")) }, gone},
 		{"connected, domain gone", connected, func(w *world) { w.srv.DomainDied(domid) }, gone},
-		{"connected, frontend starts anew", connected, func(w *world) { w.frontState(Initialising) }, gone},
-		{"waiting for hotplug", func(w *world) { w.rings(1, false); w.frontState(Connected); w.settle() },
-			func(w *world) { w.frontState(Closed) }, gone},
-		{"quarantined", func(w *world) { connected(w); w.breach() }, func(w *world) { w.frontState(Closed) }, "closed unregister"},
-		{"refused", func(w *world) { w.rings(1, false, "event-channel", "-"); w.frontState(Connected); w.settle() }, nil, "unregister"},
+		{"connected, frontend starts anew", connected, func(w *world) { w.frontState(xenbus.Initialising) }, gone},
+		{"waiting for hotplug", func(w *world) { w.rings(1, false); w.frontState(xenbus.Connected); w.settle() },
+			func(w *world) { w.frontState(xenbus.Closed) }, gone},
+		{"quarantined", func(w *world) { connected(w); w.breach() }, func(w *world) { w.frontState(xenbus.Closed) }, "closed unregister"},
+		{"refused", func(w *world) { w.rings(1, false, "event-channel", "-"); w.frontState(xenbus.Connected); w.settle() }, nil, "unregister"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			w := newWorld(t)
@@ -80,7 +81,7 @@ func TestDetach(t *testing.T) {
 func connected(w *world) {
 	w.plugIn()
 	w.rings(2, false)
-	w.frontState(Connected)
+	w.frontState(xenbus.Connected)
 	w.wantSteps("connect plug connected")
 }
 
@@ -119,11 +120,11 @@ func TestDetachFollowsTheFrontend(t *testing.T) {
 	if got := w.status().Waits; got != "the guest to close" {
 		t.Errorf("waits for %q", got)
 	}
-	w.frontState(Closing)
+	w.frontState(xenbus.Closing)
 	w.wantSteps("disconnect closing grace")
 	w.wantState("5")
 	w.wantHeld(nothing)
-	w.frontState(Closed)
+	w.frontState(xenbus.Closed)
 	w.wantSteps("closed unregister")
 	w.wantState("6")
 	if got := w.status().Waits; got != "the toolstack to remove it" {
@@ -137,7 +138,7 @@ func TestDetachInTime(t *testing.T) {
 	if DefaultGrace >= time.Second {
 		t.Errorf("grace is %v", DefaultGrace)
 	}
-	for _, front := range []State{Connected, Closing, Reconfiguring} {
+	for _, front := range []xenbus.State{xenbus.Connected, xenbus.Closing, xenbus.Reconfiguring} {
 		t.Run(front.String(), func(t *testing.T) {
 			w := newWorld(t)
 			w.cfg.Grace = 50 * time.Millisecond
@@ -184,7 +185,7 @@ func TestDetachIsNotOverwritten(t *testing.T) {
 	w.attach("hotplug-status", "connected")
 	w.wantSteps("publish init-wait")
 	w.rings(1, false)
-	w.frontState(Connected)
+	w.frontState(xenbus.Connected)
 	once := true
 	w.host.failing(func(op string) error {
 		if op == "map" && once { // between the look and the state
@@ -195,7 +196,7 @@ func TestDetachIsNotOverwritten(t *testing.T) {
 	})
 	w.wantSteps("connect plug connected grace")
 	w.wantState("5")
-	w.frontState(Closed)
+	w.frontState(xenbus.Closed)
 	w.wantSteps("disconnect closed unregister")
 	w.wantState("6")
 }
@@ -254,7 +255,7 @@ func TestDirectoryRemoved(t *testing.T) {
 		})
 		w.attach("hotplug-status", "connected")
 		w.rings(1, false)
-		w.frontState(Connected)
+		w.frontState(xenbus.Connected)
 		got := w.settle()
 		cut()
 		if count < n {
@@ -292,7 +293,7 @@ func TestMadeAnew(t *testing.T) {
 		"never connected":        func(w *world) { w.attach(); w.settle() },
 		"connected":              func(w *world) { w.up(2) },
 		"on its way out":         func(w *world) { w.up(1); w.detach(); w.settle() },
-		"closed":                 func(w *world) { w.up(1); w.detach(); w.frontState(Closed); w.settle() },
+		"closed":                 func(w *world) { w.up(1); w.detach(); w.frontState(xenbus.Closed); w.settle() },
 		"quarantined":            func(w *world) { w.up(1); w.breach() },
 		"could not be published": func(w *world) { w.attach("mtu", "1"); w.settle() },
 	} {
@@ -357,7 +358,7 @@ func TestDriverDomain(t *testing.T) {
 			t.Error("will not look again")
 		}
 		w.detach()
-		w.frontState(Closed)
+		w.frontState(xenbus.Closed)
 		w.wantSteps("disconnect closed unregister")
 		w.wantState("6")
 	})
@@ -371,7 +372,7 @@ func (w *world) upInDriverDomain() {
 	w.xs.Client = w.connectAs(9)
 	w.wantSteps("publish init-wait")
 	w.rings(1, false)
-	w.frontState(Connected)
+	w.frontState(xenbus.Connected)
 	w.wantSteps("connect plug connected")
 	w.wantState("4")
 }
@@ -438,7 +439,7 @@ func TestHiddenFrontend(t *testing.T) {
 		t.Errorf("waits for %q", got)
 	}
 	hide(xenstore.AccessRead)
-	w.frontState(Initialising)
+	w.frontState(xenbus.Initialising)
 	w.wantSteps("unregister")
 	w.wantState("6")
 	w.wantTap(0)
@@ -451,7 +452,7 @@ func TestHiddenFrontend(t *testing.T) {
 	w.wantSteps("publish init-wait")
 	w.plugIn()
 	w.rings(1, false)
-	w.frontState(Connected)
+	w.frontState(xenbus.Connected)
 	w.wantSteps("connect plug connected")
 	w.wantNoTrouble()
 }

@@ -13,6 +13,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/netbackd/netbackd/pkg/tap"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
@@ -96,7 +97,7 @@ func (v *Vif) tapConfig() tap.Config {
 		Single:    v.maxQueues() == 1,
 		VnetHdr:   v.cfg.Offload && !isUserspaceBridge(v.nodes.bridge),
 		Persist:   true,
-		NoCarrier: v.own != Connected,
+		NoCarrier: v.own != xenbus.Connected,
 	}
 }
 
@@ -180,7 +181,7 @@ func (v *Vif) loseTap() {
 func (v *Vif) unplug() error {
 	v.fail(errTapLost)
 	if v.nodes.hasHotplug && v.nodes.hotplug != "" {
-		err := v.change(func(tx *xenstore.Tx, _ State) error {
+		err := v.change(func(tx *xenstore.Tx, _ xenbus.State) error {
 			return tx.Write(v.cfg.Path+"/hotplug-status", "")
 		})
 		if err != nil {
@@ -212,7 +213,7 @@ func (v *Vif) plug() error {
 	if v.lost || !v.nodes.plugged() { // found out on the way here
 		return errAgain
 	}
-	if v.own != Connected {
+	if v.own != xenbus.Connected {
 		v.dropDisciplines()
 	}
 	// A guest that gave no rx slots to a predecessor may give none yet.
@@ -246,7 +247,7 @@ func (v *Vif) settled() error {
 	if !v.claimed {
 		return nil
 	}
-	err := v.change(func(tx *xenstore.Tx, _ State) error {
+	err := v.change(func(tx *xenstore.Tx, _ xenbus.State) error {
 		err := tx.Remove(v.cfg.Path + "/" + ClaimedKey)
 		if errors.Is(err, xenstore.ErrNotExist) {
 			return nil

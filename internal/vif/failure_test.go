@@ -16,6 +16,7 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/netns"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/tap"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
@@ -62,7 +63,7 @@ func TestConnectFails(t *testing.T) {
 			if tt.spoil != nil {
 				tt.spoil(w)
 			}
-			w.frontState(Connected)
+			w.frontState(xenbus.Connected)
 			w.wantSteps("connect closing closed")
 			w.wantState("6")
 			if got := w.get(errorKey); !strings.Contains(got, tt.error) {
@@ -80,7 +81,7 @@ func TestConnectFails(t *testing.T) {
 			}
 			// Not again, unless something changes.
 			for range 10 {
-				w.frontState(Connected)
+				w.frontState(xenbus.Connected)
 				w.wantSteps("")
 			}
 			w.must(w.guest.Write(frontDir+"/unrelated", "1"))
@@ -90,12 +91,12 @@ func TestConnectFails(t *testing.T) {
 			}
 			// The guest does as netfront does when it sees Closed, and comes
 			// back with good rings.
-			w.frontState(Closed)
+			w.frontState(xenbus.Closed)
 			w.wantSteps("")
-			w.frontState(Initialising)
+			w.frontState(xenbus.Initialising)
 			w.wantSteps("publish init-wait")
 			w.rings(2, true)
-			w.frontState(Connected)
+			w.frontState(xenbus.Connected)
 			w.wantSteps("connect plug connected")
 			w.wantState("4")
 			w.wantError("-")
@@ -118,7 +119,7 @@ func TestBetterOfferWithoutReconnect(t *testing.T) {
 	w.attach("hotplug-status", "connected")
 	w.settle()
 	w.rings(1, false, "event-channel", "77")
-	w.frontState(Connected)
+	w.frontState(xenbus.Connected)
 	w.wantSteps("connect closing closed")
 	w.must(w.guest.Write(frontDir+"/feature-sg", "banana"))
 	w.wantSteps("publish init-wait connect closing closed") // something new, and no better
@@ -192,7 +193,7 @@ func TestStoreTrouble(t *testing.T) {
 	broken := true
 	w.v.cfg.Store = &failingStore{Store: w.v.cfg.Store, fail: &broken}
 	w.rings(1, false)
-	w.frontState(Connected)
+	w.frontState(xenbus.Connected)
 	if got, _ := w.look(); strings.Join(got, " ") != "connect plug connected" {
 		t.Errorf("steps %v", got)
 	}
@@ -234,7 +235,7 @@ func TestTapDeleted(t *testing.T) {
 		t.Errorf("status %+v", s)
 	}
 	w.detach()
-	w.frontState(Closed)
+	w.frontState(xenbus.Closed)
 	w.wantSteps("disconnect closed unregister")
 }
 
@@ -258,13 +259,13 @@ func TestFrontendGoesAndComesBack(t *testing.T) {
 			}
 		}
 		w.must(w.tool.Write(backDir+"/frontend", frontDir))
-		w.frontState(Initialising)
+		w.frontState(xenbus.Initialising)
 		w.wantSteps("publish init-wait")
 		w.wantState("2")
 		w.xs.commit = nil
 		w.plugIn()
 		w.rings(1, false)
-		w.frontState(Connected)
+		w.frontState(xenbus.Connected)
 		w.wantSteps("connect plug connected")
 		w.wantState("4")
 		w.wantError("-")
@@ -312,7 +313,7 @@ func TestTapDeletedBeforeConnect(t *testing.T) {
 	w.settle()
 	w.wantTap(1)
 	w.rings(1, false)
-	w.frontState(Connected)
+	w.frontState(xenbus.Connected)
 	w.wantSteps("connect plug connected")
 }
 

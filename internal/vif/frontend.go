@@ -10,6 +10,7 @@ import (
 
 	"github.com/netbackd/netbackd/pkg/evtchn"
 	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
@@ -72,7 +73,7 @@ func readFrontend(r reader, dir string, maxQueues int, control ControlRings) (*f
 	}
 	if !f.features.rxCopy {
 		v, ok := k.get("request-rx-copy")
-		k.fail(&KeyError{Key: "request-rx-copy", Value: v, Missing: !ok, Want: "1: page flipping is not supported"})
+		k.fail(&xenbus.KeyError{Key: "request-rx-copy", Value: v, Missing: !ok, Want: "1: page flipping is not supported"})
 	}
 	f.headroom = k.headroom()
 	n := uint64(1)
@@ -167,7 +168,7 @@ func (k *keyReader) number(key, v string, min, max uint64) uint64 {
 func (k *keyReader) must(key string, min, max uint64) uint64 {
 	v, ok := k.get(key)
 	if !ok {
-		k.fail(&KeyError{Key: key, Missing: true, Want: fmt.Sprintf("a number from %d to %d", min, max)})
+		k.fail(&xenbus.KeyError{Key: key, Missing: true, Want: fmt.Sprintf("a number from %d to %d", min, max)})
 		return 0
 	}
 	return k.number(key, v, min, max)

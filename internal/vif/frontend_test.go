@@ -12,6 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
@@ -135,7 +136,7 @@ func TestBadKeys(t *testing.T) {
 		for _, v := range b.values {
 			name := fmt.Sprintf("%s=%.20q", b.key, v)
 			_, err := readFrontend(b.keys.with(b.key, v), frontDir, testMaxQueues, ControlSlot)
-			want := fmt.Sprintf("22 frontend key %q is %q, want %s", b.key, clip(v), b.want)
+			want := fmt.Sprintf("22 frontend key %q is %q, want %s", b.key, xenbus.Clip(v), b.want)
 			if v == "-" {
 				want = fmt.Sprintf("2 frontend key %q is missing, want %s", b.key, b.want)
 			}
@@ -146,7 +147,7 @@ func TestBadKeys(t *testing.T) {
 			if diff := cmp.Diff(want, errText(err)); diff != "" {
 				t.Errorf("%s: unexpected error node (-want +got):\n%s", name, diff)
 			}
-			var k *KeyError
+			var k *xenbus.KeyError
 			if !errors.As(err, &k) {
 				t.Errorf("%s: %T is no KeyError", name, err)
 			}

@@ -9,6 +9,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
@@ -55,7 +56,7 @@ func (r *reconfiguration) over() bool {
 // is called when the frontend's state is known, and before its keys are read: a key that
 // is written later is told of.
 func (v *Vif) watchKey() error {
-	if v.front != Reconfiguring {
+	if v.front != xenbus.Reconfiguring {
 		v.reconf = reconfiguration{}
 		v.keyWatch.close(v)
 		return nil
@@ -63,7 +64,7 @@ func (v *Vif) watchKey() error {
 	if v.reconf.since.IsZero() {
 		v.reconf.since = time.Now()
 	}
-	if v.link == nil || v.nodes.state == Reconfigured || v.reconf.over() {
+	if v.link == nil || v.nodes.state == xenbus.Reconfigured || v.reconf.over() {
 		v.keyWatch.close(v)
 		return nil
 	}
@@ -85,7 +86,7 @@ func (v *Vif) followHeadroom() error {
 		return nil
 	}
 	v.reconf.said = true
-	if f.headroom == 0 && v.front == Reconfiguring {
+	if f.headroom == 0 && v.front == xenbus.Reconfiguring {
 		// The program is there until the frontend has our answer, and would look for
 		// packets where they are not any more.
 		return nil

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+
+	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
 // headroom writes the frontend's key.
@@ -31,42 +33,42 @@ func TestReconfiguring(t *testing.T) {
 	w.up(1)
 	w.headroom(0) // as netfront does when it connects
 	w.wantSteps("")
-	w.frontState(Reconfiguring)
+	w.frontState(xenbus.Reconfiguring)
 	w.wantSteps("await-key")
 	w.wantState("4")
 	w.headroom(256)
 	w.wantSteps("reconfigured")
 	w.wantState("8")
 	w.wantHeadroom(256)
-	w.frontState(Connected)
+	w.frontState(xenbus.Connected)
 	w.wantSteps("")
 	for _, n := range []int{0, 256, 256, 0} {
 		was := w.status().Headroom
-		w.frontState(Reconfiguring)
+		w.frontState(xenbus.Reconfiguring)
 		w.wantSteps("") // the node says so already
 		w.headroom(n)
 		w.wantSteps("")
 		w.wantState("8")
 		w.wantHeadroom(max(was, n))
-		w.frontState(Connected)
+		w.frontState(xenbus.Connected)
 		w.wantSteps("")
 		w.wantHeadroom(n)
 		w.wantHeld("2 pages, 1 handles, 1 ports")
-		if s := w.status(); s.State != Connected {
+		if s := w.status(); s.State != xenbus.Connected {
 			t.Errorf("state %v", s.State)
 		}
 	}
 	w.headroom(256) // written between two looks, with the states around it
-	w.frontState(Connected)
+	w.frontState(xenbus.Connected)
 	w.wantSteps("")
 	w.wantHeadroom(256)
-	w.frontState(Closing)
+	w.frontState(xenbus.Closing)
 	w.wantSteps("disconnect closing")
 	w.wantState("5")
 	w.wantHeadroom(0)
-	w.frontState(Reconfiguring)
+	w.frontState(xenbus.Reconfiguring)
 	w.wantSteps("reconfigured")
-	w.frontState(Closed)
+	w.frontState(xenbus.Closed)
 	w.wantSteps("closed")
 	w.wantState("6")
 }
@@ -76,7 +78,7 @@ func TestReconfiguring(t *testing.T) {
 func TestReconfiguringWithoutAKey(t *testing.T) {
 	w := newWorld(t)
 	w.up(1)
-	w.frontState(Reconfiguring)
+	w.frontState(xenbus.Reconfiguring)
 	w.wantSteps("await-key")
 	w.v.reconf.since = time.Now().Add(-keyGrace)
 	w.wantSteps("reconfigured")
@@ -90,12 +92,12 @@ func TestReconfiguringWithTheSameKey(t *testing.T) {
 	w := newWorld(t)
 	w.runConnected()
 	w.headroom(0)
-	w.frontState(Reconfiguring)
+	w.frontState(xenbus.Reconfiguring)
 	w.eventually("the vif waits for the key", func() bool {
 		return w.log.FilterField(zap.Stringer("step", stepAwaitKey)).Len() > 0
 	})
 	w.headroom(0)
-	w.awaitState(Reconfigured)
+	w.awaitState(xenbus.Reconfigured)
 }
 
 // TestReconfigurationIsOver: the first event of a watch is its own.
@@ -123,20 +125,20 @@ func TestReconfigurationIsOver(t *testing.T) {
 func TestBadHeadroom(t *testing.T) {
 	w := newWorld(t)
 	w.up(1)
-	w.frontState(Reconfiguring)
+	w.frontState(xenbus.Reconfiguring)
 	w.headroom(256)
 	w.wantSteps("reconfigured")
 	w.must(w.guest.Write(frontDir+"/"+headroomKey, "banana"))
-	w.frontState(Connected)
+	w.frontState(xenbus.Connected)
 	w.wantSteps("")
 	w.wantHeadroom(256)
 	w.wantHeld("2 pages, 1 handles, 1 ports")
 	const banana = `22 frontend key "xdp-headroom" is "banana", want a number from 0 to 65535`
 	w.wantError(banana)
-	w.frontState(Initialising)
+	w.frontState(xenbus.Initialising)
 	w.wantSteps("disconnect closing closed publish init-wait")
 	w.rings(1, false)
-	w.frontState(Connected)
+	w.frontState(xenbus.Connected)
 	w.wantSteps("connect closing closed")
 	w.wantError(banana)
 	w.headroom(0)
@@ -157,28 +159,28 @@ func TestHeadroomOverARestart(t *testing.T) {
 	}{
 		{"with a program", func(w *world) {
 			w.headroom(256)
-			w.frontState(Reconfiguring)
+			w.frontState(xenbus.Reconfiguring)
 			w.settle()
-			w.frontState(Connected)
+			w.frontState(xenbus.Connected)
 			w.settle()
 		},
 			nil, "connect plug", "8", 256},
-		{"a program meanwhile", nil, func(w *world) { w.frontState(Reconfiguring); w.headroom(256) }, "connect plug await-key", "4", 256},
+		{"a program meanwhile", nil, func(w *world) { w.frontState(xenbus.Reconfiguring); w.headroom(256) }, "connect plug await-key", "4", 256},
 		{"a program meanwhile, with the node at Reconfigured from the last one",
 			func(w *world) {
 				w.headroom(0)
-				w.frontState(Reconfiguring)
+				w.frontState(xenbus.Reconfiguring)
 				w.v.reconf.since = time.Now().Add(-keyGrace)
 				w.settle()
-				w.frontState(Connected)
+				w.frontState(xenbus.Connected)
 				w.settle()
 			},
-			func(w *world) { w.frontState(Reconfiguring); w.headroom(256); w.frontState(Connected) }, "connect plug", "8", 256},
+			func(w *world) { w.frontState(xenbus.Reconfiguring); w.headroom(256); w.frontState(xenbus.Connected) }, "connect plug", "8", 256},
 		{"none any more", func(w *world) {
 			w.headroom(256)
-			w.frontState(Reconfiguring)
+			w.frontState(xenbus.Reconfiguring)
 			w.settle()
-			w.frontState(Connected)
+			w.frontState(xenbus.Connected)
 			w.settle()
 		},
 			func(w *world) { w.headroom(0) }, "connect plug", "8", 0},

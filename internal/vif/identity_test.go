@@ -12,6 +12,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/ctrlring"
 	"github.com/netbackd/netbackd/pkg/gntdev"
 	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
 // sameRings is the guest making its rings anew in the same pages, behind the same
@@ -73,7 +74,7 @@ func everything(t *testing.T) (*world, *ctrlGuest) {
 	w.plugIn()
 	g := w.control(ctrlring.Slot)
 	w.rings(2, false, append(g.names(), "request-multicast-control", "1")...)
-	w.frontState(Connected)
+	w.frontState(xenbus.Connected)
 	w.wantSteps("connect plug connected")
 	w.sendList([6]byte{1, 0, 0x5e, 0, 0, 9})
 	g.configure()
@@ -88,7 +89,7 @@ func everything(t *testing.T) (*world, *ctrlGuest) {
 func (w *world) blank() {
 	w.t.Helper()
 	s := w.status()
-	if s.State != Connected || len(s.Mcast) != 0 {
+	if s.State != xenbus.Connected || len(s.Mcast) != 0 {
 		w.t.Errorf("state %v, multicast list %v", s.State, s.Mcast)
 	}
 	if c := s.Control; c == nil || c.Error != "" || c.Algorithm != "none" || len(c.Types) != 0 || c.KeyOctets != 0 || c.Steering != "host" {
@@ -118,8 +119,8 @@ func TestConnectionsWithTheSameNames(t *testing.T) {
 			tt.while(w, func() {
 				w.sameRings()
 				g.sameControl()
-				w.frontState(Initialising) // which the vif does not see
-				w.frontState(Connected)
+				w.frontState(xenbus.Initialising) // which the vif does not see
+				w.frontState(xenbus.Connected)
 			})
 			w.wantSteps(tt.steps)
 			w.blank()
@@ -248,7 +249,7 @@ func TestUpgradeUnderAGuestThatConnectsAnew(t *testing.T) {
 func TestNothingIsKeptOfAClosedConnection(t *testing.T) {
 	w, g := everything(t)
 	page := w.host.pages[w.conns[0].txGref]
-	w.frontState(Closing)
+	w.frontState(xenbus.Closing)
 	w.settle()
 	if got := w.journals(); got != "" {
 		t.Errorf("in the run directory: %s", got)
@@ -256,13 +257,13 @@ func TestNothingIsKeptOfAClosedConnection(t *testing.T) {
 	if h, err := netif.ReadHeader(page); err != nil || !h.Stamp.IsZero() {
 		t.Errorf("header %+v, %v", h, err)
 	}
-	for _, s := range []State{Closed, Initialising} {
+	for _, s := range []xenbus.State{xenbus.Closed, xenbus.Initialising} {
 		w.frontState(s)
 		w.settle()
 	}
 	w.sameRings()
 	g.sameControl()
-	w.frontState(Connected)
+	w.frontState(xenbus.Connected)
 	w.wantSteps("connect plug connected")
 	w.blank()
 }
@@ -288,7 +289,7 @@ func TestFailedAttemptLeavesNoStamp(t *testing.T) {
 	w.settle()
 	w.rings(1, false)
 	w.v.cfg.Pool = closedPool(w)
-	w.frontState(Connected)
+	w.frontState(xenbus.Connected)
 	w.wantSteps("connect closing closed")
 	if h, err := netif.ReadHeader(w.host.pages[w.conns[0].txGref]); err != nil || !h.Stamp.IsZero() {
 		t.Errorf("header %+v, %v", h, err)

@@ -12,6 +12,7 @@ import (
 
 	"github.com/netbackd/netbackd/internal/lab/netns"
 	"github.com/netbackd/netbackd/pkg/tap"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
 // TestOneQueueOffered: a vif that can have one queue has a TAP with one, and is served
@@ -37,25 +38,25 @@ func TestOneQueueOffered(t *testing.T) {
 	w.wantState("4")
 	single(true)
 
-	w.frontState(Closing)
+	w.frontState(xenbus.Closing)
 	w.settle()
-	w.frontState(Closed)
+	w.frontState(xenbus.Closed)
 	w.settle()
-	w.frontState(Initialising)
+	w.frontState(xenbus.Initialising)
 	w.settle()
 	if got := w.get(backDir + "/multi-queue-max-queues"); got != "1" {
 		t.Errorf("%s queues are offered of a TAP that can have one", got)
 	}
 	w.rings(2, false)
-	w.frontState(Connected)
+	w.frontState(xenbus.Connected)
 	w.settle()
 	if got := w.get(errorKey); got == "-" {
 		t.Error("a frontend with more queues than were offered gets no error")
 	}
 	w.rings(1, false)
-	w.frontState(Initialising)
+	w.frontState(xenbus.Initialising)
 	w.settle()
-	w.frontState(Connected)
+	w.frontState(xenbus.Connected)
 	w.settle()
 	w.wantState("4")
 	if got := w.iface(ifname).Index; got != index {
@@ -106,7 +107,7 @@ func TestDisciplineDeleted(t *testing.T) {
 	}
 	w.plugIn()
 	w.rings(1, false)
-	w.frontState(Connected)
+	w.frontState(xenbus.Connected)
 	w.wantSteps("connect plug connected")
 	if got := kinds(); len(got) != 1 || got[0] != "noqueue" {
 		t.Errorf("%d disciplines", len(got))
@@ -153,14 +154,14 @@ func TestAdministratorsInterface(t *testing.T) {
 		}
 	}
 	check("set")
-	w.frontState(Closing)
+	w.frontState(xenbus.Closing)
 	w.settle()
-	w.frontState(Closed)
+	w.frontState(xenbus.Closed)
 	w.settle()
-	w.frontState(Initialising)
+	w.frontState(xenbus.Initialising)
 	w.settle()
 	w.rings(1, false)
-	w.frontState(Connected)
+	w.frontState(xenbus.Connected)
 	w.settle()
 	w.wantState("4")
 	check("connected anew")
@@ -190,7 +191,7 @@ func TestBridgeInUserspace(t *testing.T) {
 				w.wantSteps("publish init-wait")
 				w.plugIn()
 				w.rings(2, false)
-				w.frontState(Connected)
+				w.frontState(xenbus.Connected)
 				w.wantSteps("connect plug connected")
 				plain := func(when string) {
 					t.Helper()

@@ -15,6 +15,7 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/netns"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/tap"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
 // fakeKeeper is a service manager.
@@ -175,7 +176,7 @@ func TestKeptQueues(t *testing.T) {
 				t.Errorf("kept %q, want %q", got, want)
 			}
 			w.detach()
-			w.frontState(Closed)
+			w.frontState(xenbus.Closed)
 			w.wantSteps("disconnect closed unregister")
 			w.wantTap(0)
 			if got := k.names(); got != "" {
@@ -197,14 +198,14 @@ func TestKeptFollowsTheQueues(t *testing.T) {
 	}
 	w.up(2)
 	want("tap-7.0-0 tap-7.0-1")
-	w.frontState(Closed)
+	w.frontState(xenbus.Closed)
 	w.settle()
 	want("tap-7.0-0 tap-7.0-1") // for the next connection
 	w.wantTapAtRest()
-	w.frontState(Initialising)
+	w.frontState(xenbus.Initialising)
 	w.settle()
 	w.rings(3, false)
-	w.frontState(Connected)
+	w.frontState(xenbus.Connected)
 	w.settle()
 	want("tap-7.0-0 tap-7.0-1 tap-7.0-2")
 	<-w.v.poke // New's
@@ -278,10 +279,10 @@ func TestKeeperFails(t *testing.T) {
 	}
 	w.plugIn()
 	w.rings(2, false)
-	w.frontState(Connected)
+	w.frontState(xenbus.Connected)
 	w.wantSteps("connect plug connected")
 	k.fault = nil
-	w.frontState(Closing)
+	w.frontState(xenbus.Closing)
 	w.settle()
 	if got, want := k.names(), "tap-7.0-0 tap-7.0-1"; got != want {
 		t.Errorf("kept %q, want %q", got, want)
@@ -294,7 +295,7 @@ func TestKeptOfAClosedVif(t *testing.T) {
 	w := newWorld(t)
 	k := newKeeper(w)
 	w.up(1)
-	w.frontState(Closed)
+	w.frontState(xenbus.Closed)
 	w.settle()
 	w.v.handOver()
 	k.successor(w)

@@ -9,41 +9,8 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 )
-
-// KeyError is a key in xenstore that is missing, or whose value makes no sense.
-// It is ENOENT or EINVAL.
-type KeyError struct {
-	Key     string // relative to the vif's directory
-	Value   string
-	Missing bool
-	Want    string
-}
-
-func (e *KeyError) Error() string {
-	if e.Missing {
-		return fmt.Sprintf("key %q is missing, want %s", e.Key, e.Want)
-	}
-	return fmt.Sprintf("key %q is %q, want %s", e.Key, clip(e.Value), e.Want)
-}
-
-// Unwrap returns the errno.
-func (e *KeyError) Unwrap() error {
-	if e.Missing {
-		return unix.ENOENT
-	}
-	return unix.EINVAL
-}
-
-// clip keeps what a guest wrote from filling logs and xenstore.
-func clip(v string) string {
-	const most = 64
-	if len(v) > most {
-		return v[:most] + "..."
-	}
-	return v
-}
 
 // tidy takes away what some frontends write around a value: white space, and
 // the NUL that ends a string in C.
@@ -53,7 +20,7 @@ func tidy(v string) string { return strings.TrimSpace(strings.TrimRight(v, "\x00
 func parseUint(key, v string, min, max uint64) (uint64, error) {
 	n, err := strconv.ParseUint(v, 10, 64)
 	if err != nil || n < min || n > max {
-		return 0, &KeyError{Key: key, Value: v, Want: fmt.Sprintf("a number from %d to %d", min, max)}
+		return 0, &xenbus.KeyError{Key: key, Value: v, Want: fmt.Sprintf("a number from %d to %d", min, max)}
 	}
 	return n, nil
 }
@@ -67,13 +34,7 @@ func parseBool(key, v string) (bool, error) {
 	case "1":
 		return true, nil
 	}
-	return false, &KeyError{Key: key, Value: v, Want: "0 or 1"}
-}
-
-// parseState reads a state node.
-func parseState(v string) (State, error) {
-	n, err := parseUint("state", v, uint64(Unknown), uint64(Reconfigured))
-	return State(n), err
+	return false, &xenbus.KeyError{Key: key, Value: v, Want: "0 or 1"}
 }
 
 // Rate is the limit of traffic from the guest: so many octets per interval,
@@ -100,7 +61,7 @@ func parseRate(v string) (Rate, error) {
 	if v == "" {
 		return Rate{}, nil
 	}
-	bad := &KeyError{Key: "rate", Value: v, Want: "octets and microseconds, such as 10240,50000"}
+	bad := &xenbus.KeyError{Key: "rate", Value: v, Want: "octets and microseconds, such as 10240,50000"}
 	b, u, _ := strings.Cut(v, ",")
 	octets, err := strconv.ParseUint(b, 10, 63)
 	if err != nil {
@@ -120,10 +81,10 @@ func parseRate(v string) (Rate, error) {
 func parseMAC(v string) (net.HardwareAddr, error) {
 	m, err := net.ParseMAC(v)
 	if err != nil || len(m) != 6 || strings.Count(v, ":") != 5 {
-		return nil, &KeyError{Key: "mac", Value: v, Want: "an address such as 00:16:3e:01:02:03"}
+		return nil, &xenbus.KeyError{Key: "mac", Value: v, Want: "an address such as 00:16:3e:01:02:03"}
 	}
 	if m[0]&1 != 0 {
-		return nil, &KeyError{Key: "mac", Value: v, Want: "an address that is not multicast"}
+		return nil, &xenbus.KeyError{Key: "mac", Value: v, Want: "an address that is not multicast"}
 	}
 	return m, nil
 }

@@ -3,7 +3,6 @@
 package vif
 
 import (
-	"encoding/json"
 	"errors"
 	"math"
 	"strings"
@@ -12,6 +11,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
+
+	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
 func TestParseRate(t *testing.T) {
@@ -103,39 +104,6 @@ func TestParseMTU(t *testing.T) {
 	}
 }
 
-func TestParseState(t *testing.T) {
-	for in, want := range map[string]State{"0": Unknown, "1": Initialising, "4": Connected, "8": Reconfigured, "04": Connected} {
-		if got, err := parseState(in); got != want || err != nil {
-			t.Errorf("parseState(%q) = %v, %v; want %v", in, got, err, want)
-		}
-	}
-	for _, in := range []string{"", "9", "-1", "256", "4 ", "four", "4\x00", "+4", "0x4"} {
-		if got, err := parseState(in); err == nil {
-			t.Errorf("parseState(%q) = %v, want an error", in, got)
-		}
-	}
-}
-
-func TestStateText(t *testing.T) {
-	for s := Unknown; s <= Reconfigured; s++ {
-		b, err := json.Marshal(s)
-		if err != nil {
-			t.Fatal(err)
-		}
-		var back State
-		if err := json.Unmarshal(b, &back); err != nil || back != s {
-			t.Errorf("%v came back from %s as %v, %v", s, b, back, err)
-		}
-	}
-	if got := State(99).String(); got != "unknown(99)" {
-		t.Errorf("got %q", got)
-	}
-	var s State
-	if err := s.UnmarshalText([]byte("half-open")); err == nil {
-		t.Error("took a state that is none")
-	}
-}
-
 func TestTidy(t *testing.T) {
 	for in, want := range map[string]string{
 		"4": "4", "4\x00": "4", " 4\n": "4", "4\n\x00\x00": "4", "": "", "\x00": "", "4\x005": "4\x005",
@@ -153,10 +121,10 @@ func TestErrText(t *testing.T) {
 	}{
 		{errors.New("no sense"), "22 no sense"},
 		{unix.EACCES, "13 permission denied"},
-		{&KeyError{Key: "mac", Value: "x", Want: "y"}, `22 key "mac" is "x", want y`},
-		{frontError(&KeyError{Key: "tx-ring-ref", Missing: true, Want: "a number"}), `2 frontend key "tx-ring-ref" is missing, want a number`},
-		{&KeyError{Key: "rate", Value: strings.Repeat("9", 5000), Want: "y"}, `22 key "rate" is "` + strings.Repeat("9", 64) + `...", want y`},
-		{&KeyError{Key: "rate", Value: "\x1b[2J\n", Want: "y"}, `22 key "rate" is "\x1b[2J\n", want y`},
+		{&xenbus.KeyError{Key: "mac", Value: "x", Want: "y"}, `22 key "mac" is "x", want y`},
+		{frontError(&xenbus.KeyError{Key: "tx-ring-ref", Missing: true, Want: "a number"}), `2 frontend key "tx-ring-ref" is missing, want a number`},
+		{&xenbus.KeyError{Key: "rate", Value: strings.Repeat("9", 5000), Want: "y"}, `22 key "rate" is "` + strings.Repeat("9", 64) + `...", want y`},
+		{&xenbus.KeyError{Key: "rate", Value: "\x1b[2J\n", Want: "y"}, `22 key "rate" is "\x1b[2J\n", want y`},
 		{errors.New(strings.Repeat("x", 5000)), "22 " + strings.Repeat("x", 509)},
 	} {
 		if diff := cmp.Diff(tt.want, errText(tt.err)); diff != "" {
@@ -210,9 +178,9 @@ func FuzzParseNumbers(f *testing.F) {
 		} else {
 			checkKeyError(t, "mtu", s, err)
 		}
-		st, err := parseState(s)
+		st, err := xenbus.ParseState(s)
 		checkKeyError(t, "state", s, err)
-		if st < Unknown || st > Reconfigured {
+		if st < xenbus.Unknown || st > xenbus.Reconfigured {
 			t.Errorf("state %v", st)
 		}
 		_, err = parseBool("feature-sg", s)
@@ -231,7 +199,7 @@ func checkKeyError(t *testing.T, key, value string, err error) {
 	if err == nil {
 		return
 	}
-	var k *KeyError
+	var k *xenbus.KeyError
 	if !errors.As(err, &k) || k.Key != key || k.Value != value || k.Want == "" {
 		t.Errorf("%q: %#v", value, err)
 	}

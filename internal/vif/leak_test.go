@@ -18,6 +18,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/ctrlring"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/tap"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
 // resources is what a process has of what a connection takes.
@@ -46,7 +47,7 @@ func (w *world) beginAnew() {
 	clear(w.host.ports)
 	w.next = 8
 	w.host.mu.Unlock()
-	w.frontState(Initialising)
+	w.frontState(xenbus.Initialising)
 	w.settle()
 }
 
@@ -55,7 +56,7 @@ func (w *world) beginAnew() {
 func TestThousandConnections(t *testing.T) {
 	w := newWorld(t)
 	w.up(1)
-	w.frontState(Closed)
+	w.frontState(xenbus.Closed)
 	w.settle()
 	cycle := func(i int) {
 		w.beginAnew()
@@ -64,18 +65,18 @@ func TestThousandConnections(t *testing.T) {
 		} else {
 			w.rings(1+i%2, i%3 == 0)
 		}
-		w.frontState(Connected)
+		w.frontState(xenbus.Connected)
 		w.settle()
 		switch i % 4 {
 		case 0:
-			w.frontState(Closing)
+			w.frontState(xenbus.Closing)
 			w.settle()
 		case 1:
 			if w.v.link != nil {
 				w.v.quarantine(fmt.Errorf("round %d", i))
 			}
 		}
-		w.frontState(Closed)
+		w.frontState(xenbus.Closed)
 		w.settle()
 		w.wantState("6")
 	}
@@ -126,7 +127,7 @@ func TestHundredControlRings(t *testing.T) {
 		}
 		g := w.control(p)
 		w.rings(1+i%2, false, g.names()...)
-		w.frontState(Connected)
+		w.frontState(xenbus.Connected)
 		w.settle()
 		if p == ctrlring.Stream {
 			g.want(0, netif.CtrlSetHashFlags, 15)
@@ -147,14 +148,14 @@ func TestHundredControlRings(t *testing.T) {
 		}
 		switch i % 4 {
 		case 0:
-			w.frontState(Closing)
+			w.frontState(xenbus.Closing)
 			w.settle()
 		case 1:
 			w.v.quarantine(fmt.Errorf("round %d", i))
 		case 2:
 			g.breach()
 		}
-		w.frontState(Closed)
+		w.frontState(xenbus.Closed)
 		w.settle()
 		w.wantState("6")
 		w.wantHeld(nothing)
@@ -172,7 +173,7 @@ func TestHundredControlRings(t *testing.T) {
 	if diff := cmp.Diff(before, resources(t)); diff != "" {
 		t.Errorf("resources after 100 connections (-before +after):\n%s", diff)
 	}
-	w.frontState(Initialising)
+	w.frontState(xenbus.Initialising)
 	w.settle()
 	if got := w.journals(); got != "" {
 		t.Errorf("left in the run directory: %s", got)

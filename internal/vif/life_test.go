@@ -9,6 +9,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/netbackd/netbackd/internal/lab/netns"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
@@ -72,7 +73,7 @@ func TestHotplugGate(t *testing.T) {
 			w.attach("hotplug-status", tt.status)
 			w.wantSteps("publish init-wait")
 			w.rings(1, false)
-			w.frontState(Connected)
+			w.frontState(xenbus.Connected)
 			if tt.open {
 				w.wantSteps("connect plug connected")
 				w.wantState("4")
@@ -106,7 +107,7 @@ func TestConnect(t *testing.T) {
 					w.wantSteps("publish init-wait")
 					w.plugIn()
 					w.rings(queues, split)
-					w.frontState(Connected)
+					w.frontState(xenbus.Connected)
 					w.wantSteps("connect plug connected")
 					w.wantState("4")
 					w.wantTap(queues)
@@ -116,7 +117,7 @@ func TestConnect(t *testing.T) {
 					}
 					w.wantHeld(fmt.Sprintf("%d pages, %d handles, %d ports", 2*queues, queues, ports))
 					s := w.status()
-					if len(s.Queues) != queues || s.Grants != 2*queues || s.Ports != ports || s.State != Connected || s.Since.IsZero() {
+					if len(s.Queues) != queues || s.Grants != 2*queues || s.Ports != ports || s.State != xenbus.Connected || s.Since.IsZero() {
 						t.Errorf("status %+v", s)
 					}
 					w.must(netlink.LinkSetUp(w.iface(ifname)))
@@ -137,11 +138,11 @@ func TestDriverReload(t *testing.T) {
 	w.up(2)
 	index := w.iface(ifname).Index
 	for range 3 {
-		w.frontState(Closing)
+		w.frontState(xenbus.Closing)
 		w.wantSteps("disconnect closing")
 		w.wantState("5")
 		w.wantHeld(nothing)
-		w.frontState(Closed)
+		w.frontState(xenbus.Closed)
 		w.wantSteps("closed")
 		w.wantState("6")
 		w.wantTapAtRest()
@@ -151,11 +152,11 @@ func TestDriverReload(t *testing.T) {
 		if s := w.status(); s.Carrier || s.Waits != "the guest" {
 			t.Errorf("carrier %t, waits for %q", s.Carrier, s.Waits)
 		}
-		w.frontState(Initialising)
+		w.frontState(xenbus.Initialising)
 		w.wantSteps("publish init-wait")
 		w.wantState("2")
 		w.rings(2, false)
-		w.frontState(Connected)
+		w.frontState(xenbus.Connected)
 		w.wantSteps("connect plug connected")
 		w.wantHeld("4 pages, 2 handles, 2 ports")
 		if got := w.iface(ifname).Index; got != index {
@@ -169,11 +170,11 @@ func TestDriverReload(t *testing.T) {
 func TestKexec(t *testing.T) {
 	w := newWorld(t)
 	w.up(2)
-	w.frontState(Initialising)
+	w.frontState(xenbus.Initialising)
 	w.wantSteps("disconnect closing closed publish init-wait")
 	w.wantHeld(nothing)
 	w.rings(1, true)
-	w.frontState(Connected)
+	w.frontState(xenbus.Connected)
 	w.wantSteps("connect plug connected")
 	w.wantHeld("2 pages, 1 handles, 2 ports")
 	w.wantTap(1)
@@ -184,7 +185,7 @@ func TestOtherRings(t *testing.T) {
 	w := newWorld(t)
 	w.up(1)
 	w.rings(2, true)
-	w.frontState(Connected)
+	w.frontState(xenbus.Connected)
 	w.wantSteps("disconnect connect plug")
 	w.wantState("4")
 	w.wantHeld("4 pages, 2 handles, 4 ports")
@@ -239,12 +240,12 @@ func TestStateIsTakenAway(t *testing.T) {
 			w.must(w.tool.Write(backDir+"/hotplug-status", ""))
 			w.must(w.tool.Write(backDir+"/state", back))
 			w.settle()
-			w.frontState(Initialising)
+			w.frontState(xenbus.Initialising)
 			w.settle()
 			w.wantState("2")
 			w.plugIn()
 			w.rings(1, false)
-			w.frontState(Connected)
+			w.frontState(xenbus.Connected)
 			w.settle()
 			w.wantState("4")
 			w.wantHeld("2 pages, 1 handles, 1 ports")
@@ -298,11 +299,11 @@ func TestFrontendElsewhere(t *testing.T) {
 				t.Error("it will look again, though nothing changes")
 			}
 			w.must(w.tool.Write(backDir+"/frontend", frontDir))
-			w.frontState(Initialising)
+			w.frontState(xenbus.Initialising)
 			w.wantSteps("publish init-wait")
 			w.plugIn() // there is another TAP
 			w.rings(1, false)
-			w.frontState(Connected)
+			w.frontState(xenbus.Connected)
 			w.wantSteps("connect plug connected")
 			w.wantError("-")
 		})
@@ -343,12 +344,12 @@ func TestUnusualFrontends(t *testing.T) {
 				}
 				w.settle()
 				w.wantError(tt.error)
-				w.frontState(Initialising)
+				w.frontState(xenbus.Initialising)
 				w.settle()
 				w.wantState("2")
 				w.plugIn() // after a device that was removed, the script has to run again
 				w.rings(1, false)
-				w.frontState(Connected)
+				w.frontState(xenbus.Connected)
 				w.settle()
 				w.wantState("4")
 				w.wantError("-")
@@ -366,7 +367,7 @@ func TestRenamed(t *testing.T) {
 	w.must(netns.Rename(ifname, "guestnet"))
 	w.plugIn()
 	w.rings(2, false)
-	w.frontState(Connected)
+	w.frontState(xenbus.Connected)
 	w.wantSteps("connect plug connected")
 	if s := w.status(); s.Name != ifname || s.Interface != "guestnet" {
 		t.Errorf("name %s, interface %s", s.Name, s.Interface)
@@ -382,7 +383,7 @@ func TestRenamed(t *testing.T) {
 		t.Error("there is a second interface")
 	}
 	w.detach()
-	w.frontState(Closed)
+	w.frontState(xenbus.Closed)
 	w.wantSteps("disconnect closed unregister")
 	if w.iface("guestnet") != nil {
 		t.Error("the interface is still there")
@@ -399,13 +400,13 @@ func TestStateRemoved(t *testing.T) {
 		w.must(w.guest.Remove(frontDir + "/state"))
 		w.settle()
 		w.wantState("6")
-		w.frontState(Initialising)
+		w.frontState(xenbus.Initialising)
 		w.wantSteps("publish init-wait")
 		if l := w.iface(ifname); l == nil || l.Index != before {
 			t.Fatalf("interface %+v, want the one with index %d", l, before)
 		}
 	}
 	w.rings(1, false)
-	w.frontState(Connected)
+	w.frontState(xenbus.Connected)
 	w.wantSteps("connect plug connected")
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/netbackd/netbackd/internal/lab/netns"
 	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
 func TestRateFollows(t *testing.T) {
@@ -29,7 +30,7 @@ func TestRateFollows(t *testing.T) {
 	}
 	check("10240 B/50ms", "-")
 	w.rings(1, false)
-	w.frontState(Connected)
+	w.frontState(xenbus.Connected)
 	check("10240 B/50ms", "-")
 	w.must(w.tool.Write(backDir+"/rate", "20480,50000"))
 	check("20480 B/50ms", "-")
@@ -85,14 +86,14 @@ func TestMcastListIsForgotten(t *testing.T) {
 	w.eventually("the address is in the list", func() bool {
 		return slices.Equal(w.status().Mcast, []string{"01:00:5e:00:00:16"})
 	})
-	w.frontState(Closing)
+	w.frontState(xenbus.Closing)
 	w.wantSteps("disconnect closing")
-	w.frontState(Closed)
+	w.frontState(xenbus.Closed)
 	w.wantSteps("closed")
-	w.frontState(Initialising)
+	w.frontState(xenbus.Initialising)
 	w.settle()
 	w.rings(1, false)
-	w.frontState(Connected)
+	w.frontState(xenbus.Connected)
 	w.wantSteps("connect plug connected")
 	if got := w.status().Mcast; len(got) != 0 {
 		t.Errorf("the list holds %v", got)
@@ -122,7 +123,7 @@ func mcastAfterRestart(t *testing.T, lost bool, filtered uint64) {
 	w.attach("hotplug-status", "connected")
 	w.settle()
 	w.rings(1, false, "request-multicast-control", "1")
-	w.frontState(Connected)
+	w.frontState(xenbus.Connected)
 	w.settle()
 	w.v.handOver()
 	if lost {
@@ -165,16 +166,16 @@ func TestMTU(t *testing.T) {
 
 	// A boot loader that takes one slot only.
 	w.rings(1, false, "feature-sg", "0")
-	w.frontState(Connected)
+	w.frontState(xenbus.Connected)
 	w.wantSteps("connect plug connected")
 	want(1500)
-	w.frontState(Closed)
+	w.frontState(xenbus.Closed)
 	w.wantSteps("disconnect closing closed")
-	w.frontState(Initialising)
+	w.frontState(xenbus.Initialising)
 	w.settle()
 	// And the kernel it starts.
 	w.rings(1, false)
-	w.frontState(Connected)
+	w.frontState(xenbus.Connected)
 	w.wantSteps("connect plug connected")
 	want(9000)
 
@@ -200,7 +201,7 @@ func TestMTURaised(t *testing.T) {
 	w.settle()
 	w.must(netns.Up(ifname))
 	w.rings(1, false, "feature-sg", "0")
-	w.frontState(Connected)
+	w.frontState(xenbus.Connected)
 	w.wantSteps("connect plug connected")
 	w.slots(10)
 	w.must(netlink.LinkSetMTU(w.iface(ifname), 9000))
@@ -214,12 +215,12 @@ func TestMTURaised(t *testing.T) {
 		t.Errorf("%d lines in the log", n)
 	}
 	// The host's wish holds for a guest that can.
-	w.frontState(Closed)
+	w.frontState(xenbus.Closed)
 	w.settle()
-	w.frontState(Initialising)
+	w.frontState(xenbus.Initialising)
 	w.settle()
 	w.rings(1, false)
-	w.frontState(Connected)
+	w.frontState(xenbus.Connected)
 	w.wantSteps("connect plug connected")
 	if got := w.iface(ifname).MTU; got != 9000 {
 		t.Errorf("MTU %d, want 9000", got)

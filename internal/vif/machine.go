@@ -2,10 +2,12 @@
 
 package vif
 
+import "github.com/netbackd/netbackd/pkg/xenbus"
+
 // situation is all that decides what a vif does next.
 type situation struct {
-	own   State // where the vif is, whatever its node says: Initialising, InitWait, Connected, Closing or Closed
-	front State // where the frontend is; Unknown if its directory or its domain is gone
+	own   xenbus.State // where the vif is, whatever its node says: Initialising, InitWait, Connected, Closing or Closed
+	front xenbus.State // where the frontend is; Unknown if its directory or its domain is gone
 
 	online      bool // the toolstack wants the device to be
 	detach      bool // it has asked for the device to go
@@ -23,7 +25,7 @@ type situation struct {
 	// node holds the state that the vif's node shows, or Unknown if that is none. It is
 	// not own after the answer to Reconfiguring, when the toolstack detaches, and when
 	// a stranger has written there.
-	node State
+	node xenbus.State
 }
 
 // step is one thing to do. Steps are done in order, until one fails.
@@ -55,8 +57,8 @@ var stepNames = [...]string{
 func (s step) String() string { return stepNames[s] }
 
 // shows is the step that shows a state.
-var shows = map[State]step{
-	InitWait: stepInitWait, Connected: stepConnected, Closing: stepClosing, Closed: stepClosed,
+var shows = map[xenbus.State]step{
+	xenbus.InitWait: stepInitWait, xenbus.Connected: stepConnected, xenbus.Closing: stepClosing, xenbus.Closed: stepClosed,
 }
 
 // plan is the state machine. It takes the shortest way to where the frontend
@@ -78,7 +80,7 @@ func plan(s situation) []step {
 	switch {
 	case s.detach:
 		p.detached()
-	case !s.online && s.own == Closed:
+	case !s.online && s.own == xenbus.Closed:
 		p.remove()
 	default:
 		p.follow()
@@ -95,7 +97,7 @@ type planner struct {
 
 func (p *planner) add(s step) { p.steps = append(p.steps, s) }
 
-func (p *planner) show(s State) {
+func (p *planner) show(s xenbus.State) {
 	p.own, p.node = s, s
 	p.add(shows[s])
 }
@@ -103,52 +105,52 @@ func (p *planner) show(s State) {
 // follow goes where the frontend is.
 func (p *planner) follow() {
 	switch p.front {
-	case Unknown, Closing, Closed:
+	case xenbus.Unknown, xenbus.Closing, xenbus.Closed:
 	default:
 		if p.refused {
-			p.down(Closed)
+			p.down(xenbus.Closed)
 			p.answer()
 			return
 		}
 	}
 	switch p.front {
-	case Initialising:
+	case xenbus.Initialising:
 		// Also how a crashed or resumed guest comes back without a word: from
 		// Connected straight to Initialising.
 		p.disconnect()
-		if p.own == Connected || p.own == Closing {
-			p.down(Closed)
+		if p.own == xenbus.Connected || p.own == xenbus.Closing {
+			p.down(xenbus.Closed)
 		}
 		p.raise()
-	case Initialised:
+	case xenbus.Initialised:
 		// No frontend of a vif need go there, and xen-netback does nothing about
 		// one that does. It waits for us as one in Initialising, but rings that
 		// are served stay.
-		if p.own == Closing {
-			p.down(Closed)
+		if p.own == xenbus.Closing {
+			p.down(xenbus.Closed)
 		}
 		p.raise()
-	case Connected:
-		if p.own == Closing {
-			p.down(Closed)
+	case xenbus.Connected:
+		if p.own == xenbus.Closing {
+			p.down(xenbus.Closed)
 		}
-		if p.own == Connected || p.raise() {
+		if p.own == xenbus.Connected || p.raise() {
 			p.connect()
 		}
-	case Closing:
-		p.down(Closing)
-	case Closed:
-		p.down(Closed)
+	case xenbus.Closing:
+		p.down(xenbus.Closing)
+	case xenbus.Closed:
+		p.down(xenbus.Closed)
 		if !p.online {
 			p.remove()
 		}
-	case Unknown:
-		p.down(Closed)
+	case xenbus.Unknown:
+		p.down(xenbus.Closed)
 		p.remove()
-	case Reconfiguring:
-		if p.own == Connected {
+	case xenbus.Reconfiguring:
+		if p.own == xenbus.Connected {
 			p.connect()
-		} else if p.own == Initialising || p.bare {
+		} else if p.own == xenbus.Initialising || p.bare {
 			p.raise()
 		}
 		p.answer()
@@ -161,17 +163,17 @@ func (p *planner) follow() {
 // netfront waits for it without limit, with the lock on all its network settings
 // (rtnl) held, and then goes on with the rings it has.
 func (p *planner) answer() {
-	if p.front != Reconfiguring || p.node == Reconfigured {
+	if p.front != xenbus.Reconfiguring || p.node == xenbus.Reconfigured {
 		return
 	}
-	if p.own == Initialising || p.own == Closed && !p.online {
+	if p.own == xenbus.Initialising || p.own == xenbus.Closed && !p.online {
 		return // there is no device yet, or no more
 	}
-	if p.unsaid && p.own == Connected {
+	if p.unsaid && p.own == xenbus.Connected {
 		p.add(stepAwaitKey)
 		return
 	}
-	p.node = Reconfigured
+	p.node = xenbus.Reconfigured
 	p.add(stepReconfigured)
 }
 
@@ -180,16 +182,16 @@ func (p *planner) answer() {
 // may be waiting for it.
 func (p *planner) restate() {
 	switch {
-	case p.node == p.own, p.own == Initialising:
+	case p.node == p.own, p.own == xenbus.Initialising:
 		return
-	case p.node == Reconfigured && (p.front == Reconfiguring || p.own == Connected):
+	case p.node == xenbus.Reconfigured && (p.front == xenbus.Reconfiguring || p.own == xenbus.Connected):
 		return // the answer stands; xen-netback leaves it, too
-	case p.own == Closing && p.node == Closed:
+	case p.own == xenbus.Closing && p.node == xenbus.Closed:
 		return // where it is going
-	case p.own == InitWait && (p.front == Initialising || p.front == Initialised):
+	case p.own == xenbus.InitWait && (p.front == xenbus.Initialising || p.front == xenbus.Initialised):
 		// It waits for InitWait, and would not come.
-	case p.own == InitWait || p.own == Connected:
-		if p.node == Closing || p.node == Closed {
+	case p.own == xenbus.InitWait || p.own == xenbus.Connected:
+		if p.node == xenbus.Closing || p.node == xenbus.Closed {
 			return // the frontend has seen it, and is followed where it goes
 		}
 	}
@@ -199,27 +201,27 @@ func (p *planner) restate() {
 
 // remove removes a device that is Closed.
 func (p *planner) remove() {
-	if p.own != Closed || p.node != Closed {
-		p.show(Closed)
+	if p.own != xenbus.Closed || p.node != xenbus.Closed {
+		p.show(xenbus.Closed)
 	}
 	p.add(stepUnregister)
 }
 
 // raise goes up to InitWait and reports whether the vif is there.
 func (p *planner) raise() bool {
-	if p.own == Initialising || p.own == Closed {
+	if p.own == xenbus.Initialising || p.own == xenbus.Closed {
 		if !p.online {
 			return false
 		}
 		p.add(stepPublish)
-		p.show(InitWait)
+		p.show(xenbus.InitWait)
 		p.bare = false
 	}
-	if p.own == InitWait && p.bare && p.online {
+	if p.own == xenbus.InitWait && p.bare && p.online {
 		p.add(stepPublish)
 		p.bare = false
 	}
-	return p.own == InitWait
+	return p.own == xenbus.InitWait
 }
 
 // connect goes from InitWait to Connected, as far as that can be done now. From
@@ -229,14 +231,14 @@ func (p *planner) connect() {
 	if p.stale {
 		p.disconnect()
 	}
-	if p.own == InitWait && !p.online {
+	if p.own == xenbus.InitWait && !p.online {
 		return
 	}
 	if !p.connected {
 		if p.quarantined {
 			return
 		}
-		if p.own == Connected && p.claimed && !p.plugged {
+		if p.own == xenbus.Connected && p.claimed && !p.plugged {
 			// The guest sends as it did a moment ago. Until the TAP is in its
 			// place on the host, packets would be lost; in the rings they wait.
 			p.add(stepTap)
@@ -250,8 +252,8 @@ func (p *planner) connect() {
 	if !p.live {
 		p.add(stepPlug)
 	}
-	if p.own == InitWait {
-		p.show(Connected)
+	if p.own == xenbus.InitWait {
+		p.show(xenbus.Connected)
 	}
 }
 
@@ -263,13 +265,13 @@ func (p *planner) disconnect() {
 }
 
 // down goes to Closing or Closed.
-func (p *planner) down(to State) {
+func (p *planner) down(to xenbus.State) {
 	p.disconnect()
 	switch p.own {
-	case InitWait, Connected:
-		p.show(Closing)
-	case Initialising:
-		p.show(Closed)
+	case xenbus.InitWait, xenbus.Connected:
+		p.show(xenbus.Closing)
+	case xenbus.Initialising:
+		p.show(xenbus.Closed)
 	}
 	if p.own != to {
 		p.show(to)
@@ -282,21 +284,21 @@ func (p *planner) down(to State) {
 // seconds for what it missed; but only so long, because the toolstack waits too.
 func (p *planner) detached() {
 	switch p.front {
-	case Connected, Closing, Reconfiguring:
-		if p.forced || p.own == Closed {
+	case xenbus.Connected, xenbus.Closing, xenbus.Reconfiguring:
+		if p.forced || p.own == xenbus.Closed {
 			break
 		}
 		switch {
-		case p.front == Closing:
+		case p.front == xenbus.Closing:
 			p.disconnect()
-			if p.own != Closing || p.node != Closing {
-				p.show(Closing)
+			if p.own != xenbus.Closing || p.node != xenbus.Closing {
+				p.show(xenbus.Closing)
 			}
-		case p.front == Reconfiguring:
+		case p.front == xenbus.Reconfiguring:
 			p.answer()
-		case p.node != Closing && p.node != Closed:
+		case p.node != xenbus.Closing && p.node != xenbus.Closed:
 			// The answer has hidden it.
-			p.node = Closing
+			p.node = xenbus.Closing
 			p.add(stepDetaching)
 		}
 		p.add(stepGrace)

@@ -7,11 +7,13 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
 var (
-	allOwn   = []State{Initialising, InitWait, Connected, Closing, Closed}
-	allFront = []State{Unknown, Initialising, InitWait, Initialised, Connected, Closing, Closed, Reconfiguring, Reconfigured}
+	allOwn   = []xenbus.State{xenbus.Initialising, xenbus.InitWait, xenbus.Connected, xenbus.Closing, xenbus.Closed}
+	allFront = []xenbus.State{xenbus.Unknown, xenbus.Initialising, xenbus.InitWait, xenbus.Initialised, xenbus.Connected, xenbus.Closing, xenbus.Closed, xenbus.Reconfiguring, xenbus.Reconfigured}
 )
 
 // situations calls f with every combination there is.
@@ -38,13 +40,13 @@ func (s situation) possible() bool {
 		s.detach && s.online,
 		s.stale && !s.connected,
 		s.live && !s.connected,
-		s.connected && s.own != InitWait && s.own != Connected,
+		s.connected && s.own != xenbus.InitWait && s.own != xenbus.Connected,
 		s.refused && s.quarantined,
-		s.bare && (s.own != InitWait || s.connected),
+		s.bare && (s.own != xenbus.InitWait || s.connected),
 		s.claimed && s.connected,
-		s.node == Initialising && s.own != Initialising, // a toolstack made it anew
-		s.own == Initialising && s.node != Initialising && s.node != Unknown && !(s.detach && s.node == Closing),
-		s.unsaid && (s.front != Reconfiguring || s.own != Connected || s.node == Reconfigured || s.detach),
+		s.node == xenbus.Initialising && s.own != xenbus.Initialising, // a toolstack made it anew
+		s.own == xenbus.Initialising && s.node != xenbus.Initialising && s.node != xenbus.Unknown && !(s.detach && s.node == xenbus.Closing),
+		s.unsaid && (s.front != xenbus.Reconfiguring || s.own != xenbus.Connected || s.node == xenbus.Reconfigured || s.detach),
 		s.quarantined && s.connected:
 		return false
 	}
@@ -52,22 +54,22 @@ func (s situation) possible() bool {
 }
 
 // legal are the states that a vif may go to from each; see plan.
-var legal = map[State][]State{
-	Initialising: {InitWait, Closed},
-	InitWait:     {Connected, Closing},
-	Connected:    {Closing},
-	Closing:      {Closed},
-	Closed:       {InitWait, Closing},
+var legal = map[xenbus.State][]xenbus.State{
+	xenbus.Initialising: {xenbus.InitWait, xenbus.Closed},
+	xenbus.InitWait:     {xenbus.Connected, xenbus.Closing},
+	xenbus.Connected:    {xenbus.Closing},
+	xenbus.Closing:      {xenbus.Closed},
+	xenbus.Closed:       {xenbus.InitWait, xenbus.Closing},
 }
 
 // shown is the inverse of shows.
-func shown(s step) (State, bool) {
+func shown(s step) (xenbus.State, bool) {
 	for state, st := range shows {
 		if st == s {
 			return state, true
 		}
 	}
-	return Unknown, false
+	return xenbus.Unknown, false
 }
 
 // TestPlanInvariants says what must hold wherever a vif may be.
@@ -100,15 +102,15 @@ func judge(s situation, steps []step) string {
 				return "shows what is shown"
 			case state == went && i+1 < len(steps) && st != stepClosed && st != stepClosing:
 				return "shows again what is not to last"
-			case state == went && state == InitWait && s.node == Closing && s.front != Initialising && s.front != Initialised:
+			case state == went && state == xenbus.InitWait && s.node == xenbus.Closing && s.front != xenbus.Initialising && s.front != xenbus.Initialised:
 				return "hides Closing from a frontend that has seen it"
 			case state != went && !slices.Contains(legal[went], state) && !s.detach:
 				return fmt.Sprintf("%v after %v", state, went)
-			case state == Connected && state != went && (!connected || !live || !s.plugged || !s.online):
+			case state == xenbus.Connected && state != went && (!connected || !live || !s.plugged || !s.online):
 				return "Connected too early"
-			case (state == Closing || state == Closed) && connected:
+			case (state == xenbus.Closing || state == xenbus.Closed) && connected:
 				return fmt.Sprintf("%v with the guest's pages mapped", state)
-			case (state == InitWait || state == Connected) && s.refused && state != went:
+			case (state == xenbus.InitWait || state == xenbus.Connected) && s.refused && state != went:
 				return "tries again what was refused"
 			}
 			node, went = state, state
@@ -116,7 +118,7 @@ func judge(s situation, steps []step) string {
 		}
 		switch st {
 		case stepPublish:
-			if !(s.bare && went == InitWait) && (i+1 == len(steps) || steps[i+1] != stepInitWait) {
+			if !(s.bare && went == xenbus.InitWait) && (i+1 == len(steps) || steps[i+1] != stepInitWait) {
 				return "publishes for nobody"
 			}
 			bare = false
@@ -124,7 +126,7 @@ func judge(s situation, steps []step) string {
 				return "goes up although the toolstack wants it gone"
 			}
 		case stepTap:
-			if !s.claimed || connected || went != Connected {
+			if !s.claimed || connected || went != xenbus.Connected {
 				return "makes a TAP that nobody needs"
 			}
 			if s.plugged || s.quarantined || s.refused || s.detach {
@@ -137,19 +139,19 @@ func judge(s situation, steps []step) string {
 			if bare {
 				return "connects before it has published"
 			}
-			if s.own == Connected && s.claimed && !s.plugged {
+			if s.own == xenbus.Connected && s.claimed && !s.plugged {
 				return "serves a guest through a TAP that is in no place yet"
 			}
-			if went != InitWait && went != Connected {
+			if went != xenbus.InitWait && went != xenbus.Connected {
 				return fmt.Sprintf("connects in %v", went)
 			}
-			if s.front != Connected && s.front != Reconfiguring {
+			if s.front != xenbus.Connected && s.front != xenbus.Reconfiguring {
 				return "connects to a frontend that is not Connected"
 			}
 			if s.quarantined || s.refused {
 				return "connects in spite of what happened"
 			}
-			if s.detach || !s.online && s.own != Connected {
+			if s.detach || !s.online && s.own != xenbus.Connected {
 				return "connects although the toolstack wants it gone"
 			}
 			connected = true
@@ -164,27 +166,27 @@ func judge(s situation, steps []step) string {
 			}
 			live = true
 		case stepReconfigured:
-			if s.front != Reconfiguring || node == Reconfigured || went == Initialising {
+			if s.front != xenbus.Reconfiguring || node == xenbus.Reconfigured || went == xenbus.Initialising {
 				return "answers what was not asked, or twice"
 			}
-			if s.unsaid && went == Connected {
+			if s.unsaid && went == xenbus.Connected {
 				return "answers before the frontend has said what it wants"
 			}
-			node = Reconfigured
+			node = xenbus.Reconfigured
 		case stepDetaching:
-			if !s.detach || node == Closing {
+			if !s.detach || node == xenbus.Closing {
 				return "shows a wish that the toolstack does not have, or that is shown"
 			}
-			node = Closing
+			node = xenbus.Closing
 		case stepAwaitKey:
-			if went != Connected || !s.unsaid {
+			if went != xenbus.Connected || !s.unsaid {
 				return "waits for a key that will not come"
 			}
 		case stepUnregister:
-			if connected || node != Closed {
+			if connected || node != xenbus.Closed {
 				return "unregisters what is in use"
 			}
-			gone := s.front == Unknown || s.detach || !s.online
+			gone := s.front == xenbus.Unknown || s.detach || !s.online
 			if !gone {
 				return "unregisters what is wanted"
 			}
@@ -194,42 +196,42 @@ func judge(s situation, steps []step) string {
 				return "waits for nothing"
 			}
 		case stepUnexpected:
-			if s.front != InitWait && s.front != Reconfigured || s.refused {
+			if s.front != xenbus.InitWait && s.front != xenbus.Reconfigured || s.refused {
 				return "complains about what is usual, or twice"
 			}
 		}
 	}
 	// Where it has to end.
 	switch {
-	case s.detach && s.forced, s.front == Unknown && !s.detach:
-		if went != Closed || !unregistered {
+	case s.detach && s.forced, s.front == xenbus.Unknown && !s.detach:
+		if went != xenbus.Closed || !unregistered {
 			return "does not end"
 		}
 	case s.detach:
 		if !unregistered && !slices.Contains(steps, stepGrace) {
 			return "neither ends nor waits"
 		}
-	case s.front == Closed && went != Closed:
+	case s.front == xenbus.Closed && went != xenbus.Closed:
 		return "is not Closed with its frontend"
-	case s.front == Closing && !s.online && s.own == Closed:
+	case s.front == xenbus.Closing && !s.online && s.own == xenbus.Closed:
 		// gone, whatever the guest does
-	case s.front == Closing && went != Closing:
+	case s.front == xenbus.Closing && went != xenbus.Closing:
 		return "is not Closing with its frontend"
-	case s.front == Initialising && s.online && !s.refused && went != InitWait:
+	case s.front == xenbus.Initialising && s.online && !s.refused && went != xenbus.InitWait:
 		return "leaves a new frontend waiting"
-	case s.front == Connected && s.online && s.plugged && !s.refused && !s.quarantined && (went != Connected || !live):
+	case s.front == xenbus.Connected && s.online && s.plugged && !s.refused && !s.quarantined && (went != xenbus.Connected || !live):
 		return "leaves a connected frontend waiting"
-	case s.front == Initialising && connected:
+	case s.front == xenbus.Initialising && connected:
 		return "keeps rings that a new frontend knows nothing of"
-	case s.refused && went != Closed && s.front != Closing:
+	case s.refused && went != xenbus.Closed && s.front != xenbus.Closing:
 		return "stays up although it was refused"
-	case s.unsaid && !slices.Contains(steps, stepAwaitKey) && went == Connected:
+	case s.unsaid && !slices.Contains(steps, stepAwaitKey) && went == xenbus.Connected:
 		return "does not wait for what the frontend wants"
-	case s.front == Reconfiguring && node != Reconfigured && !(s.unsaid && went == Connected) && went != Initialising && !(went == Closed && !s.online):
+	case s.front == xenbus.Reconfiguring && node != xenbus.Reconfigured && !(s.unsaid && went == xenbus.Connected) && went != xenbus.Initialising && !(went == xenbus.Closed && !s.online):
 		return "leaves a frontend without the answer that it waits for"
-	case s.front != Reconfiguring && node == Reconfigured && went != Connected:
+	case s.front != xenbus.Reconfiguring && node == xenbus.Reconfigured && went != xenbus.Connected:
 		return "lets an answer stand for where it is"
-	case node == Unknown && went != Initialising:
+	case node == xenbus.Unknown && went != xenbus.Initialising:
 		return "shows no state"
 	}
 	return ""
@@ -273,9 +275,9 @@ func (s situation) after(steps []step) (_ situation, ok bool) {
 		case stepPlug:
 			s.live = true
 		case stepReconfigured:
-			s.node = Reconfigured
+			s.node = xenbus.Reconfigured
 		case stepDetaching:
-			s.node = Closing
+			s.node = xenbus.Closing
 		case stepAwaitKey, stepUnexpected:
 			return s, false
 		}
@@ -284,7 +286,9 @@ func (s situation) after(steps []step) (_ situation, ok bool) {
 }
 
 func TestPlan(t *testing.T) {
-	up := func(own, front State) situation { return situation{own: own, node: own, front: front, online: true} }
+	up := func(own, front xenbus.State) situation {
+		return situation{own: own, node: own, front: front, online: true}
+	}
 	with := func(s situation, flags string) situation {
 		for _, f := range strings.Fields(flags) {
 			map[string]func(){
@@ -296,16 +300,16 @@ func TestPlan(t *testing.T) {
 				"quarantined": func() { s.quarantined = true },
 				"bare":        func() { s.bare = true },
 				"claimed":     func() { s.claimed = true },
-				"nonsense":    func() { s.node = Unknown },
-				"shows5":      func() { s.node = Closing },
-				"shows6":      func() { s.node = Closed },
-				"shows8":      func() { s.node = Reconfigured },
+				"nonsense":    func() { s.node = xenbus.Unknown },
+				"shows5":      func() { s.node = xenbus.Closing },
+				"shows6":      func() { s.node = xenbus.Closed },
+				"shows8":      func() { s.node = xenbus.Reconfigured },
 				"unsaid":      func() { s.unsaid = true },
 				"offline":     func() { s.online = false },
 				"detach": func() {
 					s.online, s.detach = false, true
-					if s.own != Closed {
-						s.node = Closing // the toolstack's
+					if s.own != xenbus.Closed {
+						s.node = xenbus.Closing // the toolstack's
 					}
 				},
 				"forced": func() { s.forced = true },
@@ -320,107 +324,107 @@ func TestPlan(t *testing.T) {
 		want string
 	}{
 		// The rows of frontend_changed.
-		{"new device", up(Initialising, Initialising), "publish init-wait"},
-		{"kexec: frontend jumps from 4 to 1", with(up(Connected, Initialising), running), "disconnect closing closed publish init-wait"},
-		{"driver loaded again", up(Closed, Initialising), "publish init-wait"},
-		{"driver loaded again before we were Closed", up(Closing, Initialising), "closed publish init-wait"},
-		{"frontend still where it starts", up(InitWait, Initialising), ""},
-		{"resumed before hotplug was done", with(up(InitWait, Initialising), "connected"), "disconnect"},
-		{"frontend in InitWait", up(InitWait, InitWait), "unexpected"},
-		{"frontend stays in InitWait", with(up(Closed, InitWait), "refused"), ""},
-		{"frontend in Reconfigured", with(up(Connected, Reconfigured), running), "unexpected"},
-		{"frontend Initialised", up(InitWait, Initialised), ""},
-		{"frontend Initialised early", up(Initialising, Initialised), "publish init-wait"},
-		{"frontend Initialised while we are Closed", up(Closed, Initialised), "publish init-wait"},
-		{"frontend Initialised while we are Closing", up(Closing, Initialised), "closed publish init-wait"},
-		{"frontend Initialised while Connected", with(up(Connected, Initialised), running), ""},
-		{"connect", with(up(InitWait, Connected), "plugged"), "connect plug connected"},
-		{"connect before hotplug", up(InitWait, Connected), "connect"},
-		{"waiting for hotplug", with(up(InitWait, Connected), "connected"), ""},
-		{"hotplug done", with(up(InitWait, Connected), "connected plugged"), "plug connected"},
-		{"connected and content", with(up(Connected, Connected), running), ""},
-		{"guest was connected when the device appeared", with(up(Initialising, Connected), "plugged"), "publish init-wait connect plug connected"},
-		{"connected again while we are Closed", with(up(Closed, Connected), "plugged"), "publish init-wait connect plug connected"},
-		{"connected again while we are Closing", with(up(Closing, Connected), "plugged"), "closed publish init-wait connect plug connected"},
-		{"frontend closes", with(up(Connected, Closing), running), "disconnect closing"},
-		{"frontend closes before hotplug", with(up(InitWait, Closing), "connected"), "disconnect closing"},
-		{"frontend closes a device never seen", up(Initialising, Closing), "closed closing"},
-		{"frontend closes while we are Closed", up(Closed, Closing), "closing"},
-		{"frontend closed after Closing", up(Closing, Closed), "closed"},
-		{"frontend closed at once", with(up(Connected, Closed), running), "disconnect closing closed"},
-		{"frontend closed before it connected", up(InitWait, Closed), "closing closed"},
-		{"frontend closed and the device unwanted", with(up(Closing, Closed), "offline"), "closed unregister"},
-		{"frontend directory gone", with(up(Connected, Unknown), running), "disconnect closing closed unregister"},
-		{"frontend reconfigures", with(up(Connected, Reconfiguring), running), "reconfigured"},
-		{"frontend reconfigures while the script runs", with(up(InitWait, Reconfiguring), "connected"), "reconfigured"},
-		{"frontend reconfigures before it has connected", up(InitWait, Reconfiguring), "reconfigured"},
-		{"frontend reconfigures a device never seen", up(Initialising, Reconfiguring), "publish init-wait reconfigured"},
-		{"frontend reconfigures while we are Closing", up(Closing, Reconfiguring), "reconfigured"},
-		{"frontend reconfigures while we are Closed", up(Closed, Reconfiguring), "reconfigured"},
-		{"frontend reconfigures, and was refused", with(up(Closed, Reconfiguring), "refused"), "reconfigured"},
-		{"frontend reconfigures what is refused now", with(up(InitWait, Reconfiguring), "refused"), "closing closed reconfigured"},
-		{"frontend reconfigures while it is in quarantine", with(up(Connected, Reconfiguring), "quarantined"), "reconfigured"},
-		{"frontend has its answer", with(up(Connected, Reconfiguring), running+" shows8"), ""},
-		{"frontend has its answer in InitWait", with(up(InitWait, Reconfiguring), "shows8"), ""},
-		{"frontend goes on after its answer", with(up(Connected, Connected), running+" shows8"), ""},
-		{"frontend goes on while the script runs", with(up(InitWait, Connected), "connected shows8"), "init-wait"},
-		{"frontend goes on, the script is through", with(up(InitWait, Connected), "connected plugged shows8"), "plug connected"},
-		{"frontend begins anew after its answer", with(up(InitWait, Initialising), "shows8"), "init-wait"},
-		{"frontend closes after its answer", with(up(Closing, Closing), "shows8"), "closing"},
-		{"frontend goes on after its answer, and was refused", with(up(Closed, Connected), "refused shows8"), "closed"},
+		{"new device", up(xenbus.Initialising, xenbus.Initialising), "publish init-wait"},
+		{"kexec: frontend jumps from 4 to 1", with(up(xenbus.Connected, xenbus.Initialising), running), "disconnect closing closed publish init-wait"},
+		{"driver loaded again", up(xenbus.Closed, xenbus.Initialising), "publish init-wait"},
+		{"driver loaded again before we were Closed", up(xenbus.Closing, xenbus.Initialising), "closed publish init-wait"},
+		{"frontend still where it starts", up(xenbus.InitWait, xenbus.Initialising), ""},
+		{"resumed before hotplug was done", with(up(xenbus.InitWait, xenbus.Initialising), "connected"), "disconnect"},
+		{"frontend in InitWait", up(xenbus.InitWait, xenbus.InitWait), "unexpected"},
+		{"frontend stays in InitWait", with(up(xenbus.Closed, xenbus.InitWait), "refused"), ""},
+		{"frontend in Reconfigured", with(up(xenbus.Connected, xenbus.Reconfigured), running), "unexpected"},
+		{"frontend Initialised", up(xenbus.InitWait, xenbus.Initialised), ""},
+		{"frontend Initialised early", up(xenbus.Initialising, xenbus.Initialised), "publish init-wait"},
+		{"frontend Initialised while we are Closed", up(xenbus.Closed, xenbus.Initialised), "publish init-wait"},
+		{"frontend Initialised while we are Closing", up(xenbus.Closing, xenbus.Initialised), "closed publish init-wait"},
+		{"frontend Initialised while Connected", with(up(xenbus.Connected, xenbus.Initialised), running), ""},
+		{"connect", with(up(xenbus.InitWait, xenbus.Connected), "plugged"), "connect plug connected"},
+		{"connect before hotplug", up(xenbus.InitWait, xenbus.Connected), "connect"},
+		{"waiting for hotplug", with(up(xenbus.InitWait, xenbus.Connected), "connected"), ""},
+		{"hotplug done", with(up(xenbus.InitWait, xenbus.Connected), "connected plugged"), "plug connected"},
+		{"connected and content", with(up(xenbus.Connected, xenbus.Connected), running), ""},
+		{"guest was connected when the device appeared", with(up(xenbus.Initialising, xenbus.Connected), "plugged"), "publish init-wait connect plug connected"},
+		{"connected again while we are Closed", with(up(xenbus.Closed, xenbus.Connected), "plugged"), "publish init-wait connect plug connected"},
+		{"connected again while we are Closing", with(up(xenbus.Closing, xenbus.Connected), "plugged"), "closed publish init-wait connect plug connected"},
+		{"frontend closes", with(up(xenbus.Connected, xenbus.Closing), running), "disconnect closing"},
+		{"frontend closes before hotplug", with(up(xenbus.InitWait, xenbus.Closing), "connected"), "disconnect closing"},
+		{"frontend closes a device never seen", up(xenbus.Initialising, xenbus.Closing), "closed closing"},
+		{"frontend closes while we are Closed", up(xenbus.Closed, xenbus.Closing), "closing"},
+		{"frontend closed after Closing", up(xenbus.Closing, xenbus.Closed), "closed"},
+		{"frontend closed at once", with(up(xenbus.Connected, xenbus.Closed), running), "disconnect closing closed"},
+		{"frontend closed before it connected", up(xenbus.InitWait, xenbus.Closed), "closing closed"},
+		{"frontend closed and the device unwanted", with(up(xenbus.Closing, xenbus.Closed), "offline"), "closed unregister"},
+		{"frontend directory gone", with(up(xenbus.Connected, xenbus.Unknown), running), "disconnect closing closed unregister"},
+		{"frontend reconfigures", with(up(xenbus.Connected, xenbus.Reconfiguring), running), "reconfigured"},
+		{"frontend reconfigures while the script runs", with(up(xenbus.InitWait, xenbus.Reconfiguring), "connected"), "reconfigured"},
+		{"frontend reconfigures before it has connected", up(xenbus.InitWait, xenbus.Reconfiguring), "reconfigured"},
+		{"frontend reconfigures a device never seen", up(xenbus.Initialising, xenbus.Reconfiguring), "publish init-wait reconfigured"},
+		{"frontend reconfigures while we are Closing", up(xenbus.Closing, xenbus.Reconfiguring), "reconfigured"},
+		{"frontend reconfigures while we are Closed", up(xenbus.Closed, xenbus.Reconfiguring), "reconfigured"},
+		{"frontend reconfigures, and was refused", with(up(xenbus.Closed, xenbus.Reconfiguring), "refused"), "reconfigured"},
+		{"frontend reconfigures what is refused now", with(up(xenbus.InitWait, xenbus.Reconfiguring), "refused"), "closing closed reconfigured"},
+		{"frontend reconfigures while it is in quarantine", with(up(xenbus.Connected, xenbus.Reconfiguring), "quarantined"), "reconfigured"},
+		{"frontend has its answer", with(up(xenbus.Connected, xenbus.Reconfiguring), running+" shows8"), ""},
+		{"frontend has its answer in InitWait", with(up(xenbus.InitWait, xenbus.Reconfiguring), "shows8"), ""},
+		{"frontend goes on after its answer", with(up(xenbus.Connected, xenbus.Connected), running+" shows8"), ""},
+		{"frontend goes on while the script runs", with(up(xenbus.InitWait, xenbus.Connected), "connected shows8"), "init-wait"},
+		{"frontend goes on, the script is through", with(up(xenbus.InitWait, xenbus.Connected), "connected plugged shows8"), "plug connected"},
+		{"frontend begins anew after its answer", with(up(xenbus.InitWait, xenbus.Initialising), "shows8"), "init-wait"},
+		{"frontend closes after its answer", with(up(xenbus.Closing, xenbus.Closing), "shows8"), "closing"},
+		{"frontend goes on after its answer, and was refused", with(up(xenbus.Closed, xenbus.Connected), "refused shows8"), "closed"},
 
 		// Other rings, no rings, and the wrong ones.
-		{"other rings while Connected", with(up(Connected, Connected), running+" stale"), "disconnect connect plug"},
-		{"other rings before hotplug", with(up(InitWait, Connected), "connected stale"), "disconnect connect"},
-		{"taken over from a predecessor", with(up(Connected, Connected), "plugged"), "connect plug"},
-		{"frontend reconfigures and has not said how", with(up(Connected, Reconfiguring), running+" unsaid"), "await-key"},
-		{"taken over in mid reconfiguration, and it has not said how", with(up(Connected, Reconfiguring), "plugged unsaid"), "connect plug await-key"},
-		{"taken over in mid reconfiguration", with(up(Connected, Reconfiguring), "plugged"), "connect plug reconfigured"},
-		{"taken over, but the TAP was deleted", up(Connected, Connected), "connect"},
-		{"hotplug done again for a new TAP", with(up(Connected, Connected), "connected plugged"), "plug"},
-		{"closed by others before the guest came", with(up(InitWait, Initialising), "shows5"), "init-wait"},
-		{"closed by others, guest has come", with(up(InitWait, Connected), "shows5 plugged"), "connect plug connected"},
-		{"closed by others, guest waits for the script", with(up(InitWait, Connected), "connected shows5"), ""},
-		{"closed by others while Connected", with(up(Connected, Connected), running+" shows6"), ""},
-		{"overwritten before the guest came", with(up(InitWait, Initialising), "nonsense"), "init-wait"},
-		{"overwritten while the script runs", with(up(InitWait, Connected), "connected nonsense"), "init-wait"},
-		{"overwritten while Connected", with(up(Connected, Connected), running+" nonsense"), "connected"},
-		{"overwritten while Closing", with(up(Closing, Closing), "nonsense"), "closing"},
-		{"overwritten while Closed", with(up(Closed, Closed), "shows5"), "closed"},
-		{"claimed from another back end", with(up(Connected, Connected), "claimed"), "tap"},
-		{"claimed, the script is through", with(up(Connected, Connected), "claimed plugged"), "connect plug"},
-		{"claimed before the guest has connected", with(up(InitWait, Initialising), "claimed bare"), "publish"},
-		{"claimed while the guest connects", with(up(InitWait, Connected), "claimed bare"), "publish connect"},
-		{"taken over before it connected", with(up(InitWait, Initialising), "bare"), "publish"},
-		{"taken over, guest connected meanwhile", with(up(InitWait, Connected), "bare plugged"), "publish connect plug connected"},
-		{"taken over, guest closed meanwhile", with(up(InitWait, Closed), "bare"), "closing closed"},
-		{"refused to connect", with(up(InitWait, Connected), "refused plugged"), "closing closed"},
-		{"refused, and still the same", with(up(Closed, Connected), "refused plugged"), ""},
-		{"refused when taking over", with(up(Connected, Connected), "refused plugged"), "closing closed"},
-		{"could not be published", with(up(Initialising, Initialising), "refused"), "closed"},
-		{"refused, and the frontend goes", with(up(Closed, Closed), ""), ""},
-		{"quarantined", with(up(Connected, Connected), "quarantined plugged"), ""},
-		{"quarantined before hotplug", with(up(InitWait, Connected), "quarantined plugged"), ""},
-		{"closing after a quarantine", with(up(Connected, Closing), "plugged"), "closing"},
+		{"other rings while Connected", with(up(xenbus.Connected, xenbus.Connected), running+" stale"), "disconnect connect plug"},
+		{"other rings before hotplug", with(up(xenbus.InitWait, xenbus.Connected), "connected stale"), "disconnect connect"},
+		{"taken over from a predecessor", with(up(xenbus.Connected, xenbus.Connected), "plugged"), "connect plug"},
+		{"frontend reconfigures and has not said how", with(up(xenbus.Connected, xenbus.Reconfiguring), running+" unsaid"), "await-key"},
+		{"taken over in mid reconfiguration, and it has not said how", with(up(xenbus.Connected, xenbus.Reconfiguring), "plugged unsaid"), "connect plug await-key"},
+		{"taken over in mid reconfiguration", with(up(xenbus.Connected, xenbus.Reconfiguring), "plugged"), "connect plug reconfigured"},
+		{"taken over, but the TAP was deleted", up(xenbus.Connected, xenbus.Connected), "connect"},
+		{"hotplug done again for a new TAP", with(up(xenbus.Connected, xenbus.Connected), "connected plugged"), "plug"},
+		{"closed by others before the guest came", with(up(xenbus.InitWait, xenbus.Initialising), "shows5"), "init-wait"},
+		{"closed by others, guest has come", with(up(xenbus.InitWait, xenbus.Connected), "shows5 plugged"), "connect plug connected"},
+		{"closed by others, guest waits for the script", with(up(xenbus.InitWait, xenbus.Connected), "connected shows5"), ""},
+		{"closed by others while Connected", with(up(xenbus.Connected, xenbus.Connected), running+" shows6"), ""},
+		{"overwritten before the guest came", with(up(xenbus.InitWait, xenbus.Initialising), "nonsense"), "init-wait"},
+		{"overwritten while the script runs", with(up(xenbus.InitWait, xenbus.Connected), "connected nonsense"), "init-wait"},
+		{"overwritten while Connected", with(up(xenbus.Connected, xenbus.Connected), running+" nonsense"), "connected"},
+		{"overwritten while Closing", with(up(xenbus.Closing, xenbus.Closing), "nonsense"), "closing"},
+		{"overwritten while Closed", with(up(xenbus.Closed, xenbus.Closed), "shows5"), "closed"},
+		{"claimed from another back end", with(up(xenbus.Connected, xenbus.Connected), "claimed"), "tap"},
+		{"claimed, the script is through", with(up(xenbus.Connected, xenbus.Connected), "claimed plugged"), "connect plug"},
+		{"claimed before the guest has connected", with(up(xenbus.InitWait, xenbus.Initialising), "claimed bare"), "publish"},
+		{"claimed while the guest connects", with(up(xenbus.InitWait, xenbus.Connected), "claimed bare"), "publish connect"},
+		{"taken over before it connected", with(up(xenbus.InitWait, xenbus.Initialising), "bare"), "publish"},
+		{"taken over, guest connected meanwhile", with(up(xenbus.InitWait, xenbus.Connected), "bare plugged"), "publish connect plug connected"},
+		{"taken over, guest closed meanwhile", with(up(xenbus.InitWait, xenbus.Closed), "bare"), "closing closed"},
+		{"refused to connect", with(up(xenbus.InitWait, xenbus.Connected), "refused plugged"), "closing closed"},
+		{"refused, and still the same", with(up(xenbus.Closed, xenbus.Connected), "refused plugged"), ""},
+		{"refused when taking over", with(up(xenbus.Connected, xenbus.Connected), "refused plugged"), "closing closed"},
+		{"could not be published", with(up(xenbus.Initialising, xenbus.Initialising), "refused"), "closed"},
+		{"refused, and the frontend goes", with(up(xenbus.Closed, xenbus.Closed), ""), ""},
+		{"quarantined", with(up(xenbus.Connected, xenbus.Connected), "quarantined plugged"), ""},
+		{"quarantined before hotplug", with(up(xenbus.InitWait, xenbus.Connected), "quarantined plugged"), ""},
+		{"closing after a quarantine", with(up(xenbus.Connected, xenbus.Closing), "plugged"), "closing"},
 
 		// The toolstack.
-		{"detach, frontend alive", with(up(Connected, Connected), running+" detach"), "grace"},
-		{"detach, frontend closing", with(up(Connected, Closing), running+" detach"), "disconnect closing grace"},
-		{"detach, frontend closed", with(up(Closing, Closed), "detach"), "closed unregister"},
-		{"detach, frontend silent", with(up(Connected, Connected), running+" detach forced"), "disconnect closed unregister"},
-		{"detach, frontend gone", with(up(Connected, Unknown), running+" detach"), "disconnect closed unregister"},
-		{"detach, frontend never connected", with(up(InitWait, Initialising), "detach"), "closed unregister"},
-		{"detach of what is closed", with(up(Closed, Connected), "detach"), "unregister"},
-		{"detach of what is closed, by a toolstack that does not look", with(up(Closed, Closed), "detach shows5"), "closed unregister"},
-		{"detach of what is closed, overwritten", with(up(Closed, Closed), "offline nonsense"), "closed unregister"},
-		{"detach, frontend reconfigures", with(up(Connected, Reconfiguring), running+" detach"), "reconfigured grace"},
-		{"detach, frontend goes on after its answer", with(up(Connected, Connected), running+" detach shows8"), "detaching grace"},
-		{"detach, frontend closes after its answer", with(up(Closing, Closing), "detach shows8"), "closing grace"},
-		{"detach before the device was looked at", with(up(Initialising, Initialising), "detach"), "closed unregister"},
-		{"unwanted and closed, guest comes again", with(up(Closed, Initialising), "offline"), "unregister"},
-		{"unwanted, guest connects", with(up(InitWait, Connected), "offline plugged"), ""},
-		{"unwanted but in use", with(up(Connected, Connected), running+" offline"), ""},
-		{"unwanted, in use, taken over", with(up(Connected, Connected), "offline plugged"), "connect plug"},
+		{"detach, frontend alive", with(up(xenbus.Connected, xenbus.Connected), running+" detach"), "grace"},
+		{"detach, frontend closing", with(up(xenbus.Connected, xenbus.Closing), running+" detach"), "disconnect closing grace"},
+		{"detach, frontend closed", with(up(xenbus.Closing, xenbus.Closed), "detach"), "closed unregister"},
+		{"detach, frontend silent", with(up(xenbus.Connected, xenbus.Connected), running+" detach forced"), "disconnect closed unregister"},
+		{"detach, frontend gone", with(up(xenbus.Connected, xenbus.Unknown), running+" detach"), "disconnect closed unregister"},
+		{"detach, frontend never connected", with(up(xenbus.InitWait, xenbus.Initialising), "detach"), "closed unregister"},
+		{"detach of what is closed", with(up(xenbus.Closed, xenbus.Connected), "detach"), "unregister"},
+		{"detach of what is closed, by a toolstack that does not look", with(up(xenbus.Closed, xenbus.Closed), "detach shows5"), "closed unregister"},
+		{"detach of what is closed, overwritten", with(up(xenbus.Closed, xenbus.Closed), "offline nonsense"), "closed unregister"},
+		{"detach, frontend reconfigures", with(up(xenbus.Connected, xenbus.Reconfiguring), running+" detach"), "reconfigured grace"},
+		{"detach, frontend goes on after its answer", with(up(xenbus.Connected, xenbus.Connected), running+" detach shows8"), "detaching grace"},
+		{"detach, frontend closes after its answer", with(up(xenbus.Closing, xenbus.Closing), "detach shows8"), "closing grace"},
+		{"detach before the device was looked at", with(up(xenbus.Initialising, xenbus.Initialising), "detach"), "closed unregister"},
+		{"unwanted and closed, guest comes again", with(up(xenbus.Closed, xenbus.Initialising), "offline"), "unregister"},
+		{"unwanted, guest connects", with(up(xenbus.InitWait, xenbus.Connected), "offline plugged"), ""},
+		{"unwanted but in use", with(up(xenbus.Connected, xenbus.Connected), running+" offline"), ""},
+		{"unwanted, in use, taken over", with(up(xenbus.Connected, xenbus.Connected), "offline plugged"), "connect plug"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			if !tt.in.possible() {
@@ -445,7 +449,7 @@ func TestClosedWithinOneLook(t *testing.T) {
 			return
 		}
 		steps := plan(s)
-		if steps[len(steps)-1] != stepUnregister || s.own != Closed && steps[len(steps)-2] != stepClosed {
+		if steps[len(steps)-1] != stepUnregister || s.own != xenbus.Closed && steps[len(steps)-2] != stepClosed {
 			t.Errorf("%+v: %v", s, steps)
 		}
 	})

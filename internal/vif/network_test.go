@@ -11,6 +11,7 @@ import (
 
 	"github.com/netbackd/netbackd/internal/lab/netns"
 	"github.com/netbackd/netbackd/pkg/tap"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
 // moveTap is a script or an administrator moving the TAP to another network namespace.
@@ -43,9 +44,9 @@ func (w *world) goAway() {
 	w.t.Helper()
 	w.detach()
 	w.settle()
-	w.frontState(Closing)
+	w.frontState(xenbus.Closing)
 	w.settle()
-	w.frontState(Closed)
+	w.frontState(xenbus.Closed)
 	w.settle()
 }
 
@@ -60,7 +61,7 @@ func TestTapMovedByTheScript(t *testing.T) {
 	w.settle()
 	for _, n := range []int{3, 1, 8} {
 		w.rings(n, false)
-		w.frontState(Connected)
+		w.frontState(xenbus.Connected)
 		w.wantSteps("connect plug connected")
 		w.wantState("4")
 		if l := w.tapIn(ns); l == nil || l.Queues != n {
@@ -70,11 +71,11 @@ func TestTapMovedByTheScript(t *testing.T) {
 		if s.Interface != ifname || s.Network == "" || s.Error != "" {
 			t.Errorf("it is shown as %q in network %q, error %q", s.Interface, s.Network, s.Error)
 		}
-		w.frontState(Closing)
+		w.frontState(xenbus.Closing)
 		w.settle()
-		w.frontState(Closed)
+		w.frontState(xenbus.Closed)
 		w.settle()
-		w.frontState(Initialising)
+		w.frontState(xenbus.Initialising)
 		w.settle()
 	}
 	if w.iface(ifname) != nil {
@@ -96,7 +97,7 @@ func TestTapMovedAndKept(t *testing.T) {
 	ns := w.moveTap()
 	w.plugIn()
 	w.rings(2, false)
-	w.frontState(Connected)
+	w.frontState(xenbus.Connected)
 	w.wantSteps("connect plug connected")
 	w.v.handOver()
 	k.successor(w)
@@ -132,7 +133,7 @@ func tapMovedAndLost(t *testing.T, back bool) {
 	ns := w.moveTap()
 	w.plugIn()
 	w.rings(2, false)
-	w.frontState(Connected)
+	w.frontState(xenbus.Connected)
 	w.wantSteps("connect plug connected")
 	w.v.handOver()
 	w.v = New(w.cfg)

@@ -10,14 +10,15 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/netbackd/netbackd/pkg/tap"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
 // nodes is what the backend directory says.
 type nodes struct {
 	present    bool
-	state      State // Unknown if what stands there makes no sense
-	behind     State // where the vif is while state is Reconfigured; Unknown if that is not said
+	state      xenbus.State // Unknown if what stands there makes no sense
+	behind     xenbus.State // where the vif is while state is Reconfigured; Unknown if that is not said
 	front      string
 	online     bool
 	hotplug    string
@@ -56,8 +57,8 @@ func (n *nodes) readState(r reader, path string) error {
 		return k.err
 	}
 	var err error
-	if n.state, err = parseState(state); err != nil {
-		n.state = Unknown
+	if n.state, err = xenbus.ParseState(state); err != nil {
+		n.state = xenbus.Unknown
 	}
 	return nil
 }
@@ -66,8 +67,8 @@ func (n *nodes) readState(r reader, path string) error {
 func (n *nodes) readRest(r reader, path string) error {
 	k := keyReader{r: r, dir: path}
 	text := func(key string) (v string) { v, _ = k.get(key); return v }
-	if n.state == Reconfigured {
-		n.behind, _ = parseState(text(behindKey))
+	if n.state == xenbus.Reconfigured {
+		n.behind, _ = xenbus.ParseState(text(behindKey))
 	}
 	n.front = text("frontend")
 	n.online = text("online") != "0"
@@ -124,7 +125,7 @@ func (v *Vif) observe() error {
 	if !n.present {
 		return errDirGone
 	}
-	if n.state == Initialising && v.shown != Initialising {
+	if n.state == xenbus.Initialising && v.shown != xenbus.Initialising {
 		v.unread |= unreadAll // the directory may be a new one
 	}
 	if n.state != v.shown {
@@ -140,14 +141,14 @@ func (v *Vif) observe() error {
 		}
 	}
 	switch {
-	case v.own == Unknown:
+	case v.own == xenbus.Unknown:
 		v.takeOver(n)
-	case n.state == Initialising && v.shown != Initialising:
+	case n.state == xenbus.Initialising && v.shown != xenbus.Initialising:
 		// Only a toolstack writes that: it has removed the device and made
 		// it again, faster than we looked.
 		v.startOver(&n)
 	}
-	if n.state == Closing && v.shown != Closing && (v.own == InitWait || v.own == Connected) && n.online {
+	if n.state == xenbus.Closing && v.shown != xenbus.Closing && (v.own == xenbus.InitWait || v.own == xenbus.Connected) && n.online {
 		v.log.Error("somebody wrote Closing into the vif's state, as the kernel's xen-netback does when it is loaded while others serve; see `netbackd check`")
 	}
 	v.nodes, v.shown = n, n.state
@@ -177,16 +178,16 @@ func (v *Vif) readFront() error {
 		}
 	}
 	if dir := v.nodes.front; !v.alive || dir == "" || v.hidden {
-		v.front, v.guestMTU, v.offer = Unknown, "", offer{}
+		v.front, v.guestMTU, v.offer = xenbus.Unknown, "", offer{}
 		return nil
 	}
 	if err := v.checkFront(); err != nil {
-		v.front, v.guestMTU, v.offer = Unknown, "", offer{}
+		v.front, v.guestMTU, v.offer = xenbus.Unknown, "", offer{}
 		v.fail(err)
 		return nil
 	}
 	// Until now no watch would have told of changes.
-	blind := v.frontWatch.w == nil || v.front == Reconfiguring && v.keyWatch.w == nil
+	blind := v.frontWatch.w == nil || v.front == xenbus.Reconfiguring && v.keyWatch.w == nil
 	if err := v.watch(); err != nil {
 		return err
 	}
@@ -209,7 +210,7 @@ func (v *Vif) readFront() error {
 // then, whatever the state is: it may have been another one in between.
 func (v *Vif) readFrontState(guest guestNodes) error {
 	before := v.front
-	v.front, v.offer = Unknown, offer{}
+	v.front, v.offer = xenbus.Unknown, offer{}
 	v.spoke, v.wrote = v.spoke || v.wrote, false
 	s, err := guest.Read(v.nodes.front + "/state")
 	switch {
@@ -222,24 +223,24 @@ func (v *Vif) readFrontState(guest guestNodes) error {
 		case errors.Is(err, xenstore.ErrClosed):
 			return err
 		case !errors.Is(err, xenstore.ErrNotExist):
-			v.front = Closed
+			v.front = xenbus.Closed
 		default:
-			v.hidden = before != Unknown && errors.Is(err, xenstore.ErrPermission)
+			v.hidden = before != xenbus.Unknown && errors.Is(err, xenstore.ErrPermission)
 		}
 		return nil
 	case errors.Is(err, xenstore.ErrClosed):
 		return err
 	case err == nil:
-		v.front, err = parseState(tidy(s))
-		if err == nil && v.front == Unknown {
+		v.front, err = xenbus.ParseState(tidy(s))
+		if err == nil && v.front == xenbus.Unknown {
 			// That it is gone a guest says by being gone: else it, too, could
 			// make TAPs come and go.
-			err = &KeyError{Key: "state", Value: s, Want: "a state that a frontend of a vif goes to"}
+			err = &xenbus.KeyError{Key: "state", Value: s, Want: "a state that a frontend of a vif goes to"}
 		}
 	}
 	if err != nil {
 		v.fail(frontError(err))
-		v.front = Closed
+		v.front = xenbus.Closed
 		return nil
 	}
 	return nil
@@ -248,7 +249,7 @@ func (v *Vif) readFrontState(guest guestNodes) error {
 // readOffer reads what the frontend names to connect to, if it says that it is there and
 // this was not read before.
 func (v *Vif) readOffer() error {
-	if v.front != Connected && v.front != Reconfiguring {
+	if v.front != xenbus.Connected && v.front != xenbus.Reconfiguring {
 		v.offer = offer{}
 		return nil
 	}
@@ -269,7 +270,7 @@ func (v *Vif) readOffer() error {
 func (v *Vif) checkFront() error {
 	home := xenstore.DomainPath(v.cfg.Domid)
 	if dir := v.nodes.front; xenstore.CheckPath(dir) != nil || !strings.HasPrefix(dir, home+"/") {
-		return &KeyError{Key: "frontend", Value: dir, Want: "a directory below " + home}
+		return &xenbus.KeyError{Key: "frontend", Value: dir, Want: "a directory below " + home}
 	}
 	return nil
 }
@@ -279,7 +280,7 @@ func (v *Vif) checkFront() error {
 // predecessor that offered one queue cannot have more.
 func (v *Vif) maxQueues() int {
 	n := v.cfg.MaxQueues
-	if v.own == Connected || v.own == InitWait && (v.front == Connected || v.front == Reconfiguring) {
+	if v.own == xenbus.Connected || v.own == xenbus.InitWait && (v.front == xenbus.Connected || v.front == xenbus.Reconfiguring) {
 		n = max(n, v.nodes.offeredQueues())
 	}
 	if v.tap != nil {
@@ -311,7 +312,7 @@ func (v *Vif) noticeDetach() {
 	switch {
 	case v.nodes.online:
 		v.detachAt = time.Time{}
-	case (v.nodes.state == Closing || v.own == Closing) && v.detachAt.IsZero():
+	case (v.nodes.state == xenbus.Closing || v.own == xenbus.Closing) && v.detachAt.IsZero():
 		v.detachAt = time.Now().Add(v.cfg.Grace)
 		v.log.Info("the toolstack detaches the vif", zap.Stringer("frontend", v.front))
 	}
@@ -326,11 +327,11 @@ func (v *Vif) situation() situation {
 		connected: v.link != nil,
 		plugged:   v.nodes.plugged(),
 		live:      v.live,
-		bare:      v.own == InitWait && v.tap == nil,
+		bare:      v.own == xenbus.InitWait && v.tap == nil,
 		claimed:   v.claimed,
 		node:      v.nodes.state,
 	}
-	s.unsaid = v.front == Reconfiguring && s.own == Connected && s.node != Reconfigured && !s.detach && !v.reconf.over()
+	s.unsaid = v.front == xenbus.Reconfiguring && s.own == xenbus.Connected && s.node != xenbus.Reconfigured && !s.detach && !v.reconf.over()
 	s.forced = s.detach && !time.Now().Before(v.detachAt)
 	s.stale = s.connected && v.offer.rings != nil && v.isStale()
 	if v.tried != nil && !v.tried.same(v.attempt()) || v.reason != "" && v.barredRenewed() {
@@ -347,7 +348,7 @@ func (v *Vif) isStale() bool {
 	if !v.offer.rings.sameRings(v.link.front) || v.link.renewed() {
 		return true
 	}
-	return v.front == Connected && v.spoke && v.cutOff()
+	return v.front == xenbus.Connected && v.spoke && v.cutOff()
 }
 
 // watch follows the frontend's nodes that may change: single nodes, never a

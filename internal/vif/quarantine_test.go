@@ -13,6 +13,7 @@ import (
 
 	"github.com/netbackd/netbackd/internal/dataplane"
 	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
 // breach is the guest breaking the ring protocol on its last queue. When it
@@ -38,7 +39,7 @@ func TestQuarantine(t *testing.T) {
 		t.Errorf("status %+v", s)
 	}
 	for range 10 {
-		w.frontState(Connected)
+		w.frontState(xenbus.Connected)
 		w.wantSteps("")
 		w.wantHeld(nothing)
 	}
@@ -51,12 +52,12 @@ func TestQuarantine(t *testing.T) {
 		w.wantState("6")
 	})
 	t.Run("the guest connects anew", func(t *testing.T) {
-		w.frontState(Closed)
+		w.frontState(xenbus.Closed)
 		w.wantSteps("")
-		w.frontState(Initialising)
+		w.frontState(xenbus.Initialising)
 		w.wantSteps("publish init-wait")
 		w.rings(2, false)
-		w.frontState(Connected)
+		w.frontState(xenbus.Connected)
 		w.wantSteps("connect plug connected")
 		w.wantError("-")
 		if s := w.status(); s.Quarantine != "" || s.Error != "" {
@@ -75,13 +76,13 @@ func TestQuarantine(t *testing.T) {
 		w.breach()
 		w.wantSteps("")
 		w.sameRings()
-		w.frontState(Connected)
+		w.frontState(xenbus.Connected)
 		w.wantSteps("connect plug")
 		w.wantError("-")
 	})
 	t.Run("kexec", func(t *testing.T) {
 		w.breach()
-		w.frontState(Initialising)
+		w.frontState(xenbus.Initialising)
 		w.wantSteps("closing closed publish init-wait")
 	})
 }
@@ -102,7 +103,7 @@ func (w *world) connectUnplugged() {
 	w.attach()
 	w.settle()
 	w.rings(1, false)
-	w.frontState(Connected)
+	w.frontState(xenbus.Connected)
 	w.wantSteps("connect")
 }
 
@@ -114,20 +115,20 @@ func TestQuarantineBeforeHotplug(t *testing.T) {
 	w.plugIn()
 	w.wantSteps("")
 	w.wantState("2")
-	w.frontState(Reconfiguring) // and back is not connecting anew
+	w.frontState(xenbus.Reconfiguring) // and back is not connecting anew
 	w.wantSteps("reconfigured")
-	w.frontState(Connected)
+	w.frontState(xenbus.Connected)
 	w.wantSteps("init-wait")
 	w.wantState("2")
 	w.wantHeld(nothing)
-	w.frontState(Closing)
+	w.frontState(xenbus.Closing)
 	w.wantSteps("closing")
-	w.frontState(Closed)
+	w.frontState(xenbus.Closed)
 	w.wantSteps("closed")
-	w.frontState(Initialising)
+	w.frontState(xenbus.Initialising)
 	w.wantSteps("publish init-wait")
 	w.rings(1, false)
-	w.frontState(Connected)
+	w.frontState(xenbus.Connected)
 	w.wantSteps("connect plug connected")
 }
 
@@ -141,11 +142,11 @@ func TestOldNews(t *testing.T) {
 	tell(dataplane.Notice{Kind: dataplane.Breach, Err: netif.ErrOverflow})
 	tell(dataplane.Notice{Kind: dataplane.Stalled})
 	w.hear()
-	if s := w.status(); s.Quarantine != "" || s.Stalled || s.State != Connected {
+	if s := w.status(); s.Quarantine != "" || s.Stalled || s.State != xenbus.Connected {
 		t.Errorf("status %+v", s)
 	}
 	w.wantHeld("2 pages, 1 handles, 1 ports")
-	w.frontState(Closing)
+	w.frontState(xenbus.Closing)
 	w.wantSteps("disconnect closing")
 	tell(dataplane.Notice{Kind: dataplane.Breach, Err: netif.ErrOverflow})
 	w.hear()
@@ -279,7 +280,7 @@ func TestPanic(t *testing.T) {
 		l.release(w.v)
 		w.wantSteps("")
 		w.detach()
-		w.frontState(Closed)
+		w.frontState(xenbus.Closed)
 		w.wantSteps("closed unregister")
 		w.wantTap(0)
 	})

@@ -11,6 +11,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/netbackd/netbackd/internal/dataplane"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
@@ -62,14 +63,14 @@ func TestQuarantineOutlivesTheDaemon(t *testing.T) {
 			}
 			w.wantError("22 quarantined: " + reason)
 		}
-		w.frontState(Closing)
+		w.frontState(xenbus.Closing)
 		w.wantSteps("closing")
-		w.frontState(Closed)
+		w.frontState(xenbus.Closed)
 		w.wantSteps("closed")
-		w.frontState(Initialising)
+		w.frontState(xenbus.Initialising)
 		w.wantSteps("publish init-wait")
 		w.rings(2, false)
-		w.frontState(Connected)
+		w.frontState(xenbus.Connected)
 		w.wantSteps("connect plug connected")
 		w.wantError("-")
 		end()
@@ -89,7 +90,7 @@ func TestResetOutlivesTheDaemon(t *testing.T) {
 		w.wantSteps("connect plug")
 		end()
 		w.wantSteps("connect plug")
-		if s := w.status(); s.Quarantine != "" || s.State != Connected {
+		if s := w.status(); s.Quarantine != "" || s.State != xenbus.Connected {
 			t.Errorf("status %+v", s)
 		}
 	})
@@ -103,7 +104,7 @@ func TestMTUOutlivesTheDaemon(t *testing.T) {
 		w.settle()
 		w.plugIn()
 		w.rings(1, false, "feature-sg", "0")
-		w.frontState(Connected)
+		w.frontState(xenbus.Connected)
 		w.wantSteps("connect plug connected")
 		mtu := func(want int) {
 			t.Helper()
@@ -118,10 +119,10 @@ func TestMTUOutlivesTheDaemon(t *testing.T) {
 			mtu(1500)
 		}
 		end()
-		w.frontState(Initialising)
+		w.frontState(xenbus.Initialising)
 		w.settle()
 		w.rings(1, false)
-		w.frontState(Connected)
+		w.frontState(xenbus.Connected)
 		w.wantSteps("connect plug connected")
 		mtu(9000)
 		end()
@@ -239,7 +240,7 @@ func TestCountersOutliveTheDaemon(t *testing.T) {
 		w.sendList([6]byte{1, 0, 0x5e, 0, 0, 9})
 		w.comeAgain()
 		w.rings(1, false)
-		w.frontState(Connected)
+		w.frontState(xenbus.Connected)
 		w.settle()
 		if n := count(); n != 2 {
 			t.Errorf("%d slots of 2", n)
@@ -315,7 +316,7 @@ func TestRecordIsGarbage(t *testing.T) {
 		w.must(os.WriteFile(w.v.recordPath(), []byte(garbage), 0o600))
 		w.v = New(w.cfg)
 		w.wantSteps("connect plug")
-		if s := w.status(); s.State != Connected || s.Quarantine != "" || s.Stalled {
+		if s := w.status(); s.State != xenbus.Connected || s.Quarantine != "" || s.Stalled {
 			t.Errorf("of %.20q: %+v", garbage, s)
 		}
 		w.v.handOver()
@@ -324,7 +325,7 @@ func TestRecordIsGarbage(t *testing.T) {
 		w := newWorld(t)
 		w.must(os.Mkdir(w.v.recordPath(), 0o700))
 		w.up(1)
-		if s := w.status(); s.State != Connected {
+		if s := w.status(); s.State != xenbus.Connected {
 			t.Errorf("%+v", s)
 		}
 	})

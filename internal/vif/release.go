@@ -10,6 +10,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/netbackd/netbackd/pkg/tap"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
@@ -42,7 +43,7 @@ func (v *Vif) Release(ctx context.Context) (lost int, err error) {
 
 func (v *Vif) release() (lost int, err error) {
 	switch {
-	case v.own != InitWait && v.own != Connected, !v.detachAt.IsZero():
+	case v.own != xenbus.InitWait && v.own != xenbus.Connected, !v.detachAt.IsZero():
 		return 0, ErrNotOpen
 	case v.tried != nil:
 		return 0, fmt.Errorf("%w: %s", ErrNotOpen, v.trouble)

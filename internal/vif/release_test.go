@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/netbackd/netbackd/internal/lab/netns"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
 // elsewhere attaches a vif that another back end has connected, and lets go of.
@@ -19,7 +20,7 @@ func (w *world) elsewhere(queues int, pairs ...string) {
 	w.t.Helper()
 	w.attach("state", "4", "multi-queue-max-queues", "16", ClaimedKey, "1")
 	w.rings(queues, true, pairs...)
-	w.frontState(Connected)
+	w.frontState(xenbus.Connected)
 	w.v = New(w.cfg)
 }
 
@@ -54,21 +55,21 @@ func TestClaimed(t *testing.T) {
 // TestClaimedBeforeConnected: as the hotplug script has it. The guest may have come
 // while the other back end was in InitWait, and has the queues that one offered.
 func TestClaimedBeforeConnected(t *testing.T) {
-	for _, front := range []State{Initialising, Connected} {
+	for _, front := range []xenbus.State{xenbus.Initialising, xenbus.Connected} {
 		t.Run(front.String(), func(t *testing.T) {
 			w := newWorld(t)
 			w.attach("state", "2", "multi-queue-max-queues", "16", ClaimedKey, "1")
-			if front == Connected {
+			if front == xenbus.Connected {
 				w.rings(12, true)
 			}
 			w.frontState(front)
 			w.cfg.MaxQueues = 2
 			w.v = New(w.cfg)
-			want := map[State]string{Initialising: "publish", Connected: "publish connect"}[front]
+			want := map[xenbus.State]string{xenbus.Initialising: "publish", xenbus.Connected: "publish connect"}[front]
 			w.wantSteps(want)
 			w.wantState("2")
 			w.wantError("-")
-			if front == Initialising {
+			if front == xenbus.Initialising {
 				if got := w.get(backDir + "/multi-queue-max-queues"); got != "2" {
 					t.Errorf("offers %s queues", got)
 				}
@@ -145,7 +146,7 @@ func TestReleaseRefused(t *testing.T) {
 		w.wantSteps("publish init-wait")
 		w.plugIn()
 		w.rings(1, false, "request-multicast-control", "1")
-		w.frontState(Connected)
+		w.frontState(xenbus.Connected)
 		w.wantSteps("connect plug connected")
 		if _, err := w.v.release(); !errors.Is(err, ErrMcast) {
 			t.Errorf("got %v", err)
@@ -164,7 +165,7 @@ func TestReleaseRefused(t *testing.T) {
 	t.Run("closed", func(t *testing.T) {
 		w := newWorld(t)
 		w.up(1)
-		w.frontState(Closed)
+		w.frontState(xenbus.Closed)
 		w.wantSteps("disconnect closing closed")
 		if _, err := w.v.release(); !errors.Is(err, ErrNotOpen) {
 			t.Errorf("got %v", err)
@@ -216,7 +217,7 @@ func TestCanTakeOver(t *testing.T) {
 			w.attach("state", tt.state, "multi-queue-max-queues", "16")
 			if tt.queues > 0 {
 				w.rings(tt.queues, true, tt.pairs...)
-				w.frontState(Connected)
+				w.frontState(xenbus.Connected)
 			}
 			err := CanTakeOver(w.cfg.Store, backDir, 2)
 			if (err == nil) != (tt.want == "") || err != nil && !strings.Contains(err.Error(), tt.want) {
@@ -238,12 +239,12 @@ func TestOverwritten(t *testing.T) {
 	w.wantState("2")
 	w.plugIn()
 	w.rings(1, false)
-	w.frontState(Connected)
+	w.frontState(xenbus.Connected)
 	w.wantSteps("connect plug connected")
 	w.must(w.tool.Write(backDir+"/state", "5"))
 	if steps, _ := w.look(); len(steps) > 0 {
 		t.Errorf("steps %v: the guest is to decide", steps)
 	}
-	w.frontState(Closed)
+	w.frontState(xenbus.Closed)
 	w.wantSteps("disconnect closing closed")
 }

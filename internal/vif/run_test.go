@@ -5,13 +5,13 @@ package vif
 import (
 	"context"
 	"runtime"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/netbackd/netbackd/internal/budget"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
@@ -59,9 +59,9 @@ func (w *world) await(path, want string) {
 	}
 }
 
-func (w *world) awaitState(s State) {
+func (w *world) awaitState(s xenbus.State) {
 	w.t.Helper()
-	w.await(backDir+"/state", strconv.Itoa(int(s)))
+	w.await(backDir+"/state", s.Value())
 }
 
 // slack is what a machine with other things to do may take longer.
@@ -72,30 +72,30 @@ func TestRun(t *testing.T) {
 	w := newWorld(t)
 	w.attach()
 	w.run()
-	w.awaitState(InitWait)
+	w.awaitState(xenbus.InitWait)
 	w.rings(2, false)
-	w.frontState(Connected)
+	w.frontState(xenbus.Connected)
 	w.eventually("rings are mapped", func() bool { return w.host.held() == "4 pages, 2 handles, 2 ports" })
 	w.wantState("2")
 	w.plugIn()
-	w.awaitState(Connected)
+	w.awaitState(xenbus.Connected)
 	w.breachRunning()
-	w.frontState(Closing)
-	w.awaitState(Closing)
-	w.frontState(Closed)
-	w.awaitState(Closed)
-	w.frontState(Initialising)
-	w.awaitState(InitWait)
+	w.frontState(xenbus.Closing)
+	w.awaitState(xenbus.Closing)
+	w.frontState(xenbus.Closed)
+	w.awaitState(xenbus.Closed)
+	w.frontState(xenbus.Initialising)
+	w.awaitState(xenbus.InitWait)
 	w.rings(1, true)
-	w.frontState(Connected)
-	w.awaitState(Connected)
+	w.frontState(xenbus.Connected)
+	w.awaitState(xenbus.Connected)
 	s, ok := w.v.Status(context.Background())
-	if !ok || s.State != Connected || s.Quarantine != "" || len(s.Queues) != 1 {
+	if !ok || s.State != xenbus.Connected || s.Quarantine != "" || len(s.Queues) != 1 {
 		t.Errorf("ok %t, status %+v", ok, s)
 	}
 	w.detach()
 	began := time.Now()
-	w.awaitState(Closed) // of a guest that does not care
+	w.awaitState(xenbus.Closed) // of a guest that does not care
 	if took := time.Since(began); took < DefaultGrace || took > DefaultGrace+slack {
 		t.Errorf("closed after %v, want %v", took, DefaultGrace)
 	}
@@ -131,7 +131,7 @@ func TestStateStorm(t *testing.T) {
 	w := newWorld(t)
 	w.attach("hotplug-status", "connected")
 	w.run()
-	w.awaitState(InitWait)
+	w.awaitState(xenbus.InitWait)
 	w.rings(1, false)
 
 	const writers, writes = 8, 100_000
@@ -168,7 +168,7 @@ func TestStateStorm(t *testing.T) {
 	}
 	w.detach()
 	detached := time.Now()
-	w.awaitState(Closed)
+	w.awaitState(xenbus.Closed)
 	if took := time.Since(detached); took > DefaultGrace+slack {
 		t.Errorf("closed after %v, want %v", took, DefaultGrace)
 	}
@@ -180,10 +180,10 @@ func (w *world) runConnected() {
 	w.t.Helper()
 	w.attach("hotplug-status", "connected")
 	w.run()
-	w.awaitState(InitWait)
+	w.awaitState(xenbus.InitWait)
 	w.rings(1, false)
-	w.frontState(Connected)
-	w.awaitState(Connected)
+	w.frontState(xenbus.Connected)
+	w.awaitState(xenbus.Connected)
 }
 
 // TestStoreLost: packets keep moving, and what was missed is made up for.
@@ -191,7 +191,7 @@ func TestStoreLost(t *testing.T) {
 	w := newWorld(t)
 	w.runConnected()
 	// Else what wrote that may be lost with the connection before it knows.
-	for s, _ := w.v.Status(context.Background()); s.State != Connected; {
+	for s, _ := w.v.Status(context.Background()); s.State != xenbus.Connected; {
 		s, _ = w.v.Status(context.Background())
 	}
 
@@ -200,7 +200,7 @@ func TestStoreLost(t *testing.T) {
 	w.v.Poke()
 	for range 100 { // with everything that wakes a vif
 		w.v.Poke()
-		if s, ok := w.v.Status(context.Background()); !ok || s.State != Connected || len(s.Queues) != 1 {
+		if s, ok := w.v.Status(context.Background()); !ok || s.State != xenbus.Connected || len(s.Queues) != 1 {
 			t.Fatalf("ok %t, status %+v", ok, s)
 		}
 	}
@@ -213,8 +213,8 @@ func TestStoreLost(t *testing.T) {
 		return strings.Contains(strings.Join(s.Features, " "), "multicast-control")
 	})
 	w.wantHeld("2 pages, 1 handles, 1 ports")
-	w.frontState(Closing) // the new connection's watches are heard
-	w.awaitState(Closing)
+	w.frontState(xenbus.Closing) // the new connection's watches are heard
+	w.awaitState(xenbus.Closing)
 
 	// While it was away once more, the toolstack removed it all.
 	again := w.connect(0)
@@ -260,7 +260,7 @@ func TestBusy(t *testing.T) {
 		t.Error("was reset")
 	}
 	close(hung.leave)
-	w.awaitState(InitWait)
+	w.awaitState(xenbus.InitWait)
 }
 
 // hungStore is an xenstored that does not answer until leave is closed.
@@ -291,7 +291,7 @@ func TestPanicWhileRunning(t *testing.T) {
 	}
 	w.wantHeld(nothing)
 	w.detach()
-	w.awaitState(Closed)
+	w.awaitState(xenbus.Closed)
 }
 
 // TestHandover: the daemon stops, and another one goes on.
@@ -299,10 +299,10 @@ func TestHandover(t *testing.T) {
 	w := newWorld(t)
 	w.attach("hotplug-status", "connected")
 	stop := w.run()
-	w.awaitState(InitWait)
+	w.awaitState(xenbus.InitWait)
 	w.rings(2, true)
-	w.frontState(Connected)
-	w.awaitState(Connected)
+	w.frontState(xenbus.Connected)
+	w.awaitState(xenbus.Connected)
 	before := w.iface(ifname)
 	stop()
 	w.wantState("4")
@@ -321,15 +321,15 @@ func TestHandover(t *testing.T) {
 	w.run()
 	w.eventually("rings are mapped again", func() bool { return w.host.held() == "4 pages, 2 handles, 4 ports" })
 	s, ok := w.v.Status(context.Background())
-	if !ok || s.State != Connected || len(s.Queues) != 2 {
+	if !ok || s.State != xenbus.Connected || len(s.Queues) != 2 {
 		t.Errorf("ok %t, status %+v", ok, s)
 	}
 	if l := w.iface(ifname); l.Index != before.Index || l.Queues != 2 {
 		t.Errorf("interface %+v", l)
 	}
 	w.wantState("4")
-	w.frontState(Closing)
-	w.awaitState(Closing)
+	w.frontState(xenbus.Closing)
+	w.awaitState(xenbus.Closing)
 	if got := w.journals(); got != "" {
 		t.Errorf("journals left: %s", got)
 	}
@@ -346,48 +346,60 @@ func TestTakeOver(t *testing.T) {
 	}{
 		{"InitWait", func(w *world) { w.attach(); w.settle() }, nil, "publish", "2"},
 		{"InitWait, connected meanwhile", func(w *world) { w.attach(); w.settle() },
-			func(w *world) { w.plugIn(); w.rings(1, false); w.frontState(Connected) }, "publish connect plug connected", "4"},
-		{"waiting for hotplug", func(w *world) { w.attach(); w.settle(); w.rings(1, false); w.frontState(Connected); w.settle() },
+			func(w *world) { w.plugIn(); w.rings(1, false); w.frontState(xenbus.Connected) }, "publish connect plug connected", "4"},
+		{"waiting for hotplug", func(w *world) { w.attach(); w.settle(); w.rings(1, false); w.frontState(xenbus.Connected); w.settle() },
 			nil, "publish connect", "2"},
-		{"waiting for hotplug, done meanwhile", func(w *world) { w.attach(); w.settle(); w.rings(1, false); w.frontState(Connected); w.settle() },
+		{"waiting for hotplug, done meanwhile", func(w *world) { w.attach(); w.settle(); w.rings(1, false); w.frontState(xenbus.Connected); w.settle() },
 			func(w *world) { w.plugIn() }, "publish connect plug connected", "4"},
 		{"Connected", func(w *world) { w.up(2) }, nil, "connect plug", "4"},
 		{"Connected, to other rings meanwhile", func(w *world) { w.up(2) }, func(w *world) { w.rings(1, true) }, "connect plug", "4"},
-		{"Connected, kexec meanwhile", func(w *world) { w.up(2) }, func(w *world) { w.frontState(Initialising) },
+		{"Connected, kexec meanwhile", func(w *world) { w.up(2) }, func(w *world) { w.frontState(xenbus.Initialising) },
 			"closing closed publish init-wait", "2"},
 		{"Connected, rings gone meanwhile", func(w *world) { w.up(2) },
 			func(w *world) { w.must(w.guest.Remove(frontDir + "/queue-0")) }, "connect closing closed", "6"},
-		{"Connected, detached meanwhile", func(w *world) { w.up(2) }, func(w *world) { w.detach(); w.frontState(Closed) },
+		{"Connected, detached meanwhile", func(w *world) { w.up(2) }, func(w *world) { w.detach(); w.frontState(xenbus.Closed) },
 			"closed unregister", "6"},
 		{"Connected, frontend removed meanwhile", func(w *world) { w.up(2) }, func(w *world) { w.must(w.tool.Remove(frontDir)) },
 			"closing closed unregister", "6"},
 		{"Connected, made anew meanwhile", func(w *world) { w.up(2) },
 			func(w *world) { w.must(w.tool.Remove(backDir)); w.must(w.tool.Remove(frontDir)); w.attach() }, "publish init-wait", "2"},
-		{"Reconfigured", func(w *world) { w.up(1); w.frontState(Reconfiguring); w.headroom(256); w.settle() }, nil, "connect plug", "8"},
-		{"Reconfigured, and back meanwhile", func(w *world) { w.up(1); w.frontState(Reconfiguring); w.headroom(256); w.settle() },
-			func(w *world) { w.frontState(Connected) }, "connect plug", "8"},
-		{"Reconfigured in InitWait", func(w *world) { w.attach(); w.settle(); w.frontState(Reconfiguring); w.settle() }, nil, "publish", "8"},
-		{"Reconfigured in InitWait, begins anew meanwhile", func(w *world) { w.attach(); w.settle(); w.frontState(Reconfiguring); w.settle() },
-			func(w *world) { w.frontState(Initialising) }, "publish init-wait", "2"},
-		{"Reconfigured while waiting for hotplug, done and back meanwhile", func(w *world) { w.connectUnplugged(); w.frontState(Reconfiguring); w.settle() },
-			func(w *world) { w.plugIn(); w.frontState(Connected) }, "publish connect plug connected", "4"},
-		{"Reconfigured in Closing", func(w *world) { w.up(1); w.frontState(Closing); w.settle(); w.frontState(Reconfiguring); w.settle() },
-			func(w *world) { w.frontState(Closing) }, "closing", "5"},
-		{"Reconfigured in Closed", func(w *world) { w.up(1); w.frontState(Closed); w.settle(); w.frontState(Reconfiguring); w.settle() },
-			func(w *world) { w.frontState(Closed) }, "closed", "6"},
-		{"Reconfigured while it is detached", func(w *world) { w.up(1); w.detach(); w.frontState(Reconfiguring); w.settle() },
-			func(w *world) { w.frontState(Closed) }, "closed unregister", "6"},
-		{"Closing", func(w *world) { w.up(1); w.frontState(Closing); w.settle() }, nil, "", "5"},
-		{"Closing, closed meanwhile", func(w *world) { w.up(1); w.frontState(Closing); w.settle() },
-			func(w *world) { w.frontState(Closed) }, "closed", "6"},
-		{"Closed", func(w *world) { w.up(1); w.frontState(Closed); w.settle() }, nil, "", "6"},
-		{"Closed, back meanwhile", func(w *world) { w.up(1); w.frontState(Closed); w.settle() },
-			func(w *world) { w.frontState(Initialising) }, "publish init-wait", "2"},
+		{"Reconfigured", func(w *world) { w.up(1); w.frontState(xenbus.Reconfiguring); w.headroom(256); w.settle() }, nil, "connect plug", "8"},
+		{"Reconfigured, and back meanwhile", func(w *world) { w.up(1); w.frontState(xenbus.Reconfiguring); w.headroom(256); w.settle() },
+			func(w *world) { w.frontState(xenbus.Connected) }, "connect plug", "8"},
+		{"Reconfigured in InitWait", func(w *world) { w.attach(); w.settle(); w.frontState(xenbus.Reconfiguring); w.settle() }, nil, "publish", "8"},
+		{"Reconfigured in InitWait, begins anew meanwhile", func(w *world) { w.attach(); w.settle(); w.frontState(xenbus.Reconfiguring); w.settle() },
+			func(w *world) { w.frontState(xenbus.Initialising) }, "publish init-wait", "2"},
+		{"Reconfigured while waiting for hotplug, done and back meanwhile", func(w *world) { w.connectUnplugged(); w.frontState(xenbus.Reconfiguring); w.settle() },
+			func(w *world) { w.plugIn(); w.frontState(xenbus.Connected) }, "publish connect plug connected", "4"},
+		{"Reconfigured in Closing", func(w *world) {
+			w.up(1)
+			w.frontState(xenbus.Closing)
+			w.settle()
+			w.frontState(xenbus.Reconfiguring)
+			w.settle()
+		},
+			func(w *world) { w.frontState(xenbus.Closing) }, "closing", "5"},
+		{"Reconfigured in Closed", func(w *world) {
+			w.up(1)
+			w.frontState(xenbus.Closed)
+			w.settle()
+			w.frontState(xenbus.Reconfiguring)
+			w.settle()
+		},
+			func(w *world) { w.frontState(xenbus.Closed) }, "closed", "6"},
+		{"Reconfigured while it is detached", func(w *world) { w.up(1); w.detach(); w.frontState(xenbus.Reconfiguring); w.settle() },
+			func(w *world) { w.frontState(xenbus.Closed) }, "closed unregister", "6"},
+		{"Closing", func(w *world) { w.up(1); w.frontState(xenbus.Closing); w.settle() }, nil, "", "5"},
+		{"Closing, closed meanwhile", func(w *world) { w.up(1); w.frontState(xenbus.Closing); w.settle() },
+			func(w *world) { w.frontState(xenbus.Closed) }, "closed", "6"},
+		{"Closed", func(w *world) { w.up(1); w.frontState(xenbus.Closed); w.settle() }, nil, "", "6"},
+		{"Closed, back meanwhile", func(w *world) { w.up(1); w.frontState(xenbus.Closed); w.settle() },
+			func(w *world) { w.frontState(xenbus.Initialising) }, "publish init-wait", "2"},
 		{"quarantined", func(w *world) { w.up(1); w.breach() }, nil, "", "4"},
 		{"quarantined, connected anew meanwhile, with the same names", func(w *world) { w.up(1); w.breach() },
 			func(w *world) { w.sameRings() }, "connect plug", "4"},
 		{"quarantined, kexec meanwhile", func(w *world) { w.up(1); w.breach() },
-			func(w *world) { w.frontState(Initialising) }, "closing closed publish init-wait", "2"},
+			func(w *world) { w.frontState(xenbus.Initialising) }, "closing closed publish init-wait", "2"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			w := newWorld(t)
@@ -425,11 +437,11 @@ func TestTakeOver(t *testing.T) {
 				return
 			}
 			// From wherever it is, a guest gets its network, on the same TAP.
-			w.frontState(Initialising)
+			w.frontState(xenbus.Initialising)
 			w.settle()
 			w.plugIn()
 			w.rings(1, false)
-			w.frontState(Connected)
+			w.frontState(xenbus.Connected)
 			w.settle()
 			w.wantState("4")
 			if l := w.iface(ifname); l == nil || l.Index != before.Index || l.Queues != 1 {
@@ -464,10 +476,10 @@ func TestTakeOverWithFewerQueues(t *testing.T) {
 	w.cfg.MaxQueues = 1
 	w.v = New(w.cfg)
 	w.wantSteps("connect plug")
-	w.frontState(Initialising)
+	w.frontState(xenbus.Initialising)
 	w.wantSteps("disconnect closing closed publish init-wait")
 	w.rings(2, false)
-	w.frontState(Connected)
+	w.frontState(xenbus.Connected)
 	w.wantSteps("connect closing closed")
 }
 
@@ -480,7 +492,7 @@ func TestOldJournal(t *testing.T) {
 	if got, want := w.journals(), "ring-7.0-0 ring-7.0-1"; got != want {
 		t.Fatalf("journals %q, want %q", got, want)
 	}
-	w.frontState(Initialising)
+	w.frontState(xenbus.Initialising)
 	w.cfg.MaxQueues = 1 // fewer than the predecessor offered
 	w.v = New(w.cfg)
 	w.wantSteps("closing closed publish init-wait")

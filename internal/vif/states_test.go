@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
 var update = flag.Bool("update", false, "write the tables of docs/states.md")
@@ -52,7 +54,7 @@ func TestStatesPage(t *testing.T) {
 
 // columns are the states of the vif in a table. Reconfigured is Connected, with
 // an answer that stands.
-var columns = []State{Initialising, InitWait, Connected, Reconfigured, Closing, Closed}
+var columns = []xenbus.State{xenbus.Initialising, xenbus.InitWait, xenbus.Connected, xenbus.Reconfigured, xenbus.Closing, xenbus.Closed}
 
 // statesTable lists what a vif does when it finds its frontend in each state.
 func statesTable(base situation) string {
@@ -60,21 +62,21 @@ func statesTable(base situation) string {
 	header(&b, "frontend", columns)
 	for _, front := range allFront {
 		name := fmt.Sprintf("%d %v", int(front), front)
-		if front == Unknown {
+		if front == xenbus.Unknown {
 			name = "gone"
 		}
 		fmt.Fprintf(&b, "| %s |", name)
 		for _, own := range columns {
 			s := base
 			s.front, s.own, s.node = front, own, own
-			if own == Reconfigured {
-				s.own = Connected
+			if own == xenbus.Reconfigured {
+				s.own = xenbus.Connected
 			}
-			if s.own == Connected {
+			if s.own == xenbus.Connected {
 				s.connected, s.live = true, s.plugged
 			}
-			if s.detach && own != Closed {
-				s.node = Closing // as the toolstack writes it
+			if s.detach && own != xenbus.Closed {
+				s.node = xenbus.Closing // as the toolstack writes it
 			}
 			fmt.Fprintf(&b, " %s |", does(s))
 		}
@@ -86,22 +88,22 @@ func statesTable(base situation) string {
 // nodesTable lists what a vif does about its node if that shows something else, while
 // its frontend waits in the state that belongs to the vif's.
 func nodesTable() string {
-	own := []State{InitWait, Connected, Closing, Closed}
-	front := map[State]State{InitWait: Initialising, Connected: Connected, Closing: Closing, Closed: Closed}
+	own := []xenbus.State{xenbus.InitWait, xenbus.Connected, xenbus.Closing, xenbus.Closed}
+	front := map[xenbus.State]xenbus.State{xenbus.InitWait: xenbus.Initialising, xenbus.Connected: xenbus.Connected, xenbus.Closing: xenbus.Closing, xenbus.Closed: xenbus.Closed}
 	var b strings.Builder
 	header(&b, "node shows", own)
 	for _, node := range allFront {
-		if node == Initialising {
+		if node == xenbus.Initialising {
 			continue // a toolstack has made the device anew
 		}
 		name := fmt.Sprintf("%d", int(node))
-		if node == Unknown {
+		if node == xenbus.Unknown {
 			name = "nonsense"
 		}
 		fmt.Fprintf(&b, "| %s |", name)
 		for _, own := range own {
 			s := situation{own: own, front: front[own], node: node, online: true, plugged: true}
-			s.connected, s.live = own == Connected, own == Connected
+			s.connected, s.live = own == xenbus.Connected, own == xenbus.Connected
 			fmt.Fprintf(&b, " %s |", does(s))
 		}
 		b.WriteByte('\n')
@@ -109,7 +111,7 @@ func nodesTable() string {
 	return b.String()
 }
 
-func header(b *strings.Builder, first string, states []State) {
+func header(b *strings.Builder, first string, states []xenbus.State) {
 	fmt.Fprintf(b, "| %s |", first)
 	for _, s := range states {
 		fmt.Fprintf(b, " %d %v |", int(s), s)
@@ -126,13 +128,13 @@ func does(s situation) string {
 	}
 	var said []string
 	for {
-		s.detach = s.detach || !s.online && s.own == Closing // as noticeDetach finds
+		s.detach = s.detach || !s.online && s.own == xenbus.Closing // as noticeDetach finds
 		began := len(said)
 		steps := plan(s)
 		for _, st := range steps {
 			word := words[st]
 			if state, ok := shown(st); ok {
-				word = fmt.Sprint(int(state))
+				word = state.Value()
 			}
 			if word != "" {
 				said = append(said, word)

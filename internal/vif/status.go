@@ -12,6 +12,7 @@ import (
 	"github.com/netbackd/netbackd/internal/budget"
 	"github.com/netbackd/netbackd/internal/dataplane"
 	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
 // Status is a vif as it is shown to people and programs. Texts that a guest or a
@@ -21,8 +22,8 @@ type Status struct {
 	ServedBy   string            `json:"served_by,omitempty"` // another back end than this: "kernel", or "nobody"
 	Domid      uint16            `json:"domid"`
 	Devid      int               `json:"devid"`
-	State      State             `json:"state"`
-	Frontend   State             `json:"frontend_state"`
+	State      xenbus.State      `json:"state"`
+	Frontend   xenbus.State      `json:"frontend_state"`
 	Online     bool              `json:"online"`
 	Waits      string            `json:"waits_for,omitempty"` // whose turn it is, if not everything is well
 	Hotplug    string            `json:"hotplug_status"`
@@ -106,8 +107,8 @@ func (v *Vif) status() Status {
 	s := Status{
 		Name: v.Name(), Domid: v.cfg.Domid, Devid: v.cfg.Devid,
 		State: v.own, Frontend: v.front, Online: v.nodes.online,
-		Hotplug: clip(v.nodes.hotplug), Quarantine: v.reason, Error: v.trouble,
-		MAC: clip(v.nodes.mac), Bridge: clip(v.nodes.bridge), Script: clip(v.nodes.script),
+		Hotplug: xenbus.Clip(v.nodes.hotplug), Quarantine: v.reason, Error: v.trouble,
+		MAC: xenbus.Clip(v.nodes.mac), Bridge: xenbus.Clip(v.nodes.bridge), Script: xenbus.Clip(v.nodes.script),
 		ConfigMTU: mtuOf(v.nodes.mtu), GuestMTU: mtuOf(cmp.Or(v.guestMTU, "1500")),
 		Rate:     v.rate.String(),
 		Features: []string{}, Mcast: []string{}, Queues: []QueueStatus{},
@@ -156,13 +157,13 @@ func (v *Vif) waits(up bool) string {
 		return "the guest to connect anew, or netbackd reset"
 	case v.tried != nil:
 		return "the guest to come with something else, or netbackd reset"
-	case !v.detachAt.IsZero() && v.own != Closed:
+	case !v.detachAt.IsZero() && v.own != xenbus.Closed:
 		return "the guest to close"
-	case v.own == Closed && (!v.nodes.online || v.hidden):
+	case v.own == xenbus.Closed && (!v.nodes.online || v.hidden):
 		return "the toolstack to remove it"
-	case v.own == Connected && v.claimed && !v.nodes.plugged():
+	case v.own == xenbus.Connected && v.claimed && !v.nodes.plugged():
 		return "the hotplug script"
-	case v.own == Closing, v.link == nil:
+	case v.own == xenbus.Closing, v.link == nil:
 		return "the guest"
 	case !v.live:
 		return "the hotplug script"

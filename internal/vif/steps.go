@@ -6,11 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strconv"
 	"time"
 
 	"go.uber.org/zap"
 
+	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
@@ -85,7 +85,7 @@ func (v *Vif) take(s step) error {
 	case stepPublish:
 		return v.publish()
 	case stepInitWait:
-		return v.show(InitWait)
+		return v.show(xenbus.InitWait)
 	case stepTap:
 		if v.offer.err != nil {
 			return v.giveUp(v.offer.err)
@@ -97,11 +97,11 @@ func (v *Vif) take(s step) error {
 		if err := v.plug(); err != nil {
 			return err
 		}
-		if v.own == Connected {
+		if v.own == xenbus.Connected {
 			v.clearTrouble()
 		}
 	case stepConnected:
-		if err := v.show(Connected); err != nil {
+		if err := v.show(xenbus.Connected); err != nil {
 			return err
 		}
 		f := v.link.front
@@ -110,15 +110,15 @@ func (v *Vif) take(s step) error {
 	case stepDisconnect:
 		v.disconnect()
 	case stepClosing:
-		return v.show(Closing)
+		return v.show(xenbus.Closing)
 	case stepClosed:
-		return v.show(Closed)
+		return v.show(xenbus.Closed)
 	case stepReconfigured:
 		// Our own state stays: the frontend goes on with the same rings and
 		// does not connect again.
-		return v.write(Reconfigured)
+		return v.write(xenbus.Reconfigured)
 	case stepDetaching:
-		return v.write(Closing)
+		return v.write(xenbus.Closing)
 	case stepAwaitKey:
 		v.wakeIn(max(time.Until(v.reconf.since.Add(keyGrace)), 0) + time.Millisecond)
 	case stepUnregister:
@@ -126,8 +126,8 @@ func (v *Vif) take(s step) error {
 	case stepGrace:
 		v.wakeAt(v.detachAt.Add(time.Millisecond))
 	case stepUnexpected:
-		return v.giveUp(frontError(&KeyError{
-			Key: "state", Value: strconv.Itoa(int(v.front)),
+		return v.giveUp(frontError(&xenbus.KeyError{
+			Key: "state", Value: v.front.Value(),
 			Want: "a state that a frontend of a vif goes to",
 		}))
 	}
@@ -136,22 +136,22 @@ func (v *Vif) take(s step) error {
 
 // takeOver finds out where a predecessor left the vif.
 func (v *Vif) takeOver(n nodes) {
-	v.own, v.shown = Initialising, n.state
+	v.own, v.shown = xenbus.Initialising, n.state
 	switch n.state {
-	case InitWait, Closing, Closed:
+	case xenbus.InitWait, xenbus.Closing, xenbus.Closed:
 		v.own = n.state
-	case Connected:
-		v.own = Connected
-	case Reconfigured:
-		v.own = Connected
+	case xenbus.Connected:
+		v.own = xenbus.Connected
+	case xenbus.Reconfigured:
+		v.own = xenbus.Connected
 		switch n.behind {
-		case InitWait, Closing, Closed:
+		case xenbus.InitWait, xenbus.Closing, xenbus.Closed:
 			if !n.claimed {
 				v.own = n.behind
 			}
 		}
 	}
-	if v.own == Initialising {
+	if v.own == xenbus.Initialising {
 		// What there is of a vif in this place is of a device that is no more. Of
 		// one that was connected there is a record; a script may have moved its TAP.
 		v.hadTap = len(v.kept) > 0
@@ -166,8 +166,8 @@ func (v *Vif) takeOver(n nodes) {
 	v.claimed = n.claimed
 	// Of one that was claimed the other back end had the interface, until the
 	// hotplug script is through with ours.
-	v.hadTap = v.own != Initialising && (!v.claimed || n.plugged())
-	if v.hadTap && len(v.kept) == 0 && (v.own == InitWait || v.own == Connected) {
+	v.hadTap = v.own != xenbus.Initialising && (!v.claimed || n.plugged())
+	if v.hadTap && len(v.kept) == 0 && (v.own == xenbus.InitWait || v.own == xenbus.Connected) {
 		// Now, before there is another: a successor could not tell that the
 		// hotplug script has never seen that one.
 		found, err := v.findTap()
@@ -185,14 +185,14 @@ func (v *Vif) takeOver(n nodes) {
 func (v *Vif) startOver(n *nodes) {
 	v.log.Info("the toolstack made the device anew")
 	v.unregister()
-	v.own, v.hadTap, v.lost = Initialising, n.hotplug == "connected", false
+	v.own, v.hadTap, v.lost = xenbus.Initialising, n.hotplug == "connected", false
 	v.detachAt = time.Time{}
 	v.tried, v.reason = nil, ""
 	v.hidden = false
 }
 
 // show moves the vif to a state and tells the frontend.
-func (v *Vif) show(s State) error {
+func (v *Vif) show(s xenbus.State) error {
 	if err := v.write(s); err != nil {
 		return err
 	}
@@ -204,15 +204,15 @@ func (v *Vif) show(s State) error {
 // there any more, a write would bring a directory back that the toolstack has
 // removed. If it holds something else, a write would hide that the toolstack
 // wants the device gone.
-func (v *Vif) write(s State) error {
-	err := v.change(func(tx *xenstore.Tx, was State) error {
+func (v *Vif) write(s xenbus.State) error {
+	err := v.change(func(tx *xenstore.Tx, was xenbus.State) error {
 		if was == s {
 			return nil
 		}
 		if err := v.keepBehind(tx, was, s); err != nil {
 			return err
 		}
-		return tx.Write(v.cfg.Path+"/state", strconv.Itoa(int(s)))
+		return tx.Write(v.cfg.Path+"/state", s.Value())
 	})
 	if err == nil {
 		v.shown = s
@@ -225,15 +225,15 @@ func (v *Vif) write(s State) error {
 const behindKey = "reconfigured-in"
 
 // keepBehind keeps behindKey when the node is to show something else.
-func (v *Vif) keepBehind(tx *xenstore.Tx, was, s State) error {
+func (v *Vif) keepBehind(tx *xenstore.Tx, was, s xenbus.State) error {
 	behind := v.own
 	if !v.detachAt.IsZero() {
-		behind = Closing // which the toolstack wrote, and we are about to hide
+		behind = xenbus.Closing // which the toolstack wrote, and we are about to hide
 	}
-	if s == Reconfigured && behind != Connected {
-		return tx.Write(v.cfg.Path+"/"+behindKey, strconv.Itoa(int(behind)))
+	if s == xenbus.Reconfigured && behind != xenbus.Connected {
+		return tx.Write(v.cfg.Path+"/"+behindKey, behind.Value())
 	}
-	if was != Reconfigured {
+	if was != xenbus.Reconfigured {
 		return nil
 	}
 	if err := tx.Remove(v.cfg.Path + "/" + behindKey); !errors.Is(err, xenstore.ErrNotExist) {
@@ -244,7 +244,7 @@ func (v *Vif) keepBehind(tx *xenstore.Tx, was, s State) error {
 
 // change changes the backend directory, unless it is gone, or its state is not
 // what was seen last.
-func (v *Vif) change(f func(tx *xenstore.Tx, state State) error) error {
+func (v *Vif) change(f func(tx *xenstore.Tx, state xenbus.State) error) error {
 	return v.cfg.Store.Transaction(func(tx *xenstore.Tx) error {
 		s, err := tx.Read(v.cfg.Path + "/state")
 		if errors.Is(err, xenstore.ErrNotExist) {
@@ -253,9 +253,9 @@ func (v *Vif) change(f func(tx *xenstore.Tx, state State) error) error {
 		if err != nil {
 			return err
 		}
-		state, err := parseState(tidy(s))
+		state, err := xenbus.ParseState(tidy(s))
 		if err != nil {
-			state = Unknown
+			state = xenbus.Unknown
 		}
 		if state != v.shown {
 			return errAgain
@@ -267,7 +267,7 @@ func (v *Vif) change(f func(tx *xenstore.Tx, state State) error) error {
 // publish makes the TAP, which has to be there before the state tells the
 // toolstack to run its script on it, and writes what the backend can do.
 func (v *Vif) publish() error {
-	if v.own != InitWait || v.front != Connected && v.front != Reconfiguring {
+	if v.own != xenbus.InitWait || v.front != xenbus.Connected && v.front != xenbus.Reconfiguring {
 		// What connects next has new rings, perhaps with the old grefs.
 		v.removeJournals()
 	}
@@ -280,7 +280,7 @@ func (v *Vif) publish() error {
 		return err
 	}
 	list := offers(v.maxQueues(), v.offload(), v.controlRings())
-	err := v.change(func(tx *xenstore.Tx, _ State) error {
+	err := v.change(func(tx *xenstore.Tx, _ xenbus.State) error {
 		for _, p := range list {
 			if err := tx.Write(v.cfg.Path+"/"+p.key, p.value); err != nil {
 				return fmt.Errorf("publish features: %w", err)

@@ -5,6 +5,8 @@ package vif
 import (
 	"errors"
 	"fmt"
+
+	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
 // ErrCtrlRing: the guest has said through its control ring how to spread packets over
@@ -24,13 +26,13 @@ func CanTakeOver(s Store, path string, maxQueues int) error {
 		return err
 	}
 	switch n.state {
-	case Initialising, InitWait, Connected, Reconfigured:
+	case xenbus.Initialising, xenbus.InitWait, xenbus.Connected, xenbus.Reconfigured:
 	default:
 		return fmt.Errorf("%w: it is %v", ErrNotOpen, n.state)
 	}
 	k := keyReader{r: guestNodes{s}, dir: n.front}
 	state, _ := k.get("state")
-	if front, err := parseState(state); k.err != nil || err != nil || front != Connected && front != Reconfiguring {
+	if front, err := xenbus.ParseState(state); k.err != nil || err != nil || front != xenbus.Connected && front != xenbus.Reconfiguring {
 		return k.err // nothing is settled yet
 	}
 	if _, has := k.get(ctrlRingKey); has {

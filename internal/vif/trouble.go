@@ -14,6 +14,7 @@ import (
 	"github.com/netbackd/netbackd/internal/dataplane"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/tap"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
@@ -35,7 +36,7 @@ const retryAfter = time.Second
 // is not tried again before one of it has changed: a frontend in state Connected
 // would otherwise have us try without end.
 type attempt struct {
-	front    State
+	front    xenbus.State
 	mac, mtu string
 	offer    offer
 }
@@ -43,8 +44,8 @@ type attempt struct {
 // attempt is what would be tried now.
 func (v *Vif) attempt() *attempt {
 	a := &attempt{front: v.front, mac: v.nodes.mac, mtu: v.nodes.mtu, offer: v.offer}
-	if a.front == Reconfiguring {
-		a.front = Connected // and back, with the same rings
+	if a.front == xenbus.Reconfiguring {
+		a.front = xenbus.Connected // and back, with the same rings
 	}
 	return a
 }
@@ -76,7 +77,7 @@ func (v *Vif) giveUp(cause error) error {
 // short of something for a while, or is set up wrongly: that is tried again until
 // it succeeds. Anything else is given up.
 func (v *Vif) hostFails(cause error) error {
-	if v.own != Connected || !ofHost(cause) {
+	if v.own != xenbus.Connected || !ofHost(cause) {
 		return v.giveUp(cause)
 	}
 	v.fail(cause)
@@ -93,7 +94,7 @@ var hostErrors = [...]error{
 
 // ofHost reports whether an error is the host's, whatever the guest has named.
 func ofHost(err error) bool {
-	var key *KeyError
+	var key *xenbus.KeyError
 	if errors.As(err, &key) {
 		return false
 	}

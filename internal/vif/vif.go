@@ -17,6 +17,7 @@ import (
 	"github.com/netbackd/netbackd/internal/dataplane"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/tap"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
@@ -109,7 +110,7 @@ type Vif struct {
 
 	// What xenstore says; observe.go.
 	nodes      nodes
-	front      State
+	front      xenbus.State
 	alive      bool // the frontend's domain is there
 	hidden     bool // the frontend's directory may not be read any more
 	guestMTU   string
@@ -123,7 +124,7 @@ type Vif struct {
 
 	// Where the vif is. own is Unknown until the node was first read; shown
 	// is what stood there last.
-	own, shown State
+	own, shown xenbus.State
 	detachAt   time.Time // when the frontend's grace ends; zero: it stays
 	rate       Rate
 

@@ -25,6 +25,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/evtchn"
 	"github.com/netbackd/netbackd/pkg/gntdev"
 	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
@@ -222,9 +223,9 @@ func (w *world) detach() {
 func (w *world) plugIn() { w.t.Helper(); w.must(w.tool.Write(backDir+"/hotplug-status", "connected")) }
 
 // frontState is the guest changing its state.
-func (w *world) frontState(s State) {
+func (w *world) frontState(s xenbus.State) {
 	w.t.Helper()
-	w.must(w.guest.Write(frontDir+"/state", strconv.Itoa(int(s))))
+	w.must(w.guest.Write(frontDir+"/state", s.Value()))
 }
 
 // rings is the guest making rings for n queues and naming them.
@@ -404,7 +405,7 @@ func (w *world) up(n int) {
 	w.wantSteps("publish init-wait")
 	w.plugIn()
 	w.rings(n, false)
-	w.frontState(Connected)
+	w.frontState(xenbus.Connected)
 	w.wantSteps("connect plug connected")
 	w.wantState("4")
 }

@@ -17,7 +17,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/netbackd/netbackd/internal/budget"
-	"github.com/netbackd/netbackd/internal/vif"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
@@ -32,7 +32,7 @@ func TestStateWrittenAgainIsReadSeldom(t *testing.T) {
 	began := time.Now()
 	w.wait("a look to be delayed", func() bool {
 		for range 100 {
-			f.state(vif.Connected)
+			f.state(xenbus.Connected)
 		}
 		writes += 100
 		return f.status().Guest.Delayed > before.Delayed
@@ -137,8 +137,8 @@ func TestTwelveGuestsThatStorm(t *testing.T) {
 	good.connect()
 	reconnect := func() (d times) {
 		for range 9 {
-			good.state(vif.Closed)
-			good.waitBack(vif.Closed)
+			good.state(xenbus.Closed)
+			good.waitBack(xenbus.Closed)
 			begin := time.Now()
 			good.reopen()
 			good.connect()

@@ -18,6 +18,7 @@ import (
 	"github.com/netbackd/netbackd/internal/lab"
 	"github.com/netbackd/netbackd/internal/vif"
 	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
 // strict decodes JSON whose fields must all be known.
@@ -80,11 +81,11 @@ func TestList(t *testing.T) {
 	g := w.guest(queues(2))
 	waits := w.rawFront(1)
 	unplugged := w.rawFront(1, script(lab.NoScript))
-	unplugged.offer(unplugged.keys(), vif.Connected)
+	unplugged.offer(unplugged.keys(), xenbus.Connected)
 	w.wait("the rings to be mapped", func() bool { return unplugged.status().Grants == 2 })
 	refused := w.rawFront(1)
-	refused.offer(refused.with(map[string]string{"request-rx-copy": "0"}), vif.Connected)
-	refused.waitBack(vif.Closed)
+	refused.offer(refused.with(map[string]string{"request-rx-copy": "0"}), xenbus.Connected)
+	refused.waitBack(xenbus.Closed)
 	g.tcpToHost(1 << 20)
 
 	table := fine(t, w.ask("list"))
@@ -148,7 +149,7 @@ func TestShow(t *testing.T) {
 	var s vif.Status
 	strict(t, out, &s)
 	want := vif.Status{
-		Name: g.VifName(), Domid: g.Domid, Devid: 0, State: vif.Connected, Frontend: vif.Connected, Online: true,
+		Name: g.VifName(), Domid: g.Domid, Devid: 0, State: xenbus.Connected, Frontend: xenbus.Connected, Online: true,
 		Hotplug: "connected", MAC: "00:16:3e:00:00:01", Bridge: bridge, Script: "/etc/xen/scripts/vif-bridge",
 		Interface: "web01", Up: true, Carrier: true, MTU: 1500, GuestMTU: 1500, Rate: "125000000 B/50ms",
 		Features: []string{"rx-copy", "rx-notify", "sg", "gso-tcpv4", "gso-tcpv6", "csum-ipv4", "csum-ipv6"},
@@ -227,10 +228,10 @@ func TestResetOfAVifWhoseRingIsStillBroken(t *testing.T) {
 	w.must(f.events.Notify(f.queues[0].rxPort))
 	w.wait("the quarantine", func() bool { return f.status().Quarantine != "" })
 	fine(t, w.ask("reset", f.name()))
-	f.waitBack(vif.Closed)
+	f.waitBack(xenbus.Closed)
 	w.waitError(f.domid, f.devid, "req_prod is out of bounds")
 	w.unpinned(f.domid)
-	f.state(vif.Closed)
+	f.state(xenbus.Closed)
 	f.reopen()
 	f.newRings(2)
 	f.connect()

@@ -16,8 +16,8 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/xensim/simclient"
 	"github.com/netbackd/netbackd/internal/lab/xensim/wire"
 	"github.com/netbackd/netbackd/internal/offload"
-	"github.com/netbackd/netbackd/internal/vif"
 	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
 // A guest can ask for segments that are tiny. If a packet of it leaves the bridge by
@@ -107,10 +107,10 @@ func (w *world) cutters(n int) (fronts []*rawFront) {
 		fronts = append(fronts, w.rawFront(8))
 	}
 	for _, f := range fronts {
-		f.offer(f.keys(), vif.Connected)
+		f.offer(f.keys(), xenbus.Connected)
 	}
 	for _, f := range fronts {
-		f.waitBack(vif.Connected)
+		f.waitBack(xenbus.Connected)
 	}
 	return fronts
 }

@@ -7,9 +7,9 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/netbackd/netbackd/internal/vif"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/tap"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
 // slots gives n rx slots on the first queue, and tells of them.
@@ -84,15 +84,15 @@ func TestFramesForTheDriverBefore(t *testing.T) {
 			name string
 			next func(f *rawFront)
 		}{
-			{"closed and opened", func(f *rawFront) { f.close(); f.newRings(queues); f.reopen(); f.offer(f.keys(), vif.Connected) }},
+			{"closed and opened", func(f *rawFront) { f.close(); f.newRings(queues); f.reopen(); f.offer(f.keys(), xenbus.Connected) }},
 			{"kexec", func(f *rawFront) {
-				f.state(vif.Initialising)
-				f.waitBack(vif.InitWait)
+				f.state(xenbus.Initialising)
+				f.waitBack(xenbus.InitWait)
 				f.newRings(queues)
-				f.offer(f.keys(), vif.Connected)
+				f.offer(f.keys(), xenbus.Connected)
 			}},
-			{"unseen, other rings", func(f *rawFront) { f.newRings(queues); f.offer(f.keys(), vif.Connected) }},
-			{"unseen, the same names", func(f *rawFront) { f.anew(); f.offer(f.keys(), vif.Connected) }},
+			{"unseen, other rings", func(f *rawFront) { f.newRings(queues); f.offer(f.keys(), xenbus.Connected) }},
+			{"unseen, the same names", func(f *rawFront) { f.anew(); f.offer(f.keys(), xenbus.Connected) }},
 		} {
 			t.Run(fmt.Sprintf("%s, %d queues", tt.name, queues), func(t *testing.T) {
 				w := newWorld(t, fmt.Sprintf("--max-queues=%d", queues)) // a TAP for one queue is another kind
@@ -104,7 +104,7 @@ func TestFramesForTheDriverBefore(t *testing.T) {
 				tt.next(f)
 				w.wait("the next driver to be served", func() bool {
 					s := f.status()
-					return s.State == vif.Connected && len(s.Queues) == queues && s.Since.After(before)
+					return s.State == xenbus.Connected && len(s.Queues) == queues && s.Since.After(before)
 				})
 				f.onlyNew()
 				f.connected()
@@ -137,9 +137,9 @@ func TestFramesThatWaitForASuccessor(t *testing.T) {
 				for _, f := range []*rawFront{goesOn, comesAgain} {
 					f.hostSends(10, oldSize)
 				}
-				comesAgain.state(vif.Initialising)
+				comesAgain.state(xenbus.Initialising)
 				comesAgain.anew()
-				comesAgain.offer(comesAgain.keys(), vif.Connected)
+				comesAgain.offer(comesAgain.keys(), xenbus.Connected)
 				m.start()
 				w.wait("both to be served", func() bool {
 					return len(goesOn.status().Queues) == queues && len(comesAgain.status().Queues) == queues

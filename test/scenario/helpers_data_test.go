@@ -26,6 +26,7 @@ import (
 	"github.com/netbackd/netbackd/internal/vif"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/tap"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
 // situation is a subtest in this world.
@@ -490,7 +491,7 @@ func (g *testGuest) quarantined(reason string, breach func()) {
 	if !strings.Contains(s.Quarantine, reason) {
 		g.w.t.Errorf("quarantined because of %q, want %q", s.Quarantine, reason)
 	}
-	if s.State != vif.Connected {
+	if s.State != xenbus.Connected {
 		g.w.t.Errorf("the vif goes to %v, where neither guest nor toolstack expect it", s.State)
 	}
 	if got := g.trouble(); !strings.Contains(got, "quarantined") || !strings.Contains(got, reason) {
@@ -523,7 +524,7 @@ func (g *testGuest) reconnectWith(f func(*netfront.Config)) {
 // well checks that the vif is in service.
 func (g *testGuest) well() {
 	g.w.t.Helper()
-	g.waitState(vif.Connected)
+	g.waitState(xenbus.Connected)
 	g.waitLink()
 	if s := g.status(); s.Quarantine != "" || s.Error != "" {
 		g.w.t.Errorf("quarantine %q, error %q", s.Quarantine, s.Error)

@@ -30,6 +30,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/evtchn"
 	"github.com/netbackd/netbackd/pkg/gntalloc"
 	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
@@ -169,7 +170,7 @@ func (f *rawFront) with(changes map[string]string) map[string]string {
 const gone = "\x00gone"
 
 // offer publishes keys, none but these, and goes to a state, all at once.
-func (f *rawFront) offer(keys map[string]string, state vif.State) {
+func (f *rawFront) offer(keys map[string]string, state xenbus.State) {
 	f.w.t.Helper()
 	f.w.must(f.w.Store().Transaction(func(tx *xenstore.Tx) error {
 		for _, k := range f.wrote {
@@ -185,24 +186,24 @@ func (f *rawFront) offer(keys map[string]string, state vif.State) {
 				return err
 			}
 		}
-		return tx.Write(f.dir()+"/state", strconv.Itoa(int(state)))
+		return tx.Write(f.dir()+"/state", state.Value())
 	}))
 	f.wrote = slices.Collect(maps.Keys(keys))
 }
 
 // state writes the frontend's state.
-func (f *rawFront) state(s vif.State) {
+func (f *rawFront) state(s xenbus.State) {
 	f.w.t.Helper()
-	f.w.must(f.w.Store().Write(f.dir()+"/state", strconv.Itoa(int(s))))
+	f.w.must(f.w.Store().Write(f.dir()+"/state", s.Value()))
 }
 
 // waitBack waits until the backend shows one of the states.
-func (f *rawFront) waitBack(states ...vif.State) {
+func (f *rawFront) waitBack(states ...xenbus.State) {
 	f.w.t.Helper()
 	f.w.waitBack(f.domid, f.devid, states...)
 }
 
-func (w *world) waitBack(domid uint16, devid int, states ...vif.State) {
+func (w *world) waitBack(domid uint16, devid int, states ...xenbus.State) {
 	w.t.Helper()
 	ctx, cancel := context.WithTimeout(w.ctx, patience)
 	defer cancel()
@@ -212,24 +213,24 @@ func (w *world) waitBack(domid uint16, devid int, states ...vif.State) {
 // connect does all a good frontend does to be connected.
 func (f *rawFront) connect() {
 	f.w.t.Helper()
-	f.offer(f.keys(), vif.Connected)
-	f.waitBack(vif.Connected)
+	f.offer(f.keys(), xenbus.Connected)
+	f.waitBack(xenbus.Connected)
 }
 
 // close leaves as a driver that is unloaded does.
 func (f *rawFront) close() {
 	f.w.t.Helper()
-	f.state(vif.Closing)
-	f.waitBack(vif.Closing, vif.Closed)
-	f.state(vif.Closed)
-	f.waitBack(vif.Closed)
+	f.state(xenbus.Closing)
+	f.waitBack(xenbus.Closing, xenbus.Closed)
+	f.state(xenbus.Closed)
+	f.waitBack(xenbus.Closed)
 }
 
 // reopen comes back after close.
 func (f *rawFront) reopen() {
 	f.w.t.Helper()
-	f.state(vif.Initialising)
-	f.waitBack(vif.InitWait)
+	f.state(xenbus.Initialising)
+	f.waitBack(xenbus.InitWait)
 }
 
 // status is what the daemon says of the vif.
@@ -245,7 +246,7 @@ func (f *rawFront) status() *vif.Status {
 func (f *rawFront) connected() {
 	f.w.t.Helper()
 	s := f.status()
-	if s.State != vif.Connected || s.Grants != 2*len(f.queues) || s.Ports != 2*len(f.queues) || s.Quarantine != "" {
+	if s.State != xenbus.Connected || s.Grants != 2*len(f.queues) || s.Ports != 2*len(f.queues) || s.Quarantine != "" {
 		f.w.t.Errorf("%s with %d queues: %v, %d pages mapped, %d channels bound, quarantine %q",
 			f.name(), len(f.queues), s.State, s.Grants, s.Ports, s.Quarantine)
 	}

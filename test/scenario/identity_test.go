@@ -6,8 +6,8 @@ import (
 	"slices"
 	"testing"
 
-	"github.com/netbackd/netbackd/internal/vif"
 	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
 // anew makes the rings anew in the same pages, behind the same grefs and channels, as
@@ -71,16 +71,16 @@ func TestJournalOfADriverThatIsGone(t *testing.T) {
 			copy(data.Bytes(), plainFrame(100))
 			w.must(w.Store().Write(f.back()+"/hotplug-status", tt.script))
 			f.ask(data.Refs()[0], 10)
-			f.offer(f.keys(), vif.Connected)
+			f.offer(f.keys(), xenbus.Connected)
 			if got := f.answers(); !slices.Equal(got, []uint16{10, 11, 12}) {
 				t.Errorf("the first driver's answers: %v", got)
 			}
 			tt.end(w)
 
-			f.state(vif.Initialising)
+			f.state(xenbus.Initialising)
 			f.anew()
 			f.ask(data.Refs()[0], 20)
-			f.offer(f.keys(), vif.Connected)
+			f.offer(f.keys(), xenbus.Connected)
 			w.must(w.StartDaemon(w.ctx))
 			if got := f.answers(); !slices.Equal(got, []uint16{20, 21, 22}) {
 				t.Errorf("the second driver's answers: %v", got)
@@ -95,7 +95,7 @@ func TestJournalOfADriverThatIsGone(t *testing.T) {
 				t.Errorf("further answers: %v", got)
 			}
 			w.must(w.Store().Write(f.back()+"/hotplug-status", "connected"))
-			f.waitBack(vif.Connected)
+			f.waitBack(xenbus.Connected)
 			f.connected()
 		})
 	}
@@ -117,7 +117,7 @@ func TestGuestComesAgainUnseen(t *testing.T) {
 		}
 		before := f.status().Since
 		f.anew()
-		f.offer(f.keys(), vif.Connected)
+		f.offer(f.keys(), xenbus.Connected)
 		w.wait("the rings to be taken anew", func() bool {
 			s := f.status()
 			return s.Quarantine == "" && s.Since.After(before)
@@ -148,12 +148,12 @@ func TestQuarantineOutlivesTheDaemon(t *testing.T) {
 			w.must(w.StartDaemon(w.ctx))
 			w.wait("the other to be served, which has connected anew", func() bool { return len(other.status().Queues) == 2 })
 			other.connected()
-			if s := f.status(); s.Quarantine != before.Quarantine || s.Grants != 0 || s.Ports != 0 || s.Interface != before.Interface || s.State != vif.Connected {
+			if s := f.status(); s.Quarantine != before.Quarantine || s.Grants != 0 || s.Ports != 0 || s.Interface != before.Interface || s.State != xenbus.Connected {
 				t.Errorf("after: %+v, before: %+v", s, before)
 			}
 			w.waitError(f.domid, f.devid, before.Quarantine)
 			f.anew()
-			f.offer(f.keys(), vif.Connected)
+			f.offer(f.keys(), xenbus.Connected)
 			w.wait("the quarantine to end", func() bool { return f.status().Quarantine == "" && len(f.status().Queues) == 1 })
 			f.connected()
 		})

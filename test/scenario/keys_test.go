@@ -15,6 +15,7 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/xensim/simclient"
 	"github.com/netbackd/netbackd/internal/vif"
 	"github.com/netbackd/netbackd/pkg/gntdev"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
 // notNumbers are what no number is, in whatever key it stands.
@@ -93,7 +94,7 @@ func TestMalformedKeysOfTheFrontend(t *testing.T) {
 					t.Errorf("netbackd holds %+v, before it held %+v", got, before)
 				}
 				// Good again at once, without going through Initialising.
-				f.offer(f.with(map[string]string{}), vif.Closed)
+				f.offer(f.with(map[string]string{}), xenbus.Closed)
 				f.reopen()
 				f.connect()
 				f.connected()
@@ -109,8 +110,8 @@ func (f *rawFront) refused(changes map[string]string, reason string) {
 	f.w.t.Helper()
 	back := f.w.record(f.back() + "/state")
 	said, troubles := f.w.logged(f.name(), "connected"), f.w.logged(f.name(), "trouble")
-	f.offer(f.with(changes), vif.Connected)
-	f.waitBack(vif.Closed)
+	f.offer(f.with(changes), xenbus.Connected)
+	f.waitBack(xenbus.Closed)
 	if e := f.w.read(f.errNode()); !strings.Contains(e, reason) {
 		f.w.t.Errorf("the error node says %q, want %q", e, reason)
 	}
@@ -126,7 +127,7 @@ func (f *rawFront) refused(changes map[string]string, reason string) {
 	if got := back.values(); slices.Contains(got, "4") || f.w.logged(f.name(), "connected") != said {
 		f.w.t.Errorf("the backend went %v", got)
 	}
-	if s := f.status(); s.Grants != 0 || s.Ports != 0 || s.State != vif.Closed || !strings.Contains(s.Error, reason) || s.Waits == "" {
+	if s := f.status(); s.Grants != 0 || s.Ports != 0 || s.State != xenbus.Closed || !strings.Contains(s.Error, reason) || s.Waits == "" {
 		f.w.t.Errorf("after it: %v, %d pages mapped, %d channels bound, error %q, waits for %q", s.State, s.Grants, s.Ports, s.Error, s.Waits)
 	}
 	if j := f.w.journals(f.domid, f.devid); len(j) > 0 {
@@ -134,7 +135,7 @@ func (f *rawFront) refused(changes map[string]string, reason string) {
 	}
 	// Linux' netfront answers Closing with Closed and stays there until its
 	// driver is loaded anew.
-	f.state(vif.Closed)
+	f.state(xenbus.Closed)
 	f.reopen()
 }
 
@@ -161,14 +162,14 @@ func TestUnusualButGoodKeysOfTheFrontend(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			w := w.in(t)
 			f := f.in(w)
-			f.offer(f.with(c.changes), vif.Connected)
-			f.waitBack(vif.Connected)
+			f.offer(f.with(c.changes), xenbus.Connected)
+			f.waitBack(xenbus.Connected)
 			if s := f.status(); s.Grants != 2 || s.Error != "" {
 				t.Errorf("%d pages mapped, error %q", s.Grants, s.Error)
 			}
 			f.close()
 			f.reopen()
-			f.offer(f.keys(), vif.Initialising)
+			f.offer(f.keys(), xenbus.Initialising)
 		})
 	}
 }
@@ -181,7 +182,7 @@ func TestFrontendStateIsGarbage(t *testing.T) {
 			f := w.rawFront(1)
 			f.connect()
 			w.must(w.Store().Write(f.dir()+"/state", value))
-			f.waitBack(vif.Closed)
+			f.waitBack(xenbus.Closed)
 			w.waitError(f.domid, f.devid, `"state"`)
 			w.unpinned(f.domid)
 			f.reopen()
@@ -238,7 +239,7 @@ func TestMalformedRate(t *testing.T) {
 	for _, value := range []string{"x", "-1,50000", "100", "100,", ",100", "100,x", "100,0", "1e6,50000", "18446744073709551616,50000", "100,99999999999", strings.Repeat("1", 1000)} {
 		w.must(w.Store().Write(rate, value))
 		w.waitError(g.Domid, g.Devid, fmt.Sprintf("key %q is %q", "rate", clipped(value)))
-		if s := g.status(); s.State != vif.Connected || s.Rate != "12500000 B/50ms" {
+		if s := g.status(); s.State != xenbus.Connected || s.Rate != "12500000 B/50ms" {
 			t.Errorf("with rate %q: %v, %s", value, s.State, s.Rate)
 		}
 	}
@@ -350,8 +351,8 @@ func TestOneRingNamedTwice(t *testing.T) {
 			"queue-1/tx-ring-ref": k["queue-0/tx-ring-ref"],
 			"queue-1/rx-ring-ref": k["queue-0/tx-ring-ref"],
 			"queue-0/rx-ring-ref": k["queue-0/tx-ring-ref"],
-		}), vif.Connected)
-		f.waitBack(vif.Connected)
+		}), xenbus.Connected)
+		f.waitBack(xenbus.Connected)
 		f.close()
 		w.unpinned(f.domid)
 		// One channel for two queues is bound by the first of them.
@@ -397,7 +398,7 @@ func TestMapThatTakesLongKeepsNobodyElseWaiting(t *testing.T) {
 	ref := slow.queues[0].rings.Refs()[0]
 	w.must(w.Hypervisor().AddFault(slow.domid, simclient.Fault{Op: "map", Ref: ref, Delay: delay, Count: 1}))
 	begin := time.Now()
-	slow.offer(slow.keys(), vif.Connected)
+	slow.offer(slow.keys(), xenbus.Connected)
 	for range 3 {
 		quick.connect()
 		quick.close()
@@ -409,6 +410,6 @@ func TestMapThatTakesLongKeepsNobodyElseWaiting(t *testing.T) {
 	if state != "2" {
 		t.Errorf("the others took %v, and the slow one was through before them, in state %s", took, state)
 	}
-	slow.waitBack(vif.Connected)
+	slow.waitBack(xenbus.Connected)
 	slow.connected()
 }

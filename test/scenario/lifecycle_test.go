@@ -17,6 +17,7 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/xensim/simclient"
 	"github.com/netbackd/netbackd/internal/vif"
 	"github.com/netbackd/netbackd/pkg/evtchn"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
@@ -138,7 +139,7 @@ func TestConnectedAgainWithOtherRingsAndStatesBetweenMissed(t *testing.T) {
 	before := w.books()
 	old := f.queues
 	f.newRings(3)
-	f.offer(f.keys(), vif.Connected)
+	f.offer(f.keys(), xenbus.Connected)
 	w.wait("the new rings to be served", func() bool { return f.status().Grants == 6 })
 	f.connected()
 	for _, q := range old {
@@ -184,7 +185,7 @@ func TestConnectedAgainWithNewChannelsOfTheSameNumbers(t *testing.T) {
 					}
 				}
 				rings(f)
-				f.offer(f.keys(), vif.Connected)
+				f.offer(f.keys(), xenbus.Connected)
 			}
 			f.ask(data.Refs()[0], 40)
 			if got := f.answers(); !slices.Equal(got, []uint16{40, 41, 42}) {
@@ -204,7 +205,7 @@ func TestConnectedAgainAndNothingIsNew(t *testing.T) {
 	f.connect()
 	since := f.status().Since
 	for _, rate := range []string{"100001", "100002"} {
-		f.state(vif.Connected)
+		f.state(xenbus.Connected)
 		w.must(w.Store().Write(f.back()+"/rate", rate+",1000"))
 		w.wait("the daemon to have looked", func() bool { return strings.HasPrefix(f.status().Rate, rate) })
 	}
@@ -223,20 +224,20 @@ func TestReconfiguringIsAnswered(t *testing.T) {
 	since := g.status().Since
 	whole := g.streaming(8 << 20)
 	for range 2 {
-		w.must(g.SetState(w.ctx, "", netfront.StateReconfiguring))
+		w.must(g.SetState(w.ctx, "", xenbus.Reconfiguring))
 		w.wait("the answer", func() bool { return w.read(back) == "8" })
 		g.pings(2)
-		w.must(g.SetState(w.ctx, "", netfront.StateConnected))
-		g.waitStatus("the daemon to see it", func(s *vif.Status) bool { return s.Frontend == vif.Connected })
+		w.must(g.SetState(w.ctx, "", xenbus.Connected))
+		g.waitStatus("the daemon to see it", func(s *vif.Status) bool { return s.Frontend == xenbus.Connected })
 		g.pings(2)
 	}
 	whole()
-	if s := g.status(); s.State != vif.Connected || !s.Since.Equal(since) {
+	if s := g.status(); s.State != xenbus.Connected || !s.Since.Equal(since) {
 		t.Errorf("%v since %v, was connected since %v", s.State, s.Since, since)
 	}
 	// It still closes.
 	w.must(g.Disconnect(w.ctx, ""))
-	g.waitState(vif.Closed)
+	g.waitState(xenbus.Closed)
 	g.innocent()
 }
 
@@ -246,14 +247,14 @@ func TestReconfiguringTwiceWithoutConnectedBetween(t *testing.T) {
 	w := newWorld(t)
 	f := w.rawFront(1)
 	f.connect()
-	f.state(vif.Reconfiguring)
-	f.waitBack(vif.Reconfigured)
-	f.state(vif.Reconfiguring)
-	f.state(vif.Connected)
-	f.state(vif.Reconfiguring)
-	f.waitBack(vif.Reconfigured)
-	f.state(vif.Connected)
-	w.wait("the daemon to see it", func() bool { return f.status().Frontend == vif.Connected })
+	f.state(xenbus.Reconfiguring)
+	f.waitBack(xenbus.Reconfigured)
+	f.state(xenbus.Reconfiguring)
+	f.state(xenbus.Connected)
+	f.state(xenbus.Reconfiguring)
+	f.waitBack(xenbus.Reconfigured)
+	f.state(xenbus.Connected)
+	w.wait("the daemon to see it", func() bool { return f.status().Frontend == xenbus.Connected })
 	f.connected()
 	f.close()
 	f.reopen()
@@ -290,20 +291,20 @@ func TestDetachOfASilentGuest(t *testing.T) {
 	w := newWorld(t)
 	for _, c := range []struct {
 		name  string
-		state vif.State // where it is stuck
-		wait  bool      // it may be coming
+		state xenbus.State // where it is stuck
+		wait  bool         // it may be coming
 	}{
-		{"it stays Connected", vif.Connected, true},
-		{"it stays in Closing", vif.Closing, true},
-		{"it stays in Reconfiguring", vif.Reconfiguring, true},
-		{"it never connected", vif.Initialising, false},
-		{"it stays in Initialised", vif.Initialised, false},
-		{"it has closed long ago", vif.Closed, false},
+		{"it stays Connected", xenbus.Connected, true},
+		{"it stays in Closing", xenbus.Closing, true},
+		{"it stays in Reconfiguring", xenbus.Reconfiguring, true},
+		{"it never connected", xenbus.Initialising, false},
+		{"it stays in Initialised", xenbus.Initialised, false},
+		{"it has closed long ago", xenbus.Closed, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			w := w.in(t)
 			f := w.rawFront(2)
-			if c.state != vif.Initialising {
+			if c.state != xenbus.Initialising {
 				f.connect()
 				f.state(c.state)
 				w.wait("the daemon to see it", func() bool { return f.status().Frontend == c.state })
@@ -320,7 +321,7 @@ func TestDetachOfASilentGuest(t *testing.T) {
 			}
 			w.vifGone(f.domid, f.devid)
 			w.unpinned(f.domid)
-			if got := back.values(); slices.Contains(got, "2") && c.state != vif.Initialising {
+			if got := back.values(); slices.Contains(got, "2") && c.state != xenbus.Initialising {
 				t.Errorf("the backend went %v", got)
 			}
 		})
@@ -417,8 +418,8 @@ func TestDomainIsGoneAndNobodyCleansUp(t *testing.T) {
 		t.Errorf("journals are left: %v", j)
 	}
 	// The directory is the toolstack's. That it is still there shows in the list.
-	s := g.waitStatus("the daemon to have closed it", func(s *vif.Status) bool { return s.State == vif.Closed })
-	if s.Grants != 0 || s.Frontend != vif.Unknown {
+	s := g.waitStatus("the daemon to have closed it", func(s *vif.Status) bool { return s.State == xenbus.Closed })
+	if s.Grants != 0 || s.Frontend != xenbus.Unknown {
 		t.Errorf("%d pages mapped, frontend %v", s.Grants, s.Frontend)
 	}
 	if v := w.read(w.BackPath(g.Domid, g.Devid) + "/state"); v != "6" {
@@ -450,7 +451,7 @@ func TestDomainIsGoneAndItsNodesStay(t *testing.T) {
 	}
 	w.must(w.Hypervisor().Destroy(f.domid))
 	w.domainGone(f.domid)
-	f.waitBack(vif.Closed)
+	f.waitBack(xenbus.Closed)
 	if s := w.read(f.dir() + "/state"); s != "4" {
 		t.Fatalf("the frontend's state is %s: this shows nothing", s)
 	}
@@ -485,7 +486,7 @@ func TestFrontendDirectoryIsRemoved(t *testing.T) {
 	f.connect()
 	back := w.record(f.back() + "/state")
 	w.must(w.Store().Remove(f.dir()))
-	f.waitBack(vif.Closed)
+	f.waitBack(xenbus.Closed)
 	w.unpinned(f.domid)
 	w.wait("the interface to be gone", func() bool { return w.link(f.domid, f.devid) == nil })
 	followed(t, "the backend", back, "4 5 6")
@@ -500,11 +501,11 @@ func TestFrontendDirectoryIsRemoved(t *testing.T) {
 // it back as a ghost that no toolstack knows, in every xl list for ever.
 func TestBackendDirectoryIsRemoved(t *testing.T) {
 	w := newWorld(t)
-	for _, state := range []vif.State{vif.Initialising, vif.Connected, vif.Closing, vif.Closed} {
+	for _, state := range []xenbus.State{xenbus.Initialising, xenbus.Connected, xenbus.Closing, xenbus.Closed} {
 		t.Run(fmt.Sprintf("with the frontend %v", state), func(t *testing.T) {
 			w := w.in(t)
 			f := w.rawFront(1)
-			if state != vif.Initialising {
+			if state != xenbus.Initialising {
 				f.connect()
 				f.state(state)
 				w.wait("the daemon to see it", func() bool { return f.status().Frontend == state })
@@ -513,7 +514,7 @@ func TestBackendDirectoryIsRemoved(t *testing.T) {
 			w.vifGone(f.domid, f.devid)
 			w.unpinned(f.domid)
 			// The frontend goes on moving, to nobody.
-			for _, s := range []vif.State{vif.Closing, vif.Closed, vif.Initialising, vif.Connected} {
+			for _, s := range []xenbus.State{xenbus.Closing, xenbus.Closed, xenbus.Initialising, xenbus.Connected} {
 				f.state(s)
 			}
 			g := w.rawFront(1) // what came before it has been seen when it is served
@@ -534,7 +535,7 @@ func TestBackendDirectoryIsRemovedWhileTheRingsAreMapped(t *testing.T) {
 		f := w.rawFront(1)
 		ref := f.queues[0].rings.Refs()[1]
 		w.must(w.Hypervisor().AddFault(f.domid, simclient.Fault{Op: "map", Ref: ref, Delay: 300 * time.Millisecond, Count: 1}))
-		f.offer(f.keys(), vif.Connected)
+		f.offer(f.keys(), xenbus.Connected)
 		w.wait("the first page to be mapped", func() bool { d, err := w.Domain(f.domid); return err == nil && d.Pins > 0 })
 		w.must(w.Store().Remove(f.back()))
 		w.vifGone(f.domid, f.devid)
@@ -593,7 +594,7 @@ func TestDeviceIsMadeAnewInTheSamePlace(t *testing.T) {
 	}
 	for range 5 {
 		again(f)
-		f.waitBack(vif.InitWait)
+		f.waitBack(xenbus.InitWait)
 		w.unpinned(f.domid)
 		l := w.link(f.domid, f.devid)
 		if l == nil || l.Attrs().Index == index {
@@ -619,7 +620,7 @@ func TestDetachAndAttachAgainAndAgain(t *testing.T) {
 		w.must(w.Attach(w.ctx, g.Domid, cfg.Vif))
 		_, err = g.Client.Attach(w.ctx, cfg.Front)
 		w.must(err)
-		g.waitState(vif.Connected)
+		g.waitState(xenbus.Connected)
 		g.waitLink()
 		g.pings(2)
 		if s := g.status(); s.Grants != 2 || s.Quarantine != "" {
@@ -671,7 +672,7 @@ func TestStrangerWritesTheState(t *testing.T) {
 
 func TestFrontendGoesWhereNoFrontendGoes(t *testing.T) {
 	w := newWorld(t)
-	for _, state := range []vif.State{vif.InitWait, vif.Reconfigured} {
+	for _, state := range []xenbus.State{xenbus.InitWait, xenbus.Reconfigured} {
 		t.Run(state.String(), func(t *testing.T) {
 			w := w.in(t)
 			f := w.rawFront(1)
@@ -679,7 +680,7 @@ func TestFrontendGoesWhereNoFrontendGoes(t *testing.T) {
 			back := w.record(f.back() + "/state")
 			f.state(state)
 			w.waitError(f.domid, f.devid, `"state"`)
-			f.waitBack(vif.Closed)
+			f.waitBack(xenbus.Closed)
 			w.unpinned(f.domid)
 			followed(t, "the backend", back, "4 5 6")
 			f.reopen()
@@ -696,7 +697,7 @@ func TestGuestLeavesBeforeTheScriptIsThrough(t *testing.T) {
 	f := w.rawFront(2, script(lab.NoScript))
 	back := w.record(f.back() + "/state")
 	for range 3 {
-		f.offer(f.keys(), vif.Connected)
+		f.offer(f.keys(), xenbus.Connected)
 		w.wait("the rings to be mapped", func() bool { return f.status().Grants == 4 })
 		f.close()
 		w.unpinned(f.domid)
@@ -705,8 +706,8 @@ func TestGuestLeavesBeforeTheScriptIsThrough(t *testing.T) {
 	if slices.Contains(back.values(), "4") {
 		t.Errorf("the backend went %v without a script", back.values())
 	}
-	f.offer(f.keys(), vif.Connected)
+	f.offer(f.keys(), xenbus.Connected)
 	w.must(w.Store().Write(f.back()+"/hotplug-status", "connected"))
-	f.waitBack(vif.Connected)
+	f.waitBack(xenbus.Connected)
 	f.connected()
 }

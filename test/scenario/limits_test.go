@@ -10,7 +10,7 @@ import (
 	"time"
 
 	"github.com/netbackd/netbackd/internal/lab"
-	"github.com/netbackd/netbackd/internal/vif"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
@@ -41,14 +41,14 @@ func TestThousandConnectionsLeaveNothing(t *testing.T) {
 		for i, f := range all {
 			wg.Go(func() {
 				for n := range cycles {
-					f.offer(f.keys(), vif.Connected)
-					f.waitBack(vif.Connected)
+					f.offer(f.keys(), xenbus.Connected)
+					f.waitBack(xenbus.Connected)
 					if (i+n)%2 == 0 { // as a driver that is unloaded
-						f.state(vif.Closed)
-						f.waitBack(vif.Closed)
+						f.state(xenbus.Closed)
+						f.waitBack(xenbus.Closed)
 					}
-					f.state(vif.Initialising) // or as a guest that was restored
-					f.waitBack(vif.InitWait)
+					f.state(xenbus.Initialising) // or as a guest that was restored
+					f.waitBack(xenbus.InitWait)
 				}
 			})
 		}
@@ -127,16 +127,16 @@ func TestGuestWritesItsStateTenThousandTimes(t *testing.T) {
 		begin := time.Now()
 		var wg sync.WaitGroup
 		const writers, each = 8, 1250
-		states := []vif.State{
-			vif.Connected, vif.Initialising, vif.Connected, vif.Initialising, vif.Connected, vif.Initialising,
-			vif.Connected, vif.Closing, vif.Closed, vif.Initialising, vif.Reconfiguring, vif.Unknown,
+		states := []xenbus.State{
+			xenbus.Connected, xenbus.Initialising, xenbus.Connected, xenbus.Initialising, xenbus.Connected, xenbus.Initialising,
+			xenbus.Connected, xenbus.Closing, xenbus.Closed, xenbus.Initialising, xenbus.Reconfiguring, xenbus.Unknown,
 		}
-		f.offer(f.keys(), vif.Connected)
+		f.offer(f.keys(), xenbus.Connected)
 		for i := range writers {
 			wg.Go(func() {
 				for n := range each {
 					s := states[(i+n)%len(states)]
-					if err := w.Store().Write(f.dir()+"/state", fmt.Sprint(int(s))); err != nil {
+					if err := w.Store().Write(f.dir()+"/state", s.Value()); err != nil {
 						t.Error(err)
 						return
 					}
@@ -148,9 +148,9 @@ func TestGuestWritesItsStateTenThousandTimes(t *testing.T) {
 		quiet.close()
 		wg.Wait()
 		took := time.Since(begin)
-		f.offer(f.keys(), vif.Connected)
-		f.waitBack(vif.Connected, vif.Reconfigured) // as the answer to the last Reconfiguring
-		w.wait("the last rings to be served", func() bool { s := f.status(); return s.Grants == 4 && s.State == vif.Connected })
+		f.offer(f.keys(), xenbus.Connected)
+		f.waitBack(xenbus.Connected, xenbus.Reconfigured) // as the answer to the last Reconfiguring
+		w.wait("the last rings to be served", func() bool { s := f.status(); return s.Grants == 4 && s.State == xenbus.Connected })
 		f.connected()
 		after := w.steady()
 		lines := w.logged(f.name())

@@ -14,7 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/netbackd/netbackd/internal/vif"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
 // stuck returns a pipe that is full, and that no process reads.
@@ -81,8 +81,8 @@ func TestGuestsAreServedThoughNobodyReadsTheLog(t *testing.T) {
 	for _, f := range fronts {
 		wg.Go(func() {
 			for ok := true; ok; ok = lost() == 0 {
-				f.state(vif.Initialising)
-				f.waitBack(vif.InitWait)
+				f.state(xenbus.Initialising)
+				f.waitBack(xenbus.InitWait)
 				f.connect()
 			}
 		})

@@ -18,12 +18,13 @@ import (
 	"github.com/netbackd/netbackd/internal/lab"
 	"github.com/netbackd/netbackd/internal/lab/guest"
 	"github.com/netbackd/netbackd/internal/vif"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
 // serving waits until the daemon, whichever it is now, serves the guest.
 func (g *testGuest) serving() *vif.Status {
 	g.w.t.Helper()
-	return g.waitStatus("the successor to serve", func(s *vif.Status) bool { return s.State == vif.Connected && len(s.Queues) > 0 })
+	return g.waitStatus("the successor to serve", func(s *vif.Status) bool { return s.State == xenbus.Connected && len(s.Queues) > 0 })
 }
 
 // A daemon that is killed in the middle of a stream and started again: the guest
@@ -172,12 +173,12 @@ func TestWorldGoesOnWithoutTheDaemon(t *testing.T) {
 	}
 	w.Daemon().Kill()
 
-	closed.state(vif.Closed)
-	closing.state(vif.Closing)
-	reloaded.state(vif.Initialising)
+	closed.state(xenbus.Closed)
+	closing.state(xenbus.Closing)
+	reloaded.state(xenbus.Initialising)
 	suspended.newRings(1)
-	suspended.offer(suspended.keys(), vif.Connected)
-	waiting.offer(waiting.keys(), vif.Connected)
+	suspended.offer(suspended.keys(), xenbus.Connected)
+	waiting.offer(waiting.keys(), xenbus.Connected)
 	w.must(w.Store().Write(waiting.back()+"/hotplug-status", "connected"))
 	w.must(w.Hypervisor().Destroy(destroyed.domid))
 	w.must(w.Store().Remove(removed.back()))
@@ -200,12 +201,12 @@ func TestWorldGoesOnWithoutTheDaemon(t *testing.T) {
 	w.wait("the toolstack to make a vif", func() bool { return w.read(w.BackPath(created, 0)+"/state") == "1" })
 
 	w.must(w.StartDaemon(w.ctx))
-	closed.waitBack(vif.Closed)
-	closing.waitBack(vif.Closing)
-	reloaded.waitBack(vif.InitWait)
-	suspended.waitBack(vif.Connected)
+	closed.waitBack(xenbus.Closed)
+	closing.waitBack(xenbus.Closing)
+	reloaded.waitBack(xenbus.InitWait)
+	suspended.waitBack(xenbus.Connected)
 	w.wait("the other rings to be served", func() bool { return suspended.status().Grants == 2 })
-	waiting.waitBack(vif.Connected)
+	waiting.waitBack(xenbus.Connected)
 	waiting.connected()
 	w.wait("the rings that stayed to be served", func() bool { return same.status().Grants == 4 })
 	same.connected()
@@ -220,7 +221,7 @@ func TestWorldGoesOnWithoutTheDaemon(t *testing.T) {
 		}
 	}
 	for _, f := range []*rawFront{destroyed, frontless} {
-		f.waitBack(vif.Closed)
+		f.waitBack(xenbus.Closed)
 		w.wait("the interface to be gone", func() bool { return w.link(f.domid, f.devid) == nil })
 		if j := w.journals(f.domid, f.devid); len(j) > 0 {
 			t.Errorf("journals of %s are left: %v", f.name(), j)

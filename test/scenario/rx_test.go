@@ -20,6 +20,7 @@ import (
 	"github.com/netbackd/netbackd/internal/vif"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/tap"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
 // fewBuffers is how many rx buffers a guest with few has.
@@ -148,7 +149,7 @@ func TestGuestThatGivesNoBuffersLosesItsCarrier(t *testing.T) {
 			s.starve(0)
 			s.send(10)
 			g.waitStatus("the carrier to go", func(s *vif.Status) bool { return s.Stalled && !s.Carrier })
-			if st := g.status(); st.State != vif.Connected || st.Quarantine != "" || st.Error != "" {
+			if st := g.status(); st.State != xenbus.Connected || st.Quarantine != "" || st.Error != "" {
 				t.Errorf("a guest that is slow is %v, quarantine %q, error %q", st.State, st.Quarantine, st.Error)
 			}
 			s.feed()

@@ -12,7 +12,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/netbackd/netbackd/internal/vif"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
@@ -62,9 +62,9 @@ func readStates(t *testing.T) map[string]statesTable {
 // combination is one vif of the walk.
 type combination struct {
 	*rawFront
-	own     vif.State // where the vif is; Reconfigured is Connected, with an answer
-	front   string    // where it finds its frontend: the node's value, gone, or noDir
-	hotplug string    // and the script; gone: no node
+	own     xenbus.State // where the vif is; Reconfigured is Connected, with an answer
+	front   string       // where it finds its frontend: the node's value, gone, or noDir
+	hotplug string       // and the script; gone: no node
 	online  bool
 	does    []string // says the page
 	began   time.Time
@@ -80,7 +80,7 @@ func (c *combination) String() string {
 // ends is the state that the vif shows in the end, and whether it has an error to
 // tell of.
 func (c *combination) ends() (state string, fails bool) {
-	state = strconv.Itoa(int(c.own))
+	state = c.own.Value()
 	for _, word := range c.does {
 		switch _, err := strconv.Atoi(word); {
 		case err == nil:
@@ -133,7 +133,7 @@ func (c *combination) attach(tx *xenstore.Tx, rate int) error {
 		"handle": strconv.Itoa(c.devid), "type": "vif", "hotplug-status": "connected",
 	}
 	err := errors.Join(put(tx, c.back(), back), put(tx, c.dir(), c.fixed()))
-	if err == nil && c.own == vif.Initialising {
+	if err == nil && c.own == xenbus.Initialising {
 		err = errors.Join(c.arrangeBack(tx, rate), c.arrangeFront(tx, rate))
 	}
 	return err
@@ -231,32 +231,32 @@ func (w *walk) await(what string, want func(*combination) string) (longest time.
 func (w *walk) toOwn() {
 	w.t.Helper()
 	w.each(func(c *combination, tx *xenstore.Tx) error {
-		front := map[vif.State]vif.State{
-			vif.InitWait: vif.Initialising, vif.Connected: vif.Connected, vif.Reconfigured: vif.Connected,
-			vif.Closing: vif.Closing, vif.Closed: vif.Closed,
+		front := map[xenbus.State]xenbus.State{
+			xenbus.InitWait: xenbus.Initialising, xenbus.Connected: xenbus.Connected, xenbus.Reconfigured: xenbus.Connected,
+			xenbus.Closing: xenbus.Closing, xenbus.Closed: xenbus.Closed,
 		}
-		if c.own == vif.Initialising {
+		if c.own == xenbus.Initialising {
 			return nil
 		}
-		return errors.Join(put(tx, c.dir(), c.keys()), tx.Write(c.dir()+"/state", strconv.Itoa(int(front[c.own]))))
+		return errors.Join(put(tx, c.dir(), c.keys()), tx.Write(c.dir()+"/state", front[c.own].Value()))
 	})
 	w.await("the way to its own state", func(c *combination) string {
 		switch c.own {
-		case vif.Initialising:
+		case xenbus.Initialising:
 			return ""
-		case vif.Reconfigured:
+		case xenbus.Reconfigured:
 			return "4"
 		}
-		return strconv.Itoa(int(c.own))
+		return c.own.Value()
 	})
 	w.each(func(c *combination, tx *xenstore.Tx) error {
-		if c.own != vif.Reconfigured {
+		if c.own != xenbus.Reconfigured {
 			return nil
 		}
-		return tx.Write(c.dir()+"/state", strconv.Itoa(int(vif.Reconfiguring)))
+		return tx.Write(c.dir()+"/state", xenbus.Reconfiguring.Value())
 	})
 	w.await("the answer", func(c *combination) string {
-		if c.own == vif.Reconfigured {
+		if c.own == xenbus.Reconfigured {
 			return "8"
 		}
 		return ""
@@ -274,7 +274,7 @@ func (w *walk) looked(rate int) {
 			told[s.Name] = s.Rate
 		}
 		return !slices.ContainsFunc(w.all, func(c *combination) bool {
-			return c.own != vif.Initialising && !strings.HasPrefix(told[c.name()], strconv.Itoa(rate))
+			return c.own != xenbus.Initialising && !strings.HasPrefix(told[c.name()], strconv.Itoa(rate))
 		})
 	})
 }
@@ -287,7 +287,7 @@ func (w *walk) arranged(rate int) {
 	// what is.
 	for i, arrange := range []func(*combination, *xenstore.Tx, int) error{(*combination).arrangeBack, (*combination).arrangeFront} {
 		w.each(func(c *combination, tx *xenstore.Tx) error {
-			if c.own == vif.Initialising {
+			if c.own == xenbus.Initialising {
 				return nil
 			}
 			return arrange(c, tx, rate+i)
@@ -310,7 +310,7 @@ func TestEveryStateHasAnAnswer(t *testing.T) {
 	tables := readStates(t)
 	w := &walk{world: newPlainWorld(t)}
 	fronts := []string{noDir, gone, "0", "four", "1", "2", "3", "4", "5", "6", "7", "8"}
-	for _, own := range []vif.State{vif.Initialising, vif.InitWait, vif.Connected, vif.Reconfigured, vif.Closing, vif.Closed} {
+	for _, own := range []xenbus.State{xenbus.Initialising, xenbus.InitWait, xenbus.Connected, xenbus.Reconfigured, xenbus.Closing, xenbus.Closed} {
 		for _, hotplug := range []string{"connected", gone, "", "error"} {
 			domid := w.domain()
 			guest := w.join(domid, 0)
@@ -322,7 +322,7 @@ func TestEveryStateHasAnAnswer(t *testing.T) {
 				if !c.online && hotplug != "connected" && hotplug != "" {
 					continue // for what is unwanted a script makes no difference
 				}
-				c.does = tables[c.table()][c.row()][strconv.Itoa(int(own))]
+				c.does = tables[c.table()][c.row()][own.Value()]
 				if len(c.does) == 0 {
 					t.Fatalf("the page has no %v", c)
 				}
@@ -338,7 +338,7 @@ func TestEveryStateHasAnAnswer(t *testing.T) {
 	}
 	w.each(func(c *combination, tx *xenstore.Tx) error { return c.attach(tx, rate) })
 	w.await("a new device", func(c *combination) string {
-		if c.own == vif.Initialising {
+		if c.own == xenbus.Initialising {
 			return ""
 		}
 		return "2"
@@ -385,7 +385,7 @@ func TestEveryStateHasAnAnswer(t *testing.T) {
 
 	var again []*combination
 	for _, c := range w.all {
-		if c.online && c.own != vif.Initialising {
+		if c.online && c.own != xenbus.Initialising {
 			again = append(again, c)
 		}
 	}

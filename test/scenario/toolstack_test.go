@@ -14,10 +14,10 @@ import (
 	"github.com/netbackd/netbackd/internal/dataplane"
 	"github.com/netbackd/netbackd/internal/lab"
 	"github.com/netbackd/netbackd/internal/lab/guest"
-	"github.com/netbackd/netbackd/internal/lab/netfront"
 	"github.com/netbackd/netbackd/internal/lab/netns"
 	"github.com/netbackd/netbackd/internal/lab/traffic"
 	"github.com/netbackd/netbackd/internal/vif"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
@@ -105,12 +105,12 @@ func TestConnectedWaitsForTheHotplugScript(t *testing.T) {
 			w := w.in(t)
 			f := w.rawFront(1, c.opt)
 			seen := w.record(f.back() + "/state")
-			f.offer(f.keys(), vif.Connected)
+			f.offer(f.keys(), xenbus.Connected)
 			if c.waits {
 				// It connects, and waits with everything ready.
 				w.wait("the rings to be mapped", func() bool { return f.status().Grants == 2 })
 				s := f.status()
-				if s.State != vif.InitWait || s.Hotplug != c.status || s.Carrier || !strings.Contains(s.Waits, "hotplug") {
+				if s.State != xenbus.InitWait || s.Hotplug != c.status || s.Carrier || !strings.Contains(s.Waits, "hotplug") {
 					t.Errorf("state %v, hotplug-status %q, carrier %t, waits for %q", s.State, s.Hotplug, s.Carrier, s.Waits)
 				}
 				if failed := strings.Contains(s.Error, "hotplug script failed"); failed != (c.status == "error") {
@@ -118,7 +118,7 @@ func TestConnectedWaitsForTheHotplugScript(t *testing.T) {
 				}
 				w.must(w.Store().Write(f.back()+"/hotplug-status", "connected"))
 			}
-			f.waitBack(vif.Connected)
+			f.waitBack(xenbus.Connected)
 			f.connected()
 			w.must(netns.Up(f.name()))
 			if s := f.status(); !s.Carrier {
@@ -159,7 +159,7 @@ func TestTwoVifsOfOneGuest(t *testing.T) {
 	second.Front.Front.Dir = "device/vif/1"
 	_, err := g.Attach(w.ctx, second.Front)
 	w.must(err)
-	w.waitBack(g.Domid, 1, vif.Connected)
+	w.waitBack(g.Domid, 1, xenbus.Connected)
 	w.pinged("10.99.0.10", 5, 0)
 	g.pings(5)
 
@@ -169,7 +169,7 @@ func TestTwoVifsOfOneGuest(t *testing.T) {
 	w.must(err)
 	w.vifGone(g.Domid, 1)
 	whole()
-	if s := g.status(); s.State != vif.Connected || s.Quarantine != "" {
+	if s := g.status(); s.State != xenbus.Connected || s.Quarantine != "" {
 		t.Errorf("the other vif is %v, quarantine %q", s.State, s.Quarantine)
 	}
 	g.innocent()
@@ -271,7 +271,7 @@ func TestInterfaceThatNobodyBroughtUp(t *testing.T) {
 	g := w.guest()
 	w.must(netns.Down(g.VifName()))
 	s := g.waitStatus("the daemon to notice", func(s *vif.Status) bool { return !s.Up })
-	if s.State != vif.Connected || !strings.Contains(s.Waits, "interface up") {
+	if s.State != xenbus.Connected || !strings.Contains(s.Waits, "interface up") {
 		t.Errorf("state %v, waits for %q", s.State, s.Waits)
 	}
 	before := g.counter(dataplane.DropTxTapDown)
@@ -306,10 +306,10 @@ func TestSomebodyDeletesTheInterface(t *testing.T) {
 		w.must(netns.Attach(g.VifName(), bridge))
 		w.must(netns.Up(g.VifName()))
 		w.must(w.Store().Write(w.BackPath(g.Domid, g.Devid)+"/hotplug-status", "connected"))
-		g.waitStatus("the guest to be back", func(s *vif.Status) bool { return s.State == vif.Connected && s.Carrier })
+		g.waitStatus("the guest to be back", func(s *vif.Status) bool { return s.State == xenbus.Connected && s.Carrier })
 		w.wait("the guest to be reached", func() bool {
 			i, err := g.Client.Info(w.ctx, "")
-			return err == nil && i.State == netfront.StateConnected && i.Backend == netfront.StateConnected
+			return err == nil && i.State == xenbus.Connected && i.Backend == xenbus.Connected
 		})
 		g.waitLink()
 		g.pings(5)

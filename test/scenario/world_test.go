@@ -19,6 +19,7 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/netns"
 	"github.com/netbackd/netbackd/internal/lab/traffic"
 	"github.com/netbackd/netbackd/internal/vif"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
 const (
@@ -170,7 +171,7 @@ func (w *world) guest(opts ...option) *testGuest {
 func (w *world) connected(g *lab.Guest, i int) *testGuest {
 	w.t.Helper()
 	tg := &testGuest{Guest: g, w: w, ip: guestIP(i), ip6: guestIP6(i)}
-	tg.waitState(vif.Connected)
+	tg.waitState(xenbus.Connected)
 	tg.waitLink()
 	_, err := g.TCPServe(w.ctx, guest.ServeArgs{Addr: tcpPort})
 	w.must(err)
@@ -180,7 +181,7 @@ func (w *world) connected(g *lab.Guest, i int) *testGuest {
 }
 
 // waitState waits until the backend shows one of the states.
-func (g *testGuest) waitState(states ...vif.State) {
+func (g *testGuest) waitState(states ...xenbus.State) {
 	g.w.t.Helper()
 	ctx, cancel := context.WithTimeout(g.w.ctx, patience)
 	defer cancel()

@@ -10,6 +10,7 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/guest"
 	"github.com/netbackd/netbackd/internal/lab/netfront"
 	"github.com/netbackd/netbackd/internal/vif"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
 const xdpHeadroom = 256 // XDP_PACKET_HEADROOM of Linux
@@ -130,7 +131,7 @@ func TestXDPHeadroomOverASuspension(t *testing.T) {
 	g.serving()
 	g.headroom(xdpHeadroom)
 	w.must(g.Disconnect(w.ctx, ""))
-	g.waitState(vif.Closed)
+	g.waitState(xenbus.Closed)
 	g.reconnect()
 	g.headroom(xdpHeadroom)
 	g.innocent()
@@ -141,18 +142,18 @@ func TestXDPHeadroomIsNotMissed(t *testing.T) {
 	w := newWorld(t)
 	f := w.rawFront(1)
 	f.connect()
-	f.state(vif.Reconfiguring)
-	w.wait("the daemon to see it", func() bool { return f.status().Frontend == vif.Reconfiguring })
+	f.state(xenbus.Reconfiguring)
+	w.wait("the daemon to see it", func() bool { return f.status().Frontend == xenbus.Reconfiguring })
 	w.must(w.Store().Write(f.dir()+"/xdp-headroom", "256"))
-	f.waitBack(vif.Reconfigured)
+	f.waitBack(xenbus.Reconfigured)
 	w.wait("headroom", func() bool { return f.status().Headroom == 256 })
-	f.state(vif.Connected)
+	f.state(xenbus.Connected)
 	// From now on the frontend does not wait, and the daemon may see no state but
 	// Connected.
 	for _, n := range []string{"0", "256", "0"} {
-		f.state(vif.Reconfiguring)
+		f.state(xenbus.Reconfiguring)
 		w.must(w.Store().Write(f.dir()+"/xdp-headroom", n))
-		f.state(vif.Connected)
+		f.state(xenbus.Connected)
 		w.wait(n+" bytes of headroom", func() bool { return fmt.Sprint(f.status().Headroom) == n })
 	}
 	f.connected()

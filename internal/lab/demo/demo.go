@@ -22,7 +22,7 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/guest"
 	"github.com/netbackd/netbackd/internal/lab/netfront"
 	"github.com/netbackd/netbackd/internal/lab/traffic"
-	"github.com/netbackd/netbackd/internal/vif"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
 // Options say how to show it.
@@ -145,7 +145,7 @@ func (s *show) startGuest(ctx context.Context, i int, name string) (string, erro
 	}
 	s.guests = append(s.guests, g)
 	s.addrs = append(s.addrs, addr)
-	if err := s.lab.BackState(ctx, g.Domid, g.Devid, vif.Connected); err != nil {
+	if err := s.lab.BackState(ctx, g.Domid, g.Devid, xenbus.Connected); err != nil {
 		return "", err
 	}
 	if _, err := g.TCPServe(ctx, guest.ServeArgs{Addr: ":" + tcpPort}); err != nil {

@@ -18,6 +18,7 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/netfront"
 	"github.com/netbackd/netbackd/internal/lab/netns"
 	"github.com/netbackd/netbackd/internal/lab/traffic"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
 // ErrEnded is returned by the methods of a Client whose agent has ended.
@@ -296,7 +297,7 @@ func (c *Client) Stats(ctx context.Context, vif string) (VifStats, error) {
 }
 
 // SetState writes a vif's state and waits for nothing.
-func (c *Client) SetState(ctx context.Context, vif string, s netfront.State) error {
+func (c *Client) SetState(ctx context.Context, vif string, s xenbus.State) error {
 	return c.Call(ctx, "state", StateArgs{VifArgs{vif}, s}, nil)
 }
 

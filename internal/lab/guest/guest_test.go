@@ -25,6 +25,7 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/traffic"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/tap"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
 func TestMain(m *testing.M) {
@@ -145,7 +146,7 @@ func TestAttach(t *testing.T) {
 	got := l.attach(vifConfig())
 	want := VifInfo{
 		Name: "eth0", MAC: fmt.Sprintf("00:16:3e:00:00:%02x", l.domid),
-		State: netfront.StateConnected, Backend: netfront.StateConnected, Queues: 1,
+		State: xenbus.Connected, Backend: xenbus.Connected, Queues: 1,
 		Offers: netfront.Offers{RxCopy: true, SG: true, NoCsumOffload: true, SplitEvents: true, MaxQueues: 1},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
@@ -170,7 +171,8 @@ func TestAttach(t *testing.T) {
 	if err := l.Quit(l.ctx); err != nil {
 		t.Error(err)
 	}
-	want2 := []string{"2", "4", "5", "6", "2", "4", "5", "6"}
+	once := []xenbus.State{xenbus.InitWait, xenbus.Connected, xenbus.Closing, xenbus.Closed}
+	want2 := slices.Concat(once, once)
 	if diff := cmp.Diff(want2, l.back.States()); diff != "" {
 		t.Errorf("backend's states (-want +got):\n%s", diff)
 	}
@@ -339,11 +341,11 @@ func TestBackendCloses(t *testing.T) {
 		name      string
 		reconnect bool
 		online    string
-		want      netfront.State
+		want      xenbus.State
 	}{
-		{"detached", true, "0", netfront.StateClosed},
-		{"reset", true, "1", netfront.StateConnected},
-		{"reset, as Linux takes it", false, "1", netfront.StateClosed},
+		{"detached", true, "0", xenbus.Closed},
+		{"reset", true, "1", xenbus.Connected},
+		{"reset, as Linux takes it", false, "1", xenbus.Closed},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			l := newLab(t, 1, nil)
@@ -351,8 +353,8 @@ func TestBackendCloses(t *testing.T) {
 			cfg.Reconnect = c.reconnect
 			l.attach(cfg)
 			l.x.Write(l.x.BackDir(l.domid), "online", c.online, "state", "5")
-			last := func() string { s := l.back.States(); return s[len(s)-1] }
-			for want := fmt.Sprint(int(c.want)); last() != want || !slices.Contains(l.back.States(), "6"); {
+			last := func() xenbus.State { s := l.back.States(); return s[len(s)-1] }
+			for last() != c.want || !slices.Contains(l.back.States(), xenbus.Closed) {
 				if _, err := l.Info(l.ctx, ""); err != nil {
 					t.Fatalf("backend's states %v: %v", l.back.States(), err)
 				}
@@ -360,7 +362,7 @@ func TestBackendCloses(t *testing.T) {
 			if info, err := l.Info(l.ctx, ""); err != nil || info.State != c.want {
 				t.Errorf("%+v, %v", info, err)
 			}
-			if c.want == netfront.StateConnected {
+			if c.want == xenbus.Connected {
 				l.reaches()
 			}
 		})
@@ -388,7 +390,7 @@ func TestKeysAndStates(t *testing.T) {
 	if _, err := l.Key(l.ctx, KeyArgs{Op: "eat"}); err == nil {
 		t.Error("an operation that is none was done")
 	}
-	if err := l.SetState(l.ctx, "eth0", netfront.StateInitialised); err != nil {
+	if err := l.SetState(l.ctx, "eth0", xenbus.Initialised); err != nil {
 		t.Error(err)
 	}
 	if got, err := l.Key(l.ctx, KeyArgs{Op: "read", Key: "state"}); got != "3" || err != nil {

@@ -9,6 +9,7 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/netfront"
 	"github.com/netbackd/netbackd/internal/lab/traffic"
 	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
 // This file is the protocol: what goes over the line for each command.
@@ -51,8 +52,8 @@ type VifArgs struct {
 type VifInfo struct {
 	Name    string          `json:"name"`
 	MAC     string          `json:"mac"`
-	State   netfront.State  `json:"state"`
-	Backend netfront.State  `json:"backend"`
+	State   xenbus.State    `json:"state"`
+	Backend xenbus.State    `json:"backend"`
 	Queues  int             `json:"queues"`
 	Split   bool            `json:"split"`
 	Control bool            `json:"control"`
@@ -146,7 +147,7 @@ type KeyArgs struct {
 // StateArgs is a state to be written without waiting for anything.
 type StateArgs struct {
 	VifArgs
-	State netfront.State `json:"state"`
+	State xenbus.State `json:"state"`
 }
 
 // ConnectArgs connects a vif again. Front, if there, is how.

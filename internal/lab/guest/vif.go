@@ -14,6 +14,7 @@ import (
 
 	"github.com/netbackd/netbackd/internal/lab/netfront"
 	"github.com/netbackd/netbackd/pkg/tap"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
 var errVifGone = errors.New("the vif is detached")
@@ -76,7 +77,7 @@ func newVif(ctx context.Context, host netfront.Host, cfg VifConfig) (*vif, error
 // pumps.
 func (v *vif) connect(ctx context.Context) error {
 	connect := v.dev.Connect
-	if s := v.dev.State(); s != netfront.StateInitialising && s != netfront.StateUnknown {
+	if s := v.dev.State(); s != xenbus.Initialising && s != xenbus.Unknown {
 		connect = v.dev.Reconnect
 	}
 	if err := connect(ctx); err != nil {
@@ -205,7 +206,7 @@ func (v *vif) follow(ctx context.Context) {
 	defer cancel()
 	mine := v.dev.State()
 	switch {
-	case mine == netfront.StateConnected && (b == netfront.StateClosing || b == netfront.StateClosed):
+	case mine == xenbus.Connected && (b == xenbus.Closing || b == xenbus.Closed):
 		err = errors.Join(v.stop(), v.dev.FinishClosing(ctx))
 		if online, _ := v.dev.BackendKey("online"); err == nil && online == "1" && v.cfg.Reconnect {
 			_ = v.connect(ctx)
@@ -236,7 +237,7 @@ func (v *vif) detach(ctx context.Context) error {
 }
 
 func (v *vif) disconnect(ctx context.Context) error {
-	if v.dev.State() != netfront.StateConnected {
+	if v.dev.State() != xenbus.Connected {
 		return nil
 	}
 	return errors.Join(v.stop(), v.dev.Disconnect(ctx))

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 
+	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
@@ -24,11 +25,11 @@ func (d *Device) Connect(ctx context.Context) error {
 	if err := d.Offer(ctx); err != nil {
 		return err
 	}
-	s, err := d.WaitBackend(ctx, StateConnected, StateClosing, StateClosed)
+	s, err := d.WaitBackend(ctx, xenbus.Connected, xenbus.Closing, xenbus.Closed)
 	if err != nil {
 		return err
 	}
-	if s != StateConnected {
+	if s != xenbus.Connected {
 		return fmt.Errorf("%w: it is %v", ErrRefused, s)
 	}
 	// The events sent so far may have gone to a port that nobody had bound.
@@ -48,7 +49,7 @@ func (d *Device) Offer(ctx context.Context) error {
 	if err := d.locate(); err != nil {
 		return err
 	}
-	if _, err := d.WaitBackend(ctx, StateInitWait); err != nil {
+	if _, err := d.WaitBackend(ctx, xenbus.InitWait); err != nil {
 		return err
 	}
 	if err := d.readOffers(); err != nil {
@@ -60,17 +61,17 @@ func (d *Device) Offer(ctx context.Context) error {
 	if err := d.publish(); err != nil {
 		return errors.Join(err, d.freeRings())
 	}
-	return d.switchState(StateConnected)
+	return d.switchState(xenbus.Connected)
 }
 
 // Disconnect closes the device as unloading the driver does: Closing, then
 // Closed once the backend has followed. When the backend has let go of the rings
 // they are freed.
 func (d *Device) Disconnect(ctx context.Context) error {
-	if err := d.switchState(StateClosing); err != nil {
+	if err := d.switchState(xenbus.Closing); err != nil {
 		return err
 	}
-	if _, err := d.WaitBackend(ctx, StateClosing, StateClosed, StateUnknown); err != nil {
+	if _, err := d.WaitBackend(ctx, xenbus.Closing, xenbus.Closed, xenbus.Unknown); err != nil {
 		return err
 	}
 	return d.FinishClosing(ctx)
@@ -79,18 +80,18 @@ func (d *Device) Disconnect(ctx context.Context) error {
 // FinishClosing answers a backend that is Closing of its own accord: Closed, and
 // the rings freed when the backend is too.
 func (d *Device) FinishClosing(ctx context.Context) error {
-	if err := d.switchState(StateClosed); err != nil {
+	if err := d.switchState(xenbus.Closed); err != nil {
 		return err
 	}
 	// A backend that stays for the next connection may already be back at
 	// InitWait in theory; it has let go of the rings then just as well.
-	_, err := d.WaitBackend(ctx, StateClosed, StateInitWait, StateUnknown)
+	_, err := d.WaitBackend(ctx, xenbus.Closed, xenbus.InitWait, xenbus.Unknown)
 	return errors.Join(err, d.freeRings())
 }
 
 // Reconnect connects a device that is Closed or was never connected.
 func (d *Device) Reconnect(ctx context.Context) error {
-	if err := d.switchState(StateInitialising); err != nil {
+	if err := d.switchState(xenbus.Initialising); err != nil {
 		return err
 	}
 	return d.Connect(ctx)

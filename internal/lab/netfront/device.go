@@ -11,6 +11,7 @@ import (
 
 	"github.com/netbackd/netbackd/pkg/gntalloc"
 	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
@@ -33,7 +34,7 @@ type Device struct {
 	backend   string // path of the backend's directory
 	backendID uint16
 	watch     *xenstore.Watch // the backend's state
-	state     State           // what we wrote last
+	state     xenbus.State    // what we wrote last
 	offers    Offers
 	queues    []*Queue
 	ctrl      *Control
@@ -102,7 +103,7 @@ func (d *Device) Backend() string { return d.backend }
 func (d *Device) BackendID() uint16 { return d.backendID }
 
 // State is the state that the device wrote last.
-func (d *Device) State() State { return d.state }
+func (d *Device) State() xenbus.State { return d.state }
 
 // Offers is what the backend had published when the device last connected.
 func (d *Device) Offers() Offers { return d.offers }
@@ -132,9 +133,9 @@ func (d *Device) WriteKey(key, value string) error {
 func (d *Device) RemoveKey(key string) error { return d.host.Store.Remove(d.path(key)) }
 
 // SetState writes any state, whatever the last one was, and waits for nothing.
-func (d *Device) SetState(s State) error {
+func (d *Device) SetState(s xenbus.State) error {
 	d.state = s
-	return d.WriteKey("state", strconv.Itoa(int(s)))
+	return d.WriteKey("state", s.Value())
 }
 
 // Grant makes pages and grants the backend access to them, beside those of the
@@ -154,7 +155,7 @@ func (d *Device) FreedGref() (netif.Gref, error) {
 }
 
 // BackendState reads the backend's state.
-func (d *Device) BackendState() (State, error) {
+func (d *Device) BackendState() (xenbus.State, error) {
 	return readState(d.host.Store, d.backend+"/state")
 }
 
@@ -166,7 +167,7 @@ func (d *Device) Changes() <-chan xenstore.Event { return d.watch.C() }
 // WaitBackend waits until the backend is in one of the states and returns it. It
 // fails with ErrGone if the backend's node is missing, unless StateUnknown is
 // among them.
-func (d *Device) WaitBackend(ctx context.Context, states ...State) (State, error) {
+func (d *Device) WaitBackend(ctx context.Context, states ...xenbus.State) (xenbus.State, error) {
 	for {
 		got, err := d.BackendState()
 		if err != nil {
@@ -177,7 +178,7 @@ func (d *Device) WaitBackend(ctx context.Context, states ...State) (State, error
 				return got, nil
 			}
 		}
-		if got == StateUnknown {
+		if got == xenbus.Unknown {
 			return got, fmt.Errorf("%w: %s", ErrGone, d.backend)
 		}
 		select {
@@ -212,12 +213,12 @@ func (d *Device) freeRings() error {
 
 // switchState writes our state, unless the toolstack has removed the device in
 // the meantime: a blind write would bring a ghost of it back.
-func (d *Device) switchState(s State) error {
+func (d *Device) switchState(s xenbus.State) error {
 	err := d.host.Store.Transaction(func(tx *xenstore.Tx) error {
 		if _, err := tx.Read(d.path("state")); err != nil {
 			return err
 		}
-		return tx.Write(d.path("state"), strconv.Itoa(int(s)))
+		return tx.Write(d.path("state"), s.Value())
 	})
 	if err != nil {
 		return fmt.Errorf("netfront: go to %v: %w", s, err)
@@ -228,19 +229,19 @@ func (d *Device) switchState(s State) error {
 
 // readState takes a node that cannot be seen for one that is missing: when a
 // device is removed, what is left for us to read is its parents' permissions.
-func readState(s Store, path string) (State, error) {
+func readState(s Store, path string) (xenbus.State, error) {
 	v, err := readOr(s, path, "0")
 	if errors.Is(err, xenstore.ErrPermission) {
-		return StateUnknown, nil
+		return xenbus.Unknown, nil
 	}
 	if err != nil {
-		return StateUnknown, fmt.Errorf("netfront: read state: %w", err)
+		return xenbus.Unknown, fmt.Errorf("netfront: read state: %w", err)
 	}
-	n, err := strconv.Atoi(strings.TrimSpace(v))
+	state, err := xenbus.ParseState(strings.TrimSpace(v))
 	if err != nil {
-		return StateUnknown, fmt.Errorf("netfront: %s: %w", path, err)
+		return xenbus.Unknown, fmt.Errorf("netfront: %s: %w", path, err)
 	}
-	return State(n), nil
+	return state, nil
 }
 
 // readOr is Read with a value for a node that is missing.

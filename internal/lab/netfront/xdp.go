@@ -6,6 +6,8 @@ import (
 	"context"
 	"fmt"
 	"strconv"
+
+	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
 // xdpHeadroomKey is the frontend's key that says how many bytes are to be free before
@@ -19,17 +21,17 @@ func (d *Device) SetXDPHeadroom(ctx context.Context, n uint16) error {
 	if !d.offers.XDPHeadroom {
 		return fmt.Errorf("%w: it does not say feature-xdp-headroom", ErrRefused)
 	}
-	if err := d.switchState(StateReconfiguring); err != nil {
+	if err := d.switchState(xenbus.Reconfiguring); err != nil {
 		return err
 	}
 	if err := d.WriteKey(xdpHeadroomKey, strconv.Itoa(int(n))); err != nil {
 		return err
 	}
-	if _, err := d.WaitBackend(ctx, StateReconfigured); err != nil {
+	if _, err := d.WaitBackend(ctx, xenbus.Reconfigured); err != nil {
 		return err
 	}
 	d.cfg.XDPHeadroom = n
-	return d.switchState(StateConnected)
+	return d.switchState(xenbus.Connected)
 }
 
 // headroom holds the number of bytes that a backend is held to, and the one before the

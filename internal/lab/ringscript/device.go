@@ -14,6 +14,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/evtchn"
 	"github.com/netbackd/netbackd/pkg/gntalloc"
 	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
@@ -228,7 +229,7 @@ func (p *player) offer() error {
 				return err
 			}
 		}
-		return tx.Write(p.dir+"/state", strconv.Itoa(int(netfront.StateConnected)))
+		return tx.Write(p.dir+"/state", xenbus.Connected.Value())
 	})
 	p.wrote = nil
 	for _, k := range keys {
@@ -239,7 +240,7 @@ func (p *player) offer() error {
 
 // connect offers the rings and waits until the backend has connected to them.
 func (p *player) connect() error {
-	return errors.Join(p.offer(), p.awaitBackend(netfront.StateConnected))
+	return errors.Join(p.offer(), p.awaitBackend(xenbus.Connected))
 }
 
 // close leaves as a driver that is unloaded does, and gives the rings back.
@@ -247,21 +248,21 @@ func (p *player) close() error {
 	if err := p.refused(); err != nil {
 		return err
 	}
-	if err := p.writeState("5"); err != nil {
+	if err := p.writeState(xenbus.Closing.Value()); err != nil {
 		return err
 	}
-	if err := p.awaitBackend(netfront.StateClosing, netfront.StateClosed); err != nil {
+	if err := p.awaitBackend(xenbus.Closing, xenbus.Closed); err != nil {
 		return err
 	}
-	if err := p.writeState("6"); err != nil {
+	if err := p.writeState(xenbus.Closed.Value()); err != nil {
 		return err
 	}
-	return errors.Join(p.awaitBackend(netfront.StateClosed), p.freeRings(), p.forget())
+	return errors.Join(p.awaitBackend(xenbus.Closed), p.freeRings(), p.forget())
 }
 
 // reopen comes back after close.
 func (p *player) reopen() error {
-	return errors.Join(p.writeState("1"), p.awaitBackend(netfront.StateInitWait))
+	return errors.Join(p.writeState(xenbus.Initialising.Value()), p.awaitBackend(xenbus.InitWait))
 }
 
 // rewind brings the device to where the toolstack leaves it, wherever it is.
@@ -302,7 +303,7 @@ func (p *player) remove(key string) error { return p.host.Store.Remove(p.dir + "
 func (p *player) writeState(value string) error { return p.write("state", value) }
 
 // awaitBackend waits until the backend shows one of the states.
-func (p *player) awaitBackend(states ...netfront.State) error {
+func (p *player) awaitBackend(states ...xenbus.State) error {
 	ctx, cancel := context.WithTimeout(p.ctx, p.patience)
 	defer cancel()
 	for {
@@ -311,7 +312,7 @@ func (p *player) awaitBackend(states ...netfront.State) error {
 			return err
 		}
 		for _, s := range states {
-			if got == strconv.Itoa(int(s)) {
+			if got == s.Value() {
 				return nil
 			}
 		}

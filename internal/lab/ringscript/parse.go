@@ -12,6 +12,7 @@ import (
 
 	"github.com/netbackd/netbackd/internal/lab/netfront"
 	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
 // Bounds of a script. They are far above what a sensible one needs.
@@ -445,7 +446,7 @@ func parseRemove(a *args) action {
 }
 
 func parseBackend(a *args) action {
-	s := netfront.State(a.number("state", a.word("state"), 0, 8))
+	s := xenbus.State(a.number("state", a.word("state"), 0, 8))
 	return func(p *player) (string, error) {
 		err := p.awaitBackend(s)
 		return fmt.Sprintf("backend %v", s), err

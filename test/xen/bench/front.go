@@ -14,6 +14,7 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/guest"
 	"github.com/netbackd/netbackd/internal/lab/netfront"
 	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
 // flushEvery is how many frames the guest sends or takes before it tells the back
@@ -48,7 +49,7 @@ func runFront(ctx context.Context, domain guest.Config, static bool) error {
 		return errors.Join(err, closeHost())
 	}
 	connect := dev.Connect
-	if s := dev.State(); s != netfront.StateInitialising && s != netfront.StateUnknown {
+	if s := dev.State(); s != xenbus.Initialising && s != xenbus.Unknown {
 		connect = dev.Reconnect
 	}
 	err = connect(ctx)

@@ -15,7 +15,7 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/guest"
 	"github.com/netbackd/netbackd/internal/lab/netns"
 	"github.com/netbackd/netbackd/internal/lab/xensim/simclient"
-	"github.com/netbackd/netbackd/internal/vif"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
@@ -66,7 +66,7 @@ func TestFramesGoBothWays(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			connected = v.State == vif.Connected
+			connected = v.State == xenbus.Connected
 		}
 		p := phase{vif: "vif1.0"}
 		if err := p.find(); err != nil {

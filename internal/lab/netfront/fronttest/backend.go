@@ -13,6 +13,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/gntdev"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/tap"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
@@ -36,8 +37,8 @@ type Backend struct {
 	end   func()
 
 	mu     sync.Mutex
-	states []string // guarded by mu
-	mcast  []string // extras of multicast control seen; guarded by mu
+	states []xenbus.State // guarded by mu
+	mcast  []string       // extras of multicast control seen; guarded by mu
 }
 
 // Start starts a backend for a guest's vif, until the test ends or Stop.
@@ -63,7 +64,7 @@ func (x *Xen) Start(domid uint16, o Options) *Backend {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
-	b.set("2")
+	b.set(xenbus.InitWait)
 	go func() {
 		defer close(done)
 		if err := b.run(ctx, front, mine); err != nil {
@@ -85,7 +86,7 @@ func (x *Xen) Start(domid uint16, o Options) *Backend {
 func (b *Backend) Stop() { b.end() }
 
 // States are those that the backend has gone through.
-func (b *Backend) States() []string {
+func (b *Backend) States() []xenbus.State {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return slices.Clone(b.states)
@@ -99,11 +100,11 @@ func (b *Backend) Mcast() []string {
 	return slices.Clone(b.mcast)
 }
 
-func (b *Backend) set(state string) {
+func (b *Backend) set(state xenbus.State) {
 	b.mu.Lock()
 	b.states = append(b.states, state)
 	b.mu.Unlock()
-	if err := b.x.Store.Write(b.x.BackDir(b.domid)+"/state", state); err != nil {
+	if err := b.x.Store.Write(b.x.BackDir(b.domid)+"/state", state.Value()); err != nil {
 		b.x.t.Error(err)
 	}
 }
@@ -111,7 +112,7 @@ func (b *Backend) set(state string) {
 // run follows the states of the frontend, and its own when the toolstack writes
 // it. A state is only ever read, never taken from an event.
 func (b *Backend) run(ctx context.Context, front, mine *xenstore.Watch) error {
-	state := "2"
+	state := xenbus.InitWait
 	var stop func() error
 	disconnect := func() error {
 		if stop == nil {
@@ -121,7 +122,7 @@ func (b *Backend) run(ctx context.Context, front, mine *xenstore.Watch) error {
 		stop = nil
 		return f()
 	}
-	to := func(states ...string) {
+	to := func(states ...xenbus.State) {
 		for _, s := range states {
 			b.set(s)
 			state = s
@@ -134,42 +135,60 @@ func (b *Backend) run(ctx context.Context, front, mine *xenstore.Watch) error {
 		case <-front.C():
 		case <-mine.C():
 		}
-		f, err := b.x.Store.Read(b.x.FrontDir(b.domid) + "/state")
+		f, err := b.readState(b.x.FrontDir(b.domid))
 		if err != nil {
 			return errors.Join(err, disconnect())
 		}
-		own, err := b.x.Store.Read(b.x.BackDir(b.domid) + "/state")
+		own, err := b.readState(b.x.BackDir(b.domid))
 		if err != nil {
 			return errors.Join(err, disconnect())
 		}
-		if own == "5" && state == "4" && f == "4" {
+		if own == xenbus.Closing && state == xenbus.Connected && f == xenbus.Connected {
 			continue // the toolstack detaches: the frontend closes first
 		}
-		switch f + state {
-		case "14":
-			err = disconnect()
-			to("5", "6", "2")
-		case "16":
-			to("2")
-		case "42":
+		switch f {
+		case xenbus.Initialising:
+			switch state {
+			case xenbus.Connected:
+				err = disconnect()
+				to(xenbus.Closing, xenbus.Closed, xenbus.InitWait)
+			case xenbus.Closed:
+				to(xenbus.InitWait)
+			}
+		case xenbus.Connected:
+			if state != xenbus.InitWait {
+				break
+			}
 			if b.o.Refuse {
-				to("5", "6")
+				to(xenbus.Closing, xenbus.Closed)
 				break
 			}
 			if stop, err = b.connect(); err == nil {
-				to("4")
+				to(xenbus.Connected)
 			}
-		case "54", "52":
-			err = disconnect()
-			to("5")
-		case "64", "65", "62":
-			err = disconnect()
-			to("6")
+		case xenbus.Closing:
+			if state == xenbus.Connected || state == xenbus.InitWait {
+				err = disconnect()
+				to(xenbus.Closing)
+			}
+		case xenbus.Closed:
+			if state != xenbus.Closed {
+				err = disconnect()
+				to(xenbus.Closed)
+			}
 		}
 		if err != nil {
 			return errors.Join(err, disconnect())
 		}
 	}
+}
+
+func (b *Backend) readState(dir string) (xenbus.State, error) {
+	v, err := b.x.Store.Read(dir + "/state")
+	if err != nil {
+		return xenbus.Unknown, err
+	}
+	return xenbus.ParseState(v)
 }
 
 // connect serves the queues that the frontend has published.

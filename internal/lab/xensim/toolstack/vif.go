@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
@@ -74,7 +75,7 @@ func (v Vif) nodes(domid uint16) (back, front, readOnly []pair) {
 	back = []pair{
 		{"frontend-id", strconv.Itoa(int(domid))},
 		{"online", "1"},
-		{"state", stateInitialising},
+		{"state", xenbus.Initialising.Value()},
 		{"script", v.Script},
 	}
 	back = append(appendSet(back, pair{"vifname", v.Name}), pair{"mac", v.MAC})
@@ -93,7 +94,7 @@ func (v Vif) nodes(domid uint16) (back, front, readOnly []pair) {
 		pair{"hotplug-status", ""})
 	front = []pair{
 		{"backend-id", strconv.Itoa(int(v.Backend))},
-		{"state", stateInitialising},
+		{"state", xenbus.Initialising.Value()},
 		{"handle", devid},
 		{"mac", v.MAC},
 		{"trusted", trusted},
@@ -123,7 +124,7 @@ func (t *Toolstack) AttachVif(ctx context.Context, domid uint16, v Vif) (devid i
 	if err := t.add(d, v); err != nil {
 		return 0, w, fmt.Errorf("%v: %w", d, err)
 	}
-	w.State, err = t.waitState(ctx, d, stateInitWait, t.timeouts.Init)
+	w.State, err = t.waitState(ctx, d, xenbus.InitWait, t.timeouts.Init)
 	if err == nil {
 		w.Script, err = t.hotplug(ctx, d, Online)
 	}
@@ -193,11 +194,11 @@ const (
 func (t *Toolstack) remove(ctx context.Context, d device, f force) (w Waits, err error) {
 	gone, err := t.close(d, f == forceOn)
 	if err == nil && !gone {
-		w.State, err = t.waitState(ctx, d, stateClosed, t.timeouts.Destroy)
+		w.State, err = t.waitState(ctx, d, xenbus.Closed, t.timeouts.Destroy)
 		if errors.Is(err, ErrTimeout) && f == forceAuto {
 			f = forceOn
 			if gone, err = t.close(d, true); err == nil && !gone {
-				w.Forced, err = t.waitState(ctx, d, stateClosed, t.timeouts.Destroy)
+				w.Forced, err = t.waitState(ctx, d, xenbus.Closed, t.timeouts.Destroy)
 			}
 		}
 		if err == nil && !gone {
@@ -228,8 +229,8 @@ func (t *Toolstack) close(d device, removeFrontend bool) (gone bool, err error) 
 				return err
 			}
 			b.write(be+"/online", "0")
-			if atoi(state) != atoi(stateClosed) {
-				b.write(be+"/state", stateClosing)
+			if atoi(state) != int(xenbus.Closed) {
+				b.write(be+"/state", xenbus.Closing.Value())
 			}
 			return b.err
 		})

@@ -9,15 +9,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
-)
-
-// xenbus states, as they stand in xenstore.
-const (
-	stateInitialising = "1"
-	stateInitWait     = "2"
-	stateClosing      = "5"
-	stateClosed       = "6"
 )
 
 // atoi is C's: the number at the start of s, 0 if there is none.
@@ -34,13 +27,13 @@ func atoi(s string) int {
 
 // waitState is libxl__ev_devstate_wait: it returns when the backend's state is
 // seen to be the one wanted. A backend that hurries through it is not seen.
-func (t *Toolstack) waitState(ctx context.Context, d device, want string, limit time.Duration) (time.Duration, error) {
+func (t *Toolstack) waitState(ctx context.Context, d device, want xenbus.State, limit time.Duration) (time.Duration, error) {
 	start := time.Now()
 	err := t.sawState(ctx, d.backendPath()+"/state", want, limit)
 	return time.Since(start), err
 }
 
-func (t *Toolstack) sawState(ctx context.Context, path, want string, limit time.Duration) (err error) {
+func (t *Toolstack) sawState(ctx context.Context, path string, want xenbus.State, limit time.Duration) (err error) {
 	w, err := t.xs.Watch(path)
 	if err != nil {
 		return err
@@ -56,7 +49,7 @@ func (t *Toolstack) sawState(ctx context.Context, path, want string, limit time.
 				return t.xs.Err()
 			}
 		case <-timeout.C:
-			return fmt.Errorf("state is %q, not %s, after %v: %w", got, want, limit, ErrTimeout)
+			return fmt.Errorf("state is %q, not %v, after %v: %w", got, want, limit, ErrTimeout)
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
@@ -66,7 +59,7 @@ func (t *Toolstack) sawState(ctx context.Context, path, want string, limit time.
 			return ErrRemoved
 		case err != nil:
 			return err
-		case atoi(got) == atoi(want):
+		case atoi(got) == int(want):
 			return nil
 		}
 	}

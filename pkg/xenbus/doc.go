@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package xenbus holds the conventions by which the two ends of a Xen device find
+// each other in xenstore: the states of a device, the name and the directories of
+// a vif, and keys with their types.
+//
+// Each end of a device has a directory in xenstore, writes what it offers into it,
+// and announces its progress in the node "state". The other end watches that node:
+//
+//	/local/domain/0/backend/vif/3/0    the back end of domain 3's first vif
+//	/local/domain/3/device/vif/0       its frontend
+//
+// The package reads values but does not speak to xenstored; see package xenstore.
+package xenbus
