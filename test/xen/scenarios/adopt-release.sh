@@ -13,7 +13,7 @@ make_guest u1 vcpus=2
 make_guest u2 # stays the kernel's
 up u1 u2
 address u1 10.0.0.2/24
-eventually 60 "the guest answers" reach 10.0.0.2
+eventually 240 "the guest answers" reach 10.0.0.2
 kernels u1
 vif=$(vif u1)
 front=/local/domain/${DOMID[u1]}/device/vif/0
@@ -23,11 +23,11 @@ rings=$(xenstore-ls "$front" | grep -E 'ring-ref|event-channel')
 
 # moves NAME...: adopts or releases under load and says what that did to pings.
 moves() {
-	eventually_moves 120 2000000
+	eventually_moves 240 2000000
 	ping -q -i 0.02 -c 150 -W 2 10.0.0.2 >/tmp/ping &
 	local pinger=$!
 	sleep 1
-	within 40000 "$1" netbackd "$1" "$vif"
+	within 180000 "$1" netbackd "$1" "$vif"
 	same "frontend" "$(xenstore-read "$front/state")" 4
 	same "backend" "$(xenstore-read "$back/state")" 4
 	same "hotplug-status" "$(xenstore-read "$back/hotplug-status")" connected
@@ -35,7 +35,7 @@ moves() {
 	same "address" "$(cat "/sys/class/net/$vif/address")" fe:ff:ff:ff:ff:ff
 	wait $pinger || true
 	grep "packets transmitted" /tmp/ping
-	eventually_moves 120 2000000
+	eventually_moves 240 2000000
 }
 
 begin_streams u1 10.0.0.2
@@ -56,5 +56,5 @@ same "rings" "$(xenstore-ls "$front" | grep -E 'ring-ref|event-channel')" "$ring
 say "-- an adopted vif is netbackd's when it is killed and started again"
 kill_netbackd
 start_netbackd
-eventually 60 "the guest answers" reach 10.0.0.2
+eventually 240 "the guest answers" reach 10.0.0.2
 not kernels u1

@@ -26,7 +26,7 @@ follow() {
 waited() {
 	local took
 	moment() { grep -m 1 -E "$1" /tmp/life; }
-	eventually 30 "$1" moment "$3"
+	eventually 240 "$1" moment "$3"
 	took=$(($(moment "$3" | cut -d' ' -f1) - $(moment "$2" | cut -d' ' -f1)))
 	say "  $1 after $took ms; libxl waits $4 ms"
 }
@@ -37,27 +37,27 @@ guest u1 vif=
 : >/tmp/life
 follow &
 for round in 1 2 3; do
-	within 60000 "attach $round" xl network-attach u1 "mac=$(mac 90)" bridge=xenbr0
+	within 180000 "attach $round" xl network-attach u1 "mac=$(mac 90)" bridge=xenbr0
 	waited InitWait frontend= "state=[24]" 10000
 	waited "the script's end" "state=[24]" hotplug-status=connected 40000
 	address u1 10.0.0.2/24
-	eventually 60 "the guest answers" reach 10.0.0.2
-	eventually 30 "xl lists the vif as connected" listed "$(mac 90)"
+	eventually 240 "the guest answers" reach 10.0.0.2
+	eventually 240 "xl lists the vif as connected" listed "$(mac 90)"
 	: >/tmp/life
-	within 60000 "detach $round" xl network-detach u1 "$(mac 90)"
+	within 180000 "detach $round" xl network-detach u1 "$(mac 90)"
 	waited Closed "(online|state)=" state=6 10000
-	in_guest u1 "while test -e /sys/class/net/eth0; do sleep 0.1; done" 60
-	eventually 30 "no interface is left" not test -e "/sys/class/net/$(vif u1)"
+	in_guest u1 "while test -e /sys/class/net/eth0; do sleep 0.1; done" 240
+	eventually 240 "no interface is left" not test -e "/sys/class/net/$(vif u1)"
 	same "vifs" "$(xl network-list u1 | grep -c 00:16 || true)" 0
 	sleep 0.5
 	: >/tmp/life
 done
 killall xenstore-watch
-within 60000 "attach a first one" xl network-attach u1 "mac=$(mac 91)" bridge=xenbr0
-within 60000 "attach a second one" xl network-attach u1 "mac=$(mac 92)" bridge=xenbr0
-eventually 60 "both are connected" listed "$(mac 91)" "$(mac 92)"
+within 180000 "attach a first one" xl network-attach u1 "mac=$(mac 91)" bridge=xenbr0
+within 180000 "attach a second one" xl network-attach u1 "mac=$(mac 92)" bridge=xenbr0
+eventually 240 "both are connected" listed "$(mac 91)" "$(mac 92)"
 xl network-list u1
 netbackd list
 same "vifs in netbackd" "$(netbackd list | grep -c ' connected ')" 2
-within 60000 "detach the second one" xl network-detach u1 1
+within 180000 "detach the second one" xl network-detach u1 1
 same "vifs in netbackd" "$(netbackd list | grep -c ' connected ')" 1

@@ -17,14 +17,14 @@ refused() {
 }
 attach() { xl network-attach u1 "mac=$(mac 90)" "$@"; }
 detach() {
-	within 30000 "detach" xl network-detach u1 "$(mac 90)"
-	eventually 30 "nothing is left" no_vifs
+	within 180000 "detach" xl network-detach u1 "$(mac 90)"
+	eventually 240 "nothing is left" no_vifs
 }
 next_works() {
 	detach
-	within 30000 "attach" attach bridge=xenbr0
+	within 180000 "attach" attach bridge=xenbr0
 	address u1 10.0.0.2/24
-	eventually 60 "the guest answers" reach 10.0.0.2
+	eventually 240 "the guest answers" reach 10.0.0.2
 	detach
 }
 noted() { netbackd list | grep -E "^$(vif u1) .* $1\$"; }
@@ -35,7 +35,7 @@ guest u1 vif=
 
 expect_error "hotplug script.*Could not find bridge device none"
 refused "no such bridge" attach bridge=none
-eventually 30 "netbackd tells" noted "the hotplug script failed: Could not find bridge device none.*"
+eventually 240 "netbackd tells" noted "the hotplug script failed: Could not find bridge device none.*"
 netbackd list
 node "/local/domain/0/error/backend/vif/${DOMID[u1]}/0/error" "22 the hotplug script failed: Could not find bridge device none"
 same "lines in the log" "$(errors "Could not find bridge" | wc -l)" 1
@@ -44,7 +44,7 @@ next_works
 printf '#!/bin/sh\nexit 1\n' >/tmp/vif-fails
 chmod +x /tmp/vif-fails
 refused "the script fails without a word" attach bridge=xenbr0 script=/tmp/vif-fails
-eventually 30 "netbackd tells" noted "waits for the hotplug script"
+eventually 240 "netbackd tells" noted "waits for the hotplug script"
 netbackd list
 next_works
 
@@ -52,6 +52,6 @@ stop_netbackd
 refused "nobody serves" attach bridge=xenbr0
 same "state" "$(xenstore-read "$(backend u1)/state")" 1
 start_netbackd
-eventually 30 "netbackd tells" noted "waits for the hotplug script"
+eventually 240 "netbackd tells" noted "waits for the hotplug script"
 netbackd list
 next_works

@@ -51,6 +51,6 @@ netbackd show "$(vif u1)"
 in_guest u1 "xenstore-write device/vif/0/state 1 && modprobe xen-netfront"
 connects u1
 address u1 10.0.0.2/24
-eventually 60 "the guest answers" reach 10.0.0.2
+eventually 240 "the guest answers" reach 10.0.0.2
 same "note" "$(netbackd list | awk 'NR == 2 { print $NF }')" "-"
 not xenstore-exists "/local/domain/0/error/backend/vif/${DOMID[u1]}"

@@ -57,13 +57,13 @@ finds "is loaded and takes every new vif"
 verdict ready --per-vif
 guest u1
 address u1 10.0.0.2/24
-eventually 60 "the guest answers" reach 10.0.0.2
+eventually 240 "the guest answers" reach 10.0.0.2
 verdict not-ready
 finds "is loaded and serves $(vif u1)"
 mend xen-netback
 not test -e /sys/module/xen_netback
 verdict ready
-eventually 60 "the guest answers" reach 10.0.0.2
+eventually 240 "the guest answers" reach 10.0.0.2
 netbackd list
 
 say "-- for programs"

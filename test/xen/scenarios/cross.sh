@@ -16,7 +16,7 @@ cp /host/netbackd-lab /tmp/
 /tmp/netbackd-lab guest umpire --domid "${DOMID[u1]}" >/tmp/umpire.log 2>&1 &
 umpire=$!
 start_agent u1 '{"addrs":["10.0.0.2/24"],"front":{"dir":"device/vif/1","strict":true,"control":true}}'
-eventually 60 "the other vif answers" reach 10.0.0.2
+eventually 240 "the other vif answers" reach 10.0.0.2
 in_guest u1 "echo '{\"id\":1,\"cmd\":\"ping\",\"timeout_ns\":500000000000,\"args\":{\"addr\":\"$DOM0\",\"count\":200,\"interval_ns\":250000000,\"timeout_ns\":60000000000}}' >/tmp/agent.in"
 
 # One process plays all of them; the guest's grants are made once.

@@ -68,7 +68,7 @@ slots4='{"control":true,"strict":true,"queues":4,"split_events":true}'
 slots2='{"control":true,"strict":true,"queues":2}'
 stream2='{"control":true,"strict":true,"queues":2,"stream":true}'
 start_agent u1 "{\"addrs\":[\"10.0.0.2/24\"],\"front\":$slots4}"
-eventually 60 "the guest answers" reach 10.0.0.2
+eventually 240 "the guest answers" reach 10.0.0.2
 in_guest u1 "iperf3 -s -D"
 
 follows 4 "hash, in the kernel"
@@ -93,7 +93,7 @@ n=$(agent_stat u1 rx_hash)
 hash "0"
 kill_netbackd
 start_netbackd --max-queues=4 --control-ring=both --bpf=false --static-grants=0
-eventually 60 "netbackd chooses" chosen_by "hash, in netbackd"
+eventually 240 "netbackd chooses" chosen_by "hash, in netbackd"
 read -ra before <<<"$(arrived)"
 flows 3
 only 0

@@ -12,7 +12,7 @@ version() { journalctl -q -u netbackd --no-pager | sed -n 's/.*"version": "\([^"
 
 [ -d /host/dist/pair ] || fail "there are no packages: make deb-pair"
 dpkg -i /host/dist/pair/netbackd_1_amd64.deb
-eventually 120 "the unit runs" active
+eventually 240 "the unit runs" active
 same "enabled" "$(systemctl is-enabled netbackd)" enabled
 for device in evtchn gntdev xenbus; do
 	same "/dev/xen/$device" "$(stat -c '%U:%G %a' /dev/xen/$device)" "root:netbackd 660"
@@ -26,7 +26,7 @@ systemctl stop xendomains.service netbackd.service
 printf '[Unit]\nWants=xendomains.service netbackd.service\n' >/run/systemd/system/scenario.target
 systemctl daemon-reload
 systemctl start scenario.target
-eventually 60 "guests would have been started" test "$(property ActiveState xendomains)" = active
+eventually 240 "guests would have been started" test "$(property ActiveState xendomains)" = active
 [ "$(property ActiveEnterTimestampMonotonic)" -lt "$(property InactiveExitTimestampMonotonic xendomains)" ] ||
 	fail "xendomains was started before netbackd was ready"
 [ "$(property InactiveExitTimestampMonotonic)" -gt "$(property ActiveEnterTimestampMonotonic xen)" ] ||
@@ -36,21 +36,21 @@ make_bridge
 guest u1
 not test -d /sys/module/xen_netback
 address u1 10.0.0.2/24
-eventually 60 "the guest answers" reach 10.0.0.2
+eventually 240 "the guest answers" reach 10.0.0.2
 front=/local/domain/${DOMID[u1]}/device/vif/0
 xenstore-watch -n 2 "$front/state" >/dev/null &
 unaware=$!
 
 echo '# of the administrator' >>/etc/default/netbackd
 begin_streams u1 10.0.0.2
-eventually_moves 120 2000000
+eventually_moves 240 2000000
 pid=$(property MainPID)
 within 180000 "upgrade" dpkg -i /host/dist/pair/netbackd_2_amd64.deb
 active || fail "the unit does not run after the upgrade"
 same "version that runs" "$(version)" 2
 not test -d "/proc/$pid"
 tail -n 1 /etc/default/netbackd
-eventually_moves 120 2000000
+eventually_moves 240 2000000
 
 dpkg --remove netbackd 2>&1 | tee /tmp/removal
 grep -q "netbackd: 1 connected vifs" /tmp/removal || fail "removal does not say what becomes of guests"
@@ -58,7 +58,7 @@ not pidof netbackd
 not test -e /usr/sbin/netbackd
 same "frontend without netbackd" "$(xenstore-read "$front/state")" 4
 within 180000 "installation anew" dpkg -i /host/dist/pair/netbackd_2_amd64.deb
-eventually 120 "the unit runs" active
+eventually 240 "the unit runs" active
 end_streams u1
 kill $unaware || fail "the frontend's state has changed"
 destroy u1

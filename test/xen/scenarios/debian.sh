@@ -11,7 +11,7 @@ make_bridge
 pidof oxenstored
 guest u1
 address u1 10.0.0.2/24
-eventually 60 "the guest answers" reach 10.0.0.2
+eventually 240 "the guest answers" reach 10.0.0.2
 exchange dom0 "$DOM0" u1 10.0.0.2 4
 not test -d /sys/module/xen_netback
 netbackd list

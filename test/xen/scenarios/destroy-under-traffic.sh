@@ -12,19 +12,19 @@ make_guest u2
 up u1 u2
 address u1 10.0.0.2/24
 address u2 10.0.0.3/24
-eventually 60 "the first guest answers" reach 10.0.0.2
-eventually 60 "the second guest answers" reach 10.0.0.3
+eventually 240 "the first guest answers" reach 10.0.0.2
+eventually 240 "the second guest answers" reach 10.0.0.3
 iperf3 -s -D
 iperf3 -s -D -p 5202
 in_guest u1 "
 	iperf3 -c $DOM0 -t 600 >/dev/null 2>&1 &
 	iperf3 -c $DOM0 -p 5202 -t 600 -R >/dev/null 2>&1 &"
-eventually_moves 120 10000000
+eventually_moves 240 10000000
 netbackd list
 destroy u1
 gone() { ! xl list | grep -E 'null|u1'; }
-eventually 60 "the domain is gone" gone
+eventually 240 "the domain is gone" gone
 pings dom0 10.0.0.3
 guest u3
 address u3 10.0.0.4/24
-eventually 60 "the next guest answers" reach 10.0.0.4
+eventually 240 "the next guest answers" reach 10.0.0.4

@@ -49,9 +49,9 @@ guest u1 memory=128 vif=bridge=xenbr0,backend=dd
 answers
 exchange dd "$DOM0" u1 10.0.0.2 1
 
-within 60000 "detach" quiet xl network-detach u1 0
+within 180000 "detach" quiet xl network-detach u1 0
 left_alone
-within 60000 "attach" quiet xl network-attach u1 "mac=$(mac 90)" bridge=xenbr0 backend=dd
+within 180000 "attach" quiet xl network-attach u1 "mac=$(mac 90)" bridge=xenbr0 backend=dd
 answers
 
 begin_transfer u1 dd "$DOM0" 5003 3 1
@@ -59,18 +59,18 @@ in_guest dd "killall -9 netbackd; $run"
 end_transfer dd 5003 3 120
 same "frontend" "$(xenstore-read "/local/domain/${DOMID[u1]}/device/vif/0/state")" 4
 
-within 120000 "xl save" xl save u1 /tmp/u1.save 2>/dev/null
+within 240000 "xl save" xl save u1 /tmp/u1.save 2>/dev/null
 left_alone
-within 120000 "xl restore" xl restore /tmp/u1.save 2>/dev/null
+within 240000 "xl restore" xl restore /tmp/u1.save 2>/dev/null
 rm /tmp/u1.save
 DOMID[u1]=$(xl domid u1)
 connects u1
-eventually 60 "the guest answers" on dd "ping -c 1 -W 1 10.0.0.2"
+eventually 240 "the guest answers" on dd "ping -c 1 -W 1 10.0.0.2"
 
 destroy dd
-within 60000 "detach what is left" xl network-detach u1 0
+within 180000 "detach what is left" xl network-detach u1 0
 make_driver
-within 60000 "attach" quiet xl network-attach u1 "mac=$(mac 90)" bridge=xenbr0 backend=dd
+within 180000 "attach" quiet xl network-attach u1 "mac=$(mac 90)" bridge=xenbr0 backend=dd
 answers
 in_guest dd "netbackd list"
 destroy u1

@@ -11,10 +11,10 @@ guest u1
 unload="echo vif-0 >/sys/bus/xen/drivers/vif/unbind && rmmod xen-netfront"
 for round in 1 2 3; do
 	address u1 10.0.0.2/24
-	eventually 60 "the guest answers" reach 10.0.0.2
-	within 30000 "unload $round" in_guest u1 "$unload"
-	becomes 30 "netbackd has closed, too" "$(backend u1)/state" 6
-	within 30000 "load $round" in_guest u1 "modprobe xen-netfront"
+	eventually 240 "the guest answers" reach 10.0.0.2
+	within 180000 "unload $round" in_guest u1 "$unload"
+	becomes 240 "netbackd has closed, too" "$(backend u1)/state" 6
+	within 180000 "load $round" in_guest u1 "modprobe xen-netfront"
 	connects u1
 done
 address u1 10.0.0.2/24

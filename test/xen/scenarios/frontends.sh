@@ -22,7 +22,7 @@ up "${names[@]}"
 for name in "${names[@]}"; do
 	address "$name" "${address_of[$name]}/24"
 	say "$name: $(in_guest "$name" "uname -r")"
-	eventually 60 "$name answers" reach "${address_of[$name]}"
+	eventually 240 "$name answers" reach "${address_of[$name]}"
 	pings dom0 "${address_of[$name]}" -s 4000
 done
 for ((i = 1; i < ${#names[@]}; i++)); do

@@ -18,8 +18,8 @@ make_guest n1 vif=bridge=xenbr0,script=vif-netbackd
 up k1 n1
 address k1 10.0.0.2/24
 address n1 10.0.0.3/24
-eventually 60 "the kernel's guest answers" reach 10.0.0.2
-eventually 60 "netbackd's guest answers" reach 10.0.0.3
+eventually 240 "the kernel's guest answers" reach 10.0.0.2
+eventually 240 "netbackd's guest answers" reach 10.0.0.3
 netbackd list
 kernels k1
 not kernels n1
@@ -31,18 +31,18 @@ exchange k1 10.0.0.2 n1 10.0.0.3 8
 say "-- netbackd is killed and started again"
 kill_netbackd
 start_netbackd
-eventually 60 "netbackd's guest answers" reach 10.0.0.3
+eventually 240 "netbackd's guest answers" reach 10.0.0.3
 pings dom0 10.0.0.2
-eventually 30 "the kernel's is still the kernel's" state_is kernel k1
-eventually 30 "netbackd's is still netbackd's" state_is connected n1
+eventually 240 "the kernel's is still the kernel's" state_is kernel k1
+eventually 240 "netbackd's is still netbackd's" state_is connected n1
 
 say "-- a second vif for the kernel's guest, by netbackd"
-within 36000 "attach" xl network-attach k1 "mac=$(mac 90)" bridge=xenbr0 script=vif-netbackd
-eventually 60 "it is connected" state_is connected k1 1
+within 180000 "attach" xl network-attach k1 "mac=$(mac 90)" bridge=xenbr0 script=vif-netbackd
+eventually 240 "it is connected" state_is connected k1 1
 kernels k1
 not kernels k1 1
-within 36000 "detach" xl network-detach k1 "$(mac 90)"
-eventually 30 "no interface is left" not test -e "/sys/class/net/$(vif k1 1)"
+within 180000 "detach" xl network-detach k1 "$(mac 90)"
+eventually 240 "no interface is left" not test -e "/sys/class/net/$(vif k1 1)"
 
 say "-- without netbackd"
 stop_netbackd
@@ -51,9 +51,9 @@ error=$(xenstore-read "backend/vif/${DOMID[k1]}/1/hotplug-error")
 say "hotplug-error: $error"
 grep -q "netbackd is not running" <<<"$error"
 kernels k1 1
-within 36000 "detach" xl network-detach k1 "$(mac 91)"
+within 180000 "detach" xl network-detach k1 "$(mac 91)"
 start_netbackd
-eventually 60 "netbackd's guest answers" reach 10.0.0.3
+eventually 240 "netbackd's guest answers" reach 10.0.0.3
 
 say "-- without the kernel's driver"
 destroy k1
@@ -61,6 +61,6 @@ destroy n1
 rmmod xen-netback
 guest n2 vif=bridge=xenbr0,script=vif-netbackd
 address n2 10.0.0.4/24
-eventually 60 "the guest answers" reach 10.0.0.4
+eventually 240 "the guest answers" reach 10.0.0.4
 netbackd list
 same "state of n2" "$(state_of n2)" connected

@@ -13,7 +13,7 @@ moved_from() {
 	say "domain $1 has become domain ${DOMID[u1]}"
 	[ "${DOMID[u1]}" != "$1" ]
 	connects u1
-	eventually 60 "the vif before is gone" not test -e "/sys/class/net/vif$1.0"
+	eventually 240 "the vif before is gone" not test -e "/sys/class/net/vif$1.0"
 	same "vifs" "$(netbackd list | grep -c '^vif')" 1
 }
 
@@ -21,9 +21,9 @@ start_netbackd
 make_bridge
 guest u1 memory=128
 address u1 10.0.0.2/24
-eventually 60 "the guest answers" reach 10.0.0.2
+eventually 240 "the guest answers" reach 10.0.0.2
 begin_streams u1 10.0.0.2
-eventually_moves 60 1000000
+eventually_moves 240 1000000
 
 xl pause u1
 sleep 1
@@ -31,11 +31,11 @@ before=$(cat "/sys/class/net/$(vif u1)/statistics/rx_packets")
 sleep 1
 same "packets of a paused guest" "$(cat "/sys/class/net/$(vif u1)/statistics/rx_packets")" "$before"
 xl unpause u1
-eventually_moves 60 1000000
+eventually_moves 240 1000000
 was=${DOMID[u1]}
-within 120000 "xl save" xl save u1 /tmp/u1.save 2>/dev/null
-eventually 60 "no vif is left" no_vifs
-within 120000 "xl restore" xl restore /tmp/u1.save 2>/dev/null
+within 240000 "xl save" xl save u1 /tmp/u1.save 2>/dev/null
+eventually 240 "no vif is left" no_vifs
+within 240000 "xl restore" xl restore /tmp/u1.save 2>/dev/null
 rm /tmp/u1.save
 moved_from "$was"
 end_streams u1
@@ -44,13 +44,13 @@ destroy u1
 
 guest u1 memory=128 type=pvh
 address u1 10.0.0.2/24
-eventually 60 "the guest answers" reach 10.0.0.2
+eventually 240 "the guest answers" reach 10.0.0.2
 ping -i 0.2 10.0.0.2 >/tmp/pings &
 pings=$!
 was=${DOMID[u1]}
-within 120000 "xl migrate" xl migrate -s "" u1 "xl migrate-receive" 2>/dev/null
+within 240000 "xl migrate" xl migrate -s "" u1 "xl migrate-receive" 2>/dev/null
 moved_from "$was"
-eventually 60 "the guest answers" reach 10.0.0.2
+eventually 240 "the guest answers" reach 10.0.0.2
 sleep 1
 kill -INT $pings
 wait $pings || true

@@ -11,14 +11,14 @@ make_bridge
 guest u1 memory=256 cmdline=no-netfront file=/host/netbackd-lab
 shapes=([1]='{}' [2]='{"queues":2,"split_events":true}')
 for round in 1 2; do
-	within 60000 "connect $round" start_agent u1 "{\"name\":\"eth0\",\"addrs\":[\"10.0.0.2/24\"],\"front\":${shapes[round]}}"
-	eventually 60 "the guest answers" reach 10.0.0.2
+	within 180000 "connect $round" start_agent u1 "{\"name\":\"eth0\",\"addrs\":[\"10.0.0.2/24\"],\"front\":${shapes[round]}}"
+	eventually 240 "the guest answers" reach 10.0.0.2
 	info=$(agent u1 info)
 	say "$info"
 	grep -q "\"queues\":$round,\"split\":$([ $round = 2 ] && echo true || echo false)" <<<"$info"
 	exchange dom0 "$DOM0" u1 10.0.0.2 8
 	innocent u1
 	netbackd list
-	within 60000 "take leave $round" agent u1 quit
-	becomes 30 "netbackd has closed, too" "$(backend u1)/state" 6
+	within 180000 "take leave $round" agent u1 quit
+	becomes 240 "netbackd has closed, too" "$(backend u1)/state" 6
 done

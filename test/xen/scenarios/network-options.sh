@@ -18,7 +18,7 @@ say "mtu"
 pieces() { on "$1" "awk '/^Ip: [0-9]/ { print \$15, \$19 }' /proc/net/snmp"; }
 in_guest u1 "ip link set eth0 mtu 9000"
 address u1 10.0.9.2/24
-eventually 60 "the guest answers" reach 10.0.9.2
+eventually 240 "the guest answers" reach 10.0.9.2
 before="$(pieces dom0) $(pieces u1)"
 pings dom0 10.0.9.2 -s 8972
 pings u1 10.0.9.1 -s 8972
@@ -30,7 +30,7 @@ exchange dom0 10.0.9.1 u1 10.0.9.2 8
 
 say "rate"
 address u1 10.0.0.2/24 eth1
-eventually 60 "the guest answers" reach 10.0.0.2
+eventually 240 "the guest answers" reach 10.0.0.2
 iperf3 -s -D
 rate=$(in_guest u1 "iperf3 -c $DOM0 -P 8 -t 5 -f k" | awk '/SUM.*receiver/ { print $6 }')
 say "8 flows from the guest: $rate kbit/s"
@@ -47,11 +47,11 @@ say "to the guest, where there is no limit: $free kbit/s"
 say "vifname"
 in_guest u1 "ip link set eth1 down"
 address u1 10.0.0.3/24 eth2
-eventually 60 "the guest answers" reach 10.0.0.3
+eventually 240 "the guest answers" reach 10.0.0.3
 same "interface" "$(netbackd show web0 | grep -E '^(vif|interface) ' | xargs)" \
 	"vif $(vif u1 2) (domain ${DOMID[u1]}, device 2) interface web0, up, carrier on"
 kill_netbackd
 start_netbackd --max-queues 2
-eventually 60 "the guest answers" reach 10.0.0.3
+eventually 240 "the guest answers" reach 10.0.0.3
 netbackd show web0 | grep -E '^interface +web0, up, carrier on'
 same "interfaces of this vif" "$(cd /sys/class/net && echo web0* "$(vif u1 2)"*)" "web0 $(vif u1 2)*"

@@ -29,8 +29,8 @@ ip address add fd00::1/64 dev xenbr0 nodad
 guest u1
 address u1 10.0.0.2/24
 in_guest u1 "ip address add fd00::2/64 dev eth0"
-eventually 60 "the guest answers" reach 10.0.0.2
-eventually 60 "the guest answers over IPv6" reach fd00::2
+eventually 240 "the guest answers" reach 10.0.0.2
+eventually 240 "the guest answers over IPv6" reach fd00::2
 netbackd show "$(vif u1)" | grep -E '^features '
 port=5000
 for work in left made; do

@@ -8,7 +8,7 @@ start_netbackd
 make_bridge
 guest u1
 address u1 10.0.0.2/24
-eventually 60 "the guest answers" reach 10.0.0.2
+eventually 240 "the guest answers" reach 10.0.0.2
 for size in 0 56 1472 1473 4000 30000; do
 	pings dom0 10.0.0.2 -s $size
 	pings u1 "$DOM0" -s $size

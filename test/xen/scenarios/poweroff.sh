@@ -8,14 +8,14 @@ start_netbackd
 make_bridge
 guest u1 cmdline=loglevel=7
 address u1 10.0.0.2/24
-eventually 60 "the guest answers" reach 10.0.0.2
+eventually 240 "the guest answers" reach 10.0.0.2
 domain=/local/domain/${DOMID[u1]}
 power_off() {
 	post u1 "poweroff -f"
-	eventually 60 "the guest is gone" not xenstore-exists "$domain"
+	eventually 240 "the guest is gone" not xenstore-exists "$domain"
 }
-within 20000 "power off" power_off
+within 60000 "power off" power_off
 unset "DOMID[u1]"
 grep -a "reboot: " /var/log/xen/console/guest-u1.log
 not grep -a "timeout closing device" /var/log/xen/console/guest-u1.log
-eventually 30 "netbackd has no vif" no_vifs
+eventually 240 "netbackd has no vif" no_vifs

@@ -10,7 +10,7 @@ start_netbackd --max-queues 4
 make_bridge
 guest u1 vcpus=4
 address u1 10.0.0.2/24
-eventually 60 "the guest answers" reach 10.0.0.2
+eventually 240 "the guest answers" reach 10.0.0.2
 front=/local/domain/${DOMID[u1]}/device/vif/0
 same "multi-queue-num-queues" "$(xenstore-read "$front/multi-queue-num-queues")" 4
 same "rings" "$(xenstore-ls -f "$front" | grep -c 'queue-[0-3]/[rt]x-ring-ref')" 8

@@ -10,16 +10,16 @@ start_netbackd
 make_bridge
 guest u1
 address u1 10.0.0.2/24
-eventually 60 "the guest answers" reach 10.0.0.2
+eventually 240 "the guest answers" reach 10.0.0.2
 front=/local/domain/${DOMID[u1]}/device/vif/0
 rings=$(xenstore-ls "$front" | grep -E 'ring-ref|event-channel')
 
 begin_streams u1 10.0.0.2
 for round in 1 2 3; do
-	eventually_moves 120 2000000
+	eventually_moves 240 2000000
 	kill_netbackd
 	sleep 0.$round
-	within 60000 "start $round" start_netbackd
+	within 180000 "start $round" start_netbackd
 	same "frontend" "$(xenstore-read "$front/state")" 4
 done
 end_streams u1

@@ -14,13 +14,13 @@ done
 ip route | grep vif
 address u1 192.168.7.2/32
 in_guest u1 "ip route add $DOM0 dev eth0"
-eventually 60 "the guest answers by vif-route" reach 192.168.7.2
+eventually 240 "the guest answers by vif-route" reach 192.168.7.2
 pings u1 "$DOM0"
 
 # vif-nat makes addresses of the numbers of domain and device.
 ip=10.$((DOMID[u1] / 256)).$((DOMID[u1] % 256)).2
 address u1 $ip/16 eth1
-eventually 60 "the guest answers by vif-nat" reach $ip
+eventually 240 "the guest answers by vif-nat" reach $ip
 pings u1 "${ip%.*}.129"
 exchange dom0 "${ip%.*}.129" u1 192.168.7.2 4
 netbackd list

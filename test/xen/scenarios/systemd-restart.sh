@@ -14,7 +14,7 @@ said() { journalctl -q -u netbackd --no-pager | grep -F -e "$1"; }
 
 [ -d /host/dist/pair ] || fail "there are no packages: make deb-pair"
 dpkg -i /host/dist/pair/netbackd_1_amd64.deb
-eventually 120 "the unit runs" active
+eventually 240 "the unit runs" active
 systemd-analyze verify --man=no netbackd.service
 systemd-analyze security --no-pager --threshold=15 netbackd.service | tail -n 1
 same "user of the daemon" "$(stat -c %U "/proc/$(property MainPID)")" netbackd
@@ -23,7 +23,7 @@ same "capabilities of the daemon" "$(sed -n 's/^CapEff:\t//p' "/proc/$(property 
 make_bridge
 guest u1 vcpus=2
 address u1 10.0.0.2/24
-eventually 60 "the guest answers" reach 10.0.0.2
+eventually 240 "the guest answers" reach 10.0.0.2
 vif=$(vif u1)
 netbackd show "$vif" --json | grep '"io_uring": *true' || fail "io_uring is not used: $(said io_uring)"
 same "queues kept" "$(property NFileDescriptorStore)" 2
@@ -47,7 +47,7 @@ pings_over() {
 	sleep 1
 	"$@"
 	# This ping is behind the others in the queues of the TAP.
-	eventually 60 "the guest answers" reach 10.0.0.2
+	eventually 240 "the guest answers" reach 10.0.0.2
 	sleep 0.5
 	kill -INT $pinger
 	wait $pinger || true
@@ -65,7 +65,7 @@ die() {
 	eventually "$2" "systemd has started another" new_daemon "$pid"
 }
 
-pings_over restart within 40000 "systemctl restart" systemctl restart netbackd
+pings_over restart within 180000 "systemctl restart" systemctl restart netbackd
 same "pings lost" "$(lost)" 0
 same "queues kept" "$(property NFileDescriptorStore)" 2
 said "took over the TAP that was there" | tail -n 1
@@ -73,15 +73,15 @@ pings_over kill die KILL 120
 pings_over "stop and start" eval 'systemctl stop netbackd; sleep 1; systemctl start netbackd'
 
 begin_streams u1 10.0.0.2
-eventually_moves 120 2000000
-within 40000 "systemctl restart" systemctl restart netbackd
-eventually_moves 120 2000000
+eventually_moves 240 2000000
+within 180000 "systemctl restart" systemctl restart netbackd
+eventually_moves 240 2000000
 die KILL 120
-eventually_moves 120 2000000
+eventually_moves 240 2000000
 say "SIGSTOP; the watchdog has 10 s"
 die STOP 120
 said "Watchdog timeout" | tail -n 1
-eventually_moves 120 2000000
+eventually_moves 240 2000000
 systemctl stop netbackd
 same "frontend while nobody serves" "$(xenstore-read "$front/state")" 4
 same "bridge of the TAP while nobody serves" "$(basename "$(readlink "/sys/class/net/$vif/master")")" xenbr0

@@ -8,7 +8,7 @@ start_netbackd
 make_bridge
 guest u1
 address u1 10.0.0.2/24
-eventually 60 "the guest answers" reach 10.0.0.2
+eventually 240 "the guest answers" reach 10.0.0.2
 iperf3 -s -D
 say "from the guest: $(in_guest u1 "iperf3 -c $DOM0 -t 3 -f m | grep receiver")"
 say "to the guest:   $(in_guest u1 "iperf3 -c $DOM0 -t 3 -f m -R | grep receiver")"

@@ -13,8 +13,8 @@ make_guest u2 vif=bridge=xenbr1
 up u1 u2
 address u1 10.0.0.2/24
 address u2 10.0.1.3/24
-eventually 60 "the first guest answers" reach 10.0.0.2
-eventually 60 "the second guest answers" reach 10.0.1.3
+eventually 240 "the first guest answers" reach 10.0.0.2
+eventually 240 "the second guest answers" reach 10.0.1.3
 
 # The address of the other is put in by hand, so that there is nothing to ask for.
 # A bridge learns the source of every frame.
@@ -26,7 +26,7 @@ heard_of "$(mac 2)"
 not heard_of "$(mac 1)"
 in_guest u1 "arp -d 10.0.1.3; ip address del 10.0.1.2/24 dev eth0"
 
-within 30000 "attach" xl network-attach u1 "mac=$(mac 99)" bridge=xenbr1
+within 180000 "attach" xl network-attach u1 "mac=$(mac 99)" bridge=xenbr1
 connects u1 1
 xl network-list u1
 not heard_of "$(mac 1)"
@@ -39,7 +39,7 @@ end_transfer u2 5001 4 240
 end_transfer u1 5002 4 240
 heard_of "$(mac 99)"
 netbackd list
-within 30000 "detach" xl network-detach u1 1
+within 180000 "detach" xl network-detach u1 1
 on u2 "ping -c 2 -i 0.2 -W 1 10.0.1.2 && exit 1; true" | grep transmitted
 reach 10.0.0.2 >/dev/null
 reach 10.0.1.3 >/dev/null

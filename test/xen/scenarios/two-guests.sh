@@ -12,8 +12,8 @@ make_guest u2
 up u1 u2
 address u1 10.0.0.2/24
 address u2 10.0.0.3/24
-eventually 60 "the first guest answers" reach 10.0.0.2
-eventually 60 "the second guest answers" reach 10.0.0.3
+eventually 240 "the first guest answers" reach 10.0.0.2
+eventually 240 "the second guest answers" reach 10.0.0.3
 pings u1 10.0.0.3
 in_guest u1 "iperf3 -s -D"
 say "from one to the other: $(in_guest u2 "iperf3 -c 10.0.0.2 -t 3 -f m | grep receiver")"

@@ -13,17 +13,17 @@ guest k1
 loaded
 kernels k1
 address k1 10.0.0.2/24
-eventually 60 "the guest answers" reach 10.0.0.2
+eventually 240 "the guest answers" reach 10.0.0.2
 destroy k1
 modprobe -r xen-netback
 
 say "-- the package is installed"
 dpkg -i /host/dist/pair/netbackd_1_amd64.deb
-eventually 120 "netbackd answers" netbackd list
+eventually 240 "netbackd answers" netbackd list
 not modprobe xen-netback
 guest n1
 address n1 10.0.0.3/24
-eventually 60 "the guest answers" reach 10.0.0.3
+eventually 240 "the guest answers" reach 10.0.0.3
 udevadm trigger --action=add --subsystem-match=xen-backend
 udevadm settle
 not loaded
@@ -39,8 +39,8 @@ make_guest n2 vif=bridge=xenbr0,script=vif-netbackd
 up k2 n2
 address k2 10.0.0.4/24
 address n2 10.0.0.5/24
-eventually 60 "the guest answers" reach 10.0.0.4
-eventually 60 "the guest answers" reach 10.0.0.5
+eventually 240 "the guest answers" reach 10.0.0.4
+eventually 240 "the guest answers" reach 10.0.0.5
 kernels k2
 not kernels n2
 netbackd list

@@ -12,11 +12,14 @@ install_scripts
 load_netback
 start_netbackd
 make_bridge
-guest u1 vif="bridge=xenbr0 bridge=xenbr0" memory=256 file=/host/netbackd-lab
+make_bridge xenbr1 10.1.0.254/24
+guest u1 vif="bridge=xenbr0 bridge=xenbr1" memory=256 file=/host/netbackd-lab
 declare -A IP=([u1]=10.0.0.2 [u2]=10.0.0.3)
 address u1 10.0.0.2/24
 address u1 10.1.0.1/24 eth1
-eventually 60 "the guest answers" reach 10.0.0.2
+eventually 240 "the guest answers" reach 10.0.0.2
+# A guest that drops all does not tell its address either.
+ip neighbour replace 10.0.0.2 lladdr "$(xenstore-read "$(backend u1)/mac")" nud permanent dev xenbr0
 kernels u1
 vif=$(vif u1)
 
@@ -35,13 +38,25 @@ detach() {
 	in_guest "$1" "kill \$(cat /tmp/xdp.pid); while kill -0 \$(cat /tmp/xdp.pid); do sleep 0.1; done 2>/dev/null"
 }
 
-# answered NAME WANT WHAT: of six pings so many come back.
+# answered NAME WHAT: six pings come back, however long each takes.
 answered() {
-	local got
-	# The neighbour is known, lest a guest that drops all is not even looked for.
+	say "-- $1, with $2"
+	for _ in 1 2 3 4 5 6; do
+		ping -q -c 1 -W 30 "${IP[$1]}" >/dev/null || fail "$1: a ping is lost with $2"
+	done
+}
+
+# unanswered NAME WHAT: none of six pings comes back, nor does any come to the guest's
+# stack.
+unanswered() {
+	local before got
+	say "-- $1, with $2"
+	taken "$1"
+	before=$TAKEN
 	got=$({ ping -q -c 6 -i 0.2 -W 2 "${IP[$1]}" || true; } | sed -n 's/.* \([0-9]*\) packets received.*/\1/p; s/.* \([0-9]*\) received.*/\1/p')
-	say "$1: $3: $got of 6 pings"
-	same "$1: pings with $3" "$got" "$2"
+	same "$1: pings that came back with $2" "$got" 0
+	taken "$1"
+	same "$1: pings that came to the stack with $2" "$TAKEN" "$before"
 }
 
 # taken NAME sets TAKEN to the pings that have come to the stack of a guest.
@@ -53,44 +68,44 @@ from() { cat "/sys/class/net/$(vif "$1" "$2")/statistics/rx_packets"; }
 # programs NAME: what each does to pings.
 programs() {
 	attach "$1" drop
-	answered "$1" 0 "a program that drops all"
+	unanswered "$1" "a program that drops all"
 	detach "$1"
 	attach "$1" pass
-	answered "$1" 6 "one that lets all pass"
+	answered "$1" "one that lets all pass"
 	detach "$1"
 	attach "$1" echo
 	taken "$1"
 	before=$TAKEN
-	answered "$1" 6 "one that answers by itself"
+	answered "$1" "one that answers by itself"
 	taken "$1"
 	same "pings that came to the stack of $1 meanwhile" "$TAKEN" "$before"
 	detach "$1"
 	attach "$1" redirect eth1
 	before=$(from "$1" 1)
-	answered "$1" 0 "one that sends pings out by eth1"
+	unanswered "$1" "one that sends pings out by eth1"
 	after=$(from "$1" 1)
 	say "$1: $((after - before)) packets came out of eth1"
 	[ $((after - before)) -ge 6 ] || fail "pings that $1 redirected are missing"
 	detach "$1"
-	answered "$1" 6 "no program"
+	answered "$1" "no program"
 }
 
 # The kernel's driver reads the key for the headroom when it sees the state that netfront
 # writes before it, so it is not certain that a program finds a packet where it looks.
 say "-- beside the kernel's driver"
 attach u1 drop
-answered u1 0 "a program that drops all"
+unanswered u1 "a program that drops all"
 detach u1
 attach u1 pass
-answered u1 6 "one that lets all pass"
+answered u1 "one that lets all pass"
 detach u1
 attach u1 ip
 same "backend" "$(xenstore-read "$(backend u1)/state")" 8
 
 say "-- adopted with that program"
-within 60000 "adopt" netbackd adopt "$vif"
+within 180000 "adopt" netbackd adopt "$vif"
 not kernels u1
-answered u1 6 "it, and netbackd"
+answered u1 "it, and netbackd"
 netbackd show "$vif" | grep "xdp headroom *256 bytes"
 detach u1
 programs u1
@@ -99,47 +114,47 @@ say "-- streams both ways through a program, which comes and goes"
 begin_streams u1 10.0.0.2
 for _ in 1 2 3; do
 	attach u1 ip
-	eventually_moves 120 300000
+	eventually_moves 240 300000
 	detach u1
-	eventually_moves 120 300000
+	eventually_moves 240 300000
 done
 attach u1 ip
-eventually_moves 120 1000000
+eventually_moves 240 1000000
 netbackd show "$vif" | grep -E "xdp|segmented|csum_completed"
 
 say "-- netbackd is killed and started again"
 kill_netbackd
 start_netbackd
-eventually 60 "the guest answers" reach 10.0.0.2
-answered u1 6 "the program, and another netbackd"
-eventually_moves 120 1000000
+eventually 240 "the guest answers" reach 10.0.0.2
+answered u1 "the program, and another netbackd"
+eventually_moves 240 1000000
 end_streams u1
 
 say "-- to the kernel and back"
-within 60000 "release" netbackd release "$vif"
+within 180000 "release" netbackd release "$vif"
 kernels u1
-answered u1 6 "the program, and the kernel's driver"
-within 60000 "adopt" netbackd adopt "$vif"
+answered u1 "the program, and the kernel's driver"
+within 180000 "adopt" netbackd adopt "$vif"
 not kernels u1
-answered u1 6 "the program, and netbackd again"
+answered u1 "the program, and netbackd again"
 detach u1
 attach u1 drop
-answered u1 0 "one that drops all"
+unanswered u1 "one that drops all"
 destroy u1
 
 say "-- saved and restored with a program"
 guest u2 vif=bridge=xenbr0,script=vif-netbackd memory=192 file=/host/netbackd-lab
 address u2 10.0.0.3/24
-eventually 60 "the guest answers" reach 10.0.0.3
+eventually 240 "the guest answers" reach 10.0.0.3
 attach u2 ip
-answered u2 6 "a program"
-within 120000 "xl save" xl save u2 /tmp/u2.save 2>/dev/null
-within 120000 "xl restore" xl restore /tmp/u2.save 2>/dev/null
+answered u2 "a program"
+within 240000 "xl save" xl save u2 /tmp/u2.save 2>/dev/null
+within 240000 "xl restore" xl restore /tmp/u2.save 2>/dev/null
 rm /tmp/u2.save
 DOMID[u2]=$(xl domid u2)
 connects u2
-eventually 60 "the guest answers" reach 10.0.0.3
-answered u2 6 "the program of a guest that was restored"
+eventually 240 "the guest answers" reach 10.0.0.3
+answered u2 "the program of a guest that was restored"
 netbackd show "$(vif u2)" | grep "xdp headroom *256 bytes"
 detach u2
-answered u2 6 "none"
+answered u2 "none"
