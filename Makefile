@@ -12,7 +12,7 @@ PREFIX  ?= /usr
 BIN     ?= bin/netbackd
 DIST    ?= dist
 
-.PHONY: build lab demo test test-xen test-arm64 bench bench-xen lint fuzz cross install deb deb-pair clean
+.PHONY: build lab demo test test-all test-xen test-arm64 bench bench-xen lint fuzz cross install deb deb-pair clean
 
 build: ## bin/netbackd, static
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/netbackd
@@ -23,10 +23,13 @@ lab: ## bin/netbackd-lab, which plays Xen and guests and is not installed
 demo: lab ## guests' traffic through netbackd, no Xen needed
 	./bin/netbackd-lab demo
 
-test: build lab cross ## everything: vet, units with the race detector, scenarios on both Xens
+test: build lab cross ## static checks, all Go tests with the race detector, the core of the scenarios on a real Xen
 	./test/run
 
-test-xen: build lab deb-pair ## scenarios on a real Xen under QEMU, from Debian's packages
+test-all: build lab cross ## the same with every scenario
+	NETBACKD_SCENARIOS=all ./test/run
+
+test-xen: build lab deb-pair ## every scenario on a real Xen under QEMU, from Debian's packages
 	./test/xen/run
 
 test-arm64: ## what needs no kernel of its own, as another processor runs it
