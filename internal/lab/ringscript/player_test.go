@@ -120,7 +120,7 @@ carrier up
 answers 7=okay
 filled 3=60
 content F
-backend Connected
+backend connected
 error 22 queue 0: domid N gref 4000 and gref 5000
 counters tx_slots=1
 carrier up
