@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package xen holds the numbers that all other packages about Xen share: of domains
+// and of grants.
+package xen
+
+// Domid is the number of a domain: domid_t of Xen's xen.h.
+type Domid uint16
+
+// Numbers of domains with a meaning (xen.h).
+const (
+	// Dom0 is the first domain, in which the toolstack runs.
+	Dom0 Domid = 0
+	// FirstReservedDomid is DOMID_FIRST_RESERVED: no domain has this number or a
+	// higher one.
+	FirstReservedDomid Domid = 0x7ff0
+)
+
+// Gref is a grant reference: an index into the grant table of the domain that
+// granted a page (grant_ref_t of Xen's grant_table.h). It says nothing without the
+// number of that domain.
+type Gref uint32
