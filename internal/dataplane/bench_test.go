@@ -31,9 +31,6 @@ import (
 // the worker's own round and not a copy of it.
 const envBench = "DATAPLANE_BENCH"
 
-// envPeer makes it a peer written in Go.
-const envPeer = "DATAPLANE_BENCH_PEER"
-
 // benchFrame is what a group moves.
 type benchFrame struct {
 	name    string
@@ -593,15 +590,8 @@ func (l *lane) load(packets uint64, feed func() error, done Counter) error {
 }
 
 func benchMain(args []string) int {
-	if os.Getenv(envPeer) != "" {
-		if err := bench.Serve(); err != nil {
-			fmt.Fprintln(os.Stderr, "peer:", err)
-			return 1
-		}
-		return 0
-	}
 	fl := flag.NewFlagSet("bench", flag.ExitOnError)
-	peer := fl.String("peer", "", "program that plays the peers; without one they are written in Go")
+	peer := fl.String("peer", "", "program that makes the bare system calls (test/benchpeer)")
 	out := fl.String("json", "", "write the figures to this `file` as well")
 	rounds := fl.Int("rounds", 500, "rounds per group and try")
 	packets := fl.Uint64("packets", 10_000_000, "packets of the allocation count")
@@ -649,22 +639,16 @@ func measure(peer string, rounds int, packets uint64, only string) (*bench.Repor
 	if err != nil {
 		return nil, err
 	}
-	lang, env := "C", []string(nil)
-	if peer == "" {
-		lang, peer, env = "Go", "/proc/self/exe", []string{envPeer + "=1"}
-	}
-	child, err := bench.StartChild(d.Queue(0).FD(), peer, env)
+	child, err := bench.StartChild(d.Queue(0).FD(), peer)
 	if err != nil {
 		return nil, err
 	}
 	defer child.Close()
-	var single *bench.Child
-	if lang == "C" {
-		if single, err = bench.StartChild(d.Queue(0).FD(), peer, nil, "single"); err != nil {
-			return nil, err
-		}
-		defer single.Close()
+	single, err := bench.StartChild(d.Queue(0).FD(), peer, "single")
+	if err != nil {
+		return nil, err
 	}
+	defer single.Close()
 	guest := newFront(benchTB{}, testDomid)
 	var lanes []*lane // the first one is what the goals are about
 	if err := iouring.Supported(); err != nil {
@@ -698,7 +682,7 @@ func measure(peer string, rounds int, packets uint64, only string) (*bench.Repor
 			"Grant copy is stood in for by process_vm_readv/writev on this process, one call per batch: no hypercall, but pages are pinned.",
 			"Lanes of static grants have all pages of the guest mapped: they take no such call.",
 			"All lanes have the same guest's pages. Each run begins with a batch that is not timed, so that caches hold what they hold under load.",
-			"Peers are bare system calls, in " + lang + ", in another process on the same CPU and TAP queue; all take turns in every round.",
+			"Peers are bare system calls, in C, in another process on the same CPU and TAP queue; all take turns in every round.",
 			"As netbackd, the peers' process has threads, for which the kernel takes a reference to the file with each call. Rows say where it has not.",
 			"The host drops what it gets at IP. Ratios are rates relative to the first peer.",
 			"Room is what a goal's value would be if netbackd did nothing but make its calls, which are rows as well.",
@@ -708,7 +692,7 @@ func measure(peer string, rounds int, packets uint64, only string) (*bench.Repor
 		rep.Method = append(rep.Method, "A read with io_uring takes longer than a system call here: lanes with io_uring use it only for backlogs without end.")
 	}
 	// With the rest, less than a minute.
-	lim := bench.Limits{Rounds: rounds, Tries: 3, Spread: 0.10, Until: begun.Add(30 * time.Second)}
+	lim := bench.Limits{Rounds: rounds, Tries: 3, Spread: 0.02, Until: begun.Add(30 * time.Second)}
 	for _, dir := range []string{"guest to host", "host to guest"} {
 		frames := benchFrames()
 		if dir == "host to guest" {
@@ -722,10 +706,8 @@ func measure(peer string, rounds int, packets uint64, only string) (*bench.Repor
 			if err := child.Load(b.withHeader()); err != nil {
 				return nil, err
 			}
-			if single != nil {
-				if err := single.Load(b.withHeader()); err != nil {
-					return nil, err
-				}
+			if err := single.Load(b.withHeader()); err != nil {
+				return nil, err
 			}
 			g := bench.Group{Name: name, Packets: b.run}
 			bare := func(name string, c *bench.Child, op bench.Op, prepare func(int) error) {
@@ -738,9 +720,7 @@ func measure(peer string, rounds int, packets uint64, only string) (*bench.Repor
 			if dir == "guest to host" {
 				bare("write", child, bench.OpWrite, nothing)
 				bare("writev of pages", child, bench.OpWritev, nothing)
-				if single != nil {
-					bare("write, in a process of one thread", single, bench.OpWrite, nothing)
-				}
+				bare("write, in a process of one thread", single, bench.OpWrite, nothing)
 				g.Peers = append(g.Peers,
 					bench.Peer{Name: ownWrite, Run: func() (time.Duration, error) { return calls.run(&b, unix.SYS_WRITE, overhead) }},
 					bench.Peer{Name: ownWritev, Run: func() (time.Duration, error) { return calls.run(&b, unix.SYS_WRITEV, overhead) }},
@@ -752,9 +732,7 @@ func measure(peer string, rounds int, packets uint64, only string) (*bench.Repor
 			} else {
 				bare("read", child, bench.OpRead, fill)
 				bare("readv into pages", child, bench.OpReadv, fill)
-				if single != nil {
-					bare("read, in a process of one thread", single, bench.OpRead, fill)
-				}
+				bare("read, in a process of one thread", single, bench.OpRead, fill)
 			}
 			group := lanes
 			if dir == "host to guest" {

@@ -534,7 +534,7 @@ func BenchmarkHostSends(b *testing.B) {
 		}})
 	}
 	for b.Loop() {
-		res, err := g.Measure(bench.Limits{Rounds: 200, Tries: 3, Spread: 0.15})
+		res, err := g.Measure(bench.Limits{Rounds: 200, Tries: 3, Spread: 0.05})
 		must(b, err)
 		for _, f := range res.Figures {
 			b.ReportMetric(f.Median, f.Peer+"-ns/frame")

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -22,18 +23,9 @@ import (
 	"github.com/netbackd/netbackd/pkg/tap"
 )
 
-// envServe makes this binary a peer.
-const envServe = "BENCH_TEST_SERVE"
-
 func TestMain(m *testing.M) {
 	if code, done := netns.Enter(); done {
 		os.Exit(code)
-	}
-	if os.Getenv(envServe) != "" {
-		if err := Serve(); err != nil {
-			os.Exit(1)
-		}
-		os.Exit(0)
 	}
 	if err := netns.NoIPv6(); err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -41,19 +33,7 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-func TestQuantile(t *testing.T) {
-	d := []time.Duration{10, 20, 30, 40}
-	for _, tt := range []struct{ q, want float64 }{{0, 10}, {0.5, 25}, {0.25, 17.5}, {1, 40}} {
-		if got := quantile(d, tt.q); got != tt.want {
-			t.Errorf("quantile %v is %v, want %v", tt.q, got, tt.want)
-		}
-	}
-	if got := quantile(nil, 0.5); got != 0 {
-		t.Errorf("of nothing: %v", got)
-	}
-}
-
-// script is a peer whose runs take what a list says.
+// script returns a peer whose runs take the times of a list, over and over.
 func script(name string, took ...time.Duration) Peer {
 	i := 0
 	return Peer{Name: name, Run: func() (time.Duration, error) {
@@ -64,42 +44,58 @@ func script(name string, took ...time.Duration) Peer {
 }
 
 func TestMeasure(t *testing.T) {
-	l := Limits{Rounds: 4, Tries: 3, Spread: 0.1}
+	l := Limits{Rounds: 20, Tries: 3, Spread: 0.1}
 	steady := Group{Name: "g", Packets: 10, Peers: []Peer{script("a", 1000), script("b", 500)}}
 	got, err := steady.Measure(l)
 	if err != nil {
 		t.Fatal(err)
 	}
 	want := Result{
-		Name: "g", Packets: 10, Rounds: 4, Tries: 1,
-		Figures: []Figure{{"a", 100, 100, 100, 1}, {"b", 50, 50, 50, 2}},
+		Name: "g", Packets: 10, Rounds: 20, Tries: 1,
+		Figures: []Figure{
+			{Peer: "a", Median: 100, Low: 100, High: 100, Ratio: 1, P: 1},
+			{Peer: "b", Median: 50, Low: 50, High: 50, Ratio: 2},
+		},
 	}
+	if p := got.Figure("b").P; p >= 0.001 {
+		t.Errorf("twice as fast in all rounds, p = %v", p)
+	}
+	got.Figures[1].P = 0
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("steady (-want +got):\n%s", diff)
 	}
 	if got.Figure("b").Ratio != 2 || got.Figure("c") != (Figure{}) {
 		t.Error("figures are not found by name")
 	}
+}
 
-	// The second try is the best one, and still too wide.
-	wild := Group{Packets: 1, Peers: []Peer{script("a", 10, 100, 10, 100, 10, 20, 10, 20, 10, 90, 10, 90)}}
-	got, err = wild.Measure(l)
-	if err != nil || !got.Void || got.Tries != 3 || got.Figures[0].P75 != 20 {
-		t.Errorf("wild: %+v, %v", got, err)
+// TestMeasureRepeatsWhatIsVoid has tries with an uncertain median.
+func TestMeasureRepeatsWhatIsVoid(t *testing.T) {
+	l := Limits{Rounds: 20, Tries: 3, Spread: 0.1}
+	// try returns the times of a try: half of the rounds take low, half high.
+	try := func(low, high time.Duration) []time.Duration {
+		return append(slices.Repeat([]time.Duration{low}, 10), slices.Repeat([]time.Duration{high}, 10)...)
+	}
+	wild := Group{Packets: 1, Peers: []Peer{script("a", slices.Concat(try(10, 100), try(10, 20), try(10, 90))...)}}
+	got, err := wild.Measure(l)
+	if err != nil || !got.Void || got.Tries != 3 || got.Figures[0].High != 20 {
+		t.Errorf("the second try is the best one, and void: %+v, %v", got, err)
 	}
 	l.Until = time.Now().Add(-time.Second)
 	if got, _ = wild.Measure(l); got.Tries != 1 {
 		t.Errorf("%d tries after the time was up", got.Tries)
 	}
-	calms := Group{Packets: 1, Peers: []Peer{script("a", 10, 100, 10, 100, 10, 10, 10, 10, 1, 100, 1, 100)}}
+	calms := Group{Packets: 1, Peers: []Peer{script("a", slices.Concat(try(10, 100), try(10, 10), try(1, 100))...)}}
 	l.Until = time.Time{}
 	if got, _ = calms.Measure(l); got.Void || got.Tries != 2 {
 		t.Errorf("calm at the second try: %+v", got)
 	}
+}
 
+func TestMeasureStopsAtAnError(t *testing.T) {
 	bad := errors.New("bad")
 	fails := Group{Packets: 1, Peers: []Peer{{"a", func() (time.Duration, error) { return 0, bad }}}}
-	if _, err := fails.Measure(l); !errors.Is(err, bad) {
+	if _, err := fails.Measure(Limits{Rounds: 4, Tries: 1}); !errors.Is(err, bad) {
 		t.Errorf("got error %v", err)
 	}
 }
@@ -107,7 +103,7 @@ func TestMeasure(t *testing.T) {
 func TestReport(t *testing.T) {
 	var r Report
 	r.Host = "somewhere"
-	r.Results = []Result{{Name: "one way", Rounds: 5, Tries: 3, Void: true, Spread: 0.2, Figures: []Figure{{"write", 300, 290, 310, 1}}}}
+	r.Results = []Result{{Name: "one way", Rounds: 5, Tries: 3, Void: true, Spread: 0.2, Figures: []Figure{{Peer: "write", Median: 300, Low: 290, High: 310, Ratio: 1, P: 1}}}}
 	r.AtLeast("P1", "rate", 1.2, 1.1, false)
 	r.AtMost("P2", "calls", 0.5, 0.25, true)
 	r.Within("P3", "with a limit", 1.2, 1.1, 1.375, false)
@@ -140,30 +136,17 @@ func TestReport(t *testing.T) {
 	}
 }
 
-// TestChildren has both peers do all operations, over the same TAP.
-func TestChildren(t *testing.T) {
+// TestChild has test/benchpeer do all operations.
+func TestChild(t *testing.T) {
 	netns.NeedTUN(t)
-	c := filepath.Join(t.TempDir(), "peer")
+	path := filepath.Join(t.TempDir(), "peer")
 	cc, err := exec.LookPath("cc")
 	if err != nil {
-		t.Log("no C compiler")
-	} else if out, err := exec.Command(cc, "-O2", "-Wall", "-Wextra", "-Werror", "-pthread", "-o", c, "../../../test/benchpeer/peer.c").CombinedOutput(); err != nil {
+		t.Skip(err)
+	}
+	if out, err := exec.Command(cc, "-O2", "-Wall", "-Wextra", "-Werror", "-pthread", "-o", path, "../../../test/benchpeer/peer.c").CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	for _, p := range []struct {
-		name, path string
-		env        []string
-	}{{"C", c, nil}, {"Go", "/proc/self/exe", []string{envServe + "=1"}}} {
-		t.Run(p.name, func(t *testing.T) {
-			if _, err := os.Stat(p.path); err != nil {
-				t.Skip(err)
-			}
-			testChild(t, p.path, p.env)
-		})
-	}
-}
-
-func testChild(t *testing.T, path string, env []string) {
 	d, err := tap.Create(tap.Config{Name: "peer0", VnetHdr: true})
 	if err != nil {
 		t.Fatal(err)
@@ -172,7 +155,7 @@ func testChild(t *testing.T, path string, env []string) {
 	if err := netns.Up("peer0"); err != nil {
 		t.Fatal(err)
 	}
-	c, err := StartChild(d.Queue(0).FD(), path, env)
+	c, err := StartChild(d.Queue(0).FD(), path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -184,11 +167,12 @@ func testChild(t *testing.T, path string, env []string) {
 		}
 		return info.Stats
 	}
+	const hdrLen = 12 // of the vnet header
 	frame := make([]byte, hdrLen+1000)
 	for _, size := range []int{60, 1000, 9000} {
 		frame = append(frame[:0], make([]byte, hdrLen+size)...)
 		frame[hdrLen] = 2
-		frame[hdrLen+12] = 0x88 // nobody's
+		frame[hdrLen+12] = 0x88 // an EtherType that the host ignores
 		if err := c.Load(frame); err != nil {
 			t.Fatal(err)
 		}
@@ -197,7 +181,7 @@ func testChild(t *testing.T, path string, env []string) {
 			took, err := c.Run(op, 5)
 			after := stats()
 			if err != nil || took <= 0 || after.RxPackets-before.RxPackets != 5 || after.RxBytes-before.RxBytes != uint64(5*size) {
-				t.Errorf("operation %d, %d octets: %v, %v; %+v, before %+v", op, size, took, err, after, before)
+				t.Errorf("operation %d, %d bytes: %v, %v; %+v, before %+v", op, size, took, err, after, before)
 			}
 		}
 	}
@@ -218,8 +202,8 @@ func testChild(t *testing.T, path string, env []string) {
 	}
 }
 
-func TestStartChildThatIsNot(t *testing.T) {
-	if _, err := StartChild(0, "/nonexistent", nil); err == nil {
+func TestStartChildWithoutAProgram(t *testing.T) {
+	if _, err := StartChild(0, "/nonexistent"); err == nil {
 		t.Error("started")
 	}
 }

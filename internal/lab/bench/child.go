@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Op is what a [Child] can do with the TAP queue it holds.
+// Op is an operation of a [Child] on its TAP queue.
 type Op uint32
 
 // The operations. The numbers are those of test/benchpeer/peer.c.
@@ -31,11 +31,13 @@ const (
 const MaxBatch = 128
 
 // Child is a process that reads and writes the same TAP queue with bare system
-// calls. It is told what to do over a pipe and times itself.
+// calls. It gets commands over a pipe and times itself. test/benchpeer/peer.c is
+// such a program.
 //
-// A command is three words: operation, number of packets, and for OpLoad the
-// octets that follow. The answer is two 64-bit words: nanoseconds, and packets
-// done or a negative errno. All in the machine's byte order.
+// A command is three 32-bit words: the operation, the number of packets, and for
+// OpLoad the number of bytes that follow. The answer is two 64-bit words:
+// nanoseconds, and the packets done or a negative errno. All are in the machine's
+// byte order.
 type Child struct {
 	cmd     *exec.Cmd
 	to      *os.File
@@ -44,13 +46,10 @@ type Child struct {
 	answer  [16]byte
 }
 
-// childTap is the number under which a Child finds the TAP queue; commands come
-// on standard input and answers go to standard output.
-const childTap = 3
-
-// StartChild runs a program that speaks the protocol of a Child, with the TAP
-// queue given as file descriptor 3. It runs on the CPUs of the calling thread.
-func StartChild(tapFD int, path string, env []string, args ...string) (_ *Child, err error) {
+// StartChild runs a program that speaks the protocol of a Child: commands come on
+// standard input, answers go to standard output, and the TAP queue is file
+// descriptor 3. It runs on the CPUs of the calling thread.
+func StartChild(tapFD int, path string, args ...string) (_ *Child, err error) {
 	fd, err := unix.Dup(tapFD)
 	if err != nil {
 		return nil, err
@@ -58,7 +57,6 @@ func StartChild(tapFD int, path string, env []string, args ...string) (_ *Child,
 	tap := os.NewFile(uintptr(fd), "tap")
 	defer tap.Close()
 	c := &Child{cmd: exec.Command(path, args...)}
-	c.cmd.Env = append(os.Environ(), env...)
 	c.cmd.Stderr = os.Stderr
 	c.cmd.ExtraFiles = []*os.File{tap}
 	c.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
@@ -68,7 +66,7 @@ func StartChild(tapFD int, path string, env []string, args ...string) (_ *Child,
 	}
 	defer in.Close()
 	pipe := make([]int, 2)
-	// Not Go's: waiting for an answer is to cost a bare read.
+	// Not an os.File: waiting for an answer then costs one read and no poll.
 	if err := unix.Pipe2(pipe, unix.O_CLOEXEC); err != nil {
 		return nil, err
 	}

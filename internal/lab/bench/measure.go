@@ -3,60 +3,67 @@
 package bench
 
 import (
-	"slices"
 	"time"
+
+	"golang.org/x/perf/benchmath"
 )
 
 // Peer is one way of doing the work of a group.
 type Peer struct {
 	Name string
-	// Run does the work once and returns how long that took, without what it
-	// had to prepare.
+	// Run does the work once and returns how long that took, without the time
+	// it needed to prepare.
 	Run func() (time.Duration, error)
 }
 
-// Group is work that is done by several peers. The first one is the measure of
-// the others.
+// Group is work that several peers do. The others are compared with the first one.
 type Group struct {
 	Name    string
 	Packets int // per run
 	Peers   []Peer
 }
 
-// Limits say how a group is measured.
+// Limits bound the measurement of a group.
 type Limits struct {
-	Rounds int       // per try
-	Tries  int       // at most
-	Spread float64   // (p75-p25)/p50 beyond which a try is void
-	Until  time.Time // when no further try is begun; zero: never
+	Rounds int // per try
+	Tries  int // at most
+	// Spread is the widest confidence interval of a median, relative to that
+	// median, that a try may have. A try with a wider one is void.
+	Spread float64
+	Until  time.Time // no further try begins after this; zero: no limit
 }
 
-// Figure is what one peer needs per packet, in nanoseconds.
+// confidence is the level of the intervals in a [Figure].
+const confidence = 0.95
+
+// Figure holds the time that one peer needs per packet, in nanoseconds.
 type Figure struct {
 	Peer   string  `json:"peer"`
 	Median float64 `json:"median_ns"`
-	P25    float64 `json:"p25_ns"`
-	P75    float64 `json:"p75_ns"`
-	// Ratio is the rate relative to the group's first peer: above 1 is
-	// faster.
+	Low    float64 `json:"low_ns"` // Low and High bound the median at 95 % confidence
+	High   float64 `json:"high_ns"`
+	// Ratio is the rate relative to the group's first peer: above 1 is faster.
 	Ratio float64 `json:"ratio"`
+	// P is the probability of such a difference to the first peer if both were
+	// equally fast, by the Mann-Whitney U test.
+	P float64 `json:"p"`
 }
 
-// Spread is the distance of the quartiles relative to the median.
-func (f Figure) Spread() float64 { return (f.P75 - f.P25) / f.Median }
+// Spread returns the width of the confidence interval relative to the median.
+func (f Figure) Spread() float64 { return (f.High - f.Low) / f.Median }
 
-// Result is what came of a group: that of the try with the least spread.
+// Result holds the figures of the try with the least spread.
 type Result struct {
 	Name    string   `json:"name"`
 	Packets int      `json:"packets_per_run"`
 	Rounds  int      `json:"rounds"`
 	Tries   int      `json:"tries"`
-	Void    bool     `json:"void"` // even the best try spread too far
+	Void    bool     `json:"void"` // even this try spread too far
 	Spread  float64  `json:"spread"`
 	Figures []Figure `json:"figures"`
 }
 
-// Figure finds a peer's figure by its name. It is zero if there is none.
+// Figure returns the figure of a peer, zero if there is none.
 func (r *Result) Figure(peer string) Figure {
 	for _, f := range r.Figures {
 		if f.Peer == peer {
@@ -90,12 +97,12 @@ func (g *Group) Measure(l Limits) (best Result, err error) {
 	return best, nil
 }
 
-// try runs all rounds once. Each begins with another peer, so that none always
-// follows the same one.
+// try runs all rounds once. Each round begins with another peer, so that no peer
+// always follows the same one.
 func (g *Group) try(rounds int) ([]Figure, error) {
-	took := make([][]time.Duration, len(g.Peers))
+	took := make([][]float64, len(g.Peers)) // ns per packet
 	for i := range took {
-		took[i] = make([]time.Duration, 0, rounds)
+		took[i] = make([]float64, 0, rounds)
 	}
 	for round := range rounds {
 		for k := range g.Peers {
@@ -104,29 +111,17 @@ func (g *Group) try(rounds int) ([]Figure, error) {
 			if err != nil {
 				return nil, err
 			}
-			took[i] = append(took[i], d)
+			took[i] = append(took[i], float64(d)/float64(g.Packets))
 		}
 	}
 	figures := make([]Figure, len(g.Peers))
-	for i, d := range took {
-		slices.Sort(d)
-		at := func(q float64) float64 { return quantile(d, q) / float64(g.Packets) }
-		figures[i] = Figure{Peer: g.Peers[i].Name, Median: at(0.5), P25: at(0.25), P75: at(0.75)}
-		figures[i].Ratio = figures[0].Median / figures[i].Median
+	first := benchmath.NewSample(took[0], &benchmath.DefaultThresholds)
+	for i := range took {
+		s := benchmath.NewSample(took[i], &benchmath.DefaultThresholds)
+		sum := benchmath.AssumeNothing.Summary(s, confidence)
+		figures[i] = Figure{Peer: g.Peers[i].Name, Median: sum.Center, Low: sum.Lo, High: sum.Hi}
+		figures[i].Ratio = figures[0].Median / sum.Center
+		figures[i].P = benchmath.AssumeNothing.Compare(first, s).P
 	}
 	return figures, nil
-}
-
-// quantile of sorted values, between the two that are nearest.
-func quantile(sorted []time.Duration, q float64) float64 {
-	if len(sorted) == 0 {
-		return 0
-	}
-	at := q * float64(len(sorted)-1)
-	i := int(at)
-	v := float64(sorted[i])
-	if i+1 < len(sorted) {
-		v += (at - float64(i)) * float64(sorted[i+1]-sorted[i])
-	}
-	return v
 }

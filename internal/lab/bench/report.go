@@ -10,25 +10,25 @@ import (
 	"text/tabwriter"
 )
 
-// Goal is a figure that has a bar.
+// Goal is a figure with a bar that it has to meet.
 type Goal struct {
 	ID    string  `json:"id"`
 	What  string  `json:"what"`
 	Value float64 `json:"value"`
 	Bar   float64 `json:"bar"`
 	Least bool    `json:"at_least"` // the bar is a lower bound, else an upper
-	Void  bool    `json:"void"`     // it rests on a measurement that is
+	Void  bool    `json:"void"`     // the measurement behind it is void
 	Pass  bool    `json:"pass"`
 
-	// Room is what would come out if all that is not this program's own were all
-	// there is: the best that can be had on this host. 0: not known.
+	// Room is the value if this program's own work took no time: the best that
+	// this host allows. 0: not known.
 	Room float64 `json:"room,omitempty"`
 }
 
-// Report is all that was measured.
+// Report holds everything that was measured.
 type Report struct {
 	Host    string   `json:"host"`
-	Method  []string `json:"method"` // what one has to know to read the figures
+	Method  []string `json:"method"` // how the figures were obtained, for the reader
 	Results []Result `json:"results"`
 	Goals   []Goal   `json:"goals"`
 	Seconds float64  `json:"seconds"`
@@ -39,7 +39,7 @@ func (r *Report) AtLeast(id, what string, value, bar float64, void bool) {
 	r.Goals = append(r.Goals, Goal{ID: id, What: what, Value: value, Bar: bar, Least: true, Void: void, Pass: value >= bar})
 }
 
-// Within adds a goal with a lower bound, and what the host leaves room for.
+// Within adds a goal with a lower bound, and the best value that the host allows.
 func (r *Report) Within(id, what string, value, bar, room float64, void bool) {
 	r.AtLeast(id, what, value, bar, void)
 	r.Goals[len(r.Goals)-1].Room = room
@@ -50,7 +50,7 @@ func (r *Report) AtMost(id, what string, value, bar float64, void bool) {
 	r.Goals = append(r.Goals, Goal{ID: id, What: what, Value: value, Bar: bar, Void: void, Pass: value <= bar})
 }
 
-// Missed is the number of goals whose bar was not met.
+// Missed returns the number of goals that were not met.
 func (r *Report) Missed() (n int) {
 	for _, g := range r.Goals {
 		if !g.Pass {
@@ -74,9 +74,9 @@ func (r *Report) Print(w io.Writer) error {
 			void = fmt.Sprintf("  VOID: spread %.0f %%", 100*res.Spread)
 		}
 		fmt.Fprintf(t, "\n%s (%d rounds, try %d)%s\n", res.Name, res.Rounds, res.Tries, void)
-		fmt.Fprintln(t, "\tns/packet\tp25\tp75\tratio")
+		fmt.Fprintln(t, "\tns/packet\tlow\thigh\tratio\tp")
 		for _, f := range res.Figures {
-			fmt.Fprintf(t, "  %s\t%.0f\t%.0f\t%.0f\t%.3f\n", f.Peer, f.Median, f.P25, f.P75, f.Ratio)
+			fmt.Fprintf(t, "  %s\t%.0f\t%.0f\t%.0f\t%.3f\t%.3f\n", f.Peer, f.Median, f.Low, f.High, f.Ratio, f.P)
 		}
 	}
 	fmt.Fprintln(t, "\ngoals\tvalue\tbar\troom here\t")

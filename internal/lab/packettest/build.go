@@ -5,6 +5,9 @@ package packettest
 import (
 	"encoding/binary"
 	"net/netip"
+
+	"github.com/gopacket/gopacket"
+	"github.com/gopacket/gopacket/layers"
 )
 
 // Frame describes an Ethernet frame. At most one of IPv4 and IPv6, and at most
@@ -12,7 +15,7 @@ import (
 type Frame struct {
 	Dst, Src [6]byte // zero: 02:00:00:00:00:02 and 02:00:00:00:00:01
 	Tags     []Tag   // outermost first
-	// EtherType is for frames without IP; with it, it is known.
+	// EtherType is that of a frame without IP.
 	EtherType uint16
 
 	IPv4 *IPv4
@@ -25,7 +28,7 @@ type Frame struct {
 
 	Payload []byte
 	// Partial leaves the sum of the pseudo-header in the checksum field of
-	// TCP and UDP, for somebody else to finish.
+	// TCP and UDP, as a sender does that has the receiver complete it.
 	Partial bool
 	// PadTo is the least length of the frame, filled up with zeros.
 	PadTo int
@@ -40,10 +43,10 @@ type Tag struct {
 // IPv4 describes an IPv4 header.
 type IPv4 struct {
 	Src, Dst netip.Addr // zero: 192.0.2.1 and 192.0.2.2
-	TOS, TTL uint8      // TTL zero: 64
+	TOS      uint8
 	ID       uint16
 	DF, MF   bool
-	Offset   int    // of a fragment, in octets; a multiple of 8
+	Offset   int    // of a fragment, in bytes; a multiple of 8
 	Options  []byte // padded to a multiple of 4 with zeros
 	Proto    uint8  // zero: that of the transport
 }
@@ -53,13 +56,11 @@ type IPv6 struct {
 	Src, Dst     netip.Addr // zero: 2001:db8::1 and 2001:db8::2
 	TrafficClass uint8
 	FlowLabel    uint32
-	HopLimit     uint8 // zero: 64
 	Ext          []Ext
-	NextHeader   uint8 // what follows Ext; zero: that of the transport
 }
 
 // Ext is an IPv6 extension header. Body is all of it, with its length field; the
-// first octet is replaced by the number of what follows.
+// first byte is replaced by the number of the header that follows.
 type Ext struct {
 	Type uint8
 	Body []byte
@@ -129,27 +130,21 @@ const (
 	TypeQinQ = 0x88a8
 )
 
-const (
-	etherLen = 14
-	ipv6Len  = 40
-)
-
-// Options is an extension header of n octets, a multiple of 8, that holds
-// nothing but padding: hop-by-hop options, a routing header without segments
-// left or destination options.
+// Options returns an extension header of n bytes, a multiple of 8, that holds
+// nothing but padding: hop-by-hop options, a routing header with no segments left,
+// or destination options.
 func Options(typ uint8, n int) Ext {
 	body := make([]byte, n)
 	body[1] = byte(n/8 - 1)
 	if typ != ProtoRouting {
-		// PadN over all that is left; of more than 257 octets the rest
-		// is Pad1, which is zero.
+		// One PadN; beyond its 257 bytes the zeros are Pad1 options.
 		body[2] = 1
 		body[3] = byte(min(n-4, 255))
 	}
 	return Ext{typ, body}
 }
 
-// Fragment is a fragment header. The offset is in octets, a multiple of 8.
+// Fragment returns a fragment header. The offset is in bytes, a multiple of 8.
 func Fragment(offset int, more bool, id uint32) Ext {
 	body := make([]byte, 8)
 	binary.BigEndian.PutUint16(body[2:], uint16(offset))
@@ -160,15 +155,15 @@ func Fragment(offset int, more bool, id uint32) Ext {
 	return Ext{ProtoFragment, body}
 }
 
-// Auth is an authentication header of n octets, a multiple of 4.
+// Auth returns an authentication header of n bytes, a multiple of 4.
 func Auth(n int) Ext {
 	body := make([]byte, n)
 	body[1] = byte(n/4 - 2)
 	return Ext{ProtoAuth, body}
 }
 
-// Pattern is n octets that repeat only after a long while, so that no two parts
-// of it are easily mixed up.
+// Pattern returns n bytes of a sequence with a long period, so that a test notices
+// when parts of them change places.
 func Pattern(n int) []byte {
 	b := make([]byte, n)
 	x := uint32(1)
@@ -179,16 +174,10 @@ func Pattern(n int) []byte {
 	return b
 }
 
-// Bytes builds the frame.
+// Bytes returns the frame. It panics if gopacket cannot build it.
 func (f Frame) Bytes() []byte {
-	dst, src := f.Dst, f.Src
-	if dst == ([6]byte{}) {
-		dst = [6]byte{2, 0, 0, 0, 0, 2}
-	}
-	if src == ([6]byte{}) {
-		src = [6]byte{2, 0, 0, 0, 0, 1}
-	}
-	b := append(append([]byte{}, dst[:]...), src[:]...)
+	dst, src := or(f.Dst, [6]byte{2, 0, 0, 0, 0, 2}), or(f.Src, [6]byte{2, 0, 0, 0, 0, 1})
+	b := append(dst[:], src[:]...)
 	for _, t := range f.Tags {
 		b = binary.BigEndian.AppendUint16(b, or(t.TPID, TypeVLAN))
 		b = binary.BigEndian.AppendUint16(b, t.TCI)
@@ -196,18 +185,15 @@ func (f Frame) Bytes() []byte {
 	switch {
 	case f.IPv4 != nil:
 		b = binary.BigEndian.AppendUint16(b, TypeIPv4)
-		b = f.ipv4(b)
+		b = append(b, f.ipv4()...)
 	case f.IPv6 != nil:
 		b = binary.BigEndian.AppendUint16(b, TypeIPv6)
-		b = f.ipv6(b)
+		b = append(b, f.ipv6()...)
 	default:
 		b = binary.BigEndian.AppendUint16(b, f.EtherType)
 		b = append(b, f.Payload...)
 	}
-	for len(b) < f.PadTo {
-		b = append(b, 0)
-	}
-	return b
+	return append(b, make([]byte, max(f.PadTo-len(b), 0))...)
 }
 
 func (f Frame) proto() uint8 {
@@ -226,152 +212,112 @@ func (f Frame) proto() uint8 {
 	return ProtoNone
 }
 
-func (f Frame) ipv4(b []byte) []byte {
-	ip := f.IPv4
-	src := addr(ip.Src, "192.0.2.1")
-	dst := addr(ip.Dst, "192.0.2.2")
-	proto := or(ip.Proto, f.proto())
-	body := f.transport(pseudo{src, dst, f.proto()})
-
-	opts := pad4(ip.Options)
-	frag := uint16(ip.Offset / 8)
-	if ip.DF {
-		frag |= 0x4000
+func (f Frame) ipv4() []byte {
+	ip := &layers.IPv4{
+		Version: 4, TOS: f.IPv4.TOS, TTL: 64, Id: f.IPv4.ID,
+		FragOffset: uint16(f.IPv4.Offset / 8),
+		Protocol:   layers.IPProtocol(or(f.IPv4.Proto, f.proto())),
+		SrcIP:      addr(f.IPv4.Src, "192.0.2.1"), DstIP: addr(f.IPv4.Dst, "192.0.2.2"),
+		Padding: f.IPv4.Options,
 	}
-	if ip.MF {
-		frag |= 0x2000
+	if f.IPv4.DF {
+		ip.Flags |= layers.IPv4DontFragment
 	}
-	h := []byte{0x45 + byte(len(opts)/4), ip.TOS}
-	h = binary.BigEndian.AppendUint16(h, uint16(20+len(opts)+len(body)))
-	h = binary.BigEndian.AppendUint16(h, ip.ID)
-	h = binary.BigEndian.AppendUint16(h, frag)
-	h = append(h, or(ip.TTL, 64), proto, 0, 0)
-	h = append(append(append(h, src...), dst...), opts...)
-	binary.BigEndian.PutUint16(h[10:], ^naiveSum(h))
-	return append(append(b, h...), body...)
+	if f.IPv4.MF {
+		ip.Flags |= layers.IPv4MoreFragments
+	}
+	return serialize(ip, gopacket.Payload(f.transport(ip)))
 }
 
-func (f Frame) ipv6(b []byte) []byte {
-	ip := f.IPv6
-	src := addr(ip.Src, "2001:db8::1")
-	dst := addr(ip.Dst, "2001:db8::2")
-	body := f.transport(pseudo{src, dst, f.proto()})
-
-	next := or(ip.NextHeader, f.proto())
+func (f Frame) ipv6() []byte {
+	next := f.proto()
 	var ext []byte
-	for i := len(ip.Ext) - 1; i >= 0; i-- {
-		e := append([]byte{}, ip.Ext[i].Body...)
+	for i := len(f.IPv6.Ext) - 1; i >= 0; i-- {
+		e := append([]byte{}, f.IPv6.Ext[i].Body...)
 		e[0] = next
-		next = ip.Ext[i].Type
+		next = f.IPv6.Ext[i].Type
 		ext = append(e, ext...)
 	}
-	b = binary.BigEndian.AppendUint32(b, 6<<28|uint32(ip.TrafficClass)<<20|ip.FlowLabel&0xfffff)
-	b = binary.BigEndian.AppendUint16(b, uint16(len(ext)+len(body)))
-	b = append(b, next, or(ip.HopLimit, 64))
-	b = append(append(b, src...), dst...)
-	return append(append(b, ext...), body...)
+	ip := &layers.IPv6{
+		Version: 6, TrafficClass: f.IPv6.TrafficClass, FlowLabel: f.IPv6.FlowLabel & 0xfffff,
+		HopLimit: 64, NextHeader: layers.IPProtocol(next),
+		SrcIP: addr(f.IPv6.Src, "2001:db8::1"), DstIP: addr(f.IPv6.Dst, "2001:db8::2"),
+	}
+	return serialize(ip, gopacket.Payload(ext), gopacket.Payload(f.transport(ip)))
 }
 
-// transport builds the transport header and the payload.
-func (f Frame) transport(p pseudo) []byte {
-	var h []byte
-	check := -1
+// transport returns the transport header and the payload behind ip.
+func (f Frame) transport(ip gopacket.NetworkLayer) []byte {
+	payload := gopacket.Payload(f.Payload)
+	var b []byte
+	check := 0 // offset of the checksum of TCP and UDP
 	switch {
 	case f.TCP != nil:
-		t := f.TCP
-		opts := pad4(t.Options)
-		h = binary.BigEndian.AppendUint16(h, or(t.SrcPort, 40000))
-		h = binary.BigEndian.AppendUint16(h, or(t.DstPort, 443))
-		h = binary.BigEndian.AppendUint32(h, t.Seq)
-		h = binary.BigEndian.AppendUint32(h, t.Ack)
-		h = append(h, byte(20+len(opts))<<2, t.Flags)
-		h = binary.BigEndian.AppendUint16(h, t.Window)
-		h = append(h, 0, 0)
-		h = binary.BigEndian.AppendUint16(h, t.Urgent)
-		h = append(h, opts...)
-		check = 16
+		t := &layers.TCP{
+			SrcPort: layers.TCPPort(or(f.TCP.SrcPort, 40000)), DstPort: layers.TCPPort(or(f.TCP.DstPort, 443)),
+			Seq: f.TCP.Seq, Ack: f.TCP.Ack, Window: f.TCP.Window, Urgent: f.TCP.Urgent,
+			// gopacket writes padding as it is, and so options that are not valid.
+			Padding: pad4(f.TCP.Options),
+		}
+		setFlags(t, f.TCP.Flags)
+		_ = t.SetNetworkLayerForChecksum(ip)
+		b, check = serialize(t, payload), 16
 	case f.UDP != nil:
-		u := f.UDP
-		h = binary.BigEndian.AppendUint16(h, or(u.SrcPort, 40000))
-		h = binary.BigEndian.AppendUint16(h, or(u.DstPort, 53))
-		h = binary.BigEndian.AppendUint16(h, uint16(8+len(f.Payload)))
-		h = append(h, 0, 0)
-		if !u.NoChecksum {
-			check = 6
-		}
+		u := &layers.UDP{SrcPort: layers.UDPPort(or(f.UDP.SrcPort, 40000)), DstPort: layers.UDPPort(or(f.UDP.DstPort, 53))}
+		_ = u.SetNetworkLayerForChecksum(ip)
+		b, check = serialize(u, payload), 6
 	case f.SCTP != nil:
-		s := f.SCTP
-		h = binary.BigEndian.AppendUint16(h, or(s.SrcPort, 40000))
-		h = binary.BigEndian.AppendUint16(h, or(s.DstPort, 2905))
-		h = binary.BigEndian.AppendUint32(h, s.Tag)
-		h = append(h, 0, 0, 0, 0)
+		return serialize(&layers.SCTP{
+			SrcPort: layers.SCTPPort(or(f.SCTP.SrcPort, 40000)), DstPort: layers.SCTPPort(or(f.SCTP.DstPort, 2905)),
+			VerificationTag: f.SCTP.Tag,
+		}, payload)
 	case f.ICMP != nil:
-		h = append(h, f.ICMP.Type, f.ICMP.Code, 0, 0)
-		h = binary.BigEndian.AppendUint32(h, f.ICMP.Rest)
-		check = 2
-	}
-	b := append(h, f.Payload...)
-	switch {
-	case f.SCTP != nil:
-		binary.LittleEndian.PutUint32(b[8:], naiveCRC32c(b))
-	case check < 0:
-	case f.Partial && f.ICMP == nil:
-		binary.BigEndian.PutUint16(b[check:], naiveSum(p.bytes(len(b))))
+		rest := gopacket.Payload(binary.BigEndian.AppendUint32(nil, f.ICMP.Rest))
+		if f.IPv6 == nil {
+			return serialize(&layers.ICMPv4{
+				TypeCode: layers.CreateICMPv4TypeCode(f.ICMP.Type, f.ICMP.Code),
+				Id:       uint16(f.ICMP.Rest >> 16), Seq: uint16(f.ICMP.Rest),
+			}, payload)
+		}
+		i := &layers.ICMPv6{TypeCode: layers.CreateICMPv6TypeCode(f.ICMP.Type, f.ICMP.Code)}
+		_ = i.SetNetworkLayerForChecksum(ip)
+		return serialize(i, rest, payload)
 	default:
-		var head []byte
-		if p.proto != ProtoICMP {
-			head = p.bytes(len(b))
-		}
-		c := ^naiveSum(append(head, b...))
-		if c == 0 && f.UDP != nil {
-			c = 0xffff
-		}
-		binary.BigEndian.PutUint16(b[check:], c)
+		return f.Payload
+	}
+	switch {
+	case f.UDP != nil && f.UDP.NoChecksum:
+		binary.BigEndian.PutUint16(b[check:], 0)
+	case f.Partial:
+		binary.BigEndian.PutUint16(b[check:], pseudoSum(ip, f.proto(), len(b)))
 	}
 	return b
 }
 
-// pseudo is what the checksums of TCP, UDP and ICMPv6 cover of IP.
-type pseudo struct {
-	src, dst []byte
-	proto    uint8
+// setFlags sets the flags of t from the byte that stands in a TCP header.
+func setFlags(t *layers.TCP, flags uint8) {
+	for bit, to := range []*bool{&t.FIN, &t.SYN, &t.RST, &t.PSH, &t.ACK, &t.URG, &t.ECE, &t.CWR} {
+		*to = flags>>bit&1 != 0
+	}
 }
 
-// bytes is the pseudo-header of IPv6, which sums up to the same as that of IPv4.
-func (p pseudo) bytes(n int) []byte {
-	b := append(append([]byte{}, p.src...), p.dst...)
+// pseudoSum returns the sum of the pseudo-header for n bytes of TCP or UDP. That of
+// IPv6 (RFC 8200, section 8.1) sums up to the same as that of IPv4.
+func pseudoSum(ip gopacket.NetworkLayer, proto uint8, n int) uint16 {
+	src, dst := ip.NetworkFlow().Endpoints()
+	b := append(src.Raw(), dst.Raw()...)
 	b = binary.BigEndian.AppendUint32(b, uint32(n))
-	return append(b, 0, 0, 0, p.proto)
+	b = append(b, 0, 0, 0, proto)
+	return ^gopacket.FoldChecksum(gopacket.ComputeChecksum(b, 0))
 }
 
-// naiveSum is RFC 1071 read aloud.
-func naiveSum(b []byte) uint16 {
-	var s uint32
-	for i := 0; i < len(b); i += 2 {
-		w := uint32(b[i]) << 8
-		if i+1 < len(b) {
-			w |= uint32(b[i+1])
-		}
-		s += w
-		s = s&0xffff + s>>16
+// serialize has gopacket write layers, with their lengths and checksums.
+func serialize(l ...gopacket.SerializableLayer) []byte {
+	buf := gopacket.NewSerializeBuffer()
+	if err := gopacket.SerializeLayers(buf, gopacket.SerializeOptions{FixLengths: true, ComputeChecksums: true}, l...); err != nil {
+		panic(err)
 	}
-	return uint16(s)
-}
-
-// naiveCRC32c is RFC 3309's polynomial, bit by bit.
-func naiveCRC32c(b []byte) uint32 {
-	c := ^uint32(0)
-	for _, x := range b {
-		c ^= uint32(x)
-		for range 8 {
-			if c&1 != 0 {
-				c = c>>1 ^ 0x82f63b78
-			} else {
-				c >>= 1
-			}
-		}
-	}
-	return ^c
+	return buf.Bytes()
 }
 
 func addr(a netip.Addr, other string) []byte {

@@ -6,10 +6,15 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"net/netip"
+
+	"github.com/gopacket/gopacket"
+	"github.com/gopacket/gopacket/layers"
 )
 
-// Packet is a frame taken apart. Fields that the frame does not have are zero.
+// Packet holds the fields of a decoded frame. Fields that the frame does not have
+// are zero.
 type Packet struct {
 	DstMAC, SrcMAC [6]byte
 	Tags           []Tag
@@ -20,7 +25,7 @@ type Packet struct {
 	Src, Dst netip.Addr
 	ID       uint16 // of IPv4
 	Proto    uint8  // final protocol
-	Fragment bool   // one of several; its payload is what follows IP
+	Fragment bool   // one of several; its payload follows the IP headers
 
 	SrcPort, DstPort uint16
 	Seq, Ack         uint32
@@ -29,188 +34,184 @@ type Packet struct {
 	Payload []byte // without padding of the frame
 }
 
-// Decode takes a frame apart. It fails if a length in it is not true.
+// decoder decodes one frame.
+type decoder struct {
+	Packet
+	end       int // offset of what follows the IP packet
+	ip        gopacket.NetworkLayer
+	transport gopacket.DecodingLayer // nil if not decoded
+	truncated bool
+}
+
+// SetTruncated implements [gopacket.DecodeFeedback]: a header promises more bytes
+// than there are.
+func (p *decoder) SetTruncated() { p.truncated = true }
+
+// Decode has gopacket decode a frame up to its transport header. It fails if a
+// length in the frame is wrong.
 func Decode(b []byte) (Packet, error) {
-	var p Packet
-	if len(b) < etherLen {
-		return p, errors.New("shorter than an Ethernet header")
-	}
-	copy(p.DstMAC[:], b)
-	copy(p.SrcMAC[:], b[6:])
-	off := 12
-	for {
-		p.EtherType = binary.BigEndian.Uint16(b[off:])
-		off += 2
+	var p decoder
+	err := p.decode(b)
+	return p.Packet, err
+}
+
+func (p *decoder) decode(b []byte) error {
+	at := 12
+	for ; ; at += 4 {
+		if len(b) < at+2 {
+			return errors.New("Ethernet header cut off")
+		}
+		p.EtherType = binary.BigEndian.Uint16(b[at:])
 		if p.EtherType != TypeVLAN && p.EtherType != TypeQinQ {
 			break
 		}
-		if len(b) < off+4 {
-			return p, errors.New("cut off in a VLAN tag")
+		if len(b) < at+4 {
+			return errors.New("VLAN tag cut off")
 		}
-		p.Tags = append(p.Tags, Tag{p.EtherType, binary.BigEndian.Uint16(b[off:])})
-		off += 2
+		p.Tags = append(p.Tags, Tag{p.EtherType, binary.BigEndian.Uint16(b[at+2:])})
 	}
-	p.L3 = off
-	var err error
-	switch p.EtherType {
-	case TypeIPv4:
-		err = p.decodeIPv4(b)
-	case TypeIPv6:
-		err = p.decodeIPv6(b)
-	default:
-		p.L3 = 0
-		p.Payload = b[off:]
-	}
-	return p, err
-}
-
-func (p *Packet) decodeIPv4(b []byte) error {
-	ip := b[p.L3:]
-	if len(ip) < 20 || ip[0]>>4 != 4 {
-		return errors.New("no IPv4 header")
-	}
-	n, total := int(ip[0]&15)*4, int(binary.BigEndian.Uint16(ip[2:]))
-	if n < 20 || total < n || total > len(ip) {
-		return fmt.Errorf("IPv4 header of %d octets says %d, frame holds %d", n, total, len(ip))
-	}
-	p.ID = binary.BigEndian.Uint16(ip[4:])
-	p.Fragment = binary.BigEndian.Uint16(ip[6:])&0x3fff != 0
-	p.Proto = ip[9]
-	p.Src, _ = netip.AddrFromSlice(ip[12:16])
-	p.Dst, _ = netip.AddrFromSlice(ip[16:20])
-	return p.decodeTransport(b[:p.L3+total], p.L3+n)
-}
-
-func (p *Packet) decodeIPv6(b []byte) error {
-	ip := b[p.L3:]
-	if len(ip) < ipv6Len || ip[0]>>4 != 6 {
-		return errors.New("no IPv6 header")
-	}
-	total := ipv6Len + int(binary.BigEndian.Uint16(ip[4:]))
-	if total > len(ip) {
-		return fmt.Errorf("IPv6 packet says %d octets, frame holds %d", total, len(ip))
-	}
-	p.Src, _ = netip.AddrFromSlice(ip[8:24])
-	p.Dst, _ = netip.AddrFromSlice(ip[24:40])
-	b = b[:p.L3+total]
-	off := p.L3 + ipv6Len
-	p.Proto = ip[6]
-	for {
-		size := 0
-		switch p.Proto {
-		case ProtoHopByHop, ProtoRouting, ProtoDest, ProtoFragment, ProtoAuth:
-			if len(b) < off+8 {
-				return errors.New("cut off in an extension header")
-			}
-			switch p.Proto {
-			case ProtoFragment:
-				size = 8
-				if binary.BigEndian.Uint16(b[off+2:])&^6 != 0 {
-					p.Fragment = true
-				}
-			case ProtoAuth:
-				size = (int(b[off+1]) + 2) * 4
-			default:
-				size = (int(b[off+1]) + 1) * 8
-			}
-		}
-		if size == 0 {
-			break
-		}
-		if len(b) < off+size {
-			return errors.New("extension header beyond the packet")
-		}
-		p.Proto = b[off]
-		off += size
-		if p.Fragment {
-			break
-		}
-	}
-	return p.decodeTransport(b, off)
-}
-
-// decodeTransport takes the packet without padding.
-func (p *Packet) decodeTransport(b []byte, off int) error {
-	if p.Fragment {
-		p.End = off
-		p.Payload = b[off:]
+	p.DstMAC, p.SrcMAC, p.Payload = [6]byte(b), [6]byte(b[6:]), b[at+2:]
+	if p.EtherType != TypeIPv4 && p.EtherType != TypeIPv6 {
 		return nil
 	}
-	p.L4 = off
-	h := b[off:]
-	n := 0
-	switch p.Proto {
-	case ProtoTCP:
-		if len(h) < 20 {
-			return errors.New("cut off in the TCP header")
+	p.L3 = at + 2
+	next := layers.EthernetType(p.EtherType).LayerType()
+	for l := p.layer(next); l != nil; l = p.layer(next) {
+		if err := l.DecodeFromBytes(p.Payload, p); err != nil {
+			return err
 		}
-		if n = int(h[12]>>4) * 4; n < 20 || n > len(h) {
-			return fmt.Errorf("TCP header says %d octets", n)
+		if err := p.note(l); err != nil {
+			return err
 		}
-		p.Seq, p.Ack = binary.BigEndian.Uint32(h[4:]), binary.BigEndian.Uint32(h[8:])
-		p.Flags = h[13]
-	case ProtoUDP:
-		if n = 8; len(h) < n || int(binary.BigEndian.Uint16(h[4:])) != len(h) {
-			return errors.New("bad UDP length")
-		}
-	case ProtoSCTP:
-		if n = 12; len(h) < n {
-			return errors.New("cut off in the SCTP header")
-		}
-	case ProtoICMP, ProtoICMPv6:
-		if n = 8; len(h) < n {
-			return errors.New("cut off in the ICMP header")
-		}
+		next, p.Payload = l.NextLayerType(), l.LayerPayload()
 	}
-	if n >= 8 && p.Proto != ProtoICMP && p.Proto != ProtoICMPv6 {
-		p.SrcPort, p.DstPort = binary.BigEndian.Uint16(h), binary.BigEndian.Uint16(h[2:])
+	if p.truncated {
+		return errors.New("a header promises more bytes than the frame has")
 	}
-	p.End = off + n
-	p.Payload = h[n:]
+	if p.transport != nil && p.Proto == ProtoICMPv6 {
+		if len(p.Payload) < 4 {
+			return errors.New("ICMPv6 header cut off")
+		}
+		p.Payload = p.Payload[4:] // what gopacket takes for a part of the message
+	}
+	p.End = p.end - len(p.Payload)
+	if p.transport == nil && !p.Fragment {
+		p.L4 = p.End
+	}
 	return nil
 }
 
-// Verify takes a frame apart and checks the checksums of IPv4, TCP, UDP, SCTP
-// and ICMP in it. Those of a fragmented transport cannot be checked.
+// layer returns the decoder for the next header, nil if the payload comes next.
+func (p *decoder) layer(next gopacket.LayerType) gopacket.DecodingLayer {
+	switch {
+	case p.ip == nil && next == layers.LayerTypeIPv4:
+		return &layers.IPv4{}
+	case p.ip == nil:
+		return &layers.IPv6{}
+	case p.transport != nil:
+		return nil
+	case next == layers.LayerTypeIPv6Fragment:
+		return &layers.IPv6Fragment{}
+	case layers.LayerClassIPv6Extension.Contains(next):
+		return &layers.IPv6ExtensionSkipper{}
+	}
+	switch next {
+	case layers.LayerTypeTCP:
+		p.transport = &layers.TCP{}
+	case layers.LayerTypeUDP:
+		p.transport = &layers.UDP{}
+	case layers.LayerTypeSCTP:
+		p.transport = &layers.SCTP{}
+	case layers.LayerTypeICMPv4:
+		p.transport = &layers.ICMPv4{}
+	case layers.LayerTypeICMPv6:
+		p.transport = &layers.ICMPv6{}
+	case layers.LayerTypeIPSecAH:
+		if p.EtherType == TypeIPv6 {
+			return &layers.IPSecAH{}
+		}
+	}
+	return p.transport
+}
+
+// note copies the fields of l, which was decoded from p.Payload.
+func (p *decoder) note(l gopacket.DecodingLayer) error {
+	if l == p.transport {
+		p.L4 = p.end - len(p.Payload)
+	}
+	switch l := l.(type) {
+	case *layers.IPv4:
+		total := binary.BigEndian.Uint16(l.Contents[2:]) // gopacket replaces 0
+		if l.Version != 4 || total == 0 {
+			return errors.New("no IPv4 header")
+		}
+		p.ip, p.end = l, p.L3+int(total)
+		p.ID, p.Proto = l.Id, uint8(l.Protocol)
+		p.Fragment = l.NextLayerType() == gopacket.LayerTypeFragment
+		p.Src, p.Dst = netip.AddrFrom4([4]byte(l.SrcIP)), netip.AddrFrom4([4]byte(l.DstIP))
+	case *layers.IPv6:
+		if l.Version != 6 || l.Length == 0 {
+			return errors.New("no IPv6 header")
+		}
+		p.ip, p.end, p.Proto = l, p.L3+len(l.Contents)+int(l.Length), uint8(l.NextHeader)
+		if l.HopByHop != nil { // which gopacket decodes together with the IPv6 header
+			p.Proto = uint8(l.HopByHop.NextHeader)
+		}
+		p.Src, p.Dst = netip.AddrFrom16([16]byte(l.SrcIP)), netip.AddrFrom16([16]byte(l.DstIP))
+	case *layers.IPv6ExtensionSkipper:
+		p.Proto = uint8(l.NextHeader)
+	case *layers.IPSecAH:
+		p.Proto = uint8(l.NextHeader)
+	case *layers.IPv6Fragment:
+		p.Proto, p.Fragment = uint8(l.NextHeader), l.NextLayerType() == gopacket.LayerTypeFragment
+	case *layers.TCP:
+		p.SrcPort, p.DstPort, p.Seq, p.Ack, p.Flags = uint16(l.SrcPort), uint16(l.DstPort), l.Seq, l.Ack, l.Contents[13]
+	case *layers.UDP:
+		p.SrcPort, p.DstPort = uint16(l.SrcPort), uint16(l.DstPort)
+		if int(l.Length) != len(p.Payload) {
+			return fmt.Errorf("UDP length is %d, IP has %d bytes", l.Length, len(p.Payload))
+		}
+	case *layers.SCTP:
+		p.SrcPort, p.DstPort = uint16(l.SrcPort), uint16(l.DstPort)
+	}
+	return nil
+}
+
+// Verify decodes a frame and has gopacket verify the checksums of IPv4, TCP, UDP and
+// ICMP in it, and verifies that of SCTP. That of a fragmented transport cannot be
+// verified.
 func Verify(b []byte) (Packet, error) {
-	p, err := Decode(b)
-	if err != nil {
-		return p, err
+	var p decoder
+	if err := p.decode(b); err != nil {
+		return p.Packet, err
 	}
-	if p.EtherType == TypeIPv4 {
-		n := int(b[p.L3]&15) * 4
-		if s := naiveSum(b[p.L3 : p.L3+n]); s != 0xffff {
-			return p, fmt.Errorf("IPv4 header checksum is wrong: sum %#04x", s)
+	if s, ok := p.transport.(interface {
+		SetNetworkLayerForChecksum(gopacket.NetworkLayer) error
+	}); ok {
+		if err := s.SetNetworkLayerForChecksum(p.ip); err != nil {
+			return p.Packet, err
 		}
 	}
-	if p.L4 == 0 {
-		return p, nil
-	}
-	t := b[p.L4 : p.End+len(p.Payload)]
-	head := pseudo{p.Src.AsSlice(), p.Dst.AsSlice(), p.Proto}.bytes(len(t))
-	switch p.Proto {
-	case ProtoSCTP:
-		c := append([]byte{}, t...)
-		clear(c[8:12])
-		if got, want := binary.LittleEndian.Uint32(t[8:]), naiveCRC32c(c); got != want {
-			return p, fmt.Errorf("SCTP checksum is %#08x, should be %#08x", got, want)
-		}
-		return p, nil
-	case ProtoICMP:
-		head = nil
-	case ProtoUDP:
-		if t[6] == 0 && t[7] == 0 {
-			if p.EtherType == TypeIPv6 {
-				return p, errors.New("UDP over IPv6 without a checksum")
+	for _, l := range []any{p.ip, p.transport} {
+		switch l := l.(type) {
+		case *layers.SCTP:
+			sum := append(append([]byte{}, l.Contents...), l.Payload...)
+			clear(sum[8:12])
+			if want := crc32.Checksum(sum, crc32.MakeTable(crc32.Castagnoli)); binary.LittleEndian.Uint32(l.Contents[8:]) != want {
+				return p.Packet, fmt.Errorf("SCTP checksum is %#08x, want %#08x", l.Contents[8:], want)
 			}
-			return p, nil
+		case gopacket.LayerWithChecksum:
+			err, got := l.VerifyChecksum()
+			if err != nil {
+				return p.Packet, err
+			}
+			if u, ok := l.(*layers.UDP); ok && u.Checksum == 0 && p.EtherType == TypeIPv6 {
+				return p.Packet, errors.New("UDP over IPv6 without a checksum")
+			}
+			if !got.Valid {
+				return p.Packet, fmt.Errorf("%T checksum is %#04x, want %#04x", l, got.Actual, got.Correct)
+			}
 		}
-	case ProtoTCP, ProtoICMPv6:
-	default:
-		return p, nil
 	}
-	if s := naiveSum(append(head, t...)); s != 0xffff {
-		return p, fmt.Errorf("checksum of protocol %d is wrong: sum %#04x", p.Proto, s)
-	}
-	return p, nil
+	return p.Packet, nil
 }

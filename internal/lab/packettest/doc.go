@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package packettest builds and checks Ethernet frames for tests.
+// Package packettest builds and verifies Ethernet frames for tests.
 //
-// A [Frame] is written down as a literal; what is left out gets a sensible
-// value, and lengths, protocol numbers and checksums are worked out:
+// A [Frame] is written down as a literal. Fields that are left out get a sensible
+// value; lengths, protocol numbers and checksums are computed:
 //
 //	packettest.Frame{
 //		Tags:    []packettest.Tag{{TCI: 42}},
@@ -12,7 +12,9 @@
 //		Payload: packettest.Pattern(1460),
 //	}.Bytes()
 //
-// [Decode] takes a frame apart again and [Verify] also checks every checksum.
-// Both are plain and slow on purpose, and share no code with pkg/offload: they
-// are what it is measured against.
+// [Decode] decodes a frame and [Verify] also verifies every checksum. Headers and
+// checksums are written and judged by [github.com/gopacket/gopacket], which shares no
+// code with the packages under test. This package adds the literals, and the rules
+// that gopacket does not enforce: lengths must be exact, IPv6 requires the checksum of
+// UDP, and the CRC of SCTP is verified.
 package packettest

@@ -10,18 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-func TestSumsOfKnownData(t *testing.T) {
-	// The example of RFC 1071, section 3.
-	if got := naiveSum([]byte{0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7}); got != 0xddf2 {
-		t.Errorf("Internet checksum of RFC 1071's example is %#04x, want 0xddf2", got)
-	}
-	// The check value of CRC-32C.
-	if got := naiveCRC32c([]byte("123456789")); got != 0xe3069283 {
-		t.Errorf("CRC32c of the check string is %#08x, want 0xe3069283", got)
-	}
-}
-
-// A frame worked out by hand, octet by octet.
+// The bytes of this frame were worked out by hand.
 func TestBytesOfOneFrame(t *testing.T) {
 	got := Frame{
 		Tags:    []Tag{{TCI: 5}},
@@ -95,7 +84,7 @@ func TestVerifyNoticesEveryBit(t *testing.T) {
 				for bit := range 8 {
 					b[i] ^= 1 << bit
 					if _, err := Verify(b); err == nil {
-						t.Errorf("octet %d bit %d can be flipped", i, bit)
+						t.Errorf("byte %d bit %d can be flipped", i, bit)
 					}
 					b[i] ^= 1 << bit
 				}
