@@ -7,7 +7,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/netbackd/netbackd/internal/offload"
 	"github.com/netbackd/netbackd/pkg/gntdev"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/tap"
@@ -90,7 +89,7 @@ func TestNoAllocation(t *testing.T) {
 	}
 	inModes(t, allModes, func(t *testing.T, m mode) {
 		for _, tt := range cases {
-			if !m.vnet && tt.counts != TxPackets && tt.rx != nil && tt.rx[0].Vnet != (offload.VnetHeader{}) {
+			if !m.vnet && tt.counts != TxPackets && tt.rx != nil && tt.rx[0].Vnet != (tap.VnetHdr{}) {
 				continue // a TAP without vnet header finishes it itself
 			}
 			b := newBed(t, m, setup{cfg: full})

@@ -17,7 +17,6 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/bench"
 	"github.com/netbackd/netbackd/internal/lab/netns"
 	"github.com/netbackd/netbackd/internal/lab/packettest"
-	"github.com/netbackd/netbackd/internal/offload"
 	"github.com/netbackd/netbackd/internal/rawio"
 	"github.com/netbackd/netbackd/pkg/evtchn"
 	"github.com/netbackd/netbackd/pkg/gntdev"
@@ -35,7 +34,7 @@ const envBench = "DATAPLANE_BENCH"
 type benchFrame struct {
 	name    string
 	frame   []byte // without vnet header
-	vnet    offload.VnetHeader
+	vnet    tap.VnetHdr
 	flags   netif.TxFlags
 	extras  []netif.ExtraInfo
 	run     int   // packets per run

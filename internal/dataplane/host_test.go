@@ -9,7 +9,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/netbackd/netbackd/internal/offload"
 	"github.com/netbackd/netbackd/pkg/tap"
 )
 
@@ -42,7 +41,7 @@ func (h *host) close() { unix.Close(h.fd) }
 
 // hostFrame is a frame at the host, with what is left undone of it.
 type hostFrame struct {
-	Vnet  offload.VnetHeader
+	Vnet  tap.VnetHdr
 	Frame []byte
 }
 
@@ -77,7 +76,7 @@ func (h *host) received() (got []hostFrame) {
 		must(h.tb, err)
 		var v tap.VnetHdr
 		v.Decode(append(h.buf[:packetHdrLen:packetHdrLen], 0, 0))
-		f := hostFrame{offload.VnetHeader(v), append([]byte{}, h.buf[packetHdrLen:n]...)}
+		f := hostFrame{tap.VnetHdr(v), append([]byte{}, h.buf[packetHdrLen:n]...)}
 		if tag := outerTag(h.oob[:oobn]); tag != nil {
 			f.Frame = slices.Insert(f.Frame, 12, tag...)
 			if f.Vnet.CsumStart != 0 {

@@ -29,19 +29,19 @@ func framesOf(ds []delivery) (frames [][]byte) {
 
 // vnetOf is the header with which the host leaves f's checksum open, and with an
 // mss its segmentation.
-func vnetOf(f packettest.Frame, mss int) offload.VnetHeader {
+func vnetOf(f packettest.Frame, mss int) tap.VnetHdr {
 	p, err := packettest.Decode(f.Bytes())
 	if err != nil {
 		panic(err)
 	}
-	v := offload.VnetHeader{Flags: offload.VnetNeedsCsum, CsumStart: uint16(p.L4), CsumOffset: 6}
+	v := tap.VnetHdr{Flags: tap.VnetNeedsCsum, CsumStart: uint16(p.L4), CsumOffset: 6}
 	if f.TCP != nil {
 		v.CsumOffset = 16
 	}
 	if mss != 0 {
-		v.GSOType, v.GSOSize, v.HdrLen = offload.VnetGSOTCPv4, uint16(mss), uint16(p.End)
+		v.GSOType, v.GSOSize, v.HdrLen = tap.VnetGSOTCPv4, uint16(mss), uint16(p.End)
 		if f.IPv6 != nil {
-			v.GSOType = offload.VnetGSOTCPv6
+			v.GSOType = tap.VnetGSOTCPv6
 		}
 	}
 	return v
@@ -70,7 +70,7 @@ func TestRxOffload(t *testing.T) {
 	frames := []struct {
 		name   string
 		frame  packettest.Frame
-		vnet   offload.VnetHeader
+		vnet   tap.VnetHdr
 		raw    []byte // instead of frame, before its checksum is done
 		mss    int
 		tagged bool
@@ -82,7 +82,7 @@ func TestRxOffload(t *testing.T) {
 		{name: "open TCP over IPv6", frame: partial(tcp(6, 1400)), keep: true},
 		{name: "open TCP behind a tag", frame: partial(tcp(4, 1400, vlan)), tagged: true},
 		{name: "open SCTP", frame: sctp, raw: unsummed,
-			vnet: offload.VnetHeader{Flags: offload.VnetNeedsCsum, CsumStart: 34, CsumOffset: 8}},
+			vnet: tap.VnetHdr{Flags: tap.VnetNeedsCsum, CsumStart: 34, CsumOffset: 8}},
 		{name: "GSO over IPv4", frame: partial(tcp(4, 60000)), mss: 1448, keep: true},
 		{name: "GSO over IPv6", frame: partial(tcp(6, 33333)), mss: 1428, keep: true},
 		{name: "GSO behind a tag", frame: partial(tcp(4, 20000, vlan)), mss: 1400, tagged: true},
@@ -754,10 +754,10 @@ func TestRxBadOffload(t *testing.T) {
 		q, w, f := b.queue(), b.w, b.front()
 		f.post(20)
 		b.settle()
-		bad := []offload.VnetHeader{
-			{Flags: offload.VnetNeedsCsum, CsumStart: 50, CsumOffset: 5000},
-			{Flags: offload.VnetNeedsCsum, CsumStart: 34, CsumOffset: 6, GSOType: 3, GSOSize: 100},
-			{Flags: offload.VnetNeedsCsum, CsumStart: 34, CsumOffset: 16, GSOType: offload.VnetGSOTCPv6, GSOSize: 100},
+		bad := []tap.VnetHdr{
+			{Flags: tap.VnetNeedsCsum, CsumStart: 50, CsumOffset: 5000},
+			{Flags: tap.VnetNeedsCsum, CsumStart: 34, CsumOffset: 6, GSOType: 3, GSOSize: 100},
+			{Flags: tap.VnetNeedsCsum, CsumStart: 34, CsumOffset: 16, GSOType: tap.VnetGSOTCPv6, GSOSize: 100},
 		}
 		// The kernel sends no such thing, so it is put where a read ends.
 		batch := &w.rx
@@ -769,7 +769,7 @@ func TestRxBadOffload(t *testing.T) {
 		for _, n := range []int{0, 13, maxFrame + 1} {
 			w.takeFrame(q, batch, rxFrame{rxFrameAt(0, true), q.vnetLen + n})
 		}
-		w.takeFrame(q, batch, w.arrive(offload.VnetHeader{}, udp(100, 2)))
+		w.takeFrame(q, batch, w.arrive(tap.VnetHdr{}, udp(100, 2)))
 		w.deliver(q, batch)
 		q.stats.flush(&w.tally)
 		if diff := cmp.Diff([][]byte{udp(100, 2)}, framesOf(f.received())); diff != "" {
@@ -782,7 +782,7 @@ func TestRxBadOffload(t *testing.T) {
 }
 
 // arrive puts a frame where a read of a TAP with vnet header would.
-func (w *worker) arrive(v offload.VnetHeader, frame []byte) rxFrame {
+func (w *worker) arrive(v tap.VnetHdr, frame []byte) rxFrame {
 	at := rxFrameAt(0, true)
 	tap.VnetHdr(v).Encode(w.rxMem.mem[at-tap.VnetHdrLen : at])
 	return rxFrame{at, tap.VnetHdrLen + copy(w.rxMem.mem[at:], frame)}

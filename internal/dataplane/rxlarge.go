@@ -125,11 +125,10 @@ func (w *worker) takeLarge(q *Queue, b *rxBatch, at, n int) {
 	var plan offload.RxPlan
 	asAimed := true
 	if q.vnetLen != 0 {
-		var hdr tap.VnetHdr
-		hdr.Decode(w.rxMem.mem[at-q.vnetLen : at])
-		v := offload.VnetHeader(hdr)
-		if !v.NeedsParse() {
-			plan.DataValidated = v.Flags&offload.VnetDataValid != 0
+		var v tap.VnetHdr
+		v.Decode(w.rxMem.mem[at-q.vnetLen : at])
+		if !offload.NeedsParse(v.Flags, v.GSOType) {
+			plan.DataValidated = v.Flags&tap.VnetDataValid != 0
 		} else {
 			h, _ := offload.Parse(head, n)
 			p, err := offload.PlanRx(v, h, n, q.guest)

@@ -329,10 +329,10 @@ func (w *worker) takePlain(q *Queue, b *rxBatch, f rxFrame) bool {
 	mem := w.rxMem.mem
 	if q.vnetLen != 0 {
 		f, gso := tap.VnetKind(mem[at-q.vnetLen:])
-		if (offload.VnetHeader{Flags: f, GSOType: gso}).NeedsParse() {
+		if offload.NeedsParse(f, gso) {
 			return false
 		}
-		if f&offload.VnetDataValid != 0 {
+		if f&tap.VnetDataValid != 0 {
 			flags = netif.RxDataValidated
 		}
 	}
@@ -377,11 +377,10 @@ func (w *worker) takeFrame(q *Queue, b *rxBatch, f rxFrame) {
 	}
 	var plan offload.RxPlan
 	if q.vnetLen != 0 {
-		var hdr tap.VnetHdr
-		hdr.Decode(w.rxMem.mem[at-q.vnetLen : at])
-		v := offload.VnetHeader(hdr)
-		if !v.NeedsParse() {
-			plan.DataValidated = v.Flags&offload.VnetDataValid != 0
+		var v tap.VnetHdr
+		v.Decode(w.rxMem.mem[at-q.vnetLen : at])
+		if !offload.NeedsParse(v.Flags, v.GSOType) {
+			plan.DataValidated = v.Flags&tap.VnetDataValid != 0
 		} else if !w.planFrame(q, v, frame, &plan) {
 			w.tally[DropRxCsum]++
 			return
@@ -428,7 +427,7 @@ func (w *worker) handOver(to *Queue, frame []byte, plan *offload.RxPlan) {
 
 // planFrame finds out what has to be done to a frame that leaves something to
 // the receiver, and does it unless it is segmentation.
-func (w *worker) planFrame(q *Queue, v offload.VnetHeader, frame []byte, plan *offload.RxPlan) bool {
+func (w *worker) planFrame(q *Queue, v tap.VnetHdr, frame []byte, plan *offload.RxPlan) bool {
 	h, _ := offload.Parse(frame, len(frame))
 	p, err := offload.PlanRx(v, h, len(frame), q.guest)
 	if err != nil {
@@ -582,7 +581,7 @@ func (w *worker) fill(q *Queue, b *rxBatch, r netif.RxRequest, offset uint16, pa
 
 // countExtras takes note of what a packet carries.
 func (w *worker) countExtras(q *Queue, n int, plan *offload.RxPlan, hashed bool) {
-	if plan.GSOType != offload.GSONone {
+	if plan.GSOType != netif.GSONone {
 		w.tally[RxGSO]++
 	}
 	if hashed {
@@ -653,8 +652,8 @@ func (p *rxSlots) extras(n uint32, plan *offload.RxPlan, hash netif.HashInfo, ha
 	r.Flags |= netif.RxExtraInfo
 	*first = r.Slot()
 	left := n
-	if plan.GSOType != offload.GSONone {
-		left = p.extra(netif.NewGSO(netif.GSOInfo{Size: plan.GSOSize, Type: netif.GSOType(plan.GSOType)}), left)
+	if plan.GSOType != netif.GSONone {
+		left = p.extra(netif.NewGSO(netif.GSOInfo{Size: plan.GSOSize, Type: plan.GSOType}), left)
 	}
 	if hashed {
 		left = p.extra(netif.NewHash(hash), left)

@@ -11,8 +11,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/netbackd/netbackd/internal/lab/packettest"
-	"github.com/netbackd/netbackd/internal/offload"
 	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/tap"
 )
 
 // tcp is a TCP segment with a payload of n octets over IPv4 or IPv6.
@@ -100,35 +100,35 @@ func TestTxOffload(t *testing.T) {
 		frame  packettest.Frame
 		flags  netif.TxFlags
 		extras []netif.ExtraInfo
-		vnet   offload.VnetHeader // as the host should see it
-		mss    int                // segments that are made where there is no vnet header
+		vnet   tap.VnetHdr // as the host should see it
+		mss    int         // segments that are made where there is no vnet header
 	}{
 		{name: "finished UDP", frame: packettest.Frame{IPv4: &packettest.IPv4{}, UDP: &packettest.UDP{}, Payload: packettest.Pattern(1000)}},
 		{name: "verified UDP", frame: udp6(1000), flags: netif.TxDataValidated},
 		{
 			name: "open UDP over IPv4", frame: partial(packettest.Frame{IPv4: &packettest.IPv4{}, UDP: &packettest.UDP{}, Payload: packettest.Pattern(1001)}),
 			flags: netif.TxCsumBlank | netif.TxDataValidated,
-			vnet:  offload.VnetHeader{Flags: offload.VnetNeedsCsum, CsumStart: 34, CsumOffset: 6},
+			vnet:  tap.VnetHdr{Flags: tap.VnetNeedsCsum, CsumStart: 34, CsumOffset: 6},
 		},
 		{
 			name: "open UDP over IPv6, large", frame: partial(udp6(9000)), flags: netif.TxCsumBlank,
-			vnet: offload.VnetHeader{Flags: offload.VnetNeedsCsum, CsumStart: 54, CsumOffset: 6},
+			vnet: tap.VnetHdr{Flags: tap.VnetNeedsCsum, CsumStart: 54, CsumOffset: 6},
 		},
 		{
 			name: "open TCP over IPv4", frame: partial(tcp(4, 1448)), flags: netif.TxCsumBlank,
-			vnet: offload.VnetHeader{Flags: offload.VnetNeedsCsum, CsumStart: 34, CsumOffset: 16},
+			vnet: tap.VnetHdr{Flags: tap.VnetNeedsCsum, CsumStart: 34, CsumOffset: 16},
 		},
 		{
 			name: "open TCP over IPv6, tiny", frame: partial(tcp(6, 1)), flags: netif.TxCsumBlank,
-			vnet: offload.VnetHeader{Flags: offload.VnetNeedsCsum, CsumStart: 54, CsumOffset: 16},
+			vnet: tap.VnetHdr{Flags: tap.VnetNeedsCsum, CsumStart: 54, CsumOffset: 16},
 		},
 		{
 			name: "open UDP of no payload", frame: partial(udp6(0)), flags: netif.TxCsumBlank,
-			vnet: offload.VnetHeader{Flags: offload.VnetNeedsCsum, CsumStart: 54, CsumOffset: 6},
+			vnet: tap.VnetHdr{Flags: tap.VnetNeedsCsum, CsumStart: 54, CsumOffset: 6},
 		},
 		{
 			name: "open TCP behind a tag", frame: partial(tcp(4, 1400, vlan)), flags: netif.TxCsumBlank,
-			vnet: offload.VnetHeader{Flags: offload.VnetNeedsCsum, CsumStart: 38, CsumOffset: 16},
+			vnet: tap.VnetHdr{Flags: tap.VnetNeedsCsum, CsumStart: 38, CsumOffset: 16},
 		},
 		{
 			name: "open TCP behind two tags and an extension header",
@@ -138,42 +138,42 @@ func TestTxOffload(t *testing.T) {
 				TCP:  &packettest.TCP{Flags: packettest.ACK}, Payload: packettest.Pattern(1400),
 			}),
 			flags: netif.TxCsumBlank,
-			vnet:  offload.VnetHeader{Flags: offload.VnetNeedsCsum, CsumStart: 78, CsumOffset: 16},
+			vnet:  tap.VnetHdr{Flags: tap.VnetNeedsCsum, CsumStart: 78, CsumOffset: 16},
 		},
 		{
 			name: "GSO over IPv4", frame: partial(tcp(4, 20000)), flags: netif.TxCsumBlank | netif.TxDataValidated,
 			extras: []netif.ExtraInfo{gso(4, 1448)}, mss: 1448,
-			vnet: offload.VnetHeader{Flags: offload.VnetNeedsCsum, CsumStart: 34, CsumOffset: 16, GSOType: offload.VnetGSOTCPv4, GSOSize: 1448},
+			vnet: tap.VnetHdr{Flags: tap.VnetNeedsCsum, CsumStart: 34, CsumOffset: 16, GSOType: tap.VnetGSOTCPv4, GSOSize: 1448},
 		},
 		{
 			name: "GSO over IPv6", frame: partial(tcp(6, 20000)), flags: netif.TxCsumBlank,
 			extras: []netif.ExtraInfo{gso(6, 1428)}, mss: 1428,
-			vnet: offload.VnetHeader{Flags: offload.VnetNeedsCsum, CsumStart: 54, CsumOffset: 16, GSOType: offload.VnetGSOTCPv6, GSOSize: 1428},
+			vnet: tap.VnetHdr{Flags: tap.VnetNeedsCsum, CsumStart: 54, CsumOffset: 16, GSOType: tap.VnetGSOTCPv6, GSOSize: 1428},
 		},
 		{
 			name: "GSO that forgot csum_blank", frame: tcp(4, 20000),
 			extras: []netif.ExtraInfo{gso(4, 1448)}, mss: 1448,
-			vnet: offload.VnetHeader{Flags: offload.VnetNeedsCsum, CsumStart: 34, CsumOffset: 16, GSOType: offload.VnetGSOTCPv4, GSOSize: 1448},
+			vnet: tap.VnetHdr{Flags: tap.VnetNeedsCsum, CsumStart: 34, CsumOffset: 16, GSOType: tap.VnetGSOTCPv4, GSOSize: 1448},
 		},
 		{
 			name: "GSO over IPv6 that forgot csum_blank, with a hash", frame: tcp(6, 20000),
 			extras: []netif.ExtraInfo{netif.NewHash(netif.HashInfo{}), gso(6, 1000)}, mss: 1000,
-			vnet: offload.VnetHeader{Flags: offload.VnetNeedsCsum, CsumStart: 54, CsumOffset: 16, GSOType: offload.VnetGSOTCPv6, GSOSize: 1000},
+			vnet: tap.VnetHdr{Flags: tap.VnetNeedsCsum, CsumStart: 54, CsumOffset: 16, GSOType: tap.VnetGSOTCPv6, GSOSize: 1000},
 		},
 		{
 			name: "GSO of a packet that needs none", frame: partial(tcp(4, 1000)), flags: netif.TxCsumBlank,
 			extras: []netif.ExtraInfo{gso(4, 1448)},
-			vnet:   offload.VnetHeader{Flags: offload.VnetNeedsCsum, CsumStart: 34, CsumOffset: 16},
+			vnet:   tap.VnetHdr{Flags: tap.VnetNeedsCsum, CsumStart: 34, CsumOffset: 16},
 		},
 		{
 			name: "GSO behind a tag", frame: partial(tcp(4, 9000, vlan)), flags: netif.TxCsumBlank,
 			extras: []netif.ExtraInfo{gso(4, 1400)}, mss: 1400,
-			vnet: offload.VnetHeader{Flags: offload.VnetNeedsCsum, CsumStart: 38, CsumOffset: 16, GSOType: offload.VnetGSOTCPv4, GSOSize: 1400},
+			vnet: tap.VnetHdr{Flags: tap.VnetNeedsCsum, CsumStart: 38, CsumOffset: 16, GSOType: tap.VnetGSOTCPv4, GSOSize: 1400},
 		},
 		{
 			name: "the largest packet", frame: partial(tcp(4, 0xffff-14-20-32)), flags: netif.TxCsumBlank,
 			extras: []netif.ExtraInfo{gso(4, 1448)}, mss: 1448,
-			vnet: offload.VnetHeader{Flags: offload.VnetNeedsCsum, CsumStart: 34, CsumOffset: 16, GSOType: offload.VnetGSOTCPv4, GSOSize: 1448},
+			vnet: tap.VnetHdr{Flags: tap.VnetNeedsCsum, CsumStart: 34, CsumOffset: 16, GSOType: tap.VnetGSOTCPv4, GSOSize: 1448},
 		},
 	}
 	inModes(t, allModes, func(t *testing.T, m mode) {
@@ -212,7 +212,7 @@ func TestTxOffload(t *testing.T) {
 				case tt.mss == 0:
 					finished := tt.frame
 					finished.Partial = false
-					sameFrames(t, what, got, offload.VnetHeader{}, finished.Bytes(), copies)
+					sameFrames(t, what, got, tap.VnetHdr{}, finished.Bytes(), copies)
 				default:
 					segments(t, what, got, tt.frame, tt.mss, copies)
 				}
@@ -234,7 +234,7 @@ func TestTxOffload(t *testing.T) {
 }
 
 // sameFrames checks that got is n times frame with the header vnet.
-func sameFrames(t *testing.T, what string, got []hostFrame, vnet offload.VnetHeader, frame []byte, n int) {
+func sameFrames(t *testing.T, what string, got []hostFrame, vnet tap.VnetHdr, frame []byte, n int) {
 	t.Helper()
 	if len(got) != n {
 		t.Errorf("%s: %d frames at the host, want %d", what, len(got), n)
@@ -242,7 +242,7 @@ func sameFrames(t *testing.T, what string, got []hostFrame, vnet offload.VnetHea
 	for _, g := range got {
 		// What the kernel says of its own: a hint, and that the sum is right.
 		g.Vnet.HdrLen = 0
-		g.Vnet.Flags &^= offload.VnetDataValid
+		g.Vnet.Flags &^= tap.VnetDataValid
 		if g.Vnet == vnet && bytes.Equal(g.Frame, frame) {
 			continue
 		}

@@ -91,7 +91,7 @@ func (p *txPacket) plain() bool {
 func (p *txPacket) meta() offload.TxMeta {
 	return offload.TxMeta{
 		CsumBlank: p.flags&netif.TxCsumBlank != 0,
-		GSOType:   offload.GSOType(p.gso.Type),
+		GSOType:   p.gso.Type,
 		GSOSize:   p.gso.Size,
 	}
 }

@@ -240,7 +240,7 @@ func (w *worker) writeOut(q *Queue, b *txBatch) {
 				w.dropTx(b, p)
 				continue
 			}
-			tap.VnetHdr(hdr).Encode(mem[int(p.at)-tap.VnetHdrLen : p.at])
+			hdr.Encode(mem[int(p.at)-tap.VnetHdrLen : p.at])
 		}
 		at := int(p.at) - vnet
 		if uint32(p.linear) == p.total {
@@ -260,7 +260,7 @@ func (w *worker) writeOut(q *Queue, b *txBatch) {
 
 // planTx decides how a packet that leaves something to the host is offered to
 // the TAP, and reports whether it can be.
-func (w *worker) planTx(q *Queue, b *txBatch, p *txPacket) (hdr offload.VnetHeader, ok bool) {
+func (w *worker) planTx(q *Queue, b *txBatch, p *txPacket) (hdr tap.VnetHdr, ok bool) {
 	if uint32(p.linear) < min(p.total, offload.MaxHeader) {
 		w.pullUp(q, b, p)
 	}
@@ -277,7 +277,7 @@ func (w *worker) planTx(q *Queue, b *txBatch, p *txPacket) (hdr offload.VnetHead
 	if plan.WritePseudo {
 		offload.WritePseudo(head, h, int(p.total))
 	}
-	if m.GSOType != offload.GSONone {
+	if m.GSOType != netif.GSONone {
 		w.tally[TxGSO]++
 		w.countSegments(b, p, &plan.Header)
 	}
@@ -286,8 +286,8 @@ func (w *worker) planTx(q *Queue, b *txBatch, p *txPacket) (hdr offload.VnetHead
 
 // countSegments counts the segments that a packet will be cut into, and the headers
 // that all but the first of them repeat: the rate limit is for what is on the wire.
-func (w *worker) countSegments(b *txBatch, p *txPacket, v *offload.VnetHeader) {
-	if v.GSOType == offload.VnetGSONone {
+func (w *worker) countSegments(b *txBatch, p *txPacket, v *tap.VnetHdr) {
+	if v.GSOType == tap.VnetGSONone {
 		return
 	}
 	payload, size := int(p.total)-int(v.HdrLen), int(v.GSOSize)
@@ -386,11 +386,11 @@ func (w *worker) writeFinished(q *Queue, b *txBatch, p *txPacket) {
 	if plan.WritePseudo {
 		offload.WritePseudo(frame, h, len(frame))
 	}
-	if m.GSOType != offload.GSONone {
+	if m.GSOType != netif.GSONone {
 		w.tally[TxGSO]++
 		w.countSegments(b, p, &plan.Header)
 	}
-	if plan.Header.GSOType != offload.VnetGSONone {
+	if plan.Header.GSOType != tap.VnetGSONone {
 		w.writeSegments(b, p, frame, int(plan.Header.GSOSize))
 		return
 	}

@@ -51,8 +51,8 @@ func (q *Queue) setXDPHeadroom(n int) {
 func (h *hold) segmentAll() {
 	for i := range h.queue[h.first:] {
 		p := &h.queue[h.first+i].plan
-		if p.GSOType != offload.GSONone {
-			p.Action, p.GSOType, p.CsumBlank = offload.ActSegment, offload.GSONone, false
+		if p.GSOType != netif.GSONone {
+			p.Action, p.GSOType, p.CsumBlank = offload.ActSegment, netif.GSONone, false
 		}
 	}
 }
@@ -63,7 +63,7 @@ func (q *Queue) slotsOf(n int) uint32 { return slotsOf(n + q.xdpRoom) }
 // extraSlots counts the slots that a packet's extras take.
 func (q *Queue) extraSlots(plan *offload.RxPlan, hashed bool) (n uint32) {
 	n = q.xdpExtra
-	if plan.GSOType != offload.GSONone {
+	if plan.GSOType != netif.GSONone {
 		n++
 	}
 	if hashed {

@@ -7,15 +7,14 @@ import (
 	"hash/crc32"
 )
 
-// Complete finishes a partial checksum: it sums the frame from start to its end,
-// the pseudo-header's sum in the checksum field included, and stores the result
-// at start+offset, as the kernel's skb_checksum_help does. A sum of zero is
-// stored as 0xffff, which is the same number and in UDP, unlike zero, is not
-// "no checksum".
+// Complete completes a partial checksum: it sums the frame from start to its end,
+// including the pseudo-header's sum in the checksum field, and stores the result at
+// start+offset, as the kernel's skb_checksum_help does. A sum of zero is stored as
+// 0xffff: the same number in one's complement, and not UDP's "no checksum".
 //
-// The frame may come in pieces of any length; the field itself may lie across
-// two. Complete fails with [ErrCsumRange], and changes nothing, if the frame
-// does not hold the field.
+// The frame may come in pieces of any length; the field may lie across two of them.
+// Complete returns [ErrCsumRange], and changes nothing, if the frame does not hold
+// the field.
 func Complete(start, offset uint16, frame ...[]byte) error {
 	if !holds(frame, start, offset, 2) {
 		return ErrCsumRange
@@ -40,9 +39,9 @@ func Complete(start, offset uint16, frame ...[]byte) error {
 	return nil
 }
 
-// CompleteSCTP stores the CRC32c of the SCTP packet that starts at start and
-// reaches to the end of the frame, as the kernel's skb_crc32c_csum_help does.
-// SCTP has no Internet checksum: what its field held before does not matter.
+// CompleteSCTP stores the CRC32c of the SCTP packet that starts at start and ends
+// with the frame, as the kernel's skb_crc32c_csum_help does. The previous content of
+// the field does not matter. It returns [ErrCsumRange] as [Complete] does.
 func CompleteSCTP(start uint16, frame ...[]byte) error {
 	if !holds(frame, start, sctpCheck, 4) {
 		return ErrCsumRange
@@ -60,13 +59,13 @@ func CompleteSCTP(start uint16, frame ...[]byte) error {
 		crc = crc32.Update(crc, table, p[skip:])
 		skip = 0
 	}
-	// RFC 9260, appendix A: the one checksum that is sent low octet first.
+	// RFC 9260, appendix A: the one checksum that is sent low byte first.
 	binary.LittleEndian.PutUint32(b[:], crc)
 	store(frame, int(start)+sctpCheck, b[:])
 	return nil
 }
 
-// holds reports whether n octets at start+offset lie within the pieces.
+// holds reports whether n bytes at start+offset lie within the pieces.
 func holds(frame [][]byte, start, offset uint16, n int) bool {
 	need := int(start) + int(offset) + n
 	for _, p := range frame {
@@ -91,9 +90,9 @@ func store(frame [][]byte, off int, b []byte) {
 	}
 }
 
-// PseudoSum is the sum over the pseudo-header of a TCP or UDP packet whose
-// header and payload have n octets (RFC 9293, RFC 8200). Like Linux it takes
-// the addresses of the IP header, whatever a routing header says.
+// PseudoSum returns the sum over the pseudo-header of a TCP or UDP packet with n
+// bytes of header and payload (RFC 9293, RFC 8200). Like Linux it uses the addresses
+// of the IP header even if there is a routing header.
 func PseudoSum(head []byte, h Headers, n int) uint16 {
 	var s uint64
 	ip := head[h.L3:]
@@ -105,9 +104,9 @@ func PseudoSum(head []byte, h Headers, n int) uint16 {
 	return add16(foldNet(s), fold(uint64(n)+uint64(h.Proto)))
 }
 
-// WritePseudo puts the sum of the pseudo-header into the checksum field of a
-// TCP or UDP packet, as if its sender had left the rest of the checksum to
-// others. h is what [Parse] made of head and total.
+// WritePseudo stores the sum of the pseudo-header in the checksum field of a TCP or
+// UDP packet, which makes its checksum partial. h is the result of [Parse] for head
+// and total.
 func WritePseudo(head []byte, h Headers, total int) {
 	if !h.transport() {
 		return
@@ -116,14 +115,14 @@ func WritePseudo(head []byte, h Headers, total int) {
 	binary.BigEndian.PutUint16(field, PseudoSum(head, h, total-int(h.L4)))
 }
 
-// Verify reports whether the checksum of a whole TCP or UDP packet is right. A
-// packet of another protocol, a fragment, or one with a bad length field is
-// not. UDP over IPv4 without a checksum is.
+// Verify reports whether the checksum of a whole TCP or UDP packet is right. It is
+// false for other protocols, fragments, and packets with a bad length field, and
+// true for UDP over IPv4 without a checksum.
 func Verify(frame []byte, h Headers) bool {
 	if !h.transport() {
 		return false
 	}
-	// The frame may be padded; only IP knows where the packet ends.
+	// The frame may be padded; the IP header has the packet's length.
 	ip := frame[h.L3:]
 	end := int(h.L3)
 	if h.IPv == 4 {

@@ -23,7 +23,7 @@ func TestComplete(t *testing.T) {
 		"UDP without payload":  {packettest.Frame{IPv6: ip6, UDP: udp}, 54, 6},
 		"behind tags":          {packettest.Frame{Tags: qTags, IPv4: ip4, TCP: tcp, Payload: data}, 42, 16},
 		"extension headers":    {packettest.Frame{IPv6: ip6ext(packettest.Options(0, 8)), TCP: tcp}, 62, 16},
-		"padded to 60 octets":  {packettest.Frame{IPv4: ip4, UDP: udp, Payload: data[:3], PadTo: 60}, 34, 6},
+		"padded to 60 bytes":   {packettest.Frame{IPv4: ip4, UDP: udp, Payload: data[:3], PadTo: 60}, 34, 6},
 		"UDP checksum of zero": {packettest.Frame{IPv4: ip4, UDP: udp, Payload: []byte{0xdf, 0x60}}, 34, 6},
 	}
 	for name, tt := range tests {

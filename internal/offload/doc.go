@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package offload decides and does what the ends of a vif leave undone to one
-// another: unfinished checksums and unsegmented TCP.
+// Package offload translates and performs the offloads of a vif: partial
+// checksums and unsegmented TCP.
 //
-// Both ends speak of it in their own terms, netif with flags and a GSO extra
-// that say what is missing but not where, the TAP with a struct virtio_net_hdr
-// that says where. [Parse] finds the headers, [PlanTx] goes from netif to the
-// TAP and [PlanRx] back. Where the receiver cannot take what it is given,
-// [Complete] and [CompleteSCTP] finish the checksum and a [Segmenter] cuts the
-// frame as the kernel's tcp_gso_segment would:
+// The two sides describe them differently. netif has flags and a GSO extra, which
+// do not say where the headers are. A TAP has struct virtio_net_hdr, which does.
+// [Parse] finds the headers, [PlanTx] translates from netif to the TAP and [PlanRx]
+// back. If the receiver does not take an offload, [Complete] and [CompleteSCTP]
+// complete the checksum, and a [Segmenter] cuts the frame as the kernel's
+// tcp_gso_segment does:
 //
 //	guest to host                        host to guest
 //	h, err := Parse(head, total)         h, _ := Parse(frame, len(frame))
@@ -18,16 +18,22 @@
 //	}                                    }
 //	p.Header.Encode ...                  switch p.Action { ... }
 //
-// Packets come from guests, and every length in them may be a lie. Parse
-// believes a length only after it has seen that the octets are there; no
-// function reads outside its slices, and all loops are bounded. Headers have to
-// be in private memory: what was checked must be what is used. Payload may be
-// memory a guest can still write, at the cost of a wrong checksum.
+// Packets come from guests, and no length in them can be trusted. Parse checks that
+// the bytes are there before it uses a length; no function reads outside its
+// slices, and all loops are bounded. Headers must be in private memory, so that
+// the bytes that were checked are the bytes that are used. Payload may be memory
+// that a guest can still write; then the checksum may be wrong.
 //
-// All functions are pure but for the slices they are given. None of them
-// allocates, so a failure is an [Error], a small number with a name.
+// All functions are pure except for the slices they are given. None allocates, so a
+// failure is an [Error], a small number with a name.
 //
-// The package knows Ethernet, VLAN tags, IPv4, IPv6, TCP, UDP, SCTP's checksum
-// and struct virtio_net_hdr. It must not know rings, devices, features or where
-// a packet is kept.
+// The package knows Ethernet, VLAN tags, IPv4, IPv6, TCP, UDP and SCTP's checksum,
+// and has the words for offloads from pkg/netif and pkg/tap. It must not know rings,
+// devices, features or where a packet is stored.
+//
+// pkg/toeplitz has a parser of its own (Tuple.Extract). That package is public and
+// must not import the daemon, and its rules differ on purpose: it looks no further
+// than the enabled hash types need, does not skip authentication headers, and takes
+// every packet with an IPv6 fragment header for one without ports. internal/steer
+// follows the rules of pkg/toeplitz in eBPF, which can share no code with either.
 package offload

@@ -2,42 +2,41 @@
 
 package offload
 
-// Error says why a packet cannot be handled. Every function of this package
-// that fails returns one of the values below as its error, so it can be
-// compared, or asserted and used as an index to count by.
+// Error is the reason why a packet cannot be handled. Every function of this
+// package that fails returns one of the values below as its error; it can be
+// compared, or asserted and used as the index of a counter.
 type Error uint8
 
 // Reasons to drop a packet.
 const (
 	// ErrTruncated: a header reaches beyond the end of the packet.
 	ErrTruncated Error = iota + 1
-	// ErrHeadShort: a header reaches beyond the octets that were given, but
-	// not beyond the packet. [MaxHeader] octets are always enough.
+	// ErrHeadShort: a header reaches beyond the bytes that were given, but
+	// not beyond the packet. [MaxHeader] bytes are always enough.
 	ErrHeadShort
 	// ErrIPHeader: an IP header of a wrong version or of less than its
 	// smallest length.
 	ErrIPHeader
-	// ErrExtHeaders: more IPv6 extension headers, or longer ones, than are
-	// followed.
+	// ErrExtHeaders: more IPv6 extension headers, or longer ones, than [Parse]
+	// follows.
 	ErrExtHeaders
 	// ErrTCPHeader: a TCP header of less than its smallest length.
 	ErrTCPHeader
-	// ErrNotTCPUDP: a checksum is left open in something else than TCP or UDP.
+	// ErrNotTCPUDP: a partial checksum in a packet that is not TCP or UDP.
 	ErrNotTCPUDP
-	// ErrFragment: a checksum or segmentation is asked for on a fragment,
-	// which is not the whole of what a checksum covers.
+	// ErrFragment: a checksum or segmentation is requested for a fragment,
+	// which has only a part of the bytes that a checksum covers.
 	ErrFragment
-	// ErrCsumRange: the checksum to finish is not within the packet.
+	// ErrCsumRange: the checksum field is not within the packet.
 	ErrCsumRange
-	// ErrGSOType: a type of segmentation that does not exist or is not
-	// supported.
+	// ErrGSOType: a GSO type that does not exist or is not supported.
 	ErrGSOType
-	// ErrGSOMismatch: the type of segmentation is not that of the packet.
+	// ErrGSOMismatch: the GSO type does not fit the packet's protocols.
 	ErrGSOMismatch
-	// ErrGSOSize: segments of no size, of the size 0xffff that Linux keeps for
-	// itself (GSO_BY_FRAGS), or smaller than a guest may ask for.
+	// ErrGSOSize: a segment size of 0, of 0xffff (reserved, GSO_BY_FRAGS), or
+	// below [MinGSOSize].
 	ErrGSOSize
-	// ErrTooLong: more than an IP packet can hold.
+	// ErrTooLong: longer than an IP packet can be.
 	ErrTooLong
 
 	// NumErrors is the size of a table indexed by Error.

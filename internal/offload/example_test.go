@@ -7,10 +7,12 @@ import (
 
 	"github.com/netbackd/netbackd/internal/lab/packettest"
 	"github.com/netbackd/netbackd/internal/offload"
+	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/tap"
 )
 
 // A guest sends a TCP packet with an open checksum and a GSO extra. Its first
-// 128 octets are in private memory.
+// 128 bytes are in private memory.
 func ExamplePlanTx() {
 	packet := packettest.Frame{
 		IPv4:    &packettest.IPv4{},
@@ -19,7 +21,7 @@ func ExamplePlanTx() {
 		Partial: true,
 	}.Bytes()
 	head, total := packet[:128], len(packet)
-	meta := offload.TxMeta{CsumBlank: true, GSOType: offload.GSOTCPv4, GSOSize: 1448}
+	meta := offload.TxMeta{CsumBlank: true, GSOType: netif.GSOTCPv4, GSOSize: 1448}
 
 	h, err := offload.Parse(head, total)
 	if err != nil {
@@ -48,9 +50,9 @@ func ExamplePlanRx() {
 		Payload: make([]byte, 4000),
 		Partial: true,
 	}.Bytes()
-	vnet := offload.VnetHeader{
-		Flags:   offload.VnetNeedsCsum,
-		GSOType: offload.VnetGSOTCPv4, GSOSize: 1448,
+	vnet := tap.VnetHdr{
+		Flags:   tap.VnetNeedsCsum,
+		GSOType: tap.VnetGSOTCPv4, GSOSize: 1448,
 		CsumStart: 38, CsumOffset: 16,
 	}
 	guest := offload.Guest{CsumIPv4: true, GSOTCPv4: true}
@@ -78,14 +80,14 @@ func ExamplePlanRx() {
 			var n int
 			if n, err = s.Next(buf); err == nil {
 				p, bad := packettest.Verify(buf[:n])
-				fmt.Println(len(p.Payload), "octets, flags", p.Flags, bad)
+				fmt.Println(len(p.Payload), "bytes, flags", p.Flags, bad)
 			}
 		}
 	}
 	fmt.Println(err)
 	// Output:
-	// 1448 octets, flags 16 <nil>
-	// 1448 octets, flags 16 <nil>
-	// 1104 octets, flags 24 <nil>
+	// 1448 bytes, flags 16 <nil>
+	// 1448 bytes, flags 16 <nil>
+	// 1104 bytes, flags 24 <nil>
 	// <nil>
 }

@@ -15,6 +15,8 @@ import (
 
 	"github.com/netbackd/netbackd/internal/lab/netns"
 	"github.com/netbackd/netbackd/internal/lab/packettest"
+	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/tap"
 )
 
 const vnetLen = 12
@@ -58,7 +60,7 @@ func newPipe(t *testing.T, offload int) *pipe {
 	// The ports begin to forward when the bridge has noticed their carrier.
 	probe := packettest.Frame{EtherType: 0x88b5, Payload: packettest.Pattern(46)}.Bytes()
 	for range 100 {
-		p.write(VnetHeader{}, probe)
+		p.write(tap.VnetHdr{}, probe)
 		if _, _, ok := p.read(50 * time.Millisecond); ok {
 			for ok {
 				_, _, ok = p.read(50 * time.Millisecond)
@@ -94,14 +96,14 @@ func openTAP(t *testing.T, name string, offload int) int {
 	return fd
 }
 
-func (p *pipe) write(v VnetHeader, frame []byte) {
+func (p *pipe) write(v tap.VnetHdr, frame []byte) {
 	p.t.Helper()
 	if err := p.tryWrite(v, frame); err != nil {
 		p.t.Fatalf("TAP refuses %+v: %v", v, err)
 	}
 }
 
-func (p *pipe) tryWrite(v VnetHeader, frame []byte) error {
+func (p *pipe) tryWrite(v tap.VnetHdr, frame []byte) error {
 	b := make([]byte, vnetLen, vnetLen+len(frame))
 	b[0], b[1] = v.Flags, v.GSOType
 	binary.NativeEndian.PutUint16(b[2:], v.HdrLen)
@@ -114,7 +116,7 @@ func (p *pipe) tryWrite(v VnetHeader, frame []byte) error {
 
 // read takes the next frame from b, if there is one within the time. What the
 // namespace says by itself (IGMP, say) is passed over: it has another source.
-func (p *pipe) read(wait time.Duration) (VnetHeader, []byte, bool) {
+func (p *pipe) read(wait time.Duration) (tap.VnetHdr, []byte, bool) {
 	p.t.Helper()
 	fds := []unix.PollFd{{Fd: int32(p.b), Events: unix.POLLIN}}
 	b := make([]byte, vnetLen+maxFrame)
@@ -128,13 +130,13 @@ func (p *pipe) read(wait time.Duration) (VnetHeader, []byte, bool) {
 			p.t.Fatal(err)
 		}
 		if ready == 0 {
-			return VnetHeader{}, nil, false
+			return tap.VnetHdr{}, nil, false
 		}
 		if n, err = unix.Read(p.b, b); err != nil {
 			p.t.Fatal(err)
 		}
 	}
-	return VnetHeader{
+	return tap.VnetHdr{
 		Flags:      b[0],
 		GSOType:    b[1],
 		HdrLen:     binary.NativeEndian.Uint16(b[2:]),
@@ -150,7 +152,7 @@ const maxFrame = etherLen + 2*vlanLen + maxIPv6
 const patience = 5 * time.Second
 
 // through sends a frame into the pipe and reads what comes out, up to n frames.
-func (p *pipe) through(v VnetHeader, frame []byte, n int) (headers []VnetHeader, frames [][]byte) {
+func (p *pipe) through(v tap.VnetHdr, frame []byte, n int) (headers []tap.VnetHdr, frames [][]byte) {
 	p.t.Helper()
 	p.write(v, frame)
 	for range n {
@@ -164,27 +166,27 @@ func (p *pipe) through(v VnetHeader, frame []byte, n int) (headers []VnetHeader,
 }
 
 // vnet is the header for a frame with its checksum open, to be cut by mss.
-func vnet(t *testing.T, frame []byte, mss uint16) VnetHeader {
+func vnet(t *testing.T, frame []byte, mss uint16) tap.VnetHdr {
 	t.Helper()
 	h, err := Parse(frame, len(frame))
 	if err != nil {
 		t.Fatal(err)
 	}
-	v := VnetHeader{Flags: VnetNeedsCsum, HdrLen: h.End, CsumStart: h.L4, CsumOffset: h.csumOffset()}
+	v := tap.VnetHdr{Flags: tap.VnetNeedsCsum, HdrLen: h.End, CsumStart: h.L4, CsumOffset: h.csumOffset()}
 	if mss != 0 {
-		v.GSOSize, v.GSOType = mss, VnetGSOTCPv4
+		v.GSOSize, v.GSOType = mss, tap.VnetGSOTCPv4
 		if h.IPv == 6 {
-			v.GSOType = VnetGSOTCPv6
+			v.GSOType = tap.VnetGSOTCPv6
 		}
 		if h.TCPFlags&flagCWR != 0 {
-			v.GSOType |= VnetGSOECN
+			v.GSOType |= tap.VnetGSOECN
 		}
 	}
 	return v
 }
 
 // The kernel cuts a frame for a device without offloads into the same segments,
-// octet by octet.
+// byte by byte.
 func TestIntegrationKernelCutsAlike(t *testing.T) {
 	p := newPipe(t, 0)
 	for name, f := range gsoFrames() {
@@ -249,7 +251,7 @@ func TestIntegrationFramesOfTheKernel(t *testing.T) {
 			frame := f.Bytes()
 			frames := 1
 			sent := vnet(t, frame, mss)
-			if sent.GSOType&VnetGSOECN != 0 {
+			if sent.GSOType&tap.VnetGSOECN != 0 {
 				// The end b does not have TUN_F_TSO_ECN.
 				frames = len(segments(t, frame, int(mss)))
 			}
@@ -260,7 +262,7 @@ func TestIntegrationFramesOfTheKernel(t *testing.T) {
 					t.Errorf("%s, MSS %d, %+v: payload was changed", name, mss, guest)
 				}
 			}
-			if len(f.Tags) > 0 && headers[0].NeedsParse() {
+			if len(f.Tags) > 0 && NeedsParse(headers[0].Flags, headers[0].GSOType) {
 				t.Logf("%s: the kernel leaves tagged frames open: %+v", name, headers[0])
 			}
 		}
@@ -269,7 +271,7 @@ func TestIntegrationFramesOfTheKernel(t *testing.T) {
 
 // deliver does what plans say and returns the payload of all frames. It checks
 // what comes with a complete checksum, and finishes what the guest would.
-func deliver(t *testing.T, headers []VnetHeader, frames [][]byte, g Guest) (payload []byte) {
+func deliver(t *testing.T, headers []tap.VnetHdr, frames [][]byte, g Guest) (payload []byte) {
 	t.Helper()
 	for i, frame := range frames {
 		frame = bytes.Clone(frame)
@@ -335,7 +337,7 @@ func TestIntegrationKernelTakesPlans(t *testing.T) {
 		for range rnd.IntN(3) {
 			b[12+rnd.IntN(len(b)-12)] = byte(rnd.Uint32())
 		}
-		m := TxMeta{CsumBlank: rnd.IntN(4) > 0, GSOType: GSOType(rnd.IntN(3)), GSOSize: uint16(rnd.IntN(400))}
+		m := TxMeta{CsumBlank: rnd.IntN(4) > 0, GSOType: netif.GSOType(rnd.IntN(3)), GSOSize: uint16(rnd.IntN(400))}
 		h, err := Parse(b, len(b))
 		if err != nil {
 			continue

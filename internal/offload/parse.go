@@ -4,7 +4,7 @@ package offload
 
 import "encoding/binary"
 
-// Types of an Ethernet frame that are told apart (linux/if_ether.h).
+// Ethernet types (linux/if_ether.h).
 const (
 	EtherTypeIPv4   = 0x0800
 	EtherTypeIPv6   = 0x86dd
@@ -12,8 +12,7 @@ const (
 	EtherType8021AD = 0x88a8
 )
 
-// Protocols above IP, and IPv6 extension headers, that are told apart
-// (linux/in.h, linux/in6.h).
+// Protocols above IP, and IPv6 extension headers (linux/in.h, linux/in6.h).
 const (
 	ProtoTCP  = 6
 	ProtoUDP  = 17
@@ -26,7 +25,7 @@ const (
 	extDest     = 60
 )
 
-// Lengths of headers in octets, and offsets of fields within them.
+// Lengths of headers in bytes, and offsets of fields within them.
 const (
 	etherLen = 14
 	vlanLen  = 4
@@ -51,36 +50,32 @@ const (
 	flagCWR = 0x80
 )
 
-// Bounds of what is parsed.
+// Bounds of [Parse].
 const (
-	// maxVLANs: a tag of the customer and one of the provider.
+	// maxVLANs: a customer and a provider tag (802.1ad).
 	maxVLANs = 2
-	// maxExtHeaders and maxExtLen: RFC 8200 has every header but the
-	// destination options at most once, which makes six; Linux gives up
-	// after 256 octets (MAX_IPV6_HDR_LEN).
+	// maxExtHeaders and maxExtLen: RFC 8200 allows six headers, each once
+	// and destination options twice; Linux stops after 256 bytes
+	// (MAX_IPV6_HDR_LEN).
 	maxExtHeaders = 8
 	maxExtLen     = 256
 
-	// MaxHeader is the most octets [Parse] looks at, from the start of the
+	// MaxHeader is the most bytes that [Parse] reads, from the start of the
 	// frame: two VLAN tags, IPv6 with all extension headers allowed, TCP with
 	// all options.
 	MaxHeader = etherLen + maxVLANs*vlanLen + ipv6Len + maxExtLen + 60
 )
 
-// Headers tells where the headers of a frame are. Offsets are in octets from
-// the start of the Ethernet header, and 0 is "absent".
-//
-// For hashing: the addresses are at L3 of an IPv4 or IPv6 packet, and the ports
-// at L4 if Proto is [ProtoTCP]; L4 is absent from all fragments. Linux also
-// takes a packet with Atomic set for a fragment.
+// Headers holds the offsets of a frame's headers, in bytes from the start of the
+// Ethernet header; 0 means absent.
 type Headers struct {
 	EtherType uint16 // after the VLAN tags
 	L3        uint16 // IP header
-	L4        uint16 // header of Proto; absent from fragments
+	L4        uint16 // header of Proto; absent in fragments
 	End       uint16 // end of the TCP or UDP header; L4 for any other protocol
 	VLANs     uint8  // number of tags before EtherType, 0 to 2
 	IPv       uint8  // 4, 6, or 0 for not IP
-	Proto     uint8  // final protocol; 0 if there is none or it is not known
+	Proto     uint8  // final protocol; 0 if there is none
 	TCPFlags  uint8  // flags of a TCP header, CWR to FIN
 
 	Fragment bool // one of several fragments, the first one included
@@ -93,7 +88,7 @@ func (h *Headers) transport() bool {
 	return h.L4 != 0 && (h.Proto == ProtoTCP || h.Proto == ProtoUDP)
 }
 
-// csumOffset is where in its header the transport keeps the checksum.
+// csumOffset returns the offset of the checksum within the transport header.
 func (h *Headers) csumOffset() uint16 {
 	if h.Proto == ProtoTCP {
 		return tcpCheck
@@ -101,15 +96,13 @@ func (h *Headers) csumOffset() uint16 {
 	return udpCheck
 }
 
-// Parse finds the headers of a frame of total octets, of which head holds the
-// first ones. If it fails, what it returns is true as far as it goes: IPv and
-// L3 are set only if the IP header is there and valid, Proto, L4 and End only
-// without an error.
+// Parse finds the headers of a frame of total bytes that begins with head. On error
+// the result is valid as far as it goes: IPv and L3 are set only if the IP header is
+// complete and valid, Proto, L4 and End only without an error.
 //
-// A frame that is not IP, and a protocol that is not known, are no errors.
-// Length fields of IP and UDP are not looked at: segmentation offload leaves
-// them to the receiver, and a plain packet with a wrong one is for the host's
-// stack to drop.
+// A frame that is not IP, or of an unknown protocol, is no error. Length fields of
+// IP and UDP are not checked: with segmentation offload they hold any value, and the
+// host's stack drops a plain packet with a wrong one.
 func Parse(head []byte, total int) (Headers, error) {
 	var h Headers
 	if total < len(head) {
@@ -138,7 +131,7 @@ func Parse(head []byte, total int) (Headers, error) {
 	return h, err
 }
 
-// short is the error for a header that should end at need.
+// short returns the error for a header that would end at byte need.
 func short(need, total int) error {
 	if need > total {
 		return ErrTruncated
@@ -190,7 +183,7 @@ func (h *Headers) parseIPv6(head []byte, off, total int) error {
 		if n == maxExtHeaders {
 			return ErrExtHeaders
 		}
-		// Every one of them has at least 8 octets.
+		// Every extension header has at least 8 bytes.
 		if len(head) < off+8 {
 			return short(off+8, total)
 		}

@@ -22,7 +22,7 @@ var (
 
 func ip6ext(ext ...packettest.Ext) *packettest.IPv6 { return &packettest.IPv6{Ext: ext} }
 
-// patched is the frame with the octets at off replaced.
+// patched is the frame with the bytes at off replaced.
 func patched(b []byte, off int, with ...byte) []byte {
 	copy(b[off:], with)
 	return b
@@ -99,7 +99,7 @@ func TestParse(t *testing.T) {
 			want:  Headers{EtherType: 0x86dd},
 			err:   ErrIPHeader,
 		},
-		"IPv4 header of 16 octets": {
+		"IPv4 header of 16 bytes": {
 			frame: patched(packettest.Frame{IPv4: ip4, TCP: tcp}.Bytes(), 14, 0x44),
 			want:  Headers{EtherType: 0x0800},
 			err:   ErrIPHeader,
@@ -109,7 +109,7 @@ func TestParse(t *testing.T) {
 			want:  Headers{EtherType: 0x0800},
 			err:   ErrTruncated,
 		},
-		"TCP header of 16 octets": {
+		"TCP header of 16 bytes": {
 			frame: patched(packettest.Frame{IPv4: ip4, TCP: tcp}.Bytes(), 34+12, 0x40),
 			want:  Headers{EtherType: 0x0800, IPv: 4, L3: 14},
 			err:   ErrTCPHeader,
@@ -220,7 +220,7 @@ func TestParse(t *testing.T) {
 }
 
 // Whatever part of a packet is given, the answer is the same, or that more is
-// needed; and with MaxHeader octets it is never the latter.
+// needed; and with MaxHeader bytes it is never the latter.
 func TestParseOfAHead(t *testing.T) {
 	for name, frame := range map[string][]byte{
 		"IPv4": packettest.Frame{IPv4: ip4, TCP: tcp, Payload: make([]byte, 900)}.Bytes(),
@@ -242,10 +242,10 @@ func TestParseOfAHead(t *testing.T) {
 				got, err := Parse(frame[:n:n], len(frame))
 				if n >= int(want.End) {
 					if err != nil || got != want {
-						t.Errorf("of %d octets: %+v, %v", n, got, err)
+						t.Errorf("of %d bytes: %+v, %v", n, got, err)
 					}
 				} else if err != ErrHeadShort {
-					t.Errorf("of %d octets: error %v, want %v", n, err, ErrHeadShort)
+					t.Errorf("of %d bytes: error %v, want %v", n, err, ErrHeadShort)
 				}
 			}
 		})
@@ -256,7 +256,7 @@ func TestParseStopsAtTotal(t *testing.T) {
 	frame := packettest.Frame{IPv4: ip4, TCP: tcp, Payload: make([]byte, 100)}.Bytes()
 	for _, total := range []int{-1, 0, 13, 14, 33, 53} {
 		if _, err := Parse(frame, total); err != ErrTruncated {
-			t.Errorf("packet of %d octets: error %v, want %v", total, err, ErrTruncated)
+			t.Errorf("packet of %d bytes: error %v, want %v", total, err, ErrTruncated)
 		}
 	}
 }
@@ -309,7 +309,7 @@ func FuzzParse(f *testing.F) {
 		b = b[:len(b):len(b)]
 		h, err := Parse(b, total)
 		if err == ErrHeadShort && len(b) >= MaxHeader {
-			t.Errorf("%d octets are not enough", len(b))
+			t.Errorf("%d bytes are not enough", len(b))
 		}
 		if err == ErrHeadShort && more == 0 {
 			t.Error("asks for more of a packet that is all there")
@@ -318,7 +318,7 @@ func FuzzParse(f *testing.F) {
 			t.Errorf("transport in spite of an error: %+v", h)
 		}
 		if int(h.End) > len(b) || h.L4 > h.End || h.L4 != 0 && h.L3 >= h.L4 {
-			t.Errorf("headers out of order or beyond %d octets: %+v", len(b), h)
+			t.Errorf("headers out of order or beyond %d bytes: %+v", len(b), h)
 		}
 		if (h.IPv == 0) != (h.L3 == 0) || h.Fragment && h.L4 != 0 {
 			t.Errorf("headers contradict each other: %+v", h)

@@ -9,6 +9,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/netbackd/netbackd/internal/lab/packettest"
+	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/tap"
 )
 
 func TestPlanTx(t *testing.T) {
@@ -16,8 +18,8 @@ func TestPlanTx(t *testing.T) {
 	frag := packettest.Fragment(0, true, 1)
 	atomic := packettest.Fragment(0, false, 1)
 	csum := TxMeta{CsumBlank: true}
-	gso4 := TxMeta{CsumBlank: true, GSOType: GSOTCPv4, GSOSize: 1448}
-	gso6 := TxMeta{CsumBlank: true, GSOType: GSOTCPv6, GSOSize: 1428}
+	gso4 := TxMeta{CsumBlank: true, GSOType: netif.GSOTCPv4, GSOSize: 1448}
+	gso6 := TxMeta{CsumBlank: true, GSOType: netif.GSOTCPv6, GSOSize: 1428}
 	tests := map[string]struct {
 		meta  TxMeta
 		frame packettest.Frame
@@ -32,19 +34,19 @@ func TestPlanTx(t *testing.T) {
 		},
 		"checksum of TCP": {
 			meta: csum, frame: packettest.Frame{IPv4: ip4, TCP: tcp},
-			want: TxPlan{Header: VnetHeader{Flags: 1, HdrLen: 54, CsumStart: 34, CsumOffset: 16}},
+			want: TxPlan{Header: tap.VnetHdr{Flags: 1, HdrLen: 54, CsumStart: 34, CsumOffset: 16}},
 		},
 		"checksum of UDP over IPv6": {
 			meta: csum, frame: packettest.Frame{IPv6: ip6, UDP: udp},
-			want: TxPlan{Header: VnetHeader{Flags: 1, HdrLen: 62, CsumStart: 54, CsumOffset: 6}},
+			want: TxPlan{Header: tap.VnetHdr{Flags: 1, HdrLen: 62, CsumStart: 54, CsumOffset: 6}},
 		},
 		"checksum behind a tag": {
 			meta: csum, frame: packettest.Frame{Tags: qTag, IPv4: ip4, UDP: udp},
-			want: TxPlan{Header: VnetHeader{Flags: 1, HdrLen: 46, CsumStart: 38, CsumOffset: 6}},
+			want: TxPlan{Header: tap.VnetHdr{Flags: 1, HdrLen: 46, CsumStart: 38, CsumOffset: 6}},
 		},
 		"checksum behind extension headers": {
 			meta: csum, frame: packettest.Frame{IPv6: ip6ext(packettest.Options(0, 8), packettest.Auth(16), atomic), TCP: tcp},
-			want: TxPlan{Header: VnetHeader{Flags: 1, HdrLen: 106, CsumStart: 86, CsumOffset: 16}},
+			want: TxPlan{Header: tap.VnetHdr{Flags: 1, HdrLen: 106, CsumStart: 86, CsumOffset: 16}},
 		},
 		"checksum of ARP": {
 			meta: csum, frame: packettest.Frame{EtherType: packettest.TypeARP, Payload: make([]byte, 28)},
@@ -68,59 +70,59 @@ func TestPlanTx(t *testing.T) {
 		},
 		"GSO over IPv4": {
 			meta: gso4, frame: packettest.Frame{IPv4: ip4, TCP: tcp, Payload: data},
-			want: TxPlan{Header: VnetHeader{Flags: 1, GSOType: 1, HdrLen: 54, GSOSize: 1448, CsumStart: 34, CsumOffset: 16}},
+			want: TxPlan{Header: tap.VnetHdr{Flags: 1, GSOType: 1, HdrLen: 54, GSOSize: 1448, CsumStart: 34, CsumOffset: 16}},
 		},
 		"GSO over IPv6 with TCP options": {
 			meta: gso6, frame: packettest.Frame{IPv6: ip6, TCP: &packettest.TCP{Options: make([]byte, 12)}, Payload: data},
-			want: TxPlan{Header: VnetHeader{Flags: 1, GSOType: 4, HdrLen: 86, GSOSize: 1428, CsumStart: 54, CsumOffset: 16}},
+			want: TxPlan{Header: tap.VnetHdr{Flags: 1, GSOType: 4, HdrLen: 86, GSOSize: 1428, CsumStart: 54, CsumOffset: 16}},
 		},
 		"GSO behind a tag": {
 			meta: gso4, frame: packettest.Frame{Tags: qTag, IPv4: ip4, TCP: tcp, Payload: data},
-			want: TxPlan{Header: VnetHeader{Flags: 1, GSOType: 1, HdrLen: 58, GSOSize: 1448, CsumStart: 38, CsumOffset: 16}},
+			want: TxPlan{Header: tap.VnetHdr{Flags: 1, GSOType: 1, HdrLen: 58, GSOSize: 1448, CsumStart: 38, CsumOffset: 16}},
 		},
 		"GSO without csum_blank": {
-			meta:  TxMeta{GSOType: GSOTCPv4, GSOSize: 1448},
+			meta:  TxMeta{GSOType: netif.GSOTCPv4, GSOSize: 1448},
 			frame: packettest.Frame{IPv4: ip4, TCP: tcp, Payload: data},
 			want: TxPlan{
-				Header:      VnetHeader{Flags: 1, GSOType: 1, HdrLen: 54, GSOSize: 1448, CsumStart: 34, CsumOffset: 16},
+				Header:      tap.VnetHdr{Flags: 1, GSOType: 1, HdrLen: 54, GSOSize: 1448, CsumStart: 34, CsumOffset: 16},
 				WritePseudo: true,
 			},
 		},
 		"GSO with CWR": {
 			meta: gso4, frame: packettest.Frame{IPv4: ip4, TCP: &packettest.TCP{Flags: packettest.CWR}, Payload: data},
-			want: TxPlan{Header: VnetHeader{Flags: 1, GSOType: 0x81, HdrLen: 54, GSOSize: 1448, CsumStart: 34, CsumOffset: 16}},
+			want: TxPlan{Header: tap.VnetHdr{Flags: 1, GSOType: 0x81, HdrLen: 54, GSOSize: 1448, CsumStart: 34, CsumOffset: 16}},
 		},
 		"GSO of one segment": {
 			meta: gso4, frame: packettest.Frame{IPv4: ip4, TCP: tcp, Payload: data[:1448]},
-			want: TxPlan{Header: VnetHeader{Flags: 1, HdrLen: 54, CsumStart: 34, CsumOffset: 16}},
+			want: TxPlan{Header: tap.VnetHdr{Flags: 1, HdrLen: 54, CsumStart: 34, CsumOffset: 16}},
 		},
 		"GSO of two segments": {
 			meta: gso4, frame: packettest.Frame{IPv4: ip4, TCP: tcp, Payload: data[:1449]},
-			want: TxPlan{Header: VnetHeader{Flags: 1, GSOType: 1, HdrLen: 54, GSOSize: 1448, CsumStart: 34, CsumOffset: 16}},
+			want: TxPlan{Header: tap.VnetHdr{Flags: 1, GSOType: 1, HdrLen: 54, GSOSize: 1448, CsumStart: 34, CsumOffset: 16}},
 		},
 		"GSO size of 1": {
-			meta:  TxMeta{CsumBlank: true, GSOType: GSOTCPv4, GSOSize: 1},
+			meta:  TxMeta{CsumBlank: true, GSOType: netif.GSOTCPv4, GSOSize: 1},
 			frame: packettest.Frame{IPv4: ip4, TCP: tcp, Payload: data}, err: ErrGSOSize,
 		},
 		"GSO size below the least that is accepted": {
-			meta:  TxMeta{CsumBlank: true, GSOType: GSOTCPv6, GSOSize: MinGSOSize - 1},
+			meta:  TxMeta{CsumBlank: true, GSOType: netif.GSOTCPv6, GSOSize: MinGSOSize - 1},
 			frame: packettest.Frame{IPv6: ip6, TCP: tcp, Payload: data}, err: ErrGSOSize,
 		},
 		"the least GSO size": {
-			meta:  TxMeta{CsumBlank: true, GSOType: GSOTCPv4, GSOSize: MinGSOSize},
+			meta:  TxMeta{CsumBlank: true, GSOType: netif.GSOTCPv4, GSOSize: MinGSOSize},
 			frame: packettest.Frame{IPv4: ip4, TCP: tcp, Payload: data},
-			want:  TxPlan{Header: VnetHeader{Flags: 1, GSOType: 1, HdrLen: 54, GSOSize: 8, CsumStart: 34, CsumOffset: 16}},
+			want:  TxPlan{Header: tap.VnetHdr{Flags: 1, GSOType: 1, HdrLen: 54, GSOSize: 8, CsumStart: 34, CsumOffset: 16}},
 		},
 		"GSO size of 0xfffe": {
-			meta:  TxMeta{CsumBlank: true, GSOType: GSOTCPv4, GSOSize: 0xfffe},
+			meta:  TxMeta{CsumBlank: true, GSOType: netif.GSOTCPv4, GSOSize: 0xfffe},
 			frame: packettest.Frame{IPv4: ip4, TCP: tcp, Payload: data},
-			want:  TxPlan{Header: VnetHeader{Flags: 1, HdrLen: 54, CsumStart: 34, CsumOffset: 16}},
+			want:  TxPlan{Header: tap.VnetHdr{Flags: 1, HdrLen: 54, CsumStart: 34, CsumOffset: 16}},
 		},
 		"GSO size of 0": {
-			meta: TxMeta{GSOType: GSOTCPv4}, frame: packettest.Frame{IPv4: ip4, TCP: tcp}, err: ErrGSOSize,
+			meta: TxMeta{GSOType: netif.GSOTCPv4}, frame: packettest.Frame{IPv4: ip4, TCP: tcp}, err: ErrGSOSize,
 		},
 		"GSO size of 0xffff": {
-			meta:  TxMeta{GSOType: GSOTCPv4, GSOSize: 0xffff},
+			meta:  TxMeta{GSOType: netif.GSOTCPv4, GSOSize: 0xffff},
 			frame: packettest.Frame{IPv4: ip4, TCP: tcp}, err: ErrGSOSize,
 		},
 		"GSO type 3": {
@@ -176,7 +178,7 @@ func TestPlanTxOfWhatWasNotParsed(t *testing.T) {
 	if _, err := PlanTx(TxMeta{CsumBlank: true}, h, len(b)); err != ErrNotTCPUDP {
 		t.Errorf("error %v, want %v", err, ErrNotTCPUDP)
 	}
-	if _, err := PlanTx(TxMeta{GSOType: GSOTCPv4, GSOSize: 1000}, h, len(b)); err != ErrGSOMismatch {
+	if _, err := PlanTx(TxMeta{GSOType: netif.GSOTCPv4, GSOSize: 1000}, h, len(b)); err != ErrGSOMismatch {
 		t.Errorf("error %v, want %v", err, ErrGSOMismatch)
 	}
 }
@@ -191,11 +193,11 @@ var (
 
 func TestPlanRx(t *testing.T) {
 	data := packettest.Pattern(3000)
-	csum := func(start, off uint16) VnetHeader {
-		return VnetHeader{Flags: VnetNeedsCsum, CsumStart: start, CsumOffset: off}
+	csum := func(start, off uint16) tap.VnetHdr {
+		return tap.VnetHdr{Flags: tap.VnetNeedsCsum, CsumStart: start, CsumOffset: off}
 	}
-	gso := func(typ uint8, size, start uint16) VnetHeader {
-		return VnetHeader{Flags: VnetNeedsCsum, GSOType: typ, GSOSize: size, CsumStart: start, CsumOffset: 16}
+	gso := func(typ uint8, size, start uint16) tap.VnetHdr {
+		return tap.VnetHdr{Flags: tap.VnetNeedsCsum, GSOType: typ, GSOSize: size, CsumStart: start, CsumOffset: 16}
 	}
 	tcp4 := packettest.Frame{IPv4: ip4, TCP: tcp, Payload: data}
 	tcp6 := packettest.Frame{IPv6: ip6, TCP: tcp, Payload: data}
@@ -204,14 +206,14 @@ func TestPlanRx(t *testing.T) {
 		return RxPlan{Action: ActComplete, DataValidated: true, CsumStart: start, CsumOffset: off}
 	}
 	tests := map[string]struct {
-		vnet  VnetHeader
+		vnet  tap.VnetHdr
 		frame packettest.Frame
 		guest Guest
 		want  RxPlan
 		err   error
 	}{
 		"nothing to do":          {frame: tcp4, guest: linux},
-		"verified":               {vnet: VnetHeader{Flags: VnetDataValid}, frame: tcp4, guest: bare, want: RxPlan{DataValidated: true}},
+		"verified":               {vnet: tap.VnetHdr{Flags: tap.VnetDataValid}, frame: tcp4, guest: bare, want: RxPlan{DataValidated: true}},
 		"partial":                {csum(34, 16), tcp4, linux, asIs, nil},
 		"partial IPv6":           {csum(54, 16), tcp6, linux, asIs, nil},
 		"partial with options":   {csum(38, 6), packettest.Frame{IPv4: &packettest.IPv4{Options: make([]byte, 4)}, UDP: udp}, linux, asIs, nil},
@@ -257,56 +259,56 @@ func TestPlanRx(t *testing.T) {
 		},
 
 		"GSO": {
-			gso(VnetGSOTCPv4, 1448, 34), tcp4, linux,
-			RxPlan{CsumBlank: true, DataValidated: true, GSOType: GSOTCPv4, GSOSize: 1448}, nil,
+			gso(tap.VnetGSOTCPv4, 1448, 34), tcp4, linux,
+			RxPlan{CsumBlank: true, DataValidated: true, GSOType: netif.GSOTCPv4, GSOSize: 1448}, nil,
 		},
 		"GSO over IPv6": {
-			gso(VnetGSOTCPv6, 1428, 54), tcp6, linux,
-			RxPlan{CsumBlank: true, DataValidated: true, GSOType: GSOTCPv6, GSOSize: 1428}, nil,
+			gso(tap.VnetGSOTCPv6, 1428, 54), tcp6, linux,
+			RxPlan{CsumBlank: true, DataValidated: true, GSOType: netif.GSOTCPv6, GSOSize: 1428}, nil,
 		},
 		"GSO of a verified packet": {
-			VnetHeader{Flags: VnetDataValid, GSOType: VnetGSOTCPv4, GSOSize: 1448}, tcp4, linux,
-			RxPlan{WritePseudo: true, CsumBlank: true, DataValidated: true, GSOType: GSOTCPv4, GSOSize: 1448}, nil,
+			tap.VnetHdr{Flags: tap.VnetDataValid, GSOType: tap.VnetGSOTCPv4, GSOSize: 1448}, tcp4, linux,
+			RxPlan{WritePseudo: true, CsumBlank: true, DataValidated: true, GSOType: netif.GSOTCPv4, GSOSize: 1448}, nil,
 		},
 		"GSO, not taken": {
-			gso(VnetGSOTCPv4, 1448, 34), tcp4, bare,
+			gso(tap.VnetGSOTCPv4, 1448, 34), tcp4, bare,
 			RxPlan{Action: ActSegment, DataValidated: true, GSOSize: 1448}, nil,
 		},
 		"GSO of a verified packet, not taken": {
-			VnetHeader{Flags: VnetDataValid, GSOType: VnetGSOTCPv4, GSOSize: 1448}, tcp4, bare,
+			tap.VnetHdr{Flags: tap.VnetDataValid, GSOType: tap.VnetGSOTCPv4, GSOSize: 1448}, tcp4, bare,
 			RxPlan{Action: ActSegment, WritePseudo: true, DataValidated: true, GSOSize: 1448}, nil,
 		},
 		"GSO over IPv6 without its checksum": {
-			gso(VnetGSOTCPv6, 1428, 54), tcp6, noCsum6,
+			gso(tap.VnetGSOTCPv6, 1428, 54), tcp6, noCsum6,
 			RxPlan{Action: ActSegment, DataValidated: true, GSOSize: 1428}, nil,
 		},
 		"GSO behind a tag": {
-			gso(VnetGSOTCPv4, 1448, 38), packettest.Frame{Tags: qTag, IPv4: ip4, TCP: tcp, Payload: data}, linux,
+			gso(tap.VnetGSOTCPv4, 1448, 38), packettest.Frame{Tags: qTag, IPv4: ip4, TCP: tcp, Payload: data}, linux,
 			RxPlan{Action: ActSegment, DataValidated: true, GSOSize: 1448}, nil,
 		},
 		"GSO with CWR": {
-			gso(VnetGSOTCPv4|VnetGSOECN, 1448, 34), tcp4, linux,
+			gso(tap.VnetGSOTCPv4|tap.VnetGSOECN, 1448, 34), tcp4, linux,
 			RxPlan{Action: ActSegment, DataValidated: true, GSOSize: 1448}, nil,
 		},
 		"GSO size of 1": {
-			gso(VnetGSOTCPv4, 1, 34), tcp4, linux,
-			RxPlan{CsumBlank: true, DataValidated: true, GSOType: GSOTCPv4, GSOSize: 8}, nil,
+			gso(tap.VnetGSOTCPv4, 1, 34), tcp4, linux,
+			RxPlan{CsumBlank: true, DataValidated: true, GSOType: netif.GSOTCPv4, GSOSize: 8}, nil,
 		},
 		"GSO of one segment": {
-			gso(VnetGSOTCPv4, 3000, 34), tcp4, linux, asIs, nil,
+			gso(tap.VnetGSOTCPv4, 3000, 34), tcp4, linux, asIs, nil,
 		},
 		"GSO of one segment, checksum not taken": {
-			gso(VnetGSOTCPv4, 3000, 34), tcp4, bare, complete(34, 16), nil,
+			gso(tap.VnetGSOTCPv4, 3000, 34), tcp4, bare, complete(34, 16), nil,
 		},
-		"GSO size of 0":      {gso(VnetGSOTCPv4, 0, 34), tcp4, linux, RxPlan{}, ErrGSOSize},
-		"GSO size of 0xffff": {gso(VnetGSOTCPv4, 0xffff, 34), tcp4, linux, RxPlan{}, ErrGSOSize},
+		"GSO size of 0":      {gso(tap.VnetGSOTCPv4, 0, 34), tcp4, linux, RxPlan{}, ErrGSOSize},
+		"GSO size of 0xffff": {gso(tap.VnetGSOTCPv4, 0xffff, 34), tcp4, linux, RxPlan{}, ErrGSOSize},
 		"UDP segmentation":   {gso(5, 1000, 34), packettest.Frame{IPv4: ip4, UDP: udp, Payload: data}, linux, RxPlan{}, ErrGSOType},
-		"nothing but ECN":    {gso(VnetGSOECN, 1000, 34), tcp4, linux, RxPlan{}, ErrGSOType},
+		"nothing but ECN":    {gso(tap.VnetGSOECN, 1000, 34), tcp4, linux, RxPlan{}, ErrGSOType},
 		"GSO of the other IP": {
-			gso(VnetGSOTCPv6, 1000, 34), tcp4, linux, RxPlan{}, ErrGSOMismatch,
+			gso(tap.VnetGSOTCPv6, 1000, 34), tcp4, linux, RxPlan{}, ErrGSOMismatch,
 		},
 		"GSO with the checksum elsewhere": {
-			gso(VnetGSOTCPv4, 1000, 54), tcp4, linux, RxPlan{}, ErrGSOMismatch,
+			gso(tap.VnetGSOTCPv4, 1000, 54), tcp4, linux, RxPlan{}, ErrGSOMismatch,
 		},
 	}
 	for name, tt := range tests {
@@ -323,7 +325,7 @@ func TestPlanRx(t *testing.T) {
 			if diff := cmp.Diff(tt.want, got); diff != "" {
 				t.Errorf("plan (-want +got):\n%s", diff)
 			}
-			if !tt.vnet.NeedsParse() {
+			if !NeedsParse(tt.vnet.Flags, tt.vnet.GSOType) {
 				if p, err := PlanRx(tt.vnet, Headers{}, len(b), tt.guest); err != nil || p != got {
 					t.Errorf("depends on headers: %+v, %v", p, err)
 				}
@@ -333,7 +335,7 @@ func TestPlanRx(t *testing.T) {
 }
 
 func TestPlanRxOfWhatCannotBeParsed(t *testing.T) {
-	v := VnetHeader{Flags: VnetNeedsCsum, CsumStart: 34, CsumOffset: 16}
+	v := tap.VnetHdr{Flags: tap.VnetNeedsCsum, CsumStart: 34, CsumOffset: 16}
 	b := patched(packettest.Frame{IPv4: ip4, TCP: tcp}.Bytes(), 14, 0x40)
 	h, err := Parse(b, len(b))
 	if err != ErrIPHeader {
@@ -343,7 +345,7 @@ func TestPlanRxOfWhatCannotBeParsed(t *testing.T) {
 	if got, err := PlanRx(v, h, len(b), linux); err != nil || got != want {
 		t.Errorf("got %+v, %v, want %+v", got, err, want)
 	}
-	v.GSOType, v.GSOSize = VnetGSOTCPv4, 1000
+	v.GSOType, v.GSOSize = tap.VnetGSOTCPv4, 1000
 	if _, err := PlanRx(v, h, len(b), linux); err != ErrGSOMismatch {
 		t.Errorf("error %v, want %v", err, ErrGSOMismatch)
 	}
@@ -360,7 +362,7 @@ func FuzzPlanTx(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, b []byte, blank bool, typ uint8, size, more uint16) {
 		total := len(b) + int(more)
-		m := TxMeta{CsumBlank: blank, GSOType: GSOType(typ), GSOSize: size}
+		m := TxMeta{CsumBlank: blank, GSOType: netif.GSOType(typ), GSOSize: size}
 		h, _ := Parse(b, total)
 		p, err := PlanTx(m, h, total)
 		if err != nil {
@@ -368,18 +370,18 @@ func FuzzPlanTx(f *testing.F) {
 		}
 		v := p.Header
 		if m.Plain() {
-			if v != (VnetHeader{}) || p.WritePseudo {
+			if v != (tap.VnetHdr{}) || p.WritePseudo {
 				t.Errorf("nothing asked for, planned %+v", p)
 			}
 			return
 		}
-		if v.Flags != VnetNeedsCsum {
+		if v.Flags != tap.VnetNeedsCsum {
 			t.Errorf("flags are %d", v.Flags)
 		}
 		if int(v.CsumStart)+int(v.CsumOffset)+2 > int(v.HdrLen) || int(v.HdrLen) > total {
 			t.Errorf("offsets beyond each other: %+v", p)
 		}
-		if v.GSOType != VnetGSONone {
+		if v.GSOType != tap.VnetGSONone {
 			if v.GSOSize < MinGSOSize || v.GSOSize == 0xffff || v.CsumOffset != tcpCheck ||
 				total-int(v.HdrLen) <= int(v.GSOSize) {
 				t.Errorf("kernel would refuse %+v", p)
@@ -412,7 +414,7 @@ func FuzzPlanRx(f *testing.F) {
 		if len(hdr) < 10 {
 			return
 		}
-		v := VnetHeader{
+		v := tap.VnetHdr{
 			Flags:      hdr[0],
 			GSOType:    hdr[1],
 			HdrLen:     binary.LittleEndian.Uint16(hdr[2:]),
@@ -429,7 +431,7 @@ func FuzzPlanRx(f *testing.F) {
 		if p.CsumBlank && (p.Action != ActPass || !p.DataValidated || !h.transport() || !g.takesCsum(&h)) {
 			t.Errorf("left to a guest that cannot: %+v", p)
 		}
-		if p.GSOType != GSONone && (!p.CsumBlank || !g.takesGSO(&h) || p.GSOSize < MinGSOSize) {
+		if p.GSOType != netif.GSONone && (!p.CsumBlank || !g.takesGSO(&h) || p.GSOSize < MinGSOSize) {
 			t.Errorf("GSO to a guest that cannot: %+v", p)
 		}
 		if p.WritePseudo {
@@ -458,8 +460,8 @@ func FuzzPlanRx(f *testing.F) {
 
 func BenchmarkPlan(b *testing.B) {
 	frame := packettest.Frame{IPv4: ip4, TCP: tcp, Payload: packettest.Pattern(60000)}.Bytes()
-	v := VnetHeader{Flags: VnetNeedsCsum, GSOType: VnetGSOTCPv4, GSOSize: 1448, CsumStart: 34, CsumOffset: 16}
-	m := TxMeta{CsumBlank: true, GSOType: GSOTCPv4, GSOSize: 1448}
+	v := tap.VnetHdr{Flags: tap.VnetNeedsCsum, GSOType: tap.VnetGSOTCPv4, GSOSize: 1448, CsumStart: 34, CsumOffset: 16}
+	m := TxMeta{CsumBlank: true, GSOType: netif.GSOTCPv4, GSOSize: 1448}
 	b.Run("tx", func(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {

@@ -2,7 +2,12 @@
 
 package offload
 
-// Guest is what a frontend has agreed to receive.
+import (
+	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/tap"
+)
+
+// Guest lists the offloads that a frontend takes.
 type Guest struct {
 	CsumIPv4 bool // partial checksums: unless feature-no-csum-offload
 	CsumIPv6 bool // feature-ipv6-csum-offload
@@ -10,7 +15,7 @@ type Guest struct {
 	GSOTCPv6 bool // feature-gso-tcpv6, together with feature-sg
 }
 
-// Action is what has to happen to a frame before its guest can have it.
+// Action names the work to do on a frame before it is delivered to the guest.
 type Action uint8
 
 // Actions.
@@ -18,54 +23,52 @@ const (
 	ActPass         Action = iota // nothing
 	ActComplete                   // [Complete] it at CsumStart and CsumOffset
 	ActCompleteSCTP               // [CompleteSCTP] it at CsumStart
-	ActSegment                    // give its guest the output of a [Segmenter]
+	ActSegment                    // deliver the output of a [Segmenter] instead
 )
 
-// RxPlan says how a frame from the TAP goes to the guest.
+// RxPlan describes how to deliver a frame from the TAP to the guest.
 type RxPlan struct {
 	Action Action
-	// WritePseudo: the checksum field has to get the sum of the
-	// pseudo-header first, with [WritePseudo].
+	// WritePseudo asks for a call of [WritePseudo] before anything else.
 	WritePseudo bool
 
-	// What to tell the guest: of each segment, if there are to be segments.
+	// Flags and GSO type of the rx slots; with ActSegment, of each segment.
 	CsumBlank     bool // XEN_NETRXF_csum_blank
 	DataValidated bool // XEN_NETRXF_data_validated
-	GSOType       GSOType
+	GSOType       netif.GSOType
 
 	// GSOSize is the payload per segment, for the GSO extra or for
-	// [Segmenter.Init]; 8 octets or more, so a frame has up to 8192 segments.
+	// [Segmenter.Init], in bytes; 8 or more, so a frame has up to 8192 segments.
 	GSOSize uint16
 
 	CsumStart  uint16
 	CsumOffset uint16
 }
 
-// NeedsParse reports whether [PlanRx] looks at the headers of a packet that
-// comes with v.
-func (v VnetHeader) NeedsParse() bool {
-	return v.Flags&VnetNeedsCsum != 0 || v.GSOType != VnetGSONone
+// NeedsParse reports whether [PlanRx] needs the headers of a frame with these
+// fields of a [tap.VnetHdr].
+func NeedsParse(flags, gsoType uint8) bool {
+	return flags&tap.VnetNeedsCsum != 0 || gsoType != tap.VnetGSONone
 }
 
-// PlanRx decides how a frame of total octets that was read from the TAP with
-// the header v is given to a guest. h is what [Parse] made of it; that Parse
-// failed is no reason to stop, since a checksum can be finished in a packet of
-// any kind.
+// PlanRx plans the delivery of a frame of total bytes that was read from the TAP
+// with the header v. h is the result of [Parse]; an error of Parse does not matter,
+// since a checksum can be completed in a packet of any protocol.
 //
-// A frontend has to find the open checksum by itself. It looks for TCP or UDP
-// right above an untagged IP header, so anything else is finished here: VLAN
-// tagged frames (which Linux netfront would drop), tunnels, SCTP, fragments,
-// whatever the guest's features are. So is a frame with VIRTIO_NET_HDR_GSO_ECN,
-// for which netif has no word.
-func PlanRx(v VnetHeader, h Headers, total int, g Guest) (RxPlan, error) {
-	partial := v.Flags&VnetNeedsCsum != 0
-	if v.GSOType != VnetGSONone {
-		t := GSONone
-		switch v.GSOType &^ VnetGSOECN {
-		case VnetGSOTCPv4:
-			t = GSOTCPv4
-		case VnetGSOTCPv6:
-			t = GSOTCPv6
+// A frontend finds a partial checksum by itself, and only in TCP or UDP right above
+// an untagged IP header. All others are completed on the host, with any set of
+// features: VLAN tagged frames (Linux netfront drops them), tunnels, SCTP,
+// fragments. A frame with VIRTIO_NET_HDR_GSO_ECN is segmented on the host, because
+// netif cannot express that flag.
+func PlanRx(v tap.VnetHdr, h Headers, total int, g Guest) (RxPlan, error) {
+	partial := v.Flags&tap.VnetNeedsCsum != 0
+	if v.GSOType != tap.VnetGSONone {
+		t := netif.GSONone
+		switch v.GSOType &^ tap.VnetGSOECN {
+		case tap.VnetGSOTCPv4:
+			t = netif.GSOTCPv4
+		case tap.VnetGSOTCPv6:
+			t = netif.GSOTCPv6
 		}
 		if err := checkGSO(&h, t, v.GSOSize); err != nil {
 			return RxPlan{}, err
@@ -83,7 +86,7 @@ func PlanRx(v VnetHeader, h Headers, total int, g Guest) (RxPlan, error) {
 				DataValidated: true,
 				GSOSize:       size,
 			}
-			if v.GSOType&VnetGSOECN == 0 && g.takesGSO(&h) {
+			if v.GSOType&tap.VnetGSOECN == 0 && g.takesGSO(&h) {
 				// A Windows frontend insists on both flags with GSO.
 				p.CsumBlank = true
 				p.GSOType = t
@@ -92,10 +95,10 @@ func PlanRx(v VnetHeader, h Headers, total int, g Guest) (RxPlan, error) {
 			}
 			return p, nil
 		}
-		// One segment's worth is no GSO packet.
+		// The payload fits one segment: not a GSO packet.
 	}
 	if !partial {
-		return RxPlan{DataValidated: v.Flags&VnetDataValid != 0}, nil
+		return RxPlan{DataValidated: v.Flags&tap.VnetDataValid != 0}, nil
 	}
 
 	plain := h.transport() && h.csumAt(v)
@@ -104,9 +107,8 @@ func PlanRx(v VnetHeader, h Headers, total int, g Guest) (RxPlan, error) {
 	}
 	p := RxPlan{
 		Action: ActComplete,
-		// The sender and this host vouch for the data, but only as far as
-		// this checksum reaches: in a tunnel that is not the outermost one,
-		// which is the one the flag speaks of.
+		// The flag is about the outermost checksum. In a tunnel the one that
+		// is completed here is an inner one.
 		DataValidated: plain,
 		CsumStart:     v.CsumStart,
 		CsumOffset:    v.CsumOffset,
@@ -123,11 +125,11 @@ func PlanRx(v VnetHeader, h Headers, total int, g Guest) (RxPlan, error) {
 }
 
 // csumAt reports whether v's checksum is the one of h's transport header.
-func (h *Headers) csumAt(v VnetHeader) bool {
+func (h *Headers) csumAt(v tap.VnetHdr) bool {
 	return v.CsumStart == h.L4 && v.CsumOffset == h.csumOffset()
 }
 
-// takesCsum reports whether the guest can finish the checksum of a TCP or UDP
+// takesCsum reports whether the guest can complete the checksum of a TCP or UDP
 // packet.
 func (g Guest) takesCsum(h *Headers) bool {
 	if h.VLANs != 0 || h.Atomic || h.Auth {
@@ -139,7 +141,7 @@ func (g Guest) takesCsum(h *Headers) bool {
 	return g.CsumIPv6
 }
 
-// takesGSO reports whether the guest can take a TCP packet unsegmented, which
+// takesGSO reports whether the guest takes a TCP packet unsegmented, which
 // always has a partial checksum.
 func (g Guest) takesGSO(h *Headers) bool {
 	if !g.takesCsum(h) {

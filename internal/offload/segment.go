@@ -7,16 +7,17 @@ import (
 	"io"
 )
 
-// Bounds of an IP packet, header included. IPv6 does not count its header.
+// Largest IP packets in bytes, header included. IPv6's length field does not count
+// the header.
 const (
 	maxIPv4 = 0xffff
 	maxIPv6 = 0xffff + ipv6Len
 )
 
-// Segmenter cuts a TCP packet into segments, as the kernel's tcp_gso_segment
-// does: each has the packet's headers with the sequence number, the IPv4
-// identification and the lengths moved on, FIN and PSH only in the last one,
-// CWR only in the first one, and all checksums complete.
+// Segmenter cuts a TCP packet into segments as the kernel's tcp_gso_segment does:
+// each has the packet's headers with sequence number, IPv4 identification and
+// lengths updated, FIN and PSH only in the last one, CWR only in the first one, and
+// complete checksums.
 //
 //	var s offload.Segmenter
 //	if err := s.Init(frame, int(plan.GSOSize)); err != nil {
@@ -27,10 +28,10 @@ const (
 //		...
 //	}
 //
-// The zero Segmenter is one that has nothing left.
+// The zero Segmenter has no segments left.
 type Segmenter struct {
 	frame   []byte
-	payload []byte // what is not sent yet
+	payload []byte // of the segments still to come
 	mss     int
 	left    int
 	seq     uint32
@@ -42,15 +43,14 @@ type Segmenter struct {
 	first   bool
 }
 
-// Init starts to cut a frame into segments with up to mss octets of payload.
-// The frame keeps its VLAN tags, IP options and extension headers in every
-// segment; its checksum field holds the sum of the pseudo-header, as in every
-// packet with a partial checksum. The Segmenter refers to the frame until it is
-// done.
+// Init starts to cut a frame into segments with up to mss bytes of payload. VLAN
+// tags, IP options and extension headers are repeated in every segment. The frame's
+// checksum must be partial: the field holds the sum of the pseudo-header. The
+// Segmenter refers to the frame until its last segment.
 //
-// The number of segments is [Segmenter.Left]: the payload over mss, rounded up,
-// so up to 65515 if mss is 1, each with all the headers. A packet without
-// payload is one segment.
+// [Segmenter.Left] is then the number of segments: the payload divided by mss,
+// rounded up; 65515 at most, with an mss of 1. A packet without payload is one
+// segment.
 func (s *Segmenter) Init(frame []byte, mss int) error {
 	*s = Segmenter{}
 	h, err := Parse(frame, len(frame))
@@ -80,9 +80,9 @@ func (s *Segmenter) Init(frame []byte, mss int) error {
 	s.first = true
 	tcp := frame[s.l4:s.end]
 	s.seq = binary.BigEndian.Uint32(tcp[tcpSeq:])
-	// The length is taken out again, rather than the sum made anew, to keep
-	// what else the sender put in: behind a routing header, the address that
-	// counts is not the one in the IP header.
+	// The length is subtracted from the sender's sum. A new sum would be wrong
+	// behind a routing header, where the destination address that counts is not
+	// in the IP header.
 	s.partial = add16(binary.BigEndian.Uint16(tcp[tcpCheck:]), ^uint16(len(frame)-s.l4))
 	if h.IPv == 4 {
 		s.id = binary.BigEndian.Uint16(frame[s.l3+4:])
@@ -90,18 +90,16 @@ func (s *Segmenter) Init(frame []byte, mss int) error {
 	return nil
 }
 
-// Left is the number of segments still to come.
+// Left returns the number of segments still to come.
 func (s *Segmenter) Left() int { return s.left }
 
-// HeaderLen is the length of the headers of every segment.
-func (s *Segmenter) HeaderLen() int { return s.end }
-
-// MaxLen is the length of the longest segment still to come, headers included.
+// MaxLen returns the length in bytes of the longest segment still to come, headers
+// included.
 func (s *Segmenter) MaxLen() int { return s.end + min(s.mss, len(s.payload)) }
 
-// Next writes the next segment to dst and returns its length. It fails with
-// [io.EOF] after the last one, and with [io.ErrShortBuffer], without moving on,
-// if dst has less than [Segmenter.MaxLen] octets.
+// Next writes the next segment to dst and returns its length in bytes. It returns
+// [io.EOF] after the last one. If dst is shorter than [Segmenter.MaxLen] it returns
+// [io.ErrShortBuffer], and the same segment is next.
 func (s *Segmenter) Next(dst []byte) (int, error) {
 	if s.left == 0 {
 		return 0, io.EOF
@@ -109,26 +107,15 @@ func (s *Segmenter) Next(dst []byte) (int, error) {
 	if len(dst) < s.MaxLen() {
 		return 0, io.ErrShortBuffer
 	}
-	payload, err := s.NextHeader(dst)
-	if err != nil {
-		return 0, err
-	}
+	payload := s.payload[:min(s.mss, len(s.payload))]
+	s.payload = s.payload[len(payload):]
+	s.header(dst[:s.end], payload)
 	return s.end + copy(dst[s.end:], payload), nil
 }
 
-// NextHeader writes only the headers of the next segment to dst, which needs
-// [Segmenter.HeaderLen] octets, and returns the payload that follows them,
-// which is a part of the frame. Otherwise it is like [Segmenter.Next].
-func (s *Segmenter) NextHeader(dst []byte) (payload []byte, err error) {
-	if s.left == 0 {
-		return nil, io.EOF
-	}
-	if len(dst) < s.end {
-		return nil, io.ErrShortBuffer
-	}
-	dst = dst[:s.end]
-	n := min(s.mss, len(s.payload))
-	payload, s.payload = s.payload[:n:n], s.payload[n:]
+// header writes the headers of the next segment, which has this payload, to dst.
+func (s *Segmenter) header(dst, payload []byte) {
+	n := len(payload)
 	s.left--
 
 	copy(dst, s.frame)
@@ -155,5 +142,4 @@ func (s *Segmenter) NextHeader(dst []byte) (payload []byte, err error) {
 	s.first = false
 	binary.BigEndian.PutUint16(tcp[tcpCheck:], add16(s.partial, uint16(len(tcp)+n)))
 	binary.BigEndian.PutUint16(tcp[tcpCheck:], ^foldNet(sum64(payload, sum64(tcp, 0))))
-	return payload, nil
 }

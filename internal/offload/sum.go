@@ -7,28 +7,28 @@ import (
 	"math/bits"
 )
 
-// A one's complement sum does not care in which order, width or byte order its
-// words are added, as long as carries come back in at the other end (RFC 1071).
-// So it is taken over little-endian 64-bit words, one add-with-carry each, and
-// turned into network order once, at the end.
+// A one's complement sum does not depend on the order, width or byte order of its
+// words, as long as carries are added back at the low end (RFC 1071). So it is
+// computed over little-endian 64-bit words with one add-with-carry each, and swapped
+// to network order once at the end.
 
-// Sum is the Internet checksum's sum over b: folded to 16 bits, in host order,
-// not complemented. An odd last octet counts as the high half of a word.
+// Sum returns the Internet checksum's sum over b: folded to 16 bits, in host order,
+// not complemented. An odd last byte counts as the high half of a word.
 func Sum(b []byte) uint16 {
 	return foldNet(sum64(b, 0))
 }
 
-// sum adds up slices of any length one after the other.
+// sum accumulates slices of any length.
 type sum struct {
 	acc uint64
-	odd bool // an odd number of octets so far
+	odd bool // an odd number of bytes so far
 }
 
 func (s *sum) add(b []byte) {
 	if !s.odd {
 		s.acc = sum64(b, s.acc)
 	} else {
-		// Every octet of b stands in the other half of its word.
+		// Every byte of b is in the other half of its word.
 		s.acc = add64(s.acc, uint64(foldNet(sum64(b, 0))))
 	}
 	s.odd = s.odd != (len(b)&1 == 1)
@@ -36,7 +36,7 @@ func (s *sum) add(b []byte) {
 
 func (s *sum) value() uint16 { return foldNet(s.acc) }
 
-// sum64 adds b to acc.
+// sum64 adds b to acc, in one's complement.
 func sum64(b []byte, acc uint64) uint64 {
 	var c uint64
 	for len(b) >= 128 {
@@ -67,8 +67,7 @@ func sum64(b []byte, acc uint64) uint64 {
 		acc, c = bits.Add64(acc, binary.LittleEndian.Uint64(b[0:8]), c)
 		b = b[8:]
 	}
-	// What is left is less than a word: put it together as one, with zeros
-	// above.
+	// Fewer than 8 bytes are left: combine them into one word, zero-padded.
 	var last uint64
 	shift := 0
 	if len(b) >= 4 {
@@ -88,13 +87,13 @@ func sum64(b []byte, acc uint64) uint64 {
 	return add64(acc, c)
 }
 
-// add64 is the one's complement sum of two words.
+// add64 returns the one's complement sum of two words.
 func add64(a, b uint64) uint64 {
 	s, c := bits.Add64(a, b, 0)
 	return s + c // cannot carry: s is at most 2^64-2 if c is 1
 }
 
-// fold reduces a sum to 16 bits. Nothing but a sum of zeros folds to zero.
+// fold reduces a sum to 16 bits. Only the sum 0 folds to 0.
 func fold(v uint64) uint16 {
 	v = v>>32 + v&0xffffffff
 	v = v>>16 + v&0xffff // at most 2^33, so the high part is at most 17 bits
@@ -103,10 +102,10 @@ func fold(v uint64) uint16 {
 	return uint16(v)
 }
 
-// foldNet is fold for a sum of little-endian words of what is in network order.
+// foldNet folds a sum over little-endian words of data in network order.
 func foldNet(v uint64) uint16 { return bits.ReverseBytes16(fold(v)) }
 
-// add16 is the one's complement sum of two folded sums.
+// add16 returns the one's complement sum of two folded sums.
 func add16(a, b uint16) uint16 {
 	s := uint32(a) + uint32(b)
 	return uint16(s + s>>16)

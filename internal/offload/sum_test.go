@@ -6,8 +6,9 @@ import (
 	"fmt"
 	"testing"
 
-	"github.com/netbackd/netbackd/internal/lab/packettest"
 	"pgregory.net/rapid"
+
+	"github.com/netbackd/netbackd/internal/lab/packettest"
 )
 
 // sumNaive is the sum of RFC 1071 as it is defined.
@@ -30,7 +31,7 @@ func TestSumOfEveryLengthAndAlignment(t *testing.T) {
 			for n := range 380 {
 				b := fill[start : start+n]
 				if got, want := Sum(b), sumNaive(b); got != want {
-					t.Fatalf("sum of %d octets at %d is %#04x, want %#04x", n, start, got, want)
+					t.Fatalf("sum of %d bytes at %d is %#04x, want %#04x", n, start, got, want)
 				}
 			}
 		}
@@ -49,7 +50,7 @@ func ones(n int) []byte {
 func TestSumOfLongestPacket(t *testing.T) {
 	for _, b := range [][]byte{ones(65535), ones(65536), packettest.Pattern(65535)} {
 		if got, want := Sum(b), sumNaive(b); got != want {
-			t.Errorf("sum of %d octets is %#04x, want %#04x", len(b), got, want)
+			t.Errorf("sum of %d bytes is %#04x, want %#04x", len(b), got, want)
 		}
 	}
 }

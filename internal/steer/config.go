@@ -31,32 +31,9 @@ type Choice struct {
 // its vnet header. The queue is that of [Program], whose twin this is: it serves
 // where there is no program, and where a guest wants to be told the hash, which a
 // program cannot hand on. It allocates nothing.
-func (c *Config) Choose(frame []byte) Choice {
+func (c *Config) Choose(frame []byte) (choice Choice) {
 	var tuple toeplitz.Tuple
-	hashed := tuple.Extract(frame, c.Types)
-	return c.choose(&tuple, hashed)
-}
-
-// ChooseBatch is Choose for each of a batch of frames. choices has room for all.
-func (c *Config) ChooseBatch(frames [][]byte, choices []Choice) {
-	choices = choices[:len(frames)]
-	// First all headers, then all hashes: a hash that reads what has just been
-	// written octet by octet waits for that.
-	var tuples [16]toeplitz.Tuple
-	for len(frames) > 0 {
-		n := min(len(frames), len(tuples))
-		for i, frame := range frames[:n] {
-			choices[i].Hashed = tuples[i].Extract(frame, c.Types)
-		}
-		for i := range frames[:n] {
-			choices[i] = c.choose(&tuples[i], choices[i].Hashed)
-		}
-		frames, choices = frames[n:], choices[n:]
-	}
-}
-
-func (c *Config) choose(tuple *toeplitz.Tuple, hashed bool) (choice Choice) {
-	if hashed {
+	if tuple.Extract(frame, c.Types) {
 		choice.Hashed, choice.Type = true, tuple.Type()
 		if c.Hasher != nil {
 			choice.Hash = c.Hasher.Hash(tuple.Input())

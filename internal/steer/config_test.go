@@ -74,20 +74,10 @@ func TestChooseInEachSituation(t *testing.T) {
 func TestChooseIsToeplitz(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		c := drawConfig(t, 1<<16)
-		var frames [][]byte
-		var want []Choice
-		for range rapid.SampledFrom([]int{0, 1, 2, 3, 16, 17, 33}).Draw(t, "frames") {
-			frame := drawFrame(t)
-			frame = frame[:rapid.IntRange(0, len(frame)).Draw(t, "cut to")]
-			frames, want = append(frames, frame), append(want, wanted(c, frame))
-			if diff := cmp.Diff(want[len(want)-1], c.Choose(frame)); diff != "" {
-				t.Fatalf("%x (-want +got)\n%s", frame, diff)
-			}
-		}
-		room := make([]Choice, len(frames)+1)
-		c.ChooseBatch(frames, room)
-		if diff := cmp.Diff(append(want, Choice{}), room); diff != "" {
-			t.Fatalf("batch (-want +got)\n%s", diff)
+		frame := drawFrame(t)
+		frame = frame[:rapid.IntRange(0, len(frame)).Draw(t, "cut to")]
+		if diff := cmp.Diff(wanted(c, frame), c.Choose(frame)); diff != "" {
+			t.Fatalf("%x (-want +got)\n%s", frame, diff)
 		}
 	})
 }
@@ -98,10 +88,11 @@ func TestChooseAllocatesNothing(t *testing.T) {
 		packettest.Frame{IPv4: &packettest.IPv4{}, TCP: &packettest.TCP{}}.Bytes(),
 		packettest.Frame{IPv6: &packettest.IPv6{}, TCP: &packettest.TCP{}}.Bytes(),
 	}
-	choices := make([]Choice, 2)
+	queues := make([]int, 2)
 	if n := testing.AllocsPerRun(100, func() {
-		c.ChooseBatch(frames, choices)
-		choices[0] = c.Choose(frames[1])
+		for i, frame := range frames {
+			queues[i] = c.Choose(frame).Queue
+		}
 	}); n != 0 {
 		t.Errorf("%v allocations", n)
 	}
@@ -123,17 +114,6 @@ func BenchmarkChoose(b *testing.B) {
 			for b.Loop() {
 				c.Choose(frame)
 			}
-		})
-		b.Run(name+"/batch", func(b *testing.B) {
-			const n = 64
-			frames, choices := make([][]byte, n), make([]Choice, n)
-			for i := range frames {
-				frames[i] = frame
-			}
-			for b.Loop() {
-				c.ChooseBatch(frames, choices)
-			}
-			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/n, "ns/frame")
 		})
 	}
 }

@@ -11,6 +11,12 @@ import (
 
 // Where things are in the frames of tcpFrame.
 const (
+	ethLen  = 14
+	ipv4Len = 20
+	ipv6Len = 40
+	tcpLen  = 20 // without options
+	tcpCsum = 16 // offset of the checksum in the TCP header
+
 	tcp4At = ethLen + ipv4Len
 	tcp6At = ethLen + ipv6Len
 )

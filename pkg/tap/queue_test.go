@@ -175,14 +175,12 @@ func TestNoAllocation(t *testing.T) {
 			}
 		}
 		var h VnetHdr
-		var err error
 		if n := testing.AllocsPerRun(100, func() {
 			h.Decode(buf)
 			h.GSOType = 77
 			h.Encode(buf)
-			err = h.Check(100)
-		}); n != 0 || err != VnetBadGSOType {
-			t.Errorf("vnet header: %v allocations, %v", n, err)
+		}); n != 0 {
+			t.Errorf("vnet header: %v allocations", n)
 		}
 	})
 }

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/netbackd/netbackd/internal/offload"
+	"github.com/netbackd/netbackd/pkg/netif"
 )
 
 // frameOf is a whole frame of that size.
@@ -25,7 +26,7 @@ func TestFramesAreWhatTheyClaim(t *testing.T) {
 	}{
 		{"small", smallFrame, offload.TxMeta{CsumBlank: true}, 17, 0},
 		{"MTU", mtuFrame, offload.TxMeta{CsumBlank: true}, 17, 0},
-		{"GSO", gsoFrame, offload.TxMeta{CsumBlank: true, GSOType: offload.GSOTCPv4, GSOSize: gsoSize}, 6, gsoSize},
+		{"GSO", gsoFrame, offload.TxMeta{CsumBlank: true, GSOType: netif.GSOTCPv4, GSOSize: gsoSize}, 6, gsoSize},
 	} {
 		t.Run(c.what, func(t *testing.T) {
 			b := frameOf(c.size)
