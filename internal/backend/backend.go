@@ -22,6 +22,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/netbackd/netbackd/internal/budget"
+	"github.com/netbackd/netbackd/internal/ctrlserver"
 	"github.com/netbackd/netbackd/internal/dataplane"
 	"github.com/netbackd/netbackd/internal/loglimit"
 	"github.com/netbackd/netbackd/internal/vif"
@@ -44,9 +45,9 @@ type Config struct {
 	Drain     time.Duration // 0: dataplane.DefaultDrain
 	Stall     time.Duration // 0: dataplane.DefaultStall
 
-	ControlRings vif.ControlRings // what vifs offer
-	StaticGrants int              // pages that a queue keeps mapped if asked to; 0: none
-	NoBPF        error            // why the kernel takes no steering programs; nil: it does
+	ControlRings ctrlserver.Protocols // what vifs offer
+	StaticGrants int                  // pages that a queue keeps mapped if asked to; 0: none
+	NoBPF        error                // why the kernel takes no steering programs; nil: it does
 
 	Rival Rival // nil: nobody else serves vifs of this domain
 
@@ -360,7 +361,7 @@ func (b *Backend) start(ctx context.Context, k key) {
 		Taken:     func() bool { return b.rivals(k) },
 
 		ControlRings: b.cfg.ControlRings,
-		StaticGrants: vif.StaticGrants{PerQueue: b.cfg.StaticGrants, Budget: g.static},
+		StaticGrants: ctrlserver.StaticGrants{PerQueue: b.cfg.StaticGrants, Budget: g.static},
 		NoBPF:        b.cfg.NoBPF,
 	})
 	delete(b.kept, k)

@@ -21,13 +21,13 @@ import (
 	"github.com/netbackd/netbackd/internal/backend"
 	"github.com/netbackd/netbackd/internal/budget"
 	"github.com/netbackd/netbackd/internal/control"
+	"github.com/netbackd/netbackd/internal/ctrlserver"
 	"github.com/netbackd/netbackd/internal/dataplane"
 	"github.com/netbackd/netbackd/internal/host"
 	"github.com/netbackd/netbackd/internal/iouring"
 	"github.com/netbackd/netbackd/internal/logsink"
 	"github.com/netbackd/netbackd/internal/sdnotify"
 	"github.com/netbackd/netbackd/internal/steer"
-	"github.com/netbackd/netbackd/internal/vif"
 	"github.com/netbackd/netbackd/internal/xennetback"
 	"github.com/netbackd/netbackd/pkg/staticgrant"
 	"github.com/netbackd/netbackd/pkg/tap"
@@ -111,7 +111,7 @@ func (f *runFlags) run(ctx context.Context, open Opener) (err error) {
 	if err := f.check(); err != nil {
 		return err
 	}
-	rings, err := vif.ParseControlRings(f.control)
+	rings, err := ctrlserver.ParseProtocols(f.control)
 	if err != nil {
 		return usageError{fmt.Errorf("--control-ring: %w", err)}
 	}

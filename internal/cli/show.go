@@ -17,6 +17,7 @@ import (
 
 	"github.com/netbackd/netbackd/internal/budget"
 	"github.com/netbackd/netbackd/internal/control"
+	"github.com/netbackd/netbackd/internal/ctrlserver"
 	"github.com/netbackd/netbackd/internal/dataplane"
 	"github.com/netbackd/netbackd/internal/vif"
 )
@@ -232,7 +233,7 @@ func hideKey(s *vif.Status) {
 }
 
 // controlRing says how the control ring is.
-func controlRing(c *vif.ControlStatus) string {
+func controlRing(c *ctrlserver.Status) string {
 	text := fmt.Sprintf("%s, %d messages, %d refused", orNone(c.Protocol), c.Messages, c.Refused)
 	if c.Error != "" {
 		text += ", out of use: " + c.Error
@@ -241,13 +242,13 @@ func controlRing(c *vif.ControlStatus) string {
 }
 
 // hashing says what is hashed, or would be.
-func hashing(c *vif.ControlStatus) string {
+func hashing(c *ctrlserver.Status) string {
 	key := "empty"
 	switch {
 	case c.Key != "":
 		key = c.Key
-	case c.KeyOctets > 0:
-		key = fmt.Sprintf("of %d octets (--key shows it)", c.KeyOctets)
+	case c.KeyBytes > 0:
+		key = fmt.Sprintf("of %d octets (--key shows it)", c.KeyBytes)
 	}
 	types := strings.Join(c.Types, " ")
 	if c.Algorithm == "none" || types == "" {
@@ -260,7 +261,7 @@ func hashing(c *vif.ControlStatus) string {
 const mappingRow = 32
 
 // mapping says which queue a hash leads to, in lines.
-func mapping(c *vif.ControlStatus) []string {
+func mapping(c *ctrlserver.Status) []string {
 	if len(c.Mapping) == 0 {
 		return []string{"hash modulo queues"}
 	}

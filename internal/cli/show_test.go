@@ -18,6 +18,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/netbackd/netbackd/internal/control"
+	"github.com/netbackd/netbackd/internal/ctrlserver"
 	"github.com/netbackd/netbackd/internal/vif"
 	"github.com/netbackd/netbackd/pkg/xenbus"
 )
@@ -71,9 +72,9 @@ func testVifs() []vif.Status {
 		Features: []string{"rx-copy", "rx-notify", "sg", "gso-tcpv4", "gso-tcpv6", "csum-ipv4", "csum-ipv6", "multicast-control"},
 		Mcast:    []string{"01:00:5e:00:00:01", "33:33:00:00:00:01"},
 		Since:    testNow.Add(-26*time.Hour - 3*time.Second), Grants: 4, Ports: 2,
-		Control: &vif.ControlStatus{
+		Control: &ctrlserver.Status{
 			Protocol: "slot", Messages: 9, Refused: 1, Algorithm: "toeplitz", Types: []string{"ipv4", "ipv4-tcp"},
-			KeyOctets: 3, Key: "6b6579", Steering: "hash, in the kernel", Mapping: []uint16{0, 1, 1},
+			KeyBytes: 3, Key: "6b6579", Steering: "hash, in the kernel", Mapping: []uint16{0, 1, 1},
 		},
 		Queues: []vif.QueueStatus{
 			{Worker: 0, Uring: true, Static: 512, StaticMax: 512, StaticInUse: 256, Tx: vif.RingStatus{ReqProd: 1000, ReqCons: 1000, RspProd: 1000}, Rx: vif.RingStatus{ReqProd: 700, ReqCons: 444, RspProd: 444},
@@ -88,9 +89,9 @@ func testVifs() []vif.Status {
 		MAC: "00:16:3e:01:02:04", Interface: "vif2.0", Up: true, MTU: 9000, ConfigMTU: 9000, GuestMTU: 1500, Rate: "unlimited",
 		Features: []string{"rx-copy", "sg", "csum-ipv4"}, Mcast: []string{}, Stalled: true, Waits: "the guest to give rx slots",
 		Since: testNow.Add(-90 * time.Second), Grants: 2, Ports: 1,
-		Control: &vif.ControlStatus{
+		Control: &ctrlserver.Status{
 			Protocol: "stream", Messages: 3, Error: "control ring: indices are out of bounds", Algorithm: "toeplitz", Types: []string{},
-			KeyOctets: 40, Steering: "host", Mapping: table(40),
+			KeyBytes: 40, Steering: "host", Mapping: table(40),
 		},
 		Queues:   []vif.QueueStatus{{Stalled: true, StaticMax: 100, Held: 12, HeldBytes: 49152, Counters: counters()}},
 		Counters: counters("tx_packets", 7, "tx_bytes", 999, "rx_stalled", 100),

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/netbackd/netbackd/internal/ctrlserver"
 	"github.com/netbackd/netbackd/internal/dataplane"
 	"github.com/netbackd/netbackd/internal/offload"
 	"github.com/netbackd/netbackd/pkg/evtchn"
@@ -25,17 +26,10 @@ type Grants interface {
 }
 
 // Events is a handle for event channels. *evtchn.Device is one.
-type Events interface {
-	dataplane.Events
-	BindInterdomain(domid uint16, remote evtchn.Port) (evtchn.Port, error)
-	Close() error
-}
+type Events = ctrlserver.Events
 
 // Mapper is an open handle for mapping guests' pages. *gntdev.Device is one.
-type Mapper interface {
-	Map(domid uint16, refs []gntdev.Ref, prot gntdev.Prot) (*gntdev.Mapping, error)
-	Close() error
-}
+type Mapper = ctrlserver.Mapper
 
 // Host opens what a connection needs of Xen.
 type Host interface {
@@ -64,8 +58,7 @@ type link struct {
 	events   []Events
 	ports    int // bound
 	journals []*dataplane.Journal
-	control  *control // nil: the frontend has no control ring
-	mapper   Mapper   // what it maps by
+	control  *ctrlserver.Server // nil: the frontend has no control ring
 }
 
 // connect connects to the rings that the frontend names.
@@ -193,7 +186,7 @@ func (v *Vif) open(l *link) error {
 	}
 	l.conn = conn
 	if l.control != nil {
-		l.control.start(conn)
+		l.control.Start(conn)
 	}
 	return nil
 }
@@ -297,9 +290,7 @@ func (v *Vif) discard(l *link) {
 	if forget {
 		v.removeJournals()
 	}
-	if l.control != nil {
-		v.forgetControl(l.control)
-	}
+	v.clearSteering(l.front)
 	// The queues stay open for the next connection. Were they closed, a guest that comes
 	// and goes would have them made, and the keeper told of them, each time.
 	if err := v.tap.Rest(); err != nil && !errors.Is(err, tap.ErrGone) {
@@ -313,19 +304,14 @@ func (v *Vif) discard(l *link) {
 // only learn that it has its pages back when this has returned.
 func (l *link) release(v *Vif) {
 	if l.control != nil {
-		v.turn.Aside(l.control.close)
+		v.turn.Aside(l.control.Stop)
 	}
 	if l.conn != nil {
 		v.turn.Aside(l.conn.Close)
 		v.keepTotals(l.conn)
 	}
 	if l.control != nil {
-		l.control.grefs.close()
-	}
-	if l.mapper != nil {
-		if err := l.mapper.Close(); err != nil {
-			v.log.Warn("close grant device", errField(err))
-		}
+		v.closeControl(l)
 	}
 	v.mcast.Keep(nil)
 	for _, e := range l.events {
@@ -343,5 +329,5 @@ func (l *link) release(v *Vif) {
 			v.log.Warn("close journal", errField(err))
 		}
 	}
-	l.conn, l.mapper, l.events, l.mappings, l.journals, l.ports = nil, nil, nil, nil, nil, 0
+	l.conn, l.events, l.mappings, l.journals, l.ports = nil, nil, nil, nil, 0
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/netbackd/netbackd/internal/ctrlserver"
 	"github.com/netbackd/netbackd/internal/steer"
 	"github.com/netbackd/netbackd/pkg/ctrlring"
 	"github.com/netbackd/netbackd/pkg/evtchn"
@@ -35,11 +36,11 @@ type ctrlGuest struct {
 }
 
 // ctrlWorld is a world whose vif offers control rings and static grants.
-func ctrlWorld(t *testing.T, offer ControlRings) *world {
+func ctrlWorld(t *testing.T, offer ctrlserver.Protocols) *world {
 	t.Helper()
 	w := newWorld(t)
 	w.cfg.ControlRings, w.cfg.NoBPF = offer, steer.Probe()
-	w.cfg.StaticGrants = StaticGrants{PerQueue: 8, Budget: staticgrant.NewBudget(12, nil)}
+	w.cfg.StaticGrants = ctrlserver.StaticGrants{PerQueue: 8, Budget: staticgrant.NewBudget(12, nil)}
 	w.v = New(w.cfg)
 	return w
 }
@@ -75,7 +76,7 @@ func (w *world) control(p ctrlring.Protocol) *ctrlGuest {
 	g.keys.gref = w.page(nil)
 	g.page = w.host.pages[g.keys.gref]
 	var err error
-	g.ring, err = ctrlring.Init(g.page, p, ctrlring.WidthDrawn)
+	g.ring, err = ctrlring.Init(g.page, p)
 	w.must(err)
 	w.next++
 	g.keys.port = evtchn.Port(w.next)
@@ -182,9 +183,9 @@ func (w *world) configured() {
 	})
 	c := *s.Control
 	c.Messages, c.Refused, c.Steering = 0, 0, ""
-	want := ControlStatus{
+	want := ctrlserver.Status{
 		Protocol: "slot", Algorithm: "toeplitz", Types: []string{"ipv4", "ipv6"},
-		KeyOctets: 3, Key: "6b6579", Mapping: []uint16{0, 0, 1},
+		KeyBytes: 3, Key: "6b6579", Mapping: []uint16{0, 0, 1},
 	}
 	if diff := cmp.Diff(want, c); diff != "" {
 		w.t.Errorf("control ring (-want +got):\n%s", diff)
@@ -206,7 +207,7 @@ func (w *world) successor() {
 // TestControlOfAVif: a control ring is served beside the queues', a successor
 // knows what was asked for, and nothing is left of it after a disconnect.
 func TestControlOfAVif(t *testing.T) {
-	w := ctrlWorld(t, ControlSlot)
+	w := ctrlWorld(t, ctrlserver.Slot)
 	g := w.upWithControl(2, ctrlring.Slot)
 	w.wantHeld("5 pages, 4 handles, 3 ports")
 	refs := g.configure()
@@ -245,7 +246,7 @@ func TestControlOfAVif(t *testing.T) {
 
 // TestControlBudget: the vifs of a guest share what may be mapped.
 func TestControlBudget(t *testing.T) {
-	w := ctrlWorld(t, ControlSlot)
+	w := ctrlWorld(t, ctrlserver.Slot)
 	g := w.upWithControl(2, ctrlring.Slot)
 	pages := func(n int) (list []netif.GrefEntry) {
 		for range n {
@@ -271,7 +272,7 @@ func TestControlRingBreach(t *testing.T) {
 		{"req_prod behind", func(g *ctrlGuest) { g.ring.(*ctrlring.SlotFront).Ring().SetReqProd(0xfffffff0) }, "ctrlring: slot ring"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			w := ctrlWorld(t, ControlSlot)
+			w := ctrlWorld(t, ctrlserver.Slot)
 			g := w.upWithControl(2, ctrlring.Slot)
 			g.configure()
 			tt.breach(g)
@@ -305,7 +306,7 @@ func (w *world) comeAgain() {
 // TestControlRingOfUnknownProtocol: a page that is neither leaves a vif without
 // control ring.
 func TestControlRingOfUnknownProtocol(t *testing.T) {
-	w := ctrlWorld(t, ControlSlot|ControlStream)
+	w := ctrlWorld(t, ctrlserver.Slot|ctrlserver.Stream)
 	g := w.upWithControl(1, ctrlring.Slot)
 	g.want(0, netif.CtrlSetHashAlgorithm, 1)
 	w.comeAgain()
@@ -324,7 +325,7 @@ func TestControlRingOfUnknownProtocol(t *testing.T) {
 func TestBothProtocols(t *testing.T) {
 	for _, p := range []ctrlring.Protocol{ctrlring.Slot, ctrlring.Stream} {
 		t.Run(p.String(), func(t *testing.T) {
-			w := ctrlWorld(t, ControlSlot|ControlStream)
+			w := ctrlWorld(t, ctrlserver.Slot|ctrlserver.Stream)
 			g := w.upWithControl(1, p)
 			w.wantNode("feature-ctrl-ring", "1")
 			w.wantNode("feature-control-ring", "1")
@@ -358,7 +359,7 @@ func TestControlRingOfOneVif(t *testing.T) {
 		{"none", "0", "0", "-"}, {"stream", "0", "1", "-"}, {"both", "1", "1", "-"}, {"-", "1", "0", "-"},
 		{"yes", "1", "0", `22 key "control-ring" is "yes", want slot, stream, both or none`},
 	} {
-		w := ctrlWorld(t, ControlSlot)
+		w := ctrlWorld(t, ctrlserver.Slot)
 		w.attach("control-ring", tt.key)
 		w.settle()
 		w.wantNode("feature-ctrl-ring", tt.slot)
@@ -372,7 +373,7 @@ func TestControlRingOfOneVif(t *testing.T) {
 // TestLostControlRecord: if only one protocol can be meant the ring is served on;
 // what was asked for is lost. Otherwise it is out of use.
 func TestLostControlRecord(t *testing.T) {
-	for _, offer := range []ControlRings{ControlSlot, ControlSlot | ControlStream} {
+	for _, offer := range []ctrlserver.Protocols{ctrlserver.Slot, ctrlserver.Slot | ctrlserver.Stream} {
 		for _, how := range []string{"removed", "cut", "of another connection"} {
 			t.Run(fmt.Sprintf("%v, %s", offer, how), func(t *testing.T) {
 				w := ctrlWorld(t, offer)
@@ -394,7 +395,7 @@ func TestLostControlRecord(t *testing.T) {
 				w.v = New(w.cfg)
 				w.wantSteps("connect plug")
 				c := w.status().Control
-				if offer != ControlSlot {
+				if offer != ctrlserver.Slot {
 					if c.Error == "" {
 						t.Errorf("served on: %+v", c)
 					}
@@ -412,7 +413,7 @@ func TestLostControlRecord(t *testing.T) {
 // TestLostControlRecordOfAStream: the ring goes on as a connection of its protocol
 // begins, in which there is no message for the algorithm.
 func TestLostControlRecordOfAStream(t *testing.T) {
-	w := ctrlWorld(t, ControlStream)
+	w := ctrlWorld(t, ctrlserver.Stream)
 	g := w.upWithControl(2, ctrlring.Stream)
 	g.want(0, netif.CtrlSetHashFlags, 3)
 	w.v.handOver()
@@ -429,7 +430,7 @@ func TestLostControlRecordOfAStream(t *testing.T) {
 // of the same number that names the same rings and ports. It has asked for nothing.
 func TestControlRecordOfAnotherGuest(t *testing.T) {
 	for _, found := range []bool{false, true} { // by a daemon, while there was no guest
-		w := ctrlWorld(t, ControlSlot)
+		w := ctrlWorld(t, ctrlserver.Slot)
 		w.upWithControl(2, ctrlring.Slot).configure()
 		w.v.handOver()
 		if found {
@@ -461,13 +462,13 @@ func TestControlRecordOfAnotherGuest(t *testing.T) {
 // TestControlRecordCannotBeWritten: the guest has no answer before it can be, and
 // has it then.
 func TestControlRecordCannotBeWritten(t *testing.T) {
-	w := ctrlWorld(t, ControlSlot)
+	w := ctrlWorld(t, ctrlserver.Slot)
 	g := w.upWithControl(1, ctrlring.Slot)
-	blocker := w.v.ctrlPath() + ctrlNew
+	blocker := w.v.ctrlPath() + ".new"
 	w.must(os.Mkdir(blocker, 0o700))
 	q := ctrlring.Request{Type: netif.CtrlSetHashAlgorithm, Data: [3]uint32{1}}
 	g.send(q)
-	w.eventually("the failure shows", func() bool { return w.log.FilterMessage("control ring").Len() > 0 })
+	w.eventually("the failure shows", func() bool { return w.log.FilterMessage("control ring record not written").Len() > 0 })
 	g.turn()
 	if _, ok := g.ring.Response(); ok {
 		t.Error("answered, and not written down")
@@ -482,14 +483,14 @@ func TestControlRecordCannotBeWritten(t *testing.T) {
 // true for that. The guest is served.
 func TestControlRecordThatCannotBeWrittenAnew(t *testing.T) {
 	for _, p := range []ctrlring.Protocol{ctrlring.Slot, ctrlring.Stream} {
-		w := ctrlWorld(t, ControlSlot|ControlStream)
+		w := ctrlWorld(t, ctrlserver.Slot|ctrlserver.Stream)
 		g := w.upWithControl(2, p)
 		if p == ctrlring.Slot {
 			g.configure()
 		} else {
 			g.want(0, netif.CtrlSetHashFlags, 5)
 		}
-		blocker := w.v.ctrlPath() + ctrlNew
+		blocker := w.v.ctrlPath() + ".new"
 		w.must(os.Mkdir(blocker, 0o700))
 		for range 2 {
 			w.successor()
@@ -507,7 +508,7 @@ func TestControlRecordThatCannotBeWrittenAnew(t *testing.T) {
 // TestControlMessageUnderWayAtTheEnd: a message that is under way when the daemon
 // ends is carried out by the successor, once.
 func TestControlMessageUnderWayAtTheEnd(t *testing.T) {
-	w := ctrlWorld(t, ControlSlot)
+	w := ctrlWorld(t, ctrlserver.Slot)
 	g := w.upWithControl(1, ctrlring.Slot)
 	var list []netif.GrefEntry
 	for range 8 {
@@ -554,7 +555,7 @@ func TestControlMessageUnderWayAtTheEnd(t *testing.T) {
 // TestEndDuringAMoveOfFlows: a guest that takes no packets has a message wait for those
 // that it moves to other queues. The end of the connection does not wait with it.
 func TestEndDuringAMoveOfFlows(t *testing.T) {
-	w := ctrlWorld(t, ControlSlot)
+	w := ctrlWorld(t, ctrlserver.Slot)
 	g := w.upWithControl(2, ctrlring.Slot)
 	w.must(netlink.LinkSetUp(w.iface(ifname)))
 	w.broadcast(8)
@@ -572,7 +573,7 @@ func TestEndDuringAMoveOfFlows(t *testing.T) {
 
 // TestQuarantineKeepsTheControlRing for a guest that is let go on with its rings.
 func TestQuarantineKeepsTheControlRing(t *testing.T) {
-	w := ctrlWorld(t, ControlSlot)
+	w := ctrlWorld(t, ctrlserver.Slot)
 	g := w.upWithControl(2, ctrlring.Slot)
 	g.configure()
 	w.v.quarantine(errors.New("a reason"))
@@ -586,7 +587,7 @@ func TestQuarantineKeepsTheControlRing(t *testing.T) {
 // TestStaticGrantsLostByTheGuest: what the guest does not grant any more is not
 // restored, the rest is.
 func TestStaticGrantsLostByTheGuest(t *testing.T) {
-	w := ctrlWorld(t, ControlSlot)
+	w := ctrlWorld(t, ctrlserver.Slot)
 	g := w.upWithControl(2, ctrlring.Slot)
 	refs := g.configure()
 	w.host.mu.Lock()
@@ -604,12 +605,12 @@ func TestStaticGrantsLostByTheGuest(t *testing.T) {
 // TestControlRingThatCannotBeHad is a frontend that cannot be connected to.
 func TestControlRingThatCannotBeHad(t *testing.T) {
 	for _, tt := range []struct{ name, ref, port, want string }{
-		{"not granted", "9999", "-", "map control ring"},
+		{"not granted", "9999", "-", "control ring: map"},
 		{"no such port", "-", "9999", "bind"},
 		{"no port", "-", "", `frontend key "event-channel-ctrl"`},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			w := ctrlWorld(t, ControlSlot)
+			w := ctrlWorld(t, ctrlserver.Slot)
 			w.attach()
 			w.settle()
 			w.plugIn()
@@ -635,7 +636,7 @@ func TestControlRingThatCannotBeHad(t *testing.T) {
 // TestControlRingThatTheHostCannotHave is closed, and had when the guest comes again.
 func TestControlRingThatTheHostCannotHave(t *testing.T) {
 	for _, op := range []string{"open grants", "open events", "map"} {
-		w := ctrlWorld(t, ControlSlot)
+		w := ctrlWorld(t, ctrlserver.Slot)
 		w.upWithControl(1, ctrlring.Slot)
 		w.comeAgain()
 		g := w.control(ctrlring.Slot)
@@ -655,71 +656,4 @@ func TestControlRingThatTheHostCannotHave(t *testing.T) {
 		w.v.handOver()
 		_ = removeTapNamed(ifname)
 	}
-}
-
-// TestControlRecord is written and read back, and no part of it is taken for
-// all.
-func TestControlRecord(t *testing.T) {
-	var ring ctrlring.State
-	r := ctrlRecord{
-		front: frontend{
-			queues: []queueKeys{{1, 2, 3, 4}, {5, 6, 7, 8}},
-			ctrl:   ctrlKeys{true, 9, 10},
-		},
-		algorithm: 1, types: 15, key: []byte("key"), table: []uint32{1, 0, 1}, ring: ring,
-		grefs: [][]netif.GrefEntry{nil, {{Ref: 11, Flags: 1}, {Ref: 12}}},
-	}
-	b, err := r.marshal()
-	if err != nil {
-		t.Fatal(err)
-	}
-	var got ctrlRecord
-	if err := got.unmarshal(b); err != nil {
-		t.Fatal(err)
-	}
-	again, err := got.marshal()
-	if err != nil || !bytes.Equal(b, again) {
-		t.Errorf("written again it is other octets (%v)", err)
-	}
-	if !got.front.sameRings(&r.front) || len(got.grefs[1]) != 2 || got.grefs[1][0] != r.grefs[1][0] {
-		t.Errorf("read back: %+v", got)
-	}
-	for i := range b {
-		if err := got.unmarshal(b[:i]); err == nil {
-			t.Errorf("%d of %d octets are taken for a record", i, len(b))
-		}
-	}
-	if err := got.unmarshal(append(b, 0)); err == nil {
-		t.Error("one octet too many is taken for a record")
-	}
-}
-
-// FuzzControlRecord: no file makes trouble, and what is taken is written the
-// same.
-func FuzzControlRecord(f *testing.F) {
-	r := ctrlRecord{
-		front:     frontend{queues: []queueKeys{{1, 2, 3, 4}}, ctrl: ctrlKeys{true, 9, 10}},
-		algorithm: 1, types: 15, key: []byte("key"), table: []uint32{1, 0, 1},
-		grefs: [][]netif.GrefEntry{{{Ref: 11, Flags: 1}, {Ref: 12}}},
-	}
-	b, err := r.marshal()
-	if err != nil {
-		f.Fatal(err)
-	}
-	f.Add(b)
-	f.Add(b[:20])
-	f.Fuzz(func(t *testing.T, b []byte) {
-		var r ctrlRecord
-		if r.unmarshal(b) != nil {
-			return
-		}
-		again, err := r.marshal()
-		if err != nil {
-			t.Fatal(err)
-		}
-		var s ctrlRecord
-		if err := s.unmarshal(again); err != nil {
-			t.Fatalf("what was taken is not taken again: %v", err)
-		}
-	})
 }

@@ -2,7 +2,11 @@
 
 package vif
 
-import "strconv"
+import (
+	"strconv"
+
+	"github.com/netbackd/netbackd/internal/ctrlserver"
+)
 
 // features is what a frontend asked for or can take.
 type features struct {
@@ -56,7 +60,7 @@ type published struct{ key, value string }
 // on the host could take a partial checksum or a packet to segment, so then none
 // is asked for. What it does not do is said as well, since another backend may
 // have served the directory before and left its keys.
-func offers(maxQueues int, offload bool, control ControlRings) []published {
+func offers(maxQueues int, offload bool, control ctrlserver.Protocols) []published {
 	bit := func(v bool) string {
 		if v {
 			return "1"
@@ -75,8 +79,8 @@ func offers(maxQueues int, offload bool, control ControlRings) []published {
 		{"feature-dynamic-multicast-control", "1"},
 		{"feature-split-event-channels", "1"},
 		{"multi-queue-max-queues", strconv.Itoa(maxQueues)},
-		{"feature-ctrl-ring", bit(control&ControlSlot != 0)},
-		{"feature-control-ring", bit(control&ControlStream != 0)},
+		{"feature-ctrl-ring", bit(control&ctrlserver.Slot != 0)},
+		{"feature-control-ring", bit(control&ctrlserver.Stream != 0)},
 		{"feature-xdp-headroom", "1"},
 	}
 }

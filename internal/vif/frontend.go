@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 
+	"github.com/netbackd/netbackd/internal/ctrlserver"
 	"github.com/netbackd/netbackd/pkg/evtchn"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/xenbus"
@@ -64,7 +65,7 @@ const (
 // readFrontend reads what the frontend at dir published. Every key is checked;
 // the first that makes no sense is the error. Those of a control ring count only
 // if one was offered: other backends' frontends may have left theirs.
-func readFrontend(r reader, dir string, maxQueues int, control ControlRings) (*frontend, error) {
+func readFrontend(r reader, dir string, maxQueues int, control ctrlserver.Protocols) (*frontend, error) {
 	k := keyReader{r: guestNodes{r}, dir: dir}
 	f := &frontend{}
 	for i := range featureTable {
@@ -114,6 +115,15 @@ func (f *frontend) sameRings(other *frontend) bool {
 // same reports whether both would connect in the same way.
 func (f *frontend) same(other *frontend) bool {
 	return f.sameRings(other) && f.features == other.features
+}
+
+// connection names the connection of the frontend, for the record of its control ring.
+func (f *frontend) connection(stamp netif.Stamp) ctrlserver.Connection {
+	c := ctrlserver.Connection{Stamp: stamp, Control: ctrlserver.ControlRing{Gref: f.ctrl.gref, Port: f.ctrl.port}}
+	for _, q := range f.queues {
+		c.Queues = append(c.Queues, ctrlserver.Rings{TxGref: q.txGref, RxGref: q.rxGref, TxPort: q.txPort, RxPort: q.rxPort})
+	}
+	return c
 }
 
 // keyReader reads keys of one directory and keeps the first error.

@@ -12,6 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"github.com/netbackd/netbackd/internal/ctrlserver"
 	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
@@ -93,7 +94,7 @@ func TestReadFrontend(t *testing.T) {
 		{"largest numbers", oneQueue.with("tx-ring-ref", "4294967295", "event-channel", "131071"), frontend{features: one, queues: []queueKeys{{4294967295, 9, 131071, 131071}}}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			got, err := readFrontend(tt.keys, frontDir, testMaxQueues, ControlSlot)
+			got, err := readFrontend(tt.keys, frontDir, testMaxQueues, ctrlserver.Slot)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -135,7 +136,7 @@ func TestBadKeys(t *testing.T) {
 	for _, b := range bads {
 		for _, v := range b.values {
 			name := fmt.Sprintf("%s=%.20q", b.key, v)
-			_, err := readFrontend(b.keys.with(b.key, v), frontDir, testMaxQueues, ControlSlot)
+			_, err := readFrontend(b.keys.with(b.key, v), frontDir, testMaxQueues, ctrlserver.Slot)
 			want := fmt.Sprintf("22 frontend key %q is %q, want %s", b.key, xenbus.Clip(v), b.want)
 			if v == "-" {
 				want = fmt.Sprintf("2 frontend key %q is missing, want %s", b.key, b.want)
@@ -164,7 +165,7 @@ func TestUnreadableKey(t *testing.T) {
 		}
 		return oneQueue.Read(path)
 	})
-	_, err := readFrontend(r, frontDir, testMaxQueues, ControlSlot)
+	_, err := readFrontend(r, frontDir, testMaxQueues, ctrlserver.Slot)
 	if want := `2 frontend key "rx-ring-ref" is missing, want a number from 0 to 4294967295`; err == nil || errText(err) != want {
 		t.Errorf("got %v, want %s", err, want)
 	}
@@ -193,7 +194,7 @@ func TestOffers(t *testing.T) {
 		"feature-split-event-channels": "1", "multi-queue-max-queues": "4",
 		"feature-ctrl-ring": "1", "feature-control-ring": "0", "feature-xdp-headroom": "1",
 	}
-	if diff := cmp.Diff(want, read(offers(4, true, ControlSlot))); diff != "" {
+	if diff := cmp.Diff(want, read(offers(4, true, ctrlserver.Slot))); diff != "" {
 		t.Errorf("unexpected keys (-want +got):\n%s", diff)
 	}
 	for _, k := range []string{"feature-gso-tcpv4", "feature-gso-tcpv6", "feature-ipv6-csum-offload"} {
@@ -201,7 +202,7 @@ func TestOffers(t *testing.T) {
 	}
 	want["feature-no-csum-offload"] = "1"
 	want["feature-ctrl-ring"], want["feature-control-ring"] = "0", "1"
-	if diff := cmp.Diff(want, read(offers(4, false, ControlStream))); diff != "" {
+	if diff := cmp.Diff(want, read(offers(4, false, ctrlserver.Stream))); diff != "" {
 		t.Errorf("unexpected keys without offload (-want +got):\n%s", diff)
 	}
 }
@@ -232,7 +233,7 @@ func FuzzReadFrontend(f *testing.F) {
 		fr, err := readFrontend(readerFunc(func(path string) (string, error) {
 			reads++
 			return m.Read(path)
-		}), frontDir, testMaxQueues, ControlSlot)
+		}), frontDir, testMaxQueues, ctrlserver.Slot)
 		if most := len(featureTable) + 4 + 5*testMaxQueues; reads > most {
 			t.Errorf("%d reads, want at most %d", reads, most)
 		}

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/netbackd/netbackd/internal/ctrlserver"
 	"github.com/netbackd/netbackd/pkg/ctrlring"
 	"github.com/netbackd/netbackd/pkg/gntdev"
 	"github.com/netbackd/netbackd/pkg/netif"
@@ -34,7 +35,7 @@ func (w *world) sameRings() {
 func (g *ctrlGuest) sameControl() {
 	g.w.t.Helper()
 	var err error
-	g.ring, err = ctrlring.Init(g.page, ctrlring.Slot, 0)
+	g.ring, err = ctrlring.Init(g.page, ctrlring.Slot)
 	g.w.must(err)
 }
 
@@ -68,7 +69,7 @@ func (w *world) killed() {
 // hash, static grants.
 func everything(t *testing.T) (*world, *ctrlGuest) {
 	t.Helper()
-	w := ctrlWorld(t, ControlSlot)
+	w := ctrlWorld(t, ctrlserver.Slot)
 	w.attach()
 	w.settle()
 	w.plugIn()
@@ -92,7 +93,7 @@ func (w *world) blank() {
 	if s.State != xenbus.Connected || len(s.Mcast) != 0 {
 		w.t.Errorf("state %v, multicast list %v", s.State, s.Mcast)
 	}
-	if c := s.Control; c == nil || c.Error != "" || c.Algorithm != "none" || len(c.Types) != 0 || c.KeyOctets != 0 || c.Steering != "host" {
+	if c := s.Control; c == nil || c.Error != "" || c.Algorithm != "none" || len(c.Types) != 0 || c.KeyBytes != 0 || c.Steering != "host" {
 		w.t.Errorf("control ring %+v", c)
 	}
 	for i, q := range s.Queues {

@@ -14,6 +14,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/netbackd/netbackd/internal/ctrlserver"
 	"github.com/netbackd/netbackd/internal/lab/netns"
 	"github.com/netbackd/netbackd/pkg/ctrlring"
 	"github.com/netbackd/netbackd/pkg/netif"
@@ -112,7 +113,7 @@ func TestThousandConnections(t *testing.T) {
 // control ring leave anything behind, whoever ends the connection and whatever it
 // is in the middle of.
 func TestHundredControlRings(t *testing.T) {
-	w := ctrlWorld(t, ControlSlot|ControlStream)
+	w := ctrlWorld(t, ctrlserver.Slot|ctrlserver.Stream)
 	w.attach()
 	w.settle()
 	w.plugIn()

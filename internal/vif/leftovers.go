@@ -8,11 +8,12 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 
 	"github.com/vishvananda/netlink"
+	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
+	"github.com/netbackd/netbackd/internal/rundir"
 	"github.com/netbackd/netbackd/pkg/tap"
 )
 
@@ -33,23 +34,22 @@ func (v *Vif) removeJournals() {
 	}
 	n, _ := parseUint("", v.nodes.maxQueues, 0, tap.MaxQueues) // as a predecessor offered
 	for i := range max(int(n), v.cfg.MaxQueues) {
-		v.removeJournal(v.journalPath(i))
+		v.removeFile(v.journalPath(i))
 	}
 	v.removeControl()
 }
 
 // removeControl removes the record of a control ring.
 func (v *Vif) removeControl() {
-	if v.cfg.RunDir == "" {
-		return
+	if v.cfg.RunDir != "" {
+		v.removeFile(v.ctrlPath())
 	}
-	v.removeJournal(v.ctrlPath())
-	v.removeJournal(v.ctrlPath() + ctrlNew)
 }
 
-func (v *Vif) removeJournal(path string) {
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		v.log.Warn("remove journal", errField(err))
+// removeFile removes a file in the run directory, if it is there.
+func (v *Vif) removeFile(path string) {
+	if err := rundir.Remove(path); err != nil {
+		v.log.Warn("file not removed", zap.Error(err))
 	}
 }
 
@@ -123,10 +123,10 @@ func ownerOf(name string) (domid uint16, devid int, ok bool) {
 		return domid, devid, journalName(domid, devid, queue) == name
 	}
 	if n, _ := fmt.Sscanf(name, "ctrl-%d.%d", &domid, &devid); n == 2 {
-		return domid, devid, ctrlName(domid, devid) == strings.TrimSuffix(name, ctrlNew)
+		return domid, devid, ctrlName(domid, devid) == rundir.Base(name)
 	}
 	if n, _ := fmt.Sscanf(name, "vif-%d.%d", &domid, &devid); n == 2 {
-		return domid, devid, recordName(domid, devid) == strings.TrimSuffix(name, ctrlNew)
+		return domid, devid, recordName(domid, devid) == rundir.Base(name)
 	}
 	return 0, 0, false
 }

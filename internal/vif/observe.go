@@ -9,6 +9,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/netbackd/netbackd/internal/ctrlserver"
 	"github.com/netbackd/netbackd/pkg/tap"
 	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
@@ -112,7 +113,7 @@ type offer struct {
 	// read: it was read, for so many queues and these control rings.
 	read      bool
 	maxQueues int
-	control   ControlRings
+	control   ctrlserver.Protocols
 }
 
 // observe reads what decides: what may have changed since it was read. What cannot be

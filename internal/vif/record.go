@@ -14,6 +14,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/netbackd/netbackd/internal/dataplane"
+	"github.com/netbackd/netbackd/internal/rundir"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/tap"
 )
@@ -74,7 +75,7 @@ func (v *Vif) saveRecord() {
 	b, err := json.Marshal(&r)
 	if err == nil && string(b) != v.recorded {
 		v.savedAt = time.Now()
-		if err = writeFile(v.recordPath(), b); err == nil {
+		if err = rundir.Replace(v.recordPath(), b); err == nil {
 			v.recorded = string(b)
 		}
 	}
@@ -143,8 +144,7 @@ func (v *Vif) removeRecord() {
 	if v.cfg.RunDir == "" {
 		return
 	}
-	v.removeJournal(v.recordPath())
-	v.removeJournal(v.recordPath() + ctrlNew)
+	v.removeFile(v.recordPath())
 }
 
 // inheritMTU takes over which MTU the TAP is to have again, if it is the one that a

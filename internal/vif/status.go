@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/netbackd/netbackd/internal/budget"
+	"github.com/netbackd/netbackd/internal/ctrlserver"
 	"github.com/netbackd/netbackd/internal/dataplane"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/xenbus"
@@ -18,39 +19,39 @@ import (
 // Status is a vif as it is shown to people and programs. Texts that a guest or a
 // toolstack wrote are clipped.
 type Status struct {
-	Name       string            `json:"name"`                // as the TAP was made
-	ServedBy   string            `json:"served_by,omitempty"` // another back end than this: "kernel", or "nobody"
-	Domid      uint16            `json:"domid"`
-	Devid      int               `json:"devid"`
-	State      xenbus.State      `json:"state"`
-	Frontend   xenbus.State      `json:"frontend_state"`
-	Online     bool              `json:"online"`
-	Waits      string            `json:"waits_for,omitempty"` // whose turn it is, if not everything is well
-	Hotplug    string            `json:"hotplug_status"`
-	Quarantine string            `json:"quarantine,omitempty"` // why it is out of service
-	Error      string            `json:"error,omitempty"`      // as in the error node
-	Stalled    bool              `json:"stalled"`              // on one queue at least
-	MAC        string            `json:"mac"`
-	Bridge     string            `json:"bridge,omitempty"`
-	Script     string            `json:"script,omitempty"`
-	Interface  string            `json:"interface,omitempty"` // the TAP's name now
-	Network    string            `json:"network,omitempty"`   // the network namespace in which it is, if it is another
-	Up         bool              `json:"up"`
-	Carrier    bool              `json:"carrier"`
-	MTU        int               `json:"mtu,omitempty"`            // of the TAP
-	ConfigMTU  int               `json:"mtu_configured,omitempty"` // by the toolstack
-	GuestMTU   int               `json:"mtu_guest,omitempty"`      // as the guest is told, 1500 if it is told nothing
-	Rate       string            `json:"rate"`
-	Features   []string          `json:"features"`
-	Headroom   int               `json:"xdp_headroom,omitempty"` // bytes before each packet to the guest
-	Mcast      []string          `json:"multicast"`
-	Since      time.Time         `json:"connected_since,omitzero"`
-	Grants     int               `json:"grants_mapped"`     // ring pages, for as long as the vif is connected
-	Ports      int               `json:"event_channels"`    // bound
-	Control    *ControlStatus    `json:"control,omitempty"` // of a frontend that has a control ring
-	Queues     []QueueStatus     `json:"queues"`
-	Counters   map[string]uint64 `json:"counters"` // of all queues and connections
-	Guest      budget.Used       `json:"guest"`    // of all vifs of the domain
+	Name       string             `json:"name"`                // as the TAP was made
+	ServedBy   string             `json:"served_by,omitempty"` // another back end than this: "kernel", or "nobody"
+	Domid      uint16             `json:"domid"`
+	Devid      int                `json:"devid"`
+	State      xenbus.State       `json:"state"`
+	Frontend   xenbus.State       `json:"frontend_state"`
+	Online     bool               `json:"online"`
+	Waits      string             `json:"waits_for,omitempty"` // whose turn it is, if not everything is well
+	Hotplug    string             `json:"hotplug_status"`
+	Quarantine string             `json:"quarantine,omitempty"` // why it is out of service
+	Error      string             `json:"error,omitempty"`      // as in the error node
+	Stalled    bool               `json:"stalled"`              // on one queue at least
+	MAC        string             `json:"mac"`
+	Bridge     string             `json:"bridge,omitempty"`
+	Script     string             `json:"script,omitempty"`
+	Interface  string             `json:"interface,omitempty"` // the TAP's name now
+	Network    string             `json:"network,omitempty"`   // the network namespace in which it is, if it is another
+	Up         bool               `json:"up"`
+	Carrier    bool               `json:"carrier"`
+	MTU        int                `json:"mtu,omitempty"`            // of the TAP
+	ConfigMTU  int                `json:"mtu_configured,omitempty"` // by the toolstack
+	GuestMTU   int                `json:"mtu_guest,omitempty"`      // as the guest is told, 1500 if it is told nothing
+	Rate       string             `json:"rate"`
+	Features   []string           `json:"features"`
+	Headroom   int                `json:"xdp_headroom,omitempty"` // bytes before each packet to the guest
+	Mcast      []string           `json:"multicast"`
+	Since      time.Time          `json:"connected_since,omitzero"`
+	Grants     int                `json:"grants_mapped"`     // ring pages, for as long as the vif is connected
+	Ports      int                `json:"event_channels"`    // bound
+	Control    *ctrlserver.Status `json:"control,omitempty"` // of a frontend that has a control ring
+	Queues     []QueueStatus      `json:"queues"`
+	Counters   map[string]uint64  `json:"counters"` // of all queues and connections
+	Guest      budget.Used        `json:"guest"`    // of all vifs of the domain
 }
 
 // QueueStatus is one queue of a connected vif.
@@ -125,7 +126,8 @@ func (v *Vif) status() Status {
 		s.Grants, s.Ports = len(l.mappings), l.ports
 		s.Features, s.Headroom = l.front.features.names(), min(int(l.front.headroom), dataplane.MaxXDPHeadroom)
 		if l.control != nil {
-			s.Control = l.control.shown.Load()
+			s.Control = l.control.Status()
+			s.Grants, s.Ports = s.Grants+1, s.Ports+1
 		}
 		for _, a := range v.mcast.Addrs() {
 			s.Mcast = append(s.Mcast, net.HardwareAddr(a[:]).String())
@@ -136,8 +138,10 @@ func (v *Vif) status() Status {
 			var state dataplane.QueueState
 			v.turn.Aside(func() { state = l.conn.State(i) })
 			q := queueStatus(state, &n)
-			if l.control != nil && l.control.grefs.tables != nil {
-				q.StaticMax = l.control.grefs.tables[i].Limit()
+			if l.control != nil {
+				if t := l.control.Table(i); t != nil {
+					q.StaticMax = t.Limit()
+				}
 			}
 			s.Queues = append(s.Queues, q)
 			s.Stalled = s.Stalled || l.stalled[i]

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/netbackd/netbackd/internal/budget"
+	"github.com/netbackd/netbackd/internal/ctrlserver"
 	"github.com/netbackd/netbackd/internal/dataplane"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/tap"
@@ -60,8 +61,8 @@ type Config struct {
 	Stall     time.Duration // 0: dataplane.DefaultStall
 	Grace     time.Duration // 0: DefaultGrace
 
-	ControlRings ControlRings // what is offered unless the toolstack says otherwise
-	StaticGrants StaticGrants
+	ControlRings ctrlserver.Protocols // what is offered unless the toolstack says otherwise
+	StaticGrants ctrlserver.StaticGrants
 	NoBPF        error // why the kernel takes no steering program; nil: it does
 
 	// Taken reports whether another back end has the device by now. Then the

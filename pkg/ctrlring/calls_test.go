@@ -187,7 +187,7 @@ func TestSlotMessages(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			r := newRig(t, Slot, 0)
+			r := newRig(t, Slot)
 			grantPages(&r.pages)
 			for _, q := range tt.before {
 				if rsp := r.call(q); rsp.Status != success {
@@ -272,13 +272,13 @@ func grantPages(g *guestPages) {
 func TestNotSupported(t *testing.T) {
 	for typ := range netif.CtrlType(12) {
 		for _, hash := range []bool{false, true} {
-			r := newRig(t, Slot, 0)
+			r := newRig(t, Slot)
 			if hash {
 				r.calls.Grefs = nil
 			} else {
 				r.calls.Hash = nil
 			}
-			r.server.Do = r.calls.Do
+			r.server.do = r.calls.Do
 			got := r.call(request(typ, 0, 1, 1))
 			isHash := typ >= 1 && typ <= 7
 			if hash == isHash && typ != 0 && typ < 11 {
@@ -290,10 +290,10 @@ func TestNotSupported(t *testing.T) {
 		}
 	}
 	for _, p := range []Protocol{Slot, Stream} {
-		r := newRig(t, p, 0)
+		r := newRig(t, p)
 		r.calls.Hash, r.calls.Grefs = nil, nil
 		r.calls.Start(p)
-		r.server.Do = r.calls.Do
+		r.server.do = r.calls.Do
 		if got := r.call(request(netif.CtrlGetHashFlags)); got != (Response{Status: notSupported}) {
 			t.Errorf("%v ring with no handlers: %v", p, got)
 		}

@@ -28,17 +28,11 @@ func (e event) send() {
 
 // serveEvents is a control goroutine: it sleeps until an event, as long as there
 // are any.
-func serveEvents(t *testing.T, s *Server, e event) {
+func serveEvents(t *testing.T, s *server, e event) {
 	for range e {
-		for {
-			more, err := s.Serve()
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			if !more {
-				break
-			}
+		if err := s.serve(); err != nil {
+			t.Error(err)
+			return
 		}
 	}
 }
@@ -69,9 +63,9 @@ func ask(f Front, toBack, toFront event, q Request) (Response, error) {
 func TestConcurrentEnds(t *testing.T) {
 	for _, p := range []Protocol{Slot, Stream} {
 		t.Run(p.String(), func(t *testing.T) {
-			r := newRig(t, p, 0)
+			r := newRig(t, p)
 			toBack, toFront := make(event, 1), make(event, 1)
-			r.server.Notify = func() error { toFront.send(); return nil }
+			r.server.notify = toFront.send
 			var wg sync.WaitGroup
 			wg.Go(func() { serveEvents(t, &r.server, toBack) })
 			rng := rand.New(rand.NewPCG(1, 2))
@@ -196,17 +190,17 @@ func TestStaticGrants(t *testing.T) {
 		})
 	}
 	mem := newMem()
-	front, err := Init(mem, Slot, 0)
+	front, err := Init(mem, Slot)
 	if err != nil {
 		t.Fatal(err)
 	}
-	back, err := Attach(mem, Slot, 0)
+	back, err := Attach(mem, Slot)
 	if err != nil {
 		t.Fatal(err)
 	}
 	calls := Calls{Domid: domid, Mapper: &pages, Grefs: g}
 	toBack, toFront := make(event, 1), make(event, 1)
-	s := Server{Ring: back, Do: calls.Do, Notify: func() error { toFront.send(); return nil }}
+	s := server{ring: back, do: calls.Do, notify: toFront.send}
 	wg.Go(func() { serveEvents(t, &s, toBack) })
 
 	send := func(typ netif.CtrlType, queue uint32, list ...netif.GrefEntry) (Response, []netif.CtrlStatus) {

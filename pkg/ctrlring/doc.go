@@ -19,30 +19,28 @@
 //
 // # Serving a ring
 //
-// A [Back] never blocks and knows nothing of what messages do. It gives one
-// [Request] at a time, and no other before that is answered, whoever finds the
-// answer and however long that takes. [Calls] turns a request into a call of a
-// [HashHandler] or a [GrefHandler], with all that it refers to copied out of the
-// guest's pages and checked as far as the protocol says. Both together, in a
-// goroutine that may block, are a [Server]. Where the owner of the ring must not
-// block, only the call goes elsewhere:
+// A [Back] never blocks and does not know what messages do. It returns one
+// [Request] at a time, and the next one only after that is answered, however long
+// it takes. [Calls] turns a request into a call of a [HashHandler] or a
+// [GrefHandler]. It copies what the request refers to out of the guest's pages,
+// which may block, and checks it as far as the protocol defines it. A backend
+// repeats
 //
 //	request, ok, err := back.Next()
-//	...
-//	go func() {
-//		response := calls.Do(request)
-//		owner <- func() {
-//			back.Reply(response)
-//			notify, err := back.Flush(save)
-//			...
-//		}
-//	}()
+//	if ok {
+//		back.Reply(calls.Do(request))
+//	}
+//	if state, ok := back.Unflushed(); ok {
+//		// Record the state, with what the message has changed.
+//	}
+//	notify, err := back.Flush()
 //
-// Nothing that the frontend could see of taking or answering a message happens
-// before [Back.Flush], which first lets the caller write down the [State] that a
-// successor needs. So a daemon can be killed at any instruction and a message is
-// neither lost nor answered twice. It may be carried out twice, unless its
-// effects are written down in the same record.
+// until Next reports false, and then waits for an event.
+//
+// The frontend sees nothing of a message that was taken or answered before
+// [Back.Flush]. A daemon that records the [State] before that can be killed at any
+// instruction, and a message is neither lost nor answered twice. It may be carried
+// out twice, unless its effects are in the same record.
 //
 // Indices that make no sense are the end of the ring: whose octets are whose is
 // not known any more. The [Error] that tells of it is no reason to stop the vif's
@@ -57,8 +55,7 @@
 // read:
 //
 //   - A header is a type and a size of 4 octets each, as drawn; the struct beside
-//     the drawing has 2 octets each, and [Width] can be set to that. The size is
-//     that of the payload alone. It can be more than the 16 bits of the struct
+//     the drawing has 2 octets each. The size is that of the payload alone. It can be more than the 16 bits of the struct
 //     hold, and is refused then like all that is too long.
 //   - Payloads are made of values of 8 octets, as drawn: status, hash types and
 //     table entries, in little endian, with the upper half zero. Hash types of 4

@@ -27,7 +27,7 @@ func (h *hashing) SetHashFlags(types uint32) netif.CtrlStatus {
 // and mapped by the other, and each would be woken by an event.
 func Example() {
 	page := make([]byte, netif.PageSize)
-	front, err := ctrlring.Init(page, ctrlring.Slot, 0)
+	front, err := ctrlring.Init(page, ctrlring.Slot)
 	if err != nil {
 		fmt.Println(err)
 		return
@@ -35,20 +35,36 @@ func Example() {
 
 	protocol, err := ctrlring.Sniff(page)
 	fmt.Println(protocol, err)
-	back, err := ctrlring.Attach(page, protocol, 0)
+	back, err := ctrlring.Attach(page, protocol)
 	if err != nil {
 		fmt.Println(err)
 		return
 	}
 	var hash hashing
 	calls := ctrlring.Calls{Domid: 5, Hash: &hash}
-	server := ctrlring.Server{
-		Ring: back,
-		Do: func(r ctrlring.Request) ctrlring.Response {
-			fmt.Println("backend:", r)
-			return calls.Do(r)
-		},
-		Notify: func() error { fmt.Println("event to the frontend"); return nil },
+	// A backend that outlives a restart records what back.Unflushed returns before
+	// it calls Flush.
+	serve := func() error {
+		for {
+			r, ok, err := back.Next()
+			if err != nil {
+				return err
+			}
+			if ok {
+				fmt.Println("backend:", r)
+				back.Reply(calls.Do(r))
+			}
+			notify, err := back.Flush()
+			if err != nil {
+				return err
+			}
+			if notify {
+				fmt.Println("event to the frontend")
+			}
+			if !ok {
+				return nil
+			}
+		}
 	}
 
 	for _, types := range []uint32{3, 16} {
@@ -58,7 +74,7 @@ func Example() {
 			return
 		}
 		if notify, _ := front.Turn(); notify {
-			if _, err := server.Serve(); err != nil {
+			if err := serve(); err != nil {
 				fmt.Println(err)
 				return
 			}

@@ -251,21 +251,21 @@ type rig struct {
 	grefs  grefState
 	pages  guestPages
 	calls  Calls
-	server Server
+	server server
 	events int // sent to the frontend
 }
 
-func newRig(t testing.TB, p Protocol, w Width) *rig {
+func newRig(t testing.TB, p Protocol) *rig {
 	t.Helper()
 	r := &rig{t: t, mem: newMem()}
 	var err error
-	if r.front, err = Init(r.mem, p, w); err != nil {
+	if r.front, err = Init(r.mem, p); err != nil {
 		t.Fatal(err)
 	}
 	if got, err := Sniff(r.mem); err != nil || got != p {
 		t.Fatalf("sniffed %v, %v, want %v", got, err, p)
 	}
-	if r.back, err = Attach(r.mem, p, w); err != nil {
+	if r.back, err = Attach(r.mem, p); err != nil {
 		t.Fatal(err)
 	}
 	if r.front.Protocol() != p || r.back.Protocol() != p {
@@ -273,21 +273,61 @@ func newRig(t testing.TB, p Protocol, w Width) *rig {
 	}
 	r.calls = Calls{Domid: domid, Mapper: &r.pages, Hash: &r.hash, Grefs: &r.grefs}
 	r.calls.Start(p)
-	r.server = Server{Ring: r.back, Do: r.calls.Do, Notify: func() error { r.events++; return nil }}
+	r.server = server{ring: r.back, do: r.calls.Do, notify: func() { r.events++ }}
 	return r
+}
+
+// server serves a ring as a daemon does: it records each state before the frontend
+// can see what it is of.
+type server struct {
+	ring   Back
+	do     func(Request) Response
+	save   func(State) error // nil: nothing is recorded
+	notify func()
+}
+
+// serve carries out the messages that are on the ring.
+func (s *server) serve() error {
+	for {
+		if err := s.flush(); err != nil { // of a response that could not be recorded
+			return err
+		}
+		q, ok, err := s.ring.Next()
+		if err != nil {
+			return err
+		}
+		if ok {
+			s.ring.Reply(s.do(q))
+		}
+		if err := s.flush(); err != nil || !ok {
+			return err
+		}
+	}
+}
+
+func (s *server) flush() error {
+	notify, err := flush(s.ring, s.save)
+	if notify {
+		s.notify()
+	}
+	return err
+}
+
+// flush records what Flush is about to publish, and publishes it.
+func flush(b Back, save func(State) error) (notify bool, err error) {
+	if s, ok := b.Unflushed(); ok && save != nil {
+		if err := save(s); err != nil {
+			return false, err
+		}
+	}
+	return b.Flush()
 }
 
 // serve is an event at the backend. It fails the test if the ring does.
 func (r *rig) serve() {
 	r.t.Helper()
-	for {
-		more, err := r.server.Serve()
-		if err != nil {
-			r.t.Fatal(err)
-		}
-		if !more {
-			return
-		}
+	if err := r.server.serve(); err != nil {
+		r.t.Fatal(err)
 	}
 }
 

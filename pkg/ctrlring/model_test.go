@@ -105,7 +105,7 @@ type streamWorld struct {
 
 func newStreamWorld(t testing.TB) *streamWorld {
 	w := &streamWorld{d: &daemon{t: t, mem: newMem(), protocol: Stream}}
-	if _, err := Init(w.d.mem, Stream, 0); err != nil {
+	if _, err := Init(w.d.mem, Stream); err != nil {
 		t.Fatal(err)
 	}
 	w.f = newRawStream(t, w.d.mem)
@@ -144,7 +144,7 @@ func (w *streamWorld) finish() {
 	if diff := cmp.Diff(w.wantHash, w.hash); diff != "" {
 		t.Fatalf("hashing (-want +got):\n%s", diff)
 	}
-	if _, err := w.d.server.Serve(); err != nil {
+	if err := w.d.server.serve(); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -232,7 +232,7 @@ func TestStreamModel(t *testing.T) {
 func TestSlotModel(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		mem := newMem()
-		front, err := Init(mem, Slot, 0)
+		front, err := Init(mem, Slot)
 		if err != nil {
 			rt.Fatal(err)
 		}
@@ -407,11 +407,11 @@ func FuzzSlotRing(f *testing.F) {
 		var hash hashState
 		var grefs grefState
 		calls := Calls{Domid: domid, Mapper: &pages, Hash: &hash, Grefs: &grefs}
-		b, err := Attach(mem, Slot, 0)
+		b, err := Attach(mem, Slot)
 		if err != nil {
 			return
 		}
-		s := Server{Ring: b, Notify: func() error { return nil }, Do: func(q Request) Response {
+		s := server{ring: b, notify: func() {}, do: func(q Request) Response {
 			r := calls.Do(q)
 			if pages.mapped != 0 {
 				t.Fatalf("%v left %d pages mapped", q, pages.mapped)
@@ -422,18 +422,18 @@ func FuzzSlotRing(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		slot := func(i uint32) []byte { return mem[64+16*(i%MaxPerWake):] }
+		slot := func(i uint32) []byte { return mem[64+16*(i%netif.CtrlRingSize):] }
 		broken := false
 		for range 3 {
 			from, to := p.load(2), p.load(0)
-			broken = broken || to-from > MaxPerWake
+			broken = broken || to-from > netif.CtrlRingSize
 			var want [][12]byte
 			if !broken {
 				for i := from; i != to; i++ {
 					want = append(want, model.do([16]byte(slot(i))))
 				}
 			}
-			if _, err := s.Serve(); (err != nil) != broken {
+			if err := s.serve(); (err != nil) != broken {
 				t.Fatalf("req_prod %d, rsp_prod %d: %v", to, from, err)
 			}
 			if n := p.load(2) - from; int(n) != len(want) {
@@ -472,7 +472,7 @@ func FuzzRestore(f *testing.F) {
 	add(State{Protocol: Slot, recorded: true, reply: counting(12)}, words32(1, 1, 0, 1))
 	add(State{Protocol: Stream, recorded: true, index: 8, message: words32(5, 8)}, words32(8, 16, 0, 0))
 	add(State{Protocol: Stream, recorded: true, rsp: 8, reply: ack(0)}, words32(0, 0, 8, 16))
-	add(State{Protocol: Stream, Width: WidthDeclared, recorded: true, message: []byte{4, 0, 0xff, 0xff}, skip: 65535}, words32(0, 1000, 0, 0))
+	add(State{Protocol: Stream, recorded: true, message: words32(4, 65535), skip: 65535}, words32(0, 1000, 0, 0))
 	add(State{Protocol: Stream}, words32(5, 700, 5, 9))
 	f.Fuzz(func(t *testing.T, record, data []byte) {
 		var st State
@@ -488,7 +488,7 @@ func FuzzRestore(f *testing.F) {
 		var hash hashState
 		calls := Calls{Hash: &hash}
 		calls.Start(b.Protocol())
-		s := Server{Ring: b, Do: calls.Do, Notify: func() error { return nil }, Save: func(s State) error {
+		s := server{ring: b, do: calls.Do, notify: func() {}, save: func(s State) error {
 			raw, err := s.MarshalBinary()
 			if err != nil || len(raw) > StateSize {
 				t.Fatalf("%d octets, %v", len(raw), err)
@@ -500,7 +500,7 @@ func FuzzRestore(f *testing.F) {
 			return nil
 		}}
 		for range 4 {
-			if _, err := s.Serve(); err != nil {
+			if err := s.serve(); err != nil {
 				return
 			}
 		}

@@ -21,11 +21,10 @@ type daemon struct {
 	t        testing.TB
 	mem      []byte
 	protocol Protocol
-	width    Width
 	record   []byte // State, as marshalled
 	kept     int    // of done, in the same record
 	done     int    // messages carried out
-	server   Server
+	server   server
 	notified bool
 }
 
@@ -43,11 +42,11 @@ func (d *daemon) save(s State) error {
 
 // start begins to serve a new connection.
 func (d *daemon) start(do func(Request) Response) {
-	b, err := Attach(d.mem, d.protocol, d.width)
+	b, err := Attach(d.mem, d.protocol)
 	if err != nil {
 		d.t.Fatal(err)
 	}
-	d.server = Server{Ring: b, Do: do, Save: d.save, Notify: func() error { d.notified = true; return nil }}
+	d.server = server{ring: b, do: do, save: d.save, notify: func() { d.notified = true }}
 	_ = d.save(b.State())
 }
 
@@ -64,20 +63,14 @@ func (d *daemon) restart() {
 	if b.Protocol() != d.protocol {
 		d.t.Fatalf("restored a %v ring", b.Protocol())
 	}
-	d.server.Ring, d.done = b, d.kept
+	d.server.ring, d.done = b, d.kept
 	d.notified = false
 }
 
 func (d *daemon) serve() {
 	d.t.Helper()
-	for {
-		more, err := d.server.Serve()
-		if err != nil {
-			d.t.Fatal(err)
-		}
-		if !more {
-			return
-		}
+	if err := d.server.serve(); err != nil {
+		d.t.Fatal(err)
 	}
 }
 
@@ -85,7 +78,7 @@ func (d *daemon) serve() {
 // The daemon gets there only if there is a message to take.
 func (d *daemon) kill(moment int) {
 	d.t.Helper()
-	ring := d.server.Ring
+	ring := d.server.ring
 	step := func(err error) {
 		if err != nil && !errors.Is(err, errKilled) {
 			d.t.Fatal(err)
@@ -96,7 +89,7 @@ func (d *daemon) kill(moment int) {
 		step(err)
 		switch {
 		case !ok && moment < 4:
-			_, err := ring.Flush(func(s State) error {
+			_, err := flush(ring, func(s State) error {
 				if moment > 1 {
 					_ = d.save(s)
 				}
@@ -104,17 +97,17 @@ func (d *daemon) kill(moment int) {
 			})
 			step(err)
 		case !ok:
-			_, err := ring.Flush(d.save)
+			_, err := flush(ring, d.save)
 			step(err)
 		case moment == 1: // before it is carried out
 		default: // after
-			ring.Reply(d.server.Do(q))
+			ring.Reply(d.server.do(q))
 			if moment == 3 { // recorded, not seen by the frontend
-				_, err := ring.Flush(func(s State) error { _ = d.save(s); return errKilled })
+				_, err := flush(ring, func(s State) error { _ = d.save(s); return errKilled })
 				step(err)
 			}
 			if moment == 4 { // seen, but its event is lost
-				_, err := ring.Flush(d.save)
+				_, err := flush(ring, d.save)
 				step(err)
 			}
 			if moment == 5 { // written, rsp_prod not published
@@ -125,7 +118,7 @@ func (d *daemon) kill(moment int) {
 					rspProd = 2
 				}
 				before := p.load(rspProd)
-				_, err = ring.Flush(d.save)
+				_, err = flush(ring, d.save)
 				step(err)
 				p.publish(rspProd, before)
 			}
@@ -144,7 +137,7 @@ func TestKilledAtAnyMoment(t *testing.T) {
 		for moment := range moments {
 			for victim := range 4 {
 				mem := newMem()
-				f, err := Init(mem, p, 0)
+				f, err := Init(mem, p)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -185,9 +178,9 @@ func TestKilledAtAnyMoment(t *testing.T) {
 // it can.
 func TestRecordFails(t *testing.T) {
 	for _, p := range []Protocol{Slot, Stream} {
-		r := newRig(t, p, 0)
+		r := newRig(t, p)
 		full := errors.New("disk full")
-		r.server.Save = func(State) error { return full }
+		r.server.save = func(State) error { return full }
 		if err := r.front.Send(request(netif.CtrlGetHashFlags)); err != nil {
 			t.Fatal(err)
 		}
@@ -196,13 +189,13 @@ func TestRecordFails(t *testing.T) {
 		}
 		before := slices.Clone(r.mem)
 		var e *Error
-		if _, err := r.server.Serve(); !errors.Is(err, full) || errors.As(err, &e) {
+		if err := r.server.serve(); !errors.Is(err, full) || errors.As(err, &e) {
 			t.Errorf("%v ring: %v", p, err)
 		}
 		if !bytes.Equal(before, r.mem) {
 			t.Errorf("%v ring: the frontend sees what was not recorded", p)
 		}
-		r.server.Save = nil
+		r.server.save = nil
 		r.serve()
 		if _, err := r.front.Turn(); err != nil {
 			t.Fatal(err)
@@ -216,17 +209,17 @@ func TestRecordFails(t *testing.T) {
 // TestRecordFailsWithMoreToCome: once it can be written down, what came after it
 // is not left lying either.
 func TestRecordFailsWithMoreToCome(t *testing.T) {
-	r := newRig(t, Slot, 0)
+	r := newRig(t, Slot)
 	full := errors.New("disk full")
-	r.server.Save = func(State) error { return full }
+	r.server.save = func(State) error { return full }
 	f := slotRing(r)
 	f.Put(netif.CtrlRequest{ID: 1})
 	f.Put(netif.CtrlRequest{ID: 2})
 	f.Push()
-	if _, err := r.server.Serve(); !errors.Is(err, full) {
+	if err := r.server.serve(); !errors.Is(err, full) {
 		t.Fatal(err)
 	}
-	r.server.Save = nil
+	r.server.save = nil
 	r.serve()
 	if n := len(responses(t, f)); n != 2 {
 		t.Errorf("%d responses, want 2", n)
@@ -236,7 +229,7 @@ func TestRecordFailsWithMoreToCome(t *testing.T) {
 // TestRestoreHalfSent: a response that the frontend had room for in part goes on
 // where it stopped.
 func TestRestoreHalfSent(t *testing.T) {
-	r, f := streamRig(t, 0)
+	r, f := streamRig(t)
 	for range streamRing / 8 {
 		f.pending = append(f.pending, message(StreamGetFlags)...)
 	}
@@ -247,7 +240,7 @@ func TestRestoreHalfSent(t *testing.T) {
 		t.Fatalf("no response is half sent: %+v", s)
 	}
 	var err error
-	if r.server.Ring, err = Restore(r.mem, s); err != nil {
+	if r.server.ring, err = Restore(r.mem, s); err != nil {
 		t.Fatal(err)
 	}
 	for f.read(100) > 0 {
@@ -261,9 +254,9 @@ func TestRestoreHalfSent(t *testing.T) {
 // TestNothingIsRecordedForNothing: a wake that finds nothing writes nothing down.
 func TestNothingIsRecordedForNothing(t *testing.T) {
 	for _, p := range []Protocol{Slot, Stream} {
-		r := newRig(t, p, 0)
+		r := newRig(t, p)
 		saves := 0
-		r.server.Save = func(State) error { saves++; return nil }
+		r.server.save = func(State) error { saves++; return nil }
 		r.serve()
 		r.call(request(netif.CtrlGetHashFlags))
 		if saves != 1 {
@@ -280,7 +273,7 @@ func TestNothingIsRecordedForNothing(t *testing.T) {
 // harm from a frontend that changed what is the backend's.
 func TestRestoreRefuses(t *testing.T) {
 	stream := func(f func(*State)) State {
-		s := State{Protocol: Stream, Width: WidthDrawn, recorded: true}
+		s := State{Protocol: Stream, recorded: true}
 		f(&s)
 		return s
 	}
@@ -302,7 +295,7 @@ func TestRestoreRefuses(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			mem := newMem()
-			if _, err := Init(mem, tt.s.Protocol, 0); err != nil {
+			if _, err := Init(mem, tt.s.Protocol); err != nil {
 				t.Fatal(err)
 			}
 			_, err := Restore(mem, tt.s)
@@ -313,20 +306,20 @@ func TestRestoreRefuses(t *testing.T) {
 		})
 	}
 	t.Run("slot ring whose frontend moved req_prod away", func(t *testing.T) {
-		r := newRig(t, Slot, 0)
+		r := newRig(t, Slot)
 		slotRing(r).SetReqProd(1 << 20)
 		if _, err := Restore(r.mem, State{Protocol: Slot}); !errors.Is(err, netif.ErrOverflow) {
 			t.Errorf("restored: %v", err)
 		}
 	})
 	t.Run("slot response to a request that was taken back", func(t *testing.T) {
-		r := newRig(t, Slot, 0)
+		r := newRig(t, Slot)
 		s := State{Protocol: Slot, recorded: true, reply: make([]byte, slotReply)}
 		b, err := Restore(r.mem, s)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := b.Flush(nil); err != nil {
+		if _, err := b.Flush(); err != nil {
 			t.Fatal(err)
 		}
 		if n := len(responses(t, slotRing(r))); n != 0 {
@@ -339,10 +332,10 @@ func TestRestoreRefuses(t *testing.T) {
 // messages.
 func TestLostRecord(t *testing.T) {
 	for _, p := range []Protocol{Slot, Stream} {
-		r := newRig(t, p, WidthDeclared)
+		r := newRig(t, p)
 		r.call(request(netif.CtrlSetHashFlags, 3))
 		var err error
-		if r.server.Ring, err = Restore(r.mem, State{Protocol: p, Width: WidthDeclared}); err != nil {
+		if r.server.ring, err = Restore(r.mem, State{Protocol: p}); err != nil {
 			t.Fatal(err)
 		}
 		r.hash.Algorithm = 1
@@ -358,9 +351,9 @@ func TestStateIsWrittenDown(t *testing.T) {
 		{},
 		{Protocol: Slot, recorded: true, index: 7},
 		{Protocol: Slot, recorded: true, index: 0xffffffff, reply: counting(slotReply)},
-		{Protocol: Stream, Width: WidthDrawn},
-		{Protocol: Stream, Width: WidthDeclared, recorded: true, index: 1, rsp: 2, skip: 0xfffffffe, message: counting(8)},
-		{Protocol: Stream, Width: WidthDrawn, recorded: true, message: counting(1032), reply: counting(24)},
+		{Protocol: Stream},
+		{Protocol: Stream, recorded: true, index: 1, rsp: 2, skip: 0xfffffffe, message: counting(8)},
+		{Protocol: Stream, recorded: true, message: counting(1032), reply: counting(24)},
 	} {
 		b, err := s.MarshalBinary()
 		if err != nil {

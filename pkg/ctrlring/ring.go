@@ -28,16 +28,6 @@ func (p Protocol) String() string {
 	return fmt.Sprintf("unknown(%d)", uint8(p))
 }
 
-// ParseProtocol is the inverse of String, for xenstore keys.
-func ParseProtocol(s string) (Protocol, error) {
-	for _, p := range []Protocol{Slot, Stream} {
-		if s == p.String() {
-			return p, nil
-		}
-	}
-	return 0, fmt.Errorf("ctrlring: protocol %q: write %v or %v", s, Slot, Stream)
-}
-
 // What can be wrong with a control ring, besides [netif.ErrOverflow] and
 // [netif.ErrRspOverflow].
 var (
@@ -68,27 +58,35 @@ func (e *Error) Unwrap() error { return e.Err }
 
 // Back is the backend's end of a control ring. It belongs to one goroutine and
 // never blocks.
+//
+// The frontend sees nothing of what Next has taken and Reply has answered before
+// Flush. A backend that wants its successor to go on with the ring records what
+// Unflushed returns before it calls Flush.
 type Back interface {
-	// Next takes the next message. It reports false if there is none, in which
-	// case an event will tell of one, and as long as the last is without Reply,
-	// its response without Flush, or the frontend without room for it. The error
-	// is an [Error].
+	// Next takes the next message. It reports false if there is none; then the
+	// frontend will send an event with the next one. It also reports false until
+	// the last message has been answered by Reply and published by Flush, and
+	// until the frontend has made room for the whole response. The error is an
+	// [Error].
 	Next() (Request, bool, error)
 
-	// Reply answers the message that Next gave. Without one it does nothing, so
-	// an answer may come too late.
+	// Reply answers the message that Next returned. It does nothing if there is
+	// none.
 	Reply(Response)
 
-	// Flush makes the frontend see what was taken and answered, and reports
-	// whether it is to be sent an event. It is called after Reply, and before
-	// the caller waits for an event. If there is something to make seen, save is
-	// first given what a successor must know; if save fails nothing happens.
-	// save may be nil.
-	Flush(save func(State) error) (notify bool, err error)
+	// Unflushed returns the state that a successor must know before Flush is
+	// called. It reports false if Flush would publish nothing.
+	Unflushed() (State, bool)
 
-	// State is what a successor must know, as of now.
+	// Flush publishes what was taken and answered, and reports whether the
+	// frontend must be sent an event. Call it after Reply, and before waiting
+	// for an event.
+	Flush() (notify bool, err error)
+
+	// State returns what a successor must know now.
 	State() State
 
+	// Protocol returns the protocol of the ring.
 	Protocol() Protocol
 }
 
@@ -140,25 +138,23 @@ func Sniff(mem []byte) (Protocol, error) {
 	return 0, &Error{Err: ErrProtocol}
 }
 
-// Attach takes the backend's end of a ring whose frontend just connected. The
-// width is that of a byte-stream ring.
-func Attach(mem []byte, p Protocol, w Width) (Back, error) {
+// Attach returns the backend's end of a ring whose frontend has just connected.
+func Attach(mem []byte, p Protocol) (Back, error) {
 	switch p {
 	case Slot:
 		return attachSlot(mem)
 	case Stream:
-		return attachStream(mem, w)
+		return attachStream(mem)
 	}
 	return nil, &Error{Protocol: p, Err: ErrProtocol}
 }
 
-// Restore takes the backend's end of a ring that a predecessor served, where its
-// last State says it was. The first Flush tells to send an event, since the
-// predecessor may not have got to it.
+// Restore returns the backend's end of a ring that a predecessor served up to its
+// last recorded State. The first Flush asks for an event, since the predecessor may
+// have been killed before it sent one.
 //
-// A State that nobody recorded but has the right Protocol, and Width, stands for
-// a lost one. Then the ring goes on at the indices in the page, which is right if
-// no message was under way.
+// If the record is lost, pass a State that has only the Protocol set. Then the ring
+// goes on at the indices in the page, which is right if no message was under way.
 func Restore(mem []byte, s State) (Back, error) {
 	switch s.Protocol {
 	case Slot:
@@ -169,14 +165,13 @@ func Restore(mem []byte, s State) (Back, error) {
 	return nil, &Error{Protocol: s.Protocol, Err: ErrState}
 }
 
-// Init makes a new ring in a frontend's page. The width is that of a byte-stream
-// ring.
-func Init(mem []byte, p Protocol, w Width) (Front, error) {
+// Init makes a new ring in a frontend's page.
+func Init(mem []byte, p Protocol) (Front, error) {
 	switch p {
 	case Slot:
 		return initSlot(mem)
 	case Stream:
-		return initStream(mem, w)
+		return initStream(mem)
 	}
 	return nil, &Error{Protocol: p, Err: ErrProtocol}
 }

@@ -100,15 +100,20 @@ func (b *SlotBack) Reply(r Response) {
 	}
 }
 
+// Unflushed implements [Back].
+func (b *SlotBack) Unflushed() (State, bool) {
+	if b.err != nil || b.stage != answered {
+		return State{}, false
+	}
+	return b.State(), true
+}
+
 // Flush implements [Back].
-func (b *SlotBack) Flush(save func(State) error) (notify bool, err error) {
+func (b *SlotBack) Flush() (notify bool, err error) {
 	if b.err != nil {
 		return false, b.err
 	}
 	if b.stage == answered {
-		if err := callSave(save, b.State()); err != nil {
-			return false, err
-		}
 		b.stage = idle
 		notify = b.ring.Commit([]netif.CtrlResponse{b.rsp})
 	}
@@ -128,16 +133,6 @@ func (b *SlotBack) State() State {
 		s.reply = binary.LittleEndian.AppendUint32(r, b.rsp.Data)
 	}
 	return s
-}
-
-func callSave(save func(State) error, s State) error {
-	if save == nil {
-		return nil
-	}
-	if err := save(s); err != nil {
-		return fmt.Errorf("ctrlring: record state: %w", err)
-	}
-	return nil
 }
 
 // SlotFront is the frontend's end of a slot ring. It keeps one message on the

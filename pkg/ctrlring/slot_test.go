@@ -33,7 +33,7 @@ func responses(t *testing.T, f *netif.CtrlFront) (rsp []netif.CtrlResponse) {
 // TestIDsAreEchoed: the id means nothing to us, and requests are answered in
 // order whatever theirs are.
 func TestIDsAreEchoed(t *testing.T) {
-	r := newRig(t, Slot, 0)
+	r := newRig(t, Slot)
 	f := slotRing(r)
 	ids := []uint16{0, 0, math.MaxUint16, 7, 7, 1, 0x8000}
 	var want []netif.CtrlResponse
@@ -55,7 +55,7 @@ func TestIDsAreEchoed(t *testing.T) {
 
 // TestSlotWraps: messages go on across the ring's end.
 func TestSlotWraps(t *testing.T) {
-	r := newRig(t, Slot, 0)
+	r := newRig(t, Slot)
 	for i := range 3 * netif.CtrlRingSize {
 		if got := r.call(request(netif.CtrlGetHashMappingSize)); got != (Response{Data: 128}) {
 			t.Fatalf("call %d: %v", i, got)
@@ -68,7 +68,7 @@ func TestSlotWraps(t *testing.T) {
 func TestOneMessageAtATime(t *testing.T) {
 	for _, p := range []Protocol{Slot, Stream} {
 		t.Run(p.String(), func(t *testing.T) {
-			r := newRig(t, p, 0)
+			r := newRig(t, p)
 			switch f := r.front.(type) {
 			case *SlotFront:
 				f.Ring().Put(netif.CtrlRequest{Type: netif.CtrlGetHashFlags})
@@ -88,19 +88,19 @@ func TestOneMessageAtATime(t *testing.T) {
 			}
 			next(true)
 			next(false)
-			if notify, err := r.back.Flush(nil); err != nil || p == Slot && notify {
+			if notify, err := r.back.Flush(); err != nil || p == Slot && notify {
 				t.Fatalf("flush before the answer: %v, %v", notify, err)
 			}
 			next(false)
 			r.back.Reply(Response{})
 			r.back.Reply(Response{Status: invalidParam}) // too late: nothing is open
 			next(false)
-			if notify, err := r.back.Flush(nil); !notify || err != nil {
+			if notify, err := r.back.Flush(); !notify || err != nil {
 				t.Fatalf("flush of the answer: %v, %v", notify, err)
 			}
 			next(true)
 			r.back.Reply(Response{})
-			if _, err := r.back.Flush(nil); err != nil {
+			if _, err := r.back.Flush(); err != nil {
 				t.Fatal(err)
 			}
 			next(false)
@@ -115,46 +115,9 @@ func TestOneMessageAtATime(t *testing.T) {
 	}
 }
 
-// TestAWakeIsBounded: a frontend that refills its ring as fast as it is served
-// gets no more than a ring's worth of work out of one wake.
-func TestAWakeIsBounded(t *testing.T) {
-	r := newRig(t, Slot, 0)
-	f := slotRing(r)
-	put := func() {
-		f.Put(netif.CtrlRequest{Type: netif.CtrlGetHashFlags})
-		f.Push()
-	}
-	for range netif.CtrlRingSize {
-		put()
-	}
-	done := 0
-	r.server.Do = func(Request) Response {
-		done++
-		return Response{}
-	}
-	r.server.Notify = func() error {
-		responses(t, f)
-		return nil
-	}
-	refill := r.server.Do
-	r.server.Do = func(q Request) Response {
-		responses(t, f)
-		for f.Free() > 0 {
-			put()
-		}
-		return refill(q)
-	}
-	for wake := 1; wake <= 3; wake++ {
-		more, err := r.server.Serve()
-		if !more || err != nil || done != wake*MaxPerWake {
-			t.Fatalf("wake %d: more %v, %v, %d messages done", wake, more, err, done)
-		}
-	}
-}
-
 // TestEventsAreHeldOff: the frontend is sent events as its rsp_event asks for.
 func TestEventsAreHeldOff(t *testing.T) {
-	r := newRig(t, Slot, 0)
+	r := newRig(t, Slot)
 	f := slotRing(r)
 	if _, err := f.ArmFor(3); err != nil {
 		t.Fatal(err)
@@ -182,7 +145,7 @@ func TestSlotBreach(t *testing.T) {
 		{"behind the start", math.MaxUint32},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			r := newRig(t, Slot, 0)
+			r := newRig(t, Slot)
 			f := slotRing(r)
 			f.Put(netif.CtrlRequest{})
 			f.Put(netif.CtrlRequest{})
@@ -190,7 +153,7 @@ func TestSlotBreach(t *testing.T) {
 			r.serve()
 			before := f.State()
 			f.SetReqProd(tt.prod)
-			_, err := r.server.Serve()
+			err := r.server.serve()
 			var e *Error
 			if !errors.As(err, &e) || e.Protocol != Slot || !errors.Is(err, netif.ErrOverflow) {
 				t.Fatalf("served: %v", err)
@@ -200,7 +163,7 @@ func TestSlotBreach(t *testing.T) {
 				t.Errorf("next: %v", again)
 			}
 			r.back.Reply(Response{})
-			if _, again := r.back.Flush(nil); again != err {
+			if _, again := r.back.Flush(); again != err {
 				t.Errorf("flush: %v", again)
 			}
 			if after := f.State(); after.RspProd != before.RspProd || after.ReqEvent != before.ReqEvent {
@@ -209,16 +172,16 @@ func TestSlotBreach(t *testing.T) {
 		})
 	}
 	t.Run("from the start", func(t *testing.T) {
-		r := newRig(t, Slot, 0)
+		r := newRig(t, Slot)
 		slotRing(r).SetReqProd(netif.CtrlRingSize + 1)
-		_, err := Attach(r.mem, Slot, 0)
+		_, err := Attach(r.mem, Slot)
 		var e *Error
 		if !errors.As(err, &e) || !errors.Is(err, netif.ErrOverflow) {
 			t.Errorf("attached: %v", err)
 		}
 	})
 	t.Run("while a message is carried out", func(t *testing.T) {
-		r := newRig(t, Slot, 0)
+		r := newRig(t, Slot)
 		f := slotRing(r)
 		f.Put(netif.CtrlRequest{ID: 5})
 		f.Push()
@@ -227,7 +190,7 @@ func TestSlotBreach(t *testing.T) {
 		}
 		f.SetReqProd(1 << 20)
 		r.back.Reply(Response{})
-		if _, err := r.back.Flush(nil); err != nil {
+		if _, err := r.back.Flush(); err != nil {
 			t.Errorf("the answer to a good message: %v", err)
 		}
 		if _, _, err := r.back.Next(); !errors.Is(err, netif.ErrOverflow) {
@@ -249,7 +212,7 @@ func TestSlotFrontJudges(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			mem := newMem()
-			f, err := Init(mem, Slot, 0)
+			f, err := Init(mem, Slot)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -282,7 +245,7 @@ func TestSlotFrontJudges(t *testing.T) {
 		})
 	}
 	t.Run("rsp_prod out of bounds", func(t *testing.T) {
-		r := newRig(t, Slot, 0)
+		r := newRig(t, Slot)
 		if err := r.front.Send(request(4)); err != nil {
 			t.Fatal(err)
 		}
@@ -295,7 +258,7 @@ func TestSlotFrontJudges(t *testing.T) {
 		}
 	})
 	t.Run("ids are never 0", func(t *testing.T) {
-		r := newRig(t, Slot, 0)
+		r := newRig(t, Slot)
 		f := r.front.(*SlotFront)
 		f.id = math.MaxUint16 - 1
 		for range 3 {
@@ -341,7 +304,7 @@ func TestSniff(t *testing.T) {
 	t.Run("with the first request on it", func(t *testing.T) {
 		for _, p := range []Protocol{Slot, Stream} {
 			mem := newMem()
-			f, err := Init(mem, p, 0)
+			f, err := Init(mem, p)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -358,37 +321,21 @@ func TestSniff(t *testing.T) {
 	})
 }
 
-func TestProtocolNames(t *testing.T) {
-	for _, p := range []Protocol{Slot, Stream} {
-		if got, err := ParseProtocol(p.String()); got != p || err != nil {
-			t.Errorf("%v is parsed as %v, %v", p, got, err)
-		}
-	}
-	for _, s := range []string{"", "Slot", "unknown(3)", "stream "} {
-		if got, err := ParseProtocol(s); err == nil {
-			t.Errorf("%q is parsed as %v", s, got)
-		}
-	}
-}
-
 // TestBadArguments of those who are trusted.
 func TestBadArguments(t *testing.T) {
 	mem := newMem()
 	for name, f := range map[string]func() error{
 		"short page to Sniff":        func() error { _, err := Sniff(mem[:100]); return err },
 		"unaligned page to Sniff":    func() error { _, err := Sniff(make([]byte, netif.PageSize+8)[1:][:netif.PageSize]); return err },
-		"short page to Attach":       func() error { _, err := Attach(mem[:8], Slot, 0); return err },
-		"short page to a stream":     func() error { _, err := Attach(mem[:8], Stream, 0); return err },
+		"short page to Attach":       func() error { _, err := Attach(mem[:8], Slot); return err },
+		"short page to a stream":     func() error { _, err := Attach(mem[:8], Stream); return err },
 		"short page to Restore":      func() error { _, err := Restore(nil, State{Protocol: Stream}); return err },
 		"short page to slot Restore": func() error { _, err := Restore(nil, State{Protocol: Slot}); return err },
-		"short page to Init":         func() error { _, err := Init(mem[:8], Stream, 0); return err },
-		"short page to slot Init":    func() error { _, err := Init(mem[:8], Slot, 0); return err },
-		"no protocol to Attach":      func() error { _, err := Attach(mem, 0, 0); return err },
+		"short page to Init":         func() error { _, err := Init(mem[:8], Stream); return err },
+		"short page to slot Init":    func() error { _, err := Init(mem[:8], Slot); return err },
+		"no protocol to Attach":      func() error { _, err := Attach(mem, 0); return err },
 		"no protocol to Restore":     func() error { _, err := Restore(mem, State{}); return err },
-		"no protocol to Init":        func() error { _, err := Init(mem, 3, 0); return err },
-		"odd width to Attach":        func() error { _, err := Attach(mem, Stream, 6); return err },
-		"odd width to Init":          func() error { _, err := Init(mem, Stream, 6); return err },
-		"odd width to Restore":       func() error { _, err := Restore(mem, State{Protocol: Stream, Width: 6}); return err },
+		"no protocol to Init":        func() error { _, err := Init(mem, 3); return err },
 	} {
 		if err := f(); err == nil {
 			t.Errorf("%s is accepted", name)

@@ -9,14 +9,13 @@ import (
 )
 
 // StateSize is the most octets that a State takes when it is written down.
-const StateSize = stateHeader + streamReply + maxHeader + streamPayload
+const StateSize = stateHeader + streamReply + streamHeader + streamPayload
 
 // State is what a successor of a killed daemon must know of a control ring that
 // the ring does not tell: which protocol it has, what was taken off the ring and
 // is not whole yet, and the answer to a message that was carried out.
 type State struct {
 	Protocol Protocol
-	Width    Width
 
 	recorded bool
 	index    uint32 // slot: of the message; stream: req_cons
@@ -37,7 +36,7 @@ const (
 func (s State) MarshalBinary() ([]byte, error) {
 	b := make([]byte, 0, stateHeader+len(s.reply)+len(s.message))
 	b = binary.LittleEndian.AppendUint32(b, stateMagic)
-	b = append(b, byte(s.Protocol), byte(s.Width), 0, byte(len(s.reply)))
+	b = append(b, byte(s.Protocol), streamHeader, 0, byte(len(s.reply)))
 	if s.recorded {
 		b[6] = 1
 	}
@@ -61,12 +60,14 @@ func (s *State) UnmarshalBinary(b []byte) error {
 	if len(b) > StateSize || uint64(len(b)) != stateHeader+uint64(reply)+message {
 		return bad("length")
 	}
+	if b[5] != streamHeader && b[5] != 0 {
+		return bad("header size")
+	}
 	if b[6] > 1 {
 		return bad("flags")
 	}
 	*s = State{
 		Protocol: Protocol(b[4]),
-		Width:    Width(b[5]),
 		recorded: b[6] == 1,
 		index:    binary.LittleEndian.Uint32(b[8:]),
 		rsp:      binary.LittleEndian.Uint32(b[12:]),

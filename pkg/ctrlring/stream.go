@@ -65,44 +65,20 @@ const (
 	streamKey     = 40
 	streamEntries = 128 // of a table, at most
 	streamPayload = streamEntries * streamValue
-	streamReply   = maxHeader + 2*streamValue // header, status, data
+	streamReply   = streamHeader + 2*streamValue // header, status, data
 )
 
-// Width is how many octets the header of a message has. The proposal draws two
-// fields of 4 octets and declares two of 2.
-type Width uint8
+// streamHeader is the size of a message's header in bytes: type and size, 4 bytes
+// each, as the proposal draws them. The struct beside the drawing has 2 bytes each.
+const streamHeader = 8
 
-// Widths. The zero value stands for WidthDrawn.
-const (
-	WidthDrawn    Width = 8
-	WidthDeclared Width = 4
-)
-
-const maxHeader = int(WidthDrawn)
-
-func (w Width) orDefault() Width {
-	if w == 0 {
-		return WidthDrawn
-	}
-	return w
-}
-
-func (w Width) valid() bool { return w == WidthDrawn || w == WidthDeclared }
-
-// header reads a header.
-func (w Width) header(b []byte) (typ StreamType, size uint32) {
-	if w == WidthDeclared {
-		return StreamType(binary.LittleEndian.Uint16(b)), uint32(binary.LittleEndian.Uint16(b[2:]))
-	}
+// readHeader reads a header.
+func readHeader(b []byte) (typ StreamType, size uint32) {
 	return StreamType(binary.LittleEndian.Uint32(b)), binary.LittleEndian.Uint32(b[4:])
 }
 
-// appendHeader writes a header.
-func (w Width) appendHeader(b []byte, typ StreamType, size int) []byte {
-	if w == WidthDeclared {
-		b = binary.LittleEndian.AppendUint16(b, uint16(typ))
-		return binary.LittleEndian.AppendUint16(b, uint16(size))
-	}
+// appendHeader appends a header to b.
+func appendHeader(b []byte, typ StreamType, size int) []byte {
 	b = binary.LittleEndian.AppendUint32(b, uint32(typ))
 	return binary.LittleEndian.AppendUint32(b, uint32(size))
 }
@@ -110,13 +86,12 @@ func (w Width) appendHeader(b []byte, typ StreamType, size int) []byte {
 // StreamBack is the backend's end of a byte-stream ring.
 type StreamBack struct {
 	page    page
-	width   Width
 	reqCons uint32 // next octet to take
 	reqSeen uint32 // req_cons in the page
 	rspProd uint32 // rsp_prod in the page
 
 	stage   stage
-	message [maxHeader + streamPayload]byte
+	message [streamHeader + streamPayload]byte
 	have    int    // octets of message
 	skip    uint32 // octets of its payload still to be read and forgotten
 
@@ -129,15 +104,12 @@ type StreamBack struct {
 	err    error
 }
 
-func attachStream(mem []byte, w Width) (*StreamBack, error) {
+func attachStream(mem []byte) (*StreamBack, error) {
 	p, err := newPage(mem)
 	if err != nil {
 		return nil, err
 	}
-	if w = w.orDefault(); !w.valid() {
-		return nil, fmt.Errorf("ctrlring: message header of %d octets: write %d or %d", w, WidthDrawn, WidthDeclared)
-	}
-	b := &StreamBack{page: p, width: w}
+	b := &StreamBack{page: p}
 	if p.load(wReqProd) > streamRing {
 		return nil, b.fail(netif.ErrOverflow)
 	}
@@ -149,10 +121,7 @@ func restoreStream(mem []byte, s State) (*StreamBack, error) {
 	if err != nil {
 		return nil, err
 	}
-	b := &StreamBack{page: p, width: s.Width.orDefault(), notify: true}
-	if !b.width.valid() {
-		return nil, b.fail(ErrState)
-	}
+	b := &StreamBack{page: p, notify: true}
 	b.rspProd = p.load(wRspProd)
 	if !s.recorded {
 		b.reqCons = p.load(wReqCons)
@@ -186,15 +155,14 @@ func restoreStream(mem []byte, s State) (*StreamBack, error) {
 
 // plausible is whether what was recorded of a message can be a part of one.
 func (b *StreamBack) plausible() bool {
-	h := int(b.width)
-	if b.have < h {
+	if b.have < streamHeader {
 		return b.skip == 0
 	}
-	_, size := b.width.header(b.message[:])
+	_, size := readHeader(b.message[:])
 	if size > streamPayload {
-		return b.have == h && b.skip <= size
+		return b.have == streamHeader && b.skip <= size
 	}
-	return b.skip == 0 && b.have-h <= int(size)
+	return b.skip == 0 && b.have-streamHeader <= int(size)
 }
 
 // fail puts the ring out of use.
@@ -234,17 +202,16 @@ func (b *StreamBack) collect() (whole bool, err error) {
 		return false, b.fail(netif.ErrOverflow)
 	}
 	left := int(out - taken)
-	h := int(b.width)
-	if b.have < h {
-		if left -= b.take(min(left, h-b.have)); b.have < h {
+	if b.have < streamHeader {
+		if left -= b.take(min(left, streamHeader-b.have)); b.have < streamHeader {
 			return false, nil
 		}
-		if _, size := b.width.header(b.message[:]); size > streamPayload {
+		if _, size := readHeader(b.message[:]); size > streamPayload {
 			b.skip = size
 		}
 	}
-	if _, size := b.width.header(b.message[:]); size <= streamPayload {
-		end := h + int(size)
+	if _, size := readHeader(b.message[:]); size <= streamPayload {
+		end := streamHeader + int(size)
 		b.take(min(left, end-b.have))
 		return b.have == end, nil
 	}
@@ -286,14 +253,14 @@ func (t StreamType) ctrl() netif.CtrlType {
 
 // request makes a Request of the message, which is whole.
 func (b *StreamBack) request() Request {
-	typ, size := b.width.header(b.message[:])
+	typ, size := readHeader(b.message[:])
 	r := Request{Protocol: Stream, Type: typ.ctrl()}
 	switch {
 	case r.Type == netif.CtrlInvalid:
 		r.Refused = netif.CtrlNotSupported
 	case size > streamPayload:
 		r.Refused = netif.CtrlBufferOverflow
-	case !r.parse(b.message[b.width:b.have]):
+	case !r.parse(b.message[streamHeader:b.have]):
 		r = Request{Protocol: Stream, Type: r.Type, Refused: netif.CtrlInvalidParameter}
 	}
 	return r
@@ -345,12 +312,12 @@ func (b *StreamBack) Reply(r Response) {
 	if b.stage != open {
 		return
 	}
-	typ, _ := b.width.header(b.message[:])
+	typ, _ := readHeader(b.message[:])
 	size := streamValue
 	if typ == StreamGetFlags && r.Status == netif.CtrlSuccess {
 		size += streamValue
 	}
-	to := b.width.appendHeader(b.reply[:0], StreamAck, size)
+	to := appendHeader(b.reply[:0], StreamAck, size)
 	to = binary.LittleEndian.AppendUint64(to, uint64(r.Status))
 	if size > streamValue {
 		to = binary.LittleEndian.AppendUint64(to, uint64(r.Data))
@@ -359,16 +326,26 @@ func (b *StreamBack) Reply(r Response) {
 	b.stage, b.have = idle, 0 // skip is 0 when a message is whole
 }
 
+// Unflushed implements [Back].
+func (b *StreamBack) Unflushed() (State, bool) {
+	if b.err != nil || !b.unflushed() {
+		return State{}, false
+	}
+	return b.State(), true
+}
+
+// unflushed reports whether the frontend has not yet seen what was taken or
+// answered.
+func (b *StreamBack) unflushed() bool {
+	return b.replies > 0 && !b.flushed || b.reqCons != b.reqSeen
+}
+
 // Flush implements [Back].
-func (b *StreamBack) Flush(save func(State) error) (notify bool, err error) {
+func (b *StreamBack) Flush() (notify bool, err error) {
 	if b.err != nil {
 		return false, b.err
 	}
-	answer := b.replies > 0 && !b.flushed
-	if answer || b.reqCons != b.reqSeen {
-		if err := callSave(save, b.State()); err != nil {
-			return false, err
-		}
+	if b.unflushed() {
 		b.page.publish(wReqCons, b.reqCons)
 		b.reqSeen = b.reqCons
 		b.flushed = true
@@ -409,7 +386,7 @@ func (b *StreamBack) send() {
 // State implements [Back].
 func (b *StreamBack) State() State {
 	s := State{
-		Protocol: Stream, Width: b.width, recorded: true,
+		Protocol: Stream, recorded: true,
 		index: b.reqCons, rsp: b.rspProd - uint32(b.sent), skip: b.skip,
 		reply: slices.Clone(b.reply[:b.replies]),
 	}

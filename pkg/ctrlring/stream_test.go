@@ -59,8 +59,8 @@ func (f *rawStream) read(n int) int {
 }
 
 // streamRig is a byte-stream ring with a raw frontend.
-func streamRig(t testing.TB, w Width) (*rig, *rawStream) {
-	r := newRig(t, Stream, w)
+func streamRig(t testing.TB) (*rig, *rawStream) {
+	r := newRig(t, Stream)
 	return r, newRawStream(t, r.mem)
 }
 
@@ -157,7 +157,7 @@ func TestStreamMessages(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			r, f := streamRig(t, 0)
+			r, f := streamRig(t)
 			// So that messages do not stand where the buffers begin.
 			exchange(r, f, message(99, make([]byte, 1000)...))
 			if got := exchange(r, f, tt.msg); !bytes.Equal(got, tt.want) {
@@ -170,30 +170,6 @@ func TestStreamMessages(t *testing.T) {
 				t.Errorf("the message after it is answered % x", got)
 			}
 		})
-	}
-}
-
-// TestRow1HeaderOf4: with the width that the struct declares, the same messages
-// work. Only the header is another.
-func TestRow1HeaderOf4(t *testing.T) {
-	r := newRig(t, Stream, WidthDeclared)
-	f := newRawStream(t, r.mem)
-	msg := []byte{3, 0, 8, 0, 9, 0, 0, 0, 0, 0, 0, 0}
-	want := []byte{1, 0, 8, 0, 0, 0, 0, 0, 0, 0, 0, 0}
-	if got := exchange(r, f, msg); !bytes.Equal(got, want) {
-		t.Errorf("answered % x, want % x", got, want)
-	}
-	if r.hash.Types != 9 {
-		t.Errorf("types %d", r.hash.Types)
-	}
-	r = newRig(t, Stream, WidthDeclared)
-	if got := r.call(request(netif.CtrlGetHashFlags)); got != (Response{Data: 15}) {
-		t.Errorf("get flags: %v", got)
-	}
-	big := append([]byte{4, 0, 0xff, 0xff}, make([]byte, math.MaxUint16)...)
-	r, f = streamRig(t, WidthDeclared)
-	if got := exchange(r, f, big); !bytes.Equal(got, []byte{1, 0, 8, 0, 3, 0, 0, 0, 0, 0, 0, 0}) {
-		t.Errorf("the largest payload is answered % x", got)
 	}
 }
 
@@ -215,7 +191,7 @@ func TestRow4WritesAtProducer(t *testing.T) {
 		}
 		r.calls = Calls{Hash: &r.hash}
 		r.calls.Start(Stream)
-		r.server = Server{Ring: r.back, Do: r.calls.Do, Notify: func() error { return nil }}
+		r.server = server{ring: r.back, do: r.calls.Do, notify: func() {}}
 		f := newRawStream(t, mem)
 		for i := range 100 {
 			if got := exchange(r, f, message(StreamSetKey, counting(40)...)); !bytes.Equal(got, ack(0)) {
@@ -229,7 +205,7 @@ func TestRow4WritesAtProducer(t *testing.T) {
 // them one after the other, and the next message is not looked at before the
 // response to the last is all written.
 func TestRow14PipelinedMessages(t *testing.T) {
-	r, f := streamRig(t, 0)
+	r, f := streamRig(t)
 	const n = streamRing / 8
 	for range n {
 		f.pending = append(f.pending, message(StreamGetFlags)...)
@@ -280,13 +256,13 @@ func TestRow15And20Breach(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			r, f := streamRig(t, 0)
+			r, f := streamRig(t)
 			if tt.before != nil {
 				tt.before(f, r)
 			}
 			good := f.page.load(tt.word)
 			f.page.publish(tt.word, tt.value)
-			_, err := r.server.Serve()
+			err := r.server.serve()
 			var e *Error
 			if !errors.As(err, &e) || e.Protocol != Stream || !errors.Is(err, tt.want) {
 				t.Fatalf("served: %v, want %v", err, tt.want)
@@ -297,7 +273,7 @@ func TestRow15And20Breach(t *testing.T) {
 				t.Errorf("next: %v", again)
 			}
 			r.back.Reply(Response{})
-			if _, again := r.back.Flush(nil); again != err {
+			if _, again := r.back.Flush(); again != err {
 				t.Errorf("flush: %v", again)
 			}
 			if !bytes.Equal(before, r.mem) {
@@ -306,14 +282,14 @@ func TestRow15And20Breach(t *testing.T) {
 		})
 	}
 	t.Run("from the start", func(t *testing.T) {
-		r, f := streamRig(t, 0)
+		r, f := streamRig(t)
 		f.page.publish(wReqProd, streamRing+1)
-		if _, err := Attach(r.mem, Stream, 0); !errors.Is(err, netif.ErrOverflow) {
+		if _, err := Attach(r.mem, Stream); !errors.Is(err, netif.ErrOverflow) {
 			t.Errorf("attached: %v", err)
 		}
 	})
 	t.Run("req_prod behind what was taken and not flushed", func(t *testing.T) {
-		r, f := streamRig(t, 0)
+		r, f := streamRig(t)
 		f.pending = counting(7)
 		f.write(7)
 		if _, ok, err := r.back.Next(); ok || err != nil {
@@ -325,7 +301,7 @@ func TestRow15And20Breach(t *testing.T) {
 		}
 	})
 	t.Run("row 20: a new connection begins at 0 whatever the backend's words say", func(t *testing.T) {
-		r, f := streamRig(t, 0)
+		r, f := streamRig(t)
 		f.page.publish(wReqCons, 123456)
 		f.pending = message(StreamGetFlags)
 		for i, b := range f.pending {
@@ -342,7 +318,7 @@ func TestRow15And20Breach(t *testing.T) {
 // TestRow16Events: an event after each piece that leaves a message incomplete,
 // and after each that was written; none when nothing moved.
 func TestRow16Events(t *testing.T) {
-	r, f := streamRig(t, 0)
+	r, f := streamRig(t)
 	f.pending = message(StreamSetKey, counting(40)...)
 	for i, n := range []int{1, 6, 1, 1, 38, 1} {
 		f.write(n)
@@ -374,11 +350,11 @@ func TestRow16Events(t *testing.T) {
 
 // TestRow21Defaults: before there is a table all goes to queue 0.
 func TestRow21Defaults(t *testing.T) {
-	r, _ := streamRig(t, 0)
+	r, _ := streamRig(t)
 	if diff := cmp.Diff(hashState{Algorithm: netif.HashAlgorithmToeplitz, Table: []uint32{0}}, r.hash); diff != "" {
 		t.Errorf("at the start (-want +got):\n%s", diff)
 	}
-	s := newRig(t, Slot, 0)
+	s := newRig(t, Slot)
 	if diff := cmp.Diff(hashState{}, s.hash); diff != "" {
 		t.Errorf("a slot ring at the start (-want +got):\n%s", diff)
 	}
@@ -387,35 +363,33 @@ func TestRow21Defaults(t *testing.T) {
 // TestRequestsInPieces: however a message is cut, it is answered once and the
 // same. The frontend is a real one, obedient to events.
 func TestRequestsInPieces(t *testing.T) {
-	for _, w := range []Width{WidthDrawn, WidthDeclared} {
-		for _, chunk := range []int{1, 3, 7, 8, 9, 100, 1023, 1024, 0} {
-			t.Run(fmt.Sprintf("header of %d, pieces of %d", w, chunk), func(t *testing.T) {
-				r := newRig(t, Stream, w)
-				r.front.(*StreamFront).Chunk = chunk
-				table := make([]uint32, 128)
-				for i := range table {
-					table[i] = uint32(i % queues)
-				}
-				for range 3 {
-					for _, q := range []Request{
-						request(netif.CtrlSetHashFlags, 15),
-						{Type: netif.CtrlSetHashKey, Key: counting(40)},
-						{Type: netif.CtrlSetHashMapping, Queues: table},
-					} {
-						if got := r.call(q); got != (Response{}) {
-							t.Fatalf("%v: %v", q, got)
-						}
-					}
-					if got := r.call(request(netif.CtrlGetHashFlags)); got != (Response{Data: 15}) {
-						t.Fatalf("get flags: %v", got)
+	for _, chunk := range []int{1, 3, 7, 8, 9, 100, 1023, 1024, 0} {
+		t.Run(fmt.Sprintf("pieces of %d", chunk), func(t *testing.T) {
+			r := newRig(t, Stream)
+			r.front.(*StreamFront).Chunk = chunk
+			table := make([]uint32, 128)
+			for i := range table {
+				table[i] = uint32(i % queues)
+			}
+			for range 3 {
+				for _, q := range []Request{
+					request(netif.CtrlSetHashFlags, 15),
+					{Type: netif.CtrlSetHashKey, Key: counting(40)},
+					{Type: netif.CtrlSetHashMapping, Queues: table},
+				} {
+					if got := r.call(q); got != (Response{}) {
+						t.Fatalf("%v: %v", q, got)
 					}
 				}
-				want := hashState{Algorithm: 1, Types: 15, Key: counting(40), Table: table}
-				if diff := cmp.Diff(want, r.hash); diff != "" {
-					t.Errorf("hashing (-want +got):\n%s", diff)
+				if got := r.call(request(netif.CtrlGetHashFlags)); got != (Response{Data: 15}) {
+					t.Fatalf("get flags: %v", got)
 				}
-			})
-		}
+			}
+			want := hashState{Algorithm: 1, Types: 15, Key: counting(40), Table: table}
+			if diff := cmp.Diff(want, r.hash); diff != "" {
+				t.Errorf("hashing (-want +got):\n%s", diff)
+			}
+		})
 	}
 }
 
@@ -440,7 +414,7 @@ func TestStreamFrontJudges(t *testing.T) {
 		{"req_cons out of bounds", func(p page) { p.publish(wReqCons, 9) }, ErrReqCons},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			r := newRig(t, Stream, 0)
+			r := newRig(t, Stream)
 			if err := r.front.Send(request(netif.CtrlGetHashFlags)); err != nil {
 				t.Fatal(err)
 			}
@@ -459,7 +433,7 @@ func TestStreamFrontJudges(t *testing.T) {
 			}
 		})
 	}
-	r := newRig(t, Stream, 0)
+	r := newRig(t, Stream)
 	for typ := range netif.CtrlType(12) {
 		err := r.front.Send(request(typ))
 		switch typ {
@@ -470,7 +444,7 @@ func TestStreamFrontJudges(t *testing.T) {
 			if err := r.front.Send(request(typ)); !errors.Is(err, errBusy) {
 				t.Errorf("second message: %v", err)
 			}
-			r.front, _ = Init(r.mem, Stream, 0)
+			r.front, _ = Init(r.mem, Stream)
 		default:
 			if err == nil {
 				t.Errorf("%v can be sent over a byte-stream ring", typ)

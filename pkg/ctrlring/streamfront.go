@@ -16,7 +16,6 @@ type StreamFront struct {
 	Chunk int
 
 	page    page
-	width   Width
 	reqProd uint32
 	rspCons uint32
 	out     []byte     // what is still to be written
@@ -27,16 +26,13 @@ type StreamFront struct {
 	done    bool
 }
 
-func initStream(mem []byte, w Width) (*StreamFront, error) {
+func initStream(mem []byte) (*StreamFront, error) {
 	p, err := newPage(mem)
 	if err != nil {
 		return nil, err
 	}
-	if w = w.orDefault(); !w.valid() {
-		return nil, fmt.Errorf("ctrlring: message header of %d octets: write %d or %d", w, WidthDrawn, WidthDeclared)
-	}
 	clear(mem)
-	return &StreamFront{page: p, width: w}, nil
+	return &StreamFront{page: p}, nil
 }
 
 // Protocol is Stream.
@@ -72,7 +68,7 @@ func (f *StreamFront) SendMessage(typ StreamType, payload []byte) error {
 		return errBusy
 	}
 	f.typ, f.have, f.done = typ, 0, false
-	f.out = append(f.width.appendHeader(nil, typ, len(payload)), payload...)
+	f.out = append(appendHeader(nil, typ, len(payload)), payload...)
 	return nil
 }
 
@@ -149,10 +145,10 @@ func (f *StreamFront) read() (incomplete bool, err error) {
 	if f.typ == 0 || out == 0 {
 		return false, nil
 	}
-	left, h := int(out), int(f.width)
+	left, h := int(out), streamHeader
 	left -= f.take(min(left, max(h-f.have, 0)))
 	if f.have >= h {
-		typ, size := f.width.header(f.in[:])
+		typ, size := readHeader(f.in[:])
 		if typ != StreamAck || size != streamValue && size != 2*streamValue {
 			return false, fmt.Errorf("%w: %v of %d octets to %v", ErrResponse, typ, size, f.typ)
 		}

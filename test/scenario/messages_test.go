@@ -12,10 +12,10 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/netbackd/netbackd/internal/ctrlserver"
 	"github.com/netbackd/netbackd/internal/dataplane"
 	"github.com/netbackd/netbackd/internal/lab/guest"
 	"github.com/netbackd/netbackd/internal/lab/netfront"
-	"github.com/netbackd/netbackd/internal/vif"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/tap"
 )
@@ -164,7 +164,7 @@ func TestControlMessages(t *testing.T) {
 		{"no algorithm", message(netif.CtrlSetHashAlgorithm, 0), done, 0, nil},
 	}
 	// what is in force
-	force := func() (vif.ControlStatus, []int) {
+	force := func() (ctrlserver.Status, []int) {
 		s := g.status()
 		c := *s.Control
 		c.Messages, c.Refused = 0, 0
@@ -196,7 +196,7 @@ func TestControlMessages(t *testing.T) {
 		}
 	})
 	c, static := force()
-	want := vif.ControlStatus{Protocol: "slot", Algorithm: "none", Steering: "host", Types: []string{}, Mapping: []uint16{}}
+	want := ctrlserver.Status{Protocol: "slot", Algorithm: "none", Steering: "host", Types: []string{}, Mapping: []uint16{}}
 	if diff := cmp.Diff(want, c); diff != "" || !slices.Equal(static, []int{0, 0}) {
 		t.Errorf("in the end (-want +got):\n%s%v", diff, static)
 	}
@@ -332,7 +332,7 @@ func TestByteStreamControlRing(t *testing.T) {
 			w.Daemon().Kill()
 			w.must(w.StartDaemon(w.ctx))
 			c := g.serving().Control
-			if c.Protocol != "stream" || len(c.Mapping) != 128 || c.KeyOctets != 40 {
+			if c.Protocol != "stream" || len(c.Mapping) != 128 || c.KeyBytes != 40 {
 				t.Errorf("after a restart: %+v", c)
 			}
 			for _, bad := range [][]uint32{{0, 1, 0}, {0, 2}} {

@@ -12,8 +12,8 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/netbackd/netbackd/internal/ctrlserver"
 	"github.com/netbackd/netbackd/internal/lab/netfront"
-	"github.com/netbackd/netbackd/internal/vif"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/toeplitz"
 )
@@ -147,7 +147,7 @@ func (s *show) hashed(ctx context.Context) ([]uint64, error) {
 	return n, nil
 }
 
-func (s *show) control(ctx context.Context) (*vif.ControlStatus, error) {
+func (s *show) control(ctx context.Context) (*ctrlserver.Status, error) {
 	st, err := s.lab.Vif(ctx, s.guests[0].VifName())
 	if err != nil {
 		return nil, err

@@ -42,7 +42,7 @@ func newControl(host Host, peer uint16, stream bool) (c *Control, err error) {
 		return c, err
 	}
 	if stream {
-		c.stream, err = ctrlring.Init(c.pages.Bytes(), ctrlring.Stream, ctrlring.WidthDrawn)
+		c.stream, err = ctrlring.Init(c.pages.Bytes(), ctrlring.Stream)
 	} else {
 		c.ring, err = netif.InitCtrl(c.pages.Bytes())
 	}

@@ -74,7 +74,7 @@ func (p *player) newControl(kind string) (err error) {
 		c.slot, err = netif.InitCtrl(c.page.Bytes())
 	case "stream":
 		var f ctrlring.Front
-		f, err = ctrlring.Init(c.page.Bytes(), ctrlring.Stream, ctrlring.WidthDrawn)
+		f, err = ctrlring.Init(c.page.Bytes(), ctrlring.Stream)
 		c.stream, _ = f.(*ctrlring.StreamFront)
 	case "neither":
 		for i := range c.page.Bytes() {

@@ -147,8 +147,8 @@ func hashing(s *vif.Status) string {
 		return "no"
 	}
 	key := "-"
-	if c.KeyOctets > 0 {
-		key = fmt.Sprintf("%.8s/%d", c.Key, c.KeyOctets)
+	if c.KeyBytes > 0 {
+		key = fmt.Sprintf("%.8s/%d", c.Key, c.KeyBytes)
 	}
 	mapping := strings.ReplaceAll(strings.Trim(fmt.Sprint(c.Mapping), "[]"), " ", ",")
 	return fmt.Sprintf("%s %s %s %s", c.Algorithm, orDash(strings.Join(c.Types, ",")), key, orDash(mapping))

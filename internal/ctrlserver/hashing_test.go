@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package vif
+package ctrlserver
 
 import (
 	"errors"
@@ -12,7 +12,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/toeplitz"
 )
 
-// hashModel is what netif.h says of the hash messages, read aloud.
+// hashModel follows the text of netif.h about the hash messages.
 type hashModel struct {
 	algorithm, types uint32
 	key              []byte
@@ -66,16 +66,16 @@ func (m *hashModel) do(typ byte, a, b uint32, list []uint32, key []byte) netif.C
 	return netif.CtrlSuccess
 }
 
-// FuzzHashMessages sends messages of any content to the handler, some of which
-// the data path refuses, and compares with the model what is in force.
+// FuzzHashMessages passes messages of any content to the handler, of which the data path
+// refuses some, and compares what is set with the model.
 func FuzzHashMessages(f *testing.F) {
 	f.Add([]byte{0, 1, 0, 0, 1, 15, 0, 0, 3, 8, 0, 0, 4, 2, 3, 2}, uint8(4))
 	f.Add([]byte{0, 1, 0, 0, 4, 0, 255, 1, 5, 1, 2, 3, 2, 40, 1, 41}, uint8(1))
 	f.Fuzz(func(t *testing.T, in []byte, queues uint8) {
 		m := hashModel{queues: max(uint32(queues), 1)}
 		refuse := false
-		h := hashHandler{now: hashing{mapping: toeplitz.NewMapping(int(m.queues))}}
-		h.install = func(*hashing) error {
+		h := newHashHandler(int(m.queues))
+		h.install = func(_, _ *hashing) error {
 			if refuse {
 				return errors.New("refused")
 			}
@@ -119,18 +119,20 @@ func FuzzHashMessages(f *testing.F) {
 				t.Fatalf("message %d of %d, %d: %v, want %v", typ%6, a, b, got, want)
 			}
 			var table []uint32
-			for _, q := range h.now.mapping.Table() {
+			for _, q := range h.now.config.Mapping.Table() {
 				table = append(table, uint32(q))
 			}
-			if h.now.algorithm != m.algorithm || h.now.types != m.types || !slices.Equal(h.now.key, m.key) || !slices.Equal(table, m.table) {
+			if h.now.algorithm != m.algorithm || uint32(h.now.config.Types) != m.types || !slices.Equal(h.now.key, m.key) || !slices.Equal(table, m.table) {
 				t.Fatalf("after message %d in force: %+v, want %+v", typ%6, h.now, m)
 			}
-			p, err := h.now.forPackets(ctrlring.Slot)
-			if err != nil || (p != nil) != (m.algorithm == 1 && m.types != 0) {
-				t.Fatalf("packets carry %v, %v", p, err)
+			if p := h.now.packetHash(ctrlring.Slot); (p != nil) != (m.algorithm == 1 && m.types != 0) {
+				t.Fatalf("packets carry %v", p)
 			}
-			if q, err := h.now.forPackets(ctrlring.Stream); q != nil || err != nil {
-				t.Fatal("packets carry hashes to a frontend of byte streams")
+			if h.now.packetHash(ctrlring.Stream) != nil {
+				t.Fatal("packets carry hashes to a frontend of a byte-stream ring")
+			}
+			if hasher, err := toeplitz.New(m.key); err != nil || h.now.config.Hasher.Key() != hasher.Key() {
+				t.Fatalf("key %x is hashed with as %x", m.key, h.now.config.Hasher.Key())
 			}
 		}
 	})

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package vif
+package ctrlserver
 
 import (
 	"context"
+	"errors"
 
 	"go.uber.org/zap"
 
@@ -12,19 +13,27 @@ import (
 	"github.com/netbackd/netbackd/pkg/staticgrant"
 )
 
-// grefHandler carries out what a frontend wants of static grants. Mapping is
-// done here, in the control ring's goroutine; the queue's worker only puts in and
-// takes out what is mapped.
+// grefHandler carries out the messages about static grants. It maps and unmaps pages in
+// the server's goroutine; the queue's worker only adds mapped pages to its table and
+// takes them out.
 type grefHandler struct {
 	ctx    context.Context // ends with the connection
 	log    *zap.Logger
 	source staticgrant.Source
-	tables []*staticgrant.Table // one per queue; its worker's once conn is there
+	tables []*staticgrant.Table // one per queue; its worker's once conn is set
 	lists  [][]netif.GrefEntry  // what is in them
-	conn   asideConn
+	conn   turnConn
 }
 
 var _ ctrlring.GrefHandler = (*grefHandler)(nil)
+
+func newGrefHandler(ctx context.Context, log *zap.Logger, source staticgrant.Source, perQueue, queues int) grefHandler {
+	g := grefHandler{ctx: ctx, log: log, source: source, lists: make([][]netif.GrefEntry, queues)}
+	for range queues {
+		g.tables = append(g.tables, staticgrant.New(perQueue))
+	}
+	return g
+}
 
 // GetGrefMappingSize implements [ctrlring.GrefHandler].
 func (g *grefHandler) GetGrefMappingSize(queue uint32) (uint32, netif.CtrlStatus) {
@@ -48,9 +57,9 @@ func (g *grefHandler) AddGrefMapping(queue uint32, list []netif.GrefEntry) netif
 		now, err = g.conn.AddGrants(int(queue), p)
 	}
 	if err != nil {
-		g.log.Debug("static grants refused", zap.Uint32("queue", queue), errField(err))
+		g.log.Debug("static grants refused", zap.Uint32("queue", queue), zap.Error(err))
 		if p != nil {
-			g.warn(p.Unmap())
+			g.logUnmap(p.Unmap())
 		}
 		return netif.CtrlInvalidParameter
 	}
@@ -68,23 +77,24 @@ func (g *grefHandler) DelGrefMapping(queue uint32, list []netif.GrefEntry) (uint
 	}
 	r, now, err := g.conn.RemoveGrants(int(queue), list)
 	if err != nil {
-		g.log.Debug("static grants not removed", zap.Uint32("queue", queue), errField(err))
+		g.log.Debug("static grants not removed", zap.Uint32("queue", queue), zap.Error(err))
 		return 0, netif.CtrlInvalidParameter
 	}
 	g.lists[queue] = now
 	n, err := r.Unmap()
-	g.warn(err)
+	g.logUnmap(err)
 	return uint32(n), netif.CtrlSuccess
 }
 
-func (g *grefHandler) warn(err error) {
+// logUnmap logs a failure to unmap pages.
+func (g *grefHandler) logUnmap(err error) {
 	if err != nil {
-		g.log.Warn("unmap static grants", errField(err))
+		g.log.Warn("unmap static grants failed", zap.Error(err))
 	}
 }
 
-// restore maps what a predecessor had mapped, as far as the guest still grants
-// it. What is lost is copied from now on, like all that is no static grant.
+// restore maps what a predecessor had mapped, as far as the guest still grants it. Data
+// in pages that are lost is copied from now on, like data in other pages.
 func (g *grefHandler) restore(lists [][]netif.GrefEntry) {
 	for i, t := range g.tables {
 		if i >= len(lists) || len(lists[i]) == 0 {
@@ -92,19 +102,21 @@ func (g *grefHandler) restore(lists [][]netif.GrefEntry) {
 		}
 		p, err := g.source.Restore(g.ctx, lists[i])
 		if err != nil {
-			g.log.Warn("static grants", zap.Int("queue", i), errField(err))
+			g.log.Warn("static grants not restored", zap.Int("queue", i), zap.Error(err))
 		}
 		if err := t.Commit(p); err != nil {
-			g.log.Warn("static grants", zap.Int("queue", i), errField(err))
-			g.warn(p.Unmap())
+			g.log.Warn("static grants not restored", zap.Int("queue", i), zap.Error(err))
+			g.logUnmap(p.Unmap())
 		}
 		g.lists[i] = t.Snapshot()
 	}
 }
 
 // close unmaps everything. No worker uses the tables any more.
-func (g *grefHandler) close() {
+func (g *grefHandler) close() error {
+	var errs []error
 	for _, t := range g.tables {
-		g.warn(t.Close())
+		errs = append(errs, t.Close())
 	}
+	return errors.Join(errs...)
 }

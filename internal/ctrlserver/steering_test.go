@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package vif
+package ctrlserver
 
 import (
 	"errors"
@@ -53,14 +53,14 @@ func to(t *testing.T, queue uint32) *hashing {
 	if err := errors.Join(m.SetSize(1), m.Set(0, []uint32{queue})); err != nil {
 		t.Fatal(err)
 	}
-	return &hashing{algorithm: netif.HashAlgorithmToeplitz, types: 1, mapping: m}
+	return &hashing{algorithm: netif.HashAlgorithmToeplitz, config: steer.Config{Types: 1, Mapping: m}}
 }
 
 // TestSteeringFollows: the TAP gets the program when hashing is switched on and
 // loses it when it is off, the data path is told what packets followed until then,
 // and what fails leaves all as it was.
 func TestSteeringFollows(t *testing.T) {
-	off := &hashing{mapping: toeplitz.NewMapping(4)}
+	off := &hashing{config: steer.Config{Mapping: toeplitz.NewMapping(4)}}
 	refused := errors.New("refused")
 	type step struct {
 		what string
@@ -98,7 +98,10 @@ func TestSteeringFollows(t *testing.T) {
 				t.Skip(err)
 			}
 			b := new(steerBed)
-			s := steering{set: b.set, conn: b, user: tt.user}
+			s := steering{conn: b, userspace: tt.user}
+			if tt.user == nil {
+				s.kernel = steer.NewKernel(b.set)
+			}
 			defer s.close()
 			for _, step := range tt.steps {
 				b.said, b.fail = nil, step.fail

@@ -1,0 +1,394 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ctrlserver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime/debug"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/netbackd/netbackd/internal/budget"
+	"github.com/netbackd/netbackd/internal/dataplane"
+	"github.com/netbackd/netbackd/internal/rundir"
+	"github.com/netbackd/netbackd/internal/steer"
+	"github.com/netbackd/netbackd/pkg/ctrlring"
+	"github.com/netbackd/netbackd/pkg/evtchn"
+	"github.com/netbackd/netbackd/pkg/gntdev"
+	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/staticgrant"
+)
+
+// Mapper maps pages of a guest. *gntdev.Device is one.
+type Mapper interface {
+	Map(domid uint16, refs []gntdev.Ref, prot gntdev.Prot) (*gntdev.Mapping, error)
+	Close() error
+}
+
+// Events is a handle for event channels. *evtchn.Device is one.
+type Events interface {
+	dataplane.Events
+	BindInterdomain(domid uint16, remote evtchn.Port) (evtchn.Port, error)
+	Close() error
+}
+
+// StaticGrants bounds the pages that a guest has the backend keep mapped.
+type StaticGrants struct {
+	PerQueue int                 // 0: static grants are not supported
+	Budget   *staticgrant.Budget // shared by all vifs of the guest; nil: no bound
+}
+
+// Config describes the connection whose control ring is to be served.
+type Config struct {
+	Domid      uint16
+	Connection Connection
+	Offered    Protocols // what the frontend could choose from
+
+	// Known says that a predecessor served this connection, so that its record is
+	// in force. Served says that any backend has served its rings before.
+	Known, Served bool
+
+	StaticGrants StaticGrants
+	SetSteering  func(program int) error // tap.Device.SetSteering
+	NoBPF        error                   // why the kernel takes no steering program; nil: it does
+	RecordPath   string                  // empty: a successor learns nothing
+	Guest        *budget.Guest
+	Log          *zap.Logger
+}
+
+// Server serves a control ring. Its methods belong to the goroutine of the vif.
+type Server struct {
+	cfg  Config
+	log  *zap.Logger
+	turn *budget.Turn // of the server's goroutine
+
+	mapper Mapper
+	page   *gntdev.Mapping
+	events Events
+	port   evtchn.Port
+
+	ring     ctrlring.Back     // nil: out of use
+	failed   error             // why it is
+	protocol ctrlring.Protocol // 0: not known, and nothing was ever set
+	calls    ctrlring.Calls
+
+	hash  hashHandler
+	grefs grefHandler
+	steer steering
+	conn  *dataplane.Conn
+
+	messages, refused uint64
+	status            atomic.Pointer[Status]
+
+	ctx    context.Context
+	cancel context.CancelFunc
+	done   chan struct{} // nil: not started
+}
+
+// Open maps the control ring, binds its event channel, and restores what a predecessor
+// recorded. It closes mapper and events if it fails. A ring that cannot be used is no
+// failure: Status tells why, and the connection does without.
+func Open(cfg Config, mapper Mapper, events Events) (_ *Server, err error) {
+	s := &Server{cfg: cfg, log: cfg.Log, turn: cfg.Guest.Turn(), mapper: mapper, events: events}
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("control ring: %w", errors.Join(err, s.Close()))
+		}
+	}()
+	ring := cfg.Connection.Control
+	if s.page, err = mapper.Map(cfg.Domid, []gntdev.Ref{ring.Gref}, gntdev.ReadWrite); err != nil {
+		return nil, fmt.Errorf("map ring: %w", err)
+	}
+	if s.port, err = events.BindInterdomain(cfg.Domid, ring.Port); err != nil {
+		return nil, err
+	}
+	queues := len(cfg.Connection.Queues)
+	s.hash = newHashHandler(queues)
+	s.calls = ctrlring.Calls{Domid: cfg.Domid, Mapper: mapper, Hash: &s.hash}
+	if cfg.StaticGrants.PerQueue > 0 {
+		source := staticgrant.Source{Mapper: mapper, Domid: cfg.Domid, Budget: cfg.StaticGrants.Budget}
+		s.grefs = newGrefHandler(s.ctx, s.log, source, cfg.StaticGrants.PerQueue, queues)
+		s.calls.Grefs = &s.grefs
+	}
+	if queues > 1 {
+		s.steer.userspace = cfg.NoBPF
+		if cfg.NoBPF == nil {
+			s.steer.kernel = steer.NewKernel(cfg.SetSteering)
+		}
+	}
+	return s, s.attach()
+}
+
+// attach attaches to the ring, restored from a predecessor's record or new. It records
+// a new one: its protocol cannot be told from the page once it has been used.
+func (s *Server) attach() error {
+	r := s.loadRecord()
+	var err error
+	switch p, one := s.cfg.Offered.only(); {
+	case r != nil:
+		s.restore(r)
+		s.ring, err = ctrlring.Restore(s.page.Bytes(), r.ring)
+	case s.cfg.Served && !one:
+		err = errors.New("the record of its protocol is lost; it is served again when the frontend reconnects")
+	case s.cfg.Served:
+		// Between two messages the indices in the page are the whole state, except
+		// for what was set, which is as at the start.
+		s.start(p)
+		s.ring, err = ctrlring.Restore(s.page.Bytes(), ctrlring.State{Protocol: p})
+	default:
+		if !one {
+			p, err = ctrlring.Sniff(s.page.Bytes())
+		}
+		if err == nil {
+			s.ring, err = ctrlring.Attach(s.page.Bytes(), p)
+		}
+		if err == nil {
+			s.start(p)
+		}
+	}
+	if err != nil {
+		s.disable(err)
+	}
+	s.publishStatus()
+	if s.ring == nil || r != nil {
+		return nil
+	}
+	return s.save(s.ring.State())
+}
+
+// start sets the protocol, and what its connections begin with.
+func (s *Server) start(p ctrlring.Protocol) {
+	s.protocol = p
+	s.calls.Start(p)
+}
+
+// restore puts a predecessor's record in force.
+func (s *Server) restore(r *record) {
+	s.protocol = r.ring.Protocol
+	if err := s.hash.now.restore(r); err != nil {
+		s.log.Warn("hash settings not restored", zap.Error(err))
+	}
+	s.grefs.restore(r.grefs)
+}
+
+// PacketHash returns the hash that packets carry from the start; nil: none.
+func (s *Server) PacketHash() *dataplane.Hash { return s.hash.now.packetHash(s.protocol) }
+
+// Table returns the static grants of a queue, nil if there are none. They belong to the
+// queue's worker from Start on.
+func (s *Server) Table(queue int) *staticgrant.Table {
+	if s.grefs.tables == nil {
+		return nil
+	}
+	return s.grefs.tables[queue]
+}
+
+// Start begins to serve the ring. The data path follows what is set from now on.
+func (s *Server) Start(conn *dataplane.Conn) {
+	path := turnConn{conn, s.turn}
+	s.conn, s.grefs.conn, s.steer.conn = conn, path, path
+	if s.protocol == 0 {
+		return
+	}
+	s.hash.install = func(was, next *hashing) error { return s.install(path, was, next) }
+	s.done = make(chan struct{})
+	go s.run()
+}
+
+// Stop stops serving the ring. When it returns, nothing touches ring, tables or data
+// path any more. A message that has no response stays on the ring, for a successor.
+func (s *Server) Stop() {
+	s.cancel()
+	if s.done != nil {
+		s.conn.Hurry()
+		<-s.done
+	}
+}
+
+// Close unmaps the ring and all static grants, and closes the event channel. Call it
+// after Stop, and after the data path was closed.
+func (s *Server) Close() error {
+	s.cancel()
+	err := errors.Join(s.events.Close(), s.grefs.close())
+	if s.page != nil {
+		err = errors.Join(err, s.page.Unmap())
+	}
+	return errors.Join(err, s.mapper.Close())
+}
+
+// recordRetry is the time between two attempts to write a record, if there is no room.
+const recordRetry = time.Second
+
+// run serves the ring until Stop, or until the frontend breaks its protocol.
+func (s *Server) run() {
+	defer close(s.done)
+	defer func() {
+		if r := recover(); r != nil {
+			s.log.Error("internal error", zap.Any("panic", r), zap.ByteString("stack", debug.Stack()))
+			s.disable(fmt.Errorf("internal error: %v", r))
+			s.publishStatus()
+		}
+	}()
+	debug.SetPanicOnFault(true) // a bad page costs the control ring only
+	defer s.turn.Do(func() {
+		if err := s.steer.close(); err != nil {
+			s.log.Warn("close steering program", zap.Error(err))
+		}
+	})
+	s.turn.Do(func() {
+		if err := s.steer.follow(&s.hash.now); err != nil { // what a predecessor was asked for
+			s.log.Warn("steering not restored", zap.Error(err))
+		}
+	})
+	s.publishStatus()
+	if s.ring == nil {
+		return
+	}
+	if err := s.serve(); err != nil && s.ctx.Err() == nil {
+		s.disable(err)
+		s.publishStatus()
+	}
+}
+
+// serve serves messages, each as the guest's budget allows, and waits for an event when
+// there is none. It returns an error that puts the ring out of use, or nil after Stop.
+func (s *Server) serve() error {
+	w, err := newPortWaiter(s.ctx, s.events)
+	if err != nil {
+		return err
+	}
+	defer w.close()
+	for s.ctx.Err() == nil {
+		now := time.Now()
+		if !s.pause(s.cfg.Guest.Control.ReserveN(now, 1).DelayFrom(now)) {
+			return nil
+		}
+		var more bool
+		var err error
+		s.turn.Do(func() { more, err = s.serveOne() })
+		switch {
+		case errors.As(err, new(*ctrlring.Error)):
+			return err
+		case err != nil:
+			s.log.Warn("control ring record not written", zap.Error(err))
+			if !s.pause(recordRetry) {
+				return nil
+			}
+		case !more:
+			if err := w.wait(s.port); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// serveOne takes a message, carries it out and publishes the response. It reports false
+// if there was no message.
+func (s *Server) serveOne() (more bool, err error) {
+	if err := s.publish(); err != nil { // of a response that could not be recorded before
+		return false, err
+	}
+	q, ok, err := s.ring.Next()
+	if err != nil {
+		return false, err
+	}
+	if ok {
+		r := s.do(q)
+		if s.ctx.Err() != nil {
+			return false, nil // a successor carries it out again
+		}
+		s.ring.Reply(r)
+	}
+	return ok, s.publish()
+}
+
+// publish records what the frontend is about to see, and lets it see that.
+func (s *Server) publish() error {
+	if state, ok := s.ring.Unflushed(); ok {
+		if err := s.save(state); err != nil {
+			return err
+		}
+	}
+	notify, err := s.ring.Flush()
+	if notify {
+		_ = s.events.Notify(s.port) // fails if the guest has closed its end, which the vif finds out
+	}
+	return err
+}
+
+// grefsPerToken is the number of pages that a message may map for one token of the
+// guest's budget. Each page is two system calls and two hypercalls.
+const grefsPerToken = 8
+
+// do carries a message out.
+func (s *Server) do(q ctrlring.Request) ctrlring.Response {
+	r := s.calls.Do(q)
+	if n := q.Data[2]; q.Type == netif.CtrlAddGrefMapping || q.Type == netif.CtrlDelGrefMapping {
+		s.cfg.Guest.Control.ReserveN(time.Now(), int(min(n, staticgrant.MaxList)/grefsPerToken))
+	}
+	s.cfg.Guest.Commanded()
+	s.messages++
+	if r.Status != netif.CtrlSuccess {
+		s.refused++
+	}
+	s.log.Debug("control message", zap.Stringer("message", q), zap.Stringer("status", r.Status),
+		zap.Uint32("data", r.Data), zap.Error(r.Err))
+	s.publishStatus() // before the guest has its answer
+	return r
+}
+
+// install makes the data path follow next in place of was. On error it follows was.
+func (s *Server) install(path turnConn, was, next *hashing) error {
+	if err := s.steer.follow(next); err != nil {
+		s.log.Warn("steering not changed", zap.Error(err))
+		return errors.Join(err, s.steer.follow(was))
+	}
+	if next.samePackets(was) { // packets do not carry the mapping
+		return nil
+	}
+	if err := path.SetHash(next.packetHash(s.protocol)); err != nil {
+		return errors.Join(err, s.steer.follow(was))
+	}
+	return nil
+}
+
+// save records, in one file, the state of the ring and everything that was set over it.
+func (s *Server) save(state ctrlring.State) error {
+	if s.cfg.RecordPath == "" {
+		return nil
+	}
+	r := s.hash.now.record()
+	r.connection, r.ring, r.grefs = s.cfg.Connection, state, s.grefs.lists
+	b, err := r.marshal()
+	if err != nil {
+		return err
+	}
+	return rundir.Replace(s.cfg.RecordPath, b)
+}
+
+// disable puts the ring out of use.
+func (s *Server) disable(err error) {
+	s.ring, s.failed = nil, err
+	s.log.Warn("control ring out of use; packets are not affected", zap.Error(err))
+}
+
+// pause waits for d, and reports false if Stop was called meanwhile.
+func (s *Server) pause(d time.Duration) bool {
+	if d <= 0 {
+		return true
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-s.ctx.Done():
+		return false
+	}
+}

@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ctrlserver
+
+import "github.com/netbackd/netbackd/internal/steer"
+
+// steering sends each packet for the guest to the queue that its hash selects, while
+// hashing is on. The kernel puts it into the TAP queue of that number; if it takes no
+// program, the data path moves it. Packets of a flow stay in order across a change.
+type steering struct {
+	kernel    *steer.Kernel // nil if userspace is set, or if there is one queue only
+	userspace error         // why the kernel takes no program; the data path steers
+	conn      steered
+
+	config *steer.Config // in force; nil: the host chooses the queue
+}
+
+// steered is the data path that follows. *dataplane.Conn is one.
+type steered interface {
+	SetSteering(c *steer.Config) error
+	Resteer(from, to *steer.Config, change func() error) error
+}
+
+// follow makes packets follow h.
+func (s *steering) follow(h *hashing) error {
+	if s.kernel == nil && s.userspace == nil {
+		return nil // one queue
+	}
+	var next *steer.Config
+	if h.on() {
+		c := h.config
+		next = &c
+	}
+	if s.config == nil && next == nil || s.config != nil && next != nil && *s.config == *next {
+		return nil
+	}
+	var err error
+	if s.kernel != nil {
+		err = s.conn.Resteer(s.config, next, func() error { return s.kernel.Set(next) })
+	} else {
+		err = s.conn.SetSteering(next)
+	}
+	if err == nil {
+		s.config = next
+	}
+	return err
+}
+
+// close closes the program. The TAP keeps it, until the vif takes it away or a
+// successor gives it another one.
+func (s *steering) close() error {
+	if s.kernel == nil {
+		return nil
+	}
+	return s.kernel.Close()
+}
+
+// by describes what chooses the queue of a packet to the guest.
+func (s *steering) by() string {
+	switch {
+	case s.config == nil:
+		return "host"
+	case s.userspace != nil:
+		return "hash, in netbackd: " + s.userspace.Error()
+	}
+	return "hash, in the kernel"
+}
