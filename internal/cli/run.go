@@ -224,7 +224,7 @@ const otherThreads = 32
 // their guests do: systemd/netbackd.service has to allow that many (TasksMax).
 // A thread that Go has made it keeps.
 func maxThreads(workers int) int {
-	return workers + runtime.GOMAXPROCS(0) + budget.Turns + otherThreads
+	return workers + runtime.GOMAXPROCS(0) + budget.Turns + dataplane.MaxSpares + otherThreads
 }
 
 // threads counts the threads of the process, and returns 0 if it cannot.

@@ -11,21 +11,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// mailbox is how other goroutines talk to a worker: they post functions, which
-// the worker runs between two turns. Control traffic only, so a lock and an
-// eventfd are cheap enough.
+// mailbox holds functions that other goroutines post to a worker, which runs them
+// between two turns. It is for control alone, so a lock and an eventfd are cheap enough.
 type mailbox struct {
 	fd      int         // eventfd, readable while there is mail
-	waiting atomic.Bool // there is mail: what a worker looks at between two turns
+	waiting atomic.Bool // there is mail; what the worker looks at between two turns
 
 	mu     sync.Mutex
 	mail   []letter // guarded by mu
 	closed bool     // guarded by mu; fd is only written to while false
 
-	// Of a worker that others have taken the place of: who gets what is not for
-	// a queue of vif keeps. Guarded by mu.
-	heir  *worker
-	keeps *Conn
+	// heir has taken the worker's place, but for the queues of slow vifs; nil: none
+	// has. Guarded by mu.
+	heir *worker
 }
 
 // letter is a function for a worker to run. q is the queue that it is about, or nil.
@@ -41,27 +39,48 @@ func (m *mailbox) open() (err error) {
 	return nil
 }
 
-// mine reports whether mail about q stays here. Preconditions: mu held.
-func (m *mailbox) mine(q *Queue) bool {
-	return m.heir == nil || q != nil && q.conn == m.keeps
+// owns reports whether mail about q, or about no queue if that is nil, is for this
+// worker. Preconditions: mail.mu held.
+func (w *worker) owns(q *Queue) bool {
+	return w.mail.heir == nil || q != nil && q.onSpare.Load() && q.worker.Load() == w
 }
 
-// post leaves f, which is about q or about no queue if that is nil, for the worker
-// and reports whether the worker is still there. If the queue has gone to another
-// worker, that one gets it.
+// next returns the worker that gets mail about q which is not for this one.
+// Preconditions: mail.mu held; owns(q) is false.
+func (w *worker) next(q *Queue) *worker {
+	if q == nil || q.worker.CompareAndSwap(w, w.mail.heir) {
+		return w.mail.heir
+	}
+	return q.worker.Load()
+}
+
+// post leaves f, which is about q or about no queue if that is nil, for the worker,
+// or for the one that has the queue by now. It reports whether that one is still there.
 func (w *worker) post(q *Queue, f func(*worker)) bool {
 	m := &w.mail
 	m.mu.Lock()
-	if !m.mine(q) {
-		heir := m.heir
+	if !w.owns(q) {
+		next := w.next(q)
 		m.mu.Unlock()
-		if q != nil {
-			q.worker.CompareAndSwap(w, heir)
-		}
-		return heir.post(q, f)
+		return next.post(q, f)
 	}
 	defer m.mu.Unlock()
 	return m.put(letter{q, f})
+}
+
+// putFirst leaves a letter that has the worker take over queues, or the one that has
+// taken its place by now, and returns which. A slow lane has an heir as well, but takes
+// slow vifs over.
+func (w *worker) putFirst(l letter) *worker {
+	m := &w.mail
+	m.mu.Lock()
+	if heir := m.heir; heir != nil && !l.q.onSpare.Load() {
+		m.mu.Unlock()
+		return heir.putFirst(l)
+	}
+	defer m.mu.Unlock()
+	m.put(l)
+	return w
 }
 
 // put leaves a letter for this worker, whatever it is about. Preconditions: mu held.

@@ -34,7 +34,7 @@ type Pool struct {
 	// pool is made, the lists of workers.
 	mu      sync.Mutex
 	workers []*worker
-	spares  []*worker // serve a vif whose grant copies are slow, each; see slowcopy.go
+	spares  []*worker // held by slow grant copies, and slow lanes; see slowcopy.go
 
 	shared atomic.Int64 // left for packets that wait; see memory.go
 
@@ -112,12 +112,22 @@ func (p *Pool) Ping(ctx context.Context) error {
 		}
 	}
 	for i, answer := range answers {
-		select {
-		case <-answer:
-		case <-workers[i].done:
-			return fmt.Errorf("worker %d: %w", i, ErrClosed)
-		case <-ctx.Done():
-			return fmt.Errorf("worker %d does not answer: %w", i, ctx.Err())
+		for w := workers[i]; w != nil; {
+			select {
+			case <-answer:
+				w = nil
+			case <-ctx.Done():
+				return fmt.Errorf("worker %d does not answer: %w", i, ctx.Err())
+			case <-w.done:
+				// The one that has taken its place by now has the letter.
+				p.mu.Lock()
+				heir := p.workers[i]
+				p.mu.Unlock()
+				if heir == w {
+					return fmt.Errorf("worker %d: %w", i, ErrClosed)
+				}
+				w = heir
+			}
 		}
 	}
 	return nil

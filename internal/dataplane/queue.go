@@ -20,7 +20,9 @@ type Queue struct {
 	conn   *Conn
 	index  int
 	worker atomic.Pointer[worker] // changed by the worker that lets go of the queue
-	stats  Stats
+	// The worker is a spare; guarded by the mail.mu of the worker.
+	onSpare atomic.Bool
+	stats   Stats
 
 	tx             *netif.TxBack
 	rx             *netif.RxBack

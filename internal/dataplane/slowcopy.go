@@ -8,6 +8,7 @@ import (
 	"math"
 	"os"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -23,9 +24,19 @@ import (
 // before.
 //
 // So the pool watches the copies that are under way. If one keeps its worker's thread
-// asleep the other vifs go to a new worker, with all that is theirs. The thread serves
-// its vif alone from there on, and when no copy was slow for a while, the vif goes back
-// to the others and the thread ends. A copy costs two atomic operations for that.
+// asleep, the vifs of all other guests go to a new worker, which takes the worker's
+// place. The thread that is held is a spare from there on. When its copy is over it
+// goes on to serve the slow guest's vifs, as a slow lane, or hands them to a lane if
+// there are enough of these, and ends. Vifs in one lane wait for each other's copies,
+// and no other vif does. A vif that had no slow copy for a while leaves its lane.
+//
+//	worker 3 ---- slow copy ----> spare, held ---- copy over ----> slow lane
+//	   |                                     |                      ^    |
+//	   | vifs of other guests                '-- its vifs to one ---'    | vifs that were not
+//	   v                                         of maxLanes, and ends   | slow for probation
+//	new worker 3 <-------------------------------------------------------'
+//
+// A copy costs two atomic operations for that.
 const (
 	// copyTick separates the looks at copies, while there are any. A copy that
 	// was under way twice has taken between one and two ticks.
@@ -36,25 +47,45 @@ const (
 	quietTicks = 10
 
 	// probation is for how long no copy of a vif may be slow before it shares a
-	// worker again.
+	// worker with others again.
 	probation = 10 * time.Second
 
-	// maxSpares bounds the threads for slow vifs. If there are as many, a copy
-	// that is slow holds all vifs of its worker up.
-	maxSpares = 8
+	// maxLanes bounds the threads that serve slow vifs between their copies.
+	maxLanes = 8
 )
+
+// MaxSpares bounds the threads for slow grant copies: those that are held by one, and
+// the slow lanes. No call gets a thread out of a copy, so each guest whose first slow
+// copy is under way holds one. Beyond the bound a copy holds its worker up. Each
+// thread has some 8 MiB of buffers.
+const MaxSpares = 128
 
 // stolen is the state of a copy during which the other vifs were taken away.
 const stolen = math.MaxUint64
 
-// grantCopy is the Copy of a queue's grants.
+// copyWatch is the state of a worker's grant copies.
+type copyWatch struct {
+	tid      int           // of the worker's thread
+	seq      uint64        // number of the last copy
+	queue    *Queue        // that the copy is for
+	underWay atomic.Uint64 // the number of the copy while it is under way, or stolen
+	seen     uint64        // the last copy that was seen under way; the pool's
+	slow     atomic.Uint64 // the last copy that was found to be slow
+	relieved chan struct{} // closed when the other vifs have been taken away
+
+	spare bool // the other vifs have been taken away
+	lane  bool // serves slow vifs for as long as there are any; guarded by pool.mu
+}
+
+// grantCopy makes a grant copy for a queue, under the eyes of the pool.
 func (w *worker) grantCopy(q *Queue, segs []gntdev.Segment) error {
 	w.tally[GrantCalls]++
 	w.tally[Syscalls]++
 	w.tally[GrantOps] += uint32(len(segs))
-	w.copySeq++
-	w.copyOf = q
-	w.copying.Store(w.copySeq)
+	c := &w.copies
+	c.seq++
+	c.queue = q
+	c.underWay.Store(c.seq)
 	w.pool.watch()
 	defer w.copied()
 	return q.grants.Copy(segs)
@@ -62,14 +93,20 @@ func (w *worker) grantCopy(q *Queue, segs []gntdev.Segment) error {
 
 // copied ends a copy. If the other vifs are being taken away it waits until they are.
 func (w *worker) copied() {
-	if !w.copying.CompareAndSwap(w.copySeq, 0) {
-		<-w.relieved
-		w.copying.Store(0)
+	c := &w.copies
+	if !c.underWay.CompareAndSwap(c.seq, 0) {
+		<-c.relieved
+		c.underWay.Store(0)
 	}
-	if w.copySlow.Load() == w.copySeq {
+	if c.slow.Load() == c.seq {
 		w.tally[SlowCopies]++
 		w.now = time.Time{}
-		w.homeAt = w.time().Add(probation)
+		until := w.time().Add(probation)
+		for _, a := range w.accounts {
+			if a.conn.cfg.Domid == c.queue.conn.cfg.Domid {
+				a.homeAt = until
+			}
+		}
 	}
 }
 
@@ -117,17 +154,22 @@ func (p *Pool) watchCopies() {
 // of those that are slow.
 func (p *Pool) lookAtCopies() (some bool) {
 	for _, w := range p.all() {
-		seq := w.copying.Load()
+		c := &w.copies
+		seq := c.underWay.Load()
 		if seq == 0 || seq == stolen {
 			continue
 		}
 		some = true
 		switch {
-		case seq != w.copySeen:
-			w.copySeen = seq
-		case seq != w.copySlow.Load() && asleep(w.tid):
-			w.copySlow.Store(seq)
-			p.slowCopy(w, seq)
+		case seq != c.seen:
+			c.seen = seq
+		case seq == c.slow.Load():
+			p.relieve(w, seq) // if there was no thread before, there may be one now
+		case asleep(c.tid):
+			c.slow.Store(seq)
+			if err := p.relieve(w, seq); err != nil {
+				p.warn(fmt.Errorf("worker %d is held up by a slow grant copy: %w", w.index, err))
+			}
 		}
 	}
 	return some
@@ -141,53 +183,53 @@ func asleep(tid int) bool {
 	return err != nil || !ok || state[0] != 'R'
 }
 
-// slowCopy deals with a copy that is slow. On a spare it concerns no other vif.
-func (p *Pool) slowCopy(w *worker, seq uint64) {
+// errNoSpare is why a worker is not relieved if there are [MaxSpares] spares.
+var errNoSpare = fmt.Errorf("%d threads are for slow grant copies already", MaxSpares)
+
+// relieve starts a worker that takes the place of w, whose copy seq is slow, and gives
+// it the queues of other guests. On a spare, a slow copy concerns slow vifs alone.
+func (p *Pool) relieve(w *worker, seq uint64) error {
 	p.mu.Lock()
-	room := len(p.spares) < maxSpares
-	spare := slices.Contains(p.spares, w)
+	spare, full := slices.Contains(p.spares, w), len(p.spares) >= MaxSpares
 	p.mu.Unlock()
-	if spare || !room {
-		return
+	switch {
+	case spare:
+		return nil
+	case full:
+		return errNoSpare
 	}
 	heir, err := newWorker(p, w.index)
 	if err != nil {
-		p.warn(fmt.Errorf("worker %d is held up by a slow grant copy, and there is no other: %w", w.index, err))
-		return
+		return fmt.Errorf("start another worker: %w", err)
 	}
 	heir.clock, heir.compared, heir.ringDear = w.clock, w.compared, w.ringDear
-	w.relieved = make(chan struct{})
-	if !w.copying.CompareAndSwap(seq, stolen) {
+	w.copies.relieved = make(chan struct{})
+	if !w.copies.underWay.CompareAndSwap(seq, stolen) {
 		heir.release()
-		return // it has just ended
+		return nil // the copy has just ended
 	}
-	p.relieve(w, heir)
-	close(w.relieved)
+	p.replace(w, heir)
+	close(w.copies.relieved)
 	go heir.run(make(chan struct{}))
+	return nil
 }
 
-// relieve gives the queues of w that are not of the vif whose copy is slow to heir,
-// which takes the place of w in the pool. The thread of w is in the copy, or waits for
-// this to be done, and heir's does not run yet: both are the caller's.
-func (p *Pool) relieve(w, heir *worker) {
-	keeps := w.copyOf.conn
+// replace has heir take the place of w in the pool, with the queues of all guests but
+// the one whose copy is slow. The thread of w is in the copy, or waits for this to be
+// done, and heir's does not run yet: both are the caller's.
+func (p *Pool) replace(w, heir *worker) {
+	domid := w.copies.queue.conn.cfg.Domid
+	stay := make(map[*Conn]bool)
 	var others []*Queue
 	for _, q := range w.queues {
-		if q != nil && q.conn != keeps {
+		switch {
+		case q == nil:
+		case q.conn.cfg.Domid == domid:
+			stay[q.conn] = true
+		default:
 			others = append(others, q)
 		}
 	}
-	p.mu.Lock()
-	heir.load, w.load = w.load, 0
-	for _, q := range keeps.queues {
-		if q.counted && q.worker.Load() == w {
-			heir.load--
-			w.load++
-		}
-	}
-	p.workers[w.index] = heir
-	p.spares = append(p.spares, w)
-	p.mu.Unlock()
 	for _, q := range others {
 		w.drop(q)
 	}
@@ -196,34 +238,56 @@ func (p *Pool) relieve(w, heir *worker) {
 		_ = w.ring.Close()
 		w.ring = nil
 	}
-	w.bequeath(heir, keeps, others)
-	w.spare = true
+	p.mu.Lock()
+	heir.load, w.load = w.load, 0
+	for c := range stay {
+		for _, q := range c.queues {
+			if q.counted && q.worker.Load() == w {
+				heir.load--
+				w.load++
+			}
+		}
+	}
+	p.workers[w.index] = heir
+	p.spares = append(p.spares, w)
+	p.mu.Unlock()
+
+	m := &w.mail
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.heir = heir
+	for c := range stay {
+		for _, q := range c.queues {
+			if q.worker.Load() == w {
+				q.onSpare.Store(true) // one that is not attached yet, too
+			}
+		}
+	}
+	w.handOn(heir, others, func(w *worker) { w.adopt(others) })
+	w.copies.spare = true
 }
 
-// bequeath has heir adopt queues, and hand on all mail but that for vif keeps.
-func (w *worker) bequeath(heir *worker, keeps *Conn, queues []*Queue) {
-	w.mail.mu.Lock()
-	defer w.mail.mu.Unlock()
-	w.mail.heir, w.mail.keeps = heir, keeps
+// handOn gives queues to another worker: adopt is the letter that has it take them.
+// All mail that is not for this worker any more goes on as well, behind that.
+// Preconditions: w.mail.mu held; the queues have been dropped.
+func (w *worker) handOn(to *worker, queues []*Queue, adopt func(*worker)) {
 	if len(queues) > 0 {
-		// First: mail that comes may be for them.
-		heir.post(queues[0], func(w *worker) { w.adopt(queues) })
-		for _, q := range queues {
-			q.worker.CompareAndSwap(w, heir)
+		to = to.putFirst(letter{queues[0], adopt})
+	}
+	for _, q := range queues {
+		for _, o := range q.conn.queues { // those that are not attached yet, too
+			o.worker.CompareAndSwap(w, to)
 		}
 	}
-	mine := w.mail.mail[:0]
+	stays := w.mail.mail[:0]
 	for _, l := range w.mail.mail {
-		if w.mail.mine(l.q) {
-			mine = append(mine, l)
-			continue
+		if w.owns(l.q) {
+			stays = append(stays, l)
+		} else {
+			w.next(l.q).post(l.q, l.f)
 		}
-		if l.q != nil {
-			l.q.worker.CompareAndSwap(w, heir)
-		}
-		heir.post(l.q, l.f)
 	}
-	w.mail.mail = mine
+	w.mail.mail = stays
 }
 
 // drop takes a queue out of the worker's books and ends its events, but lets go of
@@ -257,35 +321,117 @@ func (w *worker) adopt(queues []*Queue) {
 	}
 }
 
-// goesHome gives the vif of a spare back to the worker of the others, if its copies
-// were not slow for a while, and reports whether the spare is to end.
-func (w *worker) goesHome() bool {
-	if len(w.accounts) > 0 && w.time().Before(w.homeAt) {
-		w.alarm = earlier(w.alarm, w.homeAt)
-		return false
-	}
-	w.goHome()
-	return true
-}
-
-// goHome gives what a spare has left to the worker that took its place.
-func (w *worker) goHome() {
-	var queues []*Queue
-	for _, q := range w.queues {
-		if q != nil {
-			queues = append(queues, q)
-			w.drop(q)
+// giveUp has a spare give up the vifs that it need not serve any more, and reports
+// whether it is to end. It runs on the spare's thread, between rounds.
+func (w *worker) giveUp() (end bool) {
+	for _, a := range slices.Clone(w.accounts) {
+		if w.time().Before(a.homeAt) {
+			w.alarm = earlier(w.alarm, a.homeAt)
+		} else {
+			w.giveHome(a)
 		}
 	}
 	p := w.pool
 	p.mu.Lock()
-	heir := p.workers[w.index]
-	heir.load += w.load
-	w.load = 0
+	defer p.mu.Unlock()
+	if !w.copies.lane && len(w.accounts) > 0 {
+		lane := p.lane()
+		if lane == nil {
+			w.copies.lane = true
+			return false
+		}
+		for _, a := range slices.Clone(w.accounts) {
+			w.giveLane(a, lane)
+		}
+	}
+	// A vif that was handed here, under the lock, may be on its way.
+	if len(w.accounts) > 0 || w.mail.waiting.Load() {
+		return false
+	}
 	p.spares = without(p.spares, w)
-	p.mu.Unlock()
-	w.bequeath(heir, nil, queues)
+	p.workers[w.index].load += w.load // of vifs that are being closed; see dropped
+	w.load = 0
+	return true
 }
 
-// threadID is that of the calling thread.
+// lane returns the slow lane that is to get the next vif, or nil if there is to be one
+// more. Preconditions: mu held.
+func (p *Pool) lane() (best *worker) {
+	lanes := 0
+	better := func(a, b *worker) bool { // one that is in no copy now, or else with fewer queues
+		if x, y := a.copies.underWay.Load() == 0, b.copies.underWay.Load() == 0; x != y {
+			return x
+		}
+		return a.load < b.load
+	}
+	for _, w := range p.spares {
+		if !w.copies.lane {
+			continue
+		}
+		lanes++
+		if best == nil || better(w, best) {
+			best = w
+		}
+	}
+	if lanes < maxLanes {
+		return nil
+	}
+	return best
+}
+
+// giveHome gives a vif of a spare back to the workers.
+func (w *worker) giveHome(a *account) {
+	queues := w.take(a.conn)
+	p := w.pool
+	p.mu.Lock()
+	home := p.workers[w.index]
+	p.moveLoad(a.conn, w, home)
+	p.mu.Unlock()
+
+	w.mail.mu.Lock()
+	defer w.mail.mu.Unlock()
+	for _, q := range a.conn.queues {
+		if q.worker.Load() == w {
+			q.onSpare.Store(false)
+		}
+	}
+	w.handOn(home, queues, func(w *worker) { w.adopt(queues) })
+}
+
+// giveLane gives a vif of a spare to a slow lane. Preconditions: pool.mu held.
+func (w *worker) giveLane(a *account, lane *worker) {
+	queues, homeAt := w.take(a.conn), a.homeAt
+	w.pool.moveLoad(a.conn, w, lane)
+
+	w.mail.mu.Lock()
+	defer w.mail.mu.Unlock()
+	w.handOn(lane, queues, func(w *worker) {
+		w.adopt(queues)
+		queues[0].account.homeAt = homeAt
+	})
+}
+
+// take drops all queues of a connection that are attached here, and returns them.
+func (w *worker) take(c *Conn) (queues []*Queue) {
+	for _, q := range c.queues {
+		if q.attached && q.worker.Load() == w {
+			queues = append(queues, q)
+			w.drop(q)
+		}
+	}
+	return queues
+}
+
+// moveLoad counts the queues of a connection that are at worker from as those of
+// worker to. Preconditions: mu held.
+func (p *Pool) moveLoad(c *Conn, from, to *worker) {
+	for _, q := range c.queues {
+		if q.counted && q.worker.Load() == from {
+			from.load--
+			to.load++
+		}
+	}
+}
+
+// threadID returns the number of the calling thread (gettid(2)).
 func threadID() int { return unix.Gettid() }

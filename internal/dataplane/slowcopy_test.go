@@ -9,13 +9,15 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// sharedWorker is vifs with a queue each on one worker.
+// sharedWorker connects vifs of as many guests, with a queue each, on one worker.
 func sharedWorker(t *testing.T, m mode, vifs int) (l *live, conns []*Conn) {
 	t.Helper()
 	l = newLive(t, m, 1, vifs, full)
 	l.conn.Close()
 	for i, f := range l.fronts {
 		f.events.rebind()
+		l.cfg.Domid = uint16(testDomid + i)
+		f.grants.domid = l.cfg.Domid
 		c, err := newConn(l.cfg, l.queues[i:i+1])
 		must(t, err)
 		f.grants.worker = func() *worker { return c.queues[0].worker.Load() }
@@ -114,7 +116,7 @@ func TestAfterProbation(t *testing.T) {
 		want := slow.put(packet{frame: udp(18, 1)})
 		slow.push()
 		first := <-inCopy
-		for deadline := time.Now().Add(patience); first.copying.Load() != stolen && time.Now().Before(deadline); {
+		for deadline := time.Now().Add(patience); first.copies.underWay.Load() != stolen && time.Now().Before(deadline); {
 			time.Sleep(time.Millisecond)
 		}
 		close(stole)
@@ -122,7 +124,7 @@ func TestAfterProbation(t *testing.T) {
 			t.Errorf("answers (-want +got):\n%s", diff)
 		}
 		must(t, q.call(func() error {
-			first.homeAt = time.Time{} // the time has come
+			q.account.homeAt = time.Time{} // the time has come
 			return nil
 		}))
 		<-first.done
@@ -135,6 +137,122 @@ func TestAfterProbation(t *testing.T) {
 		}
 		if q.worker.Load() != conns[1].queues[0].worker.Load() || q.worker.Load() == first {
 			t.Error("it has not gone back")
+		}
+	})
+}
+
+// lanes returns how many slow lanes there are, and how many spares that are none.
+func (p *Pool) lanes() (lanes, others int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, w := range p.spares {
+		if w.copies.lane {
+			lanes++
+		} else {
+			others++
+		}
+	}
+	return lanes, others
+}
+
+// TestManySlowGuests: however many guests have a slow copy under way, others on their
+// worker go on. When the copies are over the slow ones share [maxLanes] threads, wait for
+// each other alone, and go back to the others in the end.
+func TestManySlowGuests(t *testing.T) {
+	inModes(t, allModes[1:2], func(t *testing.T, m mode) {
+		const slow = maxLanes + 4
+		l, conns := sharedWorker(t, m, slow+1)
+		good := l.fronts[slow]
+		exchange := func(f *front) {
+			t.Helper()
+			want := f.put(packet{frame: udp(18, 1)})
+			f.push()
+			if diff := cmp.Diff(want, f.take(1)); diff != "" {
+				t.Errorf("answers (-want +got):\n%s", diff)
+			}
+		}
+		// hold has a copy of a vif last until what it returns is called.
+		hold := func(i int) (release func()) {
+			inCopy, goOn := make(chan struct{}), make(chan struct{})
+			l.fronts[i].duringNextCopy(t, conns[i].queues[0], func() {
+				close(inCopy)
+				<-goOn
+			})
+			want := l.fronts[i].put(packet{frame: udp(18, 1)})
+			l.fronts[i].push()
+			<-inCopy
+			return func() {
+				close(goOn)
+				if diff := cmp.Diff(want, l.fronts[i].take(1)); diff != "" {
+					t.Errorf("answers of vif %d (-want +got):\n%s", i, diff)
+				}
+			}
+		}
+		until := func(what string, ok func() bool) {
+			t.Helper()
+			for deadline := time.Now().Add(patience); !ok(); time.Sleep(time.Millisecond) {
+				if time.Now().After(deadline) {
+					t.Fatalf("in vain waited for %s", what)
+				}
+			}
+		}
+
+		var releases []func()
+		for i := range slow {
+			releases = append(releases, hold(i))
+			exchange(good)
+		}
+		if lanes, others := l.pool.lanes(); lanes != 0 || others != slow {
+			t.Errorf("%d lanes and %d spares, want 0 and %d", lanes, others, slow)
+		}
+		for _, release := range releases {
+			release()
+		}
+		until("the lanes", func() bool {
+			lanes, others := l.pool.lanes()
+			return lanes == maxLanes && others == 0
+		})
+		for _, f := range l.fronts {
+			exchange(f)
+		}
+		must(t, l.pool.Ping(t.Context()))
+
+		// Slow again: this concerns those of the lane, if there are more, and no other.
+		last := conns[slow-1].queues[0]
+		lane := last.worker.Load()
+		release := hold(slow - 1)
+		until("a slow copy", func() bool { return lane.copies.slow.Load() == lane.copies.underWay.Load() })
+		for i, f := range l.fronts {
+			if i < slow-1 && conns[i].queues[0].worker.Load() == lane {
+				continue
+			}
+			if i != slow-1 {
+				exchange(f)
+			}
+		}
+		release()
+		if lanes, others := l.pool.lanes(); lanes != maxLanes || others != 0 {
+			t.Errorf("%d lanes and %d spares, want %d and 0", lanes, others, maxLanes)
+		}
+
+		for _, c := range conns {
+			must(t, c.queues[0].call(func() error {
+				c.queues[0].account.homeAt = time.Time{} // the time has come
+				return nil
+			}))
+		}
+		until("the lanes to end", func() bool {
+			lanes, others := l.pool.lanes()
+			return lanes+others == 0
+		})
+		for i, f := range l.fronts {
+			exchange(f)
+			if conns[i].queues[0].worker.Load() != l.pool.workers[0] {
+				t.Errorf("vif %d has not gone back", i)
+			}
+		}
+		if load := l.pool.workers[0].load; load != slow+1 {
+			t.Errorf("the worker has a load of %d, want %d", load, slow+1)
 		}
 	})
 }

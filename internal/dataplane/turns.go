@@ -61,6 +61,8 @@ type account struct {
 	left    time.Duration // of its part of the round; less than 0: it took more
 	suspect int           // turns for which the processor's time is read
 	rest    time.Time     // is not served before; zero: it may be
+
+	homeAt time.Time // when a slow vif may go back to the others; see slowcopy.go
 }
 
 // open returns the account of a connection with one more queue.

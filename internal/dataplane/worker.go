@@ -8,7 +8,6 @@ import (
 	"runtime"
 	"runtime/debug"
 	"slices"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -66,16 +65,7 @@ type worker struct {
 
 	failed error // why the worker cannot go on
 
-	// Of grant copies, see slowcopy.go.
-	tid      int
-	copySeq  uint64        // number of the last one
-	copyOf   *Queue        // whose that is
-	copying  atomic.Uint64 // the number while it is under way, or stolen
-	copySeen uint64        // of the pool: the last one that was seen under way
-	copySlow atomic.Uint64 // the last one that was found to be slow
-	relieved chan struct{} // closed when the other vifs have been taken away
-	spare    bool          // they have been taken away
-	homeAt   time.Time     // when the vif of a spare may go back to them
+	copies copyWatch
 
 	load int // queues attached; guarded by pool.mu
 
@@ -335,7 +325,7 @@ func (w *worker) run(started chan<- struct{}) {
 	// The thread ends with the goroutine: it is io_uring's only submitter.
 	runtime.LockOSThread()
 	debug.SetPanicOnFault(true) // a page gone bad costs the vif it belongs to
-	w.tid = threadID()
+	w.copies.tid = threadID()
 	defer close(w.done)
 	defer w.release()
 	w.pool.openRing(w)
@@ -358,7 +348,7 @@ func (w *worker) run(started chan<- struct{}) {
 			w.pool.warn(fmt.Errorf("worker %d ends: %w", w.index, w.failed))
 			return
 		}
-		if w.spare && w.goesHome() {
+		if w.copies.spare && w.giveUp() {
 			return
 		}
 	}
