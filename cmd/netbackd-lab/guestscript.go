@@ -15,6 +15,7 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/guest"
 	"github.com/netbackd/netbackd/internal/lab/netfront"
 	"github.com/netbackd/netbackd/internal/lab/ringscript"
+	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
@@ -60,7 +61,7 @@ func newGuestScriptCmd() *cobra.Command {
 // newGuestUmpireCmd tells the player of scripts in a guest what became of what it
 // did. It runs beside netbackd.
 func newGuestUmpireCmd() *cobra.Command {
-	var domid uint16
+	var domid xen.Domid
 	c := &cobra.Command{
 		Use:   "umpire --domid N",
 		Short: "Watch a guest's vif for the scripts that are played in that guest",
@@ -78,6 +79,6 @@ func newGuestUmpireCmd() *cobra.Command {
 			return u.Serve(c.Context())
 		},
 	}
-	c.Flags().Uint16Var(&domid, "domid", 0, "`number` of the guest's domain")
+	c.Flags().Uint16Var((*uint16)(&domid), "domid", 0, "`number` of the guest's domain")
 	return c
 }

@@ -27,6 +27,7 @@ import (
 	"github.com/netbackd/netbackd/internal/loglimit"
 	"github.com/netbackd/netbackd/internal/vif"
 	"github.com/netbackd/netbackd/pkg/staticgrant"
+	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
@@ -90,7 +91,7 @@ type Backend struct {
 	swept bool
 	kept  map[key][]int // queues for vifs that have not been found yet
 
-	guests map[uint16]*guest // that have a vif
+	guests map[xen.Domid]*guest // that have a vif
 
 	// Only the goroutine in Run changes vifs, and others look, also while it
 	// waits for an xenstored that hangs.
@@ -107,7 +108,7 @@ func New(cfg Config) *Backend {
 		cfg:     cfg,
 		budgets: budget.NewHost(budget.Turns),
 		static:  staticgrant.NewBudget(maxStaticGrants, nil),
-		guests:  map[uint16]*guest{},
+		guests:  map[xen.Domid]*guest{},
 		ended:   make(chan key), requests: make(chan request),
 		pings: make(chan chan<- struct{}),
 		vifs:  map[key]*vif.Vif{}, left: map[key]struct{}{},
@@ -328,7 +329,7 @@ func (b *Backend) sweep() {
 	}
 	b.swept = true
 	b.dropKept()
-	removed, err := vif.RemoveLeftovers(b.cfg.RunDir, func(domid uint16, devid int) bool {
+	removed, err := vif.RemoveLeftovers(b.cfg.RunDir, func(domid xen.Domid, devid int) bool {
 		return b.vifs[key{domid, devid}] != nil
 	})
 	if len(removed) > 0 {
@@ -349,7 +350,7 @@ func (b *Backend) start(ctx context.Context, k key) {
 		Store:     b.store,
 		Host:      b.cfg.Host,
 		Pool:      b.cfg.Pool,
-		Log:       loglimit.Wrap(b.cfg.Log.With(zap.Stringer("vif", k), zap.Uint16("domid", k.domid)), g.budget.Log, g.budget.LineCut),
+		Log:       loglimit.Wrap(b.cfg.Log.With(zap.Stringer("vif", k), zap.Uint16("domid", uint16(k.domid))), g.budget.Log, g.budget.LineCut),
 		MaxQueues: b.cfg.MaxQueues,
 		Offload:   b.cfg.Offload,
 		RunDir:    b.cfg.RunDir,
@@ -384,7 +385,7 @@ type guest struct {
 	static *staticgrant.Budget
 }
 
-func (b *Backend) guest(domid uint16) *guest {
+func (b *Backend) guest(domid xen.Domid) *guest {
 	g := b.guests[domid]
 	if g == nil {
 		g = &guest{b.budgets.Guest(), staticgrant.NewBudget(staticgrant.DefaultBudget, b.static)}

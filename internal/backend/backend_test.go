@@ -18,6 +18,7 @@ import (
 	gocmp "github.com/google/go-cmp/cmp"
 
 	"github.com/netbackd/netbackd/pkg/tap"
+	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
@@ -497,7 +498,7 @@ func (h hung) Read(string) (string, error) {
 func (h hung) Write(string, string) error                 { return xenstore.ErrClosed }
 func (h hung) Transaction(func(*xenstore.Tx) error) error { return xenstore.ErrClosed }
 func (h hung) Watch(string) (*xenstore.Watch, error)      { return nil, xenstore.ErrClosed }
-func (h hung) IsIntroduced(uint16) (bool, error)          { return false, xenstore.ErrClosed }
+func (h hung) IsIntroduced(xen.Domid) (bool, error)       { return false, xenstore.ErrClosed }
 
 // TestManyVifs: a host full of guests starts, stops and is taken over.
 func TestManyVifs(t *testing.T) {

@@ -12,6 +12,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/netbackd/netbackd/internal/vif"
+	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
@@ -20,7 +21,7 @@ import (
 // wants one of them served here takes it away from the rival first.
 type Rival interface {
 	Loaded() bool
-	Serves(domid uint16, devid int) bool
+	Serves(domid xen.Domid, devid int) bool
 }
 
 // markKey is the key of a vif's directory that says who is to serve it. It is what
@@ -116,7 +117,7 @@ func (b *Backend) leave(k key) error {
 	if known {
 		return nil
 	}
-	b.cfg.Log.Info("leaves a vif to the kernel's xen-netback", zap.Stringer("vif", k), zap.Uint16("domid", k.domid))
+	b.cfg.Log.Info("leaves a vif to the kernel's xen-netback", zap.Stringer("vif", k), zap.Uint16("domid", uint16(k.domid)))
 	err := b.change(k, func(tx *xenstore.Tx) error { return b.unmark(tx, k) })
 	if errors.Is(err, ErrNoVif) {
 		return nil
@@ -258,7 +259,7 @@ func (b *Backend) claim(ctx context.Context, k key) error {
 	if err != nil {
 		return err
 	}
-	b.cfg.Log.Info("claims a vif from the kernel's xen-netback", zap.Stringer("vif", k), zap.Uint16("domid", k.domid))
+	b.cfg.Log.Info("claims a vif from the kernel's xen-netback", zap.Stringer("vif", k), zap.Uint16("domid", uint16(k.domid)))
 	b.start(ctx, k)
 	return nil
 }

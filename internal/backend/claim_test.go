@@ -12,6 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/netbackd/netbackd/internal/lab/netns"
+	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
@@ -28,7 +29,7 @@ func (r *fakeRival) Loaded() bool {
 	return r.loaded
 }
 
-func (r *fakeRival) Serves(domid uint16, devid int) bool {
+func (r *fakeRival) Serves(domid xen.Domid, devid int) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.has[key{domid, devid}]
@@ -209,7 +210,7 @@ type lateRival struct {
 	after int
 }
 
-func (r *lateRival) Serves(uint16, int) bool {
+func (r *lateRival) Serves(xen.Domid, int) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.after--

@@ -11,12 +11,13 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
 // key names a vif.
 type key struct {
-	domid uint16
+	domid xen.Domid
 	devid int
 }
 
@@ -36,7 +37,7 @@ func parseKey(dom, dev string) (k key, ok bool) {
 	if err != nil || strconv.FormatUint(n, 10) != dev {
 		return k, false
 	}
-	return key{uint16(d), int(n)}, true
+	return key{xen.Domid(d), int(n)}, true
 }
 
 func (b *Backend) path(k key) string {
@@ -57,7 +58,7 @@ func (b *Backend) findSelf() error {
 	default:
 		return err
 	}
-	b.own = xenstore.DomainPath(uint16(domid))
+	b.own = xenstore.DomainPath(xen.Domid(domid))
 	b.base = b.own + "/backend/vif"
 	return nil
 }
@@ -79,7 +80,7 @@ func (b *Backend) watchReleases() (<-chan xenstore.Event, error) {
 // domainGone is called when a domain has gone or shut down, which one is not
 // said. The vifs of those that are gone are told to look.
 func (b *Backend) domainGone() error {
-	lives := map[uint16]bool{}
+	lives := map[xen.Domid]bool{}
 	for k, v := range b.vifs {
 		alive, known := lives[k.domid]
 		if !known {

@@ -22,6 +22,7 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/netns"
 	"github.com/netbackd/netbackd/internal/lab/xensim/store"
 	"github.com/netbackd/netbackd/internal/vif"
+	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
@@ -36,7 +37,7 @@ type world struct {
 	log   *observer.ObservedLogs
 	pool  *dataplane.Pool
 	dir   string
-	self  uint16 // the backend's domain
+	self  xen.Domid // the backend's domain
 	rival Rival
 
 	keeper Keeper // of backends made from now on
@@ -85,7 +86,7 @@ func (w *world) must(err error) {
 	}
 }
 
-func (w *world) connect(domid uint16, kind xenstore.Kind) *xenstore.Client {
+func (w *world) connect(domid xen.Domid, kind xenstore.Kind) *xenstore.Client {
 	srv := w.srv
 	ours, theirs := net.Pipe()
 	served := make(chan struct{})
@@ -205,7 +206,7 @@ func (noHost) Grants() vif.Grants { return nil }
 
 func (noHost) OpenMapper() (vif.Mapper, error) { return nil, errors.New("no grants") }
 
-func (noHost) OpenEvents(uint16) (vif.Events, error) { return nil, errors.New("no event channels") }
+func (noHost) OpenEvents(xen.Domid) (vif.Events, error) { return nil, errors.New("no event channels") }
 
 func (w *world) back(domid, devid int) string {
 	return fmt.Sprintf("/local/domain/%d/backend/vif/%d/%d", w.self, domid, devid)
@@ -233,11 +234,11 @@ func (w *world) attach(domid, devid int) {
 // guest makes a domain, unless it is there.
 func (w *world) guest(domid int) {
 	w.t.Helper()
-	w.srv.DomainCreated(uint16(domid))
-	there, err := w.tool.IsIntroduced(uint16(domid))
+	w.srv.DomainCreated(xen.Domid(domid))
+	there, err := w.tool.IsIntroduced(xen.Domid(domid))
 	w.must(err)
 	if !there {
-		w.must(w.tool.Introduce(uint16(domid), 1, 1))
+		w.must(w.tool.Introduce(xen.Domid(domid), 1, 1))
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 	"github.com/netbackd/netbackd/internal/handover"
 	"github.com/netbackd/netbackd/internal/hostcheck"
 	"github.com/netbackd/netbackd/internal/lab/xensim/store"
+	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
@@ -58,7 +59,7 @@ func TestAskXenstore(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	connect := func(domid uint16, kind xenstore.Kind) *xenstore.Client {
+	connect := func(domid xen.Domid, kind xenstore.Kind) *xenstore.Client {
 		ours, theirs := net.Pipe()
 		served := make(chan struct{})
 		go func() { defer close(served); _ = srv.ServeConn(theirs, domid, kind) }()

@@ -21,18 +21,19 @@ import (
 	"github.com/netbackd/netbackd/pkg/gntdev"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/staticgrant"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // Mapper maps pages of a guest. *gntdev.Device is one.
 type Mapper interface {
-	Map(domid uint16, refs []gntdev.Ref, prot gntdev.Prot) (*gntdev.Mapping, error)
+	Map(domid xen.Domid, refs []gntdev.Ref, prot gntdev.Prot) (*gntdev.Mapping, error)
 	Close() error
 }
 
 // Events is a handle for event channels. *evtchn.Device is one.
 type Events interface {
 	dataplane.Events
-	BindInterdomain(domid uint16, remote evtchn.Port) (evtchn.Port, error)
+	BindInterdomain(domid xen.Domid, remote evtchn.Port) (evtchn.Port, error)
 	Close() error
 }
 
@@ -44,7 +45,7 @@ type StaticGrants struct {
 
 // Config describes the connection whose control ring is to be served.
 type Config struct {
-	Domid      uint16
+	Domid      xen.Domid
 	Connection Connection
 	Offered    Protocols // what the frontend could choose from
 

@@ -15,6 +15,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/staticgrant"
 	"github.com/netbackd/netbackd/pkg/tap"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // Times after which a guest that gives no rx slots is left alone. Without
@@ -29,7 +30,7 @@ const (
 
 // Config is what is the same for all queues of a connection.
 type Config struct {
-	Domid    uint16
+	Domid    xen.Domid
 	Guest    offload.Guest // what the frontend takes
 	SG       bool          // feature-sg: the frontend takes packets of several slots
 	RxNotify bool          // feature-rx-notify: it sends an event when it posts rx slots

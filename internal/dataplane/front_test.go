@@ -13,6 +13,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/gntdev"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/staticgrant"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // frontPages is how many pages each direction of a front has: more than slots,
@@ -45,7 +46,7 @@ const (
 	memSize = rxPages + frontPages*netif.PageSize
 )
 
-func newFront(tb testing.TB, domid uint16) *front {
+func newFront(tb testing.TB, domid xen.Domid) *front {
 	tb.Helper()
 	fd, err := unix.MemfdCreate("guest", unix.MFD_CLOEXEC)
 	must(tb, err)
@@ -61,7 +62,7 @@ func newFront(tb testing.TB, domid uint16) *front {
 
 // frontOn is a front in the memory behind fd, without rings and events: those
 // of another process.
-func frontOn(tb testing.TB, domid uint16, fd int) *front {
+func frontOn(tb testing.TB, domid xen.Domid, fd int) *front {
 	tb.Helper()
 	f := &front{tb: tb, fd: fd, txPort: txPort, rxPort: rxPort}
 	tb.Cleanup(func() { unix.Close(fd) })

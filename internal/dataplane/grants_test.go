@@ -8,6 +8,7 @@ import (
 
 	"github.com/netbackd/netbackd/pkg/gntdev"
 	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // firstRef is the gref of a guest's first page; the others follow. Smaller and
@@ -19,7 +20,7 @@ const firstRef = 1000
 type grants struct {
 	tb     testing.TB
 	worker func() *worker // whose arenas are there to copy to and from
-	domid  uint16
+	domid  xen.Domid
 	pages  []byte // granted, from firstRef on
 
 	readOnly map[gntdev.Ref]bool

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // sharedWorker connects vifs of as many guests, with a queue each, on one worker.
@@ -16,7 +18,7 @@ func sharedWorker(t *testing.T, m mode, vifs int) (l *live, conns []*Conn) {
 	l.conn.Close()
 	for i, f := range l.fronts {
 		f.events.rebind()
-		l.cfg.Domid = uint16(testDomid + i)
+		l.cfg.Domid = xen.Domid(testDomid + i)
 		f.grants.domid = l.cfg.Domid
 		c, err := newConn(l.cfg, l.queues[i:i+1])
 		must(t, err)

@@ -18,10 +18,11 @@ import (
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/staticgrant"
 	"github.com/netbackd/netbackd/pkg/toeplitz"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // Map maps a page of the guest for good.
-func (g *grants) Map(_ uint16, refs []gntdev.Ref, _ gntdev.Prot) (*gntdev.Mapping, error) {
+func (g *grants) Map(_ xen.Domid, refs []gntdev.Ref, _ gntdev.Prot) (*gntdev.Mapping, error) {
 	if g.hole != nil {
 		return gntdev.NewMapping(g.hole, func() error { return nil }), nil
 	}

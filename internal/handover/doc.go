@@ -24,16 +24,17 @@ import (
 	"time"
 
 	"github.com/netbackd/netbackd/internal/vif"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // Kernel is the kernel's driver. *xennetback.Driver is one.
 type Kernel interface {
 	Loaded() bool
-	Serves(domid uint16, devid int) bool
-	Interface(domid uint16, devid int) (string, error)
+	Serves(domid xen.Domid, devid int) bool
+	Interface(domid xen.Domid, devid int) (string, error)
 	MaxQueues() (int, error)
-	Unbind(domid uint16, devid int) error
-	Bind(domid uint16, devid int) error
+	Unbind(domid xen.Domid, devid int) error
+	Bind(domid xen.Domid, devid int) error
 }
 
 // Daemon is the running netbackd. *control.Client is one.
@@ -61,7 +62,7 @@ type Mover struct {
 
 // ID names a vif.
 type ID struct {
-	Domid uint16
+	Domid xen.Domid
 	Devid int
 }
 
@@ -80,7 +81,7 @@ func ParseID(s string) (id ID, err error) {
 	if !ok || err1 != nil || err2 != nil {
 		return id, fmt.Errorf("%q is no vif; they have names like vif1.0", s)
 	}
-	return ID{uint16(d), int(n)}, nil
+	return ID{xen.Domid(d), int(n)}, nil
 }
 
 // Report is what moving a live vif took.

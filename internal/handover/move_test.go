@@ -19,6 +19,7 @@ import (
 
 	"github.com/netbackd/netbackd/internal/lab/netns"
 	"github.com/netbackd/netbackd/internal/vif"
+	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
@@ -123,10 +124,10 @@ func (b *bed) did(what string) error {
 	return b.fail[what]
 }
 
-func (b *bed) Loaded() bool                          { return b.loaded }
-func (b *bed) Serves(uint16, int) bool               { return b.kernel }
-func (b *bed) MaxQueues() (int, error)               { return 2, nil }
-func (b *bed) Interface(uint16, int) (string, error) { return b.name(), nil }
+func (b *bed) Loaded() bool                             { return b.loaded }
+func (b *bed) Serves(xen.Domid, int) bool               { return b.kernel }
+func (b *bed) MaxQueues() (int, error)                  { return 2, nil }
+func (b *bed) Interface(xen.Domid, int) (string, error) { return b.name(), nil }
 
 func (b *bed) name() string {
 	if _, err := netlink.LinkByName("web"); err == nil {
@@ -135,7 +136,7 @@ func (b *bed) name() string {
 	return "vif1.0"
 }
 
-func (b *bed) Unbind(uint16, int) error {
+func (b *bed) Unbind(xen.Domid, int) error {
 	if err := b.did("unbind"); err != nil {
 		return err
 	}
@@ -146,7 +147,7 @@ func (b *bed) Unbind(uint16, int) error {
 	return nil
 }
 
-func (b *bed) Bind(uint16, int) error {
+func (b *bed) Bind(xen.Domid, int) error {
 	if err := b.did("bind"); err != nil {
 		return err
 	}

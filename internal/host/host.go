@@ -15,6 +15,7 @@ import (
 	"github.com/netbackd/netbackd/internal/vif"
 	"github.com/netbackd/netbackd/pkg/evtchn"
 	"github.com/netbackd/netbackd/pkg/gntdev"
+	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
@@ -61,7 +62,7 @@ func (h *Host) Grants() vif.Grants { return h.grants }
 func (h *Host) OpenMapper() (vif.Mapper, error) { return gntdev.Open(h.path("gntdev")) }
 
 // OpenEvents opens the event channel device for the channels of one domain.
-func (h *Host) OpenEvents(domid uint16) (vif.Events, error) {
+func (h *Host) OpenEvents(domid xen.Domid) (vif.Events, error) {
 	e, err := evtchn.Open(h.path("evtchn"))
 	if err != nil {
 		return nil, err
@@ -78,13 +79,13 @@ func (h *Host) Close() error { return h.grants.Close() }
 // Events is an event channel device that was just opened.
 type Events interface {
 	vif.Events
-	Restrict(domid uint16) error
+	Restrict(domid xen.Domid) error
 }
 
 // Restrict gives up the channels of all domains but one, and closes e if that fails. Xen
 // cannot restrict a handle to domain 0, which may be a guest of a driver domain: such a
 // handle stays unrestricted.
-func Restrict(e Events, domid uint16) (vif.Events, error) {
+func Restrict(e Events, domid xen.Domid) (vif.Events, error) {
 	if domid == 0 {
 		return e, nil
 	}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/netbackd/netbackd/internal/lab/guest"
 	"github.com/netbackd/netbackd/internal/lab/xensim/simclient"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // GuestConfig is a guest: its domain, its vif, and what its frontend can do.
@@ -22,7 +23,7 @@ type GuestConfig struct {
 type Guest struct {
 	*guest.Client
 	Name  string
-	Domid uint16
+	Domid xen.Domid
 	Devid int
 	Info  guest.VifInfo // of the vif, once connected
 }
@@ -52,7 +53,7 @@ func (l *Lab) StartGuest(ctx context.Context, cfg GuestConfig) (*Guest, error) {
 }
 
 // Boot starts a guest in a domain that has a vif already.
-func (l *Lab) Boot(ctx context.Context, name string, domid uint16, devid int, front guest.VifConfig) (*Guest, error) {
+func (l *Lab) Boot(ctx context.Context, name string, domid xen.Domid, devid int, front guest.VifConfig) (*Guest, error) {
 	c, err := guest.Start(guest.StartOptions{
 		Exe:    l.opts.Exe,
 		Config: guest.Config{Xen: l.XenDir(), Domid: domid},

@@ -14,6 +14,7 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/netns"
 	"github.com/netbackd/netbackd/internal/lab/xensim/simclient"
 	"github.com/netbackd/netbackd/internal/vif"
+	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
@@ -119,7 +120,9 @@ func (l *Lab) Daemon() *Process { return l.daemon }
 func (l *Lab) Xen() *Process { return l.xen }
 
 // Domain describes a domain as the hypervisor sees it.
-func (l *Lab) Domain(domid uint16) (simclient.DomainInfo, error) { return l.xl.Control().Domain(domid) }
+func (l *Lab) Domain(domid xen.Domid) (simclient.DomainInfo, error) {
+	return l.xl.Control().Domain(domid)
+}
 
 // Hypervisor is the toolstack's access to the hypervisor.
 func (l *Lab) Hypervisor() *simclient.Control { return l.xl.Control() }
@@ -145,7 +148,9 @@ func (l *Lab) Bridge(name string, cidrs ...string) error {
 
 // Join makes the calling process one of a domain, as which it can play a
 // frontend of its own.
-func (l *Lab) Join(domid uint16) (*simclient.Conn, error) { return simclient.Dial(l.XenDir(), domid) }
+func (l *Lab) Join(domid xen.Domid) (*simclient.Conn, error) {
+	return simclient.Dial(l.XenDir(), domid)
+}
 
 // Vif asks the daemon for one vif.
 func (l *Lab) Vif(ctx context.Context, name string) (*vif.Status, error) {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/netbackd/netbackd/internal/lab/xensim/simclient"
 	"github.com/netbackd/netbackd/internal/lab/xensim/toolstack"
+	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
@@ -95,7 +96,7 @@ func (x *xl) hotplug(ctx context.Context, c toolstack.Call) error {
 }
 
 // vif makes the toolstack's config of a vif.
-func (x *xl) vif(domid uint16, v VifConfig) toolstack.Vif {
+func (x *xl) vif(domid xen.Domid, v VifConfig) toolstack.Vif {
 	x.mu.Lock()
 	x.scripts[fmt.Sprintf("vif%d.%d", domid, v.Devid)] = v.Script
 	x.mu.Unlock()
@@ -124,7 +125,7 @@ func edit(tx *xenstore.Tx, dir string, nodes map[string]string) error {
 }
 
 // CreateDomain makes a running domain without devices.
-func (l *Lab) CreateDomain(ctx context.Context, name string, cfg simclient.DomainConfig) (uint16, error) {
+func (l *Lab) CreateDomain(ctx context.Context, name string, cfg simclient.DomainConfig) (xen.Domid, error) {
 	domid, _, err := l.xl.Create(ctx, toolstack.Config{Name: name, Domain: cfg})
 	if err != nil {
 		return 0, err
@@ -134,14 +135,14 @@ func (l *Lab) CreateDomain(ctx context.Context, name string, cfg simclient.Domai
 
 // Attach gives a domain a vif as `xl network-attach` does: when it returns, the
 // hotplug script has run.
-func (l *Lab) Attach(ctx context.Context, domid uint16, v VifConfig) error {
+func (l *Lab) Attach(ctx context.Context, domid xen.Domid, v VifConfig) error {
 	_, _, err := l.xl.AttachVif(ctx, domid, l.xl.vif(domid, v))
 	return err
 }
 
 // Detach takes a vif away as `xl network-detach` does, and says how long the
 // backend took to close it.
-func (l *Lab) Detach(ctx context.Context, domid uint16, devid int) (time.Duration, error) {
+func (l *Lab) Detach(ctx context.Context, domid xen.Domid, devid int) (time.Duration, error) {
 	w, err := l.xl.DetachVif(ctx, domid, devid)
 	return w.State + w.Forced, err
 }
@@ -149,7 +150,7 @@ func (l *Lab) Detach(ctx context.Context, domid uint16, devid int) (time.Duratio
 // Destroy ends a domain as `xl destroy` does: the domain stops, its devices go,
 // and then the domain. It says how long the slowest backend took to close one.
 // [Lab.Hypervisor] ends a domain without any of this.
-func (l *Lab) Destroy(ctx context.Context, domid uint16) (took time.Duration, err error) {
+func (l *Lab) Destroy(ctx context.Context, domid xen.Domid) (took time.Duration, err error) {
 	waits, err := l.xl.Toolstack.Destroy(ctx, domid)
 	for _, w := range waits {
 		took = max(took, w.State+w.Forced)
@@ -158,19 +159,19 @@ func (l *Lab) Destroy(ctx context.Context, domid uint16) (took time.Duration, er
 }
 
 // BackPath is the backend directory of a vif.
-func (l *Lab) BackPath(domid uint16, devid int) string {
+func (l *Lab) BackPath(domid xen.Domid, devid int) string {
 	return fmt.Sprintf("/local/domain/0/backend/vif/%d/%d", domid, devid)
 }
 
 // FrontPath is the frontend directory of a vif.
-func (l *Lab) FrontPath(domid uint16, devid int) string { return frontPath(domid, devid) }
+func (l *Lab) FrontPath(domid xen.Domid, devid int) string { return frontPath(domid, devid) }
 
-func frontPath(domid uint16, devid int) string {
+func frontPath(domid xen.Domid, devid int) string {
 	return fmt.Sprintf("/local/domain/%d/device/vif/%d", domid, devid)
 }
 
 // BackState waits until the backend of a vif shows one of the states.
-func (l *Lab) BackState(ctx context.Context, domid uint16, devid int, states ...xenbus.State) error {
+func (l *Lab) BackState(ctx context.Context, domid xen.Domid, devid int, states ...xenbus.State) error {
 	path := l.BackPath(domid, devid) + "/state"
 	w, err := l.Store().Watch(path)
 	if err != nil {

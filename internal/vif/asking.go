@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
@@ -31,7 +32,7 @@ func (s askingStore) Watch(path string) (w *xenstore.Watch, err error) {
 	return w, err
 }
 
-func (s askingStore) IsIntroduced(domid uint16) (is bool, err error) {
+func (s askingStore) IsIntroduced(domid xen.Domid) (is bool, err error) {
 	s.v.ask(1, func() { is, err = s.Store.IsIntroduced(domid) })
 	return is, err
 }

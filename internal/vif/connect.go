@@ -16,13 +16,14 @@ import (
 	"github.com/netbackd/netbackd/pkg/gntdev"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/tap"
+	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
 // Grants maps and copies guests' pages. *gntdev.Device is one.
 type Grants interface {
 	dataplane.Copier
-	Map(domid uint16, refs []gntdev.Ref, prot gntdev.Prot) (*gntdev.Mapping, error)
+	Map(domid xen.Domid, refs []gntdev.Ref, prot gntdev.Prot) (*gntdev.Mapping, error)
 }
 
 // Events is a handle for event channels. *evtchn.Device is one.
@@ -40,7 +41,7 @@ type Host interface {
 	// by the hundred is not to slow down others.
 	OpenMapper() (Mapper, error)
 	// OpenEvents opens a handle that can bind channels of one domain only.
-	OpenEvents(domid uint16) (Events, error)
+	OpenEvents(domid xen.Domid) (Events, error)
 }
 
 // link is everything a connection holds: rings, channels, journals, and the data

@@ -12,6 +12,7 @@ import (
 	"github.com/netbackd/netbackd/internal/ctrlserver"
 	"github.com/netbackd/netbackd/internal/dataplane"
 	"github.com/netbackd/netbackd/pkg/tap"
+	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
@@ -44,7 +45,7 @@ func (n *nodes) offered() (p ctrlserver.Protocols) {
 }
 
 // ctrlName returns the name of the file with the record of a vif's control ring.
-func ctrlName(domid uint16, devid int) string { return fmt.Sprintf("ctrl-%d.%d", domid, devid) }
+func ctrlName(domid xen.Domid, devid int) string { return fmt.Sprintf("ctrl-%d.%d", domid, devid) }
 
 // ctrlPath returns the path of that file, empty if there is no run directory.
 func (v *Vif) ctrlPath() string {

@@ -10,6 +10,7 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
+	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
@@ -87,7 +88,7 @@ func connected(w *world) {
 
 // connectAs connects an unprivileged backend's domain, which may write where the
 // backend of domain 0 may.
-func (w *world) connectAs(id uint16) *xenstore.Client {
+func (w *world) connectAs(id xen.Domid) *xenstore.Client {
 	w.t.Helper()
 	w.srv.DomainCreated(id)
 	w.must(w.tool.Introduce(id, 1, 1))
@@ -100,7 +101,7 @@ func (w *world) connectAs(id uint16) *xenstore.Client {
 }
 
 // allow gives a node and all below to one domain, and lets another read.
-func (w *world) allow(path string, owner, reader uint16) {
+func (w *world) allow(path string, owner, reader xen.Domid) {
 	w.t.Helper()
 	w.must(w.tool.SetPermissions(path, []xenstore.Perm{{Domid: owner, Access: xenstore.AccessNone}, {Domid: reader, Access: xenstore.AccessRead}}))
 	names, err := w.tool.List(path)

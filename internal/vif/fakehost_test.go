@@ -12,6 +12,7 @@ import (
 
 	"github.com/netbackd/netbackd/pkg/evtchn"
 	"github.com/netbackd/netbackd/pkg/gntdev"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // fakeHost is a Xen with one guest: pages it granted, ports it offered, and
@@ -19,7 +20,7 @@ import (
 // granted cannot be mapped, and a port that is not offered, or taken, not bound.
 type fakeHost struct {
 	mu      sync.Mutex // guards all below
-	domid   uint16
+	domid   xen.Domid
 	pages   map[gntdev.Ref][]byte
 	ports   map[evtchn.Port]*fakePort // by the guest's number
 	mapped  int
@@ -35,7 +36,7 @@ type fakePort struct {
 	notified int
 }
 
-func newFakeHost(domid uint16) *fakeHost {
+func newFakeHost(domid xen.Domid) *fakeHost {
 	return &fakeHost{domid: domid, pages: map[gntdev.Ref][]byte{}, ports: map[evtchn.Port]*fakePort{}}
 }
 
@@ -100,7 +101,7 @@ func (m fakeMapper) Close() error {
 	return nil
 }
 
-func (h *fakeHost) OpenEvents(domid uint16) (Events, error) {
+func (h *fakeHost) OpenEvents(domid xen.Domid) (Events, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if err := h.try("open events"); err != nil {
@@ -119,7 +120,7 @@ func (h *fakeHost) OpenEvents(domid uint16) (Events, error) {
 
 type fakeGrants struct{ h *fakeHost }
 
-func (g fakeGrants) Map(domid uint16, refs []gntdev.Ref, _ gntdev.Prot) (*gntdev.Mapping, error) {
+func (g fakeGrants) Map(domid xen.Domid, refs []gntdev.Ref, _ gntdev.Prot) (*gntdev.Mapping, error) {
 	h := g.h
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -169,7 +170,7 @@ func (e *fakeEvents) raise(local evtchn.Port) {
 	_, _ = unix.Write(e.fd, []byte{1, 0, 0, 0, 0, 0, 0, 0})
 }
 
-func (e *fakeEvents) BindInterdomain(domid uint16, remote evtchn.Port) (evtchn.Port, error) {
+func (e *fakeEvents) BindInterdomain(domid xen.Domid, remote evtchn.Port) (evtchn.Port, error) {
 	h := e.h
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -12,12 +12,13 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/netbackd/netbackd/pkg/tap"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // altName is a second name that the TAP keeps when a script renames it or moves it to
 // another network namespace, so that a successor finds it. Kernels before 5.5 have no
 // such names.
-func altName(domid uint16, devid int) string {
+func altName(domid xen.Domid, devid int) string {
 	return fmt.Sprintf("%svif%d.%d", altPrefix, domid, devid)
 }
 
@@ -84,7 +85,7 @@ func findAlt(alt string, everywhere bool) (*leftTap, error) {
 }
 
 // parseAlt tells whose TAP has a second name.
-func parseAlt(alt string) (domid uint16, devid int, ok bool) {
+func parseAlt(alt string) (domid xen.Domid, devid int, ok bool) {
 	name, ok := strings.CutPrefix(alt, altPrefix)
 	if !ok {
 		return 0, 0, false
@@ -100,7 +101,7 @@ func errTapElsewhere(link netlink.Link) error {
 }
 
 // RemoveTap removes the TAP that a daemon left of a vif that is no more.
-func RemoveTap(domid uint16, devid int) error {
+func RemoveTap(domid xen.Domid, devid int) error {
 	found, err := findAlt(altName(domid, devid), true)
 	if found == nil || err != nil {
 		return err

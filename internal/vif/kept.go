@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/netbackd/netbackd/pkg/tap"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // Keeper keeps copies of open files while no daemon runs, and hands them to the
@@ -25,14 +26,14 @@ type Keeper interface {
 }
 
 // KeptName is the name under which a queue is kept.
-func KeptName(domid uint16, devid, queue int) string {
+func KeptName(domid xen.Domid, devid, queue int) string {
 	return fmt.Sprintf("%s%d.%d-%d", keptPrefix, domid, devid, queue)
 }
 
 const keptPrefix = "tap-"
 
 // ParseKept tells which queue of which vif a Keeper keeps under a name.
-func ParseKept(name string) (domid uint16, devid, queue int, ok bool) {
+func ParseKept(name string) (domid xen.Domid, devid, queue int, ok bool) {
 	rest, ok := strings.CutPrefix(name, keptPrefix)
 	if !ok {
 		return 0, 0, 0, false
@@ -110,7 +111,7 @@ func (v *Vif) dropKept() {
 
 // DropKept gives up queues that were kept: of a vif that is no more, or that
 // make no sense.
-func DropKept(k Keeper, domid uint16, devid int, fds []int) error {
+func DropKept(k Keeper, domid xen.Domid, devid int, fds []int) error {
 	var errs []error
 	for i, fd := range fds {
 		errs = append(errs, unix.Close(fd))

@@ -15,6 +15,7 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/netns"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/tap"
+	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
@@ -340,7 +341,7 @@ func TestParseKept(t *testing.T) {
 // TestKeptNames: a name says whose it is, and no two are the same.
 func TestKeptNames(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		domid, devid := rapid.Uint16().Draw(t, "domid"), rapid.IntRange(0, 65535).Draw(t, "devid")
+		domid, devid := xen.Domid(rapid.Uint16().Draw(t, "domid")), rapid.IntRange(0, 65535).Draw(t, "devid")
 		queue := rapid.IntRange(0, tap.MaxQueues-1).Draw(t, "queue")
 		d, v, q, ok := ParseKept(KeptName(domid, devid, queue))
 		if !ok || d != domid || v != devid || q != queue {

@@ -19,6 +19,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/ctrlring"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/tap"
+	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
@@ -224,7 +225,7 @@ func TestRemoveLeftovers(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	here := func(domid uint16, devid int) bool { return domid == 2 && devid == 0 }
+	here := func(domid xen.Domid, devid int) bool { return domid == 2 && devid == 0 }
 	removed, err := RemoveLeftovers(dir, here)
 	if err != nil {
 		t.Error(err)

@@ -15,10 +15,11 @@ import (
 
 	"github.com/netbackd/netbackd/internal/rundir"
 	"github.com/netbackd/netbackd/pkg/tap"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // journalName is the file of a queue's journal.
-func journalName(domid uint16, devid, queue int) string {
+func journalName(domid xen.Domid, devid, queue int) string {
 	return fmt.Sprintf("ring-%d.%d-%d", domid, devid, queue)
 }
 
@@ -57,7 +58,7 @@ func (v *Vif) removeFile(path string) {
 // while nobody served them: TAPs that no process holds, and the journals in
 // runDir. Here reports whether a vif still has its directory. It returns what
 // was removed.
-func RemoveLeftovers(runDir string, here func(domid uint16, devid int) bool) (removed []string, err error) {
+func RemoveLeftovers(runDir string, here func(domid xen.Domid, devid int) bool) (removed []string, err error) {
 	others, err := tap.Numbers()
 	if err != nil {
 		return nil, fmt.Errorf("list network namespaces: %w", err)
@@ -96,7 +97,7 @@ func RemoveLeftovers(runDir string, here func(domid uint16, devid int) bool) (re
 }
 
 // isLeftover tells whether a TAP belongs to a vif that is gone.
-func isLeftover(t *netlink.Tuntap, here func(domid uint16, devid int) bool) bool {
+func isLeftover(t *netlink.Tuntap, here func(domid xen.Domid, devid int) bool) bool {
 	return slices.ContainsFunc(t.AltNames, func(alt string) bool {
 		domid, devid, ok := parseAlt(alt)
 		return ok && !here(domid, devid)
@@ -117,7 +118,7 @@ func removeLeftover(network int, t *netlink.Tuntap) (gone bool, err error) {
 }
 
 // ownerOf tells whose a file in the run directory is, if it is a vif's.
-func ownerOf(name string) (domid uint16, devid int, ok bool) {
+func ownerOf(name string) (domid xen.Domid, devid int, ok bool) {
 	var queue int
 	if n, _ := fmt.Sscanf(name, "ring-%d.%d-%d", &domid, &devid, &queue); n == 3 {
 		return domid, devid, journalName(domid, devid, queue) == name
@@ -132,7 +133,7 @@ func ownerOf(name string) (domid uint16, devid int, ok bool) {
 }
 
 // parseName reads the name that a vif's TAP is made with.
-func parseName(name string) (domid uint16, devid int, ok bool) {
+func parseName(name string) (domid xen.Domid, devid int, ok bool) {
 	n, _ := fmt.Sscanf(name, "vif%d.%d", &domid, &devid)
 	return domid, devid, n == 2
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/netbackd/netbackd/internal/lab/netns"
 	"github.com/netbackd/netbackd/pkg/tap"
+	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
@@ -170,7 +171,7 @@ func TestTapOfAVifThatIsGoneElsewhere(t *testing.T) {
 	w.plugIn()
 	w.settle()
 	w.v.handOver()
-	removed, err := RemoveLeftovers("", func(uint16, int) bool { return false })
+	removed, err := RemoveLeftovers("", func(xen.Domid, int) bool { return false })
 	w.must(err)
 	if len(removed) != 1 || removed[0] != ifname || w.tapIn(ns) != nil {
 		t.Errorf("removed %v", removed)

@@ -17,6 +17,7 @@ import (
 	"github.com/netbackd/netbackd/internal/rundir"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/tap"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // record holds what a successor must know of a vif that neither xenstore, nor the TAP,
@@ -40,7 +41,7 @@ type record struct {
 }
 
 // recordName is the file of a vif's record.
-func recordName(domid uint16, devid int) string { return fmt.Sprintf("vif-%d.%d", domid, devid) }
+func recordName(domid xen.Domid, devid int) string { return fmt.Sprintf("vif-%d.%d", domid, devid) }
 
 func (v *Vif) recordPath() string {
 	return filepath.Join(v.cfg.RunDir, recordName(v.cfg.Domid, v.cfg.Devid))

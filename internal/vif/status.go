@@ -13,6 +13,7 @@ import (
 	"github.com/netbackd/netbackd/internal/ctrlserver"
 	"github.com/netbackd/netbackd/internal/dataplane"
 	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
@@ -21,7 +22,7 @@ import (
 type Status struct {
 	Name       string             `json:"name"`                // as the TAP was made
 	ServedBy   string             `json:"served_by,omitempty"` // another back end than this: "kernel", or "nobody"
-	Domid      uint16             `json:"domid"`
+	Domid      xen.Domid          `json:"domid"`
 	Devid      int                `json:"devid"`
 	State      xenbus.State       `json:"state"`
 	Frontend   xenbus.State       `json:"frontend_state"`

@@ -18,6 +18,7 @@ import (
 	"github.com/netbackd/netbackd/internal/dataplane"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/tap"
+	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
@@ -28,7 +29,7 @@ type Store interface {
 	Write(path, value string) error
 	Transaction(func(*xenstore.Tx) error) error
 	Watch(path string) (*xenstore.Watch, error)
-	IsIntroduced(domid uint16) (bool, error)
+	IsIntroduced(domid xen.Domid) (bool, error)
 }
 
 // DefaultGrace is how long a live frontend may take to close after the toolstack
@@ -37,7 +38,7 @@ const DefaultGrace = 900 * time.Millisecond
 
 // Config is what a vif is made from.
 type Config struct {
-	Domid uint16
+	Domid xen.Domid
 	Devid int
 	// Path is the backend directory, absolute, without a slash at the end:
 	// /local/domain/<own>/backend/vif/<domid>/<devid>.
@@ -177,7 +178,7 @@ func New(cfg Config) *Vif {
 func (v *Vif) Name() string { return fmt.Sprintf("vif%d.%d", v.cfg.Domid, v.cfg.Devid) }
 
 // Domid is the frontend's domain.
-func (v *Vif) Domid() uint16 { return v.cfg.Domid }
+func (v *Vif) Domid() xen.Domid { return v.cfg.Domid }
 
 // Devid is the number of the vif in its domain.
 func (v *Vif) Devid() int { return v.cfg.Devid }

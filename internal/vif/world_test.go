@@ -25,6 +25,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/evtchn"
 	"github.com/netbackd/netbackd/pkg/gntdev"
 	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
@@ -97,7 +98,7 @@ func (s *hookedStore) Watch(path string) (*xenstore.Watch, error) {
 	return s.Client.Watch(path)
 }
 
-func (s *hookedStore) IsIntroduced(id uint16) (bool, error) {
+func (s *hookedStore) IsIntroduced(id xen.Domid) (bool, error) {
 	if s.alive != nil {
 		return s.alive()
 	}
@@ -149,7 +150,7 @@ func newWorld(t *testing.T) *world {
 }
 
 // connect connects a domain to xenstore.
-func (w *world) connect(id uint16) *xenstore.Client {
+func (w *world) connect(id xen.Domid) *xenstore.Client {
 	ours, theirs := net.Pipe()
 	kind := xenstore.Socket
 	if id != 0 {

@@ -25,6 +25,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // Module is the name of the module, as modprobe takes it.
@@ -60,7 +62,7 @@ func (d *Driver) BuiltIn() bool {
 
 // Serves reports whether the driver has this vif. It has from before its probe
 // starts until its remove is over.
-func (d *Driver) Serves(domid uint16, devid int) bool {
+func (d *Driver) Serves(domid xen.Domid, devid int) bool {
 	to, err := os.Readlink(filepath.Join(d.device(domid, devid), "driver"))
 	return err == nil && filepath.Base(to) == "vif"
 }
@@ -81,7 +83,7 @@ func (d *Driver) Vifs() (names []string, err error) {
 }
 
 // Interface is the name that the driver's interface of a vif has now.
-func (d *Driver) Interface(domid uint16, devid int) (string, error) {
+func (d *Driver) Interface(domid xen.Domid, devid int) (string, error) {
 	entries, err := os.ReadDir(filepath.Join(d.device(domid, devid), "net"))
 	if err != nil {
 		return "", fmt.Errorf("interface of vif%d.%d: %w", domid, devid, err)
@@ -103,18 +105,18 @@ func (d *Driver) MaxQueues() (int, error) {
 
 // Unbind takes a vif from the driver. It returns when the guest's rings are
 // unmapped and the interface is gone, in a fraction of a second.
-func (d *Driver) Unbind(domid uint16, devid int) error {
+func (d *Driver) Unbind(domid xen.Domid, devid int) error {
 	return d.tell("unbind", domid, devid)
 }
 
 // Bind gives a vif to the driver. If another back end has the interface name
 // vif<domid>.<devid> at that time, this fails, and the driver writes Closing into
 // the state node: the guest gives the vif up.
-func (d *Driver) Bind(domid uint16, devid int) error {
+func (d *Driver) Bind(domid xen.Domid, devid int) error {
 	return d.tell("bind", domid, devid)
 }
 
-func (d *Driver) tell(what string, domid uint16, devid int) error {
+func (d *Driver) tell(what string, domid xen.Domid, devid int) error {
 	f, err := os.OpenFile(filepath.Join(d.driver(), what), os.O_WRONLY, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		return ErrNotLoaded
@@ -134,7 +136,7 @@ func (d *Driver) tell(what string, domid uint16, devid int) error {
 
 func (d *Driver) driver() string { return filepath.Join(d.bus, "drivers/vif") }
 
-func (d *Driver) device(domid uint16, devid int) string {
+func (d *Driver) device(domid xen.Domid, devid int) string {
 	return filepath.Join(d.bus, "devices", fmt.Sprintf("vif-%d-%d", domid, devid))
 }
 

@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // tree makes a sysfs: files by path, links by path and "->" before the target,
@@ -64,7 +66,7 @@ func TestLoaded(t *testing.T) {
 		t.Errorf("loaded %t, built in %t", d.Loaded(), d.BuiltIn())
 	}
 	for _, tt := range []struct {
-		domid  uint16
+		domid  xen.Domid
 		devid  int
 		serves bool
 	}{{3, 1, true}, {3, 0, false}, {4, 0, false}, {5, 0, false}} {

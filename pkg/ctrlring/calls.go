@@ -9,6 +9,7 @@ import (
 
 	"github.com/netbackd/netbackd/pkg/gntdev"
 	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // HashHandler carries out what a frontend wants of hashing. Nothing of what it is
@@ -68,7 +69,7 @@ type GrefHandler interface {
 
 // Mapper maps pages of a guest. *gntdev.Device is one.
 type Mapper interface {
-	Map(domid uint16, refs []gntdev.Ref, prot gntdev.Prot) (*gntdev.Mapping, error)
+	Map(domid xen.Domid, refs []gntdev.Ref, prot gntdev.Prot) (*gntdev.Mapping, error)
 }
 
 // Limits of what a page can hold, or a message name.
@@ -87,7 +88,7 @@ var (
 // Calls carries requests out. What a request names by gref it maps for a moment
 // and copies, so handlers see nothing that the guest could still change.
 type Calls struct {
-	Domid  uint16
+	Domid  xen.Domid
 	Mapper Mapper
 	Hash   HashHandler // nil: not supported
 	Grefs  GrefHandler // nil: not supported

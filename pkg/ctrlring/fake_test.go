@@ -12,6 +12,7 @@ import (
 
 	"github.com/netbackd/netbackd/pkg/gntdev"
 	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -183,7 +184,7 @@ func (g *guestPages) grant(ref netif.Gref, ro bool, b []byte) {
 	g.pages[ref], g.readOnly[ref] = p, ro
 }
 
-func (g *guestPages) Map(d uint16, refs []gntdev.Ref, prot gntdev.Prot) (*gntdev.Mapping, error) {
+func (g *guestPages) Map(d xen.Domid, refs []gntdev.Ref, prot gntdev.Prot) (*gntdev.Mapping, error) {
 	g.calls++
 	if g.onMap != nil {
 		g.onMap(refs[0])

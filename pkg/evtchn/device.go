@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/netbackd/netbackd/pkg/internal/xendev"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // DefaultPath is where the kernel puts the device.
@@ -59,7 +60,7 @@ func (d *Device) FD() int {
 
 // BindInterdomain connects a new local port to a port that domid has offered
 // to us. The local port is not masked and has an event pending from the start.
-func (d *Device) BindInterdomain(domid uint16, remote Port) (Port, error) {
+func (d *Device) BindInterdomain(domid xen.Domid, remote Port) (Port, error) {
 	if remote == 0 {
 		return 0, BindError("bind", domid, 0, unix.EINVAL)
 	}
@@ -72,7 +73,7 @@ func (d *Device) BindInterdomain(domid uint16, remote Port) (Port, error) {
 
 // BindUnbound makes a new local port that domid may connect to. Events sent on
 // it before that are lost.
-func (d *Device) BindUnbound(domid uint16) (Port, error) {
+func (d *Device) BindUnbound(domid xen.Domid) (Port, error) {
 	port, err := d.ioctl(iocBindUnbound, arg{a: uint32(domid)})
 	if err != nil {
 		return 0, BindError("offer", domid, 0, err)
@@ -104,7 +105,7 @@ func (d *Device) portOp(op string, req uintptr, port Port) error {
 // Restrict allows the Device nothing but BindInterdomain to domid from now on,
 // beside the use of ports it has. It cannot be undone or repeated, nor name
 // domain 0.
-func (d *Device) Restrict(domid uint16) error {
+func (d *Device) Restrict(domid xen.Domid) error {
 	if _, err := d.ioctl(iocRestrict, arg{a: uint32(domid)}); err != nil {
 		return &Error{Op: "restrict", Domid: domid, Err: err, Hint: restrictHint(err)}
 	}

@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 var (
@@ -26,7 +28,7 @@ type Error struct {
 	// "pending", "unmask", "reset" or "close".
 	Op string
 	// Domid is the other domain of a bind, offer or restrict.
-	Domid uint16
+	Domid xen.Domid
 	// Port is the port the operation was about, 0 when it had none: the
 	// remote one for a bind, the local one otherwise.
 	Port Port
@@ -60,7 +62,7 @@ const noPort = "0 is never a port"
 
 // BindError is the error of a bind to a port of another domain, or of an offer to
 // one (port 0). It is exported for what stands in for the device.
-func BindError(op string, domid uint16, port Port, err error) *Error {
+func BindError(op string, domid xen.Domid, port Port, err error) *Error {
 	hint := bindHint(err)
 	if op == "bind" && port == 0 {
 		hint = noPort

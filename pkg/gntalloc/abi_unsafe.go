@@ -8,13 +8,15 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // allocGref is struct ioctl_gntalloc_alloc_gref. The kernel fills in count
 // gref_ids; the size in the ioctl number is that of one.
 type allocGref struct {
 	_       structs.HostLayout
-	domid   uint16
+	domid   xen.Domid
 	flags   uint16
 	count   uint32
 	index   uint64 // out: the offset for mmap
@@ -58,7 +60,7 @@ type linux struct{}
 
 var _ kernel = linux{}
 
-func (linux) allocGref(fd int, domid uint16, n int, writable bool) (uint64, []uint32, error) {
+func (linux) allocGref(fd int, domid xen.Domid, n int, writable bool) (uint64, []uint32, error) {
 	buf := newAllocArg(domid, n, writable)
 	if err := ioctl(fd, iocAllocGref, unsafe.Pointer(unsafe.SliceData(buf))); err != nil {
 		return 0, nil, err
@@ -72,7 +74,7 @@ func (linux) allocGref(fd int, domid uint16, n int, writable bool) (uint64, []ui
 const allocHeader = unsafe.Offsetof(allocGref{}.grefIDs) / 8
 
 // newAllocArg lays out an allocGref with room for n refs.
-func newAllocArg(domid uint16, n int, writable bool) []uint64 {
+func newAllocArg(domid xen.Domid, n int, writable bool) []uint64 {
 	buf := make([]uint64, int(allocHeader)+(n+1)/2)
 	arg := (*allocGref)(unsafe.Pointer(unsafe.SliceData(buf)))
 	arg.domid, arg.count = domid, uint32(n)

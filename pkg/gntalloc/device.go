@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/netbackd/netbackd/pkg/internal/xendev"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // DefaultPath is where the kernel puts the device.
@@ -55,7 +56,7 @@ func (d *Device) Close() error {
 
 // Alloc makes n zeroed pages, maps them and grants domid access to them:
 // reading, and writing when writable.
-func (d *Device) Alloc(domid uint16, n int, writable bool) (*Pages, error) {
+func (d *Device) Alloc(domid xen.Domid, n int, writable bool) (*Pages, error) {
 	if n < 1 || n > MaxPages {
 		return nil, &Error{Op: "alloc", Domid: domid, Pages: n, Err: unix.EINVAL,
 			Hint: fmt.Sprintf("from 1 to %d pages can be allocated at once", MaxPages)}
@@ -97,7 +98,7 @@ func (d *Device) free(index uint64, n int, mem []byte) error {
 
 // kernel is the device's system calls, so that tests can stand in for Xen.
 type kernel interface {
-	allocGref(fd int, domid uint16, n int, writable bool) (index uint64, refs []uint32, err error)
+	allocGref(fd int, domid xen.Domid, n int, writable bool) (index uint64, refs []uint32, err error)
 	deallocGref(fd int, index uint64, n int) error
 	mmap(fd int, index uint64, length int) ([]byte, error)
 	munmap(mem []byte) error

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/netbackd/netbackd/pkg/internal/xendev"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // fake is a kernel that writes down every call.
@@ -30,7 +31,7 @@ func (f *fake) log(format string, args ...any) {
 	f.calls = append(f.calls, fmt.Sprintf(format, args...))
 }
 
-func (f *fake) allocGref(_ int, domid uint16, n int, writable bool) (uint64, []uint32, error) {
+func (f *fake) allocGref(_ int, domid xen.Domid, n int, writable bool) (uint64, []uint32, error) {
 	f.log("alloc %d %d %v", domid, n, writable)
 	if f.allocErr != nil {
 		return 0, nil, f.allocErr

@@ -8,6 +8,8 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // ErrClosed is what the methods of a closed Device fail with.
@@ -18,7 +20,7 @@ type Error struct {
 	// Op is "open", "alloc", "free" or "close".
 	Op string
 	// Domid is whom an alloc was to grant the pages to.
-	Domid uint16
+	Domid xen.Domid
 	// Pages is how many pages an alloc or free was about.
 	Pages int
 	// Err is the errno or [ErrClosed].

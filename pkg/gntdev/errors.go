@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // ErrClosed is what every method of a closed Device fails with.
@@ -25,7 +27,7 @@ type Error struct {
 	Index int
 	// Domid and Ref name the grant at fault. Domid alone is set when a map
 	// failed and no single ref could be blamed.
-	Domid uint16
+	Domid xen.Domid
 	Ref   Ref
 	// Status is what the hypervisor said about the grant, [StatusOkay] when
 	// it said nothing.

@@ -9,12 +9,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/netbackd/netbackd/pkg/internal/xendev"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // fake is a kernel with one guest. It fails as the real one does, and writes
 // down every call.
 type fake struct {
-	domid uint16
+	domid xen.Domid
 	bad   []Ref // neither copied nor mapped
 	ro    []Ref // granted read-only
 
@@ -55,7 +56,7 @@ func (f *fake) grantCopy(_ int, segs []Segment) error {
 	return f.copyErr
 }
 
-func (f *fake) mapGrantRef(_ int, domid uint16, refs []Ref) (uint64, error) {
+func (f *fake) mapGrantRef(_ int, domid xen.Domid, refs []Ref) (uint64, error) {
 	f.log("map %d %v", domid, refs)
 	if f.mapErr != nil {
 		return 0, f.mapErr

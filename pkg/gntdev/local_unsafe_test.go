@@ -6,11 +6,13 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // local makes s a copy between the whole of mem and the start of a guest's
 // page.
-func (s *Segment) local(dir Direction, domid uint16, ref Ref, mem []byte) {
+func (s *Segment) local(dir Direction, domid xen.Domid, ref Ref, mem []byte) {
 	addr := uintptr(unsafe.Pointer(unsafe.SliceData(mem)))
 	if dir == ToGuest {
 		s.ToGuest(domid, ref, 0, addr, uint16(len(mem)))

@@ -7,6 +7,8 @@ import (
 	"slices"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // MaxRefs is the most refs of one Map: the kernel's default for
@@ -27,7 +29,7 @@ const bringInRefs = 256
 //
 // Map is for pages that are used over and over, such as rings; a page used
 // once is cheaper to Copy.
-func (d *Device) Map(domid uint16, refs []Ref, prot Prot) (*Mapping, error) {
+func (d *Device) Map(domid xen.Domid, refs []Ref, prot Prot) (*Mapping, error) {
 	if len(refs) == 0 || len(refs) > MaxRefs {
 		return nil, &Error{Op: "map", Index: -1, Domid: domid, Err: unix.EINVAL,
 			Hint: fmt.Sprintf("%d refs: from 1 to %d can be mapped at once", len(refs), MaxRefs)}
@@ -56,7 +58,7 @@ func (d *Device) Map(domid uint16, refs []Ref, prot Prot) (*Mapping, error) {
 // writing (gntdev_mmap in drivers/xen/gntdev.c): no thread maps memory or has its
 // first use of a page meanwhile. A copy waits without that lock. What goes wrong here
 // is left for the mapping to say. The caller holds fd.
-func (d *Device) bringIn(fd int, domid uint16, refs []Ref) {
+func (d *Device) bringIn(fd int, domid xen.Domid, refs []Ref) {
 	a, err := NewArena(1)
 	if err != nil {
 		return
@@ -107,7 +109,7 @@ func (d *Device) unmap(index uint64, count int, mem []byte) error {
 // was wrong and why, so the refs are mapped one by one until one fails, and
 // one byte is copied from that one, since a copy has a status. The caller
 // holds fd.
-func (d *Device) explain(fd int, domid uint16, refs []Ref, prot Prot, cause error) error {
+func (d *Device) explain(fd int, domid xen.Domid, refs []Ref, prot Prot, cause error) error {
 	e := &Error{Op: "map", Index: -1, Domid: domid, Err: cause}
 	for i := range refs[:min(len(refs), maxProbes)] {
 		if d.probe(fd, domid, refs[i], prot) == nil {
@@ -128,7 +130,7 @@ func (d *Device) explain(fd int, domid uint16, refs []Ref, prot Prot, cause erro
 }
 
 // probe maps one ref and unmaps it at once.
-func (d *Device) probe(fd int, domid uint16, ref Ref, prot Prot) error {
+func (d *Device) probe(fd int, domid xen.Domid, ref Ref, prot Prot) error {
 	index, err := d.kernel.mapGrantRef(fd, domid, []Ref{ref})
 	if err != nil {
 		return err
@@ -144,7 +146,7 @@ func (d *Device) probe(fd int, domid uint16, ref Ref, prot Prot) error {
 
 // probeStatus learns from a copy of one byte what Xen thinks of a ref.
 // StatusOkay when nothing could be learned.
-func (d *Device) probeStatus(fd int, domid uint16, ref Ref) Status {
+func (d *Device) probeStatus(fd int, domid xen.Domid, ref Ref) Status {
 	a, err := NewArena(1)
 	if err != nil {
 		return StatusOkay

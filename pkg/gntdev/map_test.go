@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/netbackd/netbackd/pkg/internal/xendev"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 func TestMapAndUnmap(t *testing.T) {
@@ -66,7 +67,7 @@ func TestMapFailureIsExplained(t *testing.T) {
 	for _, c := range []struct {
 		name   string
 		change func(f *fake)
-		domid  uint16
+		domid  xen.Domid
 		refs   []Ref
 		prot   Prot
 		is     []error

@@ -13,6 +13,7 @@ import (
 
 	"github.com/netbackd/netbackd/pkg/evtchn"
 	"github.com/netbackd/netbackd/pkg/gntalloc"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // The tests of this file and of realxen_test.go need a host that runs Xen and
@@ -110,7 +111,7 @@ func (g *guest) serve(words []string) (string, error) {
 	}
 	switch words[0] {
 	case "alloc": // domid pages writable: "<set> <ref>...", page i filled with seed i
-		p, err := g.alloc.Alloc(uint16(n[0]), n[1], n[2] == 1)
+		p, err := g.alloc.Alloc(xen.Domid(n[0]), n[1], n[2] == 1)
 		if err != nil {
 			return "", err
 		}
@@ -120,7 +121,7 @@ func (g *guest) serve(words []string) (string, error) {
 		}
 		return strings.Trim(fmt.Sprint(append([]uint32{uint32(len(g.pages) - 1)}, p.Refs()...)), "[]"), nil
 	case "reserve": // domid pages: "<set>", for more refs than fit in a xenstore node
-		p, err := g.alloc.Alloc(uint16(n[0]), n[1], true)
+		p, err := g.alloc.Alloc(xen.Domid(n[0]), n[1], true)
 		if err != nil {
 			return "", err
 		}
@@ -137,7 +138,7 @@ func (g *guest) serve(words []string) (string, error) {
 		}
 		return fmt.Sprint(len(mem)), nil
 	case "offer": // domid: port
-		port, err := g.events.BindUnbound(uint16(n[0]))
+		port, err := g.events.BindUnbound(xen.Domid(n[0]))
 		return fmt.Sprint(port), err
 	case "unbind":
 		return "ok", g.events.Unbind(evtchn.Port(n[0]))

@@ -17,13 +17,14 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/netbackd/netbackd/pkg/evtchn"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 const dom0 = 0
 
 // remote is the guest as the back end's domain sees it.
 type remote struct {
-	domid uint16
+	domid xen.Domid
 	home  string
 	calls int
 	lost  bool // it did not answer in time
@@ -100,7 +101,7 @@ func TestRealXenBackend(t *testing.T) {
 	if err != nil {
 		t.Fatalf("%s must be the guest's domid: %v", guestEnv, err)
 	}
-	r := &remote{domid: uint16(id), home: "/local/domain/" + strconv.FormatUint(id, 10)}
+	r := &remote{domid: xen.Domid(id), home: "/local/domain/" + strconv.FormatUint(id, 10)}
 	dev, err := Open(DefaultPath)
 	if err != nil {
 		t.Fatal(err)
@@ -413,7 +414,7 @@ func (b *backend) mapBadRef(t *testing.T) {
 	_, refs := b.alloc(t, 4, true)
 	for _, c := range []struct {
 		name  string
-		domid uint16
+		domid xen.Domid
 		bad   Ref
 		want  Status
 	}{
@@ -742,7 +743,7 @@ func (b *backend) eventsRestrict(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, domid := range []uint16{0, 0x7ff0} {
+	for _, domid := range []xen.Domid{0, 0x7ff0} {
 		if err := d.Restrict(domid); !errors.Is(err, unix.EINVAL) {
 			t.Errorf("restrict to %d: %v, want EINVAL", domid, err)
 		}

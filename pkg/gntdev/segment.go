@@ -2,7 +2,11 @@
 
 package gntdev
 
-import "structs"
+import (
+	"structs"
+
+	"github.com/netbackd/netbackd/pkg/xen"
+)
 
 // PageSize is the size of a granted page. Grants are 4 KiB on every
 // architecture, whatever page size the kernel itself uses.
@@ -54,7 +58,7 @@ type Segment struct {
 }
 
 // FromGuest makes s a copy of n bytes at off of the guest's page to local.
-func (s *Segment) FromGuest(domid uint16, ref Ref, off uint16, local uintptr, n uint16) {
+func (s *Segment) FromGuest(domid xen.Domid, ref Ref, off uint16, local uintptr, n uint16) {
 	s.source = foreign(domid, ref, off)
 	s.dest = uint64(local)
 	s.len = n
@@ -63,7 +67,7 @@ func (s *Segment) FromGuest(domid uint16, ref Ref, off uint16, local uintptr, n 
 }
 
 // ToGuest makes s a copy of n bytes at local into the guest's page at off.
-func (s *Segment) ToGuest(domid uint16, ref Ref, off uint16, local uintptr, n uint16) {
+func (s *Segment) ToGuest(domid xen.Domid, ref Ref, off uint16, local uintptr, n uint16) {
 	s.source = uint64(local)
 	s.dest = foreign(domid, ref, off)
 	s.len = n
@@ -71,7 +75,7 @@ func (s *Segment) ToGuest(domid uint16, ref Ref, off uint16, local uintptr, n ui
 	s.status = StatusGeneralError
 }
 
-func foreign(domid uint16, ref Ref, off uint16) uint64 {
+func foreign(domid xen.Domid, ref Ref, off uint16) uint64 {
 	return uint64(domid)<<48 | uint64(off)<<32 | uint64(ref)
 }
 
@@ -99,10 +103,10 @@ func (s *Segment) Local() uintptr {
 }
 
 // Foreign is the guest's side: whose page, which one, and where in it.
-func (s *Segment) Foreign() (domid uint16, ref Ref, off uint16) {
+func (s *Segment) Foreign() (domid xen.Domid, ref Ref, off uint16) {
 	v := s.source
 	if s.flags == ToGuest {
 		v = s.dest
 	}
-	return uint16(v >> 48), Ref(v), uint16(v >> 32)
+	return xen.Domid(v >> 48), Ref(v), uint16(v >> 32)
 }

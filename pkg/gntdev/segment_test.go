@@ -9,12 +9,14 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 	"pgregory.net/rapid"
+
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // side is a segment taken apart.
 type side struct {
 	Direction Direction
-	Domid     uint16
+	Domid     xen.Domid
 	Ref       Ref
 	Off       uint16
 	Local     uintptr
@@ -45,7 +47,7 @@ func TestSegmentKeepsWhatItWasGiven(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		want := side{
 			Direction: rapid.SampledFrom([]Direction{FromGuest, ToGuest}).Draw(t, "direction"),
-			Domid:     rapid.Uint16().Draw(t, "domid"),
+			Domid:     xen.Domid(rapid.Uint16().Draw(t, "domid")),
 			Ref:       rapid.Uint32().Draw(t, "ref"),
 			Off:       rapid.Uint16().Draw(t, "off"),
 			Local:     uintptr(rapid.Uint64().Draw(t, "local")),

@@ -9,12 +9,13 @@ import (
 	"github.com/netbackd/netbackd/pkg/gntdev"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/staticgrant"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // memory stands for a *gntdev.Device.
 type memory struct{}
 
-func (memory) Map(_ uint16, refs []gntdev.Ref, _ gntdev.Prot) (*gntdev.Mapping, error) {
+func (memory) Map(_ xen.Domid, refs []gntdev.Ref, _ gntdev.Prot) (*gntdev.Mapping, error) {
 	return gntdev.NewMapping(make([]byte, len(refs)*netif.PageSize), func() error { return nil }), nil
 }
 

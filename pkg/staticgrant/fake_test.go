@@ -9,9 +9,11 @@ import (
 	"sync"
 	"testing"
 
+	"go.uber.org/goleak"
+
 	"github.com/netbackd/netbackd/pkg/gntdev"
 	"github.com/netbackd/netbackd/pkg/netif"
-	"go.uber.org/goleak"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -39,7 +41,7 @@ func (f *fakeMapper) source(b *Budget) *Source {
 	return &Source{Mapper: f, Domid: guest, Budget: b}
 }
 
-func (f *fakeMapper) Map(domid uint16, refs []gntdev.Ref, prot gntdev.Prot) (*gntdev.Mapping, error) {
+func (f *fakeMapper) Map(domid xen.Domid, refs []gntdev.Ref, prot gntdev.Prot) (*gntdev.Mapping, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.calls++

@@ -10,6 +10,7 @@ import (
 
 	"github.com/netbackd/netbackd/pkg/gntdev"
 	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // MaxList is how many entries a list can have: a page of them.
@@ -17,14 +18,14 @@ const MaxList = netif.PageSize / 8
 
 // Mapper maps pages of a guest. *gntdev.Device is one.
 type Mapper interface {
-	Map(domid uint16, refs []gntdev.Ref, prot gntdev.Prot) (*gntdev.Mapping, error)
+	Map(domid xen.Domid, refs []gntdev.Ref, prot gntdev.Prot) (*gntdev.Mapping, error)
 }
 
 // Source is where the grants of a guest come from. It may be used by several
 // goroutines if its Mapper may.
 type Source struct {
 	Mapper Mapper
-	Domid  uint16
+	Domid  xen.Domid
 	Budget *Budget // nil: without bounds
 }
 

@@ -15,6 +15,7 @@ import (
 
 	"github.com/netbackd/netbackd/pkg/gntdev"
 	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 const (
@@ -291,7 +292,7 @@ func TestMapperGivesWrongSize(t *testing.T) {
 
 type mapFunc func() (*gntdev.Mapping, error)
 
-func (f mapFunc) Map(uint16, []gntdev.Ref, gntdev.Prot) (*gntdev.Mapping, error) { return f() }
+func (f mapFunc) Map(xen.Domid, []gntdev.Ref, gntdev.Prot) (*gntdev.Mapping, error) { return f() }
 
 // TestDisconnectWhileMapping: a guest whose pages map slowly does not hold up
 // its own disconnect for longer than one of them takes.

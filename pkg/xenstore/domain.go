@@ -5,6 +5,8 @@ package xenstore
 import (
 	"strconv"
 	"strings"
+
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // Features of an xenstored, XENSTORE_SERVER_FEATURE_* of xs_wire.h.
@@ -15,13 +17,13 @@ const (
 )
 
 // DomainPath asks xenstored for the home of a domain.
-func (c *Client) DomainPath(domid uint16) (string, error) {
+func (c *Client) DomainPath(domid xen.Domid) (string, error) {
 	return c.text(MsgGetDomainPath, decimal(domid))
 }
 
 // IsIntroduced reports whether xenstored serves a domain: it was introduced and
 // has neither been released nor ceased to exist.
-func (c *Client) IsIntroduced(domid uint16) (bool, error) {
+func (c *Client) IsIntroduced(domid xen.Domid) (bool, error) {
 	s, err := c.text(MsgIsDomainIntroduced, decimal(domid))
 	if err != nil {
 		return false, err
@@ -38,23 +40,23 @@ func (c *Client) IsIntroduced(domid uint16) (bool, error) {
 // Introduce makes xenstored serve a domain through its ring, the page gfn of the
 // domain, and through port, an unbound event channel of the domain. For
 // toolstacks only, like the requests below.
-func (c *Client) Introduce(domid uint16, gfn uint64, port uint32) error {
+func (c *Client) Introduce(domid xen.Domid, gfn uint64, port uint32) error {
 	// The page number is a signed decimal on the wire.
 	return c.domain(MsgIntroduce, decimal(domid), strconv.FormatInt(int64(gfn), 10), decimal(port))
 }
 
 // Release makes xenstored give up a domain.
-func (c *Client) Release(domid uint16) error {
+func (c *Client) Release(domid xen.Domid) error {
 	return c.domain(MsgRelease, decimal(domid))
 }
 
 // Resume makes a domain that was shut down once fire ReleaseDomain again.
-func (c *Client) Resume(domid uint16) error {
+func (c *Client) Resume(domid xen.Domid) error {
 	return c.domain(MsgResume, decimal(domid))
 }
 
 // SetTarget gives a domain the rights of another one, its target.
-func (c *Client) SetTarget(domid, target uint16) error {
+func (c *Client) SetTarget(domid, target xen.Domid) error {
 	return c.domain(MsgSetTarget, decimal(domid), decimal(target))
 }
 
@@ -93,13 +95,13 @@ func (c *Client) Features() (uint32, error) {
 }
 
 // DomainFeatures returns what xenstored offers to a domain.
-func (c *Client) DomainFeatures(domid uint16) (uint32, error) {
+func (c *Client) DomainFeatures(domid xen.Domid) (uint32, error) {
 	return c.features(decimal(domid))
 }
 
 // SetDomainFeatures limits what xenstored offers to a domain. The domain must
 // not have been introduced yet.
-func (c *Client) SetDomainFeatures(domid uint16, features uint32) error {
+func (c *Client) SetDomainFeatures(domid xen.Domid, features uint32) error {
 	return c.domain(MsgSetFeature, decimal(domid), decimal(features))
 }
 
@@ -127,6 +129,6 @@ func (c *Client) text(typ MessageType, args ...string) (string, error) {
 	return strings.TrimSuffix(string(b), "\x00"), err
 }
 
-func decimal[T uint16 | uint32](n T) string {
+func decimal[T xen.Domid | uint32](n T) string {
 	return strconv.FormatUint(uint64(n), 10)
 }

@@ -5,6 +5,8 @@ package xenstore
 import (
 	"fmt"
 	"strings"
+
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // The special paths. They are not nodes: they can be watched, and their
@@ -71,6 +73,6 @@ func pathByte(c byte) bool {
 
 // DomainPath returns the home of a domain, /local/domain/<domid>. Relative
 // paths of a domain start there. Client.DomainPath asks xenstored.
-func DomainPath(domid uint16) string {
+func DomainPath(domid xen.Domid) string {
 	return fmt.Sprintf("/local/domain/%d", domid)
 }

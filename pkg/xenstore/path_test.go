@@ -7,6 +7,8 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 func TestCheckPath(t *testing.T) {
@@ -76,7 +78,7 @@ func FuzzPath(f *testing.F) {
 }
 
 func TestDomainPath(t *testing.T) {
-	for domid, want := range map[uint16]string{0: "/local/domain/0", 32751: "/local/domain/32751"} {
+	for domid, want := range map[xen.Domid]string{0: "/local/domain/0", 32751: "/local/domain/32751"} {
 		if got := DomainPath(domid); got != want {
 			t.Errorf("%d: %q", domid, got)
 		}

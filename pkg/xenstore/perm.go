@@ -5,6 +5,8 @@ package xenstore
 import (
 	"fmt"
 	"strconv"
+
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // Access is what a Perm grants: enum xs_perm_type. The zero value is none.
@@ -30,7 +32,7 @@ func (a Access) String() string {
 // So [n0 r5] is owned by domain 0, read by domain 5 and closed to others.
 type Perm struct {
 	Access Access
-	Domid  uint16
+	Domid  xen.Domid
 }
 
 // String returns the form on the wire, for example "r5".
@@ -60,6 +62,6 @@ func ParsePerm(s string) (Perm, error) {
 	if err != nil {
 		return Perm{}, fmt.Errorf("permission %q: no domain id behind the letter", s)
 	}
-	p.Domid = uint16(domid)
+	p.Domid = xen.Domid(domid)
 	return p, nil
 }

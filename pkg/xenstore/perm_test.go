@@ -6,6 +6,8 @@ import (
 	"testing"
 
 	"pgregory.net/rapid"
+
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 func TestPermForms(t *testing.T) {
@@ -34,7 +36,7 @@ func TestPermRoundTrip(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		want := Perm{
 			Access: Access(rapid.IntRange(0, int(AccessBoth)).Draw(t, "access")),
-			Domid:  rapid.Uint16().Draw(t, "domid"),
+			Domid:  xen.Domid(rapid.Uint16().Draw(t, "domid")),
 		}
 		if got, err := ParsePerm(want.String()); err != nil || got != want {
 			t.Fatalf("%v comes back as %v, %v", want, got, err)

@@ -17,6 +17,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/netbackd/netbackd/internal/budget"
+	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
@@ -190,7 +191,7 @@ func TestTwelveGuestsThatStorm(t *testing.T) {
 }
 
 // device makes a vif as a toolstack that has not run its script yet does.
-func (w *world) device(domid uint16, devid int) {
+func (w *world) device(domid xen.Domid, devid int) {
 	w.t.Helper()
 	back, front := w.BackPath(domid, devid), w.FrontPath(domid, devid)
 	w.must(w.Store().Transaction(func(tx *xenstore.Tx) error {
@@ -253,7 +254,7 @@ func TestThreadsAreBounded(t *testing.T) {
 	for i := range ofOne {
 		w.device(one, i)
 	}
-	var others []uint16
+	var others []xen.Domid
 	for range guests {
 		others = append(others, w.domain())
 	}

@@ -30,6 +30,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/evtchn"
 	"github.com/netbackd/netbackd/pkg/gntalloc"
 	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
@@ -41,7 +42,7 @@ import (
 // limits how fast a guest may write.
 type rawFront struct {
 	w      *world
-	domid  uint16
+	domid  xen.Domid
 	devid  int
 	pages  *simclient.Pages
 	events *simclient.Events
@@ -69,7 +70,7 @@ func (w *world) rawFront(queues int, opts ...option) *rawFront {
 }
 
 // domain makes a domain without devices.
-func (w *world) domain(opts ...option) uint16 {
+func (w *world) domain(opts ...option) xen.Domid {
 	w.t.Helper()
 	cfg := config(w.guests, opts...)
 	w.guests++
@@ -82,7 +83,7 @@ func (w *world) domain(opts ...option) uint16 {
 }
 
 // join plays the frontend of a vif there is.
-func (w *world) join(domid uint16, devid int) *rawFront {
+func (w *world) join(domid xen.Domid, devid int) *rawFront {
 	w.t.Helper()
 	f := &rawFront{w: w, domid: domid, devid: devid}
 	conn, err := w.Join(domid)
@@ -203,7 +204,7 @@ func (f *rawFront) waitBack(states ...xenbus.State) {
 	f.w.waitBack(f.domid, f.devid, states...)
 }
 
-func (w *world) waitBack(domid uint16, devid int, states ...xenbus.State) {
+func (w *world) waitBack(domid xen.Domid, devid int, states ...xenbus.State) {
 	w.t.Helper()
 	ctx, cancel := context.WithTimeout(w.ctx, patience)
 	defer cancel()
@@ -256,7 +257,7 @@ func (f *rawFront) connected() {
 func (w *world) vifConfig(opts ...option) lab.VifConfig { return config(w.guests-1, opts...).Vif }
 
 // errNode is where netbackd writes what went wrong with a vif.
-func errNode(domid uint16, devid int) string {
+func errNode(domid xen.Domid, devid int) string {
 	return fmt.Sprintf("/local/domain/0/error/backend/vif/%d/%d/error", domid, devid)
 }
 
@@ -274,7 +275,7 @@ func (w *world) read(path string) string {
 const absent = "none"
 
 // waitError waits until the error node of a vif has a text with what in it.
-func (w *world) waitError(domid uint16, devid int, what string) {
+func (w *world) waitError(domid xen.Domid, devid int, what string) {
 	w.t.Helper()
 	w.wait(fmt.Sprintf("an error with %q", what), func() bool {
 		return strings.Contains(w.read(errNode(domid, devid)), what)
@@ -282,7 +283,7 @@ func (w *world) waitError(domid uint16, devid int, what string) {
 }
 
 // unpinned waits until nobody has a page of the domain mapped.
-func (w *world) unpinned(domid uint16) {
+func (w *world) unpinned(domid xen.Domid) {
 	w.t.Helper()
 	w.wait(fmt.Sprintf("all pages of domain %d to be let go", domid), func() bool {
 		d, err := w.Domain(domid)
@@ -292,7 +293,7 @@ func (w *world) unpinned(domid uint16) {
 
 // domainGone waits until the hypervisor has forgotten the domain: as long as
 // anybody has a page of it mapped it stays, as a zombie.
-func (w *world) domainGone(domid uint16) {
+func (w *world) domainGone(domid xen.Domid) {
 	w.t.Helper()
 	w.wait(fmt.Sprintf("domain %d to be no zombie", domid), func() bool {
 		_, err := w.Domain(domid)
@@ -302,7 +303,7 @@ func (w *world) domainGone(domid uint16) {
 
 // vifGone waits until nothing of a vif is left: not in the daemon, no interface,
 // no journal, no error node.
-func (w *world) vifGone(domid uint16, devid int) {
+func (w *world) vifGone(domid xen.Domid, devid int) {
 	w.t.Helper()
 	name := fmt.Sprintf("vif%d.%d", domid, devid)
 	w.wait(name+" to be forgotten", func() bool {
@@ -319,7 +320,7 @@ func (w *world) vifGone(domid uint16, devid int) {
 }
 
 // noInterface checks that there is no TAP of a vif, whatever its name is now.
-func (w *world) noInterface(domid uint16, devid int) {
+func (w *world) noInterface(domid xen.Domid, devid int) {
 	w.t.Helper()
 	if l := w.link(domid, devid); l != nil {
 		w.t.Errorf("the interface %s of vif%d.%d is left", l.Attrs().Name, domid, devid)
@@ -328,7 +329,7 @@ func (w *world) noInterface(domid uint16, devid int) {
 
 // link is the TAP of a vif, nil if there is none. Scripts rename it, so it is
 // found by its second name.
-func (w *world) link(domid uint16, devid int) netlink.Link {
+func (w *world) link(domid xen.Domid, devid int) netlink.Link {
 	l, err := netlink.LinkByName(fmt.Sprintf("netbackd-vif%d.%d", domid, devid))
 	if errors.As(err, new(netlink.LinkNotFoundError)) {
 		return nil
@@ -338,7 +339,7 @@ func (w *world) link(domid uint16, devid int) netlink.Link {
 }
 
 // journals are the files that the daemon keeps for a vif.
-func (w *world) journals(domid uint16, devid int) []string {
+func (w *world) journals(domid xen.Domid, devid int) []string {
 	found, err := filepath.Glob(filepath.Join(w.RunDir(), fmt.Sprintf("ring-%d.%d-*", domid, devid)))
 	w.must(err)
 	for i := range found {

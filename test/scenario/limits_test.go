@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/netbackd/netbackd/internal/lab"
+	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
@@ -179,7 +180,7 @@ func TestGuestWritesItsStateTenThousandTimes(t *testing.T) {
 }
 
 // grantMaps counts how often pages of a domain have been mapped.
-func (w *world) grantMaps(domid uint16) uint64 {
+func (w *world) grantMaps(domid xen.Domid) uint64 {
 	w.t.Helper()
 	d, err := w.Domain(domid)
 	w.must(err)

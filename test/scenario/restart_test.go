@@ -18,6 +18,7 @@ import (
 	"github.com/netbackd/netbackd/internal/lab"
 	"github.com/netbackd/netbackd/internal/lab/guest"
 	"github.com/netbackd/netbackd/internal/vif"
+	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
@@ -252,7 +253,7 @@ func TestFirstStartWithGuestsThatAreThereAlready(t *testing.T) {
 	w.must(os.RemoveAll(w.RunDir()))
 	const n = 4
 	attached := make(chan error, n)
-	domids := make([]uint16, n)
+	domids := make([]xen.Domid, n)
 	for i := range domids {
 		domids[i] = w.domain()
 		v := w.vifConfig()

@@ -17,6 +17,7 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/netns"
 	"github.com/netbackd/netbackd/internal/lab/traffic"
 	"github.com/netbackd/netbackd/internal/vif"
+	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
@@ -246,7 +247,7 @@ func TestManyVifsAttachedAtTheSameTime(t *testing.T) {
 	const n = 24
 	begin := time.Now()
 	done := make(chan error, n)
-	domids := make([]uint16, n)
+	domids := make([]xen.Domid, n)
 	for i := range n {
 		domids[i] = w.domain()
 		v := w.vifConfig()

@@ -10,6 +10,7 @@ import (
 	"strconv"
 
 	"github.com/netbackd/netbackd/internal/lab/netfront"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // Config says which guest the agent is.
@@ -19,7 +20,7 @@ type Config struct {
 	// /dev/xen/xenbus.
 	Xen string
 	// Domid is the domain to be, in an embedded Xen.
-	Domid uint16
+	Domid xen.Domid
 	// Vifs are connected at the start.
 	Vifs []VifConfig
 }
@@ -94,7 +95,7 @@ func ParseArgs(args []string, w io.Writer) (Config, error) {
 	f.StringVar(&c.Xen, "xen", "", "`directory` of an embedded Xen; without it, use the real one's device nodes")
 	f.Func("domid", "`number` of the domain to be, in an embedded Xen", func(s string) error {
 		n, err := strconv.ParseUint(s, 10, 16)
-		c.Domid = uint16(n)
+		c.Domid = xen.Domid(n)
 		return err
 	})
 	f.Func("vif", "a vif to connect, as a `JSON` object like {\"name\":\"eth0\",\"addrs\":[\"192.0.2.2/24\"]}", func(s string) error {

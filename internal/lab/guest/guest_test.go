@@ -25,6 +25,7 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/traffic"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/tap"
+	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
@@ -58,7 +59,7 @@ type lab struct {
 	t     *testing.T
 	ctx   context.Context
 	x     *fronttest.Xen
-	domid uint16
+	domid xen.Domid
 	back  *fronttest.Backend
 }
 

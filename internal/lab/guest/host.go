@@ -12,6 +12,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/evtchn"
 	"github.com/netbackd/netbackd/pkg/gntalloc"
 	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
@@ -57,7 +58,7 @@ func (p simPages) InUse(ref netif.Gref) (bool, error) {
 	return p.table.Head(ref).Flags()&(gnttab.Reading|gnttab.Writing) != 0, nil
 }
 
-func openEmbedded(dir string, domid uint16) (h netfront.Host, closeAll func() error, err error) {
+func openEmbedded(dir string, domid xen.Domid) (h netfront.Host, closeAll func() error, err error) {
 	var opened []io.Closer
 	closeAll = func() error {
 		var errs []error

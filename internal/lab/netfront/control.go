@@ -12,13 +12,14 @@ import (
 	"github.com/netbackd/netbackd/pkg/evtchn"
 	"github.com/netbackd/netbackd/pkg/gntalloc"
 	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // Control is a device's control ring. It asks one thing at a time, as Windows
 // does, and belongs to the device's goroutine.
 type Control struct {
 	host   Host
-	peer   uint16
+	peer   xen.Domid
 	pages  *gntalloc.Pages
 	ring   *netif.CtrlFront // nil: it is of byte streams
 	stream ctrlring.Front   // nil: it is of slots
@@ -31,7 +32,7 @@ type Control struct {
 	static map[int][]byte // list of what the backend keeps mapped, by queue
 }
 
-func newControl(host Host, peer uint16, stream bool) (c *Control, err error) {
+func newControl(host Host, peer xen.Domid, stream bool) (c *Control, err error) {
 	c = &Control{host: host, peer: peer, static: map[int][]byte{}}
 	defer func() {
 		if err != nil {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/netbackd/netbackd/pkg/gntalloc"
 	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
@@ -32,7 +33,7 @@ type Device struct {
 	host      Host
 	cfg       Config
 	backend   string // path of the backend's directory
-	backendID uint16
+	backendID xen.Domid
 	watch     *xenstore.Watch // the backend's state
 	state     xenbus.State    // what we wrote last
 	offers    Offers
@@ -69,7 +70,7 @@ func (d *Device) locate() error {
 	if err != nil {
 		return fmt.Errorf("netfront: backend-id of %s: %w", d.cfg.Dir, err)
 	}
-	d.backendID = uint16(n)
+	d.backendID = xen.Domid(n)
 	if d.watch != nil && d.backend == path {
 		return nil
 	}
@@ -100,7 +101,7 @@ func (d *Device) SetConfig(cfg Config) {
 func (d *Device) Backend() string { return d.backend }
 
 // BackendID is the domain that the backend runs in.
-func (d *Device) BackendID() uint16 { return d.backendID }
+func (d *Device) BackendID() xen.Domid { return d.backendID }
 
 // State is the state that the device wrote last.
 func (d *Device) State() xenbus.State { return d.state }

@@ -18,6 +18,7 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/xensim/gnttab"
 	"github.com/netbackd/netbackd/internal/lab/xensim/simclient"
 	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
@@ -45,7 +46,7 @@ func must[T any](v T, err error) func(testing.TB) T {
 }
 
 // newGuestHost makes a guest with a vif and joins it.
-func newGuestHost(t *testing.T, x *fronttest.Xen) (uint16, Host) {
+func newGuestHost(t *testing.T, x *fronttest.Xen) (xen.Domid, Host) {
 	t.Helper()
 	domid := x.NewGuest()
 	conn := must(simclient.Dial(x.Dir, domid))(t)

@@ -16,6 +16,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/evtchn"
 	"github.com/netbackd/netbackd/pkg/gntalloc"
 	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 func TestMain(m *testing.M) {
@@ -53,7 +54,7 @@ func (m *machine) host() Host {
 	return Host{Pages: m, Events: func() (Events, error) { return newFakeEvents(m) }}
 }
 
-func (m *machine) Alloc(_ uint16, n int, _ bool) (*gntalloc.Pages, error) {
+func (m *machine) Alloc(_ xen.Domid, n int, _ bool) (*gntalloc.Pages, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	mem := make([]byte, n*netif.PageSize)
@@ -136,7 +137,7 @@ func (e *fakeEvents) raise(p evtchn.Port) {
 	}
 }
 
-func (e *fakeEvents) BindUnbound(uint16) (evtchn.Port, error) {
+func (e *fakeEvents) BindUnbound(xen.Domid) (evtchn.Port, error) {
 	e.m.mu.Lock()
 	defer e.m.mu.Unlock()
 	p := evtchn.Port(e.m.next)

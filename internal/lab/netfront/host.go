@@ -6,13 +6,14 @@ import (
 	"github.com/netbackd/netbackd/pkg/evtchn"
 	"github.com/netbackd/netbackd/pkg/gntalloc"
 	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
 // Pages makes pages and grants another domain access to them. *gntalloc.Device
 // is one.
 type Pages interface {
-	Alloc(domid uint16, n int, writable bool) (*gntalloc.Pages, error)
+	Alloc(domid xen.Domid, n int, writable bool) (*gntalloc.Pages, error)
 }
 
 // UseChecker is a Pages that can tell whether another domain has a granted page
@@ -24,7 +25,7 @@ type UseChecker interface {
 
 // Events is an open event channel device. *evtchn.Device is one.
 type Events interface {
-	BindUnbound(domid uint16) (evtchn.Port, error)
+	BindUnbound(domid xen.Domid) (evtchn.Port, error)
 	Unbind(port evtchn.Port) error
 	Notify(port evtchn.Port) error
 	Pending(ports []evtchn.Port) (int, error)

@@ -11,6 +11,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/evtchn"
 	"github.com/netbackd/netbackd/pkg/gntalloc"
 	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // ErrFull is returned when a ring has no room, or the queue no pages. Flush, and
@@ -53,7 +54,7 @@ type rules struct {
 }
 
 // newQueue makes rings, buffers and event channels for a backend in domain peer.
-func newQueue(host Host, peer uint16, index int, cfg Config, r rules, split bool) (q *Queue, err error) {
+func newQueue(host Host, peer xen.Domid, index int, cfg Config, r rules, split bool) (q *Queue, err error) {
 	q = &Queue{index: index, rules: r}
 	if r.offers.XDPHeadroom {
 		q.headroom = headroom{cfg.XDPHeadroom, cfg.XDPHeadroom}

@@ -16,6 +16,7 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/netfront"
 	"github.com/netbackd/netbackd/pkg/gntalloc"
 	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
@@ -83,7 +84,7 @@ type player struct {
 	script  *Script
 	title   string          // of the case
 	backend string          // path of its directory
-	peer    uint16          // its domain
+	peer    xen.Domid       // its domain
 	watch   *xenstore.Watch // of the backend's state
 
 	keys  []setKey          // for the next offer, beside those of the rings
@@ -152,7 +153,7 @@ func (p *player) open() (err error) {
 	if err != nil {
 		return fmt.Errorf("ringscript: backend-id of %s: %w", p.dir, err)
 	}
-	p.peer = uint16(n)
+	p.peer = xen.Domid(n)
 	if p.watch, err = p.host.Store.Watch(p.backend + "/state"); err != nil {
 		return err
 	}
@@ -161,7 +162,7 @@ func (p *player) open() (err error) {
 	}
 	for _, a := range []struct {
 		to       **gntalloc.Pages
-		domid    uint16
+		domid    xen.Domid
 		n        int
 		writable bool
 	}{

@@ -17,6 +17,7 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/netfront/fronttest"
 	"github.com/netbackd/netbackd/internal/lab/xensim/simclient"
 	"github.com/netbackd/netbackd/internal/vif"
+	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
@@ -38,7 +39,7 @@ func (u fakeUmpire) Ask(_ context.Context, question string) (string, error) {
 func nothing() fakeUmpire { return fakeUmpire{"begin": "", "drops": "", "grants": "0"} }
 
 // newGuest is a guest with a vif, whose backend sends back all it gets.
-func newGuest(t *testing.T) (*fronttest.Xen, uint16, netfront.Host) {
+func newGuest(t *testing.T) (*fronttest.Xen, xen.Domid, netfront.Host) {
 	t.Helper()
 	x := fronttest.NewXen(t)
 	domid := x.NewGuest()

@@ -18,6 +18,7 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/netfront"
 	"github.com/netbackd/netbackd/internal/lab/netns"
 	"github.com/netbackd/netbackd/internal/vif"
+	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
@@ -29,7 +30,7 @@ type Daemon interface {
 
 // UmpireConfig says which vif is watched.
 type UmpireConfig struct {
-	Domid uint16
+	Domid xen.Domid
 	Devid int
 	Store netfront.Store // dom0's
 	// Daemon serves the vif.

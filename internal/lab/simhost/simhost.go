@@ -11,6 +11,7 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/xensim/simclient"
 	"github.com/netbackd/netbackd/internal/lab/xensim/wire"
 	"github.com/netbackd/netbackd/internal/vif"
+	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
@@ -46,7 +47,7 @@ func (h *Host) Grants() vif.Grants { return h.grants }
 func (h *Host) OpenMapper() (vif.Mapper, error) { return h.conn.Grants() }
 
 // OpenEvents opens the event channel device for the channels of one domain.
-func (h *Host) OpenEvents(domid uint16) (vif.Events, error) {
+func (h *Host) OpenEvents(domid xen.Domid) (vif.Events, error) {
 	e, err := h.conn.Events()
 	if err != nil {
 		return nil, err

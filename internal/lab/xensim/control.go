@@ -10,6 +10,7 @@ import (
 
 	"github.com/netbackd/netbackd/internal/lab/xensim/hyp"
 	"github.com/netbackd/netbackd/internal/lab/xensim/wire"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // controlFile is what a toolstack in dom0 holds.
@@ -44,7 +45,7 @@ func (f *controlFile) call(op wire.Op, r *wire.Reader, reply []byte) ([]byte, in
 	if op != wire.OpAddFault && r.Done() != nil {
 		return reply, -1, unix.EINVAL
 	}
-	d := f.s.hv.Domain(uint16(domid), 0)
+	d := f.s.hv.Domain(xen.Domid(domid), 0)
 	if d == nil || domid >= hyp.FirstReserved {
 		return reply, -1, unix.ESRCH
 	}

@@ -9,6 +9,7 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/xensim/hyp"
 	"github.com/netbackd/netbackd/internal/lab/xensim/wire"
 	"github.com/netbackd/netbackd/pkg/gntdev"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // This file takes the calls of the domains' files off the wire.
@@ -109,7 +110,7 @@ func (f *gntdevFile) call(op wire.Op, r *wire.Reader, reply []byte) ([]byte, int
 		if r.Done() != nil || domid > 0xffff {
 			return reply, -1, unix.EINVAL
 		}
-		index, errno := f.dev.Map(uint16(domid), refs)
+		index, errno := f.dev.Map(xen.Domid(domid), refs)
 		return wire.AppendU64(reply, index), -1, errno
 	case wire.OpMmap:
 		index, count, writable := r.U64(), r.U32(), r.U32()
@@ -182,7 +183,7 @@ func (f *evtchnFile) call(op wire.Op, r *wire.Reader, reply []byte) ([]byte, int
 		if r.Done() != nil || domid > 0xffff {
 			return reply, -1, unix.EINVAL
 		}
-		port, errno := f.dev.BindInterdomain(uint16(domid), remote)
+		port, errno := f.dev.BindInterdomain(xen.Domid(domid), remote)
 		return wire.AppendU32(reply, port), -1, errno
 	}
 	arg := r.U32()
@@ -194,7 +195,7 @@ func (f *evtchnFile) call(op wire.Op, r *wire.Reader, reply []byte) ([]byte, int
 		if arg > 0xffff {
 			return reply, -1, unix.EINVAL
 		}
-		port, errno := f.dev.BindUnbound(uint16(arg))
+		port, errno := f.dev.BindUnbound(xen.Domid(arg))
 		return wire.AppendU32(reply, port), -1, errno
 	case wire.OpUnbind:
 		return reply, -1, f.dev.Unbind(arg)
@@ -202,7 +203,7 @@ func (f *evtchnFile) call(op wire.Op, r *wire.Reader, reply []byte) ([]byte, int
 		if arg > 0xffff {
 			return reply, -1, unix.EINVAL
 		}
-		return reply, -1, f.dev.Restrict(uint16(arg))
+		return reply, -1, f.dev.Restrict(xen.Domid(arg))
 	}
 	return reply, -1, unix.ENOTTY
 }
@@ -224,7 +225,7 @@ func (f *gntallocFile) call(op wire.Op, r *wire.Reader, reply []byte) ([]byte, i
 		if r.Done() != nil || domid > 0xffff || count > wire.MaxRefs {
 			return reply, -1, unix.EINVAL
 		}
-		a, errno := f.dev.Alloc(uint16(domid), int(count), writable != 0)
+		a, errno := f.dev.Alloc(xen.Domid(domid), int(count), writable != 0)
 		if errno != 0 {
 			return reply, -1, errno
 		}

@@ -16,6 +16,7 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/xensim/hyp"
 	"github.com/netbackd/netbackd/internal/lab/xensim/store"
 	"github.com/netbackd/netbackd/internal/lab/xensim/wire"
+	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
@@ -26,15 +27,15 @@ type server struct {
 	wg sync.WaitGroup // connections, xenbus ones included
 
 	mu       sync.Mutex
-	closed   bool                   // guarded by mu
-	conns    map[*conn]bool         // guarded by mu
-	kernels  map[uint16]*dev.Kernel // guarded by mu
-	files    map[uint32]*sharedFile // by number; guarded by mu
-	lastFile uint32                 // guarded by mu
+	closed   bool                      // guarded by mu
+	conns    map[*conn]bool            // guarded by mu
+	kernels  map[xen.Domid]*dev.Kernel // guarded by mu
+	files    map[uint32]*sharedFile    // by number; guarded by mu
+	lastFile uint32                    // guarded by mu
 }
 
 func newServer(hv *hyp.Hypervisor, xs *store.Server) *server {
-	s := &server{hv: hv, xs: xs, conns: map[*conn]bool{}, kernels: map[uint16]*dev.Kernel{}, files: map[uint32]*sharedFile{}}
+	s := &server{hv: hv, xs: xs, conns: map[*conn]bool{}, kernels: map[xen.Domid]*dev.Kernel{}, files: map[uint32]*sharedFile{}}
 	s.kernels[0] = dev.Boot(hv.Domain(0, 0))
 	return s
 }
@@ -109,7 +110,7 @@ func (s *server) wait() { s.wg.Wait() }
 
 // cutOff ends the connections of a domain and waits for what they held to be
 // let go.
-func (s *server) cutOff(domid uint16) {
+func (s *server) cutOff(domid xen.Domid) {
 	s.mu.Lock()
 	var cut []*conn
 	for c := range s.conns {
@@ -125,7 +126,7 @@ func (s *server) cutOff(domid uint16) {
 }
 
 // overflow makes the event queues of all of a domain's files overflow.
-func (s *server) overflow(domid uint16) {
+func (s *server) overflow(domid xen.Domid) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for c := range s.conns {
@@ -151,7 +152,7 @@ func (s *server) create(cfg wire.DomainConfig) (*hyp.Domain, error) {
 // destroy is what the end of a domain comes to: its ports close, it stops in
 // the middle of what it does, what it held of others is let go, and xenstored
 // hears of it.
-func (s *server) destroy(domid uint16) unix.Errno {
+func (s *server) destroy(domid xen.Domid) unix.Errno {
 	if domid == 0 {
 		return unix.EPERM
 	}
@@ -401,7 +402,7 @@ func (c *conn) process(probe uint64) (dev.Process, error) {
 }
 
 // openXenbus connects a domain to the store.
-func (s *server) openXenbus(domid uint16) (int, error) {
+func (s *server) openXenbus(domid xen.Domid) (int, error) {
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return -1, err

@@ -13,6 +13,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/gntdev"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/tap"
+	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
@@ -32,7 +33,7 @@ type Options struct {
 // Backend is a running backend of one vif.
 type Backend struct {
 	x     *Xen
-	domid uint16
+	domid xen.Domid
 	o     Options
 	end   func()
 
@@ -42,7 +43,7 @@ type Backend struct {
 }
 
 // Start starts a backend for a guest's vif, until the test ends or Stop.
-func (x *Xen) Start(domid uint16, o Options) *Backend {
+func (x *Xen) Start(domid xen.Domid, o Options) *Backend {
 	x.t.Helper()
 	b := &Backend{x: x, domid: domid, o: o}
 	queues := 1

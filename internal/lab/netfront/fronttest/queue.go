@@ -13,12 +13,13 @@ import (
 	"github.com/netbackd/netbackd/pkg/gntdev"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/tap"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // queue serves one pair of rings.
 type queue struct {
 	b      *Backend
-	domid  uint16
+	domid  xen.Domid
 	grants *simclient.Grants
 	events *simclient.Events
 	rings  *gntdev.Mapping
@@ -39,7 +40,7 @@ const (
 	frameSlots = 3
 )
 
-func (q *queue) start(dom0 *simclient.Conn, domid uint16, refs []gntdev.Ref, remote []uint32) (err error) {
+func (q *queue) start(dom0 *simclient.Conn, domid xen.Domid, refs []gntdev.Ref, remote []uint32) (err error) {
 	q.domid, q.wake = domid, -1
 	defer func() {
 		if err != nil {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/netbackd/netbackd/internal/lab/xensim/simclient"
 	"github.com/netbackd/netbackd/internal/lab/xensim/simtest"
+	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
@@ -49,7 +50,7 @@ func NewXen(t testing.TB) *Xen {
 }
 
 // NewGuest makes a domain with one vif, as libxl does, and introduces it.
-func (x *Xen) NewGuest() (domid uint16) {
+func (x *Xen) NewGuest() (domid xen.Domid) {
 	x.t.Helper()
 	domid, err := x.Ctl.CreateDomain(simclient.DomainConfig{GntallocLimit: 4096})
 	if err != nil {
@@ -69,12 +70,12 @@ func (x *Xen) NewGuest() (domid uint16) {
 }
 
 // FrontDir is the directory of a guest's vif, BackDir that of its backend.
-func (x *Xen) FrontDir(domid uint16) string {
+func (x *Xen) FrontDir(domid xen.Domid) string {
 	return fmt.Sprintf("/local/domain/%d/device/vif/0", domid)
 }
 
 // BackDir is the backend's directory of a guest's vif.
-func (x *Xen) BackDir(domid uint16) string {
+func (x *Xen) BackDir(domid xen.Domid) string {
 	return fmt.Sprintf("/local/domain/0/backend/vif/%d/0", domid)
 }
 
@@ -89,7 +90,7 @@ func (x *Xen) Write(dir string, kv ...string) {
 }
 
 // mkdir makes a directory that belongs to owner and that reader may read.
-func (x *Xen) mkdir(dir string, owner, reader uint16) {
+func (x *Xen) mkdir(dir string, owner, reader xen.Domid) {
 	x.t.Helper()
 	if err := x.Store.Mkdir(dir); err != nil {
 		x.t.Fatal(err)

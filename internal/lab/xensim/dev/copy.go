@@ -10,6 +10,7 @@ import (
 
 	"github.com/netbackd/netbackd/internal/lab/xensim/hyp"
 	"github.com/netbackd/netbackd/pkg/gntdev"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // SegmentSize is sizeof(struct gntdev_grant_copy_segment).
@@ -27,9 +28,9 @@ type segment struct {
 // { u32 ref; u16 offset; u16 domid }.
 type side uint64
 
-func (s side) ref() uint32   { return uint32(s) }
-func (s side) offset() int   { return int(uint16(s >> 32)) }
-func (s side) domid() uint16 { return uint16(s >> 48) }
+func (s side) ref() uint32      { return uint32(s) }
+func (s side) offset() int      { return int(uint16(s >> 32)) }
+func (s side) domid() xen.Domid { return xen.Domid(s >> 48) }
 
 func parseSegment(b []byte) segment {
 	flags := gntdev.Direction(binary.LittleEndian.Uint16(b[18:]))
@@ -83,7 +84,7 @@ type Copier struct {
 	in     bool // the run reads the process (its grants are written), else writes it
 
 	owner   *hyp.Domain // of the last segment
-	ownerID uint16
+	ownerID xen.Domid
 	known   bool // owner and ownerID are valid
 
 	fault unix.Errno // ordered by a test: the call fails as a whole

@@ -15,6 +15,7 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/xensim/gnttab"
 	"github.com/netbackd/netbackd/internal/lab/xensim/wire"
 	"github.com/netbackd/netbackd/pkg/gntdev"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // seg is struct gntdev_grant_copy_segment as C lays it out.
@@ -28,7 +29,7 @@ func newSeg(source, dest uint64, n uint16, flags uint16) (s seg) {
 	return s
 }
 
-func foreign(domid uint16, ref uint32, off uint16) uint64 {
+func foreign(domid xen.Domid, ref uint32, off uint16) uint64 {
 	return uint64(ref) | uint64(off)<<32 | uint64(domid)<<48
 }
 

@@ -16,10 +16,10 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// xen is a hypervisor with a backend domain, 0, and a guest that has granted
+// fakeXen is a hypervisor with a backend domain, 0, and a guest that has granted
 // its first pages, as references 8, 9 ... for writing and as 100, 101 ... for
 // reading.
-type xen struct {
+type fakeXen struct {
 	hv          *hyp.Hypervisor
 	dom0, guest *hyp.Domain
 	first       uint32 // the guest's first page
@@ -31,7 +31,7 @@ const (
 	granted  = 80
 )
 
-func newXen(t testing.TB) *xen {
+func newXen(t testing.TB) *fakeXen {
 	t.Helper()
 	hv, err := hyp.New(wire.DomainConfig{Pages: 64})
 	if err != nil {
@@ -41,7 +41,7 @@ func newXen(t testing.TB) *xen {
 		hv.Interrupt()
 		hv.Close()
 	})
-	x := &xen{hv: hv, dom0: hv.Domain(0, 0)}
+	x := &fakeXen{hv: hv, dom0: hv.Domain(0, 0)}
 	x.guest, err = hv.Create(wire.DomainConfig{Pages: 256, MaxGrantFrames: 4, MaxMaptrackFrames: 1})
 	if err != nil {
 		t.Fatal(err)
@@ -56,12 +56,12 @@ func newXen(t testing.TB) *xen {
 }
 
 // gntdev opens the device for this process.
-func (x *xen) gntdev() *Gntdev { return OpenGntdev(x.hv, x.dom0, Process(os.Getpid())) }
+func (x *fakeXen) gntdev() *Gntdev { return OpenGntdev(x.hv, x.dom0, Process(os.Getpid())) }
 
 // page is a page the guest granted.
-func (x *xen) page(i int) []byte { return x.guest.Frame(x.first + uint32(i)) }
+func (x *fakeXen) page(i int) []byte { return x.guest.Frame(x.first + uint32(i)) }
 
-func (x *xen) wantUnused(t testing.TB) {
+func (x *fakeXen) wantUnused(t testing.TB) {
 	t.Helper()
 	if i := x.guest.Info(); i.Pins != 0 || i.GrantsInUse != 0 {
 		t.Errorf("%d grants in use by %d pins, want none", i.GrantsInUse, i.Pins)

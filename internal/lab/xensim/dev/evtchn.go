@@ -10,6 +10,7 @@ import (
 
 	"github.com/netbackd/netbackd/internal/lab/xensim/hyp"
 	"github.com/netbackd/netbackd/internal/lab/xensim/wire"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // Evtchn is an open /dev/xen/evtchn. The ports that had events go into a pipe,
@@ -18,7 +19,7 @@ type Evtchn struct {
 	hv         *hyp.Hypervisor
 	dom        *hyp.Domain
 	restricted bool
-	only       uint16 // if restricted, the only domain to bind to
+	only       xen.Domid // if restricted, the only domain to bind to
 	ports      map[uint32]bool
 
 	mu        sync.Mutex
@@ -41,7 +42,7 @@ func OpenEvtchn(hv *hyp.Hypervisor, dom *hyp.Domain) (*Evtchn, error) {
 func (e *Evtchn) Pipe() int { return e.r }
 
 // BindInterdomain is IOCTL_EVTCHN_BIND_INTERDOMAIN.
-func (e *Evtchn) BindInterdomain(domid uint16, remote uint32) (uint32, unix.Errno) {
+func (e *Evtchn) BindInterdomain(domid xen.Domid, remote uint32) (uint32, unix.Errno) {
 	if e.restricted && e.only != domid {
 		return 0, unix.EACCES
 	}
@@ -54,7 +55,7 @@ func (e *Evtchn) BindInterdomain(domid uint16, remote uint32) (uint32, unix.Errn
 }
 
 // BindUnbound is IOCTL_EVTCHN_BIND_UNBOUND_PORT.
-func (e *Evtchn) BindUnbound(domid uint16) (uint32, unix.Errno) {
+func (e *Evtchn) BindUnbound(domid xen.Domid) (uint32, unix.Errno) {
 	if e.restricted {
 		return 0, unix.EACCES
 	}
@@ -114,7 +115,7 @@ func (e *Evtchn) Unmask(port uint32) {
 }
 
 // Restrict is IOCTL_EVTCHN_RESTRICT_DOMID.
-func (e *Evtchn) Restrict(domid uint16) unix.Errno {
+func (e *Evtchn) Restrict(domid xen.Domid) unix.Errno {
 	if e.restricted {
 		return unix.EACCES
 	}

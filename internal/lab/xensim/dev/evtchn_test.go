@@ -11,9 +11,10 @@ import (
 
 	"github.com/netbackd/netbackd/internal/lab/xensim/hyp"
 	"github.com/netbackd/netbackd/internal/lab/xensim/wire"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
-func (x *xen) evtchn(t testing.TB, d *hyp.Domain) *Evtchn {
+func (x *fakeXen) evtchn(t testing.TB, d *hyp.Domain) *Evtchn {
 	t.Helper()
 	e, err := OpenEvtchn(x.hv, d)
 	if err != nil {
@@ -90,7 +91,7 @@ func TestRestrict(t *testing.T) {
 	two, _ := fe.BindUnbound(0)
 	old, errno := be.BindUnbound(x.guest.ID())
 	wantErrno(t, "offer", errno, 0)
-	for _, domid := range []uint16{0, hyp.FirstReserved, 0xffff} {
+	for _, domid := range []xen.Domid{0, hyp.FirstReserved, 0xffff} {
 		wantErrno(t, "restrict to a domain that cannot be", be.Restrict(domid), unix.EINVAL)
 	}
 	wantErrno(t, "restrict", be.Restrict(x.guest.ID()), 0)

@@ -11,6 +11,7 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/xensim/gnttab"
 	"github.com/netbackd/netbackd/internal/lab/xensim/hyp"
 	"github.com/netbackd/netbackd/internal/lab/xensim/wire"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // defaultGntallocLimit is xen_gntalloc.limit of a kernel that says nothing.
@@ -87,7 +88,7 @@ type Allocation struct {
 
 // Alloc is IOCTL_GNTALLOC_ALLOC_GREF and the mmap(2) after it: n zeroed pages
 // that domid may use, for reading only unless writable.
-func (g *Gntalloc) Alloc(domid uint16, n int, writable bool) (Allocation, unix.Errno) {
+func (g *Gntalloc) Alloc(domid xen.Domid, n int, writable bool) (Allocation, unix.Errno) {
 	k := g.k
 	k.mu.Lock()
 	defer k.mu.Unlock()

@@ -12,6 +12,7 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/xensim/hyp"
 	"github.com/netbackd/netbackd/internal/lab/xensim/wire"
 	"github.com/netbackd/netbackd/pkg/gntdev"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // Gntdev is an open /dev/xen/gntdev. Several threads may use it at once: none
@@ -30,7 +31,7 @@ type Gntdev struct {
 // grantMap is struct gntdev_grant_map: references recorded for a mapping.
 type grantMap struct {
 	index  uint64 // in pages
-	domid  uint16
+	domid  xen.Domid
 	refs   []uint32
 	inUse  bool        // an mmap was tried; there is no second one; guarded by Gntdev.mu
 	grants []hyp.Grant // belong to Mmap, and from its end on to whoever takes m out of vmas
@@ -43,7 +44,7 @@ func OpenGntdev(hv *hyp.Hypervisor, dom *hyp.Domain, p Process) *Gntdev {
 
 // Map is IOCTL_GNTDEV_MAP_GRANT_REF: it records the references and checks
 // nothing. The index is an offset for Mmap.
-func (g *Gntdev) Map(domid uint16, refs []uint32) (index uint64, errno unix.Errno) {
+func (g *Gntdev) Map(domid xen.Domid, refs []uint32) (index uint64, errno unix.Errno) {
 	if len(refs) == 0 || len(refs) > wire.MaxRefs {
 		return 0, unix.EINVAL
 	}

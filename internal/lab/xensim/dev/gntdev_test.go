@@ -11,6 +11,7 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/xensim/gnttab"
 	"github.com/netbackd/netbackd/internal/lab/xensim/wire"
 	"github.com/netbackd/netbackd/pkg/gntdev"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 func TestMapRecordsAndChecksNothing(t *testing.T) {
@@ -47,7 +48,7 @@ func TestMmapIsAllOrNothing(t *testing.T) {
 	const bad = 77777
 	for _, tc := range []struct {
 		name     string
-		domid    uint16
+		domid    xen.Domid
 		refs     []uint32
 		writable bool
 		bad      BadRef

@@ -19,7 +19,11 @@
 // them: that is for the hypervisor and for guests, good and bad.
 package gnttab
 
-import "sync/atomic"
+import (
+	"sync/atomic"
+
+	"github.com/netbackd/netbackd/pkg/xen"
+)
 
 // Sizes.
 const (
@@ -50,8 +54,8 @@ const (
 // Entry is an entry as a value.
 type Entry struct {
 	Flags uint16
-	Domid uint16 // who may use the page
-	Frame uint32 // which it is
+	Domid xen.Domid // who may use the page
+	Frame uint32    // which it is
 }
 
 // Head is the word of an entry that holds its flags and its domid.
@@ -61,7 +65,7 @@ type Head uint32
 func (h Head) Flags() uint16 { return uint16(h) }
 
 // Domid is the domid in h.
-func (h Head) Domid() uint16 { return uint16(h >> 16) }
+func (h Head) Domid() xen.Domid { return xen.Domid(h >> 16) }
 
 // With is h with flags set.
 func (h Head) With(flags uint16) Head { return h | Head(flags) }

@@ -6,6 +6,8 @@ import (
 	"encoding/binary"
 	"sync"
 	"testing"
+
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 func TestLayout(t *testing.T) {
@@ -19,7 +21,7 @@ func TestLayout(t *testing.T) {
 	if got := binary.LittleEndian.Uint16(b[0:]); got != want.Flags {
 		t.Errorf("flags at 0 are %#x, want %#x", got, want.Flags)
 	}
-	if got := binary.LittleEndian.Uint16(b[2:]); got != want.Domid {
+	if got := xen.Domid(binary.LittleEndian.Uint16(b[2:])); got != want.Domid {
 		t.Errorf("domid at 2 is %#x, want %#x", got, want.Domid)
 	}
 	if got := binary.LittleEndian.Uint32(b[4:]); got != want.Frame {

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/netbackd/netbackd/internal/lab/xensim/wire"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // Domain ids with a meaning.
@@ -36,8 +37,8 @@ const (
 // Hypervisor is Xen: the set of domains and what lies between them.
 type Hypervisor struct {
 	mu   sync.Mutex
-	doms map[uint16]*Domain // guarded by mu
-	next uint16             // guarded by mu; where the search for a free id starts
+	doms map[xen.Domid]*Domain // guarded by mu
+	next xen.Domid             // guarded by mu; where the search for a free id starts
 
 	ev sync.Mutex // guards every Domain's channels and paused
 
@@ -47,7 +48,7 @@ type Hypervisor struct {
 
 // New starts a hypervisor with one domain, dom0, which has the given sizes.
 func New(dom0 wire.DomainConfig) (*Hypervisor, error) {
-	h := &Hypervisor{doms: map[uint16]*Domain{}, next: 1, stop: make(chan struct{})}
+	h := &Hypervisor{doms: map[xen.Domid]*Domain{}, next: 1, stop: make(chan struct{})}
 	if dom0.MaxEventChannels == 0 {
 		dom0.MaxEventChannels = dom0EventChannels
 	}
@@ -76,7 +77,7 @@ func (h *Hypervisor) Close() {
 // more.
 type Domain struct {
 	h      *Hypervisor
-	id     uint16
+	id     xen.Domid
 	config wire.DomainConfig // with all sizes filled in
 	mem    *memory
 	gt     grantTable
@@ -117,7 +118,7 @@ func withDefaults(cfg wire.DomainConfig) (wire.DomainConfig, error) {
 	return cfg, nil
 }
 
-func newDomain(h *Hypervisor, id uint16, cfg wire.DomainConfig) (*Domain, error) {
+func newDomain(h *Hypervisor, id xen.Domid, cfg wire.DomainConfig) (*Domain, error) {
 	cfg, err := withDefaults(cfg)
 	if err != nil {
 		return nil, err
@@ -159,7 +160,7 @@ func (h *Hypervisor) Create(cfg wire.DomainConfig) (*Domain, error) {
 
 // Domain finds a domain, dying ones included, nil when there is none. The
 // caller's own id stands for DomidSelf.
-func (h *Hypervisor) Domain(id, self uint16) *Domain {
+func (h *Hypervisor) Domain(id, self xen.Domid) *Domain {
 	if id == DomidSelf {
 		id = self
 	}
@@ -174,7 +175,7 @@ func (h *Hypervisor) Domains() []*Domain {
 	defer h.mu.Unlock()
 	list := make([]*Domain, 0, len(h.doms))
 	for id := range FirstReserved {
-		if d := h.doms[uint16(id)]; d != nil {
+		if d := h.doms[xen.Domid(id)]; d != nil {
 			list = append(list, d)
 		}
 		if len(list) == len(h.doms) {
@@ -218,7 +219,7 @@ func (h *Hypervisor) reap(d *Domain) {
 }
 
 // ID is the domain's id.
-func (d *Domain) ID() uint16 { return d.id }
+func (d *Domain) ID() xen.Domid { return d.id }
 
 // Config is what the domain was made with, defaults filled in.
 func (d *Domain) Config() wire.DomainConfig { return d.config }

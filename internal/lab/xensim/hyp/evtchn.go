@@ -4,6 +4,8 @@ package hyp
 
 import (
 	"golang.org/x/sys/unix"
+
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // channelState is the state of a port: ECS_*. There are no ports of the other
@@ -20,9 +22,9 @@ const (
 // and the domain's kernel share about it.
 type channel struct {
 	state    channelState
-	offered  uint16  // unbound: who may connect
-	peer     *Domain // interdomain: who has
-	peerPort uint32  // interdomain: with which port
+	offered  xen.Domid // unbound: who may connect
+	peer     *Domain   // interdomain: who has
+	peerPort uint32    // interdomain: with which port
 	pending  bool
 	masked   bool
 	upcall   Upcall
@@ -36,7 +38,7 @@ type Upcall interface {
 }
 
 // AllocUnbound is EVTCHNOP_alloc_unbound: a new port that remote may connect to.
-func (d *Domain) AllocUnbound(remote uint16, up Upcall) (uint32, unix.Errno) {
+func (d *Domain) AllocUnbound(remote xen.Domid, up Upcall) (uint32, unix.Errno) {
 	d.h.ev.Lock()
 	defer d.h.ev.Unlock()
 	d.counters.eventBinds.Add(1)
@@ -54,7 +56,7 @@ func (d *Domain) AllocUnbound(remote uint16, up Upcall) (uint32, unix.Errno) {
 // BindInterdomain is EVTCHNOP_bind_interdomain: a new port connected to one the
 // remote domain has offered. It has an event from the start, since some may
 // have been lost on the way.
-func (d *Domain) BindInterdomain(remote uint16, remotePort uint32, up Upcall) (uint32, unix.Errno) {
+func (d *Domain) BindInterdomain(remote xen.Domid, remotePort uint32, up Upcall) (uint32, unix.Errno) {
 	rd := d.h.Domain(remote, d.id)
 	d.counters.eventBinds.Add(1)
 	if rd == nil {

@@ -10,6 +10,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/netbackd/netbackd/internal/lab/xensim/wire"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // upcalls is a domain's kernel that writes down its events.
@@ -121,7 +122,7 @@ func TestBindErrors(t *testing.T) {
 	forOther, _ := p.front.AllocUnbound(7, &p.fe)
 	for _, tc := range []struct {
 		name  string
-		domid uint16
+		domid xen.Domid
 		port  uint32
 		want  unix.Errno
 	}{

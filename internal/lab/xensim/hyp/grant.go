@@ -10,6 +10,7 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/xensim/gnttab"
 	"github.com/netbackd/netbackd/internal/lab/xensim/wire"
 	"github.com/netbackd/netbackd/pkg/gntdev"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // Use says what a grant is used for; the rules differ a little.
@@ -41,7 +42,7 @@ type grantTable struct {
 // table meanwhile.
 type activeGrant struct {
 	readers, writers uint8 // GNTPIN_hstr, GNTPIN_hstw
-	domid            uint16
+	domid            xen.Domid
 	frame            uint32
 }
 
@@ -129,7 +130,7 @@ func (d *Domain) Acquire(owner *Domain, ref uint32, write bool, use Use) (Grant,
 }
 
 // pin is Acquire in the granting domain, with its t.mu held.
-func (d *Domain) pin(ref uint32, by uint16, write bool, use Use) (uint32, gntdev.Status) {
+func (d *Domain) pin(ref uint32, by xen.Domid, write bool, use Use) (uint32, gntdev.Status) {
 	t := &d.gt
 	if t.gone {
 		return 0, gntdev.StatusBadDomain
@@ -190,7 +191,7 @@ const unstable = 5
 
 // setStatus is _set_status_v1: it checks what the domain's entry says and marks
 // it as in use.
-func (d *Domain) setStatus(ref uint32, a *activeGrant, by uint16, write bool, use Use) gntdev.Status {
+func (d *Domain) setStatus(ref uint32, a *activeGrant, by xen.Domid, write bool, use Use) gntdev.Status {
 	table, mask := d.Table(), gnttab.TypeMask
 	if use == ForMap {
 		mask |= gnttab.SubPage

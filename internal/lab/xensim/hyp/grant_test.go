@@ -14,6 +14,7 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/xensim/gnttab"
 	"github.com/netbackd/netbackd/internal/lab/xensim/wire"
 	"github.com/netbackd/netbackd/pkg/gntdev"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 const permit, readonly = gnttab.PermitAccess, gnttab.ReadOnly
@@ -333,7 +334,7 @@ func TestGuestFlipsItsEntry(t *testing.T) {
 			default:
 			}
 			// Rewriting an entry in use is what Xen must survive.
-			grant(d, ref, permit|readonly*uint16(i%2), uint16(i%3/2), table+i%40)
+			grant(d, ref, permit|readonly*uint16(i%2), xen.Domid(i%3/2), table+i%40)
 		}
 	})
 	for range 20000 {

@@ -10,6 +10,7 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/xensim/gnttab"
 	"github.com/netbackd/netbackd/internal/lab/xensim/wire"
 	"github.com/netbackd/netbackd/pkg/gntdev"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -46,7 +47,7 @@ const (
 )
 
 // grant writes an entry as the guest does.
-func grant(d *Domain, ref uint32, flags uint16, to uint16, frame uint32) {
+func grant(d *Domain, ref uint32, flags uint16, to xen.Domid, frame uint32) {
 	d.Table().Set(ref, gnttab.Entry{Flags: flags, Domid: to, Frame: frame})
 }
 

@@ -9,20 +9,21 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/netbackd/netbackd/internal/lab/xensim/wire"
+	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
 // Conn is this process's place in a domain.
 type Conn struct {
 	dir   string
-	domid uint16
+	domid xen.Domid
 	line  *os.File // says nothing until it ends
 	done  chan struct{}
 }
 
 // Dial joins domain domid of the simulation that runs in dir. The domain must
 // exist: 0 always does, others are made by [Control.CreateDomain].
-func Dial(dir string, domid uint16) (*Conn, error) {
+func Dial(dir string, domid xen.Domid) (*Conn, error) {
 	l, _, err := open(dir, domid, wire.KindDomain)
 	if err != nil {
 		return nil, err
@@ -49,7 +50,7 @@ func (c *Conn) wait() {
 }
 
 // Domid is the domain this process belongs to.
-func (c *Conn) Domid() uint16 { return c.domid }
+func (c *Conn) Domid() xen.Domid { return c.domid }
 
 // Done is closed when the domain was destroyed, the simulation has ended, or
 // Close was called.

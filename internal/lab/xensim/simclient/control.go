@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/netbackd/netbackd/internal/lab/xensim/wire"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // The toolstack's types.
@@ -38,7 +39,7 @@ func (c *Control) Close() error { return c.link.close() }
 
 // CreateDomain makes a domain and returns its id, which no domain had before.
 // xenstored knows of the domain but talks to it only once it is introduced.
-func (c *Control) CreateDomain(cfg DomainConfig) (uint16, error) {
+func (c *Control) CreateDomain(cfg DomainConfig) (xen.Domid, error) {
 	arg, err := json.Marshal(cfg)
 	if err != nil {
 		return 0, err
@@ -53,29 +54,33 @@ func (c *Control) CreateDomain(cfg DomainConfig) (uint16, error) {
 		return 0, fmt.Errorf("embedded Xen: create domain: %w", err)
 	}
 	domid := r.U32()
-	return uint16(domid), r.Done()
+	return xen.Domid(domid), r.Done()
 }
 
 // Destroy ends a domain at once. Its processes are cut off, its event channels
 // close, what it had mapped is let go, and @releaseDomain fires. While others
 // hold pages of it, it stays in the list as dying, and its id is not free. To
 // destroy a dying domain does nothing.
-func (c *Control) Destroy(domid uint16) error { return c.domctl("destroy", wire.OpDestroy, domid, nil) }
+func (c *Control) Destroy(domid xen.Domid) error {
+	return c.domctl("destroy", wire.OpDestroy, domid, nil)
+}
 
 // Pause stops a domain: no event reaches it, and its hypercalls wait.
-func (c *Control) Pause(domid uint16) error { return c.domctl("pause", wire.OpPause, domid, nil) }
+func (c *Control) Pause(domid xen.Domid) error { return c.domctl("pause", wire.OpPause, domid, nil) }
 
 // Unpause lets a domain run.
-func (c *Control) Unpause(domid uint16) error { return c.domctl("unpause", wire.OpUnpause, domid, nil) }
+func (c *Control) Unpause(domid xen.Domid) error {
+	return c.domctl("unpause", wire.OpUnpause, domid, nil)
+}
 
 // Shutdown stops a domain as if it had shut down or crashed: it runs no more,
 // but exists until it is destroyed. @releaseDomain fires.
-func (c *Control) Shutdown(domid uint16) error {
+func (c *Control) Shutdown(domid xen.Domid) error {
 	return c.domctl("shutdown", wire.OpShutdown, domid, nil)
 }
 
 // AddFault makes operations on the domain's grants go wrong from now on.
-func (c *Control) AddFault(domid uint16, f Fault) error {
+func (c *Control) AddFault(domid xen.Domid, f Fault) error {
 	arg, err := json.Marshal(f)
 	if err != nil {
 		return err
@@ -84,17 +89,17 @@ func (c *Control) AddFault(domid uint16, f Fault) error {
 }
 
 // ClearFaults ends all faults of the domain's grants.
-func (c *Control) ClearFaults(domid uint16) error {
+func (c *Control) ClearFaults(domid xen.Domid) error {
 	return c.domctl("clear faults", wire.OpClearFaults, domid, nil)
 }
 
 // OverflowEvents makes the queues of all event channel files the domain has
 // open overflow, as they do when ports come and go and nobody reads.
-func (c *Control) OverflowEvents(domid uint16) error {
+func (c *Control) OverflowEvents(domid xen.Domid) error {
 	return c.domctl("overflow", wire.OpOverflow, domid, nil)
 }
 
-func (c *Control) domctl(what string, op wire.Op, domid uint16, arg []byte) error {
+func (c *Control) domctl(what string, op wire.Op, domid xen.Domid, arg []byte) error {
 	c.link.mu.Lock()
 	defer c.link.mu.Unlock()
 	msg := append(wire.AppendU32(nil, uint32(op), uint32(domid)), arg...)
@@ -123,7 +128,7 @@ func (c *Control) Domains() ([]DomainInfo, error) {
 }
 
 // Domain describes one domain. The error is ENOENT when there is none.
-func (c *Control) Domain(domid uint16) (DomainInfo, error) {
+func (c *Control) Domain(domid xen.Domid) (DomainInfo, error) {
 	c.link.mu.Lock()
 	defer c.link.mu.Unlock()
 	part, err := c.list(uint32(domid))

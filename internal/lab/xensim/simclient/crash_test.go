@@ -13,6 +13,7 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/xensim/simclient"
 	"github.com/netbackd/netbackd/pkg/evtchn"
 	"github.com/netbackd/netbackd/pkg/gntdev"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // A backend that is killed lets go of everything, and its successor gets it all
@@ -61,7 +62,7 @@ func args(v ...any) error {
 
 // backendChild holds everything a backend holds: a mapping, a port, a watch.
 func backendChild(dir string) error {
-	var domid uint16
+	var domid xen.Domid
 	var first uint32
 	var remote evtchn.Port
 	if err := args(&domid, &first, &remote); err != nil {
@@ -125,7 +126,7 @@ func TestGuestProcessKilled(t *testing.T) {
 }
 
 func guestChild(dir string) error {
-	var domid uint16
+	var domid xen.Domid
 	if err := args(&domid); err != nil {
 		return err
 	}

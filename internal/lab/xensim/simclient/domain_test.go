@@ -12,12 +12,13 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/xensim/simclient"
 	"github.com/netbackd/netbackd/pkg/evtchn"
 	"github.com/netbackd/netbackd/pkg/gntdev"
+	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
 func TestListOfDomains(t *testing.T) {
 	s := startSim(t)
-	var want []uint16
+	var want []xen.Domid
 	for i := range 150 { // more than two replies hold
 		if i > 0 {
 			want = append(want, must(s.ctl.CreateDomain(simclient.DomainConfig{Name: "guest", Pages: 4}))(t))
@@ -25,7 +26,7 @@ func TestListOfDomains(t *testing.T) {
 			want = append(want, 0)
 		}
 	}
-	var got []uint16
+	var got []xen.Domid
 	for _, d := range must(s.ctl.Domains())(t) {
 		got = append(got, d.Domid)
 	}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/netbackd/netbackd/internal/lab/xensim/wire"
 	"github.com/netbackd/netbackd/pkg/evtchn"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // Events does for the embedded Xen what [evtchn.Device] does for a real one.
@@ -70,7 +71,7 @@ func (e *Events) FD() int {
 }
 
 // BindInterdomain is [evtchn.Device.BindInterdomain].
-func (e *Events) BindInterdomain(domid uint16, remote evtchn.Port) (evtchn.Port, error) {
+func (e *Events) BindInterdomain(domid xen.Domid, remote evtchn.Port) (evtchn.Port, error) {
 	var err error = unix.EINVAL
 	var port evtchn.Port
 	if remote != 0 {
@@ -83,7 +84,7 @@ func (e *Events) BindInterdomain(domid uint16, remote evtchn.Port) (evtchn.Port,
 }
 
 // BindUnbound is [evtchn.Device.BindUnbound].
-func (e *Events) BindUnbound(domid uint16) (evtchn.Port, error) {
+func (e *Events) BindUnbound(domid xen.Domid) (evtchn.Port, error) {
 	port, err := e.bind(wire.OpBindUnbound, uint32(domid))
 	if err != nil {
 		return 0, evtchn.BindError("offer", domid, 0, err)
@@ -150,7 +151,7 @@ func (e *Events) notify(port uint32) error {
 }
 
 // Restrict is [evtchn.Device.Restrict].
-func (e *Events) Restrict(domid uint16) error {
+func (e *Events) Restrict(domid xen.Domid) error {
 	if err := e.simple(wire.OpRestrict, uint32(domid)); err != nil {
 		return &evtchn.Error{Op: "restrict", Domid: domid, Err: err}
 	}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/netbackd/netbackd/internal/lab/xensim/wire"
 	"github.com/netbackd/netbackd/pkg/gntdev"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // Grants does for the embedded Xen what [gntdev.Device] does for a real one.
@@ -20,7 +21,7 @@ import (
 // a thread at the simulation's end.
 type Grants struct {
 	dir    string
-	domid  uint16
+	domid  xen.Domid
 	number uint32 // of the file all links use
 
 	mu     sync.Mutex
@@ -143,7 +144,7 @@ func (l *link) copy(segs []gntdev.Segment) error {
 }
 
 // Map is [gntdev.Device.Map].
-func (g *Grants) Map(domid uint16, refs []gntdev.Ref, prot gntdev.Prot) (*gntdev.Mapping, error) {
+func (g *Grants) Map(domid xen.Domid, refs []gntdev.Ref, prot gntdev.Prot) (*gntdev.Mapping, error) {
 	if len(refs) == 0 || len(refs) > wire.MaxRefs {
 		return nil, &gntdev.Error{Op: "map", Index: -1, Domid: domid, Err: unix.EINVAL,
 			Hint: fmt.Sprintf("%d refs: from 1 to %d can be mapped at once", len(refs), wire.MaxRefs)}
@@ -166,7 +167,7 @@ func (g *Grants) Map(domid uint16, refs []gntdev.Ref, prot gntdev.Prot) (*gntdev
 
 // explain finds out, as gntdev.Device does, whether all that is wrong is that a
 // page was granted for reading only. Xen does not say.
-func (l *link) explain(domid uint16, err error) {
+func (l *link) explain(domid xen.Domid, err error) {
 	var e *gntdev.Error
 	if !errors.As(err, &e) || e.Status != gntdev.StatusGeneralError {
 		return
@@ -181,7 +182,7 @@ func (l *link) explain(domid uint16, err error) {
 }
 
 // mapRefs has references recorded and maps them.
-func (l *link) mapRefs(domid uint16, refs []gntdev.Ref, prot gntdev.Prot) (view, error) {
+func (l *link) mapRefs(domid xen.Domid, refs []gntdev.Ref, prot gntdev.Prot) (view, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	index, err := l.record(domid, refs)
@@ -206,7 +207,7 @@ type view struct {
 }
 
 // record has the references recorded. The caller holds mu.
-func (l *link) record(domid uint16, refs []gntdev.Ref) (index uint64, err error) {
+func (l *link) record(domid xen.Domid, refs []gntdev.Ref) (index uint64, err error) {
 	l.msg = wire.AppendU32(l.msg[:0], uint32(wire.OpMap), uint32(domid))
 	l.msg = wire.AppendU32(l.msg, refs...)
 	r, errno, err := l.call(l.msg)
@@ -221,7 +222,7 @@ func (l *link) record(domid uint16, refs []gntdev.Ref) (index uint64, err error)
 }
 
 // mmap maps what was recorded. The caller holds mu.
-func (l *link) mmap(domid uint16, index uint64, refs []gntdev.Ref, prot gntdev.Prot) (view, error) {
+func (l *link) mmap(domid xen.Domid, index uint64, refs []gntdev.Ref, prot gntdev.Prot) (view, error) {
 	fail := func(err error) (view, error) {
 		return view{}, &gntdev.Error{Op: "map", Index: -1, Domid: domid, Err: err}
 	}
@@ -260,7 +261,7 @@ func (l *link) mmap(domid uint16, index uint64, refs []gntdev.Ref, prot gntdev.P
 
 // mapError says which reference is at fault, as gntdev.Device finds out by
 // trying.
-func mapError(domid uint16, refs []gntdev.Ref, errno unix.Errno, number int32, st gntdev.Status) error {
+func mapError(domid xen.Domid, refs []gntdev.Ref, errno unix.Errno, number int32, st gntdev.Status) error {
 	e := &gntdev.Error{Op: "map", Index: -1, Domid: domid, Err: errno}
 	if number >= 0 && int(number) < len(refs) {
 		e.Index, e.Ref, e.Status = int(number), refs[number], st

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/netbackd/netbackd/internal/lab/xensim/wire"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // ErrGone is what everything fails with once the domain was destroyed or the
@@ -33,12 +34,12 @@ type link struct {
 
 // open connects for the given kind of file. fd is what came with the answer, -1
 // for none.
-func open(dir string, domid uint16, kind wire.Kind) (l *link, fd int, err error) {
+func open(dir string, domid xen.Domid, kind wire.Kind) (l *link, fd int, err error) {
 	return join(dir, domid, kind, 0)
 }
 
 // join is open for one more thread of the file of that number.
-func join(dir string, domid uint16, kind wire.Kind, number uint32) (l *link, file int, err error) {
+func join(dir string, domid xen.Domid, kind wire.Kind, number uint32) (l *link, file int, err error) {
 	fail := func(err error) (*link, int, error) {
 		return nil, -1, fmt.Errorf("embedded Xen: open %v of domain %d: %w", kind, domid, err)
 	}

@@ -7,6 +7,7 @@ import (
 
 	"github.com/netbackd/netbackd/internal/lab/xensim/wire"
 	"github.com/netbackd/netbackd/pkg/gntalloc"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // Pages does for the embedded Xen what [gntalloc.Device] does for a real one:
@@ -28,7 +29,7 @@ func (c *Conn) Pages() (*Pages, error) {
 func (p *Pages) Close() error { return p.link.close() }
 
 // Alloc is [gntalloc.Device.Alloc].
-func (p *Pages) Alloc(domid uint16, n int, writable bool) (*gntalloc.Pages, error) {
+func (p *Pages) Alloc(domid xen.Domid, n int, writable bool) (*gntalloc.Pages, error) {
 	fail := func(err error) (*gntalloc.Pages, error) {
 		return nil, &gntalloc.Error{Op: "alloc", Domid: domid, Pages: n, Err: err}
 	}

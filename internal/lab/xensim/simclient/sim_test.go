@@ -17,6 +17,7 @@ import (
 
 	"github.com/netbackd/netbackd/internal/lab/xensim"
 	"github.com/netbackd/netbackd/internal/lab/xensim/simclient"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 func TestMain(m *testing.M) {
@@ -77,7 +78,7 @@ func ok(t testing.TB, err error) {
 }
 
 // join makes this process part of a domain.
-func (s *sim) join(domid uint16) *simclient.Conn {
+func (s *sim) join(domid xen.Domid) *simclient.Conn {
 	s.t.Helper()
 	c := must(simclient.Dial(s.dir, domid))(s.t)
 	s.t.Cleanup(func() { c.Close() })
@@ -130,7 +131,7 @@ func (s *sim) until(what string, f func() bool) {
 }
 
 // info is what the toolstack sees of a domain.
-func (s *sim) info(domid uint16) simclient.DomainInfo {
+func (s *sim) info(domid xen.Domid) simclient.DomainInfo {
 	s.t.Helper()
 	return must(s.ctl.Domain(domid))(s.t)
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/xensim/simclient"
 	"github.com/netbackd/netbackd/pkg/evtchn"
 	"github.com/netbackd/netbackd/pkg/gntdev"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // Backends at work for guests that are destroyed in the middle of it, over and
@@ -100,7 +101,7 @@ func floods(e *simclient.Events, port evtchn.Port) {
 }
 
 // backend maps, copies, notifies; in the middle of it the guest dies.
-func backend(s *sim, rng *rand.Rand, domid uint16, refs []uint32, remote evtchn.Port, destroy chan<- struct{}) error {
+func backend(s *sim, rng *rand.Rand, domid xen.Domid, refs []uint32, remote evtchn.Port, destroy chan<- struct{}) error {
 	defer func() {
 		if destroy != nil {
 			close(destroy)

@@ -14,6 +14,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
@@ -45,7 +46,7 @@ func dialed(t *testing.T) (*fixture, *xenstore.Client) {
 }
 
 // guest returns a client of a domain.
-func (f *fixture) guest(domid uint16) *xenstore.Client {
+func (f *fixture) guest(domid xen.Domid) *xenstore.Client {
 	c := xenstore.New(f.xenbus(domid), xenstore.Xenbus)
 	f.t.Cleanup(func() { _ = c.Close() })
 	return c

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
@@ -137,7 +138,7 @@ func FuzzStream(f *testing.F) {
 		if len(in) == 0 {
 			return
 		}
-		kind, domid := xenstore.Socket, uint16(0)
+		kind, domid := xenstore.Socket, xen.Domid(0)
 		if in[0] != 0 {
 			kind, domid = xenstore.Xenbus, 5
 		}

@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
 
+	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
@@ -22,10 +23,10 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // world is a Xen with a xenstored in it, as far as the scripts need one.
 type world interface {
 	socket() io.ReadWriteCloser
-	xenbus(domid uint16) io.ReadWriteCloser
-	created(domid uint16)
-	shutdown(domid uint16)
-	died(domid uint16)
+	xenbus(domid xen.Domid) io.ReadWriteCloser
+	created(domid xen.Domid)
+	shutdown(domid xen.Domid)
+	died(domid xen.Domid)
 }
 
 // newWorld opens the world of one test. It is a variable so that the scripts
@@ -42,7 +43,7 @@ type embedded struct {
 	*Server
 }
 
-func (e *embedded) connect(domid uint16, kind xenstore.Kind) io.ReadWriteCloser {
+func (e *embedded) connect(domid xen.Domid, kind xenstore.Kind) io.ReadWriteCloser {
 	here, there := net.Pipe()
 	go func() { _ = e.ServeConn(there, domid, kind) }()
 	return here
@@ -50,13 +51,13 @@ func (e *embedded) connect(domid uint16, kind xenstore.Kind) io.ReadWriteCloser 
 
 func (e *embedded) socket() io.ReadWriteCloser { return e.connect(0, xenstore.Socket) }
 
-func (e *embedded) xenbus(domid uint16) io.ReadWriteCloser {
+func (e *embedded) xenbus(domid xen.Domid) io.ReadWriteCloser {
 	return e.connect(domid, xenstore.Xenbus)
 }
 
-func (e *embedded) created(domid uint16)  { e.DomainCreated(domid) }
-func (e *embedded) shutdown(domid uint16) { e.DomainShutdown(domid) }
-func (e *embedded) died(domid uint16)     { e.DomainDied(domid) }
+func (e *embedded) created(domid xen.Domid)  { e.DomainCreated(domid) }
+func (e *embedded) shutdown(domid xen.Domid) { e.DomainShutdown(domid) }
+func (e *embedded) died(domid xen.Domid)     { e.DomainDied(domid) }
 
 // client speaks the wire by hand. In payloads it is given and returns, | stands
 // for NUL.
@@ -251,7 +252,7 @@ func (s *script) client(who string) *client {
 			rw = s.w.xenbus(0)
 		case isDom && id != "0":
 			id, _, _ = strings.Cut(id, ".")
-			rw = s.w.xenbus(uint16(number(id)))
+			rw = s.w.xenbus(xen.Domid(number(id)))
 		default:
 			rw = s.w.socket()
 		}
@@ -262,7 +263,7 @@ func (s *script) client(who string) *client {
 }
 
 func (s *script) xen(verb, arg string) {
-	domid := uint16(number(arg))
+	domid := xen.Domid(number(arg))
 	switch verb {
 	case "created":
 		s.w.created(domid)

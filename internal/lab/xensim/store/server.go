@@ -10,6 +10,7 @@ import (
 	"net"
 	"time"
 
+	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
@@ -92,20 +93,20 @@ func (s *Server) Close() error {
 // DomainCreated tells that a domain exists. Only then can it be introduced or
 // be given permissions and nodes. It is not introduced by that: the toolstack
 // does so by INTRODUCE.
-func (s *Server) DomainCreated(domid uint16) {
+func (s *Server) DomainCreated(domid xen.Domid) {
 	s.do(func() { s.state.created(uint32(domid)) })
 }
 
 // DomainShutdown tells that a domain has shut down, crashed or suspended, but
 // still exists: @releaseDomain fires, once until RESUME.
-func (s *Server) DomainShutdown(domid uint16) {
+func (s *Server) DomainShutdown(domid xen.Domid) {
 	s.do(func() { s.state.wentDown(uint32(domid)) })
 }
 
 // DomainDied tells that a domain is dying or gone. Its connections are closed,
 // the nodes it owns are removed with all below them, the permissions granted to
 // it become void, and, if it was introduced, @releaseDomain fires.
-func (s *Server) DomainDied(domid uint16) {
+func (s *Server) DomainDied(domid xen.Domid) {
 	s.do(func() {
 		if d := s.state.domains[uint32(domid)]; d != nil && d.unprivileged() {
 			s.state.died(d, ErrDomainDied)
@@ -156,7 +157,7 @@ func (s *Server) Serve(l net.Listener) error {
 // paths start at /local/domain/0. A Xenbus is /dev/xen/xenbus of a domain, which
 // may open it as soon as it exists; its requests wait until it is introduced,
 // have its rights and quotas, and relative paths start at its home.
-func (s *Server) ServeConn(rw io.ReadWriteCloser, domid uint16, kind xenstore.Kind) error {
+func (s *Server) ServeConn(rw io.ReadWriteCloser, domid xen.Domid, kind xenstore.Kind) error {
 	defer rw.Close()
 	k := &link{
 		rw:   rw,
@@ -273,7 +274,7 @@ func (s *Server) loop() {
 	}
 }
 
-func (s *Server) attach(k *link, domid uint16, kind xenstore.Kind) error {
+func (s *Server) attach(k *link, domid xen.Domid, kind xenstore.Kind) error {
 	var d *domain
 	switch {
 	case s.closing:

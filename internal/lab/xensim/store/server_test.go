@@ -14,6 +14,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
@@ -30,7 +31,7 @@ func newFixture(t testing.TB, q Quota) *fixture {
 	f := &fixture{embedded: &embedded{t: t, Server: s}}
 	f.dom0 = newClient(t, f.socket())
 	for _, id := range []string{"5", "6"} {
-		f.created(uint16(number(id)))
+		f.created(xen.Domid(number(id)))
 		f.dom0.call(xenstore.MsgIntroduce, 0, id+"|1|1|")
 		f.dom0.call(xenstore.MsgMkdir, 0, "/local/domain/"+id+"|")
 		f.dom0.call(xenstore.MsgSetPerms, 0, "/local/domain/"+id+"|n"+id+"|r0|")
@@ -53,7 +54,7 @@ func (f *fixture) usage(domid int, what string) int {
 
 // serve serves one end of a pipe and returns the other one, and a channel for
 // what ServeConn returns.
-func (f *fixture) serve(domid uint16, kind xenstore.Kind) (net.Conn, <-chan error) {
+func (f *fixture) serve(domid xen.Domid, kind xenstore.Kind) (net.Conn, <-chan error) {
 	here, there := net.Pipe()
 	f.t.Cleanup(func() { _ = here.Close() })
 	end := make(chan error, 1)
@@ -328,7 +329,7 @@ func TestWhyConnectionsEnd(t *testing.T) {
 	overXenbus := xenstore.Header{Type: xenstore.MsgWrite, Len: xenstore.MaxPayloadXenbus + 1}.AppendTo(nil)
 	for _, tt := range []struct {
 		name  string
-		domid uint16
+		domid xen.Domid
 		kind  xenstore.Kind
 		do    func(f *fixture, c net.Conn)
 		want  error
@@ -373,7 +374,7 @@ func TestWhyConnectionsEnd(t *testing.T) {
 }
 
 // attached waits until the server knows a connection of this sort.
-func (f *fixture) attached(domid uint16, kind xenstore.Kind) {
+func (f *fixture) attached(domid xen.Domid, kind xenstore.Kind) {
 	for known := false; !known; {
 		f.do(func() {
 			known = slices.ContainsFunc(f.state.conns, func(c *conn) bool {
@@ -502,7 +503,7 @@ func TestManyClientsAtOnce(t *testing.T) {
 		if i%3 == 0 {
 			rw = f.socket()
 		} else {
-			rw = f.xenbus(uint16(4 + i%3))
+			rw = f.xenbus(xen.Domid(4 + i%3))
 		}
 		c := newClient(t, rw)
 		go func() {

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/netbackd/netbackd/internal/lab/xensim/simclient"
+	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
@@ -36,7 +37,7 @@ type Config struct {
 // When one of them cannot be attached, the domain is destroyed again, which
 // takes a backend that does not answer another ten seconds. waits has what was
 // waited for each vif, in the order of cfg.
-func (t *Toolstack) Create(ctx context.Context, cfg Config) (domid uint16, waits []Waits, err error) {
+func (t *Toolstack) Create(ctx context.Context, cfg Config) (domid xen.Domid, waits []Waits, err error) {
 	dc := cfg.Domain
 	dc.Name, dc.Paused = cfg.Name, true
 	domid, err = t.ctl.CreateDomain(dc)
@@ -69,7 +70,7 @@ func (t *Toolstack) Create(ctx context.Context, cfg Config) (domid uint16, waits
 }
 
 // makeNodes is libxl__domain_make and libxl__build_post, as far as nodes go.
-func (t *Toolstack) makeNodes(domid uint16, name string, cfg simclient.DomainConfig) error {
+func (t *Toolstack) makeNodes(domid xen.Domid, name string, cfg simclient.DomainConfig) error {
 	uuid := newUUID()
 	dom, vm, lib := domPath(domid), "/vm/"+uuid, libxlPath(domid)
 	ro, rw := readable(0, domid), owned(domid)
@@ -135,12 +136,12 @@ func newUUID() string {
 }
 
 // Unpause lets a domain run, as `xl create` does in the end.
-func (t *Toolstack) Unpause(domid uint16) error { return t.ctl.Unpause(domid) }
+func (t *Toolstack) Unpause(domid xen.Domid) error { return t.ctl.Unpause(domid) }
 
 // Destroy is `xl destroy`: it detaches all vifs, those of a dead backend
 // included, removes the domain's nodes and destroys the domain. What goes wrong
 // with a vif is no reason for libxl to stop, nor to fail.
-func (t *Toolstack) Destroy(ctx context.Context, domid uint16) ([]Waits, error) {
+func (t *Toolstack) Destroy(ctx context.Context, domid xen.Domid) ([]Waits, error) {
 	if err := t.ctl.Pause(domid); err != nil {
 		return nil, err
 	}
@@ -169,7 +170,7 @@ func (t *Toolstack) Destroy(ctx context.Context, domid uint16) ([]Waits, error) 
 }
 
 // vifs are the numbers of the vifs libxl has attached to a domain.
-func (t *Toolstack) vifs(domid uint16) []int {
+func (t *Toolstack) vifs(domid xen.Domid) []int {
 	names, err := t.xs.List(libxlPath(domid) + "/device/vif")
 	if err != nil {
 		return nil
@@ -186,7 +187,7 @@ func (t *Toolstack) vifs(domid uint16) []int {
 
 // device finds out who serves a vif, from libxl's own copy: the guest and the
 // backend could have changed the others.
-func (t *Toolstack) device(domid uint16, devid int) (device, error) {
+func (t *Toolstack) device(domid xen.Domid, devid int) (device, error) {
 	d := device{domid: domid, devid: devid}
 	path, err := t.xs.Read(d.libxlPath() + "/backend")
 	if errors.Is(err, xenstore.ErrNotExist) {

@@ -18,6 +18,7 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/netns"
 	"github.com/netbackd/netbackd/internal/lab/xensim/simclient"
 	"github.com/netbackd/netbackd/internal/lab/xensim/simtest"
+	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
@@ -85,7 +86,7 @@ func (l *lab) wantCalls(want ...string) {
 }
 
 // guest makes a domain without a vif.
-func (l *lab) guest() uint16 {
+func (l *lab) guest() xen.Domid {
 	l.t.Helper()
 	domid, _, err := l.Create(context.Background(), Config{Name: "guest", Domain: simclient.DomainConfig{Pages: 16}})
 	if err != nil {
@@ -135,7 +136,7 @@ func (l *lab) wantNoVifNodes() {
 
 // backend answers the toolstack for one vif as a backend does, until the test
 // ends: state 2 to state 1, and, if it closes, state 6 to state 5.
-func (l *lab) backend(domid uint16, devid int, closes bool) {
+func (l *lab) backend(domid xen.Domid, devid int, closes bool) {
 	l.t.Helper()
 	state := device{domid: domid, devid: devid}.backendPath() + "/state"
 	w, err := l.xs.Watch(state)
@@ -180,7 +181,7 @@ func (l *lab) wantNode(path, want string) {
 	}
 }
 
-func (l *lab) wantGone(domid uint16) {
+func (l *lab) wantGone(domid xen.Domid) {
 	l.t.Helper()
 	if _, err := l.ctl.Domain(domid); err == nil {
 		l.t.Error("the domain still exists")

@@ -7,16 +7,17 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
 // Homes of a domain.
-func domPath(domid uint16) string   { return fmt.Sprintf("/local/domain/%d", domid) }
-func libxlPath(domid uint16) string { return fmt.Sprintf("/libxl/%d", domid) }
+func domPath(domid xen.Domid) string   { return fmt.Sprintf("/local/domain/%d", domid) }
+func libxlPath(domid xen.Domid) string { return fmt.Sprintf("/libxl/%d", domid) }
 
 // device is libxl__device: who serves which vif of whom.
 type device struct {
-	backend, domid uint16
+	backend, domid xen.Domid
 	devid          int
 }
 
@@ -49,12 +50,12 @@ func parseBackendPath(path string) (device, error) {
 func private() []xenstore.Perm { return []xenstore.Perm{{Domid: 0}} }
 
 // readable is owner's, and reader may read it.
-func readable(owner, reader uint16) []xenstore.Perm {
+func readable(owner, reader xen.Domid) []xenstore.Perm {
 	return []xenstore.Perm{{Domid: owner}, {Domid: reader, Access: xenstore.AccessRead}}
 }
 
 // owned is the domain's own.
-func owned(domid uint16) []xenstore.Perm { return []xenstore.Perm{{Domid: domid}} }
+func owned(domid xen.Domid) []xenstore.Perm { return []xenstore.Perm{{Domid: domid}} }
 
 // pair is a key with its value, below some directory.
 type pair struct{ key, value string }

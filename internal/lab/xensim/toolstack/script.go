@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
@@ -28,7 +29,7 @@ const (
 type Call struct {
 	Action  Action
 	Path    string // of the script, from the backend's node
-	Domid   uint16
+	Domid   xen.Domid
 	Devid   int
 	Backend string           // the backend's directory, absolute
 	Store   *xenstore.Client // dom0's xenstore

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/netbackd/netbackd/internal/lab/xensim/simclient"
+	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
@@ -198,21 +199,21 @@ func TestAttachAndDetach(t *testing.T) {
 func TestAttachFailsAndLeavesTheNodes(t *testing.T) {
 	for _, tc := range []struct {
 		name  string
-		setup func(*lab, uint16)
+		setup func(*lab, xen.Domid)
 		want  error
 		calls int
 	}{
-		{"no backend", func(l *lab, _ uint16) { l.timeouts.Init = short }, ErrTimeout, 0},
-		{"script exits 1", func(l *lab, domid uint16) {
+		{"no backend", func(l *lab, _ xen.Domid) { l.timeouts.Init = short }, ErrTimeout, 0},
+		{"script exits 1", func(l *lab, domid xen.Domid) {
 			l.backend(domid, 0, true)
 			l.script = func(context.Context) error { return unix.EPERM }
 		}, unix.EPERM, 1},
-		{"script takes too long", func(l *lab, domid uint16) {
+		{"script takes too long", func(l *lab, domid xen.Domid) {
 			l.backend(domid, 0, true)
 			l.timeouts.Script = 1
 			l.script = func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }
 		}, ErrTimeout, 1},
-		{"backend skips state 2", func(l *lab, domid uint16) {
+		{"backend skips state 2", func(l *lab, domid xen.Domid) {
 			l.timeouts.Init = short
 			l.onState(domid, "1", func(tx *xenstore.Tx, path string) error { return tx.Write(path+"/state", "4") })
 		}, ErrTimeout, 0},
@@ -240,7 +241,7 @@ func TestAttachFailsAndLeavesTheNodes(t *testing.T) {
 }
 
 // onState does something once, when the first vif of a domain is in a state.
-func (l *lab) onState(domid uint16, state string, f func(tx *xenstore.Tx, path string) error) {
+func (l *lab) onState(domid xen.Domid, state string, f func(tx *xenstore.Tx, path string) error) {
 	l.t.Helper()
 	path := device{domid: domid}.backendPath()
 	w, err := l.xs.Watch(path + "/state")

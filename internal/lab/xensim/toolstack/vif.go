@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
@@ -20,18 +21,18 @@ const NextDevid = -1
 // Vif is one entry of vif=[...] in an xl configuration file. Zero values stand
 // for xl's defaults.
 type Vif struct {
-	Devid      int    // or NextDevid
-	Backend    uint16 // backend=, the domain id
-	MAC        string // mac=, else a random one of Xen's
-	Bridge     string // bridge=, else xenbr0
-	Script     string // script=, else vif-bridge; a name in /etc/xen/scripts or a path
-	Name       string // vifname=
-	IP         string // ip=
-	GatewayDev string // gatewaydev=
-	Rate       string // rate=, as libxl stores it: "bytes per interval,microseconds"
-	VLAN       string // vlan=
-	MTU        int    // mtu=, else 1500
-	Untrusted  bool   // untrusted
+	Devid      int       // or NextDevid
+	Backend    xen.Domid // backend=, the domain id
+	MAC        string    // mac=, else a random one of Xen's
+	Bridge     string    // bridge=, else xenbr0
+	Script     string    // script=, else vif-bridge; a name in /etc/xen/scripts or a path
+	Name       string    // vifname=
+	IP         string    // ip=
+	GatewayDev string    // gatewaydev=
+	Rate       string    // rate=, as libxl stores it: "bytes per interval,microseconds"
+	VLAN       string    // vlan=
+	MTU        int       // mtu=, else 1500
+	Untrusted  bool      // untrusted
 
 	// Edit, if not nil, changes the nodes before anybody sees them, for tests
 	// of what libxl does not write: it is called at the end of the transaction
@@ -66,7 +67,7 @@ func (v Vif) withDefaults() Vif {
 
 // nodes are what libxl writes about a vif, in its order: for the backend, for
 // the frontend, and for the frontend to read only.
-func (v Vif) nodes(domid uint16) (back, front, readOnly []pair) {
+func (v Vif) nodes(domid xen.Domid) (back, front, readOnly []pair) {
 	trusted := "1"
 	if v.Untrusted {
 		trusted = "0"
@@ -112,7 +113,7 @@ func appendSet(pairs []pair, p pair) []pair {
 // AttachVif is `xl network-attach`. It returns the number of the vif, and does
 // not wait for it to be connected. When it fails, the nodes are left behind, as
 // xl leaves them; DetachVif removes them.
-func (t *Toolstack) AttachVif(ctx context.Context, domid uint16, v Vif) (devid int, w Waits, err error) {
+func (t *Toolstack) AttachVif(ctx context.Context, domid xen.Domid, v Vif) (devid int, w Waits, err error) {
 	v = v.withDefaults()
 	if v.Devid == NextDevid {
 		v.Devid = 0
@@ -170,7 +171,7 @@ func (t *Toolstack) add(d device, v Vif) error {
 }
 
 // DetachVif is `xl network-detach`.
-func (t *Toolstack) DetachVif(ctx context.Context, domid uint16, devid int) (Waits, error) {
+func (t *Toolstack) DetachVif(ctx context.Context, domid xen.Domid, devid int) (Waits, error) {
 	d, err := t.device(domid, devid)
 	if err != nil {
 		return Waits{}, err

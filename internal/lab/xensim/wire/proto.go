@@ -9,6 +9,8 @@ import (
 	"io"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // Names of the sockets in the simulation's directory.
@@ -142,7 +144,7 @@ const Overflow = ^uint32(0)
 // Hello opens a connection.
 type Hello struct {
 	Kind  Kind
-	Domid uint16
+	Domid xen.Domid
 	// Probe is an address in the caller's memory that holds Probed. The
 	// simulation reads it to find out, before any copy depends on it, whether
 	// it may reach into the caller at all.
@@ -174,7 +176,7 @@ func ParseHello(msg []byte) (Hello, error) {
 	op, version := Op(r.U32()), r.U32()
 	h := Hello{Kind: Kind(r.U32())}
 	domid := r.U32()
-	h.Domid, h.File = uint16(domid), r.U32()
+	h.Domid, h.File = xen.Domid(domid), r.U32()
 	h.Probe = r.U64()
 	if err := r.Done(); err != nil {
 		return Hello{}, err

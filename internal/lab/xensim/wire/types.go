@@ -2,7 +2,11 @@
 
 package wire
 
-import "time"
+import (
+	"time"
+
+	"github.com/netbackd/netbackd/pkg/xen"
+)
 
 // DomainConfig describes a domain to be made. The zero value makes one like
 // those xl makes.
@@ -30,9 +34,9 @@ type DomainConfig struct {
 
 // DomainInfo is a domain as seen by the toolstack.
 type DomainInfo struct {
-	Domid  uint16 `json:"domid"`
-	Name   string `json:"name,omitempty"`
-	Paused bool   `json:"paused,omitempty"`
+	Domid  xen.Domid `json:"domid"`
+	Name   string    `json:"name,omitempty"`
+	Paused bool      `json:"paused,omitempty"`
 	// Shutdown: the domain has stopped by itself and waits to be destroyed.
 	Shutdown bool `json:"shutdown,omitempty"`
 	// Dying: the domain was destroyed, but others still hold pages of it: it
