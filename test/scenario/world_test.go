@@ -45,7 +45,7 @@ type world struct {
 func newWorld(t *testing.T, daemon ...string) *world {
 	t.Helper()
 	netns.NeedTUN(t)
-	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*patience)
 	t.Cleanup(cancel)
 	dir, err := os.MkdirTemp("", "nbw") // short: sockets have short names
 	if err != nil {

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -132,20 +131,15 @@ func (c *cable) send(ctx context.Context, f *frame) error {
 // awaitCarrier waits until the kernel has taken notice of the vif's carrier:
 // before that it drops what is sent.
 func (c *cable) awaitCarrier(ctx context.Context) error {
-	tick := time.NewTicker(glance)
-	defer tick.Stop()
-	for {
+	err := poll(ctx, glance, func() (bool, error) {
 		l, err := netlink.LinkByName(c.ifname)
 		if err != nil {
-			return fmt.Errorf("look for the carrier of %s: %w", c.ifname, err)
+			return false, fmt.Errorf("look for the carrier of %s: %w", c.ifname, err)
 		}
-		if l.Attrs().OperState == netlink.OperUp {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("%s has no carrier: %w", c.ifname, ctx.Err())
-		case <-tick.C:
-		}
+		return l.Attrs().OperState == netlink.OperUp, nil
+	})
+	if err != nil && ctx.Err() != nil {
+		return fmt.Errorf("%s has no carrier: %w", c.ifname, ctx.Err())
 	}
+	return err
 }

@@ -246,20 +246,28 @@ func (p *player) anonymous(text string) string {
 	})
 }
 
-// until looks again and again until ok, and says in the end whether it was.
+// until looks again and again until ok, and returns an error when patience has run out.
 func (p *player) until(ok func() (bool, error)) error {
 	ctx, cancel := context.WithTimeout(p.ctx, p.patience)
 	defer cancel()
-	tick := time.NewTicker(glance)
-	defer tick.Stop()
-	for {
+	return poll(ctx, glance, ok)
+}
+
+// poll looks again and again until ok. It pauses for least between two looks, and for an
+// eighth of the time that has passed once that is more: on an emulated machine looks take
+// the processor from what they wait for.
+func poll(ctx context.Context, least time.Duration, ok func() (bool, error)) error {
+	pause := time.NewTimer(0)
+	defer pause.Stop()
+	for began := time.Now(); ; {
 		if yes, err := ok(); yes || err != nil {
 			return err
 		}
+		pause.Reset(max(least, time.Since(began)/8))
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-tick.C:
+		case <-pause.C:
 		}
 	}
 }

@@ -65,14 +65,17 @@ func newGuest(t *testing.T) (*fronttest.Xen, xen.Domid, netfront.Host) {
 	}
 }
 
-// playAll plays a script with little patience.
-func playAll(t *testing.T, host netfront.Host, umpire Asker, text string) (said string, err error) {
+// little is the patience of a test that waits in vain.
+const little = 2 * time.Second
+
+// playAll plays a script.
+func playAll(t *testing.T, host netfront.Host, umpire Asker, patience time.Duration, text string) (said string, err error) {
 	t.Helper()
 	s, err := Parse("test.ring", text)
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &player{ctx: t.Context(), host: host, dir: netfront.DefaultDir, umpire: umpire, patience: time.Second}
+	p := &player{ctx: t.Context(), host: host, dir: netfront.DefaultDir, umpire: umpire, patience: patience}
 	if err := p.open(); err != nil {
 		t.Fatal(err)
 	}
@@ -106,7 +109,7 @@ func TestPlayerObserves(t *testing.T) {
 	u["error"] = `22 queue 0: domid 17 gref 4000 and gref 5000`
 	u["counters"] = "tx_slots=1"
 	u["carrier"] = "up"
-	got, err := playAll(t, host, u, loop+`
+	got, err := playAll(t, host, u, patience, loop+`
 content F 3
 backend 4
 error gref 4000
@@ -208,7 +211,7 @@ func TestExpectationThatDoesNotHold(t *testing.T) {
 			u["quarantined"] = "broken"
 			u["served"] = "stream"
 			u["hashing"] = "no"
-			said, err := playAll(t, host, u, begin+tt.lines)
+			said, err := playAll(t, host, u, little, begin+tt.lines)
 			var f *Failure
 			if !errors.As(err, &f) || !strings.Contains(err.Error(), tt.want) {
 				t.Fatalf("got %v, want %s", err, tt.want)
@@ -222,12 +225,12 @@ func TestExpectationThatDoesNotHold(t *testing.T) {
 	for verb, answer := range map[string]string{"drops": "rx_grant=1", "grants": "2"} {
 		u := nothing()
 		u[verb] = answer
-		if _, err := playAll(t, host, u, loop); err == nil || !strings.Contains(err.Error(), answer) {
+		if _, err := playAll(t, host, u, patience, loop); err == nil || !strings.Contains(err.Error(), answer) {
 			t.Errorf("%s: got %v", verb, err)
 		}
 	}
 	// After all that the device is as good as new.
-	if _, err := playAll(t, host, nothing(), loop); err != nil {
+	if _, err := playAll(t, host, nothing(), patience, loop); err != nil {
 		t.Error(err)
 	}
 }
@@ -245,7 +248,7 @@ func TestRingsThatAreNotThereOrFull(t *testing.T) {
 		"rings\ntx 1..256 same\nextra hash\n": "no free slot",
 		"rings\nrx 1..257 page\n":             "no free slot",
 	} {
-		if _, err := playAll(t, host, nothing(), text); err == nil || !strings.Contains(err.Error(), want) {
+		if _, err := playAll(t, host, nothing(), patience, text); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: got %v, want %s", text, err, want)
 		}
 	}

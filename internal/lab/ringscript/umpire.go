@@ -215,25 +215,17 @@ func (u *Umpire) status(ctx context.Context) (*vif.Status, error) {
 // until asks the daemon until ok. When time is up the last status is as good as
 // another: the player tells what is wrong with it.
 func (u *Umpire) until(ctx context.Context, ok func(*vif.Status) (bool, error)) error {
-	tick := time.NewTicker(umpireGlance)
-	defer tick.Stop()
-	for {
+	err := poll(ctx, umpireGlance, func() (bool, error) {
 		s, err := u.status(ctx)
 		if err != nil {
-			if ctx.Err() != nil {
-				return nil
-			}
-			return err
+			return false, err
 		}
-		if yes, err := ok(s); yes || err != nil {
-			return err
-		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-		}
+		return ok(s)
+	})
+	if ctx.Err() != nil {
+		return nil
 	}
+	return err
 }
 
 // fact waits until what say says is what is wanted, or has it in it, and returns
@@ -376,23 +368,16 @@ func (u *Umpire) out(ctx context.Context, words []string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	tick := time.NewTicker(glance)
-	defer tick.Stop()
 	var got []string
-	for {
+	err = poll(ctx, glance, func() (bool, error) {
 		more, err := u.cable.drain()
-		if err != nil {
-			return "", err
-		}
-		if got = append(got, more...); len(got) >= n {
-			return repeats(got), nil
-		}
-		select {
-		case <-ctx.Done():
-			return repeats(got), nil
-		case <-tick.C:
-		}
+		got = append(got, more...)
+		return len(got) >= n, err
+	})
+	if err != nil && ctx.Err() == nil {
+		return "", err
 	}
+	return repeats(got), nil
 }
 
 // inject sends a frame to the guest, some times.
