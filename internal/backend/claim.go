@@ -38,10 +38,10 @@ var (
 	ErrNoRival = errors.New("the kernel's xen-netback is not loaded")
 )
 
-// claimPatience bounds CanClaim, Claim and Release. A host that is busy to its limits
-// still makes a TAP in that time. With the guest's streams in the kernel's driver, some
-// thirty reads of xenstore alone take seconds on a slow dom0.
-const claimPatience = 8 * time.Second
+// claimPatience bounds CanClaim, Claim and Release. Each makes some thirty requests to
+// xenstored, which take seconds on a slow dom0 whose processors are busy with packets.
+// libxl gives a hotplug script, which does two of the three, 40 s.
+const claimPatience = 15 * time.Second
 
 // request is something to be done by the goroutine in Run.
 type request struct {

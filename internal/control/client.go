@@ -27,7 +27,7 @@ type Client struct {
 func NewClient(path string) *Client {
 	c := &Client{path: path}
 	c.http = http.Client{
-		Timeout: 10 * time.Second,
+		Timeout: 20 * time.Second, // longer than the daemon takes for a claim
 		Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			var d net.Dialer
 			return d.DialContext(ctx, "unix", path)
