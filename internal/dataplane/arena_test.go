@@ -20,10 +20,10 @@ func TestPlacesInTheArena(t *testing.T) {
 		end := 0 // of what is taken
 		take := func(what string, at, n, room int) {
 			if at-room < end || at+n > txArenaBytes {
-				t.Fatalf("%s: %d octets at %d, with %d before, after %d", what, n, at, room, end)
+				t.Fatalf("%s: %d bytes at %d, with %d before, after %d", what, n, at, room, end)
 			}
 			if n > 0 && at/netif.PageSize != (at+n-1)/netif.PageSize {
-				t.Fatalf("%s: %d octets at %d cross a page end", what, n, at)
+				t.Fatalf("%s: %d bytes at %d cross a page end", what, n, at)
 			}
 			end = at + n
 		}

@@ -97,7 +97,7 @@ func (b *bed) newWorker(uring bool) {
 	w.now = b.now
 	if uring {
 		must(b.tb, w.openRing())
-		w.compared = true // it is used, whatever it costs
+		w.reads.compared = true // it is used, whatever it costs
 	}
 	b.w = w
 }

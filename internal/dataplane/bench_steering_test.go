@@ -37,7 +37,7 @@ const (
 	byUser   = "by hash, in netbackd"
 )
 
-// measureHash measures the hash of inputs of n octets, ever others: of always the
+// measureHash measures the hash of inputs of n bytes, ever others: of always the
 // same a processor learns the bits, which flatters the peer.
 func measureHash(rep *bench.Report, lim bench.Limits, n int, atMost float64) error {
 	h, err := toeplitz.New(hashKey)
@@ -66,7 +66,7 @@ func measureHash(rep *bench.Report, lim bench.Limits, n int, atMost float64) err
 			}
 			took := time.Since(start) / time.Duration(times)
 			if sum != want { // times is odd
-				return 0, fmt.Errorf("hashes of %d octets are wrong", n)
+				return 0, fmt.Errorf("hashes of %d bytes are wrong", n)
 			}
 			return took, nil
 		}
@@ -79,7 +79,7 @@ func measureHash(rep *bench.Report, lim bench.Limits, n int, atMost float64) err
 			return sum
 		}
 	}
-	g := bench.Group{Name: fmt.Sprintf("hash of %d octets", n), Packets: len(inputs), Peers: []bench.Peer{
+	g := bench.Group{Name: fmt.Sprintf("hash of %d bytes", n), Packets: len(inputs), Peers: []bench.Peer{
 		{Name: hashBitwise, Run: run(1, func() (sum uint32) {
 			for _, in := range inputs {
 				sum ^= bitwise(hashKey, in)

@@ -172,7 +172,7 @@ func newLane(name string, d *tap.Device, uring bool, use grantUse, guest *front)
 	l := &lane{name: name, hist: map[int][2]int{}, bed: bed{tb: benchTB{}, tap: d}}
 	l.newWorker(uring)
 	l.w.clock = time.Now
-	l.w.compared = false
+	l.w.reads.compared = false
 	l.f = newFront(l.tb, testDomid)
 	local, err := iouring.NewIovecs(256)
 	must(l.tb, err)
@@ -301,8 +301,8 @@ func (l *lane) rxRun(b *benchFrame, h *filler, batch int, overhead time.Duration
 	before := l.stat(RxPackets)
 	// Rows of other batches are other queues, as far as that matters.
 	q := l.queue()
-	q.rxLast, q.rxBefore = l.hist[batch][0], l.hist[batch][1]
-	defer func() { l.hist[batch] = [2]int{q.rxLast, q.rxBefore} }()
+	q.reader.expected, q.reader.previous = l.hist[batch][0], l.hist[batch][1]
+	defer func() { l.hist[batch] = [2]int{q.reader.expected, q.reader.previous} }()
 	for done := -b.warm(); done < b.run; done += batch {
 		l.repost()
 		if err := h.fill(b, batch); err != nil {
@@ -350,7 +350,7 @@ func (p *floor) rxRun(b *benchFrame, h *filler, overhead time.Duration) (took ti
 			if !pages && w.ring == nil {
 				at = w.rxMem.addr(rxDenseAt(k%rxCalls) - q.vnetLen)
 			}
-			p.calls[k] = rawio.Call{Addr: at, Len: uint32(q.readLen)}
+			p.calls[k] = rawio.Call{Addr: at, Len: uint32(q.reader.readLen)}
 			if !pages {
 				continue
 			}
@@ -366,7 +366,7 @@ func (p *floor) rxRun(b *benchFrame, h *filler, overhead time.Duration) (took ti
 		start := time.Now()
 		var n int
 		if w.ring == nil {
-			n = rawio.Until(trap, q.tap.FD(), p.calls[:batch], q.readLen)
+			n = rawio.Until(trap, q.tap.FD(), p.calls[:batch], q.reader.readLen)
 		} else {
 			n = p.readByRing(p.calls[:batch])
 		}
@@ -665,7 +665,7 @@ func measure(peer string, rounds int, packets uint64, only string) (*bench.Repor
 		l := newLane(staticUring, d, true, static, guest)
 		lanes = append(lanes, l)
 		ringSame = newFloor(l)
-		dear = l.w.ringDear
+		dear = l.w.reads.ringSlow
 	}
 	singly := newLane("netbackd, a grant copy for each packet", d, lanes[0].w.ring != nil, copiedSingly, guest)
 	overhead := clockOverhead(lanes[0])

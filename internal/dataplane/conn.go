@@ -119,9 +119,9 @@ type Conn struct {
 	queues  []*Queue
 	waiting vifMemory // of packets that wait
 
-	// Of whoever changes the steering.
-	steered *steer.Config // by SetSteering
-	moved   *move         // the last
+	// Of the goroutine that changes the steering.
+	steering   *steer.Config // set by SetSteering
+	resteering *resteering   // the last one
 
 	hurry   chan struct{} // closed by Hurry
 	hurried sync.Once
@@ -184,7 +184,6 @@ func newConn(cfg Config, queues []QueueConfig) (*Conn, error) {
 		if err != nil {
 			return nil, fmt.Errorf("queue %d: %w", i, err)
 		}
-		q.hold.vif = &c.waiting
 		c.queues = append(c.queues, q)
 	}
 	c.waiting.own = int64(len(c.queues)) * waitBytes
@@ -221,16 +220,16 @@ func (c *Conn) Stats(i int) *Stats { return &c.queues[i].stats }
 
 // QueueState is what can be seen of a queue from outside.
 type QueueState struct {
-	Tx, Rx      netif.RingState
-	Held        int // packets that wait for rx slots
-	HeldBytes   int // memory they take
-	Stalled     bool
-	Breached    bool
-	RateWaiting bool
-	Uring       bool // TAP batches go through io_uring
-	Worker      int
-	Static      int // static grants
-	StaticInUse int // of those, named by requests that are not answered
+	Tx, Rx       netif.RingState
+	Backlog      int // packets that wait for rx slots, or for others of their flow
+	BacklogBytes int // memory that they take
+	Stalled      bool
+	Breached     bool
+	RateWaiting  bool
+	Uring        bool // TAP batches go through io_uring
+	Worker       int
+	Static       int // static grants
+	StaticInUse  int // of those, named by requests that are not answered
 }
 
 // State asks the worker of queue i for its state. After Close it is the zero
@@ -244,7 +243,7 @@ func (c *Conn) State(i int) QueueState {
 		}
 		s = QueueState{
 			Tx: q.tx.State(), Rx: q.rx.State(),
-			Held: q.held(), HeldBytes: q.heldBytes(),
+			Backlog: q.waiting(), BacklogBytes: q.waitingBytes(),
 			Stalled: q.stalled, Breached: q.breached,
 			RateWaiting: !q.rateUntil.IsZero(),
 			Uring:       q.worker.Load().ring != nil,

@@ -71,8 +71,9 @@ const (
 	NumCounters
 )
 
-// kept is the reason of a packet that is not dropped. It is no drop's number.
-const kept Counter = 0
+// notDropped is the drop reason of a packet that is not dropped. It is not the number
+// of a drop.
+const notDropped Counter = 0
 
 // Kind tells the audiences of a counter apart.
 type Kind uint8
@@ -94,11 +95,11 @@ type CounterInfo struct {
 // Counters describes every [Counter], by its number.
 var Counters = [NumCounters]CounterInfo{
 	TxPackets:     {"tx_packets", Traffic, "packets from the guest written to the TAP"},
-	TxBytes:       {"tx_bytes", Traffic, "octets of those packets"},
+	TxBytes:       {"tx_bytes", Traffic, "bytes of those packets"},
 	TxSlots:       {"tx_slots", Traffic, "tx ring slots answered"},
 	TxGSO:         {"tx_gso", Traffic, "packets from the guest that carried a GSO extra"},
 	RxPackets:     {"rx_packets", Traffic, "packets delivered to the guest"},
-	RxBytes:       {"rx_bytes", Traffic, "octets of those packets"},
+	RxBytes:       {"rx_bytes", Traffic, "bytes of those packets"},
 	RxSlots:       {"rx_slots", Traffic, "rx ring slots answered"},
 	RxGSO:         {"rx_gso", Traffic, "packets to the guest that carried a GSO extra"},
 	RxHash:        {"rx_hash", Traffic, "packets to the guest that carried a hash extra"},

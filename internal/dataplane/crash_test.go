@@ -409,7 +409,7 @@ func testKilledUnderTraffic(t *testing.T, m mode) {
 	number := func(frame []byte) uint32 {
 		n := binary.BigEndian.Uint32(frame[14+20+8:])
 		if !bytes.Equal(frame, numbered(n)) {
-			t.Fatalf("packet %d of %d octets is corrupted", n, len(frame))
+			t.Fatalf("packet %d of %d bytes is corrupted", n, len(frame))
 		}
 		return n
 	}

@@ -122,7 +122,7 @@ func (f *front) page(ref netif.Gref) []byte {
 type packet struct {
 	frame  []byte
 	flags  netif.TxFlags
-	slots  []int // octets of each data slot
+	slots  []int // bytes of each data slot
 	offset int   // of the data in each page
 	extras []netif.ExtraInfo
 }
@@ -257,7 +257,7 @@ type delivery struct {
 }
 
 func (d delivery) String() string {
-	return fmt.Sprintf("%d octets in %d slots %v, flags %#x, %v", len(d.Frame), d.Slots, d.Statuses, d.Flags, d.GSO)
+	return fmt.Sprintf("%d bytes in %d slots %v, flags %#x, %v", len(d.Frame), d.Slots, d.Statuses, d.Flags, d.GSO)
 }
 
 // received takes what is in the rx ring, insisting on the rules.

@@ -40,7 +40,7 @@ func newFuzzBed(f *testing.F) *fuzzBed {
 	f.Cleanup(b.host.close)
 	b.front = newFront(f, testDomid)
 	b.front.grants.worker = func() *worker { return b.w }
-	// Every page has an octet of its own, so that it shows where data came
+	// Every page has a byte of its own, so that it shows where data came
 	// from. All of them make a unicast frame of no known protocol.
 	for i := range frontPages {
 		page := b.front.mem[txPages+i*netif.PageSize:][:netif.PageSize]
@@ -396,7 +396,7 @@ func FuzzRxPlan(f *testing.F) {
 		}
 		var want []delivery
 		var send []hostFrame
-		for ; len(in) >= 3 && len(send) < holdFrames; in = in[3:] {
+		for ; len(in) >= 3 && len(send) < backlogFrames; in = in[3:] {
 			kind, n := in[0]%7, int(binary.BigEndian.Uint16(in[1:]))%60000
 			h, d := planned(cfg, kind, n)
 			send = append(send, h)

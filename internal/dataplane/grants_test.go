@@ -89,7 +89,7 @@ func (g *grants) copy(s *gntdev.Segment) gntdev.Status {
 	page := g.pages[at : at+s.Len()]
 	local := g.local(s)
 	if local == nil {
-		g.tb.Errorf("%v %d octets at %#x: in no arena, or across a page end", s.Direction(), s.Len(), s.Local())
+		g.tb.Errorf("%v %d bytes at %#x: in no arena, or across a page end", s.Direction(), s.Len(), s.Local())
 		return gntdev.StatusBadVirtAddr
 	}
 	if s.Direction() == gntdev.FromGuest {
@@ -119,7 +119,7 @@ func (g *grants) local(s *gntdev.Segment) []byte {
 		if q == nil {
 			continue
 		}
-		if b := in(&q.hold.mem, s, across); b != nil {
+		if b := in(&q.backlog.mem, s, across); b != nil {
 			return b
 		}
 	}

@@ -52,7 +52,7 @@ func (h *host) send(frames ...hostFrame) {
 		var hdr [tap.VnetHdrLen]byte
 		tap.VnetHdr(f.Vnet).Encode(hdr[:])
 		if _, err := unix.Write(h.fd, append(hdr[:packetHdrLen:packetHdrLen], f.Frame...)); err != nil {
-			h.tb.Fatalf("send %d octets, %+v: %v", len(f.Frame), f.Vnet, err)
+			h.tb.Fatalf("send %d bytes, %+v: %v", len(f.Frame), f.Vnet, err)
 		}
 	}
 }

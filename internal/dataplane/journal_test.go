@@ -78,7 +78,7 @@ func TestJournalFile(t *testing.T) {
 	info, err := os.Stat(path)
 	must(t, err)
 	if info.Mode().Perm() != 0o600 || info.Size() != JournalSize {
-		t.Errorf("file of %d octets, mode %v", info.Size(), info.Mode())
+		t.Errorf("file of %d bytes, mode %v", info.Size(), info.Mode())
 	}
 	link := filepath.Join(t.TempDir(), "link")
 	must(t, os.Symlink(path, link))

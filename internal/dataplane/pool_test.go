@@ -440,7 +440,7 @@ func TestAThousandConnections(t *testing.T) {
 		}
 		// Less than half a hold per connection, of two: the runtime and the C library
 		// reserve tens of megabytes at a time when they start a thread.
-		if n := addressSpace(t); n > space+cycles*holdBytes/2 {
+		if n := addressSpace(t); n > space+cycles*backlogBytes/2 {
 			t.Errorf("%d octets mapped, %d after the first connections", n, space)
 		}
 	})

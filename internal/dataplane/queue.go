@@ -44,7 +44,6 @@ type Queue struct {
 	maxRx   int // largest frame the guest takes
 
 	tooBigAt time.Time // when the owner was last told of larger ones
-	readLen  int       // bytes a TAP read asks for, vnet header included
 
 	counted bool // in its worker's load; guarded by the pool's mu
 
@@ -57,31 +56,22 @@ type Queue struct {
 	attached bool
 	id       int // number in the worker's table, and slot in its io_uring
 
-	uringReads bool // io_uring lets go of reads that find nothing
+	ready    bool // in the worker's ready list
+	timed    bool // in the worker's timed list
+	fired    bool // the handle for events is readable
+	tapReady bool // the TAP may have packets
+	tapArmed bool // epoll watches the TAP
+	tapGone  bool // somebody deleted the TAP
+	breached bool
+	masked   [2]evtchn.Port // ports that wait to be unmasked
+	nMasked  int
+	spurious int // events in a row that brought no work
 
-	ready        bool // in the worker's ready list
-	timed        bool // in the worker's timed list
-	fired        bool // the handle for events is readable
-	tapReady     bool // the TAP may have packets
-	tapArmed     bool // epoll watches the TAP
-	tapGone      bool // somebody deleted the TAP
-	breached     bool
-	masked       [2]evtchn.Port // ports that wait to be unmasked
-	nMasked      int
-	spurious     int    // events in a row that brought no work
-	slotsPerRead int    // what one packet read takes at most
-	large        bool   // the last packet read was
-	largeExtras  uint32 // slots that the extras of the last large one took
-
-	someLarge bool // of the packets that came with the last read
-	rxRun     int  // packets read since the TAP had none
-	rxLast    int  // how many they are expected to become
-	rxBefore  int  // how many they were the last time
-
-	hold         hold
-	moving       *moving   // packets are on their way from other queues; nil: no
-	blockedSince time.Time // since when there are not enough slots to go on
-	blockedNeed  uint32    // how many it takes
+	reader       tapReader
+	backlog      backlog
+	resteer      *queueResteer // nil: none is under way
+	blockedSince time.Time     // since when there are not enough slots to go on
+	blockedNeed  uint32        // how many it takes
 	stalled      bool
 	stale        int // packets in the TAP that have waited for too long, at most
 	drainAfter   time.Duration
@@ -125,7 +115,8 @@ func newQueue(c *Conn, index int, cfg *QueueConfig) (*Queue, error) {
 	if !c.cfg.RxNotify {
 		q.drainAfter = min(q.drainAfter, noNotifyDrain)
 	}
-	q.readLen = q.vnetLen + maxFrame
+	q.reader = tapReader{tap: q.tap, vnetLen: q.vnetLen, readLen: q.vnetLen + maxFrame}
+	q.backlog.vif = &c.waiting
 	q.hash = c.cfg.Hash
 	q.setXDPHeadroom(int(c.cfg.XDPHeadroom))
 	return q, nil
@@ -134,24 +125,25 @@ func newQueue(c *Conn, index int, cfg *QueueConfig) (*Queue, error) {
 // setHash changes what the guest is told of packets.
 func (q *Queue) setHash(h *Hash) {
 	q.hash = h
-	q.reckon()
+	q.sizePackets()
 }
 
-// reckon works out what depends on the extras of packets and on where they begin.
-func (q *Queue) reckon() {
-	q.large, q.largeExtras = false, 0 // what comes next may have other extras
-	q.slotsPerRead = int(q.slotsOf(q.maxRx) + q.xdpExtra)
+// sizePackets tells the reader how many slots a packet may take, which depends on its
+// extras and its headroom.
+func (q *Queue) sizePackets() {
+	slots := int(q.slotsOf(q.maxRx) + q.xdpExtra)
 	if q.guest.GSOTCPv4 || q.guest.GSOTCPv6 {
-		q.slotsPerRead++
+		slots++
 	}
 	if q.hash != nil {
-		q.slotsPerRead++
+		slots++
 	}
+	q.reader.resize(slots)
 }
 
 // waitsForSlots reports whether the rx ring has to be looked at although the
 // TAP has nothing.
-func (q *Queue) waitsForSlots() bool { return !q.hold.empty() || !q.blockedSince.IsZero() }
+func (q *Queue) waitsForSlots() bool { return !q.backlog.empty() || !q.blockedSince.IsZero() }
 
 // unblocked is called when the guest has given slots again.
 func (q *Queue) unblocked() {
@@ -169,10 +161,10 @@ func (q *Queue) deadline() time.Time {
 	if q.breached {
 		return d
 	}
-	if !q.hold.empty() {
-		d = earlier(d, q.hold.head().since.Add(q.drainAfter))
+	if !q.backlog.empty() {
+		d = earlier(d, q.backlog.head().since.Add(q.drainAfter))
 	}
-	if v := q.moving; v != nil && !v.free {
+	if v := q.resteer; v != nil && v.phase < released {
 		d = earlier(d, v.until)
 	}
 	if q.canStall() {

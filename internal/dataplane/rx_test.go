@@ -226,7 +226,7 @@ func TestRxInOrder(t *testing.T) {
 			}
 			for i := range got {
 				if !bytes.Equal(got[i], want[i]) {
-					t.Fatalf("round %d: packet %d differs: %d octets, want %d", round, i, len(got[i]), len(want[i]))
+					t.Fatalf("round %d: packet %d differs: %d bytes, want %d", round, i, len(got[i]), len(want[i]))
 				}
 			}
 			want = want[len(got):]
@@ -258,7 +258,7 @@ func TestRxAnySizes(t *testing.T) {
 			var sent [][]byte
 			slots := 0
 			for range rapid.IntRange(1, 80).Draw(t, "packets") {
-				n := size.Draw(t, "octets")
+				n := size.Draw(t, "bytes")
 				if slots += int(slotsOf(n + headers)); slots > netif.RxRingSize {
 					break
 				}
@@ -290,12 +290,12 @@ func TestRxNeedsExactly(t *testing.T) {
 	}{
 		{"one slot", hostFrame{Frame: udp(100, 1)}, 1},
 		{"a full page", hostFrame{Frame: udp(4096-42, 1)}, 1},
-		{"an octet more", hostFrame{Frame: udp(4096-41, 1)}, 2},
+		{"a byte more", hostFrame{Frame: udp(4096-41, 1)}, 2},
 		{"GSO", hostFrame{vnetOf(partial(tcp(4, 20000)), 1448), open}, (len(open)+4095)/4096 + 1},
 		{"GSO of the largest size", hostFrame{vnetOf(large, 1448), large.Bytes()}, 16},
 		{"a segment", hostFrame{vnetOf(tagged, 1400), tagged.Bytes()}, 1},
 		{"a segment of just a page", hostFrame{vnetOf(tagged, 4096-18-20-32), tagged.Bytes()}, 1},
-		{"a segment of an octet more", hostFrame{vnetOf(tagged, 4096-18-20-31), tagged.Bytes()}, 2},
+		{"a segment of a byte more", hostFrame{vnetOf(tagged, 4096-18-20-31), tagged.Bytes()}, 2},
 	}
 	inModes(t, allModes[:2], func(t *testing.T, m mode) {
 		for _, tt := range tests {
@@ -335,8 +335,8 @@ func TestRxWaits(t *testing.T) {
 		b.host.sendPlain(want...)
 		b.settle()
 		s := b.conn.queues[0]
-		if s.hold.len() == 0 || s.hold.len() == len(want) || s.tapArmed {
-			t.Errorf("%d packets held, TAP watched: %v", s.hold.len(), s.tapArmed)
+		if s.backlog.len() == 0 || s.backlog.len() == len(want) || s.tapArmed {
+			t.Errorf("%d packets held, TAP watched: %v", s.backlog.len(), s.tapArmed)
 		}
 		reads := b.stat(TapReadCalls)
 		b.host.sendPlain(udp(10, 40))
@@ -359,8 +359,8 @@ func TestRxWaits(t *testing.T) {
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Errorf("packets (-want +got):\n%s", diff)
 		}
-		if !s.tapArmed || s.hold.len() != 0 {
-			t.Errorf("%d packets held, TAP watched: %v", s.hold.len(), s.tapArmed)
+		if !s.tapArmed || s.backlog.len() != 0 {
+			t.Errorf("%d packets held, TAP watched: %v", s.backlog.len(), s.tapArmed)
 		}
 		if n := b.settle(); n != 0 {
 			t.Errorf("%d rounds without work", n)
@@ -476,9 +476,9 @@ func TestRxDropsByAge(t *testing.T) {
 		q, f := b.queue(), b.front()
 		f.post(3)
 		large := partial(tcp(4, 20000))
-		q.hold.push(large.Bytes(), &offload.RxPlan{}, b.now)
+		q.backlog.push(large.Bytes(), &offload.RxPlan{}, b.now)
 		b.now = b.now.Add(time.Second)
-		q.hold.push(udp(10, 1), &offload.RxPlan{}, b.now)
+		q.backlog.push(udp(10, 1), &offload.RxPlan{}, b.now)
 		b.w.schedule(q)
 		b.settle()
 		b.pass(DefaultDrain - time.Second)
@@ -581,13 +581,13 @@ func TestRxBacklog(t *testing.T) {
 			h := hostFrame{vnetOf(tt.frame, 1448), tt.frame.Bytes()}
 			f.post(256)
 			b.settle()
-			b.queue().rxLast = rxReads
+			b.queue().reader.expected = rxReads
 			for range rxReads {
 				b.host.send(h)
 			}
 			b.settle()
-			if n := b.queue().hold.bytes(); m.uring && n <= keepBytes {
-				t.Errorf("%s: %d octets are held, no more than if they had been expected", tt.name, n)
+			if n := b.queue().backlog.bytes(); m.uring && n <= keepBytes {
+				t.Errorf("%s: %d bytes are held, no more than if they had been expected", tt.name, n)
 			}
 			n := 0
 			for got := f.received(); len(got) > 0; got = f.received() {
@@ -601,8 +601,8 @@ func TestRxBacklog(t *testing.T) {
 			if got := b.stats(Drop); len(got) != 0 {
 				t.Errorf("%s: drops: %v", tt.name, got)
 			}
-			if b.queue().hold.paid > alignUp(keepBytes, memStep) {
-				t.Errorf("%s: the hold keeps its memory", tt.name)
+			if b.queue().backlog.paid > alignUp(keepBytes, memStep) {
+				t.Errorf("%s: the backlog keeps its memory", tt.name)
 			}
 			b.disconnect()
 		}
@@ -630,10 +630,10 @@ func TestReadsAreComparedOnTheQueuesFile(t *testing.T) {
 		must(t, err)
 		q := c.queues[0]
 		q.worker.Store(b.w)
-		b.w.compared = false
+		b.w.reads.compared = false
 		must(t, b.w.attach(q))
-		if q.id != 1 || !b.w.compared {
-			t.Fatalf("number %d, compared %v", q.id, b.w.compared)
+		if q.id != 1 || !b.w.reads.compared {
+			t.Fatalf("number %d, compared %v", q.id, b.w.reads.compared)
 		}
 		if r := b.w.cqes[0].Res; r == -int32(unix.EBADF) {
 			t.Error("compared on a file that is not there")
@@ -668,7 +668,7 @@ func TestRxReadsInVain(t *testing.T) {
 		{"some", upTo(20), 0.35, 0.85},
 		{"many", upTo(200), 0.2, 0.2},
 	} {
-		q := &Queue{slotsPerRead: 18}
+		r := &tapReader{slots: 18}
 		var packets, calls, posted, vain int
 		for round := range 1000 {
 			if round == 10 {
@@ -677,12 +677,11 @@ func TestRxReadsInVain(t *testing.T) {
 			left := tt.backlog()
 			packets += left
 			for {
-				q.tapReady = true
-				want := q.rxWant(256, true)
+				want := r.want(256, true, 0)
 				got := min(want, left)
 				left -= got
-				// As readTap does it.
-				switch sure := q.rxRun >= rxSure; {
+				// As tapReader.read does it.
+				switch sure := r.endless(); {
 				case want <= rxFew:
 					calls += min(got+1, want)
 				case got == 0 && !sure:
@@ -696,7 +695,7 @@ func TestRxReadsInVain(t *testing.T) {
 						posted--
 					}
 				}
-				if q.ran(got, want); !q.tapReady && left == 0 {
+				if more := r.note(got, got == want); !more && left == 0 {
 					break
 				}
 			}
@@ -728,13 +727,13 @@ func TestRxWhereIoUringIsDear(t *testing.T) {
 			f.post(int(f.rx.Free()))
 			b.host.sendPlain(want...)
 			q := b.queue()
-			b.w.compared = false
-			b.w.compareReads(q, q.id)
-			if !b.w.compared {
+			b.w.reads.compared = false
+			q.reader.compare(b.w)
+			if !b.w.reads.compared {
 				t.Error("nothing was compared")
 			}
-			b.w.ringDear = tt.dear
-			q.rxRun, q.rxLast, q.rxBefore = tt.run, tt.run+64, tt.run+64
+			b.w.reads.ringSlow = tt.dear
+			q.reader.run, q.reader.expected, q.reader.previous = tt.run, tt.run+64, tt.run+64
 			before := b.stat(TapReadCalls)
 			b.settle()
 			if diff := cmp.Diff(want, framesOf(f.received())); diff != "" {
@@ -764,12 +763,12 @@ func TestRxBadOffload(t *testing.T) {
 		*batch = rxBatch{}
 		batch.free, _ = q.rx.Available()
 		for _, v := range bad {
-			w.takeFrame(q, batch, w.arrive(v, udp(100, 1)))
+			w.planFrame(q, batch, w.arrive(v, udp(100, 1)))
 		}
 		for _, n := range []int{0, 13, maxFrame + 1} {
-			w.takeFrame(q, batch, rxFrame{rxFrameAt(0, true), q.vnetLen + n})
+			w.planFrame(q, batch, rxFrame{rxFrameAt(0, true), q.vnetLen + n})
 		}
-		w.takeFrame(q, batch, w.arrive(tap.VnetHdr{}, udp(100, 2)))
+		w.planFrame(q, batch, w.arrive(tap.VnetHdr{}, udp(100, 2)))
 		w.deliver(q, batch)
 		q.stats.flush(&w.tally)
 		if diff := cmp.Diff([][]byte{udp(100, 2)}, framesOf(f.received())); diff != "" {
@@ -830,7 +829,7 @@ func TestRxGrantThatFails(t *testing.T) {
 			for i := range NumCounters {
 				b.queue().stats.n[i].Store(0)
 			}
-			b.queue().rxLast, b.queue().someLarge = 3, true
+			b.queue().reader.expected, b.queue().reader.someLarge = 3, true
 			tt.break_(f)
 			b.host.sendPlain(udp(10, 1), large, udp(11, 3))
 			b.settle()
@@ -848,7 +847,7 @@ func TestRxGrantThatFails(t *testing.T) {
 				t.Errorf("%s: %d packets delivered, want %d", tt.name, n, 3-tt.drops)
 			}
 			if n := b.stat(RxBytes); n != uint64(tt.bytes) {
-				t.Errorf("%s: %d octets delivered, want %d", tt.name, n, tt.bytes)
+				t.Errorf("%s: %d bytes delivered, want %d", tt.name, n, tt.bytes)
 			}
 			clear(f.grants.readOnly)
 			clear(f.grants.status)
@@ -894,7 +893,7 @@ func TestRxWritesAllOfASlot(t *testing.T) {
 		extra := f.page(firstRef + frontPages + 1)
 		for _, c := range append(extra, last...) {
 			if c != 0xa5 {
-				t.Fatal("an octet beyond the packet was written")
+				t.Fatal("a byte beyond the packet was written")
 			}
 		}
 	})

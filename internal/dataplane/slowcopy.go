@@ -202,7 +202,7 @@ func (p *Pool) relieve(w *worker, seq uint64) error {
 	if err != nil {
 		return fmt.Errorf("start another worker: %w", err)
 	}
-	heir.clock, heir.compared, heir.ringDear = w.clock, w.compared, w.ringDear
+	heir.clock, heir.reads.compared, heir.reads.ringSlow = w.clock, w.reads.compared, w.reads.ringSlow
 	w.copies.relieved = make(chan struct{})
 	if !w.copies.underWay.CompareAndSwap(seq, stolen) {
 		heir.release()

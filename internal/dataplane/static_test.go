@@ -176,7 +176,7 @@ func TestStaticGrantsRx(t *testing.T) {
 						}
 						for k, d := range got {
 							if !bytes.Equal(d.Frame, part[k].Frame) {
-								t.Errorf("%s: frame %d of %d octets arrives with other octets", which, i+k, len(d.Frame))
+								t.Errorf("%s: frame %d of %d bytes arrives with other bytes", which, i+k, len(d.Frame))
 							}
 						}
 					}
@@ -298,21 +298,21 @@ func TestHashWithTooFewSlots(t *testing.T) {
 			h := &Hash{Hasher: hasher(t), Types: toeplitz.AllTypes}
 			b.queue().setHash(h)
 			b.host.send(hostFrame{vnetOf(frame, 1448), frame.Bytes()})
-			n, octets := 0, 0
+			n, total := 0, 0
 			for k := 0; n < 1 || k < 40; k++ {
 				f.post(1)
 				b.settle()
 				for _, d := range f.received() {
 					wantHash(t, d, h)
 					n++
-					octets += len(d.Frame)
+					total += len(d.Frame)
 				}
 				if k > 100 {
 					t.Fatal("it does not come")
 				}
 			}
-			if d := b.stats(Drop); len(d) > 0 || octets < 5000 {
-				t.Errorf("%d packets, %d octets, drops %v", n, octets, d)
+			if d := b.stats(Drop); len(d) > 0 || total < 5000 {
+				t.Errorf("%d packets, %d bytes, drops %v", n, total, d)
 			}
 			b.disconnect()
 		}
@@ -347,7 +347,7 @@ func TestReadOnlyGrantIsNoRxBuffer(t *testing.T) {
 			t.Error("the page was written")
 		}
 		if n, o := b.stat(RxPackets), b.stat(RxBytes); n != 2 || o != 120 {
-			t.Errorf("%d packets of %d octets counted", n, o)
+			t.Errorf("%d packets of %d bytes counted", n, o)
 		}
 	})
 }
@@ -370,7 +370,7 @@ func TestFailedPacketIsCountedOnce(t *testing.T) {
 			t.Errorf("drops (-want +got):\n%s", diff)
 		}
 		if n, o := b.stat(RxPackets), b.stat(RxBytes); n != 1 || o != 60 {
-			t.Errorf("%d packets of %d octets counted", n, o)
+			t.Errorf("%d packets of %d bytes counted", n, o)
 		}
 	})
 }
@@ -438,7 +438,7 @@ func TestAnyMixOfGrants(t *testing.T) {
 				case 2, 3:
 					var sent [][]byte
 					for range rapid.IntRange(1, 6).Draw(t, "packets") {
-						frame := udp(rapid.IntRange(0, 12000).Draw(t, "octets"), 9)
+						frame := udp(rapid.IntRange(0, 12000).Draw(t, "bytes"), 9)
 						sent = append(sent, frame)
 						p := packet{frame: frame, offset: rapid.IntRange(0, 2000).Draw(t, "offset")}
 						f.put(p)
@@ -451,7 +451,7 @@ func TestAnyMixOfGrants(t *testing.T) {
 					f.post(int(f.rx.Free()))
 					var sent [][]byte
 					for range rapid.IntRange(1, 6).Draw(t, "packets") {
-						sent = append(sent, udp(rapid.IntRange(18, 30000).Draw(t, "octets"), 9))
+						sent = append(sent, udp(rapid.IntRange(18, 30000).Draw(t, "bytes"), 9))
 					}
 					b.host.sendPlain(sent...)
 					b.settle()
@@ -476,7 +476,7 @@ func same(t *rapid.T, want, got [][]byte) {
 	}
 	for i := range want {
 		if !bytes.Equal(want[i], got[i]) {
-			t.Fatalf("packet %d of %d octets: got %d, or other octets", i, len(want[i]), len(got[i]))
+			t.Fatalf("packet %d of %d bytes: got %d, or other bytes", i, len(want[i]), len(got[i]))
 		}
 	}
 }
@@ -552,8 +552,8 @@ func TestLargeReadAfterHashingEnds(t *testing.T) {
 				b.host.send(hostFrame{vnetOf(hashed, 1448), hashed.Bytes()})
 				b.settle()
 			}
-			if got := f.received(); len(got) != 2 || b.queue().largeExtras != 2 {
-				t.Fatalf("%d packets, %d extras of the last one", len(got), b.queue().largeExtras)
+			if got := f.received(); len(got) != 2 || b.queue().reader.largeExtras != 2 {
+				t.Fatalf("%d packets, %d extras of the last one", len(got), b.queue().reader.largeExtras)
 			}
 			b.queue().setHash(nil)
 			avail, err := b.queue().rx.Available()

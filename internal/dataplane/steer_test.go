@@ -46,7 +46,7 @@ func TestSteering(t *testing.T) {
 			}
 			var want [queues][][]byte
 			for range rapid.IntRange(1, 24).Draw(t, "packets") {
-				frame := packettest.Frame{Payload: packettest.Pattern(rapid.IntRange(18, 5000).Draw(t, "octets"))}
+				frame := packettest.Frame{Payload: packettest.Pattern(rapid.IntRange(18, 5000).Draw(t, "bytes"))}
 				if rapid.Bool().Draw(t, "IPv6") {
 					frame.IPv6 = &packettest.IPv6{}
 				} else {
@@ -79,7 +79,7 @@ func TestSteering(t *testing.T) {
 						}
 					}
 					if len(got) == n {
-						t.Fatalf("a packet of %d octets is not on queue %d", len(w), i)
+						t.Fatalf("a packet of %d bytes is not on queue %d", len(w), i)
 					}
 				}
 			}

@@ -17,14 +17,14 @@ import (
 	"github.com/netbackd/netbackd/pkg/netif"
 )
 
-// udp is a finished frame whose payload has n octets and says which it is.
+// udp is a finished frame whose payload has n bytes and says which it is.
 func udp(n int, id uint16) []byte {
 	return packettest.Frame{
 		IPv4: &packettest.IPv4{ID: id}, UDP: &packettest.UDP{SrcPort: id}, Payload: packettest.Pattern(n),
 	}.Bytes()
 }
 
-// cut splits n octets into parts of the given sizes and a last one.
+// cut splits n bytes into parts of the given sizes and a last one.
 func cut(n int, sizes ...int) []int {
 	for _, s := range sizes {
 		n -= s
@@ -32,7 +32,7 @@ func cut(n int, sizes ...int) []int {
 	return append(slices.Clone(sizes), n)
 }
 
-// parts splits n octets into k parts.
+// parts splits n bytes into k parts.
 func parts(n, k int) (sizes []int) {
 	for ; k > 0; k-- {
 		sizes = append(sizes, n/k)
@@ -54,7 +54,7 @@ func TestLadder(t *testing.T) {
 		put     func(f *front) []answer
 		frame   []byte            // what of it the host sees
 		drops   map[string]uint64 // counted
-		traffic map[string]uint64 // counted besides packets, octets and slots
+		traffic map[string]uint64 // counted besides packets, bytes and slots
 		breach  error             // and no answer to it or what follows
 		says    string
 	}{{
@@ -225,7 +225,7 @@ func TestLadder(t *testing.T) {
 		},
 		drops: map[string]uint64{"tx_cross_page": 1},
 	}, {
-		name: "later slot an octet beyond its page",
+		name: "later slot a byte beyond its page",
 		put: func(f *front) []answer {
 			r := f.requests(packet{frame: good, slots: cut(len(good), 50)})
 			r[1].Offset = uint16(netif.PageSize - (len(good) - 50) + 1)
@@ -450,7 +450,7 @@ func TestLadder(t *testing.T) {
 				traffic := mapOf(tt.traffic)
 				if len(frames) > 0 {
 					traffic["tx_packets"] = uint64(len(frames))
-					traffic["tx_bytes"] = octets(frames)
+					traffic["tx_bytes"] = bytesOf(frames)
 					traffic["tx_slots"] = uint64(len(want))
 				}
 				if diff := cmp.Diff(traffic, b.stats(Traffic)); diff != "" {
@@ -509,7 +509,7 @@ func mapOf(m map[string]uint64) map[string]uint64 {
 	return c
 }
 
-func octets(frames [][]byte) (n uint64) {
+func bytesOf(frames [][]byte) (n uint64) {
 	for _, f := range frames {
 		n += uint64(len(f))
 	}

@@ -15,7 +15,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/tap"
 )
 
-// tcp is a TCP segment with a payload of n octets over IPv4 or IPv6.
+// tcp is a TCP segment with a payload of n bytes over IPv4 or IPv6.
 func tcp(ipv, n int, tags ...packettest.Tag) packettest.Frame {
 	f := packettest.Frame{
 		Tags: tags,
@@ -58,7 +58,7 @@ var (
 	qinq = packettest.Tag{TPID: packettest.TypeQinQ, TCI: 7}
 )
 
-// layouts are ways to spread n octets over slots.
+// layouts are ways to spread n bytes over slots.
 func layouts(n int) map[string][]int {
 	l := map[string][]int{
 		"whole pages":     nil,
@@ -221,7 +221,7 @@ func TestTxOffload(t *testing.T) {
 				t.Errorf("%s: %d packets counted, want %d", tt.name, n, sent)
 			}
 			if n := b.stat(TxBytes); n != uint64(sent*len(frame)) {
-				t.Errorf("%s: %d octets counted, want %d", tt.name, n, sent*len(frame))
+				t.Errorf("%s: %d bytes counted, want %d", tt.name, n, sent*len(frame))
 			}
 			for i := range NumCounters {
 				b.queue().stats.n[i].Store(0)

@@ -235,7 +235,7 @@ func (q *Queue) parsePacket(b *txBatch, t *tally, first netif.TxSlot, avail uint
 	}
 
 	slot0 := b.nSlots
-	l := txLater{used: used, rest: uint32(first.Size()), nSlots: slot0 + 1, drop: kept}
+	l := txLater{used: used, rest: uint32(first.Size()), nSlots: slot0 + 1, drop: notDropped}
 	if first.Flags()&netif.TxMoreData != 0 {
 		if l, err = q.parseLater(b, cons, avail, l); err != nil {
 			return 0, err
@@ -243,10 +243,10 @@ func (q *Queue) parsePacket(b *txBatch, t *tally, first netif.TxSlot, avail uint
 		used = l.used
 	}
 	drop := l.drop
-	if drop == kept {
+	if drop == notDropped {
 		drop = checkFirst(first, l.rest, has&(1<<netif.ExtraGSO) != 0, gso)
 	}
-	if drop != kept {
+	if drop != notDropped {
 		t[drop]++
 		b.failAll(rsp0, nExtras)
 		return used, nil
@@ -277,7 +277,7 @@ type txLater struct {
 // parseLater takes the data slots after the first of the packet at cons into b.
 func (q *Queue) parseLater(b *txBatch, cons netif.Index, avail uint32, l txLater) (txLater, error) {
 	used, rest, n, rsp := l.used, l.rest, l.nSlots, b.nRsp
-	drop := kept
+	drop := notDropped
 	allowed := used + maxLaterSlots
 	for {
 		if used >= avail {
@@ -287,7 +287,7 @@ func (q *Queue) parseLater(b *txBatch, cons netif.Index, avail uint32, l txLater
 			if used >= allowed+breachLaterSlots-maxLaterSlots {
 				return l, errTooManySlots
 			}
-			if drop == kept {
+			if drop == notDropped {
 				drop = DropTxSlots
 			}
 		}
@@ -296,7 +296,7 @@ func (q *Queue) parseLater(b *txBatch, cons netif.Index, avail uint32, l txLater
 		b.rsp[rsp] = netif.TxResponse{ID: r.ID(), Status: netif.StatusOkay}
 		rsp++
 		switch size := r.Size(); {
-		case drop != kept:
+		case drop != notDropped:
 		case uint32(size) > rest:
 			drop = DropTxSize
 		case crossesPage(r.Offset(), size):
@@ -332,7 +332,7 @@ func checkFirst(first netif.TxSlot, size uint32, hasGSO bool, gso netif.GSOInfo)
 	case segmentsOf(uint32(first.Size()), gso.Size) > maxSegments:
 		return DropTxSegments
 	}
-	return kept
+	return notDropped
 }
 
 // maxSegments bounds the segments of one packet, which the host cuts in one go while

@@ -196,7 +196,7 @@ func (w *worker) fetchFailed(b *txBatch, all bool) {
 			}
 			seg++
 		}
-		if p.drop != kept {
+		if p.drop != notDropped {
 			w.tally[p.drop]++
 		}
 	}
@@ -212,7 +212,7 @@ func (w *worker) writeOut(q *Queue, b *txBatch) {
 	next := 0 // free iovec
 	for i := range b.pkts[:b.nPkts] {
 		p := &b.pkts[i]
-		if p.drop != kept {
+		if p.drop != notDropped {
 			continue
 		}
 		if p.plain() && uint32(p.linear) == p.total && out.direct() {

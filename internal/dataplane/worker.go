@@ -14,7 +14,6 @@ import (
 
 	"github.com/netbackd/netbackd/internal/iouring"
 	"github.com/netbackd/netbackd/internal/offload"
-	"github.com/netbackd/netbackd/internal/rawio"
 	"github.com/netbackd/netbackd/pkg/evtchn"
 )
 
@@ -77,13 +76,10 @@ type worker struct {
 
 	tx    txBatch
 	rx    rxBatch
-	out   tapOut
+	out   tapWriter
 	txMem arenaMem
 	rxMem arenaMem
-	reads [rxReads]rawio.Call
-
-	compared bool // ringDear is known
-	ringDear bool // a read with io_uring takes longer than a system call
+	reads tapReads
 
 	pullAt int
 	iov    *iouring.Iovecs
@@ -269,9 +265,7 @@ func (w *worker) admit(q *Queue, id int) error {
 		if err := w.ring.SetFile(id, q.tap.FD()); err != nil {
 			return err
 		}
-		if q.uringReads = w.ring.NoWait(id); q.uringReads && !w.compared {
-			w.compareReads(q, id)
-		}
+		q.reader.useRing(w, id, w.ring.NoWait(id))
 	}
 	if err := w.watch(unix.EPOLL_CTL_ADD, q.events.FD(), id, onEvtchn, unix.EPOLLIN); err != nil || q.tapGone {
 		return err
@@ -313,8 +307,8 @@ func (w *worker) detach(q *Queue) {
 	w.queues[q.id] = nil
 	w.leave(q)
 	w.timed = without(w.timed, q)
-	q.letGo()
-	q.hold.close()
+	q.endResteer()
+	q.backlog.close()
 	q.conn.cfg.Limiter.release(&q.share)
 	// The pages are about to be unmapped; nothing here may reach them.
 	q.tx, q.rx = nil, nil
@@ -439,7 +433,7 @@ func (w *worker) serve(q *Queue) (again bool, err error) {
 			return false, err
 		}
 	}
-	if q.tapReady || q.waitsForSlots() || q.moving != nil {
+	if q.tapReady || q.waitsForSlots() || q.resteer != nil {
 		if rxMore, err = w.rxPass(q); err != nil {
 			return false, err
 		}
@@ -487,7 +481,7 @@ func (w *worker) takeEvents(q *Queue) error {
 
 // armTap has epoll tell of packets only while they could be taken.
 func (w *worker) armTap(q *Queue) {
-	want := q.hold.empty() && (q.moving == nil || !q.moving.waits())
+	want := q.backlog.empty() && (q.resteer == nil || !q.resteer.pausesTap())
 	if want == q.tapArmed || q.tapGone {
 		return
 	}
@@ -546,8 +540,8 @@ func (w *worker) tapGone(q *Queue) {
 // breach puts a queue to rest. Its ports stay masked.
 func (w *worker) breach(q *Queue, err error) {
 	q.breached = true
-	q.letGo()
-	q.hold.close()
+	q.endResteer()
+	q.backlog.close()
 	q.conn.cfg.Limiter.release(&q.share)
 	w.unwatch(q)
 	q.rateUntil, q.unmaskAt, q.pollAt = time.Time{}, time.Time{}, time.Time{}

@@ -21,21 +21,21 @@ func TestXDPHeadroom(t *testing.T) {
 	tests := []struct {
 		name     string
 		headroom uint16
-		octets   int
+		bytes    int
 		statuses []netif.Status
 		starts   uint16 // 0: at headroom
 		hash     bool
 	}{
-		{name: "a small packet", headroom: xdp, octets: 60, statuses: []netif.Status{60}},
-		{name: "a full page", headroom: xdp, octets: 3840, statuses: []netif.Status{3840}},
-		{name: "a byte more", headroom: xdp, octets: 3841, statuses: []netif.Status{3840, 1}},
-		{name: "two full pages", headroom: xdp, octets: 3840 + 4096, statuses: []netif.Status{3840, 4096}},
-		{name: "three pages", headroom: xdp, octets: 9000, statuses: []netif.Status{3840, 4096, 1064}},
-		{name: "three pages and a hash", headroom: xdp, octets: 9000, statuses: []netif.Status{3840, 4096, 1064}, hash: true},
-		{name: "an odd place", headroom: 1, octets: 4096, statuses: []netif.Status{4095, 1}},
-		{name: "the most", headroom: MaxXDPHeadroom, octets: 1514, statuses: []netif.Status{rxHead, 1514 - rxHead}},
-		{name: "more than there is", headroom: netif.MaxXDPHeadroom, octets: 60, statuses: []netif.Status{60}, starts: MaxXDPHeadroom},
-		{name: "none", octets: 4096, statuses: []netif.Status{4096}},
+		{name: "a small packet", headroom: xdp, bytes: 60, statuses: []netif.Status{60}},
+		{name: "a full page", headroom: xdp, bytes: 3840, statuses: []netif.Status{3840}},
+		{name: "a byte more", headroom: xdp, bytes: 3841, statuses: []netif.Status{3840, 1}},
+		{name: "two full pages", headroom: xdp, bytes: 3840 + 4096, statuses: []netif.Status{3840, 4096}},
+		{name: "three pages", headroom: xdp, bytes: 9000, statuses: []netif.Status{3840, 4096, 1064}},
+		{name: "three pages and a hash", headroom: xdp, bytes: 9000, statuses: []netif.Status{3840, 4096, 1064}, hash: true},
+		{name: "an odd place", headroom: 1, bytes: 4096, statuses: []netif.Status{4095, 1}},
+		{name: "the most", headroom: MaxXDPHeadroom, bytes: 1514, statuses: []netif.Status{rxHead, 1514 - rxHead}},
+		{name: "more than there is", headroom: netif.MaxXDPHeadroom, bytes: 60, statuses: []netif.Status{60}, starts: MaxXDPHeadroom},
+		{name: "none", bytes: 4096, statuses: []netif.Status{4096}},
 	}
 	grants := []struct {
 		name string
@@ -62,7 +62,7 @@ func TestXDPHeadroom(t *testing.T) {
 				f := b.front()
 				g.make(f)
 				want := delivery{
-					Frame: udp(tt.octets-42, 1), Statuses: tt.statuses, Slots: len(tt.statuses),
+					Frame: udp(tt.bytes-42, 1), Statuses: tt.statuses, Slots: len(tt.statuses),
 					Headroom: max(tt.headroom, tt.starts),
 				}
 				if tt.starts != 0 {
@@ -160,7 +160,7 @@ func TestXDPHeadroomFromOneBatchToTheNext(t *testing.T) {
 		b.host.send(hostFrame{vnetOf(big, 1400), big.Bytes()})
 		b.host.sendPlain(udp(3900, 2), udp(3900, 3))
 		b.settle()
-		if b.queue().hold.empty() {
+		if b.queue().backlog.empty() {
 			t.Fatal("nothing waits")
 		}
 		b.queue().setXDPHeadroom(256)

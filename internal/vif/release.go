@@ -60,7 +60,7 @@ func (v *Vif) release() (lost int, err error) {
 		l := v.link
 		v.setCarrier(false)
 		for i := range l.conn.Queues() {
-			v.turn.Aside(func() { lost += l.conn.State(i).Held })
+			v.turn.Aside(func() { lost += l.conn.State(i).Backlog })
 		}
 		v.link, v.live = nil, false
 		l.release(v)

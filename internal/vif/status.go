@@ -183,7 +183,7 @@ func (v *Vif) waits(up bool) string {
 func queueStatus(s dataplane.QueueState, n *[dataplane.NumCounters]uint64) QueueStatus {
 	return QueueStatus{
 		Worker: s.Worker, Uring: s.Uring,
-		Held: s.Held, HeldBytes: s.HeldBytes,
+		Held: s.Backlog, HeldBytes: s.BacklogBytes,
 		Stalled: s.Stalled, RateWaiting: s.RateWaiting,
 		Static: s.Static, StaticInUse: s.StaticInUse,
 		Tx: ringStatus(s.Tx), Rx: ringStatus(s.Rx),

@@ -8,49 +8,48 @@ import (
 	"github.com/netbackd/netbackd/internal/rawio"
 )
 
-// Buffers registered with the io_uring, by number.
+// Numbers of the buffers that are registered with the io_uring.
 const (
 	bufTx = 0
 	bufRx = 1
 )
 
-// uringMin is the number of packets from which on io_uring is cheaper than a
-// write for each.
+// uringMin is the least number of packets for which io_uring is cheaper than a system
+// call each.
 const uringMin = 4
 
-// tapOut writes one batch of packets to a TAP queue, in order: with one call for
-// all of them through io_uring, or one call each without.
-type tapOut struct {
+// tapWriter writes one batch of packets to a TAP queue, in order: with one call for all
+// of them through io_uring, or with one call each.
+type tapWriter struct {
 	w      *worker
-	oneCPU bool // is all there is
+	oneCPU bool // the host has only one
 	q      *Queue
 	uring  bool
 	queued int
 
-	// Without io_uring: what is queued, calls of one kind.
+	// Without io_uring: the queued calls, all of one kind.
 	trap  uintptr
 	calls [batchPackets]rawio.Call
-	pkt   [batchPackets]uint8 // whose call it is
+	pkt   [batchPackets]uint8 // their packets
 }
 
 // begin starts a batch.
 //
-// io_uring saves the system calls, and whoever waits for the packets runs once a
-// batch and not once a packet: with a receiver on this host, small packets take a
-// third less. With large ones that is little, unless he can only run where the worker
-// does, and an operation on an array of pieces costs more than a call.
-func (o *tapOut) begin(q *Queue, b *txBatch) {
+// io_uring saves system calls, and wakes a receiver once a batch and not once a packet:
+// with a receiver on this host, small packets take a third less time. With large
+// packets that is little, unless the receiver shares the worker's CPU, and a write of
+// several pieces costs more than a system call.
+func (o *tapWriter) begin(q *Queue, b *txBatch) {
 	o.q, o.queued, o.trap = q, 0, unix.SYS_WRITE
 	n := b.nPkts
 	o.uring = o.w.ring != nil && n >= uringMin && (o.oneCPU || int(b.bytes) <= n*smallPacket)
 }
 
-// direct reports whether the next write is a system call in line with those that
-// are queued.
-func (o *tapOut) direct() bool { return !o.uring && o.trap == unix.SYS_WRITE }
+// direct reports whether the next write is a system call of the kind that is queued.
+func (o *tapWriter) direct() bool { return !o.uring && o.trap == unix.SYS_WRITE }
 
-// write sends the n octets at off of the tx arena as packet i.
-func (o *tapOut) write(i, off, n int) {
+// write sends the n bytes at off of the tx arena as packet i.
+func (o *tapWriter) write(i, off, n int) {
 	addr := o.w.txMem.addr(off)
 	if o.uring {
 		o.w.ring.WriteFixed(o.q.id, addr, uint32(n), bufTx, uint64(i))
@@ -58,14 +57,14 @@ func (o *tapOut) write(i, off, n int) {
 		return
 	}
 	if o.trap != unix.SYS_WRITE {
-		o.others(unix.SYS_WRITE)
+		o.switchTo(unix.SYS_WRITE)
 	}
 	o.call(i, addr, n)
 }
 
-// writev sends the n pieces in w.iov from first on as packet i. They stay as
-// they are until flush.
-func (o *tapOut) writev(i, first, n int) {
+// writev sends the n pieces in w.iov from first on as packet i. They must not change
+// until flush.
+func (o *tapWriter) writev(i, first, n int) {
 	addr := o.w.iov.At(first)
 	if o.uring {
 		o.w.ring.Writev(o.q.id, addr, uint32(n), uint64(i))
@@ -73,27 +72,27 @@ func (o *tapOut) writev(i, first, n int) {
 		return
 	}
 	if o.trap != unix.SYS_WRITEV {
-		o.others(unix.SYS_WRITEV)
+		o.switchTo(unix.SYS_WRITEV)
 	}
 	o.call(i, addr, n)
 }
 
 // call queues a system call.
-func (o *tapOut) call(i int, addr uintptr, n int) {
+func (o *tapWriter) call(i int, addr uintptr, n int) {
 	k := o.queued & (batchPackets - 1)
 	o.calls[k] = rawio.Call{Addr: addr, Len: uint32(n)}
 	o.pkt[k] = uint8(i)
 	o.queued++
 }
 
-// others makes the calls that are queued, before those of another kind.
-func (o *tapOut) others(trap uintptr) {
+// switchTo makes the queued calls before those of another kind.
+func (o *tapWriter) switchTo(trap uintptr) {
 	o.flush(&o.w.tx)
 	o.trap = trap
 }
 
-// put sends a frame at once, which must not overtake what is queued.
-func (o *tapOut) put(frame []byte) unix.Errno {
+// put sends a frame at once. Nothing may be queued before it.
+func (o *tapWriter) put(frame []byte) unix.Errno {
 	o.w.tally[Syscalls]++
 	o.w.tally[TapWriteCalls]++
 	_, err := o.q.tap.Write(frame)
@@ -101,8 +100,8 @@ func (o *tapOut) put(frame []byte) unix.Errno {
 	return e
 }
 
-// flush sends what is queued and waits until all of it is done.
-func (o *tapOut) flush(b *txBatch) {
+// flush sends the queued packets and waits until all are written.
+func (o *tapWriter) flush(b *txBatch) {
 	switch {
 	case o.queued == 0:
 	case o.uring:
@@ -113,8 +112,8 @@ func (o *tapOut) flush(b *txBatch) {
 	o.queued = 0
 }
 
-// callAll makes the system calls that are queued.
-func (o *tapOut) callAll(b *txBatch) {
+// callAll makes the queued system calls.
+func (o *tapWriter) callAll(b *txBatch) {
 	w := o.w
 	n := o.queued
 	w.tally[Syscalls] += uint32(n)
@@ -134,8 +133,8 @@ func (o *tapOut) callAll(b *txBatch) {
 	w.tally[TxBytes] += bytes
 }
 
-// submit has io_uring do what is queued.
-func (o *tapOut) submit(b *txBatch) {
+// submit makes the queued writes with io_uring.
+func (o *tapWriter) submit(b *txBatch) {
 	w := o.w
 	w.tally[TapWriteCalls]++
 	w.tally[Syscalls]++
@@ -153,8 +152,8 @@ func (o *tapOut) submit(b *txBatch) {
 	}
 }
 
-// done counts a packet's way into the TAP.
-func (o *tapOut) done(p *txPacket, e unix.Errno) {
+// done counts a packet that was written, or dropped with errno e.
+func (o *tapWriter) done(p *txPacket, e unix.Errno) {
 	t := &o.w.tally
 	if e == 0 {
 		t[TxPackets]++
@@ -165,7 +164,7 @@ func (o *tapOut) done(p *txPacket, e unix.Errno) {
 	t[p.drop]++
 }
 
-// tapErrno is the reason to drop a packet that the TAP refused with e.
+// tapErrno returns the reason to drop a packet that the TAP refused with e.
 func tapErrno(e unix.Errno) Counter {
 	switch e {
 	case unix.EIO:

@@ -8,15 +8,15 @@ import (
 	"github.com/netbackd/netbackd/pkg/netif"
 )
 
-// headroom is what stands free before each frame in an arena: room for the
+// headroom is the number of free bytes before each frame in an arena: room for the
 // vnet header, in a cache line of its own.
 const headroom = 64
 
-// smallPacket is the size up to which a packet is copied into one piece. Up to
-// about here, copying costs less than what a scattered write costs more.
+// smallPacket is the size in bytes up to which a packet is copied into one piece. Up
+// to about this size the copy costs less than a scattered write would.
 const smallPacket = 2048
 
-// arenaMem is an arena with the numbers the data path needs at hand.
+// arenaMem is an arena with its memory and address at hand.
 type arenaMem struct {
 	arena *gntdev.Arena
 	mem   []byte
@@ -38,25 +38,25 @@ func (a *arenaMem) close() {
 	}
 }
 
-// addr is the address of the octet at off.
+// addr returns the address of the byte at off.
 func (a *arenaMem) addr(off int) uintptr { return a.base + uintptr(off) }
 
-// The tx arena holds the data of a batch, and behind it the heads that were
-// pulled up. Each data slot of the ring takes at most a page, and each packet
-// loses at most one more to its headroom.
+// The tx arena holds the data of a batch and, behind it, the headers that were pulled
+// up. Each data slot takes at most a page, and each packet loses at most one more to
+// its headroom.
 const (
 	txArenaBytes = (netif.TxRingSize + batchPackets + 1) * netif.PageSize
 	pullStride   = headroom + offload.MaxHeader
 	txMemBytes   = txArenaBytes + batchPackets*pullStride
 )
 
-// frameAlloc hands out places for a tx batch's data in the arena, front to back.
-// The kernel splits a grant copy at the page ends of local memory, so no place
-// crosses one.
+// frameAlloc allocates places for a tx batch's data in the arena, front to back. The
+// kernel splits a grant copy at the page ends of local memory, so no place crosses
+// one.
 type frameAlloc struct{ next int }
 
-// packed finds n octets, n <= smallPacket, after a headroom, wherever they fit
-// into one page. Small packets share pages, and with them cache and TLB.
+// packed allocates n bytes, n <= smallPacket, within one page and behind a headroom.
+// Small packets share pages, and with them entries of the TLB.
 func (f *frameAlloc) packed(n int) int {
 	off := alignUp(f.next, headroom) + headroom
 	if off%netif.PageSize+n > netif.PageSize {
@@ -66,10 +66,9 @@ func (f *frameAlloc) packed(n int) int {
 	return off
 }
 
-// first finds a page of its own for a packet's first slot, whose data stands at
-// off of the guest's page, with at least a headroom before the data. The data
-// keeps its offset, so that source and destination meet their page ends
-// together.
+// first allocates a page for a packet's first slot, with size bytes at off of the
+// guest's page and at least a headroom before them. The data keeps its offset, so that
+// source and destination reach their page ends together.
 func (f *frameAlloc) first(off, size int) int {
 	if off < headroom {
 		f.next += headroom
@@ -77,11 +76,12 @@ func (f *frameAlloc) first(off, size int) int {
 	return f.later(off, size)
 }
 
-// later finds a page of its own for a packet's further slot.
+// later allocates a page for another slot of a packet.
 func (f *frameAlloc) later(off, size int) int {
 	at := alignUp(f.next, netif.PageSize) + off
 	f.next = at + size
 	return at
 }
 
+// alignUp rounds n up to a multiple of a, a power of two.
 func alignUp(n, a int) int { return (n + a - 1) &^ (a - 1) }

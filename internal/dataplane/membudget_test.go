@@ -106,13 +106,13 @@ func TestMemoryOfPacketsThatWait(t *testing.T) {
 		if got := b.conn.waiting.used.Load(); got == 0 || got > waitBytes {
 			t.Errorf("%d bytes are taken, want up to %d", got, waitBytes)
 		}
-		held := q.held()
+		held := q.waiting()
 		if dropped := b.stat(DropRxMemory); held == 0 || dropped > 16-uint64(held) {
 			t.Errorf("%d packets wait, %d were dropped", held, dropped)
 		}
 		b.pass(DefaultDrain + time.Second)
-		if q.held() != 0 {
-			t.Errorf("%d packets still wait", q.held())
+		if q.waiting() != 0 {
+			t.Errorf("%d packets still wait", q.waiting())
 		}
 		b.disconnect()
 		if used, left := b.conn.waiting.used.Load(), shared.Load(); used != 0 || left != 0 {

@@ -40,7 +40,7 @@ func (c *Conn) SetXDPHeadroom(n uint16) error {
 // with [Config.OneWorker]. s does not change any more. Order is kept as by
 // [Conn.Resteer], and callers are those of that.
 func (c *Conn) SetSteering(s *steer.Config) error {
-	err := c.moveTo(&move{from: c.steered, to: s}, func() error {
+	err := c.resteer(&resteering{from: c.steering, to: s}, func() error {
 		for _, q := range c.queues {
 			if err := q.call(func() error { q.steer = s; return nil }); err != nil {
 				return err
@@ -49,7 +49,7 @@ func (c *Conn) SetSteering(s *steer.Config) error {
 		return nil
 	})
 	if err == nil {
-		c.steered = s
+		c.steering = s
 	}
 	return err
 }
@@ -67,7 +67,7 @@ func (c *Conn) SetSteering(s *steer.Config) error {
 // as long if it is called again meanwhile, unless [Conn.Hurry] was called. It belongs
 // to one goroutine at a time.
 func (c *Conn) Resteer(from, to *steer.Config, change func() error) error {
-	return c.moveTo(&move{from: from, to: to, kernel: true}, change)
+	return c.resteer(&resteering{from: from, to: to, kernel: true}, change)
 }
 
 // Hurry has nobody wait for the guest any more who waits in Resteer or SetSteering,

@@ -295,7 +295,7 @@ func TestOrderModel(t *testing.T) {
 	total := 0
 	rapid.Check(t, func(rt *rapid.T) {
 		var now, next *steer.Config
-		var m *move
+		var m *resteering
 		turned := 0 // queues that follow next
 		begin := func() {
 			for ; turned < orderQueues; turned++ {
@@ -335,7 +335,7 @@ func TestOrderModel(t *testing.T) {
 				if next = nil; rapid.IntRange(0, 4).Draw(rt, "hashing") > 0 {
 					next = table(b.tb, rapid.SliceOfN(rapid.Uint32Range(0, orderQueues-1), 1, 8).Draw(rt, "table")...)
 				}
-				m, turned = b.prepare(&move{from: now, to: next}), 0
+				m, turned = b.prepare(&resteering{from: now, to: next}), 0
 			},
 			"turn": func(rt *rapid.T) {
 				if m == nil || turned == orderQueues {
@@ -368,11 +368,11 @@ func TestOrderModel(t *testing.T) {
 			rt.Fatalf("%d of %d packets came; a change is not over: %v", j.total, total, m != nil && !m.isOver())
 		}
 		// The next one begins with the host's choice.
-		b.prepare(&move{from: now})
+		b.prepare(&resteering{from: now})
 		for _, q := range b.conn.queues {
 			q.steer = nil
 		}
-		b.begin(b.conn.queues[0].moving.move)
+		b.begin(b.conn.queues[0].resteer.resteering)
 		b.settle()
 	})
 	for _, c := range []Counter{RxUnordered, DropRxBacklog, DropRxStalled} {
@@ -386,8 +386,8 @@ func TestOrderModel(t *testing.T) {
 // to queue 1 is under way.
 type orderBed struct {
 	*bed
-	k    *kernelSteering
-	move *move
+	k          *kernelSteering
+	resteering *resteering
 }
 
 func newOrderBed(t *testing.T) *orderBed {
@@ -400,26 +400,26 @@ func newOrderBed(t *testing.T) *orderBed {
 
 // start prepares the queues for a change of all flows to another queue.
 func (b *orderBed) start(to *steer.Config) {
-	b.move = b.prepare(&move{from: b.k.now, to: to, kernel: true})
+	b.resteering = b.prepare(&resteering{from: b.k.now, to: to, kernel: true})
 }
 
-func (b *bed) prepare(m *move) *move {
-	m.before.Store(orderQueues)
-	m.left.Store(orderQueues)
+func (b *bed) prepare(m *resteering) *resteering {
+	m.undrained.Store(orderQueues)
+	m.unfinished.Store(orderQueues)
 	m.over = make(chan struct{})
 	for _, q := range b.conn.queues {
-		q.startMoving(m)
+		q.prepareResteer(m)
 	}
 	return m
 }
 
-func (b *bed) begin(m *move) {
+func (b *bed) begin(m *resteering) {
 	for _, q := range b.conn.queues {
-		q.moveBegun(m)
+		q.resteered(m)
 	}
 }
 
-func (m *move) isOver() bool {
+func (m *resteering) isOver() bool {
 	select {
 	case <-m.over:
 		return true
@@ -466,18 +466,18 @@ func TestPacketsWaitForThoseBeforeThem(t *testing.T) {
 	b := newOrderBed(t)
 	b.fronts[1].post(100)
 	b.send(0, 3)
-	b.settle() // one in the hold, the others in the TAP
+	b.settle() // one in the backlog, the others in the TAP
 	to := table(t, 1)
 	b.start(to)
 	must(t, b.k.change(to))
 	b.send(3, 6)
 	b.settle()
 	b.want("before the kernel is known to have changed", nil, nil)
-	b.begin(b.move)
+	b.begin(b.resteering)
 	b.settle()
 	b.want("while the old queue has no slots", nil, nil)
-	if b.move.isOver() || b.conn.queues[1].held() != 3 {
-		t.Errorf("%d packets set aside, over %v", b.conn.queues[1].held(), b.move.isOver())
+	if b.resteering.isOver() || b.conn.queues[1].waiting() != 3 {
+		t.Errorf("%d packets set aside, over %v", b.conn.queues[1].waiting(), b.resteering.isOver())
 	}
 	b.fronts[0].post(2)
 	b.settle()
@@ -488,11 +488,11 @@ func TestPacketsWaitForThoseBeforeThem(t *testing.T) {
 	b.send(6, 8)
 	b.settle()
 	b.want("after it", nil, []int{6, 7})
-	if n := b.sum(RxUnordered); n != 0 || b.sum(RxMoved) != 3 || !b.move.isOver() {
-		t.Errorf("%d unordered, %d moved, over %v", n, b.sum(RxMoved), b.move.isOver())
+	if n := b.sum(RxUnordered); n != 0 || b.sum(RxMoved) != 3 || !b.resteering.isOver() {
+		t.Errorf("%d unordered, %d moved, over %v", n, b.sum(RxMoved), b.resteering.isOver())
 	}
 	for i, q := range b.conn.queues {
-		if q.moving != nil || q.hold.mem.arena != nil {
+		if q.resteer != nil || q.backlog.mem.arena != nil {
 			t.Errorf("queue %d keeps something of the change", i)
 		}
 	}
@@ -508,9 +508,9 @@ func TestAGuestThatDoesNotTakeThem(t *testing.T) {
 	to := table(t, 1)
 	b.start(to)
 	must(t, b.k.change(to))
-	b.begin(b.move)
+	b.begin(b.resteering)
 	b.send(3, 6)
-	b.pass(maxOrderWait - time.Millisecond)
+	b.pass(maxAside - time.Millisecond)
 	b.want("in time", nil, nil)
 	b.pass(2 * time.Millisecond)
 	b.want("late", nil, []int{3, 4, 5})
@@ -520,7 +520,7 @@ func TestAGuestThatDoesNotTakeThem(t *testing.T) {
 	b.fronts[0].post(100)
 	b.settle()
 	b.want("when it takes them", []int{0, 1, 2}, nil)
-	if !b.move.isOver() {
+	if !b.resteering.isOver() {
 		t.Error("the change is not over")
 	}
 }
@@ -540,12 +540,12 @@ func TestTooManyToSetAside(t *testing.T) {
 		b.host.sendPlain(numbered(0, n, size))
 	}
 	b.settle()
-	aside := b.conn.queues[1].held()
+	aside := b.conn.queues[1].waiting()
 	if aside >= sent || aside < 4<<20/(size+netif.PageSize) {
 		t.Errorf("%d of %d packets set aside", aside, sent)
 	}
 	b.want("while the kernel changes", nil, nil)
-	b.begin(b.move)
+	b.begin(b.resteering)
 	var got []int
 	for range sent {
 		b.settle()
@@ -576,16 +576,16 @@ func TestChangesOneUponTheOther(t *testing.T) {
 	one, two := table(t, 1), table(t, 2)
 	b.start(one)
 	must(t, b.k.change(one))
-	b.begin(b.move)
+	b.begin(b.resteering)
 	b.send(1, 3)
 	b.settle()
-	first := b.move
+	first := b.resteering
 	b.start(two)
 	must(t, b.k.change(two))
-	b.begin(b.move)
+	b.begin(b.resteering)
 	b.send(3, 5)
 	b.settle()
-	if !first.isOver() || b.move.isOver() {
+	if !first.isOver() || b.resteering.isOver() {
 		t.Error("the first change is over when the second begins, and that is not yet")
 	}
 	b.fronts[0].post(10)
@@ -619,7 +619,7 @@ func TestAQueueThatGoes(t *testing.T) {
 				to := table(t, 1)
 				b.start(to)
 				must(t, b.k.change(to))
-				b.begin(b.move)
+				b.begin(b.resteering)
 				b.send(3, 6)
 				b.settle()
 				end(b, b.conn.queues[queue])
@@ -632,10 +632,10 @@ func TestAQueueThatGoes(t *testing.T) {
 					b.fronts[0].post(10)
 					b.settle()
 				}
-				if !b.move.isOver() {
+				if !b.resteering.isOver() {
 					t.Error("the change is not over")
 				}
-				if q := b.conn.queues[queue]; q.moving != nil {
+				if q := b.conn.queues[queue]; q.resteer != nil {
 					t.Error("the queue goes on with the change")
 				}
 			})

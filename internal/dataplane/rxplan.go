@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"time"
+
+	"github.com/netbackd/netbackd/internal/offload"
+	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/tap"
+)
+
+// tooBigEvery is the least time between two TooBig notices of a queue.
+const tooBigEvery = time.Second
+
+// planFrames plans the packets of one read.
+func (w *worker) planFrames(q *Queue, b *rxBatch, frames []rxFrame) {
+	// Packets of such a queue only have to be delivered.
+	plain := q.xdpRoom == 0 && q.hash == nil && q.steer == nil && q.resteer == nil && !q.conn.cfg.Mcast.filter.Load()
+	for i := range frames {
+		if !plain || !w.planPlain(q, b, frames[i]) {
+			w.planFrame(q, b, frames[i])
+		}
+	}
+}
+
+// planPlain plans a packet that fits one slot and has no offload. It reports false,
+// and does nothing, if the packet is another one or there is no slot.
+func (w *worker) planPlain(q *Queue, b *rxBatch, f rxFrame) bool {
+	at, n := f.at, f.n-q.vnetLen
+	if n < minLinear || n > netif.PageSize || b.free == 0 || !q.backlog.empty() {
+		return false
+	}
+	var flags netif.RxFlags
+	mem := w.rxMem.mem
+	if q.vnetLen != 0 {
+		f, gso := tap.VnetKind(mem[at-q.vnetLen:])
+		if offload.NeedsParse(f, gso) {
+			return false
+		}
+		if f&tap.VnetDataValid != 0 {
+			flags = netif.RxDataValidated
+		}
+	}
+	r := q.rx.Request(q.rx.ReqCons())
+	b.slots[b.nSlots%netif.RxRingSize] = netif.RxResponse{ID: r.ID, Flags: flags, Status: netif.Status(n)}.Slot()
+	b.nSlots++
+	if g := q.static.Lookup(r.Gref); g.Page != nil && !g.ReadOnly {
+		w.tally[StaticHits]++
+		copy(g.Page[:], mem[at:at+n])
+	} else {
+		w.fill(q, b, r, 0, mem[at:at+n], w.rxMem.addr(at))
+	}
+	b.consume(q, n, 1)
+	return true
+}
+
+// planFrame plans a packet: it is placed in slots, put in the backlog, given to
+// another queue, or dropped.
+func (w *worker) planFrame(q *Queue, b *rxBatch, f rxFrame) {
+	at, n := f.at, f.n-q.vnetLen
+	if n < minLinear || n > maxFrame {
+		w.tally[DropRxSize]++
+		return
+	}
+	frame := w.rxMem.mem[at : at+n]
+	if !q.conn.cfg.Mcast.passes([6]byte(frame)) {
+		w.tally[DropRxMcast]++
+		return
+	}
+	var plan offload.RxPlan
+	if q.vnetLen != 0 {
+		var v tap.VnetHdr
+		v.Decode(w.rxMem.mem[at-q.vnetLen : at])
+		if !offload.NeedsParse(v.Flags, v.GSOType) {
+			plan.DataValidated = v.Flags&tap.VnetDataValid != 0
+		} else if !w.planOffload(q, v, frame, &plan) {
+			w.tally[DropRxCsum]++
+			return
+		}
+	}
+	if n > q.maxRx && plan.Action != offload.ActSegment {
+		w.tooBig(q)
+		return
+	}
+	if (q.steer != nil || q.resteer != nil) && w.redirect(q, frame, &plan) {
+		return
+	}
+	if plan.Action != offload.ActSegment && q.backlog.empty() && w.place(q, b, &w.rxMem, at, n, &plan) {
+		return
+	}
+	if q.stale > 0 {
+		q.stale--
+		w.tally[DropRxStalled]++
+		return
+	}
+	if drop := q.backlog.push(frame, &plan, w.time()); drop != notDropped {
+		w.tally[drop]++
+		return
+	}
+	if plan.Action != offload.ActSegment {
+		w.tally[RxParked]++
+	}
+}
+
+// planOffload plans a frame that leaves a checksum or segmentation to the receiver,
+// and completes its checksum if the guest cannot. Segmentation is done from the
+// backlog. It reports whether the offload is possible.
+func (w *worker) planOffload(q *Queue, v tap.VnetHdr, frame []byte, plan *offload.RxPlan) bool {
+	h, _ := offload.Parse(frame, len(frame))
+	p, err := offload.PlanRx(v, h, len(frame), q.guest)
+	if err != nil {
+		return false
+	}
+	if p.WritePseudo {
+		offload.WritePseudo(frame, h, len(frame))
+	}
+	switch p.Action {
+	case offload.ActComplete:
+		err = offload.Complete(p.CsumStart, p.CsumOffset, frame)
+		w.tally[CsumCompleted]++
+	case offload.ActCompleteSCTP:
+		err = offload.CompleteSCTP(p.CsumStart, frame)
+		w.tally[CsumCompleted]++
+	}
+	*plan = p
+	return err == nil
+}
+
+// tooBig drops a packet that the guest cannot take, and tells the owner of the
+// connection: the host uses a larger MTU than a guest without scatter-gather can.
+func (w *worker) tooBig(q *Queue) {
+	w.tally[DropRxSize]++
+	if now := w.time(); now.Sub(q.tooBigAt) >= tooBigEvery {
+		q.tooBigAt = now
+		q.conn.cfg.Notice(Notice{Kind: TooBig, Queue: q.index})
+	}
+}

@@ -1,0 +1,239 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"github.com/netbackd/netbackd/internal/offload"
+	"github.com/netbackd/netbackd/pkg/gntdev"
+	"github.com/netbackd/netbackd/pkg/netif"
+)
+
+// slotsOf returns the number of data slots for n bytes.
+func slotsOf(n int) uint32 { return uint32(n+netif.PageSize-1) / netif.PageSize }
+
+// slotsForHead returns the number of slots that the head of the backlog, which did
+// not fit just now, needs to go on.
+func (q *Queue) slotsForHead() uint32 {
+	p := q.backlog.head()
+	if q.backlog.cutting {
+		return q.slotsForSegment(q.backlog.segmenter.MaxLen())
+	}
+	_, hashed := q.hash.of(q.backlog.frame(p))
+	return q.slotsOf(p.n) + q.extraSlots(&p.plan, hashed)
+}
+
+// slotsForSegment returns the number of slots that a segment of n bytes may need.
+func (q *Queue) slotsForSegment(n int) uint32 {
+	need := q.slotsOf(n) + q.xdpExtra
+	if q.hash != nil {
+		need++
+	}
+	return need
+}
+
+// place plans one packet, the n bytes at at of m, into the slots at hand: data slot 0,
+// then the extras, then the other data slots. If they do not suffice it reports false
+// and consumes none. The packet stays where it is until deliver.
+func (w *worker) place(q *Queue, b *rxBatch, m *arenaMem, at, n int, plan *offload.RxPlan) bool {
+	hash, hashed := q.hash.of(m.mem[at : at+n])
+	need := q.slotsOf(n) + q.extraSlots(plan, hashed)
+	if need > b.free {
+		return false
+	}
+	i := q.rx.ReqCons()
+	p := rxSlots{b: b, left: n, xdpRoom: q.xdpRoom}
+	for p.left > 0 {
+		r := q.rx.Request(i)
+		i++
+		first := p.left == n
+		part := p.data(r, plan, first)
+		w.fill(q, b, r, p.offset, m.mem[at:at+part], m.addr(at))
+		at += part
+		if first {
+			i = i.Add(p.extras(need-q.slotsOf(n), plan, hash, hashed))
+		}
+	}
+	w.countExtras(q, n, plan, hashed)
+	b.consume(q, n, need)
+	return true
+}
+
+// fill writes the bytes of part, whose address is addr, to offset in the page of r: at
+// once if that is a static grant, else with the batch's grant copy. The slot of r is
+// the last one planned.
+func (w *worker) fill(q *Queue, b *rxBatch, r netif.RxRequest, offset uint16, part []byte, addr uintptr) {
+	switch g := q.static.Lookup(r.Gref); {
+	case g.Page == nil:
+		if q.static.Len() != 0 {
+			w.tally[StaticMisses]++
+		}
+		i := b.nSegs % netif.RxRingSize
+		b.segs[i].ToGuest(q.conn.cfg.Domid, r.Gref, offset, addr, uint16(len(part)))
+		b.slotOf[i] = uint16(b.nSlots - 1)
+		b.pktOf[i] = uint16(b.packets)
+		b.nSegs++
+	case g.ReadOnly:
+		failSlot(&b.slots[b.nSlots-1])
+		w.rxFailed(b, b.packets, DropRxReadOnly)
+	default:
+		w.tally[StaticHits]++
+		copy(g.Page[offset:], part)
+	}
+}
+
+// countExtras counts the extras of a packet of n bytes.
+func (w *worker) countExtras(q *Queue, n int, plan *offload.RxPlan, hashed bool) {
+	if plan.GSOType != netif.GSONone {
+		w.tally[RxGSO]++
+	}
+	if hashed {
+		w.tally[RxHash]++
+	}
+	if q.xdpExtra != 0 {
+		w.tally[RxXDP]++
+		if q.slotsOf(n) > 1 {
+			w.tally[RxXDPSplit]++
+		}
+	}
+	if n > smallPacket {
+		q.reader.noteLarge(q.extraSlots(plan, hashed))
+	}
+}
+
+// consume takes the requests of a planned packet of n bytes from the ring.
+func (b *rxBatch) consume(q *Queue, n int, need uint32) {
+	q.rx.Consume(need)
+	b.free -= need
+	p := &b.pkts[b.packets]
+	if p.n = uint32(n); !p.failed {
+		b.bytes += p.n
+	}
+	b.packets++
+	b.pkts[b.packets%netif.RxRingSize].failed = false
+}
+
+// rxSlots fills the slots of one packet.
+type rxSlots struct {
+	b       *rxBatch
+	left    int // bytes that have no slot yet
+	xdpRoom int // bytes before the data in the first slot's page
+	offset  uint16
+	flags   netif.RxFlags
+}
+
+// data fills the packet's next data slot and returns the number of bytes it takes.
+func (p *rxSlots) data(r netif.RxRequest, plan *offload.RxPlan, first bool) int {
+	p.flags, p.offset = 0, 0
+	if first {
+		p.offset = uint16(p.xdpRoom)
+		if plan.CsumBlank {
+			p.flags |= netif.RxCsumBlank
+		}
+		if plan.DataValidated {
+			p.flags |= netif.RxDataValidated
+		}
+	}
+	part := min(p.left, netif.PageSize-int(p.offset))
+	if p.left -= part; p.left > 0 {
+		p.flags |= netif.RxMoreData
+	}
+	p.b.slots[p.b.nSlots] = netif.RxResponse{ID: r.ID, Offset: p.offset, Flags: p.flags, Status: netif.Status(part)}.Slot()
+	p.b.nSlots++
+	return part
+}
+
+// extras fills the slots behind the first with the packet's n extras, in the order of
+// their types, and returns n.
+func (p *rxSlots) extras(n uint32, plan *offload.RxPlan, hash netif.HashInfo, hashed bool) uint32 {
+	if n == 0 {
+		return 0
+	}
+	b := p.b
+	first := &b.slots[b.nSlots-1]
+	r := first.Response()
+	r.Flags |= netif.RxExtraInfo
+	*first = r.Slot()
+	left := n
+	if plan.GSOType != netif.GSONone {
+		left = p.extra(netif.NewGSO(netif.GSOInfo{Size: plan.GSOSize, Type: plan.GSOType}), left)
+	}
+	if hashed {
+		left = p.extra(netif.NewHash(hash), left)
+	}
+	if p.xdpRoom != 0 {
+		p.extra(netif.NewXDP(uint16(p.xdpRoom)), left)
+	}
+	return n
+}
+
+// extra fills a slot with the first of left extras and returns the number of the
+// others.
+func (p *rxSlots) extra(e netif.ExtraInfo, left uint32) uint32 {
+	if left--; left > 0 {
+		e.Flags |= netif.ExtraMore
+	}
+	p.b.slots[p.b.nSlots] = e.Slot()
+	p.b.nSlots++
+	return left
+}
+
+// deliver copies the batch to the guest's pages and publishes its slots.
+func (w *worker) deliver(q *Queue, b *rxBatch) {
+	if b.nSlots == 0 {
+		return
+	}
+	if b.nSegs > 0 {
+		segs := b.segs[:b.nSegs]
+		if err := w.grantCopy(q, segs); err != nil || !allOkay(segs) {
+			w.deliverFailed(b, err != nil)
+		}
+	}
+	w.tally[RxPackets] += b.packets - b.failed
+	w.tally[RxBytes] += b.bytes
+	w.answerRx(q, b.slots[:b.nSlots])
+}
+
+// answerRx journals, writes and publishes slots, which replace the oldest consumed
+// requests, and notifies the guest if it asked for that.
+func (w *worker) answerRx(q *Queue, slots []netif.RxSlot) {
+	w.tally[RxSlots] += uint32(len(slots))
+	q.journal.recordRx(q.rx.RspProd(), slots)
+	if q.rx.Commit(slots) {
+		w.notify(q, q.rxPort)
+	}
+}
+
+// deliverFailed marks the slots whose page could not be written; all says that the
+// whole call failed. The frontend drops their packets.
+func (w *worker) deliverFailed(b *rxBatch, all bool) {
+	segs := b.segs[:b.nSegs]
+	for i := range segs {
+		if !all && segs[i].Status() == gntdev.StatusOkay {
+			continue
+		}
+		failSlot(&b.slots[b.slotOf[i]])
+		w.rxFailed(b, uint32(b.pktOf[i]), DropRxGrant)
+	}
+}
+
+// failSlot marks a slot as not written.
+func failSlot(s *netif.RxSlot) {
+	r := s.Response()
+	r.Status = netif.StatusError
+	*s = r.Slot()
+}
+
+// rxFailed counts a packet of the batch as dropped, once, because a page of it could
+// not be written.
+func (w *worker) rxFailed(b *rxBatch, packet uint32, reason Counter) {
+	p := &b.pkts[packet]
+	if p.failed {
+		return
+	}
+	p.failed = true
+	b.failed++
+	w.tally[reason]++
+	if packet < b.packets {
+		b.bytes -= p.n
+	}
+}

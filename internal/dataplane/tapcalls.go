@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/netbackd/netbackd/internal/rawio"
+)
+
+// tapReads is the memory and knowledge that the tapReaders of one worker's queues
+// share. They use it in turn.
+type tapReads struct {
+	frames [rxReads]rxFrame // of the last read
+	calls  [rxReads]rawio.Call
+	used   int        // places of the rx arena that hold packets of this pass
+	pages  pageTarget // of the last read to pages
+
+	compared bool // ringSlow is known
+	ringSlow bool // a read with io_uring takes longer than a system call
+}
+
+// readByCalls reads a packet to the place of each of frames with a system call each.
+// It stops when there are no more, or behind one of more than most bytes, vnet
+// header included. It returns the number of packets.
+func (r *tapReader) readByCalls(w *worker, frames []rxFrame, most int) (got int) {
+	calls := w.reads.calls[:len(frames)]
+	for i := range calls {
+		calls[i].Addr, calls[i].Len = w.rxMem.addr(frames[i].at-r.vnetLen), uint32(r.readLen)
+	}
+	got = rawio.Until(unix.SYS_READ, r.tap.FD(), calls, most)
+	for i := range frames[:got] {
+		frames[i].n = int(calls[i].Res)
+	}
+	made := uint32(got)
+	if got < len(frames) && (got == 0 || frames[got-1].n <= most) {
+		made++ // one in vain
+	}
+	w.tally[Syscalls] += made
+	w.tally[TapReadCalls] += made
+	return got
+}
+
+// readByRing reads packets to the places of frames[got:] with one call of io_uring
+// and moves those that came to the front. It returns their number, got included.
+func (r *tapReader) readByRing(w *worker, frames []rxFrame, got int) int {
+	for i := got; i < len(frames); i++ {
+		w.ring.ReadFixed(r.id, w.rxMem.addr(frames[i].at-r.vnetLen), uint32(r.readLen), bufRx, uint64(i))
+	}
+	w.tally[Syscalls]++
+	w.tally[TapReadCalls]++
+	_, err := w.ring.Submit()
+	for _, c := range w.cqes[:w.ring.Completions(w.cqes[:])] {
+		frames[c.User].n = max(int(c.Res), 0)
+	}
+	if err != nil {
+		w.ringFailed(err)
+	}
+	// Reads run in order, so those that brought a packet come before those that
+	// did not, unless a packet arrived in between.
+	for i := got; i < len(frames); i++ {
+		if frames[i].n > 0 {
+			frames[got] = frames[i]
+			got++
+		}
+	}
+	return got
+}
+
+// useRing notes that the queue's file has the number id in the worker's io_uring, and
+// that the ring cancels reads of it that find nothing (nowait) instead of waiting for
+// a packet. The first such queue of a worker is used to compare io_uring with system
+// calls.
+func (r *tapReader) useRing(w *worker, id int, nowait bool) {
+	r.id, r.byRing = id, nowait
+	if nowait && !w.reads.compared {
+		r.compare(w)
+	}
+}
+
+// compare measures whether a read through io_uring takes longer than a system call.
+// That depends on the host: on the kernel's entry and exit code, on a hypervisor in
+// between, on mitigations. It reads 0 bytes, which takes no packet from the TAP.
+func (r *tapReader) compare(w *worker) {
+	const tries = 8 // the shortest counts
+	least := [2]time.Duration{time.Hour, time.Hour}
+	calls := w.reads.calls[:]
+	clear(calls)
+	for range tries {
+		start := time.Now()
+		rawio.All(unix.SYS_READ, r.tap.FD(), calls)
+		least[0] = min(least[0], time.Since(start))
+
+		start = time.Now()
+		for range calls {
+			w.ring.Read(r.id, 0, 0, 0)
+		}
+		if _, err := w.ring.Submit(); err != nil {
+			w.ringFailed(err)
+			return
+		}
+		w.ring.Completions(w.cqes[:])
+		least[1] = min(least[1], time.Since(start))
+	}
+	w.reads.ringSlow, w.reads.compared = least[1] > least[0], true
+}

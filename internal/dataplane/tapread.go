@@ -1,0 +1,306 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"golang.org/x/sys/unix"
+
+	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/staticgrant"
+	"github.com/netbackd/netbackd/pkg/tap"
+)
+
+const (
+	// rxReads is the most packets that are read from a TAP queue with one call.
+	rxReads = 64
+
+	// rxCalls is the most packets that are read with system calls of their own
+	// before they are planned: few enough to be in the cache still.
+	rxCalls = 32
+
+	// rxFew is the number of packets up to which system calls are made even with
+	// io_uring: of so few, some might be read in vain.
+	rxFew = 8
+
+	// rxParts is the number of reads of rxReads packets in a pass, as long as the
+	// packets are small. One grant copy, one commit and one event serve them all.
+	rxParts = 3
+
+	// rxSure: after this many packets without an empty read a backlog is assumed;
+	// one failed read is then amortised.
+	rxSure = 8 * rxReads
+
+	// rxHead is the size in bytes of the part of a large packet that is read to
+	// private memory even if the rest is read to the guest's pages. It holds all
+	// headers, see [offload.MaxHeader]. Decisions are made on these bytes, and the
+	// guest could change them in its pages.
+	rxHead = 512
+)
+
+// tapReader decides how the packets of one TAP queue are read: how many at a time,
+// with which system calls, and to which places of the rx arena. It estimates from
+// past reads how many packets wait and how large they are. It belongs to the queue's
+// worker, whose memory and io_uring it uses.
+//
+// A run is a sequence of packets between two empty reads. Its length decides how many
+// packets the next read asks for; a read in vain is expensive with io_uring:
+//
+//	run        packets read       the next read asks for
+//	first      0, none expected   1
+//	within     < expected         expected - read
+//	beyond     >= expected        read/4, at least rxFew; rxCalls without io_uring
+//	endless    >= rxSure          the same, without a system call before io_uring
+//
+// A full read goes on with the run. A short one ends it, as does a single packet. The
+// next run is expected to be as long as the shorter one of the last two.
+type tapReader struct {
+	tap     *tap.Queue
+	vnetLen int // bytes of vnet header on the TAP, 0 or tap.VnetHdrLen
+	readLen int // bytes that a read asks for, vnet header included
+
+	id     int  // number of the queue's file in the io_uring
+	byRing bool // the io_uring returns from reads that find nothing
+
+	// The run under way and those before it, in packets.
+	run      int // read since the TAP was last found empty
+	expected int // expected length of the run
+	previous int // length of the run before
+
+	// Sizes.
+	someLarge   bool   // the last read brought large packets
+	lastLarge   bool   // the last packet was large
+	largeExtras uint32 // extra slots of the last large packet
+	slots       int    // most slots that one packet takes
+}
+
+// tapRead is the result of one read.
+type tapRead struct {
+	frames []rxFrame // valid until the next read
+	asked  int       // packets asked for
+	large  bool      // some of them are large
+	empty  bool      // the TAP was found empty behind them
+	more   bool      // worth another read at once
+}
+
+// next reads packets into the rx arena, most of them at most. free is the number of
+// rx slots at hand. At least atLeast packets are asked for, whatever the estimate
+// is. A large packet starts at a page.
+func (r *tapReader) next(w *worker, free, most, atLeast int) (t tapRead) {
+	t.asked = min(r.want(free, r.usesRing(w), atLeast), most)
+	full := false
+	t.frames, full = r.read(w, t.asked)
+	if n := len(t.frames); n > 0 {
+		t.large = r.measure(w, t.frames)
+		r.someLarge = t.large
+	}
+	t.empty = !full
+	t.more = r.note(len(t.frames), full)
+	return t
+}
+
+// want returns the number of packets to ask for, with free slots at hand. With
+// io_uring reads in vain are expensive, so it follows the runs before.
+func (r *tapReader) want(free int, byRing bool, atLeast int) int {
+	most := rxCalls
+	if byRing {
+		most = rxReads
+	}
+	want := most
+	switch {
+	case r.run < r.expected:
+		want = r.expected - r.run
+	case r.run == 0:
+		want = 1
+	case byRing:
+		// The run is longer than expected.
+		want = max(r.run/4, rxFew)
+	}
+	want = min(want, most, free)
+	if r.someLarge {
+		// No more than slots and backlog can take if all of them are large.
+		want = min(want, free/r.slots+backlogFrames)
+	}
+	return max(want, 1, min(atLeast, rxReads))
+}
+
+// note updates the estimate after a read of got packets, and reports whether to read
+// again at once. full says that the read brought all it asked for.
+func (r *tapReader) note(got int, full bool) (more bool) {
+	r.run += got
+	// After a single packet epoll finds out as cheaply as an empty read whether
+	// there is another.
+	if full && got > 1 {
+		return true
+	}
+	// The next run is expected to be like the shorter one of the last two: a read in
+	// vain costs more than one read more.
+	if full {
+		r.expected = 2
+	} else {
+		r.expected, r.previous = min(r.run, r.previous), r.run
+	}
+	r.run = 0
+	return false
+}
+
+// restart forgets the run under way and expects a single packet.
+func (r *tapReader) restart() { r.run, r.expected = 0, 1 }
+
+// resize sets the most slots that one packet takes, and forgets what it knows of the
+// extras of large packets.
+func (r *tapReader) resize(slots int) {
+	r.lastLarge, r.largeExtras = false, 0
+	r.slots = slots
+}
+
+// endless reports whether the run is so long that the next read is taken for granted.
+func (r *tapReader) endless() bool { return r.run >= rxSure }
+
+// usesRing reports whether the next packets are read with io_uring. On hosts where
+// that takes longer than a system call for each, only an endless run is, to make few
+// calls of it.
+func (r *tapReader) usesRing(w *worker) bool {
+	return w.ring != nil && r.byRing && (!w.reads.ringSlow || r.endless())
+}
+
+// read reads up to want packets into the rx arena and returns those that came. full
+// says that there may be more: want packets came, or a large one ended the read.
+//
+// io_uring is expensive for each read in vain. So the first packet is read with a
+// system call, which finds an empty TAP most cheaply, unless the run is endless.
+func (r *tapReader) read(w *worker, want int) (frames []rxFrame, full bool) {
+	s := &w.reads
+	byRing := want > rxFew && r.usesRing(w)
+	dense := !byRing && !r.someLarge
+	frames = s.frames[:want]
+	for i := range frames {
+		at := s.used + i
+		if dense {
+			at = rxDenseAt(at)
+		} else {
+			at = rxFrameAt(at, r.someLarge)
+		}
+		frames[i] = rxFrame{at: at}
+	}
+	s.used += want
+	if !byRing {
+		most := r.readLen
+		if dense {
+			most = rxDense + r.vnetLen
+		}
+		got := r.readByCalls(w, frames, most)
+		return frames[:got], got == want || got > 0 && frames[got-1].overruns(r.vnetLen)
+	}
+	got := 0
+	if !r.endless() {
+		if r.readByCalls(w, frames[:1], r.readLen) == 0 {
+			return nil, false
+		}
+		got = 1
+	}
+	got = r.readByRing(w, frames, got)
+	return frames[:got], got == want
+}
+
+// measure moves large packets that came where small ones were expected to the start
+// of a page, and reports whether any packet is large.
+func (r *tapReader) measure(w *worker, frames []rxFrame) (some bool) {
+	large := false
+	for i := range frames {
+		f := &frames[i]
+		if large = f.n-r.vnetLen > smallPacket; large || f.overruns(r.vnetLen) {
+			some = true
+			toPageStart(w.rxMem.mem, f, r.vnetLen)
+		}
+	}
+	r.lastLarge = large
+	return some
+}
+
+// A large packet is read from the TAP straight into the static grants that the guest
+// has posted, so that its data is copied once and not twice. Which slots a packet
+// takes depends on its extras, which are known only after it was read. They are
+// assumed to be those of the large packet before; a packet with others is copied
+// back to the arena.
+
+// pageTarget is the target of a read into the guest's pages: the slots' requests, each
+// read once.
+type pageTarget struct {
+	reqs   [maxFramePages + 2]netif.RxRequest
+	extras uint32 // slots left out behind the first
+	pages  int
+	pieces int // in worker.iov
+}
+
+// page returns the page of slot k. The table of static grants is the one that aim
+// used.
+func (p *pageTarget) page(static *staticgrant.Table, k int) *staticgrant.Page {
+	return static.Lookup(p.reqs[k].Gref).Page
+}
+
+// wantLarge returns the number of large packets to read in a row.
+func (r *tapReader) wantLarge() int {
+	if r.run == 0 && r.expected <= 1 {
+		return 1 // see note
+	}
+	return rxReads
+}
+
+// aim points the worker's iovecs at the pages of the next slots, and reports whether
+// all of them are writable static grants. Consecutive pages, as those are that were
+// granted in one message and posted in order, are one piece: the kernel's time grows
+// with the pieces.
+func (r *tapReader) aim(w *worker, q *Queue) bool {
+	to := &w.reads.pages
+	to.extras, to.pages = r.largeExtras, int(slotsOf(q.maxRx))
+	i := q.rx.ReqCons()
+	var from, end uintptr // of the piece that is not in w.iov yet
+	pieces := 1
+	for k := range to.reqs[:to.pages] {
+		req := q.rx.Request(i)
+		to.reqs[k] = req
+		g := q.static.Lookup(req.Gref)
+		if g.Page == nil || g.ReadOnly {
+			return false
+		}
+		i = i.Add(1)
+		addr := pageAddr(g.Page)
+		switch {
+		case k == 0:
+			i = i.Add(to.extras)
+			from = addr + rxHead
+		case addr != end:
+			w.iov.Set(pieces, from, uint32(end-from))
+			pieces++
+			from = addr
+		}
+		end = addr + netif.PageSize
+	}
+	w.iov.Set(pieces, from, uint32(end-from))
+	to.pieces = pieces + 1
+	return true
+}
+
+// readToPages reads one packet where aim pointed: its vnet header and first rxHead
+// bytes to at of the rx arena, the rest into the pages. It returns the packet's
+// length without the vnet header.
+func (r *tapReader) readToPages(w *worker, at int) (n int, err unix.Errno) {
+	w.iov.Set(0, w.rxMem.addr(at-r.vnetLen), uint32(r.vnetLen+rxHead))
+	w.tally[Syscalls]++
+	w.tally[TapReadCalls]++
+	got, _, e := unix.RawSyscall(unix.SYS_READV, uintptr(r.tap.FD()), w.iov.At(0), uintptr(w.reads.pages.pieces))
+	if e == 0 {
+		r.lastLarge = int(got)-r.vnetLen > smallPacket
+	}
+	return int(got) - r.vnetLen, e
+}
+
+// pagesFailed notes that the guest's pages cannot be written: the next packets are
+// read to the arena.
+func (r *tapReader) pagesFailed() { r.lastLarge = false }
+
+// goOn counts n packets of a run that does not end with them.
+func (r *tapReader) goOn(n int) { r.run += n }
+
+// noteLarge notes the extra slots of a large packet.
+func (r *tapReader) noteLarge(extras uint32) { r.largeExtras = extras }
