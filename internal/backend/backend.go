@@ -10,12 +10,9 @@
 package backend
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"maps"
-	"slices"
 	"sync"
 	"time"
 
@@ -50,7 +47,7 @@ type Config struct {
 	StaticGrants int                  // pages that a queue keeps mapped if asked to; 0: none
 	NoBPF        error                // why the kernel takes no steering programs; nil: it does
 
-	Rival Rival // nil: nobody else serves vifs of this domain
+	Kernel Kernel // nil: the kernel can serve no vifs of this domain
 
 	// Keeper keeps the queues of TAPs while no daemon runs; nil: nobody does.
 	Keeper Keeper
@@ -95,9 +92,9 @@ type Backend struct {
 
 	// Only the goroutine in Run changes vifs, and others look, also while it
 	// waits for an xenstored that hangs.
-	mu   sync.Mutex
-	vifs map[key]*vif.Vif // mu guards changes, and looks of others
-	left map[key]struct{} // vifs that are the rival's; mu guards it as well
+	mu      sync.Mutex
+	vifs    map[key]*vif.Vif // mu guards changes, and looks of others
+	foreign map[key]struct{} // vifs that netbackd does not serve; mu guards it as well
 
 	wg sync.WaitGroup // the vifs' goroutines
 }
@@ -111,7 +108,7 @@ func New(cfg Config) *Backend {
 		guests:  map[xen.Domid]*guest{},
 		ended:   make(chan key), requests: make(chan request),
 		pings: make(chan chan<- struct{}),
-		vifs:  map[key]*vif.Vif{}, left: map[key]struct{}{},
+		vifs:  map[key]*vif.Vif{}, foreign: map[key]struct{}{},
 	}
 }
 
@@ -359,7 +356,7 @@ func (b *Backend) start(ctx context.Context, k key) {
 		Kept:      b.kept[k],
 		Drain:     b.cfg.Drain,
 		Stall:     b.cfg.Stall,
-		Taken:     func() bool { return b.rivals(k) },
+		Taken:     func() bool { return b.kernelServes(k) },
 
 		ControlRings: b.cfg.ControlRings,
 		StaticGrants: ctrlserver.StaticGrants{PerQueue: b.cfg.StaticGrants, Budget: g.static},
@@ -368,7 +365,7 @@ func (b *Backend) start(ctx context.Context, k key) {
 	delete(b.kept, k)
 	b.mu.Lock()
 	b.vifs[k] = v
-	delete(b.left, k)
+	delete(b.foreign, k)
 	b.mu.Unlock()
 	b.wg.Go(func() {
 		v.Run(ctx)
@@ -407,24 +404,6 @@ func (b *Backend) forget(k key) {
 	delete(b.guests, k.domid)
 }
 
-// snapshot is the vifs there are, by domain and number.
-func (b *Backend) snapshot() []*vif.Vif {
-	b.mu.Lock()
-	list := slices.Collect(maps.Values(b.vifs))
-	b.mu.Unlock()
-	slices.SortFunc(list, func(a, b *vif.Vif) int {
-		return cmp.Or(cmp.Compare(a.Domid(), b.Domid()), cmp.Compare(a.Devid(), b.Devid()))
-	})
-	return list
-}
-
-// Vifs is how many vifs there are.
-func (b *Backend) Vifs() int {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return len(b.vifs)
-}
-
 // Ping waits until Run has nothing else to do and answers. Run may wait for
 // xenstored, as long as xenstore's own limits allow, while packets keep moving: an
 // error alone does not mean that anything is wrong here.
@@ -437,62 +416,4 @@ func (b *Backend) Ping(ctx context.Context) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-}
-
-// patience is how long List waits for its vifs. One that waits for an xenstored
-// that hangs does not answer, and then of all times people want to know.
-const patience = 2 * time.Second
-
-// List is the status of all vifs, by domain and number.
-func (b *Backend) List() []vif.Status {
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	defer cancel()
-	vifs := b.snapshot()
-	answers := make([]*vif.Status, len(vifs))
-	var wg sync.WaitGroup
-	for i, v := range vifs {
-		wg.Go(func() {
-			s, ok := v.Status(ctx)
-			if !ok && ctx.Err() == nil {
-				return // it has ended
-			}
-			if !ok {
-				s.Error = "the vif does not answer; is xenstored alive?"
-			}
-			answers[i] = &s
-		})
-	}
-	wg.Wait()
-	list := b.listLeft()
-	for _, s := range answers {
-		if s != nil {
-			list = append(list, *s)
-		}
-	}
-	slices.SortFunc(list, func(a, b vif.Status) int {
-		return cmp.Or(cmp.Compare(a.Domid, b.Domid), cmp.Compare(a.Devid, b.Devid))
-	})
-	return list
-}
-
-// ErrNoVif is returned for a vif that does not exist.
-var ErrNoVif = errors.New("no such vif")
-
-// Reset lets the vif of that name try again what it has given up: it ends a
-// quarantine.
-func (b *Backend) Reset(name string) error {
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	defer cancel()
-	for _, v := range b.snapshot() {
-		if v.Name() != name {
-			continue
-		}
-		if v.Reset(ctx) {
-			return nil
-		}
-		if ctx.Err() != nil {
-			return fmt.Errorf("%s does not answer; is xenstored alive?", name)
-		}
-	}
-	return fmt.Errorf("%s: %w", name, ErrNoVif)
 }

@@ -427,7 +427,7 @@ func TestXenstoreHangs(t *testing.T) {
 	w.await(b, "vif1.0", "vif2.0")
 	t.Run("a vif waits for an answer", func(t *testing.T) {
 		h := hung{entered: make(chan struct{}, 1), until: make(chan struct{})}
-		b.snapshot()[0].SetStore(h)
+		b.find(key{1, 0}).SetStore(h)
 		<-h.entered
 		list := b.List()
 		if len(list) != 2 || list[0].Name != "vif1.0" || !strings.Contains(list[0].Error, "does not answer") ||

@@ -124,15 +124,15 @@ func (b *Backend) ensure(ctx context.Context, k key, node string) error {
 	}
 	there, err := b.store.Exists(b.path(k) + "/state")
 	if err != nil || !there {
-		b.forgetLeft(k)
+		b.removeForeign(k)
 		return err
 	}
-	ours, err := b.claimed(k)
+	ours, err := b.isOurs(k)
 	switch {
 	case err != nil:
 		return err
 	case !ours:
-		return b.leave(k)
+		return b.addForeign(k)
 	}
 	b.start(ctx, k)
 	return nil
@@ -148,7 +148,7 @@ func (b *Backend) scan(ctx context.Context) error {
 		return err
 	}
 	for _, dom := range doms {
-		if err := b.find(ctx, dom); err != nil {
+		if err := b.startNew(ctx, dom); err != nil {
 			return err
 		}
 	}
@@ -162,11 +162,11 @@ func (b *Backend) scanGuest(ctx context.Context, dom string) error {
 			v.Poke()
 		}
 	}
-	return b.find(ctx, dom)
+	return b.startNew(ctx, dom)
 }
 
-// find starts the vifs of a guest that are not known yet.
-func (b *Backend) find(ctx context.Context, dom string) error {
+// startNew starts the vifs of a guest that are not known yet.
+func (b *Backend) startNew(ctx context.Context, dom string) error {
 	if _, ok := parseKey(dom, "0"); !ok {
 		return nil
 	}

@@ -31,14 +31,14 @@ import (
 // toolstack, and a backend that serves. Its vifs never connect, for that needs no
 // backend; they make TAPs in a network of their own and show InitWait.
 type world struct {
-	t     *testing.T
-	srv   *store.Server
-	tool  *xenstore.Client
-	log   *observer.ObservedLogs
-	pool  *dataplane.Pool
-	dir   string
-	self  xen.Domid // the backend's domain
-	rival Rival
+	t      *testing.T
+	srv    *store.Server
+	tool   *xenstore.Client
+	log    *observer.ObservedLogs
+	pool   *dataplane.Pool
+	dir    string
+	self   xen.Domid // the backend's domain
+	kernel Kernel
 
 	keeper Keeper // of backends made from now on
 	kept   []Kept // given to the next backend
@@ -173,7 +173,7 @@ func (w *world) backend() *Backend {
 	return New(Config{
 		Keeper: w.keeper, Kept: kept,
 		Dial: w.dial, Host: noHost{}, Pool: w.pool, Log: zap.New(core),
-		MaxQueues: 2, Offload: true, RunDir: w.dir, Rival: w.rival,
+		MaxQueues: 2, Offload: true, RunDir: w.dir, Kernel: w.kernel,
 	})
 }
 

@@ -59,5 +59,5 @@ func withMover(c *cobra.Command, name string, f func(*handover.Mover, handover.I
 		client.Close()
 		err = errors.Join(err, store.Close())
 	}()
-	return f(&handover.Mover{Kernel: xennetback.New("/sys"), Daemon: client, Store: store}, id)
+	return f(&handover.Mover{Kernel: xennetback.New("/sys"), Daemon: client, Store: handover.NewStore(store)}, id)
 }

@@ -79,7 +79,7 @@ func exitCode(err error) int {
 		return exitUsage
 	case errors.Is(err, control.ErrNotRunning):
 		return exitNotRunning
-	case errors.Is(err, errNoVif), errors.Is(err, control.ErrNotFound), errors.Is(err, handover.ErrNoVif):
+	case errors.Is(err, control.ErrNotFound), errors.Is(err, handover.ErrNoVif):
 		return exitNoVif
 	}
 	return 1

@@ -169,7 +169,7 @@ func (f *runFlags) run(ctx context.Context, open Opener) (err error) {
 	b := backend.New(backend.Config{
 		Dial: h.DialStore, Host: h, Pool: pool, Log: log,
 		MaxQueues: f.maxQueues, Offload: offload, RunDir: f.runDir,
-		Drain: f.drain, Stall: f.stall, Rival: rival(h),
+		Drain: f.drain, Stall: f.stall, Kernel: kernel(h),
 		Keeper: keeper(notify), Kept: keptFiles(handed),
 		ControlRings: rings, StaticGrants: f.static, NoBPF: f.noBPF(),
 	})
@@ -233,8 +233,8 @@ func threads() int {
 	return len(tasks)
 }
 
-// rival is who else may serve vifs here: on a real Xen the kernel.
-func rival(h Host) backend.Rival {
+// kernel returns the kernel's driver, which may serve vifs on a real Xen.
+func kernel(h Host) backend.Kernel {
 	if !h.Real() {
 		return nil
 	}

@@ -4,8 +4,6 @@ package cli
 
 import (
 	"cmp"
-	"context"
-	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -21,8 +19,6 @@ import (
 	"github.com/netbackd/netbackd/internal/dataplane"
 	"github.com/netbackd/netbackd/internal/vif"
 )
-
-var errNoVif = errors.New("no such vif")
 
 func newShowCmd() *cobra.Command {
 	var asJSON, key bool
@@ -42,15 +38,7 @@ With --json it prints one object; field names are stable within a schema.`,
 			if len(a) == 0 {
 				return showDaemon(c, asJSON)
 			}
-			return withVif(c, a[0], func(_ *control.Client, s *vif.Status) error {
-				if !key {
-					hideKey(s)
-				}
-				if asJSON {
-					return writeJSON(c.OutOrStdout(), s)
-				}
-				return writeShow(c.OutOrStdout(), s, time.Now())
-			})
+			return showVif(c, a[0], asJSON, key)
 		},
 	}
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
@@ -58,7 +46,24 @@ With --json it prints one object; field names are stable within a schema.`,
 	return c
 }
 
-// showDaemon prints what the daemon says of itself.
+// showVif prints the status of one vif.
+func showVif(c *cobra.Command, name string, asJSON, key bool) error {
+	client := control.NewClient(SocketPath(c))
+	defer client.Close()
+	s, err := client.Vif(c.Context(), name, 0)
+	if err != nil {
+		return err
+	}
+	if !key {
+		hideKey(&s)
+	}
+	if asJSON {
+		return writeJSON(c.OutOrStdout(), s)
+	}
+	return writeShow(c.OutOrStdout(), &s, time.Now())
+}
+
+// showDaemon prints the status of the daemon.
 func showDaemon(c *cobra.Command, asJSON bool) error {
 	client := control.NewClient(SocketPath(c))
 	defer client.Close()
@@ -94,60 +99,26 @@ A guest that breaks the protocol again is quarantined again.`,
 		Args:              Args(cobra.ExactArgs(1)),
 		ValidArgsFunction: completeVif,
 		RunE: func(c *cobra.Command, a []string) error {
-			return withVif(c, a[0], func(client *control.Client, s *vif.Status) error {
-				return client.Reset(c.Context(), s.Name)
-			})
+			client := control.NewClient(SocketPath(c))
+			defer client.Close()
+			s, err := client.Vif(c.Context(), a[0], 0) // by either of its names
+			if err != nil {
+				return err
+			}
+			return client.Reset(c.Context(), s.Name)
 		},
 	}
 }
 
-// withVif calls f with what the daemon says of the vif of that name.
-func withVif(c *cobra.Command, name string, f func(*control.Client, *vif.Status) error) error {
-	client := control.NewClient(SocketPath(c))
-	defer client.Close()
-	s, err := findVif(c.Context(), client, name)
-	if err != nil {
-		return err
-	}
-	return f(client, s)
-}
-
-// completeVif completes the name of a vif; where nobody answers there is nothing
-// to complete.
+// completeVif completes the name of a vif, if a daemon runs.
 func completeVif(c *cobra.Command, a []string, _ string) (names []string, _ cobra.ShellCompDirective) {
 	if len(a) > 0 {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
 	client := control.NewClient(SocketPath(c))
 	defer client.Close()
-	vifs, _ := client.Vifs(c.Context())
-	for i := range vifs {
-		names = append(names, vifs[i].Name)
-	}
+	names, _ = client.Names(c.Context())
 	return names, cobra.ShellCompDirectiveNoFileComp
-}
-
-// findVif finds a vif by either of its names.
-func findVif(ctx context.Context, client *control.Client, name string) (*vif.Status, error) {
-	vifs, err := client.Vifs(ctx)
-	if err != nil {
-		return nil, err
-	}
-	var known []string
-	for i := range vifs {
-		if vifs[i].Name == name || vifs[i].Interface == name {
-			return &vifs[i], nil
-		}
-		known = append(known, vifs[i].Name)
-	}
-	if len(known) == 0 {
-		return nil, fmt.Errorf("%s: %w: the daemon has none; does the guest's config have vif=[...] and is its backend this domain?", name, errNoVif)
-	}
-	const most = 8
-	if len(known) > most {
-		known = append(known[:most], "...")
-	}
-	return nil, fmt.Errorf("%s: %w; there are %s", name, errNoVif, strings.Join(known, ", "))
 }
 
 // writeShow prints one vif.

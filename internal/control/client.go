@@ -11,23 +11,24 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"strconv"
 	"syscall"
 	"time"
 
 	"github.com/netbackd/netbackd/internal/vif"
 )
 
-// Client asks the daemon at a socket.
+// Client sends requests to the daemon at a socket.
 type Client struct {
 	path string
 	http http.Client
 }
 
-// NewClient makes a client. It connects with the first question.
+// NewClient makes a client. It connects with the first request.
 func NewClient(path string) *Client {
 	c := &Client{path: path}
 	c.http = http.Client{
-		Timeout: 20 * time.Second, // longer than the daemon takes for a claim
+		Timeout: 20 * time.Second, // longer than the daemon takes to adopt
 		Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			var d net.Dialer
 			return d.DialContext(ctx, "unix", path)
@@ -36,13 +37,19 @@ func NewClient(path string) *Client {
 	return c
 }
 
-// ErrNotRunning: nobody answers at the socket.
+// ErrNotRunning is returned when no process listens at the socket.
 var ErrNotRunning = errors.New("netbackd is not running")
 
-// ErrNotFound: the daemon knows nothing of that name.
-var ErrNotFound = errors.New("not found")
+// ErrNotFound is returned for a vif that the daemon does not know.
+var ErrNotFound = errors.New("no such vif")
 
-// Daemon asks the daemon about itself.
+// notFoundError is ErrNotFound in the daemon's words.
+type notFoundError string
+
+func (e notFoundError) Error() string { return string(e) }
+func (e notFoundError) Unwrap() error { return ErrNotFound }
+
+// Daemon returns the status of the daemon.
 func (c *Client) Daemon(ctx context.Context) (Daemon, error) {
 	var d Daemon
 	if err := c.do(ctx, http.MethodGet, "/v1/daemon", &d); err != nil {
@@ -51,7 +58,31 @@ func (c *Client) Daemon(ctx context.Context) (Daemon, error) {
 	return d, checkSchema(d.Schema)
 }
 
-// Vifs asks for all vifs.
+// Names returns the names of all vifs.
+func (c *Client) Names(ctx context.Context) ([]string, error) {
+	var n Names
+	if err := c.do(ctx, http.MethodGet, "/v1/names", &n); err != nil {
+		return nil, err
+	}
+	return n.Names, checkSchema(n.Schema)
+}
+
+// Vif returns the status of one vif, by its name or by the name that its interface has
+// now. If after is not 0, the daemon answers when the status has another revision than
+// that, or after some seconds.
+func (c *Client) Vif(ctx context.Context, name string, after uint64) (vif.Status, error) {
+	path := vifPath(name)
+	if after != 0 {
+		path += "?after=" + strconv.FormatUint(after, 10)
+	}
+	var v Vif
+	if err := c.do(ctx, http.MethodGet, path, &v); err != nil {
+		return vif.Status{}, err
+	}
+	return v.Vif, checkSchema(v.Schema)
+}
+
+// Vifs returns the status of all vifs.
 func (c *Client) Vifs(ctx context.Context) ([]vif.Status, error) {
 	var v Vifs
 	if err := c.do(ctx, http.MethodGet, "/v1/vifs", &v); err != nil {
@@ -60,7 +91,7 @@ func (c *Client) Vifs(ctx context.Context) ([]vif.Status, error) {
 	return v.Vifs, checkSchema(v.Schema)
 }
 
-// checkSchema refuses answers whose fields may mean something else.
+// checkSchema returns an error for answers whose fields may have another meaning.
 func checkSchema(theirs int) error {
 	if theirs == Schema {
 		return nil
@@ -68,34 +99,34 @@ func checkSchema(theirs int) error {
 	return fmt.Errorf("the daemon speaks version %d of the control protocol, this command version %d; restart the daemon, or use the netbackd it was started from", theirs, Schema)
 }
 
-// Reset lets a quarantined vif try again.
+// Reset ends the quarantine of a vif.
 func (c *Client) Reset(ctx context.Context, name string) error {
-	return c.do(ctx, http.MethodPost, vifPath(name, "reset"), nil)
+	return c.do(ctx, http.MethodPost, vifPath(name)+"/reset", nil)
 }
 
-// CanClaim asks whether a vif that another back end serves could be claimed: nil, or
-// what stands against it.
-func (c *Client) CanClaim(ctx context.Context, name string) error {
-	return c.do(ctx, http.MethodGet, vifPath(name, "claim"), nil)
+// CanAdopt returns nil if Adopt would succeed for a vif that the kernel serves now, and
+// otherwise the reason why it would not.
+func (c *Client) CanAdopt(ctx context.Context, name string) error {
+	return c.do(ctx, http.MethodGet, vifPath(name)+"/adopt", nil)
 }
 
-// Claim has the daemon serve a vif that nobody serves any more. It returns when the
-// vif has its TAP.
-func (c *Client) Claim(ctx context.Context, name string) error {
-	return c.do(ctx, http.MethodPost, vifPath(name, "claim"), nil)
+// Adopt has the daemon serve a vif that was unbound from the kernel's driver. It returns
+// when the vif has its TAP.
+func (c *Client) Adopt(ctx context.Context, name string) error {
+	return c.do(ctx, http.MethodPost, vifPath(name)+"/adopt", nil)
 }
 
-// Release has the daemon give a vif up for another back end. Lost is how many
-// packets to the guest were on the way.
+// Release has the daemon give up a vif, for the kernel's driver to be bound to it. Lost
+// counts packets to the guest that were in netbackd or its TAP.
 func (c *Client) Release(ctx context.Context, name string) (lost int, err error) {
 	var r Released
-	err = c.do(ctx, http.MethodPost, vifPath(name, "release"), &r)
+	err = c.do(ctx, http.MethodPost, vifPath(name)+"/release", &r)
 	return r.Lost, err
 }
 
-func vifPath(name, what string) string { return "/v1/vifs/" + url.PathEscape(name) + "/" + what }
+func vifPath(name string) string { return "/v1/vifs/" + url.PathEscape(name) }
 
-// Close drops the connection.
+// Close closes the idle connection.
 func (c *Client) Close() { c.http.CloseIdleConnections() }
 
 func (c *Client) do(ctx context.Context, method, path string, into any) error {
@@ -111,10 +142,11 @@ func (c *Client) do(ctx context.Context, method, path string, into any) error {
 	if resp.StatusCode/100 != 2 {
 		var e Error
 		if err := json.NewDecoder(resp.Body).Decode(&e); err != nil {
-			e.Message = resp.Status
+			// The path is unknown, so the daemon is another version.
+			return fmt.Errorf("the daemon answers %s to %s %s: `netbackd check` compares its version with this command's", resp.Status, method, path)
 		}
 		if resp.StatusCode == http.StatusNotFound {
-			return fmt.Errorf("%s: %w", e.Message, ErrNotFound)
+			return notFoundError(e.Message)
 		}
 		return errors.New(e.Message)
 	}
@@ -124,13 +156,13 @@ func (c *Client) do(ctx context.Context, method, path string, into any) error {
 	return json.NewDecoder(resp.Body).Decode(into)
 }
 
-// explain says what to do about a socket that cannot be reached.
+// explain makes an error with a remedy of one that came from connecting to the socket.
 func (c *Client) explain(err error) error {
 	switch {
 	case errors.Is(err, os.ErrPermission):
 		return fmt.Errorf("no permission to open %s: run as root, or as a member of its group", c.path)
 	case errors.Is(err, os.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
-		return fmt.Errorf("%w: nobody answers at %s; start it with `systemctl start netbackd`, or `netbackd run` by hand", ErrNotRunning, c.path)
+		return fmt.Errorf("%w: no process listens at %s; start it with `systemctl start netbackd`, or `netbackd run` by hand", ErrNotRunning, c.path)
 	}
 	return err
 }

@@ -3,21 +3,27 @@
 // Package control is how the commands talk to the daemon: HTTP with JSON over a
 // unix socket that only its owner and its group may open.
 //
-//	GET  /v1/daemon               -> Daemon
-//	GET  /v1/vifs                 -> Vifs
-//	POST /v1/vifs/{name}/reset    -> 204
-//	GET  /v1/vifs/{name}/claim    -> 204: it could be claimed
-//	POST /v1/vifs/{name}/claim    -> 204: it is claimed and has its TAP
-//	POST /v1/vifs/{name}/release  -> Released
+//	GET  /v1/daemon                -> Daemon
+//	GET  /v1/names                 -> Names
+//	GET  /v1/vifs                  -> Vifs
+//	GET  /v1/vifs/{name}           -> Vif
+//	GET  /v1/vifs/{name}?after=N   -> Vif, once its revision is not N, or after 4 s
+//	POST /v1/vifs/{name}/reset     -> 204
+//	GET  /v1/vifs/{name}/adopt     -> 204: it can be adopted
+//	POST /v1/vifs/{name}/adopt     -> 204: it is adopted and has its TAP
+//	POST /v1/vifs/{name}/release   -> Released
 //
-// An answer to these that is not 2xx is an Error. The package knows the protocol; what
-// the answers mean it must not know.
+// The body of an answer that is not 2xx is an Error. The package knows the protocol. It
+// must not know what the answers mean.
 package control
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
+	"strconv"
 	"time"
 
 	"github.com/netbackd/netbackd/internal/vif"
@@ -27,7 +33,7 @@ import (
 // meaning or goes; new fields do not change it.
 const Schema = 1
 
-// Daemon is what the daemon says of itself.
+// Daemon is the status of the daemon.
 type Daemon struct {
 	Schema  int       `json:"schema"`
 	Version string    `json:"version"`
@@ -49,7 +55,19 @@ type Vifs struct {
 	Vifs   []vif.Status `json:"vifs"`
 }
 
-// Released is what releasing a vif cost.
+// Vif is one vif.
+type Vif struct {
+	Schema int        `json:"schema"`
+	Vif    vif.Status `json:"vif"`
+}
+
+// Names are the names of all vifs.
+type Names struct {
+	Schema int      `json:"schema"`
+	Names  []string `json:"names"`
+}
+
+// Released is the result of a release.
 type Released struct {
 	Lost int `json:"lost_packets"` // to the guest, on the way in netbackd and its TAP
 }
@@ -59,12 +77,14 @@ type Error struct {
 	Message string `json:"error"`
 }
 
-// Source is what the server answers from.
+// Source answers the requests. *backend.Backend is one.
 type Source interface {
+	Names() []string
 	List() []vif.Status
+	Status(ctx context.Context, name string, after uint64) (vif.Status, error)
 	Reset(name string) error
-	CanClaim(name string) error
-	Claim(name string) error
+	CanAdopt(name string) error
+	Adopt(name string) error
 	Release(name string) (lost int, err error)
 }
 
@@ -72,16 +92,24 @@ type Source interface {
 // time. One of a thousand vifs takes some megabytes.
 const maxLists = 4
 
+// maxWait bounds how long a request for a vif waits for another revision. It is less than
+// served.read, after which the server cancels the request's context. Tests change it.
+var maxWait = 4 * time.Second
+
 // answerTime bounds the time that a client takes to read an answer.
 const answerTime = 2 * time.Second
 
-// Handler serves the protocol. daemon says how the daemon is now.
+// Handler serves the protocol. daemon returns the daemon's own status. An error of src
+// that is notFound is answered with status 404.
 func Handler(daemon func() Daemon, src Source, notFound error) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/daemon", func(w http.ResponseWriter, _ *http.Request) {
 		d := daemon()
 		d.Schema = Schema
 		answer(w, d)
+	})
+	mux.HandleFunc("GET /v1/names", func(w http.ResponseWriter, _ *http.Request) {
+		answer(w, Names{Schema: Schema, Names: src.Names()})
 	})
 	lists := make(chan struct{}, maxLists)
 	mux.HandleFunc("GET /v1/vifs", func(w http.ResponseWriter, r *http.Request) {
@@ -92,10 +120,10 @@ func Handler(daemon func() Daemon, src Source, notFound error) http.Handler {
 		case <-r.Context().Done():
 		}
 	})
-	// about answers what is about one vif: with a body of the result, if any.
-	about := func(pattern string, f func(name string) (any, error)) {
+	// about answers a request about one vif, with the result as the body if there is one.
+	about := func(pattern string, f func(name string, r *http.Request) (any, error)) {
 		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
-			v, err := f(r.PathValue("name"))
+			v, err := f(r.PathValue("name"), r)
 			switch {
 			case errors.Is(err, notFound):
 				refuse(w, http.StatusNotFound, err)
@@ -108,14 +136,37 @@ func Handler(daemon func() Daemon, src Source, notFound error) http.Handler {
 			}
 		})
 	}
-	about("POST /v1/vifs/{name}/reset", func(name string) (any, error) { return nil, src.Reset(name) })
-	about("GET /v1/vifs/{name}/claim", func(name string) (any, error) { return nil, src.CanClaim(name) })
-	about("POST /v1/vifs/{name}/claim", func(name string) (any, error) { return nil, src.Claim(name) })
-	about("POST /v1/vifs/{name}/release", func(name string) (any, error) {
+	about("GET /v1/vifs/{name}", func(name string, r *http.Request) (any, error) {
+		after, err := revision(r)
+		if err != nil {
+			return nil, err
+		}
+		ctx, cancel := context.WithTimeout(r.Context(), maxWait)
+		defer cancel()
+		s, err := src.Status(ctx, name, after)
+		return Vif{Schema: Schema, Vif: s}, err
+	})
+	about("POST /v1/vifs/{name}/reset", func(name string, _ *http.Request) (any, error) { return nil, src.Reset(name) })
+	about("GET /v1/vifs/{name}/adopt", func(name string, _ *http.Request) (any, error) { return nil, src.CanAdopt(name) })
+	about("POST /v1/vifs/{name}/adopt", func(name string, _ *http.Request) (any, error) { return nil, src.Adopt(name) })
+	about("POST /v1/vifs/{name}/release", func(name string, _ *http.Request) (any, error) {
 		lost, err := src.Release(name)
 		return Released{Lost: lost}, err
 	})
 	return mux
+}
+
+// revision returns the revision that a request wants to wait for the end of, or 0.
+func revision(r *http.Request) (uint64, error) {
+	text := r.URL.Query().Get("after")
+	if text == "" {
+		return 0, nil
+	}
+	n, err := strconv.ParseUint(text, 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("after is %q, want a revision", text)
+	}
+	return n, nil
 }
 
 // answer sends v. The client has answerTime to read it, however long others have made

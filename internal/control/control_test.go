@@ -38,6 +38,24 @@ func (s *source) List() []vif.Status {
 	}
 }
 
+func (s *source) Names() []string { return []string{"vif1.0", "vif2.0"} }
+
+// Status has revision 7 of vif1.0 until ctx ends, and then revision 8.
+func (s *source) Status(ctx context.Context, name string, after uint64) (vif.Status, error) {
+	for _, v := range s.List() {
+		if v.Name != name {
+			continue
+		}
+		v.Revision = 7
+		if after == v.Revision {
+			<-ctx.Done()
+			v.Revision++
+		}
+		return v, nil
+	}
+	return vif.Status{}, fmt.Errorf("%s: %w", name, errNoVif)
+}
+
 func (s *source) Reset(name string) error {
 	s.resets = append(s.resets, name)
 	switch name {
@@ -49,14 +67,14 @@ func (s *source) Reset(name string) error {
 	return fmt.Errorf("%s: %w", name, errNoVif)
 }
 
-func (s *source) CanClaim(name string) error {
+func (s *source) CanAdopt(name string) error {
 	if name == "vif2.0" {
 		return errors.New("its guest has a control ring")
 	}
 	return s.Reset(name)
 }
 
-func (s *source) Claim(name string) error { return s.Reset(name) }
+func (s *source) Adopt(name string) error { return s.Reset(name) }
 
 func (s *source) Release(name string) (int, error) { return 3, s.Reset(name) }
 
@@ -113,22 +131,36 @@ func TestQuestions(t *testing.T) {
 		t.Errorf("unexpected vifs (-want +got):\n%s", diff)
 	}
 
+	names, err := c.Names(ctx)
+	if diff := cmp.Diff([]string{"vif1.0", "vif2.0"}, names); diff != "" || err != nil {
+		t.Errorf("unexpected names, error %v (-want +got):\n%s", err, diff)
+	}
+	one, err := c.Vif(ctx, "vif1.0", 0)
+	want := src.List()[0]
+	want.Revision = 7
+	if diff := cmp.Diff(want, one); diff != "" || err != nil {
+		t.Errorf("unexpected vif, error %v (-want +got):\n%s", err, diff)
+	}
+	if _, err := c.Vif(ctx, "vif9.0", 0); !errors.Is(err, ErrNotFound) || err.Error() != "vif9.0: no such vif" {
+		t.Errorf("got %v", err)
+	}
+
 	if err := c.Reset(ctx, "vif1.0"); err != nil {
 		t.Error(err)
 	}
 	if err := c.Reset(ctx, "vif2.0"); err == nil || err.Error() != "vif2.0 does not answer" || errors.Is(err, ErrNotFound) {
 		t.Errorf("got %v", err)
 	}
-	if err := c.Reset(ctx, "../daemon?x=%"); !errors.Is(err, ErrNotFound) || err.Error() != "../daemon?x=%: no such vif: not found" {
+	if err := c.Reset(ctx, "../daemon?x=%"); !errors.Is(err, ErrNotFound) || err.Error() != "../daemon?x=%: no such vif" {
 		t.Errorf("got %v", err)
 	}
 	if lost, err := c.Release(ctx, "vif1.0"); lost != 3 || err != nil {
 		t.Errorf("release: %d lost, %v", lost, err)
 	}
-	if err := c.CanClaim(ctx, "vif2.0"); err == nil || err.Error() != "its guest has a control ring" {
+	if err := c.CanAdopt(ctx, "vif2.0"); err == nil || err.Error() != "its guest has a control ring" {
 		t.Errorf("got %v", err)
 	}
-	if err := c.Claim(ctx, "vif9.0"); !errors.Is(err, ErrNotFound) {
+	if err := c.Adopt(ctx, "vif9.0"); !errors.Is(err, ErrNotFound) {
 		t.Errorf("got %v", err)
 	}
 	if diff := cmp.Diff([]string{"vif1.0", "vif2.0", "../daemon?x=%", "vif1.0", "vif9.0"}, src.resets); diff != "" {
@@ -147,13 +179,16 @@ func TestWire(t *testing.T) {
 		body         string
 	}{
 		{"GET", "/v1/daemon", 200, `{"schema":1,"version":"v1","pid":4711,"since":"2023-11-14T22:13:20Z","workers":2,"io_uring":"in use","offload":true,"threads":0,"threads_max":0,"log_lines_lost":0}` + "\n"},
+		{"GET", "/v1/names", 200, `{"schema":1,"names":["vif1.0","vif2.0"]}` + "\n"},
+		{"GET", "/v1/vifs/vif9.0", 404, `{"error":"vif9.0: no such vif"}` + "\n"},
+		{"GET", "/v1/vifs/vif1.0?after=soon", 409, `{"error":"after is \"soon\", want a revision"}` + "\n"},
 		{"POST", "/v1/vifs/vif1.0/reset", 204, ""},
 		{"POST", "/v1/vifs/vif9.0/reset", 404, `{"error":"vif9.0: no such vif"}` + "\n"},
 		{"POST", "/v1/vifs/vif2.0/reset", 409, `{"error":"vif2.0 does not answer"}` + "\n"},
-		{"GET", "/v1/vifs/vif1.0/claim", 204, ""},
-		{"GET", "/v1/vifs/vif2.0/claim", 409, `{"error":"its guest has a control ring"}` + "\n"},
-		{"POST", "/v1/vifs/vif1.0/claim", 204, ""},
-		{"POST", "/v1/vifs/vif9.0/claim", 404, `{"error":"vif9.0: no such vif"}` + "\n"},
+		{"GET", "/v1/vifs/vif1.0/adopt", 204, ""},
+		{"GET", "/v1/vifs/vif2.0/adopt", 409, `{"error":"its guest has a control ring"}` + "\n"},
+		{"POST", "/v1/vifs/vif1.0/adopt", 204, ""},
+		{"POST", "/v1/vifs/vif9.0/adopt", 404, `{"error":"vif9.0: no such vif"}` + "\n"},
 		{"POST", "/v1/vifs/vif1.0/release", 200, `{"lost_packets":3}` + "\n"},
 		{"POST", "/v1/vifs/vif2.0/release", 409, `{"error":"vif2.0 does not answer"}` + "\n"},
 		{"GET", "/v1/vifs/vif1.0/reset", 405, "Method Not Allowed\n"},
@@ -178,6 +213,30 @@ func TestWire(t *testing.T) {
 		if diff := cmp.Diff(tt.body, string(body)); diff != "" {
 			t.Errorf("%s %s: unexpected body (-want +got):\n%s", tt.method, tt.path, diff)
 		}
+	}
+}
+
+// A request that waits for another revision is answered when the wait is over, and
+// ends when the client goes.
+func TestWaitForAnotherRevision(t *testing.T) {
+	usual := maxWait
+	maxWait = 100 * time.Millisecond
+	t.Cleanup(func() { maxWait = usual }) // after the server has ended
+	path := filepath.Join(t.TempDir(), "control.sock")
+	serve(t, path, Handler(daemon, &source{}, errNoVif))
+	c := client(t, path)
+	if s, err := c.Vif(t.Context(), "vif1.0", 6); err != nil || s.Revision != 7 {
+		t.Errorf("after another revision: %+v, %v", s, err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	time.AfterFunc(10*time.Millisecond, cancel)
+	if _, err := c.Vif(ctx, "vif1.0", 7); !errors.Is(err, context.Canceled) {
+		t.Errorf("taken back: %v", err)
+	}
+	began := time.Now()
+	s, err := c.Vif(t.Context(), "vif1.0", 7)
+	if err != nil || s.Revision != 8 || time.Since(began) < maxWait {
+		t.Errorf("after the same revision: %+v, %v, %v", s, err, time.Since(began))
 	}
 }
 
@@ -209,12 +268,12 @@ func TestStrangeDaemons(t *testing.T) {
 	}
 }
 
-func TestNobodyAnswers(t *testing.T) {
+func TestNoProcessListens(t *testing.T) {
 	dir := t.TempDir()
 	ctx := context.Background()
 	missing := filepath.Join(dir, "missing.sock")
 	_, err := client(t, missing).Vifs(ctx)
-	want := "netbackd is not running: nobody answers at " + missing + "; start it with `systemctl start netbackd`, or `netbackd run` by hand"
+	want := "netbackd is not running: no process listens at " + missing + "; start it with `systemctl start netbackd`, or `netbackd run` by hand"
 	if !errors.Is(err, ErrNotRunning) || err.Error() != want {
 		t.Errorf("got %v, want %s", err, want)
 	}

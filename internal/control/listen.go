@@ -84,7 +84,7 @@ type limits struct {
 	idle    time.Duration // between two requests
 }
 
-// served are the limits of Serve. An answer may take 8 s to make.
+// served are the limits of Serve. An answer may take 15 s to make.
 var served = limits{clients: 64, read: 5 * time.Second, write: 20 * time.Second, idle: 10 * time.Second}
 
 const maxHeader = 8 << 10 // bytes

@@ -1,18 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package handover moves a vif between the kernel's xen-netback and netbackd, in
-// either direction, and while its guest uses it.
+// Package handover moves a vif between the kernel's xen-netback and netbackd, in either
+// direction, while its guest uses it.
 //
-// It lives from what both have in common: each leaves a guest's rings as a
-// successor needs them, having answered all it took, and goes on with rings that
-// were used before. So the guest sees the state node change at most, and what it
-// sends waits in the ring meanwhile. What comes for it in that time finds no
-// interface and is lost; [Report] says how much that was.
+// Both back ends release a guest's rings the same way: every request that was consumed is
+// answered. Both can continue with rings that were used before. So the guest sees at most
+// a change of the state node, and what it sends waits in its rings meanwhile. Packets to
+// the guest find no interface in that time and are lost; [Report] counts them.
 //
-// The package runs in the command that root gives, not in the daemon, which may
-// not write to sysfs or run scripts. It knows in which order things are done. How
-// the kernel's driver is told, and what the daemon does with a vif, it must not
-// know.
+// The package runs in a command that root calls, not in the daemon, which may not write
+// to sysfs or run scripts. It knows the order of the steps. It must not know how the
+// kernel's driver is told, or what the daemon does with a vif.
 package handover
 
 import (
@@ -25,6 +23,7 @@ import (
 
 	"github.com/netbackd/netbackd/internal/vif"
 	"github.com/netbackd/netbackd/pkg/xen"
+	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
 // Kernel is the kernel's driver. *xennetback.Driver is one.
@@ -37,19 +36,34 @@ type Kernel interface {
 	Bind(domid xen.Domid, devid int) error
 }
 
-// Daemon is the running netbackd. *control.Client is one.
+// Daemon is the running netbackd. *control.Client is one. An error for an unknown vif is
+// control.ErrNotFound.
 type Daemon interface {
-	Vifs(ctx context.Context) ([]vif.Status, error)
-	CanClaim(ctx context.Context, name string) error
-	Claim(ctx context.Context, name string) error
+	Vif(ctx context.Context, name string, after uint64) (vif.Status, error)
+	CanAdopt(ctx context.Context, name string) error
+	Adopt(ctx context.Context, name string) error
 	Release(ctx context.Context, name string) (lost int, err error)
 }
 
-// Store is what is needed of xenstore. *xenstore.Client is one.
+// Store is the part of xenstore that is needed; see [NewStore].
 type Store interface {
 	Read(path string) (string, error)
 	Write(path, value string) error
+	Watch(path string) (Watch, error)
 }
+
+// Watch sends an event after each change of a node, and one at first.
+type Watch interface {
+	C() <-chan xenstore.Event
+	Close() error
+}
+
+// NewStore makes a Store of a connection to xenstore.
+func NewStore(c *xenstore.Client) Store { return client{c} }
+
+type client struct{ *xenstore.Client }
+
+func (c client) Watch(path string) (Watch, error) { return c.Client.Watch(path) }
 
 // Mover moves vifs.
 type Mover struct {
@@ -66,11 +80,11 @@ type ID struct {
 	Devid int
 }
 
-// Name is the name of its interface before a script changed it.
+// Name returns the name of the vif's interface, which a hotplug script may change.
 func (id ID) Name() string { return fmt.Sprintf("vif%d.%d", id.Domid, id.Devid) }
 
-// ParseID reads vif1.0, or a path that ends in vif/1/0, as the toolstack tells it
-// to scripts.
+// ParseID parses vif1.0, or a path that ends in vif/1/0, such as the toolstack passes to
+// scripts.
 func ParseID(s string) (id ID, err error) {
 	dom, dev, ok := strings.Cut(strings.TrimPrefix(s, "vif"), ".")
 	if i := strings.LastIndex(s, "vif/"); i >= 0 {
@@ -84,33 +98,34 @@ func ParseID(s string) (id ID, err error) {
 	return ID{xen.Domid(d), int(n)}, nil
 }
 
-// Report is what moving a live vif took.
+// Report tells the cost of moving a vif.
 type Report struct {
-	// Gap is how long nobody served the vif.
+	// Gap is the time in which no back end served the vif.
 	Gap time.Duration
-	// Script is whether its place on the host was made by the hotplug script;
-	// otherwise it was copied from one interface to the other.
+	// Script: the hotplug script set up the new interface. Otherwise the settings of the
+	// old one were copied.
 	Script bool
-	// Lost is how many packets for the guest came in that time and did not reach
-	// it; -1 if they could not be counted, because the interface is no port of a
-	// Linux bridge. Those of the host itself are not seen while the bridge has no
-	// other port that is up. AtLeast: there were more than could be counted.
+	// Lost counts packets to the guest that came in that time and did not reach it. It is
+	// -1 if they could not be counted, because the interface is no port of a Linux bridge.
+	// Packets from the host itself are not counted while the bridge has no other port that
+	// is up. AtLeast: there were more than could be counted.
 	Lost    int
 	AtLeast bool
 }
 
 var (
-	// ErrOurs: there is nothing to adopt.
-	ErrOurs = errors.New("netbackd serves it already")
-	// ErrKernels: there is nothing to release.
-	ErrKernels = errors.New("the kernel's xen-netback serves it already")
-	// ErrNoVif: netbackd serves no vif of that name.
+	// ErrServed is returned by Adopt for a vif that netbackd serves.
+	ErrServed = errors.New("netbackd serves it already")
+	// ErrKernelServes is returned by Release for a vif that the kernel serves.
+	ErrKernelServes = errors.New("the kernel's xen-netback serves it already")
+	// ErrNoVif is returned for a vif that netbackd does not serve.
 	ErrNoVif = errors.New("netbackd serves no such vif")
-	// ErrNoDriver: there is no driver to take a vif from or to give it to.
-	ErrNoDriver = errors.New("the kernel's xen-netback is not loaded")
+	// ErrKernelNotLoaded is returned when there is no driver to adopt a vif from or to
+	// release it to.
+	ErrKernelNotLoaded = errors.New("the kernel's xen-netback is not loaded")
 )
 
-// SafeLoad is how to load the kernel's driver while netbackd serves vifs. Just to
-// load it would have it probe each of these, fail for want of the interface's
-// name, and close them: their guests would be cut off.
+// SafeLoad is the command that loads the kernel's driver while netbackd serves vifs. With
+// its probing on, the driver would probe each of them, fail because the interface's name
+// is taken, and close the vif: the guest would be cut off.
 const SafeLoad = "echo 0 >/sys/bus/xen-backend/drivers_autoprobe; modprobe -i xen-netback; echo 1 >/sys/bus/xen-backend/drivers_autoprobe"

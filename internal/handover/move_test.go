@@ -5,6 +5,7 @@ package handover
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -17,6 +18,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/netbackd/netbackd/internal/control"
 	"github.com/netbackd/netbackd/internal/lab/netns"
 	"github.com/netbackd/netbackd/internal/vif"
 	"github.com/netbackd/netbackd/pkg/xen"
@@ -64,8 +66,13 @@ type bed struct {
 	ours   bool // netbackd does
 	fail   map[string]error
 	nodes  map[string]string
-	gap    func() // called while nobody serves
-	away   int    // so many questions the daemon does not hear: it is restarted
+	gap    func()   // called while no back end serves
+	wait   func()   // called when a request waits for another revision; nil: it does not wait
+	watch  events   // of the state node
+	asked  []uint64 // revisions that requests wait for the end of
+	states []string // of the node, before it is what nodes has, once the kernel serves
+	dark   int      // so many requests find the TAP without carrier
+	away   int      // so many requests find no daemon: it is being restarted
 	queues int
 }
 
@@ -156,10 +163,10 @@ func (b *bed) Bind(xen.Domid, int) error {
 	return nil
 }
 
-func (b *bed) CanClaim(context.Context, string) error { return b.did("can claim") }
+func (b *bed) CanAdopt(context.Context, string) error { return b.did("can adopt") }
 
-func (b *bed) Claim(ctx context.Context, _ string) error {
-	if err := errors.Join(b.did("claim"), ctx.Err(), b.unheard()); err != nil {
+func (b *bed) Adopt(ctx context.Context, _ string) error {
+	if err := errors.Join(b.did("adopt"), ctx.Err(), b.restarting()); err != nil {
 		return err
 	}
 	b.add("vif1.0")
@@ -179,34 +186,48 @@ func (b *bed) Release(ctx context.Context, _ string) (int, error) {
 	return 3, nil
 }
 
-func (b *bed) Vifs(context.Context) ([]vif.Status, error) {
-	if err := b.unheard(); err != nil {
-		return nil, err
+func (b *bed) Vif(_ context.Context, name string, after uint64) (vif.Status, error) {
+	if after != 0 {
+		b.asked = append(b.asked, after)
+		b.wait()
+	}
+	if err := b.restarting(); err != nil {
+		return vif.Status{}, err
+	}
+	if name != "vif1.0" || !b.loaded && !b.ours {
+		return vif.Status{}, fmt.Errorf("%s: %w", name, control.ErrNotFound)
 	}
 	s := vif.Status{Name: "vif1.0", Domid: 1, ServedBy: "kernel"}
 	if b.ours {
 		s = vif.Status{
 			Name: "vif1.0", Domid: 1, State: xenbus.Connected, Interface: b.name(),
 			Carrier: b.nodes[back+"/hotplug-status"] == "connected", Queues: make([]vif.QueueStatus, b.queues),
-			Hotplug: b.nodes[back+"/hotplug-status"],
+			Hotplug: b.nodes[back+"/hotplug-status"], Revision: 100 - uint64(b.dark),
+		}
+		if b.dark > 0 {
+			b.dark--
+			s.Carrier = false
 		}
 	}
-	if !b.loaded && !b.ours {
-		return nil, nil
-	}
-	return []vif.Status{s}, b.fail["vifs"]
+	return s, nil
 }
 
-// unheard fails while the daemon is away.
-func (b *bed) unheard() error {
+// restarting fails while the daemon is being restarted.
+func (b *bed) restarting() error {
 	if b.away == 0 {
 		return nil
 	}
 	b.away--
-	return errors.New("nobody answers")
+	return control.ErrNotRunning
 }
 
 func (b *bed) Read(path string) (string, error) {
+	if path == back+"/state" && b.kernel && len(b.states) > 0 {
+		s := b.states[0]
+		b.states = b.states[1:]
+		b.watch <- xenstore.Event{Path: path}
+		return s, nil
+	}
 	v, ok := b.nodes[path]
 	if !ok {
 		return "", xenstore.ErrNotExist
@@ -217,6 +238,21 @@ func (b *bed) Read(path string) (string, error) {
 func (b *bed) Write(path, value string) error {
 	b.nodes[path] = value
 	return nil
+}
+
+// events is a watch that has sent its first event.
+type events chan xenstore.Event
+
+func (e events) C() <-chan xenstore.Event { return e }
+func (e events) Close() error             { return nil }
+
+func (b *bed) Watch(path string) (Watch, error) {
+	if path != back+"/state" {
+		b.t.Errorf("watches %s", path)
+	}
+	b.watch = make(events, 8)
+	b.watch <- xenstore.Event{Path: path}
+	return b.watch, nil
 }
 
 func (b *bed) mover() *Mover {
@@ -302,7 +338,7 @@ func TestThereAndBack(t *testing.T) {
 		t.Errorf("report %+v", r)
 	}
 	b.wantPlace("vif1.0")
-	b.wantDone("can claim", "unbind", "claim")
+	b.wantDone("can adopt", "unbind", "adopt")
 	if got := b.nodes[back+"/hotplug-status"]; got != "connected" {
 		t.Errorf("hotplug-status %q", got)
 	}
@@ -381,7 +417,7 @@ func TestByScript(t *testing.T) {
 			if !r.Script {
 				t.Errorf("report %+v", r)
 			}
-			b.wantDone("can claim", "unbind", "claim", "vif-bridge")
+			b.wantDone("can adopt", "unbind", "adopt", "vif-bridge")
 		})
 	}
 }
@@ -431,12 +467,12 @@ func TestTakenBack(t *testing.T) {
 		b.add("vif1.0")
 		b.plug("vif1.0")
 		b.special("vif1.0")
-		b.fail["claim"] = errors.New("no TAP")
+		b.fail["adopt"] = errors.New("no TAP")
 		_, err := b.mover().Adopt(context.Background(), ID{1, 0})
-		if err == nil || err.Error() != "no TAP; it is the kernel's again" {
+		if err == nil || err.Error() != "no TAP; the kernel serves it again" {
 			t.Errorf("got %v", err)
 		}
-		b.wantDone("can claim", "unbind", "claim", "release", "bind")
+		b.wantDone("can adopt", "unbind", "adopt", "release", "bind")
 		b.wantPlace("vif1.0")
 		if got := b.nodes[back+"/hotplug-status"]; got != "connected" {
 			t.Errorf("hotplug-status %q", got)
@@ -450,10 +486,10 @@ func TestTakenBack(t *testing.T) {
 		b.special("vif1.0")
 		b.fail["bind"] = errors.New("no such device")
 		_, err := b.mover().Release(context.Background(), ID{1, 0})
-		if err == nil || err.Error() != "no such device; it is netbackd's again" {
+		if err == nil || err.Error() != "no such device; netbackd serves it again" {
 			t.Errorf("got %v", err)
 		}
-		b.wantDone("release", "bind", "claim")
+		b.wantDone("release", "bind", "adopt")
 		b.wantPlace("vif1.0")
 	})
 	t.Run("by nobody", func(t *testing.T) {
@@ -461,7 +497,7 @@ func TestTakenBack(t *testing.T) {
 		b.ours = true
 		b.add("vif1.0")
 		b.plug("vif1.0")
-		b.fail["bind"], b.fail["claim"] = errors.New("no such device"), errors.New("no TAP")
+		b.fail["bind"], b.fail["adopt"] = errors.New("no such device"), errors.New("no TAP")
 		_, err := b.mover().Release(context.Background(), ID{1, 0})
 		if err == nil || !strings.Contains(err.Error(), "netbackd adopt vif1.0") {
 			t.Errorf("got %v", err)
@@ -477,23 +513,23 @@ func TestHotplug(t *testing.T) {
 		b.kernel = true
 		b.add("vif1.0")
 		b.must(b.mover().Hotplug(ctx, ID{1, 0}))
-		b.wantDone("can claim", "unbind", "claim")
+		b.wantDone("can adopt", "unbind", "adopt")
 	})
 	t.Run("no driver", func(t *testing.T) {
 		b := newBed(t)
 		b.loaded = false
 		b.must(b.mover().Hotplug(ctx, ID{1, 0}))
-		b.wantDone("claim")
+		b.wantDone("adopt")
 	})
 	t.Run("netbackd does not run", func(t *testing.T) {
 		b := newBed(t)
 		b.kernel = true
 		down := errors.New("netbackd is not running")
-		b.fail["can claim"] = down
+		b.fail["can adopt"] = down
 		if err := b.mover().Hotplug(ctx, ID{1, 0}); !errors.Is(err, down) {
 			t.Errorf("got %v", err)
 		}
-		b.wantDone("can claim")
+		b.wantDone("can adopt")
 		b.must(b.mover().Fail(ID{1, 0}, down))
 		if b.nodes[back+"/hotplug-error"] != down.Error() || b.nodes[back+"/hotplug-status"] != "error" {
 			t.Errorf("nodes %v", b.nodes)
@@ -503,12 +539,12 @@ func TestHotplug(t *testing.T) {
 		b := newBed(t)
 		b.kernel = true
 		b.add("vif1.0")
-		b.fail["claim"] = errors.New("no TAP")
+		b.fail["adopt"] = errors.New("no TAP")
 		err := b.mover().Hotplug(ctx, ID{1, 0})
-		if err == nil || err.Error() != "no TAP; it is the kernel's again" {
+		if err == nil || err.Error() != "no TAP; the kernel serves it again" {
 			t.Errorf("got %v", err)
 		}
-		b.wantDone("can claim", "unbind", "claim", "release", "bind")
+		b.wantDone("can adopt", "unbind", "adopt", "release", "bind")
 	})
 }
 
@@ -521,14 +557,14 @@ func TestRefused(t *testing.T) {
 		want  string
 		done  []string
 	}{
-		{"adopt what is ours", func(b *bed) { b.ours = true }, true, "vif1.0: " + ErrOurs.Error(), nil},
-		{"adopt without driver", func(b *bed) { b.loaded = false }, true, ErrNoDriver.Error(), nil},
+		{"adopt what is ours", func(b *bed) { b.ours = true }, true, "vif1.0: " + ErrServed.Error(), nil},
+		{"adopt without driver", func(b *bed) { b.loaded = false }, true, ErrKernelNotLoaded.Error(), nil},
 		{"adopt what would lose its settings", func(b *bed) {
 			b.kernel = true
-			b.fail["can claim"] = errors.New("a control ring")
-		}, true, "a control ring", []string{"can claim"}},
+			b.fail["can adopt"] = errors.New("a control ring")
+		}, true, "a control ring", []string{"can adopt"}},
 		{"release without driver", func(b *bed) { b.ours, b.loaded = true, false }, false, "modprobe -i xen-netback", nil},
-		{"release what is the kernel's", func(b *bed) { b.kernel = true }, false, ErrKernels.Error(), nil},
+		{"release what is the kernel's", func(b *bed) { b.kernel = true }, false, ErrKernelServes.Error(), nil},
 		{"release what is nobody's", func(b *bed) {}, false, "vif1.0: " + ErrNoVif.Error(), nil},
 		{"release more queues than the kernel takes", func(b *bed) { b.ours, b.queues = true, 3 }, false, "xen-netback takes 2", nil},
 		{"release what netbackd keeps", func(b *bed) {
@@ -571,7 +607,7 @@ func TestDaemonIsRestartedMeanwhile(t *testing.T) {
 		t.Errorf("it is netbackd's: %t; report %+v", b.ours, r)
 	}
 	b.wantPlace("vif1.0")
-	b.wantDone("can claim", "unbind", "claim", "claim")
+	b.wantDone("can adopt", "unbind", "adopt", "adopt")
 }
 
 // TestBegunBefore: what an adoption that was killed had begun the next one finishes.
@@ -581,8 +617,8 @@ func TestBegunBefore(t *testing.T) {
 	b.nodes[back+"/hotplug-status"] = ""
 	_, err := b.mover().Adopt(context.Background(), ID{1, 0})
 	b.must(err)
-	b.wantDone("claim", "vif-bridge")
-	if _, err := b.mover().Adopt(context.Background(), ID{1, 0}); !errors.Is(err, ErrOurs) {
+	b.wantDone("adopt", "vif-bridge")
+	if _, err := b.mover().Adopt(context.Background(), ID{1, 0}); !errors.Is(err, ErrServed) {
 		t.Errorf("once more: %v", err)
 	}
 }
@@ -592,7 +628,36 @@ func TestNobodys(t *testing.T) {
 	b := newBed(t)
 	_, err := b.mover().Adopt(context.Background(), ID{1, 0})
 	b.must(err)
-	b.wantDone("claim", "vif-bridge")
+	b.wantDone("adopt", "vif-bridge")
+}
+
+// TestAwaitDaemon: each request waits for the end of the revision before.
+func TestAwaitDaemon(t *testing.T) {
+	b := newBed(t)
+	b.kernel = true
+	b.add("vif1.0")
+	b.plug("vif1.0")
+	b.dark, b.wait = 2, func() {}
+	_, err := b.mover().Adopt(t.Context(), ID{1, 0})
+	b.must(err)
+	if diff := cmp.Diff([]uint64{98, 99}, b.asked); diff != "" {
+		t.Errorf("unexpected requests (-want +got):\n%s", diff)
+	}
+}
+
+// TestAwaitKernel: the release ends when the kernel has connected the vif.
+func TestAwaitKernel(t *testing.T) {
+	b := newBed(t)
+	b.ours = true
+	b.add("vif1.0")
+	b.plug("vif1.0")
+	b.must(netns.AddAddr("vif1.0", "192.0.2.1/32")) // so the script is run, and sets no carrier
+	b.states = []string{"2", "2"}
+	_, err := b.mover().Release(t.Context(), ID{1, 0})
+	b.must(err)
+	if len(b.states) != 0 {
+		t.Errorf("it did not wait for the state to be other than %q", b.states)
+	}
 }
 
 // TestClosedByKernel: the driver would not have the vif.

@@ -21,6 +21,7 @@ import (
 // toolstack wrote are clipped.
 type Status struct {
 	Name       string             `json:"name"`                // as the TAP was made
+	Revision   uint64             `json:"revision"`            // another one after each change but of counters
 	ServedBy   string             `json:"served_by,omitempty"` // another back end than this: "kernel", or "nobody"
 	Domid      xen.Domid          `json:"domid"`
 	Devid      int                `json:"devid"`
@@ -148,6 +149,7 @@ func (v *Vif) status() Status {
 			s.Stalled = s.Stalled || l.stalled[i]
 		}
 	}
+	s.Revision, _ = v.revision.get()
 	s.Counters = counterMap(&totals)
 	v.saveCounters(time.Now())
 	s.Guest = v.cfg.Guest.Used()

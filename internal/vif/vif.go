@@ -137,6 +137,8 @@ type Vif struct {
 	tried     *attempt    // what not to try again
 	busySince time.Time   // since when what it needs is in use; zero: it is not
 
+	revision revision
+
 	timer *time.Timer
 	alarm time.Time // when timer rings, zero if it does not
 
@@ -168,6 +170,8 @@ func New(cfg Config) *Vif {
 		timer: time.NewTimer(time.Hour),
 		turn:  cfg.Guest.Turn(),
 		idle:  budget.Idle(),
+
+		revision: newRevision(),
 	}
 	v.cfg.Store = askingStore{cfg.Store, v}
 	v.Poke()
@@ -295,6 +299,7 @@ func (v *Vif) Run(ctx context.Context) {
 // act does something in the vif's goroutine.
 func (v *Vif) act(f func()) {
 	v.turn.Do(func() { v.guard(f) })
+	v.revision.update(v.gist())
 }
 
 // pay pays for a look at what the guest has written. It reports whether the look need

@@ -16,26 +16,26 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
-// fakeRival is the kernel's driver as far as anybody can see it.
-type fakeRival struct {
+// fakeKernel is the kernel's driver as the backend sees it.
+type fakeKernel struct {
 	mu     sync.Mutex // guards all below
 	loaded bool
 	has    map[key]bool
 }
 
-func (r *fakeRival) Loaded() bool {
+func (r *fakeKernel) Loaded() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.loaded
 }
 
-func (r *fakeRival) Serves(domid xen.Domid, devid int) bool {
+func (r *fakeKernel) Serves(domid xen.Domid, devid int) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.has[key{domid, devid}]
 }
 
-func (r *fakeRival) set(loaded bool, has ...key) {
+func (r *fakeKernel) set(loaded bool, has ...key) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.loaded, r.has = loaded, map[key]bool{}
@@ -44,12 +44,12 @@ func (r *fakeRival) set(loaded bool, has ...key) {
 	}
 }
 
-// shared is a world with a rival.
-func shared(t *testing.T, loaded bool, has ...key) (*world, *fakeRival) {
+// withKernel is a world with the kernel's driver.
+func withKernel(t *testing.T, loaded bool, has ...key) (*world, *fakeKernel) {
 	w := newWorld(t)
-	r := &fakeRival{}
+	r := &fakeKernel{}
 	r.set(loaded, has...)
-	w.rival = r
+	w.kernel = r
 	return w, r
 }
 
@@ -81,7 +81,7 @@ func (w *world) awaitServed(b *Backend, want map[string]string) {
 
 // TestNoDriver: all vifs are ours, and stay ours when the driver comes.
 func TestNoDriver(t *testing.T) {
-	w, r := shared(t, false)
+	w, r := withKernel(t, false)
 	w.attach(1, 0)
 	b, stop := w.start()
 	w.await(b, "vif1.0")
@@ -99,7 +99,7 @@ func TestNoDriver(t *testing.T) {
 
 // TestDriverLoaded: vifs are the driver's, from before it has them.
 func TestDriverLoaded(t *testing.T) {
-	w, r := shared(t, true, key{1, 0})
+	w, r := withKernel(t, true, key{1, 0})
 	w.attach(1, 0)
 	b, _ := w.start()
 	w.attach(2, 0)
@@ -120,23 +120,23 @@ func TestDriverLoaded(t *testing.T) {
 	w.awaitServed(b, map[string]string{"vif1.0": "kernel"})
 }
 
-// TestClaim: the kernel's vif is ours when it was taken from it, also for the next
+// TestAdopt: the kernel's vif is ours when it was taken from it, also for the next
 // daemon.
-func TestClaim(t *testing.T) {
-	w, r := shared(t, true, key{1, 0})
+func TestAdopt(t *testing.T) {
+	w, r := withKernel(t, true, key{1, 0})
 	w.attach(1, 0)
 	// As the driver does before the toolstack runs its script.
 	w.must(w.tool.Write(w.back(1, 0)+"/state", "2"))
 	b, stop := w.start()
 	w.awaitServed(b, map[string]string{"vif1.0": "kernel"})
-	if err := b.Claim("vif1.0"); !errors.Is(err, ErrRival) {
+	if err := b.Adopt("vif1.0"); !errors.Is(err, ErrKernelServes) {
 		t.Errorf("got %v", err)
 	}
-	w.must(b.CanClaim("vif1.0"))
+	w.must(b.CanAdopt("vif1.0"))
 
 	r.set(true)
 	w.must(w.tool.Remove(w.back(1, 0) + "/hotplug-status"))
-	w.must(b.Claim("vif1.0"))
+	w.must(b.Adopt("vif1.0"))
 	w.await(b, "vif1.0")
 	if s, err := w.tool.Read(w.back(1, 0) + "/hotplug-status"); s != "" || err != nil {
 		t.Errorf("hotplug-status %q, %v", s, err)
@@ -146,7 +146,7 @@ func TestClaim(t *testing.T) {
 			t.Errorf("complains: %v", l.ContextMap())
 		}
 	}
-	w.must(b.Claim("vif1.0")) // again
+	w.must(b.Adopt("vif1.0")) // again
 	stop()
 	b, _ = w.start()
 	w.await(b, "vif1.0")
@@ -154,11 +154,11 @@ func TestClaim(t *testing.T) {
 
 // TestRelease: and back.
 func TestRelease(t *testing.T) {
-	w, r := shared(t, false)
+	w, r := withKernel(t, false)
 	w.attach(1, 0)
 	b, _ := w.start()
 	w.await(b, "vif1.0")
-	if _, err := b.Release("vif1.0"); !errors.Is(err, ErrNoRival) {
+	if _, err := b.Release("vif1.0"); !errors.Is(err, ErrKernelNotLoaded) {
 		t.Errorf("got %v", err)
 	}
 	r.set(true)
@@ -179,15 +179,15 @@ func TestRelease(t *testing.T) {
 	if _, err := b.Release("vif1.0"); !errors.Is(err, ErrNoVif) {
 		t.Errorf("got %v", err)
 	}
-	w.must(b.Claim("vif1.0"))
+	w.must(b.Adopt("vif1.0"))
 	w.await(b, "vif1.0")
 }
 
 // TestDriverComesFirst: the driver is loaded between our look and our TAP. It has the
 // interface's name, and the vif.
 func TestDriverComesFirst(t *testing.T) {
-	w, r := shared(t, false)
-	w.rival = &lateRival{fakeRival: r, after: 1}
+	w, r := withKernel(t, false)
+	w.kernel = &lateKernel{fakeKernel: r, after: 1}
 	b, _ := w.start()
 	_, err := netns.AddBridge("vif1.0") // any interface but a TAP
 	w.must(err)
@@ -204,13 +204,13 @@ func TestDriverComesFirst(t *testing.T) {
 	}
 }
 
-// lateRival has every vif after that many looks.
-type lateRival struct {
-	*fakeRival
+// lateKernel has every vif after that many looks.
+type lateKernel struct {
+	*fakeKernel
 	after int
 }
 
-func (r *lateRival) Serves(xen.Domid, int) bool {
+func (r *lateKernel) Serves(xen.Domid, int) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.after--
@@ -218,12 +218,12 @@ func (r *lateRival) Serves(xen.Domid, int) bool {
 	return r.after < 0
 }
 
-func TestClaimWhatIsNotThere(t *testing.T) {
-	w, _ := shared(t, true)
+func TestAdoptOfUnknownVif(t *testing.T) {
+	w, _ := withKernel(t, true)
 	b, _ := w.start()
 	for _, name := range []string{"vif9.0", "vif01.0", "1.0", "eth0", "vif1.0 ", ""} {
 		for what, err := range map[string]error{
-			"claim": b.Claim(name), "can claim": b.CanClaim(name),
+			"adopt": b.Adopt(name), "can adopt": b.CanAdopt(name),
 			"release": func() error { _, err := b.Release(name); return err }(),
 		} {
 			if !errors.Is(err, ErrNoVif) {
@@ -234,17 +234,17 @@ func TestClaimWhatIsNotThere(t *testing.T) {
 }
 
 // TestNoXenstore: who asks for a vif while xenstore is gone is told so, in time.
-func TestClaimWithoutXenstore(t *testing.T) {
-	w, _ := shared(t, true)
+func TestAdoptWithoutXenstore(t *testing.T) {
+	w, _ := withKernel(t, true)
 	w.attach(1, 0)
 	b, _ := w.start()
 	w.awaitServed(b, map[string]string{"vif1.0": "nobody"})
 	w.cut()
-	if err := b.Claim("vif1.0"); err == nil {
-		t.Error("claimed")
+	if err := b.Adopt("vif1.0"); err == nil {
+		t.Error("adopted")
 	}
 	w.mend()
 	w.awaitServed(b, map[string]string{"vif1.0": "nobody"})
 }
 
-var _ Rival = (*fakeRival)(nil)
+var _ Kernel = (*fakeKernel)(nil)

@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package handover
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/vishvananda/netlink"
+
+	"github.com/netbackd/netbackd/internal/control"
+	"github.com/netbackd/netbackd/pkg/xenbus"
+	"github.com/netbackd/netbackd/pkg/xenstore"
+)
+
+const (
+	// nameTimeout bounds how long the name of an interface may stay taken after netbackd
+	// has released the vif.
+	nameTimeout = 3 * time.Second
+
+	// restartTimeout bounds the absence of a daemon that ends while a vif is being moved.
+	restartTimeout = 10 * time.Second
+
+	// servedTimeout bounds how long a connected guest waits until it is served again.
+	servedTimeout = 20 * time.Second
+
+	// retryInterval separates attempts to reach a daemon that is being restarted.
+	retryInterval = 20 * time.Millisecond
+
+	// recheckInterval bounds the wait for an event. The kernel drops events of interfaces
+	// when many come at once.
+	recheckInterval = 250 * time.Millisecond
+)
+
+// waitFor waits until done returns true or an error, or until ctx ends. It calls done
+// again after each event of an interface, and of w if w is not nil.
+func waitFor(ctx context.Context, w Watch, done func() (bool, error)) (err error) {
+	stop, links := make(chan struct{}), make(chan netlink.LinkUpdate)
+	opts := netlink.LinkSubscribeOptions{ErrorCallback: func(error) {}}
+	if err := netlink.LinkSubscribeWithOptions(links, stop, opts); err != nil {
+		return fmt.Errorf("events of interfaces: %w", err)
+	}
+	defer func() {
+		close(stop)
+		for range links { // ends the sender
+		}
+	}()
+	var nodes <-chan xenstore.Event
+	if w != nil {
+		nodes = w.C()
+	}
+	recheck := time.NewTicker(recheckInterval)
+	defer recheck.Stop()
+	events := (<-chan netlink.LinkUpdate)(links)
+	for {
+		if ok, err := done(); ok || err != nil {
+			return err
+		}
+		ok := true
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case _, ok = <-events:
+			if !ok {
+				events = nil
+			}
+		case _, ok = <-nodes:
+			if !ok {
+				nodes = nil
+			}
+		case <-recheck.C:
+		}
+	}
+}
+
+// adopt has the daemon serve a vif. If the daemon ends before it answers and is started
+// again, as a service manager does, adopt repeats the request: an adoption outlives the
+// daemon.
+func (m *Mover) adopt(ctx context.Context, id ID) error {
+	err := m.Daemon.Adopt(ctx, id.Name())
+	if err == nil || m.daemonAnswers(ctx, id) {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, restartTimeout)
+	defer cancel()
+	retry := time.NewTicker(retryInterval)
+	defer retry.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return err
+		case <-retry.C:
+		}
+		if m.daemonAnswers(ctx, id) {
+			return m.Daemon.Adopt(ctx, id.Name())
+		}
+	}
+}
+
+func (m *Mover) daemonAnswers(ctx context.Context, id ID) bool {
+	_, err := m.Daemon.Vif(ctx, id.Name(), 0)
+	return err == nil || errors.Is(err, control.ErrNotFound)
+}
+
+// bind has the kernel serve a vif that no back end serves. The driver would close the vif
+// if the name of its interface were taken, so bind waits until it is free.
+func (m *Mover) bind(ctx context.Context, id ID) error {
+	limited, cancel := context.WithTimeout(ctx, nameTimeout)
+	defer cancel()
+	err := waitFor(limited, nil, func() (bool, error) {
+		_, err := netlink.LinkByName(id.Name())
+		if errors.As(err, new(netlink.LinkNotFoundError)) {
+			return true, nil
+		}
+		return false, err
+	})
+	switch {
+	case err == nil:
+		return m.Kernel.Bind(id.Domid, id.Devid)
+	case ctx.Err() == nil && limited.Err() != nil:
+		return fmt.Errorf("interface %s still exists, so xen-netback would close the vif", id.Name())
+	}
+	return err
+}
+
+// awaitDaemon waits until netbackd serves a vif whose guest is connected.
+func (m *Mover) awaitDaemon(ctx context.Context, id ID) error {
+	ctx, cancel := context.WithTimeout(ctx, servedTimeout)
+	defer cancel()
+	var revision uint64
+	for {
+		s, err := m.status(ctx, id, revision)
+		switch {
+		case ctx.Err() != nil:
+			return fmt.Errorf("%s is not served %v after it was adopted", id.Name(), servedTimeout)
+		case err != nil:
+			return err
+		case s.State == xenbus.Closing || s.State == xenbus.Closed:
+			return fmt.Errorf("%s: netbackd has closed it: %s", id.Name(), s.Error)
+		case s.State == xenbus.Connected && len(s.Queues) > 0 && s.Carrier:
+			return nil
+		}
+		revision = s.Revision
+	}
+}
+
+// awaitKernel waits until the kernel serves a vif whose guest is connected.
+func (mv *move) awaitKernel(ctx context.Context) (err error) {
+	w, err := mv.Store.Watch(mv.dir + "/state")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, w.Close()) }()
+	limited, cancel := context.WithTimeout(ctx, servedTimeout)
+	defer cancel()
+	err = waitFor(limited, w, mv.kernelServes)
+	if ctx.Err() == nil && limited.Err() != nil {
+		return fmt.Errorf("%s is not served %v after it was released", mv.id.Name(), servedTimeout)
+	}
+	return err
+}
+
+// kernelServes reports whether the kernel serves the guest. The driver sets the state
+// when the hotplug script is done. The bridge forwards once the kernel has noted the
+// carrier, which it does once a second for interfaces that were up before.
+func (mv *move) kernelServes() (bool, error) {
+	state, err := mv.state()
+	switch {
+	case err != nil:
+		return false, err
+	case state == xenbus.Closing, state == xenbus.Closed:
+		return false, errors.New("xen-netback has closed the vif; `dmesg` says why")
+	case state != xenbus.Connected || !mv.copy || !mv.from.up:
+		return state == xenbus.Connected, nil
+	}
+	l, err := netlink.LinkByName(mv.from.name)
+	if err != nil {
+		return false, err
+	}
+	return l.Attrs().OperState == netlink.OperUp, nil
+}
+
+// state reads the back end's state node.
+func (mv *move) state() (xenbus.State, error) {
+	v, err := mv.Store.Read(mv.dir + "/state")
+	if err != nil {
+		return xenbus.Unknown, err
+	}
+	return xenbus.ParseState(v)
+}
