@@ -39,8 +39,9 @@ import (
 // A copy costs two atomic operations for that.
 const (
 	// copyTick separates the looks at copies, while there are any. A copy that
-	// was under way twice has taken between one and two ticks.
-	copyTick = 20 * time.Millisecond
+	// was under way twice has taken between one and two ticks. That is how long
+	// others wait for the first slow copy of a guest.
+	copyTick = 50 * time.Millisecond
 
 	// quietTicks is for how many ticks without a copy under way the pool goes on
 	// looking. Then it sleeps until there is one.

@@ -34,15 +34,17 @@ const (
 	// 64 KiB has with the MSS of an Ethernet. One packet is taken in any case.
 	turnSegments = 1024
 
-	// A vif whose turn took the processor for longer than restLimit rests for
-	// restTimes as long, if others were served within restFor before. Rounds alone
-	// do not help these: a guest that fills its ring anew when it was served finds
-	// the worker busy each time. The packets may also go to guests of the same
-	// worker, which takes as long again. Turns of many packets do not last as long,
-	// since turnLimit makes them shorter; it takes single packets that are costly.
-	restLimit = 2 * turnLimit
-	restTimes = 4
-	restFor   = 10 * time.Millisecond
+	// A vif whose packets take the processor for longer than costlyPacket each is
+	// costly. No turn of it can be shorter. After a turn it rests for restTimes as
+	// long as that took, if others that are not costly were served within restFor
+	// before, but for maxRest at most. So it has an eighth of the time, and what its
+	// packets make other guests receive, which takes about as long again, is little
+	// as well. Rounds alone do not help the others: their work comes in answer to
+	// packets of theirs, and whenever they wait for it, such a vif would have a turn.
+	costlyPacket = turnLimit
+	restTimes    = 7
+	restFor      = 100 * time.Millisecond
+	maxRest      = 100 * time.Millisecond
 
 	// suspectTurns is for how many turns behind a long one the processor's time is
 	// read as well, which takes system calls. A turn may only seem to be long: the
@@ -60,6 +62,7 @@ type account struct {
 	listed  bool          // is to have its turns in this round or the next
 	left    time.Duration // of its part of the round; less than 0: it took more
 	suspect int           // turns for which the processor's time is read
+	costly  bool          // its packets took longer than costlyPacket lately
 	rest    time.Time     // is not served before; zero: it may be
 
 	homeAt time.Time // when a slow vif may go back to the others; see slowcopy.go
@@ -202,19 +205,40 @@ func (w *worker) clockOut(q *Queue, start time.Time) {
 		q.mostSegs = min(2*q.mostSegs, turnSegments)
 	}
 	a := q.account
+	a.left -= took
+	w.judge(a, start, took, w.tally[TxPackets]+w.tally[RxPackets])
+	if a.costly {
+		return
+	}
 	if w.last != a {
 		w.last, w.otherAt = a, w.lastAt
 	}
 	w.lastAt = w.now
-	a.left -= took
-	long := took > restLimit
-	if a.suspect > 0 {
+}
+
+// judge finds out whether a vif is costly by a turn that began at start and took so long
+// for so many packets, and has it rest if others want the time.
+func (w *worker) judge(a *account, start time.Time, took time.Duration, packets uint32) {
+	limit := costlyPacket * time.Duration(max(packets, 1))
+	long := took > limit
+	switch {
+	case a.suspect == 0:
+		a.costly = false
+	default:
 		a.suspect--
-		if long {
-			took = w.cpu() - w.cpuAt
+		if !long {
+			break
 		}
-		if took > restLimit && start.Sub(w.otherAt) < restFor {
-			w.rest(a, restTimes*took)
+		if w.cpu()-w.cpuAt <= limit {
+			break // it waited for the processor, or for a copy
+		}
+		a.costly = true
+		other := w.lastAt
+		if w.last == a {
+			other = w.otherAt
+		}
+		if start.Sub(other) < restFor {
+			w.rest(a, min(restTimes*took, maxRest))
 		}
 	}
 	if long {

@@ -57,9 +57,9 @@ type worker struct {
 	ready    []*account // have work, in the order of their turns
 	turns    []*account // of the round that is under way; nil: gone since
 	resting  []*account
-	last     *account      // had the last turn that was measured; nil: gone since
+	last     *account      // had the last turn that was measured, and is not costly; nil: gone since
 	lastAt   time.Time     // when that ended
-	otherAt  time.Time     // when the last one of another vif did
+	otherAt  time.Time     // when the last one of another vif that is not costly did
 	cpuAt    time.Duration // the processor's time at the start of a turn
 
 	failed error // why the worker cannot go on

@@ -3,6 +3,7 @@
 package scenario
 
 import (
+	"fmt"
 	"net"
 	"slices"
 	"testing"
@@ -11,8 +12,10 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/netbackd/netbackd/internal/dataplane"
+	"github.com/netbackd/netbackd/internal/lab/guest"
 	"github.com/netbackd/netbackd/internal/lab/netfront"
 	"github.com/netbackd/netbackd/internal/lab/packettest"
+	"github.com/netbackd/netbackd/internal/lab/traffic"
 	"github.com/netbackd/netbackd/internal/lab/xensim/simclient"
 	"github.com/netbackd/netbackd/internal/lab/xensim/wire"
 	"github.com/netbackd/netbackd/internal/offload"
@@ -115,42 +118,94 @@ func (w *world) cutters(n int) (fronts []*rawFront) {
 	return fronts
 }
 
-// TestTCPBesideCostlyPackets: a guest keeps half of what it has alone, whatever one
-// other guest has the host cut, over however many queues.
-func TestTCPBesideCostlyPackets(t *testing.T) {
-	w := newPlainWorld(t, "--workers=1")
-	good, sink := w.guest(), w.guest(noLarge)
-	fronts := []*rawFront{w.rawFront(1), w.rawFront(8)}
-	for _, f := range fronts {
-		f.connect()
+// interleaved measures alternately what a guest sends with and without a flood of others,
+// until there are n pairs, and returns what it sent, sorted. A pair does not count if a
+// vif had a worker of its own meanwhile, because a copy seemed slow: on a busy machine the
+// embedded Xen may take that long. Then the daemon is started anew, which puts all vifs on
+// one worker again. If most pairs are like that the test is skipped.
+func (w *world) interleaved(n int, good *testGuest, flood func() (stop func())) (alone, beside []float64) {
+	w.t.Helper()
+	slow := func() (n uint64) {
+		vifs, err := w.Control().Vifs(w.ctx)
+		w.must(err)
+		for _, v := range vifs {
+			n += v.Counters[dataplane.SlowCopies.String()]
+		}
+		return n
 	}
-	for name, c := range map[string]cutter{
-		"the least segments": w.cutterTo(sink, 2000*offload.MinGSOSize, offload.MinGSOSize),
-		"the largest packet": w.cutterTo(sink, 64000, 36),
+	for bad := 0; len(alone) < n; {
+		a := good.tcpToHost(16 << 20).Rate()
+		stop := flood()
+		b := good.tcpToHost(16 << 20).Rate()
+		stop()
+		if slow() == 0 {
+			alone, beside = append(alone, a), append(beside, b)
+			continue
+		}
+		if bad++; bad > 2*n {
+			w.t.Skip("the machine is too busy: copies of the embedded Xen seem slow again and again")
+		}
+		w.must(w.Daemon().Stop())
+		w.must(w.StartDaemon(w.ctx))
+		w.wait("packets to move again", func() bool {
+			r, err := good.Ping(w.ctx, guest.PingArgs{Addr: hostIP, PingOptions: traffic.PingOptions{Count: 1}})
+			w.must(err)
+			return r.Received == 1
+		})
+	}
+	slices.Sort(alone)
+	slices.Sort(beside)
+	return alone, beside
+}
+
+// TestTCPBesideCostlyPackets: a guest keeps half of what it has alone, whatever packets
+// one other guest has the host segment, over however many queues. What a connection gets
+// varies on a busy machine by more than what is asserted. So the two are measured
+// alternately, and their medians are compared.
+func TestTCPBesideCostlyPackets(t *testing.T) {
+	const pairs = 11
+	for _, tt := range []struct {
+		name         string
+		payload, mss int
+		queues       int
+	}{
+		{"the least segments", 2000 * offload.MinGSOSize, offload.MinGSOSize, 1},
+		{"the least segments", 2000 * offload.MinGSOSize, offload.MinGSOSize, 8},
+		{"the largest packet", 64000, 36, 1},
+		{"the largest packet", 64000, 36, 8},
 	} {
-		for _, f := range fronts {
-			w.situation(name, func() {
-				// What a connection gets varies on a busy machine by more than what is
-				// asserted, so there are several tries.
-				var alone, beside float64
-				for try := 0; try < 8 && (try == 0 || beside < alone/2); try++ {
-					alone = good.tcpToHost(32 << 20).Rate()
-					stop := w.flood(c, f)
-					beside = good.tcpToHost(32 << 20).Rate()
+		t.Run(fmt.Sprintf("%s, %d queues", tt.name, tt.queues), func(t *testing.T) {
+			w := newPlainWorld(t, "--workers=1")
+			good, sink, f := w.guest(), w.guest(noLarge), w.rawFront(tt.queues)
+			f.connect()
+			for i := range f.queues {
+				f.slotsOn(i, 200) // one that takes nothing loses its carrier, and floods no more
+			}
+			c := w.cutterTo(sink, tt.payload, uint16(tt.mss))
+			counters := func() (received, segments, ns uint64) {
+				st := f.status().Counters
+				return sink.counter(dataplane.RxPackets), st[dataplane.HostSegments.String()], st[dataplane.WorkerNS.String()]
+			}
+			var received, segments, ns uint64
+			alone, beside := w.interleaved(pairs, good, func() func() {
+				r, s, n := counters()
+				stop := w.flood(c, f)
+				return func() {
 					stop()
-					t.Logf("%s over %d queues: alone %.0f Mbit/s, beside it %.0f Mbit/s", name, len(f.queues), alone/1e6, beside/1e6)
-				}
-				if beside < alone/2 {
-					t.Errorf("less than half is left")
+					r2, s2, n2 := counters()
+					received, segments, ns = received+r2-r, segments+s2-s, ns+n2-n
 				}
 			})
-		}
-	}
-	st := fronts[1].status()
-	for _, c := range []dataplane.Counter{dataplane.HostSegments, dataplane.WorkerNS} {
-		if st.Counters[c.String()] == 0 {
-			t.Errorf("%v is 0", c)
-		}
+			a, b := alone[pairs/2], beside[pairs/2]
+			t.Logf("%.2f of what it has alone; alone %.0f to %.0f Mbit/s, median %.0f; beside it %.0f to %.0f Mbit/s, median %.0f",
+				b/a, alone[0]/1e6, alone[pairs-1]/1e6, a/1e6, beside[0]/1e6, beside[pairs-1]/1e6, b/1e6)
+			if b < a/2 {
+				t.Errorf("less than half is left")
+			}
+			if received < 100*pairs || segments < 1000*pairs || ns == 0 {
+				t.Errorf("%d segments received of %d, in %d ns of the worker's time: there was no flood", received, segments, ns)
+			}
+		})
 	}
 }
 

@@ -13,11 +13,14 @@ import (
 )
 
 // slots gives n rx slots on the first queue, and tells of them.
-func (f *rawFront) slots(n int) {
+func (f *rawFront) slots(n int) { f.slotsOn(0, n) }
+
+// slotsOn gives n rx slots on queue i, and tells of them.
+func (f *rawFront) slotsOn(i, n int) {
 	f.w.t.Helper()
 	pages, err := f.pages.Alloc(0, n, true)
 	f.w.must(err)
-	q := &f.queues[0]
+	q := &f.queues[i]
 	for i, r := range pages.Refs() {
 		q.rx.Put(netif.RxRequest{ID: uint16(i), Gref: r})
 	}
