@@ -53,7 +53,7 @@ cross: ## both architectures
 	GOARCH=amd64 $(GO) build -o /dev/null ./...
 	GOARCH=arm64 $(GO) build -o /dev/null ./...
 
-# Prints completions, so it is for this machine, whatever $(BIN) is for.
+# Prints completions, so it is built for this machine even if $(BIN) is not.
 bin/completer: build
 	GOOS= GOARCH= $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $@ ./cmd/netbackd
 

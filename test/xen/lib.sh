@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # shellcheck shell=bash
 #
-# What scenarios are made of, and the program that runs one: bash lib.sh NAME.
+# The functions that scenarios use, and the program that runs one: bash lib.sh NAME.
 #
 # A scenario is bash, in dom0, with errexit: the first command that fails ends it
 # and is reported. When it is over, its guests are destroyed and netbackd is
@@ -15,7 +15,7 @@ declare -i GUESTS=0
 declare -i NOW     # what clock set
 BACK=0             # the domain that serves vifs
 NETBACKD=          # its process
-LOST=              # why dom0 cannot be put in order again, after which it is booted anew
+LOST=              # why dom0 cannot be cleaned; then it is booted again
 
 say() { printf '%s\n' "$*"; }
 fail() {
@@ -236,7 +236,7 @@ post() {
 }
 
 # in_guest NAME SCRIPT [SECONDS] runs a script in a guest, prints the end of what it
-# printed (1500 octets, ASCII), and returns its exit code.
+# printed (1500 bytes, ASCII), and returns its exit code.
 in_guest() {
 	local status
 	post "$1" "$2"
@@ -258,8 +258,8 @@ reach() { ping -c 1 -W 1 "$1"; }
 
 # pings WHERE ADDRESS [OPTION...] sends five pings, one after the other, and fails unless
 # each is answered. Each has a process of its own: once ping has had an answer it waits for
-# the others only twice as long as that one took, or a second, whatever -W says. So a
-# machine that stood still for a second would pass for a loss.
+# the others only twice as long as that one took, or a second: -W has no effect then. A
+# machine that stands still for a second would look like a loss.
 pings() {
 	local began said
 	clock
@@ -297,8 +297,8 @@ no_vifs() { [ "$(netbackd list)" = "no vifs" ]; }
 # on WHERE SCRIPT [SECONDS] runs a script in dom0 or in the guest of that name.
 on() { if [ "$1" = dom0 ]; then timeout "${3:-300}" sh -c "$2"; else in_guest "$@"; fi; }
 
-# What TCP carries is compared by its sum at the end, so that not one octet can be lost,
-# repeated or changed unseen. It is made of chunks of 1.2 MB.
+# A TCP stream is compared by its sum at the end, so that no byte is lost, repeated or
+# changed unnoticed. It is made of chunks of 1.2 MB.
 CHUNK="test -e /tmp/chunk || { seq 1000000 1150000 >/tmp/chunk.\$\$ && mv /tmp/chunk.\$\$ /tmp/chunk; }" # another may be reading it
 declare -A SUMS # of so many chunks
 
@@ -390,7 +390,7 @@ end_streams() {
 # bad_sums WHERE prints how many TCP segments with wrong checksums a kernel has got.
 bad_sums() { on "$1" "awk '/^Tcp: [0-9]/ { print \$NF }' /proc/net/snmp"; }
 
-# moved sets MOVED to the octets that dom0 sent and received over the bridge.
+# moved sets MOVED to the bytes that dom0 sent and received over the bridge.
 moved() {
 	local rx tx
 	read -r rx </sys/class/net/xenbr0/statistics/rx_bytes
@@ -402,10 +402,10 @@ moved_on() {
 	[ $MOVED -gt "$1" ]
 }
 
-# eventually_moves SECONDS OCTETS waits until that much more has gone over the bridge.
+# eventually_moves SECONDS BYTES waits until that much more has gone over the bridge.
 eventually_moves() {
 	moved
-	eventually "$1" "$2 octets more go over the bridge" moved_on $((MOVED + $2))
+	eventually "$1" "$2 bytes more go over the bridge" moved_on $((MOVED + $2))
 }
 
 # start_agent NAME VIF runs our own frontend in a guest that has no other, and waits

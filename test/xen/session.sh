@@ -15,7 +15,7 @@ uptime_ms() {
 	echo $((10#${up/./} * 10))
 }
 
-# collect DIR: what one wants to see after a failure.
+# collect DIR copies what helps to understand a failure.
 collect() {
 	cp /tmp/netbackd.log /var/log/xen/*.log /var/log/xen/console/guest-*.log "$1/"
 	dmesg >"$1/dmesg"
@@ -37,7 +37,7 @@ clean() {
 	killall iperf3 nc
 	guests=$(xenstore-list /local/domain | grep -vx 0)
 	if [ "$guests" ]; then
-		# They are to find a backend to take leave of.
+		# Their frontends need a backend to close.
 		pidof netbackd || [ -d /sys/module/xen_netback ] || netbackd run &
 		for domid in $guests; do xl destroy "$domid"; done
 	fi
@@ -67,7 +67,7 @@ clean() {
 		echo "$name" >"$machine/current"
 		logs=/host/logs/$name
 		mkdir -p "$logs"
-		# Anew for each: a package may have come and gone.
+		# Copied for each: a package may have replaced and removed it.
 		rm -f /usr/sbin/netbackd
 		cp /host/netbackd /usr/sbin/
 		printf -- '-- %s: %s\n' "$name" "$(sed -n '/^#$/,/^$/s/^# *//p' "/host/scenarios/$name.sh" | tr '\n' ' ')"
@@ -86,7 +86,7 @@ clean() {
 		[ $code = 0 ] && [ -z "$keep" ] || collect "$logs"
 		echo "$result" | tee -a "$machine/results"
 		clean || {
-			echo "-- dom0 is booted anew"
+			echo "-- dom0 is booted again"
 			break
 		}
 	done

@@ -4,7 +4,7 @@
 # xl gives a running guest a vif and takes it away again, three times over, and two
 # at once. xl network-list shows them. It takes the backend for broken, and says so,
 # when InitWait takes 10 s, the script 40 s, or Closed 10 s; how long they took is
-# printed, as it is seen by somebody who is told of changes by xenstored.
+# printed, as xenstore's watches show it.
 
 # listed MAC...: does xl list these as connected?
 listed() {

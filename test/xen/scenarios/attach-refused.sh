@@ -2,7 +2,7 @@
 # shellcheck shell=bash
 #
 # What goes wrong on the host's side when a guest gets a vif: a bridge that does not
-# exist, a hotplug script that fails without a word, and nobody who serves vifs. xl
+# exist, a hotplug script that fails silently, and no back end. xl
 # says so, netbackd list says so, detaching clears it away, and the next attach
 # works.
 
@@ -49,7 +49,7 @@ netbackd list
 next_works
 
 stop_netbackd
-refused "nobody serves" attach bridge=xenbr0
+refused "no back end" attach bridge=xenbr0
 same "state" "$(xenstore-read "$(backend u1)/state")" 1
 start_netbackd
 eventually 240 "netbackd tells" noted "waits for the hotplug script"

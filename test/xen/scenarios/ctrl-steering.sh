@@ -4,7 +4,7 @@
 # A guest says over the control ring which queue each flow is to come on: with two
 # queues and with four, over the ring of slots and over byte streams, and so it comes,
 # whether dom0's kernel chooses, by eBPF, or netbackd does; `netbackd show` says which.
-# The guest works every hash out anew and counts packets that come on another queue.
+# The guest computes every hash itself and counts packets that come on another queue.
 # Tables outlive netbackd. Statuses for which netbackd is to be started otherwise are
 # here, too.
 
@@ -77,7 +77,7 @@ follows 2 "hash, in the kernel"
 [ "$(agent_stat u1 rx_hash)" -gt 100 ]
 same "packets on another queue" "$(agent_stat u1 rx_astray)" 0
 
-# A table with more entries than the ring has octets.
+# A table with more entries than the ring has bytes.
 connect "$stream2"
 table=$(seq -s, 128 | sed 's/[0-9]*[02468]\(,\|$\)/0\1/g; s/[0-9]*[13579]\(,\|$\)/1\1/g')
 hash "$table"

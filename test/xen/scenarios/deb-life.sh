@@ -63,7 +63,7 @@ end_streams u1
 kill $unaware || fail "the frontend's state has changed"
 destroy u1
 
-# What a guest leaves that ends while nobody serves is removed at last.
+# The vif of a guest that ends while no daemon runs is removed later.
 ip tuntap add dev guestnet mode tap
 ip link property add dev guestnet altname netbackd-vif99.0
 ip tuntap add dev vpn mode tap

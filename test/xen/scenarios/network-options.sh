@@ -3,7 +3,7 @@
 #
 # What a guest's configuration says of its network, each on a vif of its own: an MTU
 # of 9000 gets pings through in one piece; a rate holds for all queues of the vif
-# together; a name given to the interface is known to a netbackd started anew.
+# together; a name given to the interface is known to the next netbackd.
 
 start_netbackd --max-queues 2
 make_bridge xenbr0 10.0.0.1/24

@@ -5,22 +5,22 @@
 # needs them, and made by the sender (but for the IPv4 checksums of xen-netfront,
 # which always leaves them). In the first case packets larger than the MTU arrive, in
 # the second none does; the receiver finds no wrong checksum in either, and every
-# octet right.
+# byte right.
 
-# arrived WHERE INTERFACE prints how many packets and octets have arrived there.
+# arrived WHERE INTERFACE prints how many packets and bytes have arrived there.
 arrived() { on "$1" "cat /sys/class/net/$2/statistics/rx_packets /sys/class/net/$2/statistics/rx_bytes" | xargs; }
 
 # moves FROM TO ADDRESS PORT prints the mean size of the packets of a transfer, as
 # the receiver sees them, and how many of them netbackd has moved whole.
 moves() {
-	local interface=eth0 gso=rx_gso packets octets more rest whole
+	local interface=eth0 gso=rx_gso packets bytes more rest whole
 	[ "$2" != dom0 ] || { interface=xenbr0 && gso=tx_gso; }
 	whole=$(counter "$(vif u1)" $gso)
-	read -r packets octets <<<"$(arrived "$2" $interface)"
+	read -r packets bytes <<<"$(arrived "$2" $interface)"
 	begin_transfer "$1" "$2" "$3" "$4" 2
 	end_transfer "$2" "$4" 2 240 >/dev/null
 	read -r more rest <<<"$(arrived "$2" $interface)"
-	echo $(((rest - octets) / (more - packets))) $(($(counter "$(vif u1)" $gso) - whole))
+	echo $(((rest - bytes) / (more - packets))) $(($(counter "$(vif u1)" $gso) - whole))
 }
 
 start_netbackd

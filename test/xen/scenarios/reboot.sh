@@ -20,7 +20,7 @@ comes_back() {
 	"${@:2}" >/dev/null
 	killall iperf3
 	another() { id=$(xl domid u1) && [ "$id" != "$was" ]; }
-	eventually 240 "xl makes the guest anew" another
+	eventually 240 "xl creates the guest again" another
 	DOMID[u1]=$id
 	up u1
 	say "$1: up again after $(($(now) - began)) ms as domain ${DOMID[u1]}"

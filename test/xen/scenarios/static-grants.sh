@@ -30,7 +30,7 @@ dumped() { xl dmesg | grep 'gnttab_usage_print_all \] done'; }
 # buffers prints the references of all buffers of the queue.
 buffers() { agent u1 buffers '{"queue":0}' | sed 's/.*"tx"//' | grep -o '[0-9]\+' | sort -n; }
 
-# pinned is how many of the buffers are in use; others is how many other pages.
+# pinned counts the buffers that are in use, others the other pages.
 pinned() { grep -cxFf /tmp/buffers <<<"$1" || true; }
 others() { grep -cvxFf /tmp/buffers <<<"$1" || true; }
 
@@ -44,7 +44,7 @@ pings() {
 	local size
 	for size in 22 1472 8000; do
 		agent u1 ping "{\"addr\":\"$DOM0\",\"count\":20,\"size\":$size,\"interval_ns\":2000000,\"timeout_ns\":20000000000}" |
-			grep '"received":20,.*"corrupt":0' >/dev/null || fail "pings of $size octets"
+			grep '"received":20,.*"corrupt":0' >/dev/null || fail "pings of $size bytes"
 	done
 }
 

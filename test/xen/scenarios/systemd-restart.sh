@@ -83,8 +83,8 @@ die STOP 120
 said "Watchdog timeout" | tail -n 1
 eventually_moves 240 2000000
 systemctl stop netbackd
-same "frontend while nobody serves" "$(xenstore-read "$front/state")" 4
-same "bridge of the TAP while nobody serves" "$(basename "$(readlink "/sys/class/net/$vif/master")")" xenbr0
+same "frontend while no daemon runs" "$(xenstore-read "$front/state")" 4
+same "bridge of the TAP while no daemon runs" "$(basename "$(readlink "/sys/class/net/$vif/master")")" xenbr0
 ls /run/netbackd/ring-*
 systemctl start netbackd
 end_streams u1

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # shellcheck shell=bash
 #
-# xenstored is replaced while it runs, and nobody notices. Then it is killed, and
+# xenstored is replaced while it runs, unnoticed. Then it is killed, and
 # started again, of which Xen 4.17 says that only a boot of the host helps: the new one
 # knows no guest, and their connections to it are gone. netbackd says so, and a guest
 # keeps its network until then.
