@@ -146,7 +146,7 @@ func drops(counters map[string]uint64) (n uint64) {
 	return n
 }
 
-// size is a number of octets for people.
+// size formats a number of bytes with a unit.
 func size(n uint64) string {
 	const units = "kMGTPE"
 	if n < 1000 {

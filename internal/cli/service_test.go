@@ -110,7 +110,7 @@ func TestWatchdogIsFed(t *testing.T) {
 	}
 	_ = manager.SetReadDeadline(time.Now().Add(60 * time.Millisecond))
 	if n, err := manager.Read(make([]byte, 64)); err == nil {
-		t.Errorf("a message of %d octets from a daemon that is stuck", n)
+		t.Errorf("a message of %d bytes from a daemon that is stuck", n)
 	}
 	cancel()
 	<-ended

@@ -219,7 +219,7 @@ func hashing(c *ctrlserver.Status) string {
 	case c.Key != "":
 		key = c.Key
 	case c.KeyBytes > 0:
-		key = fmt.Sprintf("of %d octets (--key shows it)", c.KeyBytes)
+		key = fmt.Sprintf("of %d bytes (--key shows it)", c.KeyBytes)
 	}
 	types := strings.Join(c.Types, " ")
 	if c.Algorithm == "none" || types == "" {

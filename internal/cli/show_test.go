@@ -248,7 +248,7 @@ func TestCommands(t *testing.T) {
 		args []string
 		key  string
 	}{
-		{[]string{"show", "vif1.0"}, "of 3 octets (--key shows it)"},
+		{[]string{"show", "vif1.0"}, "of 3 bytes (--key shows it)"},
 		{[]string{"show", "vif1.0", "--key"}, "6b6579"},
 	} {
 		got, err := command(append([]string{"--run-dir", dir}, tt.args...)...)

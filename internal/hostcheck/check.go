@@ -100,6 +100,7 @@ func (h *Host) Run(ctx context.Context) Report {
 	}
 	h.device(add, tunDevice)
 	h.bridge(add)
+	h.openVSwitch(add)
 	h.uring(add)
 	h.steering(add)
 	h.daemon(ctx, add)
@@ -316,7 +317,7 @@ func (h *Host) bridge(add adder) {
 	for _, d := range dirs {
 		names = append(names, filepath.Base(filepath.Dir(d)))
 	}
-	if len(names) == 0 && !h.exists("/sys/class/net/ovs-system") {
+	if len(names) == 0 && !h.exists("/sys/class/net/ovs-system") && !h.exists("/sys/class/net/ovs-netdev") {
 		add("bridge", Note, "there is none for vif-bridge to put vifs into", "ip link add xenbr0 type bridge && ip link set xenbr0 up")
 		return
 	}
@@ -324,6 +325,41 @@ func (h *Host) bridge(add adder) {
 		names = []string{"Open vSwitch"}
 	}
 	add("bridge", OK, enumerate(names), "")
+}
+
+// Flags of a TAP, as sysfs shows them (linux/if_tun.h).
+const (
+	tapFlag        = 0x0002 // IFF_TAP
+	multiQueueFlag = 0x0100 // IFF_MULTI_QUEUE
+)
+
+// openVSwitch looks for bridges of Open vSwitch's userspace datapath. It takes packets
+// without their offloads. Its bridges are TAPs, which netbackd's are as well: those have
+// several queues, or names that begin with vif.
+func (h *Host) openVSwitch(add adder) {
+	const datapath = "ovs-netdev"
+	if !h.exists("/sys/class/net/" + datapath) {
+		return
+	}
+	files, _ := filepath.Glob(h.path("/sys/class/net/*/tun_flags"))
+	var bridges []string
+	for _, f := range files {
+		name := filepath.Base(filepath.Dir(f))
+		text, err := h.read("/sys/class/net/" + name + "/tun_flags")
+		if err != nil {
+			continue
+		}
+		flags, err := strconv.ParseUint(text, 0, 32)
+		if err == nil && flags&tapFlag != 0 && flags&multiQueueFlag == 0 && name != datapath && !strings.HasPrefix(name, "vif") {
+			bridges = append(bridges, name)
+		}
+	}
+	which := "whose bridge= in the guest's config names one"
+	if len(bridges) > 0 {
+		which += " (" + enumerate(bridges) + ")"
+	}
+	add("Open vSwitch", Note, "has bridges of the userspace datapath, which lose packets with offloads: netbackd finishes packets itself for vifs "+which+
+		"; if a script plugs others into them, switch offload off for all vifs", `echo 'NETBACKD_ARGS="--offload none"' >>/etc/default/netbackd && systemctl restart netbackd # only if a script does`)
 }
 
 func (h *Host) uring(add adder) {

@@ -203,6 +203,12 @@ func TestWhatIsInTheWay(t *testing.T) {
 		{"no bridge", ready.with(files{"sys/class/net/xenbr0/bridge/bridge_id": "-"}), nil,
 			[]Item{{"bridge", Note, "there is none for vif-bridge to put vifs into", "ip link add xenbr0 type bridge && ip link set xenbr0 up"}}},
 		{"Open vSwitch", ready.with(files{"sys/class/net/xenbr0/bridge/bridge_id": "-", "sys/class/net/ovs-system/mtu": "1500"}), nil, nil},
+		{"Open vSwitch in userspace", ready.with(files{
+			"sys/class/net/xenbr0/bridge/bridge_id": "-", "sys/class/net/ovs-netdev/tun_flags": "0x1002",
+			"sys/class/net/br0/tun_flags": "0x1002", "sys/class/net/tun0/tun_flags": "0x1001",
+			"sys/class/net/vif1.0/tun_flags": "0x1002", "sys/class/net/web/tun_flags": "0x5102",
+		}), nil, []Item{{"Open vSwitch", Note, "has bridges of the userspace datapath, which lose packets with offloads: netbackd finishes packets itself for vifs whose bridge= in the guest's config names one (br0); if a script plugs others into them, switch offload off for all vifs",
+			`echo 'NETBACKD_ARGS="--offload none"' >>/etc/default/netbackd && systemctl restart netbackd # only if a script does`}}},
 		{"no io_uring", ready, func(h *Host) { h.Uring = func() error { return errors.New("the kernel has none") } },
 			[]Item{{"io_uring", Note, "does not work, so netbackd makes a system call per packet: the kernel has none", ""}}},
 		{"no programs", ready, func(h *Host) { h.Steering = func() error { return errors.New("CAP_BPF is needed") } },
@@ -210,7 +216,7 @@ func TestWhatIsInTheWay(t *testing.T) {
 		{"io_uring switched off", ready.with(files{"proc/sys/kernel/io_uring_disabled": "2\n"}), func(h *Host) { h.Uring = func() error { return errors.New("it is disabled") } },
 			[]Item{{"io_uring", Note, "does not work, so netbackd makes a system call per packet: it is disabled", "sysctl kernel.io_uring_disabled=0"}}},
 		{"not running", ready, func(h *Host) {
-			h.Daemon = func(context.Context) (string, error) { return "", errors.New("nobody answers") }
+			h.Daemon = func(context.Context) (string, error) { return "", errors.New("connection refused") }
 		},
 			[]Item{{"daemon", Note, "is not running", "systemctl start netbackd"}}},
 		{"running for others", ready, func(h *Host) { h.Daemon = func(context.Context) (string, error) { return "", unix.EACCES } },

@@ -117,6 +117,33 @@ func TestGuestsAreServedThoughNobodyReadsTheLog(t *testing.T) {
 	g.pings(3)
 }
 
+// A terminal that hangs up, and a reader of the log that ends, do not end the daemon.
+func TestHangUpDoesNotEndTheDaemon(t *testing.T) {
+	w := newWorld(t)
+	g := w.guest()
+	w.must(w.Daemon().Stop())
+	r, p, err := os.Pipe()
+	w.must(err)
+	t.Cleanup(func() { _ = p.Close() })
+	daemon, ended := w.loggingTo(p)
+	g.serving()
+	w.must(r.Close())
+	for _, s := range []unix.Signal{unix.SIGHUP, unix.SIGPIPE, unix.SIGTTOU} {
+		w.must(daemon.Process.Signal(s))
+	}
+	f := w.rawFront(1) // the daemon logs that it connects, to nowhere
+	f.connect()
+	g.pings(3)
+	select {
+	case <-ended:
+		t.Error("the daemon ended")
+	default:
+	}
+	w.must(daemon.Process.Signal(unix.SIGTERM))
+	w.within(ended, "to end when it is asked to")
+	w.must(w.StartDaemon(w.ctx))
+}
+
 // within waits for the daemon's end. A service manager kills what takes longer.
 func (w *world) within(ended chan struct{}, what string) {
 	w.t.Helper()
