@@ -175,7 +175,7 @@ func (b *Backend) CanAdopt(name string) error {
 		if err != nil {
 			return err
 		}
-		return vif.CanTakeOver(b.store, b.path(k), b.cfg.MaxQueues)
+		return vif.CanAdopt(b.store, b.path(k), b.cfg.MaxQueues)
 	})
 }
 

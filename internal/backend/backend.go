@@ -19,7 +19,6 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/netbackd/netbackd/internal/budget"
-	"github.com/netbackd/netbackd/internal/ctrlserver"
 	"github.com/netbackd/netbackd/internal/dataplane"
 	"github.com/netbackd/netbackd/internal/loglimit"
 	"github.com/netbackd/netbackd/internal/vif"
@@ -37,15 +36,7 @@ type Config struct {
 	Pool *dataplane.Pool
 	Log  *zap.Logger
 
-	MaxQueues int
-	Offload   bool
-	RunDir    string        // where journals go; no other backend may use it
-	Drain     time.Duration // 0: dataplane.DefaultDrain
-	Stall     time.Duration // 0: dataplane.DefaultStall
-
-	ControlRings ctrlserver.Protocols // what vifs offer
-	StaticGrants int                  // pages that a queue keeps mapped if asked to; 0: none
-	NoBPF        error                // why the kernel takes no steering programs; nil: it does
+	vif.Options
 
 	Kernel Kernel // nil: the kernel can serve no vifs of this domain
 
@@ -348,19 +339,11 @@ func (b *Backend) start(ctx context.Context, k key) {
 		Host:      b.cfg.Host,
 		Pool:      b.cfg.Pool,
 		Log:       loglimit.Wrap(b.cfg.Log.With(zap.Stringer("vif", k), zap.Uint16("domid", uint16(k.domid))), g.budget.Log, g.budget.LineCut),
-		MaxQueues: b.cfg.MaxQueues,
-		Offload:   b.cfg.Offload,
-		RunDir:    b.cfg.RunDir,
-		Guest:     g.budget,
-		Keeper:    b.keeper.of(g.budget),
-		Kept:      b.kept[k],
-		Drain:     b.cfg.Drain,
-		Stall:     b.cfg.Stall,
-		Taken:     func() bool { return b.kernelServes(k) },
-
-		ControlRings: b.cfg.ControlRings,
-		StaticGrants: ctrlserver.StaticGrants{PerQueue: b.cfg.StaticGrants, Budget: g.static},
-		NoBPF:        b.cfg.NoBPF,
+		Options:   b.cfg.Options,
+		Guest:     g.budget, GrantBudget: g.static,
+		Keeper: b.keeper.of(g.budget),
+		Kept:   b.kept[k],
+		Taken:  func() bool { return b.kernelServes(k) },
 	})
 	delete(b.kept, k)
 	b.mu.Lock()

@@ -68,7 +68,7 @@ func (b *Backend) drop(f Kept) {
 // TAPs, which would else be there for as long as the queues are.
 func (b *Backend) dropKept() {
 	for k, fds := range b.kept {
-		err := vif.DropKept(b.keeper.of(b.budgets.Guest()), k.domid, k.devid, fds)
+		err := vif.DiscardKept(b.keeper.of(b.budgets.Guest()), k.domid, k.devid, fds)
 		if rerr := vif.RemoveTap(k.domid, k.devid); err == nil {
 			err = rerr
 		}

@@ -173,7 +173,7 @@ func (w *world) backend() *Backend {
 	return New(Config{
 		Keeper: w.keeper, Kept: kept,
 		Dial: w.dial, Host: noHost{}, Pool: w.pool, Log: zap.New(core),
-		MaxQueues: 2, Offload: true, RunDir: w.dir, Kernel: w.kernel,
+		Options: vif.Options{MaxQueues: 2, Offload: true, RunDir: w.dir}, Kernel: w.kernel,
 	})
 }
 

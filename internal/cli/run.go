@@ -28,6 +28,7 @@ import (
 	"github.com/netbackd/netbackd/internal/logsink"
 	"github.com/netbackd/netbackd/internal/sdnotify"
 	"github.com/netbackd/netbackd/internal/steer"
+	"github.com/netbackd/netbackd/internal/vif"
 	"github.com/netbackd/netbackd/internal/xennetback"
 	"github.com/netbackd/netbackd/pkg/staticgrant"
 	"github.com/netbackd/netbackd/pkg/tap"
@@ -168,10 +169,11 @@ func (f *runFlags) run(ctx context.Context, open Opener) (err error) {
 
 	b := backend.New(backend.Config{
 		Dial: h.DialStore, Host: h, Pool: pool, Log: log,
-		MaxQueues: f.maxQueues, Offload: offload, RunDir: f.runDir,
-		Drain: f.drain, Stall: f.stall, Kernel: kernel(h),
-		Keeper: keeper(notify), Kept: keptFiles(handed),
-		ControlRings: rings, StaticGrants: f.static, NoBPF: f.noBPF(),
+		Options: vif.Options{
+			MaxQueues: f.maxQueues, Offload: offload, RunDir: f.runDir, Drain: f.drain, Stall: f.stall,
+			ControlRings: rings, StaticGrants: f.static, NoBPF: f.noBPF(),
+		},
+		Kernel: kernel(h), Keeper: keeper(notify), Kept: keptFiles(handed),
 	})
 	srv := &service{notify: notify, log: log, workers: pool.Ping, control: b.Ping, vifs: b.Vifs}
 	d := control.Daemon{

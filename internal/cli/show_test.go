@@ -101,7 +101,7 @@ func testVifs() []vif.Status {
 		Interface: "vif3.0", Up: true, MTU: 1500, GuestMTU: 1500, Rate: "unlimited",
 		Features: []string{}, Mcast: []string{}, Queues: []vif.QueueStatus{}, Counters: counters(),
 		Quarantine: "queue 0: tx ring: req_prod is out of bounds", Error: "22 quarantined: queue 0: tx ring: req_prod is out of bounds",
-		Waits: "the guest to connect anew, or netbackd reset",
+		Waits: "the guest to reconnect, or netbackd reset",
 	}
 	waiting := vif.Status{
 		Name: "vif4.1", Domid: 4, Devid: 1, State: xenbus.InitWait, Frontend: xenbus.Initialising, Online: true, Waits: "the guest",
@@ -110,7 +110,7 @@ func testVifs() []vif.Status {
 	}
 	failed := vif.Status{
 		Name: "vif32751.0", Domid: 32751, State: xenbus.Closed, Frontend: xenbus.Connected, Online: true, Hotplug: "error",
-		Error: `2 frontend key "event-channel" is missing, want a number from 1 to 131071`, Waits: "the guest to come with something else, or netbackd reset",
+		Error: `2 frontend key "event-channel" is missing, want a number from 1 to 131071`, Waits: "the guest to try something else, or netbackd reset",
 		Rate: "unlimited", Features: []string{}, Mcast: []string{}, Queues: []vif.QueueStatus{}, Counters: counters(),
 	}
 	return []vif.Status{busy, stalled, quarantined, waiting, failed}

@@ -27,21 +27,9 @@ func (v *Vif) controlRings() ctrlserver.Protocols {
 		if err == nil {
 			return p
 		}
-		v.fail(&xenbus.KeyError{Key: controlKey, Value: text, Want: ctrlserver.Words})
+		v.reportError("bad key", &xenbus.KeyError{Key: controlKey, Value: text, Want: ctrlserver.Words})
 	}
 	return v.cfg.ControlRings
-}
-
-// offered returns the control ring protocols that the directory offers, as this backend
-// or a predecessor has published them.
-func (n *nodes) offered() (p ctrlserver.Protocols) {
-	if n.slotRing == "1" {
-		p |= ctrlserver.Slot
-	}
-	if n.streamRing == "1" {
-		p |= ctrlserver.Stream
-	}
-	return p
 }
 
 // ctrlName returns the name of the file with the record of a vif's control ring.
@@ -58,8 +46,8 @@ func (v *Vif) ctrlPath() string {
 // openControl opens the frontend's control ring, if it has one, and sets up what the
 // queues need of it from the start: tables of static grants, and the hash that packets
 // carry. A frontend without a control ring cannot ask for either.
-func (v *Vif) openControl(l *link, queues []dataplane.QueueConfig, cfg *dataplane.Config) error {
-	if !l.front.ctrl.there {
+func (v *Vif) openControl(c *connection, queues []dataplane.QueueConfig, cfg *dataplane.Config) error {
+	if !c.frontend.ctrl.there {
 		return nil
 	}
 	mapper, err := v.cfg.Host.OpenMapper()
@@ -70,34 +58,27 @@ func (v *Vif) openControl(l *link, queues []dataplane.QueueConfig, cfg *dataplan
 	if err != nil {
 		return fmt.Errorf("control ring: %w", errors.Join(err, mapper.Close()))
 	}
-	l.control, err = ctrlserver.Open(ctrlserver.Config{
-		Domid: v.cfg.Domid, Connection: l.front.connection(l.stamp), Offered: v.nodes.offered(),
-		Known: l.known, Served: l.served,
-		StaticGrants: v.cfg.StaticGrants, SetSteering: v.tap.SetSteering, NoBPF: v.cfg.NoBPF,
+	c.control, err = ctrlserver.Open(ctrlserver.Config{
+		Domid: v.cfg.Domid, Connection: c.frontend.connection(c.stamp), Offered: v.nodes.offered.control,
+		Known: c.known, Served: c.served,
+		StaticGrants: ctrlserver.StaticGrants{PerQueue: v.cfg.StaticGrants, Budget: v.cfg.GrantBudget},
+		SetSteering:  v.tap.SetSteering, NoBPF: v.cfg.NoBPF,
 		RecordPath: v.ctrlPath(), Guest: v.cfg.Guest, Log: v.log,
 	}, mapper, events)
 	if err != nil {
-		l.control = nil
+		c.control = nil
 		return err
 	}
 	for i := range queues {
-		queues[i].Static = l.control.Table(i)
+		queues[i].Static = c.control.Table(i)
 	}
 	cfg.OneWorker = len(queues) > 1 && v.cfg.NoBPF != nil
-	cfg.Hash = l.control.PacketHash()
+	cfg.Hash = c.control.PacketHash()
 	return nil
 }
 
-// closeControl closes the control ring. No worker uses it any more.
-func (v *Vif) closeControl(l *link) {
-	if err := l.control.Close(); err != nil {
-		v.log.Warn("close control ring failed", zap.Error(err))
-	}
-	l.control = nil
-}
-
-// clearSteering takes away the steering program that a frontend with a control ring may
-// have made the TAP use. It may have one even if the change to it failed.
+// clearSteering removes the steering program of a frontend with a control ring from the
+// TAP. The TAP may have one even if the change to it failed.
 func (v *Vif) clearSteering(f *frontend) {
 	if !f.ctrl.there || len(f.queues) < 2 || v.cfg.NoBPF != nil {
 		return

@@ -40,7 +40,7 @@ func ctrlWorld(t *testing.T, offer ctrlserver.Protocols) *world {
 	t.Helper()
 	w := newWorld(t)
 	w.cfg.ControlRings, w.cfg.NoBPF = offer, steer.Probe()
-	w.cfg.StaticGrants = ctrlserver.StaticGrants{PerQueue: 8, Budget: staticgrant.NewBudget(12, nil)}
+	w.cfg.StaticGrants, w.cfg.GrantBudget = 8, staticgrant.NewBudget(12, nil)
 	w.v = New(w.cfg)
 	return w
 }
@@ -198,7 +198,7 @@ func (w *world) configured() {
 // successor is a daemon taking over from one that was killed.
 func (w *world) successor() {
 	w.t.Helper()
-	w.v.handOver()
+	w.v.suspend()
 	w.wantHeld(nothing)
 	w.v = New(w.cfg)
 	w.wantSteps("connect plug")
@@ -236,7 +236,7 @@ func TestControlOfAVif(t *testing.T) {
 	if w.journals() != "" {
 		t.Errorf("left in the run directory: %s", w.journals())
 	}
-	if n := w.cfg.StaticGrants.Budget.Used(); n != 0 {
+	if n := w.cfg.GrantBudget.Used(); n != 0 {
 		t.Errorf("%d pages in the books of the guest", n)
 	}
 	if s := w.status(); s.Control != nil {
@@ -365,7 +365,7 @@ func TestControlRingOfOneVif(t *testing.T) {
 		w.wantNode("feature-ctrl-ring", tt.slot)
 		w.wantNode("feature-control-ring", tt.stream)
 		w.wantError(tt.err)
-		w.v.handOver()
+		w.v.suspend()
 		_ = removeTapNamed(ifname)
 	}
 }
@@ -382,7 +382,7 @@ func TestLostControlRecord(t *testing.T) {
 				path := w.v.ctrlPath()
 				b, err := os.ReadFile(path)
 				w.must(err)
-				w.v.handOver()
+				w.v.suspend()
 				switch how {
 				case "removed":
 					w.must(os.Remove(path))
@@ -416,7 +416,7 @@ func TestLostControlRecordOfAStream(t *testing.T) {
 	w := ctrlWorld(t, ctrlserver.Stream)
 	g := w.upWithControl(2, ctrlring.Stream)
 	g.want(0, netif.CtrlSetHashFlags, 3)
-	w.v.handOver()
+	w.v.suspend()
 	w.must(os.Remove(w.v.ctrlPath()))
 	w.v = New(w.cfg)
 	w.wantSteps("connect plug")
@@ -432,12 +432,12 @@ func TestControlRecordOfAnotherGuest(t *testing.T) {
 	for _, found := range []bool{false, true} { // by a daemon, while there was no guest
 		w := ctrlWorld(t, ctrlserver.Slot)
 		w.upWithControl(2, ctrlring.Slot).configure()
-		w.v.handOver()
+		w.v.suspend()
 		if found {
 			w.must(w.tool.Remove(frontDir))
 			w.v = New(w.cfg)
 			w.settle()
-			w.v.handOver()
+			w.v.suspend()
 		}
 		w.must(w.tool.Remove(backDir))
 		if !found {
@@ -454,7 +454,7 @@ func TestControlRecordOfAnotherGuest(t *testing.T) {
 			t.Errorf("found %t: %+v, %d static grants", found, s.Control, s.Queues[1].Static)
 		}
 		g.want(1, netif.CtrlGetHashFlags)
-		w.v.handOver()
+		w.v.suspend()
 		_ = removeTapNamed(ifname)
 	}
 }
@@ -500,7 +500,7 @@ func TestControlRecordThatCannotBeWrittenAnew(t *testing.T) {
 		}
 		w.must(os.Remove(blocker))
 		g.want(0, netif.CtrlSetHashFlags, 1)
-		w.v.handOver()
+		w.v.suspend()
 		_ = removeTapNamed(ifname)
 	}
 }
@@ -531,7 +531,7 @@ func TestControlMessageUnderWayAtTheEnd(t *testing.T) {
 	g.send(ctrlring.Request{Type: netif.CtrlAddGrefMapping, Data: [3]uint32{0, page, 8}})
 	<-mapped
 	ended := make(chan struct{})
-	go func() { w.v.handOver(); close(ended) }()
+	go func() { w.v.suspend(); close(ended) }()
 	time.Sleep(5 * time.Millisecond) // for the end to have begun; if not the test is about less
 	close(goOn)
 	<-ended
@@ -565,7 +565,7 @@ func TestEndDuringAMoveOfFlows(t *testing.T) {
 	g.send(ctrlring.Request{Type: netif.CtrlSetHashMappingSize, Data: [3]uint32{2}})
 	time.Sleep(50 * time.Millisecond) // for the message to wait; if not the test is about less
 	began := time.Now()
-	w.v.handOver()
+	w.v.suspend()
 	if took := time.Since(began); took > 700*time.Millisecond {
 		t.Errorf("the end took %v", took)
 	}
@@ -578,7 +578,7 @@ func TestQuarantineKeepsTheControlRing(t *testing.T) {
 	g.configure()
 	w.v.quarantine(errors.New("a reason"))
 	w.wantHeld(nothing)
-	w.v.tried, w.v.reason = nil, "" // as Reset does
+	w.v.block = block{} // as Reset does
 	w.settle()
 	w.configured()
 	g.want(0, netif.CtrlGetHashFlags)
@@ -653,7 +653,7 @@ func TestControlRingThatTheHostCannotHave(t *testing.T) {
 		w.settle()
 		w.frontState(xenbus.Connected)
 		w.wantSteps("connect plug connected")
-		w.v.handOver()
+		w.v.suspend()
 		_ = removeTapNamed(ifname)
 	}
 }

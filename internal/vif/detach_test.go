@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
 	"golang.org/x/sys/unix"
 
 	"github.com/netbackd/netbackd/pkg/xen"
@@ -15,7 +16,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
-// TestDetach: the toolstack wants the vif gone, and the guest is as it is.
+// TestDetach: the toolstack detaches the vif in various states of the guest.
 func TestDetach(t *testing.T) {
 	const gone = "disconnect closed unregister"
 	for _, tt := range []struct {
@@ -29,7 +30,7 @@ func TestDetach(t *testing.T) {
 		{"frontend follows at once", nil, func(w *world) { w.frontState(xenbus.Closed) }, "closed unregister"},
 		{"frontend directory removed", nil, func(w *world) { w.must(w.tool.Remove(frontDir)) }, "closed unregister"},
 		{"frontend hides its state", nil, func(w *world) {
-			// As seen from a driver domain, which is not privileged.
+			// The back end is in a driver domain, which is not privileged.
 			w.xs.Client = w.connectAs(9)
 			w.must(w.guest.SetPermissions(frontDir+"/state", []xenstore.Perm{{Domid: domid, Access: xenstore.AccessNone}}))
 		}, "closed unregister"},
@@ -65,12 +66,12 @@ func TestDetach(t *testing.T) {
 			if got := w.journals(); got != "" {
 				t.Errorf("journals left: %s", got)
 			}
-			// Whatever the guest still does.
+			// What the guest does now has no effect.
 			w.must(w.tool.Write(frontDir+"/state", "1"))
 			w.wantSteps("unregister")
 			w.wantState("6")
 			w.wantTap(0)
-			// And then the toolstack removes it all.
+			// Then the toolstack removes everything.
 			w.must(w.tool.Remove(backDir))
 			w.wantSteps("gone")
 			w.wantState("-")
@@ -86,8 +87,8 @@ func connected(w *world) {
 	w.wantSteps("connect plug connected")
 }
 
-// connectAs connects an unprivileged backend's domain, which may write where the
-// backend of domain 0 may.
+// connectAs connects the vif as the domain of an unprivileged back end, which may write
+// where that of domain 0 may.
 func (w *world) connectAs(id xen.Domid) *xenstore.Client {
 	w.t.Helper()
 	w.srv.DomainCreated(id)
@@ -100,7 +101,8 @@ func (w *world) connectAs(id xen.Domid) *xenstore.Client {
 	return w.connect(id)
 }
 
-// allow gives a node and all below to one domain, and lets another read.
+// allow makes one domain the owner of a node and everything below, and lets another
+// read it.
 func (w *world) allow(path string, owner, reader xen.Domid) {
 	w.t.Helper()
 	w.must(w.tool.SetPermissions(path, []xenstore.Perm{{Domid: owner, Access: xenstore.AccessNone}, {Domid: reader, Access: xenstore.AccessRead}}))
@@ -111,7 +113,7 @@ func (w *world) allow(path string, owner, reader xen.Domid) {
 	}
 }
 
-// TestDetachFollowsTheFrontend: a guest that closes properly is given its turn.
+// TestDetachFollowsTheFrontend: a guest that closes properly is followed.
 func TestDetachFollowsTheFrontend(t *testing.T) {
 	w := newWorld(t)
 	w.up(2)
@@ -133,8 +135,8 @@ func TestDetachFollowsTheFrontend(t *testing.T) {
 	}
 }
 
-// TestDetachInTime: a guest that does not close is closed. libxl gives us 10 s,
-// we take less than one.
+// TestDetachInTime: a guest that does not close is closed. libxl waits 10 s; the vif
+// takes less than one.
 func TestDetachInTime(t *testing.T) {
 	if DefaultGrace >= time.Second {
 		t.Errorf("grace is %v", DefaultGrace)
@@ -150,7 +152,7 @@ func TestDetachInTime(t *testing.T) {
 			began := time.Now()
 			w.settle()
 			if at := w.v.alarm; at.IsZero() || at.Sub(w.v.detachAt) > 10*time.Millisecond {
-				t.Fatalf("the alarm rings at %v, the grace ends at %v", at, w.v.detachAt)
+				t.Fatalf("the alarm is set for %v, the grace ends at %v", at, w.v.detachAt)
 			}
 			for w.get(backDir+"/state") != "6" { // as Run would
 				<-w.v.timer.C
@@ -166,7 +168,7 @@ func TestDetachInTime(t *testing.T) {
 	}
 }
 
-// TestDetachRevoked: a toolstack may think better of it.
+// TestDetachRevoked: the toolstack may take a detach back.
 func TestDetachRevoked(t *testing.T) {
 	w := newWorld(t)
 	w.up(1)
@@ -174,13 +176,13 @@ func TestDetachRevoked(t *testing.T) {
 	w.wantSteps("grace")
 	w.must(w.tool.Write(backDir+"/online", "1"))
 	w.wantSteps("")
-	if w.v.situation().detach {
-		t.Error("still on its way out")
+	if w.v.situation().detach != detachNone {
+		t.Error("still detaching")
 	}
 }
 
-// TestDetachIsNotOverwritten: the toolstack writes its Closing while we are on
-// our way to another state.
+// TestDetachIsNotOverwritten: the toolstack writes Closing while the vif is on its way
+// to another state.
 func TestDetachIsNotOverwritten(t *testing.T) {
 	w := newWorld(t)
 	w.attach("hotplug-status", "connected")
@@ -202,8 +204,8 @@ func TestDetachIsNotOverwritten(t *testing.T) {
 	w.wantState("6")
 }
 
-// TestDirectoryRemoved: whatever the vif is about to write, the directory does
-// not come back.
+// TestDirectoryRemoved: whatever the vif is about to write, it does not bring a removed
+// directory back.
 func TestDirectoryRemoved(t *testing.T) {
 	remove := func(w *world) {
 		w.must(w.tool.Transaction(func(tx *xenstore.Tx) error {
@@ -245,7 +247,7 @@ func TestDirectoryRemoved(t *testing.T) {
 		w.wantSteps("gone")
 		check(t, w)
 	})
-	// In each transaction the vif makes, just before.
+	// The directory is removed just before each transaction.
 	for n := 1; ; n++ {
 		w := newWorld(t)
 		count := 0
@@ -270,7 +272,8 @@ func TestDirectoryRemoved(t *testing.T) {
 	}
 }
 
-// hookTx calls f before each transaction of the vif begins, until cut is called.
+// hookTx calls f before each transaction of the vif, until the function that it returns
+// is called.
 func hookTx(w *world, f func()) (cut func()) {
 	old := w.v.cfg.Store
 	w.v.cfg.Store = &txHook{Store: old, f: f}
@@ -287,9 +290,9 @@ func (s *txHook) Transaction(f func(*xenstore.Tx) error) error {
 	return s.Store.Transaction(f)
 }
 
-// TestMadeAnew: the toolstack removed the device and made it again faster than
-// the vif looked.
-func TestMadeAnew(t *testing.T) {
+// TestMadeAgain: the toolstack has removed the device and made it again between two
+// looks of the vif.
+func TestMadeAgain(t *testing.T) {
 	for name, before := range map[string]func(w *world){
 		"never connected":        func(w *world) { w.attach(); w.settle() },
 		"connected":              func(w *world) { w.up(2) },
@@ -320,8 +323,8 @@ func TestMadeAnew(t *testing.T) {
 	}
 }
 
-// TestFrontendRemoved: libxl does that when we do not close in time, and the end
-// of a domain does.
+// TestFrontendRemoved: libxl removes the frontend if the vif does not close in time,
+// and when a domain ends.
 func TestFrontendRemoved(t *testing.T) {
 	w := newWorld(t)
 	w.up(2)
@@ -334,7 +337,7 @@ func TestFrontendRemoved(t *testing.T) {
 	w.wantSteps("gone")
 }
 
-// TestDomainGone: its nodes are still there, and say that it is connected.
+// TestDomainGone: the nodes of a domain that is gone still show Connected.
 func TestDomainGone(t *testing.T) {
 	w := newWorld(t)
 	w.up(2)
@@ -345,8 +348,8 @@ func TestDomainGone(t *testing.T) {
 	w.wantTap(0)
 }
 
-// TestDriverDomain: an unprivileged backend may not ask for domains, and has few
-// watches.
+// TestDriverDomain: an unprivileged back end may not ask whether a domain exists, and
+// has few watches.
 func TestDriverDomain(t *testing.T) {
 	w := newWorld(t)
 	w.upInDriverDomain()
@@ -356,7 +359,7 @@ func TestDriverDomain(t *testing.T) {
 		w.wantSteps("")
 		w.wantError("28 xenstore: WATCH " + frontDir + "/state: no space left on device")
 		if w.v.alarm.IsZero() {
-			t.Error("will not look again")
+			t.Error("the alarm is not set")
 		}
 		w.detach()
 		w.frontState(xenbus.Closed)
@@ -365,7 +368,7 @@ func TestDriverDomain(t *testing.T) {
 	})
 }
 
-// upInDriverDomain attaches a vif to an unprivileged backend, which may read the
+// upInDriverDomain attaches a vif to an unprivileged back end, which may read the
 // frontend's directory and nothing above it, and connects it.
 func (w *world) upInDriverDomain() {
 	w.t.Helper()
@@ -378,17 +381,17 @@ func (w *world) upInDriverDomain() {
 	w.wantState("4")
 }
 
-// wantNoTrouble checks that the vif's last look wrote of no error.
-func (w *world) wantNoTrouble() {
+// wantNoErrors checks that the vif reported no error when it last reconciled.
+func (w *world) wantNoErrors() {
 	w.t.Helper()
 	w.wantError("-")
-	for _, e := range w.log.FilterMessage("trouble").All() {
+	for _, e := range w.log.FilterLevelExact(zapcore.ErrorLevel).All() {
 		w.t.Errorf("log: %s %v", e.Message, e.ContextMap())
 	}
 }
 
-// TestGoneInDriverDomain: xenstored says EACCES of what is gone where the backend may
-// not read the directories above. That is how devices and guests go.
+// TestGoneInDriverDomain: where the back end may not read the directories above,
+// xenstored answers EACCES for a node that is gone. Devices and guests go like that.
 func TestGoneInDriverDomain(t *testing.T) {
 	for name, remove := range map[string]string{
 		"the frontend": frontDir,
@@ -402,19 +405,20 @@ func TestGoneInDriverDomain(t *testing.T) {
 				t.Fatalf("xenstored says %v", err)
 			}
 			w.wantSteps("disconnect closing closed unregister")
-			w.wantNoTrouble()
+			w.wantNoErrors()
 			w.wantState("6")
 			w.wantHeld(nothing)
 			w.wantTap(0)
 			w.must(w.tool.Remove(backDir))
 			w.wantSteps("gone")
-			w.wantNoTrouble()
+			w.wantNoErrors()
 		})
 	}
 }
 
-// TestHiddenFrontend: a guest that hides its directory from a driver domain is gone
-// until the toolstack makes the device anew, and makes no TAPs come and go by it.
+// TestHiddenFrontend: a guest that hides its directory from a driver domain counts as
+// gone until the toolstack makes the device again, and cannot make TAPs come and go
+// that way.
 func TestHiddenFrontend(t *testing.T) {
 	w := newWorld(t)
 	w.upInDriverDomain()
@@ -427,14 +431,14 @@ func TestHiddenFrontend(t *testing.T) {
 	}
 	w.must(w.guest.SetPermissions(frontDir+"/state", []xenstore.Perm{{Domid: domid}}))
 	w.wantSteps("disconnect closing closed")
-	w.wantNoTrouble()
+	w.wantNoErrors()
 	if l := w.iface(ifname); l == nil || l.Index != index {
 		t.Errorf("interface %+v, want the one with index %d", l, index)
 	}
 
 	hide(xenstore.AccessNone)
 	w.wantSteps("unregister")
-	w.wantNoTrouble()
+	w.wantNoErrors()
 	w.wantTap(0)
 	if got := w.status().Waits; got != "the toolstack to remove it" {
 		t.Errorf("waits for %q", got)
@@ -455,17 +459,17 @@ func TestHiddenFrontend(t *testing.T) {
 	w.rings(1, false)
 	w.frontState(xenbus.Connected)
 	w.wantSteps("connect plug connected")
-	w.wantNoTrouble()
+	w.wantNoErrors()
 }
 
-// TestDetachReadBeforeItsEvent: a look that the guest caused finds the toolstack's Closing
-// before the event of it has come, and reads online with it.
+// TestDetachReadBeforeItsEvent: the vif looks because of the guest, finds the
+// toolstack's Closing before its event has come, and reads online with it.
 func TestDetachReadBeforeItsEvent(t *testing.T) {
 	w := newWorld(t)
 	w.up(1)
 	w.detach()
 	w.v.unread = 0
-	w.v.guard(func() { w.v.look() })
+	w.v.guard(func() { w.v.reconcile() })
 	if w.v.detachAt.IsZero() {
 		t.Error("the detach was not noticed")
 	}

@@ -20,13 +20,13 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
-// TestConnectFails: whatever is wrong, the guest is told by Closing and Closed,
-// people by the error node, nothing is left of it, nothing is tried twice, and
-// the next attempt is as good as any.
+// TestConnectFails: when a connection fails, the guest sees Closing and Closed, the
+// error node has the reason, nothing is left of it, nothing is tried twice, and the
+// next attempt is not affected.
 func TestConnectFails(t *testing.T) {
 	for _, tt := range []struct {
 		name  string
-		keys  []string // wrong ones
+		keys  []string // wrong keys
 		spoil func(w *world)
 		mend  func(w *world)
 		error string // part of it
@@ -79,7 +79,7 @@ func TestConnectFails(t *testing.T) {
 			if got := w.journals(); got != "" {
 				t.Errorf("journals left: %s", got)
 			}
-			// Not again, unless something changes.
+			// Nothing is tried again before something changes.
 			for range 10 {
 				w.frontState(xenbus.Connected)
 				w.wantSteps("")
@@ -89,8 +89,8 @@ func TestConnectFails(t *testing.T) {
 			if got := w.host.mapCalls(); got != tt.maps {
 				t.Errorf("%d calls to map, want %d", got, tt.maps)
 			}
-			// The guest does as netfront does when it sees Closed, and comes
-			// back with good rings.
+			// The guest reacts to Closed as netfront does, and comes back with
+			// good rings.
 			w.frontState(xenbus.Closed)
 			w.wantSteps("")
 			w.frontState(xenbus.Initialising)
@@ -104,7 +104,7 @@ func TestConnectFails(t *testing.T) {
 	}
 }
 
-// closedPool is a data plane that takes nobody any more.
+// closedPool returns a data plane that is closed.
 func closedPool(w *world) *dataplane.Pool {
 	p, err := dataplane.NewPool(dataplane.Options{Workers: 1, NoUring: true})
 	w.must(err)
@@ -112,8 +112,8 @@ func closedPool(w *world) *dataplane.Pool {
 	return p
 }
 
-// TestBetterOfferWithoutReconnect: a frontend that puts its keys right while it
-// says Connected is served; one that makes them worse is not tried.
+// TestBetterOfferWithoutReconnect: a frontend that corrects its keys while it is
+// Connected is served. One that makes them worse is not tried.
 func TestBetterOfferWithoutReconnect(t *testing.T) {
 	w := newWorld(t)
 	w.attach("hotplug-status", "connected")
@@ -122,15 +122,15 @@ func TestBetterOfferWithoutReconnect(t *testing.T) {
 	w.frontState(xenbus.Connected)
 	w.wantSteps("connect closing closed")
 	w.must(w.guest.Write(frontDir+"/feature-sg", "banana"))
-	w.wantSteps("publish init-wait connect closing closed") // something new, and no better
+	w.wantSteps("publish init-wait connect closing closed") // something else, which is wrong as well
 	w.wantSteps("")
 	w.rings(1, false)
 	w.wantSteps("publish init-wait connect plug connected")
 	w.wantState("4")
 }
 
-// TestPublishFails: what keeps the device from being is told at once, and the
-// next device is not concerned.
+// TestPublishFails: what keeps the device from being made is reported at once, and does
+// not affect the next device.
 func TestPublishFails(t *testing.T) {
 	for _, tt := range []struct {
 		name  string
@@ -170,7 +170,7 @@ func TestPublishFails(t *testing.T) {
 			for range 10 {
 				w.wantSteps("")
 			}
-			// An administrator puts it right.
+			// An administrator corrects it.
 			w.must(w.tool.Write(backDir+"/mac", "00:16:3e:01:02:03"))
 			w.must(w.tool.Write(backDir+"/mtu", "9000"))
 			w.reset()
@@ -185,8 +185,8 @@ func TestPublishFails(t *testing.T) {
 	}
 }
 
-// TestStoreTrouble: what xenstored refuses for a while is tried again.
-func TestStoreTrouble(t *testing.T) {
+// TestStoreFails: what xenstored refuses for a while is tried again.
+func TestStoreFails(t *testing.T) {
 	w := newWorld(t)
 	w.attach("hotplug-status", "connected")
 	w.wantSteps("publish init-wait")
@@ -199,15 +199,15 @@ func TestStoreTrouble(t *testing.T) {
 	}
 	w.wantState("2")
 	if w.v.alarm.IsZero() {
-		t.Error("will not look again")
+		t.Error("the alarm is not set")
 	}
 	broken = false
 	w.wantSteps("connected")
 	w.wantState("4")
 }
 
-// TestTapDeleted: the guest's rings are served on, and the hotplug script is
-// asked for again.
+// TestTapDeleted: the guest's rings are served on, and the hotplug script is asked for
+// again.
 func TestTapDeleted(t *testing.T) {
 	w := newWorld(t)
 	w.up(2)
@@ -239,9 +239,9 @@ func TestTapDeleted(t *testing.T) {
 	w.wantSteps("disconnect closed unregister")
 }
 
-// TestFrontendGoesAndComesBack: with the frontend the TAP goes. When the frontend is
-// back, that the script is through has been taken back before InitWait is shown, each
-// time: what the script says after it stays.
+// TestFrontendGoesAndComesBack: the TAP goes with the frontend. When the frontend is
+// back, hotplug-status is cleared before InitWait is shown, each time, so that what the
+// script writes after it stays.
 func TestFrontendGoesAndComesBack(t *testing.T) {
 	w := newWorld(t)
 	w.up(1)
@@ -272,15 +272,15 @@ func TestFrontendGoesAndComesBack(t *testing.T) {
 	}
 }
 
-// TestTapDeletedAndScriptIsQuick: a script that is through with the new TAP before
-// the vif looks again is not asked twice.
+// TestTapDeletedAndScriptIsQuick: a script that is done with the new TAP before the vif
+// looks again is not asked for twice.
 func TestTapDeletedAndScriptIsQuick(t *testing.T) {
 	for name, away := range map[string]bool{"while connected": false, "while away": true} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t)
 			w.up(1)
 			if away {
-				w.v.handOver()
+				w.v.suspend()
 			}
 			w.must(netns.Delete(ifname))
 			if away {
@@ -301,14 +301,14 @@ func TestTapDeletedAndScriptIsQuick(t *testing.T) {
 	}
 }
 
-// TestTapDeletedBeforeConnect: the hotplug script needs it, before the guest does.
+// TestTapDeletedBeforeConnect: the hotplug script needs the TAP before the guest does.
 func TestTapDeletedBeforeConnect(t *testing.T) {
 	w := newWorld(t)
 	w.attach()
 	w.wantSteps("publish init-wait")
 	w.must(netns.Delete(ifname))
 	w.wantSteps("publish")
-	w.wantTap(testMaxQueues) // until the script is through
+	w.wantTap(testMaxQueues) // until the script is done
 	w.plugIn()
 	w.settle()
 	w.wantTap(1)
@@ -317,11 +317,11 @@ func TestTapDeletedBeforeConnect(t *testing.T) {
 	w.wantSteps("connect plug connected")
 }
 
-// TestTapDeletedWhileAway: a predecessor's TAP is not there any more.
+// TestTapDeletedWhileAway: the TAP of a predecessor was deleted.
 func TestTapDeletedWhileAway(t *testing.T) {
 	w := newWorld(t)
 	w.up(1)
-	w.v.handOver()
+	w.v.suspend()
 	w.must(netns.Delete(ifname))
 	w.v = New(w.cfg)
 	w.wantSteps("connect")
@@ -342,7 +342,7 @@ func TestTapDeletedWhileAwayBeforeConnect(t *testing.T) {
 	w.attach()
 	w.settle()
 	w.plugIn()
-	w.v.handOver()
+	w.v.suspend()
 	w.must(netns.Delete(ifname))
 	w.v = New(w.cfg)
 	w.look()
@@ -353,13 +353,13 @@ func TestTapDeletedWhileAwayBeforeConnect(t *testing.T) {
 	w.wantTap(testMaxQueues)
 }
 
-// TestTapHeld: a predecessor that is dying holds the TAP a little longer. The
-// guest is not to notice.
+// TestTapHeld: a dying predecessor has the TAP open a little longer. The guest does not
+// notice.
 func TestTapHeld(t *testing.T) {
 	w := newWorld(t)
 	w.up(2)
 	index := w.iface(ifname).Index
-	w.v.handOver()
+	w.v.suspend()
 	d, err := tap.Create(tap.Config{Name: ifname, VnetHdr: true, Persist: true})
 	w.must(err)
 	w.v = New(w.cfg)
@@ -369,7 +369,7 @@ func TestTapHeld(t *testing.T) {
 	w.wantState("4")
 	w.wantError("-")
 	if w.v.alarm.IsZero() || time.Until(w.v.alarm) > busyPoll {
-		t.Errorf("the alarm rings at %v", w.v.alarm)
+		t.Errorf("the alarm is set for %v", w.v.alarm)
 	}
 	w.v.busySince = w.v.busySince.Add(-2 * busyFor)
 	w.look()
@@ -378,7 +378,7 @@ func TestTapHeld(t *testing.T) {
 		t.Errorf("error node is %q", got)
 	}
 	if w.v.alarm.IsZero() {
-		t.Error("will not look again")
+		t.Error("the alarm is not set")
 	}
 	w.must(d.CloseKeep())
 	w.wantSteps("connect plug")
@@ -388,7 +388,8 @@ func TestTapHeld(t *testing.T) {
 	}
 }
 
-// TestChannelsHeld: nor of its event channels.
+// TestChannelsHeld: a dying predecessor has the event channels bound a little longer.
+// The guest does not notice.
 func TestChannelsHeld(t *testing.T) {
 	hold := func(w *world) (letGo func()) {
 		e, err := w.host.OpenEvents(domid)
@@ -400,7 +401,7 @@ func TestChannelsHeld(t *testing.T) {
 	t.Run("for a moment", func(t *testing.T) {
 		w := newWorld(t)
 		w.up(2)
-		w.v.handOver()
+		w.v.suspend()
 		letGo := hold(w)
 		w.v = New(w.cfg)
 		for range 3 {
@@ -417,7 +418,7 @@ func TestChannelsHeld(t *testing.T) {
 	t.Run("for too long", func(t *testing.T) {
 		w := newWorld(t)
 		w.up(2)
-		w.v.handOver()
+		w.v.suspend()
 		letGo := hold(w)
 		w.v = New(w.cfg)
 		w.look()
@@ -428,9 +429,9 @@ func TestChannelsHeld(t *testing.T) {
 	})
 }
 
-// TestHostFailsATakeOver: what the host lacks for a while costs a running guest
-// some time, and nothing else: its rings are served on from where they stand.
-func TestHostFailsATakeOver(t *testing.T) {
+// TestHostFailsAnAdoption: what the host lacks for a while delays a running guest, and
+// costs it nothing else: its rings are served on from where they are.
+func TestHostFailsAnAdoption(t *testing.T) {
 	for _, tt := range []struct {
 		name  string
 		spoil func(w *world) (mend func())
@@ -461,7 +462,7 @@ func TestHostFailsATakeOver(t *testing.T) {
 			w := newWorld(t)
 			w.up(2)
 			before, journals := w.iface(ifname), w.journals()
-			w.v.handOver()
+			w.v.suspend()
 			w.v = New(w.cfg)
 			mend := tt.spoil(w)
 			if got, _ := w.look(); strings.Join(got, " ") != "connect" {
@@ -476,7 +477,7 @@ func TestHostFailsATakeOver(t *testing.T) {
 				t.Errorf("journals %q, were %q", got, journals)
 			}
 			if w.v.alarm.IsZero() {
-				t.Error("will not look again")
+				t.Error("the alarm is not set")
 			}
 			mend()
 			w.wantSteps("connect plug")
@@ -489,12 +490,12 @@ func TestHostFailsATakeOver(t *testing.T) {
 	}
 }
 
-// TestJournalsOutlastBoundChannels: while a predecessor still has the channels of
-// the second queue, what it recorded of the first one is not lost.
+// TestJournalsOutlastBoundChannels: while a predecessor still has the channels of the
+// second queue, the journal of the first one is not lost.
 func TestJournalsOutlastBoundChannels(t *testing.T) {
 	w := newWorld(t)
 	w.up(2)
-	w.v.handOver()
+	w.v.suspend()
 	journals := w.journals()
 	e, err := w.host.OpenEvents(domid)
 	w.must(err)

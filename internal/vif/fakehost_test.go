@@ -15,9 +15,9 @@ import (
 	"github.com/netbackd/netbackd/pkg/xen"
 )
 
-// fakeHost is a Xen with one guest: pages it granted, ports it offered, and
-// books of what the backend holds of either. As on Xen a gref that was not
-// granted cannot be mapped, and a port that is not offered, or taken, not bound.
+// fakeHost is a Xen with one guest: the pages it granted, the ports it offered, and the
+// numbers of what the backend holds of either. As on Xen, a gref that was not granted
+// cannot be mapped, and a port that is not offered or already bound cannot be bound.
 type fakeHost struct {
 	mu      sync.Mutex // guards all below
 	domid   xen.Domid
@@ -40,7 +40,7 @@ func newFakeHost(domid xen.Domid) *fakeHost {
 	return &fakeHost{domid: domid, pages: map[gntdev.Ref][]byte{}, ports: map[evtchn.Port]*fakePort{}}
 }
 
-// held is what the backend has of the guest.
+// held describes what the backend has of the guest.
 func (h *fakeHost) held() string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -49,21 +49,21 @@ func (h *fakeHost) held() string {
 
 const nothing = "0 pages, 0 handles, 0 ports"
 
-// mapCalls is how often the backend tried to map something.
+// mapCalls returns the number of calls to map.
 func (h *fakeHost) mapCalls() int {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.maps
 }
 
-// failing makes every operation fail for which fault returns an error.
+// failing makes the operations fail for which fault returns an error.
 func (h *fakeHost) failing(fault func(op string) error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.fault = fault
 }
 
-// try asks for a fault. The caller holds mu.
+// try returns the fault of an operation. The caller holds mu.
 func (h *fakeHost) try(op string) error {
 	if h.fault == nil {
 		return nil
@@ -71,7 +71,7 @@ func (h *fakeHost) try(op string) error {
 	return h.fault(op)
 }
 
-// kick is the guest sending an event.
+// kick sends an event from the guest.
 func (h *fakeHost) kick(remote evtchn.Port) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -147,7 +147,7 @@ func (g fakeGrants) Map(domid xen.Domid, refs []gntdev.Ref, _ gntdev.Prot) (*gnt
 	}), nil
 }
 
-// Copy carries nothing: what packets hold is not this package's business.
+// Copy copies nothing: this package does not look into packets.
 func (g fakeGrants) Copy(segs []gntdev.Segment) error {
 	for i := range segs {
 		segs[i].SetStatus(gntdev.StatusOkay)

@@ -6,81 +6,150 @@ import (
 	"strconv"
 
 	"github.com/netbackd/netbackd/internal/ctrlserver"
+	"github.com/netbackd/netbackd/internal/offload"
+	"github.com/netbackd/netbackd/pkg/tap"
 )
 
-// features is what a frontend asked for or can take.
+// features holds what a frontend has asked for, or can take.
 type features struct {
-	rxCopy   bool // must be
-	rxNotify bool // sends an event when it posts rx slots
-	sg       bool // takes packets of several slots
-	gsoTCPv4 bool
-	gsoTCPv6 bool
-	csumIPv4 bool // takes partial checksums
-	csumIPv6 bool
-	mcast    bool // wants only the multicast it lists
+	rxCopy   bool          // grant copy on the rx ring, which is required
+	rxNotify bool          // sends an event when it posts rx slots
+	sg       bool          // takes packets of several slots
+	mcast    bool          // wants only the multicast it lists
+	guest    offload.Guest // offloads that it takes
 }
 
-// feature is one thing backend and frontend can agree on.
+// backendOffer holds what the backend has to offer to one frontend.
+type backendOffer struct {
+	maxQueues int
+	offload   bool // the TAP has vnet headers; not read back
+	control   ctrlserver.Protocols
+}
+
+// feature is one thing that back end and frontend can agree on.
 type feature struct {
-	key  string // the frontend's key
-	name string // as it is shown
-	in   func(*features) *bool
-	// inverted: 1 takes the feature away.
-	inverted bool
+	// read is the frontend's key, name the feature's name in the status, and in its
+	// place in features. read is empty if the frontend does not answer. If inverted, 1
+	// takes the feature away.
+	read, name string
+	in         func(*features) *bool
+	inverted   bool
+
+	// offer is the backend's key, value what is written there, and readBack reads what
+	// a predecessor has written. offer is empty if the backend has no key, readBack nil
+	// if what was offered does not matter later.
+	offer    string
+	value    func(backendOffer) string
+	readBack func(o *backendOffer, value string)
 }
 
-// featureTable is the only place that lists what a frontend may say: what is
-// read, agreed and shown comes from it.
+// featureTable lists everything that back end and frontend can agree on. What is
+// offered, read, read back and shown follows from it.
+//
+// Without vnet headers on the TAP nothing on the host could take a partial checksum or a
+// packet to segment, so then none is asked for. What the backend does not do is written
+// as well, since another backend may have left its keys in the directory.
 var featureTable = [...]feature{
-	{key: "request-rx-copy", name: "rx-copy", in: func(f *features) *bool { return &f.rxCopy }},
-	{key: "feature-rx-notify", name: "rx-notify", in: func(f *features) *bool { return &f.rxNotify }},
-	{key: "feature-sg", name: "sg", in: func(f *features) *bool { return &f.sg }},
-	{key: "feature-gso-tcpv4", name: "gso-tcpv4", in: func(f *features) *bool { return &f.gsoTCPv4 }},
-	{key: "feature-gso-tcpv6", name: "gso-tcpv6", in: func(f *features) *bool { return &f.gsoTCPv6 }},
-	{key: "feature-no-csum-offload", name: "csum-ipv4", in: func(f *features) *bool { return &f.csumIPv4 }, inverted: true},
-	{key: "feature-ipv6-csum-offload", name: "csum-ipv6", in: func(f *features) *bool { return &f.csumIPv6 }},
-	{key: "request-multicast-control", name: "multicast-control", in: func(f *features) *bool { return &f.mcast }},
+	{read: "request-rx-copy", name: "rx-copy", in: func(f *features) *bool { return &f.rxCopy },
+		offer: "feature-rx-copy", value: yes},
+	{read: "feature-rx-notify", name: "rx-notify", in: func(f *features) *bool { return &f.rxNotify }},
+	{read: "feature-sg", name: "sg", in: func(f *features) *bool { return &f.sg },
+		offer: "feature-sg", value: yes},
+	{read: "feature-gso-tcpv4", name: "gso-tcpv4", in: func(f *features) *bool { return &f.guest.GSOTCPv4 },
+		offer: "feature-gso-tcpv4", value: ifOffload},
+	{read: "feature-gso-tcpv6", name: "gso-tcpv6", in: func(f *features) *bool { return &f.guest.GSOTCPv6 },
+		offer: "feature-gso-tcpv6", value: ifOffload},
+	{read: "feature-no-csum-offload", name: "csum-ipv4", in: func(f *features) *bool { return &f.guest.CsumIPv4 }, inverted: true,
+		offer: "feature-no-csum-offload", value: func(o backendOffer) string { return bit(!o.offload) }},
+	{read: "feature-ipv6-csum-offload", name: "csum-ipv6", in: func(f *features) *bool { return &f.guest.CsumIPv6 },
+		offer: "feature-ipv6-csum-offload", value: ifOffload},
+	{read: mcastKey, name: "multicast-control", in: func(f *features) *bool { return &f.mcast },
+		offer: "feature-multicast-control", value: yes},
+	{offer: "feature-dynamic-multicast-control", value: yes},
+	{offer: "feature-rx-flip", value: func(backendOffer) string { return bit(false) }},
+	{offer: "feature-split-event-channels", value: yes},
+	{offer: "feature-xdp-headroom", value: yes},
+	{offer: "multi-queue-max-queues", value: func(o backendOffer) string { return strconv.Itoa(o.maxQueues) },
+		readBack: func(o *backendOffer, v string) {
+			n, _ := parseUint("", v, 1, tap.MaxQueues)
+			o.maxQueues = int(n)
+		}},
+	offeredRing("feature-ctrl-ring", ctrlserver.Slot),
+	offeredRing("feature-control-ring", ctrlserver.Stream),
+}
+
+func bit(v bool) string {
+	if v {
+		return "1"
+	}
+	return "0"
+}
+
+func yes(backendOffer) string { return bit(true) }
+
+func ifOffload(o backendOffer) string { return bit(o.offload) }
+
+// offeredRing returns the row of a control ring protocol.
+func offeredRing(key string, p ctrlserver.Protocols) feature {
+	return feature{
+		offer: key, value: func(o backendOffer) string { return bit(o.control&p != 0) },
+		readBack: func(o *backendOffer, v string) {
+			o.control &^= p
+			if v == "1" {
+				o.control |= p
+			}
+		},
+	}
 }
 
 // names lists the features that are on, in the order of the table.
 func (f features) names() []string {
 	names := []string{}
 	for i := range featureTable {
-		if *featureTable[i].in(&f) {
-			names = append(names, featureTable[i].name)
+		if ft := &featureTable[i]; ft.read != "" && *ft.in(&f) {
+			names = append(names, ft.name)
 		}
 	}
 	return names
 }
 
-// published is a key of the backend's directory.
-type published struct{ key, value string }
-
-// offers is what the backend publishes. Without vnet headers on the TAP nothing
-// on the host could take a partial checksum or a packet to segment, so then none
-// is asked for. What it does not do is said as well, since another backend may
-// have served the directory before and left its keys.
-func offers(maxQueues int, offload bool, control ctrlserver.Protocols) []published {
-	bit := func(v bool) string {
-		if v {
-			return "1"
+// read reads what the frontend has published.
+func (f *features) read(k *keyReader) {
+	for i := range featureTable {
+		if ft := &featureTable[i]; ft.read != "" {
+			*ft.in(f) = k.bool(ft.read) != ft.inverted
 		}
-		return "0"
 	}
-	return []published{
-		{"feature-sg", "1"},
-		{"feature-gso-tcpv4", bit(offload)},
-		{"feature-gso-tcpv6", bit(offload)},
-		{"feature-no-csum-offload", bit(!offload)},
-		{"feature-ipv6-csum-offload", bit(offload)},
-		{"feature-rx-copy", "1"},
-		{"feature-rx-flip", "0"},
-		{"feature-multicast-control", "1"},
-		{"feature-dynamic-multicast-control", "1"},
-		{"feature-split-event-channels", "1"},
-		{"multi-queue-max-queues", strconv.Itoa(maxQueues)},
-		{"feature-ctrl-ring", bit(control&ctrlserver.Slot != 0)},
-		{"feature-control-ring", bit(control&ctrlserver.Stream != 0)},
-		{"feature-xdp-headroom", "1"},
+}
+
+// node is a key of the backend directory.
+type node struct{ key, value string }
+
+// nodes returns what the backend publishes.
+func (o backendOffer) nodes() (list []node) {
+	for i := range featureTable {
+		if ft := &featureTable[i]; ft.offer != "" {
+			list = append(list, node{ft.offer, ft.value(o)})
+		}
 	}
+	return list
+}
+
+// readBack reads what this backend or a predecessor has published.
+func (o *backendOffer) readBack(text func(key string) string) {
+	for i := range featureTable {
+		if ft := &featureTable[i]; ft.readBack != nil {
+			ft.readBack(o, text(ft.offer))
+		}
+	}
+}
+
+// isOffered reports whether the backend publishes a key.
+func isOffered(key string) bool {
+	for i := range featureTable {
+		if ft := &featureTable[i]; ft.offer != "" && ft.offer == key {
+			return true
+		}
+	}
+	return false
 }

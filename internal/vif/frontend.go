@@ -15,15 +15,15 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
-// reader reads nodes: a client, or a transaction.
+// reader reads nodes. A client and a transaction are readers.
 type reader interface {
 	Read(path string) (string, error)
 }
 
 // guestNodes reads nodes that belong to a guest. A node that may not be read counts as
-// one that is not there: below a directory that a driver domain may not read, xenstored
-// answers EACCES for a node that is gone (errno_from_parents in xenstored_core.c). The
-// error of such a read is ErrNotExist and ErrPermission.
+// missing: below a directory that a driver domain may not read, xenstored answers EACCES
+// for a node that is gone (errno_from_parents in xenstored_core.c). The error of such a
+// read is both ErrNotExist and ErrPermission.
 type guestNodes struct{ reader }
 
 func (g guestNodes) Read(path string) (string, error) {
@@ -34,44 +34,41 @@ func (g guestNodes) Read(path string) (string, error) {
 	return v, err
 }
 
-// frontend is what a frontend published for one connection.
+// frontend holds what a frontend has published for one connection.
 type frontend struct {
 	features features
-	headroom uint16 // bytes to be free before each packet to the guest
+	headroom uint16 // bytes to leave free before each packet to the guest
 	queues   []queueKeys
 	ctrl     ctrlKeys
 }
 
-// ctrlKeys are the control ring and its channel, if the frontend has one.
+// ctrlKeys names the control ring and its channel.
 type ctrlKeys struct {
-	there bool
+	there bool // the frontend has a control ring
 	gref  netif.Gref
 	port  evtchn.Port
 }
 
-// queueKeys are one queue's rings and channels. txPort and rxPort are the
-// guest's ports, equal if it has one channel for both.
+// queueKeys names one queue's rings and channels. txPort and rxPort are the guest's
+// ports. They are the same if it has one channel for both rings.
 type queueKeys struct {
 	txGref, rxGref netif.Gref
 	txPort, rxPort evtchn.Port
 }
 
-// Bounds of the numbers a frontend writes.
+// Bounds of the numbers that a frontend writes.
 const (
 	maxGref = 1<<32 - 1
 	maxPort = 1<<17 - 1 // FIFO ABI
 )
 
-// readFrontend reads what the frontend at dir published. Every key is checked;
-// the first that makes no sense is the error. Those of a control ring count only
-// if one was offered: other backends' frontends may have left theirs.
+// readFrontend reads and checks what the frontend in dir has published. The error is
+// that of the first wrong key. The keys of a control ring are read only if one was
+// offered: a frontend of another back end may have left them.
 func readFrontend(r reader, dir string, maxQueues int, control ctrlserver.Protocols) (*frontend, error) {
 	k := keyReader{r: guestNodes{r}, dir: dir}
 	f := &frontend{}
-	for i := range featureTable {
-		ft := &featureTable[i]
-		*ft.in(&f.features) = k.bool(ft.key) != ft.inverted
-	}
+	f.features.read(&k)
 	if !f.features.rxCopy {
 		v, ok := k.get("request-rx-copy")
 		k.fail(&xenbus.KeyError{Key: "request-rx-copy", Value: v, Missing: !ok, Want: "1: page flipping is not supported"})
@@ -83,7 +80,7 @@ func readFrontend(r reader, dir string, maxQueues int, control ctrlserver.Protoc
 	}
 	for i := range n {
 		if k.err != nil {
-			return nil, frontError(k.err)
+			return nil, frontendError(k.err)
 		}
 		prefix := ""
 		if n > 1 {
@@ -97,22 +94,22 @@ func readFrontend(r reader, dir string, maxQueues int, control ctrlserver.Protoc
 		f.ctrl.port = evtchn.Port(k.must("event-channel-ctrl", 1, maxPort))
 	}
 	if k.err != nil {
-		return nil, frontError(k.err)
+		return nil, frontendError(k.err)
 	}
 	if !f.features.sg {
 		// A packet to segment does not fit one slot (netif.h).
-		f.features.gsoTCPv4, f.features.gsoTCPv6 = false, false
+		f.features.guest.GSOTCPv4, f.features.guest.GSOTCPv6 = false, false
 	}
 	return f, nil
 }
 
-// sameRings reports whether both name the same rings and channels. What else a
-// frontend publishes counts only when it connects.
+// sameRings reports whether both name the same rings and channels. Everything else that
+// a frontend publishes counts only when it connects.
 func (f *frontend) sameRings(other *frontend) bool {
 	return f != nil && other != nil && slices.Equal(f.queues, other.queues) && f.ctrl == other.ctrl
 }
 
-// same reports whether both would connect in the same way.
+// same reports whether both connect in the same way.
 func (f *frontend) same(other *frontend) bool {
 	return f.sameRings(other) && f.features == other.features
 }
@@ -126,7 +123,8 @@ func (f *frontend) connection(stamp netif.Stamp) ctrlserver.Connection {
 	return c
 }
 
-// keyReader reads keys of one directory and keeps the first error.
+// keyReader reads keys of one directory. It keeps the first error, and reads nothing
+// after that.
 type keyReader struct {
 	r   reader
 	dir string
@@ -139,7 +137,7 @@ func (k *keyReader) fail(err error) {
 	}
 }
 
-// get reads a key that may be missing.
+// get reads a key that may be missing, and reports whether it is there.
 func (k *keyReader) get(key string) (v string, ok bool) {
 	if k.err != nil {
 		return "", false
@@ -154,6 +152,7 @@ func (k *keyReader) get(key string) (v string, ok bool) {
 	return "", false
 }
 
+// bool reads a key that is 0 or 1. A missing key is false.
 func (k *keyReader) bool(key string) bool {
 	v, ok := k.get(key)
 	if !ok {
@@ -166,6 +165,7 @@ func (k *keyReader) bool(key string) bool {
 	return b
 }
 
+// number parses a number from min to max.
 func (k *keyReader) number(key, v string, min, max uint64) uint64 {
 	n, err := parseUint(key, v, min, max)
 	if err != nil {
@@ -174,7 +174,7 @@ func (k *keyReader) number(key, v string, min, max uint64) uint64 {
 	return n
 }
 
-// must reads a number that has to be there.
+// must reads a number from min to max that has to be there.
 func (k *keyReader) must(key string, min, max uint64) uint64 {
 	v, ok := k.get(key)
 	if !ok {
@@ -184,6 +184,7 @@ func (k *keyReader) must(key string, min, max uint64) uint64 {
 	return k.number(key, v, min, max)
 }
 
+// queue reads the keys of the queue in the subdirectory prefix.
 func (k *keyReader) queue(prefix string) (q queueKeys) {
 	q.txGref = netif.Gref(k.must(prefix+"tx-ring-ref", 0, maxGref))
 	q.rxGref = netif.Gref(k.must(prefix+"rx-ring-ref", 0, maxGref))

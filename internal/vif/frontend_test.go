@@ -13,13 +13,14 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/netbackd/netbackd/internal/ctrlserver"
+	"github.com/netbackd/netbackd/internal/offload"
 	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
 const frontDir = "/local/domain/7/device/vif/0"
 
-// keyMap is a directory: a reader of its keys.
+// keyMap is a directory of keys. It is a reader.
 type keyMap map[string]string
 
 func (m keyMap) Read(path string) (string, error) {
@@ -30,7 +31,8 @@ func (m keyMap) Read(path string) (string, error) {
 	return v, nil
 }
 
-// with is m with other keys: pairs of key and value, "-" for no key.
+// with returns a copy of m with other keys: pairs of key and value; "-" removes the
+// key.
 func (m keyMap) with(pairs ...string) keyMap {
 	m = maps.Clone(m)
 	for i := 0; i < len(pairs); i += 2 {
@@ -55,14 +57,15 @@ var (
 	}
 )
 
-// ctrlRing is a frontend that has a control ring.
+// ctrlRing has the keys of a frontend with a control ring.
 var ctrlRing = oneQueue.with("ctrl-ring-ref", "10", "event-channel-ctrl", "5")
 
 const testMaxQueues = 8
 
 func TestReadFrontend(t *testing.T) {
-	one := features{rxCopy: true, rxNotify: true, sg: true, csumIPv4: true}
-	two := features{rxCopy: true, csumIPv4: true}
+	csum := offload.Guest{CsumIPv4: true}
+	one := features{rxCopy: true, rxNotify: true, sg: true, guest: csum}
+	two := features{rxCopy: true, guest: csum}
 	for _, tt := range []struct {
 		name string
 		keys keyMap
@@ -77,10 +80,10 @@ func TestReadFrontend(t *testing.T) {
 		{"with one queue the keys are flat", twoQueues.with("multi-queue-num-queues", "1", "tx-ring-ref", "1", "rx-ring-ref", "2", "event-channel", "7"),
 			frontend{features: two, queues: []queueKeys{{1, 2, 7, 7}}}},
 		{"all features", oneQueue.with("feature-gso-tcpv4", "1", "feature-gso-tcpv6", "1", "feature-ipv6-csum-offload", "1", "request-multicast-control", "1"),
-			frontend{features: features{true, true, true, true, true, true, true, true}, queues: []queueKeys{{8, 9, 3, 3}}}},
+			frontend{features: features{true, true, true, true, offload.Guest{CsumIPv4: true, CsumIPv6: true, GSOTCPv4: true, GSOTCPv6: true}}, queues: []queueKeys{{8, 9, 3, 3}}}},
 		{"no checksums", oneQueue.with("feature-no-csum-offload", "1"), frontend{features: features{rxCopy: true, rxNotify: true, sg: true}, queues: []queueKeys{{8, 9, 3, 3}}}},
 		{"GSO without scatter-gather is none", oneQueue.with("feature-sg", "0", "feature-gso-tcpv4", "1", "feature-gso-tcpv6", "1"),
-			frontend{features: features{rxCopy: true, rxNotify: true, csumIPv4: true}, queues: []queueKeys{{8, 9, 3, 3}}}},
+			frontend{features: features{rxCopy: true, rxNotify: true, guest: csum}, queues: []queueKeys{{8, 9, 3, 3}}}},
 		{"withdrawn keys left empty", oneQueue.with("feature-gso-tcpv4", "", "request-multicast-control", ""), frontend{features: one, queues: []queueKeys{{8, 9, 3, 3}}}},
 		{"white space and NULs", oneQueue.with("tx-ring-ref", "8\x00", "rx-ring-ref", " 9\n", "feature-sg", "1\x00"), frontend{features: one, queues: []queueKeys{{8, 9, 3, 3}}}},
 		{"a control ring", oneQueue.with("ctrl-ring-ref", "10", "event-channel-ctrl", "5"),
@@ -105,7 +108,7 @@ func TestReadFrontend(t *testing.T) {
 	}
 }
 
-// TestBadKeys: an error names the key, the value and what is wanted.
+// TestBadKeys: an error names the key, the value and the values that are allowed.
 func TestBadKeys(t *testing.T) {
 	const gref, port = "a number from 0 to 4294967295", "a number from 1 to 131071"
 	long := strings.Repeat("7", 2000)
@@ -131,7 +134,10 @@ func TestBadKeys(t *testing.T) {
 		{twoQueues, "queue-1/event-channel-rx", append([]string{"0"}, numbers...), port},
 	}
 	for _, ft := range featureTable {
-		bads = append(bads, badKey{oneQueue, ft.key, []string{"2", "yes", "-1", "01", "true", long}, "0 or 1"})
+		if ft.read == "" {
+			continue
+		}
+		bads = append(bads, badKey{oneQueue, ft.read, []string{"2", "yes", "-1", "01", "true", long}, "0 or 1"})
 	}
 	for _, b := range bads {
 		for _, v := range b.values {
@@ -145,7 +151,7 @@ func TestBadKeys(t *testing.T) {
 				t.Errorf("%s: no error, want %q", name, want)
 				continue
 			}
-			if diff := cmp.Diff(want, errText(err)); diff != "" {
+			if diff := cmp.Diff(want, errorText(err)); diff != "" {
 				t.Errorf("%s: unexpected error node (-want +got):\n%s", name, diff)
 			}
 			var k *xenbus.KeyError
@@ -156,8 +162,8 @@ func TestBadKeys(t *testing.T) {
 	}
 }
 
-// TestUnreadableKey: a guest can take away the right to read its nodes from a
-// driver domain. Such a node is none.
+// TestUnreadableKey: a guest can hide its nodes from a driver domain. A hidden node
+// counts as missing.
 func TestUnreadableKey(t *testing.T) {
 	r := readerFunc(func(path string) (string, error) {
 		if strings.HasSuffix(path, "/rx-ring-ref") {
@@ -166,7 +172,7 @@ func TestUnreadableKey(t *testing.T) {
 		return oneQueue.Read(path)
 	})
 	_, err := readFrontend(r, frontDir, testMaxQueues, ctrlserver.Slot)
-	if want := `2 frontend key "rx-ring-ref" is missing, want a number from 0 to 4294967295`; err == nil || errText(err) != want {
+	if want := `2 frontend key "rx-ring-ref" is missing, want a number from 0 to 4294967295`; err == nil || errorText(err) != want {
 		t.Errorf("got %v, want %s", err, want)
 	}
 }
@@ -176,7 +182,7 @@ type readerFunc func(string) (string, error)
 func (f readerFunc) Read(path string) (string, error) { return f(path) }
 
 func TestOffers(t *testing.T) {
-	read := func(pub []published) map[string]string {
+	read := func(pub []node) map[string]string {
 		m := map[string]string{}
 		for _, p := range pub {
 			if _, twice := m[p.key]; twice {
@@ -194,7 +200,7 @@ func TestOffers(t *testing.T) {
 		"feature-split-event-channels": "1", "multi-queue-max-queues": "4",
 		"feature-ctrl-ring": "1", "feature-control-ring": "0", "feature-xdp-headroom": "1",
 	}
-	if diff := cmp.Diff(want, read(offers(4, true, ctrlserver.Slot))); diff != "" {
+	if diff := cmp.Diff(want, read(backendOffer{4, true, ctrlserver.Slot}.nodes())); diff != "" {
 		t.Errorf("unexpected keys (-want +got):\n%s", diff)
 	}
 	for _, k := range []string{"feature-gso-tcpv4", "feature-gso-tcpv6", "feature-ipv6-csum-offload"} {
@@ -202,13 +208,12 @@ func TestOffers(t *testing.T) {
 	}
 	want["feature-no-csum-offload"] = "1"
 	want["feature-ctrl-ring"], want["feature-control-ring"] = "0", "1"
-	if diff := cmp.Diff(want, read(offers(4, false, ctrlserver.Stream))); diff != "" {
+	if diff := cmp.Diff(want, read(backendOffer{4, false, ctrlserver.Stream}.nodes())); diff != "" {
 		t.Errorf("unexpected keys without offload (-want +got):\n%s", diff)
 	}
 }
 
-// FuzzReadFrontend reads a whole directory as a guest may fill it: lines of
-// key=value.
+// FuzzReadFrontend reads a directory that a guest has filled with lines of key=value.
 func FuzzReadFrontend(f *testing.F) {
 	for _, m := range []keyMap{
 		oneQueue, twoQueues, ctrlRing, {},
@@ -241,7 +246,7 @@ func FuzzReadFrontend(f *testing.F) {
 			t.Fatalf("%v and %v", fr, err)
 		}
 		if err != nil {
-			if text := errText(err); len(text) > 512 || strings.ContainsAny(text, "\n\x00") {
+			if text := errorText(err); len(text) > 512 || strings.ContainsAny(text, "\n\x00") {
 				t.Errorf("error node would be %q", text)
 			}
 			return nil
@@ -254,7 +259,7 @@ func FuzzReadFrontend(f *testing.F) {
 				t.Errorf("ports of %+v", q)
 			}
 		}
-		if !fr.features.rxCopy || (fr.features.gsoTCPv4 || fr.features.gsoTCPv6) && !fr.features.sg {
+		if !fr.features.rxCopy || (fr.features.guest.GSOTCPv4 || fr.features.guest.GSOTCPv6) && !fr.features.sg {
 			t.Errorf("features %+v", fr.features)
 		}
 		return fr
@@ -273,8 +278,8 @@ func FuzzReadFrontend(f *testing.F) {
 	})
 }
 
-// TestControlRingThatWasNotOffered: keys that another backend's frontend left
-// mean nothing.
+// TestControlRingThatWasNotOffered: keys that the frontend of another back end has left
+// are ignored.
 func TestControlRingThatWasNotOffered(t *testing.T) {
 	f, err := readFrontend(ctrlRing.with("event-channel-ctrl", "nonsense"), frontDir, testMaxQueues, 0)
 	if err != nil || f.ctrl.there {

@@ -25,9 +25,9 @@ func (w *world) wantHeadroom(want int) {
 	}
 }
 
-// TestReconfiguring: as netfront attaches and detaches XDP programs. It waits for our
-// answer without limit, the first time. Room for a program is there before the answer,
-// and until the program is gone.
+// TestReconfiguring reconfigures as netfront does to attach and detach XDP programs. It
+// waits for the answer without a limit, the first time. There is room for a program
+// before the answer, and until the program is gone.
 func TestReconfiguring(t *testing.T) {
 	w := newWorld(t)
 	w.up(1)
@@ -45,7 +45,7 @@ func TestReconfiguring(t *testing.T) {
 	for _, n := range []int{0, 256, 256, 0} {
 		was := w.status().Headroom
 		w.frontState(xenbus.Reconfiguring)
-		w.wantSteps("") // the node says so already
+		w.wantSteps("") // the node shows it already
 		w.headroom(n)
 		w.wantSteps("")
 		w.wantState("8")
@@ -73,8 +73,8 @@ func TestReconfiguring(t *testing.T) {
 	w.wantState("6")
 }
 
-// TestReconfiguringWithoutAKey: a frontend that leaves its key as it was is answered in
-// time.
+// TestReconfiguringWithoutAKey: a frontend that does not write its key is answered
+// after keyGrace.
 func TestReconfiguringWithoutAKey(t *testing.T) {
 	w := newWorld(t)
 	w.up(1)
@@ -86,8 +86,8 @@ func TestReconfiguringWithoutAKey(t *testing.T) {
 	w.wantHeadroom(0)
 }
 
-// TestReconfiguringWithTheSameKey: netfront writes its key when one program takes the
-// place of another, too.
+// TestReconfiguringWithTheSameKey: netfront also writes its key when one program
+// replaces another.
 func TestReconfiguringWithTheSameKey(t *testing.T) {
 	w := newWorld(t)
 	w.runConnected()
@@ -100,7 +100,7 @@ func TestReconfiguringWithTheSameKey(t *testing.T) {
 	w.awaitState(xenbus.Reconfigured)
 }
 
-// TestReconfigurationIsOver: the first event of a watch is its own.
+// TestReconfigurationIsOver: the first event of a watch is the watch's own.
 func TestReconfigurationIsOver(t *testing.T) {
 	now := time.Now()
 	for _, tt := range []struct {
@@ -111,7 +111,7 @@ func TestReconfigurationIsOver(t *testing.T) {
 		{"just begun", reconfiguration{since: now}, false},
 		{"watched", reconfiguration{since: now, events: 1}, false},
 		{"the key was written", reconfiguration{since: now, events: 2}, true},
-		{"the key is another", reconfiguration{since: now, said: true}, true},
+		{"the key is another", reconfiguration{since: now, changed: true}, true},
 		{"its time is over", reconfiguration{since: now.Add(-keyGrace)}, true},
 	} {
 		if got := tt.r.over(); got != tt.want {
@@ -120,8 +120,8 @@ func TestReconfigurationIsOver(t *testing.T) {
 	}
 }
 
-// TestBadHeadroom: a key that makes no sense is an error. It changes nothing for a
-// frontend that is connected, and one that connects with it is refused.
+// TestBadHeadroom: a wrong key is an error. It changes nothing for a connected
+// frontend. One that connects with it is refused.
 func TestBadHeadroom(t *testing.T) {
 	w := newWorld(t)
 	w.up(1)
@@ -146,8 +146,8 @@ func TestBadHeadroom(t *testing.T) {
 	w.wantError("-")
 }
 
-// TestHeadroomOverARestart: a successor finds what the frontend has, whatever happened
-// while no daemon ran, and owes the answer that its predecessor owed.
+// TestHeadroomOverARestart: a successor reads what the frontend has published, whatever
+// happened while no daemon ran, and gives the answer that its predecessor did not give.
 func TestHeadroomOverARestart(t *testing.T) {
 	for _, tt := range []struct {
 		name  string
@@ -191,7 +191,7 @@ func TestHeadroomOverARestart(t *testing.T) {
 			if tt.left != nil {
 				tt.left(w)
 			}
-			w.v.handOver()
+			w.v.suspend()
 			if tt.away != nil {
 				tt.away(w)
 			}

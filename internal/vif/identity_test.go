@@ -16,8 +16,8 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
-// sameRings is the guest making its rings anew in the same pages, behind the same
-// grefs and ports: nothing that it names is different.
+// sameRings makes the guest's rings anew in the same pages, with the same grefs and
+// ports.
 func (w *world) sameRings() {
 	w.t.Helper()
 	w.host.mu.Lock()
@@ -31,7 +31,7 @@ func (w *world) sameRings() {
 	}
 }
 
-// sameControl is sameRings for a slot ring.
+// sameControl does what sameRings does, for a slot ring.
 func (g *ctrlGuest) sameControl() {
 	g.w.t.Helper()
 	var err error
@@ -39,13 +39,12 @@ func (g *ctrlGuest) sameControl() {
 	g.w.must(err)
 }
 
-// sendList is the guest asking for a multicast address, and waits until it has its
-// answer.
+// sendList asks for a multicast address, and waits for the answer.
 func (w *world) sendList(addr [6]byte) {
 	w.t.Helper()
 	i := 0
-	// A multicast request is the extra of a packet, which may be refused: what
-	// counts is that both slots are answered.
+	// A multicast request is the extra of a packet, which may be refused. It is
+	// enough that both slots are answered.
 	w.tx[i].Put(netif.TxRequest{Gref: 4000, Size: 60, Flags: netif.TxExtraInfo, ID: 1})
 	w.tx[i].PutExtra(netif.NewMcast(true, addr))
 	w.tx[i].Push()
@@ -54,19 +53,19 @@ func (w *world) sendList(addr [6]byte) {
 	w.tx[i].Take(2)
 }
 
-// lists is the multicast list of the vif.
+// lists returns the multicast list of the vif.
 func (w *world) lists() []string { return w.status().Mcast }
 
-// killed ends the vif as a kill of the daemon does, and makes a new one in its place.
+// killed ends the vif as a kill of the daemon does, and makes a successor.
 func (w *world) killed() {
 	w.t.Helper()
-	w.v.handOver()
+	w.v.suspend()
 	w.wantHeld(nothing)
 	w.v = New(w.cfg)
 }
 
-// everything is a connection of which all is kept that can be: a multicast list, a
-// hash, static grants.
+// everything makes a connection with everything that can be kept: a multicast list,
+// hash settings, static grants.
 func everything(t *testing.T) (*world, *ctrlGuest) {
 	t.Helper()
 	w := ctrlWorld(t, ctrlserver.Slot)
@@ -86,7 +85,7 @@ func everything(t *testing.T) (*world, *ctrlGuest) {
 	return w, g
 }
 
-// blank checks that nothing of a connection before is in force.
+// blank checks that nothing of an earlier connection is in force.
 func (w *world) blank() {
 	w.t.Helper()
 	s := w.status()
@@ -104,8 +103,8 @@ func (w *world) blank() {
 	w.wantHeld("5 pages, 4 handles, 3 ports")
 }
 
-// What was kept of a connection is in force again when it goes on, in any daemon,
-// and never for the next one, although that has the same grefs, ports and domain id.
+// What was kept of a connection is in force again when it goes on, in any daemon, and
+// never for the next one, which may have the same grefs, ports and domain id.
 func TestConnectionsWithTheSameNames(t *testing.T) {
 	for _, tt := range []struct {
 		name  string
@@ -120,27 +119,27 @@ func TestConnectionsWithTheSameNames(t *testing.T) {
 			tt.while(w, func() {
 				w.sameRings()
 				g.sameControl()
-				w.frontState(xenbus.Initialising) // which the vif does not see
+				w.frontState(xenbus.Initialising) // the vif does not see it
 				w.frontState(xenbus.Connected)
 			})
 			w.wantSteps(tt.steps)
 			w.blank()
-			g.configure() // the control ring is served, by the protocol it has
+			g.configure() // the control ring is served, in its protocol
 			w.configured()
-			if w.v.link.known || w.v.link.served {
-				t.Errorf("taken for one that was served before: %+v", w.v.link)
+			if w.v.conn.known || w.v.conn.served {
+				t.Errorf("taken for one that was served before: %+v", w.v.conn)
 			}
 		})
 	}
 	t.Run("it goes on", func(t *testing.T) {
 		w, g := everything(t)
-		stamp := w.v.link.stamp
+		stamp := w.v.conn.stamp
 		for range 3 {
 			w.killed()
 			w.wantSteps("connect plug")
 			w.configured()
-			if l := w.lists(); len(l) != 1 || w.v.link.stamp != stamp {
-				t.Errorf("multicast list %v, stamp %v, before %v", l, w.v.link.stamp, stamp)
+			if l := w.lists(); len(l) != 1 || w.v.conn.stamp != stamp {
+				t.Errorf("multicast list %v, stamp %v, before %v", l, w.v.conn.stamp, stamp)
 			}
 			g.want(0, netif.CtrlGetHashFlags)
 			w.wantSteps("")
@@ -149,10 +148,10 @@ func TestConnectionsWithTheSameNames(t *testing.T) {
 }
 
 // A frontend that makes its rings anew and does not clear what ring.h calls pad is
-// told by how far its rings have been served.
+// recognised by how far its rings have been served.
 func TestFrontendThatKeepsTheStamp(t *testing.T) {
 	w, g := everything(t)
-	stamp := w.v.link.stamp
+	stamp := w.v.conn.stamp
 	w.sendList([6]byte{1, 0, 0x5e, 0, 0, 10}) // a second batch
 	w.killed()
 	w.sameRings()
@@ -163,7 +162,7 @@ func TestFrontendThatKeepsTheStamp(t *testing.T) {
 		}
 	}
 	w.wantSteps("connect plug")
-	if w.v.link.known || w.v.link.stamp == stamp {
+	if w.v.conn.known || w.v.conn.stamp == stamp {
 		t.Error("taken for the connection before")
 	}
 	if l := w.lists(); len(l) != 0 {
@@ -171,8 +170,8 @@ func TestFrontendThatKeepsTheStamp(t *testing.T) {
 	}
 }
 
-// A guest that writes a stamp of its own choice gets no more than a connection of its
-// own.
+// A guest that writes a stamp of its choice gets a connection of its own, and nothing
+// else.
 func TestForgedStamp(t *testing.T) {
 	w, _ := everything(t)
 	forged := netif.NewStamp()
@@ -183,8 +182,8 @@ func TestForgedStamp(t *testing.T) {
 		}
 	}
 	w.wantSteps("connect plug")
-	l := w.v.link
-	if l.known || !l.served || l.stamp == forged || l.renewed() {
+	l := w.v.conn
+	if l.known || !l.served || l.stamp == forged || l.ringsRenewed() {
 		t.Errorf("%+v", l)
 	}
 	if m := w.lists(); len(m) != 0 {
@@ -193,7 +192,8 @@ func TestForgedStamp(t *testing.T) {
 	w.blank()
 }
 
-// old makes of what is kept what a daemon without stamps kept, in rings without them.
+// old rewrites what is kept as a daemon without stamps kept it, and removes the stamps
+// from the rings.
 func (w *world) old() {
 	w.t.Helper()
 	for _, q := range w.conns {
@@ -217,8 +217,8 @@ func (w *world) old() {
 	w.must(os.WriteFile(w.v.ctrlPath(), b, 0o600))
 }
 
-// A daemon that made no stamps is upgraded: the connection goes on, with all that was
-// kept of it, and has a stamp from then on.
+// After an upgrade from a daemon that made no stamps the connection goes on with
+// everything that was kept of it, and has a stamp from then on.
 func TestUpgradeFromADaemonWithoutStamps(t *testing.T) {
 	w, _ := everything(t)
 	w.killed()
@@ -226,16 +226,16 @@ func TestUpgradeFromADaemonWithoutStamps(t *testing.T) {
 	for range 2 {
 		w.wantSteps("connect plug")
 		w.configured()
-		l := w.v.link
-		if len(w.lists()) != 1 || !l.known || l.stamp.IsZero() || l.renewed() {
+		l := w.v.conn
+		if len(w.lists()) != 1 || !l.known || l.stamp.IsZero() || l.ringsRenewed() {
 			t.Errorf("multicast list %v, %+v", w.lists(), l)
 		}
 		w.killed()
 	}
 }
 
-// The same, and meanwhile the guest has made its rings anew: nothing has been answered
-// in these.
+// The same, but the guest has made its rings anew meanwhile: nothing has been answered
+// in them.
 func TestUpgradeUnderAGuestThatConnectsAnew(t *testing.T) {
 	w, g := everything(t)
 	w.killed()
@@ -246,7 +246,7 @@ func TestUpgradeUnderAGuestThatConnectsAnew(t *testing.T) {
 	w.blank()
 }
 
-// What was kept of a connection goes with it.
+// What was kept of a connection is removed with it.
 func TestNothingIsKeptOfAClosedConnection(t *testing.T) {
 	w, g := everything(t)
 	page := w.host.pages[w.conns[0].txGref]
@@ -269,8 +269,8 @@ func TestNothingIsKeptOfAClosedConnection(t *testing.T) {
 	w.blank()
 }
 
-// A guest that is let go on after a quarantine, with the rings it has, has lost
-// nothing of what it sends once.
+// A guest that may go on after a quarantine, with the rings it has, has lost nothing of
+// what it sends once.
 func TestResetKeepsWhatTheGuestSaidOnce(t *testing.T) {
 	w, _ := everything(t)
 	w.v.guard(func() { panic("oops") })
@@ -283,7 +283,7 @@ func TestResetKeepsWhatTheGuestSaidOnce(t *testing.T) {
 	}
 }
 
-// A connection that could not be made leaves no trace in the rings.
+// A connection that fails leaves no trace in the rings.
 func TestFailedAttemptLeavesNoStamp(t *testing.T) {
 	w := newWorld(t)
 	w.attach("hotplug-status", "connected")

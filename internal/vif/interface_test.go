@@ -15,8 +15,8 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
-// TestOneQueueOffered: a vif that can have one queue has a TAP with one, and is served
-// on, with one queue, by a successor that offers more.
+// TestOneQueueOffered: a vif that offers one queue has a TAP that can have only one,
+// and a successor that offers more serves it on with one queue.
 func TestOneQueueOffered(t *testing.T) {
 	w := newWorld(t)
 	w.cfg.MaxQueues = 1
@@ -31,7 +31,7 @@ func TestOneQueueOffered(t *testing.T) {
 	single(true)
 	index := w.iface(ifname).Index
 
-	w.v.handOver()
+	w.v.suspend()
 	w.cfg.MaxQueues = testMaxQueues
 	w.v = New(w.cfg)
 	w.wantSteps("connect plug")
@@ -64,12 +64,12 @@ func TestOneQueueOffered(t *testing.T) {
 	}
 }
 
-// TestTapOfAPredecessorThatOfferedMore: it is served on by a successor that offers one.
+// TestTapOfAPredecessorThatOfferedMore: a successor that offers one queue serves it on.
 func TestTapOfAPredecessorThatOfferedMore(t *testing.T) {
 	w := newWorld(t)
 	w.up(2)
 	index := w.iface(ifname).Index
-	w.v.handOver()
+	w.v.suspend()
 	w.cfg.MaxQueues = 1
 	w.v = New(w.cfg)
 	w.wantSteps("connect plug")
@@ -80,8 +80,8 @@ func TestTapOfAPredecessorThatOfferedMore(t *testing.T) {
 	}
 }
 
-// TestDisciplineDeleted: who plugs the TAP in may delete its queueing discipline. The
-// kernel's own, one for each of 256 queues, do not stay.
+// TestDisciplineDeleted: a hotplug script may delete the TAP's queueing discipline.
+// Those that the kernel then makes, one for each of 256 queues, do not stay.
 func TestDisciplineDeleted(t *testing.T) {
 	w := newWorld(t)
 	w.attach()
@@ -114,8 +114,8 @@ func TestDisciplineDeleted(t *testing.T) {
 	}
 }
 
-// TestAdministratorsInterface: what the host's administrator sets on the TAP stays
-// when its guest connects anew and when the daemon is another.
+// TestAdministratorsInterface: what an administrator sets on the TAP stays when its
+// guest reconnects and when the daemon is restarted.
 func TestAdministratorsInterface(t *testing.T) {
 	w := newWorld(t)
 	w.up(2)
@@ -149,7 +149,7 @@ func TestAdministratorsInterface(t *testing.T) {
 			}),
 		} {
 			if !kept {
-				t.Errorf("%s: %s is not as the host had set it", when, what)
+				t.Errorf("%s: %s is not as it was set", when, what)
 			}
 		}
 	}
@@ -165,15 +165,15 @@ func TestAdministratorsInterface(t *testing.T) {
 	w.settle()
 	w.wantState("4")
 	check("connected anew")
-	w.v.handOver()
+	w.v.suspend()
 	w.v = New(w.cfg)
 	w.wantSteps("connect plug")
 	check("another daemon")
 }
 
-// TestBridgeInUserspace: Open vSwitch's userspace datapath takes packets as they are, so
-// the TAP of a vif for such a bridge has no vnet header. That stays so for a successor,
-// also while the bridge is not there.
+// TestBridgeInUserspace: Open vSwitch's userspace datapath takes packets as they are,
+// so the TAP of a vif for such a bridge has no vnet header. That stays so for a
+// successor, also while the bridge does not exist.
 func TestBridgeInUserspace(t *testing.T) {
 	for _, name := range []string{"ovsbr0", "ovsbr0.7", "ovsbr0:1,2", "ovsbr0.7:1,2"} {
 		for _, keep := range []bool{false, true} {
@@ -201,7 +201,7 @@ func TestBridgeInUserspace(t *testing.T) {
 				}
 				plain("connected")
 				gone()
-				w.v.handOver()
+				w.v.suspend()
 				if w.v = New(w.cfg); keep {
 					k.successor(w)
 				}
@@ -211,7 +211,7 @@ func TestBridgeInUserspace(t *testing.T) {
 			})
 		}
 	}
-	// A bridge of the kernel's.
+	// This is a bridge of the kernel.
 	w := newWorld(t)
 	_, err := netns.AddBridge("xenbr0")
 	w.must(err)

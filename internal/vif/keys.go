@@ -12,11 +12,11 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
-// tidy takes away what some frontends write around a value: white space, and
-// the NUL that ends a string in C.
+// tidy removes what some frontends write around a value: white space, and the NUL that
+// ends a string in C.
 func tidy(v string) string { return strings.TrimSpace(strings.TrimRight(v, "\x00")) }
 
-// parseUint reads a decimal number of min to max.
+// parseUint parses a decimal number from min to max.
 func parseUint(key, v string, min, max uint64) (uint64, error) {
 	n, err := strconv.ParseUint(v, 10, 64)
 	if err != nil || n < min || n > max {
@@ -25,8 +25,8 @@ func parseUint(key, v string, min, max uint64) (uint64, error) {
 	return n, nil
 }
 
-// parseBool reads "0" or "1", as all feature and request keys are. An empty
-// value is no: Windows frontends leave keys they withdraw empty.
+// parseBool parses "0" or "1", as all feature and request keys are. An empty value is
+// false: Windows frontends empty the keys that they withdraw.
 func parseBool(key, v string) (bool, error) {
 	switch v {
 	case "0", "":
@@ -37,8 +37,8 @@ func parseBool(key, v string) (bool, error) {
 	return false, &xenbus.KeyError{Key: key, Value: v, Want: "0 or 1"}
 }
 
-// Rate is the limit of traffic from the guest: so many octets per interval,
-// without limit if Bytes is 0.
+// Rate limits the traffic from the guest to Bytes per Interval. If Bytes is 0 there is no
+// limit.
 type Rate struct {
 	Bytes    uint64
 	Interval time.Duration
@@ -51,33 +51,34 @@ func (r Rate) String() string {
 	return fmt.Sprintf("%d B/%v", r.Bytes, r.Interval)
 }
 
-// maxInterval keeps a rate from meaning nothing for hours.
+// maxInterval bounds the interval of a rate, in microseconds: a guest must not wait for
+// hours.
 const maxInterval = uint64(time.Hour / time.Microsecond)
 
-// parseRate reads the key "rate": octets per interval, interval in microseconds,
-// as libxl writes "10240,50000". An empty value, and 0 octets, mean no limit
-// (libxl writes 4294967295 for that too).
+// parseRate parses the key "rate": bytes per interval, and the interval in microseconds,
+// as libxl writes "10240,50000". An empty value and 0 bytes mean no limit. libxl writes
+// 4294967295 for that as well.
 func parseRate(v string) (Rate, error) {
 	if v == "" {
 		return Rate{}, nil
 	}
-	bad := &xenbus.KeyError{Key: "rate", Value: v, Want: "octets and microseconds, such as 10240,50000"}
+	bad := &xenbus.KeyError{Key: "rate", Value: v, Want: "bytes and microseconds, such as 10240,50000"}
 	b, u, _ := strings.Cut(v, ",")
-	octets, err := strconv.ParseUint(b, 10, 63)
+	bytes, err := strconv.ParseUint(b, 10, 63)
 	if err != nil {
 		return Rate{}, bad
 	}
 	us, err := strconv.ParseUint(u, 10, 64)
-	if err != nil || us > maxInterval || us == 0 && octets != 0 {
+	if err != nil || us > maxInterval || us == 0 && bytes != 0 {
 		return Rate{}, bad
 	}
-	if octets == 0 || octets >= 1<<32-1 {
+	if bytes == 0 || bytes >= 1<<32-1 {
 		return Rate{}, nil
 	}
-	return Rate{Bytes: octets, Interval: time.Duration(us) * time.Microsecond}, nil
+	return Rate{Bytes: bytes, Interval: time.Duration(us) * time.Microsecond}, nil
 }
 
-// parseMAC reads six octets in hex with colons. It must not be a group address.
+// parseMAC parses six bytes in hex with colons. They must not be a group address.
 func parseMAC(v string) (net.HardwareAddr, error) {
 	m, err := net.ParseMAC(v)
 	if err != nil || len(m) != 6 || strings.Count(v, ":") != 5 {
@@ -89,16 +90,16 @@ func parseMAC(v string) (net.HardwareAddr, error) {
 	return m, nil
 }
 
-// Bounds of an interface's MTU: what IPv4 needs (RFC 791), and what fits a
-// packet.
+// Bounds of an interface's MTU: IPv4 needs minMTU (RFC 791), and maxMTU fits a packet of
+// the ring protocol.
 const (
 	minMTU     = 68
 	maxMTU     = 65521
 	defaultMTU = 1500
 )
 
-// parseMTU reads the key "mtu", which libxl writes if it is not 1500. An empty
-// value is none, 0.
+// parseMTU parses the key "mtu", which libxl writes if it is not 1500. It returns 0 for
+// an empty value.
 func parseMTU(v string) (int, error) {
 	if v == "" {
 		return 0, nil

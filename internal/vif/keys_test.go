@@ -122,12 +122,12 @@ func TestErrText(t *testing.T) {
 		{errors.New("no sense"), "22 no sense"},
 		{unix.EACCES, "13 permission denied"},
 		{&xenbus.KeyError{Key: "mac", Value: "x", Want: "y"}, `22 key "mac" is "x", want y`},
-		{frontError(&xenbus.KeyError{Key: "tx-ring-ref", Missing: true, Want: "a number"}), `2 frontend key "tx-ring-ref" is missing, want a number`},
+		{frontendError(&xenbus.KeyError{Key: "tx-ring-ref", Missing: true, Want: "a number"}), `2 frontend key "tx-ring-ref" is missing, want a number`},
 		{&xenbus.KeyError{Key: "rate", Value: strings.Repeat("9", 5000), Want: "y"}, `22 key "rate" is "` + strings.Repeat("9", 64) + `...", want y`},
 		{&xenbus.KeyError{Key: "rate", Value: "\x1b[2J\n", Want: "y"}, `22 key "rate" is "\x1b[2J\n", want y`},
 		{errors.New(strings.Repeat("x", 5000)), "22 " + strings.Repeat("x", 509)},
 	} {
-		if diff := cmp.Diff(tt.want, errText(tt.err)); diff != "" {
+		if diff := cmp.Diff(tt.want, errorText(tt.err)); diff != "" {
 			t.Errorf("unexpected text (-want +got):\n%s", diff)
 		}
 	}
@@ -203,7 +203,7 @@ func checkKeyError(t *testing.T, key, value string, err error) {
 	if !errors.As(err, &k) || k.Key != key || k.Value != value || k.Want == "" {
 		t.Errorf("%q: %#v", value, err)
 	}
-	if text := errText(err); len(text) > 512 || strings.ContainsAny(text, "\n\x00") {
+	if text := errorText(err); len(text) > 512 || strings.ContainsAny(text, "\n\x00") {
 		t.Errorf("%q: error node would be %q", value, text)
 	}
 }

@@ -74,7 +74,7 @@ func TestThousandConnections(t *testing.T) {
 			w.frontState(xenbus.Closing)
 			w.settle()
 		case 1:
-			if w.v.link != nil {
+			if w.v.conn != nil {
 				w.v.quarantine(fmt.Errorf("round %d", i))
 			}
 		}
@@ -180,7 +180,7 @@ func TestHundredControlRings(t *testing.T) {
 	if got := w.journals(); got != "" {
 		t.Errorf("left in the run directory: %s", got)
 	}
-	if n := w.cfg.StaticGrants.Budget.Used(); n != 0 {
+	if n := w.cfg.GrantBudget.Used(); n != 0 {
 		t.Errorf("%d pages in the books of the guest", n)
 	}
 }

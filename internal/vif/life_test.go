@@ -13,8 +13,8 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
-// TestCreate: the TAP is there, and the features are, before anybody can read
-// state 2 and start the hotplug script.
+// TestCreate: the TAP and the features exist before state 2 can be read and the hotplug
+// script be started.
 func TestCreate(t *testing.T) {
 	w := newWorld(t)
 	w.attach()
@@ -36,7 +36,7 @@ func TestCreate(t *testing.T) {
 		t.Error("no transaction wrote state 2")
 	}
 	w.wantState("2")
-	for _, p := range offers(testMaxQueues, true, 0) {
+	for _, p := range (backendOffer{maxQueues: testMaxQueues, offload: true}).nodes() {
 		if got := w.get(backDir + "/" + p.key); got != p.value {
 			t.Errorf("%s is %q, want %q", p.key, got, p.value)
 		}
@@ -60,7 +60,7 @@ func TestCreate(t *testing.T) {
 	w.wantError("-")
 }
 
-// TestHotplugGate: state 4 is shown when the script is through and not before.
+// TestHotplugGate: state 4 is shown when the hotplug script is done, and not before.
 func TestHotplugGate(t *testing.T) {
 	for _, tt := range []struct {
 		status string // "-": no node
@@ -87,7 +87,7 @@ func TestHotplugGate(t *testing.T) {
 				w.wantSteps("plug connected")
 				w.wantState("4")
 			}
-			// Who else would bring it up?
+			// Nothing else brings it up.
 			if up := w.status().Up; up != (tt.status == "-") {
 				t.Errorf("up %t", up)
 			}
@@ -131,8 +131,8 @@ func TestConnect(t *testing.T) {
 	}
 }
 
-// TestDriverReload: the guest unloads its driver and loads it again, time and
-// again. The device stays.
+// TestDriverReload: the guest unloads and loads its driver again and again. The device
+// stays.
 func TestDriverReload(t *testing.T) {
 	w := newWorld(t)
 	w.up(2)
@@ -160,13 +160,13 @@ func TestDriverReload(t *testing.T) {
 		w.wantSteps("connect plug connected")
 		w.wantHeld("4 pages, 2 handles, 2 ports")
 		if got := w.iface(ifname).Index; got != index {
-			t.Fatalf("another TAP, %d instead of %d: it is in no bridge", got, index)
+			t.Fatalf("another TAP, index %d, want %d, so it is in no bridge", got, index)
 		}
 	}
 	w.wantError("-")
 }
 
-// TestKexec: a new kernel knows nothing of the old one's rings.
+// TestKexec: a new kernel does not know the rings of the old one.
 func TestKexec(t *testing.T) {
 	w := newWorld(t)
 	w.up(2)
@@ -180,7 +180,7 @@ func TestKexec(t *testing.T) {
 	w.wantTap(1)
 }
 
-// TestOtherRings: the states between two connections were too quick to be seen.
+// TestOtherRings: the frontend reconnects between two looks of the vif.
 func TestOtherRings(t *testing.T) {
 	w := newWorld(t)
 	w.up(1)
@@ -192,16 +192,16 @@ func TestOtherRings(t *testing.T) {
 	if s := w.status(); len(s.Queues) != 2 {
 		t.Errorf("%d queues", len(s.Queues))
 	}
-	// What else the guest writes meanwhile is nobody's business.
+	// Other keys that the guest writes meanwhile do not matter.
 	w.must(w.guest.Write(frontDir+"/feature-sg", "0"))
 	w.must(w.guest.Write(frontDir+"/multi-queue-num-queues", "banana"))
 	w.wantSteps("")
 	w.wantHeld("4 pages, 2 handles, 4 ports")
 }
 
-// TestStateIsWrittenByAStranger: a device that is Initialising again has another TAP,
-// which the hotplug script has not seen.
-func TestStateIsWrittenByAStranger(t *testing.T) {
+// TestStateOverwritten: a device whose state another program sets to Initialising gets
+// another TAP, which the hotplug script has not seen.
+func TestStateOverwritten(t *testing.T) {
 	w := newWorld(t)
 	w.up(1)
 	before := w.iface(ifname).Index
@@ -220,9 +220,9 @@ func TestStateIsWrittenByAStranger(t *testing.T) {
 	w.wantError("-")
 }
 
-// TestStateIsTakenAway: without a state there is no device, whatever else is in the
-// directory, and with one there is.
-func TestStateIsTakenAway(t *testing.T) {
+// TestStateNodeRemoved: the device exists as long as its state node does, whatever else
+// is in the directory.
+func TestStateNodeRemoved(t *testing.T) {
 	for _, back := range []string{"1", "2", "4", "5", "6", "8", "nonsense"} {
 		t.Run(back, func(t *testing.T) {
 			w := newWorld(t)
@@ -236,7 +236,7 @@ func TestStateIsTakenAway(t *testing.T) {
 			if got := w.journals(); got != "" {
 				t.Errorf("in the run directory: %s", got)
 			}
-			w.v = New(w.cfg) // the backend finds one again
+			w.v = New(w.cfg) // the backend finds the device again
 			w.must(w.tool.Write(backDir+"/hotplug-status", ""))
 			w.must(w.tool.Write(backDir+"/state", back))
 			w.settle()
@@ -253,7 +253,7 @@ func TestStateIsTakenAway(t *testing.T) {
 	}
 }
 
-// TestOnline: only 0 is no.
+// TestOnline: only 0 means that the toolstack does not want the device.
 func TestOnline(t *testing.T) {
 	for value, want := range map[string]bool{"-": true, "1": true, "": true, "2": true, "no": true, "0": false, " 0\n": false} {
 		t.Run(value, func(t *testing.T) {
@@ -270,8 +270,8 @@ func TestOnline(t *testing.T) {
 	}
 }
 
-// TestFrontendElsewhere: a vif whose frontend's directory is not named, or is not one
-// of its domain's, is closed, and served when that is mended.
+// TestFrontendElsewhere: a vif whose frontend directory is not named, or does not
+// belong to its domain, is closed. It is served when that is corrected.
 func TestFrontendElsewhere(t *testing.T) {
 	for _, tt := range []struct{ frontend, error string }{
 		{"-", "-"},
@@ -296,12 +296,12 @@ func TestFrontendElsewhere(t *testing.T) {
 			w.wantError(tt.error)
 			w.wantHeld(nothing)
 			if !w.v.alarm.IsZero() {
-				t.Error("it will look again, though nothing changes")
+				t.Error("the alarm is set, though nothing changes")
 			}
 			w.must(w.tool.Write(backDir+"/frontend", frontDir))
 			w.frontState(xenbus.Initialising)
 			w.wantSteps("publish init-wait")
-			w.plugIn() // there is another TAP
+			w.plugIn() // for another TAP
 			w.rings(1, false)
 			w.frontState(xenbus.Connected)
 			w.wantSteps("connect plug connected")
@@ -310,8 +310,8 @@ func TestFrontendElsewhere(t *testing.T) {
 	}
 }
 
-// TestUnusualFrontends: wherever a frontend goes, the vif comes to rest, and a
-// frontend that starts anew is served.
+// TestUnusualFrontends: the vif comes to rest in every state of the frontend, and
+// serves a frontend that starts again.
 func TestUnusualFrontends(t *testing.T) {
 	for _, tt := range []struct {
 		state string // written by the guest; "-": removed
@@ -358,7 +358,7 @@ func TestUnusualFrontends(t *testing.T) {
 	}
 }
 
-// TestRenamed: a script may call the interface what it likes.
+// TestRenamed: a script may rename the interface.
 func TestRenamed(t *testing.T) {
 	w := newWorld(t)
 	w.attach("vifname", "guestnet")
@@ -372,8 +372,8 @@ func TestRenamed(t *testing.T) {
 	if s := w.status(); s.Name != ifname || s.Interface != "guestnet" {
 		t.Errorf("name %s, interface %s", s.Name, s.Interface)
 	}
-	// A successor finds it again.
-	w.v.handOver()
+	// A successor finds it.
+	w.v.suspend()
 	w.v = New(w.cfg)
 	w.wantSteps("connect plug")
 	if l := w.iface("guestnet"); l == nil || l.Index != index || l.Queues != 2 {
@@ -390,8 +390,8 @@ func TestRenamed(t *testing.T) {
 	}
 }
 
-// TestStateRemoved: a guest that takes its state away is Closed and may come
-// back, and makes no TAP come and go by it.
+// TestStateRemoved: a guest that removes its state counts as Closed. It may come back,
+// and cannot make TAPs come and go that way.
 func TestStateRemoved(t *testing.T) {
 	w := newWorld(t)
 	w.up(1)

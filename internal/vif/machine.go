@@ -4,31 +4,83 @@ package vif
 
 import "github.com/netbackd/netbackd/pkg/xenbus"
 
-// situation is all that decides what a vif does next.
+// The states that a vif shows its frontend, in io/xenbus.h's terms, and the steps
+// between them. Only these transitions are shown; they are xen-netback's.
+//
+//	               publish            connect, plug
+//	Initialising ----------> InitWait --------------> Connected
+//	     |                   ^      |                     |
+//	     |           publish |      |                     | disconnect
+//	     v                   |      v                     |
+//	   Closed ---------------+   Closing <----------------+
+//	     ^ |                      ^  |
+//	     | +----------------------+  |
+//	     +---------------------------+
+//
+//	Initialising -> InitWait    always, unless one of the next line
+//	Initialising -> Closed      the frontend closes, is gone, or was refused
+//	InitWait -> Connected       the frontend is Connected and the hotplug script is done
+//	InitWait -> Closing         the frontend closes, is gone, or was refused
+//	Connected -> Closing        the same, or the frontend is Initialising again
+//	Closing -> Closed           the frontend is not Closing any more
+//	Closed -> InitWait          the frontend is back, and the toolstack wants the vif
+//	Closed -> Closing           the frontend closes again
+//
+// If the toolstack detaches the vif, it goes to Closed from any state, at the latest
+// when the frontend's grace has ended; see planner.detached.
+//
+// Reconfigured is not a state of its own: the node shows it as the answer to a frontend
+// in Reconfiguring, while the vif stays where it is. It may follow any state but
+// Initialising.
+//
+// docs/states.md has what a vif does in every combination of states.
+
+// situation is everything that decides the next steps of a vif.
 type situation struct {
-	own   xenbus.State // where the vif is, whatever its node says: Initialising, InitWait, Connected, Closing or Closed
+	own   xenbus.State // where the vif is: Initialising, InitWait, Connected, Closing or Closed
+	node  xenbus.State // what its node shows; Unknown if that is no state
 	front xenbus.State // where the frontend is; Unknown if its directory or its domain is gone
 
-	online      bool // the toolstack wants the device to be
-	detach      bool // it has asked for the device to go
-	forced      bool // and the frontend has had its time
-	connected   bool // rings are mapped
-	stale       bool // to other rings than the frontend names now
-	plugged     bool // the hotplug script is through, or there is none
-	live        bool // packets pass
-	refused     bool // just this has been tried in vain
-	quarantined bool // these rings are not to be touched
-	bare        bool // InitWait, but no TAP: a predecessor's work, or the TAP was deleted
-	claimed     bool // another back end has served these rings until now
-	unsaid      bool // it reconfigures, and may not have said yet what
+	conn   connPhase
+	detach detachPhase
+	block  blockPhase
 
-	// node holds the state that the vif's node shows, or Unknown if that is none. It is
-	// not own after the answer to Reconfiguring, when the toolstack detaches, and when
-	// a stranger has written there.
-	node xenbus.State
+	online     bool // the toolstack wants the vif
+	plugged    bool // the hotplug script is done, or there is none
+	noTap      bool // in InitWait without a TAP: a predecessor was there, or the TAP was deleted
+	claimed    bool // another back end has served the frontend's rings until now
+	keyPending bool // the frontend reconfigures, and may not have written its key yet
 }
 
-// step is one thing to do. Steps are done in order, until one fails.
+// connPhase tells how far the connection to the frontend is.
+type connPhase uint8
+
+const (
+	connNone  connPhase = iota
+	connReady           // rings are mapped, and no packets pass yet
+	connLive            // packets pass
+	connStale           // the frontend has other rings than those that are mapped
+)
+
+// detachPhase tells how far the toolstack's wish to remove the vif is.
+type detachPhase uint8
+
+const (
+	detachNone   detachPhase = iota
+	detachGrace              // the frontend has time to close
+	detachForced             // its time is over
+)
+
+// blockPhase tells whether the vif may connect to what the frontend names.
+type blockPhase uint8
+
+const (
+	blockNone        blockPhase = iota
+	blockRefused                // just this has failed before
+	blockQuarantined            // the frontend has broken the protocol on these rings
+)
+
+// step is one thing to do. Steps are performed in order, until one fails.
 type step uint8
 
 const (
@@ -44,9 +96,9 @@ const (
 	stepReconfigured                 // answer Reconfiguring
 	stepDetaching                    // show the toolstack's Closing again
 	stepAwaitKey                     // look again when the frontend has had time to write its key
-	stepUnregister                   // remove the TAP; the device is gone
-	stepGrace                        // look again when the frontend's time is up
-	stepUnexpected                   // say that no frontend goes where this one is
+	stepUnregister                   // remove the TAP: the device is gone
+	stepGrace                        // look again when the frontend's grace has ended
+	stepUnexpected                   // report a state that a frontend does not go to
 )
 
 var stepNames = [...]string{
@@ -56,29 +108,17 @@ var stepNames = [...]string{
 
 func (s step) String() string { return stepNames[s] }
 
-// shows is the step that shows a state.
+// shows maps a state to the step that shows it.
 var shows = map[xenbus.State]step{
 	xenbus.InitWait: stepInitWait, xenbus.Connected: stepConnected, xenbus.Closing: stepClosing, xenbus.Closed: stepClosed,
 }
 
-// plan is the state machine. It takes the shortest way to where the frontend
-// and the toolstack say the vif should be, and shows only states that may
-// follow one another. They are xen-netback's:
-//
-//	Initialising → InitWait, Closed
-//	InitWait     → Connected, Closing
-//	Connected    → Closing
-//	Closing      → Closed
-//	Closed       → InitWait, Closing
-//
-// Reconfigured may follow any but Initialising. It changes nothing else: the vif
-// stays where it is, and its node shows that again when the frontend goes on.
-//
-// What comes of every combination is in docs/states.md.
+// plan returns the steps of the shortest way to where the frontend and the toolstack
+// say that the vif should be. It is the state machine, and has no side effects.
 func plan(s situation) []step {
 	p := planner{situation: s}
 	switch {
-	case s.detach:
+	case s.detach != detachNone:
 		p.detached()
 	case !s.online && s.own == xenbus.Closed:
 		p.remove()
@@ -89,7 +129,7 @@ func plan(s situation) []step {
 	return p.steps
 }
 
-// planner is a situation as it will be after the steps planned so far.
+// planner holds the situation as it will be after the steps planned so far.
 type planner struct {
 	situation
 	steps []step
@@ -102,12 +142,12 @@ func (p *planner) show(s xenbus.State) {
 	p.add(shows[s])
 }
 
-// follow goes where the frontend is.
+// follow plans the way to the state that belongs to the frontend's.
 func (p *planner) follow() {
 	switch p.front {
 	case xenbus.Unknown, xenbus.Closing, xenbus.Closed:
 	default:
-		if p.refused {
+		if p.block == blockRefused {
 			p.down(xenbus.Closed)
 			p.answer()
 			return
@@ -115,17 +155,15 @@ func (p *planner) follow() {
 	}
 	switch p.front {
 	case xenbus.Initialising:
-		// Also how a crashed or resumed guest comes back without a word: from
-		// Connected straight to Initialising.
+		// A crashed or resumed guest goes straight from Connected to Initialising.
 		p.disconnect()
 		if p.own == xenbus.Connected || p.own == xenbus.Closing {
 			p.down(xenbus.Closed)
 		}
 		p.raise()
 	case xenbus.Initialised:
-		// No frontend of a vif need go there, and xen-netback does nothing about
-		// one that does. It waits for us as one in Initialising, but rings that
-		// are served stay.
+		// No frontend of a vif needs this state, and xen-netback ignores it. The
+		// frontend waits as in Initialising, but rings that are served stay.
 		if p.own == xenbus.Closing {
 			p.down(xenbus.Closed)
 		}
@@ -150,7 +188,7 @@ func (p *planner) follow() {
 	case xenbus.Reconfiguring:
 		if p.own == xenbus.Connected {
 			p.connect()
-		} else if p.own == xenbus.Initialising || p.bare {
+		} else if p.own == xenbus.Initialising || p.noTap {
 			p.raise()
 		}
 		p.answer()
@@ -160,16 +198,16 @@ func (p *planner) follow() {
 }
 
 // answer answers Reconfiguring, whatever state the vif is in, as xen-netback does:
-// netfront waits for it without limit, with the lock on all its network settings
+// netfront waits for it without a limit, with the lock on all its network settings
 // (rtnl) held, and then goes on with the rings it has.
 func (p *planner) answer() {
 	if p.front != xenbus.Reconfiguring || p.node == xenbus.Reconfigured {
 		return
 	}
 	if p.own == xenbus.Initialising || p.own == xenbus.Closed && !p.online {
-		return // there is no device yet, or no more
+		return // there is no device yet, or no longer
 	}
-	if p.unsaid && p.own == xenbus.Connected {
+	if p.keyPending && p.own == xenbus.Connected {
 		p.add(stepAwaitKey)
 		return
 	}
@@ -177,29 +215,29 @@ func (p *planner) answer() {
 	p.add(stepReconfigured)
 }
 
-// restate shows once more where the vif is if the node shows something else: the
-// answer to a frontend that has gone on, or what a stranger wrote. The frontend
-// may be waiting for it.
+// restate shows the vif's state again if the node shows another one: the answer to a
+// frontend that has gone on, or what another program has written. The frontend may be
+// waiting for it.
 func (p *planner) restate() {
 	switch {
 	case p.node == p.own, p.own == xenbus.Initialising:
 		return
 	case p.node == xenbus.Reconfigured && (p.front == xenbus.Reconfiguring || p.own == xenbus.Connected):
-		return // the answer stands; xen-netback leaves it, too
+		return // the answer stands; xen-netback leaves it as well
 	case p.own == xenbus.Closing && p.node == xenbus.Closed:
-		return // where it is going
+		return // the vif is on its way there
 	case p.own == xenbus.InitWait && (p.front == xenbus.Initialising || p.front == xenbus.Initialised):
-		// It waits for InitWait, and would not come.
+		// The frontend waits for InitWait and would not connect.
 	case p.own == xenbus.InitWait || p.own == xenbus.Connected:
 		if p.node == xenbus.Closing || p.node == xenbus.Closed {
-			return // the frontend has seen it, and is followed where it goes
+			return // the frontend has seen it, and the vif follows the frontend
 		}
 	}
 	p.node = p.own
 	p.add(shows[p.own])
 }
 
-// remove removes a device that is Closed.
+// remove plans the removal of a device that is Closed.
 func (p *planner) remove() {
 	if p.own != xenbus.Closed || p.node != xenbus.Closed {
 		p.show(xenbus.Closed)
@@ -207,7 +245,7 @@ func (p *planner) remove() {
 	p.add(stepUnregister)
 }
 
-// raise goes up to InitWait and reports whether the vif is there.
+// raise plans the way to InitWait, and reports whether the vif gets there.
 func (p *planner) raise() bool {
 	if p.own == xenbus.Initialising || p.own == xenbus.Closed {
 		if !p.online {
@@ -215,41 +253,42 @@ func (p *planner) raise() bool {
 		}
 		p.add(stepPublish)
 		p.show(xenbus.InitWait)
-		p.bare = false
+		p.noTap = false
 	}
-	if p.own == xenbus.InitWait && p.bare && p.online {
+	if p.own == xenbus.InitWait && p.noTap && p.online {
 		p.add(stepPublish)
-		p.bare = false
+		p.noTap = false
 	}
 	return p.own == xenbus.InitWait
 }
 
-// connect goes from InitWait to Connected, as far as that can be done now. From
-// Connected it makes sure that the rings are those of the frontend: a daemon
-// that has just started has none, and states in between may have been missed.
+// connect plans the way from InitWait to Connected, as far as it can be gone now. From
+// Connected it makes sure that the rings are those of the frontend: a daemon that has
+// just started has none, and states in between may have been missed.
 func (p *planner) connect() {
-	if p.stale {
+	if p.conn == connStale {
 		p.disconnect()
 	}
 	if p.own == xenbus.InitWait && !p.online {
 		return
 	}
-	if !p.connected {
-		if p.quarantined {
+	if p.conn == connNone {
+		if p.block == blockQuarantined {
 			return
 		}
 		if p.own == xenbus.Connected && p.claimed && !p.plugged {
-			// The guest sends as it did a moment ago. Until the TAP is in its
-			// place on the host, packets would be lost; in the rings they wait.
+			// The guest goes on sending. Until the hotplug script has put the TAP
+			// in its place, packets would be lost; in the rings they wait.
 			p.add(stepTap)
 			return
 		}
 		p.add(stepConnect)
+		p.conn = connReady
 	}
 	if !p.plugged {
 		return
 	}
-	if !p.live {
+	if p.conn != connLive {
 		p.add(stepPlug)
 	}
 	if p.own == xenbus.InitWait {
@@ -258,13 +297,13 @@ func (p *planner) connect() {
 }
 
 func (p *planner) disconnect() {
-	if p.connected {
+	if p.conn != connNone {
 		p.add(stepDisconnect)
-		p.connected, p.live = false, false
+		p.conn = connNone
 	}
 }
 
-// down goes to Closing or Closed.
+// down plans the way to Closing or Closed.
 func (p *planner) down(to xenbus.State) {
 	p.disconnect()
 	switch p.own {
@@ -278,14 +317,14 @@ func (p *planner) down(to xenbus.State) {
 	}
 }
 
-// detached closes the device because the toolstack says so, which has written
-// Closing into our node. A frontend that is alive is followed through its own
-// Closing and Closed, because a guest that sees the backend jump ahead may wait
-// seconds for what it missed; but only so long, because the toolstack waits too.
+// detached plans the removal of a device that the toolstack wants gone, which has
+// written Closing into the vif's node. A frontend that is alive is followed through its
+// own Closing and Closed, because a guest that sees the back end skip a state may wait
+// for it for seconds. But the toolstack waits as well, so this ends with the grace.
 func (p *planner) detached() {
 	switch p.front {
 	case xenbus.Connected, xenbus.Closing, xenbus.Reconfiguring:
-		if p.forced || p.own == xenbus.Closed {
+		if p.detach == detachForced || p.own == xenbus.Closed {
 			break
 		}
 		switch {

@@ -16,44 +16,45 @@ var (
 	allFront = []xenbus.State{xenbus.Unknown, xenbus.Initialising, xenbus.InitWait, xenbus.Initialised, xenbus.Connected, xenbus.Closing, xenbus.Closed, xenbus.Reconfiguring, xenbus.Reconfigured}
 )
 
-// situations calls f with every combination there is.
+// situations calls f with every combination.
 func situations(f func(situation)) {
 	for _, own := range allOwn {
 		for _, front := range allFront {
-			for bits := range 1 << 12 * len(allFront) {
-				bit := func(i int) bool { return bits>>i&1 != 0 }
-				f(situation{
-					own: own, front: front, node: allFront[bits>>12],
-					online: bit(0), detach: bit(1), forced: bit(2), connected: bit(3),
-					stale: bit(4), plugged: bit(5), live: bit(6), refused: bit(7), quarantined: bit(8), bare: bit(9),
-					claimed: bit(10), unsaid: bit(11),
-				})
+			for conn := range connStale + 1 {
+				for detach := range detachForced + 1 {
+					for block := range blockQuarantined + 1 {
+						for bits := range 1 << 5 * len(allFront) {
+							bit := func(i int) bool { return bits>>i&1 != 0 }
+							f(situation{
+								own: own, front: front, node: allFront[bits>>5],
+								conn: conn, detach: detach, block: block,
+								online: bit(0), plugged: bit(1), noTap: bit(2), claimed: bit(3), keyPending: bit(4),
+							})
+						}
+					}
+				}
 			}
 		}
 	}
 }
 
-// possible leaves out combinations that contradict themselves.
+// possible reports whether the parts of a situation do not contradict each other.
 func (s situation) possible() bool {
 	switch {
-	case s.forced && !s.detach,
-		s.detach && s.online,
-		s.stale && !s.connected,
-		s.live && !s.connected,
-		s.connected && s.own != xenbus.InitWait && s.own != xenbus.Connected,
-		s.refused && s.quarantined,
-		s.bare && (s.own != xenbus.InitWait || s.connected),
-		s.claimed && s.connected,
-		s.node == xenbus.Initialising && s.own != xenbus.Initialising, // a toolstack made it anew
-		s.own == xenbus.Initialising && s.node != xenbus.Initialising && s.node != xenbus.Unknown && !(s.detach && s.node == xenbus.Closing),
-		s.unsaid && (s.front != xenbus.Reconfiguring || s.own != xenbus.Connected || s.node == xenbus.Reconfigured || s.detach),
-		s.quarantined && s.connected:
+	case s.detach != detachNone && s.online,
+		s.conn != connNone && s.own != xenbus.InitWait && s.own != xenbus.Connected,
+		s.noTap && (s.own != xenbus.InitWait || s.conn != connNone),
+		s.claimed && s.conn != connNone,
+		s.node == xenbus.Initialising && s.own != xenbus.Initialising, // the toolstack has made it again
+		s.own == xenbus.Initialising && s.node != xenbus.Initialising && s.node != xenbus.Unknown && !(s.detach != detachNone && s.node == xenbus.Closing),
+		s.keyPending && (s.front != xenbus.Reconfiguring || s.own != xenbus.Connected || s.node == xenbus.Reconfigured || s.detach != detachNone),
+		s.block == blockQuarantined && s.conn != connNone:
 		return false
 	}
 	return true
 }
 
-// legal are the states that a vif may go to from each; see plan.
+// legal maps a state to those that may follow it; machine.go draws them.
 var legal = map[xenbus.State][]xenbus.State{
 	xenbus.Initialising: {xenbus.InitWait, xenbus.Closed},
 	xenbus.InitWait:     {xenbus.Connected, xenbus.Closing},
@@ -72,11 +73,11 @@ func shown(s step) (xenbus.State, bool) {
 	return xenbus.Unknown, false
 }
 
-// TestPlanInvariants says what must hold wherever a vif may be.
+// TestPlanInvariants checks what must hold in every situation.
 func TestPlanInvariants(t *testing.T) {
 	n := 0
 	situations(func(s situation) {
-		steps := plan(s) // of impossible ones, too: it may not panic
+		steps := plan(s) // also of impossible situations: it must not panic
 		if !s.possible() {
 			return
 		}
@@ -88,10 +89,11 @@ func TestPlanInvariants(t *testing.T) {
 	t.Logf("%d situations", n)
 }
 
-// judge takes the steps and says what is wrong with them.
+// judge follows the steps and returns what is wrong with them.
 func judge(s situation, steps []step) string {
 	node := s.node
-	connected, live, bare, unregistered, went := s.connected, s.live, s.bare, false, s.own
+	connected, live := s.conn != connNone, s.conn == connLive
+	bare, unregistered, went := s.noTap, false, s.own
 	for i, st := range steps {
 		if unregistered {
 			return "goes on after unregister"
@@ -104,13 +106,13 @@ func judge(s situation, steps []step) string {
 				return "shows again what is not to last"
 			case state == went && state == xenbus.InitWait && s.node == xenbus.Closing && s.front != xenbus.Initialising && s.front != xenbus.Initialised:
 				return "hides Closing from a frontend that has seen it"
-			case state != went && !slices.Contains(legal[went], state) && !s.detach:
+			case state != went && !slices.Contains(legal[went], state) && s.detach == detachNone:
 				return fmt.Sprintf("%v after %v", state, went)
 			case state == xenbus.Connected && state != went && (!connected || !live || !s.plugged || !s.online):
 				return "Connected too early"
 			case (state == xenbus.Closing || state == xenbus.Closed) && connected:
 				return fmt.Sprintf("%v with the guest's pages mapped", state)
-			case (state == xenbus.InitWait || state == xenbus.Connected) && s.refused && state != went:
+			case (state == xenbus.InitWait || state == xenbus.Connected) && (s.block == blockRefused) && state != went:
 				return "tries again what was refused"
 			}
 			node, went = state, state
@@ -118,8 +120,8 @@ func judge(s situation, steps []step) string {
 		}
 		switch st {
 		case stepPublish:
-			if !(s.bare && went == xenbus.InitWait) && (i+1 == len(steps) || steps[i+1] != stepInitWait) {
-				return "publishes for nobody"
+			if !(s.noTap && went == xenbus.InitWait) && (i+1 == len(steps) || steps[i+1] != stepInitWait) {
+				return "publishes without going to InitWait"
 			}
 			bare = false
 			if !s.online {
@@ -127,9 +129,9 @@ func judge(s situation, steps []step) string {
 			}
 		case stepTap:
 			if !s.claimed || connected || went != xenbus.Connected {
-				return "makes a TAP that nobody needs"
+				return "makes a TAP that is not needed"
 			}
-			if s.plugged || s.quarantined || s.refused || s.detach {
+			if s.plugged || (s.block == blockQuarantined) || (s.block == blockRefused) || s.detach != detachNone {
 				return "makes a TAP for a script that will not run"
 			}
 		case stepConnect:
@@ -140,7 +142,7 @@ func judge(s situation, steps []step) string {
 				return "connects before it has published"
 			}
 			if s.own == xenbus.Connected && s.claimed && !s.plugged {
-				return "serves a guest through a TAP that is in no place yet"
+				return "serves a guest before its TAP is in place"
 			}
 			if went != xenbus.InitWait && went != xenbus.Connected {
 				return fmt.Sprintf("connects in %v", went)
@@ -148,10 +150,10 @@ func judge(s situation, steps []step) string {
 			if s.front != xenbus.Connected && s.front != xenbus.Reconfiguring {
 				return "connects to a frontend that is not Connected"
 			}
-			if s.quarantined || s.refused {
-				return "connects in spite of what happened"
+			if (s.block == blockQuarantined) || (s.block == blockRefused) {
+				return "connects although it is blocked"
 			}
-			if s.detach || !s.online && s.own != xenbus.Connected {
+			if s.detach != detachNone || !s.online && s.own != xenbus.Connected {
 				return "connects although the toolstack wants it gone"
 			}
 			connected = true
@@ -162,83 +164,83 @@ func judge(s situation, steps []step) string {
 			connected, live = false, false
 		case stepPlug:
 			if !connected || live || !s.plugged {
-				return "plugs in what is not there, or in already"
+				return "plugs without a connection, or twice"
 			}
 			live = true
 		case stepReconfigured:
 			if s.front != xenbus.Reconfiguring || node == xenbus.Reconfigured || went == xenbus.Initialising {
-				return "answers what was not asked, or twice"
+				return "answers without a question, or twice"
 			}
-			if s.unsaid && went == xenbus.Connected {
-				return "answers before the frontend has said what it wants"
+			if s.keyPending && went == xenbus.Connected {
+				return "answers before the frontend has written its key"
 			}
 			node = xenbus.Reconfigured
 		case stepDetaching:
-			if !s.detach || node == xenbus.Closing {
-				return "shows a wish that the toolstack does not have, or that is shown"
+			if s.detach == detachNone || node == xenbus.Closing {
+				return "shows Closing although it is not detached, or twice"
 			}
 			node = xenbus.Closing
 		case stepAwaitKey:
-			if went != xenbus.Connected || !s.unsaid {
+			if went != xenbus.Connected || !s.keyPending {
 				return "waits for a key that will not come"
 			}
 		case stepUnregister:
 			if connected || node != xenbus.Closed {
-				return "unregisters what is in use"
+				return "unregisters a device that is in use"
 			}
-			gone := s.front == xenbus.Unknown || s.detach || !s.online
+			gone := s.front == xenbus.Unknown || s.detach != detachNone || !s.online
 			if !gone {
-				return "unregisters what is wanted"
+				return "unregisters a device that is wanted"
 			}
 			unregistered = true
 		case stepGrace:
-			if !s.detach || s.forced {
+			if s.detach == detachNone || (s.detach == detachForced) {
 				return "waits for nothing"
 			}
 		case stepUnexpected:
-			if s.front != xenbus.InitWait && s.front != xenbus.Reconfigured || s.refused {
-				return "complains about what is usual, or twice"
+			if s.front != xenbus.InitWait && s.front != xenbus.Reconfigured || (s.block == blockRefused) {
+				return "complains about a usual state, or twice"
 			}
 		}
 	}
-	// Where it has to end.
+	// The state in which it has to end.
 	switch {
-	case s.detach && s.forced, s.front == xenbus.Unknown && !s.detach:
+	case s.detach == detachForced, s.front == xenbus.Unknown && s.detach == detachNone:
 		if went != xenbus.Closed || !unregistered {
 			return "does not end"
 		}
-	case s.detach:
+	case s.detach != detachNone:
 		if !unregistered && !slices.Contains(steps, stepGrace) {
 			return "neither ends nor waits"
 		}
 	case s.front == xenbus.Closed && went != xenbus.Closed:
 		return "is not Closed with its frontend"
 	case s.front == xenbus.Closing && !s.online && s.own == xenbus.Closed:
-		// gone, whatever the guest does
+		// the device goes, whether or not the guest closes
 	case s.front == xenbus.Closing && went != xenbus.Closing:
 		return "is not Closing with its frontend"
-	case s.front == xenbus.Initialising && s.online && !s.refused && went != xenbus.InitWait:
+	case s.front == xenbus.Initialising && s.online && !(s.block == blockRefused) && went != xenbus.InitWait:
 		return "leaves a new frontend waiting"
-	case s.front == xenbus.Connected && s.online && s.plugged && !s.refused && !s.quarantined && (went != xenbus.Connected || !live):
+	case s.front == xenbus.Connected && s.online && s.plugged && !(s.block == blockRefused) && !(s.block == blockQuarantined) && (went != xenbus.Connected || !live):
 		return "leaves a connected frontend waiting"
 	case s.front == xenbus.Initialising && connected:
-		return "keeps rings that a new frontend knows nothing of"
-	case s.refused && went != xenbus.Closed && s.front != xenbus.Closing:
+		return "keeps rings that a new frontend does not have"
+	case (s.block == blockRefused) && went != xenbus.Closed && s.front != xenbus.Closing:
 		return "stays up although it was refused"
-	case s.unsaid && !slices.Contains(steps, stepAwaitKey) && went == xenbus.Connected:
-		return "does not wait for what the frontend wants"
-	case s.front == xenbus.Reconfiguring && node != xenbus.Reconfigured && !(s.unsaid && went == xenbus.Connected) && went != xenbus.Initialising && !(went == xenbus.Closed && !s.online):
-		return "leaves a frontend without the answer that it waits for"
+	case s.keyPending && !slices.Contains(steps, stepAwaitKey) && went == xenbus.Connected:
+		return "does not wait for the frontend's key"
+	case s.front == xenbus.Reconfiguring && node != xenbus.Reconfigured && !(s.keyPending && went == xenbus.Connected) && went != xenbus.Initialising && !(went == xenbus.Closed && !s.online):
+		return "does not answer a frontend that waits"
 	case s.front != xenbus.Reconfiguring && node == xenbus.Reconfigured && went != xenbus.Connected:
-		return "lets an answer stand for where it is"
+		return "leaves an answer that does not show its state"
 	case node == xenbus.Unknown && went != xenbus.Initialising:
 		return "shows no state"
 	}
 	return ""
 }
 
-// TestPlanComesToRest: what a plan leads to needs no further plan, or the vif
-// would keep itself busy.
+// TestPlanComesToRest: after the steps of a plan nothing is left to do. Otherwise the
+// vif would keep itself busy.
 func TestPlanComesToRest(t *testing.T) {
 	situations(func(s situation) {
 		if !s.possible() {
@@ -246,10 +248,10 @@ func TestPlanComesToRest(t *testing.T) {
 		}
 		after, ok := s.after(plan(s))
 		if !ok {
-			return // asks for another frontend
+			return // the frontend has to act
 		}
-		// Unregister is repeated, and finds nothing to do. So are the TAP of a
-		// vif that was claimed and the alarm for the end of the grace.
+		// Unregister is repeated and finds nothing to do. So are the TAP of a
+		// claimed vif and the alarm for the end of the grace.
 		again := slices.DeleteFunc(plan(after), func(st step) bool {
 			return st == stepUnregister || st == stepGrace || st == stepTap
 		})
@@ -259,7 +261,7 @@ func TestPlanComesToRest(t *testing.T) {
 	})
 }
 
-// after is the situation when the steps were taken.
+// after returns the situation after the steps.
 func (s situation) after(steps []step) (_ situation, ok bool) {
 	for _, st := range steps {
 		if state, ok := shown(st); ok {
@@ -267,13 +269,13 @@ func (s situation) after(steps []step) (_ situation, ok bool) {
 		}
 		switch st {
 		case stepPublish:
-			s.bare = false
+			s.noTap = false
 		case stepConnect:
-			s.connected, s.stale, s.claimed = true, false, false
+			s.conn, s.claimed = connReady, false
 		case stepDisconnect:
-			s.connected, s.live, s.stale = false, false, false
+			s.conn = connNone
 		case stepPlug:
-			s.live = true
+			s.conn = connLive
 		case stepReconfigured:
 			s.node = xenbus.Reconfigured
 		case stepDetaching:
@@ -292,27 +294,27 @@ func TestPlan(t *testing.T) {
 	with := func(s situation, flags string) situation {
 		for _, f := range strings.Fields(flags) {
 			map[string]func(){
-				"connected":   func() { s.connected = true },
-				"stale":       func() { s.stale = true },
+				"connected":   func() { s.conn = connReady },
+				"stale":       func() { s.conn = connStale },
 				"plugged":     func() { s.plugged = true },
-				"live":        func() { s.live = true },
-				"refused":     func() { s.refused = true },
-				"quarantined": func() { s.quarantined = true },
-				"bare":        func() { s.bare = true },
+				"live":        func() { s.conn = connLive },
+				"refused":     func() { s.block = blockRefused },
+				"quarantined": func() { s.block = blockQuarantined },
+				"bare":        func() { s.noTap = true },
 				"claimed":     func() { s.claimed = true },
 				"nonsense":    func() { s.node = xenbus.Unknown },
 				"shows5":      func() { s.node = xenbus.Closing },
 				"shows6":      func() { s.node = xenbus.Closed },
 				"shows8":      func() { s.node = xenbus.Reconfigured },
-				"unsaid":      func() { s.unsaid = true },
+				"unsaid":      func() { s.keyPending = true },
 				"offline":     func() { s.online = false },
 				"detach": func() {
-					s.online, s.detach = false, true
+					s.online, s.detach = false, detachGrace
 					if s.own != xenbus.Closed {
 						s.node = xenbus.Closing // the toolstack's
 					}
 				},
-				"forced": func() { s.forced = true },
+				"forced": func() { s.detach = detachForced },
 			}[f]()
 		}
 		return s
@@ -323,7 +325,7 @@ func TestPlan(t *testing.T) {
 		in   situation
 		want string
 	}{
-		// The rows of frontend_changed.
+		// These are the rows of frontend_changed.
 		{"new device", up(xenbus.Initialising, xenbus.Initialising), "publish init-wait"},
 		{"kexec: frontend jumps from 4 to 1", with(up(xenbus.Connected, xenbus.Initialising), running), "disconnect closing closed publish init-wait"},
 		{"driver loaded again", up(xenbus.Closed, xenbus.Initialising), "publish init-wait"},
@@ -373,7 +375,7 @@ func TestPlan(t *testing.T) {
 		{"frontend closes after its answer", with(up(xenbus.Closing, xenbus.Closing), "shows8"), "closing"},
 		{"frontend goes on after its answer, and was refused", with(up(xenbus.Closed, xenbus.Connected), "refused shows8"), "closed"},
 
-		// Other rings, no rings, and the wrong ones.
+		// These have other rings, no rings, or a blocked connection.
 		{"other rings while Connected", with(up(xenbus.Connected, xenbus.Connected), running+" stale"), "disconnect connect plug"},
 		{"other rings before hotplug", with(up(xenbus.InitWait, xenbus.Connected), "connected stale"), "disconnect connect"},
 		{"taken over from a predecessor", with(up(xenbus.Connected, xenbus.Connected), "plugged"), "connect plug"},
@@ -407,7 +409,7 @@ func TestPlan(t *testing.T) {
 		{"quarantined before hotplug", with(up(xenbus.InitWait, xenbus.Connected), "quarantined plugged"), ""},
 		{"closing after a quarantine", with(up(xenbus.Connected, xenbus.Closing), "plugged"), "closing"},
 
-		// The toolstack.
+		// These are detached by the toolstack.
 		{"detach, frontend alive", with(up(xenbus.Connected, xenbus.Connected), running+" detach"), "grace"},
 		{"detach, frontend closing", with(up(xenbus.Connected, xenbus.Closing), running+" detach"), "disconnect closing grace"},
 		{"detach, frontend closed", with(up(xenbus.Closing, xenbus.Closed), "detach"), "closed unregister"},
@@ -441,11 +443,11 @@ func TestPlan(t *testing.T) {
 	}
 }
 
-// TestClosedWithinOneLook: whatever the guest does, once its time is up one look
-// closes the device.
-func TestClosedWithinOneLook(t *testing.T) {
+// TestClosedAtOnce: once its time is over, one plan closes the device, whatever the
+// guest does.
+func TestClosedAtOnce(t *testing.T) {
 	situations(func(s situation) {
-		if !s.possible() || !s.forced {
+		if !s.possible() || s.detach != detachForced {
 			return
 		}
 		steps := plan(s)

@@ -100,7 +100,7 @@ func TestTapMovedAndKept(t *testing.T) {
 	w.rings(2, false)
 	w.frontState(xenbus.Connected)
 	w.wantSteps("connect plug connected")
-	w.v.handOver()
+	w.v.suspend()
 	k.successor(w)
 	w.wantSteps("connect plug")
 	if w.iface(ifname) != nil {
@@ -136,7 +136,7 @@ func tapMovedAndLost(t *testing.T, back bool) {
 	w.rings(2, false)
 	w.frontState(xenbus.Connected)
 	w.wantSteps("connect plug connected")
-	w.v.handOver()
+	w.v.suspend()
 	w.v = New(w.cfg)
 	w.look()
 	w.wantState("4")
@@ -170,7 +170,7 @@ func TestTapOfAVifThatIsGoneElsewhere(t *testing.T) {
 	ns := w.moveTap()
 	w.plugIn()
 	w.settle()
-	w.v.handOver()
+	w.v.suspend()
 	removed, err := RemoveLeftovers("", func(xen.Domid, int) bool { return false })
 	w.must(err)
 	if len(removed) != 1 || removed[0] != ifname || w.tapIn(ns) != nil {

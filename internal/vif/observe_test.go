@@ -30,12 +30,12 @@ func TestWatchFollows(t *testing.T) {
 	if e := <-x.events(); e.Path != "/b" {
 		t.Errorf("event %+v", e)
 	}
-	x.heard(true)
+	x.received(true)
 	w.must(x.follow(w.v, "/b"))
 	if watches != 2 {
 		t.Errorf("%d watches, want 2", watches)
 	}
-	x.heard(false) // went with the connection
+	x.received(false) // went with the connection
 	w.must(x.follow(w.v, "/b"))
 	if watches != 3 {
 		t.Errorf("%d watches, want 3", watches)
@@ -46,10 +46,10 @@ func TestWatchFollows(t *testing.T) {
 
 // TestFirstBreachCounts: the others may be what came of it.
 func TestFirstBreachCounts(t *testing.T) {
-	n := newLink(&frontend{queues: make([]queueKeys, 2)})
-	n.news.put(dataplane.Notice{Kind: dataplane.Breach, Queue: 1, Err: errors.New("first")})
-	n.news.put(dataplane.Notice{Kind: dataplane.Breach, Queue: 0, Err: errors.New("second")})
-	if _, _, err := n.news.get(); err == nil || err.Error() != "queue 1: first" {
+	n := newConnection(&frontend{queues: make([]queueKeys, 2)})
+	n.notices.add(dataplane.Notice{Kind: dataplane.Breach, Queue: 1, Err: errors.New("first")})
+	n.notices.add(dataplane.Notice{Kind: dataplane.Breach, Queue: 0, Err: errors.New("second")})
+	if _, _, err := n.notices.take(); err == nil || err.Error() != "queue 1: first" {
 		t.Errorf("got %v", err)
 	}
 }

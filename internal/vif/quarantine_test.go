@@ -23,7 +23,7 @@ func (w *world) breach() {
 	i := len(w.tx) - 1
 	w.tx[i].SetReqProd(netif.TxRingSize + 1)
 	w.host.kick(w.conns[i].txPort)
-	w.hear()
+	w.handleNotices()
 }
 
 func TestQuarantine(t *testing.T) {
@@ -35,7 +35,7 @@ func TestQuarantine(t *testing.T) {
 	w.wantTapAtRest()
 	s := w.status()
 	w.wantError("22 quarantined: " + s.Quarantine)
-	if !strings.HasPrefix(s.Quarantine, "queue 1: ") || !strings.Contains(s.Quarantine, netif.ErrOverflow.Error()) || s.Carrier || s.Waits != "the guest to connect anew, or netbackd reset" {
+	if !strings.HasPrefix(s.Quarantine, "queue 1: ") || !strings.Contains(s.Quarantine, netif.ErrOverflow.Error()) || s.Carrier || s.Waits != "the guest to reconnect, or netbackd reset" {
 		t.Errorf("status %+v", s)
 	}
 	for range 10 {
@@ -136,12 +136,12 @@ func TestQuarantineBeforeHotplug(t *testing.T) {
 func TestOldNews(t *testing.T) {
 	w := newWorld(t)
 	w.up(1)
-	tell := w.v.noticeOf(w.v.link)
+	tell := w.v.noticeHandler(w.v.conn)
 	w.rings(1, false)
 	w.wantSteps("disconnect connect plug")
 	tell(dataplane.Notice{Kind: dataplane.Breach, Err: netif.ErrOverflow})
 	tell(dataplane.Notice{Kind: dataplane.Stalled})
-	w.hear()
+	w.handleNotices()
 	if s := w.status(); s.Quarantine != "" || s.Stalled || s.State != xenbus.Connected {
 		t.Errorf("status %+v", s)
 	}
@@ -149,7 +149,7 @@ func TestOldNews(t *testing.T) {
 	w.frontState(xenbus.Closing)
 	w.wantSteps("disconnect closing")
 	tell(dataplane.Notice{Kind: dataplane.Breach, Err: netif.ErrOverflow})
-	w.hear()
+	w.handleNotices()
 	w.wantSteps("")
 	w.wantState("5")
 }
@@ -159,14 +159,14 @@ func TestOldNews(t *testing.T) {
 func TestNewsAddUp(t *testing.T) {
 	w := newWorld(t)
 	w.up(2)
-	tell := w.v.noticeOf(w.v.link)
+	tell := w.v.noticeHandler(w.v.conn)
 	for range 1000 {
 		tell(dataplane.Notice{Kind: dataplane.Stalled, Queue: 1})
 		tell(dataplane.Notice{Kind: dataplane.Resumed, Queue: 1})
 		tell(dataplane.Notice{Kind: dataplane.Stalled, Queue: 0})
 	}
 	w.log.TakeAll()
-	w.hear()
+	w.handleNotices()
 	if n := len(w.log.All()); n != 1 {
 		t.Errorf("%d lines in the log: %v", n, w.log.All())
 	}
@@ -174,7 +174,7 @@ func TestNewsAddUp(t *testing.T) {
 		tell(dataplane.Notice{Kind: dataplane.Stalled, Queue: 1})
 		tell(dataplane.Notice{Kind: dataplane.Breach, Queue: 1, Err: netif.ErrOverflow})
 	}
-	w.hear()
+	w.handleNotices()
 	if s := w.status(); s.Quarantine == "" {
 		t.Errorf("status %+v", s)
 	}
@@ -186,7 +186,7 @@ func TestStall(t *testing.T) {
 	w := newWorld(t)
 	w.up(2)
 	w.must(netlink.LinkSetUp(w.iface(ifname)))
-	tell := w.v.noticeOf(w.v.link)
+	tell := w.v.noticeHandler(w.v.conn)
 	for _, tt := range []struct {
 		kind    dataplane.NoticeKind
 		queue   int
@@ -201,7 +201,7 @@ func TestStall(t *testing.T) {
 		{dataplane.Resumed, 0, true, false},
 	} {
 		tell(dataplane.Notice{Kind: tt.kind, Queue: tt.queue})
-		w.hear()
+		w.handleNotices()
 		if s := w.status(); s.Carrier != tt.carrier || s.Stalled != tt.stalled {
 			t.Errorf("queue %d %v: carrier %t, stalled %t; want %t, %t", tt.queue, tt.kind, s.Carrier, s.Stalled, tt.carrier, tt.stalled)
 		}
@@ -218,10 +218,10 @@ func TestStallBeforeHotplug(t *testing.T) {
 	w := newWorld(t)
 	w.connectUnplugged()
 	w.must(netlink.LinkSetUp(w.iface(ifname)))
-	tell := w.v.noticeOf(w.v.link)
+	tell := w.v.noticeHandler(w.v.conn)
 	for _, k := range []dataplane.NoticeKind{dataplane.Stalled, dataplane.Resumed} {
 		tell(dataplane.Notice{Kind: k})
-		w.hear()
+		w.handleNotices()
 		if w.status().Carrier {
 			t.Errorf("carrier after %v", k)
 		}
@@ -242,7 +242,7 @@ func TestRealStall(t *testing.T) {
 	frame := append([]byte("\xff\xff\xff\xff\xff\xff\x02\x00\x00\x00\x00\x01\x88\xb5"), make([]byte, 46)...)
 	to := &unix.SockaddrLinklayer{Ifindex: w.iface(ifname).Index}
 	w.must(unix.Sendto(fd, frame, 0, to))
-	w.hear()
+	w.handleNotices()
 	if s := w.status(); !s.Stalled || s.Carrier {
 		t.Fatalf("stalled %t, carrier %t", s.Stalled, s.Carrier)
 	}
@@ -251,7 +251,7 @@ func TestRealStall(t *testing.T) {
 	}
 	w.rx[0].Push()
 	w.host.kick(w.conns[0].rxPort)
-	w.hear()
+	w.handleNotices()
 	if s := w.status(); s.Stalled || !s.Carrier {
 		t.Errorf("stalled %t, carrier %t", s.Stalled, s.Carrier)
 	}
@@ -271,13 +271,13 @@ func TestPanic(t *testing.T) {
 	w.wantHeld("4 pages, 2 handles, 2 ports")
 
 	t.Run("and another one while the first is cleaned up", func(t *testing.T) {
-		l := w.v.link
-		w.v.link = &link{front: l.front, conn: nil, events: []Events{nil}} // closing that panics
+		l := w.v.conn
+		w.v.conn = &connection{frontend: l.frontend, data: nil, events: []Events{nil}} // closing that panics
 		w.v.guard(func() { panic("oops") })
 		if s := w.status(); s.Quarantine == "" {
 			t.Errorf("status %+v", s)
 		}
-		l.release(w.v)
+		l.close(w.v)
 		w.wantSteps("")
 		w.detach()
 		w.frontState(xenbus.Closed)

@@ -20,46 +20,45 @@ import (
 	"github.com/netbackd/netbackd/pkg/xen"
 )
 
-// record holds what a successor must know of a vif that neither xenstore, nor the TAP,
-// nor the journals tell. It is written whole when it changes, which is when a
-// connection begins, ends, is quarantined or stalls. The file is JSON. It goes with
-// the device.
+// record holds what a successor must know of a vif and finds neither in xenstore nor in
+// the TAP or the journals. It is written whole when it changes: when a connection begins,
+// ends, is quarantined or stalls. The file is JSON, and is removed with the device.
 type record struct {
-	// Interface is the index of the TAP, FullMTU the MTU that it is to have again
-	// when a frontend with scatter-gather comes; see limitMTU.
+	// Interface is the index of the TAP. FullMTU is the MTU that it gets back when a
+	// frontend with scatter-gather connects; see limitMTU.
 	Interface int `json:"interface,omitempty"`
 	FullMTU   int `json:"full_mtu,omitempty"`
 
-	// Connection names the connection that Quarantine, the reason, and Stalled, the
-	// queues, belong to.
+	// Connection is the stamp of the connection that Quarantine, a reason, and
+	// Stalled, a list of queues, belong to.
 	Connection netif.Stamp `json:"connection,omitzero"`
 	Quarantine string      `json:"quarantine,omitempty"`
 	Stalled    []int       `json:"stalled,omitempty"`
 
-	// Counters are those of all connections until this was written, by name.
+	// Counters are the sums of all connections until this was written, by name.
 	Counters map[string]uint64 `json:"counters,omitempty"`
 }
 
-// recordName is the file of a vif's record.
+// recordName returns the name of the file with a vif's record.
 func recordName(domid xen.Domid, devid int) string { return fmt.Sprintf("vif-%d.%d", domid, devid) }
 
 func (v *Vif) recordPath() string {
 	return filepath.Join(v.cfg.RunDir, recordName(v.cfg.Domid, v.cfg.Devid))
 }
 
-// saveRecord writes down how the vif is. Without room for that it is served all the
-// same; a successor then knows less.
+// saveRecord writes the record. If there is no room for it, the vif is served all the
+// same, and a successor knows less.
 func (v *Vif) saveRecord() {
 	if v.cfg.RunDir == "" {
 		return
 	}
-	r := record{FullMTU: v.fullMTU, Connection: v.barred, Quarantine: v.reason}
+	r := record{FullMTU: v.fullMTU, Connection: v.block.stamp, Quarantine: v.block.reason}
 	if v.tap != nil {
 		r.Interface = v.tap.Index()
 	}
-	if l := v.link; l != nil {
-		r.Connection = l.stamp
-		for i, stalled := range l.stalled {
+	if c := v.conn; c != nil {
+		r.Connection = c.stamp
+		for i, stalled := range c.stalled {
 			if stalled {
 				r.Stalled = append(r.Stalled, i)
 			}
@@ -74,42 +73,42 @@ func (v *Vif) saveRecord() {
 		}
 	}
 	b, err := json.Marshal(&r)
-	if err == nil && string(b) != v.recorded {
+	if err == nil && string(b) != v.savedRecord {
 		v.savedAt = time.Now()
 		if err = rundir.Replace(v.recordPath(), b); err == nil {
-			v.recorded = string(b)
+			v.savedRecord = string(b)
 		}
 	}
 	if err != nil {
-		v.log.Warn("a successor will not know all of the vif", errField(err))
+		v.log.Warn("record not written", zap.Error(err))
 	}
 }
 
-// saveEvery bounds the age of the counters in the record when they are told to others:
-// the next daemon's then begin no lower than what was told before that.
+// saveEvery bounds the age of the counters in the record when they are shown: those of a
+// successor then begin no lower than what was shown longer ago than that.
 const saveEvery = 10 * time.Second
 
-// saveCounters writes the counters down that are about to be told, if it has not been
-// done of late.
+// saveCounters writes the counters that are about to be shown, unless that was done in
+// the last saveEvery.
 func (v *Vif) saveCounters(now time.Time) {
-	if v.link != nil && now.Sub(v.savedAt) >= saveEvery {
+	if v.conn != nil && now.Sub(v.savedAt) >= saveEvery {
 		v.saveRecord()
 	}
 }
 
-// counters are those of all connections there have been.
+// counters returns the sums of all connections so far.
 func (v *Vif) counters() [dataplane.NumCounters]uint64 {
 	totals := v.totals
-	if v.link != nil && v.link.conn != nil {
-		for i := range v.link.conn.Queues() {
-			n := v.link.conn.Stats(i).Snapshot()
-			addTotals(&totals, &n)
+	if v.conn != nil && v.conn.data != nil {
+		for i := range v.conn.data.Queues() {
+			n := v.conn.data.Stats(i).Snapshot()
+			addCounters(&totals, &n)
 		}
 	}
 	return totals
 }
 
-// loadRecord takes over what a predecessor has written down.
+// loadRecord adopts what a predecessor has written.
 func (v *Vif) loadRecord() {
 	if v.cfg.RunDir == "" {
 		return
@@ -123,24 +122,24 @@ func (v *Vif) loadRecord() {
 		err = json.Unmarshal(b, &r)
 	}
 	if err != nil {
-		v.log.Warn("what a predecessor knew of the vif is lost", errField(err))
+		v.log.Warn("record not read", zap.Error(err))
 		return
 	}
-	v.recorded = string(b)
-	v.was = r
+	v.savedRecord = string(b)
+	v.predecessor = r
 	for c := range v.totals {
 		v.totals[c] = r.Counters[dataplane.Counters[c].Name]
 	}
 	if r.Quarantine != "" {
-		// It lasts if the frontend has not connected anew meanwhile, which only
-		// its rings tell.
-		v.reason, v.barred = r.Quarantine, r.Connection
+		// It lasts unless the frontend has reconnected meanwhile, which only its rings
+		// tell.
+		v.block = block{reason: r.Quarantine, stamp: r.Connection}
 	}
 }
 
-// removeRecord forgets what was written down of a device that is no more.
+// removeRecord removes the record of a device that is gone.
 func (v *Vif) removeRecord() {
-	v.was, v.recorded = record{}, ""
+	v.predecessor, v.savedRecord = record{}, ""
 	v.totals = [dataplane.NumCounters]uint64{}
 	if v.cfg.RunDir == "" {
 		return
@@ -148,42 +147,42 @@ func (v *Vif) removeRecord() {
 	v.removeFile(v.recordPath())
 }
 
-// inheritMTU takes over which MTU the TAP is to have again, if it is the one that a
-// predecessor set another.
-func (v *Vif) inheritMTU(info *tap.Info) {
-	if v.was.FullMTU != 0 && v.was.Interface == v.tap.Index() && info.MTU == defaultMTU {
-		v.fullMTU = v.was.FullMTU
+// adoptMTU adopts the MTU that the TAP gets back, if this is the TAP whose MTU a
+// predecessor has lowered.
+func (v *Vif) adoptMTU(info *tap.Info) {
+	if v.predecessor.FullMTU != 0 && v.predecessor.Interface == v.tap.Index() && info.MTU == defaultMTU {
+		v.fullMTU = v.predecessor.FullMTU
 	}
 }
 
-// inheritQuarantine has a quarantine last that a predecessor began, as long as the
-// frontend is the one that it was for.
-func (v *Vif) inheritQuarantine() error {
-	if v.reason == "" || v.tried != nil {
+// adoptQuarantine goes on with a quarantine that a predecessor began, unless the frontend
+// has reconnected.
+func (v *Vif) adoptQuarantine() error {
+	if v.block.reason == "" || v.block.attempt != nil {
 		return nil
 	}
-	if v.offer.rings == nil || v.barred.IsZero() || v.barredRenewed() {
-		v.reason = ""
+	if v.guest.offer.frontend == nil || v.block.stamp.IsZero() || v.blockedRingsRenewed() {
+		v.block = block{}
 		return nil
 	}
-	v.tried = v.attempt()
-	v.fail(errors.New("quarantined: " + v.reason))
-	return v.makeTap()
+	v.block.attempt = v.attempt()
+	v.reportError("quarantine adopted", errors.New("quarantined: "+v.block.reason))
+	return v.ensureTap()
 }
 
-// inheritStall tells which queues of the connection had no rx slots when a predecessor
-// ended: they are not to be given a carrier before they have some.
-func (v *Vif) inheritStall(l *link, queues []dataplane.QueueConfig) {
-	if !l.known || v.was.Connection != l.stamp {
+// adoptStall marks the queues that had no rx slots when a predecessor ended, so that the
+// TAP has no carrier before they have some.
+func (v *Vif) adoptStall(c *connection, queues []dataplane.QueueConfig) {
+	if !c.known || v.predecessor.Connection != c.stamp {
 		return
 	}
-	for _, i := range v.was.Stalled {
+	for _, i := range v.predecessor.Stalled {
 		if i >= 0 && i < len(queues) {
-			queues[i].Stalled, l.stalled[i], l.news.stalled[i] = true, true, true
+			queues[i].Stalled, c.stalled[i], c.notices.stalled[i] = true, true, true
 		}
 	}
-	v.was.Stalled = nil // from here on the link knows
-	if slices.Contains(l.stalled, true) {
-		v.log.Info("the guest gave no rx slots when the daemon before ended", zap.Bools("queues", l.stalled))
+	v.predecessor.Stalled = nil // from here on the connection knows
+	if slices.Contains(c.stalled, true) {
+		v.log.Info("guest gave no rx slots when the predecessor ended", zap.Bools("queues", c.stalled))
 	}
 }

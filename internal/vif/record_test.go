@@ -20,11 +20,11 @@ import (
 func (w *world) dies() {
 	w.t.Helper()
 	v := w.v
-	if v.link != nil {
-		v.link.release(v)
+	if v.conn != nil {
+		v.conn.close(v)
 	}
 	v.unwatch()
-	v.leaveKept()
+	v.closeKeptQueues()
 	if v.tap != nil {
 		w.must(v.tap.CloseKeep())
 	}
@@ -33,7 +33,7 @@ func (w *world) dies() {
 
 // ends are the ways in which a daemon ends.
 var ends = map[string]func(w *world){
-	"stopped": func(w *world) { w.v.handOver(); w.v = New(w.cfg) },
+	"stopped": func(w *world) { w.v.suspend(); w.v = New(w.cfg) },
 	"killed":  (*world).dies,
 }
 
@@ -58,7 +58,7 @@ func TestQuarantineOutlivesTheDaemon(t *testing.T) {
 			w.wantSteps("")
 			w.wantState("4")
 			w.wantHeld(nothing)
-			if s := w.status(); s.Quarantine != reason || s.Interface == "" || s.Waits != "the guest to connect anew, or netbackd reset" {
+			if s := w.status(); s.Quarantine != reason || s.Interface == "" || s.Waits != "the guest to reconnect, or netbackd reset" {
 				t.Errorf("status %+v, want the reason %q", s, reason)
 			}
 			w.wantError("22 quarantined: " + reason)
@@ -136,8 +136,8 @@ func TestStallOutlivesTheDaemon(t *testing.T) {
 	eachEnd(t, func(t *testing.T, w *world, end func()) {
 		w.up(2)
 		w.must(netlink.LinkSetUp(w.iface(ifname)))
-		w.v.noticeOf(w.v.link)(dataplane.Notice{Kind: dataplane.Stalled, Queue: 1})
-		w.hear()
+		w.v.noticeHandler(w.v.conn)(dataplane.Notice{Kind: dataplane.Stalled, Queue: 1})
+		w.handleNotices()
 		for range 2 {
 			end()
 			w.wantSteps("connect plug")
@@ -146,7 +146,7 @@ func TestStallOutlivesTheDaemon(t *testing.T) {
 			}
 		}
 		w.slots(20)
-		w.hear()
+		w.handleNotices()
 		if s := w.status(); s.Stalled || !s.Carrier || s.Queues[1].Stalled {
 			t.Errorf("stalled %t, carrier %t, queues %+v", s.Stalled, s.Carrier, s.Queues)
 		}
@@ -156,8 +156,8 @@ func TestStallOutlivesTheDaemon(t *testing.T) {
 			t.Errorf("stalled %t, carrier %t", s.Stalled, s.Carrier)
 		}
 		// Another connection has not stalled.
-		w.v.noticeOf(w.v.link)(dataplane.Notice{Kind: dataplane.Stalled, Queue: 1})
-		w.hear()
+		w.v.noticeHandler(w.v.conn)(dataplane.Notice{Kind: dataplane.Stalled, Queue: 1})
+		w.handleNotices()
 		end()
 		w.sameRings()
 		w.wantSteps("connect plug")
@@ -177,7 +177,7 @@ func TestKilledWhenItFindsTheTAPGone(t *testing.T) {
 			k = newKeeper(w)
 		}
 		w.up(1)
-		w.v.handOver()
+		w.v.suspend()
 		w.must(netlink.LinkDel(w.iface(ifname)))
 		if kept {
 			k.successor(w)
@@ -195,7 +195,7 @@ func TestKilledWhenItFindsTheTAPGone(t *testing.T) {
 		if got := w.get(backDir + "/hotplug-status"); got != "" {
 			t.Errorf("hotplug-status %q", got)
 		}
-		w.v.handOver()
+		w.v.suspend()
 		_ = removeTapNamed(ifname)
 	}
 }
@@ -224,7 +224,7 @@ func TestClaimOutlivesTheDaemon(t *testing.T) {
 		// From here on it is like any other.
 		end()
 		w.wantSteps("connect plug")
-		w.v.handOver()
+		w.v.suspend()
 		w.must(netlink.LinkDel(w.iface(ifname)))
 		w.v = New(w.cfg)
 		w.wantSteps("connect")
@@ -312,14 +312,14 @@ func TestRecordIsGarbage(t *testing.T) {
 	for _, garbage := range []string{"", "{", `{"connection":"12"}`, `{"stalled":[-1,7,99999999]}`, `{"full_mtu":-5,"interface":-1}`, strings.Repeat("x", 1<<16)} {
 		w := newWorld(t)
 		w.up(1)
-		w.v.handOver()
+		w.v.suspend()
 		w.must(os.WriteFile(w.v.recordPath(), []byte(garbage), 0o600))
 		w.v = New(w.cfg)
 		w.wantSteps("connect plug")
 		if s := w.status(); s.State != xenbus.Connected || s.Quarantine != "" || s.Stalled {
 			t.Errorf("of %.20q: %+v", garbage, s)
 		}
-		w.v.handOver()
+		w.v.suspend()
 	}
 	t.Run("no room", func(t *testing.T) {
 		w := newWorld(t)

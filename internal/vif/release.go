@@ -14,24 +14,55 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
-// Reasons why a vif cannot be released.
+// Errors that tell why a vif cannot be released to, or adopted from, another back end.
 var (
-	// ErrEnded: the vif has ended, or does not answer.
-	ErrEnded = errors.New("the vif has ended, or waits for xenstored")
-	// ErrNotOpen: a back end takes over from one that is in InitWait or
-	// Connected.
+	ErrEnded   = errors.New("the vif has ended, or waits for xenstored")
 	ErrNotOpen = errors.New("the vif is neither connected nor waiting for its guest")
-	// ErrMcast: the guest's multicast list, which guests send once, would be
-	// lost, and with it all multicast.
-	ErrMcast = errors.New("its guest has told us which multicast it wants, and would not tell another back end")
+	// ErrMcast: the guest sends its multicast list once. Without it, all multicast
+	// would be lost.
+	ErrMcast = errors.New("its guest has sent its multicast list, and would not send it to another back end")
+	// ErrCtrlRing: the guest sends once how to spread packets over the queues, and
+	// which pages stay mapped.
+	ErrCtrlRing = errors.New("its guest has a control ring, and would not repeat to another back end what it has set there")
 )
 
-// Release gives the vif up for another back end to take over: nothing of it is
-// mapped or bound any more, the TAP is gone, and what stands in xenstore stays as
-// it is, the frontend's rings with it. Every packet that was taken from the guest
-// has been sent. Lost is how many the host had sent that the guest has not got.
+// ctrlRingKey is the frontend's key for the gref of its control ring.
+const ctrlRingKey = "ctrl-ring-ref"
+
+// CanAdopt returns an error if the vif in the backend directory at path cannot be served
+// by this back end. Its guest may be connected to another one. maxQueues is that of
+// [Options].
+func CanAdopt(s Store, path string, maxQueues int) error {
+	n, err := readNodes(s, path)
+	if err != nil {
+		return err
+	}
+	switch n.state {
+	case xenbus.Initialising, xenbus.InitWait, xenbus.Connected, xenbus.Reconfigured:
+	default:
+		return fmt.Errorf("%w: it is %v", ErrNotOpen, n.state)
+	}
+	k := keyReader{r: guestNodes{s}, dir: n.frontendDir}
+	state, _ := k.get("state")
+	if front, err := xenbus.ParseState(state); k.err != nil || err != nil || front != xenbus.Connected && front != xenbus.Reconfiguring {
+		return k.err // the frontend has not published anything yet
+	}
+	if _, has := k.get(ctrlRingKey); has {
+		return ErrCtrlRing
+	}
+	if k.err != nil {
+		return k.err
+	}
+	_, err = readFrontend(s, n.frontendDir, max(n.offered.maxQueues, maxQueues), 0)
+	return err
+}
+
+// Release releases the vif to another back end. Nothing of it is mapped or bound any
+// more, the TAP is gone, and everything in xenstore stays as it is, including the
+// frontend's rings. Every packet that was taken from the guest has been sent. lost counts
+// the packets from the host that the guest has not received.
 //
-// When it fails the vif is served on.
+// If it fails, the vif is still served.
 func (v *Vif) Release(ctx context.Context) (lost int, err error) {
 	err = ErrEnded
 	v.call(ctx, func() { lost, err = v.release() })
@@ -45,52 +76,70 @@ func (v *Vif) release() (lost int, err error) {
 	switch {
 	case v.own != xenbus.InitWait && v.own != xenbus.Connected, !v.detachAt.IsZero():
 		return 0, ErrNotOpen
-	case v.tried != nil:
-		return 0, fmt.Errorf("%w: %s", ErrNotOpen, v.trouble)
-	case v.link != nil && v.link.front.features.mcast:
+	case v.block.attempt != nil:
+		return 0, fmt.Errorf("%w: %s", ErrNotOpen, v.errorText)
+	case v.conn != nil && v.conn.frontend.features.mcast:
 		return 0, ErrMcast
 	}
-	switch _, err := (guestNodes{v.cfg.Store}).Read(v.nodes.front + "/" + ctrlRingKey); {
+	switch _, err := (guestNodes{v.cfg.Store}).Read(v.nodes.frontendDir + "/" + ctrlRingKey); {
 	case err == nil:
 		return 0, ErrCtrlRing
 	case !errors.Is(err, xenstore.ErrNotExist):
 		return 0, err
 	}
-	if v.link != nil {
-		l := v.link
+	if c := v.conn; c != nil {
 		v.setCarrier(false)
-		for i := range l.conn.Queues() {
-			v.turn.Aside(func() { lost += l.conn.State(i).Backlog })
+		for i := range c.data.Queues() {
+			v.turn.Aside(func() { lost += c.data.State(i).Backlog })
 		}
-		v.link, v.live = nil, false
-		l.release(v)
-		lost += v.drain()
+		v.conn = nil
+		c.close(v)
+		lost += v.drainTap()
 	}
 	v.removeTap()
 	v.removeJournals()
 	v.removeRecord()
-	v.left = true
+	v.released = true
 	v.log.Info("released to another back end", zap.Int("lost", lost))
 	return lost, nil
 }
 
-// drain takes what the host has sent to the TAP and nobody has read.
-func (v *Vif) drain() (frames int) {
-	var head [tap.VnetHdrLen + 1]byte // the rest of each is cut
+// drainTap reads the packets that wait in the TAP's queues, and returns their number.
+func (v *Vif) drainTap() (packets int) {
+	var head [tap.VnetHdrLen + 1]byte // the kernel drops the rest of each packet
 	for i := range v.tap.Queues() {
 		for {
 			if _, err := v.tap.Queue(i).Read(head[:]); err != nil {
 				break
 			}
-			frames++
+			packets++
 		}
 	}
-	return frames
+	return packets
 }
 
-// yield ends the vif because another back end has its device.
-func (v *Vif) yield() {
+// endTaken ends the vif because another back end has taken its device.
+func (v *Vif) endTaken() {
 	v.log.Warn("another back end has taken the device")
-	v.handOver()
-	v.left = true
+	v.suspend()
+	v.released = true
+}
+
+// suspend stops serving and tells the frontend nothing: the TAP, the journals and the
+// frontend's rings stay as they are, for a successor.
+func (v *Vif) suspend() {
+	if c := v.conn; c != nil {
+		c.close(v)
+		v.saveRecord()
+		v.conn = nil
+	}
+	v.unwatch()
+	v.closeKeptQueues()
+	if v.tap == nil {
+		return
+	}
+	if err := v.tap.CloseKeep(); err != nil && !errors.Is(err, tap.ErrGone) {
+		v.log.Warn("close TAP failed", zap.Error(err))
+	}
+	v.tap = nil
 }

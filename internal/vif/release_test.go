@@ -123,7 +123,7 @@ func TestRelease(t *testing.T) {
 	if _, err := netlink.LinkByName(ifname); !errors.As(err, new(netlink.LinkNotFoundError)) {
 		t.Errorf("the TAP is still there: %v", err)
 	}
-	if !w.v.left {
+	if !w.v.released {
 		t.Error("goes on")
 	}
 }
@@ -219,7 +219,7 @@ func TestCanTakeOver(t *testing.T) {
 				w.rings(tt.queues, true, tt.pairs...)
 				w.frontState(xenbus.Connected)
 			}
-			err := CanTakeOver(w.cfg.Store, backDir, 2)
+			err := CanAdopt(w.cfg.Store, backDir, 2)
 			if (err == nil) != (tt.want == "") || err != nil && !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("got %v, want %q", err, tt.want)
 			}

@@ -11,28 +11,29 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
-// revision numbers what a vif's status says, but for counters, so that a reader can wait
-// for something else.
+// revision numbers the changes of a vif's status, except for counters, so that a client can
+// wait for the next one.
 type revision struct {
 	mu      sync.Mutex
 	number  uint64
 	changed chan struct{} // closed when number changes
 
-	last gist // of the goroutine in Run
+	last gist // belongs to the goroutine in Run
 }
 
-// gist is the part of a vif that makes a new revision when it changes.
+// gist holds the part of a vif that makes a new revision when it changes.
 type gist struct {
-	own, shown, front xenbus.State
-	online, live      bool
-	hotplug           string
-	trouble, reason   string
-	tap               *tap.Device
-	link              *link
+	own, node, front   xenbus.State
+	online             bool
+	hotplug            string
+	errorText, blocked string
+	tap                *tap.Device
+	conn               *connection
+	carrier            carrier
 }
 
-// newRevision numbers from the time of day, in microseconds: a reader of an earlier
-// daemon's revision does not wait for a change that it has missed.
+// newRevision begins with the time in microseconds, so that a client which knows a revision
+// of an earlier daemon does not wait for a change that it has missed.
 func newRevision() revision {
 	return revision{number: uint64(time.Now().UnixMicro()), changed: make(chan struct{})}
 }
@@ -57,16 +58,19 @@ func (r *revision) update(g gist) {
 	r.changed = make(chan struct{})
 }
 
-// gist returns the vif's part that is numbered.
 func (v *Vif) gist() gist {
-	return gist{
-		own: v.own, shown: v.shown, front: v.front, online: v.nodes.online, live: v.live,
-		hotplug: v.nodes.hotplug, trouble: v.trouble, reason: v.reason, tap: v.tap, link: v.link,
+	g := gist{
+		own: v.own, node: v.lastNode, front: v.guest.state, online: v.nodes.online, hotplug: v.nodes.hotplug,
+		errorText: v.errorText, blocked: v.block.reason, tap: v.tap, conn: v.conn,
 	}
+	if v.conn != nil {
+		g.carrier = v.conn.carrier
+	}
+	return g
 }
 
-// AwaitChange waits until the status has another revision than the given one, until ctx
-// ends, or until the vif does.
+// AwaitChange waits until the status has another revision than from, until ctx ends, or
+// until the vif ends.
 func (v *Vif) AwaitChange(ctx context.Context, from uint64) {
 	now, changed := v.revision.get()
 	if now != from {

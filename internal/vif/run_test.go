@@ -15,8 +15,8 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
-// run lets the vif run, as a backend would: told of every change in its
-// directory. It returns a function that stops it and waits.
+// run runs the vif as a backend does, and tells it of every change in its directory.
+// The function that it returns stops the vif and waits.
 func (w *world) run() (stop func()) {
 	w.t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
@@ -40,7 +40,7 @@ func (w *world) run() (stop func()) {
 	return stop
 }
 
-// await waits until a node has a value, "-" for none.
+// await waits until a node has a value; "-" is none.
 func (w *world) await(path, want string) {
 	w.t.Helper()
 	watch, err := w.tool.Watch(path)
@@ -64,10 +64,10 @@ func (w *world) awaitState(s xenbus.State) {
 	w.await(backDir+"/state", s.Value())
 }
 
-// slack is what a machine with other things to do may take longer.
+// slack is added to time limits for a machine that is busy.
 const slack = 3 * time.Second
 
-// TestRun is a whole life, by events alone.
+// TestRun takes a vif through its whole life by events alone.
 func TestRun(t *testing.T) {
 	w := newWorld(t)
 	w.attach()
@@ -95,7 +95,7 @@ func TestRun(t *testing.T) {
 	}
 	w.detach()
 	began := time.Now()
-	w.awaitState(xenbus.Closed) // of a guest that does not care
+	w.awaitState(xenbus.Closed) // the guest does not react
 	if took := time.Since(began); took < DefaultGrace || took > DefaultGrace+slack {
 		t.Errorf("closed after %v, want %v", took, DefaultGrace)
 	}
@@ -112,7 +112,7 @@ func TestRun(t *testing.T) {
 	w.v.SetStore(w.xs)
 }
 
-// breachRunning is breach for a vif that runs.
+// breachRunning is breach for a running vif.
 func (w *world) breachRunning() {
 	w.t.Helper()
 	w.tx[0].SetReqProd(4711)
@@ -125,8 +125,9 @@ func (w *world) breachRunning() {
 	w.wantState("4")
 }
 
-// TestStateStorm: a guest that writes its state without end (XSA-349) costs so
-// many requests to xenstored per second and no memory, and the toolstack is heard through it.
+// TestStateStorm: a guest that writes its state all the time (XSA-349) costs a bounded
+// number of requests to xenstored per second and no memory, and the toolstack is served
+// meanwhile.
 func TestStateStorm(t *testing.T) {
 	w := newWorld(t)
 	w.attach("hotplug-status", "connected")
@@ -159,12 +160,12 @@ func TestStateStorm(t *testing.T) {
 	runtime.GC()
 	runtime.ReadMemStats(&after)
 	t.Logf("%d writes in %v: %d requests, heap grew by %d KiB", writes, took, requests, (int64(after.HeapAlloc)-int64(before.HeapAlloc))>>10)
-	// What a look writes itself has it look again, at what it has written.
+	// A look also sees what the look before it has written.
 	if most := 1.2 * budget.WorkBurst * (1 + took.Seconds()*budget.WorkRate/budget.WorkBurst); float64(requests) > most {
 		t.Errorf("%d requests in %v, want at most %.0f", requests, took, most)
 	}
 	if grew := int64(after.HeapAlloc) - int64(before.HeapAlloc); grew > 2<<20 {
-		t.Errorf("heap grew by %d octets", grew)
+		t.Errorf("heap grew by %d bytes", grew)
 	}
 	w.detach()
 	detached := time.Now()
@@ -175,7 +176,7 @@ func TestStateStorm(t *testing.T) {
 	w.wantHeld(nothing)
 }
 
-// runConnected runs a vif whose guest connects.
+// runConnected runs a vif and connects its guest.
 func (w *world) runConnected() {
 	w.t.Helper()
 	w.attach("hotplug-status", "connected")
@@ -186,11 +187,13 @@ func (w *world) runConnected() {
 	w.awaitState(xenbus.Connected)
 }
 
-// TestStoreLost: packets keep moving, and what was missed is made up for.
+// TestStoreLost: packets keep moving while the connection to xenstore is lost, and the
+// vif catches up with what it missed.
 func TestStoreLost(t *testing.T) {
 	w := newWorld(t)
 	w.runConnected()
-	// Else what wrote that may be lost with the connection before it knows.
+	// Otherwise the vif may not know what it has written when the connection is
+	// lost.
 	for s, _ := w.v.Status(context.Background()); s.State != xenbus.Connected; {
 		s, _ = w.v.Status(context.Background())
 	}
@@ -198,7 +201,7 @@ func TestStoreLost(t *testing.T) {
 	lost := w.xs.Client
 	w.must(lost.Close())
 	w.v.Poke()
-	for range 100 { // with everything that wakes a vif
+	for range 100 { // by everything that wakes a vif
 		w.v.Poke()
 		if s, ok := w.v.Status(context.Background()); !ok || s.State != xenbus.Connected || len(s.Queues) != 1 {
 			t.Fatalf("ok %t, status %+v", ok, s)
@@ -213,10 +216,10 @@ func TestStoreLost(t *testing.T) {
 		return strings.Contains(strings.Join(s.Features, " "), "multicast-control")
 	})
 	w.wantHeld("2 pages, 1 handles, 1 ports")
-	w.frontState(xenbus.Closing) // the new connection's watches are heard
+	w.frontState(xenbus.Closing) // an event of the new connection's watch
 	w.awaitState(xenbus.Closing)
 
-	// While it was away once more, the toolstack removed it all.
+	// While there was no connection again, the toolstack removed everything.
 	again := w.connect(0)
 	w.v.SetStore(&hookedStore{Client: again})
 	w.must(again.Close())
@@ -226,12 +229,12 @@ func TestStoreLost(t *testing.T) {
 	w.wantTap(0)
 }
 
-// TestStoreLostBeforeTheFirstLook: nobody knows yet where a predecessor left the
-// vif, so nothing may be written.
+// TestStoreLostBeforeTheFirstLook: a vif that does not know yet where a predecessor
+// left it writes nothing.
 func TestStoreLostBeforeTheFirstLook(t *testing.T) {
 	w := newWorld(t)
 	w.up(1)
-	w.v.handOver()
+	w.v.suspend()
 	w.v = New(w.cfg)
 	good := w.xs.Client
 	w.xs.Client = w.connect(0)
@@ -242,7 +245,7 @@ func TestStoreLostBeforeTheFirstLook(t *testing.T) {
 	w.wantState("4")
 }
 
-// TestBusy: a vif that waits for xenstored keeps nobody else waiting.
+// TestBusy: a vif that waits for xenstored does not make its callers wait.
 func TestBusy(t *testing.T) {
 	w := newWorld(t)
 	w.attach()
@@ -263,7 +266,7 @@ func TestBusy(t *testing.T) {
 	w.awaitState(xenbus.InitWait)
 }
 
-// hungStore is an xenstored that does not answer until leave is closed.
+// hungStore is a connection to an xenstored that does not answer until leave is closed.
 type hungStore struct {
 	Store
 	entered, leave chan struct{}
@@ -278,7 +281,7 @@ func (s *hungStore) Read(path string) (string, error) {
 	return s.Store.Read(path)
 }
 
-// TestPanicWhileRunning: the vif goes on, out of service, and can be detached.
+// TestPanicWhileRunning: after a panic the vif is quarantined, and can be detached.
 func TestPanicWhileRunning(t *testing.T) {
 	w := newWorld(t)
 	w.runConnected()
@@ -294,8 +297,8 @@ func TestPanicWhileRunning(t *testing.T) {
 	w.awaitState(xenbus.Closed)
 }
 
-// TestHandover: the daemon stops, and another one goes on.
-func TestHandover(t *testing.T) {
+// TestSuspend: a daemon stops, and a successor goes on.
+func TestSuspend(t *testing.T) {
 	w := newWorld(t)
 	w.attach("hotplug-status", "connected")
 	stop := w.run()
@@ -335,12 +338,12 @@ func TestHandover(t *testing.T) {
 	}
 }
 
-// TestTakeOver: wherever the predecessor left the vif.
-func TestTakeOver(t *testing.T) {
+// TestAdopt adopts a vif from wherever the predecessor left it.
+func TestAdopt(t *testing.T) {
 	for _, tt := range []struct {
 		name  string
 		left  func(w *world)
-		away  func(w *world) // while nobody serves
+		away  func(w *world) // while no daemon serves
 		want  string
 		state string
 	}{
@@ -405,7 +408,7 @@ func TestTakeOver(t *testing.T) {
 			w := newWorld(t)
 			tt.left(w)
 			before := w.iface(ifname)
-			w.v.handOver()
+			w.v.suspend()
 			w.wantHeld(nothing)
 			if tt.away != nil {
 				tt.away(w)
@@ -413,8 +416,8 @@ func TestTakeOver(t *testing.T) {
 			w.v = New(w.cfg)
 			w.wantSteps(tt.want)
 			w.wantState(tt.state)
-			if got := w.get(backDir + "/" + behindKey); tt.state != "8" && got != "-" {
-				t.Errorf("%s is left: %s", behindKey, got)
+			if got := w.get(backDir + "/" + reconfiguredInKey); tt.state != "8" && got != "-" {
+				t.Errorf("%s is left: %s", reconfiguredInKey, got)
 			}
 			l := w.iface(ifname)
 			if strings.HasSuffix(tt.want, "unregister") {
@@ -424,7 +427,7 @@ func TestTakeOver(t *testing.T) {
 				return
 			}
 			if strings.HasSuffix(tt.name, "made anew meanwhile") {
-				// Another device, which the script has not seen.
+				// This is another device, which the script has not seen.
 				if l == nil || l.Index == before.Index {
 					t.Fatalf("interface %+v, want another than %d", l, before.Index)
 				}
@@ -436,7 +439,7 @@ func TestTakeOver(t *testing.T) {
 			if tt.state == "4" || tt.state == "8" {
 				return
 			}
-			// From wherever it is, a guest gets its network, on the same TAP.
+			// From every state the guest gets its network, on the same TAP.
 			w.frontState(xenbus.Initialising)
 			w.settle()
 			w.plugIn()
@@ -451,7 +454,7 @@ func TestTakeOver(t *testing.T) {
 	}
 }
 
-// TestTransactionConflicts: somebody else writes to the same nodes all the time.
+// TestTransactionConflicts: other clients write to the same nodes all the time.
 func TestTransactionConflicts(t *testing.T) {
 	w := newWorld(t)
 	w.attach("hotplug-status", "connected")
@@ -468,11 +471,11 @@ func TestTransactionConflicts(t *testing.T) {
 	}
 }
 
-// TestTakeOverWithFewerQueues: a guest keeps what it was offered.
-func TestTakeOverWithFewerQueues(t *testing.T) {
+// TestAdoptWithFewerQueues: a guest keeps the queues it was offered.
+func TestAdoptWithFewerQueues(t *testing.T) {
 	w := newWorld(t)
 	w.up(2)
-	w.v.handOver()
+	w.v.suspend()
 	w.cfg.MaxQueues = 1
 	w.v = New(w.cfg)
 	w.wantSteps("connect plug")
@@ -483,12 +486,12 @@ func TestTakeOverWithFewerQueues(t *testing.T) {
 	w.wantSteps("connect closing closed")
 }
 
-// TestOldJournal: what a predecessor recorded is not for new rings, which may
-// well have the same grefs.
+// TestOldJournal: the journals of a predecessor do not apply to new rings, which may
+// have the same grefs.
 func TestOldJournal(t *testing.T) {
 	w := newWorld(t)
 	w.up(2)
-	w.v.handOver()
+	w.v.suspend()
 	if got, want := w.journals(), "ring-7.0-0 ring-7.0-1"; got != want {
 		t.Fatalf("journals %q, want %q", got, want)
 	}

@@ -30,7 +30,7 @@ func TestStatesPage(t *testing.T) {
 		"wanted":   statesTable(situation{online: true, plugged: true}),
 		"pending":  statesTable(situation{online: true}),
 		"unwanted": statesTable(situation{plugged: true}),
-		"detached": statesTable(situation{plugged: true, detach: true}),
+		"detached": statesTable(situation{plugged: true, detach: detachGrace}),
 		"node":     nodesTable(),
 	} {
 		begin, end := fmt.Appendf(nil, "<!-- table %s -->\n", name), []byte("<!-- end -->\n")
@@ -73,9 +73,12 @@ func statesTable(base situation) string {
 				s.own = xenbus.Connected
 			}
 			if s.own == xenbus.Connected {
-				s.connected, s.live = true, s.plugged
+				s.conn = connReady
+				if s.plugged {
+					s.conn = connLive
+				}
 			}
-			if s.detach && own != xenbus.Closed {
+			if s.detach != detachNone && own != xenbus.Closed {
 				s.node = xenbus.Closing // as the toolstack writes it
 			}
 			fmt.Fprintf(&b, " %s |", does(s))
@@ -103,7 +106,9 @@ func nodesTable() string {
 		fmt.Fprintf(&b, "| %s |", name)
 		for _, own := range own {
 			s := situation{own: own, front: front[own], node: node, online: true, plugged: true}
-			s.connected, s.live = own == xenbus.Connected, own == xenbus.Connected
+			if own == xenbus.Connected {
+				s.conn = connLive
+			}
 			fmt.Fprintf(&b, " %s |", does(s))
 		}
 		b.WriteByte('\n')
@@ -128,7 +133,9 @@ func does(s situation) string {
 	}
 	var said []string
 	for {
-		s.detach = s.detach || !s.online && s.own == xenbus.Closing // as noticeDetach finds
+		if s.detach == detachNone && !s.online && s.own == xenbus.Closing { // see checkDetach
+			s.detach = detachGrace
+		}
 		began := len(said)
 		steps := plan(s)
 		for _, st := range steps {
@@ -145,7 +152,9 @@ func does(s situation) string {
 			break
 		}
 		next, usual := s.after(steps)
-		next.refused = s.refused || !usual
+		if !usual {
+			next.block = blockRefused
+		}
 		s = next
 	}
 	if len(said) == 0 {

@@ -17,38 +17,37 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
-// Status is a vif as it is shown to people and programs. Texts that a guest or a
-// toolstack wrote are clipped.
+// Status describes a vif. Texts that a guest or a toolstack wrote are clipped.
 type Status struct {
-	Name       string             `json:"name"`                // as the TAP was made
-	Revision   uint64             `json:"revision"`            // another one after each change but of counters
-	ServedBy   string             `json:"served_by,omitempty"` // another back end than this: "kernel", or "nobody"
+	Name       string             `json:"name"`                // that the TAP was created with
+	Revision   uint64             `json:"revision"`            // changes with everything below except counters
+	ServedBy   string             `json:"served_by,omitempty"` // another back end: "kernel", or "nobody"
 	Domid      xen.Domid          `json:"domid"`
 	Devid      int                `json:"devid"`
 	State      xenbus.State       `json:"state"`
 	Frontend   xenbus.State       `json:"frontend_state"`
 	Online     bool               `json:"online"`
-	Waits      string             `json:"waits_for,omitempty"` // whose turn it is, if not everything is well
+	Waits      string             `json:"waits_for,omitempty"` // who has to act for packets to pass; empty: they pass
 	Hotplug    string             `json:"hotplug_status"`
-	Quarantine string             `json:"quarantine,omitempty"` // why it is out of service
-	Error      string             `json:"error,omitempty"`      // as in the error node
-	Stalled    bool               `json:"stalled"`              // on one queue at least
+	Quarantine string             `json:"quarantine,omitempty"` // why the vif is out of service
+	Error      string             `json:"error,omitempty"`      // text of the error node
+	Stalled    bool               `json:"stalled"`              // the guest gives no rx slots on one queue or more
 	MAC        string             `json:"mac"`
 	Bridge     string             `json:"bridge,omitempty"`
 	Script     string             `json:"script,omitempty"`
 	Interface  string             `json:"interface,omitempty"` // the TAP's name now
-	Network    string             `json:"network,omitempty"`   // the network namespace in which it is, if it is another
+	Network    string             `json:"network,omitempty"`   // its network namespace, if that is not the daemon's
 	Up         bool               `json:"up"`
 	Carrier    bool               `json:"carrier"`
 	MTU        int                `json:"mtu,omitempty"`            // of the TAP
 	ConfigMTU  int                `json:"mtu_configured,omitempty"` // by the toolstack
-	GuestMTU   int                `json:"mtu_guest,omitempty"`      // as the guest is told, 1500 if it is told nothing
+	GuestMTU   int                `json:"mtu_guest,omitempty"`      // that the guest is told; 1500 if it is told none
 	Rate       string             `json:"rate"`
 	Features   []string           `json:"features"`
 	Headroom   int                `json:"xdp_headroom,omitempty"` // bytes before each packet to the guest
 	Mcast      []string           `json:"multicast"`
 	Since      time.Time          `json:"connected_since,omitzero"`
-	Grants     int                `json:"grants_mapped"`     // ring pages, for as long as the vif is connected
+	Grants     int                `json:"grants_mapped"`     // ring pages
 	Ports      int                `json:"event_channels"`    // bound
 	Control    *ctrlserver.Status `json:"control,omitempty"` // of a frontend that has a control ring
 	Queues     []QueueStatus      `json:"queues"`
@@ -56,23 +55,23 @@ type Status struct {
 	Guest      budget.Used        `json:"guest"`    // of all vifs of the domain
 }
 
-// QueueStatus is one queue of a connected vif.
+// QueueStatus describes one queue of a connected vif.
 type QueueStatus struct {
 	Worker      int               `json:"worker"`
 	Uring       bool              `json:"io_uring"`
-	Held        int               `json:"held_packets"` // wait for rx slots
+	Held        int               `json:"held_packets"` // that wait for rx slots
 	HeldBytes   int               `json:"held_bytes"`
 	Stalled     bool              `json:"stalled"`
 	RateWaiting bool              `json:"rate_waiting"`
 	Static      int               `json:"static_grants"`        // mapped
-	StaticMax   int               `json:"static_grants_max"`    // that the frontend may have mapped
+	StaticMax   int               `json:"static_grants_max"`    // that may be mapped
 	StaticInUse int               `json:"static_grants_in_use"` // named by requests that wait on the rings
 	Tx          RingStatus        `json:"tx"`
 	Rx          RingStatus        `json:"rx"`
 	Counters    map[string]uint64 `json:"counters"`
 }
 
-// RingStatus are a ring's indices.
+// RingStatus holds the indices of a ring.
 type RingStatus struct {
 	ReqProd  uint32 `json:"req_prod"`
 	ReqCons  uint32 `json:"req_cons"`
@@ -81,8 +80,8 @@ type RingStatus struct {
 	RspEvent uint32 `json:"rsp_event"`
 }
 
-// Pending is how many requests the frontend has made that were not taken yet: on
-// a tx ring packets in part or whole, on an rx ring free slots.
+// Pending returns the number of requests that the frontend has made and the backend has
+// not taken: slots of packets on a tx ring, free slots on an rx ring.
 func (r RingStatus) Pending() uint32 { return r.ReqProd - r.ReqCons }
 
 func ringStatus(s netif.RingState) RingStatus {
@@ -92,8 +91,8 @@ func ringStatus(s netif.RingState) RingStatus {
 	}
 }
 
-// Status asks the vif how it is. If ctx ends before the vif has time to answer,
-// or the vif has ended, ok is false and only what never changes is told.
+// Status returns the status of the vif. If ctx ends before the vif has time to answer, or
+// the vif has ended, ok is false and the status has only what never changes.
 func (v *Vif) Status(ctx context.Context) (s Status, ok bool) {
 	var got Status
 	if !v.call(ctx, func() { got = v.status() }) {
@@ -109,13 +108,12 @@ func (v *Vif) Status(ctx context.Context) (s Status, ok bool) {
 func (v *Vif) status() Status {
 	s := Status{
 		Name: v.Name(), Domid: v.cfg.Domid, Devid: v.cfg.Devid,
-		State: v.own, Frontend: v.front, Online: v.nodes.online,
-		Hotplug: xenbus.Clip(v.nodes.hotplug), Quarantine: v.reason, Error: v.trouble,
+		State: v.own, Frontend: v.guest.state, Online: v.nodes.online,
+		Hotplug: xenbus.Clip(v.nodes.hotplug), Quarantine: v.block.reason, Error: v.errorText,
 		MAC: xenbus.Clip(v.nodes.mac), Bridge: xenbus.Clip(v.nodes.bridge), Script: xenbus.Clip(v.nodes.script),
-		ConfigMTU: mtuOf(v.nodes.mtu), GuestMTU: mtuOf(cmp.Or(v.guestMTU, "1500")),
+		ConfigMTU: mtuOf(v.nodes.mtu), GuestMTU: mtuOf(cmp.Or(v.guest.mtu, "1500")),
 		Rate:     v.rate.String(),
 		Features: []string{}, Mcast: []string{}, Queues: []QueueStatus{},
-		Since: v.since,
 	}
 	if v.tap != nil {
 		if info, err := v.tap.Info(); err == nil {
@@ -124,29 +122,30 @@ func (v *Vif) status() Status {
 		}
 	}
 	totals := v.totals
-	if l := v.link; l != nil {
-		s.Grants, s.Ports = len(l.mappings), l.ports
-		s.Features, s.Headroom = l.front.features.names(), min(int(l.front.headroom), dataplane.MaxXDPHeadroom)
-		if l.control != nil {
-			s.Control = l.control.Status()
+	if c := v.conn; c != nil {
+		s.Since = c.since
+		s.Grants, s.Ports = len(c.mappings), c.ports
+		s.Features, s.Headroom = c.frontend.features.names(), min(int(c.frontend.headroom), dataplane.MaxXDPHeadroom)
+		if c.control != nil {
+			s.Control = c.control.Status()
 			s.Grants, s.Ports = s.Grants+1, s.Ports+1
 		}
 		for _, a := range v.mcast.Addrs() {
 			s.Mcast = append(s.Mcast, net.HardwareAddr(a[:]).String())
 		}
-		for i := range l.conn.Queues() {
-			n := l.conn.Stats(i).Snapshot()
-			addTotals(&totals, &n)
+		for i := range c.data.Queues() {
+			n := c.data.Stats(i).Snapshot()
+			addCounters(&totals, &n)
 			var state dataplane.QueueState
-			v.turn.Aside(func() { state = l.conn.State(i) })
+			v.turn.Aside(func() { state = c.data.State(i) })
 			q := queueStatus(state, &n)
-			if l.control != nil {
-				if t := l.control.Table(i); t != nil {
+			if c.control != nil {
+				if t := c.control.Table(i); t != nil {
 					q.StaticMax = t.Limit()
 				}
 			}
 			s.Queues = append(s.Queues, q)
-			s.Stalled = s.Stalled || l.stalled[i]
+			s.Stalled = s.Stalled || c.stalled[i]
 		}
 	}
 	s.Revision, _ = v.revision.get()
@@ -157,27 +156,27 @@ func (v *Vif) status() Status {
 	return s
 }
 
-// waits says whose turn it is.
+// waits describes who has to act for packets to pass.
 func (v *Vif) waits(up bool) string {
 	switch {
-	case v.reason != "":
-		return "the guest to connect anew, or netbackd reset"
-	case v.tried != nil:
-		return "the guest to come with something else, or netbackd reset"
+	case v.block.phase() == blockQuarantined:
+		return "the guest to reconnect, or netbackd reset"
+	case v.block.phase() == blockRefused:
+		return "the guest to try something else, or netbackd reset"
 	case !v.detachAt.IsZero() && v.own != xenbus.Closed:
 		return "the guest to close"
-	case v.own == xenbus.Closed && (!v.nodes.online || v.hidden):
+	case v.own == xenbus.Closed && (!v.nodes.online || v.guest.hidden):
 		return "the toolstack to remove it"
 	case v.own == xenbus.Connected && v.claimed && !v.nodes.plugged():
 		return "the hotplug script"
-	case v.own == xenbus.Closing, v.link == nil:
+	case v.own == xenbus.Closing, v.conn == nil:
 		return "the guest"
-	case !v.live:
+	case v.conn.carrier == carrierWaiting:
 		return "the hotplug script"
-	case v.link.dark:
+	case v.conn.carrier == carrierOff:
 		return "the guest to give rx slots"
 	case !up:
-		return "somebody to bring the interface up"
+		return "an administrator to bring the interface up"
 	}
 	return ""
 }
@@ -193,7 +192,7 @@ func queueStatus(s dataplane.QueueState, n *[dataplane.NumCounters]uint64) Queue
 	}
 }
 
-// mtuOf is an MTU for people, 0 if there is none or it makes no sense.
+// mtuOf parses an MTU. It returns 0 if there is none or it is no number.
 func mtuOf(v string) int {
 	n, _ := strconv.ParseUint(v, 10, 16)
 	return int(n)
@@ -207,15 +206,15 @@ func counterMap(n *[dataplane.NumCounters]uint64) map[string]uint64 {
 	return m
 }
 
-// keepTotals adds a connection's counters to those that outlive it.
-func (v *Vif) keepTotals(c *dataplane.Conn) {
+// addTotals adds a connection's counters to those that outlive it.
+func (v *Vif) addTotals(c *dataplane.Conn) {
 	for i := range c.Queues() {
 		n := c.Stats(i).Snapshot()
-		addTotals(&v.totals, &n)
+		addCounters(&v.totals, &n)
 	}
 }
 
-func addTotals(to, n *[dataplane.NumCounters]uint64) {
+func addCounters(to, n *[dataplane.NumCounters]uint64) {
 	for k := range n {
 		to[k] += n[k]
 	}

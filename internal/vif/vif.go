@@ -11,19 +11,17 @@ import (
 	"time"
 
 	"go.uber.org/zap"
-	"golang.org/x/time/rate"
 
 	"github.com/netbackd/netbackd/internal/budget"
-	"github.com/netbackd/netbackd/internal/ctrlserver"
 	"github.com/netbackd/netbackd/internal/dataplane"
-	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/staticgrant"
 	"github.com/netbackd/netbackd/pkg/tap"
 	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
-// Store is what a vif needs of xenstore. *xenstore.Client is one.
+// Store is the part of xenstore that a vif uses. *xenstore.Client is one.
 type Store interface {
 	Read(path string) (string, error)
 	Write(path, value string) error
@@ -32,125 +30,98 @@ type Store interface {
 	IsIntroduced(domid xen.Domid) (bool, error)
 }
 
-// DefaultGrace is how long a live frontend may take to close after the toolstack
-// asked for it. libxl waits 10 s; ours is to answer within one.
+// DefaultGrace is the time that a frontend has to close after the toolstack has asked
+// for it. libxl waits 10 s; a vif answers within one.
 const DefaultGrace = 900 * time.Millisecond
 
-// Config is what a vif is made from.
+// Config describes a vif.
 type Config struct {
 	Domid xen.Domid
 	Devid int
 	// Path is the backend directory, absolute, without a slash at the end:
 	// /local/domain/<own>/backend/vif/<domid>/<devid>.
 	Path string
-	// ErrorPath is where the text of an error goes:
+	// ErrorPath is the node for the text of an error:
 	// /local/domain/<own>/error/backend/vif/<domid>/<devid>/error.
 	ErrorPath string
 
 	Store Store
 	Host  Host
 	Pool  *dataplane.Pool
-	Log   *zap.Logger // made for this vif: fields set, lines limited
+	Log   *zap.Logger // with the vif's fields, and rate-limited
 
-	MaxQueues int
-	Offload   bool          // TAPs with vnet headers
-	RunDir    string        // where journals go; empty: nowhere
-	Guest     *budget.Guest // budgets of the domain, shared by its vifs; nil: own ones
-	Keeper    Keeper        // of the TAP's queues; nil: nobody
-	Kept      []int         // queues that a predecessor's keeper kept; from Run on they are the vif's
-	Drain     time.Duration // 0: dataplane.DefaultDrain
-	Stall     time.Duration // 0: dataplane.DefaultStall
-	Grace     time.Duration // 0: DefaultGrace
+	Options
 
-	ControlRings ctrlserver.Protocols // what is offered unless the toolstack says otherwise
-	StaticGrants ctrlserver.StaticGrants
-	NoBPF        error // why the kernel takes no steering program; nil: it does
+	Guest       *budget.Guest       // budgets of the domain, shared by its vifs; nil: the vif has its own
+	GrantBudget *staticgrant.Budget // of the static grants of the domain; nil: no bound
+	Keeper      Keeper              // keeps the TAP's queues while no daemon runs; nil: nothing does
+	Kept        []int               // queues that a predecessor's keeper kept; the vif owns them from Run on
 
-	// Taken reports whether another back end has the device by now. Then the
-	// vif ends without touching anything. nil: there is no other.
+	// Taken reports whether another back end has the device by now. Then the vif
+	// ends and touches nothing. nil: there is no other.
 	Taken func() bool
 }
 
-// Vif is one vif. All fields belong to the goroutine in Run, but for the
-// channels.
+// Vif is one vif. Its fields belong to the goroutine in Run, except for the channels
+// and what is said to be shared.
 type Vif struct {
 	cfg Config
 	log *zap.Logger
 
+	// What other goroutines send.
 	poke    chan struct{}
-	changed atomic.Uint32 // what of xenstore, unread; before poke
+	changed atomic.Uint32 // shared: what has changed in xenstore, an unread; set before poke
 	calls   chan func()
-	news    chan struct{} // the data plane has news of link
+	notices chan struct{} // the data plane has notices of conn
 	done    chan struct{}
 
-	// The device on the host; device.go.
-	tap     *tap.Device
-	hadTap  bool // since the toolstack made the directory, whoever served it
-	spares  bool // it has more queues than are needed, until the hotplug script is through
-	away    bool // it is in another network namespace
-	lost    bool // the one that the hotplug script worked on is no more
-	claimed bool // another back end served it, and we have not been connected yet
-	left    bool // another back end has the device, or is to have it
-	fullMTU int  // what the MTU was before a frontend without scatter-gather
-
-	// What a successor needs to know; record.go.
-	was      record // as a predecessor left it
-	recorded string // what stands in the file
-	savedAt  time.Time
-
-	// What outlives the process; kept.go.
-	kept   []int // handed over by a predecessor, and not used yet
-	stored int   // how many queues the keeper has
-
-	// The connection; connect.go. live is whether the TAP has its carrier.
-	link    *link
-	live    bool
-	since   time.Time
-	limiter dataplane.Limiter
-	mcast   dataplane.McastList
-	totals  [dataplane.NumCounters]uint64 // of connections that are over
+	// Where the vif is. own is Unknown until the node was first read. lastNode is
+	// what the node showed when it was last read or written.
+	own, lastNode xenbus.State
+	detachAt      time.Time // when the frontend's grace ends; zero: it is not detached
+	claimed       bool      // another back end has served it, and we have not been connected yet
+	released      bool      // another back end has the device, or is to have it
+	block         block     // why it does not connect; errors.go
 
 	// What xenstore says; observe.go.
-	nodes      nodes
-	front      xenbus.State
-	alive      bool // the frontend's domain is there
-	hidden     bool // the frontend's directory may not be read any more
-	guestMTU   string
-	offer      offer
-	wrote      bool // the frontend has written its state, which was not read since
-	spoke      bool // it was read, and no plan was made since
-	frontWatch watch
-	mcastWatch watch
-	keyWatch   watch           // headroom.go
-	reconf     reconfiguration // the same
+	nodes  nodes
+	guest  guestView
+	reconf reconfiguration // headroom.go
+	unread unread          // what has changed since it was read
 
-	// Where the vif is. own is Unknown until the node was first read; shown
-	// is what stood there last.
-	own, shown xenbus.State
-	detachAt   time.Time // when the frontend's grace ends; zero: it stays
-	rate       Rate
+	frontWatch, mcastWatch, headroomWatch watch
 
-	// What went wrong; trouble.go.
-	trouble   string      // the error that stands in the error node
-	reason    string      // why the vif is quarantined
-	barred    netif.Stamp // the connection that is; zero: there was none
-	tried     *attempt    // what not to try again
-	busySince time.Time   // since when what it needs is in use; zero: it is not
+	// The TAP device; tap.go, findtap.go, keptqueues.go.
+	tap          *tap.Device // nil: there is none
+	setup        tapSetup
+	spareQueues  bool  // it has more queues than are needed, until the hotplug script is done
+	elsewhere    bool  // it is in another network namespace
+	fullMTU      int   // its MTU before that of a frontend without scatter-gather; 0: the same
+	keptQueues   []int // handed over by a predecessor, and not used yet
+	storedQueues int   // number of queues that the keeper has
+
+	// The connection, and what outlives one.
+	conn    *connection // nil: there is none
+	rate    Rate
+	limiter dataplane.Limiter
+	mcast   dataplane.McastList
+	totals  [dataplane.NumCounters]uint64 // of connections that have ended
+
+	// What a successor needs to know; record.go.
+	predecessor record // as a predecessor has written it
+	savedRecord string // contents of the file
+	savedAt     time.Time
+
+	errorText string    // contents of the error node
+	busySince time.Time // since when something that it needs has been in use; zero: it is not
 
 	revision revision
 
 	timer *time.Timer
-	alarm time.Time // when timer rings, zero if it does not
+	alarm time.Time // when timer fires; zero: it does not
 
-	// The work it does, on account of the guest; see pay.
-	turn     *budget.Turn // held within all that the goroutine does but wait
-	requests int          // to xenstored
-	unread   unread
-	heard    bool      // the guest has written, and the vif has not looked since
-	paid     time.Time // from when on it may look, if heard
-	fresh    bool      // this look has found that the guest has written something new
-	idle     *rate.Limiter
-	quiet    time.Time // until then no look, for those before have found nothing new
+	turn *budget.Turn // held in everything that the goroutine does except waiting
+	work guestWork    // requests.go
 }
 
 // New makes a vif. It does nothing before Run.
@@ -162,68 +133,67 @@ func New(cfg Config) *Vif {
 		cfg.Guest = budget.NewHost(budget.Turns).Guest()
 	}
 	v := &Vif{
-		cfg: cfg, log: cfg.Log, kept: cfg.Kept,
-		poke:  make(chan struct{}, 1),
-		calls: make(chan func()),
-		news:  make(chan struct{}, 1),
-		done:  make(chan struct{}),
-		timer: time.NewTimer(time.Hour),
-		turn:  cfg.Guest.Turn(),
-		idle:  budget.Idle(),
-
+		cfg: cfg, log: cfg.Log, keptQueues: cfg.Kept,
+		poke:     make(chan struct{}, 1),
+		calls:    make(chan func()),
+		notices:  make(chan struct{}, 1),
+		done:     make(chan struct{}),
+		timer:    time.NewTimer(time.Hour),
+		turn:     cfg.Guest.Turn(),
+		work:     guestWork{idle: budget.Idle()},
 		revision: newRevision(),
 	}
-	v.cfg.Store = askingStore{cfg.Store, v}
+	v.cfg.Store = countingStore{cfg.Store, v}
 	v.Poke()
 	return v
 }
 
-// Name is the name the vif's TAP is made with.
+// Name returns the name that the vif's TAP is created with.
 func (v *Vif) Name() string { return fmt.Sprintf("vif%d.%d", v.cfg.Domid, v.cfg.Devid) }
 
-// Domid is the frontend's domain.
+// Domid returns the frontend's domain.
 func (v *Vif) Domid() xen.Domid { return v.cfg.Domid }
 
-// Devid is the number of the vif in its domain.
+// Devid returns the number of the vif in its domain.
 func (v *Vif) Devid() int { return v.cfg.Devid }
 
-// Poke makes the vif look at all of its part of xenstore again. It never blocks; pokes
-// that come while one is pending are one.
+// Poke makes the vif read all of its part of xenstore again. It never blocks. Pokes
+// that come while one is pending are merged with it.
 func (v *Vif) Poke() { v.Changed("") }
 
-// rouse wakes the vif.
-func (v *Vif) rouse() {
+// wake makes Run reconcile.
+func (v *Vif) wake() {
 	select {
 	case v.poke <- struct{}{}:
 	default:
 	}
 }
 
-// SetStore gives the vif another connection to xenstore, after the old one was
-// lost. The data path has gone on meanwhile.
+// SetStore gives the vif another connection to xenstore, after the old one was lost.
+// The data path has gone on meanwhile.
 func (v *Vif) SetStore(s Store) {
 	v.call(context.Background(), func() {
-		v.cfg.Store = askingStore{s, v}
-		v.frontWatch, v.mcastWatch, v.keyWatch = watch{}, watch{}, watch{} // they went with the connection
+		v.cfg.Store = countingStore{s, v}
+		v.frontWatch, v.mcastWatch, v.headroomWatch = watch{}, watch{}, watch{} // lost with the connection
 		v.Poke()
 	})
 }
 
-// Reset lets a vif try again what it has given up, with the rings its frontend
-// has: it ends a quarantine. It reports false if the vif has ended.
+// Reset makes the vif try again what it has given up, with the rings that its frontend
+// has. It ends a quarantine. It returns false if the vif has ended.
 func (v *Vif) Reset(ctx context.Context) bool {
 	return v.call(ctx, func() {
-		v.tried, v.reason = nil, ""
+		v.block = block{}
 		v.Poke()
 	})
 }
 
-// Done is closed when Run has returned.
+// Done returns a channel that is closed when Run has returned.
 func (v *Vif) Done() <-chan struct{} { return v.done }
 
-// call runs f in the vif's goroutine and waits for it. It reports false if the
-// vif has ended, or ctx did before the vif had time: it may be waiting for
-// xenstored, or for its turn.
+// call runs f in the vif's goroutine and waits for it. It returns false if the vif has
+// ended, or if ctx ended before the vif had time: it may be waiting for xenstored, or
+// for its turn.
 func (v *Vif) call(ctx context.Context, f func()) bool {
 	ran := make(chan struct{})
 	var once sync.Once // f begins, or is given up
@@ -244,115 +214,86 @@ func (v *Vif) call(ctx context.Context, f func()) bool {
 	return did
 }
 
-// Run is the life of the vif. It returns when the backend directory is gone, or
-// when ctx ends: then the TAP and the state in xenstore stay as they are, for a
-// successor to take over.
+// Run runs the vif. It returns when the backend directory is gone, when another back
+// end has the device, or when ctx ends. Then the TAP and the state in xenstore stay as
+// they are, for a successor to adopt.
 func (v *Vif) Run(ctx context.Context) {
 	defer close(v.done)
 	defer v.timer.Stop()
-	debug.SetPanicOnFault(true) // a ring page gone bad costs this vif
+	debug.SetPanicOnFault(true) // a bad ring page costs this vif only
 	gone := false
-	for !gone && !v.left {
-		// While it waits for its guest's budget nothing that the guest writes
-		// wakes it.
-		front, mcast, key := v.frontWatch.events(), v.mcastWatch.events(), v.keyWatch.events()
-		if v.heard {
-			front, mcast, key = nil, nil, nil
+	for !gone && !v.released {
+		// While a look at the guest's nodes waits for the guest's budget, nothing
+		// that the guest writes wakes the vif.
+		front, mcast, headroom := v.frontWatch.events(), v.mcastWatch.events(), v.headroomWatch.events()
+		if v.work.owed {
+			front, mcast, headroom = nil, nil, nil
 		}
 		due := true // for a look
 		select {
 		case <-ctx.Done():
-			v.act(v.handOver)
+			v.inTurn(v.suspend)
 			return
 		case f := <-v.calls:
-			v.act(f)
+			v.inTurn(f)
 			continue
-		case <-v.news:
-			v.act(v.hear)
+		case <-v.notices:
+			v.inTurn(v.handleNotices)
 			continue
 		case <-v.poke:
 			v.unread |= unread(v.changed.Swap(0))
 		case <-v.timer.C:
 			v.alarm = time.Time{}
 		case _, ok := <-front:
-			v.frontWatch.heard(ok)
-			v.wrote = true
-			due = v.pay()
+			v.frontWatch.received(ok)
+			v.guest.wroteState = true
+			due = v.payForLook()
 		case _, ok := <-mcast:
-			v.mcastWatch.heard(ok)
-			due = v.pay()
-		case _, ok := <-key:
-			v.keyWatch.heard(ok)
+			v.mcastWatch.received(ok)
+			due = v.payForLook()
+		case _, ok := <-headroom:
+			v.headroomWatch.received(ok)
 			v.reconf.events++
-			due = v.pay()
+			due = v.payForLook()
 		}
 		if due {
-			gone = v.lookInTurn()
+			gone = v.reconcileInTurn()
 		}
-		if v.heard {
-			v.wakeIn(max(time.Until(v.paid), 0))
+		if v.work.owed {
+			v.wakeIn(max(time.Until(v.work.dueAt), 0))
 		}
 	}
-	v.act(v.unwatch)
+	v.inTurn(v.unwatch)
 }
 
-// act does something in the vif's goroutine.
-func (v *Vif) act(f func()) {
+// inTurn runs f within the vif's turn, and keeps a panic in f from ending the process.
+func (v *Vif) inTurn(f func()) {
 	v.turn.Do(func() { v.guard(f) })
 	v.revision.update(v.gist())
 }
 
-// pay pays for a look at what the guest has written. It reports whether the look need
-// not wait.
-func (v *Vif) pay() bool {
-	now := time.Now()
-	v.heard, v.paid = true, now.Add(v.cfg.Guest.Look(now, v.quiet))
-	return !v.paid.After(now)
-}
-
-// lookInTurn looks: at what the guest has written if that is paid for, and at what the
-// toolstack has written in any case.
-func (v *Vif) lookInTurn() (gone bool) {
-	paid := v.heard && !time.Now().Before(v.paid)
-	if paid {
-		v.heard, v.fresh = false, false
-		v.unread |= unreadFront
-	}
-	requests := v.requests
-	v.act(func() { gone = v.look() })
-	if paid {
-		now := time.Now()
-		v.cfg.Guest.Looked(now, v.requests-requests)
-		if !v.fresh {
-			v.quiet = now.Add(v.idle.ReserveN(now, 1).DelayFrom(now))
-		}
-	}
-	return gone
-}
-
-// guard keeps a mistake in this code from costing more than this vif.
+// guard runs f and quarantines the vif if f panics.
 func (v *Vif) guard(f func()) {
-	defer v.caught(func(err error) { v.quarantine(err) })
+	defer v.recovered(func(err error) { v.quarantine(err) })
 	f()
 }
 
-// caught, deferred, turns a panic into an error. If what is then done panics as
-// well, so be it: what the connection held leaks, and the vif stays out of
-// service.
-func (v *Vif) caught(then func(error)) {
+// recovered, deferred, turns a panic into an error for then. If then panics as well,
+// what the connection held leaks, and the vif stays out of service.
+func (v *Vif) recovered(then func(error)) {
 	r := recover()
 	if r == nil {
 		return
 	}
 	v.log.Error("internal error", zap.Any("panic", r), zap.ByteString("stack", debug.Stack()))
-	defer v.caught(func(error) {})
+	defer v.recovered(func(error) {})
 	then(fmt.Errorf("internal error: %v", r))
 }
 
-// wakeIn makes the vif look again after d, or earlier.
+// wakeIn makes the vif reconcile after d, or earlier.
 func (v *Vif) wakeIn(d time.Duration) { v.wakeAt(time.Now().Add(d)) }
 
-// wakeAt makes the vif look again at a time, or earlier.
+// wakeAt makes the vif reconcile at a time, or earlier.
 func (v *Vif) wakeAt(at time.Time) {
 	if v.alarm.IsZero() || at.Before(v.alarm) {
 		v.alarm = at

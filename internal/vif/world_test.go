@@ -47,13 +47,11 @@ const (
 	ifname   = "vif7.0"
 )
 
-// world is a host with one vif: a real xenstored, real TAPs in a network of
-// their own, and a fake Xen. Its toolstack and its guest do what a test tells
-// them.
+// world is a host with one vif: a real xenstored, real TAPs in a network of their own,
+// and a fake Xen. Tests tell its toolstack and its guest what to do.
 //
-// The vif does not run. A test has it look, and sees what came of it; see
-// settle. So nothing has to be waited for, except where a test is about just
-// that.
+// The vif does not run. A test makes it reconcile and sees the result; see settle. So
+// tests need not wait, except where waiting is their subject.
 type world struct {
 	t     *testing.T
 	srv   *store.Server
@@ -71,7 +69,7 @@ type world struct {
 	next  uint32
 }
 
-// hookedStore is a connection that tests can look into and cut.
+// hookedStore is a connection that tests can observe and interrupt.
 type hookedStore struct {
 	*xenstore.Client
 	commit func(tx *xenstore.Tx) // before each transaction ends
@@ -115,7 +113,7 @@ func (s *hookedStore) Transaction(f func(*xenstore.Tx) error) error {
 	})
 }
 
-// newWorld makes a world without a vif.
+// newWorld makes a world whose toolstack has not made the vif yet.
 func newWorld(t *testing.T) *world {
 	t.Helper()
 	netns.NeedTUN(t)
@@ -135,11 +133,11 @@ func newWorld(t *testing.T) *world {
 	w.cfg = Config{
 		Domid: domid, Devid: 0, Path: backDir, ErrorPath: errorKey,
 		Store: w.xs, Host: w.host, Pool: pool, Log: zap.New(core),
-		MaxQueues: testMaxQueues, Offload: true, RunDir: t.TempDir(),
+		Options: Options{MaxQueues: testMaxQueues, Offload: true, RunDir: t.TempDir()},
 	}
 	w.v = New(w.cfg)
 	t.Cleanup(func() {
-		w.v.handOver()
+		w.v.suspend()
 		_ = removeTapNamed(ifname)
 		_ = removeTapNamed(altName(domid, 0))
 		if got := w.host.held(); got != nothing {
@@ -170,8 +168,8 @@ func (w *world) must(err error) {
 	}
 }
 
-// attach is the toolstack making the vif, as libxl does, with some keys more
-// or other ones: pairs of key and value, "-" for no key.
+// attach makes the vif as libxl does, with other keys if given: pairs of key and value,
+// "-" for no key.
 func (w *world) attach(pairs ...string) {
 	w.t.Helper()
 	back := keyMap{
@@ -205,7 +203,7 @@ func (w *world) attach(pairs ...string) {
 	}))
 }
 
-// detach is the toolstack wanting the vif gone.
+// detach asks for the removal of the vif, as the toolstack does.
 func (w *world) detach() {
 	w.t.Helper()
 	w.must(w.tool.Transaction(func(tx *xenstore.Tx) error {
@@ -220,16 +218,16 @@ func (w *world) detach() {
 	}))
 }
 
-// plugIn is the hotplug script at its end.
+// plugIn writes that the hotplug script is done.
 func (w *world) plugIn() { w.t.Helper(); w.must(w.tool.Write(backDir+"/hotplug-status", "connected")) }
 
-// frontState is the guest changing its state.
+// frontState writes the state of the frontend.
 func (w *world) frontState(s xenbus.State) {
 	w.t.Helper()
 	w.must(w.guest.Write(frontDir+"/state", s.Value()))
 }
 
-// rings is the guest making rings for n queues and naming them.
+// rings makes rings for n queues in the guest and publishes them.
 func (w *world) rings(n int, split bool, pairs ...string) {
 	w.t.Helper()
 	keys := keyMap{"request-rx-copy": "1", "feature-rx-notify": "1", "feature-sg": "1"}
@@ -284,8 +282,8 @@ func (w *world) rings(n int, split bool, pairs ...string) {
 	}))
 }
 
-// settle has the vif look until it has nothing left to do, and returns the
-// steps it took. That there is an end is part of every test.
+// settle makes the vif reconcile until it has nothing left to do, and returns the steps
+// it took. Every test checks in passing that it comes to rest.
 func (w *world) settle() string {
 	w.t.Helper()
 	var all []string
@@ -294,7 +292,7 @@ func (w *world) settle() string {
 		if gone {
 			return strings.Join(append(all, "gone"), " ")
 		}
-		// An answer that stands, and what is left of the device, are looked
+		// The answer to Reconfiguring and the remains of a device are looked
 		// after each time, to no effect.
 		busy := slices.ContainsFunc(steps, func(s string) bool {
 			return s != "unregister" && s != "grace" && s != "reconfigured" && s != "await-key" && s != "tap"
@@ -306,22 +304,22 @@ func (w *world) settle() string {
 			return strings.Join(all, " ")
 		}
 	}
-	w.t.Fatalf("the vif finds no rest: %v", all)
+	w.t.Fatalf("the vif does not come to rest: %v", all)
 	return ""
 }
 
-// look has the vif look once.
+// look makes the vif reconcile once.
 func (w *world) look() (steps []string, gone bool) {
 	w.log.TakeAll()
 	w.v.unread = unreadAll
-	w.v.guard(func() { gone = w.v.look() })
+	w.v.guard(func() { gone = w.v.reconcile() })
 	for _, e := range w.log.FilterMessage("step").All() {
 		steps = append(steps, e.ContextMap()["step"].(string))
 	}
 	return steps, gone
 }
 
-// wantSteps settles and checks what was done.
+// wantSteps settles and checks the steps.
 func (w *world) wantSteps(want string) {
 	w.t.Helper()
 	if got := w.settle(); got != want {
@@ -329,7 +327,7 @@ func (w *world) wantSteps(want string) {
 	}
 }
 
-// get reads a node, "-" if there is none.
+// get reads a node; "-" is none.
 func (w *world) get(path string) string {
 	w.t.Helper()
 	v, err := w.tool.Read(path)
@@ -340,7 +338,7 @@ func (w *world) get(path string) string {
 	return v
 }
 
-// wantState checks the node of the vif's state, "-" for none.
+// wantState checks the vif's state node; "-" is none.
 func (w *world) wantState(want string) {
 	w.t.Helper()
 	if got := w.get(backDir + "/state"); got != want {
@@ -356,7 +354,7 @@ func (w *world) wantError(want string) {
 	}
 }
 
-// wantHeld checks what the vif holds of the guest.
+// wantHeld checks what the backend has mapped and bound of the guest.
 func (w *world) wantHeld(want string) {
 	w.t.Helper()
 	if got := w.host.held(); got != want {
@@ -364,7 +362,7 @@ func (w *world) wantHeld(want string) {
 	}
 }
 
-// link is the vif's interface, nil if there is none.
+// iface returns an interface, nil if there is none.
 func (w *world) iface(name string) *netlink.Tuntap {
 	w.t.Helper()
 	l, err := netlink.LinkByName(name)
@@ -375,20 +373,19 @@ func (w *world) iface(name string) *netlink.Tuntap {
 	return l.(*netlink.Tuntap)
 }
 
-// wantTap checks whether there is an interface, and with how many queues that the host
-// has.
+// wantTap checks the number of attached queues of the interface; 0 is no interface.
 func (w *world) wantTap(queues int) {
 	w.t.Helper()
 	switch l := w.iface(ifname); {
 	case l == nil && queues != 0:
 		w.t.Errorf("no %s", ifname)
 	case l != nil && l.Queues != queues:
-		w.t.Errorf("%s has %d queues, and %d that the host has not, want %d", ifname, l.Queues, l.DisabledQueues, queues)
+		w.t.Errorf("%s has %d attached and %d detached queues, want %d attached", ifname, l.Queues, l.DisabledQueues, queues)
 	}
 }
 
-// wantTapAtRest checks that there is an interface, and that the host has none of its
-// queues.
+// wantTapAtRest checks that there is an interface, and that all its queues are
+// detached.
 func (w *world) wantTapAtRest() {
 	w.t.Helper()
 	if l := w.iface(ifname); l == nil || l.Queues != 0 || l.DisabledQueues == 0 {
@@ -396,10 +393,10 @@ func (w *world) wantTapAtRest() {
 	}
 }
 
-// status asks the vif.
+// status returns the status of the vif.
 func (w *world) status() Status { return w.v.status() }
 
-// up attaches a vif and connects it with n queues.
+// up attaches the vif and connects it with n queues.
 func (w *world) up(n int) {
 	w.t.Helper()
 	w.attach()
@@ -411,33 +408,33 @@ func (w *world) up(n int) {
 	w.wantState("4")
 }
 
-// journals lists what the run directory has of connections.
+// journals lists the files of connections in the run directory.
 func (w *world) journals() string {
 	w.t.Helper()
 	files, err := os.ReadDir(w.cfg.RunDir)
 	w.must(err)
 	var names []string
 	for _, f := range files {
-		if f.Name() != recordName(domid, 0) { // which is of the device
+		if f.Name() != recordName(domid, 0) { // it belongs to the device
 			names = append(names, f.Name())
 		}
 	}
 	return strings.Join(names, " ")
 }
 
-// hear waits for news of the data plane and has the vif act on it. The limit is
-// there for broken code only.
-func (w *world) hear() {
+// handleNotices waits for notices of the data plane and makes the vif handle them. Only
+// broken code reaches the limit.
+func (w *world) handleNotices() {
 	w.t.Helper()
 	select {
-	case <-w.v.news:
-		w.v.guard(w.v.hear)
+	case <-w.v.notices:
+		w.v.guard(w.v.handleNotices)
 	case <-time.After(10 * time.Second):
-		w.t.Fatal("the data plane has no news")
+		w.t.Fatal("the data plane has no notices")
 	}
 }
 
-// eventually tries until ok, for what others finish later.
+// eventually waits until ok returns true, for what other goroutines do.
 func (w *world) eventually(what string, ok func() bool) {
 	w.t.Helper()
 	for deadline := time.Now().Add(10 * time.Second); !ok(); time.Sleep(time.Millisecond) {
@@ -447,7 +444,7 @@ func (w *world) eventually(what string, ok func() bool) {
 	}
 }
 
-// failingStore has no transactions while *fail.
+// failingStore fails transactions while *fail is set.
 type failingStore struct {
 	Store
 	fail *bool

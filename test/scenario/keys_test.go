@@ -109,7 +109,7 @@ func TestMalformedKeysOfTheFrontend(t *testing.T) {
 func (f *rawFront) refused(changes map[string]string, reason string) {
 	f.w.t.Helper()
 	back := f.w.record(f.back() + "/state")
-	said, troubles := f.w.logged(f.name(), "connected"), f.w.logged(f.name(), "trouble")
+	said, before := f.w.logged(f.name(), "connected"), f.w.logged(f.name(), "ERROR")
 	f.offer(f.with(changes), xenbus.Connected)
 	f.waitBack(xenbus.Closed)
 	if e := f.w.read(f.errNode()); !strings.Contains(e, reason) {
@@ -118,10 +118,10 @@ func (f *rawFront) refused(changes map[string]string, reason string) {
 	if len(f.w.read(f.errNode())) > 1000 {
 		f.w.t.Error("the error node is very long")
 	}
-	if n := f.w.logged(f.name(), "trouble", strings.ReplaceAll(reason, `"`, `\"`)); n == 0 {
+	if n := f.w.logged(f.name(), "ERROR", strings.ReplaceAll(reason, `"`, `\"`)); n == 0 {
 		f.w.t.Errorf("no log line of %s names %s", f.name(), reason)
 	}
-	if n := f.w.logged(f.name(), "trouble") - troubles; n > 1 {
+	if n := f.w.logged(f.name(), "ERROR") - before; n > 1 {
 		f.w.t.Errorf("one mistake of the guest makes %d lines in the log", n)
 	}
 	if got := back.values(); slices.Contains(got, "4") || f.w.logged(f.name(), "connected") != said {
@@ -214,7 +214,7 @@ func TestMalformedKeysOfTheToolstack(t *testing.T) {
 				w.wait("the vif", func() bool { return w.read(w.BackPath(domid, 0)+"/state") != absent })
 				w.must(w.Store().Write(w.BackPath(domid, 0)+"/"+key, value))
 				w.waitError(domid, 0, fmt.Sprintf("key %q is %q", key, value))
-				w.waitLogged("trouble", fmt.Sprintf(`key \"%s\" is \"%s\"`, key, value))
+				w.waitLogged("ERROR", fmt.Sprintf(`key \"%s\" is \"%s\"`, key, value))
 				if s := w.read(w.BackPath(domid, 0) + "/state"); s == "2" || s == "4" {
 					t.Errorf("state %s with %s = %q", s, key, value)
 				}
@@ -243,7 +243,7 @@ func TestMalformedRate(t *testing.T) {
 			t.Errorf("with rate %q: %v, %s", value, s.State, s.Rate)
 		}
 	}
-	if n := w.logged(g.VifName(), "trouble", "rate"); n == 0 {
+	if n := w.logged(g.VifName(), "ERROR", "rate"); n == 0 {
 		t.Error("the log says nothing of the rate")
 	}
 	g.pings(3)

@@ -68,7 +68,7 @@ die() {
 pings_over restart within 180000 "systemctl restart" systemctl restart netbackd
 same "pings lost" "$(lost)" 0
 same "queues kept" "$(property NFileDescriptorStore)" 2
-said "took over the TAP that was there" | tail -n 1
+said "TAP adopted" | tail -n 1
 pings_over kill die KILL 120
 pings_over "stop and start" eval 'systemctl stop netbackd; sleep 1; systemctl start netbackd'
 

@@ -18,7 +18,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/xen"
 )
 
-// journalName is the file of a queue's journal.
+// journalName returns the name of the file with a queue's journal.
 func journalName(domid xen.Domid, devid, queue int) string {
 	return fmt.Sprintf("ring-%d.%d-%d", domid, devid, queue)
 }
@@ -27,14 +27,13 @@ func (v *Vif) journalPath(queue int) string {
 	return filepath.Join(v.cfg.RunDir, journalName(v.cfg.Domid, v.cfg.Devid, queue))
 }
 
-// removeJournals removes the journals of a device that is gone, however many
-// queues it had.
+// removeJournals removes the journals and the record of the control ring of a connection
+// that has ended, however many queues it had.
 func (v *Vif) removeJournals() {
 	if v.cfg.RunDir == "" {
 		return
 	}
-	n, _ := parseUint("", v.nodes.maxQueues, 0, tap.MaxQueues) // as a predecessor offered
-	for i := range max(int(n), v.cfg.MaxQueues) {
+	for i := range max(v.nodes.offered.maxQueues, v.cfg.MaxQueues) { // a predecessor may have offered more
 		v.removeFile(v.journalPath(i))
 	}
 	v.removeControl()
@@ -54,10 +53,10 @@ func (v *Vif) removeFile(path string) {
 	}
 }
 
-// RemoveLeftovers removes what earlier daemons left of vifs that were removed
-// while nobody served them: TAPs that no process holds, and the journals in
-// runDir. Here reports whether a vif still has its directory. It returns what
-// was removed.
+// RemoveLeftovers removes what earlier daemons left of vifs that were removed while no
+// daemon served them: TAPs that no process has open, and files in runDir. here reports
+// whether a vif still has its directory. RemoveLeftovers returns the names of what it has
+// removed.
 func RemoveLeftovers(runDir string, here func(domid xen.Domid, devid int) bool) (removed []string, err error) {
 	others, err := tap.Numbers()
 	if err != nil {
@@ -69,7 +68,7 @@ func RemoveLeftovers(runDir string, here func(domid xen.Domid, devid int) bool) 
 		if err != nil && network == ownNetwork {
 			return nil, fmt.Errorf("list interfaces: %w", err)
 		}
-		// One of the others that cannot be looked into has no TAP of ours.
+		// A namespace that cannot be searched has no TAP of the daemon.
 		for _, l := range links {
 			if t, ok := l.(*netlink.Tuntap); ok && isLeftover(t, here) {
 				gone, err := removeLeftover(network, t)
@@ -96,15 +95,15 @@ func RemoveLeftovers(runDir string, here func(domid xen.Domid, devid int) bool) 
 	return removed, errors.Join(errs...)
 }
 
-// isLeftover tells whether a TAP belongs to a vif that is gone.
+// isLeftover reports whether a TAP belongs to a vif that is gone.
 func isLeftover(t *netlink.Tuntap, here func(domid xen.Domid, devid int) bool) bool {
 	return slices.ContainsFunc(t.AltNames, func(alt string) bool {
-		domid, devid, ok := parseAlt(alt)
+		domid, devid, ok := parseAltName(alt)
 		return ok && !here(domid, devid)
 	})
 }
 
-// removeLeftover removes a TAP unless a process has a queue of it.
+// removeLeftover removes a TAP unless a process has one of its queues open.
 func removeLeftover(network int, t *netlink.Tuntap) (gone bool, err error) {
 	used := t.Queues+t.DisabledQueues > 0 || t.RawFlags&unix.IFF_LOWER_UP != 0
 	if network == ownNetwork {
@@ -117,7 +116,7 @@ func removeLeftover(network int, t *netlink.Tuntap) (gone bool, err error) {
 	return err == nil, err
 }
 
-// ownerOf tells whose a file in the run directory is, if it is a vif's.
+// ownerOf returns the vif that a file in the run directory belongs to.
 func ownerOf(name string) (domid xen.Domid, devid int, ok bool) {
 	var queue int
 	if n, _ := fmt.Sscanf(name, "ring-%d.%d-%d", &domid, &devid, &queue); n == 3 {
@@ -132,20 +131,8 @@ func ownerOf(name string) (domid xen.Domid, devid int, ok bool) {
 	return 0, 0, false
 }
 
-// parseName reads the name that a vif's TAP is made with.
+// parseName parses the name that a vif's TAP is created with.
 func parseName(name string) (domid xen.Domid, devid int, ok bool) {
 	n, _ := fmt.Sscanf(name, "vif%d.%d", &domid, &devid)
 	return domid, devid, n == 2
-}
-
-// removeTapNamed removes a TAP by one of its names, if there is one.
-func removeTapNamed(name string) error {
-	l, err := netlink.LinkByName(name)
-	if errors.As(err, new(netlink.LinkNotFoundError)) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	return netlink.LinkDel(l)
 }

@@ -34,7 +34,7 @@ func TestRateFollows(t *testing.T) {
 	check("10240 B/50ms", "-")
 	w.must(w.tool.Write(backDir+"/rate", "20480,50000"))
 	check("20480 B/50ms", "-")
-	const bad = `22 key "rate" is "fast", want octets and microseconds, such as 10240,50000`
+	const bad = `22 key "rate" is "fast", want bytes and microseconds, such as 10240,50000`
 	w.must(w.tool.Write(backDir+"/rate", "fast"))
 	check("20480 B/50ms", bad)
 	w.wantState("4")
@@ -125,7 +125,7 @@ func mcastAfterRestart(t *testing.T, lost bool, filtered uint64) {
 	w.rings(1, false, "request-multicast-control", "1")
 	w.frontState(xenbus.Connected)
 	w.settle()
-	w.v.handOver()
+	w.v.suspend()
 	if lost {
 		w.must(os.Remove(filepath.Join(w.cfg.RunDir, "ring-7.0-0")))
 	}
@@ -206,7 +206,7 @@ func TestMTURaised(t *testing.T) {
 	w.slots(10)
 	w.must(netlink.LinkSetMTU(w.iface(ifname), 9000))
 	w.send(9000)
-	w.hear()
+	w.handleNotices()
 	if got := w.iface(ifname).MTU; got != 1500 {
 		t.Errorf("MTU %d, want 1500 again", got)
 	}

@@ -142,10 +142,10 @@ func TestKeptQueues(t *testing.T) {
 		name string
 		end  func(w *world)
 	}{
-		{"restart", func(w *world) { w.v.handOver() }},
+		{"restart", func(w *world) { w.v.suspend() }},
 		{"kill", func(w *world) {
 			// What the kernel does with what is open, in the order of numbers.
-			w.v.link.release(w.v)
+			w.v.conn.close(w.v)
 			for i := range w.v.tap.Queues() {
 				w.must(unix.Close(w.v.tap.Queue(i).FD()))
 			}
@@ -248,14 +248,14 @@ func TestKeptBadly(t *testing.T) {
 			k := newKeeper(w)
 			w.up(2)
 			t.Cleanup(func() { _ = removeTapNamed("web") })
-			w.v.handOver()
+			w.v.suspend()
 			tt.spoil(w, k)
 			k.successor(w)
-			w.eventually("the guest is served", func() bool { w.look(); return w.v.link != nil })
+			w.eventually("the guest is served", func() bool { w.look(); return w.v.conn != nil })
 			w.wantState("4")
 			w.plugIn()
 			w.settle()
-			if s := w.status(); !w.v.live || len(s.Queues) != 2 {
+			if s := w.status(); w.v.conn.carrier == carrierWaiting || len(s.Queues) != 2 {
 				t.Errorf("status %+v", s)
 			}
 			if got, want := k.names(), "tap-7.0-0 tap-7.0-1"; got != want {
@@ -298,7 +298,7 @@ func TestKeptOfAClosedVif(t *testing.T) {
 	w.up(1)
 	w.frontState(xenbus.Closed)
 	w.settle()
-	w.v.handOver()
+	w.v.suspend()
 	k.successor(w)
 	w.wantSteps("")
 	w.detach()

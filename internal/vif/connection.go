@@ -1,0 +1,345 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package vif
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+
+	"github.com/netbackd/netbackd/internal/ctrlserver"
+	"github.com/netbackd/netbackd/internal/dataplane"
+	"github.com/netbackd/netbackd/pkg/evtchn"
+	"github.com/netbackd/netbackd/pkg/gntdev"
+	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/tap"
+	"github.com/netbackd/netbackd/pkg/xen"
+	"github.com/netbackd/netbackd/pkg/xenbus"
+)
+
+// Grants maps and copies guests' pages. *gntdev.Device is one.
+type Grants interface {
+	dataplane.Copier
+	Map(domid xen.Domid, refs []gntdev.Ref, prot gntdev.Prot) (*gntdev.Mapping, error)
+}
+
+// Events is a handle for event channels. *evtchn.Device is one.
+type Events = ctrlserver.Events
+
+// Mapper is an open handle for mapping guests' pages. *gntdev.Device is one.
+type Mapper = ctrlserver.Mapper
+
+// Host opens what a connection needs of Xen.
+type Host interface {
+	// Grants returns the handle that maps all rings and copies all packets.
+	Grants() Grants
+	// OpenMapper opens another handle. To map or unmap a page, the kernel searches
+	// everything that the handle has mapped, under a lock. So what a guest may map by
+	// the hundred has a handle of its own and slows down no other guest.
+	OpenMapper() (Mapper, error)
+	// OpenEvents opens a handle that can bind channels of one domain only.
+	OpenEvents(domid xen.Domid) (Events, error)
+}
+
+// connection holds everything that a vif has while it is connected: rings, channels,
+// journals, and the data path that uses them.
+type connection struct {
+	frontend *frontend
+	stamp    netif.Stamp // see identity.go
+	known    bool        // a predecessor served this connection, and what it kept is in force
+	served   bool        // any back end has served these rings before
+	since    time.Time   // when it was made
+
+	carrier carrier
+	stalled []bool // by queue, as of the last notices
+	notices notices
+
+	data     *dataplane.Conn
+	mappings []*gntdev.Mapping // one ring page each
+	events   []Events          // one per queue
+	ports    int               // bound
+	journals []*dataplane.Journal
+	control  *ctrlserver.Server // nil: the frontend has no control ring
+}
+
+// carrier tells what the host sees of the TAP's carrier while a vif is connected.
+type carrier uint8
+
+const (
+	carrierWaiting carrier = iota // not touched: the hotplug script is not done
+	carrierOn                     // packets pass
+	carrierOff                    // the guest gives no rx slots on one queue or more
+)
+
+// carrierFor returns the carrier of a vif that packets may pass.
+func carrierFor(stalled []bool) carrier {
+	// A guest that gave no rx slots to a predecessor may give none yet.
+	if slices.Contains(stalled, true) {
+		return carrierOff
+	}
+	return carrierOn
+}
+
+func newConnection(f *frontend) *connection {
+	n := len(f.queues)
+	return &connection{frontend: f, stalled: make([]bool, n), notices: notices{stalled: make([]bool, n)}}
+}
+
+// connect connects to the rings that the frontend names.
+func (v *Vif) connect() error {
+	if v.guest.offer.err != nil {
+		return v.giveUp(v.guest.offer.err)
+	}
+	if err := v.ensureTap(); err != nil {
+		return err
+	}
+	c := newConnection(v.guest.offer.frontend)
+	if err := v.open(c); err != nil {
+		return v.openFailed(c, err)
+	}
+	c.since = time.Now()
+	v.conn, v.busySince = c, time.Time{}
+	v.saveRecord()
+	return v.clearClaim()
+}
+
+// openFailed closes what open has opened, and returns what to do about its error.
+func (v *Vif) openFailed(c *connection, err error) error {
+	gone, bound := errors.Is(err, tap.ErrGone), v.boundByPredecessor(err)
+	if v.own == xenbus.Connected && (gone || bound || isHostError(err)) {
+		// The frontend's rings are to be served on, with what the journals record
+		// and what waits in the TAP's queues.
+		c.close(v)
+	} else {
+		v.discard(c)
+	}
+	switch {
+	case gone:
+		return errAgain
+	case bound:
+		return v.waitWhileBusy(err)
+	}
+	return v.retryOrGiveUp(err)
+}
+
+// boundByPredecessor reports whether a failure may be due to a predecessor that still
+// has the guest's event channels: Xen binds one port once.
+func (v *Vif) boundByPredecessor(err error) bool {
+	var e *evtchn.Error
+	taken := v.own == xenbus.Connected && errors.As(err, &e) && e.Op == "bind" && errors.Is(err, unix.EINVAL)
+	return taken && (v.busySince.IsZero() || time.Since(v.busySince) <= busyFor)
+}
+
+// open maps the frontend's rings, binds its channels and starts the data path. If it
+// fails, the caller closes what it has opened.
+func (v *Vif) open(c *connection) error {
+	queues := make([]dataplane.QueueConfig, len(c.frontend.queues))
+	for i := range queues {
+		if err := v.openQueue(c, i, &queues[i]); err != nil {
+			return fmt.Errorf("queue %d: %w", i, err)
+		}
+	}
+	if err := v.identify(c, queues); err != nil {
+		return err
+	}
+	if err := v.openTapQueues(c, queues); err != nil {
+		return err
+	}
+	// A guest sends its list once. If it goes on with rings that were served before
+	// and the list is lost, all multicast passes rather than none.
+	known := v.mcast.Keep(queues[0].Journal)
+	v.mcast.SetFilter(c.frontend.features.mcast && (known || !c.served))
+	cfg := v.dataplaneConfig(c)
+	if err := v.openControl(c, queues, &cfg); err != nil {
+		return err
+	}
+	v.adoptStall(c, queues)
+	// From here on a successor goes on with this connection.
+	if err := c.writeStamps(queues); err != nil {
+		return err
+	}
+	var err error
+	v.turn.Aside(func() { c.data, err = v.cfg.Pool.Connect(cfg, queues) })
+	if err != nil {
+		c.data = nil
+		return err
+	}
+	if c.control != nil {
+		c.control.Start(c.data)
+	}
+	return nil
+}
+
+// openTapQueues gives each queue one of the TAP's, and sets up the TAP for the frontend.
+func (v *Vif) openTapQueues(c *connection, queues []dataplane.QueueConfig) error {
+	if !c.known {
+		// What waits in the queues was sent to the driver before.
+		if err := v.tap.Rest(); err != nil {
+			return err
+		}
+	}
+	use := v.tap.Use
+	if v.spareQueues {
+		use = v.tap.SetQueues // closes those that are not needed
+	}
+	if err := use(len(queues)); err != nil {
+		return err
+	}
+	for i := range queues {
+		queues[i].Tap = v.tap.Queue(i)
+	}
+	v.spareQueues = false
+	v.storeQueues()
+	f := &c.frontend.features
+	if err := v.setOffload(f); err != nil {
+		return err
+	}
+	return v.limitMTU(f.sg)
+}
+
+// dataplaneConfig returns the configuration of the data path, except for the control
+// ring's part.
+func (v *Vif) dataplaneConfig(c *connection) dataplane.Config {
+	f := &c.frontend.features
+	return dataplane.Config{
+		Domid:       v.cfg.Domid,
+		Guest:       f.guest,
+		SG:          f.sg,
+		XDPHeadroom: c.frontend.headroom,
+		RxNotify:    f.rxNotify,
+		VnetHdr:     v.offload(),
+		Limiter:     &v.limiter,
+		Mcast:       &v.mcast,
+		Drain:       v.cfg.Drain,
+		Stall:       v.cfg.Stall,
+		Notice:      v.noticeHandler(c),
+	}
+}
+
+// openQueue opens what queue i needs, except for the TAP's queue.
+func (v *Vif) openQueue(c *connection, i int, q *dataplane.QueueConfig) error {
+	k := &c.frontend.queues[i]
+	grants := v.cfg.Host.Grants()
+	page := func(what string, ref gntdev.Ref) ([]byte, error) {
+		m, err := grants.Map(v.cfg.Domid, []gntdev.Ref{ref}, gntdev.ReadWrite)
+		if err != nil {
+			return nil, fmt.Errorf("map %s ring: %w", what, err)
+		}
+		c.mappings = append(c.mappings, m)
+		return m.Bytes(), nil
+	}
+	var err error
+	if q.TxPage, err = page("tx", k.txGref); err != nil {
+		return err
+	}
+	if q.RxPage, err = page("rx", k.rxGref); err != nil {
+		return err
+	}
+	ev, err := v.cfg.Host.OpenEvents(v.cfg.Domid)
+	if err != nil {
+		return err
+	}
+	c.events = append(c.events, ev)
+	bind := func(remote evtchn.Port) (evtchn.Port, error) {
+		p, err := ev.BindInterdomain(v.cfg.Domid, remote)
+		if err == nil {
+			c.ports++
+		}
+		return p, err
+	}
+	if q.TxPort, err = bind(k.txPort); err != nil {
+		return err
+	}
+	q.RxPort = q.TxPort
+	if k.rxPort != k.txPort {
+		if q.RxPort, err = bind(k.rxPort); err != nil {
+			return err
+		}
+	}
+	q.Grants, q.Events = grants, ev
+	if v.cfg.RunDir == "" {
+		return nil
+	}
+	j, err := dataplane.OpenJournal(v.journalPath(i))
+	if err != nil {
+		return err
+	}
+	c.journals = append(c.journals, j)
+	q.Journal = j
+	return nil
+}
+
+// disconnect ends the connection: no packet passes any more, no page of the guest is
+// mapped, and what only this connection knew is forgotten.
+func (v *Vif) disconnect() {
+	c := v.conn
+	if c == nil {
+		return
+	}
+	v.conn = nil // first: what follows may panic
+	v.setCarrier(false)
+	v.discard(c)
+	v.saveRecord()
+	v.mcastWatch.close(v)
+	v.headroomWatch.close(v)
+	v.log.Info("disconnected")
+}
+
+// discard closes a connection for good: nothing of it reaches another one, neither what
+// the host has sent nor what the guest has set.
+func (v *Vif) discard(c *connection) {
+	// A quarantined guest may be allowed to go on with the rings it has. It does not
+	// know that anything was forgotten.
+	forget := v.block.phase() != blockQuarantined
+	if forget {
+		c.clearStamps()
+	}
+	c.close(v)
+	v.mcast.Clear()
+	if forget {
+		v.removeJournals()
+	}
+	v.clearSteering(c.frontend)
+	// The queues stay open for the next connection. Otherwise a guest that reconnects
+	// all the time would have them made, and the keeper told of them, each time.
+	if err := v.tap.Rest(); err != nil && !errors.Is(err, tap.ErrGone) {
+		v.log.Warn("TAP queues not put to rest", zap.Error(err))
+	}
+	v.storeQueues()
+}
+
+// close closes what the connection has, in the order that is safe: first those who
+// touch the pages, then the channels, then the pages. Only then may the guest learn that
+// it has its pages back.
+func (c *connection) close(v *Vif) {
+	warn := func(what string, err error) {
+		if err != nil {
+			v.log.Warn(what, zap.Error(err))
+		}
+	}
+	if c.control != nil {
+		v.turn.Aside(c.control.Stop)
+	}
+	if c.data != nil {
+		v.turn.Aside(c.data.Close)
+		v.addTotals(c.data)
+	}
+	if c.control != nil {
+		warn("close control ring failed", c.control.Close())
+	}
+	v.mcast.Keep(nil)
+	for _, e := range c.events {
+		warn("close event channels failed", e.Close())
+	}
+	for _, m := range c.mappings {
+		warn("unmap ring failed", m.Unmap())
+	}
+	for _, j := range c.journals {
+		warn("close journal failed", j.Close())
+	}
+	c.data, c.control, c.events, c.mappings, c.journals, c.ports = nil, nil, nil, nil, nil, 0
+}

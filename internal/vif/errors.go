@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package vif
+
+import (
+	"errors"
+	"fmt"
+	"path"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+
+	"github.com/netbackd/netbackd/internal/dataplane"
+	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/tap"
+	"github.com/netbackd/netbackd/pkg/xenbus"
+	"github.com/netbackd/netbackd/pkg/xenstore"
+)
+
+// Errors that tell reconcile how to go on.
+var (
+	errDirGone = errors.New("the toolstack has removed the backend directory")
+	errAgain   = errors.New("what was observed has changed")
+	errWait    = errors.New("nothing can be done now; the alarm is set")
+	errTaken   = errors.New("another back end has taken the device")
+)
+
+// retryAfter is the time between two attempts to do what has failed for want of
+// xenstored or of the host.
+const retryAfter = time.Second
+
+// block keeps a vif from connecting. Its zero value does not.
+type block struct {
+	attempt *attempt    // has failed, and is not tried again unchanged; nil in a quarantine that a predecessor began
+	reason  string      // why the vif is quarantined; empty: it is not
+	stamp   netif.Stamp // of the quarantined connection; zero: there was none
+}
+
+func (b *block) phase() blockPhase {
+	switch {
+	case b.reason != "":
+		return blockQuarantined
+	case b.attempt != nil:
+		return blockRefused
+	}
+	return blockNone
+}
+
+// attempt holds everything that can decide whether a connection comes about. An attempt
+// that has failed is not repeated before some of it has changed: otherwise a frontend in
+// state Connected would make the vif try without end.
+type attempt struct {
+	frontState xenbus.State
+	mac, mtu   string
+	offer      frontendOffer
+}
+
+// attempt returns the attempt that would be made now.
+func (v *Vif) attempt() *attempt {
+	a := &attempt{frontState: v.guest.state, mac: v.nodes.mac, mtu: v.nodes.mtu, offer: v.guest.offer}
+	if a.frontState == xenbus.Reconfiguring {
+		a.frontState = xenbus.Connected // it comes back to that, with the same rings
+	}
+	return a
+}
+
+// same reports whether both attempts have the same outcome.
+func (a *attempt) same(b *attempt) bool {
+	if a.frontState != b.frontState || a.mac != b.mac || a.mtu != b.mtu {
+		return false
+	}
+	if a.offer.err != nil && b.offer.err != nil {
+		return a.offer.err.Error() == b.offer.err.Error()
+	}
+	return a.offer.frontend == b.offer.frontend || a.offer.frontend.same(b.offer.frontend)
+}
+
+// giveUp records that what the frontend asks for cannot be done. The next plan closes
+// the device. The frontend may try something else.
+func (v *Vif) giveUp(cause error) error {
+	if v.cfg.Taken != nil && v.cfg.Taken() {
+		return errTaken // it is what has failed, and serves now
+	}
+	v.reportError("connection given up", cause)
+	v.block = block{attempt: v.attempt()}
+	return errAgain
+}
+
+// retryOrGiveUp decides what follows when something cannot be done. A guest that is
+// connected, and has named nothing wrong, must not lose its network because the host is
+// short of something for a while, or is set up wrongly: that is tried again until it
+// succeeds. Anything else is given up.
+func (v *Vif) retryOrGiveUp(cause error) error {
+	if v.own != xenbus.Connected || !isHostError(cause) {
+		return v.giveUp(cause)
+	}
+	v.reportError("host failed, trying again", cause)
+	v.wakeIn(retryAfter)
+	return errWait
+}
+
+// hostErrors are errors that no guest can cause.
+var hostErrors = [...]error{
+	unix.EMFILE, unix.ENFILE, unix.ENOMEM, unix.ENOBUFS, unix.ENOSPC, unix.EDQUOT,
+	unix.EAGAIN, unix.EINTR, unix.EIO, unix.EROFS, unix.EACCES, unix.EPERM, unix.ENODEV, unix.ENOENT,
+	tap.ErrMismatch, tap.ErrNotSupported, tap.ErrElsewhere, dataplane.ErrClosed,
+}
+
+// isHostError reports whether an error is due to the host, and not to what the guest has
+// published.
+func isHostError(err error) bool {
+	var key *xenbus.KeyError
+	if errors.As(err, &key) {
+		return false
+	}
+	for _, e := range hostErrors {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}
+
+// A dying predecessor closes what it holds one by one. busyFor bounds the time that this
+// may take; busyPoll is the time between two attempts meanwhile.
+const (
+	busyFor  = time.Second
+	busyPoll = 20 * time.Millisecond
+)
+
+// waitWhileBusy is called when something that the vif needs is in use. It has the vif try
+// again soon. It returns err once that has lasted too long.
+func (v *Vif) waitWhileBusy(err error) error {
+	now := time.Now()
+	if v.busySince.IsZero() {
+		v.busySince = now
+	}
+	if now.Sub(v.busySince) > busyFor {
+		return err
+	}
+	v.wakeIn(busyPoll)
+	return errWait
+}
+
+// quarantine takes a vif out of service whose frontend has broken the protocol. Its state
+// stays, so that toolstack and guest can still close it properly. The quarantine ends
+// when the frontend reconnects.
+func (v *Vif) quarantine(cause error) {
+	v.block = block{attempt: v.attempt(), reason: cause.Error()}
+	if v.conn != nil {
+		v.block.stamp = v.conn.stamp
+	}
+	v.reportError("quarantined", fmt.Errorf("quarantined: %w", cause))
+	v.disconnect()
+	v.saveRecord()
+}
+
+// reportError logs an error under the name of the event, and writes it into the error
+// node. It does nothing if that is there already.
+func (v *Vif) reportError(event string, err error) {
+	text := errorText(err)
+	if text == v.errorText {
+		return
+	}
+	v.errorText = text
+	v.log.Error(event, zap.Error(err))
+	if v.cfg.ErrorPath == "" {
+		return
+	}
+	if err := v.cfg.Store.Write(v.cfg.ErrorPath, text); err != nil && !errors.Is(err, xenstore.ErrClosed) {
+		v.log.Warn("error node not written", zap.Error(err))
+	}
+}
+
+// clearError removes the error node. If it stayed, it would mislead administrators, and
+// use up the nodes that a driver domain may have.
+func (v *Vif) clearError() {
+	v.errorText = ""
+	if v.cfg.ErrorPath == "" {
+		return
+	}
+	err := v.cfg.Store.Transaction(func(tx *xenstore.Tx) error {
+		dev := path.Dir(v.cfg.ErrorPath)
+		if err := tx.Remove(dev); err != nil {
+			return err
+		}
+		dom := path.Dir(dev)
+		if others, err := tx.List(dom); err != nil || len(others) > 0 {
+			return err
+		}
+		return tx.Remove(dom)
+	})
+	if err != nil && !errors.Is(err, xenstore.ErrNotExist) && !errors.Is(err, xenstore.ErrClosed) {
+		v.log.Warn("error node not removed", zap.Error(err))
+	}
+}
+
+// frontendError marks an error as one of the frontend's keys.
+func frontendError(err error) error { return fmt.Errorf("frontend %w", err) }
+
+// errorText returns an error as Linux back ends write it: an errno and a text.
+func errorText(err error) string {
+	errno := unix.EINVAL // for a value that is wrong
+	_ = errors.As(err, &errno)
+	text := fmt.Sprintf("%d %v", int(errno), err)
+	const most = 512
+	if len(text) > most {
+		text = text[:most]
+	}
+	return text
+}

@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package vif
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+
+	"github.com/netbackd/netbackd/pkg/tap"
+	"github.com/netbackd/netbackd/pkg/xen"
+)
+
+// Keeper keeps copies of open files while no daemon runs, and hands them to the next
+// daemon, as a service manager does. A TAP whose queues are kept has its carrier and
+// collects packets meanwhile. No method waits.
+type Keeper interface {
+	// Store makes the keeper keep a copy of a file under a name, soon, in place of the
+	// one that it keeps under that name.
+	Store(name string, fd int) error
+	// Adopted tells that the file which a predecessor stored under a name is in use.
+	Adopted(name string)
+	// Remove makes the keeper keep nothing under a name.
+	Remove(name string)
+}
+
+// KeptName returns the name under which a queue is kept.
+func KeptName(domid xen.Domid, devid, queue int) string {
+	return fmt.Sprintf("%s%d.%d-%d", keptPrefix, domid, devid, queue)
+}
+
+const keptPrefix = "tap-"
+
+// ParseKept returns the vif and the queue of a name that KeptName has returned.
+func ParseKept(name string) (domid xen.Domid, devid, queue int, ok bool) {
+	rest, ok := strings.CutPrefix(name, keptPrefix)
+	if !ok {
+		return 0, 0, 0, false
+	}
+	n, _ := fmt.Sscanf(rest, "%d.%d-%d", &domid, &devid, &queue)
+	ok = n == 3 && queue >= 0 && queue < tap.MaxQueues && KeptName(domid, devid, queue) == name
+	return domid, devid, queue, ok
+}
+
+// storeQueues makes the keeper keep the queues that the TAP has, and no others. Packets in
+// a queue that it does not keep are lost in a restart; nothing else is.
+func (v *Vif) storeQueues() {
+	if v.cfg.Keeper == nil {
+		return
+	}
+	n := 0
+	if v.tap != nil {
+		n = v.tap.Queues()
+		if v.spareQueues {
+			n = 1
+		}
+	}
+	for ; v.storedQueues > n; v.storedQueues-- {
+		v.cfg.Keeper.Remove(KeptName(v.cfg.Domid, v.cfg.Devid, v.storedQueues-1))
+	}
+	for ; v.storedQueues < n; v.storedQueues++ {
+		q := v.tap.Queue(v.storedQueues)
+		if err := v.cfg.Keeper.Store(KeptName(v.cfg.Domid, v.cfg.Devid, v.storedQueues), q.FD()); err != nil {
+			v.log.Warn("TAP queue not kept; packets in it will be lost in a restart", zap.Error(err))
+			return
+		}
+	}
+}
+
+// adoptQueues makes a TAP device of the queues that were kept. It returns nil without an
+// error if there are none, or if they cannot be used.
+func (v *Vif) adoptQueues(cfg tap.Config) (*tap.Device, error) {
+	if len(v.keptQueues) == 0 {
+		return nil, nil
+	}
+	d, err := tap.Adopt(cfg, v.keptQueues)
+	if errors.Is(err, tap.ErrMismatch) && v.cfg.Offload {
+		// The bridge may not tell now whether the TAP was made for one in userspace.
+		cfg.VnetHdr = !cfg.VnetHdr
+		d, err = tap.Adopt(cfg, v.keptQueues)
+	}
+	if err == nil {
+		v.storedQueues, v.keptQueues = d.Queues(), nil
+		if v.cfg.Keeper != nil {
+			for i := range v.storedQueues {
+				v.cfg.Keeper.Adopted(KeptName(v.cfg.Domid, v.cfg.Devid, i))
+			}
+		}
+		return d, nil
+	}
+	if !errors.Is(err, tap.ErrGone) && !errors.Is(err, tap.ErrMismatch) {
+		// Queues that were not kept stay open for a moment after a kill.
+		if err := v.waitWhileBusy(err); errors.Is(err, errWait) {
+			return nil, err
+		}
+	}
+	v.log.Warn("kept TAP queues cannot be used; packets in them are lost", zap.Error(err))
+	v.discardKeptQueues()
+	return nil, nil
+}
+
+// discardKeptQueues closes the queues that were kept, and makes the keeper forget them.
+func (v *Vif) discardKeptQueues() {
+	err := DiscardKept(v.cfg.Keeper, v.cfg.Domid, v.cfg.Devid, v.keptQueues)
+	v.keptQueues = nil
+	if err != nil {
+		v.log.Warn("close kept TAP queues failed", zap.Error(err))
+	}
+}
+
+// DiscardKept closes queues that were kept, and makes the keeper forget them: those of a
+// vif that is gone, or that cannot be used.
+func DiscardKept(k Keeper, domid xen.Domid, devid int, fds []int) error {
+	var errs []error
+	for i, fd := range fds {
+		errs = append(errs, unix.Close(fd))
+		if k != nil {
+			k.Remove(KeptName(domid, devid, i))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// closeKeptQueues closes kept queues that were not needed. The keeper goes on keeping
+// them.
+func (v *Vif) closeKeptQueues() {
+	for _, fd := range v.keptQueues {
+		_ = unix.Close(fd)
+	}
+	v.keptQueues = nil
+}

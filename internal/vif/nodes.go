@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package vif
+
+import "github.com/netbackd/netbackd/pkg/xenbus"
+
+// nodes holds what the backend directory says.
+type nodes struct {
+	present        bool         // there is a state, and so a device
+	state          xenbus.State // Unknown if the node holds no state
+	reconfiguredIn xenbus.State // where the vif is while state is Reconfigured; Unknown if that is not said
+	frontendDir    string
+	online         bool
+	hotplug        string
+	hasHotplug     bool
+	scriptErr      string // what the hotplug script says when it has failed
+	rate           string
+	mac            string
+	bridge         string
+	script         string
+	mtu            string
+	control        string // control ring protocols to offer, chosen by the toolstack
+	claimed        bool   // see ClaimedKey
+	offered        backendOffer
+}
+
+// plugged reports whether nothing is left to do on the host's side. If there is no
+// hotplug-status, no script will tell.
+func (n *nodes) plugged() bool { return !n.hasHotplug || n.hotplug == "connected" }
+
+// readNodes reads the backend directory.
+func readNodes(r reader, path string) (n nodes, err error) {
+	if err := n.readState(r, path); err != nil || !n.present {
+		return n, err
+	}
+	return n, n.readRest(r, path)
+}
+
+// readState reads the state. A directory without one has been removed.
+func (n *nodes) readState(r reader, path string) error {
+	k := keyReader{r: r, dir: path}
+	state, ok := k.get("state")
+	if n.present = ok; k.err != nil || !ok {
+		return k.err
+	}
+	var err error
+	if n.state, err = xenbus.ParseState(state); err != nil {
+		n.state = xenbus.Unknown
+	}
+	return nil
+}
+
+// readRest reads everything except the state.
+func (n *nodes) readRest(r reader, path string) error {
+	k := keyReader{r: r, dir: path}
+	text := func(key string) (v string) { v, _ = k.get(key); return v }
+	if n.state == xenbus.Reconfigured {
+		n.reconfiguredIn, _ = xenbus.ParseState(text(reconfiguredInKey))
+	}
+	n.frontendDir = text("frontend")
+	n.online = text("online") != "0"
+	n.hotplug, n.hasHotplug = k.get("hotplug-status")
+	n.scriptErr = ""
+	if n.hotplug == "error" {
+		n.scriptErr = text("hotplug-error")
+	}
+	n.rate = text("rate")
+	n.mac = text("mac")
+	n.bridge = text("bridge")
+	n.script = text("script")
+	n.mtu = text("mtu")
+	n.control = text(controlKey)
+	n.claimed = text(ClaimedKey) == "1"
+	n.offered.readBack(text)
+	return k.err
+}

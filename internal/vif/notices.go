@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package vif
+
+import (
+	"fmt"
+	"slices"
+	"sync"
+
+	"go.uber.org/zap"
+
+	"github.com/netbackd/netbackd/internal/dataplane"
+)
+
+// notices holds what the data plane has noticed of one connection: the present state of
+// its queues, and whether something has happened, but not how often. So nothing is lost
+// and nothing piles up, however long the vif is busy.
+type notices struct {
+	mu      sync.Mutex // guards all below
+	breach  error      // the first breach of the ring protocol
+	stalled []bool     // queues whose guest gives no rx slots
+	tooBig  bool       // a packet was too big for the guest, since take was last called
+}
+
+// noticeHandler returns the callback of a connection, which the workers call. The vif
+// finds out by itself that the TAP is gone.
+func (v *Vif) noticeHandler(c *connection) func(dataplane.Notice) {
+	return func(n dataplane.Notice) {
+		if n.Kind == dataplane.TapGone {
+			v.Poke()
+			return
+		}
+		c.notices.add(n)
+		select {
+		case v.notices <- struct{}{}:
+		default:
+		}
+	}
+}
+
+func (n *notices) add(x dataplane.Notice) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	switch x.Kind {
+	case dataplane.Breach:
+		if n.breach == nil {
+			n.breach = fmt.Errorf("queue %d: %w", x.Queue, x.Err)
+		}
+	case dataplane.Stalled:
+		n.stalled[x.Queue] = true
+	case dataplane.Resumed:
+		n.stalled[x.Queue] = false
+	case dataplane.TooBig:
+		n.tooBig = true
+	}
+}
+
+func (n *notices) take() (stalled []bool, tooBig bool, breach error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	tooBig, n.tooBig = n.tooBig, false
+	return slices.Clone(n.stalled), tooBig, n.breach
+}
+
+// handleNotices acts on the notices of the present connection, if there is one.
+func (v *Vif) handleNotices() {
+	c := v.conn
+	if c == nil {
+		return
+	}
+	stalled, tooBig, breach := c.notices.take()
+	if breach != nil {
+		v.quarantine(breach)
+		return
+	}
+	if tooBig {
+		v.enforceMTU()
+	}
+	for i, now := range stalled {
+		switch {
+		case now && !c.stalled[i]:
+			v.log.Warn("guest gives no rx slots", zap.Int("queue", i))
+		case !now && c.stalled[i]:
+			v.log.Info("guest gives rx slots again", zap.Int("queue", i))
+		}
+	}
+	if !slices.Equal(c.stalled, stalled) {
+		c.stalled = stalled
+		v.saveRecord()
+	}
+	// One stalled queue is enough, as for xen-netback: a flow that steering puts
+	// there gets nowhere, and only a queue that has traffic can be seen to stall.
+	if c.carrier == carrierWaiting {
+		return
+	}
+	if now := carrierFor(stalled); now != c.carrier {
+		c.carrier = now
+		v.setCarrier(now == carrierOn)
+	}
+}

@@ -1,0 +1,319 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package vif
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/netbackd/netbackd/pkg/xenbus"
+	"github.com/netbackd/netbackd/pkg/xenstore"
+)
+
+// maxReconciles bounds how often reconcile starts over because what it saw has changed.
+const maxReconciles = 8
+
+// reconcile reads both directories and does what they call for. It reports whether the
+// vif has ended.
+func (v *Vif) reconcile() (gone bool) {
+	for range maxReconciles {
+		err := v.reconcileOnce()
+		switch {
+		case err == nil, errors.Is(err, errWait):
+			return false
+		case errors.Is(err, xenstore.ErrClosed):
+			return false // SetStore will wake the vif
+		case errors.Is(err, errDirGone):
+			v.endRemoved()
+			return true
+		case errors.Is(err, errTaken):
+			v.endTaken()
+			return true
+		case errors.Is(err, errAgain):
+			v.unread |= unreadNodes
+			continue
+		}
+		v.reportError("reconcile failed", err)
+		break
+	}
+	v.unread = unreadAll
+	v.wakeIn(retryAfter)
+	return false
+}
+
+// reconcileOnce observes, plans, and performs the steps planned.
+func (v *Vif) reconcileOnce() error {
+	if err := v.observe(); err != nil {
+		return err
+	}
+	if v.setup == tapReplaced {
+		if err := v.resetHotplug(); err != nil {
+			return err
+		}
+	}
+	if err := v.adoptQuarantine(); err != nil {
+		return err
+	}
+	v.reportScriptError()
+	v.closeSpareQueues()
+	v.applyRate()
+	v.applyMulticast()
+	if err := v.applyHeadroom(); err != nil {
+		return err
+	}
+	now := v.situation()
+	v.guest.stateIsNew = false
+	for _, s := range plan(now) {
+		v.log.Debug("step", zap.Stringer("step", s), zap.Stringer("own", v.own), zap.Stringer("frontend", v.guest.state))
+		if err := v.perform(s); err != nil {
+			return err
+		}
+	}
+	if v.setup == tapReplaced {
+		return errAgain
+	}
+	return nil
+}
+
+// perform performs one step.
+func (v *Vif) perform(s step) error {
+	switch s {
+	case stepPublish:
+		return v.publish()
+	case stepInitWait:
+		return v.moveTo(xenbus.InitWait)
+	case stepTap:
+		if v.guest.offer.err != nil {
+			return v.giveUp(v.guest.offer.err)
+		}
+		return v.ensureTap()
+	case stepConnect:
+		return v.connect()
+	case stepPlug:
+		if err := v.plug(); err != nil {
+			return err
+		}
+		if v.own == xenbus.Connected {
+			v.clearError()
+		}
+	case stepConnected:
+		if err := v.moveTo(xenbus.Connected); err != nil {
+			return err
+		}
+		f := v.conn.frontend
+		v.log.Info("connected", zap.Int("queues", len(f.queues)), zap.Strings("features", f.features.names()))
+		v.clearError()
+	case stepDisconnect:
+		v.disconnect()
+	case stepClosing:
+		return v.moveTo(xenbus.Closing)
+	case stepClosed:
+		return v.moveTo(xenbus.Closed)
+	case stepReconfigured:
+		// The vif stays where it is: the frontend goes on with the same rings, and
+		// does not connect again.
+		return v.writeState(xenbus.Reconfigured)
+	case stepDetaching:
+		return v.writeState(xenbus.Closing)
+	case stepAwaitKey:
+		v.wakeIn(max(time.Until(v.reconf.since.Add(keyGrace)), 0) + time.Millisecond)
+	case stepUnregister:
+		v.unregister()
+	case stepGrace:
+		v.wakeAt(v.detachAt.Add(time.Millisecond))
+	case stepUnexpected:
+		return v.giveUp(frontendError(&xenbus.KeyError{
+			Key: "state", Value: v.guest.state.Value(), Want: wantFrontState,
+		}))
+	}
+	return nil
+}
+
+// wantFrontState describes the states that a frontend may show.
+const wantFrontState = "a state that a frontend of a vif goes to"
+
+// adoptState finds out where a predecessor left the vif.
+func (v *Vif) adoptState(n nodes) {
+	v.own, v.lastNode = xenbus.Initialising, n.state
+	switch n.state {
+	case xenbus.InitWait, xenbus.Closing, xenbus.Closed:
+		v.own = n.state
+	case xenbus.Connected:
+		v.own = xenbus.Connected
+	case xenbus.Reconfigured:
+		v.own = xenbus.Connected
+		switch n.reconfiguredIn {
+		case xenbus.InitWait, xenbus.Closing, xenbus.Closed:
+			if !n.claimed {
+				v.own = n.reconfiguredIn
+			}
+		}
+	}
+	if v.own == xenbus.Initialising {
+		// Whatever is left of a vif in this place belongs to a device that is gone.
+		// If that was connected there is a record, and a script may have moved its TAP.
+		if len(v.keptQueues) > 0 || v.hasRecord() {
+			v.setup = tapSetUp
+		}
+		v.unregister()
+	} else {
+		v.loadRecord()
+	}
+	v.claimed = n.claimed
+	v.setup = tapUntouched
+	// A claimed vif had the other back end's interface, until the hotplug script is
+	// done with ours.
+	if v.own != xenbus.Initialising && (!v.claimed || n.plugged()) {
+		v.setup = tapSetUp
+		if len(v.keptQueues) == 0 && (v.own == xenbus.InitWait || v.own == xenbus.Connected) {
+			// This is found out before there is another TAP: a successor could not
+			// tell that the hotplug script has never seen that one.
+			if found, err := v.findTap(); err == nil && found == nil {
+				v.setup = tapReplaced
+			}
+		}
+	}
+	v.log.Debug("state adopted", zap.Stringer("state", n.state))
+}
+
+// hasRecord reports whether there is a record of a vif in this place.
+func (v *Vif) hasRecord() bool {
+	if v.cfg.RunDir == "" {
+		return false
+	}
+	_, err := os.Stat(v.recordPath())
+	return err == nil
+}
+
+// startAnew forgets a device that the toolstack has removed and made again in the same
+// place.
+//
+// The hotplug script cannot be done with a new device: it runs when InitWait is shown.
+// Where hotplug-status says that it is done, only the state was written, and the script
+// has not seen the next TAP.
+func (v *Vif) startAnew(n *nodes) {
+	v.log.Info("device was removed and made again")
+	v.unregister()
+	v.own, v.setup = xenbus.Initialising, tapUntouched
+	if n.hotplug == "connected" {
+		v.setup = tapSetUp
+	}
+	v.detachAt = time.Time{}
+	v.block = block{}
+	v.guest.hidden = false
+}
+
+// moveTo moves the vif to a state and shows it to the frontend.
+func (v *Vif) moveTo(s xenbus.State) error {
+	if err := v.writeState(s); err != nil {
+		return err
+	}
+	v.own = s
+	return nil
+}
+
+// writeState writes the state node, if it still is as it was last seen. If the node is
+// gone, a write would bring back a directory that the toolstack has removed. If it shows
+// something else, a write would hide that the toolstack wants the device gone.
+func (v *Vif) writeState(s xenbus.State) error {
+	err := v.changeDir(func(tx *xenstore.Tx, was xenbus.State) error {
+		if was == s {
+			return nil
+		}
+		if err := v.recordReconfiguredIn(tx, was, s); err != nil {
+			return err
+		}
+		return tx.Write(v.cfg.Path+"/state", s.Value())
+	})
+	if err == nil {
+		v.lastNode = s
+	}
+	return err
+}
+
+// reconfiguredInKey is a key of the backend directory: the vif's state while its node
+// shows Reconfigured, for a successor. Without it that is Connected, as with
+// xen-netback.
+const reconfiguredInKey = "reconfigured-in"
+
+// recordReconfiguredIn writes or removes reconfiguredInKey when the node changes from
+// one state to another.
+func (v *Vif) recordReconfiguredIn(tx *xenstore.Tx, from, to xenbus.State) error {
+	state := v.own
+	if !v.detachAt.IsZero() {
+		state = xenbus.Closing // the toolstack has written it, and it is about to be hidden
+	}
+	if to == xenbus.Reconfigured && state != xenbus.Connected {
+		return tx.Write(v.cfg.Path+"/"+reconfiguredInKey, state.Value())
+	}
+	if from != xenbus.Reconfigured {
+		return nil
+	}
+	if err := tx.Remove(v.cfg.Path + "/" + reconfiguredInKey); !errors.Is(err, xenstore.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// changeDir changes the backend directory in a transaction, unless the directory is
+// gone, or its state is not what was last seen.
+func (v *Vif) changeDir(f func(tx *xenstore.Tx, state xenbus.State) error) error {
+	return v.cfg.Store.Transaction(func(tx *xenstore.Tx) error {
+		s, err := tx.Read(v.cfg.Path + "/state")
+		if errors.Is(err, xenstore.ErrNotExist) {
+			return errDirGone
+		}
+		if err != nil {
+			return err
+		}
+		state, err := xenbus.ParseState(tidy(s))
+		if err != nil {
+			state = xenbus.Unknown
+		}
+		if state != v.lastNode {
+			return errAgain
+		}
+		return f(tx, state)
+	})
+}
+
+// publish makes the TAP, which must exist before the state makes the toolstack run its
+// script, and writes the features.
+func (v *Vif) publish() error {
+	if v.own != xenbus.InitWait || v.guest.state != xenbus.Connected && v.guest.state != xenbus.Reconfiguring {
+		// The next frontend has new rings, perhaps with the old grefs.
+		v.removeJournals()
+	}
+	if v.nodes.mac != "" {
+		if _, err := parseMAC(v.nodes.mac); err != nil {
+			return v.giveUp(err)
+		}
+	}
+	if err := v.ensureTap(); err != nil {
+		return err
+	}
+	offered := backendOffer{maxQueues: v.maxQueues(), offload: v.offload(), control: v.controlRings()}
+	list := offered.nodes()
+	err := v.changeDir(func(tx *xenstore.Tx, _ xenbus.State) error {
+		for _, n := range list {
+			if err := tx.Write(v.cfg.Path+"/"+n.key, n.value); err != nil {
+				return fmt.Errorf("publish features: %w", err)
+			}
+		}
+		return nil
+	})
+	if err == nil {
+		v.nodes.offered = offered
+	}
+	return err
+}
+
+// endRemoved ends the vif because its directory is gone.
+func (v *Vif) endRemoved() {
+	v.unregister()
+	v.clearError()
+}

@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package vif
+
+import (
+	"strings"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"github.com/netbackd/netbackd/pkg/xen"
+	"github.com/netbackd/netbackd/pkg/xenstore"
+)
+
+// guestWork accounts for what the vif does because its guest has written to xenstore.
+type guestWork struct {
+	requests int           // to xenstored, ever
+	owed     bool          // the guest has written, and the vif has not looked since
+	dueAt    time.Time     // when it may look, if owed
+	foundNew bool          // this look has found that the guest has written something new
+	idle     *rate.Limiter // of looks that find nothing new
+	idleTill time.Time     // no look until then, since those before have found nothing new
+}
+
+// payForLook pays for a look at what the guest has written, and reports whether it may
+// be taken at once.
+func (v *Vif) payForLook() bool {
+	now := time.Now()
+	v.work.owed, v.work.dueAt = true, now.Add(v.cfg.Guest.Look(now, v.work.idleTill))
+	return !v.work.dueAt.After(now)
+}
+
+// reconcileInTurn reconciles with what the toolstack has written, and with what the
+// guest has written if that is paid for. It reports whether the vif has ended.
+func (v *Vif) reconcileInTurn() (gone bool) {
+	paid := v.work.owed && !time.Now().Before(v.work.dueAt)
+	if paid {
+		v.work.owed, v.work.foundNew = false, false
+		v.unread |= unreadFront
+	}
+	before := v.work.requests
+	v.inTurn(func() { gone = v.reconcile() })
+	if paid {
+		now := time.Now()
+		v.cfg.Guest.Looked(now, v.work.requests-before)
+		if !v.work.foundNew {
+			v.work.idleTill = now.Add(v.work.idle.ReserveN(now, 1).DelayFrom(now))
+		}
+	}
+	return gone
+}
+
+// countingStore counts each request as the guest's, and gives up the vif's turn until
+// xenstored has answered, which may take long.
+type countingStore struct {
+	Store
+	v *Vif
+}
+
+func (s countingStore) Read(path string) (value string, err error) {
+	s.v.request(1, func() { value, err = s.Store.Read(path) })
+	return value, err
+}
+
+func (s countingStore) Write(path, value string) (err error) {
+	s.v.request(1, func() { err = s.Store.Write(path, value) })
+	return err
+}
+
+func (s countingStore) Watch(path string) (w *xenstore.Watch, err error) {
+	s.v.request(1, func() { w, err = s.Store.Watch(path) })
+	return w, err
+}
+
+func (s countingStore) IsIntroduced(domid xen.Domid) (is bool, err error) {
+	s.v.request(1, func() { is, err = s.Store.IsIntroduced(domid) })
+	return is, err
+}
+
+// Transaction counts its start, its end and the requests of f.
+func (s countingStore) Transaction(f func(*xenstore.Tx) error) (err error) {
+	s.v.request(0, func() {
+		err = s.Store.Transaction(func(tx *xenstore.Tx) error {
+			defer func() { s.v.countRequests(2 + tx.Requests()) }()
+			return f(tx)
+		})
+	})
+	return err
+}
+
+// request runs f, which makes n requests.
+func (v *Vif) request(n int, f func()) {
+	v.countRequests(n)
+	v.turn.Aside(f)
+}
+
+func (v *Vif) countRequests(n int) {
+	v.work.requests += n
+	v.cfg.Guest.Requested(n)
+}
+
+// unread is a set of what may have changed in xenstore since it was last read. Only its
+// members are read again, and the state in the backend directory.
+type unread uint32
+
+const (
+	unreadNodes  unread = 1 << iota // the backend directory, except for its state
+	unreadFront                     // the frontend's state and, where that matters, its keys
+	unreadDomain                    // whether the frontend's domain is there
+	unreadAll    = unreadNodes | unreadFront | unreadDomain
+)
+
+// Changed tells the vif that the node at key below the backend directory has changed;
+// an empty key is the directory itself. It never blocks. It ignores nodes that only this
+// package writes.
+func (v *Vif) Changed(key string) {
+	key, _, _ = strings.Cut(key, "/")
+	switch {
+	case key == "":
+		v.changed.Or(uint32(unreadAll))
+	case key == "state":
+	case key == reconfiguredInKey, isOffered(key):
+		return
+	default:
+		v.changed.Or(uint32(unreadNodes))
+	}
+	v.wake()
+}

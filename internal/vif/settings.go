@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package vif
+
+import (
+	"cmp"
+	"fmt"
+
+	"go.uber.org/zap"
+)
+
+// mcastKey is the frontend's key that may change while it is connected, since the
+// backend publishes feature-dynamic-multicast-control.
+const mcastKey = "request-multicast-control"
+
+// applyRate applies the toolstack's key "rate". A value that is wrong changes nothing.
+func (v *Vif) applyRate() {
+	r, err := parseRate(v.nodes.rate)
+	if err != nil {
+		v.reportError("bad key", err)
+		return
+	}
+	if r != v.rate {
+		v.rate = r
+		v.limiter.Set(r.Bytes, r.Interval)
+		v.log.Info("rate changed", zap.Stringer("limit", r))
+	}
+}
+
+// applyMulticast turns the multicast filter on or off, as the frontend asks for. It
+// reports an error in the frontend's keys, which may have been rewritten for that.
+func (v *Vif) applyMulticast() {
+	if v.conn == nil {
+		return
+	}
+	if v.guest.offer.err != nil {
+		v.reportError("bad frontend key", v.guest.offer.err)
+		return
+	}
+	now := v.conn.frontend
+	if f := v.guest.offer.frontend; f.sameRings(now) && f.features.mcast != now.features.mcast {
+		now.features.mcast = f.features.mcast
+		v.mcast.SetFilter(f.features.mcast)
+		v.log.Info("multicast filter changed", zap.Bool("on", f.features.mcast))
+	}
+}
+
+// reportScriptError reports that the hotplug script has failed. The vif waits for a
+// script that will not run again until an administrator has intervened.
+func (v *Vif) reportScriptError() {
+	if v.nodes.hotplug == "error" {
+		v.reportError("hotplug script failed", fmt.Errorf("the hotplug script failed: %s", cmp.Or(v.nodes.scriptErr, "it does not say why")))
+	}
+}

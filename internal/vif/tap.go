@@ -1,0 +1,388 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package vif
+
+import (
+	"errors"
+	"net"
+	"strings"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"go.uber.org/zap"
+
+	"github.com/netbackd/netbackd/pkg/tap"
+	"github.com/netbackd/netbackd/pkg/xenbus"
+	"github.com/netbackd/netbackd/pkg/xenstore"
+)
+
+// txQueueLen is the number of packets that the TAP keeps per queue for a guest that is
+// slow to take them.
+const txQueueLen = 512
+
+// tapSetup tells what the hotplug script has done to the vif's TAP.
+type tapSetup uint8
+
+const (
+	tapUntouched tapSetup = iota // there was no TAP since the toolstack made the directory
+	tapSetUp                     // there is or was a TAP, which the script may have set up
+	tapReplaced                  // the TAP that the script has set up is gone
+)
+
+// made returns the setup after a TAP was made. One that a predecessor made is the same
+// one; a new one is not.
+func (s tapSetup) made(adopted bool) tapSetup {
+	switch {
+	case s == tapUntouched:
+		return tapSetUp
+	case adopted:
+		return s
+	}
+	return tapReplaced
+}
+
+// ensureTap makes the TAP, or adopts the one that a predecessor left.
+func (v *Vif) ensureTap() error {
+	if v.tap != nil {
+		return nil
+	}
+	mtu, err := parseMTU(v.nodes.mtu)
+	if err != nil {
+		return v.giveUp(err)
+	}
+	d, err := v.adoptQueues(v.tapConfig())
+	if d == nil && err == nil {
+		var found *foundTap
+		if found, err = v.findTap(); err == nil && found == nil && v.setup != tapUntouched {
+			// This comes before there is another TAP: a successor could not tell that
+			// the hotplug script has never seen that one.
+			if err := v.resetHotplug(); err != nil {
+				return err
+			}
+		}
+		if err == nil {
+			d, err = v.createTap(found)
+		}
+	}
+	switch {
+	case errors.Is(err, errWait):
+		return err
+	case errors.Is(err, tap.ErrBusy):
+		return v.waitWhileBusy(err)
+	case err != nil:
+		return v.retryOrGiveUp(err)
+	}
+	v.tap, v.busySince = d, time.Time{}
+	if d.Adopted() {
+		v.setup, v.spareQueues = v.setup.made(true), false
+		info, err := d.Info()
+		if err != nil {
+			return v.retryOrGiveUp(err)
+		}
+		v.adoptMTU(&info)
+		v.restoreAltName(&info)
+		v.storeQueues()
+		v.log.Info("TAP adopted", zap.String("interface", info.Name), zap.Int("queues", d.Queues()))
+		return nil
+	}
+	if err := v.configureTap(mtu); err != nil {
+		v.removeTap()
+		return v.retryOrGiveUp(err)
+	}
+	v.storeQueues()
+	v.setup = v.setup.made(false)
+	return nil
+}
+
+// createTap opens the TAP that was found, or creates one if found is nil.
+func (v *Vif) createTap(found *foundTap) (*tap.Device, error) {
+	cfg := v.tapConfig()
+	if found != nil {
+		if found.network != ownNetwork {
+			return nil, errTapElsewhere(found.link)
+		}
+		if found.hasAlt {
+			cfg.Name = found.link.Attrs().Name
+		}
+		if t, ok := found.link.(*netlink.Tuntap); ok && v.cfg.Offload {
+			cfg.VnetHdr = t.Flags&netlink.TUNTAP_VNET_HDR != 0
+		}
+	}
+	return tap.Create(cfg)
+}
+
+// tapConfig returns the configuration of a new TAP.
+func (v *Vif) tapConfig() tap.Config {
+	return tap.Config{
+		Name:      v.Name(),
+		Queues:    1,
+		Single:    v.maxQueues() == 1,
+		VnetHdr:   v.cfg.Offload && !isUserspaceBridge(v.nodes.bridge),
+		Persist:   true,
+		NoCarrier: v.own != xenbus.Connected,
+	}
+}
+
+// isUserspaceBridge reports whether a bridge belongs to Open vSwitch's userspace datapath:
+// then the bridge's own interface is a TAP. Open vSwitch reads its ports by packet sockets,
+// and takes packets as they are. So the TAP of a vif for such a bridge has no vnet header,
+// and the data path completes checksums and segments packets. The name may end with VLANs,
+// as the script vif-openvswitch takes it.
+func isUserspaceBridge(name string) bool {
+	base, _, _ := strings.Cut(name, ":")
+	short, _, _ := strings.Cut(base, ".")
+	for _, n := range []string{name, base, short} {
+		if l, err := netlink.LinkByName(n); err == nil {
+			_, is := l.(*netlink.Tuntap)
+			return is
+		}
+	}
+	return false
+}
+
+// offload reports whether the TAP has vnet headers, or would have.
+func (v *Vif) offload() bool {
+	if v.tap == nil {
+		return v.cfg.Offload
+	}
+	return v.tap.VnetHdr()
+}
+
+// setOffload tells the kernel which offloads the guest takes. The kernel has one switch
+// for the checksums of both IP versions; the data path completes those that the guest does
+// not take.
+func (v *Vif) setOffload(f *features) error {
+	if !v.offload() {
+		return nil
+	}
+	csum := f.guest.CsumIPv4 || f.guest.CsumIPv6
+	return v.tap.SetOffload(tap.Offload{
+		Csum: csum,
+		TSO4: csum && f.guest.GSOTCPv4,
+		TSO6: csum && f.guest.GSOTCPv6,
+	})
+}
+
+// macOfVifs is the MAC address of the host's end of all vifs, as with xen-netback: routed
+// guests know it as their gateway's, and a bridge, which takes the lowest address of its
+// ports, does not take this one.
+var macOfVifs = net.HardwareAddr{0xfe, 0xff, 0xff, 0xff, 0xff, 0xff}
+
+// configureTap completes a new TAP.
+func (v *Vif) configureTap(mtu int) error {
+	if err := v.tap.AddAltName(altName(v.cfg.Domid, v.cfg.Devid)); err != nil {
+		v.log.Warn(noAltName, zap.Error(err))
+	}
+	if err := v.tap.SetMAC(macOfVifs); err != nil {
+		return err
+	}
+	if err := v.tap.SetTxQueueLen(txQueueLen); err != nil {
+		return err
+	}
+	if err := v.tap.SetNoQueue(); err != nil && !errors.Is(err, tap.ErrNotSupported) {
+		return err
+	}
+	// This is also done if the TAP stands in for that of a connected vif: plug turns the
+	// carrier on, and a kernel that never saw it change never calls the interface
+	// operational.
+	if err := v.tap.SetCarrier(false); err != nil {
+		return err
+	}
+	if mtu != 0 {
+		if err := v.tap.SetMTU(mtu); err != nil {
+			return err
+		}
+	}
+	// The script may move the TAP to another network namespace: see closeSpareQueues.
+	// Without carrier the host sends nothing into the queues.
+	v.spareQueues = v.nodes.hasHotplug
+	if v.spareQueues {
+		return v.tap.SetQueues(v.maxQueues())
+	}
+	return nil
+}
+
+// errTapLost tells that everything which depends on the TAP, such as its place in a
+// bridge, has to be done again by the hotplug script.
+var errTapLost = errors.New("the TAP that the hotplug script set up was deleted; run the script for the new one, or detach and attach the vif")
+
+// tapDeleted closes a TAP that another program has deleted.
+func (v *Vif) tapDeleted() {
+	v.disconnect()
+	v.removeTap()
+	v.setup = tapReplaced
+}
+
+// resetHotplug clears hotplug-status, because the hotplug script did its work on a TAP
+// that is gone.
+func (v *Vif) resetHotplug() error {
+	v.reportError("TAP was deleted", errTapLost)
+	if v.nodes.hasHotplug && v.nodes.hotplug != "" {
+		err := v.changeDir(func(tx *xenstore.Tx, _ xenbus.State) error {
+			return tx.Write(v.cfg.Path+"/hotplug-status", "")
+		})
+		if err != nil {
+			return err
+		}
+		v.nodes.hotplug = ""
+	}
+	// A TAP that is made after this one was lost does not replace another: the script may
+	// have set it up, and may have written so, before the vif looks again.
+	v.setup = tapUntouched
+	if v.tap != nil {
+		v.setup = tapSetUp
+	}
+	return nil
+}
+
+// removeTap removes the TAP, if there is one.
+func (v *Vif) removeTap() {
+	if v.tap == nil {
+		return
+	}
+	if err := v.tap.Close(); err != nil && !errors.Is(err, tap.ErrGone) {
+		v.log.Warn("remove TAP failed", zap.Error(err))
+	}
+	v.tap, v.fullMTU, v.elsewhere = nil, 0, false
+	v.storeQueues()
+}
+
+// unregister removes the device: the toolstack has removed it, or its guest is gone. The
+// toolstack removes the directory.
+func (v *Vif) unregister() {
+	v.disconnect()
+	if v.tap != nil {
+		v.removeTap()
+		v.log.Info("device removed")
+	} else {
+		v.discardKeptQueues()
+		if err := v.removePredecessorTap(); err != nil {
+			v.log.Warn("remove TAP of a predecessor failed", zap.Error(err))
+		}
+	}
+	v.removeJournals()
+	v.removeRecord()
+}
+
+// plug lets packets pass. If the toolstack runs no script, plug brings the interface up,
+// which nothing else would.
+func (v *Vif) plug() error {
+	if v.setup == tapReplaced || !v.nodes.plugged() { // connect has found that out
+		return errAgain
+	}
+	if v.own != xenbus.Connected {
+		v.dropDisciplines()
+	}
+	carrier := carrierFor(v.conn.stalled)
+	err := v.tap.SetCarrier(carrier == carrierOn)
+	if err == nil && !v.nodes.hasHotplug {
+		err = v.tap.SetUp()
+		if errors.Is(err, tap.ErrElsewhere) {
+			err = nil // the status shows that it is down
+		}
+	}
+	if err == nil && carrier == carrierOn {
+		err = v.awaitOperational()
+	}
+	if errors.Is(err, tap.ErrGone) {
+		return errAgain
+	}
+	if err != nil {
+		return v.retryOrGiveUp(err)
+	}
+	v.conn.carrier = carrier
+	return nil
+}
+
+// setCarrier turns the TAP's carrier on or off.
+func (v *Vif) setCarrier(on bool) {
+	if err := v.tap.SetCarrier(on); err != nil && !errors.Is(err, tap.ErrGone) {
+		v.log.Warn("carrier not changed", zap.Bool("on", on), zap.Error(err))
+	}
+}
+
+// ClaimedKey is a key of the backend directory. It is 1 if another back end has served the
+// vif, and this one has not been connected to the guest since.
+const ClaimedKey = "claimed"
+
+// clearClaim removes ClaimedKey: the vif belongs to this back end for good.
+func (v *Vif) clearClaim() error {
+	if !v.claimed {
+		return nil
+	}
+	err := v.changeDir(func(tx *xenstore.Tx, _ xenbus.State) error {
+		err := tx.Remove(v.cfg.Path + "/" + ClaimedKey)
+		if errors.Is(err, xenstore.ErrNotExist) {
+			return nil
+		}
+		return err
+	})
+	if err == nil {
+		v.claimed = false
+	}
+	return err
+}
+
+// dropDisciplines removes the queueing disciplines that the kernel makes when those of the
+// TAP are deleted, as Open vSwitch does with an interface that it is given. Those that an
+// administrator has set stay. Nothing is lost before there is a carrier.
+func (v *Vif) dropDisciplines() {
+	err := v.tap.SetNoQueue()
+	for _, tolerable := range []error{nil, tap.ErrNotSupported, tap.ErrElsewhere, tap.ErrGone} {
+		if errors.Is(err, tolerable) {
+			return
+		}
+	}
+	v.log.Warn("the kernel's queueing disciplines stay", zap.Error(err))
+}
+
+// limitMTU lowers the MTU for a frontend that takes only packets of one slot, and restores
+// it for the next frontend: a guest's boot loader often takes less than its kernel.
+func (v *Vif) limitMTU(sg bool) error {
+	info, err := v.tap.Info()
+	if err != nil {
+		return err
+	}
+	switch {
+	case !sg && info.MTU > defaultMTU:
+		v.fullMTU = info.MTU
+		v.saveRecord() // before the change, which no other place records
+		err := v.tap.SetMTU(defaultMTU)
+		switch {
+		case err == nil:
+			v.log.Warn("MTU lowered: the guest takes no packet larger than a page until it reconnects",
+				zap.Int("mtu", defaultMTU), zap.Int("was", info.MTU))
+		case errors.Is(err, tap.ErrElsewhere):
+			v.fullMTU = 0
+			v.log.Warn("the guest takes no packet larger than a page, and others are dropped: lower the MTU of its interface in the other network namespace",
+				zap.Int("mtu", info.MTU), zap.Error(err))
+		default:
+			v.fullMTU = 0
+			return err
+		}
+	case sg && v.fullMTU != 0 && info.MTU == defaultMTU:
+		if err := v.tap.SetMTU(v.fullMTU); err != nil {
+			return err
+		}
+		v.fullMTU = 0
+	}
+	return nil
+}
+
+// enforceMTU lowers the MTU again if packets were too big for a guest without
+// scatter-gather, because the host has raised it while the guest was connected.
+// xen-netback refuses to raise it (xenvif_change_mtu); the driver of a TAP cannot be told
+// to.
+func (v *Vif) enforceMTU() {
+	info, err := v.tap.Info()
+	if err == nil && info.MTU <= defaultMTU {
+		v.log.Warn("packets dropped that are larger than the guest takes, and than the MTU of its interface", zap.Int("mtu", info.MTU))
+		return
+	}
+	if err == nil {
+		err = v.limitMTU(false)
+	}
+	if err != nil && !errors.Is(err, tap.ErrGone) {
+		v.log.Warn("MTU not lowered", zap.Error(err))
+	}
+}

@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package vif
+
+import (
+	"errors"
+
+	"github.com/netbackd/netbackd/pkg/xenstore"
+)
+
+// watch watches one path at most.
+type watch struct {
+	w    *xenstore.Watch
+	path string
+}
+
+// follow watches path and nothing else.
+func (w *watch) follow(v *Vif, path string) error {
+	if w.w != nil && w.path == path {
+		return nil
+	}
+	w.close(v)
+	x, err := v.cfg.Store.Watch(path)
+	if err != nil {
+		return err
+	}
+	*w = watch{x, path}
+	return nil
+}
+
+func (w *watch) events() <-chan xenstore.Event {
+	if w.w == nil {
+		return nil
+	}
+	return w.w.C()
+}
+
+// received is called after an event, with ok false if the channel was closed: the watch
+// was lost with the connection to xenstore.
+func (w *watch) received(ok bool) {
+	if !ok {
+		*w = watch{}
+	}
+}
+
+func (w *watch) close(v *Vif) {
+	if w.w != nil {
+		v.request(1, func() { _ = w.w.Close() })
+	}
+	*w = watch{}
+}
+
+// watchFrontend watches the frontend's nodes that may change: single nodes, never a
+// directory that the guest could fill, and the multicast request only while it matters. A
+// driver domain may run out of watches. Then the vif looks less often, but it still
+// hears of what the toolstack does.
+func (v *Vif) watchFrontend() error {
+	err := v.frontWatch.follow(v, v.nodes.frontendDir+"/state")
+	if err == nil && v.conn != nil {
+		err = v.mcastWatch.follow(v, v.nodes.frontendDir+"/"+mcastKey)
+	}
+	if err != nil && !errors.Is(err, xenstore.ErrClosed) {
+		v.reportError("watch failed", err)
+		v.wakeIn(retryAfter)
+		return nil
+	}
+	return err
+}
+
+// unwatch removes all watches.
+func (v *Vif) unwatch() {
+	v.frontWatch.close(v)
+	v.mcastWatch.close(v)
+	v.headroomWatch.close(v)
+}
