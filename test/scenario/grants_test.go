@@ -19,42 +19,6 @@ import (
 	"github.com/netbackd/netbackd/pkg/tap"
 )
 
-// A page that cannot be copied costs its packet: the slot is answered with an
-// error, the packet's other slots are not, and nothing of it goes out.
-func TestPageThatCannotBeCopiedCostsItsPacket(t *testing.T) {
-	w := newWorld(t)
-	g := w.guest()
-	p := g.prober()
-	f := plainFrame(200)
-	big := plainFrame(3000) // is not copied into one piece
-	tests := []struct {
-		name string
-		ops  []guest.RawOp
-		want []netif.Status
-	}{
-		{"the only one, bogus", []guest.RawOp{ref("bogus", 0, 0, 200)}, []netif.Status{failed}},
-		{"the only one, freed", []guest.RawOp{ref("freed", 0, 0, 200)}, []netif.Status{failed}},
-		{"reference 7, which guests keep for the toolstack", []guest.RawOp{ref("7", 0, 0, 200)}, []netif.Status{failed}},
-		{"the largest reference", []guest.RawOp{ref("4294967295", 0, 0, 200)}, []netif.Status{failed}},
-		{"the first of three", []guest.RawOp{ref("bogus", moreData, 0, 200), data(moreData, f[:50]), data(0, f[:50])}, []netif.Status{failed, okay, okay}},
-		{"the one in the middle", []guest.RawOp{head(moreData, 200, f[:50]), ref("freed", moreData, 0, 50), data(0, f[:50])}, []netif.Status{okay, failed, okay}},
-		{"the last, with slots of no octets around", []guest.RawOp{head(moreData, 200, f[:50]), ref("freed", moreData, 0, 0), ref("bogus", moreData, 0, 150), ref("freed", 0, 0, 0)},
-			[]netif.Status{okay, okay, failed, okay}},
-		{"the last of a packet in pages", []guest.RawOp{head(moreData, 3000, big[:1000]), data(moreData, big[1000:2000]), ref("bogus", 0, 0, 1000)},
-			[]netif.Status{okay, okay, failed}},
-		{"all", []guest.RawOp{ref("bogus", moreData, 0, 200), ref("bogus", moreData, 0, 50), ref("freed", 0, 0, 50)}, each(3, failed)},
-	}
-	w.undisturbed(func() {
-		for _, tt := range tests {
-			w.situation(tt.name, func() {
-				p.expect(tt.ops, tt.want, drops{dataplane.DropTxGrant: 1})
-			})
-		}
-	})
-	g.pings(3)
-	g.innocent()
-}
-
 // Whatever Xen says of a copy that is not "okay" is an error, and no reason to
 // stop (XSA-362).
 func TestAnyStatusOfACopyIsAnAnswer(t *testing.T) {

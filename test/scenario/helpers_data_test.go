@@ -211,7 +211,7 @@ func (c *cable) try(h tap.VnetHdr, frame []byte) error {
 	return err
 }
 
-// Requests as a test writes them down.
+const moreData = netif.TxMoreData
 
 // data is a slot with data in a page of its own.
 func data(flags netif.TxFlags, b []byte) guest.RawOp {

@@ -332,7 +332,7 @@ func TestRequestThatChangesWhileItIsRead(t *testing.T) {
 		}
 		return false
 	}
-	mark := packetOf("the end of the flips")
+	mark := append(plainFrame(14), "the end of the flips"...)
 	copy(f.data.Bytes()[3*netif.PageSize:], mark)
 	w.undisturbed(func() {
 		const rounds = 1500

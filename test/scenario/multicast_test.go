@@ -5,7 +5,6 @@ package scenario
 import (
 	"encoding/binary"
 	"fmt"
-	"net"
 	"slices"
 	"testing"
 
@@ -79,31 +78,6 @@ func (g *testGuest) list() []string {
 
 var unicast = [6]byte{2, 0, 0, 0, 0, 2}
 
-func TestMulticastFilter(t *testing.T) {
-	w := newWorld(t)
-	g := w.guest(features(func(f *netfront.Features) { f.MulticastControl = true }))
-	m := g.mcaster()
-	others := map[[6]byte]bool{unicast: true, broadcast: true}
-	with := func(more map[[6]byte]bool) map[[6]byte]bool {
-		for k, v := range others {
-			more[k] = v
-		}
-		return more
-	}
-	m.passes(with(map[[6]byte]bool{group(1): false, group(2): false}))
-	w.answered(each(1, okay), []netif.Status{m.add(1)})
-	m.passes(with(map[[6]byte]bool{group(1): true, group(2): false, group(257): false}))
-	w.answered(each(1, okay), []netif.Status{m.add(2)})
-	m.passes(with(map[[6]byte]bool{group(1): true, group(2): true}))
-	w.answered(each(1, okay), []netif.Status{m.del(1)})
-	m.passes(with(map[[6]byte]bool{group(1): false, group(2): true}))
-	// An address is in the list once, and to remove what is not there is
-	// no error.
-	w.answered(each(4, okay), []netif.Status{m.add(2), m.del(2), m.del(2), m.del(99)})
-	m.passes(with(map[[6]byte]bool{group(2): false}))
-	g.innocent()
-}
-
 func TestMulticastJoinedByTheGuestsKernelArrives(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest(features(func(f *netfront.Features) { f.MulticastControl = true }))
@@ -152,85 +126,6 @@ func TestMulticastFilterTurnedOnAndOffWhileConnected(t *testing.T) {
 		set("0", false)
 		m.passes(map[[6]byte]bool{group(1): true, group(2): true, broadcast: true, unicast: true})
 	}
-	g.innocent()
-}
-
-func TestMulticastListIsFull(t *testing.T) {
-	w := newWorld(t)
-	g := w.guest(features(func(f *netfront.Features) { f.MulticastControl = true }))
-	m := g.mcaster()
-	room := dataplane.MaxMcast - len(g.list()) // the guest's kernel has joined some
-	before := g.drops()
-	w.undisturbed(func() {
-		for i := range room {
-			if s := m.add(i); s != okay {
-				t.Errorf("address %d of %d: %v", i, room, s)
-			}
-		}
-		// Again is not one more.
-		w.answered([]netif.Status{okay, failed, failed}, []netif.Status{m.add(0), m.add(1000), m.add(1001)})
-		m.passes(map[[6]byte]bool{group(0): true, group(room - 1): true, group(1000): false})
-		w.answered([]netif.Status{okay, okay, failed}, []netif.Status{m.del(5), m.add(1000), m.add(1001)})
-		m.passes(map[[6]byte]bool{group(5): false, group(1000): true, group(1001): false})
-	})
-	if n := len(g.list()); n != dataplane.MaxMcast {
-		t.Errorf("the list has %d addresses, want %d", n, dataplane.MaxMcast)
-	}
-	if n := g.drops()[dataplane.DropMcastFull] - before[dataplane.DropMcastFull]; n != 3 {
-		t.Errorf("%d requests were refused, want 3", n)
-	}
-	g.innocent()
-}
-
-func TestMulticastListIsForgottenOnReconnect(t *testing.T) {
-	w := newWorld(t)
-	g := w.guest()
-	m := g.mcaster()
-	for i := range 10 {
-		m.add(i)
-	}
-	if n := len(g.list()); n != 10 {
-		t.Fatalf("the list has %d addresses, want 10", n)
-	}
-	g.reconnectWith(func(c *netfront.Config) { c.Features.MulticastControl = true })
-	for i := range 10 {
-		a := group(i)
-		if slices.Contains(g.list(), net.HardwareAddr(a[:]).String()) {
-			t.Errorf("address %d is still in the list", i)
-		}
-	}
-	m = g.mcaster()
-	m.passes(map[[6]byte]bool{group(1): false, broadcast: true})
-	g.innocent()
-}
-
-func TestMulticastRequestsThatMakeNoSense(t *testing.T) {
-	w := newWorld(t)
-	g := w.guest(features(func(f *netfront.Features) { f.MulticastControl = true }))
-	m := g.mcaster()
-	list := len(g.list())
-	for _, tt := range []struct {
-		name   string
-		extras []netif.ExtraInfo
-		want   netif.Status
-		grows  int
-	}{
-		{"not a group", []netif.ExtraInfo{netif.NewMcast(true, unicast)}, failed, 0},
-		{"address 0", []netif.ExtraInfo{netif.NewMcast(true, [6]byte{})}, failed, 0},
-		{"removal of what is not a group", []netif.ExtraInfo{netif.NewMcast(false, unicast)}, okay, 0},
-		{"both at once: the addition counts", []netif.ExtraInfo{netif.NewMcast(false, group(1)), netif.NewMcast(true, group(1))}, okay, 1},
-		{"two at once: the last counts", []netif.ExtraInfo{netif.NewMcast(true, group(2)), netif.NewMcast(true, group(3))}, okay, 1},
-		{"with a segment size", []netif.ExtraInfo{gso(netif.GSOTCPv4, 0), netif.NewMcast(true, group(4))}, okay, 1},
-	} {
-		w.situation(tt.name, func() {
-			w.answered([]netif.Status{tt.want}, []netif.Status{m.ask(tt.extras...)})
-			if n := len(g.list()); n != list+tt.grows {
-				w.t.Errorf("the list has %d addresses, want %d", n, list+tt.grows)
-			}
-			list += tt.grows
-		})
-	}
-	m.passes(map[[6]byte]bool{group(1): true, group(2): false, group(3): true, group(4): true})
 	g.innocent()
 }
 

@@ -18,9 +18,7 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/netns"
 	"github.com/netbackd/netbackd/internal/lab/packettest"
 	"github.com/netbackd/netbackd/internal/vif"
-	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/tap"
-	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
 // fewBuffers is how many rx buffers a guest with few has.
@@ -117,50 +115,6 @@ func (s *stingy) sendLarge() {
 	s.g.w.t.Helper()
 	f := partial(packettest.Frame{IPv4: ip4, TCP: tcp, Payload: packettest.Pattern(2 * mss)}).Bytes()
 	s.host.send(tap.VnetHdr{Flags: tap.VnetNeedsCsum, GSOType: tap.VnetGSOTCPv4, GSOSize: mss, HdrLen: 66, CsumStart: 34, CsumOffset: 16}, f)
-}
-
-func TestPacketsWaitUntilTheGuestHasBuffers(t *testing.T) {
-	w := newWorld(t)
-	g := w.guest(withFewBuffers())
-	s := g.stingy()
-	for range 3 {
-		s.starve(0)
-		s.send(100)
-		s.held()
-		before := g.drops()
-		s.feed()
-		s.arrive(100)
-		g.dropped(before, drops{})
-	}
-	if q := g.status().Queues[0]; q.Held != 0 || q.HeldBytes != 0 {
-		t.Errorf("%d packets in %d octets are still held", q.Held, q.HeldBytes)
-	}
-	s.well()
-}
-
-// A guest that gives no rx slots for long loses its carrier, so that its bridge
-// sends no more to it, and gets it back with what waited when it gives some.
-func TestGuestThatGivesNoBuffersLosesItsCarrier(t *testing.T) {
-	w := newWorld(t, "--rx-stall=200ms", "--rx-drain=1h")
-	g := w.guest(withFewBuffers())
-	s := g.stingy()
-	w.undisturbed(func() {
-		for i := range 2 {
-			s.starve(0)
-			s.send(10)
-			g.waitStatus("the carrier to go", func(s *vif.Status) bool { return s.Stalled && !s.Carrier })
-			if st := g.status(); st.State != xenbus.Connected || st.Quarantine != "" || st.Error != "" {
-				t.Errorf("a guest that is slow is %v, quarantine %q, error %q", st.State, st.Quarantine, st.Error)
-			}
-			s.feed()
-			g.waitStatus("the carrier to come back", func(s *vif.Status) bool { return !s.Stalled && s.Carrier })
-			s.arrive(10)
-			if gone, back := g.lines("guest gives no rx slots"), g.lines("guest gives rx slots again"); gone != i+1 || back != i+1 {
-				t.Errorf("the log has %d lines about the stall and %d about its end, want %d each", gone, back, i+1)
-			}
-		}
-	})
-	s.well()
 }
 
 // One queue that stalls is enough: what steering puts there gets nowhere.
@@ -278,76 +232,6 @@ func TestFloodOfPacketsThatNeedTwoSlots(t *testing.T) {
 	}
 	s.feed()
 	g.waitStatus("the guest to be served", func(s *vif.Status) bool { return !s.Stalled && s.Carrier })
-	s.well()
-}
-
-// A buffer that cannot be written costs the packet that was to go there. The
-// guest is told in the slot, and the next packet goes to the next slot.
-func TestRxBufferThatCannotBeWritten(t *testing.T) {
-	w := newWorld(t)
-	g := w.guest(withFewBuffers())
-	s := g.stingy()
-	s.starve(0)
-	readOnly := fmt.Sprint(s.raw(data(0, plainFrame(64)), guest.RawOp{Op: "flush"}).Grefs[0])
-	before := g.drops()
-	post := func(name string, id uint16) guest.RawOp { return guest.RawOp{Op: "rx", Ref: name, RingID: id} }
-	s.raw(post("bogus", 1), post("rx", 2), post("freed", 3), post(readOnly, 4), post("7", 5), post("rx", 6), guest.RawOp{Op: "flush"})
-	s.send(6)
-	s.answeredRx([]netif.RxResponse{
-		{ID: 1, Status: failed}, {ID: 2, Status: 60}, {ID: 3, Status: failed}, {ID: 4, Status: failed}, {ID: 5, Status: failed}, {ID: 6, Status: 60},
-	})
-	g.dropped(before, drops{dataplane.DropRxGrant: 4})
-
-	// In a packet of several slots the others are answered as ever.
-	before = g.drops()
-	s.raw(post("rx", 7), post("bogus", 8), post("freed", 9), post("rx", 10), post("rx", 11), guest.RawOp{Op: "flush"})
-	f := partial(packettest.Frame{IPv4: ip4, TCP: tcp, Payload: packettest.Pattern(6000)}).Bytes()
-	s.host.send(tap.VnetHdr{Flags: tap.VnetNeedsCsum, GSOType: tap.VnetGSOTCPv4, GSOSize: mss, HdrLen: 66, CsumStart: 34, CsumOffset: 16}, f)
-	s.send(2)
-	const open = netif.RxCsumBlank | netif.RxDataValidated
-	s.answeredRx([]netif.RxResponse{
-		{ID: 7, Status: 4096, Flags: open | netif.RxMoreData | netif.RxExtraInfo}, // the extra takes the bogus one
-		{ID: 9, Status: failed},
-		{ID: 10, Status: 60}, {ID: 11, Status: 60},
-	})
-	g.dropped(before, drops{dataplane.DropRxGrant: 1})
-	s.feed()
-	s.send(20)
-	s.arrive(20)
-	s.well()
-}
-
-// answeredRx waits for the responses to raw buffers.
-func (s *stingy) answeredRx(want []netif.RxResponse) {
-	s.g.w.t.Helper()
-	var got []netif.RxResponse
-	s.g.w.wait(fmt.Sprintf("%d answers", len(want)), func() bool {
-		got = append(got, s.raw().Rx...)
-		return len(got) >= len(want)
-	})
-	if diff := cmp.Diff(want, got); diff != "" {
-		s.g.w.t.Errorf("answers (-want +got):\n%s", diff)
-	}
-}
-
-// A guest without feature-rx-notify says nothing when it posts buffers. Packets
-// wait a moment for it, and the ring is looked at.
-func TestGuestThatDoesNotTellOfItsBuffers(t *testing.T) {
-	w := newWorld(t, "--rx-stall=100ms")
-	g := w.guest(withFewBuffers(), features(func(f *netfront.Features) { f.RxNotify = false }))
-	s := g.stingy()
-	for range 3 {
-		s.starve(0)
-		before := g.drops()
-		s.send(30)
-		g.dropped(before, drops{dataplane.DropRxStalled: 30})
-		if st := g.status(); st.Stalled || !st.Carrier {
-			t.Errorf("stalled %t, carrier %t: a guest that does not tell cannot be judged", st.Stalled, st.Carrier)
-		}
-		s.feed()
-		s.send(30)
-		s.arrive(30)
-	}
 	s.well()
 }
 
