@@ -214,47 +214,34 @@ type RawArgs struct {
 	Ops []RawOp `json:"ops,omitempty"`
 }
 
-// RawOp is one of them. Op is
+// RawOp is one operation on a ring. Op is
 //
 //	tx         put a tx request: Ref, Page, Offset, Flags, RingID, Size
 //	extra      put an extra behind it: Extra
-//	rx         post an rx buffer: Ref, RingID
-//	push       publish, but send no event
-//	flush      publish, and send an event if the backend wants one
-//	kick       send an event
-//	tx-prod    write req_prod, Value ahead of what it is
-//	rx-prod    the same for the rx ring
-//	silent     send no events from now on, if Value is not 0
+//	flush      publish, and send an event if the backend asked for one
 //	rx-target  keep Value buffers posted from now on
-//	pieces     send the frame in Page, in the slots of Pieces
-//	flip       let the tx request put last change between Reqs, from now on
-//	still      end all flips
 type RawOp struct {
 	Op string `json:"op"`
 	// Ref is a grant reference: a number, or "page" (a new page that holds
-	// Page), "last" (the same once more), "rx" (a page of the rx pool, which
-	// has one only while buffers are withheld), "freed" (one that is no more)
-	// or "bogus" (one that never was). Empty is 0.
+	// Page), "rx" (a page of the rx pool, which has one only while buffers are
+	// withheld) or "bogus" (one that was never granted). Empty is 0.
 	Ref    string        `json:"ref,omitempty"`
 	Page   []byte        `json:"page,omitempty"`
 	Offset uint16        `json:"offset,omitempty"`
 	Flags  netif.TxFlags `json:"flags,omitempty"`
 	// RingID is the request's id. Ordinary traffic uses the lowest 256, mixed
 	// with the IDSalt.
-	RingID uint16            `json:"ring_id,omitempty"`
-	Size   uint16            `json:"size,omitempty"`
-	Extra  netif.ExtraInfo   `json:"extra,omitzero"`
-	Value  int64             `json:"value,omitempty"`
-	Pieces []netfront.Piece  `json:"pieces,omitempty"`
-	Meta   netfront.Meta     `json:"meta,omitzero"`
-	Reqs   []netif.TxRequest `json:"reqs,omitempty"`
+	RingID uint16          `json:"ring_id,omitempty"`
+	Size   uint16          `json:"size,omitempty"`
+	Extra  netif.ExtraInfo `json:"extra,omitzero"`
+	Value  int64           `json:"value,omitempty"`
 }
 
-// RawResult is what raw requests have been answered since the last time.
+// RawResult holds the responses to raw requests since the last command, and the
+// state of the rings.
 type RawResult struct {
 	Tx     []netif.TxResponse `json:"tx,omitempty"`
-	Rx     []netif.RxResponse `json:"rx,omitempty"`
-	Grefs  []netif.Gref       `json:"grefs,omitempty"` // that Ref stood for, one for each op with one
+	Grefs  []netif.Gref       `json:"grefs,omitempty"` // of each op that names a Ref
 	TxRing netif.RingState    `json:"tx_ring"`
 	RxRing netif.RingState    `json:"rx_ring"`
 }

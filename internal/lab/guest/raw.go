@@ -16,8 +16,7 @@ import (
 // bogusGref is a grant reference beyond any grant table.
 const bogusGref netif.Gref = 0xfffffff0
 
-// raw does things to the rings of a queue, in one go between two passes of its
-// pump.
+// raw carries out the ops of a command between two passes of the queue's pump.
 func (v *vif) raw(a RawArgs) (RawResult, error) {
 	p, err := v.pump(a.Queue)
 	if err != nil {
@@ -35,7 +34,6 @@ func (v *vif) raw(a RawArgs) (RawResult, error) {
 		}
 		r = RawResult{
 			Tx:     q.Raw().TxResponses(),
-			Rx:     q.Raw().RxResponses(),
 			Grefs:  e.grefs,
 			TxRing: q.TxState(),
 			RxRing: q.RxState(),
@@ -47,13 +45,11 @@ func (v *vif) raw(a RawArgs) (RawResult, error) {
 	return r, failed
 }
 
-// rawEnv is what the ops of one command share.
+// rawEnv holds the state that the ops of one command share.
 type rawEnv struct {
 	vif   *vif
 	q     *netfront.Queue
 	raw   netfront.Raw
-	freed netif.Gref
-	last  netif.Gref
 	grefs []netif.Gref
 }
 
@@ -67,42 +63,17 @@ func (e *rawEnv) do(op RawOp) error {
 		return e.raw.PutTx(netif.TxRequest{Gref: ref, Offset: op.Offset, Flags: op.Flags, ID: op.RingID, Size: op.Size})
 	case "extra":
 		return e.raw.PutExtra(op.Extra)
-	case "rx":
-		ref, err := e.ref(op)
-		if err != nil {
-			return err
-		}
-		return e.raw.PutRx(netif.RxRequest{ID: op.RingID, Gref: ref})
-	case "push":
-		e.raw.Push()
 	case "flush":
 		return e.q.Flush()
-	case "kick":
-		return e.raw.Kick()
-	case "tx-prod":
-		e.raw.SetTxReqProd(e.raw.TxReqProd() + netif.Index(op.Value))
-	case "rx-prod":
-		e.raw.SetRxReqProd(e.raw.RxReqProd() + netif.Index(op.Value))
-	case "silent":
-		e.q.SetSilent(op.Value != 0)
 	case "rx-target":
 		e.q.SetRxTarget(int(op.Value))
-	case "pieces":
-		return e.q.SendPieces(op.Page, op.Meta, op.Pieces)
-	case "flip":
-		if len(op.Reqs) == 0 {
-			return fmt.Errorf("nothing to change between")
-		}
-		e.vif.flips = append(e.vif.flips, e.raw.FlipTx(e.raw.TxReqProd()-1, op.Reqs...))
-	case "still":
-		e.vif.still()
 	default:
 		return fmt.Errorf("no such operation")
 	}
 	return nil
 }
 
-// ref finds the grant reference that an op names.
+// ref returns the grant reference that an op names.
 func (e *rawEnv) ref(op RawOp) (ref netif.Gref, err error) {
 	var mem []byte
 	switch op.Ref {
@@ -112,10 +83,6 @@ func (e *rawEnv) ref(op RawOp) (ref netif.Gref, err error) {
 		mem, ref, err = e.raw.TxPage()
 	case "rx":
 		mem, ref, err = e.raw.RxPage()
-	case "last":
-		ref = e.last
-	case "freed":
-		ref, err = e.freedRef()
 	case "bogus":
 		ref = bogusGref
 	default:
@@ -127,21 +94,8 @@ func (e *rawEnv) ref(op RawOp) (ref netif.Gref, err error) {
 		return 0, err
 	}
 	copy(mem, op.Page)
-	e.last = ref
 	e.grefs = append(e.grefs, ref)
 	return ref, nil
-}
-
-// freedRef is a grant reference that is no more. It is made only when it is asked
-// for: it is good for a moment then, and a request of an earlier command may have
-// the same.
-func (e *rawEnv) freedRef() (netif.Gref, error) {
-	if e.freed != 0 {
-		return e.freed, nil
-	}
-	var err error
-	e.freed, err = e.vif.dev.FreedGref()
-	return e.freed, err
 }
 
 // control sends a message over the control ring.

@@ -36,7 +36,6 @@ type vif struct {
 
 	pumps    []*pump
 	mcast    [][6]byte // what the backend's list should hold
-	flips    []func()  // end a flip
 	detached bool
 
 	// Of connections that have ended.
@@ -130,7 +129,6 @@ func (v *vif) start(ctx context.Context) error {
 // stop ends the pumps and keeps what they counted.
 func (v *vif) stop() error {
 	err := v.card.SetCarrier(false)
-	v.still()
 	for _, p := range v.pumps {
 		err = errors.Join(err, p.stop())
 	}
@@ -139,14 +137,6 @@ func (v *vif) stop() error {
 	}
 	v.pumps = nil
 	return err
-}
-
-// still ends all flips.
-func (v *vif) still() {
-	for _, f := range v.flips {
-		f()
-	}
-	v.flips = nil
 }
 
 // keep adds a queue's counters to those of the past.

@@ -180,7 +180,7 @@ func (p *Pump) fatal(err error) error {
 
 // canSend reports whether a packet of any size fits.
 func (p *Pump) canSend() bool {
-	return p.q.dead == nil && !p.q.tx.unruly && p.q.tx.room(pumpPages, 1)
+	return p.q.dead == nil && p.q.tx.room(pumpPages, 1)
 }
 
 // setReading turns interest in the TAP on and off, so that a full ring does not

@@ -34,7 +34,6 @@ type Queue struct {
 
 	expected expected // of hashing
 	headroom headroom
-	silent   bool // do not notify
 	dead     *Violation
 
 	stats      Stats
@@ -185,9 +184,6 @@ func (q *Queue) pushRx() (notify bool) {
 }
 
 func (q *Queue) notify(p evtchn.Port) error {
-	if q.silent {
-		return nil
-	}
 	q.stats.Notifies++
 	return q.events.Notify(p)
 }
@@ -203,9 +199,6 @@ func (q *Queue) Buffers() (tx, rx []netif.Gref) {
 // a queue whose buffers the backend is about to be asked to keep mapped.
 func (q *Queue) AllowMapped() { q.rules.inUse = nil }
 
-// SetSilent withholds every event from now on, or sends them again.
-func (q *Queue) SetSilent(on bool) { q.silent = on }
-
 // arm asks for an event at the next response of either ring and reports whether
 // there is one already. A tx response is of interest only while we wait for it:
 // room for one packet of the largest size, or else that all are answered.
@@ -213,7 +206,7 @@ func (q *Queue) arm() (work bool) {
 	if q.dead != nil {
 		return true
 	}
-	if n := q.tx.outstanding(); n > 0 && !q.tx.unruly {
+	if n := q.tx.outstanding(); n > 0 {
 		if q.tx.ring.Free() < maxSlots || len(q.tx.free) < maxSlots {
 			n = min(n, maxSlots)
 		}
@@ -221,10 +214,8 @@ func (q *Queue) arm() (work bool) {
 			work = true
 		}
 	}
-	if !q.rx.unruly {
-		if more, err := q.rx.ring.Arm(); more || err != nil {
-			work = true
-		}
+	if more, err := q.rx.ring.Arm(); more || err != nil {
+		work = true
 	}
 	return work
 }

@@ -140,61 +140,6 @@ func TestLargestPacket(t *testing.T) {
 	}
 }
 
-func TestSendPieces(t *testing.T) {
-	one := make([]Piece, netif.MinSlots)
-	for i := range one {
-		one[i] = Piece{Offset: netif.PageSize - 1, Len: 1}
-	}
-	for _, c := range []struct {
-		name   string
-		pieces []Piece
-	}{
-		{"headers one octet a slot", one},
-		{"an empty slot between", []Piece{{100, 60}, {0, 0}, {4000, 96}}},
-		{"empty slots at the end", []Piece{{0, 14}, {4096, 0}, {1, 0}}},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			q, b := newPair(t, strictConfig(), false)
-			total := 0
-			for _, p := range c.pieces {
-				total += p.Len
-			}
-			frame := packettest.Pattern(total)
-			if err := q.SendPieces(frame, Meta{}, c.pieces); err != nil {
-				t.Fatal(err)
-			}
-			if err := q.Flush(); err != nil {
-				t.Fatal(err)
-			}
-			seen := b.takeTx()
-			if len(seen) != len(c.pieces) {
-				t.Fatalf("%d slots, want %d", len(seen), len(c.pieces))
-			}
-			for i, s := range seen {
-				if int(s.Req.Offset) != c.pieces[i].Offset {
-					t.Errorf("slot %d is at %d, want %d", i, s.Req.Offset, c.pieces[i].Offset)
-				}
-			}
-			if f := b.frames(seen); len(f) != 1 || !bytes.Equal(f[0], frame) {
-				t.Error("the slots do not hold the frame")
-			}
-			b.answerTx(seen, netif.StatusOkay)
-			if _, err := q.Reap(); err != nil {
-				t.Fatal(err)
-			}
-			noViolations(t, q)
-		})
-	}
-	t.Run("pieces that are none", func(t *testing.T) {
-		q, _ := newPair(t, strictConfig(), false)
-		for _, p := range [][]Piece{nil, {{0, 9}}, {{0, 11}}, {{4090, 10}}, {{-1, 10}}} {
-			if err := q.SendPieces(make([]byte, 10), Meta{}, p); err == nil {
-				t.Errorf("%v was taken", p)
-			}
-		}
-	})
-}
-
 // TestTxKeepsItsPages sends packets of any shape against a backend that answers
 // whole packets in any order and with any status: no page may be lost or used
 // twice, and nothing may look like a breach.
@@ -410,19 +355,16 @@ func TestFlushNotifies(t *testing.T) {
 		name     string
 		split    bool
 		rxNotify bool
-		silent   bool
 		tx, rx   int // events, on the same port unless split
 	}{
 		{name: "one channel", rxNotify: true, tx: 1, rx: 1},
 		{name: "split", split: true, rxNotify: true, tx: 1, rx: 1},
 		{name: "no feature-rx-notify", split: true, tx: 1, rx: 0},
-		{name: "silent", split: true, rxNotify: true, silent: true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			cfg := strictConfig()
 			cfg.Features.RxNotify = c.rxNotify
 			q, b := newPair(t, cfg, c.split)
-			q.SetSilent(c.silent)
 			q.Post()
 			for range 10 {
 				if err := q.Send(make([]byte, 60), Meta{}); err != nil {
@@ -612,15 +554,8 @@ func TestRawMixesWithTraffic(t *testing.T) {
 	if err := q.Send(tcpFrame(20), Meta{}); err != nil {
 		t.Fatal(err)
 	}
-	r.Push()
-	if n := b.m.eventsSent(q.txPort); n != 0 {
-		t.Errorf("Push sent %d events", n)
-	}
-	if err := r.Kick(); err != nil {
+	if err := q.Flush(); err != nil {
 		t.Fatal(err)
-	}
-	if n := b.m.eventsSent(q.txPort); n != 1 {
-		t.Errorf("Kick sent %d events", n)
 	}
 	seen := b.takeTx()
 	if diff := cmp.Diff(bad, seen[1].Req, ignoreBlank); diff != "" {
@@ -634,77 +569,6 @@ func TestRawMixesWithTraffic(t *testing.T) {
 	}
 	if diff := cmp.Diff([]netif.TxResponse{{ID: 0x1234, Status: netif.StatusError}}, r.TxResponses(), ignoreBlank); diff != "" {
 		t.Errorf("raw responses (-want +got):\n%s", diff)
-	}
-
-	q.SetRxTarget(1)
-	if err := r.PutRx(netif.RxRequest{ID: 77, Gref: 0xdead}); err != nil {
-		t.Fatal(err)
-	}
-	q.Post()
-	if err := q.Flush(); err != nil {
-		t.Fatal(err)
-	}
-	b.rx.Consume(1)
-	slots := []netif.RxSlot{netif.RxResponse{ID: 77, Status: netif.StatusError}.Slot()}
-	b.commitRx(append(slots, b.putRx(tcpFrame(5), 0)...))
-	var p Packet
-	if ok, err := q.Recv(&p); !ok || err != nil || !bytes.Equal(p.AppendTo(nil), tcpFrame(5)) {
-		t.Errorf("the packet behind the raw buffer: %v, %v", ok, err)
-	}
-	q.Release(&p)
-	if diff := cmp.Diff([]netif.RxResponse{{ID: 77, Status: netif.StatusError}}, r.RxResponses(), ignoreBlank); diff != "" {
-		t.Errorf("raw responses (-want +got):\n%s", diff)
-	}
-	noViolations(t, q)
-}
-
-func TestRawFlipsUnderTheBackend(t *testing.T) {
-	q, b := newPair(t, strictConfig(), false)
-	r := q.Raw()
-	_, ref, err := r.TxPage()
-	if err != nil {
-		t.Fatal(err)
-	}
-	at := r.TxReqProd()
-	one := netif.TxRequest{Gref: ref, Size: 60, ID: 1}
-	two := netif.TxRequest{Gref: 0xdead, Size: 0xffff, Offset: 4095, ID: 2}
-	if err := r.PutTx(one); err != nil {
-		t.Fatal(err)
-	}
-	r.Push()
-	stop := r.FlipTx(at, one, two)
-	deadline := time.Now().Add(10 * time.Second)
-	seen := map[netif.Gref]bool{}
-	for len(seen) < 2 && time.Now().Before(deadline) {
-		seen[b.tx.Request(at).Gref] = true
-	}
-	stop()
-	stop()
-	if len(seen) < 2 {
-		t.Error("the slot did not change")
-	}
-}
-
-func TestRawIndicesSilenceTheJudge(t *testing.T) {
-	q, b := newPair(t, strictConfig(), false)
-	q.Raw().SetTxReqProd(q.Raw().TxReqProd() + 100000)
-	q.Raw().SetRxReqProd(q.Raw().RxReqProd() + 1000)
-	if _, err := b.tx.Available(); !errors.Is(err, netif.ErrOverflow) {
-		t.Errorf("tx: %v", err)
-	}
-	if _, err := b.rx.Available(); !errors.Is(err, netif.ErrOverflow) {
-		t.Errorf("rx: %v", err)
-	}
-	if _, err := q.Reap(); err != nil {
-		t.Error(err)
-	}
-	var p Packet
-	if ok, err := q.Recv(&p); ok || err != nil {
-		t.Error(ok, err)
-	}
-	q.Post()
-	if err := q.Flush(); err != nil {
-		t.Error(err)
 	}
 	noViolations(t, q)
 }

@@ -4,21 +4,20 @@ package netfront
 
 import (
 	"errors"
-	"sync"
 
 	"github.com/netbackd/netbackd/pkg/netif"
 )
 
-// Raw is a queue's rings without any check: how a test plays a guest that is
-// broken or hostile. It may be mixed with ordinary traffic; what is put raw does
-// not count as the backend's breach when it fails.
+// Raw puts requests into a queue's tx ring without any check, for tests of a broken
+// or hostile guest. It may be mixed with ordinary traffic. An error response to a
+// raw request is not counted as a violation of the backend.
 type Raw struct{ q *Queue }
 
-// Raw gives unchecked access to the queue.
+// Raw returns unchecked access to the queue.
 func (q *Queue) Raw() Raw { return Raw{q} }
 
-// PutTx puts any request in the tx ring. Its response is kept for TxResponses,
-// unless its id is that of a packet under way.
+// PutTx puts any request into the tx ring. Its response is kept for TxResponses,
+// unless a packet under way has the same id.
 func (r Raw) PutTx(req netif.TxRequest) error {
 	if r.q.tx.ring.Free() == 0 {
 		return ErrFull
@@ -40,21 +39,6 @@ func (r Raw) PutExtra(e netif.ExtraInfo) error {
 	return nil
 }
 
-// PutRx posts any buffer. Its response is kept for RxResponses.
-func (r Raw) PutRx(req netif.RxRequest) error {
-	if r.q.rx.ring.Free() == 0 {
-		return ErrFull
-	}
-	r.q.post(req, -1)
-	return nil
-}
-
-// Push publishes both rings and notifies nobody.
-func (r Raw) Push() {
-	r.q.pushTx()
-	r.q.pushRx()
-}
-
 // Kick sends an event on each of the queue's channels, whether the backend wants
 // one or not.
 func (r Raw) Kick() error {
@@ -64,25 +48,6 @@ func (r Raw) Kick() error {
 	}
 	return err
 }
-
-// SetTxReqProd writes the tx ring's req_prod. The queue's tx ring is of no use
-// for anything else after that.
-func (r Raw) SetTxReqProd(i netif.Index) {
-	r.q.tx.unruly = true
-	r.q.tx.ring.SetReqProd(i)
-}
-
-// SetRxReqProd does the same to the rx ring.
-func (r Raw) SetRxReqProd(i netif.Index) {
-	r.q.rx.unruly = true
-	r.q.rx.ring.SetReqProd(i)
-}
-
-// TxReqProd is the index of the next tx slot.
-func (r Raw) TxReqProd() netif.Index { return r.q.tx.ring.ReqProd() }
-
-// RxReqProd is the index of the next rx slot.
-func (r Raw) RxReqProd() netif.Index { return r.q.rx.ring.ReqProd() }
 
 // TxPage takes a page out of the pool, readable for the backend, and never puts
 // it back.
@@ -114,46 +79,4 @@ func (r Raw) TxResponses() []netif.TxResponse {
 	rsp := r.q.tx.rawRsp
 	r.q.tx.rawRsp = nil
 	return rsp
-}
-
-// RxResponses returns the responses to raw buffers that Recv has seen since the
-// last call.
-func (r Raw) RxResponses() []netif.RxResponse {
-	rsp := r.q.rx.rawRsp
-	r.q.rx.rawRsp = nil
-	return rsp
-}
-
-// FlipTx writes the requests to tx slot i in turn, as fast as it can and from a
-// goroutine of its own, until stop is called. The queue must outlive it.
-func (r Raw) FlipTx(i netif.Index, reqs ...netif.TxRequest) (stop func()) {
-	r.q.tx.flipped = true
-	ring := r.q.tx.ring
-	return flip(len(reqs), func(k int) { ring.Poke(i, reqs[k]) })
-}
-
-// FlipRx does the same to an rx slot.
-func (r Raw) FlipRx(i netif.Index, reqs ...netif.RxRequest) (stop func()) {
-	ring := r.q.rx.ring
-	return flip(len(reqs), func(k int) { ring.Poke(i, reqs[k]) })
-}
-
-func flip(n int, poke func(int)) (stop func()) {
-	quit := make(chan struct{})
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		for k := 0; ; k = (k + 1) % n {
-			select {
-			case <-quit:
-				return
-			default:
-				poke(k)
-			}
-		}
-	})
-	var once sync.Once
-	return func() {
-		once.Do(func() { close(quit) })
-		wg.Wait()
-	}
 }

@@ -37,8 +37,6 @@ type rxSide struct {
 	target int // how many to keep posted
 	avail  uint32
 	pushed netif.Index
-	unruly bool // Raw broke the indices
-	rawRsp []netif.RxResponse
 	head   [headScratch]byte // the first octets of a packet whose first slot is short
 }
 
@@ -46,10 +44,10 @@ type rxSide struct {
 // TCP.
 const headScratch = 256
 
-// rxPost is what was posted in a slot.
+// rxPost is the request that was posted in a slot.
 type rxPost struct {
 	id   uint16
-	page int16 // -1: a gref chosen by Raw
+	page uint16
 }
 
 func (r *rxSide) init() {
@@ -110,43 +108,36 @@ func (q *Queue) SetRxTarget(n int) { q.rx.target = min(max(n, 0), len(q.rx.refs)
 // Post fills the rx ring with buffers, to be published by Flush.
 func (q *Queue) Post() {
 	r := &q.rx
-	for r.count < r.target && len(r.free) > 0 && r.ring.Free() > 0 && !r.unruly {
+	for r.count < r.target && len(r.free) > 0 && r.ring.Free() > 0 {
 		p := r.free[len(r.free)-1]
 		r.free = r.free[:len(r.free)-1]
 		if q.rules.strict {
 			copy(r.page(p), canary)
 		}
-		q.post(netif.RxRequest{ID: uint16(r.ring.ReqProd()%netif.RxRingSize) ^ q.rules.salt, Gref: r.refs[p]}, int16(p))
+		q.post(netif.RxRequest{ID: uint16(r.ring.ReqProd()%netif.RxRingSize) ^ q.rules.salt, Gref: r.refs[p]}, p)
 		r.count++
 	}
 }
 
-func (q *Queue) post(req netif.RxRequest, page int16) {
+func (q *Queue) post(req netif.RxRequest, page uint16) {
 	q.rx.posted[q.rx.ring.ReqProd()%netif.RxRingSize] = rxPost{id: req.ID, page: page}
 	q.rx.ring.Put(req)
 	q.stats.RxPosted++
 }
 
-// take ends the post of slot i and returns the page that was in it, or -1.
-func (q *Queue) take(i netif.Index) int16 {
-	p := q.rx.posted[i%netif.RxRingSize].page
-	if p >= 0 {
-		q.rx.count--
-	}
-	return p
+// take returns the page that was posted in slot i, and counts it as no longer posted.
+func (q *Queue) take(i netif.Index) uint16 {
+	q.rx.count--
+	return q.rx.posted[i%netif.RxRingSize].page
 }
 
 // recycle makes a page ready to be posted again.
-func (q *Queue) recycle(p int16) {
-	if p >= 0 {
-		q.rx.free = append(q.rx.free, uint16(p))
-	}
-}
+func (q *Queue) recycle(p uint16) { q.rx.free = append(q.rx.free, p) }
 
 // Release gives the packet's pages back to the queue.
 func (q *Queue) Release(p *Packet) {
 	for i := range p.n {
-		q.recycle(int16(p.frags[i].page))
+		q.recycle(p.frags[i].page)
 	}
 	p.n, p.size = 0, 0
 }
@@ -160,9 +151,6 @@ func (q *Queue) Recv(p *Packet) (bool, error) {
 			return false, q.dead
 		}
 		r := &q.rx
-		if r.unruly {
-			return false, nil
-		}
 		if r.avail == 0 {
 			n, err := r.ring.Responses()
 			if err != nil {
@@ -222,9 +210,6 @@ func (q *Queue) assemble(p *Packet) bool {
 		q.checkFlags(rsp.Flags, first, i)
 		kept := false
 		switch {
-		case page < 0:
-			q.keepRaw(rsp)
-			bad = true
 		case rsp.Status < 0:
 			failed = true
 		case rsp.Status == 0:
@@ -234,9 +219,9 @@ func (q *Queue) assemble(p *Packet) bool {
 			q.violate(RuleRxBounds, "rx", i, "offset %d, size %d", rsp.Offset, rsp.Status)
 			bad = true
 		default:
-			q.checkCanary(uint16(page), rsp.Offset, uint16(rsp.Status), i)
+			q.checkCanary(page, rsp.Offset, uint16(rsp.Status), i)
 			if kept = p.n < maxFrags; kept {
-				p.frags[p.n] = frag{page: uint16(page), offset: rsp.Offset, len: uint16(rsp.Status)}
+				p.frags[p.n] = frag{page: page, offset: rsp.Offset, len: uint16(rsp.Status)}
 				p.n++
 				p.size += int(rsp.Status)
 			}
@@ -278,7 +263,7 @@ func (q *Queue) takeExtras(p *Packet) bool {
 			return false
 		}
 		if page := q.take(i); page >= 0 {
-			q.checkCanary(uint16(page), 0, 0, i) // an extra leaves its buffer alone
+			q.checkCanary(page, 0, 0, i) // an extra leaves its buffer alone
 			q.recycle(page)
 		}
 		e := s.Extra()
@@ -332,13 +317,6 @@ func (q *Queue) count(p *Packet) {
 		s.RxCsumBlank++
 	case p.Meta.DataValidated:
 		s.RxValidated++
-	}
-}
-
-// keepRaw keeps a response to a buffer that Raw posted.
-func (q *Queue) keepRaw(rsp netif.RxResponse) {
-	if len(q.rx.rawRsp) < maxRawResponses {
-		q.rx.rawRsp = append(q.rx.rawRsp, rsp)
 	}
 }
 

@@ -3,7 +3,6 @@
 package netfront
 
 import (
-	"errors"
 	"fmt"
 	"slices"
 
@@ -42,9 +41,6 @@ type txSide struct {
 
 	raw    []rawTx // requests of Raw that await their response
 	rawRsp []netif.TxResponse
-	unruly bool // Raw broke the indices: nothing means anything any more
-
-	flipped bool // Raw changed slots behind our back
 }
 
 // txSlot is a request that awaits its response.
@@ -197,37 +193,6 @@ func (q *Queue) putExtra(e netif.ExtraInfo, more bool) {
 	q.stats.TxSlots++
 }
 
-// Piece is where a slot's data stands in its page.
-type Piece struct{ Offset, Len int }
-
-// SendPieces is Send with a slot for each piece, whose lengths must add up to
-// the frame's. A packet may have more pieces than a backend need accept.
-func (q *Queue) SendPieces(frame []byte, m Meta, pieces []Piece) error {
-	if q.dead != nil {
-		return q.dead
-	}
-	total := 0
-	for _, p := range pieces {
-		if p.Offset < 0 || p.Len < 0 || p.Offset+p.Len > netif.PageSize {
-			return fmt.Errorf("netfront: piece %+v does not fit a page", p)
-		}
-		total += p.Len
-	}
-	if total != len(frame) || total > netif.MaxTxSize || len(pieces) == 0 {
-		return errors.New("netfront: the pieces do not make up the frame")
-	}
-	if !q.tx.room(len(pieces), m.extras()) {
-		q.stats.TxFull++
-		return ErrFull
-	}
-	for i, p := range pieces {
-		copy(q.tx.page(q.tx.top(0))[p.Offset:], frame[:p.Len])
-		frame = frame[p.Len:]
-		q.putData(i, len(pieces), total, p.Offset, p.Len, m)
-	}
-	return nil
-}
-
 // SendMcast asks the backend to add an address to its multicast list or to
 // remove it. The answer is counted in Stats.McastOkay or McastError.
 func (q *Queue) SendMcast(add bool, addr [6]byte) error {
@@ -255,9 +220,6 @@ func (q *Queue) Reap() (int, error) {
 		return 0, q.dead
 	}
 	t := &q.tx
-	if t.unruly {
-		return 0, nil
-	}
 	n, err := t.ring.Responses()
 	if err != nil {
 		q.violate(RuleIndex, "tx", t.ring.RspCons(), "%v: %+v", err, t.ring.State())
@@ -278,7 +240,7 @@ func (q *Queue) Reap() (int, error) {
 func (q *Queue) reapOne(i netif.Index) {
 	t := &q.tx
 	r := t.ring.Response(i)
-	if q.rules.strict && !t.flipped {
+	if q.rules.strict {
 		q.checkTail(i)
 	}
 	if t.nulls > 0 {
