@@ -99,7 +99,7 @@ func (l *Lab) daemonArgs() []string {
 // StartService starts netbackd as a service manager does: with more in its
 // environment, and with open files, which become its descriptors from 3 on.
 func (l *Lab) StartService(ctx context.Context, env []string, files []*os.File) error {
-	// Only after the fork it is known whose files these are.
+	// The process id, which the files are announced for, is known only after the fork.
 	args := append([]string{"-c", `LISTEN_PID=$$ exec "$0" "$@"`, l.opts.Exe}, l.daemonArgs()...)
 	p, err := start("netbackd", "/bin/sh", args, func(cmd *exec.Cmd) error {
 		cmd.Env = append(cmd.Env, env...)
@@ -190,8 +190,8 @@ func (l *Lab) Close() error {
 	return errors.Join(errs...)
 }
 
-// XenDir is where the embedded Xen is found.
+// XenDir returns the directory of the embedded Xen's sockets.
 func (l *Lab) XenDir() string { return filepath.Join(l.opts.Dir, "xen") }
 
-// RunDir is where the daemon has its socket and its journals.
+// RunDir returns the directory of the daemon's socket and journals.
 func (l *Lab) RunDir() string { return filepath.Join(l.opts.Dir, "run") }

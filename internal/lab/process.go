@@ -23,8 +23,8 @@ type Process struct {
 	err  error         // of Wait; set before done is closed
 }
 
-// readyTimeout is how long a part may take to be ready. It is seconds so that a
-// machine that does other things as well is no failure.
+// readyTimeout is the time a part has to be ready. It is long so that a
+// busy machine is no failure.
 const readyTimeout = 30 * time.Second
 
 // raceEnv says what the race detector does in a program that has it: what it
@@ -87,13 +87,13 @@ func (p *Process) Stop() error {
 	return nil
 }
 
-// Kill ends the process at whatever instruction it is.
+// Kill ends the process with SIGKILL.
 func (p *Process) Kill() {
 	p.Signal(syscall.SIGKILL)
 	<-p.done
 }
 
-// Log is what the process has said so far.
+// Log returns what the process has written so far.
 func (p *Process) Log() string { return p.log.String() }
 
 // WaitLog waits until the process has said text, counted from its start.

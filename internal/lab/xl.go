@@ -27,10 +27,10 @@ type VifConfig struct {
 	Bridge string
 	// Name is the key vifname: the script renames the interface.
 	Name string
-	// Rate is the key rate as libxl writes it: octets,microseconds.
+	// Rate is the key rate as libxl writes it: bytes,microseconds.
 	Rate string
 	MTU  int
-	// Script is what the hotplug script does; nil does what vif-bridge does.
+	// Script plays the hotplug script; nil does what vif-bridge does.
 	Script Script
 	// Back and Front are further nodes, or other values for those there are.
 	Back, Front map[string]string
@@ -39,7 +39,7 @@ type VifConfig struct {
 // Absent as a value in [VifConfig] takes a node away.
 const Absent = "\x00absent"
 
-// Hotplug is what a hotplug script is told.
+// Hotplug holds the arguments of a hotplug script.
 type Hotplug struct {
 	Back, Front string // directories
 	Vif         string // name of the interface
@@ -49,7 +49,7 @@ type Hotplug struct {
 // Script plays a hotplug script.
 type Script func(s *xenstore.Client, h Hotplug) error
 
-// NoScript exits at once and tells nobody.
+// NoScript exits at once and writes no node.
 func NoScript(*xenstore.Client, Hotplug) error { return nil }
 
 // xl is the toolstack, with a hotplug script for each vif.

@@ -124,7 +124,7 @@ static void *idle(void *unused)
 
 int main(int argc, char **argv)
 {
-	uint32_t cmd[3]; // operation, packets, octets that follow
+	uint32_t cmd[3]; // operation, packets, bytes that follow
 
 	pthread_t thread;
 

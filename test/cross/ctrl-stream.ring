@@ -99,22 +99,22 @@ replies success:15 invalid-parameter not-supported success
 case a message in pieces
 send set-mapping size=16 zeros=1
 replies
-send octets zeros=6
+send bytes zeros=6
 replies
-send octets zeros=1
+send bytes zeros=1
 replies
-send octets u64=1
+send bytes u64=1
 replies success
 hashing toeplitz ipv4,ipv4-tcp,ipv6,ipv6-tcp 6d5a56da/40 0,1
 
 case a header in pieces
-send octets hex=02
+send bytes hex=02
 replies
-send octets hex=000000
+send bytes hex=000000
 replies
-send octets hex=000000
+send bytes hex=000000
 replies
-send octets hex=00
+send bytes hex=00
 replies success:15
 
 case a message much too long is read to its end, and the stream stays in step
@@ -134,7 +134,7 @@ push
 answers 1=okay
 out M
 hashing toeplitz ipv4,ipv4-tcp,ipv6,ipv6-tcp 6d5a56da/40 0,1
-send octets zeros=5000
+send bytes zeros=5000
 replies
 tx 1 M
 push
@@ -154,7 +154,7 @@ served stream
 hashing toeplitz - - 0
 call get-flags -> success 15
 
-case more octets than the ring holds: the ring is out of use, and what was asked for in force
+case more bytes than the ring holds: the ring is out of use, and what was asked for in force
 call set-flags u64=3 -> success
 req-prod control 1025
 served "out of use"

@@ -50,7 +50,7 @@ out F
 # unseen (checksum_setup fails, xenvif_tx_submit). ERROR tells the guest, to which it
 # is a lost packet: Linux's netfront looks at no status but NULL, Windows counts it
 # as an error.
-case segments of no octets
+case segments of no bytes
 tx 1 F extra
 extra gso tcpv4 0
 tx 2 M

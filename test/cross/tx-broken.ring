@@ -4,7 +4,7 @@
 # slots is answered with an error, the packet is counted by its reason, nothing of
 # it comes out, and the packet behind it passes.
 frame F 256
-frame T 1344    # 21 slots of 64 octets
+frame T 1344    # 21 slots of 64 bytes
 frame M 60
 
 rings
@@ -124,7 +124,7 @@ answers 1..17=error 18=okay
 out M
 drops tx_size_mismatch=1
 
-case first slot of 13 octets
+case first slot of 13 bytes
 tx 1 F[:13] size=113 more
 tx 2 same size=100
 tx 3 M
@@ -133,7 +133,7 @@ answers 1..2=error 3=okay
 out M
 drops tx_too_short=1
 
-case first slot of no octets
+case first slot of no bytes
 tx 1 F[:0] size=100 more
 tx 2 same size=100
 tx 3 M
@@ -142,7 +142,7 @@ answers 1..2=error 3=okay
 out M
 drops tx_too_short=1
 
-case packet of 13 octets
+case packet of 13 bytes
 tx 1 F[:13]
 tx 2 M
 push
@@ -150,7 +150,7 @@ answers 1=error 2=okay
 out M
 drops tx_too_short=1
 
-case packet of no octets, whose page nobody may look at
+case packet of no bytes, whose page nobody may look at
 tx 1 gref=4294967280
 tx 2 M
 push
@@ -158,7 +158,7 @@ answers 1=error 2=okay
 out M
 drops tx_too_short=1
 
-case packet of no octets in three slots
+case packet of no bytes in three slots
 tx 1..2 gref=4294967280 more
 tx 3 gref=4294967280
 tx 4 M

@@ -4,7 +4,7 @@
 frame F 300
 frame S 31
 frame H 14
-frame A 1152    # 18 slots of 64 octets
+frame A 1152    # 18 slots of 64 bytes
 frame B 1216    # 19
 frame P 12288
 frame Z 65535
@@ -40,7 +40,7 @@ push
 answers 1=okay null null null 2..19=okay
 out B
 
-case first slot of 14 octets, then one octet each
+case first slot of 14 bytes, then one byte each
 tx 1 S[:14] size=31 more
 tx 2..17 S[14:]/1 more
 tx 18 S[30:]
@@ -48,7 +48,7 @@ push
 answers 1..18=okay
 out S
 
-case 65535 octets in 16 slots
+case 65535 bytes in 16 slots
 tx 1 Z[:4096] size=65535 more
 tx 2..15 Z[4096:]/4096 more
 tx 16 Z[61440:]
@@ -56,7 +56,7 @@ push
 answers 1..16=okay
 out Z
 
-case 65535 octets in 17 slots, the first of 14 octets
+case 65535 bytes in 17 slots, the first of 14 bytes
 tx 1 Z[:14] size=65535 more
 tx 2..16 Z[14:]/4096 more
 tx 17 Z[61454:]
@@ -77,14 +77,14 @@ push
 answers 1..2=okay
 out F
 
-case later slot of no octets, with a reference that is none
+case later slot of no bytes, with a reference that is none
 tx 1 F more
 tx 2 gref=4294967280 off=4096
 push
 answers 1..2=okay
 out F
 
-case all later slots of no octets
+case all later slots of no bytes
 tx 1 F more
 tx 2..18 gref=4294967280 more
 tx 19 freed
@@ -92,7 +92,7 @@ push
 answers 1..19=okay
 out F
 
-case a slot of no octets in the middle of a packet in pages
+case a slot of no bytes in the middle of a packet in pages
 tx 1 P[:4096] size=12288 more
 tx 2 foreign off=9 more
 tx 3 P[4096:8192] more
@@ -114,7 +114,7 @@ push
 answers 1=okay
 out F
 
-case 14 octets
+case 14 bytes
 tx 1 H
 push
 answers 1=okay

@@ -140,7 +140,7 @@ func TestQueues(t *testing.T) {
 
 func wholeOr(r traffic.TCPResult, n int64, err error) error {
 	if err == nil && (r.Bytes != n || r.Wrong != 0) {
-		err = fmt.Errorf("stream of %d octets: %+v", n, r)
+		err = fmt.Errorf("stream of %d bytes: %+v", n, r)
 	}
 	return err
 }

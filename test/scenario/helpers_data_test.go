@@ -43,7 +43,7 @@ func (w *world) situation(name string, f func()) {
 // nobody in a world has.
 var testSrc = [6]byte{2, 0, 0, 0, 0, 1}
 
-// plainFrame is a frame of n octets that nobody answers.
+// plainFrame is a frame of n bytes that nobody answers.
 func plainFrame(n int) []byte {
 	return packettest.Frame{EtherType: typeTest, Payload: packettest.Pattern(max(n-14, 0))}.Bytes()[:n]
 }
@@ -218,7 +218,7 @@ func data(flags netif.TxFlags, b []byte) guest.RawOp {
 	return guest.RawOp{Op: "tx", Ref: "page", Page: b, Size: uint16(len(b)), Flags: flags}
 }
 
-// head is the first slot of a packet of size octets, of which b are the first.
+// head is the first slot of a packet of size bytes, of which b are the first.
 func head(flags netif.TxFlags, size int, b []byte) guest.RawOp {
 	o := data(flags, b)
 	o.Size = uint16(size)
@@ -404,7 +404,7 @@ func (w *world) cameOut(got []seen, want ...[]byte) {
 	}
 	for i := range want {
 		if !bytes.Equal(got[i].frame, want[i]) || got[i].vnet != (tap.VnetHdr{}) {
-			w.t.Errorf("frame %d came out as %d octets, %+v, want %d octets:\n% x\n% x", i,
+			w.t.Errorf("frame %d came out as %d bytes, %+v, want %d bytes:\n% x\n% x", i,
 				len(got[i].frame), got[i].vnet, len(want[i]), clip(got[i].frame), clip(want[i]))
 		}
 	}

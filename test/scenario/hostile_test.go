@@ -355,9 +355,9 @@ func TestRequestThatChangesWhileItIsRead(t *testing.T) {
 	shapesSeen := map[string]int{}
 	for _, s := range f.c.until(mark) {
 		if !allowed(s.frame) || s.vnet != (tap.VnetHdr{}) {
-			t.Fatalf("a frame of %d octets came out, which no request says: % x", len(s.frame), clip(s.frame))
+			t.Fatalf("a frame of %d bytes came out, which no request says: % x", len(s.frame), clip(s.frame))
 		}
-		shapesSeen[fmt.Sprintf("%d octets from %d", len(s.frame), binary.BigEndian.Uint32(s.frame[14:])&0xffff)]++
+		shapesSeen[fmt.Sprintf("%d bytes from %d", len(s.frame), binary.BigEndian.Uint32(s.frame[14:])&0xffff)]++
 	}
 	t.Logf("frames seen: %v", shapesSeen)
 	if len(shapesSeen) < 2 && runtime.NumCPU() > 1 { // on one processor only one of both runs

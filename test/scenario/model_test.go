@@ -86,7 +86,7 @@ func (m *grantModel) del(q int, list []netif.GrefEntry) (status []netif.CtrlStat
 // While streams run both ways grants become static and cease to be, at random;
 // the guest connects anew; the daemon is killed, between messages and in the
 // middle of them. Every answer is what a small table says, the backend's tables
-// hold what it does, and every octet arrives.
+// hold what it does, and every byte arrives.
 func TestStaticGrantsAgainstAModel(t *testing.T) {
 	const queueCount = 2
 	w := newWorld(t)

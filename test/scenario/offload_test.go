@@ -83,14 +83,14 @@ func TestBlankChecksumIsLeftToTheHost(t *testing.T) {
 		{"UDP behind a VLAN tag", packettest.Frame{Tags: tagged, IPv4: ip4, UDP: udp, Payload: payload}},
 		{"TCP over IPv6 behind two VLAN tags", packettest.Frame{Tags: twice, IPv6: ip6, TCP: tcp, Payload: payload}},
 		{"UDP padded to the least frame", packettest.Frame{IPv4: ip4, UDP: udp, PadTo: 60}},
-		{"UDP of 9000 octets", packettest.Frame{IPv4: ip4, UDP: udp, Payload: packettest.Pattern(8972)}},
+		{"UDP of 9000 bytes", packettest.Frame{IPv4: ip4, UDP: udp, Payload: packettest.Pattern(8972)}},
 	}
 	inPieces := [][]int{nil, slices.Concat([]int{14}, slices.Repeat([]int{1}, 16))}
 	for _, tt := range frames {
 		for _, sizes := range inPieces {
 			name := tt.name
 			if sizes != nil {
-				name += ", an octet per slot"
+				name += ", a byte per slot"
 			}
 			w.situation(name, func() {
 				f := partial(tt.frame).Bytes()
@@ -216,8 +216,8 @@ func TestGSOFromOneGuestToAnother(t *testing.T) {
 			payload int
 			sizes   []int
 		}{
-			{"3000 octets", 3000, nil},
-			{"two octets more than a segment, an octet per slot", mss + 2, slices.Concat([]int{14}, slices.Repeat([]int{1}, 16))},
+			{"3000 bytes", 3000, nil},
+			{"two bytes more than a segment, a byte per slot", mss + 2, slices.Concat([]int{14}, slices.Repeat([]int{1}, 16))},
 			{"64 KiB in 17 slots", full, slices.Concat([]int{86}, slices.Repeat([]int{4096}, 15))},
 			{"64 KiB in 18 slots", full, slices.Concat([]int{14, 90}, slices.Repeat([]int{4096}, 15))},
 		} {
@@ -290,7 +290,7 @@ func (w *world) segments(out []seen, of packettest.Frame, mss int) {
 		if i < len(out)-1 {
 			want.Flags &^= packettest.PSH | packettest.FIN
 			if len(got.Payload) != mss {
-				w.t.Errorf("segment %d has %d octets, want %d", i, len(got.Payload), mss)
+				w.t.Errorf("segment %d has %d bytes, want %d", i, len(got.Payload), mss)
 			}
 		}
 		if i == 0 {
@@ -313,7 +313,7 @@ func (w *world) segments(out []seen, of packettest.Frame, mss int) {
 		}
 	}
 	if !bytes.Equal(payload, of.Payload) {
-		w.t.Errorf("%d octets arrived in %d segments, of %d, or others", len(payload), len(out), len(of.Payload))
+		w.t.Errorf("%d bytes arrived in %d segments, of %d, or others", len(payload), len(out), len(of.Payload))
 	}
 }
 
@@ -414,7 +414,7 @@ func TestGSOThatDoesNotFitThePacket(t *testing.T) {
 	v4, v6 := gso(netif.GSOTCPv4, 1000), gso(netif.GSOTCPv6, 1000)
 	tcp4 := partial(packettest.Frame{IPv4: ip4, TCP: tcp, Payload: payload}).Bytes()
 	shortHeader := bytes.Clone(tcp4)
-	shortHeader[14+20+12] = 4 << 4 // a TCP header of 16 octets
+	shortHeader[14+20+12] = 4 << 4 // a TCP header of 16 bytes
 	for _, tt := range []struct {
 		name  string
 		frame []byte

@@ -17,7 +17,7 @@ import (
 	"github.com/netbackd/netbackd/internal/vif"
 )
 
-// pressing sends so many octets per second from the guest to the host, on so many
+// pressing sends so many bytes per second from the guest to the host, on so many
 // flows, until what it returns is called. Nobody waits for them to arrive, so it
 // is the way that decides how many do.
 func (g *testGuest) pressing(flows int, perSecond float64) (stop func()) {
@@ -43,7 +43,7 @@ func (g *testGuest) pressing(flows int, perSecond float64) (stop func()) {
 	})
 }
 
-// speed is what the guest sends in so much time, in octets per second.
+// speed is what the guest sends in so much time, in bytes per second.
 func (g *testGuest) speed(over time.Duration) float64 {
 	g.w.t.Helper()
 	sample := func() (uint64, time.Time) {
@@ -59,10 +59,10 @@ func (g *testGuest) speed(over time.Duration) float64 {
 
 // limited checks that the guest sends what a rate allows it: never more, and not
 // less, as far as the machine lets anybody do what he might.
-func (g *testGuest) limited(octets, perSecond float64) {
+func (g *testGuest) limited(bytes, perSecond float64) {
 	g.w.t.Helper()
 	const window = 1200 * time.Millisecond
-	burst := max(octets, 131072)
+	burst := max(bytes, 131072)
 	most := perSecond + burst/window.Seconds()
 	// What may be sent in one go at the beginning is not the rate.
 	g.waitCounter(dataplane.TxBytes, g.counter(dataplane.TxBytes)+uint64(2*burst))
@@ -77,7 +77,7 @@ func (g *testGuest) limited(octets, perSecond float64) {
 			return
 		}
 	}
-	g.w.t.Errorf("the guest sends %.0f octets per second, want %.0f", got, perSecond)
+	g.w.t.Errorf("the guest sends %.0f bytes per second, want %.0f", got, perSecond)
 }
 
 func rate(value string) option { return vifKeys(func(c *lab.VifConfig) { c.Rate = value }) }
@@ -136,7 +136,7 @@ func TestRateChangesUnderTraffic(t *testing.T) {
 	for _, none := range []string{"", "0,50000", "4294967295,50000"} {
 		g.setRate(none, "unlimited")
 		if got := g.speed(300 * time.Millisecond); got < 5e6 {
-			t.Errorf("rate %q: the guest sends %.0f octets per second", none, got)
+			t.Errorf("rate %q: the guest sends %.0f bytes per second", none, got)
 		}
 		g.setRate("100000,50000", "100000 B/50ms")
 	}
@@ -144,7 +144,7 @@ func TestRateChangesUnderTraffic(t *testing.T) {
 	g.waitStatus("no rate", func(s *vif.Status) bool { return s.Rate == "unlimited" })
 	stop()
 	if r := g.tcpToHost(32 << 20); r.Rate() < 8*10e6 {
-		t.Errorf("without the key the guest sends %.0f octets per second", r.Rate()/8)
+		t.Errorf("without the key the guest sends %.0f bytes per second", r.Rate()/8)
 	}
 	g.innocent()
 }
@@ -155,13 +155,13 @@ func TestRateOfOneVifIsNoOthers(t *testing.T) {
 	stop := slow.pressing(4, 2e6)
 	slow.limited(50000, 1e6)
 	if r := quick.tcpToHost(32 << 20); r.Rate() < 8*10e6 {
-		t.Errorf("the other guest sends %.0f octets per second", r.Rate()/8)
+		t.Errorf("the other guest sends %.0f bytes per second", r.Rate()/8)
 	}
 	slow.limited(50000, 1e6)
 	stop()
 	// Nor is it a limit on what the slow guest receives.
 	if r := slow.tcpToGuest(slow.ip, 8<<20); r.Rate() < 8*10e6 {
-		t.Errorf("the slow guest receives %.0f octets per second", r.Rate()/8)
+		t.Errorf("the slow guest receives %.0f bytes per second", r.Rate()/8)
 	}
 	slow.innocent()
 	quick.innocent()
@@ -173,7 +173,7 @@ func TestRateFarBelowOnePacketPerInterval(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest(rate("1000,50000"))
 	start := time.Now()
-	g.pings(10) // 980 octets
+	g.pings(10) // 980 bytes
 	g.tcpToHost(150 << 10)
 	// The bucket holds 128 KiB at the beginning; the rest comes at 20 kB/s.
 	if d := time.Since(start); d < time.Second || d > 30*time.Second {

@@ -156,7 +156,7 @@ func TestPacketsThatNobodyTakesAreDropped(t *testing.T) {
 	s.send(200)
 	g.dropped(before, drops{dataplane.DropRxStalled: 200})
 	if q := g.status().Queues[0]; q.Held != 0 || q.HeldBytes != 0 {
-		t.Errorf("%d packets in %d octets are still held", q.Held, q.HeldBytes)
+		t.Errorf("%d packets in %d bytes are still held", q.Held, q.HeldBytes)
 	}
 	if st := g.status(); st.Stalled || !st.Carrier {
 		t.Errorf("stalled %t, carrier %t", st.Stalled, st.Carrier)
@@ -190,7 +190,7 @@ func TestOneSlotIsFreeAndTwoAreNeeded(t *testing.T) {
 			}
 			for _, q := range g.status().Queues {
 				if q.HeldBytes > 512<<10 {
-					t.Fatalf("%d octets are held", q.HeldBytes)
+					t.Fatalf("%d bytes are held", q.HeldBytes)
 				}
 			}
 		}
@@ -220,7 +220,7 @@ func TestFloodOfPacketsThatNeedTwoSlots(t *testing.T) {
 	}
 	for _, q := range g.status().Queues {
 		if q.HeldBytes > 512<<10 {
-			t.Errorf("%d octets are held", q.HeldBytes)
+			t.Errorf("%d bytes are held", q.HeldBytes)
 		}
 	}
 	g.waitStatus("the stall", func(s *vif.Status) bool { return s.Stalled && !s.Carrier })

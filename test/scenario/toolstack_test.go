@@ -141,7 +141,7 @@ func TestMTUOfTheConfigReachesInterfaceAndGuest(t *testing.T) {
 	before := g.counter(dataplane.RxPackets)
 	w.pinged(g.ip, 10, 8900)
 	if n := g.counter(dataplane.RxPackets) - before; n > 15 {
-		t.Errorf("10 pings of 8900 octets took %d packets: they were cut up", n)
+		t.Errorf("10 pings of 8900 bytes took %d packets: they were cut up", n)
 	}
 	g.tcpToHost(8 << 20)
 	g.tcpToGuest(g.ip, 8<<20)

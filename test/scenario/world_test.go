@@ -255,7 +255,7 @@ func (w *world) waitEvery(pause time.Duration, what string, ok func() bool) {
 	}
 }
 
-// tcpToHost sends a stream from the guest to the host; every octet is checked.
+// tcpToHost sends a stream from the guest to the host; every byte is checked.
 func (g *testGuest) tcpToHost(n int64) traffic.TCPResult {
 	g.w.t.Helper()
 	return g.tcpTo(hostIP, n)
@@ -290,7 +290,7 @@ func join(ip, port string) string {
 func (w *world) whole(r traffic.TCPResult, n int64) {
 	w.t.Helper()
 	if r.Bytes != n || r.Wrong != 0 {
-		w.t.Fatalf("stream of %d octets: %+v", n, r)
+		w.t.Fatalf("stream of %d bytes: %+v", n, r)
 	}
 }
 

@@ -30,13 +30,13 @@ type Options struct {
 	Exe    string    // the program netbackd-lab
 	Out    io.Writer // where to tell people
 	Queues int       // of each guest
-	// Stretch is how long each TCP stream runs.
+	// Stretch is the duration of each TCP stream.
 	Stretch time.Duration
 	// Daemon are more arguments for `netbackd run`.
 	Daemon []string
 }
 
-// ErrLost is what Run fails with when anything was lost on the way.
+// ErrLost is returned by Run when packets or bytes were lost.
 var ErrLost = errors.New("something was lost")
 
 const (
@@ -279,9 +279,9 @@ func (s *show) stream() traffic.TCPSend { return traffic.TCPSend{Duration: s.Str
 
 func (s *show) streamed(what string, r traffic.TCPResult) string {
 	if r.Wrong != 0 {
-		s.lose("%s: %d octets wrong, the first at %d", what, r.Wrong, r.First)
+		s.lose("%s: %d bytes wrong, the first at %d", what, r.Wrong, r.First)
 	}
-	return fmt.Sprintf("%6.2f Gb/s, %d MB, every octet checked", r.Rate()/1e9, r.Bytes/1e6)
+	return fmt.Sprintf("%6.2f Gb/s, %d MB, every byte checked", r.Rate()/1e9, r.Bytes/1e6)
 }
 
 func (s *show) udp(ctx context.Context, what string, from *lab.Guest, to string) error {

@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// price is what a step cost the host, and for how many packets of the first guest.
+// price holds what a step cost the host, and the packets of the first guest in it.
 type price struct {
 	packets, ops uint64
 	cpu          time.Duration // of the daemon
@@ -48,7 +48,7 @@ func (s *show) price(ctx context.Context) (p price, err error) {
 	return p, err
 }
 
-// cpuTime is what a process has used of the processors, exactly: its clock is
+// cpuTime returns the exact CPU time that a process has used: its clock is
 // CPUCLOCK_SCHED of linux/posix-timers.h.
 func cpuTime(pid int) (time.Duration, error) {
 	const sched = 2

@@ -21,7 +21,7 @@ import (
 const (
 	flows     = 512
 	flowsFrom = 20000 // the first one's port
-	flowsTo   = 5003  // where nobody listens, so each flow is one packet to the guest
+	flowsTo   = 5003  // no listener, so each flow is one packet to the guest
 	tableSize = 128   // entries
 	hashTypes = 1 | 2 // IPv4, and with TCP
 	_         = uint(toeplitz.MaxMapping - tableSize)
@@ -134,7 +134,7 @@ func (s *show) send(ctx context.Context, table []uint32) ([]uint64, error) {
 	return want, nil
 }
 
-// hashed is how many packets with a hash the first guest has got, by queue.
+// hashed returns the number of packets with a hash that each queue of the first guest got.
 func (s *show) hashed(ctx context.Context) ([]uint64, error) {
 	st, err := s.lab.Vif(ctx, s.guests[0].VifName())
 	if err != nil {
@@ -158,7 +158,7 @@ func (s *show) control(ctx context.Context) (*ctrlserver.Status, error) {
 	return st.Control, nil
 }
 
-// demoKey is a key of as many octets as there can be.
+// demoKey is a key of as many bytes as there can be.
 func demoKey() []byte {
 	key := make([]byte, toeplitz.MaxKey)
 	for i := range key {

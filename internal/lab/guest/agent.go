@@ -137,7 +137,7 @@ func (a *agent) obey(ctx context.Context, in io.Reader) error {
 	}
 }
 
-// say writes a reply. Nobody can be told if that fails; the input then ends too.
+// say writes a reply. An error cannot be reported; the input then ends too.
 func (a *agent) say(id uint64, result any, err error) {
 	r := reply{ID: id}
 	if result != nil {
@@ -212,7 +212,7 @@ func (a *agent) run(ctx context.Context, r request) (any, error) {
 	return f(a, ctx, r.Args)
 }
 
-// none is what a command has no arguments or no result of.
+// none stands for no arguments, or for no result, of a command.
 type none struct{}
 
 func (a *agent) attach(ctx context.Context, cfg VifConfig) (VifInfo, error) {
@@ -465,7 +465,7 @@ func (a *agent) udpServe(_ context.Context, args ServeArgs) (Server, error) {
 }
 
 // join has the kernel join a group, and the backend let it through if it was
-// asked to hold back what nobody joined.
+// asked to hold back groups that were not joined.
 func (a *agent) join(ctx context.Context, args JoinArgs) (Server, error) {
 	v, err := a.vif(args.VifArgs)
 	if err != nil {

@@ -55,7 +55,7 @@ func setupCard(c VifConfig, mac net.HardwareAddr, dev *tap.Device) error {
 	if err := netlink.LinkSetGSOMaxSize(link, netif.MaxTxSize-ethHeader); err != nil {
 		return fmt.Errorf("limit segments: %w", err)
 	}
-	// Nobody else has our addresses, so there is no need to wait a second for
+	// No other card has our addresses, so there is no need to wait a second for
 	// an answer. A kernel without IPv6 has no such file.
 	if err := netns.Sysctl("net/ipv6/conf/"+c.Name+"/accept_dad", "0"); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
@@ -107,7 +107,7 @@ func awaitReady(ctx context.Context, index int) error {
 	}
 }
 
-// multicastList is what the kernel wants to receive on a card.
+// multicastList returns the multicast addresses that the kernel receives on a card.
 func multicastList(name string) ([][6]byte, error) {
 	b, err := os.ReadFile("/proc/self/net/dev_mcast")
 	if err != nil {

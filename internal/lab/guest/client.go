@@ -24,7 +24,7 @@ import (
 // ErrEnded is returned by the methods of a Client whose agent has ended.
 var ErrEnded = errors.New("guest: the agent has ended")
 
-// RemoteError is what the agent answered.
+// RemoteError is an error that the agent answered.
 type RemoteError struct {
 	Cmd     string
 	Message string
@@ -34,7 +34,7 @@ func (e *RemoteError) Error() string { return fmt.Sprintf("guest: %s: %s", e.Cmd
 
 // Client gives commands to an agent. Its methods may be called from several
 // goroutines at once; commands run side by side, except that those about one vif
-// run one after the other. A command is bounded by its context, whose deadline
+// run one after the other. A command is bounded by its context, and that deadline
 // the agent is told.
 type Client struct {
 	w   io.WriteCloser
@@ -106,7 +106,7 @@ type StartOptions struct {
 	Args []string
 	// Env is added to the environment.
 	Env []string
-	// Stderr is where the agent's complaints go; nil means ours.
+	// Stderr receives the agent's standard error; nil means that of this process.
 	Stderr io.Writer
 }
 
@@ -189,7 +189,7 @@ func (c *Client) Close() error {
 	return err
 }
 
-// closeGrace is how long an agent may take to end of its own accord.
+// closeGrace is the time an agent has to end by itself before it is killed.
 const closeGrace = 10 * time.Second
 
 // Call gives any command and waits for its reply. result may be nil. The result

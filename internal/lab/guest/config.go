@@ -35,7 +35,7 @@ type VifConfig struct {
 	// Addrs are the card's addresses, like "192.0.2.2/24". IPv6 addresses are
 	// usable at once.
 	Addrs []string `json:"addrs,omitempty"`
-	// Gateway is where the default route leads; empty means none.
+	// Gateway is the next hop of the default route; empty means no such route.
 	Gateway string `json:"gateway,omitempty"`
 	// MTU is the card's; 0 means 1500.
 	MTU int `json:"mtu,omitempty"`

@@ -52,7 +52,7 @@ func asAgent(args []string) error {
 	return Main(context.Background(), cfg, os.Stdin, os.Stdout)
 }
 
-// lab is a host with a backend whose TAP has the address 192.0.2.1, and a guest
+// lab is a host with a backend, the TAP of which has the address 192.0.2.1, and a guest
 // behind it that is to be 192.0.2.2.
 type lab struct {
 	*Client
@@ -668,7 +668,7 @@ func TestParseMulticastList(t *testing.T) {
 	}
 }
 
-// FuzzParseMulticastList: the file is the kernel's, its lines are whoever's who
+// FuzzParseMulticastList: the kernel writes the file, its lines come from the process that
 // named the device.
 func FuzzParseMulticastList(f *testing.F) {
 	f.Add("2    eth0            1     0     01005e000001\n", "eth0")

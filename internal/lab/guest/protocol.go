@@ -48,7 +48,7 @@ type VifArgs struct {
 	Vif string `json:"vif,omitempty"`
 }
 
-// VifInfo is how a vif is connected.
+// VifInfo describes a connected vif.
 type VifInfo struct {
 	Name    string          `json:"name"`
 	MAC     string          `json:"mac"`
@@ -60,7 +60,7 @@ type VifInfo struct {
 	Offers  netfront.Offers `json:"offers"`
 }
 
-// VifStats is what a vif has seen.
+// VifStats holds the counters of a vif.
 type VifStats struct {
 	Name string `json:"name"`
 	// Total counts all queues, those of earlier connections too.
@@ -74,7 +74,7 @@ type VifStats struct {
 	Broken map[string]uint64 `json:"broken,omitempty"`
 }
 
-// QueueStats is what a queue has seen.
+// QueueStats holds the counters of a queue.
 type QueueStats struct {
 	netfront.Stats
 	Tx netif.RingState `json:"tx"`
@@ -128,7 +128,7 @@ type McastArgs struct {
 	Addr string `json:"addr"` // Ethernet
 }
 
-// McastResult is what became of edits of the multicast list.
+// McastResult counts the outcomes of edits of the multicast list.
 type McastResult struct {
 	Okay   uint64   `json:"okay"`
 	Failed uint64   `json:"failed"`

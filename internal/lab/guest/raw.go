@@ -105,7 +105,7 @@ func (v *vif) control(ctx context.Context, c *netfront.Control, a ControlArgs) (
 	var page []byte
 	if a.Page != nil {
 		if len(a.Page) > netif.PageSize || a.PageAt < 0 || a.PageAt >= len(data) {
-			return r, fmt.Errorf("a page holds %d octets, and one of the 3 data its reference", netif.PageSize)
+			return r, fmt.Errorf("a page holds %d bytes, and one of the 3 data its reference", netif.PageSize)
 		}
 		g, gerr := v.dev.Grant(1, !a.ReadOnly)
 		if gerr != nil {

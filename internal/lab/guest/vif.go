@@ -72,7 +72,7 @@ func newVif(ctx context.Context, host netfront.Host, cfg VifConfig) (*vif, error
 	return v, nil
 }
 
-// connect connects the device, whatever state it was left in, and starts the
+// connect connects the device from any state, and starts the
 // pumps.
 func (v *vif) connect(ctx context.Context) error {
 	connect := v.dev.Connect

@@ -4,7 +4,7 @@ package netfront
 
 import "github.com/netbackd/netbackd/pkg/netif"
 
-// DefaultDir is where a guest finds its first vif. Relative paths are those of
+// DefaultDir is the frontend directory of a guest's first vif. Relative paths are those of
 // the caller's own domain.
 const DefaultDir = "device/vif/0"
 
@@ -24,7 +24,7 @@ type Features struct {
 	MulticastControl bool `json:"multicast_control,omitempty"` // request-multicast-control: only what we ask for
 }
 
-// AllFeatures is what Linux's netfront asks for, and multicast control off.
+// AllFeatures returns the features that Linux's netfront asks for, without multicast control.
 func AllFeatures() Features {
 	return Features{RxCopy: true, RxNotify: true, SG: true, GSOTCPv4: true, GSOTCPv6: true, IPv6CsumOffload: true}
 }
@@ -53,7 +53,7 @@ type Config struct {
 	// Dir is the frontend's directory in xenstore; empty means [DefaultDir].
 	Dir string `json:"dir,omitempty"`
 
-	// Queues is how many queues to ask for, 0 meaning 1. The backend may allow
+	// Queues is the number of queues to ask for, 0 meaning 1. The backend may allow
 	// fewer.
 	Queues int `json:"queues,omitempty"`
 
@@ -93,7 +93,7 @@ type Config struct {
 	// number of a slot for the id of its request.
 	IDSalt uint16 `json:"id_salt,omitempty"`
 
-	// Strict makes the queues look at every octet: checksums must be what the
+	// Strict makes the queues look at every byte: checksums must be what the
 	// flags say, and nothing may be written outside of what a response
 	// announces. It costs a pass over each page.
 	Strict bool `json:"strict,omitempty"`
@@ -122,7 +122,7 @@ func pages(n, fair, slots int) int {
 	return min(max(n, maxSlots), slots)
 }
 
-// Offers is what the backend has published: what a frontend may send it.
+// Offers holds the features that a backend has published: what a frontend may send it.
 type Offers struct {
 	RxCopy          bool `json:"rx_copy,omitempty"`           // feature-rx-copy
 	SG              bool `json:"sg,omitempty"`                // feature-sg

@@ -32,7 +32,7 @@ func (d *Device) Connect(ctx context.Context) error {
 	if s != xenbus.Connected {
 		return fmt.Errorf("%w: it is %v", ErrRefused, s)
 	}
-	// The events sent so far may have gone to a port that nobody had bound.
+	// The events sent so far may have gone to a port that was not bound.
 	for _, q := range d.queues {
 		if err := q.Raw().Kick(); err != nil {
 			return err

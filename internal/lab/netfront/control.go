@@ -188,7 +188,7 @@ func (c *Control) do(ctx context.Context, typ netif.CtrlType, data ...uint32) (u
 	return rsp.Data, nil
 }
 
-// Hash is how a guest wants packets spread over its queues.
+// Hash configures the distribution of packets over a guest's queues.
 type Hash struct {
 	Types   uint32   // mask of 1 << netif.HashIPv4 ...; 0 turns hashing off
 	Key     []byte   // Toeplitz
@@ -196,7 +196,7 @@ type Hash struct {
 }
 
 // SetHash sets up Toeplitz hashing in the order that Windows does. Over byte
-// streams the key has 40 octets and the mapping a power of two of entries.
+// streams the key has 40 bytes and the mapping a power of two of entries.
 func (c *Control) SetHash(ctx context.Context, h Hash) error {
 	if c.stream != nil {
 		return c.askAll(ctx,
@@ -235,7 +235,7 @@ func (c *Control) SetHash(ctx context.Context, h Hash) error {
 // withPage grants a page that begins with b for as long as f runs.
 func (c *Control) withPage(b []byte, f func(ref netif.Gref, page []byte) error) error {
 	if len(b) > netif.PageSize {
-		return fmt.Errorf("netfront: %d octets do not fit a page", len(b))
+		return fmt.Errorf("netfront: %d bytes do not fit a page", len(b))
 	}
 	p, err := c.host.Pages.Alloc(c.peer, 1, true)
 	if err != nil {
@@ -245,12 +245,12 @@ func (c *Control) withPage(b []byte, f func(ref netif.Gref, page []byte) error) 
 	return errors.Join(f(p.Refs()[0], p.Bytes()), p.Free())
 }
 
-// maxGrefs is how many entries a list page has.
+// maxGrefs is the number of entries in a list page.
 const maxGrefs = netif.PageSize / grefEntry
 
 // StaticGrants asks the backend to keep all buffers of a queue mapped, as many
 // as it takes, and returns how many that are. The tx buffers come first, as
-// read-only grants. Whoever works on the queue calls [Queue.AllowMapped] before.
+// read-only grants. The caller that works on the queue calls [Queue.AllowMapped] before.
 func (c *Control) StaticGrants(ctx context.Context, q *Queue) (int, error) {
 	return c.SomeStaticGrants(ctx, q, maxGrefs)
 }

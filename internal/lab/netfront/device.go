@@ -88,7 +88,7 @@ func (d *Device) locate() error {
 
 func (d *Device) path(key string) string { return d.cfg.Dir + "/" + key }
 
-// Config is what the device was opened with, defaults filled in.
+// Config returns the device's configuration with defaults filled in.
 func (d *Device) Config() Config { return d.cfg }
 
 // SetConfig changes how the next Connect goes about it. Dir stays.
@@ -106,7 +106,7 @@ func (d *Device) BackendID() xen.Domid { return d.backendID }
 // State is the state that the device wrote last.
 func (d *Device) State() xenbus.State { return d.state }
 
-// Offers is what the backend had published when the device last connected.
+// Offers returns what the backend had published when the device last connected.
 func (d *Device) Offers() Offers { return d.offers }
 
 // Queues are the queues of a device that Connect has given any. They are gone
@@ -133,7 +133,7 @@ func (d *Device) WriteKey(key, value string) error {
 // RemoveKey removes a node of the frontend's directory.
 func (d *Device) RemoveKey(key string) error { return d.host.Store.Remove(d.path(key)) }
 
-// SetState writes any state, whatever the last one was, and waits for nothing.
+// SetState writes any state, regardless of the last one, and does not wait.
 func (d *Device) SetState(s xenbus.State) error {
 	d.state = s
 	return d.WriteKey("state", s.Value())

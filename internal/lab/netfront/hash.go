@@ -54,7 +54,7 @@ func (q *Queue) judgeHash(p *Packet, head []byte) {
 	}
 }
 
-// queue is where a hash leads to, 0 being that of a packet without.
+// queue returns the queue that a hash selects. A packet without a hash has hash 0.
 func (h *Hash) queue(hash uint32, queues int) int {
 	if n := len(h.Mapping); n > 0 {
 		return int(h.Mapping[hash%uint32(n)])

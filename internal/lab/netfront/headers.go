@@ -8,7 +8,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/tap"
 )
 
-// headers is where a frame's headers are, as far as checksums need to know. The
+// headers holds the offsets of a frame's headers that checksums need. The
 // judge reads them with code of its own: it must not share the backend's errors.
 type headers struct {
 	v4, v6 bool
@@ -30,7 +30,7 @@ const (
 	etherAD   = 0x88a8
 )
 
-// findHeaders looks at the first octets of a frame.
+// findHeaders looks at the first bytes of a frame.
 func findHeaders(b []byte) (h headers) {
 	if len(b) < ethHeader {
 		return h
@@ -102,7 +102,7 @@ func (h *headers) ipv6(b []byte) {
 	}
 }
 
-// csumField is where the transport checksum stands, 0 if the protocol has none
+// csumField returns the offset of the transport checksum, 0 if the protocol has none
 // that can be offloaded.
 func (h *headers) csumField() int {
 	switch {
@@ -123,7 +123,7 @@ func (h *headers) offloads(v *tap.VnetHdr) bool {
 	return at != 0 && int(v.CsumStart) == h.l4 && int(v.CsumStart)+int(v.CsumOffset) == at
 }
 
-// pseudo is the sum of the pseudo header for a transport length of n octets.
+// pseudo is the sum of the pseudo header for a transport length of n bytes.
 func (h *headers) pseudo(b []byte, n int) uint64 {
 	var s uint64
 	if h.v4 {
@@ -134,7 +134,7 @@ func (h *headers) pseudo(b []byte, n int) uint64 {
 	return s + uint64(n>>16) + uint64(n&0xffff) + uint64(h.proto)
 }
 
-// sum adds big-endian 16-bit words, an odd octet at the end being the high half
+// sum adds big-endian 16-bit words, an odd byte at the end being the high half
 // of one. 2^48 words fit.
 func sum(b []byte) (s uint64) {
 	for len(b) >= 2 {

@@ -45,7 +45,7 @@ func (q *Queue) checkGSO(g netif.GSOInfo, e netif.ExtraInfo, i netif.Index) {
 	case g.Type != netif.GSOTCPv4 && g.Type != netif.GSOTCPv6:
 		q.violate(RuleGSO, "rx", i, "type %v", g.Type)
 	case g.Size == 0:
-		q.violate(RuleGSO, "rx", i, "segments of 0 octets")
+		q.violate(RuleGSO, "rx", i, "segments of 0 bytes")
 	case g.Features != 0 || e.Body[3] != 0:
 		q.violate(RuleGSO, "rx", i, "pad %#x, features %#x", e.Body[3], g.Features)
 	}
@@ -61,7 +61,7 @@ func (q *Queue) checkHash(h netif.HashInfo, i netif.Index) {
 	}
 }
 
-// checkCanary looks for octets that the backend wrote beside its data, in strict
+// checkCanary looks for bytes that the backend wrote beside its data, in strict
 // mode.
 func (q *Queue) checkCanary(page, offset, length uint16, i netif.Index) {
 	if !q.rules.strict {
@@ -70,7 +70,7 @@ func (q *Queue) checkCanary(page, offset, length uint16, i netif.Index) {
 	b := q.rx.page(page)
 	end := int(offset) + int(length)
 	if !bytes.Equal(b[:offset], canary[:offset]) || !bytes.Equal(b[end:], canary[end:]) {
-		q.violate(RuleOutsideWrite, "rx", i, "data is at %d, %d octets", offset, length)
+		q.violate(RuleOutsideWrite, "rx", i, "data is at %d, %d bytes", offset, length)
 	}
 }
 
@@ -87,10 +87,10 @@ func (q *Queue) judge(p *Packet) {
 	}
 	switch {
 	case p.size < ethHeader || p.size > netif.MaxTxSize:
-		q.violate(RuleRxLength, "rx", p.start, "%d octets", p.size)
+		q.violate(RuleRxLength, "rx", p.start, "%d bytes", p.size)
 		return
 	case !gso && q.rules.mtu > 0 && p.size > q.rules.mtu+frameOverhead:
-		q.violate(RuleRxLength, "rx", p.start, "%d octets, MTU %d", p.size, q.rules.mtu)
+		q.violate(RuleRxLength, "rx", p.start, "%d bytes, MTU %d", p.size, q.rules.mtu)
 	}
 	if gso {
 		if !m.CsumBlank || !m.DataValidated {

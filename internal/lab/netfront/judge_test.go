@@ -118,7 +118,7 @@ func TestJudgeOfTx(t *testing.T) {
 			fatal: true,
 		},
 		{
-			name: "octets behind the response",
+			name: "bytes behind the response",
 			answer: func(b *backend, a, z uint16) {
 				b.commitTx([]netif.TxResponse{{ID: a}, {Status: null}, {ID: z}})
 				b.m.page(b.q.rings.Refs()[0])[64+24+11]++
@@ -234,7 +234,7 @@ func TestJudgeOfRx(t *testing.T) {
 			gets: 1,
 		},
 		{
-			name: "no octets",
+			name: "no bytes",
 			send: func(b *backend) []netif.RxSlot {
 				s := b.putRx(tcpFrame(100), 0)
 				rsp(&s[0], func(r *netif.RxResponse) { r.Status = 0 })
@@ -385,7 +385,7 @@ func TestJudgeOfRx(t *testing.T) {
 			gets: 2,
 		},
 		{
-			name: "a hash nobody asked for",
+			name: "a hash that was not asked for",
 			send: func(b *backend) []netif.RxSlot { return b.putRx(tcpFrame(100), 0, hash) },
 			want: one(RuleExtra),
 			gets: 2,
@@ -417,7 +417,7 @@ func TestJudgeOfRx(t *testing.T) {
 			gets: 2,
 		},
 		{
-			name: "octets of the extra that mean nothing",
+			name: "bytes of the extra that mean nothing",
 			send: func(b *backend) []netif.RxSlot {
 				s := b.putRx(partialFrame(9000, false), blankFlags, gso4(1448))
 				extra(&s[1], func(e *netif.ExtraInfo) { e.Body[3] = 1 })
@@ -506,7 +506,7 @@ func TestJudgeOfRx(t *testing.T) {
 			gets: 2,
 		},
 		{
-			name: "octets behind the data",
+			name: "bytes behind the data",
 			send: func(b *backend) []netif.RxSlot {
 				gref := b.rx.Request(b.rx.ReqCons()).Gref
 				s := b.putRx(tcpFrame(100), 0)
@@ -517,7 +517,7 @@ func TestJudgeOfRx(t *testing.T) {
 			gets: 2,
 		},
 		{
-			name: "octets in the buffer of an extra",
+			name: "bytes in the buffer of an extra",
 			send: func(b *backend) []netif.RxSlot {
 				gref := b.rx.Request(b.rx.ReqCons().Add(1)).Gref
 				s := b.putRx(partialFrame(2000, false), blankFlags, gso4(500))
@@ -666,7 +666,7 @@ func FuzzHeaders(f *testing.F) {
 			t.Fatalf("checksum at %d, IP header at %d", at, h.l3)
 		}
 		if h.v4 && len(b) < h.l3+20 || h.v6 && len(b) < h.l3+40 {
-			t.Fatalf("an IP header at %d of %d octets", h.l3, len(b))
+			t.Fatalf("an IP header at %d of %d bytes", h.l3, len(b))
 		}
 		if at := h.csumField(); at != 0 && at+2 <= len(b) {
 			_ = h.pseudo(b, h.l4Len(b))

@@ -4,8 +4,8 @@ package netfront
 
 import "slices"
 
-// A source of packets that is to cost next to nothing leaves its octets where they
-// are: it writes them once, into every page, and sends whatever pages are free.
+// A cheap source of packets leaves its bytes where they
+// are: it writes them once, into every page, and sends the pages that are free.
 
 // Prefill writes head to the start of every tx page that is not under way, and puts
 // these pages in order. The rest of the pages stays as it is. Packets sent with Send or
@@ -17,7 +17,7 @@ func (q *Queue) Prefill(head []byte) {
 	}
 }
 
-// SendPrefilled is Send without a frame: it sends size octets that the next free
+// SendPrefilled is Send without a frame: it sends size bytes that the next free
 // pages hold already. As no page is told from another, each of them should begin
 // with the packet's headers; of those of a packet that takes several pages that is
 // payload in all but the first.

@@ -38,11 +38,11 @@ func TestPrefilledPagesAreSentAsTheyAre(t *testing.T) {
 			seen := b.takeTx()
 			frames := b.frames(seen)
 			if len(frames) != sent {
-				t.Errorf("%d frames of %d octets came, %d were sent", len(frames), c.size, sent)
+				t.Errorf("%d frames of %d bytes came, %d were sent", len(frames), c.size, sent)
 			}
 			for _, f := range frames {
 				if len(f) != c.size || !bytes.HasPrefix(f, head) {
-					t.Fatalf("a frame has %d octets and begins with % x; want %d, % x", len(f), f[:len(head)], c.size, head)
+					t.Fatalf("a frame has %d bytes and begins with % x; want %d, % x", len(f), f[:len(head)], c.size, head)
 				}
 			}
 			b.answerTx(seen, netif.StatusOkay)
@@ -54,7 +54,7 @@ func TestPrefilledPagesAreSentAsTheyAre(t *testing.T) {
 	}
 	for _, size := range []int{-1, 0, netif.MaxTxSize + 1} {
 		if err := q.SendPrefilled(size, Meta{}); err == nil || errors.Is(err, ErrFull) {
-			t.Errorf("%d octets: %v", size, err)
+			t.Errorf("%d bytes: %v", size, err)
 		}
 	}
 	noViolations(t, q)

@@ -18,7 +18,7 @@ import (
 // ErrStopped is returned for a pump that does not run any more.
 var ErrStopped = errors.New("netfront: the pump has stopped")
 
-// batch is how many packets a pump moves in one direction before it publishes
+// batch is the number of packets a pump moves in one direction before it publishes
 // them and looks at the other direction.
 const batch = 64
 
@@ -71,7 +71,7 @@ func NewPump(q *Queue, t *tap.Queue, vnet bool) (*Pump, error) {
 	return p, nil
 }
 
-// TapOffload is what the host may leave to the backend, given what the backend
+// TapOffload returns the work that the host may leave to the backend, given what the backend
 // offered when the device last connected: the offloads of a TAP for its pumps.
 func (d *Device) TapOffload() tap.Offload {
 	o := d.offers
@@ -320,7 +320,7 @@ func (p *Pump) finishCsum(size, start, offset int) bool {
 	for i, from := 0, start; i*netif.PageSize < size; i++ {
 		b := t.page(t.top(i))[:min(size-i*netif.PageSize, netif.PageSize)]
 		if from < len(b) {
-			// A page has an even number of octets, so if start is odd the
+			// A page has an even number of bytes, so if start is odd the
 			// first piece is too, and every later one begins with the low
 			// half of a word.
 			part := fold(sum(b[from:]))
@@ -382,7 +382,7 @@ func (p *Pump) deliver() error {
 		if k.Meta.GSOType == netif.GSOTCPv6 {
 			h.GSOType = tap.VnetGSOTCPv6
 		}
-		h.HdrLen = uint16(k.hdr.l4 + int(k.octet(k.hdr.l4+12)>>4)*4)
+		h.HdrLen = uint16(k.hdr.l4 + int(k.byteAt(k.hdr.l4+12)>>4)*4)
 	}
 	iov := p.out[:1+k.n]
 	for i := range k.n {
@@ -408,8 +408,8 @@ func (p *Pump) deliver() error {
 	return nil
 }
 
-// octet is the packet's octet at i, 0 beyond its end.
-func (p *Packet) octet(i int) byte {
+// byteAt returns the packet's byte at i, 0 beyond its end.
+func (p *Packet) byteAt(i int) byte {
 	for k := range p.n {
 		b := p.Frag(k)
 		if i < len(b) {
@@ -420,8 +420,8 @@ func (p *Packet) octet(i int) byte {
 	return 0
 }
 
-// setOctet overwrites the packet's octet at i.
-func (p *Packet) setOctet(i int, v byte) {
+// setByte overwrites the packet's byte at i.
+func (p *Packet) setByte(i int, v byte) {
 	for k := range p.n {
 		b := p.Frag(k)
 		if i < len(b) {
@@ -438,6 +438,6 @@ func (p *Packet) finishCsum(at int) {
 	if c == 0 && p.hdr.proto == protoUDP {
 		c = 0xffff
 	}
-	p.setOctet(at, byte(c>>8))
-	p.setOctet(at+1, byte(c))
+	p.setByte(at, byte(c>>8))
+	p.setByte(at+1, byte(c))
 }

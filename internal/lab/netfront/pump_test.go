@@ -391,10 +391,10 @@ func TestFinishCsum(t *testing.T) {
 				rest = rest[copy(q.tx.page(q.tx.top(i)), rest):]
 			}
 			if !p.finishCsum(len(partial), h.l4, 16) {
-				t.Fatalf("%d octets: not finished", n)
+				t.Fatalf("%d bytes: not finished", n)
 			}
 			if got := gather(q, len(partial)); !bytes.Equal(got, want) {
-				t.Errorf("%d octets, v6 %v: in pages %#04x, want %#04x", n, v6, checksum(got, h.l4+16), checksum(want, h.l4+16))
+				t.Errorf("%d bytes, v6 %v: in pages %#04x, want %#04x", n, v6, checksum(got, h.l4+16), checksum(want, h.l4+16))
 			}
 
 			// As it comes from the ring.
@@ -409,7 +409,7 @@ func TestFinishCsum(t *testing.T) {
 			}
 			k.finishCsum(h.l4 + 16)
 			if got := k.AppendTo(nil); !bytes.Equal(got, want) {
-				t.Errorf("%d octets, v6 %v: in fragments %#04x, want %#04x", n, v6, checksum(got, h.l4+16), checksum(want, h.l4+16))
+				t.Errorf("%d bytes, v6 %v: in fragments %#04x, want %#04x", n, v6, checksum(got, h.l4+16), checksum(want, h.l4+16))
 			}
 			q.Release(&k)
 		}

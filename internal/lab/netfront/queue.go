@@ -41,7 +41,7 @@ type Queue struct {
 	violations []*Violation
 }
 
-// rules is what a queue holds the backend to and what it may send itself.
+// rules holds the rules that a queue applies to the backend and to its own packets.
 type rules struct {
 	features Features
 	offers   Offers

@@ -72,7 +72,7 @@ func TestSendLaysOutSlots(t *testing.T) {
 		meta Meta
 		want []slot
 	}{
-		{"one octet", 1, Meta{}, []slot{{Size: 1}}},
+		{"one byte", 1, Meta{}, []slot{{Size: 1}}},
 		{"a page", 4096, Meta{DataValidated: true}, []slot{{Flags: netif.TxDataValidated, Size: 4096}}},
 		{"a page and one", 4097, Meta{}, []slot{{Flags: netif.TxMoreData, Size: 4097}, {Size: 1}}},
 		{"blank", 1514, Meta{CsumBlank: true, DataValidated: true}, []slot{{Flags: blank, Size: 1514}}},
@@ -296,7 +296,7 @@ func TestRecvGivesBackWhatWasSent(t *testing.T) {
 					rt.Fatalf("packet %d: %v, %v", i, ok, err)
 				}
 				if got := p.AppendTo(nil); !bytes.Equal(got, w) || p.Len() != len(w) {
-					rt.Fatalf("packet %d of %d octets differs", i, len(w))
+					rt.Fatalf("packet %d of %d bytes differs", i, len(w))
 				}
 				if diff := cmp.Diff(metas[i], p.Meta); diff != "" {
 					rt.Fatalf("packet %d (-want +got):\n%s", i, diff)
@@ -585,7 +585,7 @@ func fuzzBackend(b *backend, q *Queue, data []byte) {
 			ring[8] += data[1] % 32
 		case 1: // any word of the header
 			ring[data[1]%16] = data[2]
-		default: // any octet of a slot near the start
+		default: // any byte of a slot near the start
 			ring[64+(int(data[1])|int(data[2])<<8)%(netif.PageSize-64)] = data[3]
 		}
 		if rnd.IntN(4) == 0 {
@@ -626,7 +626,7 @@ func FuzzJudge(f *testing.F) {
 					break
 				}
 				if p.Len() < 0 || p.Len() > maxFrags*netif.PageSize || len(p.AppendTo(nil)) != p.Len() {
-					t.Fatalf("a packet of %d octets", p.Len())
+					t.Fatalf("a packet of %d bytes", p.Len())
 				}
 				q.Release(&p)
 			}

@@ -37,7 +37,7 @@ type rxSide struct {
 	target int // how many to keep posted
 	avail  uint32
 	pushed netif.Index
-	head   [headScratch]byte // the first octets of a packet whose first slot is short
+	head   [headScratch]byte // the first bytes of a packet whose first slot is short
 }
 
 // headScratch is enough for Ethernet, two tags, IPv6 with some extensions and
@@ -69,7 +69,7 @@ type frag struct {
 	offset, len uint16
 }
 
-// Packet is a received packet. Its octets stand in the queue's pages until it is
+// Packet is a received packet. Its bytes stand in the queue's pages until it is
 // released.
 type Packet struct {
 	Meta  Meta
@@ -81,7 +81,7 @@ type Packet struct {
 	hdr   headers
 }
 
-// Len is the number of octets.
+// Len is the number of bytes.
 func (p *Packet) Len() int { return p.size }
 
 // Frags is the number of fragments.
@@ -93,7 +93,7 @@ func (p *Packet) Frag(i int) []byte {
 	return p.q.rx.page(f.page)[f.offset:][:f.len:f.len]
 }
 
-// AppendTo appends the packet's octets to b.
+// AppendTo appends the packet's bytes to b.
 func (p *Packet) AppendTo(b []byte) []byte {
 	for i := range p.n {
 		b = append(b, p.Frag(i)...)
@@ -320,7 +320,7 @@ func (q *Queue) count(p *Packet) {
 	}
 }
 
-// headOf returns the packet's first octets in one piece.
+// headOf returns the packet's first bytes in one piece.
 func (q *Queue) headOf(p *Packet) []byte {
 	first := p.Frag(0)
 	if p.n == 1 || len(first) >= headScratch {
@@ -334,7 +334,7 @@ func (q *Queue) headOf(p *Packet) []byte {
 	return b
 }
 
-// sumFrom adds the packet's octets from at on.
+// sumFrom adds the packet's bytes from at on.
 func (p *Packet) sumFrom(at int) uint64 {
 	var s uint64
 	odd := false
@@ -355,5 +355,5 @@ func (p *Packet) sumFrom(at int) uint64 {
 	return s
 }
 
-// checksum is the value in the transport checksum field at octet at.
+// checksum is the value in the transport checksum field at byte at.
 func checksum(head []byte, at int) uint16 { return binary.BigEndian.Uint16(head[at:]) }

@@ -14,7 +14,7 @@ import (
 // accept and an extra or two.
 const maxSlots = netif.MinSlots + 2
 
-// Meta is what is told about a packet beside its octets.
+// Meta holds a packet's attributes beside its bytes.
 type Meta struct {
 	CsumBlank     bool // the transport checksum holds only the pseudo header's sum
 	DataValidated bool // the checksum is known to be good, or will be made so
@@ -92,12 +92,12 @@ func (q *Queue) Send(frame []byte, m Meta) error {
 	return nil
 }
 
-// roomFor is the number of pages for a packet of size octets, if there is room for
+// roomFor is the number of pages for a packet of size bytes, if there is room for
 // it.
 func (q *Queue) roomFor(size int, m Meta) (pages int, err error) {
 	n := (size + netif.PageSize - 1) / netif.PageSize
 	if size <= 0 || n > netif.MinSlots || size > netif.MaxTxSize {
-		return 0, fmt.Errorf("netfront: a packet has 1 to %d octets, not %d", netif.MaxTxSize, size)
+		return 0, fmt.Errorf("netfront: a packet has 1 to %d bytes, not %d", netif.MaxTxSize, size)
 	}
 	if !q.tx.room(n, m.extras()) {
 		q.stats.TxFull++
@@ -129,7 +129,7 @@ func (m Meta) flags() (f netif.TxFlags) {
 	return f
 }
 
-// sendPages puts a packet of size octets, which fills the pages on top of the
+// sendPages puts a packet of size bytes, which fills the pages on top of the
 // free list one after the other, in the ring. There is room.
 func (q *Queue) sendPages(size int, m Meta) {
 	n := max((size+netif.PageSize-1)/netif.PageSize, 1)
@@ -294,12 +294,12 @@ func (q *Queue) reapOne(i netif.Index) {
 	t.free = append(t.free, p)
 }
 
-// checkTail looks for octets of the slot behind the response, where the backend
+// checkTail looks for bytes of the slot behind the response, where the backend
 // has nothing to write (what it wrote there would be memory of its own).
 func (q *Queue) checkTail(i netif.Index) {
 	got, want := q.tx.ring.Request(i), q.tx.shadow[i%netif.TxRingSize]
 	if got.Offset != want.Offset || got.Flags != want.Flags || got.ID != want.ID || got.Size != want.Size {
-		q.violate(RuleTxTail, "tx", i, "octets 4 to 11 changed")
+		q.violate(RuleTxTail, "tx", i, "bytes 4 to 11 changed")
 	}
 }
 

@@ -15,14 +15,14 @@ type Rule uint8
 // disables the device, and the queue here is of no use until it is connected anew.
 const (
 	RuleIndex        Rule = iota // fatal: rsp_prod
-	RuleTxID                     // fatal: a tx response to nobody
+	RuleTxID                     // fatal: a tx response without a request
 	RuleGrantInUse               // fatal: a response while the page is still mapped
 	RuleTxStatus                 // a status that does not exist
 	RuleTxNull                   // extras not answered by NULL, at once and each
-	RuleTxTail                   // octets of a slot that no response has
+	RuleTxTail                   // bytes of a slot that no response has
 	RuleRxID                     // a response in another slot than its request
 	RulePartial                  // a packet published in parts
-	RuleRxStatus                 // no octets in a slot
+	RuleRxStatus                 // no bytes in a slot
 	RuleRxBounds                 // data beyond the page
 	RuleRxFlags                  // flags that may not be, or not together
 	RuleRxSlots                  // more slots than a frontend need accept
@@ -32,7 +32,7 @@ const (
 	RuleGSO                      // segmentation that was not asked for or makes no sense
 	RuleCsumBlank                // a blank checksum where none may be
 	RuleCsum                     // a checksum that is wrong
-	RuleOutsideWrite             // octets written outside of the announced ones
+	RuleOutsideWrite             // bytes written outside of the announced ones
 	RuleHash                     // a hash that is not the packet's, or none
 	RuleHeadroom                 // not the room before a packet that was asked for
 	numRules
@@ -85,7 +85,7 @@ func (v *Violation) Error() string {
 	return fmt.Sprintf("queue %d, %s slot %d: %v: %s", v.Queue, v.Ring, v.Index, v.Rule, v.Detail)
 }
 
-// maxViolations is how many violations a queue describes. It counts all.
+// maxViolations is the number of violations that a queue describes. It counts all.
 const maxViolations = 32
 
 // violate counts a breach and describes the first ones.

@@ -121,7 +121,7 @@ func furnish() error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w", err)
 	}
-	// sysfs shows the network of whoever mounted it. In a user namespace
+	// sysfs shows the network namespace of the process that mounted it. In a user namespace
 	// the kernel refuses when something is mounted below the present /sys,
 	// which costs only those who read /sys/class/net: go on without.
 	_ = unix.Mount("sysfs", "/sys", "sysfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "")

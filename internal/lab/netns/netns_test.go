@@ -148,7 +148,7 @@ func TestEnterAsAnUnprivilegedUser(t *testing.T) {
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
 	if errors.Is(err, unix.EPERM) {
-		t.Skip("not root: cannot become somebody else")
+		t.Skip("not root: cannot become another user")
 	}
 	if err != nil {
 		t.Fatalf("%v\n%s%s", err, out, &stderr)

@@ -56,8 +56,8 @@ func startBound(cmd *exec.Cmd) error {
 	return explainClone(<-started)
 }
 
-// awaitDeath returns when a child has died, and leaves it for somebody else to
-// wait for; also if somebody else did.
+// awaitDeath returns when a child has died, and leaves it for another caller to
+// wait for; also if another caller has done so.
 func awaitDeath(pid int) {
 	for {
 		err := unix.Waitid(unix.P_PID, pid, nil, unix.WEXITED|unix.WNOWAIT, nil)

@@ -23,7 +23,7 @@ type cable struct {
 	buf    []byte
 }
 
-// vnetLen is what an AF_PACKET socket puts before a frame: struct virtio_net_hdr,
+// vnetLen is the size of the header that an AF_PACKET socket puts before a frame: struct virtio_net_hdr,
 // without the word that a TAP has at its end.
 const vnetLen = tap.VnetHdrLen - 2
 
@@ -112,7 +112,7 @@ func (c *cable) send(ctx context.Context, f *frame) error {
 		}
 	}
 	h.Encode(b)
-	b = append(b[:vnetLen], f.octets...)
+	b = append(b[:vnetLen], f.bytes...)
 	if err := c.awaitCarrier(ctx); err != nil {
 		return err
 	}

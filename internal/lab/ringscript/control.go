@@ -127,16 +127,16 @@ func (p *player) moveRspCons(by uint32) error {
 // message is the page that messages name, granted for writing in one place and for
 // reading only in another, and what a script has put there.
 type message struct {
-	page   *gntalloc.Pages
-	octets []byte
+	page  *gntalloc.Pages
+	bytes []byte
 }
 
 // setPage fills the page.
 func (p *player) setPage(b []byte) error {
 	if len(b) > netif.PageSize {
-		return fmt.Errorf("a page has %d octets, not %d", netif.PageSize, len(b))
+		return fmt.Errorf("a page has %d bytes, not %d", netif.PageSize, len(b))
 	}
-	p.msg.octets = b
+	p.msg.bytes = b
 	for _, g := range []*gntalloc.Pages{p.msg.page, p.readonly} {
 		clear(g.Bytes())
 		copy(g.Bytes(), b)
@@ -150,14 +150,14 @@ func (p *player) untouched(n uint32) error {
 	is := bytes.Clone(p.msg.page.Bytes())
 	now := bytes.Clone(is)
 	want := make([]byte, len(now))
-	copy(want, p.msg.octets)
+	copy(want, p.msg.bytes)
 	for i := range min(int(n), len(now)/grefEntry) {
 		copy(now[i*grefEntry+6:], want[i*grefEntry+6:][:2])
 	}
 	if !bytes.Equal(now, want) {
 		return errors.New("the page that the message names was written")
 	}
-	p.msg.octets = is
+	p.msg.bytes = is
 	return nil
 }
 
@@ -174,8 +174,8 @@ func (p *player) statuses(n int) []string {
 	return got
 }
 
-// untouchedStatus is what a script has in the status fields of a list that nobody
-// has written.
+// untouchedStatus is the value of the status fields of a list that the backend
+// has not written.
 const untouchedStatus = 7
 
 func sayStatus(s netif.CtrlStatus) string {
@@ -189,10 +189,10 @@ func sayStatus(s netif.CtrlStatus) string {
 type ctrlMessage struct {
 	ids  span // of a ring of slots; 0: any
 	typ  uint32
-	raw  bool     // octets that are no message
+	raw  bool     // bytes that are no message
 	size int64    // what a byte stream's header says; -1: what is there
 	data []string // of a ring of slots
-	make octets   // of a byte stream
+	make content  // of a byte stream
 	text string
 }
 

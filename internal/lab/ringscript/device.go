@@ -142,7 +142,7 @@ var special = map[string]func(*player) (uint32, error){
 		return uint32(port), errors.Join(err, p.outside.Unbind(port))
 	},
 	"@foreign-port": func(p *player) (uint32, error) {
-		port, err := p.outside.BindUnbound(nobody)
+		port, err := p.outside.BindUnbound(stranger)
 		return uint32(port), err
 	},
 }

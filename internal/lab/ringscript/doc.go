@@ -16,7 +16,7 @@
 // A line is a directive. Words are parted by blanks; a word in double quotes is as
 // in Go; # begins a comment. The first directive that fails ends the script.
 //
-//	frame F 300             # a frame of 300 octets, all of which follow from this
+//	frame F 300             # a frame of 300 bytes, all of which follow from this
 //	rings                   # a queue, with an event channel for each ring
 //	connect                 # publish it and wait for the backend
 //	case the second of two slots crosses its page
@@ -57,7 +57,7 @@
 //
 // The rings of the queue chosen by the directive queue, 0 unless told otherwise.
 // IDS is a number or a row, 1..9. WHAT is NAME, NAME[from:to], NAME/STEP (each slot
-// takes the next STEP octets), each in a page of its own; or same (the reference
+// takes the next STEP bytes), each in a page of its own; or same (the reference
 // used last), freed, foreign, readonly, ring (the tx ring), gref=N. BUFFER is page,
 // or one of these.
 //
@@ -86,7 +86,7 @@
 // a list, where PAGE is tx[N] or rx[N..M] (of the pools), or as BUFFER. On a ring of
 // slots a MESSAGE is a type, by name or number, and its data: numbers, page, control
 // (the ring's), or as PAGE. On byte streams it is TYPE [size=N] OCTETS, where size is
-// what the header says; stream=N is a type of any number, octets are no message.
+// what the header says; stream=N is a type of any number, bytes are no message.
 //
 //	page OCTETS...                     what is in the page
 //	call MESSAGE -> STATUS [DATA]      send, and wait for the response; what is not

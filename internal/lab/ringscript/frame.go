@@ -11,7 +11,7 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/packettest"
 )
 
-// Frames come from an address that nobody has, and are of an EtherType for
+// Frames come from an address that no machine has, and are of an EtherType for
 // experiments (IEEE 802): no kernel answers them.
 const (
 	typeTest = 0x88b5
@@ -24,12 +24,12 @@ const (
 	udpLen   = 8
 )
 
-// frameSpec says what a frame is like. The same spec is the same octets, in the
+// frameSpec describes a frame. The same spec gives the same bytes, in the
 // guest and on the host.
 type frameSpec struct {
 	name     string
 	length   int
-	dst      [6]byte        // zero: an address that nobody has
+	dst      [6]byte        // zero: an address that no machine has
 	proto    string         // "", tcp or udp
 	from, to netip.AddrPort // zero: some of IPv4; with proto
 	mss      uint16         // to be segmented, with tcp
@@ -37,7 +37,7 @@ type frameSpec struct {
 	fragment bool           // the first of a packet, with IPv4
 }
 
-// l4 is where the transport header begins.
+// l4 returns the offset of the transport header.
 func (s *frameSpec) l4() int {
 	n := ethLen
 	if s.vlan != 0 {
@@ -49,7 +49,7 @@ func (s *frameSpec) l4() int {
 	return n + ipv4Len
 }
 
-// header is the number of octets before the payload.
+// header returns the number of bytes before the payload.
 func (s *frameSpec) header() int {
 	switch s.proto {
 	case "tcp":
@@ -91,7 +91,7 @@ func (s *frameSpec) check() error {
 // frame is a frame.
 type frame struct {
 	frameSpec
-	octets []byte
+	bytes []byte
 }
 
 // make makes the frame. Its payload depends on the name, so that frames can be
@@ -176,7 +176,7 @@ func readSpec(w []string) (s frameSpec, err error) {
 	return s, nil
 }
 
-// mark stands for octets: their number and the begin of their hash.
+// mark stands for a frame's bytes: their number and the beginning of their hash.
 func mark(b []byte) string {
 	sum := sha256.Sum256(b)
 	return fmt.Sprintf("%d/%x", len(b), sum[:8])

@@ -77,7 +77,7 @@ func (l *Line) Ask(ctx context.Context, question string) (string, error) {
 	}
 }
 
-// maxAnswer is what fits into a node of the guest's, with some room.
+// maxAnswer is the longest answer that fits into a node of the guest, with some room.
 const maxAnswer = 1900
 
 // Serve answers a guest's player until ctx ends.
@@ -116,7 +116,7 @@ func (u *Umpire) Serve(ctx context.Context) error {
 			reply = "fail " + err.Error()
 		}
 		if len(reply) > maxAnswer {
-			reply = fmt.Sprintf("fail the answer has %d octets: %s...", len(reply), reply[:maxAnswer])
+			reply = fmt.Sprintf("fail the answer has %d bytes: %s...", len(reply), reply[:maxAnswer])
 		}
 		if err := u.cfg.Store.Write(home+answerNode, serial+" "+reply); err != nil {
 			return err

@@ -17,7 +17,7 @@ import (
 
 // Bounds of a script. They are far above what a sensible one needs.
 const (
-	maxScript  = 1 << 20 // octets
+	maxScript  = 1 << 20 // bytes
 	maxFrames  = 256     // of one script
 	maxIDs     = 1024    // ids named in one line
 	maxRepeats = 4096    // of an injected frame
@@ -43,7 +43,7 @@ type action func(p *player) (said string, err error)
 // Parse reads a script. The error names the line.
 func Parse(name, text string) (*Script, error) {
 	if len(text) > maxScript {
-		return nil, fmt.Errorf("%s: a script has at most %d octets, not %d", name, maxScript, len(text))
+		return nil, fmt.Errorf("%s: a script has at most %d bytes, not %d", name, maxScript, len(text))
 	}
 	s := &parser{Script: &Script{Name: name}, byName: map[string]*frame{}}
 	number := 0
@@ -290,9 +290,9 @@ type piece struct {
 	step     int // 0: all of it at once
 }
 
-// part is what slot k takes of the piece.
+// part returns the bytes of the piece that slot k takes.
 func (p *piece) part(k int) []byte {
-	b := p.frame.octets[p.from:p.to]
+	b := p.frame.bytes[p.from:p.to]
 	if p.step == 0 {
 		return b
 	}
@@ -311,7 +311,7 @@ func (a *args) piece(w string) *piece {
 	if p.frame = a.frame(name); p.frame == nil {
 		return p
 	}
-	n := len(p.frame.octets)
+	n := len(p.frame.bytes)
 	p.to = n
 	if sliced {
 		from, to, ok := strings.Cut(strings.TrimSuffix(bounds, "]"), ":")
@@ -489,7 +489,7 @@ func parseTx(a *args) action {
 	if t.piece != nil && a.err == nil {
 		for k := range t.ids.len() {
 			if int(t.offset)+len(t.piece.part(k)) > netif.PageSize {
-				a.fail("%d octets do not fit into a page from %d on", len(t.piece.part(k)), t.offset)
+				a.fail("%d bytes do not fit into a page from %d on", len(t.piece.part(k)), t.offset)
 				break
 			}
 		}

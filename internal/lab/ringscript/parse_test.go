@@ -84,7 +84,7 @@ func TestScriptThatMakesNoSense(t *testing.T) {
 		{"page u32=1,x", "not in the range of u32"},
 		{"page hex=123", "hex"},
 		{"page zeros=0", "zeros is"},
-		{"page u8=1", "is no octets"},
+		{"page u8=1", "is not bytes"},
 		{"page zeros=100000*2", "more than"},
 		{"page grefs=page", "is no page"},
 		{"page grefs=tx[1..560]", "has pages 0 to"},
@@ -96,8 +96,8 @@ func TestScriptThatMakesNoSense(t *testing.T) {
 		{"call set-hash-key moon 40 -> success", "is no page"},
 		{"call 65536 -> success", "type is"},
 		{"call 1 2 3 4 5 -> success", "-> and a status are missing"},
-		{"call set-key page -> success", "is no octets"},
-		{"send octets -> success", `what is "->" for?`},
+		{"call set-key page -> success", "is not bytes"},
+		{"send bytes -> success", `what is "->" for?`},
 		{"send id=1..2000 get-hash-flags", "2000 ids in a row"},
 		{"replies 1=fine", "is no status"},
 		{"replies success:0", "data is"},
@@ -182,8 +182,8 @@ func TestFrameFromItsWords(t *testing.T) {
 		if err != nil || got != want {
 			t.Fatalf("got %+v, %v, want %+v", got, err, want)
 		}
-		if f := want.make(); len(f.octets) != want.length || mark(f.octets) != mark(got.make().octets) {
-			t.Errorf("%+v has %d octets", want, len(f.octets))
+		if f := want.make(); len(f.bytes) != want.length || mark(f.bytes) != mark(got.make().bytes) {
+			t.Errorf("%+v has %d bytes", want, len(f.bytes))
 		}
 	}
 	const rest = ` "" "" 0 0 false`

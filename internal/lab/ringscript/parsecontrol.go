@@ -13,17 +13,17 @@ import (
 	"github.com/netbackd/netbackd/pkg/netif"
 )
 
-// maxOctets bounds what one word of octets stands for.
-const maxOctets = 1 << 17
+// maxContent bounds what one word of bytes stands for.
+const maxContent = 1 << 17
 
-// octets makes octets, some of which are references that a script cannot know.
-type octets func(p *player) ([]byte, error)
+// content makes bytes, some of which are references that a script cannot know.
+type content func(p *player) ([]byte, error)
 
-// octets reads the words that are left as octets.
-func (a *args) octets() octets {
-	var parts []octets
+// content reads the remaining words as bytes.
+func (a *args) content() content {
+	var parts []content
 	for len(a.left) > 0 && a.left[0] != "->" {
-		parts = append(parts, a.octetWord(a.word("octets")))
+		parts = append(parts, a.contentWord(a.word("bytes")))
 	}
 	return func(p *player) (all []byte, err error) {
 		for _, f := range parts {
@@ -37,15 +37,15 @@ func (a *args) octets() octets {
 	}
 }
 
-// octetWord reads KIND=VALUES, or KIND=VALUES*N for N times that.
-func (a *args) octetWord(w string) octets {
+// contentWord reads KIND=VALUES, or KIND=VALUES*N for N times that.
+func (a *args) contentWord(w string) content {
 	kind, text, ok := strings.Cut(w, "=")
 	if !ok {
-		a.fail("%.40q is no octets, want u16=, u32= or u64=N,..., hex=, zeros=N or grefs=", w)
+		a.fail("%.40q is not bytes, want u16=, u32= or u64=N,..., hex=, zeros=N or grefs=", w)
 	}
 	times := 1
 	if at := strings.LastIndexByte(text, '*'); at >= 0 {
-		times = int(a.number("how often", text[at+1:], 1, maxOctets))
+		times = int(a.number("how often", text[at+1:], 1, maxContent))
 		text = text[:at]
 	}
 	var b []byte
@@ -56,7 +56,7 @@ func (a *args) octetWord(w string) octets {
 			a.fail("%w", err)
 		}
 	case "zeros":
-		b = make([]byte, a.number("zeros", text, 1, maxOctets))
+		b = make([]byte, a.number("zeros", text, 1, maxContent))
 	case "u16", "u32", "u64":
 		for n := range strings.SplitSeq(text, ",") {
 			v, err := strconv.ParseUint(n, 0, 64)
@@ -72,10 +72,10 @@ func (a *args) octetWord(w string) octets {
 		}
 		return a.list(text)
 	default:
-		a.fail("%.40q is no octets, want u16=, u32= or u64=N,..., hex=, zeros=N or grefs=", w)
+		a.fail("%.40q is not bytes, want u16=, u32= or u64=N,..., hex=, zeros=N or grefs=", w)
 	}
-	if len(b)*times > maxOctets {
-		a.fail("more than %d octets", maxOctets)
+	if len(b)*times > maxContent {
+		a.fail("more than %d bytes", maxContent)
 		return nil
 	}
 	b = bytes.Repeat(b, times)
@@ -84,7 +84,7 @@ func (a *args) octetWord(w string) octets {
 
 // list reads entries of a list of static grants: PAGE[:FLAGS],... where PAGE is a
 // buffer or a row of a pool's, tx[0..9]. Statuses are untouchedStatus.
-func (a *args) list(text string) octets {
+func (a *args) list(text string) content {
 	type entry struct {
 		page  string
 		flags uint16
@@ -157,7 +157,7 @@ func parseControl(a *args) action {
 }
 
 func parsePage(a *args) action {
-	f := a.octets()
+	f := a.content()
 	return quiet(func(p *player) error {
 		b, err := f(p)
 		if err != nil {
@@ -179,7 +179,7 @@ func (a *args) message() *ctrlMessage {
 	switch typ, known := streamType(w); {
 	case known:
 		m.typ = typ
-	case w == "octets":
+	case w == "bytes":
 		m.raw = true
 	default:
 		if n, ok := strings.CutPrefix(w, "stream="); ok {
@@ -193,7 +193,7 @@ func (a *args) message() *ctrlMessage {
 		if v, ok := a.value("size"); ok {
 			m.size = a.number("size", v, 0, 1<<32-1)
 		}
-		m.make = a.octets()
+		m.make = a.content()
 	} else {
 		for len(a.left) > 0 && a.left[0] != "->" && len(m.data) < 3 {
 			m.data = append(m.data, a.datum())

@@ -21,7 +21,7 @@ import (
 )
 
 const (
-	// patience is how long a player waits for what has to come. It is long,
+	// patience is the time a player waits for an expected event. It is long,
 	// so that an emulated machine under load is no failure, also where it has
 	// four thousand pages to unmap.
 	patience = time.Minute
@@ -137,8 +137,8 @@ func (p *player) pool(name string) *pool {
 	return &p.tx
 }
 
-// nobody is a domain that is not the backend, and need not exist.
-const nobody = 0x7fe0
+// stranger is a domain that is not the backend, and need not exist.
+const stranger = 0x7fe0
 
 // open finds the backend and makes what all scripts need.
 func (p *player) open() (err error) {
@@ -168,7 +168,7 @@ func (p *player) open() (err error) {
 	}{
 		{&p.tx.pages, p.peer, poolPages, false},
 		{&p.rx.pages, p.peer, poolPages, true},
-		{&p.foreign, nobody, 1, true},
+		{&p.foreign, stranger, 1, true},
 		{&p.readonly, p.peer, 1, false},
 		{&p.msg.page, p.peer, 1, true},
 	} {
@@ -219,7 +219,7 @@ func (p *player) play(s *Script, out io.Writer) error {
 	if err := errors.Join(p.settled(), p.rewind()); err != nil {
 		return fail(0, err)
 	}
-	// What nobody asked about may not have happened.
+	// Events that the script did not ask about must not have happened.
 	if _, err := p.counted("drops", map[string]int64{}); err != nil {
 		return fail(0, err)
 	}
@@ -330,7 +330,7 @@ func (p *player) cameOut(want []string) (string, error) {
 		w, times, _ := strings.Cut(w, "*")
 		m, undone, _ := strings.Cut(w, "+")
 		for _, f := range p.script.frames {
-			if mark(f.octets) == m {
+			if mark(f.bytes) == m {
 				m = f.name
 				break
 			}

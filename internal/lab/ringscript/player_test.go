@@ -30,7 +30,7 @@ func (u fakeUmpire) Ask(_ context.Context, question string) (string, error) {
 	verb, _, _ := strings.Cut(question, " ")
 	answer, ok := u[verb]
 	if !ok {
-		return "", fmt.Errorf("nobody said what to answer to %q", question)
+		return "", fmt.Errorf("no answer to %q was given", question)
 	}
 	return answer, nil
 }
@@ -38,7 +38,7 @@ func (u fakeUmpire) Ask(_ context.Context, question string) (string, error) {
 // answers of a host on which nothing has happened.
 func nothing() fakeUmpire { return fakeUmpire{"begin": "", "drops": "", "grants": "0"} }
 
-// newGuest is a guest with a vif, whose backend sends back all it gets.
+// newGuest returns a guest with a vif whose backend sends back all packets.
 func newGuest(t *testing.T) (*fronttest.Xen, xen.Domid, netfront.Host) {
 	t.Helper()
 	x := fronttest.NewXen(t)
@@ -105,7 +105,7 @@ filled 3=60
 func TestPlayerObserves(t *testing.T) {
 	_, _, host := newGuest(t)
 	u := nothing()
-	u["out"] = mark(frameSpec{name: "F", length: 60}.make().octets) + "*2 9/ab+csum"
+	u["out"] = mark(frameSpec{name: "F", length: 60}.make().bytes) + "*2 9/ab+csum"
 	u["error"] = `22 queue 0: domid 17 gref 4000 and gref 5000`
 	u["counters"] = "tx_slots=1"
 	u["carrier"] = "up"
@@ -172,7 +172,7 @@ func TestExpectationThatDoesNotHold(t *testing.T) {
 		{"answers 7=okay\nfilled\n", `want ""`},
 		{"answers 7=okay\nfilled 3=61\n", `got "3=60", want "3=61"`},
 		{"answers 7=okay\nfilled 3=60:more\n", `got "3=60"`},
-		{"answers 7=okay\nfilled 3=60\ncontent G 3\n", "content: got 60 octets"},
+		{"answers 7=okay\nfilled 3=60\ncontent G 3\n", "content: got 60 bytes"},
 		{"answers 7=okay\nfilled 3=60\ncontent F 4\n", "buffer 4 was not filled"},
 		{"answers 7=okay\nfilled 3=60\nbackend 6\n", "the backend is in state 4"},
 		{"answers 7=okay\nfilled 3=60\narmed tx 9\n", `want "9"`},
@@ -205,7 +205,7 @@ func TestExpectationThatDoesNotHold(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.lines, func(t *testing.T) {
 			u := nothing()
-			u["out"] = mark(frameSpec{name: "F", length: 60}.make().octets)
+			u["out"] = mark(frameSpec{name: "F", length: 60}.make().bytes)
 			u["counters"] = "a=1"
 			u["carrier"] = "up"
 			u["quarantined"] = "broken"

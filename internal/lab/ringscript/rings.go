@@ -379,9 +379,9 @@ func (p *player) content(f *frame, ids []uint16) (string, error) {
 			return "", fmt.Errorf("buffer %d was written beside the data", id)
 		}
 	}
-	if !bytes.Equal(got, f.octets) {
-		return "", fmt.Errorf("content: got %d octets that begin % x, want %s: %d octets that begin % x", len(got), got[:min(len(got), 64)],
-			f.name, len(f.octets), f.octets[:min(len(f.octets), 64)])
+	if !bytes.Equal(got, f.bytes) {
+		return "", fmt.Errorf("content: got %d bytes that begin % x, want %s: %d bytes that begin % x", len(got), got[:min(len(got), 64)],
+			f.name, len(f.bytes), f.bytes[:min(len(f.bytes), 64)])
 	}
 	return "content " + f.name, nil
 }

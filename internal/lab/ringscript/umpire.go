@@ -22,7 +22,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
-// Daemon is how the umpire asks netbackd. *control.Client is one.
+// Daemon asks netbackd about vifs. *control.Client is one.
 type Daemon interface {
 	Vifs(ctx context.Context) ([]vif.Status, error)
 	Reset(ctx context.Context, name string) error
@@ -47,7 +47,7 @@ type Umpire struct {
 	drops, counters map[string]uint64 // when last asked for
 }
 
-// umpirePatience is how long an umpire waits for what the player expects. A
+// umpirePatience is the time an umpire waits for what the player expects. A
 // player waits longer for the answer.
 const umpirePatience = patience
 
@@ -102,7 +102,7 @@ func (u *Umpire) answer(ctx context.Context, question string) (string, error) {
 	return "", fmt.Errorf("no such question: %.60q", verb)
 }
 
-// facts are what can be asked about a vif.
+// facts maps each question about a vif to its answer.
 var facts = map[string]func(*vif.Status) string{
 	"quarantined": func(s *vif.Status) string { return orNo(s.Quarantine) },
 	"carrier":     func(s *vif.Status) string { return choose(s.Carrier, "up", "down") },
@@ -242,7 +242,7 @@ func (u *Umpire) fact(ctx context.Context, words []string, say func(*vif.Status)
 	return got, err
 }
 
-// errorNode is what stands in the error node of the vif.
+// errorNode returns the value of the vif's error node.
 func (u *Umpire) errorNode() (string, error) {
 	v, err := u.cfg.Store.Read(fmt.Sprintf("/local/domain/0/error/backend/vif/%d/%d/error", u.cfg.Domid, u.cfg.Devid))
 	if errors.Is(err, xenstore.ErrNotExist) {

@@ -2,7 +2,7 @@
 
 // Package traffic makes network traffic and says exactly what became of it: TCP
 // streams and UDP packets of a pattern that the receiver checks to the last
-// octet, and pings.
+// byte, and pings.
 //
 // It is the same on both sides of a vif: in a guest's agent and on the host. All
 // functions are bounded by their context, all servers by the number of peers they

@@ -5,7 +5,7 @@ package traffic
 import "encoding/binary"
 
 // The pattern of a stream is a sequence of 64-bit words, each a hash of the
-// stream's seed and of its place. No octet sent twice, left out or moved goes
+// stream's seed and of its place. No byte sent twice, left out or moved goes
 // unseen.
 
 // word is SplitMix64.
@@ -16,7 +16,7 @@ func word(seed, i uint64) uint64 {
 	return z ^ z>>31
 }
 
-// Fill writes the octets of the stream from off on to b.
+// Fill writes the bytes of the stream from off on to b.
 func Fill(b []byte, seed, off uint64) {
 	var w [8]byte
 	if k := int(off % 8); k > 0 && len(b) > 0 {
@@ -33,12 +33,12 @@ func Fill(b []byte, seed, off uint64) {
 	copy(b, w[:])
 }
 
-// Check compares b with the octets of the stream from off on. It returns how many
+// Check compares b with the bytes of the stream from off on. It returns how many
 // differ and the index of the first one, -1 if none does.
 func Check(b []byte, seed, off uint64) (wrong, first int) {
 	first = -1
 	at := 0
-	octet := func(want byte) {
+	check := func(want byte) {
 		if b[at] != want {
 			if wrong++; first < 0 {
 				first = at
@@ -49,7 +49,7 @@ func Check(b []byte, seed, off uint64) (wrong, first int) {
 	var w [8]byte
 	for at < len(b) && off%8 != 0 {
 		binary.LittleEndian.PutUint64(w[:], word(seed, off/8))
-		octet(w[off%8])
+		check(w[off%8])
 		off++
 	}
 	i := off / 8
@@ -61,12 +61,12 @@ func Check(b []byte, seed, off uint64) (wrong, first int) {
 		}
 		binary.LittleEndian.PutUint64(w[:], want)
 		for _, o := range w {
-			octet(o)
+			check(o)
 		}
 	}
 	binary.LittleEndian.PutUint64(w[:], word(seed, i))
 	for k := 0; at < len(b); k++ {
-		octet(w[k])
+		check(w[k])
 	}
 	return wrong, first
 }

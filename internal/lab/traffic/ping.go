@@ -25,7 +25,7 @@ type PingOptions struct {
 	Timeout  time.Duration `json:"timeout_ns,omitempty"`  // for each reply: 1 s
 }
 
-// PingResult is what became of the pings.
+// PingResult holds the outcome of the pings.
 type PingResult struct {
 	Sent     int             `json:"sent"`
 	Received int             `json:"received"`
@@ -70,7 +70,7 @@ const (
 )
 
 // DialPing opens a socket for pings: a raw one, or where that is not allowed the
-// kind that net.ipv4.ping_group_range lets anybody open.
+// kind that net.ipv4.ping_group_range lets any process open.
 func DialPing(addr netip.Addr) (*Pinger, error) {
 	p := &Pinger{v6: addr.Is6() && !addr.Is4In6(), id: uint16(rand.Uint32())}
 	network, any4 := "ip4:icmp", "0.0.0.0"
@@ -119,7 +119,7 @@ func (p *Pinger) Ping(ctx context.Context, o PingOptions) (PingResult, error) {
 		o.Timeout = time.Second
 	}
 	if o.Count < 0 || o.Count > maxPings || o.Size < 0 || o.Size > maxPingSize {
-		return PingResult{}, fmt.Errorf("up to %d pings of up to %d octets can be sent", maxPings, maxPingSize)
+		return PingResult{}, fmt.Errorf("up to %d pings of up to %d bytes can be sent", maxPings, maxPingSize)
 	}
 	defer context.AfterFunc(ctx, func() { _ = p.c.SetDeadline(time.Unix(1, 0)) })()
 	var r PingResult

@@ -14,7 +14,7 @@ import (
 	"time"
 )
 
-// A stream begins with a header of 16 octets, magic and seed, goes on with the
+// A stream begins with a header of 16 bytes, magic and seed, goes on with the
 // pattern until its end, and is answered with a report of 32.
 const (
 	tcpMagic   = 0x6e65746261636b64
@@ -24,10 +24,10 @@ const (
 	maxStreams = 256
 )
 
-// TCPResult is what became of a stream, as its receiver saw it.
+// TCPResult holds the outcome of a stream as its receiver saw it.
 type TCPResult struct {
 	Bytes    int64         `json:"bytes"` // of the pattern
-	Wrong    int64         `json:"wrong"` // octets that differ
+	Wrong    int64         `json:"wrong"` // bytes that differ
 	First    int64         `json:"first"` // place of the first one, -1 if none
 	Duration time.Duration `json:"duration_ns"`
 }
@@ -53,18 +53,18 @@ type TCPSend struct {
 	Bytes    int64         `json:"bytes,omitempty"`
 	Duration time.Duration `json:"duration_ns,omitempty"`
 	Seed     uint64        `json:"seed,omitempty"`
-	// Rate paces the stream, in octets per second. 0 means as fast as it goes.
+	// Rate paces the stream, in bytes per second. 0 means as fast as it goes.
 	Rate int64 `json:"rate,omitempty"`
 }
 
 // SendTCP sends a stream, closes the connection and returns the receiver's
-// report. Octets lost or changed are an error.
+// report. Bytes lost or changed are an error.
 func SendTCP(ctx context.Context, c net.Conn, s TCPSend) (TCPResult, error) {
 	defer func() { _ = c.Close() }()
 	defer context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })()
 	sent, err := sendStream(ctx, c, s)
 	if err != nil {
-		return TCPResult{Bytes: sent}, orContext(ctx, fmt.Errorf("send after %d octets: %w", sent, err))
+		return TCPResult{Bytes: sent}, orContext(ctx, fmt.Errorf("send after %d bytes: %w", sent, err))
 	}
 	if w, ok := c.(interface{ CloseWrite() error }); ok {
 		if err := w.CloseWrite(); err != nil {
@@ -73,7 +73,7 @@ func SendTCP(ctx context.Context, c net.Conn, s TCPSend) (TCPResult, error) {
 	}
 	var b [tcpReport]byte
 	if _, err := io.ReadFull(c, b[:]); err != nil {
-		return TCPResult{Bytes: sent}, orContext(ctx, fmt.Errorf("report on %d octets: %w", sent, err))
+		return TCPResult{Bytes: sent}, orContext(ctx, fmt.Errorf("report on %d bytes: %w", sent, err))
 	}
 	r := TCPResult{
 		Bytes:    int64(binary.BigEndian.Uint64(b[0:])),
@@ -82,7 +82,7 @@ func SendTCP(ctx context.Context, c net.Conn, s TCPSend) (TCPResult, error) {
 		Duration: time.Duration(binary.BigEndian.Uint64(b[24:])),
 	}
 	if r.Bytes != sent || r.Wrong != 0 {
-		return r, fmt.Errorf("%d octets were sent, %d arrived, %d of them wrong, the first at %d", sent, r.Bytes, r.Wrong, r.First)
+		return r, fmt.Errorf("%d bytes were sent, %d arrived, %d of them wrong, the first at %d", sent, r.Bytes, r.Wrong, r.First)
 	}
 	return r, nil
 }
@@ -165,7 +165,7 @@ func ListenTCP(addr string) (*TCPServer, error) {
 	return &TCPServer{ln: ln}, nil
 }
 
-// Addr is where the server listens.
+// Addr returns the server's address.
 func (s *TCPServer) Addr() net.Addr { return s.ln.Addr() }
 
 // Results are those of the streams that have ended, the last 256 of them.

@@ -62,12 +62,12 @@ func TestPattern(t *testing.T) {
 			t.Fatalf("cut at %d:\n%x\n%x", cut, whole, parts)
 		}
 		if wrong, first := Check(whole, seed, off); wrong != 0 || first != -1 {
-			t.Fatalf("right octets: wrong %d, first %d", wrong, first)
+			t.Fatalf("right bytes: wrong %d, first %d", wrong, first)
 		}
 		bad := rapid.IntRange(0, len(whole)-1).Draw(t, "bad")
 		whole[bad] ^= 1 << rapid.IntRange(0, 7).Draw(t, "bit")
 		if wrong, first := Check(whole, seed, off); wrong != 1 || first != bad {
-			t.Fatalf("octet %d changed: wrong %d, first %d", bad, wrong, first)
+			t.Fatalf("byte %d changed: wrong %d, first %d", bad, wrong, first)
 		}
 	})
 }
@@ -110,7 +110,7 @@ func TestTCP(t *testing.T) {
 	}
 }
 
-func TestTCPSeesWrongOctets(t *testing.T) {
+func TestTCPSeesWrongBytes(t *testing.T) {
 	netns.Need(t)
 	ctx := testContext(t)
 	s, err := ListenTCP("127.0.0.1:0")
@@ -131,7 +131,7 @@ func TestTCPSeesWrongOctets(t *testing.T) {
 	}
 }
 
-// flipper changes one octet of what is written.
+// flipper changes one byte of what is written.
 type flipper struct {
 	net.Conn
 	at int
@@ -319,7 +319,7 @@ func TestPing(t *testing.T) {
 	}
 }
 
-func TestPingNobody(t *testing.T) {
+func TestPingWithoutAnswer(t *testing.T) {
 	netns.Need(t)
 	if _, err := netns.AddBridge("nb0"); err != nil {
 		t.Fatal(err)
@@ -352,7 +352,7 @@ func TestLimits(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := SendUDP(ctx, c, s); err == nil || !strings.Contains(err.Error(), "octets can be sent") {
+		if _, err := SendUDP(ctx, c, s); err == nil || !strings.Contains(err.Error(), "bytes can be sent") {
 			t.Errorf("%+v: %v", s, err)
 		}
 	}

@@ -17,7 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A packet has a header of 24 octets: magic and kind, stream, sequence number.
+// A packet has a header of 24 bytes: magic and kind, stream, sequence number.
 // The rest is the pattern of the stream, at an offset made of the number.
 const (
 	udpMagic = 0x6e625544
@@ -38,14 +38,14 @@ const (
 	udpReport
 )
 
-// UDPResult is what became of a stream of packets.
+// UDPResult holds the outcome of a stream of packets.
 type UDPResult struct {
 	Sent       uint64        `json:"sent"`       // as far as the receiver knows: 0 until it was told
 	Received   uint64        `json:"received"`   // different ones
 	Lost       uint64        `json:"lost"`       // Sent - Received
 	Duplicated uint64        `json:"duplicated"` // received once more
 	Reordered  uint64        `json:"reordered"`  // received behind a later one
-	Corrupt    uint64        `json:"corrupt"`    // with a wrong octet
+	Corrupt    uint64        `json:"corrupt"`    // with a wrong byte
 	Bytes      uint64        `json:"bytes"`      // of UDP payload, duplicates not counted
 	Duration   time.Duration `json:"duration_ns"`
 }
@@ -60,7 +60,7 @@ type UDPSend struct {
 	Rate int `json:"rate,omitempty"`
 	// Window bounds the packets under way: after so many, the receiver is asked
 	// for them before more are sent. With a window that every queue on the way
-	// can hold, a packet that is lost was lost by somebody's mistake, however
+	// can hold, a lost packet is a fault of the path, however
 	// busy the machine is. 0 means no bound.
 	Window int `json:"window,omitempty"`
 	// NoReport sends without asking what arrived, as one must where several or
@@ -105,7 +105,7 @@ func multicastVia(fd int, network, device string) error {
 func SendUDP(ctx context.Context, c net.Conn, s UDPSend) (UDPResult, error) {
 	defer func() { _ = c.Close() }()
 	if s.Size < MinUDP || s.Size > MaxUDP || s.Count < 0 || s.Count > maxCount {
-		return UDPResult{}, fmt.Errorf("up to %d packets of %d to %d octets can be sent", maxCount, MinUDP, MaxUDP)
+		return UDPResult{}, fmt.Errorf("up to %d packets of %d to %d bytes can be sent", maxCount, MinUDP, MaxUDP)
 	}
 	for s.Stream == 0 {
 		s.Stream = rand.Uint64()
@@ -166,7 +166,7 @@ func (r *UDPResult) reportFields() []*uint64 {
 	return []*uint64{&r.Sent, &r.Received, &r.Lost, &r.Duplicated, &r.Reordered, &r.Corrupt, &r.Bytes}
 }
 
-// settle is how long packets may still be under way when their end was told.
+// settle is the time packets may still be under way after the end of a stream was announced.
 const settle = 200 * time.Millisecond
 
 // askReport asks for the report until it comes: question and answer may be lost
@@ -288,7 +288,7 @@ func newUDPServer(c *net.UDPConn, err error) (*UDPServer, error) {
 	return &UDPServer{c: c, flows: map[uint64]*flow{}}, nil
 }
 
-// Addr is where the server listens.
+// Addr returns the server's address.
 func (s *UDPServer) Addr() net.Addr { return s.c.LocalAddr() }
 
 // Results are those of the last 64 streams, oldest first.

@@ -13,7 +13,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/xen"
 )
 
-// controlFile is what a toolstack in dom0 holds.
+// controlFile is the file of a toolstack in dom0.
 type controlFile struct{ s *server }
 
 var _ file = (*controlFile)(nil)
@@ -60,7 +60,7 @@ func (f *controlFile) domctl(op wire.Op, d *hyp.Domain, r *wire.Reader) unix.Err
 	case wire.OpPause, wire.OpUnpause, wire.OpShutdown:
 		switch {
 		case d.ID() == 0:
-			return unix.EINVAL // nobody would be left to unpause it
+			return unix.EINVAL // no domain would be left to unpause it
 		case op == wire.OpPause:
 			d.Pause()
 		case op == wire.OpUnpause:

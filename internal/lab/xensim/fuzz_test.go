@@ -13,7 +13,7 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/xensim/wire"
 )
 
-// Whatever a process sends, each call ends with a reply that fits a message, and
+// For any input of a process, each call ends with a reply that fits a message, and
 // when all files are closed nothing is held any more.
 func FuzzCalls(f *testing.F) {
 	call := func(file byte, op wire.Op, words ...uint32) []byte {

@@ -10,5 +10,5 @@ import (
 
 var probed = wire.Probed
 
-// probe is where the word is that a client shows.
+// probe returns the address of the word that a client shows.
 func probe() uint64 { return uint64(uintptr(unsafe.Pointer(&probed))) }

@@ -27,7 +27,7 @@ type Options struct {
 	Ready func()
 }
 
-// ErrBusy is what Run fails with when another one serves the directory.
+// ErrBusy is returned by Run when another simulation serves the directory.
 var ErrBusy = errors.New("another simulation runs in this directory")
 
 // Run serves the simulation in dir, which it makes if need be, until ctx is
@@ -104,7 +104,7 @@ func lock(dir string) (unlock func(), err error) {
 }
 
 // listen makes the socket name in dir. It has that name only once it listens,
-// so whoever finds it can connect.
+// so a process that finds it can connect.
 func listen(dir, name string) (int, error) {
 	typ := unix.SOCK_SEQPACKET
 	if name == wire.XenstoreSocket {

@@ -79,7 +79,7 @@ func TestOneSimulationPerDirectory(t *testing.T) {
 	}
 }
 
-func TestSocketsOfADeadSimulationAreInNobodysWay(t *testing.T) {
+func TestSocketsOfADeadSimulationAreReplaced(t *testing.T) {
 	dir := t.TempDir()
 	for _, name := range []string{wire.HypercallSocket, wire.XenstoreSocket, wire.HypercallSocket + ".new"} {
 		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o600); err != nil {
@@ -156,7 +156,7 @@ func TestClientsSeeTheEnd(t *testing.T) {
 	}
 }
 
-// What does not speak the protocol is shown the door, and nobody else notices.
+// A client that does not speak the protocol is disconnected, and no other is affected.
 func TestGarbage(t *testing.T) {
 	dir := t.TempDir()
 	stop := run(t, dir)

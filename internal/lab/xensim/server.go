@@ -40,7 +40,7 @@ func newServer(hv *hyp.Hypervisor, xs *store.Server) *server {
 	return s
 }
 
-// acceptPause is how long to wait for files to be closed when there are too
+// acceptPause is the time to wait for files to be closed when there are too
 // many.
 const acceptPause = 10 * time.Millisecond
 
@@ -149,7 +149,7 @@ func (s *server) create(cfg wire.DomainConfig) (*hyp.Domain, error) {
 	return d, nil
 }
 
-// destroy is what the end of a domain comes to: its ports close, it stops in
+// destroy ends a domain: its ports close, it stops in
 // the middle of what it does, what it held of others is let go, and xenstored
 // hears of it.
 func (s *server) destroy(domid xen.Domid) unix.Errno {
@@ -293,7 +293,7 @@ func (c *conn) serve() {
 	}
 }
 
-// attachment is what goes with the reply to a Hello.
+// attachment holds the files that go with the reply to a Hello.
 type attachment struct {
 	fd     int    // -1 for none
 	ours   bool   // fd is open only to be passed on

@@ -18,14 +18,14 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
-// Options are how a backend differs from the plainest one.
+// Options change a backend from the plainest one.
 type Options struct {
 	// Offers are nodes of its directory, in place of or beside those that it
 	// has anyway.
 	Offers map[string]string
 	// Refuse makes it go to Closed where it should connect.
 	Refuse bool
-	// Tap is where packets go, with as many queues as the backend offers at
+	// Tap receives the packets, with as many queues as the backend offers at
 	// most. Without one they are sent back to the guest.
 	Tap *tap.Device
 }

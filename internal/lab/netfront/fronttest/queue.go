@@ -271,7 +271,7 @@ func (q *queue) fromTap() error {
 	}
 }
 
-// toGuest puts the first n octets of the arena in the rx ring.
+// toGuest puts the first n bytes of the arena in the rx ring.
 func (q *queue) toGuest(n int) error {
 	need := (n + netif.PageSize - 1) / netif.PageSize
 	if room, err := q.rx.Available(); err != nil || int(room) < need {

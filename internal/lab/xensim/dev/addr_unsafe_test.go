@@ -4,7 +4,7 @@ package dev
 
 import "unsafe"
 
-// addr is where b is, as a process would tell the kernel.
+// addr returns the address of b, as a process passes it to the kernel.
 func addr(b []byte) uint64 { return uint64(uintptr(unsafe.Pointer(unsafe.SliceData(b)))) }
 
 func addrOf(w []uint32) uint64 { return uint64(uintptr(unsafe.Pointer(unsafe.SliceData(w)))) }

@@ -43,7 +43,7 @@ func parseSegment(b []byte) segment {
 	}
 }
 
-// valid is what the kernel checks before it does anything for the segment.
+// valid makes the checks that the kernel makes before it does anything for the segment.
 func (s segment) valid() bool {
 	switch {
 	case !s.fromGrant && !s.toGrant:
@@ -56,7 +56,7 @@ func (s segment) valid() bool {
 	return true
 }
 
-// ops is how many hypervisor operations the kernel makes of the segment: one
+// ops returns the number of hypervisor operations that the kernel makes of the segment: one
 // for each page of the process it touches.
 func (s segment) ops() int {
 	var addr uint64
@@ -71,7 +71,7 @@ func (s segment) ops() int {
 	return int((addr%hyp.PageSize + uint64(s.length) + hyp.PageSize - 1) / hyp.PageSize)
 }
 
-// maxRun is how many segments are pinned at once and moved by one system call.
+// maxRun is the number of segments that are pinned at once and moved by one system call.
 // It has to stay below the number of uses one reference may have (128).
 const maxRun = 64
 

@@ -122,7 +122,7 @@ func TestSegmentsOfACopyFailOneByOne(t *testing.T) {
 		newSeg(foreign(99, writable, 0), addr(mem), 10, 1), // no such domain
 		fromLocal(mem[0:100], readOnly+1, 0),               // may only be read
 		fromLocal(mem[0:100], writable+1, 0),
-		toLocal(99999, 4090, mem[300:300]), // of length 0: nobody looks
+		toLocal(99999, 4090, mem[300:300]), // of length 0: not looked at
 		toLocal(writable, 100, mem[400:500]),
 	)
 	wantErrno(t, "copy", errno, 0)
@@ -213,9 +213,9 @@ func TestCopyOfADyingDomain(t *testing.T) {
 		t.Error("the zombie is still there")
 	}
 	st, errno = copySegs(g, toLocal(writable, 0, mem[:10]))
-	wantErrno(t, "copy from nobody", errno, 0)
+	wantErrno(t, "copy from a domain that does not exist", errno, 0)
 	if st[0] != gntdev.StatusBadDomain {
-		t.Errorf("copy from nobody: %v, want %v", st[0], gntdev.StatusBadDomain)
+		t.Errorf("copy from a domain that does not exist: %v, want %v", st[0], gntdev.StatusBadDomain)
 	}
 }
 
@@ -301,7 +301,7 @@ func TestProcessThatMayNotBeReached(t *testing.T) {
 	}
 }
 
-// Whatever a process hands in, a copy ends with an errno or statuses, and lets
+// For any input of a process, a copy ends with an errno or statuses, and lets
 // go of everything.
 func FuzzCopy(f *testing.F) {
 	s := newSeg(foreign(1, writable, 100), 1<<40, 1500, 1)

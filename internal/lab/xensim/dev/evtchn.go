@@ -102,7 +102,7 @@ func (e *Evtchn) Notify(port uint32) unix.Errno {
 	if !e.ports[port] {
 		return unix.ENOTCONN
 	}
-	_ = e.dom.Send(port) // its outcome is nobody's business, in the kernel too
+	_ = e.dom.Send(port) // the kernel ignores the outcome as well
 	return 0
 }
 
@@ -174,7 +174,7 @@ func (e *Evtchn) Overflow() {
 	e.overflow()
 }
 
-// overflow loses what is queued: the kernel's read fails from now on whatever
+// overflow loses what is queued: the kernel's read fails from now on even if
 // is in its ring. The process reads a mark instead. The caller holds mu.
 func (e *Evtchn) overflow() {
 	e.drain()

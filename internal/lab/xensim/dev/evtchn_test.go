@@ -24,7 +24,7 @@ func (x *fakeXen) evtchn(t testing.TB, d *hyp.Domain) *Evtchn {
 	return e
 }
 
-// read is what a process reads from the pipe.
+// read returns the ports that a process reads from the pipe.
 func (e *Evtchn) read(t testing.TB) []uint32 {
 	t.Helper()
 	b := make([]byte, 4096)
@@ -69,7 +69,7 @@ func TestPortsArriveInOrderAndStayMasked(t *testing.T) {
 	be.Unmask(bp[2])
 	wantPorts(t, "the one that came while masked", be.read(t), bp[2])
 	fe.Unmask(bp[0]) // not one of its ports, or another one
-	wantPorts(t, "unmasked by somebody else", be.read(t))
+	wantPorts(t, "unmasked by another process", be.read(t))
 }
 
 func TestPortsOfAnotherFile(t *testing.T) {
@@ -116,7 +116,7 @@ func TestEventQueuedBeforeUnbindStillComes(t *testing.T) {
 	wantPorts(t, "after unbind", be.read(t), bp)
 }
 
-// Ports that come and go faster than anybody reads fill the queue with stale
+// Ports that come and go faster than they are read fill the queue with stale
 // numbers. It overflows, as the kernel's does.
 func TestQueueOverflows(t *testing.T) {
 	x := newXen(t)

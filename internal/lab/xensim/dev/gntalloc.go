@@ -17,7 +17,7 @@ import (
 // defaultGntallocLimit is xen_gntalloc.limit of a kernel that says nothing.
 const defaultGntallocLimit = 1024
 
-// Kernel is what the open files of one domain share: its free pages and grant
+// Kernel holds what the open files of one domain share: its free pages and grant
 // references. It writes the domain's grant table as a guest does, and Xen
 // trusts it as little.
 type Kernel struct {
@@ -28,7 +28,7 @@ type Kernel struct {
 	refs     usedSet // guarded by mu
 	limit    int     // xen_gntalloc.limit
 	size     int     // pages granted, those in deferred included; guarded by mu
-	deferred []gref  // nobody here uses them, but somebody else still does; guarded by mu
+	deferred []gref  // unused here, still used by another domain; guarded by mu
 }
 
 // gref is struct gntalloc_gref: a granted page.
@@ -53,7 +53,7 @@ func Boot(dom *hyp.Domain) *Kernel {
 	return k
 }
 
-// special is how many pages a guest's kernel cannot use as it likes: those of its
+// special is the number of pages that a guest's kernel cannot use freely: those of its
 // console and of its connection to xenstore.
 const special = 2
 
@@ -137,7 +137,7 @@ func (k *Kernel) findRefs(n int) []uint32 {
 }
 
 // Dealloc is munmap(2) and IOCTL_GNTALLOC_DEALLOC_GREF after it: the pages are
-// taken back, as soon as nobody uses them any more.
+// taken back, as soon as they are no longer used.
 func (g *Gntalloc) Dealloc(index uint64, n int) unix.Errno {
 	first := index / hyp.PageSize
 	for i := range uint64(n) {
@@ -160,7 +160,7 @@ func (g *Gntalloc) Dealloc(index uint64, n int) unix.Errno {
 func (g *Gntalloc) Close() {
 	k := g.k
 	if k.dom.Dying() {
-		return // so is its kernel: nobody takes the grants back
+		return // so is its kernel, which would take the grants back
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()

@@ -34,7 +34,7 @@ type grantMap struct {
 	domid  xen.Domid
 	refs   []uint32
 	inUse  bool        // an mmap was tried; there is no second one; guarded by Gntdev.mu
-	grants []hyp.Grant // belong to Mmap, and from its end on to whoever takes m out of vmas
+	grants []hyp.Grant // owned by Mmap, and after it by the caller that takes m out of vmas
 }
 
 // OpenGntdev opens the device for a process of dom.
@@ -64,7 +64,7 @@ func (g *Gntdev) Map(domid xen.Domid, refs []uint32) (index uint64, errno unix.E
 	return m.index * hyp.PageSize, 0
 }
 
-// View is what a process maps in place of the device: pages of a file.
+// View describes the pages of a file that a process maps in place of the device.
 type View struct {
 	VMA    uint64   // for Munmap
 	File   int      // belongs to the domain; valid as long as the view is

@@ -74,7 +74,7 @@ func (h Head) With(flags uint16) Head { return h | Head(flags) }
 // panics.
 type Table []byte
 
-// Len is how many references the table has.
+// Len returns the number of references in the table.
 func (t Table) Len() int { return len(t) / EntrySize }
 
 // Head reads flags and domid of an entry, once.

@@ -73,7 +73,7 @@ func (h *Hypervisor) Close() {
 	}
 }
 
-// Domain is one domain, from its creation until nobody holds a page of it any
+// Domain is one domain, from its creation until no page of it is held any
 // more.
 type Domain struct {
 	h      *Hypervisor
@@ -210,7 +210,7 @@ func (d *Domain) Kill() bool {
 	return true
 }
 
-// reap forgets a dead domain whose last page was let go.
+// reap forgets a dead domain once its last page was let go.
 func (h *Hypervisor) reap(d *Domain) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -221,7 +221,7 @@ func (h *Hypervisor) reap(d *Domain) {
 // ID is the domain's id.
 func (d *Domain) ID() xen.Domid { return d.id }
 
-// Config is what the domain was made with, defaults filled in.
+// Config returns the domain's configuration with defaults filled in.
 func (d *Domain) Config() wire.DomainConfig { return d.config }
 
 // Dying reports whether the domain was destroyed.
@@ -287,13 +287,13 @@ func (d *Domain) Shutdown() bool {
 	return !d.Dying() && d.shutdown.CompareAndSwap(false, true)
 }
 
-// Frames is how many frames the domain has: those up to the first return value
+// Frames returns the bounds of the domain's frames: those up to the first return value
 // are for the grant table, the others up to the second are its memory.
 func (d *Domain) Frames() (table, end int) {
 	return d.config.MaxGrantFrames, d.config.MaxGrantFrames + d.config.Pages
 }
 
-// Frame is the memory of a frame. Whoever asks must keep the domain from going
+// Frame returns the memory of a frame. The caller must keep the domain from going
 // away, by holding a grant of it or by being one of its own processes.
 func (d *Domain) Frame(n uint32) []byte { return d.mem.frame(n) }
 

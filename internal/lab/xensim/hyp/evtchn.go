@@ -103,7 +103,7 @@ func (d *Domain) close(port uint32) unix.Errno {
 	return 0
 }
 
-// Send is EVTCHNOP_send. An event on a port nobody is connected to is lost
+// Send is EVTCHNOP_send. An event on an unconnected port is lost
 // without a word.
 func (d *Domain) Send(port uint32) unix.Errno {
 	d.counters.eventSends.Add(1)

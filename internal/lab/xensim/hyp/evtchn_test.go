@@ -97,7 +97,7 @@ func TestCloseLeavesThePeerUnbound(t *testing.T) {
 	p.be.take()
 	wantErrno(t, "close", p.back.CloseChannel(p.bp), 0)
 	wantErrno(t, "close again", p.back.CloseChannel(p.bp), unix.EINVAL)
-	wantErrno(t, "send to nobody", p.front.Send(p.fp), 0)
+	wantErrno(t, "send to an unconnected port", p.front.Send(p.fp), 0)
 	wantErrno(t, "send on a closed port", p.back.Send(p.bp), unix.EINVAL)
 
 	other := newGuest(t, p.h)
@@ -258,7 +258,7 @@ func TestConfigIsChecked(t *testing.T) {
 	}
 }
 
-// Whatever two domains do with a channel, every event is delivered or waits,
+// In any sequence of operations of two domains on a channel, every event is delivered or waits,
 // exactly once.
 func TestEventModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {

@@ -11,7 +11,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/gntdev"
 )
 
-// faults are what tests have ordered to go wrong with one domain's grants. The
+// faults lists the errors that tests have ordered for one domain's grants. The
 // list is short and normally empty.
 type faults []wire.Fault
 
@@ -57,7 +57,7 @@ func (d *Domain) ClearFaults() {
 	d.gt.faults = nil
 }
 
-// sleep is how an operation takes long. It ends early when the hypervisor does.
+// sleep delays an operation. It ends early when the hypervisor ends.
 func (h *Hypervisor) sleep(delay time.Duration) {
 	if delay <= 0 {
 		return

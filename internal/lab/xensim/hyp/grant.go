@@ -22,7 +22,7 @@ const (
 	ForMap
 )
 
-// grantTable is what the hypervisor keeps about a domain's grants, apart from
+// grantTable holds what the hypervisor knows about a domain's grants, apart from
 // what the domain says in its memory.
 type grantTable struct {
 	mu     sync.Mutex
@@ -38,7 +38,7 @@ type grantTable struct {
 }
 
 // activeGrant is struct active_grant_entry: a reference that is in use. What it
-// says holds until the last user lets go, whatever the domain writes into its
+// says holds until the last user lets go, regardless of what the domain writes into its
 // table meanwhile.
 type activeGrant struct {
 	readers, writers uint8 // GNTPIN_hstr, GNTPIN_hstw
@@ -185,7 +185,7 @@ func (d *Domain) owns(frame uint32) bool {
 	return uint64(frame) >= uint64(table) && uint64(frame) < uint64(end)
 }
 
-// unstable is how often a compare-and-swap of an entry may lose to the guest
+// unstable is the number of times a compare-and-swap of an entry may lose to the guest
 // before Xen takes it for an attack.
 const unstable = 5
 
@@ -292,7 +292,7 @@ func (t *grantTable) checkGone() bool {
 	return true
 }
 
-// kill marks the domain as dying and frees the memory nobody else uses. It
+// kill marks the domain as dying and frees the memory that no other domain uses. It
 // reports whether that is all of it.
 func (t *grantTable) kill(m *memory) bool {
 	t.mu.Lock()

@@ -35,7 +35,7 @@ func TestAcquireStatus(t *testing.T) {
 		{"reference 0", 0, gnttab.Entry{Flags: permit, Frame: table}, true, okay, okay},
 		{"last reference of the table", gnttab.RefsPerFrame - 1, gnttab.Entry{Flags: permit, Frame: table}, true, okay, okay},
 		{"never granted", ref, gnttab.Entry{}, false, general, general},
-		{"granted to somebody else", ref, gnttab.Entry{Flags: permit, Domid: 7, Frame: table}, false, general, general},
+		{"granted to another domain", ref, gnttab.Entry{Flags: permit, Domid: 7, Frame: table}, false, general, general},
 		{"type is accept_transfer", ref, gnttab.Entry{Flags: 2, Frame: table}, false, general, general},
 		{"type is transitive", ref, gnttab.Entry{Flags: 3, Frame: table}, false, general, general},
 		{"sub-page flag", ref, gnttab.Entry{Flags: permit | gnttab.SubPage, Frame: table}, false, okay, general},
@@ -113,7 +113,7 @@ func TestGuestCannotRevokeWhatIsInUse(t *testing.T) {
 	r.Release()
 	wantFlags(t, d, permit)
 	if !d.Table().Revoke(ref) {
-		t.Fatal("the guest cannot take the grant back when nobody uses it")
+		t.Fatal("the guest cannot take back a grant that is not in use")
 	}
 	_, st = dom0.Acquire(d, ref, false, ForCopy)
 	wantStatus(t, "after it was taken back", st, gntdev.StatusGeneralError)
@@ -148,7 +148,7 @@ func TestWhatIsInUseGoesOnByWhatXenKnows(t *testing.T) {
 	w.Release()
 	held.Release()
 	_, st = dom0.Acquire(d, ref, false, ForMap)
-	wantStatus(t, "map once nobody holds it", st, gntdev.StatusGeneralError)
+	wantStatus(t, "map after the last user let go", st, gntdev.StatusGeneralError)
 }
 
 func TestReadOnlyWhileMappedForReading(t *testing.T) {
@@ -207,7 +207,7 @@ func TestZombieUntilTheLastPageIsLetGo(t *testing.T) {
 		t.Error("the mapped page is not what it was")
 	}
 	if d.Frame(table + page + 1)[7] != 0 {
-		t.Error("a page nobody holds keeps its contents")
+		t.Error("a page without users keeps its contents")
 	}
 	for _, tc := range []struct {
 		what string
@@ -227,7 +227,7 @@ func TestZombieUntilTheLastPageIsLetGo(t *testing.T) {
 	}
 	held.Release()
 	if h.Domain(id, 0) != nil {
-		t.Error("the domain is still there when nobody holds a page")
+		t.Error("the domain is still there when no page is held")
 	}
 	_, st = dom0.Acquire(d, ref, false, ForCopy)
 	wantStatus(t, "copy from a domain that is gone", st, gntdev.StatusBadDomain)
@@ -357,7 +357,7 @@ func TestGuestFlipsItsEntry(t *testing.T) {
 	}
 }
 
-// The books balance whatever is done in whatever order, the domain's death
+// The counts balance after any operations in any order, the domain's death
 // included.
 func TestGrantBooks(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {

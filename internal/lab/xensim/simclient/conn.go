@@ -45,7 +45,7 @@ func Dial(dir string, domid xen.Domid) (*Conn, error) {
 // wait notices the end of the domain.
 func (c *Conn) wait() {
 	var b [1]byte
-	_, _ = c.line.Read(b[:]) // whatever it returns is the end
+	_, _ = c.line.Read(b[:]) // any result means the end
 	close(c.done)
 }
 

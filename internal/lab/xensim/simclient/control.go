@@ -94,7 +94,7 @@ func (c *Control) ClearFaults(domid xen.Domid) error {
 }
 
 // OverflowEvents makes the queues of all event channel files the domain has
-// open overflow, as they do when ports come and go and nobody reads.
+// open overflow, as they do when ports come and go and are not read.
 func (c *Control) OverflowEvents(domid xen.Domid) error {
 	return c.domctl("overflow", wire.OpOverflow, domid, nil)
 }

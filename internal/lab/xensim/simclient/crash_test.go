@@ -45,7 +45,7 @@ func TestBackendKilled(t *testing.T) {
 		if i := s.info(guest.Domid()); i.Ports != 1 || i.Interdomain != 0 {
 			t.Errorf("the guest's port is not unbound again: %+v", i)
 		}
-		ok(t, fe.Notify(port)) // to nobody
+		ok(t, fe.Notify(port)) // not connected
 		settle(fe)
 	}
 	ok(t, pages.Free())

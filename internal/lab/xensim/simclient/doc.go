@@ -12,7 +12,7 @@
 //	xenstore.Open()        conn.Xenstore()
 //
 // Each call opens anew, as the device nodes do, and what was opened lives until
-// it is closed, whatever becomes of the [Conn]. dom0's toolstack has
+// it is closed, even if the [Conn] is closed before. dom0's toolstack has
 // [Conn.Control] besides, and a guest that means to misbehave [Conn.Memory].
 //
 // When the domain is destroyed, or the simulation ends, everything fails with

@@ -25,7 +25,7 @@ type Events struct {
 	buf       [4 * maxPorts]byte
 }
 
-// maxPorts is how many ports one read takes: a page of them, as from the
+// maxPorts is the number of ports that one read takes: a page of them, as from the
 // device.
 const maxPorts = 4096 / 4
 

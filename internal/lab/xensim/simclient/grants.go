@@ -299,7 +299,7 @@ func (l *link) forget(index uint64, count int) error {
 	return l.simple(wire.AppendU32(wire.AppendU64(wire.AppendU32(nil, uint32(wire.OpUnmap)), index), uint32(count)))
 }
 
-// simple makes a call whose reply is only an errno. The caller holds mu.
+// simple makes a call that is answered with an errno only. The caller holds mu.
 func (l *link) simple(msg []byte) error {
 	if l.fd < 0 {
 		return os.ErrClosed

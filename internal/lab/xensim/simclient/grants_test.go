@@ -240,9 +240,9 @@ func TestForcedFaults(t *testing.T) {
 	}
 }
 
-// One guest's page that takes for ever holds up nobody but the thread that
+// One guest's page that takes for ever holds up only the thread that
 // copies it.
-func TestSlowGuestHoldsUpNobodyElse(t *testing.T) {
+func TestSlowGuestHoldsUpItselfAlone(t *testing.T) {
 	slowDone := make(chan error, 1)
 	t.Cleanup(func() { <-slowDone }) // after the simulation, whose end is the end of the wait
 	s := startSim(t)
@@ -301,7 +301,7 @@ func TestRawMemory(t *testing.T) {
 	}
 	ok(t, m.Unmap())
 	if !mem.Table().Revoke(ref) {
-		t.Error("cannot take back a grant nobody uses")
+		t.Error("cannot take back a grant that is not in use")
 	}
 }
 

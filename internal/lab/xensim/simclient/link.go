@@ -15,7 +15,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/xen"
 )
 
-// ErrGone is what everything fails with once the domain was destroyed or the
+// ErrGone is returned by all calls once the domain was destroyed or the
 // simulation has ended.
 var ErrGone = errors.New("the embedded Xen is gone, or has destroyed this domain")
 

@@ -47,7 +47,7 @@ func segmentBytes(segs []gntdev.Segment) []byte {
 	return unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(segs))), len(segs)*int(unsafe.Sizeof(gntdev.Segment{})))
 }
 
-// probed is what the simulation looks for in this process. It is not on a stack,
+// probed is the word that the simulation looks for in this process. It is not on a stack,
 // which could move, nor on the heap, where nothing else would refer to it.
 var probed = wire.Probed
 

@@ -130,7 +130,7 @@ func (s *sim) until(what string, f func() bool) {
 	}
 }
 
-// info is what the toolstack sees of a domain.
+// info returns a domain as the toolstack sees it.
 func (s *sim) info(domid xen.Domid) simclient.DomainInfo {
 	s.t.Helper()
 	return must(s.ctl.Domain(domid))(s.t)
@@ -180,7 +180,7 @@ func child(t testing.TB, dir, role string, env ...string) (cmd *exec.Cmd, line s
 	return cmd, strings.TrimSpace(line)
 }
 
-// wait is what a child does that is to be killed.
+// wait writes a line and blocks until the process is killed.
 func wait(line ...any) {
 	fmt.Println(line...)
 	_, _ = io.Copy(io.Discard, os.Stdin)

@@ -12,10 +12,10 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
-// TestBooksAreRightWhateverHappens: guests and tools ask for anything, domains
+// TestCountsStayRight: guests and tools ask for anything, domains
 // come and go, quotas are hit, and clients do not read. Every request is
 // answered, no guest exceeds a quota, and what the store counts is what is there.
-func TestBooksAreRightWhateverHappens(t *testing.T) {
+func TestCountsStayRight(t *testing.T) {
 	quota := Quota{Nodes: 8, Watches: 3, Transactions: 2, TransactionNodes: 12, NodeSize: 200, Perms: 3, Memory: 4096}
 	rapid.Check(t, func(t *rapid.T) {
 		s := newState(quota)

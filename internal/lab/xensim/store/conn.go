@@ -19,9 +19,9 @@ const (
 	queueMax = 4 << 20
 )
 
-// conn is what the store knows of one connection.
+// conn is one connection to the store.
 type conn struct {
-	dom  *domain // nil for the socket, whose clients count as domain 0
+	dom  *domain // nil for the socket: its clients count as domain 0
 	home string  // where its relative paths start
 
 	watches      []watch
@@ -45,7 +45,7 @@ type message struct {
 	wire     []byte // header and payload
 	event    bool
 	key      string    // in conn.pending; "" for what is not there
-	deadline time.Time // to be dropped if nobody took it by then; zero: never
+	deadline time.Time // to be dropped if it was not taken by then; zero: never
 	cause    *request  // the request of a domain it stems from
 }
 
@@ -65,7 +65,7 @@ func homePath(domid uint32) string {
 	return "/local/domain/" + strconv.FormatUint(uint64(domid), 10)
 }
 
-// domid is the domain whose name stands on what c does.
+// domid returns the domain on behalf of which c acts.
 func (c *conn) domid() uint32 {
 	if c.dom == nil {
 		return 0
@@ -152,7 +152,7 @@ func (s *state) settled(c *conn, m *message) {
 	}
 }
 
-// withdrawable is the index of the first message nobody has begun to write.
+// withdrawable returns the index of the first message that is not yet being written.
 func (c *conn) withdrawable() int {
 	if c.taken {
 		return 1
@@ -207,7 +207,7 @@ func (s *state) dropTransactions(c *conn) {
 	}
 }
 
-// kill ends a connection. It stays in s.conns until bury, since somebody may be
+// kill ends a connection. It stays in s.conns until bury, since a goroutine may be
 // walking through them.
 func (s *state) kill(c *conn, reason error) {
 	if c.dead != nil {

@@ -10,11 +10,11 @@
 // In particular 4.17 has no depth argument for WATCH, no @releaseDomain/<domid>
 // and none of the feature and quota messages.
 //
-// These things differ, because they have to or because nobody could want them:
+// These things differ, because they have to or because they serve no purpose:
 //
 //   - There is no ring page. A domain's connection is any byte stream, and a
 //     domain may have several; its quotas span all of them.
-//   - A connection that breaks the protocol, or whose domain is released, is
+//   - A connection that breaks the protocol, or the domain of which is released, is
 //     closed. On a real ring it would go silent.
 //   - xenstored lets the queue of a privileged connection grow for ever. Here
 //     one that does not read is first not read from, then closed.

@@ -104,7 +104,7 @@ func (s *state) removeOwned(d *domain, path string) {
 	})
 }
 
-// voidUnknown marks the entries void whose domain does not exist.
+// voidUnknown marks entries void if their domain does not exist.
 func (s *state) voidUnknown(perms []perm) {
 	for i := range perms {
 		perms[i].void = s.domains[perms[i].domid] == nil

@@ -19,7 +19,7 @@ func (s *state) introduced(domid uint32) (*domain, error) {
 	return nil, syscall.ENOENT
 }
 
-// oneGuest returns the introduced domain whose number is the whole payload.
+// oneGuest returns the introduced domain that the whole payload names.
 func (s *state) oneGuest(r *request) (*domain, error) {
 	arg, ok := oneString(r.payload)
 	if !ok || atoi(arg) == 0 {

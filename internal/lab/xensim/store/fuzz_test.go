@@ -78,7 +78,7 @@ func addSeeds(f *testing.F) {
 	f.Add(append([]byte{guest}, xenstore.Header{Type: xenstore.MsgRead, Len: 100}.AppendTo(nil)...))
 }
 
-// FuzzRequest: whatever is asked is answered once, and the store's books are
+// FuzzRequest: any request is answered once, and the store's counts are
 // right afterwards.
 func FuzzRequest(f *testing.F) {
 	addSeeds(f)

@@ -102,7 +102,7 @@ func (op modelOp) reads() bool {
 	return op.typ == xenstore.MsgRead || op.typ == xenstore.MsgDirectory
 }
 
-// modelTx is what a transaction did and was told.
+// modelTx records the operations of a transaction and their replies.
 type modelTx struct {
 	client  *local
 	id      uint32

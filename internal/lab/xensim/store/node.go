@@ -10,7 +10,7 @@ import (
 
 // node is one node of the tree. A node is never changed once it is stored: a
 // change stores a new one. So a transaction's private copy costs nothing, and
-// whoever holds a node may keep it.
+// a caller that holds a node may keep it.
 type node struct {
 	generation uint64 // of the write that stored it
 	perms      []perm // at least one
@@ -112,7 +112,7 @@ func (s *state) isOlder(domid uint32, generation uint64) bool {
 
 // get returns the node at path if c has all of the wanted rights to it.
 //
-// Somebody may be let into a node and not into its parents. But who may do
+// A domain may have access to a node and not to its parents. But a domain that may do
 // nothing there must not learn from the errno what there is: unless the closest
 // existing ancestor grants one of the wanted rights, the answer is EACCES.
 func (s *state) get(c *conn, tx *transaction, path string, want rights) (*node, error) {
@@ -143,7 +143,7 @@ func (s *state) get(c *conn, tx *transaction, path string, want rights) (*node, 
 }
 
 // outOfQuota tells the errors that say nothing about a node, and so need not be
-// hidden from anybody.
+// hidden.
 func outOfQuota(err error) bool {
 	return err == syscall.ENOSPC || err == syscall.ENOMEM
 }
@@ -197,7 +197,7 @@ func (s *state) store(path string, n *node, check bool) bool {
 	return true
 }
 
-// create makes a node and whatever is missing above it. New nodes inherit the
+// create makes a node and the missing ones above it. New nodes inherit the
 // permissions of their parent; an unprivileged domain owns what it creates.
 func (s *state) create(c *conn, tx *transaction, path, value string) (*node, error) {
 	missing := []string{path}

@@ -20,7 +20,7 @@ func onePath(r *request) (string, error) {
 	return r.conn.absolute(p), nil
 }
 
-// getOne returns the node whose path is the whole payload of a request.
+// getOne returns the node that the whole payload of a request names.
 func (s *state) getOne(r *request, want rights) (path string, n *node, err error) {
 	path, err = onePath(r)
 	if err != nil {
@@ -162,7 +162,7 @@ func (s *state) serveSetPerms(r *request) error {
 	}
 	s.voidUnknown(perms)
 	if perms[0].void {
-		return syscall.ENOENT // nobody would own it
+		return syscall.ENOENT // it would have no owner
 	}
 	if isSpecial(args[0]) {
 		err = s.setSpecialPerms(r, args[0], perms)
@@ -221,7 +221,7 @@ func (s *state) serveTransactionStart(r *request) error {
 	return nil
 }
 
-// serveTransactionEnd ends the transaction whatever comes of it, unless the
+// serveTransactionEnd ends the transaction in any case, unless the
 // request itself makes no sense.
 func (s *state) serveTransactionEnd(r *request) error {
 	verdict, ok := oneString(r.payload)

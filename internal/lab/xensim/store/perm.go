@@ -21,7 +21,7 @@ type perm struct {
 	void bool
 }
 
-// rights is what a connection may do to a node.
+// rights lists the operations that a connection may make on a node.
 type rights uint8
 
 const (

@@ -31,7 +31,7 @@ type Quota struct {
 	// from making everybody else's transactions fail for ever.
 	WriteRate int
 
-	// EventTimeout is how long a watch event waits for a domain that does not
+	// EventTimeout is the time a watch event waits for a domain that does not
 	// read; 20 s.
 	EventTimeout time.Duration
 }
@@ -57,7 +57,7 @@ func (q Quota) withDefaults() Quota {
 			*f.v = math.MaxInt
 		}
 	}
-	// A longer path is refused whatever the setting, as by option -M.
+	// A longer path is refused in any case, as by option -M.
 	q.Path = min(q.Path, maxPath)
 	if q.EventTimeout == 0 {
 		q.EventTimeout = 20 * time.Second

@@ -85,7 +85,7 @@ func (l *limiter) spend(a *allowance, now time.Time) {
 	a.credit -= writeCost
 }
 
-// wait is how long a must wait until it may write again, 0 if it may now. What
+// wait returns the time until a may write again, 0 if it may now. What
 // the others do not use may shorten it.
 func (l *limiter) wait(a *allowance, now time.Time) time.Duration {
 	if l.rate == 0 || a.credit >= 0 {

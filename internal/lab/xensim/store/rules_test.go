@@ -19,7 +19,7 @@ var scripts = []struct{ name, lines string }{
 
 	// Writing, reading, removing.
 
-	{"what is written is read, whatever its bytes", `
+	{"what is written is read, with any bytes", `
 		dom0 WRITE /a|1 -> OK|
 		dom0 READ /a| -> 1
 		dom0 WRITE /a| -> OK|
@@ -161,7 +161,7 @@ var scripts = []struct{ name, lines string }{
 		dom0 CONTROL  -> EINVAL
 		dom0 CONTROL no-such-command| -> EINVAL
 	`},
-	// 4.17 means to, but returns whatever errno it had last.
+	// 4.17 means to, but returns the errno that it had last.
 	{"a path alone is one string, terminated, and nothing else", `
 		dom0 READ /tool -> EINVAL
 		dom0 READ  -> EINVAL
@@ -237,7 +237,7 @@ var scripts = []struct{ name, lines string }{
 		dom5 READ /a| -> 1
 		dom5 WRITE /a|2 -> EACCES
 	`},
-	{"an owner may do everything whatever the letter", `
+	{"an owner may do everything, with any letter", `
 		dom0 WRITE /a|1 -> OK|
 		dom0 SET_PERMS /a|n5|n5| -> OK|
 		dom5 READ /a| -> 1
@@ -373,7 +373,7 @@ var scripts = []struct{ name, lines string }{
 		dom5 WRITE e/n0|2 -> OK|
 		dom5 RM e/n0| -> OK|
 		dom5 WRITE e/n192|1 -> OK|
-		dom0 WRITE /local/domain/5/x/y/z|1 -> OK| # domain 0 has no quota, whoever owns what it makes
+		dom0 WRITE /local/domain/5/x/y/z|1 -> OK| # domain 0 has no quota, for nodes of any owner
 		dom0 GET_PERMS /local/domain/5/x/y/z| -> n5|
 		dom5 RM e/n1| -> OK|
 		dom5 RM e/n2| -> OK|
@@ -688,7 +688,7 @@ var scripts = []struct{ name, lines string }{
 		dom0 INTRODUCE 7|1|1| -> OK|
 		dom5 EVENTS -> @introduceDomain|i|
 	`},
-	// 4.17 means to, but returns whatever errno it had last, or dies if none.
+	// 4.17 means to, but returns the errno that it had last, or dies if none.
 	{"only domain 0 gives the right to be told of domains, and of nothing else", `
 		dom0 SET_PERMS @other|n0|r5| -> EINVAL
 		dom0 SET_PERMS @releaseDomain/7|n0|r5| -> EINVAL
@@ -717,7 +717,7 @@ var scripts = []struct{ name, lines string }{
 
 	// Transactions.
 
-	{"a transaction sees its own changes and nobody else does until it commits", `
+	{"a transaction alone sees its changes until it commits", `
 		dom0 WATCH /a|t| -> OK|
 		dom0 EVENTS -> /a|t|
 		dom0 TRANSACTION_START | -> 1|
@@ -963,7 +963,7 @@ var scripts = []struct{ name, lines string }{
 		dom5#1 READ data| -> ENOENT
 		dom5 EVENTS ->
 	`},
-	{"what a dead domain owned is gone with all below, whoever owns that", `
+	{"the nodes of a dead domain are gone with all below, of any owner", `
 		dom0 WRITE /a/b|1 -> OK|
 		dom0 WRITE /a/b/c|1 -> OK|
 		dom0 SET_PERMS /a/b|n5| -> OK|
@@ -1013,7 +1013,7 @@ var scripts = []struct{ name, lines string }{
 	`},
 
 	// 4.17 keeps the dead target half alive, and dies when its number returns.
-	{"a domain whose target died acts for nobody", `
+	{"a domain acts for no other when its target has died", `
 		dom0 SET_TARGET 6|5| -> OK|
 		dom5 WRITE data|1 -> OK|
 		xen died 5

@@ -150,7 +150,7 @@ func (s *Server) Serve(l net.Listener) error {
 }
 
 // ServeConn serves one connection until the client or the server ends it. It
-// closes rw, whose Close must end a Read or Write under way. The error says why
+// closes rw. That must end a Read or Write under way. The error says why
 // the server ended the connection and is nil if the client did.
 //
 // A Socket is what xenstored's own socket is: domain 0's, privileged, relative

@@ -187,7 +187,7 @@ func TestEventsOfSilentGuestEndAtItsMemoryQuota(t *testing.T) {
 	})
 }
 
-func TestSilentPrivilegedClientIsClosedAndNobodyWaitsForIt(t *testing.T) {
+func TestSilentPrivilegedClientIsClosedAndBlocksNoOther(t *testing.T) {
 	f := newFixture(t, Quota{})
 	conn, end := f.serve(0, xenstore.Socket)
 	silent := newClient(t, conn)

@@ -87,7 +87,7 @@ func (r *request) done() {
 	}
 }
 
-// operation is how one type of request is served.
+// operation serves one type of request.
 type operation struct {
 	// serve replies, or returns the error to reply with.
 	serve func(*state, *request) error
@@ -166,7 +166,7 @@ func (s *state) replyError(r *request, err error) {
 	s.reply(r, xenstore.MsgError, append([]byte(xenstore.ErrnoName(errno)), 0))
 }
 
-// smallReply is the longest payload that is sent whatever the memory quota
+// smallReply is the longest payload that is sent regardless of the memory quota
 // says: every error and OK fit.
 const smallReply = 16
 

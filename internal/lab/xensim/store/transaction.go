@@ -190,7 +190,7 @@ func (s *state) commit(r *request, tx *transaction) error {
 	return nil
 }
 
-// roomForCommit checks the node quota of every domain whose nodes tx changes.
+// roomForCommit checks the node quota of every domain that owns nodes which tx changes.
 func (s *state) roomForCommit(tx *transaction) error {
 	for owner, n := range tx.nodes {
 		d := s.domains[owner]

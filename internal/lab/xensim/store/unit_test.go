@@ -85,8 +85,8 @@ func TestWithin(t *testing.T) {
 	}
 }
 
-// TestNoDomainIsStarvedByTheWriteRate: whatever the others do, a domain that
-// has to wait may write again after the wait it was told, and nobody writes
+// TestNoDomainIsStarvedByTheWriteRate: regardless of the others, a domain that
+// has to wait may write again after the wait it was told, and no domain writes
 // more than the rate and the bursts allow.
 func TestNoDomainIsStarvedByTheWriteRate(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {

@@ -15,7 +15,7 @@ type watch struct {
 	relative int // length of what an event's path leaves out, 0 if nothing
 }
 
-// eventPath is how the watcher calls path, which lies within the watch.
+// eventPath returns the name by which the watcher knows path, which lies within the watch.
 func (w *watch) eventPath(path string) string {
 	if w.relative == 0 {
 		return path
@@ -28,7 +28,7 @@ type change struct {
 	path string
 
 	// node is the node as it is, or as it was if it is gone. nil: the tree
-	// is asked, and a node that is not there any more is nobody's to see.
+	// is asked, and a node that is gone cannot be seen.
 	node *node
 
 	// before is the list of permissions before the change, if it may have

@@ -15,7 +15,7 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/xensim/simclient"
 )
 
-// bridged is a lab whose script is BridgeScript, with the bridge xenbr0.
+// bridged returns a lab with BridgeScript and the bridge xenbr0.
 func bridged(t *testing.T) (*lab, *netlink.Handle) {
 	t.Helper()
 	netns.NeedTUN(t)

@@ -15,7 +15,7 @@
 //     its frontend's directory removed and gets 10 s more; then its nodes go
 //     without the script, and detach fails;
 //   - destroy removes the frontend's directory at once, waits 10 s for each
-//     backend, and goes on whatever happened.
+//     backend, and goes on in any case.
 //
 // The package knows xenstore, the hypervisor's control interface and, for its
 // own hotplug script, bridges. It must not know how a backend does its work, and

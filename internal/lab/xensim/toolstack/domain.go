@@ -199,7 +199,7 @@ func (t *Toolstack) device(domid xen.Domid, devid int) (device, error) {
 	return parseBackendPath(path)
 }
 
-// Waits is what one attach or detach waited for.
+// Waits holds the times that one attach or detach waited.
 type Waits struct {
 	State  time.Duration // until the backend was seen in the state wanted, or not
 	Forced time.Duration // detach: the second time, after the frontend was removed

@@ -29,7 +29,7 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// lab is a simulation with a toolstack whose script writes down its calls.
+// lab is a simulation with a toolstack. Its script records its calls.
 type lab struct {
 	*Toolstack
 	t    *testing.T
@@ -95,7 +95,7 @@ func (l *lab) guest() xen.Domid {
 	return domid
 }
 
-// tree is what xenstore-ls -fp shows of all that has to do with vifs.
+// tree returns the nodes of all vifs as xenstore-ls -fp shows them.
 func (l *lab) tree() []string {
 	l.t.Helper()
 	var lines []string

@@ -45,7 +45,7 @@ func (t Timeouts) withDefaults() Timeouts {
 
 // Options are the settings of a Toolstack.
 type Options struct {
-	// Script is what runs in place of /etc/xen/scripts/vif-bridge; see
+	// Script runs in place of /etc/xen/scripts/vif-bridge; see
 	// BridgeScript. Nil runs nothing, like a vif without a script.
 	Script Script
 	// Timeouts are libxl's limits, for tests.

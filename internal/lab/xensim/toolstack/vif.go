@@ -34,7 +34,7 @@ type Vif struct {
 	MTU        int       // mtu=, else 1500
 	Untrusted  bool      // untrusted
 
-	// Edit, if not nil, changes the nodes before anybody sees them, for tests
+	// Edit, if not nil, changes the nodes before they are seen, for tests
 	// of what libxl does not write: it is called at the end of the transaction
 	// that makes them, with the directories of backend and frontend.
 	Edit func(tx *xenstore.Tx, back, front string) error
@@ -65,7 +65,7 @@ func (v Vif) withDefaults() Vif {
 	return v
 }
 
-// nodes are what libxl writes about a vif, in its order: for the backend, for
+// nodes returns what libxl writes about a vif, in its order: for the backend, for
 // the frontend, and for the frontend to read only.
 func (v Vif) nodes(domid xen.Domid) (back, front, readOnly []pair) {
 	trusted := "1"
@@ -213,7 +213,7 @@ func (t *Toolstack) remove(ctx context.Context, d device, f force) (w Waits, err
 	return w, err
 }
 
-// close tells the backend to close. It reports whether there is nobody to tell.
+// close tells the backend to close. It reports whether there is no backend to tell.
 func (t *Toolstack) close(d device, removeFrontend bool) (gone bool, err error) {
 	be := d.backendPath()
 	err = t.xs.Transaction(func(tx *xenstore.Tx) error {

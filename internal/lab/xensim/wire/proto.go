@@ -137,7 +137,7 @@ const (
 // OneWay reports whether the call has no reply.
 func (o Op) OneWay() bool { return o == OpNotify || o == OpUnmask }
 
-// Overflow is what an event channel's pipe carries in place of a port when the
+// Overflow stands in an event channel's pipe in place of a port when the
 // queue of ports has overflown: nothing follows it until OpReset.
 const Overflow = ^uint32(0)
 
@@ -158,10 +158,10 @@ type Hello struct {
 // HelloSize is the length of an OpHello message.
 const HelloSize = 5*4 + 8
 
-// Probed is what Hello.Probe points to.
+// Probed is the word that Hello.Probe points to.
 const Probed uint32 = 0x6e657462
 
-// ErrMessage is what a message fails with that is not laid out as it should be.
+// ErrMessage is returned for a message that is not laid out as it should be.
 var ErrMessage = errors.New("malformed message")
 
 // AppendHello appends the OpHello message.
@@ -236,7 +236,7 @@ func (r *Reader) U64() uint64 {
 	return w
 }
 
-// Left is how many bytes are left.
+// Left returns the number of bytes left.
 func (r *Reader) Left() int { return len(r.b) }
 
 // Rest is all that is left.

@@ -46,13 +46,13 @@ type DomainInfo struct {
 	Pages       int `json:"pages"`        // without the grant table
 	GrantFrames int `json:"grant_frames"` // of the grant table, at present
 
-	// GrantsInUse is how many of the domain's grant references somebody has
+	// GrantsInUse is the number of the domain's grant references that a domain has
 	// mapped or is copying; Pins counts every single use.
 	GrantsInUse int `json:"grants_in_use"`
 	Pins        int `json:"pins"`
-	// Maps is how many grants of other domains this one has mapped.
+	// Maps is the number of grants of other domains that this one has mapped.
 	Maps int `json:"maps"`
-	// Ports is how many event channels are not free; Interdomain are those
+	// Ports is the number of event channels that are not free; Interdomain are those
 	// that lead somewhere.
 	Ports       int `json:"ports"`
 	Interdomain int `json:"interdomain"`
@@ -77,7 +77,7 @@ type Counters struct {
 	SetupTableCalls uint64 `json:"setup_table_calls"`
 	EventsDelivered uint64 `json:"events_delivered"` // to this domain's processes
 	EventsCoalesced uint64 `json:"events_coalesced"` // arrived while one was pending
-	EventsDropped   uint64 `json:"events_dropped"`   // sent by this domain to a port nobody is connected to
+	EventsDropped   uint64 `json:"events_dropped"`   // sent by this domain to an unconnected port
 	GrantedMaps     uint64 `json:"granted_maps"`     // by others, of this domain's grants
 	GrantedUnmaps   uint64 `json:"granted_unmaps"`   //
 	GrantedCopies   uint64 `json:"granted_copies"`   //
@@ -111,10 +111,10 @@ type Fault struct {
 	// after the delay. GNTST_eagain (-12) is retried for about 32 s in all, as
 	// the kernel does.
 	Status int16 `json:"status,omitempty"`
-	// Delay is how long the operation takes. A grant is in use meanwhile when
+	// Delay is the time the operation takes. A grant is in use meanwhile when
 	// Status is 0.
 	Delay time.Duration `json:"delay,omitempty"`
-	// Count is how many operations are struck, 0 for all until the faults are
+	// Count is the number of operations that fail, 0 for all until the faults are
 	// cleared.
 	Count int `json:"count,omitempty"`
 }
