@@ -21,7 +21,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
-// strict decodes JSON whose fields must all be known.
+// strict decodes JSON. Unknown fields are an error.
 func strict(t *testing.T, text string, into any) {
 	t.Helper()
 	d := json.NewDecoder(strings.NewReader(text))
@@ -257,7 +257,7 @@ func TestResetOfAVifThatIsWell(t *testing.T) {
 func TestExitCodesAndErrors(t *testing.T) {
 	w := newWorld(t)
 	f := w.rawFront(1)
-	nobody := []string{"--run-dir", filepath.Join(t.TempDir(), "none")}
+	noDaemon := []string{"--run-dir", filepath.Join(t.TempDir(), "none")}
 	for _, c := range []struct {
 		name string
 		args []string
@@ -269,14 +269,14 @@ func TestExitCodesAndErrors(t *testing.T) {
 		{"reset of no vif", []string{"reset", "vif99.0", "--run-dir", w.RunDir()}, 4, []string{"vif99.0", "no such vif"}},
 		{"reset of a path", []string{"reset", "../daemon", "--run-dir", w.RunDir()}, 4, []string{"../daemon"}},
 		{"reset of nothing", []string{"reset", "", "--run-dir", w.RunDir()}, 4, nil},
-		{"list without a daemon", append([]string{"list"}, nobody...), 3, []string{"not running", "netbackd run"}},
-		{"show without a daemon", append([]string{"show", "vif1.0"}, nobody...), 3, []string{"not running"}},
-		{"reset without a daemon", append([]string{"reset", "vif1.0"}, nobody...), 3, []string{"not running"}},
+		{"list without a daemon", append([]string{"list"}, noDaemon...), 3, []string{"not running", "netbackd run"}},
+		{"show without a daemon", append([]string{"show", "vif1.0"}, noDaemon...), 3, []string{"not running"}},
+		{"reset without a daemon", append([]string{"reset", "vif1.0"}, noDaemon...), 3, []string{"not running"}},
 		{"show of two", []string{"show", "a", "b"}, 2, []string{"netbackd show --help"}},
 		{"reset of what", []string{"reset"}, 2, []string{"netbackd reset --help"}},
 		{"list of what", []string{"list", "vif1.0"}, 2, []string{"netbackd list --help"}},
-		{"a flag nobody knows", []string{"list", "--yaml"}, 2, []string{"--yaml", "netbackd list --help"}},
-		{"a command nobody knows", []string{"lits"}, 2, []string{"lits", "--help"}},
+		{"an unknown flag", []string{"list", "--yaml"}, 2, []string{"--yaml", "netbackd list --help"}},
+		{"an unknown command", []string{"lits"}, 2, []string{"lits", "--help"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			s := netbackd(w.ctx, c.args...)

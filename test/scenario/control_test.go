@@ -43,7 +43,7 @@ func (g *testGuest) allStatic(queues int) (n int) {
 }
 
 // Once all buffers of a guest are static grants its packets cost no grant
-// operation in either direction, of whatever size they are.
+// operation in either direction, of any size.
 func TestStaticGrantsEndGrantOperations(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest(withControl())
@@ -160,7 +160,7 @@ func TestPacketsCarryHashes(t *testing.T) {
 }
 
 // With hashing on all packets of a flow come on the queue that the guest's table
-// says, whoever chose before, and follow when the table changes; and so it is
+// says, and follow when the table changes; and so it is
 // with a successor.
 func TestFlowsComeWhereTheTableSays(t *testing.T) {
 	for _, by := range []string{"kernel", "netbackd"} {

@@ -96,7 +96,7 @@ func TestScriptsOfBothXens(t *testing.T) {
 	}
 }
 
-// transcript is what a script says.
+// transcript collects the output of a script.
 type transcript struct{ bytes.Buffer }
 
 func (*transcript) Close() error { return nil }

@@ -19,7 +19,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/tap"
 )
 
-// Whatever Xen says of a copy that is not "okay" is an error, and no reason to
+// Any status of a copy but "okay" is an error, and no reason to
 // stop (XSA-362).
 func TestAnyStatusOfACopyIsAnAnswer(t *testing.T) {
 	w := newWorld(t)
@@ -77,7 +77,7 @@ func TestCopyThatFailsAsAWhole(t *testing.T) {
 	w.cameOut(out, f)
 
 	before = g.drops()
-	fault.Ref = wire.AnyRef // whoever's packet it is that is lost
+	fault.Ref = wire.AnyRef // any packet may be lost
 	w.must(w.Hypervisor().AddFault(g.Domid, fault))
 	p.c.send(tap.VnetHdr{}, f)
 	g.dropped(before, drops{dataplane.DropRxGrant: 1})

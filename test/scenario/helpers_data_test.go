@@ -40,10 +40,10 @@ func (w *world) situation(name string, f func()) {
 }
 
 // testSrc is the Ethernet address that the frames of packettest come from, which
-// nobody in a world has.
+// no machine in a world has.
 var testSrc = [6]byte{2, 0, 0, 0, 0, 1}
 
-// plainFrame is a frame of n bytes that nobody answers.
+// plainFrame returns a frame of n bytes that is not answered.
 func plainFrame(n int) []byte {
 	return packettest.Frame{EtherType: typeTest, Payload: packettest.Pattern(max(n-14, 0))}.Bytes()[:n]
 }
@@ -113,7 +113,7 @@ func openPacket(ifname string) (fd int, err error) {
 	return fd, err
 }
 
-// vnetLen is what an AF_PACKET socket puts before a frame: struct virtio_net_hdr,
+// vnetLen is the size of the header that an AF_PACKET socket puts before a frame: struct virtio_net_hdr,
 // without the word that a TAP has at its end.
 const vnetLen = tap.VnetHdrLen - 2
 
@@ -225,7 +225,7 @@ func head(flags netif.TxFlags, size int, b []byte) guest.RawOp {
 	return o
 }
 
-// slot is a slot whose page is that of the slot before it.
+// slot returns a slot with the page of the slot before it.
 func slot(flags netif.TxFlags, offset, size int) guest.RawOp {
 	return guest.RawOp{Op: "tx", Ref: "last", Flags: flags, Offset: uint16(offset), Size: uint16(size)}
 }
@@ -283,7 +283,7 @@ func withExtras(packet []guest.RawOp, extras ...netif.ExtraInfo) []guest.RawOp {
 	return packet
 }
 
-// rawIDs is where the ids of raw requests begin, unless they name one: apart from
+// rawIDs is the first id of raw requests that name none: apart from
 // those of the guest's own packets.
 const rawIDs = 0x100
 
@@ -410,7 +410,7 @@ func (w *world) cameOut(got []seen, want ...[]byte) {
 	}
 }
 
-// clip is what of a frame is worth showing.
+// clip returns the part of a frame that a message shows.
 func clip(b []byte) []byte { return b[:min(len(b), 128)] }
 
 const (
@@ -420,7 +420,7 @@ const (
 
 func each(n int, s netif.Status) []netif.Status { return slices.Repeat([]netif.Status{s}, n) }
 
-// okays is how requests are answered with which nothing is wrong.
+// okays returns the answers to requests that are all well-formed.
 func okays(ops []guest.RawOp) []netif.Status { return each(len(number(slices.Clone(ops))), okay) }
 
 // drops are the counters of packets that were not delivered.
@@ -466,8 +466,8 @@ func (g *testGuest) dropped(before, want drops) {
 	}
 }
 
-// trouble is what stands in the vif's error node.
-func (g *testGuest) trouble() string {
+// errorNode returns the value of the vif's error node.
+func (g *testGuest) errorNode() string {
 	g.w.t.Helper()
 	return g.w.read(errNode(g.Domid, g.Devid))
 }
@@ -478,11 +478,11 @@ func (g *testGuest) lines(texts ...string) int {
 	return g.w.logged(append(texts, strconv.Quote(g.VifName()))...)
 }
 
-// logBurst is how many lines a vif may have logged in a row.
+// logBurst is the number of lines that a vif may log in a row.
 const logBurst = 20
 
 // quarantined runs a breach of the protocol and checks what the world is told of
-// it: the reason, once, wherever somebody looks.
+// it: the reason, once, in each place.
 func (g *testGuest) quarantined(reason string, breach func()) {
 	g.w.t.Helper()
 	before := g.lines("quarantined", reason)
@@ -494,7 +494,7 @@ func (g *testGuest) quarantined(reason string, breach func()) {
 	if s.State != xenbus.Connected {
 		g.w.t.Errorf("the vif goes to %v, where neither guest nor toolstack expect it", s.State)
 	}
-	if got := g.trouble(); !strings.Contains(got, "quarantined") || !strings.Contains(got, reason) {
+	if got := g.errorNode(); !strings.Contains(got, "quarantined") || !strings.Contains(got, reason) {
 		g.w.t.Errorf("the error node says %q, want the quarantine and %q", got, reason)
 	}
 	// One of many in a short time may be left out, but none is told twice.
@@ -529,11 +529,11 @@ func (g *testGuest) well() {
 	if s := g.status(); s.Quarantine != "" || s.Error != "" {
 		g.w.t.Errorf("quarantine %q, error %q", s.Quarantine, s.Error)
 	}
-	g.w.wait("the error node to go", func() bool { return g.trouble() == absent })
+	g.w.wait("the error node to go", func() bool { return g.errorNode() == absent })
 	g.pings(3)
 }
 
-// cpuTime is how long a process has kept processors busy.
+// cpuTime returns the CPU time that a process has used.
 func (w *world) cpuTime(pid int) time.Duration {
 	w.t.Helper()
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))

@@ -36,7 +36,7 @@ import (
 )
 
 // rawFront is a frontend that the test plays itself: rings on which nothing
-// moves, and whatever keys and states a guest can think of.
+// moves, with any keys and states.
 //
 // It writes its directory as dom0: to netbackd that looks the same, and xenstored
 // limits how fast a guest may write.
@@ -234,7 +234,7 @@ func (f *rawFront) reopen() {
 	f.waitBack(xenbus.InitWait)
 }
 
-// status is what the daemon says of the vif.
+// status asks the daemon for the vif's status.
 func (f *rawFront) status() *vif.Status {
 	f.w.t.Helper()
 	s, err := f.w.Vif(f.w.ctx, f.name())
@@ -256,7 +256,7 @@ func (f *rawFront) connected() {
 // vifConfig is the vif of a domain that was just made.
 func (w *world) vifConfig(opts ...option) lab.VifConfig { return config(w.guests-1, opts...).Vif }
 
-// errNode is where netbackd writes what went wrong with a vif.
+// errNode returns the path of a vif's error node.
 func errNode(domid xen.Domid, devid int) string {
 	return fmt.Sprintf("/local/domain/0/error/backend/vif/%d/%d/error", domid, devid)
 }
@@ -282,7 +282,7 @@ func (w *world) waitError(domid xen.Domid, devid int, what string) {
 	})
 }
 
-// unpinned waits until nobody has a page of the domain mapped.
+// unpinned waits until no page of the domain is mapped.
 func (w *world) unpinned(domid xen.Domid) {
 	w.t.Helper()
 	w.wait(fmt.Sprintf("all pages of domain %d to be let go", domid), func() bool {
@@ -292,7 +292,7 @@ func (w *world) unpinned(domid xen.Domid) {
 }
 
 // domainGone waits until the hypervisor has forgotten the domain: as long as
-// anybody has a page of it mapped it stays, as a zombie.
+// a page of it is mapped it stays, as a zombie.
 func (w *world) domainGone(domid xen.Domid) {
 	w.t.Helper()
 	w.wait(fmt.Sprintf("domain %d to be no zombie", domid), func() bool {
@@ -319,7 +319,7 @@ func (w *world) vifGone(domid xen.Domid, devid int) {
 	}
 }
 
-// noInterface checks that there is no TAP of a vif, whatever its name is now.
+// noInterface checks that there is no TAP of a vif, by any name.
 func (w *world) noInterface(domid xen.Domid, devid int) {
 	w.t.Helper()
 	if l := w.link(domid, devid); l != nil {
@@ -348,7 +348,7 @@ func (w *world) journals(domid xen.Domid, devid int) []string {
 	return found
 }
 
-// books is what the hypervisor says that netbackd holds.
+// books counts the pages and channels that netbackd holds, as the hypervisor sees them.
 type books struct{ Maps, Interdomain int }
 
 func (w *world) books() books {
@@ -457,8 +457,8 @@ func (w *world) inBackground(n int64, send func() (traffic.TCPResult, error)) (w
 	}
 }
 
-// flooded sends packets to the guest until what it returns is called. Nobody
-// counts them.
+// flooded sends packets to the guest until the returned function is called. It does not
+// count them.
 func (g *testGuest) flooded() (stop func()) {
 	ctx, cancel := context.WithCancel(g.w.ctx)
 	ended := make(chan struct{})
@@ -491,7 +491,7 @@ func (w *world) pinged(ip string, n, size int) {
 	}
 }
 
-// said is what a command printed, and how it ended.
+// said holds a command's output and exit code.
 type said struct {
 	out, err string
 	code     int
@@ -529,7 +529,7 @@ func (w *world) ask(args ...string) said {
 	return netbackd(w.ctx, append(args, "--run-dir", w.RunDir())...)
 }
 
-// lineBuffer is what a process in the background says.
+// lineBuffer collects the output of a process in the background.
 type lineBuffer struct {
 	mu  sync.Mutex
 	buf bytes.Buffer // guarded by mu
@@ -558,7 +558,7 @@ func countLines(s string, texts []string) (n int) {
 	return n
 }
 
-// process is what the kernel says of a process.
+// process holds the kernel's figures of a process.
 type process struct {
 	fds, maps, threads int
 	rss                int   // KiB

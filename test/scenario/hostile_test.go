@@ -25,7 +25,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/tap"
 )
 
-// hostileFront is a connected frontend of one queue whose rings the test has in
+// hostileFront is a connected frontend of one queue; the test has its rings in
 // its own memory.
 type hostileFront struct {
 	*rawFront
@@ -97,7 +97,7 @@ func (f *hostileFront) sleep() {
 	f.w.must(f.events.Unmask(ports[:n]))
 }
 
-// renewed connects anew, with new rings, whatever has become of the old ones.
+// renewed connects anew, with new rings.
 func (f *hostileFront) renewed() {
 	f.w.t.Helper()
 	old := f.q().rings
@@ -342,7 +342,7 @@ func TestRequestThatChangesWhileItIsRead(t *testing.T) {
 			tx.Put(shapes[0])
 			stop := flipped(func(k int) { tx.Poke(i, shapes[k%len(shapes)]) })
 			f.publish()
-			n := len(f.answers(1)) // whatever it is, it is overwritten
+			n := len(f.answers(1)) // any answer is overwritten
 			stop()
 			if n != 1 {
 				t.Fatal("no answer")
@@ -416,7 +416,7 @@ func TestRxRequestThatChangesWhileItIsRead(t *testing.T) {
 	f.served()
 }
 
-// Rings full of nonsense: whatever it means, it costs nobody but the guest, and
+// Rings full of nonsense cost only the guest, and
 // with new rings all is well again.
 func TestRingsFullOfNonsense(t *testing.T) {
 	w := newWorld(t)

@@ -171,8 +171,8 @@ func TestHypervisorFailsAtTheKthMap(t *testing.T) {
 }
 
 // Xen takes its time over a guest's page, as it does when that has to be fetched
-// from somewhere. That guest waits, and nobody else.
-func TestMapThatTakesLongKeepsNobodyElseWaiting(t *testing.T) {
+// from somewhere. Only that guest waits.
+func TestSlowMapDelaysItsVifAlone(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest()
 	slow, quick := w.rawFront(1), w.rawFront(1)

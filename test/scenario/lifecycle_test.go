@@ -21,7 +21,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
-// closeLimit is what a vif may take to close in these tests. The promise is a
+// closeLimit is the time a vif may take to close in these tests. The promise is a
 // second; libxl waits ten.
 const closeLimit = 3 * time.Second
 
@@ -328,7 +328,7 @@ func TestDetachOfASilentGuest(t *testing.T) {
 	}
 }
 
-// The guest's process is gone, its domain is not: nobody answers any more.
+// The guest's process is gone, its domain is not: there are no answers any more.
 func TestDetachOfADeadGuest(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest()
@@ -405,7 +405,7 @@ func TestDestroyUnderTraffic(t *testing.T) {
 
 // The domain is gone and the toolstack is not there to clean up, as when xl was
 // killed: nothing of the guest may stay mapped, or it stays a zombie for ever.
-func TestDomainIsGoneAndNobodyCleansUp(t *testing.T) {
+func TestDomainIsGoneWithoutCleanUp(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest(queues(2))
 	stop := g.flooded()
@@ -459,8 +459,8 @@ func TestDomainIsGoneAndItsNodesStay(t *testing.T) {
 	other.connected()
 }
 
-// A domain that has stopped by itself is kept by xl until somebody has looked at
-// it (on_crash=preserve). Its memory is still there, and may be mapped.
+// xl keeps a domain that has stopped by itself, for its user to look at
+// (on_crash=preserve). Its memory is still there, and may be mapped.
 func TestCrashedDomainThatIsPreserved(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest()
@@ -497,7 +497,7 @@ func TestFrontendDirectoryIsRemoved(t *testing.T) {
 	w.vifGone(f.domid, f.devid)
 }
 
-// A device whose directory is gone is gone. A write that comes late would bring
+// A device is gone with its directory. A write that comes late would bring
 // it back as a ghost that no toolstack knows, in every xl list for ever.
 func TestBackendDirectoryIsRemoved(t *testing.T) {
 	w := newWorld(t)
@@ -513,7 +513,7 @@ func TestBackendDirectoryIsRemoved(t *testing.T) {
 			w.must(w.Store().Remove(f.back()))
 			w.vifGone(f.domid, f.devid)
 			w.unpinned(f.domid)
-			// The frontend goes on moving, to nobody.
+			// The frontend goes on moving, without a backend.
 			for _, s := range []xenbus.State{xenbus.Closing, xenbus.Closed, xenbus.Initialising, xenbus.Connected} {
 				f.state(s)
 			}
@@ -528,7 +528,7 @@ func TestBackendDirectoryIsRemoved(t *testing.T) {
 }
 
 // The same while the daemon is in the middle of connecting: when it is through,
-// there is nobody to tell.
+// there is no frontend to tell.
 func TestBackendDirectoryIsRemovedWhileTheRingsAreMapped(t *testing.T) {
 	w := newWorld(t)
 	for range 3 {
@@ -554,7 +554,7 @@ func TestDeviceIsMadeAnewInTheSamePlace(t *testing.T) {
 	f.connect()
 	index := w.link(f.domid, f.devid).Attrs().Index
 	again := func(f *rawFront) {
-		// Directory by directory, in one transaction: nobody sees it gone.
+		// Directory by directory, in one transaction: it is never seen gone.
 		dirs := map[string][]string{
 			f.back(): {"frontend", "frontend-id", "online", "script", "mac", "bridge", "handle", "type"},
 			f.dir():  {"backend", "backend-id", "handle", "mac", "trusted"},
@@ -648,7 +648,7 @@ func TestFirstPacketAfterConnectedPassesTheBridge(t *testing.T) {
 	}
 }
 
-// Somebody who is not the toolstack writes into our state node.
+// A process that is not the toolstack writes into our state node.
 func TestStrangerWritesTheState(t *testing.T) {
 	w := newWorld(t)
 	for _, value := range []string{"", "2", "3", "5", "6", "7", "42", "-1", "four"} {
@@ -657,7 +657,7 @@ func TestStrangerWritesTheState(t *testing.T) {
 			f := w.rawFront(1)
 			f.connect()
 			w.must(w.Store().Write(f.back()+"/state", value))
-			// Nobody is disconnected by it, and the next reload of the driver
+			// It disconnects no vif, and the next reload of the driver
 			// makes it right.
 			w.must(w.Store().Write(f.back()+"/rate", "1000000,50000"))
 			w.wait("the daemon to have looked", func() bool { return f.status().Rate != "unlimited" })

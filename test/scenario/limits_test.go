@@ -16,7 +16,7 @@ import (
 )
 
 // steady has the daemon give back memory that it does not use, so that what is
-// left is what it holds on to: it collects more eagerly the more often it is asked
+// left is what it retains: it collects more eagerly the more often it is asked
 // for something.
 func (w *world) steady() process {
 	w.t.Helper()
@@ -27,7 +27,7 @@ func (w *world) steady() process {
 	return w.process(w.Daemon().PID())
 }
 
-// A guest whose driver comes and goes a thousand times leaves nothing behind in
+// A driver that comes and goes a thousand times leaves nothing behind in
 // the daemon, and nothing in Xen's books.
 func TestThousandConnectionsLeaveNothing(t *testing.T) {
 	w := newPlainWorld(t)
@@ -118,7 +118,7 @@ func TestVifsThatComeAndGoLeaveNothing(t *testing.T) {
 }
 
 // XSA-349: a guest writes its state as fast as it can. What it writes is merged,
-// so neither the daemon's memory nor anybody else's network pays for it.
+// so neither the daemon's memory nor another guest's network pays for it.
 func TestGuestWritesItsStateTenThousandTimes(t *testing.T) {
 	w := newPlainWorld(t)
 	f := w.rawFront(2)
@@ -208,7 +208,7 @@ func TestGuestFillsItsDirectory(t *testing.T) {
 }
 
 // A hundred guests that do nothing cost nothing.
-func TestHundredIdleVifsWakeNobody(t *testing.T) {
+func TestHundredIdleVifsCauseNoWakeups(t *testing.T) {
 	w := newPlainWorld(t)
 	const n = 100
 	domid := w.domain(func(c *lab.GuestConfig) { c.Domain.MaxEventChannels = 4095 })

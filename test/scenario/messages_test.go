@@ -52,7 +52,7 @@ func (g *testGuest) pagesOf(p *prober, n int) (refs []netif.Gref) {
 }
 
 // A guest that has pages mapped and unmapped without end gets slower and slower, and
-// nobody else does.
+// no other guest does.
 func TestGuestThatOnlyAsks(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest(withControl())

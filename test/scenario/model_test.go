@@ -14,7 +14,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/netif"
 )
 
-// grantModel is what the tables of a guest's queues should hold.
+// grantModel models the static grants of a guest's queues.
 type grantModel struct {
 	rng    *rand.Rand
 	tables []map[netif.Gref]bool
@@ -56,7 +56,7 @@ func (m *grantModel) list(q int, wanted func(netif.Gref) bool) (list []netif.Gre
 	return list
 }
 
-// add is what ADD_GREF_MAPPING does.
+// add models ADD_GREF_MAPPING.
 func (m *grantModel) add(q int, list []netif.GrefEntry) netif.CtrlStatus {
 	next := maps.Clone(m.tables[q])
 	for _, e := range list {
@@ -69,7 +69,7 @@ func (m *grantModel) add(q int, list []netif.GrefEntry) netif.CtrlStatus {
 	return done
 }
 
-// del is what DEL_GREF_MAPPING does.
+// del models DEL_GREF_MAPPING.
 func (m *grantModel) del(q int, list []netif.GrefEntry) (status []netif.CtrlStatus, n uint32) {
 	for _, e := range list {
 		if m.tables[q][e.Ref] {

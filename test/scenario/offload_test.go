@@ -126,7 +126,7 @@ func TestBlankChecksumIsLeftToTheHost(t *testing.T) {
 	g.innocent()
 }
 
-// A checksum that is none of TCP or UDP, or not in this frame, nobody can make.
+// A checksum that is neither of TCP nor of UDP, or not in this frame, cannot be made.
 // The guest is not told, as Linux does not tell it either.
 func TestBlankChecksumWhereThereIsNoneToMake(t *testing.T) {
 	w := newWorld(t)
@@ -317,7 +317,7 @@ func (w *world) segments(out []seen, of packettest.Frame, mss int) {
 	}
 }
 
-// arrivedAt is what arrived at another guest of what was sent so far.
+// arrivedAt returns the frames sent so far that have arrived at another guest.
 func (p *prober) arrivedAt(nic *cable) []seen {
 	p.g.w.t.Helper()
 	p.renew(0)

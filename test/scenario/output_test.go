@@ -57,7 +57,7 @@ func (w *world) loggingTo(f *os.File) (daemon *exec.Cmd, ended chan struct{}) {
 // No process reads the log, and it is full. Guests are served and connect anew all the
 // same, what is lost is counted, a reader that comes back is told, and the daemon ends
 // when it is asked to, and dies when the watchdog has it die.
-func TestGuestsAreServedThoughNobodyReadsTheLog(t *testing.T) {
+func TestGuestsAreServedWhileTheLogBlocks(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest()
 	var fronts []*rawFront // each has a budget of its own

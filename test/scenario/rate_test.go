@@ -18,7 +18,7 @@ import (
 )
 
 // pressing sends so many bytes per second from the guest to the host, on so many
-// flows, until what it returns is called. Nobody waits for them to arrive, so it
+// flows, until the returned function is called. It does not wait for them to arrive, so it
 // is the way that decides how many do.
 func (g *testGuest) pressing(flows int, perSecond float64) (stop func()) {
 	const size = 1400
@@ -43,7 +43,7 @@ func (g *testGuest) pressing(flows int, perSecond float64) (stop func()) {
 	})
 }
 
-// speed is what the guest sends in so much time, in bytes per second.
+// speed returns the rate at which the guest sends for so long, in bytes per second.
 func (g *testGuest) speed(over time.Duration) float64 {
 	g.w.t.Helper()
 	sample := func() (uint64, time.Time) {
@@ -58,7 +58,7 @@ func (g *testGuest) speed(over time.Duration) float64 {
 }
 
 // limited checks that the guest sends what a rate allows it: never more, and not
-// less, as far as the machine lets anybody do what he might.
+// less, as far as the machine allows.
 func (g *testGuest) limited(bytes, perSecond float64) {
 	g.w.t.Helper()
 	const window = 1200 * time.Millisecond
@@ -126,7 +126,7 @@ func TestRateChangesUnderTraffic(t *testing.T) {
 	// What makes no sense changes nothing, and is told.
 	lines := g.lines("key", "rate", "ERROR")
 	w.must(w.Store().Write(w.BackPath(g.Domid, g.Devid)+"/rate", "fast"))
-	w.wait("the error node", func() bool { return strings.Contains(g.trouble(), `"rate"`) })
+	w.wait("the error node", func() bool { return strings.Contains(g.errorNode(), `"rate"`) })
 	g.limited(100000, 2e6)
 	if n := g.lines("rate", "fast", "ERROR") - lines; n != 1 {
 		t.Errorf("the log has %d lines about it, want 1", n)

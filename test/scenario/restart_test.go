@@ -49,7 +49,7 @@ func TestKilledUnderTrafficAndStartedAgain(t *testing.T) {
 	}
 }
 
-// Four queues, both directions at once, killed at whatever instruction it is,
+// Four queues, both directions at once, killed at any instruction,
 // again and again.
 func TestKilledAgainAndAgainWithFourQueuesBothWays(t *testing.T) {
 	w := newWorld(t)
@@ -123,7 +123,7 @@ func TestStoppedUnderTrafficAndStartedAgain(t *testing.T) {
 	g.innocent()
 }
 
-// SIGINT is what a daemon gets that was started by hand.
+// A daemon that was started by hand gets SIGINT.
 func TestStoppedByInterrupt(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest()
@@ -382,16 +382,16 @@ func TestDaemonThatCannotStart(t *testing.T) {
 		{name: "Xen's directory is empty", args: with("--xen", t.TempDir()), code: 1, says: []string{"gntdev"}},
 		{name: "no /dev/net/tun", args: good, mask: "mount -t tmpfs none /dev/net", code: 1, says: []string{"/dev/net/tun"}},
 		{name: "/dev/net/tun is something else", args: good, mask: "mount --bind /dev/null /dev/net/tun", code: 1, says: []string{"/dev/net/tun"}},
-		{name: "a flag nobody knows", args: with("--turbo"), code: 2, says: []string{"--turbo", "--help"}},
+		{name: "an unknown flag", args: with("--turbo"), code: 2, says: []string{"--turbo", "--help"}},
 		{name: "a flag without its value", args: with("--workers"), code: 2, says: []string{"--workers", "--help"}},
 		{name: "a number that is none", args: with("--max-queues", "many"), code: 2, says: []string{"max-queues", "many"}},
 		{name: "no queues", args: with("--max-queues", "0"), code: 2, says: []string{"--max-queues", "0"}},
 		{name: "too many queues", args: with("--max-queues", "65"), code: 2, says: []string{"--max-queues", "65"}},
 		{name: "fewer than no workers", args: with("--workers", "-1"), code: 2, says: []string{"--workers", "-1"}},
 		{name: "no time to drain", args: with("--rx-drain", "0s"), code: 2, says: []string{"--rx-drain"}},
-		{name: "an offload nobody knows", args: with("--offload", "magic"), code: 2, says: []string{"--offload", "magic", "auto"}},
-		{name: "a level nobody knows", args: with("--log-level", "loud"), code: 2, says: []string{"--log-level", "loud", "debug"}},
-		{name: "a format nobody knows", args: with("--log-format", "xml"), code: 2, says: []string{"--log-format", "xml", "json"}},
+		{name: "an unknown offload", args: with("--offload", "magic"), code: 2, says: []string{"--offload", "magic", "auto"}},
+		{name: "an unknown level", args: with("--log-level", "loud"), code: 2, says: []string{"--log-level", "loud", "debug"}},
+		{name: "an unknown format", args: with("--log-format", "xml"), code: 2, says: []string{"--log-format", "xml", "json"}},
 		{name: "an argument too many", args: with("fast"), code: 2, says: []string{"fast", "--help"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -428,7 +428,7 @@ func TestDaemonThatCannotStart(t *testing.T) {
 	w.must(w.StartDaemon(w.ctx))
 }
 
-// innocentAfterKill is innocent for a guest whose daemon was killed while it
+// innocentAfterKill is innocent for a guest after its daemon was killed while it
 // may have been copying: what it had written into an rx page and not published
 // stands there still when a successor puts a shorter packet in the same page.
 func (g *testGuest) innocentAfterKill() {

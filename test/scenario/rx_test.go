@@ -21,7 +21,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/tap"
 )
 
-// fewBuffers is how many rx buffers a guest with few has.
+// fewBuffers is the number of rx buffers of a guest with few.
 const fewBuffers = 40
 
 func withFewBuffers() option { return front(func(c *netfront.Config) { c.RxPages = fewBuffers }) }
@@ -145,9 +145,9 @@ func TestOneOfFourQueuesStalls(t *testing.T) {
 	s.well()
 }
 
-// What nobody takes is not kept for ever, neither by netbackd nor in the TAP, and
+// Packets that are not taken are not kept for ever, neither by netbackd nor in the TAP, and
 // what comes later arrives.
-func TestPacketsThatNobodyTakesAreDropped(t *testing.T) {
+func TestPacketsThatAreNotTakenAreDropped(t *testing.T) {
 	w := newWorld(t, "--rx-drain=500ms", "--rx-stall=1h")
 	g := w.guest(withFewBuffers())
 	s := g.stingy()
@@ -169,7 +169,7 @@ func TestPacketsThatNobodyTakesAreDropped(t *testing.T) {
 
 // A guest that leaves one slot free while two are needed takes as much as one
 // that leaves none: the memory for what waits is bounded, the stall is noticed,
-// and nobody else suffers (XSA-392).
+// and no other guest suffers (XSA-392).
 func TestOneSlotIsFreeAndTwoAreNeeded(t *testing.T) {
 	w := newWorld(t, "--rx-stall=300ms", "--rx-drain=1h")
 	g := w.guest(withFewBuffers())
@@ -236,7 +236,7 @@ func TestFloodOfPacketsThatNeedTwoSlots(t *testing.T) {
 }
 
 // A guest that is gone in the middle of traffic leaves nothing behind, and
-// nobody else notices.
+// no other guest notices.
 func TestGuestDiesInTheMiddleOfTraffic(t *testing.T) {
 	w := newWorld(t)
 	w.undisturbed(func() {

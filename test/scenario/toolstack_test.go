@@ -176,7 +176,7 @@ func TestTwoVifsOfOneGuest(t *testing.T) {
 	g.innocent()
 }
 
-// Directories that no toolstack makes are nobody's vif.
+// Directories that no toolstack makes are no vifs.
 func TestGarbageBelowTheBackendDirectory(t *testing.T) {
 	w := newWorld(t)
 	f := w.rawFront(1)
@@ -267,7 +267,7 @@ func TestManyVifsAttachedAtTheSameTime(t *testing.T) {
 
 // A script that plugs the interface in, but only brings it up later: the guest
 // is told that it is connected, and the daemon says who is waited for.
-func TestInterfaceThatNobodyBroughtUp(t *testing.T) {
+func TestInterfaceThatWasNotBroughtUp(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest()
 	w.must(netns.Down(g.VifName()))
@@ -290,10 +290,10 @@ func TestInterfaceThatNobodyBroughtUp(t *testing.T) {
 	g.innocent()
 }
 
-// Somebody deletes the interface under a connected guest. What the script did
+// The interface is deleted under a connected guest. What the script did
 // is lost with it, so the guest is only connected again when that was done
 // again.
-func TestSomebodyDeletesTheInterface(t *testing.T) {
+func TestInterfaceIsDeleted(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest(func(c *lab.GuestConfig) { c.Front.Reconnect = true })
 	w.undisturbed(func() {

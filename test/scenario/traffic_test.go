@@ -35,7 +35,7 @@ func TestBystanderSeesNothingOfAnotherGuestsTraffic(t *testing.T) {
 	w.undisturbed(func() { g.tcpToHost(8 << 20) })
 }
 
-// Host and guest have a tunnel between them, whose packets' checksums to make are those
+// Host and guest have a tunnel between them; the checksums to make are those
 // of the packets inside. netif cannot say so.
 func TestTunnel(t *testing.T) {
 	w := newWorld(t)

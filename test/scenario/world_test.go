@@ -141,7 +141,7 @@ func features(f func(*netfront.Features)) option {
 
 func vifKeys(f func(*lab.VifConfig)) option { return func(c *lab.GuestConfig) { f(&c.Vif) } }
 
-// config is how guest i is made unless options say otherwise: as a Linux guest
+// config returns the default configuration of guest i, changed by options: a Linux guest
 // with one queue, judging everything the backend does.
 func config(i int, opts ...option) lab.GuestConfig {
 	c := lab.GuestConfig{
@@ -200,7 +200,7 @@ func (g *testGuest) waitLink() {
 	}
 }
 
-// status is what the daemon says of the guest's vif.
+// status asks the daemon for the status of the guest's vif.
 func (g *testGuest) status() *vif.Status {
 	g.w.t.Helper()
 	s, err := g.w.Vif(g.w.ctx, g.VifName())
