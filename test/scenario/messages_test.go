@@ -121,7 +121,7 @@ func TestByteStreamControlRing(t *testing.T) {
 			w.Daemon().Kill()
 			w.must(w.StartDaemon(w.ctx))
 			c := g.serving().Control
-			if c.Protocol != "stream" || len(c.Mapping) != 128 || c.KeyOctets != 40 {
+			if c.Protocol != "stream" || len(c.Mapping) != 128 || c.KeyBytes != 40 {
 				t.Errorf("after a restart: %+v", c)
 			}
 			for _, bad := range [][]uint32{{0, 1, 0}, {0, 2}} {

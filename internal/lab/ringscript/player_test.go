@@ -188,7 +188,7 @@ func TestExpectationThatDoesNotHold(t *testing.T) {
 		{"answers 7=okay\ncase next\n", "0 tx and 1 rx responses were not looked at"},
 		{"answers 7=okay\n", "0 tx and 1 rx responses were not looked at"},
 		{"queue 1\n", "there are 1 queues"},
-		{"answers 7=okay\nfilled 3=60\nreset\n", "nobody said what to answer"},
+		{"answers 7=okay\nfilled 3=60\nreset\n", "no answer to"},
 
 		{"answers 7=okay\nfilled 3=60\ncall get-hash-flags -> success\n", "there is no control ring"},
 		{"answers 7=okay\nfilled 3=60\nkick control\n", "there is no control ring"},
@@ -197,7 +197,7 @@ func TestExpectationThatDoesNotHold(t *testing.T) {
 		{"answers 7=okay\nfilled 3=60\ncontrol slot\nrsp-cons 1\n", "there is no control ring"},
 		{"answers 7=okay\nfilled 3=60\ncontrol slot\ncall get-hash-flags -> success\n", `got "[]", want "success"`},
 		{"answers 7=okay\nfilled 3=60\ncontrol stream\ncall get-flags -> success\n", `got "[]", want "success"`},
-		{"answers 7=okay\nfilled 3=60\ncontrol slot\ncall get-hash-flags -> not-supported\n", "nobody said what to answer"},
+		{"answers 7=okay\nfilled 3=60\ncontrol slot\ncall get-hash-flags -> not-supported\n", "no answer to"},
 		{"answers 7=okay\nfilled 3=60\npage grefs=tx[3]\nstatuses 0=success\n", `got "0=untouched", want "0=success"`},
 		{"answers 7=okay\nfilled 3=60\nserved slot\n", `got "stream", want "slot"`},
 		{"answers 7=okay\nfilled 3=60\nhashing none - - -\n", `want "none - - -"`},
