@@ -426,7 +426,7 @@ func TestRingsFullOfNonsense(t *testing.T) {
 	quarantines := 0
 	w.undisturbed(func() {
 		books = w.books() // with the bystander's
-		for i := range 40 {
+		for i := range 16 {
 			whole := i%2 == 0
 			mem := f.q().rings.Bytes()
 			get := func(at int) uint32 { return binary.NativeEndian.Uint32(mem[at:]) }
@@ -460,7 +460,7 @@ func TestRingsFullOfNonsense(t *testing.T) {
 			}
 		}
 	})
-	t.Logf("%d of 40 rounds ended in quarantine", quarantines)
+	t.Logf("%d of 16 rounds ended in quarantine", quarantines)
 	if quarantines == 0 {
 		t.Error("none of it was noticed")
 	}

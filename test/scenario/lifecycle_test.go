@@ -346,7 +346,7 @@ func TestDetachOfADeadGuest(t *testing.T) {
 func TestDetachUnderTraffic(t *testing.T) {
 	w := newWorld(t)
 	w.undisturbed(func() {
-		for range 3 {
+		for range 2 {
 			g := w.guest(queues(4))
 			stop := g.flooded()
 			sending := w.sendInVain(g)
@@ -637,7 +637,7 @@ func TestFirstPacketAfterConnectedPassesTheBridge(t *testing.T) {
 	w := newWorld(t)
 	w.guest() // keeps the bridge up
 	g := w.guest()
-	for i := range 25 {
+	for i := range 10 {
 		_, err := g.Reconnect(w.ctx, guest.ConnectArgs{})
 		w.must(err)
 		r, err := g.Ping(w.ctx, guest.PingArgs{Addr: hostIP, PingOptions: traffic.PingOptions{Timeout: 700 * time.Millisecond}})

@@ -3,6 +3,7 @@
 package scenario
 
 import (
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
@@ -19,28 +20,39 @@ var (
 	installed string // netbackd
 )
 
+// envPrograms names the directory of the programs in the process of a single test.
+const envPrograms = "NETBACKD_SCENARIO_PROGRAMS"
+
 func TestMain(m *testing.M) {
-	if code, done := netns.Enter(); done {
-		os.Exit(code)
+	if dir := os.Getenv(envPrograms); dir != "" {
+		exe, installed = filepath.Join(dir, "netbackd-lab"), filepath.Join(dir, "netbackd")
+		if code, done := netns.Enter(); done {
+			os.Exit(code)
+		}
+		os.Exit(m.Run())
 	}
-	os.Exit(run(m))
+	flag.Parse()
+	os.Exit(run())
 }
 
-func run(m *testing.M) int {
-	if netns.Available() != nil {
-		return m.Run() // which skips, and says why
-	}
+// run builds the programs and runs the tests.
+func run() int {
 	dir, err := os.MkdirTemp("", "netbackd-scenario-")
 	if err == nil {
 		defer func() { _ = os.RemoveAll(dir) }()
 		err = build(dir)
 	}
+	if err == nil {
+		err = os.Setenv(envPrograms, dir)
+	}
+	if err == nil {
+		err = runEach(os.Args[0], os.Args[1:])
+	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	exe, installed = filepath.Join(dir, "netbackd-lab"), filepath.Join(dir, "netbackd")
-	return m.Run()
+	return 0
 }
 
 // build builds both programs into dir, with the race detector if there is a C compiler.

@@ -125,7 +125,7 @@ func TestStaticGrantsAgainstAModel(t *testing.T) {
 		w.must(o.err)
 		return o.r
 	}
-	for range 4 {
+	for range 2 {
 		there, back := g.streaming(12<<20), g.streamed(12<<20)
 		for range 24 {
 			q := m.rng.IntN(queueCount)

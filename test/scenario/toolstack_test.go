@@ -222,7 +222,7 @@ func TestInitWaitComesAtOnce(t *testing.T) {
 	w := newWorld(t)
 	domid := w.domain()
 	var took times
-	for devid := range 40 {
+	for devid := range 20 {
 		begin := time.Now()
 		w.must(w.Attach(w.ctx, domid, lab.VifConfig{
 			Devid: devid, MAC: fmt.Sprintf("00:16:3e:00:02:%02x", devid), Bridge: bridge,

@@ -90,7 +90,7 @@ func TestXDPHeadroomOverAKill(t *testing.T) {
 	g := w.guest()
 	g.setHeadroom(xdpHeadroom)
 	whole := g.streamed(32 << 20)
-	for range 3 {
+	for range 2 {
 		seen := g.counter(dataplane.RxBytes)
 		g.waitCounter(dataplane.RxBytes, seen+1<<20)
 		w.Daemon().Kill()
