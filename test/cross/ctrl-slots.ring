@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # The ring of slots as such: messages that are none, ids, a ring full of messages,
-# indices that lie, pages that are no ring; and that packets move whatever becomes
-# of it.
+# indices that are wrong, pages that are no ring. Packets move in any case.
 frame M 60
 
 rings
@@ -18,7 +17,7 @@ call 11 1 2 3 -> not-supported
 call 0xffff -> not-supported
 call 0x8001 -> not-supported
 
-case ids are the guest's own affair
+case any ids are sent back
 send id=0xffff set-hash-algorithm 1
 send id=1 get-hash-flags
 send id=1 get-hash-flags
@@ -135,7 +134,7 @@ error "map control ring"
 close
 reopen
 
-case a page that was granted to somebody else
+case a page that was granted to another domain
 rings
 control slot
 key ctrl-ring-ref @foreign
@@ -155,7 +154,7 @@ error "control ring"
 close
 reopen
 
-case a channel that is somebody else's
+case a channel to another domain
 rings
 control slot
 key event-channel-ctrl @foreign-port

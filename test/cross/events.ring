@@ -22,7 +22,7 @@ case the first response is one that the guest asked for
 event tx
 event none
 
-case no event that nobody asked for
+case no event without a request for one
 tx 2..4 M
 push
 answers 2..4=okay

@@ -36,7 +36,7 @@ push
 answers 1=okay null null null 2=okay
 out T+csum+tcpv4:1000
 
-case a hash that nobody asked for
+case a hash that was not asked for
 tx 1 F extra
 extra hash
 push

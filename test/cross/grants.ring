@@ -25,7 +25,7 @@ answers 1=error 2=okay
 out M
 drops tx_grant=1
 
-case a page that was granted to somebody else
+case a page that was granted to another domain
 tx 1 foreign size=300
 tx 2 M
 push

@@ -242,7 +242,7 @@ grants 0
 close
 reopen
 
-case a ring that was granted to somebody else
+case a ring that was granted to another domain
 rings
 key tx-ring-ref @foreign
 offer
@@ -292,7 +292,7 @@ grants 0
 close
 reopen
 
-case an event channel to somebody else
+case an event channel to another domain
 rings
 key event-channel-tx @foreign-port
 offer
@@ -418,7 +418,7 @@ error no
 close
 reopen
 
-case keys nobody knows
+case unknown keys
 rings
 key feature-warp 9
 key queue-0/tx-ring-ref junk
@@ -443,7 +443,7 @@ error "key \"event-channel-ctrl\""
 close
 reopen
 
-case a control ring of a page that nobody granted
+case a control ring of a page that was not granted
 rings
 key ctrl-ring-ref 4000
 key event-channel-ctrl @tx-port

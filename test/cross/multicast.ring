@@ -24,7 +24,7 @@ content B 1
 content U 2
 drops rx_mcast_filtered=1
 
-case an address is added, on a request whose page nobody looks at
+case an address is added, on a request of a page that is not looked at
 tx 1 gref=4294967280 off=0xffff size=0xffff extra
 extra mcast-add 01:00:5e:00:00:01
 push

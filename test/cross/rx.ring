@@ -23,7 +23,7 @@ inject S
 filled 7=60
 content S 7
 
-case ids are the guest's own affair
+case any ids are sent back
 rx 0xffff page
 rx 0 page
 rx 0x8000 page
@@ -124,7 +124,7 @@ filled 1=error 2=60
 content S 2
 drops rx_grant=1
 
-case a buffer that was granted to somebody else
+case a buffer that was granted to another domain
 rx 1 foreign
 rx 2 page
 push
@@ -154,7 +154,7 @@ filled 1=4096:more 2=error:more 3=808 4=60
 content S 4
 drops rx_grant=1
 
-case a bad reference where the extra stands is nobody's business
+case a bad reference where the extra stands is not looked at
 rx 1 page
 rx 2 gref=4294967280
 rx 3 page

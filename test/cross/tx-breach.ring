@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 #
-# Breaches of the tx ring, after which nobody can say where the next packet begins.
+# Breaches of the tx ring, after which the start of the next packet is unknown.
 # What was good before is answered and comes out; nothing behind it is touched; the
 # vif is out of service until the guest connects anew, or netbackd is told to try
 # again.
@@ -61,7 +61,7 @@ quarantined packet published in part
 answers
 out
 
-case reset brings a vif back whose ring was put in order
+case reset brings back a vif with its ring put in order
 reset
 quarantined no
 answers 2..4=okay

@@ -114,7 +114,7 @@ answers 1..2=error 3=okay
 out M
 drops tx_size_mismatch=1
 
-case packet of 64 KiB whose size has wrapped
+case packet of 64 KiB with a size that has wrapped
 tx 1 F size=256 more
 tx 2..16 same size=4096 more
 tx 17 same size=4096
@@ -150,7 +150,7 @@ answers 1=error 2=okay
 out M
 drops tx_too_short=1
 
-case packet of no bytes, whose page nobody may look at
+case packet of no bytes, of a page that must not be looked at
 tx 1 gref=4294967280
 tx 2 M
 push

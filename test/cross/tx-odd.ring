@@ -120,7 +120,7 @@ push
 answers 1=okay
 out H
 
-case ids are the guest's own affair
+case any ids are sent back
 tx 0xffff M
 tx 0 M
 tx 0x8000 M

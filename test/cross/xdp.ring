@@ -56,7 +56,7 @@ inject C
 filled 1=1502@256:valid+extra extra=xdp:256 3=1502@256:valid+extra extra=xdp:256 5=1502@256:valid+extra extra=xdp:256 7=656@256:valid+extra extra=xdp:256 9=200@256:valid+extra extra=xdp:256
 counters segmented=1 csum_completed=1 rx_gso=0
 
-case a buffer that was granted to somebody else
+case a buffer that was granted to another domain
 rx 1 foreign
 rx 2..4 page
 push

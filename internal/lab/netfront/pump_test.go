@@ -282,23 +282,34 @@ func TestPumpCarriesTCP(t *testing.T) {
 	}
 }
 
+// startPump runs a pump between q and a new TAP until stop is called or the test ends.
+func startPump(t *testing.T, q *Queue, ifname string) (p *Pump, stop func()) {
+	t.Helper()
+	dev, err := tap.Create(tap.Config{Name: ifname, VnetHdr: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p, err = NewPump(q, dev.Queue(0), true); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- p.Run(ctx) }()
+	stop = sync.OnceFunc(func() {
+		cancel()
+		if err := errors.Join(<-done, dev.Close()); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(stop)
+	return p, stop
+}
+
 // TestPumpDo runs jobs while packets flow and refuses them after the end.
 func TestPumpDo(t *testing.T) {
 	netns.NeedTUN(t)
 	q, _ := newPair(t, Config{Features: AllFeatures()}, false)
-	var dev *tap.Device
-	dev, err := tap.Create(tap.Config{Name: "pd0", VnetHdr: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer dev.Close()
-	p, err := NewPump(q, dev.Queue(0), true)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	go func() { done <- p.Run(ctx) }()
+	p, stop := startPump(t, q, "pd0")
 	var wg sync.WaitGroup
 	count := 0 // by the pump's goroutine alone
 	for range 8 {
@@ -312,10 +323,7 @@ func TestPumpDo(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	cancel()
-	if err := <-done; err != nil {
-		t.Error(err)
-	}
+	stop()
 	if count != 400 {
 		t.Errorf("%d jobs ran, want 400", count)
 	}
@@ -329,24 +337,7 @@ func TestPumpDo(t *testing.T) {
 func TestPumpSurvivesABrokenBackend(t *testing.T) {
 	netns.NeedTUN(t)
 	q, b := newPair(t, Config{Features: AllFeatures()}, false)
-	dev, err := tap.Create(tap.Config{Name: "pd1", VnetHdr: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer dev.Close()
-	p, err := NewPump(q, dev.Queue(0), true)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	go func() { done <- p.Run(ctx) }()
-	defer func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
-	}()
+	p, _ := startPump(t, q, "pd1")
 	if err := p.Do(func(q *Queue) {
 		// A response to nothing.
 		b.m.page(q.rings.Refs()[0])[8] = 9

@@ -266,3 +266,11 @@ func (q *Queue) hasWork() bool {
 	r, err2 := q.rx.ring.Responses()
 	return t > 0 || r > 0 || err != nil || err2 != nil
 }
+
+// pop takes a page off a stack of free pages, which is not empty.
+func pop(free *[]uint16) uint16 {
+	last := len(*free) - 1
+	p := (*free)[last]
+	*free = (*free)[:last]
+	return p
+}

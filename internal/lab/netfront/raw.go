@@ -56,8 +56,7 @@ func (r Raw) TxPage() (mem []byte, ref netif.Gref, err error) {
 	if len(t.free) == 0 {
 		return nil, 0, ErrFull
 	}
-	p := t.free[len(t.free)-1]
-	t.free = t.free[:len(t.free)-1]
+	p := pop(&t.free)
 	return t.page(p), t.refs[p], nil
 }
 
@@ -68,8 +67,7 @@ func (r Raw) RxPage() (mem []byte, ref netif.Gref, err error) {
 	if len(x.free) == 0 {
 		return nil, 0, ErrFull
 	}
-	p := x.free[len(x.free)-1]
-	x.free = x.free[:len(x.free)-1]
+	p := pop(&x.free)
 	return x.page(p), x.refs[p], nil
 }
 

@@ -109,8 +109,7 @@ func (q *Queue) SetRxTarget(n int) { q.rx.target = min(max(n, 0), len(q.rx.refs)
 func (q *Queue) Post() {
 	r := &q.rx
 	for r.count < r.target && len(r.free) > 0 && r.ring.Free() > 0 {
-		p := r.free[len(r.free)-1]
-		r.free = r.free[:len(r.free)-1]
+		p := pop(&r.free)
 		if q.rules.strict {
 			copy(r.page(p), canary)
 		}

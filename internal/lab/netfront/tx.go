@@ -143,8 +143,7 @@ func (q *Queue) sendPages(size int, m Meta) {
 // is followed by the extras.
 func (q *Queue) putData(i, n, size, offset, length int, m Meta) {
 	t := &q.tx
-	p := t.free[len(t.free)-1]
-	t.free = t.free[:len(t.free)-1]
+	p := pop(&t.free)
 	req := netif.TxRequest{Gref: t.refs[p], Offset: uint16(offset), ID: p ^ q.rules.salt, Size: uint16(length)}
 	if i < n-1 {
 		req.Flags = netif.TxMoreData
@@ -205,8 +204,7 @@ func (q *Queue) SendMcast(add bool, addr [6]byte) error {
 	}
 	// The request itself carries nothing; a backend looks at the extra alone.
 	t := &q.tx
-	p := t.free[len(t.free)-1]
-	t.free = t.free[:len(t.free)-1]
+	p := pop(&t.free)
 	t.slots[p] = txSlot{pending: true, mcast: true, extras: 1, at: t.ring.ReqProd()}
 	q.putReq(netif.TxRequest{ID: p ^ q.rules.salt, Flags: netif.TxExtraInfo})
 	q.putExtra(netif.NewMcast(add, addr), false)

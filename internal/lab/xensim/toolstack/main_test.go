@@ -134,12 +134,10 @@ func (l *lab) wantNoVifNodes() {
 	}
 }
 
-// backend answers the toolstack for one vif as a backend does, until the test
-// ends: state 2 to state 1, and, if it closes, state 6 to state 5.
-func (l *lab) backend(domid xen.Domid, devid int, closes bool) {
+// onChange calls f whenever a node changes, until f returns false or the test ends.
+func (l *lab) onChange(path string, f func() bool) {
 	l.t.Helper()
-	state := device{domid: domid, devid: devid}.backendPath() + "/state"
-	w, err := l.xs.Watch(state)
+	w, err := l.xs.Watch(path)
 	if err != nil {
 		l.t.Fatal(err)
 	}
@@ -151,20 +149,33 @@ func (l *lab) backend(domid xen.Domid, devid int, closes bool) {
 	go func() {
 		defer close(ended)
 		for range w.C() {
-			_ = l.xs.Transaction(func(tx *xenstore.Tx) error {
-				s, err := tx.Read(state)
-				switch {
-				case err != nil:
-					return nil // no such vif, or not any more
-				case s == "1":
-					return tx.Write(state, "2")
-				case s == "5" && closes:
-					return tx.Write(state, "6")
-				}
-				return nil
-			})
+			if !f() {
+				return
+			}
 		}
 	}()
+}
+
+// backend answers the toolstack for one vif as a backend does, until the test
+// ends: state 2 to state 1, and, if it closes, state 6 to state 5.
+func (l *lab) backend(domid xen.Domid, devid int, closes bool) {
+	l.t.Helper()
+	state := device{domid: domid, devid: devid}.backendPath() + "/state"
+	l.onChange(state, func() bool {
+		_ = l.xs.Transaction(func(tx *xenstore.Tx) error {
+			s, err := tx.Read(state)
+			switch {
+			case err != nil:
+				return nil // no such vif, or not any more
+			case s == "1":
+				return tx.Write(state, "2")
+			case s == "5" && closes:
+				return tx.Write(state, "6")
+			}
+			return nil
+		})
+		return true
+	})
 }
 
 func (l *lab) write(path, value string) {

@@ -240,35 +240,21 @@ func TestAttachFailsAndLeavesTheNodes(t *testing.T) {
 	}
 }
 
-// onState does something once, when the first vif of a domain is in a state.
+// onState calls f once, when the first vif of a domain is in a state.
 func (l *lab) onState(domid xen.Domid, state string, f func(tx *xenstore.Tx, path string) error) {
 	l.t.Helper()
 	path := device{domid: domid}.backendPath()
-	w, err := l.xs.Watch(path + "/state")
-	if err != nil {
-		l.t.Fatal(err)
-	}
-	ended := make(chan struct{})
-	l.t.Cleanup(func() {
-		w.Close()
-		<-ended
-	})
-	go func() {
-		defer close(ended)
-		for range w.C() {
-			done := false
-			err := l.xs.Transaction(func(tx *xenstore.Tx) error {
-				s, err := tx.Read(path + "/state")
-				if done = err == nil && s == state; !done {
-					return nil
-				}
-				return f(tx, path)
-			})
-			if done && err == nil {
-				return
+	l.onChange(path+"/state", func() bool {
+		done := false
+		err := l.xs.Transaction(func(tx *xenstore.Tx) error {
+			s, err := tx.Read(path + "/state")
+			if done = err == nil && s == state; !done {
+				return nil
 			}
-		}
-	}()
+			return f(tx, path)
+		})
+		return !done || err != nil
+	})
 }
 
 func TestBackendsDirectoryVanishesDuringAttach(t *testing.T) {
