@@ -28,7 +28,7 @@ type Guest struct {
 	Info  guest.VifInfo // of the vif, once connected
 }
 
-// VifName is the vif's name.
+// VifName returns the vif's name.
 func (g *Guest) VifName() string { return fmt.Sprintf("vif%d.%d", g.Domid, g.Devid) }
 
 // Stop ends the guest's process, as a crash of the guest would. Its domain

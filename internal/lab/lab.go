@@ -113,10 +113,10 @@ func (l *Lab) StartService(ctx context.Context, env []string, files []*os.File) 
 	return err
 }
 
-// Daemon is the netbackd process, running or not.
+// Daemon returns the netbackd process, running or not.
 func (l *Lab) Daemon() *Process { return l.daemon }
 
-// Xen is the embedded Xen's process.
+// Xen returns the embedded Xen's process.
 func (l *Lab) Xen() *Process { return l.xen }
 
 // Domain describes a domain as the hypervisor sees it.
@@ -124,10 +124,10 @@ func (l *Lab) Domain(domid xen.Domid) (simclient.DomainInfo, error) {
 	return l.xl.Control().Domain(domid)
 }
 
-// Hypervisor is the toolstack's access to the hypervisor.
+// Hypervisor returns the toolstack's access to the hypervisor.
 func (l *Lab) Hypervisor() *simclient.Control { return l.xl.Control() }
 
-// Store is dom0's connection to xenstore.
+// Store returns dom0's connection to xenstore.
 func (l *Lab) Store() *xenstore.Client { return l.xl.Xenstore() }
 
 // Control asks the daemon.

@@ -60,10 +60,10 @@ func (p *Process) ended() bool {
 // Signal sends a signal. To a process that has ended it does nothing.
 func (p *Process) Signal(s syscall.Signal) { _ = p.cmd.Process.Signal(s) }
 
-// PID is its process id.
+// PID returns its process id.
 func (p *Process) PID() int { return p.cmd.Process.Pid }
 
-// Done is closed when the process has ended.
+// Done returns a channel that is closed when the process has ended.
 func (p *Process) Done() <-chan struct{} { return p.done }
 
 // Stop asks the process to end, makes it after some seconds, and returns how it
@@ -150,7 +150,7 @@ func (l *logBuffer) String() string {
 	return s
 }
 
-// tail is the last n lines.
+// tail returns the last n lines.
 func (l *logBuffer) tail(n int) string {
 	lines := strings.Split(strings.TrimRight(l.String(), "\n"), "\n")
 	return strings.Join(lines[max(len(lines)-n, 0):], "\n")

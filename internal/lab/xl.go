@@ -158,12 +158,12 @@ func (l *Lab) Destroy(ctx context.Context, domid xen.Domid) (took time.Duration,
 	return took, err
 }
 
-// BackPath is the backend directory of a vif.
+// BackPath returns the backend directory of a vif.
 func (l *Lab) BackPath(domid xen.Domid, devid int) string {
 	return fmt.Sprintf("/local/domain/0/backend/vif/%d/%d", domid, devid)
 }
 
-// FrontPath is the frontend directory of a vif.
+// FrontPath returns the frontend directory of a vif.
 func (l *Lab) FrontPath(domid xen.Domid, devid int) string { return frontPath(domid, devid) }
 
 func frontPath(domid xen.Domid, devid int) string {

@@ -41,7 +41,7 @@ func fine(t *testing.T, s said) string {
 	return s.out
 }
 
-// row is the line of a table that begins with name, cut at its columns.
+// row returns the line of a table that begins with name, cut at its columns.
 func row(t *testing.T, table, name string) map[string]string {
 	t.Helper()
 	lines := strings.Split(strings.TrimRight(table, "\n"), "\n")

@@ -14,7 +14,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/netif"
 )
 
-// withControl is a guest with a control ring.
+// withControl returns a guest with a control ring.
 func withControl(more ...func(*netfront.Config)) option {
 	return front(func(c *netfront.Config) {
 		c.Control = true

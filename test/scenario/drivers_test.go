@@ -28,7 +28,7 @@ func (f *rawFront) slotsOn(i, n int) {
 	f.w.must(f.events.Notify(q.rxPort))
 }
 
-// sizes are those of the frames that came on the first queue.
+// sizes returns the sizes of the frames that came on the first queue.
 func (f *rawFront) sizes() (sizes []int) {
 	f.w.t.Helper()
 	q := &f.queues[0]

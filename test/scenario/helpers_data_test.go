@@ -29,7 +29,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
-// situation is a subtest in this world.
+// situation runs a subtest in this world.
 func (w *world) situation(name string, f func()) {
 	w.t.Run(name, func(t *testing.T) {
 		outer := w.t
@@ -117,7 +117,7 @@ func openPacket(ifname string) (fd int, err error) {
 // without the word that a TAP has at its end.
 const vnetLen = tap.VnetHdrLen - 2
 
-// next is the next test frame that comes in.
+// next returns the next test frame that comes in.
 func (c *cable) next() seen {
 	c.w.t.Helper()
 	b := make([]byte, vnetLen+1<<17)
@@ -173,7 +173,7 @@ func (s *seen) restoreTag(oob []byte) {
 	}
 }
 
-// until is all that comes before the frame mark.
+// until returns all that comes before the frame mark.
 func (c *cable) until(mark []byte) (before []seen) {
 	c.w.t.Helper()
 	for {
@@ -203,7 +203,7 @@ func (c *cable) send(h tap.VnetHdr, frame []byte) {
 	}
 }
 
-// try is send to an interface that may be gone.
+// try is like send, to an interface that may be gone.
 func (c *cable) try(h tap.VnetHdr, frame []byte) error {
 	b := make([]byte, tap.VnetHdrLen)
 	h.Encode(b)
@@ -213,12 +213,12 @@ func (c *cable) try(h tap.VnetHdr, frame []byte) error {
 
 const moreData = netif.TxMoreData
 
-// data is a slot with data in a page of its own.
+// data returns a slot with data in a page of its own.
 func data(flags netif.TxFlags, b []byte) guest.RawOp {
 	return guest.RawOp{Op: "tx", Ref: "page", Page: b, Size: uint16(len(b)), Flags: flags}
 }
 
-// head is the first slot of a packet of size bytes, of which b are the first.
+// head returns the first slot of a packet of size bytes, of which b are the first.
 func head(flags netif.TxFlags, size int, b []byte) guest.RawOp {
 	o := data(flags, b)
 	o.Size = uint16(size)
@@ -230,7 +230,7 @@ func slot(flags netif.TxFlags, offset, size int) guest.RawOp {
 	return guest.RawOp{Op: "tx", Ref: "last", Flags: flags, Offset: uint16(offset), Size: uint16(size)}
 }
 
-// ref is a slot with another grant reference.
+// ref returns a slot with another grant reference.
 func ref(name string, flags netif.TxFlags, offset, size int) guest.RawOp {
 	o := slot(flags, offset, size)
 	o.Ref = name
@@ -239,7 +239,7 @@ func ref(name string, flags netif.TxFlags, offset, size int) guest.RawOp {
 
 func extra(e netif.ExtraInfo) guest.RawOp { return guest.RawOp{Op: "extra", Extra: e} }
 
-// more is an extra with another one behind it.
+// more returns an extra with another one behind it.
 func more(e netif.ExtraInfo) guest.RawOp {
 	e.Flags |= netif.ExtraMore
 	return extra(e)
@@ -426,7 +426,7 @@ func okays(ops []guest.RawOp) []netif.Status { return each(len(number(slices.Clo
 // drops are the counters of packets that were not delivered.
 type drops map[dataplane.Counter]uint64
 
-// drops are those of the guest's vif that are not 0.
+// drops returns the drop counters of the guest's vif that are not 0.
 func (g *testGuest) drops() drops {
 	g.w.t.Helper()
 	d := drops{}
@@ -511,7 +511,7 @@ func (g *testGuest) reconnect() {
 	g.well()
 }
 
-// reconnectWith is reconnect as another frontend.
+// reconnectWith reconnects with another configuration of the frontend.
 func (g *testGuest) reconnectWith(f func(*netfront.Config)) {
 	g.w.t.Helper()
 	c := config(0).Front.Front

@@ -103,7 +103,7 @@ func (f *rawFront) back() string    { return f.w.BackPath(f.domid, f.devid) }
 func (f *rawFront) dir() string     { return f.w.FrontPath(f.domid, f.devid) }
 func (f *rawFront) errNode() string { return errNode(f.domid, f.devid) }
 
-// in is the frontend as seen from a subtest of w.
+// in returns the frontend for use in a subtest of w.
 func (f *rawFront) in(w *world) *rawFront {
 	sub := *f
 	sub.w = w
@@ -132,7 +132,7 @@ func (f *rawFront) newRings(queues int) {
 	}
 }
 
-// keys are those of a frontend that has done nothing wrong.
+// keys returns the keys of a well-behaved frontend.
 func (f *rawFront) keys() map[string]string {
 	k := map[string]string{
 		"request-rx-copy":   "1",
@@ -154,7 +154,7 @@ func (f *rawFront) keys() map[string]string {
 	return k
 }
 
-// with is keys with some of them changed, or away if their value is gone.
+// with returns keys with some of them changed, or away if their value is gone.
 func (f *rawFront) with(changes map[string]string) map[string]string {
 	k := f.keys()
 	for key, v := range changes {
@@ -253,7 +253,7 @@ func (f *rawFront) connected() {
 	}
 }
 
-// vifConfig is the vif of a domain that was just made.
+// vifConfig returns the vif of a domain that was just made.
 func (w *world) vifConfig(opts ...option) lab.VifConfig { return config(w.guests-1, opts...).Vif }
 
 // errNode returns the path of a vif's error node.
@@ -261,7 +261,7 @@ func errNode(domid xen.Domid, devid int) string {
 	return fmt.Sprintf("/local/domain/0/error/backend/vif/%d/%d/error", domid, devid)
 }
 
-// read is the value of a node; absent is that of one that is not there.
+// read returns the value of a node; absent is that of one that is not there.
 func (w *world) read(path string) string {
 	w.t.Helper()
 	v, err := w.Store().Read(path)
@@ -327,7 +327,7 @@ func (w *world) noInterface(domid xen.Domid, devid int) {
 	}
 }
 
-// link is the TAP of a vif, nil if there is none. Scripts rename it, so it is
+// link returns the TAP of a vif, nil if there is none. Scripts rename it, so it is
 // found by its second name.
 func (w *world) link(domid xen.Domid, devid int) netlink.Link {
 	l, err := netlink.LinkByName(fmt.Sprintf("netbackd-vif%d.%d", domid, devid))
@@ -338,7 +338,7 @@ func (w *world) link(domid xen.Domid, devid int) netlink.Link {
 	return l
 }
 
-// journals are the files that the daemon keeps for a vif.
+// journals returns the files that the daemon keeps for a vif.
 func (w *world) journals(domid xen.Domid, devid int) []string {
 	found, err := filepath.Glob(filepath.Join(w.RunDir(), fmt.Sprintf("ring-%d.%d-*", domid, devid)))
 	w.must(err)
@@ -428,7 +428,7 @@ func (g *testGuest) streaming(n int64) (whole func()) {
 	})
 }
 
-// streamed is streaming from the host to the guest.
+// streamed is like streaming from the host to the guest.
 func (g *testGuest) streamed(n int64) (whole func()) {
 	return g.w.inBackground(n, func() (traffic.TCPResult, error) {
 		c, err := traffic.DialTCP(g.w.ctx, g.ip+tcpPort)
@@ -584,7 +584,7 @@ func (w *world) process(pid int) (p process) {
 	return p
 }
 
-// statusField is a number in a status file of the kernel, 0 if the thread has
+// statusField returns a number in a status file of the kernel, 0 if the thread has
 // ended.
 func (w *world) statusField(path, field string) int64 {
 	w.t.Helper()
@@ -604,7 +604,7 @@ func (w *world) statusField(path, field string) int64 {
 	return 0
 }
 
-// newPlainWorld is a world of programs without the race detector, for scenarios
+// newPlainWorld returns a world of programs without the race detector, for scenarios
 // that measure: it multiplies memory and slows everything down.
 func newPlainWorld(t *testing.T, daemon ...string) *world {
 	t.Helper()
@@ -625,7 +625,7 @@ func newPlainWorld(t *testing.T, daemon ...string) *world {
 // times are measured times, for a test to print and to bound.
 type times []time.Duration
 
-// at is the time that this part of all is not above.
+// at returns the time that this part of all is not above.
 func (d times) at(part float64) time.Duration {
 	s := slices.SortedFunc(slices.Values(d), cmp.Compare[time.Duration])
 	return s[min(int(part*float64(len(s))), len(s)-1)]
@@ -636,7 +636,7 @@ func (d times) String() string {
 		d.at(0.9).Round(10*time.Microsecond), d.at(1).Round(10*time.Microsecond), len(d))
 }
 
-// in is the world as seen from a subtest, which it then fails.
+// in returns the world for use in a subtest.
 func (w *world) in(t *testing.T) *world {
 	sub := *w
 	sub.t = t
@@ -644,7 +644,7 @@ func (w *world) in(t *testing.T) *world {
 	return &sub
 }
 
-// linkNames are the interfaces of this network, in order.
+// linkNames returns the interfaces of this network, in order.
 func linkNames(t *testing.T) (names []string) {
 	t.Helper()
 	links, err := netlink.LinkList()

@@ -171,7 +171,7 @@ func TestEventStorm(t *testing.T) {
 	})
 }
 
-// badPackets are all that a guest can get wrong without a breach, by what it is
+// badPackets returns every packet that a guest can get wrong without a breach, by what it is
 // counted as. Each takes so many slots.
 func (f *hostileFront) badPackets() []badPacket {
 	good := f.data.Refs()[0]

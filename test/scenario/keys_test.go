@@ -114,7 +114,7 @@ func TestMalformedRate(t *testing.T) {
 	g.innocent()
 }
 
-// clipped is a value as netbackd shows it.
+// clipped returns a value as netbackd shows it.
 func clipped(v string) string {
 	if len(v) > 64 {
 		return v[:64] + "..."

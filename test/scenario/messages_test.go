@@ -20,7 +20,7 @@ const (
 	invalid      = netif.CtrlInvalidParameter
 )
 
-// grefList is the page of an ADD or DEL message.
+// grefList returns the page of an ADD or DEL message.
 func grefList(entries ...netif.GrefEntry) (b []byte) {
 	for _, e := range entries {
 		b = binary.LittleEndian.AppendUint32(b, e.Ref)
@@ -30,7 +30,7 @@ func grefList(entries ...netif.GrefEntry) (b []byte) {
 	return b
 }
 
-// message is one that names no page.
+// message returns a message that names no page.
 func message(typ netif.CtrlType, data ...uint32) guest.ControlArgs {
 	return guest.ControlArgs{Type: typ, Data: data}
 }
@@ -39,7 +39,7 @@ func listOf(typ netif.CtrlType, queue, n uint32, entries ...netif.GrefEntry) gue
 	return guest.ControlArgs{Type: typ, Data: []uint32{queue, 0, n}, Page: grefList(entries...), PageAt: 1}
 }
 
-// pagesOf are n pages that the guest has granted for reading.
+// pagesOf returns n pages that the guest has granted for reading.
 func (g *testGuest) pagesOf(p *prober, n int) (refs []netif.Gref) {
 	g.w.t.Helper()
 	for range n {

@@ -20,7 +20,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/tap"
 )
 
-// group is the i-th multicast address of a test.
+// group returns the i-th multicast address of a test.
 func group(i int) [6]byte { return [6]byte{0x01, 0x00, 0x5e, 0x7f, byte(i >> 8), byte(i)} }
 
 // mcaster asks for edits of a guest's multicast list, and looks at what passes.
@@ -70,7 +70,7 @@ func (m *mcaster) passes(want map[[6]byte]bool) {
 	m.g.waitCounter(dataplane.DropRxMcast, before+filtered)
 }
 
-// list is the vif's multicast list as the daemon shows it.
+// list returns the vif's multicast list as the daemon shows it.
 func (g *testGuest) list() []string {
 	g.w.t.Helper()
 	return g.status().Mcast

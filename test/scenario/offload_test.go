@@ -31,13 +31,13 @@ var (
 	twice  = []packettest.Tag{{TPID: packettest.TypeQinQ, TCI: 3}, {TCI: 7}}
 )
 
-// partial is the frame with only the pseudo-header's sum in its checksum.
+// partial returns the frame with only the pseudo-header's sum in its checksum.
 func partial(f packettest.Frame) packettest.Frame {
 	f.Partial = true
 	return f
 }
 
-// finished is a frame as the host would send it on: with its checksum made.
+// finished returns a frame as the host would send it on: with its checksum made.
 func (s seen) finished() []byte {
 	f := bytes.Clone(s.frame)
 	if s.vnet.Flags&tap.VnetNeedsCsum == 0 {
@@ -330,7 +330,7 @@ func (p *prober) arrivedAt(nic *cable) []seen {
 
 var broadcast = [6]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
 
-// mac is the guest's Ethernet address.
+// mac returns the guest's Ethernet address.
 func (g *testGuest) mac() [6]byte {
 	g.w.t.Helper()
 	m, err := net.ParseMAC(g.Info.MAC)

@@ -428,7 +428,7 @@ func TestDaemonThatCannotStart(t *testing.T) {
 	w.must(w.StartDaemon(w.ctx))
 }
 
-// innocentAfterKill is innocent for a guest after its daemon was killed while it
+// innocentAfterKill is like innocent for a guest after its daemon was killed while it
 // may have been copying: what it had written into an rx page and not published
 // stands there still when a successor puts a shorter packet in the same page.
 func (g *testGuest) innocentAfterKill() {

@@ -77,7 +77,7 @@ func (c *combination) String() string {
 	return fmt.Sprintf("%s: own %v, frontend %q, hotplug-status %q, online %t, does %q", c.name(), c.own, c.front, c.hotplug, c.online, c.does)
 }
 
-// ends is the state that the vif shows in the end, and whether it has an error to
+// ends returns the state that the vif shows in the end, and whether it has an error to
 // tell of.
 func (c *combination) ends() (state string, fails bool) {
 	state = c.own.Value()
@@ -94,7 +94,7 @@ func (c *combination) ends() (state string, fails bool) {
 	return state, fails
 }
 
-// fixed are the nodes of the frontend's directory that the toolstack writes.
+// fixed returns the nodes of the frontend's directory that the toolstack writes.
 func (c *combination) fixed() map[string]string {
 	return map[string]string{
 		"backend": c.back(), "backend-id": "0", "handle": strconv.Itoa(c.devid), "mac": c.mac(), "state": "1",
@@ -103,7 +103,7 @@ func (c *combination) fixed() map[string]string {
 
 func (c *combination) mac() string { return fmt.Sprintf("00:16:3e:00:%02x:%02x", c.domid, c.devid) }
 
-// table is the page's table that the combination is in, row its row.
+// table returns the page's table that the combination is in, row its row.
 func (c *combination) table() string {
 	switch {
 	case !c.online:

@@ -115,7 +115,7 @@ func (w *world) serve() {
 	w.t.Cleanup(func() { stop(); <-done; <-done })
 }
 
-// guestIP is the address of the i-th guest, counted from 0.
+// guestIP returns the address of the i-th guest, counted from 0.
 func guestIP(i int) string  { return fmt.Sprintf("10.98.0.%d", 10+i) }
 func guestIP6(i int) string { return fmt.Sprintf("fd98::%d", 10+i) }
 
@@ -229,7 +229,7 @@ func (g *testGuest) waitCounter(c dataplane.Counter, n uint64) {
 	g.waitStatus(fmt.Sprintf("%v to reach %d", c, n), func(s *vif.Status) bool { return s.Counters[c.String()] >= n })
 }
 
-// counter is a counter of the vif.
+// counter returns a counter of the vif.
 func (g *testGuest) counter(c dataplane.Counter) uint64 {
 	g.w.t.Helper()
 	return g.status().Counters[c.String()]
@@ -241,7 +241,7 @@ func (w *world) wait(what string, ok func() bool) {
 	w.waitEvery(5*time.Millisecond, what, ok)
 }
 
-// waitEvery is wait for what is expensive to ask.
+// waitEvery is like wait, with a longer pause for an expensive question.
 func (w *world) waitEvery(pause time.Duration, what string, ok func() bool) {
 	w.t.Helper()
 	deadline := time.Now().Add(patience)

@@ -158,7 +158,7 @@ func (s *show) control(ctx context.Context) (*ctrlserver.Status, error) {
 	return st.Control, nil
 }
 
-// demoKey is a key of as many bytes as there can be.
+// demoKey returns a key of as many bytes as there can be.
 func demoKey() []byte {
 	key := make([]byte, toeplitz.MaxKey)
 	for i := range key {

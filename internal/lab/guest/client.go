@@ -144,14 +144,14 @@ func Start(o StartOptions) (*Client, error) {
 	return c, nil
 }
 
-// PID is the agent's process, whose network namespace is the guest's.
+// PID returns the agent's process, whose network namespace is the guest's.
 func (c *Client) PID() int { return c.hello.PID }
 
 // Do runs f in the guest's network namespace, as [netns.Do] does: for traffic
 // that the agent has no command for.
 func (c *Client) Do(f func() error) error { return netns.Do(c.PID(), f) }
 
-// Done is closed when the agent has ended.
+// Done returns a channel that is closed when the agent has ended.
 func (c *Client) Done() <-chan struct{} { return c.ended }
 
 // Kill ends the agent as a crash of the guest would, and waits for its end.
@@ -252,7 +252,7 @@ func (c *Client) Call(ctx context.Context, cmd string, args, result any) error {
 	return nil
 }
 
-// ask is Call with a result of a type of its own.
+// ask is like Call, with a typed result.
 func ask[R any](ctx context.Context, c *Client, cmd string, args any) (R, error) {
 	var r R
 	err := c.Call(ctx, cmd, args, &r)
@@ -365,7 +365,7 @@ func (c *Client) TCPSend(ctx context.Context, args TCPSendArgs) (traffic.TCPResu
 	return ask[traffic.TCPResult](ctx, c, "tcp-send", args)
 }
 
-// TCPResults are those of the streams that a server has received.
+// TCPResults returns the results of the streams that a server has received.
 func (c *Client) TCPResults(ctx context.Context, s Server) ([]traffic.TCPResult, error) {
 	return ask[[]traffic.TCPResult](ctx, c, "tcp-results", s)
 }
@@ -380,7 +380,7 @@ func (c *Client) UDPSend(ctx context.Context, args UDPSendArgs) (traffic.UDPResu
 	return ask[traffic.UDPResult](ctx, c, "udp-send", args)
 }
 
-// UDPResults are those of the streams of packets that a server has received.
+// UDPResults returns the results of the streams of packets that a server has received.
 func (c *Client) UDPResults(ctx context.Context, s Server) ([]traffic.UDPResult, error) {
 	return ask[[]traffic.UDPResult](ctx, c, "udp-results", s)
 }

@@ -70,7 +70,7 @@ func (c VifConfig) withDefaults() VifConfig {
 	return c
 }
 
-// Args are the arguments from which ParseArgs makes the same config.
+// Args returns the arguments from which ParseArgs makes the same config.
 func (c Config) Args() []string {
 	var args []string
 	if c.Xen != "" {

@@ -99,7 +99,7 @@ func header(n int32, label string) asm.Instructions {
 	}
 }
 
-// network is a number of 16 bits as it is loaded from a packet.
+// network returns a number of 16 bits as it is loaded from a packet.
 func network(n uint16) int32 {
 	var b [2]byte
 	binary.BigEndian.PutUint16(b[:], n)

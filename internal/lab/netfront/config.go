@@ -113,7 +113,7 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
-// pages is the number of buffers for a ring: enough for one packet of the
+// pages returns the number of buffers for a ring: enough for one packet of the
 // largest size, and no more than it has slots.
 func pages(n, fair, slots int) int {
 	if n <= 0 {

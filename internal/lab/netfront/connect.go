@@ -41,7 +41,7 @@ func (d *Device) Connect(ctx context.Context) error {
 	return nil
 }
 
-// Offer is Connect up to our own Connected; it does not wait for the backend's.
+// Offer does what Connect does up to our own Connected. It does not wait for the backend's.
 func (d *Device) Offer(ctx context.Context) error {
 	if err := d.freeRings(); err != nil {
 		return err

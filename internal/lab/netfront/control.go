@@ -72,7 +72,7 @@ func (c *Control) close() error {
 	return errors.Join(errs...)
 }
 
-// Ring is the ring itself, for a test that breaks the protocol. It is nil if the
+// Ring returns the ring itself, for a test that breaks the protocol. It is nil if the
 // ring is of byte streams.
 func (c *Control) Ring() *netif.CtrlFront { return c.ring }
 
@@ -176,7 +176,7 @@ type StatusError struct {
 
 func (e *StatusError) Error() string { return fmt.Sprintf("netfront: %v: %v", e.Type, e.Status) }
 
-// do is Call that takes only success and returns the response's data.
+// do is like Call, but fails unless the status is success, and returns the response's data.
 func (c *Control) do(ctx context.Context, typ netif.CtrlType, data ...uint32) (uint32, error) {
 	rsp, err := c.Call(ctx, typ, data...)
 	if err != nil {
@@ -255,7 +255,7 @@ func (c *Control) StaticGrants(ctx context.Context, q *Queue) (int, error) {
 	return c.SomeStaticGrants(ctx, q, maxGrefs)
 }
 
-// SomeStaticGrants is StaticGrants of no more than most buffers, so that packets
+// SomeStaticGrants is like StaticGrants of no more than most buffers, so that packets
 // come to have both kinds.
 func (c *Control) SomeStaticGrants(ctx context.Context, q *Queue, most int) (int, error) {
 	room, err := c.do(ctx, netif.CtrlGetGrefMappingSize, uint32(q.index))

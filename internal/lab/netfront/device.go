@@ -97,24 +97,24 @@ func (d *Device) SetConfig(cfg Config) {
 	d.cfg = cfg.withDefaults()
 }
 
-// Backend is the path of the backend's directory.
+// Backend returns the path of the backend's directory.
 func (d *Device) Backend() string { return d.backend }
 
-// BackendID is the domain that the backend runs in.
+// BackendID returns the domain that the backend runs in.
 func (d *Device) BackendID() xen.Domid { return d.backendID }
 
-// State is the state that the device wrote last.
+// State returns the state that the device wrote last.
 func (d *Device) State() xenbus.State { return d.state }
 
 // Offers returns what the backend had published when the device last connected.
 func (d *Device) Offers() Offers { return d.offers }
 
-// Queues are the queues of a device that Connect has given any. They are gone
+// Queues returns the queues of a device that Connect has given any. They are gone
 // when the device disconnects, in whichever way: who works on them must stop
 // before.
 func (d *Device) Queues() []*Queue { return d.queues }
 
-// Control is the control ring, or nil if there is none.
+// Control returns the control ring, or nil if there is none.
 func (d *Device) Control() *Control { return d.ctrl }
 
 // Key reads a node of the frontend's directory. It is "" if there is none.
@@ -145,7 +145,7 @@ func (d *Device) Grant(n int, writable bool) (*gntalloc.Pages, error) {
 	return d.host.Pages.Alloc(d.backendID, n, writable)
 }
 
-// FreedGref is a grant reference that was good a moment ago.
+// FreedGref returns a grant reference that was good a moment ago.
 func (d *Device) FreedGref() (netif.Gref, error) {
 	p, err := d.Grant(1, true)
 	if err != nil {
@@ -245,7 +245,7 @@ func readState(s Store, path string) (xenbus.State, error) {
 	return state, nil
 }
 
-// readOr is Read with a value for a node that is missing.
+// readOr is like Read with a value for a node that is missing.
 func readOr(s Store, path, missing string) (string, error) {
 	v, err := s.Read(path)
 	if errors.Is(err, xenstore.ErrNotExist) {

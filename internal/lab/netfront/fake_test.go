@@ -80,7 +80,7 @@ func (m *machine) InUse(ref netif.Gref) (bool, error) {
 	return m.inUse[ref], nil
 }
 
-// page is the page behind a grant, nil if there is none.
+// page returns the page behind a grant, nil if there is none.
 func (m *machine) page(ref netif.Gref) []byte {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -62,7 +62,7 @@ func (h *Hash) queue(hash uint32, queues int) int {
 	return int(hash % uint32(queues))
 }
 
-// of is the hash of a packet, of the most specific type there is.
+// of returns the hash of a packet, of the most specific type there is.
 func (h *Hash) of(hd *headers, b []byte) (typ uint8, hash uint32, ok bool) {
 	var from, to int
 	switch {
@@ -86,7 +86,7 @@ func (h *Hash) of(hd *headers, b []byte) (typ uint8, hash uint32, ok bool) {
 	return typ, toeplitz(h.Key, input), true
 }
 
-// toeplitz is the hash as netif.h words it: for each bit of the input that is set,
+// toeplitz returns the hash as netif.h words it: for each bit of the input that is set,
 // the 32 bits of the key from there on. The backend's is another one: a judge must
 // not share its errors.
 func toeplitz(key, input []byte) (hash uint32) {

@@ -25,7 +25,7 @@ func hashKey(t testing.TB) []byte {
 	return k
 }
 
-// flow is a frame of a flow.
+// flow returns a frame of a flow.
 func flow(proto, from, to string) []byte {
 	a, b := netip.MustParseAddrPort(from), netip.MustParseAddrPort(to)
 	f := packettest.Frame{Payload: packettest.Pattern(20)}

@@ -123,7 +123,7 @@ func (h *headers) offloads(v *tap.VnetHdr) bool {
 	return at != 0 && int(v.CsumStart) == h.l4 && int(v.CsumStart)+int(v.CsumOffset) == at
 }
 
-// pseudo is the sum of the pseudo header for a transport length of n bytes.
+// pseudo returns the sum of the pseudo header for a transport length of n bytes.
 func (h *headers) pseudo(b []byte, n int) uint64 {
 	var s uint64
 	if h.v4 {

@@ -132,7 +132,7 @@ func (q *Queue) judgeBlank(p *Packet, head []byte) {
 	}
 }
 
-// l4Len is the length of the transport header and payload as the IP header tells
+// l4Len returns the length of the transport header and payload as the IP header tells
 // it. A frame may be longer, if it was padded.
 func (h *headers) l4Len(b []byte) int {
 	if h.v4 {

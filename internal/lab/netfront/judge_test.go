@@ -13,10 +13,10 @@ import (
 	"github.com/netbackd/netbackd/pkg/netif"
 )
 
-// broken is the set of rules a backend broke, for comparison.
+// broken returns the set of rules a backend broke, for comparison.
 func broken(q *Queue) map[Rule]uint64 { return q.Broken() }
 
-// one is the expectation that a rule is broken once.
+// one returns the expectation that a rule is broken once.
 func one(r Rule) map[Rule]uint64 { return map[Rule]uint64{r: 1} }
 
 // TestJudgeOfTx sends one packet with a GSO extra and one without, and lets the

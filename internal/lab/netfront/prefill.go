@@ -17,7 +17,7 @@ func (q *Queue) Prefill(head []byte) {
 	}
 }
 
-// SendPrefilled is Send without a frame: it sends size bytes that the next free
+// SendPrefilled is like Send without a frame: it sends size bytes that the next free
 // pages hold already. As no page is told from another, each of them should begin
 // with the packet's headers; of those of a packet that takes several pages that is
 // payload in all but the first.

@@ -100,11 +100,11 @@ func (p *Pump) Do(f func(*Queue)) error {
 	}
 }
 
-// Queue is the pump's queue. While the pump runs, only what does not change, its
+// Queue returns the pump's queue. While the pump runs, only what does not change, its
 // index and its buffers, may be looked at.
 func (p *Pump) Queue() *Queue { return p.q }
 
-// Done is closed when Run has ended.
+// Done returns a channel that is closed when Run has ended.
 func (p *Pump) Done() <-chan struct{} { return p.done }
 
 // Run moves packets on a thread of its own until ctx ends, and returns nil then.

@@ -175,7 +175,7 @@ func forward(from, to *backend) (bool, error) {
 	return true, nil
 }
 
-// packetSlots is the number of slots of the packet that comes first.
+// packetSlots returns the number of slots of the packet that comes first.
 func packetSlots(seen []txSeen) int {
 	k := 1
 	for k < len(seen) && seen[k].Is {

@@ -113,13 +113,13 @@ func (q *Queue) close() error {
 	return errors.Join(errs...)
 }
 
-// Index is the number of the queue.
+// Index returns the number of the queue.
 func (q *Queue) Index() int { return q.index }
 
-// Stats are the counters so far.
+// Stats returns the counters so far.
 func (q *Queue) Stats() Stats { return q.stats }
 
-// Err is the violation that made the queue useless, or nil.
+// Err returns the violation that made the queue useless, or nil.
 func (q *Queue) Err() error {
 	if q.dead == nil {
 		return nil
@@ -130,7 +130,7 @@ func (q *Queue) Err() error {
 // TxState and RxState are the indices of the rings.
 func (q *Queue) TxState() netif.RingState { return q.tx.ring.State() }
 
-// RxState are the indices of the rx ring.
+// RxState returns the indices of the rx ring.
 func (q *Queue) RxState() netif.RingState { return q.rx.ring.State() }
 
 // Flush publishes what was put in both rings and sends the backend at most one
@@ -188,7 +188,7 @@ func (q *Queue) notify(p evtchn.Port) error {
 	return q.events.Notify(p)
 }
 
-// Buffers are the grant references of the queue's tx buffers, which are granted
+// Buffers returns the grant references of the queue's tx buffers, which are granted
 // for reading, and of its rx buffers, for reading and writing. They stay the same
 // as long as the queue is connected; any goroutine may ask.
 func (q *Queue) Buffers() (tx, rx []netif.Gref) {

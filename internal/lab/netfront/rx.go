@@ -81,13 +81,13 @@ type Packet struct {
 	hdr   headers
 }
 
-// Len is the number of bytes.
+// Len returns the number of bytes.
 func (p *Packet) Len() int { return p.size }
 
-// Frags is the number of fragments.
+// Frags returns the number of fragments.
 func (p *Packet) Frags() int { return p.n }
 
-// Frag is fragment i of the packet.
+// Frag returns fragment i of the packet.
 func (p *Packet) Frag(i int) []byte {
 	f := p.frags[i]
 	return p.q.rx.page(f.page)[f.offset:][:f.len:f.len]
@@ -354,5 +354,5 @@ func (p *Packet) sumFrom(at int) uint64 {
 	return s
 }
 
-// checksum is the value in the transport checksum field at byte at.
+// checksum returns the value in the transport checksum field at byte at.
 func checksum(head []byte, at int) uint16 { return binary.BigEndian.Uint16(head[at:]) }

@@ -64,7 +64,7 @@ func (t *txSide) page(i uint16) []byte {
 	return t.mem[int(i)*netif.PageSize:][:netif.PageSize:netif.PageSize]
 }
 
-// outstanding is the number of slots published and not answered.
+// outstanding returns the number of slots published and not answered.
 func (t *txSide) outstanding() uint32 { return t.pushed.Sub(t.ring.RspCons()) }
 
 // room reports whether a packet of so many data slots and extras fits.
@@ -72,7 +72,7 @@ func (t *txSide) room(data, extras int) bool {
 	return len(t.free) >= data && int(t.ring.Free()) >= data+extras
 }
 
-// top is the k-th page that would be taken next.
+// top returns the k-th page that would be taken next.
 func (t *txSide) top(k int) uint16 { return t.free[len(t.free)-1-k] }
 
 // Send puts a packet in the tx ring, in full pages. It is published by Flush.
@@ -92,7 +92,7 @@ func (q *Queue) Send(frame []byte, m Meta) error {
 	return nil
 }
 
-// roomFor is the number of pages for a packet of size bytes, if there is room for
+// roomFor returns the number of pages for a packet of size bytes, if there is room for
 // it.
 func (q *Queue) roomFor(size int, m Meta) (pages int, err error) {
 	n := (size + netif.PageSize - 1) / netif.PageSize
@@ -106,7 +106,7 @@ func (q *Queue) roomFor(size int, m Meta) (pages int, err error) {
 	return n, nil
 }
 
-// extras is the number of extra slots that a packet with this meta has.
+// extras returns the number of extra slots that a packet with this meta has.
 func (m Meta) extras() int {
 	n := 0
 	if m.GSOType != netif.GSONone {
@@ -118,7 +118,7 @@ func (m Meta) extras() int {
 	return n
 }
 
-// flags are those of the first slot.
+// flags returns the flags of the first slot.
 func (m Meta) flags() (f netif.TxFlags) {
 	if m.CsumBlank {
 		f |= netif.TxCsumBlank

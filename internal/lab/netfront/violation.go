@@ -102,7 +102,7 @@ func (q *Queue) violate(rule Rule, ring string, i netif.Index, format string, ar
 	}
 }
 
-// Violations are the first breaches the backend committed on this queue;
+// Violations returns the first breaches the backend committed on this queue;
 // Stats.Violations is the number of all.
 func (q *Queue) Violations() []*Violation {
 	return append([]*Violation(nil), q.violations...)

@@ -37,7 +37,7 @@ func (w *waker) wake() {
 	}
 }
 
-// drain is for the goroutine that sleeps.
+// drain empties the event queue. Only the goroutine that sleeps may call it.
 func (w *waker) drain() {
 	var b [8]byte
 	_, _ = unix.Read(w.fd, b[:])

@@ -10,7 +10,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/netif"
 )
 
-// putBehind is putRx of one slot, with the data at at of its page.
+// putBehind is like putRx for one slot, with the data at offset at of its page.
 func (b *backend) putBehind(at int, frame []byte, flags netif.RxFlags, extras ...netif.ExtraInfo) []netif.RxSlot {
 	b.t.Helper()
 	page := b.m.page(b.rx.Request(b.rx.ReqCons()).Gref)

@@ -159,7 +159,7 @@ func Need(t TB) {
 	need(t, Available())
 }
 
-// NeedTUN is Need for tests which open TAP devices as well.
+// NeedTUN is like Need for tests which open TAP devices as well.
 func NeedTUN(t TB) {
 	t.Helper()
 	err := Available()

@@ -247,7 +247,7 @@ func (p *player) putSlot(m *ctrlMessage) error {
 	return nil
 }
 
-// word is a word of a message: a number, or a reference.
+// word returns a word of a message: a number, or a reference.
 func (p *player) word(w string) (uint32, error) {
 	switch w {
 	case "page":
@@ -265,7 +265,7 @@ func (p *player) word(w string) (uint32, error) {
 	return refs[0], nil
 }
 
-// refs are the references that a word names, one or a row of a pool's.
+// refs returns the references that a word names, one or a row of a pool's.
 func (p *player) refs(w string) ([]netif.Gref, error) {
 	if name, row, ok := strings.Cut(strings.TrimSuffix(w, "]"), "["); ok {
 		from, to, err := readRow(row)

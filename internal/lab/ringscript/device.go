@@ -114,7 +114,7 @@ func (p *player) setQueue(n int) error {
 
 var errNoRings = errors.New("there are no rings")
 
-// queue is the queue that directives are about.
+// queue returns the queue that directives are about.
 func (p *player) queue() (*queue, error) {
 	if p.at >= len(p.queues) {
 		return nil, errNoRings
@@ -147,7 +147,7 @@ var special = map[string]func(*player) (uint32, error){
 	},
 }
 
-// freedRef is a reference that was granted a moment ago. It is good for a moment.
+// freedRef returns a reference that was granted a moment ago. It is good for a moment.
 func (p *player) freedRef() (netif.Gref, error) {
 	g, err := p.host.Pages.Alloc(p.peer, 1, true)
 	if err != nil {
@@ -157,7 +157,7 @@ func (p *player) freedRef() (netif.Gref, error) {
 	return ref, g.Free()
 }
 
-// ringKeys are the nodes that say where the rings are, and what every frontend
+// ringKeys returns the nodes that say where the rings are, and what every frontend
 // has to say.
 func (p *player) ringKeys() (keys []setKey) {
 	keys = []setKey{{"request-rx-copy", "1"}, {"feature-rx-notify", "1"}, {"feature-sg", "1"}}

@@ -62,7 +62,7 @@ func (s *frameSpec) header() int {
 
 func (s *frameSpec) v6() bool { return s.from.Addr().Is6() }
 
-// lowest is the least length of such a frame.
+// lowest returns the least length of such a frame.
 func (s *frameSpec) lowest() int {
 	if s.proto == "" {
 		return minFrame
@@ -124,7 +124,7 @@ func (s frameSpec) make() *frame {
 	return &frame{s, f.Bytes()[:s.length]}
 }
 
-// words are the spec as part of a question.
+// words returns the spec as part of a question.
 func (s frameSpec) words() string {
 	return fmt.Sprintf("%s %d %x %q %q %q %d %d %t", strconv.Quote(s.name), s.length, s.dst, s.proto, address(s.from), address(s.to), s.mss, s.vlan, s.fragment)
 }
@@ -136,7 +136,7 @@ func address(a netip.AddrPort) string {
 	return a.String()
 }
 
-// readAddress is the inverse of address.
+// readAddress inverts address.
 func readAddress(s string) (a netip.AddrPort, err error) {
 	if s == "" {
 		return a, nil
@@ -144,7 +144,7 @@ func readAddress(s string) (a netip.AddrPort, err error) {
 	return netip.ParseAddrPort(s)
 }
 
-// readSpec is the inverse of words.
+// readSpec inverts words.
 func readSpec(w []string) (s frameSpec, err error) {
 	if len(w) != 9 {
 		return s, fmt.Errorf("%q is no frame", w)

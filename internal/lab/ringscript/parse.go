@@ -338,14 +338,14 @@ func (a *args) frame(name string) *frame {
 	return f
 }
 
-// plain is a directive without arguments.
+// plain returns a directive without arguments.
 func plain(f func(*player) error) func(*args) action {
 	return func(*args) action {
 		return func(p *player) (string, error) { return "", f(p) }
 	}
 }
 
-// quiet is an action that says nothing.
+// quiet returns an action that says nothing.
 func quiet(f func(*player) error) action {
 	return func(p *player) (string, error) { return "", f(p) }
 }

@@ -203,7 +203,7 @@ func (a *args) message() *ctrlMessage {
 	return m
 }
 
-// streamType is the number of a byte stream's message. No name is that of a
+// streamType returns the number of a byte stream's message. No name is that of a
 // message on a ring of slots, too: a script tells which it means.
 func streamType(w string) (uint32, bool) {
 	for i, name := range []string{"ack", "get-flags", "set-flags", "set-key", "set-mapping"} {
@@ -214,7 +214,7 @@ func streamType(w string) (uint32, bool) {
 	return 0, false
 }
 
-// slotType is the number of a message on a ring of slots.
+// slotType returns the number of a message on a ring of slots.
 func (a *args) slotType(w string) uint32 {
 	for t := netif.CtrlGetHashFlags; t <= netif.CtrlDelGrefMapping; t++ {
 		if w == t.String() {

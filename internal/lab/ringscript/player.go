@@ -47,7 +47,7 @@ func (f *Failure) Error() string {
 
 func (f *Failure) Unwrap() error { return f.Err }
 
-// differs is something observed that is not what the script says.
+// differs returns the error of an observation that the script did not expect.
 func differs(what, got, want string) error {
 	return fmt.Errorf("%s: got %q, want %q", what, got, want)
 }
@@ -129,7 +129,7 @@ func (p *pool) page() (mem []byte, ref netif.Gref) {
 	return p.pages.Bytes()[i*netif.PageSize:][:netif.PageSize:netif.PageSize], p.pages.Refs()[i]
 }
 
-// pool is the tx pool or the rx pool.
+// pool returns the tx pool or the rx pool.
 func (p *player) pool(name string) *pool {
 	if name == "rx" {
 		return &p.rx

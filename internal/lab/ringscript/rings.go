@@ -333,7 +333,7 @@ var hashTypes = [...]string{
 	netif.HashIPv4: "ipv4", netif.HashIPv4TCP: "ipv4-tcp", netif.HashIPv6: "ipv6", netif.HashIPv6TCP: "ipv6-tcp",
 }
 
-// sayRx is ID=STATUS[@OFFSET][:FLAGS].
+// sayRx returns ID=STATUS[@OFFSET][:FLAGS].
 func sayRx(r netif.RxResponse) string {
 	s := fmt.Sprintf("%d=", r.ID)
 	if r.Status < 0 {

@@ -128,7 +128,7 @@ var facts = map[string]func(*vif.Status) string{
 	},
 }
 
-// served is the protocol of the control ring, and why it is out of use.
+// served returns the protocol of the control ring, and why it is out of use.
 func served(s *vif.Status) string {
 	c := s.Control
 	switch {
@@ -140,7 +140,7 @@ func served(s *vif.Status) string {
 	return c.Protocol
 }
 
-// hashing is algorithm, types, begin of the key and its length, and mapping of a
+// hashing returns algorithm, types, begin of the key and its length, and mapping of a
 // guest with a control ring.
 func hashing(s *vif.Status) string {
 	c := s.Control
@@ -155,7 +155,7 @@ func hashing(s *vif.Status) string {
 	return fmt.Sprintf("%s %s %s %s", c.Algorithm, orDash(strings.Join(c.Types, ",")), key, orDash(mapping))
 }
 
-// static is the number of static grants of each queue.
+// static returns the number of static grants of each queue.
 func static(s *vif.Status) string {
 	var n []string
 	for _, q := range s.Queues {
@@ -164,7 +164,7 @@ func static(s *vif.Status) string {
 	return strings.Join(n, " ")
 }
 
-// inForce is all that a guest can configure over the control ring.
+// inForce returns all that a guest can configure over the control ring.
 func (u *Umpire) inForce(ctx context.Context) (string, error) {
 	s, err := u.status(ctx)
 	if err != nil {
@@ -251,7 +251,7 @@ func (u *Umpire) errorNode() (string, error) {
 	return v, err
 }
 
-// dropsOf are the counters of packets that were not delivered.
+// dropsOf returns the counters of packets that were not delivered.
 func dropsOf(s *vif.Status) map[string]uint64 {
 	m := map[string]uint64{}
 	for _, c := range dataplane.Counters {
@@ -308,7 +308,7 @@ func (u *Umpire) count(ctx context.Context, before *map[string]uint64, words []s
 	return formatCounts(got), nil
 }
 
-// formatCounts is NAME=N..., in the order of the names.
+// formatCounts returns NAME=N..., in the order of the names.
 func formatCounts(m map[string]int64) string {
 	var words []string
 	for _, name := range slices.Sorted(maps.Keys(m)) {
@@ -317,7 +317,7 @@ func formatCounts(m map[string]int64) string {
 	return strings.Join(words, " ")
 }
 
-// begin is a new script: what was before it does not count.
+// begin starts a new script: earlier events do not count.
 func (u *Umpire) begin(ctx context.Context) error {
 	var s *vif.Status
 	if err := u.until(ctx, func(now *vif.Status) (bool, error) {

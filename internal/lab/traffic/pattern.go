@@ -8,7 +8,7 @@ import "encoding/binary"
 // stream's seed and of its place. No byte sent twice, left out or moved goes
 // unseen.
 
-// word is SplitMix64.
+// word implements SplitMix64.
 func word(seed, i uint64) uint64 {
 	z := seed + (i+1)*0x9e3779b97f4a7c15
 	z = (z ^ z>>30) * 0xbf58476d1ce4e5b9

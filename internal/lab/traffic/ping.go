@@ -34,7 +34,7 @@ type PingResult struct {
 	RTT      []time.Duration `json:"rtt_ns"`  // of each reply, in order
 }
 
-// Median is the middle round-trip time, 0 if there is none.
+// Median returns the middle round-trip time, 0 if there is none.
 func (r PingResult) Median() time.Duration {
 	if len(r.RTT) == 0 {
 		return 0
@@ -205,7 +205,7 @@ func (p *Pinger) reply(b []byte) (seq uint16, data []byte, ok bool) {
 	return binary.BigEndian.Uint16(b[6:]), b[icmpHeader:], true
 }
 
-// onesComplement is the Internet checksum of b.
+// onesComplement returns the Internet checksum of b.
 func onesComplement(b []byte) uint16 {
 	var s uint32
 	for ; len(b) >= 2; b = b[2:] {

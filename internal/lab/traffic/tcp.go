@@ -32,7 +32,7 @@ type TCPResult struct {
 	Duration time.Duration `json:"duration_ns"`
 }
 
-// Rate is the speed in bits per second.
+// Rate returns the speed in bits per second.
 func (r TCPResult) Rate() float64 {
 	if r.Duration <= 0 {
 		return 0
@@ -168,7 +168,7 @@ func ListenTCP(addr string) (*TCPServer, error) {
 // Addr returns the server's address.
 func (s *TCPServer) Addr() net.Addr { return s.ln.Addr() }
 
-// Results are those of the streams that have ended, the last 256 of them.
+// Results returns the results of the last 256 streams that have ended.
 func (s *TCPServer) Results() []TCPResult {
 	s.mu.Lock()
 	defer s.mu.Unlock()

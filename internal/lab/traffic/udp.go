@@ -161,7 +161,7 @@ func putUDP(b []byte, kind uint32, stream, seq uint64) {
 	binary.BigEndian.PutUint64(b[16:], seq)
 }
 
-// reportFields are the numbers of a report, in their order on the wire.
+// reportFields returns the numbers of a report, in their order on the wire.
 func (r *UDPResult) reportFields() []*uint64 {
 	return []*uint64{&r.Sent, &r.Received, &r.Lost, &r.Duplicated, &r.Reordered, &r.Corrupt, &r.Bytes}
 }
@@ -291,7 +291,7 @@ func newUDPServer(c *net.UDPConn, err error) (*UDPServer, error) {
 // Addr returns the server's address.
 func (s *UDPServer) Addr() net.Addr { return s.c.LocalAddr() }
 
-// Results are those of the last 64 streams, oldest first.
+// Results returns the results of the last 64 streams, oldest first.
 func (s *UDPServer) Results() []UDPResult {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -302,7 +302,7 @@ func (s *UDPServer) Results() []UDPResult {
 	return out
 }
 
-// Result is that of one stream.
+// Result returns the result of one stream.
 func (s *UDPServer) Result(stream uint64) (UDPResult, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

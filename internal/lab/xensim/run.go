@@ -137,7 +137,7 @@ func listen(dir, name string) (int, error) {
 	return fd, nil
 }
 
-// listenStore is listen for the socket xenstored serves.
+// listenStore is like listen for the socket xenstored serves.
 func listenStore(dir string) (net.Listener, error) {
 	fd, err := listen(dir, wire.XenstoreSocket)
 	if err != nil {

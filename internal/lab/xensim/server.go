@@ -312,7 +312,7 @@ func (a attachment) send(fd int) error {
 	return err
 }
 
-// open is the first call.
+// open returns the first call.
 func (c *conn) open(msg []byte) (attachment, error) {
 	none := attachment{fd: -1}
 	hello, err := wire.ParseHello(msg)
@@ -385,7 +385,7 @@ func (c *conn) openFile(hello wire.Hello, kernel *dev.Kernel) (file, attachment,
 	return nil, none, unix.ENXIO
 }
 
-// process is the process at the other end, provided that its memory is within
+// process returns the process at the other end, provided that its memory is within
 // reach.
 func (c *conn) process(probe uint64) (dev.Process, error) {
 	cred, err := unix.GetsockoptUcred(c.fd, unix.SOL_SOCKET, unix.SO_PEERCRED)

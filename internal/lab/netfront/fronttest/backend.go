@@ -86,14 +86,14 @@ func (x *Xen) Start(domid xen.Domid, o Options) *Backend {
 // Stop ends the backend at once.
 func (b *Backend) Stop() { b.end() }
 
-// States are those that the backend has gone through.
+// States returns the states that the backend has gone through.
 func (b *Backend) States() []xenbus.State {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return slices.Clone(b.states)
 }
 
-// Mcast are the edits of the multicast list that were asked for, as "add" or
+// Mcast returns the edits of the multicast list that were asked for, as "add" or
 // "del" and the address.
 func (b *Backend) Mcast() []string {
 	b.mu.Lock()

@@ -69,12 +69,12 @@ func (x *Xen) NewGuest() (domid xen.Domid) {
 	return domid
 }
 
-// FrontDir is the directory of a guest's vif, BackDir that of its backend.
+// FrontDir returns the directory of a guest's vif, BackDir that of its backend.
 func (x *Xen) FrontDir(domid xen.Domid) string {
 	return fmt.Sprintf("/local/domain/%d/device/vif/0", domid)
 }
 
-// BackDir is the backend's directory of a guest's vif.
+// BackDir returns the backend's directory of a guest's vif.
 func (x *Xen) BackDir(domid xen.Domid) string {
 	return fmt.Sprintf("/local/domain/0/backend/vif/%d/0", domid)
 }

@@ -92,10 +92,10 @@ type Copier struct {
 	ops, bytes int
 }
 
-// NewCopier is for one more thread.
+// NewCopier returns a Copier for one more thread.
 func (g *Gntdev) NewCopier() *Copier { return &Copier{g: g} }
 
-// Copy is IOCTL_GNTDEV_GRANT_COPY on the segments laid out in segs. It sets a
+// Copy implements IOCTL_GNTDEV_GRANT_COPY on the segments laid out in segs. It sets a
 // status for each. An errno means that the call failed as a whole and no status
 // means anything; earlier segments may have been copied.
 func (c *Copier) Copy(segs []byte, status []gntdev.Status) unix.Errno {

@@ -50,7 +50,7 @@ func copySegs(g *Gntdev, segs ...seg) ([]gntdev.Status, unix.Errno) {
 	return status, g.NewCopier().Copy(b, status)
 }
 
-// local is n bytes that start at a page.
+// local returns n bytes that start at a page.
 func local(t *testing.T, n int) []byte {
 	t.Helper()
 	mem, err := unix.Mmap(-1, 0, n, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)

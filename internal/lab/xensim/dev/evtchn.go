@@ -38,10 +38,10 @@ func OpenEvtchn(hv *hyp.Hypervisor, dom *hyp.Domain) (*Evtchn, error) {
 	return &Evtchn{hv: hv, dom: dom, ports: map[uint32]bool{}, r: p[0], w: p[1]}, nil
 }
 
-// Pipe is the end of the pipe the process reads.
+// Pipe returns the end of the pipe that the process reads.
 func (e *Evtchn) Pipe() int { return e.r }
 
-// BindInterdomain is IOCTL_EVTCHN_BIND_INTERDOMAIN.
+// BindInterdomain implements IOCTL_EVTCHN_BIND_INTERDOMAIN.
 func (e *Evtchn) BindInterdomain(domid xen.Domid, remote uint32) (uint32, unix.Errno) {
 	if e.restricted && e.only != domid {
 		return 0, unix.EACCES
@@ -54,7 +54,7 @@ func (e *Evtchn) BindInterdomain(domid xen.Domid, remote uint32) (uint32, unix.E
 	return port, errno
 }
 
-// BindUnbound is IOCTL_EVTCHN_BIND_UNBOUND_PORT.
+// BindUnbound implements IOCTL_EVTCHN_BIND_UNBOUND_PORT.
 func (e *Evtchn) BindUnbound(domid xen.Domid) (uint32, unix.Errno) {
 	if e.restricted {
 		return 0, unix.EACCES
@@ -71,7 +71,7 @@ func (e *Evtchn) BindUnbound(domid xen.Domid) (uint32, unix.Errno) {
 // when there are more ports than it has room for.
 const ringMin = 64
 
-// grow is evtchn_resize_ring, for one more port than there are.
+// grow implements evtchn_resize_ring, for one more port than there are.
 func (e *Evtchn) grow() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -81,7 +81,7 @@ func (e *Evtchn) grow() {
 	e.ring = max(ringMin, 2*e.ring)
 }
 
-// Unbind is IOCTL_EVTCHN_UNBIND. An event that is queued stays so.
+// Unbind implements IOCTL_EVTCHN_UNBIND. An event that is queued stays so.
 func (e *Evtchn) Unbind(port uint32) unix.Errno {
 	if port >= maxPort {
 		return unix.EINVAL
@@ -97,7 +97,7 @@ func (e *Evtchn) Unbind(port uint32) unix.Errno {
 // maxPort is xen_evtchn_nr_channels() with the FIFO ABI.
 const maxPort = 1 << 17
 
-// Notify is IOCTL_EVTCHN_NOTIFY.
+// Notify implements IOCTL_EVTCHN_NOTIFY.
 func (e *Evtchn) Notify(port uint32) unix.Errno {
 	if !e.ports[port] {
 		return unix.ENOTCONN
@@ -106,7 +106,7 @@ func (e *Evtchn) Notify(port uint32) unix.Errno {
 	return 0
 }
 
-// Unmask is write(2): the ports may have events again. Others than the file's
+// Unmask implements write(2): the ports may have events again. Others than the file's
 // are passed over.
 func (e *Evtchn) Unmask(port uint32) {
 	if e.ports[port] {
@@ -114,7 +114,7 @@ func (e *Evtchn) Unmask(port uint32) {
 	}
 }
 
-// Restrict is IOCTL_EVTCHN_RESTRICT_DOMID.
+// Restrict implements IOCTL_EVTCHN_RESTRICT_DOMID.
 func (e *Evtchn) Restrict(domid xen.Domid) unix.Errno {
 	if e.restricted {
 		return unix.EACCES
@@ -126,7 +126,7 @@ func (e *Evtchn) Restrict(domid xen.Domid) unix.Errno {
 	return 0
 }
 
-// Reset is IOCTL_EVTCHN_RESET: the queue is empty again. Ports that were in it
+// Reset implements IOCTL_EVTCHN_RESET: the queue is empty again. Ports that were in it
 // stay masked.
 func (e *Evtchn) Reset() {
 	e.mu.Lock()
@@ -189,7 +189,7 @@ func (e *Evtchn) put(port uint32) error {
 	return err
 }
 
-// Close is close(2): all ports are closed.
+// Close implements close(2): all ports are closed.
 func (e *Evtchn) Close() {
 	for port := range e.ports {
 		_ = e.dom.CloseChannel(port) // the domain's death may have done it

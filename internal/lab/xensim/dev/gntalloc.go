@@ -86,7 +86,7 @@ type Allocation struct {
 	Frames []uint32
 }
 
-// Alloc is IOCTL_GNTALLOC_ALLOC_GREF and the mmap(2) after it: n zeroed pages
+// Alloc implements IOCTL_GNTALLOC_ALLOC_GREF and the mmap(2) after it: n zeroed pages
 // that domid may use, for reading only unless writable.
 func (g *Gntalloc) Alloc(domid xen.Domid, n int, writable bool) (Allocation, unix.Errno) {
 	k := g.k
@@ -136,7 +136,7 @@ func (k *Kernel) findRefs(n int) []uint32 {
 	}
 }
 
-// Dealloc is munmap(2) and IOCTL_GNTALLOC_DEALLOC_GREF after it: the pages are
+// Dealloc implements munmap(2) and IOCTL_GNTALLOC_DEALLOC_GREF after it: the pages are
 // taken back, as soon as they are no longer used.
 func (g *Gntalloc) Dealloc(index uint64, n int) unix.Errno {
 	first := index / hyp.PageSize
@@ -156,7 +156,7 @@ func (g *Gntalloc) Dealloc(index uint64, n int) unix.Errno {
 	return 0
 }
 
-// Close is the end of the file and of all it has mapped.
+// Close ends the file and all that it has mapped.
 func (g *Gntalloc) Close() {
 	k := g.k
 	if k.dom.Dying() {
@@ -171,7 +171,7 @@ func (g *Gntalloc) Close() {
 	k.cleanup()
 }
 
-// cleanup is do_cleanup: it ends the grants that can be ended. The others are
+// cleanup implements do_cleanup: it ends the grants that can be ended. The others are
 // tried again next time, and count against the limit until then. The caller
 // holds mu.
 func (k *Kernel) cleanup() {

@@ -16,7 +16,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/gntdev"
 )
 
-// linux is a guest with its kernel: 100 pages, at most 60 of them granted.
+// linux returns a guest with its kernel: 100 pages, at most 60 of them granted.
 func linux(t testing.TB) (*hyp.Hypervisor, *hyp.Domain, *Kernel) {
 	t.Helper()
 	hv, err := hyp.New(wire.DomainConfig{Pages: 16})

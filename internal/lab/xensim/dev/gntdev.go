@@ -42,7 +42,7 @@ func OpenGntdev(hv *hyp.Hypervisor, dom *hyp.Domain, p Process) *Gntdev {
 	return &Gntdev{hv: hv, dom: dom, process: p, vmas: map[uint64]*grantMap{}}
 }
 
-// Map is IOCTL_GNTDEV_MAP_GRANT_REF: it records the references and checks
+// Map implements IOCTL_GNTDEV_MAP_GRANT_REF: it records the references and checks
 // nothing. The index is an offset for Mmap.
 func (g *Gntdev) Map(domid xen.Domid, refs []uint32) (index uint64, errno unix.Errno) {
 	if len(refs) == 0 || len(refs) > wire.MaxRefs {
@@ -78,7 +78,7 @@ type BadRef struct {
 	Status gntdev.Status
 }
 
-// Mmap is mmap(2) of the device: it maps all references recorded at index, or
+// Mmap implements mmap(2) of the device: it maps all references recorded at index, or
 // fails as a whole. A record that was tried once cannot be tried again.
 func (g *Gntdev) Mmap(index uint64, count int, writable bool) (View, BadRef, unix.Errno) {
 	m := g.claim(index, count)
@@ -141,7 +141,7 @@ func (g *Gntdev) acquireMap(owner *hyp.Domain, ref uint32, writable bool) (hyp.G
 // half a minute in all, and then taken for bad.
 const maxRetry = 256
 
-// acquire is one grant operation as Linux makes it.
+// acquire returns one grant operation as Linux makes it.
 func (g *Gntdev) acquire(owner *hyp.Domain, ref uint32, write bool, use hyp.Use) (hyp.Grant, gntdev.Status) {
 	grant, st := g.dom.Acquire(owner, ref, write, use)
 	for ms := 1; st == gntdev.StatusEagain; ms++ {
@@ -162,7 +162,7 @@ func (g *Gntdev) release(m *grantMap) {
 	m.grants = nil
 }
 
-// Munmap is munmap(2) of a view.
+// Munmap implements munmap(2) of a view.
 func (g *Gntdev) Munmap(vma uint64) unix.Errno {
 	g.mu.Lock()
 	m := g.vmas[vma]
@@ -175,7 +175,7 @@ func (g *Gntdev) Munmap(vma uint64) unix.Errno {
 	return 0
 }
 
-// Unmap is IOCTL_GNTDEV_UNMAP_GRANT_REF: it forgets a record. What is mapped by
+// Unmap implements IOCTL_GNTDEV_UNMAP_GRANT_REF: it forgets a record. What is mapped by
 // it stays so until Munmap.
 func (g *Gntdev) Unmap(index uint64, count int) unix.Errno {
 	g.mu.Lock()
@@ -188,7 +188,7 @@ func (g *Gntdev) Unmap(index uint64, count int) unix.Errno {
 	return 0
 }
 
-// find is gntdev_find_map_index: index and count must be those of Map. The
+// find implements gntdev_find_map_index: index and count must be those of Map. The
 // caller holds mu.
 func (g *Gntdev) find(index uint64, count int) *grantMap {
 	for _, m := range g.maps {
@@ -199,7 +199,7 @@ func (g *Gntdev) find(index uint64, count int) *grantMap {
 	return nil
 }
 
-// Close is the last close(2) together with the end of all mappings, as when the
+// Close implements the last close(2) together with the end of all mappings, as when the
 // process ends. No other call is under way.
 func (g *Gntdev) Close() {
 	g.mu.Lock()

@@ -61,13 +61,13 @@ type Entry struct {
 // Head is the word of an entry that holds its flags and its domid.
 type Head uint32
 
-// Flags are the flags in h.
+// Flags returns the flags in h.
 func (h Head) Flags() uint16 { return uint16(h) }
 
-// Domid is the domid in h.
+// Domid returns the domid in h.
 func (h Head) Domid() xen.Domid { return xen.Domid(h >> 16) }
 
-// With is h with flags set.
+// With returns h with flags set.
 func (h Head) With(flags uint16) Head { return h | Head(flags) }
 
 // Table is a grant table: its frames, side by side. A reference beyond it

@@ -218,7 +218,7 @@ func (h *Hypervisor) reap(d *Domain) {
 	d.mem.close()
 }
 
-// ID is the domain's id.
+// ID returns the domain's id.
 func (d *Domain) ID() xen.Domid { return d.id }
 
 // Config returns the domain's configuration with defaults filled in.
@@ -297,7 +297,7 @@ func (d *Domain) Frames() (table, end int) {
 // away, by holding a grant of it or by being one of its own processes.
 func (d *Domain) Frame(n uint32) []byte { return d.mem.frame(n) }
 
-// Files are the domain's memory as files, to be passed on while the domain
+// Files returns the domain's memory as files, to be passed on while the domain
 // exists: writable and read-only.
 func (d *Domain) Files() (rw, ro int) { return d.mem.rw, d.mem.ro }
 

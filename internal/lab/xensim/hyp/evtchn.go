@@ -37,7 +37,7 @@ type Upcall interface {
 	Event(port uint32)
 }
 
-// AllocUnbound is EVTCHNOP_alloc_unbound: a new port that remote may connect to.
+// AllocUnbound implements EVTCHNOP_alloc_unbound: a new port that remote may connect to.
 func (d *Domain) AllocUnbound(remote xen.Domid, up Upcall) (uint32, unix.Errno) {
 	d.h.ev.Lock()
 	defer d.h.ev.Unlock()
@@ -53,7 +53,7 @@ func (d *Domain) AllocUnbound(remote xen.Domid, up Upcall) (uint32, unix.Errno) 
 	return port, 0
 }
 
-// BindInterdomain is EVTCHNOP_bind_interdomain: a new port connected to one the
+// BindInterdomain implements EVTCHNOP_bind_interdomain: a new port connected to one the
 // remote domain has offered. It has an event from the start, since some may
 // have been lost on the way.
 func (d *Domain) BindInterdomain(remote xen.Domid, remotePort uint32, up Upcall) (uint32, unix.Errno) {
@@ -78,7 +78,7 @@ func (d *Domain) BindInterdomain(remote xen.Domid, remotePort uint32, up Upcall)
 	return port, 0
 }
 
-// CloseChannel is EVTCHNOP_close. The other end, if there is one, is unbound
+// CloseChannel implements EVTCHNOP_close. The other end, if there is one, is unbound
 // again, and only d may connect to it.
 func (d *Domain) CloseChannel(port uint32) unix.Errno {
 	d.h.ev.Lock()
@@ -87,7 +87,7 @@ func (d *Domain) CloseChannel(port uint32) unix.Errno {
 	return d.close(port)
 }
 
-// close is CloseChannel with h.ev held.
+// close is like CloseChannel with h.ev held.
 func (d *Domain) close(port uint32) unix.Errno {
 	c := d.channel(port)
 	if c == nil || c.state == channelFree {
@@ -103,7 +103,7 @@ func (d *Domain) close(port uint32) unix.Errno {
 	return 0
 }
 
-// Send is EVTCHNOP_send. An event on an unconnected port is lost
+// Send implements EVTCHNOP_send. An event on an unconnected port is lost
 // without a word.
 func (d *Domain) Send(port uint32) unix.Errno {
 	d.counters.eventSends.Add(1)
@@ -150,7 +150,7 @@ func (d *Domain) deliver(port uint32) {
 	c.upcall.Event(port)
 }
 
-// channel is a port, nil when the domain cannot have it. The caller holds h.ev.
+// channel returns a port, nil when the domain cannot have it. The caller holds h.ev.
 func (d *Domain) channel(port uint32) *channel {
 	if port == 0 || uint64(port) >= uint64(len(d.channels)) {
 		return nil

@@ -63,7 +63,7 @@ func (t *grantTable) grow(frames int) {
 	t.active = append(t.active, make([]activeGrant, frames*gnttab.RefsPerFrame-len(t.active))...)
 }
 
-// SetupTable is GNTTABOP_setup_table: it makes the table at least frames long.
+// SetupTable implements GNTTABOP_setup_table: it makes the table at least frames long.
 // The frames are the domain's first ones. It returns how long the table is now.
 func (d *Domain) SetupTable(frames int) (int, unix.Errno) {
 	d.counters.setupTableCalls.Add(1)
@@ -79,7 +79,7 @@ func (d *Domain) SetupTable(frames int) (int, unix.Errno) {
 	return t.frames, 0
 }
 
-// Table is the domain's grant table, in its memory: as many frames as it may
+// Table returns the domain's grant table, in its memory: as many frames as it may
 // ever have.
 func (d *Domain) Table() gnttab.Table {
 	return gnttab.Table(d.mem.bytes[:d.config.MaxGrantFrames*PageSize])
@@ -93,10 +93,10 @@ type Grant struct {
 	use         Use
 }
 
-// Page is the granted page.
+// Page returns the granted page.
 func (g Grant) Page() []byte { return g.owner.mem.frame(g.frame) }
 
-// Frame is the number of the granted page.
+// Frame returns the number of the granted page.
 func (g Grant) Frame() uint32 { return g.frame }
 
 // Acquire pins the page that owner granted to d as ref: map_grant_ref, or
@@ -129,7 +129,7 @@ func (d *Domain) Acquire(owner *Domain, ref uint32, write bool, use Use) (Grant,
 	return Grant{user: d, owner: owner, ref: ref, frame: frame, write: write, use: use}, st
 }
 
-// pin is Acquire in the granting domain, with its t.mu held.
+// pin is like Acquire in the granting domain, with its t.mu held.
 func (d *Domain) pin(ref uint32, by xen.Domid, write bool, use Use) (uint32, gntdev.Status) {
 	t := &d.gt
 	if t.gone {
@@ -189,7 +189,7 @@ func (d *Domain) owns(frame uint32) bool {
 // before Xen takes it for an attack.
 const unstable = 5
 
-// setStatus is _set_status_v1: it checks what the domain's entry says and marks
+// setStatus implements _set_status_v1: it checks what the domain's entry says and marks
 // it as in use.
 func (d *Domain) setStatus(ref uint32, a *activeGrant, by xen.Domid, write bool, use Use) gntdev.Status {
 	table, mask := d.Table(), gnttab.TypeMask
@@ -215,7 +215,7 @@ func (d *Domain) setStatus(ref uint32, a *activeGrant, by xen.Domid, write bool,
 	return gntdev.StatusGeneralError
 }
 
-// reduceStatus is reduce_status_for_pin: it clears what no use of the
+// reduceStatus implements reduce_status_for_pin: it clears what no use of the
 // reference asks for any more.
 func (d *Domain) reduceStatus(ref uint32, a *activeGrant, write bool) {
 	var flags uint16

@@ -51,7 +51,7 @@ func (m *memory) init(frames int) error {
 	return nil
 }
 
-// frame is the memory of one frame.
+// frame returns the memory of one frame.
 func (m *memory) frame(n uint32) []byte {
 	return m.bytes[int(n)*PageSize:][:PageSize:PageSize]
 }

@@ -49,10 +49,10 @@ func (c *Conn) wait() {
 	close(c.done)
 }
 
-// Domid is the domain this process belongs to.
+// Domid returns the domain this process belongs to.
 func (c *Conn) Domid() xen.Domid { return c.domid }
 
-// Done is closed when the domain was destroyed, the simulation has ended, or
+// Done returns a channel that is closed when the domain was destroyed, the simulation has ended, or
 // Close was called.
 func (c *Conn) Done() <-chan struct{} { return c.done }
 

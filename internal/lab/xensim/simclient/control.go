@@ -141,7 +141,7 @@ func (c *Control) Domain(domid xen.Domid) (DomainInfo, error) {
 	return part[0], nil
 }
 
-// list is one OpList. The caller holds link.mu.
+// list returns one OpList. The caller holds link.mu.
 func (c *Control) list(first uint32) ([]DomainInfo, error) {
 	r, errno, err := c.link.call(wire.AppendU32(nil, uint32(wire.OpList), first))
 	if err != nil {

@@ -54,7 +54,7 @@ func TestBackendKilled(t *testing.T) {
 	}
 }
 
-// args are the numbers in the environment of a child.
+// args returns the numbers in the environment of a child.
 func args(v ...any) error {
 	_, err := fmt.Sscan(os.Getenv("XENSIM_TEST_ARGS"), v...)
 	return err

@@ -61,7 +61,7 @@ func (e *Events) Close() error {
 	return nil
 }
 
-// FD is the descriptor, for polling only; -1 once closed. It is readable
+// FD returns the descriptor, for polling only; -1 once closed. It is readable
 // (POLLIN) when Pending has ports or would return [evtchn.ErrOverflow], and
 // POLLHUP when the domain is gone.
 func (e *Events) FD() int {
@@ -70,7 +70,7 @@ func (e *Events) FD() int {
 	return e.pipe
 }
 
-// BindInterdomain is [evtchn.Device.BindInterdomain].
+// BindInterdomain implements [evtchn.Device.BindInterdomain].
 func (e *Events) BindInterdomain(domid xen.Domid, remote evtchn.Port) (evtchn.Port, error) {
 	var err error = unix.EINVAL
 	var port evtchn.Port
@@ -83,7 +83,7 @@ func (e *Events) BindInterdomain(domid xen.Domid, remote evtchn.Port) (evtchn.Po
 	return port, nil
 }
 
-// BindUnbound is [evtchn.Device.BindUnbound].
+// BindUnbound implements [evtchn.Device.BindUnbound].
 func (e *Events) BindUnbound(domid xen.Domid) (evtchn.Port, error) {
 	port, err := e.bind(wire.OpBindUnbound, uint32(domid))
 	if err != nil {
@@ -112,7 +112,7 @@ func (e *Events) bind(op wire.Op, args ...uint32) (evtchn.Port, error) {
 	return evtchn.Port(port), nil
 }
 
-// Unbind is [evtchn.Device.Unbind].
+// Unbind implements [evtchn.Device.Unbind].
 func (e *Events) Unbind(port evtchn.Port) error {
 	var err error = unix.EINVAL
 	if port != 0 {
@@ -124,7 +124,7 @@ func (e *Events) Unbind(port evtchn.Port) error {
 	return nil
 }
 
-// Notify is [evtchn.Device.Notify]. It does not wait for the simulation: what
+// Notify implements [evtchn.Device.Notify]. It does not wait for the simulation: what
 // the kernel would say about the port is known here.
 func (e *Events) Notify(port evtchn.Port) error {
 	if err := e.notify(uint32(port)); err != nil {
@@ -150,7 +150,7 @@ func (e *Events) notify(port uint32) error {
 	return l.send(l.msg)
 }
 
-// Restrict is [evtchn.Device.Restrict].
+// Restrict implements [evtchn.Device.Restrict].
 func (e *Events) Restrict(domid xen.Domid) error {
 	if err := e.simple(wire.OpRestrict, uint32(domid)); err != nil {
 		return &evtchn.Error{Op: "restrict", Domid: domid, Err: err}
@@ -158,7 +158,7 @@ func (e *Events) Restrict(domid xen.Domid) error {
 	return nil
 }
 
-// Reset is [evtchn.Device.Reset].
+// Reset implements [evtchn.Device.Reset].
 func (e *Events) Reset() error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -184,7 +184,7 @@ func (e *Events) simple(op wire.Op, args ...uint32) error {
 	return err
 }
 
-// Pending is [evtchn.Device.Pending].
+// Pending implements [evtchn.Device.Pending].
 func (e *Events) Pending(buf []evtchn.Port) (int, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -234,7 +234,7 @@ func (e *Events) pending(buf []evtchn.Port) (int, error) {
 	return n, nil
 }
 
-// Unmask is [evtchn.Device.Unmask]. It does not wait for the simulation.
+// Unmask implements [evtchn.Device.Unmask]. It does not wait for the simulation.
 func (e *Events) Unmask(ports []evtchn.Port) error {
 	for _, p := range ports {
 		if p == 0 {

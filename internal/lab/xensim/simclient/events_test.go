@@ -176,7 +176,7 @@ func TestPendingFillsWhatItIsGiven(t *testing.T) {
 	ok(t, be.Unmask(make1000(want[0])))
 }
 
-// make1000 is more ports than one message takes.
+// make1000 returns more ports than one message takes.
 func make1000(p evtchn.Port) []evtchn.Port {
 	ports := make([]evtchn.Port, 3000)
 	for i := range ports {

@@ -87,7 +87,7 @@ func (g *Grants) put(l *link, mapped int) {
 	_ = g.trim() // a close of a socket
 }
 
-// Copy is [gntdev.Device.Copy]. The simulation does the copying, with the
+// Copy implements [gntdev.Device.Copy]. The simulation does the copying, with the
 // rights of a hypervisor over all memory involved.
 func (g *Grants) Copy(segs []gntdev.Segment) error {
 	if len(segs) == 0 {
@@ -114,7 +114,7 @@ func (g *Grants) Copy(segs []gntdev.Segment) error {
 	return nil
 }
 
-// copy is one OpCopy.
+// copy returns one OpCopy.
 func (l *link) copy(segs []gntdev.Segment) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -143,7 +143,7 @@ func (l *link) copy(segs []gntdev.Segment) error {
 	return nil
 }
 
-// Map is [gntdev.Device.Map].
+// Map implements [gntdev.Device.Map].
 func (g *Grants) Map(domid xen.Domid, refs []gntdev.Ref, prot gntdev.Prot) (*gntdev.Mapping, error) {
 	if len(refs) == 0 || len(refs) > wire.MaxRefs {
 		return nil, &gntdev.Error{Op: "map", Index: -1, Domid: domid, Err: unix.EINVAL,
@@ -269,7 +269,7 @@ func mapError(domid xen.Domid, refs []gntdev.Ref, errno unix.Errno, number int32
 	return e
 }
 
-// unmap is a Mapping's Unmap.
+// unmap returns a Mapping's Unmap.
 func (g *Grants) unmap(v view) error {
 	err := unmapPages(v.mem)
 	l, lerr := g.take(true)

@@ -38,7 +38,7 @@ func open(dir string, domid xen.Domid, kind wire.Kind) (l *link, fd int, err err
 	return join(dir, domid, kind, 0)
 }
 
-// join is open for one more thread of the file of that number.
+// join is like open for one more thread of the file of that number.
 func join(dir string, domid xen.Domid, kind wire.Kind, number uint32) (l *link, file int, err error) {
 	fail := func(err error) (*link, int, error) {
 		return nil, -1, fmt.Errorf("embedded Xen: open %v of domain %d: %w", kind, domid, err)
@@ -99,7 +99,7 @@ func (l *link) call(msg []byte) (*wire.Reader, unix.Errno, error) {
 	return r, unix.Errno(r.U32()), nil
 }
 
-// callFile is call for a reply that may bring a file, else -1.
+// callFile is like call for a reply that may bring a file, else -1.
 func (l *link) callFile(msg []byte) (*wire.Reader, int, unix.Errno, error) {
 	if err := l.send(msg); err != nil {
 		return nil, -1, 0, err
@@ -140,7 +140,7 @@ func (l *link) close() error {
 	return l.leave()
 }
 
-// leave is the end of one user. The caller holds mu.
+// leave removes one user. The caller holds mu.
 func (l *link) leave() error {
 	if l.users--; l.users > 0 || l.fd < 0 {
 		return nil

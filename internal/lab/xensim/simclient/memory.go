@@ -71,7 +71,7 @@ func (m *Memory) Close() error {
 	return err
 }
 
-// Table is the grant table, with all the frames it may ever have. Xen looks at
+// Table returns the grant table, with all the frames it may ever have. Xen looks at
 // those that SetupTable made part of it, at first one.
 func (m *Memory) Table() gnttab.Table { return gnttab.Table(m.mem[:m.table*pageSize]) }
 
@@ -90,9 +90,9 @@ func (m *Memory) SetupTable(frames int) error {
 	return r.Done()
 }
 
-// Frames is which frames can be granted: from the first up to the second, which
+// Frames returns the frames that can be granted: from the first up to the second, which
 // is not one of them.
 func (m *Memory) Frames() (first, end uint32) { return uint32(m.table), uint32(len(m.mem) / pageSize) }
 
-// Frame is the memory of a frame.
+// Frame returns the memory of a frame.
 func (m *Memory) Frame(n uint32) []byte { return m.mem[int(n)*pageSize:][:pageSize:pageSize] }

@@ -28,7 +28,7 @@ func (c *Conn) Pages() (*Pages, error) {
 // called again, which does nothing.
 func (p *Pages) Close() error { return p.link.close() }
 
-// Alloc is [gntalloc.Device.Alloc].
+// Alloc implements [gntalloc.Device.Alloc].
 func (p *Pages) Alloc(domid xen.Domid, n int, writable bool) (*gntalloc.Pages, error) {
 	fail := func(err error) (*gntalloc.Pages, error) {
 		return nil, &gntalloc.Error{Op: "alloc", Domid: domid, Pages: n, Err: err}
@@ -77,7 +77,7 @@ func (p *Pages) Alloc(domid xen.Domid, n int, writable bool) (*gntalloc.Pages, e
 	return gntalloc.NewPages(mem, refs, func() error { return l.free(mem, index, n) }), nil
 }
 
-// free is gntalloc.Pages.Free.
+// free is like gntalloc.Pages.Free.
 func (l *link) free(mem []byte, index uint64, n int) error {
 	err := unmapPages(mem)
 	l.mu.Lock()

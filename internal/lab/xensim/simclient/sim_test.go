@@ -136,7 +136,7 @@ func (s *sim) info(domid xen.Domid) simclient.DomainInfo {
 	return must(s.ctl.Domain(domid))(s.t)
 }
 
-// runAsChild is for processes the tests start: this test binary with a role.
+// runAsChild runs this test binary as a child process with a role.
 func runAsChild() {
 	dir := os.Getenv("XENSIM_TEST_DIR")
 	var err error
@@ -186,7 +186,7 @@ func wait(line ...any) {
 	_, _ = io.Copy(io.Discard, os.Stdin)
 }
 
-// simProcess is startSim with the simulation in a process of its own.
+// simProcess is like startSim with the simulation in a process of its own.
 func simProcess(t testing.TB) *sim {
 	t.Helper()
 	s := &sim{t: t, dir: t.TempDir()}

@@ -32,14 +32,14 @@ func allStrings(b []byte) []string {
 	}
 }
 
-// atoi is atoi(3) stored in an unsigned int, which is how xenstored reads a
+// atoi implements atoi(3) stored in an unsigned int, which is how xenstored reads a
 // domid: what is no number is 0, what follows a number is ignored.
 func atoi(s string) uint32 {
 	v, _ := strtol(s, 10)
 	return uint32(int32(v))
 }
 
-// strtol is strtol(3). It returns what it did not understand, all of s if there
+// strtol implements strtol(3). It returns what it did not understand, all of s if there
 // is no number at all. Base 0 takes the base from a prefix.
 func strtol(s string, base int64) (v int64, rest string) {
 	t := strings.TrimLeft(s, " \t\n\v\f\r")

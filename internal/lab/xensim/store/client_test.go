@@ -20,7 +20,7 @@ import (
 
 // The tests here use the store as netbackd and the guests do: by pkg/xenstore.
 
-// dialed is a server with a client on its socket.
+// dialed returns a server with a client on its socket.
 func dialed(t *testing.T) (*fixture, *xenstore.Client) {
 	t.Helper()
 	f := newFixture(t, Quota{WriteRate: -1})

@@ -21,7 +21,7 @@ type node struct {
 // noGeneration stands for the generation of a node that does not exist.
 const noGeneration = math.MaxUint64
 
-// recordSize is the size of xenstored's record of a node, which is what its
+// recordSize returns the size of xenstored's record of a node, which is what its
 // quotas count: a header of 24 bytes and 8 bytes for each permission.
 func (n *node) recordSize() int {
 	return 24 + 8*len(n.perms) + len(n.value) + len(n.children)
@@ -166,7 +166,7 @@ func (s *state) put(c *conn, tx *transaction, path string, n *node, check bool) 
 	return nil
 }
 
-// nextGeneration is the generation of one change by c. A change outside of any
+// nextGeneration returns the generation of one change by c. A change outside of any
 // transaction is paid for now, one inside at the commit.
 func (s *state) nextGeneration(c *conn, tx *transaction) uint64 {
 	if tx == nil && s.transactions > 0 {

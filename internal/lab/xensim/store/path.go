@@ -36,7 +36,7 @@ func validPath(path string, limit int) bool {
 	return true
 }
 
-// homeLen is the length of a leading /local/domain/<domid>/, 0 without one. A
+// homeLen returns the length of a leading /local/domain/<domid>/, 0 without one. A
 // domain may use the whole length of a relative path below its home.
 func homeLen(path string) int {
 	const prefix = "/local/domain/"

@@ -154,7 +154,7 @@ func (s *state) dispatch(r *request) error {
 	return op.serve(s, r)
 }
 
-// ack is the reply without content.
+// ack sends a reply without content.
 func (s *state) ack(r *request) { s.reply(r, r.header.Type, []byte("OK\x00")) }
 
 // answer replies with content.

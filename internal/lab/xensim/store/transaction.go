@@ -98,7 +98,7 @@ func (s *state) access(tx *transaction, path string) (*access, error) {
 	return a, nil
 }
 
-// recordSize is the memory the private copy of a node takes in xenstored: its
+// recordSize returns the memory the private copy of a node takes in xenstored: its
 // record, under its path with the transaction's generation before it.
 func (tx *transaction) recordSize(a *access) int {
 	if a.node == nil {

@@ -18,7 +18,7 @@ import (
 // no multicast, so that the bridge never takes it for its own.
 var bridgePortMAC = net.HardwareAddr{0xfe, 0xff, 0xff, 0xff, 0xff, 0xff}
 
-// BridgeScript is /etc/xen/scripts/vif-bridge, on the network namespace of h:
+// BridgeScript implements /etc/xen/scripts/vif-bridge, on the network namespace of h:
 // it makes the network device of the vif, which the backend has created, a port
 // of the bridge that is named in xenstore. It does without the firewall rules.
 func BridgeScript(h *netlink.Handle) Script {
@@ -70,7 +70,7 @@ func (s *bridgeScript) run() error {
 	return s.c.Store.Write(s.c.Backend+"/hotplug-status", "connected")
 }
 
-// device is the name of the network device. If the configuration gives one, the
+// device returns the name of the network device. If the configuration gives one, the
 // device gets it now.
 func (s *bridgeScript) device() (string, error) {
 	dev := s.c.Vif()
@@ -137,7 +137,7 @@ func (s *bridgeScript) setMTU(link, bridge netlink.Link) error {
 	return s.c.Store.Write(front+"/mtu", strconv.Itoa(mtu))
 }
 
-// read is xenstore_read_default with an empty default.
+// read implements xenstore_read_default with an empty default.
 func (s *bridgeScript) read(key string) (string, error) {
 	v, err := s.c.Store.Read(s.c.Backend + "/" + key)
 	if errors.Is(err, xenstore.ErrNotExist) {

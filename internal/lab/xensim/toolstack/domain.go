@@ -33,7 +33,7 @@ type Config struct {
 	Vifs   []Vif
 }
 
-// Create is `xl create -p`: it makes a domain, paused, and attaches its vifs.
+// Create implements `xl create -p`: it makes a domain, paused, and attaches its vifs.
 // When one of them cannot be attached, the domain is destroyed again, which
 // takes a backend that does not answer another ten seconds. waits has what was
 // waited for each vif, in the order of cfg.
@@ -69,7 +69,7 @@ func (t *Toolstack) Create(ctx context.Context, cfg Config) (domid xen.Domid, wa
 	return domid, waits, nil
 }
 
-// makeNodes is libxl__domain_make and libxl__build_post, as far as nodes go.
+// makeNodes implements libxl__domain_make and libxl__build_post, as far as nodes go.
 func (t *Toolstack) makeNodes(domid xen.Domid, name string, cfg simclient.DomainConfig) error {
 	uuid := newUUID()
 	dom, vm, lib := domPath(domid), "/vm/"+uuid, libxlPath(domid)
@@ -127,7 +127,7 @@ func (t *Toolstack) makeNodes(domid xen.Domid, name string, cfg simclient.Domain
 	return nil
 }
 
-// newUUID is a random UUID, version 4.
+// newUUID returns a random UUID, version 4.
 func newUUID() string {
 	var u [16]byte
 	_, _ = rand.Read(u[:]) // cannot fail
@@ -138,7 +138,7 @@ func newUUID() string {
 // Unpause lets a domain run, as `xl create` does in the end.
 func (t *Toolstack) Unpause(domid xen.Domid) error { return t.ctl.Unpause(domid) }
 
-// Destroy is `xl destroy`: it detaches all vifs, those of a dead backend
+// Destroy implements `xl destroy`: it detaches all vifs, those of a dead backend
 // included, removes the domain's nodes and destroys the domain. What goes wrong
 // with a vif is no reason for libxl to stop, nor to fail.
 func (t *Toolstack) Destroy(ctx context.Context, domid xen.Domid) ([]Waits, error) {
@@ -169,7 +169,7 @@ func (t *Toolstack) Destroy(ctx context.Context, domid xen.Domid) ([]Waits, erro
 	return waits, errors.Join(err, t.ctl.Destroy(domid))
 }
 
-// vifs are the numbers of the vifs libxl has attached to a domain.
+// vifs returns the numbers of the vifs libxl has attached to a domain.
 func (t *Toolstack) vifs(domid xen.Domid) []int {
 	names, err := t.xs.List(libxlPath(domid) + "/device/vif")
 	if err != nil {

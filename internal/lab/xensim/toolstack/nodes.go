@@ -35,7 +35,7 @@ func (d device) libxlPath() string {
 
 func (d device) String() string { return fmt.Sprintf("vif%d.%d", d.domid, d.devid) }
 
-// parseBackendPath is the inverse of backendPath.
+// parseBackendPath inverts backendPath.
 func parseBackendPath(path string) (device, error) {
 	var d device
 	if _, err := fmt.Sscanf(path, "/local/domain/%d/backend/vif/%d/%d", &d.backend, &d.domid, &d.devid); err != nil {
@@ -46,15 +46,15 @@ func parseBackendPath(path string) (device, error) {
 
 // Permission lists as libxl writes them.
 
-// private is dom0's alone.
+// private returns permissions for dom0 alone.
 func private() []xenstore.Perm { return []xenstore.Perm{{Domid: 0}} }
 
-// readable is owner's, and reader may read it.
+// readable returns permissions for owner, and for reader to read.
 func readable(owner, reader xen.Domid) []xenstore.Perm {
 	return []xenstore.Perm{{Domid: owner}, {Domid: reader, Access: xenstore.AccessRead}}
 }
 
-// owned is the domain's own.
+// owned returns permissions for the domain alone.
 func owned(domid xen.Domid) []xenstore.Perm { return []xenstore.Perm{{Domid: domid}} }
 
 // pair is a key with its value, below some directory.
@@ -74,7 +74,7 @@ func (b *batch) do(f func() error) {
 
 func (b *batch) write(path, value string) { b.do(func() error { return b.tx.Write(path, value) }) }
 
-// remove is xs_rm, for which something missing is no error to libxl.
+// remove implements xs_rm, for which something missing is no error to libxl.
 func (b *batch) remove(path string) {
 	b.do(func() error {
 		if err := b.tx.Remove(path); !errors.Is(err, xenstore.ErrNotExist) {
@@ -84,19 +84,19 @@ func (b *batch) remove(path string) {
 	})
 }
 
-// mknod is libxl__xs_mknod: an empty node with permissions.
+// mknod implements libxl__xs_mknod: an empty node with permissions.
 func (b *batch) mknod(path string, perms []xenstore.Perm) {
 	b.write(path, "")
 	b.do(func() error { return b.tx.SetPermissions(path, perms) })
 }
 
-// mkdir is a directory with permissions.
+// mkdir makes a directory with permissions.
 func (b *batch) mkdir(path string, perms []xenstore.Perm) {
 	b.do(func() error { return b.tx.Mkdir(path) })
 	b.do(func() error { return b.tx.SetPermissions(path, perms) })
 }
 
-// writev is libxl__xs_writev. Without perms the nodes inherit the directory's.
+// writev implements libxl__xs_writev. Without perms the nodes inherit the directory's.
 func (b *batch) writev(dir string, pairs []pair, perms []xenstore.Perm) {
 	for _, p := range pairs {
 		path := dir + "/" + p.key
@@ -107,7 +107,7 @@ func (b *batch) writev(dir string, pairs []pair, perms []xenstore.Perm) {
 	}
 }
 
-// cleanup is libxl__xs_path_cleanup: it removes path, and then each parent that
+// cleanup implements libxl__xs_path_cleanup: it removes path, and then each parent that
 // is left empty.
 func (b *batch) cleanup(path string) {
 	b.do(func() error {

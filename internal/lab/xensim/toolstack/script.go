@@ -35,13 +35,13 @@ type Call struct {
 	Store   *xenstore.Client // dom0's xenstore
 }
 
-// Vif is the name of the network device, $vif.
+// Vif returns the name of the network device, $vif.
 func (c Call) Vif() string { return fmt.Sprintf("vif%d.%d", c.Domid, c.Devid) }
 
-// Args are the arguments of a real script.
+// Args returns the arguments of a real script.
 func (c Call) Args() []string { return []string{string(c.Action), "type_if=vif"} }
 
-// Env is the environment of a real script. XENBUS_PATH is relative to the
+// Env returns the environment of a real script. XENBUS_PATH is relative to the
 // backend domain's home.
 func (c Call) Env() []string {
 	home, path, _ := strings.Cut(c.Backend, "/backend/")

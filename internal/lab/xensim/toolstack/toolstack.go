@@ -78,9 +78,9 @@ func New(dom0 *simclient.Conn, opts Options) (*Toolstack, error) {
 // Close ends the toolstack. Domains stay as they are.
 func (t *Toolstack) Close() error { return errors.Join(t.xs.Close(), t.ctl.Close()) }
 
-// Control is the hypervisor's control interface, for what the toolstack itself
+// Control returns the hypervisor's control interface, for what the toolstack itself
 // does not offer.
 func (t *Toolstack) Control() *simclient.Control { return t.ctl }
 
-// Xenstore is dom0's xenstore.
+// Xenstore returns dom0's xenstore.
 func (t *Toolstack) Xenstore() *xenstore.Client { return t.xs }

@@ -110,7 +110,7 @@ func appendSet(pairs []pair, p pair) []pair {
 	return append(pairs, p)
 }
 
-// AttachVif is `xl network-attach`. It returns the number of the vif, and does
+// AttachVif implements `xl network-attach`. It returns the number of the vif, and does
 // not wait for it to be connected. When it fails, the nodes are left behind, as
 // xl leaves them; DetachVif removes them.
 func (t *Toolstack) AttachVif(ctx context.Context, domid xen.Domid, v Vif) (devid int, w Waits, err error) {
@@ -135,7 +135,7 @@ func (t *Toolstack) AttachVif(ctx context.Context, domid xen.Domid, v Vif) (devi
 	return v.Devid, w, nil
 }
 
-// add is libxl__device_generic_add.
+// add implements libxl__device_generic_add.
 func (t *Toolstack) add(d device, v Vif) error {
 	back, front, readOnly := v.nodes(d.domid)
 	fe, be, lib := d.frontendPath(), d.backendPath(), d.libxlPath()
@@ -170,7 +170,7 @@ func (t *Toolstack) add(d device, v Vif) error {
 	})
 }
 
-// DetachVif is `xl network-detach`.
+// DetachVif implements `xl network-detach`.
 func (t *Toolstack) DetachVif(ctx context.Context, domid xen.Domid, devid int) (Waits, error) {
 	d, err := t.device(domid, devid)
 	if err != nil {
@@ -191,7 +191,7 @@ const (
 	forceOn                // done without
 )
 
-// remove is libxl__initiate_device_generic_remove and what follows from it.
+// remove implements libxl__initiate_device_generic_remove and what follows from it.
 func (t *Toolstack) remove(ctx context.Context, d device, f force) (w Waits, err error) {
 	gone, err := t.close(d, f == forceOn)
 	if err == nil && !gone {
@@ -246,7 +246,7 @@ func (t *Toolstack) close(d device, removeFrontend bool) (gone bool, err error) 
 // errNothing gives a transaction up without anything having gone wrong.
 var errNothing = errors.New("nothing to do")
 
-// removeNodes is libxl__device_destroy.
+// removeNodes implements libxl__device_destroy.
 func (t *Toolstack) removeNodes(d device) error {
 	return t.xs.Transaction(func(tx *xenstore.Tx) error {
 		b := batch{tx: tx}

@@ -13,7 +13,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
-// atoi is C's: the number at the start of s, 0 if there is none.
+// atoi parses as C's atoi does: the number at the start of s, 0 if there is none.
 func atoi(s string) int {
 	n := 0
 	for _, c := range strings.TrimLeft(s, " \t\n\v\f\r") {
@@ -25,7 +25,7 @@ func atoi(s string) int {
 	return n
 }
 
-// waitState is libxl__ev_devstate_wait: it returns when the backend's state is
+// waitState implements libxl__ev_devstate_wait: it returns when the backend's state is
 // seen to be the one wanted. A backend that hurries through it is not seen.
 func (t *Toolstack) waitState(ctx context.Context, d device, want xenbus.State, limit time.Duration) (time.Duration, error) {
 	start := time.Now()

@@ -214,7 +214,7 @@ type Reader struct {
 // NewReader reads the message msg from its start.
 func NewReader(msg []byte) *Reader { return &Reader{b: msg} }
 
-// U32 is the next word.
+// U32 returns the next word.
 func (r *Reader) U32() uint32 {
 	if len(r.b) < 4 {
 		r.b, r.short = nil, true
@@ -225,7 +225,7 @@ func (r *Reader) U32() uint32 {
 	return w
 }
 
-// U64 is the next 64-bit word.
+// U64 returns the next 64-bit word.
 func (r *Reader) U64() uint64 {
 	if len(r.b) < 8 {
 		r.b, r.short = nil, true
@@ -239,7 +239,7 @@ func (r *Reader) U64() uint64 {
 // Left returns the number of bytes left.
 func (r *Reader) Left() int { return len(r.b) }
 
-// Rest is all that is left.
+// Rest returns all that is left.
 func (r *Reader) Rest() []byte {
 	b := r.b
 	r.b = nil
@@ -310,7 +310,7 @@ func Receive(fd int, buf []byte) (int, error) {
 	}
 }
 
-// ReceiveFile is Receive for a packet that may have a file attached; the file
+// ReceiveFile is like Receive for a packet that may have a file attached; the file
 // is -1 when it has none.
 func ReceiveFile(fd int, buf []byte) (n, file int, err error) {
 	oob := make([]byte, unix.CmsgSpace(4))

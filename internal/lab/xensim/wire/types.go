@@ -83,7 +83,7 @@ type Counters struct {
 	GrantedCopies   uint64 `json:"granted_copies"`   //
 }
 
-// GrantOps is every grant operation the domain made as a backend: what a data
+// GrantOps returns every grant operation the domain made as a backend: what a data
 // path on static grants has none of.
 func (c Counters) GrantOps() uint64 { return c.GrantMaps + c.GrantUnmaps + c.GrantCopyOps }
 
