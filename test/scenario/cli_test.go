@@ -187,8 +187,8 @@ func TestShow(t *testing.T) {
 	}
 }
 
-// A vif in quarantine says why, and what to do; once the guest has put right what
-// it did, reset brings it back.
+// A vif in quarantine shows the reason and the remedy. Once the guest has repaired
+// its ring, reset reconnects the vif.
 func TestResetOfAQuarantinedVif(t *testing.T) {
 	w := newWorld(t)
 	w.undisturbed(func() {
@@ -218,8 +218,8 @@ func TestResetOfAQuarantinedVif(t *testing.T) {
 	})
 }
 
-// A reset before the guest has put anything right: what is wrong with its rings is
-// now found while connecting to them, and the guest is told.
+// A reset of a ring that is still broken fails while connecting, and the guest sees
+// the error.
 func TestResetOfAVifWhoseRingIsStillBroken(t *testing.T) {
 	w := newWorld(t)
 	f := w.rawFront(2)
@@ -252,8 +252,8 @@ func TestResetOfAVifThatIsWell(t *testing.T) {
 	g.innocent()
 }
 
-// What commands say when they cannot do what they were asked for: one line that
-// tells what to do, and an exit code that scripts can tell apart.
+// A command that fails prints one line that says what to do, and returns the
+// documented exit code.
 func TestExitCodesAndErrors(t *testing.T) {
 	w := newWorld(t)
 	f := w.rawFront(1)
@@ -337,7 +337,8 @@ func TestHelp(t *testing.T) {
 	}
 }
 
-// The installed daemon serves a real Xen only, and names what there is without one.
+// The installed daemon serves a real Xen only. Without one, its error names
+// netbackd-lab.
 func TestInstalledDaemonHasNoEmbeddedXen(t *testing.T) {
 	w := newWorld(t)
 	for dir, says := range map[string]string{w.XenDir(): "gntdev", "/dev/no-xen": "make demo"} {
@@ -348,7 +349,7 @@ func TestInstalledDaemonHasNoEmbeddedXen(t *testing.T) {
 	}
 }
 
-// Completion as a shell uses it: the script is sound, and it knows the vifs.
+// The completion script is valid shell and completes the names of vifs.
 func TestCompletion(t *testing.T) {
 	w := newWorld(t)
 	f := w.rawFront(1)

@@ -42,8 +42,8 @@ func (g *testGuest) allStatic(queues int) (n int) {
 	return n
 }
 
-// Once all buffers of a guest are static grants its packets cost no grant
-// operation in either direction, of any size.
+// Once all buffers of a guest are static grants, its packets cost no grant operation
+// in either direction, at any size.
 func TestStaticGrantsEndGrantOperations(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest(withControl())
@@ -88,8 +88,8 @@ func TestStaticGrantsEndGrantOperations(t *testing.T) {
 	w.unpinned(g.Domid)
 }
 
-// Static grants, hashing and what of it was configured outlive the daemon: the
-// guest is not told that there is another.
+// Static grants and the hash configuration survive a restart of the daemon. The
+// guest does not notice it.
 func TestControlRingOutlivesTheDaemon(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest(queues(2), withControl())
@@ -126,8 +126,8 @@ func TestControlRingOutlivesTheDaemon(t *testing.T) {
 	g.innocentAfterKill()
 }
 
-// With hashing on every packet that has a hash carries it, and after it was
-// turned off none does. The guest checks that it asked for them.
+// With hashing on, every packet that has a hash carries it; with hashing off, none
+// does. The guest checks that it asked for them.
 func TestPacketsCarryHashes(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest(queues(2), withControl())
@@ -159,9 +159,8 @@ func TestPacketsCarryHashes(t *testing.T) {
 	g.innocent()
 }
 
-// With hashing on all packets of a flow come on the queue that the guest's table
-// says, and follow when the table changes; and so it is
-// with a successor.
+// With hashing on, all packets of a flow arrive on the queue that the guest's table
+// names, and follow changes of the table, also after a restart.
 func TestFlowsComeWhereTheTableSays(t *testing.T) {
 	for _, by := range []string{"kernel", "netbackd"} {
 		t.Run("chosen in "+by, func(t *testing.T) {

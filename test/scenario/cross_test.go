@@ -25,8 +25,9 @@ import (
 // must still be what a real one does.
 var rewrite = flag.Bool("said", false, "rewrite the transcripts in ../cross")
 
-// The scripts that a guest plays on a real Xen, too (test/xen/scenarios/cross.sh):
-// the frontend, the daemon and the hypervisor say the same here and there.
+// Plays the scripts that a guest plays on a real Xen as well
+// (test/xen/scenarios/cross.sh): the frontend, the daemon and the hypervisor must
+// behave the same here and there.
 func TestScriptsOfBothXens(t *testing.T) {
 	// The same as in cross.sh.
 	w := newWorld(t, "--max-queues=4", "--rx-stall=3s", "--rx-drain=1h", "--control-ring=both", "--static-grants=1100")

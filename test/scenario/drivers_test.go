@@ -79,8 +79,8 @@ func (f *rawFront) onlyNew() {
 	}
 }
 
-// What the host sent to one driver of a guest does not come to the next one, wherever
-// it waited, and however the first one went.
+// Packets that the host sent to one driver of a guest are not delivered to the next
+// one, wherever they waited and however the first one ended.
 func TestFramesForTheDriverBefore(t *testing.T) {
 	for _, queues := range []int{1, 2} {
 		for _, tt := range []struct {
@@ -116,9 +116,9 @@ func TestFramesForTheDriverBefore(t *testing.T) {
 	}
 }
 
-// While no daemon runs, and the service manager keeps the queues, the host sends on.
-// What waits is for the driver that is there: it gets it if it goes on, and the next one
-// does not.
+// While no daemon runs and the service manager keeps the TAP queues, the host goes
+// on sending. The packets that wait belong to the connected driver: it gets them if
+// it stays connected, and the next driver does not.
 func TestFramesThatWaitForASuccessor(t *testing.T) {
 	for name, end := range map[string]func(w *world){
 		"stopped": func(w *world) { w.must(w.Daemon().Stop()) },

@@ -76,7 +76,7 @@ func TestGuestsThatCanDoLess(t *testing.T) {
 	}
 }
 
-// A card that leaves nothing to do, like that of a boot loader.
+// A frontend without any offload, like that of a boot loader.
 func TestGuestWithAPlainCard(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest(func(c *lab.GuestConfig) {
@@ -145,8 +145,8 @@ func wholeOr(r traffic.TCPResult, n int64, err error) error {
 	return err
 }
 
-// Without vnet headers on the TAP no offload is offered, but a guest that uses
-// it all the same is served.
+// Without vnet headers on the TAP no offload is offered. A guest that uses one all
+// the same is served.
 func TestDaemonWithoutOffload(t *testing.T) {
 	w := newWorld(t, "--offload=none")
 	g := w.guest(queues(2))
@@ -271,8 +271,8 @@ func TestJumboFrames(t *testing.T) {
 	}
 }
 
-// A host sends large packets over a VLAN as it does without, but a guest cannot
-// take them so: netfront finds no headers behind a tag.
+// A host sends large packets over a VLAN, which a guest cannot take: netfront does
+// not look for headers behind a tag.
 func TestStreamsOverAVLAN(t *testing.T) {
 	const vlan, hostAddr, guestAddr = 7, "10.97.0.1/24", "10.97.0.2/24"
 	addVLAN := func(on, cidr string) error {

@@ -19,8 +19,8 @@ import (
 	"github.com/netbackd/netbackd/pkg/tap"
 )
 
-// Any status of a copy but "okay" is an error, and no reason to
-// stop (XSA-362).
+// Any status of a copy but "okay" is an error and does not stop the daemon
+// (XSA-362).
 func TestAnyStatusOfACopyIsAnAnswer(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest()
@@ -47,8 +47,8 @@ func TestAnyStatusOfACopyIsAnAnswer(t *testing.T) {
 	g.innocent()
 }
 
-// When the call to copy fails as a whole, no status in it means anything: none
-// of its packets is delivered (XSA-367).
+// When the copy call itself fails, its statuses mean nothing: none of its packets is
+// delivered (XSA-367).
 func TestCopyThatFailsAsAWhole(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest()
@@ -90,8 +90,8 @@ func TestCopyThatFailsAsAWhole(t *testing.T) {
 	g.innocent()
 }
 
-// The guest looks into its own grant table with each response: nothing that was
-// answered is still in use.
+// The guest looks into its grant table at each response: no answered grant is still
+// in use.
 func TestAnswerComesWhenThePageIsLetGo(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest()
@@ -102,7 +102,7 @@ func TestAnswerComesWhenThePageIsLetGo(t *testing.T) {
 	g.innocent()
 }
 
-// What a guest sends it need only let be read, but it may let it be written.
+// A guest may grant the pages that it sends from for reading or for writing.
 func TestPagesToSendFromMayBeReadOnlyOrWritable(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest(front(func(c *netfront.Config) { c.RxPages = 40 }))

@@ -119,9 +119,9 @@ func (f *hostileFront) served() {
 	}
 }
 
-// Events that bring no work are heard more and more seldom: they cost the daemon
-// next to nothing, others nothing at all, and work that comes with them is done
-// all the same (XSA-332).
+// Events without work are heard less and less often: they cost the daemon next to
+// nothing and other guests nothing, and work that comes with them is still done
+// (XSA-332).
 func TestEventStorm(t *testing.T) {
 	w := newWorld(t)
 	f := w.hostileFront()
@@ -223,7 +223,7 @@ func (f *hostileFront) put(b *badPacket) {
 	}
 }
 
-// A guest that gets everything wrong a hundred thousand times uses up nothing.
+// A hundred thousand bad packets use up no resource.
 func TestHundredThousandBadPackets(t *testing.T) {
 	w := newWorld(t)
 	f := w.hostileFront()
@@ -280,8 +280,8 @@ func TestHundredThousandBadPackets(t *testing.T) {
 	f.connected()
 }
 
-// A guest that sends the smallest packets as fast as it can takes its share and
-// no more.
+// A guest that sends the smallest packets as fast as it can gets its share and no
+// more.
 func TestFloodOfTheSmallestPackets(t *testing.T) {
 	w := newWorld(t)
 	f := w.hostileFront()
@@ -381,7 +381,7 @@ func flipped(poke func(int)) (stop func()) {
 	}
 }
 
-// The same to rx requests, while packets are delivered to them.
+// As above, for rx requests while packets are delivered to them.
 func TestRxRequestThatChangesWhileItIsRead(t *testing.T) {
 	w := newWorld(t)
 	f := w.hostileFront()
@@ -416,8 +416,8 @@ func TestRxRequestThatChangesWhileItIsRead(t *testing.T) {
 	f.served()
 }
 
-// Rings full of nonsense cost only the guest, and
-// with new rings all is well again.
+// Rings full of random data cost only their guest. With new rings it is served
+// again.
 func TestRingsFullOfNonsense(t *testing.T) {
 	w := newWorld(t)
 	f := w.hostileFront()

@@ -49,9 +49,9 @@ func (f *rawFront) answers() (ids []uint16) {
 	return ids
 }
 
-// A guest's driver is gone, and the next one has taken its place, with rings in the
-// same pages, while no daemon ran: its requests are served, and nothing is that the
-// journal says of those of the other.
+// While no daemon runs, a guest's driver ends and the next one connects with rings
+// in the same pages. The new driver's requests are served; the journal of the old
+// one is not applied to them.
 func TestJournalOfADriverThatIsGone(t *testing.T) {
 	for _, tt := range []struct {
 		name   string
@@ -101,8 +101,8 @@ func TestJournalOfADriverThatIsGone(t *testing.T) {
 	}
 }
 
-// A guest reconnects faster than the daemon looks, with the same names: its rings are
-// served from the start, and it is not taken for one that breaks the protocol.
+// A guest reconnects faster than the daemon looks, with the same grefs and ports.
+// Its new rings are served from the start, and it is not quarantined.
 func TestGuestComesAgainUnseen(t *testing.T) {
 	w := newWorld(t)
 	f := w.rawFront(1)
@@ -126,8 +126,8 @@ func TestGuestComesAgainUnseen(t *testing.T) {
 	f.connected()
 }
 
-// A restart does not end a quarantine, and a guest that connects anew ends it, also if
-// it does so while no daemon runs, and names the same rings.
+// A restart of the daemon does not end a quarantine. A new connection of the guest
+// does, also while no daemon runs and with the same grefs.
 func TestQuarantineOutlivesTheDaemon(t *testing.T) {
 	for name, end := range map[string]func(w *world){
 		"stopped": func(w *world) { w.must(w.Daemon().Stop()) },

@@ -51,8 +51,8 @@ func (f *rawFront) refused(changes map[string]string, reason string) {
 	f.reopen()
 }
 
-// The toolstack's own keys. What is wrong there is refused before InitWait, with
-// an error that names the key, and taken as soon as it is put right.
+// Wrong keys of the toolstack are refused before InitWait, with an error that names
+// the key, and taken as soon as they are corrected.
 func TestMalformedKeysOfTheToolstack(t *testing.T) {
 	w := newWorld(t)
 	for key, c := range map[string]struct {
@@ -89,8 +89,7 @@ func TestMalformedKeysOfTheToolstack(t *testing.T) {
 	}
 }
 
-// The rate can be changed while packets move. One that makes no sense changes
-// nothing.
+// The rate can change while packets move. A malformed rate changes nothing.
 func TestMalformedRate(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest(vifKeys(func(v *lab.VifConfig) { v.Rate = "12500000,50000" }))
@@ -122,8 +121,7 @@ func clipped(v string) string {
 	return v
 }
 
-// Rings that are each other's, or another queue's: who lies about that only
-// harms himself.
+// A guest that names one ring for two purposes harms only itself.
 func TestOneRingNamedTwice(t *testing.T) {
 	w := newWorld(t)
 	w.undisturbed(func() {
@@ -146,8 +144,8 @@ func TestOneRingNamedTwice(t *testing.T) {
 	})
 }
 
-// A map or a bind that fails in the middle: what came before it is given back.
-// Xen may say so for reasons that have nothing to do with the guest.
+// When a map fails in the middle of connecting, all earlier maps are undone. Xen may
+// refuse one for reasons that have nothing to do with the guest.
 func TestHypervisorFailsAtTheKthMap(t *testing.T) {
 	w := newWorld(t)
 	w.undisturbed(func() {
@@ -170,8 +168,8 @@ func TestHypervisorFailsAtTheKthMap(t *testing.T) {
 	})
 }
 
-// Xen takes its time over a guest's page, as it does when that has to be fetched
-// from somewhere. Only that guest waits.
+// Xen takes long to map a guest's page, as when the page has to be fetched first.
+// Only that vif waits.
 func TestSlowMapDelaysItsVifAlone(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest()

@@ -69,8 +69,8 @@ func TestDriverReloadedTenTimesUnderTraffic(t *testing.T) {
 	}
 }
 
-// A driver that comes back different: the second connection has nothing of the
-// first.
+// The driver reconnects with another configuration: nothing of the first connection
+// applies to the second.
 func TestReconnectWithOtherQueuesAndFeatures(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest(queues(4))
@@ -106,8 +106,8 @@ func TestReconnectWithOtherQueuesAndFeatures(t *testing.T) {
 	g.innocent()
 }
 
-// A guest that was saved and restored in place, or whose kernel crashed into
-// another: from Connected straight to Initialising, and the rings are new.
+// A guest that was saved and restored in place, or the kernel of which crashed into
+// another, goes from Connected straight to Initialising, with new rings.
 func TestSuspendAndResumeUnderTraffic(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest(queues(2))
@@ -129,9 +129,8 @@ func TestSuspendAndResumeUnderTraffic(t *testing.T) {
 	}
 }
 
-// The daemon was busy while a guest closed, forgot its rings and connected new
-// ones: of all that it sees only that Connected is still, or again, what stands
-// there.
+// The daemon was busy while a guest closed, dropped its rings and connected new
+// ones. It sees only Connected, before and after.
 func TestConnectedAgainWithOtherRingsAndStatesBetweenMissed(t *testing.T) {
 	w := newWorld(t)
 	f := w.rawFront(2)
@@ -154,8 +153,8 @@ func TestConnectedAgainWithOtherRingsAndStatesBetweenMissed(t *testing.T) {
 	}
 }
 
-// A guest makes its event channels anew, and they have the numbers of those before:
-// all that the daemon sees is that the guest has written Connected once more.
+// A guest makes its event channels anew and gets the same port numbers. The daemon
+// sees only another write of Connected.
 func TestConnectedAgainWithNewChannelsOfTheSameNumbers(t *testing.T) {
 	w := newWorld(t)
 	for name, rings := range map[string]func(*rawFront){
@@ -197,8 +196,7 @@ func TestConnectedAgainWithNewChannelsOfTheSameNumbers(t *testing.T) {
 	}
 }
 
-// A guest that writes Connected once more, and has made nothing anew, is not
-// connected anew.
+// A guest that only writes Connected again is not reconnected.
 func TestConnectedAgainAndNothingIsNew(t *testing.T) {
 	w := newWorld(t)
 	f := w.rawFront(1)
@@ -215,7 +213,7 @@ func TestConnectedAgainAndNothingIsNew(t *testing.T) {
 	}
 }
 
-// Linux' netfront asks for XDP headroom this way, and waits for the answer
+// Linux's netfront asks for XDP headroom with this state, and waits for the answer
 // without limit. It goes on with the same rings.
 func TestReconfiguringIsAnswered(t *testing.T) {
 	w := newWorld(t)
@@ -241,8 +239,8 @@ func TestReconfiguringIsAnswered(t *testing.T) {
 	g.innocent()
 }
 
-// A second answer to the same question: the node says 8 already when the guest
-// asks again, so there is nothing for it to wait for.
+// A second answer to the same question: the node is 8 already when the guest asks
+// again, so the guest has nothing to wait for.
 func TestReconfiguringTwiceWithoutConnectedBetween(t *testing.T) {
 	w := newWorld(t)
 	f := w.rawFront(1)
@@ -261,7 +259,7 @@ func TestReconfiguringTwiceWithoutConnectedBetween(t *testing.T) {
 	f.connect()
 }
 
-// xl network-detach of a guest that works: it is given the time to close.
+// xl network-detach of a guest that works gives the guest time to close.
 func TestDetachOfALiveGuest(t *testing.T) {
 	w := newWorld(t)
 	w.undisturbed(func() {
@@ -285,8 +283,8 @@ func TestDetachOfALiveGuest(t *testing.T) {
 	})
 }
 
-// A guest that does not answer is waited for, but not longer than the toolstack
-// waits for us.
+// The daemon waits for a guest that does not answer, but not longer than the
+// toolstack waits for the daemon.
 func TestDetachOfASilentGuest(t *testing.T) {
 	w := newWorld(t)
 	for _, c := range []struct {
@@ -328,7 +326,7 @@ func TestDetachOfASilentGuest(t *testing.T) {
 	}
 }
 
-// The guest's process is gone, its domain is not: there are no answers any more.
+// The guest's process is gone, its domain is not: it no longer answers.
 func TestDetachOfADeadGuest(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest()
@@ -380,7 +378,7 @@ func (w *world) sendInVain(g *testGuest) <-chan struct{} {
 	return ended
 }
 
-// xl destroy in the middle of everything.
+// xl destroy under traffic.
 func TestDestroyUnderTraffic(t *testing.T) {
 	w := newWorld(t)
 	w.undisturbed(func() {
@@ -403,8 +401,8 @@ func TestDestroyUnderTraffic(t *testing.T) {
 	})
 }
 
-// The domain is gone and the toolstack is not there to clean up, as when xl was
-// killed: nothing of the guest may stay mapped, or it stays a zombie for ever.
+// The domain is gone and the toolstack does not clean up, as when xl was killed.
+// Nothing of the guest may stay mapped, or the domain remains a zombie.
 func TestDomainIsGoneWithoutCleanUp(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest(queues(2))
@@ -429,9 +427,8 @@ func TestDomainIsGoneWithoutCleanUp(t *testing.T) {
 	w.vifGone(g.Domid, g.Devid)
 }
 
-// The same with an xenstored from before Xen 4.17, which leaves a dead domain's
-// nodes as they are: they say Connected for ever, and only the release of the
-// domain tells otherwise.
+// As above with an xenstored before Xen 4.17, which leaves the nodes of a dead
+// domain at Connected. Only the release of the domain shows that it is gone.
 func TestDomainIsGoneAndItsNodesStay(t *testing.T) {
 	w := newWorld(t)
 	f, other := w.rawFront(2), w.rawFront(1)
@@ -497,8 +494,8 @@ func TestFrontendDirectoryIsRemoved(t *testing.T) {
 	w.vifGone(f.domid, f.devid)
 }
 
-// A device is gone with its directory. A write that comes late would bring
-// it back as a ghost that no toolstack knows, in every xl list for ever.
+// A device is gone with its directory. A late write would bring it back as a ghost
+// that no toolstack knows.
 func TestBackendDirectoryIsRemoved(t *testing.T) {
 	w := newWorld(t)
 	for _, state := range []xenbus.State{xenbus.Initialising, xenbus.Connected, xenbus.Closing, xenbus.Closed} {
@@ -527,8 +524,7 @@ func TestBackendDirectoryIsRemoved(t *testing.T) {
 	}
 }
 
-// The same while the daemon is in the middle of connecting: when it is through,
-// there is no frontend to tell.
+// As above while the daemon is connecting the vif.
 func TestBackendDirectoryIsRemovedWhileTheRingsAreMapped(t *testing.T) {
 	w := newWorld(t)
 	for range 3 {
@@ -546,7 +542,7 @@ func TestBackendDirectoryIsRemovedWhileTheRingsAreMapped(t *testing.T) {
 	}
 }
 
-// A toolstack that replaces a device: no event tells that what is there now is
+// A toolstack replaces a device in one transaction: no event shows that it is
 // another one.
 func TestDeviceIsMadeAnewInTheSamePlace(t *testing.T) {
 	w := newWorld(t)
@@ -608,7 +604,7 @@ func TestDeviceIsMadeAnewInTheSamePlace(t *testing.T) {
 	}
 }
 
-// The same with xl: detach and attach as fast as it goes.
+// As above with xl: detach and attach in quick succession.
 func TestDetachAndAttachAgainAndAgain(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest()
@@ -630,9 +626,9 @@ func TestDetachAndAttachAgainAndAgain(t *testing.T) {
 	g.innocent()
 }
 
-// A guest that was migrated tells the network where it is now, with its first
-// packet, as soon as the backend shows Connected. If the host's bridge dropped
-// that, the guest would be unreachable until it speaks again.
+// A migrated guest announces its new place with its first packet, as soon as the
+// backend shows Connected. If the bridge dropped that packet, the guest would be
+// unreachable until it sends again.
 func TestFirstPacketAfterConnectedPassesTheBridge(t *testing.T) {
 	w := newWorld(t)
 	w.guest() // keeps the bridge up
@@ -690,8 +686,8 @@ func TestFrontendGoesWhereNoFrontendGoes(t *testing.T) {
 	}
 }
 
-// A guest boots while it is still being plugged in, and a guest that is not yet
-// plugged in leaves again.
+// A guest boots while the hotplug script still runs, and a guest leaves before the
+// script has ended.
 func TestGuestLeavesBeforeTheScriptIsThrough(t *testing.T) {
 	w := newWorld(t)
 	f := w.rawFront(2, script(lab.NoScript))

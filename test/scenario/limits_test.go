@@ -27,8 +27,7 @@ func (w *world) steady() process {
 	return w.process(w.Daemon().PID())
 }
 
-// A driver that comes and goes hundreds of times leaves nothing behind in
-// the daemon, and nothing in Xen's books.
+// Hundreds of connections leak nothing, neither in the daemon nor in Xen.
 func TestManyConnectionsLeaveNothing(t *testing.T) {
 	w := newPlainWorld(t)
 	const fronts, warmUp, cycles = 8, 10, 40
@@ -90,7 +89,7 @@ func TestManyConnectionsLeaveNothing(t *testing.T) {
 	}
 }
 
-// The same for vifs that come and go: a host that runs short-lived guests.
+// As above for vifs that come and go, as on a host with short-lived guests.
 func TestVifsThatComeAndGoLeaveNothing(t *testing.T) {
 	w := newPlainWorld(t)
 	domid := w.domain()
@@ -117,8 +116,8 @@ func TestVifsThatComeAndGoLeaveNothing(t *testing.T) {
 	}
 }
 
-// XSA-349: a guest writes its state as fast as it can. What it writes is merged,
-// so neither the daemon's memory nor another guest's network pays for it.
+// XSA-349: a guest writes its state as fast as it can. The writes are merged, so
+// they cost neither the daemon's memory nor another guest's network.
 func TestGuestWritesItsStateTenThousandTimes(t *testing.T) {
 	w := newPlainWorld(t)
 	f := w.rawFront(2)
@@ -207,7 +206,7 @@ func TestGuestFillsItsDirectory(t *testing.T) {
 	}
 }
 
-// A hundred guests that do nothing cost nothing.
+// Idle vifs do not wake the daemon and cost little memory.
 func TestIdleVifsCauseNoWakeups(t *testing.T) {
 	w := newPlainWorld(t)
 	const n = 50

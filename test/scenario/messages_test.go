@@ -51,8 +51,8 @@ func (g *testGuest) pagesOf(p *prober, n int) (refs []netif.Gref) {
 	return refs
 }
 
-// A guest that has pages mapped and unmapped without end gets slower and slower, and
-// no other guest does.
+// A guest that maps and unmaps pages without end is slowed down, and other guests
+// are not.
 func TestGuestThatOnlyAsks(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest(withControl())
@@ -81,7 +81,7 @@ func TestGuestThatOnlyAsks(t *testing.T) {
 	g.innocent()
 }
 
-// With --static-grants=0 they are not supported, and hashing is.
+// With --static-grants=0 static grants are not supported, and hashing is.
 func TestNoStaticGrants(t *testing.T) {
 	w := newWorld(t, "--static-grants=0")
 	g := w.guest(withControl())
@@ -96,7 +96,8 @@ func TestNoStaticGrants(t *testing.T) {
 	g.innocent()
 }
 
-// A control ring of byte streams does hashing, steers, and tells no hashes.
+// A control ring of byte streams supports hashing and steering; packets carry no
+// hashes.
 func TestByteStreamControlRing(t *testing.T) {
 	for _, setting := range []string{"stream", "both"} {
 		t.Run(setting, func(t *testing.T) {

@@ -83,10 +83,9 @@ func (m *grantModel) del(q int, list []netif.GrefEntry) (status []netif.CtrlStat
 	return status, n
 }
 
-// While streams run both ways grants become static and cease to be, at random;
-// the guest connects anew; the daemon is killed, between messages and in the
-// middle of them. Every answer is what a small table says, the backend's tables
-// hold what it does, and every byte arrives.
+// While streams run both ways, static grants are added and removed at random, the
+// guest reconnects, and the daemon is killed between and during messages. Every
+// answer and every table agrees with a model, and every byte arrives.
 func TestStaticGrantsAgainstAModel(t *testing.T) {
 	const queueCount = 2
 	w := newWorld(t)

@@ -108,8 +108,7 @@ func TestMulticastJoinedByTheGuestsKernelArrives(t *testing.T) {
 	g.innocent()
 }
 
-// A guest may change its mind about the filter while it is connected. The list
-// stays, whether it is used or not.
+// A guest may turn the filter on and off while it is connected. The list stays.
 func TestMulticastFilterTurnedOnAndOffWhileConnected(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest()
@@ -129,7 +128,7 @@ func TestMulticastFilterTurnedOnAndOffWhileConnected(t *testing.T) {
 	g.innocent()
 }
 
-// The list is the vif's, not a queue's.
+// The list belongs to the vif, not to a queue.
 func TestMulticastListOfManyQueues(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest(queues(4), features(func(f *netfront.Features) { f.MulticastControl = true }))

@@ -60,8 +60,8 @@ func (s seen) finished() []byte {
 	return f
 }
 
-// What a guest leaves undone of a checksum the host is told to do, wherever in
-// the frame and in whichever slots it stands.
+// A checksum that the guest leaves open is passed on to the host, anywhere in the
+// frame and in any slots.
 func TestBlankChecksumIsLeftToTheHost(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest()
@@ -126,8 +126,8 @@ func TestBlankChecksumIsLeftToTheHost(t *testing.T) {
 	g.innocent()
 }
 
-// A checksum that is neither of TCP nor of UDP, or not in this frame, cannot be made.
-// The guest is not told, as Linux does not tell it either.
+// A checksum that is neither of TCP nor of UDP, or not in this frame, cannot be
+// completed. The guest gets no error, as with Linux.
 func TestBlankChecksumWhereThereIsNoneToMake(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest()
@@ -174,9 +174,9 @@ var large = []struct {
 
 const mss = 1400
 
-// A packet to be segmented comes out of the vif in one piece, and says so. At a
-// guest that takes it so it arrives so, at any other in segments, each of them
-// right. Some of them the kernel makes, and some netbackd.
+// A GSO packet leaves the vif in one piece. It arrives in one piece at a guest that
+// takes GSO, and in correct segments at any other. Some of them are made by the
+// kernel, others by netbackd.
 func TestGSOFromOneGuestToAnother(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest()
@@ -338,8 +338,8 @@ func (g *testGuest) mac() [6]byte {
 	return [6]byte(m)
 }
 
-// The congestion signal of a packet to be segmented stands in its first segment
-// only, and since netif has no word for that, a guest gets segments.
+// The CWR flag of a GSO packet belongs to its first segment only. netif cannot
+// express that, so a guest gets segments.
 func TestGSOWithCongestionWindowReduced(t *testing.T) {
 	w := newWorld(t)
 	g, other := w.guest(), w.guest()
@@ -354,7 +354,7 @@ func TestGSOWithCongestionWindowReduced(t *testing.T) {
 	other.innocent()
 }
 
-// Sizes and flags that a GSO extra may have without being of use.
+// Unneeded but legal sizes and flags of a GSO extra.
 func TestGSOThatNeedNotBe(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest()
@@ -405,7 +405,7 @@ func TestGSOThatNeedNotBe(t *testing.T) {
 	g.innocent()
 }
 
-// A GSO extra for a packet that is no such thing costs that packet.
+// A GSO extra on a packet of another kind costs that packet.
 func TestGSOThatDoesNotFitThePacket(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest()
@@ -443,8 +443,8 @@ func TestGSOThatDoesNotFitThePacket(t *testing.T) {
 	g.innocent()
 }
 
-// What the host leaves undone of a packet to the guest is done for it, unless it
-// said that it can.
+// netbackd completes what the host left open in a packet to the guest, unless the
+// guest takes it as it is.
 func TestFramesFromTheHostAreFinishedAsTheGuestNeedsThem(t *testing.T) {
 	w := newWorld(t)
 	payload := packettest.Pattern(1000)

@@ -10,9 +10,9 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/netfront"
 )
 
-// While streams run to the guest it changes its mind again and again, about its
-// table, its key and whether packets are hashed at all. Flows move from queue to
-// queue, and none of their packets overtakes another: those that might have wait.
+// While streams run to the guest, it changes its table, its key and hashing again
+// and again. Flows move from queue to queue without reordering: packets that could
+// overtake wait.
 func TestFlowsMoveInOrder(t *testing.T) {
 	for _, by := range []string{"kernel", "netbackd"} {
 		t.Run("chosen in "+by, func(t *testing.T) {

@@ -54,9 +54,9 @@ func (w *world) loggingTo(f *os.File) (daemon *exec.Cmd, ended chan struct{}) {
 	return daemon, ended
 }
 
-// No process reads the log, and it is full. Guests are served and connect anew all the
-// same, what is lost is counted, a reader that comes back is told, and the daemon ends
-// when it is asked to, and dies when the watchdog has it die.
+// The log is full and is not read. Guests are served and reconnect, lost lines are
+// counted and reported to a reader that comes back, and the daemon ends when it is
+// asked to, or by the watchdog.
 func TestGuestsAreServedWhileTheLogBlocks(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest()

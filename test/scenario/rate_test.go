@@ -169,8 +169,7 @@ func TestRateOfOneVifIsNoOthers(t *testing.T) {
 	quick.innocent()
 }
 
-// A rate so low that a packet of the largest size takes seconds does not keep
-// it for ever.
+// A large packet passes even if it takes seconds at a very low rate.
 func TestRateFarBelowOnePacketPerInterval(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest(rate("1000,50000"))

@@ -28,8 +28,8 @@ func (g *testGuest) serving() *vif.Status {
 	return g.waitStatus("the successor to serve", func(s *vif.Status) bool { return s.State == xenbus.Connected && len(s.Queues) > 0 })
 }
 
-// A daemon that is killed in the middle of a stream and started again: the guest
-// is not told, and the stream arrives whole.
+// The daemon is killed during a stream and started again: the guest does not notice,
+// and the stream arrives whole.
 func TestKilledUnderTrafficAndStartedAgain(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest()
@@ -94,7 +94,7 @@ func TestKilledAgainAndAgainWithFourQueuesBothWays(t *testing.T) {
 	w.unpinned(g.Domid)
 }
 
-// An orderly stop is no different for the guest, and the daemon ends at once.
+// For the guest an orderly stop is like a kill. The daemon ends at once.
 func TestStoppedUnderTrafficAndStartedAgain(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest(queues(2))
@@ -137,8 +137,8 @@ func TestStoppedByInterrupt(t *testing.T) {
 	g.pings(3)
 }
 
-// Packets wait in the daemon for rx slots when it is killed. They are lost, as on
-// a wire, and nothing behind them is.
+// Packets that wait in the daemon for rx slots are lost when it is killed. Later
+// ones arrive.
 func TestKilledWhilePacketsWaitForRxSlots(t *testing.T) {
 	w := newWorld(t, "--rx-drain=1m", "--rx-stall=1m")
 	g := w.guest()
@@ -161,8 +161,8 @@ func TestKilledWhilePacketsWaitForRxSlots(t *testing.T) {
 	g.innocentAfterKill()
 }
 
-// While the daemon is away everything else goes on: guests are created, close,
-// reboot, are detached and destroyed. It finds all of that when it comes back.
+// While the daemon is down guests are created, close, reboot, are detached and
+// destroyed. The daemon finds all of that when it starts.
 func TestWorldGoesOnWithoutTheDaemon(t *testing.T) {
 	w := newWorld(t)
 	same, closed, closing, reloaded, suspended := w.rawFront(2), w.rawFront(2), w.rawFront(1), w.rawFront(1), w.rawFront(3)
@@ -245,8 +245,8 @@ func TestWorldGoesOnWithoutTheDaemon(t *testing.T) {
 	}
 }
 
-// A daemon that was not there when the host booted, and has no run directory
-// yet: it finds the guests that wait for it.
+// The daemon starts late and without a run directory. It finds the guests that wait
+// for it.
 func TestFirstStartWithGuestsThatAreThereAlready(t *testing.T) {
 	w := newWorld(t)
 	w.must(w.Daemon().Stop())
@@ -274,8 +274,8 @@ func TestFirstStartWithGuestsThatAreThereAlready(t *testing.T) {
 	}
 }
 
-// A journal that is no journal, of which at a crash of the machine anything may
-// be left: the vif is served all the same.
+// A journal may hold anything after a crash of the machine. The vif is served all
+// the same.
 func TestJournalIsGarbage(t *testing.T) {
 	w := newWorld(t)
 	for name, damage := range map[string]func(path string) error{
@@ -302,7 +302,7 @@ func TestJournalIsGarbage(t *testing.T) {
 	}
 }
 
-// Who starts netbackd twice is told so, and the one that runs is not disturbed.
+// A second netbackd refuses to start, and the running one is not disturbed.
 func TestSecondDaemonRefusesToStart(t *testing.T) {
 	w := newWorld(t)
 	w.undisturbed(func() {
@@ -316,8 +316,8 @@ func TestSecondDaemonRefusesToStart(t *testing.T) {
 	}
 }
 
-// One that is started with another run directory cannot know of the first. It
-// finds everything in use, says who has it, and leaves it alone.
+// A second daemon with another run directory cannot know of the first. It finds the
+// devices in use, names their holder, and leaves them alone.
 func TestSecondDaemonWithARunDirectoryOfItsOwn(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest(queues(2))
@@ -355,8 +355,8 @@ func TestSecondDaemonWithARunDirectoryOfItsOwn(t *testing.T) {
 
 func oneLine(s string) bool { return strings.Count(s, "\n") == 1 && strings.HasPrefix(s, "netbackd: ") }
 
-// A daemon that cannot do its work says why in one line, says it in the exit
-// code, and leaves nothing behind.
+// A daemon that cannot start says why in one line and in the exit code, and leaves
+// nothing behind.
 func TestDaemonThatCannotStart(t *testing.T) {
 	w := newWorld(t)
 	w.must(w.Daemon().Stop())

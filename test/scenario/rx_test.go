@@ -117,7 +117,7 @@ func (s *stingy) sendLarge() {
 	s.host.send(tap.VnetHdr{Flags: tap.VnetNeedsCsum, GSOType: tap.VnetGSOTCPv4, GSOSize: mss, HdrLen: 66, CsumStart: 34, CsumOffset: 16}, f)
 }
 
-// One queue that stalls is enough: what steering puts there gets nowhere.
+// One stalled queue makes the vif stalled: flows that are steered to it get nowhere.
 func TestOneOfFourQueuesStalls(t *testing.T) {
 	w := newWorld(t, "--rx-stall=200ms", "--rx-drain=1h")
 	g := w.guest(withFewBuffers(), queues(4))
@@ -145,8 +145,8 @@ func TestOneOfFourQueuesStalls(t *testing.T) {
 	s.well()
 }
 
-// Packets that are not taken are not kept for ever, neither by netbackd nor in the TAP, and
-// what comes later arrives.
+// Packets that the guest does not take are dropped after a time, in netbackd and in
+// the TAP. Later ones arrive.
 func TestPacketsThatAreNotTakenAreDropped(t *testing.T) {
 	w := newWorld(t, "--rx-drain=500ms", "--rx-stall=1h")
 	g := w.guest(withFewBuffers())
@@ -167,9 +167,8 @@ func TestPacketsThatAreNotTakenAreDropped(t *testing.T) {
 	s.well()
 }
 
-// A guest that leaves one slot free while two are needed takes as much as one
-// that leaves none: the memory for what waits is bounded, the stall is noticed,
-// and no other guest suffers (XSA-392).
+// A guest that leaves one slot free while two are needed is stalled as if it left
+// none: the backlog is bounded, and no other guest suffers (XSA-392).
 func TestOneSlotIsFreeAndTwoAreNeeded(t *testing.T) {
 	w := newWorld(t, "--rx-stall=300ms", "--rx-drain=1h")
 	g := w.guest(withFewBuffers())
@@ -207,7 +206,7 @@ func TestOneSlotIsFreeAndTwoAreNeeded(t *testing.T) {
 	s.well()
 }
 
-// The same with a real flood, which fills a page and a half per packet.
+// As above with a flood of packets of a page and a half.
 func TestFloodOfPacketsThatNeedTwoSlots(t *testing.T) {
 	w := newWorld(t, "--rx-stall=300ms", "--rx-drain=500ms")
 	g := w.guest(withFewBuffers(), func(c *lab.GuestConfig) { c.Vif.MTU, c.Front.MTU = jumbo, jumbo })
@@ -235,8 +234,7 @@ func TestFloodOfPacketsThatNeedTwoSlots(t *testing.T) {
 	s.well()
 }
 
-// A guest that is gone in the middle of traffic leaves nothing behind, and
-// no other guest notices.
+// A guest that dies under traffic leaves nothing behind, and no other guest notices.
 func TestGuestDiesInTheMiddleOfTraffic(t *testing.T) {
 	w := newWorld(t)
 	w.undisturbed(func() {

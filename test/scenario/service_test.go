@@ -163,9 +163,9 @@ func (m *manager) heard(text string) bool {
 	return slices.Contains(m.said, text)
 }
 
-// Under a service manager that keeps the queues of TAPs the host notices no more of
-// a restart, or of a kill, than the guest does: the carrier stays, and packets sent
-// while no daemon runs are delivered by the next one.
+// Under a service manager that keeps the TAP queues, the host does not notice a
+// restart or a kill either: the carrier stays, and packets sent meanwhile are
+// delivered by the next daemon.
 func TestServiceRestartedKeepsWhatWaits(t *testing.T) {
 	const packets = 300 // fewer than a queue holds
 	w := newWorld(t)
@@ -230,7 +230,7 @@ func TestServiceRestartedKeepsWhatWaits(t *testing.T) {
 	w.wait("the manager to keep nothing", func() bool { return m.kept() == "" })
 }
 
-// Streams in both directions go on over kills under a service manager.
+// Streams in both directions survive kills under a service manager.
 func TestServiceKilledUnderTraffic(t *testing.T) {
 	w := newWorld(t)
 	m := w.manager()
@@ -256,7 +256,7 @@ func TestServiceKilledUnderTraffic(t *testing.T) {
 	g.pings(5)
 }
 
-// What a manager keeps of vifs that went while no daemon ran is given up.
+// Queues that the manager keeps of vifs that went while no daemon ran are given up.
 func TestServiceOfGuestsThatAreGone(t *testing.T) {
 	w := newWorld(t)
 	m := w.manager()

@@ -24,8 +24,7 @@ import (
 
 func script(s lab.Script) option { return vifKeys(func(v *lab.VifConfig) { v.Script = s }) }
 
-// The toolstack starts its script at the moment it sees InitWait, and the script
-// works on the interface.
+// The toolstack starts its script at InitWait, so the interface must exist by then.
 func TestInterfaceIsThereBeforeInitWait(t *testing.T) {
 	w := newWorld(t)
 	ran := false
@@ -53,8 +52,8 @@ func TestInterfaceIsThereBeforeInitWait(t *testing.T) {
 	f.connected()
 }
 
-// vifname in a guest's config: the script gives the interface another name, and
-// from then on everybody goes by that.
+// With vifname in a guest's config the script renames the interface, and the daemon
+// uses the new name.
 func TestScriptRenamesTheInterface(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest(vifKeys(func(v *lab.VifConfig) { v.Name = "web01" }))
@@ -80,8 +79,8 @@ func TestScriptRenamesTheInterface(t *testing.T) {
 	g.innocent()
 }
 
-// State 4 tells the guest that it is on the network. It waits for the script,
-// unless there is none.
+// Connected tells the guest that it is on the network, so it waits for the hotplug
+// script, if there is one.
 func TestConnectedWaitsForTheHotplugScript(t *testing.T) {
 	w := newWorld(t)
 	back := func(key, value string) option {
@@ -216,8 +215,8 @@ func TestGarbageBelowTheBackendDirectory(t *testing.T) {
 	f.connected()
 }
 
-// xl gives a backend 10 s to show InitWait. A guest with many vifs waits for
-// each of them in turn, while it boots.
+// xl gives a backend 10 s to show InitWait, for one vif of a booting guest after the
+// other.
 func TestInitWaitComesAtOnce(t *testing.T) {
 	w := newWorld(t)
 	domid := w.domain()
@@ -241,7 +240,7 @@ func TestInitWaitComesAtOnce(t *testing.T) {
 	}
 }
 
-// A host that starts its guests all at once.
+// A host starts all of its guests at once.
 func TestManyVifsAttachedAtTheSameTime(t *testing.T) {
 	w := newWorld(t)
 	const n = 24
@@ -265,8 +264,8 @@ func TestManyVifsAttachedAtTheSameTime(t *testing.T) {
 	}
 }
 
-// A script that plugs the interface in, but only brings it up later: the guest
-// is told that it is connected, and the daemon says who is waited for.
+// A script attaches the interface and brings it up only later: the guest becomes
+// connected, and the daemon says what it waits for.
 func TestInterfaceThatWasNotBroughtUp(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest()
@@ -290,9 +289,8 @@ func TestInterfaceThatWasNotBroughtUp(t *testing.T) {
 	g.innocent()
 }
 
-// The interface is deleted under a connected guest. What the script did
-// is lost with it, so the guest is only connected again when that was done
-// again.
+// The interface is deleted under a connected guest. With it the work of the script
+// is lost, so the guest is connected again only after the script has run again.
 func TestInterfaceIsDeleted(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest(func(c *lab.GuestConfig) { c.Front.Reconnect = true })

@@ -35,8 +35,8 @@ func TestBystanderSeesNothingOfAnotherGuestsTraffic(t *testing.T) {
 	w.undisturbed(func() { g.tcpToHost(8 << 20) })
 }
 
-// Host and guest have a tunnel between them; the checksums to make are those
-// of the packets inside. netif cannot say so.
+// In a tunnel between host and guest the checksums to complete are those of the
+// inner packets, which netif cannot express.
 func TestTunnel(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest()

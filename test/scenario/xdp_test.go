@@ -42,8 +42,8 @@ func (g *testGuest) stats() netfront.Stats {
 	return s.Total
 }
 
-// A guest attaches XDP programs and detaches them under TCP streams both ways, on two
-// queues. Its frontend looks at where each packet is.
+// A guest attaches and detaches XDP programs under TCP streams both ways, on two
+// queues. Its frontend checks the place of each packet.
 func TestXDPHeadroomUnderTraffic(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest(queues(2), front(func(c *netfront.Config) { c.Strict = true }))
@@ -68,7 +68,7 @@ func TestXDPHeadroomUnderTraffic(t *testing.T) {
 	g.innocent()
 }
 
-// The same into pages that stay mapped.
+// As above with static grants.
 func TestXDPHeadroomInStaticGrants(t *testing.T) {
 	w := newWorld(t, "--static-grants=1100")
 	g := w.guest(front(func(c *netfront.Config) { c.Strict, c.Control = true, true }))
@@ -84,7 +84,7 @@ func TestXDPHeadroomInStaticGrants(t *testing.T) {
 	g.innocent()
 }
 
-// A successor goes on with the headroom that the guest has, in the midst of a stream.
+// The headroom of a guest survives a restart of the daemon in the midst of a stream.
 func TestXDPHeadroomOverAKill(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest()
@@ -120,8 +120,8 @@ func TestXDPHeadroomOverAKill(t *testing.T) {
 	g.innocentAfterKill()
 }
 
-// A guest that was saved and restored has its program still, and asks for headroom with
-// its new rings.
+// A guest that was saved and restored still has its program, and asks for headroom
+// with its new rings.
 func TestXDPHeadroomOverASuspension(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest(queues(2))
@@ -137,7 +137,7 @@ func TestXDPHeadroomOverASuspension(t *testing.T) {
 	g.innocent()
 }
 
-// Linux writes its state before the key, and may be slow.
+// Linux writes its state before the key, possibly much earlier.
 func TestXDPHeadroomIsNotMissed(t *testing.T) {
 	w := newWorld(t)
 	f := w.rawFront(1)
