@@ -130,7 +130,7 @@ control slot
 key ctrl-ring-ref @readonly
 offer
 backend 6
-error "map control ring"
+error "control ring: map ring"
 close
 reopen
 
@@ -140,7 +140,7 @@ control slot
 key ctrl-ring-ref @foreign
 offer
 backend 6
-error "map control ring"
+error "control ring: map ring"
 close
 reopen
 
