@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 )
 
 // Each test runs in a process of its own, with a network namespace of its own. Most
@@ -42,7 +43,9 @@ func runEach(exe string, args []string) error {
 	var mu sync.Mutex // guards stdout and failed
 	failed := 0
 	one := func(name string) {
-		out, err := exec.Command(exe, append(args, "-test.run="+pattern(name))...).CombinedOutput()
+		cmd := exec.Command(exe, append(slices.Clone(args), "-test.run="+pattern(name))...)
+		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+		out, err := cmd.CombinedOutput()
 		mu.Lock()
 		defer mu.Unlock()
 		_, _ = os.Stdout.Write(withoutVerdict(out))

@@ -360,6 +360,7 @@ func (p *player) replies(n int) (got []reply, err error) {
 	if err := p.pushControl(); err != nil {
 		return nil, err
 	}
+	var written uint32 // of a byte stream, which moves one ring of bytes at a look
 	err = p.until(func() (bool, error) {
 		for {
 			r, ok, err := p.takeReply()
@@ -367,6 +368,10 @@ func (p *player) replies(n int) (got []reply, err error) {
 				return false, err
 			}
 			if !ok {
+				if s := p.ctrl.stream; s != nil && s.ReqProd() != written && len(got) < n {
+					written = s.ReqProd()
+					return false, errProgress
+				}
 				return len(got) >= n, nil
 			}
 			got = append(got, r)

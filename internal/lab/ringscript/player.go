@@ -253,6 +253,9 @@ func (p *player) until(ok func() (bool, error)) error {
 	return poll(ctx, glance, ok)
 }
 
+// errProgress is returned by a look that has moved something: the next one comes soon.
+var errProgress = errors.New("not yet done")
+
 // poll looks again and again until ok. It pauses for least between two looks, and for an
 // eighth of the time that has passed once that is more: on an emulated machine looks take
 // the processor from what they wait for.
@@ -260,7 +263,11 @@ func poll(ctx context.Context, least time.Duration, ok func() (bool, error)) err
 	pause := time.NewTimer(0)
 	defer pause.Stop()
 	for began := time.Now(); ; {
-		if yes, err := ok(); yes || err != nil {
+		yes, err := ok()
+		switch {
+		case errors.Is(err, errProgress):
+			began = time.Now()
+		case yes || err != nil:
 			return err
 		}
 		pause.Reset(max(least, time.Since(began)/8))
