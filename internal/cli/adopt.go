@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/netbackd/netbackd/internal/handover"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
 func newAdoptCmd() *cobra.Command {
@@ -37,12 +38,12 @@ script=vif-netbackd in the guest's config. "netbackd release" is the way back.`,
 		Args:              Args(cobra.ExactArgs(1)),
 		ValidArgsFunction: completeVif,
 		RunE: func(c *cobra.Command, a []string) error {
-			return withMover(c, a[0], func(m *handover.Mover, id handover.ID) error {
+			return withMover(c, a[0], func(m *handover.Mover, id xenbus.VifID) error {
 				r, err := m.Adopt(c.Context(), id)
 				if err != nil {
 					return err
 				}
-				return writeReport(c.OutOrStdout(), id.Name()+" is netbackd's", r)
+				return writeReport(c.OutOrStdout(), id.String()+" is netbackd's", r)
 			})
 		},
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/netbackd/netbackd/internal/control"
 	"github.com/netbackd/netbackd/internal/handover"
 	"github.com/netbackd/netbackd/internal/xennetback"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
@@ -33,7 +34,7 @@ reason is also in the vif's node hotplug-error, which xl prints.`,
 			if name == "" {
 				return usageError{errors.New("hotplug wants the name of a vif, or $XENBUS_PATH")}
 			}
-			return withMover(c, name, func(m *handover.Mover, id handover.ID) error {
+			return withMover(c, name, func(m *handover.Mover, id xenbus.VifID) error {
 				err := m.Hotplug(c.Context(), id)
 				if err != nil {
 					err = errors.Join(err, m.Fail(id, err))
@@ -45,7 +46,7 @@ reason is also in the vif's node hotplug-error, which xl prints.`,
 }
 
 // withMover calls f with what it takes to move the vif of that name.
-func withMover(c *cobra.Command, name string, f func(*handover.Mover, handover.ID) error) (err error) {
+func withMover(c *cobra.Command, name string, f func(*handover.Mover, xenbus.VifID) error) (err error) {
 	id, err := handover.ParseID(name)
 	if err != nil {
 		return usageError{err}

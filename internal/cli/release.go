@@ -6,6 +6,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/netbackd/netbackd/internal/handover"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
 func newReleaseCmd() *cobra.Command {
@@ -31,12 +32,12 @@ it, and what it settled by a control ring.`,
 		Args:              Args(cobra.ExactArgs(1)),
 		ValidArgsFunction: completeVif,
 		RunE: func(c *cobra.Command, a []string) error {
-			return withMover(c, a[0], func(m *handover.Mover, id handover.ID) error {
+			return withMover(c, a[0], func(m *handover.Mover, id xenbus.VifID) error {
 				r, err := m.Release(c.Context(), id)
 				if err != nil {
 					return err
 				}
-				return writeReport(c.OutOrStdout(), id.Name()+" is the kernel's", r)
+				return writeReport(c.OutOrStdout(), id.String()+" is the kernel's", r)
 			})
 		},
 	}

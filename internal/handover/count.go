@@ -14,22 +14,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// counter counts the frames to one guest that enter a bridge, and those that leave
-// it through the guest's interface. What entered and did not leave was lost. It
-// sees frames whole, as they are handed on between interfaces, so a large one of
-// TCP that an interface has to have cut up may leave as several.
+// counter counts the frames to one guest that enter a bridge, and those that leave it
+// through the guest's interface. The difference was lost. Frames are counted as they pass
+// between interfaces, so a large TCP frame that the interface needs segmented may leave
+// as several.
 type counter struct {
 	fd      int
 	bridge  int
-	ports   map[int]bool // of the bridge, when the counting began
+	ports   map[int]bool // the bridge's, when the counting began
 	entered int
-	left    map[int]int // by interface
+	left    map[int]int // by the interface through which they left
 }
 
 // startCounter starts counting frames to mac on a bridge.
 func startCounter(bridge int, mac net.HardwareAddr) (*counter, error) {
 	if len(mac) != 6 {
-		return nil, fmt.Errorf("%q is no address of a guest", mac)
+		return nil, fmt.Errorf("%q is not a guest's MAC address", mac)
 	}
 	c := &counter{bridge: bridge, ports: map[int]bool{}, left: map[int]int{}}
 	links, err := dump(netlink.LinkList)
@@ -41,7 +41,7 @@ func startCounter(bridge int, mac net.HardwareAddr) (*counter, error) {
 			c.ports[l.Attrs().Index] = true
 		}
 	}
-	// No protocol yet: nothing may come before the filter is in place.
+	// Without a protocol the socket receives nothing until the filter is attached.
 	c.fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		return nil, fmt.Errorf("packet socket: %w", err)
@@ -57,7 +57,7 @@ func startCounter(bridge int, mac net.HardwareAddr) (*counter, error) {
 	return c, nil
 }
 
-// destinationIs passes one octet of each frame to mac.
+// destinationIs makes a filter that passes one byte of each frame to mac.
 func destinationIs(mac net.HardwareAddr) *unix.SockFprog {
 	prog := []unix.SockFilter{
 		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: 0},
@@ -72,14 +72,14 @@ func destinationIs(mac net.HardwareAddr) *unix.SockFprog {
 
 func htons(v uint16) uint16 { return v<<8 | v>>8 }
 
-// settle is how long a frame may take from where it enters the bridge to where it
-// leaves it.
-const settle = 20 * time.Millisecond
+// transit is the time that a frame may take through the bridge: one softirq, which a
+// busy host may delay.
+const transit = 20 * time.Millisecond
 
-// stop ends the counting. The frames that should have left did so through these
-// interfaces. More: there were others that could not be counted.
+// stop ends the counting, once the last frame has passed the bridge. Frames that reached
+// the guest left the bridge through these interfaces. More: some frames were not counted.
 func (c *counter) stop(through ...int) (lost int, more bool, err error) {
-	time.Sleep(settle)
+	time.Sleep(transit)
 	c.read()
 	stats, err := unix.GetsockoptTpacketStats(c.fd, unix.SOL_PACKET, unix.PACKET_STATISTICS)
 	if err = errors.Join(err, unix.Close(c.fd)); err != nil {
@@ -92,8 +92,8 @@ func (c *counter) stop(through ...int) (lost int, more bool, err error) {
 	return max(lost, 0), stats.Drops > 0, nil
 }
 
-// read counts what has been seen. It is to be called before the socket's memory is
-// full, 16 MB of frames that take some 500 octets of it each.
+// read counts the frames that the socket holds. It has room for some 30,000: 16 MB, of
+// which a frame takes about 500 bytes.
 func (c *counter) read() {
 	var frame [1]byte
 	for {

@@ -16,13 +16,12 @@ package handover
 import (
 	"context"
 	"errors"
-	"fmt"
-	"strconv"
 	"strings"
 	"time"
 
 	"github.com/netbackd/netbackd/internal/vif"
 	"github.com/netbackd/netbackd/pkg/xen"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
@@ -74,28 +73,13 @@ type Mover struct {
 	Script func(ctx context.Context, path string, env []string) error
 }
 
-// ID names a vif.
-type ID struct {
-	Domid xen.Domid
-	Devid int
-}
-
-// Name returns the name of the vif's interface, which a hotplug script may change.
-func (id ID) Name() string { return fmt.Sprintf("vif%d.%d", id.Domid, id.Devid) }
-
 // ParseID parses vif1.0, or a path that ends in vif/1/0, such as the toolstack passes to
 // scripts.
-func ParseID(s string) (id ID, err error) {
-	dom, dev, ok := strings.Cut(strings.TrimPrefix(s, "vif"), ".")
-	if i := strings.LastIndex(s, "vif/"); i >= 0 {
-		dom, dev, ok = strings.Cut(s[i+len("vif/"):], "/")
+func ParseID(s string) (xenbus.VifID, error) {
+	if strings.Contains(s, "/") {
+		return xenbus.ParseVifPath(s)
 	}
-	d, err1 := strconv.ParseUint(dom, 10, 16)
-	n, err2 := strconv.ParseUint(dev, 10, 16)
-	if !ok || err1 != nil || err2 != nil {
-		return id, fmt.Errorf("%q is no vif; they have names like vif1.0", s)
-	}
-	return ID{xen.Domid(d), int(n)}, nil
+	return xenbus.ParseVifID(s)
 }
 
 // Report tells the cost of moving a vif.

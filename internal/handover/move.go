@@ -18,11 +18,11 @@ import (
 // exists. It is for the hotplug script vif-netbackd. The toolstack runs the script after
 // the kernel's driver, if it is loaded, has taken the vif, and before the driver may
 // connect to the guest.
-func (m *Mover) Hotplug(ctx context.Context, id ID) error {
+func (m *Mover) Hotplug(ctx context.Context, id xenbus.VifID) error {
 	if !m.Kernel.Serves(id.Domid, id.Devid) {
 		return m.adopt(ctx, id)
 	}
-	if err := m.Daemon.CanAdopt(ctx, id.Name()); err != nil {
+	if err := m.Daemon.CanAdopt(ctx, id.String()); err != nil {
 		return err
 	}
 	_, err := m.unbindAndAdopt(context.WithoutCancel(ctx), id)
@@ -31,7 +31,7 @@ func (m *Mover) Hotplug(ctx context.Context, id ID) error {
 
 // unbindAndAdopt moves a vif from the kernel to netbackd. If netbackd cannot serve it, it
 // is bound to the kernel's driver again, and rebound is true.
-func (m *Mover) unbindAndAdopt(ctx context.Context, id ID) (rebound bool, err error) {
+func (m *Mover) unbindAndAdopt(ctx context.Context, id xenbus.VifID) (rebound bool, err error) {
 	if err := m.Kernel.Unbind(id.Domid, id.Devid); err != nil {
 		return false, err
 	}
@@ -40,7 +40,7 @@ func (m *Mover) unbindAndAdopt(ctx context.Context, id ID) (rebound bool, err er
 		return false, nil
 	}
 	// A request that was not answered may still be carried out.
-	_, _ = m.Daemon.Release(ctx, id.Name())
+	_, _ = m.Daemon.Release(ctx, id.String())
 	if berr := m.bind(ctx, id); berr != nil {
 		return false, errors.Join(err, unserved(id, berr))
 	}
@@ -48,13 +48,13 @@ func (m *Mover) unbindAndAdopt(ctx context.Context, id ID) (rebound bool, err er
 }
 
 // unserved returns the error for a vif that neither back end could be made to serve.
-func unserved(id ID, err error) error {
-	return fmt.Errorf("returning it failed, so no back end serves it now: %w; `netbackd adopt %s` tries again", err, id.Name())
+func unserved(id xenbus.VifID, err error) error {
+	return fmt.Errorf("returning it failed, so no back end serves it now: %w; `netbackd adopt %s` tries again", err, id.String())
 }
 
 // Fail writes the reason why the hotplug of a vif failed to where the toolstack looks for
 // it, in the vif's directory.
-func (m *Mover) Fail(id ID, cause error) error {
+func (m *Mover) Fail(id xenbus.VifID, cause error) error {
 	dir, err := m.directory(id)
 	if err != nil {
 		return err
@@ -67,7 +67,7 @@ func (m *Mover) Fail(id ID, cause error) error {
 
 // Adopt moves a vif from the kernel's driver to netbackd, whether its guest is connected
 // or not.
-func (m *Mover) Adopt(ctx context.Context, id ID) (r Report, err error) {
+func (m *Mover) Adopt(ctx context.Context, id xenbus.VifID) (r Report, err error) {
 	if !m.Kernel.Serves(id.Domid, id.Devid) {
 		return r, m.adoptUnbound(ctx, id)
 	}
@@ -75,7 +75,7 @@ func (m *Mover) Adopt(ctx context.Context, id ID) (r Report, err error) {
 	if err != nil {
 		return r, err
 	}
-	if err := m.Daemon.CanAdopt(ctx, id.Name()); err != nil {
+	if err := m.Daemon.CanAdopt(ctx, id.String()); err != nil {
 		return r, err
 	}
 	mv, err := m.begin(id, from)
@@ -88,7 +88,7 @@ func (m *Mover) Adopt(ctx context.Context, id ID) (r Report, err error) {
 	rebound, err := m.unbindAndAdopt(ctx, id)
 	switch {
 	case err == nil:
-		err = mv.place(ctx, id.Name())
+		err = mv.place(ctx, id.String())
 	case rebound:
 		return mv.end(errors.Join(err, mv.placeKernels(ctx)))
 	}
@@ -101,18 +101,18 @@ func (m *Mover) Adopt(ctx context.Context, id ID) (r Report, err error) {
 // adoptUnbound adopts a vif that the kernel does not serve. Either no back end serves it,
 // or netbackd does and the hotplug script was not run for its TAP: an adoption was killed
 // half-way.
-func (m *Mover) adoptUnbound(ctx context.Context, id ID) error {
-	s, err := m.Daemon.Vif(ctx, id.Name(), 0)
+func (m *Mover) adoptUnbound(ctx context.Context, id xenbus.VifID) error {
+	s, err := m.Daemon.Vif(ctx, id.String(), 0)
 	unknown := errors.Is(err, control.ErrNotFound)
 	switch {
 	case unknown && !m.Kernel.Loaded():
-		return fmt.Errorf("%s: %w, and %w", id.Name(), ErrNoVif, ErrKernelNotLoaded)
+		return fmt.Errorf("%s: %w, and %w", id.String(), ErrNoVif, ErrKernelNotLoaded)
 	case err != nil && !unknown:
 		return err
 	case err == nil && s.ServedBy == "" && s.Hotplug == "connected":
-		return fmt.Errorf("%s: %w", id.Name(), ErrServed)
+		return fmt.Errorf("%s: %w", id.String(), ErrServed)
 	}
-	if err := m.Daemon.Adopt(ctx, id.Name()); err != nil {
+	if err := m.Daemon.Adopt(ctx, id.String()); err != nil {
 		return err
 	}
 	dir, err := m.directory(id)
@@ -124,7 +124,7 @@ func (m *Mover) adoptUnbound(ctx context.Context, id ID) error {
 
 // Release moves a vif from netbackd to the kernel's driver, whether its guest is connected
 // or not.
-func (m *Mover) Release(ctx context.Context, id ID) (r Report, err error) {
+func (m *Mover) Release(ctx context.Context, id xenbus.VifID) (r Report, err error) {
 	s, err := m.canRelease(ctx, id)
 	if err != nil {
 		return r, err
@@ -134,7 +134,7 @@ func (m *Mover) Release(ctx context.Context, id ID) (r Report, err error) {
 		return r, err
 	}
 	ctx = context.WithoutCancel(ctx) // as in Adopt
-	if mv.inside, err = m.Daemon.Release(ctx, id.Name()); err != nil {
+	if mv.inside, err = m.Daemon.Release(ctx, id.String()); err != nil {
 		return mv.end(err)
 	}
 	if err := m.bind(ctx, id); err != nil {
@@ -149,12 +149,12 @@ func (m *Mover) Release(ctx context.Context, id ID) (r Report, err error) {
 
 // canRelease returns the status of a vif that the kernel can serve, as far as can be told
 // before netbackd has released it.
-func (m *Mover) canRelease(ctx context.Context, id ID) (s vif.Status, err error) {
+func (m *Mover) canRelease(ctx context.Context, id xenbus.VifID) (s vif.Status, err error) {
 	switch {
 	case !m.Kernel.Loaded():
 		return s, fmt.Errorf("%w; to load it without its taking the vifs that netbackd serves, as root: %s", ErrKernelNotLoaded, SafeLoad)
 	case m.Kernel.Serves(id.Domid, id.Devid):
-		return s, fmt.Errorf("%s: %w", id.Name(), ErrKernelServes)
+		return s, fmt.Errorf("%s: %w", id.String(), ErrKernelServes)
 	}
 	if s, err = m.status(ctx, id, 0); err != nil {
 		return s, err
@@ -164,24 +164,24 @@ func (m *Mover) canRelease(ctx context.Context, id ID) (s vif.Status, err error)
 		return s, fmt.Errorf("max_queues of xen-netback: %w", err)
 	}
 	if n := len(s.Queues); n > most {
-		return s, fmt.Errorf("%s has %d queues, xen-netback takes %d: it would close the vif; echo %d >/sys/module/xen_netback/parameters/max_queues", id.Name(), n, most, n)
+		return s, fmt.Errorf("%s has %d queues, xen-netback takes %d: it would close the vif; echo %d >/sys/module/xen_netback/parameters/max_queues", id.String(), n, most, n)
 	}
 	return s, nil
 }
 
 // adoptAgain has netbackd serve a vif again that the kernel cannot serve.
 func (mv *move) adoptAgain(ctx context.Context, cause error) error {
-	if err := mv.Daemon.Adopt(ctx, mv.id.Name()); err != nil {
+	if err := mv.Daemon.Adopt(ctx, mv.id.String()); err != nil {
 		return errors.Join(cause, unserved(mv.id, err))
 	}
-	return errors.Join(fmt.Errorf("%w; netbackd serves it again", cause), mv.place(ctx, mv.id.Name()))
+	return errors.Join(fmt.Errorf("%w; netbackd serves it again", cause), mv.place(ctx, mv.id.String()))
 }
 
 // status returns the status of a vif that netbackd serves, once its revision is not after.
-func (m *Mover) status(ctx context.Context, id ID, after uint64) (vif.Status, error) {
-	s, err := m.Daemon.Vif(ctx, id.Name(), after)
+func (m *Mover) status(ctx context.Context, id xenbus.VifID, after uint64) (vif.Status, error) {
+	s, err := m.Daemon.Vif(ctx, id.String(), after)
 	if errors.Is(err, control.ErrNotFound) || err == nil && s.ServedBy != "" {
-		return s, fmt.Errorf("%s: %w", id.Name(), ErrNoVif)
+		return s, fmt.Errorf("%s: %w", id.String(), ErrNoVif)
 	}
 	return s, err
 }
@@ -189,7 +189,7 @@ func (m *Mover) status(ctx context.Context, id ID, after uint64) (vif.Status, er
 // move is a vif that is being moved.
 type move struct {
 	*Mover
-	id        ID
+	id        xenbus.VifID
 	dir       string // the vif's, in xenstore
 	connected bool   // the guest was, when the move began
 	from      *place
@@ -202,7 +202,7 @@ type move struct {
 }
 
 // begin reads what the move needs to know, so that the gap is short, and starts the clock.
-func (m *Mover) begin(id ID, from string) (*move, error) {
+func (m *Mover) begin(id xenbus.VifID, from string) (*move, error) {
 	mv := &move{Mover: m, id: id, report: Report{Lost: -1}}
 	var err error
 	if mv.dir, err = m.directory(id); err != nil {
@@ -210,7 +210,7 @@ func (m *Mover) begin(id ID, from string) (*move, error) {
 	}
 	state, err := mv.state()
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", id.Name(), err)
+		return nil, fmt.Errorf("%s: %w", id.String(), err)
 	}
 	mv.connected = state == xenbus.Connected || state == xenbus.Reconfigured
 	if mv.from, err = placeOf(from); err != nil {

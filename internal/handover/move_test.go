@@ -31,18 +31,18 @@ func TestMain(m *testing.M) { os.Exit(netns.Main(m)) }
 func TestParseID(t *testing.T) {
 	for _, tt := range []struct {
 		in   string
-		want ID
+		want xenbus.VifID
 		ok   bool
 	}{
-		{"vif3.1", ID{3, 1}, true},
-		{"backend/vif/3/1", ID{3, 1}, true},
-		{"/local/domain/0/backend/vif/3/1", ID{3, 1}, true},
-		{"vif3", ID{}, false},
-		{"backend/vif/3", ID{}, false},
-		{"backend/vbd/3/51712", ID{}, false},
-		{"eth0", ID{}, false},
-		{"vif70000.0", ID{}, false},
-		{"", ID{}, false},
+		{"vif3.1", xenbus.VifID{Domid: 3, Devid: 1}, true},
+		{"backend/vif/3/1", xenbus.VifID{Domid: 3, Devid: 1}, true},
+		{"/local/domain/0/backend/vif/3/1", xenbus.VifID{Domid: 3, Devid: 1}, true},
+		{"vif3", xenbus.VifID{}, false},
+		{"backend/vif/3", xenbus.VifID{}, false},
+		{"backend/vbd/3/51712", xenbus.VifID{}, false},
+		{"eth0", xenbus.VifID{}, false},
+		{"vif70000.0", xenbus.VifID{}, false},
+		{"", xenbus.VifID{}, false},
 	} {
 		got, err := ParseID(tt.in)
 		if got != tt.want || (err == nil) != tt.ok {
@@ -50,6 +50,9 @@ func TestParseID(t *testing.T) {
 		}
 	}
 }
+
+// vif10 is the vif that is moved.
+var vif10 = xenbus.VifID{Domid: 1, Devid: 0}
 
 const (
 	back  = "/local/domain/0/backend/vif/1/0"
@@ -332,7 +335,7 @@ func TestThereAndBack(t *testing.T) {
 			b.send()
 		}
 	}
-	r, err := m.Adopt(ctx, ID{1, 0})
+	r, err := m.Adopt(ctx, vif10)
 	b.must(err)
 	if r.Lost != 7 || r.AtLeast || r.Script || r.Gap <= 0 {
 		t.Errorf("report %+v", r)
@@ -345,7 +348,7 @@ func TestThereAndBack(t *testing.T) {
 
 	b.done = nil
 	b.nodes[back+"/hotplug-status"] = ""
-	r, err = m.Release(ctx, ID{1, 0})
+	r, err = m.Release(ctx, vif10)
 	b.must(err)
 	if r.Lost != 7+3 || r.Script {
 		t.Errorf("report %+v", r)
@@ -381,7 +384,7 @@ func TestRenamed(t *testing.T) {
 	b.add("web")
 	b.plug("web")
 	b.special("web")
-	if _, err := b.mover().Adopt(context.Background(), ID{1, 0}); err != nil {
+	if _, err := b.mover().Adopt(context.Background(), vif10); err != nil {
 		t.Fatal(err)
 	}
 	b.wantPlace("web")
@@ -412,7 +415,7 @@ func TestByScript(t *testing.T) {
 			b.add("vif1.0")
 			b.plug("vif1.0")
 			change(b)
-			r, err := b.mover().Adopt(context.Background(), ID{1, 0})
+			r, err := b.mover().Adopt(context.Background(), vif10)
 			b.must(err)
 			if !r.Script {
 				t.Errorf("report %+v", r)
@@ -437,7 +440,7 @@ func TestInterrupted(t *testing.T) {
 		}
 		ctx, stop := context.WithCancel(context.Background())
 		b.gap = stop
-		if _, err := b.mover().Adopt(ctx, ID{1, 0}); err != nil || !b.ours {
+		if _, err := b.mover().Adopt(ctx, vif10); err != nil || !b.ours {
 			t.Errorf("adopt, script %t: %v; it is netbackd's: %t", script, err, b.ours)
 		}
 		if !script {
@@ -449,7 +452,7 @@ func TestInterrupted(t *testing.T) {
 			b.add("vif1.0") // as long as it lingers
 			time.AfterFunc(20*time.Millisecond, func() { _ = netns.Delete("vif1.0") })
 		}
-		if _, err := b.mover().Release(ctx, ID{1, 0}); err != nil || !b.kernel {
+		if _, err := b.mover().Release(ctx, vif10); err != nil || !b.kernel {
 			t.Errorf("release, script %t: %v; it is the kernel's: %t", script, err, b.kernel)
 		}
 		b.must(netns.Delete("vif1.0"))
@@ -468,7 +471,7 @@ func TestTakenBack(t *testing.T) {
 		b.plug("vif1.0")
 		b.special("vif1.0")
 		b.fail["adopt"] = errors.New("no TAP")
-		_, err := b.mover().Adopt(context.Background(), ID{1, 0})
+		_, err := b.mover().Adopt(context.Background(), vif10)
 		if err == nil || err.Error() != "no TAP; the kernel serves it again" {
 			t.Errorf("got %v", err)
 		}
@@ -485,7 +488,7 @@ func TestTakenBack(t *testing.T) {
 		b.plug("vif1.0")
 		b.special("vif1.0")
 		b.fail["bind"] = errors.New("no such device")
-		_, err := b.mover().Release(context.Background(), ID{1, 0})
+		_, err := b.mover().Release(context.Background(), vif10)
 		if err == nil || err.Error() != "no such device; netbackd serves it again" {
 			t.Errorf("got %v", err)
 		}
@@ -498,7 +501,7 @@ func TestTakenBack(t *testing.T) {
 		b.add("vif1.0")
 		b.plug("vif1.0")
 		b.fail["bind"], b.fail["adopt"] = errors.New("no such device"), errors.New("no TAP")
-		_, err := b.mover().Release(context.Background(), ID{1, 0})
+		_, err := b.mover().Release(context.Background(), vif10)
 		if err == nil || !strings.Contains(err.Error(), "netbackd adopt vif1.0") {
 			t.Errorf("got %v", err)
 		}
@@ -512,13 +515,13 @@ func TestHotplug(t *testing.T) {
 		b := newBed(t)
 		b.kernel = true
 		b.add("vif1.0")
-		b.must(b.mover().Hotplug(ctx, ID{1, 0}))
+		b.must(b.mover().Hotplug(ctx, vif10))
 		b.wantDone("can adopt", "unbind", "adopt")
 	})
 	t.Run("no driver", func(t *testing.T) {
 		b := newBed(t)
 		b.loaded = false
-		b.must(b.mover().Hotplug(ctx, ID{1, 0}))
+		b.must(b.mover().Hotplug(ctx, vif10))
 		b.wantDone("adopt")
 	})
 	t.Run("netbackd does not run", func(t *testing.T) {
@@ -526,11 +529,11 @@ func TestHotplug(t *testing.T) {
 		b.kernel = true
 		down := errors.New("netbackd is not running")
 		b.fail["can adopt"] = down
-		if err := b.mover().Hotplug(ctx, ID{1, 0}); !errors.Is(err, down) {
+		if err := b.mover().Hotplug(ctx, vif10); !errors.Is(err, down) {
 			t.Errorf("got %v", err)
 		}
 		b.wantDone("can adopt")
-		b.must(b.mover().Fail(ID{1, 0}, down))
+		b.must(b.mover().Fail(vif10, down))
 		if b.nodes[back+"/hotplug-error"] != down.Error() || b.nodes[back+"/hotplug-status"] != "error" {
 			t.Errorf("nodes %v", b.nodes)
 		}
@@ -540,7 +543,7 @@ func TestHotplug(t *testing.T) {
 		b.kernel = true
 		b.add("vif1.0")
 		b.fail["adopt"] = errors.New("no TAP")
-		err := b.mover().Hotplug(ctx, ID{1, 0})
+		err := b.mover().Hotplug(ctx, vif10)
 		if err == nil || err.Error() != "no TAP; the kernel serves it again" {
 			t.Errorf("got %v", err)
 		}
@@ -583,7 +586,7 @@ func TestRefused(t *testing.T) {
 					b.add("vif1.0")
 				}
 			}
-			_, err := move(ctx, ID{1, 0})
+			_, err := move(ctx, vif10)
 			if err == nil || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("got %v, want %q", err, tt.want)
 			}
@@ -601,7 +604,7 @@ func TestDaemonIsRestartedMeanwhile(t *testing.T) {
 	b.plug("vif1.0")
 	b.special("vif1.0")
 	b.gap = func() { b.away = 5 }
-	r, err := b.mover().Adopt(context.Background(), ID{1, 0})
+	r, err := b.mover().Adopt(context.Background(), vif10)
 	b.must(err)
 	if !b.ours || r.Script {
 		t.Errorf("it is netbackd's: %t; report %+v", b.ours, r)
@@ -615,10 +618,10 @@ func TestBegunBefore(t *testing.T) {
 	b := newBed(t)
 	b.ours = true
 	b.nodes[back+"/hotplug-status"] = ""
-	_, err := b.mover().Adopt(context.Background(), ID{1, 0})
+	_, err := b.mover().Adopt(context.Background(), vif10)
 	b.must(err)
 	b.wantDone("adopt", "vif-bridge")
-	if _, err := b.mover().Adopt(context.Background(), ID{1, 0}); !errors.Is(err, ErrServed) {
+	if _, err := b.mover().Adopt(context.Background(), vif10); !errors.Is(err, ErrServed) {
 		t.Errorf("once more: %v", err)
 	}
 }
@@ -626,7 +629,7 @@ func TestBegunBefore(t *testing.T) {
 // TestNobodys: a vif that was lost between the two is netbackd's.
 func TestNobodys(t *testing.T) {
 	b := newBed(t)
-	_, err := b.mover().Adopt(context.Background(), ID{1, 0})
+	_, err := b.mover().Adopt(context.Background(), vif10)
 	b.must(err)
 	b.wantDone("adopt", "vif-bridge")
 }
@@ -638,7 +641,7 @@ func TestAwaitDaemon(t *testing.T) {
 	b.add("vif1.0")
 	b.plug("vif1.0")
 	b.dark, b.wait = 2, func() {}
-	_, err := b.mover().Adopt(t.Context(), ID{1, 0})
+	_, err := b.mover().Adopt(t.Context(), vif10)
 	b.must(err)
 	if diff := cmp.Diff([]uint64{98, 99}, b.asked); diff != "" {
 		t.Errorf("unexpected requests (-want +got):\n%s", diff)
@@ -653,7 +656,7 @@ func TestAwaitKernel(t *testing.T) {
 	b.plug("vif1.0")
 	b.must(netns.AddAddr("vif1.0", "192.0.2.1/32")) // so the script is run, and sets no carrier
 	b.states = []string{"2", "2"}
-	_, err := b.mover().Release(t.Context(), ID{1, 0})
+	_, err := b.mover().Release(t.Context(), vif10)
 	b.must(err)
 	if len(b.states) != 0 {
 		t.Errorf("it did not wait for the state to be other than %q", b.states)
@@ -667,7 +670,7 @@ func TestClosedByKernel(t *testing.T) {
 	b.add("vif1.0")
 	b.plug("vif1.0")
 	b.gap = func() { b.nodes[back+"/state"] = "5" }
-	if _, err := b.mover().Release(context.Background(), ID{1, 0}); err == nil || !strings.Contains(err.Error(), "has closed the vif") {
+	if _, err := b.mover().Release(context.Background(), vif10); err == nil || !strings.Contains(err.Error(), "has closed the vif") {
 		t.Errorf("got %v", err)
 	}
 }

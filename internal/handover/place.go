@@ -15,8 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// place is what a hotplug script has made of an interface: its name, and where
-// packets come to it from.
+// place holds the settings that a hotplug script has given to an interface: its name, and
+// its port of a bridge.
 type place struct {
 	index  int
 	name   string
@@ -29,7 +29,7 @@ type place struct {
 
 const classNet = "/sys/class/net"
 
-// placeOf looks at an interface.
+// placeOf reads the settings of an interface.
 func placeOf(name string) (*place, error) {
 	l, err := netlink.LinkByName(name)
 	if err != nil {
@@ -45,7 +45,7 @@ func placeOf(name string) (*place, error) {
 	}
 	br, err := netlink.LinkByIndex(a.MasterIndex)
 	if err != nil {
-		return nil, fmt.Errorf("what %s is a port of: %w", name, err)
+		return nil, fmt.Errorf("bridge of %s: %w", name, err)
 	}
 	if br.Type() == "bridge" {
 		p.bridge = a.MasterIndex
@@ -54,8 +54,8 @@ func placeOf(name string) (*place, error) {
 	return p, err
 }
 
-// copyable reports whether all that a script has done can be seen at the interface
-// and be done again: it is a port of a bridge that knows no VLANs, and has no
+// copyable reports whether everything that a script does can be read from the interface
+// and repeated: it is a port of a Linux bridge without VLAN filtering, and has no
 // addresses or routes of its own.
 func (p *place) copyable() (bool, error) {
 	if p.bridge == 0 {
@@ -85,8 +85,8 @@ func (p *place) copyable() (bool, error) {
 	return len(routes) == 0, err
 }
 
-// dump lists something of the kernel's, again if it was changed meanwhile: on a host
-// where guests come and go that is so now and then.
+// dump calls list again while the kernel reports that its list has changed meanwhile,
+// which happens on a host where guests come and go.
 func dump[T any](list func() ([]T, error)) (all []T, err error) {
 	const tries = 20
 	for range tries {
@@ -97,16 +97,16 @@ func dump[T any](list func() ([]T, error)) (all []T, err error) {
 	return all, err
 }
 
-// give puts another interface into this place.
+// give gives the settings to another interface.
 func (p *place) give(name string) error {
 	l, err := netlink.LinkByName(name)
 	if err != nil {
 		return fmt.Errorf("interface %s: %w", name, err)
 	}
 	a := l.Attrs()
-	// An interface can be renamed, and given an address, while it is down. It goes up
-	// before all else: the kernel takes notice of a carrier that comes later at once,
-	// of one that was there up to a second later.
+	// An interface can be renamed, and given an address, while it is down. It is set up
+	// before it joins the bridge: linkwatch notes a carrier that comes later at once, and
+	// one that was there before up to a second later.
 	steps := []func() error{
 		func() error {
 			if a.Flags&net.FlagUp == 0 || name == p.name && bytes.Equal(a.HardwareAddr, p.mac) {
@@ -143,13 +143,13 @@ func (p *place) give(name string) error {
 	}
 	for _, step := range steps {
 		if err := step(); err != nil {
-			return fmt.Errorf("give %s the place of %s: %w", name, p.name, err)
+			return fmt.Errorf("move %s to the place of %s: %w", name, p.name, err)
 		}
 	}
 	return nil
 }
 
-// portSettings reads what a bridge's port can be set to.
+// portSettings reads the settings of a bridge's port that can be written.
 func portSettings(name string) (map[string]string, error) {
 	dir := filepath.Join(classNet, name, "brport")
 	entries, err := os.ReadDir(dir)
@@ -169,7 +169,7 @@ func portSettings(name string) (map[string]string, error) {
 	return settings, nil
 }
 
-// setPort sets what differs.
+// setPort writes the settings that differ.
 func setPort(name string, want map[string]string) error {
 	have, err := portSettings(name)
 	if err != nil {

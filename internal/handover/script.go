@@ -10,19 +10,22 @@ import (
 	"os"
 	"os/exec"
 	"path"
+	"strconv"
 	"strings"
 	"time"
 
+	"github.com/netbackd/netbackd/pkg/xen"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
-// scriptLimit is how long a script may take; libxl gives it as much.
-const scriptLimit = 40 * time.Second
+// scriptTimeout bounds a hotplug script, as LIBXL_HOTPLUG_TIMEOUT does.
+const scriptTimeout = 40 * time.Second
 
-// RunScript runs a hotplug script as libxl does when a vif comes, with the
-// environment added to our own.
+// RunScript runs a hotplug script as libxl does for a new vif. It adds env to the
+// environment of this process.
 func RunScript(ctx context.Context, script string, env []string) error {
-	ctx, cancel := context.WithTimeout(ctx, scriptLimit)
+	ctx, cancel := context.WithTimeout(ctx, scriptTimeout)
 	defer cancel()
 	c := exec.CommandContext(ctx, script, "online", "type_if=vif")
 	c.Env = append(os.Environ(), env...)
@@ -33,23 +36,27 @@ func RunScript(ctx context.Context, script string, env []string) error {
 	return nil
 }
 
-// directory is the vif's directory in xenstore.
-func (m *Mover) directory(id ID) (string, error) {
+// directory returns the vif's directory in xenstore.
+func (m *Mover) directory(id xenbus.VifID) (string, error) {
 	own, err := m.Store.Read("domid")
 	if errors.Is(err, xenstore.ErrNotExist) {
-		own, err = "0", nil // only dom0 may have no such node
+		return id.BackendPath(xen.Dom0), nil // every other domain has the node
 	}
 	if err != nil {
 		return "", err
 	}
-	return fmt.Sprintf("/local/domain/%s/backend/vif/%d/%d", strings.TrimSpace(own), id.Domid, id.Devid), nil
+	domid, err := strconv.ParseUint(strings.TrimSpace(own), 10, 16)
+	if err != nil {
+		return "", fmt.Errorf("own domid: %w", err)
+	}
+	return id.BackendPath(xen.Domid(domid)), nil
 }
 
-// runScript runs the vif's script for the interface it has now.
-func (m *Mover) runScript(ctx context.Context, id ID, dir string) error {
+// runScript runs the vif's hotplug script for the interface that it has now.
+func (m *Mover) runScript(ctx context.Context, id xenbus.VifID, dir string) error {
 	script, err := m.Store.Read(dir + "/script")
 	if err != nil {
-		return fmt.Errorf("which script puts %s in its place: %w", id.Name(), err)
+		return fmt.Errorf("hotplug script of %s: %w", id.String(), err)
 	}
 	if !path.IsAbs(script) {
 		script = path.Join("/etc/xen/scripts", script)
@@ -65,7 +72,7 @@ func (m *Mover) runScript(ctx context.Context, id ID, dir string) error {
 		fmt.Sprintf("XENBUS_PATH=backend/vif/%d/%d", id.Domid, id.Devid),
 		"XENBUS_BASE_PATH=backend",
 		"netdev=" + gateway,
-		"vif=" + id.Name(),
-		"NETBACKD_HOTPLUG=done", // vif-netbackd has not to call netbackd
+		"vif=" + id.String(),
+		"NETBACKD_HOTPLUG=done", // so vif-netbackd does not call netbackd
 	})
 }

@@ -78,8 +78,8 @@ func waitFor(ctx context.Context, w Watch, done func() (bool, error)) (err error
 // adopt has the daemon serve a vif. If the daemon ends before it answers and is started
 // again, as a service manager does, adopt repeats the request: an adoption outlives the
 // daemon.
-func (m *Mover) adopt(ctx context.Context, id ID) error {
-	err := m.Daemon.Adopt(ctx, id.Name())
+func (m *Mover) adopt(ctx context.Context, id xenbus.VifID) error {
+	err := m.Daemon.Adopt(ctx, id.String())
 	if err == nil || m.daemonAnswers(ctx, id) {
 		return err
 	}
@@ -94,23 +94,23 @@ func (m *Mover) adopt(ctx context.Context, id ID) error {
 		case <-retry.C:
 		}
 		if m.daemonAnswers(ctx, id) {
-			return m.Daemon.Adopt(ctx, id.Name())
+			return m.Daemon.Adopt(ctx, id.String())
 		}
 	}
 }
 
-func (m *Mover) daemonAnswers(ctx context.Context, id ID) bool {
-	_, err := m.Daemon.Vif(ctx, id.Name(), 0)
+func (m *Mover) daemonAnswers(ctx context.Context, id xenbus.VifID) bool {
+	_, err := m.Daemon.Vif(ctx, id.String(), 0)
 	return err == nil || errors.Is(err, control.ErrNotFound)
 }
 
 // bind has the kernel serve a vif that no back end serves. The driver would close the vif
 // if the name of its interface were taken, so bind waits until it is free.
-func (m *Mover) bind(ctx context.Context, id ID) error {
+func (m *Mover) bind(ctx context.Context, id xenbus.VifID) error {
 	limited, cancel := context.WithTimeout(ctx, nameTimeout)
 	defer cancel()
 	err := waitFor(limited, nil, func() (bool, error) {
-		_, err := netlink.LinkByName(id.Name())
+		_, err := netlink.LinkByName(id.String())
 		if errors.As(err, new(netlink.LinkNotFoundError)) {
 			return true, nil
 		}
@@ -120,13 +120,13 @@ func (m *Mover) bind(ctx context.Context, id ID) error {
 	case err == nil:
 		return m.Kernel.Bind(id.Domid, id.Devid)
 	case ctx.Err() == nil && limited.Err() != nil:
-		return fmt.Errorf("interface %s still exists, so xen-netback would close the vif", id.Name())
+		return fmt.Errorf("interface %s still exists, so xen-netback would close the vif", id.String())
 	}
 	return err
 }
 
 // awaitDaemon waits until netbackd serves a vif whose guest is connected.
-func (m *Mover) awaitDaemon(ctx context.Context, id ID) error {
+func (m *Mover) awaitDaemon(ctx context.Context, id xenbus.VifID) error {
 	ctx, cancel := context.WithTimeout(ctx, servedTimeout)
 	defer cancel()
 	var revision uint64
@@ -134,11 +134,11 @@ func (m *Mover) awaitDaemon(ctx context.Context, id ID) error {
 		s, err := m.status(ctx, id, revision)
 		switch {
 		case ctx.Err() != nil:
-			return fmt.Errorf("%s is not served %v after it was adopted", id.Name(), servedTimeout)
+			return fmt.Errorf("%s is not served %v after it was adopted", id.String(), servedTimeout)
 		case err != nil:
 			return err
 		case s.State == xenbus.Closing || s.State == xenbus.Closed:
-			return fmt.Errorf("%s: netbackd has closed it: %s", id.Name(), s.Error)
+			return fmt.Errorf("%s: netbackd has closed it: %s", id.String(), s.Error)
 		case s.State == xenbus.Connected && len(s.Queues) > 0 && s.Carrier:
 			return nil
 		}
@@ -157,7 +157,7 @@ func (mv *move) awaitKernel(ctx context.Context) (err error) {
 	defer cancel()
 	err = waitFor(limited, w, mv.kernelServes)
 	if ctx.Err() == nil && limited.Err() != nil {
-		return fmt.Errorf("%s is not served %v after it was released", mv.id.Name(), servedTimeout)
+		return fmt.Errorf("%s is not served %v after it was released", mv.id.String(), servedTimeout)
 	}
 	return err
 }
