@@ -12,6 +12,7 @@ import (
 
 	"github.com/netbackd/netbackd/internal/vif"
 	"github.com/netbackd/netbackd/pkg/xen"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
@@ -64,15 +65,15 @@ func (b *Backend) ask(ctx context.Context, do func(context.Context) error) error
 }
 
 // kernelServes reports whether the kernel's driver has the vif.
-func (b *Backend) kernelServes(k key) bool {
-	return b.cfg.Kernel != nil && b.cfg.Kernel.Serves(k.domid, k.devid)
+func (b *Backend) kernelServes(k xenbus.VifID) bool {
+	return b.cfg.Kernel != nil && b.cfg.Kernel.Serves(k.Domid, k.Devid)
 }
 
 // isOurs decides whether netbackd serves a vif. While the kernel's driver is loaded, only
 // adopted vifs are ours: another one that the driver does not serve yet will be taken by
 // it in a moment. While it is not loaded all vifs are ours, and are marked, so that they
 // stay ours if it is loaded later.
-func (b *Backend) isOurs(k key) (bool, error) {
+func (b *Backend) isOurs(k xenbus.VifID) (bool, error) {
 	switch {
 	case b.cfg.Kernel == nil:
 		return true, nil
@@ -94,7 +95,7 @@ func (b *Backend) isOurs(k key) (bool, error) {
 
 // change changes a vif's directory in a transaction. It returns ErrNoVif if the directory
 // is gone.
-func (b *Backend) change(k key, f func(tx *xenstore.Tx) error) error {
+func (b *Backend) change(k xenbus.VifID, f func(tx *xenstore.Tx) error) error {
 	return b.store.Transaction(func(tx *xenstore.Tx) error {
 		_, err := tx.Read(b.path(k) + "/state")
 		if errors.Is(err, xenstore.ErrNotExist) {
@@ -109,7 +110,7 @@ func (b *Backend) change(k key, f func(tx *xenstore.Tx) error) error {
 
 // addForeign notes that netbackd does not serve a vif, and removes the mark that it may
 // have from a time when the kernel's driver was not loaded.
-func (b *Backend) addForeign(k key) error {
+func (b *Backend) addForeign(k xenbus.VifID) error {
 	b.mu.Lock()
 	_, known := b.foreign[k]
 	b.foreign[k] = struct{}{}
@@ -117,7 +118,7 @@ func (b *Backend) addForeign(k key) error {
 	if known {
 		return nil
 	}
-	b.cfg.Log.Info("vif not served: it belongs to the kernel's xen-netback", zap.Stringer("vif", k), zap.Uint16("domid", uint16(k.domid)))
+	b.cfg.Log.Info("vif not served: it belongs to the kernel's xen-netback", zap.Stringer("vif", k), zap.Uint16("domid", uint16(k.Domid)))
 	err := b.change(k, func(tx *xenstore.Tx) error { return b.unmark(tx, k) })
 	if errors.Is(err, ErrNoVif) {
 		return nil
@@ -126,7 +127,7 @@ func (b *Backend) addForeign(k key) error {
 }
 
 // unmark removes the keys that Adopt wrote.
-func (b *Backend) unmark(tx *xenstore.Tx, k key) error {
+func (b *Backend) unmark(tx *xenstore.Tx, k xenbus.VifID) error {
 	for _, node := range [...]string{servedByKey, vif.ClaimedKey} {
 		err := tx.Remove(b.path(k) + "/" + node)
 		if err != nil && !errors.Is(err, xenstore.ErrNotExist) {
@@ -136,16 +137,16 @@ func (b *Backend) unmark(tx *xenstore.Tx, k key) error {
 	return nil
 }
 
-func (b *Backend) removeForeign(k key) {
+func (b *Backend) removeForeign(k xenbus.VifID) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	delete(b.foreign, k)
 }
 
 // foreignStatus returns the status of a vif that netbackd does not serve.
-func (b *Backend) foreignStatus(k key) vif.Status {
+func (b *Backend) foreignStatus(k xenbus.VifID) vif.Status {
 	s := vif.Status{
-		Name: k.String(), Domid: k.domid, Devid: k.devid, ServedBy: "nobody",
+		Name: k.String(), Domid: k.Domid, Devid: k.Devid, ServedBy: "nobody",
 		Features: []string{}, Mcast: []string{}, Queues: []vif.QueueStatus{},
 		Counters: map[string]uint64{},
 	}
@@ -212,7 +213,7 @@ func (b *Backend) Adopt(name string) error {
 	return fmt.Errorf("%v: %w", k, ErrNoVif)
 }
 
-func (b *Backend) adopt(ctx context.Context, k key) error {
+func (b *Backend) adopt(ctx context.Context, k xenbus.VifID) error {
 	if b.vifs[k] != nil {
 		return nil
 	}
@@ -236,7 +237,7 @@ func (b *Backend) adopt(ctx context.Context, k key) error {
 	if err != nil {
 		return err
 	}
-	b.cfg.Log.Info("vif adopted from the kernel's xen-netback", zap.Stringer("vif", k), zap.Uint16("domid", uint16(k.domid)))
+	b.cfg.Log.Info("vif adopted from the kernel's xen-netback", zap.Stringer("vif", k), zap.Uint16("domid", uint16(k.Domid)))
 	b.start(ctx, k)
 	return nil
 }

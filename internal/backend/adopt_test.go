@@ -13,6 +13,7 @@ import (
 
 	"github.com/netbackd/netbackd/internal/lab/netns"
 	"github.com/netbackd/netbackd/pkg/xen"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
@@ -20,7 +21,7 @@ import (
 type fakeKernel struct {
 	mu     sync.Mutex // guards all below
 	loaded bool
-	has    map[key]bool
+	has    map[xenbus.VifID]bool
 }
 
 func (r *fakeKernel) Loaded() bool {
@@ -32,20 +33,20 @@ func (r *fakeKernel) Loaded() bool {
 func (r *fakeKernel) Serves(domid xen.Domid, devid int) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.has[key{domid, devid}]
+	return r.has[xenbus.VifID{Domid: domid, Devid: devid}]
 }
 
-func (r *fakeKernel) set(loaded bool, has ...key) {
+func (r *fakeKernel) set(loaded bool, has ...xenbus.VifID) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.loaded, r.has = loaded, map[key]bool{}
+	r.loaded, r.has = loaded, map[xenbus.VifID]bool{}
 	for _, k := range has {
 		r.has[k] = true
 	}
 }
 
 // withKernel is a world with the kernel's driver.
-func withKernel(t *testing.T, loaded bool, has ...key) (*world, *fakeKernel) {
+func withKernel(t *testing.T, loaded bool, has ...xenbus.VifID) (*world, *fakeKernel) {
 	w := newWorld(t)
 	r := &fakeKernel{}
 	r.set(loaded, has...)
@@ -93,19 +94,19 @@ func TestNoDriver(t *testing.T) {
 	w.attach(2, 0)
 	b, _ = w.start()
 	w.awaitServed(b, map[string]string{"vif1.0": "", "vif2.0": "nobody"})
-	r.set(true, key{2, 0})
+	r.set(true, xenbus.VifID{Domid: 2, Devid: 0})
 	w.awaitServed(b, map[string]string{"vif1.0": "", "vif2.0": "kernel"})
 }
 
 // TestDriverLoaded: vifs are the driver's, from before it has them.
 func TestDriverLoaded(t *testing.T) {
-	w, r := withKernel(t, true, key{1, 0})
+	w, r := withKernel(t, true, xenbus.VifID{Domid: 1, Devid: 0})
 	w.attach(1, 0)
 	b, _ := w.start()
 	w.attach(2, 0)
 	w.awaitServed(b, map[string]string{"vif1.0": "kernel", "vif2.0": "nobody"})
 	w.must(w.tool.Write(w.back(2, 0)+"/hotplug-status", "connected"))
-	r.set(true, key{1, 0}, key{2, 0})
+	r.set(true, xenbus.VifID{Domid: 1, Devid: 0}, xenbus.VifID{Domid: 2, Devid: 0})
 	w.awaitServed(b, map[string]string{"vif1.0": "kernel", "vif2.0": "kernel"})
 	if taps := w.taps(); len(taps) != 0 {
 		t.Errorf("interfaces %v", taps)
@@ -123,7 +124,7 @@ func TestDriverLoaded(t *testing.T) {
 // TestAdopt: the kernel's vif is ours when it was taken from it, also for the next
 // daemon.
 func TestAdopt(t *testing.T) {
-	w, r := withKernel(t, true, key{1, 0})
+	w, r := withKernel(t, true, xenbus.VifID{Domid: 1, Devid: 0})
 	w.attach(1, 0)
 	// As the driver does before the toolstack runs its script.
 	w.must(w.tool.Write(w.back(1, 0)+"/state", "2"))

@@ -1,18 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package backend is the set of all vifs of one backend domain. It watches the
-// domain's backend directory in xenstore, starts a [vif.Vif] for each device
-// that appears there, tells it when something of its own has changed, and keeps
-// the connection to xenstore.
+// Package backend holds all vifs of one backend domain. It watches the domain's backend
+// directory in xenstore, starts a [vif.Vif] for each device that appears there, passes
+// events on to it, and keeps the connection to xenstore.
 //
-// The package knows which vifs there are. What a vif does, and what a packet is,
-// it must not know.
+// The package knows which vifs exist. It must not know what a vif does, or what a packet
+// is.
 package backend
 
 import (
 	"context"
 	"errors"
-	"fmt"
 	"sync"
 	"time"
 
@@ -21,16 +19,17 @@ import (
 	"github.com/netbackd/netbackd/internal/budget"
 	"github.com/netbackd/netbackd/internal/dataplane"
 	"github.com/netbackd/netbackd/internal/loglimit"
+	"github.com/netbackd/netbackd/internal/sdnotify"
 	"github.com/netbackd/netbackd/internal/vif"
 	"github.com/netbackd/netbackd/pkg/staticgrant"
 	"github.com/netbackd/netbackd/pkg/xen"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
-// Config is what a backend is made from.
+// Config holds the settings of a backend.
 type Config struct {
-	// Dial connects to xenstore. It is called again when the connection is
-	// lost.
+	// Dial connects to xenstore. It is called again when the connection is lost.
 	Dial func() (*xenstore.Client, error)
 	Host vif.Host
 	Pool *dataplane.Pool
@@ -40,52 +39,47 @@ type Config struct {
 
 	Kernel Kernel // nil: the kernel can serve no vifs of this domain
 
-	// Keeper keeps the queues of TAPs while no daemon runs; nil: nobody does.
+	// Keeper keeps the queues of TAPs while no daemon runs; nil: none does.
 	Keeper Keeper
-	// Kept are the files that a predecessor's keeper hands over. Run takes them:
-	// what makes no sense, and what nobody needs any more, it gives up.
-	Kept []Kept
+	// Kept are the files that the keeper kept for a predecessor. Run owns them. It
+	// closes those that it does not know or that no vif needs.
+	Kept []sdnotify.File
 }
 
-// Kept is a file that a [vif.Keeper] kept.
-type Kept struct {
-	Name string
-	FD   int
-}
-
-// maxStaticGrants bounds the pages that all guests together have mapped: half of
-// the mappings that Linux allows a process unless told otherwise
-// (vm.max_map_count). The rings and the program need some.
+// maxStaticGrants bounds the pages that all guests together have mapped: half of the
+// mappings that Linux allows a process by default (vm.max_map_count). Rings and the
+// program need some of the others.
 const maxStaticGrants = 65530 / 2
 
 // Backend is a running backend.
 type Backend struct {
 	cfg     Config
 	budgets *budget.Host
-	keeper  *keeper // nil: no manager keeps anything
+	keeper  *keeper // nil: no service manager keeps files
 
-	ended    chan key
+	ended    chan xenbus.VifID
 	pings    chan chan<- struct{}
 	requests chan request
 
 	static *staticgrant.Budget // of all guests
 
-	// Of the goroutine in Run.
-	store *xenstore.Client // nil before the first
-	held  func() bool      // ends that the end of Run closes store
-	own   string           // our domain's path
-	base  string           // own + /backend/vif
-	sign  string           // a node of ours that only this xenstored has; see leaveSign
-	swept bool
-	kept  map[key][]int // queues for vifs that have not been found yet
+	// These belong to the goroutine in Run.
+	store  *xenstore.Client // nil before the first
+	detach func() bool      // keeps the end of Run from closing store
+	self   xen.Domid        // our own domain
+	own    string           // its directory
+	base   string           // own + /backend/vif
+	marker string           // a node that only this instance of xenstored has; see writeMarker
+	swept  bool
+	kept   map[xenbus.VifID][]int // TAP queues, in order, of vifs that were not started yet
 
-	guests map[xen.Domid]*guest // that have a vif
+	guests map[xen.Domid]*guest // those with a vif
 
-	// Only the goroutine in Run changes vifs, and others look, also while it
-	// waits for an xenstored that hangs.
+	// Only the goroutine in Run changes these. Others read them, also while it waits for
+	// an xenstored that hangs.
 	mu      sync.Mutex
-	vifs    map[key]*vif.Vif // mu guards changes, and looks of others
-	foreign map[key]struct{} // vifs that netbackd does not serve; mu guards it as well
+	vifs    map[xenbus.VifID]*vif.Vif // mu guards changes, and reads by others
+	foreign map[xenbus.VifID]struct{} // vifs that netbackd does not serve; as vifs
 
 	wg sync.WaitGroup // the vifs' goroutines
 }
@@ -97,21 +91,20 @@ func New(cfg Config) *Backend {
 		budgets: budget.NewHost(budget.Turns),
 		static:  staticgrant.NewBudget(maxStaticGrants, nil),
 		guests:  map[xen.Domid]*guest{},
-		ended:   make(chan key), requests: make(chan request),
+		ended:   make(chan xenbus.VifID), requests: make(chan request),
 		pings: make(chan chan<- struct{}),
-		vifs:  map[key]*vif.Vif{}, foreign: map[key]struct{}{},
+		vifs:  map[xenbus.VifID]*vif.Vif{}, foreign: map[xenbus.VifID]struct{}{},
 	}
 }
 
-// Run serves until ctx ends. Then it stops all vifs in a way that a successor,
-// or the same daemon started again, can take over. Ready is called once, when
-// the vifs that were there have been found. Before that an error ends Run; after
-// it, a connection to xenstore that is lost is made again, and packets keep
+// Run serves until ctx ends. Then it stops all vifs so that a successor can continue with
+// them. Ready is called once, when the vifs that exist have been started. Before that, an
+// error ends Run. After it, a lost connection to xenstore is made again, and packets keep
 // moving meanwhile.
 func (b *Backend) Run(ctx context.Context, ready func()) error {
 	vifCtx, stop := context.WithCancel(ctx)
 	b.keeper = newKeeper(b.cfg.Keeper, b.cfg.Log)
-	defer b.keeper.close(endsWithin / 2)
+	defer b.keeper.close(endTimeout / 2)
 	defer func() {
 		stop()
 		b.wg.Wait()
@@ -119,8 +112,8 @@ func (b *Backend) Run(ctx context.Context, ready func()) error {
 			b.hangUp()
 		}
 	}()
-	b.takeKept()
-	defer b.leaveKept()
+	b.sortKept()
+	defer b.closeKept()
 	if err := b.dial(ctx); err != nil {
 		return err
 	}
@@ -142,17 +135,16 @@ func (b *Backend) Run(ctx context.Context, ready func()) error {
 		case time.Since(began) > redialMost:
 			wait = redialFirst
 		}
-		b.cfg.Log.Warn("lost xenstore; packets keep moving", zap.Error(err))
+		b.cfg.Log.Warn("xenstore connection lost; packets keep moving", zap.Error(err))
 		if !b.redial(ctx, &wait) {
 			return nil
 		}
-		b.cfg.Log.Info("xenstore is back")
+		b.cfg.Log.Info("xenstore connection restored")
 	}
 }
 
-// endsWithin is how long what waits for xenstored, here or in a vif, may go on
-// when Run is to end. xenstored may hang.
-const endsWithin = 2 * time.Second
+// endTimeout bounds how long Run, or a vif, waits for a hung xenstored at the end.
+const endTimeout = 2 * time.Second
 
 func (b *Backend) dial(ctx context.Context) error {
 	s, err := b.cfg.Dial()
@@ -160,15 +152,15 @@ func (b *Backend) dial(ctx context.Context) error {
 		return err
 	}
 	b.store = s
-	b.held = context.AfterFunc(ctx, func() {
-		time.AfterFunc(endsWithin, func() { _ = s.Close() })
+	b.detach = context.AfterFunc(ctx, func() {
+		time.AfterFunc(endTimeout, func() { _ = s.Close() })
 	})
 	return nil
 }
 
 // hangUp closes the connection to xenstore.
 func (b *Backend) hangUp() {
-	b.held()
+	b.detach()
 	_ = b.store.Close()
 }
 
@@ -178,13 +170,13 @@ const (
 	redialMost  = 2 * time.Second
 )
 
-// redial connects to xenstore again, however long it takes, with longer and
-// longer pauses. It reports false if ctx ended first.
+// redial connects to xenstore again, with growing pauses, until it succeeds. It returns
+// false if ctx ends first.
 func (b *Backend) redial(ctx context.Context, wait *time.Duration) bool {
 	b.hangUp()
 	pause := time.NewTimer(*wait)
 	defer pause.Stop()
-	said := ""
+	logged := ""
 	for {
 		select {
 		case <-ctx.Done():
@@ -202,25 +194,24 @@ func (b *Backend) redial(ctx context.Context, wait *time.Duration) bool {
 		if err == nil {
 			return true
 		}
-		if text := err.Error(); text != said {
-			said = text
-			b.cfg.Log.Warn("no xenstore yet", zap.Error(err))
+		if text := err.Error(); text != logged {
+			logged = text
+			b.cfg.Log.Warn("xenstore connect failed", zap.Error(err))
 		}
 		pause.Reset(*wait)
 	}
 }
 
-// errEmpty: an xenstored that was started anew knows nothing, and so says of each
-// vif that it is gone. The guests are still there, and need their network all the
-// more.
+// errEmpty is returned after xenstored was restarted without its contents. All vifs seem
+// to be removed then, but the guests still run and need their network.
 var errEmpty = errors.New("xenstore has come back empty; leaving the vifs as they are until netbackd is restarted")
 
-// resume connects to xenstore again and has the vifs go on with it.
+// resume connects to xenstore again and passes the connection to the vifs.
 func (b *Backend) resume(ctx context.Context) error {
 	if err := b.dial(ctx); err != nil {
 		return err
 	}
-	if err := b.recognise(); err != nil {
+	if err := b.checkMarker(); err != nil {
 		b.hangUp()
 		return err
 	}
@@ -230,37 +221,37 @@ func (b *Backend) resume(ctx context.Context) error {
 	return nil
 }
 
-// leaveSign leaves a sign in xenstore by which a connection made again tells
-// whether it leads to the same one: what a toolstack writes does not, some of that
-// is there again soon. A domain may always write below its data node.
-func (b *Backend) leaveSign() error {
-	b.sign = b.own + "/data/netbackd"
-	err := b.store.Write(b.sign, "1")
+// writeMarker writes a node that only this instance of xenstored has. After a reconnect
+// its absence means that xenstored was restarted empty. Nodes of the toolstack cannot tell
+// that, because they are written again soon. A domain may always write below its data node.
+func (b *Backend) writeMarker() error {
+	b.marker = b.own + "/data/netbackd"
+	err := b.store.Write(b.marker, "1")
 	if errors.Is(err, xenstore.ErrPermission) {
-		b.sign = b.own
+		b.marker = b.own
 		return nil
 	}
 	return err
 }
 
-// recognise fails if xenstore has forgotten the vifs there are.
-func (b *Backend) recognise() error {
+// checkMarker returns errEmpty if xenstore has lost its contents, and with them our vifs.
+func (b *Backend) checkMarker() error {
 	if len(b.vifs) == 0 {
 		return nil
 	}
-	there, err := b.store.Exists(b.sign)
-	if err == nil && !there {
+	exists, err := b.store.Exists(b.marker)
+	if err == nil && !exists {
 		err = errEmpty
 	}
 	return err
 }
 
-// session serves as long as one connection to xenstore lasts.
+// session serves until a connection to xenstore is lost, or ctx ends.
 func (b *Backend) session(ctx context.Context, serving func()) error {
 	if err := b.findSelf(); err != nil {
 		return err
 	}
-	if err := b.leaveSign(); err != nil {
+	if err := b.writeMarker(); err != nil {
 		return err
 	}
 	dir, err := b.store.Watch(b.base)
@@ -302,7 +293,7 @@ func (b *Backend) session(ctx context.Context, serving func()) error {
 			r.done <- r.do(ctx)
 		case k := <-b.ended:
 			b.forget(k)
-			// The directory may have come back while the vif was leaving.
+			// The directory may have been made again while the vif ended.
 			if err := b.ensure(ctx, k, ""); err != nil {
 				return err
 			}
@@ -310,35 +301,35 @@ func (b *Backend) session(ctx context.Context, serving func()) error {
 	}
 }
 
-// sweep removes, once, what was left of vifs that went while nobody served.
+// sweep removes, once, TAPs and files of vifs that were removed while no daemon ran.
 func (b *Backend) sweep() {
 	if b.swept {
 		return
 	}
 	b.swept = true
-	b.dropKept()
+	b.discardKept()
 	removed, err := vif.RemoveLeftovers(b.cfg.RunDir, func(domid xen.Domid, devid int) bool {
-		return b.vifs[key{domid, devid}] != nil
+		return b.vifs[xenbus.VifID{Domid: domid, Devid: devid}] != nil
 	})
 	if len(removed) > 0 {
-		b.cfg.Log.Info("removed what was left of vifs that are gone", zap.Strings("names", removed))
+		b.cfg.Log.Info("leftovers of removed vifs deleted", zap.Strings("names", removed))
 	}
 	if err != nil {
-		b.cfg.Log.Warn("remove what was left of vifs that are gone", zap.Error(err))
+		b.cfg.Log.Warn("delete leftovers of removed vifs failed", zap.Error(err))
 	}
 }
 
 // start starts a vif.
-func (b *Backend) start(ctx context.Context, k key) {
-	g := b.guest(k.domid)
+func (b *Backend) start(ctx context.Context, k xenbus.VifID) {
+	g := b.guest(k.Domid)
 	v := vif.New(vif.Config{
-		Domid: k.domid, Devid: k.devid,
+		Domid: k.Domid, Devid: k.Devid,
 		Path:      b.path(k),
-		ErrorPath: fmt.Sprintf("%s/error/backend/vif/%d/%d/error", b.own, k.domid, k.devid),
+		ErrorPath: k.ErrorPath(b.self),
 		Store:     b.store,
 		Host:      b.cfg.Host,
 		Pool:      b.cfg.Pool,
-		Log:       loglimit.Wrap(b.cfg.Log.With(zap.Stringer("vif", k), zap.Uint16("domid", uint16(k.domid))), g.budget.Log, g.budget.LineCut),
+		Log:       loglimit.Wrap(b.cfg.Log.With(zap.Stringer("vif", k), zap.Uint16("domid", uint16(k.Domid))), g.budget.Log, g.budget.LineCut),
 		Options:   b.cfg.Options,
 		Guest:     g.budget, GrantBudget: g.static,
 		Keeper: b.keeper.of(g.budget),
@@ -375,21 +366,21 @@ func (b *Backend) guest(domid xen.Domid) *guest {
 }
 
 // forget forgets a vif that has ended.
-func (b *Backend) forget(k key) {
+func (b *Backend) forget(k xenbus.VifID) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	delete(b.vifs, k)
 	for other := range b.vifs {
-		if other.domid == k.domid {
+		if other.Domid == k.Domid {
 			return
 		}
 	}
-	delete(b.guests, k.domid)
+	delete(b.guests, k.Domid)
 }
 
-// Ping waits until Run has nothing else to do and answers. Run may wait for
-// xenstored, as long as xenstore's own limits allow, while packets keep moving: an
-// error alone does not mean that anything is wrong here.
+// Ping waits until the goroutine in Run answers. While it waits for xenstored, at most as
+// long as xenstore's timeout, packets keep moving: so an error alone does not mean that
+// the backend hangs.
 func (b *Backend) Ping(ctx context.Context) error {
 	answer := make(chan struct{})
 	select {

@@ -23,47 +23,6 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
-func TestParseKey(t *testing.T) {
-	for _, tt := range []struct {
-		dom, dev string
-		want     key
-		ok       bool
-	}{
-		{"1", "0", key{1, 0}, true},
-		{"0", "0", key{0, 0}, true},
-		{"32751", "65535", key{32751, 65535}, true},
-		{"32752", "0", key{}, false}, // DOMID_SELF
-		{"65536", "0", key{}, false},
-		{"1", "65536", key{}, false},
-		{"01", "0", key{}, false},
-		{"1", "00", key{}, false},
-		{"+1", "0", key{}, false},
-		{"-1", "0", key{}, false},
-		{"1", "", key{}, false},
-		{"", "0", key{}, false},
-		{"guest", "0", key{}, false},
-		{"1", "eth0", key{}, false},
-		{"0x1", "0", key{}, false},
-	} {
-		got, ok := parseKey(tt.dom, tt.dev)
-		if ok != tt.ok || ok && got != tt.want {
-			t.Errorf("parseKey(%q, %q) = %v, %t; want %v, %t", tt.dom, tt.dev, got, ok, tt.want, tt.ok)
-		}
-	}
-}
-
-func FuzzParseKey(f *testing.F) {
-	for _, s := range [][2]string{{"1", "0"}, {"32751", "65535"}, {"01", "0"}, {"-1", "+1"}, {"", ""}} {
-		f.Add(s[0], s[1])
-	}
-	f.Fuzz(func(t *testing.T, dom, dev string) {
-		k, ok := parseKey(dom, dev)
-		if ok && (fmt.Sprint(k.domid) != dom || fmt.Sprint(k.devid) != dev || k.domid >= firstReserved) {
-			t.Errorf("parseKey(%q, %q) = %v", dom, dev, k)
-		}
-	})
-}
-
 // TestScan: what was there before the backend is served when it is ready.
 func TestScan(t *testing.T) {
 	w := newWorld(t)
@@ -176,8 +135,16 @@ func TestFlood(t *testing.T) {
 	w.await(b, names...)
 }
 
-// TestOverflow: lost events make the backend look at everything, others at no
-// more than they are about.
+// ids makes vifs of pairs of a domain and a number.
+func ids(pairs ...int) (list []xenbus.VifID) {
+	for i := 0; i < len(pairs); i += 2 {
+		list = append(list, xenbus.VifID{Domid: xen.Domid(pairs[i]), Devid: pairs[i+1]})
+	}
+	return list
+}
+
+// TestOverflow: after lost events the backend reads everything, after others only the vifs
+// that they name.
 func TestOverflow(t *testing.T) {
 	w := newWorld(t)
 	w.attach(1, 0)
@@ -186,15 +153,15 @@ func TestOverflow(t *testing.T) {
 	const base = "/local/domain/0/backend/vif"
 	for _, tt := range []struct {
 		event xenstore.Event
-		want  []key
+		want  []xenbus.VifID
 	}{
-		{xenstore.Event{Overflow: true}, []key{{1, 0}, {1, 1}, {2, 0}}},
-		{xenstore.Event{Path: base}, []key{{1, 0}, {1, 1}, {2, 0}}},
-		{xenstore.Event{Path: "/local/domain/0"}, []key{{1, 0}, {1, 1}, {2, 0}}},
-		{xenstore.Event{Path: base + "/1"}, []key{{1, 0}, {1, 1}}},
-		{xenstore.Event{Path: base + "/1/1"}, []key{{1, 1}}},
-		{xenstore.Event{Path: base + "/2/0/state"}, []key{{2, 0}}},
-		{xenstore.Event{Path: base + "/2/0/a/b/c"}, []key{{2, 0}}},
+		{xenstore.Event{Overflow: true}, ids(1, 0, 1, 1, 2, 0)},
+		{xenstore.Event{Path: base}, ids(1, 0, 1, 1, 2, 0)},
+		{xenstore.Event{Path: "/local/domain/0"}, ids(1, 0, 1, 1, 2, 0)},
+		{xenstore.Event{Path: base + "/1"}, ids(1, 0, 1, 1)},
+		{xenstore.Event{Path: base + "/1/1"}, ids(1, 1)},
+		{xenstore.Event{Path: base + "/2/0/state"}, ids(2, 0)},
+		{xenstore.Event{Path: base + "/2/0/a/b/c"}, ids(2, 0)},
 		{xenstore.Event{Path: base + "/3/0/state"}, nil},
 		{xenstore.Event{Path: base + "/guest"}, nil},
 		{xenstore.Event{Path: base + "/1/eth0/state"}, nil},
@@ -205,13 +172,13 @@ func TestOverflow(t *testing.T) {
 			w.must(b.dial(ctx))
 			w.must(b.findSelf())
 			w.must(b.changed(ctx, tt.event))
-			got := slices.SortedFunc(maps.Keys(b.vifs), func(a, b key) int {
-				return cmp.Or(int(a.domid)-int(b.domid), a.devid-b.devid)
+			got := slices.SortedFunc(maps.Keys(b.vifs), func(a, b xenbus.VifID) int {
+				return cmp.Or(int(a.Domid)-int(b.Domid), a.Devid-b.Devid)
 			})
 			cancel()
 			b.wg.Wait()
 			w.must(b.store.Close())
-			if diff := gocmp.Diff(tt.want, got, gocmp.AllowUnexported(key{})); diff != "" {
+			if diff := gocmp.Diff(tt.want, got, gocmp.AllowUnexported(xenbus.VifID{})); diff != "" {
 				t.Errorf("unexpected vifs (-want +got):\n%s", diff)
 			}
 		})
@@ -355,7 +322,7 @@ func TestStopWhileXenstoreIsAway(t *testing.T) {
 	w.attach(1, 0)
 	w.await(b, "vif1.0")
 	w.cut()
-	w.awaitLog("lost xenstore")
+	w.awaitLog("xenstore connection lost")
 	began := time.Now()
 	stop()
 	if took := time.Since(began); took > time.Second {
@@ -427,7 +394,7 @@ func TestXenstoreHangs(t *testing.T) {
 	w.await(b, "vif1.0", "vif2.0")
 	t.Run("a vif waits for an answer", func(t *testing.T) {
 		h := hung{entered: make(chan struct{}, 1), until: make(chan struct{})}
-		b.find(key{1, 0}).SetStore(h)
+		b.find(xenbus.VifID{Domid: 1, Devid: 0}).SetStore(h)
 		<-h.entered
 		list := b.List()
 		if len(list) != 2 || list[0].Name != "vif1.0" || !strings.Contains(list[0].Error, "does not answer") ||
@@ -479,7 +446,7 @@ func TestXenstoreComesBackEmptyToNobody(t *testing.T) {
 	w.mu.Unlock()
 	w.tool = w.connect(0, xenstore.Socket)
 	w.mend()
-	w.awaitLog("xenstore is back")
+	w.awaitLog("xenstore connection restored")
 	w.attach(1, 0)
 	w.await(b, "vif1.0")
 }

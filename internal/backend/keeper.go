@@ -13,8 +13,8 @@ import (
 	"github.com/netbackd/netbackd/internal/budget"
 )
 
-// Keeper keeps copies of open files while no daemon runs, and hands them to the next
-// one: a service manager does. Both methods may wait, but not for ever.
+// Keeper keeps copies of open files while no daemon runs, and passes them to the next one:
+// a service manager. Both methods may wait, for a bounded time.
 type Keeper interface {
 	// Store keeps a copy of a file under a name.
 	Store(name string, fd int) error
@@ -22,39 +22,39 @@ type Keeper interface {
 	Remove(name string) error
 }
 
-// keeper has a [Keeper] keep what the vifs want kept. Vifs only say what they want, and
-// never wait. One goroutine tells the Keeper what is different from what it has, at the
-// pace of each guest's budget: what comes and goes faster than that it is never told of.
-// A Keeper that does not answer is told later.
+// keeper has a [Keeper] keep the files that vifs want kept. Vifs only set what they want,
+// and never wait. One goroutine sends the Keeper the differences, at the rate of each
+// guest's budget: a file that comes and goes faster is never sent. Messages to a Keeper that
+// does not answer are repeated.
 //
 // A nil *keeper keeps nothing.
 type keeper struct {
 	to  Keeper
 	log *zap.Logger
 
-	wake  chan struct{} // holds one: something is wanted
-	stop  chan struct{} // closed: no budget holds any more, and what is left is said once
+	wake  chan struct{} // holds one: something has changed
+	stop  chan struct{} // closed: the rest is sent once, without regard to budgets
 	ended chan struct{}
 
 	mu    sync.Mutex // guards all below
 	files map[string]*keptFile
-	order []string  // names of which the Keeper has not what is wanted, the oldest first
-	after time.Time // when to say more to a Keeper that has failed
-	last  error     // of it
+	order []string  // names with a difference, the oldest first
+	after time.Time // when to send more to a Keeper that has failed
+	last  error     // of the Keeper
 }
 
-// keptFile is a name, and what is kept under it.
+// keptFile is the state of one name.
 type keptFile struct {
 	guest *budget.Guest
 	has   bool // the Keeper has a file of that name, or may have
-	want  int  // ours, a copy of the file that it is to have; negative: none
-	given bool // it has that one
+	want  int  // our copy of the file that it is to have; negative: none
+	given bool // it has that file
 	due   bool // the name is in keeper.order
 
-	sending bool // it is being given it, and nothing else was wanted since
+	sending bool // the file is being sent, and want has not changed since
 }
 
-// keeperPause separates the attempts at what a Keeper did not take.
+// keeperPause separates attempts to send a message that failed.
 const keeperPause = time.Second
 
 func newKeeper(to Keeper, log *zap.Logger) *keeper {
@@ -69,7 +69,7 @@ func newKeeper(to Keeper, log *zap.Logger) *keeper {
 	return k
 }
 
-// of is the keeper as the vifs of a guest see it: a [vif.Keeper].
+// of returns the keeper for the vifs of a guest: a [vif.Keeper].
 func (k *keeper) of(g *budget.Guest) guestKeeper { return guestKeeper{k, g} }
 
 type guestKeeper struct {
@@ -77,7 +77,7 @@ type guestKeeper struct {
 	g *budget.Guest
 }
 
-// Store has a copy of a file kept under a name, and no other.
+// Store has a copy of a file kept under a name, in place of any other.
 func (g guestKeeper) Store(name string, fd int) error {
 	if g.k == nil {
 		return nil
@@ -90,7 +90,7 @@ func (g guestKeeper) Store(name string, fd int) error {
 	return nil
 }
 
-// Adopted says that a predecessor's file is kept under a name.
+// Adopted notes that the Keeper has a predecessor's file under a name.
 func (g guestKeeper) Adopted(name string) {
 	if g.k == nil {
 		return
@@ -100,14 +100,14 @@ func (g guestKeeper) Adopted(name string) {
 	g.k.files[name] = &keptFile{guest: g.g, has: true, want: -1, given: true}
 }
 
-// Remove has nothing kept under a name, also if a predecessor stored it.
+// Remove has no file kept under a name, not even a predecessor's.
 func (g guestKeeper) Remove(name string) {
 	if g.k != nil {
 		g.k.set(name, g.g, -1, true)
 	}
 }
 
-// set sets what is wanted under a name.
+// set sets the file that is wanted under a name; fd is negative for none.
 func (k *keeper) set(name string, g *budget.Guest, fd int, had bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -128,7 +128,7 @@ func (k *keeper) set(name string, g *budget.Guest, fd int, had bool) {
 	}
 }
 
-// forget closes our copy. A queue of a TAP lives as long as it has one.
+// forget closes our copy, which would keep a queue of a TAP open.
 func (f *keptFile) forget() {
 	if f.want >= 0 {
 		_ = unix.Close(f.want)
@@ -136,7 +136,7 @@ func (f *keptFile) forget() {
 	}
 }
 
-// run tells the Keeper what is wanted, until close.
+// run sends differences to the Keeper, until close.
 func (k *keeper) run() {
 	defer close(k.ended)
 	poll := time.NewTimer(time.Hour)
@@ -145,7 +145,7 @@ func (k *keeper) run() {
 		select {
 		case <-k.stop:
 			for more := true; more; {
-				_, more = k.say(true)
+				_, more = k.send(true)
 			}
 			k.forget()
 			return
@@ -154,7 +154,7 @@ func (k *keeper) run() {
 		}
 		for more := true; more && !k.stopped(); {
 			var wait time.Duration
-			if wait, more = k.say(false); wait > 0 {
+			if wait, more = k.send(false); wait > 0 {
 				poll.Reset(wait)
 			}
 		}
@@ -170,8 +170,7 @@ func (k *keeper) stopped() bool {
 	}
 }
 
-// close says what is left to say, without regard to budgets, but takes no longer than
-// within.
+// close sends the rest, without regard to budgets, for at most the given time.
 func (k *keeper) close(within time.Duration) {
 	if k == nil {
 		return
@@ -182,7 +181,7 @@ func (k *keeper) close(within time.Duration) {
 	select {
 	case <-k.ended:
 	case <-ctx.Done():
-		k.log.Warn("the service manager does not answer; not all queues of TAPs are kept")
+		k.log.Warn("service manager timed out; not all queues of TAPs are kept")
 	}
 }
 
@@ -195,10 +194,10 @@ func (k *keeper) forget() {
 	}
 }
 
-// say says one thing that may be said now. It reports whether there may be more, and how
-// long to wait if all that is left has to wait. At the end budgets do not count, and what
-// fails is not tried again.
-func (k *keeper) say(end bool) (wait time.Duration, more bool) {
+// send sends one message that may be sent now. It returns whether there may be more, and
+// how long to wait if all others have to wait. At the end budgets do not count, and
+// failures are not repeated.
+func (k *keeper) send(end bool) (wait time.Duration, more bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if left := time.Until(k.after); left > 0 && !end {
@@ -227,7 +226,7 @@ func (k *keeper) say(end bool) (wait time.Duration, more bool) {
 // done reports whether the Keeper has what is wanted.
 func (f *keptFile) done() bool { return f.given || !f.has && f.want < 0 }
 
-// settled takes the name at i off the order.
+// settled removes the name at i from order.
 func (k *keeper) settled(i int) {
 	name := k.order[i]
 	k.order = append(k.order[:i], k.order[i+1:]...)
@@ -237,12 +236,12 @@ func (k *keeper) settled(i int) {
 	}
 }
 
-// tell says one thing about a name: that what is kept there is not wanted any more, or
-// what is wanted. Meanwhile it lets go of k.mu.
+// tell sends one message about a name: to remove the file, or to store another. It
+// releases k.mu meanwhile.
 func (k *keeper) tell(name string, f *keptFile) error {
 	fd := -1
 	if !f.has {
-		fd, f.want = f.want, -1 // ours alone, whatever is wanted meanwhile
+		fd, f.want = f.want, -1 // ours alone, even if want changes meanwhile
 		f.sending = true
 	}
 	f.guest.Messaged()
@@ -255,10 +254,10 @@ func (k *keeper) tell(name string, f *keptFile) error {
 	}
 	k.mu.Lock()
 	if err != nil && (k.last == nil || k.last.Error() != err.Error()) {
-		k.log.Warn("the service manager was not told of a queue of a TAP; trying again", zap.String("name", name), zap.Error(err))
+		k.log.Warn("message to the service manager failed; retrying", zap.String("name", name), zap.Error(err))
 	}
 	k.last = err
-	still := f.sending // nothing else was wanted meanwhile
+	still := f.sending // want has not changed meanwhile
 	f.sending = false
 	switch {
 	case err != nil && fd >= 0 && still:

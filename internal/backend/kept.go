@@ -9,16 +9,18 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
+	"github.com/netbackd/netbackd/internal/sdnotify"
 	"github.com/netbackd/netbackd/internal/vif"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
-// takeKept sorts what a predecessor's keeper hands over by vif.
-func (b *Backend) takeKept() {
-	byQueue := map[key]map[int]int{}
-	var unknown []Kept
+// sortKept sorts the files that the keeper kept by vif and queue.
+func (b *Backend) sortKept() {
+	byQueue := map[xenbus.VifID]map[int]int{}
+	var unknown []sdnotify.File
 	for _, f := range b.cfg.Kept {
 		domid, devid, queue, ok := vif.ParseKept(f.Name)
-		k := key{domid, devid}
+		k := xenbus.VifID{Domid: domid, Devid: devid}
 		if _, twice := byQueue[k][queue]; !ok || twice {
 			unknown = append(unknown, f)
 			continue
@@ -30,18 +32,18 @@ func (b *Backend) takeKept() {
 	}
 	b.cfg.Kept = nil
 	for _, f := range unknown {
-		b.cfg.Log.Warn("given a file that is not known; closing it", zap.String("name", f.Name))
-		b.drop(f)
+		b.cfg.Log.Warn("unknown file received from the service manager; closing it", zap.String("name", f.Name))
+		b.discard(f)
 		if domid, devid, queue, ok := vif.ParseKept(f.Name); ok {
-			// Its name, and so its namesake, is not kept any more.
-			k := key{domid, devid}
+			// The keeper has removed both files of this name.
+			k := xenbus.VifID{Domid: domid, Devid: devid}
 			if fd, there := byQueue[k][queue]; there {
 				_ = unix.Close(fd)
 				delete(byQueue[k], queue)
 			}
 		}
 	}
-	b.kept = map[key][]int{}
+	b.kept = map[xenbus.VifID][]int{}
 	for k, queues := range byQueue {
 		for i := 0; ; i++ {
 			fd, there := queues[i]
@@ -51,36 +53,36 @@ func (b *Backend) takeKept() {
 			b.kept[k] = append(b.kept[k], fd)
 			delete(queues, i)
 		}
-		// Those behind a gap the TAP can open again.
+		// The TAP makes the queues behind a gap anew.
 		for i, fd := range queues {
-			b.drop(Kept{vif.KeptName(k.domid, k.devid, i), fd})
+			b.discard(sdnotify.File{Name: vif.KeptName(k.Domid, k.Devid, i), FD: fd})
 		}
 	}
 }
 
-// drop gives up a file.
-func (b *Backend) drop(f Kept) {
+// discard closes a file and has the keeper remove its copy.
+func (b *Backend) discard(f sdnotify.File) {
 	_ = unix.Close(f.FD)
 	b.keeper.of(b.budgets.Guest()).Remove(f.Name)
 }
 
-// dropKept gives up the queues of vifs that went while nobody served, and their
-// TAPs, which would else be there for as long as the queues are.
-func (b *Backend) dropKept() {
+// discardKept discards the queues of vifs that were removed while no daemon ran, and
+// removes their TAPs, which exist as long as a queue is open.
+func (b *Backend) discardKept() {
 	for k, fds := range b.kept {
-		err := vif.DiscardKept(b.keeper.of(b.budgets.Guest()), k.domid, k.devid, fds)
-		if rerr := vif.RemoveTap(k.domid, k.devid); err == nil {
+		err := vif.DiscardKept(b.keeper.of(b.budgets.Guest()), k.Domid, k.Devid, fds)
+		if rerr := vif.RemoveTap(k.Domid, k.Devid); err == nil {
 			err = rerr
 		}
 		if err != nil {
-			b.cfg.Log.Warn("remove what was kept of a vif that is gone", zap.Stringer("vif", k), zap.Error(err))
+			b.cfg.Log.Warn("discard queues of a removed vif failed", zap.Stringer("vif", k), zap.Error(err))
 		}
 	}
 	b.kept = nil
 }
 
-// leaveKept is called at the end: what has not been used stays kept.
-func (b *Backend) leaveKept() {
+// closeKept closes the files that were not used. The keeper still has them.
+func (b *Backend) closeKept() {
 	for _, fd := range slices.Concat(slices.Collect(maps.Values(b.kept))...) {
 		_ = unix.Close(fd)
 	}

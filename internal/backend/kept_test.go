@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/netbackd/netbackd/internal/sdnotify"
 )
 
 // manager is a service manager.
@@ -20,28 +22,28 @@ type manager struct {
 	t *testing.T
 
 	mu    sync.Mutex // guards all below
-	files []Kept
+	files []sdnotify.File
 }
 
 func (k *manager) Store(name string, fd int) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	own, err := unix.Dup(fd)
-	k.files = append(k.files, Kept{name, own})
+	k.files = append(k.files, sdnotify.File{Name: name, FD: own})
 	return err
 }
 
 func (k *manager) Remove(name string) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.files = slices.DeleteFunc(k.files, func(f Kept) bool {
+	k.files = slices.DeleteFunc(k.files, func(f sdnotify.File) bool {
 		return f.Name == name && unix.Close(f.FD) == nil
 	})
 	return nil
 }
 
 // hand is what a successor is handed.
-func (k *manager) hand() (files []Kept) {
+func (k *manager) hand() (files []sdnotify.File) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for _, f := range k.files {
@@ -49,7 +51,7 @@ func (k *manager) hand() (files []Kept) {
 		if err != nil {
 			k.t.Fatal(err)
 		}
-		files = append(files, Kept{f.Name, fd})
+		files = append(files, sdnotify.File{Name: f.Name, FD: fd})
 	}
 	return files
 }
@@ -83,7 +85,7 @@ func (k *manager) add(name string) {
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.files = append(k.files, Kept{name, fd})
+	k.files = append(k.files, sdnotify.File{Name: name, FD: fd})
 }
 
 // TestKept: a successor goes on with what was kept of the vifs that are there, and

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/netbackd/netbackd/internal/vif"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
 // ErrNoVif is returned for a vif that does not exist.
@@ -23,27 +24,27 @@ var ErrNoVif = errors.New("no such vif")
 // xenstored that hangs does not answer, and that is when people ask.
 const answerTimeout = 2 * time.Second
 
-// compareKeys orders by domain, then by number.
-func compareKeys(a, b key) int {
-	return cmp.Or(cmp.Compare(a.domid, b.domid), cmp.Compare(a.devid, b.devid))
+// compareIDs orders by domain, then by number.
+func compareIDs(a, b xenbus.VifID) int {
+	return cmp.Or(cmp.Compare(a.Domid, b.Domid), cmp.Compare(a.Devid, b.Devid))
 }
 
 // snapshot returns the vifs that netbackd serves, and the names of those that it does
 // not, both in order.
-func (b *Backend) snapshot() (vifs []*vif.Vif, foreign []key) {
+func (b *Backend) snapshot() (vifs []*vif.Vif, foreign []xenbus.VifID) {
 	b.mu.Lock()
 	vifs = slices.Collect(maps.Values(b.vifs))
 	foreign = slices.Collect(maps.Keys(b.foreign))
 	b.mu.Unlock()
-	slices.SortFunc(vifs, func(v, w *vif.Vif) int { return compareKeys(keyOf(v), keyOf(w)) })
-	slices.SortFunc(foreign, compareKeys)
+	slices.SortFunc(vifs, func(v, w *vif.Vif) int { return compareIDs(idOf(v), idOf(w)) })
+	slices.SortFunc(foreign, compareIDs)
 	return vifs, foreign
 }
 
-func keyOf(v *vif.Vif) key { return key{v.Domid(), v.Devid()} }
+func idOf(v *vif.Vif) xenbus.VifID { return xenbus.VifID{Domid: v.Domid(), Devid: v.Devid()} }
 
 // find returns the vif, or nil if netbackd does not serve it.
-func (b *Backend) find(k key) *vif.Vif {
+func (b *Backend) find(k xenbus.VifID) *vif.Vif {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.vifs[k]
@@ -61,9 +62,9 @@ func (b *Backend) Names() []string {
 	vifs, foreign := b.snapshot()
 	keys := foreign
 	for _, v := range vifs {
-		keys = append(keys, keyOf(v))
+		keys = append(keys, idOf(v))
 	}
-	slices.SortFunc(keys, compareKeys)
+	slices.SortFunc(keys, compareIDs)
 	names := make([]string, len(keys))
 	for i, k := range keys {
 		names[i] = k.String()
@@ -108,7 +109,7 @@ func (b *Backend) List() []vif.Status {
 		}
 	}
 	slices.SortFunc(list, func(a, b vif.Status) int {
-		return compareKeys(key{a.Domid, a.Devid}, key{b.Domid, b.Devid})
+		return compareIDs(xenbus.VifID{Domid: a.Domid, Devid: a.Devid}, xenbus.VifID{Domid: b.Domid, Devid: b.Devid})
 	})
 	return list
 }
@@ -163,12 +164,10 @@ func (b *Backend) noVif(name string) error {
 }
 
 // parseName parses the name of a vif.
-func parseName(name string) (key, error) {
-	id, _ := strings.CutPrefix(name, "vif")
-	dom, dev, _ := strings.Cut(id, ".")
-	k, ok := parseKey(dom, dev)
-	if !ok || k.String() != name {
-		return key{}, fmt.Errorf("%s: %w: vifs have names like vif1.0", name, ErrNoVif)
+func parseName(name string) (xenbus.VifID, error) {
+	k, err := xenbus.ParseVifID(name)
+	if err != nil {
+		return k, fmt.Errorf("%s: %w: vifs have names like vif1.0", name, ErrNoVif)
 	}
 	return k, nil
 }

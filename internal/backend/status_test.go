@@ -13,11 +13,12 @@ import (
 	gocmp "github.com/google/go-cmp/cmp"
 
 	"github.com/netbackd/netbackd/internal/lab/netns"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
 // One vif is found by its name, and where there is none the error names others.
 func TestStatusOfOneVif(t *testing.T) {
-	w, _ := withKernel(t, true, key{1, 0})
+	w, _ := withKernel(t, true, xenbus.VifID{Domid: 1, Devid: 0})
 	b, _ := w.start()
 	if _, err := b.Status(t.Context(), "vif9.0", 0); !errors.Is(err, ErrNoVif) || !strings.Contains(err.Error(), "the daemon has none") {
 		t.Errorf("of none: %v", err)

@@ -12,39 +12,14 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/netbackd/netbackd/pkg/xen"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
-// key names a vif.
-type key struct {
-	domid xen.Domid
-	devid int
-}
+// path returns the vif's directory.
+func (b *Backend) path(k xenbus.VifID) string { return k.BackendPath(b.self) }
 
-func (k key) String() string { return fmt.Sprintf("vif%d.%d", k.domid, k.devid) }
-
-// firstReserved is the first number that no guest has (DOMID_FIRST_RESERVED).
-const firstReserved = 0x7ff0
-
-// parseKey reads the names of the two directories of a vif. Both are decimal
-// numbers, as a toolstack writes them.
-func parseKey(dom, dev string) (k key, ok bool) {
-	d, err := strconv.ParseUint(dom, 10, 16)
-	if err != nil || d >= firstReserved || strconv.FormatUint(d, 10) != dom {
-		return k, false
-	}
-	n, err := strconv.ParseUint(dev, 10, 16)
-	if err != nil || strconv.FormatUint(n, 10) != dev {
-		return k, false
-	}
-	return key{xen.Domid(d), int(n)}, true
-}
-
-func (b *Backend) path(k key) string {
-	return fmt.Sprintf("%s/%d/%d", b.base, k.domid, k.devid)
-}
-
-// findSelf finds our own domain's path.
+// findSelf reads the number of our own domain.
 func (b *Backend) findSelf() error {
 	domid := uint64(0)
 	s, err := b.store.Read("domid")
@@ -54,21 +29,22 @@ func (b *Backend) findSelf() error {
 			return fmt.Errorf("own domid is %q", s)
 		}
 	case errors.Is(err, xenstore.ErrNotExist):
-		// Only dom0 may have no such node.
+		// Every domain but dom0 has the node.
 	default:
 		return err
 	}
-	b.own = xenstore.DomainPath(xen.Domid(domid))
+	b.self = xen.Domid(domid)
+	b.own = xenstore.DomainPath(b.self)
 	b.base = b.own + "/backend/vif"
 	return nil
 }
 
-// watchReleases tells when a domain is gone. An unprivileged domain may not be
-// told; it sees the guest's nodes go.
+// watchReleases watches for the end of domains. A driver domain may not; it sees that the
+// guest's nodes are removed.
 func (b *Backend) watchReleases() (<-chan xenstore.Event, error) {
 	w, err := b.store.Watch(xenstore.ReleaseDomain)
 	if errors.Is(err, xenstore.ErrPermission) {
-		b.cfg.Log.Info("not told when guests end, as in a driver domain", zap.Error(err))
+		b.cfg.Log.Info("no events for the end of guests, as in a driver domain", zap.Error(err))
 		return nil, nil
 	}
 	if err != nil {
@@ -77,19 +53,19 @@ func (b *Backend) watchReleases() (<-chan xenstore.Event, error) {
 	return w.C(), nil
 }
 
-// domainGone is called when a domain has gone or shut down, which one is not
-// said. The vifs of those that are gone are told to look.
+// domainGone has the vifs whose domain has ended read xenstore. xenstored does not tell
+// which domain has ended or shut down.
 func (b *Backend) domainGone() error {
 	lives := map[xen.Domid]bool{}
 	for k, v := range b.vifs {
-		alive, known := lives[k.domid]
+		alive, known := lives[k.Domid]
 		if !known {
 			var err error
-			alive, err = b.store.IsIntroduced(k.domid)
+			alive, err = b.store.IsIntroduced(k.Domid)
 			if err != nil && !errors.Is(err, xenstore.ErrPermission) {
 				return err
 			}
-			lives[k.domid] = alive
+			lives[k.Domid] = alive
 		}
 		if !alive {
 			v.Poke()
@@ -106,24 +82,25 @@ func (b *Backend) changed(ctx context.Context, e xenstore.Event) error {
 	}
 	dom, rest, ok := strings.Cut(rest, "/")
 	if !ok {
-		return b.scanGuest(ctx, dom) // it came or went
+		return b.scanGuest(ctx, dom) // its directory was made or removed
 	}
 	dev, node, _ := strings.Cut(rest, "/")
-	if k, ok := parseKey(dom, dev); ok {
-		return b.ensure(ctx, k, node)
+	k, err := xenbus.ParseVifPath("vif/" + dom + "/" + dev)
+	if err != nil {
+		return nil // not a vif's
 	}
-	return nil
+	return b.ensure(ctx, k, node)
 }
 
-// ensure tells the vif that a node of it has changed, with "" all of it, or starts it
-// if it is new and its directory is there.
-func (b *Backend) ensure(ctx context.Context, k key, node string) error {
+// ensure tells the vif that a node of its directory has changed, with "" any of them, or
+// starts the vif if it is new and its directory exists.
+func (b *Backend) ensure(ctx context.Context, k xenbus.VifID, node string) error {
 	if v := b.vifs[k]; v != nil {
 		v.Changed(node)
 		return nil
 	}
-	there, err := b.store.Exists(b.path(k) + "/state")
-	if err != nil || !there {
+	exists, err := b.store.Exists(b.path(k) + "/state")
+	if err != nil || !exists {
 		b.removeForeign(k)
 		return err
 	}
@@ -138,7 +115,7 @@ func (b *Backend) ensure(ctx context.Context, k key, node string) error {
 	return nil
 }
 
-// scan finds all vifs there are, and has those look that are known already.
+// scan starts all new vifs, and has the others read xenstore.
 func (b *Backend) scan(ctx context.Context) error {
 	for _, v := range b.vifs {
 		v.Poke()
@@ -155,28 +132,28 @@ func (b *Backend) scan(ctx context.Context) error {
 	return nil
 }
 
-// scanGuest is scan for the vifs of one guest.
+// scanGuest is scan for one guest.
 func (b *Backend) scanGuest(ctx context.Context, dom string) error {
 	for k, v := range b.vifs {
-		if strconv.Itoa(int(k.domid)) == dom {
+		if strconv.Itoa(int(k.Domid)) == dom {
 			v.Poke()
 		}
 	}
 	return b.startNew(ctx, dom)
 }
 
-// startNew starts the vifs of a guest that are not known yet.
+// startNew starts the new vifs of a guest.
 func (b *Backend) startNew(ctx context.Context, dom string) error {
-	if _, ok := parseKey(dom, "0"); !ok {
-		return nil
+	if _, err := xenbus.ParseVifPath("vif/" + dom + "/0"); err != nil {
+		return nil // not a domain's
 	}
 	devs, err := b.list(b.base + "/" + dom)
 	if err != nil {
 		return err
 	}
 	for _, dev := range devs {
-		k, ok := parseKey(dom, dev)
-		if !ok || b.vifs[k] != nil {
+		k, err := xenbus.ParseVifPath("vif/" + dom + "/" + dev)
+		if err != nil || b.vifs[k] != nil {
 			continue
 		}
 		if err := b.ensure(ctx, k, ""); err != nil {
@@ -186,7 +163,7 @@ func (b *Backend) startNew(ctx context.Context, dom string) error {
 	return nil
 }
 
-// list lists a directory that may not be there.
+// list lists a directory. It returns nothing if the directory does not exist.
 func (b *Backend) list(path string) ([]string, error) {
 	names, err := b.store.List(path)
 	if errors.Is(err, xenstore.ErrNotExist) {

@@ -21,6 +21,7 @@ import (
 	"github.com/netbackd/netbackd/internal/dataplane"
 	"github.com/netbackd/netbackd/internal/lab/netns"
 	"github.com/netbackd/netbackd/internal/lab/xensim/store"
+	"github.com/netbackd/netbackd/internal/sdnotify"
 	"github.com/netbackd/netbackd/internal/vif"
 	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenbus"
@@ -40,8 +41,8 @@ type world struct {
 	self   xen.Domid // the backend's domain
 	kernel Kernel
 
-	keeper Keeper // of backends made from now on
-	kept   []Kept // given to the next backend
+	keeper Keeper          // of backends made from now on
+	kept   []sdnotify.File // given to the next backend
 
 	mu    sync.Mutex         // guards all below
 	down  error              // why xenstore cannot be reached

@@ -173,7 +173,7 @@ func (f *runFlags) run(ctx context.Context, open Opener) (err error) {
 			MaxQueues: f.maxQueues, Offload: offload, RunDir: f.runDir, Drain: f.drain, Stall: f.stall,
 			ControlRings: rings, StaticGrants: f.static, NoBPF: f.noBPF(),
 		},
-		Kernel: kernel(h), Keeper: keeper(notify), Kept: keptFiles(handed),
+		Kernel: kernel(h), Keeper: keeper(notify), Kept: handed,
 	})
 	srv := &service{notify: notify, log: log, workers: pool.Ping, control: b.Ping, vifs: b.Vifs}
 	d := control.Daemon{

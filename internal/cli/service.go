@@ -45,15 +45,6 @@ func keeper(n *sdnotify.Notifier) backend.Keeper {
 	return n
 }
 
-// keptFiles are the files that the manager hands over, for the backend.
-func keptFiles(files []sdnotify.File) []backend.Kept {
-	kept := make([]backend.Kept, len(files))
-	for i, f := range files {
-		kept[i] = backend.Kept(f)
-	}
-	return kept
-}
-
 // check logs what could not be said to the manager, once for each reason. It reports
 // whether it could be said.
 func (s *service) check(err error) bool {
