@@ -17,15 +17,15 @@ const minBurst = 131072
 
 // Limiter is the token bucket of one vif's traffic from guest to host. All
 // queues of the vif share it, so the rate of the vif does not depend on their
-// number. It is for bytes on the wire: what the headers of the segments of a packet
-// come to is known when it was sent, and may leave the bucket in debt, which is paid
-// before the next packet. While queues wait, what comes in is split evenly among those. A nil
-// Limiter does not limit.
+// number. A token is a byte on the wire. The headers that segments repeat are known
+// only when their packet has been sent, so they may leave the bucket in debt, which is
+// paid before the next packet. Tokens that come in while queues wait are split evenly
+// among these. A nil Limiter does not limit.
 type Limiter struct {
 	limited atomic.Bool // there is a rate
 
 	mu      sync.Mutex // taken twice per pass, never per packet
-	rate    float64    // octets per nanosecond; 0 means unlimited
+	rate    float64    // bytes per nanosecond; 0 means unlimited
 	burst   float64
 	tokens  float64
 	last    time.Time
@@ -58,16 +58,15 @@ func (l *Limiter) Set(bytes uint64, interval time.Duration) {
 	l.limited.Store(true)
 }
 
-// limits reports whether there is a rate, so that the time matters to take and
-// settle.
+// limits reports whether there is a rate. If not, take and settle need no time.
 func (l *Limiter) limits() bool { return l != nil && l.limited.Load() }
 
-// unlimited is what take gives when there is no limit: more than a ring can ask
-// for.
+// unlimited is what take returns if there is no limit: more bytes than all packets in a
+// ring have.
 const unlimited = 1 << 30
 
-// take draws up to want octets for the queue with share s. It is followed by
-// settle.
+// take draws up to want bytes for the queue with share s, and returns how many it got.
+// It is followed by settle.
 func (l *Limiter) take(now time.Time, s *share, want uint32) uint32 {
 	if l == nil {
 		return unlimited
@@ -85,10 +84,9 @@ func (l *Limiter) take(now time.Time, s *share, want uint32) uint32 {
 	return got
 }
 
-// settle gives back what was drawn and not used; less than 0 is what was used on top
-// of it. If the queue has a packet of
-// next octets left that was too much, it is one of those that wait from here on,
-// and the result is how long it will have to.
+// settle gives back the bytes that were drawn and not used, or charges those that were
+// used on top if that is negative. If the queue has a packet of next bytes left, for
+// which it did not get enough, it waits from here on, and settle returns for how long.
 func (l *Limiter) settle(now time.Time, s *share, unused int64, next uint32) time.Duration {
 	if l == nil {
 		return 0
@@ -117,7 +115,7 @@ func (l *Limiter) settle(now time.Time, s *share, unused int64, next uint32) tim
 	return time.Duration(min(missing/l.rate*float64(len(l.waiting)), math.MaxInt64/2)) + 1
 }
 
-// release takes a queue out of those that wait.
+// release has a queue wait no longer. The bytes that came in for it go to the vif.
 func (l *Limiter) release(s *share) {
 	if l == nil {
 		return
@@ -127,6 +125,7 @@ func (l *Limiter) release(s *share) {
 	l.leave(s)
 }
 
+// leave is release with mu held.
 func (l *Limiter) leave(s *share) {
 	if !s.waiting {
 		return
@@ -137,7 +136,7 @@ func (l *Limiter) leave(s *share) {
 	l.waiting = slices.DeleteFunc(l.waiting, func(o *share) bool { return o == s })
 }
 
-// fill adds what the time since the last call is worth. Preconditions: mu held.
+// fill adds the bytes that came in since the last call. Preconditions: mu held.
 func (l *Limiter) fill(now time.Time) {
 	if l.last.IsZero() {
 		l.last = now

@@ -110,7 +110,7 @@ func (w *worker) readMail() {
 	}
 }
 
-// close refuses all further mail. What is left unread stays unread.
+// close refuses all further mail, and drops what was not read.
 func (m *mailbox) close() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -129,7 +129,7 @@ func (m *mailbox) close() {
 // goes before it gets to f, that is [ErrClosed].
 func (q *Queue) call(f func() error) error { return q.ask(f)() }
 
-// ask has the queue's worker run f, and returns how to wait for that, as in call.
+// ask has the queue's worker run f, and returns a function that waits for it as call does.
 func (q *Queue) ask(f func() error) (wait func() error) {
 	var err error
 	ran := make(chan struct{})
@@ -161,7 +161,7 @@ func (q *Queue) ask(f func() error) (wait func() error) {
 	}
 }
 
-// panicked makes an error of a panic, and tells where it came from.
+// panicked returns an error for a panic, and logs it with the stack.
 func (w *worker) panicked(r any) error {
 	err := fmt.Errorf("internal error: %v", r)
 	w.pool.warn(fmt.Errorf("worker %d: %w\n%s", w.index, err, debug.Stack()))

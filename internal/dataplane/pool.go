@@ -87,18 +87,19 @@ func (p *Pool) Close() {
 	}
 }
 
-// all is the workers with the spares.
+// all returns the workers and the spares.
 func (p *Pool) all() []*worker {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return slices.Concat(p.workers, p.spares)
 }
 
-// Workers is the number of threads, but for those of vifs whose grant copies are slow.
+// Workers returns the number of workers. Spares, which are for slow grant copies, do not
+// count.
 func (p *Pool) Workers() int { return len(p.workers) }
 
-// Ping waits until every worker has answered, which takes each no longer than a turn
-// of one queue. The error names one that has not.
+// Ping waits until every worker has answered. Each does so after the turn of a queue
+// that it is in. The error names a worker that has not answered.
 func (p *Pool) Ping(ctx context.Context) error {
 	p.mu.Lock()
 	workers := slices.Clone(p.workers)
@@ -133,7 +134,7 @@ func (p *Pool) Ping(ctx context.Context) error {
 	return nil
 }
 
-// openRing gives w an io_uring if that is wanted and to be had.
+// openRing gives w an io_uring, unless options or the kernel rule it out.
 func (p *Pool) openRing(w *worker) {
 	if p.opts.NoUring || errors.Is(iouring.Supported(), iouring.ErrNotSupported) {
 		return
@@ -143,14 +144,14 @@ func (p *Pool) openRing(w *worker) {
 	}
 }
 
+// warn reports an error that stops nothing.
 func (p *Pool) warn(err error) {
 	if p.opts.Warn != nil {
 		p.opts.Warn(err)
 	}
 }
 
-// pick chooses the worker with the fewest queues for q, which counts as its own
-// until dropped.
+// pick gives q to the worker with the fewest queues, and counts it there until dropped.
 func (p *Pool) pick(q *Queue) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -165,7 +166,7 @@ func (p *Pool) pick(q *Queue) {
 	q.counted = true
 }
 
-// join gives q to a certain worker.
+// join gives q to worker w, and counts it there until dropped.
 func (p *Pool) join(q *Queue, w *worker) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -174,7 +175,7 @@ func (p *Pool) join(q *Queue, w *worker) {
 	q.counted = true
 }
 
-// dropped takes q off its worker's account, once.
+// dropped counts q no longer as its worker's. Calling it again is fine.
 func (p *Pool) dropped(q *Queue) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -184,7 +185,7 @@ func (p *Pool) dropped(q *Queue) {
 	q.counted = false
 	w := q.worker.Load()
 	if !slices.Contains(p.spares, w) {
-		w = p.workers[w.index] // w, or who has its load by now
+		w = p.workers[w.index] // w, or the worker that has its load by now
 	}
 	w.load--
 }

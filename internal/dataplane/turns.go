@@ -10,16 +10,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A worker serves vifs in rounds. In a round each vif that has work gets a part of
-// the thread's time, however many queues it has there. What a turn took is measured,
-// and includes what the host does within the TAP's system calls, such as to cut a
-// packet into segments for an interface that does not. A vif that took more than its
-// part waits as many rounds as that is worth, while others have work.
+// A worker serves vifs in rounds, by deficit round robin. In a round each vif that has
+// work gets a part of the thread's time, however many queues it has there. The time of a
+// turn is measured. It includes the host's work within the TAP's system calls, such as
+// segmenting a packet for an interface that takes no large ones. A vif that took more
+// than its part waits for as many rounds as make up for that, while others have work.
 //
 // One vif alone on a worker is not measured: there is no other to be fair to.
 const (
-	// roundPart is the time that a vif has in a round: a full tx ring of large
-	// packets, more or less.
+	// roundPart is the time that a vif has in a round: about that of a full tx ring
+	// of large packets.
 	roundPart = 250 * time.Microsecond
 
 	// turnsPerRound bounds the turns of a vif in a round.
@@ -46,17 +46,17 @@ const (
 	restFor      = 100 * time.Millisecond
 	maxRest      = 100 * time.Millisecond
 
-	// suspectTurns is for how many turns behind a long one the processor's time is
-	// read as well, which takes system calls. A turn may only seem to be long: the
-	// thread had to wait for a processor, or a grant copy for the guest's memory.
+	// suspectTurns is the number of turns after a long one for which the thread's
+	// processor time is read as well, which takes two system calls. A turn may only
+	// seem long: the thread waited for a processor, or in a grant copy.
 	suspectTurns = 16
 )
 
-// account is the time that a vif's queues on one worker may have, and the queues
-// that want it. It belongs to the worker.
+// account is a vif as the scheduler of one worker sees it: the queues that it has there,
+// and the time that these may take. It belongs to the worker.
 type account struct {
 	conn   *Conn
-	queues int      // attached
+	queues int      // number of those attached
 	ready  []*Queue // have work
 
 	listed  bool          // is to have its turns in this round or the next
@@ -81,7 +81,7 @@ func (w *worker) open(c *Conn) *account {
 	return a
 }
 
-// leave takes a queue out of its account, and closes that behind the last one.
+// leave takes a queue out of its account, and removes the account with the last one.
 func (w *worker) leave(q *Queue) {
 	a := q.account
 	a.ready = without(a.ready, q)
@@ -107,7 +107,7 @@ func without[T comparable](list []T, x T) []T {
 	return list
 }
 
-// schedule gives a queue a turn, unless it has one coming or is at rest for good.
+// schedule gives a queue a turn, unless it has one coming or is in breach.
 func (w *worker) schedule(q *Queue) {
 	if q.ready || q.breached {
 		return
@@ -117,7 +117,7 @@ func (w *worker) schedule(q *Queue) {
 	w.list(q.account)
 }
 
-// list has a vif served in the next round, if it has work and may be.
+// list has a vif served in the next round if it has work and does not rest.
 func (w *worker) list(a *account) {
 	if len(a.ready) > 0 && !a.listed && a.rest.IsZero() {
 		a.listed = true
@@ -125,8 +125,8 @@ func (w *worker) list(a *account) {
 	}
 }
 
-// round gives every vif that has work its turns. Mail is read between any two turns:
-// it must not wait for all the others.
+// round gives every vif that has work its turns. Mail is read between any two turns, so
+// that it does not wait for the whole round.
 func (w *worker) round() {
 	w.turns, w.ready = w.ready, w.turns[:0]
 	for i := range w.turns {
@@ -158,7 +158,7 @@ func (w *worker) serveVif(a *account) {
 			w.readMail()
 		}
 		if w.busy >= busyLimit && w.shared() {
-			// The turns of one vif are not to keep others from being heard of.
+			// The turns of one vif must not delay the events of others.
 			if w.failed = w.poll(0); w.failed != nil {
 				break
 			}
@@ -255,8 +255,8 @@ func (w *worker) rest(a *account, d time.Duration) {
 	w.tally[Rests]++
 }
 
-// threadTime is the processor's time that the calling thread has had, in the kernel
-// and outside of it (clock_gettime(2), CLOCK_THREAD_CPUTIME_ID).
+// threadTime returns the processor time of the calling thread, in the kernel and outside
+// of it (clock_gettime(2), CLOCK_THREAD_CPUTIME_ID), or 0 if that cannot be read.
 func threadTime() time.Duration {
 	var t unix.Timespec
 	if unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &t) != nil {
@@ -265,7 +265,7 @@ func threadTime() time.Duration {
 	return time.Duration(t.Nano())
 }
 
-// wake ends the rest of those who have had enough of it.
+// wake ends the rests whose time is over.
 func (w *worker) wake() {
 	w.resting = slices.DeleteFunc(w.resting, func(a *account) bool {
 		if w.time().Before(a.rest) {

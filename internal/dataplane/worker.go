@@ -164,8 +164,7 @@ func (w *worker) ringFailed(err error) {
 	w.pool.warn(fmt.Errorf("worker %d goes on without io_uring: %w", w.index, err))
 }
 
-// newRing replaces the io_uring, in which a turn that panicked may have left
-// operations that belong to nobody.
+// newRing replaces the io_uring, in which a turn that panicked may have left operations.
 func (w *worker) newRing() {
 	if w.ring == nil {
 		return
@@ -183,6 +182,7 @@ func (w *worker) newRing() {
 	}
 }
 
+// release frees what newWorker and openRing took.
 func (w *worker) release() {
 	if w.ring != nil {
 		_ = w.ring.Close()
@@ -199,7 +199,7 @@ func (w *worker) release() {
 	}
 }
 
-// watch changes what epoll tells of fd.
+// watch adds, changes or removes fd in the worker's epoll. Events name id and kind.
 func (w *worker) watch(op, fd, id int, kind int32, events uint32) error {
 	ev := unix.EpollEvent{Events: events, Fd: int32(id), Pad: kind}
 	if err := unix.EpollCtl(w.epfd, op, fd, &ev); err != nil {
@@ -246,8 +246,8 @@ func (w *worker) freeID() (int, error) {
 	return id, nil
 }
 
-// enroll puts a queue into the worker's books, and has it served: there may be work
-// from before it was watched.
+// enroll lists a queue under id, and schedules it: there may be work from before it was
+// watched.
 func (w *worker) enroll(q *Queue, id int) {
 	if id == len(w.queues) {
 		w.queues = append(w.queues, nil)
@@ -259,7 +259,7 @@ func (w *worker) enroll(q *Queue, id int) {
 	w.schedule(q)
 }
 
-// admit makes the kernel know a queue by its id.
+// admit registers a queue's files with io_uring and epoll, under id.
 func (w *worker) admit(q *Queue, id int) error {
 	if w.ring != nil {
 		if err := w.ring.SetFile(id, q.tap.FD()); err != nil {
@@ -273,7 +273,7 @@ func (w *worker) admit(q *Queue, id int) error {
 	return w.watch(unix.EPOLL_CTL_ADD, q.tap.FD(), id, onTap, unix.EPOLLIN)
 }
 
-// dismiss undoes admit, whatever of it was done.
+// dismiss undoes admit, even where that failed half way.
 func (w *worker) dismiss(q *Queue, id int) {
 	w.unwatch(q)
 	if w.ring != nil {
@@ -281,7 +281,7 @@ func (w *worker) dismiss(q *Queue, id int) {
 	}
 }
 
-// unwatch ends all events of a queue. Those it has no more of are no error.
+// unwatch removes a queue's files from epoll. Those that are not there are no error.
 func (w *worker) unwatch(q *Queue) {
 	_ = w.watch(unix.EPOLL_CTL_DEL, q.events.FD(), 0, onEvtchn, 0)
 	_ = w.watch(unix.EPOLL_CTL_DEL, q.tap.FD(), 0, onTap, 0)
@@ -314,7 +314,7 @@ func (w *worker) detach(q *Queue) {
 	q.tx, q.rx = nil, nil
 }
 
-// run is the worker's life.
+// run serves the worker's queues until the worker is closed, or fails, or ends as a spare.
 func (w *worker) run(started chan<- struct{}) {
 	// The thread ends with the goroutine: it is io_uring's only submitter.
 	runtime.LockOSThread()
@@ -529,15 +529,16 @@ func (w *worker) notify(q *Queue, p evtchn.Port) {
 	_ = q.events.Notify(p)
 }
 
-// tapGone stops watching a TAP that somebody deleted; epoll would tell of it for
-// ever.
+// tapGone stops watching a TAP that was deleted, of which epoll would report an error
+// again and again.
 func (w *worker) tapGone(q *Queue) {
 	_ = w.watch(unix.EPOLL_CTL_DEL, q.tap.FD(), 0, onTap, 0)
 	q.tapGone, q.tapReady = true, false
 	q.conn.cfg.Notice(Notice{Kind: TapGone, Queue: q.index})
 }
 
-// breach puts a queue to rest. Its ports stay masked.
+// breach ends the service of a queue until its connection is closed, and reports why.
+// Its ports stay masked.
 func (w *worker) breach(q *Queue, err error) {
 	q.breached = true
 	q.endResteer()
@@ -562,7 +563,7 @@ func (w *worker) setTimer(q *Queue) {
 	w.alarm = earlier(w.alarm, d)
 }
 
-// earlier is the earlier one of two instants, where the zero time is never.
+// earlier returns the earlier of two instants. The zero time means never.
 func earlier(a, b time.Time) time.Time {
 	if a.IsZero() || !b.IsZero() && b.Before(a) {
 		return b
@@ -593,8 +594,8 @@ func (w *worker) expire() {
 	}
 }
 
-// timeout is the time to the next deadline in milliseconds, rounded up, or -1
-// if there is none.
+// timeout returns the time to the next deadline in milliseconds, rounded up, or -1 if
+// there is none.
 func (w *worker) timeout() int {
 	if w.alarm.IsZero() {
 		return -1
