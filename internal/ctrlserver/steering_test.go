@@ -14,13 +14,13 @@ import (
 	"github.com/netbackd/netbackd/pkg/toeplitz"
 )
 
-// steerBed is a data path and a TAP that note what is asked of them.
+// steerBed is a data path and a TAP that record their calls.
 type steerBed struct {
 	said []string
 	fail error // of the next call of the TAP
 }
 
-// name is a configuration by its first entry.
+// name names a configuration by its first entry.
 func (b *steerBed) name(c *steer.Config) string {
 	if c == nil {
 		return "host"
@@ -46,7 +46,7 @@ func (b *steerBed) set(program int) error {
 	return b.fail
 }
 
-// to is hashing that leads all to a queue.
+// to returns hashing that leads all packets to a queue.
 func to(t *testing.T, queue uint32) *hashing {
 	t.Helper()
 	m := toeplitz.NewMapping(4)
@@ -56,9 +56,9 @@ func to(t *testing.T, queue uint32) *hashing {
 	return &hashing{algorithm: netif.HashAlgorithmToeplitz, config: steer.Config{Types: 1, Mapping: m}}
 }
 
-// TestSteeringFollows: the TAP gets the program when hashing is switched on and
-// loses it when it is off, the data path is told what packets followed until then,
-// and what fails leaves all as it was.
+// TestSteeringFollows: the TAP gets the program when hashing is turned on and loses it
+// when hashing is turned off, the data path learns what packets followed until then,
+// and a failure changes nothing.
 func TestSteeringFollows(t *testing.T) {
 	off := &hashing{config: steer.Config{Mapping: toeplitz.NewMapping(4)}}
 	refused := errors.New("refused")
@@ -106,7 +106,7 @@ func TestSteeringFollows(t *testing.T) {
 			for _, step := range tt.steps {
 				b.said, b.fail = nil, step.fail
 				err := s.follow(step.h)
-				// A table is no business of the TAP's.
+				// The TAP is not called for another table.
 				if failed := step.fail != nil && step.what != "another table"; failed != (err != nil) {
 					t.Errorf("%s: %v", step.what, err)
 				}

@@ -27,7 +27,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
-// ctrlGuest is the frontend's end of a control ring in a world.
+// ctrlGuest is the frontend's end of a control ring.
 type ctrlGuest struct {
 	w    *world
 	keys ctrlKeys
@@ -35,7 +35,7 @@ type ctrlGuest struct {
 	ring ctrlring.Front
 }
 
-// ctrlWorld is a world whose vif offers control rings and static grants.
+// ctrlWorld makes a world whose vif offers control rings and static grants.
 func ctrlWorld(t *testing.T, offer ctrlserver.Protocols) *world {
 	t.Helper()
 	w := newWorld(t)
@@ -45,7 +45,7 @@ func ctrlWorld(t *testing.T, offer ctrlserver.Protocols) *world {
 	return w
 }
 
-// page is the guest granting a page with b in it.
+// page grants a page of the guest with b in it.
 func (w *world) page(b []byte) gntdev.Ref {
 	w.host.mu.Lock()
 	defer w.host.mu.Unlock()
@@ -69,7 +69,7 @@ func (w *world) upWithControl(n int, p ctrlring.Protocol) *ctrlGuest {
 	return g
 }
 
-// control is the guest making a control ring and its channel.
+// control makes a control ring and its channel in the guest.
 func (w *world) control(p ctrlring.Protocol) *ctrlGuest {
 	w.t.Helper()
 	g := &ctrlGuest{w: w}
@@ -85,12 +85,12 @@ func (w *world) control(p ctrlring.Protocol) *ctrlGuest {
 	return g
 }
 
-// names is the keys of the control ring, for rings.
+// names returns the keys of the control ring, for rings.
 func (g *ctrlGuest) names() []string {
 	return []string{"ctrl-ring-ref", fmt.Sprint(g.keys.gref), "event-channel-ctrl", fmt.Sprint(g.keys.port)}
 }
 
-// breach breaks the protocol of a slot ring, and the guest tells of it.
+// breach breaks the protocol of a slot ring, and sends an event.
 func (g *ctrlGuest) breach() {
 	if f, ok := g.ring.(*ctrlring.SlotFront); ok {
 		f.Ring().SetReqProd(5000)
@@ -122,7 +122,7 @@ func (g *ctrlGuest) answer() (r ctrlring.Response) {
 		r, ok = g.ring.Response()
 		return ok
 	}
-	for range 100 { // most come at once
+	for range 100 { // most responses are there soon
 		if there() {
 			return r
 		}
@@ -160,7 +160,7 @@ func gref(list ...netif.GrefEntry) (b []byte) {
 	return b
 }
 
-// configure sets up a bit of everything.
+// configure sets a bit of everything.
 func (g *ctrlGuest) configure() (refs []netif.Gref) {
 	g.w.t.Helper()
 	g.want(0, netif.CtrlSetHashAlgorithm, 1)
@@ -173,7 +173,7 @@ func (g *ctrlGuest) configure() (refs []netif.Gref) {
 	return refs
 }
 
-// configured checks what configure has set up.
+// configured checks that what configure has set is in force.
 func (w *world) configured() {
 	w.t.Helper()
 	var s Status
@@ -195,7 +195,7 @@ func (w *world) configured() {
 	}
 }
 
-// successor is a daemon taking over from one that was killed.
+// successor replaces the daemon.
 func (w *world) successor() {
 	w.t.Helper()
 	w.v.suspend()
@@ -204,8 +204,8 @@ func (w *world) successor() {
 	w.wantSteps("connect plug")
 }
 
-// TestControlOfAVif: a control ring is served beside the queues', a successor
-// knows what was asked for, and nothing is left of it after a disconnect.
+// TestControlOfAVif: a control ring is served beside the queues. A successor knows what
+// was set, and nothing is left of it after a disconnect.
 func TestControlOfAVif(t *testing.T) {
 	w := ctrlWorld(t, ctrlserver.Slot)
 	g := w.upWithControl(2, ctrlring.Slot)
@@ -237,14 +237,14 @@ func TestControlOfAVif(t *testing.T) {
 		t.Errorf("left in the run directory: %s", w.journals())
 	}
 	if n := w.cfg.GrantBudget.Used(); n != 0 {
-		t.Errorf("%d pages in the books of the guest", n)
+		t.Errorf("%d pages counted as the guest's", n)
 	}
 	if s := w.status(); s.Control != nil {
 		t.Errorf("control ring of no connection: %+v", s.Control)
 	}
 }
 
-// TestControlBudget: the vifs of a guest share what may be mapped.
+// TestControlBudget: the vifs of a guest share the budget of pages to map.
 func TestControlBudget(t *testing.T) {
 	w := ctrlWorld(t, ctrlserver.Slot)
 	g := w.upWithControl(2, ctrlring.Slot)
@@ -260,8 +260,8 @@ func TestControlBudget(t *testing.T) {
 	w.wantHeld("17 pages, 4 handles, 3 ports")
 }
 
-// TestControlRingBreach: the ring is let go of, packets are not affected, and a
-// guest that connects anew has another chance.
+// TestControlRingBreach: the ring goes out of use, packets are not affected, and a
+// guest that reconnects has a ring again.
 func TestControlRingBreach(t *testing.T) {
 	for _, tt := range []struct {
 		name   string
@@ -283,7 +283,7 @@ func TestControlRingBreach(t *testing.T) {
 				t.Errorf("%+v", s)
 			}
 			w.wantSteps("")
-			// What was asked for before outlives ring and daemon.
+			// What was set before outlives ring and daemon.
 			w.successor()
 			w.eventually("the successor to steer", func() bool { return w.status().Control.Steering != "host" })
 			s := w.status()
@@ -294,7 +294,7 @@ func TestControlRingBreach(t *testing.T) {
 	}
 }
 
-// comeAgain is the guest closing its vif and beginning anew.
+// comeAgain closes the frontend and begins again.
 func (w *world) comeAgain() {
 	w.t.Helper()
 	for _, s := range []xenbus.State{xenbus.Closing, xenbus.Closed, xenbus.Initialising} {
@@ -303,14 +303,14 @@ func (w *world) comeAgain() {
 	}
 }
 
-// TestControlRingOfUnknownProtocol: a page that is neither leaves a vif without
-// control ring.
+// TestControlRingOfUnknownProtocol: if the page belongs to neither protocol, the vif
+// connects without a control ring.
 func TestControlRingOfUnknownProtocol(t *testing.T) {
 	w := ctrlWorld(t, ctrlserver.Slot|ctrlserver.Stream)
 	g := w.upWithControl(1, ctrlring.Slot)
 	g.want(0, netif.CtrlSetHashAlgorithm, 1)
 	w.comeAgain()
-	// With the page as it is after use.
+	// The page is as it is after use.
 	w.rings(1, false, "ctrl-ring-ref", fmt.Sprint(g.keys.gref), "event-channel-ctrl", fmt.Sprint(g.keys.port))
 	w.frontState(xenbus.Connected)
 	w.settle()
@@ -321,7 +321,7 @@ func TestControlRingOfUnknownProtocol(t *testing.T) {
 	}
 }
 
-// TestBothProtocols: the backend finds out, and a successor knows.
+// TestBothProtocols: the back end finds out the protocol, and a successor knows it.
 func TestBothProtocols(t *testing.T) {
 	for _, p := range []ctrlring.Protocol{ctrlring.Slot, ctrlring.Stream} {
 		t.Run(p.String(), func(t *testing.T) {
@@ -353,7 +353,7 @@ func (w *world) wantNode(key, want string) {
 	}
 }
 
-// TestControlRingOfOneVif: the toolstack may choose for one vif.
+// TestControlRingOfOneVif: the toolstack may choose the protocols for one vif.
 func TestControlRingOfOneVif(t *testing.T) {
 	for _, tt := range []struct{ key, slot, stream, err string }{
 		{"none", "0", "0", "-"}, {"stream", "0", "1", "-"}, {"both", "1", "1", "-"}, {"-", "1", "0", "-"},
@@ -370,8 +370,8 @@ func TestControlRingOfOneVif(t *testing.T) {
 	}
 }
 
-// TestLostControlRecord: if only one protocol can be meant the ring is served on;
-// what was asked for is lost. Otherwise it is out of use.
+// TestLostControlRecord: if only one protocol was offered, the ring is served on, and
+// what was set is lost. Otherwise the ring is out of use.
 func TestLostControlRecord(t *testing.T) {
 	for _, offer := range []ctrlserver.Protocols{ctrlserver.Slot, ctrlserver.Slot | ctrlserver.Stream} {
 		for _, how := range []string{"removed", "cut", "of another connection"} {
@@ -426,10 +426,10 @@ func TestLostControlRecordOfAStream(t *testing.T) {
 	}
 }
 
-// TestControlRecordOfAnotherGuest: while no daemon ran the guest went, and there is one
-// of the same number that names the same rings and ports. It has asked for nothing.
+// TestControlRecordOfAnotherGuest: while no daemon ran the guest was replaced by one of
+// the same number that names the same rings and ports. It has set nothing.
 func TestControlRecordOfAnotherGuest(t *testing.T) {
-	for _, found := range []bool{false, true} { // by a daemon, while there was no guest
+	for _, found := range []bool{false, true} { // a daemon ran while there was no guest
 		w := ctrlWorld(t, ctrlserver.Slot)
 		w.upWithControl(2, ctrlring.Slot).configure()
 		w.v.suspend()
@@ -459,8 +459,8 @@ func TestControlRecordOfAnotherGuest(t *testing.T) {
 	}
 }
 
-// TestControlRecordCannotBeWritten: the guest has no answer before it can be, and
-// has it then.
+// TestControlRecordCannotBeWritten: the guest gets its response once the record is
+// written, and not before.
 func TestControlRecordCannotBeWritten(t *testing.T) {
 	w := ctrlWorld(t, ctrlserver.Slot)
 	g := w.upWithControl(1, ctrlring.Slot)
@@ -471,7 +471,7 @@ func TestControlRecordCannotBeWritten(t *testing.T) {
 	w.eventually("the failure shows", func() bool { return w.log.FilterMessage("control ring record not written").Len() > 0 })
 	g.turn()
 	if _, ok := g.ring.Response(); ok {
-		t.Error("answered, and not written down")
+		t.Error("answered before the record was written")
 	}
 	w.must(os.Remove(blocker))
 	if r := g.answer(); r.Status != 0 {
@@ -479,9 +479,9 @@ func TestControlRecordCannotBeWritten(t *testing.T) {
 	}
 }
 
-// TestControlRecordThatCannotBeWrittenAnew: what a predecessor wrote down is no less
-// true for that. The guest is served.
-func TestControlRecordThatCannotBeWrittenAnew(t *testing.T) {
+// TestControlRecordThatCannotBeRewritten: the record of a predecessor counts, and the
+// guest is served.
+func TestControlRecordThatCannotBeRewritten(t *testing.T) {
 	for _, p := range []ctrlring.Protocol{ctrlring.Slot, ctrlring.Stream} {
 		w := ctrlWorld(t, ctrlserver.Slot|ctrlserver.Stream)
 		g := w.upWithControl(2, p)
@@ -505,8 +505,8 @@ func TestControlRecordThatCannotBeWrittenAnew(t *testing.T) {
 	}
 }
 
-// TestControlMessageUnderWayAtTheEnd: a message that is under way when the daemon
-// ends is carried out by the successor, once.
+// TestControlMessageUnderWayAtTheEnd: a message that is being carried out when the
+// daemon ends is carried out by the successor, once.
 func TestControlMessageUnderWayAtTheEnd(t *testing.T) {
 	w := ctrlWorld(t, ctrlserver.Slot)
 	g := w.upWithControl(1, ctrlring.Slot)
@@ -552,9 +552,9 @@ func TestControlMessageUnderWayAtTheEnd(t *testing.T) {
 	}
 }
 
-// TestEndDuringAMoveOfFlows: a guest that takes no packets has a message wait for those
-// that it moves to other queues. The end of the connection does not wait with it.
-func TestEndDuringAMoveOfFlows(t *testing.T) {
+// TestEndDuringResteer: if the guest takes no packets, a message waits for those of a
+// resteering. The end of the connection does not wait with it.
+func TestEndDuringResteer(t *testing.T) {
 	w := ctrlWorld(t, ctrlserver.Slot)
 	g := w.upWithControl(2, ctrlring.Slot)
 	w.must(netlink.LinkSetUp(w.iface(ifname)))
@@ -571,7 +571,8 @@ func TestEndDuringAMoveOfFlows(t *testing.T) {
 	}
 }
 
-// TestQuarantineKeepsTheControlRing for a guest that is let go on with its rings.
+// TestQuarantineKeepsTheControlRing: a guest that may go on with its rings has lost
+// nothing.
 func TestQuarantineKeepsTheControlRing(t *testing.T) {
 	w := ctrlWorld(t, ctrlserver.Slot)
 	g := w.upWithControl(2, ctrlring.Slot)
@@ -584,8 +585,8 @@ func TestQuarantineKeepsTheControlRing(t *testing.T) {
 	g.want(0, netif.CtrlGetHashFlags)
 }
 
-// TestStaticGrantsLostByTheGuest: what the guest does not grant any more is not
-// restored, the rest is.
+// TestStaticGrantsLostByTheGuest: pages that the guest does not grant any more are not
+// restored; the others are.
 func TestStaticGrantsLostByTheGuest(t *testing.T) {
 	w := ctrlWorld(t, ctrlserver.Slot)
 	g := w.upWithControl(2, ctrlring.Slot)
@@ -602,8 +603,9 @@ func TestStaticGrantsLostByTheGuest(t *testing.T) {
 	}
 }
 
-// TestControlRingThatCannotBeHad is a frontend that cannot be connected to.
-func TestControlRingThatCannotBeHad(t *testing.T) {
+// TestControlRingFails: a frontend with a control ring that cannot be opened is
+// refused.
+func TestControlRingFails(t *testing.T) {
 	for _, tt := range []struct{ name, ref, port, want string }{
 		{"not granted", "9999", "-", "control ring: map"},
 		{"no such port", "-", "9999", "bind"},
@@ -633,8 +635,9 @@ func TestControlRingThatCannotBeHad(t *testing.T) {
 	}
 }
 
-// TestControlRingThatTheHostCannotHave is closed, and had when the guest comes again.
-func TestControlRingThatTheHostCannotHave(t *testing.T) {
+// TestHostFailsControlRing: a vif is closed if the host cannot open the control ring,
+// and connects when the guest tries again.
+func TestHostFailsControlRing(t *testing.T) {
 	for _, op := range []string{"open grants", "open events", "map"} {
 		w := ctrlWorld(t, ctrlserver.Slot)
 		w.upWithControl(1, ctrlring.Slot)

@@ -23,7 +23,7 @@ import (
 type fakeKeeper struct {
 	t     *testing.T
 	files map[string]int
-	full  int   // keeps no more than so many; 0: all
+	full  int   // number of files that it has room for; 0: no limit
 	fault error // of every call
 }
 
@@ -73,7 +73,7 @@ func (k *fakeKeeper) Remove(name string) {
 	}
 }
 
-// names lists what is kept.
+// names lists the names of the kept files.
 func (k *fakeKeeper) names() string {
 	var names []string
 	for n := range k.files {
@@ -83,7 +83,7 @@ func (k *fakeKeeper) names() string {
 	return strings.Join(names, " ")
 }
 
-// successor is the vif of a daemon that starts: it is handed what was kept.
+// successor makes the vif of the next daemon, which is handed what was kept.
 func (k *fakeKeeper) successor(w *world) {
 	w.t.Helper()
 	cfg := w.cfg
@@ -99,7 +99,7 @@ func (k *fakeKeeper) successor(w *world) {
 	w.v = New(cfg)
 }
 
-// broadcast has the host send n frames to the TAP.
+// broadcast sends n frames from the host to the TAP.
 func (w *world) broadcast(n int) {
 	w.t.Helper()
 	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
@@ -110,7 +110,7 @@ func (w *world) broadcast(n int) {
 	}
 }
 
-// send has the host send one frame to the TAP, with so many bytes of payload.
+// send sends one frame from the host to the TAP, with so many bytes of payload.
 func (w *world) send(payload int) {
 	w.t.Helper()
 	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
@@ -123,7 +123,7 @@ func broadcastFrame(payload int) []byte {
 	return append([]byte("\xff\xff\xff\xff\xff\xff\x02\x00\x00\x00\x00\x01\x88\xb5"), make([]byte, payload)...)
 }
 
-// slots is the guest giving n rx slots on every queue.
+// slots posts n rx slots on every queue.
 func (w *world) slots(n int) {
 	for i := range w.rx {
 		for range n {
@@ -134,8 +134,8 @@ func (w *world) slots(n int) {
 	}
 }
 
-// TestKeptQueues: while no daemon runs the carrier stays and packets wait, and
-// the next daemon delivers all of them.
+// TestKeptQueues: while no daemon runs the carrier stays and packets wait, and the next
+// daemon delivers all of them.
 func TestKeptQueues(t *testing.T) {
 	const packets = 200
 	for _, tt := range []struct {
@@ -144,7 +144,7 @@ func TestKeptQueues(t *testing.T) {
 	}{
 		{"restart", func(w *world) { w.v.suspend() }},
 		{"kill", func(w *world) {
-			// What the kernel does with what is open, in the order of numbers.
+			// The kernel closes what is open, in the order of numbers.
 			w.v.conn.close(w.v)
 			for i := range w.v.tap.Queues() {
 				w.must(unix.Close(w.v.tap.Queue(i).FD()))
@@ -165,7 +165,7 @@ func TestKeptQueues(t *testing.T) {
 			tt.end(w)
 			w.broadcast(packets)
 			if l := w.iface(ifname); l.Attrs().RawFlags&unix.IFF_LOWER_UP == 0 || l.Queues != 2 {
-				t.Errorf("while nobody runs: carrier %t, %d queues", l.Attrs().RawFlags&unix.IFF_LOWER_UP != 0, l.Queues)
+				t.Errorf("while no daemon runs: carrier %t, %d queues", l.Attrs().RawFlags&unix.IFF_LOWER_UP != 0, l.Queues)
 			}
 			k.successor(w)
 			w.wantSteps("connect plug")
@@ -187,7 +187,7 @@ func TestKeptQueues(t *testing.T) {
 	}
 }
 
-// TestKeptFollowsTheQueues: what is kept is what there is.
+// TestKeptFollowsTheQueues: the keeper keeps the queues that the TAP has.
 func TestKeptFollowsTheQueues(t *testing.T) {
 	w := newWorld(t)
 	k := newKeeper(w)
@@ -220,7 +220,7 @@ func TestKeptFollowsTheQueues(t *testing.T) {
 	w.wantTap(0)
 }
 
-// TestKeptBadly: whatever became of what was kept, the guest gets its network.
+// TestKeptBadly: whatever became of the kept queues, the guest gets its network.
 func TestKeptBadly(t *testing.T) {
 	for _, tt := range []struct {
 		name  string
@@ -268,7 +268,7 @@ func TestKeptBadly(t *testing.T) {
 	}
 }
 
-// TestKeeperFails: the vif does without.
+// TestKeeperFails: the vif is served without a keeper that works.
 func TestKeeperFails(t *testing.T) {
 	w := newWorld(t)
 	k := newKeeper(w)
@@ -276,7 +276,7 @@ func TestKeeperFails(t *testing.T) {
 	w.attach()
 	w.look()
 	if n := w.log.FilterMessageSnippet("not kept").Len(); n == 0 {
-		t.Error("nobody was told")
+		t.Error("nothing was logged")
 	}
 	w.plugIn()
 	w.rings(2, false)
@@ -290,8 +290,8 @@ func TestKeeperFails(t *testing.T) {
 	}
 }
 
-// TestKeptOfAClosedVif: what is kept of a vif whose guest does not come back goes
-// with the vif.
+// TestKeptOfAClosedVif: the kept queues of a vif whose guest does not come back are
+// discarded with the vif.
 func TestKeptOfAClosedVif(t *testing.T) {
 	w := newWorld(t)
 	k := newKeeper(w)
@@ -309,8 +309,9 @@ func TestKeptOfAClosedVif(t *testing.T) {
 	}
 }
 
-// TestSecondNameIsMadeUp: of a TAP whose maker was killed early.
-func TestSecondNameIsMadeUp(t *testing.T) {
+// TestAltNameIsRestored: the daemon that made the TAP was killed before it gave it a
+// name.
+func TestAltNameIsRestored(t *testing.T) {
 	w := newWorld(t)
 	w.attach()
 	d, err := tap.Create(tap.Config{Name: ifname, VnetHdr: true, Persist: true})
@@ -338,7 +339,7 @@ func TestParseKept(t *testing.T) {
 	}
 }
 
-// TestKeptNames: a name says whose it is, and no two are the same.
+// TestKeptNames: a name tells the vif and the queue, and no two are the same.
 func TestKeptNames(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		domid, devid := xen.Domid(rapid.Uint16().Draw(t, "domid")), rapid.IntRange(0, 65535).Draw(t, "devid")

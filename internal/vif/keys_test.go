@@ -165,7 +165,7 @@ func FuzzParseMAC(f *testing.F) {
 	})
 }
 
-// FuzzParseNumbers is for the keys that are numbers.
+// FuzzParseNumbers parses the keys that are numbers.
 func FuzzParseNumbers(f *testing.F) {
 	for _, s := range []string{"", "0", "1", "4", "8", "9", "68", "1500", "65521", "-1", "+1", "0x10", " 1", "1\x00", "18446744073709551616"} {
 		f.Add(s)
@@ -193,7 +193,7 @@ func FuzzParseNumbers(f *testing.F) {
 	})
 }
 
-// checkKeyError checks what every error about a key has to be.
+// checkKeyError checks the properties of every error about a key.
 func checkKeyError(t *testing.T, key, value string, err error) {
 	t.Helper()
 	if err == nil {

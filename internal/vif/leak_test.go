@@ -23,7 +23,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
-// resources is what a process has of what a connection takes.
+// resources counts what a connection takes of a process.
 func resources(t *testing.T) map[string]int {
 	t.Helper()
 	fds, err := os.ReadDir("/proc/self/fd")
@@ -41,7 +41,7 @@ func resources(t *testing.T) map[string]int {
 	}
 }
 
-// beginAnew is the guest freeing what it had, to connect again.
+// beginAnew frees what the guest had, to connect again.
 func (w *world) beginAnew() {
 	w.t.Helper()
 	w.host.mu.Lock()
@@ -53,8 +53,8 @@ func (w *world) beginAnew() {
 	w.settle()
 }
 
-// TestThousandConnections: connecting and disconnecting, in good ways and bad,
-// leaves nothing behind.
+// TestThousandConnections: connecting and disconnecting, properly or not, leaves
+// nothing behind.
 func TestThousandConnections(t *testing.T) {
 	w := newWorld(t)
 	w.up(1)
@@ -83,7 +83,7 @@ func TestThousandConnections(t *testing.T) {
 		w.wantState("6")
 	}
 	for i := range 12 {
-		cycle(i) // all kinds once, and what is made at first use
+		cycle(i) // all kinds once, which also makes what is made at first use
 	}
 	before := resources(t)
 	var m0, m1 runtime.MemStats
@@ -106,13 +106,13 @@ func TestThousandConnections(t *testing.T) {
 		t.Errorf("journals left: %s", got)
 	}
 	if grew := int64(m1.HeapAlloc) - int64(m0.HeapAlloc); grew > 1<<20 {
-		t.Errorf("heap grew by %d octets", grew)
+		t.Errorf("heap grew by %d bytes", grew)
 	}
 }
 
-// TestHundredControlRings: nor does a guest that has all it can have through its
-// control ring leave anything behind, whoever ends the connection and whatever it
-// is in the middle of.
+// TestHundredControlRings: a guest that uses everything its control ring offers leaves
+// nothing behind either, whichever side ends the connection, also in the middle of a
+// message.
 func TestHundredControlRings(t *testing.T) {
 	w := ctrlWorld(t, ctrlserver.Slot|ctrlserver.Stream)
 	w.attach()
@@ -181,11 +181,12 @@ func TestHundredControlRings(t *testing.T) {
 		t.Errorf("left in the run directory: %s", got)
 	}
 	if n := w.cfg.GrantBudget.Used(); n != 0 {
-		t.Errorf("%d pages in the books of the guest", n)
+		t.Errorf("%d pages counted as the guest's", n)
 	}
 }
 
-// TestRemoveLeftovers: what is left of vifs that went while nobody served.
+// TestRemoveLeftovers removes what is left of vifs that were removed while no daemon
+// served them.
 func TestRemoveLeftovers(t *testing.T) {
 	netns.NeedTUN(t)
 	dir := t.TempDir()
@@ -205,7 +206,7 @@ func TestRemoveLeftovers(t *testing.T) {
 		"vif1.0":   make("vif1.0", altName(1, 0)),   // gone
 		"guestnet": make("guestnet", altName(1, 1)), // gone, and renamed
 		"vif2.0":   make("vif2.0", altName(2, 0)),   // still there
-		"vif3.0":   make("vif3.0", altName(3, 0)),   // gone, but somebody holds it
+		"vif3.0":   make("vif3.0", altName(3, 0)),   // gone, but a process has it open
 		"vif4.0":   make("vif4.0", ""),              // not ours
 		"vif5.0":   make("vif5.0", "netbackd-vif5"), // not ours either
 	}

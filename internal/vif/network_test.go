@@ -15,7 +15,8 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
-// moveTap is a script or an administrator moving the TAP to another network namespace.
+// moveTap moves the TAP to another network namespace, as a script or an administrator
+// does.
 func (w *world) moveTap() *netns.NS {
 	w.t.Helper()
 	ns, err := netns.New()
@@ -40,7 +41,7 @@ func (w *world) tapIn(ns *netns.NS) (l *netlink.Tuntap) {
 	return l
 }
 
-// goAway detaches the vif, and has its guest follow.
+// goAway detaches the vif, and makes its guest follow.
 func (w *world) goAway() {
 	w.t.Helper()
 	w.detach()
@@ -51,8 +52,8 @@ func (w *world) goAway() {
 	w.settle()
 }
 
-// TestTapMovedByTheScript: the vif is served where the TAP is, with all the queues
-// that the guest wants, again and again, and without any right to enter.
+// TestTapMovedByTheScript: the vif is served where the TAP is, with all the queues that
+// the guest wants, again and again, and without the right to enter the namespace.
 func TestTapMovedByTheScript(t *testing.T) {
 	w := newWorld(t)
 	w.attach()
@@ -119,8 +120,8 @@ func TestTapMovedAndKept(t *testing.T) {
 	}
 }
 
-// TestTapMovedAndLost: without the queues a successor cannot serve the TAP. It says so,
-// makes no other, and goes on when it has been moved back.
+// TestTapMovedAndLost: without the queues a successor cannot serve the TAP. It reports
+// that, makes no other TAP, and goes on when the TAP has been moved back.
 func TestTapMovedAndLost(t *testing.T) {
 	for what, back := range map[string]bool{"moved back": true, "detached": false} {
 		t.Run(what, func(t *testing.T) { tapMovedAndLost(t, back) })
@@ -162,7 +163,8 @@ func tapMovedAndLost(t *testing.T, back bool) {
 	w.wantTap(2)
 }
 
-// TestTapOfAVifThatIsGoneElsewhere: it went while no daemon served.
+// TestTapOfAVifThatIsGoneElsewhere: the vif was removed while no daemon served it, and
+// its TAP is in another namespace.
 func TestTapOfAVifThatIsGoneElsewhere(t *testing.T) {
 	w := newWorld(t)
 	w.attach()
@@ -178,8 +180,8 @@ func TestTapOfAVifThatIsGoneElsewhere(t *testing.T) {
 	}
 }
 
-// TestRenamedOntoAComingVif: another vif's TAP that has this vif's name is not taken
-// for it, and the error says whose it is.
+// TestRenamedOntoAComingVif: the TAP of another vif that has this vif's name is not
+// adopted, and the error names its vif.
 func TestRenamedOntoAComingVif(t *testing.T) {
 	w := newWorld(t)
 	other, err := tap.Create(tap.Config{Name: "vif6.1", VnetHdr: true, Persist: true})

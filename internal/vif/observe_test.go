@@ -9,7 +9,7 @@ import (
 	"github.com/netbackd/netbackd/internal/dataplane"
 )
 
-// TestWatchFollows: one watch, of one path, whatever it was before.
+// TestWatchFollows: there is one watch, of the last path.
 func TestWatchFollows(t *testing.T) {
 	w := newWorld(t)
 	watches := 0
@@ -25,7 +25,7 @@ func TestWatchFollows(t *testing.T) {
 		t.Errorf("%d watches of the same path", watches)
 	}
 	w.must(x.follow(w.v, "/b"))
-	for range first { // ends, for it was closed
+	for range first { // ends: the channel was closed
 	}
 	if e := <-x.events(); e.Path != "/b" {
 		t.Errorf("event %+v", e)
@@ -35,7 +35,7 @@ func TestWatchFollows(t *testing.T) {
 	if watches != 2 {
 		t.Errorf("%d watches, want 2", watches)
 	}
-	x.received(false) // went with the connection
+	x.received(false) // lost with the connection
 	w.must(x.follow(w.v, "/b"))
 	if watches != 3 {
 		t.Errorf("%d watches, want 3", watches)
@@ -44,7 +44,7 @@ func TestWatchFollows(t *testing.T) {
 	x.close(w.v)
 }
 
-// TestFirstBreachCounts: the others may be what came of it.
+// TestFirstBreachCounts: later breaches may be consequences of the first one.
 func TestFirstBreachCounts(t *testing.T) {
 	n := newConnection(&frontend{queues: make([]queueKeys, 2)})
 	n.notices.add(dataplane.Notice{Kind: dataplane.Breach, Queue: 1, Err: errors.New("first")})

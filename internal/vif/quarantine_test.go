@@ -16,8 +16,8 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
-// breach is the guest breaking the ring protocol on its last queue. When it
-// returns the vif has noticed.
+// breach breaks the ring protocol on the guest's last queue. When it returns the vif
+// has noticed.
 func (w *world) breach() {
 	w.t.Helper()
 	i := len(w.tx) - 1
@@ -47,7 +47,7 @@ func TestQuarantine(t *testing.T) {
 	t.Run("reset", func(t *testing.T) {
 		w.reset()
 		if got := w.settle(); !strings.HasPrefix(got, "connect closing closed") {
-			t.Errorf("steps %q", got) // the ring still is as it was
+			t.Errorf("steps %q", got) // the ring is still broken
 		}
 		w.wantState("6")
 	})
@@ -87,7 +87,7 @@ func TestQuarantine(t *testing.T) {
 	})
 }
 
-// reset is Reset, for a vif that does not run.
+// reset does what Reset does, for a vif that does not run.
 func (w *world) reset() {
 	w.t.Helper()
 	go func() { (<-w.v.calls)() }()
@@ -96,8 +96,8 @@ func (w *world) reset() {
 	}
 }
 
-// connectUnplugged attaches a vif and has its guest connect before the hotplug script
-// is through.
+// connectUnplugged attaches a vif and connects its guest before the hotplug script is
+// done.
 func (w *world) connectUnplugged() {
 	w.t.Helper()
 	w.attach()
@@ -107,7 +107,7 @@ func (w *world) connectUnplugged() {
 	w.wantSteps("connect")
 }
 
-// TestQuarantineBeforeHotplug: the vif is at InitWait, from where others connect.
+// TestQuarantineBeforeHotplug: the vif is in InitWait, from where it would connect.
 func TestQuarantineBeforeHotplug(t *testing.T) {
 	w := newWorld(t)
 	w.connectUnplugged()
@@ -115,7 +115,7 @@ func TestQuarantineBeforeHotplug(t *testing.T) {
 	w.plugIn()
 	w.wantSteps("")
 	w.wantState("2")
-	w.frontState(xenbus.Reconfiguring) // and back is not connecting anew
+	w.frontState(xenbus.Reconfiguring) // and back, which is not to reconnect
 	w.wantSteps("reconfigured")
 	w.frontState(xenbus.Connected)
 	w.wantSteps("init-wait")
@@ -132,8 +132,8 @@ func TestQuarantineBeforeHotplug(t *testing.T) {
 	w.wantSteps("connect plug connected")
 }
 
-// TestOldNews: what is heard of a connection that is over concerns nobody.
-func TestOldNews(t *testing.T) {
+// TestOldNotices: notices of a connection that has ended have no effect.
+func TestOldNotices(t *testing.T) {
 	w := newWorld(t)
 	w.up(1)
 	tell := w.v.noticeHandler(w.v.conn)
@@ -154,9 +154,9 @@ func TestOldNews(t *testing.T) {
 	w.wantState("5")
 }
 
-// TestNewsAddUp: however often the data plane tells something while the vif does
-// not listen, it is heard as it is, and a breach is not lost among it.
-func TestNewsAddUp(t *testing.T) {
+// TestNoticesMerge: however many notices come while the vif is busy, it acts on the
+// present state, and does not miss a breach.
+func TestNoticesMerge(t *testing.T) {
 	w := newWorld(t)
 	w.up(2)
 	tell := w.v.noticeHandler(w.v.conn)
@@ -180,8 +180,8 @@ func TestNewsAddUp(t *testing.T) {
 	}
 }
 
-// TestStall: when a guest takes nothing on all of its queues the bridge is to
-// know.
+// TestStall: the TAP has no carrier while a guest gives no rx slots on one of its
+// queues.
 func TestStall(t *testing.T) {
 	w := newWorld(t)
 	w.up(2)
@@ -212,8 +212,7 @@ func TestStall(t *testing.T) {
 	w.wantSteps("")
 }
 
-// TestStallBeforeHotplug: nobody may give the carrier before the script is
-// through.
+// TestStallBeforeHotplug: the carrier stays off before the script is done.
 func TestStallBeforeHotplug(t *testing.T) {
 	w := newWorld(t)
 	w.connectUnplugged()
@@ -228,14 +227,14 @@ func TestStallBeforeHotplug(t *testing.T) {
 	}
 }
 
-// TestRealStall has the data plane find a guest that gives no slots.
+// TestRealStall: the data plane finds a guest that gives no slots.
 func TestRealStall(t *testing.T) {
 	w := newWorld(t)
 	w.cfg.Drain, w.cfg.Stall = 20*time.Millisecond, 40*time.Millisecond
 	w.v = New(w.cfg)
 	w.up(1)
 	w.must(netlink.LinkSetUp(w.iface(ifname)))
-	// One broadcast that no slot is there for.
+	// There is no slot for this broadcast.
 	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
 	w.must(err)
 	defer func() { w.must(unix.Close(fd)) }()
@@ -257,7 +256,7 @@ func TestRealStall(t *testing.T) {
 	}
 }
 
-// TestPanic: a mistake in our own code costs this vif, not the daemon.
+// TestPanic: a panic costs this vif, not the daemon.
 func TestPanic(t *testing.T) {
 	w := newWorld(t)
 	w.up(2)

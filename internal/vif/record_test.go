@@ -15,8 +15,8 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
-// dies is a daemon that is killed: nothing of what it does in the end is done. What
-// it has open the kernel closes.
+// dies kills the daemon: it does nothing of what it does at its end. The kernel closes
+// what it has open.
 func (w *world) dies() {
 	w.t.Helper()
 	v := w.v
@@ -31,13 +31,13 @@ func (w *world) dies() {
 	w.v = New(w.cfg)
 }
 
-// ends are the ways in which a daemon ends.
+// ends lists the ways in which a daemon ends.
 var ends = map[string]func(w *world){
 	"stopped": func(w *world) { w.v.suspend(); w.v = New(w.cfg) },
 	"killed":  (*world).dies,
 }
 
-// eachEnd runs a test for each.
+// eachEnd runs a test for each end.
 func eachEnd(t *testing.T, test func(t *testing.T, w *world, end func())) {
 	for name, end := range ends {
 		t.Run(name, func(t *testing.T) {
@@ -47,7 +47,8 @@ func eachEnd(t *testing.T, test func(t *testing.T, w *world, end func())) {
 	}
 }
 
-// A quarantine lasts, with its reason, and ends as it would have without a restart.
+// A quarantine lasts over a restart, with its reason, and ends as it would have without
+// one.
 func TestQuarantineOutlivesTheDaemon(t *testing.T) {
 	eachEnd(t, func(t *testing.T, w *world, end func()) {
 		w.up(2)
@@ -78,7 +79,7 @@ func TestQuarantineOutlivesTheDaemon(t *testing.T) {
 	})
 }
 
-// An administrator's reset is good for the next daemon, too.
+// A reset by an administrator holds for the next daemon, too.
 func TestResetOutlivesTheDaemon(t *testing.T) {
 	eachEnd(t, func(t *testing.T, w *world, end func()) {
 		w.up(1)
@@ -96,8 +97,8 @@ func TestResetOutlivesTheDaemon(t *testing.T) {
 	})
 }
 
-// The MTU that a TAP had before a frontend without scatter-gather it has again, also
-// if the daemon was another then, and whenever that one was killed.
+// The TAP gets back the MTU that it had before a frontend without scatter-gather, also
+// from another daemon, and whenever that one was killed.
 func TestMTUOutlivesTheDaemon(t *testing.T) {
 	eachEnd(t, func(t *testing.T, w *world, end func()) {
 		w.attach("mtu", "9000")
@@ -131,7 +132,8 @@ func TestMTUOutlivesTheDaemon(t *testing.T) {
 	})
 }
 
-// A guest that gives no rx slots gets no carrier from a successor before it gives some.
+// A TAP whose guest gives no rx slots gets no carrier from a successor before it gives
+// some.
 func TestStallOutlivesTheDaemon(t *testing.T) {
 	eachEnd(t, func(t *testing.T, w *world, end func()) {
 		w.up(2)
@@ -155,7 +157,7 @@ func TestStallOutlivesTheDaemon(t *testing.T) {
 		if s := w.status(); s.Stalled || !s.Carrier {
 			t.Errorf("stalled %t, carrier %t", s.Stalled, s.Carrier)
 		}
-		// Another connection has not stalled.
+		// Another connection is not stalled.
 		w.v.noticeHandler(w.v.conn)(dataplane.Notice{Kind: dataplane.Stalled, Queue: 1})
 		w.handleNotices()
 		end()
@@ -167,8 +169,8 @@ func TestStallOutlivesTheDaemon(t *testing.T) {
 	})
 }
 
-// Between the loss of a TAP and what is said about it a daemon is killed: the next one
-// says it, and does not take a TAP for one that the hotplug script has seen.
+// A daemon is killed between the loss of a TAP and its report. The next one reports it,
+// and does not mistake a TAP for one that the hotplug script has seen.
 func TestKilledWhenItFindsTheTAPGone(t *testing.T) {
 	for _, kept := range []bool{false, true} {
 		w := newWorld(t)
@@ -186,7 +188,7 @@ func TestKilledWhenItFindsTheTAPGone(t *testing.T) {
 		}
 		w.xs.commit = func(tx *xenstore.Tx) {
 			if w.get(backDir+"/hotplug-status") == "connected" && w.iface(ifname) != nil {
-				t.Error("there is another TAP, and the old one's script counts for it")
+				t.Error("there is another TAP, and the script counts as done for it")
 			}
 		}
 		w.wantSteps(map[bool]string{false: "connect", true: "connect plug"}[kept])
@@ -200,12 +202,13 @@ func TestKilledWhenItFindsTheTAPGone(t *testing.T) {
 	}
 }
 
-// A vif that another back end served until now, and whose daemon is restarted before it
-// has connected: rings wait until the hotplug script is through, and no TAP is missed.
+// Another back end has served the vif until now, and the daemon is restarted before it
+// has connected: packets wait in the rings until the hotplug script is done, and no TAP
+// is missed.
 func TestClaimOutlivesTheDaemon(t *testing.T) {
 	eachEnd(t, func(t *testing.T, w *world, end func()) {
 		w.elsewhere(2)
-		end() // before it looked
+		end() // before the first look
 		w.wantSteps("tap")
 		end() // with a TAP that the script has not seen
 		w.wantSteps("tap")
@@ -221,7 +224,7 @@ func TestClaimOutlivesTheDaemon(t *testing.T) {
 		if got := w.get(backDir + "/" + ClaimedKey); got != "-" {
 			t.Errorf("still marked as claimed: %q", got)
 		}
-		// From here on it is like any other.
+		// From here on it is a vif like any other.
 		end()
 		w.wantSteps("connect plug")
 		w.v.suspend()
@@ -232,7 +235,7 @@ func TestClaimOutlivesTheDaemon(t *testing.T) {
 	})
 }
 
-// Counters go on: they begin no lower than what a predecessor has told.
+// Counters go on: they begin no lower than what a predecessor has shown.
 func TestCountersOutliveTheDaemon(t *testing.T) {
 	eachEnd(t, func(t *testing.T, w *world, end func()) {
 		w.up(1)
@@ -250,7 +253,7 @@ func TestCountersOutliveTheDaemon(t *testing.T) {
 		if n := count(); n != 2 {
 			t.Errorf("after a restart %d slots of 2", n)
 		}
-		// Those of the connection that is served, as they were told.
+		// These are counters of the present connection, as they were shown.
 		w.sendList([6]byte{1, 0, 0x5e, 0, 0, 10})
 		w.v.savedAt = time.Time{}
 		if n := count(); n != 4 {
@@ -261,7 +264,7 @@ func TestCountersOutliveTheDaemon(t *testing.T) {
 		if n := count(); n != 4 {
 			t.Errorf("after another restart %d slots of 4", n)
 		}
-		// Another device in its place begins at 0.
+		// The counters of another device in its place begin at 0.
 		w.must(w.tool.Remove(backDir))
 		w.must(w.tool.Remove(frontDir))
 		end()
@@ -273,8 +276,9 @@ func TestCountersOutliveTheDaemon(t *testing.T) {
 	})
 }
 
-// A device that the toolstack made anew while no daemon ran has nothing of the one
-// before: not its TAP, nor what waits there, nor its MTU, nor its quarantine.
+// A device that the toolstack has removed and made again while no daemon ran has
+// nothing of the one before: not its TAP, nor the packets in it, nor its MTU, nor its
+// quarantine.
 func TestDeviceMadeAnewWhileNoDaemonRuns(t *testing.T) {
 	for _, kept := range []bool{false, true} {
 		eachEnd(t, func(t *testing.T, w *world, end func()) {
@@ -307,7 +311,7 @@ func TestDeviceMadeAnewWhileNoDaemonRuns(t *testing.T) {
 	}
 }
 
-// What is left of a record makes no sense, or cannot be written: the vif is served.
+// A vif is served if its record cannot be read or written.
 func TestRecordIsGarbage(t *testing.T) {
 	for _, garbage := range []string{"", "{", `{"connection":"12"}`, `{"stalled":[-1,7,99999999]}`, `{"full_mtu":-5,"interface":-1}`, strings.Repeat("x", 1<<16)} {
 		w := newWorld(t)

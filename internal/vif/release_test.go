@@ -15,7 +15,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
-// elsewhere attaches a vif that another back end has connected, and lets go of.
+// elsewhere attaches a vif that another back end has connected and released.
 func (w *world) elsewhere(queues int, pairs ...string) {
 	w.t.Helper()
 	w.attach("state", "4", "multi-queue-max-queues", "16", ClaimedKey, "1")
@@ -24,8 +24,8 @@ func (w *world) elsewhere(queues int, pairs ...string) {
 	w.v = New(w.cfg)
 }
 
-// TestClaimed: rings that another back end has served are served on, but not before the
-// TAP is in its place.
+// TestClaimed: rings that another back end has served are served on, once the TAP is in
+// its place.
 func TestClaimed(t *testing.T) {
 	w := newWorld(t)
 	w.elsewhere(2)
@@ -45,15 +45,16 @@ func TestClaimed(t *testing.T) {
 	if s := w.status(); !s.Carrier || s.Waits != "" {
 		t.Errorf("status %+v", s)
 	}
-	// From here on it is like any other.
+	// From here on it is a vif like any other.
 	w.must(netlink.LinkDel(w.iface(ifname)))
 	w.eventually("the data plane notices", func() bool { return len(w.v.poke) > 0 })
 	w.wantSteps("connect")
 	w.wantError("22 " + errTapLost.Error())
 }
 
-// TestClaimedBeforeConnected: as the hotplug script has it. The guest may have come
-// while the other back end was in InitWait, and has the queues that one offered.
+// TestClaimedBeforeConnected: the hotplug script claims a vif whose guest may have
+// connected while the other back end was in InitWait, and has the queues that it
+// offered.
 func TestClaimedBeforeConnected(t *testing.T) {
 	for _, front := range []xenbus.State{xenbus.Initialising, xenbus.Connected} {
 		t.Run(front.String(), func(t *testing.T) {
@@ -82,8 +83,8 @@ func TestClaimedBeforeConnected(t *testing.T) {
 	}
 }
 
-// TestTaken: the other back end is faster, and has the name of the interface. Nothing of
-// its is touched.
+// TestTaken: the other back end has taken the device first, and has the name of the
+// interface. Nothing of it is touched.
 func TestTaken(t *testing.T) {
 	w := newWorld(t)
 	_, err := netns.AddBridge(ifname) // any interface but a TAP
@@ -99,7 +100,7 @@ func TestTaken(t *testing.T) {
 	w.wantError("-")
 }
 
-// TestRelease: what is left is what another back end needs.
+// TestRelease: another back end finds what it needs.
 func TestRelease(t *testing.T) {
 	w := newWorld(t)
 	w.up(2)
@@ -107,12 +108,12 @@ func TestRelease(t *testing.T) {
 	w.must(netlink.LinkSetUp(tap))
 	w.eventually("carrier", func() bool { return w.status().Carrier })
 	const sent = 5
-	for range sent { // for a guest that gives no rx slots
+	for range sent { // to a guest that gives no rx slots
 		w.frame(tap.Index)
 	}
 	lost, err := w.v.release()
 	if err != nil || lost < sent {
-		t.Errorf("%d lost, want %d at least, %v", lost, sent, err)
+		t.Errorf("%d lost, want at least %d, %v", lost, sent, err)
 	}
 	w.wantHeld("0 pages, 0 handles, 0 ports")
 	w.wantState("4")
@@ -124,11 +125,11 @@ func TestRelease(t *testing.T) {
 		t.Errorf("the TAP is still there: %v", err)
 	}
 	if !w.v.released {
-		t.Error("goes on")
+		t.Error("the vif has not ended")
 	}
 }
 
-// frame sends a frame to a vif's guest.
+// frame sends a frame to the guest of a vif.
 func (w *world) frame(index int) {
 	w.t.Helper()
 	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
@@ -227,8 +228,8 @@ func TestCanTakeOver(t *testing.T) {
 	}
 }
 
-// TestOverwritten: the kernel's driver is loaded while netbackd serves, and closes what
-// it cannot have. That is mended as long as the guest has not seen it.
+// TestOverwritten: the kernel's driver is loaded while netbackd serves, and closes vifs
+// that it cannot have. That is corrected unless the guest has seen it.
 func TestOverwritten(t *testing.T) {
 	w := newWorld(t)
 	w.attach()

@@ -39,7 +39,7 @@ func TestRateFollows(t *testing.T) {
 	check("20480 B/50ms", bad)
 	w.wantState("4")
 	w.must(w.tool.Write(backDir+"/rate", "1,1"))
-	check("1 B/1µs", bad) // stays to be read, until the guest connects next
+	check("1 B/1µs", bad) // stays until the guest connects next
 	w.must(w.tool.Remove(backDir + "/rate"))
 	check("unlimited", bad)
 }
@@ -61,7 +61,7 @@ func TestMcastFollows(t *testing.T) {
 			w.must(w.guest.Write(frontDir+"/"+mcastKey, tt.value))
 		}
 		if before == 0 {
-			<-w.v.mcastWatch.events() // which is what makes a running vif look
+			<-w.v.mcastWatch.events() // the event makes a running vif look
 		}
 		w.wantSteps("")
 		if has() != tt.want {
@@ -103,8 +103,8 @@ func TestMcastListIsForgotten(t *testing.T) {
 	}
 }
 
-// TestMcastAfterRestart: the list that a guest sent is not known to a successor,
-// and the guest does not send it again.
+// TestMcastAfterRestart: without a journal a successor does not know the list, and the
+// guest does not send it again.
 func TestMcastAfterRestart(t *testing.T) {
 	for _, tt := range []struct {
 		name     string
@@ -142,7 +142,7 @@ func mcastAfterRestart(t *testing.T, lost bool, filtered uint64) {
 	defer func() { w.must(unix.Close(fd)) }()
 	frame := append([]byte("\x33\x33\xff\x00\x00\x01\x02\x00\x00\x00\x00\x01\x88\xb5"), make([]byte, 46)...)
 	w.must(unix.Sendto(fd, frame, 0, &unix.SockaddrLinklayer{Ifindex: w.iface(ifname).Index}))
-	w.eventually("the frame came through, or not", func() bool {
+	w.eventually("the frame passed, or was filtered", func() bool {
 		c := w.status().Counters
 		return c["rx_packets"]+c["rx_mcast_filtered"] == 1
 	})
@@ -164,7 +164,7 @@ func TestMTU(t *testing.T) {
 	}
 	want(9000)
 
-	// A boot loader that takes one slot only.
+	// This is a boot loader that takes one slot.
 	w.rings(1, false, "feature-sg", "0")
 	w.frontState(xenbus.Connected)
 	w.wantSteps("connect plug connected")
@@ -173,13 +173,13 @@ func TestMTU(t *testing.T) {
 	w.wantSteps("disconnect closing closed")
 	w.frontState(xenbus.Initialising)
 	w.settle()
-	// And the kernel it starts.
+	// This is the kernel that it starts.
 	w.rings(1, false)
 	w.frontState(xenbus.Connected)
 	w.wantSteps("connect plug connected")
 	want(9000)
 
-	// A script's choice is not overruled.
+	// The choice of a script stays.
 	w.must(netlink.LinkSetMTU(w.iface(ifname), 4000))
 	w.rings(1, false)
 	w.wantSteps("disconnect connect plug")
@@ -194,7 +194,7 @@ func TestMTU(t *testing.T) {
 }
 
 // TestMTURaised: the host raises the MTU while a guest without scatter-gather is
-// connected. The first packet that does not fit is counted, said, and the last.
+// connected. The first packet that does not fit is counted and logged, and is the last.
 func TestMTURaised(t *testing.T) {
 	w := newWorld(t)
 	w.attach("hotplug-status", "connected")
@@ -214,7 +214,7 @@ func TestMTURaised(t *testing.T) {
 	if n := w.log.FilterMessageSnippet("no packet larger than a page").Len(); n != 1 {
 		t.Errorf("%d lines in the log", n)
 	}
-	// The host's wish holds for a guest that can.
+	// The raised MTU holds for a guest with scatter-gather.
 	w.frontState(xenbus.Closed)
 	w.settle()
 	w.frontState(xenbus.Initialising)

@@ -16,10 +16,10 @@ import (
 
 var update = flag.Bool("update", false, "write the tables of docs/states.md")
 
-// statesPage is the page that tells people what plan does.
+// statesPage shows what plan does.
 const statesPage = "../../docs/states.md"
 
-// TestStatesPage: the tables of the page say what plan does.
+// TestStatesPage: the tables of the page show what plan does.
 func TestStatesPage(t *testing.T) {
 	page, err := os.ReadFile(statesPage)
 	if err != nil {
@@ -52,8 +52,8 @@ func TestStatesPage(t *testing.T) {
 	}
 }
 
-// columns are the states of the vif in a table. Reconfigured is Connected, with
-// an answer that stands.
+// columns lists the states of the vif in a table. Reconfigured stands for Connected
+// with an answer that stands.
 var columns = []xenbus.State{xenbus.Initialising, xenbus.InitWait, xenbus.Connected, xenbus.Reconfigured, xenbus.Closing, xenbus.Closed}
 
 // statesTable lists what a vif does when it finds its frontend in each state.
@@ -88,8 +88,8 @@ func statesTable(base situation) string {
 	return b.String()
 }
 
-// nodesTable lists what a vif does about its node if that shows something else, while
-// its frontend waits in the state that belongs to the vif's.
+// nodesTable lists what a vif does if its node shows another state, while its frontend
+// waits in the state that belongs to the vif's.
 func nodesTable() string {
 	own := []xenbus.State{xenbus.InitWait, xenbus.Connected, xenbus.Closing, xenbus.Closed}
 	front := map[xenbus.State]xenbus.State{xenbus.InitWait: xenbus.Initialising, xenbus.Connected: xenbus.Connected, xenbus.Closing: xenbus.Closing, xenbus.Closed: xenbus.Closed}
@@ -97,7 +97,7 @@ func nodesTable() string {
 	header(&b, "node shows", own)
 	for _, node := range allFront {
 		if node == xenbus.Initialising {
-			continue // a toolstack has made the device anew
+			continue // the toolstack has made the device again
 		}
 		name := fmt.Sprintf("%d", int(node))
 		if node == xenbus.Unknown {
@@ -124,7 +124,7 @@ func header(b *strings.Builder, first string, states []xenbus.State) {
 	b.WriteString("\n|" + strings.Repeat(" --- |", 1+len(states)) + "\n")
 }
 
-// does says what a vif does until it comes to rest, as far as others can see it.
+// does returns what a vif does until it comes to rest, as far as others can see it.
 // States are numbers.
 func does(s situation) string {
 	words := map[step]string{
