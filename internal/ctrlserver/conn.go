@@ -17,7 +17,7 @@ type turnConn struct {
 	turn *budget.Turn
 }
 
-func (c turnConn) SetHash(h *dataplane.Hash) (err error) {
+func (c turnConn) SetHash(h *steer.Config) (err error) {
 	c.turn.Aside(func() { err = c.conn.SetHash(h) })
 	return err
 }

@@ -5,7 +5,6 @@ package ctrlserver
 import (
 	"bytes"
 
-	"github.com/netbackd/netbackd/internal/dataplane"
 	"github.com/netbackd/netbackd/internal/steer"
 	"github.com/netbackd/netbackd/pkg/ctrlring"
 	"github.com/netbackd/netbackd/pkg/netif"
@@ -38,11 +37,21 @@ func (h *hashing) samePackets(o *hashing) bool {
 
 // packetHash returns the hash that packets to the guest carry, nil if they carry none.
 // Only the protocol of the slot ring defines how a hash is sent.
-func (h *hashing) packetHash(p ctrlring.Protocol) *dataplane.Hash {
-	if p != ctrlring.Slot || !h.on() {
+func (h *hashing) packetHash(p ctrlring.Protocol) *steer.Config {
+	if p != ctrlring.Slot {
 		return nil
 	}
-	return &dataplane.Hash{Hasher: h.config.Hasher, Types: h.config.Types}
+	return h.steering()
+}
+
+// steering returns the configuration that packets are steered by, nil if the host chooses
+// their queues.
+func (h *hashing) steering() *steer.Config {
+	if !h.on() {
+		return nil
+	}
+	c := h.config
+	return &c
 }
 
 // setKey sets a key, which has at most toeplitz.MaxKey bytes. The hasher of an equal

@@ -178,7 +178,7 @@ func (s *Server) restore(r *record) {
 }
 
 // PacketHash returns the hash that packets carry from the start; nil: none.
-func (s *Server) PacketHash() *dataplane.Hash { return s.hash.now.packetHash(s.protocol) }
+func (s *Server) PacketHash() *steer.Config { return s.hash.now.packetHash(s.protocol) }
 
 // Table returns the static grants of a queue, nil if there are none. They belong to the
 // queue's worker from Start on.

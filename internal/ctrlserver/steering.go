@@ -26,11 +26,7 @@ func (s *steering) follow(h *hashing) error {
 	if s.kernel == nil && s.userspace == nil {
 		return nil // one queue
 	}
-	var next *steer.Config
-	if h.on() {
-		c := h.config
-		next = &c
-	}
+	next := h.steering()
 	if s.config == nil && next == nil || s.config != nil && next != nil && *s.config == *next {
 		return nil
 	}

@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/netbackd/netbackd/internal/steer"
 	"github.com/netbackd/netbackd/pkg/gntdev"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/tap"
@@ -77,7 +78,7 @@ func TestNoAllocation(t *testing.T) {
 			b.front().makeStatic(netif.GrefReadOnly, refs(frontPages, 2*frontPages)...)
 		}},
 		{name: "hashes", rx: []hostFrame{{Frame: udp(18, 1)}, {vnetOf(open, 1448), open.Bytes()}, {Frame: arp()}}, counts: RxHash, set: func(b *bed) {
-			b.queue().setHash(&Hash{Hasher: hasher(b.tb), Types: toeplitz.AllTypes})
+			b.queue().setHash(&steer.Config{Hasher: hasher(b.tb), Types: toeplitz.AllTypes})
 		}},
 		{name: "headroom", rx: []hostFrame{{Frame: udp(18, 1)}, {Frame: udp(9000, 1)}, {vnetOf(open, 1448), open.Bytes()}}, counts: RxXDPSplit, set: func(b *bed) {
 			b.queue().setXDPHeadroom(256)

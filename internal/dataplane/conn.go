@@ -36,9 +36,9 @@ type Config struct {
 	RxNotify bool          // feature-rx-notify: it sends an event when it posts rx slots
 	VnetHdr  bool          // the TAP speaks vnet headers
 
-	Limiter *Limiter   // rate of guest to host; nil: none
-	Mcast   *McastList // the vif's multicast list
-	Hash    *Hash      // what packets to the guest carry from the start; nil: no hash
+	Limiter *Limiter      // rate of guest to host; nil: none
+	Mcast   *McastList    // the vif's multicast list
+	Hash    *steer.Config // hash that packets to the guest carry from the start; nil: none
 
 	// XDPHeadroom sets the headroom from the start, as [Conn.SetXDPHeadroom] does later.
 	XDPHeadroom uint16

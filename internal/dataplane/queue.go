@@ -33,7 +33,7 @@ type Queue struct {
 	txPort, rxPort evtchn.Port
 
 	static *staticgrant.Table
-	hash   *Hash         // what the guest is told of each packet
+	hash   *steer.Config // what the guest is told of each packet
 	steer  *steer.Config // whose packets the host's are; nil: of the TAP queue they came on
 
 	guest    offload.Guest
@@ -123,7 +123,7 @@ func newQueue(c *Conn, index int, cfg *QueueConfig) (*Queue, error) {
 }
 
 // setHash changes what the guest is told of packets.
-func (q *Queue) setHash(h *Hash) {
+func (q *Queue) setHash(h *steer.Config) {
 	q.hash = h
 	q.sizePackets()
 }

@@ -8,10 +8,10 @@ import (
 	"github.com/netbackd/netbackd/pkg/staticgrant"
 )
 
-// SetHash changes what packets carry of a hash; nil ends it. When it returns
+// SetHash changes the hash that packets carry; nil ends it. When it returns
 // every packet that is published carries what was set. It may be called from any
 // goroutine until Close, as may all that follows.
-func (c *Conn) SetHash(h *Hash) error {
+func (c *Conn) SetHash(h *steer.Config) error {
 	for _, q := range c.queues {
 		if err := q.call(func() error { q.setHash(h); return nil }); err != nil {
 			return err

@@ -18,7 +18,7 @@ func (q *Queue) slotsForHead() uint32 {
 	if q.backlog.cutting {
 		return q.slotsForSegment(q.backlog.segmenter.MaxLen())
 	}
-	_, hashed := q.hash.of(q.backlog.frame(p))
+	_, hashed := hashOf(q.hash, q.backlog.frame(p))
 	return q.slotsOf(p.n) + q.extraSlots(&p.plan, hashed)
 }
 
@@ -35,7 +35,7 @@ func (q *Queue) slotsForSegment(n int) uint32 {
 // then the extras, then the other data slots. If they do not suffice it reports false
 // and consumes none. The packet stays where it is until deliver.
 func (w *worker) place(q *Queue, b *rxBatch, m *arenaMem, at, n int, plan *offload.RxPlan) bool {
-	hash, hashed := q.hash.of(m.mem[at : at+n])
+	hash, hashed := hashOf(q.hash, m.mem[at:at+n])
 	need := q.slotsOf(n) + q.extraSlots(plan, hashed)
 	if need > b.free {
 		return false

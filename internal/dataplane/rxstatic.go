@@ -75,7 +75,7 @@ func (w *worker) planLarge(q *Queue, b *rxBatch, at, n int) {
 		}
 	}
 	to := &w.reads.pages
-	hash, hashed := q.hash.of(head)
+	hash, hashed := hashOf(q.hash, head)
 	extras := q.extraSlots(&plan, hashed)
 	if !asAimed || extras != to.extras {
 		w.fetchBack(q, at, n)

@@ -14,6 +14,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/netbackd/netbackd/internal/lab/packettest"
+	"github.com/netbackd/netbackd/internal/steer"
 	"github.com/netbackd/netbackd/pkg/gntdev"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/staticgrant"
@@ -152,7 +153,7 @@ func TestStaticGrantsRx(t *testing.T) {
 			}
 		}
 		for _, which := range []string{"all", "some"} {
-			for _, hash := range []*Hash{nil, {Hasher: hasher(t), Types: toeplitz.AllTypes}} {
+			for _, hash := range []*steer.Config{nil, {Hasher: hasher(t), Types: toeplitz.AllTypes}} {
 				b := newBed(t, m, setup{cfg: full})
 				f := b.front()
 				b.queue().setHash(hash)
@@ -221,7 +222,7 @@ func hasher(t testing.TB) *toeplitz.Hasher {
 }
 
 // wantHash checks a packet's hash extra against the hash of what arrived.
-func wantHash(t *testing.T, d delivery, h *Hash) {
+func wantHash(t *testing.T, d delivery, h *steer.Config) {
 	t.Helper()
 	var want *netif.HashInfo
 	var tuple toeplitz.Tuple
@@ -261,7 +262,7 @@ func TestHashExtra(t *testing.T) {
 				b := newBed(t, m, setup{cfg: full})
 				f := b.front()
 				f.post(256)
-				b.queue().setHash(&Hash{Hasher: hasher(t), Types: tt.types})
+				b.queue().setHash(&steer.Config{Hasher: hasher(t), Types: tt.types})
 				h := hostFrame{Frame: tt.frame.Bytes()}
 				if tt.mss != 0 {
 					h.Vnet = vnetOf(tt.frame, tt.mss)
@@ -295,7 +296,7 @@ func TestHashWithTooFewSlots(t *testing.T) {
 		for _, frame := range []packettest.Frame{open, tagged} {
 			b := newBed(t, m, setup{cfg: full})
 			f := b.front()
-			h := &Hash{Hasher: hasher(t), Types: toeplitz.AllTypes}
+			h := &steer.Config{Hasher: hasher(t), Types: toeplitz.AllTypes}
 			b.queue().setHash(h)
 			b.host.send(hostFrame{vnetOf(frame, 1448), frame.Bytes()})
 			n, total := 0, 0
@@ -520,7 +521,7 @@ func TestControlOfTables(t *testing.T) {
 		if n, err := r.Unmap(); n != 1 || err != nil || len(now) != 1 {
 			t.Errorf("%d removed, %v, %d left", n, err, len(now))
 		}
-		must(t, c.SetHash(&Hash{Hasher: hasher(t), Types: 1}))
+		must(t, c.SetHash(&steer.Config{Hasher: hasher(t), Types: 1}))
 		must(t, c.SetHash(nil))
 		c.Close()
 		must(t, f.static.Close())
@@ -546,7 +547,7 @@ func TestLargeReadAfterHashingEnds(t *testing.T) {
 			f.allStatic()
 			f.post(60)
 			b.settle()
-			b.queue().setHash(&Hash{Hasher: hasher(t), Types: toeplitz.AllTypes})
+			b.queue().setHash(&steer.Config{Hasher: hasher(t), Types: toeplitz.AllTypes})
 			hashed := partial(tcp(4, 50000))
 			for range 2 { // of 13 pages and 2 extras each; the second one is read into pages
 				b.host.send(hostFrame{vnetOf(hashed, 1448), hashed.Bytes()})

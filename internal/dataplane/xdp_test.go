@@ -8,6 +8,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/netbackd/netbackd/internal/steer"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/toeplitz"
 )
@@ -56,7 +57,7 @@ func TestXDPHeadroom(t *testing.T) {
 				cfg := full
 				cfg.XDPHeadroom = tt.headroom
 				if tt.hash {
-					cfg.Hash = &Hash{Hasher: hasher(t), Types: toeplitz.AllTypes}
+					cfg.Hash = &steer.Config{Hasher: hasher(t), Types: toeplitz.AllTypes}
 				}
 				b := newBed(t, m, setup{cfg: cfg})
 				f := b.front()
