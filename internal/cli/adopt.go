@@ -17,23 +17,22 @@ func newAdoptCmd() *cobra.Command {
 	return &cobra.Command{
 		Use:   "adopt VIF",
 		Short: "Take a running guest's vif from the kernel's xen-netback",
-		Long: `Adopt takes a vif from the kernel's xen-netback while its guest uses it, and puts
-netbackd's TAP where the kernel's interface was: same name, address, MTU and place in
-the bridge. The guest stays connected, with the same rings. Connections go on.
+		Long: `Adopt takes a vif from the kernel's xen-netback while its guest uses it, and gives
+netbackd's TAP the name, address, MTU and bridge port settings of the kernel's
+interface. The guest stays connected, with the same rings.
 
-What the guest sends meanwhile waits in its rings: none of it is lost. What comes for
-it in that time is lost, and counted. Not counted are packets that the kernel held
-back because the guest had given it no buffers.
+Packets that the guest sends meanwhile wait in its rings, and none is lost. Packets to
+the guest are lost in that time, and counted, except those that the kernel held
+because the guest had no free rx slots.
 
-An interface that is no port of a plain Linux bridge gets its place by running the
-vif's hotplug script again, which takes longer.
+For an interface that is not a port of a plain Linux bridge adopt runs the vif's
+hotplug script again, which takes longer.
 
-It refuses where the guest would lose what it told the kernel and tells once only: a
-hash configuration by its control ring (Windows). An XDP program that the guest has
-attached goes on.
+Adopt refuses if the guest has configured hashing over its control ring (Windows),
+because it would not do so again. An XDP program of the guest continues.
 
-It holds until the guest is destroyed, saved or migrated; for ever it is
-script=vif-netbackd in the guest's config. "netbackd release" is the way back.`,
+An adoption lasts until the guest is destroyed, saved or migrated. For a permanent one
+write script=vif-netbackd into the guest's config. "netbackd release" is the inverse.`,
 		Example:           "  netbackd adopt vif3.0",
 		Args:              Args(cobra.ExactArgs(1)),
 		ValidArgsFunction: completeVif,
@@ -43,15 +42,15 @@ script=vif-netbackd in the guest's config. "netbackd release" is the way back.`,
 				if err != nil {
 					return err
 				}
-				return writeReport(c.OutOrStdout(), id.String()+" is netbackd's", r)
+				return writeReport(c.OutOrStdout(), "netbackd serves "+id.String(), r)
 			})
 		},
 	}
 }
 
-// writeReport says what moving a vif took.
+// writeReport prints the cost of moving a vif.
 func writeReport(w io.Writer, what string, r handover.Report) error {
-	lost := "packets that came for the guest meanwhile were lost and could not be counted"
+	lost := "packets to the guest were lost and could not be counted"
 	if r.Lost >= 0 {
 		atLeast := ""
 		if r.AtLeast {
@@ -59,9 +58,9 @@ func writeReport(w io.Writer, what string, r handover.Report) error {
 		}
 		lost = fmt.Sprintf("%s%d packets to the guest lost", atLeast, r.Lost)
 	}
-	how := "its place was copied"
+	how := "interface settings copied"
 	if r.Script {
-		how = "its script was run"
+		how = "hotplug script run"
 	}
 	_, err := fmt.Fprintf(w, "%s: %v without service, %s, none from the guest (%s)\n", what, r.Gap.Round(time.Millisecond), lost, how)
 	return err

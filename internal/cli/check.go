@@ -26,24 +26,25 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
-// checkPatience is how long others may take to answer.
-const checkPatience = 2 * time.Second
+// answerTimeout bounds how long xenstored and the daemon may take to answer.
+const answerTimeout = 2 * time.Second
 
 func newCheckCmd() *cobra.Command {
 	var asJSON, perVif bool
 	c := &cobra.Command{
 		Use:   "check",
-		Short: "Tell whether this host is ready for netbackd, and what is in its way",
-		Long: `Check looks at everything netbackd needs of a host, and for the kernel's xen-netback,
-which cannot serve the same vifs. It changes nothing. Each line is ok, a note, or a
-problem; below the last two stands the command that mends it, if one does.
+		Short: "Tell whether this host is ready for netbackd",
+		Long: `Check looks at everything that netbackd needs of a host, and for the kernel's
+xen-netback, which cannot serve the same vifs. It changes nothing. Each line is ok, a
+note, or a problem. Below a note or a problem is the command that mends it, if any.
 
-With --per-vif the kernel's driver is meant to be there, and netbackd to serve only
-vifs with script=vif-netbackd.
+With --per-vif the kernel's driver is expected, and netbackd is to serve only vifs with
+script=vif-netbackd.
 
 With --json it prints {"schema":1,"ready":true,"checks":[{"name","level","text",
 "fix"}]}. The exit code is 0 if there is no problem, 1 otherwise.`,
-		Args: Args(cobra.NoArgs),
+		Example: "  netbackd check\n  netbackd check --per-vif --json",
+		Args:    Args(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error {
 			h := thisHost(SocketPath(c))
 			h.PerVif = perVif
@@ -62,11 +63,11 @@ With --json it prints {"schema":1,"ready":true,"checks":[{"name","level","text",
 		},
 	}
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
-	c.Flags().BoolVar(&perVif, "per-vif", false, "xen-netback is meant to serve vifs without script=vif-netbackd")
+	c.Flags().BoolVar(&perVif, "per-vif", false, "expect xen-netback to serve vifs without script=vif-netbackd")
 	return c
 }
 
-// thisHost is the machine the command runs on.
+// thisHost returns the machine that the command runs on.
 func thisHost(socket string) *hostcheck.Host {
 	return &hostcheck.Host{
 		Root:     "/",
@@ -84,7 +85,7 @@ func thisHost(socket string) *hostcheck.Host {
 		},
 		Xenstore: askXenstore,
 		Daemon: func(ctx context.Context) (string, error) {
-			ctx, cancel := context.WithTimeout(ctx, checkPatience)
+			ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 			defer cancel()
 			client := control.NewClient(socket)
 			defer client.Close()
@@ -94,7 +95,7 @@ func thisHost(socket string) *hostcheck.Host {
 	}
 }
 
-// askXenstore asks xenstored something.
+// askXenstore returns nil if xenstored answers.
 func askXenstore(ctx context.Context) error {
 	c, err := xenstore.Open()
 	if err != nil {
@@ -103,9 +104,9 @@ func askXenstore(ctx context.Context) error {
 	return errors.Join(askDomid(ctx, c), c.Close())
 }
 
-// askDomid reads this domain's number, which every domain may read. A dom0 may have no
-// such node; that is an answer. The client is to be closed afterwards, which ends a
-// question that is not answered.
+// askDomid reads this domain's number, which every domain may read. That the node does not
+// exist is an answer: dom0's may be missing. The caller closes the client, which ends a
+// request without an answer.
 func askDomid(ctx context.Context, c *xenstore.Client) error {
 	answered := make(chan error, 1)
 	go func() {
@@ -120,15 +121,17 @@ func askDomid(ctx context.Context, c *xenstore.Client) error {
 		return err
 	case <-ctx.Done():
 		return ctx.Err()
-	case <-time.After(checkPatience):
+	case <-time.After(answerTimeout):
 		return errors.New("no answer in time")
 	}
 }
 
+// modprobe runs modprobe and returns its output. It returns fs.ErrNotExist if there is
+// none.
 func modprobe(ctx context.Context, arguments ...string) (string, error) {
 	path, err := exec.LookPath("modprobe")
 	if err != nil {
-		// Where users have no sbin in their path.
+		// Some users have no sbin directory in their path.
 		if path = "/sbin/modprobe"; !errors.Is(err, exec.ErrNotFound) {
 			return "", err
 		}
@@ -143,7 +146,7 @@ func modprobe(ctx context.Context, arguments ...string) (string, error) {
 	return out.String(), err
 }
 
-// isTerminal reports whether colours are of use.
+// isTerminal reports whether w shows colours.
 func isTerminal(w io.Writer) bool {
 	f, ok := w.(*os.File)
 	if !ok || os.Getenv("NO_COLOR") != "" {
@@ -153,7 +156,7 @@ func isTerminal(w io.Writer) bool {
 	return err == nil
 }
 
-// writeCheck prints what was found.
+// writeCheck prints the report.
 func writeCheck(w io.Writer, r hostcheck.Report, colour bool) error {
 	colours := map[hostcheck.Level]string{hostcheck.OK: "32", hostcheck.Note: "33", hostcheck.Problem: "1;31"}
 	var table bytes.Buffer

@@ -92,14 +92,14 @@ func TestWriteReport(t *testing.T) {
 		want string
 	}{
 		{handover.Report{Gap: 123456 * time.Microsecond, Lost: 4},
-			"vif1.0 is netbackd's: 123ms without service, 4 packets to the guest lost, none from the guest (its place was copied)\n"},
+			"netbackd serves vif1.0: 123ms without service, 4 packets to the guest lost, none from the guest (interface settings copied)\n"},
 		{handover.Report{Gap: time.Second, Lost: 4, AtLeast: true, Script: true},
-			"vif1.0 is netbackd's: 1s without service, at least 4 packets to the guest lost, none from the guest (its script was run)\n"},
+			"netbackd serves vif1.0: 1s without service, at least 4 packets to the guest lost, none from the guest (hotplug script run)\n"},
 		{handover.Report{Gap: time.Second, Lost: -1, Script: true},
-			"vif1.0 is netbackd's: 1s without service, packets that came for the guest meanwhile were lost and could not be counted, none from the guest (its script was run)\n"},
+			"netbackd serves vif1.0: 1s without service, packets to the guest were lost and could not be counted, none from the guest (hotplug script run)\n"},
 	} {
 		var b bytes.Buffer
-		if err := writeReport(&b, "vif1.0 is netbackd's", tt.r); err != nil {
+		if err := writeReport(&b, "netbackd serves vif1.0", tt.r); err != nil {
 			t.Fatal(err)
 		}
 		if diff := cmp.Diff(tt.want, b.String()); diff != "" {

@@ -18,14 +18,15 @@ import (
 func newHotplugCmd() *cobra.Command {
 	return &cobra.Command{
 		Use:   "hotplug [VIF]",
-		Short: "Have netbackd serve a new vif (for hotplug scripts)",
-		Long: `Hotplug is what the hotplug script vif-netbackd calls before it goes on with the
-stock script: it takes a vif that the toolstack has just made from the kernel's
-xen-netback, if that has it, and returns when netbackd has made its TAP.
+		Short: "Have netbackd serve a new vif, for hotplug scripts",
+		Long: `The hotplug script vif-netbackd calls hotplug before it calls the stock script.
+Hotplug adopts a vif that the toolstack has just made, if the kernel's xen-netback has
+taken it, and returns when netbackd has made its TAP.
 
-VIF is a name such as vif3.0; without it $XENBUS_PATH says which. When it fails the
-reason is also in the vif's node hotplug-error, which xl prints.`,
-		Args: Args(cobra.MaximumNArgs(1)),
+VIF is a name such as vif3.0, by default that of $XENBUS_PATH. The reason of a failure
+is also written to the vif's node hotplug-error, which xl prints.`,
+		Example: "  netbackd hotplug vif3.0",
+		Args:    Args(cobra.MaximumNArgs(1)),
 		RunE: func(c *cobra.Command, a []string) error {
 			name := os.Getenv("XENBUS_PATH")
 			if len(a) > 0 {
@@ -45,7 +46,7 @@ reason is also in the vif's node hotplug-error, which xl prints.`,
 	}
 }
 
-// withMover calls f with what it takes to move the vif of that name.
+// withMover calls f with a Mover and the vif of that name.
 func withMover(c *cobra.Command, name string, f func(*handover.Mover, xenbus.VifID) error) (err error) {
 	id, err := handover.ParseID(name)
 	if err != nil {

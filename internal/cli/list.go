@@ -23,11 +23,12 @@ func newListCmd() *cobra.Command {
 		Use:     "list",
 		Aliases: []string{"ls"},
 		Short:   "List the vifs",
-		Long: `List prints one line per vif: its state, its queues, the features in use, what
-went through it, what was dropped, and what is wrong with it if anything is.
+		Long: `List prints one line per vif: state, queues, features in use, traffic, drops, and what
+is wrong with it.
 
 With --json it prints {"schema":1,"vifs":[...]}, each vif as in "show --json".`,
-		Args: Args(cobra.NoArgs),
+		Example: "  netbackd list\n  netbackd list --json | jq '.vifs[] | {name, state}'",
+		Args:    Args(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error {
 			client := control.NewClient(SocketPath(c))
 			defer client.Close()
@@ -48,6 +49,7 @@ With --json it prints {"schema":1,"vifs":[...]}, each vif as in "show --json".`,
 	return c
 }
 
+// writeJSON prints v as indented JSON.
 func writeJSON(w io.Writer, v any) error {
 	e := json.NewEncoder(w)
 	e.SetIndent("", "  ")
@@ -73,7 +75,7 @@ func writeList(w io.Writer, vifs []vif.Status) error {
 	return t.Flush()
 }
 
-// shownState is the state, or what matters more.
+// shownState returns the state, or a condition that matters more.
 func shownState(s *vif.Status) string {
 	switch {
 	case s.ServedBy != "":
@@ -86,13 +88,13 @@ func shownState(s *vif.Status) string {
 	return s.State.String()
 }
 
-// note says what is wrong, or whose turn it is.
+// note tells what is wrong with a vif, or which side it waits for.
 func note(s *vif.Status) string {
 	switch {
 	case s.ServedBy == "kernel":
-		return "served by xen-netback; `netbackd adopt " + s.Name + "` takes it"
+		return "served by xen-netback; `netbackd adopt " + s.Name + "` moves it"
 	case s.ServedBy != "":
-		return "no back end serves it; `netbackd adopt " + s.Name + "` takes it"
+		return "no back end serves it; `netbackd adopt " + s.Name + "` does"
 	case s.Quarantine != "":
 		return s.Quarantine
 	case s.Error != "":
@@ -103,7 +105,7 @@ func note(s *vif.Status) string {
 	return "-"
 }
 
-// shortFeatures folds a list of features into few letters.
+// shortFeatures abbreviates a list of features.
 func shortFeatures(names []string) string {
 	if len(names) == 0 {
 		return "-"
@@ -137,6 +139,7 @@ func shortFeatures(names []string) string {
 	return strings.Join(short, ",")
 }
 
+// drops sums the counters of dropped packets.
 func drops(counters map[string]uint64) (n uint64) {
 	for _, c := range dataplane.Counters {
 		if c.Kind == dataplane.Drop {

@@ -13,21 +13,21 @@ func newReleaseCmd() *cobra.Command {
 	return &cobra.Command{
 		Use:   "release VIF",
 		Short: "Give a running guest's vif back to the kernel's xen-netback",
-		Long: `Release is the inverse of adopt: the kernel's xen-netback goes on with the rings
-of a guest that uses them, and its interface gets the place that netbackd's TAP had.
+		Long: `Release is the inverse of adopt: the kernel's xen-netback continues with the rings of
+a guest that uses them, and its interface gets the settings that netbackd's TAP had.
 
-Packets that come for the guest meanwhile, or wait in netbackd for it, are lost and
-counted; none that it sends is.
+Packets to the guest in that time, and those that wait in netbackd for it, are lost and
+counted. None that the guest sends is lost.
 
-The driver must be loaded. To load it while netbackd serves vifs, its probing has to
-be off, or it cuts off all their guests:
+The driver must be loaded. While netbackd serves vifs, load it with its probing off, or
+it cuts off their guests:
 
   ` + handover.SafeLoad + `
 
-Release refuses where the kernel would close the vif, because its guest has more
-queues than the driver takes. And it refuses where the guest would lose what it says
-only once: which multicast it wants, since the kernel would not know and drop all of
-it, and what it settled by a control ring.`,
+Release refuses if the guest has more queues than the driver takes, because the driver
+would close the vif. It also refuses if the guest has made settings that it makes only
+once: a multicast list, without which the driver drops all multicast, or settings over
+a control ring.`,
 		Example:           "  netbackd release vif3.0",
 		Args:              Args(cobra.ExactArgs(1)),
 		ValidArgsFunction: completeVif,
@@ -37,7 +37,7 @@ it, and what it settled by a control ring.`,
 				if err != nil {
 					return err
 				}
-				return writeReport(c.OutOrStdout(), id.String()+" is the kernel's", r)
+				return writeReport(c.OutOrStdout(), "the kernel serves "+id.String(), r)
 			})
 		},
 	}

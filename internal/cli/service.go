@@ -14,30 +14,29 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
-// controlPatience is how long the control loop may take to answer before the
-// watchdog is not fed any more: while it waits for xenstored packets move, and a
-// new process would wait as well.
-const controlPatience = xenstore.DefaultTimeout + 30*time.Second
+// controlTimeout bounds how long the control loop may not answer before the watchdog is no
+// longer fed. While the loop waits for xenstored packets move, and a new process would
+// wait as well.
+const controlTimeout = xenstore.DefaultTimeout + 30*time.Second
 
-// barrierTime bounds the wait, at the end, for the service manager.
+// barrierTime bounds the wait for the service manager at the end.
 const barrierTime = time.Second
 
-// service is the daemon as its service manager sees it. It is of no effect without
-// one.
+// service reports to the service manager. Without one it does nothing.
 type service struct {
 	notify *sdnotify.Notifier
 	log    *zap.Logger
 
-	workers func(context.Context) error // waits for an answer of each
-	control func(context.Context) error // of the control loop
+	workers func(context.Context) error // waits until every worker has answered
+	control func(context.Context) error // waits until the control loop has answered
 	vifs    func() int
 
-	heard time.Time // when the control loop answered last
-	said  string    // the status the manager knows
-	fails string    // why it could not be told something; empty: it could
+	answered time.Time // when the control loop answered last
+	reported string    // the last status sent
+	failure  string    // the error of the last message; empty: it was sent
 }
 
-// keeper is the manager as the keeper of TAP queues, nil if there is none.
+// keeper returns the service manager as the keeper of TAP queues, or nil.
 func keeper(n *sdnotify.Notifier) backend.Keeper {
 	if n == nil {
 		return nil
@@ -45,62 +44,61 @@ func keeper(n *sdnotify.Notifier) backend.Keeper {
 	return n
 }
 
-// check logs what could not be said to the manager, once for each reason. It reports
-// whether it could be said.
+// check logs the failure of a message to the manager, once for each error. It returns
+// whether the message was sent.
 func (s *service) check(err error) bool {
 	text := ""
 	if err != nil {
 		text = err.Error()
 	}
-	if text != "" && text != s.fails {
-		s.log.Warn("service manager", zap.Error(err))
+	if text != "" && text != s.failure {
+		s.log.Warn("message to the service manager failed", zap.Error(err))
 	}
-	s.fails = text
+	s.failure = text
 	return err == nil
 }
 
-// readyAgain separates the attempts to tell the manager that the daemon serves, until it
-// takes that.
-const readyAgain = time.Second
+// readyInterval separates the attempts to send that the daemon is ready.
+const readyInterval = time.Second
 
-// serve says that the daemon serves, and feeds the watchdog until ctx ends. It has a
-// goroutine of its own: the manager may be busy.
+// serve sends that the daemon is ready, and feeds the watchdog until ctx ends. It has a
+// goroutine of its own, because the manager may be busy.
 func (s *service) serve(ctx context.Context) {
 	for s.status(); !s.check(s.notify.Ready()); {
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(readyAgain):
+		case <-time.After(readyInterval):
 		}
 	}
 	s.watch(ctx)
 }
 
-// stopped says that the daemon serves no more, and sees to it that the manager has
-// taken note of all it was told. It takes three seconds at most.
+// stopped sends that the daemon ends, and waits until the manager has received all
+// messages, for at most three seconds.
 func (s *service) stopped() {
 	if !s.check(s.notify.Stopping()) {
-		return // nor would it take note
+		return // the barrier would fail as well
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), barrierTime)
 	defer cancel()
 	s.check(s.notify.Barrier(ctx))
 }
 
-// status says how many vifs there are, whoever serves them.
+// status sends the number of vifs, if it has changed.
 func (s *service) status() {
 	text := fmt.Sprintf("%d vifs", s.vifs())
 	if n := s.vifs(); n == 1 {
 		text = "1 vif"
 	}
-	if text != s.said {
-		s.said = text
+	if text != s.reported {
+		s.reported = text
 		s.check(s.notify.Status(text))
 	}
 }
 
-// watch feeds the watchdog until ctx ends, as long as the daemon is alive: three
-// times in the time allowed, so that one answer that is late does no harm.
+// watch feeds the watchdog until ctx ends, while the daemon is alive: three times in its
+// period, so that one late answer does no harm.
 func (s *service) watch(ctx context.Context) {
 	period := s.notify.Watchdog() / 3
 	if period == 0 {
@@ -108,13 +106,13 @@ func (s *service) watch(ctx context.Context) {
 	}
 	t := time.NewTicker(period)
 	defer t.Stop()
-	s.heard = time.Now()
+	s.answered = time.Now()
 	for {
 		if err := s.alive(ctx, period); err == nil {
 			s.check(s.notify.Alive())
 			s.status()
 		} else if ctx.Err() == nil {
-			s.log.Error("not alive; leaving the rest to the watchdog", zap.Error(err))
+			s.log.Error("not alive; the watchdog is not fed", zap.Error(err))
 		}
 		select {
 		case <-ctx.Done():
@@ -124,7 +122,7 @@ func (s *service) watch(ctx context.Context) {
 	}
 }
 
-// alive asks all there is for an answer.
+// alive asks the workers and the control loop for an answer.
 func (s *service) alive(ctx context.Context, within time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
@@ -134,11 +132,11 @@ func (s *service) alive(ctx context.Context, within time.Duration) error {
 	err := s.control(ctx)
 	now := time.Now()
 	if err == nil {
-		s.heard = now
+		s.answered = now
 		return nil
 	}
-	if away := now.Sub(s.heard); away > controlPatience {
-		return fmt.Errorf("the control loop has not answered for %v: %w", away.Round(time.Second), err)
+	if silent := now.Sub(s.answered); silent > controlTimeout {
+		return fmt.Errorf("the control loop has not answered for %v: %w", silent.Round(time.Second), err)
 	}
 	return nil
 }

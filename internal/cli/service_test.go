@@ -35,15 +35,15 @@ func TestAlive(t *testing.T) {
 		{"a worker does not", dead, ok, 0, "deadline"},
 		{"a worker is gone", gone, ok, 0, "worker 1"},
 		{"the control loop waits", ok, dead, time.Second, ""},
-		{"the control loop waits for ever", ok, dead, controlPatience + time.Second, "control loop"},
+		{"the control loop waits for ever", ok, dead, controlTimeout + time.Second, "control loop"},
 	} {
-		s := service{workers: tt.workers, control: tt.control, heard: time.Now().Add(-tt.away)}
+		s := service{workers: tt.workers, control: tt.control, answered: time.Now().Add(-tt.away)}
 		err := s.alive(context.Background(), 5*time.Millisecond)
 		if (err == nil) != (tt.want == "") || err != nil && !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%s: got %v, want %q", tt.name, err, tt.want)
 		}
-		if tt.name == "all answer" && time.Since(s.heard) > time.Minute {
-			t.Errorf("%s: heard at %v", tt.name, s.heard)
+		if tt.name == "all answer" && time.Since(s.answered) > time.Minute {
+			t.Errorf("%s: heard at %v", tt.name, s.answered)
 		}
 	}
 }

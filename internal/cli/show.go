@@ -24,13 +24,13 @@ func newShowCmd() *cobra.Command {
 	var asJSON, key bool
 	c := &cobra.Command{
 		Use:   "show [VIF]",
-		Short: "Show all about one vif, or about the daemon",
-		Long: `Show prints everything the daemon knows about one vif. VIF is its name as the
-toolstack knows it, such as vif3.0, or the name its interface has now. Without VIF it
-prints what the daemon says of itself.
+		Short: "Show everything about one vif, or about the daemon",
+		Long: `Show prints everything that the daemon knows about one vif. VIF is its name in the
+toolstack, such as vif3.0, or the name that its interface has now. Without VIF it
+prints the status of the daemon.
 
-With --json it prints one object; field names are stable within a schema.`,
-		Example: "  netbackd show vif3.0",
+With --json it prints one object. Field names are stable within a schema.`,
+		Example: "  netbackd show vif3.0\n  netbackd show --json",
 		Args:    Args(cobra.MaximumNArgs(1)),
 
 		ValidArgsFunction: completeVif,
@@ -42,7 +42,7 @@ With --json it prints one object; field names are stable within a schema.`,
 		},
 	}
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
-	c.Flags().BoolVar(&key, "key", false, "print the guest's hash key as well, which lets others choose the queue of a flow")
+	c.Flags().BoolVar(&key, "key", false, "also print the guest's hash key, by which others could choose the queue of a flow")
 	return c
 }
 
@@ -77,7 +77,7 @@ func showDaemon(c *cobra.Command, asJSON bool) error {
 	return writeDaemon(c.OutOrStdout(), &d, time.Now())
 }
 
-// writeDaemon prints the daemon.
+// writeDaemon prints the status of the daemon.
 func writeDaemon(w io.Writer, d *control.Daemon, now time.Time) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	row := func(k, format string, v ...any) { fmt.Fprintf(t, "%s\t%s\n", k, fmt.Sprintf(format, v...)) }
@@ -93,9 +93,10 @@ func writeDaemon(w io.Writer, d *control.Daemon, now time.Time) error {
 func newResetCmd() *cobra.Command {
 	return &cobra.Command{
 		Use:   "reset VIF",
-		Short: "Let a quarantined vif try again",
-		Long: `Reset takes a vif out of quarantine and connects it to the rings its guest has.
-A guest that breaks the protocol again is quarantined again.`,
+		Short: "End the quarantine of a vif",
+		Long: `Reset ends the quarantine of a vif and connects it to its guest's rings. A guest that
+breaks the protocol again is quarantined again.`,
+		Example:           "  netbackd reset vif3.0",
 		Args:              Args(cobra.ExactArgs(1)),
 		ValidArgsFunction: completeVif,
 		RunE: func(c *cobra.Command, a []string) error {
@@ -110,7 +111,7 @@ A guest that breaks the protocol again is quarantined again.`,
 	}
 }
 
-// completeVif completes the name of a vif, if a daemon runs.
+// completeVif completes the name of a vif if a daemon runs.
 func completeVif(c *cobra.Command, a []string, _ string) (names []string, _ cobra.ShellCompDirective) {
 	if len(a) > 0 {
 		return nil, cobra.ShellCompDirectiveNoFileComp
@@ -186,7 +187,7 @@ func writeShow(w io.Writer, s *vif.Status, now time.Time) error {
 	return writeCounters(w, s)
 }
 
-// work says what all vifs of a guest have had the host do outside of the data path.
+// work describes the work outside of the data path that a guest has caused.
 func work(u *budget.Used) string {
 	text := fmt.Sprintf("for all vifs of the guest: %d requests to xenstored, %d host calls of %d ms, %d messages to the service manager, %d on control rings",
 		u.Requests, u.Calls, u.Blocked, u.Messages, u.Control)
@@ -196,14 +197,14 @@ func work(u *budget.Used) string {
 	return text
 }
 
-// hideKey keeps a guest's hash key off screens and out of reports.
+// hideKey removes the guest's hash key, which is a secret.
 func hideKey(s *vif.Status) {
 	if s.Control != nil {
 		s.Control.Key = ""
 	}
 }
 
-// controlRing says how the control ring is.
+// controlRing describes the control ring.
 func controlRing(c *ctrlserver.Status) string {
 	text := fmt.Sprintf("%s, %d messages, %d refused", orNone(c.Protocol), c.Messages, c.Refused)
 	if c.Error != "" {
@@ -212,7 +213,7 @@ func controlRing(c *ctrlserver.Status) string {
 	return text
 }
 
-// hashing says what is hashed, or would be.
+// hashing describes the guest's hash configuration.
 func hashing(c *ctrlserver.Status) string {
 	key := "empty"
 	switch {
@@ -228,10 +229,10 @@ func hashing(c *ctrlserver.Status) string {
 	return fmt.Sprintf("%s of %s, key %s, queues chosen by %s", c.Algorithm, types, key, c.Steering)
 }
 
-// mappingRow is how many entries are printed in one line.
+// mappingRow is the number of entries printed in one line.
 const mappingRow = 32
 
-// mapping says which queue a hash leads to, in lines.
+// mapping prints the queues by hash, in lines.
 func mapping(c *ctrlserver.Status) []string {
 	if len(c.Mapping) == 0 {
 		return []string{"hash modulo queues"}
@@ -249,7 +250,7 @@ func mapping(c *ctrlserver.Status) []string {
 
 func numbers(list []uint16) string { return strings.Trim(fmt.Sprint(list), "[]") }
 
-// writeStatic prints the static grants of each queue, if a guest may have any.
+// writeStatic prints the static grants of each queue, if the guest may have any.
 func writeStatic(w io.Writer, s *vif.Status) error {
 	if !slices.ContainsFunc(s.Queues, func(q vif.QueueStatus) bool { return q.StaticMax > 0 }) {
 		return nil
@@ -265,7 +266,7 @@ func writeStatic(w io.Writer, s *vif.Status) error {
 	return t.Flush()
 }
 
-// mtus puts the three that should be one side by side.
+// mtus prints the three MTUs, which should be equal.
 func mtus(s *vif.Status) string {
 	text := fmt.Sprintf("interface %d, guest %d", s.MTU, s.GuestMTU)
 	if s.ConfigMTU != 0 {
@@ -277,7 +278,7 @@ func mtus(s *vif.Status) string {
 	return text
 }
 
-// owes says who keeps a queue waiting.
+// owes tells which side a queue waits for.
 func owes(q *vif.QueueStatus) string {
 	switch {
 	case q.Held > 0 || q.Stalled:
@@ -329,7 +330,7 @@ func writeCounters(w io.Writer, s *vif.Status) error {
 	return t.Flush()
 }
 
-// ratio is a over b, as a person reads it.
+// ratio formats a divided by b.
 func ratio(a, b uint64) string {
 	if b == 0 {
 		return "-"

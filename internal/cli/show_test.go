@@ -140,15 +140,15 @@ func TestWriteShow(t *testing.T) {
 
 var errNoVif = errors.New("no such vif")
 
-// daemon serves the test's vifs, and notes what was reset.
-type daemon struct {
+// fakeDaemon serves the test's vifs, and notes what was reset.
+type fakeDaemon struct {
 	vifs   []vif.Status
 	resets []string
 }
 
-func (d *daemon) List() []vif.Status { return d.vifs }
+func (d *fakeDaemon) List() []vif.Status { return d.vifs }
 
-func (d *daemon) Reset(name string) error {
+func (d *fakeDaemon) Reset(name string) error {
 	d.resets = append(d.resets, name)
 	if name == "vif2.0" {
 		return errors.New("vif2.0 does not answer; is xenstored alive?")
@@ -156,14 +156,14 @@ func (d *daemon) Reset(name string) error {
 	return nil
 }
 
-func (d *daemon) Names() (names []string) {
+func (d *fakeDaemon) Names() (names []string) {
 	for i := range d.vifs {
 		names = append(names, d.vifs[i].Name)
 	}
 	return names
 }
 
-func (d *daemon) Status(_ context.Context, name string, _ uint64) (vif.Status, error) {
+func (d *fakeDaemon) Status(_ context.Context, name string, _ uint64) (vif.Status, error) {
 	for _, s := range d.vifs {
 		if s.Name == name || s.Interface == name {
 			return s, nil
@@ -172,18 +172,18 @@ func (d *daemon) Status(_ context.Context, name string, _ uint64) (vif.Status, e
 	return vif.Status{}, fmt.Errorf("%s: %w; there are others", name, errNoVif)
 }
 
-func (d *daemon) CanAdopt(string) error { return errors.New("not asked for") }
+func (d *fakeDaemon) CanAdopt(string) error { return errors.New("not asked for") }
 
-func (d *daemon) Adopt(string) error { return errors.New("not asked for") }
+func (d *fakeDaemon) Adopt(string) error { return errors.New("not asked for") }
 
-func (d *daemon) Release(string) (int, error) { return 0, errors.New("not asked for") }
+func (d *fakeDaemon) Release(string) (int, error) { return 0, errors.New("not asked for") }
 
 var testDaemon = control.Daemon{
 	Version: "v1.2", PID: 4711, Since: time.Now().Add(-time.Hour), Workers: 2, Uring: "in use", Offload: true, Threads: 20, MaxThreads: 103, LogLost: 12,
 }
 
 // serve runs a daemon's control socket and returns its run directory.
-func serve(t *testing.T, d *daemon) string {
+func serve(t *testing.T, d *fakeDaemon) string {
 	t.Helper()
 	dir := t.TempDir()
 	l, err := control.Listen(filepath.Join(dir, "control.sock"))
@@ -216,7 +216,7 @@ func command(args ...string) (stdout string, err error) {
 }
 
 func TestCommands(t *testing.T) {
-	d := &daemon{vifs: testVifs()}
+	d := &fakeDaemon{vifs: testVifs()}
 	dir := serve(t, d)
 	for _, tt := range []struct {
 		name string
@@ -269,7 +269,7 @@ func TestCommands(t *testing.T) {
 }
 
 func TestCommandErrors(t *testing.T) {
-	few, none := serve(t, &daemon{vifs: testVifs()[:2]}), t.TempDir()
+	few, none := serve(t, &fakeDaemon{vifs: testVifs()[:2]}), t.TempDir()
 	for _, tt := range []struct {
 		dir  string
 		args string
@@ -293,7 +293,7 @@ func TestCommandErrors(t *testing.T) {
 }
 
 func TestCompletion(t *testing.T) {
-	dir := serve(t, &daemon{vifs: testVifs()})
+	dir := serve(t, &fakeDaemon{vifs: testVifs()})
 	for _, cmd := range []string{"show", "reset"} {
 		out, err := command("__complete", "--run-dir", dir, cmd, "")
 		if err != nil || !strings.HasPrefix(out, "vif1.0\nvif2.0\nvif3.0\nvif4.1\nvif32751.0\n:4\n") {

@@ -13,7 +13,7 @@ import (
 // version is set by the linker; see the Makefile.
 var version = ""
 
-// buildVersion is the version, however the program was built.
+// buildVersion returns the version, also of a program that the Makefile did not build.
 func buildVersion() string {
 	if version != "" {
 		return version
@@ -24,7 +24,7 @@ func buildVersion() string {
 	return "unknown"
 }
 
-// buildInfo is what version --json prints.
+// buildInfo is the output of version --json.
 type buildInfo struct {
 	Schema  int    `json:"schema"`
 	Version string `json:"version"`

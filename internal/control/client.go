@@ -71,6 +71,9 @@ func (c *Client) Names(ctx context.Context) ([]string, error) {
 // now. If after is not 0, the daemon answers when the status has another revision than
 // that, or after some seconds.
 func (c *Client) Vif(ctx context.Context, name string, after uint64) (vif.Status, error) {
+	if name == "" { // would be another path
+		return vif.Status{}, notFoundError(`"": ` + ErrNotFound.Error())
+	}
 	path := vifPath(name)
 	if after != 0 {
 		path += "?after=" + strconv.FormatUint(after, 10)

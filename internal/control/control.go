@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package control is how the commands talk to the daemon: HTTP with JSON over a
-// unix socket that only its owner and its group may open.
+// Package control is the protocol between the commands and the daemon: HTTP with JSON over
+// a unix socket that only its owner and its group may open.
 //
 //	GET  /v1/daemon                -> Daemon
 //	GET  /v1/names                 -> Names
@@ -40,13 +40,13 @@ type Daemon struct {
 	PID     int       `json:"pid"`
 	Since   time.Time `json:"since"`
 	Workers int       `json:"workers"`
-	Uring   string    `json:"io_uring"` // "in use", or why not
+	Uring   string    `json:"io_uring"` // "in use", or the reason why it is not
 	Offload bool      `json:"offload"`
 
-	Threads    int `json:"threads"`     // of the process now
-	MaxThreads int `json:"threads_max"` // that it has at most
+	Threads    int `json:"threads"`     // of the process
+	MaxThreads int `json:"threads_max"` // the bound on it
 
-	LogLost uint64 `json:"log_lines_lost"` // that the reader of the log did not take
+	LogLost uint64 `json:"log_lines_lost"` // since the reader of the log did not keep up
 }
 
 // Vifs is the list of vifs.
@@ -88,8 +88,8 @@ type Source interface {
 	Release(name string) (lost int, err error)
 }
 
-// maxLists bounds how many lists are made, and held for clients that read slowly, at a
-// time. One of a thousand vifs takes some megabytes.
+// maxLists bounds the lists that are being made, or held for slow clients. A list of a
+// thousand vifs takes some megabytes.
 const maxLists = 4
 
 // maxWait bounds how long a request for a vif waits for another revision. It is less than
@@ -169,8 +169,7 @@ func revision(r *http.Request) (uint64, error) {
 	return n, nil
 }
 
-// answer sends v. The client has answerTime to read it, however long others have made
-// it wait before.
+// answer sends v. The client has answerTime to read it, which starts now.
 func answer(w http.ResponseWriter, v any) {
 	b, err := json.Marshal(v)
 	if err != nil {

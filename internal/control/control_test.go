@@ -141,6 +141,9 @@ func TestQuestions(t *testing.T) {
 	if diff := cmp.Diff(want, one); diff != "" || err != nil {
 		t.Errorf("unexpected vif, error %v (-want +got):\n%s", err, diff)
 	}
+	if _, err := c.Vif(ctx, "", 0); !errors.Is(err, ErrNotFound) {
+		t.Errorf("without a name: %v", err)
+	}
 	if _, err := c.Vif(ctx, "vif9.0", 0); !errors.Is(err, ErrNotFound) || err.Error() != "vif9.0: no such vif" {
 		t.Errorf("got %v", err)
 	}

@@ -17,12 +17,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrRunning: another daemon serves at the socket.
+// ErrRunning is returned if another daemon holds the socket.
 var ErrRunning = errors.New("another netbackd is running")
 
-// Listen makes the socket. One daemon at a time holds the lock beside it, for as
-// long as it lives, however it ends; so the socket that a dead one left can be
-// replaced, and what else is in the directory belongs to one daemon alone.
+// Listen makes the socket. A daemon holds the lock beside it until its process ends, so a
+// socket that a dead daemon left can be replaced, and the directory belongs to one daemon
+// at a time.
 func Listen(path string) (net.Listener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, err
@@ -75,12 +75,12 @@ type listener struct {
 
 func (l *listener) Close() error { return errors.Join(l.Listener.Close(), l.lock.Close()) }
 
-// limits bound what clients take. One that does not send, or does not read, has its
-// connection closed; until then it is one of clients.
+// limits bound the resources of clients. The connection of a client that does not send, or
+// does not read, is closed when its time is over.
 type limits struct {
 	clients int
-	read    time.Duration // for a request to come
-	write   time.Duration // for an answer to be made and read
+	read    time.Duration // to receive a request
+	write   time.Duration // to make an answer and have it read
 	idle    time.Duration // between two requests
 }
 
@@ -89,55 +89,55 @@ var served = limits{clients: 64, read: 5 * time.Second, write: 20 * time.Second,
 
 const maxHeader = 8 << 10 // bytes
 
-// crowd is a listener that accepts a connection when fewer than its capacity are open.
-type crowd struct {
+// limitedListener accepts a connection when fewer than its limit are open.
+type limitedListener struct {
 	net.Listener
-	places chan struct{}
+	open   chan struct{} // holds one for each open connection
 	closed chan struct{}
 	once   sync.Once
 }
 
-func newCrowd(l net.Listener, most int) *crowd {
-	return &crowd{Listener: l, places: make(chan struct{}, most), closed: make(chan struct{})}
+func newLimitedListener(l net.Listener, most int) *limitedListener {
+	return &limitedListener{Listener: l, open: make(chan struct{}, most), closed: make(chan struct{})}
 }
 
-func (c *crowd) Accept() (net.Conn, error) {
+func (c *limitedListener) Accept() (net.Conn, error) {
 	select {
-	case c.places <- struct{}{}:
+	case c.open <- struct{}{}:
 	case <-c.closed:
 		return nil, net.ErrClosed
 	}
 	conn, err := c.Listener.Accept()
 	if err != nil {
-		<-c.places
+		<-c.open
 		return nil, err
 	}
-	return &placed{Conn: conn, leave: sync.OnceFunc(func() { <-c.places })}, nil
+	return &limitedConn{Conn: conn, closed: sync.OnceFunc(func() { <-c.open })}, nil
 }
 
-func (c *crowd) Close() error {
+func (c *limitedListener) Close() error {
 	c.once.Do(func() { close(c.closed) })
 	return c.Listener.Close()
 }
 
-// placed is a connection that gives its place back when it is closed.
-type placed struct {
+// limitedConn is a connection of a limitedListener.
+type limitedConn struct {
 	net.Conn
-	leave func()
+	closed func()
 }
 
-func (p *placed) Close() error {
-	defer p.leave()
-	return p.Conn.Close()
+func (c *limitedConn) Close() error {
+	defer c.closed()
+	return c.Conn.Close()
 }
 
-// Serve answers at l until ctx ends. It writes to log what goes wrong with clients.
+// Serve serves requests at l until ctx ends. It logs the errors of connections.
 func Serve(ctx context.Context, l net.Listener, h http.Handler, log *log.Logger) error {
 	return served.serve(ctx, l, h, log)
 }
 
 func (m limits) serve(ctx context.Context, l net.Listener, h http.Handler, log *log.Logger) error {
-	l = newCrowd(l, m.clients)
+	l = newLimitedListener(l, m.clients)
 	s := &http.Server{
 		Handler: h, ErrorLog: log,
 		ReadTimeout: m.read, WriteTimeout: m.write, IdleTimeout: m.idle, MaxHeaderBytes: maxHeader,

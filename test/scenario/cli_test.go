@@ -149,7 +149,7 @@ func TestShow(t *testing.T) {
 	var s vif.Status
 	strict(t, out, &s)
 	want := vif.Status{
-		Name: g.VifName(), Domid: g.Domid, Devid: 0, State: xenbus.Connected, Frontend: xenbus.Connected, Online: true,
+		Name: g.VifName(), Revision: s.Revision, Domid: g.Domid, Devid: 0, State: xenbus.Connected, Frontend: xenbus.Connected, Online: true,
 		Hotplug: "connected", MAC: "00:16:3e:00:00:01", Bridge: bridge, Script: "/etc/xen/scripts/vif-bridge",
 		Interface: "web01", Up: true, Carrier: true, MTU: 1500, GuestMTU: 1500, Rate: "125000000 B/50ms",
 		Features: []string{"rx-copy", "rx-notify", "sg", "gso-tcpv4", "gso-tcpv6", "csum-ipv4", "csum-ipv6"},
