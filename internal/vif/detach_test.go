@@ -204,8 +204,7 @@ func TestDetachIsNotOverwritten(t *testing.T) {
 	w.wantState("6")
 }
 
-// TestDirectoryRemoved: whatever the vif is about to write, it does not bring a removed
-// directory back.
+// TestDirectoryRemoved: a write of the vif never brings a removed directory back.
 func TestDirectoryRemoved(t *testing.T) {
 	remove := func(w *world) {
 		w.must(w.tool.Transaction(func(tx *xenstore.Tx) error {

@@ -146,8 +146,8 @@ func TestBadHeadroom(t *testing.T) {
 	w.wantError("-")
 }
 
-// TestHeadroomOverARestart: a successor reads what the frontend has published, whatever
-// happened while no daemon ran, and gives the answer that its predecessor did not give.
+// TestHeadroomOverARestart: a successor reads what the frontend has published while no
+// daemon ran, and gives the answer that its predecessor did not give.
 func TestHeadroomOverARestart(t *testing.T) {
 	for _, tt := range []struct {
 		name  string

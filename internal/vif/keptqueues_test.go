@@ -220,7 +220,7 @@ func TestKeptFollowsTheQueues(t *testing.T) {
 	w.wantTap(0)
 }
 
-// TestKeptBadly: whatever became of the kept queues, the guest gets its network.
+// TestKeptBadly: a guest gets its network in spite of kept queues that cannot be used.
 func TestKeptBadly(t *testing.T) {
 	for _, tt := range []struct {
 		name  string

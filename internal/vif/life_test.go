@@ -220,8 +220,7 @@ func TestStateOverwritten(t *testing.T) {
 	w.wantError("-")
 }
 
-// TestStateNodeRemoved: the device exists as long as its state node does, whatever else
-// is in the directory.
+// TestStateNodeRemoved: the device exists as long as its state node does.
 func TestStateNodeRemoved(t *testing.T) {
 	for _, back := range []string{"1", "2", "4", "5", "6", "8", "nonsense"} {
 		t.Run(back, func(t *testing.T) {

@@ -443,8 +443,7 @@ func TestPlan(t *testing.T) {
 	}
 }
 
-// TestClosedAtOnce: once its time is over, one plan closes the device, whatever the
-// guest does.
+// TestClosedAtOnce: once the grace has ended, one plan closes the device.
 func TestClosedAtOnce(t *testing.T) {
 	situations(func(s situation) {
 		if !s.possible() || s.detach != detachForced {
