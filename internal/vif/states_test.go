@@ -128,7 +128,7 @@ func header(b *strings.Builder, first string, states []xenbus.State) {
 // States are numbers.
 func does(s situation) string {
 	words := map[step]string{
-		stepConnect: "connects", stepDisconnect: "lets go", stepReconfigured: "8", stepDetaching: "5",
+		stepConnect: "connects", stepDisconnect: "disconnects", stepReconfigured: "8", stepDetaching: "5",
 		stepUnregister: "gone", stepGrace: "waits", stepUnexpected: "error",
 	}
 	var said []string
