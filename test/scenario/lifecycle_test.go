@@ -287,6 +287,7 @@ func TestDetachOfALiveGuest(t *testing.T) {
 // toolstack waits for the daemon.
 func TestDetachOfASilentGuest(t *testing.T) {
 	w := newWorld(t)
+	shortest := closeLimit // of those that waited
 	for _, c := range []struct {
 		name  string
 		state xenbus.State // where it is stuck
@@ -314,8 +315,13 @@ func TestDetachOfASilentGuest(t *testing.T) {
 			if took > closeLimit {
 				t.Errorf("Closed after %v", took)
 			}
-			if waited := took > 500*time.Millisecond; waited != c.wait {
-				t.Errorf("closed after %v, want to have waited: %t", took, c.wait)
+			switch {
+			case c.wait && took < 500*time.Millisecond:
+				t.Errorf("closed after %v, without waiting for the guest", took)
+			case c.wait:
+				shortest = min(shortest, took)
+			case took >= shortest:
+				t.Errorf("closed after %v, although there was no guest to wait for", took)
 			}
 			w.vifGone(f.domid, f.devid)
 			w.unpinned(f.domid)
