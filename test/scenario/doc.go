@@ -1,10 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package scenario holds netbackd's scenarios on the embedded Xen: whole hosts,
-// with real TAPs and real guests' TCP stacks, in which guests and toolstacks do
-// what they do, or what they should not.
+// with real TAPs and the TCP stacks of real guests, in which guests and toolstacks
+// behave well or badly.
 //
-// Each test is one situation and is named after it. The daemon and the guests are
-// processes, built with the race detector where there is a C compiler; a race, a
-// panic, a leak of the daemon or a breach of the protocol by it fails the test.
+// Each test is one situation and is named after it. It runs in a process and a
+// network namespace of its own, side by side with others (see runner_test.go). The
+// daemon and the guests are processes as well, built with the race detector if there
+// is a C compiler. A race, a panic, a leak of the daemon or a violation of the protocol
+// by it fails the test.
+//
+// A rule about what a frontend may put into xenstore or its rings is tested by a script
+// of ../cross, which a guest plays on a real Xen as well. The tests here are about what
+// a script cannot do: daemons that are killed, several guests, real streams, a toolstack
+// that misbehaves.
 package scenario
