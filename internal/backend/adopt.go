@@ -11,7 +11,6 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/netbackd/netbackd/internal/vif"
-	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
@@ -20,7 +19,7 @@ import (
 // domain that appears. To be adopted, a vif must be unbound from it first.
 type Kernel interface {
 	Loaded() bool
-	Serves(domid xen.Domid, devid int) bool
+	Serves(id xenbus.VifID) bool
 }
 
 // servedByKey in a vif's directory says which back end is to serve it. So an adoption
@@ -66,7 +65,7 @@ func (b *Backend) ask(ctx context.Context, do func(context.Context) error) error
 
 // kernelServes reports whether the kernel's driver has the vif.
 func (b *Backend) kernelServes(k xenbus.VifID) bool {
-	return b.cfg.Kernel != nil && b.cfg.Kernel.Serves(k.Domid, k.Devid)
+	return b.cfg.Kernel != nil && b.cfg.Kernel.Serves(k)
 }
 
 // isOurs decides whether netbackd serves a vif. While the kernel's driver is loaded, only

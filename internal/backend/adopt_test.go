@@ -12,7 +12,6 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/netbackd/netbackd/internal/lab/netns"
-	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
@@ -30,10 +29,10 @@ func (r *fakeKernel) Loaded() bool {
 	return r.loaded
 }
 
-func (r *fakeKernel) Serves(domid xen.Domid, devid int) bool {
+func (r *fakeKernel) Serves(id xenbus.VifID) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.has[xenbus.VifID{Domid: domid, Devid: devid}]
+	return r.has[id]
 }
 
 func (r *fakeKernel) set(loaded bool, has ...xenbus.VifID) {
@@ -211,7 +210,7 @@ type lateKernel struct {
 	after int
 }
 
-func (r *lateKernel) Serves(xen.Domid, int) bool {
+func (r *lateKernel) Serves(xenbus.VifID) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.after--

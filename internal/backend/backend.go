@@ -308,9 +308,7 @@ func (b *Backend) sweep() {
 	}
 	b.swept = true
 	b.discardKept()
-	removed, err := vif.RemoveLeftovers(b.cfg.RunDir, func(domid xen.Domid, devid int) bool {
-		return b.vifs[xenbus.VifID{Domid: domid, Devid: devid}] != nil
-	})
+	removed, err := vif.RemoveLeftovers(b.cfg.RunDir, func(id xenbus.VifID) bool { return b.vifs[id] != nil })
 	if len(removed) > 0 {
 		b.cfg.Log.Info("leftovers of removed vifs deleted", zap.Strings("names", removed))
 	}
@@ -323,7 +321,7 @@ func (b *Backend) sweep() {
 func (b *Backend) start(ctx context.Context, k xenbus.VifID) {
 	g := b.guest(k.Domid)
 	v := vif.New(vif.Config{
-		Domid: k.Domid, Devid: k.Devid,
+		ID:        k,
 		Path:      b.path(k),
 		ErrorPath: k.ErrorPath(b.self),
 		Store:     b.store,

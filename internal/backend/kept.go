@@ -19,8 +19,7 @@ func (b *Backend) sortKept() {
 	byQueue := map[xenbus.VifID]map[int]int{}
 	var unknown []sdnotify.File
 	for _, f := range b.cfg.Kept {
-		domid, devid, queue, ok := vif.ParseKept(f.Name)
-		k := xenbus.VifID{Domid: domid, Devid: devid}
+		k, queue, ok := vif.ParseKept(f.Name)
 		if _, twice := byQueue[k][queue]; !ok || twice {
 			unknown = append(unknown, f)
 			continue
@@ -34,9 +33,8 @@ func (b *Backend) sortKept() {
 	for _, f := range unknown {
 		b.cfg.Log.Warn("unknown file received from the service manager; closing it", zap.String("name", f.Name))
 		b.discard(f)
-		if domid, devid, queue, ok := vif.ParseKept(f.Name); ok {
+		if k, queue, ok := vif.ParseKept(f.Name); ok {
 			// The keeper has removed both files of this name.
-			k := xenbus.VifID{Domid: domid, Devid: devid}
 			if fd, there := byQueue[k][queue]; there {
 				_ = unix.Close(fd)
 				delete(byQueue[k], queue)
@@ -55,7 +53,7 @@ func (b *Backend) sortKept() {
 		}
 		// The TAP makes the queues behind a gap anew.
 		for i, fd := range queues {
-			b.discard(sdnotify.File{Name: vif.KeptName(k.Domid, k.Devid, i), FD: fd})
+			b.discard(sdnotify.File{Name: vif.KeptName(k, i), FD: fd})
 		}
 	}
 }
@@ -70,8 +68,8 @@ func (b *Backend) discard(f sdnotify.File) {
 // removes their TAPs, which exist as long as a queue is open.
 func (b *Backend) discardKept() {
 	for k, fds := range b.kept {
-		err := vif.DiscardKept(b.keeper.of(b.budgets.Guest()), k.Domid, k.Devid, fds)
-		if rerr := vif.RemoveTap(k.Domid, k.Devid); err == nil {
+		err := vif.DiscardKept(b.keeper.of(b.budgets.Guest()), k, fds)
+		if rerr := vif.RemoveTap(k); err == nil {
 			err = rerr
 		}
 		if err != nil {

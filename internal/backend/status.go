@@ -3,7 +3,6 @@
 package backend
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -24,11 +23,6 @@ var ErrNoVif = errors.New("no such vif")
 // xenstored that hangs does not answer, and that is when people ask.
 const answerTimeout = 2 * time.Second
 
-// compareIDs orders by domain, then by number.
-func compareIDs(a, b xenbus.VifID) int {
-	return cmp.Or(cmp.Compare(a.Domid, b.Domid), cmp.Compare(a.Devid, b.Devid))
-}
-
 // snapshot returns the vifs that netbackd serves, and the names of those that it does
 // not, both in order.
 func (b *Backend) snapshot() (vifs []*vif.Vif, foreign []xenbus.VifID) {
@@ -36,12 +30,10 @@ func (b *Backend) snapshot() (vifs []*vif.Vif, foreign []xenbus.VifID) {
 	vifs = slices.Collect(maps.Values(b.vifs))
 	foreign = slices.Collect(maps.Keys(b.foreign))
 	b.mu.Unlock()
-	slices.SortFunc(vifs, func(v, w *vif.Vif) int { return compareIDs(idOf(v), idOf(w)) })
-	slices.SortFunc(foreign, compareIDs)
+	slices.SortFunc(vifs, func(v, w *vif.Vif) int { return v.ID().Compare(w.ID()) })
+	slices.SortFunc(foreign, xenbus.VifID.Compare)
 	return vifs, foreign
 }
-
-func idOf(v *vif.Vif) xenbus.VifID { return xenbus.VifID{Domid: v.Domid(), Devid: v.Devid()} }
 
 // find returns the vif, or nil if netbackd does not serve it.
 func (b *Backend) find(k xenbus.VifID) *vif.Vif {
@@ -62,9 +54,9 @@ func (b *Backend) Names() []string {
 	vifs, foreign := b.snapshot()
 	keys := foreign
 	for _, v := range vifs {
-		keys = append(keys, idOf(v))
+		keys = append(keys, v.ID())
 	}
-	slices.SortFunc(keys, compareIDs)
+	slices.SortFunc(keys, xenbus.VifID.Compare)
 	names := make([]string, len(keys))
 	for i, k := range keys {
 		names[i] = k.String()
@@ -109,7 +101,7 @@ func (b *Backend) List() []vif.Status {
 		}
 	}
 	slices.SortFunc(list, func(a, b vif.Status) int {
-		return compareIDs(xenbus.VifID{Domid: a.Domid, Devid: a.Devid}, xenbus.VifID{Domid: b.Domid, Devid: b.Devid})
+		return a.ID().Compare(b.ID())
 	})
 	return list
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/tap"
 	"github.com/netbackd/netbackd/pkg/toeplitz"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // Connection names a connection: its stamp, and the grefs and event channels that its
@@ -28,13 +29,13 @@ type Connection struct {
 // Rings are the rings and event channels of a queue. Both ports are the same if the
 // frontend has one channel for both rings.
 type Rings struct {
-	TxGref, RxGref netif.Gref
+	TxGref, RxGref xen.Gref
 	TxPort, RxPort evtchn.Port
 }
 
 // ControlRing is a control ring and its event channel.
 type ControlRing struct {
-	Gref netif.Gref
+	Gref xen.Gref
 	Port evtchn.Port
 }
 
@@ -94,9 +95,9 @@ func (r *record) marshal() ([]byte, error) {
 	u32(c.Stamp[:]...)
 	u32(uint32(len(c.Queues)))
 	for _, q := range c.Queues {
-		u32(q.TxGref, q.RxGref, uint32(q.TxPort), uint32(q.RxPort))
+		u32(uint32(q.TxGref), uint32(q.RxGref), uint32(q.TxPort), uint32(q.RxPort))
 	}
-	u32(c.Control.Gref, uint32(c.Control.Port), r.algorithm, r.types, uint32(len(r.key)))
+	u32(uint32(c.Control.Gref), uint32(c.Control.Port), r.algorithm, r.types, uint32(len(r.key)))
 	b = append(b, r.key...)
 	u32(uint32(len(r.table)))
 	u32(r.table...)
@@ -109,7 +110,7 @@ func (r *record) marshal() ([]byte, error) {
 		}
 		u32(uint32(len(list)))
 		for _, e := range list {
-			u32(e.Ref, uint32(e.Flags))
+			u32(uint32(e.Ref), uint32(e.Flags))
 		}
 	}
 	return b, nil
@@ -168,11 +169,11 @@ func (r *record) unmarshal(b []byte) error {
 	queues := in.count(tap.MaxQueues)
 	for range queues {
 		c.Queues = append(c.Queues, Rings{
-			TxGref: in.u32(), RxGref: in.u32(),
+			TxGref: xen.Gref(in.u32()), RxGref: xen.Gref(in.u32()),
 			TxPort: evtchn.Port(in.u32()), RxPort: evtchn.Port(in.u32()),
 		})
 	}
-	c.Control = ControlRing{Gref: in.u32(), Port: evtchn.Port(in.u32())}
+	c.Control = ControlRing{Gref: xen.Gref(in.u32()), Port: evtchn.Port(in.u32())}
 	r.algorithm, r.types = in.u32(), in.u32()
 	r.key = append(r.key, in.bytes(in.count(toeplitz.MaxKey))...)
 	for range in.count(toeplitz.MaxMapping) {
@@ -182,7 +183,7 @@ func (r *record) unmarshal(b []byte) error {
 	for range queues {
 		var list []netif.GrefEntry
 		for range in.count(uint32(len(in.b))) {
-			list = append(list, netif.GrefEntry{Ref: in.u32(), Flags: uint16(in.u32())})
+			list = append(list, netif.GrefEntry{Ref: xen.Gref(in.u32()), Flags: uint16(in.u32())})
 			if in.bad {
 				return errRecord
 			}

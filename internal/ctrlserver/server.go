@@ -26,7 +26,7 @@ import (
 
 // Mapper maps pages of a guest. *gntdev.Device is one.
 type Mapper interface {
-	Map(domid xen.Domid, refs []gntdev.Ref, prot gntdev.Prot) (*gntdev.Mapping, error)
+	Map(domid xen.Domid, refs []xen.Gref, prot gntdev.Prot) (*gntdev.Mapping, error)
 	Close() error
 }
 
@@ -102,7 +102,7 @@ func Open(cfg Config, mapper Mapper, events Events) (_ *Server, err error) {
 		}
 	}()
 	ring := cfg.Connection.Control
-	if s.page, err = mapper.Map(cfg.Domid, []gntdev.Ref{ring.Gref}, gntdev.ReadWrite); err != nil {
+	if s.page, err = mapper.Map(cfg.Domid, []xen.Gref{ring.Gref}, gntdev.ReadWrite); err != nil {
 		return nil, fmt.Errorf("map ring: %w", err)
 	}
 	if s.port, err = events.BindInterdomain(cfg.Domid, ring.Port); err != nil {

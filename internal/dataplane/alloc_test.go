@@ -12,6 +12,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/tap"
 	"github.com/netbackd/netbackd/pkg/toeplitz"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // TestNoAllocation runs whole turns, from the guest's event to the last answer,
@@ -35,7 +36,7 @@ func TestNoAllocation(t *testing.T) {
 		{name: "packets that are dropped", tx: []packet{{frame: udp(1, 1)[:10]}, {frame: arp(), flags: netif.TxCsumBlank}}, counts: DropTxShort},
 		{name: "bad grants", tx: []packet{{frame: udp(1, 1)}}, counts: DropTxGrant, set: func(b *bed) {
 			for i := range frontPages {
-				b.front().grants.status[firstRef+gntdev.Ref(i)] = gntdev.StatusBadGntref
+				b.front().grants.status[firstRef+xen.Gref(i)] = gntdev.StatusBadGntref
 			}
 		}},
 		{name: "multicast", tx: []packet{
@@ -56,7 +57,7 @@ func TestNoAllocation(t *testing.T) {
 		}},
 		{name: "pages that cannot be written", rx: []hostFrame{{Frame: udp(18, 1)}}, counts: DropRxGrant, set: func(b *bed) {
 			for i := range frontPages {
-				b.front().grants.readOnly[firstRef+frontPages+gntdev.Ref(i)] = true
+				b.front().grants.readOnly[firstRef+frontPages+xen.Gref(i)] = true
 			}
 		}},
 		{name: "static grants, small", tx: []packet{{frame: udp(18, 1)}, {frame: udp(1400, 1)}}, rx: []hostFrame{{Frame: udp(18, 1)}, {Frame: udp(1400, 1)}}, counts: StaticHits, set: func(b *bed) {
@@ -71,7 +72,7 @@ func TestNoAllocation(t *testing.T) {
 			}},
 		{name: "static grants, some", tx: []packet{{frame: udp(9000, 1)}, {frame: udp(18, 1)}}, rx: []hostFrame{{Frame: udp(9000, 1)}, {Frame: udp(18, 1)}}, counts: StaticMisses, set: func(b *bed) {
 			for i := 0; i < 2*frontPages; i += 2 {
-				b.front().makeStatic(0, firstRef+netif.Gref(i))
+				b.front().makeStatic(0, firstRef+xen.Gref(i))
 			}
 		}},
 		{name: "a page that may only be read", rx: []hostFrame{{Frame: udp(18, 1)}}, counts: DropRxReadOnly, set: func(b *bed) {

@@ -23,6 +23,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/staticgrant"
 	"github.com/netbackd/netbackd/pkg/tap"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // envBench makes this binary measure the data path; see test/bench. It lives
@@ -255,7 +256,7 @@ func (l *lane) repost() {
 	for range l.f.rx.Free() {
 		i := l.f.nextRx % lanePages
 		l.f.nextRx++
-		l.f.rx.Put(netif.RxRequest{ID: uint16(i), Gref: firstRef + frontPages + netif.Gref(i)})
+		l.f.rx.Put(netif.RxRequest{ID: uint16(i), Gref: firstRef + frontPages + xen.Gref(i)})
 	}
 	l.f.rx.Push()
 	_, _ = l.f.rx.Arm()

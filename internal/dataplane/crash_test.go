@@ -21,6 +21,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/evtchn"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/tap"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // A child that a test starts has these files besides the standard ones.
@@ -434,7 +435,7 @@ func testKilledUnderTraffic(t *testing.T, m mode) {
 			for range n {
 				i := f.nextRx % frontPages
 				f.nextRx++
-				q := netif.RxRequest{ID: uint16(7*f.nextRx + 3), Gref: firstRef + frontPages + netif.Gref(i)}
+				q := netif.RxRequest{ID: uint16(7*f.nextRx + 3), Gref: firstRef + frontPages + xen.Gref(i)}
 				f.posted[f.rx.ReqProd()%netif.RxRingSize] = q
 				f.rx.Put(q)
 			}

@@ -75,7 +75,7 @@ func frontOn(tb testing.TB, domid xen.Domid, fd int) *front {
 	f.static = staticgrant.New(2 * frontPages)
 	f.grants = &grants{
 		tb: tb, domid: domid, pages: f.back[txPages:],
-		readOnly: map[gntdev.Ref]bool{}, status: map[gntdev.Ref]gntdev.Status{},
+		readOnly: map[xen.Gref]bool{}, status: map[xen.Gref]gntdev.Status{},
 	}
 	return f
 }
@@ -104,15 +104,15 @@ func (f *front) config() QueueConfig {
 }
 
 // txPage takes the next page for tx data.
-func (f *front) txPage() (ref netif.Gref, page []byte) {
+func (f *front) txPage() (ref xen.Gref, page []byte) {
 	i := f.nextTx % frontPages
 	f.nextTx++
 	at := txPages + i*netif.PageSize
-	return firstRef + netif.Gref(i), f.mem[at : at+netif.PageSize]
+	return firstRef + xen.Gref(i), f.mem[at : at+netif.PageSize]
 }
 
 // page is the page behind a gref.
-func (f *front) page(ref netif.Gref) []byte {
+func (f *front) page(ref xen.Gref) []byte {
 	at := txPages + int(ref-firstRef)*netif.PageSize
 	return f.mem[at : at+netif.PageSize]
 }
@@ -230,7 +230,7 @@ func (f *front) post(n int) {
 	for range n {
 		i := f.nextRx % frontPages
 		f.nextRx++
-		q := netif.RxRequest{ID: uint16(7*f.nextRx + 3), Gref: firstRef + frontPages + netif.Gref(i)}
+		q := netif.RxRequest{ID: uint16(7*f.nextRx + 3), Gref: firstRef + frontPages + xen.Gref(i)}
 		f.posted[f.rx.ReqProd()%netif.RxRingSize] = q
 		f.rx.Put(q)
 		clear(f.page(q.Gref))
@@ -241,7 +241,7 @@ func (f *front) post(n int) {
 }
 
 // postedRef is the gref of the k-th slot from now that the backend will fill.
-func (f *front) postedRef(k int) netif.Gref {
+func (f *front) postedRef(k int) xen.Gref {
 	return f.posted[f.rx.RspCons().Add(uint32(k))%netif.RxRingSize].Gref
 }
 

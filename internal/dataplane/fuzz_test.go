@@ -16,6 +16,7 @@ import (
 	"github.com/netbackd/netbackd/internal/offload"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/tap"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // fuzzBed is a bed that is used again for every input. It does without io_uring,
@@ -79,7 +80,7 @@ type ladder struct {
 	slots  [netif.TxRingSize][12]byte
 	at     uint32 // next slot
 	left   uint32 // slots published
-	mem    func(ref netif.Gref) []byte
+	mem    func(ref xen.Gref) []byte
 	mcast  map[[6]byte]bool
 	answer []answer
 	frames [][]byte
@@ -98,12 +99,12 @@ func (l *ladder) run() {
 func (l *ladder) packet() {
 	le := binary.LittleEndian
 	type data struct {
-		ref           netif.Gref
+		ref           xen.Gref
 		off, size, id int
 		flags         uint16
 	}
 	request := func(s []byte) data {
-		return data{le.Uint32(s), int(le.Uint16(s[4:])), int(le.Uint16(s[10:])), int(le.Uint16(s[8:])), le.Uint16(s[6:])}
+		return data{xen.Gref(le.Uint32(s)), int(le.Uint16(s[4:])), int(le.Uint16(s[10:])), int(le.Uint16(s[8:])), le.Uint16(s[6:])}
 	}
 	first := request(l.slot(0))
 	used := uint32(1)
@@ -258,7 +259,7 @@ func (b *fuzzBed) checkRing(t *testing.T, start netif.Index, prod uint32, slots 
 	for i := range l.slots {
 		copy(l.slots[i][:], page[64+12*i:])
 	}
-	l.mem = func(ref netif.Gref) []byte {
+	l.mem = func(ref xen.Gref) []byte {
 		if ref < firstRef || ref >= firstRef+2*frontPages {
 			return nil
 		}

@@ -23,10 +23,10 @@ type grants struct {
 	domid  xen.Domid
 	pages  []byte // granted, from firstRef on
 
-	readOnly map[gntdev.Ref]bool
-	status   map[gntdev.Ref]gntdev.Status // injected
-	fail     error                        // of the next call as a whole
-	panics   gntdev.Ref                   // panic when this one is copied
+	readOnly map[xen.Gref]bool
+	status   map[xen.Gref]gntdev.Status // injected
+	fail     error                      // of the next call as a whole
+	panics   xen.Gref                   // panic when this one is copied
 
 	hole []byte // mapped in place of any page, if there
 

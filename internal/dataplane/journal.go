@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // Journal is the write-ahead log of one queue's responses: one page that
@@ -70,7 +71,7 @@ const _ = uint(JournalSize/4 - (jStamp + len(netif.Stamp{}))) // it fits
 
 // RingKeys are the rings of a queue, for a journal to say whether it is of them.
 type RingKeys struct {
-	TxGref, RxGref netif.Gref
+	TxGref, RxGref xen.Gref
 	Tx, Rx         netif.Header // as they stand in the pages
 }
 
@@ -120,7 +121,7 @@ func NewJournal() *Journal {
 // stamps; then Stamp is zero, and they may be those of other rings by now.
 func (j *Journal) Names(k *RingKeys) bool {
 	p := j.page
-	if p.load(jTxGref) != k.TxGref || p.load(jRxGref) != k.RxGref {
+	if xen.Gref(p.load(jTxGref)) != k.TxGref || xen.Gref(p.load(jRxGref)) != k.RxGref {
 		return false
 	}
 	s := j.Stamp()
@@ -163,12 +164,12 @@ func (j *Journal) Stamp() netif.Stamp {
 }
 
 // Begin makes the journal that of a new connection, and empty.
-func (j *Journal) Begin(s netif.Stamp, txGref, rxGref netif.Gref) {
+func (j *Journal) Begin(s netif.Stamp, txGref, rxGref xen.Gref) {
 	p := j.page
 	p.store(jMagic, 0)
 	clear(j.mem[4:])
-	p.store(jTxGref, txGref)
-	p.store(jRxGref, rxGref)
+	p.store(jTxGref, uint32(txGref))
+	p.store(jRxGref, uint32(rxGref))
 	j.Restamp(s)
 }
 

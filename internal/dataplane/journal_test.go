@@ -15,6 +15,7 @@ import (
 
 	"github.com/netbackd/netbackd/internal/lab/netns"
 	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // testStamp is that of every connection but those that a test makes another one.
@@ -22,7 +23,7 @@ var testStamp = netif.Stamp{1, 2, 3, 4}
 
 // testRings are rings of the connection with testStamp, of which none has been
 // served.
-func testRings(tx, rx netif.Gref) *RingKeys {
+func testRings(tx, rx xen.Gref) *RingKeys {
 	h := netif.Header{Stamp: testStamp}
 	return &RingKeys{TxGref: tx, RxGref: rx, Tx: h, Rx: h}
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/netbackd/netbackd/internal/lab/packettest"
 	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 func mac(i int) [6]byte { return [6]byte{1, 0, 0x5e, 0, byte(i >> 8), byte(i)} }
@@ -144,7 +145,7 @@ func TestMulticastListIsASet(t *testing.T) {
 // list; one that finds another connection's, or none, knows of no list.
 func TestMcastOutlivesTheProcess(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "ring")
-	open := func(tx netif.Gref) *Journal {
+	open := func(tx xen.Gref) *Journal {
 		t.Helper()
 		j := openJournal(t, path, testRings(tx, 9))
 		t.Cleanup(func() { must(t, j.Close()) })

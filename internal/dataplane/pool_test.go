@@ -18,6 +18,7 @@ import (
 
 	"github.com/netbackd/netbackd/internal/lab/netns"
 	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // live is a pool of workers that run by themselves, and a vif on a TAP.
@@ -243,10 +244,10 @@ func TestAGuestThatChangesItsMind(t *testing.T) {
 			}
 			for !stop.Load() {
 				tx.Poke(netif.Index(rnd()), netif.TxRequest{
-					Gref: firstRef + rnd()%600, Offset: uint16(rnd()), Size: uint16(rnd()) >> (rnd() % 16),
+					Gref: firstRef + xen.Gref(rnd()%600), Offset: uint16(rnd()), Size: uint16(rnd()) >> (rnd() % 16),
 					Flags: netif.TxFlags(rnd() % 16), ID: uint16(rnd()),
 				})
-				rx.Poke(netif.Index(rnd()), netif.RxRequest{Gref: firstRef + rnd()%600, ID: uint16(rnd())})
+				rx.Poke(netif.Index(rnd()), netif.RxRequest{Gref: firstRef + xen.Gref(rnd()%600), ID: uint16(rnd())})
 			}
 		})
 		defer wg.Wait()

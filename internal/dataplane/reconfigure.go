@@ -6,6 +6,7 @@ import (
 	"github.com/netbackd/netbackd/internal/steer"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/staticgrant"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // SetHash changes the hash that packets carry; nil ends it. When it returns
@@ -107,7 +108,7 @@ func (q *Queue) staticInUse() (n int) {
 	if q.static.Len() == 0 {
 		return 0
 	}
-	count := func(ref netif.Gref) {
+	count := func(ref xen.Gref) {
 		if q.static.Lookup(ref).Page != nil {
 			n++
 		}

@@ -18,6 +18,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/gntdev"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/tap"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 func framesOf(ds []delivery) (frames [][]byte) {
@@ -871,7 +872,7 @@ func TestRxWritesAllOfASlot(t *testing.T) {
 			f.mem[rxPages+i] = 0xa5
 		}
 		for i := range 3 {
-			q := netif.RxRequest{ID: uint16(i), Gref: firstRef + frontPages + netif.Gref(i)}
+			q := netif.RxRequest{ID: uint16(i), Gref: firstRef + frontPages + xen.Gref(i)}
 			f.posted[i] = q
 			f.rx.Put(q)
 		}

@@ -23,7 +23,7 @@ import (
 )
 
 // Map maps a page of the guest for good.
-func (g *grants) Map(_ xen.Domid, refs []gntdev.Ref, _ gntdev.Prot) (*gntdev.Mapping, error) {
+func (g *grants) Map(_ xen.Domid, refs []xen.Gref, _ gntdev.Prot) (*gntdev.Mapping, error) {
 	if g.hole != nil {
 		return gntdev.NewMapping(g.hole, func() error { return nil }), nil
 	}
@@ -33,7 +33,7 @@ func (g *grants) Map(_ xen.Domid, refs []gntdev.Ref, _ gntdev.Prot) (*gntdev.Map
 
 // makeStatic makes pages static grants, as the control ring would between two
 // turns.
-func (f *front) makeStatic(flags uint16, refs ...netif.Gref) {
+func (f *front) makeStatic(flags uint16, refs ...xen.Gref) {
 	f.tb.Helper()
 	s := staticgrant.Source{Mapper: f.grants}
 	for part := range slices.Chunk(refs, staticgrant.MaxList) {
@@ -48,9 +48,9 @@ func (f *front) makeStatic(flags uint16, refs ...netif.Gref) {
 }
 
 // refs are the grefs from page i to page j, tx pages first.
-func refs(i, j int) (list []netif.Gref) {
+func refs(i, j int) (list []xen.Gref) {
 	for ; i < j; i++ {
-		list = append(list, firstRef+netif.Gref(i))
+		list = append(list, firstRef+xen.Gref(i))
 	}
 	return list
 }
@@ -87,7 +87,7 @@ func TestStaticGrantsTx(t *testing.T) {
 			{"all", (*front).allStatic, func(n uint64) bool { return n == 0 }},
 			{"every other one", func(f *front) {
 				for i := 0; i < frontPages; i += 2 {
-					f.makeStatic(netif.GrefReadOnly, firstRef+netif.Gref(i))
+					f.makeStatic(netif.GrefReadOnly, firstRef+xen.Gref(i))
 				}
 			}, func(n uint64) bool { return n > 0 }},
 		} {
@@ -386,7 +386,7 @@ func TestPageThatIsGone(t *testing.T) {
 			hole, err := unix.Mmap(-1, 0, netif.PageSize, unix.PROT_NONE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
 			must(t, err)
 			f.grants.hole = hole
-			f.makeStatic(0, firstRef+netif.Gref(f.nextTx)+1)
+			f.makeStatic(0, firstRef+xen.Gref(f.nextTx)+1)
 			f.grants.hole = nil
 			f.put(packet{frame: udp(n, 1), slots: tail(n+42, 30)})
 			f.put(packet{frame: udp(18, 2)})
@@ -419,7 +419,7 @@ func TestAnyMixOfGrants(t *testing.T) {
 				switch rapid.IntRange(0, 5).Draw(t, "step") {
 				case 0:
 					from := rapid.IntRange(0, 2*frontPages-1).Draw(t, "from")
-					var list []netif.Gref
+					var list []xen.Gref
 					for _, r := range refs(from, min(from+rapid.IntRange(1, 300).Draw(t, "n"), 2*frontPages)) {
 						if f.static.Lookup(r).Page == nil {
 							list = append(list, r)
@@ -567,11 +567,11 @@ func TestLargeReadAfterHashingEnds(t *testing.T) {
 				f.received()
 			}
 			// The guest has written the next requests, and not published them yet.
-			var next []netif.Gref
+			var next []xen.Gref
 			for range 4 {
 				i := f.nextRx % frontPages
 				f.nextRx++
-				q := netif.RxRequest{ID: uint16(f.nextRx), Gref: firstRef + frontPages + netif.Gref(i)}
+				q := netif.RxRequest{ID: uint16(f.nextRx), Gref: firstRef + frontPages + xen.Gref(i)}
 				f.rx.Put(q)
 				clear(f.page(q.Gref))
 				next = append(next, q.Gref)

@@ -9,6 +9,7 @@ import (
 	"github.com/netbackd/netbackd/internal/offload"
 	"github.com/netbackd/netbackd/pkg/gntdev"
 	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // Limits on the slots of one packet. The ABI promises 18; a frontend that sends
@@ -103,7 +104,7 @@ func (b *txBatch) slots(p *txPacket) []txSlot {
 
 // txSlot is a checked data slot: off+size stays within one page.
 type txSlot struct {
-	gref   netif.Gref
+	gref   xen.Gref
 	off    uint16
 	size   uint16
 	at     int32 // where its data is in the tx arena, or inPlace

@@ -20,7 +20,6 @@ import (
 	"time"
 
 	"github.com/netbackd/netbackd/internal/vif"
-	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
@@ -28,11 +27,11 @@ import (
 // Kernel is the kernel's driver. *xennetback.Driver is one.
 type Kernel interface {
 	Loaded() bool
-	Serves(domid xen.Domid, devid int) bool
-	Interface(domid xen.Domid, devid int) (string, error)
+	Serves(id xenbus.VifID) bool
+	Interface(id xenbus.VifID) (string, error)
 	MaxQueues() (int, error)
-	Unbind(domid xen.Domid, devid int) error
-	Bind(domid xen.Domid, devid int) error
+	Unbind(id xenbus.VifID) error
+	Bind(id xenbus.VifID) error
 }
 
 // Daemon is the running netbackd. *control.Client is one. An error for an unknown vif is

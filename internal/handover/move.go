@@ -19,7 +19,7 @@ import (
 // the kernel's driver, if it is loaded, has taken the vif, and before the driver may
 // connect to the guest.
 func (m *Mover) Hotplug(ctx context.Context, id xenbus.VifID) error {
-	if !m.Kernel.Serves(id.Domid, id.Devid) {
+	if !m.Kernel.Serves(id) {
 		return m.adopt(ctx, id)
 	}
 	if err := m.Daemon.CanAdopt(ctx, id.String()); err != nil {
@@ -32,7 +32,7 @@ func (m *Mover) Hotplug(ctx context.Context, id xenbus.VifID) error {
 // unbindAndAdopt moves a vif from the kernel to netbackd. If netbackd cannot serve it, it
 // is bound to the kernel's driver again, and rebound is true.
 func (m *Mover) unbindAndAdopt(ctx context.Context, id xenbus.VifID) (rebound bool, err error) {
-	if err := m.Kernel.Unbind(id.Domid, id.Devid); err != nil {
+	if err := m.Kernel.Unbind(id); err != nil {
 		return false, err
 	}
 	err = m.adopt(ctx, id)
@@ -68,10 +68,10 @@ func (m *Mover) Fail(id xenbus.VifID, cause error) error {
 // Adopt moves a vif from the kernel's driver to netbackd, whether its guest is connected
 // or not.
 func (m *Mover) Adopt(ctx context.Context, id xenbus.VifID) (r Report, err error) {
-	if !m.Kernel.Serves(id.Domid, id.Devid) {
+	if !m.Kernel.Serves(id) {
 		return r, m.adoptUnbound(ctx, id)
 	}
-	from, err := m.Kernel.Interface(id.Domid, id.Devid)
+	from, err := m.Kernel.Interface(id)
 	if err != nil {
 		return r, err
 	}
@@ -153,7 +153,7 @@ func (m *Mover) canRelease(ctx context.Context, id xenbus.VifID) (s vif.Status, 
 	switch {
 	case !m.Kernel.Loaded():
 		return s, fmt.Errorf("%w; to load it without its taking the vifs that netbackd serves, as root: %s", ErrKernelNotLoaded, SafeLoad)
-	case m.Kernel.Serves(id.Domid, id.Devid):
+	case m.Kernel.Serves(id):
 		return s, fmt.Errorf("%s: %w", id.String(), ErrKernelServes)
 	}
 	if s, err = m.status(ctx, id, 0); err != nil {
@@ -257,7 +257,7 @@ func (mv *move) place(ctx context.Context, name string) error {
 
 // placeKernels is place for the interface of the kernel's driver.
 func (mv *move) placeKernels(ctx context.Context) error {
-	name, err := mv.Kernel.Interface(mv.id.Domid, mv.id.Devid)
+	name, err := mv.Kernel.Interface(mv.id)
 	if err != nil {
 		return err
 	}

@@ -21,7 +21,6 @@ import (
 	"github.com/netbackd/netbackd/internal/control"
 	"github.com/netbackd/netbackd/internal/lab/netns"
 	"github.com/netbackd/netbackd/internal/vif"
-	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
@@ -134,10 +133,10 @@ func (b *bed) did(what string) error {
 	return b.fail[what]
 }
 
-func (b *bed) Loaded() bool                             { return b.loaded }
-func (b *bed) Serves(xen.Domid, int) bool               { return b.kernel }
-func (b *bed) MaxQueues() (int, error)                  { return 2, nil }
-func (b *bed) Interface(xen.Domid, int) (string, error) { return b.name(), nil }
+func (b *bed) Loaded() bool                           { return b.loaded }
+func (b *bed) Serves(xenbus.VifID) bool               { return b.kernel }
+func (b *bed) MaxQueues() (int, error)                { return 2, nil }
+func (b *bed) Interface(xenbus.VifID) (string, error) { return b.name(), nil }
 
 func (b *bed) name() string {
 	if _, err := netlink.LinkByName("web"); err == nil {
@@ -146,7 +145,7 @@ func (b *bed) name() string {
 	return "vif1.0"
 }
 
-func (b *bed) Unbind(xen.Domid, int) error {
+func (b *bed) Unbind(xenbus.VifID) error {
 	if err := b.did("unbind"); err != nil {
 		return err
 	}
@@ -157,7 +156,7 @@ func (b *bed) Unbind(xen.Domid, int) error {
 	return nil
 }
 
-func (b *bed) Bind(xen.Domid, int) error {
+func (b *bed) Bind(xenbus.VifID) error {
 	if err := b.did("bind"); err != nil {
 		return err
 	}

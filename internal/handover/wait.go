@@ -118,7 +118,7 @@ func (m *Mover) bind(ctx context.Context, id xenbus.VifID) error {
 	})
 	switch {
 	case err == nil:
-		return m.Kernel.Bind(id.Domid, id.Devid)
+		return m.Kernel.Bind(id)
 	case ctx.Err() == nil && limited.Err() != nil:
 		return fmt.Errorf("interface %s still exists, so xen-netback would close the vif", id.String())
 	}

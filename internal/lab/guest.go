@@ -9,6 +9,7 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/guest"
 	"github.com/netbackd/netbackd/internal/lab/xensim/simclient"
 	"github.com/netbackd/netbackd/pkg/xen"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
 // GuestConfig is a guest: its domain, its vif, and what its frontend can do.
@@ -29,7 +30,7 @@ type Guest struct {
 }
 
 // VifName returns the vif's name.
-func (g *Guest) VifName() string { return fmt.Sprintf("vif%d.%d", g.Domid, g.Devid) }
+func (g *Guest) VifName() string { return xenbus.VifID{Domid: g.Domid, Devid: g.Devid}.String() }
 
 // Stop ends the guest's process, as a crash of the guest would. Its domain
 // stays until it is destroyed.

@@ -98,7 +98,7 @@ func (x *xl) hotplug(ctx context.Context, c toolstack.Call) error {
 // vif makes the toolstack's config of a vif.
 func (x *xl) vif(domid xen.Domid, v VifConfig) toolstack.Vif {
 	x.mu.Lock()
-	x.scripts[fmt.Sprintf("vif%d.%d", domid, v.Devid)] = v.Script
+	x.scripts[xenbus.VifID{Domid: domid, Devid: v.Devid}.String()] = v.Script
 	x.mu.Unlock()
 	return toolstack.Vif{
 		Devid: v.Devid, MAC: v.MAC, Bridge: v.Bridge, Name: v.Name, Rate: v.Rate, MTU: v.MTU,
@@ -160,14 +160,14 @@ func (l *Lab) Destroy(ctx context.Context, domid xen.Domid) (took time.Duration,
 
 // BackPath returns the backend directory of a vif.
 func (l *Lab) BackPath(domid xen.Domid, devid int) string {
-	return fmt.Sprintf("/local/domain/0/backend/vif/%d/%d", domid, devid)
+	return xenbus.VifID{Domid: domid, Devid: devid}.BackendPath(xen.Dom0)
 }
 
 // FrontPath returns the frontend directory of a vif.
 func (l *Lab) FrontPath(domid xen.Domid, devid int) string { return frontPath(domid, devid) }
 
 func frontPath(domid xen.Domid, devid int) string {
-	return fmt.Sprintf("/local/domain/%d/device/vif/%d", domid, devid)
+	return xenbus.VifID{Domid: domid, Devid: devid}.FrontendPath()
 }
 
 // BackState waits until the backend of a vif shows one of the states.

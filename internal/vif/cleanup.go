@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
+	"strings"
 
 	"github.com/vishvananda/netlink"
 	"go.uber.org/zap"
@@ -15,16 +17,16 @@ import (
 
 	"github.com/netbackd/netbackd/internal/rundir"
 	"github.com/netbackd/netbackd/pkg/tap"
-	"github.com/netbackd/netbackd/pkg/xen"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
 // journalName returns the name of the file with a queue's journal.
-func journalName(domid xen.Domid, devid, queue int) string {
-	return fmt.Sprintf("ring-%d.%d-%d", domid, devid, queue)
+func journalName(id xenbus.VifID, queue int) string {
+	return fmt.Sprintf("ring-%d.%d-%d", id.Domid, id.Devid, queue)
 }
 
 func (v *Vif) journalPath(queue int) string {
-	return filepath.Join(v.cfg.RunDir, journalName(v.cfg.Domid, v.cfg.Devid, queue))
+	return filepath.Join(v.cfg.RunDir, journalName(v.cfg.ID, queue))
 }
 
 // removeJournals removes the journals and the record of the control ring of a connection
@@ -57,7 +59,7 @@ func (v *Vif) removeFile(path string) {
 // daemon served them: TAPs that no process has open, and files in runDir. here reports
 // whether a vif still has its directory. RemoveLeftovers returns the names of what it has
 // removed.
-func RemoveLeftovers(runDir string, here func(domid xen.Domid, devid int) bool) (removed []string, err error) {
+func RemoveLeftovers(runDir string, here func(xenbus.VifID) bool) (removed []string, err error) {
 	others, err := tap.Numbers()
 	if err != nil {
 		return nil, fmt.Errorf("list network namespaces: %w", err)
@@ -85,8 +87,8 @@ func RemoveLeftovers(runDir string, here func(domid xen.Domid, devid int) bool) 
 	files, err := os.ReadDir(runDir)
 	errs = append(errs, err)
 	for _, f := range files {
-		domid, devid, ok := ownerOf(f.Name())
-		if !ok || here(domid, devid) {
+		id, ok := ownerOf(f.Name())
+		if !ok || here(id) {
 			continue
 		}
 		removed = append(removed, f.Name())
@@ -96,10 +98,10 @@ func RemoveLeftovers(runDir string, here func(domid xen.Domid, devid int) bool) 
 }
 
 // isLeftover reports whether a TAP belongs to a vif that is gone.
-func isLeftover(t *netlink.Tuntap, here func(domid xen.Domid, devid int) bool) bool {
+func isLeftover(t *netlink.Tuntap, here func(xenbus.VifID) bool) bool {
 	return slices.ContainsFunc(t.AltNames, func(alt string) bool {
-		domid, devid, ok := parseAltName(alt)
-		return ok && !here(domid, devid)
+		id, ok := parseAltName(alt)
+		return ok && !here(id)
 	})
 }
 
@@ -117,22 +119,21 @@ func removeLeftover(network int, t *netlink.Tuntap) (gone bool, err error) {
 }
 
 // ownerOf returns the vif that a file in the run directory belongs to.
-func ownerOf(name string) (domid xen.Domid, devid int, ok bool) {
-	var queue int
-	if n, _ := fmt.Sscanf(name, "ring-%d.%d-%d", &domid, &devid, &queue); n == 3 {
-		return domid, devid, journalName(domid, devid, queue) == name
+func ownerOf(name string) (id xenbus.VifID, ok bool) {
+	kind, rest, _ := strings.Cut(rundir.Base(name), "-")
+	number, queue, _ := strings.Cut(rest, "-")
+	id, err := xenbus.ParseVifID("vif" + number)
+	if err != nil {
+		return xenbus.VifID{}, false
 	}
-	if n, _ := fmt.Sscanf(name, "ctrl-%d.%d", &domid, &devid); n == 2 {
-		return domid, devid, ctrlName(domid, devid) == rundir.Base(name)
+	switch kind {
+	case "ring":
+		n, err := strconv.Atoi(queue)
+		return id, err == nil && journalName(id, n) == name
+	case "ctrl":
+		return id, ctrlName(id) == rundir.Base(name)
+	case "vif":
+		return id, recordName(id) == rundir.Base(name)
 	}
-	if n, _ := fmt.Sscanf(name, "vif-%d.%d", &domid, &devid); n == 2 {
-		return domid, devid, recordName(domid, devid) == rundir.Base(name)
-	}
-	return 0, 0, false
-}
-
-// parseName parses the name that a vif's TAP is created with.
-func parseName(name string) (domid xen.Domid, devid int, ok bool) {
-	n, _ := fmt.Sscanf(name, "vif%d.%d", &domid, &devid)
-	return domid, devid, n == 2
+	return xenbus.VifID{}, false
 }

@@ -24,7 +24,7 @@ import (
 // Grants maps and copies guests' pages. *gntdev.Device is one.
 type Grants interface {
 	dataplane.Copier
-	Map(domid xen.Domid, refs []gntdev.Ref, prot gntdev.Prot) (*gntdev.Mapping, error)
+	Map(domid xen.Domid, refs []xen.Gref, prot gntdev.Prot) (*gntdev.Mapping, error)
 }
 
 // Events is a handle for event channels. *evtchn.Device is one.
@@ -206,7 +206,7 @@ func (v *Vif) openTapQueues(c *connection, queues []dataplane.QueueConfig) error
 func (v *Vif) dataplaneConfig(c *connection) dataplane.Config {
 	f := &c.frontend.features
 	return dataplane.Config{
-		Domid:       v.cfg.Domid,
+		Domid:       v.cfg.ID.Domid,
 		Guest:       f.guest,
 		SG:          f.sg,
 		XDPHeadroom: c.frontend.headroom,
@@ -224,8 +224,8 @@ func (v *Vif) dataplaneConfig(c *connection) dataplane.Config {
 func (v *Vif) openQueue(c *connection, i int, q *dataplane.QueueConfig) error {
 	k := &c.frontend.queues[i]
 	grants := v.cfg.Host.Grants()
-	page := func(what string, ref gntdev.Ref) ([]byte, error) {
-		m, err := grants.Map(v.cfg.Domid, []gntdev.Ref{ref}, gntdev.ReadWrite)
+	page := func(what string, ref xen.Gref) ([]byte, error) {
+		m, err := grants.Map(v.cfg.ID.Domid, []xen.Gref{ref}, gntdev.ReadWrite)
 		if err != nil {
 			return nil, fmt.Errorf("map %s ring: %w", what, err)
 		}
@@ -239,13 +239,13 @@ func (v *Vif) openQueue(c *connection, i int, q *dataplane.QueueConfig) error {
 	if q.RxPage, err = page("rx", k.rxGref); err != nil {
 		return err
 	}
-	ev, err := v.cfg.Host.OpenEvents(v.cfg.Domid)
+	ev, err := v.cfg.Host.OpenEvents(v.cfg.ID.Domid)
 	if err != nil {
 		return err
 	}
 	c.events = append(c.events, ev)
 	bind := func(remote evtchn.Port) (evtchn.Port, error) {
-		p, err := ev.BindInterdomain(v.cfg.Domid, remote)
+		p, err := ev.BindInterdomain(v.cfg.ID.Domid, remote)
 		if err == nil {
 			c.ports++
 		}

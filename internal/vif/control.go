@@ -12,7 +12,6 @@ import (
 	"github.com/netbackd/netbackd/internal/ctrlserver"
 	"github.com/netbackd/netbackd/internal/dataplane"
 	"github.com/netbackd/netbackd/pkg/tap"
-	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
@@ -33,14 +32,14 @@ func (v *Vif) controlRings() ctrlserver.Protocols {
 }
 
 // ctrlName returns the name of the file with the record of a vif's control ring.
-func ctrlName(domid xen.Domid, devid int) string { return fmt.Sprintf("ctrl-%d.%d", domid, devid) }
+func ctrlName(id xenbus.VifID) string { return fmt.Sprintf("ctrl-%d.%d", id.Domid, id.Devid) }
 
 // ctrlPath returns the path of that file, empty if there is no run directory.
 func (v *Vif) ctrlPath() string {
 	if v.cfg.RunDir == "" {
 		return ""
 	}
-	return filepath.Join(v.cfg.RunDir, ctrlName(v.cfg.Domid, v.cfg.Devid))
+	return filepath.Join(v.cfg.RunDir, ctrlName(v.cfg.ID))
 }
 
 // openControl opens the frontend's control ring, if it has one, and sets up what the
@@ -54,12 +53,12 @@ func (v *Vif) openControl(c *connection, queues []dataplane.QueueConfig, cfg *da
 	if err != nil {
 		return fmt.Errorf("control ring: %w", err)
 	}
-	events, err := v.cfg.Host.OpenEvents(v.cfg.Domid)
+	events, err := v.cfg.Host.OpenEvents(v.cfg.ID.Domid)
 	if err != nil {
 		return fmt.Errorf("control ring: %w", errors.Join(err, mapper.Close()))
 	}
 	c.control, err = ctrlserver.Open(ctrlserver.Config{
-		Domid: v.cfg.Domid, Connection: c.frontend.connection(c.stamp), Offered: v.nodes.offered.control,
+		Domid: v.cfg.ID.Domid, Connection: c.frontend.connection(c.stamp), Offered: v.nodes.offered.control,
 		Known: c.known, Served: c.served,
 		StaticGrants: ctrlserver.StaticGrants{PerQueue: v.cfg.StaticGrants, Budget: v.cfg.GrantBudget},
 		SetSteering:  v.tap.SetSteering, NoBPF: v.cfg.NoBPF,

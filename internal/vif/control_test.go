@@ -24,6 +24,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/gntdev"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/staticgrant"
+	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
@@ -46,7 +47,7 @@ func ctrlWorld(t *testing.T, offer ctrlserver.Protocols) *world {
 }
 
 // page grants a page of the guest with b in it.
-func (w *world) page(b []byte) gntdev.Ref {
+func (w *world) page(b []byte) xen.Gref {
 	w.host.mu.Lock()
 	defer w.host.mu.Unlock()
 	w.next++
@@ -153,7 +154,7 @@ func (g *ctrlGuest) want(status netif.CtrlStatus, typ netif.CtrlType, data ...ui
 
 func gref(list ...netif.GrefEntry) (b []byte) {
 	for _, e := range list {
-		b = binary.LittleEndian.AppendUint32(b, e.Ref)
+		b = binary.LittleEndian.AppendUint32(b, uint32(e.Ref))
 		b = binary.LittleEndian.AppendUint16(b, e.Flags)
 		b = binary.LittleEndian.AppendUint16(b, e.Status)
 	}
@@ -161,15 +162,15 @@ func gref(list ...netif.GrefEntry) (b []byte) {
 }
 
 // configure sets a bit of everything.
-func (g *ctrlGuest) configure() (refs []netif.Gref) {
+func (g *ctrlGuest) configure() (refs []xen.Gref) {
 	g.w.t.Helper()
 	g.want(0, netif.CtrlSetHashAlgorithm, 1)
 	g.want(0, netif.CtrlSetHashFlags, 5)
-	g.want(0, netif.CtrlSetHashKey, g.w.page([]byte("key")), 3)
+	g.want(0, netif.CtrlSetHashKey, uint32(g.w.page([]byte("key"))), 3)
 	g.want(0, netif.CtrlSetHashMappingSize, 3)
-	g.want(0, netif.CtrlSetHashMapping, g.w.page([]byte{1, 0, 0, 0}), 1, 2)
-	refs = []netif.Gref{g.w.page(nil), g.w.page(nil)}
-	g.want(0, netif.CtrlAddGrefMapping, 1, g.w.page(gref(netif.GrefEntry{Ref: refs[0]}, netif.GrefEntry{Ref: refs[1], Flags: 1})), 2)
+	g.want(0, netif.CtrlSetHashMapping, uint32(g.w.page([]byte{1, 0, 0, 0})), 1, 2)
+	refs = []xen.Gref{g.w.page(nil), g.w.page(nil)}
+	g.want(0, netif.CtrlAddGrefMapping, 1, uint32(g.w.page(gref(netif.GrefEntry{Ref: refs[0]}, netif.GrefEntry{Ref: refs[1], Flags: 1}))), 2)
 	return refs
 }
 
@@ -220,9 +221,9 @@ func TestControlOfAVif(t *testing.T) {
 	w.successor()
 	w.configured()
 	w.wantHeld("7 pages, 4 handles, 3 ports")
-	g.want(2, netif.CtrlAddGrefMapping, 1, w.page(gref(netif.GrefEntry{Ref: refs[0]})), 1)
+	g.want(2, netif.CtrlAddGrefMapping, 1, uint32(w.page(gref(netif.GrefEntry{Ref: refs[0]}))), 1)
 	list := w.page(gref(netif.GrefEntry{Ref: refs[0]}, netif.GrefEntry{Ref: 9999}))
-	if n := g.want(0, netif.CtrlDelGrefMapping, 1, list, 2); n != 1 {
+	if n := g.want(0, netif.CtrlDelGrefMapping, 1, uint32(list), 2); n != 1 {
 		t.Errorf("%d removed", n)
 	}
 	if got := w.host.pages[list][:16]; !bytes.Equal(got[6:8], []byte{0, 0}) || !bytes.Equal(got[14:16], []byte{2, 0}) {
@@ -254,9 +255,9 @@ func TestControlBudget(t *testing.T) {
 		}
 		return list
 	}
-	g.want(0, netif.CtrlAddGrefMapping, 0, w.page(gref(pages(8)...)), 8)
-	g.want(2, netif.CtrlAddGrefMapping, 1, w.page(gref(pages(5)...)), 5)
-	g.want(0, netif.CtrlAddGrefMapping, 1, w.page(gref(pages(4)...)), 4)
+	g.want(0, netif.CtrlAddGrefMapping, 0, uint32(w.page(gref(pages(8)...))), 8)
+	g.want(2, netif.CtrlAddGrefMapping, 1, uint32(w.page(gref(pages(5)...))), 5)
+	g.want(0, netif.CtrlAddGrefMapping, 1, uint32(w.page(gref(pages(4)...))), 4)
 	w.wantHeld("17 pages, 4 handles, 3 ports")
 }
 
@@ -528,7 +529,7 @@ func TestControlMessageUnderWayAtTheEnd(t *testing.T) {
 		}
 		return nil
 	})
-	g.send(ctrlring.Request{Type: netif.CtrlAddGrefMapping, Data: [3]uint32{0, page, 8}})
+	g.send(ctrlring.Request{Type: netif.CtrlAddGrefMapping, Data: [3]uint32{0, uint32(page), 8}})
 	<-mapped
 	ended := make(chan struct{})
 	go func() { w.v.suspend(); close(ended) }()
@@ -598,7 +599,7 @@ func TestStaticGrantsLostByTheGuest(t *testing.T) {
 	if n := w.status().Queues[1].Static; n != 1 {
 		t.Errorf("%d static grants restored, want 1", n)
 	}
-	if n := g.want(0, netif.CtrlDelGrefMapping, 1, w.page(gref(netif.GrefEntry{Ref: refs[0]}, netif.GrefEntry{Ref: refs[1]})), 2); n != 1 {
+	if n := g.want(0, netif.CtrlDelGrefMapping, 1, uint32(w.page(gref(netif.GrefEntry{Ref: refs[0]}, netif.GrefEntry{Ref: refs[1]}))), 2); n != 1 {
 		t.Errorf("%d removed, want 1", n)
 	}
 }

@@ -21,7 +21,7 @@ import (
 type fakeHost struct {
 	mu      sync.Mutex // guards all below
 	domid   xen.Domid
-	pages   map[gntdev.Ref][]byte
+	pages   map[xen.Gref][]byte
 	ports   map[evtchn.Port]*fakePort // by the guest's number
 	mapped  int
 	handles int
@@ -37,7 +37,7 @@ type fakePort struct {
 }
 
 func newFakeHost(domid xen.Domid) *fakeHost {
-	return &fakeHost{domid: domid, pages: map[gntdev.Ref][]byte{}, ports: map[evtchn.Port]*fakePort{}}
+	return &fakeHost{domid: domid, pages: map[xen.Gref][]byte{}, ports: map[evtchn.Port]*fakePort{}}
 }
 
 // held describes what the backend has of the guest.
@@ -120,7 +120,7 @@ func (h *fakeHost) OpenEvents(domid xen.Domid) (Events, error) {
 
 type fakeGrants struct{ h *fakeHost }
 
-func (g fakeGrants) Map(domid xen.Domid, refs []gntdev.Ref, _ gntdev.Prot) (*gntdev.Mapping, error) {
+func (g fakeGrants) Map(domid xen.Domid, refs []xen.Gref, _ gntdev.Prot) (*gntdev.Mapping, error) {
 	h := g.h
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -251,10 +251,10 @@ func TestFakeHostIsStrict(t *testing.T) {
 	h := newFakeHost(7)
 	h.pages[8] = make([]byte, gntdev.PageSize)
 	h.ports[3] = new(fakePort)
-	if _, err := h.Grants().Map(7, []gntdev.Ref{9}, gntdev.ReadWrite); err == nil {
+	if _, err := h.Grants().Map(7, []xen.Gref{9}, gntdev.ReadWrite); err == nil {
 		t.Error("mapped what was not granted")
 	}
-	if _, err := h.Grants().Map(6, []gntdev.Ref{8}, gntdev.ReadWrite); err == nil {
+	if _, err := h.Grants().Map(6, []xen.Gref{8}, gntdev.ReadWrite); err == nil {
 		t.Error("mapped another domain's page")
 	}
 	e, err := h.OpenEvents(7)

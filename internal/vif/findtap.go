@@ -12,15 +12,13 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/netbackd/netbackd/pkg/tap"
-	"github.com/netbackd/netbackd/pkg/xen"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
 // altName returns the alternative name of a vif's TAP. The TAP keeps it when a script
 // renames the TAP or moves it to another network namespace, so that a successor finds it.
 // Kernels before 5.5 have no such names.
-func altName(domid xen.Domid, devid int) string {
-	return fmt.Sprintf("%svif%d.%d", altPrefix, domid, devid)
-}
+func altName(id xenbus.VifID) string { return altPrefix + id.String() }
 
 const altPrefix = "netbackd-"
 
@@ -28,13 +26,13 @@ const altPrefix = "netbackd-"
 const noAltName = "TAP has no alternative name: a successor will not find it if a script renames it"
 
 // parseAltName returns the vif whose TAP has an alternative name.
-func parseAltName(alt string) (domid xen.Domid, devid int, ok bool) {
+func parseAltName(alt string) (id xenbus.VifID, ok bool) {
 	name, ok := strings.CutPrefix(alt, altPrefix)
 	if !ok {
-		return 0, 0, false
+		return xenbus.VifID{}, false
 	}
-	domid, devid, ok = parseName(name)
-	return domid, devid, ok && altName(domid, devid) == alt
+	id, err := xenbus.ParseVifID(name)
+	return id, err == nil
 }
 
 // ownNetwork stands for the daemon's own network namespace: see tap.LinkIn.
@@ -51,7 +49,7 @@ type foundTap struct {
 // may have renamed or moved the TAP, and the alternative name may be missing. Other network
 // namespaces are searched only if there has been a TAP before.
 func (v *Vif) findTap() (*foundTap, error) {
-	found, err := findByAltName(altName(v.cfg.Domid, v.cfg.Devid), v.setup != tapUntouched)
+	found, err := findByAltName(altName(v.cfg.ID), v.setup != tapUntouched)
 	if found != nil || err != nil {
 		return found, err
 	}
@@ -63,9 +61,9 @@ func (v *Vif) findTap() (*foundTap, error) {
 		return nil, err
 	}
 	for _, alt := range link.Attrs().AltNames {
-		if domid, devid, ok := parseAltName(alt); ok {
-			return nil, fmt.Errorf("%w: %s is the TAP of vif%d.%d, which was renamed; give it another name",
-				tap.ErrMismatch, v.Name(), domid, devid)
+		if id, ok := parseAltName(alt); ok {
+			return nil, fmt.Errorf("%w: %s is the TAP of %v, which was renamed; give it another name",
+				tap.ErrMismatch, v.Name(), id)
 		}
 	}
 	return &foundTap{link: link, network: ownNetwork}, nil
@@ -104,8 +102,8 @@ func errTapElsewhere(link netlink.Link) error {
 }
 
 // RemoveTap removes the TAP that a daemon left of a vif that is gone.
-func RemoveTap(domid xen.Domid, devid int) error {
-	found, err := findByAltName(altName(domid, devid), true)
+func RemoveTap(id xenbus.VifID) error {
+	found, err := findByAltName(altName(id), true)
 	if found == nil || err != nil {
 		return err
 	}
@@ -116,9 +114,9 @@ func RemoveTap(domid xen.Domid, devid int) error {
 func (v *Vif) removePredecessorTap() error {
 	if v.setup == tapUntouched {
 		// No script has seen it, so it is where it was made, if it exists.
-		return removeTapNamed(altName(v.cfg.Domid, v.cfg.Devid))
+		return removeTapNamed(altName(v.cfg.ID))
 	}
-	return RemoveTap(v.cfg.Domid, v.cfg.Devid)
+	return RemoveTap(v.cfg.ID)
 }
 
 // removeTapNamed removes a TAP by one of its names, if it exists.
@@ -136,7 +134,7 @@ func removeTapNamed(name string) error {
 // restoreAltName gives an adopted TAP its alternative name, if it has none: the daemon that
 // made it was killed before it could.
 func (v *Vif) restoreAltName(info *tap.Info) {
-	alt := altName(v.cfg.Domid, v.cfg.Devid)
+	alt := altName(v.cfg.ID)
 	if slices.Contains(info.AltNames, alt) {
 		return
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/netbackd/netbackd/internal/ctrlserver"
 	"github.com/netbackd/netbackd/pkg/evtchn"
 	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
@@ -45,14 +46,14 @@ type frontend struct {
 // ctrlKeys names the control ring and its channel.
 type ctrlKeys struct {
 	there bool // the frontend has a control ring
-	gref  netif.Gref
+	gref  xen.Gref
 	port  evtchn.Port
 }
 
 // queueKeys names one queue's rings and channels. txPort and rxPort are the guest's
 // ports. They are the same if it has one channel for both rings.
 type queueKeys struct {
-	txGref, rxGref netif.Gref
+	txGref, rxGref xen.Gref
 	txPort, rxPort evtchn.Port
 }
 
@@ -90,7 +91,7 @@ func readFrontend(r reader, dir string, maxQueues int, control ctrlserver.Protoc
 	}
 	if v, ok := k.get(ctrlRingKey); ok && v != "" && control != 0 {
 		f.ctrl.there = true
-		f.ctrl.gref = netif.Gref(k.number(ctrlRingKey, v, 0, maxGref))
+		f.ctrl.gref = xen.Gref(k.number(ctrlRingKey, v, 0, maxGref))
 		f.ctrl.port = evtchn.Port(k.must("event-channel-ctrl", 1, maxPort))
 	}
 	if k.err != nil {
@@ -186,8 +187,8 @@ func (k *keyReader) must(key string, min, max uint64) uint64 {
 
 // queue reads the keys of the queue in the subdirectory prefix.
 func (k *keyReader) queue(prefix string) (q queueKeys) {
-	q.txGref = netif.Gref(k.must(prefix+"tx-ring-ref", 0, maxGref))
-	q.rxGref = netif.Gref(k.must(prefix+"rx-ring-ref", 0, maxGref))
+	q.txGref = xen.Gref(k.must(prefix+"tx-ring-ref", 0, maxGref))
+	q.rxGref = xen.Gref(k.must(prefix+"rx-ring-ref", 0, maxGref))
 	tx, hasTx := k.get(prefix + "event-channel-tx")
 	rx, hasRx := k.get(prefix + "event-channel-rx")
 	if hasTx && hasRx {

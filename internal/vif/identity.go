@@ -8,6 +8,7 @@ import (
 	"github.com/netbackd/netbackd/internal/dataplane"
 	"github.com/netbackd/netbackd/pkg/gntdev"
 	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // What is kept of a connection counts for that connection alone. Grefs, ports and domain
@@ -119,11 +120,11 @@ func (c *connection) ringsRenewed() bool {
 // It may only be called when the frontend has written that it is Connected: until then a
 // port of that number may belong to another device.
 func (v *Vif) channelsRenewed() bool {
-	e, err := v.cfg.Host.OpenEvents(v.cfg.Domid)
+	e, err := v.cfg.Host.OpenEvents(v.cfg.ID.Domid)
 	if err != nil {
 		return false
 	}
-	_, err = e.BindInterdomain(v.cfg.Domid, v.conn.frontend.queues[0].txPort)
+	_, err = e.BindInterdomain(v.cfg.ID.Domid, v.conn.frontend.queues[0].txPort)
 	if cerr := e.Close(); cerr != nil {
 		v.log.Warn("close event channels failed", zap.Error(cerr))
 	}
@@ -137,7 +138,7 @@ func (v *Vif) blockedRingsRenewed() bool {
 	if v.block.stamp.IsZero() || f == nil {
 		return false
 	}
-	m, err := v.cfg.Host.Grants().Map(v.cfg.Domid, []gntdev.Ref{f.queues[0].txGref}, gntdev.ReadWrite)
+	m, err := v.cfg.Host.Grants().Map(v.cfg.ID.Domid, []xen.Gref{f.queues[0].txGref}, gntdev.ReadWrite)
 	if err != nil {
 		return false
 	}

@@ -11,8 +11,8 @@ import (
 
 	"github.com/netbackd/netbackd/internal/ctrlserver"
 	"github.com/netbackd/netbackd/pkg/ctrlring"
-	"github.com/netbackd/netbackd/pkg/gntdev"
 	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
@@ -157,7 +157,7 @@ func TestFrontendThatKeepsTheStamp(t *testing.T) {
 	w.sameRings()
 	g.sameControl()
 	for _, q := range w.conns {
-		for _, ref := range []gntdev.Ref{q.txGref, q.rxGref} {
+		for _, ref := range []xen.Gref{q.txGref, q.rxGref} {
 			w.must(netif.WriteStamp(w.host.pages[ref], stamp))
 		}
 	}
@@ -177,7 +177,7 @@ func TestForgedStamp(t *testing.T) {
 	forged := netif.NewStamp()
 	w.killed()
 	for _, q := range w.conns {
-		for _, ref := range []gntdev.Ref{q.txGref, q.rxGref} {
+		for _, ref := range []xen.Gref{q.txGref, q.rxGref} {
 			w.must(netif.WriteStamp(w.host.pages[ref], forged))
 		}
 	}
@@ -197,7 +197,7 @@ func TestForgedStamp(t *testing.T) {
 func (w *world) old() {
 	w.t.Helper()
 	for _, q := range w.conns {
-		for _, ref := range []gntdev.Ref{q.txGref, q.rxGref} {
+		for _, ref := range []xen.Gref{q.txGref, q.rxGref} {
 			w.must(netif.WriteStamp(w.host.pages[ref], netif.Stamp{}))
 		}
 	}

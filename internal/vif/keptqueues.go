@@ -5,13 +5,14 @@ package vif
 import (
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
 	"github.com/netbackd/netbackd/pkg/tap"
-	"github.com/netbackd/netbackd/pkg/xen"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
 // Keeper keeps copies of open files while no daemon runs, and hands them to the next
@@ -28,21 +29,26 @@ type Keeper interface {
 }
 
 // KeptName returns the name under which a queue is kept.
-func KeptName(domid xen.Domid, devid, queue int) string {
-	return fmt.Sprintf("%s%d.%d-%d", keptPrefix, domid, devid, queue)
+func KeptName(id xenbus.VifID, queue int) string {
+	return fmt.Sprintf("%s%d.%d-%d", keptPrefix, id.Domid, id.Devid, queue)
 }
 
 const keptPrefix = "tap-"
 
 // ParseKept returns the vif and the queue of a name that KeptName has returned.
-func ParseKept(name string) (domid xen.Domid, devid, queue int, ok bool) {
+func ParseKept(name string) (id xenbus.VifID, queue int, ok bool) {
 	rest, ok := strings.CutPrefix(name, keptPrefix)
 	if !ok {
-		return 0, 0, 0, false
+		return xenbus.VifID{}, 0, false
 	}
-	n, _ := fmt.Sscanf(rest, "%d.%d-%d", &domid, &devid, &queue)
-	ok = n == 3 && queue >= 0 && queue < tap.MaxQueues && KeptName(domid, devid, queue) == name
-	return domid, devid, queue, ok
+	vif, number, _ := strings.Cut(rest, "-")
+	id, err := xenbus.ParseVifID("vif" + vif)
+	if err != nil {
+		return xenbus.VifID{}, 0, false
+	}
+	queue, err = strconv.Atoi(number)
+	ok = err == nil && queue >= 0 && queue < tap.MaxQueues && KeptName(id, queue) == name
+	return id, queue, ok
 }
 
 // storeQueues makes the keeper keep the queues that the TAP has, and no others. Packets in
@@ -59,11 +65,11 @@ func (v *Vif) storeQueues() {
 		}
 	}
 	for ; v.storedQueues > n; v.storedQueues-- {
-		v.cfg.Keeper.Remove(KeptName(v.cfg.Domid, v.cfg.Devid, v.storedQueues-1))
+		v.cfg.Keeper.Remove(KeptName(v.cfg.ID, v.storedQueues-1))
 	}
 	for ; v.storedQueues < n; v.storedQueues++ {
 		q := v.tap.Queue(v.storedQueues)
-		if err := v.cfg.Keeper.Store(KeptName(v.cfg.Domid, v.cfg.Devid, v.storedQueues), q.FD()); err != nil {
+		if err := v.cfg.Keeper.Store(KeptName(v.cfg.ID, v.storedQueues), q.FD()); err != nil {
 			v.log.Warn("TAP queue not kept; packets in it will be lost in a restart", zap.Error(err))
 			return
 		}
@@ -86,7 +92,7 @@ func (v *Vif) adoptQueues(cfg tap.Config) (*tap.Device, error) {
 		v.storedQueues, v.keptQueues = d.Queues(), nil
 		if v.cfg.Keeper != nil {
 			for i := range v.storedQueues {
-				v.cfg.Keeper.Adopted(KeptName(v.cfg.Domid, v.cfg.Devid, i))
+				v.cfg.Keeper.Adopted(KeptName(v.cfg.ID, i))
 			}
 		}
 		return d, nil
@@ -104,7 +110,7 @@ func (v *Vif) adoptQueues(cfg tap.Config) (*tap.Device, error) {
 
 // discardKeptQueues closes the queues that were kept, and makes the keeper forget them.
 func (v *Vif) discardKeptQueues() {
-	err := DiscardKept(v.cfg.Keeper, v.cfg.Domid, v.cfg.Devid, v.keptQueues)
+	err := DiscardKept(v.cfg.Keeper, v.cfg.ID, v.keptQueues)
 	v.keptQueues = nil
 	if err != nil {
 		v.log.Warn("close kept TAP queues failed", zap.Error(err))
@@ -113,12 +119,12 @@ func (v *Vif) discardKeptQueues() {
 
 // DiscardKept closes queues that were kept, and makes the keeper forget them: those of a
 // vif that is gone, or that cannot be used.
-func DiscardKept(k Keeper, domid xen.Domid, devid int, fds []int) error {
+func DiscardKept(k Keeper, id xenbus.VifID, fds []int) error {
 	var errs []error
 	for i, fd := range fds {
 		errs = append(errs, unix.Close(fd))
 		if k != nil {
-			k.Remove(KeptName(domid, devid, i))
+			k.Remove(KeptName(id, i))
 		}
 	}
 	return errors.Join(errs...)

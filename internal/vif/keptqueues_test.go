@@ -88,7 +88,7 @@ func (k *fakeKeeper) successor(w *world) {
 	w.t.Helper()
 	cfg := w.cfg
 	for i := 0; ; i++ {
-		fd, there := k.files[KeptName(domid, 0, i)]
+		fd, there := k.files[KeptName(testID, i)]
 		if !there {
 			break
 		}
@@ -227,10 +227,10 @@ func TestKeptBadly(t *testing.T) {
 		spoil func(w *world, k *fakeKeeper)
 		steps string
 	}{
-		{"not all fitted", func(w *world, k *fakeKeeper) { k.Remove(KeptName(domid, 0, 1)) }, "connect plug"},
+		{"not all fitted", func(w *world, k *fakeKeeper) { k.Remove(KeptName(testID, 1)) }, "connect plug"},
 		{"none", func(w *world, k *fakeKeeper) {
-			k.Remove(KeptName(domid, 0, 0))
-			k.Remove(KeptName(domid, 0, 1))
+			k.Remove(KeptName(testID, 0))
+			k.Remove(KeptName(testID, 1))
 		}, "connect plug"},
 		{"the TAP was deleted", func(w *world, _ *fakeKeeper) { w.must(netns.Delete(ifname)) }, "connect plug"},
 		{"the TAP was renamed", func(w *world, _ *fakeKeeper) { w.must(netns.Rename(ifname, "web")) }, "connect plug"},
@@ -240,7 +240,7 @@ func TestKeptBadly(t *testing.T) {
 			}
 			fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
 			w.must(err)
-			k.files[KeptName(domid, 0, 0)] = fd
+			k.files[KeptName(testID, 0)] = fd
 		}, "connect plug"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -261,7 +261,7 @@ func TestKeptBadly(t *testing.T) {
 			if got, want := k.names(), "tap-7.0-0 tap-7.0-1"; got != want {
 				t.Errorf("kept %q, want %q", got, want)
 			}
-			if l := w.iface(altName(domid, 0)); l == nil || l.Queues != 2 || l.DisabledQueues != 0 {
+			if l := w.iface(altName(testID)); l == nil || l.Queues != 2 || l.DisabledQueues != 0 {
 				t.Errorf("interface %+v", l)
 			}
 		})
@@ -318,7 +318,7 @@ func TestAltNameIsRestored(t *testing.T) {
 	w.must(err)
 	w.must(d.CloseKeep())
 	w.wantSteps("publish init-wait")
-	if l := w.iface(altName(domid, 0)); l == nil || l.Name != ifname {
+	if l := w.iface(altName(testID)); l == nil || l.Name != ifname {
 		t.Errorf("interface %+v", l)
 	}
 }
@@ -330,8 +330,8 @@ func TestParseKept(t *testing.T) {
 		"tap-7.0--1": "", "tap-7.0-256": "", "tap-70000.0-0": "", "ring-7.0-0": "",
 	} {
 		got := ""
-		if d, v, q, ok := ParseKept(name); ok {
-			got = fmt.Sprint(d, v, q)
+		if id, q, ok := ParseKept(name); ok {
+			got = fmt.Sprint(id.Domid, id.Devid, q)
 		}
 		if got != want {
 			t.Errorf("%q: got %q, want %q", name, got, want)
@@ -342,11 +342,14 @@ func TestParseKept(t *testing.T) {
 // TestKeptNames: a name tells the vif and the queue, and no two are the same.
 func TestKeptNames(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		domid, devid := xen.Domid(rapid.Uint16().Draw(t, "domid")), rapid.IntRange(0, 65535).Draw(t, "devid")
+		id := xenbus.VifID{
+			Domid: xen.Domid(rapid.Uint16Range(0, uint16(xen.FirstReservedDomid)-1).Draw(t, "domid")),
+			Devid: rapid.IntRange(0, 65535).Draw(t, "devid"),
+		}
 		queue := rapid.IntRange(0, tap.MaxQueues-1).Draw(t, "queue")
-		d, v, q, ok := ParseKept(KeptName(domid, devid, queue))
-		if !ok || d != domid || v != devid || q != queue {
-			t.Errorf("got %d %d %d %t", d, v, q, ok)
+		got, q, ok := ParseKept(KeptName(id, queue))
+		if !ok || got != id || q != queue {
+			t.Errorf("got %v %d %t for queue %d of %v", got, q, ok, queue, id)
 		}
 	})
 }

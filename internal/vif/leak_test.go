@@ -19,7 +19,6 @@ import (
 	"github.com/netbackd/netbackd/pkg/ctrlring"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/tap"
-	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
@@ -141,11 +140,11 @@ func TestHundredControlRings(t *testing.T) {
 			page := w.page(gref(list...))
 			g.want(0, netif.CtrlSetHashAlgorithm, 1)
 			g.want(0, netif.CtrlSetHashFlags, 15)
-			g.want(0, netif.CtrlAddGrefMapping, 0, page, 8)
-			g.want(0, netif.CtrlDelGrefMapping, 0, page, 3)
-			g.want(0, netif.CtrlAddGrefMapping, 0, page, 2)
+			g.want(0, netif.CtrlAddGrefMapping, 0, uint32(page), 8)
+			g.want(0, netif.CtrlDelGrefMapping, 0, uint32(page), 3)
+			g.want(0, netif.CtrlAddGrefMapping, 0, uint32(page), 2)
 			if i%3 == 0 {
-				g.send(ctrlring.Request{Type: netif.CtrlAddGrefMapping, Data: [3]uint32{0, page + 1, 1}})
+				g.send(ctrlring.Request{Type: netif.CtrlAddGrefMapping, Data: [3]uint32{0, uint32(page + 1), 1}})
 			}
 		}
 		switch i % 4 {
@@ -203,12 +202,12 @@ func TestRemoveLeftovers(t *testing.T) {
 		return d
 	}
 	devices := map[string]*tap.Device{
-		"vif1.0":   make("vif1.0", altName(1, 0)),   // gone
-		"guestnet": make("guestnet", altName(1, 1)), // gone, and renamed
-		"vif2.0":   make("vif2.0", altName(2, 0)),   // still there
-		"vif3.0":   make("vif3.0", altName(3, 0)),   // gone, but a process has it open
-		"vif4.0":   make("vif4.0", ""),              // not ours
-		"vif5.0":   make("vif5.0", "netbackd-vif5"), // not ours either
+		"vif1.0":   make("vif1.0", altName(xenbus.VifID{Domid: 1, Devid: 0})),   // gone
+		"guestnet": make("guestnet", altName(xenbus.VifID{Domid: 1, Devid: 1})), // gone, and renamed
+		"vif2.0":   make("vif2.0", altName(xenbus.VifID{Domid: 2, Devid: 0})),   // still there
+		"vif3.0":   make("vif3.0", altName(xenbus.VifID{Domid: 3, Devid: 0})),   // gone, but a process has it open
+		"vif4.0":   make("vif4.0", ""),                                          // not ours
+		"vif5.0":   make("vif5.0", "netbackd-vif5"),                             // not ours either
 	}
 	for name, d := range devices {
 		if name == "vif3.0" {
@@ -226,7 +225,7 @@ func TestRemoveLeftovers(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	here := func(domid xen.Domid, devid int) bool { return domid == 2 && devid == 0 }
+	here := func(id xenbus.VifID) bool { return id == xenbus.VifID{Domid: 2} }
 	removed, err := RemoveLeftovers(dir, here)
 	if err != nil {
 		t.Error(err)

@@ -11,7 +11,6 @@ import (
 
 	"github.com/netbackd/netbackd/internal/lab/netns"
 	"github.com/netbackd/netbackd/pkg/tap"
-	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
@@ -173,7 +172,7 @@ func TestTapOfAVifThatIsGoneElsewhere(t *testing.T) {
 	w.plugIn()
 	w.settle()
 	w.v.suspend()
-	removed, err := RemoveLeftovers("", func(xen.Domid, int) bool { return false })
+	removed, err := RemoveLeftovers("", func(xenbus.VifID) bool { return false })
 	w.must(err)
 	if len(removed) != 1 || removed[0] != ifname || w.tapIn(ns) != nil {
 		t.Errorf("removed %v", removed)
@@ -186,7 +185,7 @@ func TestRenamedOntoAComingVif(t *testing.T) {
 	w := newWorld(t)
 	other, err := tap.Create(tap.Config{Name: "vif6.1", VnetHdr: true, Persist: true})
 	w.must(err)
-	w.must(other.AddAltName(altName(6, 1)))
+	w.must(other.AddAltName(altName(xenbus.VifID{Domid: 6, Devid: 1})))
 	w.must(netns.Rename("vif6.1", ifname))
 	w.must(other.CloseKeep())
 	w.attach()

@@ -192,7 +192,7 @@ func (v *Vif) readOffer() error {
 // checkFrontendDir checks that the frontend's directory is one of the frontend's domain,
 // so that no other domain can speak for it.
 func (v *Vif) checkFrontendDir() error {
-	home := xenstore.DomainPath(v.cfg.Domid)
+	home := xenstore.DomainPath(v.cfg.ID.Domid)
 	if dir := v.nodes.frontendDir; xenstore.CheckPath(dir) != nil || !strings.HasPrefix(dir, home+"/") {
 		return &xenbus.KeyError{Key: "frontend", Value: dir, Want: "a directory below " + home}
 	}
@@ -216,7 +216,7 @@ func (v *Vif) maxQueues() int {
 // domainLives reports whether the frontend's domain exists. Its directory may exist for a
 // while longer. A driver domain may not ask; there the directory is removed first.
 func (v *Vif) domainLives() (bool, error) {
-	alive, err := v.cfg.Store.IsIntroduced(v.cfg.Domid)
+	alive, err := v.cfg.Store.IsIntroduced(v.cfg.ID.Domid)
 	if errors.Is(err, xenstore.ErrPermission) {
 		return true, nil
 	}

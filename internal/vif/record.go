@@ -17,7 +17,7 @@ import (
 	"github.com/netbackd/netbackd/internal/rundir"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/tap"
-	"github.com/netbackd/netbackd/pkg/xen"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
 // record holds what a successor must know of a vif and finds neither in xenstore nor in
@@ -40,10 +40,10 @@ type record struct {
 }
 
 // recordName returns the name of the file with a vif's record.
-func recordName(domid xen.Domid, devid int) string { return fmt.Sprintf("vif-%d.%d", domid, devid) }
+func recordName(id xenbus.VifID) string { return fmt.Sprintf("vif-%d.%d", id.Domid, id.Devid) }
 
 func (v *Vif) recordPath() string {
-	return filepath.Join(v.cfg.RunDir, recordName(v.cfg.Domid, v.cfg.Devid))
+	return filepath.Join(v.cfg.RunDir, recordName(v.cfg.ID))
 }
 
 // saveRecord writes the record. If there is no room for it, the vif is served all the

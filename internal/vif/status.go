@@ -55,6 +55,9 @@ type Status struct {
 	Guest      budget.Used        `json:"guest"`    // of all vifs of the domain
 }
 
+// ID returns the domain and the number of the vif.
+func (s *Status) ID() xenbus.VifID { return xenbus.VifID{Domid: s.Domid, Devid: s.Devid} }
+
 // QueueStatus describes one queue of a connected vif.
 type QueueStatus struct {
 	Worker      int               `json:"worker"`
@@ -97,7 +100,7 @@ func (v *Vif) Status(ctx context.Context) (s Status, ok bool) {
 	var got Status
 	if !v.call(ctx, func() { got = v.status() }) {
 		return Status{
-			Name: v.Name(), Domid: v.cfg.Domid, Devid: v.cfg.Devid,
+			Name: v.Name(), Domid: v.cfg.ID.Domid, Devid: v.cfg.ID.Devid,
 			Features: []string{}, Mcast: []string{}, Queues: []QueueStatus{},
 			Counters: map[string]uint64{},
 		}, false
@@ -107,7 +110,7 @@ func (v *Vif) Status(ctx context.Context) (s Status, ok bool) {
 
 func (v *Vif) status() Status {
 	s := Status{
-		Name: v.Name(), Domid: v.cfg.Domid, Devid: v.cfg.Devid,
+		Name: v.Name(), Domid: v.cfg.ID.Domid, Devid: v.cfg.ID.Devid,
 		State: v.own, Frontend: v.guest.state, Online: v.nodes.online,
 		Hotplug: xenbus.Clip(v.nodes.hotplug), Quarantine: v.block.reason, Error: v.errorText,
 		MAC: xenbus.Clip(v.nodes.mac), Bridge: xenbus.Clip(v.nodes.bridge), Script: xenbus.Clip(v.nodes.script),

@@ -170,7 +170,7 @@ var macOfVifs = net.HardwareAddr{0xfe, 0xff, 0xff, 0xff, 0xff, 0xff}
 
 // configureTap completes a new TAP.
 func (v *Vif) configureTap(mtu int) error {
-	if err := v.tap.AddAltName(altName(v.cfg.Domid, v.cfg.Devid)); err != nil {
+	if err := v.tap.AddAltName(altName(v.cfg.ID)); err != nil {
 		v.log.Warn(noAltName, zap.Error(err))
 	}
 	if err := v.tap.SetMAC(macOfVifs); err != nil {

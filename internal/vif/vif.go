@@ -36,8 +36,7 @@ const DefaultGrace = 900 * time.Millisecond
 
 // Config describes a vif.
 type Config struct {
-	Domid xen.Domid
-	Devid int
+	ID xenbus.VifID
 	// Path is the backend directory, absolute, without a slash at the end:
 	// /local/domain/<own>/backend/vif/<domid>/<devid>.
 	Path string
@@ -149,13 +148,10 @@ func New(cfg Config) *Vif {
 }
 
 // Name returns the name that the vif's TAP is created with.
-func (v *Vif) Name() string { return fmt.Sprintf("vif%d.%d", v.cfg.Domid, v.cfg.Devid) }
+func (v *Vif) Name() string { return v.cfg.ID.String() }
 
-// Domid returns the frontend's domain.
-func (v *Vif) Domid() xen.Domid { return v.cfg.Domid }
-
-// Devid returns the number of the vif in its domain.
-func (v *Vif) Devid() int { return v.cfg.Devid }
+// ID returns the domain and the number of the vif.
+func (v *Vif) ID() xenbus.VifID { return v.cfg.ID }
 
 // Poke makes the vif read all of its part of xenstore again. It never blocks. Pokes
 // that come while one is pending are merged with it.

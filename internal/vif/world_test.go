@@ -47,6 +47,8 @@ const (
 	ifname   = "vif7.0"
 )
 
+var testID = xenbus.VifID{Domid: domid}
+
 // world is a host with one vif: a real xenstored, real TAPs in a network of their own,
 // and a fake Xen. Tests tell its toolstack and its guest what to do.
 //
@@ -66,7 +68,7 @@ type world struct {
 	conns []queueKeys
 	tx    []*netif.TxFront
 	rx    []*netif.RxFront
-	next  uint32
+	next  xen.Gref
 }
 
 // hookedStore is a connection that tests can observe and interrupt.
@@ -131,7 +133,7 @@ func newWorld(t *testing.T) *world {
 	core, log := observer.New(zapcore.DebugLevel)
 	w.log = log
 	w.cfg = Config{
-		Domid: domid, Devid: 0, Path: backDir, ErrorPath: errorKey,
+		ID: testID, Path: backDir, ErrorPath: errorKey,
 		Store: w.xs, Host: w.host, Pool: pool, Log: zap.New(core),
 		Options: Options{MaxQueues: testMaxQueues, Offload: true, RunDir: t.TempDir()},
 	}
@@ -139,7 +141,7 @@ func newWorld(t *testing.T) *world {
 	t.Cleanup(func() {
 		w.v.suspend()
 		_ = removeTapNamed(ifname)
-		_ = removeTapNamed(altName(domid, 0))
+		_ = removeTapNamed(altName(testID))
 		if got := w.host.held(); got != nothing {
 			t.Errorf("at the end the backend holds %s", got)
 		}
@@ -415,7 +417,7 @@ func (w *world) journals() string {
 	w.must(err)
 	var names []string
 	for _, f := range files {
-		if f.Name() != recordName(domid, 0) { // it belongs to the device
+		if f.Name() != recordName(testID) { // it belongs to the device
 			names = append(names, f.Name())
 		}
 	}

@@ -26,7 +26,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/netbackd/netbackd/pkg/xen"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
 // Module is the name of the module, as modprobe takes it.
@@ -62,8 +62,8 @@ func (d *Driver) BuiltIn() bool {
 
 // Serves reports whether the driver has this vif. It has from before its probe
 // starts until its remove is over.
-func (d *Driver) Serves(domid xen.Domid, devid int) bool {
-	to, err := os.Readlink(filepath.Join(d.device(domid, devid), "driver"))
+func (d *Driver) Serves(id xenbus.VifID) bool {
+	to, err := os.Readlink(filepath.Join(d.device(id), "driver"))
 	return err == nil && filepath.Base(to) == "vif"
 }
 
@@ -74,22 +74,22 @@ func (d *Driver) Vifs() (names []string, err error) {
 		return nil, nil
 	}
 	for _, e := range entries {
-		id, ok := strings.CutPrefix(e.Name(), "vif-")
-		if dom, dev, two := strings.Cut(id, "-"); ok && two {
-			names = append(names, "vif"+dom+"."+dev)
+		id, err := xenbus.ParseVifPath(strings.ReplaceAll(e.Name(), "-", "/"))
+		if err == nil {
+			names = append(names, id.String())
 		}
 	}
 	return names, err
 }
 
 // Interface is the name that the driver's interface of a vif has now.
-func (d *Driver) Interface(domid xen.Domid, devid int) (string, error) {
-	entries, err := os.ReadDir(filepath.Join(d.device(domid, devid), "net"))
+func (d *Driver) Interface(id xenbus.VifID) (string, error) {
+	entries, err := os.ReadDir(filepath.Join(d.device(id), "net"))
 	if err != nil {
-		return "", fmt.Errorf("interface of vif%d.%d: %w", domid, devid, err)
+		return "", fmt.Errorf("interface of %v: %w", id, err)
 	}
 	if len(entries) != 1 {
-		return "", fmt.Errorf("vif%d.%d has %d interfaces", domid, devid, len(entries))
+		return "", fmt.Errorf("%v has %d interfaces", id, len(entries))
 	}
 	return entries[0].Name(), nil
 }
@@ -105,40 +105,43 @@ func (d *Driver) MaxQueues() (int, error) {
 
 // Unbind takes a vif from the driver. It returns when the guest's rings are
 // unmapped and the interface is gone, in a fraction of a second.
-func (d *Driver) Unbind(domid xen.Domid, devid int) error {
-	return d.tell("unbind", domid, devid)
+func (d *Driver) Unbind(id xenbus.VifID) error {
+	return d.tell("unbind", id)
 }
 
 // Bind gives a vif to the driver. If another back end has the interface name
 // vif<domid>.<devid> at that time, this fails, and the driver writes Closing into
 // the state node: the guest gives the vif up.
-func (d *Driver) Bind(domid xen.Domid, devid int) error {
-	return d.tell("bind", domid, devid)
+func (d *Driver) Bind(id xenbus.VifID) error {
+	return d.tell("bind", id)
 }
 
-func (d *Driver) tell(what string, domid xen.Domid, devid int) error {
+func (d *Driver) tell(what string, id xenbus.VifID) error {
 	f, err := os.OpenFile(filepath.Join(d.driver(), what), os.O_WRONLY, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		return ErrNotLoaded
 	}
 	if err == nil {
-		_, err = fmt.Fprintf(f, "vif-%d-%d", domid, devid)
+		_, err = fmt.Fprint(f, deviceName(id))
 		err = errors.Join(err, f.Close())
 	}
 	switch {
 	case errors.Is(err, fs.ErrPermission), errors.Is(err, unix.EROFS):
-		return fmt.Errorf("%s vif%d.%d: %w; run this as root, outside of the daemon's sandbox", what, domid, devid, err)
+		return fmt.Errorf("%s %v: %w; run this as root, outside of the daemon's sandbox", what, id, err)
 	case err != nil:
-		return fmt.Errorf("%s vif%d.%d: %w", what, domid, devid, err)
+		return fmt.Errorf("%s %v: %w", what, id, err)
 	}
 	return nil
 }
 
 func (d *Driver) driver() string { return filepath.Join(d.bus, "drivers/vif") }
 
-func (d *Driver) device(domid xen.Domid, devid int) string {
-	return filepath.Join(d.bus, "devices", fmt.Sprintf("vif-%d-%d", domid, devid))
+func (d *Driver) device(id xenbus.VifID) string {
+	return filepath.Join(d.bus, "devices", deviceName(id))
 }
+
+// deviceName returns the name of a vif in sysfs, such as vif-1-0.
+func deviceName(id xenbus.VifID) string { return fmt.Sprintf("vif-%d-%d", id.Domid, id.Devid) }
 
 func exists(path string) bool {
 	_, err := os.Stat(path)

@@ -10,7 +10,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/netbackd/netbackd/pkg/xen"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
 // tree makes a sysfs: files by path, links by path and "->" before the target,
@@ -66,29 +66,31 @@ func TestLoaded(t *testing.T) {
 		t.Errorf("loaded %t, built in %t", d.Loaded(), d.BuiltIn())
 	}
 	for _, tt := range []struct {
-		domid  xen.Domid
-		devid  int
+		id     xenbus.VifID
 		serves bool
-	}{{3, 1, true}, {3, 0, false}, {4, 0, false}, {5, 0, false}} {
-		if got := d.Serves(tt.domid, tt.devid); got != tt.serves {
-			t.Errorf("serves vif%d.%d: %t", tt.domid, tt.devid, got)
+	}{
+		{xenbus.VifID{Domid: 3, Devid: 1}, true}, {xenbus.VifID{Domid: 3}, false},
+		{xenbus.VifID{Domid: 4}, false}, {xenbus.VifID{Domid: 5}, false},
+	} {
+		if got := d.Serves(tt.id); got != tt.serves {
+			t.Errorf("serves %v: %t", tt.id, got)
 		}
 	}
 	names, err := d.Vifs()
 	if diff := cmp.Diff([]string{"vif3.1"}, names); diff != "" || err != nil {
 		t.Errorf("unexpected vifs, %v (-want +got):\n%s", err, diff)
 	}
-	if name, err := d.Interface(3, 1); name != "web" || err != nil {
+	if name, err := d.Interface(xenbus.VifID{Domid: 3, Devid: 1}); name != "web" || err != nil {
 		t.Errorf("interface %q, %v", name, err)
 	}
-	if _, err := d.Interface(4, 0); !errors.Is(err, os.ErrNotExist) {
+	if _, err := d.Interface(xenbus.VifID{Domid: 4, Devid: 0}); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("interface of a vif that is not served: %v", err)
 	}
 	if n, err := d.MaxQueues(); n != 2 || err != nil {
 		t.Errorf("max queues %d, %v", n, err)
 	}
-	must(t, d.Unbind(3, 1))
-	must(t, d.Bind(4, 0))
+	must(t, d.Unbind(xenbus.VifID{Domid: 3, Devid: 1}))
+	must(t, d.Bind(xenbus.VifID{Domid: 4, Devid: 0}))
 	for file, want := range map[string]string{"unbind": "vif-3-1", "bind": "vif-4-0"} {
 		if got, err := os.ReadFile(filepath.Join(root, "bus/xen-backend/drivers/vif", file)); string(got) != want || err != nil {
 			t.Errorf("%s was told %q, %v", file, got, err)
@@ -98,16 +100,16 @@ func TestLoaded(t *testing.T) {
 
 func TestNotLoaded(t *testing.T) {
 	d := New(tree(t, map[string]string{"bus/xen-backend/devices/vif-3-1/uevent": ""}))
-	if d.Loaded() || d.BuiltIn() || d.Serves(3, 1) {
+	if d.Loaded() || d.BuiltIn() || d.Serves(xenbus.VifID{Domid: 3, Devid: 1}) {
 		t.Error("claims to be loaded")
 	}
 	if names, err := d.Vifs(); len(names) != 0 || err != nil {
 		t.Errorf("vifs %v, %v", names, err)
 	}
-	if err := d.Unbind(3, 1); !errors.Is(err, ErrNotLoaded) {
+	if err := d.Unbind(xenbus.VifID{Domid: 3, Devid: 1}); !errors.Is(err, ErrNotLoaded) {
 		t.Errorf("unbind: %v", err)
 	}
-	if err := d.Bind(3, 1); !errors.Is(err, ErrNotLoaded) {
+	if err := d.Bind(xenbus.VifID{Domid: 3, Devid: 1}); !errors.Is(err, ErrNotLoaded) {
 		t.Errorf("bind: %v", err)
 	}
 	if _, err := d.MaxQueues(); !errors.Is(err, os.ErrNotExist) {

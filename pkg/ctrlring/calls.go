@@ -69,7 +69,7 @@ type GrefHandler interface {
 
 // Mapper maps pages of a guest. *gntdev.Device is one.
 type Mapper interface {
-	Map(domid xen.Domid, refs []gntdev.Ref, prot gntdev.Prot) (*gntdev.Mapping, error)
+	Map(domid xen.Domid, refs []xen.Gref, prot gntdev.Prot) (*gntdev.Mapping, error)
 }
 
 // Limits of what a page can hold, or a message name.
@@ -147,7 +147,7 @@ func (c *Calls) setHashKey(r Request) Response {
 			return Response{Status: netif.CtrlBufferOverflow, Err: fmt.Errorf("%w: %d octets", errKeySize, size)}
 		}
 		var err error
-		if key, err = c.fetch(r.Data[0], int(r.Data[1])); err != nil {
+		if key, err = c.fetch(xen.Gref(r.Data[0]), int(r.Data[1])); err != nil {
 			return invalid(err)
 		}
 	}
@@ -162,7 +162,7 @@ func (c *Calls) setHashMapping(r Request) Response {
 	if n > maxEntries {
 		return invalid(fmt.Errorf("%w: %d", errEntries, n))
 	}
-	b, err := c.fetch(r.Data[0], int(n)*4)
+	b, err := c.fetch(xen.Gref(r.Data[0]), int(n)*4)
 	if err != nil {
 		return invalid(err)
 	}
@@ -174,7 +174,7 @@ func (c *Calls) setHashMapping(r Request) Response {
 }
 
 func (c *Calls) grefs(r Request) (rsp Response) {
-	queue, ref, n := r.Data[0], r.Data[1], r.Data[2]
+	queue, ref, n := r.Data[0], xen.Gref(r.Data[1]), r.Data[2]
 	if r.Type == netif.CtrlGetGrefMappingSize {
 		rsp.Data, rsp.Status = c.Grefs.GetGrefMappingSize(queue)
 		return rsp
@@ -195,12 +195,12 @@ func (c *Calls) grefs(r Request) (rsp Response) {
 
 // delGrefs keeps the list mapped until the statuses are written. That it is
 // mapped writable beforehand is what makes sure that they can be.
-func (c *Calls) delGrefs(queue uint32, ref netif.Gref, n int) (rsp Response) {
+func (c *Calls) delGrefs(queue uint32, ref xen.Gref, n int) (rsp Response) {
 	if n == 0 {
 		rsp.Data, rsp.Status = c.Grefs.DelGrefMapping(queue, nil)
 		return rsp
 	}
-	m, err := c.Mapper.Map(c.Domid, []gntdev.Ref{ref}, gntdev.ReadWrite)
+	m, err := c.Mapper.Map(c.Domid, []xen.Gref{ref}, gntdev.ReadWrite)
 	if err != nil {
 		return invalid(err)
 	}
@@ -222,7 +222,7 @@ func parseList(b []byte) []netif.GrefEntry {
 	for i := range list {
 		e := b[8*i:]
 		list[i] = netif.GrefEntry{
-			Ref:    binary.LittleEndian.Uint32(e),
+			Ref:    xen.Gref(binary.LittleEndian.Uint32(e)),
 			Flags:  binary.LittleEndian.Uint16(e[4:]),
 			Status: binary.LittleEndian.Uint16(e[6:]),
 		}
@@ -232,11 +232,11 @@ func parseList(b []byte) []netif.GrefEntry {
 
 // fetch copies the first n octets of a page, which may be granted read-only. Of
 // no octets it is not even looked at.
-func (c *Calls) fetch(ref netif.Gref, n int) ([]byte, error) {
+func (c *Calls) fetch(ref xen.Gref, n int) ([]byte, error) {
 	if n == 0 {
 		return nil, nil
 	}
-	m, err := c.Mapper.Map(c.Domid, []gntdev.Ref{ref}, gntdev.ReadOnly)
+	m, err := c.Mapper.Map(c.Domid, []xen.Gref{ref}, gntdev.ReadOnly)
 	if err != nil {
 		return nil, err
 	}

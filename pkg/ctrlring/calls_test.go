@@ -14,6 +14,7 @@ import (
 
 	"github.com/netbackd/netbackd/pkg/gntdev"
 	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // Grefs of the pages that the table below knows.
@@ -177,12 +178,12 @@ func TestSlotMessages(t *testing.T) {
 			full[i].Status = uint16(success)
 		}
 	}
-	written := map[string]map[netif.Gref][]byte{
+	written := map[string]map[xen.Gref][]byte{
 		"del":                    {gDelList: deleted(success, invalidParam, invalidParam, success, invalidParam)},
 		"del from another queue": {gDelList: deleted(invalidParam, invalidParam, invalidParam, invalidParam, invalidParam)},
 		"del a full list":        {gFullList: listOf(full...)},
 	}
-	left := map[string][]netif.Gref{
+	left := map[string][]xen.Gref{
 		"del": {101}, "del a full list": {}, "add, list granted read-only": {}, "add a full list": {},
 	}
 	for _, tt := range tests {
@@ -195,10 +196,10 @@ func TestSlotMessages(t *testing.T) {
 				}
 			}
 			if tt.name == "del" {
-				r.grefs.InFlight = []netif.Gref{101}
+				r.grefs.InFlight = []xen.Gref{101}
 			}
 			r.pages.calls = 0
-			want := map[netif.Gref][]byte{}
+			want := map[xen.Gref][]byte{}
 			for ref, p := range r.pages.pages {
 				want[ref] = slices.Clone(p)
 				copy(want[ref], written[tt.name][ref])
@@ -223,10 +224,10 @@ func TestSlotMessages(t *testing.T) {
 			}
 			l, changed := left[tt.name]
 			if !changed && len(tt.before) > 0 && tt.before[0].Type == netif.CtrlAddGrefMapping {
-				l = []netif.Gref{100, 101, 102}
+				l = []xen.Gref{100, 101, 102}
 			}
 			if tt.name == "add" {
-				l = []netif.Gref{100, 101, 102}
+				l = []xen.Gref{100, 101, 102}
 			}
 			if got := slices.Sorted(maps.Keys(r.grefs.Mapped[1])); !slices.Equal(got, l) {
 				t.Errorf("queue 1 has grefs %v, want %v", got, l)
@@ -248,7 +249,7 @@ func delList() []netif.GrefEntry {
 func fullList() []netif.GrefEntry {
 	l := make([]netif.GrefEntry, 512)
 	for i := range l {
-		l[i].Ref = netif.Gref(i)
+		l[i].Ref = xen.Gref(i)
 	}
 	return l
 }

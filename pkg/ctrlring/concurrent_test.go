@@ -14,6 +14,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/gntdev"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/staticgrant"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // event is an event channel: a pending bit that stays set until it is taken.
@@ -173,8 +174,8 @@ func (g *grants) DelGrefMapping(queue uint32, list []netif.GrefEntry) (uint32, n
 // message on the ring to the table in the worker and back.
 func TestStaticGrants(t *testing.T) {
 	var pages guestPages
-	for ref := range netif.Gref(64) {
-		pages.grant(100+ref, ref == 5, words32(ref))
+	for ref := range xen.Gref(64) {
+		pages.grant(100+ref, ref == 5, words32(uint32(ref)))
 	}
 	pages.grant(1, false, nil)
 	budget := staticgrant.NewBudget(40, nil)
@@ -222,7 +223,7 @@ func TestStaticGrants(t *testing.T) {
 			t.Errorf("%s: %v, want %v", what, got, want)
 		}
 	}
-	ref := func(refs ...netif.Gref) (list []netif.GrefEntry) {
+	ref := func(refs ...xen.Gref) (list []netif.GrefEntry) {
 		for _, r := range refs {
 			list = append(list, netif.GrefEntry{Ref: 100 + r, Status: 0x77})
 		}

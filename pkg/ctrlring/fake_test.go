@@ -109,8 +109,8 @@ func (h *hashState) clone() hashState {
 // grefState is a GrefHandler that takes any gref but 666, and does not give up
 // those in flight.
 type grefState struct {
-	Mapped   [queues]map[netif.Gref]bool
-	InFlight []netif.Gref
+	Mapped   [queues]map[xen.Gref]bool
+	InFlight []xen.Gref
 	Calls    int
 }
 
@@ -133,7 +133,7 @@ func (g *grefState) AddGrefMapping(queue uint32, list []netif.GrefEntry) netif.C
 	}
 	for _, e := range list {
 		if g.Mapped[queue] == nil {
-			g.Mapped[queue] = map[netif.Gref]bool{}
+			g.Mapped[queue] = map[xen.Gref]bool{}
 		}
 		g.Mapped[queue][e.Ref] = e.Flags&netif.GrefReadOnly != 0
 	}
@@ -164,17 +164,17 @@ func (g *grefState) DelGrefMapping(queue uint32, list []netif.GrefEntry) (n uint
 // guestPages are the pages a guest granted. Pages of a read-only grant cannot be
 // mapped writable.
 type guestPages struct {
-	pages    map[netif.Gref][]byte
-	readOnly map[netif.Gref]bool
+	pages    map[xen.Gref][]byte
+	readOnly map[xen.Gref]bool
 	mapped   int
 	calls    int
 	unmapErr error
-	onMap    func(netif.Gref)
+	onMap    func(xen.Gref)
 }
 
-func (g *guestPages) grant(ref netif.Gref, ro bool, b []byte) {
+func (g *guestPages) grant(ref xen.Gref, ro bool, b []byte) {
 	if g.pages == nil {
-		g.pages, g.readOnly = map[netif.Gref][]byte{}, map[netif.Gref]bool{}
+		g.pages, g.readOnly = map[xen.Gref][]byte{}, map[xen.Gref]bool{}
 	}
 	p := newMem()
 	for i := range p {
@@ -184,7 +184,7 @@ func (g *guestPages) grant(ref netif.Gref, ro bool, b []byte) {
 	g.pages[ref], g.readOnly[ref] = p, ro
 }
 
-func (g *guestPages) Map(d xen.Domid, refs []gntdev.Ref, prot gntdev.Prot) (*gntdev.Mapping, error) {
+func (g *guestPages) Map(d xen.Domid, refs []xen.Gref, prot gntdev.Prot) (*gntdev.Mapping, error) {
 	g.calls++
 	if g.onMap != nil {
 		g.onMap(refs[0])
@@ -221,7 +221,7 @@ func words64(v ...uint64) (b []byte) {
 
 func listOf(list ...netif.GrefEntry) (b []byte) {
 	for _, e := range list {
-		b = binary.LittleEndian.AppendUint32(b, e.Ref)
+		b = binary.LittleEndian.AppendUint32(b, uint32(e.Ref))
 		b = binary.LittleEndian.AppendUint16(b, e.Flags)
 		b = binary.LittleEndian.AppendUint16(b, e.Status)
 	}

@@ -12,6 +12,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // referenceAck is the response to a message on a byte-stream ring, and its effect
@@ -285,7 +286,7 @@ type slotModel struct {
 }
 
 // octets are those at the start of a page, if it is granted.
-func (m *slotModel) octets(ref uint32, n int) ([]byte, bool) {
+func (m *slotModel) octets(ref xen.Gref, n int) ([]byte, bool) {
 	if n == 0 {
 		return nil, true // whatever the reference is
 	}
@@ -314,7 +315,7 @@ func (m *slotModel) message(typ uint16, a, b, c uint32) (status netif.CtrlStatus
 	case 2:
 		return m.hash.SetHashFlags(a), 0
 	case 3:
-		key, ok := m.octets(a, int(min(b, 4096)))
+		key, ok := m.octets(xen.Gref(a), int(min(b, 4096)))
 		switch {
 		case b > 4096 || b <= 40 && !ok:
 			return invalidParam, 0
@@ -328,7 +329,7 @@ func (m *slotModel) message(typ uint16, a, b, c uint32) (status netif.CtrlStatus
 	case 5:
 		return m.hash.SetHashMappingSize(a), 0
 	case 6:
-		page, ok := m.octets(a, 4*int(min(b, 1024)))
+		page, ok := m.octets(xen.Gref(a), 4*int(min(b, 1024)))
 		if b > 1024 || !ok {
 			return invalidParam, 0
 		}
@@ -345,13 +346,13 @@ func (m *slotModel) message(typ uint16, a, b, c uint32) (status netif.CtrlStatus
 		}
 		return success, 512
 	case 9, 10:
-		page, ok := m.octets(b, 8*int(min(c, 512)))
-		if c > 512 || !ok || typ == 10 && c > 0 && m.pages.readOnly[b] {
+		page, ok := m.octets(xen.Gref(b), 8*int(min(c, 512)))
+		if c > 512 || !ok || typ == 10 && c > 0 && m.pages.readOnly[xen.Gref(b)] {
 			return invalidParam, 0
 		}
 		var list []netif.GrefEntry
 		for e := page; len(e) > 0; e = e[8:] {
-			list = append(list, netif.GrefEntry{Ref: le.Uint32(e), Flags: le.Uint16(e[4:])})
+			list = append(list, netif.GrefEntry{Ref: xen.Gref(le.Uint32(e)), Flags: le.Uint16(e[4:])})
 		}
 		if typ == 9 {
 			return m.grefs.AddGrefMapping(a, list), 0

@@ -20,7 +20,7 @@ type allocGref struct {
 	flags   uint16
 	count   uint32
 	index   uint64 // out: the offset for mmap
-	grefIDs [1]uint32
+	grefIDs [1]xen.Gref
 	_       uint32
 }
 
@@ -60,7 +60,7 @@ type linux struct{}
 
 var _ kernel = linux{}
 
-func (linux) allocGref(fd int, domid xen.Domid, n int, writable bool) (uint64, []uint32, error) {
+func (linux) allocGref(fd int, domid xen.Domid, n int, writable bool) (uint64, []xen.Gref, error) {
 	buf := newAllocArg(domid, n, writable)
 	if err := ioctl(fd, iocAllocGref, unsafe.Pointer(unsafe.SliceData(buf))); err != nil {
 		return 0, nil, err
@@ -85,8 +85,8 @@ func newAllocArg(domid xen.Domid, n int, writable bool) []uint64 {
 }
 
 // allocAnswer is what the kernel filled in.
-func allocAnswer(buf []uint64, n int) (index uint64, refs []uint32) {
-	refs = slices.Clone(unsafe.Slice((*uint32)(unsafe.Pointer(&buf[allocHeader])), n))
+func allocAnswer(buf []uint64, n int) (index uint64, refs []xen.Gref) {
+	refs = slices.Clone(unsafe.Slice((*xen.Gref)(unsafe.Pointer(&buf[allocHeader])), n))
 	return buf[1], refs
 }
 

@@ -98,7 +98,7 @@ func (d *Device) free(index uint64, n int, mem []byte) error {
 
 // kernel is the device's system calls, so that tests can stand in for Xen.
 type kernel interface {
-	allocGref(fd int, domid xen.Domid, n int, writable bool) (index uint64, refs []uint32, err error)
+	allocGref(fd int, domid xen.Domid, n int, writable bool) (index uint64, refs []xen.Gref, err error)
 	deallocGref(fd int, index uint64, n int) error
 	mmap(fd int, index uint64, length int) ([]byte, error)
 	munmap(mem []byte) error

@@ -31,14 +31,14 @@ func (f *fake) log(format string, args ...any) {
 	f.calls = append(f.calls, fmt.Sprintf(format, args...))
 }
 
-func (f *fake) allocGref(_ int, domid xen.Domid, n int, writable bool) (uint64, []uint32, error) {
+func (f *fake) allocGref(_ int, domid xen.Domid, n int, writable bool) (uint64, []xen.Gref, error) {
 	f.log("alloc %d %d %v", domid, n, writable)
 	if f.allocErr != nil {
 		return 0, nil, f.allocErr
 	}
-	refs := make([]uint32, n)
+	refs := make([]xen.Gref, n)
 	for i := range refs {
-		refs[i] = uint32(8 + i)
+		refs[i] = xen.Gref(8 + i)
 	}
 	return 0x5000, refs, nil
 }
@@ -75,7 +75,7 @@ func TestAllocAndFree(t *testing.T) {
 	if len(p.Bytes()) != 3*PageSize {
 		t.Errorf("%d bytes", len(p.Bytes()))
 	}
-	if diff := cmp.Diff([]uint32{8, 9, 10}, p.Refs()); diff != "" {
+	if diff := cmp.Diff([]xen.Gref{8, 9, 10}, p.Refs()); diff != "" {
 		t.Errorf("refs (-want +got):\n%s", diff)
 	}
 	for range 2 {
@@ -170,7 +170,7 @@ func TestFailuresAreReported(t *testing.T) {
 
 func TestNewPages(t *testing.T) {
 	n := 0
-	p := NewPages(make([]byte, PageSize), []uint32{8}, func() error { n++; return unix.EIO })
+	p := NewPages(make([]byte, PageSize), []xen.Gref{8}, func() error { n++; return unix.EIO })
 	if err := p.Free(); err != unix.EIO {
 		t.Errorf("Free: %v, want EIO", err)
 	}

@@ -2,19 +2,23 @@
 
 package gntalloc
 
-import "sync"
+import (
+	"sync"
+
+	"github.com/netbackd/netbackd/pkg/xen"
+)
 
 // Pages is a run of pages another domain has been granted access to.
 type Pages struct {
 	mem  []byte
-	refs []uint32
+	refs []xen.Gref
 	free func() error
 	once sync.Once
 }
 
 // NewPages makes a Pages of mem, granted as refs, that free gives back. It is
 // for implementations of Alloc other than [Device.Alloc].
-func NewPages(mem []byte, refs []uint32, free func() error) *Pages {
+func NewPages(mem []byte, refs []xen.Gref, free func() error) *Pages {
 	return &Pages{mem: mem, refs: refs, free: free}
 }
 
@@ -22,7 +26,7 @@ func NewPages(mem []byte, refs []uint32, free func() error) *Pages {
 func (p *Pages) Bytes() []byte { return p.mem }
 
 // Refs are the grant references, in the order of the pages.
-func (p *Pages) Refs() []uint32 { return p.refs }
+func (p *Pages) Refs() []xen.Gref { return p.refs }
 
 // Free ends the grants and gives the memory back. Pages the other domain still
 // has mapped live on, inaccessible to us, until it lets go of them; their refs

@@ -5,13 +5,15 @@ package gntdev
 import (
 	"structs"
 	"unsafe"
+
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // grantRef is struct ioctl_gntdev_grant_ref.
 type grantRef struct {
 	_     structs.HostLayout
 	domid uint32
-	ref   uint32
+	ref   xen.Gref
 }
 
 // mapGrantRef is struct ioctl_gntdev_map_grant_ref. The kernel takes count

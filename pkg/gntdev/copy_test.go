@@ -11,11 +11,12 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/netbackd/netbackd/pkg/internal/xendev"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 func TestCopyGivesEachSegmentItsStatus(t *testing.T) {
 	f := newFake()
-	f.bad = []Ref{9}
+	f.bad = []xen.Gref{9}
 	segs := make([]Segment, 3)
 	segs[0].FromGuest(7, 8, 0, 1, PageSize)
 	segs[1].ToGuest(7, 9, PageSize, 1, 0)
@@ -177,7 +178,7 @@ func (okay) grantCopy(int, []Segment) error { return nil }
 func filled(n int) []Segment {
 	segs := make([]Segment, n)
 	for i := range segs {
-		segs[i].FromGuest(7, Ref(i), 0, 1, 1500)
+		segs[i].FromGuest(7, xen.Gref(i), 0, 1, 1500)
 	}
 	return segs
 }

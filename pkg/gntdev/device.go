@@ -54,7 +54,7 @@ func (d *Device) Close() error {
 // kernel is the device's system calls, so that tests can stand in for Xen.
 type kernel interface {
 	grantCopy(fd int, segs []Segment) error
-	mapGrantRef(fd int, domid xen.Domid, refs []Ref) (index uint64, err error)
+	mapGrantRef(fd int, domid xen.Domid, refs []xen.Gref) (index uint64, err error)
 	unmapGrantRef(fd int, index uint64, count int) error
 	mmap(fd int, index uint64, length int, prot Prot) ([]byte, error)
 	munmap(mem []byte) error

@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 func TestOpenSaysWhatToDo(t *testing.T) {
@@ -34,7 +36,7 @@ func TestOpenAndClose(t *testing.T) {
 	if err := d.Copy(segs); !errors.Is(err, unix.ENOTTY) {
 		t.Errorf("Copy: %v, want ENOTTY", err)
 	}
-	if _, err := d.Map(7, []Ref{8}, ReadOnly); !errors.Is(err, unix.ENOTTY) {
+	if _, err := d.Map(7, []xen.Gref{8}, ReadOnly); !errors.Is(err, unix.ENOTTY) {
 		t.Errorf("Map: %v, want ENOTTY", err)
 	}
 	for range 2 {

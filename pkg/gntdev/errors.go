@@ -28,7 +28,7 @@ type Error struct {
 	// Domid and Ref name the grant at fault. Domid alone is set when a map
 	// failed and no single ref could be blamed.
 	Domid xen.Domid
-	Ref   Ref
+	Ref   xen.Gref
 	// Status is what the hypervisor said about the grant, [StatusOkay] when
 	// it said nothing.
 	Status Status

@@ -7,6 +7,7 @@ import (
 	"log"
 
 	"github.com/netbackd/netbackd/pkg/gntdev"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // Two pieces of a packet come out of a guest's pages with one call.
@@ -42,7 +43,7 @@ func ExampleDevice_Map() {
 		log.Fatal(err)
 	}
 	defer dev.Close()
-	ring, err := dev.Map(5, []gntdev.Ref{520}, gntdev.ReadWrite)
+	ring, err := dev.Map(5, []xen.Gref{520}, gntdev.ReadWrite)
 	if err != nil {
 		log.Fatal(err) // names the ref and what Xen thinks of it
 	}

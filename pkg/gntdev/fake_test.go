@@ -16,20 +16,20 @@ import (
 // down every call.
 type fake struct {
 	domid xen.Domid
-	bad   []Ref // neither copied nor mapped
-	ro    []Ref // granted read-only
+	bad   []xen.Gref // neither copied nor mapped
+	ro    []xen.Gref // granted read-only
 
 	mapErr, mmapErr, munmapErr, copyErr error
 
 	calls   []string
-	records map[uint64][]Ref
+	records map[uint64][]xen.Gref
 	next    uint64
 	mapped  int
 }
 
 var _ kernel = (*fake)(nil)
 
-func newFake() *fake { return &fake{domid: 7, records: map[uint64][]Ref{}} }
+func newFake() *fake { return &fake{domid: 7, records: map[uint64][]xen.Gref{}} }
 
 // device is a Device on the fake, with a descriptor no file has.
 func (f *fake) device() *Device { return &Device{kernel: f, fd: xendev.New(1 << 20)} }
@@ -56,7 +56,7 @@ func (f *fake) grantCopy(_ int, segs []Segment) error {
 	return f.copyErr
 }
 
-func (f *fake) mapGrantRef(_ int, domid xen.Domid, refs []Ref) (uint64, error) {
+func (f *fake) mapGrantRef(_ int, domid xen.Domid, refs []xen.Gref) (uint64, error) {
 	f.log("map %d %v", domid, refs)
 	if f.mapErr != nil {
 		return 0, f.mapErr

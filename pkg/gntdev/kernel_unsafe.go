@@ -24,7 +24,7 @@ func (linux) grantCopy(fd int, segs []Segment) error {
 	return err
 }
 
-func (linux) mapGrantRef(fd int, domid xen.Domid, refs []Ref) (uint64, error) {
+func (linux) mapGrantRef(fd int, domid xen.Domid, refs []xen.Gref) (uint64, error) {
 	buf := newMapArg(domid, refs)
 	arg := (*mapGrantRef)(unsafe.Pointer(&buf[0]))
 	err := ioctl(fd, iocMapGrantRef, unsafe.Pointer(arg))
@@ -34,7 +34,7 @@ func (linux) mapGrantRef(fd int, domid xen.Domid, refs []Ref) (uint64, error) {
 
 // newMapArg lays out a mapGrantRef with room for all refs. Words give it the
 // alignment of its largest member.
-func newMapArg(domid xen.Domid, refs []Ref) []uint64 {
+func newMapArg(domid xen.Domid, refs []xen.Gref) []uint64 {
 	const header = unsafe.Offsetof(mapGrantRef{}.refs) / 8
 	buf := make([]uint64, int(header)+len(refs))
 	(*mapGrantRef)(unsafe.Pointer(&buf[0])).count = uint32(len(refs))

@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // layout is a struct's size and the offsets of its named fields.
@@ -58,7 +60,7 @@ func TestIoctlNumbers(t *testing.T) {
 
 // TestMapArgument pins the words of a map call: count, index, then the refs.
 func TestMapArgument(t *testing.T) {
-	got := newMapArg(0x1234, []Ref{8, 0xfffffffe, 10})
+	got := newMapArg(0x1234, []xen.Gref{8, 0xfffffffe, 10})
 	want := []uint64{3, 0, 8<<32 | 0x1234, 0xfffffffe<<32 | 0x1234, 10<<32 | 0x1234}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("argument (-want +got):\n%s", diff)

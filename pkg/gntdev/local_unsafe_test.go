@@ -12,7 +12,7 @@ import (
 
 // local makes s a copy between the whole of mem and the start of a guest's
 // page.
-func (s *Segment) local(dir Direction, domid xen.Domid, ref Ref, mem []byte) {
+func (s *Segment) local(dir Direction, domid xen.Domid, ref xen.Gref, mem []byte) {
 	addr := uintptr(unsafe.Pointer(unsafe.SliceData(mem)))
 	if dir == ToGuest {
 		s.ToGuest(domid, ref, 0, addr, uint16(len(mem)))

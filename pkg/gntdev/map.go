@@ -29,7 +29,7 @@ const bringInRefs = 256
 //
 // Map is for pages that are used over and over, such as rings; a page used
 // once is cheaper to Copy.
-func (d *Device) Map(domid xen.Domid, refs []Ref, prot Prot) (*Mapping, error) {
+func (d *Device) Map(domid xen.Domid, refs []xen.Gref, prot Prot) (*Mapping, error) {
 	if len(refs) == 0 || len(refs) > MaxRefs {
 		return nil, &Error{Op: "map", Index: -1, Domid: domid, Err: unix.EINVAL,
 			Hint: fmt.Sprintf("%d refs: from 1 to %d can be mapped at once", len(refs), MaxRefs)}
@@ -58,7 +58,7 @@ func (d *Device) Map(domid xen.Domid, refs []Ref, prot Prot) (*Mapping, error) {
 // writing (gntdev_mmap in drivers/xen/gntdev.c): no thread maps memory or has its
 // first use of a page meanwhile. A copy waits without that lock. What goes wrong here
 // is left for the mapping to say. The caller holds fd.
-func (d *Device) bringIn(fd int, domid xen.Domid, refs []Ref) {
+func (d *Device) bringIn(fd int, domid xen.Domid, refs []xen.Gref) {
 	a, err := NewArena(1)
 	if err != nil {
 		return
@@ -109,7 +109,7 @@ func (d *Device) unmap(index uint64, count int, mem []byte) error {
 // was wrong and why, so the refs are mapped one by one until one fails, and
 // one byte is copied from that one, since a copy has a status. The caller
 // holds fd.
-func (d *Device) explain(fd int, domid xen.Domid, refs []Ref, prot Prot, cause error) error {
+func (d *Device) explain(fd int, domid xen.Domid, refs []xen.Gref, prot Prot, cause error) error {
 	e := &Error{Op: "map", Index: -1, Domid: domid, Err: cause}
 	for i := range refs[:min(len(refs), maxProbes)] {
 		if d.probe(fd, domid, refs[i], prot) == nil {
@@ -130,8 +130,8 @@ func (d *Device) explain(fd int, domid xen.Domid, refs []Ref, prot Prot, cause e
 }
 
 // probe maps one ref and unmaps it at once.
-func (d *Device) probe(fd int, domid xen.Domid, ref Ref, prot Prot) error {
-	index, err := d.kernel.mapGrantRef(fd, domid, []Ref{ref})
+func (d *Device) probe(fd int, domid xen.Domid, ref xen.Gref, prot Prot) error {
+	index, err := d.kernel.mapGrantRef(fd, domid, []xen.Gref{ref})
 	if err != nil {
 		return err
 	}
@@ -146,7 +146,7 @@ func (d *Device) probe(fd int, domid xen.Domid, ref Ref, prot Prot) error {
 
 // probeStatus learns from a copy of one byte what Xen thinks of a ref.
 // StatusOkay when nothing could be learned.
-func (d *Device) probeStatus(fd int, domid xen.Domid, ref Ref) Status {
+func (d *Device) probeStatus(fd int, domid xen.Domid, ref xen.Gref) Status {
 	a, err := NewArena(1)
 	if err != nil {
 		return StatusOkay

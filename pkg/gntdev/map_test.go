@@ -16,7 +16,7 @@ import (
 func TestMapAndUnmap(t *testing.T) {
 	f := newFake()
 	d := f.device()
-	refs := []Ref{8, 9}
+	refs := []xen.Gref{8, 9}
 	m, err := d.Map(7, refs, ReadOnly)
 	if err != nil {
 		t.Fatal(err)
@@ -42,7 +42,7 @@ func TestMapAndUnmap(t *testing.T) {
 func TestMapCount(t *testing.T) {
 	for _, n := range []int{0, MaxRefs + 1} {
 		f := newFake()
-		if _, err := f.device().Map(7, make([]Ref, n), ReadOnly); !errors.Is(err, unix.EINVAL) {
+		if _, err := f.device().Map(7, make([]xen.Gref, n), ReadOnly); !errors.Is(err, unix.EINVAL) {
 			t.Errorf("%d refs: %v, want EINVAL", n, err)
 		}
 		if len(f.calls) != 0 {
@@ -50,7 +50,7 @@ func TestMapCount(t *testing.T) {
 		}
 	}
 	f := newFake()
-	m, err := f.device().Map(7, make([]Ref, MaxRefs), ReadOnly)
+	m, err := f.device().Map(7, make([]xen.Gref, MaxRefs), ReadOnly)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -60,36 +60,36 @@ func TestMapCount(t *testing.T) {
 }
 
 func TestMapFailureIsExplained(t *testing.T) {
-	many := make([]Ref, maxProbes+1)
+	many := make([]xen.Gref, maxProbes+1)
 	for i := range many {
-		many[i] = Ref(100 + i)
+		many[i] = xen.Gref(100 + i)
 	}
 	for _, c := range []struct {
 		name   string
 		change func(f *fake)
 		domid  xen.Domid
-		refs   []Ref
+		refs   []xen.Gref
 		prot   Prot
 		is     []error
 		want   string
 	}{
 		{
-			"one ref is bad", func(f *fake) { f.bad = []Ref{9} }, 7, []Ref{8, 9, 10}, ReadWrite,
+			"one ref is bad", func(f *fake) { f.bad = []xen.Gref{9} }, 7, []xen.Gref{8, 9, 10}, ReadWrite,
 			[]error{unix.EINVAL, StatusBadGntref},
 			"gntdev: map: domid 7 gref 9 (#1): GNTST_bad_gntref: invalid argument",
 		},
 		{
-			"one ref is granted read-only", func(f *fake) { f.ro = []Ref{10} }, 7, []Ref{8, 9, 10}, ReadWrite,
+			"one ref is granted read-only", func(f *fake) { f.ro = []xen.Gref{10} }, 7, []xen.Gref{8, 9, 10}, ReadWrite,
 			[]error{unix.EINVAL, StatusPermissionDenied},
 			"gntdev: map: domid 7 gref 10 (#2): GNTST_permission_denied: invalid argument; the guest granted this page read-only",
 		},
 		{
-			"no such domain", func(f *fake) { f.bad = []Ref{8} }, 30000, []Ref{8}, ReadOnly,
+			"no such domain", func(f *fake) { f.bad = []xen.Gref{8} }, 30000, []xen.Gref{8}, ReadOnly,
 			[]error{unix.EINVAL, StatusBadDomain},
 			"gntdev: map: domid 30000 gref 8 (#0): GNTST_bad_domain: invalid argument",
 		},
 		{
-			"the status cannot be had", func(f *fake) { f.bad = []Ref{8}; f.copyErr = unix.ENOTTY }, 7, []Ref{8}, ReadOnly,
+			"the status cannot be had", func(f *fake) { f.bad = []xen.Gref{8}; f.copyErr = unix.ENOTTY }, 7, []xen.Gref{8}, ReadOnly,
 			[]error{unix.EINVAL},
 			"gntdev: map: domid 7 gref 8 (#0): invalid argument",
 		},
@@ -104,7 +104,7 @@ func TestMapFailureIsExplained(t *testing.T) {
 			"gntdev: map: domid 7: invalid argument; 17 refs are more than xen_gntdev.limit allows",
 		},
 		{
-			"no pages in the kernel", func(f *fake) { f.mapErr = unix.ENOMEM }, 7, []Ref{8}, ReadOnly,
+			"no pages in the kernel", func(f *fake) { f.mapErr = unix.ENOMEM }, 7, []xen.Gref{8}, ReadOnly,
 			[]error{unix.ENOMEM},
 			"gntdev: map: domid 7: cannot allocate memory; the kernel has no pages to map them at: " +
 				"the domain is short of memory, or of ballooned-out pages",
@@ -133,7 +133,7 @@ func TestMapFailureIsExplained(t *testing.T) {
 func TestMapTogetherOnly(t *testing.T) {
 	f := &lateFake{fake: newFake()}
 	d := &Device{kernel: f, fd: xendev.New(1 << 20)}
-	_, err := d.Map(7, []Ref{8, 9}, ReadWrite)
+	_, err := d.Map(7, []xen.Gref{8, 9}, ReadWrite)
 	const want = "gntdev: map: domid 7: cannot allocate memory; each ref maps alone: " +
 		"the hypervisor may be out of grant handles (gnttab_max_maptrack_frames=)"
 	if err == nil || err.Error() != want {
@@ -157,7 +157,7 @@ func (f *lateFake) mmap(fd int, index uint64, length int, prot Prot) ([]byte, er
 func TestUnmapAfterClose(t *testing.T) {
 	f := newFake()
 	d := f.device()
-	m, err := d.Map(7, []Ref{8}, ReadWrite)
+	m, err := d.Map(7, []xen.Gref{8}, ReadWrite)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -172,14 +172,14 @@ func TestUnmapAfterClose(t *testing.T) {
 	if diff := cmp.Diff([]string{"close", "munmap 4096"}, f.calls); diff != "" {
 		t.Errorf("calls (-want +got):\n%s", diff)
 	}
-	if _, err := d.Map(7, []Ref{8}, ReadWrite); !errors.Is(err, ErrClosed) {
+	if _, err := d.Map(7, []xen.Gref{8}, ReadWrite); !errors.Is(err, ErrClosed) {
 		t.Errorf("Map: %v, want ErrClosed", err)
 	}
 }
 
 func TestUnmapFailureFreesTheRecord(t *testing.T) {
 	f := newFake()
-	m, err := f.device().Map(7, []Ref{8}, ReadWrite)
+	m, err := f.device().Map(7, []xen.Gref{8}, ReadWrite)
 	if err != nil {
 		t.Fatal(err)
 	}

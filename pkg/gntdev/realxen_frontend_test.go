@@ -119,7 +119,7 @@ func (g *guest) serve(words []string) (string, error) {
 		for i := range p.Bytes() {
 			p.Bytes()[i] = pattern(i/PageSize, i%PageSize)
 		}
-		return strings.Trim(fmt.Sprint(append([]uint32{uint32(len(g.pages) - 1)}, p.Refs()...)), "[]"), nil
+		return strings.Trim(fmt.Sprint(append([]xen.Gref{xen.Gref(len(g.pages) - 1)}, p.Refs()...)), "[]"), nil
 	case "reserve": // domid pages: "<set>", for more refs than fit in a xenstore node
 		p, err := g.alloc.Alloc(xen.Domid(n[0]), n[1], true)
 		if err != nil {

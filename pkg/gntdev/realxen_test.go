@@ -61,7 +61,7 @@ func (r *remote) must(t *testing.T, format string, args ...any) string {
 }
 
 // alloc has the guest grant us pages, page i filled with the pattern of seed i.
-func (r *remote) alloc(t *testing.T, n int, writable bool) (set int, refs []Ref) {
+func (r *remote) alloc(t *testing.T, n int, writable bool) (set int, refs []xen.Gref) {
 	t.Helper()
 	w := 0
 	if writable {
@@ -77,7 +77,7 @@ func (r *remote) alloc(t *testing.T, n int, writable bool) (set int, refs []Ref)
 			set = v
 			continue
 		}
-		refs = append(refs, Ref(v))
+		refs = append(refs, xen.Gref(v))
 	}
 	if len(refs) != n {
 		t.Fatalf("the guest granted %d pages, want %d", len(refs), n)
@@ -87,12 +87,12 @@ func (r *remote) alloc(t *testing.T, n int, writable bool) (set int, refs []Ref)
 
 const (
 	// consoleRef is a page of every guest that its toolstack granted to dom0.
-	consoleRef Ref = 0
+	consoleRef xen.Gref = 0
 	// freeRef beyond the refs the guest gave us lie ones that are in its
 	// table and not granted.
-	freeRef Ref = 200
+	freeRef xen.Gref = 200
 	// unusedRef is in the table of no small guest.
-	unusedRef Ref = 999999
+	unusedRef xen.Gref = 999999
 )
 
 func TestRealXenBackend(t *testing.T) {
@@ -415,14 +415,14 @@ func (b *backend) mapBadRef(t *testing.T) {
 	for _, c := range []struct {
 		name  string
 		domid xen.Domid
-		bad   Ref
+		bad   xen.Gref
 		want  Status
 	}{
 		{"out of the table", b.domid, unusedRef, StatusBadGntref},
 		{"not granted", b.domid, refs[3] + freeRef, StatusGeneralError},
 		{"no such domain", 30000, refs[2], StatusBadDomain},
 	} {
-		list := []Ref{refs[0], refs[1], c.bad, refs[3]}
+		list := []xen.Gref{refs[0], refs[1], c.bad, refs[3]}
 		at := 2
 		if c.domid != b.domid {
 			at = 0
@@ -435,7 +435,7 @@ func (b *backend) mapBadRef(t *testing.T) {
 		}
 		t.Logf("%s: %v (after %v)", c.name, err, time.Since(begin))
 	}
-	_, err := b.dev.kernel.mapGrantRef(b.fd(), b.domid, make([]Ref, MaxRefs+1))
+	_, err := b.dev.kernel.mapGrantRef(b.fd(), b.domid, make([]xen.Gref, MaxRefs+1))
 	t.Logf("one ref more than MaxRefs: %v", err)
 	if !errors.Is(err, unix.EINVAL) {
 		t.Errorf("one ref more than MaxRefs: %v, want EINVAL", err)
@@ -447,7 +447,7 @@ func (b *backend) mapBadRef(t *testing.T) {
 func (b *backend) mapRecord(t *testing.T) {
 	_, refs := b.alloc(t, 2, true)
 	k, fd := b.dev.kernel, b.fd()
-	index, err := k.mapGrantRef(fd, b.domid, []Ref{refs[0], unusedRef})
+	index, err := k.mapGrantRef(fd, b.domid, []xen.Gref{refs[0], unusedRef})
 	if err != nil {
 		t.Fatalf("bad refs should pass the ioctl: %v", err)
 	}
@@ -906,7 +906,7 @@ func (b *backend) zombie() string {
 }
 
 // statuses copies a few bytes from and to each ref.
-func (b *backend) statuses(t *testing.T, refs ...Ref) []Status {
+func (b *backend) statuses(t *testing.T, refs ...xen.Gref) []Status {
 	t.Helper()
 	segs := make([]Segment, 2*len(refs))
 	for i, ref := range refs {
@@ -950,13 +950,13 @@ func (b *backend) destroyed(t *testing.T) {
 			t.Errorf("%s: mapped pages of a dead guest: %d bytes are right", when, got)
 		}
 		m.Bytes()[0]++
-		for _, ref := range []Ref{mapped[0], spare[0]} {
+		for _, ref := range []xen.Gref{mapped[0], spare[0]} {
 			got := b.statuses(t, ref)
 			t.Logf("%s: copy of ref %d: %v", when, ref, got)
 			if got[0] == StatusOkay || got[1] == StatusOkay {
 				t.Errorf("%s: a dead guest's page was copied", when)
 			}
-			m, err := b.dev.Map(b.domid, []Ref{ref}, ReadWrite)
+			m, err := b.dev.Map(b.domid, []xen.Gref{ref}, ReadWrite)
 			t.Logf("%s: map of ref %d: %v", when, ref, err)
 			if err == nil {
 				if err := m.Unmap(); err != nil {

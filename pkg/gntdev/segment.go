@@ -12,9 +12,6 @@ import (
 // architecture, whatever page size the kernel itself uses.
 const PageSize = 4096
 
-// Ref is a grant reference: an index into the granting domain's grant table.
-type Ref = uint32
-
 // Direction says which side of a [Segment] is the guest's page. The values are
 // the kernel's GNTCOPY_source_gref and GNTCOPY_dest_gref.
 type Direction uint16
@@ -58,7 +55,7 @@ type Segment struct {
 }
 
 // FromGuest makes s a copy of n bytes at off of the guest's page to local.
-func (s *Segment) FromGuest(domid xen.Domid, ref Ref, off uint16, local uintptr, n uint16) {
+func (s *Segment) FromGuest(domid xen.Domid, ref xen.Gref, off uint16, local uintptr, n uint16) {
 	s.source = foreign(domid, ref, off)
 	s.dest = uint64(local)
 	s.len = n
@@ -67,7 +64,7 @@ func (s *Segment) FromGuest(domid xen.Domid, ref Ref, off uint16, local uintptr,
 }
 
 // ToGuest makes s a copy of n bytes at local into the guest's page at off.
-func (s *Segment) ToGuest(domid xen.Domid, ref Ref, off uint16, local uintptr, n uint16) {
+func (s *Segment) ToGuest(domid xen.Domid, ref xen.Gref, off uint16, local uintptr, n uint16) {
 	s.source = uint64(local)
 	s.dest = foreign(domid, ref, off)
 	s.len = n
@@ -75,7 +72,7 @@ func (s *Segment) ToGuest(domid xen.Domid, ref Ref, off uint16, local uintptr, n
 	s.status = StatusGeneralError
 }
 
-func foreign(domid xen.Domid, ref Ref, off uint16) uint64 {
+func foreign(domid xen.Domid, ref xen.Gref, off uint16) uint64 {
 	return uint64(domid)<<48 | uint64(off)<<32 | uint64(ref)
 }
 
@@ -103,10 +100,10 @@ func (s *Segment) Local() uintptr {
 }
 
 // Foreign is the guest's side: whose page, which one, and where in it.
-func (s *Segment) Foreign() (domid xen.Domid, ref Ref, off uint16) {
+func (s *Segment) Foreign() (domid xen.Domid, ref xen.Gref, off uint16) {
 	v := s.source
 	if s.flags == ToGuest {
 		v = s.dest
 	}
-	return xen.Domid(v >> 48), Ref(v), uint16(v >> 32)
+	return xen.Domid(v >> 48), xen.Gref(v), uint16(v >> 32)
 }

@@ -17,7 +17,7 @@ import (
 type side struct {
 	Direction Direction
 	Domid     xen.Domid
-	Ref       Ref
+	Ref       xen.Gref
 	Off       uint16
 	Local     uintptr
 	Len       int
@@ -48,7 +48,7 @@ func TestSegmentKeepsWhatItWasGiven(t *testing.T) {
 		want := side{
 			Direction: rapid.SampledFrom([]Direction{FromGuest, ToGuest}).Draw(t, "direction"),
 			Domid:     xen.Domid(rapid.Uint16().Draw(t, "domid")),
-			Ref:       rapid.Uint32().Draw(t, "ref"),
+			Ref:       xen.Gref(rapid.Uint32().Draw(t, "ref")),
 			Off:       rapid.Uint16().Draw(t, "off"),
 			Local:     uintptr(rapid.Uint64().Draw(t, "local")),
 			Len:       int(rapid.Uint16().Draw(t, "len")),

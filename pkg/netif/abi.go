@@ -5,6 +5,8 @@ package netif
 import (
 	"fmt"
 	"structs"
+
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // PageSize is the size of a ring page and of a granted buffer. It is part of the
@@ -31,15 +33,11 @@ const MaxTxSize = 0xFFFF
 // (XEN_NETIF_MAX_XDP_HEADROOM of Linux's netif.h).
 const MaxXDPHeadroom = 0x7FFF
 
-// Gref is a grant reference: an index into the grant table of the domain that
-// granted the page.
-type Gref = uint32
-
 // TxRequest is struct xen_netif_tx_request. In a packet's first slot Size is the
 // size of the whole packet; in a later one, of that slot's data. 12 octets.
 type TxRequest struct {
 	_      structs.HostLayout
-	Gref   Gref
+	Gref   xen.Gref
 	Offset uint16
 	Flags  TxFlags
 	ID     uint16
@@ -59,7 +57,7 @@ type RxRequest struct {
 	_    structs.HostLayout
 	ID   uint16
 	_    uint16
-	Gref Gref
+	Gref xen.Gref
 }
 
 // RxResponse is struct xen_netif_rx_response. A Status of 0 or more is the
@@ -290,7 +288,7 @@ const GrefReadOnly = 1 << 0
 // [CtrlAddGrefMapping] and [CtrlDelGrefMapping]. 8 octets.
 type GrefEntry struct {
 	_      structs.HostLayout
-	Ref    Gref
+	Ref    xen.Gref
 	Flags  uint16
 	Status uint16
 }

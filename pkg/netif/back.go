@@ -2,7 +2,11 @@
 
 package netif
 
-import "errors"
+import (
+	"errors"
+
+	"github.com/netbackd/netbackd/pkg/xen"
+)
 
 // Breaches of the ring protocol by the peer. None of them can be repaired: the
 // indices no longer say which slots are whose.
@@ -125,7 +129,7 @@ func (p page) txRequest(i Index) TxRequest {
 	w := wRing + uint32(i%TxRingSize)*txWords
 	a, b, c := p.load(w), p.load(w+1), p.load(w+2)
 	return TxRequest{
-		Gref:   a,
+		Gref:   xen.Gref(a),
 		Offset: lo16(b),
 		Flags:  TxFlags(hi16(b)),
 		ID:     lo16(c),
@@ -144,7 +148,7 @@ func (r *TxBack) Slot(i Index) TxSlot {
 }
 
 // Gref is the field of [TxRequest], as are those that follow.
-func (s TxSlot) Gref() Gref     { return s.a }
+func (s TxSlot) Gref() xen.Gref { return xen.Gref(s.a) }
 func (s TxSlot) Offset() uint16 { return lo16(s.b) }
 func (s TxSlot) Flags() TxFlags { return TxFlags(hi16(s.b)) }
 func (s TxSlot) ID() uint16     { return lo16(s.c) }
@@ -197,7 +201,7 @@ const rxWords = 2
 func (r *RxBack) Request(i Index) RxRequest {
 	s := r.page.rxSlot(i)
 	a, b := load(&s[0]), load(&s[1])
-	return RxRequest{ID: lo16(a), Gref: b}
+	return RxRequest{ID: lo16(a), Gref: xen.Gref(b)}
 }
 
 // RxSlot is what the backend puts in an rx slot: a response, or an extra made

@@ -109,7 +109,7 @@ func InitTx(page []byte) (*TxFront, error) {
 // Put fills the next slot with a request. The caller has seen that one is free.
 func (r *TxFront) Put(q TxRequest) {
 	w := wRing + uint32(r.reqProd%TxRingSize)*txWords
-	r.page.put(w, q.Gref)
+	r.page.put(w, uint32(q.Gref))
 	r.page.put(w+1, join16(q.Offset, uint16(q.Flags)))
 	r.page.put(w+2, join16(q.ID, q.Size))
 	r.reqProd++
@@ -121,7 +121,7 @@ func (r *TxFront) Put(q TxRequest) {
 // may call it.
 func (r *TxFront) Poke(i Index, q TxRequest) {
 	w := wRing + uint32(i%TxRingSize)*txWords
-	r.page.publish(w, q.Gref)
+	r.page.publish(w, uint32(q.Gref))
 	r.page.publish(w+1, join16(q.Offset, uint16(q.Flags)))
 	r.page.publish(w+2, join16(q.ID, q.Size))
 }
@@ -162,7 +162,7 @@ func InitRx(page []byte) (*RxFront, error) {
 func (r *RxFront) Put(q RxRequest) {
 	w := wRing + uint32(r.reqProd%RxRingSize)*rxWords
 	r.page.put(w, join16(q.ID, 0))
-	r.page.put(w+1, q.Gref)
+	r.page.put(w+1, uint32(q.Gref))
 	r.reqProd++
 }
 
@@ -170,7 +170,7 @@ func (r *RxFront) Put(q RxRequest) {
 func (r *RxFront) Poke(i Index, q RxRequest) {
 	w := wRing + uint32(i%RxRingSize)*rxWords
 	r.page.publish(w, join16(q.ID, 0))
-	r.page.publish(w+1, q.Gref)
+	r.page.publish(w+1, uint32(q.Gref))
 }
 
 // Slot copies the slot at i out of the page, to be read as a response or as an

@@ -6,6 +6,8 @@ import (
 	"encoding/binary"
 	"math"
 	"testing"
+
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // seedPage makes the page of a ring with the given indices and slots for a
@@ -121,7 +123,7 @@ func FuzzRxRing(f *testing.F) {
 		}
 		posted := uint32(step)
 		for i := range posted {
-			front.Put(RxRequest{ID: uint16(i), Gref: i})
+			front.Put(RxRequest{ID: uint16(i), Gref: xen.Gref(i)})
 		}
 		front.Push()
 		copy(mem, data)

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"pgregory.net/rapid"
+
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // A notification is held off when the peer is known to be awake. What must hold
@@ -210,7 +212,7 @@ func TestConcurrentTx(t *testing.T) {
 			rsp = rsp[:0]
 			for range min(n, 1+seen%37) {
 				q := b.Request(b.ReqCons())
-				if q.Gref != seen || q.ID != uint16(seen) || q.Size != uint16(seen>>4) {
+				if q.Gref != xen.Gref(seen) || q.ID != uint16(seen) || q.Size != uint16(seen>>4) {
 					t.Errorf("request %d reads %+v", seen, q)
 					return
 				}
@@ -227,7 +229,7 @@ func TestConcurrentTx(t *testing.T) {
 		var sent, done uint32
 		for done < concurrentPackets {
 			for n := min(f.Free(), 1+sent%53); n > 0 && sent < concurrentPackets; n-- {
-				f.Put(TxRequest{Gref: sent, ID: uint16(sent), Size: uint16(sent >> 4)})
+				f.Put(TxRequest{Gref: xen.Gref(sent), ID: uint16(sent), Size: uint16(sent >> 4)})
 				sent++
 			}
 			if f.Push() {
@@ -282,7 +284,7 @@ func TestConcurrentRx(t *testing.T) {
 			slots = slots[:0]
 			for range wants {
 				q := b.Request(b.ReqCons())
-				if q.Gref != seen || q.ID != uint16(seen) {
+				if q.Gref != xen.Gref(seen) || q.ID != uint16(seen) {
 					t.Errorf("buffer %d reads %+v", seen, q)
 					return
 				}
@@ -299,7 +301,7 @@ func TestConcurrentRx(t *testing.T) {
 		var posted, done uint32
 		for done < concurrentPackets {
 			for f.Free() > 0 && posted < concurrentPackets {
-				f.Put(RxRequest{ID: uint16(posted), Gref: posted})
+				f.Put(RxRequest{ID: uint16(posted), Gref: xen.Gref(posted)})
 				posted++
 			}
 			if f.Push() {

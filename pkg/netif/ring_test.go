@@ -10,6 +10,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"pgregory.net/rapid"
+
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 func newMem() []byte { return make([]byte, PageSize) }
@@ -179,7 +181,7 @@ func TestSlotOctets(t *testing.T) {
 
 var genTxRequest = rapid.Custom(func(t *rapid.T) TxRequest {
 	return TxRequest{
-		Gref:   rapid.Uint32().Draw(t, "gref"),
+		Gref:   xen.Gref(rapid.Uint32().Draw(t, "gref")),
 		Offset: rapid.Uint16().Draw(t, "offset"),
 		Flags:  TxFlags(rapid.Uint16().Draw(t, "flags")),
 		ID:     rapid.Uint16().Draw(t, "id"),
@@ -270,7 +272,7 @@ func TestRxRoundTrip(t *testing.T) {
 		for range rapid.IntRange(1, 8).Draw(t, "rounds") {
 			var want, got []RxRequest
 			for range rapid.IntRange(1, RxRingSize).Draw(t, "slots") {
-				q := RxRequest{ID: rapid.Uint16().Draw(t, "id"), Gref: rapid.Uint32().Draw(t, "gref")}
+				q := RxRequest{ID: rapid.Uint16().Draw(t, "id"), Gref: xen.Gref(rapid.Uint32().Draw(t, "gref"))}
 				f.Put(q)
 				want = append(want, q)
 			}

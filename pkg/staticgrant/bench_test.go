@@ -6,14 +6,14 @@ import (
 	"math/rand/v2"
 	"testing"
 
-	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 var sink *Page
 
 // benchTable is a full table, and a cycle of queries that is long enough for the
 // branch predictor not to learn it whole.
-func benchTable(b *testing.B, refs []netif.Gref, query func(*rand.Rand) netif.Gref) (*Table, []netif.Gref) {
+func benchTable(b *testing.B, refs []xen.Gref, query func(*rand.Rand) xen.Gref) (*Table, []xen.Gref) {
 	table := new(Table)
 	if len(refs) > 0 {
 		if err := add(b, newMapper().source(nil), table, entries(refs...)); err != nil {
@@ -21,14 +21,14 @@ func benchTable(b *testing.B, refs []netif.Gref, query func(*rand.Rand) netif.Gr
 		}
 	}
 	rng := rand.New(rand.NewPCG(1, 1))
-	queries := make([]netif.Gref, 1<<14)
+	queries := make([]xen.Gref, 1<<14)
 	for i := range queries {
 		queries[i] = query(rng)
 	}
 	return table, queries
 }
 
-func lookups(b *testing.B, refs []netif.Gref, query func(*rand.Rand) netif.Gref) {
+func lookups(b *testing.B, refs []xen.Gref, query func(*rand.Rand) xen.Gref) {
 	table, queries := benchTable(b, refs, query)
 	b.ReportAllocs()
 	i := 0
@@ -45,23 +45,23 @@ func lookups(b *testing.B, refs []netif.Gref, query func(*rand.Rand) netif.Gref)
 func BenchmarkLookup(b *testing.B) {
 	sequential := run(768, DefaultLimit)
 	random := hostileSets(nil)["random"]
-	anyOf := func(refs []netif.Gref) func(*rand.Rand) netif.Gref {
-		return func(r *rand.Rand) netif.Gref { return refs[r.IntN(len(refs))] }
+	anyOf := func(refs []xen.Gref) func(*rand.Rand) xen.Gref {
+		return func(r *rand.Rand) xen.Gref { return refs[r.IntN(len(refs))] }
 	}
-	anything := func(r *rand.Rand) netif.Gref { return r.Uint32() }
+	anything := func(r *rand.Rand) xen.Gref { return xen.Gref(r.Uint32()) }
 	b.Run("no static grants", func(b *testing.B) { lookups(b, nil, anything) })
 	b.Run("hit sequential", func(b *testing.B) { lookups(b, sequential, anyOf(sequential)) })
 	b.Run("hit random", func(b *testing.B) { lookups(b, random, anyOf(random)) })
 	b.Run("miss sequential", func(b *testing.B) {
-		lookups(b, sequential, func(r *rand.Rand) netif.Gref { return 768 + DefaultLimit + r.Uint32N(DefaultLimit) })
+		lookups(b, sequential, func(r *rand.Rand) xen.Gref { return xen.Gref(768 + DefaultLimit + r.Uint32N(DefaultLimit)) })
 	})
 	b.Run("miss random", func(b *testing.B) { lookups(b, random, anything) })
 	b.Run("hit or miss", func(b *testing.B) {
-		lookups(b, random, func(r *rand.Rand) netif.Gref {
+		lookups(b, random, func(r *rand.Rand) xen.Gref {
 			if r.IntN(2) == 0 {
 				return random[r.IntN(len(random))]
 			}
-			return r.Uint32()
+			return xen.Gref(r.Uint32())
 		})
 	})
 }
@@ -70,8 +70,8 @@ func BenchmarkLookup(b *testing.B) {
 // multiplier: only those grefs whose way through the slots is longest.
 func BenchmarkLookupAdversarial(b *testing.B) {
 	random := hostileSets(nil)["random"]
-	table, _ := benchTable(b, random, func(*rand.Rand) netif.Gref { return 0 })
-	steps := func(ref netif.Gref) (n int) {
+	table, _ := benchTable(b, random, func(*rand.Rand) xen.Gref { return 0 })
+	steps := func(ref xen.Gref) (n int) {
 		mask := uint64(len(table.slots) - 1)
 		for i := table.home(ref); ; i += stride {
 			s := &table.slots[i&mask]
@@ -80,8 +80,8 @@ func BenchmarkLookupAdversarial(b *testing.B) {
 			}
 		}
 	}
-	search := func(name string, next func() netif.Gref) {
-		var worst []netif.Gref
+	search := func(name string, next func() xen.Gref) {
+		var worst []xen.Gref
 		longest := 0
 		for range 1 << 20 {
 			ref := next()
@@ -93,7 +93,7 @@ func BenchmarkLookupAdversarial(b *testing.B) {
 			}
 		}
 		b.Run(name, func(b *testing.B) {
-			var queries [1 << 10]netif.Gref
+			var queries [1 << 10]xen.Gref
 			for i := range queries {
 				queries[i] = worst[i%len(worst)]
 			}
@@ -106,8 +106,8 @@ func BenchmarkLookupAdversarial(b *testing.B) {
 			b.ReportMetric(float64(longest), "slots")
 		})
 	}
-	search("hit", func() netif.Gref { return random[rand.IntN(len(random))] })
-	search("miss", rand.Uint32)
+	search("hit", func() xen.Gref { return random[rand.IntN(len(random))] })
+	search("miss", func() xen.Gref { return xen.Gref(rand.Uint32()) })
 }
 
 // BenchmarkCommit is what a worker spends on the largest ADD_GREF_MAPPING, and

@@ -6,7 +6,7 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // Reasons to refuse grants. Whatever the reason, the frontend is answered
@@ -21,9 +21,9 @@ var (
 
 // Error is the refusal of one entry of a list, which is the refusal of the list.
 type Error struct {
-	Index int        // of the entry in the list
-	Ref   netif.Gref // its gref
-	Err   error      // ErrDuplicate, ErrFlags, or why the page cannot be mapped
+	Index int      // of the entry in the list
+	Ref   xen.Gref // its gref
+	Err   error    // ErrDuplicate, ErrFlags, or why the page cannot be mapped
 }
 
 func (e *Error) Error() string {

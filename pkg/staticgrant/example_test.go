@@ -15,7 +15,7 @@ import (
 // memory stands for a *gntdev.Device.
 type memory struct{}
 
-func (memory) Map(_ xen.Domid, refs []gntdev.Ref, _ gntdev.Prot) (*gntdev.Mapping, error) {
+func (memory) Map(_ xen.Domid, refs []xen.Gref, _ gntdev.Prot) (*gntdev.Mapping, error) {
 	return gntdev.NewMapping(make([]byte, len(refs)*netif.PageSize), func() error { return nil }), nil
 }
 

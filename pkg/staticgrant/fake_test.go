@@ -26,22 +26,22 @@ var errStuck = errors.New("stuck")
 // with its gref as long as it is mapped, and remembers what is.
 type fakeMapper struct {
 	mu     sync.Mutex
-	bad    []netif.Gref // do not map
-	ro     []netif.Gref // map read-only
-	stuck  []netif.Gref // map, but do not unmap
-	mapped map[netif.Gref]int
+	bad    []xen.Gref // do not map
+	ro     []xen.Gref // map read-only
+	stuck  []xen.Gref // map, but do not unmap
+	mapped map[xen.Gref]int
 	calls  int
 	seen   []gntdev.Prot
-	onMap  func(netif.Gref)
+	onMap  func(xen.Gref)
 }
 
-func newMapper() *fakeMapper { return &fakeMapper{mapped: map[netif.Gref]int{}} }
+func newMapper() *fakeMapper { return &fakeMapper{mapped: map[xen.Gref]int{}} }
 
 func (f *fakeMapper) source(b *Budget) *Source {
 	return &Source{Mapper: f, Domid: guest, Budget: b}
 }
 
-func (f *fakeMapper) Map(domid xen.Domid, refs []gntdev.Ref, prot gntdev.Prot) (*gntdev.Mapping, error) {
+func (f *fakeMapper) Map(domid xen.Domid, refs []xen.Gref, prot gntdev.Prot) (*gntdev.Mapping, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.calls++
@@ -61,7 +61,7 @@ func (f *fakeMapper) Map(domid xen.Domid, refs []gntdev.Ref, prot gntdev.Prot) (
 	}
 	f.mapped[ref]++
 	mem := make([]byte, netif.PageSize)
-	binary.LittleEndian.PutUint32(mem, ref)
+	binary.LittleEndian.PutUint32(mem, uint32(ref))
 	return gntdev.NewMapping(mem, func() error {
 		f.mu.Lock()
 		defer f.mu.Unlock()
@@ -86,7 +86,7 @@ func (f *fakeMapper) count() (n int) {
 	return n
 }
 
-func entries(refs ...netif.Gref) []netif.GrefEntry {
+func entries(refs ...xen.Gref) []netif.GrefEntry {
 	list := make([]netif.GrefEntry, len(refs))
 	for i, ref := range refs {
 		list[i].Ref = ref
@@ -94,10 +94,10 @@ func entries(refs ...netif.Gref) []netif.GrefEntry {
 	return list
 }
 
-func run(first netif.Gref, n int) []netif.Gref {
-	refs := make([]netif.Gref, n)
+func run(first xen.Gref, n int) []xen.Gref {
+	refs := make([]xen.Gref, n)
 	for i := range refs {
-		refs[i] = first + netif.Gref(i)
+		refs[i] = first + xen.Gref(i)
 	}
 	return refs
 }
@@ -133,7 +133,7 @@ func statuses(list []netif.GrefEntry) (s []netif.CtrlStatus) {
 	return s
 }
 
-func refsOf(list []netif.GrefEntry) (refs []netif.Gref) {
+func refsOf(list []netif.GrefEntry) (refs []xen.Gref) {
 	for _, e := range list {
 		refs = append(refs, e.Ref)
 	}

@@ -12,17 +12,18 @@ import (
 
 	"github.com/netbackd/netbackd/pkg/gntdev"
 	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // grefs is a drawn gref: few, so that lists meet each other; some of them far
 // apart and some that do not map.
-func grefs() *rapid.Generator[netif.Gref] {
-	return rapid.Custom(func(t *rapid.T) netif.Gref {
+func grefs() *rapid.Generator[xen.Gref] {
+	return rapid.Custom(func(t *rapid.T) xen.Gref {
 		ref := rapid.Uint32Range(0, 40).Draw(t, "gref")
 		if ref%3 == 0 {
 			ref <<= 20
 		}
-		return ref
+		return xen.Gref(ref)
 	})
 }
 
@@ -51,7 +52,7 @@ type model struct {
 	f      *fakeMapper
 	budget *Budget
 	table  *Table
-	want   map[netif.Gref]*modelGrant
+	want   map[xen.Gref]*modelGrant
 
 	prepared []*Prepared
 	lists    [][]netif.GrefEntry // of prepared
@@ -61,7 +62,7 @@ type model struct {
 }
 
 func (m *model) refused(list []netif.GrefEntry) error {
-	seen := map[netif.Gref]bool{}
+	seen := map[xen.Gref]bool{}
 	for _, e := range list {
 		if e.Flags > netif.GrefReadOnly {
 			return ErrFlags
@@ -242,13 +243,13 @@ func (m *model) check(t *rapid.T) {
 	if m.table.Len() != len(m.want) {
 		t.Fatalf("%d in the table, want %d", m.table.Len(), len(m.want))
 	}
-	for ref := range netif.Gref(41) {
-		for _, ref := range []netif.Gref{ref, ref << 20} {
+	for ref := range xen.Gref(41) {
+		for _, ref := range []xen.Gref{ref, ref << 20} {
 			g, w := m.table.Lookup(ref), m.want[ref]
 			if (g.Page == nil) != (w == nil) {
 				t.Fatalf("gref %d found: %v, want %v", ref, g.Page != nil, w != nil)
 			}
-			if w != nil && (g.ReadOnly != w.ro || binary.LittleEndian.Uint32(g.Page[:]) != ref) {
+			if w != nil && (g.ReadOnly != w.ro || xen.Gref(binary.LittleEndian.Uint32(g.Page[:])) != ref) {
 				t.Fatalf("gref %d: %v, page of %d; want read-only %v", ref, g.ReadOnly, binary.LittleEndian.Uint32(g.Page[:]), w.ro)
 			}
 		}
@@ -264,11 +265,11 @@ func (m *model) check(t *rapid.T) {
 func TestModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		f := newMapper()
-		f.bad, f.ro = []netif.Gref{badGref}, []netif.Gref{roGref}
+		f.bad, f.ro = []xen.Gref{badGref}, []xen.Gref{roGref}
 		m := &model{
 			f: f, table: New(rapid.IntRange(1, 24).Draw(t, "limit")),
 			budget: NewBudget(rapid.IntRange(0, 40).Draw(t, "budget"), nil),
-			want:   map[netif.Gref]*modelGrant{},
+			want:   map[xen.Gref]*modelGrant{},
 		}
 		t.Repeat(map[string]func(*rapid.T){
 			"prepare": m.prepare, "commit": m.commit, "abort": m.abort,
@@ -292,7 +293,7 @@ func FuzzGrefList(f *testing.F) {
 		mapper := newMapper()
 		budget := NewBudget(2*limit, nil)
 		s, table := mapper.source(budget), New(limit)
-		want := map[netif.Gref]bool{}
+		want := map[xen.Gref]bool{}
 		for len(b) >= 2 {
 			op, n := b[0], int(b[1])
 			b = b[2:]
@@ -300,14 +301,14 @@ func FuzzGrefList(f *testing.F) {
 			list := make([]netif.GrefEntry, n)
 			for i := range list {
 				e := b[8*i:]
-				list[i].Ref = binary.LittleEndian.Uint32(e)
+				list[i].Ref = xen.Gref(binary.LittleEndian.Uint32(e))
 				list[i].Flags = binary.LittleEndian.Uint16(e[4:])
 				list[i].Status = binary.LittleEndian.Uint16(e[6:])
 			}
 			b = b[8*n:]
 			if op&1 == 0 {
 				fine := len(want)+n <= limit
-				next := map[netif.Gref]bool{}
+				next := map[xen.Gref]bool{}
 				for _, e := range list {
 					fine = fine && e.Flags <= 1 && !want[e.Ref] && !next[e.Ref]
 					next[e.Ref] = true
@@ -332,7 +333,7 @@ func FuzzGrefList(f *testing.F) {
 				}
 			}
 			for ref := range want {
-				if g := table.Lookup(ref); g.Page == nil || binary.LittleEndian.Uint32(g.Page[:]) != ref {
+				if g := table.Lookup(ref); g.Page == nil || xen.Gref(binary.LittleEndian.Uint32(g.Page[:])) != ref {
 					t.Fatalf("gref %d is not found", ref)
 				}
 			}

@@ -18,7 +18,7 @@ const MaxList = netif.PageSize / 8
 
 // Mapper maps pages of a guest. *gntdev.Device is one.
 type Mapper interface {
-	Map(domid xen.Domid, refs []gntdev.Ref, prot gntdev.Prot) (*gntdev.Mapping, error)
+	Map(domid xen.Domid, refs []xen.Gref, prot gntdev.Prot) (*gntdev.Mapping, error)
 }
 
 // Source is where the grants of a guest come from. It may be used by several
@@ -49,7 +49,7 @@ func (m *mapping) unmap() error {
 // prepared is a grant that is mapped and not in a table yet.
 type prepared struct {
 	mapping mapping
-	ref     netif.Gref
+	ref     xen.Gref
 	index   int // in the list
 	ro      bool
 }
@@ -91,7 +91,7 @@ func (s *Source) Prepare(ctx context.Context, list []netif.GrefEntry) (*Prepared
 
 // check looks for what is wrong with a list as such.
 func check(list []netif.GrefEntry) error {
-	seen := make(map[netif.Gref]struct{}, len(list))
+	seen := make(map[xen.Gref]struct{}, len(list))
 	for i, e := range list {
 		if e.Flags&^netif.GrefReadOnly != 0 {
 			return &Error{Index: i, Ref: e.Ref, Err: fmt.Errorf("%w %#x", ErrFlags, e.Flags)}
@@ -117,7 +117,7 @@ func (s *Source) prepare(ctx context.Context, index int, e netif.GrefEntry) (g p
 	if ro {
 		prot = gntdev.ReadOnly
 	}
-	m, err := s.Mapper.Map(s.Domid, []gntdev.Ref{e.Ref}, prot)
+	m, err := s.Mapper.Map(s.Domid, []xen.Gref{e.Ref}, prot)
 	if err != nil {
 		return fail(err)
 	}
@@ -143,7 +143,7 @@ func (s *Source) Restore(ctx context.Context, list []netif.GrefEntry) (*Prepared
 			first = err
 		}
 	}
-	seen := make(map[netif.Gref]struct{}, len(list))
+	seen := make(map[xen.Gref]struct{}, len(list))
 	for i, e := range slices.Backward(list) {
 		if _, twice := seen[e.Ref]; twice {
 			lose(&Error{Index: i, Ref: e.Ref, Err: ErrDuplicate})

@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 
 	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // DefaultLimit is how many grants a table takes unless told otherwise: the
@@ -55,7 +56,7 @@ const (
 
 type slot struct {
 	page *Page // nil: empty
-	ref  netif.Gref
+	ref  xen.Gref
 	item uint16
 	ro   bool
 }
@@ -64,7 +65,7 @@ type slot struct {
 // as long as it is mapped.
 type item struct {
 	mapping mapping // zero: the item is free
-	ref     netif.Gref
+	ref     xen.Gref
 	held    uint32
 	ro      bool
 }
@@ -100,7 +101,7 @@ func (t *Table) Limit() int {
 func (t *Table) Len() int { return t.n }
 
 // Lookup finds a gref. Its Page is nil if there is none.
-func (t *Table) Lookup(ref netif.Gref) (g Grant) {
+func (t *Table) Lookup(ref xen.Gref) (g Grant) {
 	slots := t.slots
 	if len(slots) == 0 {
 		return g
@@ -119,7 +120,7 @@ func (t *Table) Lookup(ref netif.Gref) (g Grant) {
 // home is the slot a gref is spread to: its block by the highest bits of the
 // product, which depend on all bits of both, and its place there by those below and
 // by its own lowest bits, so that grefs which have these in common share no place.
-func (t *Table) home(ref netif.Gref) uint64 {
+func (t *Table) home(ref xen.Gref) uint64 {
 	return uint64(ref/(inBlock+1))*t.mult>>(t.shift&63) ^ uint64(ref&inBlock)
 }
 
@@ -236,7 +237,7 @@ func (t *Table) Detach(list []netif.GrefEntry) *Removed {
 
 // unplace empties the slot of a gref that is in the table, and closes the gap:
 // whoever passed the slot on the way from its own comes nearer to it.
-func (t *Table) unplace(ref netif.Gref) {
+func (t *Table) unplace(ref xen.Gref) {
 	mask := uint64(len(t.slots) - 1)
 	gap := t.home(ref) & mask
 	for t.slots[gap].ref != ref || t.slots[gap].page == nil {

@@ -65,7 +65,7 @@ func TestAdd(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			f := newMapper()
-			f.bad, f.ro = []netif.Gref{99}, []netif.Gref{30}
+			f.bad, f.ro = []xen.Gref{99}, []xen.Gref{30}
 			if tt.budget == 0 {
 				tt.budget = 2 * DefaultBudget
 			}
@@ -75,7 +75,7 @@ func TestAdd(t *testing.T) {
 				t.Fatal(err)
 			}
 			f.calls = 0
-			want := []netif.Gref{10, 11}
+			want := []xen.Gref{10, 11}
 			err := add(t, s, table, tt.list)
 			if !errors.Is(err, tt.want) || err != nil && tt.want == nil {
 				t.Fatalf("error %v, want %v", err, tt.want)
@@ -101,20 +101,20 @@ func TestAdd(t *testing.T) {
 }
 
 // checkLookups looks all of refs up and some that are not there.
-func checkLookups(t *testing.T, table *Table, refs []netif.Gref) {
+func checkLookups(t *testing.T, table *Table, refs []xen.Gref) {
 	t.Helper()
-	there := map[netif.Gref]bool{}
+	there := map[xen.Gref]bool{}
 	for _, ref := range refs {
 		there[ref] = true
 		g := table.Lookup(ref)
 		if g.Page == nil {
 			t.Fatalf("gref %d is not found", ref)
 		}
-		if got := binary.LittleEndian.Uint32(g.Page[:]); got != ref {
+		if got := xen.Gref(binary.LittleEndian.Uint32(g.Page[:])); got != ref {
 			t.Fatalf("gref %d finds the page of %d", ref, got)
 		}
 	}
-	for _, ref := range []netif.Gref{0, 1, 19, 99, 1 << 16, 1 << 31, math.MaxUint32} {
+	for _, ref := range []xen.Gref{0, 1, 19, 99, 1 << 16, 1 << 31, math.MaxUint32} {
 		if !there[ref] && table.Lookup(ref).Page != nil {
 			t.Fatalf("gref %d is found", ref)
 		}
@@ -127,7 +127,7 @@ func TestFailureAtEveryEntry(t *testing.T) {
 	const n = 64
 	for k := range n {
 		f := newMapper()
-		f.bad = []netif.Gref{100 + netif.Gref(k)}
+		f.bad = []xen.Gref{100 + xen.Gref(k)}
 		budget := NewBudget(DefaultBudget, nil)
 		_, err := f.source(budget).Prepare(t.Context(), entries(run(100, n)...))
 		var e *Error
@@ -149,15 +149,15 @@ func TestDel(t *testing.T) {
 		list []netif.GrefEntry
 		want []netif.CtrlStatus
 		n    int
-		left []netif.Gref
+		left []xen.Gref
 	}{
-		{"one", entries(11), []netif.CtrlStatus{ok}, 1, []netif.Gref{10, 12, 13}},
-		{"all", entries(13, 12, 11, 10), []netif.CtrlStatus{ok, ok, invalid, ok}, 3, []netif.Gref{11}},
-		{"in flight", entries(11), []netif.CtrlStatus{invalid}, 0, []netif.Gref{10, 11, 12, 13}},
-		{"never added", entries(9, 10), []netif.CtrlStatus{invalid, ok}, 1, []netif.Gref{11, 12, 13}},
-		{"same gref twice", entries(10, 10), []netif.CtrlStatus{ok, invalid}, 1, []netif.Gref{11, 12, 13}},
-		{"unknown flags are ignored", odd, []netif.CtrlStatus{ok}, 1, []netif.Gref{11, 12, 13}},
-		{"no entries", nil, nil, 0, []netif.Gref{10, 11, 12, 13}},
+		{"one", entries(11), []netif.CtrlStatus{ok}, 1, []xen.Gref{10, 12, 13}},
+		{"all", entries(13, 12, 11, 10), []netif.CtrlStatus{ok, ok, invalid, ok}, 3, []xen.Gref{11}},
+		{"in flight", entries(11), []netif.CtrlStatus{invalid}, 0, []xen.Gref{10, 11, 12, 13}},
+		{"never added", entries(9, 10), []netif.CtrlStatus{invalid, ok}, 1, []xen.Gref{11, 12, 13}},
+		{"same gref twice", entries(10, 10), []netif.CtrlStatus{ok, invalid}, 1, []xen.Gref{11, 12, 13}},
+		{"unknown flags are ignored", odd, []netif.CtrlStatus{ok}, 1, []xen.Gref{11, 12, 13}},
+		{"no entries", nil, nil, 0, []xen.Gref{10, 11, 12, 13}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -253,14 +253,14 @@ func TestSameGrefOnTwoQueues(t *testing.T) {
 	if del(t, a, entries(5)) != 1 || a.Lookup(5).Page != nil {
 		t.Error("the first queue kept it")
 	}
-	checkLookups(t, b, []netif.Gref{5})
+	checkLookups(t, b, []xen.Gref{5})
 }
 
 // TestUnmapFails: the guest is not told that it has a page back which is still
 // mapped, and the page stays charged.
 func TestUnmapFails(t *testing.T) {
 	f := newMapper()
-	f.stuck = []netif.Gref{6}
+	f.stuck = []xen.Gref{6}
 	budget := NewBudget(8, nil)
 	table := new(Table)
 	if err := add(t, f.source(budget), table, entries(5, 6, 7)); err != nil {
@@ -292,14 +292,14 @@ func TestMapperGivesWrongSize(t *testing.T) {
 
 type mapFunc func() (*gntdev.Mapping, error)
 
-func (f mapFunc) Map(xen.Domid, []gntdev.Ref, gntdev.Prot) (*gntdev.Mapping, error) { return f() }
+func (f mapFunc) Map(xen.Domid, []xen.Gref, gntdev.Prot) (*gntdev.Mapping, error) { return f() }
 
 // TestDisconnectWhileMapping: a guest whose pages map slowly does not hold up
 // its own disconnect for longer than one of them takes.
 func TestDisconnectWhileMapping(t *testing.T) {
 	f := newMapper()
 	ctx, cancel := context.WithCancel(t.Context())
-	f.onMap = func(ref netif.Gref) {
+	f.onMap = func(ref xen.Gref) {
 		if ref == 100+512-3 {
 			cancel()
 		}
@@ -343,7 +343,7 @@ func TestUnmapAfterCommit(t *testing.T) {
 	if err := p.Unmap(); err != nil || f.count() != 3 {
 		t.Errorf("%v, %d mapped", err, f.count())
 	}
-	checkLookups(t, table, []netif.Gref{1, 2, 3})
+	checkLookups(t, table, []xen.Gref{1, 2, 3})
 }
 
 // TestBudgets: tables of one guest share its budget, and guests share the
@@ -409,7 +409,7 @@ func TestRestore(t *testing.T) {
 	})
 	t.Run("the guest revoked some", func(t *testing.T) {
 		f, table := newMapper(), new(Table)
-		f.bad = []netif.Gref{40, 55}
+		f.bad = []xen.Gref{40, 55}
 		budget := NewBudget(20, nil)
 		p, err := f.source(budget).Restore(t.Context(), snap)
 		if !errors.Is(err, gntdev.StatusBadGntref) || p.Len() != 18 || budget.Used() != 18 {
@@ -479,27 +479,27 @@ func TestLimits(t *testing.T) {
 }
 
 // hostileSets are grefs that a frontend could choose to make look-ups slow.
-func hostileSets(known *Table) map[string][]netif.Gref {
-	random := make([]netif.Gref, 0, DefaultLimit)
-	seen := map[netif.Gref]bool{}
+func hostileSets(known *Table) map[string][]xen.Gref {
+	random := make([]xen.Gref, 0, DefaultLimit)
+	seen := map[xen.Gref]bool{}
 	for len(random) < DefaultLimit {
-		if r := rand.Uint32(); !seen[r] {
-			seen[r] = true
-			random = append(random, r)
+		if r := rand.Uint32(); !seen[xen.Gref(r)] {
+			seen[xen.Gref(r)] = true
+			random = append(random, xen.Gref(r))
 		}
 	}
-	sets := map[string][]netif.Gref{"sequential": run(768, DefaultLimit), "random": random}
+	sets := map[string][]xen.Gref{"sequential": run(768, DefaultLimit), "random": random}
 	for _, shift := range []int{1, 9, 16, 23} {
-		refs := make([]netif.Gref, DefaultLimit)
+		refs := make([]xen.Gref, DefaultLimit)
 		for i := range refs {
-			refs[i] = netif.Gref(i) << shift
+			refs[i] = xen.Gref(i) << shift
 		}
 		sets[fmt.Sprintf("stride %d", 1<<shift)] = refs
 	}
 	// Whoever knew the multiplier could choose grefs that share one slot.
 	if known != nil {
-		var same []netif.Gref
-		for r := netif.Gref(0); len(same) < DefaultLimit; r++ {
+		var same []xen.Gref
+		for r := xen.Gref(0); len(same) < DefaultLimit; r++ {
 			if known.home(r)&^7 == 512 {
 				same = append(same, r)
 			}
@@ -580,7 +580,7 @@ func TestCrowdedTableStillWorks(t *testing.T) {
 		table.place(uint16(id))
 	}
 	checkLookups(t, table, run(0, 64))
-	for i := range netif.Gref(32) {
+	for i := range xen.Gref(32) {
 		ref := i * 2
 		if del(t, table, entries(ref)) != 1 {
 			t.Fatalf("gref %d cannot be taken out", ref)
@@ -602,7 +602,7 @@ func TestGrefsInARowShareBlocks(t *testing.T) {
 	if err := add(t, newMapper().source(nil), table, entries(run(768, DefaultLimit)...)); err != nil {
 		t.Fatal(err)
 	}
-	for first := netif.Gref(768); first < 768+DefaultLimit; first += inBlock + 1 {
+	for first := xen.Gref(768); first < 768+DefaultLimit; first += inBlock + 1 {
 		places := map[uint64]bool{}
 		for ref := first; ref <= first+inBlock; ref++ {
 			home := table.home(ref)
@@ -628,7 +628,7 @@ func TestGapsAreClosed(t *testing.T) {
 			if rng.IntN(2) == 0 {
 				refs[i] += 256 * (inBlock + 1) // the same slot as another's, or as nobody's
 			}
-			refs[i] += netif.Gref(rng.IntN(3)) << 16
+			refs[i] += xen.Gref(rng.IntN(3)) << 16
 		}
 		if err := add(t, newMapper().source(nil), table, entries(refs...)); err != nil {
 			t.Fatal(err)
@@ -656,7 +656,7 @@ func TestGapsAreClosed(t *testing.T) {
 func TestItemsAreUsedAgain(t *testing.T) {
 	f := newMapper()
 	s, table := f.source(nil), new(Table)
-	for i := range netif.Gref(200) {
+	for i := range xen.Gref(200) {
 		list := entries(run(i*1000, 300)...)
 		if err := add(t, s, table, list); err != nil {
 			t.Fatal(err)
@@ -676,7 +676,7 @@ func TestLookupAllocatesNothing(t *testing.T) {
 	if err := add(t, f.source(nil), table, entries(run(0, DefaultLimit)...)); err != nil {
 		t.Fatal(err)
 	}
-	ref := netif.Gref(0)
+	ref := xen.Gref(0)
 	if n := testing.AllocsPerRun(1000, func() {
 		if g := table.Lookup(ref % 1024); g.Page != nil {
 			table.Hold(g)

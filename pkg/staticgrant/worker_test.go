@@ -10,7 +10,7 @@ import (
 	"sync/atomic"
 	"testing"
 
-	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // TestControlAndWorker has two control goroutines of one guest change the tables
@@ -26,7 +26,7 @@ func TestControlAndWorker(t *testing.T) {
 		table := New(128)
 		wg.Go(func() {
 			type use struct {
-				ref netif.Gref
+				ref xen.Gref
 				g   Grant
 			}
 			var flying []use
@@ -42,15 +42,15 @@ func TestControlAndWorker(t *testing.T) {
 				}
 				for range 64 {
 					ref := rng.Uint32N(256)
-					if g := table.Lookup(ref); g.Page != nil {
+					if g := table.Lookup(xen.Gref(ref)); g.Page != nil {
 						found.Add(1)
 						table.Hold(g)
-						flying = append(flying, use{ref, g})
+						flying = append(flying, use{xen.Gref(ref), g})
 					}
 				}
 				for len(flying) > 8 {
 					u := flying[0]
-					if got := binary.LittleEndian.Uint32(u.g.Page[:]); got != u.ref {
+					if got := xen.Gref(binary.LittleEndian.Uint32(u.g.Page[:])); got != u.ref {
 						t.Errorf("page of gref %d in flight begins with %d", u.ref, got)
 					}
 					table.Release(u.g)
@@ -69,7 +69,7 @@ func TestControlAndWorker(t *testing.T) {
 			rng := rand.New(rand.NewPCG(3, 4))
 			s := f.source(budget)
 			for range 500 {
-				list := entries(run(rng.Uint32N(240), 1+rng.IntN(16))...)
+				list := entries(run(xen.Gref(rng.Uint32N(240)), 1+rng.IntN(16))...)
 				if rng.IntN(2) == 0 {
 					p, err := s.Prepare(t.Context(), list)
 					if err != nil {

@@ -3,6 +3,7 @@
 package xenbus
 
 import (
+	"cmp"
 	"fmt"
 	"strconv"
 	"strings"
@@ -19,6 +20,11 @@ type VifID struct {
 
 // String returns the name that a vif has on the host, such as "vif3.0".
 func (id VifID) String() string { return fmt.Sprintf("vif%d.%d", id.Domid, id.Devid) }
+
+// Compare orders vifs by domain, then by number, for slices.SortFunc.
+func (id VifID) Compare(other VifID) int {
+	return cmp.Or(cmp.Compare(id.Domid, other.Domid), cmp.Compare(id.Devid, other.Devid))
+}
 
 // BackendPath returns the directory of the vif's back end, which runs in the domain
 // backend: /local/domain/0/backend/vif/3/0.

@@ -20,6 +20,7 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/xensim/wire"
 	"github.com/netbackd/netbackd/internal/offload"
 	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
@@ -51,14 +52,14 @@ var noLarge = features(func(f *netfront.Features) { f.GSOTCPv4, f.GSOTCPv6 = fal
 // flood has guests send nothing but a packet over all their queues, until stop.
 func (w *world) flood(c cutter, fronts ...*rawFront) (stop func()) {
 	n := (len(c.frame) + netif.PageSize - 1) / netif.PageSize
-	var refs [][]netif.Gref
+	var refs [][]xen.Gref
 	for _, f := range fronts {
 		pages, err := f.pages.Alloc(0, n, false)
 		w.must(err)
 		copy(pages.Bytes(), c.frame)
 		refs = append(refs, pages.Refs())
 	}
-	send := func(q *rawQueue, refs []netif.Gref) {
+	send := func(q *rawQueue, refs []xen.Gref) {
 		if r, err := q.tx.Responses(); err == nil {
 			q.tx.Take(r)
 		}

@@ -98,7 +98,7 @@ func (w *world) join(domid xen.Domid, devid int) *rawFront {
 	return f
 }
 
-func (f *rawFront) name() string    { return fmt.Sprintf("vif%d.%d", f.domid, f.devid) }
+func (f *rawFront) name() string    { return xenbus.VifID{Domid: f.domid, Devid: f.devid}.String() }
 func (f *rawFront) back() string    { return f.w.BackPath(f.domid, f.devid) }
 func (f *rawFront) dir() string     { return f.w.FrontPath(f.domid, f.devid) }
 func (f *rawFront) errNode() string { return errNode(f.domid, f.devid) }
@@ -258,7 +258,7 @@ func (w *world) vifConfig(opts ...option) lab.VifConfig { return config(w.guests
 
 // errNode returns the path of a vif's error node.
 func errNode(domid xen.Domid, devid int) string {
-	return fmt.Sprintf("/local/domain/0/error/backend/vif/%d/%d/error", domid, devid)
+	return xenbus.VifID{Domid: domid, Devid: devid}.ErrorPath(xen.Dom0)
 }
 
 // read returns the value of a node; absent is that of one that is not there.
@@ -305,7 +305,7 @@ func (w *world) domainGone(domid xen.Domid) {
 // no journal, no error node.
 func (w *world) vifGone(domid xen.Domid, devid int) {
 	w.t.Helper()
-	name := fmt.Sprintf("vif%d.%d", domid, devid)
+	name := xenbus.VifID{Domid: domid, Devid: devid}.String()
 	w.wait(name+" to be forgotten", func() bool {
 		_, err := w.Vif(w.ctx, name)
 		return err != nil

@@ -23,6 +23,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/gntalloc"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/tap"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // hostileFront is a connected frontend of one queue; the test has its rings in
@@ -176,7 +177,7 @@ func TestEventStorm(t *testing.T) {
 func (f *hostileFront) badPackets() []badPacket {
 	good := f.data.Refs()[0]
 	const bogus, more, extra = 0xfffffff0, netif.TxMoreData, netif.TxExtraInfo
-	req := func(gref netif.Gref, flags netif.TxFlags, off, size uint16) netif.TxRequest {
+	req := func(gref xen.Gref, flags netif.TxFlags, off, size uint16) netif.TxRequest {
 		return netif.TxRequest{Gref: gref, Flags: flags, Offset: off, Size: size}
 	}
 	long := []netif.TxRequest{req(good, more, 0, 2000)}
@@ -440,7 +441,7 @@ func TestRingsFullOfNonsense(t *testing.T) {
 					}
 					// Indices that may be, and slots that nearly make sense.
 					slot := ring + 64 + 4*rnd.IntN((netif.PageSize-64)/4)
-					set(slot, []uint32{rnd.Uint32(), rnd.Uint32() & 0x000f_0fff, f.data.Refs()[0], 60 << 16, 0}[rnd.IntN(5)])
+					set(slot, []uint32{rnd.Uint32(), rnd.Uint32() & 0x000f_0fff, uint32(f.data.Refs()[0]), 60 << 16, 0}[rnd.IntN(5)])
 					set(ring, get(ring+8)+rnd.Uint32N(3))
 				}
 				w.must(f.events.Notify(f.q().txPort))

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
@@ -26,7 +27,7 @@ func (f *rawFront) anew() {
 
 // ask puts three requests with ids from id on into the first tx ring, and tells of
 // them.
-func (f *rawFront) ask(data netif.Gref, id uint16) {
+func (f *rawFront) ask(data xen.Gref, id uint16) {
 	q := &f.queues[0]
 	for i := range uint16(3) {
 		q.tx.Put(netif.TxRequest{Gref: data, Size: 100, ID: id + i})

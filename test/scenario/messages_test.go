@@ -12,6 +12,7 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/guest"
 	"github.com/netbackd/netbackd/internal/lab/netfront"
 	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 const (
@@ -23,7 +24,7 @@ const (
 // grefList returns the page of an ADD or DEL message.
 func grefList(entries ...netif.GrefEntry) (b []byte) {
 	for _, e := range entries {
-		b = binary.LittleEndian.AppendUint32(b, e.Ref)
+		b = binary.LittleEndian.AppendUint32(b, uint32(e.Ref))
 		b = binary.LittleEndian.AppendUint16(b, e.Flags)
 		b = binary.LittleEndian.AppendUint16(b, e.Status)
 	}
@@ -40,7 +41,7 @@ func listOf(typ netif.CtrlType, queue, n uint32, entries ...netif.GrefEntry) gue
 }
 
 // pagesOf returns n pages that the guest has granted for reading.
-func (g *testGuest) pagesOf(p *prober, n int) (refs []netif.Gref) {
+func (g *testGuest) pagesOf(p *prober, n int) (refs []xen.Gref) {
 	g.w.t.Helper()
 	for range n {
 		r := p.raw(data(0, plainFrame(64)), guest.RawOp{Op: "flush"})

@@ -12,12 +12,13 @@ import (
 
 	"github.com/netbackd/netbackd/internal/lab/guest"
 	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // grantModel models the static grants of a guest's queues.
 type grantModel struct {
 	rng    *rand.Rand
-	tables []map[netif.Gref]bool
+	tables []map[xen.Gref]bool
 	pools  [][]netif.GrefEntry // what each queue has
 }
 
@@ -33,13 +34,13 @@ func (m *grantModel) learn(g *testGuest, queues int) {
 		for _, r := range b.Rx {
 			pool = append(pool, netif.GrefEntry{Ref: r})
 		}
-		m.tables, m.pools = append(m.tables, map[netif.Gref]bool{}), append(m.pools, pool)
+		m.tables, m.pools = append(m.tables, map[xen.Gref]bool{}), append(m.pools, pool)
 	}
 }
 
 // list draws grants: some the queue has, with a chance of one it has not and of
 // one twice.
-func (m *grantModel) list(q int, wanted func(netif.Gref) bool) (list []netif.GrefEntry) {
+func (m *grantModel) list(q int, wanted func(xen.Gref) bool) (list []netif.GrefEntry) {
 	n := 1 + m.rng.IntN(60)
 	for _, i := range m.rng.Perm(len(m.pools[q])) {
 		if e := m.pools[q][i]; len(list) < n && (wanted(e.Ref) || m.rng.IntN(200) == 0) {
@@ -130,13 +131,13 @@ func TestStaticGrantsAgainstAModel(t *testing.T) {
 			q := m.rng.IntN(queueCount)
 			switch k := m.rng.IntN(20); {
 			case k < 10:
-				list := m.list(q, func(r netif.Gref) bool { return !m.tables[q][r] })
+				list := m.list(q, func(r xen.Gref) bool { return !m.tables[q][r] })
 				r := send(listOf(netif.CtrlAddGrefMapping, uint32(q), uint32(len(list)), list...))
 				if want := m.add(q, list); r.Status != want {
 					t.Fatalf("add of %d: %v, want %v", len(list), r.Status, want)
 				}
 			case k < 18:
-				list := m.list(q, func(r netif.Gref) bool { return m.tables[q][r] })
+				list := m.list(q, func(r xen.Gref) bool { return m.tables[q][r] })
 				if len(list) == 0 {
 					continue
 				}

@@ -11,7 +11,6 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/xensim/simclient"
 	"github.com/netbackd/netbackd/pkg/evtchn"
 	"github.com/netbackd/netbackd/pkg/gntalloc"
-	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
@@ -51,7 +50,7 @@ type simPages struct {
 
 var _ netfront.UseChecker = simPages{}
 
-func (p simPages) InUse(ref netif.Gref) (bool, error) {
+func (p simPages) InUse(ref xen.Gref) (bool, error) {
 	if int(ref) >= p.table.Len() {
 		return false, nil
 	}

@@ -9,6 +9,7 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/netfront"
 	"github.com/netbackd/netbackd/internal/lab/traffic"
 	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
@@ -184,8 +185,8 @@ type StaticArgs struct {
 
 // Buffers are the grant references of a queue's buffers.
 type Buffers struct {
-	Tx []netif.Gref `json:"tx"` // for reading
-	Rx []netif.Gref `json:"rx"` // for reading and writing
+	Tx []xen.Gref `json:"tx"` // for reading
+	Rx []xen.Gref `json:"rx"` // for reading and writing
 }
 
 // ControlArgs is a message for the control ring.
@@ -241,7 +242,7 @@ type RawOp struct {
 // state of the rings.
 type RawResult struct {
 	Tx     []netif.TxResponse `json:"tx,omitempty"`
-	Grefs  []netif.Gref       `json:"grefs,omitempty"` // of each op that names a Ref
+	Grefs  []xen.Gref         `json:"grefs,omitempty"` // of each op that names a Ref
 	TxRing netif.RingState    `json:"tx_ring"`
 	RxRing netif.RingState    `json:"rx_ring"`
 }

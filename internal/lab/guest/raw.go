@@ -11,10 +11,11 @@ import (
 
 	"github.com/netbackd/netbackd/internal/lab/netfront"
 	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // bogusGref is a grant reference beyond any grant table.
-const bogusGref netif.Gref = 0xfffffff0
+const bogusGref xen.Gref = 0xfffffff0
 
 // raw carries out the ops of a command between two passes of the queue's pump.
 func (v *vif) raw(a RawArgs) (RawResult, error) {
@@ -50,7 +51,7 @@ type rawEnv struct {
 	vif   *vif
 	q     *netfront.Queue
 	raw   netfront.Raw
-	grefs []netif.Gref
+	grefs []xen.Gref
 }
 
 func (e *rawEnv) do(op RawOp) error {
@@ -74,7 +75,7 @@ func (e *rawEnv) do(op RawOp) error {
 }
 
 // ref returns the grant reference that an op names.
-func (e *rawEnv) ref(op RawOp) (ref netif.Gref, err error) {
+func (e *rawEnv) ref(op RawOp) (ref xen.Gref, err error) {
 	var mem []byte
 	switch op.Ref {
 	case "":
@@ -88,7 +89,7 @@ func (e *rawEnv) ref(op RawOp) (ref netif.Gref, err error) {
 	default:
 		var n uint64
 		n, err = strconv.ParseUint(op.Ref, 10, 32)
-		ref = netif.Gref(n)
+		ref = xen.Gref(n)
 	}
 	if err != nil {
 		return 0, err
@@ -114,7 +115,7 @@ func (v *vif) control(ctx context.Context, c *netfront.Control, a ControlArgs) (
 		defer func() { err = errors.Join(err, g.Free()) }()
 		page = g.Bytes()
 		copy(page, a.Page)
-		data[a.PageAt] = g.Refs()[0]
+		data[a.PageAt] = uint32(g.Refs()[0])
 	}
 	switch a.Type {
 	case netif.CtrlSetHashFlags, netif.CtrlSetHashKey, netif.CtrlSetHashMappingSize, netif.CtrlSetHashMapping, netif.CtrlSetHashAlgorithm:

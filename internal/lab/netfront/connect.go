@@ -212,7 +212,7 @@ func (d *Device) publish() error {
 			w.flag(k.name, k.on)
 		}
 		if d.ctrl != nil {
-			w.write("ctrl-ring-ref", d.ctrl.pages.Refs()[0])
+			w.write("ctrl-ring-ref", uint32(d.ctrl.pages.Refs()[0]))
 			w.write("event-channel-ctrl", uint32(d.ctrl.port))
 		} else {
 			w.remove("ctrl-ring-ref")
@@ -275,8 +275,8 @@ func (w *keyWriter) flag(key string, on bool) {
 // queue writes a queue's rings, and removes the nodes it does not use.
 func (w *keyWriter) queue(prefix string, q *Queue) {
 	refs := q.rings.Refs()
-	w.write(prefix+"tx-ring-ref", refs[0])
-	w.write(prefix+"rx-ring-ref", refs[1])
+	w.write(prefix+"tx-ring-ref", uint32(refs[0]))
+	w.write(prefix+"rx-ring-ref", uint32(refs[1]))
 	if q.rxPort == q.txPort {
 		w.write(prefix+"event-channel", uint32(q.txPort))
 		w.remove(prefix + "event-channel-tx")

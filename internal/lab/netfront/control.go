@@ -210,8 +210,8 @@ func (c *Control) SetHash(ctx context.Context, h Hash) error {
 	if _, err := c.do(ctx, netif.CtrlSetHashFlags, h.Types); err != nil {
 		return err
 	}
-	if err := c.withPage(h.Key, func(ref netif.Gref, _ []byte) error {
-		_, err := c.do(ctx, netif.CtrlSetHashKey, ref, uint32(len(h.Key)))
+	if err := c.withPage(h.Key, func(ref xen.Gref, _ []byte) error {
+		_, err := c.do(ctx, netif.CtrlSetHashKey, uint32(ref), uint32(len(h.Key)))
 		return err
 	}); err != nil {
 		return err
@@ -226,14 +226,14 @@ func (c *Control) SetHash(ctx context.Context, h Hash) error {
 	for _, q := range h.Mapping {
 		table = binary.NativeEndian.AppendUint32(table, q)
 	}
-	return c.withPage(table, func(ref netif.Gref, _ []byte) error {
-		_, err := c.do(ctx, netif.CtrlSetHashMapping, ref, uint32(len(h.Mapping)), 0)
+	return c.withPage(table, func(ref xen.Gref, _ []byte) error {
+		_, err := c.do(ctx, netif.CtrlSetHashMapping, uint32(ref), uint32(len(h.Mapping)), 0)
 		return err
 	})
 }
 
 // withPage grants a page that begins with b for as long as f runs.
-func (c *Control) withPage(b []byte, f func(ref netif.Gref, page []byte) error) error {
+func (c *Control) withPage(b []byte, f func(ref xen.Gref, page []byte) error) error {
 	if len(b) > netif.PageSize {
 		return fmt.Errorf("netfront: %d bytes do not fit a page", len(b))
 	}
@@ -263,10 +263,10 @@ func (c *Control) SomeStaticGrants(ctx context.Context, q *Queue, most int) (int
 		return 0, err
 	}
 	list := make([]byte, 0, netif.PageSize)
-	add := func(refs []netif.Gref, flags uint16) {
+	add := func(refs []xen.Gref, flags uint16) {
 		for _, ref := range refs {
 			if len(list)/grefEntry < min(int(room), most, maxGrefs) {
-				list = binary.NativeEndian.AppendUint32(list, ref)
+				list = binary.NativeEndian.AppendUint32(list, uint32(ref))
 				list = binary.NativeEndian.AppendUint16(list, flags)
 				list = binary.NativeEndian.AppendUint16(list, 0)
 			}
@@ -278,8 +278,8 @@ func (c *Control) SomeStaticGrants(ctx context.Context, q *Queue, most int) (int
 	if n == 0 {
 		return 0, nil
 	}
-	return n, c.withPage(list, func(ref netif.Gref, _ []byte) error {
-		_, err := c.do(ctx, netif.CtrlAddGrefMapping, uint32(q.index), ref, uint32(n))
+	return n, c.withPage(list, func(ref xen.Gref, _ []byte) error {
+		_, err := c.do(ctx, netif.CtrlAddGrefMapping, uint32(q.index), uint32(ref), uint32(n))
 		if err == nil {
 			c.static[q.index] = list
 		}
@@ -295,8 +295,8 @@ const grefEntry = 8
 func (c *Control) EndStaticGrants(ctx context.Context, q *Queue) (int, error) {
 	list := c.static[q.index]
 	want := uint32(len(list) / grefEntry)
-	return int(want), c.withPage(list, func(ref netif.Gref, page []byte) error {
-		n, err := c.do(ctx, netif.CtrlDelGrefMapping, uint32(q.index), ref, want)
+	return int(want), c.withPage(list, func(ref xen.Gref, page []byte) error {
+		n, err := c.do(ctx, netif.CtrlDelGrefMapping, uint32(q.index), uint32(ref), want)
 		if err != nil {
 			return err
 		}

@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // message is a control message as the backend sees it, with the page its first
@@ -60,13 +61,13 @@ func newControlPair(t *testing.T, answer func(netif.CtrlRequest) *netif.CtrlResp
 			msg := message{Type: q.Type, Data: q.Data[:]}
 			switch q.Type {
 			case netif.CtrlSetHashKey:
-				msg.Page = bytes.Clone(m.page(q.Data[0])[:q.Data[1]])
+				msg.Page = bytes.Clone(m.page(xen.Gref(q.Data[0]))[:q.Data[1]])
 				msg.Data[0] = 0 // any ref will do
 			case netif.CtrlSetHashMapping:
-				msg.Page = bytes.Clone(m.page(q.Data[0])[:4*q.Data[1]])
+				msg.Page = bytes.Clone(m.page(xen.Gref(q.Data[0]))[:4*q.Data[1]])
 				msg.Data[0] = 0
 			case netif.CtrlAddGrefMapping:
-				msg.Page = bytes.Clone(m.page(q.Data[1])[:8*q.Data[2]])
+				msg.Page = bytes.Clone(m.page(xen.Gref(q.Data[1]))[:8*q.Data[2]])
 				msg.Data[1] = 0
 			}
 			*seen = append(*seen, msg)
@@ -127,7 +128,7 @@ func TestStaticGrants(t *testing.T) {
 			if i >= 20 {
 				wantRef, wantFlags, k = q.rx.refs, 0, i-20
 			}
-			if ref != wantRef[k] || flags != wantFlags {
+			if xen.Gref(ref) != wantRef[k] || flags != wantFlags {
 				t.Errorf("entry %d: ref %d, flags %d, want %d, %d", i, ref, flags, wantRef[k], wantFlags)
 			}
 		}
@@ -171,7 +172,7 @@ func TestEndStaticGrants(t *testing.T) {
 						if i == tt.failed {
 							status = netif.CtrlInvalidParameter
 						}
-						binary.LittleEndian.PutUint16(m.page(r.Data[1])[8*i+6:], uint16(status))
+						binary.LittleEndian.PutUint16(m.page(xen.Gref(r.Data[1]))[8*i+6:], uint16(status))
 					}
 				}
 				return answer

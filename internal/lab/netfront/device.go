@@ -10,7 +10,6 @@ import (
 	"strings"
 
 	"github.com/netbackd/netbackd/pkg/gntalloc"
-	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
@@ -146,7 +145,7 @@ func (d *Device) Grant(n int, writable bool) (*gntalloc.Pages, error) {
 }
 
 // FreedGref returns a grant reference that was good a moment ago.
-func (d *Device) FreedGref() (netif.Gref, error) {
+func (d *Device) FreedGref() (xen.Gref, error) {
 	p, err := d.Grant(1, true)
 	if err != nil {
 		return 0, err

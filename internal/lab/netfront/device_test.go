@@ -17,7 +17,6 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/packettest"
 	"github.com/netbackd/netbackd/internal/lab/xensim/gnttab"
 	"github.com/netbackd/netbackd/internal/lab/xensim/simclient"
-	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
@@ -31,7 +30,7 @@ type checkedPages struct {
 	table gnttab.Table
 }
 
-func (p checkedPages) InUse(ref netif.Gref) (bool, error) {
+func (p checkedPages) InUse(ref xen.Gref) (bool, error) {
 	return p.table.Head(ref).Flags()&(gnttab.Reading|gnttab.Writing) != 0, nil
 }
 

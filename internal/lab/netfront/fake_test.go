@@ -32,8 +32,8 @@ func TestMain(m *testing.M) {
 type machine struct {
 	mu    sync.Mutex
 	next  uint32
-	pages map[netif.Gref][]byte
-	inUse map[netif.Gref]bool
+	pages map[xen.Gref][]byte
+	inUse map[xen.Gref]bool
 	ports map[evtchn.Port]*fakeEvents
 	sent  map[evtchn.Port]int // events the frontend sent
 	peer  map[evtchn.Port]func()
@@ -42,8 +42,8 @@ type machine struct {
 func newMachine() *machine {
 	return &machine{
 		next:  8,
-		pages: map[netif.Gref][]byte{},
-		inUse: map[netif.Gref]bool{},
+		pages: map[xen.Gref][]byte{},
+		inUse: map[xen.Gref]bool{},
 		ports: map[evtchn.Port]*fakeEvents{},
 		sent:  map[evtchn.Port]int{},
 		peer:  map[evtchn.Port]func(){},
@@ -58,10 +58,10 @@ func (m *machine) Alloc(_ xen.Domid, n int, _ bool) (*gntalloc.Pages, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	mem := make([]byte, n*netif.PageSize)
-	refs := make([]uint32, n)
+	refs := make([]xen.Gref, n)
 	for i := range refs {
-		refs[i] = m.next
-		m.pages[m.next] = mem[i*netif.PageSize:][:netif.PageSize]
+		refs[i] = xen.Gref(m.next)
+		m.pages[xen.Gref(m.next)] = mem[i*netif.PageSize:][:netif.PageSize]
 		m.next++
 	}
 	return gntalloc.NewPages(mem, refs, func() error {
@@ -74,14 +74,14 @@ func (m *machine) Alloc(_ xen.Domid, n int, _ bool) (*gntalloc.Pages, error) {
 	}), nil
 }
 
-func (m *machine) InUse(ref netif.Gref) (bool, error) {
+func (m *machine) InUse(ref xen.Gref) (bool, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.inUse[ref], nil
 }
 
 // page returns the page behind a grant, nil if there is none.
-func (m *machine) page(ref netif.Gref) []byte {
+func (m *machine) page(ref xen.Gref) []byte {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.pages[ref]

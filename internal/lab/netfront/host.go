@@ -5,7 +5,6 @@ package netfront
 import (
 	"github.com/netbackd/netbackd/pkg/evtchn"
 	"github.com/netbackd/netbackd/pkg/gntalloc"
-	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
@@ -20,7 +19,7 @@ type Pages interface {
 // mapped, as gnttab_query_foreign_access does. A frontend may not get back what
 // the backend still reads, so where this is known it is checked.
 type UseChecker interface {
-	InUse(ref netif.Gref) (bool, error)
+	InUse(ref xen.Gref) (bool, error)
 }
 
 // Events is an open event channel device. *evtchn.Device is one.

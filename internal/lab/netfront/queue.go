@@ -49,7 +49,7 @@ type rules struct {
 	strict   bool
 	mtu      int
 	salt     uint16
-	inUse    func(netif.Gref) (bool, error) // nil if it cannot be known
+	inUse    func(xen.Gref) (bool, error) // nil if it cannot be known
 }
 
 // newQueue makes rings, buffers and event channels for a backend in domain peer.
@@ -191,7 +191,7 @@ func (q *Queue) notify(p evtchn.Port) error {
 // Buffers returns the grant references of the queue's tx buffers, which are granted
 // for reading, and of its rx buffers, for reading and writing. They stay the same
 // as long as the queue is connected; any goroutine may ask.
-func (q *Queue) Buffers() (tx, rx []netif.Gref) {
+func (q *Queue) Buffers() (tx, rx []xen.Gref) {
 	return slices.Clone(q.tx.refs), slices.Clone(q.rx.refs)
 }
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 
 	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // Raw puts requests into a queue's tx ring without any check, for tests of a broken
@@ -51,7 +52,7 @@ func (r Raw) Kick() error {
 
 // TxPage takes a page out of the pool, readable for the backend, and never puts
 // it back.
-func (r Raw) TxPage() (mem []byte, ref netif.Gref, err error) {
+func (r Raw) TxPage() (mem []byte, ref xen.Gref, err error) {
 	t := &r.q.tx
 	if len(t.free) == 0 {
 		return nil, 0, ErrFull
@@ -62,7 +63,7 @@ func (r Raw) TxPage() (mem []byte, ref netif.Gref, err error) {
 
 // RxPage takes a page out of the pool, writable for the backend, and never puts
 // it back.
-func (r Raw) RxPage() (mem []byte, ref netif.Gref, err error) {
+func (r Raw) RxPage() (mem []byte, ref xen.Gref, err error) {
 	x := &r.q.rx
 	if len(x.free) == 0 {
 		return nil, 0, ErrFull

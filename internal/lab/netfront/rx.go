@@ -8,6 +8,7 @@ import (
 
 	"github.com/netbackd/netbackd/pkg/gntalloc"
 	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // maxFrags is the most data slots of a received packet that are kept. Linux's
@@ -30,7 +31,7 @@ type rxSide struct {
 	ring   *netif.RxFront
 	pages  *gntalloc.Pages
 	mem    []byte
-	refs   []netif.Gref
+	refs   []xen.Gref
 	free   []uint16 // pages not posted
 	posted [netif.RxRingSize]rxPost
 	count  int // of posted pages

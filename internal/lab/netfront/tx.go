@@ -8,6 +8,7 @@ import (
 
 	"github.com/netbackd/netbackd/pkg/gntalloc"
 	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // maxSlots is the most slots a packet of ours takes: what every backend must
@@ -31,7 +32,7 @@ type txSide struct {
 	ring   *netif.TxFront
 	pages  *gntalloc.Pages
 	mem    []byte
-	refs   []netif.Gref
+	refs   []xen.Gref
 	free   []uint16 // pages not in use, a stack
 	slots  []txSlot // by page
 	pushed netif.Index

@@ -15,6 +15,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/evtchn"
 	"github.com/netbackd/netbackd/pkg/gntalloc"
 	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 var errNoControl = errors.New("there is no control ring")
@@ -251,9 +252,9 @@ func (p *player) putSlot(m *ctrlMessage) error {
 func (p *player) word(w string) (uint32, error) {
 	switch w {
 	case "page":
-		return p.msg.page.Refs()[0], nil
+		return uint32(p.msg.page.Refs()[0]), nil
 	case "control":
-		return p.ctrl.page.Refs()[0], nil
+		return uint32(p.ctrl.page.Refs()[0]), nil
 	}
 	if n, err := strconv.ParseUint(w, 0, 32); err == nil {
 		return uint32(n), nil
@@ -262,11 +263,11 @@ func (p *player) word(w string) (uint32, error) {
 	if err != nil {
 		return 0, err
 	}
-	return refs[0], nil
+	return uint32(refs[0]), nil
 }
 
 // refs returns the references that a word names, one or a row of a pool's.
-func (p *player) refs(w string) ([]netif.Gref, error) {
+func (p *player) refs(w string) ([]xen.Gref, error) {
 	if name, row, ok := strings.Cut(strings.TrimSuffix(w, "]"), "["); ok {
 		from, to, err := readRow(row)
 		if err != nil {
@@ -284,10 +285,10 @@ func (p *player) refs(w string) ([]netif.Gref, error) {
 		if err != nil {
 			return nil, err
 		}
-		t = target{"gref", netif.Gref(v)}
+		t = target{"gref", xen.Gref(v)}
 	}
 	ref, _, err := p.ref(t, q)
-	return []netif.Gref{ref}, err
+	return []xen.Gref{ref}, err
 }
 
 // pushControl makes the backend see what was put.

@@ -14,6 +14,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/evtchn"
 	"github.com/netbackd/netbackd/pkg/gntalloc"
 	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
@@ -125,17 +126,20 @@ func (p *player) queue() (*queue, error) {
 // special are values of keys that a script cannot know. They are made when the
 // key is offered.
 var special = map[string]func(*player) (uint32, error){
-	"@tx-ring":  func(p *player) (uint32, error) { return p.queues[0].rings.Refs()[0], nil },
-	"@rx-ring":  func(p *player) (uint32, error) { return p.queues[0].rings.Refs()[1], nil },
-	"@readonly": func(p *player) (uint32, error) { return p.readonly.Refs()[0], nil },
-	"@foreign":  func(p *player) (uint32, error) { return p.foreign.Refs()[0], nil },
-	"@freed":    (*player).freedRef,
-	"@tx-port":  func(p *player) (uint32, error) { return uint32(p.queues[0].txPort), nil },
+	"@tx-ring":  func(p *player) (uint32, error) { return uint32(p.queues[0].rings.Refs()[0]), nil },
+	"@rx-ring":  func(p *player) (uint32, error) { return uint32(p.queues[0].rings.Refs()[1]), nil },
+	"@readonly": func(p *player) (uint32, error) { return uint32(p.readonly.Refs()[0]), nil },
+	"@foreign":  func(p *player) (uint32, error) { return uint32(p.foreign.Refs()[0]), nil },
+	"@freed": func(p *player) (uint32, error) {
+		ref, err := p.freedRef()
+		return uint32(ref), err
+	},
+	"@tx-port": func(p *player) (uint32, error) { return uint32(p.queues[0].txPort), nil },
 	"@control-ring": func(p *player) (uint32, error) {
 		if p.ctrl == nil {
 			return 0, errNoControl
 		}
-		return p.ctrl.page.Refs()[0], nil
+		return uint32(p.ctrl.page.Refs()[0]), nil
 	},
 	"@closed-port": func(p *player) (uint32, error) {
 		port, err := p.outside.BindUnbound(p.peer)
@@ -148,7 +152,7 @@ var special = map[string]func(*player) (uint32, error){
 }
 
 // freedRef returns a reference that was granted a moment ago. It is good for a moment.
-func (p *player) freedRef() (netif.Gref, error) {
+func (p *player) freedRef() (xen.Gref, error) {
 	g, err := p.host.Pages.Alloc(p.peer, 1, true)
 	if err != nil {
 		return 0, err
@@ -172,8 +176,8 @@ func (p *player) ringKeys() (keys []setKey) {
 		add := func(key string, n uint32) {
 			keys = append(keys, setKey{prefix + key, strconv.FormatUint(uint64(n), 10)})
 		}
-		add("tx-ring-ref", q.rings.Refs()[0])
-		add("rx-ring-ref", q.rings.Refs()[1])
+		add("tx-ring-ref", uint32(q.rings.Refs()[0]))
+		add("rx-ring-ref", uint32(q.rings.Refs()[1]))
 		if q.rxPort == q.txPort {
 			add("event-channel", uint32(q.txPort))
 			continue

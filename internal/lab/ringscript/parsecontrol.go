@@ -110,7 +110,7 @@ func (a *args) list(text string) content {
 				return nil, err
 			}
 			for _, ref := range refs {
-				b = binary.LittleEndian.AppendUint32(b, ref)
+				b = binary.LittleEndian.AppendUint32(b, uint32(ref))
 				b = binary.LittleEndian.AppendUint16(b, e.flags)
 				b = binary.LittleEndian.AppendUint16(b, untouchedStatus)
 			}

@@ -102,7 +102,7 @@ type player struct {
 
 	tx, rx            pool
 	foreign, readonly *gntalloc.Pages
-	last              netif.Gref
+	last              xen.Gref
 	outside           netfront.Events // channels that are no queue's
 }
 
@@ -123,7 +123,7 @@ type pool struct {
 // grants are in tests.
 const poolPages = netif.TxRingSize + 304
 
-func (p *pool) page() (mem []byte, ref netif.Gref) {
+func (p *pool) page() (mem []byte, ref xen.Gref) {
 	i := p.next
 	p.next = (p.next + 1) % poolPages
 	return p.pages.Bytes()[i*netif.PageSize:][:netif.PageSize:netif.PageSize], p.pages.Refs()[i]

@@ -11,6 +11,7 @@ import (
 
 	"github.com/netbackd/netbackd/pkg/evtchn"
 	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 var errNoRoom = errors.New("the ring has no free slot")
@@ -18,7 +19,7 @@ var errNoRoom = errors.New("the ring has no free slot")
 // target is a buffer without data of the script's: its grant reference.
 type target struct {
 	kind string
-	ref  netif.Gref // with kind "gref"
+	ref  xen.Gref // with kind "gref"
 }
 
 // isTarget reports whether a word names a buffer. No frame is called so.
@@ -33,14 +34,14 @@ func isTarget(w string) bool {
 // target reads the name of a buffer.
 func (a *args) target(w string) target {
 	if n, ok := strings.CutPrefix(w, "gref="); ok {
-		return target{"gref", netif.Gref(a.number("gref", n, 0, 1<<32-1))}
+		return target{"gref", xen.Gref(a.number("gref", n, 0, 1<<32-1))}
 	}
 	return target{kind: w}
 }
 
 // ref makes the reference of a target, and the memory it stands for if it is a
 // fresh page.
-func (p *player) ref(t target, q *queue) (ref netif.Gref, mem []byte, err error) {
+func (p *player) ref(t target, q *queue) (ref xen.Gref, mem []byte, err error) {
 	switch t.kind {
 	case "gref":
 		ref = t.ref

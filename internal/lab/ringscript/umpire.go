@@ -19,6 +19,7 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/netns"
 	"github.com/netbackd/netbackd/internal/vif"
 	"github.com/netbackd/netbackd/pkg/xen"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
@@ -41,7 +42,7 @@ type UmpireConfig struct {
 // to one goroutine.
 type Umpire struct {
 	cfg   UmpireConfig
-	name  string
+	id    xenbus.VifID
 	cable *cable
 
 	drops, counters map[string]uint64 // when last asked for
@@ -56,7 +57,7 @@ const umpireGlance = 10 * time.Millisecond
 
 // NewUmpire makes an umpire for a vif. It opens nothing yet.
 func NewUmpire(cfg UmpireConfig) *Umpire {
-	return &Umpire{cfg: cfg, name: fmt.Sprintf("vif%d.%d", cfg.Domid, cfg.Devid)}
+	return &Umpire{cfg: cfg, id: xenbus.VifID{Domid: cfg.Domid, Devid: cfg.Devid}}
 }
 
 // Close closes what the umpire has opened.
@@ -90,7 +91,7 @@ func (u *Umpire) answer(ctx context.Context, question string) (string, error) {
 	case "counters":
 		return u.count(ctx, &u.counters, words, func(s *vif.Status) map[string]uint64 { return s.Counters })
 	case "reset":
-		return "", u.cfg.Daemon.Reset(ctx, u.name)
+		return "", u.cfg.Daemon.Reset(ctx, u.id.String())
 	case "in-force":
 		return u.inForce(ctx)
 	case "error":
@@ -205,11 +206,11 @@ func (u *Umpire) status(ctx context.Context) (*vif.Status, error) {
 		return nil, err
 	}
 	for i := range all {
-		if all[i].Name == u.name {
+		if all[i].Name == u.id.String() {
 			return &all[i], nil
 		}
 	}
-	return nil, fmt.Errorf("netbackd has no %s", u.name)
+	return nil, fmt.Errorf("netbackd has no %v", u.id)
 }
 
 // until asks the daemon until ok. When time is up the last status is as good as
@@ -244,7 +245,7 @@ func (u *Umpire) fact(ctx context.Context, words []string, say func(*vif.Status)
 
 // errorNode returns the value of the vif's error node.
 func (u *Umpire) errorNode() (string, error) {
-	v, err := u.cfg.Store.Read(fmt.Sprintf("/local/domain/0/error/backend/vif/%d/%d/error", u.cfg.Domid, u.cfg.Devid))
+	v, err := u.cfg.Store.Read(u.id.ErrorPath(xen.Dom0))
 	if errors.Is(err, xenstore.ErrNotExist) {
 		return "no", nil
 	}
@@ -327,7 +328,7 @@ func (u *Umpire) begin(ctx context.Context) error {
 		return err
 	}
 	if s.Interface == "" {
-		return fmt.Errorf("%s has no interface", u.name)
+		return fmt.Errorf("%v has no interface", u.id)
 	}
 	if u.cable == nil {
 		if err := alone(s.Interface); err != nil {

@@ -12,6 +12,7 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/xensim/simclient"
 	"github.com/netbackd/netbackd/internal/lab/xensim/simtest"
 	"github.com/netbackd/netbackd/pkg/gntdev"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -38,12 +39,12 @@ func TestEmbeddedXen(t *testing.T) {
 
 	h, err := Open(dir)
 	must(err)
-	if _, err := h.Grants().Map(one, []gntdev.Ref{4711}, gntdev.ReadWrite); !errors.Is(err, unix.EINVAL) {
+	if _, err := h.Grants().Map(one, []xen.Gref{4711}, gntdev.ReadWrite); !errors.Is(err, unix.EINVAL) {
 		t.Errorf("mapped what was not granted: %v", err)
 	}
 	m, err := h.OpenMapper()
 	must(err)
-	if _, err := m.Map(one, []gntdev.Ref{4711}, gntdev.ReadOnly); !errors.Is(err, unix.EINVAL) {
+	if _, err := m.Map(one, []xen.Gref{4711}, gntdev.ReadOnly); !errors.Is(err, unix.EINVAL) {
 		t.Errorf("mapped what was not granted: %v", err)
 	}
 	must(m.Close())
@@ -68,7 +69,7 @@ func TestEmbeddedXen(t *testing.T) {
 		must(s.Close())
 	}
 	must(h.Close())
-	if _, err := h.Grants().Map(one, []gntdev.Ref{1}, gntdev.ReadWrite); !errors.Is(err, gntdev.ErrClosed) {
+	if _, err := h.Grants().Map(one, []xen.Gref{1}, gntdev.ReadWrite); !errors.Is(err, gntdev.ErrClosed) {
 		t.Errorf("mapped after the end: %v", err)
 	}
 }

@@ -103,9 +103,9 @@ func (f *gntdevFile) call(op wire.Op, r *wire.Reader, reply []byte) ([]byte, int
 		return f.copy(r, reply)
 	case wire.OpMap:
 		domid := r.U32()
-		refs := make([]uint32, r.Left()/4)
+		refs := make([]xen.Gref, r.Left()/4)
 		for i := range refs {
-			refs[i] = r.U32()
+			refs[i] = xen.Gref(r.U32())
 		}
 		if r.Done() != nil || domid > 0xffff {
 			return reply, -1, unix.EINVAL
@@ -231,7 +231,7 @@ func (f *gntallocFile) call(op wire.Op, r *wire.Reader, reply []byte) ([]byte, i
 		}
 		reply = wire.AppendU64(reply, a.Index)
 		for i := range a.Refs {
-			reply = wire.AppendU32(reply, a.Refs[i], a.Frames[i])
+			reply = wire.AppendU32(reply, uint32(a.Refs[i]), a.Frames[i])
 		}
 		return reply, f.memory, 0
 	case wire.OpDealloc:

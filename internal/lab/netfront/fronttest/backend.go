@@ -10,7 +10,6 @@ import (
 	"strconv"
 	"sync"
 
-	"github.com/netbackd/netbackd/pkg/gntdev"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/tap"
 	"github.com/netbackd/netbackd/pkg/xen"
@@ -233,7 +232,7 @@ func (b *Backend) open(dir string, i int) (q *queue, err error) {
 		return uint32(v)
 	}
 	q = &queue{b: b}
-	refs := []gntdev.Ref{num("tx-ring-ref"), num("rx-ring-ref")}
+	refs := []xen.Gref{xen.Gref(num("tx-ring-ref")), xen.Gref(num("rx-ring-ref"))}
 	split, e := b.x.Store.Exists(dir + "/event-channel-tx")
 	err = errors.Join(err, e)
 	var remote []uint32

@@ -40,7 +40,7 @@ const (
 	frameSlots = 3
 )
 
-func (q *queue) start(dom0 *simclient.Conn, domid xen.Domid, refs []gntdev.Ref, remote []uint32) (err error) {
+func (q *queue) start(dom0 *simclient.Conn, domid xen.Domid, refs []xen.Gref, remote []uint32) (err error) {
 	q.domid, q.wake = domid, -1
 	defer func() {
 		if err != nil {

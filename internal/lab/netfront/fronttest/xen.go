@@ -16,6 +16,7 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/xensim/simclient"
 	"github.com/netbackd/netbackd/internal/lab/xensim/simtest"
 	"github.com/netbackd/netbackd/pkg/xen"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
@@ -71,12 +72,12 @@ func (x *Xen) NewGuest() (domid xen.Domid) {
 
 // FrontDir returns the directory of a guest's vif, BackDir that of its backend.
 func (x *Xen) FrontDir(domid xen.Domid) string {
-	return fmt.Sprintf("/local/domain/%d/device/vif/0", domid)
+	return xenbus.VifID{Domid: domid}.FrontendPath()
 }
 
 // BackDir returns the backend's directory of a guest's vif.
 func (x *Xen) BackDir(domid xen.Domid) string {
-	return fmt.Sprintf("/local/domain/0/backend/vif/%d/0", domid)
+	return xenbus.VifID{Domid: domid}.BackendPath(xen.Dom0)
 }
 
 // Write writes nodes below dir, given as keys and values in turn.

@@ -28,7 +28,7 @@ type segment struct {
 // { u32 ref; u16 offset; u16 domid }.
 type side uint64
 
-func (s side) ref() uint32      { return uint32(s) }
+func (s side) ref() xen.Gref    { return xen.Gref(s) }
 func (s side) offset() int      { return int(uint16(s >> 32)) }
 func (s side) domid() xen.Domid { return xen.Domid(s >> 48) }
 

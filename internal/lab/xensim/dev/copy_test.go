@@ -29,15 +29,15 @@ func newSeg(source, dest uint64, n uint16, flags uint16) (s seg) {
 	return s
 }
 
-func foreign(domid xen.Domid, ref uint32, off uint16) uint64 {
+func foreign(domid xen.Domid, ref xen.Gref, off uint16) uint64 {
 	return uint64(ref) | uint64(off)<<32 | uint64(domid)<<48
 }
 
-func toLocal(ref uint32, off uint16, local []byte) seg {
+func toLocal(ref xen.Gref, off uint16, local []byte) seg {
 	return newSeg(foreign(1, ref, off), addr(local), uint16(len(local)), 1)
 }
 
-func fromLocal(local []byte, ref uint32, off uint16) seg {
+func fromLocal(local []byte, ref xen.Gref, off uint16) seg {
 	return newSeg(addr(local), foreign(1, ref, off), uint16(len(local)), 2)
 }
 
@@ -173,8 +173,8 @@ func TestCopyFailsAsAWhole(t *testing.T) {
 	if _, errno := copySegs(x.gntdev(), fromLocal(ro[:10], writable, 0)); errno != 0 {
 		t.Errorf("copy from read-only local memory: %v", errno)
 	}
-	for _, struck := range []uint32{wire.AnyRef, writable + 1} {
-		x.guest.AddFault(wire.Fault{Op: wire.FaultCall, Ref: struck, Status: -int16(unix.EFAULT), Count: 1})
+	for _, struck := range []xen.Gref{xen.Gref(wire.AnyRef), writable + 1} {
+		x.guest.AddFault(wire.Fault{Op: wire.FaultCall, Ref: xen.Gref(struck), Status: -int16(unix.EFAULT), Count: 1})
 		if struck != wire.AnyRef {
 			_, errno := copySegs(x.gntdev(), toLocal(writable, 0, mem[:4]))
 			wantErrno(t, "copy of another page than that of the fault", errno, 0)
@@ -191,7 +191,7 @@ func TestCopyOfADyingDomain(t *testing.T) {
 	x := newXen(t)
 	g := x.gntdev()
 	defer g.Close()
-	index, _ := g.Map(1, []uint32{writable})
+	index, _ := g.Map(1, []xen.Gref{writable})
 	v, _, errno := g.Mmap(index, 1, true)
 	wantErrno(t, "mmap", errno, 0)
 	pattern(x.page(0), 3)
@@ -203,7 +203,7 @@ func TestCopyOfADyingDomain(t *testing.T) {
 	if diff := cmp.Diff([]gntdev.Status{gntdev.StatusBadPage, gntdev.StatusBadPage}, st); diff != "" {
 		t.Errorf("status (-want +got):\n%s", diff)
 	}
-	index, errno = g.Map(1, []uint32{writable})
+	index, errno = g.Map(1, []xen.Gref{writable})
 	wantErrno(t, "map", errno, 0)
 	_, _, errno = g.Mmap(index, 1, true)
 	wantErrno(t, "mmap", errno, unix.EINVAL)
@@ -244,7 +244,7 @@ func TestCopyUsesOneReferenceManyTimes(t *testing.T) {
 	defer g.Close()
 	// Mappings take up most of the 128 uses.
 	for range 100 {
-		index, _ := g.Map(1, []uint32{writable})
+		index, _ := g.Map(1, []xen.Gref{writable})
 		_, _, errno := g.Mmap(index, 1, false)
 		wantErrno(t, "mmap", errno, 0)
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/xensim/gnttab"
 	"github.com/netbackd/netbackd/internal/lab/xensim/hyp"
 	"github.com/netbackd/netbackd/internal/lab/xensim/wire"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -49,8 +50,8 @@ func newXen(t testing.TB) *fakeXen {
 	table, _ := x.guest.Frames()
 	x.first = uint32(table)
 	for i := range uint32(granted) {
-		x.guest.Table().Set(writable+i, gnttab.Entry{Flags: gnttab.PermitAccess, Frame: x.first + i})
-		x.guest.Table().Set(readOnly+i, gnttab.Entry{Flags: gnttab.PermitAccess | gnttab.ReadOnly, Frame: x.first + i})
+		x.guest.Table().Set(xen.Gref(writable+i), gnttab.Entry{Flags: gnttab.PermitAccess, Frame: x.first + i})
+		x.guest.Table().Set(xen.Gref(readOnly+i), gnttab.Entry{Flags: gnttab.PermitAccess | gnttab.ReadOnly, Frame: x.first + i})
 	}
 	return x
 }

@@ -33,7 +33,8 @@ type Kernel struct {
 
 // gref is struct gntalloc_gref: a granted page.
 type gref struct {
-	ref, frame uint32
+	ref   xen.Gref
+	frame uint32
 }
 
 // Boot starts the kernel of a new domain.
@@ -62,7 +63,7 @@ const special = 2
 func (k *Kernel) build(end int) {
 	k.pages.take(end-special, end)
 	table := k.dom.Table()
-	for i, ref := range []uint32{gnttab.ConsoleRef, gnttab.XenstoreRef} {
+	for i, ref := range []xen.Gref{gnttab.ConsoleRef, gnttab.XenstoreRef} {
 		table.Set(ref, gnttab.Entry{Flags: gnttab.PermitAccess, Domid: 0, Frame: uint32(end - special + i)})
 	}
 }
@@ -82,7 +83,7 @@ func (k *Kernel) OpenGntalloc() *Gntalloc {
 // Allocation is a run of pages and the references they are granted as.
 type Allocation struct {
 	Index  uint64 // for Dealloc
-	Refs   []uint32
+	Refs   []xen.Gref
 	Frames []uint32
 }
 
@@ -123,9 +124,13 @@ func (g *Gntalloc) Alloc(domid xen.Domid, n int, writable bool) (Allocation, uni
 
 // findRefs finds n free references, and has Xen make the table longer if that
 // takes it.
-func (k *Kernel) findRefs(n int) []uint32 {
+func (k *Kernel) findRefs(n int) []xen.Gref {
 	for {
-		if refs := k.refs.find(n); refs != nil {
+		if found := k.refs.find(n); found != nil {
+			refs := make([]xen.Gref, n)
+			for i, ref := range found {
+				refs[i] = xen.Gref(ref)
+			}
 			return refs
 		}
 		frames, errno := k.dom.SetupTable(k.refs.len()/gnttab.RefsPerFrame + 1)
@@ -179,8 +184,8 @@ func (k *Kernel) cleanup() {
 		if !k.dom.Table().Revoke(r.ref) {
 			return false
 		}
-		k.pages.free(r.frame)
-		k.refs.free(r.ref)
+		k.pages.free(uint32(r.frame))
+		k.refs.free(uint32(r.ref))
 		k.size--
 		return true
 	})

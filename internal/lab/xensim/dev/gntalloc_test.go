@@ -14,6 +14,7 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/xensim/hyp"
 	"github.com/netbackd/netbackd/internal/lab/xensim/wire"
 	"github.com/netbackd/netbackd/pkg/gntdev"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // linux returns a guest with its kernel: 100 pages, at most 60 of them granted.
@@ -219,7 +220,7 @@ func TestPagesThatTheToolstackGrants(t *testing.T) {
 	defer g.Close()
 	var special []uint32
 	for ref := range uint32(gnttab.ReservedRefs) {
-		grant, status := x.dom0.Acquire(x.guest, ref, true, hyp.ForCopy)
+		grant, status := x.dom0.Acquire(x.guest, xen.Gref(ref), true, hyp.ForCopy)
 		if granted := ref == gnttab.ConsoleRef || ref == gnttab.XenstoreRef; (status == gntdev.StatusOkay) != granted {
 			t.Errorf("reference %d: %v", ref, status)
 		}

@@ -32,7 +32,7 @@ type Gntdev struct {
 type grantMap struct {
 	index  uint64 // in pages
 	domid  xen.Domid
-	refs   []uint32
+	refs   []xen.Gref
 	inUse  bool        // an mmap was tried; there is no second one; guarded by Gntdev.mu
 	grants []hyp.Grant // owned by Mmap, and after it by the caller that takes m out of vmas
 }
@@ -44,7 +44,7 @@ func OpenGntdev(hv *hyp.Hypervisor, dom *hyp.Domain, p Process) *Gntdev {
 
 // Map implements IOCTL_GNTDEV_MAP_GRANT_REF: it records the references and checks
 // nothing. The index is an offset for Mmap.
-func (g *Gntdev) Map(domid xen.Domid, refs []uint32) (index uint64, errno unix.Errno) {
+func (g *Gntdev) Map(domid xen.Domid, refs []xen.Gref) (index uint64, errno unix.Errno) {
 	if len(refs) == 0 || len(refs) > wire.MaxRefs {
 		return 0, unix.EINVAL
 	}
@@ -122,7 +122,7 @@ func (g *Gntdev) claim(index uint64, count int) *grantMap {
 	return m
 }
 
-func (g *Gntdev) acquireMap(owner *hyp.Domain, ref uint32, writable bool) (hyp.Grant, gntdev.Status) {
+func (g *Gntdev) acquireMap(owner *hyp.Domain, ref xen.Gref, writable bool) (hyp.Grant, gntdev.Status) {
 	if owner == nil {
 		return hyp.Grant{}, gntdev.StatusBadDomain
 	}
@@ -142,7 +142,7 @@ func (g *Gntdev) acquireMap(owner *hyp.Domain, ref uint32, writable bool) (hyp.G
 const maxRetry = 256
 
 // acquire returns one grant operation as Linux makes it.
-func (g *Gntdev) acquire(owner *hyp.Domain, ref uint32, write bool, use hyp.Use) (hyp.Grant, gntdev.Status) {
+func (g *Gntdev) acquire(owner *hyp.Domain, ref xen.Gref, write bool, use hyp.Use) (hyp.Grant, gntdev.Status) {
 	grant, st := g.dom.Acquire(owner, ref, write, use)
 	for ms := 1; st == gntdev.StatusEagain; ms++ {
 		if ms == maxRetry {

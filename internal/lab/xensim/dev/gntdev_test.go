@@ -18,11 +18,11 @@ func TestMapRecordsAndChecksNothing(t *testing.T) {
 	x := newXen(t)
 	g := x.gntdev()
 	defer g.Close()
-	for _, refs := range [][]uint32{nil, make([]uint32, wire.MaxRefs+1)} {
+	for _, refs := range [][]xen.Gref{nil, make([]xen.Gref, wire.MaxRefs+1)} {
 		_, errno := g.Map(1, refs)
 		wantErrno(t, "number of refs out of bounds", errno, unix.EINVAL)
 	}
-	_, errno := g.Map(99, []uint32{^uint32(0)})
+	_, errno := g.Map(99, []xen.Gref{^xen.Gref(0)})
 	wantErrno(t, "bad refs of no domain", errno, 0)
 	x.wantUnused(t)
 }
@@ -32,7 +32,7 @@ func TestIndexTakesTheFirstGap(t *testing.T) {
 	g := x.gntdev()
 	defer g.Close()
 	index := func(n int) uint64 {
-		i, errno := g.Map(1, make([]uint32, n))
+		i, errno := g.Map(1, make([]xen.Gref, n))
 		wantErrno(t, "map", errno, 0)
 		return i / 4096
 	}
@@ -49,16 +49,16 @@ func TestMmapIsAllOrNothing(t *testing.T) {
 	for _, tc := range []struct {
 		name     string
 		domid    xen.Domid
-		refs     []uint32
+		refs     []xen.Gref
 		writable bool
 		bad      BadRef
 	}{
-		{"first ref bad", 1, []uint32{bad, writable, writable + 1}, true, BadRef{0, gntdev.StatusBadGntref}},
-		{"middle ref bad", 1, []uint32{writable, bad, writable + 1}, true, BadRef{1, gntdev.StatusBadGntref}},
-		{"last ref bad", 1, []uint32{writable, writable + 1, bad}, true, BadRef{2, gntdev.StatusBadGntref}},
-		{"last ref never granted", 1, []uint32{writable, 400}, true, BadRef{1, gntdev.StatusGeneralError}},
-		{"read-only grant mapped writable", 1, []uint32{writable, readOnly}, true, BadRef{1, gntdev.StatusGeneralError}},
-		{"no such domain", 99, []uint32{writable}, false, BadRef{0, gntdev.StatusBadDomain}},
+		{"first ref bad", 1, []xen.Gref{bad, writable, writable + 1}, true, BadRef{0, gntdev.StatusBadGntref}},
+		{"middle ref bad", 1, []xen.Gref{writable, bad, writable + 1}, true, BadRef{1, gntdev.StatusBadGntref}},
+		{"last ref bad", 1, []xen.Gref{writable, writable + 1, bad}, true, BadRef{2, gntdev.StatusBadGntref}},
+		{"last ref never granted", 1, []xen.Gref{writable, 400}, true, BadRef{1, gntdev.StatusGeneralError}},
+		{"read-only grant mapped writable", 1, []xen.Gref{writable, readOnly}, true, BadRef{1, gntdev.StatusGeneralError}},
+		{"no such domain", 99, []xen.Gref{writable}, false, BadRef{0, gntdev.StatusBadDomain}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			x := newXen(t)
@@ -81,7 +81,7 @@ func TestMmapIsAllOrNothing(t *testing.T) {
 func TestMmapNeedsTheRecordItself(t *testing.T) {
 	x := newXen(t)
 	g := x.gntdev()
-	index, _ := g.Map(1, []uint32{writable, writable + 1})
+	index, _ := g.Map(1, []xen.Gref{writable, writable + 1})
 	for _, tc := range []struct {
 		name  string
 		index uint64
@@ -118,7 +118,7 @@ func TestCloseUnmapsEverything(t *testing.T) {
 	x := newXen(t)
 	g := x.gntdev()
 	for i := range uint32(3) {
-		index, _ := g.Map(1, []uint32{writable + i})
+		index, _ := g.Map(1, []xen.Gref{xen.Gref(writable + i)})
 		_, _, errno := g.Mmap(index, 1, i%2 == 0)
 		wantErrno(t, "mmap", errno, 0)
 	}
@@ -131,13 +131,13 @@ func TestMaptrackExhausted(t *testing.T) {
 	// The guest is the mapping domain now: it has 256 entries.
 	table, _ := x.dom0.Frames()
 	for i := range uint32(60) {
-		x.dom0.Table().Set(writable+i, gnttab.Entry{Flags: gnttab.PermitAccess, Domid: x.guest.ID(), Frame: uint32(table) + i})
+		x.dom0.Table().Set(xen.Gref(writable+i), gnttab.Entry{Flags: gnttab.PermitAccess, Domid: x.guest.ID(), Frame: uint32(table) + i})
 	}
 	g := OpenGntdev(x.hv, x.guest, 0)
 	defer g.Close()
-	refs := make([]uint32, 60)
+	refs := make([]xen.Gref, 60)
 	for i := range refs {
-		refs[i] = writable + uint32(i)
+		refs[i] = writable + xen.Gref(i)
 	}
 	for i := range 5 {
 		index, _ := g.Map(0, refs)
@@ -162,7 +162,7 @@ func TestEagainIsRetried(t *testing.T) {
 	g := x.gntdev()
 	defer g.Close()
 	x.guest.AddFault(wire.Fault{Op: wire.FaultMap, Ref: writable, Status: int16(gntdev.StatusEagain), Count: 3})
-	index, _ := g.Map(1, []uint32{writable})
+	index, _ := g.Map(1, []xen.Gref{writable})
 	_, _, errno := g.Mmap(index, 1, true)
 	wantErrno(t, "mmap", errno, 0)
 	if n := x.dom0.Info().Counters.GrantFailures; n != 3 {

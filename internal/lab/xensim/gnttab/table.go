@@ -78,36 +78,36 @@ type Table []byte
 func (t Table) Len() int { return len(t) / EntrySize }
 
 // Head reads flags and domid of an entry, once.
-func (t Table) Head(ref uint32) Head { return Head(atomic.LoadUint32(t.head(ref))) }
+func (t Table) Head(ref xen.Gref) Head { return Head(atomic.LoadUint32(t.head(ref))) }
 
 // Frame reads the frame of an entry, once.
-func (t Table) Frame(ref uint32) uint32 { return atomic.LoadUint32(t.frame(ref)) }
+func (t Table) Frame(ref xen.Gref) uint32 { return atomic.LoadUint32(t.frame(ref)) }
 
 // Entry reads an entry, its two words one after the other.
-func (t Table) Entry(ref uint32) Entry {
+func (t Table) Entry(ref xen.Gref) Entry {
 	h := t.Head(ref)
 	return Entry{Flags: h.Flags(), Domid: h.Domid(), Frame: t.Frame(ref)}
 }
 
 // Swap changes flags and domid unless they are no longer old.
-func (t Table) Swap(ref uint32, old, to Head) bool {
+func (t Table) Swap(ref xen.Gref, old, to Head) bool {
 	return atomic.CompareAndSwapUint32(t.head(ref), uint32(old), uint32(to))
 }
 
 // Clear clears flags.
-func (t Table) Clear(ref uint32, flags uint16) {
+func (t Table) Clear(ref xen.Gref, flags uint16) {
 	atomic.AndUint32(t.head(ref), ^uint32(flags))
 }
 
 // Set writes an entry as a domain does: the frame first, the flags last.
-func (t Table) Set(ref uint32, e Entry) {
+func (t Table) Set(ref xen.Gref, e Entry) {
 	atomic.StoreUint32(t.frame(ref), e.Frame)
 	atomic.StoreUint32(t.head(ref), uint32(e.Domid)<<16|uint32(e.Flags))
 }
 
 // Revoke takes a grant back as a domain does (gnttab_end_foreign_access_ref):
 // not while the page is in use. It reports whether the grant is no more.
-func (t Table) Revoke(ref uint32) bool {
+func (t Table) Revoke(ref xen.Gref) bool {
 	for {
 		h := t.Head(ref)
 		if h.Flags()&(Reading|Writing) != 0 {

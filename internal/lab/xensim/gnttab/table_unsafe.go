@@ -2,16 +2,20 @@
 
 package gnttab
 
-import "unsafe"
+import (
+	"unsafe"
+
+	"github.com/netbackd/netbackd/pkg/xen"
+)
 
 // The words of an entry, for sync/atomic: the other side uses them, too.
 
-func (t Table) head(ref uint32) *uint32 {
+func (t Table) head(ref xen.Gref) *uint32 {
 	b := t[int(ref)*EntrySize:][:EntrySize]
 	return (*uint32)(unsafe.Pointer(&b[0]))
 }
 
-func (t Table) frame(ref uint32) *uint32 {
+func (t Table) frame(ref xen.Gref) *uint32 {
 	b := t[int(ref)*EntrySize:][:EntrySize]
 	return (*uint32)(unsafe.Pointer(&b[4]))
 }

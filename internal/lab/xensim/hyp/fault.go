@@ -9,6 +9,7 @@ import (
 
 	"github.com/netbackd/netbackd/internal/lab/xensim/wire"
 	"github.com/netbackd/netbackd/pkg/gntdev"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // faults lists the errors that tests have ordered for one domain's grants. The
@@ -17,7 +18,7 @@ type faults []wire.Fault
 
 // strike returns what the first fault that fits orders. A fault whose count is
 // used up is forgotten.
-func (f *faults) strike(ref uint32, op wire.FaultOp) (gntdev.Status, time.Duration) {
+func (f *faults) strike(ref xen.Gref, op wire.FaultOp) (gntdev.Status, time.Duration) {
 	for i := range *f {
 		x := &(*f)[i]
 		if x.Ref != ref && x.Ref != wire.AnyRef || x.Op != op {
@@ -43,7 +44,7 @@ func (d *Domain) AddFault(f wire.Fault) {
 
 // StrikeCall is asked for each grant of the domain that a call copies, until the
 // call is struck. The errno is that of the call, if it is to fail as a whole.
-func (d *Domain) StrikeCall(ref uint32) unix.Errno {
+func (d *Domain) StrikeCall(ref xen.Gref) unix.Errno {
 	d.gt.mu.Lock()
 	defer d.gt.mu.Unlock()
 	st, _ := d.gt.faults.strike(ref, wire.FaultCall)

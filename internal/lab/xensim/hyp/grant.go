@@ -88,7 +88,8 @@ func (d *Domain) Table() gnttab.Table {
 // Grant is one use of a grant: a page that stays where it is until Release.
 type Grant struct {
 	user, owner *Domain
-	ref, frame  uint32
+	ref         xen.Gref
+	frame       uint32
 	write       bool
 	use         Use
 }
@@ -102,7 +103,7 @@ func (g Grant) Frame() uint32 { return g.frame }
 // Acquire pins the page that owner granted to d as ref: map_grant_ref, or
 // acquire_grant_for_copy, of Xen. Only with gntdev.StatusOkay is there
 // something to Release.
-func (d *Domain) Acquire(owner *Domain, ref uint32, write bool, use Use) (Grant, gntdev.Status) {
+func (d *Domain) Acquire(owner *Domain, ref xen.Gref, write bool, use Use) (Grant, gntdev.Status) {
 	t := &owner.gt
 	t.mu.Lock()
 	op := wire.FaultCopy
@@ -130,7 +131,7 @@ func (d *Domain) Acquire(owner *Domain, ref uint32, write bool, use Use) (Grant,
 }
 
 // pin is like Acquire in the granting domain, with its t.mu held.
-func (d *Domain) pin(ref uint32, by xen.Domid, write bool, use Use) (uint32, gntdev.Status) {
+func (d *Domain) pin(ref xen.Gref, by xen.Domid, write bool, use Use) (uint32, gntdev.Status) {
 	t := &d.gt
 	if t.gone {
 		return 0, gntdev.StatusBadDomain
@@ -191,7 +192,7 @@ const unstable = 5
 
 // setStatus implements _set_status_v1: it checks what the domain's entry says and marks
 // it as in use.
-func (d *Domain) setStatus(ref uint32, a *activeGrant, by xen.Domid, write bool, use Use) gntdev.Status {
+func (d *Domain) setStatus(ref xen.Gref, a *activeGrant, by xen.Domid, write bool, use Use) gntdev.Status {
 	table, mask := d.Table(), gnttab.TypeMask
 	if use == ForMap {
 		mask |= gnttab.SubPage
@@ -217,7 +218,7 @@ func (d *Domain) setStatus(ref uint32, a *activeGrant, by xen.Domid, write bool,
 
 // reduceStatus implements reduce_status_for_pin: it clears what no use of the
 // reference asks for any more.
-func (d *Domain) reduceStatus(ref uint32, a *activeGrant, write bool) {
+func (d *Domain) reduceStatus(ref xen.Gref, a *activeGrant, write bool) {
 	var flags uint16
 	if !a.pinned() {
 		flags |= gnttab.Reading

@@ -23,7 +23,7 @@ func TestAcquireStatus(t *testing.T) {
 	const okay, general, badRef, badPage = gntdev.StatusOkay, gntdev.StatusGeneralError, gntdev.StatusBadGntref, gntdev.StatusBadPage
 	for _, tc := range []struct {
 		name        string
-		ref         uint32
+		ref         xen.Gref
 		entry       gnttab.Entry // of ref, unless it is out of the table
 		write       bool
 		copy, mapIt gntdev.Status
@@ -45,7 +45,7 @@ func TestAcquireStatus(t *testing.T) {
 		{"a page of the grant table itself", ref, gnttab.Entry{Flags: permit, Frame: 0}, false, badPage, badPage},
 		{"reference in a frame not set up", gnttab.RefsPerFrame, gnttab.Entry{Flags: permit, Frame: table}, false, badRef, badRef},
 		{"reference behind the table", 2 * gnttab.RefsPerFrame, gnttab.Entry{}, false, badRef, badRef},
-		{"largest reference", ^uint32(0), gnttab.Entry{}, false, badRef, badRef},
+		{"largest reference", xen.Gref(^uint32(0)), gnttab.Entry{}, false, badRef, badRef},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			h := newXen(t)
@@ -211,7 +211,7 @@ func TestZombieUntilTheLastPageIsLetGo(t *testing.T) {
 	}
 	for _, tc := range []struct {
 		what string
-		ref  uint32
+		ref  xen.Gref
 		use  Use
 		want gntdev.Status
 	}{
@@ -285,7 +285,7 @@ func TestFaults(t *testing.T) {
 	d, dom0 := newGuest(t, h), h.Domain(0, 0)
 	grant(d, ref, permit, 0, table)
 	grant(d, ref+1, permit, 0, table)
-	acquire := func(ref uint32, use Use) gntdev.Status {
+	acquire := func(ref xen.Gref, use Use) gntdev.Status {
 		g, st := dom0.Acquire(d, ref, false, use)
 		if st == gntdev.StatusOkay {
 			g.Release()
@@ -374,7 +374,7 @@ func TestGrantBooks(t *testing.T) {
 		const refs = 4
 		type use struct {
 			g     Grant
-			ref   uint32
+			ref   xen.Gref
 			write bool
 		}
 		var held []use
@@ -383,25 +383,25 @@ func TestGrantBooks(t *testing.T) {
 			"grant": func(t *rapid.T) {
 				ref := rapid.Uint32Range(0, refs-1).Draw(t, "ref")
 				for _, u := range held {
-					if u.ref == ref {
+					if u.ref == xen.Gref(ref) {
 						return // a guest that keeps the rules
 					}
 				}
 				if dead && len(held) == 0 {
 					return
 				}
-				grant(d, ref, rapid.SampledFrom([]uint16{0, permit, permit | readonly}).Draw(t, "flags"), 0, table+ref)
+				grant(d, xen.Gref(ref), rapid.SampledFrom([]uint16{0, permit, permit | readonly}).Draw(t, "flags"), 0, table+ref)
 			},
 			"acquire": func(t *rapid.T) {
 				ref := rapid.Uint32Range(0, refs-1).Draw(t, "ref")
 				write := rapid.Bool().Draw(t, "write")
 				use_ := rapid.SampledFrom([]Use{ForCopy, ForMap}).Draw(t, "use")
-				g, st := user.Acquire(d, ref, write, use_)
+				g, st := user.Acquire(d, xen.Gref(ref), write, use_)
 				if st == gntdev.StatusOkay {
 					if dead {
 						t.Fatal("acquired a page of a dead domain")
 					}
-					held = append(held, use{g, ref, write})
+					held = append(held, use{g, xen.Gref(ref), write})
 				}
 			},
 			"release": func(t *rapid.T) {
@@ -436,7 +436,7 @@ func TestGrantBooks(t *testing.T) {
 					}
 				}
 				for ref, want := range want {
-					if got := d.Table().Head(uint32(ref)).Flags() & (gnttab.Reading | gnttab.Writing); got != want {
+					if got := d.Table().Head(xen.Gref(ref)).Flags() & (gnttab.Reading | gnttab.Writing); got != want {
 						t.Fatalf("reference %d shows %#x, want %#x", ref, got, want)
 					}
 				}

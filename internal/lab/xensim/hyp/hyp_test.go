@@ -47,7 +47,7 @@ const (
 )
 
 // grant writes an entry as the guest does.
-func grant(d *Domain, ref uint32, flags uint16, to xen.Domid, frame uint32) {
+func grant(d *Domain, ref xen.Gref, flags uint16, to xen.Domid, frame uint32) {
 	d.Table().Set(ref, gnttab.Entry{Flags: flags, Domid: to, Frame: frame})
 }
 

@@ -63,7 +63,7 @@ func args(v ...any) error {
 // backendChild holds everything a backend holds: a mapping, a port, a watch.
 func backendChild(dir string) error {
 	var domid xen.Domid
-	var first uint32
+	var first xen.Gref
 	var remote evtchn.Port
 	if err := args(&domid, &first, &remote); err != nil {
 		return err
@@ -76,7 +76,7 @@ func backendChild(dir string) error {
 	if err != nil {
 		return err
 	}
-	m, err := grants.Map(domid, []uint32{first, first + 1, first + 2}, gntdev.ReadWrite)
+	m, err := grants.Map(domid, []xen.Gref{first, first + 1, xen.Gref(first + 2)}, gntdev.ReadWrite)
 	if err != nil {
 		return err
 	}
@@ -99,10 +99,10 @@ func TestGuestProcessKilled(t *testing.T) {
 	s := simProcess(t)
 	guest := s.guest(simclient.DomainConfig{GntallocLimit: 8})
 	cmd, line := child(t, s.dir, "guest", fmt.Sprintf("XENSIM_TEST_ARGS=%d", guest.Domid()))
-	var first uint32
+	var first xen.Gref
 	must(fmt.Sscan(line, &first))(t)
 	dev := s.grants(s.dom0)
-	m := must(dev.Map(guest.Domid(), []uint32{first}, gntdev.ReadOnly))(t)
+	m := must(dev.Map(guest.Domid(), []xen.Gref{first}, gntdev.ReadOnly))(t)
 	ok(t, cmd.Process.Signal(unix.SIGKILL))
 	_ = cmd.Wait()
 	table := s.memory(guest).Table()
@@ -113,7 +113,7 @@ func TestGuestProcessKilled(t *testing.T) {
 	if string(m.Bytes()[:5]) != "hello" {
 		t.Error("the mapped page has lost its contents")
 	}
-	if _, err := dev.Map(guest.Domid(), []uint32{first + 1}, gntdev.ReadOnly); !errors.Is(err, unix.EINVAL) {
+	if _, err := dev.Map(guest.Domid(), []xen.Gref{first + 1}, gntdev.ReadOnly); !errors.Is(err, unix.EINVAL) {
 		t.Errorf("map of a grant that went with the process: %v, want EINVAL", err)
 	}
 	alloc := s.pages(guest)

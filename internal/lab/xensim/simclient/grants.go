@@ -144,7 +144,7 @@ func (l *link) copy(segs []gntdev.Segment) error {
 }
 
 // Map implements [gntdev.Device.Map].
-func (g *Grants) Map(domid xen.Domid, refs []gntdev.Ref, prot gntdev.Prot) (*gntdev.Mapping, error) {
+func (g *Grants) Map(domid xen.Domid, refs []xen.Gref, prot gntdev.Prot) (*gntdev.Mapping, error) {
 	if len(refs) == 0 || len(refs) > wire.MaxRefs {
 		return nil, &gntdev.Error{Op: "map", Index: -1, Domid: domid, Err: unix.EINVAL,
 			Hint: fmt.Sprintf("%d refs: from 1 to %d can be mapped at once", len(refs), wire.MaxRefs)}
@@ -172,7 +172,7 @@ func (l *link) explain(domid xen.Domid, err error) {
 	if !errors.As(err, &e) || e.Status != gntdev.StatusGeneralError {
 		return
 	}
-	v, err := l.mapRefs(domid, []gntdev.Ref{e.Ref}, gntdev.ReadOnly)
+	v, err := l.mapRefs(domid, []xen.Gref{e.Ref}, gntdev.ReadOnly)
 	if err != nil {
 		return
 	}
@@ -182,7 +182,7 @@ func (l *link) explain(domid xen.Domid, err error) {
 }
 
 // mapRefs has references recorded and maps them.
-func (l *link) mapRefs(domid xen.Domid, refs []gntdev.Ref, prot gntdev.Prot) (view, error) {
+func (l *link) mapRefs(domid xen.Domid, refs []xen.Gref, prot gntdev.Prot) (view, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	index, err := l.record(domid, refs)
@@ -207,9 +207,11 @@ type view struct {
 }
 
 // record has the references recorded. The caller holds mu.
-func (l *link) record(domid xen.Domid, refs []gntdev.Ref) (index uint64, err error) {
+func (l *link) record(domid xen.Domid, refs []xen.Gref) (index uint64, err error) {
 	l.msg = wire.AppendU32(l.msg[:0], uint32(wire.OpMap), uint32(domid))
-	l.msg = wire.AppendU32(l.msg, refs...)
+	for _, ref := range refs {
+		l.msg = wire.AppendU32(l.msg, uint32(ref))
+	}
 	r, errno, err := l.call(l.msg)
 	if err != nil {
 		return 0, err
@@ -222,7 +224,7 @@ func (l *link) record(domid xen.Domid, refs []gntdev.Ref) (index uint64, err err
 }
 
 // mmap maps what was recorded. The caller holds mu.
-func (l *link) mmap(domid xen.Domid, index uint64, refs []gntdev.Ref, prot gntdev.Prot) (view, error) {
+func (l *link) mmap(domid xen.Domid, index uint64, refs []xen.Gref, prot gntdev.Prot) (view, error) {
 	fail := func(err error) (view, error) {
 		return view{}, &gntdev.Error{Op: "map", Index: -1, Domid: domid, Err: err}
 	}
@@ -261,7 +263,7 @@ func (l *link) mmap(domid xen.Domid, index uint64, refs []gntdev.Ref, prot gntde
 
 // mapError says which reference is at fault, as gntdev.Device finds out by
 // trying.
-func mapError(domid xen.Domid, refs []gntdev.Ref, errno unix.Errno, number int32, st gntdev.Status) error {
+func mapError(domid xen.Domid, refs []xen.Gref, errno unix.Errno, number int32, st gntdev.Status) error {
 	e := &gntdev.Error{Op: "map", Index: -1, Domid: domid, Err: errno}
 	if number >= 0 && int(number) < len(refs) {
 		e.Index, e.Ref, e.Status = int(number), refs[number], st

@@ -16,6 +16,7 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/xensim/simclient"
 	"github.com/netbackd/netbackd/internal/lab/xensim/wire"
 	"github.com/netbackd/netbackd/pkg/gntdev"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 func TestMappedPagesAreTheGuests(t *testing.T) {
@@ -26,7 +27,7 @@ func TestMappedPagesAreTheGuests(t *testing.T) {
 	b := must(alloc.Alloc(0, 2, true))(t)
 	ok(t, a.Free())
 	c := must(alloc.Alloc(0, 3, true))(t) // not where a was
-	refs := []uint32{c.Refs()[2], b.Refs()[1], b.Refs()[0], c.Refs()[0]}
+	refs := []xen.Gref{c.Refs()[2], b.Refs()[1], b.Refs()[0], c.Refs()[0]}
 	pages := [][]byte{c.Bytes()[2*4096:], b.Bytes()[4096:], b.Bytes(), c.Bytes()}
 	for i, p := range pages {
 		p[100] = byte(10 + i)
@@ -72,7 +73,7 @@ func TestMapErrorNamesTheReference(t *testing.T) {
 	guest := s.guest(simclient.DomainConfig{})
 	pages := must(s.pages(guest).Alloc(0, 2, true))(t)
 	dev := s.grants(s.dom0)
-	_, err := dev.Map(guest.Domid(), []uint32{pages.Refs()[0], 99999, pages.Refs()[1]}, gntdev.ReadOnly)
+	_, err := dev.Map(guest.Domid(), []xen.Gref{pages.Refs()[0], 99999, pages.Refs()[1]}, gntdev.ReadOnly)
 	var e *gntdev.Error
 	if !errors.As(err, &e) {
 		t.Fatalf("error is a %T: %v", err, err)
@@ -81,7 +82,7 @@ func TestMapErrorNamesTheReference(t *testing.T) {
 	if diff := cmp.Diff(want, *e); diff != "" {
 		t.Errorf("error (-want +got):\n%s", diff)
 	}
-	for _, refs := range [][]uint32{nil, make([]uint32, 1<<20)} {
+	for _, refs := range [][]xen.Gref{nil, make([]xen.Gref, 1<<20)} {
 		if _, err := dev.Map(guest.Domid(), refs, gntdev.ReadOnly); !errors.Is(err, unix.EINVAL) {
 			t.Errorf("map of %d refs: %v, want EINVAL", len(refs), err)
 		}
@@ -285,14 +286,14 @@ func TestRawMemory(t *testing.T) {
 	mem.Table().Set(ref, gnttab.Entry{Flags: gnttab.PermitAccess, Frame: end - 1})
 	copy(mem.Frame(end-1), "raw")
 	dev := s.grants(s.dom0)
-	if _, err := dev.Map(guest.Domid(), []uint32{ref}, gntdev.ReadOnly); !errors.Is(err, gntdev.StatusBadGntref) {
+	if _, err := dev.Map(guest.Domid(), []xen.Gref{ref}, gntdev.ReadOnly); !errors.Is(err, gntdev.StatusBadGntref) {
 		t.Errorf("map before the table has that frame: %v", err)
 	}
 	ok(t, mem.SetupTable(2))
 	if err := mem.SetupTable(3); !errors.Is(err, unix.EINVAL) {
 		t.Errorf("a table of 3 frames: %v, want EINVAL", err)
 	}
-	m := must(dev.Map(guest.Domid(), []uint32{ref}, gntdev.ReadOnly))(t)
+	m := must(dev.Map(guest.Domid(), []xen.Gref{ref}, gntdev.ReadOnly))(t)
 	if string(m.Bytes()[:3]) != "raw" {
 		t.Error("mapped another page")
 	}

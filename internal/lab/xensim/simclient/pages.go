@@ -61,9 +61,9 @@ func (p *Pages) Alloc(domid xen.Domid, n int, writable bool) (*gntalloc.Pages, e
 		return fail(errno)
 	}
 	index := r.U64()
-	refs, frames := make([]uint32, n), make([]uint32, n)
+	refs, frames := make([]xen.Gref, n), make([]uint32, n)
 	for i := range refs {
-		refs[i], frames[i] = r.U32(), r.U32()
+		refs[i], frames[i] = xen.Gref(r.U32()), r.U32()
 	}
 	if r.Done() != nil || file < 0 {
 		return fail(wire.ErrMessage)

@@ -101,7 +101,7 @@ func floods(e *simclient.Events, port evtchn.Port) {
 }
 
 // backend maps, copies, notifies; in the middle of it the guest dies.
-func backend(s *sim, rng *rand.Rand, domid xen.Domid, refs []uint32, remote evtchn.Port, destroy chan<- struct{}) error {
+func backend(s *sim, rng *rand.Rand, domid xen.Domid, refs []xen.Gref, remote evtchn.Port, destroy chan<- struct{}) error {
 	defer func() {
 		if destroy != nil {
 			close(destroy)

@@ -11,6 +11,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 
+	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
@@ -133,7 +134,7 @@ func (s *bridgeScript) setMTU(link, bridge netlink.Link) error {
 		return nil
 	}
 	_ = s.h.LinkSetMTU(link, mtu) // the script goes on, too
-	front := device{domid: s.c.Domid, devid: s.c.Devid}.frontendPath()
+	front := device{VifID: xenbus.VifID{Domid: s.c.Domid, Devid: s.c.Devid}}.FrontendPath()
 	return s.c.Store.Write(front+"/mtu", strconv.Itoa(mtu))
 }
 

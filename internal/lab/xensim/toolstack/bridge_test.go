@@ -13,6 +13,7 @@ import (
 
 	"github.com/netbackd/netbackd/internal/lab/netns"
 	"github.com/netbackd/netbackd/internal/lab/xensim/simclient"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
 // bridged returns a lab with BridgeScript and the bridge xenbr0.
@@ -87,9 +88,9 @@ func TestBridgeScript(t *testing.T) {
 			if addrs, err := h.AddrList(link, netlink.FAMILY_V4); len(addrs) > 0 || err != nil {
 				t.Errorf("addresses %v, %v", addrs, err)
 			}
-			d := device{domid: domid}
+			d := device{VifID: xenbus.VifID{Domid: domid}}
 			l.wantNode(d.backendPath()+"/hotplug-status", "connected")
-			l.wantNode(d.frontendPath()+"/mtu", fmt.Sprint(tc.mtu))
+			l.wantNode(d.FrontendPath()+"/mtu", fmt.Sprint(tc.mtu))
 
 			if _, err := l.DetachVif(context.Background(), domid, 0); err != nil {
 				t.Fatal(err)
@@ -122,7 +123,7 @@ func TestBridgeScriptFails(t *testing.T) {
 			if !errors.Is(err, ErrScript) || !strings.Contains(err.Error(), tc.want) {
 				t.Errorf("attach: %v, want one that says %q", err, tc.want)
 			}
-			be := device{domid: domid}.backendPath()
+			be := device{VifID: xenbus.VifID{Domid: domid}}.backendPath()
 			l.wantNode(be+"/hotplug-status", "error")
 			if s, _ := l.xs.Read(be + "/hotplug-error"); !strings.Contains(s, tc.want) {
 				t.Errorf("hotplug-error is %q", s)

@@ -14,6 +14,7 @@ import (
 
 	"github.com/netbackd/netbackd/internal/lab/xensim/simclient"
 	"github.com/netbackd/netbackd/pkg/xen"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
@@ -188,7 +189,7 @@ func (t *Toolstack) vifs(domid xen.Domid) []int {
 // device finds out who serves a vif, from libxl's own copy: the guest and the
 // backend could have changed the others.
 func (t *Toolstack) device(domid xen.Domid, devid int) (device, error) {
-	d := device{domid: domid, devid: devid}
+	d := device{VifID: xenbus.VifID{Domid: domid, Devid: devid}}
 	path, err := t.xs.Read(d.libxlPath() + "/backend")
 	if errors.Is(err, xenstore.ErrNotExist) {
 		return d, fmt.Errorf("%v: %w", d, ErrNoDevice)

@@ -19,6 +19,7 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/xensim/simclient"
 	"github.com/netbackd/netbackd/internal/lab/xensim/simtest"
 	"github.com/netbackd/netbackd/pkg/xen"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
@@ -160,7 +161,7 @@ func (l *lab) onChange(path string, f func() bool) {
 // ends: state 2 to state 1, and, if it closes, state 6 to state 5.
 func (l *lab) backend(domid xen.Domid, devid int, closes bool) {
 	l.t.Helper()
-	state := device{domid: domid, devid: devid}.backendPath() + "/state"
+	state := device{VifID: xenbus.VifID{Domid: domid, Devid: devid}}.backendPath() + "/state"
 	l.onChange(state, func() bool {
 		_ = l.xs.Transaction(func(tx *xenstore.Tx) error {
 			s, err := tx.Read(state)

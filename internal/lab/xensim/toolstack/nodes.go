@@ -5,9 +5,11 @@ package toolstack
 import (
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 
 	"github.com/netbackd/netbackd/pkg/xen"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
@@ -17,29 +19,25 @@ func libxlPath(domid xen.Domid) string { return fmt.Sprintf("/libxl/%d", domid) 
 
 // device is libxl__device: who serves which vif of whom.
 type device struct {
-	backend, domid xen.Domid
-	devid          int
+	xenbus.VifID
+	backend xen.Domid
 }
 
-func (d device) frontendPath() string {
-	return fmt.Sprintf("%s/device/vif/%d", domPath(d.domid), d.devid)
-}
-
-func (d device) backendPath() string {
-	return fmt.Sprintf("%s/backend/vif/%d/%d", domPath(d.backend), d.domid, d.devid)
-}
+func (d device) backendPath() string { return d.BackendPath(d.backend) }
 
 func (d device) libxlPath() string {
-	return fmt.Sprintf("%s/device/vif/%d", libxlPath(d.domid), d.devid)
+	return fmt.Sprintf("%s/device/vif/%d", libxlPath(d.Domid), d.Devid)
 }
-
-func (d device) String() string { return fmt.Sprintf("vif%d.%d", d.domid, d.devid) }
 
 // parseBackendPath inverts backendPath.
 func parseBackendPath(path string) (device, error) {
-	var d device
-	if _, err := fmt.Sscanf(path, "/local/domain/%d/backend/vif/%d/%d", &d.backend, &d.domid, &d.devid); err != nil {
-		return device{}, fmt.Errorf("backend path %q: %w", path, err)
+	rest, ok := strings.CutPrefix(path, "/local/domain/")
+	domid, _, _ := strings.Cut(rest, "/")
+	backend, err := strconv.ParseUint(domid, 10, 16)
+	id, iderr := xenbus.ParseVifPath(path)
+	d := device{VifID: id, backend: xen.Domid(backend)}
+	if !ok || err != nil || iderr != nil || d.backendPath() != path {
+		return device{}, fmt.Errorf("backend path is %q", path)
 	}
 	return d, nil
 }

@@ -4,10 +4,10 @@ package toolstack
 
 import (
 	"context"
-	"fmt"
 	"strings"
 
 	"github.com/netbackd/netbackd/pkg/xen"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
@@ -36,7 +36,7 @@ type Call struct {
 }
 
 // Vif returns the name of the network device, $vif.
-func (c Call) Vif() string { return fmt.Sprintf("vif%d.%d", c.Domid, c.Devid) }
+func (c Call) Vif() string { return xenbus.VifID{Domid: c.Domid, Devid: c.Devid}.String() }
 
 // Args returns the arguments of a real script.
 func (c Call) Args() []string { return []string{string(c.Action), "type_if=vif"} }

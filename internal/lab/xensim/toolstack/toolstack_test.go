@@ -15,6 +15,7 @@ import (
 
 	"github.com/netbackd/netbackd/internal/lab/xensim/simclient"
 	"github.com/netbackd/netbackd/pkg/xen"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
@@ -83,7 +84,7 @@ func TestNodesAreThoseOfLibxl(t *testing.T) {
 	var got []string
 	w, _ = l.xs.Watch("/local/domain/0/backend")
 	<-w.C()
-	d := device{domid: domid, devid: 1}
+	d := device{VifID: xenbus.VifID{Domid: domid, Devid: 1}}
 	v := vifLog.withDefaults()
 	v.Devid = 1
 	if err := l.add(d, v); err != nil {
@@ -107,13 +108,13 @@ func TestAllOptionsOfAVif(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := device{domid: domid, devid: 3}
+	d := device{VifID: xenbus.VifID{Domid: domid, Devid: 3}}
 	for key, want := range map[string]string{"vifname": "web", "ip": "192.0.2.1", "gatewaydev": "eth0", "rate": "12500,50000",
 		"vlan": "10", "mtu": "9000", "bridge": "xenbr0", "script": "/root/own", "handle": "3"} {
 		l.wantNode(d.backendPath()+"/"+key, want)
 	}
-	l.wantNode(d.frontendPath()+"/trusted", "0")
-	l.wantNode(d.frontendPath()+"/mtu", "9000")
+	l.wantNode(d.FrontendPath()+"/trusted", "0")
+	l.wantNode(d.FrontendPath()+"/mtu", "9000")
 	l.wantCalls("/root/own online type_if=vif " + d.String() + " in state 2")
 }
 
@@ -128,9 +129,9 @@ func TestEditedNodesAreNeverSeenOtherwise(t *testing.T) {
 	if _, _, err := l.AttachVif(context.Background(), domid, v); err != nil {
 		t.Fatal(err)
 	}
-	d := device{domid: domid}
+	d := device{VifID: xenbus.VifID{Domid: domid}}
 	l.wantNode(d.backendPath()+"/rate", "x")
-	if there, err := l.xs.Exists(d.frontendPath() + "/mac"); there || err != nil {
+	if there, err := l.xs.Exists(d.FrontendPath() + "/mac"); there || err != nil {
 		t.Errorf("mac exists: %v, %v", there, err)
 	}
 	v.Devid, v.Edit = 1, func(*xenstore.Tx, string, string) error { return unix.EPERM }
@@ -144,7 +145,7 @@ func TestEditedNodesAreNeverSeenOtherwise(t *testing.T) {
 
 func TestScriptSeesWhatLibxlPasses(t *testing.T) {
 	l := newLab(t)
-	c := Call{Action: Online, Path: "/etc/xen/scripts/vif-log", Domid: 2, Devid: 0, Backend: device{domid: 2}.backendPath(), Store: l.xs}
+	c := Call{Action: Online, Path: "/etc/xen/scripts/vif-log", Domid: 2, Devid: 0, Backend: device{VifID: xenbus.VifID{Domid: 2}}.backendPath(), Store: l.xs}
 	want := []string{
 		"script=/etc/xen/scripts/vif-log",
 		"XENBUS_TYPE=vif",
@@ -169,7 +170,7 @@ func TestAttachAndDetach(t *testing.T) {
 	if w.State <= 0 || w.Script <= 0 {
 		t.Errorf("waits %+v", w)
 	}
-	d := device{domid: domid}
+	d := device{VifID: xenbus.VifID{Domid: domid}}
 	l.wantNode(d.backendPath()+"/hotplug-status", "connected")
 	l.wantCalls("/etc/xen/scripts/vif-log online type_if=vif vif1.0 in state 2")
 	if _, _, err := l.AttachVif(context.Background(), domid, vifLog); !errors.Is(err, ErrExists) {
@@ -243,7 +244,7 @@ func TestAttachFailsAndLeavesTheNodes(t *testing.T) {
 // onState calls f once, when the first vif of a domain is in a state.
 func (l *lab) onState(domid xen.Domid, state string, f func(tx *xenstore.Tx, path string) error) {
 	l.t.Helper()
-	path := device{domid: domid}.backendPath()
+	path := device{VifID: xenbus.VifID{Domid: domid}}.backendPath()
 	l.onChange(path+"/state", func() bool {
 		done := false
 		err := l.xs.Transaction(func(tx *xenstore.Tx) error {
@@ -280,7 +281,7 @@ func TestDetachOfABackendThatDoesNotClose(t *testing.T) {
 		t.Fatal(err)
 	}
 	l.calls = nil
-	frontend := device{domid: domid}.frontendPath()
+	frontend := device{VifID: xenbus.VifID{Domid: domid}}.FrontendPath()
 	watch, err := l.xs.Watch(frontend + "/state")
 	if err != nil {
 		t.Fatal(err)
@@ -307,7 +308,7 @@ func TestDetachOfAClosedBackendWritesOnlineOnly(t *testing.T) {
 	if _, _, err := l.AttachVif(context.Background(), domid, vifLog); err != nil {
 		t.Fatal(err)
 	}
-	state := device{domid: domid}.backendPath() + "/state"
+	state := device{VifID: xenbus.VifID{Domid: domid}}.backendPath() + "/state"
 	l.write(state, "6")
 	w, err := l.xs.Watch(state)
 	if err != nil {
@@ -423,7 +424,7 @@ func TestDestroyTakesTheFrontendFirst(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	frontend := device{domid: domid}.frontendPath()
+	frontend := device{VifID: xenbus.VifID{Domid: domid}}.FrontendPath()
 	l.onState(domid, "5", func(tx *xenstore.Tx, path string) error {
 		if there, err := tx.Exists(frontend); err != nil || there {
 			t.Errorf("frontend exists: %v, %v", there, err)
@@ -453,7 +454,7 @@ func TestGuestsRightsInItsHome(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer xs.Close()
-	be := device{domid: domid}.backendPath()
+	be := device{VifID: xenbus.VifID{Domid: domid}}.backendPath()
 	for _, tc := range []struct {
 		path string
 		may  bool

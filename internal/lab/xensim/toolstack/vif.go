@@ -121,7 +121,7 @@ func (t *Toolstack) AttachVif(ctx context.Context, domid xen.Domid, v Vif) (devi
 			v.Devid = used[len(used)-1] + 1
 		}
 	}
-	d := device{backend: v.Backend, domid: domid, devid: v.Devid}
+	d := device{xenbus.VifID{Domid: domid, Devid: v.Devid}, v.Backend}
 	if err := t.add(d, v); err != nil {
 		return 0, w, fmt.Errorf("%v: %w", d, err)
 	}
@@ -137,8 +137,8 @@ func (t *Toolstack) AttachVif(ctx context.Context, domid xen.Domid, v Vif) (devi
 
 // add implements libxl__device_generic_add.
 func (t *Toolstack) add(d device, v Vif) error {
-	back, front, readOnly := v.nodes(d.domid)
-	fe, be, lib := d.frontendPath(), d.backendPath(), d.libxlPath()
+	back, front, readOnly := v.nodes(d.Domid)
+	fe, be, lib := d.FrontendPath(), d.backendPath(), d.libxlPath()
 	return t.xs.Transaction(func(tx *xenstore.Tx) error {
 		if exists, err := tx.Exists(lib); err != nil {
 			return err
@@ -151,14 +151,14 @@ func (t *Toolstack) add(d device, v Vif) error {
 		b.write(lib+"/backend", be)
 
 		b.remove(fe)
-		perms := readable(d.domid, d.backend)
+		perms := readable(d.Domid, d.backend)
 		b.mkdir(fe, perms)
 		b.write(fe+"/backend", be)
 		b.writev(fe, front, perms)
-		b.writev(fe, readOnly, readable(d.backend, d.domid))
+		b.writev(fe, readOnly, readable(d.backend, d.Domid))
 
 		b.remove(be)
-		b.mkdir(be, readable(d.backend, d.domid))
+		b.mkdir(be, readable(d.backend, d.Domid))
 		b.write(be+"/frontend", fe)
 		b.writev(be, back, nil)
 
@@ -219,7 +219,7 @@ func (t *Toolstack) close(d device, removeFrontend bool) (gone bool, err error) 
 	err = t.xs.Transaction(func(tx *xenstore.Tx) error {
 		b := batch{tx: tx}
 		if removeFrontend {
-			b.cleanup(d.frontendPath())
+			b.cleanup(d.FrontendPath())
 		}
 		b.do(func() error {
 			state, err := tx.Read(be + "/state")
@@ -250,7 +250,7 @@ var errNothing = errors.New("nothing to do")
 func (t *Toolstack) removeNodes(d device) error {
 	return t.xs.Transaction(func(tx *xenstore.Tx) error {
 		b := batch{tx: tx}
-		b.cleanup(d.frontendPath())
+		b.cleanup(d.FrontendPath())
 		b.cleanup(d.libxlPath())
 		b.cleanup(d.backendPath())
 		return b.err
@@ -269,7 +269,7 @@ func (t *Toolstack) hotplug(ctx context.Context, d device, a Action) (time.Durat
 	ctx, cancel := context.WithTimeoutCause(ctx, t.timeouts.Script, ErrTimeout)
 	defer cancel()
 	start := time.Now()
-	err = t.script(ctx, Call{Action: a, Path: path, Domid: d.domid, Devid: d.devid, Backend: d.backendPath(), Store: t.xs})
+	err = t.script(ctx, Call{Action: a, Path: path, Domid: d.Domid, Devid: d.Devid, Backend: d.backendPath(), Store: t.xs})
 	took := time.Since(start)
 	if err == nil {
 		return took, nil

@@ -101,12 +101,12 @@ const (
 )
 
 // AnyRef in a Fault means every grant reference.
-const AnyRef = ^uint32(0)
+const AnyRef = ^xen.Gref(0)
 
 // Fault makes operations on a domain's grants go wrong, for tests.
 type Fault struct {
-	Op  FaultOp `json:"op"`
-	Ref uint32  `json:"ref"` // or AnyRef
+	Op  FaultOp  `json:"op"`
+	Ref xen.Gref `json:"ref"` // or AnyRef
 	// Status is the GNTST value of the outcome; 0 lets the operation go on
 	// after the delay. GNTST_eagain (-12) is retried for about 32 s in all, as
 	// the kernel does.
