@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package hostcheck finds out whether a machine is ready for netbackd, and what is in
-// its way: one item for each thing netbackd needs or must not meet, with the command
-// that mends it.
+// Package hostcheck finds out whether a machine is ready for netbackd: one item for each
+// thing that netbackd needs or cannot work beside, with the command that mends it.
 //
-// It looks and changes nothing. What a machine is made of comes from below [Host.Root]
-// and from the functions of [Host]. How it is shown, the package must not know.
+// It changes nothing. It reads files below [Host.Root] and calls the functions of [Host].
+// It must not know how items are shown.
 package hostcheck
 
 import (
@@ -25,17 +24,17 @@ import (
 	"github.com/netbackd/netbackd/internal/xennetback"
 )
 
-// Level is how an item stands.
+// Level is the result of a check.
 type Level string
 
 // Levels.
 const (
 	OK      Level = "ok"
-	Note    Level = "note"    // netbackd works, but somebody may want to know
+	Note    Level = "note"    // netbackd works, with a restriction
 	Problem Level = "problem" // netbackd does not work, or harms
 )
 
-// Item is one thing that was looked at.
+// Item is one check.
 type Item struct {
 	Name  string `json:"name"`
 	Level Level  `json:"level"`
@@ -54,7 +53,7 @@ type Report struct {
 	Items  []Item `json:"checks"`
 }
 
-// Problems is how many there are.
+// Problems counts the problems.
 func (r *Report) Problems() (n int) {
 	for i := range r.Items {
 		if r.Items[i].Level == Problem {
@@ -64,7 +63,7 @@ func (r *Report) Problems() (n int) {
 	return n
 }
 
-// Host is the machine. Functions may be called in any order.
+// Host is the machine that is checked. Its functions may be called in any order.
 type Host struct {
 	Root string // "/", or a tree that stands for it
 
@@ -82,7 +81,7 @@ type Host struct {
 	PerVif bool
 }
 
-// Run looks at everything.
+// Run makes all checks.
 func (h *Host) Run(ctx context.Context) Report {
 	r := Report{Schema: Schema}
 	add := func(name string, level Level, text, fix string) {
@@ -108,7 +107,7 @@ func (h *Host) Run(ctx context.Context) Report {
 	return r
 }
 
-// adder takes an item.
+// adder adds an item to the report.
 type adder func(name string, level Level, text, fix string)
 
 func (h *Host) path(p string) string { return filepath.Join(h.Root, p) }
@@ -123,8 +122,8 @@ func (h *Host) exists(p string) bool {
 	return err == nil
 }
 
-// xen reports whether this is a Xen domain at all; where it is none, there is no use in
-// complaining about all that follows from it.
+// xen checks for Xen. If it returns false, checks that depend on Xen would only repeat
+// the problem.
 func (h *Host) xen(add adder) bool {
 	kind, err := h.read("/sys/hypervisor/type")
 	if err != nil || kind != "xen" {
@@ -143,7 +142,7 @@ func (h *Host) xen(add adder) bool {
 	return true
 }
 
-// privileges looks for what the kernel wants for TAPs.
+// privileges checks for the capability that TAPs need.
 func (h *Host) privileges(add adder) {
 	status, err := h.read("/proc/self/status")
 	if err != nil {
@@ -214,8 +213,8 @@ func (h *Host) xenstore(ctx context.Context, add adder) {
 	add("xenstore", OK, "answers", "")
 }
 
-// Where the files that netbackd comes with belong. What stands in modprobeFile takes
-// the place of one of that name below /usr/lib, where a package may have put it.
+// Places of netbackd's files. modprobeFile overrides the file of the same name below
+// /usr/lib, where the package has it.
 const (
 	modprobeFile = "/etc/modprobe.d/netbackd.conf"
 	scriptDir    = "/etc/xen/scripts"
@@ -225,7 +224,7 @@ const (
 // keepAway is the command that keeps the driver from being loaded.
 const keepAway = `printf 'blacklist xen-netback\ninstall xen-netback /bin/false\n' >` + modprobeFile
 
-// driver looks for the kernel's own back end, which takes each vif it sees.
+// driver checks for the kernel's own back end, which takes each new vif.
 func (h *Host) driver(ctx context.Context, add adder) {
 	const name = "xen-netback"
 	d := xennetback.New(h.path("/sys"))
@@ -261,9 +260,8 @@ func (h *Host) driver(ctx context.Context, add adder) {
 	}
 }
 
-// autoloads asks modprobe what udev would have it do when a vif appears (-D: only say
-// so; -b: mind blacklists, as udev does).
-// The program knows all places where it may be told to keep away.
+// autoloads asks modprobe whether udev would load the driver when a vif appears (-D: only
+// print it; -b: obey blacklists, as udev does). modprobe knows all places of its settings.
 func (h *Host) autoloads(ctx context.Context) (bool, error) {
 	out, err := h.Modprobe(ctx, "-b", "-D", xennetback.Alias)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -279,7 +277,7 @@ func (h *Host) autoloads(ctx context.Context) (bool, error) {
 	return false, nil
 }
 
-// enumerate lists a few names.
+// enumerate lists the first names and the number of the others.
 func enumerate(names []string) string {
 	const most = 4
 	if len(names) <= most {
@@ -310,7 +308,7 @@ func (h *Host) executable(p string) bool {
 	return err == nil && info.Mode().IsRegular() && info.Mode()&0o100 != 0
 }
 
-// bridge looks for something to put vifs into.
+// bridge checks for a bridge for vifs.
 func (h *Host) bridge(add adder) {
 	dirs, _ := filepath.Glob(h.path("/sys/class/net/*/bridge"))
 	var names []string

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package loglimit keeps whoever makes a logger speak from filling the log: a
-// zap core that passes the lines that a rate allows and says how many it left out.
+// Package loglimit rate-limits a zap logger, so that a guest cannot fill the log. The
+// first line after lines that were dropped tells how many.
 //
 // It knows log lines. It must not know what they are about.
 package loglimit
@@ -15,10 +15,9 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// Wrap limits a logger, and those derived from it together with all others that share
-// lines, to the lines that it allows. cut, which may be nil, is called for each that is
-// left out. Lines of level debug and lower do not count and are not limited, since they
-// are only written when asked for.
+// Wrap limits a logger, and those derived from it, to the rate of lines, which other
+// loggers may share. It calls cut, which may be nil, for each line that it drops. Lines of
+// level debug are neither counted nor limited, since they are written only on request.
 func Wrap(l *zap.Logger, lines *rate.Limiter, cut func()) *zap.Logger {
 	return wrap(l, lines, cut, time.Now)
 }
@@ -35,7 +34,7 @@ type bucket struct {
 	now     func() time.Time
 }
 
-// take reports whether a line may pass, and how many did not since the last one
+// take returns whether a line may pass, and the number of lines dropped since the last
 // that did.
 func (b *bucket) take() (ok bool, skipped int) {
 	if !b.lines.AllowN(b.now(), 1) {

@@ -29,10 +29,10 @@ const (
 	syncTime = 500 * time.Millisecond
 )
 
-// errFull is why lines are lost that found no room in the buffer.
+// errFull is the cause of the loss of lines that did not fit the buffer.
 var errFull = errors.New("the reader of the log did not keep up")
 
-// Note makes the line that tells of lines that were lost, and why.
+// Note makes the line that reports lost lines and the cause.
 type Note func(lines uint64, cause error) []byte
 
 // Sink is a zapcore.WriteSyncer that never blocks. It is safe for concurrent use.
@@ -40,12 +40,12 @@ type Sink struct {
 	fd   int
 	note Note
 
-	wake chan struct{} // holds one: there is something to do
-	lost atomic.Uint64 // lines, of all time
+	wake chan struct{} // holds one: there is work
+	lost atomic.Uint64 // lines since the start
 
 	mu      sync.Mutex // guards all below
 	buf     []byte     // whole lines that wait
-	dropped uint64     // lines that found no room since buf was taken
+	dropped uint64     // lines that did not fit since buf was taken
 	waiters []chan struct{}
 }
 
@@ -57,11 +57,11 @@ func New(fd int, note Note) *Sink {
 	return s
 }
 
-// Lost returns how many lines were lost so far.
+// Lost returns the number of lines lost so far.
 func (s *Sink) Lost() uint64 { return s.lost.Load() }
 
-// Write takes one or more whole lines. It copies them and returns at once. Lines that
-// find no room are lost, which is no error.
+// Write copies one or more whole lines and returns at once. Lines that do not fit the
+// buffer are lost, which is not an error.
 func (s *Sink) Write(lines []byte) (int, error) {
 	s.mu.Lock()
 	if len(s.buf)+len(lines) > bufferSize {
@@ -94,7 +94,7 @@ func (s *Sink) Sync() error {
 	}
 }
 
-// rouse has the goroutine look. It never blocks.
+// rouse wakes the goroutine. It never blocks.
 func (s *Sink) rouse() {
 	select {
 	case s.wake <- struct{}{}:
@@ -102,7 +102,7 @@ func (s *Sink) rouse() {
 	}
 }
 
-// loss is lines that were lost and not told of yet.
+// loss counts lost lines that were not reported yet.
 type loss struct {
 	lines uint64
 	cause error
@@ -116,7 +116,7 @@ func (l *loss) add(lines uint64, cause error) {
 	}
 }
 
-// run writes what waits, for ever.
+// run writes the lines that wait. It never returns.
 func (s *Sink) run() {
 	var untold loss
 	var spare []byte
@@ -133,8 +133,8 @@ func (s *Sink) run() {
 	}
 }
 
-// pass writes lines, and tells of what was lost: of earlier losses first, and of the
-// lines dropped, which found no room behind these, afterwards.
+// pass writes lines, and reports losses: earlier ones before the lines, and dropped ones,
+// which did not fit behind these, after them.
 func (s *Sink) pass(lines []byte, dropped uint64, untold *loss) {
 	if len(lines) > 0 {
 		s.tell(untold)
@@ -151,8 +151,7 @@ func (s *Sink) pass(lines []byte, dropped uint64, untold *loss) {
 	s.tell(untold)
 }
 
-// tell writes the note of what was lost, if anything was. If that fails, too, it stays
-// untold.
+// tell writes the note of losses, if there are any. If that fails, they stay unreported.
 func (s *Sink) tell(untold *loss) {
 	if untold.lines == 0 {
 		return
@@ -169,8 +168,8 @@ func (s *Sink) tell(untold *loss) {
 	untold.torn = untold.torn && n == 0 || n > 0 && note[n-1] != '\n'
 }
 
-// writeAll writes b to fd, however long that takes, and returns how much it wrote. A
-// file that others have made non-blocking is waited for all the same.
+// writeAll writes b to fd, however long that takes, and returns the number of bytes
+// written. It also waits for a file that another process has made non-blocking.
 func writeAll(fd int, b []byte) (n int, err error) {
 	for n < len(b) {
 		m, err := unix.Write(fd, b[n:])
@@ -192,8 +191,8 @@ func writeAll(fd int, b []byte) (n int, err error) {
 
 func countLines(b []byte) uint64 { return uint64(bytes.Count(b, []byte{'\n'})) }
 
-// Last writes the last words of a process that ends, and waits no longer than within
-// for a reader that does not read.
+// Last writes the last message of a process that ends. It waits for the reader for at most
+// the time given.
 func Last(fd int, within time.Duration, format string, v ...any) {
 	done := make(chan struct{})
 	go func() {

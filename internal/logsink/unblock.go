@@ -8,11 +8,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Unblock keeps any write to the standard error fd from waiting for its reader.
-// What matters is Go's runtime, which writes why a process dies: a daemon that cannot
-// end is not restarted. A socket is made non-blocking: systemd makes one for each
-// service. A pipe or a terminal is opened anew, since others share the open file. What
-// cannot be done is left: Sink does not depend on it.
+// Unblock keeps writes to the standard error fd from waiting for its reader. Go's runtime
+// writes there why a process dies, and a daemon that cannot end is not restarted. A socket
+// is made non-blocking: systemd makes one for each service. A pipe or a terminal is opened
+// again, since other processes share the open file. Failures are ignored: Sink does not
+// depend on it.
 func Unblock(fd int) {
 	var st unix.Stat_t
 	if unix.Fstat(fd, &st) != nil {

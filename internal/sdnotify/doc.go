@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package sdnotify talks to the service manager that started this process, in
-// the protocols of sd_notify(3) and sd_listen_fds(3): it says how the service
-// is, feeds the watchdog, and leaves open files with the manager, which hands
-// them to the next process of the service however this one ended.
+// Package sdnotify speaks the protocols of sd_notify(3) and sd_listen_fds(3) with the
+// service manager that started this process: it reports the state of the service, feeds
+// the watchdog, and stores open files with the manager, which passes them to the next
+// process of the service, however this one ends.
 //
-// It knows the two protocols. It must not know what is notified or what the
-// files are. Without a service manager a nil [Notifier] does the same to no
-// effect, so that nobody has to ask.
+// github.com/coreos/go-systemd sends a message (daemon.SdNotify), but it cannot attach a
+// file (FDSTORE=1) or wait until the manager has read what was sent (BARRIER=1), and
+// netbackd depends on both to keep TAPs in a restart.
+//
+// The package knows the two protocols. It must not know what is reported or what the files
+// are. Without a service manager the Notifier is nil, and its methods do nothing.
 package sdnotify

@@ -12,20 +12,20 @@ import (
 
 const (
 	firstFD  = 3       // SD_LISTEN_FDS_START
-	maxFiles = 1 << 16 // more the manager cannot mean
+	maxFiles = 1 << 16 // more than any manager passes
 )
 
-// File is an open file that the manager handed over.
+// File is an open file that the manager passed on.
 type File struct {
-	Name string // as given to Store; "unknown" if the manager knows none
+	Name string // as given to Store; "unknown" if the manager passed no names
 	FD   int
 }
 
-// listenFiles returns the files that were handed to the process pid, from the
-// descriptor first on.
+// listenFiles returns the files that were passed to the process pid. Their descriptors
+// start at first.
 func listenFiles(pid, first int, getenv func(string) string) ([]File, error) {
 	if getenv(envListenPID) != strconv.Itoa(pid) {
-		return nil, nil // there are none, or they are for a parent
+		return nil, nil // there are none, or they were passed to a parent
 	}
 	n, err := strconv.ParseUint(getenv(envListenFDs), 10, 31)
 	if err != nil || n > maxFiles {

@@ -24,9 +24,9 @@ const (
 	envListenNames  = "LISTEN_FDNAMES"
 )
 
-// sendTimeout bounds how long a message may wait for the manager, which queues
-// some hundred and may be busy with itself. At the end of a service a few messages in
-// a row wait, and it is killed after some seconds (TimeoutStopSec).
+// sendTimeout bounds how long a message may wait for the manager, which queues some
+// hundred and may be busy. At the end of a service a few messages wait in a row, and the
+// service is killed after some seconds (TimeoutStopSec).
 const sendTimeout = time.Second
 
 // Notifier sends messages to the service manager. It is safe for concurrent use.
@@ -36,11 +36,10 @@ type Notifier struct {
 	watchdog time.Duration
 }
 
-// FromEnv takes what the service manager left in the environment of this process
-// out of it, so that no child finds it: the Notifier, nil if there is no manager
-// or it does not want to be notified, and the files it hands over, which become
-// the caller's. An error is about what could not be understood; what could be is
-// returned all the same.
+// FromEnv reads the service manager's variables from the environment, and removes them,
+// so that no child inherits them. It returns a Notifier, nil if there is no manager or it
+// expects no messages, and the files that the manager passes on, which the caller owns.
+// With an error it returns what was valid.
 func FromEnv() (*Notifier, []File, error) {
 	defer func() {
 		for _, key := range []string{envSocket, envWatchdogUsec, envWatchdogPID, envListenPID, envListenFDs, envListenNames} {
@@ -68,8 +67,7 @@ func parseSocket(path string) (*Notifier, error) {
 	return nil, fmt.Errorf("$%s is %q, want a path or an abstract socket's name", envSocket, path)
 }
 
-// parseWatchdog reads how often the manager wants to hear of the process pid;
-// 0 if it does not.
+// parseWatchdog returns the watchdog's period for the process pid; 0 if there is none.
 func parseWatchdog(pid int, getenv func(string) string) (time.Duration, error) {
 	usec := getenv(envWatchdogUsec)
 	if usec == "" {
@@ -85,8 +83,7 @@ func parseWatchdog(pid int, getenv func(string) string) (time.Duration, error) {
 	return time.Duration(n) * time.Microsecond, nil
 }
 
-// Watchdog is the time within which the manager wants to hear Alive, again and
-// again; 0 if it does not.
+// Watchdog returns the period in which the manager expects Alive; 0 if it does not.
 func (n *Notifier) Watchdog() time.Duration {
 	if n == nil {
 		return 0
@@ -94,26 +91,26 @@ func (n *Notifier) Watchdog() time.Duration {
 	return n.watchdog
 }
 
-// Ready says that the service has started.
+// Ready reports that the service has started.
 func (n *Notifier) Ready() error { return n.send("READY=1", -1) }
 
-// Stopping says that the service ends.
+// Stopping reports that the service ends.
 func (n *Notifier) Stopping() error { return n.send("STOPPING=1", -1) }
 
 // Alive feeds the watchdog.
 func (n *Notifier) Alive() error { return n.send("WATCHDOG=1", -1) }
 
-// Status says in a line of free text how the service is.
+// Status reports the state of the service as a line of free text.
 func (n *Notifier) Status(text string) error {
 	return n.send("STATUS="+strings.ReplaceAll(text, "\n", " "), -1)
 }
 
-// Store leaves a copy of an open file with the manager, under a name. It is
-// handed to the next process of the service, see [FromEnv], and stays open until
-// Remove. The manager does not watch it. It drops it without a word when it has
-// as many as it may have, so the next process must do without.
+// Store sends a copy of an open file to the manager, under a name. The manager passes it
+// to the next process of the service, see [FromEnv], and keeps it open until Remove. It
+// does not poll it. It closes a file beyond its limit without a message, so the next
+// process must work without.
 //
-// A name has up to 255 octets of printable ASCII without ':'. Files may share one.
+// A name has up to 255 bytes of printable ASCII without ':'. Files may share one.
 func (n *Notifier) Store(name string, fd int) error {
 	if err := checkName(name); err != nil {
 		return err
@@ -129,7 +126,7 @@ func (n *Notifier) Remove(name string) error {
 	return n.send("FDSTOREREMOVE=1\nFDNAME="+name, -1)
 }
 
-// Barrier waits until the manager has taken note of all that was sent before.
+// Barrier waits until the manager has read all earlier messages.
 func (n *Notifier) Barrier(ctx context.Context) error {
 	if n == nil {
 		return nil
@@ -143,7 +140,7 @@ func (n *Notifier) Barrier(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("sdnotify: barrier: %w", errors.Join(err, theirs.Close()))
 	}
-	// The manager closes its end when it comes to the message.
+	// The manager closes its end when it reads the message.
 	err = n.send("BARRIER=1", fd)
 	if err := errors.Join(err, unix.Close(fd), theirs.Close()); err != nil {
 		return err
@@ -157,8 +154,8 @@ func (n *Notifier) Barrier(ctx context.Context) error {
 	return nil
 }
 
-// dup makes a descriptor of a file without taking the file from the runtime's
-// poller, as its method Fd would.
+// dup duplicates the descriptor of a file. Its method Fd would remove the file from the
+// runtime's poller.
 func dup(f *os.File) (int, error) {
 	conn, err := f.SyscallConn()
 	if err != nil {
@@ -169,10 +166,10 @@ func dup(f *os.File) (int, error) {
 	return fd, errors.Join(err, dupErr)
 }
 
-// send sends one message, with a file unless fd is negative. Each has a socket of
-// its own: messages are rare, and a manager that is executed anew may have made
-// another. The socket is a blocking one, because the kernel tells only those when
-// the receiver's queue has room again.
+// send sends one message, with a file unless fd is negative. Each has a socket of its own:
+// messages are rare, and a manager that was executed again may have another socket. The
+// socket is a blocking one, because the kernel does not report to others when the
+// receiver's queue has room again.
 func (n *Notifier) send(message string, fd int) (err error) {
 	if n == nil {
 		return nil
@@ -197,8 +194,8 @@ func (n *Notifier) send(message string, fd int) (err error) {
 		rights = unix.UnixRights(fd)
 	}
 	for {
-		// An address is written to when it is used: each call has its own. For
-		// an "@" it knows what to do.
+		// Sendmsg writes to the address, so each call has its own. It translates an "@"
+		// to the abstract namespace.
 		to := &unix.SockaddrUnix{Name: n.addr}
 		err = unix.Sendmsg(sock, []byte(message), rights, to, unix.MSG_NOSIGNAL)
 		if err != unix.EINTR {
@@ -217,7 +214,7 @@ func checkName(name string) error {
 		ok = ok && c >= ' ' && c < 0x7f && c != ':'
 	}
 	if !ok {
-		return fmt.Errorf("sdnotify: %q is no name for a file", name)
+		return fmt.Errorf("sdnotify: %q is not a valid name of a file", name)
 	}
 	return nil
 }
