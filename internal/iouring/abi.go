@@ -42,14 +42,14 @@ const (
 	probeOpSupported = 1 << 0 // IO_URING_OP_SUPPORTED
 )
 
-// Features this package leans on (io_uring_params.features). Together they
-// mean Linux 5.17; the trial in New asks for 5.19.
+// Features that this package relies on (io_uring_params.features). Together they need
+// Linux 5.17; the probe in New needs 5.19.
 const (
 	featSingleMmap   = 1 << 0  // both rings in one mapping
 	featNoDrop       = 1 << 1  // completions are never lost
 	featSubmitStable = 1 << 2  // iovecs and SQEs may be reused after submission
 	featExtArg       = 1 << 8  // waiting with a time limit
-	featCQESkip      = 1 << 11 // the request that takes back needs no completion
+	featCQESkip      = 1 << 11 // the request that cancels needs no completion
 
 	featuresNeeded = featSingleMmap | featNoDrop | featSubmitStable | featExtArg | featCQESkip
 )
@@ -80,8 +80,8 @@ type cqe struct {
 	flags    uint32
 }
 
-// sqOffsets is struct io_sqring_offsets: where the submission ring's words are
-// in its mapping.
+// sqOffsets is struct io_sqring_offsets: the offsets of the submission ring's words in
+// its mapping.
 type sqOffsets struct {
 	_                                                        structs.HostLayout
 	head, tail, ringMask, ringEntries, flags, dropped, array uint32
@@ -129,7 +129,7 @@ type probeOp struct {
 	_     uint32
 }
 
-// probe is struct io_uring_probe with room for every opcode number there can be.
+// probe is struct io_uring_probe with room for all possible opcode numbers.
 type probe struct {
 	_      structs.HostLayout
 	lastOp uint8
@@ -155,8 +155,8 @@ type geteventsArg struct {
 	ts        *timespec
 }
 
-// iovec is struct iovec with the address as a number: what it points to is
-// never the Go heap's, and the collector has no business with it.
+// iovec is struct iovec with the address as a number: it never points to the Go heap, so
+// the garbage collector must not see it.
 type iovec struct {
 	_    structs.HostLayout
 	base uintptr

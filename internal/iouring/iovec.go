@@ -11,8 +11,8 @@ import (
 // MaxIovecs bounds one array of iovecs.
 const MaxIovecs = 1 << 16
 
-// Iovecs is an array of struct iovec outside of the Go heap, for Readv and Writev
-// and as well for plain readv(2) and writev(2) by address.
+// Iovecs is an array of struct iovec outside of the Go heap, for Readv and Writev, and
+// for readv(2) and writev(2) by address.
 type Iovecs struct {
 	mem []byte
 	vec []iovec
@@ -30,18 +30,18 @@ func NewIovecs(n int) (*Iovecs, error) {
 	return &Iovecs{mem: mem, vec: view[iovec](mem, 0, uint32(n))}, nil
 }
 
-// Set makes part i the n bytes at addr, which is not the Go heap's.
+// Set sets part i to the n bytes at addr, which must not be on the Go heap.
 func (v *Iovecs) Set(i int, addr uintptr, n uint32) {
 	v.vec[i] = iovec{base: addr, len: uint64(n)}
 }
 
-// At is the address of part i, where an array of parts may start.
+// At returns the address of part i, the start of an array of parts.
 func (v *Iovecs) At(i int) uintptr { return address(v.mem[i*16:]) }
 
-// Len is the number of parts.
+// Len returns the number of parts.
 func (v *Iovecs) Len() int { return len(v.vec) }
 
-// Close unmaps the array. It must not be in use by a batch.
+// Close unmaps the array. No batch may use it then.
 func (v *Iovecs) Close() error {
 	if v.mem == nil {
 		return nil

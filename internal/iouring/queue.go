@@ -4,13 +4,12 @@ package iouring
 
 import "golang.org/x/sys/unix"
 
-// The queueing methods make no system call and allocate nothing. They return
-// false when the ring is full: Submit and take the completions, then queue again.
+// The queueing methods make no system call and do not allocate. They return false when
+// the ring is full: then call Submit, take the completions, and queue again.
 //
-// Memory is given by address. It must not be Go memory, which nothing keeps
-// alive or in place, and must stay mapped until Submit returns. Addresses that are
-// not mapped complete with -EFAULT. Every operation is at offset 0: the files are
-// meant to have no position.
+// Memory is given by address. It must not be on the Go heap, and must stay mapped until
+// Submit returns. An address that is not mapped completes with -EFAULT. Every operation
+// is at offset 0, for files without a position.
 
 // WriteFixed queues a write of n bytes at addr, inside registered buffer buf, to
 // the file in slot.
@@ -44,12 +43,12 @@ func (r *Ring) Readv(slot int, iov uintptr, n uint32, user uint64) bool {
 	return r.queueRead(opReadv, slot, iov, n, 0, user)
 }
 
-// queueRead queues an operation that often would have to wait: where it cannot be
-// told not to, the batch ends with a request that takes it back.
+// queueRead queues an operation that may have to wait. If the file does not accept
+// RWF_NOWAIT, the batch ends with a request that cancels it.
 func (r *Ring) queueRead(op uint8, slot int, addr uintptr, n uint32, buf uint16, user uint64) bool {
 	ok := r.queue(op, slot, addr, n, buf, user)
 	if ok && r.sqes[(r.tail-1)&r.sqMask].opFlags == 0 {
-		r.takeBack = true
+		r.cancel = true
 	}
 	return ok
 }
@@ -62,7 +61,7 @@ func (r *Ring) queue(op uint8, slot int, addr uintptr, n uint32, buf uint16, use
 	if uint(slot) < uint(len(r.rwFlags)) {
 		fd, flags = int32(slot), r.rwFlags[slot]
 	}
-	// Field by field: a literal would be put together elsewhere and copied.
+	// Field by field: the compiler would build a literal on the stack and copy it.
 	e := &r.sqes[r.tail&r.sqMask]
 	*e = sqe{}
 	e.opcode, e.flags, e.fd = op, sqeFixedFile, fd
@@ -73,9 +72,9 @@ func (r *Ring) queue(op uint8, slot int, addr uintptr, n uint32, buf uint16, use
 	return true
 }
 
-// queueTakeBack queues the request that takes back whatever waits. It has no
-// completion: with ALL it counts, so it cannot fail.
-func (r *Ring) queueTakeBack() {
+// queueCancel queues the request that cancels all waiting operations. It has no
+// completion: with ALL its result is a count, so it cannot fail.
+func (r *Ring) queueCancel() {
 	r.sqes[r.tail&r.sqMask] = sqe{
 		opcode:  opAsyncCancel,
 		flags:   sqeCQESkipSuccess,

@@ -10,10 +10,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// RegisterBuffers pins memory for ReadFixed and WriteFixed: buffer i is mem[i]. A
-// fixed operation must lie within one buffer. The memory is anonymous and not the
-// Go heap's, for example a gntdev.Arena; mappings of guests' grants cannot be pinned.
-// It counts against RLIMIT_MEMLOCK without CAP_IPC_LOCK. Once per ring; Close unpins.
+// RegisterBuffers pins memory for ReadFixed and WriteFixed: buffer i is mem[i]. A fixed
+// operation must be within one buffer. The memory must be anonymous and not on the Go
+// heap, such as a gntdev.Arena; mappings of guests' grants cannot be pinned. Without
+// CAP_IPC_LOCK it counts against RLIMIT_MEMLOCK. Call it once per ring; Close unpins.
 func (r *Ring) RegisterBuffers(mem ...[]byte) error {
 	if r.fd < 0 {
 		return ErrClosed
@@ -42,7 +42,7 @@ func (r *Ring) RegisterBuffers(mem ...[]byte) error {
 	return fmt.Errorf("register buffers: %w", threadError(errno))
 }
 
-// RegisterFiles makes a table of n empty file slots. Once per ring.
+// RegisterFiles makes a table of n empty file slots. Call it once per ring.
 func (r *Ring) RegisterFiles(n int) error {
 	if r.fd < 0 {
 		return ErrClosed
@@ -70,10 +70,9 @@ func (r *Ring) RegisterFiles(n int) error {
 	return fmt.Errorf("register %d files: %w", n, threadError(errno))
 }
 
-// SetFile puts a file into a slot, in place of what is there. The slot keeps a
-// reference of its own, so fd may be closed afterwards and the file stays open.
-// The file must be non-blocking. The ring must be idle: nothing queued, nothing
-// to take.
+// SetFile puts a file into a slot, and replaces the one there. The slot has its own
+// reference, so the file stays open if fd is closed. The file must be non-blocking. The
+// ring must be idle: without queued operations and untaken completions.
 func (r *Ring) SetFile(slot, fd int) error {
 	if fd < 0 {
 		return fmt.Errorf("set file in slot %d: fd %d: %w", slot, fd, unix.EBADF)
@@ -94,9 +93,9 @@ func (r *Ring) SetFile(slot, fd int) error {
 	return nil
 }
 
-// NoWait reports whether operations on the file in slot end by themselves when they
-// would have to wait. Where they do not, a read of what is not there is set up to
-// wait and then taken back, which costs several times what a system call does.
+// NoWait reports whether operations on the file in slot fail when they would have to
+// wait (RWF_NOWAIT). Otherwise an empty read is set up to wait and then cancelled, which
+// costs several times as much as a system call.
 func (r *Ring) NoWait(slot int) bool {
 	return uint(slot) < uint(len(r.rwFlags)) && r.rwFlags[slot] != 0
 }
@@ -104,12 +103,12 @@ func (r *Ring) NoWait(slot int) bool {
 // ClearFile empties a slot. Operations on it complete with -EBADF. The ring must
 // be idle.
 //
-// The kernel drops its reference before ClearFile returns, except on Linux before
-// 6.4, which does so up to some seconds later: a TAP whose last file this is lives
-// on until then, unless it is deleted by netlink.
+// The kernel drops its reference before ClearFile returns; Linux before 6.4 does so up
+// to some seconds later. A TAP whose last file this is exists until then, unless it is
+// deleted by netlink.
 func (r *Ring) ClearFile(slot int) error { return r.update(slot, -1) }
 
-// update sets a slot to fd, or to nothing with -1.
+// update sets a slot to fd, or with -1 clears it.
 func (r *Ring) update(slot, fd int) error {
 	switch {
 	case r.fd < 0:
@@ -119,7 +118,7 @@ func (r *Ring) update(slot, fd int) error {
 	case r.owed != 0:
 		return ErrBusy
 	}
-	r.rwFlags[slot] = unix.RWF_NOWAIT // what an empty slot answers, it answers at once
+	r.rwFlags[slot] = unix.RWF_NOWAIT // an empty slot answers at once
 	value := int32(fd)
 	if errno := register(r.fd, registerFilesUpdate, &filesUpdate{offset: uint32(slot), fds: &value}, 1); errno != 0 {
 		return fmt.Errorf("update file slot %d: %w", slot, threadError(errno))

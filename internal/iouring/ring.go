@@ -18,13 +18,13 @@ var (
 	// ErrClosed is returned for a ring that was closed.
 	ErrClosed = errors.New("io_uring is closed")
 
-	// ErrBusy is returned by calls that need a ring without operations queued
-	// or completions left to take.
+	// ErrBusy is returned by calls that need a ring without queued operations and
+	// untaken completions.
 	ErrBusy = errors.New("io_uring has operations under way")
 
-	// ErrStuck is returned by Submit when an operation neither completed nor
-	// could be taken back within a second. The kernel may still use its buffer:
-	// close the ring, and do not reuse the buffers before.
+	// ErrStuck is returned by Submit when an operation neither completed nor could
+	// be cancelled within a second. The kernel may still use its buffer: close the
+	// ring before the buffers are used again.
 	ErrStuck = errors.New("io_uring operation does not complete")
 )
 
@@ -33,8 +33,8 @@ type Completion struct {
 	User uint64 // as given when the operation was queued
 
 	// Res is the number of bytes read or written, which may be fewer than
-	// asked, or a negative errno: -EAGAIN when the operation would have had to
-	// wait, -EBADF for an empty slot.
+	// requested, or a negative errno: -EAGAIN if the operation would have to wait,
+	// -EBADF for an empty slot.
 	Res int32
 }
 
@@ -47,34 +47,34 @@ type Ring struct {
 
 	sqes   []sqe
 	sqMask uint32
-	sqTail *atomic.Uint32 // we write, the kernel reads
+	sqTail *atomic.Uint32 // written here, read by the kernel
 	tail   uint32         // next entry to fill
 	head   uint32         // next entry the kernel takes
 
 	cqes   []cqe
 	cqMask uint32
-	cqHead *atomic.Uint32 // we write, the kernel reads
-	cqTail *atomic.Uint32 // the kernel writes, we read
+	cqHead *atomic.Uint32 // written here, read by the kernel
+	cqTail *atomic.Uint32 // written by the kernel, read here
 	taken  uint32         // next completion to take
 
 	// owed counts operations from queueing until their completion is taken.
-	// Kept within limit, it bounds both rings: the submission ring has room for
-	// one request more, and completions cannot overflow.
+	// It never exceeds limit, which bounds both rings: the submission ring has room
+	// for one request more, and completions cannot overflow.
 	owed  uint32
 	limit uint32
 
-	// takeBack is set when an operation is queued that waits rather than fail.
-	takeBack bool
+	// cancel is set when an operation is queued that waits instead of failing.
+	cancel bool
 
-	// rwFlags is, for each file slot, RWF_NOWAIT or zero: see the package comment.
+	// rwFlags has RWF_NOWAIT or zero for each file slot; see the package comment.
 	rwFlags []uint32
 
 	buffers [][]byte // registered, so kept reachable
 }
 
-// New makes a ring for batches of up to entries operations, owned by the calling
-// OS thread. The error matches ErrNotSupported where the kernel, or whoever rules
-// over the process, does not offer what the package needs.
+// New makes a ring for batches of up to entries operations, owned by the calling OS
+// thread. The error matches ErrNotSupported if the kernel, or its administrator, does
+// not offer what the package needs.
 func New(entries uint32) (*Ring, error) {
 	r, err := open(entries, setupSingleIssuer|setupDeferTaskrun|setupSubmitAll)
 	if errors.Is(err, unix.EINVAL) {
@@ -88,7 +88,7 @@ func open(entries, flags uint32) (*Ring, error) {
 		return nil, fmt.Errorf("io_uring with %d entries: want 1 to %d", entries, MaxEntries)
 	}
 	p := params{flags: flags}
-	fd, errno := setup(entries+1, &p) // one more, for the request that takes back
+	fd, errno := setup(entries+1, &p) // one more, for the request that cancels
 	if errno != 0 {
 		return nil, setupError(errno)
 	}
@@ -100,7 +100,7 @@ func open(entries, flags uint32) (*Ring, error) {
 	return r, nil
 }
 
-// init maps the rings and makes sure that the kernel does what Ring relies on.
+// init maps the rings and checks that the kernel does what Ring relies on.
 func (r *Ring) init(p *params) error {
 	if missing := featuresNeeded &^ p.features; missing != 0 {
 		return notSupported(fmt.Sprintf("the kernel is older than Linux 5.19 (io_uring features %#x are missing)", missing), nil)
@@ -122,21 +122,21 @@ func (r *Ring) init(p *params) error {
 	r.cqHead = word(r.rings, p.cqOff.head)
 	r.cqTail = word(r.rings, p.cqOff.tail)
 
-	// The kernel finds entries through an array of indices, made for rings that
-	// keep entries apart. Ours are used in order.
+	// The kernel finds entries through an array of indices. These entries are used
+	// in order.
 	for i, index := 0, view[uint32](r.rings, p.sqOff.array, p.sqEntries); i < len(index); i++ {
 		index[i] = uint32(i)
 	}
 	if err := r.probeOpcodes(); err != nil {
 		return err
 	}
-	return r.probeTakeBack()
+	return r.probeCancel()
 }
 
-// Close lets go of files and buffers, then of the ring. Registered memory may be
-// unmapped afterwards. Files are unregistered first since closing alone would
-// keep them open until the kernel tears the ring down in the background, which
-// for a TAP means that its name stays taken. Closing again is fine.
+// Close unregisters files and buffers and closes the ring. Then registered memory may be
+// unmapped. Without the unregistration, files would stay open until the kernel destroys
+// the ring in the background, and the name of a TAP would stay in use. Close may be
+// called again.
 func (r *Ring) Close() error {
 	if r.fd < 0 {
 		return nil
@@ -158,55 +158,55 @@ func (r *Ring) Close() error {
 		}
 	}
 	errs = append(errs, unix.Close(r.fd))
-	*r = Ring{fd: -1} // limit 0: nothing can be queued any more
+	*r = Ring{fd: -1} // limit 0: no operation can be queued any more
 	return errors.Join(errs...)
 }
 
-// Entries is the number of operations that may be queued and not yet taken. It
-// is at least what New was asked for.
+// Entries returns the most operations that may be queued or untaken. It is at least the
+// argument of New.
 func (r *Ring) Entries() int { return int(r.limit) }
 
-// Submit runs all queued operations, in order, and returns how many completions
-// there are to take: without error, one for every operation.
+// Submit runs all queued operations, in order, and returns the number of completions to
+// take: without error, one for every operation.
 //
-// It is one io_uring_enter(2) unless the kernel takes less than the whole batch.
-// On error, operations the kernel did not take stay queued for the next Submit:
-// EAGAIN and EBUSY mean that the kernel is short of memory, so take the
-// completions there are and submit again. After ErrStuck only Close is left.
+// It makes one io_uring_enter(2), unless the kernel accepts a part of the batch only. On
+// error, operations that the kernel did not accept stay queued for the next Submit.
+// After EAGAIN and EBUSY, which mean that the kernel is short of memory, take the
+// completions and submit again. After ErrStuck only Close is possible.
 func (r *Ring) Submit() (ready int, err error) {
 	if r.fd < 0 {
 		return 0, ErrClosed
 	}
-	if r.takeBack {
-		r.queueTakeBack()
+	if r.cancel {
+		r.queueCancel()
 	}
 	if errno := r.enterAll(); errno != 0 {
-		if r.takeBack {
-			r.tail-- // it comes behind everything, so the kernel did not get there
+		if r.cancel {
+			r.tail-- // it is the last one, so the kernel did not reach it
 		}
 		return r.ready(), fmt.Errorf("io_uring_enter: %w", threadError(errno))
 	}
-	r.takeBack = false
+	r.cancel = false
 	if ready = r.ready(); uint32(ready) < r.owed {
 		return r.settle()
 	}
 	return ready, nil
 }
 
-// enterAll hands all entries up to tail to the kernel.
+// enterAll submits all entries up to tail.
 func (r *Ring) enterAll() unix.Errno {
 	r.sqTail.Store(r.tail)
 	for r.head != r.tail {
 		n, errno := enter(r.fd, r.tail-r.head)
 		switch {
 		case errno == unix.EINTR:
-			// Nothing was taken, or the call would have succeeded.
+			// No entry was accepted, or the call would have succeeded.
 		case errno != 0:
 			return errno
 		case n == 0:
 			return unix.EAGAIN
 		default:
-			// Without SUBMIT_ALL the kernel stops behind an entry that fails.
+			// Without SUBMIT_ALL the kernel stops after an entry that fails.
 			r.head += n
 		}
 	}
@@ -218,11 +218,11 @@ const (
 	settleTries = 100
 )
 
-// settle takes back what the first attempt did not: a write to a full TAP, or
-// a read that was just being retried when the request to take it back ran.
+// settle cancels operations that the first request did not: a write to a full TAP, or a
+// read that was being retried when the request ran.
 func (r *Ring) settle() (int, error) {
 	for range settleTries {
-		r.queueTakeBack()
+		r.queueCancel()
 		r.sqTail.Store(r.tail)
 		n, errno := enterWait(r.fd, r.tail-r.head, r.owed, timespec{nsec: int64(settleWait)})
 		if errno == 0 {
@@ -243,9 +243,9 @@ func (r *Ring) settle() (int, error) {
 
 func (r *Ring) ready() int { return int(r.cqTail.Load() - r.taken) }
 
-// Completions takes up to len(dst) completions and returns how many it took.
-// Operations run in the order in which they were queued, but completions of those
-// that fail may come before or after their turn: go by User.
+// Completions takes up to len(dst) completions and returns their number. Operations run
+// in the order in which they were queued, but completions of those that fail may be out
+// of order: identify them by User.
 func (r *Ring) Completions(dst []Completion) int {
 	if r.fd < 0 {
 		return 0
@@ -256,7 +256,7 @@ func (r *Ring) Completions(dst []Completion) int {
 		r.taken++
 		dst[i] = Completion{User: c.userData, Res: c.res}
 		if c.res == -int32(unix.ECANCELED) {
-			dst[i].Res = -int32(unix.EAGAIN) // taken back, since it would have had to wait
+			dst[i].Res = -int32(unix.EAGAIN) // cancelled, since it would have to wait
 		}
 	}
 	if n > 0 {
@@ -266,7 +266,7 @@ func (r *Ring) Completions(dst []Completion) int {
 	return n
 }
 
-// threadError explains the error that a ring of another thread answers with.
+// threadError explains the error of a ring that belongs to another thread.
 func threadError(errno unix.Errno) error {
 	if errno == unix.EEXIST {
 		return fmt.Errorf("called from another thread than the one that made the ring: %w", errno)

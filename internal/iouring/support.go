@@ -12,20 +12,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrNotSupported matches every error that means: do without io_uring on this
-// host. The error's text says why.
+// ErrNotSupported matches every error that means that this host has no usable io_uring.
+// The error's text has the reason.
 var ErrNotSupported = errors.New("io_uring is not available")
 
-// disabledSysctl is the administrator's switch, since Linux 6.6: 0 for everybody,
-// 1 for CAP_SYS_ADMIN and the group in kernel.io_uring_group, 2 for nobody.
+// disabledSysctl is the administrator's switch, since Linux 6.6: 0 allows io_uring, 1
+// allows it for CAP_SYS_ADMIN and the group in kernel.io_uring_group, 2 denies it.
 const disabledSysctl = "/proc/sys/kernel/io_uring_disabled"
 
 // memlockHint ends errors about memory: without CAP_IPC_LOCK, rings and registered
 // buffers count as locked memory.
 const memlockHint = " (raise the locked memory limit, LimitMEMLOCK= in the unit)"
 
-// Supported returns nil if New works on this host. Otherwise its error matches
-// ErrNotSupported and says what to change, or is a passing one such as EMFILE.
+// Supported returns nil if New works on this host. Otherwise the error matches
+// ErrNotSupported and says what to change, or is a temporary one such as EMFILE.
 func Supported() error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -43,7 +43,7 @@ func notSupported(reason string, err error) error {
 	return fmt.Errorf("%w: %s: %w", ErrNotSupported, reason, err)
 }
 
-// setupError says why io_uring_setup(2) failed.
+// setupError explains an error of io_uring_setup(2).
 func setupError(errno unix.Errno) error {
 	switch errno {
 	case unix.ENOSYS:
@@ -57,7 +57,7 @@ func setupError(errno unix.Errno) error {
 	return fmt.Errorf("io_uring_setup: %w", errno)
 }
 
-// denial names who denied io_uring, given the value of disabledSysctl.
+// denial returns the reason why io_uring is denied, given the value of disabledSysctl.
 func denial(sysctl string) string {
 	switch sysctl {
 	case "2":
@@ -68,7 +68,7 @@ func denial(sysctl string) string {
 	return "denied by a seccomp filter or a security module"
 }
 
-// probeOpcodes asks the kernel for the operations that the package queues.
+// probeOpcodes checks that the kernel has the operations that the package queues.
 func (r *Ring) probeOpcodes() error {
 	var p probe
 	if errno := register(r.fd, registerProbe, &p, len(p.ops)); errno != 0 {
@@ -82,10 +82,10 @@ func (r *Ring) probeOpcodes() error {
 	return nil
 }
 
-// probeTakeBack tries the request that takes back everything. A kernel that does
-// not know it answers with a completion.
-func (r *Ring) probeTakeBack() error {
-	r.queueTakeBack()
+// probeCancel tries the request that cancels all operations. A kernel that does not know
+// it answers with a completion.
+func (r *Ring) probeCancel() error {
+	r.queueCancel()
 	if errno := r.enterAll(); errno != 0 {
 		return setupError(errno)
 	}
@@ -93,12 +93,12 @@ func (r *Ring) probeTakeBack() error {
 		return nil
 	}
 	res := r.cqes[r.taken&r.cqMask].res
-	return notSupported("the kernel is older than Linux 5.19 and cannot take back operations", unix.Errno(-res))
+	return notSupported("the kernel is older than Linux 5.19 and cannot cancel operations", unix.Errno(-res))
 }
 
-// probeNoWait returns the flags for operations on the file in slot: RWF_NOWAIT
-// if it takes that. A read of nothing tells, since flags are checked before the
-// length, and consumes nothing.
+// probeNoWait returns the flags for operations on the file in slot: RWF_NOWAIT if the
+// file accepts it. It tries a read of 0 bytes: flags are checked before the length, and
+// no packet is taken.
 func (r *Ring) probeNoWait(slot int) (uint32, error) {
 	r.queue(opRead, slot, 0, 0, 0, 0)
 	if _, err := r.Submit(); err != nil {

@@ -4,9 +4,9 @@
 
 package rawio
 
-// run makes the calls, of which there is one at least. If least is not 0 it ends with
-// one that results in less, or in more than most. It returns how many it made, but
-// for one that results in less.
+// run makes the calls, at least one. If least is not 0 it ends with a call whose result
+// is less than least, or more than most. It returns the number of calls made, without
+// one whose result is less than least.
 //
 //go:noescape
 func run(trap, fd uintptr, calls []Call, least, most int) (done int)

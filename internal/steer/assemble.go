@@ -11,7 +11,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/toeplitz"
 )
 
-// What toeplitz.Tuple.Extract goes by.
+// Limits and protocols of toeplitz.Tuple.Extract.
 const (
 	maxTags       = 2
 	maxExtensions = 8
@@ -22,16 +22,16 @@ const (
 	protoDestOptions = 60
 )
 
-// Two octets of a packet, as a load of 16 bits has them.
+// Two bytes of a packet, as a load of 16 bits returns them.
 var (
-	etherIPv4  = octets(0x08, 0x00)
-	etherVLAN  = octets(0x81, 0x00)
-	etherIPv6  = octets(0x86, 0xdd)
-	etherQinQ  = octets(0x88, 0xa8)
-	isFragment = octets(0x3f, 0xff) // more fragments, or an offset
+	etherIPv4  = twoBytes(0x08, 0x00)
+	etherVLAN  = twoBytes(0x81, 0x00)
+	etherIPv6  = twoBytes(0x86, 0xdd)
+	etherQinQ  = twoBytes(0x88, 0xa8)
+	isFragment = twoBytes(0x3f, 0xff) // more fragments, or an offset
 )
 
-func octets(a, b byte) int32 { return int32(binary.NativeEndian.Uint16([]byte{a, b})) }
+func twoBytes(a, b byte) int32 { return int32(binary.NativeEndian.Uint16([]byte{a, b})) }
 
 // Members of struct __sk_buff (linux/bpf.h).
 const (
@@ -40,10 +40,10 @@ const (
 	skbVLANProto   = 28
 )
 
-// The stack, below the frame pointer. Headers are copied there since a program of
-// this type has no packet memory of its own.
+// Offsets from the frame pointer. Headers are copied to the stack since a program of this
+// type has no direct access to the packet.
 const (
-	stackIP    = -48 // IP header and what follows: at most 44 octets
+	stackIP    = -48 // IP header and what follows: at most 44 bytes
 	stackEther = stackIP - 2
 	stackExt   = stackIP - 4 // start of an IPv6 extension header
 	stackKey   = -4          // of map look-ups, before any header is read
@@ -53,18 +53,19 @@ const (
 const (
 	ctx    = asm.R6 // struct __sk_buff
 	config = asm.R7 // the map value in force
-	offset = asm.R8 // in the frame, of the header that is next
-	tags   = asm.R9 // VLAN tags that may yet come
-	sum    = asm.R0 // the hash as far as it is; there are no calls then
+	offset = asm.R8 // of the next header, in the frame
+	tags   = asm.R9 // most VLAN tags that may follow
+	sum    = asm.R0 // the hash so far; there are no calls then
 )
 
-// assembler is a list of instructions that grows.
+// assembler appends instructions to a list.
 type assembler struct {
 	list  asm.Instructions
-	label string // of what comes next
-	meets int    // labels that meet has made
+	label string // of the next instruction
+	meets int    // number of labels made by meet
 }
 
+// emit appends instructions.
 func (a *assembler) emit(list ...asm.Instruction) {
 	for _, ins := range list {
 		if a.label != "" {
@@ -75,7 +76,7 @@ func (a *assembler) emit(list ...asm.Instruction) {
 	}
 }
 
-// at labels what comes next. One place has one label.
+// at labels the next instruction. An instruction has one label at most.
 func (a *assembler) at(label string) {
 	if a.label != "" {
 		a.emit(asm.Ja.Label(label))
@@ -83,8 +84,8 @@ func (a *assembler) at(label string) {
 	a.label = label
 }
 
-// load copies n octets of the frame from offset+delta on to the stack. Where the
-// frame ends before, it goes on at the label short.
+// load copies n bytes of the frame from offset+delta to the stack. If the frame is too
+// short it jumps to the label short.
 func (a *assembler) load(delta, to, n int32, short string) {
 	a.emit(
 		asm.Mov.Reg(asm.R1, ctx),
@@ -102,10 +103,10 @@ func (a *assembler) load(delta, to, n int32, short string) {
 	)
 }
 
-// The program takes a place in the mapping table modulo its size by its bits.
+// MaxMapping is a power of two, so that the program can mask an index of the table.
 var _ = [1]struct{}{}[toeplitz.MaxMapping&(toeplitz.MaxMapping-1)]
 
-// unless goes on at the label when a type is not enabled.
+// unless jumps to the label if a type is not enabled.
 func (a *assembler) unless(t toeplitz.Type, label string) {
 	a.emit(
 		asm.LoadMem(asm.R1, config, offTypes, asm.Word),
@@ -114,8 +115,7 @@ func (a *assembler) unless(t toeplitz.Type, label string) {
 	)
 }
 
-// hash adds the n octets at a place of the stack to the hash, as octets of the input
-// from number first on.
+// hash adds n bytes of the stack to the hash, as input bytes first and on.
 func (a *assembler) hash(stack int16, first, n int) {
 	for i := range n {
 		a.emit(
@@ -131,12 +131,12 @@ func (a *assembler) hash(stack int16, first, n int) {
 	}
 }
 
-// meet makes a place where the verifier compares the states it comes with to those
-// it was there with before. Without CAP_PERFMON it goes on from each look-up twice,
-// the second time as a processor that speculates would: 2^36 ways, unless they
-// meet. It removes these jumps in the end.
+// meet makes the verifier compare its state with earlier ones at this place. Without
+// CAP_PERFMON it follows each look-up twice, the second time as a speculating processor
+// would: 2^36 paths, unless they are found equal. The kernel removes these jumps after
+// verification.
 func (a *assembler) meet() {
-	for range 2 { // it takes two jumps to be thought worth the while
+	for range 2 { // the verifier records a prune point only after two jumps
 		a.meets++
 		label := fmt.Sprintf("meet %d", a.meets)
 		a.emit(asm.Ja.Label(label))
@@ -144,11 +144,11 @@ func (a *assembler) meet() {
 	}
 }
 
-// byteBias is how far behind the start of the byte table the register points that
-// hash works with: the table is larger than what an instruction reaches.
+// byteBias is the offset in the byte table that hash's register points to: the table is
+// larger than the offsets of an instruction reach.
 const byteBias = toeplitz.MaxInput / 2 * byteSize
 
-// startHash has to come before hash.
+// startHash sets the registers that hash uses.
 func (a *assembler) startHash() {
 	a.emit(
 		asm.Mov.Reg(asm.R5, config),
@@ -157,13 +157,14 @@ func (a *assembler) startHash() {
 	)
 }
 
-// instructions is the program. It makes of each frame what Config.Choose does; slot is the map that holds the map with the configuration.
+// instructions returns the program. It chooses the same queue as Config.Choose; slot is
+// the descriptor of the map of maps with the configuration.
 //
-// What a steering program is given (tun_select_queue in drivers/net/tun.c, called
-// from __dev_queue_xmit) is the packet from its Ethernet header on, but with the
-// outermost VLAN tag in the metadata where the host put it there: TAPs take tags
-// that way (NETIF_F_HW_VLAN_CTAG_TX and _STAG_TX), and whoever reads the TAP finds
-// it back in its place (tun_put_user).
+// A steering program (tun_select_queue in drivers/net/tun.c, called from
+// __dev_queue_xmit) sees the packet from its Ethernet header on, except for an outermost
+// VLAN tag that the host keeps in the metadata: TAPs accept tags there
+// (NETIF_F_HW_VLAN_CTAG_TX and _STAG_TX), and put them back in place when the packet is
+// read (tun_put_user).
 func instructions(slot int) asm.Instructions {
 	a := new(assembler)
 	a.emit(
@@ -173,12 +174,12 @@ func instructions(slot int) asm.Instructions {
 		asm.Mov.Reg(asm.R2, asm.RFP),
 		asm.Add.Imm(asm.R2, stackKey),
 		asm.FnMapLookupElem.Call(),
-		asm.JEq.Imm(asm.R0, 0, "exit"), // cannot be: nobody empties the slot
+		asm.JEq.Imm(asm.R0, 0, "exit"), // impossible: the slot is never empty
 		asm.Mov.Reg(asm.R1, asm.R0),
 		asm.Mov.Reg(asm.R2, asm.RFP),
 		asm.Add.Imm(asm.R2, stackKey),
 		asm.FnMapLookupElem.Call(),
-		asm.JEq.Imm(asm.R0, 0, "exit"), // cannot be: element 0 of an array
+		asm.JEq.Imm(asm.R0, 0, "exit"), // impossible: element 0 of an array exists
 		asm.Mov.Reg(config, asm.R0),
 	)
 	a.ethernet()
@@ -188,8 +189,8 @@ func instructions(slot int) asm.Instructions {
 	return a.list
 }
 
-// ethernet finds the IP header: at offset then, with 24 octets of it and what follows
-// on the stack for IPv4, 44 for IPv6.
+// ethernet finds the IP header. Then offset is its offset, and the stack has 24 bytes
+// from there for IPv4, 44 for IPv6.
 func (a *assembler) ethernet() {
 	a.emit(
 		asm.Mov.Imm(offset, 14),
@@ -215,7 +216,7 @@ func (a *assembler) ethernet() {
 			)
 		}
 		a.at(labels[i])
-		// Calls are what costs, so the first takes all that most frames need:
+		// Calls are expensive, so the first one copies all that most frames need:
 		// an IPv6 header and ports.
 		a.emit(
 			asm.Mov.Reg(asm.R1, offset),
@@ -226,8 +227,8 @@ func (a *assembler) ethernet() {
 		a.load(-2, stackEther, 46, "none")
 		isIP("ipv6")
 		a.at(less)
-		// Of what is too short for an IPv4 header and ports, or for one behind
-		// a tag, only IPv4 can have a hash.
+		// Of frames too short for an IPv4 header and ports, also behind a tag,
+		// only IPv4 can have a hash.
 		a.load(-2, stackEther, 26, "short")
 		isIP("ipv6 short")
 		a.at(tag)
@@ -247,7 +248,7 @@ func (a *assembler) ipv4() {
 		address  = stackIP + 12
 		ports    = stackIP + 20
 	)
-	// A header without options and less than 4 octets behind it.
+	// A header without options and less than 4 bytes behind it.
 	a.at("short")
 	a.load(-2, stackEther, 22, "none")
 	a.emit(
@@ -270,7 +271,7 @@ func (a *assembler) ipv4() {
 		asm.LoadMem(asm.R1, asm.RFP, stackIP, asm.Byte),
 		asm.Mov.Imm(asm.R2, 0),
 		asm.JEq.Imm(asm.R1, 0x45, "ipv4 type"),
-		// Options: ports are elsewhere, but the header has to end in the frame.
+		// Options: the ports are elsewhere, and the header must end in the frame.
 		asm.Mov.Reg(asm.R2, asm.R1),
 		asm.RSh.Imm(asm.R2, 4),
 		asm.JNE.Imm(asm.R2, 4, "none"),
@@ -310,7 +311,7 @@ func (a *assembler) ipv6() {
 		address = stackIP + 8
 		ports   = stackIP + 40
 	)
-	// extension goes on at the label if R1 is the number of a header to skip.
+	// extension jumps to the label if R1 is the number of a header to skip.
 	extension := func(label string) {
 		for _, proto := range []int32{protoHopByHop, protoRouting, protoDestOptions} {
 			a.emit(asm.JEq.Imm(asm.R1, proto, label))
@@ -324,7 +325,7 @@ func (a *assembler) ipv6() {
 		)
 	}
 
-	// Less than 4 octets behind the header: too few for ports and for extensions.
+	// Less than 4 bytes behind the header: too few for ports and for extensions.
 	a.at("ipv6 short")
 	a.load(0, stackIP, 40, "none")
 	version()
@@ -380,7 +381,7 @@ func (a *assembler) ipv6() {
 	a.emit(asm.Ja.Label("queue"))
 }
 
-// queue turns the hash into a queue and ends the program.
+// queue maps the hash to a queue and ends the program.
 func (a *assembler) queue() {
 	a.at("none")
 	a.emit(asm.Mov.Imm(sum, 0))
@@ -390,7 +391,7 @@ func (a *assembler) queue() {
 		asm.Mod.Reg32(sum, asm.R1),
 		asm.LoadMem(asm.R1, config, offSize, asm.Word),
 		asm.JEq.Imm(asm.R1, 0, "exit"),
-		asm.And.Imm(sum, toeplitz.MaxMapping-1), // it is less; the verifier cannot know
+		asm.And.Imm(sum, toeplitz.MaxMapping-1), // it is less already, for the verifier
 		asm.LSh.Imm(sum, 1),
 		asm.Add.Reg(config, sum),
 		asm.LoadMem(sum, config, offMapping, asm.Half),

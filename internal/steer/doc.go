@@ -1,66 +1,66 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package steer chooses the queue of a multi-queue TAP on which a frame from the
-// host is read, by the Toeplitz hash and the mapping table that a guest has
-// configured: in the kernel, with an eBPF [Program] that a TAP device is given, and
-// in userspace, with its twin [Config.Choose].
+// Package steer chooses the queue of a multi-queue TAP for a frame from the host, by the
+// Toeplitz hash and the mapping table of the guest: in the kernel, with an eBPF
+// [Program] for the TAP device, or in userspace, with [Config.Choose].
 //
-// It knows what a steering program of the TUN driver sees and how such a program is
-// made, loaded and configured. What is hashed, and how, it has from pkg/toeplitz. It
-// knows nothing of guests and control messages, and does not touch the TAP.
+// It knows the context of a TUN steering program, and how to assemble, load and
+// configure one. Hashing follows pkg/toeplitz. The package must not know guests or
+// control messages, and does not use the TAP.
 //
 //	program, err := steer.New() // or go without: see Probe
 //	err = program.Set(&steer.Config{Types: types, Hasher: hasher, Mapping: mapping})
 //	err = device.SetSteering(program.FD())
 //
-// While a guest has no hashing, better let the device go without a program: then
-// the host chooses, and remembers which queue a flow was last written on.
+// While a guest has no hashing, a device should have no program: then the host chooses
+// the queue that a flow was last written on.
 //
-// # Program and twin
+// # Program and Choose
 //
-// Both choose the same queue for every frame, which is checked over random
-// frames, with test runs and on a TAP. The kernel takes the program's answer modulo
-// the number of queues it has (tap.Device.Active), the twin knows of no such thing:
-// a mapping is to have no more queues than the device.
+// Both choose the same queue for every frame. Tests check this with random frames, with
+// test runs of the program and on a TAP. The kernel takes the program's result modulo
+// the number of active queues (tap.Device.Active); Choose does not know this number, so
+// a mapping must not have more queues than the device.
 //
-// The host puts an outermost VLAN tag into the metadata of a packet or leaves it in
-// the frame, depending on where the packet comes from. The program looks at both,
-// and counts tags as they will be in the frame that is read.
+// The host keeps an outermost VLAN tag in the metadata of a packet or in the frame,
+// depending on the packet's origin. The program looks at both, and counts tags as they
+// will be in the frame that is read.
 //
-// Frames come past the program where the host has no say or was told otherwise: on a
-// device with one queue, redirected by XDP (the queue follows the processor), and
-// from a tc action skbedit queue_mapping.
+// Some frames do not pass the program: on a device with one queue, redirected by XDP
+// (the queue is the processor's), and from a tc action skbedit queue_mapping.
 //
 // # Changes
 //
-// A change of configuration loses nothing, and each frame is steered wholly by the
-// old one or wholly by the new one. The configuration is a map of its own, which is
-// complete before the one slot of a map of maps points to it. When [Program.Set]
-// returns, the last frame has been steered by the old one.
+// A change of configuration loses no frame, and each frame is steered entirely by the old
+// or by the new one. A configuration is a map of its own, which is complete before the
+// only slot of a map of maps refers to it. When [Program.Set] returns, the last frame has
+// been steered by the old one.
 //
-// The order within a flow is kept as long as its queue stays the same. Where a
-// change moves a flow, its frames that were steered before may still wait in the
-// old queue, while those after are in the new one. Whoever wants to hand them on in
-// order reads the old queues, after Set has returned, until they are empty once,
-// and only then hands on what moved; c.Choose(frame).Queue with the configuration
-// before, c, says whether a frame has. (internal/dataplane does so, in Conn.Resteer.) A
-// frame can be later than that only if a queueing discipline of the host held it
-// meanwhile.
+// The order within a flow is kept as long as its queue stays the same. If a change moves
+// a flow, frames from before it may still wait in the old queue, while those after it are
+// in the new one. To keep the order, a reader reads the old queues after Set until each
+// was found empty once, and sets aside frames that moved until then; for the previous
+// configuration c, c.Choose(frame).Queue tells which have. (Conn.Resteer in
+// internal/dataplane does so.) A frame can be later than that only if a queueing
+// discipline of the host delayed it.
 //
-// A device that is given its first program, or goes without from now on, does not
-// wait for the frames that it is just steering by what it had before. Set, called
-// once more after that, does, with whatever configuration.
+// A device that gets its first program, or loses its program, does not wait for frames
+// that are being steered the old way. Another Set after that does wait, with any
+// configuration.
 //
 // # Cost
 //
-// For most frames the program calls the kernel once, for a copy of the headers; the
-// hash is a table look-up per octet, and there are no loops. The table takes 36 KiB of
-// kernel memory per Program, twice that during Set.
+// For most frames the program makes one call of the kernel, to copy the headers; the hash
+// is one table look-up per byte, without loops. The table takes 36 KiB of kernel memory
+// per Program, twice that during Set.
 //
-// # What it takes
+// # Requirements
 //
 // Linux 5.0, where a change of a map of maps waits for its readers, and CAP_BPF
-// (CAP_SYS_ADMIN before 5.8). With CAP_PERFMON as well the kernel leaves out its
-// guards against speculation, which makes the program some nanoseconds faster. A
-// device takes the program from whoever has it open.
+// (CAP_SYS_ADMIN before 5.8). With CAP_PERFMON the kernel leaves out its guards against
+// speculation, which makes the program some nanoseconds faster. A device accepts the
+// program from any process that has it open.
+//
+// The program is assembled in Go, and not compiled from C, so that a build needs no
+// clang and no generated file.
 package steer

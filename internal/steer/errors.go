@@ -12,11 +12,11 @@ import (
 
 // Error is the error of every function and method of this package.
 type Error struct {
-	// Op is what was tried: "load" or "set".
+	// Op is the failed operation: "load" or "set".
 	Op string
 	// Err is or wraps an errno, an *ebpf.VerifierError, or os.ErrClosed.
 	Err error
-	// Hint says what the user can do; it may be empty.
+	// Hint tells the user what to do; it may be empty.
 	Hint string
 }
 
@@ -38,14 +38,15 @@ func fail(op string, err error) error {
 	return &Error{Op: op, Err: err, Hint: hint(err, mayBPF())}
 }
 
-// hint says what to do about an error of bpf(2). That kernel.unprivileged_bpf_disabled
-// is 0 would not help: a map of maps takes the capability.
+// hint returns what to do about an error of bpf(2); may says that the thread has the
+// capability. Setting kernel.unprivileged_bpf_disabled to 0 would not help: a map of maps
+// needs the capability.
 func hint(err error, may bool) string {
 	switch {
 	case errors.Is(err, os.ErrClosed):
 		return ""
 	case errors.As(err, new(*ebpf.VerifierError)):
-		return "this kernel's verifier does not take the program; please report it"
+		return "this kernel's verifier does not accept the program; please report it"
 	case errors.Is(err, unix.EPERM) && !may:
 		return "CAP_BPF is needed (CapabilityBoundingSet= under systemd)"
 	case errors.Is(err, unix.EPERM):
@@ -56,8 +57,8 @@ func hint(err error, may bool) string {
 	return ""
 }
 
-// mayBPF reports whether the calling thread has a capability for bpf(2), if only
-// in its own user namespace.
+// mayBPF reports whether the calling thread has a capability for bpf(2), in its own user
+// namespace at least.
 func mayBPF() bool {
 	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var data [2]unix.CapUserData

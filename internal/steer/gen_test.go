@@ -88,7 +88,7 @@ func drawAddr(n int) *rapid.Generator[netip.Addr] {
 
 // drawFrame is a frame with everything that matters here, half of them bent, cut
 // or longer than they say. Its Ethernet header is fit for a bridge; it has at
-// least 14 octets and at most MTU 1500 and two tags.
+// least 14 bytes and at most MTU 1500 and two tags.
 func drawFrame(t *rapid.T) []byte {
 	f := packettest.Frame{Payload: make([]byte, rapid.IntRange(0, 40).Draw(t, "payload"))}
 	for range rapid.SampledFrom([]int{0, 0, 0, 1, 1, 2, 3}).Draw(t, "tags") {

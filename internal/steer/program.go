@@ -16,28 +16,26 @@ import (
 // Program is a steering program in the kernel, for one TAP device, with its own
 // configuration. Its methods belong to one goroutine at a time.
 //
-// A device that was given the program keeps it, and the configuration it has, when
-// the Program is closed or the process ends. Nobody can change it then; a successor
-// makes a program of its own and gives that to the device, which replaces one by
-// the other between two frames.
+// A device keeps the program and its configuration when the Program is closed or the
+// process ends. The configuration cannot be changed then; a successor makes a program of
+// its own and gives it to the device, which switches between two frames.
 type Program struct {
 	prog *ebpf.Program
 	slot *ebpf.Map // one entry: the map that holds the configuration in force
 }
 
-// Set and the program agree on this layout, in the byte order of the machine.
+// Layout of the configuration in the map, in the byte order of the machine.
 const (
 	offTypes   = 0  // u32
 	offSize    = 4  // u32: entries of the mapping table
 	offModulus = 8  // u32: Size, or the number of queues if that is 0
 	offMapping = 16 // u16 each
 	offBytes   = offMapping + 2*toeplitz.MaxMapping
-	byteSize   = 256 * 4 // of one byte of the input, u32 each
+	byteSize   = 256 * 4 // table of one input byte, u32 each
 	valueSize  = offBytes + toeplitz.MaxInput*byteSize
 )
 
-// valueSpec is a map that holds one configuration. Nothing changes it once it is
-// made.
+// valueSpec describes a map with one configuration. It does not change once it is made.
 func valueSpec() *ebpf.MapSpec {
 	return &ebpf.MapSpec{
 		Name:       "steer_config",
@@ -48,8 +46,8 @@ func valueSpec() *ebpf.MapSpec {
 	}
 }
 
-// New loads a program that has the zero [Config]. It is an *[Error] that says what
-// to do when the kernel does not take it.
+// New loads a program that has the zero [Config]. If the kernel does not accept it, the
+// error is an *[Error] with a hint.
 func New() (*Program, error) {
 	p, err := load()
 	return p, fail("load", err)
@@ -86,13 +84,13 @@ func load() (_ *Program, err error) {
 	return p, nil
 }
 
-// FD is what tap.Device.SetSteering takes. The device holds on to the program by
-// itself.
+// FD returns the file descriptor for tap.Device.SetSteering. The device has its own
+// reference to the program.
 func (p *Program) FD() int { return p.prog.FD() }
 
-// Set puts a configuration in force. Each frame is steered wholly by the old or
-// wholly by the new one; when Set has returned, no frame is any more by the old. It
-// waits for that, some milliseconds, in a system call. On error the old one stays.
+// Set puts a configuration in force. Each frame is steered entirely by the old or by the
+// new one. When Set returns, the last frame has been steered by the old one; it waits
+// for that, some milliseconds, in a system call. On error the old one stays in force.
 func (p *Program) Set(c *Config) error { return fail("set", p.set(c)) }
 
 func (p *Program) set(c *Config) error {
@@ -108,7 +106,7 @@ func (p *Program) set(c *Config) error {
 	return errors.Join(err, value.Close())
 }
 
-// Close gives the program up.
+// Close closes the program and its maps.
 func (p *Program) Close() error {
 	if p.slot == nil {
 		return nil
@@ -153,8 +151,8 @@ func (c *Config) encode() []byte {
 	return b
 }
 
-// Probe reports whether the kernel takes the program, by loading it: nil, or an
-// *[Error] that says why not and what to do.
+// Probe loads the program to find out whether the kernel accepts it. The error is an
+// *[Error] with the reason and a hint.
 func Probe() error {
 	p, err := New()
 	if err != nil {

@@ -34,7 +34,7 @@ func newProgram(t testing.TB) *Program {
 	return p
 }
 
-// run steers a frame of at least one octet in a test run, in which the kernel takes
+// run steers a frame of at least one byte in a test run, in which the kernel takes
 // away the Ethernet header before a program of this type is called: here another
 // one that is put before it.
 func run(t failer, p *Program, frame []byte) int {
@@ -104,8 +104,8 @@ func TestProgramOnCutFrames(t *testing.T) {
 	}
 }
 
-// TestEveryOctetCounts: each octet of the longest input, with each value.
-func TestEveryOctetCounts(t *testing.T) {
+// TestEveryByteCounts: each byte of the longest input, with each value.
+func TestEveryByteCounts(t *testing.T) {
 	p := newProgram(t)
 	c := &Config{Types: toeplitz.AllTypes, Hasher: hasher(t, rssKey), Mapping: toeplitz.NewMapping(1 << 16)}
 	must(t, p.Set(c))
@@ -119,7 +119,7 @@ func TestEveryOctetCounts(t *testing.T) {
 			for v := range 256 {
 				frame[at] = byte(v)
 				if got, want := run(t, p, frame), wanted(c, frame); got != want.Queue {
-					t.Fatalf("octet %d is %#x: queue %#x, want %+v", at, v, got, want)
+					t.Fatalf("byte %d is %#x: queue %#x, want %+v", at, v, got, want)
 				}
 			}
 			frame[at] = was

@@ -243,7 +243,7 @@ func TestLargePackets(t *testing.T) {
 				must(t, err)
 				want := wanted(c, got)
 				if queue != want.Queue || !want.Hashed || want != wanted(c, frame) {
-					t.Errorf("%d octets of %d: read on queue %d, want %+v", len(got), len(frame), queue, want)
+					t.Errorf("%d bytes of %d: read on queue %d, want %+v", len(got), len(frame), queue, want)
 				}
 				seen[queue]++
 			}
