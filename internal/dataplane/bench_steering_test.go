@@ -329,7 +329,7 @@ func (s *steerBed) take(from, to int) (took time.Duration, err error) {
 		}
 		f.rx.Take(n)
 		f.post(int(f.rx.Free()))
-		s.conn.queues[i].tapReady = true
+		s.conn.queues[i].tapIn.ready = true
 	}
 	if err := s.send(from, to); err != nil {
 		return 0, err

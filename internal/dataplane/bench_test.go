@@ -309,7 +309,7 @@ func (l *lane) rxRun(b *benchFrame, h *filler, batch int, overhead time.Duration
 		if err := h.fill(b, batch); err != nil {
 			return 0, err
 		}
-		q.tapReady = true
+		q.tapIn.ready = true
 		if t := l.work(overhead); done >= 0 {
 			took += t
 		}
@@ -845,7 +845,7 @@ func goals(rep *bench.Report, l *lane, h *filler, packets uint64) error {
 				}
 				backlog += n
 			}
-			l.queue().tapReady = true
+			l.queue().tapIn.ready = true
 			return nil
 		}
 	}

@@ -18,9 +18,9 @@ import (
 	"github.com/netbackd/netbackd/pkg/xen"
 )
 
-// Times after which a guest that gives no rx slots is left alone. Without
-// feature-rx-notify the guest does not tell of new slots; xen-netback then
-// keeps packets for no longer than 30 ms, and so do we.
+// Limits for a guest that posts no rx slots. Without feature-rx-notify the guest sends
+// no event for new slots; xen-netback then keeps packets for 30 ms at most, and so does
+// this package.
 const (
 	DefaultDrain  = 10 * time.Second
 	DefaultStall  = 10 * time.Second
@@ -28,48 +28,48 @@ const (
 	noNotifyPoll  = time.Millisecond
 )
 
-// Config is what is the same for all queues of a connection.
+// Config configures all queues of a connection.
 type Config struct {
 	Domid    xen.Domid
-	Guest    offload.Guest // what the frontend takes
+	Guest    offload.Guest // offloads that the frontend takes
 	SG       bool          // feature-sg: the frontend takes packets of several slots
 	RxNotify bool          // feature-rx-notify: it sends an event when it posts rx slots
-	VnetHdr  bool          // the TAP speaks vnet headers
+	VnetHdr  bool          // the TAP has vnet headers
 
-	Limiter *Limiter      // rate of guest to host; nil: none
+	Limiter *Limiter      // rate limit from guest to host; nil: none
 	Mcast   *McastList    // the vif's multicast list
-	Hash    *steer.Config // hash that packets to the guest carry from the start; nil: none
+	Hash    *steer.Config // hash of packets to the guest, from the start; nil: none
 
 	// XDPHeadroom sets the headroom from the start, as [Conn.SetXDPHeadroom] does later.
 	XDPHeadroom uint16
 
-	// OneWorker gives all queues to one worker, which [Conn.SetSteering] needs.
+	// OneWorker assigns all queues to one worker, as [Conn.SetSteering] requires.
 	OneWorker bool
 
 	Drain time.Duration // 0: DefaultDrain
 	Stall time.Duration // 0: DefaultStall
 
-	// Notice is called from a worker when something happens to the connection
-	// that its owner must act on. It must not block.
+	// Notice is called from a worker for events that the owner of the connection
+	// must act on. It must not block.
 	Notice func(Notice)
 }
 
-// NoticeKind is what a [Notice] is about.
+// NoticeKind is the kind of a [Notice].
 type NoticeKind uint8
 
 // Kinds of notice.
 const (
-	// Breach: the frontend broke the ring protocol. The queue is at rest and
-	// stays so until the connection is closed.
+	// Breach: the frontend broke the ring protocol. The queue is not served any
+	// more.
 	Breach NoticeKind = iota
-	// Stalled: the guest has given a queue no rx slots for [Config.Stall].
+	// Stalled: the guest has posted no rx slots on a queue for [Config.Stall].
 	Stalled
-	// Resumed: it gives slots again.
+	// Resumed: the guest posts rx slots again.
 	Resumed
-	// TapGone: somebody deleted the TAP.
+	// TapGone: the TAP was deleted.
 	TapGone
-	// TooBig: packets that are too big for a guest without scatter-gather were
-	// dropped. It is said at most once a second.
+	// TooBig: packets too big for a guest without scatter-gather were dropped. It
+	// is sent at most once a second.
 	TooBig
 )
 
@@ -89,35 +89,35 @@ func (k NoticeKind) String() string {
 	return fmt.Sprintf("unknown(%d)", uint8(k))
 }
 
-// Notice is something that happened to a connection.
+// Notice is an event of a connection.
 type Notice struct {
 	Kind  NoticeKind
 	Queue int
 	Err   error // of a Breach
 }
 
-// QueueConfig is one queue: its mapped rings, its bound event channels, its TAP
-// queue. From Connect on they are the worker's; after Close the owner unmaps
-// and unbinds them.
+// QueueConfig configures one queue: its mapped rings, its bound event channels, its TAP
+// queue. The worker uses them from Connect on. After Close the owner unmaps and unbinds
+// them.
 type QueueConfig struct {
 	TxPage, RxPage []byte
 	TxPort, RxPort evtchn.Port // local ports; equal if the frontend has one channel
 	Grants         Copier
 	Events         Events
 	Tap            *tap.Queue
-	Journal        *Journal // nil: nothing outlives the process
-	Stalled        bool     // a predecessor has said so of it
+	Journal        *Journal // nil: its record does not outlive the process
+	Stalled        bool     // it was stalled when a predecessor served it
 
-	// Static is the queue's static grants, perhaps some already; nil: there are
-	// and will be none. After Close its owner closes it.
+	// Static is the queue's table of static grants, which may have some already;
+	// nil: there are and will be none. Its owner closes it after Close.
 	Static *staticgrant.Table
 }
 
-// Conn is a connected vif as the data plane sees it.
+// Conn is a connected vif.
 type Conn struct {
 	cfg     Config
 	queues  []*Queue
-	waiting vifMemory // of packets that wait
+	waiting vifMemory // for packets that wait
 
 	// Of the goroutine that changes the steering.
 	steering   *steer.Config // set by SetSteering
@@ -127,12 +127,12 @@ type Conn struct {
 	hurried sync.Once
 }
 
-// ErrClosed is returned by a [Pool] that has been closed.
+// ErrClosed is the error of a [Pool] that has been closed.
 var ErrClosed = errors.New("dataplane: closed")
 
-// Connect attaches to the rings of a vif and starts to serve them. Batches that
-// a journal records and the rings do not show are finished first, so this is
-// also how a restarted daemon takes over a running vif.
+// Connect attaches to the rings of a vif and starts to serve them. It first finishes
+// batches that a journal records and the rings do not show, so a restarted daemon
+// adopts a running vif the same way.
 func (p *Pool) Connect(cfg Config, queues []QueueConfig) (*Conn, error) {
 	c, err := newConn(cfg, queues)
 	if err != nil {
@@ -144,7 +144,7 @@ func (p *Pool) Connect(cfg Config, queues []QueueConfig) (*Conn, error) {
 	return c, nil
 }
 
-// serve gives the queues of a connection to workers.
+// serve assigns the queues of a connection to workers.
 func (p *Pool) serve(c *Conn) error {
 	c.waiting.shared = &p.shared
 	for i, q := range c.queues {
@@ -163,7 +163,7 @@ func (p *Pool) serve(c *Conn) error {
 	return nil
 }
 
-// newConn makes a connection that nobody serves yet.
+// newConn makes a connection that is not served yet.
 func newConn(cfg Config, queues []QueueConfig) (*Conn, error) {
 	if cfg.Mcast == nil {
 		cfg.Mcast = new(McastList)
@@ -190,9 +190,9 @@ func newConn(cfg Config, queues []QueueConfig) (*Conn, error) {
 	return c, nil
 }
 
-// Close stops serving the vif. When it returns no worker touches its rings, its
-// channels or its TAP any more. Packets that waited for rx slots are dropped.
-// Closing again is fine.
+// Close stops serving the vif. When it returns no worker uses its rings, its event
+// channels or its TAP any more. Packets that waited for rx slots are dropped. It may be
+// called again.
 func (c *Conn) Close() {
 	var asked []*worker
 	var waits []func() error
@@ -205,20 +205,20 @@ func (c *Conn) Close() {
 		waits = append(waits, q.ask(func() error { q.worker.Load().detachAll(c); return nil }))
 	}
 	for _, wait := range waits {
-		_ = wait() // a worker that is gone has let go of everything
+		_ = wait() // a worker that has ended has detached everything
 	}
 	for _, q := range c.queues {
 		q.worker.Load().pool.dropped(q)
 	}
 }
 
-// Queues is the number of queues.
+// Queues returns the number of queues.
 func (c *Conn) Queues() int { return len(c.queues) }
 
-// Stats are the counters of queue i. They stay readable after Close.
+// Stats returns the counters of queue i. They stay readable after Close.
 func (c *Conn) Stats(i int) *Stats { return &c.queues[i].stats }
 
-// QueueState is what can be seen of a queue from outside.
+// QueueState is a snapshot of a queue.
 type QueueState struct {
 	Tx, Rx       netif.RingState
 	Backlog      int // packets that wait for rx slots, or for others of their flow
@@ -232,7 +232,7 @@ type QueueState struct {
 	StaticInUse  int // of those, named by requests that are not answered
 }
 
-// State asks the worker of queue i for its state. After Close it is the zero
+// State returns a snapshot of queue i, taken by its worker; after Close, the zero
 // value.
 func (c *Conn) State(i int) QueueState {
 	q := c.queues[i]
@@ -244,8 +244,8 @@ func (c *Conn) State(i int) QueueState {
 		s = QueueState{
 			Tx: q.tx.State(), Rx: q.rx.State(),
 			Backlog: q.waiting(), BacklogBytes: q.waitingBytes(),
-			Stalled: q.stalled, Breached: q.breached,
-			RateWaiting: !q.rateUntil.IsZero(),
+			Stalled: q.blocked.stalled, Breached: q.breached,
+			RateWaiting: !q.rate.until.IsZero(),
 			Uring:       q.worker.Load().ring != nil,
 			Worker:      q.worker.Load().index,
 			Static:      q.static.Len(),

@@ -4,12 +4,10 @@ package dataplane
 
 import "sync/atomic"
 
-// Counter numbers one thing that is counted per queue. [Counters] describes
-// them; it is the only list.
+// Counter is the number of a counter of a queue. [Counters] describes them all.
 type Counter uint8
 
-// What is counted. "tx" is guest to host and "rx" host to guest, as the guest
-// sees it.
+// Counters of a queue. As the guest sees it, tx is guest to host and rx host to guest.
 const (
 	TxPackets Counter = iota
 	TxBytes
@@ -75,13 +73,13 @@ const (
 // of a drop.
 const notDropped Counter = 0
 
-// Kind tells the audiences of a counter apart.
+// Kind groups counters by their readers.
 type Kind uint8
 
 // Kinds of counter.
 const (
-	Traffic Kind = iota // packets and what was done to them
-	Work                // what they cost the host
+	Traffic Kind = iota // packets and their offloads
+	Work                // cost for the host
 	Drop                // packets that were not delivered, by reason
 )
 
@@ -105,13 +103,13 @@ var Counters = [NumCounters]CounterInfo{
 	RxHash:        {"rx_hash", Traffic, "packets to the guest that carried a hash extra"},
 	RxXDP:         {"rx_xdp", Traffic, "packets to the guest with headroom for its XDP program"},
 	RxXDPSplit:    {"rx_xdp_split", Traffic, "of those, in several slots, which Linux drops while a program is attached"},
-	RxSteered:     {"rx_steered", Traffic, "packets to the guest that came on another TAP queue than theirs"},
-	RxMoved:       {"rx_moved", Traffic, "packets to the guest that waited for those before them on another queue"},
-	RxUnordered:   {"rx_unordered", Traffic, "of those, delivered although the guest had not taken all before them"},
-	CsumCompleted: {"csum_completed", Traffic, "partial checksums finished in software"},
+	RxSteered:     {"rx_steered", Traffic, "packets to the guest that were read from the TAP queue of another guest queue"},
+	RxMoved:       {"rx_moved", Traffic, "packets to the guest that were set aside until their predecessors on another queue were published"},
+	RxUnordered:   {"rx_unordered", Traffic, "of those, published before their predecessors, because the guest did not empty the other queue in time"},
+	CsumCompleted: {"csum_completed", Traffic, "partial checksums completed in software"},
 	Segmented:     {"segmented", Traffic, "frames cut into segments in software"},
-	RateWaits:     {"rate_waits", Traffic, "times the rate limit made the guest wait"},
-	McastChanges:  {"mcast_changes", Traffic, "multicast list requests honoured"},
+	RateWaits:     {"rate_waits", Traffic, "waits of the guest for the rate limit"},
+	McastChanges:  {"mcast_changes", Traffic, "changes of the multicast list"},
 	RxParked:      {"rx_parked", Traffic, "packets that waited for rx slots"},
 
 	Wakes:         {"wakes", Work, "event channel events handled"},
@@ -124,10 +122,10 @@ var Counters = [NumCounters]CounterInfo{
 	Notifies:      {"notifies", Work, "events sent to the guest"},
 	TapWriteCalls: {"tap_write_calls", Work, "calls that wrote packets to the TAP"},
 	TapReadCalls:  {"tap_read_calls", Work, "calls that read packets from the TAP"},
-	SlowCopies:    {"slow_copies", Work, "grant copies that held a worker's thread up, for the guest's memory was paged out or shared"},
-	HostSegments:  {"host_segments", Work, "segments that GSO packets from the guest are to be cut into"},
-	WorkerNS:      {"worker_ns", Work, "time of its worker's thread that the queue took, in nanoseconds, while several vifs share the worker"},
-	Rests:         {"rests", Work, "times the vif had to wait since a turn took so long that others were held up"},
+	SlowCopies:    {"slow_copies", Work, "grant copies that blocked a thread, because the guest's memory was paged out or shared"},
+	HostSegments:  {"host_segments", Work, "segments of GSO packets from the guest"},
+	WorkerNS:      {"worker_ns", Work, "time of the worker's thread for this queue in nanoseconds, while several vifs share the worker"},
+	Rests:         {"rests", Work, "waits of the vif after a turn that delayed other vifs"},
 
 	DropTxSlots:      {"tx_too_many_slots", Drop, "packet from the guest in more than 19 data slots"},
 	DropTxSize:       {"tx_size_mismatch", Drop, "slots from the guest add up to more than the packet"},
@@ -137,34 +135,34 @@ var Counters = [NumCounters]CounterInfo{
 	DropTxGSOSmall:   {"tx_gso_too_small", Drop, "GSO extra from the guest that asks for segments of less than 8 bytes"},
 	DropTxSegments:   {"tx_too_many_segments", Drop, "packet from the guest that would be cut into more than 2048 segments"},
 	DropTxGrant:      {"tx_grant", Drop, "a page of the guest's packet could not be copied"},
-	DropTxCsum:       {"tx_bad_csum", Drop, "guest asks for a checksum on what is not TCP or UDP"},
+	DropTxCsum:       {"tx_bad_csum", Drop, "partial checksum from the guest in a packet that is not TCP or UDP"},
 	DropTxTapDown:    {"tx_tap_down", Drop, "TAP is down"},
 	DropTxTapFull:    {"tx_tap_full", Drop, "TAP takes no more"},
 	DropTxTapRefused: {"tx_tap_refused", Drop, "TAP refused the frame"},
 	DropMcastFull:    {"mcast_full", Drop, "multicast list is full or the request is not valid"},
-	DropRxMcast:      {"rx_mcast_filtered", Drop, "multicast the guest did not ask for"},
+	DropRxMcast:      {"rx_mcast_filtered", Drop, "multicast packet for an address that is not in the guest's list"},
 	DropRxSize:       {"rx_too_big", Drop, "packet is bigger than the guest can take"},
 	DropRxGrant:      {"rx_grant", Drop, "a page of the guest could not be written"},
-	DropRxReadOnly:   {"rx_readonly", Drop, "rx slot that names a static grant which may only be read"},
-	DropRxCsum:       {"rx_bad_offload", Drop, "packet asks for an offload that cannot be done"},
+	DropRxReadOnly:   {"rx_readonly", Drop, "rx slot that names a read-only static grant"},
+	DropRxCsum:       {"rx_bad_offload", Drop, "packet for the guest requests an offload that is not possible"},
 	DropRxBacklog:    {"rx_backlog", Drop, "no memory for packets that wait for rx slots"},
-	DropRxMemory:     {"rx_memory", Drop, "packets that wait have all the memory that the vif may have at the moment"},
-	DropRxStalled:    {"rx_stalled", Drop, "guest gave no rx slots for too long"},
+	DropRxMemory:     {"rx_memory", Drop, "the memory budget for packets that wait is used up"},
+	DropRxStalled:    {"rx_stalled", Drop, "guest posted no rx slots for too long"},
 }
 
 func (c Counter) String() string { return Counters[c].Name }
 
-// tally collects what one pass counted. It belongs to the worker.
+// tally collects the counts of one pass. It belongs to the worker.
 type tally [NumCounters]uint32
 
-// Stats are the counters of one queue. The worker adds to them once per pass;
-// anyone may read.
+// Stats are the counters of one queue. The worker adds to them once per pass; any
+// goroutine may read them.
 type Stats struct{ n [NumCounters]atomic.Uint64 }
 
-// Load reads one counter.
+// Load returns one counter.
 func (s *Stats) Load(c Counter) uint64 { return s.n[c].Load() }
 
-// Snapshot reads all counters, each for itself.
+// Snapshot returns all counters. They are not read at one instant.
 func (s *Stats) Snapshot() (v [NumCounters]uint64) {
 	for i := range v {
 		v[i] = s.n[i].Load()
@@ -172,7 +170,7 @@ func (s *Stats) Snapshot() (v [NumCounters]uint64) {
 	return v
 }
 
-// flush adds what t holds and clears it.
+// flush adds t to the counters and clears it.
 func (s *Stats) flush(t *tally) {
 	for i := range t {
 		if t[i] != 0 {

@@ -7,14 +7,14 @@ import (
 	"github.com/netbackd/netbackd/pkg/gntdev"
 )
 
-// Copier copies between guests' pages and local memory. *gntdev.Device is one.
-// It is called once per batch.
+// Copier copies between guests' pages and local memory, as *gntdev.Device does. It is
+// called once per batch.
 type Copier interface {
 	Copy(segs []gntdev.Segment) error
 }
 
-// Events is the handle that a queue's event channels are bound to.
-// *evtchn.Device is one. The queue's worker alone uses it.
+// Events is the handle that a queue's event channels are bound to, as *evtchn.Device
+// is. Only the queue's worker uses it.
 type Events interface {
 	FD() int
 	Pending(ports []evtchn.Port) (int, error)

@@ -15,14 +15,14 @@ import (
 // Journal is the write-ahead log of one queue's responses: one page that
 // outlives the daemon, normally a file on /run.
 //
-// Responses replace requests in the ring, and between the first of them and the
-// store that publishes them a killed daemon would leave slots that are neither.
-// So a batch is recorded here first. A successor finds the record, and if
-// rsp_prod still stands where the batch began, writes the batch again: every
-// store it repeats is the same.
+// Responses overwrite requests in the ring. A daemon killed between the first of them
+// and the store that publishes them would leave slots that are neither. So a batch is
+// recorded here first. If rsp_prod is still where the batch began, a successor writes
+// the batch again from the record: every store is the same.
 //
-// A journal is of one connection, whose stamp stands in the ring pages as well
-// ([netif.Stamp]). For every other it is as good as empty, whatever numbers repeat.
+// A journal belongs to one connection, whose stamp is in the ring pages as well
+// ([netif.Stamp]). For any other connection it counts as empty, even if its grefs are
+// the same.
 //
 // Layout, in native words:
 //
@@ -32,7 +32,7 @@ import (
 //	 32  tx responses, 256 x 4 bytes
 //	1056  rx: sequence, base, count, -
 //	1072  rx slots, 256 x 8 bytes
-//	3120  multicast: 1 if kept here, count
+//	3120  multicast: 1 if the list is here, count
 //	3128  addresses, 64 x 8 bytes
 //	3640  connection: stamp, 16 bytes
 //
@@ -69,18 +69,18 @@ const (
 
 const _ = uint(JournalSize/4 - (jStamp + len(netif.Stamp{}))) // it fits
 
-// RingKeys are the rings of a queue, for a journal to say whether it is of them.
+// RingKeys identifies the rings of a queue.
 type RingKeys struct {
 	TxGref, RxGref xen.Gref
 	Tx, Rx         netif.Header // as they stand in the pages
 }
 
-// Served reports whether a response was ever given in one of the rings.
+// Served reports whether a response was ever published in one of the rings.
 func (k *RingKeys) Served() bool { return k.Tx.RspProd != 0 || k.Rx.RspProd != 0 }
 
-// OpenJournal opens the journal in the file at path and makes it if it is not
-// there. What it records counts for the rings that it names, if it agrees with them;
-// for others [Journal.Begin] makes it new.
+// OpenJournal opens the journal in the file at path and creates it if necessary. Its
+// records are valid for rings that it names and agrees with; for others it must be
+// emptied with [Journal.Begin].
 func OpenJournal(path string) (*Journal, error) {
 	fd, err := unix.Open(path, unix.O_RDWR|unix.O_CREAT|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
@@ -98,7 +98,7 @@ func mapJournal(fd int) (*Journal, error) {
 	if err := unix.Ftruncate(fd, JournalSize); err != nil {
 		return nil, err
 	}
-	// A store to a page that a full file system has no room for is SIGBUS.
+	// Without its page allocated, a store would be SIGBUS on a full file system.
 	if err := unix.Fallocate(fd, 0, 0, JournalSize); err != nil && err != unix.EOPNOTSUPP {
 		return nil, err
 	}
@@ -109,16 +109,15 @@ func mapJournal(fd int) (*Journal, error) {
 	return &Journal{page: newJournalPage(mem), mem: mem, fd: fd}, nil
 }
 
-// NewJournal makes a journal that does not outlive the process, for uses where
-// nobody takes over.
+// NewJournal returns a journal that does not outlive the process.
 func NewJournal() *Journal {
 	mem := make([]byte, JournalSize)
 	return &Journal{page: newJournalPage(mem), mem: mem, fd: -1}
 }
 
-// Names reports whether the journal names these rings: by their grefs, and by the
-// stamp that stands in both. The grefs alone are what a daemon left that made no
-// stamps; then Stamp is zero, and they may be those of other rings by now.
+// Names reports whether the journal has the grefs of these rings, and the stamp that is
+// in both. A journal of a daemon that made no stamps is compared by grefs alone; then
+// Stamp is zero, and the grefs may be those of other rings by now.
 func (j *Journal) Names(k *RingKeys) bool {
 	p := j.page
 	if xen.Gref(p.load(jTxGref)) != k.TxGref || xen.Gref(p.load(jRxGref)) != k.RxGref {
@@ -128,17 +127,17 @@ func (j *Journal) Names(k *RingKeys) bool {
 	return !s.IsZero() && k.Tx.Stamp == s && k.Rx.Stamp == s || p.load(jMagic) == journalUnstamped
 }
 
-// Agrees reports whether the rings have been served just as far as the journal says.
-// Those that a frontend has made anew have not been served at all. So they are told
-// apart from the ones before even by what it left in them, unless these had no more
-// than one batch of responses.
+// Agrees reports whether the rings have been served exactly as far as the journal says.
+// Rings that a frontend made anew have not been served at all. So they are detected
+// even if the frontend left the stamp in them, unless the rings before had one batch of
+// responses at most.
 func (j *Journal) Agrees(k *RingKeys) bool {
 	return j.servedTo(jTx, k.Tx.RspProd) && j.servedTo(jRx, k.Rx.RspProd)
 }
 
-// servedTo reports whether a ring with this rsp_prod is where the record at r says,
-// at the beginning or at the end of its batch. One that was being changed says
-// nothing, and is not replayed.
+// servedTo reports whether a ring with this rsp_prod is at the beginning or at the end of
+// the batch of the record at r. A record that was being changed agrees with any ring;
+// it is not replayed.
 func (j *Journal) servedTo(r uint32, rspProd netif.Index) bool {
 	if j.page.load(r+jSeq)&1 != 0 {
 		return true
@@ -147,6 +146,7 @@ func (j *Journal) servedTo(r uint32, rspProd netif.Index) bool {
 	return rspProd == base || rspProd == base.Add(j.page.load(r+jCount))
 }
 
+// stamp returns the stamp field.
 func (j *Journal) stamp() (s netif.Stamp) {
 	for i := range s {
 		s[i] = j.page.load(jStamp + uint32(i))
@@ -154,8 +154,8 @@ func (j *Journal) stamp() (s netif.Stamp) {
 	return s
 }
 
-// Stamp is that of the connection that the journal is of; zero if a daemon wrote it
-// that made no stamps, or none did.
+// Stamp returns the stamp of the journal's connection; zero if the journal was never
+// written, or by a daemon that made no stamps.
 func (j *Journal) Stamp() netif.Stamp {
 	if j.page.load(jMagic) != journalMagic {
 		return netif.Stamp{}
@@ -163,7 +163,7 @@ func (j *Journal) Stamp() netif.Stamp {
 	return j.stamp()
 }
 
-// Begin makes the journal that of a new connection, and empty.
+// Begin empties the journal and assigns it to a new connection.
 func (j *Journal) Begin(s netif.Stamp, txGref, rxGref xen.Gref) {
 	p := j.page
 	p.store(jMagic, 0)
@@ -173,8 +173,7 @@ func (j *Journal) Begin(s netif.Stamp, txGref, rxGref xen.Gref) {
 	j.Restamp(s)
 }
 
-// Restamp gives the connection that the journal is of another stamp, and keeps what
-// it records.
+// Restamp changes the stamp of the journal's connection and keeps the records.
 func (j *Journal) Restamp(s netif.Stamp) {
 	for i, w := range s {
 		j.page.store(jStamp+uint32(i), w)
@@ -228,9 +227,9 @@ func (j *Journal) recordRx(base netif.Index, slots []netif.RxSlot) {
 	j.end(jRx, seq)
 }
 
-// pending reports the batch of the record at r that was begun at base and may
-// not have been published.
-func (j *Journal) pending(r uint32, base netif.Index, limit uint32) (n uint32, ok bool) { //nolint:unparam // that both rings have 256 slots is chance
+// pending returns the number of slots of the record at r, if its batch began at base and
+// may not have been published.
+func (j *Journal) pending(r uint32, base netif.Index, limit uint32) (n uint32, ok bool) { //nolint:unparam // both rings happen to have 256 slots
 	p := j.page
 	if seq := p.load(r + jSeq); seq == 0 || seq&1 != 0 {
 		return 0, false
@@ -239,9 +238,9 @@ func (j *Journal) pending(r uint32, base netif.Index, limit uint32) (n uint32, o
 	return n, n != 0 && n <= limit && netif.Index(p.load(r+jBase)) == base
 }
 
-// Replay finishes the batches that the journal records and the rings, just
-// attached, do not show yet. It reports whether there were any; then the
-// frontend is to be notified, since its event may have been lost.
+// Replay finishes the batches that are in the journal and not published in the rings,
+// which were just attached. It reports whether there were any; then the frontend must
+// be notified, since its event may have been lost.
 func (j *Journal) Replay(tx *netif.TxBack, rx *netif.RxBack) (replayed bool) {
 	p := j.page
 	if n, ok := j.pending(jTx, tx.RspProd(), netif.TxRingSize); ok && available(tx, n) {
@@ -266,12 +265,13 @@ func (j *Journal) Replay(tx *netif.TxBack, rx *netif.RxBack) (replayed bool) {
 	return replayed
 }
 
+// available reports whether a ring has n requests.
 func available(r interface{ Available() (uint32, error) }, n uint32) bool {
 	a, err := r.Available()
 	return err == nil && a >= n
 }
 
-// String shows what the journal holds.
+// String returns the heads of both records.
 func (j *Journal) String() string {
 	p := j.page
 	return fmt.Sprintf("tx seq %d base %d count %d, rx seq %d base %d count %d",

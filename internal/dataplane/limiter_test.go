@@ -115,7 +115,7 @@ func TestRateDoesNotTouchTheOtherWay(t *testing.T) {
 		if diff := cmp.Diff(want[:2*15], f.answers()); diff != "" {
 			t.Errorf("answers at first (-want +got):\n%s", diff)
 		}
-		if !b.conn.queues[0].rateUntil.After(b.now) {
+		if !b.conn.queues[0].rate.until.After(b.now) {
 			t.Fatal("the queue does not wait")
 		}
 		b.host.sendPlain(udp(10, 1), udp(10, 2))

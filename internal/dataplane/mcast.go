@@ -11,20 +11,20 @@ import (
 // (XEN_NETBK_MCAST_MAX).
 const MaxMcast = 64
 
-// McastList is the list of multicast addresses one vif asked for. Any queue of
-// the vif may change it; every queue reads it without a lock. The guest decides
-// how often it changes, so changing it allocates nothing.
+// McastList is the list of multicast addresses that a vif receives. Any queue of the vif
+// may change it; every queue reads it without a lock. The guest decides how often it
+// changes, so a change allocates nothing.
 type McastList struct {
 	filter atomic.Bool
 
 	mu      sync.Mutex // serialises changes
-	journal *Journal   // where the list outlives us, or nil; guarded by mu
+	journal *Journal   // keeps the list for a successor, or nil; guarded by mu
 
 	n     atomic.Int32
 	addrs [MaxMcast]atomic.Uint64 // the first n; see macKey
 }
 
-// macKey is an Ethernet address as a number. No multicast address is 0.
+// macKey returns an Ethernet address as a number. No multicast address is 0.
 func macKey(a [6]byte) uint64 {
 	return uint64(a[0])<<40 | uint64(a[1])<<32 | uint64(a[2])<<24 | uint64(a[3])<<16 | uint64(a[4])<<8 | uint64(a[5])
 }
@@ -33,8 +33,8 @@ func macOf(k uint64) [6]byte {
 	return [6]byte{byte(k >> 40), byte(k >> 32), byte(k >> 24), byte(k >> 16), byte(k >> 8), byte(k)}
 }
 
-// SetFilter turns filtering on or off: only while it is on are packets for
-// addresses that are not in the list dropped. The list is kept either way.
+// SetFilter turns filtering on or off. While it is on, packets for multicast addresses
+// that are not in the list are dropped. The list stays either way.
 func (m *McastList) SetFilter(on bool) { m.filter.Store(on) }
 
 // Clear empties the list.
@@ -44,10 +44,9 @@ func (m *McastList) Clear() {
 	m.setLen(0)
 }
 
-// Keep has the list outlive the process in a journal from now on, or no longer
-// with nil. A guest sends its list once, so the one that the journal has of the
-// same connection takes the place of what is here: known says that it has one,
-// be it empty.
+// Keep keeps the list in a journal from now on, or with nil no longer. A guest sends its
+// list only once, so a list that the journal has of the same connection replaces the
+// present one; known reports whether it has one, even an empty one.
 func (m *McastList) Keep(j *Journal) (known bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -72,8 +71,8 @@ func (m *McastList) Keep(j *Journal) (known bool) {
 	return known
 }
 
-// append adds an address that may be there already: whoever was killed while it
-// took one away may have left another twice. The caller holds mu.
+// append adds an address unless it is there: a daemon killed during del may have left
+// one twice. Preconditions: mu held.
 func (m *McastList) append(k uint64) {
 	if n := m.n.Load(); m.find(k) < 0 {
 		m.set(n, k)
@@ -81,8 +80,8 @@ func (m *McastList) append(k uint64) {
 	}
 }
 
-// set puts an address in place i, setLen says how many count. In this order a
-// successor finds what readers find. The caller holds mu.
+// set stores an address in place i; setLen then makes it count. In this order a
+// successor finds what readers find. Preconditions: mu held.
 func (m *McastList) set(i int32, k uint64) {
 	m.addrs[i].Store(k)
 	if m.journal != nil {
@@ -92,6 +91,7 @@ func (m *McastList) set(i int32, k uint64) {
 	}
 }
 
+// setLen sets the number of addresses. Preconditions: mu held.
 func (m *McastList) setLen(n int32) {
 	m.n.Store(n)
 	if m.journal != nil {
@@ -99,7 +99,7 @@ func (m *McastList) setLen(n int32) {
 	}
 }
 
-// Addrs is the list as it is now.
+// Addrs returns the list.
 func (m *McastList) Addrs() [][6]byte {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -110,7 +110,7 @@ func (m *McastList) Addrs() [][6]byte {
 	return list
 }
 
-// find is the place of an address in the list, or -1.
+// find returns the place of an address in the list, or -1.
 func (m *McastList) find(k uint64) int {
 	for i := range m.addrs[:m.n.Load()] {
 		if m.addrs[i].Load() == k {
@@ -120,8 +120,8 @@ func (m *McastList) find(k uint64) int {
 	return -1
 }
 
-// add puts an address in the list and reports whether it stands there now. An
-// address that is not multicast, or that finds the list full, does not.
+// add adds an address and reports whether it is in the list now. It is not if it is no
+// multicast address, or if the list is full.
 func (m *McastList) add(a [6]byte) bool {
 	if a[0]&1 == 0 {
 		return false
@@ -139,8 +139,7 @@ func (m *McastList) add(a [6]byte) bool {
 	return true
 }
 
-// del takes an address out of the list. Taking out what is not there is no
-// error.
+// del removes an address, if it is in the list.
 func (m *McastList) del(a [6]byte) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -148,8 +147,8 @@ func (m *McastList) del(a [6]byte) {
 	if i < 0 {
 		return
 	}
-	// The last takes its place, before it loses its own: whoever reads
-	// meanwhile finds every other address.
+	// The last one is copied to its place before it loses its own, so a
+	// concurrent reader finds every other address.
 	last := m.n.Load() - 1
 	m.set(int32(i), m.addrs[last].Load())
 	m.setLen(last)

@@ -4,39 +4,37 @@ package dataplane
 
 import "sync/atomic"
 
-// Packets wait in memory of the host: for rx slots, or for those before them on
-// another queue. What all of them take has a budget, for a guest decides how long
-// they wait.
+// Packets wait in the host's memory: for rx slots, or for their predecessors on another
+// queue. This memory has a budget, because the guest decides how long they wait.
 //
-// Each queue has waitBytes in any case, as with xen-netback, whatever others take. What
-// its vif takes beyond that comes from a part that all vifs share, of which one vif has
-// no more than vifBytes, and takes no more than it leaves. A packet that finds no room
-// is dropped and counted.
+// Each queue has waitBytes, as with xen-netback, whatever others use. Memory beyond that
+// comes from a part that all vifs share. One vif has vifBytes of it at most, and never
+// more than it leaves to the others. A packet that finds no room is dropped and counted.
 //
-// So with q queues the vifs of hostile guests take q * waitBytes and sharedBytes at
-// most, together, and one of 8 queues 20 MiB. None of them keeps it for longer than
-// [Config.Drain] without giving it back, but for what an empty hold keeps.
+// So hostile guests with q queues use q * waitBytes and sharedBytes at most, together,
+// and a vif of 8 queues 20 MiB. They return it after [Config.Drain] at the latest,
+// except for the memory that an empty backlog retains.
 const (
-	// sharedBytes is that part, for one pool.
+	// sharedBytes is the shared part of one pool.
 	sharedBytes = 256 << 20
 
-	// vifBytes is the most that one vif has of it. It is what a large read brings
-	// on each of four queues, or a change of the queues of packets on two.
+	// vifBytes bounds the part of one vif: a read of large packets on each of four
+	// queues, or set-aside packets on two.
 	vifBytes = 16 << 20
 
-	// memStep is by how much what a queue has grows.
+	// memStep is the unit in which a queue takes memory.
 	memStep = 64 << 10
 )
 
-// vifMemory accounts for the memory of the queues of one vif, which may be on several
+// vifMemory accounts for the memory of one vif's queues, which may be on several
 // workers.
 type vifMemory struct {
 	shared *atomic.Int64 // left of the shared part; nil: there is no budget
-	own    int64         // bytes that are the vif's in any case
+	own    int64         // bytes that do not count as shared
 	used   atomic.Int64
 }
 
-// take reports whether the vif may have n bytes more, which it then has.
+// take takes n bytes more for the vif, and reports false if it may not have them.
 func (m *vifMemory) take(n int) bool {
 	if m == nil || m.shared == nil {
 		return true
@@ -54,7 +52,7 @@ func (m *vifMemory) take(n int) bool {
 	return false
 }
 
-// give ends the use of n bytes.
+// give returns n bytes.
 func (m *vifMemory) give(n int) {
 	if m == nil || m.shared == nil {
 		return
@@ -63,7 +61,7 @@ func (m *vifMemory) give(n int) {
 	m.shared.Add(max(0, used+int64(n)-m.own) - max(0, used-m.own))
 }
 
-// scarce reports whether half of the shared part is taken.
+// scarce reports whether half of the shared part is in use.
 func (m *vifMemory) scarce() bool {
 	return m != nil && m.shared != nil && m.shared.Load() < sharedBytes/2
 }

@@ -8,6 +8,6 @@ import (
 	"github.com/netbackd/netbackd/pkg/staticgrant"
 )
 
-// pageAddr is where a mapped page is, for a system call. The page is not the Go
-// heap's, so the number stays good for as long as the page is mapped.
+// pageAddr returns the address of a mapped page, for a system call. The page is not on
+// the Go heap, so the address is valid as long as the page is mapped.
 func pageAddr(p *staticgrant.Page) uintptr { return uintptr(unsafe.Pointer(p)) }

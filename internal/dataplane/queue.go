@@ -14,72 +14,87 @@ import (
 	"github.com/netbackd/netbackd/pkg/tap"
 )
 
-// Queue is one queue of a connected vif. Everything in it but stats belongs to
-// its worker.
+// Queue is one queue of a connected vif. It belongs to its worker, except for stats.
 type Queue struct {
 	conn   *Conn
 	index  int
-	worker atomic.Pointer[worker] // changed by the worker that lets go of the queue
+	worker atomic.Pointer[worker] // changed by the worker that drops the queue
 	// The worker is a spare; guarded by the mail.mu of the worker.
 	onSpare atomic.Bool
 	stats   Stats
 
+	// The frontend's side and the host's.
 	tx             *netif.TxBack
 	rx             *netif.RxBack
 	grants         Copier
+	static         *staticgrant.Table
 	events         Events
-	tap            *tap.Queue
-	journal        *Journal
 	txPort, rxPort evtchn.Port
+	tap            *tap.Queue
+	vnetLen        int // bytes of vnet header on the TAP, 0 or tap.VnetHdrLen
+	journal        *Journal
 
-	static *staticgrant.Table
-	hash   *steer.Config // what the guest is told of each packet
-	steer  *steer.Config // whose packets the host's are; nil: of the TAP queue they came on
-
+	// Settings of packets to the guest.
 	guest    offload.Guest
-	xdpRoom  int    // bytes before each packet in its first page
-	xdpExtra uint32 // slots that say so: 1, or 0 if there is no such room
+	hash     *steer.Config // hash that packets carry; nil: none
+	steer    *steer.Config // chooses the guest queue for a packet; nil: the TAP queue it was read from
+	xdpRoom  int           // bytes before each packet in its first page
+	xdpExtra uint32        // slots of the XDP extra: 1, or 0 without headroom
+	maxRx    int           // largest frame in bytes that the guest takes
+	tooBigAt time.Time     // time of the last TooBig notice
 
-	vnetLen int // octets of vnet header on the TAP, 0 or tap.VnetHdrLen
-	maxRx   int // largest frame the guest takes
-
-	tooBigAt time.Time // when the owner was last told of larger ones
-
-	counted bool // in its worker's load; guarded by the pool's mu
-
-	account *account // of its vif, where time is accounted for
-
-	turnSegs int // segments of what the turn under way took from the guest
-	mostSegs int // how many of these the next turn may take
-
-	// Where the worker knows it.
+	// The worker's books.
 	attached bool
-	id       int // number in the worker's table, and slot in its io_uring
-
-	ready    bool // in the worker's ready list
-	timed    bool // in the worker's timed list
-	fired    bool // the handle for events is readable
-	tapReady bool // the TAP may have packets
-	tapArmed bool // epoll watches the TAP
-	tapGone  bool // somebody deleted the TAP
 	breached bool
-	masked   [2]evtchn.Port // ports that wait to be unmasked
+	counted  bool     // in its worker's load; guarded by the pool's mu
+	id       int      // index in the worker's table, and file number in its io_uring
+	ready    bool     // in the worker's ready list
+	timed    bool     // in the worker's timed list
+	account  *account // of its vif
+	turnSegs int      // segments that the turn under way took from the guest
+	mostSegs int      // most segments for the next turn
+
+	ev   eventState
+	rate rateState
+
+	// From the TAP to the guest.
+	tapIn   tapState
+	reader  tapReader
+	backlog backlog
+	blocked slotWait
+	resteer *queueResteer // nil: none is under way
+}
+
+// eventState is the state of a queue's event channels.
+type eventState struct {
+	fired    bool           // the handle is readable
+	masked   [2]evtchn.Port // ports to be unmasked
 	nMasked  int
-	spurious int // events in a row that brought no work
+	spurious int       // events in a row that brought no work
+	unmaskAt time.Time // ports of a guest with spurious events stay masked until then
+}
 
-	reader       tapReader
-	backlog      backlog
-	resteer      *queueResteer // nil: none is under way
-	blockedSince time.Time     // since when there are not enough slots to go on
-	blockedNeed  uint32        // how many it takes
-	stalled      bool
-	stale        int // packets in the TAP that have waited for too long, at most
-	drainAfter   time.Duration
+// rateState is a queue's part in the rate limit of its vif.
+type rateState struct {
+	share share
+	until time.Time // the limit allows no packet before
+}
 
-	share     share     // of the vif's rate
-	rateUntil time.Time // when the rate limit allows the next packet
-	unmaskAt  time.Time // when a guest that sends events for nothing is heard again
-	pollAt    time.Time // when to look for rx slots nobody tells of
+// tapState is what the worker knows of the TAP queue.
+type tapState struct {
+	ready bool // it may have packets
+	armed bool // epoll watches it
+	gone  bool // the device was deleted
+}
+
+// slotWait is the state of a queue that has too few rx slots.
+type slotWait struct {
+	since      time.Time // zero: it has enough
+	need       uint32    // slots it takes to go on
+	stalled    bool      // since Config.Stall; the owner was told
+	stale      int       // most packets in the TAP that are too old to be delivered
+	drainAfter time.Duration
+	pollAt     time.Time // time to look for slots of a guest without feature-rx-notify
 }
 
 func newQueue(c *Conn, index int, cfg *QueueConfig) (*Queue, error) {
@@ -96,12 +111,12 @@ func newQueue(c *Conn, index int, cfg *QueueConfig) (*Queue, error) {
 		tx: tx, rx: rx,
 		grants: cfg.Grants, events: cfg.Events, tap: cfg.Tap, journal: cfg.Journal,
 		txPort: cfg.TxPort, rxPort: cfg.RxPort,
-		static:     cfg.Static,
-		mostSegs:   turnSegments,
-		drainAfter: c.cfg.Drain,
+		static:   cfg.Static,
+		mostSegs: turnSegments,
+		blocked:  slotWait{drainAfter: c.cfg.Drain},
 	}
 	if cfg.Stalled {
-		q.stalled, q.blockedSince, q.blockedNeed = true, time.Now(), 1
+		q.blocked.stalled, q.blocked.since, q.blocked.need = true, time.Now(), 1
 	}
 	if q.static == nil {
 		q.static = new(staticgrant.Table)
@@ -113,7 +128,7 @@ func newQueue(c *Conn, index int, cfg *QueueConfig) (*Queue, error) {
 		q.vnetLen = tap.VnetHdrLen
 	}
 	if !c.cfg.RxNotify {
-		q.drainAfter = min(q.drainAfter, noNotifyDrain)
+		q.blocked.drainAfter = min(q.blocked.drainAfter, noNotifyDrain)
 	}
 	q.reader = tapReader{tap: q.tap, vnetLen: q.vnetLen, readLen: q.vnetLen + maxFrame}
 	q.backlog.vif = &c.waiting
@@ -122,7 +137,7 @@ func newQueue(c *Conn, index int, cfg *QueueConfig) (*Queue, error) {
 	return q, nil
 }
 
-// setHash changes what the guest is told of packets.
+// setHash sets the hash that packets carry.
 func (q *Queue) setHash(h *steer.Config) {
 	q.hash = h
 	q.sizePackets()
@@ -141,40 +156,40 @@ func (q *Queue) sizePackets() {
 	q.reader.resize(slots)
 }
 
-// waitsForSlots reports whether the rx ring has to be looked at although the
-// TAP has nothing.
-func (q *Queue) waitsForSlots() bool { return !q.backlog.empty() || !q.blockedSince.IsZero() }
+// waitsForSlots reports whether the rx ring has to be looked at even if the TAP is
+// empty.
+func (q *Queue) waitsForSlots() bool { return !q.backlog.empty() || !q.blocked.since.IsZero() }
 
-// unblocked is called when the guest has given slots again.
+// unblocked is called when the guest has posted slots again.
 func (q *Queue) unblocked() {
-	q.blockedSince = time.Time{}
-	if q.stalled {
-		q.stalled = false
+	q.blocked.since = time.Time{}
+	if q.blocked.stalled {
+		q.blocked.stalled = false
 		q.conn.cfg.Notice(Notice{Kind: Resumed, Queue: q.index})
 	}
 }
 
-// deadline is the next instant the queue has something to do without an event,
-// or the zero time.
+// deadline returns the next time at which the queue has work without an event, or the
+// zero time.
 func (q *Queue) deadline() time.Time {
-	d := earlier(earlier(q.rateUntil, q.unmaskAt), q.pollAt)
+	d := earlier(earlier(q.rate.until, q.ev.unmaskAt), q.blocked.pollAt)
 	if q.breached {
 		return d
 	}
 	if !q.backlog.empty() {
-		d = earlier(d, q.backlog.head().since.Add(q.drainAfter))
+		d = earlier(d, q.backlog.head().since.Add(q.blocked.drainAfter))
 	}
 	if v := q.resteer; v != nil && v.phase < released {
 		d = earlier(d, v.until)
 	}
 	if q.canStall() {
-		d = earlier(d, q.blockedSince.Add(q.conn.cfg.Stall))
+		d = earlier(d, q.blocked.since.Add(q.conn.cfg.Stall))
 	}
 	return d
 }
 
-// canStall reports whether the guest is on its way to be called stalled. One
-// that does not tell of its slots cannot be judged.
+// canStall reports whether the queue is blocked and may become stalled. A guest without
+// feature-rx-notify does not announce its slots and is never called stalled.
 func (q *Queue) canStall() bool {
-	return !q.blockedSince.IsZero() && !q.stalled && q.conn.cfg.RxNotify
+	return !q.blocked.since.IsZero() && !q.blocked.stalled && q.conn.cfg.RxNotify
 }

@@ -9,9 +9,9 @@ import (
 	"github.com/netbackd/netbackd/pkg/xen"
 )
 
-// SetHash changes the hash that packets carry; nil ends it. When it returns
-// every packet that is published carries what was set. It may be called from any
-// goroutine until Close, as may all that follows.
+// SetHash sets the hash that packets carry; nil ends that. When it returns, the setting
+// is in force for all packets published from then on. It may be called from any
+// goroutine until Close.
 func (c *Conn) SetHash(h *steer.Config) error {
 	for _, q := range c.queues {
 		if err := q.call(func() error { q.setHash(h); return nil }); err != nil {
@@ -21,11 +21,11 @@ func (c *Conn) SetHash(h *steer.Config) error {
 	return nil
 }
 
-// SetXDPHeadroom has each packet to the guest begin n bytes into its first page, and
-// carry an XDP extra that says so; 0 ends both. More than [MaxXDPHeadroom] counts as
-// that much, and the extra says so. Packets with headroom are whole: neither is a
-// checksum left to the guest nor segmentation. When it returns every packet that is
-// published is as was set.
+// SetXDPHeadroom starts each packet to the guest n bytes into its first page, and adds
+// an XDP extra with the offset; 0 ends both. A value above [MaxXDPHeadroom] is reduced
+// to that, also in the extra. Packets with headroom have complete checksums and are
+// segmented. When it returns, the setting is in force for all packets published from
+// then on.
 func (c *Conn) SetXDPHeadroom(n uint16) error {
 	for _, q := range c.queues {
 		if err := q.call(func() error { q.setXDPHeadroom(min(int(n), MaxXDPHeadroom)); return nil }); err != nil {
@@ -35,11 +35,11 @@ func (c *Conn) SetXDPHeadroom(n uint16) error {
 	return nil
 }
 
-// SetSteering has packets to the guest appear on the queue that s says, on
-// whichever TAP queue the host puts them; nil ends it. It is for hosts whose
-// kernel does not take a steering program, which costs less, and for a connection
-// with [Config.OneWorker]. s does not change any more. Order is kept as by
-// [Conn.Resteer], and callers are those of that.
+// SetSteering publishes packets on the queue that s chooses, whatever TAP queue they
+// are read from; nil ends that. It is for hosts whose kernel does not accept a steering
+// program, which would cost less, and requires [Config.OneWorker]. s must not change
+// any more. The order of flows is kept as by [Conn.Resteer]; both belong to the same
+// goroutine.
 func (c *Conn) SetSteering(s *steer.Config) error {
 	err := c.resteer(&resteering{from: c.steering, to: s}, func() error {
 		for _, q := range c.queues {
@@ -55,28 +55,26 @@ func (c *Conn) SetSteering(s *steer.Config) error {
 	return err
 }
 
-// Resteer keeps packets to the guest in order while the host's kernel changes the
-// TAP queues that it puts them on: no packet of a flow is published on its new
-// queue before all before it were on the old one. from says what they are until
-// now, to from now on; nil is a choice of the host, which is not known. change has
-// the kernel do it, and is not to return before the last packet has gone the old
-// way.
+// Resteer keeps packets to the guest in order while the host's kernel switches from
+// steering by configuration from to configuration to: no packet of a flow is published
+// on its new queue before all its predecessors on the old one. A nil configuration is a
+// choice of the host, which is not known. change makes the kernel switch. It must
+// return only after the last packet was steered the old way.
 //
-// A guest that does not take packets from one queue has those on others wait for
-// no longer than a second, or than [Config.Drain] if that is less; then they are
-// published all the same, and counted. Neither waits Resteer for the guest, but for
-// as long if it is called again meanwhile, unless [Conn.Hurry] was called. It belongs
-// to one goroutine at a time.
+// If the guest does not empty one queue, packets on others wait for a second at most,
+// or for [Config.Drain] if that is less; then they are published out of order, and
+// counted. Resteer does not wait for the guest, except for a previous Resteer that is
+// still in progress (at most the same time). It belongs to one goroutine at a time.
 func (c *Conn) Resteer(from, to *steer.Config, change func() error) error {
 	return c.resteer(&resteering{from: from, to: to, kernel: true}, change)
 }
 
-// Hurry has nobody wait for the guest any more who waits in Resteer or SetSteering,
-// or comes there: the connection is about to end. It may be called again.
+// Hurry makes current and future Resteer and SetSteering calls return without waiting
+// for the guest. Call it before Close. It may be called again.
 func (c *Conn) Hurry() { c.hurried.Do(func() { close(c.hurry) }) }
 
-// AddGrants puts static grants into the table of queue i, all or none, between
-// two batches, and lists what is in it then. The error is that of
+// AddGrants adds static grants to the table of queue i, all or none, between two
+// batches, and returns the entries of the table. The error is that of
 // [staticgrant.Table.Commit], or ErrClosed.
 func (c *Conn) AddGrants(i int, p *staticgrant.Prepared) (now []netif.GrefEntry, err error) {
 	q := c.queues[i]
@@ -90,8 +88,8 @@ func (c *Conn) AddGrants(i int, p *staticgrant.Prepared) (now []netif.GrefEntry,
 	return now, err
 }
 
-// RemoveGrants takes those of list out of the table of queue i, between two
-// batches, and lists what is left. When it returns the queue does not use the
+// RemoveGrants removes the entries of list from the table of queue i, between two
+// batches, and returns the entries left. When it returns the queue does not use the
 // pages any more, and they can be unmapped.
 func (c *Conn) RemoveGrants(i int, list []netif.GrefEntry) (r *staticgrant.Removed, now []netif.GrefEntry, err error) {
 	q := c.queues[i]
@@ -102,8 +100,8 @@ func (c *Conn) RemoveGrants(i int, list []netif.GrefEntry) (r *staticgrant.Remov
 	return r, now, err
 }
 
-// staticInUse counts the requests on the rings, not taken yet, that name static
-// grants. It is for people; the guest may say what it likes there.
+// staticInUse counts the unconsumed requests on the rings that name static grants. The
+// guest may change them at any time; the number is only for display.
 func (q *Queue) staticInUse() (n int) {
 	if q.static.Len() == 0 {
 		return 0

@@ -157,8 +157,8 @@ func (q *Queue) resteered(s *resteering) {
 	if !s.kernel {
 		v.phase = drainingBacklog // other queues' packets do not come from its TAP
 	}
-	v.until = w.time().Add(min(q.drainAfter, maxAside))
-	q.tapReady = !q.tapGone
+	v.until = w.time().Add(min(q.blocked.drainAfter, maxAside))
+	q.tapIn.ready = !q.tapIn.gone
 	w.schedule(q)
 }
 
@@ -297,7 +297,7 @@ func (w *worker) advance(q *Queue) (more bool) {
 	switch {
 	case v.phase == preparing:
 		return false
-	case v.phase == drainingTAP && q.tapGone:
+	case v.phase == drainingTAP && q.tapIn.gone:
 		v.phase = drainingBacklog
 	}
 	if v.phase == drainingBacklog && q.backlog.empty() {
@@ -312,7 +312,7 @@ func (w *worker) advance(q *Queue) (more bool) {
 	q.backlog.close() // it may have the room for set-aside packets
 	if v.aside.empty() {
 		q.endResteer()
-		q.tapReady = !q.tapGone
+		q.tapIn.ready = !q.tapIn.gone
 		return true
 	}
 	now := w.time()

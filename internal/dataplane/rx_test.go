@@ -336,8 +336,8 @@ func TestRxWaits(t *testing.T) {
 		b.host.sendPlain(want...)
 		b.settle()
 		s := b.conn.queues[0]
-		if s.backlog.len() == 0 || s.backlog.len() == len(want) || s.tapArmed {
-			t.Errorf("%d packets held, TAP watched: %v", s.backlog.len(), s.tapArmed)
+		if s.backlog.len() == 0 || s.backlog.len() == len(want) || s.tapIn.armed {
+			t.Errorf("%d packets held, TAP watched: %v", s.backlog.len(), s.tapIn.armed)
 		}
 		reads := b.stat(TapReadCalls)
 		b.host.sendPlain(udp(10, 40))
@@ -360,8 +360,8 @@ func TestRxWaits(t *testing.T) {
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Errorf("packets (-want +got):\n%s", diff)
 		}
-		if !s.tapArmed || s.backlog.len() != 0 {
-			t.Errorf("%d packets held, TAP watched: %v", s.backlog.len(), s.tapArmed)
+		if !s.tapIn.armed || s.backlog.len() != 0 {
+			t.Errorf("%d packets held, TAP watched: %v", s.backlog.len(), s.tapIn.armed)
 		}
 		if n := b.settle(); n != 0 {
 			t.Errorf("%d rounds without work", n)

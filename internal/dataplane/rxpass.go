@@ -79,8 +79,8 @@ func (w *worker) rxPass(q *Queue) (more bool, err error) {
 		return true, nil
 	}
 	if !q.backlog.empty() {
-		q.blockedNeed = q.slotsForHead()
-	} else if q.blockedSince.IsZero() {
+		q.blocked.need = q.slotsForHead()
+	} else if q.blocked.since.IsZero() {
 		return false, nil
 	}
 	if more, err = w.rxBlocked(q); err != nil {
@@ -92,29 +92,29 @@ func (w *worker) rxPass(q *Queue) (more bool, err error) {
 // rxFromTap reads packets and plans them into b. A packet that finds too few slots,
 // and all behind it, go to the backlog. It reports whether the TAP may have more.
 func (w *worker) rxFromTap(q *Queue, b *rxBatch) (more bool) {
-	if b.free >= q.blockedNeed {
-		q.stale = 0
+	if b.free >= q.blocked.need {
+		q.blocked.stale = 0
 	}
 	if q.resteer != nil && q.resteer.pausesTap() {
 		return false
 	}
 	r := &q.reader
-	for left := rxParts * rxReads; left > 0 && q.tapReady; {
+	for left := rxParts * rxReads; left > 0 && q.tapIn.ready; {
 		if r.lastLarge && q.readsToPages() && w.rxToPages(q, b) {
 			break
 		}
-		t := r.next(w, int(b.free), left, q.stale)
+		t := r.next(w, int(b.free), left, q.blocked.stale)
 		left -= t.asked
 		w.planFrames(q, b, t.frames)
 		if b.nSegs == 0 {
 			w.reads.used = 0 // all of them have been copied
 		}
-		q.tapReady = t.more
+		q.tapIn.ready = t.more
 		if q.resteer != nil {
-			q.tapReady = q.resteer.noteRead(len(t.frames), t.empty)
+			q.tapIn.ready = q.resteer.noteRead(len(t.frames), t.empty)
 		}
 		if t.empty {
-			q.stale = 0
+			q.blocked.stale = 0
 		}
 		if !q.backlog.empty() {
 			r.restart() // segments pass through the backlog even if there are slots
@@ -124,7 +124,7 @@ func (w *worker) rxFromTap(q *Queue, b *rxBatch) (more bool) {
 			break
 		}
 	}
-	return q.tapReady
+	return q.tapIn.ready
 }
 
 // rxFromBacklog plans as many packets of the backlog as the slots at hand can take.
@@ -192,7 +192,7 @@ func (w *worker) rxFromBacklog(q *Queue, b *rxBatch) (more bool) {
 // older than the drain time.
 func (w *worker) rxBlocked(q *Queue) (more bool, err error) {
 	cfg := &q.conn.cfg
-	there, err := q.rx.ArmFor(q.blockedNeed)
+	there, err := q.rx.ArmFor(q.blocked.need)
 	if err != nil {
 		return false, err
 	}
@@ -200,29 +200,29 @@ func (w *worker) rxBlocked(q *Queue) (more bool, err error) {
 		q.unblocked()
 		return !q.backlog.empty(), nil
 	}
-	if q.blockedSince.IsZero() {
-		q.blockedSince = w.time()
+	if q.blocked.since.IsZero() {
+		q.blocked.since = w.time()
 	}
-	if q.canStall() && w.time().Sub(q.blockedSince) >= cfg.Stall {
-		q.stalled = true
+	if q.canStall() && w.time().Sub(q.blocked.since) >= cfg.Stall {
+		q.blocked.stalled = true
 		cfg.Notice(Notice{Kind: Stalled, Queue: q.index})
 	}
 	dropped := false
-	for !q.backlog.empty() && w.time().Sub(q.backlog.head().since) >= q.drainAfter {
+	for !q.backlog.empty() && w.time().Sub(q.backlog.head().since) >= q.blocked.drainAfter {
 		q.backlog.pop()
 		w.tally[DropRxStalled]++
 		dropped = true
 	}
 	if q.backlog.empty() {
 		if dropped {
-			q.stale = staleFrames
-			q.tapReady = !q.tapGone
+			q.blocked.stale = staleFrames
+			q.tapIn.ready = !q.tapIn.gone
 			return true, nil
 		}
 		return false, nil
 	}
 	if !cfg.RxNotify {
-		q.pollAt = w.time().Add(noNotifyPoll)
+		q.blocked.pollAt = w.time().Add(noNotifyPoll)
 	}
 	q.backlog.trim()
 	// A new head may need fewer slots.

@@ -89,8 +89,8 @@ func (w *worker) planFrame(q *Queue, b *rxBatch, f rxFrame) {
 	if plan.Action != offload.ActSegment && q.backlog.empty() && w.place(q, b, &w.rxMem, at, n, &plan) {
 		return
 	}
-	if q.stale > 0 {
-		q.stale--
+	if q.blocked.stale > 0 {
+		q.blocked.stale--
 		w.tally[DropRxStalled]++
 		return
 	}

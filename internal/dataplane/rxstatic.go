@@ -15,7 +15,7 @@ const _ = uint(rxHead - offload.MaxHeader)
 // readsToPages reports whether large packets may be read straight into the guest's
 // pages: it has static grants, and its packets need nothing but offloads.
 func (q *Queue) readsToPages() bool {
-	return q.static.Len() != 0 && q.xdpRoom == 0 && q.stale == 0 && q.steer == nil && q.resteer == nil &&
+	return q.static.Len() != 0 && q.xdpRoom == 0 && q.blocked.stale == 0 && q.steer == nil && q.resteer == nil &&
 		q.conn.cfg.SG && !q.conn.cfg.Mcast.filter.Load()
 }
 
@@ -38,7 +38,7 @@ func (w *worker) rxToPages(q *Queue, b *rxBatch) (end bool) {
 			r.pagesFailed()
 			return true
 		case err != 0:
-			q.tapReady = r.note(i, false)
+			q.tapIn.ready = r.note(i, false)
 			return true
 		}
 		w.planLarge(q, b, at, n)
@@ -47,7 +47,7 @@ func (w *worker) rxToPages(q *Queue, b *rxBatch) (end bool) {
 			return true
 		}
 	}
-	q.tapReady = r.note(want, true)
+	q.tapIn.ready = r.note(want, true)
 	return true
 }
 

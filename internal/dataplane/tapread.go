@@ -51,8 +51,9 @@ const (
 //	beyond     >= expected        read/4, at least rxFew; rxCalls without io_uring
 //	endless    >= rxSure          the same, without a system call before io_uring
 //
-// A full read goes on with the run. A short one ends it, as does a single packet. The
-// next run is expected to be as long as the shorter one of the last two.
+// A full read goes on with the run. A short one ends it; the next run is expected to
+// be as long as the shorter one of the last two. A read that asks for one packet and
+// gets it ends the run as well; then two are expected.
 type tapReader struct {
 	tap     *tap.Queue
 	vnetLen int // bytes of vnet header on the TAP, 0 or tap.VnetHdrLen

@@ -12,30 +12,27 @@ import (
 	"github.com/netbackd/netbackd/pkg/xen"
 )
 
-// Limits on the slots of one packet. The ABI promises 18; a frontend that sends
-// a few more is buggy and loses the packet; one that goes on beyond any sane
-// number is not speaking the protocol (xenvif_count_requests, with the same
-// numbers).
+// Limits of the slots of one packet, as in xenvif_count_requests. The ABI promises 18.
+// A packet with a few more is dropped; one with more than 21 is a breach.
 const (
 	maxLaterSlots    = netif.MinSlots // data slots after the first
 	breachLaterSlots = 20
 )
 
-// minLinear is what the first slot must hold: an Ethernet header. Every
-// frontend keeps to it, and xen-netback insists on it as well.
+// minLinear is the least size in bytes of the first slot's data: an Ethernet header, as
+// in xen-netback.
 const minLinear = 14
 
-// Breaches of the tx protocol: what cannot be blamed on one packet, because the
-// ring no longer says where the next one starts.
+// Breaches of the tx protocol: after these errors the ring does not tell where the next
+// packet starts.
 var (
 	errExtraMissing = errors.New("extra info announced but not published")
 	errSlotMissing  = errors.New("packet published in part: more_data set on the last slot")
 	errTooManySlots = errors.New("packet without end: more than 21 data slots")
 )
 
-// txBatch is one tx pass's private copy of what the guest asked for, from the
-// slots' contents to the responses. It belongs to a worker, which reuses it for
-// every queue.
+// txBatch is the work of one tx pass: a private copy of the guest's slots, the packets
+// and the responses. It belongs to a worker, which reuses it for every queue.
 type txBatch struct {
 	pkts [batchPackets]txPacket
 	slot [netif.TxRingSize]txSlot
@@ -45,21 +42,22 @@ type txBatch struct {
 	txFill
 	nSegs int
 
-	credit uint32 // octets the rate limit allows
+	credit uint32 // bytes that the rate limit allows
 	want   uint32 // size of the packet that has to wait for credit, or 0
 
-	// Of packets that the host or the data path cuts into segments.
-	segments int   // beyond the first one of each packet
-	repeated int64 // bytes of headers in those
+	// Packets that the host or the data path will segment.
+	segments int   // without the first one of each packet
+	repeated int64 // bytes of headers in these segments
 }
 
-// txFill is how far a batch is filled.
+// txFill counts the entries of a batch.
 type txFill struct {
 	nPkts, nSlots, nRsp int
 
-	bytes uint32 // octets of credit used
+	bytes uint32 // credit used
 }
 
+// reset makes the batch empty.
 func (b *txBatch) reset(credit uint32) {
 	b.txFill, b.nSegs = txFill{}, 0
 	b.credit, b.want = credit, 0
@@ -76,19 +74,19 @@ type txPacket struct {
 	total    uint32
 	flags    netif.TxFlags
 	gso      netif.GSOInfo
-	drop     Counter // why it is dropped after all, or kept
+	drop     Counter // reason to drop it after all, or notDropped
 
-	// Where it is in the tx arena: the first linear octets at at, the rest, if
-	// any, wherever its slots lie. While at is inPlace nothing is linear yet.
+	// Its place in the tx arena: the first linear bytes at at, the others where
+	// its slots are. While at is inPlace, linear is 0.
 	at, linear int32
 }
 
-// plain reports whether the guest leaves nothing of the packet to the host.
+// plain reports whether the packet has no offload.
 func (p *txPacket) plain() bool {
 	return p.flags&netif.TxCsumBlank == 0 && p.gso.Type == netif.GSONone
 }
 
-// meta is what the guest says about the packet.
+// meta returns the offloads that the guest requests for the packet.
 func (p *txPacket) meta() offload.TxMeta {
 	return offload.TxMeta{
 		CsumBlank: p.flags&netif.TxCsumBlank != 0,
@@ -97,7 +95,7 @@ func (p *txPacket) meta() offload.TxMeta {
 	}
 }
 
-// slots are the packet's data slots.
+// slots returns the packet's data slots.
 func (b *txBatch) slots(p *txPacket) []txSlot {
 	return b.slot[p.first : p.first+p.n]
 }
@@ -107,19 +105,19 @@ type txSlot struct {
 	gref   xen.Gref
 	off    uint16
 	size   uint16
-	at     int32 // where its data is in the tx arena, or inPlace
+	at     int32 // place of its data in the tx arena, or inPlace
 	copied bool  // by the batch's grant copy
 
-	// Of a slot of a large packet: where its data is. It is no pointer, lest a
-	// batch that is over keeps one to a page that was unmapped since.
+	// addr is the address of the data of a large packet's slot. It is not a
+	// pointer: the batch outlives the mapping of the page.
 	addr uintptr
 }
 
-// inPlace is the place of data that stays in the guest's page: that of a static
-// grant, from where the TAP takes it.
+// inPlace is the place of data that stays in the guest's page, a static grant. The TAP
+// takes it from there.
 const inPlace = -1
 
-// response is where the response of the packet's data slot k stands.
+// response returns the index in txBatch.rsp of the response to data slot k.
 func (p *txPacket) response(k int) int {
 	if k == 0 {
 		return int(p.rsp0)
@@ -127,11 +125,10 @@ func (p *txPacket) response(k int) int {
 	return int(p.rsp0+p.extras) + k
 }
 
-// parseTx takes packets from the ring into b until the batch is full, the ring is
-// empty, or the rate limit says wait. The batch is full with batchPackets packets, or
-// with q.mostSegs segments, whatever is less. The packets taken are consumed, and each
-// of their slots has its response in b.rsp. An error is a breach: what b holds
-// is still good, the ring is not.
+// parseTx takes packets from the ring into b until the batch is full, the ring is empty,
+// or the rate limit has no credit. The batch is full with batchPackets packets or with
+// q.mostSegs segments. The slots of these packets are consumed and have their responses
+// in b.rsp. An error is a breach; the contents of b stay valid.
 func (q *Queue) parseTx(b *txBatch, t *tally) error {
 	avail, err := q.tx.Available()
 	if err != nil {
@@ -143,7 +140,7 @@ func (q *Queue) parseTx(b *txBatch, t *tally) error {
 		r := q.tx.Slot(cons)
 		if size := r.Size(); r.Flags()&(netif.TxExtraInfo|netif.TxMoreData) == 0 &&
 			size >= minLinear && uint32(size) <= b.credit-f.bytes && !crossesPage(r.Offset(), size) {
-			// A packet in one slot, with which nothing is wrong: most are.
+			// A valid packet in one slot, as most are.
 			b.slot[f.nSlots] = txSlot{gref: r.Gref(), off: r.Offset(), size: size}
 			p := &b.pkts[f.nPkts]
 			*p = txPacket{}
@@ -267,15 +264,15 @@ func (q *Queue) parsePacket(b *txBatch, t *tally, first netif.TxSlot, avail uint
 	return used, nil
 }
 
-// txLater is where a packet's later slots end, in slots used, in txBatch.slot, and
-// in octets that are left for its first slot.
+// txLater is the state of parsing a packet's later slots: slots used, bytes left for the
+// first slot, entries of txBatch.slot, and the reason to drop the packet.
 type txLater struct {
 	used, rest uint32
 	nSlots     int
 	drop       Counter
 }
 
-// parseLater takes the data slots after the first of the packet at cons into b.
+// parseLater takes the later data slots of the packet at cons into b.
 func (q *Queue) parseLater(b *txBatch, cons netif.Index, avail uint32, l txLater) (txLater, error) {
 	used, rest, n, rsp := l.used, l.rest, l.nSlots, b.nRsp
 	drop := notDropped
@@ -317,8 +314,8 @@ func (q *Queue) parseLater(b *txBatch, cons netif.Index, avail uint32, l txLater
 //go:noinline
 func extraTypeError(t netif.ExtraType) error { return fmt.Errorf("extra info of %v", t) }
 
-// checkFirst checks what is known once all slots have been seen: size is what
-// is left for the first slot.
+// checkFirst checks a packet when all its slots have been parsed: size is the number of
+// bytes left for the first slot. It returns the reason to drop it, or notDropped.
 func checkFirst(first netif.TxSlot, size uint32, hasGSO bool, gso netif.GSOInfo) Counter {
 	switch {
 	case size < minLinear:
@@ -336,32 +333,34 @@ func checkFirst(first netif.TxSlot, size uint32, hasGSO bool, gso netif.GSOInfo)
 	return notDropped
 }
 
-// maxSegments bounds the segments of one packet, which the host cuts in one go while
-// everything else waits. It is more than a Linux guest asks for: the least MSS that
-// it uses, 48, leaves 36 bytes with timestamps, which makes 1820 segments of the
-// largest packet. If a connection comes here with even smaller ones its sender takes
-// the packet for lost, and sends less at a time.
+// maxSegments bounds the segments of one packet, which the host cuts at once while all
+// other work waits. A Linux guest requests fewer: its least MSS of 48 leaves 36 bytes
+// with timestamps, which makes 1820 segments of the largest packet. A sender with an
+// even smaller MSS sees the packet as lost, and sends less at a time.
 const maxSegments = 2048
 
-// segmentsOf bounds the segments of a packet of total bytes, with gsoSize bytes of
-// payload each. The length of its headers is not known yet, but for the least, which
-// Ethernet, IPv4 and TCP have without options.
+// segmentsOf returns the most segments that a packet of total bytes can have, with
+// gsoSize bytes of payload each. Its headers are not parsed yet; they have at least the
+// length of Ethernet, IPv4 and TCP without options.
 func segmentsOf(total uint32, gsoSize uint16) int {
 	const leastHeaders = 14 + 20 + 20
 	payload, size := int(total)-leastHeaders, int(gsoSize)
 	return max(1, (payload+size-1)/size)
 }
 
+// crossesPage reports whether a slot reaches beyond its page.
 func crossesPage(off, size uint16) bool {
 	return uint32(off)+uint32(size) > netif.PageSize
 }
 
+// respond adds a response.
 func (b *txBatch) respond(id uint16, s netif.Status) {
 	b.rsp[b.nRsp] = netif.TxResponse{ID: id, Status: s}
 	b.nRsp++
 }
 
-// failAll answers a packet's data slots with an error.
+// failAll answers all data slots of the last packet with an error. Its first response
+// is rsp0, behind which are those of its extras.
 func (b *txBatch) failAll(rsp0, extras int) {
 	b.rsp[rsp0].Status = netif.StatusError
 	for i := rsp0 + 1 + extras; i < b.nRsp; i++ {

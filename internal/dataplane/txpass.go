@@ -13,22 +13,21 @@ import (
 	"github.com/netbackd/netbackd/pkg/tap"
 )
 
-// batchPackets is how many packets a tx pass takes at most. It is what the
-// system calls of a pass are shared by, and bounds what one vif can do before
-// the others have their turn.
+// batchPackets is the most packets of a tx pass. They share the pass's system calls.
+// It also bounds the work for one vif before the others have their turn.
 const batchPackets = 128
 
-// creditStep is how much of the rate limit a pass draws at once: more than a
-// batch of MTU-sized packets needs.
+// creditStep is the credit in bytes that a pass takes from the rate limit at once: more
+// than a batch of MTU-sized packets needs.
 const creditStep = 1 << 20
 
-// maxRateWait is how long a queue waits for credit before it looks again: the
-// limit may have been raised meanwhile.
+// maxRateWait bounds the time that a queue waits for credit. The limit may have been
+// raised meanwhile.
 const maxRateWait = time.Second
 
-// txPass moves one batch of packets from the guest to the TAP. It reports
-// whether there may be more to do at once. An error is a breach of the ring's
-// protocol, after everything before it has been dealt with.
+// txPass moves one batch of packets from the guest to the TAP. It reports whether
+// there may be more to do at once. An error is a breach of the ring's protocol; the
+// packets before the breach have been written.
 func (w *worker) txPass(q *Queue) (more bool, err error) {
 	b := &w.tx
 	lim := q.conn.cfg.Limiter
@@ -36,18 +35,18 @@ func (w *worker) txPass(q *Queue) (more bool, err error) {
 	if lim.limits() {
 		now = w.time()
 	}
-	b.reset(lim.take(now, &q.share, creditStep))
+	b.reset(lim.take(now, &q.rate.share, creditStep))
 	err = q.parseTx(b, &w.tally)
 	q.turnSegs = b.nPkts + b.segments
 	if b.nPkts > 0 {
 		w.fetch(q, b)
 		w.writeOut(q, b)
 	}
-	if b.credit != unlimited || q.share.waiting {
-		waited := q.share.waiting
-		wait := lim.settle(now, &q.share, int64(b.credit-b.bytes)-b.repeated, b.want)
+	if b.credit != unlimited || q.rate.share.waiting {
+		waited := q.rate.share.waiting
+		wait := lim.settle(now, &q.rate.share, int64(b.credit-b.bytes)-b.repeated, b.want)
 		if b.want != 0 {
-			q.rateUntil = w.time().Add(min(wait, maxRateWait))
+			q.rate.until = w.time().Add(min(wait, maxRateWait))
 		}
 		if wait > 0 && !waited {
 			w.tally[RateWaits]++
@@ -68,8 +67,8 @@ func (w *worker) txPass(q *Queue) (more bool, err error) {
 	return more, nil
 }
 
-// answerTx journals, writes and publishes the responses to the oldest requests
-// that were consumed, and notifies the guest if it asked for that.
+// answerTx journals, writes and publishes the responses to the oldest consumed requests,
+// and notifies the guest if it asked for that.
 func (w *worker) answerTx(q *Queue, rsp []netif.TxResponse) {
 	if len(rsp) == 0 {
 		return
@@ -81,8 +80,8 @@ func (w *worker) answerTx(q *Queue, rsp []netif.TxResponse) {
 	}
 }
 
-// fetch brings the data of the batch's packets into the tx arena, but for that
-// of large packets in static grants, which stays where it is.
+// fetch copies the data of the batch's packets to the tx arena, except for large packets
+// in static grants, which are written to the TAP from the guest's pages.
 func (w *worker) fetch(q *Queue, b *txBatch) {
 	var place frameAlloc
 	static, mem := q.static, w.txMem.mem
@@ -113,7 +112,7 @@ func (w *worker) fetch(q *Queue, b *txBatch) {
 			s := &slots[k]
 			size := int(s.size)
 			if size == 0 {
-				continue // legal after the first, and its gref is nobody's business
+				continue // zero-length later slots are legal; their gref is not examined
 			}
 			page := static.Lookup(s.gref).Page
 			switch {
@@ -149,7 +148,7 @@ func (w *worker) fetch(q *Queue, b *txBatch) {
 	}
 }
 
-// copySlot plans the grant copy of a slot's data to at, where a copy crosses no
+// copySlot adds a slot's data to the batch's grant copy. Its target at must not cross a
 // page end.
 func (w *worker) copySlot(q *Queue, b *txBatch, s *txSlot, at int) {
 	if q.static.Len() != 0 {
@@ -160,8 +159,8 @@ func (w *worker) copySlot(q *Queue, b *txBatch, s *txSlot, at int) {
 	b.nSegs++
 }
 
-// fromPage copies size octets at off of page to dst. If they are few it copies as
-// many as are quickest: what is behind them in the arena is not filled yet.
+// fromPage copies size bytes at off of page to dst. For small sizes it copies 64 bytes,
+// which is faster: the bytes behind them in the arena are not in use yet.
 func fromPage(dst []byte, page *staticgrant.Page, off, size int) {
 	if size <= 64 && off <= netif.PageSize-64 && len(dst) >= 64 {
 		*(*[64]byte)(dst) = *(*[64]byte)(page[off:])
@@ -170,6 +169,7 @@ func fromPage(dst []byte, page *staticgrant.Page, off, size int) {
 	copy(dst[:size], page[off:])
 }
 
+// allOkay reports whether all segments were copied.
 func allOkay(segs []gntdev.Segment) bool {
 	for i := range segs {
 		if segs[i].Status() != gntdev.StatusOkay {
@@ -179,9 +179,8 @@ func allOkay(segs []gntdev.Segment) bool {
 	return true
 }
 
-// fetchFailed answers the slots whose data did not come with an error, and
-// drops their packets. If the call itself failed no segment's status means
-// anything.
+// fetchFailed answers slots that could not be copied with an error, and drops their
+// packets. all says that the call itself failed; then no segment's status is valid.
 func (w *worker) fetchFailed(b *txBatch, all bool) {
 	seg := 0
 	for i := range b.pkts[:b.nPkts] {
@@ -258,8 +257,8 @@ func (w *worker) writeOut(q *Queue, b *txBatch) {
 	out.flush(b)
 }
 
-// planTx decides how a packet that leaves something to the host is offered to
-// the TAP, and reports whether it can be.
+// planTx plans the vnet header of a packet that leaves a checksum or segmentation to the
+// host, and reports whether the offload is possible.
 func (w *worker) planTx(q *Queue, b *txBatch, p *txPacket) (hdr tap.VnetHdr, ok bool) {
 	if uint32(p.linear) < min(p.total, offload.MaxHeader) {
 		w.pullUp(q, b, p)
@@ -284,8 +283,8 @@ func (w *worker) planTx(q *Queue, b *txBatch, p *txPacket) (hdr tap.VnetHdr, ok 
 	return plan.Header, true
 }
 
-// countSegments counts the segments that a packet will be cut into, and the headers
-// that all but the first of them repeat: the rate limit is for what is on the wire.
+// countSegments counts the segments of a packet, and the header bytes that all but the
+// first of them repeat: the rate limit is for bytes on the wire.
 func (w *worker) countSegments(b *txBatch, p *txPacket, v *tap.VnetHdr) {
 	if v.GSOType == tap.VnetGSONone {
 		return
@@ -296,9 +295,8 @@ func (w *worker) countSegments(b *txBatch, p *txPacket, v *tap.VnetHdr) {
 	b.repeated += int64(n-1) * int64(v.HdrLen)
 }
 
-// dropTx drops a packet whose offload request was refused. As with
-// xen-netback, one that only asks for a checksum where there is none to make is
-// not told.
+// dropTx drops a packet whose offload is not possible. As with xen-netback, a packet
+// that only has a partial checksum of another protocol is answered with okay.
 func (w *worker) dropTx(b *txBatch, p *txPacket) {
 	p.drop = DropTxCsum
 	if p.gso.Type != netif.GSONone {
@@ -310,9 +308,9 @@ func (w *worker) dropTx(b *txBatch, p *txPacket) {
 	w.tally[p.drop]++
 }
 
-// pullUp copies the first octets of a scattered packet into one piece, since
-// its first slot may hold less than its headers, or be in a page that the guest
-// can still write. The piece takes the place of these octets.
+// pullUp copies the first bytes of a scattered packet into one piece, which is then used
+// in their place: the first slot may hold less than the headers, or be in a page that
+// the guest can still write.
 func (w *worker) pullUp(q *Queue, b *txBatch, p *txPacket) {
 	at := w.pullAt + headroom
 	w.pullAt += pullStride
@@ -320,8 +318,8 @@ func (w *worker) pullUp(q *Queue, b *txBatch, p *txPacket) {
 	p.at = int32(at)
 }
 
-// collect copies a scattered packet's octets to dst, as many as there is room
-// for, and returns how many that were.
+// collect copies a scattered packet to dst, as far as there is room, and returns the
+// number of bytes.
 func (w *worker) collect(dst []byte, q *Queue, b *txBatch, p *txPacket) (n int) {
 	for _, s := range b.slots(p) {
 		switch {
@@ -338,12 +336,12 @@ func (w *worker) collect(dst []byte, q *Queue, b *txBatch, p *txPacket) (n int) 
 	return n
 }
 
-// pieces lists a scattered packet's pieces, vnet header included, in w.iov from
-// first on, and returns how many there are. Slots that lie side by side are one
-// piece, which is cheaper for the kernel: static grants often do.
+// pieces lists a scattered packet's pieces, vnet header included, in w.iov from first
+// on, and returns their number. Adjacent slots, as static grants often are, become one
+// piece, which is cheaper for the kernel.
 func (w *worker) pieces(b *txBatch, p *txPacket, first, vnet int) (n int) {
 	addr, size := w.txMem.addr(int(p.at)-vnet), uintptr(vnet)+uintptr(p.linear)
-	skip := uintptr(p.linear) // of the slots: is in the first piece
+	skip := uintptr(p.linear) // bytes of the slots that the first piece has
 	for _, s := range b.slots(p) {
 		more := uintptr(s.size)
 		if more <= skip {
@@ -365,8 +363,8 @@ func (w *worker) pieces(b *txBatch, p *txPacket, first, vnet int) (n int) {
 	return n + 1
 }
 
-// writeFinished finishes a packet in software and writes it to a TAP without
-// vnet header, which can express neither an open checksum nor a segment size.
+// writeFinished completes or segments a packet and writes it to a TAP without vnet
+// header, which can express neither a partial checksum nor a segment size.
 func (w *worker) writeFinished(q *Queue, b *txBatch, p *txPacket) {
 	w.out.flush(b)
 	m := p.meta()
@@ -402,8 +400,8 @@ func (w *worker) writeFinished(q *Queue, b *txBatch, p *txPacket) {
 	w.out.done(p, w.out.put(frame))
 }
 
-// writeSegments cuts a packet into segments and writes those. If one is refused
-// the rest is not tried: the host would only have to drop it.
+// writeSegments cuts a packet into segments and writes them. If one is refused the rest
+// is dropped: the receiver cannot use it.
 func (w *worker) writeSegments(b *txBatch, p *txPacket, frame []byte, mss int) {
 	s := &w.segmenter
 	if err := s.Init(frame, mss); err != nil {
@@ -425,7 +423,7 @@ func (w *worker) writeSegments(b *txBatch, p *txPacket, frame []byte, mss int) {
 	w.out.done(p, 0)
 }
 
-// gather puts a scattered packet into one piece.
+// gather copies a scattered packet into one piece.
 func (w *worker) gather(q *Queue, b *txBatch, p *txPacket) []byte {
 	return w.linear[:w.collect(w.linear[:p.total], q, b, p)]
 }

@@ -253,9 +253,9 @@ func (w *worker) enroll(q *Queue, id int) {
 		w.queues = append(w.queues, nil)
 	}
 	w.queues[id] = q
-	q.id, q.tapArmed = id, true
+	q.id, q.tapIn.armed = id, true
 	q.account = w.open(q.conn)
-	q.tapReady = !q.tapGone
+	q.tapIn.ready = !q.tapIn.gone
 	w.schedule(q)
 }
 
@@ -267,7 +267,7 @@ func (w *worker) admit(q *Queue, id int) error {
 		}
 		q.reader.useRing(w, id, w.ring.NoWait(id))
 	}
-	if err := w.watch(unix.EPOLL_CTL_ADD, q.events.FD(), id, onEvtchn, unix.EPOLLIN); err != nil || q.tapGone {
+	if err := w.watch(unix.EPOLL_CTL_ADD, q.events.FD(), id, onEvtchn, unix.EPOLLIN); err != nil || q.tapIn.gone {
 		return err
 	}
 	return w.watch(unix.EPOLL_CTL_ADD, q.tap.FD(), id, onTap, unix.EPOLLIN)
@@ -309,7 +309,7 @@ func (w *worker) detach(q *Queue) {
 	w.timed = without(w.timed, q)
 	q.endResteer()
 	q.backlog.close()
-	q.conn.cfg.Limiter.release(&q.share)
+	q.conn.cfg.Limiter.release(&q.rate.share)
 	// The pages are about to be unmapped; nothing here may reach them.
 	q.tx, q.rx = nil, nil
 }
@@ -378,12 +378,12 @@ func (w *worker) poll(timeout int) error {
 		switch {
 		case q == nil:
 		case ev.Pad == onEvtchn:
-			q.fired = true
+			q.ev.fired = true
 			w.schedule(q)
 		case ev.Events&(unix.EPOLLERR|unix.EPOLLHUP) != 0:
 			w.tapGone(q)
 		default:
-			q.tapReady = true
+			q.tapIn.ready = true
 			w.schedule(q)
 		}
 	}
@@ -420,7 +420,7 @@ func (w *worker) turn(q *Queue) (again bool) {
 
 // serve is a turn in which nothing goes wrong.
 func (w *worker) serve(q *Queue) (again bool, err error) {
-	woken := q.fired
+	woken := q.ev.fired
 	if woken {
 		if err := w.takeEvents(q); err != nil {
 			return false, err
@@ -428,12 +428,12 @@ func (w *worker) serve(q *Queue) (again bool, err error) {
 	}
 	before := w.tally[TxSlots] + w.tally[RxSlots]
 	var txMore, rxMore bool
-	if q.rateUntil.IsZero() {
+	if q.rate.until.IsZero() {
 		if txMore, err = w.txPass(q); err != nil {
 			return false, err
 		}
 	}
-	if q.tapReady || q.waitsForSlots() || q.resteer != nil {
+	if q.tapIn.ready || q.waitsForSlots() || q.resteer != nil {
 		if rxMore, err = w.rxPass(q); err != nil {
 			return false, err
 		}
@@ -442,9 +442,9 @@ func (w *worker) serve(q *Queue) (again bool, err error) {
 	w.busy += 1 + int(moved)/slotsPerBusy
 	switch {
 	case moved != 0:
-		q.spurious = 0
+		q.ev.spurious = 0
 	case woken:
-		q.spurious++
+		q.ev.spurious++
 		w.tally[SpuriousWakes]++
 	}
 	if txMore || rxMore {
@@ -457,23 +457,23 @@ func (w *worker) serve(q *Queue) (again bool, err error) {
 // takeEvents reads which ports fired. They stay masked until the queue is idle
 // again.
 func (w *worker) takeEvents(q *Queue) error {
-	q.fired = false
+	q.ev.fired = false
 	w.tally[Syscalls]++
 	w.tally[Wakes]++
 	n, err := q.events.Pending(w.ports[:])
 	if errors.Is(err, evtchn.ErrOverflow) {
 		w.tally[Syscalls]++
 		err = q.events.Reset()
-		q.masked = [2]evtchn.Port{q.txPort, q.rxPort}
-		q.nMasked = 2
+		q.ev.masked = [2]evtchn.Port{q.txPort, q.rxPort}
+		q.ev.nMasked = 2
 	}
 	if err != nil {
 		return fmt.Errorf("event channel: %w", err)
 	}
 	for _, p := range w.ports[:n] {
-		if q.nMasked < len(q.masked) && (p == q.txPort || p == q.rxPort) {
-			q.masked[q.nMasked] = p
-			q.nMasked++
+		if q.ev.nMasked < len(q.ev.masked) && (p == q.txPort || p == q.rxPort) {
+			q.ev.masked[q.ev.nMasked] = p
+			q.ev.nMasked++
 		}
 	}
 	return nil
@@ -482,7 +482,7 @@ func (w *worker) takeEvents(q *Queue) error {
 // armTap has epoll tell of packets only while they could be taken.
 func (w *worker) armTap(q *Queue) {
 	want := q.backlog.empty() && (q.resteer == nil || !q.resteer.pausesTap())
-	if want == q.tapArmed || q.tapGone {
+	if want == q.tapIn.armed || q.tapIn.gone {
 		return
 	}
 	events := uint32(0)
@@ -491,7 +491,7 @@ func (w *worker) armTap(q *Queue) {
 	}
 	w.tally[Syscalls]++
 	if err := w.watch(unix.EPOLL_CTL_MOD, q.tap.FD(), q.id, onTap, events); err == nil {
-		q.tapArmed = want
+		q.tapIn.armed = want
 	}
 }
 
@@ -499,22 +499,22 @@ func (w *worker) armTap(q *Queue) {
 // found empty after event requests were set. A guest that sends events for
 // nothing waits.
 func (w *worker) unmask(q *Queue) error {
-	if q.nMasked == 0 {
+	if q.ev.nMasked == 0 {
 		return nil
 	}
-	if q.spurious > spuriousLimit {
-		if q.unmaskAt.IsZero() {
-			delay := time.Millisecond << min(q.spurious-spuriousLimit-1, 4)
-			q.unmaskAt = w.time().Add(min(delay, maxUnmaskDelay))
+	if q.ev.spurious > spuriousLimit {
+		if q.ev.unmaskAt.IsZero() {
+			delay := time.Millisecond << min(q.ev.spurious-spuriousLimit-1, 4)
+			q.ev.unmaskAt = w.time().Add(min(delay, maxUnmaskDelay))
 		}
-		if w.time().Before(q.unmaskAt) {
+		if w.time().Before(q.ev.unmaskAt) {
 			return nil
 		}
 	}
-	q.unmaskAt = time.Time{}
+	q.ev.unmaskAt = time.Time{}
 	w.tally[Syscalls]++
-	err := q.events.Unmask(q.masked[:q.nMasked])
-	q.nMasked = 0
+	err := q.events.Unmask(q.ev.masked[:q.ev.nMasked])
+	q.ev.nMasked = 0
 	if err != nil {
 		return fmt.Errorf("event channel: %w", err)
 	}
@@ -533,7 +533,7 @@ func (w *worker) notify(q *Queue, p evtchn.Port) {
 // again and again.
 func (w *worker) tapGone(q *Queue) {
 	_ = w.watch(unix.EPOLL_CTL_DEL, q.tap.FD(), 0, onTap, 0)
-	q.tapGone, q.tapReady = true, false
+	q.tapIn.gone, q.tapIn.ready = true, false
 	q.conn.cfg.Notice(Notice{Kind: TapGone, Queue: q.index})
 }
 
@@ -543,9 +543,9 @@ func (w *worker) breach(q *Queue, err error) {
 	q.breached = true
 	q.endResteer()
 	q.backlog.close()
-	q.conn.cfg.Limiter.release(&q.share)
+	q.conn.cfg.Limiter.release(&q.rate.share)
 	w.unwatch(q)
-	q.rateUntil, q.unmaskAt, q.pollAt = time.Time{}, time.Time{}, time.Time{}
+	q.rate.until, q.ev.unmaskAt, q.blocked.pollAt = time.Time{}, time.Time{}, time.Time{}
 	q.conn.cfg.Notice(Notice{Kind: Breach, Queue: q.index, Err: err})
 }
 
@@ -584,11 +584,11 @@ func (w *worker) expire() {
 			w.alarm = earlier(w.alarm, d)
 			continue
 		}
-		if !w.time().Before(q.rateUntil) {
-			q.rateUntil = time.Time{}
+		if !w.time().Before(q.rate.until) {
+			q.rate.until = time.Time{}
 		}
-		if !w.time().Before(q.pollAt) {
-			q.pollAt = time.Time{}
+		if !w.time().Before(q.blocked.pollAt) {
+			q.blocked.pollAt = time.Time{}
 		}
 		w.schedule(q)
 	}
