@@ -90,10 +90,10 @@ func store(frame [][]byte, off int, b []byte) {
 	}
 }
 
-// PseudoSum returns the sum over the pseudo-header of a TCP or UDP packet with n
+// pseudoSum returns the sum over the pseudo-header of a TCP or UDP packet with n
 // bytes of header and payload (RFC 9293, RFC 8200). Like Linux it uses the addresses
 // of the IP header even if there is a routing header.
-func PseudoSum(head []byte, h Headers, n int) uint16 {
+func pseudoSum(head []byte, h Headers, n int) uint16 {
 	var s uint64
 	ip := head[h.L3:]
 	if h.IPv == 4 {
@@ -112,30 +112,5 @@ func WritePseudo(head []byte, h Headers, total int) {
 		return
 	}
 	field := head[int(h.L4)+int(h.csumOffset()):]
-	binary.BigEndian.PutUint16(field, PseudoSum(head, h, total-int(h.L4)))
-}
-
-// Verify reports whether the checksum of a whole TCP or UDP packet is right. It is
-// false for other protocols, fragments, and packets with a bad length field, and
-// true for UDP over IPv4 without a checksum.
-func Verify(frame []byte, h Headers) bool {
-	if !h.transport() {
-		return false
-	}
-	// The frame may be padded; the IP header has the packet's length.
-	ip := frame[h.L3:]
-	end := int(h.L3)
-	if h.IPv == 4 {
-		end += int(binary.BigEndian.Uint16(ip[2:]))
-	} else {
-		end += ipv6Len + int(binary.BigEndian.Uint16(ip[4:]))
-	}
-	if end < int(h.End) || end > len(frame) {
-		return false
-	}
-	packet := frame[h.L4:end]
-	if h.Proto == ProtoUDP && binary.BigEndian.Uint16(packet[udpCheck:]) == 0 {
-		return h.IPv == 4
-	}
-	return add16(Sum(packet), PseudoSum(frame, h, len(packet))) == 0xffff
+	binary.BigEndian.PutUint16(field, pseudoSum(head, h, total-int(h.L4)))
 }

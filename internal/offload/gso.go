@@ -25,7 +25,7 @@ func checkGSO(h *Headers, t netif.GSOType, size uint16) error {
 		return ErrGSOSize
 	case h.Fragment || h.Atomic:
 		return ErrFragment
-	case h.Proto != ProtoTCP || h.L4 == 0 || h.IPv != ipv:
+	case h.Proto != protoTCP || h.L4 == 0 || h.IPv != ipv:
 		return ErrGSOMismatch
 	case h.Auth:
 		// The authentication header signs the packet as a whole; its segments

@@ -6,17 +6,17 @@ import "encoding/binary"
 
 // Ethernet types (linux/if_ether.h).
 const (
-	EtherTypeIPv4   = 0x0800
-	EtherTypeIPv6   = 0x86dd
-	EtherType8021Q  = 0x8100
-	EtherType8021AD = 0x88a8
+	etherTypeIPv4   = 0x0800
+	etherTypeIPv6   = 0x86dd
+	etherType8021Q  = 0x8100
+	etherType8021AD = 0x88a8
 )
 
 // Protocols above IP, and IPv6 extension headers (linux/in.h, linux/in6.h).
 const (
-	ProtoTCP  = 6
-	ProtoUDP  = 17
-	ProtoSCTP = 132
+	protoTCP  = 6
+	protoUDP  = 17
+	protoSCTP = 132
 
 	extHopByHop = 0
 	extRouting  = 43
@@ -85,12 +85,12 @@ type Headers struct {
 
 // transport reports whether the packet is TCP or UDP with its header in place.
 func (h *Headers) transport() bool {
-	return h.L4 != 0 && (h.Proto == ProtoTCP || h.Proto == ProtoUDP)
+	return h.L4 != 0 && (h.Proto == protoTCP || h.Proto == protoUDP)
 }
 
 // csumOffset returns the offset of the checksum within the transport header.
 func (h *Headers) csumOffset() uint16 {
-	if h.Proto == ProtoTCP {
+	if h.Proto == protoTCP {
 		return tcpCheck
 	}
 	return udpCheck
@@ -123,9 +123,9 @@ func Parse(head []byte, total int) (Headers, error) {
 	}
 	var err error
 	switch h.EtherType {
-	case EtherTypeIPv4:
+	case etherTypeIPv4:
 		err = h.parseIPv4(head, off, total)
-	case EtherTypeIPv6:
+	case etherTypeIPv6:
 		err = h.parseIPv6(head, off, total)
 	}
 	return h, err
@@ -139,7 +139,7 @@ func short(need, total int) error {
 	return ErrHeadShort
 }
 
-func isVLAN(t uint16) bool { return t == EtherType8021Q || t == EtherType8021AD }
+func isVLAN(t uint16) bool { return t == etherType8021Q || t == etherType8021AD }
 
 func (h *Headers) parseIPv4(head []byte, off, total int) error {
 	if len(head) < off+ipv4Len {
@@ -218,7 +218,7 @@ func (h *Headers) parseIPv6(head []byte, off, total int) error {
 func (h *Headers) parseTransport(head []byte, proto uint8, off, total int) error {
 	end := off
 	switch proto {
-	case ProtoTCP:
+	case protoTCP:
 		if len(head) < off+tcpLen {
 			return short(off+tcpLen, total)
 		}
@@ -231,7 +231,7 @@ func (h *Headers) parseTransport(head []byte, proto uint8, off, total int) error
 			return short(end, total)
 		}
 		h.TCPFlags = head[off+tcpFlags]
-	case ProtoUDP:
+	case protoUDP:
 		end = off + udpLen
 		if len(head) < end {
 			return short(end, total)

@@ -396,7 +396,7 @@ func FuzzPlanTx(f *testing.F) {
 		if err := Complete(v.CsumStart, v.CsumOffset, b); err != nil {
 			t.Errorf("checksum cannot be finished: %v", err)
 		}
-		if sum := add16(Sum(b[h.L4:]), PseudoSum(b, h, total-int(h.L4))); sum != 0xffff {
+		if sum := add16(checksum(b[h.L4:]), pseudoSum(b, h, total-int(h.L4))); sum != 0xffff {
 			t.Errorf("checksum does not verify: sum %#04x", sum)
 		}
 	})

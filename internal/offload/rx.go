@@ -114,7 +114,7 @@ func PlanRx(v tap.VnetHdr, h Headers, total int, g Guest) (RxPlan, error) {
 		CsumOffset:    v.CsumOffset,
 	}
 	need := int(v.CsumStart) + int(v.CsumOffset) + 2
-	if h.Proto == ProtoSCTP && h.L4 == v.CsumStart && v.CsumOffset == sctpCheck {
+	if h.Proto == protoSCTP && h.L4 == v.CsumStart && v.CsumOffset == sctpCheck {
 		p.Action = ActCompleteSCTP
 		need += 2
 	}

@@ -64,7 +64,7 @@ func (s *Segmenter) Init(frame []byte, mss int) error {
 	switch {
 	case h.Fragment || h.Atomic:
 		return ErrFragment
-	case h.Proto != ProtoTCP || h.L4 == 0 || h.Auth:
+	case h.Proto != protoTCP || h.L4 == 0 || h.Auth:
 		return ErrGSOMismatch
 	case mss < 1:
 		return ErrGSOSize
@@ -125,7 +125,7 @@ func (s *Segmenter) header(dst, payload []byte) {
 		binary.BigEndian.PutUint16(ip[2:], uint16(length))
 		binary.BigEndian.PutUint16(ip[4:], s.id)
 		binary.BigEndian.PutUint16(ip[10:], 0)
-		binary.BigEndian.PutUint16(ip[10:], ^Sum(ip))
+		binary.BigEndian.PutUint16(ip[10:], ^checksum(ip))
 		s.id++
 	} else {
 		binary.BigEndian.PutUint16(ip[4:], uint16(length-ipv6Len))

@@ -12,9 +12,9 @@ import (
 // computed over little-endian 64-bit words with one add-with-carry each, and swapped
 // to network order once at the end.
 
-// Sum returns the Internet checksum's sum over b: folded to 16 bits, in host order,
+// checksum returns the Internet checksum's sum over b: folded to 16 bits, in host order,
 // not complemented. An odd last byte counts as the high half of a word.
-func Sum(b []byte) uint16 {
+func checksum(b []byte) uint16 {
 	return foldNet(sum64(b, 0))
 }
 

@@ -30,7 +30,7 @@ func TestSumOfEveryLengthAndAlignment(t *testing.T) {
 		for start := range 17 {
 			for n := range 380 {
 				b := fill[start : start+n]
-				if got, want := Sum(b), sumNaive(b); got != want {
+				if got, want := checksum(b), sumNaive(b); got != want {
 					t.Fatalf("sum of %d bytes at %d is %#04x, want %#04x", n, start, got, want)
 				}
 			}
@@ -49,7 +49,7 @@ func ones(n int) []byte {
 // The carries of 64 KiB of ones are as many as there can be in a packet.
 func TestSumOfLongestPacket(t *testing.T) {
 	for _, b := range [][]byte{ones(65535), ones(65536), packettest.Pattern(65535)} {
-		if got, want := Sum(b), sumNaive(b); got != want {
+		if got, want := checksum(b), sumNaive(b); got != want {
 			t.Errorf("sum of %d bytes is %#04x, want %#04x", len(b), got, want)
 		}
 	}
@@ -95,7 +95,7 @@ func FuzzChecksum(f *testing.F) {
 	f.Add(packettest.Pattern(257), uint(3))
 	f.Fuzz(func(t *testing.T, b []byte, at uint) {
 		want := sumNaive(b)
-		if got := Sum(b); got != want {
+		if got := checksum(b); got != want {
 			t.Errorf("sum of %x is %#04x, want %#04x", b, got, want)
 		}
 		i := int(at % uint(len(b)+1))
@@ -111,7 +111,7 @@ func BenchmarkSum(b *testing.B) {
 		for _, f := range []struct {
 			name string
 			sum  func([]byte) uint16
-		}{{"words", Sum}, {"naive", sumNaive}} {
+		}{{"words", checksum}, {"naive", sumNaive}} {
 			b.Run(fmt.Sprintf("%s/%d", f.name, n), func(b *testing.B) {
 				b.SetBytes(int64(n))
 				for b.Loop() {
