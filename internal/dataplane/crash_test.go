@@ -339,12 +339,16 @@ func killedChild() error {
 	if err != nil {
 		return err
 	}
-	cfg, q, err := adopted(func() *worker { return p.workers[0] }, eventfds{kick: fdKick, notify: fdNotify})
+	var c *Conn
+	cfg, q, err := adopted(func() *worker { return c.queues[0].worker.Load() }, eventfds{kick: fdKick, notify: fdNotify})
 	if err != nil {
 		return err
 	}
 	cfg.Notice = func(n Notice) { childTB{}.Fatal(n) }
-	if _, err := p.Connect(cfg, []QueueConfig{q}); err != nil {
+	if c, err = newConn(cfg, []QueueConfig{q}); err != nil {
+		return err
+	}
+	if err := p.serve(c); err != nil {
 		return err
 	}
 	select {}
