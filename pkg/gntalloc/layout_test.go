@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // layout is a struct's size and the offsets of its named fields.
@@ -67,7 +69,7 @@ func TestAllocArgument(t *testing.T) {
 	if index != 0x5000 {
 		t.Errorf("index %#x", index)
 	}
-	if diff := cmp.Diff([]uint32{8, 9, 10}, refs); diff != "" {
+	if diff := cmp.Diff([]xen.Gref{8, 9, 10}, refs); diff != "" {
 		t.Errorf("refs (-want +got):\n%s", diff)
 	}
 }
