@@ -77,7 +77,7 @@ func TestRate(t *testing.T) {
 					want := rate + math.Max(float64(tt.bytes), minBurst)
 					got := float64(sent())
 					if math.Abs(got-want) > 0.02*rate+float64(len(frame)) {
-						t.Errorf("%d queues: %.0f octets in %v, want %.0f", queues, got, over, want)
+						t.Errorf("%d queues: %.0f bytes in %v, want %.0f", queues, got, over, want)
 					}
 					for i := range queues {
 						if n := b.conn.Stats(i).Load(RateWaits); n == 0 {
@@ -127,7 +127,7 @@ func TestRateDoesNotTouchTheOtherWay(t *testing.T) {
 		if rounds != 0 {
 			t.Errorf("%d rounds without work", rounds)
 		}
-		// 120084 octets of a burst of 131072 are gone; the next packet needs
+		// 120084 bytes of a burst of 131072 are gone; the next packet needs
 		// 60042, so 49 s and a bit have to pass.
 		b.pass(49 * time.Second)
 		if got := f.answers(); got != nil {

@@ -389,7 +389,7 @@ func openFiles(t *testing.T) int {
 	return len(entries)
 }
 
-// addressSpace is the memory this process has mapped, in octets.
+// addressSpace is the memory this process has mapped, in bytes.
 func addressSpace(t *testing.T) (n int) {
 	t.Helper()
 	b, err := os.ReadFile("/proc/self/statm")
@@ -442,7 +442,7 @@ func TestAThousandConnections(t *testing.T) {
 		// Less than half a hold per connection, of two: the runtime and the C library
 		// reserve tens of megabytes at a time when they start a thread.
 		if n := addressSpace(t); n > space+cycles*backlogBytes/2 {
-			t.Errorf("%d octets mapped, %d after the first connections", n, space)
+			t.Errorf("%d bytes mapped, %d after the first connections", n, space)
 		}
 	})
 }

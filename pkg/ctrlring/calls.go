@@ -25,7 +25,7 @@ type HashHandler interface {
 	// and a call without an algorithm, are INVALID_PARAMETER.
 	SetHashFlags(types uint32) netif.CtrlStatus
 
-	// SetHashKey replaces the key. It has at most 40 octets; those missing are
+	// SetHashKey replaces the key. It has at most 40 bytes; those missing are
 	// zero.
 	SetHashKey(key []byte) netif.CtrlStatus
 
@@ -142,9 +142,9 @@ func (c *Calls) setHashKey(r Request) Response {
 	if r.Protocol == Slot {
 		switch size := r.Data[1]; {
 		case size > netif.PageSize:
-			return invalid(fmt.Errorf("%w: %d octets", errKeySize, size))
+			return invalid(fmt.Errorf("%w: %d bytes", errKeySize, size))
 		case size > maxKey:
-			return Response{Status: netif.CtrlBufferOverflow, Err: fmt.Errorf("%w: %d octets", errKeySize, size)}
+			return Response{Status: netif.CtrlBufferOverflow, Err: fmt.Errorf("%w: %d bytes", errKeySize, size)}
 		}
 		var err error
 		if key, err = c.fetch(xen.Gref(r.Data[0]), int(r.Data[1])); err != nil {
@@ -230,8 +230,8 @@ func parseList(b []byte) []netif.GrefEntry {
 	return list
 }
 
-// fetch copies the first n octets of a page, which may be granted read-only. Of
-// no octets it is not even looked at.
+// fetch copies the first n bytes of a page, which may be granted read-only. Of
+// no bytes it is not even looked at.
 func (c *Calls) fetch(ref xen.Gref, n int) ([]byte, error) {
 	if n == 0 {
 		return nil, nil

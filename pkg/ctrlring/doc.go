@@ -10,7 +10,7 @@
 //     lists are in pages that a message names by gref. The backend advertises it
 //     with feature-ctrl-ring.
 //   - The byte-stream ring is what was proposed before: two buffers of 1024
-//     octets in which messages of any length flow, with key and table inside
+//     bytes in which messages of any length flow, with key and table inside
 //     ([StreamBack], [StreamFront]). The backend advertises it with
 //     feature-control-ring. Only hashing can be configured over it.
 //
@@ -42,7 +42,7 @@
 // instruction, and a message is neither lost nor answered twice. It may be carried
 // out twice, unless its effects are in the same record.
 //
-// Indices that make no sense are the end of the ring: whose octets are whose is
+// Indices that make no sense are the end of the ring: whose bytes are whose is
 // not known any more. The [Error] that tells of it is no reason to stop the vif's
 // data path.
 //
@@ -54,12 +54,12 @@
 // The text of December 2015 contradicts itself here and there. This is how it is
 // read:
 //
-//   - A header is a type and a size of 4 octets each, as drawn; the struct beside
-//     the drawing has 2 octets each. The size is that of the payload alone. It can be more than the 16 bits of the struct
+//   - A header is a type and a size of 4 bytes each, as drawn; the struct beside
+//     the drawing has 2 bytes each. The size is that of the payload alone. It can be more than the 16 bits of the struct
 //     hold, and is refused then like all that is too long.
-//   - Payloads are made of values of 8 octets, as drawn: status, hash types and
+//   - Payloads are made of values of 8 bytes, as drawn: status, hash types and
 //     table entries, in little endian, with the upper half zero. Hash types of 4
-//     octets are taken as well.
+//     bytes are taken as well.
 //   - The frontend writes requests at req_prod, not at req_cons.
 //   - Hash types are bits 0 to 3. The macros of the proposal give IPv6 the bits of
 //     IPv4: a frontend that was compiled with them can ask for IPv4 only. No bit

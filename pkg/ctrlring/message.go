@@ -33,7 +33,7 @@ func (r Request) String() string {
 	case r.Refused != netif.CtrlSuccess:
 		return fmt.Sprintf("%v (%v)", r.Type, r.Refused)
 	case r.Key != nil:
-		s = fmt.Sprintf("%v of %d octets", r.Type, len(r.Key))
+		s = fmt.Sprintf("%v of %d bytes", r.Type, len(r.Key))
 	case r.Queues != nil:
 		s = fmt.Sprintf("%v of %d entries", r.Type, len(r.Queues))
 	}

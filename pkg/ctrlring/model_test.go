@@ -134,7 +134,7 @@ func (w *streamWorld) finish() {
 			break
 		}
 		if wrote == 0 && read == 0 && !w.d.notified {
-			t.Fatalf("both ends sleep: %d octets to write, %d of %d read", len(w.f.pending), len(w.f.got), len(w.want))
+			t.Fatalf("both ends sleep: %d bytes to write, %d of %d read", len(w.f.pending), len(w.f.got), len(w.want))
 		}
 		w.d.notified = false
 		w.d.serve()
@@ -213,8 +213,8 @@ func TestStreamModel(t *testing.T) {
 					w.send(drawMessage(rapid.Byte().Draw(rt, "kind"), rapid.Byte().Draw(rt, "size"), rapid.Byte().Draw(rt, "seed")))
 				}
 			},
-			"write": func(rt *rapid.T) { w.f.write(rapid.IntRange(1, streamRing).Draw(rt, "octets")) },
-			"read":  func(rt *rapid.T) { w.f.read(rapid.IntRange(1, 64).Draw(rt, "octets")) },
+			"write": func(rt *rapid.T) { w.f.write(rapid.IntRange(1, streamRing).Draw(rt, "bytes")) },
+			"read":  func(rt *rapid.T) { w.f.read(rapid.IntRange(1, 64).Draw(rt, "bytes")) },
 			"serve": func(*rapid.T) { w.d.serve() },
 			"kill":  func(rt *rapid.T) { w.d.kill(rapid.IntRange(0, moments-1).Draw(rt, "moment")) },
 			"": func(rt *rapid.T) {
@@ -285,10 +285,10 @@ type slotModel struct {
 	pages guestPages
 }
 
-// octets are those at the start of a page, if it is granted.
-func (m *slotModel) octets(ref xen.Gref, n int) ([]byte, bool) {
+// bytesAt returns the first n bytes of a page, if it is granted.
+func (m *slotModel) bytesAt(ref xen.Gref, n int) ([]byte, bool) {
 	if n == 0 {
-		return nil, true // whatever the reference is
+		return nil, true // the reference is not used
 	}
 	page, ok := m.pages.pages[ref]
 	return page[:min(n, len(page))], ok
@@ -315,7 +315,7 @@ func (m *slotModel) message(typ uint16, a, b, c uint32) (status netif.CtrlStatus
 	case 2:
 		return m.hash.SetHashFlags(a), 0
 	case 3:
-		key, ok := m.octets(xen.Gref(a), int(min(b, 4096)))
+		key, ok := m.bytesAt(xen.Gref(a), int(min(b, 4096)))
 		switch {
 		case b > 4096 || b <= 40 && !ok:
 			return invalidParam, 0
@@ -329,7 +329,7 @@ func (m *slotModel) message(typ uint16, a, b, c uint32) (status netif.CtrlStatus
 	case 5:
 		return m.hash.SetHashMappingSize(a), 0
 	case 6:
-		page, ok := m.octets(xen.Gref(a), 4*int(min(b, 1024)))
+		page, ok := m.bytesAt(xen.Gref(a), 4*int(min(b, 1024)))
 		if b > 1024 || !ok {
 			return invalidParam, 0
 		}
@@ -346,7 +346,7 @@ func (m *slotModel) message(typ uint16, a, b, c uint32) (status netif.CtrlStatus
 		}
 		return success, 512
 	case 9, 10:
-		page, ok := m.octets(xen.Gref(b), 8*int(min(c, 512)))
+		page, ok := m.bytesAt(xen.Gref(b), 8*int(min(c, 512)))
 		if c > 512 || !ok || typ == 10 && c > 0 && m.pages.readOnly[xen.Gref(b)] {
 			return invalidParam, 0
 		}
@@ -492,7 +492,7 @@ func FuzzRestore(f *testing.F) {
 		s := server{ring: b, do: calls.Do, notify: func() {}, save: func(s State) error {
 			raw, err := s.MarshalBinary()
 			if err != nil || len(raw) > StateSize {
-				t.Fatalf("%d octets, %v", len(raw), err)
+				t.Fatalf("%d bytes, %v", len(raw), err)
 			}
 			var again State
 			if err := again.UnmarshalBinary(raw); err != nil {
@@ -548,10 +548,10 @@ func FuzzListPage(f *testing.F) {
 		for i, b := range pages.pages[1] {
 			status := i < int(n)*8 && i%8 >= 6
 			if !status && b != before[i] {
-				t.Fatalf("octet %d of the list was written", i)
+				t.Fatalf("byte %d of the list was written", i)
 			}
 			if status && (i%8 == 7 && b != 0 || i%8 == 6 && b != byte(success) && b != byte(invalidParam)) {
-				t.Fatalf("octet %d of a status is %d", i, b)
+				t.Fatalf("byte %d of a status is %d", i, b)
 			}
 		}
 	})

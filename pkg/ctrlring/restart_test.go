@@ -34,7 +34,7 @@ func (d *daemon) save(s State) error {
 		d.t.Fatal(err)
 	}
 	if len(b) > StateSize {
-		d.t.Fatalf("a state of %d octets", len(b))
+		d.t.Fatalf("a state of %d bytes", len(b))
 	}
 	d.record, d.kept = b, d.done
 	return nil
@@ -247,7 +247,7 @@ func TestRestoreHalfSent(t *testing.T) {
 		r.serve()
 	}
 	if want := bytes.Repeat(ack(0, 15), streamRing/8); !bytes.Equal(f.got, want) {
-		t.Errorf("%d octets of responses, want %d", len(f.got), len(want))
+		t.Errorf("%d bytes of responses, want %d", len(f.got), len(want))
 	}
 }
 
@@ -286,9 +286,9 @@ func TestRestoreRefuses(t *testing.T) {
 		{"a response longer than any", stream(func(s *State) { s.reply = make([]byte, 25) }), ErrState},
 		{"message and response", stream(func(s *State) { s.reply, s.message = make([]byte, 8), make([]byte, 8) }), ErrState},
 		{"more than the message", stream(func(s *State) { s.message = append(message(3, 1), 2, 3) }), ErrState},
-		{"octets to forget of no message", stream(func(s *State) { s.skip = 7 }), ErrState},
-		{"octets to forget of a short message", stream(func(s *State) { s.message, s.skip = message(3, 1), 7 }), ErrState},
-		{"more octets to forget than there are", stream(func(s *State) { s.message, s.skip = words32(3, 2000), 2001 }), ErrState},
+		{"bytes to forget of no message", stream(func(s *State) { s.skip = 7 }), ErrState},
+		{"bytes to forget of a short message", stream(func(s *State) { s.message, s.skip = message(3, 1), 7 }), ErrState},
+		{"more bytes to forget than there are", stream(func(s *State) { s.message, s.skip = words32(3, 2000), 2001 }), ErrState},
 		{"rsp_prod is behind the response", stream(func(s *State) { s.rsp = 1 }), netif.ErrRspOverflow},
 		{"rsp_prod is beyond the response", stream(func(s *State) { s.rsp, s.reply = 0xffffff00, ack(0) }), netif.ErrRspOverflow},
 		{"slot response of another size", State{Protocol: Slot, reply: ack(0)}, ErrState},
@@ -374,11 +374,11 @@ func TestStateIsWrittenDown(t *testing.T) {
 		}
 		for i := range b {
 			if err := got.UnmarshalBinary(b[:i]); err == nil {
-				t.Errorf("%d of %d octets are taken for a state", i, len(b))
+				t.Errorf("%d of %d bytes are taken for a state", i, len(b))
 			}
 		}
 		if err := got.UnmarshalBinary(append(b, 0)); err == nil {
-			t.Error("one octet too many is taken for a state")
+			t.Error("one byte too many is taken for a state")
 		}
 	}
 }

@@ -178,6 +178,6 @@ func Init(mem []byte, p Protocol) (Front, error) {
 
 var errBusy = errors.New("ctrlring: the message before has no response yet")
 
-var errPage = errors.New("ctrlring: a ring needs one whole page, aligned to 4 octets")
+var errPage = errors.New("ctrlring: a ring needs one whole page, aligned to 4 bytes")
 
 const _ = uint(netif.PageSize - streamSize) // it fits

@@ -8,7 +8,7 @@ import (
 	"slices"
 )
 
-// StateSize is the most octets that a State takes when it is written down.
+// StateSize is the most bytes that a State takes when it is written down.
 const StateSize = stateHeader + streamReply + streamHeader + streamPayload
 
 // State is what a successor of a killed daemon must know of a control ring that
@@ -20,7 +20,7 @@ type State struct {
 	recorded bool
 	index    uint32 // slot: of the message; stream: req_cons
 	rsp      uint32 // stream: rsp_prod where reply begins
-	skip     uint32 // stream: octets still to be forgotten
+	skip     uint32 // stream: bytes still to be forgotten
 	message  []byte // stream: what was taken of a message, header included
 	reply    []byte // the response, in slot or stream form; empty: none
 }
@@ -29,10 +29,10 @@ const (
 	stateMagic  = 0x3172636e // "ncr1"
 	stateHeader = 24
 
-	slotReply = 12 // octets of a response in a State
+	slotReply = 12 // bytes of a response in a State
 )
 
-// MarshalBinary writes a State down, in at most [StateSize] octets.
+// MarshalBinary writes a State down, in at most [StateSize] bytes.
 func (s State) MarshalBinary() ([]byte, error) {
 	b := make([]byte, 0, stateHeader+len(s.reply)+len(s.message))
 	b = binary.LittleEndian.AppendUint32(b, stateMagic)

@@ -24,7 +24,7 @@ const (
 	wRspCons = 2
 	wRspProd = 3
 
-	streamRing = 1024 // octets of a buffer, NETIF_CTRL_RING_SIZE
+	streamRing = 1024 // bytes of a buffer, NETIF_CTRL_RING_SIZE
 	reqBuffer  = 16
 	rspBuffer  = reqBuffer + streamRing
 	streamSize = rspBuffer + streamRing
@@ -59,7 +59,7 @@ func (t StreamType) String() string {
 	return fmt.Sprintf("unknown(%d)", uint32(t))
 }
 
-// Sizes of payloads, in octets.
+// Sizes of payloads, in bytes.
 const (
 	streamValue   = 8 // of a status, of hash types, of a table's entry
 	streamKey     = 40
@@ -86,17 +86,17 @@ func appendHeader(b []byte, typ StreamType, size int) []byte {
 // StreamBack is the backend's end of a byte-stream ring.
 type StreamBack struct {
 	page    page
-	reqCons uint32 // next octet to take
+	reqCons uint32 // next byte to take
 	reqSeen uint32 // req_cons in the page
 	rspProd uint32 // rsp_prod in the page
 
 	stage   stage
 	message [streamHeader + streamPayload]byte
-	have    int    // octets of message
-	skip    uint32 // octets of its payload still to be read and forgotten
+	have    int    // bytes of message
+	skip    uint32 // bytes of its payload still to be read and forgotten
 
 	reply   [streamReply]byte
-	replies int  // octets of reply; 0: none
+	replies int  // bytes of reply; 0: none
 	sent    int  // of them
 	flushed bool // the reply may be sent
 
@@ -222,7 +222,7 @@ func (b *StreamBack) collect() (whole bool, err error) {
 	return b.skip == 0, nil
 }
 
-// take copies n octets off the ring to the end of message.
+// take copies n bytes off the ring to the end of message.
 func (b *StreamBack) take(n int) int {
 	to := b.message[b.have : b.have+n]
 	from := b.reqCons % streamRing

@@ -16,7 +16,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/netif"
 )
 
-// rawStream is a frontend of a byte-stream ring that writes and reads octets and
+// rawStream is a frontend of a byte-stream ring that writes and reads bytes and
 // does not care what they mean.
 type rawStream struct {
 	page    page
@@ -34,7 +34,7 @@ func newRawStream(t testing.TB, mem []byte) *rawStream {
 	return &rawStream{page: p, prod: p.load(wReqProd), cons: p.load(wRspCons)}
 }
 
-// write writes up to n pending octets as far as there is room.
+// write writes up to n pending bytes as far as there is room.
 func (f *rawStream) write(n int) int {
 	room := streamRing - int(f.prod-f.page.load(wReqCons))
 	n = min(n, room, len(f.pending))
@@ -47,7 +47,7 @@ func (f *rawStream) write(n int) int {
 	return n
 }
 
-// read reads up to n octets.
+// read reads up to n bytes.
 func (f *rawStream) read(n int) int {
 	n = min(n, int(f.page.load(wRspProd)-f.cons))
 	for i := range n {
@@ -70,11 +70,11 @@ func message(typ StreamType, payload ...byte) []byte {
 
 func ack(values ...uint64) []byte { return message(StreamAck, words64(values...)...) }
 
-// exchange writes octets as the ring has room and returns all that comes back,
+// exchange writes raw as the ring has room and returns all that comes back,
 // with an event to the backend after each piece.
-func exchange(r *rig, f *rawStream, octets []byte) []byte {
+func exchange(r *rig, f *rawStream, raw []byte) []byte {
 	r.t.Helper()
-	f.pending, f.got = octets, nil
+	f.pending, f.got = raw, nil
 	for f.write(streamRing) > 0 {
 		r.serve()
 		f.read(streamRing)
@@ -112,7 +112,7 @@ func TestStreamMessages(t *testing.T) {
 		hash hashState
 	}{
 		{"get flags", message(StreamGetFlags), ack(0, 15), def},
-		{"row 1: size is the second word of 4 octets", append(words32(3, 8), words64(5)...), ack(0),
+		{"row 1: size is the second word of 4 bytes", append(words32(3, 8), words64(5)...), ack(0),
 			with(func(h *hashState) { h.Types = 5 })},
 		{"row 1: size of 65536", message(StreamSetKey, make([]byte, 1<<16)...), ack(3), def},
 		{"row 1: type of more than 16 bits", message(1<<16|StreamGetFlags, 1, 2, 3), ack(1), def},
@@ -122,12 +122,12 @@ func TestStreamMessages(t *testing.T) {
 		{"row 5: ipv6 is bit 2", message(StreamSetFlags, words64(4)...), ack(0), with(func(h *hashState) { h.Types = 4 })},
 		{"row 5: ipv6 tcp is bit 3", message(StreamSetFlags, words64(8)...), ack(0), with(func(h *hashState) { h.Types = 8 })},
 		{"row 5: no other bit", message(StreamSetFlags, words64(16)...), ack(2), def},
-		{"row 6: status and flags of 8 octets", message(StreamGetFlags), message(StreamAck, 0, 0, 0, 0, 0, 0, 0, 0, 15, 0, 0, 0, 0, 0, 0, 0), def},
-		{"row 6: set flags of 4 octets", message(StreamSetFlags, words32(6)...), ack(0), with(func(h *hashState) { h.Types = 6 })},
+		{"row 6: status and flags of 8 bytes", message(StreamGetFlags), message(StreamAck, 0, 0, 0, 0, 0, 0, 0, 0, 15, 0, 0, 0, 0, 0, 0, 0), def},
+		{"row 6: set flags of 4 bytes", message(StreamSetFlags, words32(6)...), ack(0), with(func(h *hashState) { h.Types = 6 })},
 		{"row 6: set flags, upper half not zero", message(StreamSetFlags, words32(6, 1)...), ack(2), def},
-		{"row 7: entries of 8 octets", message(StreamSetMapping, table2...), ack(0), with(func(h *hashState) { h.Table = want2 })},
+		{"row 7: entries of 8 bytes", message(StreamSetMapping, table2...), ack(0), with(func(h *hashState) { h.Table = want2 })},
 		{"row 7: upper half of an entry not zero", message(StreamSetMapping, words64(0, 1<<32)...), ack(2), def},
-		{"row 7: not a multiple of 8 octets", message(StreamSetMapping, table2[:12]...), ack(2), def},
+		{"row 7: not a multiple of 8 bytes", message(StreamSetMapping, table2[:12]...), ack(2), def},
 		{"row 8: no entries", message(StreamSetMapping), ack(2), def},
 		{"row 8: one entry", message(StreamSetMapping, table1...), ack(0), with(func(h *hashState) { h.Table = want1 })},
 		{"row 8: three entries", message(StreamSetMapping, table3...), ack(2), def},
@@ -138,7 +138,7 @@ func TestStreamMessages(t *testing.T) {
 		{"row 10: 129 entries", message(StreamSetMapping, table129...), ack(3), def},
 		{"row 10: 256 entries", message(StreamSetMapping, table256...), ack(3), def},
 		{"row 11: a payload of the largest size", message(StreamSetKey, make([]byte, 1024)...), ack(2), def},
-		{"row 11: one octet more", message(StreamSetKey, make([]byte, 1025)...), ack(3), def},
+		{"row 11: one byte more", message(StreamSetKey, make([]byte, 1025)...), ack(3), def},
 		{"row 11: a payload of ten rings", message(StreamSetMapping, make([]byte, 10*streamRing+5)...), ack(3), def},
 		{"row 11: get flags with too much", message(StreamGetFlags, make([]byte, 5000)...), ack(3), def},
 		{"row 12: key too short", message(StreamSetKey, counting(39)...), ack(2), def},
@@ -146,8 +146,8 @@ func TestStreamMessages(t *testing.T) {
 		{"row 12: no key", message(StreamSetKey), ack(2), def},
 		{"row 12: get flags with a payload", message(StreamGetFlags, 1), ack(2), def},
 		{"row 12: set flags without", message(StreamSetFlags), ack(2), def},
-		{"row 12: set flags of 7 octets", message(StreamSetFlags, make([]byte, 7)...), ack(2), def},
-		{"row 12: set flags of 16 octets", message(StreamSetFlags, make([]byte, 16)...), ack(2), def},
+		{"row 12: set flags of 7 bytes", message(StreamSetFlags, make([]byte, 7)...), ack(2), def},
+		{"row 12: set flags of 16 bytes", message(StreamSetFlags, make([]byte, 16)...), ack(2), def},
 		{"row 13: a failure carries the status alone", message(StreamGetFlags, 1, 2), message(StreamAck, 2, 0, 0, 0, 0, 0, 0, 0), def},
 		{"unknown: type 0", message(0), ack(1), def},
 		{"unknown: ack from the frontend", message(StreamAck, words64(0)...), ack(1), def},
@@ -173,7 +173,7 @@ func TestStreamMessages(t *testing.T) {
 	}
 }
 
-// TestRow4WritesAtProducer: octets are at the producer's place, modulo the
+// TestRow4WritesAtProducer: bytes are at the producer's place, modulo the
 // buffer, whatever the consumer has taken; and so across the wrap of the counters.
 func TestRow4WritesAtProducer(t *testing.T) {
 	for _, start := range []uint32{0, 1020, 1 << 31, math.MaxUint32 - 5, math.MaxUint32} {
@@ -214,10 +214,10 @@ func TestRow14PipelinedMessages(t *testing.T) {
 	r.serve()
 	full := streamRing / 24
 	if got := f.page.load(wRspProd); got != streamRing {
-		t.Fatalf("%d octets of responses, want a full ring", got)
+		t.Fatalf("%d bytes of responses, want a full ring", got)
 	}
 	if got := f.page.load(wReqCons); got != uint32(full+1)*8 {
-		t.Errorf("%d octets of requests taken, want those of the %d answered and of the one half written", got, full)
+		t.Errorf("%d bytes of requests taken, want those of the %d answered and of the one half written", got, full)
 	}
 	for f.read(100) > 0 {
 		r.serve()
@@ -227,7 +227,7 @@ func TestRow14PipelinedMessages(t *testing.T) {
 		want = append(want, ack(0, 15)...)
 	}
 	if !bytes.Equal(f.got, want) {
-		t.Errorf("%d octets of responses, want %d", len(f.got), len(want))
+		t.Errorf("%d bytes of responses, want %d", len(f.got), len(want))
 	}
 }
 
@@ -396,10 +396,10 @@ func TestRequestsInPieces(t *testing.T) {
 // TestStreamFrontJudges: the frontend notices a backend that breaks the
 // protocol, and what the protocol has no message for.
 func TestStreamFrontJudges(t *testing.T) {
-	respond := func(octets []byte) func(p page) {
+	respond := func(raw []byte) func(p page) {
 		return func(p page) {
-			copy(p.mem[rspBuffer:], octets)
-			p.publish(wRspProd, uint32(len(octets)))
+			copy(p.mem[rspBuffer:], raw)
+			p.publish(wRspProd, uint32(len(raw)))
 		}
 	}
 	for _, tt := range []struct {

@@ -11,7 +11,7 @@ import (
 
 // StreamFront is the frontend's end of a byte-stream ring.
 type StreamFront struct {
-	// Chunk is how many octets are written per Turn at most, for a test of
+	// Chunk is how many bytes are written per Turn at most, for a test of
 	// messages in pieces. 0: what there is room for.
 	Chunk int
 
@@ -21,7 +21,7 @@ type StreamFront struct {
 	out     []byte     // what is still to be written
 	typ     StreamType // of the message without response; 0: none
 	in      [streamReply]byte
-	have    int // octets of in
+	have    int // bytes of in
 	rsp     Response
 	done    bool
 }
@@ -72,16 +72,16 @@ func (f *StreamFront) SendMessage(typ StreamType, payload []byte) error {
 	return nil
 }
 
-// SendOctets begins to send octets that need not be a message, nor a whole one,
+// SendBytes begins to send bytes that need not be a message, nor a whole one,
 // behind what is still to be sent, and has Turn look for a response. Like
 // [StreamFront.SetReqProd] it is how a test plays a frontend that breaks off, or
 // does not wait.
-func (f *StreamFront) SendOctets(b []byte) {
+func (f *StreamFront) SendBytes(b []byte) {
 	f.out = append(f.out, b...)
 	f.typ, f.have, f.done = StreamAck, 0, false
 }
 
-// ReqProd is how many octets were written so far.
+// ReqProd is how many bytes were written so far.
 func (f *StreamFront) ReqProd() uint32 { return f.reqProd }
 
 // SetRspCons writes rsp_cons as it is told.
@@ -90,7 +90,7 @@ func (f *StreamFront) SetRspCons(v uint32) {
 	f.page.publish(wRspCons, v)
 }
 
-// RspCons is how many octets were read so far.
+// RspCons is how many bytes were read so far.
 func (f *StreamFront) RspCons() uint32 { return f.rspCons }
 
 // SetReqProd writes req_prod as it is told. It is how a test plays a frontend
@@ -150,7 +150,7 @@ func (f *StreamFront) read() (incomplete bool, err error) {
 	if f.have >= h {
 		typ, size := readHeader(f.in[:])
 		if typ != StreamAck || size != streamValue && size != 2*streamValue {
-			return false, fmt.Errorf("%w: %v of %d octets to %v", ErrResponse, typ, size, f.typ)
+			return false, fmt.Errorf("%w: %v of %d bytes to %v", ErrResponse, typ, size, f.typ)
 		}
 		f.take(min(left, h+int(size)-f.have))
 		f.done = f.have == h+int(size)
@@ -167,7 +167,7 @@ func (f *StreamFront) read() (incomplete bool, err error) {
 	return false, nil
 }
 
-// take copies n octets off the ring to the end of in.
+// take copies n bytes off the ring to the end of in.
 func (f *StreamFront) take(n int) int {
 	to := f.in[f.have : f.have+n]
 	k := copy(to, f.page.mem[rspBuffer+f.rspCons%streamRing:rspBuffer+streamRing])

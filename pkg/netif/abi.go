@@ -34,7 +34,7 @@ const MaxTxSize = 0xFFFF
 const MaxXDPHeadroom = 0x7FFF
 
 // TxRequest is struct xen_netif_tx_request. In a packet's first slot Size is the
-// size of the whole packet; in a later one, of that slot's data. 12 octets.
+// size of the whole packet; in a later one, of that slot's data. 12 bytes.
 type TxRequest struct {
 	_      structs.HostLayout
 	Gref   xen.Gref
@@ -44,7 +44,7 @@ type TxRequest struct {
 	Size   uint16
 }
 
-// TxResponse is struct xen_netif_tx_response. 4 octets; the rest of its slot is
+// TxResponse is struct xen_netif_tx_response. 4 bytes; the rest of its slot is
 // unused.
 type TxResponse struct {
 	_      structs.HostLayout
@@ -52,7 +52,7 @@ type TxResponse struct {
 	Status Status
 }
 
-// RxRequest is struct xen_netif_rx_request: one granted, writable page. 8 octets.
+// RxRequest is struct xen_netif_rx_request: one granted, writable page. 8 bytes.
 type RxRequest struct {
 	_    structs.HostLayout
 	ID   uint16
@@ -61,7 +61,7 @@ type RxRequest struct {
 }
 
 // RxResponse is struct xen_netif_rx_response. A Status of 0 or more is the
-// number of octets in this slot's page, from Offset on. 8 octets.
+// number of bytes in this slot's page, from Offset on. 8 bytes.
 type RxResponse struct {
 	_      structs.HostLayout
 	ID     uint16
@@ -71,7 +71,7 @@ type RxResponse struct {
 }
 
 // ExtraInfo is struct xen_netif_extra_info: a slot that describes the packet in
-// whose slots it stands. 8 octets; in a tx ring 4 unused octets follow.
+// whose slots it stands. 8 bytes; in a tx ring 4 unused bytes follow.
 type ExtraInfo struct {
 	_     structs.HostLayout
 	Type  ExtraType
@@ -79,7 +79,7 @@ type ExtraInfo struct {
 	Body  [6]byte
 }
 
-// CtrlRequest is struct xen_netif_ctrl_request. 16 octets.
+// CtrlRequest is struct xen_netif_ctrl_request. 16 bytes.
 type CtrlRequest struct {
 	_    structs.HostLayout
 	ID   uint16
@@ -87,7 +87,7 @@ type CtrlRequest struct {
 	Data [3]uint32
 }
 
-// CtrlResponse is struct xen_netif_ctrl_response. 12 octets in a slot of 16.
+// CtrlResponse is struct xen_netif_ctrl_response. 12 bytes in a slot of 16.
 type CtrlResponse struct {
 	_      structs.HostLayout
 	ID     uint16
@@ -285,7 +285,7 @@ const (
 const GrefReadOnly = 1 << 0
 
 // GrefEntry is struct xen_netif_gref, an element of the list page of
-// [CtrlAddGrefMapping] and [CtrlDelGrefMapping]. 8 octets.
+// [CtrlAddGrefMapping] and [CtrlDelGrefMapping]. 8 bytes.
 type GrefEntry struct {
 	_      structs.HostLayout
 	Ref    xen.Gref

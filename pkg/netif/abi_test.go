@@ -109,7 +109,7 @@ func TestNames(t *testing.T) {
 	}
 }
 
-// TestExtraBytes holds the extras to the octets of netif.h as they stand in a
+// TestExtraBytes holds the extras to the bytes of netif.h as they stand in a
 // little-endian page.
 func TestExtraBytes(t *testing.T) {
 	mac := [6]byte{0x01, 0x00, 0x5e, 0x7f, 0x12, 0x34}
@@ -132,7 +132,7 @@ func TestExtraBytes(t *testing.T) {
 			}
 			b.Commit([]RxSlot{c.e.Slot()})
 			if diff := cmp.Diff(c.want[:], mem[64:72]); diff != "" {
-				t.Errorf("octets (-want +got):\n%s", diff)
+				t.Errorf("bytes (-want +got):\n%s", diff)
 			}
 		})
 	}

@@ -6,7 +6,7 @@ import "encoding/binary"
 
 // GSOInfo is the body of a GSO extra.
 type GSOInfo struct {
-	Size     uint16 // payload octets per segment
+	Size     uint16 // payload bytes per segment
 	Type     GSOType
 	Features uint16 // no bits are defined; 0
 }
@@ -33,7 +33,7 @@ func (e ExtraInfo) GSO() GSOInfo {
 // Addr reads the body as the Ethernet address of a multicast extra.
 func (e ExtraInfo) Addr() [6]byte { return e.Body }
 
-// Hash reads the body as that of a hash extra. The value's octets stand least
+// Hash reads the body as that of a hash extra. The value's bytes stand least
 // significant first, whatever the host's order.
 func (e ExtraInfo) Hash() HashInfo {
 	return HashInfo{

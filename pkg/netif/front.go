@@ -137,7 +137,7 @@ func (r *TxFront) PutExtra(e ExtraInfo) {
 }
 
 // Request copies the slot at i out of the page as a request, to see what is left
-// of one that was answered: a tx response covers 4 of the 12 octets.
+// of one that was answered: a tx response covers 4 of the 12 bytes.
 func (r *TxFront) Request(i Index) TxRequest { return r.page.txRequest(i) }
 
 // Response copies the response at i out of the page.

@@ -19,7 +19,7 @@ const (
 
 const pageWords = PageSize / 4
 
-var errPage = errors.New("netif: a ring needs one whole page, aligned to 4 octets")
+var errPage = errors.New("netif: a ring needs one whole page, aligned to 4 bytes")
 
 // page gives access to a shared page, word by word. The compiler may neither
 // repeat nor split an atomic load, which is what makes "read once" true.

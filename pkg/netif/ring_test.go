@@ -120,8 +120,8 @@ func TestPagesThatAreNone(t *testing.T) {
 	}
 }
 
-// TestSlotOctets holds the slots of each ring to the octets of netif.h.
-func TestSlotOctets(t *testing.T) {
+// TestSlotBytes holds the slots of each ring to the bytes of netif.h.
+func TestSlotBytes(t *testing.T) {
 	t.Run("tx", func(t *testing.T) {
 		f, b, mem := txPair(t, 0)
 		f.Put(TxRequest{Gref: 0x01020304, Offset: 0x0506, Flags: 0x0708, ID: 0x090a, Size: 0x0b0c})
@@ -174,7 +174,7 @@ func TestSlotOctets(t *testing.T) {
 		b.Commit([]CtrlResponse{{ID: 0x0102, Type: 0x0304, Status: 3, Data: 0x11121314}})
 		want = []byte{0x02, 0x01, 0x04, 0x03, 3, 0, 0, 0, 0x14, 0x13, 0x12, 0x11, 0, 0, 0, 0}
 		if diff := cmp.Diff(want, mem[64:80]); diff != "" {
-			t.Errorf("response, and no octet of the request left in the slot (-want +got):\n%s", diff)
+			t.Errorf("response, and no byte of the request left in the slot (-want +got):\n%s", diff)
 		}
 	})
 }

@@ -281,7 +281,7 @@ func TestModel(t *testing.T) {
 	})
 }
 
-// FuzzGrefList has a guest send lists of whatever octets it likes, each 8 an
+// FuzzGrefList has a guest send lists of whatever bytes it likes, each 8 an
 // entry as they stand in its page and every list led by what to do with it and
 // how long it is. A map says what must come of it.
 func FuzzGrefList(f *testing.F) {

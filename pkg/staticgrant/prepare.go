@@ -123,7 +123,7 @@ func (s *Source) prepare(ctx context.Context, index int, e netif.GrefEntry) (g p
 	}
 	b := m.Bytes()
 	if len(b) != netif.PageSize {
-		return fail(errors.Join(fmt.Errorf("mapping has %d octets", len(b)), m.Unmap()))
+		return fail(errors.Join(fmt.Errorf("mapping has %d bytes", len(b)), m.Unmap()))
 	}
 	return prepared{
 		mapping: mapping{page: (*Page)(b), of: m, budget: s.Budget},

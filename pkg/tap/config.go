@@ -13,7 +13,7 @@ const MaxQueues = 256
 
 // Config says what device [Create] is to make.
 type Config struct {
-	// Name is the interface's name, of 1 to 15 octets.
+	// Name is the interface's name, of 1 to 15 bytes.
 	Name string
 	// Queues is how many queues to open, 1 to MaxQueues; 0 means 1.
 	Queues int
@@ -33,7 +33,7 @@ type Config struct {
 	// NoCarrier starts with the carrier off, like a cable that is not plugged
 	// in yet: see SetCarrier.
 	NoCarrier bool
-	// SndBuf bounds the octets that wait, between Write and the end of the
+	// SndBuf bounds the bytes that wait, between Write and the end of the
 	// host's receive path, on each queue; beyond it Write returns ErrAgain.
 	// 0 means no bound, and is faster: the kernel builds small frames in
 	// place only without one.
@@ -52,7 +52,7 @@ func (cfg *Config) check() error {
 		return fmt.Errorf("%w: %d of a device with one queue only", errQueues, cfg.Queues)
 	}
 	if cfg.SndBuf < 0 {
-		return fmt.Errorf("send buffer of %d octets: %w", cfg.SndBuf, unix.EINVAL)
+		return fmt.Errorf("send buffer of %d bytes: %w", cfg.SndBuf, unix.EINVAL)
 	}
 	return cfg.Offload.check(cfg.VnetHdr)
 }

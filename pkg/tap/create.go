@@ -135,7 +135,7 @@ func (d *Device) settle(cfg *Config) error {
 	}
 	if d.vnetHdr {
 		if err := unix.IoctlSetPointerInt(fd, unix.TUNSETVNETHDRSZ, VnetHdrLen); err != nil {
-			return fmt.Errorf("vnet header of %d octets: %w", VnetHdrLen, err)
+			return fmt.Errorf("vnet header of %d bytes: %w", VnetHdrLen, err)
 		}
 	}
 	if cfg.Offload != (Offload{}) {

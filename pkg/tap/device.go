@@ -121,7 +121,7 @@ func (d *Device) SetCarrier(on bool) error {
 	return d.wrap("set carrier", err)
 }
 
-// SetMTU sets the MTU, the octets of a frame behind its Ethernet header: 68 to
+// SetMTU sets the MTU, the bytes of a frame behind its Ethernet header: 68 to
 // 65521.
 func (d *Device) SetMTU(mtu int) error {
 	return d.setLink(fmt.Sprintf("set mtu %d", mtu), func(l netlink.Link) error {
@@ -236,7 +236,7 @@ type Info struct {
 	// is the one of the calling thread.
 	Namespace string
 	AltNames  []string
-	// MTU is in octets, TxQueueLen in frames per queue.
+	// MTU is in bytes, TxQueueLen in frames per queue.
 	MTU, TxQueueLen int
 	MAC             net.HardwareAddr
 	// Master is the interface index of the bridge, 0 if there is none.

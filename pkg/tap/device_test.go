@@ -406,7 +406,7 @@ func TestAdoptionAfterTheHolderWasKilled(t *testing.T) {
 		if cfg.VnetHdr {
 			n, err := unix.IoctlGetUint32(d.Queue(0).FD(), unix.TUNGETVNETHDRSZ)
 			if err != nil || n != VnetHdrLen {
-				t.Errorf("vnet header has %d octets, %v", n, err)
+				t.Errorf("vnet header has %d bytes, %v", n, err)
 			}
 		}
 		must(t, d.CloseKeep())

@@ -37,7 +37,7 @@ func Example() {
 		case nil:
 			var hdr tap.VnetHdr
 			hdr.Decode(buf)
-			fmt.Println(n-tap.VnetHdrLen, "octets, to be cut at", hdr.GSOSize)
+			fmt.Println(n-tap.VnetHdrLen, "bytes, to be cut at", hdr.GSOSize)
 		case tap.ErrAgain:
 			if _, err := unix.Poll(poll, -1); err != nil && err != unix.EINTR {
 				log.Fatal(err)

@@ -117,7 +117,7 @@ func gsoHdr(ipv int, size uint16) VnetHdr {
 }
 
 // packetSocket is an AF_PACKET socket bound to a device: the host's end of the
-// cable. With vnet, frames have the 10 octets of struct virtio_net_hdr before
+// cable. With vnet, frames have the 10 bytes of struct virtio_net_hdr before
 // them.
 type packetSocket int
 

@@ -296,7 +296,7 @@ func TestTheHostCompletesAChecksumLeftUndone(t *testing.T) {
 				payload += len(seg) - (len(frame) - 3000)
 			}
 			if payload != 3000 {
-				t.Errorf("%d octets arrived", payload)
+				t.Errorf("%d bytes arrived", payload)
 			}
 		})
 	}
@@ -351,7 +351,7 @@ func TestWhatTheHostLeavesUndone(t *testing.T) {
 						t.Errorf("header of segment %d (-want +got):\n%s", i, diff)
 					}
 					if got, want := len(got)-VnetHdrLen-int(hdrs), min(size, payload-i*size); got != want {
-						t.Errorf("segment %d has %d octets, want %d", i, got, want)
+						t.Errorf("segment %d has %d bytes, want %d", i, got, want)
 					}
 				}
 			})
@@ -378,7 +378,7 @@ func TestWhatTheHostLeavesUndone(t *testing.T) {
 		frame := tcpFrame(4, payload)
 		send(t, gsoHdr(4, 1400), frame)
 		if got := readFrame(t, q); !bytes.Equal(got[VnetHdrLen:], frame) {
-			t.Errorf("read %d octets, want %d", len(got)-VnetHdrLen, len(frame))
+			t.Errorf("read %d bytes, want %d", len(got)-VnetHdrLen, len(frame))
 		}
 	})
 }
@@ -422,7 +422,7 @@ func BenchmarkWrite(b *testing.B) {
 		b.Fatal(err)
 	}
 	for _, n := range []int{64, 1514} {
-		b.Run(fmt.Sprintf("%d octets", n), func(b *testing.B) {
+		b.Run(fmt.Sprintf("%d bytes", n), func(b *testing.B) {
 			frame := withHdr(VnetHdr{}, tcpFrame(4, n-tcp4At-tcpLen))
 			q := d.Queue(0)
 			b.ReportAllocs()

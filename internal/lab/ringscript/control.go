@@ -218,7 +218,7 @@ func (p *player) put(m *ctrlMessage) error {
 			head := binary.LittleEndian.AppendUint32(nil, m.typ)
 			b = append(binary.LittleEndian.AppendUint32(head, size), b...)
 		}
-		c.stream.SendOctets(b)
+		c.stream.SendBytes(b)
 		return nil
 	}
 	return errors.New("the control ring is of no protocol")
@@ -335,7 +335,7 @@ func (p *player) takeReply() (r reply, ok bool, err error) {
 		s, ok := c.stream.Response()
 		if ok {
 			// Whether there are more is the script's affair.
-			c.stream.SendOctets(nil)
+			c.stream.SendBytes(nil)
 		}
 		return reply{status: s.Status, data: s.Data}, ok, nil
 	}

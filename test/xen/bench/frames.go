@@ -176,7 +176,7 @@ func (w *wire) answer() ([]byte, error) {
 		return nil, fmt.Errorf("no answer from the guest: %w", err)
 	}
 	if n < controlLen {
-		return nil, fmt.Errorf("the guest answers %d octets", n)
+		return nil, fmt.Errorf("the guest answers %d bytes", n)
 	}
 	return w.buf[etherLen:n], nil
 }

@@ -70,7 +70,7 @@ func TestWindowsFitTheRing(t *testing.T) {
 			slots++
 		}
 		if n := 2 * acksOf(size) * slots; n > 256 {
-			t.Errorf("frames of %d octets: %d slots", size, n)
+			t.Errorf("frames of %d bytes: %d slots", size, n)
 		}
 	}
 	for _, it := range frameItems {

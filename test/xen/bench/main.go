@@ -6,7 +6,7 @@
 // in dom0 while one of the back ends serves the guest's vif; and "report" reads what
 // the phases wrote.
 //
-// Each item is the same fixed work: so many octets through a TCP connection, so
+// Each item is the same fixed work: so many bytes through a TCP connection, so
 // many datagrams, pings or bare frames. What it costs is read from the hypervisor,
 // which knows how long each domain ran; when QEMU counts instructions instead of
 // time, that is the number of instructions the whole machine has executed.

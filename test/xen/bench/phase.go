@@ -282,7 +282,7 @@ func (s stat) counts() (kernelCounts, error) {
 	}
 	n, err := recv(s.fd, buf[:])
 	if err != nil || n != kernelCountsLen {
-		return kernelCounts{}, fmt.Errorf("counters of the guest: %d octets, %w", n, err)
+		return kernelCounts{}, fmt.Errorf("counters of the guest: %d bytes, %w", n, err)
 	}
 	return parseKernel(buf[:]), nil
 }

@@ -77,7 +77,7 @@ func FuzzParseTrace(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		h, err := parseTrace(b)
 		if n := uint64(len(b) / 8); h.All > n {
-			t.Errorf("%d calls of %d octets, error %v", h.All, len(b), err)
+			t.Errorf("%d calls of %d bytes, error %v", h.All, len(b), err)
 		}
 	})
 }

@@ -16,12 +16,12 @@ import (
 )
 
 // The guest's end. Over TCP and over UDP it is told what to do by a request of
-// requestLen octets: an operation, a size, a count.
+// requestLen bytes: an operation, a size, a count.
 const (
 	port     = 7000
 	statPort = 7001 // UDP: answers each datagram with the counters of its kernel
 
-	opSend = 1 // count octets (TCP) or datagrams of size octets (UDP) to dom0
+	opSend = 1 // count bytes (TCP) or datagrams of size bytes (UDP) to dom0
 	opSink = 2 // take as many
 
 	requestLen = 16
@@ -267,7 +267,7 @@ func sinkStream(fd int, buf []byte, count int) error {
 			return err
 		}
 		if n == 0 {
-			return fmt.Errorf("%d octets did not come", count)
+			return fmt.Errorf("%d bytes did not come", count)
 		}
 		count -= n
 	}
