@@ -244,7 +244,9 @@ func makeSide(records []record, boot, item, backend string, value func(*record) 
 	}
 	slices.Sort(s.Phases)
 	s.Value = median(all)
-	s.Spread = s.Phases[len(s.Phases)-1]/s.Phases[0] - 1
+	if least := s.Phases[0]; least > 0 {
+		s.Spread = s.Phases[len(s.Phases)-1]/least - 1
+	}
 	return s
 }
 
