@@ -90,13 +90,14 @@ func awaitReady(ctx context.Context, index int) error {
 			return err
 		}
 		addrs, err := netlink.AddrList(link, netlink.FAMILY_V6)
-		if err != nil {
+		changed := errors.Is(err, netlink.ErrDumpInterrupted) // while they were listed
+		if err != nil && !changed {
 			return err
 		}
 		// A device that never was without carrier is in an unknown state.
 		state := link.Attrs().OperState
 		up := state == netlink.OperUp || state == netlink.OperUnknown
-		if up && !slices.ContainsFunc(addrs, func(a netlink.Addr) bool { return a.Flags&unix.IFA_F_TENTATIVE != 0 }) {
+		if up && !changed && !slices.ContainsFunc(addrs, func(a netlink.Addr) bool { return a.Flags&unix.IFA_F_TENTATIVE != 0 }) {
 			return nil
 		}
 		select {

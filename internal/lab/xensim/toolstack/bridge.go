@@ -99,6 +99,9 @@ func (s *bridgeScript) plug(link, bridge netlink.Link) error {
 	}
 	_ = s.h.LinkSetHardwareAddr(link, bridgePortMAC) // the script does not mind either
 	addrs, err := s.h.AddrList(link, netlink.FAMILY_ALL)
+	for errors.Is(err, netlink.ErrDumpInterrupted) { // they changed meanwhile
+		addrs, err = s.h.AddrList(link, netlink.FAMILY_ALL)
+	}
 	if err != nil {
 		return fmt.Errorf("list addresses: %w", err)
 	}
