@@ -165,7 +165,7 @@ func (p *Pool) lookAtCopies() (some bool) {
 		case seq != c.seen:
 			c.seen = seq
 		case seq == c.slow.Load():
-			p.relieve(w, seq) // if there was no thread before, there may be one now
+			_ = p.relieve(w, seq) // if there was no thread before, there may be one now
 		case asleep(c.tid):
 			c.slow.Store(seq)
 			if err := p.relieve(w, seq); err != nil {

@@ -88,8 +88,8 @@ type tapRead struct {
 // is. A large packet starts at a page.
 func (r *tapReader) next(w *worker, free, most, atLeast int) (t tapRead) {
 	t.asked = min(r.want(free, r.usesRing(w), atLeast), most)
-	full := false
-	t.frames, full = r.read(w, t.asked)
+	frames, full := r.read(w, t.asked)
+	t.frames = frames
 	if n := len(t.frames); n > 0 {
 		t.large = r.measure(w, t.frames)
 		r.someLarge = t.large

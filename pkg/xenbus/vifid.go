@@ -59,9 +59,9 @@ func ParseVifID(name string) (VifID, error) {
 // ParseVifPath parses the end of a back end's directory, vif/3/0. The path may be
 // absolute or start anywhere before "vif", as in the XENBUS_PATH of hotplug scripts.
 func ParseVifPath(path string) (VifID, error) {
-	dir, devid, _ := cutLast(path)
-	dir, domid, _ := cutLast(dir)
-	_, class, _ := cutLast(dir)
+	dir, devid := cutLast(path)
+	dir, domid := cutLast(dir)
+	_, class := cutLast(dir)
 	id, ok := parseVif(domid, devid)
 	if class != "vif" || !ok {
 		return VifID{}, fmt.Errorf("%q is not the path of a vif, such as backend/vif/1/0", Clip(path))
@@ -69,9 +69,10 @@ func ParseVifPath(path string) (VifID, error) {
 	return id, nil
 }
 
-func cutLast(path string) (before, last string, ok bool) {
+// cutLast cuts a path at its last slash.
+func cutLast(path string) (before, last string) {
 	i := strings.LastIndexByte(path, '/')
-	return path[:max(i, 0)], path[i+1:], i >= 0
+	return path[:max(i, 0)], path[i+1:]
 }
 
 // parseVif parses the two numbers of a vif. They must be written as a toolstack

@@ -23,7 +23,6 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/netfront"
 	"github.com/netbackd/netbackd/internal/lab/netns"
 	"github.com/netbackd/netbackd/internal/lab/packettest"
-	"github.com/netbackd/netbackd/internal/vif"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/tap"
 	"github.com/netbackd/netbackd/pkg/xenbus"
@@ -238,12 +237,6 @@ func ref(name string, flags netif.TxFlags, offset, size int) guest.RawOp {
 }
 
 func extra(e netif.ExtraInfo) guest.RawOp { return guest.RawOp{Op: "extra", Extra: e} }
-
-// more returns an extra with another one behind it.
-func more(e netif.ExtraInfo) guest.RawOp {
-	e.Flags |= netif.ExtraMore
-	return extra(e)
-}
 
 func gso(t netif.GSOType, size uint16) netif.ExtraInfo {
 	return netif.NewGSO(netif.GSOInfo{Type: t, Size: size})
@@ -476,31 +469,6 @@ func (g *testGuest) errorNode() string {
 // texts.
 func (g *testGuest) lines(texts ...string) int {
 	return g.w.logged(append(texts, strconv.Quote(g.VifName()))...)
-}
-
-// logBurst is the number of lines that a vif may log in a row.
-const logBurst = 20
-
-// quarantined runs a breach of the protocol and checks what the world is told of
-// it: the reason, once, in each place.
-func (g *testGuest) quarantined(reason string, breach func()) {
-	g.w.t.Helper()
-	before := g.lines("quarantined", reason)
-	breach()
-	s := g.waitStatus("quarantine", func(s *vif.Status) bool { return s.Quarantine != "" && !s.Carrier })
-	if !strings.Contains(s.Quarantine, reason) {
-		g.w.t.Errorf("quarantined because of %q, want %q", s.Quarantine, reason)
-	}
-	if s.State != xenbus.Connected {
-		g.w.t.Errorf("the vif goes to %v, where neither guest nor toolstack expect it", s.State)
-	}
-	if got := g.errorNode(); !strings.Contains(got, "quarantined") || !strings.Contains(got, reason) {
-		g.w.t.Errorf("the error node says %q, want the quarantine and %q", got, reason)
-	}
-	// One of many in a short time may be left out, but none is told twice.
-	if n := g.lines("quarantined", reason) - before; n > 1 || n == 0 && g.lines() < logBurst {
-		g.w.t.Errorf("the log has %d lines about it, want 1", n)
-	}
 }
 
 // reconnect has the guest connect anew, and checks that all is well then.

@@ -70,12 +70,6 @@ func (m *mcaster) passes(want map[[6]byte]bool) {
 	m.g.waitCounter(dataplane.DropRxMcast, before+filtered)
 }
 
-// list returns the vif's multicast list as the daemon shows it.
-func (g *testGuest) list() []string {
-	g.w.t.Helper()
-	return g.status().Mcast
-}
-
 var unicast = [6]byte{2, 0, 0, 0, 0, 2}
 
 func TestMulticastJoinedByTheGuestsKernelArrives(t *testing.T) {
