@@ -26,7 +26,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
-// Host is what the daemon needs of the Xen it serves.
+// Host opens what the daemon needs of the Xen that it serves.
 type Host interface {
 	vif.Host
 

@@ -61,7 +61,7 @@ func (l *Limiter) Set(bytes uint64, interval time.Duration) {
 // limits reports whether there is a rate. If not, take and settle need no time.
 func (l *Limiter) limits() bool { return l != nil && l.limited.Load() }
 
-// unlimited is what take returns if there is no limit: more bytes than all packets in a
+// unlimited is the result of take without a limit: more bytes than all packets in a
 // ring have.
 const unlimited = 1 << 30
 

@@ -80,7 +80,7 @@ type rateState struct {
 	until time.Time // the limit allows no packet before
 }
 
-// tapState is what the worker knows of the TAP queue.
+// tapState holds what the worker has learned about the TAP queue.
 type tapState struct {
 	ready bool // it may have packets
 	armed bool // epoll watches it

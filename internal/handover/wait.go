@@ -58,7 +58,7 @@ func waitFor(ctx context.Context, w Watch, done func() (bool, error)) (err error
 		if ok, err := done(); ok || err != nil {
 			return err
 		}
-		ok := true
+		var ok bool
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
