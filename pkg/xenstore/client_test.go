@@ -44,20 +44,11 @@ func TestRequestsOnTheWire(t *testing.T) {
 			return none(c.SetPermissions("/a", []Perm{{AccessNone, 3}, {AccessWrite, 0}}))
 		}, MsgSetPerms, "/a\x00n3\x00w0\x00", "OK\x00", nil},
 		{"a number", func(c *Client) (any, error) { return c.ReadUint("/a", 32) }, MsgRead, "/a\x00", "4294967295", uint64(4294967295)},
-		{"domain path", func(c *Client) (any, error) { return c.DomainPath(7) }, MsgGetDomainPath, "7\x00", "/local/domain/7\x00", "/local/domain/7"},
 		{"introduced", func(c *Client) (any, error) { return c.IsIntroduced(7) }, MsgIsDomainIntroduced, "7\x00", "T\x00", true},
 		{"not introduced", func(c *Client) (any, error) { return c.IsIntroduced(65535) }, MsgIsDomainIntroduced, "65535\x00", "F\x00", false},
 		{"introduce", func(c *Client) (any, error) { return none(c.Introduce(7, 0x1234, 3)) }, MsgIntroduce, "7\x004660\x003\x00", "OK\x00", nil},
 		{"introduce a high frame", func(c *Client) (any, error) { return none(c.Introduce(7, 1<<64-2, 3)) }, MsgIntroduce, "7\x00-2\x003\x00", "OK\x00", nil},
 		{"release", func(c *Client) (any, error) { return none(c.Release(7)) }, MsgRelease, "7\x00", "OK\x00", nil},
-		{"resume", func(c *Client) (any, error) { return none(c.Resume(7)) }, MsgResume, "7\x00", "OK\x00", nil},
-		{"set target", func(c *Client) (any, error) { return none(c.SetTarget(7, 9)) }, MsgSetTarget, "7\x009\x00", "OK\x00", nil},
-		{"reset watches", func(c *Client) (any, error) { return none(c.ResetWatches()) }, MsgResetWatches, "\x00", "OK\x00", nil},
-		{"control", func(c *Client) (any, error) { return c.Control("log", "on") }, MsgControl, "log\x00on\x00", "OK\x00", "OK"},
-		{"control without arguments", func(c *Client) (any, error) { return c.Control("help") }, MsgControl, "help\x00", "check, log", "check, log"},
-		{"features", func(c *Client) (any, error) { return c.Features() }, MsgGetFeature, "", "6\x00", uint32(FeatureError | FeatureWatchDepth)},
-		{"features of a domain", func(c *Client) (any, error) { return c.DomainFeatures(7) }, MsgGetFeature, "7\x00", "1\x00", uint32(FeatureReconnection)},
-		{"set features", func(c *Client) (any, error) { return none(c.SetDomainFeatures(7, 5)) }, MsgSetFeature, "7\x005\x00", "OK\x00", nil},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			c, p := dialPeer(t, Socket)
@@ -171,11 +162,10 @@ func TestNonsensicalRepliesBelongToTheCallAlone(t *testing.T) {
 		reply string
 		call  func(c *Client) error
 	}{
-		"list without a NUL":          {"a\x00b", func(c *Client) error { _, err := c.List("/"); return err }},
-		"permissions without a NUL":   {"n0", func(c *Client) error { _, err := c.Permissions("/"); return err }},
-		"permission of unknown kind":  {"n0\x00q1\x00", func(c *Client) error { _, err := c.Permissions("/"); return err }},
-		"introduced neither T nor F":  {"maybe\x00", func(c *Client) error { _, err := c.IsIntroduced(1); return err }},
-		"features that are no number": {"many\x00", func(c *Client) error { _, err := c.Features(); return err }},
+		"list without a NUL":         {"a\x00b", func(c *Client) error { _, err := c.List("/"); return err }},
+		"permissions without a NUL":  {"n0", func(c *Client) error { _, err := c.Permissions("/"); return err }},
+		"permission of unknown kind": {"n0\x00q1\x00", func(c *Client) error { _, err := c.Permissions("/"); return err }},
+		"introduced neither T nor F": {"maybe\x00", func(c *Client) error { _, err := c.IsIntroduced(1); return err }},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c, p := dialPeer(t, Socket)

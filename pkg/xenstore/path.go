@@ -17,7 +17,7 @@ const (
 
 	// ReleaseDomain fires when a domain crashes, shuts down, is released or
 	// destroyed. The event does not say which: look at the domains again.
-	// Where xenstored has the feature, ReleaseDomain+"/<domid>" watches one.
+	// An xenstored that knows depths takes ReleaseDomain+"/<domid>" for one domain.
 	ReleaseDomain = "@releaseDomain"
 )
 
@@ -72,7 +72,7 @@ func pathByte(c byte) bool {
 }
 
 // DomainPath returns the home of a domain, /local/domain/<domid>. Relative
-// paths of a domain start there. Client.DomainPath asks xenstored.
+// paths of a domain start there.
 func DomainPath(domid xen.Domid) string {
 	return fmt.Sprintf("/local/domain/%d", domid)
 }

@@ -56,23 +56,6 @@ type Watch struct {
 // Whoever may write below path decides how many events there are. They cost
 // bounded memory here, but watch single nodes rather than a guest's directory.
 func (c *Client) Watch(path string) (*Watch, error) {
-	return c.watch(path)
-}
-
-// WatchDepth is Watch, limited to nodes at most depth levels below path where
-// that is possible: it takes an xenstored with FeatureWatchDepth and a Socket,
-// since the kernel's xenbus knows no depth. Elsewhere deeper nodes are reported
-// too.
-func (c *Client) WatchDepth(path string, depth uint) (*Watch, error) {
-	if c.kind == Socket {
-		if f, err := c.Features(); err == nil && f&FeatureWatchDepth != 0 {
-			return c.watch(path, strconv.FormatUint(uint64(depth), 10))
-		}
-	}
-	return c.watch(path)
-}
-
-func (c *Client) watch(path string, depth ...string) (*Watch, error) {
 	if err := CheckWatchPath(path); err != nil {
 		return nil, &Error{Op: MsgWatch.String(), Path: path, Err: err}
 	}
@@ -82,8 +65,7 @@ func (c *Client) watch(path string, depth ...string) (*Watch, error) {
 	if err := c.addWatch(w); err != nil {
 		return nil, &Error{Op: MsgWatch.String(), Path: path, Err: err}
 	}
-	payload := AppendStrings(nil, append([]string{path, w.token}, depth...)...)
-	if _, err := c.call(MsgWatch, 0, path, payload); err != nil {
+	if _, err := c.call(MsgWatch, 0, path, AppendStrings(nil, path, w.token)); err != nil {
 		c.dropWatch(w)
 		return nil, err
 	}

@@ -28,8 +28,6 @@ func watchPeer(t testing.TB, kind Kind) (*Client, *peer, <-chan message) {
 		case MsgUnwatch:
 			p.ok(m)
 			watches <- m
-		case MsgGetFeature:
-			p.refuse(m, "ENOSYS")
 		default:
 			p.reply(m, m.strs()[0])
 		}
@@ -118,40 +116,6 @@ func TestWatchThatIsRefused(t *testing.T) {
 	}
 	if n := len(c.watches); n != 0 {
 		t.Errorf("%d watches are kept", n)
-	}
-}
-
-func TestWatchDepth(t *testing.T) {
-	for name, tc := range map[string]struct {
-		kind     Kind
-		features string
-		want     int // strings of the WATCH
-	}{
-		"known":           {Socket, "7\x00", 3},
-		"not offered":     {Socket, "3\x00", 2},
-		"not known":       {Socket, "", 2},
-		"over the kernel": {Xenbus, "7\x00", 2},
-	} {
-		t.Run(name, func(t *testing.T) {
-			c, p := dialPeer(t, tc.kind)
-			go p.serve(func(m message) {
-				switch {
-				case m.Header.Type == MsgGetFeature && tc.features == "":
-					p.refuse(m, "ENOSYS")
-				case m.Header.Type == MsgGetFeature:
-					p.reply(m, tc.features)
-				default:
-					ss := m.strs()
-					if len(ss) != tc.want || len(ss) == 3 && ss[2] != "1" {
-						t.Errorf("%v %q", m.Header.Type, ss)
-					}
-					p.ok(m)
-				}
-			})
-			if _, err := c.WatchDepth(ReleaseDomain, 1); err != nil {
-				t.Error(err)
-			}
-		})
 	}
 }
 
@@ -416,21 +380,5 @@ func TestCloseAWatchWhileItIsReceived(t *testing.T) {
 	}
 	if err := c.Err(); err != nil {
 		t.Error(err)
-	}
-}
-
-func TestResetWatchesClosesThem(t *testing.T) {
-	c, p, watches := watchPeer(t, Socket)
-	w, err := c.Watch("/dev")
-	if err != nil {
-		t.Fatal(err)
-	}
-	p.event("/dev", (<-watches).strs()[1])
-	if err := c.ResetWatches(); err != nil {
-		t.Fatal(err)
-	}
-	closed(t, w)
-	if err := w.Close(); err != nil || len(watches) != 0 {
-		t.Errorf("%v, and %d requests for a watch that is gone", err, len(watches))
 	}
 }

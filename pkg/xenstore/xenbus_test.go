@@ -214,17 +214,6 @@ func TestWriteErrorsThatEndTheConnection(t *testing.T) {
 	}
 }
 
-func TestXenbusKeepsTheKernelsWatches(t *testing.T) {
-	c, k := dialKernel(t)
-	k.refuse = func(m message) syscall.Errno {
-		t.Errorf("%v was sent", m.Header.Type)
-		return syscall.EIO
-	}
-	if err := c.ResetWatches(); !errors.Is(err, ErrNotSupported) {
-		t.Errorf("got %v", err)
-	}
-}
-
 func TestXenbusClosesInTheMiddle(t *testing.T) {
 	for range 20 {
 		c, _ := dialKernel(t)

@@ -131,7 +131,7 @@ func TestXenstoreOfAGuest(t *testing.T) {
 	guest := s.guest(simclient.DomainConfig{})
 	dom0 := must(s.dom0.Xenstore())(t)
 	defer dom0.Close()
-	home := must(dom0.DomainPath(guest.Domid()))(t)
+	home := xenstore.DomainPath(guest.Domid())
 	ok(t, dom0.Write(home+"/name", "web01"))
 	ok(t, dom0.SetPermissions(home, []xenstore.Perm{{Domid: 0}, {Domid: guest.Domid(), Access: xenstore.AccessRead}}))
 	ok(t, dom0.SetPermissions(home+"/name", []xenstore.Perm{{Domid: 0}, {Domid: guest.Domid(), Access: xenstore.AccessRead}}))
