@@ -40,8 +40,8 @@ type backlog struct {
 	vif   *vifMemory
 	paid  int // bytes taken from vif
 	mem   arenaMem
-	queue []backlogged // those from first on are still here
-	first int
+	queue []backlogged
+	first int // index of the head in queue; those before it were removed
 	next  int // end of the last packet in mem
 
 	// segmenter cuts the head while cutting is set.
@@ -49,7 +49,8 @@ type backlog struct {
 	cutting   bool
 }
 
-// backlogged is one packet of a backlog: n bytes at at, on as few pages as possible.
+// backlogged is one packet of a backlog: n bytes at offset at of the memory, on as few
+// pages as possible.
 type backlogged struct {
 	at, n int
 	plan  offload.RxPlan
@@ -118,8 +119,8 @@ func (l *backlog) clear() {
 	l.first, l.next, l.cutting = 0, 0, false
 }
 
-// segmentAll has packets with a GSO type segmented by the data path and not by the
-// guest.
+// segmentAll makes the data path segment the packets that have a GSO type, instead of
+// the guest.
 func (l *backlog) segmentAll() {
 	for i := range l.queue[l.first:] {
 		p := &l.queue[l.first+i].plan

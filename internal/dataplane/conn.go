@@ -117,9 +117,9 @@ type QueueConfig struct {
 type Conn struct {
 	cfg     Config
 	queues  []*Queue
-	waiting vifMemory // for packets that wait
+	waiting vifMemory // memory of packets that wait
 
-	// Of the goroutine that changes the steering.
+	// These belong to the goroutine that changes the steering.
 	steering   *steer.Config // set by SetSteering
 	resteering *resteering   // the last one
 
@@ -221,15 +221,15 @@ func (c *Conn) Stats(i int) *Stats { return &c.queues[i].stats }
 // QueueState is a snapshot of a queue.
 type QueueState struct {
 	Tx, Rx       netif.RingState
-	Backlog      int // packets that wait for rx slots, or for others of their flow
-	BacklogBytes int // memory that they take
+	Backlog      int // packets that wait for rx slots, or for predecessors in their flow
+	BacklogBytes int // bytes of memory that they take
 	Stalled      bool
 	Breached     bool
 	RateWaiting  bool
 	Uring        bool // TAP batches go through io_uring
 	Worker       int
 	Static       int // static grants
-	StaticInUse  int // of those, named by requests that are not answered
+	StaticInUse  int // static grants that unanswered requests name
 }
 
 // State returns a snapshot of queue i, taken by its worker; after Close, the zero

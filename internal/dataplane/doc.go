@@ -6,9 +6,9 @@
 // A [Pool] has a few workers. Each is one OS thread with its own epoll, its own arenas
 // and, where the kernel has it, its own io_uring. A worker owns queues whole: both
 // rings, the event channels, the TAP queue and the journal. No other goroutine touches
-// them, so the path of a packet takes no lock. Other goroutines send functions to a
-// worker's mailbox, and are told of events by the callback of a [Conn], which is one
-// vif from connect to disconnect.
+// them, so the path of a packet takes no lock. Other goroutines post functions to a
+// worker's mailbox. A [Conn] is one vif from connect to disconnect; its callback reports
+// events to them.
 //
 // # Guest to host
 //

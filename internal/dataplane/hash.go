@@ -8,8 +8,8 @@ import (
 	"github.com/netbackd/netbackd/pkg/toeplitz"
 )
 
-// hashOf returns the hash that a guest is told of a frame, and reports whether there is
-// one: c is not nil, and the frame is of one of its types. The mapping of c does not matter.
+// hashOf returns the hash of a frame for the guest's hash extra. ok is false if c is nil
+// or the frame has none of the types of c. The mapping of c does not matter.
 func hashOf(c *steer.Config, frame []byte) (info netif.HashInfo, ok bool) {
 	if c == nil {
 		return info, false

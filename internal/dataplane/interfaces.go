@@ -13,8 +13,8 @@ type Copier interface {
 	Copy(segs []gntdev.Segment) error
 }
 
-// Events is the handle that a queue's event channels are bound to, as *evtchn.Device
-// is. Only the queue's worker uses it.
+// Events is the handle that a queue's event channels are bound to, such as an
+// *evtchn.Device. Only the queue's worker uses it.
 type Events interface {
 	FD() int
 	Pending(ports []evtchn.Port) (int, error)

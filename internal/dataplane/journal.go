@@ -72,7 +72,7 @@ const _ = uint(JournalSize/4 - (jStamp + len(netif.Stamp{}))) // it fits
 // RingKeys identifies the rings of a queue.
 type RingKeys struct {
 	TxGref, RxGref xen.Gref
-	Tx, Rx         netif.Header // as they stand in the pages
+	Tx, Rx         netif.Header // as read from the ring pages
 }
 
 // Served reports whether a response was ever published in one of the rings.
@@ -128,9 +128,9 @@ func (j *Journal) Names(k *RingKeys) bool {
 }
 
 // Agrees reports whether the rings have been served exactly as far as the journal says.
-// Rings that a frontend made anew have not been served at all. So they are detected
-// even if the frontend left the stamp in them, unless the rings before had one batch of
-// responses at most.
+// It detects rings that a frontend initialised again, even with the old stamp still in
+// them, because such rings have not been served at all. It cannot detect them if the old
+// rings had at most one batch of responses.
 func (j *Journal) Agrees(k *RingKeys) bool {
 	return j.servedTo(jTx, k.Tx.RspProd) && j.servedTo(jRx, k.Rx.RspProd)
 }
@@ -154,8 +154,8 @@ func (j *Journal) stamp() (s netif.Stamp) {
 	return s
 }
 
-// Stamp returns the stamp of the journal's connection; zero if the journal was never
-// written, or by a daemon that made no stamps.
+// Stamp returns the stamp of the journal's connection. It is zero if the journal was
+// never written, or was written by a daemon that made no stamps.
 func (j *Journal) Stamp() netif.Stamp {
 	if j.page.load(jMagic) != journalMagic {
 		return netif.Stamp{}
@@ -191,14 +191,15 @@ func (j *Journal) Close() error {
 	return err
 }
 
-// begin opens the record at r for change; end makes it valid. The pair of
-// atomic stores keeps the compiler from moving the record's own stores out.
+// begin opens the record at r for change and returns its odd sequence. The atomic stores
+// of begin and end keep the compiler from moving the record's own stores out of the pair.
 func (j *Journal) begin(r uint32) uint32 {
 	seq := j.page.load(r+jSeq) | 1
 	j.page.store(r+jSeq, seq)
 	return seq
 }
 
+// end makes the record at r valid. seq is the result of begin.
 func (j *Journal) end(r, seq uint32) {
 	seq++
 	if seq == 0 {
@@ -238,9 +239,9 @@ func (j *Journal) pending(r uint32, base netif.Index, limit uint32) (n uint32, o
 	return n, n != 0 && n <= limit && netif.Index(p.load(r+jBase)) == base
 }
 
-// Replay finishes the batches that are in the journal and not published in the rings,
-// which were just attached. It reports whether there were any; then the frontend must
-// be notified, since its event may have been lost.
+// Replay publishes the batches that are in the journal and not in the rings, which were
+// just attached. It reports whether there were any; then the frontend must be notified,
+// since its event may have been lost.
 func (j *Journal) Replay(tx *netif.TxBack, rx *netif.RxBack) (replayed bool) {
 	p := j.page
 	if n, ok := j.pending(jTx, tx.RspProd(), netif.TxRingSize); ok && available(tx, n) {

@@ -10,8 +10,8 @@ import (
 )
 
 // journalPage is a journal's memory as words. Unlike a ring it is not shared with a
-// guest. Atomic stores keep the order of stores, which is the order that a successor
-// sees, at whatever instruction the daemon was killed.
+// guest. Atomic stores keep their order. A successor sees the stores in this order, up to
+// the instruction at which the daemon was killed.
 type journalPage struct{ w *[JournalSize / 4]uint32 }
 
 // newJournalPage returns a view of mem, which has JournalSize bytes and is aligned: it

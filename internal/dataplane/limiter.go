@@ -10,9 +10,9 @@ import (
 	"time"
 )
 
-// minBurst is the least a bucket holds. A packet waits until the bucket holds
-// all of it, so the bucket must hold the largest; xen-netback's floor is the
-// same (tx_add_credit).
+// minBurst is the minimum capacity of a bucket in bytes. A packet waits until the bucket
+// has enough for all of it, so the capacity must allow the largest packet. xen-netback
+// has the same minimum (tx_add_credit).
 const minBurst = 131072
 
 // Limiter is the token bucket of one vif's traffic from guest to host. All
@@ -38,8 +38,8 @@ type share struct {
 	waiting bool // changed by the queue's worker alone
 }
 
-// Set makes the limit bytes per interval, as the xenstore key "rate" says it,
-// and fills the bucket. Bytes of 0 take the limit away.
+// Set sets the limit to bytes per interval, the two values of the xenstore key "rate",
+// and fills the bucket. 0 bytes remove the limit.
 func (l *Limiter) Set(bytes uint64, interval time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -84,9 +84,9 @@ func (l *Limiter) take(now time.Time, s *share, want uint32) uint32 {
 	return got
 }
 
-// settle gives back the bytes that were drawn and not used, or charges those that were
-// used on top if that is negative. If the queue has a packet of next bytes left, for
-// which it did not get enough, it waits from here on, and settle returns for how long.
+// settle gives back the unused bytes of a take; a negative number charges bytes that were
+// used in addition. If next is not 0, the queue has a packet of next bytes for which take
+// did not return enough. It waits from then on, and settle returns the expected wait.
 func (l *Limiter) settle(now time.Time, s *share, unused int64, next uint32) time.Duration {
 	if l == nil {
 		return 0
@@ -115,7 +115,7 @@ func (l *Limiter) settle(now time.Time, s *share, unused int64, next uint32) tim
 	return time.Duration(min(missing/l.rate*float64(len(l.waiting)), math.MaxInt64/2)) + 1
 }
 
-// release has a queue wait no longer. The bytes that came in for it go to the vif.
+// release ends the wait of a queue. The bytes that came in for it go to the vif.
 func (l *Limiter) release(s *share) {
 	if l == nil {
 		return

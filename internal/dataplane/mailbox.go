@@ -15,18 +15,18 @@ import (
 // between two turns. It is for control alone, so a lock and an eventfd are cheap enough.
 type mailbox struct {
 	fd      int         // eventfd, readable while there is mail
-	waiting atomic.Bool // there is mail; what the worker looks at between two turns
+	waiting atomic.Bool // there is mail; the worker checks it between two turns
 
 	mu     sync.Mutex
 	mail   []letter // guarded by mu
 	closed bool     // guarded by mu; fd is only written to while false
 
-	// heir has taken the worker's place, but for the queues of slow vifs; nil: none
-	// has. Guarded by mu.
+	// heir has replaced the worker for all queues except those of slow vifs; nil: not
+	// replaced. Guarded by mu.
 	heir *worker
 }
 
-// letter is a function for a worker to run. q is the queue that it is about, or nil.
+// letter is a function for a worker to run. q is the queue that it concerns, or nil.
 type letter struct {
 	q *Queue
 	f func(*worker)
@@ -39,14 +39,14 @@ func (m *mailbox) open() (err error) {
 	return nil
 }
 
-// owns reports whether mail about q, or about no queue if that is nil, is for this
-// worker. Preconditions: mail.mu held.
+// owns reports whether this worker must run mail about q; q may be nil. Preconditions:
+// mail.mu held.
 func (w *worker) owns(q *Queue) bool {
 	return w.mail.heir == nil || q != nil && q.onSpare.Load() && q.worker.Load() == w
 }
 
-// next returns the worker that gets mail about q which is not for this one.
-// Preconditions: mail.mu held; owns(q) is false.
+// next returns the worker to which mail about q is forwarded. Preconditions: mail.mu
+// held; owns(q) is false.
 func (w *worker) next(q *Queue) *worker {
 	if q == nil || q.worker.CompareAndSwap(w, w.mail.heir) {
 		return w.mail.heir
@@ -54,8 +54,8 @@ func (w *worker) next(q *Queue) *worker {
 	return q.worker.Load()
 }
 
-// post leaves f, which is about q or about no queue if that is nil, for the worker,
-// or for the one that has the queue by now. It reports whether that one is still there.
+// post makes the worker run f, or the worker that has taken over q by now. f concerns q,
+// which may be nil. It returns false if that worker has ended.
 func (w *worker) post(q *Queue, f func(*worker)) bool {
 	m := &w.mail
 	m.mu.Lock()
@@ -68,9 +68,9 @@ func (w *worker) post(q *Queue, f func(*worker)) bool {
 	return m.put(letter{q, f})
 }
 
-// putFirst leaves a letter that has the worker take over queues, or the one that has
-// taken its place by now, and returns which. A slow lane has an heir as well, but takes
-// slow vifs over.
+// putFirst posts a letter that makes the worker adopt queues. If the worker has been
+// replaced its heir gets the letter, unless the queues are those of a slow vif, which a
+// slow lane adopts. It returns the worker that got the letter.
 func (w *worker) putFirst(l letter) *worker {
 	m := &w.mail
 	m.mu.Lock()
@@ -83,7 +83,7 @@ func (w *worker) putFirst(l letter) *worker {
 	return w
 }
 
-// put leaves a letter for this worker, whatever it is about. Preconditions: mu held.
+// put posts a letter to this worker without asking owns. Preconditions: mu held.
 func (m *mailbox) put(l letter) bool {
 	if m.closed {
 		return false
@@ -95,7 +95,7 @@ func (m *mailbox) put(l letter) bool {
 	return true
 }
 
-// readMail runs what was posted.
+// readMail runs the functions that were posted.
 func (w *worker) readMail() {
 	m := &w.mail
 	var n [8]byte
@@ -110,7 +110,7 @@ func (w *worker) readMail() {
 	}
 }
 
-// close refuses all further mail, and drops what was not read.
+// close refuses all further mail, and drops mail that was not read.
 func (m *mailbox) close() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -124,12 +124,13 @@ func (m *mailbox) close() {
 	}
 }
 
-// call has the queue's worker run f and waits until it has. A panic in f is returned
-// as an error: it concerns the queue's vif and no other. If the worker is gone, or
-// goes before it gets to f, that is [ErrClosed].
+// call makes the queue's worker run f and waits for the result. A panic in f is returned
+// as an error: it concerns the queue's vif and no other. If the worker has ended, or ends
+// before it runs f, the error is [ErrClosed].
 func (q *Queue) call(f func() error) error { return q.ask(f)() }
 
-// ask has the queue's worker run f, and returns a function that waits for it as call does.
+// ask makes the queue's worker run f, and returns a function that waits for the result as
+// call does.
 func (q *Queue) ask(f func() error) (wait func() error) {
 	var err error
 	ran := make(chan struct{})
@@ -154,7 +155,7 @@ func (q *Queue) ask(f func() error) (wait func() error) {
 			case <-ran:
 				return err
 			default:
-				posted = q.worker.Load() != w // it may be another's by now
+				posted = q.worker.Load() != w // another worker may have taken the queue over
 			}
 		}
 		return ErrClosed

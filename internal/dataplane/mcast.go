@@ -71,8 +71,8 @@ func (m *McastList) Keep(j *Journal) (known bool) {
 	return known
 }
 
-// append adds an address unless it is there: a daemon killed during del may have left
-// one twice. Preconditions: mu held.
+// append adds an address unless it is in the list already: a daemon that was killed
+// during del may have left one twice. Preconditions: mu held.
 func (m *McastList) append(k uint64) {
 	if n := m.n.Load(); m.find(k) < 0 {
 		m.set(n, k)

@@ -7,9 +7,9 @@ import "sync/atomic"
 // Packets wait in the host's memory: for rx slots, or for their predecessors on another
 // queue. This memory has a budget, because the guest decides how long they wait.
 //
-// Each queue has waitBytes, as with xen-netback, whatever others use. Memory beyond that
-// comes from a part that all vifs share. One vif has vifBytes of it at most, and never
-// more than it leaves to the others. A packet that finds no room is dropped and counted.
+// Each queue is guaranteed waitBytes, as with xen-netback. Memory beyond that comes from
+// a part that all vifs share. One vif has vifBytes of it at most, and never more than it
+// leaves to the others. A packet that finds no room is dropped and counted.
 //
 // So hostile guests with q queues use q * waitBytes and sharedBytes at most, together,
 // and a vif of 8 queues 20 MiB. They return it after [Config.Drain] at the latest,
@@ -29,12 +29,12 @@ const (
 // vifMemory accounts for the memory of one vif's queues, which may be on several
 // workers.
 type vifMemory struct {
-	shared *atomic.Int64 // left of the shared part; nil: there is no budget
+	shared *atomic.Int64 // unused bytes of the shared part; nil: there is no budget
 	own    int64         // bytes that do not count as shared
 	used   atomic.Int64
 }
 
-// take takes n bytes more for the vif, and reports false if it may not have them.
+// take reserves n more bytes for the vif. It returns false if that exceeds the budget.
 func (m *vifMemory) take(n int) bool {
 	if m == nil || m.shared == nil {
 		return true

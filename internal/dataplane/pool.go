@@ -18,27 +18,27 @@ import (
 type Options struct {
 	// Workers is the number of threads; 0 means one per CPU.
 	Workers int
-	// NoUring keeps to plain system calls even where the kernel has io_uring.
+	// NoUring makes workers use plain system calls even where the kernel has io_uring.
 	NoUring bool
-	// Warn is told what goes wrong without stopping anything: an io_uring that
-	// fails, a panic that costs a vif. It is called from the workers, must not
-	// block, and may be nil.
+	// Warn reports failures that do not stop the pool: an io_uring that fails, a
+	// panic that costs a vif. It is called from the workers, must not block, and may
+	// be nil.
 	Warn func(error)
 }
 
-// Pool is the workers of the data plane.
+// Pool runs the workers of the data plane.
 type Pool struct {
 	opts Options
 
-	// mu guards load in every worker and counted in every queue, and, once the
-	// pool is made, the lists of workers.
+	// mu guards load in every worker, counted in every queue, and the lists of
+	// workers.
 	mu      sync.Mutex
 	workers []*worker
 	spares  []*worker // held by slow grant copies, and slow lanes; see slowcopy.go
 
-	shared atomic.Int64 // left for packets that wait; see memory.go
+	shared atomic.Int64 // unused bytes for packets that wait; see membudget.go
 
-	watching  atomic.Bool // copies are being looked at
+	watching  atomic.Bool // watchCopies checks copies at every tick
 	wakeup    chan struct{}
 	stop      chan struct{}
 	stopOnce  sync.Once
@@ -98,8 +98,8 @@ func (p *Pool) all() []*worker {
 // count.
 func (p *Pool) Workers() int { return len(p.workers) }
 
-// Ping waits until every worker has answered. Each does so after the turn of a queue
-// that it is in. The error names a worker that has not answered.
+// Ping waits until every worker has answered. A worker answers between two turns. The
+// error names a worker that has not answered.
 func (p *Pool) Ping(ctx context.Context) error {
 	p.mu.Lock()
 	workers := slices.Clone(p.workers)
@@ -120,7 +120,7 @@ func (p *Pool) Ping(ctx context.Context) error {
 			case <-ctx.Done():
 				return fmt.Errorf("worker %d does not answer: %w", i, ctx.Err())
 			case <-w.done:
-				// The one that has taken its place by now has the letter.
+				// The worker that has replaced it has the letter.
 				p.mu.Lock()
 				heir := p.workers[i]
 				p.mu.Unlock()
@@ -151,7 +151,8 @@ func (p *Pool) warn(err error) {
 	}
 }
 
-// pick gives q to the worker with the fewest queues, and counts it there until dropped.
+// pick assigns q to the worker with the fewest queues. q counts in that worker's load
+// until dropped.
 func (p *Pool) pick(q *Queue) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -166,7 +167,7 @@ func (p *Pool) pick(q *Queue) {
 	q.counted = true
 }
 
-// join gives q to worker w, and counts it there until dropped.
+// join assigns q to worker w. q counts in its load until dropped.
 func (p *Pool) join(q *Queue, w *worker) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -175,7 +176,7 @@ func (p *Pool) join(q *Queue, w *worker) {
 	q.counted = true
 }
 
-// dropped counts q no longer as its worker's. Calling it again is fine.
+// dropped removes q from its worker's load. It may be called again.
 func (p *Pool) dropped(q *Queue) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -185,7 +186,7 @@ func (p *Pool) dropped(q *Queue) {
 	q.counted = false
 	w := q.worker.Load()
 	if !slices.Contains(p.spares, w) {
-		w = p.workers[w.index] // w, or the worker that has its load by now
+		w = p.workers[w.index] // w, or the worker that has replaced it
 	}
 	w.load--
 }

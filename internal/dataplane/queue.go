@@ -19,7 +19,7 @@ type Queue struct {
 	conn   *Conn
 	index  int
 	worker atomic.Pointer[worker] // changed by the worker that drops the queue
-	// The worker is a spare; guarded by the mail.mu of the worker.
+	// onSpare says that the worker is a spare. It is guarded by that worker's mail.mu.
 	onSpare atomic.Bool
 	stats   Stats
 
@@ -43,16 +43,16 @@ type Queue struct {
 	maxRx    int           // largest frame in bytes that the guest takes
 	tooBigAt time.Time     // time of the last TooBig notice
 
-	// The worker's books.
+	// The worker's bookkeeping.
 	attached bool
 	breached bool
-	counted  bool     // in its worker's load; guarded by the pool's mu
+	counted  bool     // it counts in its worker's load; guarded by the pool's mu
 	id       int      // index in the worker's table, and file number in its io_uring
 	ready    bool     // in the worker's ready list
 	timed    bool     // in the worker's timed list
-	account  *account // of its vif
-	turnSegs int      // segments that the turn under way took from the guest
-	mostSegs int      // most segments for the next turn
+	account  *account // its vif's, with the worker
+	turnSegs int      // segments that the current turn took from the guest
+	mostSegs int      // maximum of segments for the next turn
 
 	ev   eventState
 	rate rateState
@@ -77,7 +77,7 @@ type eventState struct {
 // rateState is a queue's part in the rate limit of its vif.
 type rateState struct {
 	share share
-	until time.Time // the limit allows no packet before
+	until time.Time // the limit allows no packet before that time
 }
 
 // tapState holds what the worker has learned about the TAP queue.
@@ -89,10 +89,10 @@ type tapState struct {
 
 // slotWait is the state of a queue that has too few rx slots.
 type slotWait struct {
-	since      time.Time // zero: it has enough
-	need       uint32    // slots it takes to go on
-	stalled    bool      // since Config.Stall; the owner was told
-	stale      int       // most packets in the TAP that are too old to be delivered
+	since      time.Time // start of the wait; zero: it has enough
+	need       uint32    // slots that end the wait
+	stalled    bool      // the wait took Config.Stall; the owner was told
+	stale      int       // maximum of packets in the TAP that are too old to be delivered
 	drainAfter time.Duration
 	pollAt     time.Time // time to look for slots of a guest without feature-rx-notify
 }
@@ -156,8 +156,7 @@ func (q *Queue) sizePackets() {
 	q.reader.resize(slots)
 }
 
-// waitsForSlots reports whether the rx ring has to be looked at even if the TAP is
-// empty.
+// waitsForSlots reports whether the rx ring must be checked even if the TAP is empty.
 func (q *Queue) waitsForSlots() bool { return !q.backlog.empty() || !q.blocked.since.IsZero() }
 
 // unblocked is called when the guest has posted slots again.

@@ -35,11 +35,11 @@ func (c *Conn) SetXDPHeadroom(n uint16) error {
 	return nil
 }
 
-// SetSteering publishes packets on the queue that s chooses, whatever TAP queue they
-// are read from; nil ends that. It is for hosts whose kernel does not accept a steering
-// program, which would cost less, and requires [Config.OneWorker]. s must not change
-// any more. The order of flows is kept as by [Conn.Resteer]; both belong to the same
-// goroutine.
+// SetSteering publishes packets on the queue that s chooses instead of the queue of the
+// TAP queue they are read from; nil ends that. It is for hosts whose kernel does not
+// accept a steering program, which would cost less, and requires [Config.OneWorker]. s
+// must not change any more. The order of flows is kept as by [Conn.Resteer]; both must be
+// called from the same goroutine.
 func (c *Conn) SetSteering(s *steer.Config) error {
 	err := c.resteer(&resteering{from: c.steering, to: s}, func() error {
 		for _, q := range c.queues {
@@ -57,9 +57,9 @@ func (c *Conn) SetSteering(s *steer.Config) error {
 
 // Resteer keeps packets to the guest in order while the host's kernel switches from
 // steering by configuration from to configuration to: no packet of a flow is published
-// on its new queue before all its predecessors on the old one. A nil configuration is a
-// choice of the host, which is not known. change makes the kernel switch. It must
-// return only after the last packet was steered the old way.
+// on its new queue before all its predecessors on the old one. With a nil configuration
+// the host chooses the queue, in a way that is not known. change makes the kernel switch.
+// It must return only after the last packet was steered the old way.
 //
 // If the guest does not empty one queue, packets on others wait for a second at most,
 // or for [Config.Drain] if that is less; then they are published out of order, and
@@ -89,7 +89,7 @@ func (c *Conn) AddGrants(i int, p *staticgrant.Prepared) (now []netif.GrefEntry,
 }
 
 // RemoveGrants removes the entries of list from the table of queue i, between two
-// batches, and returns the entries left. When it returns the queue does not use the
+// batches, and returns the remaining entries. When it returns the queue does not use the
 // pages any more, and they can be unmapped.
 func (c *Conn) RemoveGrants(i int, list []netif.GrefEntry) (r *staticgrant.Removed, now []netif.GrefEntry, err error) {
 	q := c.queues[i]

@@ -42,9 +42,9 @@ type resteering struct {
 	kernel   bool // packets are read from the TAP queue of their guest queue
 
 	undrained  atomic.Int32  // queues that may have packets from before the change
-	broken     atomic.Bool   // a queue gave up on publishing them first
-	unfinished atomic.Int32  // queues with a part in it
-	over       chan struct{} // closed when there are none
+	broken     atomic.Bool   // a queue gave up before it had published its old packets
+	unfinished atomic.Int32  // queues that still have a part in the resteering
+	over       chan struct{} // closed when unfinished becomes 0
 }
 
 // phase is a queue's progress in a resteering. Phases only go forward, and a queue may
@@ -57,12 +57,12 @@ type resteering struct {
 //	drainingBacklog   the backlog may have such packets
 //	    | backlog published
 //	drained           waits until all other queues have drained
-//	    | all have, or time is up, or there is no room to set more aside
+//	    | all have drained, or time is up, or there is no room to set more aside
 //	released          set-aside packets may follow the backlog
 //	    | backlog published
 //	spliced           the set-aside packets are now the backlog
 //	    | backlog published
-//	(no part any more)
+//	(finished)
 type phase uint8
 
 const (
@@ -99,7 +99,7 @@ type queueResteer struct {
 	phase phase
 	aside backlog   // packets set aside
 	read  int       // packets read while draining the TAP
-	until time.Time // set-aside packets are released then
+	until time.Time // set-aside packets are released then at the latest
 }
 
 // resteer runs change, which must return only after the last packet was steered the
@@ -234,8 +234,8 @@ func (v *queueResteer) mayHaveOlder(frame []byte, to, queues int) bool {
 	case v.from != nil:
 		return v.from.Choose(frame).Queue%queues != to
 	case !v.kernel:
-		// It is read from the same TAP queue as those before it, which was not
-		// read until they were published.
+		// A flow stays on one TAP queue, which was not read again until the packets
+		// before this one were published.
 		return false
 	}
 	// The host may have steered its flow to any queue. A packet that is not on its
@@ -309,7 +309,7 @@ func (w *worker) advance(q *Queue) (more bool) {
 	if !q.backlog.empty() {
 		return false
 	}
-	q.backlog.close() // it may have the room for set-aside packets
+	q.backlog.close() // it may still have the larger size of set-aside packets
 	if v.aside.empty() {
 		q.endResteer()
 		q.tapIn.ready = !q.tapIn.gone
@@ -323,8 +323,8 @@ func (w *worker) advance(q *Queue) (more bool) {
 	return true
 }
 
-// releaseAside lets the set-aside packets follow the backlog if all queues have drained, if
-// time is up, or if there is no room for more. It reports whether it did.
+// releaseAside enters phase released if all queues have drained, if time is up, or if
+// there is no room for more set-aside packets. It reports whether it did.
 func (w *worker) releaseAside(q *Queue, v *queueResteer) bool {
 	allDrained := v.undrained.Load() == 0
 	if !allDrained && !v.full() && w.time().Before(v.until) {
@@ -349,7 +349,7 @@ func (q *Queue) waiting() int {
 	return q.backlog.len()
 }
 
-// waitingBytes returns the memory that they take.
+// waitingBytes returns the bytes of memory that packets waiting to be published take.
 func (q *Queue) waitingBytes() int {
 	if q.resteer != nil {
 		return q.backlog.bytes() + q.resteer.aside.bytes()

@@ -33,12 +33,12 @@ const (
 	rxArenaBytes = rxDenseFrom + rxParts*rxReads/2*netif.PageSize + maxFramePages*netif.PageSize
 )
 
-// rxFrame is a frame that was read to at of the rx arena. The vnet header is before
-// it; n counts the bytes of both.
+// rxFrame is a frame at offset at of the rx arena. The vnet header is before it; n counts
+// the bytes of both.
 type rxFrame struct{ at, n int }
 
-// rxFrameAt returns the place of packet i of a pass; large says that large packets
-// are expected. The vnet header goes before it.
+// rxFrameAt returns the offset of packet i of a pass; large says that large packets are
+// expected. The vnet header goes before it.
 //
 // A large packet starts at a page, so that its pages are copied one by one into the
 // guest's and no copy crosses a page end. Small ones have different offsets in their

@@ -28,8 +28,8 @@ type rxBatch struct {
 
 	free    uint32 // requests not yet consumed
 	packets uint32
-	failed  uint32 // of the packets
-	bytes   uint32 // of those that did not fail
+	failed  uint32 // packets that failed
+	bytes   uint32 // bytes of the packets that did not fail
 }
 
 // rxPacket is a packet of the batch.
@@ -128,7 +128,7 @@ func (w *worker) rxFromTap(q *Queue, b *rxBatch) (more bool) {
 }
 
 // rxFromBacklog plans as many packets of the backlog as the slots at hand can take.
-// Segments are made in the rx arena, which has no packets of the TAP then.
+// Segments are made in the rx arena, which holds no packets of the TAP in such a pass.
 func (w *worker) rxFromBacklog(q *Queue, b *rxBatch) (more bool) {
 	l := &q.backlog
 	made := 0
@@ -136,7 +136,7 @@ func (w *worker) rxFromBacklog(q *Queue, b *rxBatch) (more bool) {
 		p := l.head()
 		if p.plan.Action != offload.ActSegment {
 			if p.n > q.maxRx {
-				w.tally[DropRxSize]++ // the guest has asked for headroom since it came
+				w.tally[DropRxSize]++ // the guest has asked for headroom since it was read
 				l.pop()
 				continue
 			}
@@ -186,10 +186,10 @@ func (w *worker) rxFromBacklog(q *Queue, b *rxBatch) (more bool) {
 	return true
 }
 
-// rxBlocked is called when packets wait, or have waited until they were dropped, for
-// more slots than there are. It asks the guest for an event once they are there, calls
-// the queue stalled after [Config.Stall], and drops packets of the backlog that are
-// older than the drain time.
+// rxBlocked is called when packets wait for more slots than there are, or were dropped
+// because they waited too long. It requests an event for when the guest has posted the
+// slots, marks the queue as stalled after [Config.Stall], and drops packets of the
+// backlog that are older than the drain time.
 func (w *worker) rxBlocked(q *Queue) (more bool, err error) {
 	cfg := &q.conn.cfg
 	there, err := q.rx.ArmFor(q.blocked.need)

@@ -15,7 +15,7 @@ const tooBigEvery = time.Second
 
 // planFrames plans the packets of one read.
 func (w *worker) planFrames(q *Queue, b *rxBatch, frames []rxFrame) {
-	// Packets of such a queue only have to be delivered.
+	// Packets of a plain queue need no more than to be delivered.
 	plain := q.xdpRoom == 0 && q.hash == nil && q.steer == nil && q.resteer == nil && !q.conn.cfg.Mcast.filter.Load()
 	for i := range frames {
 		if !plain || !w.planPlain(q, b, frames[i]) {
@@ -24,8 +24,8 @@ func (w *worker) planFrames(q *Queue, b *rxBatch, frames []rxFrame) {
 	}
 }
 
-// planPlain plans a packet that fits one slot and has no offload. It reports false,
-// and does nothing, if the packet is another one or there is no slot.
+// planPlain plans a packet that fits one slot and has no offload. For any other packet,
+// or if there is no slot, it returns false and does nothing.
 func (w *worker) planPlain(q *Queue, b *rxBatch, f rxFrame) bool {
 	at, n := f.at, f.n-q.vnetLen
 	if n < minLinear || n > netif.PageSize || b.free == 0 || !q.backlog.empty() {
@@ -127,8 +127,8 @@ func (w *worker) planOffload(q *Queue, v tap.VnetHdr, frame []byte, plan *offloa
 	return err == nil
 }
 
-// tooBig drops a packet that the guest cannot take, and tells the owner of the
-// connection: the host uses a larger MTU than a guest without scatter-gather can.
+// tooBig drops a packet that the guest cannot take, and notifies the owner of the
+// connection: the host's MTU is too large for a guest without scatter-gather.
 func (w *worker) tooBig(q *Queue) {
 	w.tally[DropRxSize]++
 	if now := w.time(); now.Sub(q.tooBigAt) >= tooBigEvery {

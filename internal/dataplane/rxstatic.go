@@ -19,9 +19,9 @@ func (q *Queue) readsToPages() bool {
 		q.conn.cfg.SG && !q.conn.cfg.Mcast.filter.Load()
 }
 
-// rxToPages reads large packets into the guest's pages as long as there are any, and
-// reports whether the pass is to end. If not, the next packets are read to the arena:
-// because packets are not large any more, or not all slots are static grants.
+// rxToPages reads large packets into the guest's pages as long as there are any. It
+// reports whether the pass must end. If not, the next packets are read to the arena,
+// because there are too few slots or not all of them are static grants.
 func (w *worker) rxToPages(q *Queue, b *rxBatch) (end bool) {
 	r := &q.reader
 	want := r.wantLarge()

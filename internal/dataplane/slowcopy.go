@@ -24,11 +24,11 @@ import (
 // before.
 //
 // So the pool watches the copies that are under way. If one keeps its worker's thread
-// asleep, the vifs of all other guests go to a new worker, which takes the worker's
-// place. The thread that is held is a spare from there on. When its copy is over it
-// goes on to serve the slow guest's vifs, as a slow lane, or hands them to a lane if
-// there are enough of these, and ends. Vifs in one lane wait for each other's copies,
-// and no other vif does. A vif that had no slow copy for a while leaves its lane.
+// asleep, a new worker replaces that worker and serves the vifs of all other guests. The
+// blocked worker becomes a spare. When its copy has returned it serves the slow guest's
+// vifs as a slow lane. If there are maxLanes lanes already, it hands the vifs to one of
+// them and ends. Only vifs of the same lane wait for each other's copies. A vif that had
+// no slow copy for the time of probation leaves its lane.
 //
 //	worker 3 ---- slow copy ----> spare, held ---- copy over ----> slow lane
 //	   |                                     |                      ^    |
@@ -36,49 +36,49 @@ import (
 //	   v                                         of maxLanes, and ends   | slow for probation
 //	new worker 3 <-------------------------------------------------------'
 //
-// A copy costs two atomic operations for that.
+// This costs two atomic operations per copy.
 const (
-	// copyTick separates the looks at copies, while there are any. A copy that
-	// was under way twice has taken between one and two ticks. That is how long
-	// others wait for the first slow copy of a guest.
+	// copyTick is the interval of the checks for slow copies. A copy that two checks
+	// find under way has taken between one and two ticks. Other vifs wait that long
+	// for the first slow copy of a guest.
 	copyTick = 50 * time.Millisecond
 
-	// quietTicks is for how many ticks without a copy under way the pool goes on
-	// looking. Then it sleeps until there is one.
+	// quietTicks is the number of ticks without a copy under way after which the
+	// checks stop. The next copy starts them again.
 	quietTicks = 10
 
-	// probation is for how long no copy of a vif may be slow before it shares a
-	// worker with others again.
+	// probation is the time without a slow copy after which a vif shares a worker
+	// with others again.
 	probation = 10 * time.Second
 
 	// maxLanes bounds the threads that serve slow vifs between their copies.
 	maxLanes = 8
 )
 
-// MaxSpares bounds the threads for slow grant copies: those that are held by one, and
-// the slow lanes. No call gets a thread out of a copy, so each guest whose first slow
-// copy is under way holds one. Beyond the bound a copy holds its worker up. Each
-// thread has some 8 MiB of buffers.
+// MaxSpares bounds the threads for slow grant copies: those blocked in a copy, and the
+// slow lanes. A copy cannot be interrupted, so each guest blocks one thread while its
+// first slow copy is under way. Beyond the bound a slow copy blocks its worker with all
+// its vifs. Each thread has some 8 MiB of buffers.
 const MaxSpares = 128
 
-// stolen is the state of a copy during which the other vifs were taken away.
+// stolen is the value of underWay after the pool has moved the other vifs away.
 const stolen = math.MaxUint64
 
 // copyWatch is the state of a worker's grant copies.
 type copyWatch struct {
-	tid      int           // of the worker's thread
+	tid      int           // thread ID of the worker
 	seq      uint64        // number of the last copy
-	queue    *Queue        // that the copy is for
-	underWay atomic.Uint64 // the number of the copy while it is under way, or stolen
-	seen     uint64        // the last copy that was seen under way; the pool's
-	slow     atomic.Uint64 // the last copy that was found to be slow
-	relieved chan struct{} // closed when the other vifs have been taken away
+	queue    *Queue        // queue of the last copy
+	underWay atomic.Uint64 // number of the copy under way, 0 if there is none, or stolen
+	seen     uint64        // last copy that a check found under way; only watchCopies uses it
+	slow     atomic.Uint64 // last copy that was found to be slow
+	relieved chan struct{} // closed when the other vifs have been moved away
 
-	spare bool // the other vifs have been taken away
-	lane  bool // serves slow vifs for as long as there are any; guarded by pool.mu
+	spare bool // the other vifs have been moved away
+	lane  bool // serves slow vifs as long as there are any; guarded by pool.mu
 }
 
-// grantCopy makes a grant copy for a queue, under the eyes of the pool.
+// grantCopy makes a grant copy for a queue. The pool watches how long it takes.
 func (w *worker) grantCopy(q *Queue, segs []gntdev.Segment) error {
 	w.tally[GrantCalls]++
 	w.tally[Syscalls]++
@@ -92,7 +92,8 @@ func (w *worker) grantCopy(q *Queue, segs []gntdev.Segment) error {
 	return q.grants.Copy(segs)
 }
 
-// copied ends a copy. If the other vifs are being taken away it waits until they are.
+// copied notes the end of a copy. If the pool is moving the other vifs away it waits
+// until that is done.
 func (w *worker) copied() {
 	c := &w.copies
 	if !c.underWay.CompareAndSwap(c.seq, 0) {
@@ -111,7 +112,7 @@ func (w *worker) copied() {
 	}
 }
 
-// watch has the pool look at copies.
+// watch makes watchCopies start its checks.
 func (p *Pool) watch() {
 	if !p.watching.Load() && p.watching.CompareAndSwap(false, true) {
 		select {
@@ -121,7 +122,7 @@ func (p *Pool) watch() {
 	}
 }
 
-// watchCopies looks at the copies of all workers until the pool is closed.
+// watchCopies checks the copies of all workers until the pool is closed.
 func (p *Pool) watchCopies() {
 	defer close(p.watchDone)
 	tick := time.NewTicker(copyTick)
@@ -140,20 +141,20 @@ func (p *Pool) watchCopies() {
 			case <-p.stop:
 				return
 			}
-			if p.lookAtCopies() {
+			if p.checkCopies() {
 				quiet = 0
 			}
 		}
 		p.watching.Store(false)
-		if p.lookAtCopies() { // one that began meanwhile did not wake this loop
+		if p.checkCopies() { // a copy that began meanwhile did not wake this loop
 			p.watch()
 		}
 	}
 }
 
-// lookAtCopies reports whether there are copies under way, and relieves the workers
-// of those that are slow.
-func (p *Pool) lookAtCopies() (some bool) {
+// checkCopies reports whether there are copies under way, and relieves the workers of
+// those that are slow.
+func (p *Pool) checkCopies() (some bool) {
 	for _, w := range p.all() {
 		c := &w.copies
 		seq := c.underWay.Load()
@@ -176,19 +177,19 @@ func (p *Pool) lookAtCopies() (some bool) {
 	return some
 }
 
-// asleep reports whether a thread of this process sleeps in the kernel, rather than
-// runs or waits for a processor.
+// asleep reports whether a thread of this process sleeps in the kernel. One that runs, or
+// is ready to run, does not.
 func asleep(tid int) bool {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/self/task/%d/stat", tid))
-	_, state, ok := bytes.Cut(b, []byte(") ")) // behind a name
+	_, state, ok := bytes.Cut(b, []byte(") ")) // the state follows "tid (name) "
 	return err != nil || !ok || state[0] != 'R'
 }
 
-// errNoSpare is why a worker is not relieved if there are [MaxSpares] spares.
+// errNoSpare is the error of relieve if there are [MaxSpares] spares.
 var errNoSpare = fmt.Errorf("%d threads are for slow grant copies already", MaxSpares)
 
-// relieve starts a worker that takes the place of w, whose copy seq is slow, and gives
-// it the queues of other guests. On a spare, a slow copy concerns slow vifs alone.
+// relieve starts a worker that replaces w, whose copy seq is slow, and gives it the
+// queues of other guests. It does nothing if w is a spare, which only serves slow vifs.
 func (p *Pool) relieve(w *worker, seq uint64) error {
 	p.mu.Lock()
 	spare, full := slices.Contains(p.spares, w), len(p.spares) >= MaxSpares
@@ -215,9 +216,9 @@ func (p *Pool) relieve(w *worker, seq uint64) error {
 	return nil
 }
 
-// replace has heir take the place of w in the pool, with the queues of all guests but
-// the one whose copy is slow. The thread of w is in the copy, or waits for this to be
-// done, and heir's does not run yet: both are the caller's.
+// replace puts heir in the place of w in the pool and gives it the queues of all guests
+// except the one whose copy is slow. The thread of w is in the copy or waits for replace,
+// and that of heir does not run yet, so the caller may change both workers.
 func (p *Pool) replace(w, heir *worker) {
 	domid := w.copies.queue.conn.cfg.Domid
 	stay := make(map[*Conn]bool)
@@ -235,7 +236,7 @@ func (p *Pool) replace(w, heir *worker) {
 		w.drop(q)
 	}
 	if w.ring != nil {
-		// It has files of those that go, and other threads may not change that.
+		// It has files of the queues that move, and only its own thread could remove them.
 		_ = w.ring.Close()
 		w.ring = nil
 	}
@@ -260,7 +261,7 @@ func (p *Pool) replace(w, heir *worker) {
 	for c := range stay {
 		for _, q := range c.queues {
 			if q.worker.Load() == w {
-				q.onSpare.Store(true) // one that is not attached yet, too
+				q.onSpare.Store(true) // also a queue that is not attached yet
 			}
 		}
 	}
@@ -268,15 +269,15 @@ func (p *Pool) replace(w, heir *worker) {
 	w.copies.spare = true
 }
 
-// handOn gives queues to another worker: adopt is the letter that has it take them.
-// All mail that is not for this worker any more goes on as well, behind that.
-// Preconditions: w.mail.mu held; the queues have been dropped.
+// handOn gives queues to another worker, which runs adopt to take them over. Mail that is
+// not for this worker any more is forwarded after that. Preconditions: w.mail.mu held;
+// the queues have been dropped.
 func (w *worker) handOn(to *worker, queues []*Queue, adopt func(*worker)) {
 	if len(queues) > 0 {
 		to = to.putFirst(letter{queues[0], adopt})
 	}
 	for _, q := range queues {
-		for _, o := range q.conn.queues { // those that are not attached yet, too
+		for _, o := range q.conn.queues { // also queues that are not attached yet
 			o.worker.CompareAndSwap(w, to)
 		}
 	}
@@ -291,8 +292,8 @@ func (w *worker) handOn(to *worker, queues []*Queue, adopt func(*worker)) {
 	w.mail.mail = stays
 }
 
-// drop takes a queue out of the worker's books and ends its events, but lets go of
-// nothing that is the queue's.
+// drop removes a queue from the worker's lists, its epoll and its io_uring. The queue
+// keeps its state for the worker that adopts it.
 func (w *worker) drop(q *Queue) {
 	w.unwatch(q)
 	if w.ring != nil {
@@ -322,8 +323,8 @@ func (w *worker) adopt(queues []*Queue) {
 	}
 }
 
-// giveUp has a spare give up the vifs that it need not serve any more, and reports
-// whether it is to end. It runs on the spare's thread, between rounds.
+// giveUp hands on the vifs that a spare need not serve any more, and reports whether the
+// spare must end. It runs on the spare's thread, between rounds.
 func (w *worker) giveUp() (end bool) {
 	for _, a := range slices.Clone(w.accounts) {
 		if w.time().Before(a.homeAt) {
@@ -345,21 +346,21 @@ func (w *worker) giveUp() (end bool) {
 			w.giveLane(a, lane)
 		}
 	}
-	// A vif that was handed here, under the lock, may be on its way.
+	// Another spare may have just handed a vif to this one, under the lock.
 	if len(w.accounts) > 0 || w.mail.waiting.Load() {
 		return false
 	}
 	p.spares = without(p.spares, w)
-	p.workers[w.index].load += w.load // of vifs that are being closed; see dropped
+	p.workers[w.index].load += w.load // queues of vifs that are being closed; see dropped
 	w.load = 0
 	return true
 }
 
-// lane returns the slow lane that is to get the next vif, or nil if there is to be one
-// more. Preconditions: mu held.
+// lane returns the slow lane for the next vif, or nil if there are fewer than maxLanes.
+// Preconditions: mu held.
 func (p *Pool) lane() (best *worker) {
 	lanes := 0
-	better := func(a, b *worker) bool { // one that is in no copy now, or else with fewer queues
+	better := func(a, b *worker) bool { // not in a copy now; else with fewer queues
 		if x, y := a.copies.underWay.Load() == 0, b.copies.underWay.Load() == 0; x != y {
 			return x
 		}
@@ -380,7 +381,7 @@ func (p *Pool) lane() (best *worker) {
 	return best
 }
 
-// giveHome gives a vif of a spare back to the workers.
+// giveHome moves a vif of a spare back to the worker that has replaced the spare.
 func (w *worker) giveHome(a *account) {
 	queues := w.take(a.conn)
 	p := w.pool
@@ -399,7 +400,7 @@ func (w *worker) giveHome(a *account) {
 	w.handOn(home, queues, func(w *worker) { w.adopt(queues) })
 }
 
-// giveLane gives a vif of a spare to a slow lane. Preconditions: pool.mu held.
+// giveLane moves a vif of a spare to a slow lane. Preconditions: pool.mu held.
 func (w *worker) giveLane(a *account, lane *worker) {
 	queues, homeAt := w.take(a.conn), a.homeAt
 	w.pool.moveLoad(a.conn, w, lane)
@@ -423,8 +424,8 @@ func (w *worker) take(c *Conn) (queues []*Queue) {
 	return queues
 }
 
-// moveLoad counts the queues of a connection that are at worker from as those of
-// worker to. Preconditions: mu held.
+// moveLoad moves the queues of a connection from the load of one worker to that of
+// another. Preconditions: mu held.
 func (p *Pool) moveLoad(c *Conn, from, to *worker) {
 	for _, q := range c.queues {
 		if q.counted && q.worker.Load() == from {

@@ -10,7 +10,7 @@ import (
 	"github.com/netbackd/netbackd/internal/rawio"
 )
 
-// tapReads is the memory and knowledge that the tapReaders of one worker's queues
+// tapReads holds the buffers and measurements that the tapReaders of one worker's queues
 // share. They use it in turn.
 type tapReads struct {
 	frames [rxReads]rxFrame // of the last read
@@ -22,9 +22,9 @@ type tapReads struct {
 	ringSlow bool // a read with io_uring takes longer than a system call
 }
 
-// readByCalls reads a packet to the place of each of frames with a system call each.
-// It stops when there are no more, or behind one of more than most bytes, vnet
-// header included. It returns the number of packets.
+// readByCalls reads a packet to the place of each of frames with a system call each. It
+// stops when the TAP is empty, or after a packet of more than most bytes, vnet header
+// included. It returns the number of packets.
 func (r *tapReader) readByCalls(w *worker, frames []rxFrame, most int) (got int) {
 	calls := w.reads.calls[:len(frames)]
 	for i := range calls {
@@ -36,15 +36,16 @@ func (r *tapReader) readByCalls(w *worker, frames []rxFrame, most int) (got int)
 	}
 	made := uint32(got)
 	if got < len(frames) && (got == 0 || frames[got-1].n <= most) {
-		made++ // one in vain
+		made++ // the read that found the TAP empty
 	}
 	w.tally[Syscalls] += made
 	w.tally[TapReadCalls] += made
 	return got
 }
 
-// readByRing reads packets to the places of frames[got:] with one call of io_uring
-// and moves those that came to the front. It returns their number, got included.
+// readByRing reads packets to the places of frames[got:] with one call of io_uring, and
+// moves the frames of completed reads to the front. It returns their number, got
+// included.
 func (r *tapReader) readByRing(w *worker, frames []rxFrame, got int) int {
 	for i := got; i < len(frames); i++ {
 		w.ring.ReadFixed(r.id, w.rxMem.addr(frames[i].at-r.vnetLen), uint32(r.readLen), bufRx, uint64(i))
@@ -58,8 +59,8 @@ func (r *tapReader) readByRing(w *worker, frames []rxFrame, got int) int {
 	if err != nil {
 		w.ringFailed(err)
 	}
-	// Reads run in order, so those that brought a packet come before those that
-	// did not, unless a packet arrived in between.
+	// Reads run in order, so reads that returned a packet come before those that did
+	// not, unless a packet arrived in between.
 	for i := got; i < len(frames); i++ {
 		if frames[i].n > 0 {
 			frames[got] = frames[i]
@@ -69,10 +70,9 @@ func (r *tapReader) readByRing(w *worker, frames []rxFrame, got int) int {
 	return got
 }
 
-// useRing notes that the queue's file has the number id in the worker's io_uring, and
-// that the ring cancels reads of it that find nothing (nowait) instead of waiting for
-// a packet. The first such queue of a worker is used to compare io_uring with system
-// calls.
+// useRing notes that the queue's file has the number id in the worker's io_uring. nowait
+// says that the ring cancels reads that find the TAP empty, instead of waiting for a
+// packet. The first queue with nowait is used to compare io_uring with system calls.
 func (r *tapReader) useRing(w *worker, id int, nowait bool) {
 	r.id, r.byRing = id, nowait
 	if nowait && !w.reads.compared {
@@ -84,7 +84,7 @@ func (r *tapReader) useRing(w *worker, id int, nowait bool) {
 // That depends on the host: on the kernel's entry and exit code, on a hypervisor in
 // between, on mitigations. It reads 0 bytes, which takes no packet from the TAP.
 func (r *tapReader) compare(w *worker) {
-	const tries = 8 // the shortest counts
+	const tries = 8 // the shortest time of each is compared
 	least := [2]time.Duration{time.Hour, time.Hour}
 	calls := w.reads.calls[:]
 	clear(calls)

@@ -11,15 +11,15 @@ import (
 )
 
 const (
-	// rxReads is the most packets that are read from a TAP queue with one call.
+	// rxReads is the maximum of packets that are read from a TAP queue with one call.
 	rxReads = 64
 
-	// rxCalls is the most packets that are read with system calls of their own
-	// before they are planned: few enough to be in the cache still.
+	// rxCalls is the maximum of packets that are read with a system call each before
+	// they are planned: few enough to be still in the cache.
 	rxCalls = 32
 
-	// rxFew is the number of packets up to which system calls are made even with
-	// io_uring: of so few, some might be read in vain.
+	// rxFew: a read of up to this many packets uses system calls even with io_uring,
+	// because it may find the TAP empty.
 	rxFew = 8
 
 	// rxParts is the number of reads of rxReads packets in a pass, as long as the
@@ -43,7 +43,7 @@ const (
 // worker, whose memory and io_uring it uses.
 //
 // A run is a sequence of packets between two empty reads. Its length decides how many
-// packets the next read asks for; a read in vain is expensive with io_uring:
+// packets the next read asks for; an empty read is expensive with io_uring:
 //
 //	run        packets read       the next read asks for
 //	first      0, none expected   1
@@ -51,9 +51,9 @@ const (
 //	beyond     >= expected        read/4, at least rxFew; rxCalls without io_uring
 //	endless    >= rxSure          the same, without a system call before io_uring
 //
-// A full read goes on with the run. A short one ends it; the next run is expected to
-// be as long as the shorter one of the last two. A read that asks for one packet and
-// gets it ends the run as well; then two are expected.
+// A full read continues the run. A short one ends it; the next run is expected to be as
+// long as the shorter one of the last two. A read that asks for one packet and gets it
+// ends the run as well; then two are expected.
 type tapReader struct {
 	tap     *tap.Queue
 	vnetLen int // bytes of vnet header on the TAP, 0 or tap.VnetHdrLen
@@ -71,7 +71,7 @@ type tapReader struct {
 	someLarge   bool   // the last read brought large packets
 	lastLarge   bool   // the last packet was large
 	largeExtras uint32 // extra slots of the last large packet
-	slots       int    // most slots that one packet takes
+	slots       int    // maximum of slots that one packet takes
 }
 
 // tapRead is the result of one read.
@@ -79,13 +79,13 @@ type tapRead struct {
 	frames []rxFrame // valid until the next read
 	asked  int       // packets asked for
 	large  bool      // some of them are large
-	empty  bool      // the TAP was found empty behind them
-	more   bool      // worth another read at once
+	empty  bool      // the TAP was found empty after them
+	more   bool      // the TAP should be read again at once
 }
 
-// next reads packets into the rx arena, most of them at most. free is the number of
-// rx slots at hand. At least atLeast packets are asked for, whatever the estimate
-// is. A large packet starts at a page.
+// next reads up to most packets into the rx arena. free is the number of rx slots at
+// hand. It asks for at least atLeast packets, even if it expects fewer. A large packet
+// starts at a page.
 func (r *tapReader) next(w *worker, free, most, atLeast int) (t tapRead) {
 	t.asked = min(r.want(free, r.usesRing(w), atLeast), most)
 	frames, full := r.read(w, t.asked)
@@ -99,8 +99,8 @@ func (r *tapReader) next(w *worker, free, most, atLeast int) (t tapRead) {
 	return t
 }
 
-// want returns the number of packets to ask for, with free slots at hand. With
-// io_uring reads in vain are expensive, so it follows the runs before.
+// want returns the number of packets to ask for, with free slots at hand. With io_uring
+// empty reads are expensive, so the number follows the length of the previous runs.
 func (r *tapReader) want(free int, byRing bool, atLeast int) int {
 	most := rxCalls
 	if byRing {
@@ -128,13 +128,13 @@ func (r *tapReader) want(free int, byRing bool, atLeast int) int {
 // again at once. full says that the read brought all it asked for.
 func (r *tapReader) note(got int, full bool) (more bool) {
 	r.run += got
-	// After a single packet epoll finds out as cheaply as an empty read whether
-	// there is another.
+	// After a single packet, epoll finds out whether there is another as cheaply as
+	// an empty read.
 	if full && got > 1 {
 		return true
 	}
-	// The next run is expected to be like the shorter one of the last two: a read in
-	// vain costs more than one read more.
+	// The next run is expected to be like the shorter one of the last two: an empty
+	// read costs more than one more read.
 	if full {
 		r.expected = 2
 	} else {
@@ -147,28 +147,28 @@ func (r *tapReader) note(got int, full bool) (more bool) {
 // restart forgets the run under way and expects a single packet.
 func (r *tapReader) restart() { r.run, r.expected = 0, 1 }
 
-// resize sets the most slots that one packet takes, and forgets what it knows of the
-// extras of large packets.
+// resize sets the maximum of slots that one packet takes, and forgets the extras of the
+// last large packet.
 func (r *tapReader) resize(slots int) {
 	r.lastLarge, r.largeExtras = false, 0
 	r.slots = slots
 }
 
-// endless reports whether the run is so long that the next read is taken for granted.
+// endless reports whether the run is so long that the next read is expected to succeed.
 func (r *tapReader) endless() bool { return r.run >= rxSure }
 
-// usesRing reports whether the next packets are read with io_uring. On hosts where
-// that takes longer than a system call for each, only an endless run is, to make few
-// calls of it.
+// usesRing reports whether the next packets are read with io_uring. On hosts where that
+// takes longer than a system call for each packet, only an endless run is, because it
+// then makes fewer calls.
 func (r *tapReader) usesRing(w *worker) bool {
 	return w.ring != nil && r.byRing && (!w.reads.ringSlow || r.endless())
 }
 
-// read reads up to want packets into the rx arena and returns those that came. full
-// says that there may be more: want packets came, or a large one ended the read.
+// read reads up to want packets into the rx arena and returns them. full says that there
+// may be more: it read want packets, or a large one ended the read.
 //
-// io_uring is expensive for each read in vain. So the first packet is read with a
-// system call, which finds an empty TAP most cheaply, unless the run is endless.
+// Each empty read is expensive with io_uring. So the first packet is read with a system
+// call, the cheapest way to find the TAP empty, unless the run is endless.
 func (r *tapReader) read(w *worker, want int) (frames []rxFrame, full bool) {
 	s := &w.reads
 	byRing := want > rxFew && r.usesRing(w)
@@ -203,8 +203,8 @@ func (r *tapReader) read(w *worker, want int) (frames []rxFrame, full bool) {
 	return frames[:got], got == want
 }
 
-// measure moves large packets that came where small ones were expected to the start
-// of a page, and reports whether any packet is large.
+// measure moves large packets to the start of a page, for those that were read where
+// small ones were expected. It reports whether any packet is large.
 func (r *tapReader) measure(w *worker, frames []rxFrame) (some bool) {
 	large := false
 	for i := range frames {
@@ -228,9 +228,9 @@ func (r *tapReader) measure(w *worker, frames []rxFrame) (some bool) {
 // read once.
 type pageTarget struct {
 	reqs   [maxFramePages + 2]netif.RxRequest
-	extras uint32 // slots left out behind the first
+	extras uint32 // slots left free for extras behind the first
 	pages  int
-	pieces int // in worker.iov
+	pieces int // number of iovecs in worker.iov
 }
 
 // page returns the page of slot k. The table of static grants is the one that aim
@@ -247,15 +247,15 @@ func (r *tapReader) wantLarge() int {
 	return rxReads
 }
 
-// aim points the worker's iovecs at the pages of the next slots, and reports whether
-// all of them are writable static grants. Consecutive pages, as those are that were
-// granted in one message and posted in order, are one piece: the kernel's time grows
-// with the pieces.
+// aim points the worker's iovecs at the pages of the next slots, and reports whether all
+// of them are writable static grants. Consecutive pages become one piece: the kernel's
+// time grows with the number of pieces. Pages that were granted in one message and posted
+// in order are consecutive.
 func (r *tapReader) aim(w *worker, q *Queue) bool {
 	to := &w.reads.pages
 	to.extras, to.pages = r.largeExtras, int(slotsOf(q.maxRx))
 	i := q.rx.ReqCons()
-	var from, end uintptr // of the piece that is not in w.iov yet
+	var from, end uintptr // start and end of the piece that is not in w.iov yet
 	pieces := 1
 	for k := range to.reqs[:to.pages] {
 		req := q.rx.Request(i)
@@ -296,11 +296,11 @@ func (r *tapReader) readToPages(w *worker, at int) (n int, err unix.Errno) {
 	return int(got) - r.vnetLen, e
 }
 
-// pagesFailed notes that the guest's pages cannot be written: the next packets are
-// read to the arena.
+// pagesFailed notes that the guest's pages cannot be written. The next packets are read
+// to the arena.
 func (r *tapReader) pagesFailed() { r.lastLarge = false }
 
-// goOn counts n packets of a run that does not end with them.
+// goOn adds n packets to the run and does not end it.
 func (r *tapReader) goOn(n int) { r.run += n }
 
 // noteLarge notes the extra slots of a large packet.

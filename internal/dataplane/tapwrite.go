@@ -14,15 +14,15 @@ const (
 	bufRx = 1
 )
 
-// uringMin is the least number of packets for which io_uring is cheaper than a system
-// call each.
+// uringMin is the minimum of packets for which io_uring is cheaper than a system call
+// each.
 const uringMin = 4
 
 // tapWriter writes one batch of packets to a TAP queue, in order: with one call for all
 // of them through io_uring, or with one call each.
 type tapWriter struct {
 	w      *worker
-	oneCPU bool // the host has only one
+	oneCPU bool // the host has one CPU
 	q      *Queue
 	uring  bool
 	queued int
@@ -30,14 +30,14 @@ type tapWriter struct {
 	// Without io_uring: the queued calls, all of one kind.
 	trap  uintptr
 	calls [batchPackets]rawio.Call
-	pkt   [batchPackets]uint8 // their packets
+	pkt   [batchPackets]uint8 // index in txBatch.pkts of each call's packet
 }
 
 // begin starts a batch.
 //
-// io_uring saves system calls, and wakes a receiver once a batch and not once a packet:
-// with a receiver on this host, small packets take a third less time. With large
-// packets that is little, unless the receiver shares the worker's CPU, and a write of
+// io_uring saves system calls, and wakes a receiver once per batch instead of once per
+// packet: small packets to a receiver on this host take a third less time. For large
+// packets the gain is small, unless the receiver shares the worker's CPU, and a write of
 // several pieces costs more than a system call.
 func (o *tapWriter) begin(q *Queue, b *txBatch) {
 	o.q, o.queued, o.trap = q, 0, unix.SYS_WRITE
@@ -85,7 +85,7 @@ func (o *tapWriter) call(i int, addr uintptr, n int) {
 	o.queued++
 }
 
-// switchTo makes the queued calls before those of another kind.
+// switchTo makes the queued calls and then queues calls of another kind.
 func (o *tapWriter) switchTo(trap uintptr) {
 	o.flush(&o.w.tx)
 	o.trap = trap

@@ -11,10 +11,11 @@ import (
 )
 
 // A worker serves vifs in rounds, by deficit round robin. In a round each vif that has
-// work gets a part of the thread's time, however many queues it has there. The time of a
-// turn is measured. It includes the host's work within the TAP's system calls, such as
-// segmenting a packet for an interface that takes no large ones. A vif that took more
-// than its part waits for as many rounds as make up for that, while others have work.
+// work gets the same part of the thread's time, regardless of its number of queues there.
+// The time of a turn is measured. It includes the host's work within the TAP's system
+// calls, such as segmenting a packet for an interface that takes no large ones. A vif
+// that took more than its part waits for as many rounds as make up for that, while others
+// have work.
 //
 // One vif alone on a worker is not measured: there is no other to be fair to.
 const (
@@ -25,45 +26,46 @@ const (
 	// turnsPerRound bounds the turns of a vif in a round.
 	turnsPerRound = 16
 
-	// turnLimit bounds the time that a turn should take. A longer one makes the
-	// next one of its queue take fewer packets.
+	// turnLimit is the time that a turn should take at most. After a longer one the
+	// next turn of the queue takes fewer packets.
 	turnLimit = 500 * time.Microsecond
 
-	// turnSegments bounds what the host may have to send for one turn: the
-	// segments of all its packets. It is more than a ring full of packets of
-	// 64 KiB has with the MSS of an Ethernet. One packet is taken in any case.
+	// turnSegments bounds the segments that the host may have to send for one turn.
+	// A ring full of packets of 64 KiB has fewer with the MSS of an Ethernet. One
+	// packet is taken in any case.
 	turnSegments = 1024
 
-	// A vif whose packets take the processor for longer than costlyPacket each is
-	// costly. No turn of it can be shorter. After a turn it rests for restTimes as
-	// long as that took, if others that are not costly were served within restFor
-	// before, but for maxRest at most. So it has an eighth of the time, and what its
-	// packets make other guests receive, which takes about as long again, is little
-	// as well. Rounds alone do not help the others: their work comes in answer to
-	// packets of theirs, and whenever they wait for it, such a vif would have a turn.
+	// A vif is costly if each of its packets takes the processor for longer than
+	// costlyPacket. Its turns cannot be shorter than one packet. After a turn it rests
+	// for restTimes the length of that turn, for maxRest at most, if a vif that is not
+	// costly was served within restFor before. So it gets an eighth of the time.
+	// This also limits the time that other guests take to receive its packets, which
+	// is about as long again. Rounds alone do not protect the other vifs: these often
+	// wait for an answer, and a costly vif would have a turn during each of these
+	// waits.
 	costlyPacket = turnLimit
 	restTimes    = 7
 	restFor      = 100 * time.Millisecond
 	maxRest      = 100 * time.Millisecond
 
 	// suspectTurns is the number of turns after a long one for which the thread's
-	// processor time is read as well, which takes two system calls. A turn may only
-	// seem long: the thread waited for a processor, or in a grant copy.
+	// processor time is read as well, with two system calls. A turn can take long
+	// without using the processor: the thread waited for one, or in a grant copy.
 	suspectTurns = 16
 )
 
-// account is a vif as the scheduler of one worker sees it: the queues that it has there,
-// and the time that these may take. It belongs to the worker.
+// account is the scheduling state of one vif with one worker: the queues that the vif has
+// there, and the time that they may take. It belongs to the worker.
 type account struct {
 	conn   *Conn
-	queues int      // number of those attached
-	ready  []*Queue // have work
+	queues int      // number of attached queues
+	ready  []*Queue // queues that have work
 
-	listed  bool          // is to have its turns in this round or the next
-	left    time.Duration // of its part of the round; less than 0: it took more
-	suspect int           // turns for which the processor's time is read
+	listed  bool          // has its turns in this round or the next
+	left    time.Duration // remaining part of the round; less than 0: it took more
+	suspect int           // number of turns for which the processor time is still read
 	costly  bool          // its packets took longer than costlyPacket lately
-	rest    time.Time     // is not served before; zero: it may be
+	rest    time.Time     // end of its rest; zero: it does not rest
 
 	homeAt time.Time // when a slow vif may go back to the others; see slowcopy.go
 }
@@ -92,7 +94,7 @@ func (w *worker) leave(q *Queue) {
 	w.ready = without(w.ready, a)
 	w.resting = without(w.resting, a)
 	if i := slices.Index(w.turns, a); i >= 0 {
-		w.turns[i] = nil // the list is being gone through
+		w.turns[i] = nil // round iterates over the list
 	}
 	if w.last == a {
 		w.last = nil
@@ -117,7 +119,7 @@ func (w *worker) schedule(q *Queue) {
 	w.list(q.account)
 }
 
-// list has a vif served in the next round if it has work and does not rest.
+// list adds a vif to the next round if it has work and does not rest.
 func (w *worker) list(a *account) {
 	if len(a.ready) > 0 && !a.listed && a.rest.IsZero() {
 		a.listed = true
@@ -216,8 +218,8 @@ func (w *worker) clockOut(q *Queue, start time.Time) {
 	w.lastAt = w.now
 }
 
-// judge finds out whether a vif is costly by a turn that began at start and took so long
-// for so many packets, and has it rest if others want the time.
+// judge decides whether a vif is costly, from a turn that began at start and took so long
+// for so many packets. A costly vif rests if others were served lately.
 func (w *worker) judge(a *account, start time.Time, took time.Duration, packets uint32) {
 	limit := costlyPacket * time.Duration(max(packets, 1))
 	long := took > limit
@@ -230,7 +232,7 @@ func (w *worker) judge(a *account, start time.Time, took time.Duration, packets 
 			break
 		}
 		if w.cpu()-w.cpuAt <= limit {
-			break // it waited for the processor, or for a copy
+			break // the thread waited for the processor, or in a copy
 		}
 		a.costly = true
 		other := w.lastAt
@@ -246,7 +248,7 @@ func (w *worker) judge(a *account, start time.Time, took time.Duration, packets 
 	}
 }
 
-// rest has a vif served again in d at the earliest.
+// rest makes a vif rest for d.
 func (w *worker) rest(a *account, d time.Duration) {
 	a.rest = w.now.Add(d)
 	a.left = 0

@@ -23,8 +23,8 @@ const (
 // in xen-netback.
 const minLinear = 14
 
-// Breaches of the tx protocol: after these errors the ring does not tell where the next
-// packet starts.
+// Breaches of the tx protocol: after these errors the start of the next packet is not
+// known.
 var (
 	errExtraMissing = errors.New("extra info announced but not published")
 	errSlotMissing  = errors.New("packet published in part: more_data set on the last slot")
@@ -46,7 +46,7 @@ type txBatch struct {
 	want   uint32 // size of the packet that has to wait for credit, or 0
 
 	// Packets that the host or the data path will segment.
-	segments int   // without the first one of each packet
+	segments int   // not counting the first one of each packet
 	repeated int64 // bytes of headers in these segments
 }
 
@@ -76,8 +76,8 @@ type txPacket struct {
 	gso      netif.GSOInfo
 	drop     Counter // reason to drop it after all, or notDropped
 
-	// Its place in the tx arena: the first linear bytes at at, the others where
-	// its slots are. While at is inPlace, linear is 0.
+	// Its place in the tx arena: the first linear bytes are at offset at, the others
+	// at the places of its slots. If at is inPlace, linear is 0.
 	at, linear int32
 }
 
@@ -106,7 +106,7 @@ type txSlot struct {
 	off    uint16
 	size   uint16
 	at     int32 // place of its data in the tx arena, or inPlace
-	copied bool  // by the batch's grant copy
+	copied bool  // the batch's grant copy copies it
 
 	// addr is the address of the data of a large packet's slot. It is not a
 	// pointer: the batch outlives the mapping of the page.
@@ -175,9 +175,9 @@ func (q *Queue) parseTx(b *txBatch, t *tally) error {
 	return nil
 }
 
-// parsePacket takes the packet into b whose first slot, that at req_cons, is
-// first, and returns the number of slots it takes up, or 0 if it must wait for
-// credit. Every further slot is read once.
+// parsePacket takes the packet at req_cons into b; first is its first slot. It returns
+// the number of slots of the packet, or 0 if it must wait for credit. Every further slot
+// is read once.
 func (q *Queue) parsePacket(b *txBatch, t *tally, first netif.TxSlot, avail uint32) (used uint32, err error) {
 	cons := q.tx.ReqCons()
 	used = 1
@@ -187,7 +187,7 @@ func (q *Queue) parsePacket(b *txBatch, t *tally, first netif.TxSlot, avail uint
 		return 0, nil
 	}
 
-	var extras [netif.ExtraMax]netif.TxSlot // by type; a later one of the same type counts
+	var extras [netif.ExtraMax]netif.TxSlot // by type; the last one of each type counts
 	has := uint32(0)                        // bits by type
 	for more := first.Flags()&netif.TxExtraInfo != 0; more; {
 		if used >= avail {
@@ -212,7 +212,7 @@ func (q *Queue) parsePacket(b *txBatch, t *tally, first netif.TxSlot, avail uint
 	}
 	b.bytes += uint32(first.Size())
 
-	// A multicast request rides on a request without data.
+	// A multicast request comes as an extra of a packet whose data is ignored.
 	if has&(1<<netif.ExtraMcastAdd) != 0 {
 		if q.conn.cfg.Mcast.add(extras[netif.ExtraMcastAdd].Extra().Addr()) {
 			t[McastChanges]++
@@ -264,8 +264,9 @@ func (q *Queue) parsePacket(b *txBatch, t *tally, first netif.TxSlot, avail uint
 	return used, nil
 }
 
-// txLater is the state of parsing a packet's later slots: slots used, bytes left for the
-// first slot, entries of txBatch.slot, and the reason to drop the packet.
+// txLater is the state of parsing a packet's later slots: slots used, bytes of the packet
+// that belong to the first slot, entries of txBatch.slot, and the reason to drop the
+// packet.
 type txLater struct {
 	used, rest uint32
 	nSlots     int

@@ -13,16 +13,16 @@ import (
 	"github.com/netbackd/netbackd/pkg/tap"
 )
 
-// batchPackets is the most packets of a tx pass. They share the pass's system calls.
-// It also bounds the work for one vif before the others have their turn.
+// batchPackets is the maximum of packets of a tx pass. They share the pass's system
+// calls. The number also bounds the work for one vif before the others have their turn.
 const batchPackets = 128
 
 // creditStep is the credit in bytes that a pass takes from the rate limit at once: more
 // than a batch of MTU-sized packets needs.
 const creditStep = 1 << 20
 
-// maxRateWait bounds the time that a queue waits for credit. The limit may have been
-// raised meanwhile.
+// maxRateWait bounds the time after which a queue asks for credit again: the limit may
+// have been raised meanwhile.
 const maxRateWait = time.Second
 
 // txPass moves one batch of packets from the guest to the TAP. It reports whether
@@ -308,9 +308,9 @@ func (w *worker) dropTx(b *txBatch, p *txPacket) {
 	w.tally[p.drop]++
 }
 
-// pullUp copies the first bytes of a scattered packet into one piece, which is then used
-// in their place: the first slot may hold less than the headers, or be in a page that
-// the guest can still write.
+// pullUp copies the first bytes of a scattered packet into one piece and uses the copy in
+// their place. The first slot may hold less than the headers, or be in a page that the
+// guest can still write.
 func (w *worker) pullUp(q *Queue, b *txBatch, p *txPacket) {
 	at := w.pullAt + headroom
 	w.pullAt += pullStride
@@ -341,7 +341,7 @@ func (w *worker) collect(dst []byte, q *Queue, b *txBatch, p *txPacket) (n int) 
 // piece, which is cheaper for the kernel.
 func (w *worker) pieces(b *txBatch, p *txPacket, first, vnet int) (n int) {
 	addr, size := w.txMem.addr(int(p.at)-vnet), uintptr(vnet)+uintptr(p.linear)
-	skip := uintptr(p.linear) // bytes of the slots that the first piece has
+	skip := uintptr(p.linear) // bytes of the slots that the first piece has already
 	for _, s := range b.slots(p) {
 		more := uintptr(s.size)
 		if more <= skip {

@@ -18,16 +18,16 @@ import (
 )
 
 const (
-	// busyLimit is how much a worker that has work does before it asks the
-	// kernel for events, which costs about as much as a small packet. A turn
-	// counts as one, and as one more for every slotsPerBusy slots: together
-	// some 200 µs. A turn that was measured and took longer counts as all of it.
+	// busyLimit bounds the work of a worker between two polls for events. A poll
+	// costs about as much as a small packet. A turn counts as one unit, and as one
+	// more for every slotsPerBusy slots; busyLimit units take some 200 µs. A measured
+	// turn of more than roundPart counts as busyLimit units.
 	busyLimit    = 16
 	slotsPerBusy = 16
 
-	// spuriousLimit is how many events in a row may bring no work before the
-	// next are heard later and later, up to maxUnmaskDelay: a guest that only
-	// sends events must not keep a worker busy.
+	// spuriousLimit is the number of events in a row that may bring no work. After
+	// that the ports stay masked for a growing delay, up to maxUnmaskDelay: a guest
+	// that only sends events must not keep a worker busy.
 	spuriousLimit  = 16
 	maxUnmaskDelay = 10 * time.Millisecond
 
@@ -44,33 +44,33 @@ type worker struct {
 	mail  mailbox
 	done  chan struct{}
 	clock func() time.Time
-	cpu   func() time.Duration // the processor's time this thread has had
+	cpu   func() time.Duration // processor time of this thread
 
 	epfd   int
 	events [64]unix.EpollEvent
 	ring   *iouring.Ring // nil: plain system calls
 
 	queues []*Queue // by id; nil where free
-	timed  []*Queue // have a deadline
+	timed  []*Queue // queues that have a deadline
 
 	accounts []*account // one for each vif that has queues here
-	ready    []*account // have work, in the order of their turns
-	turns    []*account // of the round that is under way; nil: gone since
+	ready    []*account // vifs that have work, in the order of their turns
+	turns    []*account // vifs of the current round; nil: gone since
 	resting  []*account
-	last     *account      // had the last turn that was measured, and is not costly; nil: gone since
-	lastAt   time.Time     // when that ended
-	otherAt  time.Time     // when the last one of another vif that is not costly did
-	cpuAt    time.Duration // the processor's time at the start of a turn
+	last     *account      // vif of the last measured turn that was not costly; nil: gone since
+	lastAt   time.Time     // end of that turn
+	otherAt  time.Time     // end of the last such turn of another vif
+	cpuAt    time.Duration // processor time at the start of the turn
 
-	failed error // why the worker cannot go on
+	failed error // reason to end the worker; nil: none
 
 	copies copyWatch
 
 	load int // queues attached; guarded by pool.mu
 
-	now    time.Time // of this round; zero until it is asked for
+	now    time.Time // see time; zero: not read yet
 	alarm  time.Time // no deadline of timed is earlier; zero if there is none
-	busy   int       // done since events were asked for; see busyLimit
+	busy   int       // units of work since the last poll; see busyLimit
 	tally  tally
 	closed bool
 
@@ -84,7 +84,7 @@ type worker struct {
 	pullAt int
 	iov    *iouring.Iovecs
 	cqes   [batchPackets]iouring.Completion
-	ports  [4]evtchn.Port // that fired; here because an interface is given it
+	ports  [4]evtchn.Port // ports that fired; on the stack it would escape
 
 	// For TAPs without vnet header.
 	linear    []byte
@@ -92,7 +92,7 @@ type worker struct {
 	segmenter offload.Segmenter
 }
 
-// What an epoll event is about, in EpollEvent.Pad; Fd has the queue's id.
+// Kinds of epoll event, in EpollEvent.Pad. Fd has the queue's id.
 const (
 	onMail = iota
 	onEvtchn
@@ -155,7 +155,7 @@ func (w *worker) openRing() error {
 	return nil
 }
 
-// ringFailed gives io_uring up for this worker: plain calls serve from here on.
+// ringFailed closes the worker's io_uring. The worker uses plain system calls from then on.
 func (w *worker) ringFailed(err error) {
 	if w.ring != nil {
 		_ = w.ring.Close()
@@ -208,16 +208,16 @@ func (w *worker) watch(op, fd, id int, kind int32, events uint32) error {
 	return nil
 }
 
-// attach takes a queue over. It runs on the worker's thread.
+// attach starts to serve a queue. It runs on the worker's thread.
 func (w *worker) attach(q *Queue) error {
 	id, err := w.freeID()
 	if err != nil {
 		return err
 	}
-	// Before anything can go wrong that would want it undone. On rings that were
-	// served before, the event is owed even if nothing is left to repeat: a
-	// predecessor killed between publishing and notifying leaves a guest that
-	// sleeps, and nothing published later crosses its rsp_event again.
+	// This comes before the steps that can fail. On rings that were served before,
+	// the event is sent even if there was nothing to replay: a predecessor killed
+	// between publishing and notifying leaves a guest that sleeps, and no response
+	// published later crosses its rsp_event again.
 	if q.journal.Replay(q.tx, q.rx) || q.tx.RspProd() != 0 || q.rx.RspProd() != 0 {
 		w.notify(q, q.txPort)
 		if q.rxPort != q.txPort {
@@ -234,7 +234,7 @@ func (w *worker) attach(q *Queue) error {
 	return nil
 }
 
-// freeID returns the number of the next queue.
+// freeID returns a free id for a queue. It may be len(w.queues).
 func (w *worker) freeID() (int, error) {
 	id := slices.Index(w.queues, nil)
 	if id < 0 {
@@ -246,8 +246,7 @@ func (w *worker) freeID() (int, error) {
 	return id, nil
 }
 
-// enroll lists a queue under id, and schedules it: there may be work from before it was
-// watched.
+// enroll lists a queue under id, and schedules it: there may be work from before admit.
 func (w *worker) enroll(q *Queue, id int) {
 	if id == len(w.queues) {
 		w.queues = append(w.queues, nil)
@@ -273,7 +272,7 @@ func (w *worker) admit(q *Queue, id int) error {
 	return w.watch(unix.EPOLL_CTL_ADD, q.tap.FD(), id, onTap, unix.EPOLLIN)
 }
 
-// dismiss undoes admit, even where that failed half way.
+// dismiss undoes admit, even if admit failed half way.
 func (w *worker) dismiss(q *Queue, id int) {
 	w.unwatch(q)
 	if w.ring != nil {
@@ -281,14 +280,14 @@ func (w *worker) dismiss(q *Queue, id int) {
 	}
 }
 
-// unwatch removes a queue's files from epoll. Those that are not there are no error.
+// unwatch removes a queue's files from epoll. It ignores files that are not there.
 func (w *worker) unwatch(q *Queue) {
 	_ = w.watch(unix.EPOLL_CTL_DEL, q.events.FD(), 0, onEvtchn, 0)
 	_ = w.watch(unix.EPOLL_CTL_DEL, q.tap.FD(), 0, onTap, 0)
 }
 
-// detachAll lets go of all queues of a connection that are this worker's. It runs on
-// the worker's thread.
+// detachAll detaches all queues of a connection that belong to this worker. It runs on the
+// worker's thread.
 func (w *worker) detachAll(c *Conn) {
 	for _, q := range c.queues {
 		if q.worker.Load() == w {
@@ -297,7 +296,7 @@ func (w *worker) detachAll(c *Conn) {
 	}
 }
 
-// detach lets a queue go. It runs on the worker's thread.
+// detach stops serving a queue and drops its backlog. It runs on the worker's thread.
 func (w *worker) detach(q *Queue) {
 	if !q.attached {
 		return
@@ -310,7 +309,7 @@ func (w *worker) detach(q *Queue) {
 	q.endResteer()
 	q.backlog.close()
 	q.conn.cfg.Limiter.release(&q.rate.share)
-	// The pages are about to be unmapped; nothing here may reach them.
+	// The owner is about to unmap the pages.
 	q.tx, q.rx = nil, nil
 }
 
@@ -318,7 +317,7 @@ func (w *worker) detach(q *Queue) {
 func (w *worker) run(started chan<- struct{}) {
 	// The thread ends with the goroutine: it is io_uring's only submitter.
 	runtime.LockOSThread()
-	debug.SetPanicOnFault(true) // a page gone bad costs the vif it belongs to
+	debug.SetPanicOnFault(true) // a fault on a guest's page costs only its vif
 	w.copies.tid = threadID()
 	defer close(w.done)
 	defer w.release()
@@ -348,9 +347,9 @@ func (w *worker) run(started chan<- struct{}) {
 	}
 }
 
-// time returns the time at which this round began or the last measured turn ended, more
-// or less. Most rounds have no use for it, and where the vDSO cannot read Xen's clock it
-// is a system call.
+// time returns the approximate time at which this round began or the last measured turn
+// ended. It reads the clock on first use: most rounds do not need it, and where the vDSO
+// cannot read Xen's clock it is a system call.
 func (w *worker) time() time.Time {
 	if w.now.IsZero() {
 		w.now = w.clock()
@@ -387,15 +386,15 @@ func (w *worker) poll(timeout int) error {
 			w.schedule(q)
 		}
 	}
-	// Last, because it may give an id to another queue.
+	// Mail comes last, because it may give an id to another queue.
 	if mail {
 		w.readMail()
 	}
 	return nil
 }
 
-// turn lets a queue do one batch each way and reports whether it wants another
-// turn. Whatever goes wrong in it stays within this vif.
+// turn moves one batch each way for a queue and reports whether it needs another turn. An
+// error or a panic ends the service of this queue and of no other.
 func (w *worker) turn(q *Queue) (again bool) {
 	start := w.clockIn(q)
 	defer func() {
@@ -418,7 +417,7 @@ func (w *worker) turn(q *Queue) (again bool) {
 	return again
 }
 
-// serve is a turn in which nothing goes wrong.
+// serve does the work of a turn. An error is a breach.
 func (w *worker) serve(q *Queue) (again bool, err error) {
 	woken := q.ev.fired
 	if woken {
@@ -479,7 +478,7 @@ func (w *worker) takeEvents(q *Queue) error {
 	return nil
 }
 
-// armTap has epoll tell of packets only while they could be taken.
+// armTap makes epoll watch the TAP for packets only while they could be taken.
 func (w *worker) armTap(q *Queue) {
 	want := q.backlog.empty() && (q.resteer == nil || !q.resteer.pausesTap())
 	if want == q.tapIn.armed || q.tapIn.gone {
@@ -495,9 +494,8 @@ func (w *worker) armTap(q *Queue) {
 	}
 }
 
-// unmask lets the ports that fired fire again, now that the rings have been
-// found empty after event requests were set. A guest that sends events for
-// nothing waits.
+// unmask unmasks the ports that fired. It is called when the rings were found empty after
+// event requests were set. The ports of a guest with spurious events stay masked longer.
 func (w *worker) unmask(q *Queue) error {
 	if q.ev.nMasked == 0 {
 		return nil
@@ -521,24 +519,24 @@ func (w *worker) unmask(q *Queue) error {
 	return nil
 }
 
-// notify sends the guest an event. That it cannot be sent, say because the
-// domain is dying, is for the owner of the vif to find out.
+// notify sends the guest an event. It ignores errors: if the domain is dying, the owner
+// of the vif learns that elsewhere.
 func (w *worker) notify(q *Queue, p evtchn.Port) {
 	w.tally[Notifies]++
 	w.tally[Syscalls]++
 	_ = q.events.Notify(p)
 }
 
-// tapGone stops watching a TAP that was deleted, of which epoll would report an error
-// again and again.
+// tapGone stops watching a TAP that was deleted, since epoll would report its error again
+// and again.
 func (w *worker) tapGone(q *Queue) {
 	_ = w.watch(unix.EPOLL_CTL_DEL, q.tap.FD(), 0, onTap, 0)
 	q.tapIn.gone, q.tapIn.ready = true, false
 	q.conn.cfg.Notice(Notice{Kind: TapGone, Queue: q.index})
 }
 
-// breach ends the service of a queue until its connection is closed, and reports why.
-// Its ports stay masked.
+// breach stops serving a queue until its connection is closed, and reports err to the
+// owner. The queue's ports stay masked.
 func (w *worker) breach(q *Queue, err error) {
 	q.breached = true
 	q.endResteer()
@@ -549,7 +547,7 @@ func (w *worker) breach(q *Queue, err error) {
 	q.conn.cfg.Notice(Notice{Kind: Breach, Queue: q.index, Err: err})
 }
 
-// setTimer keeps the list of queues that have a deadline.
+// setTimer updates the list of queues that have a deadline, and the alarm.
 func (w *worker) setTimer(q *Queue) {
 	d := q.deadline()
 	if has := !d.IsZero(); has != q.timed {

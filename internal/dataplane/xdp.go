@@ -8,8 +8,8 @@ import (
 )
 
 // A guest that runs an XDP program requests headroom: free bytes before each packet in
-// its first page, which the program may fill. While a program is attached, Linux's
-// netfront passes it packets of one page and drops the others (xennet_get_responses).
+// its first page, for the program to use. While a program is attached, Linux's netfront
+// passes it packets of one page and drops the others (xennet_get_responses).
 // A program cannot see that a checksum is blank, and a packet that it sends back has no
 // flag for it (xennet_xdp_xmit_one). So packets with headroom are segmented and have
 // complete checksums, as with virtio-net while a program is attached. A packet larger
@@ -26,7 +26,8 @@ const _ = uint(netif.MaxXDPHeadroom - MaxXDPHeadroom)
 const _ = uint(maxFramePages*netif.PageSize - maxFrame - MaxXDPHeadroom)
 
 // setXDPHeadroom sets the offset of packets in their first page, in bytes. The backlog
-// stays valid, except for packets that the guest was to segment.
+// stays valid, except that the data path then segments packets that the guest was to
+// segment.
 func (q *Queue) setXDPHeadroom(n int) {
 	cfg := &q.conn.cfg
 	q.xdpRoom, q.xdpExtra, q.guest = n, 0, cfg.Guest
