@@ -4,5 +4,5 @@ package dataplane
 
 import "unsafe"
 
-// address is where mem starts. It must not be Go memory.
+// address returns the address of mem, which must not be Go memory.
 func address(mem []byte) uintptr { return uintptr(unsafe.Pointer(&mem[0])) }

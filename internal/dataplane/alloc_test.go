@@ -15,8 +15,8 @@ import (
 	"github.com/netbackd/netbackd/pkg/xen"
 )
 
-// TestNoAllocation runs whole turns, from the guest's event to the last answer,
-// over all that can happen to a packet.
+// TestNoAllocation runs whole turns, from the guest's event to the last response, through
+// every path that a packet can take, and counts allocations.
 func TestNoAllocation(t *testing.T) {
 	open := partial(tcp(4, 20000))
 	tagged := partial(tcp(4, 20000, vlan))
@@ -25,7 +25,7 @@ func TestNoAllocation(t *testing.T) {
 		tx   []packet
 		rx   []hostFrame
 		set  func(b *bed)
-		// what proves that it happened
+		// counts is a counter that proves that the case took its path.
 		counts Counter
 	}{
 		{name: "small packets", tx: []packet{{frame: udp(18, 1)}, {frame: udp(18, 1)}, {frame: udp(18, 1)}, {frame: udp(18, 1)}}, counts: TxPackets},

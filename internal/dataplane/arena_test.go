@@ -11,13 +11,13 @@ import (
 	"github.com/netbackd/netbackd/pkg/netif"
 )
 
-// TestPlacesInTheArena: whatever a ring asks for fits, nothing overlaps or
-// crosses a page end, every packet has its headroom and every large slot keeps
-// its offset.
+// TestPlacesInTheArena: the packets of any ring fit the arena, nothing overlaps or
+// crosses a page end, every packet has its headroom and every large slot keeps its
+// offset.
 func TestPlacesInTheArena(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		var place frameAlloc
-		end := 0 // of what is taken
+		end := 0 // end of the allocated part
 		take := func(what string, at, n, room int) {
 			if at-room < end || at+n > txArenaBytes {
 				t.Fatalf("%s: %d bytes at %d, with %d before, after %d", what, n, at, room, end)

@@ -13,9 +13,8 @@ import (
 	"github.com/netbackd/netbackd/pkg/netif"
 )
 
-// TestBacklogIsAQueue compares a backlog with a slice that has a bound, filled and
-// emptied as the rx pass does it: from empty, and emptied before it is filled
-// again.
+// TestBacklogIsAQueue compares a backlog with a bounded slice. It fills and empties both
+// as the rx pass does: the backlog is filled only when it is empty.
 func TestBacklogIsAQueue(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		room := rapid.SampledFrom([]int{0, 2 * backlogBytes}).Draw(t, "room")
@@ -81,8 +80,8 @@ func TestBacklogIsAQueue(t *testing.T) {
 	}
 }
 
-// TestBacklogGivesBack what it needed once, when it is empty and not before, and goes
-// on to work.
+// TestBacklogGivesBack: trim returns memory when the backlog is empty and not before, and
+// the backlog still works afterwards.
 func TestBacklogGivesBack(t *testing.T) {
 	var l backlog
 	defer l.close()

@@ -18,7 +18,7 @@ import (
 
 const testDomid = 7
 
-// mode is how packets go into and out of the TAP.
+// mode selects the way of packets into and out of the TAP.
 type mode struct{ vnet, uring bool }
 
 func (m mode) String() string {
@@ -43,9 +43,9 @@ func inModes(t *testing.T, modes []mode, test func(t *testing.T, m mode)) {
 	}
 }
 
-// bed is a worker without a life of its own, a vif that it serves, and the host
-// behind the vif's TAP. The test is the worker's thread and its clock: nothing
-// happens but in settle.
+// bed is a worker without a goroutine, a vif that it serves, and the host behind the
+// vif's TAP. The test is the worker's thread and its clock: the worker runs only in
+// settle.
 type bed struct {
 	tb      testing.TB
 	w       *worker
@@ -58,18 +58,18 @@ type bed struct {
 	warned  []error
 }
 
-// setup is what a bed can be made different by.
+// setup holds the options of a bed.
 type setup struct {
 	queues   int // 0: 1
 	onePort  bool
 	cfg      Config
 	offload  *tap.Offload // nil: all, if there is a vnet header
-	ownTAP   bool         // the test does something to it
+	ownTAP   bool         // the test changes the TAP and needs one of its own
 	fronts   []*front     // nil: new ones
 	journals []*Journal
 }
 
-// full is a guest that takes everything.
+// full configures a guest that takes all offloads.
 var full = Config{
 	SG: true, RxNotify: true,
 	Guest: offload.Guest{CsumIPv4: true, CsumIPv6: true, GSOTCPv4: true, GSOTCPv6: true},
@@ -97,7 +97,7 @@ func (b *bed) newWorker(uring bool) {
 	w.now = b.now
 	if uring {
 		must(b.tb, w.openRing())
-		w.reads.compared = true // it is used, whatever it costs
+		w.reads.compared = true // use io_uring even if it is slower here
 	}
 	b.w = w
 }
@@ -121,14 +121,14 @@ func (b *bed) newTAP(vnet bool, s *setup) {
 	must(b.tb, b.tap.SetOffload(offload))
 }
 
-// tapOf tells shared TAPs apart.
+// tapOf is the key of a shared TAP.
 type tapOf struct {
 	queues int
 	vnet   bool
 }
 
-// sharedTAPs are TAPs with their host sides that tests use one after the other,
-// because to close one takes the kernel tens of milliseconds.
+// sharedTAPs holds TAPs and their host sides. Tests use them one after the other, because
+// the kernel takes tens of milliseconds to close one.
 type sharedTAPs map[tapOf]sharedEnd
 
 type sharedEnd struct {
@@ -166,8 +166,8 @@ func (s sharedTAPs) close() {
 	}
 }
 
-// ownName is the TAP of a test that does something to it. Other tests in other
-// namespaces have others.
+// ownName is the name of the TAP of a test that changes it. Other test processes use
+// other names.
 var ownName = fmt.Sprintf("own%d", os.Getpid())
 
 func createTAP(tb testing.TB, name string, queues int, vnet bool) *tap.Device {
@@ -219,14 +219,13 @@ func (b *bed) disconnect() {
 	}
 }
 
-// front is the first queue's guest side.
+// front returns the first queue's guest side.
 func (b *bed) front() *front { return b.fronts[0] }
 
-// queue is the first queue.
+// queue returns the first queue.
 func (b *bed) queue() *Queue { return b.conn.queues[0] }
 
-// settle lets the worker work until it would sleep, and returns the number of
-// rounds.
+// settle runs the worker until it would sleep, and returns the number of rounds.
 func (b *bed) settle() (rounds int) {
 	b.tb.Helper()
 	for ; ; rounds++ {
@@ -242,8 +241,7 @@ func (b *bed) settle() (rounds int) {
 	}
 }
 
-// pass is time going by, at the end of which the worker is woken by its own
-// timer if it has one.
+// pass moves the clock forward by d and runs the worker if one of its timers has expired.
 func (b *bed) pass(d time.Duration) {
 	b.tb.Helper()
 	b.settle()
@@ -264,8 +262,8 @@ func (b *bed) pass(d time.Duration) {
 // stat reads a counter of the first queue.
 func (b *bed) stat(c Counter) uint64 { return b.conn.Stats(0).Load(c) }
 
-// stats returns the counters of the first queue that are not 0, by name, of the
-// kinds given.
+// stats returns the counters of the first queue that are of the given kinds and not 0, by
+// name.
 func (b *bed) stats(kinds ...Kind) map[string]uint64 {
 	got := map[string]uint64{}
 	n := b.conn.Stats(0).Snapshot()
@@ -279,7 +277,7 @@ func (b *bed) stats(kinds ...Kind) map[string]uint64 {
 	return got
 }
 
-// breach returns the error of the one breach there was, or nil.
+// breach returns the error of the only breach, or nil.
 func (b *bed) breach() (err error) {
 	b.tb.Helper()
 	for _, n := range b.notices {

@@ -20,7 +20,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/toeplitz"
 )
 
-// What is measured of hashing and steering has its own TAP, of several queues.
+// The groups about hashing and steering have their own TAP, with several queues.
 const (
 	steerQueues = 4
 	steerFlows  = 512
@@ -37,8 +37,8 @@ const (
 	byUser   = "by hash, in netbackd"
 )
 
-// measureHash measures the hash of inputs of n bytes, ever others: of always the
-// same a processor learns the bits, which flatters the peer.
+// measureHash measures the hash of different inputs of n bytes. With one input a
+// processor would learn to predict its bits, which favours the peer.
 func measureHash(rep *bench.Report, lim bench.Limits, n int, atMost float64) error {
 	h, err := toeplitz.New(hashKey)
 	if err != nil {
@@ -56,7 +56,7 @@ func measureHash(rep *bench.Report, lim bench.Limits, n int, atMost float64) err
 	for _, in := range inputs {
 		want ^= bitwise(hashKey, in)
 	}
-	// What takes long is done less often.
+	// Slow methods run less often.
 	run := func(times int, all func() uint32) func() (time.Duration, error) {
 		return func() (time.Duration, error) {
 			sum := uint32(0)
@@ -141,7 +141,7 @@ func newSteerBed() (*steerBed, error) {
 	if s.h, err = newFiller(d.Index()); err != nil {
 		return s, err
 	}
-	// The host's ways are what is measured.
+	// The host's own ways to choose a queue are measured, so the socket must not bypass them.
 	if err := unix.SetsockoptInt(s.h.fd, unix.SOL_PACKET, unix.PACKET_QDISC_BYPASS, 0); err != nil {
 		return s, err
 	}
@@ -230,7 +230,7 @@ func (s *steerBed) send(from, to int) error {
 	return nil
 }
 
-// drain reads what waits in the TAP, by queue, without the worker.
+// drain reads the packets in the TAP without the worker, and counts them by queue.
 func (s *steerBed) drain() (n [steerQueues]int) {
 	buf := make([]byte, 2048)
 	for i := range n {
@@ -244,7 +244,7 @@ func (s *steerBed) drain() (n [steerQueues]int) {
 	return n
 }
 
-// way has packets find their queue this way.
+// way selects the way in which packets find their queue.
 func (s *steerBed) way(name string) error {
 	prog, c := -1, (*steer.Config)(nil)
 	switch name {
@@ -259,8 +259,8 @@ func (s *steerBed) way(name string) error {
 	return s.tap.SetSteering(prog)
 }
 
-// measureSteering measures what it costs the host, and the worker, that packets come
-// on the queue of their hash, and whether they do.
+// measureSteering measures the cost, for the host and for the worker, of steering packets
+// to the queue of their hash, and checks that they arrive there.
 func measureSteering(rep *bench.Report, lim bench.Limits, s *steerBed) error {
 	const frames = 256 // fit into one TAP queue, and into one ring
 	send := bench.Group{Name: fmt.Sprintf("the host sends, 64 B, %d queues", steerQueues), Packets: frames}
@@ -313,13 +313,13 @@ func measureSteering(rep *bench.Report, lim bench.Limits, s *steerBed) error {
 		return err
 	}
 	rep.Results = append(rep.Results, res)
-	// Reading is most of it. What comes on top is a hash, a copy and a turn.
+	// Reading takes most of the time. Steering adds a hash, a copy and a turn.
 	rep.AtMost("own", "steering in netbackd, ns per packet beyond what the kernel steered",
 		res.Figure(byUser).Median-res.Figure(byKernel).Median, 100, res.Void)
 	return nil
 }
 
-// take has the worker deliver packets, and returns how long that took.
+// take makes the worker deliver packets, and returns the time that it took.
 func (s *steerBed) take(from, to int) (took time.Duration, err error) {
 	before := s.delivered()
 	for i, f := range s.fronts {
@@ -341,7 +341,7 @@ func (s *steerBed) take(from, to int) (took time.Duration, err error) {
 	for len(s.w.ready) > 0 {
 		s.w.round()
 		if len(s.w.ready) == 0 {
-			must(s.tb, s.w.poll(0)) // a queue that found one packet wants to be told of more
+			must(s.tb, s.w.poll(0)) // a queue that found one packet waits for an event for more
 		}
 	}
 	took = time.Since(start)
@@ -351,7 +351,7 @@ func (s *steerBed) take(from, to int) (took time.Duration, err error) {
 	return took, nil
 }
 
-// delivered is how many packets the guest has been given.
+// delivered returns the number of packets delivered to the guest.
 func (s *steerBed) delivered() (n uint64) {
 	for i := range s.conn.queues {
 		n += s.conn.Stats(i).Load(RxPackets)
@@ -359,7 +359,7 @@ func (s *steerBed) delivered() (n uint64) {
 	return n
 }
 
-// right is which part of all flows comes on the queue that it is to come on.
+// right returns the fraction of flows that arrive on their right queue.
 func (s *steerBed) right(way string) (float64, error) {
 	if err := s.way(way); err != nil {
 		return 0, err
@@ -385,7 +385,7 @@ func (s *steerBed) right(way string) (float64, error) {
 	return float64(right) / steerFlows, nil
 }
 
-// measureControl measures what guests ask for over their control rings.
+// measureControl measures requests that guests make over their control rings.
 func measureControl(rep *bench.Report, lim bench.Limits, only string) error {
 	lim.Until = time.Now().Add(10 * time.Second)
 	if strings.Contains("hash", only) {

@@ -26,12 +26,12 @@ import (
 	"github.com/netbackd/netbackd/pkg/xen"
 )
 
-// envBench makes this binary measure the data path; see test/bench. It lives
-// among the tests because it needs their guest, and so that what is timed is
-// the worker's own round and not a copy of it.
+// envBench makes this binary measure the data path; see test/bench. The benchmark is
+// among the tests because it uses their guest, and so that it times the worker's own round
+// and not a copy of it.
 const envBench = "DATAPLANE_BENCH"
 
-// benchFrame is what a group moves.
+// benchFrame describes the packets of a group.
 type benchFrame struct {
 	name    string
 	frame   []byte // without vnet header
@@ -45,7 +45,7 @@ type benchFrame struct {
 func benchFrames() []benchFrame {
 	small := packettest.Frame{IPv4: &packettest.IPv4{}, UDP: &packettest.UDP{}, Payload: packettest.Pattern(22)}
 	mtu := packettest.Frame{IPv4: &packettest.IPv4{}, UDP: &packettest.UDP{}, Payload: packettest.Pattern(1472)}
-	large := partial(tcp(4, 45*1448)) // what a kernel sends: all segments full
+	large := partial(tcp(4, 45*1448)) // all segments full, as a kernel sends it
 	return []benchFrame{
 		{name: "64 B", frame: small.Bytes(), run: 128, batches: []int{64, 8, 1}},
 		{name: "1514 B", frame: mtu.Bytes(), run: 128, batches: []int{64, 8, 1}},
@@ -57,12 +57,11 @@ func benchFrames() []benchFrame {
 	}
 }
 
-// warm is how many packets go before a run without being timed, so that what is
-// timed finds in the caches what a back end under load finds there, and not what
-// the peer before it has left.
+// warm returns the number of packets that are sent before a run and not timed. They fill
+// the caches as under load, instead of leaving there the data of the previous peer.
 func (b *benchFrame) warm() int { return b.batches[0] }
 
-// rxFrames is what goes to the guest: the same, with backlogs that are deeper.
+// rxFrames returns the groups to the guest: the same frames in larger batches.
 func rxFrames() []benchFrame {
 	frames := benchFrames()
 	frames[0].batches, frames[1].batches = []int{128, 8, 1}, []int{128, 8, 1}
@@ -71,15 +70,15 @@ func rxFrames() []benchFrame {
 	return append(frames, some)
 }
 
-// withHeader is the frame as it is written to the TAP.
+// withHeader returns the frame as it is written to the TAP.
 func (b *benchFrame) withHeader() []byte {
 	hdr := make([]byte, tap.VnetHdrLen, tap.VnetHdrLen+len(b.frame))
 	tap.VnetHdr(b.vnet).Encode(hdr)
 	return append(hdr, b.frame...)
 }
 
-// standIn is grant copy without a hypervisor: one process_vm_readv or _writev
-// for all segments of a call, between this process and itself.
+// standIn replaces grant copy where there is no hypervisor: one process_vm_readv or
+// _writev for all segments of a call, from this process to itself.
 type standIn struct {
 	pages         uintptr // address of the page behind firstRef
 	local, remote *iouring.Iovecs
@@ -115,8 +114,8 @@ func (s *standIn) Copy(segs []gntdev.Segment) error {
 	return nil
 }
 
-// notifyOnly sends events as the data path does, with a system call each, to
-// nobody.
+// notifyOnly sends events as the data path does, with a system call each. No guest
+// receives them.
 type notifyOnly struct {
 	noEvents
 	peer int
@@ -137,27 +136,27 @@ func (n notifyOnly) Notify(evtchn.Port) error {
 	return err
 }
 
-// lane is a worker with one queue, and the guest of that queue: a way for
-// packets to go, which is measured against the others.
+// lane is a worker with one queue, and the guest of that queue. Lanes with different
+// options are measured against each other.
 type lane struct {
 	bed
 	name  string
 	f     *front
 	polls uint64
-	hist  map[int][2]int // what a queue knows of its backlogs, by batch
+	hist  map[int][2]int // estimate of the queue's reader, by batch
 }
 
-// lanePages is how many pages a lane's guest uses each way: one for each slot of the
-// ring, which is as many as netbackd offers to map.
+// lanePages is the number of pages that a lane's guest uses each way: one for each slot
+// of the ring, the most that netbackd offers to map.
 const lanePages = netif.TxRingSize
 
-// row is the lane's name where batch packets are there when the worker begins.
+// row returns the lane's name in rows whose worker begins with batch packets.
 func (l *lane) row(batch int) string { return fmt.Sprintf("%s, batch %d", l.name, batch) }
 
 // benchTB is the harness's testing.TB outside of a test.
 type benchTB struct{ childTB }
 
-// grantUse is how a lane's packets get from the guest's pages and into them.
+// grantUse selects the way of a lane's packets from and to the guest's pages.
 type grantUse uint8
 
 const (
@@ -166,9 +165,9 @@ const (
 	static                       // all pages are static grants
 )
 
-// newLane makes a lane whose guest has its data in the pages of guest. All lanes
-// share them, or the memory of one would drive that of the others out of the
-// processor's table of pages, which no guest does to itself.
+// newLane makes a lane whose guest has its data in the pages of guest. All lanes share
+// these pages. With pages of their own the lanes would evict each other's entries from the
+// TLB, which does not happen with a single guest.
 func newLane(name string, d *tap.Device, uring bool, use grantUse, guest *front) *lane {
 	l := &lane{name: name, hist: map[int][2]int{}, bed: bed{tb: benchTB{}, tap: d}}
 	l.newWorker(uring)
@@ -203,8 +202,8 @@ func newLane(name string, d *tap.Device, uring bool, use grantUse, guest *front)
 	return l
 }
 
-// takeTx is what a frontend does about responses: it takes them and asks for an
-// event when half of what is left has come, as Linux netfront does.
+// takeTx takes responses and requests an event for when half of the outstanding requests
+// are answered, as Linux netfront does.
 func (l *lane) takeTx() {
 	n, err := l.f.tx.Responses()
 	must(l.tb, err)
@@ -248,7 +247,7 @@ func (l *lane) putTx(b *benchFrame, n int) {
 	l.f.tx.Push()
 }
 
-// repost takes what has been delivered and gives all slots back.
+// repost takes all delivered packets and posts their slots again.
 func (l *lane) repost() {
 	n, err := l.f.rx.Responses()
 	must(l.tb, err)
@@ -262,8 +261,8 @@ func (l *lane) repost() {
 	_, _ = l.f.rx.Arm()
 }
 
-// work has the worker do what there is to do, as worker.run would, and returns
-// how long that took, without asking for events in vain in the end.
+// work runs the worker until it has no work, as worker.run would, and returns the time
+// that it took. The time does not include a poll for events at the end.
 func (l *lane) work(overhead time.Duration) (took time.Duration) {
 	l.w.schedule(l.queue())
 	for len(l.w.ready) > 0 {
@@ -281,7 +280,7 @@ func (l *lane) work(overhead time.Duration) (took time.Duration) {
 	return took
 }
 
-// txRun is one run: b.run packets from the guest, batch at a time.
+// txRun makes one run: b.run packets from the guest, batch at a time.
 func (l *lane) txRun(b *benchFrame, batch int, overhead time.Duration) (took time.Duration, err error) {
 	before := l.stat(TxPackets)
 	for done := -b.warm(); done < b.run; done += batch {
@@ -297,7 +296,7 @@ func (l *lane) txRun(b *benchFrame, batch int, overhead time.Duration) (took tim
 	return took, nil
 }
 
-// rxRun is one run: b.run packets to the guest, batch at a time.
+// rxRun makes one run: b.run packets to the guest, batch at a time.
 func (l *lane) rxRun(b *benchFrame, h *filler, batch int, overhead time.Duration) (took time.Duration, err error) {
 	before := l.stat(RxPackets)
 	// Rows of other batches are other queues, as far as that matters.
@@ -320,9 +319,9 @@ func (l *lane) rxRun(b *benchFrame, h *filler, batch int, overhead time.Duration
 	return took, nil
 }
 
-// floor reads as a lane does, and no more: into the same memory, from the same
-// process, with a system call for each packet or with the lane's io_uring, and an
-// event for the guest in the end.
+// floor only reads packets, as a lane does: into the same memory, from the same process,
+// with a system call for each packet or with the lane's io_uring, and with an event for
+// the guest at the end.
 type floor struct {
 	l     *lane
 	iov   *iouring.Iovecs
@@ -336,7 +335,7 @@ func newFloor(l *lane) *floor {
 	return &floor{l: l, iov: iov, calls: make([]rawio.Call, bench.MaxBatch)}
 }
 
-// rxRun is one run of reads.
+// rxRun makes one run of reads.
 func (p *floor) rxRun(b *benchFrame, h *filler, overhead time.Duration) (took time.Duration, err error) {
 	w, q := p.l.w, p.l.queue()
 	batch := b.batches[0]
@@ -382,8 +381,8 @@ func (p *floor) rxRun(b *benchFrame, h *filler, overhead time.Duration) (took ti
 	return took, nil
 }
 
-// readByRing reads with the lane's io_uring, as many packets with one call as the
-// lane does, and returns how many came.
+// readByRing reads with the lane's io_uring, with as many packets per call as the lane,
+// and returns the number of packets.
 func (p *floor) readByRing(calls []rawio.Call) (n int) {
 	w := p.l.w
 	for part := range slices.Chunk(calls, rxReads) {
@@ -434,7 +433,7 @@ func (h *filler) fill(b *benchFrame, n int) error {
 	return nil
 }
 
-// peerRun is one run of a bare peer.
+// peerRun makes one run of a bare peer.
 func peerRun(c *bench.Child, op bench.Op, b *benchFrame, prepare func(n int) error) (took time.Duration, err error) {
 	batch := b.batches[0]
 	for done := -b.warm(); done < b.run; done += batch {
@@ -452,9 +451,9 @@ func peerRun(c *bench.Child, op bench.Op, b *benchFrame, prepare func(n int) err
 	return took, nil
 }
 
-// bareCalls is what a lane comes down to: the worker's own loop of system calls,
-// or its io_uring, in the same process, on frames that are ready, in one piece or in
-// the guest's pages, and the event for the guest that each batch ends with.
+// bareCalls makes only the calls of a lane: the worker's own loop of system calls, or its
+// io_uring, in the same process, on prepared frames, in one piece or in the guest's pages,
+// and the event for the guest at the end of each batch.
 type bareCalls struct {
 	fd      int
 	ring    *iouring.Ring // nil: there is no io_uring
@@ -468,7 +467,7 @@ type bareCalls struct {
 	calls   []rawio.Call
 }
 
-// What bareCalls has for a frame: room for it in one piece, and iovecs.
+// Memory of bareCalls for one frame: room for it in one piece, and iovecs.
 const (
 	bareStride = 18 * netif.PageSize
 	barePieces = 18
@@ -505,10 +504,10 @@ func newBareCalls(fd int, guest *front) (*bareCalls, error) {
 	return c, c.ring.SetFile(0, fd)
 }
 
-// byRing stands for a system call in run: io_uring makes them.
+// byRing is passed to run in place of a system call number: io_uring makes the calls.
 const byRing = ^uintptr(0)
 
-// submit has io_uring make the calls that are listed.
+// submit makes the listed calls with io_uring.
 func (c *bareCalls) submit(calls []rawio.Call) error {
 	for k := range calls {
 		c.ring.WriteFixed(0, calls[k].Addr, calls[k].Len, 0, uint64(k))
@@ -522,7 +521,7 @@ func (c *bareCalls) submit(calls []rawio.Call) error {
 	return nil
 }
 
-// run is one run: b.run packets, as many at a time as the peers have.
+// run makes one run: b.run packets, in the batches of the peers.
 func (c *bareCalls) run(b *benchFrame, trap uintptr, overhead time.Duration) (took time.Duration, err error) {
 	all, batch := b.withHeader(), b.batches[0]
 	stride := alignUp(len(all), headroom)
@@ -569,8 +568,8 @@ func (c *bareCalls) run(b *benchFrame, trap uintptr, overhead time.Duration) (to
 	return took, nil
 }
 
-// load keeps a lane busy in the way of worker.run, which asks for events now and
-// then, until packets have passed, and counts those calls too.
+// load keeps a lane busy until packets have passed. Like worker.run it polls for events
+// now and then, and counts these calls as well.
 func (l *lane) load(packets uint64, feed func() error, done Counter) error {
 	until := l.stat(done) + packets
 	for l.stat(done) < until {
@@ -614,7 +613,7 @@ func benchMain(args []string) int {
 	return 0
 }
 
-// measure does all of it.
+// measure makes all measurements.
 func measure(peer string, rounds int, packets uint64, only string) (*bench.Report, error) {
 	begun := time.Now()
 	if err := netns.Available(); err != nil {
@@ -793,7 +792,7 @@ const (
 	staticPlain = "netbackd, static grants, system calls"
 )
 
-// clockOverhead is what timing nothing takes.
+// clockOverhead returns the time that an empty measurement takes.
 func clockOverhead(l *lane) time.Duration {
 	took := make([]time.Duration, 10001)
 	for i := range took {
@@ -804,7 +803,7 @@ func clockOverhead(l *lane) time.Duration {
 	return took[len(took)/2]
 }
 
-// goals compares with the bars.
+// goals compares the figures with the goals.
 func goals(rep *bench.Report, l *lane, h *filler, packets uint64) error {
 	find := func(name string) *bench.Result {
 		for i := range rep.Results {
@@ -925,7 +924,7 @@ func staticGoals(rep *bench.Report, copies *lane, find func(string) *bench.Resul
 	if copies.w.ring == nil {
 		best = staticPlain
 	}
-	// bare is what the calls alone take that a lane comes down to.
+	// bare returns the time of a lane's calls alone.
 	bare := func(r *bench.Result, lane, plain, ring string) float64 {
 		f := r.Figure(plain).Median
 		if g := r.Figure(ring).Median; lane == staticUring && g > 0 && (ring == ownRing || g < f) {
@@ -933,14 +932,14 @@ func staticGoals(rep *bench.Report, copies *lane, find func(string) *bench.Resul
 		}
 		return f
 	}
-	// without is a's advantage over b if nothing but b's calls were left of what they
-	// both do.
+	// without returns the ratio of a to b if their common work took only the time of the
+	// calls.
 	without := func(a, b, calls float64) float64 { return (a - b + calls) / calls }
 	for _, g := range []struct {
 		goal, group, peer, lane string
 		batch                   int
 		bar                     float64
-		plain, ring             string // what it comes down to
+		plain, ring             string // rows of the lane's calls alone
 	}{
 		{"P1", "guest to host, 64 B", "write", best, 64, 1.10, ownWrite, ownRing},
 		{"P2", "guest to host, 1514 B", "write", best, 64, 1.02, ownWrite, ownRing},
@@ -989,7 +988,7 @@ func staticGoals(rep *bench.Report, copies *lane, find func(string) *bench.Resul
 	}
 }
 
-// hostLine says where this was measured.
+// hostLine describes the host of the measurement.
 func hostLine(cpu int) string {
 	model := "unknown CPU"
 	info, _ := os.ReadFile("/proc/cpuinfo")

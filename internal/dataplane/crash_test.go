@@ -37,11 +37,11 @@ const (
 	helpStepped = "stepped" // one turn, between two SIGSTOPs
 	helpKilled  = "killed"  // a daemon, until killed
 
-	// envSyscalls has a helper do without io_uring.
+	// envSyscalls makes a helper use system calls instead of io_uring.
 	envSyscalls = "DATAPLANE_TEST_SYSCALLS"
 )
 
-// childTB is as much of a testing.TB as the harness needs in a child.
+// childTB has the methods of testing.TB that the harness needs in a child.
 type childTB struct{ testing.TB }
 
 func (childTB) Helper()        {}
@@ -55,8 +55,8 @@ func (childTB) Errorf(format string, args ...any) {
 	childTB{}.Fatal(fmt.Sprintf(format, args...))
 }
 
-// startChild starts this binary as a helper with the files given. With trace it
-// is stopped at once, and the calling thread is its tracer.
+// startChild starts this binary as a helper with the given files. With trace the child is
+// stopped at once, and the calling thread is its tracer.
 func startChild(t *testing.T, help string, m mode, trace bool, fds ...int) (pid int) {
 	t.Helper()
 	files := []uintptr{0, 1, 2}
@@ -82,8 +82,8 @@ func startChild(t *testing.T, help string, m mode, trace bool, fds ...int) (pid 
 	return pid
 }
 
-// crash is memory as a crash leaves it: both ring pages, the pages that a packet
-// goes into, and the journal.
+// crash is the memory that a crash leaves: both ring pages, the pages that a packet goes
+// into, and the journal.
 type crash struct {
 	rings   [2 * netif.PageSize]byte
 	pages   [2 * netif.PageSize]byte
@@ -91,10 +91,10 @@ type crash struct {
 	frames  int // that had reached the host
 }
 
-// TestKilledAtAnyInstruction single-steps a child through one turn, both ways,
-// and hands what each instruction leaves behind to a successor. It never reads
-// anything but requests, answers each of them once, and all that was answered
-// has reached the host.
+// TestKilledAtAnyInstruction single-steps a child through one turn, both ways, and starts
+// a successor on the memory after each instruction. The successor must read only requests
+// from the ring and answer each of them once, and every answered packet must have reached
+// the host.
 func TestKilledAtAnyInstruction(t *testing.T) {
 	if raced {
 		t.Skip("most of the instructions would be the race detector's")
@@ -166,7 +166,7 @@ func testKilledAtAnyInstruction(t *testing.T, m mode) {
 		b.queue().worker.Store(b.w)
 		f.grants.calls = 0
 		must(t, b.w.attach(b.queue()))
-		// Whether the event of what is published was sent nobody knows.
+		// The child may not have sent the event of a published response.
 		if f.events.notifies(txPort) == 0 || f.events.notifies(rxPort) == 0 {
 			t.Fatalf("%s: the guest is not woken", what)
 		}
@@ -176,7 +176,7 @@ func testKilledAtAnyInstruction(t *testing.T, m mode) {
 		if diff := cmp.Diff(answers, f.answers()); diff != "" {
 			t.Fatalf("%s: answers (-want +got):\n%s", what, diff)
 		}
-		// Nothing that was answered is missing; what was not is sent now.
+		// No answered packet is missing; the successor sends the others now.
 		again := b.host.frames()
 		switch {
 		case unanswered == 0 && s.frames == len(toHost) && len(again) == 0:
@@ -188,7 +188,7 @@ func testKilledAtAnyInstruction(t *testing.T, m mode) {
 		if len(got) != 0 && !cmp.Equal(got, toGuest) {
 			t.Fatalf("%s: %d packets to the guest", what, len(got))
 		}
-		// And the ring goes on from there.
+		// The ring can be used from there on.
 		b.host.sendPlain(udp(30, 9))
 		want := f.put(packet{frame: udp(31, 10)})
 		f.push()
@@ -210,8 +210,8 @@ func testKilledAtAnyInstruction(t *testing.T, m mode) {
 	}
 }
 
-// stepThrough runs one turn of a child instruction by instruction and returns
-// every state that its memory went through.
+// stepThrough runs one turn of a child instruction by instruction and returns every state
+// of its memory.
 func stepThrough(t *testing.T, m mode, b *bed, f *front, jfd int, j *Journal) (states []crash, frames int) {
 	t.Helper()
 	efd := f.events.fd
@@ -281,7 +281,7 @@ func stepThrough(t *testing.T, m mode, b *bed, f *front, jfd int, j *Journal) (s
 func steppedChild() error {
 	runtime.LockOSThread()
 	if unix.Gettid() != unix.Getpid() {
-		return errors.New("not on the main thread, which is the one that is traced")
+		return errors.New("not on the main thread, the only one that is traced")
 	}
 	w, err := newWorker(&Pool{}, 0)
 	if err != nil {
@@ -313,10 +313,10 @@ func steppedChild() error {
 	if err := stop(); err != nil {
 		return err
 	}
-	return fmt.Errorf("nobody killed me, %v", again)
+	return fmt.Errorf("the child was not killed, again %v", again)
 }
 
-// adopted is the queue whose parts a child was given.
+// adopted makes a queue from the files that a child was given.
 func adopted(w func() *worker, ev Events) (Config, QueueConfig, error) {
 	cfg := full
 	cfg.Domid, cfg.VnetHdr = testDomid, true
@@ -374,8 +374,8 @@ func (e eventfds) Notify(evtchn.Port) error {
 	return err
 }
 
-// TestKilledUnderTraffic kills a daemon again and again while a guest and its
-// host talk to each other, and has successors take over.
+// TestKilledUnderTraffic kills a daemon again and again while a guest and its host
+// exchange packets. Each time a successor takes over.
 func TestKilledUnderTraffic(t *testing.T) {
 	inModes(t, allModes[:2], testKilledUnderTraffic)
 }
@@ -404,7 +404,7 @@ func testKilledUnderTraffic(t *testing.T, m mode) {
 		}
 	})
 
-	// Each packet carries its number, in the address that is its own.
+	// Each packet carries its number at the start of its payload.
 	numbered := func(n uint32) []byte {
 		frame := udp(20+int(n%1400), 5)
 		binary.BigEndian.PutUint32(frame[14+20+8:], n)
@@ -422,7 +422,7 @@ func testKilledUnderTraffic(t *testing.T, m mode) {
 	var sentDown, downNext, lost uint32           // to the guest
 	var pending []answer
 
-	// round is what guest and host do while the daemon does something else.
+	// round sends and receives for guest and host, concurrently with the daemon.
 	round := func() {
 		for f.tx.Free() >= 4 {
 			frame := numbered(sent)
@@ -498,7 +498,7 @@ func testKilledUnderTraffic(t *testing.T, m mode) {
 				t.Fatalf("the daemon ended by itself: %#x", ws)
 			}
 		}
-		// In the middle of what it now has to do.
+		// The kill comes while the daemon is busy.
 		round()
 		for end := time.Now().Add(time.Duration(rand.IntN(600)) * time.Microsecond); time.Now().Before(end); {
 		}

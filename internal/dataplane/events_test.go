@@ -11,18 +11,17 @@ import (
 	"github.com/netbackd/netbackd/pkg/evtchn"
 )
 
-// Ports of a queue as the backend knows them.
+// Local ports of a queue at the backend.
 const (
 	txPort evtchn.Port = 5
 	rxPort evtchn.Port = 6
 )
 
-// events is an event channel device with its rules: a port that is delivered is
-// masked until it is given to Unmask, and an event that comes meanwhile is
-// delivered then.
+// events simulates an event channel device: a delivered port is masked until Unmask, and
+// an event that comes meanwhile is delivered then.
 type events struct {
 	tb testing.TB
-	fd int // readable while Pending has something to say
+	fd int // readable while Pending would return a port
 
 	mu       sync.Mutex
 	queue    [16]evtchn.Port
@@ -30,7 +29,7 @@ type events struct {
 	masked   [16]bool
 	pending  [16]bool
 	overflow bool
-	err      error // of the next Pending
+	err      error // result of the next Pending
 
 	notified [16]int       // events sent to the guest
 	count    [8]byte       // of the eventfd
@@ -51,8 +50,7 @@ func newEvents(tb testing.TB) *events {
 	return e
 }
 
-// rebind makes the ports new ones, with an event pending as after
-// BindInterdomain.
+// rebind binds the ports again. Like BindInterdomain it leaves an event pending.
 func (e *events) rebind() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -66,7 +64,7 @@ func (e *events) signal() {
 	_, _ = unix.Write(e.fd, e.count[:])
 }
 
-// send is the guest's event.
+// send sends an event from the guest.
 func (e *events) send(p evtchn.Port) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -133,7 +131,7 @@ func (e *events) Notify(p evtchn.Port) error {
 	return nil
 }
 
-// Reset throws away what waits for Pending. Its ports stay masked.
+// Reset discards the ports that wait for Pending. They stay masked.
 func (e *events) Reset() error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -143,7 +141,7 @@ func (e *events) Reset() error {
 	return nil
 }
 
-// notifies returns how many events were sent on p since it was last asked.
+// notifies returns the number of events sent on p since the last call.
 func (e *events) notifies(p evtchn.Port) int {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -152,7 +150,7 @@ func (e *events) notifies(p evtchn.Port) int {
 	return n
 }
 
-// noEvents is a handle on which nothing ever happens.
+// noEvents is a handle that never has an event.
 type noEvents struct{ fd int }
 
 func (e noEvents) FD() int                          { return e.fd }

@@ -19,8 +19,8 @@ import (
 	"github.com/netbackd/netbackd/pkg/xen"
 )
 
-// fuzzBed is a bed that is used again for every input. It does without io_uring,
-// which belongs to a thread, where every input has a goroutine of its own.
+// fuzzBed is a bed that is used again for every input. It has no io_uring, because that
+// belongs to a thread and every input has its own goroutine.
 type fuzzBed struct {
 	bed
 	front *front
@@ -41,8 +41,8 @@ func newFuzzBed(f *testing.F) *fuzzBed {
 	f.Cleanup(b.host.close)
 	b.front = newFront(f, testDomid)
 	b.front.grants.worker = func() *worker { return b.w }
-	// Every page has a byte of its own, so that it shows where data came
-	// from. All of them make a unicast frame of no known protocol.
+	// Every page is filled with a different byte, which shows the source of data. Each
+	// of them makes a unicast frame of no known protocol.
 	for i := range frontPages {
 		page := b.front.mem[txPages+i*netif.PageSize:][:netif.PageSize]
 		copy(page, bytes.Repeat([]byte{byte(2*i + 2)}, netif.PageSize))
@@ -50,13 +50,13 @@ func newFuzzBed(f *testing.F) *fuzzBed {
 	return b
 }
 
-// use has everything report to the test of one input.
+// use makes all parts of the bed report to the test of one input.
 func (b *fuzzBed) use(t *testing.T) {
 	b.tb, b.host.tb, b.front.tb, b.front.grants.tb, b.front.events.tb = t, t, t, t, t
 }
 
-// serve connects the front's rings as they are and lets the worker do what there
-// is to do. The caller disconnects.
+// serve connects the front's rings as they are and runs the worker until it has no work.
+// The caller disconnects.
 func (b *fuzzBed) serve(t *testing.T, cfg Config) {
 	t.Helper()
 	b.notices = nil
@@ -74,8 +74,8 @@ func (b *fuzzBed) serve(t *testing.T, cfg Config) {
 	b.settle()
 }
 
-// ladder is a model of what becomes of a tx ring: netif.h and the rules of
-// xen-netback read aloud, one packet after the other.
+// ladder is a model of a tx ring: it applies the rules of netif.h and of xen-netback to
+// one packet after the other.
 type ladder struct {
 	slots  [netif.TxRingSize][12]byte
 	at     uint32 // next slot
@@ -153,7 +153,7 @@ func (l *ladder) packet() {
 	}
 	all := []data{first}
 	for more := first.flags&4 != 0; more; {
-		// A packet of 22 slots or more has no end, to us.
+		// netbackd treats a packet of 22 slots or more as one without end.
 		if used == l.left || len(all) == 21 {
 			l.breach = true
 			return
@@ -175,8 +175,8 @@ func (l *ladder) packet() {
 		l.drops[why]++
 		finish(answers)
 	}
-	// Faults of slots count in their order, and those of the first slot
-	// last: only then is its size known.
+	// Faults of slots count in their order, those of the first slot last: its size is
+	// known only after the other slots.
 	rest := first.size
 	for i, d := range all[1:] {
 		if i >= 18 {
@@ -227,7 +227,7 @@ func (l *ladder) packet() {
 	case bad:
 		l.drops["tx_grant"]++
 		finish(answers)
-	case extras[1] != nil: // on what is not TCP
+	case extras[1] != nil: // a packet that is not TCP
 		drop("tx_bad_gso")
 	case first.flags&1 != 0:
 		l.drops["tx_bad_csum"]++
@@ -287,8 +287,8 @@ func (b *fuzzBed) checkRing(t *testing.T, start netif.Index, prod uint32, slots 
 	}
 }
 
-// FuzzTxRing: the input is a ring's contents, where it stands and how far it is
-// filled.
+// FuzzTxRing serves any tx ring. The input is the ring's contents, its start index and
+// its req_prod.
 func FuzzTxRing(f *testing.F) {
 	b := newFuzzBed(f)
 	ring := func(put func(f *front)) []byte {
@@ -332,7 +332,8 @@ func FuzzTxRing(f *testing.F) {
 	})
 }
 
-// FuzzExtraChain: the input is a chain of extras, with or without data behind it.
+// FuzzExtraChain serves a packet with any chain of extras, which is the input, with or
+// without data slots behind it.
 func FuzzExtraChain(f *testing.F) {
 	b := newFuzzBed(f)
 	f.Add(true, uint8(0), []byte{1, 0, 100, 0, 1, 0, 0, 0})
@@ -378,8 +379,9 @@ func FuzzExtraChain(f *testing.F) {
 	})
 }
 
-// FuzzRxPlan: the input is what a guest takes, how many slots it gives at first,
-// and what the host sends: kinds and sizes of packets.
+// FuzzRxPlan delivers packets to any guest. The input is the offloads that the guest
+// takes, the number of slots that it posts at first, and the kinds and sizes of the host's
+// packets.
 func FuzzRxPlan(f *testing.F) {
 	b := newFuzzBed(f)
 	f.Add(uint8(0x1f), uint8(255), []byte{0, 0, 100, 1, 5, 220, 2, 234, 96})
@@ -447,8 +449,8 @@ func FuzzRxPlan(f *testing.F) {
 	})
 }
 
-// planned is a packet that the host sends, and what a guest should make of it.
-// Only lengths of the deliveries count.
+// planned returns a packet that the host sends, and the deliveries that the guest should
+// get for it. Only the lengths of the deliveries count.
 func planned(cfg Config, kind byte, n int) (hostFrame, []delivery) {
 	const mss = 1448
 	ipv := 4 + 2*int(kind&1)

@@ -39,13 +39,13 @@ func newHost(tb testing.TB, ifindex int) *host {
 
 func (h *host) close() { unix.Close(h.fd) }
 
-// hostFrame is a frame at the host, with what is left undone of it.
+// hostFrame is a frame at the host, with the vnet header of its pending offloads.
 type hostFrame struct {
 	Vnet  tap.VnetHdr
 	Frame []byte
 }
 
-// send has the host send frames to the guest.
+// send sends frames from the host to the guest.
 func (h *host) send(frames ...hostFrame) {
 	h.tb.Helper()
 	for _, f := range frames {
@@ -57,7 +57,7 @@ func (h *host) send(frames ...hostFrame) {
 	}
 }
 
-// sendPlain has the host send finished frames.
+// sendPlain sends finished frames from the host to the guest.
 func (h *host) sendPlain(frames ...[]byte) {
 	h.tb.Helper()
 	for _, f := range frames {
@@ -87,8 +87,8 @@ func (h *host) received() (got []hostFrame) {
 	}
 }
 
-// outerTag is the VLAN tag that the kernel has taken out of a frame, from its
-// struct tpacket_auxdata, or nil.
+// outerTag returns the VLAN tag that the kernel has removed from a frame, from its struct
+// tpacket_auxdata, or nil.
 func outerTag(oob []byte) []byte {
 	msgs, err := unix.ParseSocketControlMessage(oob)
 	if err != nil || len(msgs) != 1 || len(msgs[0].Data) < 20 {
@@ -112,7 +112,7 @@ func (h *host) frames() (got [][]byte) {
 	return got
 }
 
-// drain forgets all frames that came from the guest and returns how many.
+// drain discards all frames that came from the guest and returns their number.
 func (h *host) drain() (n int) {
 	for {
 		if _, _, err := unix.Recvfrom(h.fd, h.buf[:packetHdrLen], unix.MSG_TRUNC); err != nil {

@@ -18,17 +18,16 @@ import (
 	"github.com/netbackd/netbackd/pkg/xen"
 )
 
-// testStamp is that of every connection but those that a test makes another one.
+// testStamp is the stamp of every connection, unless a test makes another one.
 var testStamp = netif.Stamp{1, 2, 3, 4}
 
-// testRings are rings of the connection with testStamp, of which none has been
-// served.
+// testRings returns rings of the connection with testStamp. None of them has been served.
 func testRings(tx, rx xen.Gref) *RingKeys {
 	h := netif.Header{Stamp: testStamp}
 	return &RingKeys{TxGref: tx, RxGref: rx, Tx: h, Rx: h}
 }
 
-// openJournal opens a journal as the owner of a vif does: what it records counts if it
+// openJournal opens a journal as the owner of a vif does: its records are valid if it
 // names the rings.
 func openJournal(t *testing.T, path string, k *RingKeys) *Journal {
 	t.Helper()
@@ -91,8 +90,8 @@ func TestJournalFile(t *testing.T) {
 	}
 }
 
-// TestJournalOfAnotherConnection: what was recorded counts for no other, whatever
-// they have in common.
+// TestJournalOfAnotherConnection: records are valid for no other connection, even for one
+// with the same grefs or the same stamp.
 func TestJournalOfAnotherConnection(t *testing.T) {
 	other := testStamp
 	other[3]++
@@ -145,8 +144,8 @@ func TestJournalThatWasNeverBegun(t *testing.T) {
 	}
 }
 
-// TestJournalWithoutStamp: one of a daemon that made no stamps keeps what it records
-// when it is given one.
+// TestJournalWithoutStamp: a journal of a daemon that made no stamps keeps its records
+// when it gets a stamp.
 func TestJournalWithoutStamp(t *testing.T) {
 	j := NewJournal()
 	j.Begin(testStamp, 8, 9)
@@ -172,7 +171,7 @@ func TestJournalWithoutStamp(t *testing.T) {
 	}
 }
 
-// TestReplay decides which records a successor believes.
+// TestReplay checks which records a successor replays.
 func TestReplay(t *testing.T) {
 	var start netif.Index = 1<<32 - 2 // the batch wraps
 	txRsp := []netif.TxResponse{{ID: 7}, {Status: netif.StatusNull}, {ID: 9, Status: netif.StatusError}}
@@ -248,9 +247,8 @@ func TestReplay(t *testing.T) {
 	}
 }
 
-// TestJournalCutsAnywhere: whatever prefix of the stores of a course of batches
-// has been made, a successor finds a ring in which each slot is either answered
-// as it should be or still holds its request.
+// TestJournalCutsAnywhere: after any prefix of the stores of several batches, a successor
+// finds a ring in which each slot either holds its right response or still its request.
 func TestJournalCutsAnywhere(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		start := netif.Index(rapid.Uint32().Draw(t, "start"))
@@ -262,8 +260,8 @@ func TestJournalCutsAnywhere(t *testing.T) {
 		request := func(i int) uint32 { return 0xf0000000 | uint32(i) }
 		response := func(i int) uint32 { return uint32(i) << 4 }
 
-		// The memory, as cells, and the stores of journal and commit in
-		// their order. The real order is what TestKilledAtAnyInstruction sees.
+		// The memory, as cells, and the stores of journal and commit in their
+		// order. TestKilledAtAnyInstruction tests the real order.
 		type store struct {
 			to *uint32
 			v  uint32
@@ -332,8 +330,8 @@ func TestJournalWithoutRoom(t *testing.T) {
 	}
 }
 
-// TestAJournalThatIsCutShort costs its vif, and no other: stores to what is not in
-// the file any more are SIGBUS.
+// TestAJournalThatIsCutShort costs its vif, and no other: a store beyond the end of the
+// file raises SIGBUS.
 func TestAJournalThatIsCutShort(t *testing.T) {
 	netns.NeedTUN(t)
 	inModes(t, allModes[:2], func(t *testing.T, m mode) {

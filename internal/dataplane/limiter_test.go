@@ -13,8 +13,8 @@ import (
 	"github.com/netbackd/netbackd/pkg/netif"
 )
 
-// TestRate has a guest send as much as it is allowed to over one and over two
-// queues, and measures what came out.
+// TestRate makes a guest send as much as it may over one and over two queues, and
+// measures the rate.
 func TestRate(t *testing.T) {
 	tests := []struct {
 		name     string
@@ -52,13 +52,13 @@ func TestRate(t *testing.T) {
 						}
 						return n
 					}
-					var first [2]uint64 // of the burst, which goes to who comes first
+					var first [2]uint64 // bytes of the burst, which are not shared evenly
 					over := time.Second
 					if tt.bytes == 100_000 {
 						over = 50 * time.Millisecond
 					}
 					for b.now.Before(start.Add(over)) {
-						// As often as the queues can take more.
+						// Until the queues take no more.
 						for before := ^uint64(0); sent() != before; {
 							before = sent()
 							fill()
@@ -95,8 +95,8 @@ func TestRate(t *testing.T) {
 	}
 }
 
-// TestRateDoesNotTouchTheOtherWay: packets for the guest pass while its own
-// wait, and its own go on by themselves when their time has come.
+// TestRateDoesNotTouchTheOtherWay: packets to the guest pass while packets from it wait
+// for credit, and these are sent without an event when there is credit.
 func TestRateDoesNotTouchTheOtherWay(t *testing.T) {
 	inModes(t, allModes[:2], func(t *testing.T, m mode) {
 		cfg := full
@@ -143,8 +143,8 @@ func TestRateDoesNotTouchTheOtherWay(t *testing.T) {
 	})
 }
 
-// TestRateIsCharged once per packet, by its whole size, and not for what is
-// not there.
+// TestRateIsCharged: each packet is charged once, with its whole size. Packets without
+// data are not charged.
 func TestRateIsCharged(t *testing.T) {
 	inModes(t, allModes[:1], func(t *testing.T, m mode) {
 		cfg := full
@@ -216,9 +216,9 @@ func TestALimitThatChanges(t *testing.T) {
 	}
 }
 
-// TestTheBucketNeverLeaks: over any course of draws by several queues, what was
-// used is never more than burst and rate allow, a wait is never too short, and
-// all that comes in can be used.
+// TestTheBucketNeverLeaks: for any sequence of draws by several queues, the queues never
+// use more than burst and rate allow, a wait is never too short, and all bytes that come
+// in can be used.
 func TestTheBucketNeverLeaks(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		rate := rapid.Uint64Range(1000, 1e9).Draw(t, "rate")
@@ -272,8 +272,7 @@ func TestTheBucketNeverLeaks(t *testing.T) {
 	})
 }
 
-// TestARateThatIsRaised: a queue does not sleep for as long as the old limit
-// said.
+// TestARateThatIsRaised: a queue does not wait the time that the old limit required.
 func TestARateThatIsRaised(t *testing.T) {
 	inModes(t, allModes[:1], func(t *testing.T, m mode) {
 		cfg := full
@@ -297,8 +296,8 @@ func TestARateThatIsRaised(t *testing.T) {
 	})
 }
 
-// A guest does not evade its rate by connecting anew: what its queues have used is used,
-// and what one of them had saved is not twice there.
+// TestCreditIsOfTheVifNotOfTheConnection: a guest cannot evade its rate by reconnecting.
+// The bytes that its queues have used stay used, and unused bytes do not count twice.
 func TestCreditIsOfTheVifNotOfTheConnection(t *testing.T) {
 	var l Limiter
 	l.Set(minBurst, time.Second)

@@ -12,8 +12,8 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/netns"
 )
 
-// helpers are what this binary does when a test starts it again, by the value
-// of envHelper.
+// helpers are the functions that this binary runs when a test starts it again, by the
+// value of envHelper.
 var helpers = map[string]func() error{
 	helpStepped: steppedChild,
 	helpKilled:  killedChild,

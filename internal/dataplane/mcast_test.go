@@ -141,8 +141,9 @@ func TestMulticastListIsASet(t *testing.T) {
 	})
 }
 
-// A successor that finds the journal of the same connection goes on with its
-// list; one that finds another connection's, or none, knows of no list.
+// TestMcastOutlivesTheProcess: a successor that finds the journal of the same connection
+// continues with its list. With the journal of another connection, or none, there is no
+// list.
 func TestMcastOutlivesTheProcess(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "ring")
 	open := func(tx xen.Gref) *Journal {
@@ -181,7 +182,8 @@ func TestMcastOutlivesTheProcess(t *testing.T) {
 	}
 }
 
-// Killed at any store of a removal: every address that stays is still there.
+// TestMcastKilledInARemoval: if the daemon is killed at any store of a removal, every
+// other address is still in the list.
 func TestMcastKilledInARemoval(t *testing.T) {
 	j := NewJournal()
 	var m McastList

@@ -10,7 +10,7 @@ import (
 	"pgregory.net/rapid"
 )
 
-// vifsOf are vifs of 8 queues each that have a budget of their own.
+// vifsOf returns n vifs of 8 queues each, which share a new budget.
 func vifsOf(n int) (shared *atomic.Int64, vifs []*vifMemory) {
 	shared = new(atomic.Int64)
 	shared.Store(sharedBytes)
@@ -20,15 +20,15 @@ func vifsOf(n int) (shared *atomic.Int64, vifs []*vifMemory) {
 	return shared, vifs
 }
 
-// all takes what there is to have.
+// all takes as much memory as the budget allows.
 func (m *vifMemory) all() int64 {
 	for m.take(memStep) {
 	}
 	return m.used.Load()
 }
 
-// TestMemoryBesideGreedyVifs: however many take what they can, one more has what is its
-// own, and half of what they left.
+// TestMemoryBesideGreedyVifs: beside any number of vifs that take all they can, one more
+// vif gets its guaranteed part and half of the remaining shared part.
 func TestMemoryBesideGreedyVifs(t *testing.T) {
 	for _, n := range []int{1, 10, 100, 1000} {
 		shared, vifs := vifsOf(n + 1)
@@ -62,7 +62,7 @@ func TestMemoryBesideGreedyVifs(t *testing.T) {
 	}
 }
 
-// TestMemoryAddsUp whatever is taken and given back.
+// TestMemoryAddsUp takes and gives back at random and checks the sum.
 func TestMemoryAddsUp(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		shared, vifs := vifsOf(3)
@@ -88,9 +88,9 @@ func TestMemoryAddsUp(t *testing.T) {
 	})
 }
 
-// TestMemoryOfPacketsThatWait: a vif whose guest gives no slots has no more than it may,
-// what is too much is counted, and all is given back when the packets have waited for
-// too long.
+// TestMemoryOfPacketsThatWait: a vif whose guest posts no slots stays within its budget,
+// packets beyond it are dropped and counted, and all memory is given back when the packets
+// have waited for too long.
 func TestMemoryOfPacketsThatWait(t *testing.T) {
 	inModes(t, allModes[:2], func(t *testing.T, m mode) {
 		b := newBed(t, m, setup{cfg: full})
@@ -121,7 +121,7 @@ func TestMemoryOfPacketsThatWait(t *testing.T) {
 	})
 }
 
-// TestNoMemoryForAPacketThatWaits: it is dropped, and says why.
+// TestNoMemoryForAPacketThatWaits: it is dropped with the right reason.
 func TestNoMemoryForAPacketThatWaits(t *testing.T) {
 	inModes(t, allModes[:2], func(t *testing.T, m mode) {
 		b := newBed(t, m, setup{cfg: full})

@@ -21,7 +21,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/xen"
 )
 
-// live is a pool of workers that run by themselves, and a vif on a TAP.
+// live is a pool whose workers run in their own threads, and a vif on a TAP.
 type live struct {
 	t       *testing.T
 	pool    *Pool
@@ -72,7 +72,7 @@ func (l *live) connect() {
 	must(l.t, l.pool.serve(c))
 }
 
-// patience is how long a test waits for what must happen.
+// patience bounds the wait of a test for an event that must happen.
 const patience = 10 * time.Second
 
 // take waits until n answers have come and returns them.
@@ -95,7 +95,7 @@ func (f *front) take(n int) (got []answer) {
 	}
 }
 
-// TestLive: workers wake up for what they are told and sleep otherwise.
+// TestLive: workers wake up for events and sleep otherwise.
 func TestLive(t *testing.T) {
 	inModes(t, allModes, func(t *testing.T, m mode) {
 		l := newLive(t, m, 2, 2, full)
@@ -121,7 +121,7 @@ func TestLive(t *testing.T) {
 		if a, b := l.conn.State(0).Worker, l.conn.State(1).Worker; a == b {
 			t.Error("both queues on one worker, the other idle")
 		}
-		// Which queue the host chooses is its business.
+		// The host may choose either queue.
 		l.host.sendPlain(udp(9, 1), udp(9, 2), udp(9, 3))
 		n := 0
 		for deadline := time.Now().Add(patience); n < 3; {
@@ -179,8 +179,8 @@ func TestTheRateResumesByItself(t *testing.T) {
 	})
 }
 
-// TestCloseWhileBusy: a vif is let go of in the middle of traffic, at once, and
-// nothing touches its memory afterwards. The other vif does not notice.
+// TestCloseWhileBusy: Close returns at once in the middle of traffic, and nothing touches
+// the vif's memory afterwards. The other vif is not affected.
 func TestCloseWhileBusy(t *testing.T) {
 	inModes(t, allModes, func(t *testing.T, m mode) {
 		l := newLive(t, m, 1, 2, full)
@@ -224,9 +224,9 @@ func TestCloseWhileBusy(t *testing.T) {
 	})
 }
 
-// TestAGuestThatChangesItsMind overwrites requests while they are read: XSA-155.
-// Whatever is made of them, every copy stays within a page, as the grants
-// insist, and the daemon lives.
+// TestAGuestThatChangesItsMind overwrites requests while they are read: XSA-155. Every
+// copy must stay within a page, which the test's grants check, and the daemon must
+// survive.
 func TestAGuestThatChangesItsMind(t *testing.T) {
 	inModes(t, allModes[:2], func(t *testing.T, m mode) {
 		l := newLive(t, m, 1, 1, full)
@@ -271,7 +271,7 @@ func TestAGuestThatChangesItsMind(t *testing.T) {
 				case <-f.events.wake:
 					continue
 				case n := <-l.notices:
-					// Which it may well be. The guest begins anew.
+					// A breach is possible. The guest then reconnects.
 					if n.Kind != Breach {
 						t.Fatalf("notice %+v", n)
 					}
@@ -283,7 +283,7 @@ func TestAGuestThatChangesItsMind(t *testing.T) {
 					t.Fatalf("tx ring stands at %+v", f.tx.State())
 				}
 			}
-			// The frontend does not look at answers it cannot trust.
+			// The frontend does not check responses that it has overwritten.
 			n, err := f.tx.Responses()
 			must(t, err)
 			f.tx.Take(n)
@@ -297,7 +297,7 @@ func TestAGuestThatChangesItsMind(t *testing.T) {
 	})
 }
 
-// restart makes both rings anew.
+// restart initialises both rings again.
 func (f *front) restart() {
 	tx, err := netif.InitTx(f.mem[:netif.PageSize])
 	must(f.tb, err)
@@ -399,8 +399,8 @@ func addressSpace(t *testing.T) (n int) {
 	return n * os.Getpagesize()
 }
 
-// TestAThousandConnections come and go, each with a packet both ways and one
-// that is still held, and nothing stays.
+// TestAThousandConnections: connections come and go, each with a packet both ways and one
+// that still waits, and leave no files or memory behind.
 func TestAThousandConnections(t *testing.T) {
 	inModes(t, allModes[:2], func(t *testing.T, m mode) {
 		cycles := 1000
@@ -439,15 +439,15 @@ func TestAThousandConnections(t *testing.T) {
 		if n := openFiles(t); n != files {
 			t.Errorf("%d files open, %d after the first connections", n, files)
 		}
-		// Less than half a hold per connection, of two: the runtime and the C library
-		// reserve tens of megabytes at a time when they start a thread.
+		// The bound is half a backlog per connection, each of which had two: the
+		// runtime and the C library reserve tens of megabytes when they start a thread.
 		if n := addressSpace(t); n > space+cycles*backlogBytes/2 {
 			t.Errorf("%d bytes mapped, %d after the first connections", n, space)
 		}
 	})
 }
 
-// TestAPoolThatIsClosed answers, and touches no file that is not its own.
+// TestAPoolThatIsClosed: its methods return errors and use no closed file.
 func TestAPoolThatIsClosed(t *testing.T) {
 	netns.NeedTUN(t)
 	l := newLive(t, allModes[0], 1, 1, full)
@@ -495,7 +495,7 @@ func TestCountersAreDescribed(t *testing.T) {
 	}
 }
 
-// TestPing: workers that live answer, one that is stuck or gone is named.
+// TestPing: running workers answer, and the error names one that is stuck or has ended.
 func TestPing(t *testing.T) {
 	p, err := NewPool(Options{Workers: 2, NoUring: true})
 	if err != nil {

@@ -4,5 +4,5 @@
 
 package dataplane
 
-// raced is whether this binary is slowed down by the race detector.
+// raced says that the race detector slows this binary down.
 const raced = true

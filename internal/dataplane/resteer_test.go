@@ -25,7 +25,7 @@ import (
 
 const orderQueues = 4
 
-// numbered is frame n of a flow; size is what it has at least.
+// numbered returns frame n of a flow, with at least size bytes.
 func numbered(flow, n, size int) []byte {
 	payload := make([]byte, max(size, 8))
 	binary.BigEndian.PutUint32(payload, uint32(flow))
@@ -39,7 +39,7 @@ func numbered(flow, n, size int) []byte {
 	return f.Bytes()
 }
 
-// numberOf is the inverse of numbered.
+// numberOf returns the flow and the number of a frame of numbered.
 func numberOf(frame []byte) (flow, n int) {
 	at := 14 + 20 + 20
 	if frame[12] == 0x86 {
@@ -48,7 +48,7 @@ func numberOf(frame []byte) (flow, n int) {
 	return int(binary.BigEndian.Uint32(frame[at:])), int(binary.BigEndian.Uint32(frame[at+4:]))
 }
 
-// table is a configuration of all types with these entries.
+// table returns a configuration of all types with these entries.
 func table(tb testing.TB, entries ...uint32) *steer.Config {
 	tb.Helper()
 	m := toeplitz.NewMapping(orderQueues)
@@ -77,8 +77,8 @@ func newKernelSteering(tb testing.TB, d *tap.Device) *kernelSteering {
 	return &kernelSteering{tap: d, program: p}
 }
 
-// change has the kernel steer by c, or by itself, and returns when no packet is
-// steered any more as before.
+// change makes the kernel steer by c, or by its own choice if c is nil, and returns after
+// the last packet was steered the old way.
 func (k *kernelSteering) change(c *steer.Config) error {
 	var err error
 	switch was := k.now; {
@@ -93,12 +93,12 @@ func (k *kernelSteering) change(c *steer.Config) error {
 	return err
 }
 
-// orderJudge is a guest that reads its queues and insists on the order of flows as
-// it is published: when a packet is there all before it were.
+// orderJudge is a guest that reads its queues and checks the order in which flows are
+// published: when a packet is there, all its predecessors must be there.
 type orderJudge struct {
 	fronts []*front
-	next   [][]int // by queue and flow: the least number that may come
-	floor  []int   // by flow: of what is not there yet, the least that may come
+	next   [][]int // by queue and flow: the least number allowed next
+	floor  []int   // by flow: the least number allowed for packets not published yet
 	seen   []map[int]bool
 	total  int
 }
@@ -114,7 +114,7 @@ func newOrderJudge(fronts []*front, flows int) *orderJudge {
 	return j
 }
 
-// look takes what has been published.
+// look takes all published packets and checks them.
 func (j *orderJudge) look() error {
 	var at [orderQueues]uint32
 	for i, f := range j.fronts {
@@ -124,7 +124,7 @@ func (j *orderJudge) look() error {
 		}
 		at[i] = n
 	}
-	// Whatever is in there comes before what was published from here on.
+	// Packets that are in the rings now come before packets published from here on.
 	floor := append([]int(nil), j.floor...)
 	for i, f := range j.fronts {
 		slots := uint32(0)
@@ -151,10 +151,10 @@ func (j *orderJudge) look() error {
 	return nil
 }
 
-// TestOrderUnderTraffic changes everything, again and again, while packets of many
-// flows come, and the guest gives now one queue no slots, now another. None is
-// lost, and those of a flow are published in the order in which they were sent,
-// on whichever queues.
+// TestOrderUnderTraffic changes the steering again and again while packets of many flows
+// come, and the guest withholds slots from one queue after the other. No packet is lost,
+// and the packets of a flow are published in the order in which they were sent, across
+// queues.
 func TestOrderUnderTraffic(t *testing.T) {
 	const (
 		flows   = 32
@@ -283,9 +283,9 @@ func TestOrderUnderTraffic(t *testing.T) {
 	}
 }
 
-// TestOrderModel has packets, slots and changes come in any order, with netbackd
-// handing packets on: at every moment what is published of a flow is all that was
-// sent of it up to some packet, and in the end it is all.
+// TestOrderModel mixes packets, slots and changes in any order, with steering by netbackd.
+// At every moment the published packets of a flow are a prefix of those sent, and in the
+// end all are published.
 func TestOrderModel(t *testing.T) {
 	netns.NeedTUN(t)
 	const flows, most = 8, 400
@@ -436,7 +436,7 @@ func (b *orderBed) send(from, to int) {
 	}
 }
 
-// numbers are those of the packets that came on a queue.
+// numbers returns the numbers of the packets that came on a queue.
 func (b *bed) numbers(queue int) (got []int) {
 	b.tb.Helper()
 	for _, d := range b.fronts[queue].received() {
@@ -446,7 +446,7 @@ func (b *bed) numbers(queue int) (got []int) {
 	return got
 }
 
-// sum adds a counter up over all queues.
+// sum returns the sum of a counter over all queues.
 func (b *bed) sum(c Counter) (n uint64) {
 	for i := range b.conn.queues {
 		n += b.conn.Stats(i).Load(c)
@@ -498,8 +498,8 @@ func TestPacketsWaitForThoseBeforeThem(t *testing.T) {
 	}
 }
 
-// TestAGuestThatDoesNotTakeThem: packets wait for those that the guest does not take
-// for a bounded time.
+// TestAGuestThatDoesNotTakeThem: packets wait only for a bounded time for predecessors
+// that the guest does not take.
 func TestAGuestThatDoesNotTakeThem(t *testing.T) {
 	b := newOrderBed(t)
 	b.fronts[1].post(100)
@@ -525,8 +525,8 @@ func TestAGuestThatDoesNotTakeThem(t *testing.T) {
 	}
 }
 
-// TestTooManyToSetAside: packets that find no room wait in the TAP while the kernel
-// changes, and order is given up for them only then.
+// TestTooManyToSetAside: packets for which there is no room wait in the TAP until the
+// kernel has changed. Only then are packets published out of order.
 func TestTooManyToSetAside(t *testing.T) {
 	b := newOrderBed(t)
 	b.fronts[1].post(200)
@@ -567,8 +567,8 @@ func TestTooManyToSetAside(t *testing.T) {
 	}
 }
 
-// TestChangesOneUponTheOther: a guest that takes nothing and changes the table
-// anew has the packets of the first change wait with those of the queue.
+// TestChangesOneUponTheOther: if a guest takes no packets and changes the table again, the
+// packets set aside by the first change join the backlog of their queue.
 func TestChangesOneUponTheOther(t *testing.T) {
 	b := newOrderBed(t)
 	b.send(0, 1)
@@ -603,8 +603,8 @@ func TestChangesOneUponTheOther(t *testing.T) {
 	}
 }
 
-// TestAQueueThatGoes: nobody waits for a queue that is at rest, and one that goes
-// takes what it has set aside with it.
+// TestAQueueThatGoes: other queues do not wait for a queue in breach, and a queue that is
+// detached drops the packets that it has set aside.
 func TestAQueueThatGoes(t *testing.T) {
 	for what, end := range map[string]func(b *orderBed, q *Queue){
 		"breach": func(b *orderBed, q *Queue) { b.w.breach(q, errors.New("breach")) },

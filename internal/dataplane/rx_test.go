@@ -28,8 +28,8 @@ func framesOf(ds []delivery) (frames [][]byte) {
 	return frames
 }
 
-// vnetOf is the header with which the host leaves f's checksum open, and with an
-// mss its segmentation.
+// vnetOf returns the header with which the host leaves the checksum of f open, and with
+// an mss also its segmentation.
 func vnetOf(f packettest.Frame, mss int) tap.VnetHdr {
 	p, err := packettest.Decode(f.Bytes())
 	if err != nil {
@@ -50,8 +50,8 @@ func vnetOf(f packettest.Frame, mss int) tap.VnetHdr {
 
 const validated, blank = netif.RxDataValidated, netif.RxCsumBlank
 
-// TestRxOffload sends what the host may send to guests that take more or less of
-// it, and checks what they were given.
+// TestRxOffload sends packets with every offload of the host to guests that take all or
+// some offloads, and checks the deliveries.
 func TestRxOffload(t *testing.T) {
 	guests := []struct {
 		name string
@@ -180,8 +180,8 @@ func sameDelivery(t *testing.T, what string, want delivery, got []delivery) {
 	}
 }
 
-// TestRxOnAPlainTAP: what a TAP without vnet header gives is finished, and
-// nothing is said of its checksum.
+// TestRxOnAPlainTAP: packets of a TAP without vnet header are finished, and their checksum
+// is not marked as validated.
 func TestRxOnAPlainTAP(t *testing.T) {
 	inModes(t, allModes[2:], func(t *testing.T, m mode) {
 		b := newBed(t, m, setup{cfg: full})
@@ -241,8 +241,8 @@ func TestRxInOrder(t *testing.T) {
 	})
 }
 
-// TestRxAnySizes: small packets are read to places close together, which a larger
-// one among them runs over. However they are mixed, all arrive as they were sent.
+// TestRxAnySizes: small packets are read to places close together, and a larger packet
+// among them overruns the next places. In any mix all packets arrive as they were sent.
 func TestRxAnySizes(t *testing.T) {
 	inModes(t, allModes, func(t *testing.T, m mode) {
 		b := newBed(t, m, setup{cfg: full})
@@ -278,8 +278,8 @@ func TestRxAnySizes(t *testing.T) {
 	})
 }
 
-// TestRxNeedsExactly as many slots as the packet takes: with one less it waits,
-// asks for an event at just the right slot, and has it with that slot.
+// TestRxNeedsExactly: a packet is delivered with exactly as many slots as it takes. With
+// one less it waits, and the queue requests an event at the missing slot.
 func TestRxNeedsExactly(t *testing.T) {
 	open := partial(tcp(4, 20000)).Bytes()
 	large := partial(tcp(4, 60000))
@@ -322,9 +322,8 @@ func TestRxNeedsExactly(t *testing.T) {
 	})
 }
 
-// TestRxWaits: packets that find no slots wait in order, the TAP is left alone
-// meanwhile, and nobody looks at the rings until the guest says that there are
-// slots.
+// TestRxWaits: packets that find no slots wait in order. Meanwhile the worker neither
+// reads the TAP nor checks the rings, until the guest sends an event for new slots.
 func TestRxWaits(t *testing.T) {
 	inModes(t, allModes[:2], func(t *testing.T, m mode) {
 		b := newBed(t, m, setup{cfg: full})
@@ -379,7 +378,7 @@ func TestRxSlotsThatComeUnasked(t *testing.T) {
 		wakes := b.stat(Wakes)
 		f.post(10)
 		if n := b.settle(); n != 0 || b.stat(Wakes) != wakes {
-			t.Errorf("%d rounds, %d wakes for slots nobody waits for", n, b.stat(Wakes)-wakes)
+			t.Errorf("%d rounds, %d wakes for slots that no packet waits for", n, b.stat(Wakes)-wakes)
 		}
 		for i := range 11 {
 			b.host.sendPlain(udp(10, uint16(i)))
@@ -391,8 +390,8 @@ func TestRxSlotsThatComeUnasked(t *testing.T) {
 	})
 }
 
-// TestRxDrain: what waits too long is dropped, the rest lives on; a guest
-// that takes nothing is called stalled, and well again when it does.
+// TestRxDrain: packets that wait too long are dropped, and no others. A guest that posts
+// no slots is stalled, and resumes when it posts slots.
 func TestRxDrain(t *testing.T) {
 	inModes(t, allModes[:2], func(t *testing.T, m mode) {
 		cfg := full
@@ -445,8 +444,8 @@ func TestRxDrain(t *testing.T) {
 	})
 }
 
-// TestRxResumesWithoutAPacket: a guest that was stalled is well as soon as it
-// posts slots, even if all packets are gone by then.
+// TestRxResumesWithoutAPacket: a stalled guest resumes as soon as it posts slots, even if
+// all packets have been dropped by then.
 func TestRxResumesWithoutAPacket(t *testing.T) {
 	inModes(t, allModes[:1], func(t *testing.T, m mode) {
 		cfg := full
@@ -469,8 +468,8 @@ func TestRxResumesWithoutAPacket(t *testing.T) {
 	})
 }
 
-// TestRxDropsByAge: a smaller packet behind a large one that is given up gets
-// the slots the large one could not use.
+// TestRxDropsByAge: when a large packet is dropped, a smaller one behind it gets the slots
+// that were too few for the large one.
 func TestRxDropsByAge(t *testing.T) {
 	inModes(t, allModes[:2], func(t *testing.T, m mode) {
 		b := newBed(t, m, setup{cfg: full})
@@ -492,8 +491,8 @@ func TestRxDropsByAge(t *testing.T) {
 	})
 }
 
-// TestRxWithoutNotify: a guest that does not tell of its slots is looked at
-// again and again, but not for long.
+// TestRxWithoutNotify: the rx ring of a guest without feature-rx-notify is polled, for a
+// short time only.
 func TestRxWithoutNotify(t *testing.T) {
 	inModes(t, allModes[:2], func(t *testing.T, m mode) {
 		cfg := full
@@ -539,8 +538,8 @@ func TestRxWithoutNotify(t *testing.T) {
 	})
 }
 
-// TestRxTooBig: what a guest without sg cannot take is dropped, and what comes
-// behind is not.
+// TestRxTooBig: packets that a guest without sg cannot take are dropped, and those behind
+// them are not.
 func TestRxTooBig(t *testing.T) {
 	inModes(t, allModes, func(t *testing.T, m mode) {
 		cfg := full
@@ -564,9 +563,8 @@ func TestRxTooBig(t *testing.T) {
 	})
 }
 
-// TestRxBacklog: the largest packets come where small ones are expected, as many
-// as one read takes, to a guest that has slots for a few or has to have them cut.
-// None is lost.
+// TestRxBacklog: a whole read of the largest packets comes where small ones are expected,
+// to a guest that has slots for a few or that needs them segmented. None is lost.
 func TestRxBacklog(t *testing.T) {
 	inModes(t, allModes[:2], func(t *testing.T, m mode) {
 		for _, tt := range []struct {
@@ -610,8 +608,8 @@ func TestRxBacklog(t *testing.T) {
 	})
 }
 
-// TestReadsAreComparedOnTheQueuesFile, whatever number that gets, and not on that of
-// another queue.
+// TestReadsAreComparedOnTheQueuesFile: the comparison uses the file number of the queue and
+// not that of another one.
 func TestReadsAreComparedOnTheQueuesFile(t *testing.T) {
 	inModes(t, allModes[:1], func(t *testing.T, m mode) {
 		if !m.uring {
@@ -644,8 +642,8 @@ func TestReadsAreComparedOnTheQueuesFile(t *testing.T) {
 	})
 }
 
-// TestRxReadsInVain: what is read with io_uring is what there is, nearly, once
-// backlogs are like those before.
+// TestRxReadsInVain: with io_uring few reads find the TAP empty, once the runs are like the
+// previous ones.
 func TestRxReadsInVain(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 2))
 	upTo := func(most int) func() int { return func() int { return 1 + random.IntN(most) } }
@@ -710,8 +708,8 @@ func TestRxReadsInVain(t *testing.T) {
 	}
 }
 
-// TestRxWhereIoUringIsDear: backlogs are read with system calls, until they turn out
-// to have no end. To find out what is dearer takes nothing from the TAP.
+// TestRxWhereIoUringIsDear: where io_uring is slower, packets are read with system calls
+// until a run is endless. The comparison takes no packet from the TAP.
 func TestRxWhereIoUringIsDear(t *testing.T) {
 	inModes(t, allModes[:1], func(t *testing.T, m mode) {
 		b := newBed(t, m, setup{cfg: full})
@@ -747,7 +745,7 @@ func TestRxWhereIoUringIsDear(t *testing.T) {
 	})
 }
 
-// TestRxBadOffload: what cannot be done to a frame costs the frame.
+// TestRxBadOffload: a frame with an impossible offload is dropped.
 func TestRxBadOffload(t *testing.T) {
 	inModes(t, allModes[:2], func(t *testing.T, m mode) {
 		b := newBed(t, m, setup{cfg: full})
@@ -759,7 +757,7 @@ func TestRxBadOffload(t *testing.T) {
 			{Flags: tap.VnetNeedsCsum, CsumStart: 34, CsumOffset: 6, GSOType: 3, GSOSize: 100},
 			{Flags: tap.VnetNeedsCsum, CsumStart: 34, CsumOffset: 16, GSOType: tap.VnetGSOTCPv6, GSOSize: 100},
 		}
-		// The kernel sends no such thing, so it is put where a read ends.
+		// The kernel sends no such frame, so the test writes it to the arena.
 		batch := &w.rx
 		*batch = rxBatch{}
 		batch.free, _ = q.rx.Available()
@@ -781,7 +779,7 @@ func TestRxBadOffload(t *testing.T) {
 	})
 }
 
-// arrive puts a frame where a read of a TAP with vnet header would.
+// arrive puts a frame in the arena as a read of a TAP with vnet header would.
 func (w *worker) arrive(v tap.VnetHdr, frame []byte) rxFrame {
 	at := rxFrameAt(0, true)
 	tap.VnetHdr(v).Encode(w.rxMem.mem[at-tap.VnetHdrLen : at])
@@ -900,7 +898,7 @@ func TestRxWritesAllOfASlot(t *testing.T) {
 	})
 }
 
-// TestRxOverflow: a guest that posts more than there is room for is at rest.
+// TestRxOverflow: a guest that posts more slots than the ring has is in breach.
 func TestRxOverflow(t *testing.T) {
 	inModes(t, allModes[:2], func(t *testing.T, m mode) {
 		b := newBed(t, m, setup{cfg: full})

@@ -11,7 +11,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/xen"
 )
 
-// sharedWorker connects vifs of as many guests, with a queue each, on one worker.
+// sharedWorker connects vifs of different guests, with one queue each, on one worker.
 func sharedWorker(t *testing.T, m mode, vifs int) (l *live, conns []*Conn) {
 	t.Helper()
 	l = newLive(t, m, 1, vifs, full)
@@ -30,8 +30,8 @@ func sharedWorker(t *testing.T, m mode, vifs int) (l *live, conns []*Conn) {
 	return l, conns
 }
 
-// duringNextCopy runs do within the next grant copy for q. The worker is told, because it
-// reads what is set here.
+// duringNextCopy runs do within the next grant copy for q. It sets the function on the
+// worker's thread, which reads it.
 func (f *front) duringNextCopy(t *testing.T, q *Queue, do func()) {
 	t.Helper()
 	must(t, q.call(func() error {
@@ -43,10 +43,10 @@ func (f *front) duringNextCopy(t *testing.T, q *Queue, do func()) {
 	}))
 }
 
-// TestASlowCopyHoldsNobodyElse: while a copy for one vif sleeps, packets of others on
-// its worker move, they can be closed and new ones connect; and the worker answers. The
-// slow one is served when its copy is over, and goes back to the others in the end.
-func TestASlowCopyHoldsNobodyElse(t *testing.T) {
+// TestASlowCopyDelaysNoOtherVif: while a copy for one vif sleeps, packets of other vifs on
+// its worker move, these can be closed and new ones can connect, and the worker answers a
+// ping. The slow vif is served when its copy is over, and shares a worker again in the end.
+func TestASlowCopyDelaysNoOtherVif(t *testing.T) {
 	inModes(t, allModes[:2], func(t *testing.T, m mode) {
 		l, conns := sharedWorker(t, m, 4)
 		slow := l.fronts[0]
@@ -143,7 +143,7 @@ func TestAfterProbation(t *testing.T) {
 	})
 }
 
-// lanes returns how many slow lanes there are, and how many spares that are none.
+// lanes returns the number of slow lanes, and of other spares.
 func (p *Pool) lanes() (lanes, others int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -157,9 +157,9 @@ func (p *Pool) lanes() (lanes, others int) {
 	return lanes, others
 }
 
-// TestManySlowGuests: however many guests have a slow copy under way, others on their
-// worker go on. When the copies are over the slow ones share [maxLanes] threads, wait for
-// each other alone, and go back to the others in the end.
+// TestManySlowGuests: while many guests have a slow copy under way, other guests on their
+// worker are served. When the copies are over the slow guests share [maxLanes] threads,
+// wait only for each other, and share a worker with others again in the end.
 func TestManySlowGuests(t *testing.T) {
 	inModes(t, allModes[1:2], func(t *testing.T, m mode) {
 		const slow = maxLanes + 4
@@ -173,7 +173,7 @@ func TestManySlowGuests(t *testing.T) {
 				t.Errorf("answers (-want +got):\n%s", diff)
 			}
 		}
-		// hold has a copy of a vif last until what it returns is called.
+		// hold blocks a copy of a vif until release is called.
 		hold := func(i int) (release func()) {
 			inCopy, goOn := make(chan struct{}), make(chan struct{})
 			l.fronts[i].duringNextCopy(t, conns[i].queues[0], func() {
@@ -219,7 +219,7 @@ func TestManySlowGuests(t *testing.T) {
 		}
 		must(t, l.pool.Ping(t.Context()))
 
-		// Slow again: this concerns those of the lane, if there are more, and no other.
+		// Slow again: this delays only the vifs of the same lane.
 		last := conns[slow-1].queues[0]
 		lane := last.worker.Load()
 		release := hold(slow - 1)

@@ -22,7 +22,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/xen"
 )
 
-// Map maps a page of the guest for good.
+// Map maps pages of the guest. They stay mapped.
 func (g *grants) Map(_ xen.Domid, refs []xen.Gref, _ gntdev.Prot) (*gntdev.Mapping, error) {
 	if g.hole != nil {
 		return gntdev.NewMapping(g.hole, func() error { return nil }), nil
@@ -31,8 +31,7 @@ func (g *grants) Map(_ xen.Domid, refs []xen.Gref, _ gntdev.Prot) (*gntdev.Mappi
 	return gntdev.NewMapping(g.pages[at:at+netif.PageSize], func() error { return nil }), nil
 }
 
-// makeStatic makes pages static grants, as the control ring would between two
-// turns.
+// makeStatic makes pages static grants, as the control ring does between two turns.
 func (f *front) makeStatic(flags uint16, refs ...xen.Gref) {
 	f.tb.Helper()
 	s := staticgrant.Source{Mapper: f.grants}
@@ -47,7 +46,7 @@ func (f *front) makeStatic(flags uint16, refs ...xen.Gref) {
 	}
 }
 
-// refs are the grefs from page i to page j, tx pages first.
+// refs returns the grefs from page i to page j, tx pages first.
 func refs(i, j int) (list []xen.Gref) {
 	for ; i < j; i++ {
 		list = append(list, firstRef+xen.Gref(i))
@@ -91,7 +90,7 @@ func TestStaticGrantsTx(t *testing.T) {
 				}
 			}, func(n uint64) bool { return n > 0 }},
 		} {
-			for shift := range 2 { // so that each slot is once of either kind
+			for shift := range 2 { // each slot is static once, and copied once
 				var want, got []hostFrame
 				for _, static := range []bool{false, true} {
 					b := newBed(t, m, setup{cfg: full})
@@ -234,8 +233,8 @@ func wantHash(t *testing.T, d delivery, h *steer.Config) {
 	}
 }
 
-// TestHashExtra: the packets of Microsoft's table carry the hash it names, of the
-// types that are on, beside what else they carry; others carry none.
+// TestHashExtra: the packets of Microsoft's table carry the hash of that table if their
+// type is enabled, beside their other extras. Other packets carry none.
 func TestHashExtra(t *testing.T) {
 	v4 := packettest.Frame{
 		IPv4: &packettest.IPv4{Src: netip.MustParseAddr("66.9.149.187"), Dst: netip.MustParseAddr("161.142.100.80")},
@@ -287,8 +286,8 @@ func TestHashExtra(t *testing.T) {
 	}
 }
 
-// TestHashWithTooFewSlots: a packet waits for as many slots as it needs with all
-// its extras, also if it is to be cut.
+// TestHashWithTooFewSlots: a packet waits for all slots that it needs with its extras, also
+// if it is segmented.
 func TestHashWithTooFewSlots(t *testing.T) {
 	open := partial(tcp(4, 5000))
 	tagged := partial(tcp(4, 5000, vlan))
@@ -320,8 +319,8 @@ func TestHashWithTooFewSlots(t *testing.T) {
 	})
 }
 
-// TestReadOnlyGrantIsNoRxBuffer: the slot is answered with an error, the packet
-// is lost, and the page is not written. What shares the packet with it is.
+// TestReadOnlyGrantIsNoRxBuffer: the slot is answered with an error, the packet is lost,
+// and the page is not written. The other pages of the packet are.
 func TestReadOnlyGrantIsNoRxBuffer(t *testing.T) {
 	inModes(t, allModes, func(t *testing.T, m mode) {
 		b := newBed(t, m, setup{cfg: full})
@@ -353,7 +352,7 @@ func TestReadOnlyGrantIsNoRxBuffer(t *testing.T) {
 	})
 }
 
-// TestFailedPacketIsCountedOnce, whatever all fails of it.
+// TestFailedPacketIsCountedOnce even if several of its pages fail.
 func TestFailedPacketIsCountedOnce(t *testing.T) {
 	inModes(t, allModes[:1], func(t *testing.T, m mode) {
 		b := newBed(t, m, setup{cfg: full})
@@ -376,8 +375,8 @@ func TestFailedPacketIsCountedOnce(t *testing.T) {
 	})
 }
 
-// TestPageThatIsGone: a static grant whose page cannot be touched any more costs
-// the packet if the kernel finds out, and the vif if we do.
+// TestPageThatIsGone: a static grant whose page cannot be accessed any more costs the
+// packet if the kernel finds the fault, and the vif if netbackd does.
 func TestPageThatIsGone(t *testing.T) {
 	inModes(t, allModes[:2], func(t *testing.T, m mode) {
 		for _, n := range []int{18, 9000} {
@@ -407,8 +406,8 @@ func TestPageThatIsGone(t *testing.T) {
 	})
 }
 
-// TestAnyMixOfGrants sends packets both ways while pages become static grants and
-// cease to be, and headroom changes, at random: packets do not change by it, and without misses there
+// TestAnyMixOfGrants sends packets both ways while pages become static grants and cease to
+// be, and headroom changes, at random. The packets are the same, and without misses there
 // are no grant operations.
 func TestAnyMixOfGrants(t *testing.T) {
 	inModes(t, allModes[:2], func(t *testing.T, m mode) {
@@ -482,8 +481,8 @@ func same(t *rapid.T, want, got [][]byte) {
 	}
 }
 
-// TestControlOfTables: what the control side asks for is done between two turns,
-// and a connection that is closed answers.
+// TestControlOfTables: requests of the control ring are carried out between two turns, and
+// a closed connection returns an error.
 func TestControlOfTables(t *testing.T) {
 	inModes(t, allModes[:1], func(t *testing.T, m mode) {
 		p, err := NewPool(Options{Workers: 1, NoUring: true})
@@ -535,10 +534,10 @@ func TestControlOfTables(t *testing.T) {
 	})
 }
 
-// TestLargeReadAfterHashingEnds: packets take a slot less each from then on, and none is
-// read into a page that the guest has not posted. The first one is just small enough to
-// be read as small ones are, but for its vnet header, and leaves 18 slots for one that
-// goes into 17 pages.
+// TestLargeReadAfterHashingEnds: after hashing ends each packet takes one slot less, and
+// none is read into a page that the guest has not posted. The first packet is just small
+// enough to be read as a small one if its vnet header did not count. It leaves 18 slots
+// for a packet that goes into 17 pages.
 func TestLargeReadAfterHashingEnds(t *testing.T) {
 	inModes(t, allModes[:2], func(t *testing.T, m mode) {
 		for n := 2037; n <= smallPacket; n++ {

@@ -15,9 +15,8 @@ import (
 	"github.com/netbackd/netbackd/pkg/toeplitz"
 )
 
-// TestSteering: whatever TAP queue the host puts packets on, each comes to the
-// guest on the queue that its hash says, and those of a flow in order. Changes of
-// the mapping lose none.
+// TestSteering: the host may put a packet on any TAP queue. The guest gets it on the queue
+// of its hash, and the packets of a flow in order. Changes of the mapping lose none.
 func TestSteering(t *testing.T) {
 	const queues = 4
 	inModes(t, allModes[:2], func(t *testing.T, m mode) {
@@ -68,8 +67,8 @@ func TestSteering(t *testing.T) {
 				if len(got) != len(want[i]) {
 					t.Fatalf("%d packets on queue %d, want %d", len(got), i, len(want[i]))
 				}
-				// The host spreads flows over TAP queues, so only within one is
-				// there an order.
+				// The host spreads flows over TAP queues, so packets have an order
+				// only within a flow.
 				for _, w := range want[i] {
 					n := len(got)
 					for k := range got {
@@ -95,8 +94,8 @@ func TestSteering(t *testing.T) {
 	})
 }
 
-// TestSteeredToAQueueWithoutSlots: the packet waits for slots there as one that
-// came on that queue would.
+// TestSteeredToAQueueWithoutSlots: a steered packet waits for slots of its queue like a
+// packet that was read from that TAP queue.
 func TestSteeredToAQueueWithoutSlots(t *testing.T) {
 	inModes(t, allModes[:2], func(t *testing.T, m mode) {
 		b := newBed(t, m, setup{cfg: full, queues: 2})
@@ -104,7 +103,7 @@ func TestSteeredToAQueueWithoutSlots(t *testing.T) {
 		for _, q := range b.conn.queues {
 			q.steer = table(t, 1)
 		}
-		// On either queue of the TAP, as the host will have it.
+		// The host chooses the queue of the TAP.
 		var want [][]byte
 		for i := range 16 {
 			f := packettest.Frame{

@@ -25,8 +25,8 @@ func (f *front) fill() (want []answer) {
 	return want
 }
 
-// TestABatch is one turn: a full ring takes two, each with one copy and one
-// event at most, and all answers in order.
+// TestABatch: a full ring takes two turns, each with one copy and at most one event, and
+// all responses are in order.
 func TestABatch(t *testing.T) {
 	inModes(t, allModes, func(t *testing.T, m mode) {
 		b := newBed(t, m, setup{cfg: full})
@@ -74,8 +74,8 @@ func TestOnePacket(t *testing.T) {
 	})
 }
 
-// TestNobodyAsksForTheTime while packets pass and nothing waits.
-func TestNobodyAsksForTheTime(t *testing.T) {
+// TestClockIsNotRead while packets pass and nothing waits.
+func TestClockIsNotRead(t *testing.T) {
 	inModes(t, allModes[:2], func(t *testing.T, m mode) {
 		cfg := full
 		cfg.Limiter = new(Limiter)
@@ -120,7 +120,7 @@ func TestNotify(t *testing.T) {
 		send(10)
 		count("first batch", txPort, 1)
 		send(10)
-		count("nobody asked", txPort, 0)
+		count("not asked for", txPort, 0)
 		f.answers()
 		if more, _ := f.tx.ArmFor(30); more {
 			t.Error("answers out of nowhere")
@@ -151,8 +151,8 @@ func TestNotify(t *testing.T) {
 	})
 }
 
-// TestOneChannel: with one event channel for both rings, an event means look
-// at both.
+// TestOneChannel: with one event channel for both rings, the worker checks both after an
+// event.
 func TestOneChannel(t *testing.T) {
 	inModes(t, allModes[:2], func(t *testing.T, m mode) {
 		b := newBed(t, m, setup{cfg: full, onePort: true})
@@ -177,8 +177,8 @@ func TestOneChannel(t *testing.T) {
 	})
 }
 
-// TestEventStorm: a guest that sends events for nothing is heard at most every
-// 10 ms, and at once again when it has something to say.
+// TestEventStorm: the events of a guest that sends them without work are handled at most
+// every 10 ms, and at once again after one with work.
 func TestEventStorm(t *testing.T) {
 	inModes(t, allModes[:1], func(t *testing.T, m mode) {
 		b := newBed(t, m, setup{cfg: full})
@@ -200,7 +200,7 @@ func TestEventStorm(t *testing.T) {
 		if s := b.stat(SpuriousWakes); s < n {
 			t.Errorf("%d of %d wakes counted as spurious", s, n)
 		}
-		// What it has to say during the storm is late, but heard.
+		// A packet during the storm is late, but not lost.
 		want := f.put(packet{frame: udp(1, 1)})
 		f.push()
 		f.events.send(txPort)
@@ -256,7 +256,7 @@ func TestAnEventHandleThatFails(t *testing.T) {
 	})
 }
 
-// works checks that a queue does what it is for, both ways.
+// works checks that a queue moves packets both ways.
 func (b *bed) works(t *testing.T, queue int) {
 	t.Helper()
 	f := b.fronts[queue]
@@ -272,9 +272,9 @@ func (b *bed) works(t *testing.T, queue int) {
 	}
 }
 
-// TestATAPThatIsDeleted is said once and watched no more; the guest's packets
-// are still answered. While packets are held nobody watches, so it is said when
-// they are gone.
+// TestATAPThatIsDeleted is reported once and then not watched any more. The guest's
+// packets are still answered. While packets wait for slots the TAP is not watched, so the
+// report comes when they are gone.
 func TestATAPThatIsDeleted(t *testing.T) {
 	inModes(t, allModes, func(t *testing.T, m mode) {
 		for _, held := range []bool{false, true} {
@@ -365,7 +365,7 @@ func TestAPanicCostsOneVif(t *testing.T) {
 	})
 }
 
-// TestAnIoUringThatFails is given up without losing its vifs.
+// TestAnIoUringThatFails: its worker goes on without it, with all its vifs.
 func TestAnIoUringThatFails(t *testing.T) {
 	inModes(t, []mode{{vnet: true, uring: true}}, func(t *testing.T, m mode) {
 		for _, rx := range []bool{false, true} {
@@ -380,7 +380,7 @@ func TestAnIoUringThatFails(t *testing.T) {
 					b.host.sendPlain(udp(1, uint16(i)))
 				}
 				b.settle()
-				// Of the reads that failed nobody knows what they took.
+				// A failed read may have taken packets from the TAP.
 				if n := len(f.received()); n == 0 {
 					t.Error("no packets delivered")
 				}
@@ -425,8 +425,9 @@ func TestRoundsAreShared(t *testing.T) {
 	})
 }
 
-// TestTheEventOfADeadPredecessor: killed after it had published and before it
-// notified, it leaves a guest that sleeps on an rsp_event nothing crosses again.
+// TestTheEventOfADeadPredecessor: a daemon that was killed after publishing and before
+// notifying leaves a guest that sleeps, and no later response crosses its rsp_event. The
+// successor notifies it.
 func TestTheEventOfADeadPredecessor(t *testing.T) {
 	inModes(t, allModes[:1], func(t *testing.T, m mode) {
 		journals := []*Journal{NewJournal()}

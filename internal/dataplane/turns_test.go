@@ -19,8 +19,8 @@ func (f *front) cutTo(mss, total int) []answer {
 	return f.put(packet{frame: frame, flags: netif.TxCsumBlank, extras: []netif.ExtraInfo{gso(4, mss)}})
 }
 
-// TestSegmentsAreBounded: neither by a tiny MSS nor by many segments may a packet
-// make the host work for long.
+// TestSegmentsAreBounded: a packet cannot make the host work for long, neither with a tiny
+// MSS nor with many segments.
 func TestSegmentsAreBounded(t *testing.T) {
 	inModes(t, allModes, func(t *testing.T, m mode) {
 		b := newBed(t, m, setup{cfg: full})
@@ -153,9 +153,8 @@ func neighbours(t *testing.T, m mode) (b *bed, conns [2]*Conn) {
 	return b, conns
 }
 
-// TestACostlyVifRests: a vif whose packets take long, whatever the reason, gets an eighth
-// of the time beside one whose packets do not, and all of it if there is no other that
-// wants any.
+// TestACostlyVifRests: a vif whose packets take long gets an eighth of the time beside a
+// vif whose packets do not, and all of the time if no other vif has work.
 func TestACostlyVifRests(t *testing.T) {
 	inModes(t, allModes[:1], func(t *testing.T, m mode) {
 		b, conns := neighbours(t, m)
@@ -208,7 +207,8 @@ func TestACostlyVifRests(t *testing.T) {
 	})
 }
 
-// TestATurnThatOnlySeemsLong costs a vif no rest: the thread was without a processor.
+// TestATurnThatOnlySeemsLong: a vif does not rest after a turn in which the thread waited
+// for a processor.
 func TestATurnThatOnlySeemsLong(t *testing.T) {
 	inModes(t, allModes[:1], func(t *testing.T, m mode) {
 		b, conns := neighbours(t, m)
@@ -233,8 +233,8 @@ func TestATurnThatOnlySeemsLong(t *testing.T) {
 	})
 }
 
-// TestSlowTurnsTakeLess: a queue whose turns take long takes fewer packets, down to
-// one, and more again when they do not.
+// TestSlowTurnsTakeLess: a queue whose turns take long takes fewer packets per turn, down
+// to one, and more again after short turns.
 func TestSlowTurnsTakeLess(t *testing.T) {
 	inModes(t, allModes[:1], func(t *testing.T, m mode) {
 		b, conns := neighbours(t, m)
@@ -269,8 +269,8 @@ func TestSlowTurnsTakeLess(t *testing.T) {
 	})
 }
 
-// TestMailWithinARound: what is posted while one vif has its turn is read before the
-// next one's.
+// TestMailWithinARound: a function posted during the turn of one vif runs before the turn
+// of the next.
 func TestMailWithinARound(t *testing.T) {
 	inModes(t, allModes[:1], func(t *testing.T, m mode) {
 		b, _ := neighbours(t, m)
@@ -293,8 +293,8 @@ func TestMailWithinARound(t *testing.T) {
 	})
 }
 
-// TestDetachWithinARound: a vif that goes by mail between two turns of a round has no
-// turn any more, and the others have theirs.
+// TestDetachWithinARound: a vif that is detached between two turns of a round has no
+// further turn, and the others have theirs.
 func TestDetachWithinARound(t *testing.T) {
 	inModes(t, allModes[:1], func(t *testing.T, m mode) {
 		for first := range 2 {

@@ -17,7 +17,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/netif"
 )
 
-// udp is a finished frame whose payload has n bytes and says which it is.
+// udp returns a finished frame whose payload has n bytes and contains id.
 func udp(n int, id uint16) []byte {
 	return packettest.Frame{
 		IPv4: &packettest.IPv4{ID: id}, UDP: &packettest.UDP{SrcPort: id}, Payload: packettest.Pattern(n),
@@ -41,8 +41,8 @@ func parts(n, k int) (sizes []int) {
 	return sizes
 }
 
-// TestLadder puts something wrong, or nearly so, between two good packets and
-// looks at what becomes of all three, of the next packet, and of the next queue.
+// TestLadder puts a packet that is wrong, or nearly so, between two good packets and
+// checks the fate of all three, of the next packet, and of the next queue.
 func TestLadder(t *testing.T) {
 	good := udp(100, 7)
 	okay := func(f *front, p packet) []answer { return f.put(p) }
@@ -397,7 +397,7 @@ func TestLadder(t *testing.T) {
 		name: "multicast address",
 		put: func(f *front) []answer {
 			r := f.requests(packet{frame: good})
-			r[0].Gref = 0 // nobody looks
+			r[0].Gref = 0 // not examined
 			return f.ring(r, 0, 0, netif.NewMcast(true, [6]byte{1, 2, 3, 4, 5, 6}))
 		},
 		traffic: map[string]uint64{"mcast_changes": 1},
@@ -465,7 +465,7 @@ func TestLadder(t *testing.T) {
 					t.Errorf("breach %v, want %v %s", err, tt.breach, tt.says)
 				}
 
-				// A queue at rest stays at rest, whatever its guest does.
+				// A queue in breach is not served, even if its guest sends more.
 				if breaks {
 					f.events.send(txPort)
 					b.settle()
@@ -481,7 +481,7 @@ func TestLadder(t *testing.T) {
 					}
 					b.host.received()
 				}
-				// The other queue is as it was.
+				// The other queue is not affected.
 				f = b.fronts[1]
 				want = f.put(packet{frame: good})
 				f.push()
@@ -545,7 +545,7 @@ func TestAWholeCopyThatFails(t *testing.T) {
 	})
 }
 
-// TestATAPThatRefuses costs packets, which the guest is not told of.
+// TestATAPThatRefuses: the packets are lost, and answered with okay.
 func TestATAPThatRefuses(t *testing.T) {
 	inModes(t, allModes, func(t *testing.T, m mode) {
 		b := newBed(t, m, setup{cfg: full, ownTAP: true})

@@ -15,7 +15,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/tap"
 )
 
-// tcp is a TCP segment with a payload of n bytes over IPv4 or IPv6.
+// tcp returns a TCP segment with a payload of n bytes over IPv4 or IPv6.
 func tcp(ipv, n int, tags ...packettest.Tag) packettest.Frame {
 	f := packettest.Frame{
 		Tags: tags,
@@ -33,12 +33,12 @@ func tcp(ipv, n int, tags ...packettest.Tag) packettest.Frame {
 	return f
 }
 
-// udp6 is a datagram over IPv6.
+// udp6 returns a datagram over IPv6.
 func udp6(n int) packettest.Frame {
 	return packettest.Frame{IPv6: &packettest.IPv6{}, UDP: &packettest.UDP{}, Payload: packettest.Pattern(n)}
 }
 
-// partial is f with an open checksum.
+// partial returns f with an open checksum.
 func partial(f packettest.Frame) packettest.Frame {
 	f.Partial = true
 	return f
@@ -58,7 +58,7 @@ var (
 	qinq = packettest.Tag{TPID: packettest.TypeQinQ, TCI: 7}
 )
 
-// layouts are ways to spread n bytes over slots.
+// layouts returns ways to spread n bytes over slots.
 func layouts(n int) map[string][]int {
 	l := map[string][]int{
 		"whole pages":     nil,
@@ -79,7 +79,7 @@ func layouts(n int) map[string][]int {
 	return l
 }
 
-// tail is sizes, and what is left of n in pages.
+// tail returns sizes and, in pages, the rest of n.
 func tail(n int, sizes ...int) []int {
 	for _, s := range sizes {
 		n -= s
@@ -92,8 +92,8 @@ func tail(n int, sizes ...int) []int {
 	return sizes
 }
 
-// TestTxOffload sends packets that leave something to the host, over slots cut
-// in many ways, and checks what the host was told to do, or that it was done.
+// TestTxOffload sends packets with offloads in many layouts of slots. It checks the vnet
+// header at the host or, without vnet headers, the finished packets.
 func TestTxOffload(t *testing.T) {
 	tests := []struct {
 		name   string
@@ -182,7 +182,7 @@ func TestTxOffload(t *testing.T) {
 		for _, tt := range tests {
 			frame := tt.frame.Bytes()
 			if tt.frame.TCP != nil && tt.flags&netif.TxCsumBlank == 0 {
-				// Whatever its checksum field holds is not to be believed.
+				// The content of the checksum field must not matter.
 				l4 := bytes.Index(frame, []byte{0x9c, 0x40, 0x01, 0xbb})
 				frame[l4+16] ^= 0x55
 			}
@@ -240,7 +240,7 @@ func sameFrames(t *testing.T, what string, got []hostFrame, vnet tap.VnetHdr, fr
 		t.Errorf("%s: %d frames at the host, want %d", what, len(got), n)
 	}
 	for _, g := range got {
-		// What the kernel says of its own: a hint, and that the sum is right.
+		// The kernel adds a hint of the header length, and that the sum is right.
 		g.Vnet.HdrLen = 0
 		g.Vnet.Flags &^= tap.VnetDataValid
 		if g.Vnet == vnet && bytes.Equal(g.Frame, frame) {
@@ -281,7 +281,7 @@ func segments(t *testing.T, what string, got []hostFrame, of packettest.Frame, m
 	}
 }
 
-// TestFramesKeepTheirOrder mixes what is written in different ways.
+// TestFramesKeepTheirOrder mixes packets that are written in different ways.
 func TestFramesKeepTheirOrder(t *testing.T) {
 	inModes(t, allModes, func(t *testing.T, m mode) {
 		b := newBed(t, m, setup{cfg: full})

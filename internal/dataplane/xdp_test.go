@@ -13,10 +13,9 @@ import (
 	"github.com/netbackd/netbackd/pkg/toeplitz"
 )
 
-// TestXDPHeadroom: every packet begins where the guest asked for, in copies and in static
-// grants, has an XDP extra that says so, and takes just the slots that it needs: it
-// goes out with the last of them and not before. What follows the first slot fills its
-// pages.
+// TestXDPHeadroom: every packet begins at the requested offset, in copies and in static
+// grants, has an XDP extra with the offset, and takes just the slots that it needs: it is
+// delivered with the last of them and not before. The later slots fill their pages.
 func TestXDPHeadroom(t *testing.T) {
 	const xdp = 256 // XDP_PACKET_HEADROOM of Linux
 	tests := []struct {
@@ -116,8 +115,8 @@ func TestXDPHeadroom(t *testing.T) {
 	})
 }
 
-// TestXDPHeadroomLeavesNothingToDo: a packet with headroom has its checksum and is not to
-// be segmented, whatever the guest takes otherwise, and is not marked as if.
+// TestXDPHeadroomLeavesNothingToDo: a packet with headroom has a complete checksum, is
+// segmented, and carries no offload flags, even for a guest that takes all offloads.
 func TestXDPHeadroomLeavesNothingToDo(t *testing.T) {
 	inModes(t, allModes[:2], func(t *testing.T, m mode) {
 		for _, ipv := range []int{4, 6} {
@@ -149,9 +148,9 @@ func TestXDPHeadroomLeavesNothingToDo(t *testing.T) {
 	})
 }
 
-// TestXDPHeadroomFromOneBatchToTheNext: packets that wait for slots while headroom comes
-// and goes reach the guest in order, each with the headroom of its time. What the guest
-// was to segment is cut then.
+// TestXDPHeadroomFromOneBatchToTheNext: packets that wait for slots while headroom is
+// turned on and off reach the guest in order, each with the headroom at its delivery.
+// Packets that the guest was to segment are then segmented by netbackd.
 func TestXDPHeadroomFromOneBatchToTheNext(t *testing.T) {
 	inModes(t, allModes[:2], func(t *testing.T, m mode) {
 		b := newBed(t, m, setup{cfg: full})
@@ -206,8 +205,8 @@ func TestXDPHeadroomFromOneBatchToTheNext(t *testing.T) {
 	})
 }
 
-// TestXDPHeadroomWithoutScatterGather: a guest that takes one slot per packet loses what
-// does not fit behind the headroom, and no more.
+// TestXDPHeadroomWithoutScatterGather: a guest that takes one slot per packet loses the
+// packets that do not fit behind the headroom, and no others.
 func TestXDPHeadroomWithoutScatterGather(t *testing.T) {
 	cfg := full
 	cfg.SG, cfg.Guest.GSOTCPv4, cfg.Guest.GSOTCPv6 = false, false, false
