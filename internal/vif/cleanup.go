@@ -30,7 +30,7 @@ func (v *Vif) journalPath(queue int) string {
 }
 
 // removeJournals removes the journals and the record of the control ring of a connection
-// that has ended, however many queues it had.
+// that has ended. It does not depend on the number of queues that the connection had.
 func (v *Vif) removeJournals() {
 	if v.cfg.RunDir == "" {
 		return

@@ -15,11 +15,11 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
-// controlKey is a key of the backend directory by which the toolstack chooses what
-// control ring one vif offers, in the words of [ctrlserver.ParseProtocols].
+// controlKey is a key of the backend directory. The toolstack writes there which control
+// ring protocols this vif offers, in the words of [ctrlserver.ParseProtocols].
 const controlKey = "control-ring"
 
-// controlRings returns the control ring protocols that the vif is to offer.
+// controlRings returns the control ring protocols that the vif offers.
 func (v *Vif) controlRings() ctrlserver.Protocols {
 	if text := v.nodes.control; text != "" {
 		p, err := ctrlserver.ParseProtocols(text)
@@ -34,7 +34,8 @@ func (v *Vif) controlRings() ctrlserver.Protocols {
 // ctrlName returns the name of the file with the record of a vif's control ring.
 func ctrlName(id xenbus.VifID) string { return fmt.Sprintf("ctrl-%d.%d", id.Domid, id.Devid) }
 
-// ctrlPath returns the path of that file, empty if there is no run directory.
+// ctrlPath returns the path of the record of the vif's control ring. It is empty if there
+// is no run directory.
 func (v *Vif) ctrlPath() string {
 	if v.cfg.RunDir == "" {
 		return ""
@@ -42,9 +43,8 @@ func (v *Vif) ctrlPath() string {
 	return filepath.Join(v.cfg.RunDir, ctrlName(v.cfg.ID))
 }
 
-// openControl opens the frontend's control ring, if it has one, and sets up what the
-// queues need of it from the start: tables of static grants, and the hash that packets
-// carry. A frontend without a control ring cannot ask for either.
+// openControl opens the frontend's control ring, if it has one. It sets the tables of
+// static grants in queues, and the hash of packets in cfg.
 func (v *Vif) openControl(c *connection, queues []dataplane.QueueConfig, cfg *dataplane.Config) error {
 	if !c.frontend.ctrl.there {
 		return nil
@@ -77,7 +77,7 @@ func (v *Vif) openControl(c *connection, queues []dataplane.QueueConfig, cfg *da
 }
 
 // clearSteering removes the steering program of a frontend with a control ring from the
-// TAP. The TAP may have one even if the change to it failed.
+// TAP. The TAP may have a program even if setting it returned an error.
 func (v *Vif) clearSteering(f *frontend) {
 	if !f.ctrl.there || len(f.queues) < 2 || v.cfg.NoBPF != nil {
 		return

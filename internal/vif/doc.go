@@ -4,16 +4,20 @@
 // directory into xenstore to the moment that the directory is gone.
 //
 // A [Vif] is an actor. One goroutine owns everything about it: the TAP device, the state
-// that it shows the frontend, the connection to the data plane. Events only make it
-// reconcile: it observes, which is to read both directories as they are now
-// (observe.go); plans the shortest legal way to where they say that it should be
-// (machine.go, which draws the states); and performs that step by step (perform.go). So
-// events may be merged, repeated or late without harm. That matters because xenstore
-// merges, repeats and delays them, and because the guest writes half of what is read. For
-// the same reason nothing that has failed is tried again before something has changed
-// (errors.go).
+// that it shows the frontend, the connection to the data plane. An event only makes it
+// reconcile, in three steps:
 //
-// The package knows xenstore's keys of a vif, and how to connect what they name to
-// internal/dataplane and internal/ctrlserver. It must not know other vifs, or look into
-// packets.
+//   - It observes: it reads both directories as they are now (observe.go).
+//   - It plans the shortest legal way to the state that they call for (machine.go, which
+//     draws the states).
+//   - It performs the plan step by step (perform.go).
+//
+// So events may be merged, repeated or late without harm. That matters because xenstore
+// merges, repeats and delays them, and because the guest writes half of the nodes that the
+// vif reads. For the same reason a failed attempt is not repeated before something has
+// changed (errors.go).
+//
+// The package knows xenstore's keys of a vif, and connects the rings, channels and settings
+// that they name to internal/dataplane and internal/ctrlserver. It must not know other
+// vifs, or look into packets.
 package vif

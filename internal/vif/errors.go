@@ -26,14 +26,13 @@ var (
 	errTaken   = errors.New("another back end has taken the device")
 )
 
-// retryAfter is the time between two attempts to do what has failed for want of
-// xenstored or of the host.
+// retryAfter is the time between two attempts after a failure of xenstored or of the host.
 const retryAfter = time.Second
 
 // block keeps a vif from connecting. Its zero value does not.
 type block struct {
-	attempt *attempt    // has failed, and is not tried again unchanged; nil in a quarantine that a predecessor began
-	reason  string      // why the vif is quarantined; empty: it is not
+	attempt *attempt    // failed, and is not repeated unchanged; nil in a quarantine that a predecessor began
+	reason  string      // reason of the quarantine; empty: the vif is not quarantined
 	stamp   netif.Stamp // of the quarantined connection; zero: there was none
 }
 
@@ -47,9 +46,9 @@ func (b *block) phase() blockPhase {
 	return blockNone
 }
 
-// attempt holds everything that can decide whether a connection comes about. An attempt
-// that has failed is not repeated before some of it has changed: otherwise a frontend in
-// state Connected would make the vif try without end.
+// attempt holds everything that decides the outcome of an attempt to connect. A failed
+// attempt is not repeated before one of these has changed: otherwise a frontend in state
+// Connected would make the vif try without end.
 type attempt struct {
 	frontState xenbus.State
 	mac, mtu   string
@@ -60,7 +59,7 @@ type attempt struct {
 func (v *Vif) attempt() *attempt {
 	a := &attempt{frontState: v.guest.state, mac: v.nodes.mac, mtu: v.nodes.mtu, offer: v.guest.offer}
 	if a.frontState == xenbus.Reconfiguring {
-		a.frontState = xenbus.Connected // it comes back to that, with the same rings
+		a.frontState = xenbus.Connected // the frontend returns to it, with the same rings
 	}
 	return a
 }
@@ -76,21 +75,21 @@ func (a *attempt) same(b *attempt) bool {
 	return a.offer.frontend == b.offer.frontend || a.offer.frontend.same(b.offer.frontend)
 }
 
-// giveUp records that what the frontend asks for cannot be done. The next plan closes
-// the device. The frontend may try something else.
+// giveUp records that the frontend's request cannot be fulfilled. The next plan closes the
+// device. The frontend may then request something else.
 func (v *Vif) giveUp(cause error) error {
 	if v.cfg.Taken != nil && v.cfg.Taken() {
-		return errTaken // it is what has failed, and serves now
+		return errTaken // the other back end has caused the failure, and serves the device now
 	}
 	v.reportError("connection given up", cause)
 	v.block = block{attempt: v.attempt()}
 	return errAgain
 }
 
-// retryOrGiveUp decides what follows when something cannot be done. A guest that is
-// connected, and has named nothing wrong, must not lose its network because the host is
-// short of something for a while, or is set up wrongly: that is tried again until it
-// succeeds. Anything else is given up.
+// retryOrGiveUp decides whether to retry after a failure. A connected guest whose keys are
+// right must not lose its network because the host is short of a resource for a while, or
+// is set up wrongly: the vif tries again until it succeeds. After any other failure it
+// gives up.
 func (v *Vif) retryOrGiveUp(cause error) error {
 	if v.own != xenbus.Connected || !isHostError(cause) {
 		return v.giveUp(cause)
@@ -122,15 +121,16 @@ func isHostError(err error) bool {
 	return false
 }
 
-// A dying predecessor closes what it holds one by one. busyFor bounds the time that this
-// may take; busyPoll is the time between two attempts meanwhile.
+// A dying predecessor closes its files one by one. busyFor bounds the time that this may
+// take; busyPoll is the time between two attempts meanwhile.
 const (
 	busyFor  = time.Second
 	busyPoll = 20 * time.Millisecond
 )
 
-// waitWhileBusy is called when something that the vif needs is in use. It has the vif try
-// again soon. It returns err once that has lasted too long.
+// waitWhileBusy is called with err when something that the vif needs is in use. It makes
+// the vif try again soon and returns errWait, or returns err if that has lasted for more
+// than busyFor.
 func (v *Vif) waitWhileBusy(err error) error {
 	now := time.Now()
 	if v.busySince.IsZero() {
@@ -157,7 +157,7 @@ func (v *Vif) quarantine(cause error) {
 }
 
 // reportError logs an error under the name of the event, and writes it into the error
-// node. It does nothing if that is there already.
+// node. It does nothing if the node has this error already.
 func (v *Vif) reportError(event string, err error) {
 	text := errorText(err)
 	if text == v.errorText {
@@ -201,7 +201,7 @@ func frontendError(err error) error { return fmt.Errorf("frontend %w", err) }
 
 // errorText returns an error as Linux back ends write it: an errno and a text.
 func errorText(err error) string {
-	errno := unix.EINVAL // for a value that is wrong
+	errno := unix.EINVAL // for a wrong value
 	_ = errors.As(err, &errno)
 	text := fmt.Sprintf("%d %v", int(errno), err)
 	const most = 512

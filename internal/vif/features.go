@@ -10,16 +10,16 @@ import (
 	"github.com/netbackd/netbackd/pkg/tap"
 )
 
-// features holds what a frontend has asked for, or can take.
+// features holds the features that a frontend requests or supports.
 type features struct {
 	rxCopy   bool          // grant copy on the rx ring, which is required
 	rxNotify bool          // sends an event when it posts rx slots
 	sg       bool          // takes packets of several slots
-	mcast    bool          // wants only the multicast it lists
+	mcast    bool          // wants only the multicast addresses in its list
 	guest    offload.Guest // offloads that it takes
 }
 
-// backendOffer holds what the backend has to offer to one frontend.
+// backendOffer holds the settings that the backend offers to one frontend.
 type backendOffer struct {
 	maxQueues int
 	offload   bool // the TAP has vnet headers; not read back
@@ -28,27 +28,27 @@ type backendOffer struct {
 
 // feature is one thing that back end and frontend can agree on.
 type feature struct {
-	// read is the frontend's key, name the feature's name in the status, and in its
-	// place in features. read is empty if the frontend does not answer. If inverted, 1
-	// takes the feature away.
+	// read is the frontend's key, name is the feature's name in the status, and in
+	// returns its field in features. read is empty if the frontend has no such key. If
+	// inverted, the value 1 turns the feature off.
 	read, name string
 	in         func(*features) *bool
 	inverted   bool
 
-	// offer is the backend's key, value what is written there, and readBack reads what
-	// a predecessor has written. offer is empty if the backend has no key, readBack nil
-	// if what was offered does not matter later.
+	// offer is the backend's key, value returns its value, and readBack parses the
+	// value that a predecessor has written. offer is empty if the backend has no such
+	// key, and readBack is nil if the old value does not matter.
 	offer    string
 	value    func(backendOffer) string
 	readBack func(o *backendOffer, value string)
 }
 
-// featureTable lists everything that back end and frontend can agree on. What is
-// offered, read, read back and shown follows from it.
+// featureTable lists everything that back end and frontend can agree on. All code that
+// offers, reads, reads back or shows features uses it.
 //
-// Without vnet headers on the TAP nothing on the host could take a partial checksum or a
-// packet to segment, so then none is asked for. What the backend does not do is written
-// as well, since another backend may have left its keys in the directory.
+// Without vnet headers on the TAP the host cannot take partial checksums or packets to
+// segment, so the backend does not offer these. It also writes the keys of features that
+// it does not have, since another backend may have left them in the directory.
 var featureTable = [...]feature{
 	{read: "request-rx-copy", name: "rx-copy", in: func(f *features) *bool { return &f.rxCopy },
 		offer: "feature-rx-copy", value: yes},

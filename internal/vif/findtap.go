@@ -46,8 +46,8 @@ type foundTap struct {
 }
 
 // findTap finds the TAP that a predecessor left. It returns nil if there is none. A script
-// may have renamed or moved the TAP, and the alternative name may be missing. Other network
-// namespaces are searched only if there has been a TAP before.
+// may have renamed or moved the TAP, and the alternative name may be missing. findTap
+// searches other network namespaces only if there has been a TAP before.
 func (v *Vif) findTap() (*foundTap, error) {
 	found, err := findByAltName(altName(v.cfg.ID), v.setup != tapUntouched)
 	if found != nil || err != nil {
@@ -70,8 +70,8 @@ func (v *Vif) findTap() (*foundTap, error) {
 }
 
 // findByAltName finds a TAP by its alternative name in the daemon's own network namespace.
-// If everywhere, it also searches the others that have a number in that one: a namespace in
-// which the daemon has seen a TAP has one.
+// If everywhere is set, it also searches all namespaces that have a number in the daemon's
+// own one. Each namespace in which the daemon has seen a TAP has such a number.
 func findByAltName(alt string, everywhere bool) (*foundTap, error) {
 	networks := []int{ownNetwork}
 	if everywhere {
@@ -89,13 +89,14 @@ func findByAltName(alt string, everywhere bool) (*foundTap, error) {
 		if n == ownNetwork && !errors.As(err, new(netlink.LinkNotFoundError)) {
 			return nil, err
 		}
-		// Another namespace that is gone by now, or may not be searched, is not one
-		// in which the daemon has a TAP.
+		// The daemon has no TAP in a namespace that is gone by now, or that it may not
+		// search.
 	}
 	return nil, nil
 }
 
-// errTapElsewhere returns the error for a TAP that cannot be opened where it is.
+// errTapElsewhere returns the error for a TAP that is in another network namespace, where
+// it cannot be opened.
 func errTapElsewhere(link netlink.Link) error {
 	return fmt.Errorf("%s: %w, and its queues were lost with the daemon that had them; move it back, or detach and attach the vif",
 		link.Attrs().Name, tap.ErrElsewhere)
@@ -113,7 +114,7 @@ func RemoveTap(id xenbus.VifID) error {
 // removePredecessorTap removes the TAP that a predecessor left of this vif.
 func (v *Vif) removePredecessorTap() error {
 	if v.setup == tapUntouched {
-		// No script has seen it, so it is where it was made, if it exists.
+		// No script has moved it, so it is in the namespace where it was made.
 		return removeTapNamed(altName(v.cfg.ID))
 	}
 	return RemoveTap(v.cfg.ID)

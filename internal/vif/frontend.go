@@ -63,8 +63,8 @@ const (
 	maxPort = 1<<17 - 1 // FIFO ABI
 )
 
-// readFrontend reads and checks what the frontend in dir has published. The error is
-// that of the first wrong key. The keys of a control ring are read only if one was
+// readFrontend reads and checks the keys that the frontend in dir has published. The error
+// is that of the first wrong key. The keys of a control ring are read only if one was
 // offered: a frontend of another back end may have left them.
 func readFrontend(r reader, dir string, maxQueues int, control ctrlserver.Protocols) (*frontend, error) {
 	k := keyReader{r: guestNodes{r}, dir: dir}
@@ -104,8 +104,8 @@ func readFrontend(r reader, dir string, maxQueues int, control ctrlserver.Protoc
 	return f, nil
 }
 
-// sameRings reports whether both name the same rings and channels. Everything else that
-// a frontend publishes counts only when it connects.
+// sameRings reports whether both name the same rings and channels. All other keys count
+// only when the frontend connects.
 func (f *frontend) sameRings(other *frontend) bool {
 	return f != nil && other != nil && slices.Equal(f.queues, other.queues) && f.ctrl == other.ctrl
 }

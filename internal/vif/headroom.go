@@ -40,11 +40,11 @@ func (k *keyReader) headroom() uint16 {
 	return uint16(min(k.number(headroomKey, v, 0, 1<<16-1), netif.MaxXDPHeadroom))
 }
 
-// reconfiguration records what a frontend that reconfigures has written so far.
+// reconfiguration is the progress of a frontend that reconfigures.
 type reconfiguration struct {
-	since   time.Time // when its state was first seen; zero: it does not reconfigure
-	events  int       // of the watch of the key; the first is the watch's own
-	changed bool      // the key is not what it was
+	since   time.Time // when Reconfiguring was first seen; zero: it does not reconfigure
+	events  int       // events of the key's watch; setting the watch causes the first
+	changed bool      // the key has changed
 }
 
 // over reports whether the frontend has written its key, or its time is over.
@@ -87,8 +87,8 @@ func (v *Vif) applyHeadroom() error {
 	}
 	v.reconf.changed = true
 	if f.headroom == 0 && v.guest.state == xenbus.Reconfiguring {
-		// The program stays until the frontend has the answer, and would look for
-		// packets where they no longer are.
+		// The program stays until the frontend has the answer, and would read packets
+		// at the old offset.
 		return nil
 	}
 	var err error

@@ -11,18 +11,19 @@ import (
 	"github.com/netbackd/netbackd/pkg/xen"
 )
 
-// What is kept of a connection counts for that connection alone. Grefs, ports and domain
-// ids repeat: a frontend that starts again may name the same ones, while no daemon runs or
-// between two looks at its state. So each connection has a stamp. It is in the ring pages,
-// from which it vanishes when the frontend makes its rings anew; in the journals; and in
-// the record of the control ring. See [netif.Stamp].
+// Journals and records are valid for one connection only. Grefs, ports and domain ids
+// repeat: a frontend that starts again may name the same ones, while no daemon runs or
+// between two reads of its state. So each connection has a stamp. The stamp is in the ring
+// pages, where it disappears when the frontend initialises its rings again; in the
+// journals; and in the record of the control ring. See [netif.Stamp].
 //
-// What belongs to the device needs no stamp: the state node tells. A device that the
-// toolstack has made anew is Initialising, and goes to InitWait only when nothing is left
-// of the one before.
+// Data of the device, such as its TAP, needs no stamp, because the state node is enough. A
+// device that the toolstack has made again is Initialising, and goes to InitWait only when
+// everything of the old device has been removed.
 
-// identify finds out which connection the rings belong to. If it was served before, what
-// was kept of it is in force again. If not, nothing that was kept is.
+// identify finds out which connection the rings belong to. If this connection was served
+// before, its journals, its record and its multicast list are used again. If not, they are
+// discarded.
 func (v *Vif) identify(c *connection, queues []dataplane.QueueConfig) error {
 	keys := make([]dataplane.RingKeys, len(queues))
 	stamped, given := true, false
@@ -51,8 +52,8 @@ func (v *Vif) identify(c *connection, queues []dataplane.QueueConfig) error {
 		}
 	}
 	if unstamped {
-		// The predecessor made no stamps. Its rings differ from new ones by what was
-		// answered in them. Nothing is lost of rings in which nothing was.
+		// The predecessor made no stamps. Its rings differ from new ones by the
+		// responses in them. Rings without a response can be treated as new.
 		stamped = given
 	}
 	if c.known = c.known && stamped && agree; !c.known {
@@ -66,17 +67,17 @@ func (v *Vif) identify(c *connection, queues []dataplane.QueueConfig) error {
 		c.stamp = netif.NewStamp()
 	}
 	for i, j := range c.journals {
-		if !ours[i] { // of another connection, or damaged
+		if !ours[i] { // the journal is of another connection, or damaged
 			j.Begin(c.stamp, keys[i].TxGref, keys[i].RxGref)
 		}
 	}
 	return nil
 }
 
-// writeStamps writes the stamp into the rings. The journals must have it before that: a
-// daemon killed in between would leave rings that look as if what was kept of them were
-// lost. Journals of a predecessor that made no stamps get it last, since they count
-// without one until then.
+// writeStamps writes the stamp into the rings. New journals must have it before that: if
+// the daemon is killed in between, the rings would have a stamp that no journal has, as if
+// their journals were lost. Journals of a predecessor that made no stamps get it last,
+// since they are valid without one until then.
 func (c *connection) writeStamps(queues []dataplane.QueueConfig) error {
 	for i := range queues {
 		for _, page := range [...][]byte{queues[i].TxPage, queues[i].RxPage} {
@@ -94,14 +95,14 @@ func (c *connection) writeStamps(queues []dataplane.QueueConfig) error {
 }
 
 // clearStamps removes the stamp from the rings. If a frontend uses the pages again, that
-// is another connection, of which nothing is known.
+// is a new connection.
 func (c *connection) clearStamps() {
 	for _, m := range c.mappings {
-		_ = netif.WriteStamp(m.Bytes(), netif.Stamp{}) // fails only for what is not a page
+		_ = netif.WriteStamp(m.Bytes(), netif.Stamp{}) // fails only if it is not a page
 	}
 }
 
-// ringsRenewed reports whether the frontend has made one of its rings anew.
+// ringsRenewed reports whether the frontend has initialised one of its rings again.
 func (c *connection) ringsRenewed() bool {
 	for _, m := range c.mappings {
 		if h, err := netif.ReadHeader(m.Bytes()); err != nil || h.Stamp != c.stamp {
@@ -111,14 +112,15 @@ func (c *connection) ringsRenewed() bool {
 	return false
 }
 
-// channelsRenewed reports whether the frontend has made its event channels anew, with the
-// numbers of those before. Xen has then unbound the back end's ends without telling, and
-// no event passes any more. Binding a channel succeeds only if it has no other end. The
-// rings may be new as well, although the mapped pages show the stamp: a guest that boots
-// another kernel without closing makes them in any pages.
+// channelsRenewed reports whether the frontend has allocated its event channels again, with
+// the same numbers. Xen has then unbound the back end's ends without an event, and no event
+// passes any more. To find out, channelsRenewed binds the first channel, which succeeds
+// only if no other end is bound. The rings may be new as well, although the mapped pages
+// have the stamp: a guest that boots another kernel without closing allocates them in other
+// pages.
 //
-// It may only be called when the frontend has written that it is Connected: until then a
-// port of that number may belong to another device.
+// It may only be called after the frontend has written Connected: until then a port of
+// that number may belong to another device.
 func (v *Vif) channelsRenewed() bool {
 	e, err := v.cfg.Host.OpenEvents(v.cfg.ID.Domid)
 	if err != nil {
@@ -131,8 +133,8 @@ func (v *Vif) channelsRenewed() bool {
 	return err == nil
 }
 
-// blockedRingsRenewed reports whether a quarantined frontend has made its rings anew and
-// named them by the same keys, which means that it has reconnected.
+// blockedRingsRenewed reports whether a quarantined frontend has reconnected: it has
+// initialised its rings again, under the same keys.
 func (v *Vif) blockedRingsRenewed() bool {
 	f := v.guest.offer.frontend
 	if v.block.stamp.IsZero() || f == nil {

@@ -19,12 +19,13 @@ import (
 // daemon, as a service manager does. A TAP whose queues are kept has its carrier and
 // collects packets meanwhile. No method waits.
 type Keeper interface {
-	// Store makes the keeper keep a copy of a file under a name, soon, in place of the
-	// one that it keeps under that name.
+	// Store makes the keeper keep a copy of a file under a name. It replaces the file
+	// of that name. The copy may be made after Store returns.
 	Store(name string, fd int) error
-	// Adopted tells that the file which a predecessor stored under a name is in use.
+	// Adopted tells the keeper that the file which a predecessor stored under a name
+	// is in use.
 	Adopted(name string)
-	// Remove makes the keeper keep nothing under a name.
+	// Remove removes the file of a name from the keeper.
 	Remove(name string)
 }
 
@@ -51,8 +52,8 @@ func ParseKept(name string) (id xenbus.VifID, queue int, ok bool) {
 	return id, queue, ok
 }
 
-// storeQueues makes the keeper keep the queues that the TAP has, and no others. Packets in
-// a queue that it does not keep are lost in a restart; nothing else is.
+// storeQueues makes the keeper keep the queues that the TAP has, and no others. A restart
+// loses the packets in queues that are not kept, and nothing else.
 func (v *Vif) storeQueues() {
 	if v.cfg.Keeper == nil {
 		return
@@ -76,15 +77,16 @@ func (v *Vif) storeQueues() {
 	}
 }
 
-// adoptQueues makes a TAP device of the queues that were kept. It returns nil without an
-// error if there are none, or if they cannot be used.
+// adoptQueues makes a TAP device from the kept queues. It returns nil without an error if
+// there are none, or if they cannot be used.
 func (v *Vif) adoptQueues(cfg tap.Config) (*tap.Device, error) {
 	if len(v.keptQueues) == 0 {
 		return nil, nil
 	}
 	d, err := tap.Adopt(cfg, v.keptQueues)
 	if errors.Is(err, tap.ErrMismatch) && v.cfg.Offload {
-		// The bridge may not tell now whether the TAP was made for one in userspace.
+		// The TAP may have been made for another bridge than the one in xenstore now,
+		// one in userspace or not.
 		cfg.VnetHdr = !cfg.VnetHdr
 		d, err = tap.Adopt(cfg, v.keptQueues)
 	}
@@ -98,7 +100,7 @@ func (v *Vif) adoptQueues(cfg tap.Config) (*tap.Device, error) {
 		return d, nil
 	}
 	if !errors.Is(err, tap.ErrGone) && !errors.Is(err, tap.ErrMismatch) {
-		// Queues that were not kept stay open for a moment after a kill.
+		// After a kill, queues that were not kept stay open for a moment.
 		if err := v.waitWhileBusy(err); errors.Is(err, errWait) {
 			return nil, err
 		}
@@ -108,7 +110,7 @@ func (v *Vif) adoptQueues(cfg tap.Config) (*tap.Device, error) {
 	return nil, nil
 }
 
-// discardKeptQueues closes the queues that were kept, and makes the keeper forget them.
+// discardKeptQueues closes the kept queues, and removes them from the keeper.
 func (v *Vif) discardKeptQueues() {
 	err := DiscardKept(v.cfg.Keeper, v.cfg.ID, v.keptQueues)
 	v.keptQueues = nil
@@ -117,8 +119,8 @@ func (v *Vif) discardKeptQueues() {
 	}
 }
 
-// DiscardKept closes queues that were kept, and makes the keeper forget them: those of a
-// vif that is gone, or that cannot be used.
+// DiscardKept closes kept queues and removes them from the keeper, because their vif is
+// gone or they cannot be used.
 func DiscardKept(k Keeper, id xenbus.VifID, fds []int) error {
 	var errs []error
 	for i, fd := range fds {
@@ -130,8 +132,7 @@ func DiscardKept(k Keeper, id xenbus.VifID, fds []int) error {
 	return errors.Join(errs...)
 }
 
-// closeKeptQueues closes kept queues that were not needed. The keeper goes on keeping
-// them.
+// closeKeptQueues closes kept queues that were not used. The keeper still keeps them.
 func (v *Vif) closeKeptQueues() {
 	for _, fd := range v.keptQueues {
 		_ = unix.Close(fd)

@@ -12,8 +12,8 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
-// tidy removes what some frontends write around a value: white space, and the NUL that
-// ends a string in C.
+// tidy removes white space around a value, and NUL bytes at its end. Some frontends write
+// these.
 func tidy(v string) string { return strings.TrimSpace(strings.TrimRight(v, "\x00")) }
 
 // parseUint parses a decimal number from min to max.
@@ -56,8 +56,8 @@ func (r Rate) String() string {
 const maxInterval = uint64(time.Hour / time.Microsecond)
 
 // parseRate parses the key "rate": bytes per interval, and the interval in microseconds,
-// as libxl writes "10240,50000". An empty value and 0 bytes mean no limit. libxl writes
-// 4294967295 for that as well.
+// such as "10240,50000" from libxl. An empty value and 0 bytes mean no limit, and so does
+// 4294967295, which libxl writes.
 func parseRate(v string) (Rate, error) {
 	if v == "" {
 		return Rate{}, nil

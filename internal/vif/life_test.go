@@ -316,12 +316,12 @@ func TestUnusualFrontends(t *testing.T) {
 		state string // written by the guest; "-": removed
 		error string
 	}{
-		{"2", `22 frontend key "state" is "2", want a state that a frontend of a vif goes to`},
-		{"8", `22 frontend key "state" is "8", want a state that a frontend of a vif goes to`},
+		{"2", `22 frontend key "state" is "2", want a state that a frontend of a vif can have`},
+		{"8", `22 frontend key "state" is "8", want a state that a frontend of a vif can have`},
 		{"3", "-"},
 		{"7", "-"},
 		{"5", "-"},
-		{"0", `22 frontend key "state" is "0", want a state that a frontend of a vif goes to`},
+		{"0", `22 frontend key "state" is "0", want a state that a frontend of a vif can have`},
 		{"banana", `22 frontend key "state" is "banana", want a number from 0 to 8`},
 		{"", `22 frontend key "state" is "", want a number from 0 to 8`},
 		{"-4", `22 frontend key "state" is "-4", want a number from 0 to 8`},

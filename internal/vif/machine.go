@@ -21,7 +21,7 @@ import "github.com/netbackd/netbackd/pkg/xenbus"
 //	Initialising -> Closed      the frontend closes, is gone, or was refused
 //	InitWait -> Connected       the frontend is Connected and the hotplug script is done
 //	InitWait -> Closing         the frontend closes, is gone, or was refused
-//	Connected -> Closing        the same, or the frontend is Initialising again
+//	Connected -> Closing        as InitWait -> Closing, or the frontend is Initialising again
 //	Closing -> Closed           the frontend is not Closing any more
 //	Closed -> InitWait          the frontend is back, and the toolstack wants the vif
 //	Closed -> Closing           the frontend closes again
@@ -29,17 +29,17 @@ import "github.com/netbackd/netbackd/pkg/xenbus"
 // If the toolstack detaches the vif, it goes to Closed from any state, at the latest
 // when the frontend's grace has ended; see planner.detached.
 //
-// Reconfigured is not a state of its own: the node shows it as the answer to a frontend
-// in Reconfiguring, while the vif stays where it is. It may follow any state but
+// Reconfigured is not a state of the vif: the node shows it as the answer to a frontend in
+// Reconfiguring, while the vif's own state does not change. It may follow any state except
 // Initialising.
 //
-// docs/states.md has what a vif does in every combination of states.
+// docs/states.md lists the steps of a vif for every combination of states.
 
-// situation is everything that decides the next steps of a vif.
+// situation holds everything that decides the next steps of a vif.
 type situation struct {
-	own   xenbus.State // where the vif is: Initialising, InitWait, Connected, Closing or Closed
-	node  xenbus.State // what its node shows; Unknown if that is no state
-	front xenbus.State // where the frontend is; Unknown if its directory or its domain is gone
+	own   xenbus.State // state of the vif: Initialising, InitWait, Connected, Closing or Closed
+	node  xenbus.State // state in its node; Unknown if the node holds none
+	front xenbus.State // state of the frontend; Unknown if its directory or its domain is gone
 
 	conn   connPhase
 	detach detachPhase
@@ -47,12 +47,12 @@ type situation struct {
 
 	online     bool // the toolstack wants the vif
 	plugged    bool // the hotplug script is done, or there is none
-	noTap      bool // in InitWait without a TAP: a predecessor was there, or the TAP was deleted
+	noTap      bool // in InitWait without a TAP: a predecessor went there, or the TAP was deleted
 	claimed    bool // another back end has served the frontend's rings until now
 	keyPending bool // the frontend reconfigures, and may not have written its key yet
 }
 
-// connPhase tells how far the connection to the frontend is.
+// connPhase is the progress of the connection to the frontend.
 type connPhase uint8
 
 const (
@@ -62,7 +62,7 @@ const (
 	connStale           // the frontend has other rings than those that are mapped
 )
 
-// detachPhase tells how far the toolstack's wish to remove the vif is.
+// detachPhase is the progress of a detach by the toolstack.
 type detachPhase uint8
 
 const (
@@ -71,12 +71,12 @@ const (
 	detachForced             // its time is over
 )
 
-// blockPhase tells whether the vif may connect to what the frontend names.
+// blockPhase tells whether the vif may connect to the rings that the frontend names.
 type blockPhase uint8
 
 const (
 	blockNone        blockPhase = iota
-	blockRefused                // just this has failed before
+	blockRefused                // the same attempt has failed before
 	blockQuarantined            // the frontend has broken the protocol on these rings
 )
 
@@ -87,7 +87,7 @@ const (
 	stepPublish      step = iota + 1 // make the TAP and write the features
 	stepTap                          // make the TAP of a vif that was claimed
 	stepConnect                      // map rings, bind channels, start the data path
-	stepDisconnect                   // the inverse
+	stepDisconnect                   // undo stepConnect
 	stepPlug                         // let packets pass: carrier on
 	stepInitWait                     // show InitWait
 	stepConnected                    // show Connected
@@ -95,10 +95,10 @@ const (
 	stepClosed                       // show Closed
 	stepReconfigured                 // answer Reconfiguring
 	stepDetaching                    // show the toolstack's Closing again
-	stepAwaitKey                     // look again when the frontend has had time to write its key
+	stepAwaitKey                     // reconcile again after keyGrace, the time to write the key
 	stepUnregister                   // remove the TAP: the device is gone
-	stepGrace                        // look again when the frontend's grace has ended
-	stepUnexpected                   // report a state that a frontend does not go to
+	stepGrace                        // reconcile again when the frontend's grace has ended
+	stepUnexpected                   // report a state that a frontend of a vif never has
 )
 
 var stepNames = [...]string{
@@ -113,8 +113,8 @@ var shows = map[xenbus.State]step{
 	xenbus.InitWait: stepInitWait, xenbus.Connected: stepConnected, xenbus.Closing: stepClosing, xenbus.Closed: stepClosed,
 }
 
-// plan returns the steps of the shortest way to where the frontend and the toolstack
-// say that the vif should be. It is the state machine, and has no side effects.
+// plan returns the steps of the shortest way to the state that the frontend and the
+// toolstack call for. It is the state machine, and has no side effects.
 func plan(s situation) []step {
 	p := planner{situation: s}
 	switch {
@@ -129,7 +129,7 @@ func plan(s situation) []step {
 	return p.steps
 }
 
-// planner holds the situation as it will be after the steps planned so far.
+// planner holds the steps planned so far, and the situation after them.
 type planner struct {
 	situation
 	steps []step
@@ -142,7 +142,7 @@ func (p *planner) show(s xenbus.State) {
 	p.add(shows[s])
 }
 
-// follow plans the way to the state that belongs to the frontend's.
+// follow plans the way to the state that matches the frontend's.
 func (p *planner) follow() {
 	switch p.front {
 	case xenbus.Unknown, xenbus.Closing, xenbus.Closed:
@@ -162,8 +162,8 @@ func (p *planner) follow() {
 		}
 		p.raise()
 	case xenbus.Initialised:
-		// No frontend of a vif needs this state, and xen-netback ignores it. The
-		// frontend waits as in Initialising, but rings that are served stay.
+		// No frontend of a vif needs this state, and xen-netback ignores it. It is
+		// handled as Initialising, except that a connection is kept.
 		if p.own == xenbus.Closing {
 			p.down(xenbus.Closed)
 		}
@@ -197,15 +197,15 @@ func (p *planner) follow() {
 	}
 }
 
-// answer answers Reconfiguring, whatever state the vif is in, as xen-netback does:
-// netfront waits for it without a limit, with the lock on all its network settings
-// (rtnl) held, and then goes on with the rings it has.
+// answer answers Reconfiguring, in any state of the vif, as xen-netback does: netfront
+// waits for the answer without a limit, with the lock on all its network settings (rtnl)
+// held, and then continues with its present rings.
 func (p *planner) answer() {
 	if p.front != xenbus.Reconfiguring || p.node == xenbus.Reconfigured {
 		return
 	}
 	if p.own == xenbus.Initialising || p.own == xenbus.Closed && !p.online {
-		return // there is no device yet, or no longer
+		return // there is no device
 	}
 	if p.keyPending && p.own == xenbus.Connected {
 		p.add(stepAwaitKey)
@@ -215,15 +215,15 @@ func (p *planner) answer() {
 	p.add(stepReconfigured)
 }
 
-// restate shows the vif's state again if the node shows another one: the answer to a
-// frontend that has gone on, or what another program has written. The frontend may be
-// waiting for it.
+// restate shows the vif's state again if the node shows another one: an old answer to
+// Reconfiguring, or a state that another program has written. The frontend may wait for
+// the vif's state.
 func (p *planner) restate() {
 	switch {
 	case p.node == p.own, p.own == xenbus.Initialising:
 		return
 	case p.node == xenbus.Reconfigured && (p.front == xenbus.Reconfiguring || p.own == xenbus.Connected):
-		return // the answer stands; xen-netback leaves it as well
+		return // the answer stays in the node, as with xen-netback
 	case p.own == xenbus.Closing && p.node == xenbus.Closed:
 		return // the vif is on its way there
 	case p.own == xenbus.InitWait && (p.front == xenbus.Initialising || p.front == xenbus.Initialised):
@@ -245,7 +245,7 @@ func (p *planner) remove() {
 	p.add(stepUnregister)
 }
 
-// raise plans the way to InitWait, and reports whether the vif gets there.
+// raise plans the way to InitWait, and reports whether the vif will be in InitWait.
 func (p *planner) raise() bool {
 	if p.own == xenbus.Initialising || p.own == xenbus.Closed {
 		if !p.online {
@@ -262,9 +262,10 @@ func (p *planner) raise() bool {
 	return p.own == xenbus.InitWait
 }
 
-// connect plans the way from InitWait to Connected, as far as it can be gone now. From
-// Connected it makes sure that the rings are those of the frontend: a daemon that has
-// just started has none, and states in between may have been missed.
+// connect plans the way from InitWait to Connected, as far as possible now. In Connected
+// it plans a connection if there is none, or if the frontend has other rings: a daemon
+// that has just started has no connection, and the vif may have missed states of the
+// frontend.
 func (p *planner) connect() {
 	if p.conn == connStale {
 		p.disconnect()
@@ -277,8 +278,8 @@ func (p *planner) connect() {
 			return
 		}
 		if p.own == xenbus.Connected && p.claimed && !p.plugged {
-			// The guest goes on sending. Until the hotplug script has put the TAP
-			// in its place, packets would be lost; in the rings they wait.
+			// The guest is sending. Until the hotplug script has set up the TAP,
+			// packets stay in the rings; if they were taken they would be lost.
 			p.add(stepTap)
 			return
 		}
@@ -317,10 +318,10 @@ func (p *planner) down(to xenbus.State) {
 	}
 }
 
-// detached plans the removal of a device that the toolstack wants gone, which has
-// written Closing into the vif's node. A frontend that is alive is followed through its
-// own Closing and Closed, because a guest that sees the back end skip a state may wait
-// for it for seconds. But the toolstack waits as well, so this ends with the grace.
+// detached plans the removal of a device that the toolstack detaches. The toolstack has
+// written Closing into the vif's node. The vif follows a live frontend through Closing and
+// Closed, because a guest that sees the back end skip a state may wait for it for seconds.
+// The toolstack waits as well, so this ends with the grace.
 func (p *planner) detached() {
 	switch p.front {
 	case xenbus.Connected, xenbus.Closing, xenbus.Reconfiguring:
@@ -336,7 +337,7 @@ func (p *planner) detached() {
 		case p.front == xenbus.Reconfiguring:
 			p.answer()
 		case p.node != xenbus.Closing && p.node != xenbus.Closed:
-			// The answer has hidden it.
+			// The answer to Reconfiguring has overwritten the toolstack's Closing.
 			p.node = xenbus.Closing
 			p.add(stepDetaching)
 		}

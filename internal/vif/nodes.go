@@ -4,16 +4,16 @@ package vif
 
 import "github.com/netbackd/netbackd/pkg/xenbus"
 
-// nodes holds what the backend directory says.
+// nodes holds the contents of the backend directory.
 type nodes struct {
 	present        bool         // there is a state, and so a device
 	state          xenbus.State // Unknown if the node holds no state
-	reconfiguredIn xenbus.State // where the vif is while state is Reconfigured; Unknown if that is not said
+	reconfiguredIn xenbus.State // see reconfiguredInKey; Unknown if the key is missing
 	frontendDir    string
 	online         bool
 	hotplug        string
 	hasHotplug     bool
-	scriptErr      string // what the hotplug script says when it has failed
+	scriptErr      string // error text of the hotplug script, if it has failed
 	rate           string
 	mac            string
 	bridge         string
@@ -24,8 +24,8 @@ type nodes struct {
 	offered        backendOffer
 }
 
-// plugged reports whether nothing is left to do on the host's side. If there is no
-// hotplug-status, no script will tell.
+// plugged reports whether the host's side is set up: the hotplug script is done, or there
+// is no hotplug-status and so no script.
 func (n *nodes) plugged() bool { return !n.hasHotplug || n.hotplug == "connected" }
 
 // readNodes reads the backend directory.

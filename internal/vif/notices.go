@@ -12,18 +12,18 @@ import (
 	"github.com/netbackd/netbackd/internal/dataplane"
 )
 
-// notices holds what the data plane has noticed of one connection: the present state of
-// its queues, and whether something has happened, but not how often. So nothing is lost
-// and nothing piles up, however long the vif is busy.
+// notices collects the data plane's notices of one connection: the present state of its
+// queues, and whether something has happened, but not how often. So no notice is lost, and
+// they take no more memory while the vif is busy.
 type notices struct {
 	mu      sync.Mutex // guards all below
 	breach  error      // the first breach of the ring protocol
-	stalled []bool     // queues whose guest gives no rx slots
+	stalled []bool     // queues whose guest posts no rx slots
 	tooBig  bool       // a packet was too big for the guest, since take was last called
 }
 
-// noticeHandler returns the callback of a connection, which the workers call. The vif
-// finds out by itself that the TAP is gone.
+// noticeHandler returns the callback of a connection, which the workers call. After
+// TapGone it only wakes the vif, which then checks the TAP itself.
 func (v *Vif) noticeHandler(c *connection) func(dataplane.Notice) {
 	return func(n dataplane.Notice) {
 		if n.Kind == dataplane.TapGone {
@@ -88,8 +88,8 @@ func (v *Vif) handleNotices() {
 		c.stalled = stalled
 		v.saveRecord()
 	}
-	// One stalled queue is enough, as for xen-netback: a flow that steering puts
-	// there gets nowhere, and only a queue that has traffic can be seen to stall.
+	// One stalled queue turns the carrier off, as with xen-netback: a flow that is
+	// steered there makes no progress, and only a queue that has traffic can stall.
 	if c.carrier == carrierWaiting {
 		return
 	}

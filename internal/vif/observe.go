@@ -14,10 +14,10 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
-// guestView holds what the vif has seen of the guest.
+// guestView holds the last observation of the guest.
 type guestView struct {
 	alive bool         // its domain exists
-	state xenbus.State // of the frontend; Unknown if its directory or its domain is gone
+	state xenbus.State // state of the frontend; Unknown if its directory or its domain is gone
 	offer frontendOffer
 	mtu   string
 
@@ -26,19 +26,21 @@ type guestView struct {
 	stateIsNew bool // it was read, and no plan was made since
 }
 
-// frontendOffer holds what the frontend names to connect to, or why that is wrong.
+// frontendOffer holds the rings and features that the frontend names, or the error in its
+// keys.
 type frontendOffer struct {
 	frontend *frontend
 	err      error
 
-	// It was read, for so many queues and these control rings.
+	// read is set if the keys were read, for this number of queues and these control
+	// rings.
 	read      bool
 	maxQueues int
 	control   ctrlserver.Protocols
 }
 
-// observe reads everything that decides what to do, as far as it may have changed since
-// it was last read. What cannot be read remains to be read.
+// observe reads all nodes that decide the next steps, if they may have changed since they
+// were last read. After an error they stay marked as unread.
 func (v *Vif) observe() error {
 	n := v.nodes
 	if err := n.readState(v.cfg.Store, v.cfg.Path); err != nil {
@@ -67,7 +69,7 @@ func (v *Vif) observe() error {
 		v.adoptState(n)
 	case n.state == xenbus.Initialising && v.lastNode != xenbus.Initialising:
 		// Only a toolstack writes that. It has removed the device and made it again
-		// since the last look.
+		// since the last observation.
 		v.startAnew(&n)
 	}
 	if n.state == xenbus.Closing && v.lastNode != xenbus.Closing && (v.own == xenbus.InitWait || v.own == xenbus.Connected) && n.online {
@@ -85,9 +87,9 @@ func (v *Vif) observe() error {
 	return nil
 }
 
-// observeFrontend reads the frontend's directory. What the guest has written only causes
-// what the guest can cause anyway: a state that cannot be read, or is none, is no error,
-// or it would keep the toolstack from removing the vif.
+// observeFrontend reads the frontend's directory. It returns no error for a state that
+// cannot be read or parsed: otherwise a guest could keep the toolstack from removing the
+// vif.
 func (v *Vif) observeFrontend() error {
 	g := &v.guest
 	state, f := g.state, g.offer.frontend
@@ -109,7 +111,7 @@ func (v *Vif) observeFrontend() error {
 		v.reportError("bad key", err)
 		return nil
 	}
-	// Without these watches no event has told of changes until now.
+	// Without these watches the vif may have missed changes.
 	blind := v.frontWatch.w == nil || g.state == xenbus.Reconfiguring && v.headroomWatch.w == nil
 	if err := v.watchFrontend(); err != nil {
 		return err
@@ -129,8 +131,8 @@ func (v *Vif) observeFrontend() error {
 	return v.readOffer()
 }
 
-// readFrontState reads the frontend's state. It makes readOffer read the keys again,
-// whatever the state is: it may have been another one in between.
+// readFrontState reads the frontend's state. It always makes readOffer read the keys
+// again: the frontend may have had another state in between.
 func (v *Vif) readFrontState(r guestNodes) error {
 	g := &v.guest
 	before := g.state
@@ -139,9 +141,10 @@ func (v *Vif) readFrontState(r guestNodes) error {
 	s, err := r.Read(v.nodes.frontendDir + "/state")
 	switch {
 	case errors.Is(err, xenstore.ErrNotExist):
-		// A toolstack removes the whole directory. A guest that removes its state and
-		// writes it again must not make TAPs come and go; neither must one that hides
-		// its directory, so a hidden one counts as removed for good.
+		// A toolstack removes the whole directory. A guest must not be able to make
+		// the daemon remove and create TAPs by removing its state and writing it
+		// again. Nor by hiding its directory, so a hidden directory counts as removed
+		// for good.
 		_, err := r.Read(v.nodes.frontendDir)
 		switch {
 		case errors.Is(err, xenstore.ErrClosed):
@@ -157,8 +160,8 @@ func (v *Vif) readFrontState(r guestNodes) error {
 	case err == nil:
 		g.state, err = xenbus.ParseState(tidy(s))
 		if err == nil && g.state == xenbus.Unknown {
-			// A frontend that is gone has no state. Otherwise a guest could make TAPs
-			// come and go with this one, too.
+			// Unknown is only for a frontend that is gone. A guest that writes it
+			// must not be able to make the daemon remove and create TAPs.
 			err = &xenbus.KeyError{Key: "state", Value: s, Want: wantFrontState}
 		}
 	}
@@ -169,8 +172,8 @@ func (v *Vif) readFrontState(r guestNodes) error {
 	return nil
 }
 
-// readOffer reads what the frontend names to connect to, if it is there and its keys have
-// not been read yet.
+// readOffer reads the keys of a frontend that is Connected or Reconfiguring, unless they
+// have been read already.
 func (v *Vif) readOffer() error {
 	g := &v.guest
 	if g.state != xenbus.Connected && g.state != xenbus.Reconfiguring {
@@ -189,8 +192,8 @@ func (v *Vif) readOffer() error {
 	return nil
 }
 
-// checkFrontendDir checks that the frontend's directory is one of the frontend's domain,
-// so that no other domain can speak for it.
+// checkFrontendDir checks that the frontend's directory belongs to the frontend's domain,
+// so that no other domain can write its keys.
 func (v *Vif) checkFrontendDir() error {
 	home := xenstore.DomainPath(v.cfg.ID.Domid)
 	if dir := v.nodes.frontendDir; xenstore.CheckPath(dir) != nil || !strings.HasPrefix(dir, home+"/") {
@@ -214,7 +217,8 @@ func (v *Vif) maxQueues() int {
 }
 
 // domainLives reports whether the frontend's domain exists. Its directory may exist for a
-// while longer. A driver domain may not ask; there the directory is removed first.
+// while longer. A driver domain may not ask xenstored; there the directory is removed
+// first.
 func (v *Vif) domainLives() (bool, error) {
 	alive, err := v.cfg.Store.IsIntroduced(v.cfg.ID.Domid)
 	if errors.Is(err, xenstore.ErrPermission) {
@@ -235,7 +239,7 @@ func (v *Vif) checkDetach() {
 	}
 }
 
-// situation returns what was observed, as the state machine takes it.
+// situation returns the last observation as input for the state machine.
 func (v *Vif) situation() situation {
 	s := situation{
 		own: v.own, node: v.nodes.state, front: v.guest.state,
@@ -260,7 +264,7 @@ func (v *Vif) situation() situation {
 	return s
 }
 
-// connPhase returns how far the connection is.
+// connPhase returns the phase of the connection.
 func (v *Vif) connPhase() connPhase {
 	switch {
 	case v.conn == nil:
@@ -273,15 +277,15 @@ func (v *Vif) connPhase() connPhase {
 	return connReady
 }
 
-// unblocked reports whether the frontend offers something else than what has failed, or
-// has reconnected after a quarantine.
+// unblocked reports whether the frontend's keys differ from those of the failed attempt, or
+// the frontend has reconnected after a quarantine.
 func (v *Vif) unblocked() bool {
 	b := &v.block
 	return b.attempt != nil && !b.attempt.same(v.attempt()) || b.reason != "" && v.blockedRingsRenewed()
 }
 
-// hasNewRings reports whether the frontend is Connected to other rings than those that
-// are mapped. All that it names may be the same.
+// hasNewRings reports whether the frontend uses other rings than those that are mapped. The
+// new rings may have the same grefs and ports.
 func (v *Vif) hasNewRings() bool {
 	if !v.guest.offer.frontend.sameRings(v.conn.frontend) || v.conn.ringsRenewed() {
 		return true

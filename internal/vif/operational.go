@@ -20,7 +20,7 @@ const operationalWait = 100 * time.Millisecond
 // operationalWait. Only then does a bridge forward, and the first packet of a guest that
 // has migrated is the ARP by which the network learns its new place.
 //
-// Recent kernels, such as 6.18, act on it before they answer a question about the interface
+// Recent kernels, such as 6.18, act on it before they answer RTM_GETLINK for the interface
 // (linkwatch_sync_dev in rtnl_getlink). Older ones do it a little later, in a work queue,
 // and send an event.
 func (v *Vif) awaitOperational() error {

@@ -12,15 +12,14 @@ import (
 type Options struct {
 	// MaxQueues is the number of queues that a frontend may have.
 	MaxQueues int
-	// Offload makes TAPs with vnet headers, so that checksums and segmentation
-	// are left to who needs them.
+	// Offload makes TAPs with vnet headers, so that partial checksums and packets to
+	// be segmented pass between guest and host.
 	Offload bool
-	// RunDir is the directory of journals and records, which no other daemon may
-	// use. If it is empty, a successor learns nothing that neither xenstore nor the
-	// TAP tells.
+	// RunDir is the directory of journals and records. No other daemon may use it. If
+	// it is empty, a successor knows only the contents of xenstore and the TAP.
 	RunDir string
-	// Drain and Stall are those of dataplane.Config. Grace is the time that a
-	// frontend has to close after the toolstack has asked for it. 0 is the default.
+	// Drain and Stall are passed to dataplane.Config. Grace is the time that a
+	// frontend has to close after the toolstack has asked for it. 0 means the default.
 	Drain, Stall, Grace time.Duration
 	// ControlRings are the control ring protocols that a vif offers, unless the
 	// toolstack chooses others for it.
@@ -28,6 +27,7 @@ type Options struct {
 	// StaticGrants is the number of pages that a queue keeps mapped if its
 	// frontend asks for it; 0: none.
 	StaticGrants int
-	// NoBPF tells why the kernel takes no steering program; nil: it does.
+	// NoBPF is the error with which the kernel refuses steering programs; nil: it
+	// accepts them.
 	NoBPF error
 }

@@ -14,11 +14,12 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
-// maxReconciles bounds how often reconcile starts over because what it saw has changed.
+// maxReconciles bounds the number of times that reconcile starts over because the nodes
+// have changed meanwhile.
 const maxReconciles = 8
 
-// reconcile reads both directories and does what they call for. It reports whether the
-// vif has ended.
+// reconcile reads both directories and brings the vif to the state that they call for. It
+// reports whether the vif has ended.
 func (v *Vif) reconcile() (gone bool) {
 	for range maxReconciles {
 		err := v.reconcileOnce()
@@ -114,8 +115,8 @@ func (v *Vif) perform(s step) error {
 	case stepClosed:
 		return v.moveTo(xenbus.Closed)
 	case stepReconfigured:
-		// The vif stays where it is: the frontend goes on with the same rings, and
-		// does not connect again.
+		// The vif's own state does not change: the frontend continues with the same
+		// rings, and does not connect again.
 		return v.writeState(xenbus.Reconfigured)
 	case stepDetaching:
 		return v.writeState(xenbus.Closing)
@@ -134,9 +135,9 @@ func (v *Vif) perform(s step) error {
 }
 
 // wantFrontState describes the states that a frontend may show.
-const wantFrontState = "a state that a frontend of a vif goes to"
+const wantFrontState = "a state that a frontend of a vif can have"
 
-// adoptState finds out where a predecessor left the vif.
+// adoptState finds out the state in which a predecessor left the vif.
 func (v *Vif) adoptState(n nodes) {
 	v.own, v.lastNode = xenbus.Initialising, n.state
 	switch n.state {
@@ -154,8 +155,9 @@ func (v *Vif) adoptState(n nodes) {
 		}
 	}
 	if v.own == xenbus.Initialising {
-		// Whatever is left of a vif in this place belongs to a device that is gone.
-		// If that was connected there is a record, and a script may have moved its TAP.
+		// A TAP, record or journal of this name belongs to a device that is gone. If
+		// that device was connected there is a record, and a script may have moved its
+		// TAP.
 		if len(v.keptQueues) > 0 || v.hasRecord() {
 			v.setup = tapSetUp
 		}
@@ -165,13 +167,13 @@ func (v *Vif) adoptState(n nodes) {
 	}
 	v.claimed = n.claimed
 	v.setup = tapUntouched
-	// A claimed vif had the other back end's interface, until the hotplug script is
-	// done with ours.
+	// The script of a claimed vif has set up the other back end's interface. It has
+	// set up ours when hotplug-status says so again.
 	if v.own != xenbus.Initialising && (!v.claimed || n.plugged()) {
 		v.setup = tapSetUp
 		if len(v.keptQueues) == 0 && (v.own == xenbus.InitWait || v.own == xenbus.Connected) {
-			// This is found out before there is another TAP: a successor could not
-			// tell that the hotplug script has never seen that one.
+			// This must come before the vif makes another TAP: a successor could
+			// not tell that the hotplug script has never set up that one.
 			if found, err := v.findTap(); err == nil && found == nil {
 				v.setup = tapReplaced
 			}
@@ -180,7 +182,7 @@ func (v *Vif) adoptState(n nodes) {
 	v.log.Debug("state adopted", zap.Stringer("state", n.state))
 }
 
-// hasRecord reports whether there is a record of a vif in this place.
+// hasRecord reports whether there is a record of a vif of this name.
 func (v *Vif) hasRecord() bool {
 	if v.cfg.RunDir == "" {
 		return false
@@ -189,12 +191,12 @@ func (v *Vif) hasRecord() bool {
 	return err == nil
 }
 
-// startAnew forgets a device that the toolstack has removed and made again in the same
-// place.
+// startAnew removes the old device after the toolstack has removed it and made it again
+// under the same name.
 //
-// The hotplug script cannot be done with a new device: it runs when InitWait is shown.
-// Where hotplug-status says that it is done, only the state was written, and the script
-// has not seen the next TAP.
+// The hotplug script runs after InitWait is shown, so it cannot be done with a new device.
+// If hotplug-status says that it is done, only the state was written again, and the script
+// has not set up the next TAP.
 func (v *Vif) startAnew(n *nodes) {
 	v.log.Info("device was removed and made again")
 	v.unregister()
@@ -216,9 +218,10 @@ func (v *Vif) moveTo(s xenbus.State) error {
 	return nil
 }
 
-// writeState writes the state node, if it still is as it was last seen. If the node is
-// gone, a write would bring back a directory that the toolstack has removed. If it shows
-// something else, a write would hide that the toolstack wants the device gone.
+// writeState writes the state node, unless it has changed since it was last read. If the
+// node is gone, a write would bring back a directory that the toolstack has removed. If it
+// shows another state, a write could overwrite the Closing of a toolstack that detaches
+// the device.
 func (v *Vif) writeState(s xenbus.State) error {
 	err := v.changeDir(func(tx *xenstore.Tx, was xenbus.State) error {
 		if was == s {
@@ -235,9 +238,9 @@ func (v *Vif) writeState(s xenbus.State) error {
 	return err
 }
 
-// reconfiguredInKey is a key of the backend directory: the vif's state while its node
-// shows Reconfigured, for a successor. Without it that is Connected, as with
-// xen-netback.
+// reconfiguredInKey is a key of the backend directory. It tells a successor the vif's own
+// state while the node shows Reconfigured. If the key is missing that state is Connected,
+// as with xen-netback.
 const reconfiguredInKey = "reconfigured-in"
 
 // recordReconfiguredIn writes or removes reconfiguredInKey when the node changes from
@@ -245,7 +248,7 @@ const reconfiguredInKey = "reconfigured-in"
 func (v *Vif) recordReconfiguredIn(tx *xenstore.Tx, from, to xenbus.State) error {
 	state := v.own
 	if !v.detachAt.IsZero() {
-		state = xenbus.Closing // the toolstack has written it, and it is about to be hidden
+		state = xenbus.Closing // the toolstack has written it, and it is about to be overwritten
 	}
 	if to == xenbus.Reconfigured && state != xenbus.Connected {
 		return tx.Write(v.cfg.Path+"/"+reconfiguredInKey, state.Value())
@@ -259,8 +262,8 @@ func (v *Vif) recordReconfiguredIn(tx *xenstore.Tx, from, to xenbus.State) error
 	return nil
 }
 
-// changeDir changes the backend directory in a transaction, unless the directory is
-// gone, or its state is not what was last seen.
+// changeDir changes the backend directory in a transaction. It fails if the directory is
+// gone, or if its state has changed since it was last read.
 func (v *Vif) changeDir(f func(tx *xenstore.Tx, state xenbus.State) error) error {
 	return v.cfg.Store.Transaction(func(tx *xenstore.Tx) error {
 		s, err := tx.Read(v.cfg.Path + "/state")
@@ -285,7 +288,7 @@ func (v *Vif) changeDir(f func(tx *xenstore.Tx, state xenbus.State) error) error
 // script, and writes the features.
 func (v *Vif) publish() error {
 	if v.own != xenbus.InitWait || v.guest.state != xenbus.Connected && v.guest.state != xenbus.Reconfiguring {
-		// The next frontend has new rings, perhaps with the old grefs.
+		// The next frontend has new rings, which may have the old grefs.
 		v.removeJournals()
 	}
 	if v.nodes.mac != "" {

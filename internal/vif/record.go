@@ -20,9 +20,10 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
-// record holds what a successor must know of a vif and finds neither in xenstore nor in
-// the TAP or the journals. It is written whole when it changes: when a connection begins,
-// ends, is quarantined or stalls. The file is JSON, and is removed with the device.
+// record holds the facts about a vif that a successor needs and that are neither in
+// xenstore nor in the TAP or the journals. The whole file is written when it changes: when
+// a connection begins, ends, is quarantined or stalls. The file is JSON, and is removed
+// with the device.
 type record struct {
 	// Interface is the index of the TAP. FullMTU is the MTU that it gets back when a
 	// frontend with scatter-gather connects; see limitMTU.
@@ -35,7 +36,7 @@ type record struct {
 	Quarantine string      `json:"quarantine,omitempty"`
 	Stalled    []int       `json:"stalled,omitempty"`
 
-	// Counters are the sums of all connections until this was written, by name.
+	// Counters are the sums of all connections until the record was written, by name.
 	Counters map[string]uint64 `json:"counters,omitempty"`
 }
 
@@ -46,8 +47,8 @@ func (v *Vif) recordPath() string {
 	return filepath.Join(v.cfg.RunDir, recordName(v.cfg.ID))
 }
 
-// saveRecord writes the record. If there is no room for it, the vif is served all the
-// same, and a successor knows less.
+// saveRecord writes the record if it has changed. An error is logged and does not affect
+// the vif; a successor will then use the old record.
 func (v *Vif) saveRecord() {
 	if v.cfg.RunDir == "" {
 		return
@@ -84,8 +85,8 @@ func (v *Vif) saveRecord() {
 	}
 }
 
-// saveEvery bounds the age of the counters in the record when they are shown: those of a
-// successor then begin no lower than what was shown longer ago than that.
+// saveEvery bounds the age of the counters in the record when they are shown. So the
+// counters of a successor are not lower than those shown saveEvery before the restart.
 const saveEvery = 10 * time.Second
 
 // saveCounters writes the counters that are about to be shown, unless that was done in
@@ -108,7 +109,7 @@ func (v *Vif) counters() [dataplane.NumCounters]uint64 {
 	return totals
 }
 
-// loadRecord adopts what a predecessor has written.
+// loadRecord adopts the record of a predecessor.
 func (v *Vif) loadRecord() {
 	if v.cfg.RunDir == "" {
 		return
@@ -131,8 +132,8 @@ func (v *Vif) loadRecord() {
 		v.totals[c] = r.Counters[dataplane.Counters[c].Name]
 	}
 	if r.Quarantine != "" {
-		// It lasts unless the frontend has reconnected meanwhile, which only its rings
-		// tell.
+		// The quarantine continues unless the frontend has reconnected meanwhile,
+		// which only its rings show.
 		v.block = block{reason: r.Quarantine, stamp: r.Connection}
 	}
 }
@@ -155,8 +156,8 @@ func (v *Vif) adoptMTU(info *tap.Info) {
 	}
 }
 
-// adoptQuarantine goes on with a quarantine that a predecessor began, unless the frontend
-// has reconnected.
+// adoptQuarantine continues a quarantine that a predecessor began, unless the frontend has
+// reconnected.
 func (v *Vif) adoptQuarantine() error {
 	if v.block.reason == "" || v.block.attempt != nil {
 		return nil
@@ -181,7 +182,7 @@ func (v *Vif) adoptStall(c *connection, queues []dataplane.QueueConfig) {
 			queues[i].Stalled, c.stalled[i], c.notices.stalled[i] = true, true, true
 		}
 	}
-	v.predecessor.Stalled = nil // from here on the connection knows
+	v.predecessor.Stalled = nil // from now on the connection has them
 	if slices.Contains(c.stalled, true) {
 		v.log.Info("guest gave no rx slots when the predecessor ended", zap.Bools("queues", c.stalled))
 	}

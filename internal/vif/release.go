@@ -14,16 +14,15 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
-// Errors that tell why a vif cannot be released to, or adopted from, another back end.
+// Reasons for which a vif cannot be released to, or adopted from, another back end.
 var (
 	ErrEnded   = errors.New("the vif has ended, or waits for xenstored")
 	ErrNotOpen = errors.New("the vif is neither connected nor waiting for its guest")
 	// ErrMcast: the guest sends its multicast list once. Without it, all multicast
 	// would be lost.
 	ErrMcast = errors.New("its guest has sent its multicast list, and would not send it to another back end")
-	// ErrCtrlRing: the guest sends once how to spread packets over the queues, and
-	// which pages stay mapped.
-	ErrCtrlRing = errors.New("its guest has a control ring, and would not repeat to another back end what it has set there")
+	// ErrCtrlRing: the guest sends its hash settings and static grants once.
+	ErrCtrlRing = errors.New("its guest has a control ring, and would not repeat its settings to another back end")
 )
 
 // ctrlRingKey is the frontend's key for the gref of its control ring.
@@ -57,12 +56,12 @@ func CanAdopt(s Store, path string, maxQueues int) error {
 	return err
 }
 
-// Release releases the vif to another back end. Nothing of it is mapped or bound any
-// more, the TAP is gone, and everything in xenstore stays as it is, including the
-// frontend's rings. Every packet that was taken from the guest has been sent. lost counts
-// the packets from the host that the guest has not received.
+// Release releases the vif to another back end. When it returns, no page is mapped, no
+// channel is bound, and the TAP is gone. The rings and everything in xenstore stay as they
+// are. Every packet that was taken from the guest has been sent. lost counts the packets
+// from the host that the guest has not received.
 //
-// If it fails, the vif is still served.
+// If Release fails, the vif is still served.
 func (v *Vif) Release(ctx context.Context) (lost int, err error) {
 	err = ErrEnded
 	v.call(ctx, func() { lost, err = v.release() })
@@ -125,8 +124,8 @@ func (v *Vif) endTaken() {
 	v.released = true
 }
 
-// suspend stops serving and tells the frontend nothing: the TAP, the journals and the
-// frontend's rings stay as they are, for a successor.
+// suspend stops serving without any sign to the frontend: the TAP, the journals and the
+// rings stay as they are, for a successor.
 func (v *Vif) suspend() {
 	if c := v.conn; c != nil {
 		c.close(v)

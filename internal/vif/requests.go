@@ -12,26 +12,27 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
-// guestWork accounts for what the vif does because its guest has written to xenstore.
+// guestWork accounts for the vif's work after writes of its guest to xenstore. A look is
+// one read of the guest's nodes.
 type guestWork struct {
-	requests int           // to xenstored, ever
+	requests int           // requests to xenstored so far
 	owed     bool          // the guest has written, and the vif has not looked since
-	dueAt    time.Time     // when it may look, if owed
-	foundNew bool          // this look has found that the guest has written something new
-	idle     *rate.Limiter // of looks that find nothing new
-	idleTill time.Time     // no look until then, since those before have found nothing new
+	dueAt    time.Time     // time of the look, if owed
+	foundNew bool          // this look has found a change
+	idle     *rate.Limiter // limits looks that find no change
+	idleTill time.Time     // no look before that time, since earlier ones found no change
 }
 
-// payForLook pays for a look at what the guest has written, and reports whether it may
-// be taken at once.
+// payForLook pays for a look at the guest's nodes, and reports whether it may happen at
+// once.
 func (v *Vif) payForLook() bool {
 	now := time.Now()
 	v.work.owed, v.work.dueAt = true, now.Add(v.cfg.Guest.Look(now, v.work.idleTill))
 	return !v.work.dueAt.After(now)
 }
 
-// reconcileInTurn reconciles with what the toolstack has written, and with what the
-// guest has written if that is paid for. It reports whether the vif has ended.
+// reconcileInTurn reconciles with the toolstack's nodes, and with the guest's nodes if a
+// look is due. It reports whether the vif has ended.
 func (v *Vif) reconcileInTurn() (gone bool) {
 	paid := v.work.owed && !time.Now().Before(v.work.dueAt)
 	if paid {
@@ -50,8 +51,8 @@ func (v *Vif) reconcileInTurn() (gone bool) {
 	return gone
 }
 
-// countingStore counts each request as the guest's, and gives up the vif's turn until
-// xenstored has answered, which may take long.
+// countingStore charges each request to the guest. It leaves the vif's turn until xenstored
+// has answered, which may take long.
 type countingStore struct {
 	Store
 	v *Vif
@@ -99,14 +100,14 @@ func (v *Vif) countRequests(n int) {
 	v.cfg.Guest.Requested(n)
 }
 
-// unread is a set of what may have changed in xenstore since it was last read. Only its
-// members are read again, and the state in the backend directory.
+// unread is a set of parts of xenstore that may have changed since they were last read. An
+// observation reads these parts, and always the state in the backend directory.
 type unread uint32
 
 const (
 	unreadNodes  unread = 1 << iota // the backend directory, except for its state
-	unreadFront                     // the frontend's state and, where that matters, its keys
-	unreadDomain                    // whether the frontend's domain is there
+	unreadFront                     // the frontend's state and, if its state needs them, its keys
+	unreadDomain                    // the existence of the frontend's domain
 	unreadAll    = unreadNodes | unreadFront | unreadDomain
 )
 

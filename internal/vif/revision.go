@@ -21,7 +21,7 @@ type revision struct {
 	last gist // belongs to the goroutine in Run
 }
 
-// gist holds the part of a vif that makes a new revision when it changes.
+// gist holds the fields of a vif whose changes make a new revision.
 type gist struct {
 	own, node, front   xenbus.State
 	online             bool

@@ -9,11 +9,12 @@ import (
 	"go.uber.org/zap"
 )
 
-// mcastKey is the frontend's key that may change while it is connected, since the
-// backend publishes feature-dynamic-multicast-control.
+// mcastKey is the frontend's key that turns the multicast filter on. It may change while
+// the frontend is connected, since the backend publishes
+// feature-dynamic-multicast-control.
 const mcastKey = "request-multicast-control"
 
-// applyRate applies the toolstack's key "rate". A value that is wrong changes nothing.
+// applyRate applies the toolstack's key "rate". A wrong value changes nothing.
 func (v *Vif) applyRate() {
 	r, err := parseRate(v.nodes.rate)
 	if err != nil {
@@ -27,8 +28,8 @@ func (v *Vif) applyRate() {
 	}
 }
 
-// applyMulticast turns the multicast filter on or off, as the frontend asks for. It
-// reports an error in the frontend's keys, which may have been rewritten for that.
+// applyMulticast turns the multicast filter on or off, as the frontend requests. It
+// reports an error in the frontend's keys, since these were read again for that.
 func (v *Vif) applyMulticast() {
 	if v.conn == nil {
 		return
@@ -45,8 +46,8 @@ func (v *Vif) applyMulticast() {
 	}
 }
 
-// reportScriptError reports that the hotplug script has failed. The vif waits for a
-// script that will not run again until an administrator has intervened.
+// reportScriptError reports a hotplug script that has failed. The script does not run again
+// until an administrator has intervened, and the vif waits for it.
 func (v *Vif) reportScriptError() {
 	if v.nodes.hotplug == "error" {
 		v.reportError("hotplug script failed", fmt.Errorf("the hotplug script failed: %s", cmp.Or(v.nodes.scriptErr, "it does not say why")))

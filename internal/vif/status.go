@@ -19,7 +19,7 @@ import (
 
 // Status describes a vif. Texts that a guest or a toolstack wrote are clipped.
 type Status struct {
-	Name       string             `json:"name"`                // that the TAP was created with
+	Name       string             `json:"name"`                // name that the TAP was created with
 	Revision   uint64             `json:"revision"`            // changes with everything below except counters
 	ServedBy   string             `json:"served_by,omitempty"` // another back end: "kernel", or "nobody"
 	Domid      xen.Domid          `json:"domid"`
@@ -27,21 +27,21 @@ type Status struct {
 	State      xenbus.State       `json:"state"`
 	Frontend   xenbus.State       `json:"frontend_state"`
 	Online     bool               `json:"online"`
-	Waits      string             `json:"waits_for,omitempty"` // who has to act for packets to pass; empty: they pass
+	Waits      string             `json:"waits_for,omitempty"` // actor and action needed for packets to pass; empty: they pass
 	Hotplug    string             `json:"hotplug_status"`
-	Quarantine string             `json:"quarantine,omitempty"` // why the vif is out of service
+	Quarantine string             `json:"quarantine,omitempty"` // reason; empty: the vif is not quarantined
 	Error      string             `json:"error,omitempty"`      // text of the error node
-	Stalled    bool               `json:"stalled"`              // the guest gives no rx slots on one queue or more
+	Stalled    bool               `json:"stalled"`              // the guest posts no rx slots on at least one queue
 	MAC        string             `json:"mac"`
 	Bridge     string             `json:"bridge,omitempty"`
 	Script     string             `json:"script,omitempty"`
-	Interface  string             `json:"interface,omitempty"` // the TAP's name now
-	Network    string             `json:"network,omitempty"`   // its network namespace, if that is not the daemon's
+	Interface  string             `json:"interface,omitempty"` // present name of the TAP
+	Network    string             `json:"network,omitempty"`   // network namespace of the TAP; empty: the daemon's own
 	Up         bool               `json:"up"`
 	Carrier    bool               `json:"carrier"`
 	MTU        int                `json:"mtu,omitempty"`            // of the TAP
-	ConfigMTU  int                `json:"mtu_configured,omitempty"` // by the toolstack
-	GuestMTU   int                `json:"mtu_guest,omitempty"`      // that the guest is told; 1500 if it is told none
+	ConfigMTU  int                `json:"mtu_configured,omitempty"` // set by the toolstack
+	GuestMTU   int                `json:"mtu_guest,omitempty"`      // the frontend's key mtu; 1500 if there is none
 	Rate       string             `json:"rate"`
 	Features   []string           `json:"features"`
 	Headroom   int                `json:"xdp_headroom,omitempty"` // bytes before each packet to the guest
@@ -49,10 +49,10 @@ type Status struct {
 	Since      time.Time          `json:"connected_since,omitzero"`
 	Grants     int                `json:"grants_mapped"`     // ring pages
 	Ports      int                `json:"event_channels"`    // bound
-	Control    *ctrlserver.Status `json:"control,omitempty"` // of a frontend that has a control ring
+	Control    *ctrlserver.Status `json:"control,omitempty"` // nil: the frontend has no control ring
 	Queues     []QueueStatus      `json:"queues"`
-	Counters   map[string]uint64  `json:"counters"` // of all queues and connections
-	Guest      budget.Used        `json:"guest"`    // of all vifs of the domain
+	Counters   map[string]uint64  `json:"counters"` // sums of all queues and connections
+	Guest      budget.Used        `json:"guest"`    // sums of all vifs of the domain
 }
 
 // ID returns the domain and the number of the vif.
@@ -62,13 +62,13 @@ func (s *Status) ID() xenbus.VifID { return xenbus.VifID{Domid: s.Domid, Devid: 
 type QueueStatus struct {
 	Worker      int               `json:"worker"`
 	Uring       bool              `json:"io_uring"`
-	Held        int               `json:"held_packets"` // that wait for rx slots
+	Held        int               `json:"held_packets"` // packets that wait for rx slots
 	HeldBytes   int               `json:"held_bytes"`
 	Stalled     bool              `json:"stalled"`
 	RateWaiting bool              `json:"rate_waiting"`
-	Static      int               `json:"static_grants"`        // mapped
-	StaticMax   int               `json:"static_grants_max"`    // that may be mapped
-	StaticInUse int               `json:"static_grants_in_use"` // named by requests that wait on the rings
+	Static      int               `json:"static_grants"`        // number of mapped static grants
+	StaticMax   int               `json:"static_grants_max"`    // bound of that number
+	StaticInUse int               `json:"static_grants_in_use"` // static grants named by unanswered requests
 	Tx          RingStatus        `json:"tx"`
 	Rx          RingStatus        `json:"rx"`
 	Counters    map[string]uint64 `json:"counters"`
@@ -94,8 +94,8 @@ func ringStatus(s netif.RingState) RingStatus {
 	}
 }
 
-// Status returns the status of the vif. If ctx ends before the vif has time to answer, or
-// the vif has ended, ok is false and the status has only what never changes.
+// Status returns the status of the vif. If ctx ends before the vif answers, or the vif has
+// ended, ok is false and only the fields that never change are set.
 func (v *Vif) Status(ctx context.Context) (s Status, ok bool) {
 	var got Status
 	if !v.call(ctx, func() { got = v.status() }) {
@@ -159,7 +159,7 @@ func (v *Vif) status() Status {
 	return s
 }
 
-// waits describes who has to act for packets to pass.
+// waits describes the actor and the action that packets wait for. It is empty if they pass.
 func (v *Vif) waits(up bool) string {
 	switch {
 	case v.block.phase() == blockQuarantined:

@@ -53,73 +53,73 @@ type Config struct {
 
 	Guest       *budget.Guest       // budgets of the domain, shared by its vifs; nil: the vif has its own
 	GrantBudget *staticgrant.Budget // of the static grants of the domain; nil: no bound
-	Keeper      Keeper              // keeps the TAP's queues while no daemon runs; nil: nothing does
+	Keeper      Keeper              // keeps the TAP's queues while no daemon runs; nil: they are not kept
 	Kept        []int               // queues that a predecessor's keeper kept; the vif owns them from Run on
 
-	// Taken reports whether another back end has the device by now. Then the vif
-	// ends and touches nothing. nil: there is no other.
+	// Taken reports whether another back end has the device by now. Then the vif ends
+	// and changes nothing more. nil: there is no other back end.
 	Taken func() bool
 }
 
-// Vif is one vif. Its fields belong to the goroutine in Run, except for the channels
-// and what is said to be shared.
+// Vif is one vif. Its fields belong to the goroutine in Run, except for the channels and
+// those marked as shared.
 type Vif struct {
 	cfg Config
 	log *zap.Logger
 
-	// What other goroutines send.
+	// Written by other goroutines.
 	poke    chan struct{}
-	changed atomic.Uint32 // shared: what has changed in xenstore, an unread; set before poke
+	changed atomic.Uint32 // shared: changed parts of xenstore, an unread; set before poke
 	calls   chan func()
 	notices chan struct{} // the data plane has notices of conn
 	done    chan struct{}
 
-	// Where the vif is. own is Unknown until the node was first read. lastNode is
-	// what the node showed when it was last read or written.
+	// The vif's state. own is Unknown until the node was first read. lastNode is the
+	// value of the node when it was last read or written.
 	own, lastNode xenbus.State
-	detachAt      time.Time // when the frontend's grace ends; zero: it is not detached
-	claimed       bool      // another back end has served it, and we have not been connected yet
-	released      bool      // another back end has the device, or is to have it
-	block         block     // why it does not connect; errors.go
+	detachAt      time.Time // end of the frontend's grace; zero: the vif is not detached
+	claimed       bool      // another back end has served it, and this one has not been connected yet
+	released      bool      // another back end owns the device, or is about to
+	block         block     // keeps it from connecting; errors.go
 
-	// What xenstore says; observe.go.
+	// Contents of xenstore; observe.go.
 	nodes  nodes
 	guest  guestView
 	reconf reconfiguration // headroom.go
-	unread unread          // what has changed since it was read
+	unread unread          // parts that have changed since they were read
 
 	frontWatch, mcastWatch, headroomWatch watch
 
 	// The TAP device; tap.go, findtap.go, keptqueues.go.
 	tap          *tap.Device // nil: there is none
 	setup        tapSetup
-	spareQueues  bool  // it has more queues than are needed, until the hotplug script is done
+	spareQueues  bool  // it has spare queues until the hotplug script is done; see closeSpareQueues
 	elsewhere    bool  // it is in another network namespace
-	fullMTU      int   // its MTU before that of a frontend without scatter-gather; 0: the same
-	keptQueues   []int // handed over by a predecessor, and not used yet
+	fullMTU      int   // its MTU before limitMTU lowered it; 0: not lowered
+	keptQueues   []int // files from a predecessor's keeper that are not used yet
 	storedQueues int   // number of queues that the keeper has
 
-	// The connection, and what outlives one.
+	// The connection, and settings and counters that outlive one.
 	conn    *connection // nil: there is none
 	rate    Rate
 	limiter dataplane.Limiter
 	mcast   dataplane.McastList
 	totals  [dataplane.NumCounters]uint64 // of connections that have ended
 
-	// What a successor needs to know; record.go.
-	predecessor record // as a predecessor has written it
+	// The record for a successor; record.go.
+	predecessor record // record of a predecessor
 	savedRecord string // contents of the file
 	savedAt     time.Time
 
 	errorText string    // contents of the error node
-	busySince time.Time // since when something that it needs has been in use; zero: it is not
+	busySince time.Time // see waitWhileBusy; zero: nothing that the vif needs is in use
 
 	revision revision
 
 	timer *time.Timer
 	alarm time.Time // when timer fires; zero: it does not
 
-	turn *budget.Turn // held in everything that the goroutine does except waiting
+	turn *budget.Turn // the goroutine holds it except while it waits
 	work guestWork    // requests.go
 }
 
@@ -165,8 +165,8 @@ func (v *Vif) wake() {
 	}
 }
 
-// SetStore gives the vif another connection to xenstore, after the old one was lost.
-// The data path has gone on meanwhile.
+// SetStore gives the vif another connection to xenstore, after the old one was lost. The
+// data path has been running meanwhile.
 func (v *Vif) SetStore(s Store) {
 	v.call(context.Background(), func() {
 		v.cfg.Store = countingStore{s, v}
@@ -175,8 +175,8 @@ func (v *Vif) SetStore(s Store) {
 	})
 }
 
-// Reset makes the vif try again what it has given up, with the rings that its frontend
-// has. It ends a quarantine. It returns false if the vif has ended.
+// Reset makes the vif try to connect again after it has given up, with the frontend's
+// present rings. It ends a quarantine. It returns false if the vif has ended.
 func (v *Vif) Reset(ctx context.Context) bool {
 	return v.call(ctx, func() {
 		v.block = block{}
@@ -188,11 +188,11 @@ func (v *Vif) Reset(ctx context.Context) bool {
 func (v *Vif) Done() <-chan struct{} { return v.done }
 
 // call runs f in the vif's goroutine and waits for it. It returns false if the vif has
-// ended, or if ctx ended before the vif had time: it may be waiting for xenstored, or
-// for its turn.
+// ended, or if ctx ended before f began: the vif may be waiting for xenstored, or for its
+// turn.
 func (v *Vif) call(ctx context.Context, f func()) bool {
 	ran := make(chan struct{})
-	var once sync.Once // f begins, or is given up
+	var once sync.Once // f either begins or is given up
 	did := false
 	begin := func() { did = true; f() }
 	select {
@@ -219,13 +219,13 @@ func (v *Vif) Run(ctx context.Context) {
 	debug.SetPanicOnFault(true) // a bad ring page costs this vif only
 	gone := false
 	for !gone && !v.released {
-		// While a look at the guest's nodes waits for the guest's budget, nothing
-		// that the guest writes wakes the vif.
+		// While a look at the guest's nodes waits for the guest's budget, events of
+		// the guest do not wake the vif.
 		front, mcast, headroom := v.frontWatch.events(), v.mcastWatch.events(), v.headroomWatch.events()
 		if v.work.owed {
 			front, mcast, headroom = nil, nil, nil
 		}
-		due := true // for a look
+		due := true // to reconcile
 		select {
 		case <-ctx.Done():
 			v.inTurn(v.suspend)
@@ -274,8 +274,9 @@ func (v *Vif) guard(f func()) {
 	f()
 }
 
-// recovered, deferred, turns a panic into an error for then. If then panics as well,
-// what the connection held leaks, and the vif stays out of service.
+// recovered must be deferred. It turns a panic into an error and passes that to then. If
+// then panics as well, the connection's mappings and channels leak, and the vif stays out
+// of service.
 func (v *Vif) recovered(then func(error)) {
 	r := recover()
 	if r == nil {

@@ -14,7 +14,7 @@ type watch struct {
 	path string
 }
 
-// follow watches path and nothing else.
+// follow watches path instead of the old path.
 func (w *watch) follow(v *Vif, path string) error {
 	if w.w != nil && w.path == path {
 		return nil
@@ -50,10 +50,10 @@ func (w *watch) close(v *Vif) {
 	*w = watch{}
 }
 
-// watchFrontend watches the frontend's nodes that may change: single nodes, never a
-// directory that the guest could fill, and the multicast request only while it matters. A
-// driver domain may run out of watches. Then the vif looks less often, but it still
-// hears of what the toolstack does.
+// watchFrontend watches the frontend's state and, while the vif is connected, the multicast
+// request. It watches single nodes and never a directory, which the guest could fill. A
+// driver domain may run out of watches. Then the vif reconciles once per retryAfter, and
+// still gets events for the toolstack's nodes.
 func (v *Vif) watchFrontend() error {
 	err := v.frontWatch.follow(v, v.nodes.frontendDir+"/state")
 	if err == nil && v.conn != nil {
