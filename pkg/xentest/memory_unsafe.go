@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package xentest
+
+import (
+	"runtime"
+	"runtime/debug"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/netbackd/netbackd/pkg/gntdev"
+)
+
+// mapPages maps pages of a file side by side.
+func mapPages(fd int, pages []int, prot gntdev.Prot) ([]byte, error) {
+	flags := unix.PROT_READ
+	if prot == gntdev.ReadWrite {
+		flags |= unix.PROT_WRITE
+	}
+	size := uintptr(len(pages)) * pageSize
+	base, err := unix.MmapPtr(-1, 0, nil, size, unix.PROT_NONE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		return nil, err
+	}
+	for i, p := range pages {
+		if _, err := unix.MmapPtr(fd, int64(p)*pageSize, unsafe.Add(base, i*pageSize), pageSize,
+			flags, unix.MAP_SHARED|unix.MAP_FIXED); err != nil {
+			_ = unix.MunmapPtr(base, size)
+			return nil, err
+		}
+	}
+	return unsafe.Slice((*byte)(base), size), nil
+}
+
+// unmapPages undoes mapPages.
+func unmapPages(mem []byte) error {
+	return unix.MunmapPtr(unsafe.Pointer(unsafe.SliceData(mem)), uintptr(len(mem)))
+}
+
+// move copies between a page of the guest and local memory in the direction of s. It
+// returns EFAULT if the local memory is not there, as the kernel does.
+func move(s *gntdev.Segment, page []byte) (err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		switch f := recover().(type) {
+		case nil:
+		case runtime.Error:
+			err = unix.EFAULT
+		default:
+			panic(f)
+		}
+	}()
+	addr := s.Local()
+	local := unsafe.Slice(*(**byte)(unsafe.Pointer(&addr)), len(page))
+	if s.Direction() == gntdev.FromGuest {
+		copy(local, page)
+	} else {
+		copy(page, local)
+	}
+	return nil
+}
