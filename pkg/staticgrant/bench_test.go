@@ -16,7 +16,7 @@ var sink *Page
 func benchTable(b *testing.B, refs []xen.Gref, query func(*rand.Rand) xen.Gref) (*Table, []xen.Gref) {
 	table := new(Table)
 	if len(refs) > 0 {
-		if err := add(b, newMapper().source(nil), table, entries(refs...)); err != nil {
+		if err := add(b, newPages(b).source(nil), table, entries(refs...)); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -114,7 +114,7 @@ func BenchmarkLookupAdversarial(b *testing.B) {
 // on taking it all out again.
 func BenchmarkCommit(b *testing.B) {
 	refs := hostileSets(nil)["random"]
-	s := newMapper().source(nil)
+	s := newPages(b).source(nil)
 	table := new(Table)
 	b.ReportAllocs()
 	for b.Loop() {

@@ -14,6 +14,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/gntdev"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/xen"
+	"github.com/netbackd/netbackd/pkg/xentest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -22,69 +23,54 @@ const guest = 7
 
 var errStuck = errors.New("stuck")
 
-// fakeMapper is the grant table of one guest. It hands out memory that begins
-// with its gref as long as it is mapped, and remembers what is.
-type fakeMapper struct {
-	mu     sync.Mutex
-	bad    []xen.Gref // do not map
-	ro     []xen.Gref // map read-only
-	stuck  []xen.Gref // map, but do not unmap
-	mapped map[xen.Gref]int
-	calls  int
-	seen   []gntdev.Prot
-	onMap  func(xen.Gref)
+// pages is a guest that grants each gref when it is first mapped, except for bad ones.
+// A page begins with its gref.
+type pages struct {
+	*xentest.Guest
+	dev   *xentest.Gntdev
+	bad   []xen.Gref // are not granted
+	ro    []xen.Gref // are granted read-only
+	onMap func(xentest.Call)
+
+	mu sync.Mutex // of granting
 }
 
-func newMapper() *fakeMapper { return &fakeMapper{mapped: map[xen.Gref]int{}} }
-
-func (f *fakeMapper) source(b *Budget) *Source {
-	return &Source{Mapper: f, Domid: guest, Budget: b}
-}
-
-func (f *fakeMapper) Map(domid xen.Domid, refs []xen.Gref, prot gntdev.Prot) (*gntdev.Mapping, error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.calls++
-	f.seen = append(f.seen, prot)
-	if f.onMap != nil {
-		f.onMap(refs[0])
+func newPages(t xentest.TB) *pages {
+	t.Helper()
+	f := &pages{Guest: xentest.Start(t, guest)}
+	var err error
+	if f.dev, err = f.OpenGntdev(); err != nil {
+		t.Fatalf("%v", err)
 	}
-	if domid != guest || len(refs) != 1 {
-		return nil, errors.New("not one page of the guest's")
-	}
-	ref := refs[0]
-	if slices.Contains(f.bad, ref) {
-		return nil, gntdev.StatusBadGntref.Err()
-	}
-	if slices.Contains(f.ro, ref) && prot == gntdev.ReadWrite {
-		return nil, gntdev.StatusPermissionDenied.Err()
-	}
-	f.mapped[ref]++
-	mem := make([]byte, netif.PageSize)
-	binary.LittleEndian.PutUint32(mem, uint32(ref))
-	return gntdev.NewMapping(mem, func() error {
+	t.Cleanup(func() { f.dev.Close() })
+	f.Intercept(func(c xentest.Call) error {
+		if c.Op != xentest.OpMap {
+			return nil
+		}
+		if f.onMap != nil {
+			f.onMap(c)
+		}
 		f.mu.Lock()
 		defer f.mu.Unlock()
-		if slices.Contains(f.stuck, ref) {
-			return errStuck
-		}
-		clear(mem[:4])
-		if f.mapped[ref]--; f.mapped[ref] == 0 {
-			delete(f.mapped, ref)
+		if f.Page(c.Ref) == nil && !slices.Contains(f.bad, c.Ref) {
+			prot := gntdev.ReadWrite
+			if slices.Contains(f.ro, c.Ref) {
+				prot = gntdev.ReadOnly
+			}
+			binary.LittleEndian.PutUint32(f.GrantAt(c.Ref, prot), uint32(c.Ref))
 		}
 		return nil
-	}), nil
+	})
+	return f
 }
 
+func (f *pages) source(b *Budget) *Source { return &Source{Mapper: f.dev, Domid: guest, Budget: b} }
+
 // count is how many pages are mapped.
-func (f *fakeMapper) count() (n int) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	for _, c := range f.mapped {
-		n += c
-	}
-	return n
-}
+func (f *pages) count() int { return f.Usage().Pages }
+
+// calls is how many calls to map there were.
+func (f *pages) calls() int { return f.Counts().MapCalls }
 
 func entries(refs ...xen.Gref) []netif.GrefEntry {
 	list := make([]netif.GrefEntry, len(refs))
@@ -102,9 +88,11 @@ func run(first xen.Gref, n int) []xen.Gref {
 	return refs
 }
 
-// add is an ADD_GREF_MAPPING, all steps of it.
+// add is an ADD_GREF_MAPPING, all steps of it. The table is closed at the end of the
+// test.
 func add(t testing.TB, s *Source, table *Table, list []netif.GrefEntry) error {
 	t.Helper()
+	closeAtEnd(t, table)
 	p, err := s.Prepare(t.Context(), list)
 	if err != nil {
 		return err
@@ -114,6 +102,14 @@ func add(t testing.TB, s *Source, table *Table, list []netif.GrefEntry) error {
 		t.Errorf("unmap what was not committed: %v", e)
 	}
 	return err
+}
+
+func closeAtEnd(t xentest.TB, table *Table) {
+	t.Cleanup(func() {
+		if err := table.Close(); err != nil {
+			t.Errorf("close: %v", err)
+		}
+	})
 }
 
 // del is a DEL_GREF_MAPPING, all steps of it.

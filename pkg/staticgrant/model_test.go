@@ -49,7 +49,7 @@ type modelGrant struct {
 // model is a table with nothing to it, and the steps of changes that are under
 // way.
 type model struct {
-	f      *fakeMapper
+	f      *pages
 	budget *Budget
 	table  *Table
 	want   map[xen.Gref]*modelGrant
@@ -204,6 +204,17 @@ func (m *model) close(t *rapid.T) {
 	clear(m.want)
 }
 
+// end gives back what is still mapped.
+func (m *model) end() {
+	for _, p := range m.prepared {
+		_ = p.Unmap()
+	}
+	for _, r := range m.removed {
+		_, _ = r.Unmap()
+	}
+	_ = m.table.Close()
+}
+
 // restart is a daemon that was killed: the kernel unmaps everything, and a
 // successor maps it again.
 func (m *model) restart(t *rapid.T) {
@@ -264,13 +275,14 @@ func (m *model) check(t *rapid.T) {
 // restarts, and compares with a map after each.
 func TestModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		f := newMapper()
+		f := newPages(t)
 		f.bad, f.ro = []xen.Gref{badGref}, []xen.Gref{roGref}
 		m := &model{
 			f: f, table: New(rapid.IntRange(1, 24).Draw(t, "limit")),
 			budget: NewBudget(rapid.IntRange(0, 40).Draw(t, "budget"), nil),
 			want:   map[xen.Gref]*modelGrant{},
 		}
+		t.Cleanup(m.end)
 		t.Repeat(map[string]func(*rapid.T){
 			"prepare": m.prepare, "commit": m.commit, "abort": m.abort,
 			"detach": m.detach, "unmap": m.unmap,
@@ -290,7 +302,7 @@ func FuzzGrefList(f *testing.F) {
 	f.Add([]byte{0, 0, 1, 0, 2, 200})
 	f.Fuzz(func(t *testing.T, b []byte) {
 		const limit = 64
-		mapper := newMapper()
+		mapper := newPages(t)
 		budget := NewBudget(2*limit, nil)
 		s, table := mapper.source(budget), New(limit)
 		want := map[xen.Gref]bool{}

@@ -16,6 +16,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/gntdev"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/xen"
+	"github.com/netbackd/netbackd/pkg/xentest"
 )
 
 const (
@@ -64,7 +65,7 @@ func TestAdd(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			f := newMapper()
+			f := newPages(t)
 			f.bad, f.ro = []xen.Gref{99}, []xen.Gref{30}
 			if tt.budget == 0 {
 				tt.budget = 2 * DefaultBudget
@@ -74,7 +75,7 @@ func TestAdd(t *testing.T) {
 			if err := add(t, s, table, entries(10, 11)); err != nil {
 				t.Fatal(err)
 			}
-			f.calls = 0
+			before := f.calls()
 			want := []xen.Gref{10, 11}
 			err := add(t, s, table, tt.list)
 			if !errors.Is(err, tt.want) || err != nil && tt.want == nil {
@@ -86,8 +87,8 @@ func TestAdd(t *testing.T) {
 			if diff := cmp.Diff(refsOf(entries(want...)), refsOf(table.Snapshot())); diff != "" {
 				t.Errorf("table (-want +got):\n%s", diff)
 			}
-			if f.calls != tt.calls {
-				t.Errorf("%d grefs were mapped, want %d", f.calls, tt.calls)
+			if calls := f.calls() - before; calls != tt.calls {
+				t.Errorf("%d grefs were mapped, want %d", calls, tt.calls)
 			}
 			if f.count() != len(want) || budget.Used() != len(want) || table.Len() != len(want) {
 				t.Errorf("%d mapped, %d charged, %d in the table, want %d of each", f.count(), budget.Used(), table.Len(), len(want))
@@ -126,7 +127,7 @@ func checkLookups(t *testing.T, table *Table, refs []xen.Gref) {
 func TestFailureAtEveryEntry(t *testing.T) {
 	const n = 64
 	for k := range n {
-		f := newMapper()
+		f := newPages(t)
 		f.bad = []xen.Gref{100 + xen.Gref(k)}
 		budget := NewBudget(DefaultBudget, nil)
 		_, err := f.source(budget).Prepare(t.Context(), entries(run(100, n)...))
@@ -134,8 +135,8 @@ func TestFailureAtEveryEntry(t *testing.T) {
 		if !errors.As(err, &e) || e.Index != k || e.Ref != f.bad[0] || !errors.Is(err, gntdev.StatusBadGntref) {
 			t.Errorf("failure at %d is reported as %v", k, err)
 		}
-		if f.calls != n-k || f.count() != 0 || budget.Used() != 0 {
-			t.Errorf("failure at %d: %d map calls, %d mapped, %d charged", k, f.calls, f.count(), budget.Used())
+		if f.calls() != n-k || f.count() != 0 || budget.Used() != 0 {
+			t.Errorf("failure at %d: %d map calls, %d mapped, %d charged", k, f.calls(), f.count(), budget.Used())
 		}
 	}
 }
@@ -161,7 +162,7 @@ func TestDel(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			f := newMapper()
+			f := newPages(t)
 			table := new(Table)
 			if err := add(t, f.source(nil), table, entries(10, 11, 12, 13)); err != nil {
 				t.Fatal(err)
@@ -198,7 +199,7 @@ func TestDel(t *testing.T) {
 
 // TestHeldTwice: a grant that two requests use is in flight until both are done.
 func TestHeldTwice(t *testing.T) {
-	f := newMapper()
+	f := newPages(t)
 	table := new(Table)
 	if err := add(t, f.source(nil), table, entries(5)); err != nil {
 		t.Fatal(err)
@@ -218,14 +219,16 @@ func TestHeldTwice(t *testing.T) {
 
 // TestReadOnlyGrants are mapped read-only and found as such.
 func TestReadOnlyGrants(t *testing.T) {
-	f := newMapper()
+	f := newPages(t)
+	var seen []gntdev.Prot
+	f.onMap = func(c xentest.Call) { seen = append(seen, c.Prot) }
 	table := new(Table)
 	list := entries(5, 6)
 	list[1].Flags = netif.GrefReadOnly
 	if err := add(t, f.source(nil), table, list); err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff([]gntdev.Prot{gntdev.ReadOnly, gntdev.ReadWrite}, f.seen); diff != "" {
+	if diff := cmp.Diff([]gntdev.Prot{gntdev.ReadOnly, gntdev.ReadWrite}, seen); diff != "" {
 		t.Errorf("protections (-want +got):\n%s", diff)
 	}
 	if table.Lookup(5).ReadOnly || !table.Lookup(6).ReadOnly {
@@ -238,7 +241,7 @@ func TestReadOnlyGrants(t *testing.T) {
 
 // TestSameGrefOnTwoQueues is mapped twice; each queue gives up its own.
 func TestSameGrefOnTwoQueues(t *testing.T) {
-	f := newMapper()
+	f := newPages(t)
 	budget := NewBudget(2, nil)
 	s := f.source(budget)
 	a, b := new(Table), new(Table)
@@ -259,8 +262,8 @@ func TestSameGrefOnTwoQueues(t *testing.T) {
 // TestUnmapFails: the guest is not told that it has a page back which is still
 // mapped, and the page stays charged.
 func TestUnmapFails(t *testing.T) {
-	f := newMapper()
-	f.stuck = []xen.Gref{6}
+	f := newPages(t)
+	f.FailRef(xentest.OpUnmap, 6, errStuck)
 	budget := NewBudget(8, nil)
 	table := new(Table)
 	if err := add(t, f.source(budget), table, entries(5, 6, 7)); err != nil {
@@ -297,24 +300,24 @@ func (f mapFunc) Map(xen.Domid, []xen.Gref, gntdev.Prot) (*gntdev.Mapping, error
 // TestDisconnectWhileMapping: a guest whose pages map slowly does not hold up
 // its own disconnect for longer than one of them takes.
 func TestDisconnectWhileMapping(t *testing.T) {
-	f := newMapper()
+	f := newPages(t)
 	ctx, cancel := context.WithCancel(t.Context())
-	f.onMap = func(ref xen.Gref) {
-		if ref == 100+512-3 {
+	f.onMap = func(c xentest.Call) {
+		if c.Ref == 100+512-3 {
 			cancel()
 		}
 	}
 	budget := NewBudget(DefaultBudget, nil)
 	_, err := f.source(budget).Prepare(ctx, entries(run(100, 512)...))
-	if !errors.Is(err, context.Canceled) || f.calls != 3 || f.count() != 0 || budget.Used() != 0 {
-		t.Errorf("%v after %d map calls; %d mapped, %d charged", err, f.calls, f.count(), budget.Used())
+	if !errors.Is(err, context.Canceled) || f.calls() != 3 || f.count() != 0 || budget.Used() != 0 {
+		t.Errorf("%v after %d map calls; %d mapped, %d charged", err, f.calls(), f.count(), budget.Used())
 	}
 }
 
 // TestWorkerIsGone: what was prepared for a worker that is no more can be given
 // up.
 func TestWorkerIsGone(t *testing.T) {
-	f := newMapper()
+	f := newPages(t)
 	budget := NewBudget(8, nil)
 	p, err := f.source(budget).Prepare(t.Context(), entries(1, 2, 3))
 	if err != nil || p.Len() != 3 || budget.Used() != 3 {
@@ -331,7 +334,7 @@ func TestWorkerIsGone(t *testing.T) {
 
 // TestUnmapAfterCommit does nothing: the pages are the table's.
 func TestUnmapAfterCommit(t *testing.T) {
-	f := newMapper()
+	f := newPages(t)
 	table := new(Table)
 	p, err := f.source(nil).Prepare(t.Context(), entries(1, 2, 3))
 	if err != nil {
@@ -344,12 +347,13 @@ func TestUnmapAfterCommit(t *testing.T) {
 		t.Errorf("%v, %d mapped", err, f.count())
 	}
 	checkLookups(t, table, []xen.Gref{1, 2, 3})
+	closeAtEnd(t, table)
 }
 
 // TestBudgets: tables of one guest share its budget, and guests share the
 // process's.
 func TestBudgets(t *testing.T) {
-	f := newMapper()
+	f := newPages(t)
 	host := NewBudget(10, nil)
 	a, b := NewBudget(6, host), NewBudget(6, host)
 	qa, qa2, qb := new(Table), new(Table), new(Table)
@@ -385,7 +389,7 @@ func TestBudgets(t *testing.T) {
 // TestRestore maps again what a daemon had mapped that was killed, as far as the
 // guest still grants it.
 func TestRestore(t *testing.T) {
-	f := newMapper()
+	f := newPages(t)
 	old := new(Table)
 	list := entries(run(40, 20)...)
 	list[7].Flags = netif.GrefReadOnly
@@ -395,7 +399,8 @@ func TestRestore(t *testing.T) {
 	snap := old.Snapshot()
 
 	t.Run("everything", func(t *testing.T) {
-		f, table := newMapper(), new(Table)
+		f, table := newPages(t), new(Table)
+		closeAtEnd(t, table)
 		p, err := f.source(NewBudget(20, nil)).Restore(t.Context(), snap)
 		if err != nil {
 			t.Fatal(err)
@@ -408,7 +413,8 @@ func TestRestore(t *testing.T) {
 		}
 	})
 	t.Run("the guest revoked some", func(t *testing.T) {
-		f, table := newMapper(), new(Table)
+		f, table := newPages(t), new(Table)
+		closeAtEnd(t, table)
 		f.bad = []xen.Gref{40, 55}
 		budget := NewBudget(20, nil)
 		p, err := f.source(budget).Restore(t.Context(), snap)
@@ -423,21 +429,27 @@ func TestRestore(t *testing.T) {
 		}
 	})
 	t.Run("the budget was made smaller", func(t *testing.T) {
-		f := newMapper()
+		f := newPages(t)
 		p, err := f.source(NewBudget(5, nil)).Restore(t.Context(), snap)
 		if !errors.Is(err, ErrBudget) || p.Len() != 5 || f.count() != 5 {
 			t.Errorf("%d restored: %v", p.Len(), err)
 		}
+		if err := p.Unmap(); err != nil {
+			t.Error(err)
+		}
 	})
 	t.Run("the record names one twice", func(t *testing.T) {
-		f := newMapper()
+		f := newPages(t)
 		p, err := f.source(nil).Restore(t.Context(), entries(1, 2, 1))
 		if !errors.Is(err, ErrDuplicate) || p.Len() != 2 {
 			t.Errorf("%d restored: %v", p.Len(), err)
 		}
+		if err := p.Unmap(); err != nil {
+			t.Error(err)
+		}
 	})
 	t.Run("nothing", func(t *testing.T) {
-		p, err := newMapper().source(nil).Restore(t.Context(), nil)
+		p, err := newPages(t).source(nil).Restore(t.Context(), nil)
 		if err != nil || p.Len() != 0 {
 			t.Errorf("%d restored: %v", p.Len(), err)
 		}
@@ -446,7 +458,7 @@ func TestRestore(t *testing.T) {
 
 // TestCloseWhileInFlight: a connection that ends waits for nothing.
 func TestCloseWhileInFlight(t *testing.T) {
-	f := newMapper()
+	f := newPages(t)
 	table := New(4)
 	if err := add(t, f.source(nil), table, entries(1, 2)); err != nil {
 		t.Fatal(err)
@@ -522,7 +534,7 @@ func worst(t *Table) (d uint64) {
 // TestNoGrefsCrowd: whatever a frontend adds, look-ups stay short and the array
 // small. The grefs come in lists of all lengths, so that the array grows.
 func TestNoGrefsCrowd(t *testing.T) {
-	f := newMapper()
+	f := newPages(t)
 	known := new(Table)
 	if err := add(t, f.source(nil), known, entries(run(0, DefaultLimit)...)); err != nil {
 		t.Fatal(err)
@@ -555,7 +567,7 @@ func TestNoGrefsCrowd(t *testing.T) {
 // row.
 func TestBadMultipliersAreReplaced(t *testing.T) {
 	table := new(Table)
-	if err := add(t, newMapper().source(nil), table, entries(run(768, DefaultLimit)...)); err != nil {
+	if err := add(t, newPages(t).source(nil), table, entries(run(768, DefaultLimit)...)); err != nil {
 		t.Fatal(err)
 	}
 	for range 2000 {
@@ -569,7 +581,7 @@ func TestBadMultipliersAreReplaced(t *testing.T) {
 // TestCrowdedTableStillWorks: a table none of whose multipliers is good is slow, not
 // wrong.
 func TestCrowdedTableStillWorks(t *testing.T) {
-	f := newMapper()
+	f := newPages(t)
 	table := new(Table)
 	if err := add(t, f.source(nil), table, entries(run(0, 64)...)); err != nil {
 		t.Fatal(err)
@@ -599,7 +611,7 @@ func TestCrowdedTableStillWorks(t *testing.T) {
 // TestGrefsInARowShareBlocks: eight of them stand side by side, in whatever order.
 func TestGrefsInARowShareBlocks(t *testing.T) {
 	table := new(Table)
-	if err := add(t, newMapper().source(nil), table, entries(run(768, DefaultLimit)...)); err != nil {
+	if err := add(t, newPages(t).source(nil), table, entries(run(768, DefaultLimit)...)); err != nil {
 		t.Fatal(err)
 	}
 	for first := xen.Gref(768); first < 768+DefaultLimit; first += inBlock + 1 {
@@ -630,7 +642,7 @@ func TestGapsAreClosed(t *testing.T) {
 			}
 			refs[i] += xen.Gref(rng.IntN(3)) << 16
 		}
-		if err := add(t, newMapper().source(nil), table, entries(refs...)); err != nil {
+		if err := add(t, newPages(t).source(nil), table, entries(refs...)); err != nil {
 			t.Fatal(err)
 		}
 		table.mult = 1 << table.shift // side by side, by the lowest bits
@@ -654,7 +666,7 @@ func TestGapsAreClosed(t *testing.T) {
 
 // TestItemsAreUsedAgain: adding and removing for ever takes no more memory.
 func TestItemsAreUsedAgain(t *testing.T) {
-	f := newMapper()
+	f := newPages(t)
 	s, table := f.source(nil), new(Table)
 	for i := range xen.Gref(200) {
 		list := entries(run(i*1000, 300)...)
@@ -664,6 +676,11 @@ func TestItemsAreUsedAgain(t *testing.T) {
 		if n := del(t, table, list); n != 300 {
 			t.Fatalf("%d taken out", n)
 		}
+		for _, e := range list {
+			if err := f.Revoke(e.Ref); err != nil {
+				t.Fatal(err)
+			}
+		}
 	}
 	if len(table.items) != 300 || len(table.slots) != 2048 || f.count() != 0 {
 		t.Errorf("%d items, %d slots, %d mapped", len(table.items), len(table.slots), f.count())
@@ -671,7 +688,7 @@ func TestItemsAreUsedAgain(t *testing.T) {
 }
 
 func TestLookupAllocatesNothing(t *testing.T) {
-	f := newMapper()
+	f := newPages(t)
 	table := new(Table)
 	if err := add(t, f.source(nil), table, entries(run(0, DefaultLimit)...)); err != nil {
 		t.Fatal(err)

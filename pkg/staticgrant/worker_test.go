@@ -17,7 +17,7 @@ import (
 // of two workers that look grefs up all the time and keep some in flight. A page
 // that was unmapped while in use would not begin with its gref any more.
 func TestControlAndWorker(t *testing.T) {
-	f := newMapper()
+	f := newPages(t)
 	budget := NewBudget(300, nil)
 	var wg sync.WaitGroup
 	var found atomic.Int64
