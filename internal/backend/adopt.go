@@ -22,8 +22,8 @@ type Kernel interface {
 	Serves(id xenbus.VifID) bool
 }
 
-// servedByKey in a vif's directory says which back end is to serve it. So an adoption
-// outlives the daemon. The key goes with the device.
+// servedByKey in a vif's directory names the back end that serves it. So an adoption
+// outlives the daemon. The key is removed with the device.
 const (
 	servedByKey = "served-by"
 	servedByUs  = "netbackd"
@@ -47,7 +47,7 @@ type request struct {
 	done chan<- error
 }
 
-// ask has the goroutine in Run call do, and returns its error.
+// ask makes the goroutine in Run call do, and returns its error.
 func (b *Backend) ask(ctx context.Context, do func(context.Context) error) error {
 	done := make(chan error, 1)
 	select {
@@ -69,9 +69,9 @@ func (b *Backend) kernelServes(k xenbus.VifID) bool {
 }
 
 // isOurs decides whether netbackd serves a vif. While the kernel's driver is loaded, only
-// adopted vifs are ours: another one that the driver does not serve yet will be taken by
-// it in a moment. While it is not loaded all vifs are ours, and are marked, so that they
-// stay ours if it is loaded later.
+// adopted vifs are ours: the driver will soon take the others, if it does not serve them
+// yet. While the driver is not loaded all vifs are ours. They are marked, so that they stay
+// ours if the driver is loaded later.
 func (b *Backend) isOurs(k xenbus.VifID) (bool, error) {
 	switch {
 	case b.cfg.Kernel == nil:
@@ -107,8 +107,8 @@ func (b *Backend) change(k xenbus.VifID, f func(tx *xenstore.Tx) error) error {
 	})
 }
 
-// addForeign notes that netbackd does not serve a vif, and removes the mark that it may
-// have from a time when the kernel's driver was not loaded.
+// addForeign notes that netbackd does not serve a vif. It removes the mark of isOurs, which
+// the vif may still have from before the kernel's driver was loaded.
 func (b *Backend) addForeign(k xenbus.VifID) error {
 	b.mu.Lock()
 	_, known := b.foreign[k]
@@ -156,7 +156,7 @@ func (b *Backend) foreignStatus(k xenbus.VifID) vif.Status {
 }
 
 // CanAdopt returns nil if Adopt would succeed for a vif that the kernel's driver serves
-// now, and otherwise the reason why it would not.
+// now, and otherwise an error with the reason.
 func (b *Backend) CanAdopt(name string) error {
 	k, err := parseName(name)
 	if err != nil {
@@ -179,10 +179,10 @@ func (b *Backend) CanAdopt(name string) error {
 	})
 }
 
-// Adopt serves a vif that was unbound from the kernel's driver, and returns when the vif
-// has its TAP. A connected guest then waits until the new interface is where the
-// kernel's was and hotplug-status says so. For a vif that is ours already, Adopt only
-// waits for the TAP.
+// Adopt starts to serve a vif that was unbound from the kernel's driver, and returns when
+// the vif has its TAP. A connected guest then waits until the new interface has taken the
+// place of the kernel's, for example in a bridge, and hotplug-status is "connected". For a
+// vif that is ours already, Adopt only waits for the TAP.
 func (b *Backend) Adopt(name string) error {
 	k, err := parseName(name)
 	if err != nil {
@@ -241,9 +241,9 @@ func (b *Backend) adopt(ctx context.Context, k xenbus.VifID) error {
 	return nil
 }
 
-// Release is the inverse of Adopt. When it returns, no back end serves the vif, and the
-// kernel's driver can be bound to it. Lost counts packets to the guest that were in
-// netbackd or its TAP.
+// Release undoes Adopt. When it returns, no back end serves the vif, and the kernel's
+// driver can be bound to it. lost counts packets to the guest that were in netbackd or its
+// TAP.
 func (b *Backend) Release(name string) (lost int, err error) {
 	k, err := parseName(name)
 	if err != nil {

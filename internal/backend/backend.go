@@ -4,8 +4,8 @@
 // directory in xenstore, starts a [vif.Vif] for each device that appears there, passes
 // events on to it, and keeps the connection to xenstore.
 //
-// The package knows which vifs exist. It must not know what a vif does, or what a packet
-// is.
+// The package knows the set of vifs. It must not know how a vif works, or look into
+// packets.
 package backend
 
 import (
@@ -39,10 +39,10 @@ type Config struct {
 
 	Kernel Kernel // nil: the kernel can serve no vifs of this domain
 
-	// Keeper keeps the queues of TAPs while no daemon runs; nil: none does.
+	// Keeper keeps the queues of TAPs while no daemon runs; nil: they are not kept.
 	Keeper Keeper
-	// Kept are the files that the keeper kept for a predecessor. Run owns them. It
-	// closes those that it does not know or that no vif needs.
+	// Kept holds the files that the keeper kept for a predecessor. Run owns them. It
+	// closes files whose name is unknown or that no vif needs.
 	Kept []sdnotify.File
 }
 
@@ -64,19 +64,19 @@ type Backend struct {
 	static *staticgrant.Budget // of all guests
 
 	// These belong to the goroutine in Run.
-	store  *xenstore.Client // nil before the first
-	detach func() bool      // keeps the end of Run from closing store
-	self   xen.Domid        // our own domain
-	own    string           // its directory
-	base   string           // own + /backend/vif
-	marker string           // a node that only this instance of xenstored has; see writeMarker
-	swept  bool
+	store  *xenstore.Client       // nil before the first connection
+	detach func() bool            // keeps the end of Run from closing store
+	self   xen.Domid              // our own domain
+	own    string                 // its directory
+	base   string                 // own + /backend/vif
+	marker string                 // a node that only this instance of xenstored has; see writeMarker
+	swept  bool                   // sweep was done
 	kept   map[xenbus.VifID][]int // TAP queues, in order, of vifs that were not started yet
 
-	guests map[xen.Domid]*guest // those with a vif
+	guests map[xen.Domid]*guest // guests that have a vif
 
-	// Only the goroutine in Run changes these. Others read them, also while it waits for
-	// an xenstored that hangs.
+	// Only the goroutine in Run changes these. Other goroutines read them, even while
+	// Run waits for an xenstored that hangs.
 	mu      sync.Mutex
 	vifs    map[xenbus.VifID]*vif.Vif // mu guards changes, and reads by others
 	foreign map[xenbus.VifID]struct{} // vifs that netbackd does not serve; as vifs
@@ -97,9 +97,9 @@ func New(cfg Config) *Backend {
 	}
 }
 
-// Run serves until ctx ends. Then it stops all vifs so that a successor can continue with
-// them. Ready is called once, when the vifs that exist have been started. Before that, an
-// error ends Run. After it, a lost connection to xenstore is made again, and packets keep
+// Run serves until ctx ends. Then it stops all vifs so that a successor can adopt them. It
+// calls ready once, when the existing vifs have been started. Before that, an error ends
+// Run. After that, Run reconnects to xenstore if the connection is lost, and packets keep
 // moving meanwhile.
 func (b *Backend) Run(ctx context.Context, ready func()) error {
 	vifCtx, stop := context.WithCancel(ctx)
@@ -143,7 +143,7 @@ func (b *Backend) Run(ctx context.Context, ready func()) error {
 	}
 }
 
-// endTimeout bounds how long Run, or a vif, waits for a hung xenstored at the end.
+// endTimeout bounds the time that Run, or a vif, waits for a hung xenstored at the end.
 const endTimeout = 2 * time.Second
 
 func (b *Backend) dial(ctx context.Context) error {
@@ -202,8 +202,8 @@ func (b *Backend) redial(ctx context.Context, wait *time.Duration) bool {
 	}
 }
 
-// errEmpty is returned after xenstored was restarted without its contents. All vifs seem
-// to be removed then, but the guests still run and need their network.
+// errEmpty is returned after xenstored was restarted without its contents. Then all vifs
+// seem to be removed, but the guests still run and need their network.
 var errEmpty = errors.New("xenstore has come back empty; leaving the vifs as they are until netbackd is restarted")
 
 // resume connects to xenstore again and passes the connection to the vifs.
@@ -222,7 +222,7 @@ func (b *Backend) resume(ctx context.Context) error {
 }
 
 // writeMarker writes a node that only this instance of xenstored has. After a reconnect
-// its absence means that xenstored was restarted empty. Nodes of the toolstack cannot tell
+// its absence means that xenstored was restarted empty. The toolstack's nodes do not show
 // that, because they are written again soon. A domain may always write below its data node.
 func (b *Backend) writeMarker() error {
 	b.marker = b.own + "/data/netbackd"
@@ -301,7 +301,8 @@ func (b *Backend) session(ctx context.Context, serving func()) error {
 	}
 }
 
-// sweep removes, once, TAPs and files of vifs that were removed while no daemon ran.
+// sweep removes TAPs and files of vifs that were removed while no daemon ran. It does so
+// once.
 func (b *Backend) sweep() {
 	if b.swept {
 		return
@@ -363,7 +364,7 @@ func (b *Backend) guest(domid xen.Domid) *guest {
 	return g
 }
 
-// forget forgets a vif that has ended.
+// forget removes a vif that has ended from the set.
 func (b *Backend) forget(k xenbus.VifID) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -376,9 +377,9 @@ func (b *Backend) forget(k xenbus.VifID) {
 	delete(b.guests, k.Domid)
 }
 
-// Ping waits until the goroutine in Run answers. While it waits for xenstored, at most as
-// long as xenstore's timeout, packets keep moving: so an error alone does not mean that
-// the backend hangs.
+// Ping waits until the goroutine in Run answers. An error alone does not mean that the
+// backend hangs: the goroutine may wait for xenstored, for at most the client's timeout,
+// while packets keep moving.
 func (b *Backend) Ping(ctx context.Context) error {
 	answer := make(chan struct{})
 	select {

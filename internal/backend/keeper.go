@@ -13,8 +13,8 @@ import (
 	"github.com/netbackd/netbackd/internal/budget"
 )
 
-// Keeper keeps copies of open files while no daemon runs, and passes them to the next one:
-// a service manager. Both methods may wait, for a bounded time.
+// Keeper keeps copies of open files while no daemon runs, and passes them to the next
+// daemon. A service manager is one. Both methods may wait, for a bounded time.
 type Keeper interface {
 	// Store keeps a copy of a file under a name.
 	Store(name string, fd int) error
@@ -22,10 +22,10 @@ type Keeper interface {
 	Remove(name string) error
 }
 
-// keeper has a [Keeper] keep the files that vifs want kept. Vifs only set what they want,
-// and never wait. One goroutine sends the Keeper the differences, at the rate of each
-// guest's budget: a file that comes and goes faster is never sent. Messages to a Keeper that
-// does not answer are repeated.
+// keeper passes files of vifs to a [Keeper]. Vifs only set the files that they want kept,
+// and never wait. One goroutine sends the differences to the Keeper, at the rate of each
+// guest's budget: a file that is set and removed faster than that is never sent. Messages
+// to a Keeper that does not answer are repeated.
 //
 // A nil *keeper keeps nothing.
 type keeper struct {
@@ -39,16 +39,16 @@ type keeper struct {
 	mu    sync.Mutex // guards all below
 	files map[string]*keptFile
 	order []string  // names with a difference, the oldest first
-	after time.Time // when to send more to a Keeper that has failed
-	last  error     // of the Keeper
+	after time.Time // nothing is sent before, because the Keeper has failed
+	last  error     // last error of the Keeper
 }
 
 // keptFile is the state of one name.
 type keptFile struct {
 	guest *budget.Guest
 	has   bool // the Keeper has a file of that name, or may have
-	want  int  // our copy of the file that it is to have; negative: none
-	given bool // it has that file
+	want  int  // our copy of the wanted file; negative: none
+	given bool // the Keeper has the wanted file
 	due   bool // the name is in keeper.order
 
 	sending bool // the file is being sent, and want has not changed since
@@ -77,7 +77,7 @@ type guestKeeper struct {
 	g *budget.Guest
 }
 
-// Store has a copy of a file kept under a name, in place of any other.
+// Store requests that a copy of a file is kept under a name, in place of any other.
 func (g guestKeeper) Store(name string, fd int) error {
 	if g.k == nil {
 		return nil
@@ -100,7 +100,7 @@ func (g guestKeeper) Adopted(name string) {
 	g.k.files[name] = &keptFile{guest: g.g, has: true, want: -1, given: true}
 }
 
-// Remove has no file kept under a name, not even a predecessor's.
+// Remove requests that no file is kept under a name, not even a predecessor's.
 func (g guestKeeper) Remove(name string) {
 	if g.k != nil {
 		g.k.set(name, g.g, -1, true)
@@ -128,7 +128,7 @@ func (k *keeper) set(name string, g *budget.Guest, fd int, had bool) {
 	}
 }
 
-// forget closes our copy, which would keep a queue of a TAP open.
+// forget closes our copy, which otherwise keeps a queue of a TAP open.
 func (f *keptFile) forget() {
 	if f.want >= 0 {
 		_ = unix.Close(f.want)
@@ -194,9 +194,9 @@ func (k *keeper) forget() {
 	}
 }
 
-// send sends one message that may be sent now. It returns whether there may be more, and
-// how long to wait if all others have to wait. At the end budgets do not count, and
-// failures are not repeated.
+// send sends one message that may be sent now. more reports whether another may be sent at
+// once. If not, wait is the time until the next may be sent; 0 if there is none. With end,
+// budgets do not count and failed messages are not repeated.
 func (k *keeper) send(end bool) (wait time.Duration, more bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -223,7 +223,7 @@ func (k *keeper) send(end bool) (wait time.Duration, more bool) {
 	return wait, false
 }
 
-// done reports whether the Keeper has what is wanted.
+// done reports whether the Keeper has the wanted file, or has none if none is wanted.
 func (f *keptFile) done() bool { return f.given || !f.has && f.want < 0 }
 
 // settled removes the name at i from order.
@@ -241,7 +241,7 @@ func (k *keeper) settled(i int) {
 func (k *keeper) tell(name string, f *keptFile) error {
 	fd := -1
 	if !f.has {
-		fd, f.want = f.want, -1 // ours alone, even if want changes meanwhile
+		fd, f.want = f.want, -1 // tell owns fd now, even if want changes meanwhile
 		f.sending = true
 	}
 	f.guest.Messaged()

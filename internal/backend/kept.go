@@ -14,7 +14,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
-// sortKept sorts the files that the keeper kept by vif and queue.
+// sortKept sorts the kept files by vif and queue.
 func (b *Backend) sortKept() {
 	byQueue := map[xenbus.VifID]map[int]int{}
 	var unknown []sdnotify.File
@@ -51,14 +51,14 @@ func (b *Backend) sortKept() {
 			b.kept[k] = append(b.kept[k], fd)
 			delete(queues, i)
 		}
-		// The TAP makes the queues behind a gap anew.
+		// The vif opens the queues after a gap again.
 		for i, fd := range queues {
 			b.discard(sdnotify.File{Name: vif.KeptName(k, i), FD: fd})
 		}
 	}
 }
 
-// discard closes a file and has the keeper remove its copy.
+// discard closes a file and removes the keeper's copy.
 func (b *Backend) discard(f sdnotify.File) {
 	_ = unix.Close(f.FD)
 	b.keeper.of(b.budgets.Guest()).Remove(f.Name)

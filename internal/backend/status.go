@@ -19,12 +19,12 @@ import (
 // ErrNoVif is returned for a vif that does not exist.
 var ErrNoVif = errors.New("no such vif")
 
-// answerTimeout bounds how long Status and List wait for a vif. A vif that waits for an
-// xenstored that hangs does not answer, and that is when people ask.
+// answerTimeout bounds the time that Status and List wait for a vif. A vif that waits for a
+// hung xenstored does not answer, and an administrator wants the status just then.
 const answerTimeout = 2 * time.Second
 
-// snapshot returns the vifs that netbackd serves, and the names of those that it does
-// not, both in order.
+// snapshot returns the vifs that netbackd serves, and the ids of those that it does not
+// serve, both in order.
 func (b *Backend) snapshot() (vifs []*vif.Vif, foreign []xenbus.VifID) {
 	b.mu.Lock()
 	vifs = slices.Collect(maps.Values(b.vifs))
@@ -106,9 +106,9 @@ func (b *Backend) List() []vif.Status {
 	return list
 }
 
-// Status returns the status of one vif, by its name or by the name that its interface
-// has now. If the status still has the revision after, Status waits for another one until
-// ctx ends. It returns ErrNoVif if there is no such vif.
+// Status returns the status of one vif, by its name or by the present name of its
+// interface. If the status still has the revision after, Status waits for another revision
+// until ctx ends. It returns ErrNoVif if there is no such vif.
 func (b *Backend) Status(ctx context.Context, name string, after uint64) (vif.Status, error) {
 	k, err := parseName(name)
 	if err != nil {
@@ -164,7 +164,7 @@ func parseName(name string) (xenbus.VifID, error) {
 	return k, nil
 }
 
-// Reset ends the quarantine of a vif and lets it retry what has failed.
+// Reset ends the quarantine of a vif and makes it retry a failed connection.
 func (b *Backend) Reset(name string) error {
 	k, err := parseName(name)
 	if err != nil {

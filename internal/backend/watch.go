@@ -29,7 +29,7 @@ func (b *Backend) findSelf() error {
 			return fmt.Errorf("own domid is %q", s)
 		}
 	case errors.Is(err, xenstore.ErrNotExist):
-		// Every domain but dom0 has the node.
+		// Every domain except dom0 has the node.
 	default:
 		return err
 	}
@@ -39,8 +39,8 @@ func (b *Backend) findSelf() error {
 	return nil
 }
 
-// watchReleases watches for the end of domains. A driver domain may not; it sees that the
-// guest's nodes are removed.
+// watchReleases watches for the end of domains. A driver domain may not watch that. It sees
+// the removal of the guest's nodes instead.
 func (b *Backend) watchReleases() (<-chan xenstore.Event, error) {
 	w, err := b.store.Watch(xenstore.ReleaseDomain)
 	if errors.Is(err, xenstore.ErrPermission) {
@@ -53,8 +53,8 @@ func (b *Backend) watchReleases() (<-chan xenstore.Event, error) {
 	return w.C(), nil
 }
 
-// domainGone has the vifs whose domain has ended read xenstore. xenstored does not tell
-// which domain has ended or shut down.
+// domainGone pokes the vifs whose domain has ended. xenstored's event does not name the
+// domain that has ended or shut down.
 func (b *Backend) domainGone() error {
 	lives := map[xen.Domid]bool{}
 	for k, v := range b.vifs {
@@ -92,8 +92,8 @@ func (b *Backend) changed(ctx context.Context, e xenstore.Event) error {
 	return b.ensure(ctx, k, node)
 }
 
-// ensure tells the vif that a node of its directory has changed, with "" any of them, or
-// starts the vif if it is new and its directory exists.
+// ensure tells the vif that a node of its directory has changed, or any node if node is "".
+// It starts the vif if it is new and its directory exists.
 func (b *Backend) ensure(ctx context.Context, k xenbus.VifID, node string) error {
 	if v := b.vifs[k]; v != nil {
 		v.Changed(node)
@@ -115,7 +115,7 @@ func (b *Backend) ensure(ctx context.Context, k xenbus.VifID, node string) error
 	return nil
 }
 
-// scan starts all new vifs, and has the others read xenstore.
+// scan starts all new vifs, and pokes the others.
 func (b *Backend) scan(ctx context.Context) error {
 	for _, v := range b.vifs {
 		v.Poke()
@@ -132,7 +132,7 @@ func (b *Backend) scan(ctx context.Context) error {
 	return nil
 }
 
-// scanGuest is scan for one guest.
+// scanGuest starts the new vifs of one guest, and pokes its others.
 func (b *Backend) scanGuest(ctx context.Context, dom string) error {
 	for k, v := range b.vifs {
 		if strconv.Itoa(int(k.Domid)) == dom {

@@ -10,8 +10,8 @@ import (
 	"github.com/netbackd/netbackd/pkg/staticgrant"
 )
 
-// turnConn calls the data path without holding the goroutine's turn: a call waits for
-// workers, which may take a second. Its methods are those of [dataplane.Conn].
+// turnConn calls the data path outside of the goroutine's turn, because a call waits for
+// workers, for up to a second. Its methods are those of [dataplane.Conn].
 type turnConn struct {
 	conn *dataplane.Conn
 	turn *budget.Turn
@@ -27,7 +27,7 @@ func (c turnConn) SetSteering(to *steer.Config) (err error) {
 	return err
 }
 
-// Resteer holds the turn again while it runs change, which is a system call.
+// Resteer runs change, a system call, within the turn.
 func (c turnConn) Resteer(from, to *steer.Config, change func() error) (err error) {
 	c.turn.Aside(func() {
 		err = c.conn.Resteer(from, to, func() (err error) {

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package ctrlserver serves the control ring of one connection: it does what the
-// frontend asks for over it, hashing and static grants, and records it for a
+// Package ctrlserver serves the control ring of one connection: it carries out the
+// frontend's messages about hashing and static grants, and records the settings for a
 // successor.
 //
-// A [Server] has a goroutine of its own, because a message may take as long as it takes
-// to map five hundred pages, and neither the vif nor any queue waits for that. From
-// Start to Stop everything about the ring belongs to that goroutine, except what
-// [Server.Status] returns. For each message it
+// A [Server] has its own goroutine, because a message may map five hundred pages, and
+// neither the vif nor any queue should wait for that. From Start to Stop the ring belongs
+// to that goroutine. Only [Server.Status] may be called from others. For each message the
+// goroutine
 //
 //	takes the message off the ring   ctrlring.Back.Next
 //	carries it out                   ctrlring.Calls.Do, hashing.go, grefs.go
@@ -15,12 +15,12 @@
 //	records what has changed         record.go
 //	publishes the response           ctrlring.Back.Flush
 //
-// in this order, so that a daemon killed at any instruction leaves a message that is
-// carried out again or a response that is sent again.
+// in this order. So a daemon killed at any instruction leaves either a message that its
+// successor carries out again, or a response that its successor sends again.
 //
-// A ring whose frontend breaks its protocol goes out of use. Packets are not affected,
-// and what was set before stays in force.
+// A ring whose frontend breaks the protocol is not served any more. Packets are not
+// affected, and earlier settings stay in force.
 //
-// The package knows the protocols' semantics and how the data path follows them. It
-// must not know xenstore, or the states of a vif.
+// The package knows the meaning of the messages and applies it to the data path. It must
+// not know xenstore, or the states of a vif.
 package ctrlserver

@@ -13,15 +13,15 @@ import (
 	"github.com/netbackd/netbackd/pkg/staticgrant"
 )
 
-// grefHandler carries out the messages about static grants. It maps and unmaps pages in
-// the server's goroutine; the queue's worker only adds mapped pages to its table and
-// takes them out.
+// grefHandler carries out the messages about static grants. It maps and unmaps pages in the
+// server's goroutine. The queue's worker only adds mapped pages to its table and removes
+// them.
 type grefHandler struct {
 	ctx    context.Context // ends with the connection
 	log    *zap.Logger
 	source staticgrant.Source
-	tables []*staticgrant.Table // one per queue; its worker's once conn is set
-	lists  [][]netif.GrefEntry  // what is in them
+	tables []*staticgrant.Table // one per queue; belongs to the queue's worker once conn is set
+	lists  [][]netif.GrefEntry  // contents of the tables
 	conn   turnConn
 }
 
@@ -93,8 +93,8 @@ func (g *grefHandler) logUnmap(err error) {
 	}
 }
 
-// restore maps what a predecessor had mapped, as far as the guest still grants it. Data
-// in pages that are lost is copied from now on, like data in other pages.
+// restore maps the pages that a predecessor had mapped, as far as the guest still grants
+// them. Data in the other pages is copied from now on.
 func (g *grefHandler) restore(lists [][]netif.GrefEntry) {
 	for i, t := range g.tables {
 		if i >= len(lists) || len(lists[i]) == 0 {
@@ -112,7 +112,7 @@ func (g *grefHandler) restore(lists [][]netif.GrefEntry) {
 	}
 }
 
-// close unmaps everything. No worker uses the tables any more.
+// close unmaps all pages. Precondition: no worker uses the tables any more.
 func (g *grefHandler) close() error {
 	var errs []error
 	for _, t := range g.tables {

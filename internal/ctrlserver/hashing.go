@@ -11,15 +11,14 @@ import (
 	"github.com/netbackd/netbackd/pkg/toeplitz"
 )
 
-// hashing holds what a frontend has set: how its packets are hashed, and to which
-// queues they go.
+// hashing holds a frontend's settings for hashing packets and for mapping hashes to queues.
 type hashing struct {
 	algorithm uint32
-	key       []byte       // as set, without the zeros that complete it
-	config    steer.Config // types, key and mapping, as the data path takes them
+	key       []byte       // as set, without padding zeros
+	config    steer.Config // types, key and mapping, in the form of the data path
 }
 
-// newHashing returns what every connection with so many queues begins with.
+// newHashing returns the settings at the start of a connection with so many queues.
 func newHashing(queues int) hashing {
 	hasher, _ := toeplitz.New(nil) // no key is too long
 	return hashing{config: steer.Config{Hasher: hasher, Mapping: toeplitz.NewMapping(queues)}}
@@ -30,13 +29,13 @@ func (h *hashing) on() bool {
 	return h.algorithm == netif.HashAlgorithmToeplitz && h.config.Types != 0
 }
 
-// samePackets reports whether packets carry the same hash by both.
+// samePackets reports whether packets carry the same hash with both settings.
 func (h *hashing) samePackets(o *hashing) bool {
 	return h.algorithm == o.algorithm && h.config.Types == o.config.Types && h.config.Hasher == o.config.Hasher
 }
 
-// packetHash returns the hash that packets to the guest carry, nil if they carry none.
-// Only the protocol of the slot ring defines how a hash is sent.
+// packetHash returns the configuration of the hash that packets to the guest carry, or nil
+// if they carry none. Only the protocol of the slot ring defines a hash extra.
 func (h *hashing) packetHash(p ctrlring.Protocol) *steer.Config {
 	if p != ctrlring.Slot {
 		return nil
@@ -44,8 +43,8 @@ func (h *hashing) packetHash(p ctrlring.Protocol) *steer.Config {
 	return h.steering()
 }
 
-// steering returns the configuration that packets are steered by, nil if the host chooses
-// their queues.
+// steering returns the configuration for steering packets, or nil if the host chooses their
+// queues.
 func (h *hashing) steering() *steer.Config {
 	if !h.on() {
 		return nil
@@ -54,8 +53,8 @@ func (h *hashing) steering() *steer.Config {
 	return &c
 }
 
-// setKey sets a key, which has at most toeplitz.MaxKey bytes. The hasher of an equal
-// key stays.
+// setKey sets a key, which has at most toeplitz.MaxKey bytes. If the key is the same, it
+// keeps the hasher.
 func (h *hashing) setKey(key []byte) error {
 	if bytes.Equal(key, h.key) {
 		return nil
@@ -76,7 +75,7 @@ func (h *hashing) setTable(queues []uint32) error {
 	return h.config.Mapping.Set(0, queues)
 }
 
-// record returns a record of what is set.
+// record returns a record of the settings.
 func (h *hashing) record() *record {
 	r := &record{algorithm: h.algorithm, types: uint32(h.config.Types), key: h.key}
 	for _, q := range h.config.Mapping.Table() {
@@ -85,7 +84,7 @@ func (h *hashing) record() *record {
 	return r
 }
 
-// restore sets what a record tells.
+// restore takes the settings from a record.
 func (h *hashing) restore(r *record) error {
 	h.algorithm, h.config.Types = r.algorithm, toeplitz.Types(r.types)&toeplitz.AllTypes
 	if err := h.setKey(r.key); err != nil {
@@ -94,9 +93,9 @@ func (h *hashing) restore(r *record) error {
 	return h.setTable(r.table)
 }
 
-// hashHandler carries out the messages about hashing. It makes each change on a copy,
-// which replaces what was set once the data path follows it. So a change that fails
-// changes nothing.
+// hashHandler carries out the messages about hashing. It makes each change on a copy of the
+// settings, which replaces them once the data path has accepted it. So a failed change has
+// no effect.
 type hashHandler struct {
 	now     hashing
 	install func(was, next *hashing) error // makes the data path follow next
@@ -108,7 +107,7 @@ func newHashHandler(queues int) hashHandler {
 	return hashHandler{now: newHashing(queues), install: func(_, _ *hashing) error { return nil }}
 }
 
-// change changes what is set, unless edit returns false or the data path fails.
+// change changes the settings, unless edit returns false or the data path fails.
 func (h *hashHandler) change(edit func(next *hashing) bool) netif.CtrlStatus {
 	next := h.now
 	if !edit(&next) || h.install(&h.now, &next) != nil {

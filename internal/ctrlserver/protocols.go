@@ -8,9 +8,9 @@ import (
 	"github.com/netbackd/netbackd/pkg/ctrlring"
 )
 
-// Protocols is a set of control ring protocols: those that a vif offers. A frontend
-// uses the same xenstore keys for both and does not say which one it means. If both are
-// offered, the backend finds out from the ring page.
+// Protocols is the set of control ring protocols that a vif offers. A frontend uses the
+// same xenstore keys for both and does not say which one it uses. If both are offered, the
+// backend finds out from the ring page.
 type Protocols uint8
 
 // Members of the set.
@@ -22,7 +22,7 @@ const (
 // Words are the values that [ParseProtocols] accepts, for messages.
 const Words = "slot, stream, both or none"
 
-// ParseProtocols is the inverse of String.
+// ParseProtocols parses a set, in the form that String returns.
 func ParseProtocols(s string) (Protocols, error) {
 	for p := range Slot | Stream + 1 {
 		if p.String() == s {
@@ -46,7 +46,7 @@ func (p Protocols) String() string {
 	return fmt.Sprintf("unknown(%d)", uint8(p))
 }
 
-// only returns the protocol of a set of one.
+// only returns the protocol of a set that has just one.
 func (p Protocols) only() (_ ctrlring.Protocol, ok bool) {
 	switch p {
 	case Slot:

@@ -21,7 +21,7 @@ import (
 // Connection names a connection: its stamp, and the grefs and event channels that its
 // frontend has published.
 type Connection struct {
-	Stamp   netif.Stamp // zero: the daemon that wrote the record made none
+	Stamp   netif.Stamp // zero: the record is from a daemon that made no stamps
 	Queues  []Rings
 	Control ControlRing
 }
@@ -45,8 +45,8 @@ func (c *Connection) is(o *Connection) bool {
 	return slices.Equal(c.Queues, o.Queues) && c.Control == o.Control && (c.Stamp.IsZero() || c.Stamp == o.Stamp)
 }
 
-// record holds what a successor must know of a control ring: everything that the guest
-// sends only once. It is written whole before the guest sees the response to the message
+// record holds everything about a control ring that the guest sends only once, for a
+// successor. The whole file is written before the guest sees the response to the message
 // that changed it.
 //
 // The file, in little endian, with every number in 4 bytes:
@@ -67,7 +67,7 @@ type record struct {
 	key        []byte
 	table      []uint32
 	ring       ctrlring.State
-	grefs      [][]netif.GrefEntry // of the first queues; the rest have none
+	grefs      [][]netif.GrefEntry // by queue; further queues have none
 }
 
 const (
@@ -152,7 +152,7 @@ func (r *recordReader) count(limit uint32) uint32 {
 	return n
 }
 
-// unmarshal decodes what marshal returned.
+// unmarshal decodes a record that marshal has encoded.
 func (r *record) unmarshal(b []byte) error {
 	in := recordReader{b: b}
 	*r = record{}
@@ -196,7 +196,7 @@ func (r *record) unmarshal(b []byte) error {
 	return r.ring.UnmarshalBinary(ring)
 }
 
-// loadRecord returns the record of this connection, nil if no predecessor left one.
+// loadRecord returns the record of this connection, or nil if no predecessor left one.
 func (s *Server) loadRecord() *record {
 	if s.cfg.RecordPath == "" || !s.cfg.Known {
 		return nil
@@ -210,7 +210,7 @@ func (s *Server) loadRecord() *record {
 		err = r.unmarshal(b)
 	}
 	if err != nil {
-		s.log.Warn("control ring record not read; what was set is lost", zap.Error(err))
+		s.log.Warn("control ring record not read; the guest's settings are lost", zap.Error(err))
 		return nil
 	}
 	if !r.connection.is(&s.cfg.Connection) {

@@ -37,26 +37,26 @@ type Events interface {
 	Close() error
 }
 
-// StaticGrants bounds the pages that a guest has the backend keep mapped.
+// StaticGrants bounds the pages that the backend keeps mapped for a guest.
 type StaticGrants struct {
 	PerQueue int                 // 0: static grants are not supported
 	Budget   *staticgrant.Budget // shared by all vifs of the guest; nil: no bound
 }
 
-// Config describes the connection whose control ring is to be served.
+// Config describes the connection of a control ring.
 type Config struct {
 	Domid      xen.Domid
 	Connection Connection
-	Offered    Protocols // what the frontend could choose from
+	Offered    Protocols // protocols that were offered to the frontend
 
 	// Known says that a predecessor served this connection, so that its record is
-	// in force. Served says that any backend has served its rings before.
+	// valid. Served says that any backend has served its rings before.
 	Known, Served bool
 
 	StaticGrants StaticGrants
 	SetSteering  func(program int) error // tap.Device.SetSteering
-	NoBPF        error                   // why the kernel takes no steering program; nil: it does
-	RecordPath   string                  // empty: a successor learns nothing
+	NoBPF        error                   // error with which the kernel refuses steering programs; nil: it accepts them
+	RecordPath   string                  // file of the record; empty: none
 	Guest        *budget.Guest
 	Log          *zap.Logger
 }
@@ -65,16 +65,16 @@ type Config struct {
 type Server struct {
 	cfg  Config
 	log  *zap.Logger
-	turn *budget.Turn // of the server's goroutine
+	turn *budget.Turn // turn of the server's goroutine
 
 	mapper Mapper
 	page   *gntdev.Mapping
 	events Events
 	port   evtchn.Port
 
-	ring     ctrlring.Back     // nil: out of use
-	failed   error             // why it is
-	protocol ctrlring.Protocol // 0: not known, and nothing was ever set
+	ring     ctrlring.Back     // nil: not served any more
+	failed   error             // reason for that
+	protocol ctrlring.Protocol // 0: not known, and there are no settings
 	calls    ctrlring.Calls
 
 	hash  hashHandler
@@ -90,9 +90,9 @@ type Server struct {
 	done   chan struct{} // nil: not started
 }
 
-// Open maps the control ring, binds its event channel, and restores what a predecessor
-// recorded. It closes mapper and events if it fails. A ring that cannot be used is no
-// failure: Status tells why, and the connection does without.
+// Open maps the control ring, binds its event channel, and restores the record of a
+// predecessor. If it fails it closes mapper and events. An unusable ring is not a failure:
+// the connection is made without it, and Status returns the reason.
 func Open(cfg Config, mapper Mapper, events Events) (_ *Server, err error) {
 	s := &Server{cfg: cfg, log: cfg.Log, turn: cfg.Guest.Turn(), mapper: mapper, events: events}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
@@ -125,8 +125,9 @@ func Open(cfg Config, mapper Mapper, events Events) (_ *Server, err error) {
 	return s, s.attach()
 }
 
-// attach attaches to the ring, restored from a predecessor's record or new. It records
-// a new one: its protocol cannot be told from the page once it has been used.
+// attach attaches to the ring, with the state from a predecessor's record or as a new one.
+// It records a new ring, because the protocol cannot be found out from the page of a ring
+// that has been used.
 func (s *Server) attach() error {
 	r := s.loadRecord()
 	var err error
@@ -137,8 +138,8 @@ func (s *Server) attach() error {
 	case s.cfg.Served && !one:
 		err = errors.New("the record of its protocol is lost; it is served again when the frontend reconnects")
 	case s.cfg.Served:
-		// Between two messages the indices in the page are the whole state, except
-		// for what was set, which is as at the start.
+		// The indices in the page are the whole state of a ring between two messages.
+		// The settings are lost, and begin with their defaults.
 		s.start(p)
 		s.ring, err = ctrlring.Restore(s.page.Bytes(), ctrlring.State{Protocol: p})
 	default:
@@ -162,13 +163,13 @@ func (s *Server) attach() error {
 	return s.save(s.ring.State())
 }
 
-// start sets the protocol, and what its connections begin with.
+// start sets the protocol and its default settings.
 func (s *Server) start(p ctrlring.Protocol) {
 	s.protocol = p
 	s.calls.Start(p)
 }
 
-// restore puts a predecessor's record in force.
+// restore applies a predecessor's record.
 func (s *Server) restore(r *record) {
 	s.protocol = r.ring.Protocol
 	if err := s.hash.now.restore(r); err != nil {
@@ -177,11 +178,12 @@ func (s *Server) restore(r *record) {
 	s.grefs.restore(r.grefs)
 }
 
-// PacketHash returns the hash that packets carry from the start; nil: none.
+// PacketHash returns the configuration of the hash that packets carry from the start, or
+// nil if they carry none.
 func (s *Server) PacketHash() *steer.Config { return s.hash.now.packetHash(s.protocol) }
 
-// Table returns the static grants of a queue, nil if there are none. They belong to the
-// queue's worker from Start on.
+// Table returns the static grants of a queue, or nil if they are not supported. The table
+// belongs to the queue's worker from Start on.
 func (s *Server) Table(queue int) *staticgrant.Table {
 	if s.grefs.tables == nil {
 		return nil
@@ -189,7 +191,7 @@ func (s *Server) Table(queue int) *staticgrant.Table {
 	return s.grefs.tables[queue]
 }
 
-// Start begins to serve the ring. The data path follows what is set from now on.
+// Start begins to serve the ring and applies the settings to the data path.
 func (s *Server) Start(conn *dataplane.Conn) {
 	path := turnConn{conn, s.turn}
 	s.conn, s.grefs.conn, s.steer.conn = conn, path, path
@@ -201,8 +203,9 @@ func (s *Server) Start(conn *dataplane.Conn) {
 	go s.run()
 }
 
-// Stop stops serving the ring. When it returns, nothing touches ring, tables or data
-// path any more. A message that has no response stays on the ring, for a successor.
+// Stop stops serving the ring. When it returns, the server does not use the ring, the
+// tables or the data path any more. A message that has no response stays on the ring, for a
+// successor.
 func (s *Server) Stop() {
 	s.cancel()
 	if s.done != nil {
@@ -222,7 +225,7 @@ func (s *Server) Close() error {
 	return errors.Join(err, s.mapper.Close())
 }
 
-// recordRetry is the time between two attempts to write a record, if there is no room.
+// recordRetry is the time between two attempts to write a record.
 const recordRetry = time.Second
 
 // run serves the ring until Stop, or until the frontend breaks its protocol.
@@ -242,7 +245,7 @@ func (s *Server) run() {
 		}
 	})
 	s.turn.Do(func() {
-		if err := s.steer.follow(&s.hash.now); err != nil { // what a predecessor was asked for
+		if err := s.steer.follow(&s.hash.now); err != nil { // settings from the record
 			s.log.Warn("steering not restored", zap.Error(err))
 		}
 	})
@@ -256,8 +259,9 @@ func (s *Server) run() {
 	}
 }
 
-// serve serves messages, each as the guest's budget allows, and waits for an event when
-// there is none. It returns an error that puts the ring out of use, or nil after Stop.
+// serve serves messages at the rate of the guest's budget, and waits for an event when
+// there is none. It returns nil after Stop, and otherwise the error for which the ring is
+// not served any more.
 func (s *Server) serve() error {
 	w, err := newPortWaiter(s.ctx, s.events)
 	if err != nil {
@@ -292,7 +296,7 @@ func (s *Server) serve() error {
 // serveOne takes a message, carries it out and publishes the response. It reports false
 // if there was no message.
 func (s *Server) serveOne() (more bool, err error) {
-	if err := s.publish(); err != nil { // of a response that could not be recorded before
+	if err := s.publish(); err != nil { // the last response, if it could not be recorded before
 		return false, err
 	}
 	q, ok, err := s.ring.Next()
@@ -309,7 +313,8 @@ func (s *Server) serveOne() (more bool, err error) {
 	return ok, s.publish()
 }
 
-// publish records what the frontend is about to see, and lets it see that.
+// publish records a response that is not published yet, then publishes it and notifies the
+// guest.
 func (s *Server) publish() error {
 	if state, ok := s.ring.Unflushed(); ok {
 		if err := s.save(state); err != nil {
@@ -318,7 +323,7 @@ func (s *Server) publish() error {
 	}
 	notify, err := s.ring.Flush()
 	if notify {
-		_ = s.events.Notify(s.port) // fails if the guest has closed its end, which the vif finds out
+		_ = s.events.Notify(s.port) // fails if the guest has closed its end; the vif detects that
 	}
 	return err
 }
@@ -327,7 +332,7 @@ func (s *Server) publish() error {
 // guest's budget. Each page is two system calls and two hypercalls.
 const grefsPerToken = 8
 
-// do carries a message out.
+// do carries out a message.
 func (s *Server) do(q ctrlring.Request) ctrlring.Response {
 	r := s.calls.Do(q)
 	if n := q.Data[2]; q.Type == netif.CtrlAddGrefMapping || q.Type == netif.CtrlDelGrefMapping {
@@ -340,7 +345,7 @@ func (s *Server) do(q ctrlring.Request) ctrlring.Response {
 	}
 	s.log.Debug("control message", zap.Stringer("message", q), zap.Stringer("status", r.Status),
 		zap.Uint32("data", r.Data), zap.Error(r.Err))
-	s.publishStatus() // before the guest has its answer
+	s.publishStatus() // before the guest has its response
 	return r
 }
 
@@ -350,7 +355,7 @@ func (s *Server) install(path turnConn, was, next *hashing) error {
 		s.log.Warn("steering not changed", zap.Error(err))
 		return errors.Join(err, s.steer.follow(was))
 	}
-	if next.samePackets(was) { // packets do not carry the mapping
+	if next.samePackets(was) { // only the mapping has changed, which packets do not carry
 		return nil
 	}
 	if err := path.SetHash(next.packetHash(s.protocol)); err != nil {
@@ -359,7 +364,7 @@ func (s *Server) install(path turnConn, was, next *hashing) error {
 	return nil
 }
 
-// save records, in one file, the state of the ring and everything that was set over it.
+// save writes the record: the state of the ring and all settings.
 func (s *Server) save(state ctrlring.State) error {
 	if s.cfg.RecordPath == "" {
 		return nil
@@ -373,7 +378,7 @@ func (s *Server) save(state ctrlring.State) error {
 	return rundir.Replace(s.cfg.RecordPath, b)
 }
 
-// disable puts the ring out of use.
+// disable stops serving the ring because of err.
 func (s *Server) disable(err error) {
 	s.ring, s.failed = nil, err
 	s.log.Warn("control ring out of use; packets are not affected", zap.Error(err))

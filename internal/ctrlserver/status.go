@@ -9,24 +9,24 @@ import (
 	"github.com/netbackd/netbackd/pkg/netif"
 )
 
-// Status describes the control ring of a connected vif, and what its frontend has set.
+// Status describes the control ring of a connected vif, and its frontend's settings.
 type Status struct {
 	Protocol  string   `json:"protocol,omitempty"` // slot or stream
-	Error     string   `json:"error,omitempty"`    // why the ring is out of use
-	Messages  uint64   `json:"messages"`           // since this daemon connected
-	Refused   uint64   `json:"refused"`            // of those
+	Error     string   `json:"error,omitempty"`    // reason for which the ring is not served
+	Messages  uint64   `json:"messages"`           // messages since this daemon connected
+	Refused   uint64   `json:"refused"`            // messages among them that were refused
 	Algorithm string   `json:"hash_algorithm"`     // none or toeplitz
 	Types     []string `json:"hash_types"`
 	KeyBytes  int      `json:"hash_key_octets"`
 	Key       string   `json:"hash_key,omitempty"` // in hex
-	Steering  string   `json:"steering"`           // what chooses the queue: hash, or host, and why
+	Steering  string   `json:"steering"`           // see steering.by
 	Mapping   []uint16 `json:"hash_mapping"`       // queue by hash modulo length; empty: hash modulo queues
 }
 
 // Status returns the status as of the last message. Any goroutine may call it.
 func (s *Server) Status() *Status { return s.status.Load() }
 
-// publishStatus updates what Status returns.
+// publishStatus updates the status that Status returns.
 func (s *Server) publishStatus() {
 	h := &s.hash.now
 	now := Status{

@@ -4,24 +4,25 @@ package ctrlserver
 
 import "github.com/netbackd/netbackd/internal/steer"
 
-// steering sends each packet for the guest to the queue that its hash selects, while
-// hashing is on. The kernel puts it into the TAP queue of that number; if it takes no
-// program, the data path moves it. Packets of a flow stay in order across a change.
+// steering steers each packet for the guest to the queue of its hash, while hashing is on.
+// The kernel puts the packet into the TAP queue of that number. If the kernel refuses
+// steering programs, the data path moves the packet. Packets of a flow stay in order across
+// a change.
 type steering struct {
 	kernel    *steer.Kernel // nil if userspace is set, or if there is one queue only
-	userspace error         // why the kernel takes no program; the data path steers
+	userspace error         // error with which the kernel refuses programs: the data path steers
 	conn      steered
 
 	config *steer.Config // in force; nil: the host chooses the queue
 }
 
-// steered is the data path that follows. *dataplane.Conn is one.
+// steered is the data path. *dataplane.Conn is one.
 type steered interface {
 	SetSteering(c *steer.Config) error
 	Resteer(from, to *steer.Config, change func() error) error
 }
 
-// follow makes packets follow h.
+// follow steers packets by the settings h.
 func (s *steering) follow(h *hashing) error {
 	if s.kernel == nil && s.userspace == nil {
 		return nil // one queue
@@ -42,8 +43,8 @@ func (s *steering) follow(h *hashing) error {
 	return err
 }
 
-// close closes the program. The TAP keeps it, until the vif takes it away or a
-// successor gives it another one.
+// close closes the program. The TAP keeps it, until the vif removes it or a successor sets
+// another one.
 func (s *steering) close() error {
 	if s.kernel == nil {
 		return nil
@@ -51,7 +52,8 @@ func (s *steering) close() error {
 	return s.kernel.Close()
 }
 
-// by describes what chooses the queue of a packet to the guest.
+// by describes how the queue of a packet to the guest is chosen: by the host or by its
+// hash, and by which part of the host.
 func (s *steering) by() string {
 	switch {
 	case s.config == nil:

@@ -25,7 +25,7 @@ type portWaiter struct {
 	masked bool
 }
 
-// newPortWaiter makes a waiter whose wait fails once ctx has ended.
+// newPortWaiter returns a waiter. Its wait fails once ctx has ended.
 func newPortWaiter(ctx context.Context, ev Events) (*portWaiter, error) {
 	// os.File closes the descriptor it is given.
 	fd, err := unix.FcntlInt(uintptr(ev.FD()), unix.F_DUPFD_CLOEXEC, 0)
