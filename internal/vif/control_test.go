@@ -161,7 +161,7 @@ func gref(list ...netif.GrefEntry) (b []byte) {
 	return b
 }
 
-// configure sets a bit of everything.
+// configure makes some hash settings and static grants.
 func (g *ctrlGuest) configure() (refs []xen.Gref) {
 	g.w.t.Helper()
 	g.want(0, netif.CtrlSetHashAlgorithm, 1)
@@ -205,8 +205,8 @@ func (w *world) successor() {
 	w.wantSteps("connect plug")
 }
 
-// TestControlOfAVif: a control ring is served beside the queues. A successor knows what
-// was set, and nothing is left of it after a disconnect.
+// TestControlOfAVif: a control ring is served beside the queues. A successor has its
+// settings, and a disconnect removes them.
 func TestControlOfAVif(t *testing.T) {
 	w := ctrlWorld(t, ctrlserver.Slot)
 	g := w.upWithControl(2, ctrlring.Slot)
@@ -261,8 +261,8 @@ func TestControlBudget(t *testing.T) {
 	w.wantHeld("17 pages, 4 handles, 3 ports")
 }
 
-// TestControlRingBreach: the ring goes out of use, packets are not affected, and a
-// guest that reconnects has a ring again.
+// TestControlRingBreach: after a breach the ring is not served any more, packets are not
+// affected, and a guest that reconnects has a ring again.
 func TestControlRingBreach(t *testing.T) {
 	for _, tt := range []struct {
 		name   string
@@ -284,7 +284,7 @@ func TestControlRingBreach(t *testing.T) {
 				t.Errorf("%+v", s)
 			}
 			w.wantSteps("")
-			// What was set before outlives ring and daemon.
+			// Earlier settings outlive the ring and the daemon.
 			w.successor()
 			w.eventually("the successor to steer", func() bool { return w.status().Control.Steering != "host" })
 			s := w.status()
@@ -322,7 +322,8 @@ func TestControlRingOfUnknownProtocol(t *testing.T) {
 	}
 }
 
-// TestBothProtocols: the back end finds out the protocol, and a successor knows it.
+// TestBothProtocols: the back end finds out the protocol from the ring, and a successor from
+// the record.
 func TestBothProtocols(t *testing.T) {
 	for _, p := range []ctrlring.Protocol{ctrlring.Slot, ctrlring.Stream} {
 		t.Run(p.String(), func(t *testing.T) {
@@ -371,8 +372,8 @@ func TestControlRingOfOneVif(t *testing.T) {
 	}
 }
 
-// TestLostControlRecord: if only one protocol was offered, the ring is served on, and
-// what was set is lost. Otherwise the ring is out of use.
+// TestLostControlRecord: if only one protocol was offered, the ring is still served, and
+// its settings are lost. Otherwise the ring is not served any more.
 func TestLostControlRecord(t *testing.T) {
 	for _, offer := range []ctrlserver.Protocols{ctrlserver.Slot, ctrlserver.Slot | ctrlserver.Stream} {
 		for _, how := range []string{"removed", "cut", "of another connection"} {
@@ -411,8 +412,8 @@ func TestLostControlRecord(t *testing.T) {
 	}
 }
 
-// TestLostControlRecordOfAStream: the ring goes on as a connection of its protocol
-// begins, in which there is no message for the algorithm.
+// TestLostControlRecordOfAStream: the ring is served with the default settings of its
+// protocol, which has no message for the algorithm.
 func TestLostControlRecordOfAStream(t *testing.T) {
 	w := ctrlWorld(t, ctrlserver.Stream)
 	g := w.upWithControl(2, ctrlring.Stream)
@@ -427,8 +428,8 @@ func TestLostControlRecordOfAStream(t *testing.T) {
 	}
 }
 
-// TestControlRecordOfAnotherGuest: while no daemon ran the guest was replaced by one of
-// the same number that names the same rings and ports. It has set nothing.
+// TestControlRecordOfAnotherGuest: while no daemon ran, the guest was replaced by another
+// one with the same domain id, rings and ports. The new guest has no settings.
 func TestControlRecordOfAnotherGuest(t *testing.T) {
 	for _, found := range []bool{false, true} { // a daemon ran while there was no guest
 		w := ctrlWorld(t, ctrlserver.Slot)
@@ -480,7 +481,7 @@ func TestControlRecordCannotBeWritten(t *testing.T) {
 	}
 }
 
-// TestControlRecordThatCannotBeRewritten: the record of a predecessor counts, and the
+// TestControlRecordThatCannotBeRewritten: the record of a predecessor is used, and the
 // guest is served.
 func TestControlRecordThatCannotBeRewritten(t *testing.T) {
 	for _, p := range []ctrlring.Protocol{ctrlring.Slot, ctrlring.Stream} {
@@ -533,7 +534,7 @@ func TestControlMessageUnderWayAtTheEnd(t *testing.T) {
 	<-mapped
 	ended := make(chan struct{})
 	go func() { w.v.suspend(); close(ended) }()
-	time.Sleep(5 * time.Millisecond) // for the end to have begun; if not the test is about less
+	time.Sleep(5 * time.Millisecond) // usually the end has begun by then; if not, the test covers less
 	close(goOn)
 	<-ended
 	w.wantHeld(nothing)
@@ -564,7 +565,7 @@ func TestEndDuringResteer(t *testing.T) {
 	g.want(0, netif.CtrlSetHashAlgorithm, 1)
 	g.want(0, netif.CtrlSetHashFlags, 15)
 	g.send(ctrlring.Request{Type: netif.CtrlSetHashMappingSize, Data: [3]uint32{2}})
-	time.Sleep(50 * time.Millisecond) // for the message to wait; if not the test is about less
+	time.Sleep(50 * time.Millisecond) // usually the message waits by then; if not, the test covers less
 	began := time.Now()
 	w.v.suspend()
 	if took := time.Since(began); took > 700*time.Millisecond {
@@ -572,8 +573,8 @@ func TestEndDuringResteer(t *testing.T) {
 	}
 }
 
-// TestQuarantineKeepsTheControlRing: a guest that may go on with its rings has lost
-// nothing.
+// TestQuarantineKeepsTheControlRing: a guest that uses its rings again after a quarantine
+// has lost no settings.
 func TestQuarantineKeepsTheControlRing(t *testing.T) {
 	w := ctrlWorld(t, ctrlserver.Slot)
 	g := w.upWithControl(2, ctrlring.Slot)
@@ -586,8 +587,8 @@ func TestQuarantineKeepsTheControlRing(t *testing.T) {
 	g.want(0, netif.CtrlGetHashFlags)
 }
 
-// TestStaticGrantsLostByTheGuest: pages that the guest does not grant any more are not
-// restored; the others are.
+// TestStaticGrantsLostByTheGuest: a successor restores all static grants except those that
+// the guest has ended.
 func TestStaticGrantsLostByTheGuest(t *testing.T) {
 	w := ctrlWorld(t, ctrlserver.Slot)
 	g := w.upWithControl(2, ctrlring.Slot)

@@ -66,7 +66,7 @@ func TestDetach(t *testing.T) {
 			if got := w.journals(); got != "" {
 				t.Errorf("journals left: %s", got)
 			}
-			// What the guest does now has no effect.
+			// From now on the guest has no influence.
 			w.must(w.tool.Write(frontDir+"/state", "1"))
 			w.wantSteps("unregister")
 			w.wantState("6")
@@ -87,8 +87,8 @@ func connected(w *world) {
 	w.wantSteps("connect plug connected")
 }
 
-// connectAs connects the vif as the domain of an unprivileged back end, which may write
-// where that of domain 0 may.
+// connectAs connects the vif as the domain of an unprivileged back end, which may write to
+// the same nodes as a back end in domain 0.
 func (w *world) connectAs(id xen.Domid) *xenstore.Client {
 	w.t.Helper()
 	w.srv.DomainCreated(id)
@@ -101,8 +101,8 @@ func (w *world) connectAs(id xen.Domid) *xenstore.Client {
 	return w.connect(id)
 }
 
-// allow makes one domain the owner of a node and everything below, and lets another
-// read it.
+// allow makes one domain the owner of a node and of everything below, and lets another
+// domain read it.
 func (w *world) allow(path string, owner, reader xen.Domid) {
 	w.t.Helper()
 	w.must(w.tool.SetPermissions(path, []xenstore.Perm{{Domid: owner, Access: xenstore.AccessNone}, {Domid: reader, Access: xenstore.AccessRead}}))
@@ -389,8 +389,8 @@ func (w *world) wantNoErrors() {
 	}
 }
 
-// TestGoneInDriverDomain: where the back end may not read the directories above,
-// xenstored answers EACCES for a node that is gone. Devices and guests go like that.
+// TestGoneInDriverDomain: a driver domain may not read the directories above its own, so
+// xenstored answers EACCES for a removed node. Removed devices and guests look like that.
 func TestGoneInDriverDomain(t *testing.T) {
 	for name, remove := range map[string]string{
 		"the frontend": frontDir,
@@ -415,9 +415,9 @@ func TestGoneInDriverDomain(t *testing.T) {
 	}
 }
 
-// TestHiddenFrontend: a guest that hides its directory from a driver domain counts as
-// gone until the toolstack makes the device again, and cannot make TAPs come and go
-// that way.
+// TestHiddenFrontend: a guest that hides its directory from a driver domain counts as gone
+// until the toolstack makes the device again. So it cannot make the daemon remove and
+// create TAPs.
 func TestHiddenFrontend(t *testing.T) {
 	w := newWorld(t)
 	w.upInDriverDomain()

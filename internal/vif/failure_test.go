@@ -129,8 +129,8 @@ func TestBetterOfferWithoutReconnect(t *testing.T) {
 	w.wantState("4")
 }
 
-// TestPublishFails: what keeps the device from being made is reported at once, and does
-// not affect the next device.
+// TestPublishFails: an error in creating the device is reported at once, and does not
+// affect the next device.
 func TestPublishFails(t *testing.T) {
 	for _, tt := range []struct {
 		name  string
@@ -185,7 +185,7 @@ func TestPublishFails(t *testing.T) {
 	}
 }
 
-// TestStoreFails: what xenstored refuses for a while is tried again.
+// TestStoreFails: a request that xenstored refuses for a while is repeated.
 func TestStoreFails(t *testing.T) {
 	w := newWorld(t)
 	w.attach("hotplug-status", "connected")
@@ -206,8 +206,8 @@ func TestStoreFails(t *testing.T) {
 	w.wantState("4")
 }
 
-// TestTapDeleted: the guest's rings are served on, and the hotplug script is asked for
-// again.
+// TestTapDeleted: the guest's rings are still served, and the vif waits for the hotplug
+// script again.
 func TestTapDeleted(t *testing.T) {
 	w := newWorld(t)
 	w.up(2)
@@ -239,9 +239,9 @@ func TestTapDeleted(t *testing.T) {
 	w.wantSteps("disconnect closed unregister")
 }
 
-// TestFrontendGoesAndComesBack: the TAP goes with the frontend. When the frontend is
-// back, hotplug-status is cleared before InitWait is shown, each time, so that what the
-// script writes after it stays.
+// TestFrontendGoesAndComesBack: the TAP is removed with the frontend. When the frontend is
+// back, hotplug-status is cleared before InitWait is shown, each time, so that the value
+// that the script writes after InitWait stays.
 func TestFrontendGoesAndComesBack(t *testing.T) {
 	w := newWorld(t)
 	w.up(1)
@@ -272,8 +272,8 @@ func TestFrontendGoesAndComesBack(t *testing.T) {
 	}
 }
 
-// TestTapDeletedAndScriptIsQuick: a script that is done with the new TAP before the vif
-// looks again is not asked for twice.
+// TestTapDeletedAndScriptIsQuick: if the script is done with the new TAP before the vif
+// reconciles again, the vif does not wait for it a second time.
 func TestTapDeletedAndScriptIsQuick(t *testing.T) {
 	for name, away := range map[string]bool{"while connected": false, "while away": true} {
 		t.Run(name, func(t *testing.T) {
@@ -336,7 +336,7 @@ func TestTapDeletedWhileAway(t *testing.T) {
 	w.wantSteps("plug")
 }
 
-// TestTapDeletedWhileAwayBeforeConnect: the script is asked for without delay.
+// TestTapDeletedWhileAwayBeforeConnect: hotplug-status is cleared at once.
 func TestTapDeletedWhileAwayBeforeConnect(t *testing.T) {
 	w := newWorld(t)
 	w.attach()
@@ -353,8 +353,8 @@ func TestTapDeletedWhileAwayBeforeConnect(t *testing.T) {
 	w.wantTap(testMaxQueues)
 }
 
-// TestTapHeld: a dying predecessor has the TAP open a little longer. The guest does not
-// notice.
+// TestTapHeld: a dying predecessor still has the TAP open for a moment. The guest is not
+// affected.
 func TestTapHeld(t *testing.T) {
 	w := newWorld(t)
 	w.up(2)
@@ -388,8 +388,8 @@ func TestTapHeld(t *testing.T) {
 	}
 }
 
-// TestChannelsHeld: a dying predecessor has the event channels bound a little longer.
-// The guest does not notice.
+// TestChannelsHeld: a dying predecessor still has the event channels bound for a moment.
+// The guest is not affected.
 func TestChannelsHeld(t *testing.T) {
 	hold := func(w *world) (letGo func()) {
 		e, err := w.host.OpenEvents(domid)
@@ -429,8 +429,8 @@ func TestChannelsHeld(t *testing.T) {
 	})
 }
 
-// TestHostFailsAnAdoption: what the host lacks for a while delays a running guest, and
-// costs it nothing else: its rings are served on from where they are.
+// TestHostFailsAnAdoption: a temporary shortage of the host delays a running guest, and
+// does no other harm: its rings are served from their present indices.
 func TestHostFailsAnAdoption(t *testing.T) {
 	for _, tt := range []struct {
 		name  string
@@ -491,7 +491,7 @@ func TestHostFailsAnAdoption(t *testing.T) {
 }
 
 // TestJournalsOutlastBoundChannels: while a predecessor still has the channels of the
-// second queue, the journal of the first one is not lost.
+// second queue bound, the journal of the first queue is not lost.
 func TestJournalsOutlastBoundChannels(t *testing.T) {
 	w := newWorld(t)
 	w.up(2)

@@ -25,8 +25,8 @@ func (w *world) wantHeadroom(want int) {
 	}
 }
 
-// TestReconfiguring reconfigures as netfront does to attach and detach XDP programs. It
-// waits for the answer without a limit, the first time. There is room for a program
+// TestReconfiguring reconfigures as netfront does to attach and detach XDP programs.
+// Netfront waits for the answer without a limit, the first time. Packets have headroom
 // before the answer, and until the program is gone.
 func TestReconfiguring(t *testing.T) {
 	w := newWorld(t)
@@ -100,7 +100,8 @@ func TestReconfiguringWithTheSameKey(t *testing.T) {
 	w.awaitState(xenbus.Reconfigured)
 }
 
-// TestReconfigurationIsOver: the first event of a watch is the watch's own.
+// TestReconfigurationIsOver: the first event of a watch comes from setting it, not from the
+// frontend.
 func TestReconfigurationIsOver(t *testing.T) {
 	now := time.Now()
 	for _, tt := range []struct {
@@ -146,8 +147,8 @@ func TestBadHeadroom(t *testing.T) {
 	w.wantError("-")
 }
 
-// TestHeadroomOverARestart: a successor reads what the frontend has published while no
-// daemon ran, and gives the answer that its predecessor did not give.
+// TestHeadroomOverARestart: a successor reads the key that the frontend has published while
+// no daemon ran, and answers a Reconfiguring that its predecessor did not answer.
 func TestHeadroomOverARestart(t *testing.T) {
 	for _, tt := range []struct {
 		name  string

@@ -16,7 +16,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
-// sameRings makes the guest's rings anew in the same pages, with the same grefs and
+// sameRings initialises the guest's rings again in the same pages, with the same grefs and
 // ports.
 func (w *world) sameRings() {
 	w.t.Helper()
@@ -64,7 +64,7 @@ func (w *world) killed() {
 	w.v = New(w.cfg)
 }
 
-// everything makes a connection with everything that can be kept: a multicast list,
+// everything makes a connection that has all that a successor adopts: a multicast list,
 // hash settings, static grants.
 func everything(t *testing.T) (*world, *ctrlGuest) {
 	t.Helper()
@@ -85,7 +85,7 @@ func everything(t *testing.T) (*world, *ctrlGuest) {
 	return w, g
 }
 
-// blank checks that nothing of an earlier connection is in force.
+// blank checks that the connection has no settings of an earlier one.
 func (w *world) blank() {
 	w.t.Helper()
 	s := w.status()
@@ -103,8 +103,9 @@ func (w *world) blank() {
 	w.wantHeld("5 pages, 4 handles, 3 ports")
 }
 
-// What was kept of a connection is in force again when it goes on, in any daemon, and
-// never for the next one, which may have the same grefs, ports and domain id.
+// TestConnectionsWithTheSameNames: the settings of a connection are valid in every daemon
+// that serves it, and never for the next connection, which may have the same grefs, ports
+// and domain id.
 func TestConnectionsWithTheSameNames(t *testing.T) {
 	for _, tt := range []struct {
 		name  string
@@ -147,8 +148,8 @@ func TestConnectionsWithTheSameNames(t *testing.T) {
 	})
 }
 
-// A frontend that makes its rings anew and does not clear what ring.h calls pad is
-// recognised by how far its rings have been served.
+// TestFrontendThatKeepsTheStamp: rings that the frontend has initialised again without
+// clearing the field pad of ring.h are recognised by their indices.
 func TestFrontendThatKeepsTheStamp(t *testing.T) {
 	w, g := everything(t)
 	stamp := w.v.conn.stamp
@@ -170,8 +171,8 @@ func TestFrontendThatKeepsTheStamp(t *testing.T) {
 	}
 }
 
-// A guest that writes a stamp of its choice gets a connection of its own, and nothing
-// else.
+// TestForgedStamp: a guest that writes a stamp of its choice gets a new connection without
+// settings.
 func TestForgedStamp(t *testing.T) {
 	w, _ := everything(t)
 	forged := netif.NewStamp()
@@ -192,8 +193,8 @@ func TestForgedStamp(t *testing.T) {
 	w.blank()
 }
 
-// old rewrites what is kept as a daemon without stamps kept it, and removes the stamps
-// from the rings.
+// old rewrites journals and records in the form of a daemon without stamps, and removes the
+// stamps from the rings.
 func (w *world) old() {
 	w.t.Helper()
 	for _, q := range w.conns {
@@ -217,8 +218,8 @@ func (w *world) old() {
 	w.must(os.WriteFile(w.v.ctrlPath(), b, 0o600))
 }
 
-// After an upgrade from a daemon that made no stamps the connection goes on with
-// everything that was kept of it, and has a stamp from then on.
+// TestUpgradeFromADaemonWithoutStamps: after an upgrade from a daemon that made no stamps
+// the connection keeps all its settings, and has a stamp from then on.
 func TestUpgradeFromADaemonWithoutStamps(t *testing.T) {
 	w, _ := everything(t)
 	w.killed()
@@ -234,8 +235,8 @@ func TestUpgradeFromADaemonWithoutStamps(t *testing.T) {
 	}
 }
 
-// The same, but the guest has made its rings anew meanwhile: nothing has been answered
-// in them.
+// TestUpgradeUnderAGuestThatConnectsAnew: the same upgrade, but the guest has initialised
+// its rings again meanwhile. They have no responses.
 func TestUpgradeUnderAGuestThatConnectsAnew(t *testing.T) {
 	w, g := everything(t)
 	w.killed()
@@ -246,7 +247,8 @@ func TestUpgradeUnderAGuestThatConnectsAnew(t *testing.T) {
 	w.blank()
 }
 
-// What was kept of a connection is removed with it.
+// TestNothingIsKeptOfAClosedConnection: journals and records are removed with their
+// connection.
 func TestNothingIsKeptOfAClosedConnection(t *testing.T) {
 	w, g := everything(t)
 	page := w.host.pages[w.conns[0].txGref]
@@ -269,8 +271,8 @@ func TestNothingIsKeptOfAClosedConnection(t *testing.T) {
 	w.blank()
 }
 
-// A guest that may go on after a quarantine, with the rings it has, has lost nothing of
-// what it sends once.
+// TestResetKeepsWhatTheGuestSaidOnce: a guest that uses its rings again after a quarantine
+// has lost none of the settings that it sends only once.
 func TestResetKeepsWhatTheGuestSaidOnce(t *testing.T) {
 	w, _ := everything(t)
 	w.v.guard(func() { panic("oops") })
@@ -283,7 +285,7 @@ func TestResetKeepsWhatTheGuestSaidOnce(t *testing.T) {
 	}
 }
 
-// A connection that fails leaves no trace in the rings.
+// TestFailedAttemptLeavesNoStamp: a failed connection leaves no stamp in the rings.
 func TestFailedAttemptLeavesNoStamp(t *testing.T) {
 	w := newWorld(t)
 	w.attach("hotplug-status", "connected")

@@ -15,8 +15,8 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
-// TestOneQueueOffered: a vif that offers one queue has a TAP that can have only one,
-// and a successor that offers more serves it on with one queue.
+// TestOneQueueOffered: a vif that offers one queue has a TAP that can have only one, and a
+// successor that offers more still serves it with one queue.
 func TestOneQueueOffered(t *testing.T) {
 	w := newWorld(t)
 	w.cfg.MaxQueues = 1
@@ -64,7 +64,8 @@ func TestOneQueueOffered(t *testing.T) {
 	}
 }
 
-// TestTapOfAPredecessorThatOfferedMore: a successor that offers one queue serves it on.
+// TestTapOfAPredecessorThatOfferedMore: a successor that offers one queue still serves the
+// TAP with several queues.
 func TestTapOfAPredecessorThatOfferedMore(t *testing.T) {
 	w := newWorld(t)
 	w.up(2)
@@ -80,8 +81,8 @@ func TestTapOfAPredecessorThatOfferedMore(t *testing.T) {
 	}
 }
 
-// TestDisciplineDeleted: a hotplug script may delete the TAP's queueing discipline.
-// Those that the kernel then makes, one for each of 256 queues, do not stay.
+// TestDisciplineDeleted: a hotplug script may delete the TAP's queueing discipline. The
+// kernel then makes one for each of 256 queues. The vif removes these.
 func TestDisciplineDeleted(t *testing.T) {
 	w := newWorld(t)
 	w.attach()

@@ -24,7 +24,7 @@ type fakeKeeper struct {
 	t     *testing.T
 	files map[string]int
 	full  int   // number of files that it has room for; 0: no limit
-	fault error // of every call
+	fault error // result of every call
 }
 
 func newKeeper(w *world) *fakeKeeper {
@@ -83,7 +83,7 @@ func (k *fakeKeeper) names() string {
 	return strings.Join(names, " ")
 }
 
-// successor makes the vif of the next daemon, which is handed what was kept.
+// successor makes the vif of the next daemon, which gets the kept files.
 func (k *fakeKeeper) successor(w *world) {
 	w.t.Helper()
 	cfg := w.cfg
@@ -268,7 +268,7 @@ func TestKeptBadly(t *testing.T) {
 	}
 }
 
-// TestKeeperFails: the vif is served without a keeper that works.
+// TestKeeperFails: the vif is served although the keeper fails.
 func TestKeeperFails(t *testing.T) {
 	w := newWorld(t)
 	k := newKeeper(w)

@@ -22,7 +22,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
-// resources counts what a connection takes of a process.
+// resources counts the process's resources that connections use.
 func resources(t *testing.T) map[string]int {
 	t.Helper()
 	fds, err := os.ReadDir("/proc/self/fd")
@@ -40,7 +40,7 @@ func resources(t *testing.T) map[string]int {
 	}
 }
 
-// beginAnew frees what the guest had, to connect again.
+// beginAnew frees the guest's rings and channels, so that it can connect again.
 func (w *world) beginAnew() {
 	w.t.Helper()
 	w.host.mu.Lock()
@@ -82,7 +82,7 @@ func TestThousandConnections(t *testing.T) {
 		w.wantState("6")
 	}
 	for i := range 12 {
-		cycle(i) // all kinds once, which also makes what is made at first use
+		cycle(i) // all kinds once, so that everything that is made at first use exists
 	}
 	before := resources(t)
 	var m0, m1 runtime.MemStats
@@ -109,9 +109,8 @@ func TestThousandConnections(t *testing.T) {
 	}
 }
 
-// TestHundredControlRings: a guest that uses everything its control ring offers leaves
-// nothing behind either, whichever side ends the connection, also in the middle of a
-// message.
+// TestHundredControlRings: a guest that uses its whole control ring leaves nothing behind
+// either, no matter which side ends the connection, also in the middle of a message.
 func TestHundredControlRings(t *testing.T) {
 	w := ctrlWorld(t, ctrlserver.Slot|ctrlserver.Stream)
 	w.attach()

@@ -63,7 +63,7 @@ var legal = map[xenbus.State][]xenbus.State{
 	xenbus.Closed:       {xenbus.InitWait, xenbus.Closing},
 }
 
-// shown is the inverse of shows.
+// shown returns the state that a step shows, if it shows one.
 func shown(s step) (xenbus.State, bool) {
 	for state, st := range shows {
 		if st == s {
@@ -89,7 +89,7 @@ func TestPlanInvariants(t *testing.T) {
 	t.Logf("%d situations", n)
 }
 
-// judge follows the steps and returns what is wrong with them.
+// judge follows the steps and returns a description of the first fault, or "".
 func judge(s situation, steps []step) string {
 	node := s.node
 	connected, live := s.conn != connNone, s.conn == connLive

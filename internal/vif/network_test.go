@@ -51,8 +51,9 @@ func (w *world) goAway() {
 	w.settle()
 }
 
-// TestTapMovedByTheScript: the vif is served where the TAP is, with all the queues that
-// the guest wants, again and again, and without the right to enter the namespace.
+// TestTapMovedByTheScript: the vif is served although its TAP is in another namespace, with
+// all the queues that the guest wants, over several connections, and without the right to
+// enter that namespace.
 func TestTapMovedByTheScript(t *testing.T) {
 	w := newWorld(t)
 	w.attach()
@@ -89,7 +90,8 @@ func TestTapMovedByTheScript(t *testing.T) {
 	}
 }
 
-// TestTapMovedAndKept: the successor is handed the queues, wherever the TAP is.
+// TestTapMovedAndKept: the successor gets the kept queues although the TAP is in another
+// namespace.
 func TestTapMovedAndKept(t *testing.T) {
 	w := newWorld(t)
 	k := newKeeper(w)
@@ -120,7 +122,7 @@ func TestTapMovedAndKept(t *testing.T) {
 }
 
 // TestTapMovedAndLost: without the queues a successor cannot serve the TAP. It reports
-// that, makes no other TAP, and goes on when the TAP has been moved back.
+// that, makes no other TAP, and serves the vif when the TAP has been moved back.
 func TestTapMovedAndLost(t *testing.T) {
 	for what, back := range map[string]bool{"moved back": true, "detached": false} {
 		t.Run(what, func(t *testing.T) { tapMovedAndLost(t, back) })

@@ -154,8 +154,8 @@ func TestOldNotices(t *testing.T) {
 	w.wantState("5")
 }
 
-// TestNoticesMerge: however many notices come while the vif is busy, it acts on the
-// present state, and does not miss a breach.
+// TestNoticesMerge: after many notices while it was busy, the vif acts on the present
+// state, and does not miss a breach.
 func TestNoticesMerge(t *testing.T) {
 	w := newWorld(t)
 	w.up(2)
@@ -180,8 +180,7 @@ func TestNoticesMerge(t *testing.T) {
 	}
 }
 
-// TestStall: the TAP has no carrier while a guest gives no rx slots on one of its
-// queues.
+// TestStall: the TAP has no carrier while a guest posts no rx slots on one of its queues.
 func TestStall(t *testing.T) {
 	w := newWorld(t)
 	w.up(2)
@@ -227,7 +226,7 @@ func TestStallBeforeHotplug(t *testing.T) {
 	}
 }
 
-// TestRealStall: the data plane finds a guest that gives no slots.
+// TestRealStall: the data plane reports a guest that posts no slots.
 func TestRealStall(t *testing.T) {
 	w := newWorld(t)
 	w.cfg.Drain, w.cfg.Stall = 20*time.Millisecond, 40*time.Millisecond

@@ -15,8 +15,8 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
-// dies kills the daemon: it does nothing of what it does at its end. The kernel closes
-// what it has open.
+// dies kills the daemon: nothing of its orderly end happens, and the kernel closes its
+// files.
 func (w *world) dies() {
 	w.t.Helper()
 	v := w.v
@@ -47,8 +47,8 @@ func eachEnd(t *testing.T, test func(t *testing.T, w *world, end func())) {
 	}
 }
 
-// A quarantine lasts over a restart, with its reason, and ends as it would have without
-// one.
+// TestQuarantineOutlivesTheDaemon: a quarantine and its reason outlive a restart, and the
+// quarantine ends as without a restart.
 func TestQuarantineOutlivesTheDaemon(t *testing.T) {
 	eachEnd(t, func(t *testing.T, w *world, end func()) {
 		w.up(2)
@@ -79,7 +79,7 @@ func TestQuarantineOutlivesTheDaemon(t *testing.T) {
 	})
 }
 
-// A reset by an administrator holds for the next daemon, too.
+// TestResetOutlivesTheDaemon: a reset by an administrator also counts for the next daemon.
 func TestResetOutlivesTheDaemon(t *testing.T) {
 	eachEnd(t, func(t *testing.T, w *world, end func()) {
 		w.up(1)
@@ -97,8 +97,8 @@ func TestResetOutlivesTheDaemon(t *testing.T) {
 	})
 }
 
-// The TAP gets back the MTU that it had before a frontend without scatter-gather, also
-// from another daemon, and whenever that one was killed.
+// TestMTUOutlivesTheDaemon: the TAP gets back the MTU that it had before a frontend without
+// scatter-gather, also from a successor, and at whatever moment the predecessor was killed.
 func TestMTUOutlivesTheDaemon(t *testing.T) {
 	eachEnd(t, func(t *testing.T, w *world, end func()) {
 		w.attach("mtu", "9000")
@@ -132,8 +132,8 @@ func TestMTUOutlivesTheDaemon(t *testing.T) {
 	})
 }
 
-// A TAP whose guest gives no rx slots gets no carrier from a successor before it gives
-// some.
+// TestStallOutlivesTheDaemon: a TAP whose guest posts no rx slots gets no carrier from a
+// successor before the guest posts some.
 func TestStallOutlivesTheDaemon(t *testing.T) {
 	eachEnd(t, func(t *testing.T, w *world, end func()) {
 		w.up(2)
@@ -169,8 +169,9 @@ func TestStallOutlivesTheDaemon(t *testing.T) {
 	})
 }
 
-// A daemon is killed between the loss of a TAP and its report. The next one reports it,
-// and does not mistake a TAP for one that the hotplug script has seen.
+// TestKilledWhenItFindsTheTAPGone: a daemon is killed after a TAP was deleted and before it
+// reports that. The next daemon reports it, and knows that the hotplug script has not set
+// up the new TAP.
 func TestKilledWhenItFindsTheTAPGone(t *testing.T) {
 	for _, kept := range []bool{false, true} {
 		w := newWorld(t)
@@ -202,9 +203,9 @@ func TestKilledWhenItFindsTheTAPGone(t *testing.T) {
 	}
 }
 
-// Another back end has served the vif until now, and the daemon is restarted before it
-// has connected: packets wait in the rings until the hotplug script is done, and no TAP
-// is missed.
+// TestClaimOutlivesTheDaemon: another back end has served the vif until now, and the daemon
+// is restarted before it has connected. Packets wait in the rings until the hotplug script
+// is done, and no error is reported for a missing TAP.
 func TestClaimOutlivesTheDaemon(t *testing.T) {
 	eachEnd(t, func(t *testing.T, w *world, end func()) {
 		w.elsewhere(2)
@@ -235,7 +236,8 @@ func TestClaimOutlivesTheDaemon(t *testing.T) {
 	})
 }
 
-// Counters go on: they begin no lower than what a predecessor has shown.
+// TestCountersOutliveTheDaemon: the counters begin no lower than a predecessor has shown
+// them.
 func TestCountersOutliveTheDaemon(t *testing.T) {
 	eachEnd(t, func(t *testing.T, w *world, end func()) {
 		w.up(1)
@@ -276,9 +278,9 @@ func TestCountersOutliveTheDaemon(t *testing.T) {
 	})
 }
 
-// A device that the toolstack has removed and made again while no daemon ran has
-// nothing of the one before: not its TAP, nor the packets in it, nor its MTU, nor its
-// quarantine.
+// TestDeviceMadeAnewWhileNoDaemonRuns: a device that the toolstack has removed and made
+// again while no daemon ran inherits nothing from the old one: neither its TAP, nor the
+// packets in it, nor its MTU, nor its quarantine.
 func TestDeviceMadeAnewWhileNoDaemonRuns(t *testing.T) {
 	for _, kept := range []bool{false, true} {
 		eachEnd(t, func(t *testing.T, w *world, end func()) {
@@ -311,7 +313,7 @@ func TestDeviceMadeAnewWhileNoDaemonRuns(t *testing.T) {
 	}
 }
 
-// A vif is served if its record cannot be read or written.
+// TestRecordIsGarbage: a vif is served although its record cannot be read or written.
 func TestRecordIsGarbage(t *testing.T) {
 	for _, garbage := range []string{"", "{", `{"connection":"12"}`, `{"stalled":[-1,7,99999999]}`, `{"full_mtu":-5,"interface":-1}`, strings.Repeat("x", 1<<16)} {
 		w := newWorld(t)

@@ -24,8 +24,8 @@ func (w *world) elsewhere(queues int, pairs ...string) {
 	w.v = New(w.cfg)
 }
 
-// TestClaimed: rings that another back end has served are served on, once the TAP is in
-// its place.
+// TestClaimed: rings that another back end has served are served once the hotplug script
+// has set up the TAP.
 func TestClaimed(t *testing.T) {
 	w := newWorld(t)
 	w.elsewhere(2)
@@ -83,8 +83,8 @@ func TestClaimedBeforeConnected(t *testing.T) {
 	}
 }
 
-// TestTaken: the other back end has taken the device first, and has the name of the
-// interface. Nothing of it is touched.
+// TestTaken: the other back end has taken the device first, and its interface has the name.
+// The vif changes nothing of it.
 func TestTaken(t *testing.T) {
 	w := newWorld(t)
 	_, err := netns.AddBridge(ifname) // any interface but a TAP
@@ -100,7 +100,7 @@ func TestTaken(t *testing.T) {
 	w.wantError("-")
 }
 
-// TestRelease: another back end finds what it needs.
+// TestRelease: another back end finds everything that it needs.
 func TestRelease(t *testing.T) {
 	w := newWorld(t)
 	w.up(2)
@@ -228,8 +228,8 @@ func TestCanTakeOver(t *testing.T) {
 	}
 }
 
-// TestOverwritten: the kernel's driver is loaded while netbackd serves, and closes vifs
-// that it cannot have. That is corrected unless the guest has seen it.
+// TestOverwritten: the kernel's driver is loaded while netbackd serves, and closes vifs that
+// it cannot have. The vif corrects that unless the guest has seen it.
 func TestOverwritten(t *testing.T) {
 	w := newWorld(t)
 	w.attach()

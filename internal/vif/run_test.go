@@ -15,8 +15,8 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
-// run runs the vif as a backend does, and tells it of every change in its directory.
-// The function that it returns stops the vif and waits.
+// run runs the vif as a backend does, and tells it every change in its directory. stop
+// stops the vif and waits.
 func (w *world) run() (stop func()) {
 	w.t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
@@ -192,8 +192,7 @@ func (w *world) runConnected() {
 func TestStoreLost(t *testing.T) {
 	w := newWorld(t)
 	w.runConnected()
-	// Otherwise the vif may not know what it has written when the connection is
-	// lost.
+	// Otherwise the vif may not know its last write when the connection is lost.
 	for s, _ := w.v.Status(context.Background()); s.State != xenbus.Connected; {
 		s, _ = w.v.Status(context.Background())
 	}
@@ -229,7 +228,7 @@ func TestStoreLost(t *testing.T) {
 	w.wantTap(0)
 }
 
-// TestStoreLostBeforeTheFirstLook: a vif that does not know yet where a predecessor
+// TestStoreLostBeforeTheFirstLook: a vif that does not know yet in which state a predecessor
 // left it writes nothing.
 func TestStoreLostBeforeTheFirstLook(t *testing.T) {
 	w := newWorld(t)
@@ -297,7 +296,7 @@ func TestPanicWhileRunning(t *testing.T) {
 	w.awaitState(xenbus.Closed)
 }
 
-// TestSuspend: a daemon stops, and a successor goes on.
+// TestSuspend: a daemon stops, and a successor serves the vif.
 func TestSuspend(t *testing.T) {
 	w := newWorld(t)
 	w.attach("hotplug-status", "connected")
@@ -338,7 +337,7 @@ func TestSuspend(t *testing.T) {
 	}
 }
 
-// TestAdopt adopts a vif from wherever the predecessor left it.
+// TestAdopt adopts a vif from every state in which a predecessor may leave it.
 func TestAdopt(t *testing.T) {
 	for _, tt := range []struct {
 		name  string

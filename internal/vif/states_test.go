@@ -16,10 +16,10 @@ import (
 
 var update = flag.Bool("update", false, "write the tables of docs/states.md")
 
-// statesPage shows what plan does.
+// statesPage is the page with the results of plan.
 const statesPage = "../../docs/states.md"
 
-// TestStatesPage: the tables of the page show what plan does.
+// TestStatesPage: the tables of the page have the present results of plan.
 func TestStatesPage(t *testing.T) {
 	page, err := os.ReadFile(statesPage)
 	if err != nil {
@@ -52,11 +52,11 @@ func TestStatesPage(t *testing.T) {
 	}
 }
 
-// columns lists the states of the vif in a table. Reconfigured stands for Connected
-// with an answer that stands.
+// columns lists the states of the vif in a table. Reconfigured means Connected with a node
+// that still shows the answer to Reconfiguring.
 var columns = []xenbus.State{xenbus.Initialising, xenbus.InitWait, xenbus.Connected, xenbus.Reconfigured, xenbus.Closing, xenbus.Closed}
 
-// statesTable lists what a vif does when it finds its frontend in each state.
+// statesTable lists the steps of a vif for each state of its frontend.
 func statesTable(base situation) string {
 	var b strings.Builder
 	header(&b, "frontend", columns)
@@ -88,8 +88,8 @@ func statesTable(base situation) string {
 	return b.String()
 }
 
-// nodesTable lists what a vif does if its node shows another state, while its frontend
-// waits in the state that belongs to the vif's.
+// nodesTable lists the steps of a vif whose node shows another state, while its frontend
+// waits in the state that matches the vif's.
 func nodesTable() string {
 	own := []xenbus.State{xenbus.InitWait, xenbus.Connected, xenbus.Closing, xenbus.Closed}
 	front := map[xenbus.State]xenbus.State{xenbus.InitWait: xenbus.Initialising, xenbus.Connected: xenbus.Connected, xenbus.Closing: xenbus.Closing, xenbus.Closed: xenbus.Closed}
@@ -124,8 +124,7 @@ func header(b *strings.Builder, first string, states []xenbus.State) {
 	b.WriteString("\n|" + strings.Repeat(" --- |", 1+len(states)) + "\n")
 }
 
-// does returns what a vif does until it comes to rest, as far as others can see it.
-// States are numbers.
+// does returns the visible steps of a vif until it comes to rest. States are numbers.
 func does(s situation) string {
 	words := map[step]string{
 		stepConnect: "connects", stepDisconnect: "disconnects", stepReconfigured: "8", stepDetaching: "5",

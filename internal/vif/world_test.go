@@ -284,8 +284,8 @@ func (w *world) rings(n int, split bool, pairs ...string) {
 	}))
 }
 
-// settle makes the vif reconcile until it has nothing left to do, and returns the steps
-// it took. Every test checks in passing that it comes to rest.
+// settle makes the vif reconcile until it has nothing left to do, and returns its steps. So
+// every test also checks that the vif comes to rest.
 func (w *world) settle() string {
 	w.t.Helper()
 	var all []string
@@ -294,8 +294,7 @@ func (w *world) settle() string {
 		if gone {
 			return strings.Join(append(all, "gone"), " ")
 		}
-		// The answer to Reconfiguring and the remains of a device are looked
-		// after each time, to no effect.
+		// These steps are repeated each time, without effect.
 		busy := slices.ContainsFunc(steps, func(s string) bool {
 			return s != "unregister" && s != "grace" && s != "reconfigured" && s != "await-key" && s != "tap"
 		})
@@ -356,7 +355,7 @@ func (w *world) wantError(want string) {
 	}
 }
 
-// wantHeld checks what the backend has mapped and bound of the guest.
+// wantHeld checks the guest's pages and ports that the backend has mapped and bound.
 func (w *world) wantHeld(want string) {
 	w.t.Helper()
 	if got := w.host.held(); got != want {
@@ -436,7 +435,7 @@ func (w *world) handleNotices() {
 	}
 }
 
-// eventually waits until ok returns true, for what other goroutines do.
+// eventually waits until ok returns true, because of other goroutines.
 func (w *world) eventually(what string, ok func() bool) {
 	w.t.Helper()
 	for deadline := time.Now().Add(10 * time.Second); !ok(); time.Sleep(time.Millisecond) {
