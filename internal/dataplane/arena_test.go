@@ -73,7 +73,7 @@ func TestPiecesThatLieSideBySideAreOne(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer iov.Close()
-	w := &worker{txMem: mem, iov: iov}
+	w := &worker{txMem: mem, uring: ringIO{iov: iov}}
 	type slot struct {
 		addr uintptr
 		size uint16

@@ -231,7 +231,7 @@ func (b *bed) settle() (rounds int) {
 	for ; ; rounds++ {
 		must(b.tb, b.w.poll(0))
 		b.w.expire()
-		if len(b.w.ready) == 0 {
+		if len(b.w.sched.ready) == 0 {
 			return rounds
 		}
 		b.w.round()

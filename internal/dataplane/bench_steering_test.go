@@ -335,12 +335,12 @@ func (s *steerBed) take(from, to int) (took time.Duration, err error) {
 		return 0, err
 	}
 	for _, q := range s.conn.queues {
-		s.w.schedule(q)
+		s.w.sched.schedule(q)
 	}
 	start := time.Now()
-	for len(s.w.ready) > 0 {
+	for len(s.w.sched.ready) > 0 {
 		s.w.round()
-		if len(s.w.ready) == 0 {
+		if len(s.w.sched.ready) == 0 {
 			must(s.tb, s.w.poll(0)) // a queue that found one packet waits for an event for more
 		}
 	}

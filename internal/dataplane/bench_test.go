@@ -264,16 +264,16 @@ func (l *lane) repost() {
 // work runs the worker until it has no work, as worker.run would, and returns the time
 // that it took. The time does not include a poll for events at the end.
 func (l *lane) work(overhead time.Duration) (took time.Duration) {
-	l.w.schedule(l.queue())
-	for len(l.w.ready) > 0 {
+	l.w.sched.schedule(l.queue())
+	for len(l.w.sched.ready) > 0 {
 		start := time.Now()
-		for len(l.w.ready) > 0 {
+		for len(l.w.sched.ready) > 0 {
 			l.w.round()
 		}
 		took += time.Since(start) - overhead
 		start = time.Now()
 		must(l.tb, l.w.poll(0))
-		if len(l.w.ready) > 0 {
+		if len(l.w.sched.ready) > 0 {
 			took += time.Since(start) - overhead
 		}
 	}
@@ -347,7 +347,7 @@ func (p *floor) rxRun(b *benchFrame, h *filler, overhead time.Duration) (took ti
 		}
 		for k := range batch {
 			at := w.rxMem.addr(rxFrameAt(k%rxReads, pages) - q.vnetLen)
-			if !pages && w.ring == nil {
+			if !pages && w.uring.ring == nil {
 				at = w.rxMem.addr(rxDenseAt(k%rxCalls) - q.vnetLen)
 			}
 			p.calls[k] = rawio.Call{Addr: at, Len: uint32(q.reader.readLen)}
@@ -365,7 +365,7 @@ func (p *floor) rxRun(b *benchFrame, h *filler, overhead time.Duration) (took ti
 		}
 		start := time.Now()
 		var n int
-		if w.ring == nil {
+		if w.uring.ring == nil {
 			n = rawio.Until(trap, q.tap.FD(), p.calls[:batch], q.reader.readLen)
 		} else {
 			n = p.readByRing(p.calls[:batch])
@@ -387,11 +387,11 @@ func (p *floor) readByRing(calls []rawio.Call) (n int) {
 	w := p.l.w
 	for part := range slices.Chunk(calls, rxReads) {
 		for k := range part {
-			w.ring.ReadFixed(p.l.queue().id, part[k].Addr, part[k].Len, bufRx, uint64(k))
+			w.uring.ring.ReadFixed(p.l.queue().id, part[k].Addr, part[k].Len, bufRx, uint64(k))
 		}
-		_, err := w.ring.Submit()
+		_, err := w.uring.ring.Submit()
 		must(p.l.tb, err)
-		for _, c := range w.cqes[:w.ring.Completions(w.cqes[:])] {
+		for _, c := range w.uring.cqes[:w.uring.ring.Completions(w.uring.cqes[:])] {
 			if c.Res > 0 {
 				n++
 			}
@@ -576,7 +576,7 @@ func (l *lane) load(packets uint64, feed func() error, done Counter) error {
 		if err := feed(); err != nil {
 			return err
 		}
-		l.w.schedule(l.queue())
+		l.w.sched.schedule(l.queue())
 		if l.w.busy >= busyLimit {
 			l.polls++
 			if err := l.w.poll(0); err != nil {
@@ -661,13 +661,13 @@ func measure(peer string, rounds int, packets uint64, only string) (*bench.Repor
 	same := newFloor(plain)
 	var ringSame *floor
 	dear := false // as the lanes found out
-	if lanes[0].w.ring != nil {
+	if lanes[0].w.uring.ring != nil {
 		l := newLane(staticUring, d, true, static, guest)
 		lanes = append(lanes, l)
 		ringSame = newFloor(l)
 		dear = l.w.reads.ringSlow
 	}
-	singly := newLane("netbackd, a grant copy for each packet", d, lanes[0].w.ring != nil, copiedSingly, guest)
+	singly := newLane("netbackd, a grant copy for each packet", d, lanes[0].w.uring.ring != nil, copiedSingly, guest)
 	overhead := clockOverhead(lanes[0])
 	calls, err := newBareCalls(d.Queue(0).FD(), guest)
 	if err != nil {
@@ -884,7 +884,7 @@ func goals(rep *bench.Report, l *lane, h *filler, packets uint64) error {
 			return err
 		}
 		rep.AtLeast("P9", dir.name+", copy operations per call under load", small.ops, 32, false)
-		if l.w.ring != nil { // else one for each packet at least
+		if l.w.uring.ring != nil { // else one for each packet at least
 			rep.AtMost("P10", dir.name+", system calls per 64 B packet under load", small.calls, 1.0/32, false)
 		}
 		rep.AtMost("P10", dir.name+", notifications per 64 B packet under load", small.notifies, 1.0/64, false)
@@ -921,7 +921,7 @@ func staticGoals(rep *bench.Report, copies *lane, find func(string) *bench.Resul
 		return r.Figure(fmt.Sprintf("%s, batch %d", name, batch)).Median
 	}
 	best := staticUring
-	if copies.w.ring == nil {
+	if copies.w.uring.ring == nil {
 		best = staticPlain
 	}
 	// bare returns the time of a lane's calls alone.

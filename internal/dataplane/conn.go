@@ -246,7 +246,7 @@ func (c *Conn) State(i int) QueueState {
 			Backlog: q.waiting(), BacklogBytes: q.waitingBytes(),
 			Stalled: q.blocked.stalled, Breached: q.breached,
 			RateWaiting: !q.rate.until.IsZero(),
-			Uring:       q.worker.Load().ring != nil,
+			Uring:       q.worker.Load().uring.ring != nil,
 			Worker:      q.worker.Load().index,
 			Static:      q.static.Len(),
 			StaticInUse: q.staticInUse(),

@@ -159,7 +159,7 @@ func (q *Queue) resteered(s *resteering) {
 	}
 	v.until = w.time().Add(min(q.blocked.drainAfter, maxAside))
 	q.tapIn.ready = !q.tapIn.gone
-	w.schedule(q)
+	w.sched.schedule(q)
 }
 
 // endResteer ends the queue's part in a resteering in any phase, if it has one.
@@ -201,7 +201,7 @@ func (q *Queue) drained(v *queueResteer) {
 	for _, other := range q.conn.queues {
 		other.worker.Load().post(other, func(w *worker) {
 			if other.attached {
-				w.schedule(other)
+				w.sched.schedule(other)
 			}
 		})
 	}
@@ -271,7 +271,7 @@ func (w *worker) setAside(to *Queue, frame []byte, plan *offload.RxPlan) {
 		w.tally[drop]++
 	}
 	if to.resteer.full() {
-		w.schedule(to)
+		w.sched.schedule(to)
 	}
 }
 
@@ -287,7 +287,7 @@ func (w *worker) enqueueOn(to *Queue, frame []byte, plan *offload.RxPlan) {
 		w.tally[drop]++
 		return
 	}
-	w.schedule(to)
+	w.sched.schedule(to)
 }
 
 // advance moves the queue's part in a resteering forward after a pass, and reports

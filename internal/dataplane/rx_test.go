@@ -479,7 +479,7 @@ func TestRxDropsByAge(t *testing.T) {
 		q.backlog.push(large.Bytes(), &offload.RxPlan{}, b.now)
 		b.now = b.now.Add(time.Second)
 		q.backlog.push(udp(10, 1), &offload.RxPlan{}, b.now)
-		b.w.schedule(q)
+		b.w.sched.schedule(q)
 		b.settle()
 		b.pass(DefaultDrain - time.Second)
 		if diff := cmp.Diff([][]byte{udp(10, 1)}, framesOf(f.received())); diff != "" {
@@ -634,7 +634,7 @@ func TestReadsAreComparedOnTheQueuesFile(t *testing.T) {
 		if q.id != 1 || !b.w.reads.compared {
 			t.Fatalf("number %d, compared %v", q.id, b.w.reads.compared)
 		}
-		if r := b.w.cqes[0].Res; r == -int32(unix.EBADF) {
+		if r := b.w.uring.cqes[0].Res; r == -int32(unix.EBADF) {
 			t.Error("compared on a file that is not there")
 		}
 		b.w.detach(q)

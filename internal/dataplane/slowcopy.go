@@ -104,7 +104,7 @@ func (w *worker) copied() {
 		w.tally[SlowCopies]++
 		w.now = time.Time{}
 		until := w.time().Add(probation)
-		for _, a := range w.accounts {
+		for _, a := range w.sched.accounts {
 			if a.conn.cfg.Domid == c.queue.conn.cfg.Domid {
 				a.homeAt = until
 			}
@@ -235,10 +235,10 @@ func (p *Pool) replace(w, heir *worker) {
 	for _, q := range others {
 		w.drop(q)
 	}
-	if w.ring != nil {
+	if w.uring.ring != nil {
 		// It has files of the queues that move, and only its own thread could remove them.
-		_ = w.ring.Close()
-		w.ring = nil
+		_ = w.uring.ring.Close()
+		w.uring.ring = nil
 	}
 	p.mu.Lock()
 	heir.load, w.load = w.load, 0
@@ -296,12 +296,12 @@ func (w *worker) handOn(to *worker, queues []*Queue, adopt func(*worker)) {
 // keeps its state for the worker that adopts it.
 func (w *worker) drop(q *Queue) {
 	w.unwatch(q)
-	if w.ring != nil {
-		_ = w.ring.ClearFile(q.id)
+	if w.uring.ring != nil {
+		_ = w.uring.ring.ClearFile(q.id)
 	}
 	w.queues[q.id] = nil
-	w.timed = without(w.timed, q)
-	w.leave(q)
+	w.timers.queues = without(w.timers.queues, q)
+	w.sched.leave(q)
 	q.ready, q.timed, q.account = false, false, nil
 }
 
@@ -326,9 +326,9 @@ func (w *worker) adopt(queues []*Queue) {
 // giveUp hands on the vifs that a spare need not serve any more, and reports whether the
 // spare must end. It runs on the spare's thread, between rounds.
 func (w *worker) giveUp() (end bool) {
-	for _, a := range slices.Clone(w.accounts) {
+	for _, a := range slices.Clone(w.sched.accounts) {
 		if w.time().Before(a.homeAt) {
-			w.alarm = earlier(w.alarm, a.homeAt)
+			w.timers.alarm = earlier(w.timers.alarm, a.homeAt)
 		} else {
 			w.giveHome(a)
 		}
@@ -336,18 +336,18 @@ func (w *worker) giveUp() (end bool) {
 	p := w.pool
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if !w.copies.lane && len(w.accounts) > 0 {
+	if !w.copies.lane && len(w.sched.accounts) > 0 {
 		lane := p.lane()
 		if lane == nil {
 			w.copies.lane = true
 			return false
 		}
-		for _, a := range slices.Clone(w.accounts) {
+		for _, a := range slices.Clone(w.sched.accounts) {
 			w.giveLane(a, lane)
 		}
 	}
 	// Another spare may have just handed a vif to this one, under the lock.
-	if len(w.accounts) > 0 || w.mail.waiting.Load() {
+	if len(w.sched.accounts) > 0 || w.mail.waiting.Load() {
 		return false
 	}
 	p.spares = without(p.spares, w)

@@ -48,12 +48,12 @@ func (r *tapReader) readByCalls(w *worker, frames []rxFrame, most int) (got int)
 // included.
 func (r *tapReader) readByRing(w *worker, frames []rxFrame, got int) int {
 	for i := got; i < len(frames); i++ {
-		w.ring.ReadFixed(r.id, w.rxMem.addr(frames[i].at-r.vnetLen), uint32(r.readLen), bufRx, uint64(i))
+		w.uring.ring.ReadFixed(r.id, w.rxMem.addr(frames[i].at-r.vnetLen), uint32(r.readLen), bufRx, uint64(i))
 	}
 	w.tally[Syscalls]++
 	w.tally[TapReadCalls]++
-	_, err := w.ring.Submit()
-	for _, c := range w.cqes[:w.ring.Completions(w.cqes[:])] {
+	_, err := w.uring.ring.Submit()
+	for _, c := range w.uring.cqes[:w.uring.ring.Completions(w.uring.cqes[:])] {
 		frames[c.User].n = max(int(c.Res), 0)
 	}
 	if err != nil {
@@ -95,13 +95,13 @@ func (r *tapReader) compare(w *worker) {
 
 		start = time.Now()
 		for range calls {
-			w.ring.Read(r.id, 0, 0, 0)
+			w.uring.ring.Read(r.id, 0, 0, 0)
 		}
-		if _, err := w.ring.Submit(); err != nil {
+		if _, err := w.uring.ring.Submit(); err != nil {
 			w.ringFailed(err)
 			return
 		}
-		w.ring.Completions(w.cqes[:])
+		w.uring.ring.Completions(w.uring.cqes[:])
 		least[1] = min(least[1], time.Since(start))
 	}
 	w.reads.ringSlow, w.reads.compared = least[1] > least[0], true

@@ -161,7 +161,7 @@ func (r *tapReader) endless() bool { return r.run >= rxSure }
 // takes longer than a system call for each packet, only an endless run is, because it
 // then makes fewer calls.
 func (r *tapReader) usesRing(w *worker) bool {
-	return w.ring != nil && r.byRing && (!w.reads.ringSlow || r.endless())
+	return w.uring.ring != nil && r.byRing && (!w.reads.ringSlow || r.endless())
 }
 
 // read reads up to want packets into the rx arena and returns them. full says that there
@@ -255,7 +255,7 @@ func (r *tapReader) aim(w *worker, q *Queue) bool {
 	to := &w.reads.pages
 	to.extras, to.pages = r.largeExtras, int(slotsOf(q.maxRx))
 	i := q.rx.ReqCons()
-	var from, end uintptr // start and end of the piece that is not in w.iov yet
+	var from, end uintptr // start and end of the piece that is not in w.uring.iov yet
 	pieces := 1
 	for k := range to.reqs[:to.pages] {
 		req := q.rx.Request(i)
@@ -271,13 +271,13 @@ func (r *tapReader) aim(w *worker, q *Queue) bool {
 			i = i.Add(to.extras)
 			from = addr + rxHead
 		case addr != end:
-			w.iov.Set(pieces, from, uint32(end-from))
+			w.uring.iov.Set(pieces, from, uint32(end-from))
 			pieces++
 			from = addr
 		}
 		end = addr + netif.PageSize
 	}
-	w.iov.Set(pieces, from, uint32(end-from))
+	w.uring.iov.Set(pieces, from, uint32(end-from))
 	to.pieces = pieces + 1
 	return true
 }
@@ -286,10 +286,10 @@ func (r *tapReader) aim(w *worker, q *Queue) bool {
 // bytes to at of the rx arena, the rest into the pages. It returns the packet's
 // length without the vnet header.
 func (r *tapReader) readToPages(w *worker, at int) (n int, err unix.Errno) {
-	w.iov.Set(0, w.rxMem.addr(at-r.vnetLen), uint32(r.vnetLen+rxHead))
+	w.uring.iov.Set(0, w.rxMem.addr(at-r.vnetLen), uint32(r.vnetLen+rxHead))
 	w.tally[Syscalls]++
 	w.tally[TapReadCalls]++
-	got, _, e := unix.RawSyscall(unix.SYS_READV, uintptr(r.tap.FD()), w.iov.At(0), uintptr(w.reads.pages.pieces))
+	got, _, e := unix.RawSyscall(unix.SYS_READV, uintptr(r.tap.FD()), w.uring.iov.At(0), uintptr(w.reads.pages.pieces))
 	if e == 0 {
 		r.lastLarge = int(got)-r.vnetLen > smallPacket
 	}

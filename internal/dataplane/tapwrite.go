@@ -42,7 +42,7 @@ type tapWriter struct {
 func (o *tapWriter) begin(q *Queue, b *txBatch) {
 	o.q, o.queued, o.trap = q, 0, unix.SYS_WRITE
 	n := b.nPkts
-	o.uring = o.w.ring != nil && n >= uringMin && (o.oneCPU || int(b.bytes) <= n*smallPacket)
+	o.uring = o.w.uring.ring != nil && n >= uringMin && (o.oneCPU || int(b.bytes) <= n*smallPacket)
 }
 
 // direct reports whether the next write is a system call of the kind that is queued.
@@ -52,7 +52,7 @@ func (o *tapWriter) direct() bool { return !o.uring && o.trap == unix.SYS_WRITE 
 func (o *tapWriter) write(i, off, n int) {
 	addr := o.w.txMem.addr(off)
 	if o.uring {
-		o.w.ring.WriteFixed(o.q.id, addr, uint32(n), bufTx, uint64(i))
+		o.w.uring.ring.WriteFixed(o.q.id, addr, uint32(n), bufTx, uint64(i))
 		o.queued++
 		return
 	}
@@ -62,12 +62,12 @@ func (o *tapWriter) write(i, off, n int) {
 	o.call(i, addr, n)
 }
 
-// writev sends the n pieces in w.iov from first on as packet i. They must not change
+// writev sends the n pieces in w.uring.iov from first on as packet i. They must not change
 // until flush.
 func (o *tapWriter) writev(i, first, n int) {
-	addr := o.w.iov.At(first)
+	addr := o.w.uring.iov.At(first)
 	if o.uring {
-		o.w.ring.Writev(o.q.id, addr, uint32(n), uint64(i))
+		o.w.uring.ring.Writev(o.q.id, addr, uint32(n), uint64(i))
 		o.queued++
 		return
 	}
@@ -138,9 +138,9 @@ func (o *tapWriter) submit(b *txBatch) {
 	w := o.w
 	w.tally[TapWriteCalls]++
 	w.tally[Syscalls]++
-	_, err := w.ring.Submit()
-	n := w.ring.Completions(w.cqes[:])
-	for _, c := range w.cqes[:n] {
+	_, err := w.uring.ring.Submit()
+	n := w.uring.ring.Completions(w.uring.cqes[:])
+	for _, c := range w.uring.cqes[:n] {
 		o.done(&b.pkts[c.User], unix.Errno(max(-c.Res, 0)))
 	}
 	if lost := o.queued - n; lost > 0 {

@@ -373,7 +373,7 @@ func TestAnIoUringThatFails(t *testing.T) {
 			f := b.front()
 			f.post(100)
 			b.settle()
-			must(t, b.w.ring.Close()) // Submit fails, as if the kernel had turned against it
+			must(t, b.w.uring.ring.Close()) // Submit fails, as if the kernel had turned against it
 			if rx {
 				b.queue().reader.expected = 30
 				for i := range 30 {
@@ -395,7 +395,7 @@ func TestAnIoUringThatFails(t *testing.T) {
 					t.Errorf("answers (-want +got):\n%s", diff)
 				}
 			}
-			if len(b.warned) != 1 || b.w.ring != nil {
+			if len(b.warned) != 1 || b.w.uring.ring != nil {
 				t.Errorf("warned %v", b.warned)
 			}
 			b.works(t, 0)

@@ -70,34 +70,48 @@ type account struct {
 	homeAt time.Time // when a slow vif may go back to the others; see slowcopy.go
 }
 
+// scheduler decides which vif of a worker has the next turn, and how long it may take.
+type scheduler struct {
+	accounts []*account // one for each vif that has queues here
+	ready    []*account // vifs that have work, in the order of their turns
+	turns    []*account // vifs of the current round; nil: gone since
+	resting  []*account
+
+	last    *account             // vif of the last measured turn that was not costly; nil: gone since
+	lastAt  time.Time            // end of that turn
+	otherAt time.Time            // end of the last such turn of another vif
+	cpu     func() time.Duration // processor time of the thread
+	cpuAt   time.Duration        // the same at the start of the turn
+}
+
 // open returns the account of a connection with one more queue.
-func (w *worker) open(c *Conn) *account {
-	for _, a := range w.accounts {
+func (s *scheduler) open(c *Conn) *account {
+	for _, a := range s.accounts {
 		if a.conn == c {
 			a.queues++
 			return a
 		}
 	}
 	a := &account{conn: c, queues: 1}
-	w.accounts = append(w.accounts, a)
+	s.accounts = append(s.accounts, a)
 	return a
 }
 
 // leave takes a queue out of its account, and removes the account with the last one.
-func (w *worker) leave(q *Queue) {
+func (s *scheduler) leave(q *Queue) {
 	a := q.account
 	a.ready = without(a.ready, q)
 	if a.queues--; a.queues > 0 {
 		return
 	}
-	w.accounts = without(w.accounts, a)
-	w.ready = without(w.ready, a)
-	w.resting = without(w.resting, a)
-	if i := slices.Index(w.turns, a); i >= 0 {
-		w.turns[i] = nil // round iterates over the list
+	s.accounts = without(s.accounts, a)
+	s.ready = without(s.ready, a)
+	s.resting = without(s.resting, a)
+	if i := slices.Index(s.turns, a); i >= 0 {
+		s.turns[i] = nil // round iterates over the list
 	}
-	if w.last == a {
-		w.last = nil
+	if s.last == a {
+		s.last = nil
 	}
 }
 
@@ -110,33 +124,36 @@ func without[T comparable](list []T, x T) []T {
 }
 
 // schedule gives a queue a turn, unless it has one coming or is in breach.
-func (w *worker) schedule(q *Queue) {
+func (s *scheduler) schedule(q *Queue) {
 	if q.ready || q.breached {
 		return
 	}
 	q.ready = true
 	q.account.ready = append(q.account.ready, q)
-	w.list(q.account)
+	s.list(q.account)
 }
 
 // list adds a vif to the next round if it has work and does not rest.
-func (w *worker) list(a *account) {
+func (s *scheduler) list(a *account) {
 	if len(a.ready) > 0 && !a.listed && a.rest.IsZero() {
 		a.listed = true
-		w.ready = append(w.ready, a)
+		s.ready = append(s.ready, a)
 	}
 }
+
+// shared reports whether there are several vifs.
+func (s *scheduler) shared() bool { return len(s.accounts) > 1 }
 
 // round gives every vif that has work its turns. Mail is read between any two turns, so
 // that it does not wait for the whole round.
 func (w *worker) round() {
-	w.turns, w.ready = w.ready, w.turns[:0]
-	for i := range w.turns {
-		if a := w.turns[i]; a != nil && w.failed == nil {
+	w.sched.turns, w.sched.ready = w.sched.ready, w.sched.turns[:0]
+	for i := range w.sched.turns {
+		if a := w.sched.turns[i]; a != nil && w.failed == nil {
 			w.serveVif(a)
 		}
 	}
-	w.turns = w.turns[:0]
+	w.sched.turns = w.sched.turns[:0]
 }
 
 // serveVif gives a vif its turns of a round: one for each queue that has work, or as
@@ -145,7 +162,7 @@ func (w *worker) serveVif(a *account) {
 	a.listed = false
 	a.left = min(a.left+roundPart, roundPart)
 	turns := len(a.ready)
-	if w.shared() {
+	if w.sched.shared() {
 		turns = max(turns, turnsPerRound)
 	}
 	for ; turns > 0 && a.left > 0 && len(a.ready) > 0; turns-- {
@@ -153,33 +170,30 @@ func (w *worker) serveVif(a *account) {
 		a.ready = slices.Delete(a.ready, 0, 1)
 		q.ready = false
 		if w.turn(q) {
-			w.schedule(q)
+			w.sched.schedule(q)
 		}
 		w.setTimer(q)
 		if w.mail.waiting.Load() {
 			w.readMail()
 		}
-		if w.busy >= busyLimit && w.shared() {
+		if w.busy >= busyLimit && w.sched.shared() {
 			// The turns of one vif must not delay the events of others.
 			if w.failed = w.poll(0); w.failed != nil {
 				break
 			}
 		}
 	}
-	w.list(a)
+	w.sched.list(a)
 }
-
-// shared reports whether the worker serves several vifs.
-func (w *worker) shared() bool { return len(w.accounts) > 1 }
 
 // clockIn returns the time at which the coming turn begins, or the zero time if turns
 // are not measured.
 func (w *worker) clockIn(q *Queue) time.Time {
-	if !w.shared() {
+	if !w.sched.shared() {
 		return time.Time{}
 	}
 	if q.account.suspect > 0 {
-		w.cpuAt = w.cpu()
+		w.sched.cpuAt = w.sched.cpu()
 	}
 	return w.time()
 }
@@ -208,52 +222,61 @@ func (w *worker) clockOut(q *Queue, start time.Time) {
 	}
 	a := q.account
 	a.left -= took
-	w.judge(a, start, took, w.tally[TxPackets]+w.tally[RxPackets])
-	if a.costly {
-		return
+	if d := w.sched.judge(a, start, took, w.tally[TxPackets]+w.tally[RxPackets]); d > 0 {
+		w.rest(a, d)
 	}
-	if w.last != a {
-		w.last, w.otherAt = a, w.lastAt
-	}
-	w.lastAt = w.now
+	w.sched.ended(a, w.now)
 }
 
 // judge decides whether a vif is costly, from a turn that began at start and took so long
-// for so many packets. A costly vif rests if others were served lately.
-func (w *worker) judge(a *account, start time.Time, took time.Duration, packets uint32) {
+// for so many packets. It returns how long the vif is to rest: a costly one does if others
+// were served lately.
+func (s *scheduler) judge(a *account, start time.Time, took time.Duration, packets uint32) (rest time.Duration) {
 	limit := costlyPacket * time.Duration(max(packets, 1))
 	long := took > limit
-	switch {
-	case a.suspect == 0:
+	if a.suspect == 0 {
 		a.costly = false
-	default:
+	} else {
 		a.suspect--
-		if !long {
-			break
-		}
-		if w.cpu()-w.cpuAt <= limit {
-			break // the thread waited for the processor, or in a copy
-		}
-		a.costly = true
-		other := w.lastAt
-		if w.last == a {
-			other = w.otherAt
-		}
-		if start.Sub(other) < restFor {
-			w.rest(a, min(restTimes*took, maxRest))
+		// If not, the thread waited for the processor, or in a copy.
+		if long && s.cpu()-s.cpuAt > limit {
+			a.costly = true
+			if start.Sub(s.otherEnd(a)) < restFor {
+				rest = min(restTimes*took, maxRest)
+			}
 		}
 	}
 	if long {
 		a.suspect = suspectTurns
 	}
+	return rest
+}
+
+// otherEnd returns the end of the last turn of a vif that is not costly, other than a.
+func (s *scheduler) otherEnd(a *account) time.Time {
+	if s.last == a {
+		return s.otherAt
+	}
+	return s.lastAt
+}
+
+// ended records the end of a turn of a vif, unless it is costly.
+func (s *scheduler) ended(a *account, at time.Time) {
+	if a.costly {
+		return
+	}
+	if s.last != a {
+		s.last, s.otherAt = a, s.lastAt
+	}
+	s.lastAt = at
 }
 
 // rest makes a vif rest for d.
 func (w *worker) rest(a *account, d time.Duration) {
 	a.rest = w.now.Add(d)
 	a.left = 0
-	w.resting = append(w.resting, a)
-	w.alarm = earlier(w.alarm, a.rest)
+	w.sched.resting = append(w.sched.resting, a)
+	w.timers.alarm = earlier(w.timers.alarm, a.rest)
 	w.tally[Rests]++
 }
 
@@ -269,13 +292,13 @@ func threadTime() time.Duration {
 
 // wake ends the rests whose time is over.
 func (w *worker) wake() {
-	w.resting = slices.DeleteFunc(w.resting, func(a *account) bool {
+	w.sched.resting = slices.DeleteFunc(w.sched.resting, func(a *account) bool {
 		if w.time().Before(a.rest) {
-			w.alarm = earlier(w.alarm, a.rest)
+			w.timers.alarm = earlier(w.timers.alarm, a.rest)
 			return false
 		}
 		a.rest = time.Time{}
-		w.list(a)
+		w.sched.list(a)
 		return true
 	})
 }

@@ -166,7 +166,7 @@ func TestACostlyVifRests(t *testing.T) {
 				used[i] += cost
 			}
 		}
-		b.w.cpu = func() time.Duration { return used[0] + used[1] }
+		b.w.sched.cpu = func() time.Duration { return used[0] + used[1] }
 		busy := func(fronts ...*front) {
 			used = [2]time.Duration{}
 			for end := b.now.Add(time.Second); b.now.Before(end); {
@@ -179,7 +179,7 @@ func TestACostlyVifRests(t *testing.T) {
 				}
 				must(t, b.w.poll(0))
 				b.w.expire()
-				if len(b.w.ready) == 0 {
+				if len(b.w.sched.ready) == 0 {
 					b.now = b.now.Add(cheap) // sleeps
 				}
 				b.w.round()
@@ -212,7 +212,7 @@ func TestACostlyVifRests(t *testing.T) {
 func TestATurnThatOnlySeemsLong(t *testing.T) {
 	inModes(t, allModes[:1], func(t *testing.T, m mode) {
 		b, conns := neighbours(t, m)
-		b.w.cpu = func() time.Duration { return 0 }
+		b.w.sched.cpu = func() time.Duration { return 0 }
 		for range 20 {
 			for _, f := range b.fronts {
 				f.answers()
@@ -247,7 +247,7 @@ func TestSlowTurnsTakeLess(t *testing.T) {
 			f.fill()
 			f.push()
 			must(t, b.w.poll(0))
-			b.w.schedule(q)
+			b.w.sched.schedule(q)
 			for q.stats.Load(TxPackets) == before {
 				b.w.round()
 			}
@@ -308,15 +308,15 @@ func TestDetachWithinARound(t *testing.T) {
 			for _, i := range []int{first, 1 - first} {
 				b.fronts[i].put(packet{frame: udp(18, 1)})
 				b.fronts[i].push()
-				b.w.schedule(conns[i].queues[0])
+				b.w.sched.schedule(conns[i].queues[0])
 			}
 			b.w.round()
 			b.settle()
 			if n := conns[first].Stats(0).Load(TxPackets); n != 1 {
 				t.Errorf("%d packets of the vif that stays, want 1", n)
 			}
-			if len(b.w.accounts) != 1 {
-				t.Errorf("%d accounts, want 1", len(b.w.accounts))
+			if len(b.w.sched.accounts) != 1 {
+				t.Errorf("%d accounts, want 1", len(b.w.sched.accounts))
 			}
 		}
 	})
@@ -345,8 +345,8 @@ func TestCloseIsOneCall(t *testing.T) {
 		}
 		close(goOn)
 		<-closed
-		if len(w.accounts) != 0 {
-			t.Errorf("%d accounts are left", len(w.accounts))
+		if len(w.sched.accounts) != 0 {
+			t.Errorf("%d accounts are left", len(w.sched.accounts))
 		}
 	})
 }

@@ -336,7 +336,7 @@ func (w *worker) collect(dst []byte, q *Queue, b *txBatch, p *txPacket) (n int) 
 	return n
 }
 
-// pieces lists a scattered packet's pieces, vnet header included, in w.iov from first
+// pieces lists a scattered packet's pieces, vnet header included, in w.uring.iov from first
 // on, and returns their number. Adjacent slots, as static grants often are, become one
 // piece, which is cheaper for the kernel.
 func (w *worker) pieces(b *txBatch, p *txPacket, first, vnet int) (n int) {
@@ -355,11 +355,11 @@ func (w *worker) pieces(b *txBatch, p *txPacket, first, vnet int) (n int) {
 			size += more
 			continue
 		}
-		w.iov.Set(first+n, addr, uint32(size))
+		w.uring.iov.Set(first+n, addr, uint32(size))
 		n++
 		addr, size = from, more
 	}
-	w.iov.Set(first+n, addr, uint32(size))
+	w.uring.iov.Set(first+n, addr, uint32(size))
 	return n + 1
 }
 
@@ -403,19 +403,19 @@ func (w *worker) writeFinished(q *Queue, b *txBatch, p *txPacket) {
 // writeSegments cuts a packet into segments and writes them. If one is refused the rest
 // is dropped: the receiver cannot use it.
 func (w *worker) writeSegments(b *txBatch, p *txPacket, frame []byte, mss int) {
-	s := &w.segmenter
+	s := &w.plain.segmenter
 	if err := s.Init(frame, mss); err != nil {
 		w.dropTx(b, p)
 		return
 	}
 	w.tally[Segmented]++
 	for range s.Left() {
-		n, err := s.Next(w.segment)
+		n, err := s.Next(w.plain.segment)
 		if err != nil {
 			w.dropTx(b, p)
 			return
 		}
-		if e := w.out.put(w.segment[:n]); e != 0 {
+		if e := w.out.put(w.plain.segment[:n]); e != 0 {
 			w.out.done(p, e)
 			return
 		}
@@ -425,5 +425,5 @@ func (w *worker) writeSegments(b *txBatch, p *txPacket, frame []byte, mss int) {
 
 // gather copies a scattered packet into one piece.
 func (w *worker) gather(q *Queue, b *txBatch, p *txPacket) []byte {
-	return w.linear[:w.collect(w.linear[:p.total], q, b, p)]
+	return w.plain.linear[:w.collect(w.plain.linear[:p.total], q, b, p)]
 }

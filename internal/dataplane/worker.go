@@ -39,75 +39,66 @@ const (
 
 // worker is one thread of the data plane.
 type worker struct {
-	index int
-	pool  *Pool
-	mail  mailbox
-	done  chan struct{}
-	clock func() time.Time
-	cpu   func() time.Duration // processor time of this thread
-
-	epfd   int
-	events [64]unix.EpollEvent
-	ring   *iouring.Ring // nil: plain system calls
+	index  int
+	pool   *Pool
+	mail   mailbox
+	load   int           // queues attached; guarded by pool.mu
+	closed bool          // by mail
+	failed error         // reason to end the worker; nil: none
+	done   chan struct{} // closed when the thread has ended
 
 	queues []*Queue // by id; nil where free
-	timed  []*Queue // queues that have a deadline
-
-	accounts []*account // one for each vif that has queues here
-	ready    []*account // vifs that have work, in the order of their turns
-	turns    []*account // vifs of the current round; nil: gone since
-	resting  []*account
-	last     *account      // vif of the last measured turn that was not costly; nil: gone since
-	lastAt   time.Time     // end of that turn
-	otherAt  time.Time     // end of the last such turn of another vif
-	cpuAt    time.Duration // processor time at the start of the turn
-
-	failed error // reason to end the worker; nil: none
-
+	sched  scheduler
+	epoll  poller
+	timers timers
 	copies copyWatch
-
-	load int // queues attached; guarded by pool.mu
-
-	now    time.Time // see time; zero: not read yet
-	alarm  time.Time // no deadline of timed is earlier; zero if there is none
-	busy   int       // units of work since the last poll; see busyLimit
-	tally  tally
-	closed bool
-
-	tx    txBatch
-	rx    rxBatch
-	out   tapWriter
-	txMem arenaMem
-	rxMem arenaMem
-	reads tapReads
-
-	pullAt int
-	iov    *iouring.Iovecs
-	cqes   [batchPackets]iouring.Completion
+	clock  func() time.Time
+	now    time.Time      // see time; zero: not read yet
+	busy   int            // units of work since the last poll; see busyLimit
+	tally  tally          // of the current turn
 	ports  [4]evtchn.Port // ports that fired; on the stack it would escape
 
-	// For TAPs without vnet header.
+	// A batch of packets each way.
+	tx     txBatch
+	rx     rxBatch
+	txMem  arenaMem
+	rxMem  arenaMem
+	pullAt int // where the next pulled head goes in txMem
+	out    tapWriter
+	reads  tapReads
+	uring  ringIO
+	plain  plainTap
+}
+
+// ringIO is what a worker reads and writes TAPs with in batches.
+type ringIO struct {
+	ring *iouring.Ring // nil: plain system calls
+	iov  *iouring.Iovecs
+	cqes [batchPackets]iouring.Completion
+}
+
+// plainTap is memory for packets to a TAP without vnet header.
+type plainTap struct {
 	linear    []byte
 	segment   []byte
 	segmenter offload.Segmenter
 }
 
-// Kinds of epoll event, in EpollEvent.Pad. Fd has the queue's id.
-const (
-	onMail = iota
-	onEvtchn
-	onTap
-)
+// timers are the deadlines of a worker.
+type timers struct {
+	queues []*Queue  // queues that have a deadline
+	alarm  time.Time // no deadline is earlier; zero: there is none
+}
 
 func newWorker(p *Pool, index int) (_ *worker, err error) {
 	w := &worker{
-		index: index, pool: p, epfd: -1,
-		mail:    mailbox{fd: -1},
-		done:    make(chan struct{}),
-		clock:   time.Now,
-		cpu:     threadTime,
-		linear:  make([]byte, linearBytes),
-		segment: make([]byte, linearBytes),
+		index: index, pool: p,
+		mail:  mailbox{fd: -1},
+		done:  make(chan struct{}),
+		sched: scheduler{cpu: threadTime},
+		epoll: poller{fd: -1},
+		clock: time.Now,
+		plain: plainTap{linear: make([]byte, linearBytes), segment: make([]byte, linearBytes)},
 	}
 	w.out.w, w.out.oneCPU = w, runtime.NumCPU() == 1
 	defer func() {
@@ -115,13 +106,13 @@ func newWorker(p *Pool, index int) (_ *worker, err error) {
 			w.release()
 		}
 	}()
-	if w.epfd, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
-		return nil, fmt.Errorf("epoll: %w", err)
+	if err = w.epoll.open(); err != nil {
+		return nil, err
 	}
 	if err = w.mail.open(); err != nil {
 		return nil, err
 	}
-	if err = w.watch(unix.EPOLL_CTL_ADD, w.mail.fd, 0, onMail, unix.EPOLLIN); err != nil {
+	if err = w.epoll.watch(unix.EPOLL_CTL_ADD, w.mail.fd, 0, onMail, unix.EPOLLIN); err != nil {
 		return nil, err
 	}
 	if w.txMem, err = newArenaMem(txMemBytes); err != nil {
@@ -130,7 +121,7 @@ func newWorker(p *Pool, index int) (_ *worker, err error) {
 	if w.rxMem, err = newArenaMem(rxArenaBytes); err != nil {
 		return nil, err
 	}
-	if w.iov, err = iouring.NewIovecs(iovecs); err != nil {
+	if w.uring.iov, err = iouring.NewIovecs(iovecs); err != nil {
 		return nil, err
 	}
 	return w, nil
@@ -151,30 +142,30 @@ func (w *worker) openRing() error {
 		_ = r.Close()
 		return err
 	}
-	w.ring = r
+	w.uring.ring = r
 	return nil
 }
 
 // ringFailed closes the worker's io_uring. The worker uses plain system calls from then on.
 func (w *worker) ringFailed(err error) {
-	if w.ring != nil {
-		_ = w.ring.Close()
-		w.ring = nil
+	if w.uring.ring != nil {
+		_ = w.uring.ring.Close()
+		w.uring.ring = nil
 	}
 	w.pool.warn(fmt.Errorf("worker %d goes on without io_uring: %w", w.index, err))
 }
 
 // newRing replaces the io_uring, in which a turn that panicked may have left operations.
 func (w *worker) newRing() {
-	if w.ring == nil {
+	if w.uring.ring == nil {
 		return
 	}
-	_ = w.ring.Close()
-	w.ring = nil
+	_ = w.uring.ring.Close()
+	w.uring.ring = nil
 	err := w.openRing()
 	for _, q := range w.queues {
 		if q != nil && err == nil {
-			err = w.ring.SetFile(q.id, q.tap.FD())
+			err = w.uring.ring.SetFile(q.id, q.tap.FD())
 		}
 	}
 	if err != nil {
@@ -184,28 +175,17 @@ func (w *worker) newRing() {
 
 // release frees what newWorker and openRing took.
 func (w *worker) release() {
-	if w.ring != nil {
-		_ = w.ring.Close()
-		w.ring = nil
+	if w.uring.ring != nil {
+		_ = w.uring.ring.Close()
+		w.uring.ring = nil
 	}
-	if w.iov != nil {
-		_ = w.iov.Close()
+	if w.uring.iov != nil {
+		_ = w.uring.iov.Close()
 	}
 	w.txMem.close()
 	w.rxMem.close()
 	w.mail.close()
-	if w.epfd >= 0 {
-		_ = unix.Close(w.epfd)
-	}
-}
-
-// watch adds, changes or removes fd in the worker's epoll. Events name id and kind.
-func (w *worker) watch(op, fd, id int, kind int32, events uint32) error {
-	ev := unix.EpollEvent{Events: events, Fd: int32(id), Pad: kind}
-	if err := unix.EpollCtl(w.epfd, op, fd, &ev); err != nil {
-		return fmt.Errorf("epoll_ctl: %w", err)
-	}
-	return nil
+	w.epoll.close()
 }
 
 // attach starts to serve a queue. It runs on the worker's thread.
@@ -253,37 +233,37 @@ func (w *worker) enroll(q *Queue, id int) {
 	}
 	w.queues[id] = q
 	q.id, q.tapIn.armed = id, true
-	q.account = w.open(q.conn)
+	q.account = w.sched.open(q.conn)
 	q.tapIn.ready = !q.tapIn.gone
-	w.schedule(q)
+	w.sched.schedule(q)
 }
 
 // admit registers a queue's files with io_uring and epoll, under id.
 func (w *worker) admit(q *Queue, id int) error {
-	if w.ring != nil {
-		if err := w.ring.SetFile(id, q.tap.FD()); err != nil {
+	if w.uring.ring != nil {
+		if err := w.uring.ring.SetFile(id, q.tap.FD()); err != nil {
 			return err
 		}
-		q.reader.useRing(w, id, w.ring.NoWait(id))
+		q.reader.useRing(w, id, w.uring.ring.NoWait(id))
 	}
-	if err := w.watch(unix.EPOLL_CTL_ADD, q.events.FD(), id, onEvtchn, unix.EPOLLIN); err != nil || q.tapIn.gone {
+	if err := w.epoll.watch(unix.EPOLL_CTL_ADD, q.events.FD(), id, onEvtchn, unix.EPOLLIN); err != nil || q.tapIn.gone {
 		return err
 	}
-	return w.watch(unix.EPOLL_CTL_ADD, q.tap.FD(), id, onTap, unix.EPOLLIN)
+	return w.epoll.watch(unix.EPOLL_CTL_ADD, q.tap.FD(), id, onTap, unix.EPOLLIN)
 }
 
 // dismiss undoes admit, even if admit failed half way.
 func (w *worker) dismiss(q *Queue, id int) {
 	w.unwatch(q)
-	if w.ring != nil {
-		_ = w.ring.ClearFile(id)
+	if w.uring.ring != nil {
+		_ = w.uring.ring.ClearFile(id)
 	}
 }
 
 // unwatch removes a queue's files from epoll. It ignores files that are not there.
 func (w *worker) unwatch(q *Queue) {
-	_ = w.watch(unix.EPOLL_CTL_DEL, q.events.FD(), 0, onEvtchn, 0)
-	_ = w.watch(unix.EPOLL_CTL_DEL, q.tap.FD(), 0, onTap, 0)
+	_ = w.epoll.watch(unix.EPOLL_CTL_DEL, q.events.FD(), 0, onEvtchn, 0)
+	_ = w.epoll.watch(unix.EPOLL_CTL_DEL, q.tap.FD(), 0, onTap, 0)
 }
 
 // detachAll detaches all queues of a connection that belong to this worker. It runs on the
@@ -304,8 +284,8 @@ func (w *worker) detach(q *Queue) {
 	q.attached = false
 	w.dismiss(q, q.id)
 	w.queues[q.id] = nil
-	w.leave(q)
-	w.timed = without(w.timed, q)
+	w.sched.leave(q)
+	w.timers.queues = without(w.timers.queues, q)
 	q.endResteer()
 	q.backlog.close()
 	q.conn.cfg.Limiter.release(&q.rate.share)
@@ -326,7 +306,7 @@ func (w *worker) run(started chan<- struct{}) {
 
 	for !w.closed {
 		switch {
-		case len(w.ready) == 0:
+		case len(w.sched.ready) == 0:
 			w.failed = w.poll(w.timeout())
 		case w.busy >= busyLimit:
 			w.failed = w.poll(0)
@@ -360,15 +340,15 @@ func (w *worker) time() time.Time {
 // poll asks the kernel for events and waits for up to timeout milliseconds, or
 // for ever if that is negative.
 func (w *worker) poll(timeout int) error {
-	n, err := unix.EpollWait(w.epfd, w.events[:], timeout)
+	events, err := w.epoll.wait(timeout)
 	w.busy = 0
 	w.now = time.Time{}
-	if err != nil && !errors.Is(err, unix.EINTR) {
-		return fmt.Errorf("epoll_wait: %w", err)
+	if err != nil {
+		return err
 	}
 	mail := false
-	for i := range w.events[:max(n, 0)] {
-		ev := &w.events[i]
+	for i := range events {
+		ev := &events[i]
 		if ev.Pad == onMail {
 			mail = true
 			continue
@@ -378,12 +358,12 @@ func (w *worker) poll(timeout int) error {
 		case q == nil:
 		case ev.Pad == onEvtchn:
 			q.ev.fired = true
-			w.schedule(q)
+			w.sched.schedule(q)
 		case ev.Events&(unix.EPOLLERR|unix.EPOLLHUP) != 0:
 			w.tapGone(q)
 		default:
 			q.tapIn.ready = true
-			w.schedule(q)
+			w.sched.schedule(q)
 		}
 	}
 	// Mail comes last, because it may give an id to another queue.
@@ -489,7 +469,7 @@ func (w *worker) armTap(q *Queue) {
 		events = unix.EPOLLIN
 	}
 	w.tally[Syscalls]++
-	if err := w.watch(unix.EPOLL_CTL_MOD, q.tap.FD(), q.id, onTap, events); err == nil {
+	if err := w.epoll.watch(unix.EPOLL_CTL_MOD, q.tap.FD(), q.id, onTap, events); err == nil {
 		q.tapIn.armed = want
 	}
 }
@@ -530,7 +510,7 @@ func (w *worker) notify(q *Queue, p evtchn.Port) {
 // tapGone stops watching a TAP that was deleted, since epoll would report its error again
 // and again.
 func (w *worker) tapGone(q *Queue) {
-	_ = w.watch(unix.EPOLL_CTL_DEL, q.tap.FD(), 0, onTap, 0)
+	_ = w.epoll.watch(unix.EPOLL_CTL_DEL, q.tap.FD(), 0, onTap, 0)
 	q.tapIn.gone, q.tapIn.ready = true, false
 	q.conn.cfg.Notice(Notice{Kind: TapGone, Queue: q.index})
 }
@@ -553,12 +533,12 @@ func (w *worker) setTimer(q *Queue) {
 	if has := !d.IsZero(); has != q.timed {
 		q.timed = has
 		if has {
-			w.timed = append(w.timed, q)
+			w.timers.queues = append(w.timers.queues, q)
 		} else {
-			w.timed = without(w.timed, q)
+			w.timers.queues = without(w.timers.queues, q)
 		}
 	}
-	w.alarm = earlier(w.alarm, d)
+	w.timers.alarm = earlier(w.timers.alarm, d)
 }
 
 // earlier returns the earlier of two instants. The zero time means never.
@@ -571,15 +551,15 @@ func earlier(a, b time.Time) time.Time {
 
 // expire schedules the queues whose deadline has come, and the vifs whose rest is over.
 func (w *worker) expire() {
-	if w.alarm.IsZero() || w.time().Before(w.alarm) {
+	if w.timers.alarm.IsZero() || w.time().Before(w.timers.alarm) {
 		return
 	}
-	w.alarm = time.Time{}
+	w.timers.alarm = time.Time{}
 	w.wake()
-	for _, q := range w.timed {
+	for _, q := range w.timers.queues {
 		d := q.deadline()
 		if w.time().Before(d) {
-			w.alarm = earlier(w.alarm, d)
+			w.timers.alarm = earlier(w.timers.alarm, d)
 			continue
 		}
 		if !w.time().Before(q.rate.until) {
@@ -588,17 +568,17 @@ func (w *worker) expire() {
 		if !w.time().Before(q.blocked.pollAt) {
 			q.blocked.pollAt = time.Time{}
 		}
-		w.schedule(q)
+		w.sched.schedule(q)
 	}
 }
 
 // timeout returns the time to the next deadline in milliseconds, rounded up, or -1 if
 // there is none.
 func (w *worker) timeout() int {
-	if w.alarm.IsZero() {
+	if w.timers.alarm.IsZero() {
 		return -1
 	}
-	d := w.alarm.Sub(w.clock())
+	d := w.timers.alarm.Sub(w.clock())
 	if d <= 0 {
 		return 0
 	}

@@ -44,7 +44,7 @@ func (q *Queue) setXDPHeadroom(n int) {
 	}
 	q.sizePackets()
 	if !q.backlog.empty() {
-		q.worker.Load().schedule(q) // the head may need fewer slots now
+		q.worker.Load().sched.schedule(q) // the head may need fewer slots now
 	}
 }
 
