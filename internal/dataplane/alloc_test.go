@@ -53,7 +53,7 @@ func TestNoAllocation(t *testing.T) {
 		}},
 		{name: "segments to cut", rx: []hostFrame{{vnetOf(tagged, 1400), tagged.Bytes()}}, counts: Segmented},
 		{name: "packets that wait for slots", rx: []hostFrame{{Frame: udp(18, 1)}, {Frame: udp(18, 1)}}, counts: RxParked, set: func(b *bed) {
-			b.queue().reader.expected = 16
+			b.queue().reader.run.expected = 16
 		}},
 		{name: "pages that cannot be written", rx: []hostFrame{{Frame: udp(18, 1)}}, counts: DropRxGrant, set: func(b *bed) {
 			for i := range frontPages {

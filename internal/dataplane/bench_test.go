@@ -301,8 +301,8 @@ func (l *lane) rxRun(b *benchFrame, h *filler, batch int, overhead time.Duration
 	before := l.stat(RxPackets)
 	// Rows of other batches are other queues, as far as that matters.
 	q := l.queue()
-	q.reader.expected, q.reader.previous = l.hist[batch][0], l.hist[batch][1]
-	defer func() { l.hist[batch] = [2]int{q.reader.expected, q.reader.previous} }()
+	q.reader.run.expected, q.reader.run.previous = l.hist[batch][0], l.hist[batch][1]
+	defer func() { l.hist[batch] = [2]int{q.reader.run.expected, q.reader.run.previous} }()
 	for done := -b.warm(); done < b.run; done += batch {
 		l.repost()
 		if err := h.fill(b, batch); err != nil {

@@ -580,7 +580,7 @@ func TestRxBacklog(t *testing.T) {
 			h := hostFrame{vnetOf(tt.frame, 1448), tt.frame.Bytes()}
 			f.post(256)
 			b.settle()
-			b.queue().reader.expected = rxReads
+			b.queue().reader.run.expected = rxReads
 			for range rxReads {
 				b.host.send(h)
 			}
@@ -680,7 +680,7 @@ func TestRxReadsInVain(t *testing.T) {
 				got := min(want, left)
 				left -= got
 				// As tapReader.read does it.
-				switch sure := r.endless(); {
+				switch sure := r.run.endless(); {
 				case want <= rxFew:
 					calls += min(got+1, want)
 				case got == 0 && !sure:
@@ -694,7 +694,7 @@ func TestRxReadsInVain(t *testing.T) {
 						posted--
 					}
 				}
-				if more := r.note(got, got == want); !more && left == 0 {
+				if more := r.run.note(got, got == want); !more && left == 0 {
 					break
 				}
 			}
@@ -732,7 +732,7 @@ func TestRxWhereIoUringIsDear(t *testing.T) {
 				t.Error("nothing was compared")
 			}
 			b.w.reads.ringSlow = tt.dear
-			q.reader.run, q.reader.expected, q.reader.previous = tt.run, tt.run+64, tt.run+64
+			q.reader.run.read, q.reader.run.expected, q.reader.run.previous = tt.run, tt.run+64, tt.run+64
 			before := b.stat(TapReadCalls)
 			b.settle()
 			if diff := cmp.Diff(want, framesOf(f.received())); diff != "" {
@@ -828,7 +828,7 @@ func TestRxGrantThatFails(t *testing.T) {
 			for i := range NumCounters {
 				b.queue().stats.n[i].Store(0)
 			}
-			b.queue().reader.expected, b.queue().reader.someLarge = 3, true
+			b.queue().reader.run.expected, b.queue().reader.large.some = 3, true
 			tt.break_(f)
 			b.host.sendPlain(udp(10, 1), large, udp(11, 3))
 			b.settle()

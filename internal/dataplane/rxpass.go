@@ -100,7 +100,7 @@ func (w *worker) rxFromTap(q *Queue, b *rxBatch) (more bool) {
 	}
 	r := &q.reader
 	for left := rxParts * rxReads; left > 0 && q.tapIn.ready; {
-		if r.lastLarge && q.readsToPages() && w.rxToPages(q, b) {
+		if r.large.last && q.readsToPages() && w.rxToPages(q, b) {
 			break
 		}
 		t := r.next(w, int(b.free), left, q.blocked.stale)
@@ -117,7 +117,7 @@ func (w *worker) rxFromTap(q *Queue, b *rxBatch) (more bool) {
 			q.blocked.stale = 0
 		}
 		if !q.backlog.empty() {
-			r.restart() // segments pass through the backlog even if there are slots
+			r.run.restart() // segments pass through the backlog even if there are slots
 			break
 		}
 		if t.large || b.free == 0 {

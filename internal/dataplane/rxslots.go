@@ -96,7 +96,7 @@ func (w *worker) countExtras(q *Queue, n int, plan *offload.RxPlan, hashed bool)
 		}
 	}
 	if n > smallPacket {
-		q.reader.noteLarge(q.extraSlots(plan, hashed))
+		q.reader.hint(q.extraSlots(plan, hashed))
 	}
 }
 

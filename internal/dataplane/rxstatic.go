@@ -24,30 +24,31 @@ func (q *Queue) readsToPages() bool {
 // because there are too few slots or not all of them are static grants.
 func (w *worker) rxToPages(q *Queue, b *rxBatch) (end bool) {
 	r := &q.reader
-	want := r.wantLarge()
+	want := r.run.wantLarge()
 	for i := range want {
-		if b.free < slotsOf(q.maxRx)+r.largeExtras || !r.aim(w, q) {
-			r.goOn(i)
-			return i > 0
-		}
 		at := rxFrameAt(i, true)
-		n, err := r.readToPages(w, at)
+		n, aimed, err := 0, false, unix.Errno(0)
+		if b.free >= slotsOf(q.maxRx)+r.large.extras {
+			n, aimed, err = r.nextToPages(w, q, at)
+		}
 		switch {
+		case !aimed:
+			r.run.read += i
+			return i > 0
 		case err == unix.EFAULT:
 			w.tally[DropRxGrant]++
-			r.pagesFailed()
 			return true
 		case err != 0:
-			q.tapIn.ready = r.note(i, false)
+			q.tapIn.ready = r.run.note(i, false)
 			return true
 		}
 		w.planLarge(q, b, at, n)
-		if !r.lastLarge || !q.backlog.empty() {
-			r.goOn(i + 1)
+		if !r.large.last || !q.backlog.empty() {
+			r.run.read += i + 1
 			return true
 		}
 	}
-	q.tapIn.ready = r.note(want, true)
+	q.tapIn.ready = r.run.note(want, true)
 	return true
 }
 

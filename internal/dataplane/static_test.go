@@ -552,8 +552,8 @@ func TestLargeReadAfterHashingEnds(t *testing.T) {
 				b.host.send(hostFrame{vnetOf(hashed, 1448), hashed.Bytes()})
 				b.settle()
 			}
-			if got := f.received(); len(got) != 2 || b.queue().reader.largeExtras != 2 {
-				t.Fatalf("%d packets, %d extras of the last one", len(got), b.queue().reader.largeExtras)
+			if got := f.received(); len(got) != 2 || b.queue().reader.large.extras != 2 {
+				t.Fatalf("%d packets, %d extras of the last one", len(got), b.queue().reader.large.extras)
 			}
 			b.queue().setHash(nil)
 			avail, err := b.queue().rx.Available()

@@ -38,22 +38,12 @@ const (
 )
 
 // tapReader decides how the packets of one TAP queue are read: how many at a time,
-// with which system calls, and to which places of the rx arena. It estimates from
-// past reads how many packets wait and how large they are. It belongs to the queue's
-// worker, whose memory and io_uring it uses.
+// with which system calls, and to which places. It estimates from past reads how many
+// packets wait and how large they are. It belongs to the queue's worker, whose memory and
+// io_uring it uses.
 //
-// A run is a sequence of packets between two empty reads. Its length decides how many
-// packets the next read asks for; an empty read is expensive with io_uring:
-//
-//	run        packets read       the next read asks for
-//	first      0, none expected   1
-//	within     < expected         expected - read
-//	beyond     >= expected        read/4, at least rxFew; rxCalls without io_uring
-//	endless    >= rxSure          the same, without a system call before io_uring
-//
-// A full read continues the run. A short one ends it; the next run is expected to be as
-// long as the shorter one of the last two. A read that asks for one packet and gets it
-// ends the run as well; then two are expected.
+// next reads to the rx arena, nextToPages to the guest's pages. useRing, resize and hint
+// tell the reader what it cannot see itself.
 type tapReader struct {
 	tap     *tap.Queue
 	vnetLen int // bytes of vnet header on the TAP, 0 or tap.VnetHdrLen
@@ -62,16 +52,13 @@ type tapReader struct {
 	id     int  // number of the queue's file in the io_uring
 	byRing bool // the io_uring returns from reads that find nothing
 
-	// The run under way and those before it, in packets.
-	run      int // read since the TAP was last found empty
-	expected int // expected length of the run
-	previous int // length of the run before
-
-	// Sizes.
-	someLarge   bool   // the last read brought large packets
-	lastLarge   bool   // the last packet was large
-	largeExtras uint32 // extra slots of the last large packet
-	slots       int    // maximum of slots that one packet takes
+	run   readRun
+	slots int // maximum of slots that one packet takes
+	large struct {
+		some   bool   // the last read brought large packets
+		last   bool   // the last packet was large
+		extras uint32 // extra slots of the last large packet
+	}
 }
 
 // tapRead is the result of one read.
@@ -92,76 +79,38 @@ func (r *tapReader) next(w *worker, free, most, atLeast int) (t tapRead) {
 	t.frames = frames
 	if n := len(t.frames); n > 0 {
 		t.large = r.measure(w, t.frames)
-		r.someLarge = t.large
+		r.large.some = t.large
 	}
 	t.empty = !full
-	t.more = r.note(len(t.frames), full)
+	t.more = r.run.note(len(t.frames), full)
 	return t
 }
 
-// want returns the number of packets to ask for, with free slots at hand. With io_uring
-// empty reads are expensive, so the number follows the length of the previous runs.
+// want returns the number of packets to ask for, with free slots at hand.
 func (r *tapReader) want(free int, byRing bool, atLeast int) int {
-	most := rxCalls
-	if byRing {
-		most = rxReads
-	}
-	want := most
-	switch {
-	case r.run < r.expected:
-		want = r.expected - r.run
-	case r.run == 0:
-		want = 1
-	case byRing:
-		// The run is longer than expected.
-		want = max(r.run/4, rxFew)
-	}
-	want = min(want, most, free)
-	if r.someLarge {
+	want := min(r.run.want(byRing), free)
+	if r.large.some {
 		// No more than slots and backlog can take if all of them are large.
 		want = min(want, free/r.slots+backlogFrames)
 	}
 	return max(want, 1, min(atLeast, rxReads))
 }
 
-// note updates the estimate after a read of got packets, and reports whether to read
-// again at once. full says that the read brought all it asked for.
-func (r *tapReader) note(got int, full bool) (more bool) {
-	r.run += got
-	// After a single packet, epoll finds out whether there is another as cheaply as
-	// an empty read.
-	if full && got > 1 {
-		return true
-	}
-	// The next run is expected to be like the shorter one of the last two: an empty
-	// read costs more than one more read.
-	if full {
-		r.expected = 2
-	} else {
-		r.expected, r.previous = min(r.run, r.previous), r.run
-	}
-	r.run = 0
-	return false
-}
-
-// restart forgets the run under way and expects a single packet.
-func (r *tapReader) restart() { r.run, r.expected = 0, 1 }
-
 // resize sets the maximum of slots that one packet takes, and forgets the extras of the
 // last large packet.
 func (r *tapReader) resize(slots int) {
-	r.lastLarge, r.largeExtras = false, 0
+	r.large.last, r.large.extras = false, 0
 	r.slots = slots
 }
 
-// endless reports whether the run is so long that the next read is expected to succeed.
-func (r *tapReader) endless() bool { return r.run >= rxSure }
+// hint tells the extra slots that a large packet took.
+func (r *tapReader) hint(extras uint32) { r.large.extras = extras }
 
 // usesRing reports whether the next packets are read with io_uring. On hosts where that
 // takes longer than a system call for each packet, only an endless run is, because it
 // then makes fewer calls.
 func (r *tapReader) usesRing(w *worker) bool {
-	return w.uring.ring != nil && r.byRing && (!w.reads.ringSlow || r.endless())
+	return w.uring.ring != nil && r.byRing && (!w.reads.ringSlow || r.run.endless())
 }
 
 // read reads up to want packets into the rx arena and returns them. full says that there
@@ -172,14 +121,14 @@ func (r *tapReader) usesRing(w *worker) bool {
 func (r *tapReader) read(w *worker, want int) (frames []rxFrame, full bool) {
 	s := &w.reads
 	byRing := want > rxFew && r.usesRing(w)
-	dense := !byRing && !r.someLarge
+	dense := !byRing && !r.large.some
 	frames = s.frames[:want]
 	for i := range frames {
 		at := s.used + i
 		if dense {
 			at = rxDenseAt(at)
 		} else {
-			at = rxFrameAt(at, r.someLarge)
+			at = rxFrameAt(at, r.large.some)
 		}
 		frames[i] = rxFrame{at: at}
 	}
@@ -193,7 +142,7 @@ func (r *tapReader) read(w *worker, want int) (frames []rxFrame, full bool) {
 		return frames[:got], got == want || got > 0 && frames[got-1].overruns(r.vnetLen)
 	}
 	got := 0
-	if !r.endless() {
+	if !r.run.endless() {
 		if r.readByCalls(w, frames[:1], r.readLen) == 0 {
 			return nil, false
 		}
@@ -214,7 +163,7 @@ func (r *tapReader) measure(w *worker, frames []rxFrame) (some bool) {
 			toPageStart(w.rxMem.mem, f, r.vnetLen)
 		}
 	}
-	r.lastLarge = large
+	r.large.last = large
 	return some
 }
 
@@ -239,21 +188,13 @@ func (p *pageTarget) page(static *staticgrant.Table, k int) *staticgrant.Page {
 	return static.Lookup(p.reqs[k].Gref).Page
 }
 
-// wantLarge returns the number of large packets to read in a row.
-func (r *tapReader) wantLarge() int {
-	if r.run == 0 && r.expected <= 1 {
-		return 1 // see note
-	}
-	return rxReads
-}
-
 // aim points the worker's iovecs at the pages of the next slots, and reports whether all
 // of them are writable static grants. Consecutive pages become one piece: the kernel's
 // time grows with the number of pieces. Pages that were granted in one message and posted
 // in order are consecutive.
 func (r *tapReader) aim(w *worker, q *Queue) bool {
 	to := &w.reads.pages
-	to.extras, to.pages = r.largeExtras, int(slotsOf(q.maxRx))
+	to.extras, to.pages = r.large.extras, int(slotsOf(q.maxRx))
 	i := q.rx.ReqCons()
 	var from, end uintptr // start and end of the piece that is not in w.uring.iov yet
 	pieces := 1
@@ -282,26 +223,25 @@ func (r *tapReader) aim(w *worker, q *Queue) bool {
 	return true
 }
 
-// readToPages reads one packet where aim pointed: its vnet header and first rxHead
-// bytes to at of the rx arena, the rest into the pages. It returns the packet's
-// length without the vnet header.
-func (r *tapReader) readToPages(w *worker, at int) (n int, err unix.Errno) {
+// nextToPages reads one packet to the pages of the next slots: its vnet header and first
+// rxHead bytes to at of the rx arena, the rest into the pages. It returns the packet's
+// length without the vnet header. aimed is false if not all of the pages are writable
+// static grants; then nothing was read. After EFAULT, a page that cannot be written, next
+// reads the next packets.
+func (r *tapReader) nextToPages(w *worker, q *Queue, at int) (n int, aimed bool, err unix.Errno) {
+	if !r.aim(w, q) {
+		return 0, false, 0
+	}
 	w.uring.iov.Set(0, w.rxMem.addr(at-r.vnetLen), uint32(r.vnetLen+rxHead))
 	w.tally[Syscalls]++
 	w.tally[TapReadCalls]++
 	got, _, e := unix.RawSyscall(unix.SYS_READV, uintptr(r.tap.FD()), w.uring.iov.At(0), uintptr(w.reads.pages.pieces))
-	if e == 0 {
-		r.lastLarge = int(got)-r.vnetLen > smallPacket
+	n = int(got) - r.vnetLen
+	switch e {
+	case 0:
+		r.large.last = n > smallPacket
+	case unix.EFAULT:
+		r.large.last = false
 	}
-	return int(got) - r.vnetLen, e
+	return n, true, e
 }
-
-// pagesFailed notes that the guest's pages cannot be written. The next packets are read
-// to the arena.
-func (r *tapReader) pagesFailed() { r.lastLarge = false }
-
-// goOn adds n packets to the run and does not end it.
-func (r *tapReader) goOn(n int) { r.run += n }
-
-// noteLarge notes the extra slots of a large packet.
-func (r *tapReader) noteLarge(extras uint32) { r.largeExtras = extras }

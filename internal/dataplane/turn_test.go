@@ -375,7 +375,7 @@ func TestAnIoUringThatFails(t *testing.T) {
 			b.settle()
 			must(t, b.w.uring.ring.Close()) // Submit fails, as if the kernel had turned against it
 			if rx {
-				b.queue().reader.expected = 30
+				b.queue().reader.run.expected = 30
 				for i := range 30 {
 					b.host.sendPlain(udp(1, uint16(i)))
 				}
