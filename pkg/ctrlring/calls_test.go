@@ -15,6 +15,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/gntdev"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/xen"
+	"github.com/netbackd/netbackd/pkg/xentest"
 )
 
 // Grefs of the pages that the table below knows.
@@ -189,7 +190,7 @@ func TestSlotMessages(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			r := newRig(t, Slot)
-			grantPages(&r.pages)
+			grantPages(r.pages)
 			for _, q := range tt.before {
 				if rsp := r.call(q); rsp.Status != success {
 					t.Fatalf("%v: %v", q, rsp)
@@ -198,10 +199,10 @@ func TestSlotMessages(t *testing.T) {
 			if tt.name == "del" {
 				r.grefs.InFlight = []xen.Gref{101}
 			}
-			r.pages.calls = 0
+			maps0 := r.pages.Counts().MapCalls
 			want := map[xen.Gref][]byte{}
-			for ref, p := range r.pages.pages {
-				want[ref] = slices.Clone(p)
+			for _, ref := range r.pages.refs {
+				want[ref] = slices.Clone(r.pages.Page(ref))
 				copy(want[ref], written[tt.name][ref])
 			}
 			got := r.call(tt.req)
@@ -214,11 +215,11 @@ func TestSlotMessages(t *testing.T) {
 			if diff := cmp.Diff(tt.hash, r.hash); diff != "" {
 				t.Errorf("hashing (-want +got):\n%s", diff)
 			}
-			if r.pages.calls != tt.maps || r.pages.mapped != 0 {
-				t.Errorf("%d pages were looked at, %d are still mapped; want %d and 0", r.pages.calls, r.pages.mapped, tt.maps)
+			if n := r.pages.Counts().MapCalls - maps0; n != tt.maps || r.pages.Usage().Pages != 0 {
+				t.Errorf("%d pages were looked at, %d are still mapped; want %d and 0", n, r.pages.Usage().Pages, tt.maps)
 			}
-			for ref, p := range r.pages.pages {
-				if !bytes.Equal(want[ref], p) {
+			for _, ref := range r.pages.refs {
+				if p := r.pages.Page(ref); !bytes.Equal(want[ref], p) {
 					t.Errorf("the guest's page %d begins with % x, want % x", ref, p[:40], want[ref][:40])
 				}
 			}
@@ -285,8 +286,8 @@ func TestNotSupported(t *testing.T) {
 			if hash == isHash && typ != 0 && typ < 11 {
 				continue // supported
 			}
-			if got != (Response{Status: notSupported}) || r.pages.calls != 0 {
-				t.Errorf("%v without its handler: %v, %d pages looked at", typ, got, r.pages.calls)
+			if got != (Response{Status: notSupported}) || r.pages.Counts().MapCalls != 0 {
+				t.Errorf("%v without its handler: %v, %d pages looked at", typ, got, r.pages.Counts().MapCalls)
 			}
 		}
 	}
@@ -304,10 +305,10 @@ func TestNotSupported(t *testing.T) {
 // TestListIsReadOnce: a guest that changes its list while it is worked on changes
 // nothing, and statuses are written to the entries that were read.
 func TestListIsReadOnce(t *testing.T) {
-	var g guestPages
+	g := newPages(t)
 	g.grant(gList, false, listOf(netif.GrefEntry{Ref: 100}, netif.GrefEntry{Ref: 101}))
 	var seen []netif.GrefEntry
-	c := Calls{Domid: domid, Mapper: &g, Grefs: &meddler{page: g.pages[gList], seen: &seen}}
+	c := Calls{Domid: domid, Mapper: g.Gntdev(), Grefs: &meddler{page: g.Page(gList), seen: &seen}}
 	rsp := c.Do(Request{Protocol: Slot, Type: netif.CtrlDelGrefMapping, Data: [3]uint32{0, gList, 2}})
 	if rsp != (Response{Data: 2}) {
 		t.Errorf("response %v", rsp)
@@ -318,7 +319,7 @@ func TestListIsReadOnce(t *testing.T) {
 	}
 	scribbled := bytes.Repeat([]byte{0x66}, netif.PageSize)
 	scribbled[6], scribbled[7], scribbled[14], scribbled[15] = 0, 0, 0, 0
-	if !bytes.Equal(scribbled, g.pages[gList]) {
+	if !bytes.Equal(scribbled, g.Page(gList)) {
 		t.Error("more than the statuses was written")
 	}
 }
@@ -340,9 +341,9 @@ func (m *meddler) DelGrefMapping(_ uint32, list []netif.GrefEntry) (uint32, neti
 
 // TestReasons: people are told why a message was refused, the guest is not.
 func TestReasons(t *testing.T) {
-	var g guestPages
-	grantPages(&g)
-	c := Calls{Domid: domid, Mapper: &g, Hash: new(hashState), Grefs: new(grefState)}
+	g := newPages(t)
+	grantPages(g)
+	c := Calls{Domid: domid, Mapper: g.Gntdev(), Hash: new(hashState), Grefs: new(grefState)}
 	for _, tt := range []struct {
 		req  Request
 		want error
@@ -361,8 +362,9 @@ func TestReasons(t *testing.T) {
 			t.Errorf("%v: %v, want %v", tt.req, rsp, tt.want)
 		}
 	}
-	g.unmapErr = errors.New("stuck")
-	if rsp := c.Do(Request{Protocol: Slot, Type: netif.CtrlDelGrefMapping, Data: [3]uint32{0, gDelList, 1}}); rsp.Err != g.unmapErr || rsp.Status != success {
+	stuck := errors.New("stuck")
+	g.FailRef(xentest.OpUnmap, gDelList, stuck)
+	if rsp := c.Do(Request{Protocol: Slot, Type: netif.CtrlDelGrefMapping, Data: [3]uint32{0, gDelList, 1}}); !errors.Is(rsp.Err, stuck) || rsp.Status != success {
 		t.Errorf("list that cannot be unmapped: %v", rsp)
 	}
 }

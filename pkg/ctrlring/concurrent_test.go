@@ -173,13 +173,13 @@ func (g *grants) DelGrefMapping(queue uint32, list []netif.GrefEntry) (uint32, n
 // TestStaticGrants adds, uses and removes static grants of two queues, from the
 // message on the ring to the table in the worker and back.
 func TestStaticGrants(t *testing.T) {
-	var pages guestPages
+	pages := newPages(t)
 	for ref := range xen.Gref(64) {
 		pages.grant(100+ref, ref == 5, words32(uint32(ref)))
 	}
 	pages.grant(1, false, nil)
 	budget := staticgrant.NewBudget(40, nil)
-	g := &grants{ctx: t.Context(), source: staticgrant.Source{Mapper: &pages, Domid: domid, Budget: budget}}
+	g := &grants{ctx: t.Context(), source: staticgrant.Source{Mapper: pages.Gntdev(), Domid: domid, Budget: budget}}
 	var wg sync.WaitGroup
 	for range 2 {
 		w := &worker{calls: make(chan func())}
@@ -199,21 +199,21 @@ func TestStaticGrants(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	calls := Calls{Domid: domid, Mapper: &pages, Grefs: g}
+	calls := Calls{Domid: domid, Mapper: pages.Gntdev(), Grefs: g}
 	toBack, toFront := make(event, 1), make(event, 1)
 	s := server{ring: back, do: calls.Do, notify: toFront.send}
 	wg.Go(func() { serveEvents(t, &s, toBack) })
 
 	send := func(typ netif.CtrlType, queue uint32, list ...netif.GrefEntry) (Response, []netif.CtrlStatus) {
 		t.Helper()
-		copy(pages.pages[1], listOf(list...))
+		copy(pages.Page(1), listOf(list...))
 		rsp, err := ask(front, toBack, toFront, request(typ, queue, 1, uint32(len(list))))
 		if err != nil {
 			t.Fatal(err)
 		}
 		var st []netif.CtrlStatus
 		for i := range list {
-			st = append(st, netif.CtrlStatus(binary.LittleEndian.Uint16(pages.pages[1][8*i+6:])))
+			st = append(st, netif.CtrlStatus(binary.LittleEndian.Uint16(pages.Page(1)[8*i+6:])))
 		}
 		return rsp, st
 	}
@@ -287,8 +287,8 @@ func TestStaticGrants(t *testing.T) {
 		}
 	}
 	used(0)
-	if pages.mapped != 0 {
-		t.Errorf("%d pages are still mapped", pages.mapped)
+	if n := pages.Usage().Pages; n != 0 {
+		t.Errorf("%d pages are still mapped", n)
 	}
 }
 

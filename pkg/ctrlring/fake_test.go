@@ -3,8 +3,8 @@
 package ctrlring
 
 import (
+	"bytes"
 	"encoding/binary"
-	"errors"
 	"slices"
 	"testing"
 
@@ -13,6 +13,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/gntdev"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/xen"
+	"github.com/netbackd/netbackd/pkg/xentest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -161,48 +162,28 @@ func (g *grefState) DelGrefMapping(queue uint32, list []netif.GrefEntry) (n uint
 	return n, success
 }
 
-// guestPages are the pages a guest granted. Pages of a read-only grant cannot be
-// mapped writable.
+// guestPages is a guest and the grefs it granted.
 type guestPages struct {
-	pages    map[xen.Gref][]byte
-	readOnly map[xen.Gref]bool
-	mapped   int
-	calls    int
-	unmapErr error
-	onMap    func(xen.Gref)
+	*xentest.Guest
+	refs []xen.Gref
 }
+
+func newPages(t xentest.TB) *guestPages { return &guestPages{Guest: xentest.Start(t, domid)} }
 
 func (g *guestPages) grant(ref xen.Gref, ro bool, b []byte) {
-	if g.pages == nil {
-		g.pages, g.readOnly = map[xen.Gref][]byte{}, map[xen.Gref]bool{}
+	prot := gntdev.ReadWrite
+	if ro {
+		prot = gntdev.ReadOnly
 	}
-	p := newMem()
-	for i := range p {
-		p[i] = 0xee
-	}
-	copy(p, b)
-	g.pages[ref], g.readOnly[ref] = p, ro
+	copy(g.GrantAt(ref, prot), filled(b))
+	g.refs = append(g.refs, ref)
 }
 
-func (g *guestPages) Map(d xen.Domid, refs []xen.Gref, prot gntdev.Prot) (*gntdev.Mapping, error) {
-	g.calls++
-	if g.onMap != nil {
-		g.onMap(refs[0])
-	}
-	p := g.pages[refs[0]]
-	switch {
-	case d != domid || len(refs) != 1:
-		return nil, errors.New("not one page of the guest's")
-	case p == nil:
-		return nil, gntdev.StatusBadGntref
-	case prot == gntdev.ReadWrite && g.readOnly[refs[0]]:
-		return nil, gntdev.StatusPermissionDenied
-	}
-	if prot == gntdev.ReadOnly {
-		p = slices.Clone(p) // so that a write is not seen, since it cannot fault
-	}
-	g.mapped++
-	return gntdev.NewMapping(p, func() error { g.mapped--; return g.unmapErr }), nil
+// filled is a page that begins with b.
+func filled(b []byte) []byte {
+	p := bytes.Repeat([]byte{0xee}, netif.PageSize)
+	copy(p, b)
+	return p
 }
 
 func words32(v ...uint32) (b []byte) {
@@ -250,7 +231,7 @@ type rig struct {
 	back   Back
 	hash   hashState
 	grefs  grefState
-	pages  guestPages
+	pages  *guestPages
 	calls  Calls
 	server server
 	events int // sent to the frontend
@@ -258,7 +239,7 @@ type rig struct {
 
 func newRig(t testing.TB, p Protocol) *rig {
 	t.Helper()
-	r := &rig{t: t, mem: newMem()}
+	r := &rig{t: t, mem: newMem(), pages: newPages(t)}
 	var err error
 	if r.front, err = Init(r.mem, p); err != nil {
 		t.Fatal(err)
@@ -272,7 +253,7 @@ func newRig(t testing.TB, p Protocol) *rig {
 	if r.front.Protocol() != p || r.back.Protocol() != p {
 		t.Fatalf("ends of %v and %v rings, want %v", r.front.Protocol(), r.back.Protocol(), p)
 	}
-	r.calls = Calls{Domid: domid, Mapper: &r.pages, Hash: &r.hash, Grefs: &r.grefs}
+	r.calls = Calls{Domid: domid, Mapper: r.pages.Gntdev(), Hash: &r.hash, Grefs: &r.grefs}
 	r.calls.Start(p)
 	r.server = server{ring: r.back, do: r.calls.Do, notify: func() { r.events++ }}
 	return r

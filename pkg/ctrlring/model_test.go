@@ -282,7 +282,7 @@ func TestSlotModel(t *testing.T) {
 type slotModel struct {
 	hash  hashState
 	grefs grefState
-	pages guestPages
+	pages map[xen.Gref][]byte // that of gref 2 is read-only
 }
 
 // bytesAt returns the first n bytes of a page, if it is granted.
@@ -290,7 +290,7 @@ func (m *slotModel) bytesAt(ref xen.Gref, n int) ([]byte, bool) {
 	if n == 0 {
 		return nil, true // the reference is not used
 	}
-	page, ok := m.pages.pages[ref]
+	page, ok := m.pages[ref]
 	return page[:min(n, len(page))], ok
 }
 
@@ -347,7 +347,7 @@ func (m *slotModel) message(typ uint16, a, b, c uint32) (status netif.CtrlStatus
 		return success, 512
 	case 9, 10:
 		page, ok := m.bytesAt(xen.Gref(b), 8*int(min(c, 512)))
-		if c > 512 || !ok || typ == 10 && c > 0 && m.pages.readOnly[xen.Gref(b)] {
+		if c > 512 || !ok || typ == 10 && c > 0 && b == 2 {
 			return invalidParam, 0
 		}
 		var list []netif.GrefEntry
@@ -399,23 +399,21 @@ func FuzzSlotRing(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data, granted []byte, later uint32) {
 		mem := newMem()
 		copy(mem, data)
-		var pages guestPages
-		var model slotModel
-		for _, g := range []*guestPages{&pages, &model.pages} {
-			g.grant(1, false, granted)
-			g.grant(2, true, granted)
-		}
+		pages := newPages(t)
+		pages.grant(1, false, granted)
+		pages.grant(2, true, granted)
+		model := slotModel{pages: map[xen.Gref][]byte{1: filled(granted), 2: filled(granted)}}
 		var hash hashState
 		var grefs grefState
-		calls := Calls{Domid: domid, Mapper: &pages, Hash: &hash, Grefs: &grefs}
+		calls := Calls{Domid: domid, Mapper: pages.Gntdev(), Hash: &hash, Grefs: &grefs}
 		b, err := Attach(mem, Slot)
 		if err != nil {
 			return
 		}
 		s := server{ring: b, notify: func() {}, do: func(q Request) Response {
 			r := calls.Do(q)
-			if pages.mapped != 0 {
-				t.Fatalf("%v left %d pages mapped", q, pages.mapped)
+			if n := pages.Usage().Pages; n != 0 {
+				t.Fatalf("%v left %d pages mapped", q, n)
 			}
 			return r
 		}}
@@ -453,8 +451,8 @@ func FuzzSlotRing(f *testing.F) {
 		if diff := cmp.Diff(model.grefs.Mapped, grefs.Mapped); diff != "" {
 			t.Fatalf("static grants (-want +got):\n%s", diff)
 		}
-		for ref, want := range model.pages.pages {
-			if got := pages.pages[ref]; !bytes.Equal(got, want) {
+		for ref, want := range model.pages {
+			if got := pages.Page(ref); !bytes.Equal(got, want) {
 				t.Fatalf("page %d is % x, want % x", ref, got, want)
 			}
 		}
@@ -517,17 +515,17 @@ func FuzzListPage(f *testing.F) {
 	f.Add([]byte{1}, uint32(513), true)
 	f.Add([]byte{1}, uint32(0x20000000), false)
 	f.Fuzz(func(t *testing.T, content []byte, n uint32, del bool) {
-		var pages guestPages
+		pages := newPages(t)
 		pages.grant(1, false, content)
-		before := bytes.Clone(pages.pages[1])
+		before := bytes.Clone(pages.Page(1))
 		var grefs grefState
-		c := Calls{Domid: domid, Mapper: &pages, Grefs: &grefs}
+		c := Calls{Domid: domid, Mapper: pages.Gntdev(), Grefs: &grefs}
 		q := Request{Protocol: Slot, Type: netif.CtrlAddGrefMapping, Data: [3]uint32{1, 1, n}}
 		added := c.Do(q)
 		if n > 512 && (added.Status != invalidParam || grefs.Calls != 0) {
 			t.Fatalf("%d entries: %v", n, added)
 		}
-		if !bytes.Equal(before, pages.pages[1]) {
+		if !bytes.Equal(before, pages.Page(1)) {
 			t.Fatal("the list was written")
 		}
 		there := len(grefs.Mapped[1])
@@ -537,7 +535,7 @@ func FuzzListPage(f *testing.F) {
 		q.Type = netif.CtrlDelGrefMapping
 		r := c.Do(q)
 		if n > 512 {
-			if r.Status != invalidParam || !bytes.Equal(before, pages.pages[1]) {
+			if r.Status != invalidParam || !bytes.Equal(before, pages.Page(1)) {
 				t.Fatalf("%d entries: %v", n, r)
 			}
 			return
@@ -545,7 +543,7 @@ func FuzzListPage(f *testing.F) {
 		if r.Status != success || int(r.Data) != there || len(grefs.Mapped[1]) != 0 {
 			t.Fatalf("del: %v with %d added", r, there)
 		}
-		for i, b := range pages.pages[1] {
+		for i, b := range pages.Page(1) {
 			status := i < int(n)*8 && i%8 >= 6
 			if !status && b != before[i] {
 				t.Fatalf("byte %d of the list was written", i)

@@ -27,7 +27,6 @@ var errStuck = errors.New("stuck")
 // A page begins with its gref.
 type pages struct {
 	*xentest.Guest
-	dev   *xentest.Gntdev
 	bad   []xen.Gref // are not granted
 	ro    []xen.Gref // are granted read-only
 	onMap func(xentest.Call)
@@ -38,11 +37,6 @@ type pages struct {
 func newPages(t xentest.TB) *pages {
 	t.Helper()
 	f := &pages{Guest: xentest.Start(t, guest)}
-	var err error
-	if f.dev, err = f.OpenGntdev(); err != nil {
-		t.Fatalf("%v", err)
-	}
-	t.Cleanup(func() { f.dev.Close() })
 	f.Intercept(func(c xentest.Call) error {
 		if c.Op != xentest.OpMap {
 			return nil
@@ -64,7 +58,9 @@ func newPages(t xentest.TB) *pages {
 	return f
 }
 
-func (f *pages) source(b *Budget) *Source { return &Source{Mapper: f.dev, Domid: guest, Budget: b} }
+func (f *pages) source(b *Budget) *Source {
+	return &Source{Mapper: f.Gntdev(), Domid: guest, Budget: b}
+}
 
 // count is how many pages are mapped.
 func (f *pages) count() int { return f.Usage().Pages }

@@ -17,6 +17,7 @@ import (
 // Any other domain is GNTST_bad_domain to it. Its errors are those of the device.
 type Gntdev struct {
 	g      *Guest
+	kept   bool // see Guest.Gntdev
 	closed bool // guarded by g.mu
 }
 
@@ -31,12 +32,16 @@ func (g *Guest) OpenGntdev() (*Gntdev, error) {
 	return &Gntdev{g: g}, nil
 }
 
+// Gntdev returns a grant device that is open as long as the guest, for tests in which
+// opening and closing it plays no part.
+func (g *Guest) Gntdev() *Gntdev { return &Gntdev{g: g, kept: true} }
+
 // Close closes the device. Pages that are mapped stay so until their Unmap. It may be
-// called again, which does nothing.
+// called again, which does nothing, as with the device of [Guest.Gntdev].
 func (d *Gntdev) Close() error {
 	d.g.mu.Lock()
 	defer d.g.mu.Unlock()
-	if !d.closed {
+	if !d.closed && !d.kept {
 		d.closed = true
 		d.g.usage.Devices--
 	}
