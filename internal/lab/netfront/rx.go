@@ -262,10 +262,9 @@ func (q *Queue) takeExtras(p *Packet) bool {
 			q.violate(RulePartial, "rx", i, "the extras of the packet in slot %d go on beyond rsp_prod", p.start)
 			return false
 		}
-		if page := q.take(i); page >= 0 {
-			q.checkCanary(page, 0, 0, i) // an extra leaves its buffer alone
-			q.recycle(page)
-		}
+		page := q.take(i)
+		q.checkCanary(page, 0, 0, i) // an extra leaves its buffer alone
+		q.recycle(page)
 		e := s.Extra()
 		switch {
 		case e.Flags&^netif.ExtraMore != 0:

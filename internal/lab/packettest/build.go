@@ -250,7 +250,7 @@ func (f Frame) ipv6() []byte {
 func (f Frame) transport(ip gopacket.NetworkLayer) []byte {
 	payload := gopacket.Payload(f.Payload)
 	var b []byte
-	check := 0 // offset of the checksum of TCP and UDP
+	var check int // offset of the checksum of TCP and UDP
 	switch {
 	case f.TCP != nil:
 		t := &layers.TCP{

@@ -59,7 +59,7 @@ func (p *decoder) decode(b []byte) error {
 	at := 12
 	for ; ; at += 4 {
 		if len(b) < at+2 {
-			return errors.New("Ethernet header cut off")
+			return errors.New("the Ethernet header is cut off")
 		}
 		p.EtherType = binary.BigEndian.Uint16(b[at:])
 		if p.EtherType != TypeVLAN && p.EtherType != TypeQinQ {

@@ -173,8 +173,8 @@ func TestCopyFailsAsAWhole(t *testing.T) {
 	if _, errno := copySegs(x.gntdev(), fromLocal(ro[:10], writable, 0)); errno != 0 {
 		t.Errorf("copy from read-only local memory: %v", errno)
 	}
-	for _, struck := range []xen.Gref{xen.Gref(wire.AnyRef), writable + 1} {
-		x.guest.AddFault(wire.Fault{Op: wire.FaultCall, Ref: xen.Gref(struck), Status: -int16(unix.EFAULT), Count: 1})
+	for _, struck := range []xen.Gref{wire.AnyRef, writable + 1} {
+		x.guest.AddFault(wire.Fault{Op: wire.FaultCall, Ref: struck, Status: -int16(unix.EFAULT), Count: 1})
 		if struck != wire.AnyRef {
 			_, errno := copySegs(x.gntdev(), toLocal(writable, 0, mem[:4]))
 			wantErrno(t, "copy of another page than that of the fault", errno, 0)

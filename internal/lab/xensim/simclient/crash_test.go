@@ -76,7 +76,7 @@ func backendChild(dir string) error {
 	if err != nil {
 		return err
 	}
-	m, err := grants.Map(domid, []xen.Gref{first, first + 1, xen.Gref(first + 2)}, gntdev.ReadWrite)
+	m, err := grants.Map(domid, []xen.Gref{first, first + 1, first + 2}, gntdev.ReadWrite)
 	if err != nil {
 		return err
 	}
