@@ -13,14 +13,14 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/guest"
 )
 
-// newGuestCmd is the agent that plays a guest, in the embedded Xen or inside a
-// real one.
+// newGuestCmd returns the command of the agent that plays a guest, on the embedded Xen or
+// inside a guest of a real one.
 func newGuestCmd() *cobra.Command {
 	c := &cobra.Command{
 		Use:                "guest",
 		Short:              "Play a guest's network driver",
 		Hidden:             true,
-		DisableFlagParsing: true, // the agent has its own
+		DisableFlagParsing: true, // the agent parses its own flags
 		RunE: func(c *cobra.Command, a []string) error {
 			cfg, err := guest.ParseArgs(a, c.ErrOrStderr())
 			if errors.Is(err, flag.ErrHelp) {

@@ -19,7 +19,8 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
-// newGuestScriptCmd plays scripts as a guest's frontend, inside that guest.
+// newGuestScriptCmd returns the command that plays scripts as a guest's frontend, inside
+// that guest.
 func newGuestScriptCmd() *cobra.Command {
 	var out string
 	c := &cobra.Command{
@@ -58,8 +59,8 @@ func newGuestScriptCmd() *cobra.Command {
 	return c
 }
 
-// newGuestUmpireCmd tells the player of scripts in a guest what became of what it
-// did. It runs beside netbackd.
+// newGuestUmpireCmd returns the command that runs beside netbackd and reports the effects
+// of a script to its player in the guest.
 func newGuestUmpireCmd() *cobra.Command {
 	var domid xen.Domid
 	c := &cobra.Command{

@@ -11,7 +11,8 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/guest"
 )
 
-// newGuestXDPCmd attaches an XDP program to a card of a guest, whatever its driver.
+// newGuestXDPCmd returns the command that attaches an XDP program to an interface of a
+// guest, with any driver.
 func newGuestXDPCmd() *cobra.Command {
 	return &cobra.Command{
 		Use:   "xdp INTERFACE pass|drop|ip|echo|redirect [TO]",

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command netbackd-lab is netbackd for machines without Xen: all of its commands, with a
-// daemon that serves guests of an embedded Xen, and besides them the embedded Xen, the
-// guests, the players of scripts, and the demo. Tests use it, also inside the guests of
-// a real Xen. It is not installed.
+// Command netbackd-lab is netbackd for machines without Xen. It has all of netbackd's
+// commands, with a daemon that serves guests of an embedded Xen, and commands for the
+// embedded Xen, the guests, the players of scripts, and the demo. Tests use it, also inside
+// the guests of a real Xen. It is not installed.
 package main
 
 import (
@@ -31,7 +31,7 @@ commands below that are not described as parts of the lab are those of netbackd.
 	return root
 }
 
-// open opens the embedded Xen whose sockets are in dir, or else a real one.
+// open opens the embedded Xen whose sockets are in dir, or a real one if there are none.
 func open(dir string) (cli.Host, error) {
 	if _, err := os.Stat(filepath.Join(dir, simhost.Socket)); err == nil {
 		return simhost.Open(dir)

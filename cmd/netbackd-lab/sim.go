@@ -11,7 +11,7 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/xensim"
 )
 
-// newSimCmd is the embedded Xen as a process of its own, for demo and tests.
+// newSimCmd returns the command that runs the embedded Xen as a process, for demo and tests.
 func newSimCmd() *cobra.Command {
 	var dir string
 	c := &cobra.Command{

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command netbackd is a Xen network back end in userspace, and the commands to
-// look after it. See `netbackd help`.
+// Command netbackd is a Xen network back end in userspace, with the commands that
+// administer it. See `netbackd help`.
 package main
 
 import (

@@ -7,23 +7,23 @@ import (
 	"time"
 )
 
-// turns bounds how many goroutines make calls at a time that may block their thread in
-// the kernel, and shares them fairly between guests.
+// turns bounds the number of goroutines in calls that may block their thread in the kernel,
+// and shares it fairly between guests.
 //
-// x/sync's semaphore serves in the order of arrival: a guest with a thousand vifs that
-// wait would have all others wait behind it. Here guests take turns, however many of their
-// vifs wait, and one guest has half of the turns at most.
+// x/sync's semaphore serves in the order of arrival: all others would wait behind the
+// thousand vifs of one guest. Here each guest gets one turn after the other guests,
+// regardless of the number of its vifs that wait, and it has half of the turns at most.
 type turns struct {
 	mu   sync.Mutex // guards all below, and share
 	free int
-	most int      // of one guest
+	most int      // bound for one guest
 	wait []*share // guests that could have a turn if one were free, the next one first
 }
 
 // share is one guest's part of the turns. Guarded by turns.mu.
 type share struct {
-	held    int             // turns it has
-	waiting []chan struct{} // vifs that wait for one, the first one first
+	held    int             // number of turns that the guest has
+	waiting []chan struct{} // goroutines that wait for a turn, the first one first
 	listed  bool            // it is in turns.wait
 }
 
@@ -31,7 +31,7 @@ type share struct {
 func (t *turns) take(s *share) {
 	t.mu.Lock()
 	if t.free > 0 && s.held < t.most {
-		// No guest waits that could have it, or give would have handed it over.
+		// No waiting guest could have this turn, or give would have passed it on.
 		t.free--
 		s.held++
 		t.mu.Unlock()
@@ -65,7 +65,7 @@ func (t *turns) give(s *share) {
 	}
 }
 
-// list has s wait behind the others, if it could have a turn.
+// list appends s to the waiting guests, if it waits and could have a turn.
 func (t *turns) list(s *share) {
 	if !s.listed && len(s.waiting) > 0 && s.held < t.most {
 		s.listed = true
@@ -73,9 +73,9 @@ func (t *turns) list(s *share) {
 	}
 }
 
-// Turn is one goroutine's right to make calls that may block its thread: netlink,
-// ioctls, files, mappings. Where it waits for something that is not the kernel, and
-// above all for something that needs a turn itself, it stands aside.
+// Turn is one goroutine's right to make calls that may block its thread: netlink, ioctls,
+// files, mappings. While the goroutine waits for something other than the kernel, it must
+// give the turn back with Aside, because what it waits for may need a turn itself.
 //
 // A Turn belongs to one goroutine.
 type Turn struct {
@@ -84,10 +84,11 @@ type Turn struct {
 	since time.Time
 }
 
-// Turn makes a Turn that counts as the guest's.
+// Turn makes a Turn that is charged to the guest.
 func (g *Guest) Turn() *Turn { return &Turn{g: g} }
 
-// Do runs f within a turn, and waits for that as long as it takes. Within f it runs f.
+// Do waits for a turn and runs f within it. If the goroutine has the turn already, it only
+// runs f.
 func (t *Turn) Do(f func()) {
 	if t.held {
 		f()
@@ -98,7 +99,7 @@ func (t *Turn) Do(f func()) {
 	f()
 }
 
-// Aside runs f without the turn that the goroutine has, and takes it again.
+// Aside gives the turn back, runs f, and takes the turn again.
 func (t *Turn) Aside(f func()) {
 	if !t.held {
 		f()

@@ -22,17 +22,17 @@ netbackd's TAP the name, address, MTU and bridge port settings of the kernel's
 interface. The guest stays connected, with the same rings.
 
 Packets that the guest sends meanwhile wait in its rings, and none is lost. Packets to
-the guest are lost in that time, and counted, except those that the kernel held
-because the guest had no free rx slots.
+the guest are lost in that time, and counted. Packets that the kernel held because the
+guest had no free rx slots are lost and not counted.
 
 For an interface that is not a port of a plain Linux bridge adopt runs the vif's
 hotplug script again, which takes longer.
 
 Adopt refuses if the guest has configured hashing over its control ring (Windows),
-because it would not do so again. An XDP program of the guest continues.
+because the guest would not do so again. An XDP program of the guest continues.
 
 An adoption lasts until the guest is destroyed, saved or migrated. For a permanent one
-write script=vif-netbackd into the guest's config. "netbackd release" is the inverse.`,
+write script=vif-netbackd into the guest's config. "netbackd release" undoes it.`,
 		Example:           "  netbackd adopt vif3.0",
 		Args:              Args(cobra.ExactArgs(1)),
 		ValidArgsFunction: completeVif,

@@ -26,7 +26,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
-// answerTimeout bounds how long xenstored and the daemon may take to answer.
+// answerTimeout bounds the time in which xenstored and the daemon must answer.
 const answerTimeout = 2 * time.Second
 
 func newCheckCmd() *cobra.Command {
@@ -34,9 +34,9 @@ func newCheckCmd() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "check",
 		Short: "Tell whether this host is ready for netbackd",
-		Long: `Check looks at everything that netbackd needs of a host, and for the kernel's
+		Long: `Check checks everything that netbackd needs of a host. It also looks for the kernel's
 xen-netback, which cannot serve the same vifs. It changes nothing. Each line is ok, a
-note, or a problem. Below a note or a problem is the command that mends it, if any.
+note, or a problem. Below a note or a problem is the command that repairs it, if any.
 
 With --per-vif the kernel's driver is expected, and netbackd is to serve only vifs with
 script=vif-netbackd.
@@ -104,9 +104,9 @@ func askXenstore(ctx context.Context) error {
 	return errors.Join(askDomid(ctx, c), c.Close())
 }
 
-// askDomid reads this domain's number, which every domain may read. That the node does not
-// exist is an answer: dom0's may be missing. The caller closes the client, which ends a
-// request without an answer.
+// askDomid reads this domain's number, which every domain may read. A missing node also
+// counts as an answer, because dom0 may have none. The caller closes the client, which ends
+// a request without an answer.
 func askDomid(ctx context.Context, c *xenstore.Client) error {
 	answered := make(chan error, 1)
 	go func() {

@@ -40,13 +40,13 @@ type daemon struct {
 	listener net.Listener // Serve closes it
 	pool     *dataplane.Pool
 	backend  *backend.Backend
-	status   control.Daemon // but for what changes
+	status   control.Daemon // the fields that do not change
 }
 
-// setUp opens what the daemon needs. What is missing ends it here, and not when the first
-// guest comes.
+// setUp opens everything that the daemon needs. If something is missing the daemon ends
+// here, and not with the first guest.
 func (d *daemon) setUp(open Opener) (err error) {
-	// First of all, so that no child inherits the files.
+	// This comes first, so that no child inherits the files.
 	notify, kept, err := sdnotify.FromEnv()
 	if err != nil {
 		d.log.Warn("environment from the service manager is not valid", zap.Error(err))
@@ -68,7 +68,7 @@ func (d *daemon) setUp(open Opener) (err error) {
 	if err != nil {
 		return err
 	}
-	d.host = h // only now: with an error it may hold a nil pointer
+	d.host = h // not before the check: with an error h may hold a nil pointer
 	if d.listener, err = control.Listen(d.runDir + "/control.sock"); err != nil {
 		return err
 	}
@@ -140,8 +140,8 @@ func (d *daemon) serve(ctx context.Context) (err error) {
 		err = errors.Join(err, <-served)
 	}()
 
-	// The data path allocates nothing. The rest is little, so collecting it often costs
-	// nothing and keeps the daemon small.
+	// The data path allocates nothing. The heap is small, so frequent collections are
+	// cheap and keep the daemon small.
 	debug.SetGCPercent(50)
 	d.log.Info("starting", zap.String("version", d.status.Version), zap.String("xen", d.xen),
 		zap.Int("workers", d.status.Workers), zap.String("io_uring", d.status.Uring), zap.Bool("offload", d.status.Offload))
@@ -187,8 +187,8 @@ func kernel(h Host) backend.Kernel {
 // its event channels, and io_uring's file tables count as well.
 const wantFiles = 65536
 
-// raiseFileLimit raises the limit on open files as far as allowed. If that is too low, a
-// vif fails to connect and says so.
+// raiseFileLimit raises the limit on open files as far as allowed. If that is not enough, a
+// vif fails to connect and reports the error.
 func raiseFileLimit() {
 	var l unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &l); err != nil || l.Cur >= wantFiles {

@@ -18,12 +18,12 @@ import (
 func newHotplugCmd() *cobra.Command {
 	return &cobra.Command{
 		Use:   "hotplug [VIF]",
-		Short: "Have netbackd serve a new vif, for hotplug scripts",
+		Short: "Make netbackd serve a new vif, for hotplug scripts",
 		Long: `The hotplug script vif-netbackd calls hotplug before it calls the stock script.
 Hotplug adopts a vif that the toolstack has just made, if the kernel's xen-netback has
 taken it, and returns when netbackd has made its TAP.
 
-VIF is a name such as vif3.0, by default that of $XENBUS_PATH. The reason of a failure
+VIF is a name such as vif3.0, by default that of $XENBUS_PATH. The reason for a failure
 is also written to the vif's node hotplug-error, which xl prints.`,
 		Example: "  netbackd hotplug vif3.0",
 		Args:    Args(cobra.MaximumNArgs(1)),

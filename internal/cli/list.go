@@ -23,8 +23,8 @@ func newListCmd() *cobra.Command {
 		Use:     "list",
 		Aliases: []string{"ls"},
 		Short:   "List the vifs",
-		Long: `List prints one line per vif: state, queues, features in use, traffic, drops, and what
-is wrong with it.
+		Long: `List prints one line per vif: state, queues, features in use, traffic, drops, and its
+error, if any, or the side that it waits for.
 
 With --json it prints {"schema":1,"vifs":[...]}, each vif as in "show --json".`,
 		Example: "  netbackd list\n  netbackd list --json | jq '.vifs[] | {name, state}'",
@@ -88,7 +88,7 @@ func shownState(s *vif.Status) string {
 	return s.State.String()
 }
 
-// note tells what is wrong with a vif, or which side it waits for.
+// note returns the error of a vif, or the side that it waits for.
 func note(s *vif.Status) string {
 	switch {
 	case s.ServedBy == "kernel":

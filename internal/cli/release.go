@@ -13,11 +13,11 @@ func newReleaseCmd() *cobra.Command {
 	return &cobra.Command{
 		Use:   "release VIF",
 		Short: "Give a running guest's vif back to the kernel's xen-netback",
-		Long: `Release is the inverse of adopt: the kernel's xen-netback continues with the rings of
-a guest that uses them, and its interface gets the settings that netbackd's TAP had.
+		Long: `Release undoes adopt: the kernel's xen-netback continues with the rings of a guest
+while the guest uses them, and its interface gets the settings of netbackd's TAP.
 
-Packets to the guest in that time, and those that wait in netbackd for it, are lost and
-counted. None that the guest sends is lost.
+Packets to the guest in that time, and those that wait for it in netbackd, are lost and
+counted. No packet from the guest is lost.
 
 The driver must be loaded. While netbackd serves vifs, load it with its probing off, or
 it cuts off their guests:

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package cli holds the commands of netbackd, one file per command: `netbackd run`,
-// which is the daemon, and the commands that look after it.
+// Package cli holds the commands of netbackd, one file per command: `netbackd run`, which is
+// the daemon, and the commands that administer it.
 //
-// Command netbackd is this package on a real Xen. Command netbackd-lab, for tests and
-// the demo, is the same on an embedded one. They differ in the Opener alone.
+// Command netbackd is this package on a real Xen. Command netbackd-lab, for tests and the
+// demo, is the same package on an embedded Xen. Their Openers differ.
 package cli
 
 import (
@@ -26,7 +26,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
-// Host opens what the daemon needs of the Xen that it serves.
+// Host opens the interfaces of the Xen that the daemon serves.
 type Host interface {
 	vif.Host
 
@@ -49,14 +49,14 @@ const (
 	exitNoVif      = 4
 )
 
-// errorTimeout bounds how long a command waits, at its end, for the reader of its error.
+// errorTimeout bounds the time that a command waits at its end for the reader of its error.
 const errorTimeout = 2 * time.Second
 
 // defaultRunDir holds the control socket and the journals.
 const defaultRunDir = "/run/netbackd"
 
-// Main runs the command that the arguments of the process name, and ends the process if
-// the command fails.
+// Main runs the command that the process's arguments name, and ends the process if the
+// command fails.
 func Main(root *cobra.Command) {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -66,10 +66,10 @@ func Main(root *cobra.Command) {
 	}
 }
 
-// usageError is a mistake in how the command was called.
+// usageError is a mistake in the call of a command.
 type usageError struct{ error }
 
-// UsageError marks err as a mistake in how the command was called, for the exit code.
+// UsageError marks err as a mistake in the call of a command, for the exit code.
 func UsageError(err error) error { return usageError{err} }
 
 func exitCode(err error) int {
@@ -98,7 +98,7 @@ xen-netback.`,
 		SilenceErrors:     true,
 		DisableAutoGenTag: true,
 
-		Args: cobra.ArbitraryArgs, // cobra's own error is no usageError
+		Args: cobra.ArbitraryArgs, // cobra's own error is not a usageError
 		RunE: func(c *cobra.Command, a []string) error {
 			if len(a) == 0 {
 				return c.Help()
@@ -134,7 +134,7 @@ func SocketPath(c *cobra.Command) string {
 	return dir + "/control.sock"
 }
 
-// Args makes a usage error of cobra's complaint about arguments.
+// Args makes a check of arguments return a usage error.
 func Args(check cobra.PositionalArgs) cobra.PositionalArgs {
 	return func(c *cobra.Command, a []string) error {
 		if err := check(c, a); err != nil {

@@ -174,7 +174,7 @@ func (f *runFlags) logger() (*zap.Logger, *logsink.Sink, error) {
 	return zap.New(zapcore.NewCore(lines, sink, level), zap.ErrorOutput(sink)), sink, nil
 }
 
-// lostNote makes the line that tells of lost ones.
+// lostNote returns a function that makes the log line about lost lines.
 func lostNote(lines zapcore.Encoder) logsink.Note {
 	return func(n uint64, cause error) []byte {
 		e := zapcore.Entry{Level: zap.WarnLevel, Time: time.Now(), Message: "lines of the log were lost"}

@@ -14,8 +14,8 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
-// controlTimeout bounds how long the control loop may not answer before the watchdog is no
-// longer fed. While the loop waits for xenstored packets move, and a new process would
+// controlTimeout is the silence of the control loop after which the watchdog is not fed any
+// more. While the loop waits for xenstored, packets move, and a new process would have to
 // wait as well.
 const controlTimeout = xenstore.DefaultTimeout + 30*time.Second
 
@@ -31,9 +31,9 @@ type service struct {
 	control func(context.Context) error // waits until the control loop has answered
 	vifs    func() int
 
-	answered time.Time // when the control loop answered last
-	reported string    // the last status sent
-	failure  string    // the error of the last message; empty: it was sent
+	answered time.Time // time of the control loop's last answer
+	reported string    // last status that was sent
+	failure  string    // error of the last message; empty: it was sent
 }
 
 // keeper returns the service manager as the keeper of TAP queues, or nil.
@@ -44,7 +44,7 @@ func keeper(n *sdnotify.Notifier) backend.Keeper {
 	return n
 }
 
-// check logs the failure of a message to the manager, once for each error. It returns
+// check logs the failure of a message to the manager, once for each error. It reports
 // whether the message was sent.
 func (s *service) check(err error) bool {
 	text := ""
@@ -58,11 +58,11 @@ func (s *service) check(err error) bool {
 	return err == nil
 }
 
-// readyInterval separates the attempts to send that the daemon is ready.
+// readyInterval separates the attempts to report that the daemon is ready.
 const readyInterval = time.Second
 
-// serve sends that the daemon is ready, and feeds the watchdog until ctx ends. It has a
-// goroutine of its own, because the manager may be busy.
+// serve reports that the daemon is ready, and feeds the watchdog until ctx ends. It has its
+// own goroutine, because the manager may be busy.
 func (s *service) serve(ctx context.Context) {
 	for s.status(); !s.check(s.notify.Ready()); {
 		select {
@@ -74,7 +74,7 @@ func (s *service) serve(ctx context.Context) {
 	s.watch(ctx)
 }
 
-// stopped sends that the daemon ends, and waits until the manager has received all
+// stopped reports that the daemon ends, and waits until the manager has received all
 // messages, for at most three seconds.
 func (s *service) stopped() {
 	if !s.check(s.notify.Stopping()) {
@@ -97,8 +97,8 @@ func (s *service) status() {
 	}
 }
 
-// watch feeds the watchdog until ctx ends, while the daemon is alive: three times in its
-// period, so that one late answer does no harm.
+// watch feeds the watchdog until ctx ends, as long as the daemon is alive. It does so three
+// times per period, so that one late answer does no harm.
 func (s *service) watch(ctx context.Context) {
 	period := s.notify.Watchdog() / 3
 	if period == 0 {
@@ -122,7 +122,7 @@ func (s *service) watch(ctx context.Context) {
 	}
 }
 
-// alive asks the workers and the control loop for an answer.
+// alive waits for an answer of the workers and the control loop.
 func (s *service) alive(ctx context.Context, within time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()

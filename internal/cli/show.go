@@ -26,8 +26,8 @@ func newShowCmd() *cobra.Command {
 		Use:   "show [VIF]",
 		Short: "Show everything about one vif, or about the daemon",
 		Long: `Show prints everything that the daemon knows about one vif. VIF is its name in the
-toolstack, such as vif3.0, or the name that its interface has now. Without VIF it
-prints the status of the daemon.
+toolstack, such as vif3.0, or the present name of its interface. Without VIF it prints
+the status of the daemon.
 
 With --json it prints one object. Field names are stable within a schema.`,
 		Example: "  netbackd show vif3.0\n  netbackd show --json",
@@ -232,7 +232,7 @@ func hashing(c *ctrlserver.Status) string {
 // mappingRow is the number of entries printed in one line.
 const mappingRow = 32
 
-// mapping prints the queues by hash, in lines.
+// mapping formats the hash mapping table, in lines.
 func mapping(c *ctrlserver.Status) []string {
 	if len(c.Mapping) == 0 {
 		return []string{"hash modulo queues"}
@@ -278,7 +278,7 @@ func mtus(s *vif.Status) string {
 	return text
 }
 
-// owes tells which side a queue waits for.
+// owes returns the side that a queue waits for.
 func owes(q *vif.QueueStatus) string {
 	switch {
 	case q.Held > 0 || q.Stalled:

@@ -43,7 +43,7 @@ var ErrNotRunning = errors.New("netbackd is not running")
 // ErrNotFound is returned for a vif that the daemon does not know.
 var ErrNotFound = errors.New("no such vif")
 
-// notFoundError is ErrNotFound in the daemon's words.
+// notFoundError is an ErrNotFound with the daemon's text.
 type notFoundError string
 
 func (e notFoundError) Error() string { return string(e) }
@@ -67,11 +67,11 @@ func (c *Client) Names(ctx context.Context) ([]string, error) {
 	return n.Names, checkSchema(n.Schema)
 }
 
-// Vif returns the status of one vif, by its name or by the name that its interface has
-// now. If after is not 0, the daemon answers when the status has another revision than
-// that, or after some seconds.
+// Vif returns the status of one vif, by its name or by the present name of its interface.
+// If after is not 0, the daemon answers when the status has another revision than after, or
+// after some seconds.
 func (c *Client) Vif(ctx context.Context, name string, after uint64) (vif.Status, error) {
-	if name == "" { // would be another path
+	if name == "" { // the path would be that of another request
 		return vif.Status{}, notFoundError(`"": ` + ErrNotFound.Error())
 	}
 	path := vifPath(name)
@@ -108,19 +108,19 @@ func (c *Client) Reset(ctx context.Context, name string) error {
 }
 
 // CanAdopt returns nil if Adopt would succeed for a vif that the kernel serves now, and
-// otherwise the reason why it would not.
+// otherwise an error with the reason.
 func (c *Client) CanAdopt(ctx context.Context, name string) error {
 	return c.do(ctx, http.MethodGet, vifPath(name)+"/adopt", nil)
 }
 
-// Adopt has the daemon serve a vif that was unbound from the kernel's driver. It returns
+// Adopt makes the daemon serve a vif that was unbound from the kernel's driver. It returns
 // when the vif has its TAP.
 func (c *Client) Adopt(ctx context.Context, name string) error {
 	return c.do(ctx, http.MethodPost, vifPath(name)+"/adopt", nil)
 }
 
-// Release has the daemon give up a vif, for the kernel's driver to be bound to it. Lost
-// counts packets to the guest that were in netbackd or its TAP.
+// Release makes the daemon stop serving a vif, so that the kernel's driver can be bound to
+// it. lost counts packets to the guest that were in netbackd or its TAP.
 func (c *Client) Release(ctx context.Context, name string) (lost int, err error) {
 	var r Released
 	err = c.do(ctx, http.MethodPost, vifPath(name)+"/release", &r)
@@ -159,7 +159,7 @@ func (c *Client) do(ctx context.Context, method, path string, into any) error {
 	return json.NewDecoder(resp.Body).Decode(into)
 }
 
-// explain makes an error with a remedy of one that came from connecting to the socket.
+// explain adds a remedy to an error from connecting to the socket.
 func (c *Client) explain(err error) error {
 	switch {
 	case errors.Is(err, os.ErrPermission):

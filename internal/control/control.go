@@ -14,7 +14,7 @@
 //	POST /v1/vifs/{name}/release   -> Released
 //
 // The body of an answer that is not 2xx is an Error. The package knows the protocol. It
-// must not know what the answers mean.
+// must not know how the daemon makes the answers.
 package control
 
 import (
@@ -29,8 +29,8 @@ import (
 	"github.com/netbackd/netbackd/internal/vif"
 )
 
-// Schema is the version of the JSON. It changes when a field changes its
-// meaning or goes; new fields do not change it.
+// Schema is the version of the JSON. It changes when a field is removed or changes its
+// meaning. It does not change with new fields.
 const Schema = 1
 
 // Daemon is the status of the daemon.
@@ -40,13 +40,13 @@ type Daemon struct {
 	PID     int       `json:"pid"`
 	Since   time.Time `json:"since"`
 	Workers int       `json:"workers"`
-	Uring   string    `json:"io_uring"` // "in use", or the reason why it is not
+	Uring   string    `json:"io_uring"` // "in use", or the reason for not using it
 	Offload bool      `json:"offload"`
 
-	Threads    int `json:"threads"`     // of the process
-	MaxThreads int `json:"threads_max"` // the bound on it
+	Threads    int `json:"threads"`     // present number of threads of the process
+	MaxThreads int `json:"threads_max"` // bound of that number
 
-	LogLost uint64 `json:"log_lines_lost"` // since the reader of the log did not keep up
+	LogLost uint64 `json:"log_lines_lost"` // lines lost because the reader of the log did not keep up
 }
 
 // Vifs is the list of vifs.
@@ -69,7 +69,7 @@ type Names struct {
 
 // Released is the result of a release.
 type Released struct {
-	Lost int `json:"lost_packets"` // to the guest, on the way in netbackd and its TAP
+	Lost int `json:"lost_packets"` // packets to the guest that were in netbackd and its TAP
 }
 
 // Error is the body of an answer that is not 2xx.
@@ -92,8 +92,8 @@ type Source interface {
 // thousand vifs takes some megabytes.
 const maxLists = 4
 
-// maxWait bounds how long a request for a vif waits for another revision. It is less than
-// served.read, after which the server cancels the request's context. Tests change it.
+// maxWait bounds the time that a request for a vif waits for another revision. It is less
+// than served.read, after which the server cancels the request's context. Tests change it.
 var maxWait = 4 * time.Second
 
 // answerTime bounds the time that a client takes to read an answer.
@@ -156,7 +156,7 @@ func Handler(daemon func() Daemon, src Source, notFound error) http.Handler {
 	return mux
 }
 
-// revision returns the revision that a request wants to wait for the end of, or 0.
+// revision returns the revision that a request knows and waits for the end of, or 0.
 func revision(r *http.Request) (uint64, error) {
 	text := r.URL.Query().Get("after")
 	if text == "" {

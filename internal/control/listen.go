@@ -20,9 +20,9 @@ import (
 // ErrRunning is returned if another daemon holds the socket.
 var ErrRunning = errors.New("another netbackd is running")
 
-// Listen makes the socket. A daemon holds the lock beside it until its process ends, so a
-// socket that a dead daemon left can be replaced, and the directory belongs to one daemon
-// at a time.
+// Listen makes the socket. A daemon holds a lock file beside it until its process ends. So
+// the next daemon can replace the socket of a dead one, and the directory belongs to one
+// daemon at a time.
 func Listen(path string) (net.Listener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, err

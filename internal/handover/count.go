@@ -21,9 +21,9 @@ import (
 type counter struct {
 	fd      int
 	bridge  int
-	ports   map[int]bool // the bridge's, when the counting began
-	entered int
-	left    map[int]int // by the interface through which they left
+	ports   map[int]bool // ports of the bridge when the counting began
+	entered int          // frames that entered the bridge
+	left    map[int]int  // frames that left it, by interface
 }
 
 // startCounter starts counting frames to mac on a bridge.
@@ -76,8 +76,9 @@ func htons(v uint16) uint16 { return v<<8 | v>>8 }
 // busy host may delay.
 const transit = 20 * time.Millisecond
 
-// stop ends the counting, once the last frame has passed the bridge. Frames that reached
-// the guest left the bridge through these interfaces. More: some frames were not counted.
+// stop waits until the last frame has passed the bridge and ends the counting. Frames that
+// reached the guest left the bridge through the given interfaces. more says that the count
+// is incomplete.
 func (c *counter) stop(through ...int) (lost int, more bool, err error) {
 	time.Sleep(transit)
 	c.read()
@@ -92,8 +93,8 @@ func (c *counter) stop(through ...int) (lost int, more bool, err error) {
 	return max(lost, 0), stats.Drops > 0, nil
 }
 
-// read counts the frames that the socket holds. It has room for some 30,000: 16 MB, of
-// which a frame takes about 500 bytes.
+// read counts the frames in the socket's buffer. It holds some 30,000: 16 MB, of which a
+// frame takes about 500 bytes.
 func (c *counter) read() {
 	var frame [1]byte
 	for {

@@ -4,13 +4,13 @@
 // direction, while its guest uses it.
 //
 // Both back ends release a guest's rings the same way: every request that was consumed is
-// answered. Both can continue with rings that were used before. So the guest sees at most
-// a change of the state node, and what it sends waits in its rings meanwhile. Packets to
-// the guest find no interface in that time and are lost; [Report] counts them.
+// answered. Both can continue with rings that were used before. So the guest sees at most a
+// change of the state node, and packets from the guest wait in its rings meanwhile. Packets
+// to the guest find no interface in that time and are lost; [Report] counts them.
 //
-// The package runs in a command that root calls, not in the daemon, which may not write
-// to sysfs or run scripts. It knows the order of the steps. It must not know how the
-// kernel's driver is told, or what the daemon does with a vif.
+// The package runs in a command of root, not in the daemon, which may not write to sysfs or
+// run scripts. It knows the order of the steps. It must not know the kernel's interface to
+// its driver, or the daemon's inside.
 package handover
 
 import (
@@ -43,14 +43,14 @@ type Daemon interface {
 	Release(ctx context.Context, name string) (lost int, err error)
 }
 
-// Store is the part of xenstore that is needed; see [NewStore].
+// Store is the part of xenstore that a Mover uses; see [NewStore].
 type Store interface {
 	Read(path string) (string, error)
 	Write(path, value string) error
 	Watch(path string) (Watch, error)
 }
 
-// Watch sends an event after each change of a node, and one at first.
+// Watch sends an event at its start, and one after each change of a node.
 type Watch interface {
 	C() <-chan xenstore.Event
 	Close() error
@@ -72,8 +72,8 @@ type Mover struct {
 	Script func(ctx context.Context, path string, env []string) error
 }
 
-// ParseID parses vif1.0, or a path that ends in vif/1/0, such as the toolstack passes to
-// scripts.
+// ParseID parses a name such as vif1.0, or a path that ends in vif/1/0, as the toolstack
+// passes it to scripts.
 func ParseID(s string) (xenbus.VifID, error) {
 	if strings.Contains(s, "/") {
 		return xenbus.ParseVifPath(s)
@@ -91,7 +91,7 @@ type Report struct {
 	// Lost counts packets to the guest that came in that time and did not reach it. It is
 	// -1 if they could not be counted, because the interface is no port of a Linux bridge.
 	// Packets from the host itself are not counted while the bridge has no other port that
-	// is up. AtLeast: there were more than could be counted.
+	// is up. AtLeast says that the count is incomplete.
 	Lost    int
 	AtLeast bool
 }
@@ -108,7 +108,7 @@ var (
 	ErrKernelNotLoaded = errors.New("the kernel's xen-netback is not loaded")
 )
 
-// SafeLoad is the command that loads the kernel's driver while netbackd serves vifs. With
-// its probing on, the driver would probe each of them, fail because the interface's name
-// is taken, and close the vif: the guest would be cut off.
+// SafeLoad is the command that loads the kernel's driver while netbackd serves vifs. It
+// turns automatic probing off. Otherwise the driver would probe each of these vifs, fail
+// because the interface's name is taken, and close the vif: the guest would be cut off.
 const SafeLoad = "echo 0 >/sys/bus/xen-backend/drivers_autoprobe; modprobe -i xen-netback; echo 1 >/sys/bus/xen-backend/drivers_autoprobe"

@@ -14,9 +14,9 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
-// Hotplug has netbackd serve a vif that no guest uses yet, and returns when its TAP
-// exists. It is for the hotplug script vif-netbackd. The toolstack runs the script after
-// the kernel's driver, if it is loaded, has taken the vif, and before the driver may
+// Hotplug makes netbackd serve a vif that no guest uses yet, and returns when its TAP
+// exists. It is for the hotplug script vif-netbackd. If the kernel's driver is loaded, the
+// toolstack runs the script after the driver has taken the vif, and before the driver may
 // connect to the guest.
 func (m *Mover) Hotplug(ctx context.Context, id xenbus.VifID) error {
 	if !m.Kernel.Serves(id) {
@@ -52,8 +52,8 @@ func unserved(id xenbus.VifID, err error) error {
 	return fmt.Errorf("returning it failed, so no back end serves it now: %w; `netbackd adopt %s` tries again", err, id.String())
 }
 
-// Fail writes the reason why the hotplug of a vif failed to where the toolstack looks for
-// it, in the vif's directory.
+// Fail writes the reason of a failed hotplug to the nodes of the vif's directory that the
+// toolstack reads.
 func (m *Mover) Fail(id xenbus.VifID, cause error) error {
 	dir, err := m.directory(id)
 	if err != nil {
@@ -65,8 +65,8 @@ func (m *Mover) Fail(id xenbus.VifID, cause error) error {
 	)
 }
 
-// Adopt moves a vif from the kernel's driver to netbackd, whether its guest is connected
-// or not.
+// Adopt moves a vif from the kernel's driver to netbackd. Its guest may be connected or
+// not.
 func (m *Mover) Adopt(ctx context.Context, id xenbus.VifID) (r Report, err error) {
 	if !m.Kernel.Serves(id) {
 		return r, m.adoptUnbound(ctx, id)
@@ -83,7 +83,7 @@ func (m *Mover) Adopt(ctx context.Context, id xenbus.VifID) (r Report, err error
 		return r, err
 	}
 	// An interrupt from here on would leave a guest without network, so it is ignored.
-	// Each step has a limit of its own.
+	// Each step has its own time limit.
 	ctx = context.WithoutCancel(ctx)
 	rebound, err := m.unbindAndAdopt(ctx, id)
 	switch {
@@ -122,8 +122,8 @@ func (m *Mover) adoptUnbound(ctx context.Context, id xenbus.VifID) error {
 	return m.runScript(ctx, id, dir)
 }
 
-// Release moves a vif from netbackd to the kernel's driver, whether its guest is connected
-// or not.
+// Release moves a vif from netbackd to the kernel's driver. Its guest may be connected or
+// not.
 func (m *Mover) Release(ctx context.Context, id xenbus.VifID) (r Report, err error) {
 	s, err := m.canRelease(ctx, id)
 	if err != nil {
@@ -147,8 +147,8 @@ func (m *Mover) Release(ctx context.Context, id xenbus.VifID) (r Report, err err
 	return mv.end(err)
 }
 
-// canRelease returns the status of a vif that the kernel can serve, as far as can be told
-// before netbackd has released it.
+// canRelease returns the status of a vif that netbackd serves. It returns an error if the
+// kernel could not serve it, as far as that is known before the release.
 func (m *Mover) canRelease(ctx context.Context, id xenbus.VifID) (s vif.Status, err error) {
 	switch {
 	case !m.Kernel.Loaded():
@@ -169,7 +169,7 @@ func (m *Mover) canRelease(ctx context.Context, id xenbus.VifID) (s vif.Status, 
 	return s, nil
 }
 
-// adoptAgain has netbackd serve a vif again that the kernel cannot serve.
+// adoptAgain makes netbackd serve a vif again that the kernel cannot serve.
 func (mv *move) adoptAgain(ctx context.Context, cause error) error {
 	if err := mv.Daemon.Adopt(ctx, mv.id.String()); err != nil {
 		return errors.Join(cause, unserved(mv.id, err))
@@ -177,7 +177,8 @@ func (mv *move) adoptAgain(ctx context.Context, cause error) error {
 	return errors.Join(fmt.Errorf("%w; netbackd serves it again", cause), mv.place(ctx, mv.id.String()))
 }
 
-// status returns the status of a vif that netbackd serves, once its revision is not after.
+// status returns the status of a vif that netbackd serves. It waits while the status has
+// the revision after.
 func (m *Mover) status(ctx context.Context, id xenbus.VifID, after uint64) (vif.Status, error) {
 	s, err := m.Daemon.Vif(ctx, id.String(), after)
 	if errors.Is(err, control.ErrNotFound) || err == nil && s.ServedBy != "" {
@@ -190,10 +191,10 @@ func (m *Mover) status(ctx context.Context, id xenbus.VifID, after uint64) (vif.
 type move struct {
 	*Mover
 	id        xenbus.VifID
-	dir       string // the vif's, in xenstore
-	connected bool   // the guest was, when the move began
+	dir       string // the vif's directory in xenstore
+	connected bool   // the guest was connected when the move began
 	from      *place
-	copy      bool // the place can be copied; otherwise the script is run
+	copy      bool // from can be copied; otherwise the script is run
 	count     *counter
 	began     time.Time
 	through   []int // interfaces by which packets to the guest leave the bridge
@@ -201,7 +202,8 @@ type move struct {
 	report    Report
 }
 
-// begin reads what the move needs to know, so that the gap is short, and starts the clock.
+// begin reads everything that the move needs, so that the gap is short, and starts the
+// clock.
 func (m *Mover) begin(id xenbus.VifID, from string) (*move, error) {
 	mv := &move{Mover: m, id: id, report: Report{Lost: -1}}
 	var err error
@@ -237,7 +239,7 @@ func (m *Mover) begin(id xenbus.VifID, from string) (*move, error) {
 	return mv, nil
 }
 
-// place puts the vif's new interface where its old one was.
+// place gives the vif's new interface the settings and the bridge port of the old one.
 func (mv *move) place(ctx context.Context, name string) error {
 	to, err := placeOf(name)
 	if err != nil {
@@ -251,11 +253,11 @@ func (mv *move) place(ctx context.Context, name string) error {
 	if err := mv.from.give(name); err != nil {
 		return err
 	}
-	// As the script does at its end.
+	// The script writes this at its end.
 	return mv.Store.Write(mv.dir+"/hotplug-status", "connected")
 }
 
-// placeKernels is place for the interface of the kernel's driver.
+// placeKernels calls place for the interface of the kernel's driver.
 func (mv *move) placeKernels(ctx context.Context) error {
 	name, err := mv.Kernel.Interface(mv.id)
 	if err != nil {

@@ -24,7 +24,7 @@ type place struct {
 	mtu    int
 	up     bool
 	bridge int               // interface number, 0 if it is no port of a Linux bridge
-	port   map[string]string // the bridge's settings of the port, by file name
+	port   map[string]string // settings of the bridge port, by file name
 }
 
 const classNet = "/sys/class/net"
@@ -54,8 +54,8 @@ func placeOf(name string) (*place, error) {
 	return p, err
 }
 
-// copyable reports whether everything that a script does can be read from the interface
-// and repeated: it is a port of a Linux bridge without VLAN filtering, and has no
+// copyable reports whether all settings of a script can be read from the interface and
+// given to another: it is a port of a Linux bridge without VLAN filtering, and has no
 // addresses or routes of its own.
 func (p *place) copyable() (bool, error) {
 	if p.bridge == 0 {
@@ -85,8 +85,8 @@ func (p *place) copyable() (bool, error) {
 	return len(routes) == 0, err
 }
 
-// dump calls list again while the kernel reports that its list has changed meanwhile,
-// which happens on a host where guests come and go.
+// dump calls list again while the kernel reports that its list has changed meanwhile. That
+// happens on a host where guests start and stop.
 func dump[T any](list func() ([]T, error)) (all []T, err error) {
 	const tries = 20
 	for range tries {
@@ -104,9 +104,9 @@ func (p *place) give(name string) error {
 		return fmt.Errorf("interface %s: %w", name, err)
 	}
 	a := l.Attrs()
-	// An interface can be renamed, and given an address, while it is down. It is set up
-	// before it joins the bridge: linkwatch notes a carrier that comes later at once, and
-	// one that was there before up to a second later.
+	// An interface can be renamed, and get another address, while it is down. It is set
+	// up before it joins the bridge: linkwatch notes a carrier that comes after that at
+	// once, and an earlier one up to a second later.
 	steps := []func() error{
 		func() error {
 			if a.Flags&net.FlagUp == 0 || name == p.name && bytes.Equal(a.HardwareAddr, p.mac) {

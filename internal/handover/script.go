@@ -40,7 +40,7 @@ func RunScript(ctx context.Context, script string, env []string) error {
 func (m *Mover) directory(id xenbus.VifID) (string, error) {
 	own, err := m.Store.Read("domid")
 	if errors.Is(err, xenstore.ErrNotExist) {
-		return id.BackendPath(xen.Dom0), nil // every other domain has the node
+		return id.BackendPath(xen.Dom0), nil // every domain except dom0 has the node
 	}
 	if err != nil {
 		return "", err
@@ -52,7 +52,7 @@ func (m *Mover) directory(id xenbus.VifID) (string, error) {
 	return id.BackendPath(xen.Domid(domid)), nil
 }
 
-// runScript runs the vif's hotplug script for the interface that it has now.
+// runScript runs the vif's hotplug script for its present interface.
 func (m *Mover) runScript(ctx context.Context, id xenbus.VifID, dir string) error {
 	script, err := m.Store.Read(dir + "/script")
 	if err != nil {

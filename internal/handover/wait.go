@@ -16,14 +16,14 @@ import (
 )
 
 const (
-	// nameTimeout bounds how long the name of an interface may stay taken after netbackd
-	// has released the vif.
+	// nameTimeout bounds the time that the name of an interface may stay taken after
+	// netbackd has released the vif.
 	nameTimeout = 3 * time.Second
 
 	// restartTimeout bounds the absence of a daemon that ends while a vif is being moved.
 	restartTimeout = 10 * time.Second
 
-	// servedTimeout bounds how long a connected guest waits until it is served again.
+	// servedTimeout bounds the time until a connected guest is served again.
 	servedTimeout = 20 * time.Second
 
 	// retryInterval separates attempts to reach a daemon that is being restarted.
@@ -75,9 +75,8 @@ func waitFor(ctx context.Context, w Watch, done func() (bool, error)) (err error
 	}
 }
 
-// adopt has the daemon serve a vif. If the daemon ends before it answers and is started
-// again, as a service manager does, adopt repeats the request: an adoption outlives the
-// daemon.
+// adopt makes the daemon serve a vif. If the daemon ends before it answers, and a service
+// manager starts it again, adopt repeats the request: an adoption outlives the daemon.
 func (m *Mover) adopt(ctx context.Context, id xenbus.VifID) error {
 	err := m.Daemon.Adopt(ctx, id.String())
 	if err == nil || m.daemonAnswers(ctx, id) {
@@ -104,7 +103,7 @@ func (m *Mover) daemonAnswers(ctx context.Context, id xenbus.VifID) bool {
 	return err == nil || errors.Is(err, control.ErrNotFound)
 }
 
-// bind has the kernel serve a vif that no back end serves. The driver would close the vif
+// bind makes the kernel serve a vif that no back end serves. The driver would close the vif
 // if the name of its interface were taken, so bind waits until it is free.
 func (m *Mover) bind(ctx context.Context, id xenbus.VifID) error {
 	limited, cancel := context.WithTimeout(ctx, nameTimeout)

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package host opens what a back end needs of the Xen it runs on: the devices of the
-// kernel below /dev/xen, and xenstore.
+// Package host opens the interfaces of the Xen that a back end runs on: the kernel's devices
+// below /dev/xen, and xenstore.
 //
-// It knows how to open things. It must not know what they are used for.
+// It must not know their use.
 package host
 
 import (
@@ -19,18 +19,18 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
-// DefaultDir is where Linux has Xen's devices.
+// DefaultDir is Linux's directory of Xen's devices.
 const DefaultDir = "/dev/xen"
 
-// Host is a real Xen as Linux offers it to a domain.
+// Host is the interface of Linux to a real Xen.
 type Host struct {
 	dir    string
 	grants *gntdev.Device
 }
 
-// Open opens the Xen whose devices are in dir, usually DefaultDir. The event channel
-// device is opened on trial, so that a missing module is reported at the start and not
-// when the first guest comes.
+// Open opens the Xen whose devices are in dir, usually DefaultDir. It also opens and closes
+// the event channel device, so that a missing module is reported at the start and not with
+// the first guest.
 func Open(dir string) (*Host, error) {
 	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("%s does not exist: this is not a Xen domain, or its modules are not loaded (modprobe xen-gntdev xen-evtchn); `make demo` in netbackd's sources shows it at work without Xen", dir)
@@ -52,7 +52,7 @@ func Open(dir string) (*Host, error) {
 
 func (h *Host) path(device string) string { return filepath.Join(h.dir, device) }
 
-// Real reports that the kernel has a back end of its own here.
+// Real returns true: the kernel may have its own back end here.
 func (h *Host) Real() bool { return true }
 
 // Grants returns the grant device.
@@ -76,13 +76,13 @@ func (h *Host) DialStore() (*xenstore.Client, error) { return xenstore.Open() }
 // Close closes the grant device.
 func (h *Host) Close() error { return h.grants.Close() }
 
-// Events is an event channel device that was just opened.
+// Events is an event channel device without bound channels.
 type Events interface {
 	vif.Events
 	Restrict(domid xen.Domid) error
 }
 
-// Restrict gives up the channels of all domains but one, and closes e if that fails. Xen
+// Restrict restricts e to the channels of one domain, and closes e if that fails. Xen
 // cannot restrict a handle to domain 0, which may be a guest of a driver domain: such a
 // handle stays unrestricted.
 func Restrict(e Events, domid xen.Domid) (vif.Events, error) {

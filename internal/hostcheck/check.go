@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package hostcheck finds out whether a machine is ready for netbackd: one item for each
-// thing that netbackd needs or cannot work beside, with the command that mends it.
+// Package hostcheck finds out whether a machine is ready for netbackd. Its report has one
+// item for each requirement and each conflict, with the command that repairs it.
 //
 // It changes nothing. It reads files below [Host.Root] and calls the functions of [Host].
-// It must not know how items are shown.
+// It must not know how items are printed.
 package hostcheck
 
 import (
@@ -31,7 +31,7 @@ type Level string
 const (
 	OK      Level = "ok"
 	Note    Level = "note"    // netbackd works, with a restriction
-	Problem Level = "problem" // netbackd does not work, or harms
+	Problem Level = "problem" // netbackd does not work, or does harm
 )
 
 // Item is one check.
@@ -42,11 +42,11 @@ type Item struct {
 	Fix   string `json:"fix,omitempty"` // a command, if there is one
 }
 
-// Schema is the version of Report's JSON. It changes when a field changes its meaning
-// or goes.
+// Schema is the version of Report's JSON. It changes when a field is removed or changes its
+// meaning.
 const Schema = 1
 
-// Report is the outcome.
+// Report is the result of all checks.
 type Report struct {
 	Schema int    `json:"schema"`
 	Ready  bool   `json:"ready"` // there is no problem
@@ -65,19 +65,19 @@ func (r *Report) Problems() (n int) {
 
 // Host is the machine that is checked. Its functions may be called in any order.
 type Host struct {
-	Root string // "/", or a tree that stands for it
+	Root string // "/", or the root of a test's tree
 
-	Open     func(path string) error                                        // open a device for reading and writing, and close it
-	Xenstore func(ctx context.Context) error                                // ask xenstored something
-	Modprobe func(ctx context.Context, arguments ...string) (string, error) // what modprobe prints; fs.ErrNotExist: there is none
-	MultiTAP func() error                                                   // has the kernel multi-queue TAPs?
-	Uring    func() error                                                   // does io_uring work?
-	Steering func() error                                                   // does the kernel take steering programs?
-	Daemon   func(ctx context.Context) (version string, err error)          // ask the running netbackd
-	Version  string                                                         // ours
+	Open     func(path string) error                                        // opens a device for reading and writing, and closes it
+	Xenstore func(ctx context.Context) error                                // sends a request to xenstored
+	Modprobe func(ctx context.Context, arguments ...string) (string, error) // runs modprobe and returns its output; fs.ErrNotExist: there is no modprobe
+	MultiTAP func() error                                                   // fails if the kernel has no multi-queue TAPs
+	Uring    func() error                                                   // fails if io_uring does not work
+	Steering func() error                                                   // fails if the kernel refuses steering programs
+	Daemon   func(ctx context.Context) (version string, err error)          // asks the running netbackd
+	Version  string                                                         // version of this program
 
-	// PerVif: the kernel's driver is meant to be there, and netbackd to serve
-	// only vifs whose script is vif-netbackd.
+	// PerVif: the kernel's driver is expected, and netbackd should serve only vifs
+	// whose script is vif-netbackd.
 	PerVif bool
 }
 
@@ -133,7 +133,7 @@ func (h *Host) xen(add adder) bool {
 	caps, err := h.read("/proc/xen/capabilities")
 	switch {
 	case err != nil:
-		add("xen", Note, "/proc/xen is not mounted, which Xen's tools want to see", "mount -t xenfs xenfs /proc/xen")
+		add("xen", Note, "/proc/xen is not mounted, which Xen's tools need", "mount -t xenfs xenfs /proc/xen")
 	case slices.Contains(strings.Fields(caps), "control_d"):
 		add("xen", OK, "this is dom0", "")
 	default:
@@ -213,8 +213,8 @@ func (h *Host) xenstore(ctx context.Context, add adder) {
 	add("xenstore", OK, "answers", "")
 }
 
-// Places of netbackd's files. modprobeFile overrides the file of the same name below
-// /usr/lib, where the package has it.
+// Paths of netbackd's files. modprobeFile overrides the file of the same name below
+// /usr/lib, which is part of the package.
 const (
 	modprobeFile = "/etc/modprobe.d/netbackd.conf"
 	scriptDir    = "/etc/xen/scripts"
@@ -238,7 +238,7 @@ func (h *Host) driver(ctx context.Context, add adder) {
 	case d.Loaded() && h.PerVif:
 		add(name, OK, "is loaded and "+serves+"; netbackd serves vifs with script="+ownScript, "")
 	case h.PerVif:
-		text := "is not loaded: netbackd serves all vifs, whatever their script"
+		text := "is not loaded: netbackd serves all vifs, with any script"
 		if loads || lerr != nil {
 			text += ", and they are cut off when it is loaded"
 		}
@@ -261,7 +261,8 @@ func (h *Host) driver(ctx context.Context, add adder) {
 }
 
 // autoloads asks modprobe whether udev would load the driver when a vif appears (-D: only
-// print it; -b: obey blacklists, as udev does). modprobe knows all places of its settings.
+// print the command; -b: obey blacklists, as udev does). modprobe knows all files with its
+// settings.
 func (h *Host) autoloads(ctx context.Context) (bool, error) {
 	out, err := h.Modprobe(ctx, "-b", "-D", xennetback.Alias)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -331,9 +332,9 @@ const (
 	multiQueueFlag = 0x0100 // IFF_MULTI_QUEUE
 )
 
-// openVSwitch looks for bridges of Open vSwitch's userspace datapath. It takes packets
-// without their offloads. Its bridges are TAPs, which netbackd's are as well: those have
-// several queues, or names that begin with vif.
+// openVSwitch looks for bridges of Open vSwitch's userspace datapath, which takes packets
+// without their offloads. Its bridges are TAPs. It tells them from netbackd's TAPs, which
+// have several queues, or names that begin with vif.
 func (h *Host) openVSwitch(add adder) {
 	const datapath = "ovs-netdev"
 	if !h.exists("/sys/class/net/" + datapath) {

@@ -150,7 +150,7 @@ func TestWhatIsInTheWay(t *testing.T) {
 		{"another hypervisor", ready.with(files{"sys/hypervisor/type": "s390\n"}), nil,
 			[]Item{{"xen", Problem, "this machine runs no Xen; `make demo` in netbackd's sources works without", "apt install xen-system-" + runtime.GOARCH + " && reboot"}}},
 		{"no xenfs", ready.with(files{"proc/xen/capabilities": "-"}), nil,
-			[]Item{{"xen", Note, "/proc/xen is not mounted, which Xen's tools want to see", "mount -t xenfs xenfs /proc/xen"}}},
+			[]Item{{"xen", Note, "/proc/xen is not mounted, which Xen's tools need", "mount -t xenfs xenfs /proc/xen"}}},
 		{"driver domain", ready.with(files{"proc/xen/capabilities": "\n"}), nil,
 			[]Item{{"xen", Note, "this is not dom0; it serves guests whose vif=[...] says backend= and this domain's name", ""}}},
 		{"no privileges", ready.with(files{"proc/self/status": "Name:\tx\nCapEff:\t0000000000000000\n"}), nil,
@@ -189,7 +189,7 @@ func TestWhatIsInTheWay(t *testing.T) {
 
 		{"per vif", ready.with(loaded), perVif, nil},
 		{"per vif, driver not loaded", ready, func(h *Host) { perVif(h); prints(insmod)(h) },
-			[]Item{{"xen-netback", Problem, "is not loaded: netbackd serves all vifs, whatever their script, and they are cut off when it is loaded",
+			[]Item{{"xen-netback", Problem, "is not loaded: netbackd serves all vifs, with any script, and they are cut off when it is loaded",
 				"ln -sf /dev/null /etc/modprobe.d/netbackd.conf && modprobe xen-netback # while netbackd serves no vif"}}},
 		{"per vif, no script", ready.with(loaded).with(files{"etc/xen/scripts/vif-netbackd*": "-"}), perVif,
 			[]Item{{"hotplug scripts", Problem, "/etc/xen/scripts/vif-netbackd is not there, by which single vifs are given to netbackd",

@@ -24,20 +24,21 @@ var (
 	_ [16]byte   = [unsafe.Sizeof(iovec{})]byte{}
 )
 
-// setup is io_uring_setup(2).
+// setup calls io_uring_setup(2).
 func setup(entries uint32, p *params) (int, unix.Errno) {
 	fd, _, errno := unix.RawSyscall(unix.SYS_IO_URING_SETUP, uintptr(entries), uintptr(unsafe.Pointer(p)), 0)
 	return int(fd), errno
 }
 
-// enter is io_uring_enter(2) that does not wait. No operation of this package
-// waits either, so the Go scheduler need not hear of it.
+// enter calls io_uring_enter(2) without waiting. No operation of this package waits either,
+// so the call bypasses the Go scheduler.
 func enter(fd int, toSubmit uint32) (uint32, unix.Errno) {
 	n, _, errno := unix.RawSyscall6(unix.SYS_IO_URING_ENTER, uintptr(fd), uintptr(toSubmit), 0, enterGetEvents, 0, 0)
 	return uint32(n), errno
 }
 
-// enterWait is io_uring_enter(2) that waits for minComplete completions or ts.
+// enterWait calls io_uring_enter(2) and waits for minComplete completions, or for the time
+// ts.
 func enterWait(fd int, toSubmit, minComplete uint32, ts timespec) (uint32, unix.Errno) {
 	arg := geteventsArg{ts: &ts}
 	n, _, errno := unix.Syscall6(unix.SYS_IO_URING_ENTER, uintptr(fd), uintptr(toSubmit), uintptr(minComplete),
@@ -45,24 +46,24 @@ func enterWait(fd int, toSubmit, minComplete uint32, ts timespec) (uint32, unix.
 	return uint32(n), errno
 }
 
-// register is io_uring_register(2) with n elements at arg.
+// register calls io_uring_register(2) with n elements at arg.
 func register[T any](fd int, op uintptr, arg *T, n int) unix.Errno {
 	_, _, errno := unix.Syscall6(unix.SYS_IO_URING_REGISTER, uintptr(fd), op, uintptr(unsafe.Pointer(arg)), uintptr(n), 0, 0)
 	return errno
 }
 
-// word is the 32-bit word at off in mem, shared with the kernel.
+// word returns the 32-bit word at off in mem, which is shared with the kernel.
 func word(mem []byte, off uint32) *atomic.Uint32 {
 	return (*atomic.Uint32)(unsafe.Pointer(&mem[off : off+4][0]))
 }
 
-// view is the n elements of type T at off in mem, which must not be Go memory.
+// view returns the n elements of type T at off in mem, which must not be Go memory.
 func view[T any](mem []byte, off, n uint32) []T {
 	size := uint64(n) * uint64(unsafe.Sizeof(*new(T)))
 	return unsafe.Slice((*T)(unsafe.Pointer(&mem[uint64(off) : uint64(off)+size][0])), n)
 }
 
-// address is where mem starts. mem must not be empty, nor Go memory.
+// address returns the address of mem, which must be neither empty nor Go memory.
 func address(mem []byte) uintptr {
 	return uintptr(unsafe.Pointer(&mem[0]))
 }

@@ -70,7 +70,7 @@ func (r *Ring) RegisterFiles(n int) error {
 	return fmt.Errorf("register %d files: %w", n, threadError(errno))
 }
 
-// SetFile puts a file into a slot, and replaces the one there. The slot has its own
+// SetFile puts a file into a slot, and replaces the slot's old file. The slot has its own
 // reference, so the file stays open if fd is closed. The file must be non-blocking. The
 // ring must be idle: without queued operations and untaken completions.
 func (r *Ring) SetFile(slot, fd int) error {

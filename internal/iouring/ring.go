@@ -100,7 +100,7 @@ func open(entries, flags uint32) (*Ring, error) {
 	return r, nil
 }
 
-// init maps the rings and checks that the kernel does what Ring relies on.
+// init maps the rings and checks that the kernel has the features that Ring relies on.
 func (r *Ring) init(p *params) error {
 	if missing := featuresNeeded &^ p.features; missing != 0 {
 		return notSupported(fmt.Sprintf("the kernel is older than Linux 5.19 (io_uring features %#x are missing)", missing), nil)
@@ -162,8 +162,8 @@ func (r *Ring) Close() error {
 	return errors.Join(errs...)
 }
 
-// Entries returns the most operations that may be queued or untaken. It is at least the
-// argument of New.
+// Entries returns the maximum of operations that may be queued or untaken. It is at least
+// the argument of New.
 func (r *Ring) Entries() int { return int(r.limit) }
 
 // Submit runs all queued operations, in order, and returns the number of completions to

@@ -72,7 +72,7 @@ func denial(sysctl string) string {
 func (r *Ring) probeOpcodes() error {
 	var p probe
 	if errno := register(r.fd, registerProbe, &p, len(p.ops)); errno != 0 {
-		return notSupported("the kernel does not tell its operations", errno)
+		return notSupported("the kernel does not list its operations", errno)
 	}
 	for _, op := range []uint8{opReadv, opWritev, opReadFixed, opWriteFixed, opAsyncCancel, opRead, opWrite} {
 		if p.ops[op].flags&probeOpSupported == 0 {

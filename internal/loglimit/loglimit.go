@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package loglimit rate-limits a zap logger, so that a guest cannot fill the log. The
-// first line after lines that were dropped tells how many.
+// Package loglimit rate-limits a zap logger, so that a guest cannot fill the log. The first
+// line after dropped lines has their number.
 //
-// It knows log lines. It must not know what they are about.
+// It knows log lines. It must not know their content.
 package loglimit
 
 import (
@@ -30,12 +30,12 @@ func wrap(l *zap.Logger, lines *rate.Limiter, cut func(), now func() time.Time) 
 type bucket struct {
 	lines   *rate.Limiter
 	cut     func()
-	skipped atomic.Int64 // since the last line that passed
+	skipped atomic.Int64 // lines dropped since the last line that passed
 	now     func() time.Time
 }
 
-// take returns whether a line may pass, and the number of lines dropped since the last
-// that did.
+// take reports whether a line may pass, and then returns the number of lines dropped since
+// the last one that passed.
 func (b *bucket) take() (ok bool, skipped int) {
 	if !b.lines.AllowN(b.now(), 1) {
 		b.skipped.Add(1)

@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package logsink writes a log without ever waiting for its reader. Lines go into a
-// buffer, and a goroutine writes them to the file. A pipe that is full, a journal
-// that hangs, a terminal that has hung up or a disk that is full costs lines, which
-// are counted and told of in the log as soon as it takes lines again. It never costs
-// the time of who logs.
+// Package logsink writes a log without ever waiting for its reader. Lines go into a buffer,
+// and a goroutine writes them to the file. With a full pipe, a journal that hangs, a
+// terminal that has hung up or a full disk, lines are lost. They are counted, and their
+// number is written as soon as the log accepts lines again. A caller never waits.
 //
-// The package knows bytes that end in newlines. It does not know what they say.
+// The package knows bytes that end in newlines. It does not know their content.
 package logsink
 
 import (
@@ -25,7 +24,7 @@ const (
 	// thousand lines.
 	bufferSize = 256 << 10
 
-	// syncTime bounds how long Sync waits for the reader.
+	// syncTime bounds the time that Sync waits for the reader.
 	syncTime = 500 * time.Millisecond
 )
 
@@ -41,7 +40,7 @@ type Sink struct {
 	note Note
 
 	wake chan struct{} // holds one: there is work
-	lost atomic.Uint64 // lines since the start
+	lost atomic.Uint64 // lines lost since the start
 
 	mu      sync.Mutex // guards all below
 	buf     []byte     // whole lines that wait
@@ -49,7 +48,7 @@ type Sink struct {
 	waiters []chan struct{}
 }
 
-// New starts a sink for the open file fd, which stays the caller's. The sink lives as
+// New starts a sink for the open file fd, which the caller still owns. The sink lives as
 // long as the process: its goroutine may be within a write that never ends.
 func New(fd int, note Note) *Sink {
 	s := &Sink{fd: fd, note: note, wake: make(chan struct{}, 1)}
@@ -133,8 +132,8 @@ func (s *Sink) run() {
 	}
 }
 
-// pass writes lines, and reports losses: earlier ones before the lines, and dropped ones,
-// which did not fit behind these, after them.
+// pass writes lines and reports losses: earlier ones before the lines, and after them the
+// dropped lines, which came later and did not fit the buffer.
 func (s *Sink) pass(lines []byte, dropped uint64, untold *loss) {
 	if len(lines) > 0 {
 		s.tell(untold)
@@ -168,8 +167,8 @@ func (s *Sink) tell(untold *loss) {
 	untold.torn = untold.torn && n == 0 || n > 0 && note[n-1] != '\n'
 }
 
-// writeAll writes b to fd, however long that takes, and returns the number of bytes
-// written. It also waits for a file that another process has made non-blocking.
+// writeAll writes b to fd without a time limit, and returns the number of bytes written. It
+// also waits for a file that another process has made non-blocking.
 func writeAll(fd int, b []byte) (n int, err error) {
 	for n < len(b) {
 		m, err := unix.Write(fd, b[n:])
@@ -192,7 +191,7 @@ func writeAll(fd int, b []byte) (n int, err error) {
 func countLines(b []byte) uint64 { return uint64(bytes.Count(b, []byte{'\n'})) }
 
 // Last writes the last message of a process that ends. It waits for the reader for at most
-// the time given.
+// the given time.
 func Last(fd int, within time.Duration, format string, v ...any) {
 	done := make(chan struct{})
 	go func() {

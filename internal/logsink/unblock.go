@@ -8,11 +8,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Unblock keeps writes to the standard error fd from waiting for its reader. Go's runtime
-// writes there why a process dies, and a daemon that cannot end is not restarted. A socket
-// is made non-blocking: systemd makes one for each service. A pipe or a terminal is opened
-// again, since other processes share the open file. Failures are ignored: Sink does not
-// depend on it.
+// Unblock makes fd, the standard error, non-blocking. When a process crashes, Go's runtime
+// writes the reason there, and a daemon that hangs in this write is not restarted. Unblock
+// sets the flag of a socket, since systemd makes one for each service. It opens a pipe or a
+// terminal again, since other processes share the open file. It ignores failures: Sink does
+// not depend on it.
 func Unblock(fd int) {
 	var st unix.Stat_t
 	if unix.Fstat(fd, &st) != nil {

@@ -28,7 +28,7 @@
 // failure is an [Error], a small number with a name.
 //
 // The package knows Ethernet, VLAN tags, IPv4, IPv6, TCP, UDP and SCTP's checksum,
-// and has the words for offloads from pkg/netif and pkg/tap. It must not know rings,
+// and uses the types for offloads of pkg/netif and pkg/tap. It must not know rings,
 // devices, features or where a packet is stored.
 //
 // pkg/toeplitz has a parser of its own (Tuple.Extract). That package is public and

@@ -27,14 +27,14 @@ type TxPlan struct {
 	WritePseudo bool
 }
 
-// MinGSOSize is the least payload of a segment, in bytes, that a guest may ask
-// for. No known stack goes below it. Linux never uses an MSS below 48, whatever the
-// peer or the route says (TCP_MIN_SND_MSS, net.ipv4.tcp_min_snd_mss,
-// include/net/tcp.h); 40 bytes of options leave 8 (TCP_MIN_GSO_SIZE there). A peer
-// with a small window does not bring it lower: tcp_bound_to_half_wnd stops at 68
-// bytes less the TCP header. FreeBSD and NetBSD stop at an MSS of 216 (TCP_MINMSS).
-// A higher limit, such as the MSS of 536 that every IPv4 host takes (RFC 9293,
-// 3.7.1), would break connections to peers that announce less.
+// MinGSOSize is the least payload of a segment, in bytes, that a guest may request.
+// No known stack goes below it. Linux never uses an MSS below 48, even if the peer or
+// the route requests it (TCP_MIN_SND_MSS, net.ipv4.tcp_min_snd_mss,
+// include/net/tcp.h); 40 bytes of options leave 8 (TCP_MIN_GSO_SIZE there). A small
+// window of the peer does not lower it: tcp_bound_to_half_wnd stops at 68 bytes less
+// the TCP header. FreeBSD and NetBSD stop at an MSS of 216 (TCP_MINMSS). A higher
+// limit, such as the MSS of 536 that every IPv4 host takes (RFC 9293, 3.7.1), would
+// break connections to peers that announce less.
 //
 // A TAP takes any size: with 1, the host would cut a packet of 64 KiB into one
 // segment per byte.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package rundir writes files in the run directory, where a daemon leaves what its
-// successor must know.
+// Package rundir writes files in the run directory, where a daemon leaves its records for
+// its successor.
 package rundir
 
 import (
@@ -22,7 +22,7 @@ func Replace(path string, b []byte) error {
 	return os.Rename(path+newSuffix, path)
 }
 
-// Remove removes the file at path, and what a killed Replace left of it. It returns
+// Remove removes the file at path, and the incomplete file of a killed Replace. It returns
 // nil if there is nothing to remove.
 func Remove(path string) error {
 	var errs []error
@@ -34,6 +34,6 @@ func Remove(path string) error {
 	return errors.Join(errs...)
 }
 
-// Base returns the name of the file that Replace was to write, given the name of a
-// file that it may have left incomplete.
+// Base returns the name of the file that Replace writes. name is that name, or the name of
+// an incomplete file that Replace left.
 func Base(name string) string { return strings.TrimSuffix(name, newSuffix) }

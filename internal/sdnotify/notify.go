@@ -24,9 +24,9 @@ const (
 	envListenNames  = "LISTEN_FDNAMES"
 )
 
-// sendTimeout bounds how long a message may wait for the manager, which queues some
-// hundred and may be busy. At the end of a service a few messages wait in a row, and the
-// service is killed after some seconds (TimeoutStopSec).
+// sendTimeout bounds the time that a message may wait for the manager, which queues some
+// hundred messages and may be busy. At the end of a service a few messages wait in a row,
+// and the service is killed after some seconds (TimeoutStopSec).
 const sendTimeout = time.Second
 
 // Notifier sends messages to the service manager. It is safe for concurrent use.
@@ -37,9 +37,9 @@ type Notifier struct {
 }
 
 // FromEnv reads the service manager's variables from the environment, and removes them,
-// so that no child inherits them. It returns a Notifier, nil if there is no manager or it
-// expects no messages, and the files that the manager passes on, which the caller owns.
-// With an error it returns what was valid.
+// so that no child inherits them. It returns a Notifier, which is nil if there is no manager
+// or the manager expects no messages, and the files that the manager passes on, which the
+// caller owns. With an error it returns the valid part of these.
 func FromEnv() (*Notifier, []File, error) {
 	defer func() {
 		for _, key := range []string{envSocket, envWatchdogUsec, envWatchdogPID, envListenPID, envListenFDs, envListenNames} {
@@ -105,12 +105,12 @@ func (n *Notifier) Status(text string) error {
 	return n.send("STATUS="+strings.ReplaceAll(text, "\n", " "), -1)
 }
 
-// Store sends a copy of an open file to the manager, under a name. The manager passes it
-// to the next process of the service, see [FromEnv], and keeps it open until Remove. It
-// does not poll it. It closes a file beyond its limit without a message, so the next
-// process must work without.
+// Store sends a copy of an open file to the manager, under a name. The manager passes it to
+// the next process of the service, see [FromEnv], and keeps it open until Remove. It does
+// not poll the file. It closes files beyond its limit without a message, so the next
+// process must also work without them.
 //
-// A name has up to 255 bytes of printable ASCII without ':'. Files may share one.
+// A name has up to 255 bytes of printable ASCII without ':'. Files may share a name.
 func (n *Notifier) Store(name string, fd int) error {
 	if err := checkName(name); err != nil {
 		return err
@@ -118,7 +118,7 @@ func (n *Notifier) Store(name string, fd int) error {
 	return n.send("FDSTORE=1\nFDPOLL=0\nFDNAME="+name, fd)
 }
 
-// Remove has the manager close the files of that name, if there are any.
+// Remove makes the manager close the files of that name, if there are any.
 func (n *Notifier) Remove(name string) error {
 	if err := checkName(name); err != nil {
 		return err
@@ -166,10 +166,10 @@ func dup(f *os.File) (int, error) {
 	return fd, errors.Join(err, dupErr)
 }
 
-// send sends one message, with a file unless fd is negative. Each has a socket of its own:
-// messages are rare, and a manager that was executed again may have another socket. The
-// socket is a blocking one, because the kernel does not report to others when the
-// receiver's queue has room again.
+// send sends one message, with a file unless fd is negative. Each message uses a new
+// socket: messages are rare, and a manager that was executed again may have another socket.
+// The socket is a blocking one, because the kernel does not wake pollers of the sender when
+// the receiver's queue has room again.
 func (n *Notifier) send(message string, fd int) (err error) {
 	if n == nil {
 		return nil

@@ -52,16 +52,16 @@ const (
 // Registers that keep their values over calls.
 const (
 	ctx    = asm.R6 // struct __sk_buff
-	config = asm.R7 // the map value in force
-	offset = asm.R8 // of the next header, in the frame
-	tags   = asm.R9 // most VLAN tags that may follow
-	sum    = asm.R0 // the hash so far; there are no calls then
+	config = asm.R7 // map value with the configuration
+	offset = asm.R8 // offset of the next header in the frame
+	tags   = asm.R9 // maximum of VLAN tags that may follow
+	sum    = asm.R0 // hash so far; no calls are made while it is in use
 )
 
 // assembler appends instructions to a list.
 type assembler struct {
 	list  asm.Instructions
-	label string // of the next instruction
+	label string // label of the next instruction
 	meets int    // number of labels made by meet
 }
 
@@ -131,10 +131,10 @@ func (a *assembler) hash(stack int16, first, n int) {
 	}
 }
 
-// meet makes the verifier compare its state with earlier ones at this place. Without
-// CAP_PERFMON it follows each look-up twice, the second time as a speculating processor
-// would: 2^36 paths, unless they are found equal. The kernel removes these jumps after
-// verification.
+// meet makes the verifier compare its state with earlier states at this place. Without
+// CAP_PERFMON the verifier follows each look-up twice, the second time like a speculating
+// processor. That makes 2^36 paths, unless it finds their states equal. The kernel removes
+// these jumps after verification.
 func (a *assembler) meet() {
 	for range 2 { // the verifier records a prune point only after two jumps
 		a.meets++
@@ -216,8 +216,8 @@ func (a *assembler) ethernet() {
 			)
 		}
 		a.at(labels[i])
-		// Calls are expensive, so the first one copies all that most frames need:
-		// an IPv6 header and ports.
+		// Calls are expensive, so the first one copies enough for most frames: an
+		// IPv6 header and ports.
 		a.emit(
 			asm.Mov.Reg(asm.R1, offset),
 			asm.Add.Imm(asm.R1, 44),

@@ -41,13 +41,13 @@ func (k *Kernel) Set(c *Config) (err error) {
 	if c == nil {
 		c = new(Config)
 	}
-	// attach does not wait for packets that are being steered; Program.Set does. If
-	// it fails for want of memory, the change stands all the same.
+	// attach does not wait for packets that are being steered; Program.Set does. The
+	// change has been made even if Program.Set fails for want of memory.
 	_ = k.program.Set(c)
 	return nil
 }
 
-// Close closes the program. The TAP device keeps it, until it is given another one.
+// Close closes the program. The TAP device keeps it, until it gets another one.
 func (k *Kernel) Close() error {
 	if k.program == nil {
 		return nil

@@ -21,7 +21,7 @@ import (
 // its own and gives it to the device, which switches between two frames.
 type Program struct {
 	prog *ebpf.Program
-	slot *ebpf.Map // one entry: the map that holds the configuration in force
+	slot *ebpf.Map // one entry: the map with the present configuration
 }
 
 // Layout of the configuration in the map, in the byte order of the machine.
@@ -101,7 +101,7 @@ func (p *Program) set(c *Config) error {
 	if err != nil {
 		return err
 	}
-	// The kernel waits for the readers of the map that was there before.
+	// The kernel waits for the readers of the old map.
 	err = p.slot.Put(uint32(0), value)
 	return errors.Join(err, value.Close())
 }

@@ -1,18 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package xennetback is the kernel's own network back end as sysfs shows it: the
-// driver "vif" on the bus xen-backend, of the module xen-netback.
+// Package xennetback controls the kernel's own network back end through sysfs: the driver
+// "vif" on the bus xen-backend, of the module xen-netback.
 //
-// The bus has a device vif-<domid>-<devid> for every vif in xenstore, whoever
-// serves it. The driver takes each new one at once, and when it is loaded all that
-// nobody has bound; it cannot be told to leave some alone. What can be done is to
-// unbind it from one device. Then it unmaps the rings of the guest, having
-// answered all it took from them, removes its interface and the node
-// hotplug-status, and leaves the state nodes as they are (since Linux 5.6). When
-// it is bound again it goes on with the rings where they stand.
+// The bus has a device vif-<domid>-<devid> for every vif in xenstore, also for those of
+// other back ends. The driver takes each new device at once, and when it is loaded all
+// devices that are not bound. It cannot be told to skip some. But it can be unbound from
+// one device. Then it answers all requests that it has consumed, unmaps the rings of the
+// guest, removes its interface and the node hotplug-status, and leaves the state nodes as
+// they are (since Linux 5.6). When it is bound again it continues with the rings from
+// their present indices.
 //
-// The package knows files and what they mean. What a vif is, and who else may
-// serve it, it must not know.
+// The package knows sysfs files and their meaning. It must not know other back ends.
 package xennetback
 
 import (
@@ -29,10 +28,10 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
-// Module is the name of the module, as modprobe takes it.
+// Module is the name of the module for modprobe.
 const Module = "xen-netback"
 
-// Alias is what udev asks modprobe for when a vif appears.
+// Alias is the module alias that udev passes to modprobe when a vif appears.
 const Alias = "xen-backend:vif"
 
 // Driver is the driver of one machine.
@@ -41,7 +40,7 @@ type Driver struct {
 	module string // /sys/module/xen_netback
 }
 
-// New makes a Driver from where sysfs is mounted, usually /sys. It opens nothing.
+// New returns the Driver below the mount point of sysfs, usually /sys. It opens no files.
 func New(sysfs string) *Driver {
 	return &Driver{
 		bus:    filepath.Join(sysfs, "bus/xen-backend"),
@@ -49,7 +48,7 @@ func New(sysfs string) *Driver {
 	}
 }
 
-// ErrNotLoaded: the machine has no such driver at the moment.
+// ErrNotLoaded is returned while the driver is not loaded.
 var ErrNotLoaded = errors.New("the kernel's " + Module + " is not loaded")
 
 // Loaded reports whether the driver is there, as a module or built in.
@@ -60,14 +59,14 @@ func (d *Driver) BuiltIn() bool {
 	return d.Loaded() && !exists(filepath.Join(d.module, "initstate"))
 }
 
-// Serves reports whether the driver has this vif. It has from before its probe
-// starts until its remove is over.
+// Serves reports whether the driver is bound to this vif: from before its probe starts
+// until its remove has ended.
 func (d *Driver) Serves(id xenbus.VifID) bool {
 	to, err := os.Readlink(filepath.Join(d.device(id), "driver"))
 	return err == nil && filepath.Base(to) == "vif"
 }
 
-// Vifs are the names of the vifs that the driver has, such as vif1.0.
+// Vifs returns the names of the vifs that the driver is bound to, such as vif1.0.
 func (d *Driver) Vifs() (names []string, err error) {
 	entries, err := os.ReadDir(d.driver())
 	if errors.Is(err, fs.ErrNotExist) {
@@ -82,7 +81,7 @@ func (d *Driver) Vifs() (names []string, err error) {
 	return names, err
 }
 
-// Interface is the name that the driver's interface of a vif has now.
+// Interface returns the present name of the driver's interface for a vif.
 func (d *Driver) Interface(id xenbus.VifID) (string, error) {
 	entries, err := os.ReadDir(filepath.Join(d.device(id), "net"))
 	if err != nil {
@@ -94,7 +93,7 @@ func (d *Driver) Interface(id xenbus.VifID) (string, error) {
 	return entries[0].Name(), nil
 }
 
-// MaxQueues is how many queues the driver lets a guest have.
+// MaxQueues returns the number of queues that the driver allows a guest.
 func (d *Driver) MaxQueues() (int, error) {
 	b, err := os.ReadFile(filepath.Join(d.module, "parameters/max_queues"))
 	if err != nil {
@@ -103,15 +102,15 @@ func (d *Driver) MaxQueues() (int, error) {
 	return strconv.Atoi(strings.TrimSpace(string(b)))
 }
 
-// Unbind takes a vif from the driver. It returns when the guest's rings are
-// unmapped and the interface is gone, in a fraction of a second.
+// Unbind unbinds the driver from a vif. It returns when the guest's rings are unmapped and
+// the interface is gone, in a fraction of a second.
 func (d *Driver) Unbind(id xenbus.VifID) error {
 	return d.tell("unbind", id)
 }
 
-// Bind gives a vif to the driver. If another back end has the interface name
-// vif<domid>.<devid> at that time, this fails, and the driver writes Closing into
-// the state node: the guest gives the vif up.
+// Bind binds the driver to a vif. If another back end has the interface name
+// vif<domid>.<devid> at that time, Bind fails, and the driver writes Closing into the state
+// node: the guest then closes the vif.
 func (d *Driver) Bind(id xenbus.VifID) error {
 	return d.tell("bind", id)
 }
