@@ -3,7 +3,6 @@
 package dataplane
 
 import (
-	"errors"
 	"fmt"
 
 	"golang.org/x/sys/unix"
@@ -41,9 +40,9 @@ import (
 // A record is valid while its sequence is even and not 0; it is made odd before
 // the record is changed.
 type Journal struct {
-	page journalPage
-	mem  []byte
-	fd   int
+	page   journalPage
+	mem    []byte
+	mapped bool // from a file
 }
 
 // JournalSize is the size of a journal.
@@ -86,9 +85,9 @@ func OpenJournal(path string) (*Journal, error) {
 	if err != nil {
 		return nil, fmt.Errorf("journal %s: %w", path, err)
 	}
+	defer unix.Close(fd) // the mapping stays
 	j, err := mapJournal(fd)
 	if err != nil {
-		_ = unix.Close(fd)
 		return nil, fmt.Errorf("journal %s: %w", path, err)
 	}
 	return j, nil
@@ -106,13 +105,13 @@ func mapJournal(fd int) (*Journal, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Journal{page: newJournalPage(mem), mem: mem, fd: fd}, nil
+	return &Journal{page: newJournalPage(mem), mem: mem, mapped: true}, nil
 }
 
 // NewJournal returns a journal that does not outlive the process.
 func NewJournal() *Journal {
 	mem := make([]byte, JournalSize)
-	return &Journal{page: newJournalPage(mem), mem: mem, fd: -1}
+	return &Journal{page: newJournalPage(mem), mem: mem}
 }
 
 // Names reports whether the journal has the grefs of these rings, and the stamp that is
@@ -183,12 +182,11 @@ func (j *Journal) Restamp(s netif.Stamp) {
 
 // Close unmaps the journal. The file stays for a successor.
 func (j *Journal) Close() error {
-	if j.fd < 0 {
+	if !j.mapped {
 		return nil
 	}
-	err := errors.Join(unix.Munmap(j.mem), unix.Close(j.fd))
-	j.fd = -1
-	return err
+	j.mapped = false
+	return unix.Munmap(j.mem)
 }
 
 // begin opens the record at r for change and returns its odd sequence. The atomic stores
