@@ -4,9 +4,11 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -51,12 +53,26 @@ func newGuestScriptCmd() *cobra.Command {
 			}
 			defer func() { err = errors.Join(err, umpire.Close()) }()
 			return ringscript.Play(c.Context(), host, netfront.DefaultDir, umpire, scripts, func(name string) (io.WriteCloser, error) {
-				return os.Create(filepath.Join(out, name+".said"))
+				f, err := os.Create(filepath.Join(out, name+".said"))
+				return &timed{WriteCloser: f, name: name, to: c.OutOrStdout(), began: time.Now()}, err
 			})
 		},
 	}
 	c.Flags().StringVarP(&out, "out", "o", ".", "`directory` for the transcripts, FILE.said")
 	return c
+}
+
+// timed is the transcript of a script. Close prints how long the script took.
+type timed struct {
+	io.WriteCloser
+	name  string
+	to    io.Writer
+	began time.Time
+}
+
+func (t *timed) Close() error {
+	_, err := fmt.Fprintf(t.to, "%s: %d ms\n", t.name, time.Since(t.began).Milliseconds())
+	return errors.Join(err, t.WriteCloser.Close())
 }
 
 // newGuestUmpireCmd returns the command that runs beside netbackd and reports the effects

@@ -306,13 +306,12 @@ declare -A SUMS # of so many chunks
 listener() {
 	# The fifo is an input without an end: nc would close at the end of it.
 	echo "mkfifo /tmp/$1.in
-		(nc -l -p $1 <>/tmp/$1.in | sha256sum >/tmp/$1.new; mv /tmp/$1.new /tmp/$1.sum) >/dev/null 2>&1 &
+		(nc -l -p $1 <>/tmp/$1.in | md5sum >/tmp/$1.new; mv /tmp/$1.new /tmp/$1.sum) >/dev/null 2>&1 &
 		until netstat -ltn | grep -q ':$1 '; do sleep 0.1; done"
 }
 
 # sender ADDRESS PORT CHUNKS [PAUSE] prints a script for the sending end. The pause, in
-# seconds, is one after each chunk, until /tmp/hurry is there. Without CHUNKS there is no
-# end before /tmp/PORT.enough.
+# seconds, is one after each chunk. Without CHUNKS there is no end before /tmp/PORT.enough.
 sender() {
 	echo "$CHUNK
 		({
@@ -320,7 +319,7 @@ sender() {
 			until test \$n = '$3' || test -e /tmp/$2.enough; do
 				cat /tmp/chunk
 				n=\$((n + 1))
-				${4:+test -e /tmp/hurry || sleep $4}
+				${4:+sleep $4}
 			done
 			echo \$n >/tmp/$2.sent
 		} | nc $1 $2) >/dev/null 2>&1 &"
@@ -328,7 +327,7 @@ sender() {
 
 # sum_of CHUNKS sets SUM.
 sum_of() {
-	SUM=${SUMS[$1]:-$(sh -c "$CHUNK; for i in \$(seq $1); do cat /tmp/chunk; done" | sha256sum)}
+	SUM=${SUMS[$1]:-$(sh -c "$CHUNK; for i in \$(seq $1); do cat /tmp/chunk; done" | md5sum)}
 	SUMS[$1]=$SUM
 }
 
@@ -351,12 +350,6 @@ begin_transfer() {
 	on "$1" "$(sender "$3" "$4" "$5" "${6:-}")"
 }
 
-# hurry WHERE leaves out the pauses from now on.
-hurry() { on "$1" "touch /tmp/hurry"; }
-
-# transferred TO PORT: has the stream come to its end?
-transferred() { on "$1" "test -e /tmp/$2.sum"; }
-
 # exchange A ADDRESS B ADDRESS CHUNKS sends so much both ways at the same time. A and B are
 # guests or dom0.
 exchange() {
@@ -369,12 +362,12 @@ exchange() {
 	on "$3" "rm -f /tmp/500*"
 }
 
-# begin_streams NAME ADDRESS makes streams both ways between dom0 and a guest that do not
-# end before end_streams NAME, which checks them. They leave time for others.
+# begin_streams NAME ADDRESS [PAUSE] makes streams both ways between dom0 and a guest that do
+# not end before end_streams NAME, which checks them. The pauses leave time for others.
 begin_streams() {
 	on dom0 "$(listener 5001)"
-	in_guest "$1" "$(listener 5002); $(sender "$DOM0" 5001 "" 0.5)"
-	on dom0 "$(sender "$2" 5002 "" 0.5)"
+	in_guest "$1" "$(listener 5002); $(sender "$DOM0" 5001 "" "${3:-0.5}")"
+	on dom0 "$(sender "$2" 5002 "" "${3:-0.5}")"
 }
 end_streams() {
 	local to_dom0 to_guest

@@ -17,8 +17,8 @@ moves() {
 	[ "$2" != dom0 ] || { interface=xenbr0 && gso=tx_gso; }
 	whole=$(counter "$(vif u1)" $gso)
 	read -r packets bytes <<<"$(arrived "$2" $interface)"
-	begin_transfer "$1" "$2" "$3" "$4" 2
-	end_transfer "$2" "$4" 2 240 >/dev/null
+	begin_transfer "$1" "$2" "$3" "$4" 1
+	end_transfer "$2" "$4" 1 240 >/dev/null
 	read -r more rest <<<"$(arrived "$2" $interface)"
 	echo $(((rest - bytes) / (more - packets))) $(($(counter "$(vif u1)" $gso) - whole))
 }
@@ -32,19 +32,27 @@ in_guest u1 "ip address add fd00::2/64 dev eth0"
 eventually 240 "the guest answers" reach 10.0.0.2
 eventually 240 "the guest answers over IPv6" reach fd00::2
 netbackd show "$(vif u1)" | grep -E '^features '
+sum_of 1 # once, and not in each subshell
 port=5000
+tries=0
 for work in left made; do
 	if [ $work = made ]; then
 		in_guest u1 "ethtool -K eth0 tx off sg off tso off"
 		ethtool -K "$(vif u1)" tx off
 	fi
 	for way in "u1 dom0 $DOM0" "dom0 u1 10.0.0.2" "u1 dom0 fd00::1" "dom0 u1 fd00::2"; do
-		port=$((port + 1))
-		# shellcheck disable=SC2086 # three words
-		moved=$(moves $way $port)
-		say "segments $work, $way: mean size ${moved% *}, ${moved#* } packets to segment"
+		until
+			port=$((port + 1))
+			# shellcheck disable=SC2086 # three words
+			moved=$(moves $way $port)
+			say "segments $work, $way: mean size ${moved% *}, ${moved#* } packets to segment"
+			# TCP sends little at a time where the machine has stood still for long.
+			[ $work = made ] || [[ $way = *:* ]] || [ "${moved% *}" -gt 1514 ]
+		do
+			tries=$((tries + 1))
+			[ $tries -le 5 ] || fail "no large packets arrive"
+		done
 		if [ $work = left ]; then
-			[[ $way = *:* ]] || [ "${moved% *}" -gt 1514 ]
 			[ "${moved#* }" -gt 0 ]
 		else
 			[ "${moved% *}" -le 1514 ]
