@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 
 export CGO_ENABLED := 0
-# A commit without a tag before it is g and its hash, as it is behind a tag: a hash
-# may begin with a digit, and must not be taken for a number that others follow.
+# Without a tag the version is "g" and the hash of the commit, as in a version after a tag:
+# a hash may begin with a digit, and must not be taken for a version number.
 VERSION ?= $(shell git describe --tags --dirty 2>/dev/null || git describe --always --dirty 2>/dev/null | sed 's/^/g/' | grep . || echo unknown)
 GO      ?= go
 LDFLAGS := -s -w -buildid= -X github.com/netbackd/netbackd/internal/cli.version=$(VERSION)
@@ -17,10 +17,10 @@ DIST    ?= dist
 build: ## bin/netbackd, static
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/netbackd
 
-lab: ## bin/netbackd-lab, which plays Xen and guests and is not installed
+lab: ## bin/netbackd-lab, netbackd with an embedded Xen and guests, not installed
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/netbackd-lab ./cmd/netbackd-lab
 
-demo: lab ## guests' traffic through netbackd, no Xen needed
+demo: lab ## guests' traffic through netbackd, without Xen
 	./bin/netbackd-lab demo
 
 test: build lab cross ## static checks, all Go tests with the race detector, the core of the scenarios on a real Xen
@@ -32,10 +32,10 @@ test-all: build lab cross ## the same with every scenario
 test-xen: build lab deb-pair ## every scenario on a real Xen under QEMU, from Debian's packages
 	./test/xen/run
 
-test-arm64: ## what needs no kernel of its own, as another processor runs it
+test-arm64: ## packages that need no kernel of their own, under QEMU's arm64
 	GOARCH=arm64 $(GO) test -exec qemu-aarch64-static ./pkg/netif ./internal/offload ./pkg/toeplitz ./internal/steer ./pkg/ctrlring ./pkg/staticgrant ./pkg/xenstore ./internal/rawio
 
-bench-xen: build ## netbackd beside the kernel's netback, and static grants beside copies, on a real Xen under QEMU
+bench-xen: build ## netbackd against the kernel's netback, and static grants against copies, on a real Xen under QEMU
 	./test/xen/bench/run
 
 bench: build ## the data path against bare system calls on the same TAP
@@ -53,7 +53,7 @@ cross: ## both architectures
 	GOARCH=amd64 $(GO) build -o /dev/null ./...
 	GOARCH=arm64 $(GO) build -o /dev/null ./...
 
-# Prints completions, so it is built for this machine even if $(BIN) is not.
+# The completer prints completions, so it is built for this machine even if $(BIN) is not.
 bin/completer: build
 	GOOS= GOARCH= $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $@ ./cmd/netbackd
 
