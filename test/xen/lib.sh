@@ -3,19 +3,19 @@
 #
 # The functions that scenarios use, and the program that runs one: bash lib.sh NAME.
 #
-# A scenario is bash, in dom0, with errexit: the first command that fails ends it
-# and is reported. When it is over, its guests are destroyed and netbackd is
-# stopped, and nothing may be left behind; that is part of every scenario.
+# A scenario is a bash script in dom0, with errexit: the first command that fails ends it and
+# is reported. At the end of every scenario its guests are destroyed and netbackd is stopped,
+# and nothing may be left behind.
 set -eEuo pipefail
 shopt -s inherit_errexit
 
 DOM0=10.0.0.1      # dom0's address on the bridge
 declare -A DOMID   # of each guest, by name
 declare -i GUESTS=0
-declare -i NOW     # what clock set
+declare -i NOW     # set by clock
 BACK=0             # the domain that serves vifs
-NETBACKD=          # its process
-LOST=              # why dom0 cannot be cleaned; then it is booted again
+NETBACKD=          # the process id of netbackd
+LOST=              # reason why dom0 must be booted again
 
 say() { printf '%s\n' "$*"; }
 fail() {
@@ -25,8 +25,8 @@ fail() {
 }
 trap 'fail "${BASH_SOURCE[0]##*/}:$LINENO: exit code $?: $BASH_COMMAND"' ERR
 
-# On an emulated machine a process costs more than most of what is waited for here, and
-# takes its time from that. So waiting makes none.
+# On an emulated machine the start of a process takes longer than most events that scenarios
+# wait for, and delays these events. So the functions that wait start no processes.
 
 # clock sets NOW to the time in milliseconds, now prints it.
 clock() { NOW=$((${EPOCHREALTIME/[.,]/} / 1000)); }
@@ -53,14 +53,14 @@ eventually() {
 }
 
 # becomes SECONDS WHAT NODE PATTERN: waits until the value of a node in xenstore matches,
-# and sets VALUE to it. xenstored tells of changes.
+# and sets VALUE to it. It uses a watch.
 becomes() {
 	local end changes
 	VALUE=
 	clock
 	end=$((NOW + $1 * 1000))
 	exec {changes}< <(exec xenstore-watch "$3")
-	# Its first line tells of nothing but itself.
+	# The first line comes at once, without a change.
 	while [ $NOW -lt $end ] && read -rt $(((end - NOW) / 1000 + 1)) -u "$changes"; do
 		VALUE=$(xenstore-read -R "$3" 2>/dev/null) || VALUE=
 		# shellcheck disable=SC2053 # a pattern
@@ -73,8 +73,8 @@ becomes() {
 	[[ $VALUE = $4 ]] || fail "not within $1 s: $2"
 }
 
-# within MS WHAT COMMAND...: runs the command and says how long it took; fails when
-# that was longer.
+# within MS WHAT COMMAND...: runs the command and prints the time that it took. It fails if
+# that was more than MS milliseconds.
 within() {
 	local limit=$1 what=$2 began took
 	shift 2
@@ -87,36 +87,36 @@ within() {
 	[ $took -le "$limit" ] || fail "$what took $took ms, more than $limit ms"
 }
 
-# quiet COMMAND... runs a command that must not complain.
+# quiet COMMAND... runs a command that must not print to stderr.
 quiet() {
 	"$@" 2>/tmp/complaint || return
 	[ ! -s /tmp/complaint ] || fail "$*: $(cat /tmp/complaint)"
 }
 
-# same WHAT GOT WANT
+# same WHAT GOT WANT fails if both are not equal.
 same() { [ "$2" = "$3" ] || fail "$1: got '$2', want '$3'"; }
 
-# node PATH VALUE: does the node have this value?
+# node PATH VALUE succeeds if the node has this value.
 node() { [ "$(xenstore-read "$1" 2>/dev/null)" = "$2" ]; }
 not() { ! "$@"; }
 
-# no_netback keeps the kernel's driver away, which udev loads for the first vif in the
-# dom0 with systemd. An installed package of netbackd does that by itself.
+# no_netback keeps the kernel's driver from being loaded. In the dom0 with systemd udev loads
+# it for the first vif, unless the package of netbackd is installed.
 no_netback() {
-	# udev does not see a folder of configuration that comes into being.
+	# udev does not notice a new folder of configuration.
 	mkdir -p /etc/modprobe.d
 	echo "blacklist xen-netback" >/etc/modprobe.d/scenario.conf
 	[ ! -d /sys/module/xen_netback ] || modprobe -r xen-netback
 }
 
-# start_netbackd [ARGUMENT...] returns when it answers.
+# start_netbackd [ARGUMENT...] starts netbackd and returns when it answers.
 start_netbackd() {
 	netbackd run "$@" >>/tmp/netbackd.log 2>&1 &
 	NETBACKD=$!
 	eventually 240 "netbackd answers" netbackd list
 }
 
-# stop_netbackd asks it to end, which it must do in time and with exit code 0.
+# stop_netbackd stops netbackd, which must end in time and with exit code 0.
 stop_netbackd() {
 	local code=0
 	kill -TERM "$NETBACKD" || fail "netbackd is not running"
@@ -126,7 +126,7 @@ stop_netbackd() {
 	same "exit code of netbackd" $code 0
 }
 
-# load_netback loads the kernel's own back end. It goes when the scenario is over.
+# load_netback loads the kernel's own back end. It is unloaded after the scenario.
 load_netback() { modprobe xen-netback; }
 
 # install_scripts puts our hotplug scripts beside the stock ones.
@@ -135,17 +135,17 @@ install_scripts() {
 	cp -a /host/etc/xen/scripts /etc/xen/
 }
 
-# kernels NAME: does the kernel's driver have the vif of that guest?
+# kernels NAME [DEVID] succeeds if the kernel's driver has the vif of that guest.
 kernels() { test -e "/sys/bus/xen-backend/drivers/vif/vif-${DOMID[$1]}-${2:-0}"; }
 
-# kill_netbackd gives it no time for anything.
+# kill_netbackd kills netbackd with SIGKILL.
 kill_netbackd() {
 	kill -KILL "$NETBACKD"
 	wait "$NETBACKD" 2>/dev/null || true
 	NETBACKD=
 }
 
-# make_bridge [NAME [ADDRESS/LENGTH]]
+# make_bridge [NAME [ADDRESS/LENGTH]] makes a bridge and sets it up.
 make_bridge() {
 	local name=${1:-xenbr0}
 	ip link add name "$name" type bridge stp_state 0 forward_delay 0
@@ -153,8 +153,8 @@ make_bridge() {
 	ip link set "$name" up
 }
 
-# guest NAME [KEY=VALUE...] makes a guest and waits until it takes commands. To make
-# several, make_guest each and then wait until they are up: they boot at the same time.
+# guest NAME [KEY=VALUE...] makes a guest and waits until it takes scripts. To make several,
+# call make_guest for each and then up for all: they boot at the same time.
 guest() {
 	make_guest "$@"
 	up "$1"
@@ -164,9 +164,9 @@ guest() {
 #   vif      as in xl.cfg, without a mac; several with spaces between them; one on
 #            xenbr0 by default, none with "vif="
 #   vcpus, memory
-#   kernel   of which Debian release, bookworm by default
+#   kernel   name of a Debian release, bookworm by default
 #   type     pv by default, or pvh
-#   on       what xl does when the guest crashes or reboots; destroy by default
+#   on       action of xl when the guest crashes or reboots; destroy by default
 #   cmdline  more for the kernel's command line; no-netfront: without xen-netfront
 #   file     a file to put into the guest's root
 #   archive  an initramfs, to be unpacked over the guest's own
@@ -190,7 +190,7 @@ make_guest() {
 	done
 	if [ "$kernel" != bookworm ]; then
 		from=/tmp/guest/$kernel
-		if [ ! -e "$from" ]; then # the share is slow, which is not to count as xl's
+		if [ ! -e "$from" ]; then # the share is slow, and the time of xl is measured
 			mkdir -p /tmp/guest
 			cp -r "/host/guest/$kernel" /tmp/guest/
 		fi
@@ -220,7 +220,7 @@ make_guest() {
 	DOMID[$name]=$(xl domid "$name")
 }
 
-# up NAME... waits until guests take commands.
+# up NAME... waits until guests take scripts.
 up() {
 	local name
 	for name; do becomes 600 "guest $name is up" "/local/domain/${DOMID[$name]}/data/up" 1; done
@@ -229,14 +229,14 @@ up() {
 # mac N prints an address from Xen's range.
 mac() { printf '00:16:3e:00:00:%02x' "$1"; }
 
-# post NAME SCRIPT hands a script to a guest, and sets POSTED to its id.
+# post NAME SCRIPT sends a script to a guest, and sets POSTED to its id.
 post() {
 	POSTED=$EPOCHREALTIME
 	xenstore-write -- "/local/domain/${DOMID[$1]}/data/script" "$POSTED ${2//\\/\\\\}"
 }
 
-# in_guest NAME SCRIPT [SECONDS] runs a script in a guest, prints the end of what it
-# printed (1500 bytes, ASCII), and returns its exit code.
+# in_guest NAME SCRIPT [SECONDS] runs a script in a guest, prints the end of its output (1500
+# bytes, ASCII), and returns its exit code.
 in_guest() {
 	local status
 	post "$1" "$2"
@@ -247,19 +247,20 @@ in_guest() {
 	return "${status#* }"
 }
 
-# address NAME ADDRESS/LENGTH [INTERFACE] waits for the interface first.
+# address NAME ADDRESS/LENGTH [INTERFACE] waits for the interface, adds the address, and sets
+# the interface up.
 address() {
 	in_guest "$1" "until test -e /sys/class/net/${3:-eth0}; do sleep 0.1; done
 		ip address add $2 dev ${3:-eth0} && ip link set ${3:-eth0} up" 60
 }
 
-# reach ADDRESS: does it answer dom0's pings?
+# reach ADDRESS succeeds if the address answers a ping of dom0.
 reach() { ping -c 1 -W 1 "$1"; }
 
-# pings WHERE ADDRESS [OPTION...] sends five pings, one after the other, and fails unless
-# each is answered. Each has a process of its own: once ping has had an answer it waits for
-# the others only twice as long as that one took, or a second: -W has no effect then. A
-# machine that stands still for a second would look like a loss.
+# pings WHERE ADDRESS [OPTION...] sends five pings, one after the other, and fails unless each
+# is answered. Each ping is a process: after its first answer, ping waits for the next answers
+# only twice as long as the first one took, or a second, and ignores -W. On a machine that
+# stands still for a second that would look like a loss.
 pings() {
 	local began said
 	clock
@@ -270,7 +271,7 @@ pings() {
 	say "pings from $1 to $2 ${*:3}: 5 of 5 in $((NOW - began)) ms"
 }
 
-# ping_counters WHERE prints what a kernel counts of packets that it did not take.
+# ping_counters WHERE prints a kernel's counters of dropped packets.
 ping_counters() { on "$1" "grep -E '^(Ip|Icmp):' /proc/net/snmp; ip -s link"; }
 
 # vif NAME [DEVID] prints the name of a guest's vif.
@@ -285,33 +286,33 @@ connects() { becomes 240 "the vif of $* is connected" "$(backend "$@")/state" 4;
 # counter VIF NAME prints one of netbackd's counters.
 counter() { netbackd show "$1" | awk -v name="$2" '$1 == name { n = $2 } END { print n + 0 }'; }
 
-# expect_error REGEX says that a line of netbackd's log is to tell of an error.
+# expect_error REGEX allows errors in netbackd's log that match.
 expect_error() { printf '%s\n' "$1" >>/tmp/expected; }
 
 # errors [REGEX] prints the errors in netbackd's log that match.
 errors() { grep -sE 'panic|ERROR' /tmp/netbackd.log | grep -E -- "${1:-}" || true; }
 
-# no_vifs: does netbackd have none?
+# no_vifs succeeds if netbackd has no vifs.
 no_vifs() { [ "$(netbackd list)" = "no vifs" ]; }
 
 # on WHERE SCRIPT [SECONDS] runs a script in dom0 or in the guest of that name.
 on() { if [ "$1" = dom0 ]; then timeout "${3:-300}" sh -c "$2"; else in_guest "$@"; fi; }
 
-# A TCP stream is compared by its sum at the end, so that no byte is lost, repeated or
-# changed unnoticed. It is made of chunks of 1.2 MB.
-CHUNK="test -e /tmp/chunk || { seq 1000000 1150000 >/tmp/chunk.\$\$ && mv /tmp/chunk.\$\$ /tmp/chunk; }" # another may be reading it
-declare -A SUMS # of so many chunks
+# The checksum of a TCP stream is compared at its end, so that no byte is lost, repeated or
+# changed unnoticed. A stream consists of chunks of 1.2 MB.
+CHUNK="test -e /tmp/chunk || { seq 1000000 1150000 >/tmp/chunk.\$\$ && mv /tmp/chunk.\$\$ /tmp/chunk; }" # another process may be reading it
+declare -A SUMS # checksums, by number of chunks
 
 # listener PORT prints a script for the receiving end.
 listener() {
-	# The fifo is an input without an end: nc would close at the end of it.
+	# The fifo is an input without an end. At the end of its input nc would close.
 	echo "mkfifo /tmp/$1.in
 		(nc -l -p $1 <>/tmp/$1.in | md5sum >/tmp/$1.new; mv /tmp/$1.new /tmp/$1.sum) >/dev/null 2>&1 &
 		until netstat -ltn | grep -q ':$1 '; do sleep 0.1; done"
 }
 
-# sender ADDRESS PORT CHUNKS [PAUSE] prints a script for the sending end. The pause, in
-# seconds, is one after each chunk. Without CHUNKS there is no end before /tmp/PORT.enough.
+# sender ADDRESS PORT CHUNKS [PAUSE] prints a script for the sending end. It sleeps for PAUSE
+# seconds after each chunk. If CHUNKS is empty it sends until /tmp/PORT.enough exists.
 sender() {
 	echo "$CHUNK
 		({
@@ -325,7 +326,7 @@ sender() {
 		} | nc $1 $2) >/dev/null 2>&1 &"
 }
 
-# sum_of CHUNKS sets SUM.
+# sum_of CHUNKS sets SUM to the checksum of so many chunks.
 sum_of() {
 	SUM=${SUMS[$1]:-$(sh -c "$CHUNK; for i in \$(seq $1); do cat /tmp/chunk; done" | md5sum)}
 	SUMS[$1]=$SUM
@@ -350,8 +351,8 @@ begin_transfer() {
 	on "$1" "$(sender "$3" "$4" "$5" "${6:-}")"
 }
 
-# exchange A ADDRESS B ADDRESS CHUNKS sends so much both ways at the same time. A and B are
-# guests or dom0.
+# exchange A ADDRESS B ADDRESS CHUNKS sends so many chunks both ways at the same time. A and B
+# are guests or dom0.
 exchange() {
 	on "$1" "$(listener 5001)"
 	on "$3" "$(listener 5002); $(sender "$2" 5001 "$5")"
@@ -362,8 +363,9 @@ exchange() {
 	on "$3" "rm -f /tmp/500*"
 }
 
-# begin_streams NAME ADDRESS [PAUSE] makes streams both ways between dom0 and a guest that do
-# not end before end_streams NAME, which checks them. The pauses leave time for others.
+# begin_streams NAME ADDRESS [PAUSE] starts streams both ways between dom0 and a guest. They
+# last until end_streams NAME, which checks them. Their pauses leave processor time for other
+# work.
 begin_streams() {
 	on dom0 "$(listener 5001)"
 	in_guest "$1" "$(listener 5002); $(sender "$DOM0" 5001 "" "${3:-0.5}")"
@@ -380,7 +382,7 @@ end_streams() {
 	end_transfer "$1" 5002 "$to_guest" 240
 }
 
-# bad_sums WHERE prints how many TCP segments with wrong checksums a kernel has got.
+# bad_sums WHERE prints the number of TCP segments with wrong checksums that a kernel received.
 bad_sums() { on "$1" "awk '/^Tcp: [0-9]/ { print \$NF }' /proc/net/snmp"; }
 
 # moved sets MOVED to the bytes that dom0 sent and received over the bridge.
@@ -395,23 +397,23 @@ moved_on() {
 	[ $MOVED -gt "$1" ]
 }
 
-# eventually_moves SECONDS BYTES waits until that much more has gone over the bridge.
+# eventually_moves SECONDS BYTES waits until so many more bytes have crossed the bridge.
 eventually_moves() {
 	moved
 	eventually "$1" "$2 bytes more go over the bridge" moved_on $((MOVED + $2))
 }
 
-# start_agent NAME VIF runs our own frontend in a guest that has no other, and waits
-# until it is connected. VIF is an object of JSON, see internal/lab/guest/config.go.
+# start_agent NAME VIF runs our own frontend in a guest without xen-netfront, and waits until
+# it is connected. VIF is a JSON object, see internal/lab/guest/config.go.
 start_agent() {
 	in_guest "$1" "test -e /tmp/agent.in || mkfifo /tmp/agent.in
 		/netbackd-lab guest --vif='$2' <>/tmp/agent.in >/tmp/agent.out 2>/tmp/agent.err &
 		until grep -q '\"id\":0,' /tmp/agent.out; do kill -0 \$! || { cat /tmp/agent.err; exit 1; }; sleep 0.1; done"
 }
 
-# agent NAME COMMAND [ARGUMENTS] has that frontend do something, prints its answer,
-# and fails if it could not. Commands are in internal/lab/guest/protocol.go. Of the
-# answer to stats it leaves out what is about each queue.
+# agent NAME COMMAND [ARGUMENTS] sends a command to that frontend, prints its answer, and fails
+# if the answer is an error. Commands are in internal/lab/guest/protocol.go. It leaves out the
+# part about each queue in the answer to stats.
 agent() {
 	local id=${EPOCHREALTIME/./} arguments=${3:-}
 	in_guest "$1" "echo '{\"id\":$id,\"cmd\":\"$2\",\"args\":${arguments:-null}}' >/tmp/agent.in
@@ -420,20 +422,21 @@ agent() {
 		! echo \"\$answer\" | grep -q '\"error\":\"'"
 }
 
-# agent_stat NAME FIELD prints a number of what that frontend has seen.
+# agent_stat NAME FIELD prints a counter of that frontend.
 agent_stat() { agent "$1" stats | sed "s/.*\"total\":{[^}]*\"$2\":\([0-9]*\).*/\1/"; }
 
-# innocent NAME: has that frontend nothing against its backend?
+# innocent NAME fails if that frontend has seen its backend violate the protocol.
 innocent() { same "breaches that the guest saw" "$(agent_stat "$1" violations)" 0; }
 
-# destroy NAME. Where the backend does not close within 10 s xl says so, though its
-# exit code does not.
+# destroy NAME destroys a guest. If the backend does not close within 10 s xl prints that, but
+# its exit code is 0.
 destroy() {
 	within 240000 "xl destroy $1" quiet xl destroy "$1"
 	unset "DOMID[$1]"
 }
 
-# nothing_left: no guest, not even a dying one; no interface, no node, no journal.
+# nothing_left succeeds if there is no guest, not even a dying one, and no interface, node or
+# journal.
 nothing_left() {
 	! compgen -G '/sys/class/net/vif*' && ! compgen -G '/run/netbackd/ring-*' &&
 		[ -z "$(xenstore-list /local/domain/0/backend/vif 2>/dev/null)" ] && [ "$(xl list | wc -l)" = 2 ]

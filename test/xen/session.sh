@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 # shellcheck shell=bash
 #
-# The part of ./run that runs in dom0: runs the scenarios of its machine's todo that no
-# other machine has taken, each in a shell of its own, until one leaves dom0 in a state
-# that another cannot be judged in. Logs go to /host/logs/NAME.
+# The part of ./run that runs in dom0. It runs the scenarios of its machine's list that no
+# other machine has taken, each in a separate shell, until one leaves dom0 in a state that
+# would affect the next. Logs go to /host/logs/NAME.
 machine=/host/machine-$(sed 's/.*machine=\([0-9]*\).*/\1/' /proc/cmdline)
 exec >>"$machine/output" 2>&1
 cd /tmp || exit
@@ -15,7 +15,7 @@ uptime_ms() {
 	echo $((10#${up/./} * 10))
 }
 
-# collect DIR copies what helps to understand a failure.
+# collect DIR copies logs and states that help to understand a failure.
 collect() {
 	cp /tmp/netbackd.log /var/log/xen/*.log /var/log/xen/console/guest-*.log "$1/"
 	dmesg >"$1/dmesg"
@@ -31,7 +31,7 @@ collect() {
 	ls -l /run/netbackd >>"$1/state"
 } 2>/dev/null
 
-# clean removes what a scenario left; it fails where only a boot will do.
+# clean removes everything that a scenario left. It fails if dom0 must be booted again.
 clean() {
 	local guests domid link
 	killall iperf3 nc
@@ -67,7 +67,7 @@ clean() {
 		echo "$name" >"$machine/current"
 		logs=/host/logs/$name
 		mkdir -p "$logs"
-		# Copied for each: a package may have replaced and removed it.
+		# It is copied for each scenario: a package may have replaced and removed it.
 		rm -f /usr/sbin/netbackd
 		cp /host/netbackd /usr/sbin/
 		printf -- '-- %s: %s\n' "$name" "$(sed -n '/^#$/,/^$/s/^# *//p' "/host/scenarios/$name.sh" | tr '\n' ' ')"
