@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"testing"
 
-	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
@@ -15,12 +14,11 @@ import (
 // `ethtool -k` would show them.
 func activeFeatures(t *testing.T, ifindex int) map[string]bool {
 	t.Helper()
-	family, err := netlink.GenlFamilyGet("ethtool")
+	family, err := genlFamily("ethtool")
 	if err != nil {
 		t.Skipf("no ethtool netlink: %v", err)
 	}
-	req := nl.NewNetlinkRequest(int(family.ID), 0)
-	req.AddData(&nl.Genlmsg{Command: unix.ETHTOOL_MSG_FEATURES_GET, Version: 1})
+	req := genlRequest(family, unix.ETHTOOL_MSG_FEATURES_GET, 1, 0)
 	header := nl.NewRtAttr(unix.ETHTOOL_A_FEATURES_HEADER|unix.NLA_F_NESTED, nil)
 	header.AddRtAttr(unix.ETHTOOL_A_HEADER_DEV_INDEX, nl.Uint32Attr(uint32(ifindex)))
 	req.AddData(header)

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"sync"
 
-	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
@@ -38,14 +37,14 @@ func (o Offload) and(p Offload) Offload {
 
 // ethtoolFamily returns the number of the kernel's netlink family ethtool.
 var ethtoolFamily = sync.OnceValues(func() (uint16, error) {
-	f, err := netlink.GenlFamilyGet("ethtool")
+	id, err := genlFamily("ethtool")
 	if errors.Is(err, unix.ENOENT) {
 		err = errNoEthtool
 	}
 	if err != nil {
 		return 0, fmt.Errorf("ethtool by netlink: %w", err)
 	}
-	return f.ID, nil
+	return id, nil
 })
 
 // featureRequest begins a request about the features of an interface of the calling
@@ -55,8 +54,7 @@ func featureRequest(command uint8, index int, flags int, headerFlags uint32) (*n
 	if err != nil {
 		return nil, err
 	}
-	req := nl.NewNetlinkRequest(int(family), flags)
-	req.AddData(&nl.Genlmsg{Command: command, Version: 1})
+	req := genlRequest(family, command, 1, flags)
 	header := nl.NewRtAttr(unix.ETHTOOL_A_FEATURES_HEADER|unix.NLA_F_NESTED, nil)
 	header.AddRtAttr(unix.ETHTOOL_A_HEADER_DEV_INDEX, nl.Uint32Attr(uint32(index)))
 	header.AddRtAttr(unix.ETHTOOL_A_HEADER_FLAGS, nl.Uint32Attr(headerFlags))
