@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 # shellcheck shell=bash
 #
-# A guest with two queues that the kernel's xen-netback serves is adopted by netbackd under
-# TCP streams both ways and pings, released to the kernel, and adopted again. Its frontend stays
-# connected with the same rings, both streams arrive complete and unchanged, and what was
-# lost is counted.
+# The vif of a guest with two queues is adopted from the kernel's xen-netback under TCP streams
+# both ways and pings, released to the kernel, and adopted again. Its frontend stays connected
+# with the same rings, both streams arrive complete and unchanged, and lost packets are
+# counted.
 
 load_netback
 start_netbackd
 make_bridge
 make_guest u1 vcpus=2
-make_guest u2 # stays the kernel's
+make_guest u2 # its vif stays with the kernel
 up u1 u2
 address u1 10.0.0.2/24
 eventually 240 "the guest answers" reach 10.0.0.2
@@ -21,7 +21,7 @@ back=backend/vif/${DOMID[u1]}/0
 same "queues" "$(xenstore-read "$front/multi-queue-num-queues")" 2
 rings=$(xenstore-ls "$front" | grep -E 'ring-ref|event-channel')
 
-# moves NAME...: adopts or releases under load and says what that did to pings.
+# moves NAME...: adopts or releases under load and prints the number of lost pings.
 moves() {
 	eventually_moves 240 2000000
 	ping -q -i 0.02 -c 150 -W 2 10.0.0.2 >/tmp/ping &

@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 # shellcheck shell=bash
 #
-# xl gives a running guest a vif and takes it away again, three times over, and two
-# at once. xl network-list shows them. It takes the backend for broken, and says so,
-# when InitWait takes 10 s, the script 40 s, or Closed 10 s; how long they took is
-# printed, as xenstore's watches show it.
+# xl attaches a vif to a running guest and detaches it again, three times, and then two vifs
+# at once. xl network-list shows them. xl reports the backend as broken when InitWait takes
+# 10 s, the script 40 s, or Closed 10 s. The scenario prints the times of these, measured with
+# watches.
 
-# listed MAC...: does xl list these as connected?
+# listed MAC... succeeds if xl lists these as connected.
 listed() {
 	local mac list
 	list=$(xl network-list u1)
 	for mac; do grep -qE " $mac +[0-9]+ +4 " <<<"$list" || return; done
 }
 
-# follow writes down when the nodes of a backend change, in /tmp/life.
+# follow records the changes of a backend's nodes, with times, in /tmp/life.
 follow() {
 	local path
 	{ xenstore-watch /local/domain/0/backend/vif || true; } | while read -r path; do
@@ -21,8 +21,8 @@ follow() {
 	done >>/tmp/life
 }
 
-# waited WHAT FROM TO LIMIT says how long it took from one change to another. That xl
-# itself did not wait for too long is its exit code.
+# waited WHAT FROM TO LIMIT prints the time from one change to another. The exit code of xl
+# shows that xl itself did not wait too long.
 waited() {
 	local took
 	moment() { grep -m 1 -E "$1" /tmp/life; }

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 # shellcheck shell=bash
 #
-# What goes wrong on the host's side when a guest gets a vif: a bridge that does not
-# exist, a hotplug script that fails silently, and no back end. xl
-# says so, netbackd list says so, detaching clears it away, and the next attach
-# works.
+# Errors of the host when a vif is attached: a bridge that does not exist, a hotplug script
+# that fails silently, and no back end. xl and netbackd list report them, detaching removes
+# the vif, and the next attach works.
 
-# refused WHY COMMAND...: xl ends with an error.
+# refused WHY COMMAND... succeeds if xl ends with an error.
 refused() {
 	local began code=0
 	began=$(now)

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 # shellcheck shell=bash
 #
-# A guest without xen-netfront writes the keys of its vif by hand, and wrong. Each
-# time netbackd closes the vif, says why in its list, in one line of its log and in
-# an error node, and is ready for the next attempt. In the end the guest loads
-# xen-netfront, which connects.
+# A guest without xen-netfront writes wrong keys of its vif by hand. Each time netbackd closes
+# the vif, reports the reason in its list, in one line of its log and in an error node, and is
+# ready for the next attempt. In the end the guest loads xen-netfront, which connects.
 
-# wrong WORDS [KEY=VALUE...]: the guest connects with these keys and no others. The
-# words are those of the error; between them may be quotes.
+# wrong WORDS [KEY=VALUE...] connects the guest with these keys and no others. The error must
+# have these words; there may be quotes between them.
 wrong() {
 	local error=${1// /[^a-z]+} key before
 	shift

@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 # shellcheck shell=bash
 #
-# netbackd check says what is in the way of netbackd, each with the command that mends
-# it, and these commands do: a driver that would be loaded, one that is, and serves a
-# guest, a device that is missing, a daemon that does not run.
+# netbackd check reports problems, each with the command that repairs it, and the commands
+# work: a driver that would be loaded, a loaded driver that serves a guest, a missing device,
+# a daemon that does not run.
 
-# verdict WANT [ARGUMENT...] runs check, shows what it complains of, and compares whether
-# the host is ready.
+# verdict WANT [ARGUMENT...] runs check, prints its notes and problems, and compares its result,
+# ready or not.
 verdict() {
 	local got=ready
 	netbackd check "${@:2}" >/tmp/check || got=not-ready
 	grep -v '^ok' /tmp/check || true
 	same "host" "$got" "$1"
 }
-# finds TEXT: does the last verdict say so?
+# finds TEXT fails if the text is not in the last report.
 finds() { grep -qF -- "$1" /tmp/check || fail "netbackd check does not say: $1"; }
-# mend NAME runs the command that check gives for what it says of NAME.
+# mend NAME runs the command that check prints for the item NAME.
 mend() {
 	local fix
 	fix=$(grep -F -A 1 "  $1 " /tmp/check | sed -n 's/^ *-> //p')
@@ -34,7 +34,7 @@ finds "is not loaded, but will be when a vif appears"
 mend xen-netback
 verdict ready
 finds "is not loaded and will not be"
-cp /host/etc/modprobe.d/netbackd.conf /etc/modprobe.d/ # the same, as it is installed
+cp /host/etc/modprobe.d/netbackd.conf /etc/modprobe.d/ # the installed file has the same effect
 verdict ready
 
 say "-- a device is missing"

@@ -1,17 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 # shellcheck shell=bash
 #
-# What Linux's netfront never sends: scripts of test/cross, played by our own frontend
-# in a real guest. Each says what must come of it, and its transcript is the one that the
-# embedded Xen gives (test/scenario, TestScriptsOfBothXens). The guest's other vif loses
-# not one packet. These are the scripts about packets; the scenario cross-rest plays the
-# others.
+# Hostile requests that Linux's netfront never sends: our own frontend plays scripts of
+# test/cross in a real guest. Each script has the expected results, and its transcript must
+# equal that of the embedded Xen (test/scenario, TestScriptsOfBothXens). The guest's other vif
+# loses no packet. This scenario plays the scripts about packets; cross-rest plays the others.
 
 packets="grants rx tx-broken tx-odd extras ctrl-grefs"
 : "${scripts:=$packets}"
 
-# netbackd_for RX_STALL starts netbackd. A guest without buffers is to be stalled in the script
-# about that and in no other, however long this machine takes from one line to the next.
+# netbackd_for RX_STALL starts netbackd. A guest without buffers must stall in the script about
+# that and in no other, however slow this machine is.
 netbackd_for() { start_netbackd --max-queues=4 "--rx-stall=$1" --rx-drain=1h --control-ring=both --static-grants=1100; }
 
 netbackd_for 1h
@@ -59,7 +58,7 @@ wait "$umpire" || failed+=" the umpire"
 cat /tmp/umpire.log
 [ -z "$failed" ] || fail "this Xen is not like the embedded one:$failed"
 
-# Each error in the log is one that a script asked for.
+# Each error in the log must be one that a script causes.
 said=$(grep -E 'panic|internal error' /tmp/netbackd.log) || true
 [ -z "$said" ] || fail "netbackd has failed inside: $said"
 : >/tmp/netbackd.log

@@ -1,31 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
 # shellcheck shell=bash
 #
-# A guest says over the control ring which queue each flow is to come on: with two
-# queues and with four, over the ring of slots and over byte streams, and so it comes,
-# whether dom0's kernel chooses, by eBPF, or netbackd does; `netbackd show` says which.
-# The guest computes every hash itself and counts packets that come on another queue.
-# Tables outlive netbackd. Statuses for which netbackd is to be started otherwise are
-# here, too.
+# A guest maps flows to queues over the control ring: with two queues and with four, over the
+# ring of slots and over byte streams. Packets come on these queues if dom0's kernel chooses
+# them, by eBPF, and if netbackd does; `netbackd show` prints which of the two. The guest
+# computes every hash itself and counts packets that come on another queue. Tables outlive
+# netbackd. Statuses that need other options of netbackd are tested here as well.
 
 # key is that of Microsoft's verification suite, in base64.
 key=bVpW2iVbDsJBZyU9Q6OPsNDKK8uuezC0d8sto4Aw8gxqQrc7vqwB+g==
 
-# hash MAPPING has the guest ask for hashing of all types.
+# hash MAPPING makes the guest request hashing of all types.
 hash() { agent u1 hash "{\"Types\":15,\"Key\":\"$key\",\"Mapping\":[$1]}" >/dev/null; }
 
-# arrived prints how many packets came to the guest on each queue.
+# arrived prints the number of packets that came to the guest on each queue.
 arrived() {
 	netbackd show "$vif" | awk '/^QUEUE *WORKER/ { on = 1; next } !NF { on = 0 } on { printf "%s ", $4 }'
 }
 
-# chosen_by WHO: says netbackd that WHO chooses queues?
+# chosen_by WHO succeeds if netbackd reports that WHO chooses queues.
 chosen_by() { netbackd show "$vif" | grep "queues chosen by $1"; }
 
 # flows N makes N flows of TCP to the guest.
 flows() { iperf3 -c 10.0.0.2 -P "$1" -n 300K >/tmp/flows || fail "flows: $(tail -n 3 /tmp/flows)"; }
 
-# only QUEUE: did all that came since $before come there?
+# only QUEUE fails unless all packets since $before came on this queue.
 only() {
 	local n i=0
 	for n in $(arrived); do
@@ -35,7 +34,7 @@ only() {
 	done
 }
 
-# follows QUEUES WHO: do packets go where each of some tables says?
+# follows QUEUES WHO fails unless packets follow each of several tables.
 follows() {
 	local q
 	for q in $(($1 - 1)) 0 1; do
@@ -89,7 +88,7 @@ flows 3
 only 1
 n=$(agent_stat u1 rx_hash)
 
-# The next netbackd knows what was asked for, and chooses by itself.
+# The next netbackd has the guest's settings, and chooses queues itself.
 hash "0"
 kill_netbackd
 start_netbackd --max-queues=4 --control-ring=both --bpf=false --static-grants=0

@@ -2,9 +2,9 @@
 # shellcheck shell=bash
 # dom0: debian
 #
-# The life of the package: installed, it serves, before guests are started. Upgraded
-# and removed and installed again under TCP streams both ways, which arrive unchanged.
-# Purged, it leaves nothing.
+# The life of the package: after its installation it serves before guests are started. It is
+# upgraded, removed and installed again under TCP streams both ways, which arrive unchanged.
+# A purge leaves nothing behind.
 
 property() { systemctl show --value -p "$1" "${2:-netbackd}"; }
 active() { [ "$(property ActiveState) $(property SubState)" = "active running" ]; }
@@ -21,7 +21,7 @@ same "/dev/xen/privcmd" "$(stat -c %G /dev/xen/privcmd)" root
 same "/run/netbackd" "$(stat -c '%U:%G %a' /run/netbackd)" "netbackd:netbackd 755"
 say "on the way to boot: $(property Before)"
 
-# As at boot, where both are wanted by one target: before the guests' start.
+# As at boot, where one target wants both: netbackd starts before the guests.
 systemctl stop xendomains.service netbackd.service
 printf '[Unit]\nWants=xendomains.service netbackd.service\n' >/run/systemd/system/scenario.target
 systemctl daemon-reload

@@ -2,8 +2,8 @@
 # shellcheck shell=bash
 # dom0: debian
 #
-# A dom0 as Debian sets it up: systemd, udev, oxenstored. udev does not load the
-# kernel's driver where that is blacklisted; netbackd serves the vif.
+# A dom0 of Debian: systemd, udev, oxenstored. udev does not load the kernel's driver if that
+# is blacklisted; netbackd serves the vif.
 
 no_netback
 start_netbackd

@@ -2,8 +2,8 @@
 # shellcheck shell=bash
 # processors: 2
 #
-# xl destroys a guest while TCP runs both ways. netbackd lets go of every page, so
-# that no dying domain stays, serves another guest meanwhile, and the next one.
+# xl destroys a guest while TCP runs both ways. netbackd unmaps every page, so that no dying
+# domain stays. Meanwhile it serves another guest, and afterwards the next one.
 
 start_netbackd
 make_bridge

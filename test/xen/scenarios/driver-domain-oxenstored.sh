@@ -3,8 +3,8 @@
 # xenstored: oxenstored
 # kernel: trixie
 #
-# The scenario driver-domain with the other xenstored, which says ENOENT of nodes below
-# what the driver domain may not read.
+# The scenario driver-domain with the other xenstored, which answers ENOENT for nodes below
+# directories that the driver domain may not read.
 
 # shellcheck source=/dev/null
 . /host/scenarios/driver-domain.sh

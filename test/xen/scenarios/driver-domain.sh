@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 # shellcheck shell=bash
 #
-# netbackd serves guests in a driver domain, which may read little of xenstore: there xl
-# devd runs the stock vif-bridge. A guest's vif is detached and attached, netbackd killed
-# under a stream, the guest saved and restored, and the driver domain destroyed under it
-# and made again. Each time the guest gets its network, and netbackd complains of nothing.
+# netbackd serves guests in a driver domain, which may read little of xenstore. There xl devd
+# runs the stock vif-bridge. A guest's vif is detached and attached, netbackd is killed under
+# a stream, the guest is saved and restored, and the driver domain is destroyed and made again
+# under the running guest. Each time the guest gets its network, and netbackd logs no error.
 
-# make_driver makes the driver domain dd: what this dom0 has, as a guest.
+# make_driver makes the driver domain dd: a guest with the files of this dom0.
 make_driver() {
 	[ -e /tmp/driver.cpio ] || (
 		cd /
@@ -22,14 +22,14 @@ make_driver() {
 		ip link add name xenbr0 type bridge stp_state 0 forward_delay 0
 		ip address add $DOM0/24 dev xenbr0 && ip link set xenbr0 up
 		$run
-		xl devd -p /run/devd.pid 2>/dev/null # that it may not count processors
+		xl devd -p /run/devd.pid 2>/dev/null # hides the error that it may not count processors
 		netbackd check | grep '^ok *xenstore '"
 }
 kernel=bookworm
 [[ $(uname -r) = 6.1.* ]] || kernel=trixie
 run="(netbackd run >>/tmp/netbackd.log 2>&1 &); until netbackd list >/dev/null 2>&1; do sleep 0.1; done"
 
-# answers: does the driver domain answer the guest's pings, which has a new interface?
+# answers fails unless the driver domain answers pings of the guest, which has a new interface.
 answers() {
 	connects u1
 	address u1 10.0.0.2/24
@@ -37,7 +37,7 @@ answers() {
 	pings dd 10.0.0.2
 }
 
-# left_alone: has the driver domain nothing of a vif any more, and nothing to complain of?
+# left_alone fails unless the driver domain has removed all of a vif and logged no error.
 left_alone() {
 	in_guest dd "until test -z \"\$(ls -d /sys/class/net/vif* /run/netbackd/ring-* 2>/dev/null)\" && ! xenstore-exists backend/vif; do sleep 0.1; done
 		netbackd list | grep -qx 'no vifs'"

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # shellcheck shell=bash
 #
-# A guest unloads its xen-netfront and loads it again, three times over: netbackd
-# follows it to Closed, offers the vif again when it is back, and traffic flows.
+# A guest unloads its xen-netfront and loads it again, three times. netbackd follows it to
+# Closed, offers the vif again when it is back, and traffic flows.
 
 start_netbackd
 make_bridge

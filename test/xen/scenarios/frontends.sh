@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 # shellcheck shell=bash
 #
-# Frontends of other times: guests with the kernels of two Debian releases, and with the
+# Frontends of different ages: guests with the kernels of two Debian releases, and with the
 # oldest and the newest that Debian serves, on one bridge. Each answers dom0's pings, and
-# from one to the next go ping, and TCP both ways.
+# pings and TCP go from each guest to the next, both ways.
 
 start_netbackd
 make_bridge

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 # shellcheck shell=bash
 #
-# With the kernel's xen-netback loaded, a vif with script=vif-netbackd is netbackd's,
-# and one without stays the kernel's; both pass traffic, and netbackd killed and started
-# again keeps to it. Without the driver the same script just works, and without netbackd
-# it fails and says so.
+# With the kernel's xen-netback loaded, netbackd serves a vif with script=vif-netbackd, and
+# the kernel a vif without. Both pass traffic, also after netbackd was killed and started
+# again. The same script works without the driver, and fails with an error without netbackd.
 
 state_of() { netbackd list | awk -v vif="$(vif "$@")" '$1 == vif { print $3 }'; }
 state_is() { [ "$(state_of "${@:2}")" = "$1" ]; }

@@ -2,10 +2,9 @@
 # shellcheck shell=bash
 # threads: single
 #
-# Another frontend than Linux's: iPXE in an HVM guest, booted by firmware from a CD. It
-# gets its address and a script by DHCP and HTTP, then closes its interface, opens it, and
-# gets an address and a file, twice. The files arrive whole, and netbackd has connected it
-# each time.
+# A frontend other than Linux's: iPXE in an HVM guest, booted by firmware from a CD. It gets
+# its address and a script by DHCP and HTTP, then closes its interface, opens it, and gets an
+# address and a file, twice. The files arrive complete, and netbackd connects it each time.
 
 fetched() { grep -c "url:/$1" /tmp/httpd.log; }
 

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 # shellcheck shell=bash
 #
-# TCP streams run both ways while the guest is paused, and saved to a file and
-# restored. It comes back as another domain with other rings, and the streams go on
-# where they were and arrive unchanged. Then another guest is migrated to the host it
-# is on, live, while it is pinged; for a while there are two vifs with its address.
-# (Only PVH guests can migrate live here: Debian's Xen has no shadow paging.)
+# TCP streams run both ways while the guest is paused, saved to a file and restored. It comes
+# back as another domain with other rings, and the streams continue and arrive unchanged. Then
+# another guest is migrated live to its own host while it is pinged; for a while there are two
+# vifs with its address. (Only PVH guests can migrate live here: Debian's Xen has no shadow
+# paging.)
 
-# moved_from DOMID: the guest is another domain, and only that one has a vif.
+# moved_from DOMID succeeds if the guest is another domain now, and only that one has a vif.
 moved_from() {
 	DOMID[u1]=$(xl domid u1)
 	say "domain $1 has become domain ${DOMID[u1]}"

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 # shellcheck shell=bash
 #
-# A guest without xen-netfront runs our own frontend over /dev/xen/gntalloc, evtchn
-# and xenbus: the one that tests run in the embedded Xen works with a real one, and
-# what it holds netbackd to holds here. It takes leave, and comes back with another
-# shape: two queues, and an event channel for each direction.
+# A guest without xen-netfront runs our own frontend over /dev/xen/gntalloc, evtchn and xenbus.
+# The frontend of the tests on the embedded Xen also works on a real Xen, and its checks of
+# netbackd pass there. It disconnects, and connects again with two queues and an event channel
+# for each direction.
 
 start_netbackd
 make_bridge

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 # shellcheck shell=bash
 #
-# What a guest's configuration says of its network, each on a vif of its own: an MTU
-# of 9000 gets pings through in one piece; a rate holds for all queues of the vif
-# together; a name given to the interface is known to the next netbackd.
+# Network options of a guest's configuration, each on a separate vif. With an MTU of 9000 large
+# pings pass in one piece; a rate limits all queues of the vif together; a renamed interface is
+# found by the next netbackd.
 
 start_netbackd --max-queues 2
 make_bridge xenbr0 10.0.0.1/24
 make_bridge xenbr9 10.0.9.1/24
 ip link set xenbr9 mtu 9000
 guest u1 vcpus=2 "vif=bridge=xenbr9,mtu=9000 bridge=xenbr0,rate=20Mb/s bridge=xenbr0,vifname=web0"
-# The script takes the name for the vif's when it tells the guest its MTU.
+# The script uses the interface's name as the vif's when it writes the MTU for the guest.
 xenstore-rm /local/domain/web0 2>/dev/null || true
 netbackd list
 

@@ -1,17 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 # shellcheck shell=bash
 #
-# TCP over IPv4 and IPv6, both ways, with segments and checksums left to whoever
-# needs them, and made by the sender (but for the IPv4 checksums of xen-netfront,
-# which always leaves them). In the first case packets larger than the MTU arrive, in
-# the second none does; the receiver finds no wrong checksum in either, and every
-# byte right.
+# TCP over IPv4 and IPv6, both ways. In the first case segmentation and checksums are offloaded,
+# and packets larger than the MTU arrive. In the second case the sender does both (except that
+# xen-netfront always offloads IPv4 checksums), and no such packet arrives. In both cases the
+# receiver finds no wrong checksum, and every byte is right.
 
-# arrived WHERE INTERFACE prints how many packets and bytes have arrived there.
+# arrived WHERE INTERFACE prints the number of packets and of bytes that have arrived there.
 arrived() { on "$1" "cat /sys/class/net/$2/statistics/rx_packets /sys/class/net/$2/statistics/rx_bytes" | xargs; }
 
-# moves FROM TO ADDRESS PORT prints the mean size of the packets of a transfer, as
-# the receiver sees them, and how many of them netbackd has moved whole.
+# moves FROM TO ADDRESS PORT prints the mean size of the packets of a transfer at the receiver,
+# and the number of unsegmented packets that netbackd has moved.
 moves() {
 	local interface=eth0 gso=rx_gso packets bytes more rest whole
 	[ "$2" != dom0 ] || { interface=xenbr0 && gso=tx_gso; }

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # shellcheck shell=bash
 #
-# xl makes a guest with a stock kernel; the stock vif-bridge puts its vif on a
-# bridge. Pings of all sizes pass both ways, and netbackd lists the vif.
+# xl creates a guest with a stock kernel; the stock vif-bridge adds its vif to a bridge. Pings
+# of all sizes pass both ways, and netbackd lists the vif.
 
 start_netbackd
 make_bridge

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # shellcheck shell=bash
 #
-# A guest powers itself off. Its kernel waits 5 s for a backend that does not follow
-# it through Closing to Closed, and says so; netbackd does follow.
+# A guest powers itself off. If a backend does not follow its frontend through Closing to
+# Closed, the guest's kernel waits 5 s and reports that; netbackd does follow.
 
 start_netbackd
 make_bridge

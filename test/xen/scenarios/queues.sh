@@ -2,9 +2,8 @@
 # shellcheck shell=bash
 # processors: 2
 #
-# A guest with four vcpus is offered four queues and takes them; flows spread over
-# them in both directions, in packets larger than the MTU, and no checksum is wrong
-# where they arrive.
+# A guest with four vcpus is offered four queues and uses them. Flows spread over them in both
+# directions, in packets larger than the MTU, and arrive with right checksums.
 
 start_netbackd --max-queues 4
 make_bridge

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # shellcheck shell=bash
 #
-# A guest that sends all it can is rebooted by xl, reboots itself, and crashes. Each
-# time it comes up as a new domain with a new vif, and nothing of the old is left.
+# A guest that sends as much as it can is rebooted by xl, reboots itself, and crashes. Each time
+# it starts as a new domain with a new vif, and nothing of the old one is left.
 
 start_netbackd
 make_bridge

@@ -2,9 +2,9 @@
 # shellcheck shell=bash
 # processors: 2
 #
-# netbackd is killed under running TCP streams, both ways, and started again, three
-# times. The guest notices nothing but a pause: its frontend stays connected with
-# the same rings, and both streams arrive complete and unchanged.
+# netbackd is killed under running TCP streams, both ways, and started again, three times. The
+# guest only sees a pause: its frontend stays connected with the same rings, and both streams
+# arrive complete and unchanged.
 
 start_netbackd
 make_bridge

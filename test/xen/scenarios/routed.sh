@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # shellcheck shell=bash
 #
-# Vifs without a bridge: the stock vif-route and vif-nat give dom0 a route to the
-# guest and answer ARP for it.
+# Vifs without a bridge: the stock vif-route and vif-nat add a route to the guest in dom0 and
+# answer ARP for it.
 
 start_netbackd
 make_bridge
@@ -17,7 +17,7 @@ in_guest u1 "ip route add $DOM0 dev eth0"
 eventually 240 "the guest answers by vif-route" reach 192.168.7.2
 pings u1 "$DOM0"
 
-# vif-nat makes addresses of the numbers of domain and device.
+# vif-nat computes addresses from the numbers of domain and device.
 ip=10.$((DOMID[u1] / 256)).$((DOMID[u1] % 256)).2
 address u1 $ip/16 eth1
 eventually 240 "the guest answers by vif-nat" reach $ip

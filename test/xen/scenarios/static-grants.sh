@@ -1,21 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 # shellcheck shell=bash
 #
-# Static grants: a guest has all its buffers kept mapped and recycles them, and its
-# packets cost no grant operation: netbackd counts none, and in Xen's own grant table
-# the same pages are in use, no fewer and no more, before, between and after packets
-# of all sizes both ways. So it is when netbackd is restarted and killed under
-# traffic, of which the guest notices nothing. With some buffers static and others
-# not, packets arrive as well; what the guest takes back and what ends with its
-# connection is mapped no more.
+# Static grants: a guest makes all its buffers static grants and recycles them. Its packets take
+# no grant operation: netbackd counts none, and in Xen's own grant table exactly the same pages
+# are in use before, between and after packets of all sizes both ways. The same holds when
+# netbackd is restarted and killed under traffic; the guest is not affected. Packets also arrive
+# if only some buffers are static. Buffers that the guest removes, and all buffers after a
+# disconnect, are not mapped any more.
 
 # Each page in use is a line on Xen's console, whose buffer is small: one queue, and
 # not many pages.
 tx=40 rx=60
 all=$((tx + rx))
 
-# in_use prints the grant references of u1 that Xen says are in use by another
-# domain.
+# in_use prints the grant references of u1 that another domain uses, according to Xen.
 in_use() {
 	xl dmesg -c >/dev/null
 	xl debug-keys g
@@ -34,12 +32,11 @@ buffers() { agent u1 buffers '{"queue":0}' | sed 's/.*"tx"//' | grep -o '[0-9]\+
 pinned() { grep -cxFf /tmp/buffers <<<"$1" || true; }
 others() { grep -cvxFf /tmp/buffers <<<"$1" || true; }
 
-# held prints how many static grants netbackd says that there are.
+# held prints netbackd's number of static grants.
 held() { netbackd show "$vif" | awk 'on { print $2; on = 0 } /^QUEUE *STATIC/ { on = 1 }'; }
 holds_all() { [ "$(held)" = $all ]; }
 
-# pings sends packets of one slot and of several fragments both ways, and checks
-# what comes back.
+# pings sends packets of one slot and of several fragments both ways, and checks the answers.
 pings() {
 	local size
 	for size in 22 1472 8000; do
@@ -58,7 +55,7 @@ to_guest() {
 	end_transfer u1 "$1" 2 240
 }
 
-# packets prints how many there were, both ways.
+# packets prints the number of packets so far, both ways.
 packets() { echo $(($(counter "$vif" tx_packets) + $(counter "$vif" rx_packets))); }
 
 start_netbackd
@@ -96,7 +93,7 @@ same "misses" "$(counter "$vif" static_misses)" 0
 [ "$(counter "$vif" rx_gso)" -gt 0 ]
 same "Xen's grant table after it" "$(in_use)" "$table"
 
-# The daemon goes and comes under streams that last: the guest is not told.
+# The daemon is restarted under running streams. The guest is not told.
 begin_streams u1 10.0.0.2 3
 for how in TERM KILL; do
 	eventually_moves 240 1000000
@@ -108,12 +105,12 @@ for how in TERM KILL; do
 done
 end_streams u1
 same "the frontend" "$(xenstore-read "/local/domain/${DOMID[u1]}/device/vif/0/state")" 4
-# Counters go on over a restart.
+# Counters continue after a restart.
 same "grant operations, over two restarts" "$(counter "$vif" grant_ops)" "$copied"
 say "the successor answers: $(agent u1 control '{"type":8,"data":[0]}')"
 netbackd show "$vif"
 
-# The guest takes back all, and has some made static again.
+# The guest removes all static grants, and makes some again.
 say "taken back: $(agent u1 static '{"queue":0,"off":true}')"
 same "buffers in use when they were taken back" "$(pinned "$(in_use)")" 0
 agent u1 static "{\"queue\":0,\"most\":$((tx / 2))}"

@@ -2,11 +2,11 @@
 # shellcheck shell=bash
 # dom0: debian
 #
-# netbackd as Debian's systemd runs it: as a user of its own, in a sandbox, with
-# io_uring. Under TCP streams both ways it is restarted, killed, stopped by a signal
-# until the watchdog kills it, and stopped and started. The frontend notices nothing:
-# its state never changes, its rings stay, and both streams arrive unchanged. Pings
-# over a restart all come back, because systemd keeps the queues of the TAP.
+# Debian's systemd runs netbackd as a separate user, in a sandbox, with io_uring. Under TCP
+# streams both ways it is restarted, killed, stopped by a signal until the watchdog kills it,
+# and stopped and started. The frontend is not affected: its state never changes, its rings
+# stay, and both streams arrive unchanged. All pings over a restart come back, because systemd
+# keeps the queues of the TAP.
 
 property() { systemctl show --value -p "$1" netbackd; }
 active() { [ "$(property ActiveState) $(property SubState)" = "active running" ]; }
@@ -31,14 +31,14 @@ front=/local/domain/${DOMID[u1]}/device/vif/0
 back=/local/domain/0/backend/vif/${DOMID[u1]}/0
 rings=$(xenstore-ls "$front" | grep -E 'ring-ref|event-channel')
 index=$(cat "/sys/class/net/$vif/ifindex")
-# Ends with the first change.
+# This ends with the first change.
 xenstore-watch -n 2 "$front/state" >/dev/null &
 unaware=$!
 xenstore-watch -n 2 "$back/state" >/dev/null &
 steady=$!
 
-# pings_over WHAT COMMAND... pings the guest ten times a second until the command is over
-# and the guest answers again, and says how many did not come back.
+# pings_over WHAT COMMAND... pings the guest ten times a second until the command has ended and
+# the guest answers again, and prints the number of lost pings.
 pings_over() {
 	local what=$1 pinger
 	shift
@@ -53,7 +53,8 @@ pings_over() {
 	wait $pinger || true
 	say "pings over a $what: $(lost) lost, $(sed -n '/transmitted/p; /^rtt/p' /tmp/pings | tr '\n' ' ')"
 }
-# lost prints how many of the last pings that others came back after did not.
+# lost prints the number of the last pings that were lost, not counting those at the end that
+# may still come back.
 lost() {
 	awk -F 'icmp_seq=' 'NF > 1 { n++; if ($2 + 0 > last) last = $2 + 0 } END { print last - n }' /tmp/pings
 }

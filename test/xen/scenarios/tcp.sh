@@ -2,7 +2,7 @@
 # shellcheck shell=bash
 #
 # TCP both ways between dom0 and a guest, with segmentation and checksum offload:
-# iperf3 for the rate, and streams whose sums are compared.
+# iperf3 for the rate, and streams whose checksums are compared.
 
 start_netbackd
 make_bridge

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 # shellcheck shell=bash
 #
-# Two guests on two bridges do not hear of each other. xl gives one of them another
-# vif on the other's bridge, and they talk there, while the first vif serves on;
-# xl takes it away, and they are apart again.
+# Two guests on two bridges cannot reach each other. xl attaches another vif on the other's
+# bridge to one of them, and they exchange packets there, while the first vif still works. xl
+# detaches it, and they cannot reach each other again.
 
 start_netbackd
 make_bridge xenbr0 10.0.0.1/24
@@ -16,7 +16,7 @@ address u2 10.0.1.3/24
 eventually 240 "the first guest answers" reach 10.0.0.2
 eventually 240 "the second guest answers" reach 10.0.1.3
 
-# The address of the other is put in by hand, so that there is nothing to ask for.
+# The address of the other is set by hand, so that no ARP request is needed.
 # A bridge learns the source of every frame.
 heard_of() { bridge fdb show br xenbr1 | grep "$1" >/dev/null; }
 in_guest u1 "ip address add 10.0.1.2/24 dev eth0 && arp -i eth0 -s 10.0.1.3 $(mac 2)"

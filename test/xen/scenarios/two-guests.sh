@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # shellcheck shell=bash
 #
-# Two guests on one bridge: what one sends, netbackd takes from its ring and puts
-# into the other's, large TCP packets as they are, without dom0 as an end of the
-# connection.
+# Two guests on one bridge: netbackd moves packets from the ring of one guest into that of the
+# other, and large TCP packets unsegmented. dom0 is not an end of the connection.
 
 start_netbackd
 make_bridge

@@ -2,9 +2,9 @@
 # shellcheck shell=bash
 # dom0: debian
 #
-# udev loads the kernel's xen-netback for the first vif of a host. Once the package is
-# installed neither udev nor modprobe does. A link to /dev/null allows the driver again,
-# for all vifs but those that ask for netbackd.
+# udev loads the kernel's xen-netback for the first vif of a host. When the package is installed
+# neither udev nor modprobe does. A link to /dev/null allows the driver again, for all vifs
+# except those with the script of netbackd.
 
 loaded() { test -d /sys/module/xen_netback; }
 

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 # shellcheck shell=bash
 #
-# A guest with a stock xen-netfront attaches XDP programs: they drop, let pass, find the
-# Ethernet header, answer pings by themselves, and redirect them to another card, first
-# beside the kernel's xen-netback. Then netbackd adopts the vif with a program attached.
-# A program stays while netbackd is killed, while the vif goes to the
-# kernel and comes back, and while streams run and it comes and goes. Another guest is
-# saved and restored with one.
+# A guest with a stock xen-netfront attaches XDP programs: they drop, pass, find the Ethernet
+# header, answer pings themselves, and redirect them to another interface, first with the
+# kernel's xen-netback. Then netbackd adopts the vif with a program attached. A program stays
+# attached while netbackd is killed, and while the vif is moved to the kernel and back. Programs
+# are attached and detached while streams run. Another guest is saved and restored with one.
 
 install_scripts
 load_netback
@@ -18,7 +17,7 @@ declare -A IP=([u1]=10.0.0.2 [u2]=10.0.0.3)
 address u1 10.0.0.2/24
 address u1 10.1.0.1/24 eth1
 eventually 240 "the guest answers" reach 10.0.0.2
-# A guest that drops all does not tell its address either.
+# A guest that drops all packets does not answer ARP either.
 ip neighbour replace 10.0.0.2 lladdr "$(xenstore-read "$(backend u1)/mac")" nud permanent dev xenbr0
 kernels u1
 vif=$(vif u1)
@@ -38,7 +37,7 @@ detach() {
 	in_guest "$1" "kill \$(cat /tmp/xdp.pid); while kill -0 \$(cat /tmp/xdp.pid); do sleep 0.1; done 2>/dev/null"
 }
 
-# answered NAME WHAT: six pings come back, however long each takes.
+# answered NAME WHAT fails unless six pings come back, each without a time limit.
 answered() {
 	say "-- $1, with $2"
 	for _ in 1 2 3 4 5 6; do
@@ -59,13 +58,13 @@ unanswered() {
 	same "$1: pings that came to the stack with $2" "$TAKEN" "$before"
 }
 
-# taken NAME sets TAKEN to the pings that have come to the stack of a guest.
+# taken NAME sets TAKEN to the number of pings that have come to the stack of a guest.
 taken() { TAKEN=$(in_guest "$1" "awk '/^Icmp: [0-9]/ { print \$10 }' /proc/net/snmp"); }
 
-# from NAME DEVID prints the packets that have come from a card.
+# from NAME DEVID prints the number of packets that have come from an interface.
 from() { cat "/sys/class/net/$(vif "$1" "$2")/statistics/rx_packets"; }
 
-# programs NAME: what each does to pings.
+# programs NAME checks the effect of each program on pings.
 programs() {
 	attach "$1" drop
 	unanswered "$1" "a program that drops all"
@@ -90,8 +89,8 @@ programs() {
 	answered "$1" "no program"
 }
 
-# The kernel's driver reads the key for the headroom when it sees the state that netfront
-# writes before it, so it is not certain that a program finds a packet where it looks.
+# The kernel's driver may read the key for the headroom too early, since netfront writes its
+# state before the key. Then a program finds packets at the wrong offset.
 say "-- beside the kernel's driver"
 attach u1 drop
 unanswered u1 "a program that drops all"

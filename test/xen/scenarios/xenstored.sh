@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 # shellcheck shell=bash
 #
-# xenstored is replaced while it runs, unnoticed. Then it is killed, and
-# started again, of which Xen 4.17 says that only a boot of the host helps: the new one
-# knows no guest, and their connections to it are gone. netbackd says so, and a guest
-# keeps its network until then.
+# xenstored is replaced while it runs, without effect on netbackd. Then it is killed and started
+# again. Xen 4.17 needs a boot of the host after that: the new xenstored knows no guest, and the
+# guests' connections to it are lost. netbackd reports that, and a guest keeps its network until
+# the boot.
 
-# logged TEXT: is that in one line of netbackd's log?
+# logged TEXT succeeds if one line of netbackd's log matches.
 logged() { [ "$(grep -c "$1" /tmp/netbackd.log)" = 1 ]; }
 
 restart_xenstored() {
@@ -40,7 +40,7 @@ xen-init-dom0
 eventually 240 "netbackd has noticed" grep "xenstore has come back empty" /tmp/netbackd.log
 xenstore-ls -f /local/domain
 not xenstore-exists "/local/domain/${DOMID[u1]}"
-sleep 3 # netbackd looks again every 2 s
+sleep 3 # netbackd tries again every 2 s
 netbackd list
 same "state" "$(netbackd list | awk 'NR == 2 { print $3 }')" connected
 reach 10.0.0.2 | tail -n 2
@@ -48,5 +48,5 @@ logged "xenstore has come back empty"
 end_transfer dom0 5001 16 240
 kill -KILL "$(cat /run/xenstored.pid)"
 within 180000 "stop, without xenstored" stop_netbackd
-restart_xenstored # what collects logs would wait for it for ever
+restart_xenstored # the collection of logs would wait for it for ever
 grep xenstore /tmp/netbackd.log
