@@ -26,6 +26,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/staticgrant"
 	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenbus"
+	"github.com/netbackd/netbackd/pkg/xentest"
 )
 
 // ctrlGuest is the frontend's end of a control ring.
@@ -48,13 +49,10 @@ func ctrlWorld(t *testing.T, offer ctrlserver.Protocols) *world {
 
 // page grants a page of the guest with b in it.
 func (w *world) page(b []byte) xen.Gref {
-	w.host.mu.Lock()
-	defer w.host.mu.Unlock()
+	ref := w.next
 	w.next++
-	page := make([]byte, gntdev.PageSize)
-	copy(page, b)
-	w.host.pages[w.next] = page
-	return w.next
+	copy(w.host.GrantAt(ref, gntdev.ReadWrite), b)
+	return ref
 }
 
 // upWithControl attaches a vif and connects it with n queues and a control ring.
@@ -75,13 +73,12 @@ func (w *world) control(p ctrlring.Protocol) *ctrlGuest {
 	w.t.Helper()
 	g := &ctrlGuest{w: w}
 	g.keys.gref = w.page(nil)
-	g.page = w.host.pages[g.keys.gref]
+	g.page = w.host.Page(g.keys.gref)
 	var err error
 	g.ring, err = ctrlring.Init(g.page, p)
 	w.must(err)
-	w.next++
 	g.keys.port = evtchn.Port(w.next)
-	w.host.ports[g.keys.port] = new(fakePort)
+	w.host.OfferAt(g.keys.port)
 	w.next++
 	return g
 }
@@ -226,7 +223,7 @@ func TestControlOfAVif(t *testing.T) {
 	if n := g.want(0, netif.CtrlDelGrefMapping, 1, uint32(list), 2); n != 1 {
 		t.Errorf("%d removed", n)
 	}
-	if got := w.host.pages[list][:16]; !bytes.Equal(got[6:8], []byte{0, 0}) || !bytes.Equal(got[14:16], []byte{2, 0}) {
+	if got := w.host.Page(list)[:16]; !bytes.Equal(got[6:8], []byte{0, 0}) || !bytes.Equal(got[14:16], []byte{2, 0}) {
 		t.Errorf("statuses in the list: % x", got)
 	}
 	w.wantHeld("6 pages, 4 handles, 3 ports")
@@ -445,11 +442,8 @@ func TestControlRecordOfAnotherGuest(t *testing.T) {
 		if !found {
 			w.must(w.tool.Remove(frontDir))
 		}
-		w.host.mu.Lock()
-		clear(w.host.pages)
-		clear(w.host.ports)
-		w.next = 8
-		w.host.mu.Unlock()
+		w.host, w.next = newFakeHost(t, domid), 8
+		w.cfg.Host = w.host
 		w.v = New(w.cfg)
 		g := w.upWithControl(2, ctrlring.Slot)
 		if s := w.status(); s.Control.Algorithm != "none" || len(s.Control.Mapping) != 0 || s.Queues[1].Static != 0 {
@@ -519,13 +513,11 @@ func TestControlMessageUnderWayAtTheEnd(t *testing.T) {
 	page := w.page(gref(list...))
 	mapped, goOn := make(chan struct{}), make(chan struct{})
 	n := 0
-	w.host.failing(func(op string) error {
-		if op == "map" {
+	w.host.Intercept(func(c xentest.Call) error {
+		if c.Op == xentest.OpMap {
 			if n++; n == 3 {
-				w.host.mu.Unlock()
 				close(mapped)
 				<-goOn
-				w.host.mu.Lock()
 			}
 		}
 		return nil
@@ -538,7 +530,7 @@ func TestControlMessageUnderWayAtTheEnd(t *testing.T) {
 	close(goOn)
 	<-ended
 	w.wantHeld(nothing)
-	w.host.failing(nil)
+	w.host.Intercept(nil)
 	g.turn()
 	if r, ok := g.ring.Response(); ok {
 		t.Logf("it was done in time: %v", r.Status)
@@ -593,9 +585,8 @@ func TestStaticGrantsLostByTheGuest(t *testing.T) {
 	w := ctrlWorld(t, ctrlserver.Slot)
 	g := w.upWithControl(2, ctrlring.Slot)
 	refs := g.configure()
-	w.host.mu.Lock()
-	delete(w.host.pages, refs[0])
-	w.host.mu.Unlock()
+	w.v.suspend()
+	w.must(w.host.Revoke(refs[0]))
 	w.successor()
 	if n := w.status().Queues[1].Static; n != 1 {
 		t.Errorf("%d static grants restored, want 1", n)
@@ -623,7 +614,7 @@ func TestControlRingFails(t *testing.T) {
 				ref = fmt.Sprint(w.page(nil))
 			}
 			if port == "-" {
-				w.host.ports[500] = new(fakePort)
+				w.host.OfferAt(500)
 				port = "500"
 			}
 			w.rings(1, false, "ctrl-ring-ref", ref, "event-channel-ctrl", port)
@@ -640,20 +631,20 @@ func TestControlRingFails(t *testing.T) {
 // TestHostFailsControlRing: a vif is closed if the host cannot open the control ring,
 // and connects when the guest tries again.
 func TestHostFailsControlRing(t *testing.T) {
-	for _, op := range []string{"open grants", "open events", "map"} {
+	for _, op := range []xentest.Op{xentest.OpOpenGntdev, xentest.OpOpenEvtchn, xentest.OpMap} {
 		w := ctrlWorld(t, ctrlserver.Slot)
 		w.upWithControl(1, ctrlring.Slot)
 		w.comeAgain()
 		g := w.control(ctrlring.Slot)
 		w.rings(1, false, g.names()...)
-		w.host.failing(failNth(op, map[string]int{"open grants": 1, "open events": 2, "map": 3}[op], unix.EMFILE))
+		w.host.Intercept(failNth(op, map[xentest.Op]int{xentest.OpOpenGntdev: 1, xentest.OpOpenEvtchn: 2, xentest.OpMap: 3}[op], unix.EMFILE))
 		w.frontState(xenbus.Connected)
 		w.wantSteps("connect closing closed")
 		if got := w.get(errorKey); !strings.Contains(got, "control ring") {
-			t.Errorf("%s: error node %q", op, got)
+			t.Errorf("%v: error node %q", op, got)
 		}
 		w.wantHeld(nothing)
-		w.host.failing(nil)
+		w.host.Intercept(nil)
 		w.frontState(xenbus.Initialising)
 		w.settle()
 		w.frontState(xenbus.Connected)

@@ -14,6 +14,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
+	"github.com/netbackd/netbackd/pkg/xentest"
 )
 
 // TestDetach: the toolstack detaches the vif in various states of the guest.
@@ -190,8 +191,8 @@ func TestDetachIsNotOverwritten(t *testing.T) {
 	w.rings(1, false)
 	w.frontState(xenbus.Connected)
 	once := true
-	w.host.failing(func(op string) error {
-		if op == "map" && once { // between the look and the state
+	w.host.Intercept(func(c xentest.Call) error {
+		if c.Op == xentest.OpMap && once { // between the look and the state
 			once = false
 			w.detach()
 		}

@@ -18,6 +18,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/tap"
 	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
+	"github.com/netbackd/netbackd/pkg/xentest"
 )
 
 // TestConnectFails: when a connection fails, the guest sees Closing and Closed, the
@@ -32,7 +33,7 @@ func TestConnectFails(t *testing.T) {
 		error string // part of it
 		maps  int    // calls it may take
 	}{
-		{name: "tx gref not granted", keys: []string{"queue-0/tx-ring-ref", "4095"}, error: "22 queue 0: map tx ring: gntdev: map: domid 7 gref 4095 (#0): invalid argument", maps: 1},
+		{name: "tx gref not granted", keys: []string{"queue-0/tx-ring-ref", "4095"}, error: "22 queue 0: map tx ring: gntdev: map: domid 7 gref 4095 (#0): GNTST_bad_gntref: invalid argument", maps: 1},
 		{name: "rx gref not granted", keys: []string{"queue-1/rx-ring-ref", "4095"}, error: "22 queue 1: map rx ring: gntdev: map: domid 7 gref 4095", maps: 4},
 		{name: "port not offered", keys: []string{"queue-1/event-channel-tx", "77"}, error: "22 queue 1: evtchn: bind: domid 7: port 77: invalid argument", maps: 4},
 		{name: "second port not offered", keys: []string{"queue-1/event-channel-rx", "77"}, error: "port 77", maps: 4},
@@ -46,10 +47,10 @@ func TestConnectFails(t *testing.T) {
 		{name: "page flipping", keys: []string{"request-rx-copy", "-"}, error: `2 frontend key "request-rx-copy" is missing, want 1: page flipping is not supported`},
 		{name: "feature that is neither 0 nor 1", keys: []string{"feature-sg", "yes"}, error: `22 frontend key "feature-sg" is "yes", want 0 or 1`},
 		{name: "ring out of bounds from the start", spoil: func(w *world) { w.tx[1].SetReqProd(netif.TxRingSize + 1) }, error: netif.ErrOverflow.Error(), maps: 4},
-		{name: "no event channel device", spoil: func(w *world) { w.host.failing(failNth("open events", 2, unix.EMFILE)) },
-			mend: func(w *world) { w.host.failing(nil) }, error: "24 queue 1: evtchn: open: too many open files", maps: 4},
-		{name: "out of memory", spoil: func(w *world) { w.host.failing(failNth("map", 3, unix.ENOMEM)) },
-			mend: func(w *world) { w.host.failing(nil) }, error: "12 queue 1: map tx ring", maps: 3},
+		{name: "no event channel device", spoil: func(w *world) { w.host.Intercept(failNth(xentest.OpOpenEvtchn, 2, unix.EMFILE)) },
+			mend: func(w *world) { w.host.Intercept(nil) }, error: "24 queue 1: evtchn: open: too many open files", maps: 4},
+		{name: "out of memory", spoil: func(w *world) { w.host.Intercept(failNth(xentest.OpMap, 3, unix.ENOMEM)) },
+			mend: func(w *world) { w.host.Intercept(nil) }, error: "12 queue 1: map tx ring", maps: 3},
 		{name: "journal cannot be written", spoil: func(w *world) { w.must(os.MkdirAll(filepath.Join(w.cfg.RunDir, "ring-7.0-1/x"), 0o700)) },
 			mend: func(w *world) { w.must(os.RemoveAll(filepath.Join(w.cfg.RunDir, "ring-7.0-1"))) }, error: "21 queue 1: journal", maps: 4},
 		{name: "data plane is closed", spoil: func(w *world) { w.v.cfg.Pool = closedPool(w) },
@@ -86,7 +87,7 @@ func TestConnectFails(t *testing.T) {
 			}
 			w.must(w.guest.Write(frontDir+"/unrelated", "1"))
 			w.wantSteps("")
-			if got := w.host.mapCalls(); got != tt.maps {
+			if got := w.host.Counts().MapCalls; got != tt.maps {
 				t.Errorf("%d calls to map, want %d", got, tt.maps)
 			}
 			// The guest reacts to Closed as netfront does, and comes back with
@@ -438,16 +439,16 @@ func TestHostFailsAnAdoption(t *testing.T) {
 		error string // part of it
 	}{
 		{"no files left", func(w *world) func() {
-			w.host.failing(failNth("open events", 2, unix.EMFILE))
-			return func() { w.host.failing(nil) }
+			w.host.Intercept(failNth(xentest.OpOpenEvtchn, 2, unix.EMFILE))
+			return func() { w.host.Intercept(nil) }
 		}, "24 queue 1: evtchn: open: too many open files"},
 		{"out of memory", func(w *world) func() {
-			w.host.failing(failNth("map", 3, unix.ENOMEM))
-			return func() { w.host.failing(nil) }
+			w.host.Intercept(failNth(xentest.OpMap, 3, unix.ENOMEM))
+			return func() { w.host.Intercept(nil) }
 		}, "12 queue 1: map tx ring"},
 		{"out of event channels", func(w *world) func() {
-			w.host.failing(failNth("bind", 2, unix.ENOSPC))
-			return func() { w.host.failing(nil) }
+			w.host.Intercept(failNth(xentest.OpBind, 2, unix.ENOSPC))
+			return func() { w.host.Intercept(nil) }
 		}, "28 queue 1: evtchn: bind"},
 		{"TAPs of another kind", func(w *world) func() {
 			w.v.cfg.Offload = false

@@ -20,13 +20,11 @@ import (
 // ports.
 func (w *world) sameRings() {
 	w.t.Helper()
-	w.host.mu.Lock()
-	defer w.host.mu.Unlock()
 	var err error
 	for i, q := range w.conns {
-		w.tx[i], err = netif.InitTx(w.host.pages[q.txGref])
+		w.tx[i], err = netif.InitTx(w.host.Page(q.txGref))
 		w.must(err)
-		w.rx[i], err = netif.InitRx(w.host.pages[q.rxGref])
+		w.rx[i], err = netif.InitRx(w.host.Page(q.rxGref))
 		w.must(err)
 	}
 }
@@ -159,7 +157,7 @@ func TestFrontendThatKeepsTheStamp(t *testing.T) {
 	g.sameControl()
 	for _, q := range w.conns {
 		for _, ref := range []xen.Gref{q.txGref, q.rxGref} {
-			w.must(netif.WriteStamp(w.host.pages[ref], stamp))
+			w.must(netif.WriteStamp(w.host.Page(ref), stamp))
 		}
 	}
 	w.wantSteps("connect plug")
@@ -179,7 +177,7 @@ func TestForgedStamp(t *testing.T) {
 	w.killed()
 	for _, q := range w.conns {
 		for _, ref := range []xen.Gref{q.txGref, q.rxGref} {
-			w.must(netif.WriteStamp(w.host.pages[ref], forged))
+			w.must(netif.WriteStamp(w.host.Page(ref), forged))
 		}
 	}
 	w.wantSteps("connect plug")
@@ -199,7 +197,7 @@ func (w *world) old() {
 	w.t.Helper()
 	for _, q := range w.conns {
 		for _, ref := range []xen.Gref{q.txGref, q.rxGref} {
-			w.must(netif.WriteStamp(w.host.pages[ref], netif.Stamp{}))
+			w.must(netif.WriteStamp(w.host.Page(ref), netif.Stamp{}))
 		}
 	}
 	journals, err := filepath.Glob(w.cfg.RunDir + "/ring-*")
@@ -251,7 +249,7 @@ func TestUpgradeUnderAGuestThatConnectsAnew(t *testing.T) {
 // connection.
 func TestNothingIsKeptOfAClosedConnection(t *testing.T) {
 	w, g := everything(t)
-	page := w.host.pages[w.conns[0].txGref]
+	page := w.host.Page(w.conns[0].txGref)
 	w.frontState(xenbus.Closing)
 	w.settle()
 	if got := w.journals(); got != "" {
@@ -294,7 +292,7 @@ func TestFailedAttemptLeavesNoStamp(t *testing.T) {
 	w.v.cfg.Pool = closedPool(w)
 	w.frontState(xenbus.Connected)
 	w.wantSteps("connect closing closed")
-	if h, err := netif.ReadHeader(w.host.pages[w.conns[0].txGref]); err != nil || !h.Stamp.IsZero() {
+	if h, err := netif.ReadHeader(w.host.Page(w.conns[0].txGref)); err != nil || !h.Stamp.IsZero() {
 		t.Errorf("header %+v, %v", h, err)
 	}
 }

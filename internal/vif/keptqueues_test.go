@@ -127,7 +127,7 @@ func broadcastFrame(payload int) []byte {
 func (w *world) slots(n int) {
 	for i := range w.rx {
 		for range n {
-			w.rx[i].Put(netif.RxRequest{})
+			w.rx[i].Put(netif.RxRequest{Gref: bufferGref})
 		}
 		w.rx[i].Push()
 		w.host.kick(w.conns[i].rxPort)

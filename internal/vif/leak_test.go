@@ -17,8 +17,10 @@ import (
 	"github.com/netbackd/netbackd/internal/ctrlserver"
 	"github.com/netbackd/netbackd/internal/lab/netns"
 	"github.com/netbackd/netbackd/pkg/ctrlring"
+	"github.com/netbackd/netbackd/pkg/evtchn"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/tap"
+	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
@@ -43,11 +45,11 @@ func resources(t *testing.T) map[string]int {
 // beginAnew frees the guest's rings and channels, so that it can connect again.
 func (w *world) beginAnew() {
 	w.t.Helper()
-	w.host.mu.Lock()
-	clear(w.host.pages)
-	clear(w.host.ports)
+	for n := xen.Gref(8); n < w.next; n++ {
+		w.must(w.host.Revoke(n))
+		w.host.Withdraw(evtchn.Port(n))
+	}
 	w.next = 8
-	w.host.mu.Unlock()
 	w.frontState(xenbus.Initialising)
 	w.settle()
 }

@@ -245,7 +245,7 @@ func TestRealStall(t *testing.T) {
 		t.Fatalf("stalled %t, carrier %t", s.Stalled, s.Carrier)
 	}
 	for range 64 {
-		w.rx[0].Put(netif.RxRequest{})
+		w.rx[0].Put(netif.RxRequest{Gref: bufferGref})
 	}
 	w.rx[0].Push()
 	w.host.kick(w.conns[0].rxPort)

@@ -133,7 +133,7 @@ func mcastAfterRestart(t *testing.T, lost bool, filtered uint64) {
 	w.wantSteps("connect plug")
 	w.must(netlink.LinkSetUp(w.iface(ifname)))
 	for range 4 {
-		w.rx[0].Put(netif.RxRequest{})
+		w.rx[0].Put(netif.RxRequest{Gref: bufferGref})
 	}
 	w.rx[0].Push()
 	w.host.kick(w.conns[0].rxPort)

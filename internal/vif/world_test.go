@@ -60,7 +60,7 @@ type world struct {
 	tool  *xenstore.Client // the toolstack's, domain 0
 	guest *xenstore.Client // the guest's
 	xs    *hookedStore     // the vif's
-	host  *fakeHost
+	host  fakeHost
 	log   *observer.ObservedLogs
 	cfg   Config
 	v     *Vif
@@ -119,7 +119,7 @@ func (s *hookedStore) Transaction(f func(*xenstore.Tx) error) error {
 func newWorld(t *testing.T) *world {
 	t.Helper()
 	netns.NeedTUN(t)
-	w := &world{t: t, srv: store.New(store.Options{}), host: newFakeHost(domid), next: 8}
+	w := &world{t: t, srv: store.New(store.Options{}), host: newFakeHost(t, domid), next: 8}
 	t.Cleanup(func() { w.must(w.srv.Close()) })
 	w.tool = w.connect(0)
 	w.xs = &hookedStore{Client: w.connect(0)}
@@ -142,9 +142,6 @@ func newWorld(t *testing.T) *world {
 		w.v.suspend()
 		_ = removeTapNamed(ifname)
 		_ = removeTapNamed(altName(testID))
-		if got := w.host.held(); got != nothing {
-			t.Errorf("at the end the backend holds %s", got)
-		}
 	})
 	return w
 }
@@ -234,7 +231,6 @@ func (w *world) rings(n int, split bool, pairs ...string) {
 	w.t.Helper()
 	keys := keyMap{"request-rx-copy": "1", "feature-rx-notify": "1", "feature-sg": "1"}
 	w.conns, w.tx, w.rx = nil, nil, nil
-	w.host.mu.Lock()
 	for i := range n {
 		prefix := ""
 		if n > 1 {
@@ -245,17 +241,15 @@ func (w *world) rings(n int, split bool, pairs ...string) {
 			q.rxPort++
 		}
 		w.next += 2
-		txPage, rxPage := make([]byte, gntdev.PageSize), make([]byte, gntdev.PageSize)
-		w.host.pages[q.txGref], w.host.pages[q.rxGref] = txPage, rxPage
-		tx, err := netif.InitTx(txPage)
+		tx, err := netif.InitTx(w.host.GrantAt(q.txGref, gntdev.ReadWrite))
 		w.must(err)
-		rx, err := netif.InitRx(rxPage)
+		rx, err := netif.InitRx(w.host.GrantAt(q.rxGref, gntdev.ReadWrite))
 		w.must(err)
 		w.tx, w.rx, w.conns = append(w.tx, tx), append(w.rx, rx), append(w.conns, q)
 		keys[prefix+"tx-ring-ref"], keys[prefix+"rx-ring-ref"] = fmt.Sprint(q.txGref), fmt.Sprint(q.rxGref)
-		w.host.ports[q.txPort] = new(fakePort)
+		w.host.OfferAt(q.txPort)
 		if split {
-			w.host.ports[q.rxPort] = new(fakePort)
+			w.host.OfferAt(q.rxPort)
 			keys[prefix+"event-channel-tx"], keys[prefix+"event-channel-rx"] = fmt.Sprint(q.txPort), fmt.Sprint(q.rxPort)
 			keys[prefix+"event-channel"] = "-"
 		} else {
@@ -263,7 +257,6 @@ func (w *world) rings(n int, split bool, pairs ...string) {
 			keys[prefix+"event-channel-tx"], keys[prefix+"event-channel-rx"] = "-", "-"
 		}
 	}
-	w.host.mu.Unlock()
 	keys["multi-queue-num-queues"] = strconv.Itoa(n)
 	for i := 0; i < len(pairs); i += 2 {
 		keys[pairs[i]] = pairs[i+1]
