@@ -32,7 +32,7 @@ func (g *Guest) OpenEvtchn() (*Evtchn, error) { return g.openEvtchn(host) }
 func (g *Guest) OpenGuestEvtchn() (*Evtchn, error) { return g.openEvtchn(guest) }
 
 func (g *Guest) openEvtchn(s side) (*Evtchn, error) {
-	if err := g.check(Call{Op: OpOpenEvtchn}); err != nil {
+	if err := g.check(Call{Op: OpOpenEvtchn, By: g.domidOf(s)}); err != nil {
 		return nil, &evtchn.Error{Op: "open", Err: err}
 	}
 	fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
@@ -99,7 +99,7 @@ func (e *Evtchn) Restrict(domid xen.Domid) error {
 // BindInterdomain does what [evtchn.Device.BindInterdomain] does. The local port is the
 // lowest free one, and has an event pending.
 func (e *Evtchn) BindInterdomain(domid xen.Domid, remote evtchn.Port) (evtchn.Port, error) {
-	if err := e.g.check(Call{Op: OpBind, Port: remote}); err != nil {
+	if err := e.g.check(Call{Op: OpBind, By: e.g.domidOf(e.side), Port: remote}); err != nil {
 		return 0, evtchn.BindError("bind", domid, remote, err)
 	}
 	e.g.mu.Lock()
@@ -129,7 +129,7 @@ func (e *Evtchn) BindInterdomain(domid xen.Domid, remote evtchn.Port) (evtchn.Po
 
 // BindUnbound does what [evtchn.Device.BindUnbound] does.
 func (e *Evtchn) BindUnbound(domid xen.Domid) (evtchn.Port, error) {
-	if err := e.g.check(Call{Op: OpOffer}); err != nil {
+	if err := e.g.check(Call{Op: OpOffer, By: e.g.domidOf(e.side)}); err != nil {
 		return 0, evtchn.BindError("offer", domid, 0, err)
 	}
 	e.g.mu.Lock()
@@ -162,7 +162,7 @@ func (e *Evtchn) Unbind(port evtchn.Port) error {
 
 // Notify sends an event to the other end of port. It is lost where nothing is bound.
 func (e *Evtchn) Notify(port evtchn.Port) error {
-	if err := e.g.check(Call{Op: OpNotify, Port: port}); err != nil {
+	if err := e.g.check(Call{Op: OpNotify, By: e.g.domidOf(e.side), Port: port}); err != nil {
 		return &evtchn.Error{Op: "notify", Port: port, Err: err}
 	}
 	e.g.mu.Lock()
@@ -192,7 +192,7 @@ func (e *Evtchn) local(port evtchn.Port) (*channel, error) {
 // Pending stores ports that had events and are now masked in buf, and returns the
 // number of them.
 func (e *Evtchn) Pending(buf []evtchn.Port) (int, error) {
-	err := e.g.check(Call{Op: OpPending})
+	err := e.g.check(Call{Op: OpPending, By: e.g.domidOf(e.side)})
 	e.g.mu.Lock()
 	defer e.g.mu.Unlock()
 	switch {

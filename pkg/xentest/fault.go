@@ -28,6 +28,7 @@ const (
 // Call is one operation that is about to be carried out.
 type Call struct {
 	Op   Op
+	By   xen.Domid   // whose device it is: the guest's number or 0
 	Ref  xen.Gref    // of OpMap, OpUnmap and OpCopy
 	Port evtchn.Port // of OpBind and OpNotify
 	Prot gntdev.Prot // of OpMap and OpAlloc; of OpCopy, ReadWrite is to the guest
@@ -48,7 +49,8 @@ func (g *Guest) Intercept(f func(Call) error) {
 // [gntdev.Status] or another error, as with Intercept. nil takes that back.
 func (g *Guest) FailRef(op Op, ref xen.Gref, err error) { g.fail(Call{Op: op, Ref: ref}, err) }
 
-// FailPort makes the next operation of this kind on a port fail. nil takes that back.
+// FailPort makes the next operation of this kind fail that names the port and is made by
+// domain 0. nil takes that back.
 func (g *Guest) FailPort(op Op, port evtchn.Port, err error) { g.fail(Call{Op: op, Port: port}, err) }
 
 func (g *Guest) fail(c Call, err error) {
@@ -69,6 +71,9 @@ func (g *Guest) check(c Call) error {
 	}
 	key := c
 	key.Prot = 0
+	if c.Port == 0 {
+		key.By = 0 // a gref is always the guest's
+	}
 	g.mu.Lock()
 	f, err := g.intercept, g.faults[key]
 	if err != nil {

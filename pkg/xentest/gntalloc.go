@@ -16,12 +16,13 @@ import (
 // Gntalloc is a double of [gntalloc.Device], open in the guest.
 type Gntalloc struct {
 	g      *Guest
+	kept   bool // see Guest.Gntalloc
 	closed bool // guarded by g.mu
 }
 
 // OpenGntalloc opens the guest's grant allocation device.
 func (g *Guest) OpenGntalloc() (*Gntalloc, error) {
-	if err := g.check(Call{Op: OpOpenGntalloc}); err != nil {
+	if err := g.check(Call{Op: OpOpenGntalloc, By: g.domid}); err != nil {
 		return nil, &gntalloc.Error{Op: "open", Err: err}
 	}
 	g.mu.Lock()
@@ -30,12 +31,16 @@ func (g *Guest) OpenGntalloc() (*Gntalloc, error) {
 	return &Gntalloc{g: g}, nil
 }
 
+// Gntalloc returns a grant allocation device that is open as long as the guest, for
+// tests in which opening and closing it plays no part.
+func (g *Guest) Gntalloc() *Gntalloc { return &Gntalloc{g: g, kept: true} }
+
 // Close closes the device. Pages stay granted until their Free. It may be called again,
-// which does nothing.
+// which does nothing, as with the device of [Guest.Gntalloc].
 func (d *Gntalloc) Close() error {
 	d.g.mu.Lock()
 	defer d.g.mu.Unlock()
-	if !d.closed {
+	if !d.closed && !d.kept {
 		d.closed = true
 		d.g.usage.Devices--
 	}
@@ -54,7 +59,7 @@ func (d *Gntalloc) Alloc(domid xen.Domid, n int, writable bool) (*gntalloc.Pages
 		prot = gntdev.ReadWrite
 	}
 	g := d.g
-	if err := g.check(Call{Op: OpAlloc, Prot: prot}); err != nil {
+	if err := g.check(Call{Op: OpAlloc, By: g.domid, Prot: prot}); err != nil {
 		return nil, &gntalloc.Error{Op: "alloc", Domid: domid, Pages: n, Err: err}
 	}
 	g.mu.Lock()

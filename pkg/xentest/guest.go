@@ -36,7 +36,7 @@ type Guest struct {
 
 	armed     atomic.Bool // there may be a fault or an interceptor
 	intercept func(Call) error
-	faults    map[Call]error // of the next call, without its Prot
+	faults    map[Call]error // of the next call, see check
 }
 
 // Counts holds how often the doubles of a guest's devices were called since it was

@@ -37,7 +37,7 @@ type channel struct {
 	to              xen.Domid
 	peer            *channel // nil: unbound
 	pending, masked bool
-	events          int // that arrived
+	sent, events    int // by this end, and to it
 	wake            chan struct{}
 }
 
@@ -78,6 +78,7 @@ func (g *Guest) closeChannel(c *channel) {
 
 // send is an event for the other end.
 func (c *channel) send() {
+	c.sent++
 	p := c.peer
 	if p == nil {
 		return // lost
@@ -161,6 +162,17 @@ func (g *Guest) Events(port evtchn.Port) int {
 	defer g.mu.Unlock()
 	if c := g.channels[guest][port]; c != nil {
 		return c.events
+	}
+	return 0
+}
+
+// Sent returns the number of events that were sent from a port of the guest since it was
+// made, lost ones included; 0 if there is no such port.
+func (g *Guest) Sent(port evtchn.Port) int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if c := g.channels[guest][port]; c != nil {
+		return c.sent
 	}
 	return 0
 }

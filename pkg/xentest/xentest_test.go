@@ -183,11 +183,13 @@ func TestCopy(t *testing.T) {
 	if err := d.Copy(segs); !errors.Is(err, unix.EFAULT) || segs[0].Status() != gntdev.StatusGeneralError {
 		t.Errorf("to no memory: %v, status %v", err, segs[0].Status())
 	}
+	must(t, g.Gntdev().Close())
+	must(t, g.Gntdev().Copy(segs[:1]))
 	must(t, d.Close())
 	if err := d.Copy(segs[:1]); !errors.Is(err, gntdev.ErrClosed) {
 		t.Errorf("after close: %v", err)
 	}
-	if got := g.Counts(); got.CopyCalls != 103 || got.Copies != 309 {
+	if got := g.Counts(); got.CopyCalls != 104 || got.Copies != 310 {
 		t.Errorf("%+v", got)
 	}
 }
@@ -349,8 +351,8 @@ func TestEvents(t *testing.T) {
 	wantPending(t, "two events are one", back)
 	must(t, back.Notify(bp))
 	wantPending(t, "front", front, fp)
-	if n := g.Events(fp); n != 1 {
-		t.Errorf("%d events, want 1", n)
+	if n, sent := g.Events(fp), g.Sent(fp); n != 1 || sent != 3 {
+		t.Errorf("%d events and %d sent, want 1 and 3", n, sent)
 	}
 
 	must(t, g.Send(fp))
@@ -456,7 +458,7 @@ func TestOffered(t *testing.T) {
 		t.Error("events do not coalesce")
 	default:
 	}
-	if g.Events(99) != 0 || g.Wake(99) != nil {
+	if g.Events(99) != 0 || g.Sent(99) != 0 || g.Wake(99) != nil {
 		t.Error("a port that is not there has events")
 	}
 }
@@ -464,6 +466,7 @@ func TestOffered(t *testing.T) {
 func TestGntalloc(t *testing.T) {
 	g := xentest.Start(t, domid)
 	back := gnttab(t, g)
+	must(t, g.Gntalloc().Close())
 	d, err := g.OpenGntalloc()
 	must(t, err)
 	g.GrantAt(9, gntdev.ReadWrite)

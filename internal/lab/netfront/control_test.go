@@ -28,7 +28,7 @@ type message struct {
 // as it hears of a message.
 func newControlPair(t *testing.T, answer func(netif.CtrlRequest) *netif.CtrlResponse) (*Control, *machine, *[]message) {
 	t.Helper()
-	m := newMachine()
+	m := newMachine(t)
 	c, err := newControl(m.host(), 0, false)
 	if err != nil {
 		t.Fatal(err)
@@ -38,7 +38,7 @@ func newControlPair(t *testing.T, answer func(netif.CtrlRequest) *netif.CtrlResp
 			t.Error(err)
 		}
 	})
-	back, err := netif.AttachCtrl(m.page(c.pages.Refs()[0]))
+	back, err := netif.AttachCtrl(m.Page(c.pages.Refs()[0]))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -61,13 +61,13 @@ func newControlPair(t *testing.T, answer func(netif.CtrlRequest) *netif.CtrlResp
 			msg := message{Type: q.Type, Data: q.Data[:]}
 			switch q.Type {
 			case netif.CtrlSetHashKey:
-				msg.Page = bytes.Clone(m.page(xen.Gref(q.Data[0]))[:q.Data[1]])
+				msg.Page = bytes.Clone(m.Page(xen.Gref(q.Data[0]))[:q.Data[1]])
 				msg.Data[0] = 0 // any ref will do
 			case netif.CtrlSetHashMapping:
-				msg.Page = bytes.Clone(m.page(xen.Gref(q.Data[0]))[:4*q.Data[1]])
+				msg.Page = bytes.Clone(m.Page(xen.Gref(q.Data[0]))[:4*q.Data[1]])
 				msg.Data[0] = 0
 			case netif.CtrlAddGrefMapping:
-				msg.Page = bytes.Clone(m.page(xen.Gref(q.Data[1]))[:8*q.Data[2]])
+				msg.Page = bytes.Clone(m.Page(xen.Gref(q.Data[1]))[:8*q.Data[2]])
 				msg.Data[1] = 0
 			}
 			*seen = append(*seen, msg)
@@ -172,7 +172,7 @@ func TestEndStaticGrants(t *testing.T) {
 						if i == tt.failed {
 							status = netif.CtrlInvalidParameter
 						}
-						binary.LittleEndian.PutUint16(m.page(xen.Gref(r.Data[1]))[8*i+6:], uint16(status))
+						binary.LittleEndian.PutUint16(m.Page(xen.Gref(r.Data[1]))[8*i+6:], uint16(status))
 					}
 				}
 				return answer
@@ -247,7 +247,7 @@ func TestControlErrors(t *testing.T) {
 	})
 	t.Run("rsp_prod beyond req_prod", func(t *testing.T) {
 		c, m, _ := newControlPair(t, func(netif.CtrlRequest) *netif.CtrlResponse { return nil })
-		binary.LittleEndian.PutUint32(m.page(c.pages.Refs()[0])[8:], 77)
+		binary.LittleEndian.PutUint32(m.Page(c.pages.Refs()[0])[8:], 77)
 		if _, err := c.Call(t.Context(), netif.CtrlGetHashFlags); !errors.Is(err, netif.ErrRspOverflow) {
 			t.Errorf("error %v, want %v", err, netif.ErrRspOverflow)
 		}

@@ -3,20 +3,18 @@
 package netfront
 
 import (
-	"encoding/binary"
-	"fmt"
 	"os"
 	"sync"
 	"testing"
 
 	"go.uber.org/goleak"
-	"golang.org/x/sys/unix"
 
 	"github.com/netbackd/netbackd/internal/lab/netns"
 	"github.com/netbackd/netbackd/pkg/evtchn"
-	"github.com/netbackd/netbackd/pkg/gntalloc"
+	"github.com/netbackd/netbackd/pkg/gntdev"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/xen"
+	"github.com/netbackd/netbackd/pkg/xentest"
 )
 
 func TestMain(m *testing.M) {
@@ -26,80 +24,66 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// machine is two domains in one process: plain memory for pages, an eventfd for
-// each open event channel device. It knows no permissions and refuses nothing:
-// the embedded Xen is where those are tested.
+// machine is the guest of a frontend, and what its backend binds.
 type machine struct {
-	mu    sync.Mutex
-	next  uint32
-	pages map[xen.Gref][]byte
-	inUse map[xen.Gref]bool
-	ports map[evtchn.Port]*fakeEvents
-	sent  map[evtchn.Port]int // events the frontend sent
-	peer  map[evtchn.Port]func()
+	*xentest.Guest
+	t      testing.TB
+	events *xentest.Evtchn // the backend's
+
+	mu     sync.Mutex
+	locals map[evtchn.Port]evtchn.Port // of the backend, by the frontend's
+	peer   map[evtchn.Port]func()
 }
 
-func newMachine() *machine {
-	return &machine{
-		next:  8,
-		pages: map[xen.Gref][]byte{},
-		inUse: map[xen.Gref]bool{},
-		ports: map[evtchn.Port]*fakeEvents{},
-		sent:  map[evtchn.Port]int{},
-		peer:  map[evtchn.Port]func(){},
+func newMachine(t testing.TB) *machine {
+	t.Helper()
+	m := &machine{Guest: xentest.Start(t, 1), t: t, locals: map[evtchn.Port]evtchn.Port{}, peer: map[evtchn.Port]func(){}}
+	var err error
+	if m.events, err = m.OpenEvtchn(); err != nil {
+		t.Fatal(err)
 	}
+	t.Cleanup(func() { m.events.Close() })
+	m.Intercept(func(c xentest.Call) error {
+		if c.Op != xentest.OpNotify || c.By != m.Domid() {
+			return nil
+		}
+		m.mu.Lock()
+		f := m.peer[c.Port]
+		m.mu.Unlock()
+		if f != nil {
+			f()
+		}
+		return nil
+	})
+	return m
 }
 
 func (m *machine) host() Host {
-	return Host{Pages: m, Events: func() (Events, error) { return newFakeEvents(m) }}
-}
-
-func (m *machine) Alloc(_ xen.Domid, n int, _ bool) (*gntalloc.Pages, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	mem := make([]byte, n*netif.PageSize)
-	refs := make([]xen.Gref, n)
-	for i := range refs {
-		refs[i] = xen.Gref(m.next)
-		m.pages[xen.Gref(m.next)] = mem[i*netif.PageSize:][:netif.PageSize]
-		m.next++
-	}
-	return gntalloc.NewPages(mem, refs, func() error {
-		m.mu.Lock()
-		defer m.mu.Unlock()
-		for _, r := range refs {
-			delete(m.pages, r)
+	return Host{Pages: m.Gntalloc(), Events: func() (Events, error) {
+		e, err := m.OpenGuestEvtchn()
+		if err != nil {
+			return nil, err
 		}
-		return nil
-	}), nil
-}
-
-func (m *machine) InUse(ref xen.Gref) (bool, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.inUse[ref], nil
-}
-
-// page returns the page behind a grant, nil if there is none.
-func (m *machine) page(ref xen.Gref) []byte {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.pages[ref]
+		return e, nil
+	}}
 }
 
 // notify sends the frontend an event.
 func (m *machine) notify(p evtchn.Port) {
+	m.t.Helper()
 	m.mu.Lock()
-	defer m.mu.Unlock()
-	if e := m.ports[p]; e != nil {
-		e.raise(p)
+	local := m.locals[p]
+	if local == 0 {
+		var err error
+		if local, err = m.events.BindInterdomain(m.Domid(), p); err != nil {
+			m.t.Error(err)
+		}
+		m.locals[p] = local
 	}
-}
-
-func (m *machine) eventsSent(p evtchn.Port) int {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.sent[p]
+	m.mu.Unlock()
+	if err := m.events.Notify(local); err != nil {
+		m.t.Error(err)
+	}
 }
 
 // onEvent calls f for each event the frontend sends on p.
@@ -107,105 +91,6 @@ func (m *machine) onEvent(p evtchn.Port, f func()) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.peer[p] = f
-}
-
-// fakeEvents is an open event channel device. Its maps are guarded by the
-// machine's lock.
-type fakeEvents struct {
-	m       *machine
-	fd      int
-	bound   map[evtchn.Port]bool
-	masked  map[evtchn.Port]bool
-	pending map[evtchn.Port]bool
-}
-
-var _ Events = (*fakeEvents)(nil)
-
-func newFakeEvents(m *machine) (*fakeEvents, error) {
-	fd, err := unix.Eventfd(0, unix.EFD_NONBLOCK|unix.EFD_CLOEXEC)
-	if err != nil {
-		return nil, err
-	}
-	return &fakeEvents{m: m, fd: fd, bound: map[evtchn.Port]bool{}, masked: map[evtchn.Port]bool{}, pending: map[evtchn.Port]bool{}}, nil
-}
-
-// raise sets a port's pending bit and makes the fd readable unless it is masked.
-func (e *fakeEvents) raise(p evtchn.Port) {
-	e.pending[p] = true
-	if !e.masked[p] {
-		_, _ = unix.Write(e.fd, binary.NativeEndian.AppendUint64(nil, 1))
-	}
-}
-
-func (e *fakeEvents) BindUnbound(xen.Domid) (evtchn.Port, error) {
-	e.m.mu.Lock()
-	defer e.m.mu.Unlock()
-	p := evtchn.Port(e.m.next)
-	e.m.next++
-	e.bound[p] = true
-	e.m.ports[p] = e
-	return p, nil
-}
-
-func (e *fakeEvents) Unbind(p evtchn.Port) error {
-	e.m.mu.Lock()
-	defer e.m.mu.Unlock()
-	delete(e.bound, p)
-	delete(e.m.ports, p)
-	return nil
-}
-
-func (e *fakeEvents) Notify(p evtchn.Port) error {
-	e.m.mu.Lock()
-	f, ok := e.m.peer[p], e.bound[p]
-	e.m.sent[p]++
-	e.m.mu.Unlock()
-	if !ok {
-		return fmt.Errorf("port %d is not bound", p)
-	}
-	if f != nil {
-		f()
-	}
-	return nil
-}
-
-func (e *fakeEvents) Pending(ports []evtchn.Port) (n int, err error) {
-	e.m.mu.Lock()
-	defer e.m.mu.Unlock()
-	var b [8]byte
-	_, _ = unix.Read(e.fd, b[:])
-	for p := range e.pending {
-		if n < len(ports) && !e.masked[p] {
-			ports[n] = p
-			n++
-			delete(e.pending, p)
-			e.masked[p] = true
-		}
-	}
-	return n, nil
-}
-
-func (e *fakeEvents) Unmask(ports []evtchn.Port) error {
-	e.m.mu.Lock()
-	defer e.m.mu.Unlock()
-	for _, p := range ports {
-		delete(e.masked, p)
-		if e.pending[p] {
-			e.raise(p)
-		}
-	}
-	return nil
-}
-
-func (e *fakeEvents) FD() int { return e.fd }
-
-func (e *fakeEvents) Close() error {
-	e.m.mu.Lock()
-	defer e.m.mu.Unlock()
-	for p := range e.bound {
-		delete(e.m.ports, p)
-	}
-	return unix.Close(e.fd)
 }
 
 // txSeen is a slot as the backend of a test sees it.
@@ -229,7 +114,7 @@ type backend struct {
 func newPair(t testing.TB, cfg Config, split bool) (*Queue, *backend) {
 	t.Helper()
 	cfg = cfg.withDefaults()
-	m := newMachine()
+	m := newMachine(t)
 	r := rules{
 		features: cfg.Features,
 		offers:   Offers{RxCopy: true, SG: true, GSOTCPv4: true, GSOTCPv6: true, IPv6CsumOffload: true, MaxQueues: 8},
@@ -237,7 +122,7 @@ func newPair(t testing.TB, cfg Config, split bool) (*Queue, *backend) {
 		strict:   cfg.Strict,
 		mtu:      cfg.MTU,
 		salt:     cfg.IDSalt,
-		inUse:    m.InUse,
+		inUse:    m.Gntalloc().InUse,
 	}
 	q, err := newQueue(m.host(), 0, 0, cfg, r, split)
 	if err != nil {
@@ -249,13 +134,23 @@ func newPair(t testing.TB, cfg Config, split bool) (*Queue, *backend) {
 		}
 	})
 	b := &backend{t: t, m: m, q: q}
-	if b.tx, err = netif.AttachTx(m.page(q.rings.Refs()[0])); err != nil {
+	if b.tx, err = netif.AttachTx(m.Page(q.rings.Refs()[0])); err != nil {
 		t.Fatal(err)
 	}
-	if b.rx, err = netif.AttachRx(m.page(q.rings.Refs()[1])); err != nil {
+	if b.rx, err = netif.AttachRx(m.Page(q.rings.Refs()[1])); err != nil {
 		t.Fatal(err)
 	}
 	return q, b
+}
+
+// hold maps a page of the guest until the end of the test.
+func (b *backend) hold(ref xen.Gref) {
+	b.t.Helper()
+	p, err := b.m.Gntdev().Map(b.m.Domid(), []xen.Gref{ref}, gntdev.ReadOnly)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	b.t.Cleanup(func() { p.Unmap() })
 }
 
 // takeTx consumes all tx slots that are there.
@@ -321,9 +216,9 @@ func (b *backend) frames(seen []txSeen) (out [][]byte) {
 			own -= int(l.Size)
 		}
 		var f []byte
-		f = append(f, b.m.page(first.Gref)[first.Offset:][:own]...)
+		f = append(f, b.m.Page(first.Gref)[first.Offset:][:own]...)
 		for _, l := range later {
-			f = append(f, b.m.page(l.Gref)[l.Offset:][:l.Size]...)
+			f = append(f, b.m.Page(l.Gref)[l.Offset:][:l.Size]...)
 		}
 		out = append(out, f)
 		seen = seen[k:]
@@ -338,7 +233,7 @@ func (b *backend) putRx(frame []byte, flags netif.RxFlags, extras ...netif.Extra
 	for first := true; len(frame) > 0; first = false {
 		req := b.rx.Request(b.rx.ReqCons())
 		b.rx.Consume(1)
-		n := copy(b.m.page(req.Gref), frame)
+		n := copy(b.m.Page(req.Gref), frame)
 		frame = frame[n:]
 		rsp := netif.RxResponse{ID: req.ID, Status: netif.Status(n)}
 		if len(frame) > 0 {

@@ -103,7 +103,7 @@ func TestJudgeOfTx(t *testing.T) {
 		{
 			name: "rsp_prod taken back",
 			answer: func(b *backend, a, z uint16) {
-				binary.LittleEndian.PutUint32(b.m.page(b.q.rings.Refs()[0])[8:], 0xffffffff)
+				binary.LittleEndian.PutUint32(b.m.Page(b.q.rings.Refs()[0])[8:], 0xffffffff)
 			},
 			want:  one(RuleIndex),
 			fatal: true,
@@ -111,7 +111,7 @@ func TestJudgeOfTx(t *testing.T) {
 		{
 			name: "grant still mapped",
 			answer: func(b *backend, a, z uint16) {
-				b.m.inUse[b.q.tx.refs[z^b.q.rules.salt]] = true
+				b.hold(b.q.tx.refs[z^b.q.rules.salt])
 				b.commitTx([]netif.TxResponse{{ID: a}, {Status: null}, {ID: z}})
 			},
 			want:  one(RuleGrantInUse),
@@ -121,7 +121,7 @@ func TestJudgeOfTx(t *testing.T) {
 			name: "bytes behind the response",
 			answer: func(b *backend, a, z uint16) {
 				b.commitTx([]netif.TxResponse{{ID: a}, {Status: null}, {ID: z}})
-				b.m.page(b.q.rings.Refs()[0])[64+24+11]++
+				b.m.Page(b.q.rings.Refs()[0])[64+24+11]++
 			},
 			want: one(RuleTxTail),
 		},
@@ -207,7 +207,7 @@ func TestJudgeOfRx(t *testing.T) {
 				f := tcpFrame(100)
 				req := b.rx.Request(b.rx.ReqCons())
 				b.rx.Consume(1)
-				copy(b.m.page(req.Gref)[2:], f)
+				copy(b.m.Page(req.Gref)[2:], f)
 				return []netif.RxSlot{netif.RxResponse{ID: req.ID, Offset: 2, Status: netif.Status(len(f))}.Slot()}
 			},
 			want: map[Rule]uint64{},
@@ -510,7 +510,7 @@ func TestJudgeOfRx(t *testing.T) {
 			send: func(b *backend) []netif.RxSlot {
 				gref := b.rx.Request(b.rx.ReqCons()).Gref
 				s := b.putRx(tcpFrame(100), 0)
-				b.m.page(gref)[4095] = 0
+				b.m.Page(gref)[4095] = 0
 				return s
 			},
 			want: one(RuleOutsideWrite),
@@ -521,7 +521,7 @@ func TestJudgeOfRx(t *testing.T) {
 			send: func(b *backend) []netif.RxSlot {
 				gref := b.rx.Request(b.rx.ReqCons().Add(1)).Gref
 				s := b.putRx(partialFrame(2000, false), blankFlags, gso4(500))
-				b.m.page(gref)[0] = 0
+				b.m.Page(gref)[0] = 0
 				return s
 			},
 			want: one(RuleOutsideWrite),
@@ -531,7 +531,7 @@ func TestJudgeOfRx(t *testing.T) {
 			name: "rsp_prod beyond req_prod",
 			send: func(b *backend) []netif.RxSlot { return b.putRx(tcpFrame(100), 0) },
 			after: func(b *backend, _ []netif.RxSlot) {
-				binary.LittleEndian.PutUint32(b.m.page(b.q.rings.Refs()[1])[8:], netif.RxRingSize+1)
+				binary.LittleEndian.PutUint32(b.m.Page(b.q.rings.Refs()[1])[8:], netif.RxRingSize+1)
 			},
 			want:  one(RuleIndex),
 			fatal: true,

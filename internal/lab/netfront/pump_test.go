@@ -340,7 +340,7 @@ func TestPumpSurvivesABrokenBackend(t *testing.T) {
 	p, _ := startPump(t, q, "pd1")
 	if err := p.Do(func(q *Queue) {
 		// A response to nothing.
-		b.m.page(q.rings.Refs()[0])[8] = 9
+		b.m.Page(q.rings.Refs()[0])[8] = 9
 	}); err != nil {
 		t.Fatal(err)
 	}

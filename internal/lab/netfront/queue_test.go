@@ -376,7 +376,7 @@ func TestFlushNotifies(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			if tx, rx := b.m.eventsSent(q.txPort), b.m.eventsSent(q.rxPort); tx != c.tx || rx != c.rx {
+			if tx, rx := b.m.Sent(q.txPort), b.m.Sent(q.rxPort); tx != c.tx || rx != c.rx {
 				t.Errorf("events: tx %d, rx %d, want %d, %d", tx, rx, c.tx, c.rx)
 			}
 			if err := q.Send(make([]byte, 60), Meta{}); err != nil {
@@ -386,7 +386,7 @@ func TestFlushNotifies(t *testing.T) {
 			if err := q.Flush(); err != nil {
 				t.Fatal(err)
 			}
-			if got := b.m.eventsSent(q.txPort); got != c.tx {
+			if got := b.m.Sent(q.txPort); got != c.tx {
 				t.Errorf("%d events to a backend that did not arm again, want %d", got, c.tx)
 			}
 			if got := q.Stats().NotifiesHeld - before; got != 1 {
@@ -514,7 +514,7 @@ func TestDataPathDoesNotAllocate(t *testing.T) {
 		for range 5 {
 			req := b.rx.Request(b.rx.ReqCons())
 			b.rx.Consume(1)
-			copy(b.m.page(req.Gref), small)
+			copy(b.m.Page(req.Gref), small)
 			slots = append(slots, netif.RxResponse{ID: req.ID, Status: netif.Status(len(small)), Flags: netif.RxDataValidated}.Slot())
 		}
 		b.rx.Commit(slots)
@@ -576,7 +576,7 @@ func TestRawMixesWithTraffic(t *testing.T) {
 // fuzzBackend does something to the rings at random, as a backend that is broken
 // in every way would.
 func fuzzBackend(b *backend, q *Queue, data []byte) {
-	rings := [][]byte{b.m.page(q.rings.Refs()[0]), b.m.page(q.rings.Refs()[1])}
+	rings := [][]byte{b.m.Page(q.rings.Refs()[0]), b.m.Page(q.rings.Refs()[1])}
 	rnd := rand.New(rand.NewPCG(1, uint64(len(data))))
 	for len(data) >= 4 {
 		ring := rings[data[0]&1]

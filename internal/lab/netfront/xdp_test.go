@@ -13,7 +13,7 @@ import (
 // putBehind is like putRx for one slot, with the data at offset at of its page.
 func (b *backend) putBehind(at int, frame []byte, flags netif.RxFlags, extras ...netif.ExtraInfo) []netif.RxSlot {
 	b.t.Helper()
-	page := b.m.page(b.rx.Request(b.rx.ReqCons()).Gref)
+	page := b.m.Page(b.rx.Request(b.rx.ReqCons()).Gref)
 	slots := b.putRx(frame, flags, extras...)
 	copy(page, canary[:at])
 	copy(page[at:], frame)
