@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 #
-# A frontend with two queues says which flows are for which. The key, the flows and
-# their hashes are those of Microsoft's verification suite for RSS.
+# A frontend with two queues maps flows to queues. The key, the flows and their hashes are those
+# of Microsoft's verification suite for RSS.
 frame T1 tcp 100 from=66.9.149.187:2794 to=161.142.100.80:1766
 frame T2 tcp 100 from=199.92.111.2:14230 to=65.69.140.83:4739
 frame A 60

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 #
-# A frontend has its buffers stay mapped, uses them, and takes some back.
+# A frontend makes its buffers static grants, uses them, and removes some.
 frame M 60
 frame J 9000
 

@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The data path's peers: bare write, writev, read and readv on a TAP queue,
-// timed by themselves. The protocol and the layout of memory are described in
-// internal/lab/bench (Child, goChild).
+// The data path's peers: bare write, writev, read and readv on a TAP queue, which
+// measure their own time. The protocol and the layout of memory are described in
+// internal/lab/bench (Child).
 //
-// Whether a process has threads makes a difference of some 30 ns for each call:
-// where the table of open files is shared, the kernel takes a reference to the
-// file and gives it back. netbackd has threads, and so has this unless its
-// argument is "single".
+// In a process with threads each call takes some 30 ns more: the table of open
+// files is shared, so the kernel takes a reference to the file and gives it back.
+// netbackd has threads, and so has this process unless its argument is "single".
 
 #define _GNU_SOURCE
 #include <errno.h>
@@ -48,10 +47,10 @@ static int get(void *p, size_t n)
 	return 0;
 }
 
-// Small frames do not all meet in one set of the cache.
+// Spreads small frames over the sets of the cache.
 static size_t spread(size_t k) { return k % 16 * 64; }
 
-// Not timed: the frames are written, the pieces listed.
+// Writes the frames and lists the pieces. This is not timed.
 static void prepare(uint32_t op, size_t n)
 {
 	for (size_t k = 0; k < n; k++) {
@@ -62,7 +61,7 @@ static void prepare(uint32_t op, size_t n)
 		memcpy(headers[k], frame, HDR);
 		iov[k][0] = (struct iovec){ headers[k], HDR };
 		if (op == READV) {
-			// Into one page after the other, as many as a guest has.
+			// One page after the other, as many as a guest has.
 			for (size_t p = 0; p < per; p++)
 				iov[k][1 + p] = (struct iovec){ pages + turn++ % GUEST * PAGE, PAGE };
 			continue;

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 #
-# Static grants: the three messages with all that they are answered, and packets
-# over pages that are static, that are not, and over both.
+# Static grants: the three messages with all their responses, and packets over pages that are
+# static, over pages that are not, and over both.
 frame M 60
 frame F 256
 frame Q 1514

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 #
-# The messages of the ring of slots about hashing, each with every status that it
-# can be answered with. What is refused leaves in force what was: key, types, table
-# and algorithm, and what the packets say of them. The key is that of Microsoft's
-# verification suite; the hashes are those of its vectors.
+# The messages of the ring of slots about hashing, each with every possible status. A refused
+# message changes nothing: key, types, table and algorithm stay, and so do the hashes of
+# packets. The key is that of Microsoft's verification suite; the hashes are those of its
+# vectors.
 frame T tcp 200 from=66.9.149.187:2794 to=161.142.100.80:1766
 frame M 60
 

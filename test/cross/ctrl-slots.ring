@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 #
-# The ring of slots as such: messages that are none, ids, a ring full of messages,
-# indices that are wrong, pages that are no ring. Packets move in any case.
+# The ring of slots: unknown messages, ids, a ring full of messages, wrong indices, pages that
+# are no ring. Packets move in any case.
 frame M 60
 
 rings

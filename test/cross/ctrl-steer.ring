@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 #
-# With hashing on a packet comes on the queue that table and hash say, and carries
-# its hash behind its first slot: with two and with four queues, by table and by the
-# hash alone, and as the guest changes its mind. Hashes are those of Microsoft's
-# verification suite, worked out by others.
+# With hashing on, a packet comes on the queue that the table maps its hash to, and carries its
+# hash behind its first slot: with two and with four queues, with a table and without, and
+# across changes. The hashes are from Microsoft's verification suite.
 frame T1 tcp 100 from=66.9.149.187:2794 to=161.142.100.80:1766
 frame T2 tcp 100 from=199.92.111.2:14230 to=65.69.140.83:4739
 frame T3 tcp 100 from=24.19.198.95:12898 to=12.22.207.184:38024

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 #
-# The ring of byte streams that was proposed before the ring of slots: its messages
-# with all that they are answered, in pieces, in a row, larger than the ring, and
-# never complete. The backend finds out by itself which of both rings it has.
+# The ring of byte streams that was proposed before the ring of slots: its messages with all
+# their responses, in pieces, in a row, larger than the ring, and never complete. The backend
+# recognises the protocol of the ring.
 frame T tcp 100 from=66.9.149.187:2794 to=161.142.100.80:1766
 frame M 60
 
@@ -10,7 +10,7 @@ rings 2
 control stream
 connect
 served stream
-# Flags are off; with them on and no table all would go to queue 0.
+# Flags are off. With flags and no table all packets would go to queue 0.
 hashing toeplitz - - 0
 steered host
 grants 5

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 #
-# Who sends an event when: the backend asks for one with req_event when it has
-# nothing to do, and sends one when responses pass rsp_event, not before and not
-# twice.
+# Events: the backend requests an event with req_event when it has nothing to do, and sends one
+# when responses pass rsp_event, not before and not twice.
 frame S 60
 frame J 9000
 frame M 60

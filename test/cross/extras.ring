@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 #
-# What stands in the extra slots: segmentation that makes sense and that does not,
-# in chains, doubled, and of types that do not exist. Each extra that belongs to a
-# packet is answered with NULL right behind the packet's first slot.
+# Extra slots: valid and invalid segmentation, chains, duplicates, and unknown types. Each extra
+# of a packet is answered with NULL right behind the packet's first slot.
 frame F 256
 frame T tcp 4054 mss=1000
 frame C tcp 900
@@ -43,13 +42,12 @@ push
 answers 1=okay null
 out F
 
-# From here on: what makes no sense costs the packet. netif.h has ERROR for a
-# request that was not carried out; it does not say that such a guest is to be cut
-# off. Linux's netback cuts it off for a size of 0 and for unknown types
-# (xenvif_set_skb_gso), and for what is not TCP it answers OKAY and drops the packet
-# unseen (checksum_setup fails, xenvif_tx_submit). ERROR tells the guest, to which it
-# is a lost packet: Linux's netfront looks at no status but NULL, Windows counts it
-# as an error.
+# From here on an invalid extra costs the packet. netif.h has ERROR for a request that was not
+# carried out; it does not require that such a guest is cut off. Linux's netback cuts it off
+# for a size of 0 and for unknown types (xenvif_set_skb_gso), and answers a packet that is not
+# TCP with OKAY and drops it silently (checksum_setup fails, xenvif_tx_submit). ERROR informs
+# the guest, which sees a lost packet: Linux's netfront checks no status except NULL, Windows
+# counts an error.
 case segments of no bytes
 tx 1 F extra
 extra gso tcpv4 0

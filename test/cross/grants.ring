@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 #
-# Grant references that are not good: the slot is answered with an error, the
-# packet's other slots with okay, the packet is dropped and the next one passes.
+# Invalid grant references: the slot is answered with an error, the packet's other slots with
+# okay, the packet is dropped and the next one passes.
 frame F 300
 frame P 12288
 frame M 60

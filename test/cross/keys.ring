@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 #
-# Keys that are missing, are not what they should be, or name what is not there to
-# be had. The backend says which it is, closes, holds nothing, and connects as soon
-# as the guest comes with something better.
+# Keys that are missing or malformed, or that name rings and ports which do not exist. The
+# backend names the key in its error, closes, holds nothing, and connects as soon as the guest
+# corrects the key.
 frame M 60
 
 case no tx-ring-ref

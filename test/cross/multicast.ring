@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 #
-# The list of multicast addresses that a guest wants: edited by extras that ride on
-# a request without data, and cleared when the guest disconnects.
+# The list of multicast addresses that a guest wants: edited by extras of a request without
+# data, and cleared when the guest disconnects.
 frame U 60
 frame B 60 dst=ff:ff:ff:ff:ff:ff
 frame X 60 dst=01:00:5e:00:00:01
@@ -37,9 +37,9 @@ filled 3..4=60
 content X 3
 drops rx_mcast_filtered=1
 
-# netif.h does not say what adding twice means. Linux's netback has it twice in its
-# list then, and after one removal it still comes through; here it is a set, as the
-# lists of drivers are, of which the order is that of adding.
+# netif.h does not define the effect of adding an address twice. Linux's netback then has it
+# twice in its list, and it still passes after one removal. Here the list is a set, as in
+# drivers, in the order of adding.
 case it is added again, another one too, and removed
 tx 1 same extra
 extra mcast-add 01:00:5e:00:00:01
@@ -62,9 +62,9 @@ extra mcast-del 01:00:5e:7f:ff:ff
 push
 answers 1=okay null
 
-# netif.h lets either ride on a request and says nothing of both. Linux's netback
-# keeps one extra of each type and looks for the one that adds first
-# (xenvif_tx_build_gops): their order in the chain does not count.
+# netif.h allows either extra on a request and does not mention both. Linux's netback keeps one
+# extra of each type and checks for adding first (xenvif_tx_build_gops): their order in the
+# chain does not matter.
 case both in one chain: adding counts
 tx 1 same extra
 extra mcast-del 01:00:5e:00:00:01 more
@@ -73,8 +73,8 @@ push
 answers 1=okay null null
 mcast 33:33:00:00:00:02 01:00:5e:00:00:01
 
-# Linux's netback takes it into its list, where it changes nothing: only what goes
-# to a group is held back. Here it is no entry of 64, and the guest is told.
+# Linux's netback takes the address into its list, where it has no effect: only packets to a
+# group are filtered. Here it takes none of the 64 entries, and the guest gets an error.
 case an address that is none of a group
 tx 1 same extra
 extra mcast-add 02:00:00:00:00:02

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 #
-# Guests that do not give rx buffers in time, and breaches of the rx ring, which is
-# looked at when there is something to deliver.
+# Guests that do not post rx buffers in time, and breaches of the rx ring, which is checked when
+# there is a packet to deliver.
 frame S 60
 frame J 9000
 
@@ -70,7 +70,7 @@ close
 reopen
 rings
 connect
-# What the guest did not take from the last connection is gone.
+# Packets that the guest did not take from the last connection are gone.
 rx 1 page
 push
 inject S

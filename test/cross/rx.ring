@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 #
-# Packets to the guest: into the buffers it posted, in their order and with their
-# ids, over as many as it takes; none of them in part. What the guest does not take
-# waits.
+# Packets to the guest go into the buffers that it posted, in their order and with their ids,
+# over as many buffers as a packet takes, and never in part. Packets for which there are too few
+# buffers wait.
 frame S 60
 frame Q 1514
 frame P 6000
@@ -189,11 +189,10 @@ rx 1..6 page
 push
 inject S
 filled 1=60
-# What is to be segmented is, before it comes to the guest. Its segments are left with
-# blank checksums, as a Linux host leaves them: tcp_gso_segment keeps them partial for
-# a device that has checksum offload, and netback says so by both flags
-# (xenvif_rx_data_slot). A guest may take that, since it did not set
-# feature-no-csum-offload; one that did gets whole ones, see below.
+# The packet is segmented before it comes to the guest. The segments have blank checksums, as
+# on a Linux host: tcp_gso_segment keeps them partial for a device that has checksum offload,
+# and netback sets both flags (xenvif_rx_data_slot). The guest takes these, since it did not set
+# feature-no-csum-offload. A guest that did gets complete checksums, see below.
 inject T
 filled 2..4=1502:valid+csum 5=656:valid+csum
 inject C

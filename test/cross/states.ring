@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 #
-# Frontends that go from state to state as they should not, or as they may and
-# seldom do. The backend always knows where it is, holds no page that it should
-# not, and connects to the next frontend.
+# Frontends that change their state in forbidden or in unusual ways. The backend always has the
+# right state, holds no page that it should not hold, and connects to the next frontend.
 frame M 60
 frame S 60
 

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 #
-# Breaches of the tx ring, after which the start of the next packet is unknown.
-# What was good before is answered and comes out; nothing behind it is touched; the
-# vif is out of service until the guest connects anew, or netbackd is told to try
-# again.
+# Breaches of the tx ring, after which the start of the next packet is unknown. The good packets
+# before the breach are answered and reach the host; nothing after it is read. The vif is
+# quarantined until the guest reconnects, or until a reset.
 frame F 200
 frame L 1408
 frame M 60

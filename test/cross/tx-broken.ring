@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 #
-# Packets from the guest that break a rule but not the ring: each of their data
-# slots is answered with an error, the packet is counted by its reason, nothing of
-# it comes out, and the packet behind it passes.
+# Packets from the guest that break a rule but not the ring: each of their data slots is
+# answered with an error, the packet is dropped and counted by its reason, and the next packet
+# passes.
 frame F 256
 frame T 1344    # 21 slots of 64 bytes
 frame M 60

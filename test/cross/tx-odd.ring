@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 #
-# Packets from the guest that look odd and are legal: they come out whole.
+# Packets from the guest that look odd and are legal: they reach the host unchanged.
 frame F 300
 frame S 31
 frame H 14

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 #
-# Room before packets, as a guest's XDP program needs it. Each packet then begins behind
-# it, in the first of its pages, and an extra says so; nothing is left to be done to it.
+# Headroom before packets, for a guest's XDP program. Each packet begins behind the headroom in
+# its first page, an extra has the offset, and the packet needs no further offload.
 frame S 60
 frame Q 1514
 frame F 3840
@@ -107,7 +107,7 @@ push
 filled 1=1502@256:valid+extra extra=xdp:256 3=1502@256:valid+extra extra=xdp:256 5=1502@256:valid+extra extra=xdp:256 7=656@256:valid+extra extra=xdp:256
 state 4
 
-# Our node shows the answer to the last one, so Linux does not wait.
+# Our node still shows the answer to the last request, so Linux does not wait.
 case another, of a guest that does not wait
 state 7
 write xdp-headroom 512

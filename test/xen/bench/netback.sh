@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 # shellcheck shell=bash
 #
-# The kernel's netback and netbackd serve the same vif of the same guest, one after
-# the other, and do the same work. Then netbackd serves a guest with a frontend of
-# ours, which has its pages copied from and to, or kept mapped.
+# The kernel's netback and netbackd serve the same vif of the same guest, one after the other,
+# and do the same work. Then netbackd serves a guest with our own frontend, with grant copies
+# and with static grants.
 
 # measure GUEST BACKEND [ARGUMENT...]
 measure() {
@@ -14,8 +14,8 @@ measure() {
 		-reps "$REPS" -scale "$SCALE" -only "$ONLY" -out /host/records "$@"
 }
 
-# alone GUEST ARGUMENT...: makes the guest, unless it is there. There is no other: it
-# would have a part in what the machine does.
+# alone GUEST ARGUMENT... makes the guest, unless it exists. It destroys all others, since the
+# machine's instructions are counted.
 alone() {
 	local guest=$1 other
 	shift
@@ -38,7 +38,7 @@ network() {
 	eventually 60 "no interface is left" not test -e "/sys/class/net/$(vif u1)"
 }
 
-# stock: the guest with xen-netfront.
+# stock makes the guest with xen-netfront.
 stock() {
 	if [ -z "${DOMID[u1]:-}" ]; then
 		alone u1 vif=
@@ -66,7 +66,7 @@ start_backend() {
 }
 stop_backend() { [ -z "$NETBACKD" ] || stop_netbackd; }
 
-# frames BACKEND FRONT [ARGUMENT...]: FRONT is arguments of the frontend.
+# frames BACKEND FRONT [ARGUMENT...] measures our own frontend, whose arguments are FRONT.
 frames() {
 	local backend=$1 front=$2
 	shift 2
@@ -74,7 +74,7 @@ frames() {
 	alone u2 memory=256 cmdline=no-netfront
 	in_guest u2 "GODEBUG=asyncpreemptoff=1 /bench front $front >/dev/console 2>&1 &"
 	connects u2
-	# So packets go nowhere.
+	# Without a bridge packets go nowhere.
 	ip link set "$(vif u2)" nomaster
 	measure u2 "$backend" -daemon "$NETBACKD" "$@"
 	in_guest u2 "killall bench"
@@ -91,7 +91,7 @@ for order in $ORDER; do
 	N) netbackd_ ;;
 	C) frames copy "" ;;
 	S) frames static -static ;;
-	# With hypercalls and system calls counted.
+	# The same, with hypercalls and system calls traced.
 	KT) kernel -trace ;;
 	NT) netbackd_ -trace ;;
 	CT) frames copy "" -trace ;;
