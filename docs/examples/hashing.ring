@@ -35,12 +35,12 @@ inject T2
 queue 0
 filled 1=100:valid+csum+extra extra=hash:ipv4-tcp:c626b0ea
 
-case what has no hash goes where hash 0 goes: entry 0
+case a packet without a hash goes to the queue of hash 0: entry 0
 inject A
 queue 1
 filled 3=60
 
-case what is refused changes nothing
+case refused messages change nothing
 page u32=1,2
 call set-hash-mapping page 2 0 -> invalid-parameter
 call set-hash-mapping page 1 4 -> invalid-parameter
@@ -49,7 +49,7 @@ call set-hash-key page 41 -> buffer-overflow
 call set-hash-flags 16 -> invalid-parameter
 call 11 -> not-supported
 
-case the other way round, at once
+case the table reversed
 page u32=0,1,1,0
 call set-hash-mapping page 4 0 -> success
 inject T1

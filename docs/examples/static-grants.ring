@@ -36,7 +36,7 @@ content M 1
 content J 2..4
 counters static_misses=0 grant_ops=0
 
-case a packet of which one page is not static
+case a packet with one page that is not static
 turn tx 2
 tx 5 J[:4096] size=9000 more
 tx 6 J[4096:8192] more
@@ -46,18 +46,18 @@ answers 5..7=okay
 out J
 counters static_hits=2 static_misses=1 grant_ops=1
 
-case add is all or nothing: tx[0] is there already
+case add maps all or none: tx[0] is static already
 page grefs=tx[4]:ro,tx[0]:ro
 call add-gref-mapping 0 page 2 -> invalid-parameter
 static 8
 
-case delete does what it can, and says of each what came of it
+case delete returns a status for each entry
 page grefs=tx[0],tx[4],tx[0]
 call del-gref-mapping 0 page 3 -> success 1
 statuses 0=success 1=invalid-parameter 2=invalid-parameter
 static 7
 
-case what was taken back is served as ever
+case a removed page is copied
 turn tx 0
 tx 8 M
 push
@@ -65,7 +65,7 @@ answers 8=okay
 out M
 counters static_hits=0 static_misses=1 grant_ops=1
 
-case a buffer that may only be read is none to receive into
+case a read-only static grant in an rx request
 page grefs=rx[4]:ro
 call add-gref-mapping 0 page 1 -> success
 turn rx 4

@@ -13,13 +13,13 @@ control slot
 connect
 static 0 0
 
-case how many there may be
+case the size of a table
 call get-gref-mapping-size 0 -> success 1100
 call get-gref-mapping-size 1 -> success 1100
 call get-gref-mapping-size 2 -> invalid-parameter
 call get-gref-mapping-size 0xffffffff -> invalid-parameter
 
-case lists that are refused as such
+case lists that are refused as a whole
 page grefs=tx[0]:ro
 call add-gref-mapping 2 page 1 -> invalid-parameter
 call add-gref-mapping 0xffffffff page 1 -> invalid-parameter
@@ -32,7 +32,7 @@ call add-gref-mapping 0 freed 1 -> invalid-parameter
 call add-gref-mapping 0 foreign 1 -> invalid-parameter
 static 0 0
 
-case lists of nothing
+case empty lists
 call add-gref-mapping 0 page 0 -> success
 call add-gref-mapping 0 freed 0 -> success
 call del-gref-mapping 0 page 0 -> success
@@ -41,7 +41,7 @@ call add-gref-mapping 2 page 0 -> invalid-parameter
 call del-gref-mapping 2 page 0 -> invalid-parameter
 static 0 0
 
-case entries that cannot be: none of the list is mapped
+case invalid entries: none of the list is mapped
 page grefs=tx[0..1]:ro,gref=4294967280:ro,tx[2]:ro
 call add-gref-mapping 0 page 4 -> invalid-parameter
 page grefs=tx[0..1]:ro,gref=4000
@@ -60,26 +60,26 @@ page grefs=tx[0]
 call add-gref-mapping 0 page 1 -> invalid-parameter
 static 0 0
 
-case lists that are taken, from a page that may only be read as well
+case valid lists, also from a read-only page
 page grefs=tx[0..9]:ro
 call add-gref-mapping 0 page 10 -> success
 page grefs=rx[0..9],rx[10]:ro
 call add-gref-mapping 0 readonly 11 -> success
 static 21 0
 
-case what is there already is not taken, and nothing that comes with it
+case a gref that is static already is refused, with its whole list
 page grefs=tx[20]:ro,tx[9]:ro
 call add-gref-mapping 0 page 2 -> invalid-parameter
 page grefs=rx[10]
 call add-gref-mapping 0 page 1 -> invalid-parameter
 static 21 0
 
-case the same on another queue is another
+case the same grefs on another queue
 page grefs=tx[0..9]:ro
 call add-gref-mapping 1 page 10 -> success
 static 21 10
 
-case references that the toolstack uses are as good as others, if they are granted
+case grefs of the toolstack can be static if they are granted
 page grefs=gref=0,gref=1
 call add-gref-mapping 1 page 2 -> success
 static 21 12
@@ -99,7 +99,7 @@ answers 1..2=okay
 out M Q
 counters static_hits=2 static_misses=0 grant_ops=0
 
-case a packet of pages, all of them static
+case a packet of several pages, all of them static
 turn tx 0
 tx 1 J[:4096] size=9000 more
 tx 2 J[4096:8192] more
@@ -173,7 +173,7 @@ filled 5..9=1514
 content Q 9
 counters static_misses=0 grant_ops=0
 
-case a grant that may only be read is no place for a packet
+case a read-only grant in an rx request
 turn rx 10
 rx 1 page
 turn rx 0
@@ -184,7 +184,7 @@ filled 1=error 2=60
 content M 2
 drops rx_readonly=1
 
-case over a static grant and one that is none
+case an rx packet over a static grant and another page
 turn rx 9
 rx 1..2 page
 turn rx 20
@@ -203,7 +203,7 @@ filled 1..2=4096:more 3=808
 content J 1..3
 counters static_misses=3 grant_ops=3
 
-case other queues are others
+case static grants of one queue do not apply to another
 queue 1
 turn tx 20
 tx 1 M
@@ -213,7 +213,7 @@ out M
 counters static_misses=1 grant_ops=1
 queue 0
 
-case deleting what cannot be
+case deletions that are refused
 page grefs=tx[0..2]:ro
 call del-gref-mapping 2 page 1 -> invalid-parameter
 statuses 0..2=untouched
@@ -226,7 +226,7 @@ call del-gref-mapping 0 foreign 1 -> invalid-parameter
 statuses 0..2=untouched
 static 37 10
 
-case deleting some, and what is not there
+case deleting some, and some that are not static
 page grefs=tx[0]:ro,tx[30]:ro,gref=4294967280,tx[1]:ro,tx[0]:ro,tx[2]
 call del-gref-mapping 0 page 6 -> success 3
 statuses 0=success 1..2=invalid-parameter 3=success 4=invalid-parameter 5=success
@@ -238,7 +238,7 @@ call del-gref-mapping 0 page 1 -> success
 statuses 0=invalid-parameter
 static 33 10
 
-case what was deleted is copied, and what was not is not
+case packets in deleted grants are copied, others are not
 turn tx 0
 tx 1 M
 turn tx 4
@@ -248,7 +248,7 @@ answers 1..2=okay
 out M*2
 counters static_hits=1 static_misses=1 grant_ops=1
 
-case buffers that wait on the ring are deleted and filled all the same
+case buffers that wait on the ring are deleted, and filled nevertheless
 turn rx 0
 rx 1..3 page
 push
@@ -265,7 +265,7 @@ content M 3
 counters static_hits=2 static_misses=1 grant_ops=1
 static 33 10
 
-case those of one queue are not those of the other
+case deleting on one queue does not affect the other
 page grefs=tx[0]:ro
 call del-gref-mapping 1 page 1 -> success 1
 page grefs=tx[100]:ro
@@ -282,7 +282,7 @@ page grefs=tx[1..9]:ro
 call del-gref-mapping 1 page 9 -> success 9
 static 0 0
 
-case as many as a list has
+case the longest list
 page grefs=tx[0..319]:ro,rx[0..191]
 call add-gref-mapping 0 page 512 -> success
 static 512 0
@@ -342,7 +342,7 @@ answers 1=okay
 out M
 counters static_hits=1 static_misses=0 grant_ops=0
 
-case they die with the connection
+case static grants end with the connection
 close
 reopen
 rings 2

@@ -17,7 +17,7 @@ static 0 0
 grants 5
 ports 5
 
-case before there is an algorithm
+case before an algorithm is set
 call get-hash-flags -> not-supported
 call set-hash-flags 15 -> invalid-parameter
 call set-hash-flags 0 -> invalid-parameter
@@ -48,7 +48,7 @@ call set-hash-key freed 40 -> invalid-parameter
 call set-hash-key foreign 40 -> invalid-parameter
 hashing toeplitz - 6d5a56da/40 -
 
-case a key that may only be read, a short one and none
+case a key in a read-only page, a short key and an empty one
 page hex=0102030405
 call set-hash-key readonly 5 -> success
 hashing toeplitz - 01020304/5 -
@@ -117,7 +117,7 @@ call set-hash-mapping-size 2 -> success
 page u32=1,1
 call set-hash-mapping page 2 0 -> success
 
-case packets follow what was not refused
+case packets follow the settings that were not refused
 queue 0
 rx 1..4 page
 push
@@ -151,7 +151,7 @@ steered host
 call get-hash-flags -> not-supported
 call set-hash-flags 15 -> invalid-parameter
 
-case the next connection knows nothing of it
+case the next connection has no settings
 call set-hash-algorithm 1 -> success
 close
 reopen

@@ -11,7 +11,7 @@ served slot
 grants 3
 ports 3
 
-case messages that are none
+case unknown messages
 call 0 -> not-supported
 call 11 1 2 3 -> not-supported
 call 0xffff -> not-supported
@@ -37,7 +37,7 @@ replies 1..128=success:128
 send id=1000..1127 200
 replies 1000..1127=not-supported
 
-case events for nothing
+case events without messages
 kick control
 kick control
 replies
@@ -49,7 +49,7 @@ page hex=ff
 call set-hash-key readonly 1 -> success
 hashing toeplitz - ff/1 -
 
-case more messages than there are slots: the ring is out of use, and what was asked for in force
+case more messages than slots: the ring is disabled, the settings stay
 call set-hash-flags 15 -> success
 req-prod control 129
 served "out of use"
@@ -97,7 +97,7 @@ out M
 close
 reopen
 
-case a page that is no ring
+case a page that is not a ring
 rings
 control neither
 connect
@@ -124,7 +124,7 @@ error gref 4000
 close
 reopen
 
-case a page that may only be read
+case a read-only page
 rings
 control slot
 key ctrl-ring-ref @readonly
@@ -164,7 +164,7 @@ error "control ring"
 close
 reopen
 
-case a ring without channel
+case a ring without a channel
 rings
 control slot
 key event-channel-ctrl -
@@ -174,7 +174,7 @@ error "event-channel-ctrl"
 close
 reopen
 
-case a channel without ring, and a ring of no name
+case a channel without a ring, and an empty ring key
 rings
 control slot
 key ctrl-ring-ref -
@@ -204,7 +204,7 @@ error "control ring"
 close
 reopen
 
-case after all that it works
+case a valid ring after all that
 rings 2
 control slot
 connect

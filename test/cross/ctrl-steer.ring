@@ -73,19 +73,19 @@ queue 2
 filled 1=100:valid+csum+extra extra=hash:ipv6-tcp:40207d3d 3=100:extra extra=hash:ipv6:2cc18cd5
 content U6 3
 
-case a tagged packet is hashed as it would be without
+case a tagged packet has the hash of the untagged one
 inject V1
 queue 3
 filled 3=104:extra extra=hash:ipv4-tcp:51ccc178
 content V1 3
 
-case what is no IP has no hash, and goes where hash 0 goes
+case a packet that is not IP has no hash, and goes to the queue of hash 0
 inject M
 queue 3
 filled 5=60
 content M 5
 
-case behind the extra of segmentation, and before the packet's second slot
+case the hash extra is behind that of segmentation, before the second data slot
 inject S1
 filled 6=4054:valid+csum+extra extra=gso:tcpv4:1000 extra=hash:ipv4-tcp:51ccc178
 content S1 6
@@ -116,13 +116,13 @@ inject T3
 queue 3
 filled 9=100:valid+csum+extra extra=hash:ipv4-tcp:5c2b394a
 
-case a new size is a new table, all of queue 0
+case a new size makes a new table, all of queue 0
 call set-hash-mapping-size 128 -> success
 inject T1
 queue 0
 filled 3=100:valid+csum+extra extra=hash:ipv4-tcp:51ccc178
 
-case without table it is the hash modulo the queues
+case without a table the queue is the hash modulo the queues
 call set-hash-mapping-size 0 -> success
 inject T1
 filled 5=100:valid+csum+extra extra=hash:ipv4-tcp:51ccc178
@@ -142,7 +142,7 @@ inject T6
 queue 1
 filled 18=100:valid+csum+extra extra=hash:ipv6:2cc18cd5
 
-case TCP only: what is not TCP has none
+case TCP only: other packets have no hash
 call set-hash-flags 2 -> success
 inject U1
 queue 0
@@ -196,7 +196,7 @@ inject T1
 queue 1
 filled 3=100:valid+csum+extra extra=hash:ipv4-tcp:51ccc178
 
-case one queue: nothing is to be steered, and packets carry hashes
+case one queue: no steering, and packets carry hashes
 close
 reopen
 rings
@@ -214,7 +214,7 @@ call set-hash-flags 15 -> success
 inject T1
 filled 1=100:valid+csum+extra extra=hash:ipv4-tcp:51ccc178
 
-case a packet that needs one slot more than there is for its hash waits
+case a packet waits if there is no slot for its hash
 close
 reopen
 rings

@@ -66,14 +66,14 @@ case a table larger than the ring
 call set-mapping u64=1*128 -> success
 call set-mapping u64=1,1*64 -> success
 
-case messages that are none
+case unknown messages
 call stream=0 -> not-supported
 call ack u64=0 -> not-supported
 call stream=6 zeros=40 -> not-supported
 call stream=0xffffffff zeros=3000 -> not-supported
 call stream=0x10002 -> not-supported
 
-case packets are steered, and tell no hash
+case packets are steered, and carry no hash
 queue 0
 rx 1..9 page
 push
@@ -89,7 +89,7 @@ queue 0
 filled 1=100:valid+csum
 content T 1
 
-case what follows a request is the next one
+case several requests in a row
 send get-flags
 send set-flags u64=16
 send stream=9 zeros=10
@@ -117,11 +117,11 @@ replies
 send bytes hex=00
 replies success:15
 
-case a message much too long is read to its end, and the stream stays in step
+case a message that is much too long is read to its end, and the stream stays in step
 call stream=4 zeros=70000 -> buffer-overflow
 call get-flags -> success 15
 
-case a message that never ends is waited for; packets move, and the old is in force
+case a message that never ends: packets move, the settings stay
 send set-mapping size=0xffffffff u64=0,0,0,0
 replies
 inject T
@@ -146,7 +146,7 @@ error no
 close
 reopen
 
-case the next connection begins anew
+case the next connection begins with the defaults
 rings 2
 control stream
 connect
@@ -154,7 +154,7 @@ served stream
 hashing toeplitz - - 0
 call get-flags -> success 15
 
-case more bytes than the ring holds: the ring is out of use, and what was asked for in force
+case more bytes than the ring holds: the ring is disabled, the settings stay
 call set-flags u64=3 -> success
 req-prod control 1025
 served "out of use"
@@ -194,7 +194,7 @@ out M
 close
 reopen
 
-case the other protocol, as it was before
+case the other protocol still works
 rings 2
 control slot
 connect

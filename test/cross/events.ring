@@ -9,7 +9,7 @@ frame M 60
 rings
 connect
 
-case the backend asks to be told of the next request
+case the backend requests an event for the next request
 armed tx
 tx 1 M
 push
@@ -17,7 +17,7 @@ answers 1=okay
 out M
 armed tx
 
-case the first response is one that the guest asked for
+case the guest requested an event for the first response
 event tx
 event none
 

@@ -25,7 +25,7 @@ answers 1=okay
 out C+csum
 
 # As in Linux's netback, which keeps one extra of each type (xenvif_get_extras).
-case the last of two of a kind counts
+case the last of two extras of a type counts
 tx 1 T[:2000] size=4054 csum valid more extra
 extra gso tcpv6 7 more
 extra hash more
@@ -35,7 +35,7 @@ push
 answers 1=okay null null null 2=okay
 out T+csum+tcpv4:1000
 
-case a hash that was not asked for
+case a hash that was not requested
 tx 1 F extra
 extra hash
 push
@@ -48,7 +48,7 @@ out F
 # TCP with OKAY and drops it silently (checksum_setup fails, xenvif_tx_submit). ERROR informs
 # the guest, which sees a lost packet: Linux's netfront checks no status except NULL, Windows
 # counts an error.
-case segments of no bytes
+case a segment size of 0
 tx 1 F extra
 extra gso tcpv4 0
 tx 2 M
@@ -57,7 +57,7 @@ answers 1=error null 2=okay
 out M
 drops tx_bad_gso=1
 
-case segmentation of no type
+case segmentation without a type
 tx 1 F extra
 extra gso none 1000
 tx 2 M
@@ -77,7 +77,7 @@ answers 1=error null 2..3=error 4=okay
 out M
 drops tx_bad_gso=1
 
-case segmentation of what is not TCP
+case segmentation of a packet that is not TCP
 tx 1 F extra
 extra gso tcpv4 100
 tx 2 M
@@ -136,7 +136,7 @@ reopen
 rings
 connect
 
-case an extra that was announced and is not there
+case an extra that was announced and is missing
 tx 1 M
 tx 2 F extra
 push

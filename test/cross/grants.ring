@@ -62,7 +62,7 @@ answers 1=error null 2..4=okay
 out M
 drops tx_grant=1
 
-case the last slot of a small packet in pieces
+case the last of several slots of a small packet
 tx 1 F[:100] size=300 more
 tx 2 F[100:200] more
 tx 3 gref=4294967280 size=100
@@ -104,6 +104,6 @@ tx 1 readonly size=300
 push
 answers 1=okay
 
-case nothing was held against the guest
+case the guest is not quarantined
 quarantined no
 error no

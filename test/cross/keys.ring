@@ -322,7 +322,7 @@ grants 0
 close
 reopen
 
-case one queue, and says so
+case the number of queues is 1
 rings
 key multi-queue-num-queues 1
 connect
@@ -337,7 +337,7 @@ error no
 close
 reopen
 
-case blanks and a NUL around numbers
+case white space and a NUL around numbers
 rings
 key feature-sg " 1\n"
 key request-rx-copy "1\x00"
@@ -402,7 +402,7 @@ error no
 close
 reopen
 
-case segmentation without room for it
+case segmentation without scatter-gather
 rings
 key feature-sg -
 key feature-gso-tcpv4 1
@@ -453,7 +453,7 @@ error gref 4000
 close
 reopen
 
-case both channels are one
+case the same channel for both rings
 rings
 key event-channel-rx @tx-port
 connect
@@ -468,7 +468,7 @@ error no
 close
 reopen
 
-case keys that come late
+case keys that are corrected
 rings
 key tx-ring-ref -
 offer

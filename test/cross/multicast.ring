@@ -13,7 +13,7 @@ key request-multicast-control 1
 connect
 mcast
 
-case only what is on the list comes through
+case only addresses in the list pass
 rx 1..8 page
 push
 inject X
@@ -24,7 +24,7 @@ content B 1
 content U 2
 drops rx_mcast_filtered=1
 
-case an address is added, on a request of a page that is not looked at
+case an address is added, with a page that is not examined
 tx 1 gref=4294967280 off=0xffff size=0xffff extra
 extra mcast-add 01:00:5e:00:00:01
 push
@@ -40,7 +40,7 @@ drops rx_mcast_filtered=1
 # netif.h does not define the effect of adding an address twice. Linux's netback then has it
 # twice in its list, and it still passes after one removal. Here the list is a set, as in
 # drivers, in the order of adding.
-case it is added again, another one too, and removed
+case the address is added again, with another one, and removed
 tx 1 same extra
 extra mcast-add 01:00:5e:00:00:01
 tx 2 same extra
@@ -56,7 +56,7 @@ filled 5=60
 content Y 5
 drops rx_mcast_filtered=1
 
-case to remove what is not there is no error
+case removing an address that is not in the list
 tx 1 same extra
 extra mcast-del 01:00:5e:7f:ff:ff
 push
@@ -65,7 +65,7 @@ answers 1=okay null
 # netif.h allows either extra on a request and does not mention both. Linux's netback keeps one
 # extra of each type and checks for adding first (xenvif_tx_build_gops): their order in the
 # chain does not matter.
-case both in one chain: adding counts
+case both in one chain: only adding counts
 tx 1 same extra
 extra mcast-del 01:00:5e:00:00:01 more
 extra mcast-add 01:00:5e:00:00:01
@@ -75,14 +75,14 @@ mcast 33:33:00:00:00:02 01:00:5e:00:00:01
 
 # Linux's netback takes the address into its list, where it has no effect: only packets to a
 # group are filtered. Here it takes none of the 64 entries, and the guest gets an error.
-case an address that is none of a group
+case an address that is not multicast
 tx 1 same extra
 extra mcast-add 02:00:00:00:00:02
 push
 answers 1=error null
 drops mcast_full=1
 
-case a packet behind an edit
+case a packet after an edit
 tx 1 same extra
 extra mcast-del 01:00:5e:00:00:01
 tx 2 M
@@ -225,7 +225,7 @@ push
 answers 64=error null
 drops mcast_full=1
 
-case the list is not the next connection's
+case the next connection has an empty list
 close
 reopen
 rings
@@ -233,7 +233,7 @@ key request-multicast-control 1
 connect
 mcast
 
-case a guest that wants no list gets everything, and may have one all the same
+case a guest without the feature gets everything, and may edit the list
 close
 reopen
 rings

@@ -22,7 +22,7 @@ carrier up
 inject S
 filled 4=60
 
-case one slot less than the packet needs is as bad as none
+case one slot less than the packet needs
 rx 1..2 page
 push
 inject J
@@ -37,7 +37,7 @@ stalled no
 carrier up
 content J 1..3
 
-case a guest that does not tell of new buffers is looked after
+case a guest that sends no events for new buffers is polled
 close
 reopen
 rings
@@ -93,7 +93,7 @@ inject S
 quarantined rx ring: req_prod is out of bounds
 filled
 
-case it comes back
+case the guest reconnects
 close
 reopen
 rings

@@ -56,7 +56,7 @@ filled 1..2=4096:more 3=808
 content J 1..3
 held no
 
-case what came later does not overtake
+case later packets do not overtake
 rx 1 page
 push
 inject P
@@ -154,7 +154,7 @@ filled 1=4096:more 2=error:more 3=808 4=60
 content S 4
 drops rx_grant=1
 
-case a bad reference where the extra stands is not looked at
+case a bad gref in the slot of an extra is not examined
 rx 1 page
 rx 2 gref=4294967280
 rx 3 page
@@ -173,7 +173,7 @@ filled 1..3=60
 content S 1
 content S 3
 
-case nothing was held against the guest
+case the guest is not quarantined
 quarantined no
 error no
 carrier up

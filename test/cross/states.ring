@@ -12,7 +12,7 @@ push
 answers 1=okay
 out M
 
-case closed and back, in the order of the book
+case closed and back, in the regular order
 close
 grants 0
 ports 0
@@ -37,7 +37,7 @@ push
 answers 1=okay
 out M
 
-case the rings freed before the backend has let go of them
+case the rings are freed before the backend has unmapped them
 free
 state 1
 backend 2
@@ -49,7 +49,7 @@ push
 answers 1=okay
 out M
 
-case Connected again with other rings, without a word
+case Connected again with other rings, without another state between
 rings 2
 connect
 grants 4
@@ -112,7 +112,7 @@ push
 answers 1=okay
 out M
 
-case Reconfiguring is answered, and the rings go on
+case Reconfiguring is answered, and the rings stay in use
 state 7
 backend 8
 tx 2 M
@@ -126,7 +126,7 @@ answers 3=okay
 out M
 error no
 
-case back to InitWait, where no frontend goes
+case InitWait, a state that no frontend has
 state 2
 backend 6
 error "\"state\""
@@ -150,7 +150,7 @@ rings
 connect
 error no
 
-case a state that is no number
+case a state that is not a number
 state four
 backend 6
 error "\"state\""
@@ -176,7 +176,7 @@ push
 answers 1=okay
 out M
 
-case what waited for the guest outlives its connection
+case packets that waited for the guest are not for its next connection
 inject S
 held yes
 state 5

@@ -51,7 +51,7 @@ quarantined packet published in part
 answers 1=okay
 out M
 
-case nothing is read of a ring in quarantine
+case a ring in quarantine is not read
 tx 3 F[100:]
 tx 4 M
 publish
@@ -60,7 +60,7 @@ quarantined packet published in part
 answers
 out
 
-case reset brings back a vif with its ring put in order
+case reset of a vif whose ring is valid again
 reset
 quarantined no
 answers 2..4=okay

@@ -48,7 +48,7 @@ answers 1=okay 2=error 3=okay
 out M M
 drops tx_cross_page=1
 
-case first slot crosses its page by what is left for it
+case first slot crosses its page with the rest of the packet's size
 tx 1 F off=100 size=5000 more
 tx 2 same size=1000
 tx 3 M
@@ -133,7 +133,7 @@ answers 1..2=error 3=okay
 out M
 drops tx_too_short=1
 
-case first slot of no bytes
+case first slot of 0 bytes
 tx 1 F[:0] size=100 more
 tx 2 same size=100
 tx 3 M
@@ -150,7 +150,7 @@ answers 1=error 2=okay
 out M
 drops tx_too_short=1
 
-case packet of no bytes, of a page that must not be looked at
+case packet of 0 bytes, in a page that must not be examined
 tx 1 gref=4294967280
 tx 2 M
 push
@@ -158,7 +158,7 @@ answers 1=error 2=okay
 out M
 drops tx_too_short=1
 
-case packet of no bytes in three slots
+case packet of 0 bytes in three slots
 tx 1..2 gref=4294967280 more
 tx 3 gref=4294967280
 tx 4 M
@@ -167,7 +167,7 @@ answers 1..3=error 4=okay
 out M
 drops tx_too_short=1
 
-case checksum of what is neither TCP nor UDP
+case checksum of a packet that is neither TCP nor UDP
 tx 1 F csum
 tx 2 M
 push
@@ -175,7 +175,7 @@ answers 1=okay 2=okay
 out M
 drops tx_bad_csum=1
 
-case all of it in one batch, and good packets between
+case all faults in one batch, with good packets between
 tx 1 M
 tx 2 F[:13]
 tx 3 M
@@ -190,7 +190,7 @@ answers 1=okay 2=error 3=okay 4..5=error 6=okay 7..8=error 9=okay
 out M M M M
 drops tx_too_short=1 tx_size_mismatch=1 tx_cross_page=1 tx_grant=1
 
-case a bad packet is no reason for more than that
+case bad packets do not quarantine the guest
 quarantined no
 error no
 carrier up

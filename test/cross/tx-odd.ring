@@ -21,7 +21,7 @@ push
 answers 1..18=okay
 out A
 
-case 19 data slots, one more than a backend has to take
+case 19 data slots, one more than a backend must take
 tx 1 B[:64] size=1216 more
 tx 2..18 B[64:]/64 more
 tx 19 B[1152:]
@@ -77,14 +77,14 @@ push
 answers 1..2=okay
 out F
 
-case later slot of no bytes, with a reference that is none
+case later slot of 0 bytes, with an invalid gref
 tx 1 F more
 tx 2 gref=4294967280 off=4096
 push
 answers 1..2=okay
 out F
 
-case all later slots of no bytes
+case all later slots of 0 bytes
 tx 1 F more
 tx 2..18 gref=4294967280 more
 tx 19 freed
@@ -92,7 +92,7 @@ push
 answers 1..19=okay
 out F
 
-case a slot of no bytes in the middle of a packet in pages
+case slots of 0 bytes in the middle of a packet in pages
 tx 1 P[:4096] size=12288 more
 tx 2 foreign off=9 more
 tx 3 P[4096:8192] more
@@ -102,7 +102,7 @@ push
 answers 1..5=okay
 out P
 
-case checksum said to be good
+case checksum marked as valid
 tx 1 F valid
 push
 answers 1=okay
@@ -147,6 +147,6 @@ push
 answers 1..3=okay
 out P
 
-case nothing was held against the guest
+case the guest is not quarantined
 quarantined no
 error no

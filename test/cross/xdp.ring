@@ -66,7 +66,7 @@ content S 3
 drops rx_grant=1
 counters grant_ops=2
 
-case a buffer that stays mapped
+case a static grant
 page grefs=rx[100..103]
 call add-gref-mapping 0 page 4 -> success
 turn rx 100
@@ -80,7 +80,7 @@ content S 3
 counters static_hits=2 grant_ops=0
 call del-gref-mapping 0 page 4 -> success 4
 
-case the program goes: room is there until the guest has our answer and goes on
+case the program is detached: headroom stays until the guest continues after the answer
 state 7
 write xdp-headroom 0
 backend 8
@@ -95,7 +95,7 @@ inject P
 filled 3=4096
 content P 3
 
-case a packet that waits while one comes
+case a packet waits while a program is attached
 inject T
 held yes
 state 7
@@ -108,7 +108,7 @@ filled 1=1502@256:valid+extra extra=xdp:256 3=1502@256:valid+extra extra=xdp:256
 state 4
 
 # Our node still shows the answer to the last request, so Linux does not wait.
-case another, of a guest that does not wait
+case another headroom, of a guest that does not wait
 state 7
 write xdp-headroom 512
 state 4
@@ -119,7 +119,7 @@ inject Q
 filled 1=1514@512:extra extra=xdp:512
 content Q 1
 
-case more than there is in a page
+case more headroom than a page has
 state 7
 write xdp-headroom 65535
 state 4
@@ -142,7 +142,7 @@ headroom 256
 error no
 quarantined no
 
-case a key that makes no sense changes nothing, but for the next connection
+case a wrong key changes nothing until the next connection
 state 7
 write xdp-headroom banana
 state 4
