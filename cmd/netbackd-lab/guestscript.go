@@ -42,16 +42,16 @@ func newGuestScriptCmd() *cobra.Command {
 				}
 				scripts = append(scripts, s)
 			}
-			host, leave, err := guest.OpenHost(guest.Config{})
+			host, leave, err := guest.OpenHost(c.Context(), guest.Config{})
 			if err != nil {
 				return err
 			}
 			defer func() { err = errors.Join(err, leave()) }()
-			umpire, err := ringscript.Call(host.Store)
+			umpire, err := ringscript.Call(c.Context(), host.Store)
 			if err != nil {
 				return err
 			}
-			defer func() { err = errors.Join(err, umpire.Close()) }()
+			defer umpire.Close()
 			return ringscript.Play(c.Context(), host, netfront.DefaultDir, umpire, scripts, func(name string) (io.WriteCloser, error) {
 				f, err := os.Create(filepath.Join(out, name+".said"))
 				return &timed{WriteCloser: f, name: name, to: c.OutOrStdout(), began: time.Now()}, err
@@ -84,7 +84,7 @@ func newGuestUmpireCmd() *cobra.Command {
 		Short: "Watch a guest's vif for the scripts that are played in that guest",
 		Args:  cli.Args(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) (err error) {
-			store, err := xenstore.Open()
+			store, err := xenstore.Open(c.Context())
 			if err != nil {
 				return err
 			}

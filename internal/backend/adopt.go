@@ -72,20 +72,20 @@ func (b *Backend) kernelServes(k xenbus.VifID) bool {
 // adopted vifs are ours: the driver will soon take the others, if it does not serve them
 // yet. While the driver is not loaded all vifs are ours. They are marked, so that they stay
 // ours if the driver is loaded later.
-func (b *Backend) isOurs(k xenbus.VifID) (bool, error) {
+func (b *Backend) isOurs(ctx context.Context, k xenbus.VifID) (bool, error) {
 	switch {
 	case b.cfg.Kernel == nil:
 		return true, nil
 	case b.kernelServes(k):
 		return false, nil
 	case b.cfg.Kernel.Loaded():
-		got, err := b.store.Read(b.path(k) + "/" + servedByKey)
+		got, err := b.store.Read(ctx, b.path(k)+"/"+servedByKey)
 		if errors.Is(err, xenstore.ErrNotExist) {
 			return false, nil
 		}
 		return got == servedByUs, err
 	}
-	err := b.change(k, func(tx *xenstore.Tx) error { return tx.Write(b.path(k)+"/"+servedByKey, servedByUs) })
+	err := b.change(ctx, k, func(tx *xenstore.Tx) error { return tx.Write(ctx, b.path(k)+"/"+servedByKey, servedByUs) })
 	if errors.Is(err, ErrNoVif) {
 		return false, nil // it was detached meanwhile
 	}
@@ -94,9 +94,9 @@ func (b *Backend) isOurs(k xenbus.VifID) (bool, error) {
 
 // change changes a vif's directory in a transaction. It returns ErrNoVif if the directory
 // is gone.
-func (b *Backend) change(k xenbus.VifID, f func(tx *xenstore.Tx) error) error {
-	return b.store.Transaction(func(tx *xenstore.Tx) error {
-		_, err := tx.Read(b.path(k) + "/state")
+func (b *Backend) change(ctx context.Context, k xenbus.VifID, f func(tx *xenstore.Tx) error) error {
+	return b.store.Transaction(ctx, func(tx *xenstore.Tx) error {
+		_, err := tx.Read(ctx, b.path(k)+"/state")
 		if errors.Is(err, xenstore.ErrNotExist) {
 			return fmt.Errorf("%v: %w", k, ErrNoVif)
 		}
@@ -109,7 +109,7 @@ func (b *Backend) change(k xenbus.VifID, f func(tx *xenstore.Tx) error) error {
 
 // addForeign notes that netbackd does not serve a vif. It removes the mark of isOurs, which
 // the vif may still have from before the kernel's driver was loaded.
-func (b *Backend) addForeign(k xenbus.VifID) error {
+func (b *Backend) addForeign(ctx context.Context, k xenbus.VifID) error {
 	b.mu.Lock()
 	_, known := b.foreign[k]
 	b.foreign[k] = struct{}{}
@@ -118,7 +118,7 @@ func (b *Backend) addForeign(k xenbus.VifID) error {
 		return nil
 	}
 	b.cfg.Log.Info("vif not served: it belongs to the kernel's xen-netback", zap.Stringer("vif", k), zap.Uint16("domid", uint16(k.Domid)))
-	err := b.change(k, func(tx *xenstore.Tx) error { return b.unmark(tx, k) })
+	err := b.change(ctx, k, func(tx *xenstore.Tx) error { return b.unmark(ctx, tx, k) })
 	if errors.Is(err, ErrNoVif) {
 		return nil
 	}
@@ -126,9 +126,9 @@ func (b *Backend) addForeign(k xenbus.VifID) error {
 }
 
 // unmark removes the keys that Adopt wrote.
-func (b *Backend) unmark(tx *xenstore.Tx, k xenbus.VifID) error {
+func (b *Backend) unmark(ctx context.Context, tx *xenstore.Tx, k xenbus.VifID) error {
 	for _, node := range [...]string{servedByKey, vif.ClaimedKey} {
-		err := tx.Remove(b.path(k) + "/" + node)
+		err := tx.Remove(ctx, b.path(k)+"/"+node)
 		if err != nil && !errors.Is(err, xenstore.ErrNotExist) {
 			return err
 		}
@@ -168,14 +168,14 @@ func (b *Backend) CanAdopt(name string) error {
 		if b.vifs[k] != nil {
 			return nil
 		}
-		exists, err := b.store.Exists(b.path(k) + "/state")
+		exists, err := b.store.Exists(ctx, b.path(k)+"/state")
 		if err == nil && !exists {
 			err = fmt.Errorf("%v: %w", k, ErrNoVif)
 		}
 		if err != nil {
 			return err
 		}
-		return vif.CanAdopt(b.store, b.path(k), b.cfg.MaxQueues)
+		return vif.CanAdopt(ctx, b.store, b.path(k), b.cfg.MaxQueues)
 	})
 }
 
@@ -219,19 +219,19 @@ func (b *Backend) adopt(ctx context.Context, k xenbus.VifID) error {
 	if b.kernelServes(k) {
 		return fmt.Errorf("%v: %w", k, ErrKernelServes)
 	}
-	err := b.change(k, func(tx *xenstore.Tx) error {
+	err := b.change(ctx, k, func(tx *xenstore.Tx) error {
 		// The driver removes hotplug-status when it is unbound.
-		if exists, err := tx.Exists(b.path(k) + "/hotplug-status"); err != nil {
+		if exists, err := tx.Exists(ctx, b.path(k)+"/hotplug-status"); err != nil {
 			return err
 		} else if !exists {
-			if err := tx.Write(b.path(k)+"/hotplug-status", ""); err != nil {
+			if err := tx.Write(ctx, b.path(k)+"/hotplug-status", ""); err != nil {
 				return err
 			}
 		}
-		if err := tx.Write(b.path(k)+"/"+vif.ClaimedKey, "1"); err != nil {
+		if err := tx.Write(ctx, b.path(k)+"/"+vif.ClaimedKey, "1"); err != nil {
 			return err
 		}
-		return tx.Write(b.path(k)+"/"+servedByKey, servedByUs)
+		return tx.Write(ctx, b.path(k)+"/"+servedByKey, servedByUs)
 	})
 	if err != nil {
 		return err
@@ -251,7 +251,7 @@ func (b *Backend) Release(name string) (lost int, err error) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), adoptTimeout)
 	defer cancel()
-	err = b.ask(ctx, func(context.Context) error {
+	err = b.ask(ctx, func(run context.Context) error {
 		v := b.vifs[k]
 		switch {
 		case v == nil:
@@ -262,11 +262,12 @@ func (b *Backend) Release(name string) (lost int, err error) {
 		if lost, err = v.Release(ctx); err != nil {
 			return err
 		}
-		return b.change(k, func(tx *xenstore.Tx) error {
-			if err := b.unmark(tx, k); err != nil {
+		// Nothing serves the vif now, so this does not end with the caller's ctx.
+		return b.change(run, k, func(tx *xenstore.Tx) error {
+			if err := b.unmark(run, tx, k); err != nil {
 				return err
 			}
-			return tx.Write(b.path(k)+"/hotplug-status", "")
+			return tx.Write(run, b.path(k)+"/hotplug-status", "")
 		})
 	})
 	return lost, err

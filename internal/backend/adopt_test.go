@@ -56,7 +56,7 @@ func withKernel(t *testing.T, loaded bool, has ...xenbus.VifID) (*world, *fakeKe
 // marked reports whether a vif's directory says that it is ours.
 func (w *world) marked(domid, devid int) bool {
 	w.t.Helper()
-	v, err := w.tool.Read(w.back(domid, devid) + "/served-by")
+	v, err := w.tool.Read(w.t.Context(), w.back(domid, devid)+"/served-by")
 	if !errors.Is(err, xenstore.ErrNotExist) {
 		w.must(err)
 	}
@@ -104,7 +104,7 @@ func TestDriverLoaded(t *testing.T) {
 	b, _ := w.start()
 	w.attach(2, 0)
 	w.awaitServed(b, map[string]string{"vif1.0": "kernel", "vif2.0": "nobody"})
-	w.must(w.tool.Write(w.back(2, 0)+"/hotplug-status", "connected"))
+	w.must(w.tool.Write(t.Context(), w.back(2, 0)+"/hotplug-status", "connected"))
 	r.set(true, xenbus.VifID{Domid: 1, Devid: 0}, xenbus.VifID{Domid: 2, Devid: 0})
 	w.awaitServed(b, map[string]string{"vif1.0": "kernel", "vif2.0": "kernel"})
 	if taps := w.taps(); len(taps) != 0 {
@@ -112,7 +112,7 @@ func TestDriverLoaded(t *testing.T) {
 	}
 	for _, k := range []string{"state", "hotplug-status"} { // nothing of theirs is touched
 		want := map[string]string{"state": "1", "hotplug-status": "connected"}[k]
-		if got, err := w.tool.Read(w.back(2, 0) + "/" + k); got != want || err != nil {
+		if got, err := w.tool.Read(t.Context(), w.back(2, 0)+"/"+k); got != want || err != nil {
 			t.Errorf("%s is %q, %v", k, got, err)
 		}
 	}
@@ -126,7 +126,7 @@ func TestAdopt(t *testing.T) {
 	w, r := withKernel(t, true, xenbus.VifID{Domid: 1, Devid: 0})
 	w.attach(1, 0)
 	// As the driver does before the toolstack runs its script.
-	w.must(w.tool.Write(w.back(1, 0)+"/state", "2"))
+	w.must(w.tool.Write(t.Context(), w.back(1, 0)+"/state", "2"))
 	b, stop := w.start()
 	w.awaitServed(b, map[string]string{"vif1.0": "kernel"})
 	if err := b.Adopt("vif1.0"); !errors.Is(err, ErrKernelServes) {
@@ -135,10 +135,10 @@ func TestAdopt(t *testing.T) {
 	w.must(b.CanAdopt("vif1.0"))
 
 	r.set(true)
-	w.must(w.tool.Remove(w.back(1, 0) + "/hotplug-status"))
+	w.must(w.tool.Remove(t.Context(), w.back(1, 0)+"/hotplug-status"))
 	w.must(b.Adopt("vif1.0"))
 	w.await(b, "vif1.0")
-	if s, err := w.tool.Read(w.back(1, 0) + "/hotplug-status"); s != "" || err != nil {
+	if s, err := w.tool.Read(t.Context(), w.back(1, 0)+"/hotplug-status"); s != "" || err != nil {
 		t.Errorf("hotplug-status %q, %v", s, err)
 	}
 	for _, l := range w.log.All() {
@@ -162,7 +162,7 @@ func TestRelease(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	r.set(true)
-	w.must(w.tool.Write(w.back(1, 0)+"/hotplug-status", "connected"))
+	w.must(w.tool.Write(t.Context(), w.back(1, 0)+"/hotplug-status", "connected"))
 	lost, err := b.Release("vif1.0")
 	if lost != 0 || err != nil {
 		t.Errorf("%d lost, %v", lost, err)
@@ -172,7 +172,7 @@ func TestRelease(t *testing.T) {
 		t.Errorf("interfaces %v, marked %t", w.taps(), w.marked(1, 0))
 	}
 	for k, want := range map[string]string{"state": "2", "hotplug-status": ""} {
-		if got, err := w.tool.Read(w.back(1, 0) + "/" + k); got != want || err != nil {
+		if got, err := w.tool.Read(t.Context(), w.back(1, 0)+"/"+k); got != want || err != nil {
 			t.Errorf("%s is %q, %v", k, got, err)
 		}
 	}
@@ -194,7 +194,7 @@ func TestDriverComesFirst(t *testing.T) {
 	t.Cleanup(func() { w.must(netns.Delete("vif1.0")) })
 	w.attach(1, 0)
 	w.awaitServed(b, map[string]string{"vif1.0": "kernel"})
-	if got, err := w.tool.Read(w.back(1, 0) + "/state"); got != "1" || err != nil {
+	if got, err := w.tool.Read(t.Context(), w.back(1, 0)+"/state"); got != "1" || err != nil {
 		t.Errorf("state %q, %v", got, err)
 	}
 	for end := time.Now().Add(10 * time.Second); w.marked(1, 0); time.Sleep(time.Millisecond) {

@@ -30,7 +30,7 @@ import (
 // Config holds the settings of a backend.
 type Config struct {
 	// Dial connects to xenstore. It is called again when the connection is lost.
-	Dial func() (*xenstore.Client, error)
+	Dial func(context.Context) (*xenstore.Client, error)
 	Host vif.Host
 	Pool *dataplane.Pool
 	Log  *zap.Logger
@@ -65,7 +65,6 @@ type Backend struct {
 
 	// These belong to the goroutine in Run.
 	store  *xenstore.Client       // nil before the first connection
-	detach func() bool            // keeps the end of Run from closing store
 	self   xen.Domid              // our own domain
 	own    string                 // its directory
 	base   string                 // own + /backend/vif
@@ -97,19 +96,19 @@ func New(cfg Config) *Backend {
 	}
 }
 
-// Run serves until ctx ends. Then it stops all vifs so that a successor can adopt them. It
-// calls ready once, when the existing vifs have been started. Before that, an error ends
-// Run. After that, Run reconnects to xenstore if the connection is lost, and packets keep
-// moving meanwhile.
+// Run serves until ctx ends. Then it stops all vifs, without waiting for xenstored, so that
+// a successor can adopt them. It calls ready once, when the existing vifs have been started.
+// Before that, an error ends Run. After that, Run reconnects to xenstore if the connection
+// is lost, and packets keep moving meanwhile.
 func (b *Backend) Run(ctx context.Context, ready func()) error {
 	vifCtx, stop := context.WithCancel(ctx)
 	b.keeper = newKeeper(b.cfg.Keeper, b.cfg.Log)
-	defer b.keeper.close(endTimeout / 2)
+	defer b.keeper.close(keeperTimeout)
 	defer func() {
 		stop()
 		b.wg.Wait()
 		if b.store != nil {
-			b.hangUp()
+			_ = b.store.Close()
 		}
 	}()
 	b.sortKept()
@@ -143,25 +142,16 @@ func (b *Backend) Run(ctx context.Context, ready func()) error {
 	}
 }
 
-// endTimeout bounds the time that Run, or a vif, waits for a hung xenstored at the end.
-const endTimeout = 2 * time.Second
+// keeperTimeout bounds the time that Run waits for the service manager at the end.
+const keeperTimeout = time.Second
 
 func (b *Backend) dial(ctx context.Context) error {
-	s, err := b.cfg.Dial()
+	s, err := b.cfg.Dial(ctx)
 	if err != nil {
 		return err
 	}
 	b.store = s
-	b.detach = context.AfterFunc(ctx, func() {
-		time.AfterFunc(endTimeout, func() { _ = s.Close() })
-	})
 	return nil
-}
-
-// hangUp closes the connection to xenstore.
-func (b *Backend) hangUp() {
-	b.detach()
-	_ = b.store.Close()
 }
 
 // Pauses between attempts to reach xenstore.
@@ -173,7 +163,7 @@ const (
 // redial connects to xenstore again, with growing pauses, until it succeeds. It returns
 // false if ctx ends first.
 func (b *Backend) redial(ctx context.Context, wait *time.Duration) bool {
-	b.hangUp()
+	_ = b.store.Close()
 	pause := time.NewTimer(*wait)
 	defer pause.Stop()
 	logged := ""
@@ -211,12 +201,12 @@ func (b *Backend) resume(ctx context.Context) error {
 	if err := b.dial(ctx); err != nil {
 		return err
 	}
-	if err := b.checkMarker(); err != nil {
-		b.hangUp()
+	if err := b.checkMarker(ctx); err != nil {
+		_ = b.store.Close()
 		return err
 	}
 	for _, v := range b.vifs {
-		v.SetStore(b.store)
+		v.SetStore(ctx, b.store)
 	}
 	return nil
 }
@@ -224,9 +214,9 @@ func (b *Backend) resume(ctx context.Context) error {
 // writeMarker writes a node that only this instance of xenstored has. After a reconnect
 // its absence means that xenstored was restarted empty. The toolstack's nodes do not show
 // that, because they are written again soon. A domain may always write below its data node.
-func (b *Backend) writeMarker() error {
+func (b *Backend) writeMarker(ctx context.Context) error {
 	b.marker = b.own + "/data/netbackd"
-	err := b.store.Write(b.marker, "1")
+	err := b.store.Write(ctx, b.marker, "1")
 	if errors.Is(err, xenstore.ErrPermission) {
 		b.marker = b.own
 		return nil
@@ -235,11 +225,11 @@ func (b *Backend) writeMarker() error {
 }
 
 // checkMarker returns errEmpty if xenstore has lost its contents, and with them our vifs.
-func (b *Backend) checkMarker() error {
+func (b *Backend) checkMarker(ctx context.Context) error {
 	if len(b.vifs) == 0 {
 		return nil
 	}
-	exists, err := b.store.Exists(b.marker)
+	exists, err := b.store.Exists(ctx, b.marker)
 	if err == nil && !exists {
 		err = errEmpty
 	}
@@ -248,17 +238,17 @@ func (b *Backend) checkMarker() error {
 
 // session serves until a connection to xenstore is lost, or ctx ends.
 func (b *Backend) session(ctx context.Context, serving func()) error {
-	if err := b.findSelf(); err != nil {
+	if err := b.findSelf(ctx); err != nil {
 		return err
 	}
-	if err := b.writeMarker(); err != nil {
+	if err := b.writeMarker(ctx); err != nil {
 		return err
 	}
-	dir, err := b.store.Watch(b.base)
+	dir, err := b.store.Watch(ctx, b.base)
 	if err != nil {
 		return err
 	}
-	released, err := b.watchReleases()
+	released, err := b.watchReleases(ctx)
 	if err != nil {
 		return err
 	}
@@ -284,7 +274,7 @@ func (b *Backend) session(ctx context.Context, serving func()) error {
 			if !ok {
 				return b.store.Err()
 			}
-			if err := b.domainGone(); err != nil {
+			if err := b.domainGone(ctx); err != nil {
 				return err
 			}
 		case answer := <-b.pings:

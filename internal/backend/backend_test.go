@@ -32,9 +32,9 @@ func TestScan(t *testing.T) {
 	w.attach(4, 0)
 	// And among it what is no vif.
 	for _, junk := range []string{"4/eth0", "4/01", "guest/0", "99999/0", "0x3/0", "4/-1"} {
-		w.must(w.tool.Write("/local/domain/0/backend/vif/"+junk+"/state", "1"))
+		w.must(w.tool.Write(t.Context(), "/local/domain/0/backend/vif/"+junk+"/state", "1"))
 	}
-	w.must(w.tool.Mkdir("/local/domain/0/backend/vif/5/0")) // no state: removed, or not there yet
+	w.must(w.tool.Mkdir(t.Context(), "/local/domain/0/backend/vif/5/0")) // no state: removed, or not there yet
 	b, _ := w.start()
 	if n := len(b.List()); n != 4 {
 		t.Errorf("ready with %d vifs", n)
@@ -54,7 +54,7 @@ func TestAppearAndDisappear(t *testing.T) {
 	w.detach(1, 0)
 	w.await(b, "vif1.1", "vif2.0")
 	for _, junk := range []string{"1/eth0", "guest/0", "99999/0", "1/-1"} {
-		w.must(w.tool.Write("/local/domain/0/backend/vif/"+junk+"/state", "1"))
+		w.must(w.tool.Write(t.Context(), "/local/domain/0/backend/vif/"+junk+"/state", "1"))
 	}
 	w.attach(3, 0)
 	w.await(b, "vif1.1", "vif2.0", "vif3.0")
@@ -62,9 +62,9 @@ func TestAppearAndDisappear(t *testing.T) {
 	// A whole guest at once, and then all of them.
 	w.attach(3, 1)
 	w.await(b, "vif1.1", "vif2.0", "vif3.0", "vif3.1")
-	w.must(w.tool.Remove("/local/domain/0/backend/vif/3"))
+	w.must(w.tool.Remove(t.Context(), "/local/domain/0/backend/vif/3"))
 	w.await(b, "vif1.1", "vif2.0")
-	w.must(w.tool.Remove("/local/domain/0/backend"))
+	w.must(w.tool.Remove(t.Context(), "/local/domain/0/backend"))
 	w.await(b)
 	w.attach(1, 0)
 	w.await(b, "vif1.0")
@@ -119,9 +119,9 @@ func TestDomainEnds(t *testing.T) {
 func TestFlood(t *testing.T) {
 	w := newWorld(t)
 	b, _ := w.start()
-	w.must(w.tool.Transaction(func(tx *xenstore.Tx) error {
+	w.must(w.tool.Transaction(t.Context(), func(tx *xenstore.Tx) error {
 		for i := range 300 {
-			if err := tx.Write(fmt.Sprintf("/local/domain/0/backend/vif/7/0/junk-%d", i), "x"); err != nil {
+			if err := tx.Write(t.Context(), fmt.Sprintf("/local/domain/0/backend/vif/7/0/junk-%d", i), "x"); err != nil {
 				return err
 			}
 		}
@@ -170,7 +170,7 @@ func TestOverflow(t *testing.T) {
 			b := w.backend()
 			ctx, cancel := context.WithCancel(context.Background())
 			w.must(b.dial(ctx))
-			w.must(b.findSelf())
+			w.must(b.findSelf(ctx))
 			w.must(b.changed(ctx, tt.event))
 			got := slices.SortedFunc(maps.Keys(b.vifs), func(a, b xenbus.VifID) int {
 				return cmp.Or(int(a.Domid)-int(b.Domid), a.Devid-b.Devid)
@@ -192,19 +192,19 @@ func TestDriverDomain(t *testing.T) {
 	w.guest(9)
 	perms := []xenstore.Perm{{Domid: 9, Access: xenstore.AccessNone}}
 	for _, node := range []string{"/local/domain/9", "/local/domain/9/domid", "/local/domain/9/backend", "/local/domain/9/error"} {
-		w.must(w.tool.Mkdir(node))
-		w.must(w.tool.SetPermissions(node, perms))
+		w.must(w.tool.Mkdir(t.Context(), node))
+		w.must(w.tool.SetPermissions(t.Context(), node, perms))
 	}
-	w.must(w.tool.Write("/local/domain/9/domid", "9"))
+	w.must(w.tool.Write(t.Context(), "/local/domain/9/domid", "9"))
 	w.guest(1)
-	w.must(w.tool.Mkdir("/local/domain/1/device"))
-	w.must(w.tool.SetPermissions("/local/domain/1/device", []xenstore.Perm{{Domid: 1, Access: xenstore.AccessNone}, {Domid: 9, Access: xenstore.AccessRead}}))
+	w.must(w.tool.Mkdir(t.Context(), "/local/domain/1/device"))
+	w.must(w.tool.SetPermissions(t.Context(), "/local/domain/1/device", []xenstore.Perm{{Domid: 1, Access: xenstore.AccessNone}, {Domid: 9, Access: xenstore.AccessRead}}))
 	w.attach(1, 0)
 	b, _ := w.start()
 	w.await(b, "vif1.0")
 	w.attach(1, 1)
 	w.await(b, "vif1.0", "vif1.1")
-	w.must(w.tool.Remove("/local/domain/9/backend/vif/1"))
+	w.must(w.tool.Remove(t.Context(), "/local/domain/9/backend/vif/1"))
 	w.await(b)
 }
 
@@ -256,7 +256,7 @@ func TestXenstoreComesBackEmpty(t *testing.T) {
 	w.awaitLog("xenstore has come back empty")
 	// What the toolstack writes when the host boots is no sign of a guest.
 	tool := w.connect(0, xenstore.Socket)
-	w.must(tool.Write("/local/domain/0/domid", "0"))
+	w.must(tool.Write(t.Context(), "/local/domain/0/domid", "0"))
 	w.cut()
 	w.mend()
 	dials := w.dials()
@@ -309,7 +309,7 @@ func TestNoXenstore(t *testing.T) {
 	}
 
 	w.down = nil
-	w.must(w.tool.Write("/local/domain/0/domid", "zero"))
+	w.must(w.tool.Write(t.Context(), "/local/domain/0/domid", "zero"))
 	if err := w.backend().Run(context.Background(), func() { t.Error("ready") }); err == nil || !strings.Contains(err.Error(), `own domid is "zero"`) {
 		t.Errorf("got %v", err)
 	}
@@ -394,7 +394,7 @@ func TestXenstoreHangs(t *testing.T) {
 	w.await(b, "vif1.0", "vif2.0")
 	t.Run("a vif waits for an answer", func(t *testing.T) {
 		h := hung{entered: make(chan struct{}, 1), until: make(chan struct{})}
-		b.find(xenbus.VifID{Domid: 1, Devid: 0}).SetStore(h)
+		b.find(xenbus.VifID{Domid: 1, Devid: 0}).SetStore(t.Context(), h)
 		<-h.entered
 		list := b.List()
 		if len(list) != 2 || list[0].Name != "vif1.0" || !strings.Contains(list[0].Error, "does not answer") ||
@@ -454,7 +454,7 @@ func TestXenstoreComesBackEmptyToNobody(t *testing.T) {
 // hung is an xenstored that does not answer until the channel is closed.
 type hung struct{ entered, until chan struct{} }
 
-func (h hung) Read(string) (string, error) {
+func (h hung) Read(context.Context, string) (string, error) {
 	select {
 	case h.entered <- struct{}{}:
 	default:
@@ -462,10 +462,12 @@ func (h hung) Read(string) (string, error) {
 	<-h.until
 	return "", xenstore.ErrClosed
 }
-func (h hung) Write(string, string) error                 { return xenstore.ErrClosed }
-func (h hung) Transaction(func(*xenstore.Tx) error) error { return xenstore.ErrClosed }
-func (h hung) Watch(string) (*xenstore.Watch, error)      { return nil, xenstore.ErrClosed }
-func (h hung) IsIntroduced(xen.Domid) (bool, error)       { return false, xenstore.ErrClosed }
+func (h hung) Write(context.Context, string, string) error                 { return xenstore.ErrClosed }
+func (h hung) Transaction(context.Context, func(*xenstore.Tx) error) error { return xenstore.ErrClosed }
+func (h hung) Watch(context.Context, string) (*xenstore.Watch, error)      { return nil, xenstore.ErrClosed }
+func (h hung) IsIntroduced(context.Context, xen.Domid) (bool, error) {
+	return false, xenstore.ErrClosed
+}
 
 // TestManyVifs: a host full of guests starts, stops and is taken over.
 func TestManyVifs(t *testing.T) {
@@ -486,6 +488,6 @@ func TestManyVifs(t *testing.T) {
 	if !maps.Equal(before, w.taps()) {
 		t.Error("the successor made TAPs of its own")
 	}
-	w.must(w.tool.Remove("/local/domain/0/backend"))
+	w.must(w.tool.Remove(t.Context(), "/local/domain/0/backend"))
 	w.await(b)
 }

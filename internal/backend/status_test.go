@@ -82,7 +82,7 @@ func TestStatusWaitsForAnotherRevision(t *testing.T) {
 	if s, err := b.Status(ctx, "vif1.0", was.Revision); err != nil || s.Revision != was.Revision || ctx.Err() == nil {
 		t.Errorf("unchanged: revision %d, want %d; %v", s.Revision, was.Revision, err)
 	}
-	go func() { _ = w.tool.Write(w.back(1, 0)+"/hotplug-status", "connected") }()
+	go func() { _ = w.tool.Write(t.Context(), w.back(1, 0)+"/hotplug-status", "connected") }()
 	for s := was; s.Hotplug != "connected"; {
 		if s, err = b.Status(t.Context(), "vif1.0", s.Revision); err != nil {
 			t.Fatal(err)

@@ -20,9 +20,9 @@ import (
 func (b *Backend) path(k xenbus.VifID) string { return k.BackendPath(b.self) }
 
 // findSelf reads the number of our own domain.
-func (b *Backend) findSelf() error {
+func (b *Backend) findSelf(ctx context.Context) error {
 	domid := uint64(0)
-	s, err := b.store.Read("domid")
+	s, err := b.store.Read(ctx, "domid")
 	switch {
 	case err == nil:
 		if domid, err = strconv.ParseUint(s, 10, 16); err != nil {
@@ -41,8 +41,8 @@ func (b *Backend) findSelf() error {
 
 // watchReleases watches for the end of domains. A driver domain may not watch that. It sees
 // the removal of the guest's nodes instead.
-func (b *Backend) watchReleases() (<-chan xenstore.Event, error) {
-	w, err := b.store.Watch(xenstore.ReleaseDomain)
+func (b *Backend) watchReleases(ctx context.Context) (<-chan xenstore.Event, error) {
+	w, err := b.store.Watch(ctx, xenstore.ReleaseDomain)
 	if errors.Is(err, xenstore.ErrPermission) {
 		b.cfg.Log.Info("no events for the end of guests, as in a driver domain", zap.Error(err))
 		return nil, nil
@@ -55,13 +55,13 @@ func (b *Backend) watchReleases() (<-chan xenstore.Event, error) {
 
 // domainGone pokes the vifs whose domain has ended. xenstored's event does not name the
 // domain that has ended or shut down.
-func (b *Backend) domainGone() error {
+func (b *Backend) domainGone(ctx context.Context) error {
 	lives := map[xen.Domid]bool{}
 	for k, v := range b.vifs {
 		alive, known := lives[k.Domid]
 		if !known {
 			var err error
-			alive, err = b.store.IsIntroduced(k.Domid)
+			alive, err = b.store.IsIntroduced(ctx, k.Domid)
 			if err != nil && !errors.Is(err, xenstore.ErrPermission) {
 				return err
 			}
@@ -99,17 +99,17 @@ func (b *Backend) ensure(ctx context.Context, k xenbus.VifID, node string) error
 		v.Changed(node)
 		return nil
 	}
-	exists, err := b.store.Exists(b.path(k) + "/state")
+	exists, err := b.store.Exists(ctx, b.path(k)+"/state")
 	if err != nil || !exists {
 		b.removeForeign(k)
 		return err
 	}
-	ours, err := b.isOurs(k)
+	ours, err := b.isOurs(ctx, k)
 	switch {
 	case err != nil:
 		return err
 	case !ours:
-		return b.addForeign(k)
+		return b.addForeign(ctx, k)
 	}
 	b.start(ctx, k)
 	return nil
@@ -120,7 +120,7 @@ func (b *Backend) scan(ctx context.Context) error {
 	for _, v := range b.vifs {
 		v.Poke()
 	}
-	doms, err := b.list(b.base)
+	doms, err := b.list(ctx, b.base)
 	if err != nil {
 		return err
 	}
@@ -147,7 +147,7 @@ func (b *Backend) startNew(ctx context.Context, dom string) error {
 	if _, err := xenbus.ParseVifPath("vif/" + dom + "/0"); err != nil {
 		return nil // not a domain's
 	}
-	devs, err := b.list(b.base + "/" + dom)
+	devs, err := b.list(ctx, b.base+"/"+dom)
 	if err != nil {
 		return err
 	}
@@ -164,8 +164,8 @@ func (b *Backend) startNew(ctx context.Context, dom string) error {
 }
 
 // list lists a directory. It returns nothing if the directory does not exist.
-func (b *Backend) list(path string) ([]string, error) {
-	names, err := b.store.List(path)
+func (b *Backend) list(ctx context.Context, path string) ([]string, error) {
+	names, err := b.store.List(ctx, path)
 	if errors.Is(err, xenstore.ErrNotExist) {
 		return nil, nil
 	}

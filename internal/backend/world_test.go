@@ -56,7 +56,7 @@ func newWorld(t *testing.T) *world {
 	w := &world{t: t, srv: store.New(store.Options{}), dir: t.TempDir()}
 	t.Cleanup(func() { w.must(w.srv.Close()) })
 	w.tool = w.connect(0, xenstore.Socket)
-	w.must(w.tool.Write("/local/domain/0/domid", "0"))
+	w.must(w.tool.Write(t.Context(), "/local/domain/0/domid", "0"))
 	pool, err := dataplane.NewPool(dataplane.Options{Workers: 1, NoUring: true})
 	w.must(err)
 	w.pool = pool
@@ -98,7 +98,7 @@ func (w *world) connect(domid xen.Domid, kind xenstore.Kind) *xenstore.Client {
 }
 
 // dial is the backend's.
-func (w *world) dial() (*xenstore.Client, error) {
+func (w *world) dial(context.Context) (*xenstore.Client, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.down != nil {
@@ -218,13 +218,13 @@ func (w *world) attach(domid, devid int) {
 	w.t.Helper()
 	w.guest(domid)
 	front := fmt.Sprintf("/local/domain/%d/device/vif/%d", domid, devid)
-	w.must(w.tool.Transaction(func(tx *xenstore.Tx) error {
+	w.must(w.tool.Transaction(w.t.Context(), func(tx *xenstore.Tx) error {
 		for path, value := range map[string]string{
 			w.back(domid, devid) + "/frontend": front, w.back(domid, devid) + "/online": "1",
 			w.back(domid, devid) + "/state": "1", w.back(domid, devid) + "/hotplug-status": "",
 			front + "/backend": w.back(domid, devid), front + "/state": "1",
 		} {
-			if err := tx.Write(path, value); err != nil {
+			if err := tx.Write(w.t.Context(), path, value); err != nil {
 				return err
 			}
 		}
@@ -236,17 +236,17 @@ func (w *world) attach(domid, devid int) {
 func (w *world) guest(domid int) {
 	w.t.Helper()
 	w.srv.DomainCreated(xen.Domid(domid))
-	there, err := w.tool.IsIntroduced(xen.Domid(domid))
+	there, err := w.tool.IsIntroduced(w.t.Context(), xen.Domid(domid))
 	w.must(err)
 	if !there {
-		w.must(w.tool.Introduce(xen.Domid(domid), 1, 1))
+		w.must(w.tool.Introduce(w.t.Context(), xen.Domid(domid), 1, 1))
 	}
 }
 
 // detach is the toolstack removing a vif by force.
 func (w *world) detach(domid, devid int) {
 	w.t.Helper()
-	w.must(w.tool.Remove(w.back(domid, devid)))
+	w.must(w.tool.Remove(w.t.Context(), w.back(domid, devid)))
 }
 
 // taps are the vifs' interfaces there are, by name, with their numbers.

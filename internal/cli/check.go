@@ -97,33 +97,26 @@ func thisHost(socket string) *hostcheck.Host {
 
 // askXenstore returns nil if xenstored answers.
 func askXenstore(ctx context.Context) error {
-	c, err := xenstore.Open()
-	if err != nil {
-		return err
+	ctx, cancel := context.WithTimeoutCause(ctx, answerTimeout, errors.New("no answer in time"))
+	defer cancel()
+	c, err := xenstore.Open(ctx)
+	if err == nil {
+		err = errors.Join(askDomid(ctx, c), c.Close())
 	}
-	return errors.Join(askDomid(ctx, c), c.Close())
+	if cause := context.Cause(ctx); err != nil && cause != nil {
+		return cause
+	}
+	return err
 }
 
 // askDomid reads this domain's number, which every domain may read. A missing node also
-// counts as an answer, because dom0 may have none. The caller closes the client, which ends
-// a request without an answer.
+// counts as an answer, because dom0 may have none.
 func askDomid(ctx context.Context, c *xenstore.Client) error {
-	answered := make(chan error, 1)
-	go func() {
-		_, err := c.Read("domid")
-		answered <- err
-	}()
-	select {
-	case err := <-answered:
-		if errors.Is(err, xenstore.ErrNotExist) {
-			return nil
-		}
-		return err
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-time.After(answerTimeout):
-		return errors.New("no answer in time")
+	_, err := c.Read(ctx, "domid")
+	if errors.Is(err, xenstore.ErrNotExist) {
+		return nil
 	}
+	return err
 }
 
 // modprobe runs modprobe and returns its output. It returns fs.ErrNotExist if there is

@@ -70,10 +70,10 @@ func TestAskXenstore(t *testing.T) {
 	dom0 := connect(0, xenstore.Socket)
 	srv.DomainCreated(9)
 	for _, err := range []error{
-		dom0.Mkdir("/local/domain/0"),
-		dom0.Introduce(9, 1, 1),
-		dom0.Write("/local/domain/9/domid", "9"),
-		dom0.SetPermissions("/local/domain/9/domid", []xenstore.Perm{{Domid: 0}, {Domid: 9, Access: xenstore.AccessRead}}),
+		dom0.Mkdir(t.Context(), "/local/domain/0"),
+		dom0.Introduce(t.Context(), 9, 1, 1),
+		dom0.Write(t.Context(), "/local/domain/9/domid", "9"),
+		dom0.SetPermissions(t.Context(), "/local/domain/9/domid", []xenstore.Perm{{Domid: 0}, {Domid: 9, Access: xenstore.AccessRead}}),
 	} {
 		if err != nil {
 			t.Fatal(err)

@@ -3,6 +3,7 @@
 package cli
 
 import (
+	"context"
 	"errors"
 	"os"
 
@@ -38,7 +39,8 @@ is also written to the vif's node hotplug-error, which xl prints.`,
 			return withMover(c, name, func(m *handover.Mover, id xenbus.VifID) error {
 				err := m.Hotplug(c.Context(), id)
 				if err != nil {
-					err = errors.Join(err, m.Fail(id, err))
+					// The toolstack wants the reason even if it was an interrupt.
+					err = errors.Join(err, m.Fail(context.WithoutCancel(c.Context()), id, err))
 				}
 				return err
 			})
@@ -52,7 +54,7 @@ func withMover(c *cobra.Command, name string, f func(*handover.Mover, xenbus.Vif
 	if err != nil {
 		return usageError{err}
 	}
-	store, err := xenstore.Open()
+	store, err := xenstore.Open(c.Context())
 	if err != nil {
 		return err
 	}

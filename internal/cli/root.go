@@ -31,7 +31,7 @@ type Host interface {
 	vif.Host
 
 	// DialStore connects to xenstore.
-	DialStore() (*xenstore.Client, error)
+	DialStore(context.Context) (*xenstore.Client, error)
 
 	// Real reports whether the kernel may serve vifs here as well.
 	Real() bool

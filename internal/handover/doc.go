@@ -45,15 +45,15 @@ type Daemon interface {
 
 // Store is the part of xenstore that a Mover uses; see [NewStore].
 type Store interface {
-	Read(path string) (string, error)
-	Write(path, value string) error
-	Watch(path string) (Watch, error)
+	Read(ctx context.Context, path string) (string, error)
+	Write(ctx context.Context, path, value string) error
+	Watch(ctx context.Context, path string) (Watch, error)
 }
 
 // Watch sends an event at its start, and one after each change of a node.
 type Watch interface {
 	C() <-chan xenstore.Event
-	Close() error
+	Close()
 }
 
 // NewStore makes a Store of a connection to xenstore.
@@ -61,7 +61,9 @@ func NewStore(c *xenstore.Client) Store { return client{c} }
 
 type client struct{ *xenstore.Client }
 
-func (c client) Watch(path string) (Watch, error) { return c.Client.Watch(path) }
+func (c client) Watch(ctx context.Context, path string) (Watch, error) {
+	return c.Client.Watch(ctx, path)
+}
 
 // Mover moves vifs.
 type Mover struct {

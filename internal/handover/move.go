@@ -54,14 +54,14 @@ func unserved(id xenbus.VifID, err error) error {
 
 // Fail writes the reason of a failed hotplug to the nodes of the vif's directory that the
 // toolstack reads.
-func (m *Mover) Fail(id xenbus.VifID, cause error) error {
-	dir, err := m.directory(id)
+func (m *Mover) Fail(ctx context.Context, id xenbus.VifID, cause error) error {
+	dir, err := m.directory(ctx, id)
 	if err != nil {
 		return err
 	}
 	return errors.Join(
-		m.Store.Write(dir+"/hotplug-error", cause.Error()),
-		m.Store.Write(dir+"/hotplug-status", "error"),
+		m.Store.Write(ctx, dir+"/hotplug-error", cause.Error()),
+		m.Store.Write(ctx, dir+"/hotplug-status", "error"),
 	)
 }
 
@@ -78,7 +78,7 @@ func (m *Mover) Adopt(ctx context.Context, id xenbus.VifID) (r Report, err error
 	if err := m.Daemon.CanAdopt(ctx, id.String()); err != nil {
 		return r, err
 	}
-	mv, err := m.begin(id, from)
+	mv, err := m.begin(ctx, id, from)
 	if err != nil {
 		return r, err
 	}
@@ -115,7 +115,7 @@ func (m *Mover) adoptUnbound(ctx context.Context, id xenbus.VifID) error {
 	if err := m.Daemon.Adopt(ctx, id.String()); err != nil {
 		return err
 	}
-	dir, err := m.directory(id)
+	dir, err := m.directory(ctx, id)
 	if err != nil {
 		return err
 	}
@@ -129,7 +129,7 @@ func (m *Mover) Release(ctx context.Context, id xenbus.VifID) (r Report, err err
 	if err != nil {
 		return r, err
 	}
-	mv, err := m.begin(id, s.Interface)
+	mv, err := m.begin(ctx, id, s.Interface)
 	if err != nil {
 		return r, err
 	}
@@ -204,13 +204,13 @@ type move struct {
 
 // begin reads everything that the move needs, so that the gap is short, and starts the
 // clock.
-func (m *Mover) begin(id xenbus.VifID, from string) (*move, error) {
+func (m *Mover) begin(ctx context.Context, id xenbus.VifID, from string) (*move, error) {
 	mv := &move{Mover: m, id: id, report: Report{Lost: -1}}
 	var err error
-	if mv.dir, err = m.directory(id); err != nil {
+	if mv.dir, err = m.directory(ctx, id); err != nil {
 		return nil, err
 	}
-	state, err := mv.state()
+	state, err := mv.state(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", id.String(), err)
 	}
@@ -223,7 +223,7 @@ func (m *Mover) begin(id xenbus.VifID, from string) (*move, error) {
 	}
 	mv.through = []int{mv.from.index}
 	if mv.from.bridge != 0 && mv.connected {
-		text, err := m.Store.Read(mv.dir + "/mac")
+		text, err := m.Store.Read(ctx, mv.dir+"/mac")
 		if err != nil {
 			return nil, err
 		}
@@ -254,7 +254,7 @@ func (mv *move) place(ctx context.Context, name string) error {
 		return err
 	}
 	// The script writes this at its end.
-	return mv.Store.Write(mv.dir+"/hotplug-status", "connected")
+	return mv.Store.Write(ctx, mv.dir+"/hotplug-status", "connected")
 }
 
 // placeKernels calls place for the interface of the kernel's driver.

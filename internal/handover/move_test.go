@@ -223,7 +223,7 @@ func (b *bed) restarting() error {
 	return control.ErrNotRunning
 }
 
-func (b *bed) Read(path string) (string, error) {
+func (b *bed) Read(_ context.Context, path string) (string, error) {
 	if path == back+"/state" && b.kernel && len(b.states) > 0 {
 		s := b.states[0]
 		b.states = b.states[1:]
@@ -237,7 +237,7 @@ func (b *bed) Read(path string) (string, error) {
 	return v, nil
 }
 
-func (b *bed) Write(path, value string) error {
+func (b *bed) Write(_ context.Context, path, value string) error {
 	b.nodes[path] = value
 	return nil
 }
@@ -246,9 +246,9 @@ func (b *bed) Write(path, value string) error {
 type events chan xenstore.Event
 
 func (e events) C() <-chan xenstore.Event { return e }
-func (e events) Close() error             { return nil }
+func (e events) Close()                   {}
 
-func (b *bed) Watch(path string) (Watch, error) {
+func (b *bed) Watch(_ context.Context, path string) (Watch, error) {
 	if path != back+"/state" {
 		b.t.Errorf("watches %s", path)
 	}
@@ -532,7 +532,7 @@ func TestHotplug(t *testing.T) {
 			t.Errorf("got %v", err)
 		}
 		b.wantDone("can adopt")
-		b.must(b.mover().Fail(vif10, down))
+		b.must(b.mover().Fail(ctx, vif10, down))
 		if b.nodes[back+"/hotplug-error"] != down.Error() || b.nodes[back+"/hotplug-status"] != "error" {
 			t.Errorf("nodes %v", b.nodes)
 		}

@@ -37,8 +37,8 @@ func RunScript(ctx context.Context, script string, env []string) error {
 }
 
 // directory returns the vif's directory in xenstore.
-func (m *Mover) directory(id xenbus.VifID) (string, error) {
-	own, err := m.Store.Read("domid")
+func (m *Mover) directory(ctx context.Context, id xenbus.VifID) (string, error) {
+	own, err := m.Store.Read(ctx, "domid")
 	if errors.Is(err, xenstore.ErrNotExist) {
 		return id.BackendPath(xen.Dom0), nil // every domain except dom0 has the node
 	}
@@ -54,14 +54,14 @@ func (m *Mover) directory(id xenbus.VifID) (string, error) {
 
 // runScript runs the vif's hotplug script for its present interface.
 func (m *Mover) runScript(ctx context.Context, id xenbus.VifID, dir string) error {
-	script, err := m.Store.Read(dir + "/script")
+	script, err := m.Store.Read(ctx, dir+"/script")
 	if err != nil {
 		return fmt.Errorf("hotplug script of %s: %w", id.String(), err)
 	}
 	if !path.IsAbs(script) {
 		script = path.Join("/etc/xen/scripts", script)
 	}
-	gateway, _ := m.Store.Read(dir + "/gatewaydev")
+	gateway, _ := m.Store.Read(ctx, dir+"/gatewaydev")
 	run := m.Script
 	if run == nil {
 		run = RunScript

@@ -146,15 +146,15 @@ func (m *Mover) awaitDaemon(ctx context.Context, id xenbus.VifID) error {
 }
 
 // awaitKernel waits until the kernel serves a vif whose guest is connected.
-func (mv *move) awaitKernel(ctx context.Context) (err error) {
-	w, err := mv.Store.Watch(mv.dir + "/state")
+func (mv *move) awaitKernel(ctx context.Context) error {
+	w, err := mv.Store.Watch(ctx, mv.dir+"/state")
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, w.Close()) }()
+	defer w.Close()
 	limited, cancel := context.WithTimeout(ctx, servedTimeout)
 	defer cancel()
-	err = waitFor(limited, w, mv.kernelServes)
+	err = waitFor(limited, w, func() (bool, error) { return mv.kernelServes(limited) })
 	if ctx.Err() == nil && limited.Err() != nil {
 		return fmt.Errorf("%s is not served %v after it was released", mv.id.String(), servedTimeout)
 	}
@@ -164,8 +164,8 @@ func (mv *move) awaitKernel(ctx context.Context) (err error) {
 // kernelServes reports whether the kernel serves the guest. The driver sets the state
 // when the hotplug script is done. The bridge forwards once the kernel has noted the
 // carrier, which it does once a second for interfaces that were up before.
-func (mv *move) kernelServes() (bool, error) {
-	state, err := mv.state()
+func (mv *move) kernelServes(ctx context.Context) (bool, error) {
+	state, err := mv.state(ctx)
 	switch {
 	case err != nil:
 		return false, err
@@ -182,8 +182,8 @@ func (mv *move) kernelServes() (bool, error) {
 }
 
 // state reads the back end's state node.
-func (mv *move) state() (xenbus.State, error) {
-	v, err := mv.Store.Read(mv.dir + "/state")
+func (mv *move) state(ctx context.Context) (xenbus.State, error) {
+	v, err := mv.Store.Read(ctx, mv.dir+"/state")
 	if err != nil {
 		return xenbus.Unknown, err
 	}

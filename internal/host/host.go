@@ -7,6 +7,7 @@
 package host
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -71,7 +72,7 @@ func (h *Host) OpenEvents(domid xen.Domid) (vif.Events, error) {
 }
 
 // DialStore connects to xenstore.
-func (h *Host) DialStore() (*xenstore.Client, error) { return xenstore.Open() }
+func (h *Host) DialStore(ctx context.Context) (*xenstore.Client, error) { return xenstore.Open(ctx) }
 
 // Close closes the grant device.
 func (h *Host) Close() error { return h.grants.Close() }

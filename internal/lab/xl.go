@@ -47,10 +47,10 @@ type Hotplug struct {
 }
 
 // Script plays a hotplug script.
-type Script func(s *xenstore.Client, h Hotplug) error
+type Script func(ctx context.Context, s *xenstore.Client, h Hotplug) error
 
 // NoScript exits at once and writes no node.
-func NoScript(*xenstore.Client, Hotplug) error { return nil }
+func NoScript(context.Context, *xenstore.Client, Hotplug) error { return nil }
 
 // xl is the toolstack, with a hotplug script for each vif.
 type xl struct {
@@ -89,33 +89,33 @@ func (x *xl) hotplug(ctx context.Context, c toolstack.Call) error {
 	if own == nil {
 		return x.bridge(ctx, c)
 	}
-	return own(c.Store, Hotplug{
+	return own(ctx, c.Store, Hotplug{
 		Back: c.Backend, Front: frontPath(c.Domid, c.Devid),
 		Vif: c.Vif(), Online: c.Action == toolstack.Online,
 	})
 }
 
 // vif makes the toolstack's config of a vif.
-func (x *xl) vif(domid xen.Domid, v VifConfig) toolstack.Vif {
+func (x *xl) vif(ctx context.Context, domid xen.Domid, v VifConfig) toolstack.Vif {
 	x.mu.Lock()
 	x.scripts[xenbus.VifID{Domid: domid, Devid: v.Devid}.String()] = v.Script
 	x.mu.Unlock()
 	return toolstack.Vif{
 		Devid: v.Devid, MAC: v.MAC, Bridge: v.Bridge, Name: v.Name, Rate: v.Rate, MTU: v.MTU,
 		Edit: func(tx *xenstore.Tx, back, front string) error {
-			return errors.Join(edit(tx, back, v.Back), edit(tx, front, v.Front))
+			return errors.Join(edit(ctx, tx, back, v.Back), edit(ctx, tx, front, v.Front))
 		},
 	}
 }
 
 // edit changes the nodes of a directory.
-func edit(tx *xenstore.Tx, dir string, nodes map[string]string) error {
+func edit(ctx context.Context, tx *xenstore.Tx, dir string, nodes map[string]string) error {
 	for k, value := range nodes {
 		var err error
 		if value == Absent {
-			err = tx.Remove(dir + "/" + k)
+			err = tx.Remove(ctx, dir+"/"+k)
 		} else {
-			err = tx.Write(dir+"/"+k, value)
+			err = tx.Write(ctx, dir+"/"+k, value)
 		}
 		if err != nil && !errors.Is(err, xenstore.ErrNotExist) {
 			return err
@@ -136,7 +136,7 @@ func (l *Lab) CreateDomain(ctx context.Context, name string, cfg simclient.Domai
 // Attach gives a domain a vif as `xl network-attach` does: when it returns, the
 // hotplug script has run.
 func (l *Lab) Attach(ctx context.Context, domid xen.Domid, v VifConfig) error {
-	_, _, err := l.xl.AttachVif(ctx, domid, l.xl.vif(domid, v))
+	_, _, err := l.xl.AttachVif(ctx, domid, l.xl.vif(ctx, domid, v))
 	return err
 }
 
@@ -173,11 +173,11 @@ func frontPath(domid xen.Domid, devid int) string {
 // BackState waits until the backend of a vif shows one of the states.
 func (l *Lab) BackState(ctx context.Context, domid xen.Domid, devid int, states ...xenbus.State) error {
 	path := l.BackPath(domid, devid) + "/state"
-	w, err := l.Store().Watch(path)
+	w, err := l.Store().Watch(ctx, path)
 	if err != nil {
 		return err
 	}
-	defer func() { _ = w.Close() }()
+	defer w.Close()
 	last := ""
 	for {
 		select {
@@ -188,7 +188,7 @@ func (l *Lab) BackState(ctx context.Context, domid xen.Domid, devid int, states 
 		case <-ctx.Done():
 			return fmt.Errorf("%s is %q, waited for %v: %w", path, last, states, ctx.Err())
 		}
-		last, err = l.Store().Read(path)
+		last, err = l.Store().Read(ctx, path)
 		if err != nil && !errors.Is(err, xenstore.ErrNotExist) {
 			return err
 		}

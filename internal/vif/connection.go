@@ -3,6 +3,7 @@
 package vif
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -90,25 +91,25 @@ func newConnection(f *frontend) *connection {
 }
 
 // connect connects to the rings that the frontend names.
-func (v *Vif) connect() error {
+func (v *Vif) connect(ctx context.Context) error {
 	if v.guest.offer.err != nil {
-		return v.giveUp(v.guest.offer.err)
+		return v.giveUp(ctx, v.guest.offer.err)
 	}
-	if err := v.ensureTap(); err != nil {
+	if err := v.ensureTap(ctx); err != nil {
 		return err
 	}
 	c := newConnection(v.guest.offer.frontend)
 	if err := v.open(c); err != nil {
-		return v.openFailed(c, err)
+		return v.openFailed(ctx, c, err)
 	}
 	c.since = time.Now()
 	v.conn, v.busySince = c, time.Time{}
 	v.saveRecord()
-	return v.clearClaim()
+	return v.clearClaim(ctx)
 }
 
 // openFailed closes what open has opened, and returns what to do about its error.
-func (v *Vif) openFailed(c *connection, err error) error {
+func (v *Vif) openFailed(ctx context.Context, c *connection, err error) error {
 	gone, bound := errors.Is(err, tap.ErrGone), v.boundByPredecessor(err)
 	if v.own == xenbus.Connected && (gone || bound || isHostError(err)) {
 		// The frontend's rings are to be served on, with what the journals record
@@ -123,7 +124,7 @@ func (v *Vif) openFailed(c *connection, err error) error {
 	case bound:
 		return v.waitWhileBusy(err)
 	}
-	return v.retryOrGiveUp(err)
+	return v.retryOrGiveUp(ctx, err)
 }
 
 // boundByPredecessor reports whether a failure may be due to a predecessor that still

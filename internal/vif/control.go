@@ -3,6 +3,7 @@
 package vif
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"path/filepath"
@@ -20,13 +21,13 @@ import (
 const controlKey = "control-ring"
 
 // controlRings returns the control ring protocols that the vif offers.
-func (v *Vif) controlRings() ctrlserver.Protocols {
+func (v *Vif) controlRings(ctx context.Context) ctrlserver.Protocols {
 	if text := v.nodes.control; text != "" {
 		p, err := ctrlserver.ParseProtocols(text)
 		if err == nil {
 			return p
 		}
-		v.reportError("bad key", &xenbus.KeyError{Key: controlKey, Value: text, Want: ctrlserver.Words})
+		v.reportError(ctx, "bad key", &xenbus.KeyError{Key: controlKey, Value: text, Want: ctrlserver.Words})
 	}
 	return v.cfg.ControlRings
 }

@@ -433,14 +433,14 @@ func TestControlRecordOfAnotherGuest(t *testing.T) {
 		w.upWithControl(2, ctrlring.Slot).configure()
 		w.v.suspend()
 		if found {
-			w.must(w.tool.Remove(frontDir))
+			w.must(w.tool.Remove(t.Context(), frontDir))
 			w.v = New(w.cfg)
 			w.settle()
 			w.v.suspend()
 		}
-		w.must(w.tool.Remove(backDir))
+		w.must(w.tool.Remove(t.Context(), backDir))
 		if !found {
-			w.must(w.tool.Remove(frontDir))
+			w.must(w.tool.Remove(t.Context(), frontDir))
 		}
 		w.host, w.next = newFakeHost(t, domid), 8
 		w.cfg.Host = w.host
@@ -571,7 +571,7 @@ func TestQuarantineKeepsTheControlRing(t *testing.T) {
 	w := ctrlWorld(t, ctrlserver.Slot)
 	g := w.upWithControl(2, ctrlring.Slot)
 	g.configure()
-	w.v.quarantine(errors.New("a reason"))
+	w.v.quarantine(t.Context(), errors.New("a reason"))
 	w.wantHeld(nothing)
 	w.v.block = block{} // as Reset does
 	w.settle()

@@ -3,6 +3,7 @@
 package vif
 
 import (
+	"context"
 	"errors"
 	"testing"
 	"time"
@@ -29,18 +30,18 @@ func TestDetach(t *testing.T) {
 		{"frontend not there yet", nil, nil, "closed unregister"},
 		{"frontend closed before", func(w *world) { w.frontState(xenbus.Closed) }, nil, "unregister"},
 		{"frontend follows at once", nil, func(w *world) { w.frontState(xenbus.Closed) }, "closed unregister"},
-		{"frontend directory removed", nil, func(w *world) { w.must(w.tool.Remove(frontDir)) }, "closed unregister"},
+		{"frontend directory removed", nil, func(w *world) { w.must(w.tool.Remove(t.Context(), frontDir)) }, "closed unregister"},
 		{"frontend hides its state", nil, func(w *world) {
 			// The back end is in a driver domain, which is not privileged.
 			w.xs.Client = w.connectAs(9)
-			w.must(w.guest.SetPermissions(frontDir+"/state", []xenstore.Perm{{Domid: domid, Access: xenstore.AccessNone}}))
+			w.must(w.guest.SetPermissions(t.Context(), frontDir+"/state", []xenstore.Perm{{Domid: domid, Access: xenstore.AccessNone}}))
 		}, "closed unregister"},
-		{"frontend writes no state", nil, func(w *world) { w.must(w.guest.Write(frontDir+"/state", "banana")) }, "closed unregister"},
+		{"frontend writes no state", nil, func(w *world) { w.must(w.guest.Write(t.Context(), frontDir+"/state", "banana")) }, "closed unregister"},
 		{"frontend in a state that is none of its own", nil, func(w *world) { w.frontState(xenbus.InitWait) }, "closed unregister"},
 		{"domain gone", nil, func(w *world) { w.srv.DomainDied(domid) }, "closed unregister"},
 		{"connected, frontend follows", connected, func(w *world) { w.frontState(xenbus.Closed) }, gone},
-		{"connected, frontend directory removed", connected, func(w *world) { w.must(w.tool.Remove(frontDir)) }, gone},
-		{"connected, frontend writes no state", connected, func(w *world) { w.must(w.guest.Write(frontDir+"/state", "banana")) }, gone},
+		{"connected, frontend directory removed", connected, func(w *world) { w.must(w.tool.Remove(t.Context(), frontDir)) }, gone},
+		{"connected, frontend writes no state", connected, func(w *world) { w.must(w.guest.Write(t.Context(), frontDir+"/state", "banana")) }, gone},
 		{"connected, domain gone", connected, func(w *world) { w.srv.DomainDied(domid) }, gone},
 		{"connected, frontend starts anew", connected, func(w *world) { w.frontState(xenbus.Initialising) }, gone},
 		{"waiting for hotplug", func(w *world) { w.rings(1, false); w.frontState(xenbus.Connected); w.settle() },
@@ -68,12 +69,12 @@ func TestDetach(t *testing.T) {
 				t.Errorf("journals left: %s", got)
 			}
 			// From now on the guest has no influence.
-			w.must(w.tool.Write(frontDir+"/state", "1"))
+			w.must(w.tool.Write(t.Context(), frontDir+"/state", "1"))
 			w.wantSteps("unregister")
 			w.wantState("6")
 			w.wantTap(0)
 			// Then the toolstack removes everything.
-			w.must(w.tool.Remove(backDir))
+			w.must(w.tool.Remove(t.Context(), backDir))
 			w.wantSteps("gone")
 			w.wantState("-")
 			w.wantError("-")
@@ -93,9 +94,9 @@ func connected(w *world) {
 func (w *world) connectAs(id xen.Domid) *xenstore.Client {
 	w.t.Helper()
 	w.srv.DomainCreated(id)
-	w.must(w.tool.Introduce(id, 1, 1))
+	w.must(w.tool.Introduce(w.t.Context(), id, 1, 1))
 	for _, dir := range []string{"/local/domain/0/backend", "/local/domain/0/error"} {
-		w.must(w.tool.Mkdir(dir))
+		w.must(w.tool.Mkdir(w.t.Context(), dir))
 		w.allow(dir, id, domid)
 	}
 	w.allow(frontDir, domid, id)
@@ -106,8 +107,8 @@ func (w *world) connectAs(id xen.Domid) *xenstore.Client {
 // domain read it.
 func (w *world) allow(path string, owner, reader xen.Domid) {
 	w.t.Helper()
-	w.must(w.tool.SetPermissions(path, []xenstore.Perm{{Domid: owner, Access: xenstore.AccessNone}, {Domid: reader, Access: xenstore.AccessRead}}))
-	names, err := w.tool.List(path)
+	w.must(w.tool.SetPermissions(w.t.Context(), path, []xenstore.Perm{{Domid: owner, Access: xenstore.AccessNone}, {Domid: reader, Access: xenstore.AccessRead}}))
+	names, err := w.tool.List(w.t.Context(), path)
 	w.must(err)
 	for _, n := range names {
 		w.allow(path+"/"+n, owner, reader)
@@ -175,7 +176,7 @@ func TestDetachRevoked(t *testing.T) {
 	w.up(1)
 	w.detach()
 	w.wantSteps("grace")
-	w.must(w.tool.Write(backDir+"/online", "1"))
+	w.must(w.tool.Write(t.Context(), backDir+"/online", "1"))
 	w.wantSteps("")
 	if w.v.situation().detach != detachNone {
 		t.Error("still detaching")
@@ -208,15 +209,15 @@ func TestDetachIsNotOverwritten(t *testing.T) {
 // TestDirectoryRemoved: a write of the vif never brings a removed directory back.
 func TestDirectoryRemoved(t *testing.T) {
 	remove := func(w *world) {
-		w.must(w.tool.Transaction(func(tx *xenstore.Tx) error {
-			return errors.Join(tx.Remove(backDir), tx.Remove(frontDir))
+		w.must(w.tool.Transaction(t.Context(), func(tx *xenstore.Tx) error {
+			return errors.Join(tx.Remove(t.Context(), backDir), tx.Remove(t.Context(), frontDir))
 		}))
 	}
 	check := func(t *testing.T, w *world) {
 		t.Helper()
 		w.settle()
 		w.wantState("-")
-		if there, err := w.tool.Exists(backDir); there || err != nil {
+		if there, err := w.tool.Exists(t.Context(), backDir); there || err != nil {
 			t.Errorf("the directory is back: %v", err)
 		}
 		w.wantTap(0)
@@ -285,9 +286,9 @@ type txHook struct {
 	f func()
 }
 
-func (s *txHook) Transaction(f func(*xenstore.Tx) error) error {
+func (s *txHook) Transaction(ctx context.Context, f func(*xenstore.Tx) error) error {
 	s.f()
-	return s.Store.Transaction(f)
+	return s.Store.Transaction(ctx, f)
 }
 
 // TestMadeAgain: the toolstack has removed the device and made it again between two
@@ -308,8 +309,8 @@ func TestMadeAgain(t *testing.T) {
 			if l := w.iface(ifname); l != nil {
 				old = l.Index
 			}
-			w.must(w.tool.Remove(backDir))
-			w.must(w.tool.Remove(frontDir))
+			w.must(w.tool.Remove(t.Context(), backDir))
+			w.must(w.tool.Remove(t.Context(), frontDir))
 			w.attach()
 			w.wantSteps("publish init-wait")
 			w.wantState("2")
@@ -328,12 +329,12 @@ func TestMadeAgain(t *testing.T) {
 func TestFrontendRemoved(t *testing.T) {
 	w := newWorld(t)
 	w.up(2)
-	w.must(w.tool.Remove(frontDir))
+	w.must(w.tool.Remove(t.Context(), frontDir))
 	w.wantSteps("disconnect closing closed unregister")
 	w.wantState("6")
 	w.wantHeld(nothing)
 	w.wantTap(0)
-	w.must(w.tool.Remove(backDir))
+	w.must(w.tool.Remove(t.Context(), backDir))
 	w.wantSteps("gone")
 }
 
@@ -400,8 +401,8 @@ func TestGoneInDriverDomain(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t)
 			w.upInDriverDomain()
-			w.must(w.tool.Remove(remove))
-			if _, err := w.xs.Client.Read(frontDir + "/state"); !errors.Is(err, unix.EACCES) {
+			w.must(w.tool.Remove(t.Context(), remove))
+			if _, err := w.xs.Client.Read(t.Context(), frontDir+"/state"); !errors.Is(err, unix.EACCES) {
 				t.Fatalf("xenstored says %v", err)
 			}
 			w.wantSteps("disconnect closing closed unregister")
@@ -409,7 +410,7 @@ func TestGoneInDriverDomain(t *testing.T) {
 			w.wantState("6")
 			w.wantHeld(nothing)
 			w.wantTap(0)
-			w.must(w.tool.Remove(backDir))
+			w.must(w.tool.Remove(t.Context(), backDir))
 			w.wantSteps("gone")
 			w.wantNoErrors()
 		})
@@ -426,10 +427,10 @@ func TestHiddenFrontend(t *testing.T) {
 	hide := func(access xenstore.Access) {
 		t.Helper()
 		for _, path := range []string{frontDir, frontDir + "/state"} {
-			w.must(w.guest.SetPermissions(path, []xenstore.Perm{{Domid: domid}, {Domid: 9, Access: access}}))
+			w.must(w.guest.SetPermissions(t.Context(), path, []xenstore.Perm{{Domid: domid}, {Domid: 9, Access: access}}))
 		}
 	}
-	w.must(w.guest.SetPermissions(frontDir+"/state", []xenstore.Perm{{Domid: domid}}))
+	w.must(w.guest.SetPermissions(t.Context(), frontDir+"/state", []xenstore.Perm{{Domid: domid}}))
 	w.wantSteps("disconnect closing closed")
 	w.wantNoErrors()
 	if l := w.iface(ifname); l == nil || l.Index != index {
@@ -449,8 +450,8 @@ func TestHiddenFrontend(t *testing.T) {
 	w.wantState("6")
 	w.wantTap(0)
 
-	w.must(w.tool.Remove(backDir))
-	w.must(w.tool.Remove(frontDir))
+	w.must(w.tool.Remove(t.Context(), backDir))
+	w.must(w.tool.Remove(t.Context(), frontDir))
 	w.attach()
 	w.allow("/local/domain/0/backend", 9, domid)
 	w.allow(frontDir, domid, 9)
@@ -469,7 +470,7 @@ func TestDetachReadBeforeItsEvent(t *testing.T) {
 	w.up(1)
 	w.detach()
 	w.v.unread = 0
-	w.v.guard(func() { w.v.reconcile() })
+	w.v.guard(t.Context(), func() { w.v.reconcile(t.Context()) })
 	if w.v.detachAt.IsZero() {
 		t.Error("the detach was not noticed")
 	}

@@ -3,6 +3,7 @@
 package vif
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"path"
@@ -25,6 +26,12 @@ var (
 	errWait    = errors.New("nothing can be done now; the alarm is set")
 	errTaken   = errors.New("another back end has taken the device")
 )
+
+// unanswered reports whether a request to xenstored got no answer because the connection
+// was lost, or because the vif is to end. SetStore wakes the vif, or Run ends it.
+func unanswered(err error) bool {
+	return errors.Is(err, xenstore.ErrClosed) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
+}
 
 // retryAfter is the time between two attempts after a failure of xenstored or of the host.
 const retryAfter = time.Second
@@ -77,11 +84,11 @@ func (a *attempt) same(b *attempt) bool {
 
 // giveUp records that the frontend's request cannot be fulfilled. The next plan closes the
 // device. The frontend may then request something else.
-func (v *Vif) giveUp(cause error) error {
+func (v *Vif) giveUp(ctx context.Context, cause error) error {
 	if v.cfg.Taken != nil && v.cfg.Taken() {
 		return errTaken // the other back end has caused the failure, and serves the device now
 	}
-	v.reportError("connection given up", cause)
+	v.reportError(ctx, "connection given up", cause)
 	v.block = block{attempt: v.attempt()}
 	return errAgain
 }
@@ -90,11 +97,11 @@ func (v *Vif) giveUp(cause error) error {
 // right must not lose its network because the host is short of a resource for a while, or
 // is set up wrongly: the vif tries again until it succeeds. After any other failure it
 // gives up.
-func (v *Vif) retryOrGiveUp(cause error) error {
+func (v *Vif) retryOrGiveUp(ctx context.Context, cause error) error {
 	if v.own != xenbus.Connected || !isHostError(cause) {
-		return v.giveUp(cause)
+		return v.giveUp(ctx, cause)
 	}
-	v.reportError("host failed, trying again", cause)
+	v.reportError(ctx, "host failed, trying again", cause)
 	v.wakeIn(retryAfter)
 	return errWait
 }
@@ -146,19 +153,19 @@ func (v *Vif) waitWhileBusy(err error) error {
 // quarantine takes a vif out of service whose frontend has broken the protocol. Its state
 // stays, so that toolstack and guest can still close it properly. The quarantine ends
 // when the frontend reconnects.
-func (v *Vif) quarantine(cause error) {
+func (v *Vif) quarantine(ctx context.Context, cause error) {
 	v.block = block{attempt: v.attempt(), reason: cause.Error()}
 	if v.conn != nil {
 		v.block.stamp = v.conn.stamp
 	}
-	v.reportError("quarantined", fmt.Errorf("quarantined: %w", cause))
+	v.reportError(ctx, "quarantined", fmt.Errorf("quarantined: %w", cause))
 	v.disconnect()
 	v.saveRecord()
 }
 
 // reportError logs an error under the name of the event, and writes it into the error
 // node. It does nothing if the node has this error already.
-func (v *Vif) reportError(event string, err error) {
+func (v *Vif) reportError(ctx context.Context, event string, err error) {
 	text := errorText(err)
 	if text == v.errorText {
 		return
@@ -168,30 +175,30 @@ func (v *Vif) reportError(event string, err error) {
 	if v.cfg.ErrorPath == "" {
 		return
 	}
-	if err := v.cfg.Store.Write(v.cfg.ErrorPath, text); err != nil && !errors.Is(err, xenstore.ErrClosed) {
+	if err := v.cfg.Store.Write(ctx, v.cfg.ErrorPath, text); err != nil && !unanswered(err) {
 		v.log.Warn("error node not written", zap.Error(err))
 	}
 }
 
 // clearError removes the error node. If it stayed, it would mislead administrators, and
 // use up the nodes that a driver domain may have.
-func (v *Vif) clearError() {
+func (v *Vif) clearError(ctx context.Context) {
 	v.errorText = ""
 	if v.cfg.ErrorPath == "" {
 		return
 	}
-	err := v.cfg.Store.Transaction(func(tx *xenstore.Tx) error {
+	err := v.cfg.Store.Transaction(ctx, func(tx *xenstore.Tx) error {
 		dev := path.Dir(v.cfg.ErrorPath)
-		if err := tx.Remove(dev); err != nil {
+		if err := tx.Remove(ctx, dev); err != nil {
 			return err
 		}
 		dom := path.Dir(dev)
-		if others, err := tx.List(dom); err != nil || len(others) > 0 {
+		if others, err := tx.List(ctx, dom); err != nil || len(others) > 0 {
 			return err
 		}
-		return tx.Remove(dom)
+		return tx.Remove(ctx, dom)
 	})
-	if err != nil && !errors.Is(err, xenstore.ErrNotExist) && !errors.Is(err, xenstore.ErrClosed) {
+	if err != nil && !errors.Is(err, xenstore.ErrNotExist) && !unanswered(err) {
 		v.log.Warn("error node not removed", zap.Error(err))
 	}
 }

@@ -85,7 +85,7 @@ func TestConnectFails(t *testing.T) {
 				w.frontState(xenbus.Connected)
 				w.wantSteps("")
 			}
-			w.must(w.guest.Write(frontDir+"/unrelated", "1"))
+			w.must(w.guest.Write(t.Context(), frontDir+"/unrelated", "1"))
 			w.wantSteps("")
 			if got := w.host.Counts().MapCalls; got != tt.maps {
 				t.Errorf("%d calls to map, want %d", got, tt.maps)
@@ -122,7 +122,7 @@ func TestBetterOfferWithoutReconnect(t *testing.T) {
 	w.rings(1, false, "event-channel", "77")
 	w.frontState(xenbus.Connected)
 	w.wantSteps("connect closing closed")
-	w.must(w.guest.Write(frontDir+"/feature-sg", "banana"))
+	w.must(w.guest.Write(t.Context(), frontDir+"/feature-sg", "banana"))
 	w.wantSteps("publish init-wait connect closing closed") // something else, which is wrong as well
 	w.wantSteps("")
 	w.rings(1, false)
@@ -172,8 +172,8 @@ func TestPublishFails(t *testing.T) {
 				w.wantSteps("")
 			}
 			// An administrator corrects it.
-			w.must(w.tool.Write(backDir+"/mac", "00:16:3e:01:02:03"))
-			w.must(w.tool.Write(backDir+"/mtu", "9000"))
+			w.must(w.tool.Write(t.Context(), backDir+"/mac", "00:16:3e:01:02:03"))
+			w.must(w.tool.Write(t.Context(), backDir+"/mtu", "9000"))
 			w.reset()
 			w.wantSteps("publish init-wait")
 			w.wantState("2")
@@ -247,19 +247,19 @@ func TestFrontendGoesAndComesBack(t *testing.T) {
 	w := newWorld(t)
 	w.up(1)
 	for range 3 {
-		w.must(w.tool.Write(backDir+"/frontend", ""))
+		w.must(w.tool.Write(t.Context(), backDir+"/frontend", ""))
 		w.wantSteps("disconnect closing closed unregister")
 		w.wantTap(0)
 		w.xs.commit = func(tx *xenstore.Tx) {
-			state, err := tx.Read(backDir + "/state")
+			state, err := tx.Read(t.Context(), backDir+"/state")
 			w.must(err)
-			hotplug, err := tx.Read(backDir + "/hotplug-status")
+			hotplug, err := tx.Read(t.Context(), backDir+"/hotplug-status")
 			w.must(err)
 			if state == "2" && hotplug != "" {
 				t.Errorf("shows InitWait while hotplug-status is %q", hotplug)
 			}
 		}
-		w.must(w.tool.Write(backDir+"/frontend", frontDir))
+		w.must(w.tool.Write(t.Context(), backDir+"/frontend", frontDir))
 		w.frontState(xenbus.Initialising)
 		w.wantSteps("publish init-wait")
 		w.wantState("2")

@@ -3,6 +3,7 @@
 package vif
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -18,7 +19,7 @@ import (
 
 // reader reads nodes. A client and a transaction are readers.
 type reader interface {
-	Read(path string) (string, error)
+	Read(ctx context.Context, path string) (string, error)
 }
 
 // guestNodes reads nodes that belong to a guest. A node that may not be read counts as
@@ -27,8 +28,8 @@ type reader interface {
 // read is both ErrNotExist and ErrPermission.
 type guestNodes struct{ reader }
 
-func (g guestNodes) Read(path string) (string, error) {
-	v, err := g.reader.Read(path)
+func (g guestNodes) Read(ctx context.Context, path string) (string, error) {
+	v, err := g.reader.Read(ctx, path)
 	if errors.Is(err, xenstore.ErrPermission) {
 		err = fmt.Errorf("%w: %w", err, xenstore.ErrNotExist)
 	}
@@ -66,8 +67,8 @@ const (
 // readFrontend reads and checks the keys that the frontend in dir has published. The error
 // is that of the first wrong key. The keys of a control ring are read only if one was
 // offered: a frontend of another back end may have left them.
-func readFrontend(r reader, dir string, maxQueues int, control ctrlserver.Protocols) (*frontend, error) {
-	k := keyReader{r: guestNodes{r}, dir: dir}
+func readFrontend(ctx context.Context, r reader, dir string, maxQueues int, control ctrlserver.Protocols) (*frontend, error) {
+	k := keyReader{ctx: ctx, r: guestNodes{r}, dir: dir}
 	f := &frontend{}
 	f.features.read(&k)
 	if !f.features.rxCopy {
@@ -127,6 +128,7 @@ func (f *frontend) connection(stamp netif.Stamp) ctrlserver.Connection {
 // keyReader reads keys of one directory. It keeps the first error, and reads nothing
 // after that.
 type keyReader struct {
+	ctx context.Context
 	r   reader
 	dir string
 	err error
@@ -143,7 +145,7 @@ func (k *keyReader) get(key string) (v string, ok bool) {
 	if k.err != nil {
 		return "", false
 	}
-	v, err := k.r.Read(k.dir + "/" + key)
+	v, err := k.r.Read(k.ctx, k.dir+"/"+key)
 	switch {
 	case err == nil:
 		return tidy(v), true

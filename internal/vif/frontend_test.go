@@ -3,6 +3,7 @@
 package vif
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -23,7 +24,7 @@ const frontDir = "/local/domain/7/device/vif/0"
 // keyMap is a directory of keys. It is a reader.
 type keyMap map[string]string
 
-func (m keyMap) Read(path string) (string, error) {
+func (m keyMap) Read(_ context.Context, path string) (string, error) {
 	v, ok := m[strings.TrimPrefix(path, frontDir+"/")]
 	if !ok {
 		return "", &xenstore.Error{Op: "READ", Path: path, Err: xenstore.ErrNotExist}
@@ -97,7 +98,7 @@ func TestReadFrontend(t *testing.T) {
 		{"largest numbers", oneQueue.with("tx-ring-ref", "4294967295", "event-channel", "131071"), frontend{features: one, queues: []queueKeys{{4294967295, 9, 131071, 131071}}}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			got, err := readFrontend(tt.keys, frontDir, testMaxQueues, ctrlserver.Slot)
+			got, err := readFrontend(t.Context(), tt.keys, frontDir, testMaxQueues, ctrlserver.Slot)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -142,7 +143,7 @@ func TestBadKeys(t *testing.T) {
 	for _, b := range bads {
 		for _, v := range b.values {
 			name := fmt.Sprintf("%s=%.20q", b.key, v)
-			_, err := readFrontend(b.keys.with(b.key, v), frontDir, testMaxQueues, ctrlserver.Slot)
+			_, err := readFrontend(t.Context(), b.keys.with(b.key, v), frontDir, testMaxQueues, ctrlserver.Slot)
 			want := fmt.Sprintf("22 frontend key %q is %q, want %s", b.key, xenbus.Clip(v), b.want)
 			if v == "-" {
 				want = fmt.Sprintf("2 frontend key %q is missing, want %s", b.key, b.want)
@@ -169,9 +170,9 @@ func TestUnreadableKey(t *testing.T) {
 		if strings.HasSuffix(path, "/rx-ring-ref") {
 			return "", &xenstore.Error{Op: "READ", Path: path, Err: unix.EACCES}
 		}
-		return oneQueue.Read(path)
+		return oneQueue.Read(t.Context(), path)
 	})
-	_, err := readFrontend(r, frontDir, testMaxQueues, ctrlserver.Slot)
+	_, err := readFrontend(t.Context(), r, frontDir, testMaxQueues, ctrlserver.Slot)
 	if want := `2 frontend key "rx-ring-ref" is missing, want a number from 0 to 4294967295`; err == nil || errorText(err) != want {
 		t.Errorf("got %v, want %s", err, want)
 	}
@@ -179,7 +180,7 @@ func TestUnreadableKey(t *testing.T) {
 
 type readerFunc func(string) (string, error)
 
-func (f readerFunc) Read(path string) (string, error) { return f(path) }
+func (f readerFunc) Read(_ context.Context, path string) (string, error) { return f(path) }
 
 func TestOffers(t *testing.T) {
 	read := func(pub []node) map[string]string {
@@ -235,9 +236,9 @@ func FuzzReadFrontend(f *testing.F) {
 			}
 		}
 		reads := 0
-		fr, err := readFrontend(readerFunc(func(path string) (string, error) {
+		fr, err := readFrontend(t.Context(), readerFunc(func(path string) (string, error) {
 			reads++
-			return m.Read(path)
+			return m.Read(t.Context(), path)
 		}), frontDir, testMaxQueues, ctrlserver.Slot)
 		if most := len(featureTable) + 4 + 5*testMaxQueues; reads > most {
 			t.Errorf("%d reads, want at most %d", reads, most)
@@ -281,7 +282,7 @@ func FuzzReadFrontend(f *testing.F) {
 // TestControlRingThatWasNotOffered: keys that the frontend of another back end has left
 // are ignored.
 func TestControlRingThatWasNotOffered(t *testing.T) {
-	f, err := readFrontend(ctrlRing.with("event-channel-ctrl", "nonsense"), frontDir, testMaxQueues, 0)
+	f, err := readFrontend(t.Context(), ctrlRing.with("event-channel-ctrl", "nonsense"), frontDir, testMaxQueues, 0)
 	if err != nil || f.ctrl.there {
 		t.Errorf("%+v, %v", f, err)
 	}

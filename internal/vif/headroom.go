@@ -3,14 +3,13 @@
 package vif
 
 import (
-	"errors"
+	"context"
 	"time"
 
 	"go.uber.org/zap"
 
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/xenbus"
-	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
 // headroomKey is the frontend's key for the number of bytes to leave free before each
@@ -55,7 +54,7 @@ func (r *reconfiguration) over() bool {
 // watchHeadroom watches the key while the frontend reconfigures and waits for the answer. It
 // is called when the frontend's state is known, and before its keys are read, so that
 // there is an event for a key that is written later.
-func (v *Vif) watchHeadroom() error {
+func (v *Vif) watchHeadroom(ctx context.Context) error {
 	if v.guest.state != xenbus.Reconfiguring {
 		v.reconf = reconfiguration{}
 		v.headroomWatch.close(v)
@@ -71,8 +70,8 @@ func (v *Vif) watchHeadroom() error {
 	if v.headroomWatch.w == nil {
 		v.reconf.events = 0
 	}
-	err := v.headroomWatch.follow(v, v.nodes.frontendDir+"/"+headroomKey)
-	if err != nil && !errors.Is(err, xenstore.ErrClosed) {
+	err := v.headroomWatch.follow(ctx, v, v.nodes.frontendDir+"/"+headroomKey)
+	if err != nil && !unanswered(err) {
 		return nil // a driver domain may run out of watches; the key is read again after keyGrace
 	}
 	return err

@@ -15,7 +15,7 @@ import (
 // headroom writes the frontend's key.
 func (w *world) headroom(n int) {
 	w.t.Helper()
-	w.must(w.guest.Write(frontDir+"/"+headroomKey, strconv.Itoa(n)))
+	w.must(w.guest.Write(w.t.Context(), frontDir+"/"+headroomKey, strconv.Itoa(n)))
 }
 
 func (w *world) wantHeadroom(want int) {
@@ -129,7 +129,7 @@ func TestBadHeadroom(t *testing.T) {
 	w.frontState(xenbus.Reconfiguring)
 	w.headroom(256)
 	w.wantSteps("reconfigured")
-	w.must(w.guest.Write(frontDir+"/"+headroomKey, "banana"))
+	w.must(w.guest.Write(t.Context(), frontDir+"/"+headroomKey, "banana"))
 	w.frontState(xenbus.Connected)
 	w.wantSteps("")
 	w.wantHeadroom(256)

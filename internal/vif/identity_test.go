@@ -273,7 +273,7 @@ func TestNothingIsKeptOfAClosedConnection(t *testing.T) {
 // has lost none of the settings that it sends only once.
 func TestResetKeepsWhatTheGuestSaidOnce(t *testing.T) {
 	w, _ := everything(t)
-	w.v.guard(func() { panic("oops") })
+	w.v.guard(t.Context(), func() { panic("oops") })
 	w.wantHeld(nothing)
 	w.reset()
 	w.wantSteps("connect plug")

@@ -214,7 +214,7 @@ func TestKeptFollowsTheQueues(t *testing.T) {
 	w.eventually("the data plane notices", func() bool { return len(w.v.poke) > 0 })
 	w.settle()
 	want("tap-7.0-0 tap-7.0-1 tap-7.0-2")
-	w.must(w.tool.Remove(backDir))
+	w.must(w.tool.Remove(t.Context(), backDir))
 	w.wantSteps("gone")
 	want("")
 	w.wantTap(0)

@@ -76,7 +76,7 @@ func TestThousandConnections(t *testing.T) {
 			w.settle()
 		case 1:
 			if w.v.conn != nil {
-				w.v.quarantine(fmt.Errorf("round %d", i))
+				w.v.quarantine(t.Context(), fmt.Errorf("round %d", i))
 			}
 		}
 		w.frontState(xenbus.Closed)
@@ -153,7 +153,7 @@ func TestHundredControlRings(t *testing.T) {
 			w.frontState(xenbus.Closing)
 			w.settle()
 		case 1:
-			w.v.quarantine(fmt.Errorf("round %d", i))
+			w.v.quarantine(t.Context(), fmt.Errorf("round %d", i))
 		case 2:
 			g.breach()
 		}

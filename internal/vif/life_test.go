@@ -20,14 +20,14 @@ func TestCreate(t *testing.T) {
 	w.attach()
 	seen := false
 	w.xs.commit = func(tx *xenstore.Tx) {
-		if s, _ := tx.Read(backDir + "/state"); s != "2" {
+		if s, _ := tx.Read(t.Context(), backDir+"/state"); s != "2" {
 			return
 		}
 		seen = true
 		if w.iface(ifname) == nil {
 			t.Error("state 2 without a TAP")
 		}
-		if v, err := tx.Read(backDir + "/feature-rx-copy"); v != "1" {
+		if v, err := tx.Read(t.Context(), backDir+"/feature-rx-copy"); v != "1" {
 			t.Errorf("state 2 without features: %q, %v", v, err)
 		}
 	}
@@ -193,8 +193,8 @@ func TestOtherRings(t *testing.T) {
 		t.Errorf("%d queues", len(s.Queues))
 	}
 	// Other keys that the guest writes meanwhile do not matter.
-	w.must(w.guest.Write(frontDir+"/feature-sg", "0"))
-	w.must(w.guest.Write(frontDir+"/multi-queue-num-queues", "banana"))
+	w.must(w.guest.Write(t.Context(), frontDir+"/feature-sg", "0"))
+	w.must(w.guest.Write(t.Context(), frontDir+"/multi-queue-num-queues", "banana"))
 	w.wantSteps("")
 	w.wantHeld("4 pages, 2 handles, 4 ports")
 }
@@ -205,7 +205,7 @@ func TestStateOverwritten(t *testing.T) {
 	w := newWorld(t)
 	w.up(1)
 	before := w.iface(ifname).Index
-	w.must(w.tool.Write(backDir+"/state", "1"))
+	w.must(w.tool.Write(t.Context(), backDir+"/state", "1"))
 	w.wantSteps("publish init-wait connect plug") // which finds out
 	if l := w.iface(ifname); l == nil || l.Index == before {
 		t.Errorf("interface %+v, want another", l)
@@ -226,7 +226,7 @@ func TestStateNodeRemoved(t *testing.T) {
 		t.Run(back, func(t *testing.T) {
 			w := newWorld(t)
 			w.up(1)
-			w.must(w.tool.Remove(backDir + "/state"))
+			w.must(w.tool.Remove(t.Context(), backDir+"/state"))
 			w.wantSteps("gone")
 			w.wantHeld(nothing)
 			w.wantTap(0)
@@ -236,8 +236,8 @@ func TestStateNodeRemoved(t *testing.T) {
 				t.Errorf("in the run directory: %s", got)
 			}
 			w.v = New(w.cfg) // the backend finds the device again
-			w.must(w.tool.Write(backDir+"/hotplug-status", ""))
-			w.must(w.tool.Write(backDir+"/state", back))
+			w.must(w.tool.Write(t.Context(), backDir+"/hotplug-status", ""))
+			w.must(w.tool.Write(t.Context(), backDir+"/state", back))
 			w.settle()
 			w.frontState(xenbus.Initialising)
 			w.settle()
@@ -285,11 +285,11 @@ func TestFrontendElsewhere(t *testing.T) {
 		t.Run(tt.frontend, func(t *testing.T) {
 			w := newWorld(t)
 			w.up(1)
-			w.must(w.tool.Write("/local/domain/8/device/vif/0/state", "4"))
+			w.must(w.tool.Write(t.Context(), "/local/domain/8/device/vif/0/state", "4"))
 			if tt.frontend == "-" {
-				w.must(w.tool.Remove(backDir + "/frontend"))
+				w.must(w.tool.Remove(t.Context(), backDir+"/frontend"))
 			} else {
-				w.must(w.tool.Write(backDir+"/frontend", tt.frontend))
+				w.must(w.tool.Write(t.Context(), backDir+"/frontend", tt.frontend))
 			}
 			w.wantSteps("disconnect closing closed unregister")
 			w.wantError(tt.error)
@@ -297,7 +297,7 @@ func TestFrontendElsewhere(t *testing.T) {
 			if !w.v.alarm.IsZero() {
 				t.Error("the alarm is set, though nothing changes")
 			}
-			w.must(w.tool.Write(backDir+"/frontend", frontDir))
+			w.must(w.tool.Write(t.Context(), backDir+"/frontend", frontDir))
 			w.frontState(xenbus.Initialising)
 			w.wantSteps("publish init-wait")
 			w.plugIn() // for another TAP
@@ -337,9 +337,9 @@ func TestUnusualFrontends(t *testing.T) {
 					w.settle()
 				}
 				if tt.state == "-" {
-					w.must(w.guest.Remove(frontDir + "/state"))
+					w.must(w.guest.Remove(t.Context(), frontDir+"/state"))
 				} else {
-					w.must(w.guest.Write(frontDir+"/state", tt.state))
+					w.must(w.guest.Write(t.Context(), frontDir+"/state", tt.state))
 				}
 				w.settle()
 				w.wantError(tt.error)
@@ -396,7 +396,7 @@ func TestStateRemoved(t *testing.T) {
 	w.up(1)
 	before := w.iface(ifname).Index
 	for range 3 {
-		w.must(w.guest.Remove(frontDir + "/state"))
+		w.must(w.guest.Remove(t.Context(), frontDir+"/state"))
 		w.settle()
 		w.wantState("6")
 		w.frontState(xenbus.Initialising)

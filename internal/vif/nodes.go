@@ -2,7 +2,11 @@
 
 package vif
 
-import "github.com/netbackd/netbackd/pkg/xenbus"
+import (
+	"context"
+
+	"github.com/netbackd/netbackd/pkg/xenbus"
+)
 
 // nodes holds the contents of the backend directory.
 type nodes struct {
@@ -29,16 +33,16 @@ type nodes struct {
 func (n *nodes) plugged() bool { return !n.hasHotplug || n.hotplug == "connected" }
 
 // readNodes reads the backend directory.
-func readNodes(r reader, path string) (n nodes, err error) {
-	if err := n.readState(r, path); err != nil || !n.present {
+func readNodes(ctx context.Context, r reader, path string) (n nodes, err error) {
+	if err := n.readState(ctx, r, path); err != nil || !n.present {
 		return n, err
 	}
-	return n, n.readRest(r, path)
+	return n, n.readRest(ctx, r, path)
 }
 
 // readState reads the state. A directory without one has been removed.
-func (n *nodes) readState(r reader, path string) error {
-	k := keyReader{r: r, dir: path}
+func (n *nodes) readState(ctx context.Context, r reader, path string) error {
+	k := keyReader{ctx: ctx, r: r, dir: path}
 	state, ok := k.get("state")
 	if n.present = ok; k.err != nil || !ok {
 		return k.err
@@ -51,8 +55,8 @@ func (n *nodes) readState(r reader, path string) error {
 }
 
 // readRest reads everything except the state.
-func (n *nodes) readRest(r reader, path string) error {
-	k := keyReader{r: r, dir: path}
+func (n *nodes) readRest(ctx context.Context, r reader, path string) error {
+	k := keyReader{ctx: ctx, r: r, dir: path}
 	text := func(key string) (v string) { v, _ = k.get(key); return v }
 	if n.state == xenbus.Reconfigured {
 		n.reconfiguredIn, _ = xenbus.ParseState(text(reconfiguredInKey))

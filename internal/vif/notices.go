@@ -3,6 +3,7 @@
 package vif
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"sync"
@@ -63,14 +64,14 @@ func (n *notices) take() (stalled []bool, tooBig bool, breach error) {
 }
 
 // handleNotices acts on the notices of the present connection, if there is one.
-func (v *Vif) handleNotices() {
+func (v *Vif) handleNotices(ctx context.Context) {
 	c := v.conn
 	if c == nil {
 		return
 	}
 	stalled, tooBig, breach := c.notices.take()
 	if breach != nil {
-		v.quarantine(breach)
+		v.quarantine(ctx, breach)
 		return
 	}
 	if tooBig {

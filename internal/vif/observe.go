@@ -3,6 +3,7 @@
 package vif
 
 import (
+	"context"
 	"errors"
 	"strings"
 	"time"
@@ -41,9 +42,9 @@ type frontendOffer struct {
 
 // observe reads all nodes that decide the next steps, if they may have changed since they
 // were last read. After an error they stay marked as unread.
-func (v *Vif) observe() error {
+func (v *Vif) observe(ctx context.Context) error {
 	n := v.nodes
-	if err := n.readState(v.cfg.Store, v.cfg.Path); err != nil {
+	if err := n.readState(ctx, v.cfg.Store, v.cfg.Path); err != nil {
 		return err
 	}
 	if !n.present {
@@ -57,7 +58,7 @@ func (v *Vif) observe() error {
 		v.unread |= unreadNodes
 	}
 	if v.unread&unreadNodes != 0 {
-		if err := n.readRest(v.cfg.Store, v.cfg.Path); err != nil {
+		if err := n.readRest(ctx, v.cfg.Store, v.cfg.Path); err != nil {
 			return err
 		}
 		if n.frontendDir != v.nodes.frontendDir {
@@ -76,7 +77,7 @@ func (v *Vif) observe() error {
 		v.log.Error("another program wrote Closing into the vif's state, as the kernel's xen-netback does when it is loaded while others serve; see `netbackd check`")
 	}
 	v.nodes, v.lastNode = n, n.state
-	if err := v.observeFrontend(); err != nil {
+	if err := v.observeFrontend(ctx); err != nil {
 		return err
 	}
 	v.unread = 0
@@ -90,7 +91,7 @@ func (v *Vif) observe() error {
 // observeFrontend reads the frontend's directory. It returns no error for a state that
 // cannot be read or parsed: otherwise a guest could keep the toolstack from removing the
 // vif.
-func (v *Vif) observeFrontend() error {
+func (v *Vif) observeFrontend(ctx context.Context) error {
 	g := &v.guest
 	state, f := g.state, g.offer.frontend
 	defer func() {
@@ -98,7 +99,7 @@ func (v *Vif) observeFrontend() error {
 	}()
 	if v.unread&unreadDomain != 0 {
 		var err error
-		if g.alive, err = v.domainLives(); err != nil {
+		if g.alive, err = v.domainLives(ctx); err != nil {
 			return err
 		}
 	}
@@ -108,46 +109,46 @@ func (v *Vif) observeFrontend() error {
 	}
 	if err := v.checkFrontendDir(); err != nil {
 		g.state, g.mtu, g.offer = xenbus.Unknown, "", frontendOffer{}
-		v.reportError("bad key", err)
+		v.reportError(ctx, "bad key", err)
 		return nil
 	}
 	// Without these watches the vif may have missed changes.
 	blind := v.frontWatch.w == nil || g.state == xenbus.Reconfiguring && v.headroomWatch.w == nil
-	if err := v.watchFrontend(); err != nil {
+	if err := v.watchFrontend(ctx); err != nil {
 		return err
 	}
 	r := guestNodes{v.cfg.Store}
 	if v.unread&unreadNodes != 0 {
-		g.mtu, _ = r.Read(v.nodes.frontendDir + "/mtu") // the script may have written it
+		g.mtu, _ = r.Read(ctx, v.nodes.frontendDir+"/mtu") // the script may have written it
 	}
 	if blind || v.unread&unreadFront != 0 {
-		if err := v.readFrontState(r); err != nil {
+		if err := v.readFrontState(ctx, r); err != nil {
 			return err
 		}
 	}
-	if err := v.watchHeadroom(); err != nil {
+	if err := v.watchHeadroom(ctx); err != nil {
 		return err
 	}
-	return v.readOffer()
+	return v.readOffer(ctx)
 }
 
 // readFrontState reads the frontend's state. It always makes readOffer read the keys
 // again: the frontend may have had another state in between.
-func (v *Vif) readFrontState(r guestNodes) error {
+func (v *Vif) readFrontState(ctx context.Context, r guestNodes) error {
 	g := &v.guest
 	before := g.state
 	g.state, g.offer = xenbus.Unknown, frontendOffer{}
 	g.stateIsNew, g.wroteState = g.stateIsNew || g.wroteState, false
-	s, err := r.Read(v.nodes.frontendDir + "/state")
+	s, err := r.Read(ctx, v.nodes.frontendDir+"/state")
 	switch {
 	case errors.Is(err, xenstore.ErrNotExist):
 		// A toolstack removes the whole directory. A guest must not be able to make
 		// the daemon remove and create TAPs by removing its state and writing it
 		// again. Nor by hiding its directory, so a hidden directory counts as removed
 		// for good.
-		_, err := r.Read(v.nodes.frontendDir)
+		_, err := r.Read(ctx, v.nodes.frontendDir)
 		switch {
-		case errors.Is(err, xenstore.ErrClosed):
+		case unanswered(err):
 			return err
 		case !errors.Is(err, xenstore.ErrNotExist):
 			g.state = xenbus.Closed
@@ -155,7 +156,7 @@ func (v *Vif) readFrontState(r guestNodes) error {
 			g.hidden = before != xenbus.Unknown && errors.Is(err, xenstore.ErrPermission)
 		}
 		return nil
-	case errors.Is(err, xenstore.ErrClosed):
+	case unanswered(err):
 		return err
 	case err == nil:
 		g.state, err = xenbus.ParseState(tidy(s))
@@ -166,7 +167,7 @@ func (v *Vif) readFrontState(r guestNodes) error {
 		}
 	}
 	if err != nil {
-		v.reportError("bad frontend key", frontendError(err))
+		v.reportError(ctx, "bad frontend key", frontendError(err))
 		g.state = xenbus.Closed
 	}
 	return nil
@@ -174,7 +175,7 @@ func (v *Vif) readFrontState(r guestNodes) error {
 
 // readOffer reads the keys of a frontend that is Connected or Reconfiguring, unless they
 // have been read already.
-func (v *Vif) readOffer() error {
+func (v *Vif) readOffer(ctx context.Context) error {
 	g := &v.guest
 	if g.state != xenbus.Connected && g.state != xenbus.Reconfiguring {
 		g.offer = frontendOffer{}
@@ -184,8 +185,8 @@ func (v *Vif) readOffer() error {
 	if was := g.offer; was.read && was.maxQueues == o.maxQueues && was.control == o.control {
 		return nil
 	}
-	o.frontend, o.err = readFrontend(v.cfg.Store, v.nodes.frontendDir, o.maxQueues, o.control)
-	if errors.Is(o.err, xenstore.ErrClosed) {
+	o.frontend, o.err = readFrontend(ctx, v.cfg.Store, v.nodes.frontendDir, o.maxQueues, o.control)
+	if unanswered(o.err) {
 		return o.err
 	}
 	g.offer = o
@@ -219,8 +220,8 @@ func (v *Vif) maxQueues() int {
 // domainLives reports whether the frontend's domain exists. Its directory may exist for a
 // while longer. A driver domain may not ask xenstored; there the directory is removed
 // first.
-func (v *Vif) domainLives() (bool, error) {
-	alive, err := v.cfg.Store.IsIntroduced(v.cfg.ID.Domid)
+func (v *Vif) domainLives(ctx context.Context) (bool, error) {
+	alive, err := v.cfg.Store.IsIntroduced(ctx, v.cfg.ID.Domid)
 	if errors.Is(err, xenstore.ErrPermission) {
 		return true, nil
 	}

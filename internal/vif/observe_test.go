@@ -18,25 +18,25 @@ func TestWatchFollows(t *testing.T) {
 	if x.events() != nil {
 		t.Error("events of nothing")
 	}
-	w.must(x.follow(w.v, "/a"))
+	w.must(x.follow(t.Context(), w.v, "/a"))
 	first := x.events()
-	w.must(x.follow(w.v, "/a"))
+	w.must(x.follow(t.Context(), w.v, "/a"))
 	if watches != 1 {
 		t.Errorf("%d watches of the same path", watches)
 	}
-	w.must(x.follow(w.v, "/b"))
+	w.must(x.follow(t.Context(), w.v, "/b"))
 	for range first { // ends: the channel was closed
 	}
 	if e := <-x.events(); e.Path != "/b" {
 		t.Errorf("event %+v", e)
 	}
 	x.received(true)
-	w.must(x.follow(w.v, "/b"))
+	w.must(x.follow(t.Context(), w.v, "/b"))
 	if watches != 2 {
 		t.Errorf("%d watches, want 2", watches)
 	}
 	x.received(false) // lost with the connection
-	w.must(x.follow(w.v, "/b"))
+	w.must(x.follow(t.Context(), w.v, "/b"))
 	if watches != 3 {
 		t.Errorf("%d watches, want 3", watches)
 	}

@@ -3,6 +3,7 @@
 package vif
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -20,16 +21,16 @@ const maxReconciles = 8
 
 // reconcile reads both directories and brings the vif to the state that they call for. It
 // reports whether the vif has ended.
-func (v *Vif) reconcile() (gone bool) {
+func (v *Vif) reconcile(ctx context.Context) (gone bool) {
 	for range maxReconciles {
-		err := v.reconcileOnce()
+		err := v.reconcileOnce(ctx)
 		switch {
 		case err == nil, errors.Is(err, errWait):
 			return false
-		case errors.Is(err, xenstore.ErrClosed):
-			return false // SetStore will wake the vif
+		case unanswered(err):
+			return false
 		case errors.Is(err, errDirGone):
-			v.endRemoved()
+			v.endRemoved(ctx)
 			return true
 		case errors.Is(err, errTaken):
 			v.endTaken()
@@ -38,7 +39,7 @@ func (v *Vif) reconcile() (gone bool) {
 			v.unread |= unreadNodes
 			continue
 		}
-		v.reportError("reconcile failed", err)
+		v.reportError(ctx, "reconcile failed", err)
 		break
 	}
 	v.unread = unreadAll
@@ -47,22 +48,22 @@ func (v *Vif) reconcile() (gone bool) {
 }
 
 // reconcileOnce observes, plans, and performs the steps planned.
-func (v *Vif) reconcileOnce() error {
-	if err := v.observe(); err != nil {
+func (v *Vif) reconcileOnce(ctx context.Context) error {
+	if err := v.observe(ctx); err != nil {
 		return err
 	}
 	if v.setup == tapReplaced {
-		if err := v.resetHotplug(); err != nil {
+		if err := v.resetHotplug(ctx); err != nil {
 			return err
 		}
 	}
-	if err := v.adoptQuarantine(); err != nil {
+	if err := v.adoptQuarantine(ctx); err != nil {
 		return err
 	}
-	v.reportScriptError()
+	v.reportScriptError(ctx)
 	v.closeSpareQueues()
-	v.applyRate()
-	v.applyMulticast()
+	v.applyRate(ctx)
+	v.applyMulticast(ctx)
 	if err := v.applyHeadroom(); err != nil {
 		return err
 	}
@@ -70,7 +71,7 @@ func (v *Vif) reconcileOnce() error {
 	v.guest.stateIsNew = false
 	for _, s := range plan(now) {
 		v.log.Debug("step", zap.Stringer("step", s), zap.Stringer("own", v.own), zap.Stringer("frontend", v.guest.state))
-		if err := v.perform(s); err != nil {
+		if err := v.perform(ctx, s); err != nil {
 			return err
 		}
 	}
@@ -81,45 +82,45 @@ func (v *Vif) reconcileOnce() error {
 }
 
 // perform performs one step.
-func (v *Vif) perform(s step) error {
+func (v *Vif) perform(ctx context.Context, s step) error {
 	switch s {
 	case stepPublish:
-		return v.publish()
+		return v.publish(ctx)
 	case stepInitWait:
-		return v.moveTo(xenbus.InitWait)
+		return v.moveTo(ctx, xenbus.InitWait)
 	case stepTap:
 		if v.guest.offer.err != nil {
-			return v.giveUp(v.guest.offer.err)
+			return v.giveUp(ctx, v.guest.offer.err)
 		}
-		return v.ensureTap()
+		return v.ensureTap(ctx)
 	case stepConnect:
-		return v.connect()
+		return v.connect(ctx)
 	case stepPlug:
-		if err := v.plug(); err != nil {
+		if err := v.plug(ctx); err != nil {
 			return err
 		}
 		if v.own == xenbus.Connected {
-			v.clearError()
+			v.clearError(ctx)
 		}
 	case stepConnected:
-		if err := v.moveTo(xenbus.Connected); err != nil {
+		if err := v.moveTo(ctx, xenbus.Connected); err != nil {
 			return err
 		}
 		f := v.conn.frontend
 		v.log.Info("connected", zap.Int("queues", len(f.queues)), zap.Strings("features", f.features.names()))
-		v.clearError()
+		v.clearError(ctx)
 	case stepDisconnect:
 		v.disconnect()
 	case stepClosing:
-		return v.moveTo(xenbus.Closing)
+		return v.moveTo(ctx, xenbus.Closing)
 	case stepClosed:
-		return v.moveTo(xenbus.Closed)
+		return v.moveTo(ctx, xenbus.Closed)
 	case stepReconfigured:
 		// The vif's own state does not change: the frontend continues with the same
 		// rings, and does not connect again.
-		return v.writeState(xenbus.Reconfigured)
+		return v.writeState(ctx, xenbus.Reconfigured)
 	case stepDetaching:
-		return v.writeState(xenbus.Closing)
+		return v.writeState(ctx, xenbus.Closing)
 	case stepAwaitKey:
 		v.wakeIn(max(time.Until(v.reconf.since.Add(keyGrace)), 0) + time.Millisecond)
 	case stepUnregister:
@@ -127,7 +128,7 @@ func (v *Vif) perform(s step) error {
 	case stepGrace:
 		v.wakeAt(v.detachAt.Add(time.Millisecond))
 	case stepUnexpected:
-		return v.giveUp(frontendError(&xenbus.KeyError{
+		return v.giveUp(ctx, frontendError(&xenbus.KeyError{
 			Key: "state", Value: v.guest.state.Value(), Want: wantFrontState,
 		}))
 	}
@@ -210,8 +211,8 @@ func (v *Vif) startAnew(n *nodes) {
 }
 
 // moveTo moves the vif to a state and shows it to the frontend.
-func (v *Vif) moveTo(s xenbus.State) error {
-	if err := v.writeState(s); err != nil {
+func (v *Vif) moveTo(ctx context.Context, s xenbus.State) error {
+	if err := v.writeState(ctx, s); err != nil {
 		return err
 	}
 	v.own = s
@@ -222,15 +223,15 @@ func (v *Vif) moveTo(s xenbus.State) error {
 // node is gone, a write would bring back a directory that the toolstack has removed. If it
 // shows another state, a write could overwrite the Closing of a toolstack that detaches
 // the device.
-func (v *Vif) writeState(s xenbus.State) error {
-	err := v.changeDir(func(tx *xenstore.Tx, was xenbus.State) error {
+func (v *Vif) writeState(ctx context.Context, s xenbus.State) error {
+	err := v.changeDir(ctx, func(tx *xenstore.Tx, was xenbus.State) error {
 		if was == s {
 			return nil
 		}
-		if err := v.recordReconfiguredIn(tx, was, s); err != nil {
+		if err := v.recordReconfiguredIn(ctx, tx, was, s); err != nil {
 			return err
 		}
-		return tx.Write(v.cfg.Path+"/state", s.Value())
+		return tx.Write(ctx, v.cfg.Path+"/state", s.Value())
 	})
 	if err == nil {
 		v.lastNode = s
@@ -245,18 +246,18 @@ const reconfiguredInKey = "reconfigured-in"
 
 // recordReconfiguredIn writes or removes reconfiguredInKey when the node changes from
 // one state to another.
-func (v *Vif) recordReconfiguredIn(tx *xenstore.Tx, from, to xenbus.State) error {
+func (v *Vif) recordReconfiguredIn(ctx context.Context, tx *xenstore.Tx, from, to xenbus.State) error {
 	state := v.own
 	if !v.detachAt.IsZero() {
 		state = xenbus.Closing // the toolstack has written it, and it is about to be overwritten
 	}
 	if to == xenbus.Reconfigured && state != xenbus.Connected {
-		return tx.Write(v.cfg.Path+"/"+reconfiguredInKey, state.Value())
+		return tx.Write(ctx, v.cfg.Path+"/"+reconfiguredInKey, state.Value())
 	}
 	if from != xenbus.Reconfigured {
 		return nil
 	}
-	if err := tx.Remove(v.cfg.Path + "/" + reconfiguredInKey); !errors.Is(err, xenstore.ErrNotExist) {
+	if err := tx.Remove(ctx, v.cfg.Path+"/"+reconfiguredInKey); !errors.Is(err, xenstore.ErrNotExist) {
 		return err
 	}
 	return nil
@@ -264,9 +265,9 @@ func (v *Vif) recordReconfiguredIn(tx *xenstore.Tx, from, to xenbus.State) error
 
 // changeDir changes the backend directory in a transaction. It fails if the directory is
 // gone, or if its state has changed since it was last read.
-func (v *Vif) changeDir(f func(tx *xenstore.Tx, state xenbus.State) error) error {
-	return v.cfg.Store.Transaction(func(tx *xenstore.Tx) error {
-		s, err := tx.Read(v.cfg.Path + "/state")
+func (v *Vif) changeDir(ctx context.Context, f func(tx *xenstore.Tx, state xenbus.State) error) error {
+	return v.cfg.Store.Transaction(ctx, func(tx *xenstore.Tx) error {
+		s, err := tx.Read(ctx, v.cfg.Path+"/state")
 		if errors.Is(err, xenstore.ErrNotExist) {
 			return errDirGone
 		}
@@ -286,24 +287,24 @@ func (v *Vif) changeDir(f func(tx *xenstore.Tx, state xenbus.State) error) error
 
 // publish makes the TAP, which must exist before the state makes the toolstack run its
 // script, and writes the features.
-func (v *Vif) publish() error {
+func (v *Vif) publish(ctx context.Context) error {
 	if v.own != xenbus.InitWait || v.guest.state != xenbus.Connected && v.guest.state != xenbus.Reconfiguring {
 		// The next frontend has new rings, which may have the old grefs.
 		v.removeJournals()
 	}
 	if v.nodes.mac != "" {
 		if _, err := parseMAC(v.nodes.mac); err != nil {
-			return v.giveUp(err)
+			return v.giveUp(ctx, err)
 		}
 	}
-	if err := v.ensureTap(); err != nil {
+	if err := v.ensureTap(ctx); err != nil {
 		return err
 	}
-	offered := backendOffer{maxQueues: v.maxQueues(), offload: v.offload(), control: v.controlRings()}
+	offered := backendOffer{maxQueues: v.maxQueues(), offload: v.offload(), control: v.controlRings(ctx)}
 	list := offered.nodes()
-	err := v.changeDir(func(tx *xenstore.Tx, _ xenbus.State) error {
+	err := v.changeDir(ctx, func(tx *xenstore.Tx, _ xenbus.State) error {
 		for _, n := range list {
-			if err := tx.Write(v.cfg.Path+"/"+n.key, n.value); err != nil {
+			if err := tx.Write(ctx, v.cfg.Path+"/"+n.key, n.value); err != nil {
 				return fmt.Errorf("publish features: %w", err)
 			}
 		}
@@ -316,7 +317,7 @@ func (v *Vif) publish() error {
 }
 
 // endRemoved ends the vif because its directory is gone.
-func (v *Vif) endRemoved() {
+func (v *Vif) endRemoved(ctx context.Context) {
 	v.unregister()
-	v.clearError()
+	v.clearError(ctx)
 }

@@ -259,7 +259,7 @@ func TestRealStall(t *testing.T) {
 func TestPanic(t *testing.T) {
 	w := newWorld(t)
 	w.up(2)
-	w.v.guard(func() { panic("oops") })
+	w.v.guard(t.Context(), func() { panic("oops") })
 	w.wantHeld(nothing)
 	w.wantError("22 quarantined: internal error: oops")
 	w.wantSteps("")
@@ -271,7 +271,7 @@ func TestPanic(t *testing.T) {
 	t.Run("and another one while the first is cleaned up", func(t *testing.T) {
 		l := w.v.conn
 		w.v.conn = &connection{frontend: l.frontend, data: nil, events: []Events{nil}} // closing that panics
-		w.v.guard(func() { panic("oops") })
+		w.v.guard(t.Context(), func() { panic("oops") })
 		if s := w.status(); s.Quarantine == "" {
 			t.Errorf("status %+v", s)
 		}

@@ -3,6 +3,7 @@
 package vif
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -158,7 +159,7 @@ func (v *Vif) adoptMTU(info *tap.Info) {
 
 // adoptQuarantine continues a quarantine that a predecessor began, unless the frontend has
 // reconnected.
-func (v *Vif) adoptQuarantine() error {
+func (v *Vif) adoptQuarantine(ctx context.Context) error {
 	if v.block.reason == "" || v.block.attempt != nil {
 		return nil
 	}
@@ -167,8 +168,8 @@ func (v *Vif) adoptQuarantine() error {
 		return nil
 	}
 	v.block.attempt = v.attempt()
-	v.reportError("quarantine adopted", errors.New("quarantined: "+v.block.reason))
-	return v.ensureTap()
+	v.reportError(ctx, "quarantine adopted", errors.New("quarantined: "+v.block.reason))
+	return v.ensureTap(ctx)
 }
 
 // adoptStall marks the queues that had no rx slots when a predecessor ended, so that the

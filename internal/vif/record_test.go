@@ -267,8 +267,8 @@ func TestCountersOutliveTheDaemon(t *testing.T) {
 			t.Errorf("after another restart %d slots of 4", n)
 		}
 		// The counters of another device in its place begin at 0.
-		w.must(w.tool.Remove(backDir))
-		w.must(w.tool.Remove(frontDir))
+		w.must(w.tool.Remove(t.Context(), backDir))
+		w.must(w.tool.Remove(t.Context(), frontDir))
 		end()
 		w.attach()
 		w.wantSteps("publish init-wait")
@@ -293,8 +293,8 @@ func TestDeviceMadeAnewWhileNoDaemonRuns(t *testing.T) {
 			before := w.iface(ifname).Index
 			w.must(netlink.LinkSetMTU(w.iface(ifname), 9000))
 			end()
-			w.must(w.tool.Remove(backDir))
-			w.must(w.tool.Remove(frontDir))
+			w.must(w.tool.Remove(t.Context(), backDir))
+			w.must(w.tool.Remove(t.Context(), frontDir))
 			if kept {
 				k.successor(w)
 			}

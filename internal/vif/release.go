@@ -31,8 +31,8 @@ const ctrlRingKey = "ctrl-ring-ref"
 // CanAdopt returns an error if the vif in the backend directory at path cannot be served
 // by this back end. Its guest may be connected to another one. maxQueues is that of
 // [Options].
-func CanAdopt(s Store, path string, maxQueues int) error {
-	n, err := readNodes(s, path)
+func CanAdopt(ctx context.Context, s Store, path string, maxQueues int) error {
+	n, err := readNodes(ctx, s, path)
 	if err != nil {
 		return err
 	}
@@ -41,7 +41,7 @@ func CanAdopt(s Store, path string, maxQueues int) error {
 	default:
 		return fmt.Errorf("%w: it is %v", ErrNotOpen, n.state)
 	}
-	k := keyReader{r: guestNodes{s}, dir: n.frontendDir}
+	k := keyReader{ctx: ctx, r: guestNodes{s}, dir: n.frontendDir}
 	state, _ := k.get("state")
 	if front, err := xenbus.ParseState(state); k.err != nil || err != nil || front != xenbus.Connected && front != xenbus.Reconfiguring {
 		return k.err // the frontend has not published anything yet
@@ -52,7 +52,7 @@ func CanAdopt(s Store, path string, maxQueues int) error {
 	if k.err != nil {
 		return k.err
 	}
-	_, err = readFrontend(s, n.frontendDir, max(n.offered.maxQueues, maxQueues), 0)
+	_, err = readFrontend(ctx, s, n.frontendDir, max(n.offered.maxQueues, maxQueues), 0)
 	return err
 }
 
@@ -64,14 +64,14 @@ func CanAdopt(s Store, path string, maxQueues int) error {
 // If Release fails, the vif is still served.
 func (v *Vif) Release(ctx context.Context) (lost int, err error) {
 	err = ErrEnded
-	v.call(ctx, func() { lost, err = v.release() })
+	v.call(ctx, func() { lost, err = v.release(ctx) })
 	if err != nil {
 		return 0, fmt.Errorf("%s cannot be released: %w", v.Name(), err)
 	}
 	return lost, nil
 }
 
-func (v *Vif) release() (lost int, err error) {
+func (v *Vif) release(ctx context.Context) (lost int, err error) {
 	switch {
 	case v.own != xenbus.InitWait && v.own != xenbus.Connected, !v.detachAt.IsZero():
 		return 0, ErrNotOpen
@@ -80,7 +80,7 @@ func (v *Vif) release() (lost int, err error) {
 	case v.conn != nil && v.conn.frontend.features.mcast:
 		return 0, ErrMcast
 	}
-	switch _, err := (guestNodes{v.cfg.Store}).Read(v.nodes.frontendDir + "/" + ctrlRingKey); {
+	switch _, err := (guestNodes{v.cfg.Store}).Read(ctx, v.nodes.frontendDir+"/"+ctrlRingKey); {
 	case err == nil:
 		return 0, ErrCtrlRing
 	case !errors.Is(err, xenstore.ErrNotExist):

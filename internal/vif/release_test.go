@@ -111,7 +111,7 @@ func TestRelease(t *testing.T) {
 	for range sent { // to a guest that gives no rx slots
 		w.frame(tap.Index)
 	}
-	lost, err := w.v.release()
+	lost, err := w.v.release(t.Context())
 	if err != nil || lost < sent {
 		t.Errorf("%d lost, want at least %d, %v", lost, sent, err)
 	}
@@ -149,7 +149,7 @@ func TestReleaseRefused(t *testing.T) {
 		w.rings(1, false, "request-multicast-control", "1")
 		w.frontState(xenbus.Connected)
 		w.wantSteps("connect plug connected")
-		if _, err := w.v.release(); !errors.Is(err, ErrMcast) {
+		if _, err := w.v.release(t.Context()); !errors.Is(err, ErrMcast) {
 			t.Errorf("got %v", err)
 		}
 		w.wantHeld("2 pages, 1 handles, 1 ports")
@@ -157,8 +157,8 @@ func TestReleaseRefused(t *testing.T) {
 	t.Run("control ring", func(t *testing.T) {
 		w := newWorld(t)
 		w.up(1)
-		w.must(w.guest.Write(frontDir+"/ctrl-ring-ref", "9"))
-		if _, err := w.v.release(); !errors.Is(err, ErrCtrlRing) {
+		w.must(w.guest.Write(t.Context(), frontDir+"/ctrl-ring-ref", "9"))
+		if _, err := w.v.release(t.Context()); !errors.Is(err, ErrCtrlRing) {
 			t.Errorf("got %v", err)
 		}
 		w.wantHeld("2 pages, 1 handles, 1 ports")
@@ -168,15 +168,15 @@ func TestReleaseRefused(t *testing.T) {
 		w.up(1)
 		w.frontState(xenbus.Closed)
 		w.wantSteps("disconnect closing closed")
-		if _, err := w.v.release(); !errors.Is(err, ErrNotOpen) {
+		if _, err := w.v.release(t.Context()); !errors.Is(err, ErrNotOpen) {
 			t.Errorf("got %v", err)
 		}
 	})
 	t.Run("quarantined", func(t *testing.T) {
 		w := newWorld(t)
 		w.up(1)
-		w.v.quarantine(errors.New("broke the protocol"))
-		if _, err := w.v.release(); !errors.Is(err, ErrNotOpen) {
+		w.v.quarantine(t.Context(), errors.New("broke the protocol"))
+		if _, err := w.v.release(t.Context()); !errors.Is(err, ErrNotOpen) {
 			t.Errorf("got %v", err)
 		}
 	})
@@ -220,7 +220,7 @@ func TestCanTakeOver(t *testing.T) {
 				w.rings(tt.queues, true, tt.pairs...)
 				w.frontState(xenbus.Connected)
 			}
-			err := CanAdopt(w.cfg.Store, backDir, 2)
+			err := CanAdopt(t.Context(), w.cfg.Store, backDir, 2)
 			if (err == nil) != (tt.want == "") || err != nil && !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("got %v, want %q", err, tt.want)
 			}
@@ -234,15 +234,15 @@ func TestOverwritten(t *testing.T) {
 	w := newWorld(t)
 	w.attach()
 	w.wantSteps("publish init-wait")
-	w.must(w.tool.Write(backDir+"/state", "5"))
-	w.must(w.tool.Remove(backDir + "/hotplug-status")) // as the driver does
+	w.must(w.tool.Write(t.Context(), backDir+"/state", "5"))
+	w.must(w.tool.Remove(t.Context(), backDir+"/hotplug-status")) // as the driver does
 	w.wantSteps("init-wait")
 	w.wantState("2")
 	w.plugIn()
 	w.rings(1, false)
 	w.frontState(xenbus.Connected)
 	w.wantSteps("connect plug connected")
-	w.must(w.tool.Write(backDir+"/state", "5"))
+	w.must(w.tool.Write(t.Context(), backDir+"/state", "5"))
 	if steps, _ := w.look(); len(steps) > 0 {
 		t.Errorf("steps %v: the guest is to decide", steps)
 	}

@@ -3,6 +3,7 @@
 package vif
 
 import (
+	"context"
 	"strings"
 	"time"
 
@@ -33,14 +34,14 @@ func (v *Vif) payForLook() bool {
 
 // reconcileInTurn reconciles with the toolstack's nodes, and with the guest's nodes if a
 // look is due. It reports whether the vif has ended.
-func (v *Vif) reconcileInTurn() (gone bool) {
+func (v *Vif) reconcileInTurn(ctx context.Context) (gone bool) {
 	paid := v.work.owed && !time.Now().Before(v.work.dueAt)
 	if paid {
 		v.work.owed, v.work.foundNew = false, false
 		v.unread |= unreadFront
 	}
 	before := v.work.requests
-	v.inTurn(func() { gone = v.reconcile() })
+	v.inTurn(ctx, func() { gone = v.reconcile(ctx) })
 	if paid {
 		now := time.Now()
 		v.cfg.Guest.Looked(now, v.work.requests-before)
@@ -58,30 +59,30 @@ type countingStore struct {
 	v *Vif
 }
 
-func (s countingStore) Read(path string) (value string, err error) {
-	s.v.request(1, func() { value, err = s.Store.Read(path) })
+func (s countingStore) Read(ctx context.Context, path string) (value string, err error) {
+	s.v.request(1, func() { value, err = s.Store.Read(ctx, path) })
 	return value, err
 }
 
-func (s countingStore) Write(path, value string) (err error) {
-	s.v.request(1, func() { err = s.Store.Write(path, value) })
+func (s countingStore) Write(ctx context.Context, path, value string) (err error) {
+	s.v.request(1, func() { err = s.Store.Write(ctx, path, value) })
 	return err
 }
 
-func (s countingStore) Watch(path string) (w *xenstore.Watch, err error) {
-	s.v.request(1, func() { w, err = s.Store.Watch(path) })
+func (s countingStore) Watch(ctx context.Context, path string) (w *xenstore.Watch, err error) {
+	s.v.request(1, func() { w, err = s.Store.Watch(ctx, path) })
 	return w, err
 }
 
-func (s countingStore) IsIntroduced(domid xen.Domid) (is bool, err error) {
-	s.v.request(1, func() { is, err = s.Store.IsIntroduced(domid) })
+func (s countingStore) IsIntroduced(ctx context.Context, domid xen.Domid) (is bool, err error) {
+	s.v.request(1, func() { is, err = s.Store.IsIntroduced(ctx, domid) })
 	return is, err
 }
 
 // Transaction counts its start, its end and the requests of f.
-func (s countingStore) Transaction(f func(*xenstore.Tx) error) (err error) {
+func (s countingStore) Transaction(ctx context.Context, f func(*xenstore.Tx) error) (err error) {
 	s.v.request(0, func() {
-		err = s.Store.Transaction(func(tx *xenstore.Tx) error {
+		err = s.Store.Transaction(ctx, func(tx *xenstore.Tx) error {
 			defer func() { s.v.countRequests(2 + tx.Requests()) }()
 			return f(tx)
 		})

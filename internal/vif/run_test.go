@@ -20,7 +20,7 @@ import (
 func (w *world) run() (stop func()) {
 	w.t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	dir, err := w.tool.Watch(backDir)
+	dir, err := w.tool.Watch(ctx, backDir)
 	w.must(err)
 	var wg sync.WaitGroup
 	v := w.v
@@ -33,7 +33,7 @@ func (w *world) run() (stop func()) {
 	stop = sync.OnceFunc(func() {
 		cancel()
 		<-v.Done()
-		w.must(dir.Close())
+		dir.Close()
 		wg.Wait()
 	})
 	w.t.Cleanup(stop)
@@ -43,9 +43,9 @@ func (w *world) run() (stop func()) {
 // await waits until a node has a value; "-" is none.
 func (w *world) await(path, want string) {
 	w.t.Helper()
-	watch, err := w.tool.Watch(path)
+	watch, err := w.tool.Watch(w.t.Context(), path)
 	w.must(err)
-	defer func() { w.must(watch.Close()) }()
+	defer watch.Close()
 	limit := time.After(10 * time.Second)
 	for {
 		if w.get(path) == want {
@@ -100,7 +100,7 @@ func TestRun(t *testing.T) {
 		t.Errorf("closed after %v, want %v", took, DefaultGrace)
 	}
 	w.eventually("the interface is gone", func() bool { return w.iface(ifname) == nil })
-	w.must(w.tool.Remove(backDir))
+	w.must(w.tool.Remove(t.Context(), backDir))
 	<-w.v.Done()
 	if _, ok := w.v.Status(context.Background()); ok {
 		t.Error("status of a vif that has ended")
@@ -109,7 +109,7 @@ func TestRun(t *testing.T) {
 		t.Error("reset of a vif that has ended")
 	}
 	w.v.Poke()
-	w.v.SetStore(w.xs)
+	w.v.SetStore(w.t.Context(), w.xs)
 }
 
 // breachRunning is breach for a running vif.
@@ -147,7 +147,7 @@ func TestStateStorm(t *testing.T) {
 		wg.Go(func() {
 			for n := range writes / writers {
 				s := []string{"1", "4", "5", "6", "3", "4", "7", "banana"}[(n+i)%8]
-				if err := c.Write(frontDir+"/state", s); err != nil {
+				if err := c.Write(t.Context(), frontDir+"/state", s); err != nil {
 					t.Error(err)
 					return
 				}
@@ -207,9 +207,9 @@ func TestStoreLost(t *testing.T) {
 		}
 	}
 	w.wantHeld("2 pages, 1 handles, 1 ports")
-	w.must(w.guest.Write(frontDir+"/"+mcastKey, "1"))
+	w.must(w.guest.Write(t.Context(), frontDir+"/"+mcastKey, "1"))
 
-	w.v.SetStore(&hookedStore{Client: w.connect(0)})
+	w.v.SetStore(w.t.Context(), &hookedStore{Client: w.connect(0)})
 	w.eventually("the filter is on", func() bool {
 		s, _ := w.v.Status(context.Background())
 		return strings.Contains(strings.Join(s.Features, " "), "multicast-control")
@@ -220,10 +220,10 @@ func TestStoreLost(t *testing.T) {
 
 	// While there was no connection again, the toolstack removed everything.
 	again := w.connect(0)
-	w.v.SetStore(&hookedStore{Client: again})
+	w.v.SetStore(w.t.Context(), &hookedStore{Client: again})
 	w.must(again.Close())
-	w.must(w.tool.Remove(backDir))
-	w.v.SetStore(&hookedStore{Client: w.connect(0)})
+	w.must(w.tool.Remove(t.Context(), backDir))
+	w.v.SetStore(w.t.Context(), &hookedStore{Client: w.connect(0)})
 	<-w.v.Done()
 	w.wantTap(0)
 }
@@ -271,13 +271,13 @@ type hungStore struct {
 	entered, leave chan struct{}
 }
 
-func (s *hungStore) Read(path string) (string, error) {
+func (s *hungStore) Read(ctx context.Context, path string) (string, error) {
 	select {
 	case s.entered <- struct{}{}:
 	default:
 	}
 	<-s.leave
-	return s.Store.Read(path)
+	return s.Store.Read(ctx, path)
 }
 
 // TestPanicWhileRunning: after a panic the vif is quarantined, and can be detached.
@@ -358,13 +358,17 @@ func TestAdopt(t *testing.T) {
 		{"Connected, kexec meanwhile", func(w *world) { w.up(2) }, func(w *world) { w.frontState(xenbus.Initialising) },
 			"closing closed publish init-wait", "2"},
 		{"Connected, rings gone meanwhile", func(w *world) { w.up(2) },
-			func(w *world) { w.must(w.guest.Remove(frontDir + "/queue-0")) }, "connect closing closed", "6"},
+			func(w *world) { w.must(w.guest.Remove(t.Context(), frontDir+"/queue-0")) }, "connect closing closed", "6"},
 		{"Connected, detached meanwhile", func(w *world) { w.up(2) }, func(w *world) { w.detach(); w.frontState(xenbus.Closed) },
 			"closed unregister", "6"},
-		{"Connected, frontend removed meanwhile", func(w *world) { w.up(2) }, func(w *world) { w.must(w.tool.Remove(frontDir)) },
+		{"Connected, frontend removed meanwhile", func(w *world) { w.up(2) }, func(w *world) { w.must(w.tool.Remove(t.Context(), frontDir)) },
 			"closing closed unregister", "6"},
 		{"Connected, made anew meanwhile", func(w *world) { w.up(2) },
-			func(w *world) { w.must(w.tool.Remove(backDir)); w.must(w.tool.Remove(frontDir)); w.attach() }, "publish init-wait", "2"},
+			func(w *world) {
+				w.must(w.tool.Remove(t.Context(), backDir))
+				w.must(w.tool.Remove(t.Context(), frontDir))
+				w.attach()
+			}, "publish init-wait", "2"},
 		{"Reconfigured", func(w *world) { w.up(1); w.frontState(xenbus.Reconfiguring); w.headroom(256); w.settle() }, nil, "connect plug", "8"},
 		{"Reconfigured, and back meanwhile", func(w *world) { w.up(1); w.frontState(xenbus.Reconfiguring); w.headroom(256); w.settle() },
 			func(w *world) { w.frontState(xenbus.Connected) }, "connect plug", "8"},
@@ -460,7 +464,7 @@ func TestTransactionConflicts(t *testing.T) {
 	conflicts := 3
 	w.xs.commit = func(*xenstore.Tx) {
 		if conflicts--; conflicts >= 0 {
-			w.must(w.tool.Write(backDir+"/state", w.get(backDir+"/state")))
+			w.must(w.tool.Write(t.Context(), backDir+"/state", w.get(backDir+"/state")))
 		}
 	}
 	w.wantSteps("publish init-wait")

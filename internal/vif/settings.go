@@ -4,6 +4,7 @@ package vif
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 
 	"go.uber.org/zap"
@@ -15,10 +16,10 @@ import (
 const mcastKey = "request-multicast-control"
 
 // applyRate applies the toolstack's key "rate". A wrong value changes nothing.
-func (v *Vif) applyRate() {
+func (v *Vif) applyRate(ctx context.Context) {
 	r, err := parseRate(v.nodes.rate)
 	if err != nil {
-		v.reportError("bad key", err)
+		v.reportError(ctx, "bad key", err)
 		return
 	}
 	if r != v.rate {
@@ -30,12 +31,12 @@ func (v *Vif) applyRate() {
 
 // applyMulticast turns the multicast filter on or off, as the frontend requests. It
 // reports an error in the frontend's keys, since these were read again for that.
-func (v *Vif) applyMulticast() {
+func (v *Vif) applyMulticast(ctx context.Context) {
 	if v.conn == nil {
 		return
 	}
 	if v.guest.offer.err != nil {
-		v.reportError("bad frontend key", v.guest.offer.err)
+		v.reportError(ctx, "bad frontend key", v.guest.offer.err)
 		return
 	}
 	now := v.conn.frontend
@@ -48,8 +49,8 @@ func (v *Vif) applyMulticast() {
 
 // reportScriptError reports a hotplug script that has failed. The script does not run again
 // until an administrator has intervened, and the vif waits for it.
-func (v *Vif) reportScriptError() {
+func (v *Vif) reportScriptError(ctx context.Context) {
 	if v.nodes.hotplug == "error" {
-		v.reportError("hotplug script failed", fmt.Errorf("the hotplug script failed: %s", cmp.Or(v.nodes.scriptErr, "it does not say why")))
+		v.reportError(ctx, "hotplug script failed", fmt.Errorf("the hotplug script failed: %s", cmp.Or(v.nodes.scriptErr, "it does not say why")))
 	}
 }

@@ -32,15 +32,15 @@ func TestRateFollows(t *testing.T) {
 	w.rings(1, false)
 	w.frontState(xenbus.Connected)
 	check("10240 B/50ms", "-")
-	w.must(w.tool.Write(backDir+"/rate", "20480,50000"))
+	w.must(w.tool.Write(t.Context(), backDir+"/rate", "20480,50000"))
 	check("20480 B/50ms", "-")
 	const bad = `22 key "rate" is "fast", want bytes and microseconds, such as 10240,50000`
-	w.must(w.tool.Write(backDir+"/rate", "fast"))
+	w.must(w.tool.Write(t.Context(), backDir+"/rate", "fast"))
 	check("20480 B/50ms", bad)
 	w.wantState("4")
-	w.must(w.tool.Write(backDir+"/rate", "1,1"))
+	w.must(w.tool.Write(t.Context(), backDir+"/rate", "1,1"))
 	check("1 B/1µs", bad) // stays until the guest connects next
-	w.must(w.tool.Remove(backDir + "/rate"))
+	w.must(w.tool.Remove(t.Context(), backDir+"/rate"))
 	check("unlimited", bad)
 }
 
@@ -56,9 +56,9 @@ func TestMcastFollows(t *testing.T) {
 	}{{"1", true}, {"0", false}, {"1", true}, {"", false}, {"1", true}, {"-", false}} {
 		before := len(w.v.mcastWatch.events())
 		if tt.value == "-" {
-			w.must(w.guest.Remove(frontDir + "/" + mcastKey))
+			w.must(w.guest.Remove(t.Context(), frontDir+"/"+mcastKey))
 		} else {
-			w.must(w.guest.Write(frontDir+"/"+mcastKey, tt.value))
+			w.must(w.guest.Write(t.Context(), frontDir+"/"+mcastKey, tt.value))
 		}
 		if before == 0 {
 			<-w.v.mcastWatch.events() // the event makes a running vif look
@@ -68,7 +68,7 @@ func TestMcastFollows(t *testing.T) {
 			t.Errorf("%s=%q: filter %t", mcastKey, tt.value, has())
 		}
 	}
-	w.must(w.guest.Write(frontDir+"/"+mcastKey, "banana"))
+	w.must(w.guest.Write(t.Context(), frontDir+"/"+mcastKey, "banana"))
 	w.wantSteps("")
 	w.wantError(`22 frontend key "request-multicast-control" is "banana", want 0 or 1`)
 	w.wantState("4")
@@ -154,7 +154,7 @@ func mcastAfterRestart(t *testing.T, lost bool, filtered uint64) {
 func TestMTU(t *testing.T) {
 	w := newWorld(t)
 	w.attach("hotplug-status", "connected", "mtu", "9000")
-	w.must(w.tool.Write(frontDir+"/mtu", "9000"))
+	w.must(w.tool.Write(t.Context(), frontDir+"/mtu", "9000"))
 	w.settle()
 	want := func(tap int) {
 		t.Helper()

@@ -3,6 +3,7 @@
 package vif
 
 import (
+	"context"
 	"errors"
 	"net"
 	"strings"
@@ -42,13 +43,13 @@ func (s tapSetup) made(adopted bool) tapSetup {
 }
 
 // ensureTap makes the TAP, or adopts the one that a predecessor left.
-func (v *Vif) ensureTap() error {
+func (v *Vif) ensureTap(ctx context.Context) error {
 	if v.tap != nil {
 		return nil
 	}
 	mtu, err := parseMTU(v.nodes.mtu)
 	if err != nil {
-		return v.giveUp(err)
+		return v.giveUp(ctx, err)
 	}
 	d, err := v.adoptQueues(v.tapConfig())
 	if d == nil && err == nil {
@@ -56,7 +57,7 @@ func (v *Vif) ensureTap() error {
 		if found, err = v.findTap(); err == nil && found == nil && v.setup != tapUntouched {
 			// This comes before there is another TAP: a successor could not tell that
 			// the hotplug script has never seen that one.
-			if err := v.resetHotplug(); err != nil {
+			if err := v.resetHotplug(ctx); err != nil {
 				return err
 			}
 		}
@@ -70,14 +71,14 @@ func (v *Vif) ensureTap() error {
 	case errors.Is(err, tap.ErrBusy):
 		return v.waitWhileBusy(err)
 	case err != nil:
-		return v.retryOrGiveUp(err)
+		return v.retryOrGiveUp(ctx, err)
 	}
 	v.tap, v.busySince = d, time.Time{}
 	if d.Adopted() {
 		v.setup, v.spareQueues = v.setup.made(true), false
 		info, err := d.Info()
 		if err != nil {
-			return v.retryOrGiveUp(err)
+			return v.retryOrGiveUp(ctx, err)
 		}
 		v.adoptMTU(&info)
 		v.restoreAltName(&info)
@@ -87,7 +88,7 @@ func (v *Vif) ensureTap() error {
 	}
 	if err := v.configureTap(mtu); err != nil {
 		v.removeTap()
-		return v.retryOrGiveUp(err)
+		return v.retryOrGiveUp(ctx, err)
 	}
 	v.storeQueues()
 	v.setup = v.setup.made(false)
@@ -215,11 +216,11 @@ func (v *Vif) tapDeleted() {
 
 // resetHotplug clears hotplug-status, because the hotplug script did its work on a TAP
 // that is gone.
-func (v *Vif) resetHotplug() error {
-	v.reportError("TAP was deleted", errTapLost)
+func (v *Vif) resetHotplug(ctx context.Context) error {
+	v.reportError(ctx, "TAP was deleted", errTapLost)
 	if v.nodes.hasHotplug && v.nodes.hotplug != "" {
-		err := v.changeDir(func(tx *xenstore.Tx, _ xenbus.State) error {
-			return tx.Write(v.cfg.Path+"/hotplug-status", "")
+		err := v.changeDir(ctx, func(tx *xenstore.Tx, _ xenbus.State) error {
+			return tx.Write(ctx, v.cfg.Path+"/hotplug-status", "")
 		})
 		if err != nil {
 			return err
@@ -266,7 +267,7 @@ func (v *Vif) unregister() {
 
 // plug lets packets pass. If the toolstack runs no script, plug brings the interface up,
 // which nothing else would.
-func (v *Vif) plug() error {
+func (v *Vif) plug(ctx context.Context) error {
 	if v.setup == tapReplaced || !v.nodes.plugged() { // connect has found that out
 		return errAgain
 	}
@@ -288,7 +289,7 @@ func (v *Vif) plug() error {
 		return errAgain
 	}
 	if err != nil {
-		return v.retryOrGiveUp(err)
+		return v.retryOrGiveUp(ctx, err)
 	}
 	v.conn.carrier = carrier
 	return nil
@@ -306,12 +307,12 @@ func (v *Vif) setCarrier(on bool) {
 const ClaimedKey = "claimed"
 
 // clearClaim removes ClaimedKey: the vif belongs to this back end for good.
-func (v *Vif) clearClaim() error {
+func (v *Vif) clearClaim(ctx context.Context) error {
 	if !v.claimed {
 		return nil
 	}
-	err := v.changeDir(func(tx *xenstore.Tx, _ xenbus.State) error {
-		err := tx.Remove(v.cfg.Path + "/" + ClaimedKey)
+	err := v.changeDir(ctx, func(tx *xenstore.Tx, _ xenbus.State) error {
+		err := tx.Remove(ctx, v.cfg.Path+"/"+ClaimedKey)
 		if errors.Is(err, xenstore.ErrNotExist) {
 			return nil
 		}

@@ -23,11 +23,11 @@ import (
 
 // Store is the part of xenstore that a vif uses. *xenstore.Client is one.
 type Store interface {
-	Read(path string) (string, error)
-	Write(path, value string) error
-	Transaction(func(*xenstore.Tx) error) error
-	Watch(path string) (*xenstore.Watch, error)
-	IsIntroduced(domid xen.Domid) (bool, error)
+	Read(ctx context.Context, path string) (string, error)
+	Write(ctx context.Context, path, value string) error
+	Transaction(context.Context, func(*xenstore.Tx) error) error
+	Watch(ctx context.Context, path string) (*xenstore.Watch, error)
+	IsIntroduced(ctx context.Context, domid xen.Domid) (bool, error)
 }
 
 // DefaultGrace is the time that a frontend has to close after the toolstack has asked
@@ -167,8 +167,8 @@ func (v *Vif) wake() {
 
 // SetStore gives the vif another connection to xenstore, after the old one was lost. The
 // data path has been running meanwhile.
-func (v *Vif) SetStore(s Store) {
-	v.call(context.Background(), func() {
+func (v *Vif) SetStore(ctx context.Context, s Store) {
+	v.call(ctx, func() {
 		v.cfg.Store = countingStore{s, v}
 		v.frontWatch, v.mcastWatch, v.headroomWatch = watch{}, watch{}, watch{} // lost with the connection
 		v.Poke()
@@ -211,8 +211,8 @@ func (v *Vif) call(ctx context.Context, f func()) bool {
 }
 
 // Run runs the vif. It returns when the backend directory is gone, when another back
-// end has the device, or when ctx ends. Then the TAP and the state in xenstore stay as
-// they are, for a successor to adopt.
+// end has the device, or when ctx ends. Then it waits for xenstored no longer, and the
+// TAP and the state in xenstore stay as they are, for a successor to adopt.
 func (v *Vif) Run(ctx context.Context) {
 	defer close(v.done)
 	defer v.timer.Stop()
@@ -228,13 +228,13 @@ func (v *Vif) Run(ctx context.Context) {
 		due := true // to reconcile
 		select {
 		case <-ctx.Done():
-			v.inTurn(v.suspend)
+			v.inTurn(ctx, v.suspend)
 			return
 		case f := <-v.calls:
-			v.inTurn(f)
+			v.inTurn(ctx, f)
 			continue
 		case <-v.notices:
-			v.inTurn(v.handleNotices)
+			v.inTurn(ctx, func() { v.handleNotices(ctx) })
 			continue
 		case <-v.poke:
 			v.unread |= unread(v.changed.Swap(0))
@@ -253,24 +253,24 @@ func (v *Vif) Run(ctx context.Context) {
 			due = v.payForLook()
 		}
 		if due {
-			gone = v.reconcileInTurn()
+			gone = v.reconcileInTurn(ctx)
 		}
 		if v.work.owed {
 			v.wakeIn(max(time.Until(v.work.dueAt), 0))
 		}
 	}
-	v.inTurn(v.unwatch)
+	v.inTurn(ctx, v.unwatch)
 }
 
 // inTurn runs f within the vif's turn, and keeps a panic in f from ending the process.
-func (v *Vif) inTurn(f func()) {
-	v.turn.Do(func() { v.guard(f) })
+func (v *Vif) inTurn(ctx context.Context, f func()) {
+	v.turn.Do(func() { v.guard(ctx, f) })
 	v.revision.update(v.gist())
 }
 
 // guard runs f and quarantines the vif if f panics.
-func (v *Vif) guard(f func()) {
-	defer v.recovered(func(err error) { v.quarantine(err) })
+func (v *Vif) guard(ctx context.Context, f func()) {
+	defer v.recovered(func(err error) { v.quarantine(ctx, err) })
 	f()
 }
 

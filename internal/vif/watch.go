@@ -3,7 +3,7 @@
 package vif
 
 import (
-	"errors"
+	"context"
 
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
@@ -15,12 +15,12 @@ type watch struct {
 }
 
 // follow watches path instead of the old path.
-func (w *watch) follow(v *Vif, path string) error {
+func (w *watch) follow(ctx context.Context, v *Vif, path string) error {
 	if w.w != nil && w.path == path {
 		return nil
 	}
 	w.close(v)
-	x, err := v.cfg.Store.Watch(path)
+	x, err := v.cfg.Store.Watch(ctx, path)
 	if err != nil {
 		return err
 	}
@@ -45,7 +45,8 @@ func (w *watch) received(ok bool) {
 
 func (w *watch) close(v *Vif) {
 	if w.w != nil {
-		v.request(1, func() { _ = w.w.Close() })
+		v.countRequests(1)
+		w.w.Close()
 	}
 	*w = watch{}
 }
@@ -54,13 +55,13 @@ func (w *watch) close(v *Vif) {
 // request. It watches single nodes and never a directory, which the guest could fill. A
 // driver domain may run out of watches. Then the vif reconciles once per retryAfter, and
 // still gets events for the toolstack's nodes.
-func (v *Vif) watchFrontend() error {
-	err := v.frontWatch.follow(v, v.nodes.frontendDir+"/state")
+func (v *Vif) watchFrontend(ctx context.Context) error {
+	err := v.frontWatch.follow(ctx, v, v.nodes.frontendDir+"/state")
 	if err == nil && v.conn != nil {
-		err = v.mcastWatch.follow(v, v.nodes.frontendDir+"/"+mcastKey)
+		err = v.mcastWatch.follow(ctx, v, v.nodes.frontendDir+"/"+mcastKey)
 	}
-	if err != nil && !errors.Is(err, xenstore.ErrClosed) {
-		v.reportError("watch failed", err)
+	if err != nil && !unanswered(err) {
+		v.reportError(ctx, "watch failed", err)
 		v.wakeIn(retryAfter)
 		return nil
 	}

@@ -3,6 +3,7 @@
 package vif
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -81,32 +82,32 @@ type hookedStore struct {
 	alive  func() (bool, error)
 }
 
-func (s *hookedStore) Read(path string) (string, error) {
+func (s *hookedStore) Read(ctx context.Context, path string) (string, error) {
 	s.reads++
 	if s.read != nil {
 		s.read()
 	}
-	return s.Client.Read(path)
+	return s.Client.Read(ctx, path)
 }
 
-func (s *hookedStore) Watch(path string) (*xenstore.Watch, error) {
+func (s *hookedStore) Watch(ctx context.Context, path string) (*xenstore.Watch, error) {
 	if s.watch != nil {
 		if err := s.watch(path); err != nil {
 			return nil, &xenstore.Error{Op: "WATCH", Path: path, Err: err}
 		}
 	}
-	return s.Client.Watch(path)
+	return s.Client.Watch(ctx, path)
 }
 
-func (s *hookedStore) IsIntroduced(id xen.Domid) (bool, error) {
+func (s *hookedStore) IsIntroduced(ctx context.Context, id xen.Domid) (bool, error) {
 	if s.alive != nil {
 		return s.alive()
 	}
-	return s.Client.IsIntroduced(id)
+	return s.Client.IsIntroduced(ctx, id)
 }
 
-func (s *hookedStore) Transaction(f func(*xenstore.Tx) error) error {
-	return s.Client.Transaction(func(tx *xenstore.Tx) error {
+func (s *hookedStore) Transaction(ctx context.Context, f func(*xenstore.Tx) error) error {
+	return s.Client.Transaction(ctx, func(tx *xenstore.Tx) error {
 		err := f(tx)
 		if err == nil && s.commit != nil {
 			s.commit(tx)
@@ -124,8 +125,8 @@ func newWorld(t *testing.T) *world {
 	w.tool = w.connect(0)
 	w.xs = &hookedStore{Client: w.connect(0)}
 	w.srv.DomainCreated(domid)
-	w.must(w.tool.Mkdir("/local/domain/0"))
-	w.must(w.tool.Introduce(domid, 1, 1))
+	w.must(w.tool.Mkdir(t.Context(), "/local/domain/0"))
+	w.must(w.tool.Introduce(t.Context(), domid, 1, 1))
 	w.guest = w.connect(domid)
 	pool, err := dataplane.NewPool(dataplane.Options{Workers: 1, NoUring: true})
 	w.must(err)
@@ -177,7 +178,7 @@ func (w *world) attach(pairs ...string) {
 		"bridge": "xenbr0", "handle": "0", "type": "vif", "hotplug-status": "",
 	}.with(pairs...)
 	front := keyMap{"backend": backDir, "backend-id": "0", "state": "1", "handle": "0", "mac": "00:16:3e:01:02:03"}
-	w.must(w.tool.Transaction(func(tx *xenstore.Tx) error {
+	w.must(w.tool.Transaction(w.t.Context(), func(tx *xenstore.Tx) error {
 		for _, d := range []struct {
 			dir   string
 			perms []xenstore.Perm
@@ -186,14 +187,14 @@ func (w *world) attach(pairs ...string) {
 			{backDir, []xenstore.Perm{{Domid: 0, Access: xenstore.AccessNone}, {Domid: domid, Access: xenstore.AccessRead}}, back},
 			{frontDir, []xenstore.Perm{{Domid: domid, Access: xenstore.AccessNone}, {Domid: 0, Access: xenstore.AccessRead}}, front},
 		} {
-			if err := tx.Mkdir(d.dir); err != nil {
+			if err := tx.Mkdir(w.t.Context(), d.dir); err != nil {
 				return err
 			}
-			if err := tx.SetPermissions(d.dir, d.perms); err != nil {
+			if err := tx.SetPermissions(w.t.Context(), d.dir, d.perms); err != nil {
 				return err
 			}
 			for k, v := range d.keys {
-				if err := tx.Write(d.dir+"/"+k, v); err != nil {
+				if err := tx.Write(w.t.Context(), d.dir+"/"+k, v); err != nil {
 					return err
 				}
 			}
@@ -205,25 +206,28 @@ func (w *world) attach(pairs ...string) {
 // detach asks for the removal of the vif, as the toolstack does.
 func (w *world) detach() {
 	w.t.Helper()
-	w.must(w.tool.Transaction(func(tx *xenstore.Tx) error {
-		if err := tx.Write(backDir+"/online", "0"); err != nil {
+	w.must(w.tool.Transaction(w.t.Context(), func(tx *xenstore.Tx) error {
+		if err := tx.Write(w.t.Context(), backDir+"/online", "0"); err != nil {
 			return err
 		}
-		s, err := tx.Read(backDir + "/state")
+		s, err := tx.Read(w.t.Context(), backDir+"/state")
 		if err != nil || s == "6" {
 			return err
 		}
-		return tx.Write(backDir+"/state", "5")
+		return tx.Write(w.t.Context(), backDir+"/state", "5")
 	}))
 }
 
 // plugIn writes that the hotplug script is done.
-func (w *world) plugIn() { w.t.Helper(); w.must(w.tool.Write(backDir+"/hotplug-status", "connected")) }
+func (w *world) plugIn() {
+	w.t.Helper()
+	w.must(w.tool.Write(w.t.Context(), backDir+"/hotplug-status", "connected"))
+}
 
 // frontState writes the state of the frontend.
 func (w *world) frontState(s xenbus.State) {
 	w.t.Helper()
-	w.must(w.guest.Write(frontDir+"/state", s.Value()))
+	w.must(w.guest.Write(w.t.Context(), frontDir+"/state", s.Value()))
 }
 
 // rings makes rings for n queues in the guest and publishes them.
@@ -261,13 +265,13 @@ func (w *world) rings(n int, split bool, pairs ...string) {
 	for i := 0; i < len(pairs); i += 2 {
 		keys[pairs[i]] = pairs[i+1]
 	}
-	w.must(w.guest.Transaction(func(tx *xenstore.Tx) error {
+	w.must(w.guest.Transaction(w.t.Context(), func(tx *xenstore.Tx) error {
 		for k, v := range keys {
 			var err error
 			if v == "-" {
-				err = tx.Remove(frontDir + "/" + k)
+				err = tx.Remove(w.t.Context(), frontDir+"/"+k)
 			} else {
-				err = tx.Write(frontDir+"/"+k, v)
+				err = tx.Write(w.t.Context(), frontDir+"/"+k, v)
 			}
 			if err != nil && !errors.Is(err, xenstore.ErrNotExist) {
 				return err
@@ -306,7 +310,7 @@ func (w *world) settle() string {
 func (w *world) look() (steps []string, gone bool) {
 	w.log.TakeAll()
 	w.v.unread = unreadAll
-	w.v.guard(func() { gone = w.v.reconcile() })
+	w.v.guard(w.t.Context(), func() { gone = w.v.reconcile(w.t.Context()) })
 	for _, e := range w.log.FilterMessage("step").All() {
 		steps = append(steps, e.ContextMap()["step"].(string))
 	}
@@ -324,7 +328,7 @@ func (w *world) wantSteps(want string) {
 // get reads a node; "-" is none.
 func (w *world) get(path string) string {
 	w.t.Helper()
-	v, err := w.tool.Read(path)
+	v, err := w.tool.Read(w.t.Context(), path)
 	if errors.Is(err, xenstore.ErrNotExist) {
 		return "-"
 	}
@@ -422,7 +426,7 @@ func (w *world) handleNotices() {
 	w.t.Helper()
 	select {
 	case <-w.v.notices:
-		w.v.guard(w.v.handleNotices)
+		w.v.guard(w.t.Context(), func() { w.v.handleNotices(w.t.Context()) })
 	case <-time.After(10 * time.Second):
 		w.t.Fatal("the data plane has no notices")
 	}
@@ -444,9 +448,9 @@ type failingStore struct {
 	fail *bool
 }
 
-func (s *failingStore) Transaction(f func(*xenstore.Tx) error) error {
+func (s *failingStore) Transaction(ctx context.Context, f func(*xenstore.Tx) error) error {
 	if *s.fail {
 		return &xenstore.Error{Op: "TRANSACTION_START", Err: xenstore.ErrQuota}
 	}
-	return s.Store.Transaction(f)
+	return s.Store.Transaction(ctx, f)
 }

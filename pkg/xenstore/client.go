@@ -4,9 +4,11 @@ package xenstore
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -35,6 +37,9 @@ func WithTimeout(d time.Duration) Option {
 
 // Client is a connection to xenstored. It is safe for concurrent use. It holds
 // two goroutines until Close is called or the connection ends.
+//
+// A call whose ctx ends returns ctx.Err() in an [Error] at once, and the
+// connection stays usable: see the package documentation.
 type Client struct {
 	view // outside of any transaction
 
@@ -42,24 +47,29 @@ type Client struct {
 	kind    Kind
 	timeout time.Duration
 
-	requests chan *request  // to the writer; unbuffered, so what waits is bounded by its callers
-	loops    sync.WaitGroup // reader and writer
-	done     chan struct{}  // closed when the connection is gone
-	stopped  chan struct{}  // closed when conn is closed and the loops have ended, too
+	loops   sync.WaitGroup // reader and writer
+	done    chan struct{}  // closed when the connection is gone
+	stopped chan struct{}  // closed when conn is closed and the loops have ended, too
 
-	mu          sync.Mutex
-	idle        *sync.Cond          // of mu: outstanding became empty, or err was set
+	mu          sync.Mutex          // guards all below, and requests
+	due         *sync.Cond          // of mu: the writer may have something to send, or err was set
+	queue       []*request          // to be sent, the oldest first; each has a caller that waits, or undoes something
 	outstanding map[uint32]*request // sent and not answered, by request id
-	watches     map[string]*Watch   // by token
+	lastID      uint32
+	watches     map[string]*Watch // by token
 	lastToken   uint64
 	err         error // why the connection is gone
 }
 
-// request is one call on its way.
+// request is one call on its way. Client.mu guards its fields, except for
+// payload, which does not change once the request was sent.
 type request struct {
 	header  Header
 	payload []byte
-	answer  chan answer // holds one; whoever takes the request from outstanding fills it
+	answer  chan answer // holds one
+	expiry  *time.Timer // ends the connection; nil: never
+	settled bool        // it was answered, or will not be sent
+	left    bool        // its caller does not wait for the answer
 }
 
 type answer struct {
@@ -77,14 +87,13 @@ func New(conn io.ReadWriteCloser, kind Kind, opts ...Option) *Client {
 		conn:        conn,
 		kind:        kind,
 		timeout:     DefaultTimeout,
-		requests:    make(chan *request),
 		done:        make(chan struct{}),
 		stopped:     make(chan struct{}),
 		outstanding: make(map[uint32]*request),
 		watches:     make(map[string]*Watch),
 	}
 	c.view.c = c
-	c.idle = sync.NewCond(&c.mu)
+	c.due = sync.NewCond(&c.mu)
 	for _, o := range opts {
 		o(c)
 	}
@@ -124,6 +133,10 @@ func (c *Client) Close() error {
 func (c *Client) fail(cause error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.failLocked(cause)
+}
+
+func (c *Client) failLocked(cause error) {
 	if c.err != nil {
 		return
 	}
@@ -131,15 +144,19 @@ func (c *Client) fail(cause error) {
 	if cause != nil {
 		c.err = fmt.Errorf("%w: %w", ErrClosed, cause)
 	}
-	for id, r := range c.outstanding {
-		delete(c.outstanding, id)
-		r.answer <- answer{err: c.err}
+	for _, r := range c.outstanding {
+		r.settle(answer{err: c.err})
 	}
+	for _, r := range c.queue {
+		r.settle(answer{err: c.err})
+	}
+	clear(c.outstanding)
+	c.queue = nil
 	for token, w := range c.watches {
 		delete(c.watches, token)
 		close(w.ch)
 	}
-	c.idle.Broadcast()
+	c.due.Broadcast()
 	close(c.done)
 	go c.release()
 }
@@ -154,103 +171,148 @@ func (c *Client) release() {
 
 // call sends one request and returns the payload of its answer. path is for
 // the error only.
-func (c *Client) call(typ MessageType, tx uint32, path string, payload []byte) ([]byte, error) {
-	b, err := c.exchange(typ, tx, payload)
+func (c *Client) call(ctx context.Context, typ MessageType, tx uint32, path string, payload []byte) ([]byte, error) {
+	err := ctx.Err()
+	if err == nil {
+		payload, err = c.exchange(ctx, typ, tx, payload)
+	}
 	if err != nil {
 		return nil, &Error{Op: typ.String(), Path: path, Err: err}
 	}
-	return b, nil
+	return payload, nil
 }
 
-func (c *Client) exchange(typ MessageType, tx uint32, payload []byte) ([]byte, error) {
+// exchange sends one request and waits for its answer, or for the end of ctx.
+func (c *Client) exchange(ctx context.Context, typ MessageType, tx uint32, payload []byte) ([]byte, error) {
 	if len(payload) > c.kind.MaxRequest() {
 		return nil, fmt.Errorf("%w: %d bytes, at most %d fit", ErrTooLong, len(payload), c.kind.MaxRequest())
-	}
-	var expired <-chan time.Time
-	if c.timeout > 0 {
-		t := time.NewTimer(c.timeout)
-		defer t.Stop()
-		expired = t.C
 	}
 	r := &request{
 		header:  Header{Type: typ, TxID: tx},
 		payload: payload,
 		answer:  make(chan answer, 1),
 	}
-	select {
-	case c.requests <- r:
-	case <-c.done:
-		return nil, c.Err()
-	case <-expired:
-		return nil, c.expire(typ)
-	}
+	c.mu.Lock()
+	c.push(r)
+	c.mu.Unlock()
 	select {
 	case a := <-r.answer:
 		return a.payload, a.err
-	case <-expired:
-		return nil, c.expire(typ)
+	case <-ctx.Done():
+		return c.leave(r, ctx.Err())
 	}
 }
 
+// discard sends a request that undoes something. It does not wait for the
+// answer. c.mu is held.
+func (c *Client) discard(typ MessageType, tx uint32, payload []byte) {
+	c.push(&request{header: Header{Type: typ, TxID: tx}, payload: payload, answer: make(chan answer, 1), left: true})
+}
+
+// push queues r for the writer. c.mu is held.
+func (c *Client) push(r *request) {
+	if c.err != nil {
+		r.settle(answer{err: c.err})
+		return
+	}
+	if c.timeout > 0 {
+		r.expiry = time.AfterFunc(c.timeout, func() { c.expire(r) })
+	}
+	c.queue = append(c.queue, r)
+	c.due.Signal()
+}
+
+// leave gives up waiting for the answer to r. A request that was not sent yet is
+// withdrawn; a commit becomes an abort. The answer to one that was sent is
+// dropped when it comes. leave returns err, or the answer if it came first.
+func (c *Client) leave(r *request, err error) ([]byte, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if r.settled {
+		a := <-r.answer
+		return a.payload, a.err
+	}
+	r.left = true
+	if i := slices.Index(c.queue, r); i >= 0 {
+		if r.header.Type == MsgTransactionEnd {
+			r.payload = abortPayload
+			return nil, err
+		}
+		c.queue = slices.Delete(c.queue, i, i+1)
+		r.settle(answer{err: err})
+	}
+	return nil, err
+}
+
+// settle answers r, once. Client.mu is held.
+func (r *request) settle(a answer) {
+	r.settled = true
+	if r.expiry != nil {
+		r.expiry.Stop()
+	}
+	r.answer <- a
+}
+
 // expire ends the connection because a request was not answered in time.
-func (c *Client) expire(typ MessageType) error {
-	c.fail(fmt.Errorf("%w: %v took longer than %v", ErrTimeout, typ, c.timeout))
-	return c.Err()
+func (c *Client) expire(r *request) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !r.settled {
+		c.failLocked(fmt.Errorf("%w: %v took longer than %v", ErrTimeout, r.header.Type, c.timeout))
+	}
 }
 
 // writeLoop owns the sending side of the connection.
 func (c *Client) writeLoop() {
-	var (
-		buf []byte
-		id  uint32
-	)
+	var buf []byte
 	for {
-		select {
-		case r := <-c.requests:
-			if id = c.register(r, id); id == 0 {
-				r.answer <- answer{err: c.Err()}
-				return
-			}
-			buf = AppendMessage(buf[:0], r.header, r.payload)
-			n, err := c.conn.Write(buf)
-			if err == nil {
-				continue
-			}
-			if errno, ok := c.refused(n, err); ok {
-				if r := c.take(id); r != nil {
-					r.answer <- answer{err: errno}
-				}
-				continue
-			}
-			c.fail(err)
-		case <-c.done:
+		r := c.next()
+		if r == nil {
 			return
 		}
+		buf = AppendMessage(buf[:0], r.header, r.payload)
+		n, err := c.conn.Write(buf)
+		if err == nil {
+			continue
+		}
+		if errno, ok := c.refused(n, err); ok {
+			c.mu.Lock()
+			c.answer(r, answer{err: errno})
+			c.mu.Unlock()
+			continue
+		}
+		c.fail(err)
 	}
 }
 
-// register makes r outstanding under a free id, chosen from last onwards, and
-// returns that. It returns 0 when the connection is gone.
-func (c *Client) register(r *request, last uint32) uint32 {
+// next waits for a request that may be sent and makes it outstanding. It returns
+// nil when the connection is gone.
+func (c *Client) next() *request {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.kind == Xenbus {
-		// See the package documentation: this request would overwrite one that the
-		// kernel has yet to send, or stop its xenbus thread.
-		for len(c.outstanding) > 0 && c.err == nil {
-			c.idle.Wait()
-		}
+	// On Xenbus a second request would overwrite one that the kernel has yet to
+	// send, or stop its xenbus thread: see the package documentation.
+	for c.err == nil && (len(c.queue) == 0 || c.kind == Xenbus && len(c.outstanding) > 0) {
+		c.due.Wait()
 	}
 	if c.err != nil {
-		return 0
+		return nil
 	}
-	id := last + 1
-	for id == 0 || c.outstanding[id] != nil {
-		id++
+	r := c.queue[0]
+	c.queue[0] = nil
+	c.queue = c.queue[1:]
+	c.register(r)
+	return r
+}
+
+// register makes r outstanding under a free id. c.mu is held.
+func (c *Client) register(r *request) {
+	c.lastID++
+	for c.lastID == 0 || c.outstanding[c.lastID] != nil {
+		c.lastID++
 	}
-	r.header.ReqID = id
-	c.outstanding[id] = r
-	return id
+	r.header.ReqID = c.lastID
+	c.outstanding[c.lastID] = r
 }
 
 // refused tells the errno of a request that xenbus refused from a broken
@@ -263,21 +325,8 @@ func (c *Client) refused(written int, err error) (syscall.Errno, bool) {
 	return errno, true
 }
 
-// take removes and returns an outstanding request. It returns nil when there
-// is none, since the connection has ended or nobody asked.
-func (c *Client) take(id uint32) *request {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	r := c.outstanding[id]
-	delete(c.outstanding, id)
-	if len(c.outstanding) == 0 {
-		c.idle.Signal()
-	}
-	return r
-}
-
 // readLoop owns the receiving side of the connection. It never waits for
-// anything else, so a slow consumer of a watch delays nobody.
+// anything else, so a slow consumer of a watch delays no other.
 func (c *Client) readLoop() {
 	messages := NewMessageReader(c.conn)
 	for {
@@ -295,28 +344,52 @@ func (c *Client) readLoop() {
 	}
 }
 
-// dispatch hands a message to whom it is for. The error ends the connection.
+// dispatch hands a message to the call or the watch that it is for. The error
+// ends the connection.
 func (c *Client) dispatch(h Header, payload []byte) error {
 	if h.Type == MsgWatchEvent {
 		// Nothing else of the header means anything.
 		return c.fire(payload)
 	}
-	r := c.take(h.ReqID)
-	if r == nil {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	r := c.outstanding[h.ReqID]
+	switch {
+	case r == nil:
 		return fmt.Errorf("%w: %v answers request %d, which is not outstanding", ErrProtocol, h.Type, h.ReqID)
-	}
-	switch h.Type {
-	case r.header.Type:
-		r.answer <- answer{payload: bytes.Clone(payload)}
-	case MsgError:
-		r.answer <- answer{err: wireError(payload)}
+	case h.Type == MsgError:
+		c.answer(r, answer{err: wireError(payload)})
+	case h.Type == r.header.Type:
+		c.answer(r, answer{payload: bytes.Clone(payload)})
 	default:
-		err := fmt.Errorf("%w: %v answers a request of type %v", ErrProtocol, h.Type, r.header.Type)
-		c.fail(err)
-		r.answer <- answer{err: c.Err()}
-		return err
+		return fmt.Errorf("%w: %v answers a request of type %v", ErrProtocol, h.Type, r.header.Type)
 	}
 	return nil
+}
+
+// answer answers an outstanding request. What a request has left behind whose
+// caller did not wait is undone. c.mu is held.
+func (c *Client) answer(r *request, a answer) {
+	if r.settled {
+		return // the connection is gone
+	}
+	delete(c.outstanding, r.header.ReqID)
+	c.due.Signal()
+	r.settle(a)
+	if !r.left || a.err != nil {
+		return
+	}
+	switch r.header.Type {
+	case MsgTransactionStart:
+		id, err := parseTxID(a.payload)
+		if err != nil {
+			c.failLocked(err)
+			return
+		}
+		c.discard(MsgTransactionEnd, id, abortPayload)
+	case MsgWatch:
+		c.discard(MsgUnwatch, 0, r.payload)
+	}
 }
 
 // wireError is the error an ERROR message carries. A name outside the table

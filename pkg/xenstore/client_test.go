@@ -27,28 +27,28 @@ func TestRequestsOnTheWire(t *testing.T) {
 		reply   string
 		want    any
 	}{
-		{"read", func(c *Client) (any, error) { return c.Read("/a/b") }, MsgRead, "/a/b\x00", "v\x00\xff", "v\x00\xff"},
-		{"read an empty value", func(c *Client) (any, error) { return c.Read("a") }, MsgRead, "a\x00", "", ""},
-		{"write any byte", func(c *Client) (any, error) { return none(c.Write("/a", "x\x00\n\xff")) }, MsgWrite, "/a\x00x\x00\n\xff", "OK\x00", nil},
-		{"write nothing", func(c *Client) (any, error) { return none(c.Write("/a", "")) }, MsgWrite, "/a\x00", "OK\x00", nil},
-		{"mkdir", func(c *Client) (any, error) { return none(c.Mkdir("/a")) }, MsgMkdir, "/a\x00", "OK\x00", nil},
-		{"remove", func(c *Client) (any, error) { return none(c.Remove("/a")) }, MsgRemove, "/a\x00", "OK\x00", nil},
-		{"exists", func(c *Client) (any, error) { return c.Exists("/a") }, MsgRead, "/a\x00", "v", true},
-		{"list", func(c *Client) (any, error) { return c.List("/") }, MsgDirectory, "/\x00", "a\x00bc\x00", []string{"a", "bc"}},
-		{"list a leaf", func(c *Client) (any, error) { return c.List("/a") }, MsgDirectory, "/a\x00", "", []string(nil)},
-		{"permissions", func(c *Client) (any, error) { return c.Permissions("/a") }, MsgGetPerms, "/a\x00", "n0\x00r5\x00b7\x00",
+		{"read", func(c *Client) (any, error) { return c.Read(t.Context(), "/a/b") }, MsgRead, "/a/b\x00", "v\x00\xff", "v\x00\xff"},
+		{"read an empty value", func(c *Client) (any, error) { return c.Read(t.Context(), "a") }, MsgRead, "a\x00", "", ""},
+		{"write any byte", func(c *Client) (any, error) { return none(c.Write(t.Context(), "/a", "x\x00\n\xff")) }, MsgWrite, "/a\x00x\x00\n\xff", "OK\x00", nil},
+		{"write nothing", func(c *Client) (any, error) { return none(c.Write(t.Context(), "/a", "")) }, MsgWrite, "/a\x00", "OK\x00", nil},
+		{"mkdir", func(c *Client) (any, error) { return none(c.Mkdir(t.Context(), "/a")) }, MsgMkdir, "/a\x00", "OK\x00", nil},
+		{"remove", func(c *Client) (any, error) { return none(c.Remove(t.Context(), "/a")) }, MsgRemove, "/a\x00", "OK\x00", nil},
+		{"exists", func(c *Client) (any, error) { return c.Exists(t.Context(), "/a") }, MsgRead, "/a\x00", "v", true},
+		{"list", func(c *Client) (any, error) { return c.List(t.Context(), "/") }, MsgDirectory, "/\x00", "a\x00bc\x00", []string{"a", "bc"}},
+		{"list a leaf", func(c *Client) (any, error) { return c.List(t.Context(), "/a") }, MsgDirectory, "/a\x00", "", []string(nil)},
+		{"permissions", func(c *Client) (any, error) { return c.Permissions(t.Context(), "/a") }, MsgGetPerms, "/a\x00", "n0\x00r5\x00b7\x00",
 			[]Perm{{AccessNone, 0}, {AccessRead, 5}, {AccessBoth, 7}}},
-		{"permissions of a special path", func(c *Client) (any, error) { return c.Permissions(ReleaseDomain) }, MsgGetPerms, "@releaseDomain\x00", "n0\x00",
+		{"permissions of a special path", func(c *Client) (any, error) { return c.Permissions(t.Context(), ReleaseDomain) }, MsgGetPerms, "@releaseDomain\x00", "n0\x00",
 			[]Perm{{AccessNone, 0}}},
 		{"set permissions", func(c *Client) (any, error) {
-			return none(c.SetPermissions("/a", []Perm{{AccessNone, 3}, {AccessWrite, 0}}))
+			return none(c.SetPermissions(t.Context(), "/a", []Perm{{AccessNone, 3}, {AccessWrite, 0}}))
 		}, MsgSetPerms, "/a\x00n3\x00w0\x00", "OK\x00", nil},
-		{"a number", func(c *Client) (any, error) { return c.ReadUint("/a", 32) }, MsgRead, "/a\x00", "4294967295", uint64(4294967295)},
-		{"introduced", func(c *Client) (any, error) { return c.IsIntroduced(7) }, MsgIsDomainIntroduced, "7\x00", "T\x00", true},
-		{"not introduced", func(c *Client) (any, error) { return c.IsIntroduced(65535) }, MsgIsDomainIntroduced, "65535\x00", "F\x00", false},
-		{"introduce", func(c *Client) (any, error) { return none(c.Introduce(7, 0x1234, 3)) }, MsgIntroduce, "7\x004660\x003\x00", "OK\x00", nil},
-		{"introduce a high frame", func(c *Client) (any, error) { return none(c.Introduce(7, 1<<64-2, 3)) }, MsgIntroduce, "7\x00-2\x003\x00", "OK\x00", nil},
-		{"release", func(c *Client) (any, error) { return none(c.Release(7)) }, MsgRelease, "7\x00", "OK\x00", nil},
+		{"a number", func(c *Client) (any, error) { return c.ReadUint(t.Context(), "/a", 32) }, MsgRead, "/a\x00", "4294967295", uint64(4294967295)},
+		{"introduced", func(c *Client) (any, error) { return c.IsIntroduced(t.Context(), 7) }, MsgIsDomainIntroduced, "7\x00", "T\x00", true},
+		{"not introduced", func(c *Client) (any, error) { return c.IsIntroduced(t.Context(), 65535) }, MsgIsDomainIntroduced, "65535\x00", "F\x00", false},
+		{"introduce", func(c *Client) (any, error) { return none(c.Introduce(t.Context(), 7, 0x1234, 3)) }, MsgIntroduce, "7\x004660\x003\x00", "OK\x00", nil},
+		{"introduce a high frame", func(c *Client) (any, error) { return none(c.Introduce(t.Context(), 7, 1<<64-2, 3)) }, MsgIntroduce, "7\x00-2\x003\x00", "OK\x00", nil},
+		{"release", func(c *Client) (any, error) { return none(c.Release(t.Context(), 7)) }, MsgRelease, "7\x00", "OK\x00", nil},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			c, p := dialPeer(t, Socket)
@@ -89,7 +89,7 @@ func TestErrorRepliesBelongToTheCallAlone(t *testing.T) {
 		"":        ErrInvalid,
 	} {
 		name = n
-		_, err := c.Read("/a")
+		_, err := c.Read(t.Context(), "/a")
 		var e *Error
 		if !errors.Is(err, want) || !errors.As(err, &e) || e.Op != "READ" || e.Path != "/a" {
 			t.Errorf("%s: %v", n, err)
@@ -112,10 +112,10 @@ func TestExistsTellsMissingFromUnreadable(t *testing.T) {
 			p.refuse(m, "EACCES")
 		}
 	})
-	if ok, err := c.Exists("/missing"); ok || err != nil {
+	if ok, err := c.Exists(t.Context(), "/missing"); ok || err != nil {
 		t.Errorf("missing: %t, %v", ok, err)
 	}
-	if ok, err := c.Exists("/secret"); ok || !errors.Is(err, ErrPermission) {
+	if ok, err := c.Exists(t.Context(), "/secret"); ok || !errors.Is(err, ErrPermission) {
 		t.Errorf("unreadable: %t, %v", ok, err)
 	}
 }
@@ -146,7 +146,7 @@ func TestReadUint(t *testing.T) {
 	} {
 		c, p := dialPeer(t, Socket)
 		go p.serve(func(m message) { p.reply(m, tc.value) })
-		got, err := c.ReadUint("/a", tc.bits)
+		got, err := c.ReadUint(t.Context(), "/a", tc.bits)
 		if got != tc.want || (err == nil) != tc.ok || (err != nil && !errors.Is(err, ErrMalformed)) {
 			t.Errorf("%.20q: %d, %v", tc.value, got, err)
 		}
@@ -162,10 +162,10 @@ func TestNonsensicalRepliesBelongToTheCallAlone(t *testing.T) {
 		reply string
 		call  func(c *Client) error
 	}{
-		"list without a NUL":         {"a\x00b", func(c *Client) error { _, err := c.List("/"); return err }},
-		"permissions without a NUL":  {"n0", func(c *Client) error { _, err := c.Permissions("/"); return err }},
-		"permission of unknown kind": {"n0\x00q1\x00", func(c *Client) error { _, err := c.Permissions("/"); return err }},
-		"introduced neither T nor F": {"maybe\x00", func(c *Client) error { _, err := c.IsIntroduced(1); return err }},
+		"list without a NUL":         {"a\x00b", func(c *Client) error { _, err := c.List(t.Context(), "/"); return err }},
+		"permissions without a NUL":  {"n0", func(c *Client) error { _, err := c.Permissions(t.Context(), "/"); return err }},
+		"permission of unknown kind": {"n0\x00q1\x00", func(c *Client) error { _, err := c.Permissions(t.Context(), "/"); return err }},
+		"introduced neither T nor F": {"maybe\x00", func(c *Client) error { _, err := c.IsIntroduced(t.Context(), 1); return err }},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c, p := dialPeer(t, Socket)
@@ -192,25 +192,25 @@ func TestNothingIsSentThatCannotBeAnswered(t *testing.T) {
 				p.ok(m)
 			})
 			room := kind.MaxRequest() - len("/a\x00")
-			if err := c.Write("/a", strings.Repeat("x", room)); err != nil {
+			if err := c.Write(t.Context(), "/a", strings.Repeat("x", room)); err != nil {
 				t.Errorf("the longest value: %v", err)
 			}
 			for name, err := range map[string]error{
-				"write": c.Write("/a", strings.Repeat("x", room+1)),
-				"huge":  c.Write("/a", strings.Repeat("x", 1<<20)),
-				"perms": c.SetPermissions("/a", make([]Perm, 2000)),
+				"write": c.Write(t.Context(), "/a", strings.Repeat("x", room+1)),
+				"huge":  c.Write(t.Context(), "/a", strings.Repeat("x", 1<<20)),
+				"perms": c.SetPermissions(t.Context(), "/a", make([]Perm, 2000)),
 			} {
 				if !errors.Is(err, ErrTooLong) {
 					t.Errorf("%s: %v", name, err)
 				}
 			}
-			_, watchErr := c.Watch("/a/")
-			_, readErr := c.Read("")
+			_, watchErr := c.Watch(t.Context(), "/a/")
+			_, readErr := c.Read(t.Context(), "")
 			for name, err := range map[string]error{
 				"read":        readErr,
-				"special":     c.Write(ReleaseDomain, "x"),
-				"NUL in path": c.Write("/a\x00b", "x"),
-				"long":        c.Mkdir("/" + strings.Repeat("a", MaxAbsPath)),
+				"special":     c.Write(t.Context(), ReleaseDomain, "x"),
+				"NUL in path": c.Write(t.Context(), "/a\x00b", "x"),
+				"long":        c.Mkdir(t.Context(), "/"+strings.Repeat("a", MaxAbsPath)),
 				"watch":       watchErr,
 			} {
 				var e *Error
@@ -246,7 +246,7 @@ func TestRepliesInAnyOrder(t *testing.T) {
 	for i := range n {
 		wg.Go(func() {
 			path := fmt.Sprintf("/n/%d", i)
-			if got, err := c.Read(path); err != nil || got != "value of "+path {
+			if got, err := c.Read(t.Context(), path); err != nil || got != "value of "+path {
 				t.Errorf("%s: %q, %v", path, got, err)
 			}
 		})
@@ -276,7 +276,7 @@ func TestReadsAreCutAnywhere(t *testing.T) {
 			var wg sync.WaitGroup
 			for _, path := range []string{"/first", "/second"} {
 				wg.Go(func() {
-					if got, err := c.Read(path); err != nil || got != path {
+					if got, err := c.Read(t.Context(), path); err != nil || got != path {
 						t.Errorf("%s: %q, %v", path, got, err)
 					}
 				})
@@ -348,13 +348,13 @@ func TestBreachesEndTheConnection(t *testing.T) {
 				<-first
 				tc.answer(p, m)
 			})
-			w, err := c.Watch("/w")
+			w, err := c.Watch(t.Context(), "/w")
 			if err != nil {
 				t.Fatal(err)
 			}
 			result := make(chan error, 1)
 			go func() {
-				_, err := c.Read("/a")
+				_, err := c.Read(t.Context(), "/a")
 				result <- err
 			}()
 			close(first)
@@ -370,16 +370,14 @@ func TestBreachesEndTheConnection(t *testing.T) {
 				t.Errorf("reason %v, want %v", err, tc.want)
 			}
 			closed(t, w)
-			if err := w.Close(); err != nil {
-				t.Errorf("closing the watch: %v", err)
-			}
-			if _, err := c.Read("/b"); !errors.Is(err, ErrClosed) || !errors.Is(err, tc.want) {
+			w.Close()
+			if _, err := c.Read(t.Context(), "/b"); !errors.Is(err, ErrClosed) || !errors.Is(err, tc.want) {
 				t.Errorf("a later call: %v", err)
 			}
-			if _, err := c.Watch("/b"); !errors.Is(err, ErrClosed) {
+			if _, err := c.Watch(t.Context(), "/b"); !errors.Is(err, ErrClosed) {
 				t.Errorf("a later watch: %v", err)
 			}
-			if err := c.Transaction(func(*Tx) error { return nil }); !errors.Is(err, ErrClosed) {
+			if err := c.Transaction(t.Context(), func(*Tx) error { return nil }); !errors.Is(err, ErrClosed) {
 				t.Errorf("a later transaction: %v", err)
 			}
 		})
@@ -398,20 +396,20 @@ func TestTimeoutEndsTheConnection(t *testing.T) {
 			// An answered request does not keep a lost one alive.
 			for range 8 {
 				time.Sleep(10 * time.Second)
-				if _, err := c.Read("/other"); err != nil {
+				if _, err := c.Read(t.Context(), "/other"); err != nil {
 					t.Errorf("another request: %v", err)
 				}
 			}
 		}()
 		start := time.Now()
-		_, err := c.Read("/lost")
+		_, err := c.Read(t.Context(), "/lost")
 		if !errors.Is(err, ErrTimeout) || !errors.Is(err, ErrClosed) {
 			t.Errorf("the lost request: %v", err)
 		}
 		if d := time.Since(start); d != DefaultTimeout {
 			t.Errorf("it took %v", d)
 		}
-		if _, err := c.Read("/other"); !errors.Is(err, ErrTimeout) {
+		if _, err := c.Read(t.Context(), "/other"); !errors.Is(err, ErrTimeout) {
 			t.Errorf("a later request: %v", err)
 		}
 	})
@@ -423,7 +421,7 @@ func TestTimeoutOfAPeerThatDoesNotRead(t *testing.T) {
 		var wg sync.WaitGroup
 		for range 3 { // one in the writer's hands, the others before it
 			wg.Go(func() {
-				if _, err := c.Read("/a"); !errors.Is(err, ErrTimeout) {
+				if _, err := c.Read(t.Context(), "/a"); !errors.Is(err, ErrTimeout) {
 					t.Errorf("got %v", err)
 				}
 			})
@@ -440,7 +438,7 @@ func TestWithoutTimeoutARequestWaits(t *testing.T) {
 			time.Sleep(1000 * time.Hour)
 			p.reply(m, "at last")
 		})
-		if got, err := c.Read("/a"); err != nil || got != "at last" {
+		if got, err := c.Read(t.Context(), "/a"); err != nil || got != "at last" {
 			t.Errorf("%q, %v", got, err)
 		}
 	})
@@ -475,27 +473,25 @@ func TestCloseInTheMiddleOfEverything(t *testing.T) {
 		var wg sync.WaitGroup
 		for range 4 {
 			wg.Go(func() {
-				for check(c.Write("/a", "b")) {
+				for check(c.Write(t.Context(), "/a", "b")) {
 				}
 			})
 			wg.Go(func() {
-				for check(c.Transaction(func(tx *Tx) error { return tx.Write("/a", "b") })) {
+				for check(c.Transaction(t.Context(), func(tx *Tx) error { return tx.Write(t.Context(), "/a", "b") })) {
 				}
 			})
 			wg.Go(func() {
 				for {
-					w, err := c.Watch("/a")
+					w, err := c.Watch(t.Context(), "/a")
 					if !check(err) {
 						return
 					}
 					<-w.C()
-					if !check(w.Close()) {
-						return
-					}
+					w.Close()
 					closed(t, w)
 				}
 			})
-			wg.Go(func() { check(c.Mkdir("/never")) })
+			wg.Go(func() { check(c.Mkdir(t.Context(), "/never")) })
 		}
 		for range 20 {
 			<-started
@@ -525,7 +521,7 @@ func TestCloseLeavesBehindWhatCannotBeInterrupted(t *testing.T) {
 		}, Xenbus)
 		var wg sync.WaitGroup
 		wg.Go(func() {
-			if _, err := c.Watch("/a"); !errors.Is(err, ErrClosed) {
+			if _, err := c.Watch(t.Context(), "/a"); !errors.Is(err, ErrClosed) {
 				t.Errorf("the watch under way: %v", err)
 			}
 		})
@@ -551,7 +547,7 @@ func TestRequestIDsAreFresh(t *testing.T) {
 		p.ok(m)
 	})
 	for range 4 {
-		if err := c.Mkdir("/a"); err != nil {
+		if err := c.Mkdir(t.Context(), "/a"); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -563,13 +559,15 @@ func TestRequestIDsAreFresh(t *testing.T) {
 func TestRequestIDsWrapPastZeroAndOutstandingOnes(t *testing.T) {
 	c, _ := dialPeer(t, Socket)
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	c.outstanding[1] = &request{answer: make(chan answer, 1)}
 	c.outstanding[2] = &request{answer: make(chan answer, 1)}
-	c.mu.Unlock()
-	if id := c.register(&request{answer: make(chan answer, 1)}, 1<<32-2); id != 1<<32-1 {
-		t.Errorf("got %d", id)
-	}
-	if id := c.register(&request{answer: make(chan answer, 1)}, 1<<32-1); id != 3 {
-		t.Errorf("got %d", id)
+	c.lastID = 1<<32 - 2
+	for _, want := range []uint32{1<<32 - 1, 3} {
+		r := &request{answer: make(chan answer, 1)}
+		c.register(r)
+		if id := r.header.ReqID; id != want || c.outstanding[id] != r {
+			t.Errorf("got %d, want %d", id, want)
+		}
 	}
 }

@@ -4,6 +4,7 @@ package xenstore
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"strconv"
 )
@@ -21,10 +22,10 @@ const (
 // List returns the names, not the paths, of the children of a node, in no
 // particular order. A list that does not fit one message is fetched in parts;
 // all of them are of the same state of the node.
-func (v *view) List(path string) ([]string, error) {
-	b, err := v.node(MsgDirectory, path)
+func (v *view) List(ctx context.Context, path string) ([]string, error) {
+	b, err := v.node(ctx, MsgDirectory, path)
 	if isErr(err, ErrTooBig) {
-		return v.listParts(path)
+		return v.listParts(ctx, path)
 	}
 	if err != nil {
 		return nil, err
@@ -39,14 +40,14 @@ func (v *view) List(path string) ([]string, error) {
 // listParts is List by DIRECTORY_PART. Each reply holds the generation of the
 // node and as many whole names as fit; an empty name marks the end. A different
 // generation means that the node has changed and the parts do not match.
-func (v *view) listParts(path string) ([]string, error) {
+func (v *view) listParts(ctx context.Context, path string) ([]string, error) {
 	var (
 		list     []byte
 		gen      string
 		restarts int
 	)
 	for {
-		b, err := v.node(MsgDirectoryPart, path, strconv.Itoa(len(list)))
+		b, err := v.node(ctx, MsgDirectoryPart, path, strconv.Itoa(len(list)))
 		if isErr(err, ErrNotSupported) {
 			// An old xenstored: what DIRECTORY said stands.
 			return nil, &Error{Op: MsgDirectory.String(), Path: path, Err: ErrTooBig}

@@ -72,7 +72,7 @@ func listFrom(t testing.TB, d *dirPeer) ([]string, error) {
 	d.peer = p
 	go p.serve(d.handle)
 	defer c.Close()
-	return c.List("/dir")
+	return c.List(t.Context(), "/dir")
 }
 
 func TestListInParts(t *testing.T) {
@@ -139,7 +139,7 @@ func TestListWithoutDirectoryPart(t *testing.T) {
 			p.refuse(m, "ENOSYS")
 		}
 	})
-	if _, err := c.List("/dir"); !errors.Is(err, ErrTooBig) {
+	if _, err := c.List(t.Context(), "/dir"); !errors.Is(err, ErrTooBig) {
 		t.Errorf("got %v", err)
 	}
 }
@@ -165,7 +165,7 @@ func TestListErrorsOfParts(t *testing.T) {
 				}
 				tc.part(p, m)
 			})
-			if _, err := c.List("/dir"); !errors.Is(err, tc.want) {
+			if _, err := c.List(t.Context(), "/dir"); !errors.Is(err, tc.want) {
 				t.Errorf("got %v", err)
 			}
 		})

@@ -4,12 +4,12 @@
 // tree through which Xen domains find each other.
 //
 // A Client is one connection. Many goroutines may use it at once; each call
-// returns when xenstored has answered it.
+// returns when xenstored has answered it, or when its context ends.
 //
-//	c, err := xenstore.Open()
+//	c, err := xenstore.Open(ctx)
 //	...
 //	defer c.Close()
-//	state, err := c.ReadUint("/local/domain/0/backend/vif/1/0/state", 8)
+//	state, err := c.ReadUint(ctx, "/local/domain/0/backend/vif/1/0/state", 8)
 //
 // Reading, writing, listing and permissions work alike outside of a transaction
 // (on a Client) and inside one (on the Tx given to the function passed to
@@ -48,6 +48,20 @@
 //
 // Use absolute paths. A relative one means the caller's own domain on Xenbus,
 // but the domain xenstored runs in on Socket.
+//
+// # When a context ends
+//
+// A call whose context ends returns the context's error in an Error. The
+// connection stays usable on both transports:
+//
+//   - A request that was not sent yet is not sent. On Xenbus that is one which
+//     waits for the reply to another request.
+//   - A request that was sent is carried out. Its late reply is matched by the
+//     request id and dropped. On Xenbus the next request waits for it.
+//   - What the request has left behind in xenstored is undone when the reply
+//     comes: a watch is removed, a transaction is aborted.
+//   - A request that is never answered ends the connection after the timeout,
+//     though its caller has left.
 //
 // # When the connection ends
 //

@@ -61,7 +61,7 @@ func TestClientAgainstAModel(t *testing.T) {
 		rapid.Check(t, func(t *rapid.T) {
 			run++
 			root := fmt.Sprintf("/run%d", run)
-			if err := c.Mkdir(root); err != nil {
+			if err := c.Mkdir(t.Context(), root); err != nil {
 				t.Fatal(err)
 			}
 			model := map[string]string{root: ""}
@@ -80,30 +80,30 @@ func TestClientAgainstAModel(t *testing.T) {
 				switch rapid.IntRange(0, 5).Draw(t, "operation") {
 				case 0:
 					v := string(rapid.SliceOfN(rapid.Byte(), 0, 20).Draw(t, "value"))
-					if err := c.Write(p, v); err != nil {
+					if err := c.Write(t.Context(), p, v); err != nil {
 						t.Fatal(err)
 					}
 					parents(p)
 					model[p] = v
 				case 1:
-					if err := c.Mkdir(p); err != nil {
+					if err := c.Mkdir(t.Context(), p); err != nil {
 						t.Fatal(err)
 					}
 					parents(p)
 				case 2:
-					err := c.Remove(p)
+					err := c.Remove(t.Context(), p)
 					if _, ok := model[path.Dir(p)]; ok != (err == nil) || err != nil && !errors.Is(err, xenstore.ErrNotExist) {
 						t.Fatalf("remove %s: %v", p, err)
 					}
 					maps.DeleteFunc(model, func(k, _ string) bool { return k == p || strings.HasPrefix(k, p+"/") })
 				case 3:
-					v, err := c.Read(p)
+					v, err := c.Read(t.Context(), p)
 					want, ok := model[p]
 					if v != want || ok != (err == nil) || err != nil && !errors.Is(err, xenstore.ErrNotExist) {
 						t.Fatalf("read %s: %q, %v", p, v, err)
 					}
 				case 4:
-					got, err := c.List(p)
+					got, err := c.List(t.Context(), p)
 					var want []string
 					for k := range model {
 						if path.Dir(k) == p {
@@ -119,7 +119,7 @@ func TestClientAgainstAModel(t *testing.T) {
 						t.Fatalf("list %s (-want +got):\n%s", p, diff)
 					}
 				case 5:
-					ok, err := c.Exists(p)
+					ok, err := c.Exists(t.Context(), p)
 					if _, want := model[p]; ok != want || err != nil {
 						t.Fatalf("exists %s: %t, %v", p, ok, err)
 					}
@@ -135,7 +135,7 @@ func TestTransactionsAreAtomic(t *testing.T) {
 		const clients, rounds = 4, 25
 		s := startStore(t)
 		first := connect(t, s, kind)
-		if err := first.Write("/count", "0"); err != nil {
+		if err := first.Write(t.Context(), "/count", "0"); err != nil {
 			t.Fatal(err)
 		}
 		var wg sync.WaitGroup
@@ -143,12 +143,12 @@ func TestTransactionsAreAtomic(t *testing.T) {
 			c := connect(t, s, kind)
 			wg.Go(func() {
 				for range rounds {
-					err := c.Transaction(func(tx *xenstore.Tx) error {
-						n, err := tx.ReadUint("/count", 64)
+					err := c.Transaction(t.Context(), func(tx *xenstore.Tx) error {
+						n, err := tx.ReadUint(t.Context(), "/count", 64)
 						if err != nil {
 							return err
 						}
-						return tx.Write("/count", strconv.FormatUint(n+1, 10))
+						return tx.Write(t.Context(), "/count", strconv.FormatUint(n+1, 10))
 					})
 					if err != nil {
 						t.Error(err)
@@ -157,7 +157,7 @@ func TestTransactionsAreAtomic(t *testing.T) {
 			})
 		}
 		wg.Wait()
-		if n, err := first.ReadUint("/count", 64); err != nil || n != clients*rounds {
+		if n, err := first.ReadUint(t.Context(), "/count", 64); err != nil || n != clients*rounds {
 			t.Errorf("%d, %v", n, err)
 		}
 	})
@@ -166,19 +166,19 @@ func TestTransactionsAreAtomic(t *testing.T) {
 func TestTransactionSeesItsOwnChangesFirst(t *testing.T) {
 	kinds(t, func(t *testing.T, kind xenstore.Kind) {
 		c := connect(t, startStore(t), kind)
-		w, err := c.Watch("/dev")
+		w, err := c.Watch(t.Context(), "/dev")
 		if err != nil {
 			t.Fatal(err)
 		}
 		<-w.C()
-		if err := c.Transaction(func(tx *xenstore.Tx) error {
-			if err := tx.Write("/dev/a", "1"); err != nil {
+		if err := c.Transaction(t.Context(), func(tx *xenstore.Tx) error {
+			if err := tx.Write(t.Context(), "/dev/a", "1"); err != nil {
 				return err
 			}
-			if v, err := tx.Read("/dev/a"); err != nil || v != "1" {
+			if v, err := tx.Read(t.Context(), "/dev/a"); err != nil || v != "1" {
 				t.Errorf("inside: %q, %v", v, err)
 			}
-			if _, err := c.Read("/dev/a"); !errors.Is(err, xenstore.ErrNotExist) {
+			if _, err := c.Read(t.Context(), "/dev/a"); !errors.Is(err, xenstore.ErrNotExist) {
 				t.Errorf("outside: %v", err)
 			}
 			if n := len(w.C()); n != 0 {
@@ -198,7 +198,7 @@ func TestWatchFollowsADevice(t *testing.T) {
 	kinds(t, func(t *testing.T, kind xenstore.Kind) {
 		c := connect(t, startStore(t), kind)
 		const dir = "/local/domain/7/device/vif/0"
-		w, err := c.Watch(dir)
+		w, err := c.Watch(t.Context(), dir)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -210,18 +210,16 @@ func TestWatchFollowsADevice(t *testing.T) {
 		}
 		next(dir) // the first, though the node is missing
 		for _, name := range []string{"/state", "/mac"} {
-			if err := c.Write(dir+name, "1"); err != nil {
+			if err := c.Write(t.Context(), dir+name, "1"); err != nil {
 				t.Fatal(err)
 			}
 			next(dir + name)
 		}
-		if err := c.Remove("/local/domain/7"); err != nil {
+		if err := c.Remove(t.Context(), "/local/domain/7"); err != nil {
 			t.Fatal(err)
 		}
 		next(dir) // a parent went, the event names the watched path
-		if err := w.Close(); err != nil {
-			t.Fatal(err)
-		}
+		w.Close()
 		if _, ok := <-w.C(); ok {
 			t.Error("an event after Close")
 		}
@@ -234,11 +232,11 @@ func TestListOfManyChildren(t *testing.T) {
 		var want []string
 		for i := range 1500 {
 			want = append(want, fmt.Sprintf("child%d", i))
-			if err := c.Mkdir("/dir/" + want[i]); err != nil {
+			if err := c.Mkdir(t.Context(), "/dir/"+want[i]); err != nil {
 				t.Fatal(err)
 			}
 		}
-		got, err := c.List("/dir")
+		got, err := c.List(t.Context(), "/dir")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -254,10 +252,10 @@ func TestLongestMessages(t *testing.T) {
 	kinds(t, func(t *testing.T, kind xenstore.Kind) {
 		c := connect(t, startStore(t), kind)
 		want := strings.Repeat("x", kind.MaxRequest()-len("/v\x00"))
-		if err := c.Write("/v", want); err != nil {
+		if err := c.Write(t.Context(), "/v", want); err != nil {
 			t.Fatal(err)
 		}
-		if got, err := c.Read("/v"); err != nil || got != want {
+		if got, err := c.Read(t.Context(), "/v"); err != nil || got != want {
 			t.Errorf("%d bytes, %v", len(got), err)
 		}
 	})
@@ -268,13 +266,13 @@ func TestPermissionsAreStored(t *testing.T) {
 	s.DomainCreated(5)
 	c := connect(t, s, xenstore.Socket)
 	want := []xenstore.Perm{{Access: xenstore.AccessNone, Domid: 5}, {Access: xenstore.AccessRead, Domid: 0}}
-	if err := c.Mkdir("/p"); err != nil {
+	if err := c.Mkdir(t.Context(), "/p"); err != nil {
 		t.Fatal(err)
 	}
-	if err := c.SetPermissions("/p", want); err != nil {
+	if err := c.SetPermissions(t.Context(), "/p", want); err != nil {
 		t.Fatal(err)
 	}
-	got, err := c.Permissions("/p")
+	got, err := c.Permissions(t.Context(), "/p")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -287,19 +285,19 @@ func TestDomains(t *testing.T) {
 	s := startStore(t)
 	s.DomainCreated(7)
 	c := connect(t, s, xenstore.Socket)
-	w, err := c.Watch(xenstore.ReleaseDomain)
+	w, err := c.Watch(t.Context(), xenstore.ReleaseDomain)
 	if err != nil {
 		t.Fatal(err)
 	}
 	<-w.C()
 	introduced := func(want bool) {
 		t.Helper()
-		if got, err := c.IsIntroduced(7); err != nil || got != want {
+		if got, err := c.IsIntroduced(t.Context(), 7); err != nil || got != want {
 			t.Errorf("introduced: %t, %v", got, err)
 		}
 	}
 	introduced(false)
-	if err := c.Introduce(7, 1, 2); err != nil {
+	if err := c.Introduce(t.Context(), 7, 1, 2); err != nil {
 		t.Fatal(err)
 	}
 	introduced(true)
@@ -313,7 +311,7 @@ func TestDomains(t *testing.T) {
 func TestServerGoesAway(t *testing.T) {
 	s := store.New(store.Options{})
 	c := connect(t, s, xenstore.Socket)
-	w, err := c.Watch("/a")
+	w, err := c.Watch(t.Context(), "/a")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -323,7 +321,7 @@ func TestServerGoesAway(t *testing.T) {
 	<-c.Done()
 	for range w.C() {
 	}
-	if _, err := c.Read("/a"); !errors.Is(err, xenstore.ErrClosed) {
+	if _, err := c.Read(t.Context(), "/a"); !errors.Is(err, xenstore.ErrClosed) {
 		t.Errorf("got %v", err)
 	}
 }

@@ -55,9 +55,9 @@ var (
 
 // Error is the error of one request.
 type Error struct {
-	Op   string // what was asked: a message type's name, or a helper's
+	Op   string // name of the message type
 	Path string // the node, "" if the request names none
-	Err  error  // a syscall.Errno if xenstored said so, else an error of this package
+	Err  error  // a syscall.Errno from xenstored, the error of a context, or one of this package
 }
 
 func (e *Error) Error() string {

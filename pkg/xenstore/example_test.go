@@ -3,6 +3,7 @@
 package xenstore_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log"
@@ -14,21 +15,22 @@ import (
 // reads its state in the transaction that writes it, so that a directory the
 // toolstack has removed meanwhile is not created anew.
 func Example() {
-	c, err := xenstore.Open()
+	ctx := context.Background()
+	c, err := xenstore.Open(ctx)
 	if err != nil {
 		log.Fatal(err)
 	}
 	defer c.Close()
 
 	const dir = "/local/domain/0/backend/vif/1/0"
-	err = c.Transaction(func(tx *xenstore.Tx) error {
-		if _, err := tx.ReadUint(dir+"/state", 8); err != nil {
+	err = c.Transaction(ctx, func(tx *xenstore.Tx) error {
+		if _, err := tx.ReadUint(ctx, dir+"/state", 8); err != nil {
 			return err
 		}
-		if err := tx.Write(dir+"/feature-sg", "1"); err != nil {
+		if err := tx.Write(ctx, dir+"/feature-sg", "1"); err != nil {
 			return err
 		}
-		return tx.Write(dir+"/state", "2")
+		return tx.Write(ctx, dir+"/state", "2")
 	})
 	if errors.Is(err, xenstore.ErrNotExist) {
 		return // the device is gone
@@ -37,17 +39,17 @@ func Example() {
 		log.Fatal(err)
 	}
 
-	frontend, err := c.Read(dir + "/frontend")
+	frontend, err := c.Read(ctx, dir+"/frontend")
 	if err != nil {
 		log.Fatal(err)
 	}
-	w, err := c.Watch(frontend + "/state")
+	w, err := c.Watch(ctx, frontend+"/state")
 	if err != nil {
 		log.Fatal(err)
 	}
 	defer w.Close()
 	for range w.C() { // the first event comes at once
-		state, err := c.ReadUint(frontend+"/state", 8)
+		state, err := c.ReadUint(ctx, frontend+"/state", 8)
 		if err != nil {
 			state = 0 // missing, unreadable or no number: unknown
 		}

@@ -53,15 +53,15 @@ func FuzzServer(f *testing.F) {
 		}, Socket)
 		var wg sync.WaitGroup
 		wg.Go(func() {
-			w, err := c.Watch("/w")
+			w, err := c.Watch(t.Context(), "/w")
 			if err == nil {
 				for range w.C() {
 				}
 			}
 		})
-		wg.Go(func() { _, _ = c.Read("/a") })
-		wg.Go(func() { _, _ = c.List("/a") })
-		wg.Go(func() { _ = c.Transaction(func(tx *Tx) error { return tx.Mkdir("/a") }) })
+		wg.Go(func() { _, _ = c.Read(t.Context(), "/a") })
+		wg.Go(func() { _, _ = c.List(t.Context(), "/a") })
+		wg.Go(func() { _ = c.Transaction(t.Context(), func(tx *Tx) error { return tx.Mkdir(t.Context(), "/a") }) })
 		wg.Wait()
 		<-c.Done()
 		if err := c.Err(); !errors.Is(err, ErrClosed) {

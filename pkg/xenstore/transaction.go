@@ -3,6 +3,7 @@
 package xenstore
 
 import (
+	"context"
 	"fmt"
 	"math/rand/v2"
 	"strconv"
@@ -32,11 +33,15 @@ type Tx struct {
 // Requests returns how many requests were made within the transaction so far.
 func (tx *Tx) Requests() int { return int(tx.sent.Load()) }
 
+// abortPayload is the payload of the TRANSACTION_END that discards a
+// transaction.
+var abortPayload = []byte("F\x00")
+
 // Transaction calls fn and commits what it did, all or nothing, so that others
 // see the changes at once. If fn returns an error, or panics, nothing is changed
 // and Transaction returns that error.
 //
-// If somebody else changed meanwhile what fn has read or written, xenstored
+// If another client changed meanwhile what fn has read or written, xenstored
 // refuses the commit. Transaction then starts over, after a short random pause,
 // and gives up with ErrAgain in the end. So fn may run several times: it must
 // set what it returns through captured variables anew each time, and must have
@@ -45,74 +50,86 @@ func (tx *Tx) Requests() int { return int(tx.sent.Load()) }
 //
 // fn must use the Tx for everything that belongs to the transaction; calls on
 // the Client are outside of it.
-func (c *Client) Transaction(fn func(*Tx) error) error {
+//
+// If ctx ends before the commit was sent, nothing is changed. If it ends later,
+// it is not known whether xenstored commits.
+func (c *Client) Transaction(ctx context.Context, fn func(*Tx) error) error {
 	for n := 1; ; n++ {
-		err := c.attempt(fn)
+		err := c.attempt(ctx, fn)
 		if !isErr(err, ErrAgain) {
 			return err
 		}
 		if n == maxAttempts {
 			return fmt.Errorf("gave up after %d attempts: %w", n, err)
 		}
-		if err := c.pause(n - 1); err != nil {
+		if err := c.pause(ctx, n-1); err != nil {
 			return &Error{Op: MsgTransactionStart.String(), Err: err}
 		}
 	}
 }
 
 // attempt runs one transaction.
-func (c *Client) attempt(fn func(*Tx) error) error {
-	id, err := c.startTransaction()
+func (c *Client) attempt(ctx context.Context, fn func(*Tx) error) error {
+	id, err := c.startTransaction(ctx)
 	if err != nil {
 		return err
 	}
 	tx := &Tx{view{c: c, tx: id}}
-	commit := false
+	done := false
 	defer func() {
-		if !commit {
-			// fn failed or panicked, that is what the caller should hear of.
-			_ = tx.end("F")
+		tx.over.Store(true)
+		if !done { // fn failed or panicked
+			_, _ = c.exchange(ctx, MsgTransactionEnd, id, abortPayload)
 		}
 	}()
 	if err := fn(tx); err != nil {
 		return err
 	}
-	commit = true
-	return tx.end("T")
+	if err := ctx.Err(); err != nil {
+		return &Error{Op: MsgTransactionEnd.String(), Err: err}
+	}
+	tx.over.Store(true)
+	done = true
+	if _, err := c.exchange(ctx, MsgTransactionEnd, id, AppendStrings(nil, "T")); err != nil {
+		return &Error{Op: MsgTransactionEnd.String(), Err: err}
+	}
+	return nil
 }
 
 // startTransaction returns the id of a new transaction. The request itself must
 // not carry one.
-func (c *Client) startTransaction() (uint32, error) {
-	b, err := c.call(MsgTransactionStart, 0, "", []byte{0})
+func (c *Client) startTransaction(ctx context.Context) (uint32, error) {
+	b, err := c.call(ctx, MsgTransactionStart, 0, "", []byte{0})
 	if err != nil {
 		return 0, err
 	}
+	id, err := parseTxID(b)
+	if err != nil {
+		c.fail(err)
+	}
+	return id, err
+}
+
+// parseTxID parses the answer to TRANSACTION_START. An error ends the
+// connection: a transaction was started that cannot be named, hence not ended.
+func parseTxID(b []byte) (uint32, error) {
 	id, err := strconv.ParseUint(strings.TrimSuffix(string(b), "\x00"), 10, 32)
 	if err != nil || id == 0 {
-		// A transaction was started that cannot be named, hence not ended.
-		err := badReply(MsgTransactionStart, "", b)
-		c.fail(err)
-		return 0, err
+		return 0, badReply(MsgTransactionStart, "", b)
 	}
 	return uint32(id), nil
 }
 
-// end commits ("T") or discards ("F") the transaction.
-func (tx *Tx) end(how string) error {
-	tx.over.Store(true)
-	_, err := tx.c.call(MsgTransactionEnd, tx.tx, "", AppendStrings(nil, how))
-	return err
-}
-
-// pause waits after attempt n, counted from 0, unless the connection ends.
-func (c *Client) pause(n int) error {
+// pause waits after attempt n, counted from 0, unless ctx or the connection ends.
+func (c *Client) pause(ctx context.Context, n int) error {
 	d := min(minPause<<n, maxPause)
 	t := time.NewTimer(d/2 + rand.N(d/2))
 	defer t.Stop()
 	select {
 	case <-t.C:
 		return nil
+	case <-ctx.Done():
+		return ctx.Err()
 	case <-c.done:
 		return c.Err()
 	}

@@ -49,20 +49,20 @@ func txPeer(t *testing.T, conflicts int) (*Client, func() []string) {
 func TestTransactionCommits(t *testing.T) {
 	c, log := txPeer(t, 0)
 	var kept *Tx
-	err := c.Transaction(func(tx *Tx) error {
+	err := c.Transaction(t.Context(), func(tx *Tx) error {
 		kept = tx
-		if v, err := tx.Read("/a"); err != nil || v != "v" {
+		if v, err := tx.Read(t.Context(), "/a"); err != nil || v != "v" {
 			t.Errorf("%q, %v", v, err)
 		}
-		if err := c.Mkdir("/outside"); err != nil {
+		if err := c.Mkdir(t.Context(), "/outside"); err != nil {
 			t.Error(err)
 		}
-		return tx.Write("/a", "w")
+		return tx.Write(t.Context(), "/a", "w")
 	})
 	if err != nil {
 		t.Error(err)
 	}
-	if err := kept.Write("/a", "late"); !errors.Is(err, ErrTxDone) {
+	if err := kept.Write(t.Context(), "/a", "late"); !errors.Is(err, ErrTxDone) {
 		t.Errorf("use after the end: %v", err)
 	}
 	if diff := cmp.Diff([]string{
@@ -79,10 +79,10 @@ func TestTransactionCommits(t *testing.T) {
 func TestTransactionAbortsWhenTheFunctionFails(t *testing.T) {
 	c, log := txPeer(t, 0)
 	var kept *Tx
-	if err := c.Transaction(func(tx *Tx) error { kept = tx; return io.ErrNoProgress }); err != io.ErrNoProgress {
+	if err := c.Transaction(t.Context(), func(tx *Tx) error { kept = tx; return io.ErrNoProgress }); err != io.ErrNoProgress {
 		t.Errorf("got %v", err)
 	}
-	if _, err := kept.Read("/a"); !errors.Is(err, ErrTxDone) {
+	if _, err := kept.Read(t.Context(), "/a"); !errors.Is(err, ErrTxDone) {
 		t.Errorf("use after the end: %v", err)
 	}
 	func() {
@@ -91,7 +91,7 @@ func TestTransactionAbortsWhenTheFunctionFails(t *testing.T) {
 				t.Errorf("recovered %v", r)
 			}
 		}()
-		_ = c.Transaction(func(*Tx) error { panic("ouch") })
+		_ = c.Transaction(t.Context(), func(*Tx) error { panic("ouch") })
 	}()
 	if diff := cmp.Diff([]string{
 		`TRANSACTION_START 0 "\x00"`,
@@ -108,9 +108,9 @@ func TestTransactionStartsOverOnConflict(t *testing.T) {
 		c, log := txPeer(t, 2)
 		runs := 0
 		start := time.Now()
-		if err := c.Transaction(func(tx *Tx) error {
+		if err := c.Transaction(t.Context(), func(tx *Tx) error {
 			runs++
-			return tx.Write("/run", strconv.Itoa(runs))
+			return tx.Write(t.Context(), "/run", strconv.Itoa(runs))
 		}); err != nil {
 			t.Error(err)
 		}
@@ -130,7 +130,7 @@ func TestTransactionStartsOverOnConflict(t *testing.T) {
 func TestTransactionOfAFunctionThatAsksForAnotherAttempt(t *testing.T) {
 	c, log := txPeer(t, 0)
 	runs := 0
-	if err := c.Transaction(func(*Tx) error {
+	if err := c.Transaction(t.Context(), func(*Tx) error {
 		if runs++; runs == 1 {
 			return &Error{Op: "READ", Err: ErrAgain}
 		}
@@ -150,7 +150,7 @@ func TestTransactionGivesUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, log := txPeer(t, 1<<30)
 		start := time.Now()
-		if err := c.Transaction(func(*Tx) error { return nil }); !errors.Is(err, ErrAgain) {
+		if err := c.Transaction(t.Context(), func(*Tx) error { return nil }); !errors.Is(err, ErrAgain) {
 			t.Errorf("got %v", err)
 		}
 		if d := time.Since(start); d > 750*time.Millisecond {
@@ -165,7 +165,7 @@ func TestTransactionGivesUp(t *testing.T) {
 func TestTransactionThatCannotStart(t *testing.T) {
 	c, p := dialPeer(t, Socket)
 	go p.serve(func(m message) { p.refuse(m, "ENOSPC") })
-	if err := c.Transaction(func(*Tx) error { t.Error("called"); return nil }); !errors.Is(err, ErrQuota) {
+	if err := c.Transaction(t.Context(), func(*Tx) error { t.Error("called"); return nil }); !errors.Is(err, ErrQuota) {
 		t.Errorf("got %v", err)
 	}
 }
@@ -174,7 +174,7 @@ func TestTransactionIDThatMakesNoSense(t *testing.T) {
 	for _, id := range []string{"", "\x00", "0\x00", "-1\x00", "4294967296\x00", "seven\x00"} {
 		c, p := dialPeer(t, Socket)
 		go p.serve(func(m message) { p.reply(m, id) })
-		err := c.Transaction(func(*Tx) error { t.Error("called"); return nil })
+		err := c.Transaction(t.Context(), func(*Tx) error { t.Error("called"); return nil })
 		if !errors.Is(err, ErrProtocol) {
 			t.Errorf("%q: %v", id, err)
 		}
@@ -199,7 +199,7 @@ func TestCloseEndsThePauseOfATransaction(t *testing.T) {
 				p.refuse(m, "EAGAIN")
 			}
 		})
-		if err := c.Transaction(func(*Tx) error { return nil }); !errors.Is(err, ErrClosed) {
+		if err := c.Transaction(t.Context(), func(*Tx) error { return nil }); !errors.Is(err, ErrClosed) {
 			t.Errorf("got %v", err)
 		}
 		if n := ends.Load(); n != 10 {

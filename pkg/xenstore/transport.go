@@ -3,6 +3,7 @@
 package xenstore
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -54,24 +55,24 @@ const connectTimeout = 10 * time.Second
 // /run/xenstored/socket, else what $XENSTORED_PATH names, else the device
 // /dev/xen/xenbus. A socket that nobody listens on is where xenstored has died; the
 // device opens all the same, but what is asked there waits for the next xenstored.
-func Open(opts ...Option) (*Client, error) {
+func Open(ctx context.Context, opts ...Option) (*Client, error) {
 	second := devicePath
 	if p := os.Getenv(pathEnv); p != "" {
 		second = p
 	}
-	return dialFirst([]string{socketPath, second}, opts)
+	return dialFirst(ctx, []string{socketPath, second}, opts)
 }
 
 // dialFirst connects to the first path that answers.
-func dialFirst(paths []string, opts []Option) (*Client, error) {
+func dialFirst(ctx context.Context, paths []string, opts []Option) (*Client, error) {
 	var errs []error
 	for _, p := range paths {
-		c, err := Dial(p, opts...)
+		c, err := Dial(ctx, p, opts...)
 		if err == nil {
 			return c, nil
 		}
 		errs = append(errs, err)
-		if errors.Is(err, syscall.ECONNREFUSED) {
+		if errors.Is(err, syscall.ECONNREFUSED) || ctx.Err() != nil {
 			break
 		}
 	}
@@ -80,22 +81,26 @@ func dialFirst(paths []string, opts []Option) (*Client, error) {
 }
 
 // Dial connects to xenstored at path, a unix socket or a character device.
-func Dial(path string, opts ...Option) (*Client, error) {
-	conn, kind, err := dial(path)
+func Dial(ctx context.Context, path string, opts ...Option) (*Client, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, fmt.Errorf("xenstore: %w", err)
+	}
+	conn, kind, err := dial(ctx, path)
 	if err != nil {
 		return nil, fmt.Errorf("xenstore: %w", err)
 	}
 	return New(conn, kind, opts...), nil
 }
 
-func dial(path string) (io.ReadWriteCloser, Kind, error) {
+func dial(ctx context.Context, path string) (io.ReadWriteCloser, Kind, error) {
 	st, err := os.Stat(path)
 	if err != nil {
 		return nil, Socket, err
 	}
 	switch {
 	case st.Mode()&os.ModeSocket != 0:
-		conn, err := net.DialTimeout("unix", path, connectTimeout)
+		d := net.Dialer{Timeout: connectTimeout}
+		conn, err := d.DialContext(ctx, "unix", path)
 		return conn, Socket, err
 	case st.Mode()&os.ModeCharDevice != 0:
 		conn, err := openDevice(path)

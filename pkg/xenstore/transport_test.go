@@ -49,7 +49,7 @@ func whoIs(t *testing.T, c *Client) string {
 	if c.Kind() != Socket {
 		t.Errorf("kind %v", c.Kind())
 	}
-	got, err := c.Read("/a")
+	got, err := c.Read(t.Context(), "/a")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -59,7 +59,7 @@ func whoIs(t *testing.T, c *Client) string {
 func TestDialSocket(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s")
 	listen(t, path, "me")
-	c, err := Dial(path)
+	c, err := Dial(t.Context(), path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -72,7 +72,7 @@ func TestDialFirstTakesTheFirstThatAnswers(t *testing.T) {
 	dir := t.TempDir()
 	a, b := filepath.Join(dir, "a"), filepath.Join(dir, "b")
 	listen(t, b, "b")
-	c, err := dialFirst([]string{a, b}, nil)
+	c, err := dialFirst(t.Context(), []string{a, b}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -80,7 +80,7 @@ func TestDialFirstTakesTheFirstThatAnswers(t *testing.T) {
 		t.Errorf("got %q", got)
 	}
 	listen(t, a, "a")
-	if c, err = dialFirst([]string{a, b}, nil); err != nil {
+	if c, err = dialFirst(t.Context(), []string{a, b}, nil); err != nil {
 		t.Fatal(err)
 	}
 	if got := whoIs(t, c); got != "a" {
@@ -101,7 +101,7 @@ func TestDialFirstDoesNotGoOnFromTheSocketOfADeadXenstored(t *testing.T) {
 		t.Fatal(err)
 	}
 	listen(t, b, "b")
-	if _, err := dialFirst([]string{a, b}, nil); !errors.Is(err, syscall.ECONNREFUSED) {
+	if _, err := dialFirst(t.Context(), []string{a, b}, nil); !errors.Is(err, syscall.ECONNREFUSED) {
 		t.Errorf("got %v", err)
 	}
 }
@@ -112,11 +112,11 @@ func TestOpenFollowsTheEnvironment(t *testing.T) {
 	}
 	path := filepath.Join(t.TempDir(), "s")
 	t.Setenv(pathEnv, path)
-	if _, err := Open(); err == nil || !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), path) {
+	if _, err := Open(t.Context()); err == nil || !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), path) {
 		t.Errorf("without a socket: %v", err)
 	}
 	listen(t, path, "me")
-	c, err := Open()
+	c, err := Open(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -145,7 +145,7 @@ func TestDialRefuses(t *testing.T) {
 		"a socket nobody listens on":     stale,
 		"a device that cannot be polled": "/dev/null",
 	} {
-		if c, err := Dial(path); err == nil {
+		if c, err := Dial(t.Context(), path); err == nil {
 			_ = c.Close()
 			t.Errorf("%s: connected", name)
 		} else if !strings.Contains(err.Error(), path) {
@@ -157,7 +157,7 @@ func TestDialRefuses(t *testing.T) {
 // TestCloseWakesTheReaderOfADevice uses a pseudo terminal, which is like xenbus
 // in all that matters: a character device with poll and nothing to read.
 func TestCloseWakesTheReaderOfADevice(t *testing.T) {
-	c, err := Dial("/dev/ptmx")
+	c, err := Dial(t.Context(), "/dev/ptmx")
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
 		t.Skip(err)
 	}

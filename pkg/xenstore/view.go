@@ -3,6 +3,7 @@
 package xenstore
 
 import (
+	"context"
 	"fmt"
 	"strconv"
 	"strings"
@@ -19,11 +20,11 @@ type view struct {
 }
 
 // node sends a request whose payload starts with a path.
-func (v *view) node(typ MessageType, path string, rest ...string) ([]byte, error) {
-	return v.send(typ, path, CheckPath, AppendStrings(nil, append([]string{path}, rest...)...))
+func (v *view) node(ctx context.Context, typ MessageType, path string, rest ...string) ([]byte, error) {
+	return v.send(ctx, typ, path, CheckPath, AppendStrings(nil, append([]string{path}, rest...)...))
 }
 
-func (v *view) send(typ MessageType, path string, check func(string) error, payload []byte) ([]byte, error) {
+func (v *view) send(ctx context.Context, typ MessageType, path string, check func(string) error, payload []byte) ([]byte, error) {
 	if err := check(path); err != nil {
 		return nil, &Error{Op: typ.String(), Path: path, Err: err}
 	}
@@ -31,43 +32,43 @@ func (v *view) send(typ MessageType, path string, check func(string) error, payl
 		return nil, &Error{Op: typ.String(), Path: path, Err: ErrTxDone}
 	}
 	v.sent.Add(1)
-	return v.c.call(typ, v.tx, path, payload)
+	return v.c.call(ctx, typ, v.tx, path, payload)
 }
 
 // Read returns the value of a node as it is stored. It may hold any byte; by
 // convention it is ASCII text without a NUL at the end.
-func (v *view) Read(path string) (string, error) {
-	b, err := v.node(MsgRead, path)
+func (v *view) Read(ctx context.Context, path string) (string, error) {
+	b, err := v.node(ctx, MsgRead, path)
 	return string(b), err
 }
 
 // Write stores value in a node and creates the node and its parents if they
 // are missing. New nodes inherit the permissions of their parent. Path and
 // value together must fit one message.
-func (v *view) Write(path, value string) error {
+func (v *view) Write(ctx context.Context, path, value string) error {
 	b := append(AppendStrings(nil, path), value...)
-	_, err := v.send(MsgWrite, path, CheckPath, b)
+	_, err := v.send(ctx, MsgWrite, path, CheckPath, b)
 	return err
 }
 
 // Mkdir creates a node with an empty value, and its parents, if they are
 // missing. An existing node keeps its value.
-func (v *view) Mkdir(path string) error {
-	_, err := v.node(MsgMkdir, path)
+func (v *view) Mkdir(ctx context.Context, path string) error {
+	_, err := v.node(ctx, MsgMkdir, path)
 	return err
 }
 
 // Remove deletes a node and all below it. It is no error if the node does not
 // exist, but ErrNotExist if its parent does not exist either.
-func (v *view) Remove(path string) error {
-	_, err := v.node(MsgRemove, path)
+func (v *view) Remove(ctx context.Context, path string) error {
+	_, err := v.node(ctx, MsgRemove, path)
 	return err
 }
 
 // Exists reports whether there is such a node. A node the caller may not read
 // is an error that matches ErrPermission.
-func (v *view) Exists(path string) (bool, error) {
-	_, err := v.node(MsgRead, path)
+func (v *view) Exists(ctx context.Context, path string) (bool, error) {
+	_, err := v.node(ctx, MsgRead, path)
 	switch {
 	case err == nil:
 		return true, nil
@@ -79,8 +80,8 @@ func (v *view) Exists(path string) (bool, error) {
 
 // Permissions returns the permission list of a node or of a special path. The
 // first entry names the owner, see Perm.
-func (v *view) Permissions(path string) ([]Perm, error) {
-	b, err := v.send(MsgGetPerms, path, CheckWatchPath, AppendStrings(nil, path))
+func (v *view) Permissions(ctx context.Context, path string) ([]Perm, error) {
+	b, err := v.send(ctx, MsgGetPerms, path, CheckWatchPath, AppendStrings(nil, path))
 	if err != nil {
 		return nil, err
 	}
@@ -99,12 +100,12 @@ func (v *view) Permissions(path string) ([]Perm, error) {
 
 // SetPermissions replaces the permission list of a node or of a special path.
 // Only its owner may do that, and only a privileged domain may change the owner.
-func (v *view) SetPermissions(path string, perms []Perm) error {
+func (v *view) SetPermissions(ctx context.Context, path string, perms []Perm) error {
 	b := AppendStrings(nil, path)
 	for _, p := range perms {
 		b = AppendStrings(b, p.String())
 	}
-	_, err := v.send(MsgSetPerms, path, CheckWatchPath, b)
+	_, err := v.send(ctx, MsgSetPerms, path, CheckWatchPath, b)
 	return err
 }
 
@@ -112,8 +113,8 @@ func (v *view) SetPermissions(path string, perms []Perm) error {
 // bitSize bits. White space around it and NULs behind it are ignored, since
 // frontends exist that write them. Anything else that is not a number, or is
 // too big, is ErrMalformed; a missing node is ErrNotExist.
-func (v *view) ReadUint(path string, bitSize int) (uint64, error) {
-	s, err := v.Read(path)
+func (v *view) ReadUint(ctx context.Context, path string, bitSize int) (uint64, error) {
+	s, err := v.Read(ctx, path)
 	if err != nil {
 		return 0, err
 	}

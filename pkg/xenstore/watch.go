@@ -4,6 +4,7 @@ package xenstore
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"strconv"
 )
@@ -55,7 +56,7 @@ type Watch struct {
 //
 // Whoever may write below path decides how many events there are. They cost
 // bounded memory here, but watch single nodes rather than a guest's directory.
-func (c *Client) Watch(path string) (*Watch, error) {
+func (c *Client) Watch(ctx context.Context, path string) (*Watch, error) {
 	if err := CheckWatchPath(path); err != nil {
 		return nil, &Error{Op: MsgWatch.String(), Path: path, Err: err}
 	}
@@ -65,7 +66,9 @@ func (c *Client) Watch(path string) (*Watch, error) {
 	if err := c.addWatch(w); err != nil {
 		return nil, &Error{Op: MsgWatch.String(), Path: path, Err: err}
 	}
-	if _, err := c.call(MsgWatch, 0, path, AppendStrings(nil, path, w.token)); err != nil {
+	if _, err := c.call(ctx, MsgWatch, 0, path, AppendStrings(nil, path, w.token)); err != nil {
+		c.mu.Lock()
+		defer c.mu.Unlock()
 		c.dropWatch(w)
 		return nil, err
 	}
@@ -79,17 +82,16 @@ func (w *Watch) Path() string { return w.path }
 // connection ends; Client.Err tells which.
 func (w *Watch) C() <-chan Event { return w.ch }
 
-// Close ends the watch. No event is received after it. It may be called while
-// another goroutine receives from C, and more than once.
-func (w *Watch) Close() error {
-	if !w.c.dropWatch(w) {
-		return nil
+// Close ends the watch. No event is received after it. It does not wait for
+// xenstored. It may be called while another goroutine receives from C, and more
+// than once.
+func (w *Watch) Close() {
+	c := w.c
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.dropWatch(w) {
+		c.discard(MsgUnwatch, 0, AppendStrings(nil, w.path, w.token))
 	}
-	_, err := w.c.call(MsgUnwatch, 0, w.path, AppendStrings(nil, w.path, w.token))
-	if isErr(err, ErrClosed) {
-		return nil // the watch went with the connection
-	}
-	return err
 }
 
 // addWatch makes w known to the reader, under a new token.
@@ -106,10 +108,8 @@ func (c *Client) addWatch(w *Watch) error {
 }
 
 // dropWatch makes the reader forget w, throws away its events and closes its
-// channel. It reports false if that was done before.
+// channel. It reports false if that was done before. c.mu is held.
 func (c *Client) dropWatch(w *Watch) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
 	if c.watches[w.token] != w {
 		return false
 	}

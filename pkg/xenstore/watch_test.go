@@ -38,18 +38,18 @@ func watchPeer(t testing.TB, kind Kind) (*Client, *peer, <-chan message) {
 // settle waits until the client has dispatched everything sent so far.
 func settle(t testing.TB, c *Client) {
 	t.Helper()
-	if _, err := c.Read("/settle"); err != nil {
+	if _, err := c.Read(t.Context(), "/settle"); err != nil {
 		t.Fatal(err)
 	}
 }
 
 func TestWatchReceivesEvents(t *testing.T) {
 	c, p, watches := watchPeer(t, Socket)
-	w, err := c.Watch("/dev")
+	w, err := c.Watch(t.Context(), "/dev")
 	if err != nil {
 		t.Fatal(err)
 	}
-	v, err := c.Watch("/dev") // a second one of the same node is another watch
+	v, err := c.Watch(t.Context(), "/dev") // a second one of the same node is another watch
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -71,9 +71,7 @@ func TestWatchReceivesEvents(t *testing.T) {
 	}
 	p.event("/dev/late", first[1])
 	settle(t, c)
-	if err := w.Close(); err != nil {
-		t.Fatal(err)
-	}
+	w.Close()
 	m := <-watches
 	if m.Header.Type != MsgUnwatch || m.Payload != "/dev\x00"+first[1]+"\x00" {
 		t.Errorf("UNWATCH is %+v", m)
@@ -86,9 +84,7 @@ func TestWatchReceivesEvents(t *testing.T) {
 	if _, ok := <-w.C(); ok {
 		t.Error("an event after Close")
 	}
-	if err := w.Close(); err != nil {
-		t.Errorf("closing again: %v", err)
-	}
+	w.Close() // again
 }
 
 func TestFirstEventMayOvertakeTheReply(t *testing.T) {
@@ -99,7 +95,7 @@ func TestFirstEventMayOvertakeTheReply(t *testing.T) {
 		}
 		p.ok(m)
 	})
-	w, err := c.Watch("/dev")
+	w, err := c.Watch(t.Context(), "/dev")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -111,7 +107,7 @@ func TestFirstEventMayOvertakeTheReply(t *testing.T) {
 func TestWatchThatIsRefused(t *testing.T) {
 	c, p := dialPeer(t, Socket)
 	go p.serve(func(m message) { p.refuse(m, "EACCES") })
-	if w, err := c.Watch(ReleaseDomain); !errors.Is(err, ErrPermission) || w != nil {
+	if w, err := c.Watch(t.Context(), ReleaseDomain); !errors.Is(err, ErrPermission) || w != nil {
 		t.Errorf("%v, %v", w, err)
 	}
 	if n := len(c.watches); n != 0 {
@@ -121,7 +117,7 @@ func TestWatchThatIsRefused(t *testing.T) {
 
 func TestEventsAreCoalescedPerPath(t *testing.T) {
 	c, p, watches := watchPeer(t, Socket)
-	w, err := c.Watch("/dev")
+	w, err := c.Watch(t.Context(), "/dev")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -153,7 +149,7 @@ func TestEventsAreCoalescedPerPath(t *testing.T) {
 
 func TestTooManyPathsOverflow(t *testing.T) {
 	c, p, watches := watchPeer(t, Socket)
-	w, err := c.Watch("/dev")
+	w, err := c.Watch(t.Context(), "/dev")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -192,7 +188,7 @@ func TestWatchStorm(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			c, p, watches := watchPeer(t, Socket)
-			w, err := c.Watch("/local/domain/7/device/vif/0")
+			w, err := c.Watch(t.Context(), "/local/domain/7/device/vif/0")
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -232,7 +228,7 @@ func TestWatchStorm(t *testing.T) {
 
 func TestPendingPathCostsNoAllocation(t *testing.T) {
 	c, _, watches := watchPeer(t, Socket)
-	if _, err := c.Watch("/dev"); err != nil {
+	if _, err := c.Watch(t.Context(), "/dev"); err != nil {
 		t.Fatal(err)
 	}
 	payload := AppendStrings(nil, "/dev/state", (<-watches).strs()[1])
@@ -250,7 +246,7 @@ func TestPendingPathCostsNoAllocation(t *testing.T) {
 func TestNoChangeIsLost(t *testing.T) {
 	const paths, changes = 2 * maxPending, 200_000
 	c, _, watches := watchPeer(t, Socket)
-	w, err := c.Watch("/p")
+	w, err := c.Watch(t.Context(), "/p")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -344,7 +340,7 @@ func TestPostAgainstAModel(t *testing.T) {
 func TestCloseAWatchWhileItIsReceived(t *testing.T) {
 	c, p, watches := watchPeer(t, Socket)
 	for range 100 {
-		w, err := c.Watch("/dev")
+		w, err := c.Watch(t.Context(), "/dev")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -367,11 +363,7 @@ func TestCloseAWatchWhileItIsReceived(t *testing.T) {
 		})
 		wait(t, got, "the first event")
 		for range 2 {
-			wg.Go(func() {
-				if err := w.Close(); err != nil {
-					t.Error(err)
-				}
-			})
+			wg.Go(w.Close)
 		}
 		wg.Wait()
 		if m := <-watches; m.Header.Type != MsgUnwatch || m.strs()[1] != token {

@@ -131,7 +131,7 @@ func TestXenbusRequestsAreSentAlone(t *testing.T) {
 	for range 8 {
 		wg.Go(func() {
 			for range 300 {
-				if got, err := c.Read("/a"); err != nil || got != "/a" {
+				if got, err := c.Read(t.Context(), "/a"); err != nil || got != "/a" {
 					t.Errorf("%q, %v", got, err)
 				}
 			}
@@ -140,7 +140,7 @@ func TestXenbusRequestsAreSentAlone(t *testing.T) {
 	for range 4 {
 		wg.Go(func() {
 			for range 50 {
-				w, err := c.Watch("/w")
+				w, err := c.Watch(t.Context(), "/w")
 				if err != nil {
 					t.Error(err)
 					return
@@ -148,9 +148,7 @@ func TestXenbusRequestsAreSentAlone(t *testing.T) {
 				if e := receive(t, w); e.Path != "/w" {
 					t.Errorf("got %+v", e)
 				}
-				if err := w.Close(); err != nil {
-					t.Error(err)
-				}
+				w.Close()
 			}
 		})
 	}
@@ -171,8 +169,8 @@ func TestXenbusRefusesARequestByErrno(t *testing.T) {
 		}
 		return 0
 	}
-	_, watchErr := c.Watch("/twice")
-	_, readErr := c.Read("/nomem")
+	_, watchErr := c.Watch(t.Context(), "/twice")
+	_, readErr := c.Read(t.Context(), "/nomem")
 	for want, err := range map[error]error{ErrExist: watchErr, syscall.ENOMEM: readErr} {
 		var e *Error
 		if !errors.Is(err, want) || !errors.As(err, &e) || errors.Is(err, ErrClosed) {
@@ -182,7 +180,7 @@ func TestXenbusRefusesARequestByErrno(t *testing.T) {
 	if n := len(c.watches); n != 0 {
 		t.Errorf("%d watches are kept", n)
 	}
-	if got, err := c.Read("/next"); err != nil || got != "/next" {
+	if got, err := c.Read(t.Context(), "/next"); err != nil || got != "/next" {
 		t.Errorf("the next request: %q, %v", got, err)
 	}
 }
@@ -206,7 +204,7 @@ func TestWriteErrorsThatEndTheConnection(t *testing.T) {
 				close: func() error { close(gone); return nil },
 			}, tc.kind)
 			defer c.Close()
-			if _, err := c.Read("/a"); !errors.Is(err, ErrClosed) || !errors.Is(err, tc.err) {
+			if _, err := c.Read(t.Context(), "/a"); !errors.Is(err, ErrClosed) || !errors.Is(err, tc.err) {
 				t.Errorf("got %v", err)
 			}
 			wait(t, c.Done(), "the end")
@@ -222,7 +220,7 @@ func TestXenbusClosesInTheMiddle(t *testing.T) {
 		for range 3 {
 			wg.Go(func() {
 				for {
-					_, err := c.Read("/a")
+					_, err := c.Read(t.Context(), "/a")
 					if err != nil {
 						if !errors.Is(err, ErrClosed) {
 							t.Errorf("read: %v", err)
@@ -237,16 +235,14 @@ func TestXenbusClosesInTheMiddle(t *testing.T) {
 			})
 			wg.Go(func() {
 				for {
-					w, err := c.Watch("/w")
+					w, err := c.Watch(t.Context(), "/w")
 					if err != nil {
 						if !errors.Is(err, ErrClosed) {
 							t.Errorf("watch: %v", err)
 						}
 						return
 					}
-					if err := w.Close(); err != nil {
-						t.Errorf("unwatch: %v", err)
-					}
+					w.Close()
 				}
 			})
 		}

@@ -175,7 +175,7 @@ func TestTwelveGuestsThatStorm(t *testing.T) {
 	var s storm
 	for i, f := range bad {
 		dir, store := f.dir(), w.Store()
-		write := func(key, value string) { _ = store.Write(dir+"/"+key, value) }
+		write := func(key, value string) { _ = store.Write(w.ctx, dir+"/"+key, value) }
 		s.join(ctx, &all, [...]func(n int){
 			func(int) { write("state", "4") },
 			func(n int) { write("state", []string{"1", "4", "5", "6"}[n%4]) },
@@ -228,13 +228,13 @@ func TestTwelveGuestsThatStorm(t *testing.T) {
 func (w *world) device(domid xen.Domid, devid int) {
 	w.t.Helper()
 	back, front := w.BackPath(domid, devid), w.FrontPath(domid, devid)
-	w.must(w.Store().Transaction(func(tx *xenstore.Tx) error {
+	w.must(w.Store().Transaction(w.ctx, func(tx *xenstore.Tx) error {
 		for _, kv := range [][2]string{
 			{back + "/frontend", front}, {back + "/frontend-id", fmt.Sprint(domid)}, {back + "/online", "1"},
 			{back + "/mac", "00:16:3e:00:00:01"}, {back + "/handle", fmt.Sprint(devid)}, {back + "/hotplug-status", ""},
 			{front + "/backend", back}, {front + "/backend-id", "0"}, {front + "/state", "1"}, {back + "/state", "1"},
 		} {
-			if err := tx.Write(kv[0], kv[1]); err != nil {
+			if err := tx.Write(w.ctx, kv[0], kv[1]); err != nil {
 				return err
 			}
 		}
@@ -319,7 +319,7 @@ func TestThreadsAreBounded(t *testing.T) {
 	peak = w.threads()
 	held = max(held, w.holdRTNL(1000))
 	w.wait("all vifs to be ready", all)
-	w.must(w.Store().Remove(fmt.Sprintf("/local/domain/0/backend/vif/%d", one))) // all go at once
+	w.must(w.Store().Remove(w.ctx, fmt.Sprintf("/local/domain/0/backend/vif/%d", one))) // all go at once
 	w.wait("the vifs to go", func() bool {
 		vifs, err := w.Control().Vifs(w.ctx)
 		w.must(err)

@@ -73,12 +73,12 @@ func playScripts(t *testing.T, stall string, files []string) {
 		w.must(umpire.Close())
 	})
 
-	host, leave, err := guest.OpenHost(guest.Config{Xen: w.XenDir(), Domid: domid})
+	host, leave, err := guest.OpenHost(ctx, guest.Config{Xen: w.XenDir(), Domid: domid})
 	w.must(err)
 	t.Cleanup(func() { w.must(leave()) })
-	line, err := ringscript.Call(host.Store)
+	line, err := ringscript.Call(ctx, host.Store)
 	w.must(err)
-	defer func() { w.must(line.Close()) }()
+	defer line.Close()
 
 	for _, file := range files {
 		t.Run(strings.TrimSuffix(filepath.Base(file), ".ring"), func(t *testing.T) {

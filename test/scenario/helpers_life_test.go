@@ -173,21 +173,21 @@ const gone = "\x00gone"
 // offer publishes keys, none but these, and goes to a state, all at once.
 func (f *rawFront) offer(keys map[string]string, state xenbus.State) {
 	f.w.t.Helper()
-	f.w.must(f.w.Store().Transaction(func(tx *xenstore.Tx) error {
+	f.w.must(f.w.Store().Transaction(f.w.ctx, func(tx *xenstore.Tx) error {
 		for _, k := range f.wrote {
 			if _, still := keys[k]; still {
 				continue
 			}
-			if err := tx.Remove(f.dir() + "/" + k); err != nil && !errors.Is(err, xenstore.ErrNotExist) {
+			if err := tx.Remove(f.w.ctx, f.dir()+"/"+k); err != nil && !errors.Is(err, xenstore.ErrNotExist) {
 				return err
 			}
 		}
 		for k, v := range keys {
-			if err := tx.Write(f.dir()+"/"+k, v); err != nil {
+			if err := tx.Write(f.w.ctx, f.dir()+"/"+k, v); err != nil {
 				return err
 			}
 		}
-		return tx.Write(f.dir()+"/state", state.Value())
+		return tx.Write(f.w.ctx, f.dir()+"/state", state.Value())
 	}))
 	f.wrote = slices.Collect(maps.Keys(keys))
 }
@@ -195,7 +195,7 @@ func (f *rawFront) offer(keys map[string]string, state xenbus.State) {
 // state writes the frontend's state.
 func (f *rawFront) state(s xenbus.State) {
 	f.w.t.Helper()
-	f.w.must(f.w.Store().Write(f.dir()+"/state", s.Value()))
+	f.w.must(f.w.Store().Write(f.w.ctx, f.dir()+"/state", s.Value()))
 }
 
 // waitBack waits until the backend shows one of the states.
@@ -264,7 +264,7 @@ func errNode(domid xen.Domid, devid int) string {
 // read returns the value of a node; absent is that of one that is not there.
 func (w *world) read(path string) string {
 	w.t.Helper()
-	v, err := w.Store().Read(path)
+	v, err := w.Store().Read(w.ctx, path)
 	if errors.Is(err, xenstore.ErrNotExist) {
 		return absent
 	}
@@ -379,13 +379,13 @@ type recorder struct {
 func (w *world) record(path string) *recorder {
 	w.t.Helper()
 	r := &recorder{}
-	watch, err := w.Store().Watch(path)
+	watch, err := w.Store().Watch(w.ctx, path)
 	w.must(err)
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
 		for range watch.C() {
-			v, err := w.Store().Read(path)
+			v, err := w.Store().Read(w.ctx, path)
 			if errors.Is(err, xenstore.ErrNotExist) {
 				v = absent
 			} else if err != nil {
@@ -399,7 +399,7 @@ func (w *world) record(path string) *recorder {
 		}
 	}()
 	w.t.Cleanup(func() {
-		_ = watch.Close()
+		watch.Close()
 		<-ended
 	})
 	return r

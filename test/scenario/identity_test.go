@@ -70,7 +70,7 @@ func TestJournalOfADriverThatIsGone(t *testing.T) {
 			data, err := f.pages.Alloc(0, 1, false)
 			w.must(err)
 			copy(data.Bytes(), plainFrame(100))
-			w.must(w.Store().Write(f.back()+"/hotplug-status", tt.script))
+			w.must(w.Store().Write(w.ctx, f.back()+"/hotplug-status", tt.script))
 			f.ask(data.Refs()[0], 10)
 			f.offer(f.keys(), xenbus.Connected)
 			if got := f.answers(); !slices.Equal(got, []uint16{10, 11, 12}) {
@@ -95,7 +95,7 @@ func TestJournalOfADriverThatIsGone(t *testing.T) {
 			if got := f.answers(); !slices.Equal(got, []uint16{30, 31, 32}) {
 				t.Errorf("further answers: %v", got)
 			}
-			w.must(w.Store().Write(f.back()+"/hotplug-status", "connected"))
+			w.must(w.Store().Write(w.ctx, f.back()+"/hotplug-status", "connected"))
 			f.waitBack(xenbus.Connected)
 			f.connected()
 		})

@@ -71,7 +71,7 @@ func TestMalformedKeysOfTheToolstack(t *testing.T) {
 			go func() { attached <- w.Attach(w.ctx, domid, v) }()
 			for _, value := range c.bad {
 				w.wait("the vif", func() bool { return w.read(w.BackPath(domid, 0)+"/state") != absent })
-				w.must(w.Store().Write(w.BackPath(domid, 0)+"/"+key, value))
+				w.must(w.Store().Write(w.ctx, w.BackPath(domid, 0)+"/"+key, value))
 				w.waitError(domid, 0, fmt.Sprintf("key %q is %q", key, value))
 				w.waitLogged("ERROR", fmt.Sprintf(`key \"%s\" is \"%s\"`, key, value))
 				if s := w.read(w.BackPath(domid, 0) + "/state"); s == "2" || s == "4" {
@@ -79,7 +79,7 @@ func TestMalformedKeysOfTheToolstack(t *testing.T) {
 				}
 				w.noInterface(domid, 0)
 			}
-			w.must(w.Store().Write(w.BackPath(domid, 0)+"/"+key, c.good))
+			w.must(w.Store().Write(w.ctx, w.BackPath(domid, 0)+"/"+key, c.good))
 			w.must(<-attached)
 			f := w.join(domid, 0)
 			f.newRings(1)
@@ -95,7 +95,7 @@ func TestMalformedRate(t *testing.T) {
 	g := w.guest(vifKeys(func(v *lab.VifConfig) { v.Rate = "12500000,50000" }))
 	rate := w.BackPath(g.Domid, g.Devid) + "/rate"
 	for _, value := range []string{"x", "-1,50000", "100", "100,", ",100", "100,x", "100,0", "1e6,50000", "18446744073709551616,50000", "100,99999999999", strings.Repeat("1", 1000)} {
-		w.must(w.Store().Write(rate, value))
+		w.must(w.Store().Write(w.ctx, rate, value))
 		w.waitError(g.Domid, g.Devid, fmt.Sprintf("key %q is %q", "rate", clipped(value)))
 		if s := g.status(); s.State != xenbus.Connected || s.Rate != "12500000 B/50ms" {
 			t.Errorf("with rate %q: %v, %s", value, s.State, s.Rate)
@@ -106,7 +106,7 @@ func TestMalformedRate(t *testing.T) {
 	}
 	g.pings(3)
 	for value, want := range map[string]string{"25000000,50000": "25000000 B/50ms", "": "unlimited", "4294967295,50000": "unlimited"} {
-		w.must(w.Store().Write(rate, value))
+		w.must(w.Store().Write(w.ctx, rate, value))
 		g.waitStatus("the rate "+want, func(s *vif.Status) bool { return s.Rate == want })
 		g.pings(1)
 	}

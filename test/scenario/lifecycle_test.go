@@ -204,7 +204,7 @@ func TestConnectedAgainAndNothingIsNew(t *testing.T) {
 	since := f.status().Since
 	for _, rate := range []string{"100001", "100002"} {
 		f.state(xenbus.Connected)
-		w.must(w.Store().Write(f.back()+"/rate", rate+",1000"))
+		w.must(w.Store().Write(w.ctx, f.back()+"/rate", rate+",1000"))
 		w.wait("the daemon to have looked", func() bool { return strings.HasPrefix(f.status().Rate, rate) })
 	}
 	f.connected()
@@ -429,7 +429,7 @@ func TestDomainIsGoneWithoutCleanUp(t *testing.T) {
 	if v := w.read(w.BackPath(g.Domid, g.Devid) + "/state"); v != "6" {
 		t.Errorf("the backend is in state %s, want 6", v)
 	}
-	w.must(w.Store().Remove(w.BackPath(g.Domid, g.Devid)))
+	w.must(w.Store().Remove(w.ctx, w.BackPath(g.Domid, g.Devid)))
 	w.vifGone(g.Domid, g.Devid)
 }
 
@@ -442,14 +442,14 @@ func TestDomainIsGoneAndItsNodesStay(t *testing.T) {
 	other.connect()
 	// The embedded xenstored removes what a dead domain owned.
 	dom0Owned := []xenstore.Perm{{Domid: 0}, {Domid: f.domid, Access: xenstore.AccessBoth}}
-	w.must(w.Store().SetPermissions(f.dir(), dom0Owned))
-	keys, err := w.Store().List(f.dir())
+	w.must(w.Store().SetPermissions(w.ctx, f.dir(), dom0Owned))
+	keys, err := w.Store().List(w.ctx, f.dir())
 	w.must(err)
 	for _, k := range append(keys, "queue-0/tx-ring-ref", "queue-1/tx-ring-ref") {
-		w.must(w.Store().SetPermissions(f.dir()+"/"+k, dom0Owned))
+		w.must(w.Store().SetPermissions(w.ctx, f.dir()+"/"+k, dom0Owned))
 	}
 	for _, rate := range []string{"1000", "2000"} { // what that set going comes to rest
-		w.must(w.Store().Write(f.back()+"/rate", rate+",1000"))
+		w.must(w.Store().Write(w.ctx, f.back()+"/rate", rate+",1000"))
 		w.wait("the daemon to have looked", func() bool { return strings.HasPrefix(f.status().Rate, rate) })
 	}
 	w.must(w.Hypervisor().Destroy(f.domid))
@@ -488,7 +488,7 @@ func TestFrontendDirectoryIsRemoved(t *testing.T) {
 	f := w.rawFront(2)
 	f.connect()
 	back := w.record(f.back() + "/state")
-	w.must(w.Store().Remove(f.dir()))
+	w.must(w.Store().Remove(w.ctx, f.dir()))
 	f.waitBack(xenbus.Closed)
 	w.unpinned(f.domid)
 	w.wait("the interface to be gone", func() bool { return w.link(f.domid, f.devid) == nil })
@@ -496,7 +496,7 @@ func TestFrontendDirectoryIsRemoved(t *testing.T) {
 	if w.read(f.dir()) != absent {
 		t.Error("netbackd wrote into a frontend's directory that was removed")
 	}
-	w.must(w.Store().Remove(f.back()))
+	w.must(w.Store().Remove(w.ctx, f.back()))
 	w.vifGone(f.domid, f.devid)
 }
 
@@ -513,7 +513,7 @@ func TestBackendDirectoryIsRemoved(t *testing.T) {
 				f.state(state)
 				w.wait("the daemon to see it", func() bool { return f.status().Frontend == state })
 			}
-			w.must(w.Store().Remove(f.back()))
+			w.must(w.Store().Remove(w.ctx, f.back()))
 			w.vifGone(f.domid, f.devid)
 			w.unpinned(f.domid)
 			// The frontend goes on moving, without a backend.
@@ -539,7 +539,7 @@ func TestBackendDirectoryIsRemovedWhileTheRingsAreMapped(t *testing.T) {
 		w.must(w.Hypervisor().AddFault(f.domid, simclient.Fault{Op: "map", Ref: ref, Delay: 300 * time.Millisecond, Count: 1}))
 		f.offer(f.keys(), xenbus.Connected)
 		w.wait("the first page to be mapped", func() bool { d, err := w.Domain(f.domid); return err == nil && d.Pins > 0 })
-		w.must(w.Store().Remove(f.back()))
+		w.must(w.Store().Remove(w.ctx, f.back()))
 		w.vifGone(f.domid, f.devid)
 		w.unpinned(f.domid)
 		if v := w.read(f.back()); v != absent {
@@ -561,36 +561,36 @@ func TestDeviceIsMadeAnewInTheSamePlace(t *testing.T) {
 			f.back(): {"frontend", "frontend-id", "online", "script", "mac", "bridge", "handle", "type"},
 			f.dir():  {"backend", "backend-id", "handle", "mac", "trusted"},
 		}
-		w.must(w.Store().Transaction(func(tx *xenstore.Tx) error {
+		w.must(w.Store().Transaction(w.ctx, func(tx *xenstore.Tx) error {
 			for dir, keys := range dirs {
 				kept := map[string]string{"state": "1"}
 				for _, k := range keys {
-					v, err := tx.Read(dir + "/" + k)
+					v, err := tx.Read(w.ctx, dir+"/"+k)
 					if err != nil {
 						return fmt.Errorf("%s of %s: %w", k, dir, err)
 					}
 					kept[k] = v
 				}
-				perms, err := tx.Permissions(dir)
+				perms, err := tx.Permissions(w.ctx, dir)
 				if err != nil {
 					return err
 				}
-				if err := tx.Remove(dir); err != nil {
+				if err := tx.Remove(w.ctx, dir); err != nil {
 					return err
 				}
-				if err := tx.Mkdir(dir); err != nil {
+				if err := tx.Mkdir(w.ctx, dir); err != nil {
 					return err
 				}
-				if err := tx.SetPermissions(dir, perms); err != nil {
+				if err := tx.SetPermissions(w.ctx, dir, perms); err != nil {
 					return err
 				}
 				for k, v := range kept {
-					if err := tx.Write(dir+"/"+k, v); err != nil {
+					if err := tx.Write(w.ctx, dir+"/"+k, v); err != nil {
 						return err
 					}
 				}
 			}
-			return tx.Write(f.back()+"/hotplug-status", "")
+			return tx.Write(w.ctx, f.back()+"/hotplug-status", "")
 		}))
 		f.wrote = nil
 	}
@@ -603,7 +603,7 @@ func TestDeviceIsMadeAnewInTheSamePlace(t *testing.T) {
 			t.Fatalf("the new device has the old one's interface: %v", l)
 		}
 		index = l.Attrs().Index
-		w.must(w.Store().Write(f.back()+"/hotplug-status", "connected"))
+		w.must(w.Store().Write(w.ctx, f.back()+"/hotplug-status", "connected"))
 		f.newRings(2)
 		f.connect()
 		f.connected()
@@ -658,10 +658,10 @@ func TestStrangerWritesTheState(t *testing.T) {
 			w := w.in(t)
 			f := w.rawFront(1)
 			f.connect()
-			w.must(w.Store().Write(f.back()+"/state", value))
+			w.must(w.Store().Write(w.ctx, f.back()+"/state", value))
 			// It disconnects no vif, and the next reload of the driver
 			// makes it right.
-			w.must(w.Store().Write(f.back()+"/rate", "1000000,50000"))
+			w.must(w.Store().Write(w.ctx, f.back()+"/rate", "1000000,50000"))
 			w.wait("the daemon to have looked", func() bool { return f.status().Rate != "unlimited" })
 			f.connected()
 			f.close()
@@ -709,7 +709,7 @@ func TestGuestLeavesBeforeTheScriptIsThrough(t *testing.T) {
 		t.Errorf("the backend went %v without a script", back.values())
 	}
 	f.offer(f.keys(), xenbus.Connected)
-	w.must(w.Store().Write(f.back()+"/hotplug-status", "connected"))
+	w.must(w.Store().Write(w.ctx, f.back()+"/hotplug-status", "connected"))
 	f.waitBack(xenbus.Connected)
 	f.connected()
 }

@@ -3,6 +3,7 @@
 package scenario
 
 import (
+	"context"
 	"fmt"
 	"strings"
 	"sync"
@@ -136,7 +137,7 @@ func TestGuestWritesItsStateTenThousandTimes(t *testing.T) {
 			wg.Go(func() {
 				for n := range each {
 					s := states[(i+n)%len(states)]
-					if err := w.Store().Write(f.dir()+"/state", s.Value()); err != nil {
+					if err := w.Store().Write(w.ctx, f.dir()+"/state", s.Value()); err != nil {
 						t.Error(err)
 						return
 					}
@@ -193,8 +194,8 @@ func TestGuestFillsItsDirectory(t *testing.T) {
 	f.connect()
 	before := w.steady()
 	for i := range 500 {
-		w.must(w.Store().Write(fmt.Sprintf("%s/junk-%d/%s", f.dir(), i, strings.Repeat("x", 200)), strings.Repeat("y", 1000)))
-		w.must(w.Store().Write(f.dir()+"/request-multicast-control", fmt.Sprint(i%2)))
+		w.must(w.Store().Write(w.ctx, fmt.Sprintf("%s/junk-%d/%s", f.dir(), i, strings.Repeat("x", 200)), strings.Repeat("y", 1000)))
+		w.must(w.Store().Write(w.ctx, f.dir()+"/request-multicast-control", fmt.Sprint(i%2)))
 	}
 	f.close()
 	f.reopen()
@@ -218,7 +219,9 @@ func TestIdleVifsCauseNoWakeups(t *testing.T) {
 		}
 		w.must(w.Attach(w.ctx, domid, lab.VifConfig{
 			Devid: devid, MAC: fmt.Sprintf("00:16:3e:00:03:%02x", devid), Bridge: bridge,
-			Script: func(s *xenstore.Client, h lab.Hotplug) error { return s.Write(h.Back+"/hotplug-status", "connected") },
+			Script: func(ctx context.Context, s *xenstore.Client, h lab.Hotplug) error {
+				return s.Write(ctx, h.Back+"/hotplug-status", "connected")
+			},
 		}))
 		f := w.join(domid, devid)
 		f.newRings(1)

@@ -110,7 +110,7 @@ func TestMulticastFilterTurnedOnAndOffWhileConnected(t *testing.T) {
 	w.answered(each(1, okay), []netif.Status{m.add(1)})
 	m.passes(map[[6]byte]bool{group(1): true, group(2): true, broadcast: true})
 	set := func(value string, want bool) {
-		w.must(w.Store().Write(w.FrontPath(g.Domid, g.Devid)+"/request-multicast-control", value))
+		w.must(w.Store().Write(w.ctx, w.FrontPath(g.Domid, g.Devid)+"/request-multicast-control", value))
 		g.waitStatus(fmt.Sprintf("the filter to be on: %t", want), func(s *vif.Status) bool { return slices.Contains(s.Features, "multicast-control") == want })
 	}
 	for range 3 {

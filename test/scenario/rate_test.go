@@ -86,7 +86,7 @@ func rate(value string) option { return vifKeys(func(c *lab.VifConfig) { c.Rate 
 // the daemon says so.
 func (g *testGuest) setRate(value, shown string) {
 	g.w.t.Helper()
-	g.w.must(g.w.Store().Write(g.w.BackPath(g.Domid, g.Devid)+"/rate", value))
+	g.w.must(g.w.Store().Write(g.w.ctx, g.w.BackPath(g.Domid, g.Devid)+"/rate", value))
 	g.waitStatus("rate "+shown, func(s *vif.Status) bool { return s.Rate == shown })
 }
 
@@ -125,7 +125,7 @@ func TestRateChangesUnderTraffic(t *testing.T) {
 
 	// What makes no sense changes nothing, and is told.
 	lines := g.lines("key", "rate", "ERROR")
-	w.must(w.Store().Write(w.BackPath(g.Domid, g.Devid)+"/rate", "fast"))
+	w.must(w.Store().Write(w.ctx, w.BackPath(g.Domid, g.Devid)+"/rate", "fast"))
 	w.wait("the error node", func() bool { return strings.Contains(g.errorNode(), `"rate"`) })
 	g.limited(100000, 2e6)
 	if n := g.lines("rate", "fast", "ERROR") - lines; n != 1 {
@@ -140,7 +140,7 @@ func TestRateChangesUnderTraffic(t *testing.T) {
 		}
 		g.setRate("100000,50000", "100000 B/50ms")
 	}
-	w.must(w.Store().Remove(w.BackPath(g.Domid, g.Devid) + "/rate"))
+	w.must(w.Store().Remove(w.ctx, w.BackPath(g.Domid, g.Devid)+"/rate"))
 	g.waitStatus("no rate", func(s *vif.Status) bool { return s.Rate == "unlimited" })
 	stop()
 	if r := g.tcpToHost(32 << 20); r.Rate() < 2*8*2e6 {

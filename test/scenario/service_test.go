@@ -267,7 +267,7 @@ func TestServiceOfGuestsThatAreGone(t *testing.T) {
 	w.Daemon().Kill()
 	w.must(g.Stop())
 	w.must(w.Hypervisor().Destroy(g.Domid))
-	w.must(w.Store().Remove(w.BackPath(g.Domid, g.Devid)))
+	w.must(w.Store().Remove(w.ctx, w.BackPath(g.Domid, g.Devid)))
 	m.start()
 	w.wait("the manager to keep nothing", func() bool { return m.kept() == "" })
 	w.wait("the interface to go", func() bool { return w.link(g.Domid, g.Devid) == nil })

@@ -3,6 +3,7 @@
 package scenario
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -132,7 +133,7 @@ func (c *combination) attach(tx *xenstore.Tx, rate int) error {
 		"script": "/etc/xen/scripts/vif-bridge", "mac": c.mac(), "bridge": bridge,
 		"handle": strconv.Itoa(c.devid), "type": "vif", "hotplug-status": "connected",
 	}
-	err := errors.Join(put(tx, c.back(), back), put(tx, c.dir(), c.fixed()))
+	err := errors.Join(put(c.w.ctx, tx, c.back(), back), put(c.w.ctx, tx, c.dir(), c.fixed()))
 	if err == nil && c.own == xenbus.Initialising {
 		err = errors.Join(c.arrangeBack(tx, rate), c.arrangeFront(tx, rate))
 	}
@@ -146,30 +147,30 @@ func (c *combination) arrangeBack(tx *xenstore.Tx, rate int) error {
 	if !c.online {
 		online = "0"
 	}
-	return put(tx, c.back(), map[string]string{"online": online, "hotplug-status": c.hotplug, "rate": rateKey(rate)})
+	return put(c.w.ctx, tx, c.back(), map[string]string{"online": online, "hotplug-status": c.hotplug, "rate": rateKey(rate)})
 }
 
 func (c *combination) arrangeFront(tx *xenstore.Tx, rate int) error {
-	if err := tx.Write(c.back()+"/rate", rateKey(rate)); err != nil {
+	if err := tx.Write(c.w.ctx, c.back()+"/rate", rateKey(rate)); err != nil {
 		return err
 	}
 	if c.front == noDir {
-		return tx.Remove(c.dir())
+		return tx.Remove(c.w.ctx, c.dir())
 	}
 	front := c.keys()
 	front["state"] = c.front
-	return put(tx, c.dir(), front)
+	return put(c.w.ctx, tx, c.dir(), front)
 }
 
 func rateKey(rate int) string { return fmt.Sprintf("%d,1000", rate) }
 
 // put writes nodes of a directory, or takes them away.
-func put(tx *xenstore.Tx, dir string, nodes map[string]string) error {
+func put(ctx context.Context, tx *xenstore.Tx, dir string, nodes map[string]string) error {
 	for k, v := range nodes {
 		var err error
 		if v != gone {
-			err = tx.Write(dir+"/"+k, v)
-		} else if err = tx.Remove(dir + "/" + k); errors.Is(err, xenstore.ErrNotExist) {
+			err = tx.Write(ctx, dir+"/"+k, v)
+		} else if err = tx.Remove(ctx, dir+"/"+k); errors.Is(err, xenstore.ErrNotExist) {
 			err = nil
 		}
 		if err != nil {
@@ -190,7 +191,7 @@ func (w *walk) each(f func(c *combination, tx *xenstore.Tx) error) {
 	w.t.Helper()
 	for _, c := range w.all {
 		c.began = time.Now()
-		w.must(w.Store().Transaction(func(tx *xenstore.Tx) error { return f(c, tx) }))
+		w.must(w.Store().Transaction(w.ctx, func(tx *xenstore.Tx) error { return f(c, tx) }))
 	}
 }
 
@@ -238,7 +239,7 @@ func (w *walk) toOwn() {
 		if c.own == xenbus.Initialising {
 			return nil
 		}
-		return errors.Join(put(tx, c.dir(), c.keys()), tx.Write(c.dir()+"/state", front[c.own].Value()))
+		return errors.Join(put(w.ctx, tx, c.dir(), c.keys()), tx.Write(w.ctx, c.dir()+"/state", front[c.own].Value()))
 	})
 	w.await("the way to its own state", func(c *combination) string {
 		switch c.own {
@@ -253,7 +254,7 @@ func (w *walk) toOwn() {
 		if c.own != xenbus.Reconfigured {
 			return nil
 		}
-		return tx.Write(c.dir()+"/state", xenbus.Reconfiguring.Value())
+		return tx.Write(w.ctx, c.dir()+"/state", xenbus.Reconfiguring.Value())
 	})
 	w.await("the answer", func(c *combination) string {
 		if c.own == xenbus.Reconfigured {
@@ -369,7 +370,7 @@ func TestEveryStateHasAnAnswer(t *testing.T) {
 		if !c.online {
 			return nil
 		}
-		return put(tx, c.dir(), c.fixed())
+		return put(w.ctx, tx, c.dir(), c.fixed())
 	})
 	w.await("a good frontend", wanted("2"))
 	w.each(func(c *combination, tx *xenstore.Tx) error {
@@ -378,7 +379,7 @@ func TestEveryStateHasAnAnswer(t *testing.T) {
 		}
 		front := c.keys()
 		front["state"] = "4"
-		return errors.Join(tx.Write(c.back()+"/hotplug-status", "connected"), put(tx, c.dir(), front))
+		return errors.Join(tx.Write(w.ctx, c.back()+"/hotplug-status", "connected"), put(w.ctx, tx, c.dir(), front))
 	})
 	w.await("a good frontend", wanted("4"))
 	lap("good frontends")
@@ -396,20 +397,20 @@ func TestEveryStateHasAnAnswer(t *testing.T) {
 	for group := range slices.Chunk(w.all, 72) {
 		some := &walk{world: w.world, all: group}
 		some.each(func(c *combination, tx *xenstore.Tx) error {
-			if err := tx.Write(c.back()+"/online", "0"); err != nil {
+			if err := tx.Write(w.ctx, c.back()+"/online", "0"); err != nil {
 				return err
 			}
-			if s, err := tx.Read(c.back() + "/state"); err != nil || s == "6" {
+			if s, err := tx.Read(w.ctx, c.back()+"/state"); err != nil || s == "6" {
 				return err
 			}
-			return tx.Write(c.back()+"/state", "5")
+			return tx.Write(w.ctx, c.back()+"/state", "5")
 		})
 		if took := some.await("detached", func(*combination) string { return "6" }); took > closeLimit {
 			t.Errorf("Closed after %v", took)
 		}
 	}
 	lap("detaching")
-	w.each(func(c *combination, tx *xenstore.Tx) error { return tx.Remove(c.back()) })
+	w.each(func(c *combination, tx *xenstore.Tx) error { return tx.Remove(w.ctx, c.back()) })
 	w.waitEvery(200*time.Millisecond, "all to be forgotten", func() bool {
 		vifs, err := w.Control().Vifs(w.ctx)
 		w.must(err)

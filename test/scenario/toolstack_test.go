@@ -3,6 +3,7 @@
 package scenario
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -28,7 +29,7 @@ func script(s lab.Script) option { return vifKeys(func(v *lab.VifConfig) { v.Scr
 func TestInterfaceIsThereBeforeInitWait(t *testing.T) {
 	w := newWorld(t)
 	ran := false
-	f := w.rawFront(1, script(func(s *xenstore.Client, h lab.Hotplug) error {
+	f := w.rawFront(1, script(func(ctx context.Context, s *xenstore.Client, h lab.Hotplug) error {
 		if !h.Online {
 			return nil
 		}
@@ -40,10 +41,10 @@ func TestInterfaceIsThereBeforeInitWait(t *testing.T) {
 		if a := l.Attrs(); a.OperState == netlink.OperUp {
 			t.Errorf("%s is %v before its guest is there", a.Name, a.OperState)
 		}
-		if v, err := s.Read(h.Back + "/feature-rx-copy"); v != "1" {
+		if v, err := s.Read(ctx, h.Back+"/feature-rx-copy"); v != "1" {
 			t.Errorf("feature-rx-copy is %q at InitWait (%v): features come too late for the guest", v, err)
 		}
-		return s.Write(h.Back+"/hotplug-status", "connected")
+		return s.Write(ctx, h.Back+"/hotplug-status", "connected")
 	}))
 	if !ran {
 		t.Fatal("the script was not run")
@@ -116,7 +117,7 @@ func TestConnectedWaitsForTheHotplugScript(t *testing.T) {
 				if failed := strings.Contains(s.Error, "hotplug script failed"); failed != (c.status == "error") {
 					t.Errorf("with hotplug-status %q the error is %q", c.status, s.Error)
 				}
-				w.must(w.Store().Write(f.back()+"/hotplug-status", "connected"))
+				w.must(w.Store().Write(w.ctx, f.back()+"/hotplug-status", "connected"))
 			}
 			f.waitBack(xenbus.Connected)
 			f.connected()
@@ -186,12 +187,12 @@ func TestGarbageBelowTheBackendDirectory(t *testing.T) {
 		fmt.Sprintf("%d/x", f.domid), fmt.Sprintf("%d/-1", f.domid), fmt.Sprintf("%d/00", f.domid),
 		fmt.Sprintf("%d/65536", f.domid), fmt.Sprintf("%d/99999999999999999999", f.domid),
 	} {
-		w.must(w.Store().Write(base+"/"+dir+"/state", "1"))
-		w.must(w.Store().Write(base+"/"+dir+"/frontend", "/local/domain/1/device/vif/0"))
+		w.must(w.Store().Write(w.ctx, base+"/"+dir+"/state", "1"))
+		w.must(w.Store().Write(w.ctx, base+"/"+dir+"/frontend", "/local/domain/1/device/vif/0"))
 	}
 	// A directory without a state, a file where a directory should be.
-	w.must(w.Store().Write(fmt.Sprintf("%s/%d/7", base, f.domid), ""))
-	w.must(w.Store().Write(base+"/999", ""))
+	w.must(w.Store().Write(w.ctx, fmt.Sprintf("%s/%d/7", base, f.domid), ""))
+	w.must(w.Store().Write(w.ctx, base+"/999", ""))
 	// What comes behind it in the queue of events is served, so all of that
 	// has been looked at.
 	g := w.rawFront(1)
@@ -225,7 +226,7 @@ func TestInitWaitComesAtOnce(t *testing.T) {
 		begin := time.Now()
 		w.must(w.Attach(w.ctx, domid, lab.VifConfig{
 			Devid: devid, MAC: fmt.Sprintf("00:16:3e:00:02:%02x", devid), Bridge: bridge,
-			Script: func(*xenstore.Client, lab.Hotplug) error {
+			Script: func(context.Context, *xenstore.Client, lab.Hotplug) error {
 				took = append(took, time.Since(begin))
 				return nil
 			},
@@ -304,7 +305,7 @@ func TestInterfaceIsDeleted(t *testing.T) {
 		// As the administrator does who has read the error.
 		w.must(netns.Attach(g.VifName(), bridge))
 		w.must(netns.Up(g.VifName()))
-		w.must(w.Store().Write(w.BackPath(g.Domid, g.Devid)+"/hotplug-status", "connected"))
+		w.must(w.Store().Write(w.ctx, w.BackPath(g.Domid, g.Devid)+"/hotplug-status", "connected"))
 		g.waitStatus("the guest to be back", func(s *vif.Status) bool { return s.State == xenbus.Connected && s.Carrier })
 		w.wait("the guest to be reached", func() bool {
 			i, err := g.Client.Info(w.ctx, "")

@@ -103,7 +103,7 @@ func TestXDPHeadroomOverAKill(t *testing.T) {
 	// A guest that attaches its program while no daemon runs waits for the next one.
 	g.setHeadroom(0)
 	w.Daemon().Kill()
-	w.must(w.Store().Write(w.BackPath(g.Domid, g.Devid)+"/state", "4")) // as if it were the first time
+	w.must(w.Store().Write(w.ctx, w.BackPath(g.Domid, g.Devid)+"/state", "4")) // as if it were the first time
 	attached := make(chan error)
 	go func() { attached <- g.SetXDPHeadroom(w.ctx, "", xdpHeadroom) }()
 	w.wait("the guest to ask", func() bool { return w.read(w.FrontPath(g.Domid, g.Devid)+"/state") == "7" })
@@ -144,7 +144,7 @@ func TestXDPHeadroomIsNotMissed(t *testing.T) {
 	f.connect()
 	f.state(xenbus.Reconfiguring)
 	w.wait("the daemon to see it", func() bool { return f.status().Frontend == xenbus.Reconfiguring })
-	w.must(w.Store().Write(f.dir()+"/xdp-headroom", "256"))
+	w.must(w.Store().Write(w.ctx, f.dir()+"/xdp-headroom", "256"))
 	f.waitBack(xenbus.Reconfigured)
 	w.wait("headroom", func() bool { return f.status().Headroom == 256 })
 	f.state(xenbus.Connected)
@@ -152,7 +152,7 @@ func TestXDPHeadroomIsNotMissed(t *testing.T) {
 	// Connected.
 	for _, n := range []string{"0", "256", "0"} {
 		f.state(xenbus.Reconfiguring)
-		w.must(w.Store().Write(f.dir()+"/xdp-headroom", n))
+		w.must(w.Store().Write(w.ctx, f.dir()+"/xdp-headroom", n))
 		f.state(xenbus.Connected)
 		w.wait(n+" bytes of headroom", func() bool { return fmt.Sprint(f.status().Headroom) == n })
 	}

@@ -52,7 +52,7 @@ type server struct {
 // Main runs the agent until the end of input, the command quit or the end of ctx.
 // The network namespace it is called in is the guest's.
 func Main(ctx context.Context, cfg Config, in io.Reader, out io.Writer) error {
-	host, closeHost, err := OpenHost(cfg)
+	host, closeHost, err := OpenHost(ctx, cfg)
 	if err != nil {
 		return err
 	}
@@ -228,7 +228,7 @@ func (a *agent) attach(ctx context.Context, cfg VifConfig) (VifInfo, error) {
 	if err != nil {
 		return VifInfo{}, err
 	}
-	info, err := v.info()
+	info, err := v.info(ctx)
 	a.mu.Lock()
 	a.vifs = append(a.vifs, v)
 	a.mu.Unlock()
@@ -279,7 +279,7 @@ func (a *agent) reconnect(ctx context.Context, args ConnectArgs) (info VifInfo, 
 		if err := v.reconnect(ctx, args.Front); err != nil {
 			return err
 		}
-		info, err = v.info()
+		info, err = v.info(ctx)
 		return err
 	})
 	return info, err
@@ -290,7 +290,7 @@ func (a *agent) suspend(ctx context.Context, args ConnectArgs) (info VifInfo, er
 		if err := v.suspend(ctx, args.Front); err != nil {
 			return err
 		}
-		info, err = v.info()
+		info, err = v.info(ctx)
 		return err
 	})
 	return info, err
@@ -298,7 +298,7 @@ func (a *agent) suspend(ctx context.Context, args ConnectArgs) (info VifInfo, er
 
 func (a *agent) info(ctx context.Context, args VifArgs) (info VifInfo, err error) {
 	err = a.onVif(ctx, args, func(v *vif) (err error) {
-		info, err = v.info()
+		info, err = v.info(ctx)
 		return err
 	})
 	return info, err
@@ -313,20 +313,20 @@ func (a *agent) stats(ctx context.Context, args VifArgs) (s VifStats, err error)
 }
 
 func (a *agent) state(ctx context.Context, args StateArgs) (none, error) {
-	return none{}, a.onVif(ctx, args.VifArgs, func(v *vif) error { return v.dev.SetState(args.State) })
+	return none{}, a.onVif(ctx, args.VifArgs, func(v *vif) error { return v.dev.SetState(ctx, args.State) })
 }
 
 func (a *agent) key(ctx context.Context, args KeyArgs) (value string, err error) {
 	err = a.onVif(ctx, args.VifArgs, func(v *vif) (err error) {
 		switch args.Op {
 		case "read":
-			value, err = v.dev.Key(args.Key)
+			value, err = v.dev.Key(ctx, args.Key)
 		case "read-backend":
-			value, err = v.dev.BackendKey(args.Key)
+			value, err = v.dev.BackendKey(ctx, args.Key)
 		case "write":
-			err = v.dev.WriteKey(args.Key, args.Value)
+			err = v.dev.WriteKey(ctx, args.Key, args.Value)
 		case "remove":
-			err = v.dev.RemoveKey(args.Key)
+			err = v.dev.RemoveKey(ctx, args.Key)
 		default:
 			err = fmt.Errorf("no such operation: %.40s", args.Op)
 		}

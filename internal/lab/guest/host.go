@@ -3,6 +3,7 @@
 package guest
 
 import (
+	"context"
 	"errors"
 	"io"
 
@@ -17,19 +18,19 @@ import (
 
 // OpenHost opens the domain we are in, for a frontend of any kind. closeAll leaves
 // it.
-func OpenHost(cfg Config) (h netfront.Host, closeAll func() error, err error) {
+func OpenHost(ctx context.Context, cfg Config) (h netfront.Host, closeAll func() error, err error) {
 	if cfg.Xen == "" {
-		return openReal()
+		return openReal(ctx)
 	}
 	return openEmbedded(cfg.Xen, cfg.Domid)
 }
 
-func openReal() (h netfront.Host, closeAll func() error, err error) {
+func openReal(ctx context.Context) (h netfront.Host, closeAll func() error, err error) {
 	pages, err := gntalloc.Open(gntalloc.DefaultPath)
 	if err != nil {
 		return h, nil, err
 	}
-	store, err := xenstore.Open()
+	store, err := xenstore.Open(ctx)
 	if err != nil {
 		return h, nil, errors.Join(err, pages.Close())
 	}

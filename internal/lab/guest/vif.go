@@ -53,13 +53,13 @@ type pump struct {
 // newVif makes the card and connects the vif.
 func newVif(ctx context.Context, host netfront.Host, cfg VifConfig) (*vif, error) {
 	cfg = cfg.withDefaults()
-	dev, err := netfront.Open(host, cfg.Front)
+	dev, err := netfront.Open(ctx, host, cfg.Front)
 	if err != nil {
 		return nil, err
 	}
 	v := &vif{cfg: cfg, dev: dev, mac: cfg.MAC, jobs: make(chan func()), done: make(chan struct{}), broken: map[string]uint64{}}
 	if v.mac == "" {
-		if v.mac, err = dev.Key("mac"); err != nil {
+		if v.mac, err = dev.Key(ctx, "mac"); err != nil {
 			return nil, errors.Join(err, dev.Close())
 		}
 	}
@@ -188,7 +188,7 @@ func (v *vif) serve(ctx context.Context) {
 // follow does what the backend's state asks of a frontend that was not told to
 // do anything else. What fails here shows in the state.
 func (v *vif) follow(ctx context.Context) {
-	b, err := v.dev.BackendState()
+	b, err := v.dev.BackendState(ctx)
 	if err != nil {
 		return
 	}
@@ -198,7 +198,7 @@ func (v *vif) follow(ctx context.Context) {
 	switch {
 	case mine == xenbus.Connected && (b == xenbus.Closing || b == xenbus.Closed):
 		err = errors.Join(v.stop(), v.dev.FinishClosing(ctx))
-		if online, _ := v.dev.BackendKey("online"); err == nil && online == "1" && v.cfg.Reconnect {
+		if online, _ := v.dev.BackendKey(ctx, "online"); err == nil && online == "1" && v.cfg.Reconnect {
 			_ = v.connect(ctx)
 		}
 	}
@@ -265,8 +265,8 @@ func (v *vif) configure(front *netfront.Config) {
 	v.dev.SetConfig(v.cfg.Front)
 }
 
-func (v *vif) info() (VifInfo, error) {
-	b, err := v.dev.BackendState()
+func (v *vif) info(ctx context.Context) (VifInfo, error) {
+	b, err := v.dev.BackendState(ctx)
 	return VifInfo{
 		Name:    v.cfg.Name,
 		MAC:     v.mac,

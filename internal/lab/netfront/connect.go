@@ -46,29 +46,29 @@ func (d *Device) Offer(ctx context.Context) error {
 	if err := d.freeRings(); err != nil {
 		return err
 	}
-	if err := d.locate(); err != nil {
+	if err := d.locate(ctx); err != nil {
 		return err
 	}
 	if _, err := d.WaitBackend(ctx, xenbus.InitWait); err != nil {
 		return err
 	}
-	if err := d.readOffers(); err != nil {
+	if err := d.readOffers(ctx); err != nil {
 		return err
 	}
 	if err := d.makeRings(); err != nil {
 		return errors.Join(err, d.freeRings())
 	}
-	if err := d.publish(); err != nil {
+	if err := d.publish(ctx); err != nil {
 		return errors.Join(err, d.freeRings())
 	}
-	return d.switchState(xenbus.Connected)
+	return d.switchState(ctx, xenbus.Connected)
 }
 
 // Disconnect closes the device as unloading the driver does: Closing, then
 // Closed once the backend has followed. When the backend has let go of the rings
 // they are freed.
 func (d *Device) Disconnect(ctx context.Context) error {
-	if err := d.switchState(xenbus.Closing); err != nil {
+	if err := d.switchState(ctx, xenbus.Closing); err != nil {
 		return err
 	}
 	if _, err := d.WaitBackend(ctx, xenbus.Closing, xenbus.Closed, xenbus.Unknown); err != nil {
@@ -80,7 +80,7 @@ func (d *Device) Disconnect(ctx context.Context) error {
 // FinishClosing answers a backend that is Closing of its own accord: Closed, and
 // the rings freed when the backend is too.
 func (d *Device) FinishClosing(ctx context.Context) error {
-	if err := d.switchState(xenbus.Closed); err != nil {
+	if err := d.switchState(ctx, xenbus.Closed); err != nil {
 		return err
 	}
 	// A backend that stays for the next connection may already be back at
@@ -91,7 +91,7 @@ func (d *Device) FinishClosing(ctx context.Context) error {
 
 // Reconnect connects a device that is Closed or was never connected.
 func (d *Device) Reconnect(ctx context.Context) error {
-	if err := d.switchState(xenbus.Initialising); err != nil {
+	if err := d.switchState(ctx, xenbus.Initialising); err != nil {
 		return err
 	}
 	return d.Connect(ctx)
@@ -108,7 +108,7 @@ func (d *Device) Suspend(ctx context.Context) error {
 }
 
 // readOffers reads the backend's features.
-func (d *Device) readOffers() error {
+func (d *Device) readOffers(ctx context.Context) error {
 	o := Offers{MaxQueues: 1}
 	for _, k := range []struct {
 		name string
@@ -126,7 +126,7 @@ func (d *Device) readOffers() error {
 		{"feature-control-ring", &o.Stream},
 		{"feature-xdp-headroom", &o.XDPHeadroom},
 	} {
-		v, err := d.BackendKey(k.name)
+		v, err := d.BackendKey(ctx, k.name)
 		if err != nil {
 			return err
 		}
@@ -138,7 +138,7 @@ func (d *Device) readOffers() error {
 			return fmt.Errorf("netfront: backend says %s is %q: neither 0 nor 1", k.name, v)
 		}
 	}
-	v, err := d.BackendKey("multi-queue-max-queues")
+	v, err := d.BackendKey(ctx, "multi-queue-max-queues")
 	if err != nil {
 		return err
 	}
@@ -193,9 +193,9 @@ func (d *Device) makeRings() error {
 }
 
 // publish writes everything the backend needs to know, at once.
-func (d *Device) publish() error {
-	err := d.host.Store.Transaction(func(tx *xenstore.Tx) error {
-		w := keyWriter{tx: tx, dir: d.cfg.Dir}
+func (d *Device) publish(ctx context.Context) error {
+	err := d.host.Store.Transaction(ctx, func(tx *xenstore.Tx) error {
+		w := keyWriter{ctx: ctx, tx: tx, dir: d.cfg.Dir}
 		if len(d.queues) == 1 {
 			w.queue("", d.queues[0])
 		} else {
@@ -240,6 +240,7 @@ func (d *Device) publish() error {
 
 // keyWriter writes nodes below a directory until the first error.
 type keyWriter struct {
+	ctx context.Context
 	tx  *xenstore.Tx
 	dir string
 	err error
@@ -247,7 +248,7 @@ type keyWriter struct {
 
 func (w *keyWriter) text(key, value string) {
 	if w.err == nil {
-		w.err = w.tx.Write(w.dir+"/"+key, value)
+		w.err = w.tx.Write(w.ctx, w.dir+"/"+key, value)
 	}
 }
 
@@ -258,7 +259,7 @@ func (w *keyWriter) remove(key string) {
 	if w.err != nil {
 		return
 	}
-	if err := w.tx.Remove(w.dir + "/" + key); err != nil && !errors.Is(err, xenstore.ErrNotExist) {
+	if err := w.tx.Remove(w.ctx, w.dir+"/"+key); err != nil && !errors.Is(err, xenstore.ErrNotExist) {
 		w.err = err
 	}
 }

@@ -41,14 +41,15 @@ type Device struct {
 }
 
 // Open finds the backend of a vif. It writes nothing.
-func Open(host Host, cfg Config) (*Device, error) {
+func Open(ctx context.Context, host Host, cfg Config) (*Device, error) {
 	d := &Device{host: host, cfg: cfg.withDefaults()}
-	if err := d.locate(); err != nil {
+	if err := d.locate(ctx); err != nil {
 		return nil, err
 	}
-	s, err := readState(host.Store, d.path("state"))
+	s, err := readState(ctx, host.Store, d.path("state"))
 	if err != nil {
-		return nil, errors.Join(err, d.watch.Close())
+		d.watch.Close()
+		return nil, err
 	}
 	d.state = s
 	return d, nil
@@ -56,12 +57,12 @@ func Open(host Host, cfg Config) (*Device, error) {
 
 // locate reads who the backend is, which changes when the domain migrates, and
 // watches its state.
-func (d *Device) locate() error {
-	path, err := d.host.Store.Read(d.path("backend"))
+func (d *Device) locate(ctx context.Context) error {
+	path, err := d.host.Store.Read(ctx, d.path("backend"))
 	if err != nil {
 		return fmt.Errorf("netfront: find the backend of %s: %w", d.cfg.Dir, err)
 	}
-	id, err := d.host.Store.Read(d.path("backend-id"))
+	id, err := d.host.Store.Read(ctx, d.path("backend-id"))
 	if err != nil {
 		return fmt.Errorf("netfront: find the backend of %s: %w", d.cfg.Dir, err)
 	}
@@ -73,14 +74,14 @@ func (d *Device) locate() error {
 	if d.watch != nil && d.backend == path {
 		return nil
 	}
-	w, err := d.host.Store.Watch(path + "/state")
+	w, err := d.host.Store.Watch(ctx, path+"/state")
 	if err != nil {
 		return fmt.Errorf("netfront: watch the backend: %w", err)
 	}
 	old := d.watch
 	d.watch, d.backend = w, path
 	if old != nil {
-		return old.Close()
+		old.Close()
 	}
 	return nil
 }
@@ -117,25 +118,29 @@ func (d *Device) Queues() []*Queue { return d.queues }
 func (d *Device) Control() *Control { return d.ctrl }
 
 // Key reads a node of the frontend's directory. It is "" if there is none.
-func (d *Device) Key(key string) (string, error) { return readOr(d.host.Store, d.path(key), "") }
+func (d *Device) Key(ctx context.Context, key string) (string, error) {
+	return readOr(ctx, d.host.Store, d.path(key), "")
+}
 
 // BackendKey reads a node of the backend's directory. It is "" if there is none.
-func (d *Device) BackendKey(key string) (string, error) {
-	return readOr(d.host.Store, d.backend+"/"+key, "")
+func (d *Device) BackendKey(ctx context.Context, key string) (string, error) {
+	return readOr(ctx, d.host.Store, d.backend+"/"+key, "")
 }
 
 // WriteKey writes any value to a node of the frontend's directory.
-func (d *Device) WriteKey(key, value string) error {
-	return d.host.Store.Write(d.path(key), value)
+func (d *Device) WriteKey(ctx context.Context, key, value string) error {
+	return d.host.Store.Write(ctx, d.path(key), value)
 }
 
 // RemoveKey removes a node of the frontend's directory.
-func (d *Device) RemoveKey(key string) error { return d.host.Store.Remove(d.path(key)) }
+func (d *Device) RemoveKey(ctx context.Context, key string) error {
+	return d.host.Store.Remove(ctx, d.path(key))
+}
 
 // SetState writes any state, regardless of the last one, and does not wait.
-func (d *Device) SetState(s xenbus.State) error {
+func (d *Device) SetState(ctx context.Context, s xenbus.State) error {
 	d.state = s
-	return d.WriteKey("state", s.Value())
+	return d.WriteKey(ctx, "state", s.Value())
 }
 
 // Grant makes pages and grants the backend access to them, beside those of the
@@ -155,8 +160,8 @@ func (d *Device) FreedGref() (xen.Gref, error) {
 }
 
 // BackendState reads the backend's state.
-func (d *Device) BackendState() (xenbus.State, error) {
-	return readState(d.host.Store, d.backend+"/state")
+func (d *Device) BackendState(ctx context.Context) (xenbus.State, error) {
+	return readState(ctx, d.host.Store, d.backend+"/state")
 }
 
 // Changes tells that the backend's state may have changed; read it with
@@ -169,7 +174,7 @@ func (d *Device) Changes() <-chan xenstore.Event { return d.watch.C() }
 // among them.
 func (d *Device) WaitBackend(ctx context.Context, states ...xenbus.State) (xenbus.State, error) {
 	for {
-		got, err := d.BackendState()
+		got, err := d.BackendState(ctx)
 		if err != nil {
 			return got, err
 		}
@@ -195,7 +200,8 @@ func (d *Device) WaitBackend(ctx context.Context, states ...xenbus.State) (xenbu
 // Close frees everything at once and tells the backend nothing, as the end of
 // the domain would.
 func (d *Device) Close() error {
-	return errors.Join(d.freeRings(), d.watch.Close())
+	d.watch.Close()
+	return d.freeRings()
 }
 
 func (d *Device) freeRings() error {
@@ -213,12 +219,12 @@ func (d *Device) freeRings() error {
 
 // switchState writes our state, unless the toolstack has removed the device in
 // the meantime: a blind write would bring a ghost of it back.
-func (d *Device) switchState(s xenbus.State) error {
-	err := d.host.Store.Transaction(func(tx *xenstore.Tx) error {
-		if _, err := tx.Read(d.path("state")); err != nil {
+func (d *Device) switchState(ctx context.Context, s xenbus.State) error {
+	err := d.host.Store.Transaction(ctx, func(tx *xenstore.Tx) error {
+		if _, err := tx.Read(ctx, d.path("state")); err != nil {
 			return err
 		}
-		return tx.Write(d.path("state"), s.Value())
+		return tx.Write(ctx, d.path("state"), s.Value())
 	})
 	if err != nil {
 		return fmt.Errorf("netfront: go to %v: %w", s, err)
@@ -229,8 +235,8 @@ func (d *Device) switchState(s xenbus.State) error {
 
 // readState takes a node that cannot be seen for one that is missing: when a
 // device is removed, what is left for us to read is its parents' permissions.
-func readState(s Store, path string) (xenbus.State, error) {
-	v, err := readOr(s, path, "0")
+func readState(ctx context.Context, s Store, path string) (xenbus.State, error) {
+	v, err := readOr(ctx, s, path, "0")
 	if errors.Is(err, xenstore.ErrPermission) {
 		return xenbus.Unknown, nil
 	}
@@ -245,8 +251,8 @@ func readState(s Store, path string) (xenbus.State, error) {
 }
 
 // readOr is like Read with a value for a node that is missing.
-func readOr(s Store, path, missing string) (string, error) {
-	v, err := s.Read(path)
+func readOr(ctx context.Context, s Store, path, missing string) (string, error) {
+	v, err := s.Read(ctx, path)
 	if errors.Is(err, xenstore.ErrNotExist) {
 		return missing, nil
 	}

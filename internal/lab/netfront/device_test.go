@@ -115,7 +115,7 @@ func TestDeviceLivesThroughItsStates(t *testing.T) {
 			domid, host := newGuestHost(t, x)
 			b := x.Start(domid, fronttest.Options{})
 			cfg := Config{Features: AllFeatures(), SplitEvents: split, Strict: true, IDSalt: 0x5a00}
-			d := must(Open(host, cfg))(t)
+			d := must(Open(t.Context(), host, cfg))(t)
 			defer func() {
 				if err := d.Close(); err != nil {
 					t.Error(err)
@@ -136,7 +136,7 @@ func TestDeviceLivesThroughItsStates(t *testing.T) {
 			if d.State() != xenbus.Closed || len(d.Queues()) != 0 {
 				t.Errorf("after Disconnect: %v, %d queues", d.State(), len(d.Queues()))
 			}
-			if s, err := d.BackendState(); s != xenbus.Closed || err != nil {
+			if s, err := d.BackendState(ctx); s != xenbus.Closed || err != nil {
 				t.Errorf("backend is %v, %v", s, err)
 			}
 			if err := d.Reconnect(ctx); err != nil {
@@ -162,7 +162,7 @@ func TestDeviceAnswersClosing(t *testing.T) {
 	x := fronttest.NewXen(t)
 	domid, host := newGuestHost(t, x)
 	x.Start(domid, fronttest.Options{})
-	d := must(Open(host, Config{Features: AllFeatures()}))(t)
+	d := must(Open(t.Context(), host, Config{Features: AllFeatures()}))(t)
 	defer d.Close()
 	ctx := deadline(t)
 	if err := d.Connect(ctx); err != nil {
@@ -194,7 +194,7 @@ func TestDeviceIsRefused(t *testing.T) {
 			x := fronttest.NewXen(t)
 			domid, host := newGuestHost(t, x)
 			x.Start(domid, c.o)
-			d := must(Open(host, Config{Features: AllFeatures()}))(t)
+			d := must(Open(t.Context(), host, Config{Features: AllFeatures()}))(t)
 			defer d.Close()
 			if err := d.Connect(deadline(t)); !errors.Is(err, c.want) {
 				t.Errorf("error %v, want %v", err, c.want)
@@ -206,7 +206,7 @@ func TestDeviceIsRefused(t *testing.T) {
 			x := fronttest.NewXen(t)
 			domid, host := newGuestHost(t, x)
 			x.Start(domid, fronttest.Options{Offers: map[string]string{k: v}})
-			d := must(Open(host, Config{Features: AllFeatures()}))(t)
+			d := must(Open(t.Context(), host, Config{Features: AllFeatures()}))(t)
 			if err := d.Connect(deadline(t)); err == nil {
 				t.Errorf("%s = %q was taken", k, v)
 			}
@@ -218,9 +218,9 @@ func TestDeviceIsRefused(t *testing.T) {
 	t.Run("no backend", func(t *testing.T) {
 		x := fronttest.NewXen(t)
 		domid, host := newGuestHost(t, x)
-		d := must(Open(host, Config{}))(t)
+		d := must(Open(t.Context(), host, Config{}))(t)
 		defer d.Close()
-		if err := x.Store.Remove(x.BackDir(domid)); err != nil {
+		if err := x.Store.Remove(t.Context(), x.BackDir(domid)); err != nil {
 			t.Fatal(err)
 		}
 		if err := d.Connect(deadline(t)); !errors.Is(err, ErrGone) {
@@ -229,7 +229,7 @@ func TestDeviceIsRefused(t *testing.T) {
 	})
 	t.Run("a backend that does nothing", func(t *testing.T) {
 		_, host := newGuestHost(t, fronttest.NewXen(t))
-		d := must(Open(host, Config{}))(t)
+		d := must(Open(t.Context(), host, Config{}))(t)
 		defer d.Close()
 		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 		defer cancel()
@@ -239,7 +239,7 @@ func TestDeviceIsRefused(t *testing.T) {
 	})
 	t.Run("no such vif", func(t *testing.T) {
 		_, host := newGuestHost(t, fronttest.NewXen(t))
-		if _, err := Open(host, Config{Dir: "device/vif/9"}); !errors.Is(err, xenstore.ErrNotExist) {
+		if _, err := Open(t.Context(), host, Config{Dir: "device/vif/9"}); !errors.Is(err, xenstore.ErrNotExist) {
 			t.Errorf("error %v, want %v", err, xenstore.ErrNotExist)
 		}
 	})
@@ -292,7 +292,7 @@ func TestDevicePublishes(t *testing.T) {
 			for k, v := range c.offers {
 				x.Write(x.BackDir(domid), k, v)
 			}
-			d := must(Open(host, c.cfg))(t)
+			d := must(Open(t.Context(), host, c.cfg))(t)
 			defer d.Close()
 			if err := d.Offer(deadline(t)); err != nil {
 				t.Fatal(err)
@@ -301,11 +301,11 @@ func TestDevicePublishes(t *testing.T) {
 				t.Errorf("%d queues, want %d", len(d.Queues()), c.queues)
 			}
 			var got []string
-			for _, k := range must(x.Store.List(x.FrontDir(domid)))(t) {
+			for _, k := range must(x.Store.List(t.Context(), x.FrontDir(domid)))(t) {
 				if slices.Contains(toolstack, k) {
 					continue
 				}
-				v := must(x.Store.Read(x.FrontDir(domid) + "/" + k))(t)
+				v := must(x.Store.Read(t.Context(), x.FrontDir(domid)+"/"+k))(t)
 				// Refs and ports vary.
 				if k == "ctrl-ring-ref" || k == "event-channel-ctrl" || k == "event-channel" || k == "rx-ring-ref" || k == "tx-ring-ref" && v != "nonsense" || v == "" {
 					got = append(got, k)
@@ -317,7 +317,7 @@ func TestDevicePublishes(t *testing.T) {
 			if diff := cmp.Diff(c.want, got); diff != "" {
 				t.Errorf("nodes (-want +got):\n%s", diff)
 			}
-			if s := must(d.Key("state"))(t); s != "4" {
+			if s := must(d.Key(t.Context(), "state"))(t); s != "4" {
 				t.Errorf("state %s", s)
 			}
 		})
@@ -328,15 +328,15 @@ func TestDevicePublishes(t *testing.T) {
 func TestStateIsNotWrittenIntoNothing(t *testing.T) {
 	x := fronttest.NewXen(t)
 	domid, host := newGuestHost(t, x)
-	d := must(Open(host, Config{}))(t)
+	d := must(Open(t.Context(), host, Config{}))(t)
 	defer d.Close()
-	if err := x.Store.Remove(x.FrontDir(domid)); err != nil {
+	if err := x.Store.Remove(t.Context(), x.FrontDir(domid)); err != nil {
 		t.Fatal(err)
 	}
 	if err := d.Disconnect(deadline(t)); !errors.Is(err, xenstore.ErrNotExist) {
 		t.Errorf("error %v, want %v", err, xenstore.ErrNotExist)
 	}
-	if ok := must(x.Store.Exists(x.FrontDir(domid)))(t); ok {
+	if ok := must(x.Store.Exists(t.Context(), x.FrontDir(domid)))(t); ok {
 		t.Error("the device is back as a ghost")
 	}
 }
@@ -347,7 +347,7 @@ func TestGrantsAreWhatTheyShouldBe(t *testing.T) {
 	x := fronttest.NewXen(t)
 	domid, host := newGuestHost(t, x)
 	x.Start(domid, fronttest.Options{})
-	d := must(Open(host, Config{Features: AllFeatures()}))(t)
+	d := must(Open(t.Context(), host, Config{Features: AllFeatures()}))(t)
 	defer d.Close()
 	if err := d.Connect(deadline(t)); err != nil {
 		t.Fatal(err)

@@ -3,6 +3,7 @@
 package netfront
 
 import (
+	"context"
 	"github.com/netbackd/netbackd/pkg/evtchn"
 	"github.com/netbackd/netbackd/pkg/gntalloc"
 	"github.com/netbackd/netbackd/pkg/xen"
@@ -35,11 +36,11 @@ type Events interface {
 
 // Store is a connection to xenstore. *xenstore.Client is one.
 type Store interface {
-	Read(path string) (string, error)
-	Write(path, value string) error
-	Remove(path string) error
-	Transaction(fn func(*xenstore.Tx) error) error
-	Watch(path string) (*xenstore.Watch, error)
+	Read(ctx context.Context, path string) (string, error)
+	Write(ctx context.Context, path, value string) error
+	Remove(ctx context.Context, path string) error
+	Transaction(ctx context.Context, fn func(*xenstore.Tx) error) error
+	Watch(ctx context.Context, path string) (*xenstore.Watch, error)
 }
 
 // Host is the domain that a frontend runs in.

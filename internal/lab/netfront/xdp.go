@@ -21,17 +21,17 @@ func (d *Device) SetXDPHeadroom(ctx context.Context, n uint16) error {
 	if !d.offers.XDPHeadroom {
 		return fmt.Errorf("%w: it does not say feature-xdp-headroom", ErrRefused)
 	}
-	if err := d.switchState(xenbus.Reconfiguring); err != nil {
+	if err := d.switchState(ctx, xenbus.Reconfiguring); err != nil {
 		return err
 	}
-	if err := d.WriteKey(xdpHeadroomKey, strconv.Itoa(int(n))); err != nil {
+	if err := d.WriteKey(ctx, xdpHeadroomKey, strconv.Itoa(int(n))); err != nil {
 		return err
 	}
 	if _, err := d.WaitBackend(ctx, xenbus.Reconfigured); err != nil {
 		return err
 	}
 	d.cfg.XDPHeadroom = n
-	return d.switchState(xenbus.Connected)
+	return d.switchState(ctx, xenbus.Connected)
 }
 
 // headroom holds the number of bytes that a backend is held to, and the one before the

@@ -222,18 +222,18 @@ func (p *player) offer() error {
 		}
 	}
 	p.keys = nil
-	err := p.host.Store.Transaction(func(tx *xenstore.Tx) error {
+	err := p.host.Store.Transaction(p.ctx, func(tx *xenstore.Tx) error {
 		for _, k := range p.wrote {
-			if err := tx.Remove(p.dir + "/" + k); err != nil && !errors.Is(err, xenstore.ErrNotExist) {
+			if err := tx.Remove(p.ctx, p.dir+"/"+k); err != nil && !errors.Is(err, xenstore.ErrNotExist) {
 				return err
 			}
 		}
 		for _, k := range keys {
-			if err := tx.Write(p.dir+"/"+k.key, k.value); err != nil {
+			if err := tx.Write(p.ctx, p.dir+"/"+k.key, k.value); err != nil {
 				return err
 			}
 		}
-		return tx.Write(p.dir+"/state", xenbus.Connected.Value())
+		return tx.Write(p.ctx, p.dir+"/state", xenbus.Connected.Value())
 	})
 	p.wrote = nil
 	for _, k := range keys {
@@ -272,7 +272,7 @@ func (p *player) reopen() error {
 // rewind brings the device to where the toolstack leaves it, wherever it is.
 func (p *player) rewind() error {
 	p.keys, p.inForce = nil, ""
-	own, err := p.host.Store.Read(p.dir + "/state")
+	own, err := p.host.Store.Read(p.ctx, p.dir+"/state")
 	if err != nil && !errors.Is(err, xenstore.ErrNotExist) {
 		return err
 	}
@@ -299,10 +299,10 @@ func (p *player) offerNothing() error {
 }
 
 func (p *player) write(key, value string) error {
-	return p.host.Store.Write(p.dir+"/"+key, value)
+	return p.host.Store.Write(p.ctx, p.dir+"/"+key, value)
 }
 
-func (p *player) remove(key string) error { return p.host.Store.Remove(p.dir + "/" + key) }
+func (p *player) remove(key string) error { return p.host.Store.Remove(p.ctx, p.dir+"/"+key) }
 
 func (p *player) writeState(value string) error { return p.write("state", value) }
 
@@ -311,7 +311,7 @@ func (p *player) awaitBackend(states ...xenbus.State) error {
 	ctx, cancel := context.WithTimeout(p.ctx, p.patience)
 	defer cancel()
 	for {
-		got, err := p.host.Store.Read(p.backend + "/state")
+		got, err := p.host.Store.Read(ctx, p.backend+"/state")
 		if err != nil {
 			return err
 		}

@@ -33,12 +33,12 @@ type Line struct {
 var _ Asker = (*Line)(nil)
 
 // Call opens the line, in the guest.
-func Call(store netfront.Store) (*Line, error) {
+func Call(ctx context.Context, store netfront.Store) (*Line, error) {
 	// Made here, so that both may write it and the guest may read it.
-	if err := store.Write(answerNode, ""); err != nil {
+	if err := store.Write(ctx, answerNode, ""); err != nil {
 		return nil, fmt.Errorf("ringscript: %w", err)
 	}
-	w, err := store.Watch(answerNode)
+	w, err := store.Watch(ctx, answerNode)
 	if err != nil {
 		return nil, fmt.Errorf("ringscript: %w", err)
 	}
@@ -46,17 +46,17 @@ func Call(store netfront.Store) (*Line, error) {
 }
 
 // Close ends the line.
-func (l *Line) Close() error { return l.watch.Close() }
+func (l *Line) Close() { l.watch.Close() }
 
 // Ask asks the umpire.
 func (l *Line) Ask(ctx context.Context, question string) (string, error) {
 	l.serial++
 	serial := strconv.FormatInt(l.serial, 10)
-	if err := l.store.Write(askNode, serial+" "+question); err != nil {
+	if err := l.store.Write(ctx, askNode, serial+" "+question); err != nil {
 		return "", fmt.Errorf("ask the umpire %q: %w", question, err)
 	}
 	for {
-		text, err := l.store.Read(answerNode)
+		text, err := l.store.Read(ctx, answerNode)
 		if err != nil {
 			return "", fmt.Errorf("ask the umpire %q: %w", question, err)
 		}
@@ -83,11 +83,11 @@ const maxAnswer = 1900
 // Serve answers a guest's player until ctx ends.
 func (u *Umpire) Serve(ctx context.Context) error {
 	home := fmt.Sprintf("/local/domain/%d/", u.cfg.Domid)
-	w, err := u.cfg.Store.Watch(home + askNode)
+	w, err := u.cfg.Store.Watch(ctx, home+askNode)
 	if err != nil {
 		return err
 	}
-	defer func() { _ = w.Close() }()
+	defer w.Close()
 	last := ""
 	for {
 		select {
@@ -98,11 +98,13 @@ func (u *Umpire) Serve(ctx context.Context) error {
 				return xenstore.ErrClosed
 			}
 		}
-		text, err := u.cfg.Store.Read(home + askNode)
-		if errors.Is(err, xenstore.ErrNotExist) {
+		text, err := u.cfg.Store.Read(ctx, home+askNode)
+		switch {
+		case errors.Is(err, xenstore.ErrNotExist):
 			continue
-		}
-		if err != nil {
+		case ctx.Err() != nil:
+			return nil
+		case err != nil:
 			return err
 		}
 		serial, question, _ := strings.Cut(text, " ")
@@ -118,7 +120,7 @@ func (u *Umpire) Serve(ctx context.Context) error {
 		if len(reply) > maxAnswer {
 			reply = fmt.Sprintf("fail the answer has %d bytes: %s...", len(reply), reply[:maxAnswer])
 		}
-		if err := u.cfg.Store.Write(home+answerNode, serial+" "+reply); err != nil {
+		if err := u.cfg.Store.Write(ctx, home+answerNode, serial+" "+reply); err != nil && ctx.Err() == nil {
 			return err
 		}
 	}

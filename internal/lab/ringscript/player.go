@@ -142,10 +142,10 @@ const stranger = 0x7fe0
 
 // open finds the backend and makes what all scripts need.
 func (p *player) open() (err error) {
-	if p.backend, err = p.host.Store.Read(p.dir + "/backend"); err != nil {
+	if p.backend, err = p.host.Store.Read(p.ctx, p.dir+"/backend"); err != nil {
 		return fmt.Errorf("ringscript: find the backend of %s: %w", p.dir, err)
 	}
-	id, err := p.host.Store.Read(p.dir + "/backend-id")
+	id, err := p.host.Store.Read(p.ctx, p.dir+"/backend-id")
 	if err != nil {
 		return fmt.Errorf("ringscript: find the backend of %s: %w", p.dir, err)
 	}
@@ -154,7 +154,7 @@ func (p *player) open() (err error) {
 		return fmt.Errorf("ringscript: backend-id of %s: %w", p.dir, err)
 	}
 	p.peer = xen.Domid(n)
-	if p.watch, err = p.host.Store.Watch(p.backend + "/state"); err != nil {
+	if p.watch, err = p.host.Store.Watch(p.ctx, p.backend+"/state"); err != nil {
 		return err
 	}
 	if p.outside, err = p.host.Events(); err != nil {
@@ -181,7 +181,8 @@ func (p *player) open() (err error) {
 
 // shut gives everything back.
 func (p *player) shut() error {
-	errs := []error{p.freeRings(), p.forget(), p.outside.Close(), p.watch.Close()}
+	p.watch.Close()
+	errs := []error{p.freeRings(), p.forget(), p.outside.Close()}
 	for _, g := range []*gntalloc.Pages{p.tx.pages, p.rx.pages, p.foreign, p.readonly, p.msg.page} {
 		errs = append(errs, g.Free())
 	}

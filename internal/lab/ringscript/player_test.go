@@ -275,7 +275,7 @@ func TestPlayerAsksTheUmpire(t *testing.T) {
 	x, domid, host := newGuest(t)
 	// The guest's own, as libxl makes it.
 	data := fmt.Sprintf("/local/domain/%d/data", domid)
-	if err := errors.Join(x.Store.Mkdir(data), x.Store.SetPermissions(data, []xenstore.Perm{{Domid: domid}})); err != nil {
+	if err := errors.Join(x.Store.Mkdir(t.Context(), data), x.Store.SetPermissions(t.Context(), data, []xenstore.Perm{{Domid: domid}})); err != nil {
 		t.Fatal(err)
 	}
 	d := &fakeDaemon{Status: vif.Status{
@@ -292,7 +292,7 @@ func TestPlayerAsksTheUmpire(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	line, err := Call(host.Store)
+	line, err := Call(ctx, host.Store)
 	if err != nil {
 		t.Fatal(err)
 	}

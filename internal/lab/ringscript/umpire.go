@@ -95,7 +95,7 @@ func (u *Umpire) answer(ctx context.Context, question string) (string, error) {
 	case "in-force":
 		return u.inForce(ctx)
 	case "error":
-		return u.fact(ctx, words, func(*vif.Status) (string, error) { return u.errorNode() })
+		return u.fact(ctx, words, func(*vif.Status) (string, error) { return u.errorNode(ctx) })
 	}
 	if say := facts[verb]; say != nil {
 		return u.fact(ctx, words, func(s *vif.Status) (string, error) { return say(s), nil })
@@ -244,8 +244,8 @@ func (u *Umpire) fact(ctx context.Context, words []string, say func(*vif.Status)
 }
 
 // errorNode returns the value of the vif's error node.
-func (u *Umpire) errorNode() (string, error) {
-	v, err := u.cfg.Store.Read(u.id.ErrorPath(xen.Dom0))
+func (u *Umpire) errorNode(ctx context.Context) (string, error) {
+	v, err := u.cfg.Store.Read(ctx, u.id.ErrorPath(xen.Dom0))
 	if errors.Is(err, xenstore.ErrNotExist) {
 		return "no", nil
 	}

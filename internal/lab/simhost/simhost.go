@@ -5,6 +5,7 @@
 package simhost
 
 import (
+	"context"
 	"errors"
 
 	"github.com/netbackd/netbackd/internal/host"
@@ -56,7 +57,7 @@ func (h *Host) OpenEvents(domid xen.Domid) (vif.Events, error) {
 }
 
 // DialStore connects to xenstore.
-func (h *Host) DialStore() (*xenstore.Client, error) { return h.conn.Xenstore() }
+func (h *Host) DialStore(context.Context) (*xenstore.Client, error) { return h.conn.Xenstore() }
 
 // Close leaves the embedded Xen.
 func (h *Host) Close() error { return errors.Join(h.grants.Close(), h.conn.Close()) }

@@ -61,9 +61,9 @@ func TestEmbeddedXen(t *testing.T) {
 	must(err) // Xen would refuse to name it
 	must(zero.Close())
 	for range 2 {
-		s, err := h.DialStore()
+		s, err := h.DialStore(t.Context())
 		must(err)
-		if _, err := s.List("/"); err != nil {
+		if _, err := s.List(t.Context(), "/"); err != nil {
 			t.Error(err)
 		}
 		must(s.Close())

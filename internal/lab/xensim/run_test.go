@@ -108,7 +108,7 @@ func TestDirectoryWithALongName(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := xs.List("/"); err != nil {
+	if _, err := xs.List(t.Context(), "/"); err != nil {
 		t.Error(err)
 	}
 	xs.Close()

@@ -40,11 +40,11 @@ func serveFront(static bool) error {
 
 // runFront is serveFront in any domain, until ctx ends.
 func runFront(ctx context.Context, domain guest.Config, static bool) error {
-	host, closeHost, err := guest.OpenHost(domain)
+	host, closeHost, err := guest.OpenHost(ctx, domain)
 	if err != nil {
 		return err
 	}
-	dev, err := netfront.Open(host, netfront.Config{Control: true, Features: netfront.AllFeatures()})
+	dev, err := netfront.Open(ctx, host, netfront.Config{Control: true, Features: netfront.AllFeatures()})
 	if err != nil {
 		return errors.Join(err, closeHost())
 	}

@@ -22,11 +22,11 @@ import (
 func TestMain(m *testing.M) { os.Exit(netns.Main(m)) }
 
 // noBridge brings the vif up and leaves it at that.
-func noBridge(s *xenstore.Client, h lab.Hotplug) error {
+func noBridge(ctx context.Context, s *xenstore.Client, h lab.Hotplug) error {
 	if !h.Online {
 		return nil
 	}
-	return errors.Join(netns.Up(h.Vif), s.Write(h.Back+"/hotplug-status", "connected"))
+	return errors.Join(netns.Up(h.Vif), s.Write(ctx, h.Back+"/hotplug-status", "connected"))
 }
 
 // Both ends of the frames, with netbackd between them, in the embedded Xen.

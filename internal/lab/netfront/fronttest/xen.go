@@ -9,6 +9,7 @@
 package fronttest
 
 import (
+	"context"
 	"fmt"
 	"strconv"
 	"testing"
@@ -64,7 +65,7 @@ func (x *Xen) NewGuest() (domid xen.Domid) {
 	x.Write(x.BackDir(domid), "frontend", x.FrontDir(domid), "frontend-id", id, "state", "1", "online", "1", "handle", "0")
 	x.Write(x.FrontDir(domid), "backend", x.BackDir(domid), "backend-id", "0", "state", "1", "handle", "0",
 		"mac", fmt.Sprintf("00:16:3e:00:00:%02x", domid))
-	if err := x.Store.Introduce(domid, 1, 1); err != nil {
+	if err := x.Store.Introduce(context.Background(), domid, 1, 1); err != nil {
 		x.t.Fatal(err)
 	}
 	return domid
@@ -84,7 +85,7 @@ func (x *Xen) BackDir(domid xen.Domid) string {
 func (x *Xen) Write(dir string, kv ...string) {
 	x.t.Helper()
 	for i := 0; i < len(kv); i += 2 {
-		if err := x.Store.Write(dir+"/"+kv[i], kv[i+1]); err != nil {
+		if err := x.Store.Write(context.Background(), dir+"/"+kv[i], kv[i+1]); err != nil {
 			x.t.Fatal(err)
 		}
 	}
@@ -93,10 +94,10 @@ func (x *Xen) Write(dir string, kv ...string) {
 // mkdir makes a directory that belongs to owner and that reader may read.
 func (x *Xen) mkdir(dir string, owner, reader xen.Domid) {
 	x.t.Helper()
-	if err := x.Store.Mkdir(dir); err != nil {
+	if err := x.Store.Mkdir(context.Background(), dir); err != nil {
 		x.t.Fatal(err)
 	}
-	if err := x.Store.SetPermissions(dir, []xenstore.Perm{{Domid: owner}, {Domid: reader, Access: xenstore.AccessRead}}); err != nil {
+	if err := x.Store.SetPermissions(context.Background(), dir, []xenstore.Perm{{Domid: owner}, {Domid: reader, Access: xenstore.AccessRead}}); err != nil {
 		x.t.Fatal(err)
 	}
 }

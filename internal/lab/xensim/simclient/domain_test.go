@@ -113,8 +113,8 @@ func TestShutdownDomainWaitsToBeDestroyed(t *testing.T) {
 	guest := s.guest(simclient.DomainConfig{})
 	xs := must(s.dom0.Xenstore())(t)
 	defer xs.Close()
-	ok(t, xs.Introduce(guest.Domid(), 0, 1))
-	w := must(xs.Watch(xenstore.ReleaseDomain))(t)
+	ok(t, xs.Introduce(t.Context(), guest.Domid(), 0, 1))
+	w := must(xs.Watch(t.Context(), xenstore.ReleaseDomain))(t)
 	<-w.C() // the first one says that the watch is set
 	ok(t, s.ctl.Shutdown(guest.Domid()))
 	<-w.C()
@@ -132,20 +132,20 @@ func TestXenstoreOfAGuest(t *testing.T) {
 	dom0 := must(s.dom0.Xenstore())(t)
 	defer dom0.Close()
 	home := xenstore.DomainPath(guest.Domid())
-	ok(t, dom0.Write(home+"/name", "web01"))
-	ok(t, dom0.SetPermissions(home, []xenstore.Perm{{Domid: 0}, {Domid: guest.Domid(), Access: xenstore.AccessRead}}))
-	ok(t, dom0.SetPermissions(home+"/name", []xenstore.Perm{{Domid: 0}, {Domid: guest.Domid(), Access: xenstore.AccessRead}}))
-	ok(t, dom0.Introduce(guest.Domid(), 0, 1))
+	ok(t, dom0.Write(t.Context(), home+"/name", "web01"))
+	ok(t, dom0.SetPermissions(t.Context(), home, []xenstore.Perm{{Domid: 0}, {Domid: guest.Domid(), Access: xenstore.AccessRead}}))
+	ok(t, dom0.SetPermissions(t.Context(), home+"/name", []xenstore.Perm{{Domid: 0}, {Domid: guest.Domid(), Access: xenstore.AccessRead}}))
+	ok(t, dom0.Introduce(t.Context(), guest.Domid(), 0, 1))
 
 	xs := must(guest.Xenstore())(t)
 	defer xs.Close()
 	if xs.Kind() != xenstore.Xenbus || dom0.Kind() != xenstore.Socket {
 		t.Errorf("kinds are %v and %v", xs.Kind(), dom0.Kind())
 	}
-	if got := must(xs.Read("name"))(t); got != "web01" {
+	if got := must(xs.Read(t.Context(), "name"))(t); got != "web01" {
 		t.Errorf("name is %q", got)
 	}
-	if err := xs.Write("name", "evil"); !errors.Is(err, unix.EACCES) {
+	if err := xs.Write(t.Context(), "name", "evil"); !errors.Is(err, unix.EACCES) {
 		t.Errorf("write to what it may read: %v, want EACCES", err)
 	}
 	ok(t, s.ctl.Destroy(guest.Domid()))

@@ -37,7 +37,7 @@ func dialed(t *testing.T) (*fixture, *xenstore.Client) {
 			t.Errorf("Serve: %v", err)
 		}
 	})
-	c, err := xenstore.Dial(path)
+	c, err := xenstore.Dial(t.Context(), path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -59,7 +59,7 @@ func TestVifAsToolstackGuestAndBackendSeeIt(t *testing.T) {
 		front = "/local/domain/5/device/vif/0"
 		back  = "/local/domain/0/backend/vif/5/0"
 	)
-	must(t, dom0.Transaction(func(tx *xenstore.Tx) error {
+	must(t, dom0.Transaction(t.Context(), func(tx *xenstore.Tx) error {
 		for _, dir := range []struct {
 			path  string
 			perms []xenstore.Perm
@@ -67,21 +67,21 @@ func TestVifAsToolstackGuestAndBackendSeeIt(t *testing.T) {
 			{front, []xenstore.Perm{{Domid: 5}, {Domid: 0, Access: xenstore.AccessRead}}},
 			{back, []xenstore.Perm{{Domid: 0}, {Domid: 5, Access: xenstore.AccessRead}}},
 		} {
-			if err := tx.Mkdir(dir.path); err != nil {
+			if err := tx.Mkdir(t.Context(), dir.path); err != nil {
 				return err
 			}
-			if err := tx.SetPermissions(dir.path, dir.perms); err != nil {
+			if err := tx.SetPermissions(t.Context(), dir.path, dir.perms); err != nil {
 				return err
 			}
-			if err := tx.Write(dir.path+"/state", "1"); err != nil {
+			if err := tx.Write(t.Context(), dir.path+"/state", "1"); err != nil {
 				return err
 			}
 		}
 		return nil
 	}))
-	watchFront, err := dom0.Watch(front + "/state")
+	watchFront, err := dom0.Watch(t.Context(), front+"/state")
 	must(t, err)
-	watchBack, err := guest.Watch(back + "/state")
+	watchBack, err := guest.Watch(t.Context(), back+"/state")
 	must(t, err)
 	for _, w := range []*xenstore.Watch{watchFront, watchBack} {
 		if ev := <-w.C(); ev.Path != w.Path() {
@@ -89,28 +89,28 @@ func TestVifAsToolstackGuestAndBackendSeeIt(t *testing.T) {
 		}
 	}
 
-	must(t, dom0.Write(back+"/state", "2"))
+	must(t, dom0.Write(t.Context(), back+"/state", "2"))
 	if ev := <-watchBack.C(); ev.Path != back+"/state" {
 		t.Errorf("guest was told of %+v", ev)
 	}
-	must(t, guest.Transaction(func(tx *xenstore.Tx) error {
-		if err := tx.Write("device/vif/0/tx-ring-ref", "8"); err != nil {
+	must(t, guest.Transaction(t.Context(), func(tx *xenstore.Tx) error {
+		if err := tx.Write(t.Context(), "device/vif/0/tx-ring-ref", "8"); err != nil {
 			return err
 		}
-		return tx.Write("device/vif/0/state", "4")
+		return tx.Write(t.Context(), "device/vif/0/state", "4")
 	}))
 	if ev := <-watchFront.C(); ev.Path != front+"/state" {
 		t.Errorf("backend was told of %+v", ev)
 	}
-	if v, err := dom0.Read(front + "/tx-ring-ref"); v != "8" || err != nil {
+	if v, err := dom0.Read(t.Context(), front+"/tx-ring-ref"); v != "8" || err != nil {
 		t.Errorf("ring ref %q, %v", v, err)
 	}
-	if err := guest.Write(back+"/state", "6"); !errors.Is(err, xenstore.ErrPermission) {
+	if err := guest.Write(t.Context(), back+"/state", "6"); !errors.Is(err, xenstore.ErrPermission) {
 		t.Errorf("guest writes the backend's state: %v", err)
 	}
 
 	// The guest dies: its nodes go, and the backend is told of both.
-	release, err := dom0.Watch(xenstore.ReleaseDomain)
+	release, err := dom0.Watch(t.Context(), xenstore.ReleaseDomain)
 	must(t, err)
 	<-release.C()
 	f.died(5)
@@ -118,10 +118,10 @@ func TestVifAsToolstackGuestAndBackendSeeIt(t *testing.T) {
 		t.Errorf("backend was told of %+v", ev)
 	}
 	<-release.C()
-	if ok, err := dom0.Exists(front); ok || err != nil {
+	if ok, err := dom0.Exists(t.Context(), front); ok || err != nil {
 		t.Errorf("frontend exists: %v, %v", ok, err)
 	}
-	if v, err := dom0.Read(back + "/state"); v != "2" || err != nil {
+	if v, err := dom0.Read(t.Context(), back+"/state"); v != "2" || err != nil {
 		t.Errorf("backend state %q, %v", v, err)
 	}
 	<-guest.Done()
@@ -133,23 +133,23 @@ func TestListOfAnyLength(t *testing.T) {
 	for i := range 1500 {
 		name := fmt.Sprintf("child-%d", i)
 		want = append(want, name)
-		must(t, c.Mkdir("/d/"+name))
+		must(t, c.Mkdir(t.Context(), "/d/"+name))
 	}
-	got, err := c.List("/d")
+	got, err := c.List(t.Context(), "/d")
 	must(t, err)
 	slices.Sort(got)
 	slices.Sort(want)
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
-	if got, err := c.List("/d/child-0"); len(got) != 0 || err != nil {
+	if got, err := c.List(t.Context(), "/d/child-0"); len(got) != 0 || err != nil {
 		t.Errorf("empty node has %q, %v", got, err)
 	}
 }
 
 func TestCountersOfManyWritersAddUp(t *testing.T) {
 	_, c := dialed(t)
-	must(t, c.Write("/n", "0"))
+	must(t, c.Write(t.Context(), "/n", "0"))
 	var wg sync.WaitGroup
 	const writers, rounds = 4, 25
 	for range writers {
@@ -157,12 +157,12 @@ func TestCountersOfManyWritersAddUp(t *testing.T) {
 			for range rounds {
 				// The client gives up at some point. Here that is no error.
 				for {
-					err := c.Transaction(func(tx *xenstore.Tx) error {
-						n, err := tx.ReadUint("/n", 32)
+					err := c.Transaction(t.Context(), func(tx *xenstore.Tx) error {
+						n, err := tx.ReadUint(t.Context(), "/n", 32)
 						if err != nil {
 							return err
 						}
-						return tx.Write("/n", fmt.Sprint(n+1))
+						return tx.Write(t.Context(), "/n", fmt.Sprint(n+1))
 					})
 					if err == nil {
 						break
@@ -176,7 +176,7 @@ func TestCountersOfManyWritersAddUp(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	if n, err := c.ReadUint("/n", 32); n != writers*rounds || err != nil {
+	if n, err := c.ReadUint(t.Context(), "/n", 32); n != writers*rounds || err != nil {
 		t.Errorf("counted %d, %v", n, err)
 	}
 }
@@ -184,22 +184,22 @@ func TestCountersOfManyWritersAddUp(t *testing.T) {
 func TestErrorsAsClientsKnowThem(t *testing.T) {
 	f, dom0 := dialed(t)
 	guest := f.guest(5)
-	must(t, dom0.Write("/secret", "1"))
+	must(t, dom0.Write(t.Context(), "/secret", "1"))
 	for _, tt := range []struct {
 		name string
 		do   func() error
 		want error
 	}{
-		{"missing", func() error { _, err := dom0.Read("/missing"); return err }, xenstore.ErrNotExist},
-		{"secret", func() error { _, err := guest.Read("/secret"); return err }, xenstore.ErrPermission},
-		{"too big", func() error { return guest.Write("a", strings.Repeat("x", 3000)) }, xenstore.ErrQuota},
-		{"not for guests", func() error { return guest.Release(6) }, xenstore.ErrPermission},
-		{"no such domain", func() error { return dom0.Introduce(9, 1, 1) }, xenstore.ErrInvalid},
-		{"not introduced", func() error { return dom0.Release(9) }, xenstore.ErrNotExist},
-		{"root", func() error { return dom0.Remove("/") }, xenstore.ErrInvalid},
+		{"missing", func() error { _, err := dom0.Read(t.Context(), "/missing"); return err }, xenstore.ErrNotExist},
+		{"secret", func() error { _, err := guest.Read(t.Context(), "/secret"); return err }, xenstore.ErrPermission},
+		{"too big", func() error { return guest.Write(t.Context(), "a", strings.Repeat("x", 3000)) }, xenstore.ErrQuota},
+		{"not for guests", func() error { return guest.Release(t.Context(), 6) }, xenstore.ErrPermission},
+		{"no such domain", func() error { return dom0.Introduce(t.Context(), 9, 1, 1) }, xenstore.ErrInvalid},
+		{"not introduced", func() error { return dom0.Release(t.Context(), 9) }, xenstore.ErrNotExist},
+		{"root", func() error { return dom0.Remove(t.Context(), "/") }, xenstore.ErrInvalid},
 		{"gift", func() error {
-			must(t, guest.Write("mine", "1"))
-			return guest.SetPermissions("mine", []xenstore.Perm{{Domid: 6}})
+			must(t, guest.Write(t.Context(), "mine", "1"))
+			return guest.SetPermissions(t.Context(), "mine", []xenstore.Perm{{Domid: 6}})
 		}, xenstore.ErrPermission},
 	} {
 		if err := tt.do(); !errors.Is(err, tt.want) {
@@ -211,12 +211,12 @@ func TestErrorsAsClientsKnowThem(t *testing.T) {
 func TestDomainManagementOfClient(t *testing.T) {
 	f, c := dialed(t)
 	f.created(7)
-	must(t, c.Introduce(7, 1, 1))
-	if ok, err := c.IsIntroduced(7); !ok || err != nil {
+	must(t, c.Introduce(t.Context(), 7, 1, 1))
+	if ok, err := c.IsIntroduced(t.Context(), 7); !ok || err != nil {
 		t.Errorf("introduced: %v, %v", ok, err)
 	}
-	must(t, c.Release(7))
-	if ok, err := c.IsIntroduced(7); ok || err != nil {
+	must(t, c.Release(t.Context(), 7))
+	if ok, err := c.IsIntroduced(t.Context(), 7); ok || err != nil {
 		t.Errorf("introduced: %v, %v", ok, err)
 	}
 }

@@ -23,14 +23,14 @@ var bridgePortMAC = net.HardwareAddr{0xfe, 0xff, 0xff, 0xff, 0xff, 0xff}
 // it makes the network device of the vif, which the backend has created, a port
 // of the bridge that is named in xenstore. It does without the firewall rules.
 func BridgeScript(h *netlink.Handle) Script {
-	return func(_ context.Context, c Call) error {
+	return func(ctx context.Context, c Call) error {
 		s := bridgeScript{h, c}
-		err := s.run()
+		err := s.run(ctx)
 		if err != nil && c.Action == Online {
 			// What the script's function fatal does.
 			return errors.Join(err,
-				c.Store.Write(c.Backend+"/hotplug-error", err.Error()),
-				c.Store.Write(c.Backend+"/hotplug-status", "error"))
+				c.Store.Write(ctx, c.Backend+"/hotplug-error", err.Error()),
+				c.Store.Write(ctx, c.Backend+"/hotplug-status", "error"))
 		}
 		return err
 	}
@@ -41,12 +41,12 @@ type bridgeScript struct {
 	c Call
 }
 
-func (s *bridgeScript) run() error {
-	dev, err := s.device()
+func (s *bridgeScript) run(ctx context.Context) error {
+	dev, err := s.device(ctx)
 	if err != nil {
 		return err
 	}
-	name, err := s.read("bridge")
+	name, err := s.read(ctx, "bridge")
 	if err != nil {
 		return err
 	}
@@ -65,17 +65,17 @@ func (s *bridgeScript) run() error {
 	if err != nil {
 		return fmt.Errorf("cannot find device %q: %w", dev, err)
 	}
-	if err := s.plug(link, bridge); err != nil {
+	if err := s.plug(ctx, link, bridge); err != nil {
 		return fmt.Errorf("%s: %w", dev, err)
 	}
-	return s.c.Store.Write(s.c.Backend+"/hotplug-status", "connected")
+	return s.c.Store.Write(ctx, s.c.Backend+"/hotplug-status", "connected")
 }
 
 // device returns the name of the network device. If the configuration gives one, the
 // device gets it now.
-func (s *bridgeScript) device() (string, error) {
+func (s *bridgeScript) device(ctx context.Context) (string, error) {
 	dev := s.c.Vif()
-	name, err := s.read("vifname")
+	name, err := s.read(ctx, "vifname")
 	if err != nil || name == "" {
 		return dev, err
 	}
@@ -93,7 +93,7 @@ func (s *bridgeScript) device() (string, error) {
 }
 
 // plug makes link a port of bridge.
-func (s *bridgeScript) plug(link, bridge netlink.Link) error {
+func (s *bridgeScript) plug(ctx context.Context, link, bridge netlink.Link) error {
 	if err := s.h.LinkSetDown(link); err != nil {
 		return fmt.Errorf("set down: %w", err)
 	}
@@ -110,7 +110,7 @@ func (s *bridgeScript) plug(link, bridge netlink.Link) error {
 			return fmt.Errorf("remove address: %w", err)
 		}
 	}
-	if err := s.setMTU(link, bridge); err != nil {
+	if err := s.setMTU(ctx, link, bridge); err != nil {
 		return err
 	}
 	if err := s.h.LinkSetMaster(link, bridge); err != nil {
@@ -124,8 +124,8 @@ func (s *bridgeScript) plug(link, bridge netlink.Link) error {
 
 // setMTU gives the device the MTU of the configuration, else the bridge's, and
 // tells the frontend.
-func (s *bridgeScript) setMTU(link, bridge netlink.Link) error {
-	configured, err := s.read("mtu")
+func (s *bridgeScript) setMTU(ctx context.Context, link, bridge netlink.Link) error {
+	configured, err := s.read(ctx, "mtu")
 	if err != nil {
 		return err
 	}
@@ -138,12 +138,12 @@ func (s *bridgeScript) setMTU(link, bridge netlink.Link) error {
 	}
 	_ = s.h.LinkSetMTU(link, mtu) // the script goes on, too
 	front := device{VifID: xenbus.VifID{Domid: s.c.Domid, Devid: s.c.Devid}}.FrontendPath()
-	return s.c.Store.Write(front+"/mtu", strconv.Itoa(mtu))
+	return s.c.Store.Write(ctx, front+"/mtu", strconv.Itoa(mtu))
 }
 
 // read implements xenstore_read_default with an empty default.
-func (s *bridgeScript) read(key string) (string, error) {
-	v, err := s.c.Store.Read(s.c.Backend + "/" + key)
+func (s *bridgeScript) read(ctx context.Context, key string) (string, error) {
+	v, err := s.c.Store.Read(ctx, s.c.Backend+"/"+key)
 	if errors.Is(err, xenstore.ErrNotExist) {
 		return "", nil
 	}

@@ -125,7 +125,7 @@ func TestBridgeScriptFails(t *testing.T) {
 			}
 			be := device{VifID: xenbus.VifID{Domid: domid}}.backendPath()
 			l.wantNode(be+"/hotplug-status", "error")
-			if s, _ := l.xs.Read(be + "/hotplug-error"); !strings.Contains(s, tc.want) {
+			if s, _ := l.xs.Read(t.Context(), be+"/hotplug-error"); !strings.Contains(s, tc.want) {
 				t.Errorf("hotplug-error is %q", s)
 			}
 			if _, err := l.DetachVif(context.Background(), domid, 0); err != nil {

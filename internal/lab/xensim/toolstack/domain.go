@@ -45,7 +45,7 @@ func (t *Toolstack) Create(ctx context.Context, cfg Config) (domid xen.Domid, wa
 	if err != nil {
 		return 0, nil, err
 	}
-	if err := t.makeNodes(domid, cfg.Name, dc); err != nil {
+	if err := t.makeNodes(ctx, domid, cfg.Name, dc); err != nil {
 		return 0, nil, errors.Join(err, t.ctl.Destroy(domid))
 	}
 	waits = make([]Waits, len(cfg.Vifs))
@@ -71,12 +71,12 @@ func (t *Toolstack) Create(ctx context.Context, cfg Config) (domid xen.Domid, wa
 }
 
 // makeNodes implements libxl__domain_make and libxl__build_post, as far as nodes go.
-func (t *Toolstack) makeNodes(domid xen.Domid, name string, cfg simclient.DomainConfig) error {
+func (t *Toolstack) makeNodes(ctx context.Context, domid xen.Domid, name string, cfg simclient.DomainConfig) error {
 	uuid := newUUID()
 	dom, vm, lib := domPath(domid), "/vm/"+uuid, libxlPath(domid)
 	ro, rw := readable(0, domid), owned(domid)
-	err := t.xs.Transaction(func(tx *xenstore.Tx) error {
-		b := batch{tx: tx}
+	err := t.xs.Transaction(ctx, func(tx *xenstore.Tx) error {
+		b := batch{ctx: ctx, tx: tx}
 		b.remove(dom)
 		b.mknod(dom, ro)
 		b.remove(vm)
@@ -109,8 +109,8 @@ func (t *Toolstack) makeNodes(domid xen.Domid, name string, cfg simclient.Domain
 		return fmt.Errorf("domain %d: nodes: %w", domid, err)
 	}
 	kib := strconv.Itoa(cfg.Pages * 4)
-	err = t.xs.Transaction(func(tx *xenstore.Tx) error {
-		b := batch{tx: tx}
+	err = t.xs.Transaction(ctx, func(tx *xenstore.Tx) error {
+		b := batch{ctx: ctx, tx: tx}
 		b.writev(dom, []pair{
 			{"memory/static-max", kib}, {"memory/target", kib}, {"memory/videoram", "0"},
 			{"domid", strconv.Itoa(int(domid))},
@@ -120,7 +120,7 @@ func (t *Toolstack) makeNodes(domid xen.Domid, name string, cfg simclient.Domain
 		return b.err
 	})
 	if err == nil {
-		err = t.xs.Introduce(domid, storeRef, storePort)
+		err = t.xs.Introduce(ctx, domid, storeRef, storePort)
 	}
 	if err != nil {
 		return fmt.Errorf("domain %d: introduce: %w", domid, err)
@@ -146,12 +146,12 @@ func (t *Toolstack) Destroy(ctx context.Context, domid xen.Domid) ([]Waits, erro
 	if err := t.ctl.Pause(domid); err != nil {
 		return nil, err
 	}
-	vifs := t.vifs(domid)
+	vifs := t.vifs(ctx, domid)
 	waits := make([]Waits, len(vifs))
 	var wg sync.WaitGroup
 	for i, devid := range vifs {
 		wg.Go(func() {
-			d, err := t.device(domid, devid)
+			d, err := t.device(ctx, domid, devid)
 			if err == nil {
 				waits[i], _ = t.remove(ctx, d, forceOn)
 			}
@@ -159,20 +159,20 @@ func (t *Toolstack) Destroy(ctx context.Context, domid xen.Domid) ([]Waits, erro
 	}
 	wg.Wait()
 	dom := domPath(domid)
-	if vm, err := t.xs.Read(dom + "/vm"); err == nil {
-		_ = t.xs.Remove(vm) // of no interest to libxl either
+	if vm, err := t.xs.Read(ctx, dom+"/vm"); err == nil {
+		_ = t.xs.Remove(ctx, vm) // of no interest to libxl either
 	}
-	err := t.xs.Remove(dom)
+	err := t.xs.Remove(ctx, dom)
 	if errors.Is(err, xenstore.ErrNotExist) {
 		err = nil
 	}
-	_ = t.xs.Remove(libxlPath(domid))
+	_ = t.xs.Remove(ctx, libxlPath(domid))
 	return waits, errors.Join(err, t.ctl.Destroy(domid))
 }
 
 // vifs returns the numbers of the vifs libxl has attached to a domain.
-func (t *Toolstack) vifs(domid xen.Domid) []int {
-	names, err := t.xs.List(libxlPath(domid) + "/device/vif")
+func (t *Toolstack) vifs(ctx context.Context, domid xen.Domid) []int {
+	names, err := t.xs.List(ctx, libxlPath(domid)+"/device/vif")
 	if err != nil {
 		return nil
 	}
@@ -188,9 +188,9 @@ func (t *Toolstack) vifs(domid xen.Domid) []int {
 
 // device finds out who serves a vif, from libxl's own copy: the guest and the
 // backend could have changed the others.
-func (t *Toolstack) device(domid xen.Domid, devid int) (device, error) {
+func (t *Toolstack) device(ctx context.Context, domid xen.Domid, devid int) (device, error) {
 	d := device{VifID: xenbus.VifID{Domid: domid, Devid: devid}}
-	path, err := t.xs.Read(d.libxlPath() + "/backend")
+	path, err := t.xs.Read(ctx, d.libxlPath()+"/backend")
 	if errors.Is(err, xenstore.ErrNotExist) {
 		return d, fmt.Errorf("%v: %w", d, ErrNoDevice)
 	}

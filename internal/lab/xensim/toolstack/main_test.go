@@ -65,13 +65,13 @@ func newLab(t *testing.T) *lab {
 func (l *lab) hotplug(ctx context.Context, c Call) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	state, _ := c.Store.Read(c.Backend + "/state")
+	state, _ := c.Store.Read(ctx, c.Backend+"/state")
 	l.calls = append(l.calls, fmt.Sprintf("%s %s %s in state %s", c.Path, strings.Join(c.Args(), " "), c.Vif(), state))
 	if l.script != nil {
 		return l.script(ctx)
 	}
 	if c.Action == Online {
-		return c.Store.Write(c.Backend+"/hotplug-status", "connected")
+		return c.Store.Write(ctx, c.Backend+"/hotplug-status", "connected")
 	}
 	return nil
 }
@@ -102,7 +102,7 @@ func (l *lab) tree() []string {
 	var lines []string
 	var walk func(string)
 	walk = func(path string) {
-		names, err := l.xs.List(path)
+		names, err := l.xs.List(l.t.Context(), path)
 		if err != nil {
 			return
 		}
@@ -110,8 +110,8 @@ func (l *lab) tree() []string {
 		for _, name := range names {
 			child := strings.TrimSuffix(path, "/") + "/" + name
 			if strings.Contains(child, "/vif") {
-				value, verr := l.xs.Read(child)
-				perms, perr := l.xs.Permissions(child)
+				value, verr := l.xs.Read(l.t.Context(), child)
+				perms, perr := l.xs.Permissions(l.t.Context(), child)
 				if err := errors.Join(verr, perr); err != nil {
 					l.t.Fatal(err)
 				}
@@ -138,7 +138,7 @@ func (l *lab) wantNoVifNodes() {
 // onChange calls f whenever a node changes, until f returns false or the test ends.
 func (l *lab) onChange(path string, f func() bool) {
 	l.t.Helper()
-	w, err := l.xs.Watch(path)
+	w, err := l.xs.Watch(l.t.Context(), path)
 	if err != nil {
 		l.t.Fatal(err)
 	}
@@ -163,15 +163,15 @@ func (l *lab) backend(domid xen.Domid, devid int, closes bool) {
 	l.t.Helper()
 	state := device{VifID: xenbus.VifID{Domid: domid, Devid: devid}}.backendPath() + "/state"
 	l.onChange(state, func() bool {
-		_ = l.xs.Transaction(func(tx *xenstore.Tx) error {
-			s, err := tx.Read(state)
+		_ = l.xs.Transaction(l.t.Context(), func(tx *xenstore.Tx) error {
+			s, err := tx.Read(l.t.Context(), state)
 			switch {
 			case err != nil:
 				return nil // no such vif, or not any more
 			case s == "1":
-				return tx.Write(state, "2")
+				return tx.Write(l.t.Context(), state, "2")
 			case s == "5" && closes:
-				return tx.Write(state, "6")
+				return tx.Write(l.t.Context(), state, "6")
 			}
 			return nil
 		})
@@ -181,14 +181,14 @@ func (l *lab) backend(domid xen.Domid, devid int, closes bool) {
 
 func (l *lab) write(path, value string) {
 	l.t.Helper()
-	if err := l.xs.Write(path, value); err != nil {
+	if err := l.xs.Write(l.t.Context(), path, value); err != nil {
 		l.t.Fatal(err)
 	}
 }
 
 func (l *lab) wantNode(path, want string) {
 	l.t.Helper()
-	if got, err := l.xs.Read(path); err != nil || got != want {
+	if got, err := l.xs.Read(l.t.Context(), path); err != nil || got != want {
 		l.t.Errorf("%s is %q (%v), want %q", path, got, err, want)
 	}
 }
@@ -199,11 +199,11 @@ func (l *lab) wantGone(domid xen.Domid) {
 		l.t.Error("the domain still exists")
 	}
 	for _, path := range []string{domPath(domid), libxlPath(domid)} {
-		if ok, err := l.xs.Exists(path); ok || err != nil {
+		if ok, err := l.xs.Exists(l.t.Context(), path); ok || err != nil {
 			l.t.Errorf("%s: exists %v, %v", path, ok, err)
 		}
 	}
-	if names, _ := l.xs.List("/vm"); len(names) > 0 {
+	if names, _ := l.xs.List(l.t.Context(), "/vm"); len(names) > 0 {
 		l.t.Errorf("/vm has %v", names)
 	}
 }

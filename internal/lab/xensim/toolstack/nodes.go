@@ -3,6 +3,7 @@
 package toolstack
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strconv"
@@ -60,6 +61,7 @@ type pair struct{ key, value string }
 
 // batch writes into a transaction until something fails, and remembers that.
 type batch struct {
+	ctx context.Context
 	tx  *xenstore.Tx
 	err error
 }
@@ -70,12 +72,14 @@ func (b *batch) do(f func() error) {
 	}
 }
 
-func (b *batch) write(path, value string) { b.do(func() error { return b.tx.Write(path, value) }) }
+func (b *batch) write(path, value string) {
+	b.do(func() error { return b.tx.Write(b.ctx, path, value) })
+}
 
 // remove implements xs_rm, for which something missing is no error to libxl.
 func (b *batch) remove(path string) {
 	b.do(func() error {
-		if err := b.tx.Remove(path); !errors.Is(err, xenstore.ErrNotExist) {
+		if err := b.tx.Remove(b.ctx, path); !errors.Is(err, xenstore.ErrNotExist) {
 			return err
 		}
 		return nil
@@ -85,13 +89,13 @@ func (b *batch) remove(path string) {
 // mknod implements libxl__xs_mknod: an empty node with permissions.
 func (b *batch) mknod(path string, perms []xenstore.Perm) {
 	b.write(path, "")
-	b.do(func() error { return b.tx.SetPermissions(path, perms) })
+	b.do(func() error { return b.tx.SetPermissions(b.ctx, path, perms) })
 }
 
 // mkdir makes a directory with permissions.
 func (b *batch) mkdir(path string, perms []xenstore.Perm) {
-	b.do(func() error { return b.tx.Mkdir(path) })
-	b.do(func() error { return b.tx.SetPermissions(path, perms) })
+	b.do(func() error { return b.tx.Mkdir(b.ctx, path) })
+	b.do(func() error { return b.tx.SetPermissions(b.ctx, path, perms) })
 }
 
 // writev implements libxl__xs_writev. Without perms the nodes inherit the directory's.
@@ -100,7 +104,7 @@ func (b *batch) writev(dir string, pairs []pair, perms []xenstore.Perm) {
 		path := dir + "/" + p.key
 		b.write(path, p.value)
 		if perms != nil {
-			b.do(func() error { return b.tx.SetPermissions(path, perms) })
+			b.do(func() error { return b.tx.SetPermissions(b.ctx, path, perms) })
 		}
 	}
 }
@@ -110,7 +114,7 @@ func (b *batch) writev(dir string, pairs []pair, perms []xenstore.Perm) {
 func (b *batch) cleanup(path string) {
 	b.do(func() error {
 		for {
-			err := b.tx.Remove(path)
+			err := b.tx.Remove(b.ctx, path)
 			if errors.Is(err, xenstore.ErrNotExist) {
 				return nil // as libxl, which looks no further then
 			}
@@ -120,10 +124,10 @@ func (b *batch) cleanup(path string) {
 			if path = path[:strings.LastIndexByte(path, '/')]; path == "" {
 				return nil
 			}
-			if value, err := b.tx.Read(path); err != nil || value != "" {
+			if value, err := b.tx.Read(b.ctx, path); err != nil || value != "" {
 				return nil
 			}
-			if names, err := b.tx.List(path); err != nil || len(names) > 0 {
+			if names, err := b.tx.List(b.ctx, path); err != nil || len(names) > 0 {
 				return nil
 			}
 		}

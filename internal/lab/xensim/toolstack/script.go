@@ -43,9 +43,9 @@ func (c Call) Args() []string { return []string{string(c.Action), "type_if=vif"}
 
 // Env returns the environment of a real script. XENBUS_PATH is relative to the
 // backend domain's home.
-func (c Call) Env() []string {
+func (c Call) Env(ctx context.Context) []string {
 	home, path, _ := strings.Cut(c.Backend, "/backend/")
-	gateway, _ := c.Store.Read(home + "/backend/" + path + "/gatewaydev") // none is none
+	gateway, _ := c.Store.Read(ctx, home+"/backend/"+path+"/gatewaydev") // none is none
 	return []string{
 		"script=" + c.Path,
 		"XENBUS_TYPE=vif",

@@ -65,7 +65,7 @@ const recorded = `
 func TestNodesAreThoseOfLibxl(t *testing.T) {
 	l := newLab(t)
 	l.timeouts.Init = short
-	w, err := l.xs.Watch("/local/domain/0/backend")
+	w, err := l.xs.Watch(t.Context(), "/local/domain/0/backend")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -82,12 +82,12 @@ func TestNodesAreThoseOfLibxl(t *testing.T) {
 	// The order in which a backend hears of them.
 	w.Close()
 	var got []string
-	w, _ = l.xs.Watch("/local/domain/0/backend")
+	w, _ = l.xs.Watch(t.Context(), "/local/domain/0/backend")
 	<-w.C()
 	d := device{VifID: xenbus.VifID{Domid: domid, Devid: 1}}
 	v := vifLog.withDefaults()
 	v.Devid = 1
-	if err := l.add(d, v); err != nil {
+	if err := l.add(t.Context(), d, v); err != nil {
 		t.Fatal(err)
 	}
 	for _, want := range []string{"", "/frontend", "/frontend-id", "/online", "/state", "/script", "/mac", "/bridge", "/handle", "/type", "/hotplug-status"} {
@@ -124,21 +124,21 @@ func TestEditedNodesAreNeverSeenOtherwise(t *testing.T) {
 	l.backend(domid, 0, true)
 	v := vifLog
 	v.Edit = func(tx *xenstore.Tx, back, front string) error {
-		return errors.Join(tx.Write(back+"/rate", "x"), tx.Remove(front+"/mac"))
+		return errors.Join(tx.Write(t.Context(), back+"/rate", "x"), tx.Remove(t.Context(), front+"/mac"))
 	}
 	if _, _, err := l.AttachVif(context.Background(), domid, v); err != nil {
 		t.Fatal(err)
 	}
 	d := device{VifID: xenbus.VifID{Domid: domid}}
 	l.wantNode(d.backendPath()+"/rate", "x")
-	if there, err := l.xs.Exists(d.FrontendPath() + "/mac"); there || err != nil {
+	if there, err := l.xs.Exists(t.Context(), d.FrontendPath()+"/mac"); there || err != nil {
 		t.Errorf("mac exists: %v, %v", there, err)
 	}
 	v.Devid, v.Edit = 1, func(*xenstore.Tx, string, string) error { return unix.EPERM }
 	if _, _, err := l.AttachVif(context.Background(), domid, v); !errors.Is(err, unix.EPERM) {
 		t.Errorf("attach: %v, want what Edit returns", err)
 	}
-	if got := l.vifs(domid); len(got) != 1 {
+	if got := l.vifs(t.Context(), domid); len(got) != 1 {
 		t.Errorf("vifs %v, want the first only", got)
 	}
 }
@@ -154,7 +154,7 @@ func TestScriptSeesWhatLibxlPasses(t *testing.T) {
 		"netdev=",
 		"vif=vif2.0",
 	}
-	if diff := cmp.Diff(want, c.Env()); diff != "" {
+	if diff := cmp.Diff(want, c.Env(t.Context())); diff != "" {
 		t.Errorf("environment (-want +got):\n%s", diff)
 	}
 }
@@ -216,7 +216,7 @@ func TestAttachFailsAndLeavesTheNodes(t *testing.T) {
 		}, ErrTimeout, 1},
 		{"backend skips state 2", func(l *lab, domid xen.Domid) {
 			l.timeouts.Init = short
-			l.onState(domid, "1", func(tx *xenstore.Tx, path string) error { return tx.Write(path+"/state", "4") })
+			l.onState(domid, "1", func(tx *xenstore.Tx, path string) error { return tx.Write(t.Context(), path+"/state", "4") })
 		}, ErrTimeout, 0},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -247,8 +247,8 @@ func (l *lab) onState(domid xen.Domid, state string, f func(tx *xenstore.Tx, pat
 	path := device{VifID: xenbus.VifID{Domid: domid}}.backendPath()
 	l.onChange(path+"/state", func() bool {
 		done := false
-		err := l.xs.Transaction(func(tx *xenstore.Tx) error {
-			s, err := tx.Read(path + "/state")
+		err := l.xs.Transaction(l.t.Context(), func(tx *xenstore.Tx) error {
+			s, err := tx.Read(l.t.Context(), path+"/state")
 			if done = err == nil && s == state; !done {
 				return nil
 			}
@@ -261,7 +261,7 @@ func (l *lab) onState(domid xen.Domid, state string, f func(tx *xenstore.Tx, pat
 func TestBackendsDirectoryVanishesDuringAttach(t *testing.T) {
 	l := newLab(t)
 	domid := l.guest()
-	l.onState(domid, "1", func(tx *xenstore.Tx, path string) error { return tx.Remove(path) })
+	l.onState(domid, "1", func(tx *xenstore.Tx, path string) error { return tx.Remove(t.Context(), path) })
 	if _, _, err := l.AttachVif(context.Background(), domid, vifLog); !errors.Is(err, ErrRemoved) {
 		t.Errorf("attach: %v, want ErrRemoved", err)
 	}
@@ -282,7 +282,7 @@ func TestDetachOfABackendThatDoesNotClose(t *testing.T) {
 	}
 	l.calls = nil
 	frontend := device{VifID: xenbus.VifID{Domid: domid}}.FrontendPath()
-	watch, err := l.xs.Watch(frontend + "/state")
+	watch, err := l.xs.Watch(t.Context(), frontend+"/state")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -310,7 +310,7 @@ func TestDetachOfAClosedBackendWritesOnlineOnly(t *testing.T) {
 	}
 	state := device{VifID: xenbus.VifID{Domid: domid}}.backendPath() + "/state"
 	l.write(state, "6")
-	w, err := l.xs.Watch(state)
+	w, err := l.xs.Watch(t.Context(), state)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -344,7 +344,7 @@ func TestCreateAndDestroy(t *testing.T) {
 	if err := l.Unpause(domid); err != nil {
 		t.Error(err)
 	}
-	if diff := cmp.Diff([]int{1, 2, 3}, l.vifs(domid)); diff != "" {
+	if diff := cmp.Diff([]int{1, 2, 3}, l.vifs(t.Context(), domid)); diff != "" {
 		t.Errorf("vifs (-want +got):\n%s", diff)
 	}
 	guest, err := simclient.Dial(l.path, domid)
@@ -426,10 +426,10 @@ func TestDestroyTakesTheFrontendFirst(t *testing.T) {
 	}
 	frontend := device{VifID: xenbus.VifID{Domid: domid}}.FrontendPath()
 	l.onState(domid, "5", func(tx *xenstore.Tx, path string) error {
-		if there, err := tx.Exists(frontend); err != nil || there {
+		if there, err := tx.Exists(t.Context(), frontend); err != nil || there {
 			t.Errorf("frontend exists: %v, %v", there, err)
 		}
-		return tx.Write(path+"/state", "6")
+		return tx.Write(t.Context(), path+"/state", "6")
 	})
 	if _, err := l.Destroy(context.Background(), domid); err != nil {
 		t.Error(err)
@@ -469,17 +469,17 @@ func TestGuestsRightsInItsHome(t *testing.T) {
 		{be + "/state", false},
 		{be + "/mine", false},
 	} {
-		if err := xs.Write(tc.path, "1"); (err == nil) != tc.may || err != nil && !errors.Is(err, xenstore.ErrPermission) {
+		if err := xs.Write(t.Context(), tc.path, "1"); (err == nil) != tc.may || err != nil && !errors.Is(err, xenstore.ErrPermission) {
 			t.Errorf("write to %s: %v, allowed %v", tc.path, err, tc.may)
 		}
 	}
-	if got, err := xs.Read(be + "/mac"); err != nil || got != vifLog.MAC {
+	if got, err := xs.Read(t.Context(), be+"/mac"); err != nil || got != vifLog.MAC {
 		t.Errorf("read of the backend's mac: %q, %v", got, err)
 	}
-	if got, err := xs.Read("domid"); err != nil || got != "1" {
+	if got, err := xs.Read(t.Context(), "domid"); err != nil || got != "1" {
 		t.Errorf("read of domid: %q, %v", got, err)
 	}
-	if _, err := xs.Read(libxlPath(domid) + "/type"); !errors.Is(err, xenstore.ErrPermission) {
+	if _, err := xs.Read(t.Context(), libxlPath(domid)+"/type"); !errors.Is(err, xenstore.ErrPermission) {
 		t.Errorf("read of libxl's own node: %v, want that it may not", err)
 	}
 }

@@ -117,12 +117,12 @@ func (t *Toolstack) AttachVif(ctx context.Context, domid xen.Domid, v Vif) (devi
 	v = v.withDefaults()
 	if v.Devid == NextDevid {
 		v.Devid = 0
-		if used := t.vifs(domid); len(used) > 0 {
+		if used := t.vifs(ctx, domid); len(used) > 0 {
 			v.Devid = used[len(used)-1] + 1
 		}
 	}
 	d := device{xenbus.VifID{Domid: domid, Devid: v.Devid}, v.Backend}
-	if err := t.add(d, v); err != nil {
+	if err := t.add(ctx, d, v); err != nil {
 		return 0, w, fmt.Errorf("%v: %w", d, err)
 	}
 	w.State, err = t.waitState(ctx, d, xenbus.InitWait, t.timeouts.Init)
@@ -136,16 +136,16 @@ func (t *Toolstack) AttachVif(ctx context.Context, domid xen.Domid, v Vif) (devi
 }
 
 // add implements libxl__device_generic_add.
-func (t *Toolstack) add(d device, v Vif) error {
+func (t *Toolstack) add(ctx context.Context, d device, v Vif) error {
 	back, front, readOnly := v.nodes(d.Domid)
 	fe, be, lib := d.FrontendPath(), d.backendPath(), d.libxlPath()
-	return t.xs.Transaction(func(tx *xenstore.Tx) error {
-		if exists, err := tx.Exists(lib); err != nil {
+	return t.xs.Transaction(ctx, func(tx *xenstore.Tx) error {
+		if exists, err := tx.Exists(ctx, lib); err != nil {
 			return err
 		} else if exists {
 			return ErrExists
 		}
-		b := batch{tx: tx}
+		b := batch{ctx: ctx, tx: tx}
 		b.remove(lib)
 		b.write(lib+"/frontend", fe)
 		b.write(lib+"/backend", be)
@@ -172,7 +172,7 @@ func (t *Toolstack) add(d device, v Vif) error {
 
 // DetachVif implements `xl network-detach`.
 func (t *Toolstack) DetachVif(ctx context.Context, domid xen.Domid, devid int) (Waits, error) {
-	d, err := t.device(domid, devid)
+	d, err := t.device(ctx, domid, devid)
 	if err != nil {
 		return Waits{}, err
 	}
@@ -193,12 +193,12 @@ const (
 
 // remove implements libxl__initiate_device_generic_remove and what follows from it.
 func (t *Toolstack) remove(ctx context.Context, d device, f force) (w Waits, err error) {
-	gone, err := t.close(d, f == forceOn)
+	gone, err := t.close(ctx, d, f == forceOn)
 	if err == nil && !gone {
 		w.State, err = t.waitState(ctx, d, xenbus.Closed, t.timeouts.Destroy)
 		if errors.Is(err, ErrTimeout) && f == forceAuto {
 			f = forceOn
-			if gone, err = t.close(d, true); err == nil && !gone {
+			if gone, err = t.close(ctx, d, true); err == nil && !gone {
 				w.Forced, err = t.waitState(ctx, d, xenbus.Closed, t.timeouts.Destroy)
 			}
 		}
@@ -208,21 +208,21 @@ func (t *Toolstack) remove(ctx context.Context, d device, f force) (w Waits, err
 		}
 	}
 	if err == nil || f == forceOn {
-		err = errors.Join(err, t.removeNodes(d))
+		err = errors.Join(err, t.removeNodes(ctx, d))
 	}
 	return w, err
 }
 
 // close tells the backend to close. It reports whether there is no backend to tell.
-func (t *Toolstack) close(d device, removeFrontend bool) (gone bool, err error) {
+func (t *Toolstack) close(ctx context.Context, d device, removeFrontend bool) (gone bool, err error) {
 	be := d.backendPath()
-	err = t.xs.Transaction(func(tx *xenstore.Tx) error {
-		b := batch{tx: tx}
+	err = t.xs.Transaction(ctx, func(tx *xenstore.Tx) error {
+		b := batch{ctx: ctx, tx: tx}
 		if removeFrontend {
 			b.cleanup(d.FrontendPath())
 		}
 		b.do(func() error {
-			state, err := tx.Read(be + "/state")
+			state, err := tx.Read(ctx, be+"/state")
 			if gone = errors.Is(err, xenstore.ErrNotExist); gone {
 				return errNothing
 			}
@@ -247,9 +247,9 @@ func (t *Toolstack) close(d device, removeFrontend bool) (gone bool, err error) 
 var errNothing = errors.New("nothing to do")
 
 // removeNodes implements libxl__device_destroy.
-func (t *Toolstack) removeNodes(d device) error {
-	return t.xs.Transaction(func(tx *xenstore.Tx) error {
-		b := batch{tx: tx}
+func (t *Toolstack) removeNodes(ctx context.Context, d device) error {
+	return t.xs.Transaction(ctx, func(tx *xenstore.Tx) error {
+		b := batch{ctx: ctx, tx: tx}
 		b.cleanup(d.FrontendPath())
 		b.cleanup(d.libxlPath())
 		b.cleanup(d.backendPath())
@@ -262,7 +262,7 @@ func (t *Toolstack) hotplug(ctx context.Context, d device, a Action) (time.Durat
 	if t.script == nil {
 		return 0, nil
 	}
-	path, err := t.xs.Read(d.backendPath() + "/script")
+	path, err := t.xs.Read(ctx, d.backendPath()+"/script")
 	if err != nil {
 		return 0, err
 	}
@@ -276,7 +276,7 @@ func (t *Toolstack) hotplug(ctx context.Context, d device, a Action) (time.Durat
 	}
 	if ctx.Err() != nil {
 		err = context.Cause(ctx)
-	} else if reason, rerr := t.xs.Read(d.backendPath() + "/hotplug-error"); rerr == nil && reason != err.Error() {
+	} else if reason, rerr := t.xs.Read(ctx, d.backendPath()+"/hotplug-error"); rerr == nil && reason != err.Error() {
 		err = fmt.Errorf("%s: %w", reason, err)
 	}
 	return took, fmt.Errorf("%w: %s %v: %w", ErrScript, path, a, err)

@@ -34,11 +34,11 @@ func (t *Toolstack) waitState(ctx context.Context, d device, want xenbus.State, 
 }
 
 func (t *Toolstack) sawState(ctx context.Context, path string, want xenbus.State, limit time.Duration) (err error) {
-	w, err := t.xs.Watch(path)
+	w, err := t.xs.Watch(ctx, path)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, w.Close()) }()
+	defer w.Close()
 	timeout := time.NewTimer(limit)
 	defer timeout.Stop()
 	got := ""
@@ -53,10 +53,12 @@ func (t *Toolstack) sawState(ctx context.Context, path string, want xenbus.State
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
-		got, err = t.xs.Read(path)
+		got, err = t.xs.Read(ctx, path)
 		switch {
 		case errors.Is(err, xenstore.ErrNotExist):
 			return ErrRemoved
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
 		case err != nil:
 			return err
 		case atoi(got) == int(want):
