@@ -63,7 +63,8 @@ func (w *world) marked(domid, devid int) bool {
 	return v == "netbackd"
 }
 
-// awaitServed waits until the list says of all vifs who serves them, "" being us.
+// awaitServed waits until the status list names these servers of the vifs. "" is
+// netbackd.
 func (w *world) awaitServed(b *Backend, want map[string]string) {
 	w.t.Helper()
 	var diff string
@@ -79,7 +80,8 @@ func (w *world) awaitServed(b *Backend, want map[string]string) {
 	w.t.Fatalf("unexpected list (-want +got):\n%s", diff)
 }
 
-// TestNoDriver: all vifs are ours, and stay ours when the driver comes.
+// TestNoDriver: without the driver netbackd serves all vifs, and keeps them when the
+// driver is loaded.
 func TestNoDriver(t *testing.T) {
 	w, r := withKernel(t, false)
 	w.attach(1, 0)
@@ -97,7 +99,7 @@ func TestNoDriver(t *testing.T) {
 	w.awaitServed(b, map[string]string{"vif1.0": "", "vif2.0": "kernel"})
 }
 
-// TestDriverLoaded: vifs are the driver's, from before it has them.
+// TestDriverLoaded: a loaded driver owns all vifs, even before it has bound them.
 func TestDriverLoaded(t *testing.T) {
 	w, r := withKernel(t, true, xenbus.VifID{Domid: 1, Devid: 0})
 	w.attach(1, 0)
@@ -110,7 +112,7 @@ func TestDriverLoaded(t *testing.T) {
 	if taps := w.taps(); len(taps) != 0 {
 		t.Errorf("interfaces %v", taps)
 	}
-	for _, k := range []string{"state", "hotplug-status"} { // nothing of theirs is touched
+	for _, k := range []string{"state", "hotplug-status"} { // the kernel's nodes are not touched
 		want := map[string]string{"state": "1", "hotplug-status": "connected"}[k]
 		if got, err := w.tool.Read(t.Context(), w.back(2, 0)+"/"+k); got != want || err != nil {
 			t.Errorf("%s is %q, %v", k, got, err)
@@ -120,8 +122,7 @@ func TestDriverLoaded(t *testing.T) {
 	w.awaitServed(b, map[string]string{"vif1.0": "kernel"})
 }
 
-// TestAdopt: the kernel's vif is ours when it was taken from it, also for the next
-// daemon.
+// TestAdopt: an adopted vif belongs to netbackd, and to the next daemon.
 func TestAdopt(t *testing.T) {
 	w, r := withKernel(t, true, xenbus.VifID{Domid: 1, Devid: 0})
 	w.attach(1, 0)
@@ -152,7 +153,7 @@ func TestAdopt(t *testing.T) {
 	w.await(b, "vif1.0")
 }
 
-// TestRelease: and back.
+// TestRelease gives a vif back to the kernel.
 func TestRelease(t *testing.T) {
 	w, r := withKernel(t, false)
 	w.attach(1, 0)
@@ -183,8 +184,9 @@ func TestRelease(t *testing.T) {
 	w.await(b, "vif1.0")
 }
 
-// TestDriverComesFirst: the driver is loaded between our look and our TAP. It has the
-// interface's name, and the vif.
+// TestDriverComesFirst: the driver is loaded after netbackd looked for it and before
+// netbackd makes its TAP. The driver's interface has the name, so the driver keeps the
+// vif.
 func TestDriverComesFirst(t *testing.T) {
 	w, r := withKernel(t, false)
 	w.kernel = &lateKernel{fakeKernel: r, after: 1}
@@ -204,7 +206,7 @@ func TestDriverComesFirst(t *testing.T) {
 	}
 }
 
-// lateKernel has every vif after that many looks.
+// lateKernel serves no vif for the first after calls of Serves, and then every vif.
 type lateKernel struct {
 	*fakeKernel
 	after int
@@ -233,7 +235,7 @@ func TestAdoptOfUnknownVif(t *testing.T) {
 	}
 }
 
-// TestNoXenstore: who asks for a vif while xenstore is gone is told so, in time.
+// TestAdoptWithoutXenstore: a request for a vif fails in time while xenstore is gone.
 func TestAdoptWithoutXenstore(t *testing.T) {
 	w, _ := withKernel(t, true)
 	w.attach(1, 0)

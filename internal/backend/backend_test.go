@@ -23,18 +23,18 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
-// TestScan: what was there before the backend is served when it is ready.
+// TestScan: the vifs that existed before the backend are served when it is ready.
 func TestScan(t *testing.T) {
 	w := newWorld(t)
 	w.attach(3, 1)
 	w.attach(3, 0)
 	w.attach(12, 0)
 	w.attach(4, 0)
-	// And among it what is no vif.
+	// Some entries are no vifs.
 	for _, junk := range []string{"4/eth0", "4/01", "guest/0", "99999/0", "0x3/0", "4/-1"} {
 		w.must(w.tool.Write(t.Context(), "/local/domain/0/backend/vif/"+junk+"/state", "1"))
 	}
-	w.must(w.tool.Mkdir(t.Context(), "/local/domain/0/backend/vif/5/0")) // no state: removed, or not there yet
+	w.must(w.tool.Mkdir(t.Context(), "/local/domain/0/backend/vif/5/0")) // no state: removed, or not complete yet
 	b, _ := w.start()
 	if n := len(b.List()); n != 4 {
 		t.Errorf("ready with %d vifs", n)
@@ -70,7 +70,7 @@ func TestAppearAndDisappear(t *testing.T) {
 	w.await(b, "vif1.0")
 }
 
-// TestMadeAgain: a device is made anew while its vif is leaving.
+// TestMadeAgain: the toolstack makes a device again while its old vif is being removed.
 func TestMadeAgain(t *testing.T) {
 	w := newWorld(t)
 	b, _ := w.start()
@@ -95,7 +95,7 @@ func TestDomainEnds(t *testing.T) {
 	w.attach(1, 0)
 	w.attach(2, 0)
 	w.await(b, "vif1.0", "vif2.0")
-	w.srv.DomainShutdown(1) // is told of, and changes nothing
+	w.srv.DomainShutdown(1) // the backend hears of it and changes nothing
 	w.srv.DomainDied(2)
 	deadline := time.Now().Add(10 * time.Second)
 	for {
@@ -115,7 +115,7 @@ func TestDomainEnds(t *testing.T) {
 	w.await(b, "vif1.0")
 }
 
-// TestFlood: more changes at once than a watch keeps.
+// TestFlood makes more changes at once than a watch queues.
 func TestFlood(t *testing.T) {
 	w := newWorld(t)
 	b, _ := w.start()
@@ -208,7 +208,7 @@ func TestDriverDomain(t *testing.T) {
 	w.await(b)
 }
 
-// TestXenstoreRestarts: the vifs stay, and what changed meanwhile is found.
+// TestXenstoreRestarts: the vifs stay, and the backend finds the changes made meanwhile.
 func TestXenstoreRestarts(t *testing.T) {
 	w := newWorld(t)
 	b, _ := w.start()
@@ -239,7 +239,8 @@ func TestXenstoreRestarts(t *testing.T) {
 	}
 }
 
-// TestXenstoreComesBackEmpty: it is of no use, and nobody's network goes.
+// TestXenstoreComesBackEmpty: the backend does not take an empty xenstore for the
+// removal of all vifs. It keeps them and connects again.
 func TestXenstoreComesBackEmpty(t *testing.T) {
 	w := newWorld(t)
 	b, _ := w.start()
@@ -254,7 +255,7 @@ func TestXenstoreComesBackEmpty(t *testing.T) {
 	w.mu.Unlock()
 	w.mend()
 	w.awaitLog("xenstore has come back empty")
-	// What the toolstack writes when the host boots is no sign of a guest.
+	// The nodes that the toolstack writes at boot show no guest.
 	tool := w.connect(0, xenstore.Socket)
 	w.must(tool.Write(t.Context(), "/local/domain/0/domid", "0"))
 	w.cut()
@@ -333,8 +334,8 @@ func TestStopWhileXenstoreIsAway(t *testing.T) {
 	}
 }
 
-// TestSuccessor: what one backend leaves the next one takes, but for what is
-// gone.
+// TestSuccessor: a backend takes over the vifs that its predecessor left, except those
+// that are gone.
 func TestSuccessor(t *testing.T) {
 	w := newWorld(t)
 	b, stop := w.start()
@@ -385,7 +386,7 @@ func TestReset(t *testing.T) {
 	}
 }
 
-// TestXenstoreHangs: what is shown then is what is known.
+// TestXenstoreHangs: while xenstore hangs, the status shows the last known state.
 func TestXenstoreHangs(t *testing.T) {
 	w := newWorld(t)
 	b, _ := w.start()
@@ -416,7 +417,8 @@ func TestXenstoreHangs(t *testing.T) {
 	})
 }
 
-// TestEndsWhileXenstoreHangs: also then the vifs are left to a successor.
+// TestEndsWhileXenstoreHangs: a backend that ends while xenstore hangs leaves its vifs to
+// a successor.
 func TestEndsWhileXenstoreHangs(t *testing.T) {
 	w := newWorld(t)
 	b, stop := w.start()
@@ -433,8 +435,8 @@ func TestEndsWhileXenstoreHangs(t *testing.T) {
 	w.await(b, "vif1.0")
 }
 
-// TestXenstoreComesBackEmptyToNobody: without vifs there is nothing to be kept.
-func TestXenstoreComesBackEmptyToNobody(t *testing.T) {
+// TestXenstoreComesBackEmptyWithoutVifs: a backend without vifs accepts an empty xenstore.
+func TestXenstoreComesBackEmptyWithoutVifs(t *testing.T) {
 	w := newWorld(t)
 	b, _ := w.start()
 	w.cut()

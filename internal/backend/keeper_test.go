@@ -18,7 +18,7 @@ import (
 
 // toldKeeper is a service manager that notes what it is told, and that may hang.
 type toldKeeper struct {
-	hang chan struct{} // nil: it does not; else every call waits until it is closed
+	hang chan struct{} // nil: calls do not hang; else each waits until it is closed
 
 	mu   sync.Mutex // guards all below
 	said []string
@@ -49,7 +49,7 @@ func (k *toldKeeper) Store(name string, fd int) error {
 
 func (k *toldKeeper) Remove(name string) error { return k.tell("remove", name, 0) }
 
-// names returns the names that are kept, each as often as it is.
+// names returns the names of the kept files, one per file.
 func (k *toldKeeper) names() string {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -89,9 +89,9 @@ func eventfd(t *testing.T) int {
 	return fd
 }
 
-// A guest whose queues come and go without end has the service manager told of them at
-// the pace of its budget, and at the end it keeps what there is. Another guest does not
-// wait for that. No copy of a file is left.
+// TestKeeperAtItsPace: one guest's queues come and go without end. The service manager is
+// told of them at the rate of the guest's budget, and at the end keeps the files of the
+// last queues. Another guest does not wait for that. No copy of a file is left.
 func TestKeeperAtItsPace(t *testing.T) {
 	open := openFiles(t)
 	manager := newToldKeeper()
@@ -107,7 +107,7 @@ func TestKeeperAtItsPace(t *testing.T) {
 			}
 		}
 		k.of(bad).Remove("bad-2")
-		time.Sleep(100 * time.Microsecond) // so that the manager hears of some
+		time.Sleep(100 * time.Microsecond) // let the manager hear of some
 	}
 	if err := k.of(good).Store("good", queue); err != nil {
 		t.Fatal(err)
@@ -134,7 +134,7 @@ func TestKeeperAtItsPace(t *testing.T) {
 	}
 }
 
-// What a predecessor had kept is given up, or replaced, or stays.
+// TestKeeperAfterAPredecessor removes, replaces and keeps files that a predecessor stored.
 func TestKeeperAfterAPredecessor(t *testing.T) {
 	manager := newToldKeeper()
 	manager.has = map[string]int{"adopted": 1, "replaced": 1, "unknown": 2}
@@ -157,7 +157,8 @@ func TestKeeperAfterAPredecessor(t *testing.T) {
 	}
 }
 
-// No vif waits for a service manager that hangs or fails. It is told when it is well.
+// TestKeeperThatHangs: no vif waits for a service manager that hangs or fails. The keeper
+// tells it everything when it works again.
 func TestKeeperThatHangs(t *testing.T) {
 	open := openFiles(t)
 	manager := newToldKeeper()

@@ -17,7 +17,7 @@ import (
 	"github.com/netbackd/netbackd/internal/sdnotify"
 )
 
-// manager is a service manager.
+// manager plays the service manager.
 type manager struct {
 	t *testing.T
 
@@ -42,7 +42,7 @@ func (k *manager) Remove(name string) error {
 	return nil
 }
 
-// hand is what a successor is handed.
+// hand returns copies of the kept files, as a successor receives them.
 func (k *manager) hand() (files []sdnotify.File) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -67,7 +67,7 @@ func (k *manager) names() string {
 	return strings.Join(names, " ")
 }
 
-// await waits until these are kept.
+// await waits until the files of these names are kept.
 func (k *manager) await(names string) {
 	k.t.Helper()
 	for deadline := time.Now().Add(20 * time.Second); k.names() != names; time.Sleep(time.Millisecond) {
@@ -77,7 +77,7 @@ func (k *manager) await(names string) {
 	}
 }
 
-// add keeps a file that nobody knows.
+// add keeps a file that belongs to no vif.
 func (k *manager) add(name string) {
 	fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
 	if err != nil {
@@ -88,8 +88,8 @@ func (k *manager) add(name string) {
 	k.files = append(k.files, sdnotify.File{Name: name, FD: fd})
 }
 
-// TestKept: a successor goes on with what was kept of the vifs that are there, and
-// rids itself, the keeper and the host of the rest.
+// TestKept: a successor takes the kept files of the vifs that exist. It closes the others
+// and removes them from the keeper and the host.
 func TestKept(t *testing.T) {
 	w := newWorld(t)
 	open := openFiles(t)
@@ -136,7 +136,7 @@ func openFiles(t *testing.T) int {
 	return len(fds)
 }
 
-// TestKeptWithoutXenstore: what cannot be used yet stays kept.
+// TestKeptWithoutXenstore: files that cannot be used yet stay kept.
 func TestKeptWithoutXenstore(t *testing.T) {
 	w := newWorld(t)
 	k := &manager{t: t}

@@ -16,7 +16,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
-// One vif is found by its name, and where there is none the error names others.
+// TestStatusOfOneVif finds a vif by its name. If there is none, the error names others.
 func TestStatusOfOneVif(t *testing.T) {
 	w, _ := withKernel(t, true, xenbus.VifID{Domid: 1, Devid: 0})
 	b, _ := w.start()
@@ -53,7 +53,7 @@ func TestStatusOfOneVif(t *testing.T) {
 	}
 }
 
-// A renamed interface is a name of its vif as well.
+// TestStatusByInterface finds a vif by the name of its renamed interface.
 func TestStatusByInterface(t *testing.T) {
 	w := newWorld(t)
 	w.attach(1, 0)
@@ -65,7 +65,8 @@ func TestStatusByInterface(t *testing.T) {
 	}
 }
 
-// Status waits for another revision of the vif, and no longer than its context.
+// TestStatusWaitsForAnotherRevision: Status waits for another revision of the vif, and no
+// longer than its context.
 func TestStatusWaitsForAnotherRevision(t *testing.T) {
 	w := newWorld(t)
 	w.attach(1, 0)

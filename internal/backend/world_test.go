@@ -61,7 +61,7 @@ func newWorld(t *testing.T) *world {
 	w.must(err)
 	w.pool = pool
 	t.Cleanup(pool.Close)
-	t.Cleanup(func() { // what a test left to successors
+	t.Cleanup(func() { // remove the TAPs that a test left to successors
 		for name := range w.taps() {
 			w.must(netns.Delete(name))
 		}
@@ -69,7 +69,7 @@ func newWorld(t *testing.T) *world {
 	return w
 }
 
-// newWorldServer is another xenstored, as it is after boot.
+// newWorldServer starts another xenstored with the content it has after boot.
 func newWorldServer(t *testing.T) *store.Server {
 	s := store.New(store.Options{})
 	t.Cleanup(func() {
@@ -97,7 +97,7 @@ func (w *world) connect(domid xen.Domid, kind xenstore.Kind) *xenstore.Client {
 	return c
 }
 
-// dial is the backend's.
+// dial connects the backend to xenstore.
 func (w *world) dial(context.Context) (*xenstore.Client, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -117,14 +117,14 @@ func (w *world) dial(context.Context) (*xenstore.Client, error) {
 	return c, nil
 }
 
-// dials is how often the backend has connected.
+// dials returns how often the backend has connected.
 func (w *world) dials() int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return len(w.conns)
 }
 
-// cut ends the backend's connection to xenstore, and there is none until mend.
+// cut ends the backend's connection to xenstore. The backend gets no other until mend.
 func (w *world) cut() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -132,9 +132,9 @@ func (w *world) cut() {
 	w.must(w.conns[len(w.conns)-1].Close())
 }
 
-// hang cuts the connection and gives the backend one that takes requests and
-// answers none. It returns when the backend has asked there. letGo gives it a good
-// one again.
+// hang replaces the backend's connection with one that takes requests and answers none.
+// It returns when the backend has sent a request on it. letGo gives the backend a
+// working connection again.
 func (w *world) hang() (letGo func()) {
 	w.cut()
 	ours, theirs := net.Pipe()
@@ -200,7 +200,7 @@ func (w *world) start() (b *Backend, stop func()) {
 	return b, stop
 }
 
-// noHost is a Xen nobody gets anything of.
+// noHost refuses every event channel and grant.
 type noHost struct{}
 
 func (noHost) Grants() vif.Grants { return nil }
@@ -213,7 +213,7 @@ func (w *world) back(domid, devid int) string {
 	return fmt.Sprintf("/local/domain/%d/backend/vif/%d/%d", w.self, domid, devid)
 }
 
-// attach is the toolstack making a vif, and the guest if need be.
+// attach makes a vif as the toolstack does, and the guest unless it exists.
 func (w *world) attach(domid, devid int) {
 	w.t.Helper()
 	w.guest(domid)
@@ -243,13 +243,13 @@ func (w *world) guest(domid int) {
 	}
 }
 
-// detach is the toolstack removing a vif by force.
+// detach removes a vif as the toolstack does by force.
 func (w *world) detach(domid, devid int) {
 	w.t.Helper()
 	w.must(w.tool.Remove(w.t.Context(), w.back(domid, devid)))
 }
 
-// taps are the vifs' interfaces there are, by name, with their numbers.
+// taps returns the index of each vif's interface by its name.
 func (w *world) taps() map[string]int {
 	w.t.Helper()
 	links, err := netlink.LinkList()
@@ -266,8 +266,8 @@ func (w *world) taps() map[string]int {
 	return taps
 }
 
-// await waits until the backend serves these vifs, each in InitWait, and no
-// others, and their interfaces are there.
+// await waits until the backend serves exactly these vifs, each in InitWait, and their
+// interfaces exist.
 func (w *world) await(b *Backend, names ...string) {
 	w.t.Helper()
 	want := strings.Join(names, " ")

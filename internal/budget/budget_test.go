@@ -9,7 +9,8 @@ import (
 	"time"
 )
 
-// However many goroutines want a turn, no more than there are have one.
+// TestTurnsBound: however many goroutines want a turn, only as many as there are turns
+// have one.
 func TestTurnsBound(t *testing.T) {
 	const n, guests, goroutines, rounds = 5, 7, 20, 50
 	h := NewHost(n)
@@ -42,8 +43,8 @@ func TestTurnsBound(t *testing.T) {
 	}
 }
 
-// hold has n goroutines of a guest take a turn and keep it until what it returns is
-// called. It waits until they have it, or until have of them do.
+// hold starts n goroutines of a guest that take a turn and keep it until release is
+// called. It returns when have of them have their turn.
 func hold(t *testing.T, g *Guest, n, have int) (release func()) {
 	t.Helper()
 	stop, got := make(chan struct{}), make(chan struct{}, n)
@@ -57,7 +58,8 @@ func hold(t *testing.T, g *Guest, n, have int) (release func()) {
 	return func() { close(stop); wg.Wait() }
 }
 
-// A guest whose calls never end has half of the turns, and others have the rest.
+// TestTurnsOfOneGuest: a guest whose calls never end holds half of the turns. Other guests
+// have the rest.
 func TestTurnsOfOneGuest(t *testing.T) {
 	h := NewHost(8)
 	bad, good := h.Guest(), h.Guest()
@@ -66,8 +68,8 @@ func TestTurnsOfOneGuest(t *testing.T) {
 	release()
 }
 
-// Where all turns are taken, the next goes to a guest that has not waited behind a
-// thousand of another's vifs.
+// TestTurnsInTurn: when all turns are taken, a guest gets the next one although a thousand
+// vifs of another guest waited before it.
 func TestTurnsInTurn(t *testing.T) {
 	h := NewHost(2)
 	a, b, crowd := h.Guest(), h.Guest(), h.Guest()
@@ -115,8 +117,8 @@ func TestTurnsInTurn(t *testing.T) {
 	}
 }
 
-// A guest that writes without end looks so often, whatever a look costs, and how many
-// of its vifs want to.
+// TestLookBudget: the rate of WorkRate bounds the looks of a guest that writes without
+// end, independent of the cost of a look and of the number of vifs that want one.
 func TestLookBudget(t *testing.T) {
 	g := NewHost(1).Guest()
 	now := time.Now()
@@ -142,7 +144,7 @@ func TestLookBudget(t *testing.T) {
 	if n := g.Used().Delayed; n != 1 {
 		t.Errorf("%d looks delayed", n)
 	}
-	// What costs more than all of the budget is paid for with all of it.
+	// A look that costs more than the whole budget takes the whole budget.
 	other := NewHost(1).Guest()
 	other.Looked(now, 10*WorkBurst)
 	if d := other.Look(now, time.Time{}); d > time.Second {

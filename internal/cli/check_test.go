@@ -50,8 +50,8 @@ note     daemon           is not running
 	}
 }
 
-// TestAskXenstore: a driver domain may read little of xenstore, and a dom0 may not know
-// its own number.
+// TestAskXenstore: a driver domain may read only a part of xenstore, and in a dom0 the
+// domain's own number may be missing.
 func TestAskXenstore(t *testing.T) {
 	srv := store.New(store.Options{})
 	defer func() {

@@ -25,7 +25,8 @@ func manPage(t *testing.T) string {
 	return regexp.MustCompile(`\\f[A-Z]|"`).ReplaceAllString(text, "")
 }
 
-// TestManPageNamesEveryCommandAndFlag: those of the program, and no flag that it has not.
+// TestManPageNamesEveryCommandAndFlag: the page names all commands and flags of the
+// program, and no other flag.
 func TestManPageNamesEveryCommandAndFlag(t *testing.T) {
 	text := manPage(t)
 	root := New(nil)
@@ -63,7 +64,8 @@ func TestManPageNamesEveryCommandAndFlag(t *testing.T) {
 	})
 }
 
-// TestManPageExplainsEveryCounter: with the words of the table that show prints.
+// TestManPageExplainsEveryCounter: the page explains each counter under the name that show
+// prints.
 func TestManPageExplainsEveryCounter(t *testing.T) {
 	text := manPage(t)
 	_, section, _ := strings.Cut(text, ".SH COUNTERS")

@@ -19,8 +19,8 @@ import (
 	"github.com/netbackd/netbackd/internal/sdnotify"
 )
 
-// TestAlive: workers have to answer at once; the control loop may be with
-// xenstored for a while.
+// TestAlive: workers have to answer at once; the control loop may wait for xenstored for
+// a while.
 func TestAlive(t *testing.T) {
 	ok := func(context.Context) error { return nil }
 	dead := func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }
@@ -48,8 +48,8 @@ func TestAlive(t *testing.T) {
 	}
 }
 
-// TestThreadsFitTheUnit: the service may have as many threads as the daemon may take, on
-// any host there is, and io_uring some for itself.
+// TestThreadsFitTheUnit: the unit's TasksMax allows the daemon's most threads on a host of
+// any size, and some more for io_uring.
 func TestThreadsFitTheUnit(t *testing.T) {
 	unit, err := os.ReadFile("../../systemd/netbackd.service")
 	if err != nil {
@@ -68,8 +68,8 @@ func TestThreadsFitTheUnit(t *testing.T) {
 	}
 }
 
-// TestWatchdogIsFed: as often as it wants, while the daemon is alive, and no more
-// when it is not.
+// TestWatchdogIsFed: the watchdog is fed at its interval while the daemon is alive, and
+// not when it is not.
 func TestWatchdogIsFed(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "notify")
 	manager, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Net: "unixgram", Name: path})

@@ -25,7 +25,7 @@ import (
 
 var update = flag.Bool("update", false, "write what is printed to testdata/*.golden")
 
-// golden compares with a file in testdata.
+// golden compares got with a file in testdata.
 func golden(t *testing.T, name string, got []byte) {
 	t.Helper()
 	path := filepath.Join("testdata", name+".golden")
@@ -44,7 +44,7 @@ func golden(t *testing.T, name string, got []byte) {
 	}
 }
 
-// The instant at which the tests print.
+// testNow is the time at which the tests print.
 var testNow = time.Date(2026, 8, 1, 12, 0, 0, 0, time.UTC)
 
 func counters(pairs ...any) map[string]uint64 {
@@ -55,7 +55,7 @@ func counters(pairs ...any) map[string]uint64 {
 	return m
 }
 
-// table is a mapping of n entries to 4 queues.
+// table makes a mapping table of n entries over 4 queues.
 func table(n int) (entries []uint16) {
 	for i := range n {
 		entries = append(entries, uint16(i%4))
@@ -63,7 +63,7 @@ func table(n int) (entries []uint16) {
 	return entries
 }
 
-// testVifs are vifs as they may be found on a host.
+// testVifs returns vifs as a host may have them.
 func testVifs() []vif.Status {
 	busy := vif.Status{
 		Name: "vif1.0", Domid: 1, State: xenbus.Connected, Frontend: xenbus.Connected, Online: true, Hotplug: "connected",
@@ -140,7 +140,7 @@ func TestWriteShow(t *testing.T) {
 
 var errNoVif = errors.New("no such vif")
 
-// fakeDaemon serves the test's vifs, and notes what was reset.
+// fakeDaemon serves the test's vifs, and records resets.
 type fakeDaemon struct {
 	vifs   []vif.Status
 	resets []string

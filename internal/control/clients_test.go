@@ -18,7 +18,8 @@ import (
 // manyVifsLen makes a list of 300 KiB. A socket holds net.core.wmem_default, 208 KiB.
 const manyVifsLen = 500
 
-// manyVifs has a list that no socket's buffer holds, and counts who has one made.
+// manyVifs returns a list that is larger than a socket buffer, and counts the calls that
+// make one.
 type manyVifs struct {
 	source
 	now, most atomic.Int32
@@ -36,8 +37,8 @@ func (m *manyVifs) List() []vif.Status {
 	return list
 }
 
-// Clients that do not send, and clients that do not read, take every place there is.
-// They lose it, and the client that waits behind them is answered.
+// TestClientsThatHang: clients that do not send or do not read take every connection.
+// They lose theirs, and a client that waits behind them is answered.
 func TestClientsThatHang(t *testing.T) {
 	src := &manyVifs{}
 	path := filepath.Join(t.TempDir(), "control.sock")

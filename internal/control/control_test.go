@@ -171,7 +171,7 @@ func TestQuestions(t *testing.T) {
 	}
 }
 
-// TestWire is the protocol as others may speak it.
+// TestWire checks the protocol byte by byte, as other clients speak it.
 func TestWire(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "control.sock")
 	serve(t, path, Handler(daemon, &source{}, errNoVif))
@@ -219,8 +219,8 @@ func TestWire(t *testing.T) {
 	}
 }
 
-// A request that waits for another revision is answered when the wait is over, and
-// ends when the client goes.
+// TestWaitForAnotherRevision: a request that waits for another revision is answered when
+// the wait is over, and ends when the client disconnects.
 func TestWaitForAnotherRevision(t *testing.T) {
 	usual := maxWait
 	maxWait = 100 * time.Millisecond
@@ -243,7 +243,7 @@ func TestWaitForAnotherRevision(t *testing.T) {
 	}
 }
 
-// TestStrangeDaemons: answers that are none of ours are errors, not guesses.
+// TestStrangeDaemons: answers of a foreign daemon are errors, not guesses.
 func TestStrangeDaemons(t *testing.T) {
 	for _, tt := range []struct {
 		name string
@@ -286,7 +286,7 @@ func TestNoProcessListens(t *testing.T) {
 	if err := client(t, stale).Reset(ctx, "vif1.0"); !errors.Is(err, ErrNotRunning) {
 		t.Errorf("got %v", err)
 	}
-	// One that is not for us.
+	// A socket without access.
 	c := client(t, stale)
 	if err := c.explain(&net.OpError{Op: "dial", Err: os.NewSyscallError("connect", syscall.EACCES)}); err.Error() !=
 		"no permission to open "+stale+": run as root, or as a member of its group" {
@@ -295,7 +295,7 @@ func TestNoProcessListens(t *testing.T) {
 	if other := errors.New("other"); c.explain(other) != other {
 		t.Error("explained what it does not know")
 	}
-	// And a question that is taken back.
+	// A canceled request.
 	ctx, cancel := context.WithCancel(ctx)
 	cancel()
 	if _, err := c.Vifs(ctx); !errors.Is(err, context.Canceled) {
@@ -387,7 +387,7 @@ func TestListen(t *testing.T) {
 	})
 }
 
-// TestServeFails: a listener that is no more is an error, the end of ctx is none.
+// TestServeFails: a closed listener is an error, the end of ctx is none.
 func TestServeFails(t *testing.T) {
 	l, err := Listen(filepath.Join(t.TempDir(), "control.sock"))
 	if err != nil {

@@ -12,7 +12,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/toeplitz"
 )
 
-// hashModel follows the text of netif.h about the hash messages.
+// hashModel models the hash messages as netif.h describes them.
 type hashModel struct {
 	algorithm, types uint32
 	key              []byte
@@ -66,8 +66,8 @@ func (m *hashModel) do(typ byte, a, b uint32, list []uint32, key []byte) netif.C
 	return netif.CtrlSuccess
 }
 
-// FuzzHashMessages passes messages of any content to the handler, of which the data path
-// refuses some, and compares what is set with the model.
+// FuzzHashMessages passes messages of any content to the handler and compares the
+// settings with the model. The data path refuses some of them.
 func FuzzHashMessages(f *testing.F) {
 	f.Add([]byte{0, 1, 0, 0, 1, 15, 0, 0, 3, 8, 0, 0, 4, 2, 3, 2}, uint8(4))
 	f.Add([]byte{0, 1, 0, 0, 4, 0, 255, 1, 5, 1, 2, 3, 2, 40, 1, 41}, uint8(1))

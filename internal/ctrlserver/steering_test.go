@@ -46,7 +46,7 @@ func (b *steerBed) set(program int) error {
 	return b.fail
 }
 
-// to returns hashing that leads all packets to a queue.
+// to returns a hashing that steers all packets to one queue.
 func to(t *testing.T, queue uint32) *hashing {
 	t.Helper()
 	m := toeplitz.NewMapping(4)
@@ -57,8 +57,8 @@ func to(t *testing.T, queue uint32) *hashing {
 }
 
 // TestSteeringFollows: the TAP gets the program when hashing is turned on and loses it
-// when hashing is turned off, the data path learns what packets followed until then,
-// and a failure changes nothing.
+// when hashing is turned off. The data path gets the configuration that steered packets
+// until then. A failure changes nothing.
 func TestSteeringFollows(t *testing.T) {
 	off := &hashing{config: steer.Config{Mapping: toeplitz.NewMapping(4)}}
 	refused := errors.New("refused")

@@ -59,7 +59,7 @@ const (
 )
 
 // bed is a host with a bridge, on which vif1.0 is served by the kernel or by netbackd.
-// It is kernel, daemon and xenstore at once, and notes what it is asked to do.
+// It plays the kernel, the daemon and xenstore, and records the requests.
 type bed struct {
 	t      *testing.T
 	done   []string
@@ -71,10 +71,10 @@ type bed struct {
 	gap    func()   // called while no back end serves
 	wait   func()   // called when a request waits for another revision; nil: it does not wait
 	watch  events   // of the state node
-	asked  []uint64 // revisions that requests wait for the end of
-	states []string // of the node, before it is what nodes has, once the kernel serves
-	dark   int      // so many requests find the TAP without carrier
-	away   int      // so many requests find no daemon: it is being restarted
+	asked  []uint64 // revisions after which requests wait
+	states []string // of the node once the kernel serves, before the one in nodes
+	dark   int      // this many requests find the TAP without carrier
+	away   int      // this many requests find no daemon: it is being restarted
 	queues int
 }
 
@@ -111,14 +111,14 @@ func (b *bed) must(err error) {
 	}
 }
 
-// add makes an interface that takes what it is sent.
+// add makes an interface that discards the packets sent to it.
 func (b *bed) add(name string) {
 	b.t.Helper()
 	b.must(netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name}, PeerName: "peer"}))
 	b.must(netns.Up("peer"))
 }
 
-// plug is what vif-bridge does.
+// plug configures an interface as vif-bridge does.
 func (b *bed) plug(name string) {
 	b.t.Helper()
 	mac, err := net.ParseMAC("fe:ff:ff:ff:ff:ff")
@@ -281,11 +281,11 @@ func (b *bed) send() {
 	var f [60]byte
 	copy(f[:], "\x00\x16\x3e\x00\x00\x01\x02\x00\x00\x00\x00\x01\x88\xb5")
 	b.must(unix.Sendto(fd, f[:], 0, &unix.SockaddrLinklayer{Ifindex: br.Attrs().Index}))
-	f[5] = 2 // and one that is not for it
+	f[5] = 2 // and one for another address
 	b.must(unix.Sendto(fd, f[:], 0, &unix.SockaddrLinklayer{Ifindex: br.Attrs().Index}))
 }
 
-// wantPlace is whether an interface is where vif1.0 was.
+// wantPlace checks that an interface has vif1.0's place on the bridge.
 func (b *bed) wantPlace(name string) {
 	b.t.Helper()
 	l, err := netlink.LinkByName(name)
@@ -303,7 +303,7 @@ func (b *bed) wantPlace(name string) {
 	}
 }
 
-// special makes of a plain place one with settings of its own.
+// special gives an interface and its bridge port settings that vif-bridge does not make.
 func (b *bed) special(name string) {
 	b.t.Helper()
 	l, err := netlink.LinkByName(name)
@@ -319,7 +319,7 @@ func (b *bed) wantDone(want ...string) {
 	}
 }
 
-// TestThereAndBack: the place goes along, and what was lost is known.
+// TestThereAndBack: a vif keeps its place, and the result counts the lost packets.
 func TestThereAndBack(t *testing.T) {
 	b := newBed(t)
 	b.kernel = true
@@ -356,7 +356,7 @@ func TestThereAndBack(t *testing.T) {
 	b.wantDone("release", "bind")
 }
 
-// TestDelivered: what reaches the guest is not lost.
+// TestDelivered: packets that reach the guest are not counted as lost.
 func TestDelivered(t *testing.T) {
 	b := newBed(t)
 	b.add("vif1.0")
@@ -389,7 +389,7 @@ func TestRenamed(t *testing.T) {
 	b.wantPlace("web")
 }
 
-// TestByScript: what cannot be copied the script does again.
+// TestByScript: the hotplug script runs again if the place cannot be copied.
 func TestByScript(t *testing.T) {
 	for name, change := range map[string]func(*bed){
 		"no bridge": func(b *bed) {
@@ -424,8 +424,8 @@ func TestByScript(t *testing.T) {
 	}
 }
 
-// TestInterrupted: who stops the command while nobody serves the guest does not leave
-// it so.
+// TestInterrupted: a command that is stopped while no back end serves the guest finishes
+// the move.
 func TestInterrupted(t *testing.T) {
 	for _, script := range []bool{false, true} {
 		b := newBed(t)
@@ -460,8 +460,8 @@ func TestInterrupted(t *testing.T) {
 	}
 }
 
-// TestTakenBack: a vif that whoever was to have it cannot have is served as before, in
-// the place where it was.
+// TestTakenBack: if the new back end cannot serve the vif, the old one serves it again in
+// its old place.
 func TestTakenBack(t *testing.T) {
 	t.Run("by the kernel", func(t *testing.T) {
 		b := newBed(t)
@@ -594,8 +594,8 @@ func TestRefused(t *testing.T) {
 	}
 }
 
-// TestDaemonIsRestartedMeanwhile: a daemon that is killed while a vif is on its way to
-// it, and started again, gets it all the same.
+// TestDaemonIsRestartedMeanwhile: a daemon that is killed and started again during an
+// adoption gets the vif.
 func TestDaemonIsRestartedMeanwhile(t *testing.T) {
 	b := newBed(t)
 	b.kernel = true
@@ -612,7 +612,7 @@ func TestDaemonIsRestartedMeanwhile(t *testing.T) {
 	b.wantDone("can adopt", "unbind", "adopt", "adopt")
 }
 
-// TestBegunBefore: what an adoption that was killed had begun the next one finishes.
+// TestBegunBefore: an adoption finishes what a killed adoption began.
 func TestBegunBefore(t *testing.T) {
 	b := newBed(t)
 	b.ours = true
@@ -625,15 +625,15 @@ func TestBegunBefore(t *testing.T) {
 	}
 }
 
-// TestNobodys: a vif that was lost between the two is netbackd's.
-func TestNobodys(t *testing.T) {
+// TestUnserved: Adopt takes a vif that neither back end serves.
+func TestUnserved(t *testing.T) {
 	b := newBed(t)
 	_, err := b.mover().Adopt(context.Background(), vif10)
 	b.must(err)
 	b.wantDone("adopt", "vif-bridge")
 }
 
-// TestAwaitDaemon: each request waits for the end of the revision before.
+// TestAwaitDaemon: each request waits for a revision other than the last one.
 func TestAwaitDaemon(t *testing.T) {
 	b := newBed(t)
 	b.kernel = true
@@ -662,7 +662,7 @@ func TestAwaitKernel(t *testing.T) {
 	}
 }
 
-// TestClosedByKernel: the driver would not have the vif.
+// TestClosedByKernel: the driver refuses the vif.
 func TestClosedByKernel(t *testing.T) {
 	b := newBed(t)
 	b.ours = true

@@ -15,7 +15,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// TestNotThere: an error names the command that helps.
+// TestNotThere: the error for a missing device names the command that helps.
 func TestNotThere(t *testing.T) {
 	dir := t.TempDir()
 	_, err := Open(filepath.Join(dir, "xen"))
@@ -26,7 +26,7 @@ func TestNotThere(t *testing.T) {
 	if !errors.Is(err, os.ErrNotExist) || !strings.Contains(err.Error(), "modprobe xen-gntdev") {
 		t.Errorf("without gntdev: %v", err)
 	}
-	// Any file can be opened; that it is no event channel device shows later.
+	// Any file can be opened. The first ioctl shows that it is no event channel device.
 	for _, name := range []string{"gntdev", "evtchn"} {
 		_, err := Open(dir)
 		if !errors.Is(err, os.ErrNotExist) || !strings.Contains(err.Error(), "modprobe xen-"+name) {

@@ -17,11 +17,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// files is a tree: contents by path, and links by path with "->" before the target. A
-// path that is executable ends in "*".
+// files describes a tree: contents by path, and links by path with "->" before the
+// target. The path of an executable ends in "*".
 type files map[string]string
 
-// with is the same tree with some files changed, or taken away if they are "-".
+// with returns the tree with some files changed, or removed if they are "-".
 func (f files) with(changes files) files {
 	f = maps.Clone(f)
 	for p, v := range changes {
@@ -33,7 +33,7 @@ func (f files) with(changes files) files {
 	return f
 }
 
-// ready is a dom0 in which everything is as it should be.
+// ready is a dom0 in which every check succeeds.
 var ready = files{
 	"sys/hypervisor/type":                   "xen\n",
 	"proc/xen/capabilities":                 "control_d\n",
@@ -48,13 +48,13 @@ var ready = files{
 	"etc/init.d/xen*":                       "",
 }
 
-// loaded is what the driver adds to a tree.
+// loaded has the files that the driver adds to a tree.
 var loaded = files{
 	"sys/bus/xen-backend/drivers/vif/unbind": "",
 	"sys/module/xen_netback/initstate":       "live\n",
 }
 
-// host makes a machine of a tree in which all that is asked answers well.
+// host makes a Host of a tree, with system calls and xenstore requests that succeed.
 func host(t *testing.T, f files) *Host {
 	t.Helper()
 	root := t.TempDir()
@@ -113,8 +113,8 @@ func TestReady(t *testing.T) {
 
 const wantKeepAway = `printf 'blacklist xen-netback\ninstall xen-netback /bin/false\n' >/etc/modprobe.d/netbackd.conf`
 
-// TestWhatIsInTheWay changes one thing of a host that is ready, and shows all that is
-// said of it.
+// TestWhatIsInTheWay changes one thing of a ready host and checks the items that are not
+// ok.
 func TestWhatIsInTheWay(t *testing.T) {
 	prints := func(out string) func(h *Host) {
 		return func(h *Host) {
@@ -143,7 +143,7 @@ func TestWhatIsInTheWay(t *testing.T) {
 		name   string
 		tree   files
 		change func(*Host)
-		want   []Item // but for those that are ok
+		want   []Item // without those that are ok
 	}{
 		{"no Xen", ready.with(files{"sys/hypervisor/type": "-"}), nil,
 			[]Item{{"xen", Problem, "this machine runs no Xen; `make demo` in netbackd's sources works without", "apt install xen-system-" + runtime.GOARCH + " && reboot"}}},

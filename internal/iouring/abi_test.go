@@ -9,7 +9,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// TestFieldOffsets is include/uapi/linux/io_uring.h in numbers. The sizes are
+// TestFieldOffsets checks the offsets of include/uapi/linux/io_uring.h. The sizes are
 // asserted when the package is compiled.
 func TestFieldOffsets(t *testing.T) {
 	for _, tt := range []struct {

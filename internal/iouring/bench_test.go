@@ -11,15 +11,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// peer is one way of moving the same packets.
+// peer is one way to move the same packets.
 type peer struct {
 	name string
 	run  func()
 }
 
-// compare runs all peers in every round, each after prepare, so that what the
-// machine does in the meantime befalls them alike. It reports the median per
-// packet of each, and its rate relative to the first peer: above 1 is faster.
+// compare runs all peers in every round, each after prepare, so that other load on the
+// machine affects them alike. It reports each peer's median time per packet in ns, and its
+// rate relative to the first peer: above 1 is faster.
 func compare(b *testing.B, packets int, prepare func(), peers []peer) {
 	took := make([][]time.Duration, len(peers))
 	for b.Loop() {
@@ -143,7 +143,7 @@ func BenchmarkTAPRead(b *testing.B) {
 	}
 }
 
-// BenchmarkQueue is what a ring adds per packet in user space.
+// BenchmarkQueue measures the user-space cost of a ring per packet.
 func BenchmarkQueue(b *testing.B) {
 	r, k := newMemoryRing(7, 0)
 	done := make([]Completion, 64)

@@ -44,16 +44,16 @@ func (k *memoryKernel) run(r *Ring, unasked int) {
 	}
 	for range unasked {
 		if k.cqTail.Load()-k.cqHead.Load()+r.limit >= uint32(len(r.cqes)) {
-			break // the kernel keeps what does not fit to itself
+			break // the kernel keeps completions that do not fit
 		}
 		post(cqe{userData: ^uint64(0)})
 	}
 	r.head = k.sqHead
 }
 
-// TestIndicesMayStartAnywhere: whatever the history, operations complete once and
-// in order, the ring is full exactly at its limit, and completions that nobody
-// asked for do not upset the count.
+// TestIndicesMayStartAnywhere: from any start of the indices, operations complete once
+// and in order, the ring is full exactly at its limit, and completions without an
+// operation do not upset the count.
 func TestIndicesMayStartAnywhere(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		start := rapid.OneOf(rapid.Uint32(), rapid.Uint32Range(1<<32-40, 1<<32-1)).Draw(t, "start")

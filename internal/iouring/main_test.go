@@ -47,7 +47,7 @@ func openFiles() (int, error) {
 	return len(entries), err
 }
 
-// ringMappings is the number of lines in /proc/self/maps that are io_uring's.
+// ringMappings counts the lines of io_uring mappings in /proc/self/maps.
 func ringMappings(t *testing.T) int {
 	t.Helper()
 	maps, err := os.ReadFile("/proc/self/maps")
@@ -57,7 +57,7 @@ func ringMappings(t *testing.T) int {
 	return strings.Count(string(maps), "io_uring")
 }
 
-// memory is mapped outside of the Go heap.
+// memory maps n bytes outside the Go heap.
 func memory(t testing.TB, n int) []byte {
 	t.Helper()
 	mem, err := unix.Mmap(-1, 0, n, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
@@ -106,7 +106,7 @@ func watchdog(t testing.TB, limit time.Duration) {
 	t.Cleanup(func() { timer.Stop() })
 }
 
-// mode is how a test ring works: as on the kernels that it names.
+// mode selects the features of a test ring, as on the kernels that it names.
 type mode struct {
 	name   string
 	flags  uint32 // for open
@@ -153,7 +153,7 @@ func (m mode) ring(t testing.TB, entries uint32) *Ring {
 	return r
 }
 
-// set puts a file into a slot, in the way of the mode.
+// set registers a file in a slot, as the mode does.
 func (m mode) set(t testing.TB, r *Ring, slot, fd int) {
 	t.Helper()
 	if err := r.SetFile(slot, fd); err != nil {

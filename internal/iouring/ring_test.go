@@ -18,7 +18,7 @@ const (
 	fault = -int32(unix.EFAULT)
 )
 
-// pipe is a non-blocking pipe.
+// pipe makes a non-blocking pipe.
 func pipe(t testing.TB) (r, w int) {
 	t.Helper()
 	var p [2]int
@@ -29,7 +29,7 @@ func pipe(t testing.TB) (r, w int) {
 	return p[0], p[1]
 }
 
-// datagrams is a non-blocking pair of sockets that keep packets apart.
+// datagrams makes a non-blocking pair of sockets that preserve packet boundaries.
 func datagrams(t testing.TB) (a, b int) {
 	t.Helper()
 	p, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
@@ -156,8 +156,8 @@ func TestWhatWouldWaitCompletesWithEAGAIN(t *testing.T) {
 	})
 }
 
-// TestReadsThatWaitDoNotStealTheNextPacket makes sure that taking back is
-// complete: what arrives after the batch is for the batch that comes next.
+// TestReadsThatWaitDoNotStealTheNextPacket: no read of a batch stays pending after it. A
+// packet that arrives after the batch is read by the next batch.
 func TestReadsThatWaitDoNotStealTheNextPacket(t *testing.T) {
 	eachMode(t, func(t *testing.T, m mode) {
 		r := m.ring(t, 8)
@@ -185,8 +185,8 @@ func TestReadsThatWaitDoNotStealTheNextPacket(t *testing.T) {
 	})
 }
 
-// TestPacketsThatArriveDuringABatch has another thread write while reads run dry,
-// so that reads are woken while they are taken back. None may be lost.
+// TestPacketsThatArriveDuringABatch writes packets from another thread while reads run
+// dry, so that reads are woken while they are canceled. No packet may be lost.
 func TestPacketsThatArriveDuringABatch(t *testing.T) {
 	const packets = 20000
 	eachMode(t, func(t *testing.T, m mode) {
@@ -312,7 +312,7 @@ func TestFullRingRefusesUntilCompletionsAreTaken(t *testing.T) {
 	})
 }
 
-// TestFullRingOfReadsThatWait needs the entry that is kept for taking back.
+// TestFullRingOfReadsThatWait needs the entry that is reserved for the cancellation.
 func TestFullRingOfReadsThatWait(t *testing.T) {
 	eachMode(t, func(t *testing.T, m mode) {
 		r := m.ring(t, 100)
@@ -459,8 +459,8 @@ func TestClosedRingRefuses(t *testing.T) {
 	}
 }
 
-// TestCloseLetsGoOfFiles: the read end of a pipe has no writer left, and so
-// reports the end, once the ring and its slots are gone.
+// TestCloseLetsGoOfFiles: Close drops the references of the slots. The read end of a pipe
+// then has no writer and reports the end of the file.
 func TestCloseLetsGoOfFiles(t *testing.T) {
 	eachMode(t, func(t *testing.T, m mode) {
 		r := m.ring(t, 8)
@@ -512,7 +512,7 @@ func TestOtherThreadIsRefused(t *testing.T) {
 	if err := <-errs; !errors.Is(err, unix.EEXIST) {
 		t.Errorf("Submit on another thread: %v, want EEXIST", err)
 	}
-	// Nothing is lost: the owner goes on.
+	// The ring goes on and has lost nothing.
 	if diff := cmp.Diff(map[uint64]int32{42: 8}, submit(t, r)); diff != "" {
 		t.Errorf("results (-want +got)\n%s", diff)
 	}

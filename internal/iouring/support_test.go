@@ -34,8 +34,8 @@ func TestDeniedByTheKernel(t *testing.T) {
 		{"seccomp:" + errnoArg(unix.EACCES), "denied by a seccomp filter or a security module: permission denied", true},
 		{"seccomp:" + errnoArg(unix.EMFILE), "too many open files", false},
 		{"seccomp:" + errnoArg(unix.EINVAL), "invalid argument", false},
-		{"memlock:0", "LimitMEMLOCK=", false},      // where rings count, not even a ring
-		{"memlock:262144", "LimitMEMLOCK=", false}, // a ring, but not the buffers
+		{"memlock:0", "LimitMEMLOCK=", false},      // where rings count against the limit, not even a ring
+		{"memlock:262144", "LimitMEMLOCK=", false}, // enough for a ring, but not for the buffers
 	} {
 		t.Run(tt.role, func(t *testing.T) {
 			cmd := exec.Command(os.Args[0])

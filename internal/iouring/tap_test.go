@@ -17,8 +17,8 @@ import (
 
 const tapName = "uring0"
 
-// tap is a TAP that is up, in a network namespace of its own, and a packet socket
-// on it. The test's thread moves into the namespace for good.
+// tap is a TAP that is up, in a network namespace of its own, with a packet socket on
+// it. The test's thread stays in the namespace.
 type tap struct {
 	fd, packet, ctl int
 }
@@ -63,7 +63,7 @@ func newTAP(t testing.TB) *tap {
 	return d
 }
 
-// closePacketSocket leaves nobody who reads what is written to the TAP.
+// closePacketSocket closes the socket, so that frames written to the TAP have no reader.
 func (d *tap) closePacketSocket(t testing.TB) {
 	if d.packet >= 0 {
 		closeNow(t, d.packet)
@@ -108,7 +108,7 @@ func frame(mem []byte, n int, number byte) {
 	mem[14] = number
 }
 
-// fill has the stack send count frames of n bytes to the TAP.
+// fill sends count frames of n bytes through the stack to the TAP.
 func (d *tap) fill(t testing.TB, count, n int) {
 	t.Helper()
 	buf := make([]byte, n)
@@ -239,7 +239,7 @@ func TestEmptyTAPDoesNotHang(t *testing.T) {
 	}
 }
 
-// TestSettingATAPTakesNoPacket: finding out about RWF_NOWAIT reads nothing.
+// TestSettingATAPTakesNoPacket: the probe for RWF_NOWAIT reads no packet.
 func TestSettingATAPTakesNoPacket(t *testing.T) {
 	watchdog(t, 10*time.Second)
 	d := newTAP(t)
@@ -390,7 +390,7 @@ func TestTAPNameIsFreeAfterClose(t *testing.T) {
 	}
 }
 
-// noWaitKernel tells kernels from 6.4 on, which drop files at once.
+// noWaitKernel reports whether the kernel is 6.4 or later, which drops files at once.
 func noWaitKernel(t *testing.T) bool {
 	r := modes[0].ring(t, 1)
 	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
@@ -404,7 +404,7 @@ func noWaitKernel(t *testing.T) bool {
 	return r.NoWait(0)
 }
 
-// reopenTAP waits for the name: older kernels let go of it later.
+// reopenTAP waits for the TAP's name: older kernels free it later.
 func reopenTAP(t *testing.T) int {
 	t.Helper()
 	deadline := time.Now().Add(10 * time.Second)
@@ -423,7 +423,8 @@ func reopenTAP(t *testing.T) int {
 	}
 }
 
-// TestManyBatchesLeaveNothing runs 1e5 batches of writes and reads.
+// TestManyBatchesLeaveNothing runs 1e5 batches of writes and reads. No memory or file
+// may remain.
 func TestManyBatchesLeaveNothing(t *testing.T) {
 	watchdog(t, 60*time.Second)
 	d := newTAP(t)
@@ -488,7 +489,8 @@ func TestManyBatchesLeaveNothing(t *testing.T) {
 	}
 }
 
-// TestRingsLeaveNothing makes and closes rings with everything registered.
+// TestRingsLeaveNothing makes and closes rings with registered files and buffers. No
+// memory or file may remain.
 func TestRingsLeaveNothing(t *testing.T) {
 	watchdog(t, 60*time.Second)
 	d := newTAP(t)

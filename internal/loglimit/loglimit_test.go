@@ -16,7 +16,8 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// limited is a logger with a clock that stands still, and what it wrote.
+// limited makes a limited logger. advance moves its clock, which otherwise stands still.
+// lines returns the lines that it wrote since the last call.
 func limited(burst, perSecond int) (l *zap.Logger, advance func(time.Duration), lines func() []string) {
 	now := time.Unix(1000, 0)
 	core, logs := observer.New(zapcore.DebugLevel)
@@ -55,7 +56,7 @@ func TestBurstAndRate(t *testing.T) {
 	want(t, lines(), "in time (8 left out)")
 	l.Info("too early")
 	want(t, lines())
-	// A rest fills the bucket, and no more.
+	// A pause fills the bucket, and no more.
 	advance(time.Hour)
 	for i := range 10 {
 		l.Warn(fmt.Sprint(i))
@@ -63,7 +64,7 @@ func TestBurstAndRate(t *testing.T) {
 	want(t, lines(), "0 (1 left out)", "1", "2")
 }
 
-// TestLongRun: however much is said, it is so many lines per second.
+// TestLongRun: the number of lines per second is bounded.
 func TestLongRun(t *testing.T) {
 	l, advance, lines := limited(20, 10)
 	n := 0
@@ -86,8 +87,8 @@ func TestDerived(t *testing.T) {
 	want(t, lines(), "one", "two")
 }
 
-// TestShared: the loggers of all vifs of a guest share its lines. Each says what it has
-// left out, and all of it is counted.
+// TestShared: the loggers of all vifs of a guest share one limit. Each reports how many
+// lines it left out, and all are counted.
 func TestShared(t *testing.T) {
 	now := time.Unix(1000, 0)
 	core, logs := observer.New(zapcore.InfoLevel)
@@ -108,8 +109,8 @@ func TestShared(t *testing.T) {
 	}
 }
 
-// TestFieldsStay: what a line is about stays with it, and the caller's fields are
-// not written to.
+// TestFieldsStay: a line keeps its fields, and the caller's slice of fields is not
+// written to.
 func TestFieldsStay(t *testing.T) {
 	now := time.Unix(1000, 0)
 	core, logs := observer.New(zapcore.InfoLevel)
@@ -132,8 +133,8 @@ func TestFieldsStay(t *testing.T) {
 	}
 }
 
-// TestDebugIsFree: whoever asks for it gets all of it, and it costs the others
-// nothing.
+// TestDebugIsFree: debug lines are not limited, and do not count against the limit of
+// other lines.
 func TestDebugIsFree(t *testing.T) {
 	l, _, lines := limited(1, 1)
 	for range 100 {
@@ -152,7 +153,7 @@ func TestDebugIsFree(t *testing.T) {
 	}
 }
 
-// TestClockGoesBack: it costs nothing that was there.
+// TestClockGoesBack: a clock that goes back takes no lines from the bucket.
 func TestClockGoesBack(t *testing.T) {
 	l, advance, lines := limited(3, 1)
 	l.Error("one")

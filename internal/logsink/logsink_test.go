@@ -18,7 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// note is the note of these tests.
+// note formats the note about lost lines in these tests.
 func note(lines uint64, cause error) []byte { return fmt.Appendf(nil, "lost %d: %v\n", lines, cause) }
 
 func must(t *testing.T, err error) {
@@ -38,11 +38,11 @@ func pipe(t *testing.T) (r *os.File, w int) {
 	return r, p[1]
 }
 
-// line is a line of 100 bytes.
+// line returns line i, 100 bytes.
 func line(i int) []byte { return fmt.Appendf(nil, "%-99d\n", i) }
 
-// No process reads: writers go on, lines beyond the buffer are counted, and the reader
-// that comes at last is told how many it has missed, where they are missing.
+// TestFullPipe: no process reads. Writers go on, and lines beyond the buffer are counted.
+// A late reader finds a note with the number of lost lines in their place.
 func TestFullPipe(t *testing.T) {
 	r, w := pipe(t)
 	s := New(w, note)
@@ -91,8 +91,8 @@ func TestFullPipe(t *testing.T) {
 	must(t, unix.Close(w))
 }
 
-// A pipe that another process with a descriptor of it made non-blocking is written to all
-// the same.
+// TestNonblockingPipe: the sink writes all lines to a pipe that another process made
+// non-blocking.
 func TestNonblockingPipe(t *testing.T) {
 	r, w := pipe(t)
 	must(t, unix.SetNonblock(w, true))
@@ -114,7 +114,8 @@ func TestNonblockingPipe(t *testing.T) {
 	must(t, unix.Close(w))
 }
 
-// After Unblock no writer waits, and other descriptors of the pipe are as before.
+// TestUnblock: after Unblock no writer waits, and other descriptors of the pipe still
+// block.
 func TestUnblock(t *testing.T) {
 	r, w := pipe(t)
 	other, err := unix.FcntlInt(uintptr(w), unix.F_DUPFD_CLOEXEC, 0)
@@ -141,7 +142,7 @@ func TestUnblock(t *testing.T) {
 	must(t, errors.Join(r.Close(), unix.Close(w), unix.Close(other), unix.Close(pair[0]), unix.Close(pair[1])))
 }
 
-// The reader has gone for ever. Lines are counted, nothing else happens.
+// TestReaderGone: the reader has closed the pipe. Lines are counted, nothing else happens.
 func TestReaderGone(t *testing.T) {
 	ignored := make(chan os.Signal, 1)
 	signal.Notify(ignored, unix.SIGPIPE)
@@ -159,7 +160,7 @@ func TestReaderGone(t *testing.T) {
 	must(t, unix.Close(w))
 }
 
-// A terminal that has hung up answers EIO.
+// TestTerminalHungUp: writes to a terminal that has hung up fail with EIO.
 func TestTerminalHungUp(t *testing.T) {
 	ptmx, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
 	if err != nil {
@@ -184,7 +185,8 @@ func TestTerminalHungUp(t *testing.T) {
 	must(t, unix.Close(tty))
 }
 
-// A disk is full for a while. What was lost meanwhile is told before the next line.
+// TestFullDisk: a disk is full for a while. A note of the lost lines comes before the next
+// line.
 func TestFullDisk(t *testing.T) {
 	full, err := unix.Open("/dev/full", unix.O_WRONLY|unix.O_CLOEXEC, 0)
 	must(t, err)
@@ -208,7 +210,7 @@ func TestFullDisk(t *testing.T) {
 	must(t, errors.Join(unix.Close(full), unix.Close(disk)))
 }
 
-// A disk fills up within a line. The note begins a line of its own.
+// TestTornLine: a disk fills up within a line. The note begins a new line.
 func TestTornLine(t *testing.T) {
 	dir := t.TempDir()
 	if err := unix.Mount("none", dir, "tmpfs", 0, "size=4096"); err != nil {
@@ -235,7 +237,7 @@ func TestTornLine(t *testing.T) {
 	must(t, unix.Close(disk))
 }
 
-// Last words do not wait for ever.
+// TestLastWords: the last lines before the exit wait for a bounded time.
 func TestLastWords(t *testing.T) {
 	r, w := pipe(t)
 	Last(w, time.Minute, "netbackd: %v\n", unix.EIO)

@@ -11,7 +11,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/tap"
 )
 
-// A guest sends a TCP packet with an open checksum and a GSO extra. Its first
+// A guest sends a TCP packet with a partial checksum and a GSO extra. Its first
 // 128 bytes are in private memory.
 func ExamplePlanTx() {
 	packet := packettest.Frame{

@@ -23,8 +23,8 @@ const vnetLen = 12
 
 func TestMain(m *testing.M) { os.Exit(netns.Main(m)) }
 
-// pipe is two TAP devices on a bridge: what is written to a comes out of b,
-// after the kernel did what b has no offload for.
+// pipe is two TAP devices on a bridge. Frames written to a come out of b, after the
+// kernel segmented or checksummed them if b lacks the offload.
 //
 //	a --- bridge --- b
 type pipe struct {
@@ -32,7 +32,7 @@ type pipe struct {
 	a, b int
 }
 
-// newPipe makes a pipe whose end b takes the TUN_F_ offloads given.
+// newPipe makes a pipe. Its end b has the given TUN_F_ offloads.
 func newPipe(t *testing.T, offload int) *pipe {
 	t.Helper()
 	netns.NeedTUN(t)
@@ -114,8 +114,8 @@ func (p *pipe) tryWrite(v tap.VnetHdr, frame []byte) error {
 	return err
 }
 
-// read takes the next frame from b, if there is one within the time. What the
-// namespace says by itself (IGMP, say) is passed over: it has another source.
+// read takes the next frame from b, if one arrives within wait. It skips frames that the
+// namespace sends by itself (IGMP, for one): they have another source address.
 func (p *pipe) read(wait time.Duration) (tap.VnetHdr, []byte, bool) {
 	p.t.Helper()
 	fds := []unix.PollFd{{Fd: int32(p.b), Events: unix.POLLIN}}
@@ -148,10 +148,10 @@ func (p *pipe) read(wait time.Duration) (tap.VnetHdr, []byte, bool) {
 
 const maxFrame = etherLen + 2*vlanLen + maxIPv6
 
-// patience is how long a frame may take through the bridge.
+// patience limits the time that a frame may take through the bridge.
 const patience = 5 * time.Second
 
-// through sends a frame into the pipe and reads what comes out, up to n frames.
+// through sends a frame into the pipe and reads up to n frames from it.
 func (p *pipe) through(v tap.VnetHdr, frame []byte, n int) (headers []tap.VnetHdr, frames [][]byte) {
 	p.t.Helper()
 	p.write(v, frame)
@@ -165,7 +165,7 @@ func (p *pipe) through(v tap.VnetHdr, frame []byte, n int) (headers []tap.VnetHd
 	return headers, frames
 }
 
-// vnet is the header for a frame with its checksum open, to be cut by mss.
+// vnet returns the header for a frame with a partial checksum and segments of mss bytes.
 func vnet(t *testing.T, frame []byte, mss uint16) tap.VnetHdr {
 	t.Helper()
 	h, err := Parse(frame, len(frame))
@@ -185,8 +185,8 @@ func vnet(t *testing.T, frame []byte, mss uint16) tap.VnetHdr {
 	return v
 }
 
-// The kernel cuts a frame for a device without offloads into the same segments,
-// byte by byte.
+// TestIntegrationKernelCutsAlike: the kernel cuts a frame for a device without offloads
+// into the same segments, byte by byte.
 func TestIntegrationKernelCutsAlike(t *testing.T) {
 	p := newPipe(t, 0)
 	for name, f := range gsoFrames() {
@@ -208,7 +208,7 @@ func TestIntegrationKernelCutsAlike(t *testing.T) {
 	}
 }
 
-// The kernel finishes a checksum alike.
+// TestIntegrationKernelCompletesAlike: the kernel computes the same checksum.
 func TestIntegrationKernelCompletesAlike(t *testing.T) {
 	p := newPipe(t, 0)
 	for name, f := range map[string]packettest.Frame{
@@ -237,8 +237,8 @@ func TestIntegrationKernelCompletesAlike(t *testing.T) {
 	}
 }
 
-// What the kernel hands to a device with offloads can be planned for any guest,
-// and arrives right.
+// TestIntegrationFramesOfTheKernel: PlanRx has a plan for every guest for the frames that
+// the kernel gives to a device with offloads, and their payload arrives intact.
 func TestIntegrationFramesOfTheKernel(t *testing.T) {
 	p := newPipe(t, unix.TUN_F_CSUM|unix.TUN_F_TSO4|unix.TUN_F_TSO6)
 	for name, f := range gsoFrames() {
@@ -269,8 +269,8 @@ func TestIntegrationFramesOfTheKernel(t *testing.T) {
 	}
 }
 
-// deliver does what plans say and returns the payload of all frames. It checks
-// what comes with a complete checksum, and finishes what the guest would.
+// deliver carries out the plans and returns the payload of all frames. It checks complete
+// checksums, and completes and segments as the guest would.
 func deliver(t *testing.T, headers []tap.VnetHdr, frames [][]byte, g Guest) (payload []byte) {
 	t.Helper()
 	for i, frame := range frames {
@@ -321,7 +321,8 @@ func deliver(t *testing.T, headers []tap.VnetHdr, frames [][]byte, g Guest) (pay
 	return payload
 }
 
-// The kernel accepts the header of every plan, whatever the packet is.
+// TestIntegrationKernelTakesPlans: the kernel accepts the header of every plan, for any
+// packet.
 func TestIntegrationKernelTakesPlans(t *testing.T) {
 	p := newPipe(t, 0)
 	rnd := rand.New(rand.NewPCG(1, 2))

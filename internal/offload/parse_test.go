@@ -10,7 +10,7 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/packettest"
 )
 
-// Short names for what most tests build of.
+// Short names for the parts of most tests' frames.
 var (
 	qTag  = []packettest.Tag{{TCI: 7}}
 	qTags = []packettest.Tag{{TPID: packettest.TypeQinQ, TCI: 9}, {TCI: 7}}
@@ -22,7 +22,7 @@ var (
 
 func ip6ext(ext ...packettest.Ext) *packettest.IPv6 { return &packettest.IPv6{Ext: ext} }
 
-// patched is the frame with the bytes at off replaced.
+// patched returns a copy of the frame with the bytes at off replaced.
 func patched(b []byte, off int, with ...byte) []byte {
 	copy(b[off:], with)
 	return b
@@ -219,8 +219,8 @@ func TestParse(t *testing.T) {
 	}
 }
 
-// Whatever part of a packet is given, the answer is the same, or that more is
-// needed; and with MaxHeader bytes it is never the latter.
+// TestParseOfAHead parses every prefix of a packet. The result is the same, or a request
+// for more bytes; with MaxHeader bytes it is never the latter.
 func TestParseOfAHead(t *testing.T) {
 	for name, frame := range map[string][]byte{
 		"IPv4": packettest.Frame{IPv4: ip4, TCP: tcp, Payload: make([]byte, 900)}.Bytes(),
@@ -277,7 +277,7 @@ func TestErrorsHaveDistinctTexts(t *testing.T) {
 	}
 }
 
-// seeds are frames for the fuzz targets to begin with.
+// seeds returns frames for the fuzz targets' corpora.
 func seeds() [][]byte {
 	var s [][]byte
 	for _, f := range []packettest.Frame{
@@ -323,8 +323,8 @@ func FuzzParse(f *testing.F) {
 		if (h.IPv == 0) != (h.L3 == 0) || h.Fragment && h.L4 != 0 {
 			t.Errorf("headers contradict each other: %+v", h)
 		}
-		// The other decoder is of the same opinion, where it has one: it
-		// believes lengths, and follows any number of headers.
+		// The other decoder agrees where it decodes the frame. It trusts
+		// lengths, and follows any number of headers.
 		if p, derr := packettest.Decode(b); more == 0 && derr == nil && err == nil && p.EtherType == h.EtherType {
 			if h.IPv != 0 && (p.L3 != int(h.L3) || p.L4 != int(h.L4) || p.Proto != h.Proto || p.Fragment != h.Fragment) {
 				t.Errorf("parsed %+v, decoded %+v", h, p)

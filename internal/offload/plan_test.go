@@ -351,8 +351,8 @@ func TestPlanRxOfWhatCannotBeParsed(t *testing.T) {
 	}
 }
 
-// A guest's packet that was planned has a header the kernel accepts, and what
-// it asks of the kernel makes the packet right.
+// FuzzPlanTx: the kernel accepts the header of a planned packet, and the offloads that it
+// requests make the packet correct.
 func FuzzPlanTx(f *testing.F) {
 	for _, s := range seeds() {
 		f.Add(s, true, uint8(0), uint16(0), uint16(0))
@@ -402,7 +402,7 @@ func FuzzPlanTx(f *testing.F) {
 	})
 }
 
-// Whatever a TAP says, a plan can be carried out.
+// FuzzPlanRx: every plan for any header of a TAP can be carried out.
 func FuzzPlanRx(f *testing.F) {
 	for _, s := range seeds() {
 		f.Add(s, []byte{1, 0, 0, 0, 0, 0, 34, 0, 16, 0}, uint8(0xf))

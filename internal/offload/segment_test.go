@@ -16,7 +16,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/tap"
 )
 
-// gsoFrames are frames that can be segmented, of all shapes.
+// gsoFrames returns frames of all kinds that can be segmented.
 func gsoFrames() map[string]packettest.Frame {
 	all := uint8(packettest.CWR | packettest.ECE | packettest.PSH | packettest.FIN | packettest.ACK)
 	stamps := []byte{1, 1, 8, 10, 1, 2, 3, 4, 5, 6, 7, 8}
@@ -72,7 +72,7 @@ func segments(t *testing.T, frame []byte, mss int) [][]byte {
 	return out
 }
 
-// Every segment is the frame one would have built with a part of the payload.
+// TestSegments: every segment equals a frame that is built with a part of the payload.
 func TestSegments(t *testing.T) {
 	for name, f := range gsoFrames() {
 		for _, size := range []struct{ payload, mss int }{
@@ -103,7 +103,7 @@ func TestSegments(t *testing.T) {
 	}
 }
 
-// built is the segments of f, each built as a frame of its own.
+// built returns the segments of f, each built as a frame of its own.
 func built(f packettest.Frame, mss int) [][]byte {
 	var out [][]byte
 	rest := f.Payload
@@ -206,8 +206,8 @@ func TestSegmenterRefuses(t *testing.T) {
 	}
 }
 
-// What is cut can be put together again, and all checksums are right if the
-// frame's partial one was.
+// FuzzSegment: the segments of a frame join to the frame again, and all checksums are
+// right if the frame's partial one was.
 func FuzzSegment(f *testing.F) {
 	for _, s := range seeds() {
 		f.Add(s, uint16(1))

@@ -11,7 +11,7 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/packettest"
 )
 
-// sumNaive is the sum of RFC 1071 as it is defined.
+// sumNaive computes the sum of RFC 1071 as the RFC defines it.
 func sumNaive(b []byte) uint16 {
 	var s uint32
 	for i, x := range b {
@@ -46,7 +46,7 @@ func ones(n int) []byte {
 	return b
 }
 
-// The carries of 64 KiB of ones are as many as there can be in a packet.
+// TestSumOfLongestPacket: 64 KiB of ones cause the most carries that a packet can.
 func TestSumOfLongestPacket(t *testing.T) {
 	for _, b := range [][]byte{ones(65535), ones(65536), packettest.Pattern(65535)} {
 		if got, want := checksum(b), sumNaive(b); got != want {

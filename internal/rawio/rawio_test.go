@@ -14,8 +14,8 @@ import (
 	"github.com/netbackd/netbackd/pkg/gntdev"
 )
 
-// seqpacket is a pair of sockets that, like a TAP, take a packet per call. The
-// first takes few before it says EAGAIN.
+// seqpacket makes a pair of sockets that, like a TAP, take a packet per call. The first
+// takes few packets before it fails with EAGAIN.
 func seqpacket(t *testing.T) (a, b int) {
 	t.Helper()
 	p, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
@@ -55,7 +55,7 @@ func TestWriteThenRead(t *testing.T) {
 		out = append(out, Call{Addr: mem.Addr(64 * i), Len: uint32(10 + i)})
 		in = append(in, Call{Addr: mem.Addr(4096 + 64*i), Len: 12}, Call{Addr: mem.Addr(4096 + 64*i + 32), Len: 12})
 	}
-	out[2].Addr = 8 // not there
+	out[2].Addr = 8 // not mapped
 	All(unix.SYS_WRITE, a, out)
 	if diff := cmp.Diff([]int32{10, 11, -int32(unix.EFAULT), 13, 14}, results(out)); diff != "" {
 		t.Errorf("writes (-want +got):\n%s", diff)

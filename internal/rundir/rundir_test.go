@@ -35,8 +35,8 @@ func TestReplace(t *testing.T) {
 	want("old")
 }
 
-// TestRemove removes a file and what a killed Replace has left of it, and need not find
-// either.
+// TestRemove removes a file and the temporary file of a killed Replace. Neither need
+// exist.
 func TestRemove(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "file")

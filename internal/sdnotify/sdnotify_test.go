@@ -68,7 +68,7 @@ func (m *manager) next() (string, []int) {
 	return string(text[:n]), fds
 }
 
-// connected is a manager and a Notifier that talks to it.
+// connected makes a manager and a Notifier that talks to it.
 func connected(t *testing.T) (*manager, *Notifier) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "notify")
@@ -103,7 +103,7 @@ func TestMessages(t *testing.T) {
 	}
 }
 
-// TestStore: what the manager gets is the very file, and not watched by it.
+// TestStore: the manager gets the same open file, and is told not to poll it.
 func TestStore(t *testing.T) {
 	m, n := connected(t)
 	r, w, err := os.Pipe()
@@ -165,7 +165,7 @@ func TestBarrier(t *testing.T) {
 	}
 }
 
-// TestBarrierOfABusyManager: nobody waits longer than he wants to.
+// TestBarrierOfABusyManager: Barrier returns after its timeout.
 func TestBarrierOfABusyManager(t *testing.T) {
 	_, n := connected(t)
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Millisecond)
@@ -186,7 +186,7 @@ func TestNoManager(t *testing.T) {
 	}
 }
 
-// TestManyAtOnce: vifs come and go while the watchdog is fed.
+// TestManyAtOnce stores and removes files while the watchdog is fed.
 func TestManyAtOnce(t *testing.T) {
 	const each, senders = 50, 8
 	m, n := connected(t)
@@ -208,7 +208,7 @@ func TestManyAtOnce(t *testing.T) {
 	wg.Wait()
 }
 
-// TestManagerGone: an error says what could not be said.
+// TestManagerGone: the error names the message that could not be sent.
 func TestManagerGone(t *testing.T) {
 	m, n := connected(t)
 	_ = m.conn.Close()
@@ -292,8 +292,8 @@ func TestListenFiles(t *testing.T) {
 	}
 }
 
-// FuzzListenFiles: whatever the environment says, there is an answer, and no more
-// files than it tells of.
+// FuzzListenFiles: for any environment ListenFiles returns, with no more files than the
+// environment announces.
 func FuzzListenFiles(f *testing.F) {
 	f.Add("2", "a:b")
 	f.Add("65537", "")
@@ -306,9 +306,8 @@ func FuzzListenFiles(f *testing.F) {
 	})
 }
 
-// TestService is a service as its manager starts it: it finds its manager at an
-// abstract socket and the file of its predecessor, and nothing of that is left
-// for its children.
+// TestService starts a service as its manager does. It finds its manager at an abstract
+// socket, and the file of its predecessor. Its children inherit none of these.
 func TestService(t *testing.T) {
 	name := fmt.Sprintf("@netbackd-test-%d", os.Getpid())
 	m := newManager(t, name)
@@ -317,7 +316,7 @@ func TestService(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer r.Close()
-	// Only after the fork the manager knows the process it starts.
+	// The manager knows the process's number only after the fork.
 	cmd := exec.Command("/bin/sh", "-c", `LISTEN_PID=$$ exec "$0"`, os.Args[0])
 	cmd.Env = append(os.Environ(), "SDNOTIFY_TEST_SERVICE=1", "NOTIFY_SOCKET="+name, "LISTEN_FDS=1", "LISTEN_FDNAMES=tap-1.0-0", "WATCHDOG_USEC=3000000")
 	cmd.ExtraFiles = []*os.File{w}

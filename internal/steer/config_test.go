@@ -14,8 +14,8 @@ import (
 	"github.com/netbackd/netbackd/pkg/toeplitz"
 )
 
-// situations are frames and configurations that are worth a name. All are steered
-// with the program, too.
+// situations returns named frames and configurations. The tests of the program steer
+// them, too.
 func situations(t *testing.T) []situation {
 	// The hashes are those of Microsoft's suite. Modulo 13 all differ, from each
 	// other and from 0.

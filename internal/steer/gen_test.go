@@ -11,7 +11,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/toeplitz"
 )
 
-// wanted is the queue by toeplitz alone.
+// wanted computes the queue with the toeplitz package alone.
 func wanted(c *Config, frame []byte) Choice {
 	var want Choice
 	var tuple toeplitz.Tuple
@@ -25,7 +25,7 @@ func wanted(c *Config, frame []byte) Choice {
 	return want
 }
 
-// failer is *testing.T, *testing.B or *rapid.T.
+// failer is implemented by *testing.T, *testing.B and *rapid.T.
 type failer interface {
 	Helper()
 	Fatal(args ...any)
@@ -46,7 +46,7 @@ func hasher(t failer, key []byte) *toeplitz.Hasher {
 	return h
 }
 
-// mapping has a table of queue numbers, or none.
+// mapping makes a mapping with a table of queue numbers, or without one.
 func mapping(t failer, queues int, entries ...uint32) toeplitz.Mapping {
 	t.Helper()
 	m := toeplitz.NewMapping(queues)
@@ -61,8 +61,8 @@ var rssKey = []byte{
 	0xae, 0x7b, 0x30, 0xb4, 0x77, 0xcb, 0x2d, 0xa3, 0x80, 0x30, 0xf2, 0x0c, 0x6a, 0x42, 0xb7, 0x3b, 0xbe, 0xac, 0x01, 0xfa,
 }
 
-// drawConfig is any configuration for up to this many queues. Most have all that it
-// takes to hash.
+// drawConfig draws a configuration for up to this many queues. Most have everything that
+// hashing needs.
 func drawConfig(t *rapid.T, queues int) *Config {
 	c := &Config{Types: toeplitz.Types(rapid.SampledFrom([]uint32{15, 15, 15, 15, 5, 10, 1, 2, 4, 8, 3, 12, 0, 0xfffffff0, 0xffffffff}).Draw(t, "types"))}
 	if rapid.IntRange(0, 9).Draw(t, "hasher") > 0 {
@@ -86,9 +86,9 @@ func drawAddr(n int) *rapid.Generator[netip.Addr] {
 	})
 }
 
-// drawFrame is a frame with everything that matters here, half of them bent, cut
-// or longer than they say. Its Ethernet header is fit for a bridge; it has at
-// least 14 bytes and at most MTU 1500 and two tags.
+// drawFrame draws a frame with all headers that matter here. Half of the frames have
+// changed bytes, are cut, or are longer than their headers say. A bridge accepts the
+// Ethernet header. The frame has at least 14 bytes and at most MTU 1500 and two tags.
 func drawFrame(t *rapid.T) []byte {
 	f := packettest.Frame{Payload: make([]byte, rapid.IntRange(0, 40).Draw(t, "payload"))}
 	for range rapid.SampledFrom([]int{0, 0, 0, 1, 1, 2, 3}).Draw(t, "tags") {
@@ -103,7 +103,7 @@ func drawFrame(t *rapid.T) []byte {
 		f.UDP = &packettest.UDP{SrcPort: src, DstPort: dst}
 	case 1:
 		f.ICMP = &packettest.ICMP{Type: 8}
-	case 2: // nothing
+	case 2: // unchanged
 	default:
 		f.TCP = &packettest.TCP{SrcPort: src, DstPort: dst}
 	}

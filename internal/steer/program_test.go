@@ -21,8 +21,8 @@ import (
 
 func ip(s string) netip.Addr { return netip.MustParseAddr(s) }
 
-// newProgram loads a program that goes away after the test, or skips it where the
-// kernel does not take it.
+// newProgram loads a program and removes it after the test. It skips the test if the
+// kernel refuses the program.
 func newProgram(t testing.TB) *Program {
 	t.Helper()
 	p, err := New()
@@ -34,9 +34,9 @@ func newProgram(t testing.TB) *Program {
 	return p
 }
 
-// run steers a frame of at least one byte in a test run, in which the kernel takes
-// away the Ethernet header before a program of this type is called: here another
-// one that is put before it.
+// run steers a frame of at least one byte in a test run of the kernel. The kernel removes
+// an Ethernet header before it calls a program of this type, so run puts another one
+// before the frame.
 func run(t failer, p *Program, frame []byte) int {
 	t.Helper()
 	queue, err := p.prog.Run(&ebpf.RunOptions{Data: append(make([]byte, 14), frame...)})
@@ -70,8 +70,8 @@ func TestProgramIsItsTwin(t *testing.T) {
 	})
 }
 
-// TestProgramOnCutFrames cuts everywhere frames of all kinds: each place is the end
-// of what one step needs.
+// TestProgramOnCutFrames cuts frames of all kinds at every byte, so that each bounds check
+// fails once.
 func TestProgramOnCutFrames(t *testing.T) {
 	p := newProgram(t)
 	tcp, udp := &packettest.TCP{}, &packettest.UDP{}
@@ -104,7 +104,7 @@ func TestProgramOnCutFrames(t *testing.T) {
 	}
 }
 
-// TestEveryByteCounts: each byte of the longest input, with each value.
+// TestEveryByteCounts sets each byte of the longest input to each value.
 func TestEveryByteCounts(t *testing.T) {
 	p := newProgram(t)
 	c := &Config{Types: toeplitz.AllTypes, Hasher: hasher(t, rssKey), Mapping: toeplitz.NewMapping(1 << 16)}
@@ -168,7 +168,7 @@ func openFDs(t *testing.T) int {
 	return len(entries)
 }
 
-// withCapabilities runs f on a thread that has no others, and then dies.
+// withCapabilities runs f on a thread that has only these capabilities and then ends.
 func withCapabilities(t *testing.T, f func() error, caps ...int) error {
 	t.Helper()
 	result := make(chan error)
@@ -241,7 +241,7 @@ func FuzzProgram(f *testing.F) {
 	last := toeplitz.Types(0xffff)
 	f.Fuzz(func(t *testing.T, frame []byte, types uint32) {
 		if len(frame) == 0 || len(frame) > 1514 {
-			return // more than a test run takes
+			return // a test run takes no frame of this size
 		}
 		c := set[toeplitz.Types(types)&toeplitz.AllTypes]
 		if c.Types != last {
@@ -258,7 +258,8 @@ func FuzzProgram(f *testing.F) {
 	})
 }
 
-// BenchmarkProgram is what the kernel says of a test run, without its system call.
+// BenchmarkProgram reports the time that the kernel measures in a test run, without the
+// system call.
 func BenchmarkProgram(b *testing.B) {
 	p := newProgram(b)
 	must(b, p.Set(&Config{Types: toeplitz.AllTypes, Hasher: hasher(b, rssKey), Mapping: mapping(b, 4, 0, 1, 2, 3)}))

@@ -37,8 +37,7 @@ func TestMain(m *testing.M) {
 
 const queues = 4
 
-// newTAP makes a device without a vnet header that is up and goes away after the
-// test.
+// newTAP makes a device without a vnet header, sets it up and removes it after the test.
 func newTAP(t testing.TB, name string, queues int) *tap.Device {
 	t.Helper()
 	netns.NeedTUN(t)
@@ -49,7 +48,7 @@ func newTAP(t testing.TB, name string, queues int) *tap.Device {
 	return d
 }
 
-// packetSocket is how the host sends to a device without a bridge.
+// packetSocket opens a socket with which the host sends to a device without a bridge.
 func packetSocket(t testing.TB, d *tap.Device) (fd int) {
 	t.Helper()
 	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
@@ -59,7 +58,7 @@ func packetSocket(t testing.TB, d *tap.Device) (fd int) {
 	return fd
 }
 
-// reader finds frames on whichever queue they are.
+// reader reads frames from all queues.
 type reader struct {
 	d    *tap.Device
 	poll []unix.PollFd
@@ -74,7 +73,7 @@ func newReader(d *tap.Device) *reader {
 	return r
 }
 
-// next waits for a frame. It is good until the one after it.
+// next waits for a frame. The frame is valid until the next call.
 func (r *reader) next() (queue int, frame []byte, err error) {
 	for {
 		for i := range r.poll {
@@ -97,9 +96,9 @@ func (r *reader) next() (queue int, frame []byte, err error) {
 	}
 }
 
-// TestTheHostSteers sends frames the two ways a host does. From a socket VLAN tags
-// are in the frame; a bridge has the outer one in the metadata. The queue where the
-// frame is read is to be that of what is read.
+// TestTheHostSteers sends frames from a socket and through a bridge. A socket has VLAN
+// tags in the frame; a bridge has the outer one in the metadata. Each frame has to arrive
+// on the queue that its bytes select.
 func TestTheHostSteers(t *testing.T) {
 	p := newProgram(t)
 	d := newTAP(t, "vif1.0", queues)
@@ -172,8 +171,7 @@ func TestTheHostSteers(t *testing.T) {
 	}
 }
 
-// wholeTags reports whether there is anything behind each VLAN tag. If not, a bridge
-// drops the frame.
+// wholeTags reports whether bytes follow each VLAN tag. If not, a bridge drops the frame.
 func wholeTags(frame []byte) bool {
 	for at := 12; ; at += 4 {
 		switch binary.BigEndian.Uint16(frame[at:]) {
@@ -194,7 +192,7 @@ func awaitForwarding(t testing.TB, ports ...string) {
 	for deadline := time.Now().Add(5 * time.Second); len(ports) > 0; time.Sleep(time.Millisecond) {
 		state, err := os.ReadFile("/sys/class/net/" + ports[0] + "/brport/state")
 		if err != nil {
-			t.Skip(err) // /sys shows another network
+			t.Skip(err) // /sys shows another network namespace
 		}
 		if string(state) == forwarding {
 			ports = ports[1:]
@@ -204,8 +202,8 @@ func awaitForwarding(t testing.TB, ports ...string) {
 	}
 }
 
-// TestLargePackets: headers that are not in the linear part of the host's packet,
-// and packets that the host segments on their way.
+// TestLargePackets steers packets whose headers are not in the linear part of the host's
+// skb, and packets that the host segments.
 func TestLargePackets(t *testing.T) {
 	p := newProgram(t)
 	c := &Config{Types: toeplitz.AllTypes, Hasher: hasher(t, rssKey), Mapping: toeplitz.NewMapping(queues)}
@@ -254,10 +252,10 @@ func TestLargePackets(t *testing.T) {
 	}
 }
 
-// TestChangesUnderTraffic changes everything, again and again, while frames of many
-// flows come. None is lost, and each is on the queue that a whole configuration
-// says: one that was in force while it was sent. After a while the host is given
-// another program each time, as a successor of this process would.
+// TestChangesUnderTraffic changes the whole configuration repeatedly while frames of many
+// flows arrive. No frame is lost, and each is on the queue of one configuration that was
+// in force while it was sent. After a while each change gives the host another program,
+// as a successor of this process would.
 func TestChangesUnderTraffic(t *testing.T) {
 	const (
 		flows   = 32
@@ -285,7 +283,7 @@ func TestChangesUnderTraffic(t *testing.T) {
 	must(t, p.Set(configs[0]))
 	must(t, d.SetSteering(p.FD()))
 
-	type sending struct{ first, last int32 } // the configurations it may have met
+	type sending struct{ first, last int32 } // the configurations that may have steered it
 	var begun, done, received atomic.Int32   // both count changes
 	var enough atomic.Bool
 	var sent []sending
@@ -338,7 +336,7 @@ func TestChangesUnderTraffic(t *testing.T) {
 					return nil
 				}
 				if total < 0 {
-					// There may be none left to wait for.
+					// No frame may be left to wait for.
 					if n, err := unix.Poll(r.poll, 1); err != nil && err != unix.EINTR {
 						return err
 					} else if n <= 0 {
@@ -405,9 +403,9 @@ func TestChangesUnderTraffic(t *testing.T) {
 	t.Logf("%d frames, none lost; %d changes, which %d frames met", len(sent), changes-1, met)
 }
 
-// TestOrderOverAChange reads queues as the package comment says, after a change that
-// moves flows while frames wait, and has each flow's frames in order. Read without
-// that, they are not.
+// TestOrderOverAChange moves flows with a change while frames wait, and reads the queues
+// as the package comment says. Each flow's frames are in order. Read in another order,
+// they are not.
 func TestOrderOverAChange(t *testing.T) {
 	const flows, rounds = 32, 10
 	p := newProgram(t)
@@ -471,9 +469,9 @@ func TestOrderOverAChange(t *testing.T) {
 	}
 }
 
-// BenchmarkHostSends is what the host needs to send a TCP frame of IPv4 to a TAP of
-// four queues: with its own choice of the queue, with a program that does nothing,
-// and with this one. They take turns.
+// BenchmarkHostSends measures the time in which the host sends a TCP frame of IPv4 to a
+// TAP of four queues: with the host's own choice of the queue, with a program that does
+// nothing, and with this program. The three take turns.
 func BenchmarkHostSends(b *testing.B) {
 	const frames = 256 // fit into one queue
 	p := newProgram(b)

@@ -40,7 +40,7 @@ func must(t *testing.T, err error) {
 	}
 }
 
-// loaded is what a dom0 of Debian 12 has, with one vif of two served.
+// loaded makes the sysfs of a Debian 12 dom0 in which one of two vifs is served.
 func loaded(t *testing.T) string {
 	return tree(t, map[string]string{
 		"bus/xen-backend/drivers/vif/bind":             "",
