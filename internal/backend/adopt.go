@@ -145,7 +145,7 @@ func (b *Backend) removeForeign(k xenbus.VifID) {
 // foreignStatus returns the status of a vif that netbackd does not serve.
 func (b *Backend) foreignStatus(k xenbus.VifID) vif.Status {
 	s := vif.Status{
-		Name: k.String(), Domid: k.Domid, Devid: k.Devid, ServedBy: "nobody",
+		Name: k.String(), Domid: k.Domid, Devid: k.Devid, ServedBy: "none",
 		Features: []string{}, Mcast: []string{}, Queues: []vif.QueueStatus{},
 		Counters: map[string]uint64{},
 	}

@@ -94,7 +94,7 @@ func TestNoDriver(t *testing.T) {
 	stop()
 	w.attach(2, 0)
 	b, _ = w.start()
-	w.awaitServed(b, map[string]string{"vif1.0": "", "vif2.0": "nobody"})
+	w.awaitServed(b, map[string]string{"vif1.0": "", "vif2.0": "none"})
 	r.set(true, xenbus.VifID{Domid: 2, Devid: 0})
 	w.awaitServed(b, map[string]string{"vif1.0": "", "vif2.0": "kernel"})
 }
@@ -105,7 +105,7 @@ func TestDriverLoaded(t *testing.T) {
 	w.attach(1, 0)
 	b, _ := w.start()
 	w.attach(2, 0)
-	w.awaitServed(b, map[string]string{"vif1.0": "kernel", "vif2.0": "nobody"})
+	w.awaitServed(b, map[string]string{"vif1.0": "kernel", "vif2.0": "none"})
 	w.must(w.tool.Write(t.Context(), w.back(2, 0)+"/hotplug-status", "connected"))
 	r.set(true, xenbus.VifID{Domid: 1, Devid: 0}, xenbus.VifID{Domid: 2, Devid: 0})
 	w.awaitServed(b, map[string]string{"vif1.0": "kernel", "vif2.0": "kernel"})
@@ -168,7 +168,7 @@ func TestRelease(t *testing.T) {
 	if lost != 0 || err != nil {
 		t.Errorf("%d lost, %v", lost, err)
 	}
-	w.awaitServed(b, map[string]string{"vif1.0": "nobody"})
+	w.awaitServed(b, map[string]string{"vif1.0": "none"})
 	if len(w.taps()) != 0 || w.marked(1, 0) {
 		t.Errorf("interfaces %v, marked %t", w.taps(), w.marked(1, 0))
 	}
@@ -240,13 +240,13 @@ func TestAdoptWithoutXenstore(t *testing.T) {
 	w, _ := withKernel(t, true)
 	w.attach(1, 0)
 	b, _ := w.start()
-	w.awaitServed(b, map[string]string{"vif1.0": "nobody"})
+	w.awaitServed(b, map[string]string{"vif1.0": "none"})
 	w.cut()
 	if err := b.Adopt("vif1.0"); err == nil {
 		t.Error("adopted")
 	}
 	w.mend()
-	w.awaitServed(b, map[string]string{"vif1.0": "nobody"})
+	w.awaitServed(b, map[string]string{"vif1.0": "none"})
 }
 
 var _ Kernel = (*fakeKernel)(nil)

@@ -25,7 +25,7 @@ func TestStatusOfOneVif(t *testing.T) {
 	}
 	w.attach(1, 0)
 	w.attach(2, 0)
-	w.awaitServed(b, map[string]string{"vif1.0": "kernel", "vif2.0": "nobody"})
+	w.awaitServed(b, map[string]string{"vif1.0": "kernel", "vif2.0": "none"})
 	w.must(b.Adopt("vif2.0"))
 	for name, servedBy := range map[string]string{"vif1.0": "kernel", "vif2.0": ""} {
 		s, err := b.Status(t.Context(), name, 0)
@@ -45,7 +45,7 @@ func TestStatusOfOneVif(t *testing.T) {
 	want := map[string]string{"vif1.0": "kernel", "vif2.0": ""}
 	for i := range maxNames {
 		w.attach(100+i, 0)
-		want[fmt.Sprintf("vif%d.0", 100+i)] = "nobody"
+		want[fmt.Sprintf("vif%d.0", 100+i)] = "none"
 	}
 	w.awaitServed(b, want)
 	if _, err := b.Status(t.Context(), "vif9.0", 0); err == nil || !strings.HasSuffix(err.Error(), "there are vif1.0, vif2.0, vif100.0, vif101.0, vif102.0, vif103.0, vif104.0, vif105.0, ...") {

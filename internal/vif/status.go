@@ -21,7 +21,7 @@ import (
 type Status struct {
 	Name       string             `json:"name"`                // name that the TAP was created with
 	Revision   uint64             `json:"revision"`            // changes with everything below except counters
-	ServedBy   string             `json:"served_by,omitempty"` // another back end: "kernel", or "nobody"
+	ServedBy   string             `json:"served_by,omitempty"` // another back end: "kernel", or "none"
 	Domid      xen.Domid          `json:"domid"`
 	Devid      int                `json:"devid"`
 	State      xenbus.State       `json:"state"`
