@@ -163,11 +163,10 @@ func (b *Backend) startNew(ctx context.Context, dom string) error {
 	return nil
 }
 
+// maxChildren bounds the children of a directory: domains and vifs have numbers of 16 bits.
+const maxChildren = 1 << 16
+
 // list lists a directory. It returns nothing if the directory does not exist.
 func (b *Backend) list(ctx context.Context, path string) ([]string, error) {
-	names, err := b.store.List(ctx, path)
-	if errors.Is(err, xenstore.ErrNotExist) {
-		return nil, nil
-	}
-	return names, err
+	return xenbus.List(ctx, b.store, path, maxChildren)
 }

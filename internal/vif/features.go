@@ -8,6 +8,7 @@ import (
 	"github.com/netbackd/netbackd/internal/ctrlserver"
 	"github.com/netbackd/netbackd/internal/offload"
 	"github.com/netbackd/netbackd/pkg/tap"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
 // features holds the features that a frontend requests or supports.
@@ -71,7 +72,7 @@ var featureTable = [...]feature{
 	{offer: "feature-xdp-headroom", value: yes},
 	{offer: "multi-queue-max-queues", value: func(o backendOffer) string { return strconv.Itoa(o.maxQueues) },
 		readBack: func(o *backendOffer, v string) {
-			n, _ := parseUint("", v, 1, tap.MaxQueues)
+			n, _ := xenbus.ParseUint("", v, 1, tap.MaxQueues)
 			o.maxQueues = int(n)
 		}},
 	offeredRing("feature-ctrl-ring", ctrlserver.Slot),
@@ -114,10 +115,10 @@ func (f features) names() []string {
 }
 
 // read reads what the frontend has published.
-func (f *features) read(k *keyReader) {
+func (f *features) read(k *xenbus.Reader) {
 	for i := range featureTable {
 		if ft := &featureTable[i]; ft.read != "" {
-			*ft.in(f) = k.bool(ft.read) != ft.inverted
+			*ft.in(f) = k.Bool(ft.read) != ft.inverted
 		}
 	}
 }

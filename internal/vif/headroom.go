@@ -29,14 +29,14 @@ const headroomKey = "xdp-headroom"
 // the same: netfront writes it right after its state, even if it has not changed.
 const keyGrace = 500 * time.Millisecond
 
-// headroom reads the key. A number that is too large counts as the largest, as in
+// readHeadroom reads the key. A number that is too large counts as the largest, as in
 // xen-netback (read_xenbus_frontend_xdp).
-func (k *keyReader) headroom() uint16 {
-	v, ok := k.get(headroomKey)
+func readHeadroom(k *xenbus.Reader) uint16 {
+	v, ok := k.Text(headroomKey)
 	if !ok || v == "" {
 		return 0
 	}
-	return uint16(min(k.number(headroomKey, v, 0, 1<<16-1), netif.MaxXDPHeadroom))
+	return uint16(min(k.Parse(headroomKey, v, 0, 1<<16-1), netif.MaxXDPHeadroom))
 }
 
 // reconfiguration is the progress of a frontend that reconfigures.

@@ -12,31 +12,6 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
-// tidy removes white space around a value, and NUL bytes at its end. Some frontends write
-// these.
-func tidy(v string) string { return strings.TrimSpace(strings.TrimRight(v, "\x00")) }
-
-// parseUint parses a decimal number from min to max.
-func parseUint(key, v string, min, max uint64) (uint64, error) {
-	n, err := strconv.ParseUint(v, 10, 64)
-	if err != nil || n < min || n > max {
-		return 0, &xenbus.KeyError{Key: key, Value: v, Want: fmt.Sprintf("a number from %d to %d", min, max)}
-	}
-	return n, nil
-}
-
-// parseBool parses "0" or "1", as all feature and request keys are. An empty value is
-// false: Windows frontends empty the keys that they withdraw.
-func parseBool(key, v string) (bool, error) {
-	switch v {
-	case "0", "":
-		return false, nil
-	case "1":
-		return true, nil
-	}
-	return false, &xenbus.KeyError{Key: key, Value: v, Want: "0 or 1"}
-}
-
 // Rate limits the traffic from the guest to Bytes per Interval. If Bytes is 0 there is no
 // limit.
 type Rate struct {
@@ -104,6 +79,6 @@ func parseMTU(v string) (int, error) {
 	if v == "" {
 		return 0, nil
 	}
-	n, err := parseUint("mtu", v, minMTU, maxMTU)
+	n, err := xenbus.ParseUint("mtu", v, minMTU, maxMTU)
 	return int(n), err
 }

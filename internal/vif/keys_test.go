@@ -104,16 +104,6 @@ func TestParseMTU(t *testing.T) {
 	}
 }
 
-func TestTidy(t *testing.T) {
-	for in, want := range map[string]string{
-		"4": "4", "4\x00": "4", " 4\n": "4", "4\n\x00\x00": "4", "": "", "\x00": "", "4\x005": "4\x005",
-	} {
-		if got := tidy(in); got != want {
-			t.Errorf("tidy(%q) = %q, want %q", in, got, want)
-		}
-	}
-}
-
 func TestErrText(t *testing.T) {
 	for _, tt := range []struct {
 		err  error
@@ -182,13 +172,6 @@ func FuzzParseNumbers(f *testing.F) {
 		checkKeyError(t, "state", s, err)
 		if st < xenbus.Unknown || st > xenbus.Reconfigured {
 			t.Errorf("state %v", st)
-		}
-		_, err = parseBool("feature-sg", s)
-		checkKeyError(t, "feature-sg", s, err)
-		n, err := parseUint("event-channel", s, 1, maxPort)
-		checkKeyError(t, "event-channel", s, err)
-		if err == nil && (n < 1 || n > maxPort) {
-			t.Errorf("port %d", n)
 		}
 	})
 }

@@ -33,7 +33,7 @@ type nodes struct {
 func (n *nodes) plugged() bool { return !n.hasHotplug || n.hotplug == "connected" }
 
 // readNodes reads the backend directory.
-func readNodes(ctx context.Context, r reader, path string) (n nodes, err error) {
+func readNodes(ctx context.Context, r xenbus.Store, path string) (n nodes, err error) {
 	if err := n.readState(ctx, r, path); err != nil || !n.present {
 		return n, err
 	}
@@ -41,11 +41,11 @@ func readNodes(ctx context.Context, r reader, path string) (n nodes, err error) 
 }
 
 // readState reads the state. A directory without one has been removed.
-func (n *nodes) readState(ctx context.Context, r reader, path string) error {
-	k := keyReader{ctx: ctx, r: r, dir: path}
-	state, ok := k.get("state")
-	if n.present = ok; k.err != nil || !ok {
-		return k.err
+func (n *nodes) readState(ctx context.Context, r xenbus.Store, path string) error {
+	k := xenbus.NewReader(ctx, r, path)
+	state, ok := k.Text("state")
+	if n.present = ok; !ok {
+		return k.Err()
 	}
 	var err error
 	if n.state, err = xenbus.ParseState(state); err != nil {
@@ -55,15 +55,15 @@ func (n *nodes) readState(ctx context.Context, r reader, path string) error {
 }
 
 // readRest reads everything except the state.
-func (n *nodes) readRest(ctx context.Context, r reader, path string) error {
-	k := keyReader{ctx: ctx, r: r, dir: path}
-	text := func(key string) (v string) { v, _ = k.get(key); return v }
+func (n *nodes) readRest(ctx context.Context, r xenbus.Store, path string) error {
+	k := xenbus.NewReader(ctx, r, path)
+	text := func(key string) (v string) { v, _ = k.Text(key); return v }
 	if n.state == xenbus.Reconfigured {
 		n.reconfiguredIn, _ = xenbus.ParseState(text(reconfiguredInKey))
 	}
 	n.frontendDir = text("frontend")
 	n.online = text("online") != "0"
-	n.hotplug, n.hasHotplug = k.get("hotplug-status")
+	n.hotplug, n.hasHotplug = k.Text("hotplug-status")
 	n.scriptErr = ""
 	if n.hotplug == "error" {
 		n.scriptErr = text("hotplug-error")
@@ -76,5 +76,5 @@ func (n *nodes) readRest(ctx context.Context, r reader, path string) error {
 	n.control = text(controlKey)
 	n.claimed = text(ClaimedKey) == "1"
 	n.offered.readBack(text)
-	return k.err
+	return k.Err()
 }

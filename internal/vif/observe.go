@@ -117,7 +117,7 @@ func (v *Vif) observeFrontend(ctx context.Context) error {
 	if err := v.watchFrontend(ctx); err != nil {
 		return err
 	}
-	r := guestNodes{v.cfg.Store}
+	r := xenbus.GuestStore(v.cfg.Store)
 	if v.unread&unreadNodes != 0 {
 		g.mtu, _ = r.Read(ctx, v.nodes.frontendDir+"/mtu") // the script may have written it
 	}
@@ -134,7 +134,7 @@ func (v *Vif) observeFrontend(ctx context.Context) error {
 
 // readFrontState reads the frontend's state. It always makes readOffer read the keys
 // again: the frontend may have had another state in between.
-func (v *Vif) readFrontState(ctx context.Context, r guestNodes) error {
+func (v *Vif) readFrontState(ctx context.Context, r xenbus.Store) error {
 	g := &v.guest
 	before := g.state
 	g.state, g.offer = xenbus.Unknown, frontendOffer{}
@@ -159,7 +159,7 @@ func (v *Vif) readFrontState(ctx context.Context, r guestNodes) error {
 	case unanswered(err):
 		return err
 	case err == nil:
-		g.state, err = xenbus.ParseState(tidy(s))
+		g.state, err = xenbus.ParseState(xenbus.Trim(s))
 		if err == nil && g.state == xenbus.Unknown {
 			// Unknown is only for a frontend that is gone. A guest that writes it
 			// must not be able to make the daemon remove and create TAPs.

@@ -274,7 +274,7 @@ func (v *Vif) changeDir(ctx context.Context, f func(tx *xenstore.Tx, state xenbu
 		if err != nil {
 			return err
 		}
-		state, err := xenbus.ParseState(tidy(s))
+		state, err := xenbus.ParseState(xenbus.Trim(s))
 		if err != nil {
 			state = xenbus.Unknown
 		}

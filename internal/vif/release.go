@@ -41,16 +41,16 @@ func CanAdopt(ctx context.Context, s Store, path string, maxQueues int) error {
 	default:
 		return fmt.Errorf("%w: it is %v", ErrNotOpen, n.state)
 	}
-	k := keyReader{ctx: ctx, r: guestNodes{s}, dir: n.frontendDir}
-	state, _ := k.get("state")
-	if front, err := xenbus.ParseState(state); k.err != nil || err != nil || front != xenbus.Connected && front != xenbus.Reconfiguring {
-		return k.err // the frontend has not published anything yet
+	k := xenbus.NewReader(ctx, xenbus.GuestStore(s), n.frontendDir)
+	state, _ := k.Text("state")
+	if front, err := xenbus.ParseState(state); k.Err() != nil || err != nil || front != xenbus.Connected && front != xenbus.Reconfiguring {
+		return k.Err() // the frontend has not published anything yet
 	}
-	if _, has := k.get(ctrlRingKey); has {
+	if _, has := k.Text(ctrlRingKey); has {
 		return ErrCtrlRing
 	}
-	if k.err != nil {
-		return k.err
+	if k.Err() != nil {
+		return k.Err()
 	}
 	_, err = readFrontend(ctx, s, n.frontendDir, max(n.offered.maxQueues, maxQueues), 0)
 	return err
@@ -80,7 +80,7 @@ func (v *Vif) release(ctx context.Context) (lost int, err error) {
 	case v.conn != nil && v.conn.frontend.features.mcast:
 		return 0, ErrMcast
 	}
-	switch _, err := (guestNodes{v.cfg.Store}).Read(ctx, v.nodes.frontendDir+"/"+ctrlRingKey); {
+	switch _, err := xenbus.GuestStore(v.cfg.Store).Read(ctx, v.nodes.frontendDir+"/"+ctrlRingKey); {
 	case err == nil:
 		return 0, ErrCtrlRing
 	case !errors.Is(err, xenstore.ErrNotExist):

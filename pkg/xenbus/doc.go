@@ -10,5 +10,8 @@
 //	/local/domain/0/backend/vif/3/0    the back end of domain 3's first vif
 //	/local/domain/3/device/vif/0       its frontend
 //
-// The package reads values but does not speak to xenstored; see package xenstore.
+// A back end of any class reads the keys that its frontend has published with a Reader:
+// each key has a type and limits, and the first wrong one is an error that names it.
+//
+// The package does not speak to xenstored; see package xenstore.
 package xenbus
