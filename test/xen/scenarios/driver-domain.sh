@@ -56,7 +56,7 @@ answers
 
 begin_transfer u1 dd "$DOM0" 5003 3 1
 in_guest dd "killall -9 netbackd; $run"
-end_transfer dd 5003 3 120
+end_transfer dd 5003 3 240
 same "frontend" "$(xenstore-read "/local/domain/${DOMID[u1]}/device/vif/0/state")" 4
 
 within 240000 "xl save" xl save u1 /tmp/u1.save 2>/dev/null

@@ -32,17 +32,26 @@ say "rate"
 address u1 10.0.0.2/24 eth1
 eventually 240 "the guest answers" reach 10.0.0.2
 iperf3 -s -D
-rate=$(in_guest u1 "iperf3 -c $DOM0 -P 8 -t 5 -f k" | awk '/SUM.*receiver/ { print $6 }')
-say "8 flows from the guest: $rate kbit/s"
+# from_guest and to_guest set RATE to the kbit/s of iperf3.
+from_guest() { RATE=$(in_guest u1 "iperf3 -c $DOM0 -P 8 -t 5 -f k" | awk '/SUM.*receiver/ { print $6 }'); }
+to_guest() { RATE=$(in_guest u1 "iperf3 -c $DOM0 -t 2 -f k -R" | awk '/receiver/ { print $7 }'); }
+# above KBIT COMMAND: was it so much in one of four times? This machine may stand still.
+above() {
+	local try
+	for try in 1 2 3 4; do
+		"$2"
+		say "$2, try $try: $RATE kbit/s"
+		[ "$RATE" -le "$1" ] || return 0
+	done
+	fail "$2: $RATE kbit/s"
+}
+above 10000 from_guest # 8 flows
+[ "$RATE" -lt 23000 ]
 netbackd show "$(vif u1 1)"
 used=$(netbackd show "$(vif u1 1)" | awk '/^QUEUE/ { on = 1; next } !NF { on = 0 } on && $3 > 50 { n++ } END { print n + 0 }')
 same "queues with traffic" "$used" 2
-[ "$rate" -gt 10000 ]
-[ "$rate" -lt 23000 ]
 [ "$(counter "$(vif u1 1)" rate_waits)" -gt 0 ]
-free=$(in_guest u1 "iperf3 -c $DOM0 -t 2 -f k -R" | awk '/receiver/ { print $7 }')
-say "to the guest, where there is no limit: $free kbit/s"
-[ "$free" -gt 25000 ]
+above 25000 to_guest # which has no limit
 
 say "vifname"
 in_guest u1 "ip link set eth1 down"

@@ -15,8 +15,8 @@ same "multi-queue-num-queues" "$(xenstore-read "$front/multi-queue-num-queues")"
 same "rings" "$(xenstore-ls -f "$front" | grep -c 'queue-[0-3]/[rt]x-ring-ref')" 8
 same "queues of the interface" "$(find "/sys/class/net/$(vif u1)/queues" -name 'tx-*' | wc -l)" 4
 iperf3 -s -D
-say "8 flows from the guest: $(in_guest u1 "iperf3 -c $DOM0 -P 8 -t 3 -f m | grep SUM.*receiver")"
-say "8 flows to the guest:   $(in_guest u1 "iperf3 -c $DOM0 -P 8 -t 3 -f m -R | grep SUM.*receiver")"
+say "8 flows from the guest: $(in_guest u1 "iperf3 -c $DOM0 -P 8 -n 24M -f m | grep SUM.*receiver")"
+say "8 flows to the guest:   $(in_guest u1 "iperf3 -c $DOM0 -P 8 -n 24M -f m -R | grep SUM.*receiver")"
 exchange dom0 "$DOM0" u1 10.0.0.2 16
 netbackd show "$(vif u1)"
 # One line per queue, numbers of packets in the third and fourth column.

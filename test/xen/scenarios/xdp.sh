@@ -82,9 +82,8 @@ programs() {
 	attach "$1" redirect eth1
 	before=$(from "$1" 1)
 	unanswered "$1" "one that sends pings out by eth1"
-	after=$(from "$1" 1)
-	say "$1: $((after - before)) packets came out of eth1"
-	[ $((after - before)) -ge 6 ] || fail "pings that $1 redirected are missing"
+	redirected() { [ $(($(from "$1" 1) - before)) -ge 6 ]; }
+	eventually 60 "the pings that $1 redirected come out of eth1" redirected "$1"
 	detach "$1"
 	answered "$1" "no program"
 }
