@@ -29,7 +29,7 @@ in_guest u1 "echo '{\"id\":1,\"cmd\":\"ping\",\"timeout_ns\":500000000000,\"args
 # plays SCRIPT...: one process plays them, so that the guest's grants are made once.
 failed=
 plays() {
-	in_guest u1 "/netbackd-lab guest script -o /tmp/said $(printf ' /%s.ring' "$@")" 1400 >/tmp/played ||
+	in_guest u1 "/netbackd-lab guest script -o /tmp/said $(printf ' /%s.ring' "$@")" 850 >/tmp/played ||
 		failed+=" $(grep -m 1 '^Error: ' /tmp/played)"
 	cat /tmp/played
 }
