@@ -36,7 +36,7 @@ func TestNoAllocation(t *testing.T) {
 		{name: "packets that are dropped", tx: []packet{{frame: udp(1, 1)[:10]}, {frame: arp(), flags: netif.TxCsumBlank}}, counts: DropTxShort},
 		{name: "bad grants", tx: []packet{{frame: udp(1, 1)}}, counts: DropTxGrant, set: func(b *bed) {
 			for i := range frontPages {
-				b.front().grants.status[firstRef+xen.Gref(i)] = gntdev.StatusBadGntref
+				must(b.tb, b.front().guest.Revoke(firstRef+xen.Gref(i)))
 			}
 		}},
 		{name: "multicast", tx: []packet{
@@ -57,7 +57,7 @@ func TestNoAllocation(t *testing.T) {
 		}},
 		{name: "pages that cannot be written", rx: []hostFrame{{Frame: udp(18, 1)}}, counts: DropRxGrant, set: func(b *bed) {
 			for i := range frontPages {
-				b.front().grants.readOnly[firstRef+frontPages+xen.Gref(i)] = true
+				must(b.tb, b.front().guest.SetProt(firstRef+frontPages+xen.Gref(i), gntdev.ReadOnly))
 			}
 		}},
 		{name: "static grants, small", tx: []packet{{frame: udp(18, 1)}, {frame: udp(1400, 1)}}, rx: []hostFrame{{Frame: udp(18, 1)}, {Frame: udp(1400, 1)}}, counts: StaticHits, set: func(b *bed) {

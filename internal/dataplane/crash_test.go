@@ -22,6 +22,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/tap"
 	"github.com/netbackd/netbackd/pkg/xen"
+	"github.com/netbackd/netbackd/pkg/xentest"
 )
 
 // A child that a test starts has these files besides the standard ones.
@@ -158,13 +159,13 @@ func testKilledAtAnyInstruction(t *testing.T, m mode) {
 
 		cfg := full
 		cfg.Domid, cfg.VnetHdr = testDomid, true
-		f.events = newEvents(t)
+		must(t, f.events.Close())
+		f.events = newEvents(t, f.guest)
 		q := f.config()
 		q.Tap, q.Journal = b.tap.Queue(0), jj
 		b.conn, err = newConn(cfg, []QueueConfig{q})
 		must(t, err)
 		b.queue().worker.Store(b.w)
-		f.grants.calls = 0
 		must(t, b.w.attach(b.queue()))
 		// The child may not have sent the event of a published response.
 		if f.events.notifies(txPort) == 0 || f.events.notifies(rxPort) == 0 {
@@ -214,8 +215,8 @@ func testKilledAtAnyInstruction(t *testing.T, m mode) {
 // of its memory.
 func stepThrough(t *testing.T, m mode, b *bed, f *front, jfd int, j *Journal) (states []crash, frames int) {
 	t.Helper()
-	efd := f.events.fd
-	pid := startChild(t, helpStepped, m, true, f.fd, jfd, b.tap.Queue(0).FD(), efd, efd)
+	efd := f.events.FD()
+	pid := startChild(t, helpStepped, m, true, f.guest.File(), jfd, b.tap.Queue(0).FD(), efd, efd)
 	defer func() {
 		_ = unix.Kill(pid, unix.SIGKILL)
 		var ws unix.WaitStatus
@@ -320,7 +321,11 @@ func steppedChild() error {
 func adopted(w func() *worker, ev Events) (Config, QueueConfig, error) {
 	cfg := full
 	cfg.Domid, cfg.VnetHdr = testDomid, true
-	f := frontOn(childTB{}, testDomid, fdGuest)
+	g, err := xentest.On(testDomid, fdGuest)
+	if err != nil {
+		return cfg, QueueConfig{}, err
+	}
+	f := frontOf(childTB{}, g)
 	f.grants.worker = w
 	q := f.config()
 	q.Events = ev
@@ -484,7 +489,7 @@ func testKilledUnderTraffic(t *testing.T, m mode) {
 		}
 	}
 	for range kills {
-		pid := startChild(t, helpKilled, m, false, f.fd, jfd, b.tap.Queue(0).FD(), kick, notify)
+		pid := startChild(t, helpKilled, m, false, f.guest.File(), jfd, b.tap.Queue(0).FD(), kick, notify)
 		before := answered
 		until := before + uint32(rand.IntN(5000))
 		for answered == before || answered < until {

@@ -3,151 +3,90 @@
 package dataplane
 
 import (
-	"sync"
 	"testing"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/netbackd/netbackd/pkg/evtchn"
+	"github.com/netbackd/netbackd/pkg/xentest"
 )
 
 // Local ports of a queue at the backend.
 const (
-	txPort evtchn.Port = 5
-	rxPort evtchn.Port = 6
+	txPort evtchn.Port = 1
+	rxPort evtchn.Port = 2
 )
 
-// events simulates an event channel device: a delivered port is masked until Unmask, and
-// an event that comes meanwhile is delivered then.
+// events is the event channel device of a queue, with both its ports bound.
 type events struct {
-	tb testing.TB
-	fd int // readable while Pending would return a port
-
-	mu       sync.Mutex
-	queue    [16]evtchn.Port
-	n        int
-	masked   [16]bool
-	pending  [16]bool
-	overflow bool
-	err      error // result of the next Pending
-
-	notified [16]int       // events sent to the guest
-	count    [8]byte       // of the eventfd
-	wake     chan struct{} // to the guest, if it is there
+	*xentest.Evtchn
+	tb    testing.TB
+	guest *xentest.Guest
+	ports [3]evtchn.Port // the guest's, by the backend's
+	asked [3]int         // events counted by the last call of notifies
+	wake  chan struct{}  // to the guest, if it is there
 }
 
 var _ Events = (*events)(nil)
 
-func newEvents(tb testing.TB) *events {
+func newEvents(tb testing.TB, g *xentest.Guest) *events {
 	tb.Helper()
-	fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
-	if err != nil {
-		tb.Fatal(err)
+	dev, err := g.OpenEvtchn()
+	must(tb, err)
+	tb.Cleanup(func() { _ = dev.Close() })
+	e := &events{Evtchn: dev, tb: tb, guest: g}
+	for _, p := range []evtchn.Port{txPort, rxPort} {
+		e.ports[p] = g.Offer()
+		e.bind(p)
 	}
-	e := &events{tb: tb, fd: fd}
-	tb.Cleanup(func() { unix.Close(fd) })
-	e.rebind()
 	return e
 }
 
-// rebind binds the ports again. Like BindInterdomain it leaves an event pending.
-func (e *events) rebind() {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.n, e.masked, e.pending = 0, [16]bool{}, [16]bool{}
-	e.deliver(txPort)
-	e.deliver(rxPort)
+func (e *events) bind(p evtchn.Port) {
+	e.tb.Helper()
+	local, err := e.BindInterdomain(e.guest.Domid(), e.ports[p])
+	must(e.tb, err)
+	if local != p {
+		e.tb.Fatalf("bound as port %d, want %d", local, p)
+	}
 }
 
-func (e *events) signal() {
-	e.count = [8]byte{1}
-	_, _ = unix.Write(e.fd, e.count[:])
+// rebind binds the ports again, which leaves an event pending.
+func (e *events) rebind() {
+	e.tb.Helper()
+	must(e.tb, e.Reset())
+	must(e.tb, e.Unbind(txPort))
+	must(e.tb, e.Unbind(rxPort))
+	e.bind(txPort)
+	e.bind(rxPort)
 }
 
 // send sends an event from the guest.
-func (e *events) send(p evtchn.Port) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.deliver(p)
-}
-
-func (e *events) deliver(p evtchn.Port) {
-	if e.masked[p] {
-		e.pending[p] = true
-		return
-	}
-	e.masked[p] = true
-	e.queue[e.n] = p
-	e.n++
-	e.signal()
-}
-
-func (e *events) FD() int { return e.fd }
-
-func (e *events) Pending(ports []evtchn.Port) (int, error) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.err != nil {
-		return 0, e.err
-	}
-	if e.overflow {
-		return 0, evtchn.ErrOverflow
-	}
-	n := copy(ports, e.queue[:e.n])
-	e.n = copy(e.queue[:], e.queue[n:e.n])
-	if e.n == 0 {
-		_, _ = unix.Read(e.fd, e.count[:])
-	}
-	return n, nil
-}
+func (e *events) send(p evtchn.Port) { must(e.tb, e.guest.Send(e.ports[p])) }
 
 func (e *events) Unmask(ports []evtchn.Port) error {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	for _, p := range ports {
-		if p == 0 {
-			e.tb.Error("port 0 unmasked")
-			return unix.EINVAL
-		}
-		e.masked[p] = false
-		if e.pending[p] {
-			e.pending[p] = false
-			e.deliver(p)
-		}
+	err := e.Evtchn.Unmask(ports)
+	if err != nil {
+		e.tb.Error(err)
 	}
-	return nil
+	return err
 }
 
 func (e *events) Notify(p evtchn.Port) error {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.notified[p]++
-	if e.wake != nil {
-		select {
-		case e.wake <- struct{}{}:
-		default:
-		}
+	err := e.Evtchn.Notify(p)
+	if err != nil {
+		e.tb.Error(err)
 	}
-	return nil
-}
-
-// Reset discards the ports that wait for Pending. They stay masked.
-func (e *events) Reset() error {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.overflow = false
-	e.n = 0
-	_, _ = unix.Read(e.fd, e.count[:])
-	return nil
+	select {
+	case e.wake <- struct{}{}:
+	default:
+	}
+	return err
 }
 
 // notifies returns the number of events sent on p since the last call.
 func (e *events) notifies(p evtchn.Port) int {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	n := e.notified[p]
-	e.notified[p] = 0
-	return n
+	before := e.asked[p]
+	e.asked[p] = e.guest.Events(e.ports[p])
+	return e.asked[p] - before
 }
 
 // noEvents is a handle that never has an event.

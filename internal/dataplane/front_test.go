@@ -7,40 +7,40 @@ import (
 	"fmt"
 	"testing"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/netbackd/netbackd/pkg/evtchn"
 	"github.com/netbackd/netbackd/pkg/gntdev"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/staticgrant"
 	"github.com/netbackd/netbackd/pkg/xen"
+	"github.com/netbackd/netbackd/pkg/xentest"
 )
 
 // frontPages is how many pages each direction of a front has: more than slots,
 // so that none is used twice at the same time.
 const frontPages = 512
 
-// front is the guest's side of one queue. Its memory is mapped twice, once for
-// each end, as with Xen; mem is the guest's mapping.
+// front is the guest's side of one queue.
 type front struct {
 	tb     testing.TB
-	mem    []byte // tx ring, rx ring, then tx pages and rx pages
-	back   []byte // the same memory as the backend sees it
+	guest  *xentest.Guest
+	mem    []byte // as the guest sees it: tx ring, rx ring, then tx pages and rx pages
+	back   []byte // the rings as the backend sees them
 	tx     *netif.TxFront
 	rx     *netif.RxFront
 	grants *grants
+	mapper staticgrant.Mapper // of static grants
 	events *events
 	txPort evtchn.Port // on which the guest's tx events arrive at the backend
 	rxPort evtchn.Port
 
 	static *staticgrant.Table
 
-	fd             int // memfd behind mem and back
 	nextTx, nextRx int // pages
 	posted         [netif.RxRingSize]netif.RxRequest
 }
 
 const (
+	ringRef = 8 // the tx ring; the rx ring follows
 	txPages = 2 * netif.PageSize
 	rxPages = txPages + frontPages*netif.PageSize
 	memSize = rxPages + frontPages*netif.PageSize
@@ -48,11 +48,11 @@ const (
 
 func newFront(tb testing.TB, domid xen.Domid) *front {
 	tb.Helper()
-	fd, err := unix.MemfdCreate("guest", unix.MFD_CLOEXEC)
+	g, err := xentest.New(domid)
 	must(tb, err)
-	must(tb, unix.Ftruncate(fd, memSize))
-	f := frontOn(tb, domid, fd)
-	f.events = newEvents(tb)
+	tb.Cleanup(func() { must(tb, g.Close()) })
+	f := frontOf(tb, g)
+	f.events = newEvents(tb, g)
 	f.tx, err = netif.InitTx(f.mem[:netif.PageSize])
 	must(tb, err)
 	f.rx, err = netif.InitRx(f.mem[netif.PageSize : 2*netif.PageSize])
@@ -60,24 +60,29 @@ func newFront(tb testing.TB, domid xen.Domid) *front {
 	return f
 }
 
-// frontOn is a front in the memory behind fd, without rings and events: those
-// of another process.
-func frontOn(tb testing.TB, domid xen.Domid, fd int) *front {
+// frontOf is a front of a new guest, without events. Its memory may be that of a front
+// of another process, and have that one's rings.
+func frontOf(tb testing.TB, g *xentest.Guest) *front {
 	tb.Helper()
-	f := &front{tb: tb, fd: fd, txPort: txPort, rxPort: rxPort}
-	tb.Cleanup(func() { unix.Close(fd) })
-	for _, m := range []*[]byte{&f.mem, &f.back} {
-		var err error
-		*m, err = unix.Mmap(fd, 0, memSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
-		must(tb, err)
-		tb.Cleanup(func() { _ = unix.Munmap(*m) })
-	}
+	g.GrantRun(ringRef, 2, gntdev.ReadWrite)
+	g.GrantRun(firstRef, 2*frontPages, gntdev.ReadWrite)
+	f := &front{tb: tb, guest: g, txPort: txPort, rxPort: rxPort}
+	f.mem = g.Memory()[:memSize:memSize]
+	f.grants = &grants{Gntdev: g.Gntdev(), tb: tb}
+	f.mapper = f.grants
+	f.back = f.mapped(ringRef, ringRef+1)
 	f.static = staticgrant.New(2 * frontPages)
-	f.grants = &grants{
-		tb: tb, domid: domid, pages: f.back[txPages:],
-		readOnly: map[xen.Gref]bool{}, status: map[xen.Gref]gntdev.Status{},
-	}
+	tb.Cleanup(func() { must(tb, f.static.Close()) })
 	return f
+}
+
+// mapped maps pages of the guest until the end of the test.
+func (f *front) mapped(refs ...xen.Gref) []byte {
+	f.tb.Helper()
+	m, err := f.grants.Map(f.guest.Domid(), refs, gntdev.ReadWrite)
+	must(f.tb, err)
+	f.tb.Cleanup(func() { must(f.tb, m.Unmap()) })
+	return m.Bytes()
 }
 
 // startAt moves both new rings to where they would be after so many slots.

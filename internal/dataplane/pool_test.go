@@ -202,13 +202,13 @@ func TestCloseWhileBusy(t *testing.T) {
 			want := b.put(packet{frame: udp(30, 1)})
 			b.push()
 			conns[0].Close()
-			copies := a.grants.calls
+			copies := a.guest.Counts().CopyCalls
 			answered := a.answers()
 			if diff := cmp.Diff(want, b.take(1)); diff != "" {
 				t.Fatalf("answers of the other vif (-want +got):\n%s", diff)
 			}
-			if got := a.answers(); got != nil || a.grants.calls != copies {
-				t.Fatalf("a closed vif answered %d after %d, copied %d times after %d", len(got), len(answered), a.grants.calls, copies)
+			if got := a.answers(); got != nil || a.guest.Counts().CopyCalls != copies {
+				t.Fatalf("a closed vif answered %d after %d, copied %d times after %d", len(got), len(answered), a.guest.Counts().CopyCalls, copies)
 			}
 			// It comes back on the rings as they are.
 			a.events.rebind()

@@ -19,6 +19,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/tap"
 	"github.com/netbackd/netbackd/pkg/xen"
+	"github.com/netbackd/netbackd/pkg/xentest"
 )
 
 func framesOf(ds []delivery) (frames [][]byte) {
@@ -797,21 +798,21 @@ func TestRxGrantThatFails(t *testing.T) {
 		bytes  int
 	}{{
 		name:   "second page of three",
-		break_: func(f *front) { f.grants.readOnly[f.postedRef(2)] = true },
+		break_: func(f *front) { must(f.tb, f.guest.SetProt(f.postedRef(2), gntdev.ReadOnly)) },
 		want:   [][]netif.Status{{52}, {4096, -1, 3850}, {53}},
 		drops:  1, bytes: 52 + 53,
 	}, {
 		name: "two pages of one packet, one of another",
 		break_: func(f *front) {
-			f.grants.status[f.postedRef(1)] = gntdev.StatusBadGntref
-			f.grants.status[f.postedRef(3)] = gntdev.StatusGeneralError
-			f.grants.status[f.postedRef(4)] = gntdev.StatusEagain
+			for k, st := range map[int]gntdev.Status{1: gntdev.StatusBadGntref, 3: gntdev.StatusGeneralError, 4: gntdev.StatusEagain} {
+				f.guest.FailRef(xentest.OpCopy, f.postedRef(k), st)
+			}
 		},
 		want:  [][]netif.Status{{52}, {-1, 4096, -1}, {-1}},
 		drops: 2, bytes: 52,
 	}, {
 		name:   "the whole call",
-		break_: func(f *front) { f.grants.fail = unix.EFAULT },
+		break_: func(f *front) { f.beforeCopy(0, func() error { return unix.EFAULT }) },
 		want:   [][]netif.Status{{-1}, {-1, -1, -1}, {-1}},
 		drops:  3,
 	}}
@@ -848,8 +849,6 @@ func TestRxGrantThatFails(t *testing.T) {
 			if n := b.stat(RxBytes); n != uint64(tt.bytes) {
 				t.Errorf("%s: %d bytes delivered, want %d", tt.name, n, tt.bytes)
 			}
-			clear(f.grants.readOnly)
-			clear(f.grants.status)
 			b.host.sendPlain(udp(10, 4))
 			b.settle()
 			if diff := cmp.Diff([][]byte{udp(10, 4)}, framesOf(f.received())); diff != "" {

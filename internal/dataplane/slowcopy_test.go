@@ -16,10 +16,13 @@ func sharedWorker(t *testing.T, m mode, vifs int) (l *live, conns []*Conn) {
 	t.Helper()
 	l = newLive(t, m, 1, vifs, full)
 	l.conn.Close()
-	for i, f := range l.fronts {
-		f.events.rebind()
+	for i := range l.fronts {
 		l.cfg.Domid = xen.Domid(testDomid + i)
-		f.grants.domid = l.cfg.Domid
+		f := newFront(t, l.cfg.Domid)
+		f.events.wake = make(chan struct{}, 1)
+		end := l.queues[i].Tap
+		l.fronts[i], l.queues[i] = f, f.config()
+		l.queues[i].Tap = end
 		c, err := newConn(l.cfg, l.queues[i:i+1])
 		must(t, err)
 		f.grants.worker = func() *worker { return c.queues[0].worker.Load() }

@@ -22,19 +22,10 @@ import (
 	"github.com/netbackd/netbackd/pkg/xen"
 )
 
-// Map maps pages of the guest. They stay mapped.
-func (g *grants) Map(_ xen.Domid, refs []xen.Gref, _ gntdev.Prot) (*gntdev.Mapping, error) {
-	if g.hole != nil {
-		return gntdev.NewMapping(g.hole, func() error { return nil }), nil
-	}
-	at := int(refs[0]-firstRef) * netif.PageSize
-	return gntdev.NewMapping(g.pages[at:at+netif.PageSize], func() error { return nil }), nil
-}
-
 // makeStatic makes pages static grants, as the control ring does between two turns.
 func (f *front) makeStatic(flags uint16, refs ...xen.Gref) {
 	f.tb.Helper()
-	s := staticgrant.Source{Mapper: f.grants}
+	s := staticgrant.Source{Mapper: f.mapper, Domid: f.guest.Domid()}
 	for part := range slices.Chunk(refs, staticgrant.MaxList) {
 		var list []netif.GrefEntry
 		for _, r := range part {
@@ -359,8 +350,8 @@ func TestFailedPacketIsCountedOnce(t *testing.T) {
 		f := b.front()
 		f.makeStatic(netif.GrefReadOnly, refs(frontPages, frontPages+1)...)
 		f.post(5)
-		f.grants.status[firstRef+frontPages+1] = gntdev.StatusBadGntref
-		f.grants.status[firstRef+frontPages+2] = gntdev.StatusBadGntref
+		must(t, f.guest.Revoke(firstRef+frontPages+1))
+		must(t, f.guest.Revoke(firstRef+frontPages+2))
 		b.host.sendPlain(udp(9000, 1), udp(18, 2))
 		b.settle()
 		if got := f.received(); len(got) != 2 || !slices.Equal(got[0].Statuses, []netif.Status{-1, -1, -1}) {
@@ -375,6 +366,13 @@ func TestFailedPacketIsCountedOnce(t *testing.T) {
 	})
 }
 
+// mapperOf maps this memory in place of any page.
+type mapperOf []byte
+
+func (m mapperOf) Map(xen.Domid, []xen.Gref, gntdev.Prot) (*gntdev.Mapping, error) {
+	return gntdev.NewMapping(m, func() error { return nil }), nil
+}
+
 // TestPageThatIsGone: a static grant whose page cannot be accessed any more costs the
 // packet if the kernel finds the fault, and the vif if netbackd does.
 func TestPageThatIsGone(t *testing.T) {
@@ -384,9 +382,9 @@ func TestPageThatIsGone(t *testing.T) {
 			f := b.front()
 			hole, err := unix.Mmap(-1, 0, netif.PageSize, unix.PROT_NONE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
 			must(t, err)
-			f.grants.hole = hole
+			f.mapper = mapperOf(hole)
 			f.makeStatic(0, firstRef+xen.Gref(f.nextTx)+1)
-			f.grants.hole = nil
+			f.mapper = f.grants
 			f.put(packet{frame: udp(n, 1), slots: tail(n+42, 30)})
 			f.put(packet{frame: udp(18, 2)})
 			f.push()
@@ -493,10 +491,11 @@ func TestControlOfTables(t *testing.T) {
 		q.Tap = end.tap.Queue(0)
 		c, err := p.Connect(Config{Domid: testDomid, VnetHdr: m.vnet}, []QueueConfig{q})
 		must(t, err)
-		s := staticgrant.Source{Mapper: f.grants}
+		s := staticgrant.Source{Mapper: f.mapper, Domid: f.guest.Domid()}
 		prepare := func(list ...netif.GrefEntry) *staticgrant.Prepared {
 			p, err := s.Prepare(t.Context(), list)
 			must(t, err)
+			t.Cleanup(func() { must(t, p.Unmap()) }) // if it was refused
 			return p
 		}
 		one, two := netif.GrefEntry{Ref: firstRef}, netif.GrefEntry{Ref: firstRef + 1, Flags: netif.GrefReadOnly}

@@ -14,6 +14,7 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/netns"
 	"github.com/netbackd/netbackd/pkg/evtchn"
 	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/xentest"
 )
 
 // fill puts as many small packets into the tx ring as fit.
@@ -224,7 +225,7 @@ func TestAnEventHandleThatOverflows(t *testing.T) {
 		b := newBed(t, m, setup{cfg: full})
 		f := b.front()
 		b.settle()
-		f.events.overflow = true
+		f.events.Overflow()
 		want := f.put(packet{frame: udp(1, 1)})
 		f.push()
 		b.settle()
@@ -246,7 +247,7 @@ func TestAnEventHandleThatFails(t *testing.T) {
 		b := newBed(t, m, setup{cfg: full, queues: 2})
 		f := b.front()
 		b.settle()
-		f.events.err = unix.EIO
+		f.guest.FailPort(xentest.OpPending, 0, unix.EIO)
 		f.events.send(txPort)
 		b.settle()
 		if err := b.breach(); !errors.Is(err, unix.EIO) {
@@ -328,7 +329,7 @@ func TestAPanicCostsOneVif(t *testing.T) {
 	}{
 		{"in a grant copy", func(f *front) {
 			r := f.requests(packet{frame: udp(1, 1)})
-			f.grants.panics = r[0].Gref
+			f.beforeCopy(r[0].Gref, func() error { panic("injected") })
 			f.put(packet{frame: udp(1, 1)})
 			f.ring(r, int(r[0].Size), 0)
 			f.push()

@@ -15,6 +15,7 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/packettest"
 	"github.com/netbackd/netbackd/pkg/gntdev"
 	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/xentest"
 )
 
 // udp returns a finished frame whose payload has n bytes and contains id.
@@ -332,7 +333,7 @@ func TestLadder(t *testing.T) {
 		name: "grant that the hypervisor refuses for another reason",
 		put: func(f *front) []answer {
 			r := f.requests(packet{frame: good})
-			f.grants.status[r[0].Gref] = gntdev.StatusEagain
+			f.guest.FailRef(xentest.OpCopy, r[0].Gref, gntdev.StatusEagain)
 			return errored(f.ring(r, len(good), 0))
 		},
 		drops: map[string]uint64{"tx_grant": 1},
@@ -521,7 +522,7 @@ func TestAWholeCopyThatFails(t *testing.T) {
 	inModes(t, allModes[:2], func(t *testing.T, m mode) {
 		b := newBed(t, m, setup{cfg: full})
 		f := b.front()
-		f.grants.fail = unix.EFAULT
+		f.beforeCopy(0, func() error { return unix.EFAULT })
 		want := errored(f.put(packet{frame: udp(100, 1)}))
 		large := f.put(packet{frame: udp(8000, 1), extras: []netif.ExtraInfo{netif.NewHash(netif.HashInfo{})}})
 		want = append(want, errored(large)...)

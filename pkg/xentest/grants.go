@@ -128,6 +128,14 @@ func (g *Guest) Page(ref xen.Gref) []byte {
 	return nil
 }
 
+// Memory returns all memory of the guest. Pages stand in it in the order in which they
+// were granted, as long as none is granted after a revocation.
+func (g *Guest) Memory() []byte {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.mem.bytes[:g.mem.next*pageSize]
+}
+
 // InUse reports whether another domain has the page of a gref mapped.
 func (g *Guest) InUse(ref xen.Gref) bool {
 	g.mu.Lock()

@@ -12,7 +12,8 @@ import (
 	"github.com/netbackd/netbackd/pkg/gntdev"
 )
 
-// mapPages maps pages of a file side by side.
+// mapPages maps pages of a file side by side, with one call for each run of consecutive
+// ones.
 func mapPages(fd int, pages []int, prot gntdev.Prot) ([]byte, error) {
 	flags := unix.PROT_READ
 	if prot == gntdev.ReadWrite {
@@ -23,12 +24,17 @@ func mapPages(fd int, pages []int, prot gntdev.Prot) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	for i, p := range pages {
-		if _, err := unix.MmapPtr(fd, int64(p)*pageSize, unsafe.Add(base, i*pageSize), pageSize,
+	for i := 0; i < len(pages); {
+		n := 1
+		for i+n < len(pages) && pages[i+n] == pages[i]+n {
+			n++
+		}
+		if _, err := unix.MmapPtr(fd, int64(pages[i])*pageSize, unsafe.Add(base, i*pageSize), uintptr(n)*pageSize,
 			flags, unix.MAP_SHARED|unix.MAP_FIXED); err != nil {
 			_ = unix.MunmapPtr(base, size)
 			return nil, err
 		}
+		i += n
 	}
 	return unsafe.Slice((*byte)(base), size), nil
 }

@@ -524,9 +524,11 @@ func TestSharedMemory(t *testing.T) {
 	if same.Page(1001) != nil {
 		t.Error("its grants are not its own")
 	}
-	same.GrantRun(1000, 2, gntdev.ReadOnly)
+	if page := same.GrantRun(1000, 2, gntdev.ReadOnly)[gntdev.PageSize:]; string(page[:5]) != "there" {
+		t.Errorf("%q", page[:5])
+	}
 	must(t, same.Close())
-	if got := g.Page(1001)[:5]; string(got) != "there" {
+	if got := g.Memory()[gntdev.PageSize:][:5]; string(got) != "there" {
 		t.Errorf("%q", got)
 	}
 }
