@@ -28,7 +28,7 @@ var first = []string{"TestEveryStateHasAnAnswer", "TestScriptsOfBothXens"}
 var alone = regexp.MustCompile(`Costly|Storm|SlowCop|ThreadsAre|Rate|AtOnce|HoldsUp`)
 
 // sideBySide returns the number of tests that run at the same time.
-func sideBySide() int { return min(max(runtime.NumCPU(), 1), 4) }
+func sideBySide() int { return min(2*runtime.NumCPU(), 4) }
 
 // runEach runs every test that the arguments select, each by a process of exe.
 func runEach(exe string, args []string) error {
