@@ -100,7 +100,7 @@ func TestHoldOffModel(t *testing.T) {
 				back.asleep = false
 			},
 			"back answers": func(t *rapid.T) {
-				n := rapid.Uint32Range(0, b.Unanswered()).Draw(t, "n")
+				n := rapid.Uint32Range(0, b.reqCons.Sub(b.rspProd)).Draw(t, "n")
 				if b.Commit(make([]TxResponse, n)) {
 					front.wake()
 				}

@@ -381,7 +381,7 @@ func TestRequestsStayUntilTheyAreAnswered(t *testing.T) {
 	f.Push()
 	b.Consume(3)
 	b.Commit([]TxResponse{{ID: 1}})
-	if got := b.Unanswered(); got != 2 {
+	if got := b.reqCons.Sub(b.rspProd); got != 2 {
 		t.Errorf("unanswered = %d, want 2", got)
 	}
 

@@ -25,14 +25,6 @@ func NewBudget(max int, of *Budget) *Budget {
 	return &Budget{max: int64(max), of: of}
 }
 
-// Used is how many pages are mapped, or about to be.
-func (b *Budget) Used() int {
-	if b == nil {
-		return 0
-	}
-	return int(b.used.Load())
-}
-
 // take reserves n pages, or none and reports false.
 func (b *Budget) take(n int) bool {
 	if b == nil {

@@ -66,7 +66,6 @@ type slot struct {
 type item struct {
 	mapping mapping // zero: the item is free
 	ref     xen.Gref
-	held    uint32
 	ro      bool
 }
 
@@ -128,14 +127,6 @@ func (t *Table) home(ref xen.Gref) uint64 {
 func (t *Table) steps(from, i uint64) uint64 {
 	return (i - from) * inverse & uint64(len(t.slots)-1)
 }
-
-// Hold marks a grant as in flight: it stays in the table whatever is asked for,
-// until Release was called as often. A worker that is done with a page before it
-// next looks into its mailbox need not hold it.
-func (t *Table) Hold(g Grant) { t.items[g.item].held++ }
-
-// Release takes back one Hold.
-func (t *Table) Release(g Grant) { t.items[g.item].held-- }
 
 // Commit puts all of p into the table, or none of it and returns why. What was
 // refused, or never committed, the control side unmaps with [Prepared.Unmap].
@@ -214,14 +205,15 @@ func (t *Table) spread() {
 	}
 }
 
-// Detach takes the grants out of the table that list names and nothing holds,
-// and writes the status of each entry into list. The list is the result's from
-// then on; the statuses count when [Removed.Unmap] has returned.
+// Detach takes the grants that list names out of the table, and writes the status
+// of each entry into list. The worker must have finished with their pages. The list
+// belongs to the result from then on; the statuses count when [Removed.Unmap] has
+// returned.
 func (t *Table) Detach(list []netif.GrefEntry) *Removed {
 	r := &Removed{list: list, out: make([]removed, 0, min(len(list), t.n))}
 	for i := range list {
 		g := t.Lookup(list[i].Ref)
-		if g.Page == nil || t.items[g.item].held > 0 {
+		if g.Page == nil {
 			list[i].Status = uint16(netif.CtrlInvalidParameter)
 			continue
 		}
@@ -270,8 +262,8 @@ func (t *Table) Snapshot() []netif.GrefEntry {
 	return list
 }
 
-// Close unmaps everything, held or not. The worker must have let go of the
-// table; any goroutine may then close it. The table is empty afterwards.
+// Close unmaps everything. The worker must have let go of the table; any goroutine
+// may then close it. The table is empty afterwards.
 func (t *Table) Close() error {
 	var errs []error
 	for i := range t.items {
