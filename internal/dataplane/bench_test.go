@@ -96,7 +96,7 @@ func (s *standIn) Copy(segs []gntdev.Segment) error {
 		return nil
 	}
 	call := uintptr(unix.SYS_PROCESS_VM_READV)
-	if segs[0].Direction() == gntdev.ToGuest {
+	if segs[0].Direction() == gntdev.GuestIsDest {
 		call = unix.SYS_PROCESS_VM_WRITEV
 	}
 	for i := range segs {

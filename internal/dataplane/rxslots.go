@@ -47,7 +47,7 @@ func (w *worker) place(q *Queue, b *rxBatch, m *arenaMem, at, n int, plan *offlo
 		i++
 		first := p.left == n
 		part := p.data(r, plan, first)
-		w.fill(q, b, r, p.offset, m.mem[at:at+part], m.addr(at))
+		w.fill(q, b, r, p.offset, m.mem[at:at+part])
 		at += part
 		if first {
 			i = i.Add(p.extras(need-q.slotsOf(n), plan, hash, hashed))
@@ -58,17 +58,17 @@ func (w *worker) place(q *Queue, b *rxBatch, m *arenaMem, at, n int, plan *offlo
 	return true
 }
 
-// fill writes the bytes of part, whose address is addr, to offset in the page of r: at
-// once if that is a static grant, else with the batch's grant copy. The slot of r is
-// the last one planned.
-func (w *worker) fill(q *Queue, b *rxBatch, r netif.RxRequest, offset uint16, part []byte, addr uintptr) {
+// fill writes the bytes of part, a piece of an arena, to offset in the page of r: at once
+// if that is a static grant, else with the batch's grant copy. The slot of r is the last
+// one planned.
+func (w *worker) fill(q *Queue, b *rxBatch, r netif.RxRequest, offset uint16, part []byte) {
 	switch g := q.static.Lookup(r.Gref); {
 	case g.Page == nil:
 		if q.static.Len() != 0 {
 			w.tally[StaticMisses]++
 		}
 		i := b.nSegs % netif.RxRingSize
-		b.segs[i].ToGuest(q.conn.cfg.Domid, r.Gref, offset, addr, uint16(len(part)))
+		b.segs[i].ToGuest(q.conn.cfg.Domid, r.Gref, offset, part)
 		b.slotOf[i] = uint16(b.nSlots - 1)
 		b.pktOf[i] = uint16(b.packets)
 		b.nSegs++

@@ -155,7 +155,7 @@ func (w *worker) copySlot(q *Queue, b *txBatch, s *txSlot, at int) {
 		w.tally[StaticMisses]++
 	}
 	s.at, s.addr, s.copied = int32(at), w.txMem.addr(at), true
-	b.segs[b.nSegs].FromGuest(q.conn.cfg.Domid, s.gref, s.off, s.addr, s.size)
+	b.segs[b.nSegs].FromGuest(q.conn.cfg.Domid, s.gref, s.off, w.txMem.mem[at:at+int(s.size)])
 	b.nSegs++
 }
 

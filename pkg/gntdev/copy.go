@@ -63,7 +63,7 @@ func Check(segs []Segment) error {
 
 // fault says what is wrong with the segment, "" when nothing is.
 func (s *Segment) fault() string {
-	if s.flags != FromGuest && s.flags != ToGuest {
+	if s.flags != GuestIsSource && s.flags != GuestIsDest {
 		return fmt.Sprintf("flags %#x: neither from the guest nor to it", uint16(s.flags))
 	}
 	if _, _, off := s.Foreign(); int(off)+int(s.len) > PageSize {
@@ -73,17 +73,4 @@ func (s *Segment) fault() string {
 		return "no local memory"
 	}
 	return ""
-}
-
-// FirstError returns the first failed segment's Status as an [*Error] that
-// names the segment and its grant, nil when all succeeded.
-func FirstError(segs []Segment) error {
-	for i := range segs {
-		s := &segs[i]
-		if s.status != StatusOkay {
-			domid, ref, _ := s.Foreign()
-			return &Error{Op: "copy", Index: i, Domid: domid, Ref: ref, Status: s.status}
-		}
-	}
-	return nil
 }

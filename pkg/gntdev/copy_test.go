@@ -18,9 +18,9 @@ func TestCopyGivesEachSegmentItsStatus(t *testing.T) {
 	f := newFake()
 	f.bad = []xen.Gref{9}
 	segs := make([]Segment, 3)
-	segs[0].FromGuest(7, 8, 0, 1, PageSize)
-	segs[1].ToGuest(7, 9, PageSize, 1, 0)
-	segs[2].FromGuest(6, 8, 1, 1, PageSize-1)
+	segs[0].fromGuest(7, 8, 0, 1, PageSize)
+	segs[1].toGuest(7, 9, PageSize, 1, 0)
+	segs[2].fromGuest(6, 8, 1, 1, PageSize-1)
 	if err := f.device().Copy(segs); err != nil {
 		t.Fatal(err)
 	}
@@ -28,15 +28,15 @@ func TestCopyGivesEachSegmentItsStatus(t *testing.T) {
 	if diff := cmp.Diff([]Status{StatusOkay, StatusBadGntref, StatusBadDomain}, got); diff != "" {
 		t.Errorf("statuses (-want +got):\n%s", diff)
 	}
-	err := FirstError(segs)
+	err := firstError(segs)
 	if want := "gntdev: copy: domid 7 gref 9 (#1): GNTST_bad_gntref"; err == nil || err.Error() != want {
-		t.Errorf("FirstError: %v, want %s", err, want)
+		t.Errorf("firstError: %v, want %s", err, want)
 	}
 	if !errors.Is(err, StatusBadGntref) {
 		t.Errorf("%v is not GNTST_bad_gntref", err)
 	}
-	if err := FirstError(segs[:1]); err != nil {
-		t.Errorf("FirstError of good segments: %v", err)
+	if err := firstError(segs[:1]); err != nil {
+		t.Errorf("good segments: %v", err)
 	}
 }
 
@@ -59,13 +59,13 @@ func TestCopyRefusesWhatWouldFailTheBatch(t *testing.T) {
 		fill func(s *Segment)
 		want string
 	}{
-		{"one byte past the page", func(s *Segment) { s.FromGuest(7, 9, 1, 1, PageSize) },
+		{"one byte past the page", func(s *Segment) { s.fromGuest(7, 9, 1, 1, PageSize) },
 			"gntdev: copy: domid 7 gref 9 (#1): invalid argument; offset 1 and length 4096 pass the end of the guest's page"},
-		{"offset and length that wrap 16 bits", func(s *Segment) { s.ToGuest(7, 9, 0xffff, 1, 0xffff) },
+		{"offset and length that wrap 16 bits", func(s *Segment) { s.toGuest(7, 9, 0xffff, 1, 0xffff) },
 			"gntdev: copy: domid 7 gref 9 (#1): invalid argument; offset 65535 and length 65535 pass the end of the guest's page"},
-		{"nothing, past the page", func(s *Segment) { s.ToGuest(7, 9, PageSize+1, 1, 0) },
+		{"nothing, past the page", func(s *Segment) { s.toGuest(7, 9, PageSize+1, 1, 0) },
 			"gntdev: copy: domid 7 gref 9 (#1): invalid argument; offset 4097 and length 0 pass the end of the guest's page"},
-		{"no local memory", func(s *Segment) { s.ToGuest(7, 9, 0, 0, 1) },
+		{"no local memory", func(s *Segment) { s.toGuest(7, 9, 0, 0, 1) },
 			"gntdev: copy: domid 7 gref 9 (#1): invalid argument; no local memory"},
 		{"the zero segment", func(s *Segment) {},
 			"gntdev: copy: domid 0 gref 0 (#1): invalid argument; flags 0x0: neither from the guest nor to it"},
@@ -73,9 +73,9 @@ func TestCopyRefusesWhatWouldFailTheBatch(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			f := newFake()
 			segs := make([]Segment, 3)
-			segs[0].FromGuest(7, 8, 0, 1, 1)
+			segs[0].fromGuest(7, 8, 0, 1, 1)
 			c.fill(&segs[1])
-			segs[2].FromGuest(7, 8, 0, 1, 1)
+			segs[2].fromGuest(7, 8, 0, 1, 1)
 			err := f.device().Copy(segs)
 			if err == nil || err.Error() != c.want {
 				t.Errorf("Copy: %v\nwant: %s", err, c.want)
@@ -97,8 +97,8 @@ func TestCopyFailedLeavesNoSuccess(t *testing.T) {
 	f := newFake()
 	f.copyErr = unix.EFAULT
 	segs := make([]Segment, 2)
-	segs[0].FromGuest(7, 8, 0, 1, 1)
-	segs[1].FromGuest(7, 8, 0, 1, 1)
+	segs[0].fromGuest(7, 8, 0, 1, 1)
+	segs[1].fromGuest(7, 8, 0, 1, 1)
 	err := f.device().Copy(segs)
 	if !errors.Is(err, unix.EFAULT) {
 		t.Errorf("Copy: %v, want EFAULT", err)
@@ -123,7 +123,7 @@ func TestCopyAfterClose(t *testing.T) {
 		}
 	}
 	segs := make([]Segment, 1)
-	segs[0].FromGuest(7, 8, 0, 1, 1)
+	segs[0].fromGuest(7, 8, 0, 1, 1)
 	err := d.Copy(segs)
 	if !errors.Is(err, ErrClosed) || !errors.Is(err, os.ErrClosed) {
 		t.Errorf("Copy: %v, want ErrClosed", err)
@@ -178,7 +178,7 @@ func (okay) grantCopy(int, []Segment) error { return nil }
 func filled(n int) []Segment {
 	segs := make([]Segment, n)
 	for i := range segs {
-		segs[i].FromGuest(7, xen.Gref(i), 0, 1, 1500)
+		segs[i].fromGuest(7, xen.Gref(i), 0, 1, 1500)
 	}
 	return segs
 }

@@ -24,14 +24,16 @@ func ExampleDevice_Copy() {
 	defer arena.Close()
 
 	segs := make([]gntdev.Segment, 2) // once per queue, then used again
-	segs[0].FromGuest(5, 768, 0, arena.Addr(0), 54)
-	segs[1].FromGuest(5, 769, 128, arena.Addr(54), 1446)
+	segs[0].FromGuest(5, 768, 0, arena.Bytes()[:54])
+	segs[1].FromGuest(5, 769, 128, arena.Bytes()[54:][:1446])
 	if err := dev.Copy(segs); err != nil {
 		log.Fatal(err) // nothing is known about any of them
 	}
-	if err := gntdev.FirstError(segs); err != nil {
-		fmt.Println("the guest's packet is lost:", err)
-		return
+	for i := range segs {
+		if err := segs[i].Status().Err(); err != nil {
+			fmt.Println("the guest's packet is lost:", err)
+			return
+		}
 	}
 	fmt.Println(len(arena.Bytes()[:54+1446]), "bytes")
 }

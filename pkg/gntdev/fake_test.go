@@ -47,7 +47,7 @@ func (f *fake) grantCopy(_ int, segs []Segment) error {
 			segs[i].status = StatusBadDomain
 		case slices.Contains(f.bad, ref):
 			segs[i].status = StatusBadGntref
-		case slices.Contains(f.ro, ref) && segs[i].Direction() == ToGuest:
+		case slices.Contains(f.ro, ref) && segs[i].Direction() == GuestIsDest:
 			segs[i].status = StatusGeneralError
 		default:
 			segs[i].status = StatusOkay
@@ -101,5 +101,17 @@ func (f *fake) unmapGrantRef(_ int, index uint64, count int) error {
 
 func (f *fake) close(int) error {
 	f.log("close")
+	return nil
+}
+
+// firstError returns an error that names the first segment that failed.
+func firstError(segs []Segment) error {
+	for i := range segs {
+		s := &segs[i]
+		if s.status != StatusOkay {
+			domid, ref, _ := s.Foreign()
+			return &Error{Op: "copy", Index: i, Domid: domid, Ref: ref, Status: s.status}
+		}
+	}
 	return nil
 }

@@ -14,11 +14,11 @@ import (
 // page.
 func (s *Segment) local(dir Direction, domid xen.Domid, ref xen.Gref, mem []byte) {
 	addr := uintptr(unsafe.Pointer(unsafe.SliceData(mem)))
-	if dir == ToGuest {
-		s.ToGuest(domid, ref, 0, addr, uint16(len(mem)))
+	if dir == GuestIsDest {
+		s.toGuest(domid, ref, 0, addr, uint16(len(mem)))
 		return
 	}
-	s.FromGuest(domid, ref, 0, addr, uint16(len(mem)))
+	s.fromGuest(domid, ref, 0, addr, uint16(len(mem)))
 }
 
 // mincore tells which pages of mem are present, one byte each.

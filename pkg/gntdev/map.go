@@ -67,7 +67,7 @@ func (d *Device) bringIn(fd int, domid xen.Domid, refs []xen.Gref) {
 	segs := make([]Segment, min(len(refs), bringInRefs))
 	for part := range slices.Chunk(refs, bringInRefs) {
 		for i, ref := range part {
-			segs[i].FromGuest(domid, ref, 0, a.Addr(0), 1)
+			segs[i].FromGuest(domid, ref, 0, a.Bytes()[:1])
 		}
 		if d.kernel.grantCopy(fd, segs[:len(part)]) != nil {
 			return
@@ -153,7 +153,7 @@ func (d *Device) probeStatus(fd int, domid xen.Domid, ref xen.Gref) Status {
 	}
 	defer a.Close()
 	var seg [1]Segment
-	seg[0].FromGuest(domid, ref, 0, a.Addr(0), 1)
+	seg[0].FromGuest(domid, ref, 0, a.Bytes()[:1])
 	if d.kernel.grantCopy(fd, seg[:]) != nil {
 		return StatusOkay
 	}

@@ -194,12 +194,12 @@ func (b *backend) copyFromGuest(t *testing.T) {
 	} {
 		clear(b.arena.Bytes())
 		segs := make([]Segment, 1)
-		segs[0].FromGuest(b.domid, refs[c.page], uint16(c.off), b.arena.Addr(c.dest), uint16(c.n))
+		segs[0].FromGuest(b.domid, refs[c.page], uint16(c.off), b.arena.Bytes()[c.dest:][:c.n])
 		if err := b.dev.Copy(segs); err != nil {
 			t.Errorf("%s: %v", c.name, err)
 			continue
 		}
-		if err := FirstError(segs); err != nil {
+		if err := firstError(segs); err != nil {
 			t.Errorf("%s: %v", c.name, err)
 		}
 		if got := matches(b.arena.Bytes()[c.dest:][:c.n], c.page, c.off); got != c.n {
@@ -218,13 +218,13 @@ func (b *backend) copyToGuest(t *testing.T) {
 		for j := range PageSize {
 			b.arena.Bytes()[at+j] = pattern(100+i, j)
 		}
-		segs[2*i].ToGuest(b.domid, ref, 0, b.arena.Addr(at), 1000)
-		segs[2*i+1].ToGuest(b.domid, ref, 1000, b.arena.Addr(at+1000), PageSize-1000)
+		segs[2*i].ToGuest(b.domid, ref, 0, b.arena.Bytes()[at:][:1000])
+		segs[2*i+1].ToGuest(b.domid, ref, 1000, b.arena.Bytes()[at+1000:][:PageSize-1000])
 	}
 	if err := b.dev.Copy(segs); err != nil {
 		t.Fatal(err)
 	}
-	if err := FirstError(segs); err != nil {
+	if err := firstError(segs); err != nil {
 		t.Fatal(err)
 	}
 	b.check(t, set, 100, len(refs))
@@ -236,16 +236,16 @@ func (b *backend) copyBadRef(t *testing.T) {
 	segs := make([]Segment, n)
 	want := make([]Status, n)
 	for i := range segs {
-		segs[i].FromGuest(b.domid, refs[0], 0, b.arena.Addr(i*PageSize), 64)
+		segs[i].FromGuest(b.domid, refs[0], 0, b.arena.Bytes()[i*PageSize:][:64])
 	}
-	segs[5].FromGuest(b.domid, unusedRef, 0, b.arena.Addr(5*PageSize), 64)
+	segs[5].FromGuest(b.domid, unusedRef, 0, b.arena.Bytes()[5*PageSize:][:64])
 	want[5] = StatusBadGntref
-	segs[17].FromGuest(b.domid, consoleRef, 0, b.arena.Addr(17*PageSize), 64)
-	segs[18].ToGuest(b.domid, refs[0]+freeRef, 0, b.arena.Addr(18*PageSize), 64)
+	segs[17].FromGuest(b.domid, consoleRef, 0, b.arena.Bytes()[17*PageSize:][:64])
+	segs[18].ToGuest(b.domid, refs[0]+freeRef, 0, b.arena.Bytes()[18*PageSize:][:64])
 	want[18] = StatusGeneralError
-	segs[30].FromGuest(30000, refs[0], 0, b.arena.Addr(30*PageSize), 64)
+	segs[30].FromGuest(30000, refs[0], 0, b.arena.Bytes()[30*PageSize:][:64])
 	want[30] = StatusBadDomain
-	segs[31].FromGuest(b.domid, unusedRef, 0, b.arena.Addr(31*PageSize), 0)
+	segs[31].FromGuest(b.domid, unusedRef, 0, b.arena.Bytes()[31*PageSize:][:0])
 	if err := b.dev.Copy(segs); err != nil {
 		t.Fatal(err)
 	}
@@ -256,14 +256,14 @@ func (b *backend) copyBadRef(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("statuses (-want +got):\n%s", diff)
 	}
-	t.Log(FirstError(segs))
+	t.Log(firstError(segs))
 }
 
 func (b *backend) copyReadOnly(t *testing.T) {
 	set, refs := b.alloc(t, 1, false)
 	segs := make([]Segment, 2)
-	segs[0].FromGuest(b.domid, refs[0], 0, b.arena.Addr(0), 100)
-	segs[1].ToGuest(b.domid, refs[0], 0, b.arena.Addr(PageSize), 100)
+	segs[0].FromGuest(b.domid, refs[0], 0, b.arena.Bytes()[:100])
+	segs[1].ToGuest(b.domid, refs[0], 0, b.arena.Bytes()[PageSize:][:100])
 	if err := b.dev.Copy(segs); err != nil {
 		t.Fatal(err)
 	}
@@ -282,9 +282,9 @@ func (b *backend) fd() int {
 func (b *backend) copyCrossing(t *testing.T) {
 	_, refs := b.alloc(t, 1, true)
 	segs := make([]Segment, 3)
-	segs[0].FromGuest(b.domid, refs[0], 0, b.arena.Addr(0), 64)
-	segs[1].FromGuest(b.domid, refs[0], 4000, b.arena.Addr(PageSize), 97)
-	segs[2].FromGuest(b.domid, refs[0], 0, b.arena.Addr(2*PageSize), 64)
+	segs[0].FromGuest(b.domid, refs[0], 0, b.arena.Bytes()[:64])
+	segs[1].FromGuest(b.domid, refs[0], 4000, b.arena.Bytes()[PageSize:][:97])
+	segs[2].FromGuest(b.domid, refs[0], 0, b.arena.Bytes()[2*PageSize:][:64])
 	var e *Error
 	err := b.dev.Copy(segs)
 	if !errors.As(err, &e) || e.Index != 1 || e.Ref != refs[0] || e.Domid != b.domid {
@@ -306,8 +306,8 @@ func (b *backend) copyCrossing(t *testing.T) {
 func (b *backend) copyBadLocal(t *testing.T) {
 	_, refs := b.alloc(t, 1, true)
 	segs := make([]Segment, 2)
-	segs[0].FromGuest(b.domid, refs[0], 0, b.arena.Addr(0), 64)
-	segs[1].FromGuest(b.domid, refs[0], 0, PageSize, 64) // never mapped: vm.mmap_min_addr
+	segs[0].FromGuest(b.domid, refs[0], 0, b.arena.Bytes()[:64])
+	segs[1].fromGuest(b.domid, refs[0], 0, PageSize, 64) // never mapped: vm.mmap_min_addr
 	err := b.dev.Copy(segs)
 	if !errors.Is(err, unix.EFAULT) {
 		t.Errorf("Copy: %v, want EFAULT", err)
@@ -350,7 +350,7 @@ func (b *backend) mapReadWrite(t *testing.T) {
 	t.Logf("write(2) from the mapping: %d, %v", n, err)
 	// A copy whose local side is a mapping, from a guest to a guest as it were.
 	segs := make([]Segment, 1)
-	segs[0].local(FromGuest, b.domid, refs[0], m.Bytes()[PageSize:][:64])
+	segs[0].local(GuestIsSource, b.domid, refs[0], m.Bytes()[PageSize:][:64])
 	err = b.dev.Copy(segs)
 	t.Logf("Copy into the mapping: %v, %v", err, segs[0].Status())
 	// The same refs once more, beside the first mapping.
@@ -520,7 +520,7 @@ func (b *backend) mapFreed(t *testing.T) {
 	}
 	m.Bytes()[0] = 1
 	segs := make([]Segment, 1)
-	segs[0].FromGuest(b.domid, refs[0], 0, b.arena.Addr(0), 64)
+	segs[0].FromGuest(b.domid, refs[0], 0, b.arena.Bytes()[:64])
 	err = b.dev.Copy(segs)
 	t.Logf("copy of a freed page while mapped: %v, %v", err, segs[0].Status())
 	if err := m.Unmap(); err != nil {
@@ -528,7 +528,7 @@ func (b *backend) mapFreed(t *testing.T) {
 	}
 	// The guest's kernel frees it for good with its next tries, once a second.
 	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(100 * time.Millisecond) {
-		segs[0].FromGuest(b.domid, refs[0], 0, b.arena.Addr(0), 64)
+		segs[0].FromGuest(b.domid, refs[0], 0, b.arena.Bytes()[:64])
 		if err := b.dev.Copy(segs); err != nil {
 			t.Fatal(err)
 		}
@@ -830,7 +830,7 @@ func (b *backend) costs(t *testing.T) {
 		unix.RawSyscall(unix.SYS_GETPPID, 0, 0, 0)
 		return nil
 	})
-	for _, dir := range []Direction{FromGuest, ToGuest} {
+	for _, dir := range []Direction{GuestIsSource, GuestIsDest} {
 		for _, size := range []int{64, 1500, PageSize} {
 			for _, n := range []int{1, 8, 64, 128} {
 				segs := make([]Segment, n)
@@ -854,7 +854,7 @@ func (b *backend) costs(t *testing.T) {
 						if err := b.dev.Copy(segs); err != nil {
 							return err
 						}
-						return FirstError(segs)
+						return firstError(segs)
 					})
 				}
 			}
@@ -910,8 +910,8 @@ func (b *backend) statuses(t *testing.T, refs ...xen.Gref) []Status {
 	t.Helper()
 	segs := make([]Segment, 2*len(refs))
 	for i, ref := range refs {
-		segs[2*i].FromGuest(b.domid, ref, 0, b.arena.Addr(0), 64)
-		segs[2*i+1].ToGuest(b.domid, ref, 0, b.arena.Addr(0), 64)
+		segs[2*i].FromGuest(b.domid, ref, 0, b.arena.Bytes()[:64])
+		segs[2*i+1].ToGuest(b.domid, ref, 0, b.arena.Bytes()[:64])
 	}
 	if err := b.dev.Copy(segs); err != nil {
 		t.Errorf("copy: %v", err)

@@ -17,18 +17,18 @@ const PageSize = 4096
 type Direction uint16
 
 const (
-	// FromGuest copies a guest's page into local memory.
-	FromGuest Direction = 1
-	// ToGuest copies local memory into a guest's page.
-	ToGuest Direction = 2
+	// GuestIsSource is the direction of a copy from a guest's page to local memory.
+	GuestIsSource Direction = 1
+	// GuestIsDest is the direction of a copy from local memory to a guest's page.
+	GuestIsDest Direction = 2
 )
 
 // String returns a word for logs and test failures.
 func (d Direction) String() string {
 	switch d {
-	case FromGuest:
+	case GuestIsSource:
 		return "from guest"
-	case ToGuest:
+	case GuestIsDest:
 		return "to guest"
 	}
 	return "no direction"
@@ -54,21 +54,19 @@ type Segment struct {
 	_            [2]byte
 }
 
-// FromGuest makes s a copy of n bytes at off of the guest's page to local.
-func (s *Segment) FromGuest(domid xen.Domid, ref xen.Gref, off uint16, local uintptr, n uint16) {
+func (s *Segment) fromGuest(domid xen.Domid, ref xen.Gref, off uint16, local uintptr, n uint16) {
 	s.source = foreign(domid, ref, off)
 	s.dest = uint64(local)
 	s.len = n
-	s.flags = FromGuest
+	s.flags = GuestIsSource
 	s.status = StatusGeneralError
 }
 
-// ToGuest makes s a copy of n bytes at local into the guest's page at off.
-func (s *Segment) ToGuest(domid xen.Domid, ref xen.Gref, off uint16, local uintptr, n uint16) {
+func (s *Segment) toGuest(domid xen.Domid, ref xen.Gref, off uint16, local uintptr, n uint16) {
 	s.source = uint64(local)
 	s.dest = foreign(domid, ref, off)
 	s.len = n
-	s.flags = ToGuest
+	s.flags = GuestIsDest
 	s.status = StatusGeneralError
 }
 
@@ -93,7 +91,7 @@ func (s *Segment) Len() int { return int(s.len) }
 
 // Local is the address on our side.
 func (s *Segment) Local() uintptr {
-	if s.flags == ToGuest {
+	if s.flags == GuestIsDest {
 		return uintptr(s.source)
 	}
 	return uintptr(s.dest)
@@ -102,7 +100,7 @@ func (s *Segment) Local() uintptr {
 // Foreign is the guest's side: whose page, which one, and where in it.
 func (s *Segment) Foreign() (domid xen.Domid, ref xen.Gref, off uint16) {
 	v := s.source
-	if s.flags == ToGuest {
+	if s.flags == GuestIsDest {
 		v = s.dest
 	}
 	return xen.Domid(v >> 48), xen.Gref(v), uint16(v >> 32)

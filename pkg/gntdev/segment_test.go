@@ -33,11 +33,11 @@ func takeApart(s *Segment) side {
 func TestSegmentWords(t *testing.T) {
 	const foreign = 0x7fee_0fff_deadbeef // domid, offset, ref
 	var s Segment
-	s.FromGuest(0x7fee, 0xdeadbeef, 0xfff, 0x1000, 1)
+	s.fromGuest(0x7fee, 0xdeadbeef, 0xfff, 0x1000, 1)
 	if s.source != foreign || s.dest != 0x1000 || s.flags != 1 || s.len != 1 {
 		t.Errorf("from the guest: source %#x, dest %#x, flags %d, len %d", s.source, s.dest, s.flags, s.len)
 	}
-	s.ToGuest(0x7fee, 0xdeadbeef, 0xfff, 0x1000, 1)
+	s.toGuest(0x7fee, 0xdeadbeef, 0xfff, 0x1000, 1)
 	if s.source != 0x1000 || s.dest != foreign || s.flags != 2 || s.len != 1 {
 		t.Errorf("to the guest: source %#x, dest %#x, flags %d, len %d", s.source, s.dest, s.flags, s.len)
 	}
@@ -46,7 +46,7 @@ func TestSegmentWords(t *testing.T) {
 func TestSegmentKeepsWhatItWasGiven(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		want := side{
-			Direction: rapid.SampledFrom([]Direction{FromGuest, ToGuest}).Draw(t, "direction"),
+			Direction: rapid.SampledFrom([]Direction{GuestIsSource, GuestIsDest}).Draw(t, "direction"),
 			Domid:     xen.Domid(rapid.Uint16().Draw(t, "domid")),
 			Ref:       xen.Gref(rapid.Uint32().Draw(t, "ref")),
 			Off:       rapid.Uint16().Draw(t, "off"),
@@ -55,9 +55,9 @@ func TestSegmentKeepsWhatItWasGiven(t *testing.T) {
 			Status:    StatusGeneralError,
 		}
 		var s Segment
-		fill := s.FromGuest
-		if want.Direction == ToGuest {
-			fill = s.ToGuest
+		fill := s.fromGuest
+		if want.Direction == GuestIsDest {
+			fill = s.toGuest
 		}
 		fill(want.Domid, want.Ref, want.Off, want.Local, uint16(want.Len))
 		if diff := cmp.Diff(want, takeApart(&s)); diff != "" {
@@ -83,10 +83,10 @@ func FuzzCheck(f *testing.F) {
 	f.Add(uint16(3), uint16(0), uint16(0), uint64(1))
 	f.Fuzz(func(t *testing.T, flags, off, n uint16, local uint64) {
 		s := [2]Segment{}
-		s[0].ToGuest(1, 8, 0, 1, 1)
-		s[1].FromGuest(7, 9, off, uintptr(local), n)
-		if flags == uint16(ToGuest) {
-			s[1].ToGuest(7, 9, off, uintptr(local), n)
+		s[0].toGuest(1, 8, 0, 1, 1)
+		s[1].fromGuest(7, 9, off, uintptr(local), n)
+		if flags == uint16(GuestIsDest) {
+			s[1].toGuest(7, 9, off, uintptr(local), n)
 		}
 		s[1].flags = Direction(flags)
 		good := (flags == 1 || flags == 2) && uint32(off)+uint32(n) <= PageSize && local != 0

@@ -61,7 +61,6 @@ func (r *backRing) ReqCons() Index { return r.reqCons }
 // RspProd is the index of the next slot to answer.
 func (r *backRing) RspProd() Index { return r.rspProd }
 
-
 // Consume takes n requests. The caller has seen that they are available.
 func (r *backRing) Consume(n uint32) { r.reqCons = r.reqCons.Add(n) }
 

@@ -25,6 +25,9 @@ func NewBudget(max int, of *Budget) *Budget {
 	return &Budget{max: int64(max), of: of}
 }
 
+// Used returns the number of pages that are mapped, or about to be.
+func (b *Budget) Used() int { return int(b.used.Load()) }
+
 // take reserves n pages, or none and reports false.
 func (b *Budget) take(n int) bool {
 	if b == nil {

@@ -39,8 +39,8 @@ func Example() {
 		log.Fatal(err)
 	}
 	segs := make([]gntdev.Segment, 2)
-	segs[0].FromGuest(7, ref, 1, arena.Addr(0), 4)
-	segs[1].FromGuest(7, ref+1, 0, arena.Addr(4), 4)
+	segs[0].FromGuest(7, ref, 1, arena.Bytes()[:4])
+	segs[1].FromGuest(7, ref+1, 0, arena.Bytes()[4:][:4])
 	if err := grants.Copy(segs); err != nil {
 		log.Fatal(err)
 	}

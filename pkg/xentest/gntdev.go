@@ -88,7 +88,7 @@ func (g *Guest) copy(s *gntdev.Segment) (gntdev.Status, error) {
 	}
 	domid, ref, off := s.Foreign()
 	prot := gntdev.ReadOnly
-	if s.Direction() == gntdev.ToGuest {
+	if s.Direction() == gntdev.GuestIsDest {
 		prot = gntdev.ReadWrite
 	}
 	if err := g.check(Call{Op: OpCopy, Ref: ref, Prot: prot}); err != nil {

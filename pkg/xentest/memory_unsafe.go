@@ -59,7 +59,7 @@ func move(s *gntdev.Segment, page []byte) (err error) {
 	}()
 	addr := s.Local()
 	local := unsafe.Slice(*(**byte)(unsafe.Pointer(&addr)), len(page))
-	if s.Direction() == gntdev.FromGuest {
+	if s.Direction() == gntdev.GuestIsSource {
 		copy(local, page)
 	} else {
 		copy(page, local)

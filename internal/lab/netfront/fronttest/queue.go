@@ -231,7 +231,7 @@ func (q *queue) gather(reqs []netif.TxRequest, size int) ([]byte, error) {
 		if int(r.Offset)+int(r.Size) > netif.PageSize {
 			return nil, nil
 		}
-		segs[i].FromGuest(q.domid, r.Gref, r.Offset, q.arena.Addr(at), r.Size)
+		segs[i].FromGuest(q.domid, r.Gref, r.Offset, q.arena.Bytes()[at:][:r.Size])
 		at += int(r.Size)
 	}
 	if err := q.grants.Copy(segs); err != nil {
@@ -283,7 +283,7 @@ func (q *queue) toGuest(n int) error {
 		r := q.rx.Request(q.rx.ReqCons())
 		q.rx.Consume(1)
 		part := min(n-i*netif.PageSize, netif.PageSize)
-		segs[i].ToGuest(q.domid, r.Gref, 0, q.arena.Addr(i*netif.PageSize), uint16(part))
+		segs[i].ToGuest(q.domid, r.Gref, 0, q.arena.Bytes()[i*netif.PageSize:][:part])
 		rsp := netif.RxResponse{ID: r.ID, Status: netif.Status(part)}
 		if i < need-1 {
 			rsp.Flags = netif.RxMoreData

@@ -38,8 +38,8 @@ func parseSegment(b []byte) segment {
 		source:    side(binary.LittleEndian.Uint64(b[0:])),
 		dest:      side(binary.LittleEndian.Uint64(b[8:])),
 		length:    int(binary.LittleEndian.Uint16(b[16:])),
-		fromGrant: flags&gntdev.FromGuest != 0,
-		toGrant:   flags&gntdev.ToGuest != 0,
+		fromGrant: flags&gntdev.GuestIsSource != 0,
+		toGrant:   flags&gntdev.GuestIsDest != 0,
 	}
 }
 

@@ -14,7 +14,7 @@ import (
 )
 
 func BenchmarkCopy(b *testing.B) {
-	for _, dir := range []gntdev.Direction{gntdev.FromGuest, gntdev.ToGuest} {
+	for _, dir := range []gntdev.Direction{gntdev.GuestIsSource, gntdev.GuestIsDest} {
 		for _, size := range []int{64, 1500, 4096} {
 			for _, n := range []int{1, 64} {
 				b.Run(fmt.Sprintf("%v/%dx%d", dir, n, size), func(b *testing.B) {
@@ -27,18 +27,20 @@ func BenchmarkCopy(b *testing.B) {
 					b.SetBytes(int64(n * size))
 					for b.Loop() {
 						for i := range segs {
-							if dir == gntdev.FromGuest {
-								segs[i].FromGuest(guest.Domid(), pages.Refs()[i], 0, arena.Addr(i*4096), uint16(size))
+							if dir == gntdev.GuestIsSource {
+								segs[i].FromGuest(guest.Domid(), pages.Refs()[i], 0, arena.Bytes()[i*4096:][:size])
 							} else {
-								segs[i].ToGuest(guest.Domid(), pages.Refs()[i], 0, arena.Addr(i*4096), uint16(size))
+								segs[i].ToGuest(guest.Domid(), pages.Refs()[i], 0, arena.Bytes()[i*4096:][:size])
 							}
 						}
 						if err := dev.Copy(segs); err != nil {
 							b.Fatal(err)
 						}
 					}
-					if err := gntdev.FirstError(segs); err != nil {
-						b.Fatal(err)
+					for i := range segs {
+						if err := segs[i].Status().Err(); err != nil {
+							b.Fatal(err)
+						}
 					}
 				})
 			}

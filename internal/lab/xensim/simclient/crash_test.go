@@ -183,7 +183,7 @@ func TestDomainDestroyedWhileMapped(t *testing.T) {
 	arena := must(gntdev.NewArena(4096))(t)
 	defer arena.Close()
 	segs := make([]gntdev.Segment, 1)
-	segs[0].FromGuest(id, refs[1], 0, arena.Addr(0), 8)
+	segs[0].FromGuest(id, refs[1], 0, arena.Bytes()[:8])
 	ok(t, dev.Copy(segs))
 	if st := segs[0].Status(); st != gntdev.StatusBadPage {
 		t.Errorf("copy: %v, want %v", st, gntdev.StatusBadPage)

@@ -173,7 +173,7 @@ func TestCounters(t *testing.T) {
 	defer arena.Close()
 	segs := make([]gntdev.Segment, 20)
 	for i := range segs {
-		segs[i].FromGuest(guest.Domid(), pages.Refs()[i%2], 0, arena.Addr(0), 10)
+		segs[i].FromGuest(guest.Domid(), pages.Refs()[i%2], 0, arena.Bytes()[:10])
 	}
 	ok(t, dev.Copy(segs))
 	ok(t, m.Unmap())

@@ -104,10 +104,10 @@ func TestCopy(t *testing.T) {
 	}
 	dev := s.grants(s.dom0)
 	segs := make([]gntdev.Segment, 4)
-	segs[0].FromGuest(guest.Domid(), refs[0], 10, arena.Addr(4000), 200)
-	segs[1].FromGuest(guest.Domid(), 99999, 0, arena.Addr(8192), 10)
-	segs[2].ToGuest(guest.Domid(), refs[1], 50, arena.Addr(4000), 100)
-	segs[3].FromGuest(guest.Domid(), 99999, 0, arena.Addr(8192), 0)
+	segs[0].FromGuest(guest.Domid(), refs[0], 10, arena.Bytes()[4000:][:200])
+	segs[1].FromGuest(guest.Domid(), 99999, 0, arena.Bytes()[8192:][:10])
+	segs[2].ToGuest(guest.Domid(), refs[1], 50, arena.Bytes()[4000:][:100])
+	segs[3].FromGuest(guest.Domid(), 99999, 0, arena.Bytes()[8192:][:0])
 	ok(t, dev.Copy(segs))
 	var got []gntdev.Status
 	for i := range segs {
@@ -133,18 +133,20 @@ func TestCopyThatFailsAsAWhole(t *testing.T) {
 	dev := s.grants(s.dom0)
 	arena := must(gntdev.NewArena(4096))(t)
 	defer arena.Close()
+	hidden := must(unix.Mmap(-1, 0, 4096, unix.PROT_NONE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS))(t)
+	defer func() { ok(t, unix.Munmap(hidden)) }()
 	for _, tc := range []struct {
 		name string
 		bad  func(*gntdev.Segment)
 		want unix.Errno
 	}{
-		{"page end passed", func(s *gntdev.Segment) { s.FromGuest(guest.Domid(), pages.Refs()[0], 4000, arena.Addr(0), 97) }, unix.EINVAL},
+		{"page end passed", func(s *gntdev.Segment) { s.FromGuest(guest.Domid(), pages.Refs()[0], 4000, arena.Bytes()[:97]) }, unix.EINVAL},
 		{"no direction", func(s *gntdev.Segment) { *s = gntdev.Segment{} }, unix.EINVAL},
-		{"local memory not there", func(s *gntdev.Segment) { s.FromGuest(guest.Domid(), pages.Refs()[0], 0, 4096, 10) }, unix.EFAULT},
+		{"local memory not there", func(s *gntdev.Segment) { s.FromGuest(guest.Domid(), pages.Refs()[0], 0, hidden[:10]) }, unix.EFAULT},
 	} {
 		segs := make([]gntdev.Segment, 3)
 		for i := range segs {
-			segs[i].FromGuest(guest.Domid(), pages.Refs()[0], 0, arena.Addr(0), 10)
+			segs[i].FromGuest(guest.Domid(), pages.Refs()[0], 0, arena.Bytes()[:10])
 		}
 		tc.bad(&segs[1])
 		if err := dev.Copy(segs); !errors.Is(err, tc.want) {
@@ -167,9 +169,9 @@ func TestCopyOfMoreSegmentsThanAMessageHolds(t *testing.T) {
 	}
 	segs := make([]gntdev.Segment, 10000)
 	for i := range segs {
-		segs[i].FromGuest(guest.Domid(), pages.Refs()[0], uint16(i%4096), arena.Addr(i), 1)
+		segs[i].FromGuest(guest.Domid(), pages.Refs()[0], uint16(i%4096), arena.Bytes()[i:][:1])
 	}
-	segs[9999].FromGuest(guest.Domid(), 77777, 0, arena.Addr(0), 1)
+	segs[9999].FromGuest(guest.Domid(), 77777, 0, arena.Bytes()[:1])
 	ok(t, s.grants(s.dom0).Copy(segs))
 	for i := range segs[:9999] {
 		if segs[i].Status() != gntdev.StatusOkay || arena.Bytes()[i] != pages.Bytes()[i%4096] {
@@ -203,7 +205,7 @@ func TestCloseBeforeUnmap(t *testing.T) {
 		t.Errorf("copy of nothing: %v", err)
 	}
 	var seg [1]gntdev.Segment
-	seg[0].FromGuest(guest.Domid(), 0, 0, 4096, 1)
+	seg[0].FromGuest(guest.Domid(), 0, 0, m.Bytes()[:1])
 	if err := dev.Copy(seg[:]); !errors.Is(err, os.ErrClosed) {
 		t.Errorf("copy after close: %v, want ErrClosed", err)
 	}
@@ -257,14 +259,14 @@ func TestSlowGuestHoldsUpItselfAlone(t *testing.T) {
 	arena := must(gntdev.NewArena(4096))(t)
 	go func() {
 		var seg [1]gntdev.Segment
-		seg[0].FromGuest(slow.Domid(), sp.Refs()[0], 0, arena.Addr(0), 1)
+		seg[0].FromGuest(slow.Domid(), sp.Refs()[0], 0, arena.Bytes()[:1])
 		err := dev.Copy(seg[:])
 		slowDone <- errors.Join(err, arena.Close())
 	}()
 	s.until("the slow copy is under way", func() bool { return s.info(slow.Domid()).Pins == 2 })
 
 	var seg [1]gntdev.Segment
-	seg[0].ToGuest(quick.Domid(), qp.Refs()[0], 0, arena.Addr(100), 1)
+	seg[0].ToGuest(quick.Domid(), qp.Refs()[0], 0, arena.Bytes()[100:][:1])
 	ok(t, dev.Copy(seg[:]))
 	ok(t, must(dev.Map(quick.Domid(), qp.Refs(), gntdev.ReadOnly))(t).Unmap())
 	ok(t, m.Unmap())
@@ -316,7 +318,7 @@ func TestCopyAllocatesNothing(t *testing.T) {
 	segs := make([]gntdev.Segment, 64)
 	n := testing.AllocsPerRun(50, func() {
 		for i := range segs {
-			segs[i].FromGuest(guest.Domid(), pages.Refs()[i], 0, arena.Addr(4096*i), 1500)
+			segs[i].FromGuest(guest.Domid(), pages.Refs()[i], 0, arena.Bytes()[4096*i:][:1500])
 		}
 		if err := dev.Copy(segs); err != nil {
 			t.Error(err)

@@ -150,9 +150,9 @@ func backend(s *sim, rng *rand.Rand, domid xen.Domid, refs []xen.Gref, remote ev
 		case 1:
 			for j := range segs {
 				if rng.IntN(2) == 0 {
-					segs[j].FromGuest(domid, refs[j], 7, arena.Addr(j*4096), uint16(rng.IntN(4090)))
+					segs[j].FromGuest(domid, refs[j], 7, arena.Bytes()[j*4096:][:rng.IntN(4090)])
 				} else {
-					segs[j].ToGuest(domid, refs[j], 7, arena.Addr(j*4096), uint16(rng.IntN(4090)))
+					segs[j].ToGuest(domid, refs[j], 7, arena.Bytes()[j*4096:][:rng.IntN(4090)])
 				}
 			}
 			if err := dev.Copy(segs); err != nil {
