@@ -4,6 +4,6 @@
 // bridges and guests, each a process of its own so that each can be killed, in a
 // private network. The demo shows it to people; the scenarios try to break it.
 //
-// It knows how the parts are started and how they find each other. It must not
-// know what is done with them.
+// It starts the parts and connects them to each other. The demo and the scenarios decide
+// what happens then.
 package lab

@@ -18,7 +18,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
-// Options say what to build a lab from.
+// Options are the settings of a lab.
 type Options struct {
 	// Exe is the program netbackd-lab, which all processes of the lab run.
 	Exe string
@@ -29,8 +29,8 @@ type Options struct {
 	Daemon []string
 }
 
-// Lab is a host with an embedded Xen. The process that makes it must be in a
-// network namespace it may do with as it likes (netns.Enter).
+// Lab is a host with an embedded Xen. The process that makes it must be in a network
+// namespace of its own (netns.Enter), which the lab changes freely.
 type Lab struct {
 	opts   Options
 	xen    *Process
@@ -96,10 +96,10 @@ func (l *Lab) daemonArgs() []string {
 	return append([]string{"run", "--xen", l.XenDir(), "--run-dir", l.RunDir()}, l.opts.Daemon...)
 }
 
-// StartService starts netbackd as a service manager does: with more in its
-// environment, and with open files, which become its descriptors from 3 on.
+// StartService starts netbackd as a service manager does: with further environment
+// variables, and with open files, which become its descriptors from 3 on.
 func (l *Lab) StartService(ctx context.Context, env []string, files []*os.File) error {
-	// The process id, which the files are announced for, is known only after the fork.
+	// LISTEN_PID is the process's id, which is known only after the fork.
 	args := append([]string{"-c", `LISTEN_PID=$$ exec "$0" "$@"`, l.opts.Exe}, l.daemonArgs()...)
 	p, err := start("netbackd", "/bin/sh", args, func(cmd *exec.Cmd) error {
 		cmd.Env = append(cmd.Env, env...)
@@ -130,7 +130,7 @@ func (l *Lab) Hypervisor() *simclient.Control { return l.xl.Control() }
 // Store returns dom0's connection to xenstore.
 func (l *Lab) Store() *xenstore.Client { return l.xl.Xenstore() }
 
-// Control asks the daemon.
+// Control returns a client of the daemon.
 func (l *Lab) Control() *control.Client { return l.ctl }
 
 // Bridge makes a bridge with an address for the host.
@@ -146,8 +146,8 @@ func (l *Lab) Bridge(name string, cidrs ...string) error {
 	return nil
 }
 
-// Join makes the calling process one of a domain, as which it can play a
-// frontend of its own.
+// Join makes the calling process part of a domain, so that it can run a frontend of its
+// own.
 func (l *Lab) Join(domid xen.Domid) (*simclient.Conn, error) {
 	return simclient.Dial(l.XenDir(), domid)
 }
@@ -166,7 +166,7 @@ func (l *Lab) Vif(ctx context.Context, name string) (*vif.Status, error) {
 	return nil, fmt.Errorf("the daemon has no %s", name)
 }
 
-// Close ends everything. It reports a part that did not end as it should.
+// Close ends all parts. It returns an error for a part that ended abnormally.
 func (l *Lab) Close() error {
 	var errs []error
 	for _, g := range l.guests {

@@ -23,17 +23,16 @@ type Process struct {
 	err  error         // of Wait; set before done is closed
 }
 
-// readyTimeout is the time a part has to be ready. It is long so that a
-// busy machine is no failure.
+// readyTimeout limits the start of a part. It is long, so that a busy machine does not
+// fail.
 const readyTimeout = 30 * time.Second
 
-// raceEnv says what the race detector does in a program that has it: what it
-// finds ends the program, and at the end the program does not wait a second for
-// more to be found.
+// raceEnv configures the race detector of a program built with it: a race ends the
+// program, and the program does not wait a second for further reports at its end.
 const raceEnv = "GORACE=halt_on_error=1 exitcode=66 atexit_sleep_ms=0"
 
-// start starts a process with the command line args of exe and collects what it
-// says. launch chooses its namespaces.
+// start starts a process with the command line args of exe and collects its output.
+// launch chooses its namespaces.
 func start(name, exe string, args []string, launch func(*exec.Cmd) error) (*Process, error) {
 	p := &Process{Name: name, cmd: exec.Command(exe, args...), log: newLogBuffer(), done: make(chan struct{})}
 	p.cmd.Stdout, p.cmd.Stderr = p.log, p.log
@@ -66,14 +65,14 @@ func (p *Process) PID() int { return p.cmd.Process.Pid }
 // Done returns a channel that is closed when the process has ended.
 func (p *Process) Done() <-chan struct{} { return p.done }
 
-// Stop asks the process to end, makes it after some seconds, and returns how it
-// ended.
+// Stop sends SIGTERM and waits for the end of the process. It returns the process's error.
+// After 10 s it sends SIGQUIT, after 5 s more SIGKILL, and returns an error.
 func (p *Process) Stop() error {
 	p.Signal(syscall.SIGTERM)
 	select {
 	case <-p.done:
 	case <-time.After(10 * time.Second):
-		p.Signal(syscall.SIGQUIT) // a Go program says what it was doing
+		p.Signal(syscall.SIGQUIT) // a Go program prints its stacks
 		select {
 		case <-p.done:
 		case <-time.After(5 * time.Second):
@@ -96,7 +95,7 @@ func (p *Process) Kill() {
 // Log returns what the process has written so far.
 func (p *Process) Log() string { return p.log.String() }
 
-// WaitLog waits until the process has said text, counted from its start.
+// WaitLog waits until the process's whole log contains text.
 func (p *Process) WaitLog(ctx context.Context, text string) error {
 	for {
 		seen, changed := p.log.watch()
@@ -116,14 +115,14 @@ func (p *Process) WaitLog(ctx context.Context, text string) error {
 	}
 }
 
-// logBuffer keeps what a process says, up to a bound.
+// logBuffer keeps a process's output, up to maxLog bytes.
 type logBuffer struct {
 	mu      sync.Mutex // guards all below
 	buf     bytes.Buffer
 	changed chan struct{}
 }
 
-// maxLog is far more than a healthy process says.
+// maxLog is far more than a healthy process writes, in bytes.
 const maxLog = 8 << 20
 
 func newLogBuffer() *logBuffer { return &logBuffer{changed: make(chan struct{})} }

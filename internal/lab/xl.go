@@ -20,7 +20,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
-// VifConfig is a vif as it stands in a guest's config.
+// VifConfig is a vif in a guest's configuration.
 type VifConfig struct {
 	Devid  int
 	MAC    string
@@ -30,13 +30,13 @@ type VifConfig struct {
 	// Rate is the key rate as libxl writes it: bytes,microseconds.
 	Rate string
 	MTU  int
-	// Script plays the hotplug script; nil does what vif-bridge does.
+	// Script plays the hotplug script; nil means one like vif-bridge.
 	Script Script
-	// Back and Front are further nodes, or other values for those there are.
+	// Back and Front have further nodes, or other values for the usual ones.
 	Back, Front map[string]string
 }
 
-// Absent as a value in [VifConfig] takes a node away.
+// Absent as a value in [VifConfig] removes a node.
 const Absent = "\x00absent"
 
 // Hotplug holds the arguments of a hotplug script.
@@ -140,16 +140,16 @@ func (l *Lab) Attach(ctx context.Context, domid xen.Domid, v VifConfig) error {
 	return err
 }
 
-// Detach takes a vif away as `xl network-detach` does, and says how long the
-// backend took to close it.
+// Detach removes a vif as `xl network-detach` does, and returns the time that the backend
+// took to close it.
 func (l *Lab) Detach(ctx context.Context, domid xen.Domid, devid int) (time.Duration, error) {
 	w, err := l.xl.DetachVif(ctx, domid, devid)
 	return w.State + w.Forced, err
 }
 
-// Destroy ends a domain as `xl destroy` does: the domain stops, its devices go,
-// and then the domain. It says how long the slowest backend took to close one.
-// [Lab.Hypervisor] ends a domain without any of this.
+// Destroy ends a domain as `xl destroy` does: the domain stops, then its devices are
+// removed, then the domain. It returns the time that the slowest backend took to close a
+// device. [Lab.Hypervisor] ends a domain without these steps.
 func (l *Lab) Destroy(ctx context.Context, domid xen.Domid) (took time.Duration, err error) {
 	waits, err := l.xl.Toolstack.Destroy(ctx, domid)
 	for _, w := range waits {
@@ -170,7 +170,7 @@ func frontPath(domid xen.Domid, devid int) string {
 	return xenbus.VifID{Domid: domid, Devid: devid}.FrontendPath()
 }
 
-// BackState waits until the backend of a vif shows one of the states.
+// BackState waits until the backend of a vif is in one of the states.
 func (l *Lab) BackState(ctx context.Context, domid xen.Domid, devid int, states ...xenbus.State) error {
 	path := l.BackPath(domid, devid) + "/state"
 	w, err := l.Store().Watch(ctx, path)

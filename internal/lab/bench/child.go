@@ -87,7 +87,7 @@ func (c *Child) Load(frame []byte) error {
 	return nil
 }
 
-// Run does op for n packets, at most MaxBatch, and returns how long that took.
+// Run does op for n packets, at most MaxBatch, and returns the duration.
 func (c *Child) Run(op Op, n int) (time.Duration, error) { return c.do(op, n, nil) }
 
 func (c *Child) do(op Op, n int, data []byte) (time.Duration, error) {

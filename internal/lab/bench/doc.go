@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package bench compares several ways of doing the same work, on a machine that does
-// other things as well.
+// Package bench compares several ways to do the same work on a machine that also does
+// other work.
 //
 // A [Group] is a few [Peer]s. Every round runs each of them once, so load on the
 // machine affects all of them alike; a run is short, so load seldom affects only a
@@ -12,6 +12,6 @@
 // A [Child] is a peer in another process, for work in another language. It times
 // itself.
 //
-// The package knows time, statistics, tables, and how to talk to a Child. It must
-// not know what is measured.
+// The package handles time, statistics, tables, and the protocol of a Child. It must
+// not depend on the measured code.
 package bench

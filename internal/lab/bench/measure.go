@@ -8,11 +8,11 @@ import (
 	"golang.org/x/perf/benchmath"
 )
 
-// Peer is one way of doing the work of a group.
+// Peer is one way to do the work of a group.
 type Peer struct {
 	Name string
-	// Run does the work once and returns how long that took, without the time
-	// it needed to prepare.
+	// Run does the work once and returns its duration, without the time of the
+	// preparation.
 	Run func() (time.Duration, error)
 }
 
@@ -73,7 +73,7 @@ func (r *Result) Figure(peer string) Figure {
 	return Figure{}
 }
 
-// Measure runs the group until a try is not void, or no tries are left.
+// Measure tries until a try is not void or l allows no further one.
 func (g *Group) Measure(l Limits) (best Result, err error) {
 	for try := 1; try <= l.Tries; try++ {
 		figures, err := g.try(l.Rounds)

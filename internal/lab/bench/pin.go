@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Pin ties the calling goroutine to a thread, and the thread to the last CPU it
-// may run on, where the least interrupts are. It returns the CPU.
+// Pin locks the calling goroutine to a thread, and the thread to the last CPU of its
+// affinity mask, which handles the fewest interrupts. It returns the CPU.
 func Pin() (cpu int, err error) {
 	runtime.LockOSThread()
 	var set unix.CPUSet

@@ -20,12 +20,12 @@ type Goal struct {
 	Void  bool    `json:"void"`     // the measurement behind it is void
 	Pass  bool    `json:"pass"`
 
-	// Room is the value if this program's own work took no time: the best that
-	// this host allows. 0: not known.
+	// Room is the best value that this host allows: the value if the program's own
+	// work took no time. 0: not known.
 	Room float64 `json:"room,omitempty"`
 }
 
-// Report holds everything that was measured.
+// Report holds all measurements.
 type Report struct {
 	Host    string   `json:"host"`
 	Method  []string `json:"method"` // how the figures were obtained, for the reader

@@ -4,8 +4,7 @@
 // netbackd and two guests on a bridge, whose kernels' TCP and UDP go through the
 // same code that serves real guests.
 //
-// It knows what to show. How a lab is set up, and what a vif does, it must not
-// know.
+// It contains the steps of the demonstration. Package lab sets up the host.
 package demo
 
 import (
@@ -25,10 +24,10 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
-// Options say how to show it.
+// Options are the settings of the demo.
 type Options struct {
 	Exe    string    // the program netbackd-lab
-	Out    io.Writer // where to tell people
+	Out    io.Writer // for the texts of the demo
 	Queues int       // of each guest
 	// Stretch is the duration of each TCP stream.
 	Stretch time.Duration
@@ -58,12 +57,12 @@ type show struct {
 	lab    *lab.Lab
 	guests []*lab.Guest
 	addrs  []string
-	lost   []string // what went wrong, a line each
+	lost   []string // the failures, a line each
 	begin  time.Time
 	prices []price
 }
 
-// Run shows it all and cleans up. The process must be in a private network
+// Run runs the demo and cleans up. The process must be in a private network
 // (netns.Enter).
 func Run(ctx context.Context, opts Options) (err error) {
 	dir, err := os.MkdirTemp("", "netbackd-demo-")
@@ -89,7 +88,7 @@ func Run(ctx context.Context, opts Options) (err error) {
 
 func (s *show) say(format string, v ...any) { fmt.Fprintf(s.Out, format+"\n", v...) }
 
-// step shows what is being done, and what came of it when it is.
+// step prints what is done, runs f and prints its result.
 func (s *show) step(what string, f func() (string, error)) error {
 	fmt.Fprintf(s.Out, "  %-28s ", what)
 	came, err := f()
@@ -207,8 +206,7 @@ func (s *show) traffic(ctx context.Context) (err error) {
 	return nil
 }
 
-// pricedStep is traffic of the first guest that is shown without and with static
-// grants.
+// pricedStep is traffic of the first guest that runs without and with static grants.
 type pricedStep struct {
 	name string
 	run  func(ctx context.Context, name string) error

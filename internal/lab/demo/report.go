@@ -12,7 +12,7 @@ import (
 	"github.com/netbackd/netbackd/internal/vif"
 )
 
-// report prints what the daemon counted, and fails if anything was lost.
+// report prints the daemon's counters, and fails if anything was lost.
 func (s *show) report(ctx context.Context) error {
 	vifs, err := s.lab.Control().Vifs(ctx)
 	if err != nil {
@@ -85,8 +85,8 @@ func (s *show) drops(vifs []vif.Status) {
 	}
 }
 
-// violations asks the guests what they hold against their backend: they check
-// everything it does to their rings.
+// violations asks the guests for their backend's violations of the protocol. Their
+// frontends check everything that it does to the rings.
 func (s *show) violations(ctx context.Context) {
 	for _, g := range s.guests {
 		stats, err := g.Stats(ctx, "")

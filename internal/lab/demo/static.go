@@ -11,13 +11,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// price holds what a step cost the host, and the packets of the first guest in it.
+// price holds a step's cost for the host, and the first guest's packets in it.
 type price struct {
 	packets, ops uint64
 	cpu          time.Duration // of the daemon
 }
 
-// priced takes a step and keeps what it cost.
+// priced runs a step and appends its price.
 func (s *show) priced(ctx context.Context, step func() error) error {
 	before, err := s.price(ctx)
 	if err != nil {
@@ -48,7 +48,7 @@ func (s *show) price(ctx context.Context) (p price, err error) {
 	return p, err
 }
 
-// cpuTime returns the exact CPU time that a process has used: its clock is
+// cpuTime returns the exact CPU time that a process has used, read from the clock
 // CPUCLOCK_SCHED of linux/posix-timers.h.
 func cpuTime(pid int) (time.Duration, error) {
 	const sched = 2
@@ -66,8 +66,8 @@ func (p price) nsPerPacket() string {
 	return fmt.Sprint(uint64(p.cpu) / p.packets)
 }
 
-// staticGrants has the first guest's buffers stay mapped, does again what it did
-// before, and shows what that saves.
+// staticGrants has the first guest's buffers kept mapped, repeats the steps of before, and
+// prints the saving.
 func (s *show) staticGrants(ctx context.Context) error {
 	web := s.guests[0]
 	err := s.step("static grants", func() (string, error) {

@@ -27,10 +27,10 @@ const (
 	_         = uint(toeplitz.MaxMapping - tableSize)
 )
 
-// steering has the first guest say which queue each flow is for, twice, and counts
-// on which they come.
+// steering has the first guest choose a queue for each flow, twice, and counts the
+// packets by the queue on which they arrive.
 func (s *show) steering(ctx context.Context) error {
-	// Not alike, so that it is seen what comes of it.
+	// Unequal shares, so that the table's effect shows.
 	share := [...]int{0, 1, 1, 2, 2, 2, 3, 3}
 	all := make([]uint32, tableSize)
 	for i := range all {
@@ -54,7 +54,7 @@ func (s *show) steering(ctx context.Context) error {
 	if s.Queues == 1 {
 		return nil
 	}
-	// As a guest does that lets processors sleep.
+	// A guest that lets processors sleep does this.
 	half := slices.Clone(all)
 	for i := range half {
 		half[i] = uint32(s.Queues/2 + i%(s.Queues-s.Queues/2))
@@ -72,8 +72,8 @@ func (s *show) setTable(ctx context.Context, table []uint32) error {
 	return s.guests[0].SetHash(ctx, "", netfront.Hash{Types: hashTypes, Key: demoKey(), Mapping: table})
 }
 
-// spread opens a connection for each flow, in vain, and compares the queues on which
-// the guest got them with those that its table says.
+// spread tries to open a connection for each flow, which the guest refuses, and compares
+// the queues on which the guest got them with its table.
 func (s *show) spread(ctx context.Context, what string, table []uint32) error {
 	return s.step(what, func() (string, error) {
 		before, err := s.hashed(ctx)
@@ -100,8 +100,8 @@ func (s *show) spread(ctx context.Context, what string, table []uint32) error {
 	})
 }
 
-// send sends the first packet of each flow, and counts them by the queue that they
-// are for.
+// send sends the first packet of each flow, and counts the packets by the queue that the
+// table selects.
 func (s *show) send(ctx context.Context, table []uint32) ([]uint64, error) {
 	hasher, err := toeplitz.New(demoKey())
 	if err != nil {
@@ -126,7 +126,7 @@ func (s *show) send(ctx context.Context, table []uint32) ([]uint64, error) {
 		if !errors.Is(err, syscall.ECONNREFUSED) {
 			return nil, fmt.Errorf("flow %d is not refused: %w", i, err)
 		}
-		// What is hashed: the addresses, and the ports.
+		// The hash covers the addresses and the ports.
 		in := append(from.AsSlice(), to.AsSlice()...)
 		in = append(in, byte((flowsFrom+i)>>8), byte(flowsFrom+i), byte(flowsTo>>8), byte(flowsTo&0xff))
 		want[mapping.Queue(hasher.Hash(in))]++
@@ -158,7 +158,7 @@ func (s *show) control(ctx context.Context) (*ctrlserver.Status, error) {
 	return st.Control, nil
 }
 
-// demoKey returns a key of as many bytes as there can be.
+// demoKey returns a key of the largest size.
 func demoKey() []byte {
 	key := make([]byte, toeplitz.MaxKey)
 	for i := range key {

@@ -49,8 +49,8 @@ type server struct {
 	stop func() error
 }
 
-// Main runs the agent until the end of input, the command quit or the end of ctx.
-// The network namespace it is called in is the guest's.
+// Main runs the agent until the end of the input, the command quit or the end of ctx. The
+// guest uses the network namespace of the caller.
 func Main(ctx context.Context, cfg Config, in io.Reader, out io.Writer) error {
 	host, closeHost, err := OpenHost(ctx, cfg)
 	if err != nil {
@@ -60,7 +60,7 @@ func Main(ctx context.Context, cfg Config, in io.Reader, out io.Writer) error {
 	a := &agent{host: host, ctx: ctx, out: out, servers: map[int]*server{}}
 	defer func() {
 		cancel()
-		a.wg.Wait() // vifs give back what they hold before the domain is left
+		a.wg.Wait() // vifs free their resources before the agent leaves the domain
 		_ = closeHost()
 	}()
 	if err := netns.Up("lo"); err != nil {
@@ -78,12 +78,12 @@ func Main(ctx context.Context, cfg Config, in io.Reader, out io.Writer) error {
 	return a.obey(ctx, in)
 }
 
-// obey reads commands until there are no more.
+// obey reads and runs commands until the input ends.
 func (a *agent) obey(ctx context.Context, in io.Reader) error {
 	lines := make(chan []byte)
 	failed := make(chan error, 1)
-	// Reading cannot be interrupted: the goroutine ends with the input, or
-	// with the process.
+	// A read cannot be interrupted, so the goroutine ends with the input or with
+	// the process.
 	go func() {
 		s := bufio.NewScanner(in)
 		s.Buffer(make([]byte, 0, 64*1024), maxLine)
@@ -157,7 +157,7 @@ func (a *agent) say(id uint64, result any, err error) {
 	_, _ = a.out.Write(append(line, '\n'))
 }
 
-// command makes a command of a function with arguments of a type of its own.
+// command makes a command from a function with typed arguments.
 func command[A, R any](f func(*agent, context.Context, A) (R, error)) func(*agent, context.Context, json.RawMessage) (any, error) {
 	return func(a *agent, ctx context.Context, raw json.RawMessage) (any, error) {
 		var args A
@@ -174,7 +174,7 @@ func command[A, R any](f func(*agent, context.Context, A) (R, error)) func(*agen
 	}
 }
 
-// commands is all that the agent can do.
+// commands lists all commands of the agent.
 var commands = map[string]func(*agent, context.Context, json.RawMessage) (any, error){
 	"attach":      command((*agent).attach),
 	"detach":      command((*agent).detach),
@@ -212,7 +212,7 @@ func (a *agent) run(ctx context.Context, r request) (any, error) {
 	return f(a, ctx, r.Args)
 }
 
-// none stands for no arguments, or for no result, of a command.
+// none is the type of missing arguments and missing results.
 type none struct{}
 
 func (a *agent) attach(ctx context.Context, cfg VifConfig) (VifInfo, error) {
@@ -464,8 +464,8 @@ func (a *agent) udpServe(_ context.Context, args ServeArgs) (Server, error) {
 	return a.serve(&server{udp: s}, s.Addr(), s.Serve, s.Close)
 }
 
-// join has the kernel join a group, and the backend let it through if it was
-// asked to hold back groups that were not joined.
+// join has the kernel join a group. If the vif uses multicast control, it also adds the
+// group to the backend's list.
 func (a *agent) join(ctx context.Context, args JoinArgs) (Server, error) {
 	v, err := a.vif(args.VifArgs)
 	if err != nil {

@@ -55,8 +55,8 @@ func setupCard(c VifConfig, mac net.HardwareAddr, dev *tap.Device) error {
 	if err := netlink.LinkSetGSOMaxSize(link, netif.MaxTxSize-ethHeader); err != nil {
 		return fmt.Errorf("limit segments: %w", err)
 	}
-	// No other card has our addresses, so there is no need to wait a second for
-	// an answer. A kernel without IPv6 has no such file.
+	// No other card has our addresses, so duplicate address detection would only
+	// take a second. A kernel without IPv6 has no such file.
 	if err := netns.Sysctl("net/ipv6/conf/"+c.Name+"/accept_dad", "0"); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
@@ -81,8 +81,8 @@ func setupCard(c VifConfig, mac net.HardwareAddr, dev *tap.Device) error {
 	return nil
 }
 
-// awaitReady waits until the kernel has taken notice of a card's carrier and
-// addresses, which it does in its own time: what is sent before that is lost.
+// awaitReady waits until the kernel has processed a card's carrier and addresses. Packets
+// sent earlier are lost.
 func awaitReady(ctx context.Context, index int) error {
 	for {
 		link, err := netlink.LinkByIndex(index)
@@ -94,7 +94,7 @@ func awaitReady(ctx context.Context, index int) error {
 		if err != nil && !changed {
 			return err
 		}
-		// A device that never was without carrier is in an unknown state.
+		// A device that always had carrier is in the state unknown.
 		state := link.Attrs().OperState
 		up := state == netlink.OperUp || state == netlink.OperUnknown
 		if up && !changed && !slices.ContainsFunc(addrs, func(a netlink.Addr) bool { return a.Flags&unix.IFA_F_TENTATIVE != 0 }) {

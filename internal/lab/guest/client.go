@@ -32,10 +32,9 @@ type RemoteError struct {
 
 func (e *RemoteError) Error() string { return fmt.Sprintf("guest: %s: %s", e.Cmd, e.Message) }
 
-// Client gives commands to an agent. Its methods may be called from several
-// goroutines at once; commands run side by side, except that those about one vif
-// run one after the other. A command is bounded by its context, and that deadline
-// the agent is told.
+// Client sends commands to an agent. Its methods may be called from several goroutines at
+// once. Commands run concurrently, except those for one vif, which run one after the
+// other. The context bounds a command; the client sends its deadline to the agent.
 type Client struct {
 	w   io.WriteCloser
 	cmd *exec.Cmd // nil if the agent was not started by us
@@ -49,8 +48,8 @@ type Client struct {
 	err   error // why; valid once ended is closed
 }
 
-// NewClient speaks to an agent that reads w and writes r. It waits for the
-// agent's first word.
+// NewClient makes a client for an agent that reads w and writes r. It waits for the
+// agent's Hello.
 func NewClient(r io.Reader, w io.WriteCloser) (*Client, error) {
 	c := newClient(w)
 	return c, c.begin(r)
@@ -72,7 +71,7 @@ func (c *Client) begin(r io.Reader) error {
 	}
 }
 
-// listen hands out replies until there are no more.
+// listen reads replies and passes them to their callers until the agent ends.
 func (c *Client) listen(r io.Reader) {
 	defer close(c.ended)
 	s := bufio.NewScanner(r)
@@ -96,13 +95,13 @@ func (c *Client) listen(r io.Reader) {
 	}
 }
 
-// StartOptions says which agent to start.
+// StartOptions are the settings of Start.
 type StartOptions struct {
 	Config Config
 	// Exe is the program; empty means this one.
 	Exe string
-	// Args are the arguments by which it gets to ParseArgs and Main, with
-	// further ones behind them; empty means "guest".
+	// Args are the arguments before those of Config.Args, with which the program
+	// calls ParseArgs and Main; empty means "guest".
 	Args []string
 	// Env is added to the environment.
 	Env []string
@@ -147,7 +146,7 @@ func Start(o StartOptions) (*Client, error) {
 // PID returns the agent's process, whose network namespace is the guest's.
 func (c *Client) PID() int { return c.hello.PID }
 
-// Do runs f in the guest's network namespace, as [netns.Do] does: for traffic
+// Do runs f in the guest's network namespace, as [netns.Do] does. It is for traffic
 // that the agent has no command for.
 func (c *Client) Do(f func() error) error { return netns.Do(c.PID(), f) }
 
@@ -166,8 +165,8 @@ func (c *Client) Kill() error {
 	return errors.Join(err, c.Close())
 }
 
-// Close ends the input of the agent, and with it the agent, and waits for its
-// end. The backend hears nothing of it. Close may be called again.
+// Close ends the agent's input, which ends the agent without a message to the backend, and
+// waits for its end. Close may be called again.
 func (c *Client) Close() error {
 	err := c.w.Close()
 	if errors.Is(err, os.ErrClosed) {
@@ -176,14 +175,14 @@ func (c *Client) Close() error {
 	select {
 	case <-c.ended:
 	case <-time.After(closeGrace):
-		// It hangs, which a vif in the middle of something may make it.
+		// The agent hangs: a vif may be in an operation that does not end.
 		if c.cmd != nil {
 			err = errors.Join(err, c.cmd.Process.Kill())
 		}
 		<-c.ended
 	}
 	if c.cmd != nil {
-		// How it ended is of interest only to those who asked it something.
+		// Callers of commands get the reason; Close does not report it.
 		_ = c.cmd.Wait()
 	}
 	return err
@@ -192,8 +191,8 @@ func (c *Client) Close() error {
 // closeGrace is the time an agent has to end by itself before it is killed.
 const closeGrace = 10 * time.Second
 
-// Call gives any command and waits for its reply. result may be nil. The result
-// is filled in even with an error, as far as the agent gave one.
+// Call sends a command and waits for its reply. result may be nil. If the agent replies
+// with both a result and an error, Call stores the result and returns the error.
 func (c *Client) Call(ctx context.Context, cmd string, args, result any) error {
 	r := request{Cmd: cmd}
 	if d, ok := ctx.Deadline(); ok {
@@ -224,12 +223,12 @@ func (c *Client) Call(ctx context.Context, cmd string, args, result any) error {
 	case p = <-answer:
 	case <-c.ended:
 		select {
-		case p = <-answer: // its last word
+		case p = <-answer: // its last reply
 		default:
 			return c.err
 		}
 	case <-ctx.Done():
-		// The agent has the same deadline, and says more.
+		// The agent has the same deadline, and its error has more detail.
 		select {
 		case p = <-answer:
 		case <-c.ended:
@@ -286,17 +285,17 @@ func (c *Client) Suspend(ctx context.Context, args ConnectArgs) (VifInfo, error)
 	return ask[VifInfo](ctx, c, "suspend", args)
 }
 
-// Info tells how a vif is connected.
+// Info describes a vif's connection.
 func (c *Client) Info(ctx context.Context, vif string) (VifInfo, error) {
 	return ask[VifInfo](ctx, c, "info", VifArgs{vif})
 }
 
-// Stats tells what a vif has seen, the backend's violations included.
+// Stats returns a vif's counters and the backend's violations.
 func (c *Client) Stats(ctx context.Context, vif string) (VifStats, error) {
 	return ask[VifStats](ctx, c, "stats", VifArgs{vif})
 }
 
-// SetState writes a vif's state and waits for nothing.
+// SetState writes a vif's state and does not wait for the backend.
 func (c *Client) SetState(ctx context.Context, vif string, s xenbus.State) error {
 	return c.Call(ctx, "state", StateArgs{VifArgs{vif}, s}, nil)
 }
@@ -316,25 +315,25 @@ func (c *Client) SetHash(ctx context.Context, vif string, h netfront.Hash) error
 	return c.Call(ctx, "hash", HashArgs{VifArgs{vif}, h}, nil)
 }
 
-// SetXDPHeadroom asks for so many bytes before each packet, as Linux does for an XDP
-// program.
+// SetXDPHeadroom asks for n bytes of headroom before each packet, as Linux does for an
+// XDP program.
 func (c *Client) SetXDPHeadroom(ctx context.Context, vif string, n uint16) error {
 	return c.Call(ctx, "xdp", XDPArgs{VifArgs{vif}, n}, nil)
 }
 
-// StaticGrants asks the backend to keep the buffers of a queue mapped and returns
-// how many it took.
+// StaticGrants asks the backend to keep the buffers of a queue mapped and returns the
+// number that it keeps.
 func (c *Client) StaticGrants(ctx context.Context, vif string, queue int) (int, error) {
 	return ask[int](ctx, c, "static", StaticArgs{QueueArgs: QueueArgs{VifArgs{vif}, queue}})
 }
 
-// EndStaticGrants asks the backend to let go of what StaticGrants had it keep
-// mapped, and returns how many that were.
+// EndStaticGrants asks the backend to unmap the buffers of StaticGrants, and returns
+// their number.
 func (c *Client) EndStaticGrants(ctx context.Context, vif string, queue int) (int, error) {
 	return ask[int](ctx, c, "static", StaticArgs{QueueArgs: QueueArgs{VifArgs{vif}, queue}, Off: true})
 }
 
-// Buffers tells the grant references of a queue's buffers.
+// Buffers returns the grant references of a queue's buffers.
 func (c *Client) Buffers(ctx context.Context, vif string, queue int) (Buffers, error) {
 	return ask[Buffers](ctx, c, "buffers", QueueArgs{VifArgs{vif}, queue})
 }
@@ -344,13 +343,13 @@ func (c *Client) Control(ctx context.Context, args ControlArgs) (ControlResult, 
 	return ask[ControlResult](ctx, c, "control", args)
 }
 
-// Raw does things to the rings of a queue past every check, and returns what raw
-// requests were answered since the last time. Without Ops it does only that.
+// Raw runs operations on the rings of a queue without any check. It returns the responses
+// to raw requests since the last call. Without Ops it only returns these.
 func (c *Client) Raw(ctx context.Context, args RawArgs) (RawResult, error) {
 	return ask[RawResult](ctx, c, "raw", args)
 }
 
-// Ping pings. Replies that do not come are no error.
+// Ping sends echo requests. Missing replies are no error.
 func (c *Client) Ping(ctx context.Context, args PingArgs) (traffic.PingResult, error) {
 	return ask[traffic.PingResult](ctx, c, "ping", args)
 }

@@ -13,7 +13,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/xen"
 )
 
-// Config says which guest the agent is.
+// Config is the configuration of an agent.
 type Config struct {
 	// Xen is the directory of an embedded Xen. Empty means the real one: the
 	// agent then runs in the guest, on /dev/xen/gntalloc, /dev/xen/evtchn and
@@ -25,8 +25,7 @@ type Config struct {
 	Vifs []VifConfig
 }
 
-// VifConfig says how a vif is to be connected and what its network card is to be
-// like.
+// VifConfig is the configuration of a vif and its network card.
 type VifConfig struct {
 	// Name is that of the network card; empty means eth0.
 	Name string `json:"name,omitempty"`
@@ -39,11 +38,11 @@ type VifConfig struct {
 	Gateway string `json:"gateway,omitempty"`
 	// MTU is the card's; 0 means 1500.
 	MTU int `json:"mtu,omitempty"`
-	// Plain makes a card that leaves nothing to the backend: no blank
-	// checksums and no segmentation.
+	// Plain makes a card without offloads: no blank checksums and no
+	// segmentation.
 	Plain bool `json:"plain,omitempty"`
 	// Reconnect connects again whenever the backend has closed the device and
-	// waits for us. Linux's netfront does not.
+	// is back in InitWait. Linux's netfront does not.
 	Reconnect bool `json:"reconnect,omitempty"`
 	// Front is the frontend. No feature at all means all that Linux's netfront
 	// has, or, with Plain, those that need no offload.

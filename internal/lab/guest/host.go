@@ -16,8 +16,8 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
-// OpenHost opens the domain we are in, for a frontend of any kind. closeAll leaves
-// it.
+// OpenHost opens the devices of this domain for a frontend of any kind. closeAll closes
+// them.
 func OpenHost(ctx context.Context, cfg Config) (h netfront.Host, closeAll func() error, err error) {
 	if cfg.Xen == "" {
 		return openReal(ctx)
@@ -42,8 +42,8 @@ func openReal(ctx context.Context) (h netfront.Host, closeAll func() error, err 
 	return h, func() error { return errors.Join(store.Close(), pages.Close()) }, nil
 }
 
-// simPages adds what a guest's kernel sees in its own grant table: whether a page
-// is still in use. A real guest's user space cannot see that.
+// simPages adds the test whether a page is still in use, which a guest's kernel reads in
+// its own grant table. A real guest's user space cannot read it.
 type simPages struct {
 	*simclient.Pages
 	table gnttab.Table

@@ -13,7 +13,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
-// This file is the protocol: what goes over the line for each command.
+// This file has the types of the protocol: arguments and results of each command.
 
 // request is a line to the agent.
 type request struct {
@@ -39,7 +39,7 @@ const maxLine = 4 << 20
 // maxCommands bounds the commands under way.
 const maxCommands = 64
 
-// Hello is the agent's first word.
+// Hello is the result in the agent's first line.
 type Hello struct {
 	PID int `json:"pid"`
 }
@@ -80,17 +80,17 @@ type QueueStats struct {
 	netfront.Stats
 	Tx netif.RingState `json:"tx"`
 	Rx netif.RingState `json:"rx"`
-	// Error is why the queue is of no use any more.
+	// Error is the violation that ended the use of the queue.
 	Error string `json:"error,omitempty"`
 }
 
-// PingArgs says whom to ping and how.
+// PingArgs are the arguments of ping.
 type PingArgs struct {
 	Addr string `json:"addr"`
 	traffic.PingOptions
 }
 
-// ServeArgs says where to listen, like ":7000".
+// ServeArgs has the address to listen on, like ":7000".
 type ServeArgs struct {
 	Addr string `json:"addr"`
 }
@@ -101,21 +101,20 @@ type Server struct {
 	Addr string `json:"addr,omitempty"`
 }
 
-// JoinArgs says which multicast group to receive, like "239.1.2.3:7000", by
-// which card.
+// JoinArgs has the multicast group to receive, like "239.1.2.3:7000", and the card.
 type JoinArgs struct {
 	Group string `json:"group"`
 	VifArgs
 }
 
-// TCPSendArgs says where to send a stream, and what.
+// TCPSendArgs has the destination of a stream and its parameters.
 type TCPSendArgs struct {
 	Addr string `json:"addr"`
 	traffic.TCPSend
 }
 
-// UDPSendArgs says where to send packets, and what. Device is the card by which
-// multicast leaves.
+// UDPSendArgs has the destination of a stream of packets and its parameters. Device is
+// the card that sends multicast.
 type UDPSendArgs struct {
 	Addr   string `json:"addr"`
 	Device string `json:"device,omitempty"`
@@ -136,7 +135,7 @@ type McastResult struct {
 	List   []string `json:"list"` // what the backend should have now
 }
 
-// KeyArgs is about a node of the frontend's directory, or of the backend's.
+// KeyArgs names a node of the frontend's directory or of the backend's.
 type KeyArgs struct {
 	VifArgs
 	// Op is "read", "read-backend", "write" or "remove".
@@ -145,13 +144,13 @@ type KeyArgs struct {
 	Value string `json:"value,omitempty"`
 }
 
-// StateArgs is a state to be written without waiting for anything.
+// StateArgs has a state to write. The agent does not wait for the backend.
 type StateArgs struct {
 	VifArgs
 	State xenbus.State `json:"state"`
 }
 
-// ConnectArgs connects a vif again. Front, if there, is how.
+// ConnectArgs connects a vif again, with the configuration Front if it is set.
 type ConnectArgs struct {
 	VifArgs
 	Front *netfront.Config `json:"front,omitempty"`
@@ -175,8 +174,8 @@ type QueueArgs struct {
 	Queue int `json:"queue"`
 }
 
-// StaticArgs has the buffers of a queue kept mapped by the backend, Most of them
-// if that is not 0, or let go.
+// StaticArgs asks the backend to keep the buffers of a queue mapped, at most Most of them
+// if that is not 0, or to unmap them.
 type StaticArgs struct {
 	QueueArgs
 	Most int  `json:"most,omitempty"`
@@ -202,14 +201,14 @@ type ControlArgs struct {
 	ReadOnly bool `json:"read_only,omitempty"`
 }
 
-// ControlResult is the response, and what then is in the page.
+// ControlResult has the response, and the content of the page after it.
 type ControlResult struct {
 	Status netif.CtrlStatus `json:"status"`
 	Data   uint32           `json:"data"`
 	Page   []byte           `json:"page,omitempty"`
 }
 
-// RawArgs are things done to the rings of a queue, all at once, past every check.
+// RawArgs are operations on the rings of a queue, done at once and without any check.
 type RawArgs struct {
 	QueueArgs
 	Ops []RawOp `json:"ops,omitempty"`

@@ -32,10 +32,10 @@ type vif struct {
 	jobs chan func()
 	done chan struct{}
 
-	// What follows belongs to serve.
+	// The fields below belong to serve.
 
 	pumps    []*pump
-	mcast    [][6]byte // what the backend's list should hold
+	mcast    [][6]byte // the addresses that the backend's list should hold
 	detached bool
 
 	// Of connections that have ended.
@@ -44,7 +44,7 @@ type vif struct {
 	broken     map[string]uint64
 }
 
-// pump is a netfront.Pump and how to end it.
+// pump is a netfront.Pump with the function that ends it.
 type pump struct {
 	*netfront.Pump
 	stop func() error
@@ -72,8 +72,7 @@ func newVif(ctx context.Context, host netfront.Host, cfg VifConfig) (*vif, error
 	return v, nil
 }
 
-// connect connects the device from any state, and starts the
-// pumps.
+// connect connects the device from any state, and starts the pumps.
 func (v *vif) connect(ctx context.Context) error {
 	connect := v.dev.Connect
 	if s := v.dev.State(); s != xenbus.Initialising && s != xenbus.Unknown {
@@ -112,7 +111,7 @@ func (v *vif) start(ctx context.Context) error {
 	if err := errors.Join(v.card.SetCarrier(true), awaitReady(ctx, v.card.Index())); err != nil {
 		return errors.Join(err, v.stop())
 	}
-	// The backend has forgotten what it was asked for.
+	// The backend's list is empty after a new connection.
 	want := v.mcast
 	v.mcast = nil
 	if v.cfg.Front.Features.MulticastControl {
@@ -126,7 +125,7 @@ func (v *vif) start(ctx context.Context) error {
 	return err
 }
 
-// stop ends the pumps and keeps what they counted.
+// stop ends the pumps and keeps their counters.
 func (v *vif) stop() error {
 	err := v.card.SetCarrier(false)
 	for _, p := range v.pumps {
@@ -152,20 +151,19 @@ func (v *vif) keep(q *netfront.Queue) {
 	}
 }
 
-// close ends the vif without a word to the backend.
+// close ends the vif without a message to the backend.
 func (v *vif) close() error {
 	return errors.Join(v.stop(), v.dev.Close(), v.card.Close())
 }
 
-// serve runs jobs and answers the backend's states until ctx ends or the vif is
-// detached.
+// serve runs jobs and follows the backend's states until ctx ends or the vif is detached.
 func (v *vif) serve(ctx context.Context) {
 	defer close(v.done)
 	changes := v.dev.Changes()
 	for {
 		select {
 		case <-ctx.Done():
-			_ = v.close() // the process ends, and all that it holds with it
+			_ = v.close() // the process ends, which frees everything
 			return
 		case job := <-v.jobs:
 			job()
@@ -185,8 +183,8 @@ func (v *vif) serve(ctx context.Context) {
 	}
 }
 
-// follow does what the backend's state asks of a frontend that was not told to
-// do anything else. What fails here shows in the state.
+// follow reacts to the backend's state as a frontend without further commands does. A
+// failure shows in the vif's state.
 func (v *vif) follow(ctx context.Context) {
 	b, err := v.dev.BackendState(ctx)
 	if err != nil {
@@ -279,7 +277,7 @@ func (v *vif) info(ctx context.Context) (VifInfo, error) {
 	}, err
 }
 
-// stats asks each pump.
+// stats collects the counters of all pumps.
 func (v *vif) stats() (VifStats, error) {
 	s := VifStats{Name: v.cfg.Name, Total: v.past, Violations: slices.Clone(v.violations), Broken: maps.Clone(v.broken)}
 	for _, p := range v.pumps {
@@ -314,8 +312,8 @@ func (v *vif) pump(queue int) (*pump, error) {
 	return v.pumps[queue], nil
 }
 
-// setHash configures hashing, and has the queues hold the backend to it. A ring of
-// byte streams tells no hashes.
+// setHash configures hashing, and has the queues check the backend's hashes. With a
+// control ring of byte streams packets carry no hashes.
 func (v *vif) setHash(ctx context.Context, h *netfront.Hash) error {
 	if err := v.expectHash(nil); err != nil {
 		return err
@@ -326,7 +324,7 @@ func (v *vif) setHash(ctx context.Context, h *netfront.Hash) error {
 	return v.expectHash(h)
 }
 
-// expectHash has each queue hold the backend to h, or to nothing if it is nil.
+// expectHash has each queue check hashes against h, or check none if h is nil.
 func (v *vif) expectHash(h *netfront.Hash) (err error) {
 	for _, p := range v.pumps {
 		err = errors.Join(err, p.Do(func(q *netfront.Queue) { q.ExpectHash(h, len(v.pumps)) }))
@@ -334,8 +332,7 @@ func (v *vif) expectHash(h *netfront.Hash) (err error) {
 	return err
 }
 
-// setXDPHeadroom asks for room before each packet, and has the queues hold the backend
-// to it.
+// setXDPHeadroom asks for headroom before each packet, and has the queues check it.
 func (v *vif) setXDPHeadroom(ctx context.Context, n uint16) (err error) {
 	for _, p := range v.pumps {
 		err = errors.Join(err, p.Do(func(q *netfront.Queue) { q.ExpectXDPHeadroom(n) }))
@@ -343,7 +340,7 @@ func (v *vif) setXDPHeadroom(ctx context.Context, n uint16) (err error) {
 	return errors.Join(err, v.dev.SetXDPHeadroom(ctx, n))
 }
 
-// syncMulticast asks the backend for what the card is to receive.
+// syncMulticast makes the backend's multicast list equal to the card's.
 func (v *vif) syncMulticast(ctx context.Context) (McastResult, error) {
 	want, err := multicastList(v.cfg.Name)
 	if err != nil {
@@ -352,8 +349,8 @@ func (v *vif) syncMulticast(ctx context.Context) (McastResult, error) {
 	return v.editMulticast(ctx, true, want)
 }
 
-// editMulticast has addresses added to the backend's list or removed, and waits
-// for its answers.
+// editMulticast adds addresses to the backend's list or removes them, and waits for the
+// backend's answers.
 func (v *vif) editMulticast(ctx context.Context, add bool, addrs [][6]byte) (McastResult, error) {
 	addrs = slices.DeleteFunc(slices.Clone(addrs), func(a [6]byte) bool { return add && slices.Contains(v.mcast, a) })
 	p, err := v.pump(0)

@@ -23,11 +23,11 @@ const (
 // AttachXDP attaches an XDP program to an interface of this machine, in its driver, until
 // the Closer is closed or the process ends. Programs are
 //
-//	pass       lets everything through
-//	drop       nothing
-//	ip         ARP and IPv4, so that it has to find the Ethernet header
-//	echo       answers pings by itself and sends them back; lets all else through
-//	redirect   sends pings out by the interface to; lets all else through
+//	pass       passes everything
+//	drop       drops everything
+//	ip         passes ARP and IPv4, so that it has to find the Ethernet header
+//	echo       answers pings itself (XDP_TX); passes everything else
+//	redirect   redirects pings to the interface to; passes everything else
 func AttachXDP(ifname, program, to string) (io.Closer, error) {
 	p, err := newXDP(program, to)
 	if err != nil {
@@ -87,7 +87,7 @@ func verdict(label string, v int32) asm.Instructions {
 	return asm.Instructions{first, asm.Return()}
 }
 
-// header has R2 point to the packet, and goes to label if it is shorter than n bytes.
+// header sets R2 to the packet, and jumps to label if it is shorter than n bytes.
 func header(n int32, label string) asm.Instructions {
 	return asm.Instructions{
 		asm.LoadMem(asm.R2, asm.R1, 0, asm.Word), // data
@@ -99,7 +99,7 @@ func header(n int32, label string) asm.Instructions {
 	}
 }
 
-// network returns a number of 16 bits as it is loaded from a packet.
+// network returns a 16-bit number in the byte order of a load from a packet.
 func network(n uint16) int32 {
 	var b [2]byte
 	binary.BigEndian.PutUint16(b[:], n)
@@ -120,8 +120,8 @@ func ipOnly() asm.Instructions {
 	return append(insns, verdict("pass", xdpPass)...)
 }
 
-// onPing does something to ICMP echo requests in IPv4 without options, and lets all else
-// through.
+// onPing runs then for ICMP echo requests in IPv4 without options, and passes everything
+// else.
 func onPing(then ...asm.Instruction) asm.Instructions {
 	insns := append(header(42, "pass"),
 		asm.JNE.Imm(asm.R5, network(typeIPv4), "pass"),

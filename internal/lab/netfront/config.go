@@ -11,8 +11,8 @@ const DefaultDir = "device/vif/0"
 // MaxQueues bounds the queues of one vif.
 const MaxQueues = 64
 
-// Features are the keys by which a frontend says what it can take. All of them
-// default to off, as an absent key does.
+// Features are the keys with which a frontend announces its features. All default to off,
+// as an absent key does.
 type Features struct {
 	RxCopy           bool `json:"rx_copy,omitempty"`           // request-rx-copy: backends refuse a frontend without it
 	RxNotify         bool `json:"rx_notify,omitempty"`         // feature-rx-notify: we send an event when we post buffers
@@ -21,7 +21,7 @@ type Features struct {
 	GSOTCPv6         bool `json:"gso_tcpv6,omitempty"`         // feature-gso-tcpv6
 	NoCsumOffload    bool `json:"no_csum_offload,omitempty"`   // feature-no-csum-offload: every IPv4 checksum must be finished
 	IPv6CsumOffload  bool `json:"ipv6_csum_offload,omitempty"` // feature-ipv6-csum-offload: IPv6 checksums may be blank
-	MulticastControl bool `json:"multicast_control,omitempty"` // request-multicast-control: only what we ask for
+	MulticastControl bool `json:"multicast_control,omitempty"` // request-multicast-control: only the multicast groups that we ask for
 }
 
 // AllFeatures returns the features that Linux's netfront asks for, without multicast control.
@@ -48,7 +48,7 @@ type featureKey struct {
 	on   bool
 }
 
-// Config says how a frontend is to be.
+// Config is the configuration of a frontend.
 type Config struct {
 	// Dir is the frontend's directory in xenstore; empty means [DefaultDir].
 	Dir string `json:"dir,omitempty"`
@@ -66,12 +66,12 @@ type Config struct {
 	// Control asks for a control ring, if the backend can do that.
 	Control bool `json:"control,omitempty"`
 
-	// XDPHeadroom asks for so many bytes before each packet, if the backend can do
+	// XDPHeadroom asks for this many bytes before each packet, if the backend can do
 	// that.
 	XDPHeadroom uint16 `json:"xdp_headroom,omitempty"`
 
-	// Stream makes it one of byte streams, as was proposed before there was the
-	// ring of slots.
+	// Stream makes the control ring one of byte streams, the protocol that was
+	// proposed before the ring of slots.
 	Stream bool `json:"stream,omitempty"`
 
 	// Keys are further nodes to write below Dir when connecting, after all
@@ -85,17 +85,17 @@ type Config struct {
 	TxPages int `json:"tx_pages,omitempty"`
 	RxPages int `json:"rx_pages,omitempty"`
 
-	// MTU is the largest IP packet the guest expects that is not to be
-	// segmented. 0 means not to judge.
+	// MTU is the largest IP packet, in bytes, that the guest accepts without
+	// segmentation offload. 0 means no check.
 	MTU int `json:"mtu,omitempty"`
 
 	// IDSalt is mixed into every request id, so that a backend cannot take the
 	// number of a slot for the id of its request.
 	IDSalt uint16 `json:"id_salt,omitempty"`
 
-	// Strict makes the queues look at every byte: checksums must be what the
-	// flags say, and nothing may be written outside of what a response
-	// announces. It costs a pass over each page.
+	// Strict makes the queues check every byte: checksums must match the flags,
+	// and the backend may write no byte outside the data of a response. It costs
+	// a pass over each page.
 	Strict bool `json:"strict,omitempty"`
 }
 
@@ -122,7 +122,7 @@ func pages(n, fair, slots int) int {
 	return min(max(n, maxSlots), slots)
 }
 
-// Offers holds the features that a backend has published: what a frontend may send it.
+// Offers holds the features that a backend has published.
 type Offers struct {
 	RxCopy          bool `json:"rx_copy,omitempty"`           // feature-rx-copy
 	SG              bool `json:"sg,omitempty"`                // feature-sg

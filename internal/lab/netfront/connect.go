@@ -15,7 +15,7 @@ import (
 )
 
 // ErrRefused is returned when the backend goes to Closing or Closed instead of
-// connecting. Its reason stands in the error node below its domain.
+// connecting. The error node in the backend domain's directory has the reason.
 var ErrRefused = errors.New("netfront: the backend refused")
 
 // Connect waits for the backend, makes rings, publishes them and waits until the
@@ -41,7 +41,7 @@ func (d *Device) Connect(ctx context.Context) error {
 	return nil
 }
 
-// Offer does what Connect does up to our own Connected. It does not wait for the backend's.
+// Offer does what Connect does up to our own Connected. It does not wait for the backend.
 func (d *Device) Offer(ctx context.Context) error {
 	if err := d.freeRings(); err != nil {
 		return err
@@ -64,9 +64,9 @@ func (d *Device) Offer(ctx context.Context) error {
 	return d.switchState(ctx, xenbus.Connected)
 }
 
-// Disconnect closes the device as unloading the driver does: Closing, then
-// Closed once the backend has followed. When the backend has let go of the rings
-// they are freed.
+// Disconnect closes the device as unloading the driver does: Closing, then Closed once
+// the backend is in Closing or Closed. It frees the rings when the backend has unmapped
+// them.
 func (d *Device) Disconnect(ctx context.Context) error {
 	if err := d.switchState(ctx, xenbus.Closing); err != nil {
 		return err
@@ -77,14 +77,14 @@ func (d *Device) Disconnect(ctx context.Context) error {
 	return d.FinishClosing(ctx)
 }
 
-// FinishClosing answers a backend that is Closing of its own accord: Closed, and
-// the rings freed when the backend is too.
+// FinishClosing answers a backend that went to Closing by itself: it writes Closed, and
+// frees the rings when the backend is Closed, too.
 func (d *Device) FinishClosing(ctx context.Context) error {
 	if err := d.switchState(ctx, xenbus.Closed); err != nil {
 		return err
 	}
 	// A backend that stays for the next connection may already be back at
-	// InitWait in theory; it has let go of the rings then just as well.
+	// InitWait. It has unmapped the rings then, too.
 	_, err := d.WaitBackend(ctx, xenbus.Closed, xenbus.InitWait, xenbus.Unknown)
 	return errors.Join(err, d.freeRings())
 }
@@ -97,9 +97,9 @@ func (d *Device) Reconnect(ctx context.Context) error {
 	return d.Connect(ctx)
 }
 
-// Suspend does what a resumed or restarted guest does: it has forgotten its
-// rings, and goes back to Initialising and from there to Connected with new ones.
-// The backend still has the old ones mapped when they go.
+// Suspend does what a resumed or restarted guest does: it drops its rings, and goes back
+// to Initialising and from there to Connected with new ones. The backend still has the old
+// rings mapped when they are freed.
 func (d *Device) Suspend(ctx context.Context) error {
 	if err := d.freeRings(); err != nil {
 		return err
@@ -192,7 +192,7 @@ func (d *Device) makeRings() error {
 	return nil
 }
 
-// publish writes everything the backend needs to know, at once.
+// publish writes all nodes that the backend reads, in one transaction.
 func (d *Device) publish(ctx context.Context) error {
 	err := d.host.Store.Transaction(ctx, func(tx *xenstore.Tx) error {
 		w := keyWriter{ctx: ctx, tx: tx, dir: d.cfg.Dir}

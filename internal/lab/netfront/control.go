@@ -15,7 +15,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/xen"
 )
 
-// Control is a device's control ring. It asks one thing at a time, as Windows
+// Control is a device's control ring. It has one request outstanding at a time, as Windows
 // does, and belongs to the device's goroutine.
 type Control struct {
 	host   Host
@@ -29,7 +29,7 @@ type Control struct {
 	lastID uint16
 	late   int // calls that gave up, whose responses may still come
 
-	static map[int][]byte // list of what the backend keeps mapped, by queue
+	static map[int][]byte // list page of the buffers that the backend keeps mapped, by queue
 }
 
 func newControl(host Host, peer xen.Domid, stream bool) (c *Control, err error) {
@@ -248,15 +248,15 @@ func (c *Control) withPage(b []byte, f func(ref xen.Gref, page []byte) error) er
 // maxGrefs is the number of entries in a list page.
 const maxGrefs = netif.PageSize / grefEntry
 
-// StaticGrants asks the backend to keep all buffers of a queue mapped, as many
-// as it takes, and returns how many that are. The tx buffers come first, as
-// read-only grants. The caller that works on the queue calls [Queue.AllowMapped] before.
+// StaticGrants asks the backend to keep the buffers of a queue mapped, as many as it
+// accepts, and returns their number. The tx buffers come first, as read-only grants. The
+// caller that works on the queue calls [Queue.AllowMapped] before.
 func (c *Control) StaticGrants(ctx context.Context, q *Queue) (int, error) {
 	return c.SomeStaticGrants(ctx, q, maxGrefs)
 }
 
-// SomeStaticGrants is like StaticGrants of no more than most buffers, so that packets
-// come to have both kinds.
+// SomeStaticGrants is like StaticGrants for at most most buffers, so that some packets
+// use both kinds of buffers.
 func (c *Control) SomeStaticGrants(ctx context.Context, q *Queue, most int) (int, error) {
 	room, err := c.do(ctx, netif.CtrlGetGrefMappingSize, uint32(q.index))
 	if err != nil {
@@ -290,8 +290,8 @@ func (c *Control) SomeStaticGrants(ctx context.Context, q *Queue, most int) (int
 // grefEntry is the size of struct xen_netif_gref.
 const grefEntry = 8
 
-// EndStaticGrants has the backend let go of what [Control.StaticGrants] had it keep
-// mapped, and returns how many that were. It fails unless each of them was.
+// EndStaticGrants asks the backend to unmap the buffers of [Control.StaticGrants], and
+// returns their number. It fails unless the backend had mapped all of them.
 func (c *Control) EndStaticGrants(ctx context.Context, q *Queue) (int, error) {
 	list := c.static[q.index]
 	want := uint32(len(list) / grefEntry)

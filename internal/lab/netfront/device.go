@@ -34,7 +34,7 @@ type Device struct {
 	backend   string // path of the backend's directory
 	backendID xen.Domid
 	watch     *xenstore.Watch // the backend's state
-	state     xenbus.State    // what we wrote last
+	state     xenbus.State    // the state that we wrote last
 	offers    Offers
 	queues    []*Queue
 	ctrl      *Control
@@ -55,8 +55,8 @@ func Open(ctx context.Context, host Host, cfg Config) (*Device, error) {
 	return d, nil
 }
 
-// locate reads who the backend is, which changes when the domain migrates, and
-// watches its state.
+// locate reads the backend's path and domain, which change when the domain migrates, and
+// watches the backend's state.
 func (d *Device) locate(ctx context.Context) error {
 	path, err := d.host.Store.Read(ctx, d.path("backend"))
 	if err != nil {
@@ -91,7 +91,7 @@ func (d *Device) path(key string) string { return d.cfg.Dir + "/" + key }
 // Config returns the device's configuration with defaults filled in.
 func (d *Device) Config() Config { return d.cfg }
 
-// SetConfig changes how the next Connect goes about it. Dir stays.
+// SetConfig changes the configuration for the next Connect. Dir stays.
 func (d *Device) SetConfig(cfg Config) {
 	cfg.Dir = d.cfg.Dir
 	d.cfg = cfg.withDefaults()
@@ -106,12 +106,12 @@ func (d *Device) BackendID() xen.Domid { return d.backendID }
 // State returns the state that the device wrote last.
 func (d *Device) State() xenbus.State { return d.state }
 
-// Offers returns what the backend had published when the device last connected.
+// Offers returns the features that the backend had published when the device last
+// connected.
 func (d *Device) Offers() Offers { return d.offers }
 
-// Queues returns the queues of a device that Connect has given any. They are gone
-// when the device disconnects, in whichever way: who works on them must stop
-// before.
+// Queues returns the queues of a connected device. Every disconnection frees them: a
+// goroutine that uses them must stop before.
 func (d *Device) Queues() []*Queue { return d.queues }
 
 // Control returns the control ring, or nil if there is none.
@@ -149,7 +149,7 @@ func (d *Device) Grant(n int, writable bool) (*gntalloc.Pages, error) {
 	return d.host.Pages.Alloc(d.backendID, n, writable)
 }
 
-// FreedGref returns a grant reference that was good a moment ago.
+// FreedGref returns a grant reference that was valid and has been freed.
 func (d *Device) FreedGref() (xen.Gref, error) {
 	p, err := d.Grant(1, true)
 	if err != nil {
@@ -164,8 +164,8 @@ func (d *Device) BackendState(ctx context.Context) (xenbus.State, error) {
 	return readState(ctx, d.host.Store, d.backend+"/state")
 }
 
-// Changes tells that the backend's state may have changed; read it with
-// BackendState. The channel is closed with the connection to xenstore, and
+// Changes returns a channel of events: the backend's state may have changed, and
+// BackendState reads it. The channel is closed with the connection to xenstore, and
 // replaced when a Connect finds another backend.
 func (d *Device) Changes() <-chan xenstore.Event { return d.watch.C() }
 
@@ -197,8 +197,8 @@ func (d *Device) WaitBackend(ctx context.Context, states ...xenbus.State) (xenbu
 	}
 }
 
-// Close frees everything at once and tells the backend nothing, as the end of
-// the domain would.
+// Close frees everything at once without a message to the backend, as the end of the
+// domain would.
 func (d *Device) Close() error {
 	d.watch.Close()
 	return d.freeRings()
@@ -217,8 +217,8 @@ func (d *Device) freeRings() error {
 	return errors.Join(errs...)
 }
 
-// switchState writes our state, unless the toolstack has removed the device in
-// the meantime: a blind write would bring a ghost of it back.
+// switchState writes our state, unless the toolstack has removed the device meanwhile: a
+// write would create its directory again.
 func (d *Device) switchState(ctx context.Context, s xenbus.State) error {
 	err := d.host.Store.Transaction(ctx, func(tx *xenstore.Tx) error {
 		if _, err := tx.Read(ctx, d.path("state")); err != nil {
@@ -233,8 +233,8 @@ func (d *Device) switchState(ctx context.Context, s xenbus.State) error {
 	return nil
 }
 
-// readState takes a node that cannot be seen for one that is missing: when a
-// device is removed, what is left for us to read is its parents' permissions.
+// readState treats a node without read permission as missing: when a device is removed,
+// its parents' permissions decide the error, and they deny access.
 func readState(ctx context.Context, s Store, path string) (xenbus.State, error) {
 	v, err := readOr(ctx, s, path, "0")
 	if errors.Is(err, xenstore.ErrPermission) {
@@ -250,7 +250,7 @@ func readState(ctx context.Context, s Store, path string) (xenbus.State, error) 
 	return state, nil
 }
 
-// readOr is like Read with a value for a node that is missing.
+// readOr is like Read with a default value for a missing node.
 func readOr(ctx context.Context, s Store, path, missing string) (string, error) {
 	v, err := s.Read(ctx, path)
 	if errors.Is(err, xenstore.ErrNotExist) {

@@ -9,7 +9,8 @@ import (
 	"github.com/netbackd/netbackd/pkg/netif"
 )
 
-// expected is the hashing that a backend has confirmed, for a queue to hold it to.
+// expected is the hashing that a backend has confirmed, against which a queue checks
+// packets.
 type expected struct {
 	hash   Hash
 	queues int
@@ -17,9 +18,9 @@ type expected struct {
 	known  bool
 }
 
-// ExpectHash holds the backend to h from the next packet on, or to nothing if h is
-// nil: while a change is under way, and as long as nothing was asked for. queues is
-// how many the device has. What is published already may be of an earlier hash.
+// ExpectHash checks hashes against h from the next packet on. It checks none if h is nil:
+// during a change, and before hashing is configured. queues is the device's number of
+// queues. Packets that are published already may have an earlier hash.
 func (q *Queue) ExpectHash(h *Hash, queues int) {
 	q.expected = expected{}
 	if h == nil {
@@ -33,13 +34,12 @@ func (q *Queue) ExpectHash(h *Hash, queues int) {
 	}
 }
 
-// judgeHash holds a packet's hash to the packet. Its queue is counted only: a
-// packet that the host has sent on its way before the guest's last change arrives
-// where that was.
-func (q *Queue) judgeHash(p *Packet, head []byte) {
+// checkPacketHash checks a packet's hash. A packet on another queue than its hash selects
+// is only counted: the host may have steered it before the guest's last change.
+func (q *Queue) checkPacketHash(p *Packet, head []byte) {
 	x := &q.expected
 	if !x.known || int32(p.start-x.from) < 0 || p.hdr.tagged {
-		return // netif.h does not say what the hash of a tagged frame is
+		return // netif.h does not define the hash of a tagged frame
 	}
 	typ, hash, ok := x.hash.of(&p.hdr, head)
 	got := p.Meta.Hash
@@ -62,7 +62,7 @@ func (h *Hash) queue(hash uint32, queues int) int {
 	return int(hash % uint32(queues))
 }
 
-// of returns the hash of a packet, of the most specific type there is.
+// of returns the hash of a packet, of the most specific type that the guest enabled.
 func (h *Hash) of(hd *headers, b []byte) (typ uint8, hash uint32, ok bool) {
 	var from, to int
 	switch {
@@ -86,13 +86,13 @@ func (h *Hash) of(hd *headers, b []byte) (typ uint8, hash uint32, ok bool) {
 	return typ, toeplitz(h.Key, input), true
 }
 
-// toeplitz returns the hash as netif.h words it: for each bit of the input that is set,
-// the 32 bits of the key from there on. The backend's is another one: a judge must
-// not share its errors.
+// toeplitz computes the hash as netif.h describes it: the XOR of the 32 key bits at each
+// set bit of the input. It does not use the backend's code, so that both cannot share an
+// error.
 func toeplitz(key, input []byte) (hash uint32) {
 	var k [36 + 8]byte
 	copy(k[:], key)
-	window := binary.BigEndian.Uint64(k[:]) // of which the upper half counts, the other follows
+	window := binary.BigEndian.Uint64(k[:]) // the upper half is used, the lower half follows
 	for i, b := range input {
 		for bit := range 8 {
 			if b<<bit&0x80 != 0 {

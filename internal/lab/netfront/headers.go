@@ -8,12 +8,12 @@ import (
 	"github.com/netbackd/netbackd/pkg/tap"
 )
 
-// headers holds the offsets of a frame's headers that checksums need. The
-// judge reads them with code of its own: it must not share the backend's errors.
+// headers holds the offsets of a frame's headers that checksums need. This parser is not
+// the backend's, so that both cannot share an error.
 type headers struct {
 	v4, v6 bool
 	l3     int   // IP header
-	l4     int   // transport header, 0 if there is none to speak of
+	l4     int   // transport header, 0 if it is unknown or incomplete
 	proto  uint8 // of the transport header
 	tagged bool  // 802.1Q or 802.1ad
 	frag   bool  // an IP fragment, also the first one
@@ -30,7 +30,7 @@ const (
 	etherAD   = 0x88a8
 )
 
-// findHeaders looks at the first bytes of a frame.
+// findHeaders parses the first bytes of a frame.
 func findHeaders(b []byte) (h headers) {
 	if len(b) < ethHeader {
 		return h
@@ -116,8 +116,8 @@ func (h *headers) csumField() int {
 	return 0
 }
 
-// offloads reports whether the checksum that a vnet header leaves to be made is the
-// transport header's. netif cannot name another one, as of a packet in a tunnel.
+// offloads reports whether the partial checksum of a vnet header is the transport
+// header's. netif cannot express another one, as that of a packet in a tunnel.
 func (h *headers) offloads(v *tap.VnetHdr) bool {
 	at := h.csumField()
 	return at != 0 && int(v.CsumStart) == h.l4 && int(v.CsumStart)+int(v.CsumOffset) == at
@@ -134,8 +134,8 @@ func (h *headers) pseudo(b []byte, n int) uint64 {
 	return s + uint64(n>>16) + uint64(n&0xffff) + uint64(h.proto)
 }
 
-// sum adds big-endian 16-bit words, an odd byte at the end being the high half
-// of one. 2^48 words fit.
+// sum adds big-endian 16-bit words. An odd byte at the end is the high half of a word.
+// The sum of 2^48 words fits.
 func sum(b []byte) (s uint64) {
 	for len(b) >= 2 {
 		s += uint64(binary.BigEndian.Uint16(b))
@@ -147,7 +147,7 @@ func sum(b []byte) (s uint64) {
 	return s
 }
 
-// fold makes the ones' complement sum of it.
+// fold reduces s to a 16-bit ones' complement sum.
 func fold(s uint64) uint16 {
 	for s > 0xffff {
 		s = s>>16 + s&0xffff

@@ -11,19 +11,19 @@ import (
 )
 
 // Pages makes pages and grants another domain access to them. *gntalloc.Device
-// is one.
+// implements it.
 type Pages interface {
 	Alloc(domid xen.Domid, n int, writable bool) (*gntalloc.Pages, error)
 }
 
-// UseChecker is a Pages that can tell whether another domain has a granted page
-// mapped, as gnttab_query_foreign_access does. A frontend may not get back what
-// the backend still reads, so where this is known it is checked.
+// UseChecker is a Pages that can tell whether another domain has a granted page mapped,
+// as gnttab_query_foreign_access does. With it, a queue checks that the backend does not
+// respond while it still uses the page.
 type UseChecker interface {
 	InUse(ref xen.Gref) (bool, error)
 }
 
-// Events is an open event channel device. *evtchn.Device is one.
+// Events is an open event channel device. *evtchn.Device implements it.
 type Events interface {
 	BindUnbound(domid xen.Domid) (evtchn.Port, error)
 	Unbind(port evtchn.Port) error
@@ -34,7 +34,7 @@ type Events interface {
 	Close() error
 }
 
-// Store is a connection to xenstore. *xenstore.Client is one.
+// Store is a connection to xenstore. *xenstore.Client implements it.
 type Store interface {
 	Read(ctx context.Context, path string) (string, error)
 	Write(ctx context.Context, path, value string) error
@@ -48,6 +48,6 @@ type Host struct {
 	Pages Pages
 	Store Store
 	// Events opens an event channel device. Each queue has its own, so that
-	// each can sleep by itself.
+	// each queue sleeps independently.
 	Events func() (Events, error)
 }

@@ -4,12 +4,12 @@ package netfront
 
 import "slices"
 
-// A cheap source of packets leaves its bytes where they
-// are: it writes them once, into every page, and sends the pages that are free.
+// A cheap source of packets writes the bytes once into every page, and then sends the
+// free pages as they are.
 
-// Prefill writes head to the start of every tx page that is not under way, and puts
-// these pages in order. The rest of the pages stays as it is. Packets sent with Send or
-// a Pump later on overwrite the pages they use.
+// Prefill writes head to the start of every free tx page, and sorts these pages. The rest
+// of each page is unchanged. Later packets of Send or a Pump overwrite the pages that they
+// use.
 func (q *Queue) Prefill(head []byte) {
 	slices.SortFunc(q.tx.free, func(a, b uint16) int { return int(b) - int(a) })
 	for _, p := range q.tx.free {
@@ -17,10 +17,9 @@ func (q *Queue) Prefill(head []byte) {
 	}
 }
 
-// SendPrefilled is like Send without a frame: it sends size bytes that the next free
-// pages hold already. As no page is told from another, each of them should begin
-// with the packet's headers; of those of a packet that takes several pages that is
-// payload in all but the first.
+// SendPrefilled is like Send without a frame: it sends the size bytes that the next free
+// pages hold already. Any page may be the first one of a packet, so each should begin with
+// the packet's headers; in the later pages of a packet they are payload.
 func (q *Queue) SendPrefilled(size int, m Meta) error {
 	if q.dead != nil {
 		return q.dead

@@ -18,12 +18,12 @@ import (
 // ErrStopped is returned for a pump that does not run any more.
 var ErrStopped = errors.New("netfront: the pump has stopped")
 
-// batch is the number of packets a pump moves in one direction before it publishes
-// them and looks at the other direction.
+// batch is the number of packets that a pump moves in one direction before it publishes
+// them and turns to the other direction.
 const batch = 64
 
-// Pages of one packet from the TAP. The longest frame takes 16; the one behind
-// it tells that a frame was too long.
+// pumpPages is the number of pages for one packet from the TAP. The longest frame takes
+// 16; a byte in the last page shows that a frame was too long.
 const pumpPages = netif.MaxTxSize/netif.PageSize + 2
 
 // Pump moves packets between a queue and a queue of a TAP, whose host side is
@@ -37,7 +37,7 @@ type Pump struct {
 	vnet bool
 
 	epoll   int
-	reading bool // the TAP's readability is of interest
+	reading bool // the pump waits for the TAP to become readable
 
 	pkt Packet
 	in  [1 + pumpPages]unix.Iovec
@@ -48,8 +48,8 @@ type Pump struct {
 	done chan struct{}
 }
 
-// NewPump makes a pump. vnet says that the TAP puts a vnet header before each
-// frame; without it the device must not ask for segmentation offload.
+// NewPump makes a pump. With vnet the TAP puts a vnet header before each frame; without
+// it the device must not ask for segmentation offload.
 func NewPump(q *Queue, t *tap.Queue, vnet bool) (*Pump, error) {
 	p := &Pump{q: q, tap: t, vnet: vnet, jobs: make(chan func(), 1), done: make(chan struct{})}
 	var err error
@@ -71,8 +71,8 @@ func NewPump(q *Queue, t *tap.Queue, vnet bool) (*Pump, error) {
 	return p, nil
 }
 
-// TapOffload returns the work that the host may leave to the backend, given what the backend
-// offered when the device last connected: the offloads of a TAP for its pumps.
+// TapOffload returns the offloads of a TAP for the device's pumps: the work that the
+// guest's stack may leave to the backend, by the backend's offers at the last connection.
 func (d *Device) TapOffload() tap.Offload {
 	o := d.offers
 	return tap.Offload{
@@ -100,16 +100,16 @@ func (p *Pump) Do(f func(*Queue)) error {
 	}
 }
 
-// Queue returns the pump's queue. While the pump runs, only what does not change, its
-// index and its buffers, may be looked at.
+// Queue returns the pump's queue. While the pump runs, callers may read only its index
+// and its buffers, which do not change.
 func (p *Pump) Queue() *Queue { return p.q }
 
 // Done returns a channel that is closed when Run has ended.
 func (p *Pump) Done() <-chan struct{} { return p.done }
 
-// Run moves packets on a thread of its own until ctx ends, and returns nil then.
-// When the backend breaks the queue it stops moving packets, and goes on running
-// what Do is given. The pump cannot be run again.
+// Run moves packets on a thread of its own until ctx ends, and returns nil then. After a
+// fatal violation of the backend it moves no more packets, but still runs the functions of
+// Do. The pump cannot be run again.
 func (p *Pump) Run(ctx context.Context) error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -143,8 +143,8 @@ func (p *Pump) Run(ctx context.Context) error {
 	return nil
 }
 
-// pass moves up to a batch in each direction and publishes it. It reports whether
-// it found anything.
+// pass moves up to a batch in each direction and publishes it. It reports whether it
+// moved any packet.
 func (p *Pump) pass() (work bool, err error) {
 	if p.q.dead != nil {
 		return false, nil
@@ -168,8 +168,7 @@ func (p *Pump) pass() (work bool, err error) {
 	return n > 0, nil
 }
 
-// fatal keeps the pump running when the backend broke the queue: there may be
-// questions.
+// fatal keeps the pump running after a fatal violation, so that Do still works.
 func (p *Pump) fatal(err error) error {
 	var v *Violation
 	if errors.As(err, &v) {
@@ -183,8 +182,8 @@ func (p *Pump) canSend() bool {
 	return p.q.dead == nil && p.q.tx.room(pumpPages, 1)
 }
 
-// setReading turns interest in the TAP on and off, so that a full ring does not
-// make the pump spin.
+// setReading adds the TAP to the poll set or removes it, so that a full ring does not make
+// the pump spin.
 func (p *Pump) setReading(on bool) error {
 	if p.reading == on {
 		return nil
@@ -265,9 +264,8 @@ func (p *Pump) fromTap() (n int, err error) {
 	return n, nil
 }
 
-// prepare says of a frame in the top pages what the vnet header says, and
-// finishes a checksum that the backend cannot. It reports false for a frame that
-// netif cannot carry.
+// prepare sets m by the vnet header of the frame in the top pages, and completes a
+// checksum that the backend cannot. It reports false for a frame that netif cannot carry.
 func (p *Pump) prepare(size int, m *Meta) bool {
 	o := &p.q.rules.offers
 	if size < ethHeader || size > netif.MaxTxSize || size > netif.PageSize && !o.SG {
@@ -294,7 +292,7 @@ func (p *Pump) prepare(size int, m *Meta) bool {
 		return false
 	}
 	if m.GSOType == netif.GSOTCPv4 && !o.GSOTCPv4 || m.GSOType == netif.GSOTCPv6 && !o.GSOTCPv6 {
-		return false // read before the offload was taken away
+		return false // read before the offload was disabled
 	}
 	if m.CsumBlank {
 		hd := findHeaders(p.q.tx.page(p.q.tx.top(0))[:min(size, netif.PageSize)])
@@ -408,7 +406,7 @@ func (p *Pump) deliver() error {
 	return nil
 }
 
-// byteAt returns the packet's byte at i, 0 beyond its end.
+// byteAt returns the packet's byte at i, or 0 beyond its end.
 func (p *Packet) byteAt(i int) byte {
 	for k := range p.n {
 		b := p.Frag(k)
@@ -432,7 +430,7 @@ func (p *Packet) setByte(i int, v byte) {
 	}
 }
 
-// finishCsum completes the packet's checksum, whose field is at at.
+// finishCsum completes the packet's checksum in the field at offset at.
 func (p *Packet) finishCsum(at int) {
 	c := ^fold(p.sumFrom(p.hdr.l4))
 	if c == 0 && p.hdr.proto == protoUDP {

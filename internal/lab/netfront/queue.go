@@ -14,8 +14,8 @@ import (
 	"github.com/netbackd/netbackd/pkg/xen"
 )
 
-// ErrFull is returned when a ring has no room, or the queue no pages. Flush, and
-// wait for responses.
+// ErrFull is returned when a ring has no room, or the queue no pages. The caller has to
+// Flush and to wait for responses.
 var ErrFull = errors.New("netfront: the ring is full")
 
 // Queue is a tx and an rx ring with their buffers and event channels. It belongs
@@ -49,7 +49,7 @@ type rules struct {
 	strict   bool
 	mtu      int
 	salt     uint16
-	inUse    func(xen.Gref) (bool, error) // nil if it cannot be known
+	inUse    func(xen.Gref) (bool, error) // nil if the host cannot tell
 }
 
 // newQueue makes rings, buffers and event channels for a backend in domain peer.
@@ -98,7 +98,7 @@ func newQueue(host Host, peer xen.Domid, index int, cfg Config, r rules, split b
 	return q, err
 }
 
-// close gives everything back. The rings must not be touched any more.
+// close frees everything. The rings must not be used after it.
 func (q *Queue) close() error {
 	var errs []error
 	if q.events != nil {
@@ -119,7 +119,7 @@ func (q *Queue) Index() int { return q.index }
 // Stats returns the counters so far.
 func (q *Queue) Stats() Stats { return q.stats }
 
-// Err returns the violation that made the queue useless, or nil.
+// Err returns the fatal violation that ended the use of the queue, or nil.
 func (q *Queue) Err() error {
 	if q.dead == nil {
 		return nil
@@ -133,8 +133,8 @@ func (q *Queue) TxState() netif.RingState { return q.tx.ring.State() }
 // RxState returns the indices of the rx ring.
 func (q *Queue) RxState() netif.RingState { return q.rx.ring.State() }
 
-// Flush publishes what was put in both rings and sends the backend at most one
-// event for each event channel.
+// Flush publishes the requests in both rings and sends the backend at most one event per
+// event channel.
 func (q *Queue) Flush() error {
 	if q.dead != nil {
 		return q.dead
@@ -175,7 +175,7 @@ func (q *Queue) pushRx() (notify bool) {
 	}
 	notify = q.rx.ring.Push()
 	if !q.rules.features.RxNotify {
-		return false // the backend was told to look by itself
+		return false // the backend polls
 	}
 	if !notify {
 		q.stats.NotifiesHeld++
@@ -195,13 +195,13 @@ func (q *Queue) Buffers() (tx, rx []xen.Gref) {
 	return slices.Clone(q.tx.refs), slices.Clone(q.rx.refs)
 }
 
-// AllowMapped ends the check that a page is let go before its response comes, for
-// a queue whose buffers the backend is about to be asked to keep mapped.
+// AllowMapped ends the check that the backend unmaps a page before its response. Callers
+// use it before they ask the backend to keep the queue's buffers mapped.
 func (q *Queue) AllowMapped() { q.rules.inUse = nil }
 
-// arm asks for an event at the next response of either ring and reports whether
-// there is one already. A tx response is of interest only while we wait for it:
-// room for one packet of the largest size, or else that all are answered.
+// arm asks for an event at the next rx response, and for a tx event once there is room
+// for a packet of the largest size, or else once all requests are answered. It reports
+// whether there are responses already.
 func (q *Queue) arm() (work bool) {
 	if q.dead != nil {
 		return true
@@ -220,9 +220,9 @@ func (q *Queue) arm() (work bool) {
 	return work
 }
 
-// Wait sleeps until the backend has answered something that the queue waits for:
-// a packet or, if any were sent, room or the last tx response. It returns at once
-// if that is so already. It may also return for nothing.
+// Wait sleeps until a packet has arrived or, if any were sent, until there is room or the
+// last tx response. It returns at once if there is such a response already. It may also
+// return early.
 func (q *Queue) Wait(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -234,7 +234,7 @@ func (q *Queue) Wait(ctx context.Context) error {
 	return errors.Join(q.sleep(), ctx.Err())
 }
 
-// sleep waits for an event or a wake-up, for as long as it takes.
+// sleep waits for an event or a wake-up, without a timeout.
 func (q *Queue) sleep() error {
 	event, err := sleep(q.events, q.wake)
 	if event {
@@ -243,8 +243,8 @@ func (q *Queue) sleep() error {
 	return err
 }
 
-// takeEvents reads the ports that had events and unmasks them. Who looks at the
-// rings after that misses nothing.
+// takeEvents reads the ports that had events and unmasks them. A look at the rings after
+// it misses no response.
 func (q *Queue) takeEvents() error {
 	event, err := takeEvents(q.events, q.wake)
 	if event {
@@ -267,7 +267,7 @@ func (q *Queue) hasWork() bool {
 	return t > 0 || r > 0 || err != nil || err2 != nil
 }
 
-// pop takes a page off a stack of free pages, which is not empty.
+// pop takes a page off a stack of free pages. The stack must not be empty.
 func pop(free *[]uint16) uint16 {
 	last := len(*free) - 1
 	p := (*free)[last]

@@ -9,9 +9,9 @@ import (
 	"github.com/netbackd/netbackd/pkg/xen"
 )
 
-// Raw puts requests into a queue's tx ring without any check, for tests of a broken
-// or hostile guest. It may be mixed with ordinary traffic. An error response to a
-// raw request is not counted as a violation of the backend.
+// Raw puts requests into a queue's tx ring without any check, for tests that play a broken
+// or hostile guest. It may be mixed with ordinary traffic. An error response to a raw
+// request does not count as a violation.
 type Raw struct{ q *Queue }
 
 // Raw returns unchecked access to the queue.
@@ -40,8 +40,8 @@ func (r Raw) PutExtra(e netif.ExtraInfo) error {
 	return nil
 }
 
-// Kick sends an event on each of the queue's channels, whether the backend wants
-// one or not.
+// Kick sends an event on each of the queue's channels, even if the backend did not ask
+// for one.
 func (r Raw) Kick() error {
 	err := r.q.events.Notify(r.q.txPort)
 	if r.q.rxPort != r.q.txPort {

@@ -11,16 +11,16 @@ import (
 	"github.com/netbackd/netbackd/pkg/xen"
 )
 
-// maxFrags is the most data slots of a received packet that are kept. Linux's
-// netfront takes 18, or 19 if the first one is small.
+// maxFrags is the largest number of data slots of a received packet. Linux's netfront
+// accepts 18, or 19 if the first one is small.
 const maxFrags = netif.MinSlots + 1
 
-// smallFirst is the size up to which a first slot does not count for that
+// smallFirst is the size in bytes up to which a first slot is small
 // (RX_COPY_THRESHOLD of Linux's netfront).
 const smallFirst = 256
 
-// maxFrame is the largest frame that is not to be segmented, beyond the MTU:
-// Ethernet header and a VLAN tag.
+// frameOverhead is the number of bytes by which a frame without segmentation offload may
+// exceed the MTU: Ethernet header and a VLAN tag.
 const frameOverhead = ethHeader + 4
 
 // canary fills a page in strict mode before the backend gets it.
@@ -35,7 +35,7 @@ type rxSide struct {
 	free   []uint16 // pages not posted
 	posted [netif.RxRingSize]rxPost
 	count  int // of posted pages
-	target int // how many to keep posted
+	target int // the number to keep posted
 	avail  uint32
 	pushed netif.Index
 	head   [headScratch]byte // the first bytes of a packet whose first slot is short
@@ -70,8 +70,7 @@ type frag struct {
 	offset, len uint16
 }
 
-// Packet is a received packet. Its bytes stand in the queue's pages until it is
-// released.
+// Packet is a received packet. Its bytes are in the queue's pages until it is released.
 type Packet struct {
 	Meta  Meta
 	q     *Queue
@@ -102,8 +101,8 @@ func (p *Packet) AppendTo(b []byte) []byte {
 	return b
 }
 
-// SetRxTarget sets how many buffers are kept posted, from now on. Buffers that
-// are posted already cannot be taken back.
+// SetRxTarget sets the number of buffers that the queue keeps posted from now on. Posted
+// buffers cannot be taken back.
 func (q *Queue) SetRxTarget(n int) { q.rx.target = min(max(n, 0), len(q.rx.refs)) }
 
 // Post fills the rx ring with buffers, to be published by Flush.
@@ -142,9 +141,9 @@ func (q *Queue) Release(p *Packet) {
 	p.n, p.size = 0, 0
 }
 
-// Recv takes the next packet out of the rx ring, if there is one, and checks it.
-// Packets that failed are counted and passed over. The packet is the caller's
-// until Release; p may be used again after that.
+// Recv takes the next packet out of the rx ring, if there is one, and checks it. It
+// counts failed packets and skips them. The caller owns the packet until Release, and may
+// use p again after that.
 func (q *Queue) Recv(p *Packet) (bool, error) {
 	for {
 		if q.dead != nil {
@@ -168,8 +167,8 @@ func (q *Queue) Recv(p *Packet) (bool, error) {
 	}
 }
 
-// slot takes the next slot of a packet. A snapshot of rsp_prod that ends within a
-// packet means that the backend published a part.
+// slot takes the next slot of a packet. If the snapshot of rsp_prod ends within a packet,
+// the backend published only a part of it.
 func (q *Queue) slot() (s netif.RxSlot, i netif.Index, ok bool) {
 	r := &q.rx
 	i = r.ring.RspCons()
@@ -183,8 +182,7 @@ func (q *Queue) slot() (s netif.RxSlot, i netif.Index, ok bool) {
 	return s, i, true
 }
 
-// assemble takes the slots of one packet. It reports false if there is nothing
-// to be had of them.
+// assemble takes the slots of one packet. It reports false if they form no valid packet.
 func (q *Queue) assemble(p *Packet) bool {
 	*p = Packet{q: q, start: q.rx.ring.RspCons()}
 	bad, failed := false, false
@@ -248,7 +246,7 @@ func (q *Queue) assemble(p *Packet) bool {
 		q.Release(p)
 		return false
 	}
-	q.judge(p)
+	q.checkPacket(p)
 	q.count(p)
 	return true
 }
@@ -263,7 +261,7 @@ func (q *Queue) takeExtras(p *Packet) bool {
 			return false
 		}
 		page := q.take(i)
-		q.checkCanary(page, 0, 0, i) // an extra leaves its buffer alone
+		q.checkCanary(page, 0, 0, i) // the backend must not write the buffer of an extra
 		q.recycle(page)
 		e := s.Extra()
 		switch {
@@ -346,7 +344,7 @@ func (p *Packet) sumFrom(at int) uint64 {
 		b, at = b[at:], 0
 		part := fold(sum(b))
 		if odd {
-			part = part<<8 | part>>8 // the words of this piece straddle
+			part = part<<8 | part>>8 // the words of this piece begin at an odd byte
 		}
 		s += uint64(part)
 		odd = odd != (len(b)%2 == 1)

@@ -2,8 +2,8 @@
 
 package netfront
 
-// Stats counts what a queue has seen. Packets are counted when their slots are
-// filled (tx) or taken (rx).
+// Stats holds a queue's counters. A packet is counted when its slots are filled (tx) or
+// taken (rx).
 type Stats struct {
 	TxPackets   uint64 `json:"tx_packets"`
 	TxBytes     uint64 `json:"tx_bytes"`
@@ -23,7 +23,7 @@ type Stats struct {
 	RxGSO       uint64 `json:"rx_gso"`
 	RxHash      uint64 `json:"rx_hash"`   // packets with a hash
 	RxXDP       uint64 `json:"rx_xdp"`    // packets with room before them
-	RxAstray    uint64 `json:"rx_astray"` // packets that the guest's hashing wants on another queue
+	RxAstray    uint64 `json:"rx_astray"` // packets on another queue than the guest's hashing selects
 	RxCsumBlank uint64 `json:"rx_csum_blank"`
 	RxValidated uint64 `json:"rx_validated"` // checksum verified, not blank
 	RxErrors    uint64 `json:"rx_errors"`    // packets with a slot that failed
@@ -33,13 +33,13 @@ type Stats struct {
 	McastError uint64 `json:"mcast_error"`
 
 	Notifies     uint64 `json:"notifies"`      // events sent
-	NotifiesHeld uint64 `json:"notifies_held"` // pushes the backend wanted no event for
+	NotifiesHeld uint64 `json:"notifies_held"` // pushes for which the backend asked for no event
 	Wakeups      uint64 `json:"wakeups"`       // times an event came
-	Spurious     uint64 `json:"spurious"`      // events that brought nothing
+	Spurious     uint64 `json:"spurious"`      // events without a response
 
 	Violations uint64 `json:"violations"`
 
-	// A Pump's own.
+	// Counters of a Pump.
 	TapFull   uint64 `json:"tap_full"`   // packets the TAP did not take
 	TapErrors uint64 `json:"tap_errors"` // packets it refused
 	TapDrops  uint64 `json:"tap_drops"`  // packets from it that netif cannot carry

@@ -11,8 +11,8 @@ import (
 	"github.com/netbackd/netbackd/pkg/xen"
 )
 
-// maxSlots is the most slots a packet of ours takes: what every backend must
-// accept and an extra or two.
+// maxSlots is the largest number of slots of a packet that we send: the data slots that
+// every backend must accept, and two extras.
 const maxSlots = netif.MinSlots + 2
 
 // Meta holds a packet's attributes beside its bytes.
@@ -22,7 +22,7 @@ type Meta struct {
 	GSOSize       uint16
 	GSOType       netif.GSOType // netif.GSONone: not to be segmented
 	Hash          netif.HashInfo
-	Hashed        bool   // Hash is there
+	Hashed        bool   // Hash is valid
 	Headroom      uint16 // bytes before the data, of a received packet
 }
 
@@ -38,7 +38,7 @@ type txSide struct {
 	pushed netif.Index
 	nulls  int // NULL responses still due for the packet answered last
 
-	shadow [netif.TxRingSize]netif.TxRequest // what each slot of the ring held
+	shadow [netif.TxRingSize]netif.TxRequest // the request that we put in each slot
 
 	raw    []rawTx // requests of Raw that await their response
 	rawRsp []netif.TxResponse
@@ -49,7 +49,7 @@ type txSlot struct {
 	pending bool
 	mcast   bool
 	extras  uint8       // extra slots behind this one
-	at      netif.Index // where in the ring it stood
+	at      netif.Index // its index in the ring
 }
 
 func (t *txSide) init() {
@@ -68,12 +68,12 @@ func (t *txSide) page(i uint16) []byte {
 // outstanding returns the number of slots published and not answered.
 func (t *txSide) outstanding() uint32 { return t.pushed.Sub(t.ring.RspCons()) }
 
-// room reports whether a packet of so many data slots and extras fits.
+// room reports whether a packet of data data slots and extras extra slots fits.
 func (t *txSide) room(data, extras int) bool {
 	return len(t.free) >= data && int(t.ring.Free()) >= data+extras
 }
 
-// top returns the k-th page that would be taken next.
+// top returns the page that is the k-th to be taken.
 func (t *txSide) top(k int) uint16 { return t.free[len(t.free)-1-k] }
 
 // Send puts a packet in the tx ring, in full pages. It is published by Flush.
@@ -130,8 +130,8 @@ func (m Meta) flags() (f netif.TxFlags) {
 	return f
 }
 
-// sendPages puts a packet of size bytes, which fills the pages on top of the
-// free list one after the other, in the ring. There is room.
+// sendPages puts a packet of size bytes in the ring. Its bytes are in the top pages of
+// the free list. There must be room.
 func (q *Queue) sendPages(size int, m Meta) {
 	n := max((size+netif.PageSize-1)/netif.PageSize, 1)
 	for i, rest := 0, size; i < n; i++ {
@@ -140,8 +140,8 @@ func (q *Queue) sendPages(size int, m Meta) {
 	}
 }
 
-// putData puts data slot i of n; the first one announces the whole packet and
-// is followed by the extras.
+// putData puts data slot i of n. The first one has the size of the whole packet and is
+// followed by the extras.
 func (q *Queue) putData(i, n, size, offset, length int, m Meta) {
 	t := &q.tx
 	p := pop(&t.free)
@@ -193,8 +193,8 @@ func (q *Queue) putExtra(e netif.ExtraInfo, more bool) {
 	q.stats.TxSlots++
 }
 
-// SendMcast asks the backend to add an address to its multicast list or to
-// remove it. The answer is counted in Stats.McastOkay or McastError.
+// SendMcast asks the backend to add an address to its multicast list or to remove it.
+// Stats.McastOkay or McastError counts the answer.
 func (q *Queue) SendMcast(add bool, addr [6]byte) error {
 	if q.dead != nil {
 		return q.dead
@@ -203,7 +203,7 @@ func (q *Queue) SendMcast(add bool, addr [6]byte) error {
 		q.stats.TxFull++
 		return ErrFull
 	}
-	// The request itself carries nothing; a backend looks at the extra alone.
+	// The request itself has no data; a backend reads only the extra.
 	t := &q.tx
 	p := pop(&t.free)
 	t.slots[p] = txSlot{pending: true, mcast: true, extras: 1, at: t.ring.ReqProd()}
@@ -212,8 +212,8 @@ func (q *Queue) SendMcast(add bool, addr [6]byte) error {
 	return nil
 }
 
-// Reap takes the tx responses that are there, checks them and frees their
-// pages. It returns how many there were.
+// Reap takes the available tx responses, checks them and frees their pages. It returns
+// their number.
 func (q *Queue) Reap() (int, error) {
 	if q.dead != nil {
 		return 0, q.dead
@@ -293,8 +293,8 @@ func (q *Queue) reapOne(i netif.Index) {
 	t.free = append(t.free, p)
 }
 
-// checkTail looks for bytes of the slot behind the response, where the backend
-// has nothing to write (what it wrote there would be memory of its own).
+// checkTail checks that the backend did not write the bytes of the slot behind the
+// response. Such bytes would leak the backend's memory.
 func (q *Queue) checkTail(i netif.Index) {
 	got, want := q.tx.ring.Request(i), q.tx.shadow[i%netif.TxRingSize]
 	if got.Offset != want.Offset || got.Flags != want.Flags || got.ID != want.ID || got.Size != want.Size {

@@ -8,33 +8,34 @@ import (
 	"github.com/netbackd/netbackd/pkg/netif"
 )
 
-// Rule is something a backend must hold to. Its text says what was broken.
+// Rule is a rule that a backend must follow. Its text describes the violation.
 type Rule uint8
 
-// The rules. A fatal one leaves the ring without meaning: Linux's netfront
-// disables the device, and the queue here is of no use until it is connected anew.
+// The rules. After a violation of a fatal one the ring's state is undefined: Linux's
+// netfront disables the device, and the queue here cannot be used until it is connected
+// again.
 const (
 	RuleIndex        Rule = iota // fatal: rsp_prod
 	RuleTxID                     // fatal: a tx response without a request
 	RuleGrantInUse               // fatal: a response while the page is still mapped
 	RuleTxStatus                 // a status that does not exist
-	RuleTxNull                   // extras not answered by NULL, at once and each
-	RuleTxTail                   // bytes of a slot that no response has
+	RuleTxNull                   // an extra without a NULL response right after its packet's response
+	RuleTxTail                   // a write to the bytes of a slot behind the response
 	RuleRxID                     // a response in another slot than its request
 	RulePartial                  // a packet published in parts
 	RuleRxStatus                 // no bytes in a slot
 	RuleRxBounds                 // data beyond the page
-	RuleRxFlags                  // flags that may not be, or not together
+	RuleRxFlags                  // invalid flags, or an invalid combination
 	RuleRxSlots                  // more slots than a frontend need accept
 	RuleRxSG                     // several slots without feature-sg
 	RuleRxLength                 // shorter than a header or longer than a frame may be
-	RuleExtra                    // an extra that may not be
-	RuleGSO                      // segmentation that was not asked for or makes no sense
-	RuleCsumBlank                // a blank checksum where none may be
+	RuleExtra                    // an invalid extra
+	RuleGSO                      // segmentation that was not asked for, or an invalid one
+	RuleCsumBlank                // a blank checksum that is not allowed
 	RuleCsum                     // a checksum that is wrong
 	RuleOutsideWrite             // bytes written outside of the announced ones
-	RuleHash                     // a hash that is not the packet's, or none
-	RuleHeadroom                 // not the room before a packet that was asked for
+	RuleHash                     // a wrong hash, or a missing one
+	RuleHeadroom                 // another headroom than the one asked for
 	numRules
 )
 
@@ -88,7 +89,7 @@ func (v *Violation) Error() string {
 // maxViolations is the number of violations that a queue describes. It counts all.
 const maxViolations = 32
 
-// violate counts a breach and describes the first ones.
+// violate counts a breach. It describes the first maxViolations.
 func (q *Queue) violate(rule Rule, ring string, i netif.Index, format string, args ...any) {
 	q.broken[rule]++
 	q.stats.Violations++
@@ -108,7 +109,7 @@ func (q *Queue) Violations() []*Violation {
 	return append([]*Violation(nil), q.violations...)
 }
 
-// Broken counts the breaches of each rule that was broken.
+// Broken returns the number of breaches of each broken rule.
 func (q *Queue) Broken() map[Rule]uint64 {
 	m := make(map[Rule]uint64)
 	for r, n := range q.broken {

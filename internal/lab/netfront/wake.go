@@ -11,13 +11,13 @@ import (
 	"github.com/netbackd/netbackd/pkg/evtchn"
 )
 
-// waker is an eventfd by which any goroutine ends the sleep of the one that owns
+// waker is an eventfd with which any goroutine ends the sleep of the goroutine that owns
 // a queue.
 type waker struct {
-	mu sync.Mutex // keeps wake from an fd that is another's by then
+	mu sync.Mutex // keeps wake from writing to a closed and reused fd
 	fd int        // -1 once closed; written under mu
 
-	ports [2]evtchn.Port // room for all that a queue has, for takeEvents
+	ports [2]evtchn.Port // buffer of takeEvents for all ports of a queue
 }
 
 func newWaker() (*waker, error) {
@@ -37,7 +37,7 @@ func (w *waker) wake() {
 	}
 }
 
-// drain empties the event queue. Only the goroutine that sleeps may call it.
+// drain resets the eventfd. Only the goroutine that sleeps may call it.
 func (w *waker) drain() {
 	var b [8]byte
 	_, _ = unix.Read(w.fd, b[:])
@@ -54,8 +54,8 @@ func (w *waker) close() {
 	w.fd = -1
 }
 
-// sleep waits for an event or a wake-up, for as long as it takes, and reports
-// whether there was an event.
+// sleep waits for an event or a wake-up, without a timeout, and reports whether there was
+// an event.
 func sleep(e Events, w *waker) (event bool, err error) {
 	fds := [2]unix.PollFd{
 		{Fd: int32(e.FD()), Events: unix.POLLIN},

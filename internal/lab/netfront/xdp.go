@@ -10,8 +10,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
-// xdpHeadroomKey is the frontend's key that says how many bytes are to be free before
-// each packet.
+// xdpHeadroomKey is the frontend's key for the number of free bytes before each packet.
 const xdpHeadroomKey = "xdp-headroom"
 
 // SetXDPHeadroom asks for n bytes before each packet, as Linux's netfront does when a
@@ -34,18 +33,18 @@ func (d *Device) SetXDPHeadroom(ctx context.Context, n uint16) error {
 	return d.switchState(ctx, xenbus.Connected)
 }
 
-// headroom holds the number of bytes that a backend is held to, and the one before the
-// last change. Packets from before a change may come until the first from after it.
+// headroom holds the expected number of bytes before a packet, and the one before the
+// last change. Packets with the old headroom may arrive until the first one with the new.
 type headroom struct{ now, before uint16 }
 
-// ExpectXDPHeadroom holds the backend to n bytes before each packet from now on.
+// ExpectXDPHeadroom checks for n bytes before each packet from now on.
 func (q *Queue) ExpectXDPHeadroom(n uint16) {
 	q.headroom.before, q.headroom.now = q.headroom.now, n
 }
 
-// judgeHeadroom holds a packet to the headroom. A program that looks at it knows nothing
-// of flags, so with headroom nothing may be left to be done to it.
-func (q *Queue) judgeHeadroom(p *Packet) {
+// checkHeadroom checks a packet's headroom. An XDP program does not see the flags, so a
+// packet with headroom must have a complete checksum and need no segmentation.
+func (q *Queue) checkHeadroom(p *Packet) {
 	h, m := &q.headroom, &p.Meta
 	switch m.Headroom {
 	case h.now:

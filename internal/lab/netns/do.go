@@ -53,14 +53,13 @@ func Do(pid int, fn func() error) error {
 	return errors.Join(ns.Do(fn), ns.Close())
 }
 
-// Do runs fn in the namespace and returns its error. What fn opens there -
-// sockets, TAP queues - stays there when it is used elsewhere later.
+// Do runs fn in the namespace and returns its error. Sockets and TAP queues that fn opens
+// stay in the namespace when other goroutines use them later.
 //
-// fn runs in a goroutine of its own, on a thread of its own that ends with it:
-// goroutines started by fn are not in the namespace. The thread may be one that
-// has done other work before, so a process which was started with Pdeathsig may
-// die of Do, unless [Start] started it. A test must not call t.FailNow or t.Fatal
-// in fn; Do reports it as an error.
+// fn runs in a goroutine and on a thread of its own, which end with it. Goroutines started
+// by fn are not in the namespace. The thread may have started a process with Pdeathsig
+// before, which then dies, unless [Start] started it. A test must not call t.FailNow or
+// t.Fatal in fn; Do reports it as an error.
 func (ns *NS) Do(fn func() error) error {
 	return onOwnThread(func() error {
 		if err := netns.Set(ns.handle); err != nil {
@@ -70,32 +69,30 @@ func (ns *NS) Do(fn func() error) error {
 	})
 }
 
-// Path names the namespace for as long as the handle is open, for tools that
-// take one, as in `nsenter --net=PATH`. It is of use to this process and its
-// children.
+// Path returns a path of the namespace for tools, as in `nsenter --net=PATH`. It is valid
+// while the handle is open, in this process and its children.
 func (ns *NS) Path() string {
 	return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), int(ns.handle))
 }
 
-// Close gives up the handle. The namespace lives on while something else keeps
-// it.
+// Close closes the handle. The namespace exists as long as something else refers to it.
 func (ns *NS) Close() error { return ns.handle.Close() }
 
 var errGoexit = errors.New("function ended its goroutine: runtime.Goexit or t.FailNow inside Do")
 
-// onOwnThread runs fn on a thread that nothing else will ever run on. The
-// thread is never unlocked, so the runtime ends it together with the goroutine
-// and there is no way for a changed namespace to leak to other goroutines.
+// onOwnThread runs fn on a thread that runs nothing else afterwards. The thread is never
+// unlocked, so the runtime ends it together with the goroutine, and no other goroutine
+// runs in the changed namespace.
 //
-// It is never the main thread. That one cannot end: the runtime would park it in
-// the namespace it was in last, and /proc would show that as the process's own.
+// It is never the main thread. The main thread cannot end: the runtime would park it in
+// its last namespace, and /proc would show that as the process's own.
 func onOwnThread(fn func() error) error {
 	result := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()
 		if unix.Gettid() == unix.Getpid() {
-			// Held until the other one has a thread of its own, and it does
-			// not lose what it was: nothing here changed it.
+			// Lock the main thread until the other goroutine has a thread of its
+			// own. Its namespace is unchanged, so it may be unlocked.
 			defer runtime.UnlockOSThread()
 			result <- onOwnThread(fn)
 			return
@@ -119,16 +116,15 @@ func Sysctl(name, value string) error {
 	return errors.Join(err, f.Close())
 }
 
-// NoIPv6 ends IPv6 in the namespaces made by [Enter]; elsewhere it does nothing. It
-// announces itself on every link that comes up, so a test that counts frames does
-// without.
+// NoIPv6 disables IPv6 in the namespaces made by [Enter]; elsewhere it does nothing. IPv6
+// sends frames on every link that comes up, which disturbs a test that counts frames.
 func NoIPv6() error {
 	if Available() != nil {
 		return nil
 	}
 	for _, name := range []string{"all", "default"} {
 		err := Sysctl("net/ipv6/conf/"+name+"/disable_ipv6", "1")
-		if err != nil && !errors.Is(err, os.ErrNotExist) { // a kernel without has none
+		if err != nil && !errors.Is(err, os.ErrNotExist) { // a kernel without IPv6 has no such file
 			return err
 		}
 	}

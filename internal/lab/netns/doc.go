@@ -2,15 +2,13 @@
 
 // Package netns gives tests, the demo and its guests private networks.
 //
-// It knows how to start a process in network namespaces of its own ([Enter],
-// [Main], [Start]), how to run a function in another namespace ([Do], [NS]),
-// and the few links and addresses such a network is made of ([AddBridge],
-// [Attach], [AddAddr], [Up], ...). It must not know what the network is for:
-// no TAP, no vif, no Xen.
+// It starts a process in network namespaces of its own ([Enter], [Main], [Start]), runs a
+// function in another namespace ([Do], [NS]), and makes links and addresses
+// ([AddBridge], [Attach], [AddAddr], [Up], ...). It must not depend on TAPs, vifs or Xen.
 //
-// Nothing here cleans up, because nothing has to: a network namespace and all
-// that is in it vanish with the last process, file descriptor and thread that
-// refer to it. Processes started here die with their parent.
+// Nothing needs a cleanup: a network namespace and everything in it is removed with the
+// last process, file descriptor and thread that refer to it. Processes started here die
+// with their parent.
 //
 // A package whose tests want a private network writes
 //
@@ -25,7 +23,6 @@
 //		goleak.VerifyTestMain(m)
 //	}
 //
-// and starts each test that touches the network with [Need], or [NeedTUN] where
-// it opens TAP devices, which skip it, with the reason, on a machine where it
-// cannot run.
+// and starts each test that uses the network with [Need], or [NeedTUN] if it opens TAP
+// devices. They skip the test, with the reason, on a machine where it cannot run.
 package netns

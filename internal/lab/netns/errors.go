@@ -10,16 +10,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrUnavailable is wrapped by errors which mean that this machine, or this
-// user, cannot have the private network that was asked for. The message says
-// what would change that.
+// ErrUnavailable is wrapped by the errors for a private network that this machine or this
+// user cannot make. The message names the remedy.
 var ErrUnavailable = errors.New("private network unavailable")
 
 // tunPath is the node behind every TAP device.
 const tunPath = "/dev/net/tun"
 
-// CheckTUN reports whether TAP devices can be opened here. The error wraps
-// [ErrUnavailable] and says what to do.
+// CheckTUN returns nil if TAP devices can be opened here. Else the error wraps
+// [ErrUnavailable] and names the remedy.
 func CheckTUN() error {
 	fd, err := unix.Open(tunPath, unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err == nil {
@@ -41,8 +40,8 @@ func explainTUN(err error) error {
 	return fmt.Errorf("%w: open %s: %w: %s", ErrUnavailable, tunPath, err, hint)
 }
 
-// explainClone turns the ways in which the kernel refuses a new namespace into
-// errors which say what to do. Other errors, and nil, are passed on.
+// explainClone turns the kernel's errors for a new namespace into errors that name the
+// remedy. It returns other errors, and nil, unchanged.
 func explainClone(err error) error {
 	var hint string
 	switch {

@@ -18,8 +18,8 @@ import (
 func AddBridge(name string) (index int, err error) {
 	br := &netlink.Bridge{LinkAttrs: netlink.NewLinkAttrs()}
 	br.Name = name
-	// Snooping would hold back multicast until a querier was heard, which in
-	// a network of one's own is never.
+	// Snooping would hold back multicast until a querier is heard. A private
+	// network has none.
 	off := false
 	br.MulticastSnooping = &off
 	if err := netlink.LinkAdd(br); err != nil {
@@ -82,7 +82,7 @@ func Rename(link, name string) error {
 	})
 }
 
-// with looks a link up and names it, and what was tried, in errors.
+// with looks a link up and runs do. Its errors name the link and the operation.
 func with(link, what string, do func(netlink.Link) error) error {
 	l, err := netlink.LinkByName(link)
 	if err == nil {

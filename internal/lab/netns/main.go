@@ -14,32 +14,31 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What Enter did travels in the environment: a process started by one that is
-// inside is inside as well, and must not enter again.
+// The environment has the result of Enter: a process started inside the namespaces is
+// inside, too, and must not enter again.
 const (
 	// envInside is set in every process that is inside.
 	envInside = "NETBACKD_NETNS"
-	// envReason is set, to the reason, where entering failed.
+	// envReason is set to the reason if Enter failed.
 	envReason = "NETBACKD_NETNS_UNAVAILABLE"
 	// envRequire makes Need fail instead of skip, so that a machine which
-	// is meant to run all tests cannot quietly run fewer.
+	// has to run all tests cannot silently run fewer.
 	envRequire = "NETBACKD_NETNS_REQUIRE"
 )
 
 // Values of envInside.
 const (
 	insideFresh = "fresh" // the process itself was started by Enter
-	insideReady = "ready" // its ancestor was; the namespaces are set up
+	insideReady = "ready" // an ancestor was started by Enter; the namespaces are set up
 )
 
-// Runner is the part of *testing.M that Main needs. It is an interface so that
-// no program which imports this package carries package testing along.
+// Runner is the part of *testing.M that Main needs. As an interface it keeps package
+// testing out of the programs that import this package.
 type Runner interface{ Run() int }
 
-// Main runs m in namespaces of its own, as [Enter] describes, and returns the
-// exit code for the process. Where they cannot be had it says so on standard
-// error and runs m in place; [Need] and [NeedTUN] then skip the tests that want
-// them.
+// Main runs m in namespaces of its own, as [Enter] describes, and returns the exit code
+// for the process. If they cannot be made, it prints the reason on standard error and runs
+// m in place; [Need] and [NeedTUN] then skip the tests that need them.
 func Main(m Runner) int {
 	if code, done := Enter(); done {
 		return code
@@ -51,16 +50,14 @@ func Main(m Runner) int {
 // (and a new user namespace, where the caller is not privileged), with the
 // loopback device up and a /sys that shows this network.
 //
-// It does so by starting the program once more, with the same arguments,
-// environment and standard files. In the first process Enter waits for the
-// second and returns its exit code and true: the program must then exit with
-// that code and do nothing else. In the second it returns 0 and false. It also
-// returns 0 and false where namespaces cannot be had, with the reason on
-// standard error and in [Available].
+// It starts the program once more, with the same arguments, environment and standard
+// files. In the first process Enter waits for the second and returns its exit code and
+// true: the program must then exit with that code and do nothing else. In the second
+// process it returns 0 and false. It also returns 0 and false if namespaces cannot be
+// made, with the reason on standard error and in [Available].
 //
-// Call it first thing in main or TestMain. All that the second process creates
-// in its network is gone when it dies, in whichever way, and it dies with the
-// first.
+// Call it first in main or TestMain. The network of the second process is removed when
+// that process dies for any reason, and it dies with the first.
 func Enter() (code int, done bool) {
 	switch os.Getenv(envInside) {
 	case insideReady:
@@ -77,13 +74,13 @@ func Enter() (code int, done bool) {
 		return code, true
 	}
 	fmt.Fprintf(os.Stderr, "netns: %v\n", err)
-	// Failing to set a variable would only lose the reason.
+	// If the variable cannot be set, only the reason is lost.
 	_ = os.Setenv(envReason, err.Error())
 	return 0, false
 }
 
-// reexec runs this program again in new namespaces and waits for it. An error
-// means that it never ran.
+// reexec runs this program again in new namespaces and waits for it. It returns an error
+// if the program did not start.
 func reexec() (code int, err error) {
 	// The child is told to die with the thread that started it.
 	runtime.LockOSThread()
@@ -121,9 +118,9 @@ func furnish() error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w", err)
 	}
-	// sysfs shows the network namespace of the process that mounted it. In a user namespace
-	// the kernel refuses when something is mounted below the present /sys,
-	// which costs only those who read /sys/class/net: go on without.
+	// sysfs shows the network namespace of the process that mounted it. In a user
+	// namespace the kernel refuses the mount if something is mounted below the
+	// present /sys. Only readers of /sys/class/net need it, so go on without.
 	_ = unix.Mount("sysfs", "/sys", "sysfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "")
 	if err := Up("lo"); err != nil {
 		return fmt.Errorf("loopback: %w", err)
@@ -131,8 +128,8 @@ func furnish() error {
 	return nil
 }
 
-// Available returns nil in a process that runs in the namespaces made by
-// [Enter], and otherwise an error which wraps [ErrUnavailable] and says why not.
+// Available returns nil in a process that runs in the namespaces made by [Enter]. Else it
+// returns an error with the reason, which wraps [ErrUnavailable].
 func Available() error {
 	if os.Getenv(envInside) != "" {
 		return nil
@@ -151,15 +148,14 @@ type TB interface {
 	Fatal(args ...any)
 }
 
-// Need skips the test, with the reason, unless it runs in namespaces made by
-// [Enter]. Where the environment variable NETBACKD_NETNS_REQUIRE is set the test
-// fails instead.
+// Need skips the test, with the reason, unless it runs in namespaces made by [Enter]. If
+// the environment variable NETBACKD_NETNS_REQUIRE is set, the test fails instead.
 func Need(t TB) {
 	t.Helper()
 	need(t, Available())
 }
 
-// NeedTUN is like Need for tests which open TAP devices as well.
+// NeedTUN is like Need for tests that also open TAP devices.
 func NeedTUN(t TB) {
 	t.Helper()
 	err := Available()

@@ -12,17 +12,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Start starts cmd in a new, empty network namespace, which lives as long as
-// the process and its children. When the caller may not create namespaces by
-// itself, the process gets a user namespace too, in which it is root; that
-// gives it a network of its own, but not the right to open device nodes which
-// the caller could not open.
+// Start starts cmd in a new, empty network namespace, which exists as long as the process
+// and its children. If the caller may not create namespaces, the process also gets a user
+// namespace, in which it is root. It then has a network of its own, but may not open
+// device nodes that the caller could not open.
 //
-// The process is killed when this one dies, in whichever way.
+// The process is killed when this one dies for any reason.
 //
-// The rest of cmd is the caller's, as with [exec.Cmd.Start]; cmd.SysProcAttr is
-// added to. The caller has to call cmd.Wait. The loopback device of the new
-// namespace is down.
+// Start adds to cmd.SysProcAttr and changes nothing else of cmd. The caller has to call
+// cmd.Wait. The loopback device of the new namespace is down.
 func Start(cmd *exec.Cmd) error {
 	isolate(cmd, unix.CLONE_NEWNET)
 	return startBound(cmd)
@@ -38,13 +36,13 @@ func StartHere(cmd *exec.Cmd) error {
 	return startBound(cmd)
 }
 
-// startBound starts cmd from a thread that lives as long as the process does.
+// startBound starts cmd from a thread that lives as long as the new process.
 func startBound(cmd *exec.Cmd) error {
 	started := make(chan error)
 	go func() {
-		// To the kernel the parent is a thread: the one which started the
-		// process has to live as long. No other goroutine gets onto it,
-		// and away again with it, while this one waits.
+		// For Pdeathsig the parent is the thread that started the process, so
+		// that thread has to live as long as the process. The lock keeps
+		// other goroutines from running on it and ending it.
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
 		err := cmd.Start()
@@ -56,8 +54,8 @@ func startBound(cmd *exec.Cmd) error {
 	return explainClone(<-started)
 }
 
-// awaitDeath returns when a child has died, and leaves it for another caller to
-// wait for; also if another caller has done so.
+// awaitDeath returns when a child has died. It does not reap the child. It also returns
+// if another caller has reaped it.
 func awaitDeath(pid int) {
 	for {
 		err := unix.Waitid(unix.P_PID, pid, nil, unix.WEXITED|unix.WNOWAIT, nil)
@@ -67,7 +65,7 @@ func awaitDeath(pid int) {
 	}
 }
 
-// isolate arranges for cmd to be started in new namespaces.
+// isolate sets cmd's attributes for a start in new namespaces.
 func isolate(cmd *exec.Cmd, flags uintptr) {
 	if cmd.SysProcAttr == nil {
 		cmd.SysProcAttr = &syscall.SysProcAttr{}
@@ -80,18 +78,17 @@ func isolate(cmd *exec.Cmd, flags uintptr) {
 	if mayCreate() {
 		return
 	}
-	// One id is mapped, because that is all an unprivileged process may
-	// map; setgroups has to be denied first for the same reason.
+	// An unprivileged process may map only one id, and only after it has denied
+	// setgroups.
 	attr.Cloneflags |= unix.CLONE_NEWUSER
 	attr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Geteuid(), Size: 1}}
 	attr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getegid(), Size: 1}}
 	attr.GidMappingsEnableSetgroups = false
 }
 
-// mayCreate reports whether the calling thread may create namespaces without
-// the help of a user namespace. It asks for the capability, not for uid 0: root
-// in a container has the one without the other. The answer has to be known
-// before the process is started, since an exec.Cmd cannot be started twice.
+// mayCreate reports whether the calling thread may create namespaces without a user
+// namespace. It checks the capability, not uid 0: root in a container may lack the
+// capability. The check comes before the start, since an exec.Cmd cannot be started twice.
 func mayCreate() bool {
 	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var data [2]unix.CapUserData

@@ -28,7 +28,7 @@ type Frame struct {
 
 	Payload []byte
 	// Partial leaves the sum of the pseudo-header in the checksum field of
-	// TCP and UDP, as a sender does that has the receiver complete it.
+	// TCP and UDP, as a sender with checksum offload does.
 	Partial bool
 	// PadTo is the least length of the frame, filled up with zeros.
 	PadTo int
@@ -59,8 +59,8 @@ type IPv6 struct {
 	Ext          []Ext
 }
 
-// Ext is an IPv6 extension header. Body is all of it, with its length field; the
-// first byte is replaced by the number of the header that follows.
+// Ext is an IPv6 extension header. Body is the whole header with its length field. Its
+// first byte is replaced by the number of the next header.
 type Ext struct {
 	Type uint8
 	Body []byte
@@ -162,8 +162,8 @@ func Auth(n int) Ext {
 	return Ext{ProtoAuth, body}
 }
 
-// Pattern returns n bytes of a sequence with a long period, so that a test notices
-// when parts of them change places.
+// Pattern returns n bytes of a sequence with a long period, so that a test detects
+// swapped parts.
 func Pattern(n int) []byte {
 	b := make([]byte, n)
 	x := uint32(1)
@@ -294,7 +294,7 @@ func (f Frame) transport(ip gopacket.NetworkLayer) []byte {
 	return b
 }
 
-// setFlags sets the flags of t from the byte that stands in a TCP header.
+// setFlags sets the flags of t from the flags byte of a TCP header.
 func setFlags(t *layers.TCP, flags uint8) {
 	for bit, to := range []*bool{&t.FIN, &t.SYN, &t.RST, &t.PSH, &t.ACK, &t.URG, &t.ECE, &t.CWR} {
 		*to = flags>>bit&1 != 0

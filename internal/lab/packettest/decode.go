@@ -37,14 +37,14 @@ type Packet struct {
 // decoder decodes one frame.
 type decoder struct {
 	Packet
-	end       int // offset of what follows the IP packet
+	end       int // offset behind the IP packet
 	ip        gopacket.NetworkLayer
 	transport gopacket.DecodingLayer // nil if not decoded
 	truncated bool
 }
 
-// SetTruncated implements [gopacket.DecodeFeedback]: a header promises more bytes
-// than there are.
+// SetTruncated implements [gopacket.DecodeFeedback]: a header announces more bytes than
+// the frame has.
 func (p *decoder) SetTruncated() { p.truncated = true }
 
 // Decode has gopacket decode a frame up to its transport header. It fails if a
@@ -92,7 +92,7 @@ func (p *decoder) decode(b []byte) error {
 		if len(p.Payload) < 4 {
 			return errors.New("ICMPv6 header cut off")
 		}
-		p.Payload = p.Payload[4:] // what gopacket takes for a part of the message
+		p.Payload = p.Payload[4:] // gopacket counts these bytes as part of the message
 	}
 	p.End = p.end - len(p.Payload)
 	if p.transport == nil && !p.Fragment {

@@ -20,7 +20,7 @@ import (
 
 var errNoControl = errors.New("there is no control ring")
 
-// control is a control ring. Neither end is there if its page is no protocol's.
+// control is a control ring. Neither end exists if its page belongs to no protocol.
 type control struct {
 	page   *gntalloc.Pages
 	slot   *netif.CtrlFront
@@ -31,7 +31,7 @@ type control struct {
 	sent   map[uint16][]netif.CtrlType // without response, by id, in their order
 }
 
-// close gives everything back. The backend may still have the ring mapped.
+// close frees everything. The backend may still have the ring mapped.
 func (c *control) close() error {
 	if c == nil {
 		return nil
@@ -46,7 +46,7 @@ func (c *control) close() error {
 	return errors.Join(errs...)
 }
 
-// settled checks that nothing was answered that the script did not look at.
+// settled checks that the script has read all responses.
 func (c *control) settled() error {
 	if c == nil || c.slot == nil {
 		return nil
@@ -57,7 +57,7 @@ func (c *control) settled() error {
 	return nil
 }
 
-// newControl makes a control ring, which is offered with the queues.
+// newControl makes a control ring. The next offer publishes it with the queues.
 func (p *player) newControl(kind string) (err error) {
 	if len(p.queues) == 0 {
 		return errNoRings
@@ -99,8 +99,8 @@ func (p *player) kickControl() error {
 	return p.ctrl.events.Notify(p.ctrl.port)
 }
 
-// moveControl adds to req_prod of the control ring, and sends an event: a backend
-// that asked for one at another index would not look.
+// moveControl adds to req_prod of the control ring, and sends an event: the backend may
+// have asked for one at another index.
 func (p *player) moveControl(by uint32) error {
 	switch c := p.ctrl; {
 	case c == nil:
@@ -113,20 +113,20 @@ func (p *player) moveControl(by uint32) error {
 	return p.kickControl()
 }
 
-// moveRspCons adds to rsp_cons of a ring of byte streams, which the backend looks
-// at when it answers: what was sent is published with it.
+// moveRspCons adds to rsp_cons of a ring of byte streams. It also publishes the sent
+// requests, since the backend reads rsp_cons when it answers.
 func (p *player) moveRspCons(by uint32) error {
 	if p.ctrl == nil || p.ctrl.stream == nil {
 		return errNoControl
 	}
 	p.ctrl.stream.SetRspCons(p.ctrl.stream.RspCons() + by)
-	// That rsp_prod makes no sense to this end is what the script wanted.
+	// The error that rsp_prod is invalid is the effect that the script wants.
 	_, _ = p.ctrl.stream.Turn()
 	return p.kickControl()
 }
 
-// message is the page that messages name, granted for writing in one place and for
-// reading only in another, and what a script has put there.
+// message has the page that messages name, granted once for writing and once for reading
+// only, and the content that the script has put there.
 type message struct {
 	page  *gntalloc.Pages
 	bytes []byte
@@ -145,8 +145,8 @@ func (p *player) setPage(b []byte) error {
 	return nil
 }
 
-// untouched checks that nothing has changed in the page, but for the statuses of
-// the first n entries of a list.
+// untouched checks that the page is unchanged, except for the statuses of the first n
+// entries of a list.
 func (p *player) untouched(n uint32) error {
 	is := bytes.Clone(p.msg.page.Bytes())
 	now := bytes.Clone(is)
@@ -165,7 +165,7 @@ func (p *player) untouched(n uint32) error {
 // grefEntry is the size of struct xen_netif_gref.
 const grefEntry = 8
 
-// statuses says what is in the status fields of the list.
+// statuses describes the status fields of the list.
 func (p *player) statuses(n int) []string {
 	var got []string
 	for i := range n {
@@ -190,14 +190,14 @@ func sayStatus(s netif.CtrlStatus) string {
 type ctrlMessage struct {
 	ids  span // of a ring of slots; 0: any
 	typ  uint32
-	raw  bool     // bytes that are no message
-	size int64    // what a byte stream's header says; -1: what is there
+	raw  bool     // the bytes are not a message
+	size int64    // the size in a byte stream's header; -1: the actual size
 	data []string // of a ring of slots
 	make content  // of a byte stream
 	text string
 }
 
-// put puts a message in the ring. A backend sees it with the next push.
+// put puts a message in the ring. The next push publishes it.
 func (p *player) put(m *ctrlMessage) error {
 	c := p.ctrl
 	switch {
@@ -239,7 +239,7 @@ func (p *player) putSlot(m *ctrlMessage) error {
 			return errNoRoom
 		}
 		if r.ID = m.ids.from + uint16(k); r.ID == 0 {
-			c.lastID += 0x3fff // any, and never the number of a slot
+			c.lastID += 0x3fff // an arbitrary step, so that no id is the number of a slot
 			r.ID = c.lastID
 		}
 		c.slot.Put(r)
@@ -266,7 +266,7 @@ func (p *player) word(w string) (uint32, error) {
 	return uint32(refs[0]), nil
 }
 
-// refs returns the references that a word names, one or a row of a pool's.
+// refs returns the grant references that a word names: one, or a range of a pool.
 func (p *player) refs(w string) ([]xen.Gref, error) {
 	if name, row, ok := strings.Cut(strings.TrimSuffix(w, "]"), "["); ok {
 		from, to, err := readRow(row)
@@ -291,7 +291,7 @@ func (p *player) refs(w string) ([]xen.Gref, error) {
 	return []xen.Gref{ref}, err
 }
 
-// pushControl makes the backend see what was put.
+// pushControl publishes the messages.
 func (p *player) pushControl() error {
 	c := p.ctrl
 	switch {
@@ -311,7 +311,7 @@ func (p *player) pushControl() error {
 	return nil
 }
 
-// reply is a response, whichever ring it came from.
+// reply is a response of either kind of ring.
 type reply struct {
 	id     uint16 // of a ring of slots
 	status netif.CtrlStatus
@@ -325,7 +325,7 @@ func (r reply) String() string {
 	return r.status.String()
 }
 
-// take takes the next response, if there is one.
+// takeReply takes the next response, if there is one.
 func (p *player) takeReply() (r reply, ok bool, err error) {
 	c := p.ctrl
 	if c.stream != nil {
@@ -334,7 +334,7 @@ func (p *player) takeReply() (r reply, ok bool, err error) {
 		}
 		s, ok := c.stream.Response()
 		if ok {
-			// Whether there are more is the script's affair.
+			// The script checks whether there are more.
 			c.stream.SendBytes(nil)
 		}
 		return reply{status: s.Status, data: s.Data}, ok, nil
@@ -353,7 +353,7 @@ func (p *player) takeReply() (r reply, ok bool, err error) {
 	return reply{s.ID, s.Status, s.Data}, true, nil
 }
 
-// replies takes n responses, or if that is 0 what there is.
+// replies takes n responses, or all that are available if n is 0.
 func (p *player) replies(n int) (got []reply, err error) {
 	if p.ctrl == nil || p.ctrl.slot == nil && p.ctrl.stream == nil {
 		return nil, errNoControl
@@ -361,7 +361,7 @@ func (p *player) replies(n int) (got []reply, err error) {
 	if err := p.pushControl(); err != nil {
 		return nil, err
 	}
-	var written uint32 // of a byte stream, which moves one ring of bytes at a look
+	var written uint32 // of a byte stream, which moves at most one ring of bytes per look
 	err = p.until(func() (bool, error) {
 		for {
 			r, ok, err := p.takeReply()
@@ -398,8 +398,9 @@ func (p *player) checkReplies(want []string) (string, error) {
 	return same("replies", got, want, err)
 }
 
-// refusing notes what is in force before messages that are to be refused, once for
-// all that follow each other: to ask takes longer than they do.
+// refusing records the settings in force before messages that are to be refused. It asks
+// the umpire once for a series of such messages, since the question takes longer than a
+// message.
 func (p *player) refusing() (err error) {
 	if p.inForce == "" {
 		p.inForce, err = p.ask("in-force")
@@ -407,7 +408,7 @@ func (p *player) refusing() (err error) {
 	return err
 }
 
-// refused checks that messages that were refused have changed nothing.
+// refused checks that the refused messages have changed no setting.
 func (p *player) refused() error {
 	if p.inForce == "" {
 		return nil
@@ -435,7 +436,7 @@ func (p *player) call(m *ctrlMessage, want reply) (string, error) {
 	}
 	got, err := p.replies(1)
 	for i := range got {
-		got[i].id = 0 // it was that of the message
+		got[i].id = 0 // the id is the message's
 	}
 	if err != nil || len(got) != 1 || got[0] != want {
 		return "", errors.Join(differs("response", fmt.Sprint(got), want.String()), err)

@@ -32,7 +32,7 @@ type queue struct {
 	buffers map[uint16][]byte           // by the id of the request
 }
 
-// close gives everything back. The backend may still have the rings mapped.
+// close frees everything. The backend may still have the rings mapped.
 func (q *queue) close() error {
 	var errs []error
 	if q.events != nil {
@@ -44,8 +44,8 @@ func (q *queue) close() error {
 	return errors.Join(errs...)
 }
 
-// newRings makes n queues, which are offered next. Those there were stay as they
-// are until the device is closed.
+// newRings makes n queues for the next offer. Earlier ones stay until the device is
+// closed.
 func (p *player) newRings(n int, single bool) error {
 	for _, q := range p.queues {
 		p.past = append(p.past, q)
@@ -83,7 +83,7 @@ func (p *player) newRings(n int, single bool) error {
 	return nil
 }
 
-// freeRings ends the grants and channels of the rings, whoever uses them.
+// freeRings ends the grants and channels of the rings, even if the backend uses them.
 func (p *player) freeRings() error {
 	var errs []error
 	for _, q := range p.queues {
@@ -95,7 +95,7 @@ func (p *player) freeRings() error {
 	return errors.Join(errs...)
 }
 
-// forget frees the rings of the past.
+// forget frees the rings of earlier offers.
 func (p *player) forget() error {
 	var errs []error
 	for _, q := range p.past {
@@ -115,7 +115,7 @@ func (p *player) setQueue(n int) error {
 
 var errNoRings = errors.New("there are no rings")
 
-// queue returns the queue that directives are about.
+// queue returns the queue that directives act on.
 func (p *player) queue() (*queue, error) {
 	if p.at >= len(p.queues) {
 		return nil, errNoRings
@@ -123,8 +123,8 @@ func (p *player) queue() (*queue, error) {
 	return p.queues[p.at], nil
 }
 
-// special are values of keys that a script cannot know. They are made when the
-// key is offered.
+// special has the values of keys that a script cannot know. They are made when the key is
+// offered.
 var special = map[string]func(*player) (uint32, error){
 	"@tx-ring":  func(p *player) (uint32, error) { return uint32(p.queues[0].rings.Refs()[0]), nil },
 	"@rx-ring":  func(p *player) (uint32, error) { return uint32(p.queues[0].rings.Refs()[1]), nil },
@@ -151,7 +151,8 @@ var special = map[string]func(*player) (uint32, error){
 	},
 }
 
-// freedRef returns a reference that was granted a moment ago. It is good for a moment.
+// freedRef returns a grant reference that was valid and has been freed. It may be granted
+// again soon.
 func (p *player) freedRef() (xen.Gref, error) {
 	g, err := p.host.Pages.Alloc(p.peer, 1, true)
 	if err != nil {
@@ -161,8 +162,8 @@ func (p *player) freedRef() (xen.Gref, error) {
 	return ref, g.Free()
 }
 
-// ringKeys returns the nodes that say where the rings are, and what every frontend
-// has to say.
+// ringKeys returns the nodes that describe the rings, and those that every frontend
+// writes.
 func (p *player) ringKeys() (keys []setKey) {
 	keys = []setKey{{"request-rx-copy", "1"}, {"feature-rx-notify", "1"}, {"feature-sg", "1"}}
 	if len(p.queues) > 1 {
@@ -193,8 +194,8 @@ func (p *player) ringKeys() (keys []setKey) {
 	return keys
 }
 
-// offer publishes the rings, with what the key directives changed, and goes to
-// Connected, all at once. Nothing of the last offer is left.
+// offer publishes the rings, with the changes of the key directives, and goes to
+// Connected, in one transaction. It removes the nodes of the last offer.
 func (p *player) offer() error {
 	if len(p.queues) == 0 {
 		return errNoRings
@@ -247,7 +248,7 @@ func (p *player) connect() error {
 	return errors.Join(p.offer(), p.awaitBackend(xenbus.Connected))
 }
 
-// close leaves as a driver that is unloaded does, and gives the rings back.
+// close disconnects as a driver that is unloaded does, and frees the rings.
 func (p *player) close() error {
 	if err := p.refused(); err != nil {
 		return err
@@ -264,12 +265,12 @@ func (p *player) close() error {
 	return errors.Join(p.awaitBackend(xenbus.Closed), p.freeRings(), p.forget())
 }
 
-// reopen comes back after close.
+// reopen goes back to Initialising after close and waits for the backend.
 func (p *player) reopen() error {
 	return errors.Join(p.writeState(xenbus.Initialising.Value()), p.awaitBackend(xenbus.InitWait))
 }
 
-// rewind brings the device to where the toolstack leaves it, wherever it is.
+// rewind brings the device from any state to the one that the toolstack leaves it in.
 func (p *player) rewind() error {
 	p.keys, p.inForce = nil, ""
 	own, err := p.host.Store.Read(p.ctx, p.dir+"/state")
@@ -287,7 +288,7 @@ func (p *player) rewind() error {
 	return errors.Join(p.reopen(), p.freeRings(), p.forget())
 }
 
-// offerNothing removes what the last offer wrote.
+// offerNothing removes the nodes of the last offer.
 func (p *player) offerNothing() error {
 	for _, k := range p.wrote {
 		if err := p.remove(k); err != nil && !errors.Is(err, xenstore.ErrNotExist) {
@@ -306,7 +307,7 @@ func (p *player) remove(key string) error { return p.host.Store.Remove(p.ctx, p.
 
 func (p *player) writeState(value string) error { return p.write("state", value) }
 
-// awaitBackend waits until the backend shows one of the states.
+// awaitBackend waits until the backend is in one of the states.
 func (p *player) awaitBackend(states ...xenbus.State) error {
 	ctx, cancel := context.WithTimeout(p.ctx, p.patience)
 	defer cancel()

@@ -11,8 +11,8 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/packettest"
 )
 
-// Frames come from an address that no machine has, and are of an EtherType for
-// experiments (IEEE 802): no kernel answers them.
+// Frames have a source address that no machine has, and the EtherType for local
+// experiments (IEEE 802), so that no kernel answers them.
 const (
 	typeTest = 0x88b5
 	minFrame = 1
@@ -62,7 +62,7 @@ func (s *frameSpec) header() int {
 
 func (s *frameSpec) v6() bool { return s.from.Addr().Is6() }
 
-// lowest returns the least length of such a frame.
+// lowest returns the least length of such a frame in bytes.
 func (s *frameSpec) lowest() int {
 	if s.proto == "" {
 		return minFrame
@@ -73,7 +73,7 @@ func (s *frameSpec) lowest() int {
 // blank reports whether the checksum is left to the receiver.
 func (s *frameSpec) blank() bool { return s.proto == "tcp" && s.vlan == 0 && !s.fragment }
 
-// check says what does not go together.
+// check returns an error if parts of the spec contradict each other.
 func (s *frameSpec) check() error {
 	switch {
 	case s.length < s.lowest() || s.length > 0xffff:
@@ -94,8 +94,7 @@ type frame struct {
 	bytes []byte
 }
 
-// make makes the frame. Its payload depends on the name, so that frames can be
-// told apart.
+// make makes the frame. Its payload depends on the name, so that frames differ.
 func (s frameSpec) make() *frame {
 	f := packettest.Frame{EtherType: typeTest, Dst: s.dst, Partial: s.blank()}
 	if s.proto != "" {
@@ -124,7 +123,7 @@ func (s frameSpec) make() *frame {
 	return &frame{s, f.Bytes()[:s.length]}
 }
 
-// words returns the spec as part of a question.
+// words formats the spec as part of a question to the umpire.
 func (s frameSpec) words() string {
 	return fmt.Sprintf("%s %d %x %q %q %q %d %d %t", strconv.Quote(s.name), s.length, s.dst, s.proto, address(s.from), address(s.to), s.mss, s.vlan, s.fragment)
 }
@@ -176,7 +175,7 @@ func readSpec(w []string) (s frameSpec, err error) {
 	return s, nil
 }
 
-// mark stands for a frame's bytes: their number and the beginning of their hash.
+// mark identifies a frame's bytes: their number and the beginning of their hash.
 func mark(b []byte) string {
 	sum := sha256.Sum256(b)
 	return fmt.Sprintf("%d/%x", len(b), sum[:8])

@@ -14,16 +14,16 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
-// Player and umpire talk by two nodes of the guest's, below askDir in its home:
+// Player and umpire exchange messages over two nodes below askDir in the guest's home:
 // the player writes "SERIAL QUESTION" to one, the umpire "SERIAL ok ANSWER" or
-// "SERIAL fail REASON" to the other. A serial is used once.
+// "SERIAL fail REASON" to the other. Each serial is used once.
 const (
 	askDir     = "data/ringscript"
 	askNode    = askDir + "/ask"
 	answerNode = askDir + "/answer"
 )
 
-// Line is the player's end of the line to the umpire.
+// Line is the player's end of the connection to the umpire.
 type Line struct {
 	store  netfront.Store
 	watch  *xenstore.Watch
@@ -32,9 +32,9 @@ type Line struct {
 
 var _ Asker = (*Line)(nil)
 
-// Call opens the line, in the guest.
+// Call opens the connection, in the guest.
 func Call(ctx context.Context, store netfront.Store) (*Line, error) {
-	// Made here, so that both may write it and the guest may read it.
+	// The guest creates the node, so that both may write it and the guest may read it.
 	if err := store.Write(ctx, answerNode, ""); err != nil {
 		return nil, fmt.Errorf("ringscript: %w", err)
 	}
@@ -45,10 +45,10 @@ func Call(ctx context.Context, store netfront.Store) (*Line, error) {
 	return &Line{store: store, watch: w, serial: time.Now().UnixNano()}, nil
 }
 
-// Close ends the line.
+// Close closes the connection.
 func (l *Line) Close() { l.watch.Close() }
 
-// Ask asks the umpire.
+// Ask sends a question to the umpire and waits for the answer.
 func (l *Line) Ask(ctx context.Context, question string) (string, error) {
 	l.serial++
 	serial := strconv.FormatInt(l.serial, 10)
@@ -77,7 +77,7 @@ func (l *Line) Ask(ctx context.Context, question string) (string, error) {
 	}
 }
 
-// maxAnswer is the longest answer that fits into a node of the guest, with some room.
+// maxAnswer is the longest answer in bytes. A guest's node can hold a little more.
 const maxAnswer = 1900
 
 // Serve answers a guest's player until ctx ends.

@@ -23,7 +23,7 @@ const (
 	maxRepeats = 4096    // of an injected frame
 )
 
-// Script is a script that was read and found good.
+// Script is a parsed script.
 type Script struct {
 	Name   string
 	lines  []line
@@ -36,8 +36,7 @@ type line struct {
 	run    action
 }
 
-// action does what a directive says. What it returns is said in the transcript;
-// nothing is if that is empty.
+// action carries out a directive. It returns a line for the transcript, or "" for none.
 type action func(p *player) (said string, err error)
 
 // Parse reads a script. The error names the line.
@@ -60,8 +59,8 @@ func Parse(name, text string) (*Script, error) {
 	return s.Script, nil
 }
 
-// split cuts a line into words. A word in double quotes is one as in Go; # begins
-// a comment.
+// split cuts a line into words. A word in double quotes is a Go string; # begins a
+// comment.
 func split(text string) (words []string, err error) {
 	for {
 		text = strings.TrimLeft(text, " \t\r\n")
@@ -117,8 +116,8 @@ func (s *parser) directive(number int, words []string) error {
 	return nil
 }
 
-// directives is the language. A function reads the arguments and returns what is
-// to be done; errors are kept in the args.
+// directives is the language. A function reads the arguments and returns the action;
+// args keeps errors.
 var directives = map[string]func(*args) action{
 	"case":  parseCase,
 	"frame": parseFrame,
@@ -193,7 +192,7 @@ func (a *args) fail(format string, v ...any) {
 	}
 }
 
-// end checks that all was read.
+// end checks that no word is left.
 func (a *args) end() {
 	if len(a.left) > 0 {
 		a.fail("what is %.40q for?", a.left[0])
@@ -211,7 +210,7 @@ func (a *args) word(what string) string {
 	return w
 }
 
-// rest takes all words that are left.
+// rest takes all remaining words.
 func (a *args) rest() []string {
 	w := a.left
 	a.left = nil
@@ -227,7 +226,7 @@ func (a *args) is(w string) bool {
 	return true
 }
 
-// value takes the next word if it is KEY=..., and returns what stands behind.
+// value takes the next word if it is KEY=VALUE, and returns the value.
 func (a *args) value(key string) (v string, ok bool) {
 	if len(a.left) == 0 {
 		return "", false
@@ -238,7 +237,7 @@ func (a *args) value(key string) (v string, ok bool) {
 	return v, ok
 }
 
-// number reads a number, decimal or as in Go.
+// number reads a number in Go's syntax.
 func (a *args) number(what, w string, low, high int64) int64 {
 	if a.err != nil {
 		return low
@@ -251,7 +250,7 @@ func (a *args) number(what, w string, low, high int64) int64 {
 	return n
 }
 
-// oneOf takes a word that has to be one of a few.
+// oneOf takes a word that has to be one of words.
 func (a *args) oneOf(what string, words ...string) string {
 	w := a.word(what)
 	for _, o := range words {
@@ -263,7 +262,7 @@ func (a *args) oneOf(what string, words ...string) string {
 	return words[0]
 }
 
-// span is ids, one or a row: 7 or 1..20.
+// span is one id or a range of ids: 7 or 1..20.
 type span struct{ from, to uint16 }
 
 func (s span) len() int { return int(s.to) - int(s.from) + 1 }
@@ -283,7 +282,7 @@ func (a *args) ids(w string) span {
 	return s
 }
 
-// piece is a part of a frame, or of a frame cut into parts of a length.
+// piece is a part of a frame, or a frame cut into parts of equal length.
 type piece struct {
 	frame    *frame
 	from, to int
@@ -345,7 +344,7 @@ func plain(f func(*player) error) func(*args) action {
 	}
 }
 
-// quiet returns an action that says nothing.
+// quiet returns an action without a line for the transcript.
 func quiet(f func(*player) error) action {
 	return func(p *player) (string, error) { return "", f(p) }
 }
@@ -560,7 +559,7 @@ func parseRspEvent(a *args) action {
 	return quiet(func(p *player) error { return p.setRspEvent(rx, netif.Index(uint32(by))) })
 }
 
-// rows expands words like 1..3=okay to one for each id.
+// rows expands words like 1..3=okay to one word for each id.
 func (a *args) rows(words []string) (each []string) {
 	for _, w := range words {
 		ids, rest, ok := strings.Cut(w, "=")
@@ -678,7 +677,7 @@ func parseInject(a *args) action {
 	return quiet(func(p *player) error { return p.inject(f, times) })
 }
 
-// parseCounts reads NAME=N... Nothing means that nothing was counted.
+// parseCounts reads NAME=N... Without words nothing may have been counted.
 func parseCounts(verb string) func(*args) action {
 	return func(a *args) action {
 		want := map[string]int64{}
@@ -696,7 +695,7 @@ func parseCounts(verb string) func(*args) action {
 	}
 }
 
-// parseText reads a text that has to be part of what the host says, or "no".
+// parseText reads a text that the host's answer has to contain, or "no".
 func parseText(verb string) func(*args) action {
 	return func(a *args) action {
 		want := strings.Join(a.rest(), " ")
@@ -729,7 +728,7 @@ func parseMcast(a *args) action {
 	return func(p *player) (string, error) { return p.fact("mcast", strings.Join(want, " ")) }
 }
 
-// parseWords reads words that have to be what the host says.
+// parseWords reads words that have to equal the host's answer.
 func parseWords(verb string) func(*args) action {
 	return func(a *args) action {
 		want := strings.Join(a.rest(), " ")

@@ -13,10 +13,10 @@ import (
 	"github.com/netbackd/netbackd/pkg/netif"
 )
 
-// maxContent bounds what one word of bytes stands for.
+// maxContent bounds the number of bytes that one word stands for.
 const maxContent = 1 << 17
 
-// content makes bytes, some of which are references that a script cannot know.
+// content makes bytes, some of which are grant references that a script cannot know.
 type content func(p *player) ([]byte, error)
 
 // content reads the remaining words as bytes.
@@ -37,7 +37,7 @@ func (a *args) content() content {
 	}
 }
 
-// contentWord reads KIND=VALUES, or KIND=VALUES*N for N times that.
+// contentWord reads KIND=VALUES, or KIND=VALUES*N to repeat them N times.
 func (a *args) contentWord(w string) content {
 	kind, text, ok := strings.Cut(w, "=")
 	if !ok {
@@ -83,7 +83,7 @@ func (a *args) contentWord(w string) content {
 }
 
 // list reads entries of a list of static grants: PAGE[:FLAGS],... where PAGE is a
-// buffer or a row of a pool's, tx[0..9]. Statuses are untouchedStatus.
+// buffer or a range of a pool, tx[0..9]. The statuses are untouchedStatus.
 func (a *args) list(text string) content {
 	type entry struct {
 		page  string
@@ -119,7 +119,7 @@ func (a *args) list(text string) content {
 	}
 }
 
-// buffer checks that a word names buffers: one without data, or a row of a pool's.
+// buffer checks that a word names buffers: one without data, or a range of a pool.
 func (a *args) buffer(w string) {
 	if name, row, ok := strings.Cut(w, "["); ok && (name == "tx" || name == "rx") && strings.HasSuffix(row, "]") {
 		if _, _, err := readRow(strings.TrimSuffix(row, "]")); err != nil {
@@ -134,7 +134,7 @@ func (a *args) buffer(w string) {
 	a.target(w)
 }
 
-// readRow reads the numbers of a pool's pages, K or K..L.
+// readRow reads a range of a pool's pages, K or K..L.
 func readRow(w string) (from, to int, err error) {
 	first, last, row := strings.Cut(w, "..")
 	if from, err = strconv.Atoi(first); err != nil {
@@ -167,7 +167,7 @@ func parsePage(a *args) action {
 	})
 }
 
-// message reads TYPE and what belongs to it, up to "->" if there is one.
+// message reads TYPE and its data, up to "->" if there is one.
 func (a *args) message() *ctrlMessage {
 	m := &ctrlMessage{size: -1}
 	at := a.left
@@ -203,8 +203,8 @@ func (a *args) message() *ctrlMessage {
 	return m
 }
 
-// streamType returns the number of a byte stream's message. No name is that of a
-// message on a ring of slots, too: a script tells which it means.
+// streamType returns the number of a byte stream's message. Its names differ from those
+// of messages on a ring of slots, so that a script is unambiguous.
 func streamType(w string) (uint32, bool) {
 	for i, name := range []string{"ack", "get-flags", "set-flags", "set-key", "set-mapping"} {
 		if w == name {

@@ -21,20 +21,20 @@ import (
 )
 
 const (
-	// patience is the time a player waits for an expected event. It is long,
-	// so that an emulated machine under load is no failure, also where it has
-	// four thousand pages to unmap.
+	// patience limits the time that a player waits for an expected event. It is
+	// long, so that an emulated machine under load does not fail, even if it has
+	// to unmap four thousand pages.
 	patience = time.Minute
-	// glance is between two looks at what cannot tell that it has changed.
-	glance = time.Millisecond
+	// pollInterval is the pause between two looks at a state without a notification.
+	pollInterval = time.Millisecond
 )
 
-// Asker puts questions to the umpire.
+// Asker asks the umpire.
 type Asker interface {
 	Ask(ctx context.Context, question string) (answer string, err error)
 }
 
-// Failure is a script that did not go as it says.
+// Failure is the error of a script with an unexpected result.
 type Failure struct {
 	Script, Case string
 	Line         int
@@ -53,9 +53,9 @@ func differs(what, got, want string) error {
 }
 
 // Play plays scripts, one after the other, as the frontend at dir, and writes the
-// transcript of each to what out returns. The device is left in Initialising,
-// with the backend in InitWait, as the toolstack leaves it. A script that fails
-// ends with that; the next one is played all the same.
+// transcript of each to the writer that out returns. It leaves the device in Initialising,
+// with the backend in InitWait, as the toolstack does. After a failed script it plays the
+// next one.
 func Play(ctx context.Context, host netfront.Host, dir string, umpire Asker, scripts []*Script, out func(name string) (io.WriteCloser, error)) (err error) {
 	p := &player{ctx: ctx, host: host, dir: dir, umpire: umpire, patience: patience}
 	if err := p.open(); err != nil {
@@ -73,7 +73,7 @@ func Play(ctx context.Context, host netfront.Host, dir string, umpire Asker, scr
 	return errors.Join(errs...)
 }
 
-// player is a frontend that does what a script says. It belongs to one goroutine.
+// player is a frontend that follows a script. It belongs to one goroutine.
 type player struct {
 	ctx      context.Context
 	host     netfront.Host
@@ -92,35 +92,35 @@ type player struct {
 	names map[string]string // of the grants and ports in it
 
 	queues []*queue
-	at     int      // the queue that directives are about
-	past   []closer // what the backend may still have mapped
+	at     int      // the queue that directives act on
+	past   []closer // rings that the backend may still have mapped
 
-	ctrl *control // what is offered next, or was last
-	msg  message  // what messages name
+	ctrl *control // the control ring of the next offer, or of the last one
+	msg  message  // the page that messages name
 
-	inForce string // what was before the last messages, which all were refused; empty: they were not
+	inForce string // settings before the last messages, if all were refused; else empty
 
 	tx, rx            pool
 	foreign, readonly *gntalloc.Pages
 	last              xen.Gref
-	outside           netfront.Events // channels that are no queue's
+	outside           netfront.Events // channels that belong to no queue
 }
 
-// closer is rings that are given back.
+// closer is a set of rings to free.
 type closer interface{ close() error }
 
 // setKey is a node for the next offer; with the value "-" it is left out.
 type setKey struct{ key, value string }
 
-// pool is pages granted to the backend, used in turn.
+// pool is a set of pages granted to the backend, used in turn.
 type pool struct {
 	pages *gntalloc.Pages
 	next  int
 }
 
-// poolPages is more than a ring has slots, so that a page comes back only when
-// its request was answered; and both pools together are more than a queue's static
-// grants are in tests.
+// poolPages is larger than the number of slots of a ring, so that a page is used again only
+// after its request was answered. Both pools together have more pages than a queue's
+// static grants in tests.
 const poolPages = netif.TxRingSize + 304
 
 func (p *pool) page() (mem []byte, ref xen.Gref) {
@@ -140,7 +140,7 @@ func (p *player) pool(name string) *pool {
 // stranger is a domain that is not the backend, and need not exist.
 const stranger = 0x7fe0
 
-// open finds the backend and makes what all scripts need.
+// open finds the backend and makes the resources of all scripts.
 func (p *player) open() (err error) {
 	if p.backend, err = p.host.Store.Read(p.ctx, p.dir+"/backend"); err != nil {
 		return fmt.Errorf("ringscript: find the backend of %s: %w", p.dir, err)
@@ -179,7 +179,7 @@ func (p *player) open() (err error) {
 	return nil
 }
 
-// shut gives everything back.
+// shut frees everything.
 func (p *player) shut() error {
 	p.watch.Close()
 	errs := []error{p.freeRings(), p.forget(), p.outside.Close()}
@@ -196,7 +196,7 @@ func (p *player) play(s *Script, out io.Writer) error {
 	fail := func(line int, err error) error {
 		f := &Failure{Script: s.Name, Case: p.title, Line: line, Err: err}
 		_, _ = fmt.Fprintf(out, "FAILED: %v\n", f)
-		// What the next script finds does not depend on this one.
+		// Restore the state that the next script expects.
 		return errors.Join(f, p.rewind())
 	}
 	if err := p.rewind(); err != nil {
@@ -230,10 +230,10 @@ func (p *player) play(s *Script, out io.Writer) error {
 	return nil
 }
 
-// numbers are those in what the host says that are others on each machine.
+// numbers matches the numbers in the host's answers that differ between machines.
 var numbers = regexp.MustCompile(`\b(domid|gref|port) ([0-9]+)`)
 
-// anonymous puts names in the place of such numbers: those that were published.
+// anonymous replaces such numbers by the names under which they were published.
 func (p *player) anonymous(text string) string {
 	return numbers.ReplaceAllStringFunc(text, func(m string) string {
 		what, n, _ := strings.Cut(m, " ")
@@ -247,19 +247,19 @@ func (p *player) anonymous(text string) string {
 	})
 }
 
-// until looks again and again until ok, and returns an error when patience has run out.
+// until calls ok until it returns true, and returns an error after patience.
 func (p *player) until(ok func() (bool, error)) error {
 	ctx, cancel := context.WithTimeout(p.ctx, p.patience)
 	defer cancel()
-	return poll(ctx, glance, ok)
+	return poll(ctx, pollInterval, ok)
 }
 
-// errProgress is returned by a look that has moved something: the next one comes soon.
+// errProgress is returned by a look that made progress: the next one follows soon.
 var errProgress = errors.New("not yet done")
 
-// poll looks again and again until ok. It pauses for least between two looks, and for an
-// eighth of the time that has passed once that is more: on an emulated machine looks take
-// the processor from what they wait for.
+// poll calls ok until it returns true. It pauses for least between two calls, or for an
+// eighth of the time that has passed if that is longer: on an emulated machine the calls
+// take CPU time from the work that they wait for.
 func poll(ctx context.Context, least time.Duration, ok func() (bool, error)) error {
 	pause := time.NewTimer(0)
 	defer pause.Stop()
@@ -286,8 +286,7 @@ func (p *player) ask(question string) (string, error) {
 	return p.umpire.Ask(ctx, question)
 }
 
-// fact checks something that the host says of the vif. It waits until the host
-// says so.
+// fact waits until the host's answer about the vif is the wanted one.
 func (p *player) fact(verb, want string) (string, error) {
 	got, err := p.ask(verb + " " + strconv.Quote(want))
 	if err == nil && got != want {
@@ -296,8 +295,7 @@ func (p *player) fact(verb, want string) (string, error) {
 	return verb + " " + got, err
 }
 
-// text checks that the host says something with want in it, or nothing if that
-// is "no".
+// text waits until the host's answer contains want, or is empty if want is "no".
 func (p *player) text(verb, want string) (string, error) {
 	got, err := p.ask(verb + " " + strconv.Quote(want))
 	if err == nil && !(want == got || want != "no" && strings.Contains(got, want)) {
@@ -306,7 +304,7 @@ func (p *player) text(verb, want string) (string, error) {
 	return verb + " " + p.anonymous(got), err
 }
 
-// counted checks how much was counted since the last time.
+// counted checks the increase of counters since the last call.
 func (p *player) counted(verb string, want map[string]int64) (string, error) {
 	said := formatCounts(want)
 	got, err := p.ask(verb + " " + said)
@@ -326,8 +324,8 @@ func (p *player) inject(f *frame, times int) error {
 	return err
 }
 
-// cameOut checks that just these frames came out of the vif at the host, with
-// what was left undone of them.
+// cameOut checks that exactly these frames came out of the vif at the host, with these
+// offloads.
 func (p *player) cameOut(want []string) (string, error) {
 	answer, err := p.ask("out " + strconv.Itoa(len(want)))
 	if err != nil {
@@ -356,7 +354,7 @@ func (p *player) cameOut(want []string) (string, error) {
 	return strings.TrimSpace("out " + said), nil
 }
 
-// repeats puts equal neighbours together: M M becomes M*2.
+// repeats joins equal neighbours: M M becomes M*2.
 func repeats(words []string) string {
 	var b strings.Builder
 	for i := 0; i < len(words); {

@@ -16,13 +16,13 @@ import (
 
 var errNoRoom = errors.New("the ring has no free slot")
 
-// target is a buffer without data of the script's: its grant reference.
+// target is a buffer without data from the script: its grant reference.
 type target struct {
 	kind string
 	ref  xen.Gref // with kind "gref"
 }
 
-// isTarget reports whether a word names a buffer. No frame is called so.
+// isTarget reports whether a word names a buffer. No frame may have such a name.
 func isTarget(w string) bool {
 	switch w {
 	case "same", "freed", "foreign", "readonly", "ring", "page":
@@ -39,8 +39,7 @@ func (a *args) target(w string) target {
 	return target{kind: w}
 }
 
-// ref makes the reference of a target, and the memory it stands for if it is a
-// fresh page.
+// ref returns the reference of a target, and its memory if it is a fresh page.
 func (p *player) ref(t target, q *queue) (ref xen.Gref, mem []byte, err error) {
 	switch t.kind {
 	case "gref":
@@ -192,7 +191,7 @@ func (p *player) moveReqProd(ring string, by uint32) error {
 	return nil
 }
 
-// setRspEvent asks for an event once so many responses more are there.
+// setRspEvent asks for an event at the n-th response from now.
 func (p *player) setRspEvent(rx bool, n netif.Index) error {
 	q, err := p.queue()
 	if err != nil {
@@ -206,8 +205,8 @@ func (p *player) setRspEvent(rx bool, n netif.Index) error {
 	return err
 }
 
-// settled checks that nothing was answered that the script did not look at, and
-// that what was refused has changed nothing.
+// settled checks that the script has read all responses, and that refused messages have
+// changed no setting.
 func (p *player) settled() error {
 	for i, q := range p.queues {
 		tx, rx := q.tx.State(), q.rx.State()
@@ -219,8 +218,8 @@ func (p *player) settled() error {
 	return errors.Join(p.ctrl.settled(), p.refused())
 }
 
-// answers takes tx responses and checks them. It waits until there are enough;
-// if none is wanted there may be none now.
+// answers takes tx responses and checks them. It waits until there are enough. If none is
+// wanted, it checks that there is none now.
 func (p *player) answers(want []string) (string, error) {
 	q, err := p.queue()
 	if err != nil {
@@ -247,7 +246,7 @@ func (p *player) answers(want []string) (string, error) {
 	return same("answers", got, want, err)
 }
 
-// same compares rows, and says them shortly.
+// same compares rows, and returns them in short form.
 func same(what string, got, want []string, err error) (string, error) {
 	g, w := shortly(got), shortly(want)
 	if g != w {
@@ -256,7 +255,7 @@ func same(what string, got, want []string, err error) (string, error) {
 	return strings.TrimSpace(what + " " + g), err
 }
 
-// shortly puts equal neighbours together: 1=okay 2=okay becomes 1..2=okay.
+// shortly joins equal neighbours: 1=okay 2=okay becomes 1..2=okay.
 func shortly(rows []string) string {
 	var b strings.Builder
 	for i := 0; i < len(rows); {
@@ -334,7 +333,7 @@ var hashTypes = [...]string{
 	netif.HashIPv4: "ipv4", netif.HashIPv4TCP: "ipv4-tcp", netif.HashIPv6: "ipv6", netif.HashIPv6TCP: "ipv6-tcp",
 }
 
-// sayRx returns ID=STATUS[@OFFSET][:FLAGS].
+// sayRx formats a response as ID=STATUS[@OFFSET][:FLAGS].
 func sayRx(r netif.RxResponse) string {
 	s := fmt.Sprintf("%d=", r.ID)
 	if r.Status < 0 {
@@ -361,8 +360,8 @@ func sayRx(r netif.RxResponse) string {
 	return s
 }
 
-// content checks that what the buffers of these ids were filled with is a frame,
-// and that nothing was written behind it.
+// content checks that the buffers of these ids hold the frame, and that no byte was
+// written behind it.
 func (p *player) content(f *frame, ids []uint16) (string, error) {
 	q, err := p.queue()
 	if err != nil {

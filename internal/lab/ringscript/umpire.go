@@ -29,7 +29,7 @@ type Daemon interface {
 	Reset(ctx context.Context, name string) error
 }
 
-// UmpireConfig says which vif is watched.
+// UmpireConfig is the configuration of an Umpire for one vif.
 type UmpireConfig struct {
 	Domid xen.Domid
 	Devid int
@@ -38,35 +38,35 @@ type UmpireConfig struct {
 	Daemon Daemon
 }
 
-// Umpire is on the host and tells a player what became of what it did. It belongs
-// to one goroutine.
+// Umpire runs on the host and answers a player's questions about the effects of its
+// script. It belongs to one goroutine.
 type Umpire struct {
-	cfg   UmpireConfig
-	id    xenbus.VifID
-	cable *cable
+	cfg  UmpireConfig
+	id   xenbus.VifID
+	sock *packetSocket
 
-	drops, counters map[string]uint64 // when last asked for
+	drops, counters map[string]uint64 // values at the last question
 }
 
-// umpirePatience is the time an umpire waits for what the player expects. A
-// player waits longer for the answer.
+// umpirePatience limits the time that an umpire waits for the expected answer. A player
+// waits longer for it.
 const umpirePatience = patience
 
-// umpireGlance is between two questions to the daemon.
-const umpireGlance = 10 * time.Millisecond
+// statusInterval is the pause between two questions to the daemon.
+const statusInterval = 10 * time.Millisecond
 
 // NewUmpire makes an umpire for a vif. It opens nothing yet.
 func NewUmpire(cfg UmpireConfig) *Umpire {
 	return &Umpire{cfg: cfg, id: xenbus.VifID{Domid: cfg.Domid, Devid: cfg.Devid}}
 }
 
-// Close closes what the umpire has opened.
+// Close closes the umpire's socket.
 func (u *Umpire) Close() error {
-	if u.cable == nil {
+	if u.sock == nil {
 		return nil
 	}
-	c := u.cable
-	u.cable = nil
+	c := u.sock
+	u.sock = nil
 	return c.close()
 }
 
@@ -129,7 +129,7 @@ var facts = map[string]func(*vif.Status) string{
 	},
 }
 
-// served returns the protocol of the control ring, and why it is out of use.
+// served returns the protocol of the control ring, and the reason if it is out of use.
 func served(s *vif.Status) string {
 	c := s.Control
 	switch {
@@ -165,7 +165,7 @@ func static(s *vif.Status) string {
 	return strings.Join(n, " ")
 }
 
-// inForce returns all that a guest can configure over the control ring.
+// inForce returns all settings that a guest can make over the control ring.
 func (u *Umpire) inForce(ctx context.Context) (string, error) {
 	s, err := u.status(ctx)
 	if err != nil {
@@ -213,10 +213,10 @@ func (u *Umpire) status(ctx context.Context) (*vif.Status, error) {
 	return nil, fmt.Errorf("netbackd has no %v", u.id)
 }
 
-// until asks the daemon until ok. When time is up the last status is as good as
-// another: the player tells what is wrong with it.
+// until asks the daemon until ok returns true. The end of ctx is no error: the caller
+// answers with the last status, and the player reports the difference.
 func (u *Umpire) until(ctx context.Context, ok func(*vif.Status) (bool, error)) error {
-	err := poll(ctx, umpireGlance, func() (bool, error) {
+	err := poll(ctx, statusInterval, func() (bool, error) {
 		s, err := u.status(ctx)
 		if err != nil {
 			return false, err
@@ -229,8 +229,8 @@ func (u *Umpire) until(ctx context.Context, ok func(*vif.Status) (bool, error)) 
 	return err
 }
 
-// fact waits until what say says is what is wanted, or has it in it, and returns
-// what it says.
+// fact waits until the answer of say equals or contains the wanted text, and returns the
+// answer.
 func (u *Umpire) fact(ctx context.Context, words []string, say func(*vif.Status) (string, error)) (got string, err error) {
 	want := ""
 	if len(words) > 0 {
@@ -263,8 +263,9 @@ func dropsOf(s *vif.Status) map[string]uint64 {
 	return m
 }
 
-// count waits until so much was counted since the last time, and returns what
-// was. Of drops all are told, of other counters those that were asked for.
+// count waits until the counters have increased by the wanted amounts since the last
+// question, and returns the increases. It returns all drops, and the other counters that
+// the question names.
 func (u *Umpire) count(ctx context.Context, before *map[string]uint64, words []string, read func(*vif.Status) map[string]uint64) (string, error) {
 	want := map[string]int64{}
 	for _, w := range words {
@@ -303,7 +304,7 @@ func (u *Umpire) count(ctx context.Context, before *map[string]uint64, words []s
 			}
 		}
 		for name := range want {
-			got[name] += 0 // what was not counted is told, too
+			got[name] += 0 // the answer has zeros, too
 		}
 	}
 	return formatCounts(got), nil
@@ -330,23 +331,23 @@ func (u *Umpire) begin(ctx context.Context) error {
 	if s.Interface == "" {
 		return fmt.Errorf("%v has no interface", u.id)
 	}
-	if u.cable == nil {
+	if u.sock == nil {
 		if err := alone(s.Interface); err != nil {
 			return err
 		}
-		c, err := openCable(s.Interface)
+		c, err := openPacketSocket(s.Interface)
 		if err != nil {
 			return err
 		}
-		u.cable = c
+		u.sock = c
 	}
 	u.drops, u.counters = dropsOf(s), maps.Clone(s.Counters)
-	_, err := u.cable.drain()
+	_, err := u.sock.drain()
 	return err
 }
 
-// alone sees to it that nothing comes out of an interface but what the umpire
-// sends: it belongs to no bridge, and its kernel does not speak by itself.
+// alone makes sure that only the umpire sends over an interface: it takes it off its
+// bridge, and keeps the kernel from sending packets of its own.
 func alone(ifname string) error {
 	l, err := netlink.LinkByName(ifname)
 	if err == nil {
@@ -358,20 +359,20 @@ func alone(ifname string) error {
 	return netns.Sysctl("net/ipv6/conf/"+ifname+"/disable_ipv6", "1")
 }
 
-var errNoCable = errors.New("no script has begun")
+var errNoScript = errors.New("no script has begun")
 
-// out waits until so many frames have come out, and returns all that have.
+// out waits until the wanted number of frames have come out, and returns all that have.
 func (u *Umpire) out(ctx context.Context, words []string) (string, error) {
-	if u.cable == nil || len(words) != 1 {
-		return "", errNoCable
+	if u.sock == nil || len(words) != 1 {
+		return "", errNoScript
 	}
 	n, err := strconv.Atoi(words[0])
 	if err != nil {
 		return "", err
 	}
 	var got []string
-	err = poll(ctx, glance, func() (bool, error) {
-		more, err := u.cable.drain()
+	err = poll(ctx, pollInterval, func() (bool, error) {
+		more, err := u.sock.drain()
 		got = append(got, more...)
 		return len(got) >= n, err
 	})
@@ -381,10 +382,10 @@ func (u *Umpire) out(ctx context.Context, words []string) (string, error) {
 	return repeats(got), nil
 }
 
-// inject sends a frame to the guest, some times.
+// inject sends a frame to the guest, once or several times.
 func (u *Umpire) inject(ctx context.Context, words []string) error {
-	if u.cable == nil || len(words) < 1 {
-		return errNoCable
+	if u.sock == nil || len(words) < 1 {
+		return errNoScript
 	}
 	n, err := strconv.Atoi(words[0])
 	if err != nil {
@@ -396,7 +397,7 @@ func (u *Umpire) inject(ctx context.Context, words []string) error {
 	}
 	f := spec.make()
 	for range n {
-		if err := u.cable.send(ctx, f); err != nil {
+		if err := u.sock.send(ctx, f); err != nil {
 			return err
 		}
 	}

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package simhost opens an embedded Xen for a back end, as package host opens a real
-// one. The back end is in domain 0.
+// Package simhost opens an embedded Xen for a back end in domain 0, as package host opens
+// a real Xen.
 package simhost
 
 import (
@@ -16,10 +16,10 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
-// Socket is the name of a file in the directory of every embedded Xen that runs.
+// Socket is the name of a file in the directory of every running embedded Xen.
 const Socket = wire.HypercallSocket
 
-// Host is an embedded Xen as domain 0 has it.
+// Host is domain 0's access to an embedded Xen.
 type Host struct {
 	conn   *simclient.Conn
 	grants *simclient.Grants

@@ -1,17 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package traffic makes network traffic and says exactly what became of it: TCP
-// streams and UDP packets of a pattern that the receiver checks to the last
-// byte, and pings.
+// Package traffic makes network traffic and counts its losses and errors: TCP streams and
+// UDP packets of a pattern of which the receiver checks every byte, and pings.
 //
-// It is the same on both sides of a vif: in a guest's agent and on the host. All
-// functions are bounded by their context, all servers by the number of peers they
-// keep.
+// Both sides of a vif use it: a guest's agent and the host. The context bounds each
+// function, and each server keeps a bounded number of peers.
 //
-// Sockets are opened by the functions called Listen... and Dial..., on the
-// goroutine that calls them and on no other. A goroutine that is locked to a
-// thread in another network namespace so gets sockets there, which may then be
-// used from anywhere.
+// The functions Listen... and Dial... open sockets on the calling goroutine. A goroutine
+// that is locked to a thread in another network namespace gets sockets there, which any
+// goroutine may then use.
 //
-// The package knows package net. It must not know what carries the packets.
+// The package must not depend on the device that carries the packets.
 package traffic

@@ -5,8 +5,8 @@ package traffic
 import "encoding/binary"
 
 // The pattern of a stream is a sequence of 64-bit words, each a hash of the
-// stream's seed and of its place. No byte sent twice, left out or moved goes
-// unseen.
+// stream's seed and of its position. The receiver detects duplicate, missing and moved
+// bytes.
 
 // word implements SplitMix64.
 func word(seed, i uint64) uint64 {

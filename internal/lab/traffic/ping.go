@@ -17,11 +17,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// PingOptions says how to ping. Zero fields mean what is said.
+// PingOptions are the settings of Ping. The comments have the values for zero fields.
 type PingOptions struct {
 	Count    int           `json:"count,omitempty"`       // 1
 	Size     int           `json:"size,omitempty"`        // ICMP payload: 56
-	Interval time.Duration `json:"interval_ns,omitempty"` // from one request to the next: none waits for the reply
+	Interval time.Duration `json:"interval_ns,omitempty"` // from one request to the next; 0: send the next after the reply
 	Timeout  time.Duration `json:"timeout_ns,omitempty"`  // for each reply: 1 s
 }
 
@@ -29,7 +29,7 @@ type PingOptions struct {
 type PingResult struct {
 	Sent     int             `json:"sent"`
 	Received int             `json:"received"`
-	Late     int             `json:"late"`    // replies behind their time, or twice
+	Late     int             `json:"late"`    // late or duplicate replies
 	Corrupt  int             `json:"corrupt"` // replies with another payload
 	RTT      []time.Duration `json:"rtt_ns"`  // of each reply, in order
 }
@@ -69,8 +69,8 @@ const (
 	icmp6Proto     = 58
 )
 
-// DialPing opens a socket for pings: a raw one, or where that is not allowed the
-// kind that net.ipv4.ping_group_range lets any process open.
+// DialPing opens a socket for pings: a raw one, or, if that is not allowed, a ping socket,
+// which net.ipv4.ping_group_range allows.
 func DialPing(addr netip.Addr) (*Pinger, error) {
 	p := &Pinger{v6: addr.Is6() && !addr.Is4In6(), id: uint16(rand.Uint32())}
 	network, any4 := "ip4:icmp", "0.0.0.0"
@@ -106,8 +106,8 @@ func DialPing(addr netip.Addr) (*Pinger, error) {
 // Close closes the socket.
 func (p *Pinger) Close() error { return p.c.Close() }
 
-// Ping sends echo requests and waits for the replies, each before the next
-// request. Replies that do not come are no error.
+// Ping sends echo requests, and waits for each reply before the next request. Missing
+// replies are no error.
 func (p *Pinger) Ping(ctx context.Context, o PingOptions) (PingResult, error) {
 	if o.Count == 0 {
 		o.Count = 1
@@ -193,7 +193,7 @@ func (p *Pinger) request(seq uint16, size int) []byte {
 	return b
 }
 
-// reply takes an echo reply to us apart.
+// reply parses an echo reply to this socket.
 func (p *Pinger) reply(b []byte) (seq uint16, data []byte, ok bool) {
 	want := byte(icmpEchoReply)
 	if p.v6 {

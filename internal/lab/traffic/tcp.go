@@ -14,8 +14,8 @@ import (
 	"time"
 )
 
-// A stream begins with a header of 16 bytes, magic and seed, goes on with the
-// pattern until its end, and is answered with a report of 32.
+// A stream has a header of 16 bytes, magic and seed, and then the pattern until its end.
+// The receiver answers with a report of 32 bytes.
 const (
 	tcpMagic   = 0x6e65746261636b64
 	tcpHeader  = 16
@@ -24,7 +24,7 @@ const (
 	maxStreams = 256
 )
 
-// TCPResult holds the outcome of a stream as its receiver saw it.
+// TCPResult holds the receiver's result of a stream.
 type TCPResult struct {
 	Bytes    int64         `json:"bytes"` // of the pattern
 	Wrong    int64         `json:"wrong"` // bytes that differ
@@ -47,13 +47,13 @@ func DialTCP(ctx context.Context, addr string) (net.Conn, error) {
 	return d.DialContext(ctx, "tcp", addr)
 }
 
-// TCPSend says what to send.
+// TCPSend holds the parameters of a stream.
 type TCPSend struct {
 	// Bytes is the length of the stream. 0 means to send for Duration.
 	Bytes    int64         `json:"bytes,omitempty"`
 	Duration time.Duration `json:"duration_ns,omitempty"`
 	Seed     uint64        `json:"seed,omitempty"`
-	// Rate paces the stream, in bytes per second. 0 means as fast as it goes.
+	// Rate limits the stream, in bytes per second. 0 means no limit.
 	Rate int64 `json:"rate,omitempty"`
 }
 
@@ -137,8 +137,7 @@ func sleepUntil(ctx context.Context, t time.Time) error {
 	}
 }
 
-// orContext says that the context ended where a deadline that was made of it is
-// all the error tells.
+// orContext adds the context's error to an expired deadline that was derived from it.
 func orContext(ctx context.Context, err error) error {
 	if ctx.Err() != nil && errors.Is(err, os.ErrDeadlineExceeded) {
 		return fmt.Errorf("%w: %w", ctx.Err(), err)
@@ -178,8 +177,8 @@ func (s *TCPServer) Results() []TCPResult {
 // Close ends a server that was never served.
 func (s *TCPServer) Close() error { return s.ln.Close() }
 
-// Serve receives streams until ctx ends; it returns nil then, when the last one
-// has.
+// Serve receives streams until ctx ends. It then waits for the last stream and returns
+// nil.
 func (s *TCPServer) Serve(ctx context.Context) error {
 	defer func() { _ = s.ln.Close() }()
 	defer context.AfterFunc(ctx, func() { _ = s.ln.Close() })()
@@ -212,7 +211,7 @@ func (s *TCPServer) Serve(ctx context.Context) error {
 	}
 }
 
-// receive takes one stream. What it cannot read is not in the result.
+// receive receives one stream. The result counts only the bytes that it could read.
 func (s *TCPServer) receive(c net.Conn) {
 	var h [tcpHeader]byte
 	if _, err := io.ReadFull(c, h[:]); err != nil || binary.BigEndian.Uint64(h[:]) != tcpMagic {
@@ -247,6 +246,6 @@ func (s *TCPServer) receive(c net.Conn) {
 		binary.BigEndian.PutUint64(b[8:], uint64(r.Wrong))
 		binary.BigEndian.PutUint64(b[16:], uint64(r.First))
 		binary.BigEndian.PutUint64(b[24:], uint64(r.Duration))
-		_, _ = c.Write(b[:]) // who does not want it need not read it
+		_, _ = c.Write(b[:]) // the sender may ignore the report
 	}
 }

@@ -17,16 +17,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A packet has a header of 24 bytes: magic and kind, stream, sequence number.
-// The rest is the pattern of the stream, at an offset made of the number.
+// A packet has a header of 24 bytes: magic and kind, stream, sequence number. The rest is
+// the pattern of the stream at an offset computed from the number.
 const (
 	udpMagic = 0x6e625544
 	// MinUDP and MaxUDP are the least and the largest UDP payload.
 	MinUDP = 24
 	MaxUDP = 65507
 
-	// maxCount bounds the packets of one stream, and with it the memory that
-	// the receiver spends on telling them apart.
+	// maxCount bounds the packets of one stream, and with it the receiver's bitmap
+	// of received packets.
 	maxCount = 1 << 24
 	maxFlows = 64
 )
@@ -40,38 +40,38 @@ const (
 
 // UDPResult holds the outcome of a stream of packets.
 type UDPResult struct {
-	Sent       uint64        `json:"sent"`       // as far as the receiver knows: 0 until it was told
-	Received   uint64        `json:"received"`   // different ones
+	Sent       uint64        `json:"sent"`       // as the sender told the receiver; 0 before that
+	Received   uint64        `json:"received"`   // without duplicates
 	Lost       uint64        `json:"lost"`       // Sent - Received
-	Duplicated uint64        `json:"duplicated"` // received once more
-	Reordered  uint64        `json:"reordered"`  // received behind a later one
+	Duplicated uint64        `json:"duplicated"` // received again
+	Reordered  uint64        `json:"reordered"`  // received after a later one
 	Corrupt    uint64        `json:"corrupt"`    // with a wrong byte
 	Bytes      uint64        `json:"bytes"`      // of UDP payload, duplicates not counted
 	Duration   time.Duration `json:"duration_ns"`
 }
 
-// UDPSend says what to send.
+// UDPSend holds the parameters of a stream of packets.
 type UDPSend struct {
 	Count int `json:"count"`
 	// Size is the UDP payload of each packet, MinUDP to MaxUDP.
 	Size int `json:"size"`
-	// Rate paces the packets, in packets per second. 0 means as fast as it
-	// goes, which loses packets wherever a queue is short.
+	// Rate limits the packets, in packets per second. 0 means no limit, so that
+	// short queues drop packets.
 	Rate int `json:"rate,omitempty"`
-	// Window bounds the packets under way: after so many, the receiver is asked
-	// for them before more are sent. With a window that every queue on the way
-	// can hold, a lost packet is a fault of the path, however
-	// busy the machine is. 0 means no bound.
+	// Window bounds the packets in flight: after this many, the sender asks the
+	// receiver for a report before it sends more. If every queue on the path can
+	// hold a window, a lost packet is a fault of the path even on a busy machine.
+	// 0 means no bound.
 	Window int `json:"window,omitempty"`
-	// NoReport sends without asking what arrived, as one must where several or
-	// none may listen. The result then only says what was sent.
+	// NoReport sends without asking for a report, for traffic with several or no
+	// receivers. The result then has only the number of sent packets.
 	NoReport bool `json:"no_report,omitempty"`
 	// Stream names the stream; 0 means a new name.
 	Stream uint64 `json:"stream,omitempty"`
 }
 
-// DialUDP opens a socket for an address like "192.0.2.1:7000" or that of a
-// multicast group, for which device, if not empty, is where to send.
+// DialUDP opens a socket for an address like "192.0.2.1:7000" or that of a multicast
+// group. device, if not empty, sends multicast.
 func DialUDP(ctx context.Context, addr, device string) (net.Conn, error) {
 	d := net.Dialer{Control: func(network, _ string, c syscall.RawConn) error {
 		var err error
@@ -83,8 +83,7 @@ func DialUDP(ctx context.Context, addr, device string) (net.Conn, error) {
 	return d.DialContext(ctx, "udp", addr)
 }
 
-// multicastVia sets the device that multicast leaves by, and lets it go beyond
-// the first router.
+// multicastVia sets the device that sends multicast, and a TTL beyond the first router.
 func multicastVia(fd int, network, device string) error {
 	index := 0
 	if device != "" {
@@ -100,8 +99,8 @@ func multicastVia(fd int, network, device string) error {
 	return unix.SetsockoptIPMreqn(fd, unix.IPPROTO_IP, unix.IP_MULTICAST_IF, &unix.IPMreqn{Ifindex: int32(index)})
 }
 
-// SendUDP sends packets, closes the socket and returns the receiver's report.
-// Packets lost are no error; a report that does not come is.
+// SendUDP sends packets, closes the socket and returns the receiver's report. Lost
+// packets are no error; a missing report is one.
 func SendUDP(ctx context.Context, c net.Conn, s UDPSend) (UDPResult, error) {
 	defer func() { _ = c.Close() }()
 	if s.Size < MinUDP || s.Size > MaxUDP || s.Count < 0 || s.Count > maxCount {
@@ -143,15 +142,15 @@ func SendUDP(ctx context.Context, c net.Conn, s UDPSend) (UDPResult, error) {
 	return askReport(ctx, c, s.Stream, r.Sent)
 }
 
-// transient tells errors of a packet from those of a socket: a full device queue,
-// or the ICMP error that a packet before this one met.
+// transient reports whether an error concerns one packet and not the socket: a full device
+// queue, or the ICMP error for an earlier packet.
 func transient(err error) bool {
 	return errors.Is(err, unix.ENOBUFS) || errors.Is(err, unix.ECONNREFUSED) ||
 		errors.Is(err, unix.EHOSTUNREACH) || errors.Is(err, unix.ENETUNREACH) || errors.Is(err, unix.EAGAIN)
 }
 
-// patternAt spreads the packets over the stream's pattern, so that none is the
-// continuation of another.
+// patternAt spreads the packets over the stream's pattern, so that no packet continues
+// another.
 func patternAt(seq uint64) uint64 { return seq << 20 }
 
 func putUDP(b []byte, kind uint32, stream, seq uint64) {
@@ -166,12 +165,13 @@ func (r *UDPResult) reportFields() []*uint64 {
 	return []*uint64{&r.Sent, &r.Received, &r.Lost, &r.Duplicated, &r.Reordered, &r.Corrupt, &r.Bytes}
 }
 
-// settle is the time packets may still be under way after the end of a stream was announced.
+// settle is the time for which packets may still be in flight after the sender announced
+// the end of a stream.
 const settle = 200 * time.Millisecond
 
-// askReport asks for the report until it comes: question and answer may be lost
-// like any packet. While packets are missing it asks again, until no more come:
-// another queue may have let the question overtake them.
+// askReport asks for the report until it arrives: question and answer may be lost like
+// any packet. While packets are missing it asks again, until no more arrive: the question
+// may have overtaken packets on another queue.
 func askReport(ctx context.Context, c net.Conn, stream, sent uint64) (UDPResult, error) {
 	ask := make([]byte, MinUDP)
 	putUDP(ask, udpEnd, stream, sent)
@@ -190,14 +190,14 @@ func askReport(ctx context.Context, c net.Conn, stream, sent uint64) (UDPResult,
 			}
 			last, have = r, true
 		}
-		// A refusal or a report comes at once. When the context ends the
-		// loop says so.
+		// A refusal or a report arrives at once. The loop reports the end of
+		// the context.
 		_ = sleepUntil(ctx, deadline)
 	}
 }
 
-// readReport waits until the deadline for a report on as many packets as were
-// sent; one on fewer answers an earlier question.
+// readReport waits until the deadline for a report on sent packets. A report on fewer
+// answers an earlier question.
 func readReport(c net.Conn, stream, sent uint64, deadline time.Time) (UDPResult, bool) {
 	_ = c.SetReadDeadline(deadline)
 	b := make([]byte, 2048)
@@ -330,12 +330,12 @@ func (s *UDPServer) Serve(ctx context.Context) error {
 			return err
 		}
 		if rsp := s.take(b[:n]); rsp != nil {
-			_, _ = s.c.WriteToUDPAddrPort(rsp, from) // asked again if it is lost
+			_, _ = s.c.WriteToUDPAddrPort(rsp, from) // the sender asks again if it is lost
 		}
 	}
 }
 
-// take looks at one packet and returns what to answer.
+// take processes one packet and returns the reply.
 func (s *UDPServer) take(b []byte) (reply []byte) {
 	if len(b) < MinUDP || binary.BigEndian.Uint32(b) != udpMagic {
 		return nil
@@ -360,8 +360,8 @@ func (s *UDPServer) take(b []byte) (reply []byte) {
 	return reply
 }
 
-// flow finds a stream or begins it, in place of the oldest if there are too many.
-// The caller holds mu.
+// flow finds a stream or begins it. If there are too many it replaces the oldest. The
+// caller holds mu.
 func (s *UDPServer) flow(id uint64) *flow {
 	if f := s.flows[id]; f != nil {
 		return f

@@ -12,7 +12,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/xen"
 )
 
-// This file takes the calls of the domains' files off the wire.
+// This file decodes the calls on the domains' files.
 
 var (
 	_ file = (*domainFile)(nil)
@@ -248,7 +248,7 @@ func (f *gntallocFile) maxRequest() int { return 16 }
 
 func (f *gntallocFile) close() { f.dev.Close() }
 
-// noFile is a connection that was only made to be given a file.
+// noFile is a connection that only receives a file.
 type noFile struct{}
 
 func (noFile) call(_ wire.Op, _ *wire.Reader, reply []byte) ([]byte, int, unix.Errno) {

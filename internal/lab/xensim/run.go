@@ -30,9 +30,9 @@ type Options struct {
 // ErrBusy is returned by Run when another simulation serves the directory.
 var ErrBusy = errors.New("another simulation runs in this directory")
 
-// Run serves the simulation in dir, which it makes if need be, until ctx is
-// done; the error is nil then. The sockets appear under their names only when
-// they accept connections. All domains end with the simulation.
+// Run serves the simulation in dir until ctx is done, and then returns nil. It makes dir
+// if it does not exist. The sockets appear under their names only when they accept
+// connections. All domains end with the simulation.
 func Run(ctx context.Context, dir string, opts Options) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
@@ -87,7 +87,7 @@ func Run(ctx context.Context, dir string, opts Options) error {
 	return err
 }
 
-// lock makes this process the one that serves dir.
+// lock makes this process the only one that serves dir.
 func lock(dir string) (unlock func(), err error) {
 	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR|unix.O_CLOEXEC, 0o600)
 	if err != nil {
@@ -103,8 +103,8 @@ func lock(dir string) (unlock func(), err error) {
 	return func() { _ = f.Close() }, nil
 }
 
-// listen makes the socket name in dir. It has that name only once it listens,
-// so a process that finds it can connect.
+// listen makes the socket name in dir. The socket gets its name only after it listens, so
+// that a process that finds it can connect.
 func listen(dir, name string) (int, error) {
 	typ := unix.SOCK_SEQPACKET
 	if name == wire.XenstoreSocket {

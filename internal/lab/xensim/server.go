@@ -40,8 +40,7 @@ func newServer(hv *hyp.Hypervisor, xs *store.Server) *server {
 	return s
 }
 
-// acceptPause is the time to wait for files to be closed when there are too
-// many.
+// acceptPause is the pause after an accept that failed for too many open files.
 const acceptPause = 10 * time.Millisecond
 
 // accept serves connections until the listener is shut down.
@@ -81,8 +80,8 @@ func (s *server) add(c *conn) bool {
 	return true
 }
 
-// remove forgets a connection and closes it, so that cut cannot hit another
-// file of the same number.
+// remove forgets a connection before it closes it, so that cut cannot shut down another
+// file with the same descriptor.
 func (s *server) remove(c *conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -96,7 +95,7 @@ func (s *server) remove(c *conn) {
 	s.wg.Done()
 }
 
-// close ends all connections and lets no more in.
+// close ends all connections and accepts no more.
 func (s *server) close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -108,8 +107,8 @@ func (s *server) close() {
 
 func (s *server) wait() { s.wg.Wait() }
 
-// cutOff ends the connections of a domain and waits for what they held to be
-// let go.
+// cutOff ends the connections of a domain and waits until everything that they held is
+// released.
 func (s *server) cutOff(domid xen.Domid) {
 	s.mu.Lock()
 	var cut []*conn
@@ -149,9 +148,8 @@ func (s *server) create(cfg wire.DomainConfig) (*hyp.Domain, error) {
 	return d, nil
 }
 
-// destroy ends a domain: its ports close, it stops in
-// the middle of what it does, what it held of others is let go, and xenstored
-// hears of it.
+// destroy ends a domain: it closes its ports, ends its connections, releases what it held
+// of other domains, and notifies xenstored.
 func (s *server) destroy(domid xen.Domid) unix.Errno {
 	if domid == 0 {
 		return unix.EPERM
@@ -177,18 +175,17 @@ type conn struct {
 	fd   int
 	stop chan struct{} // closed by cut
 	once sync.Once
-	done chan struct{} // closed when everything is let go
+	done chan struct{} // closed when everything is released
 
 	dom  *hyp.Domain // set by open, under s.mu
 	file file        // set by open, under s.mu
 
-	polled *os.File // owns fd if the connection waits by way of the poller
+	polled *os.File // owns fd if the connection waits in Go's poller
 	raw    syscall.RawConn
 }
 
-// poll makes the connection wait by way of Go's poller, which takes no thread.
-// The others wait in a plain read(2): for them a call takes half as long, most
-// of the difference being spent on waking threads.
+// poll makes the connection wait in Go's poller, which takes no thread. Other connections
+// wait in a plain read(2): their calls take half as long, since fewer threads are woken.
 func (c *conn) poll() error {
 	if err := unix.SetNonblock(c.fd, true); err != nil {
 		return err
@@ -222,7 +219,7 @@ type file interface {
 	call(op wire.Op, r *wire.Reader, reply []byte) (_ []byte, attach int, errno unix.Errno)
 	// maxRequest is the length of the longest call in bytes.
 	maxRequest() int
-	// close lets go of everything.
+	// close releases everything.
 	close()
 }
 
@@ -254,7 +251,7 @@ func (c *conn) serve() {
 	if attach.send(c.fd) != nil {
 		return
 	}
-	// From here on nothing is left to do when the connection breaks.
+	// From here on a broken connection needs no further handling.
 	buf = make([]byte, c.file.maxRequest())
 	reply := make([]byte, 0, 256)
 	switch c.file.(type) {
@@ -296,7 +293,7 @@ func (c *conn) serve() {
 // attachment holds the files that go with the reply to a Hello.
 type attachment struct {
 	fd     int    // -1 for none
-	ours   bool   // fd is open only to be passed on
+	ours   bool   // fd was opened only for this reply
 	number uint32 // of the file, if it can be joined
 }
 
@@ -323,8 +320,8 @@ func (c *conn) open(msg []byte) (attachment, error) {
 	if d == nil {
 		return none, unix.ESRCH
 	}
-	// From here on the end of the domain is the end of the connection. Before
-	// Hold the domain may end without, but then Hold fails.
+	// From here on the end of the domain ends the connection. Before Hold the
+	// domain may end unnoticed, but then Hold fails.
 	c.s.mu.Lock()
 	c.dom = d
 	kernel := c.s.kernels[d.ID()]
@@ -385,8 +382,8 @@ func (c *conn) openFile(hello wire.Hello, kernel *dev.Kernel) (file, attachment,
 	return nil, none, unix.ENXIO
 }
 
-// process returns the process at the other end, provided that its memory is within
-// reach.
+// process returns the process at the other end. It fails if the process's memory cannot
+// be read.
 func (c *conn) process(probe uint64) (dev.Process, error) {
 	cred, err := unix.GetsockoptUcred(c.fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
 	if err != nil {
@@ -422,7 +419,7 @@ func (s *server) openXenbus(domid xen.Domid) (int, error) {
 	return pair[1], nil
 }
 
-// release lets go of everything.
+// release releases everything that the connection holds.
 func (c *conn) release() {
 	c.file.close()
 	c.dom.Unhold()

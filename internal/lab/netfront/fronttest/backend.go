@@ -17,15 +17,14 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
-// Options change a backend from the plainest one.
+// Options are the settings of a backend. The zero value is the simplest one.
 type Options struct {
-	// Offers are nodes of its directory, in place of or beside those that it
-	// has anyway.
+	// Offers are nodes of its directory that replace or extend the usual ones.
 	Offers map[string]string
 	// Refuse makes it go to Closed where it should connect.
 	Refuse bool
-	// Tap receives the packets, with as many queues as the backend offers at
-	// most. Without one they are sent back to the guest.
+	// Tap receives the packets. It has at most as many queues as the backend
+	// offers. Without a Tap the packets are sent back to the guest.
 	Tap *tap.Device
 }
 
@@ -108,8 +107,8 @@ func (b *Backend) set(state xenbus.State) {
 	}
 }
 
-// run follows the states of the frontend, and its own when the toolstack writes
-// it. A state is only ever read, never taken from an event.
+// run follows the states of the frontend, and its own state when the toolstack writes it.
+// It reads a state from the node and never infers it from an event.
 func (b *Backend) run(ctx context.Context, front, mine *xenstore.Watch) error {
 	state := xenbus.InitWait
 	var stop func() error
@@ -249,7 +248,7 @@ func (b *Backend) open(dir string, i int) (q *queue, err error) {
 	return q, q.start(b.x.Dom0, b.domid, refs, remote)
 }
 
-// sawMcast keeps an extra of multicast control.
+// sawMcast records an extra of multicast control.
 func (b *Backend) sawMcast(e netif.ExtraInfo) {
 	what := "del"
 	if e.Type == netif.ExtraMcastAdd {

@@ -33,8 +33,8 @@ type queue struct {
 	ended  chan error
 }
 
-// arenaSize holds the largest packet; frameSlots those of a frame from the TAP,
-// whose MTU is to be less than that.
+// arenaSize is the size of the largest packet in bytes. frameSlots is the number of slots
+// for a frame from the TAP, whose MTU must fit.
 const (
 	arenaSize  = 1 << 16
 	frameSlots = 3
@@ -82,7 +82,7 @@ func (q *queue) start(dom0 *simclient.Conn, domid xen.Domid, refs []xen.Gref, re
 	return nil
 }
 
-// stop ends serve and lets go of everything.
+// stop ends serve and frees everything.
 func (q *queue) stop() error {
 	_, err := unix.Write(q.wake, binary.NativeEndian.AppendUint64(nil, 1))
 	return errors.Join(err, <-q.ended, q.close())
@@ -120,7 +120,7 @@ func (q *queue) serve() error {
 			{Fd: int32(q.events.FD()), Events: unix.POLLIN},
 			{Fd: -1, Events: unix.POLLIN},
 		}
-		// Without a buffer for them, frames wait where they are.
+		// Without free buffers, frames wait in the TAP.
 		room, err := q.rx.ArmFor(frameSlots)
 		if err != nil {
 			return err
@@ -223,7 +223,7 @@ func (q *queue) take() netif.TxRequest {
 	return r
 }
 
-// gather copies a packet out of the guest's pages; nil if it cannot.
+// gather copies a packet out of the guest's pages. It returns nil if that fails.
 func (q *queue) gather(reqs []netif.TxRequest, size int) ([]byte, error) {
 	segs := make([]gntdev.Segment, len(reqs))
 	at := 0
@@ -245,8 +245,8 @@ func (q *queue) gather(reqs []netif.TxRequest, size int) ([]byte, error) {
 	return q.arena.Bytes()[:size], nil
 }
 
-// forward gives a packet to the TAP, or back to the guest. It is lost where
-// there is no room.
+// forward sends a packet to the TAP, or back to the guest. It drops the packet if there
+// is no room.
 func (q *queue) forward(frame []byte) error {
 	if q.tap == nil {
 		return q.toGuest(len(frame))
@@ -255,7 +255,7 @@ func (q *queue) forward(frame []byte) error {
 	return nil
 }
 
-// fromTap gives the guest what the TAP has.
+// fromTap sends the TAP's frames to the guest.
 func (q *queue) fromTap() error {
 	for {
 		if room, err := q.rx.Available(); err != nil || room < frameSlots {

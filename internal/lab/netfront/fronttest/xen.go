@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package fronttest is what tests of frontends need on the other side: an
-// embedded Xen with guests, and the plainest backend there can be.
+// Package fronttest is the other side for tests of frontends: an embedded Xen with
+// guests, and a minimal backend.
 //
-// The backend holds to netif.h and to xen-netback's states, and does no more than
-// that: no offloads, no control ring, one system call for everything. It shares no
-// code with netbackd's. It must not know the frontend either.
+// The backend follows netif.h and xen-netback's states. It has no offloads, no control
+// ring and no batches of system calls. It shares no code with netbackd or with the
+// frontend.
 package fronttest
 
 import (

@@ -72,11 +72,11 @@ func (s segment) ops() int {
 }
 
 // maxRun is the number of segments that are pinned at once and moved by one system call.
-// It has to stay below the number of uses one reference may have (128).
+// It has to stay below the largest number of uses of one reference (128).
 const maxRun = 64
 
-// Copier carries out copies for one thread that uses a Gntdev. Segments that go
-// the same way are gathered into runs. The order of segments is kept.
+// Copier carries out copies for one thread that uses a Gntdev. It gathers segments of the
+// same direction into runs. It keeps the order of segments.
 type Copier struct {
 	g      *Gntdev
 	out    transfer // the segments of the run
@@ -121,7 +121,7 @@ func (c *Copier) Copy(segs []byte, status []gntdev.Status) unix.Errno {
 
 func (c *Copier) add(s segment) (gntdev.Status, unix.Errno) {
 	if s.length == 0 {
-		return gntdev.StatusOkay, 0 // not even looked at
+		return gntdev.StatusOkay, 0 // the kernel skips it
 	}
 	c.ops += s.ops()
 	if s.fromGrant && s.toGrant {
@@ -141,8 +141,8 @@ func (c *Copier) add(s segment) (gntdev.Status, unix.Errno) {
 	}
 	grant, st := c.acquire(foreign, s.toGrant)
 	if st != gntdev.StatusOkay && len(c.grants) > 0 {
-		// Xen lets go of one segment before it begins the next. If it was our
-		// own uses of the page that were in the way, they are not any more.
+		// Xen releases one segment before it begins the next. After the flush our own
+		// uses of the page cannot be the reason for a failure.
 		if errno := c.flush(); errno != 0 {
 			return 0, errno
 		}
@@ -190,7 +190,7 @@ func (c *Copier) acquire(s side, write bool) (hyp.Grant, gntdev.Status) {
 	return c.g.acquire(c.owner, s.ref(), write, hyp.ForCopy)
 }
 
-// flush moves the bytes of the run and lets go of its grants.
+// flush moves the bytes of the run and releases its grants.
 func (c *Copier) flush() unix.Errno {
 	if len(c.grants) == 0 {
 		return 0

@@ -13,8 +13,8 @@ import (
 	"github.com/netbackd/netbackd/pkg/xen"
 )
 
-// Evtchn is an open /dev/xen/evtchn. The ports that had events go into a pipe,
-// four bytes each, which is what the process reads and polls.
+// Evtchn is an open /dev/xen/evtchn. It writes the ports that had events into a pipe, four
+// bytes each. The process reads and polls this pipe.
 type Evtchn struct {
 	hv         *hyp.Hypervisor
 	dom        *hyp.Domain
@@ -24,8 +24,8 @@ type Evtchn struct {
 
 	mu        sync.Mutex
 	r, w      int  // the pipe; guarded by mu
-	ring      int  // how many ports fit in the kernel's ring; guarded by mu
-	queued    int  // at least as many as are in the pipe; guarded by mu
+	ring      int  // size of the kernel's ring in ports; guarded by mu
+	queued    int  // upper bound of the number of ports in the pipe; guarded by mu
 	overflown bool // guarded by mu
 }
 
@@ -106,8 +106,8 @@ func (e *Evtchn) Notify(port uint32) unix.Errno {
 	return 0
 }
 
-// Unmask implements write(2): the ports may have events again. Others than the file's
-// are passed over.
+// Unmask implements write(2): the ports may have events again. It skips ports that are not
+// bound through this file.
 func (e *Evtchn) Unmask(port uint32) {
 	if e.ports[port] {
 		e.dom.Unmask(port)
@@ -174,8 +174,8 @@ func (e *Evtchn) Overflow() {
 	e.overflow()
 }
 
-// overflow loses what is queued: the kernel's read fails from now on even if
-// is in its ring. The process reads a mark instead. The caller holds mu.
+// overflow drops the queued ports: the kernel's read fails from now on even if ports are
+// in its ring. The process reads a mark instead. The caller holds mu.
 func (e *Evtchn) overflow() {
 	e.drain()
 	e.overflown = true

@@ -14,12 +14,12 @@ import (
 	"github.com/netbackd/netbackd/pkg/xen"
 )
 
-// defaultGntallocLimit is xen_gntalloc.limit of a kernel that says nothing.
+// defaultGntallocLimit is the default of xen_gntalloc.limit.
 const defaultGntallocLimit = 1024
 
-// Kernel holds what the open files of one domain share: its free pages and grant
-// references. It writes the domain's grant table as a guest does, and Xen
-// trusts it as little.
+// Kernel holds the state that the open files of one domain share: its free pages and grant
+// references. It writes the domain's grant table as a guest does, and the hypervisor does
+// not trust it.
 type Kernel struct {
 	dom *hyp.Domain
 
@@ -122,8 +122,8 @@ func (g *Gntalloc) Alloc(domid xen.Domid, n int, writable bool) (Allocation, uni
 	return a, 0
 }
 
-// findRefs finds n free references, and has Xen make the table longer if that
-// takes it.
+// findRefs finds n free references. If there are too few, it has Xen make the table
+// longer.
 func (k *Kernel) findRefs(n int) []xen.Gref {
 	for {
 		if found := k.refs.find(n); found != nil {
@@ -141,8 +141,8 @@ func (k *Kernel) findRefs(n int) []xen.Gref {
 	}
 }
 
-// Dealloc implements munmap(2) and IOCTL_GNTALLOC_DEALLOC_GREF after it: the pages are
-// taken back, as soon as they are no longer used.
+// Dealloc implements munmap(2) and IOCTL_GNTALLOC_DEALLOC_GREF after it: it ends the
+// grants of the pages as soon as they are no longer used.
 func (g *Gntalloc) Dealloc(index uint64, n int) unix.Errno {
 	first := index / hyp.PageSize
 	for i := range uint64(n) {
@@ -161,11 +161,11 @@ func (g *Gntalloc) Dealloc(index uint64, n int) unix.Errno {
 	return 0
 }
 
-// Close ends the file and all that it has mapped.
+// Close closes the file and ends its mappings.
 func (g *Gntalloc) Close() {
 	k := g.k
 	if k.dom.Dying() {
-		return // so is its kernel, which would take the grants back
+		return // the domain is gone, and so is its kernel, which would end the grants
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -191,10 +191,10 @@ func (k *Kernel) cleanup() {
 	})
 }
 
-// usedSet is a set of the numbers that are taken.
+// usedSet is a set of used numbers.
 type usedSet struct {
 	used []bool
-	n    int // how many are not
+	n    int // the number of free ones
 }
 
 func (s *usedSet) len() int { return len(s.used) }

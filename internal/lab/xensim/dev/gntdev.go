@@ -15,8 +15,8 @@ import (
 	"github.com/netbackd/netbackd/pkg/xen"
 )
 
-// Gntdev is an open /dev/xen/gntdev. Several threads may use it at once: none
-// waits for another one's grant operation, however long that takes.
+// Gntdev is an open /dev/xen/gntdev. Several threads may use it at once: none waits for
+// another one's grant operation.
 type Gntdev struct {
 	hv      *hyp.Hypervisor
 	dom     *hyp.Domain
@@ -71,8 +71,8 @@ type View struct {
 	Frames []uint32 // page numbers in File
 }
 
-// BadRef says which reference made an Mmap fail, for messages: the kernel keeps
-// it to itself.
+// BadRef has the reference that made an Mmap fail, for messages. The kernel does not
+// report it.
 type BadRef struct {
 	Number int // in the order of Map
 	Status gntdev.Status
@@ -175,8 +175,8 @@ func (g *Gntdev) Munmap(vma uint64) unix.Errno {
 	return 0
 }
 
-// Unmap implements IOCTL_GNTDEV_UNMAP_GRANT_REF: it forgets a record. What is mapped by
-// it stays so until Munmap.
+// Unmap implements IOCTL_GNTDEV_UNMAP_GRANT_REF: it forgets a record. Its mapping stays
+// until Munmap.
 func (g *Gntdev) Unmap(index uint64, count int) unix.Errno {
 	g.mu.Lock()
 	defer g.mu.Unlock()

@@ -23,7 +23,7 @@ func (p Process) Read(b []byte, addr uint64) error {
 	return err
 }
 
-// Probe reads one word, to find out whether that is allowed.
+// Probe reads one word. It fails if reading the process is not allowed.
 func (p Process) Probe(addr uint64) (uint32, error) {
 	b := make([]byte, 4)
 	if err := p.Read(b, addr); err != nil {
@@ -32,8 +32,8 @@ func (p Process) Probe(addr uint64) (uint32, error) {
 	return binary.NativeEndian.Uint32(b), nil
 }
 
-// transfer is a list of copies between memory of ours and memory of the
-// process, carried out by one system call.
+// transfer is a list of copies between our memory and memory of the process, carried out
+// by one system call.
 type transfer struct {
 	ours   []unix.Iovec
 	theirs []unix.RemoteIovec
@@ -48,8 +48,8 @@ func (t *transfer) add(ours []byte, theirs uint64) {
 	t.bytes += len(ours)
 }
 
-// run carries the list out and empties it. EFAULT means that some memory of the
-// process was not there, or not to be written.
+// run carries the list out and empties it. EFAULT means that some memory of the process
+// was not mapped, or not writable.
 func (t *transfer) run(p Process, fromProcess bool) error {
 	var n int
 	var err error

@@ -7,16 +7,16 @@
 // memory, struct grant_entry_v1 of xen/include/public/grant_table.h:
 //
 //	offset 0  u16 flags   GTF_*
-//	offset 2  u16 domid   who may use the page
-//	offset 4  u32 frame   which page it is
+//	offset 2  u16 domid   domain that may use the page
+//	offset 4  u32 frame   number of the page
 //
-// The domain writes frame and domid, then flags. The hypervisor changes nothing
-// but GTF_reading and GTF_writing, which say that the page is in use and that
-// the domain must not take the grant back. Flags and domid are one 32-bit word,
-// which both sides change with compare-and-swap.
+// The domain writes frame and domid, then flags. The hypervisor changes only
+// GTF_reading and GTF_writing, which mark the page as in use: the domain must not revoke
+// the grant then. Flags and domid are one 32-bit word, which both sides change with
+// compare-and-swap.
 //
-// The package knows the words. It must not know whether it is right to change
-// them: that is for the hypervisor and for guests, good and bad.
+// The package reads and changes the words. It does not check whether a change is allowed:
+// that is up to the hypervisor and to guests, well-behaved and hostile.
 package gnttab
 
 import (
@@ -54,8 +54,8 @@ const (
 // Entry is an entry as a value.
 type Entry struct {
 	Flags uint16
-	Domid xen.Domid // who may use the page
-	Frame uint32    // which it is
+	Domid xen.Domid // domain that may use the page
+	Frame uint32    // number of the page
 }
 
 // Head is the word of an entry that holds its flags and its domid.
@@ -89,7 +89,7 @@ func (t Table) Entry(ref xen.Gref) Entry {
 	return Entry{Flags: h.Flags(), Domid: h.Domid(), Frame: t.Frame(ref)}
 }
 
-// Swap changes flags and domid unless they are no longer old.
+// Swap changes flags and domid if they are still old.
 func (t Table) Swap(ref xen.Gref, old, to Head) bool {
 	return atomic.CompareAndSwapUint32(t.head(ref), uint32(old), uint32(to))
 }
@@ -105,8 +105,8 @@ func (t Table) Set(ref xen.Gref, e Entry) {
 	atomic.StoreUint32(t.head(ref), uint32(e.Domid)<<16|uint32(e.Flags))
 }
 
-// Revoke takes a grant back as a domain does (gnttab_end_foreign_access_ref):
-// not while the page is in use. It reports whether the grant is no more.
+// Revoke ends a grant as a domain does (gnttab_end_foreign_access_ref), unless the page is
+// in use. It reports whether the grant has ended.
 func (t Table) Revoke(ref xen.Gref) bool {
 	for {
 		h := t.Head(ref)

@@ -8,7 +8,7 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/xensim/wire"
 )
 
-// domainCounters are wire.Counters while they count.
+// domainCounters holds the atomic counters of which wire.Counters is a copy.
 type domainCounters struct {
 	grantMaps, grantUnmaps                       atomic.Uint64
 	grantCopyCalls, grantCopyOps, grantCopyBytes atomic.Uint64
@@ -42,8 +42,8 @@ func (c *domainCounters) snapshot() wire.Counters {
 	}
 }
 
-// CountCopy records that d had ops operations carried out that moved bytes.
-// Linux passes them on 16 at a time (GNTDEV_COPY_BATCH).
+// CountCopy counts ops copy operations of d that moved bytes bytes. Linux makes a
+// hypercall for each 16 operations (GNTDEV_COPY_BATCH).
 func (d *Domain) CountCopy(ops, bytes int) {
 	d.counters.grantCopyCalls.Add(uint64(ops+15) / 16)
 	d.counters.grantCopyOps.Add(uint64(ops))

@@ -19,7 +19,7 @@ const (
 	FirstReserved = 0x7ff0 // DOMID_FIRST_RESERVED: no domain has this id or one above
 )
 
-// Sizes of a domain that says nothing about them, and bounds.
+// Default sizes of a domain, and bounds.
 const (
 	defaultPages          = 16384
 	defaultGrantFrames    = 64
@@ -34,11 +34,11 @@ const (
 	maptrackPerFrame = 256 // PAGE_SIZE / sizeof(struct grant_mapping)
 )
 
-// Hypervisor is Xen: the set of domains and what lies between them.
+// Hypervisor is Xen: the set of domains with their grants and event channels.
 type Hypervisor struct {
 	mu   sync.Mutex
 	doms map[xen.Domid]*Domain // guarded by mu
-	next xen.Domid             // guarded by mu; where the search for a free id starts
+	next xen.Domid             // start of the search for a free id; guarded by mu
 
 	ev sync.Mutex // guards every Domain's channels and paused
 
@@ -60,10 +60,10 @@ func New(dom0 wire.DomainConfig) (*Hypervisor, error) {
 	return h, nil
 }
 
-// Interrupt ends all waiting in Sleep and for slow operations, from now on.
+// Interrupt ends all present and future waits in Sleep and in slow operations.
 func (h *Hypervisor) Interrupt() { h.once.Do(func() { close(h.stop) }) }
 
-// Close frees all memory. Nothing else may be under way.
+// Close frees all memory. No other call may run.
 func (h *Hypervisor) Close() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -73,16 +73,15 @@ func (h *Hypervisor) Close() {
 	}
 }
 
-// Domain is one domain, from its creation until no page of it is held any
-// more.
+// Domain is one domain, from its creation until its last page is released.
 type Domain struct {
 	h      *Hypervisor
 	id     xen.Domid
-	config wire.DomainConfig // with all sizes filled in
+	config wire.DomainConfig // without zero sizes
 	mem    *memory
 	gt     grantTable
 
-	maptrack atomic.Int64 // grants of others it has mapped
+	maptrack atomic.Int64 // grants of other domains that it has mapped
 
 	channels []channel      // by port; guarded by h.ev
 	ports    int            // of them not free; guarded by h.ev
@@ -93,7 +92,7 @@ type Domain struct {
 	counters domainCounters // what wire.Counters shows
 }
 
-// withDefaults fills in what cfg leaves open and refuses nonsense.
+// withDefaults fills in the zero fields of cfg and refuses invalid values.
 func withDefaults(cfg wire.DomainConfig) (wire.DomainConfig, error) {
 	if len(cfg.Name) > wire.MaxName {
 		return cfg, fmt.Errorf("name of %d bytes: at most %d are possible: %w", len(cfg.Name), wire.MaxName, unix.EINVAL)
@@ -135,8 +134,8 @@ func newDomain(h *Hypervisor, id xen.Domid, cfg wire.DomainConfig) (*Domain, err
 	return d, nil
 }
 
-// Create makes a domain. Ids go up and are used again only after the last one,
-// so a stale id is not some other domain's soon.
+// Create makes a domain. Ids increase and start again only after the last one, so that a
+// stale id does not soon name another domain.
 func (h *Hypervisor) Create(cfg wire.DomainConfig) (*Domain, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -158,8 +157,8 @@ func (h *Hypervisor) Create(cfg wire.DomainConfig) (*Domain, error) {
 	return nil, unix.ENFILE
 }
 
-// Domain finds a domain, dying ones included, nil when there is none. The
-// caller's own id stands for DomidSelf.
+// Domain returns a domain, dying ones included, or nil if there is none. DomidSelf stands
+// for the caller's id self.
 func (h *Hypervisor) Domain(id, self xen.Domid) *Domain {
 	if id == DomidSelf {
 		id = self
@@ -185,10 +184,10 @@ func (h *Hypervisor) Domains() []*Domain {
 	return list
 }
 
-// Kill destroys the domain: its ports close, and its memory goes but for the
-// pages others hold, until they let go. It returns false when that has happened
-// before. The domain's own processes must be cut off by the caller, who closes
-// what they held.
+// Kill destroys the domain: it closes its ports and frees its memory, except the pages
+// that others hold, until they release them. It returns false if the domain was destroyed
+// before. The caller must end the connections of the domain's own processes and release
+// what they hold.
 func (d *Domain) Kill() bool {
 	h := d.h
 	h.ev.Lock()
@@ -210,7 +209,7 @@ func (d *Domain) Kill() bool {
 	return true
 }
 
-// reap forgets a dead domain once its last page was let go.
+// reap forgets a dead domain once its last page is released.
 func (h *Hypervisor) reap(d *Domain) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -240,8 +239,8 @@ func (d *Domain) Pause() {
 	}
 }
 
-// Unpause lets the domain run, and delivers what has arrived meanwhile. A
-// domain that has shut down does not run again.
+// Unpause lets the domain run, and delivers the events that arrived meanwhile. A domain
+// that has shut down does not run again.
 func (d *Domain) Unpause() {
 	d.h.ev.Lock()
 	defer d.h.ev.Unlock()
@@ -280,8 +279,8 @@ func (d *Domain) WaitRunning(cancel <-chan struct{}) bool {
 	}
 }
 
-// Shutdown records that the domain has stopped by itself and no longer runs.
-// It returns false when it had before, or was destroyed.
+// Shutdown records that the domain has stopped by itself and no longer runs. It returns
+// false if the domain had stopped before, or was destroyed.
 func (d *Domain) Shutdown() bool {
 	d.Pause()
 	return !d.Dying() && d.shutdown.CompareAndSwap(false, true)
@@ -293,8 +292,8 @@ func (d *Domain) Frames() (table, end int) {
 	return d.config.MaxGrantFrames, d.config.MaxGrantFrames + d.config.Pages
 }
 
-// Frame returns the memory of a frame. The caller must keep the domain from going
-// away, by holding a grant of it or by being one of its own processes.
+// Frame returns the memory of a frame. The caller must hold a grant of the domain or be
+// one of its own processes, so that the domain continues to exist.
 func (d *Domain) Frame(n uint32) []byte { return d.mem.frame(n) }
 
 // Files returns the domain's memory as files, to be passed on while the domain

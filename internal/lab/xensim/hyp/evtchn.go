@@ -8,8 +8,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/xen"
 )
 
-// channelState is the state of a port: ECS_*. There are no ports of the other
-// states here.
+// channelState is the state of a port: ECS_*. The other states of Xen do not occur here.
 type channelState uint8
 
 const (
@@ -18,21 +17,21 @@ const (
 	channelInterdomain
 )
 
-// channel is one port of a domain, struct evtchn, with the two bits that Xen
-// and the domain's kernel share about it.
+// channel is one port of a domain, struct evtchn, with its two bits that Xen and the
+// domain's kernel share.
 type channel struct {
 	state    channelState
-	offered  xen.Domid // unbound: who may connect
-	peer     *Domain   // interdomain: who has
-	peerPort uint32    // interdomain: with which port
+	offered  xen.Domid // unbound: the domain that may connect
+	peer     *Domain   // interdomain: the connected domain
+	peerPort uint32    // interdomain: its port
 	pending  bool
 	masked   bool
 	upcall   Upcall
 }
 
-// Upcall is the domain's kernel, as far as one port is concerned. Event is
-// called with the port masked and no longer pending. It is called under the
-// hypervisor's lock: it must return at once and make no hypercall.
+// Upcall is the domain's kernel for one port. Event is called with the port masked and no
+// longer pending. It is called under the hypervisor's lock: it must return at once and
+// make no hypercall.
 type Upcall interface {
 	Event(port uint32)
 }
@@ -53,9 +52,9 @@ func (d *Domain) AllocUnbound(remote xen.Domid, up Upcall) (uint32, unix.Errno) 
 	return port, 0
 }
 
-// BindInterdomain implements EVTCHNOP_bind_interdomain: a new port connected to one the
-// remote domain has offered. It has an event from the start, since some may
-// have been lost on the way.
+// BindInterdomain implements EVTCHNOP_bind_interdomain: a new port connected to one that
+// the remote domain has offered. An event is pending from the start, since earlier ones
+// may have been lost.
 func (d *Domain) BindInterdomain(remote xen.Domid, remotePort uint32, up Upcall) (uint32, unix.Errno) {
 	rd := d.h.Domain(remote, d.id)
 	d.counters.eventBinds.Add(1)
@@ -103,8 +102,8 @@ func (d *Domain) close(port uint32) unix.Errno {
 	return 0
 }
 
-// Send implements EVTCHNOP_send. An event on an unconnected port is lost
-// without a word.
+// Send implements EVTCHNOP_send. An event on an unconnected port is lost without an
+// error.
 func (d *Domain) Send(port uint32) unix.Errno {
 	d.counters.eventSends.Add(1)
 	d.h.ev.Lock()
@@ -138,8 +137,8 @@ func (d *Domain) Unmask(port uint32) {
 	}
 }
 
-// deliver hands a pending event to the domain's kernel, which masks the port.
-// The caller holds h.ev.
+// deliver passes a pending event to the domain's kernel, which masks the port. The caller
+// holds h.ev.
 func (d *Domain) deliver(port uint32) {
 	c := d.channel(port)
 	if c == nil || !c.pending || c.masked || c.upcall == nil || d.paused != nil {
@@ -150,7 +149,7 @@ func (d *Domain) deliver(port uint32) {
 	c.upcall.Event(port)
 }
 
-// channel returns a port, nil when the domain cannot have it. The caller holds h.ev.
+// channel returns a port, or nil if its number is out of range. The caller holds h.ev.
 func (d *Domain) channel(port uint32) *channel {
 	if port == 0 || uint64(port) >= uint64(len(d.channels)) {
 		return nil
@@ -158,8 +157,8 @@ func (d *Domain) channel(port uint32) *channel {
 	return &d.channels[port]
 }
 
-// freePort finds the lowest free port, which is the one Xen takes: a number
-// that was closed comes back at once. The caller holds h.ev.
+// freePort finds the lowest free port, as Xen does: a closed number is used again at
+// once. The caller holds h.ev.
 func (d *Domain) freePort() (uint32, unix.Errno) {
 	if d.dead {
 		return 0, unix.EINVAL

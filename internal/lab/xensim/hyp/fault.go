@@ -12,12 +12,12 @@ import (
 	"github.com/netbackd/netbackd/pkg/xen"
 )
 
-// faults lists the errors that tests have ordered for one domain's grants. The
-// list is short and normally empty.
+// faults lists the errors that tests inject into one domain's grants. The list is short
+// and normally empty.
 type faults []wire.Fault
 
-// strike returns what the first fault that fits orders. A fault whose count is
-// used up is forgotten.
+// strike returns the status and delay of the first matching fault. It removes a fault
+// whose count is used up.
 func (f *faults) strike(ref xen.Gref, op wire.FaultOp) (gntdev.Status, time.Duration) {
 	for i := range *f {
 		x := &(*f)[i]
@@ -35,15 +35,15 @@ func (f *faults) strike(ref xen.Gref, op wire.FaultOp) (gntdev.Status, time.Dura
 	return gntdev.StatusOkay, 0
 }
 
-// AddFault makes operations on the domain's grants go wrong from now on.
+// AddFault makes operations on the domain's grants fail from now on.
 func (d *Domain) AddFault(f wire.Fault) {
 	d.gt.mu.Lock()
 	defer d.gt.mu.Unlock()
 	d.gt.faults = append(d.gt.faults, f)
 }
 
-// StrikeCall is asked for each grant of the domain that a call copies, until the
-// call is struck. The errno is that of the call, if it is to fail as a whole.
+// StrikeCall returns the errno of a copy call that a fault on ref makes fail as a whole, 0
+// if none does. Callers use it for each grant of the domain in the call, until it fails.
 func (d *Domain) StrikeCall(ref xen.Gref) unix.Errno {
 	d.gt.mu.Lock()
 	defer d.gt.mu.Unlock()
@@ -58,7 +58,7 @@ func (d *Domain) ClearFaults() {
 	d.gt.faults = nil
 }
 
-// sleep delays an operation. It ends early when the hypervisor ends.
+// sleep delays an operation. It returns early when the hypervisor ends.
 func (h *Hypervisor) sleep(delay time.Duration) {
 	if delay <= 0 {
 		return

@@ -13,7 +13,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/xen"
 )
 
-// Use says what a grant is used for; the rules differ a little.
+// Use is the use of a grant, a map or a copy. Their rules differ a little.
 type Use uint8
 
 // The uses.
@@ -22,8 +22,8 @@ const (
 	ForMap
 )
 
-// grantTable holds what the hypervisor knows about a domain's grants, apart from
-// what the domain says in its memory.
+// grantTable holds the hypervisor's own state of a domain's grants. The entries are in
+// the domain's memory.
 type grantTable struct {
 	mu     sync.Mutex
 	frames int           // set up so far; guarded by mu
@@ -33,13 +33,12 @@ type grantTable struct {
 	pins   int           // sum of all pins; guarded by mu
 	holds  int           // processes of the domain itself; guarded by mu
 	dying  bool          // guarded by mu
-	gone   bool          // dying and nothing held any more: the memory is not there; guarded by mu
+	gone   bool          // dying, and no page is held: the memory is freed; guarded by mu
 	faults faults        // guarded by mu
 }
 
-// activeGrant is struct active_grant_entry: a reference that is in use. What it
-// says holds until the last user lets go, regardless of what the domain writes into its
-// table meanwhile.
+// activeGrant is struct active_grant_entry: a reference that is in use. Its values hold
+// until the last release, regardless of the domain's writes to its table.
 type activeGrant struct {
 	readers, writers uint8 // GNTPIN_hstr, GNTPIN_hstw
 	domid            xen.Domid
@@ -63,8 +62,8 @@ func (t *grantTable) grow(frames int) {
 	t.active = append(t.active, make([]activeGrant, frames*gnttab.RefsPerFrame-len(t.active))...)
 }
 
-// SetupTable implements GNTTABOP_setup_table: it makes the table at least frames long.
-// The frames are the domain's first ones. It returns how long the table is now.
+// SetupTable implements GNTTABOP_setup_table: it makes the table at least frames long. The
+// frames are the domain's first ones. It returns the length of the table.
 func (d *Domain) SetupTable(frames int) (int, unix.Errno) {
 	d.counters.setupTableCalls.Add(1)
 	t := &d.gt
@@ -79,13 +78,12 @@ func (d *Domain) SetupTable(frames int) (int, unix.Errno) {
 	return t.frames, 0
 }
 
-// Table returns the domain's grant table, in its memory: as many frames as it may
-// ever have.
+// Table returns the domain's grant table in its memory, with its largest number of frames.
 func (d *Domain) Table() gnttab.Table {
 	return gnttab.Table(d.mem.bytes[:d.config.MaxGrantFrames*PageSize])
 }
 
-// Grant is one use of a grant: a page that stays where it is until Release.
+// Grant is one use of a grant: a page that is pinned until Release.
 type Grant struct {
 	user, owner *Domain
 	ref         xen.Gref
@@ -155,8 +153,8 @@ func (d *Domain) pin(ref xen.Gref, by xen.Domid, write bool, use Use) (uint32, g
 		case !a.pinned():
 			a.domid, a.frame = by, frame
 		case use == ForCopy && a.frame != frame:
-			// Mapped for reading, and the entry names another page by now.
-			// A map goes on with the page it knows, a copy gives up.
+			// The grant is mapped for reading, and its entry names another page by
+			// now. A map continues with the pinned page, a copy fails.
 			st = gntdev.StatusGeneralError
 		}
 		if st != gntdev.StatusOkay {
@@ -164,7 +162,7 @@ func (d *Domain) pin(ref xen.Gref, by xen.Domid, write bool, use Use) (uint32, g
 			return 0, st
 		}
 	} else if t.dying {
-		// The pin says the page is there, which means nothing any more.
+		// The memory is freed, although the pin is there.
 		return 0, gntdev.StatusBadDomain
 	}
 	if !a.pinned() {
@@ -179,8 +177,8 @@ func (d *Domain) pin(ref xen.Gref, by xen.Domid, write bool, use Use) (uint32, g
 	return a.frame, gntdev.StatusOkay
 }
 
-// owns reports whether frame is memory of the domain that it can grant. Its
-// grant table is Xen's.
+// owns reports whether frame is memory that the domain can grant. The frames of its grant
+// table belong to Xen.
 func (d *Domain) owns(frame uint32) bool {
 	table, end := d.Frames()
 	return uint64(frame) >= uint64(table) && uint64(frame) < uint64(end)
@@ -190,8 +188,8 @@ func (d *Domain) owns(frame uint32) bool {
 // before Xen takes it for an attack.
 const unstable = 5
 
-// setStatus implements _set_status_v1: it checks what the domain's entry says and marks
-// it as in use.
+// setStatus implements _set_status_v1: it checks the domain's entry and marks it as in
+// use.
 func (d *Domain) setStatus(ref xen.Gref, a *activeGrant, by xen.Domid, write bool, use Use) gntdev.Status {
 	table, mask := d.Table(), gnttab.TypeMask
 	if use == ForMap {
@@ -216,8 +214,8 @@ func (d *Domain) setStatus(ref xen.Gref, a *activeGrant, by xen.Domid, write boo
 	return gntdev.StatusGeneralError
 }
 
-// reduceStatus implements reduce_status_for_pin: it clears what no use of the
-// reference asks for any more.
+// reduceStatus implements reduce_status_for_pin: it clears the flags that no remaining use
+// of the reference needs.
 func (d *Domain) reduceStatus(ref xen.Gref, a *activeGrant, write bool) {
 	var flags uint16
 	if !a.pinned() {
@@ -231,8 +229,8 @@ func (d *Domain) reduceStatus(ref xen.Gref, a *activeGrant, write bool) {
 	}
 }
 
-// Release ends one use. The page of a domain that has died in the meantime goes
-// with its last use, and the domain with its last page.
+// Release ends one use. The last use of a dead domain's page frees the page, and the last
+// page frees the domain.
 func (g Grant) Release() {
 	d, t := g.owner, &g.owner.gt
 	if g.use == ForMap {
@@ -283,8 +281,8 @@ func (d *Domain) Unhold() {
 	}
 }
 
-// checkGone notices, once, that nothing of a dying domain is held any more. The
-// caller holds mu and calls reap after releasing it.
+// checkGone reports, once, that no page of a dying domain is held any more. The caller
+// holds mu and calls reap after it releases mu.
 func (t *grantTable) checkGone() bool {
 	if !t.dying || t.gone || t.pins > 0 || t.holds > 0 {
 		return false
@@ -294,7 +292,7 @@ func (t *grantTable) checkGone() bool {
 }
 
 // kill marks the domain as dying and frees the memory that no other domain uses. It
-// reports whether that is all of it.
+// reports whether no page is held any more.
 func (t *grantTable) kill(m *memory) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -305,8 +303,8 @@ func (t *grantTable) kill(m *memory) bool {
 			inUse[t.active[i].frame] = true
 		}
 	}
-	// The table itself stays, so that a late copy still learns from it that
-	// the reference was good and only the page is not (GNTST_bad_page).
+	// The table itself stays, so that a late copy still finds a valid reference
+	// and fails with GNTST_bad_page.
 	from, end := t.max, len(m.bytes)/PageSize
 	for n := from; n < end; n++ {
 		if inUse[uint32(n)] {
@@ -324,8 +322,8 @@ func (t *grantTable) usage() (frames, inUse, pins int) {
 	return t.frames, t.inUse, t.pins
 }
 
-// TakeMaptrack reserves n maptrack entries of d, one for each page it is about
-// to map. Without, a map gets GNTST_no_space.
+// TakeMaptrack reserves n maptrack entries of d, one for each page that it maps next. If
+// it returns false, the map fails with GNTST_no_space.
 func (d *Domain) TakeMaptrack(n int) bool {
 	limit := int64(d.config.MaxMaptrackFrames) * maptrackPerFrame
 	if d.maptrack.Add(int64(n)) > limit {

@@ -12,8 +12,8 @@ import (
 const PageSize = 4096
 
 // memory is a domain's memory: a memfd, so that the domain's own processes and
-// those that map its grants share it. It can neither shrink nor grow, so no
-// process can make another fault by truncating it.
+// those that map its grants share it. It is sealed against shrinking and growing, so that
+// no process can cause faults in another by truncating it.
 type memory struct {
 	rw, ro int    // the file, opened twice: a read-only mapping must not become a writable one
 	bytes  []byte // all of it
@@ -62,8 +62,8 @@ func (m *memory) discard(from, to int) {
 	if from >= to {
 		return
 	}
-	// A host that cannot punch holes keeps the memory until close, which is
-	// no loss but that of memory.
+	// A host that cannot punch holes keeps the memory until close, which only
+	// costs memory.
 	_ = unix.Fallocate(m.rw, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE,
 		int64(from)*PageSize, int64(to-from)*PageSize)
 }

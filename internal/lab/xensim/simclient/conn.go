@@ -13,11 +13,11 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
-// Conn is this process's place in a domain.
+// Conn is the membership of this process in a domain.
 type Conn struct {
 	dir   string
 	domid xen.Domid
-	line  *os.File // says nothing until it ends
+	line  *os.File // a read returns only at the end of the domain
 	done  chan struct{}
 }
 
@@ -42,7 +42,7 @@ func Dial(dir string, domid xen.Domid) (*Conn, error) {
 	return c, nil
 }
 
-// wait notices the end of the domain.
+// wait waits for the end of the domain.
 func (c *Conn) wait() {
 	var b [1]byte
 	_, _ = c.line.Read(b[:]) // any result means the end
@@ -56,7 +56,7 @@ func (c *Conn) Domid() xen.Domid { return c.domid }
 // Close was called.
 func (c *Conn) Done() <-chan struct{} { return c.done }
 
-// Close leaves the domain. What was opened through c stays open.
+// Close leaves the domain. Files opened through c stay open.
 func (c *Conn) Close() error {
 	err := c.line.Close()
 	<-c.done
@@ -92,7 +92,7 @@ func (c *Conn) xenbus() (int, error) {
 	if err != nil {
 		return -1, err
 	}
-	_ = l.close() // was only there to bring the stream
+	_ = l.close() // the link only delivered the stream
 	if fd < 0 {
 		return -1, wire.ErrMessage
 	}

@@ -34,7 +34,7 @@ func (c *Conn) Control() (*Control, error) {
 	return &Control{link: l}, nil
 }
 
-// Close ends the access. It changes nothing for any domain.
+// Close ends the access. It does not change any domain.
 func (c *Control) Close() error { return c.link.close() }
 
 // CreateDomain makes a domain and returns its id, which no domain had before.
@@ -57,10 +57,10 @@ func (c *Control) CreateDomain(cfg DomainConfig) (xen.Domid, error) {
 	return xen.Domid(domid), r.Done()
 }
 
-// Destroy ends a domain at once. Its processes are cut off, its event channels
-// close, what it had mapped is let go, and @releaseDomain fires. While others
-// hold pages of it, it stays in the list as dying, and its id is not free. To
-// destroy a dying domain does nothing.
+// Destroy ends a domain at once: it ends the connections of its processes, closes its
+// event channels, releases its mappings, and @releaseDomain fires. While others hold
+// pages of the domain, it stays in the list as dying, and its id is not free. Destroy of a
+// dying domain has no effect.
 func (c *Control) Destroy(domid xen.Domid) error {
 	return c.domctl("destroy", wire.OpDestroy, domid, nil)
 }
@@ -79,7 +79,7 @@ func (c *Control) Shutdown(domid xen.Domid) error {
 	return c.domctl("shutdown", wire.OpShutdown, domid, nil)
 }
 
-// AddFault makes operations on the domain's grants go wrong from now on.
+// AddFault makes operations on the domain's grants fail from now on.
 func (c *Control) AddFault(domid xen.Domid, f Fault) error {
 	arg, err := json.Marshal(f)
 	if err != nil {
@@ -93,8 +93,8 @@ func (c *Control) ClearFaults(domid xen.Domid) error {
 	return c.domctl("clear faults", wire.OpClearFaults, domid, nil)
 }
 
-// OverflowEvents makes the queues of all event channel files the domain has
-// open overflow, as they do when ports come and go and are not read.
+// OverflowEvents makes the queues of all open event channel files of the domain overflow,
+// as they do when ports are bound and unbound without a read.
 func (c *Control) OverflowEvents(domid xen.Domid) error {
 	return c.domctl("overflow", wire.OpOverflow, domid, nil)
 }

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package simclient is how a process takes part in an embedded Xen (package
-// xensim) as one of its domains. It offers what the packages gntdev, evtchn,
-// gntalloc and xenstore offer on a real one, with the same methods, the same
-// error types and the same errnos:
+// Package simclient makes a process part of a domain of an embedded Xen (package xensim).
+// It offers the same methods, error types and errnos as the packages gntdev, evtchn,
+// gntalloc and xenstore on a real one:
 //
 //	on Xen                 here
 //	gntdev.Open(path)      conn.Grants()
@@ -11,15 +10,14 @@
 //	gntalloc.Open(path)    conn.Pages()
 //	xenstore.Open()        conn.Xenstore()
 //
-// Each call opens anew, as the device nodes do, and what was opened lives until
-// it is closed, even if the [Conn] is closed before. dom0's toolstack has
-// [Conn.Control] besides, and a guest that means to misbehave [Conn.Memory].
+// Each call opens a new file, as with the device nodes. The file stays open until it is
+// closed, even if the [Conn] is closed before. [Conn.Control] is for dom0's toolstack, and
+// [Conn.Memory] for a guest that misbehaves.
 //
 // When the domain is destroyed, or the simulation ends, everything fails with
 // [ErrGone].
 //
-// Two things cannot be had without a kernel. A queue of events that has
-// overflown shows on Events.FD as POLLIN, not POLLERR. And the client library,
-// which runs in the process, is trusted not to touch more of a foreign domain's
-// memory than it was granted.
+// Two things need a kernel and differ. An overflown queue of events shows on Events.FD as
+// POLLIN, not POLLERR. And the simulation trusts the client library, which runs in the
+// process, to access only the granted memory of a foreign domain.
 package simclient

@@ -13,8 +13,8 @@ import (
 	"github.com/netbackd/netbackd/pkg/xen"
 )
 
-// Events does for the embedded Xen what [evtchn.Device] does for a real one.
-// Its methods may be called from several goroutines at once.
+// Events is [evtchn.Device] for the embedded Xen. Its methods may be called from several
+// goroutines at once.
 type Events struct {
 	link  *link
 	ports portSet // bound through this file; guarded by link.mu
@@ -124,8 +124,8 @@ func (e *Events) Unbind(port evtchn.Port) error {
 	return nil
 }
 
-// Notify implements [evtchn.Device.Notify]. It does not wait for the simulation: what
-// the kernel would say about the port is known here.
+// Notify implements [evtchn.Device.Notify]. It does not wait for the simulation: the
+// client knows its ports, and with them the kernel's errno.
 func (e *Events) Notify(port evtchn.Port) error {
 	if err := e.notify(uint32(port)); err != nil {
 		return &evtchn.Error{Op: "notify", Port: port, Err: err}
@@ -261,8 +261,7 @@ func (e *Events) Unmask(ports []evtchn.Port) error {
 	return nil
 }
 
-// portSet is a set of ports. Xen hands out the lowest free numbers, so it stays
-// small.
+// portSet is a set of ports. Xen allocates the lowest free numbers, so it stays small.
 type portSet []uint64
 
 func (s *portSet) add(port uint32) {

@@ -15,10 +15,9 @@ import (
 	"github.com/netbackd/netbackd/pkg/xen"
 )
 
-// Grants does for the embedded Xen what [gntdev.Device] does for a real one.
-// Its methods may be called from several goroutines at once, and none waits for
-// another, as system calls would not: for each call under way there is a link,
-// a thread at the simulation's end.
+// Grants is [gntdev.Device] for the embedded Xen. Its methods may be called from several
+// goroutines at once. As with system calls, none waits for another: each call has a link
+// of its own, which has a thread in the simulation.
 type Grants struct {
 	dir    string
 	domid  xen.Domid
@@ -26,7 +25,7 @@ type Grants struct {
 
 	mu     sync.Mutex
 	idle   []*link // guarded by mu
-	mapped int     // mappings that live; guarded by mu
+	mapped int     // present mappings; guarded by mu
 	closed bool    // guarded by mu
 }
 
@@ -39,8 +38,8 @@ func (c *Conn) Grants() (*Grants, error) {
 	return &Grants{dir: c.dir, domid: c.domid, number: l.number, idle: []*link{l}}, nil
 }
 
-// Close closes the device. Pages that are still mapped stay so until their
-// Unmap. Close may be called again, which does nothing.
+// Close closes the device. Mapped pages stay mapped until their Unmap. Close may be called
+// again, which has no effect.
 func (g *Grants) Close() error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -60,8 +59,8 @@ func (g *Grants) trim() error {
 	return errors.Join(errs...)
 }
 
-// take returns a link for one call. Even a closed device has one for what is
-// still mapped.
+// take returns a link for one call. With evenClosed a closed device has one as well, for
+// the unmapping of its pages.
 func (g *Grants) take(evenClosed bool) (*link, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -78,7 +77,7 @@ func (g *Grants) take(evenClosed bool) (*link, error) {
 	return l, err
 }
 
-// put gives a link back, after as many mappings more.
+// put returns a link to the pool, and adds mapped to the number of mappings.
 func (g *Grants) put(l *link, mapped int) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -165,8 +164,8 @@ func (g *Grants) Map(domid xen.Domid, refs []xen.Gref, prot gntdev.Prot) (*gntde
 	return gntdev.NewMapping(v.mem, func() error { return g.unmap(v) }), nil
 }
 
-// explain finds out, as gntdev.Device does, whether all that is wrong is that a
-// page was granted for reading only. Xen does not say.
+// explain tests, as gntdev.Device does, whether the only fault is that a page was granted
+// for reading only. Xen does not report this.
 func (l *link) explain(domid xen.Domid, err error) {
 	var e *gntdev.Error
 	if !errors.As(err, &e) || e.Status != gntdev.StatusGeneralError {
@@ -261,8 +260,7 @@ func (l *link) mmap(domid xen.Domid, index uint64, refs []xen.Gref, prot gntdev.
 	return v, nil
 }
 
-// mapError says which reference is at fault, as gntdev.Device finds out by
-// trying.
+// mapError names the faulty reference, which gntdev.Device finds by trying.
 func mapError(domid xen.Domid, refs []xen.Gref, errno unix.Errno, number int32, st gntdev.Status) error {
 	e := &gntdev.Error{Op: "map", Index: -1, Domid: domid, Err: errno}
 	if number >= 0 && int(number) < len(refs) {
@@ -291,7 +289,7 @@ func (l *link) unmap(v view) error {
 	return errors.Join(l.munmap(v.vma), l.forget(v.index, v.count))
 }
 
-// munmap says that a view is not mapped any more. The caller holds mu.
+// munmap tells the simulation that a view is not mapped any more. The caller holds mu.
 func (l *link) munmap(vma uint64) error {
 	return l.simple(wire.AppendU64(wire.AppendU32(nil, uint32(wire.OpMunmap)), vma))
 }

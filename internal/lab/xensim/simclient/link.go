@@ -22,18 +22,18 @@ var ErrGone = errors.New("the embedded Xen is gone, or has destroyed this domain
 // link is a connection to the simulation: one open file, or one more thread
 // that uses it.
 type link struct {
-	number uint32 // of the file, for those that want to join
+	number uint32 // of the file, for join
 
 	mu     sync.Mutex // one call at a time
 	fd     int        // -1 once closed; guarded by mu
-	users  int        // the open file, and each memory it lent out; guarded by mu
+	users  int        // the open file, and each mapping of its memory; guarded by mu
 	closed bool       // the file is closed, though memory may keep fd open; guarded by mu
 	buf    []byte     // of the last reply; guarded by mu
 	msg    []byte     // of the next call; guarded by mu
 }
 
-// open connects for the given kind of file. fd is what came with the answer, -1
-// for none.
+// open connects for the given kind of file. fd is the file that came with the answer, or
+// -1.
 func open(dir string, domid xen.Domid, kind wire.Kind) (l *link, fd int, err error) {
 	return join(dir, domid, kind, 0)
 }
@@ -76,8 +76,8 @@ func openError(errno unix.Errno, kind wire.Kind, text string) error {
 	return errno
 }
 
-// allowReach lets the simulation read and write this process's memory where the
-// Yama security module would not (ptrace_scope 1). Elsewhere it has no effect.
+// allowReach lets the simulation read and write this process's memory where the Yama
+// security module forbids it (ptrace_scope 1). Elsewhere it has no effect.
 func allowReach(fd int) {
 	cred, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
 	if err == nil {
@@ -85,8 +85,8 @@ func allowReach(fd int) {
 	}
 }
 
-// call makes a call and returns what follows the errno in the reply, which is
-// valid until the next call. The caller holds mu, unless it is alone.
+// call makes a call and returns a reader of the reply behind the errno. The reader is valid
+// until the next call. The caller holds mu, unless no other goroutine has the link.
 func (l *link) call(msg []byte) (*wire.Reader, unix.Errno, error) {
 	if err := l.send(msg); err != nil {
 		return nil, 0, err
@@ -112,8 +112,8 @@ func (l *link) callFile(msg []byte) (*wire.Reader, int, unix.Errno, error) {
 	return r, file, unix.Errno(r.U32()), nil
 }
 
-// send makes a call without waiting for a reply. The caller holds mu, unless it
-// is alone.
+// send makes a call without waiting for a reply. The caller holds mu, unless no other
+// goroutine has the link.
 func (l *link) send(msg []byte) error {
 	if l.fd < 0 {
 		return os.ErrClosed
@@ -147,8 +147,8 @@ func (l *link) leave() error {
 	}
 	fd := l.fd
 	l.fd = -1
-	// Like close(2) of a device node this returns when everything was let go, so
-	// the simulation is given the time to hear of it and to close its end.
+	// Like close(2) of a device node this returns after everything is released: it
+	// waits until the simulation closes its end.
 	if unix.Shutdown(fd, unix.SHUT_WR) == nil {
 		for err := error(nil); err == nil; {
 			_, err = wire.Receive(fd, l.buf)

@@ -11,10 +11,9 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/xensim/wire"
 )
 
-// Memory is all of this domain's memory, its grant table included: what the
-// domain's kernel has, and what a guest that means harm uses. Its grant table is
-// also used by Pages, which takes the lowest free references and the lowest
-// free frames.
+// Memory is all of this domain's memory, its grant table included, as the domain's kernel
+// and a hostile guest see it. Pages uses the grant table, too: it takes the lowest free
+// references and the lowest free frames.
 type Memory struct {
 	link  *link
 	mem   []byte
@@ -71,8 +70,8 @@ func (m *Memory) Close() error {
 	return err
 }
 
-// Table returns the grant table, with all the frames it may ever have. Xen looks at
-// those that SetupTable made part of it, at first one.
+// Table returns the grant table with its largest number of frames. Xen reads only those
+// that SetupTable made part of it, at first one.
 func (m *Memory) Table() gnttab.Table { return gnttab.Table(m.mem[:m.table*pageSize]) }
 
 // SetupTable makes the grant table at least frames long, GNTTABOP_setup_table.
@@ -90,8 +89,7 @@ func (m *Memory) SetupTable(frames int) error {
 	return r.Done()
 }
 
-// Frames returns the frames that can be granted: from the first up to the second, which
-// is not one of them.
+// Frames returns the frames that can be granted: first up to, not including, end.
 func (m *Memory) Frames() (first, end uint32) { return uint32(m.table), uint32(len(m.mem) / pageSize) }
 
 // Frame returns the memory of a frame.

@@ -42,7 +42,7 @@ func unmapPages(mem []byte) error {
 	return unix.MunmapPtr(unsafe.Pointer(unsafe.SliceData(mem)), uintptr(len(mem)))
 }
 
-// segmentBytes returns the memory of segs, which are laid out as the wire wants them.
+// segmentBytes returns the memory of segs, which have the layout of the wire.
 func segmentBytes(segs []gntdev.Segment) []byte {
 	return unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(segs))), len(segs)*int(unsafe.Sizeof(gntdev.Segment{})))
 }

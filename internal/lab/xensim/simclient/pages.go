@@ -10,9 +10,8 @@ import (
 	"github.com/netbackd/netbackd/pkg/xen"
 )
 
-// Pages does for the embedded Xen what [gntalloc.Device] does for a real one:
-// it makes pages of this domain's memory that other domains may use. Its methods
-// may be called from several goroutines at once.
+// Pages is [gntalloc.Device] for the embedded Xen: it grants pages of this domain's memory
+// to other domains. Its methods may be called from several goroutines at once.
 type Pages struct{ link *link }
 
 // Pages opens the grant allocation device.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package simtest runs an embedded Xen inside of a test's process. It knows how to
-// start and end one, and must not know what a test does with it.
+// Package simtest runs an embedded Xen inside a test's process. It only starts and ends
+// one.
 package simtest
 
 import (
@@ -11,8 +11,8 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/xensim"
 )
 
-// Start starts an embedded Xen and returns its directory. It ends with the test,
-// behind all that is cleaned up later.
+// Start starts an embedded Xen and returns its directory. The Xen ends with the test,
+// after all cleanups that are registered later.
 func Start(t testing.TB) (dir string) {
 	t.Helper()
 	dir = t.TempDir()

@@ -8,9 +8,8 @@ import (
 	"strings"
 )
 
-// Payloads are read the way xenstored reads them, which is in places more
-// generous than the documentation: what follows the last NUL is ignored, and
-// numbers are C numbers.
+// Payloads are parsed as xenstored does, which accepts more than the documentation: bytes
+// behind the last NUL are ignored, and numbers are C numbers.
 
 // oneString returns the only string of a payload: exactly one NUL, at the end.
 func oneString(b []byte) (string, bool) {
@@ -32,15 +31,15 @@ func allStrings(b []byte) []string {
 	}
 }
 
-// atoi implements atoi(3) stored in an unsigned int, which is how xenstored reads a
-// domid: what is no number is 0, what follows a number is ignored.
+// atoi implements atoi(3) stored in an unsigned int, as xenstored reads a domid: text
+// without a number is 0, and text behind a number is ignored.
 func atoi(s string) uint32 {
 	v, _ := strtol(s, 10)
 	return uint32(int32(v))
 }
 
-// strtol implements strtol(3). It returns what it did not understand, all of s if there
-// is no number at all. Base 0 takes the base from a prefix.
+// strtol implements strtol(3). It returns the rest of s behind the number, all of s if
+// there is none. Base 0 takes the base from a prefix.
 func strtol(s string, base int64) (v int64, rest string) {
 	t := strings.TrimLeft(s, " \t\n\v\f\r")
 	neg := strings.HasPrefix(t, "-")

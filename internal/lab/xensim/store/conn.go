@@ -10,12 +10,12 @@ import (
 // Bounds of the queue of replies and events of one connection, in bytes. A
 // guest is bound by its quotas long before.
 const (
-	// readBelow: a client with more than this waiting is not read from until
-	// it has taken some. It covers a client that pipelines and only then reads.
+	// readBelow: the store does not read from a client with more bytes queued
+	// than this. It allows a client to send many requests before it reads.
 	readBelow = 1 << 20
 
-	// queueMax: a client with more than this waiting is closed. Only events
-	// can grow the queue so far, some 40000 distinct ones.
+	// queueMax: the store closes a client with more bytes queued than this. Only
+	// events can fill the queue so far, some 40000 distinct ones.
 	queueMax = 4 << 20
 )
 
@@ -35,8 +35,8 @@ type conn struct {
 	// taken: out[0] is being written and can no longer be withdrawn.
 	taken bool
 
-	// dead is why the connection is over. What is left of it belongs to
-	// nobody, and nothing is queued any more.
+	// dead is the reason for the end of the connection. A dead connection has no
+	// owner, and nothing is queued any more.
 	dead error
 }
 
@@ -44,9 +44,9 @@ type conn struct {
 type message struct {
 	wire     []byte // header and payload
 	event    bool
-	key      string    // in conn.pending; "" for what is not there
-	deadline time.Time // to be dropped if it was not taken by then; zero: never
-	cause    *request  // the request of a domain it stems from
+	key      string    // in conn.pending; "" if it is not there
+	deadline time.Time // dropped if it was not taken by then; zero: never
+	cause    *request  // the request of a domain that caused it
 }
 
 // newConn adds a connection. d is nil for the socket.
@@ -73,18 +73,18 @@ func (c *conn) domid() uint32 {
 	return c.dom.id
 }
 
-// unprivileged reports whether permissions and quotas hold for c. They do not
-// for the store itself, a nil c.
+// unprivileged reports whether permissions and quotas apply to c. They do not apply to
+// the store itself, a nil c.
 func (c *conn) unprivileged() bool {
 	return c != nil && c.dom != nil && c.dom.unprivileged()
 }
 
-// actsFor reports whether c may use what is granted to a domain.
+// actsFor reports whether c has the permissions of a domain.
 func (c *conn) actsFor(domid uint32) bool {
 	return c.domid() == domid || c.dom.target != nil && c.dom.target.id == domid
 }
 
-// absolute returns the path as seen from the root. Special paths have no home.
+// absolute returns the absolute path. Special paths are not relative to a home.
 func (c *conn) absolute(path string) string {
 	if len(path) > 0 && (path[0] == '/' || path[0] == '@') {
 		return path
@@ -111,9 +111,9 @@ func (s *state) enqueue(c *conn, m *message) {
 	c.queued += len(m.wire)
 }
 
-// take hands out the first message for writing. From now on its event is as
-// good as told: the client may have it before the store hears of that, and look
-// before the next change, so the next change is an event of its own.
+// take returns the first message for writing. From now on its event counts as sent: the
+// client may have it before the store knows, and may read the node before the next
+// change, so the next change is an event of its own.
 func (c *conn) take() []byte {
 	m := c.out[0]
 	c.taken = true
@@ -122,7 +122,7 @@ func (c *conn) take() []byte {
 	return m.wire
 }
 
-// written notes that the client has been sent out[0].
+// written removes out[0], which was sent.
 func (s *state) written(c *conn) {
 	c.taken = false
 	if len(c.out) > 0 {
@@ -160,8 +160,8 @@ func (c *conn) withdrawable() int {
 	return 0
 }
 
-// expire drops the events that have waited too long and returns the time at
-// which to look again, zero if there is nothing to wait for.
+// expire drops the events that have waited too long, and returns the next time to check,
+// zero if no event waits.
 func (s *state) expire(c *conn, now time.Time) time.Time {
 	for i := c.withdrawable(); i < len(c.out); {
 		switch m := c.out[i]; {
@@ -176,8 +176,8 @@ func (s *state) expire(c *conn, now time.Time) time.Time {
 	return time.Time{}
 }
 
-// mayBeRead reports whether a request of c may be taken now. If only the write
-// rate stands against it, it returns how long.
+// mayBeRead reports whether a request of c may be read now. If only the write rate forbids
+// it, it returns the time to wait.
 func (s *state) mayBeRead(c *conn, now time.Time) (ok bool, wait time.Duration) {
 	switch d := c.dom; {
 	case d != nil && !d.introduced:
@@ -192,7 +192,7 @@ func (s *state) mayBeRead(c *conn, now time.Time) (ok bool, wait time.Duration) 
 	}
 }
 
-// reset takes everything from c but its life.
+// reset drops all state of c, but not the connection.
 func (s *state) reset(c *conn) {
 	s.dropWatches(c)
 	s.dropTransactions(c)

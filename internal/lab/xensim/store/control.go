@@ -10,8 +10,8 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
-// serveControl knows those commands of xenstored that mean something here:
-// there is no log file, no live update and no allocator to report on.
+// serveControl implements the commands of xenstored that apply here: there is no log
+// file, no live update and no allocator report.
 func (s *state) serveControl(r *request) error {
 	args := allStrings(r.payload)
 	if len(args) == 0 {
@@ -52,7 +52,7 @@ type namedQuota struct {
 	about string
 }
 
-// controlQuota shows all quotas, sets one, or shows what a domain uses.
+// controlQuota shows all quotas, sets one, or shows the use of a domain.
 func (s *state) controlQuota(r *request, args []string) error {
 	var b strings.Builder
 	switch {

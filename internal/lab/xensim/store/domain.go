@@ -14,9 +14,9 @@ type domain struct {
 	generation uint64 // of the store when the domain came into being
 	introduced bool
 	shutdown   bool    // is shut down or crashed, and @releaseDomain said so
-	target     *domain // it may act for this one: set for a device model's domain
+	target     *domain // the domain that it may act for; set for a device model's domain
 
-	// What it uses of its quotas.
+	// Its use of the quotas.
 	nodes, memory, watches, transactions, outstanding int
 
 	allowance allowance
@@ -24,16 +24,15 @@ type domain struct {
 
 func (d *domain) unprivileged() bool { return d.id != 0 }
 
-// created makes a domain known. Permissions granted to its number before are
-// not its own.
+// created adds a domain. Permissions granted to its number before do not apply to it.
 func (s *state) created(domid uint32) {
 	if s.domains[domid] == nil {
 		s.domains[domid] = &domain{id: domid, generation: s.generation}
 	}
 }
 
-// introduce opens the store to a domain: from now on its requests are read. A
-// domain that is introduced already starts afresh, as after a change of its
+// introduce opens the store to a domain: from now on it reads the domain's requests. It
+// resets the connection of a domain that is introduced already, as after a change of its
 // event channel.
 func (s *state) introduce(d *domain) {
 	if !d.introduced {
@@ -47,8 +46,8 @@ func (s *state) introduce(d *domain) {
 	}
 }
 
-// wentDown notes that a domain shut down or crashed. Told again it says
-// nothing, until the toolstack resumes the domain.
+// wentDown records that a domain shut down or crashed, and fires @releaseDomain. Further
+// calls have no effect until the toolstack resumes the domain.
 func (s *state) wentDown(domid uint32) {
 	if d := s.domains[domid]; d != nil && d.introduced && !d.shutdown {
 		d.shutdown = true
@@ -80,13 +79,13 @@ func (s *state) died(d *domain, reason error) {
 	}
 }
 
-// removeOwned removes what d owns at path and below. The root stays, with
-// domain 0: a tree without it is none.
+// removeOwned removes the nodes that d owns at path and below. The root stays, and domain
+// 0 gets it: a tree must have a root.
 func (s *state) removeOwned(d *domain, path string) {
 	n := s.nodes[path]
 	if n.owner() == d.id {
 		if path != "/" {
-			// Nothing can fail outside of a transaction.
+			// It cannot fail outside a transaction.
 			_ = s.remove(&request{}, path)
 			return
 		}

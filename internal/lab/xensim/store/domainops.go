@@ -45,8 +45,8 @@ func (s *state) serveIntroduce(r *request) error {
 	return nil
 }
 
-// serveRelease cuts a domain off. For the store it dies; should it still exist,
-// it may be introduced again and owns nothing.
+// serveRelease disconnects a domain as if it had died. If the domain still exists, it may
+// be introduced again, and owns no node.
 func (s *state) serveRelease(r *request) error {
 	d, err := s.oneGuest(r)
 	if err != nil {

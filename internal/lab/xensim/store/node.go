@@ -8,9 +8,8 @@ import (
 	"syscall"
 )
 
-// node is one node of the tree. A node is never changed once it is stored: a
-// change stores a new one. So a transaction's private copy costs nothing, and
-// a caller that holds a node may keep it.
+// node is one node of the tree. A stored node is immutable: a change stores a new one. So
+// a transaction's private copy is a pointer, and a caller may keep a node.
 type node struct {
 	generation uint64 // of the write that stored it
 	perms      []perm // at least one
@@ -18,7 +17,7 @@ type node struct {
 	children   string // their leaf names, each followed by NUL, oldest first
 }
 
-// noGeneration stands for the generation of a node that does not exist.
+// noGeneration is the generation of a missing node.
 const noGeneration = math.MaxUint64
 
 // recordSize returns the size of xenstored's record of a node, which is what its
@@ -47,9 +46,8 @@ func (n *node) withChild(leaf string) *node {
 	return &m
 }
 
-// withoutChild returns a copy of n with one child less. It reports false if n
-// has no such child, as can be in a transaction that took its copy of n before
-// the child was made.
+// withoutChild returns a copy of n with one child less. It reports false if n has no such
+// child, which happens in a transaction that copied n before the child was made.
 func (n *node) withoutChild(leaf string) (*node, bool) {
 	m := *n
 	if rest, ok := strings.CutPrefix(n.children, leaf+"\x00"); ok {
@@ -64,9 +62,9 @@ func (n *node) withoutChild(leaf string) (*node, bool) {
 	return &m, true
 }
 
-// read returns the node at path as tx sees it, or as everybody does if tx is
-// nil. Within a transaction the first read of a path, existing or not, takes
-// the private copy and is what the commit will be checked against.
+// read returns the node at path in the view of tx, or in the shared tree if tx is nil.
+// Within a transaction the first read of a path, existing or not, makes the private copy,
+// and the commit is checked against its generation.
 func (s *state) read(tx *transaction, path string) (*node, error) {
 	if tx != nil {
 		a, err := s.access(tx, path)
@@ -85,8 +83,8 @@ func (s *state) read(tx *transaction, path string) (*node, error) {
 	return s.voidStale(n), nil
 }
 
-// voidStale returns n with those entries of its permissions marked void that
-// were meant for an earlier domain of the same number.
+// voidStale returns n with the permissions of earlier domains of the same number marked as
+// void.
 func (s *state) voidStale(n *node) *node {
 	for i, p := range n.perms {
 		if i == 0 || p.void || s.isOlder(p.domid, n.generation) {
@@ -112,9 +110,9 @@ func (s *state) isOlder(domid uint32, generation uint64) bool {
 
 // get returns the node at path if c has all of the wanted rights to it.
 //
-// A domain may have access to a node and not to its parents. But a domain that may do
-// nothing there must not learn from the errno what there is: unless the closest
-// existing ancestor grants one of the wanted rights, the answer is EACCES.
+// A domain may have access to a node and not to its parents. But the errno must not tell a
+// domain without access which nodes exist: unless the closest existing ancestor grants one
+// of the wanted rights, the answer is EACCES.
 func (s *state) get(c *conn, tx *transaction, path string, want rights) (*node, error) {
 	if !validPath(path, s.quota.Path) {
 		return nil, syscall.EINVAL
@@ -142,8 +140,8 @@ func (s *state) get(c *conn, tx *transaction, path string, want rights) (*node, 
 	}
 }
 
-// outOfQuota tells the errors that say nothing about a node, and so need not be
-// hidden.
+// outOfQuota reports whether err is about a quota. Such an error tells nothing about a
+// node, so it need not be hidden.
 func outOfQuota(err error) bool {
 	return err == syscall.ENOSPC || err == syscall.ENOMEM
 }
@@ -176,8 +174,8 @@ func (s *state) nextGeneration(c *conn, tx *transaction) uint64 {
 	return s.generation
 }
 
-// store replaces what everybody sees at path by n, nil for nothing, and keeps
-// the account of memory.
+// store replaces the node at path in the shared tree by n, or removes it if n is nil, and
+// updates the account of memory.
 func (s *state) store(path string, n *node, check bool) bool {
 	old := s.nodes[path]
 	if old != nil {
@@ -231,8 +229,8 @@ func (s *state) create(c *conn, tx *transaction, path, value string) (*node, err
 	if tx != nil {
 		tx.created = true
 	}
-	// From the bottom up, so that no list names a node that is not there when
-	// a quota stops it half-way.
+	// From the bottom up, so that no list of children names a missing node when a
+	// quota stops it halfway.
 	for i, n := range made {
 		err := s.roomForNode(c)
 		if err == nil {
@@ -251,8 +249,8 @@ func (s *state) create(c *conn, tx *transaction, path, value string) (*node, err
 	return made[0], nil
 }
 
-// uncreate undoes a half-done create. A transaction has failed by then, and
-// with it goes what it made.
+// uncreate undoes an incomplete create. In a transaction it has nothing to undo: the
+// transaction has failed and its nodes are dropped with it.
 func (s *state) uncreate(tx *transaction, paths []string, made []*node) {
 	if tx != nil {
 		return
@@ -263,8 +261,8 @@ func (s *state) uncreate(tx *transaction, paths []string, made []*node) {
 	}
 }
 
-// roomForNode returns ENOSPC if c owns as many nodes as it may. What it created
-// in a transaction counts at the commit.
+// roomForNode returns ENOSPC if c owns the largest allowed number of nodes. Nodes created
+// in a transaction count at the commit.
 func (s *state) roomForNode(c *conn) error {
 	if c.unprivileged() && c.dom.nodes >= s.quota.Nodes {
 		return syscall.ENOSPC
@@ -282,9 +280,9 @@ func (s *state) countNode(tx *transaction, owner uint32, n int) {
 }
 
 // remove deletes path, which exists and is not the root, and all below it.
-// Events: the node itself as any change, the nodes below to those who watch
-// exactly them, children before parents. They are sent while the permissions
-// of the nodes can still be asked.
+// Events: one for the node as for any change, and one for each node below, to clients that
+// watch exactly that node, children before parents. They are sent while the nodes'
+// permissions can still be read.
 func (s *state) remove(r *request, path string) error {
 	up := parentOf(path)
 	parent, err := s.read(r.tx, up)
@@ -325,8 +323,8 @@ func (s *state) removeTree(r *request, path, root string) (err error) {
 	s.fire(r, change{path: path, node: n, exact: path != root})
 	s.countNode(r.tx, n.owner(), -1)
 	if path != root {
-		// The parent is about to go as well, but in xenstored its list of
-		// children shrinks first, and that is a change with its price.
+		// The parent will be removed as well, but xenstored shrinks its list of
+		// children first, and that change has a price.
 		s.nextGeneration(r.conn, r.tx)
 	}
 	return nil

@@ -48,9 +48,9 @@ func (s *state) serveDirectory(r *request) error {
 	return nil
 }
 
-// serveDirectoryPart sends as many names, from a byte offset of the list on, as
-// fit one message, behind the generation of the node: parts of different
-// generations do not belong together. An empty name ends the list.
+// serveDirectoryPart sends the node's generation and as many names, from a byte offset of
+// the list on, as fit one message. Parts of different generations do not belong together.
+// An empty name ends the list.
 func (s *state) serveDirectoryPart(r *request) error {
 	args := allStrings(r.payload)
 	if len(args) != 2 {
@@ -120,8 +120,8 @@ func (s *state) serveMkdir(r *request) error {
 	return nil
 }
 
-// serveRemove: a node that is not there is as good as removed, unless its
-// parent is not there either.
+// serveRemove removes a node. A missing node is no error, unless its parent is missing,
+// too.
 func (s *state) serveRemove(r *request) error {
 	path, _, err := s.getOne(r, mayWrite)
 	switch {
@@ -162,7 +162,7 @@ func (s *state) serveSetPerms(r *request) error {
 	}
 	s.voidUnknown(perms)
 	if perms[0].void {
-		return syscall.ENOENT // it would have no owner
+		return syscall.ENOENT // the node would have no owner
 	}
 	if isSpecial(args[0]) {
 		err = s.setSpecialPerms(r, args[0], perms)
@@ -182,7 +182,7 @@ func (s *state) setPerms(r *request, path string, perms []perm) error {
 		return err
 	}
 	if r.conn.unprivileged() && perms[0].domid != n.owner() {
-		return syscall.EPERM // a gift of nodes would be one of quota as well
+		return syscall.EPERM // to give nodes away would give quota away
 	}
 	m := *n
 	m.perms = perms
@@ -195,7 +195,7 @@ func (s *state) setPerms(r *request, path string, perms []perm) error {
 	return nil
 }
 
-// setSpecialPerms says who may watch a special path. It knows no transaction.
+// setSpecialPerms sets the permissions to watch a special path. It ignores transactions.
 func (s *state) setSpecialPerms(r *request, path string, perms []perm) error {
 	old, ok := s.special[path]
 	if !ok {
@@ -221,8 +221,8 @@ func (s *state) serveTransactionStart(r *request) error {
 	return nil
 }
 
-// serveTransactionEnd ends the transaction in any case, unless the
-// request itself makes no sense.
+// serveTransactionEnd ends the transaction in any case, unless the request itself is
+// malformed.
 func (s *state) serveTransactionEnd(r *request) error {
 	verdict, ok := oneString(r.payload)
 	if !ok || verdict != "T" && verdict != "F" {
@@ -232,7 +232,7 @@ func (s *state) serveTransactionEnd(r *request) error {
 	if tx == nil {
 		return syscall.ENOENT
 	}
-	r.tx = nil // the events of the commit are for everybody
+	r.tx = nil // the commit's events are sent at once
 	defer s.end(tx)
 	if verdict == "T" {
 		if err := s.commit(r, tx); err != nil {
@@ -243,8 +243,8 @@ func (s *state) serveTransactionEnd(r *request) error {
 	return nil
 }
 
-// serveWatch: the event with which a watch starts is sent whether or not the
-// path exists or may be read, after the reply.
+// serveWatch adds a watch. It sends the watch's first event after the reply, even if the
+// path does not exist or may not be read.
 func (s *state) serveWatch(r *request) error {
 	args := allStrings(r.payload)
 	if len(args) != 2 {
@@ -297,8 +297,8 @@ func (s *state) serveUnwatch(r *request) error {
 	return syscall.ENOENT
 }
 
-// serveResetWatches forgets transactions as well: a guest sends it to start
-// afresh, after a crash kernel or kexec.
+// serveResetWatches drops watches and transactions: a guest sends it for a clean start
+// after a crash kernel or kexec.
 func (s *state) serveResetWatches(r *request) error {
 	s.dropWatches(r.conn)
 	s.dropTransactions(r.conn)

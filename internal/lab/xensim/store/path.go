@@ -8,11 +8,11 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
-// maxPath is the default of xenstored's path-max: the part of an absolute path
-// behind /local/domain/<domid>/, or all of it for any other path.
+// maxPath is the default of xenstored's path-max in bytes. It bounds the part of an
+// absolute path behind /local/domain/<domid>/, or the whole of any other path.
 const maxPath = xenstore.MaxRelPath
 
-// pathBytes are the bytes a node's name may be made of.
+// pathBytes are the bytes allowed in a path.
 const pathBytes = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-/_@"
 
 // validPath reports whether path can name a node: absolute, of allowed bytes,
@@ -83,5 +83,5 @@ func within(path, root string) bool {
 	return ok && (rest == "" || rest[0] == '/')
 }
 
-// isSpecial reports whether path is one of the @ paths, which are no nodes.
+// isSpecial reports whether path is one of the @ paths, which name no nodes.
 func isSpecial(path string) bool { return strings.HasPrefix(path, "@") }

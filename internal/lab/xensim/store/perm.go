@@ -10,14 +10,14 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
-// perm is one entry of a permission list. The first entry of a list names the
-// owner, and its access is that of every domain without an entry of its own.
+// perm is one entry of a permission list. The first entry of a list names the owner. Its
+// access applies to every domain without an entry of its own.
 type perm struct {
 	domid  uint32 // as sent: need not be a domid Xen could ever give
 	access xenstore.Access
 
-	// void: the entry is older than the domain that bears the number now, or
-	// there is no such domain. It is listed but grants nothing.
+	// void: the entry is older than the present domain of the number, or there
+	// is no such domain. It is listed but grants no access.
 	void bool
 }
 
@@ -94,8 +94,8 @@ func appendPerms(b []byte, perms []perm) []byte {
 	return b
 }
 
-// withoutDomain removes a domain that is gone from a list: domain 0 inherits
-// what it owned.
+// withoutDomain removes a domain that is gone from a list. Domain 0 becomes the owner of
+// its nodes.
 func withoutDomain(perms []perm, domid uint32) []perm {
 	out := slices.Clone(perms)
 	if out[0].domid == domid {

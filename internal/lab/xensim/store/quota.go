@@ -8,12 +8,12 @@ import (
 	"time"
 )
 
-// Quota limits what an unprivileged domain may use. Domain 0 and the socket
+// Quota holds the limits of an unprivileged domain. Domain 0 and the socket
 // are exempt. A field that is 0 stands for xenstored's default, a negative one
 // for no limit.
 //
-// The comparisons are those of xenstored, which are not all alike: a domain
-// really gets Watches+1 watches and Transactions+1 transactions, and a record
+// The comparisons are those of xenstored, which differ from each other: a domain
+// gets Watches+1 watches and Transactions+1 transactions, and a record
 // must be shorter than NodeSize.
 type Quota struct {
 	Nodes            int // nodes a domain owns; 1000
@@ -27,8 +27,8 @@ type Quota struct {
 	Perms            int // entries of a permission list; 5
 
 	// WriteRate is the rate, in writes per second over all domains, at which
-	// a domain may write while any transaction is open; 200. It keeps guests
-	// from making everybody else's transactions fail for ever.
+	// domains may write while any transaction is open; 200. It keeps guests
+	// from making the transactions of all others fail forever.
 	WriteRate int
 
 	// EventTimeout is the time a watch event waits for a domain that does not
@@ -65,8 +65,8 @@ func (q Quota) withDefaults() Quota {
 	return q
 }
 
-// charge adds bytes to what is kept for a domain. With check it refuses to
-// pass the quota of an unprivileged domain.
+// charge adds bytes to the memory kept for a domain. With check it returns false if that
+// exceeds the quota of an unprivileged domain.
 func (s *state) charge(domid uint32, bytes int, check bool) bool {
 	d := s.domains[domid]
 	if d == nil {

@@ -7,11 +7,11 @@ import (
 	"time"
 )
 
-// The write rate limit of xenstored ("wrl"). While a transaction is open, every
-// write of an unprivileged domain costs credit, and a domain without credit is
-// not read from until time has given it some. Credit is shared out evenly among
-// the introduced domains; what a domain leaves unused goes, up to a bound, to a
-// common reserve that others draw on before they have to wait.
+// The write rate limit of xenstored ("wrl"). While a transaction is open, every write of
+// an unprivileged domain costs credit, and the store does not read from a domain without
+// credit until it has earned some. Credit is distributed evenly among the introduced
+// domains over time. The unused credit of a domain goes, up to a bound, to a common
+// reserve, which others use before they have to wait.
 //
 // Amounts are thousandths of a write.
 const (
@@ -62,11 +62,11 @@ func (l *limiter) leave(a *allowance) {
 	move(&a.credit, 0, &l.reserve, domainBurst)
 }
 
-// refresh gives a the credit of the time that has passed, lends it what it then
-// lacks to reach zero, and takes back what exceeds its burst.
+// refresh gives a the credit of the time that has passed. If a is still below zero, it
+// lends the difference from the reserve; the credit above a's burst goes to the reserve.
 func (l *limiter) refresh(a *allowance, now time.Time) {
 	ms := min(max(now.Sub(a.at).Milliseconds(), 0), 1000*1000*1000)
-	// Only whole milliseconds are paid for, so only those are used up.
+	// Credit is given for whole milliseconds, so the clock advances by these.
 	a.at = a.at.Add(time.Duration(ms) * time.Millisecond)
 	a.credit = min(a.credit+int(ms)*l.rate/(len(l.members)*1000), maxCredit)
 
@@ -85,8 +85,8 @@ func (l *limiter) spend(a *allowance, now time.Time) {
 	a.credit -= writeCost
 }
 
-// wait returns the time until a may write again, 0 if it may now. What
-// the others do not use may shorten it.
+// wait returns the time until a may write again, 0 if it may now. Unused credit of the
+// others may shorten it.
 func (l *limiter) wait(a *allowance, now time.Time) time.Duration {
 	if l.rate == 0 || a.credit >= 0 {
 		return 0

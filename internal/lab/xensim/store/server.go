@@ -38,7 +38,7 @@ type Server struct {
 	work chan func() // to be run by the loop
 	done chan struct{}
 
-	// What follows belongs to the loop.
+	// The fields below belong to the loop.
 	state     *state
 	links     []*link
 	listeners map[net.Listener]bool
@@ -46,14 +46,14 @@ type Server struct {
 	closing   bool
 }
 
-// link is a connection's bytes: a reader and a writer around a conn.
+// link transports a connection's bytes: a reader and a writer around a conn.
 type link struct {
 	conn *conn
 	rw   io.Closer
 
-	// The loop puts in one token per request it will take.
+	// The loop sends one token for each request that it will take.
 	turn chan struct{}
-	// The loop puts in a message when the writer has none.
+	// The loop sends a message when the writer has none.
 	send chan []byte
 	// Closed by the loop, after conn.dead is set.
 	gone chan struct{}
@@ -61,8 +61,8 @@ type link struct {
 	granted bool // turn was given and not used yet; belongs to the loop
 }
 
-// New starts a store that holds what xenstored holds after boot: domain 0,
-// introduced, and the nodes /, /tool and /tool/xenstored. Close stops it.
+// New starts a store with the content of xenstored after boot: domain 0, introduced, and
+// the nodes /, /tool and /tool/xenstored. Close stops it.
 func New(opts Options) *Server {
 	s := &Server{
 		work:      make(chan func()),
@@ -74,8 +74,8 @@ func New(opts Options) *Server {
 	return s
 }
 
-// Close ends all connections, closes the listeners given to Serve, and waits
-// for the calls of Serve and ServeConn to come to their end.
+// Close ends all connections, closes the listeners given to Serve, and waits until the
+// calls of Serve and ServeConn return.
 func (s *Server) Close() error {
 	s.do(func() {
 		s.closing = true
@@ -90,22 +90,21 @@ func (s *Server) Close() error {
 	return nil
 }
 
-// DomainCreated tells that a domain exists. Only then can it be introduced or
-// be given permissions and nodes. It is not introduced by that: the toolstack
-// does so by INTRODUCE.
+// DomainCreated tells the store that a domain exists. Only then can it be introduced and
+// get permissions and nodes. The toolstack introduces it by INTRODUCE.
 func (s *Server) DomainCreated(domid xen.Domid) {
 	s.do(func() { s.state.created(uint32(domid)) })
 }
 
-// DomainShutdown tells that a domain has shut down, crashed or suspended, but
+// DomainShutdown tells the store that a domain has shut down, crashed or suspended, but
 // still exists: @releaseDomain fires, once until RESUME.
 func (s *Server) DomainShutdown(domid xen.Domid) {
 	s.do(func() { s.state.wentDown(uint32(domid)) })
 }
 
-// DomainDied tells that a domain is dying or gone. Its connections are closed,
-// the nodes it owns are removed with all below them, the permissions granted to
-// it become void, and, if it was introduced, @releaseDomain fires.
+// DomainDied tells the store that a domain is dying or gone. The store closes its
+// connections, removes the nodes that it owns with all below them, and voids the
+// permissions granted to it. If it was introduced, @releaseDomain fires.
 func (s *Server) DomainDied(domid xen.Domid) {
 	s.do(func() {
 		if d := s.state.domains[uint32(domid)]; d != nil && d.unprivileged() {
@@ -149,14 +148,14 @@ func (s *Server) Serve(l net.Listener) error {
 	return err
 }
 
-// ServeConn serves one connection until the client or the server ends it. It
-// closes rw. That must end a Read or Write under way. The error says why
-// the server ended the connection and is nil if the client did.
+// ServeConn serves one connection until the client or the server ends it. It closes rw,
+// which must end a running Read or Write. The error is the server's reason for the end,
+// nil if the client ended the connection.
 //
-// A Socket is what xenstored's own socket is: domain 0's, privileged, relative
-// paths start at /local/domain/0. A Xenbus is /dev/xen/xenbus of a domain, which
-// may open it as soon as it exists; its requests wait until it is introduced,
-// have its rights and quotas, and relative paths start at its home.
+// A Socket is like xenstored's own socket: domain 0's, privileged, with relative paths
+// below /local/domain/0. A Xenbus is /dev/xen/xenbus of a domain, which may open it as
+// soon as it exists. Its requests wait until the domain is introduced, have the domain's
+// rights and quotas, and relative paths start at its home.
 func (s *Server) ServeConn(rw io.ReadWriteCloser, domid xen.Domid, kind xenstore.Kind) error {
 	defer rw.Close()
 	k := &link{
@@ -194,9 +193,9 @@ func (s *Server) ServeConn(rw io.ReadWriteCloser, domid xen.Domid, kind xenstore
 // errHungUp: the client ended the connection, or it broke.
 var errHungUp = errors.New("client hung up")
 
-// read hands the requests of a connection to the loop and returns why there are
-// no more. It reads one request ahead of what the store will take, so that it
-// sees the client leave even while the client has to wait.
+// read passes the requests of a connection to the loop and returns the reason for the end.
+// It reads one request ahead of the loop, so that it sees the client hang up even while
+// the client has to wait.
 func (s *Server) read(k *link, r io.Reader, kind xenstore.Kind) error {
 	in := xenstore.NewMessageReader(r)
 	for {
@@ -214,7 +213,7 @@ func (s *Server) read(k *link, r io.Reader, kind xenstore.Kind) error {
 		select {
 		case <-k.turn:
 		case <-k.gone:
-			return errHungUp // has a better reason already
+			return errHungUp // the connection has a better reason already
 		}
 		s.do(func() {
 			k.granted = false
@@ -223,7 +222,7 @@ func (s *Server) read(k *link, r io.Reader, kind xenstore.Kind) error {
 	}
 }
 
-// write writes the messages the loop hands out, one at a time.
+// write writes the loop's messages, one at a time.
 func (s *Server) write(k *link, w io.Writer) {
 	for {
 		select {
@@ -254,8 +253,8 @@ func (s *Server) do(f func()) bool {
 	}
 }
 
-// loop owns the state. It never waits for a client: readers come to it, and
-// writers are only given a message when they are idle.
+// loop owns the state. It never waits for a client: readers send requests to it, and it
+// sends a message only to an idle writer.
 func (s *Server) loop() {
 	defer close(s.done)
 	alarm := time.NewTimer(0)
@@ -292,17 +291,16 @@ func (s *Server) attach(k *link, domid xen.Domid, kind xenstore.Kind) error {
 	return nil
 }
 
-// settle brings every connection up to date with the state: drops events that
-// waited too long, gives idle writers a message, lets those be read who may be,
-// and closes those that are dead. It returns when time alone will change
-// something.
+// settle updates every connection: it drops events that waited too long, gives idle
+// writers a message, allows reads from clients that may be read, and closes dead
+// connections. It returns the next time at which the passing of time changes something.
 func (s *Server) settle(now time.Time) (next time.Time, ok bool) {
 	sooner := func(t time.Time) {
 		if !ok || t.Before(next) {
 			next, ok = t, true
 		}
 	}
-	// First, since a dropped event may be what keeps another client waiting.
+	// Drop events first, since another client may wait for that.
 	for _, k := range s.links {
 		if t := s.state.expire(k.conn, now); !t.IsZero() {
 			sooner(t)

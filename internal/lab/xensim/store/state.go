@@ -10,7 +10,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
-// Why the store ended a connection.
+// Reasons of the store for the end of a connection.
 var (
 	// ErrOverrun: the client did not read, and its queue was full.
 	ErrOverrun = errors.New("client does not take its replies and events")
@@ -22,9 +22,9 @@ var (
 	ErrDomainDied = errors.New("domain died")
 )
 
-// state is the whole of xenstored but its connections' bytes. It is not safe
-// for concurrent use, starts nothing and waits for nothing: a request goes in,
-// messages are then in the queues of its own and other connections.
+// state is the whole state of xenstored except the bytes of connections. It is not safe
+// for concurrent use, starts no goroutine and never waits: serving a request puts messages
+// in the queues of its own and other connections.
 type state struct {
 	quota Quota
 	now   func() time.Time
@@ -33,14 +33,14 @@ type state struct {
 	generation uint64 // of the last change
 
 	domains      map[uint32]*domain
-	conns        []*conn // in the order they came, which is that of their events
+	conns        []*conn // in the order of their creation, which is the order of events
 	special      map[string][]perm
 	transactions int // open ones of all connections
 	limiter      limiter
 }
 
-// newState returns the store of a fresh boot: domain 0 and the few nodes
-// xenstored makes itself.
+// newState returns the store after boot: domain 0 and the few nodes that xenstored makes
+// itself.
 func newState(q Quota) *state {
 	q = q.withDefaults()
 	closed := []perm{{domid: 0, access: xenstore.AccessNone}}
@@ -69,18 +69,17 @@ func newState(q Quota) *state {
 	return s
 }
 
-// request is one request while it is served, and as long as its reply or an
-// event it caused waits to be sent: a domain is not read from while too many of
-// its requests do.
+// request is one request while it is served, and until its reply and the events that it
+// caused are sent. The store does not read from a domain with too many such requests.
 type request struct {
-	conn    *conn // nil for what the store does of itself
+	conn    *conn // nil for changes by the store itself
 	header  xenstore.Header
 	payload []byte
 	tx      *transaction
 	waiting int // messages, and the request itself while it is served
 }
 
-// done notes that one thing less waits.
+// done decrements waiting.
 func (r *request) done() {
 	if r.waiting--; r.waiting == 0 && r.conn.dom != nil {
 		r.conn.dom.outstanding--
@@ -93,11 +92,11 @@ type operation struct {
 	serve func(*state, *request) error
 
 	privileged bool // not for guests
-	anyTx      bool // the transaction id is not looked at
+	anyTx      bool // the transaction id is ignored
 }
 
-// operations is indexed by the message type. The gaps are messages only
-// xenstored sends, and types 4.17 does not know.
+// operations is indexed by the message type. The gaps are messages that only xenstored
+// sends, and types that 4.17 does not have.
 var operations = [...]operation{
 	xenstore.MsgControl:            {serve: (*state).serveControl, privileged: true},
 	xenstore.MsgDirectory:          {serve: (*state).serveDirectory},
@@ -166,8 +165,8 @@ func (s *state) replyError(r *request, err error) {
 	s.reply(r, xenstore.MsgError, append([]byte(xenstore.ErrnoName(errno)), 0))
 }
 
-// smallReply is the longest payload that is sent regardless of the memory quota
-// says: every error and OK fit.
+// smallReply is the longest payload, in bytes, that is sent regardless of the memory
+// quota: every error and OK fit.
 const smallReply = 16
 
 func (s *state) reply(r *request, t xenstore.MessageType, payload []byte) {

@@ -7,33 +7,32 @@ import (
 	"syscall"
 )
 
-// transaction is a private view of the tree, taken path by path: the first time
-// a path is read, what is there then becomes the transaction's own and stays
-// so. The commit goes through if each of these paths is still, for everybody,
-// as it was when it was read. A change always reads first, so what was only
-// written conflicts as well; and a parent changes when a child comes or goes.
+// transaction is a private view of the tree, copied path by path: the first read of a path
+// copies its node into the transaction. The commit succeeds if the shared tree still has
+// the same node at each of these paths. A change always reads first, so a path that was
+// only written conflicts as well; and a parent changes when a child is made or removed.
 type transaction struct {
 	conn       *conn
 	id         uint32 // on the wire; unique in its connection
 	generation uint64 // unique in the store
 	accessed   map[string]*access
 	order      []*access      // accessed, in the order of the first access
-	nodes      map[uint32]int // owner: how many more nodes it will have
+	nodes      map[uint32]int // number of additional nodes, by owner
 	memory     int            // bytes charged for the private copies
 	created    bool           // at least one node
-	failed     bool           // ran into a quota: can only be dropped
+	failed     bool           // exceeded a quota: can only be dropped
 }
 
-// access is one path a transaction knows.
+// access is one path in a transaction.
 type access struct {
 	path string
 
-	// What everybody saw at the first access: noGeneration and nil perms if
-	// there was no node.
+	// The node in the shared tree at the first access: noGeneration and nil perms
+	// if there was none.
 	generation uint64
 	perms      []perm
 
-	node     *node // as the transaction sees it now, nil if there is none
+	node     *node // in the transaction's view, nil if there is none
 	modified bool
 
 	// The event to send at the commit.
@@ -63,7 +62,7 @@ func (s *state) begin(c *conn) *transaction {
 	return tx
 }
 
-// end forgets a transaction, if it is not forgotten yet.
+// end removes a transaction. It may be called again.
 func (s *state) end(tx *transaction) {
 	c := tx.conn
 	if c.transactions[tx.id] != tx {
@@ -77,8 +76,7 @@ func (s *state) end(tx *transaction) {
 	s.charge(c.domid(), -tx.memory, false)
 }
 
-// access returns what tx knows about a path, which it learns now if it did not
-// know it yet.
+// access returns the access of tx to a path. The first call for a path makes it.
 func (s *state) access(tx *transaction, path string) (*access, error) {
 	if a := tx.accessed[path]; a != nil {
 		return a, nil
@@ -117,8 +115,8 @@ func (s *state) chargePrivate(tx *transaction, bytes int, check bool) bool {
 	return true
 }
 
-// putPrivate stores n as what tx sees at path. A change that fails cannot be
-// taken back, so with it the whole transaction fails.
+// putPrivate stores n in the view of tx at path. A failed change cannot be undone, so the
+// whole transaction fails with it.
 func (s *state) putPrivate(tx *transaction, path string, n *node, fits, check bool) error {
 	a, err := s.access(tx, path)
 	if err != nil {
@@ -139,16 +137,16 @@ func (s *state) putPrivate(tx *transaction, path string, n *node, fits, check bo
 	return nil
 }
 
-// deletePrivate deletes a node that tx sees.
+// deletePrivate deletes a node in the view of tx.
 func (s *state) deletePrivate(tx *transaction, path string) {
 	a := tx.accessed[path]
 	s.chargePrivate(tx, -tx.recordSize(a), false)
 	a.node, a.modified = nil, true
 }
 
-// commit makes the changes of r's transaction everybody's, or returns why not:
-// ENOMEM if an earlier request in it failed, ENOSPC if a domain would own too
-// many nodes, EAGAIN if a path it read has changed since.
+// commit applies the changes of r's transaction to the shared tree. It returns ENOMEM if
+// an earlier request in it failed, ENOSPC if a domain would own too many nodes, EAGAIN if
+// a path that it read has changed since.
 func (s *state) commit(r *request, tx *transaction) error {
 	if tx.failed {
 		return syscall.ENOMEM

@@ -12,10 +12,10 @@ import (
 type watch struct {
 	path     string // absolute, or special
 	token    string
-	relative int // length of what an event's path leaves out, 0 if nothing
+	relative int // length of the prefix that an event's path leaves out, or 0
 }
 
-// eventPath returns the name by which the watcher knows path, which lies within the watch.
+// eventPath returns path, which lies within the watch, as the watcher names it.
 func (w *watch) eventPath(path string) string {
 	if w.relative == 0 {
 		return path
@@ -23,26 +23,25 @@ func (w *watch) eventPath(path string) string {
 	return strings.TrimPrefix(path[w.relative:], "/")
 }
 
-// change is one change of the tree, or the occasion of a special path.
+// change is one change of the tree, or an event of a special path.
 type change struct {
 	path string
 
-	// node is the node as it is, or as it was if it is gone. nil: the tree
-	// is asked, and a node that is gone cannot be seen.
+	// node is the present node, or the last one if it was removed. nil: the tree
+	// has the node, and a removed node is not visible.
 	node *node
 
-	// before is the list of permissions before the change, if it may have
-	// been another one. Who loses sight of a node is told so.
+	// before is the list of permissions before the change, if the change may have
+	// changed it. A client that loses read access gets an event.
 	before []perm
 
-	// exact: only for those who watch just this path. Those above are told
-	// of the whole, of which this is a part.
+	// exact: the event is only for watches of exactly this path. Watches above
+	// get an event for the removal of the parent.
 	exact bool
 }
 
-// fire sends the events of one change, which request r caused (a request
-// without connection if the store itself did). Inside a transaction the event
-// waits for the commit.
+// fire sends the events of one change by request r (a request without a connection for
+// changes by the store itself). Inside a transaction the event waits for the commit.
 func (s *state) fire(r *request, ch change) {
 	if r.tx != nil {
 		a := r.tx.accessed[ch.path]
@@ -72,8 +71,8 @@ func (s *state) fire(r *request, ch change) {
 	}
 }
 
-// visible reports whether c may know of a change: it may read the node, could
-// read it before, or may read the node above, which lists it.
+// visible reports whether c may see a change: it may read the node, could read it before,
+// or may read the parent, which lists it.
 func (s *state) visible(c *conn, ch change) bool {
 	if isSpecial(ch.path) {
 		perms, ok := s.special[ch.path]
@@ -96,9 +95,9 @@ func (s *state) visible(c *conn, ch change) bool {
 	return err == nil && c.rights(parent.perms)&mayRead != 0
 }
 
-// sendEvent queues a watch event. An event that already waits is not queued
-// again: it tells the client to look, and the client has not looked yet. Events
-// of the special paths are each sent.
+// sendEvent queues a watch event. It does not queue an equal event again while the first
+// one waits, since the client has not read the node yet. Events of special paths are
+// always queued.
 func (s *state) sendEvent(cause *request, c *conn, path, token string) {
 	payload := xenstore.AppendStrings(make([]byte, 0, len(path)+len(token)+2), path, token)
 	if len(payload) > xenstore.MaxPayload {

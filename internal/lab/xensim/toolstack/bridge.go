@@ -15,8 +15,8 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
-// bridgePortMAC is the address vif-bridge gives a vif: the largest one that is
-// no multicast, so that the bridge never takes it for its own.
+// bridgePortMAC is the address that vif-bridge gives a vif: the largest unicast address,
+// so that the bridge never uses it as its own.
 var bridgePortMAC = net.HardwareAddr{0xfe, 0xff, 0xff, 0xff, 0xff, 0xff}
 
 // BridgeScript implements /etc/xen/scripts/vif-bridge, on the network namespace of h:
@@ -27,7 +27,7 @@ func BridgeScript(h *netlink.Handle) Script {
 		s := bridgeScript{h, c}
 		err := s.run(ctx)
 		if err != nil && c.Action == Online {
-			// What the script's function fatal does.
+			// As the script's function fatal.
 			return errors.Join(err,
 				c.Store.Write(ctx, c.Backend+"/hotplug-error", err.Error()),
 				c.Store.Write(ctx, c.Backend+"/hotplug-status", "error"))
@@ -56,7 +56,7 @@ func (s *bridgeScript) run(ctx context.Context) error {
 	}
 	link, err := s.h.LinkByName(dev)
 	if s.c.Action == Offline {
-		if err == nil { // else the device is gone already, which is as good
+		if err == nil { // else the device is already gone
 			_ = s.h.LinkSetDown(link)
 			_ = s.h.LinkSetNoMaster(link)
 		}
@@ -71,8 +71,8 @@ func (s *bridgeScript) run(ctx context.Context) error {
 	return s.c.Store.Write(ctx, s.c.Backend+"/hotplug-status", "connected")
 }
 
-// device returns the name of the network device. If the configuration gives one, the
-// device gets it now.
+// device returns the name of the network device. It renames the device if the
+// configuration has a name.
 func (s *bridgeScript) device(ctx context.Context) (string, error) {
 	dev := s.c.Vif()
 	name, err := s.read(ctx, "vifname")
@@ -97,7 +97,7 @@ func (s *bridgeScript) plug(ctx context.Context, link, bridge netlink.Link) erro
 	if err := s.h.LinkSetDown(link); err != nil {
 		return fmt.Errorf("set down: %w", err)
 	}
-	_ = s.h.LinkSetHardwareAddr(link, bridgePortMAC) // the script does not mind either
+	_ = s.h.LinkSetHardwareAddr(link, bridgePortMAC) // the script ignores errors, too
 	addrs, err := s.h.AddrList(link, netlink.FAMILY_ALL)
 	for errors.Is(err, netlink.ErrDumpInterrupted) { // they changed meanwhile
 		addrs, err = s.h.AddrList(link, netlink.FAMILY_ALL)
@@ -136,7 +136,7 @@ func (s *bridgeScript) setMTU(ctx context.Context, link, bridge netlink.Link) er
 	if mtu <= 0 {
 		return nil
 	}
-	_ = s.h.LinkSetMTU(link, mtu) // the script goes on, too
+	_ = s.h.LinkSetMTU(link, mtu) // the script ignores errors, too
 	front := device{VifID: xenbus.VifID{Domid: s.c.Domid, Devid: s.c.Devid}}.FrontendPath()
 	return s.c.Store.Write(ctx, front+"/mtu", strconv.Itoa(mtu))
 }

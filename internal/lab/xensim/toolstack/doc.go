@@ -6,7 +6,7 @@
 // waits for the same states for as long, runs the hotplug script at the same
 // moments, and leaves behind what libxl leaves behind when something fails.
 //
-// A backend that pleases it pleases xl:
+// A backend that works with it works with xl:
 //
 //   - attach waits 10 s for the backend to be seen in state 2 (InitWait), then
 //     runs the script "online", and does not wait for state 4;
@@ -17,7 +17,7 @@
 //   - destroy removes the frontend's directory at once, waits 10 s for each
 //     backend, and goes on in any case.
 //
-// The package knows xenstore, the hypervisor's control interface and, for its
-// own hotplug script, bridges. It must not know how a backend does its work, and
-// it reads nothing a guest can write.
+// The package uses xenstore, the hypervisor's control interface and, for its own hotplug
+// script, bridges. It must not depend on a backend's code, and it reads no node that a
+// guest can write.
 package toolstack

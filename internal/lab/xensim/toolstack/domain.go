@@ -18,8 +18,8 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
-// The event channel and the grant that a real domain is given for xenstore.
-// xenstored only wants to see numbers.
+// The event channel and the grant that a real domain has for xenstore. Here they are only
+// numbers for INTRODUCE.
 const (
 	storePort = 1
 	storeRef  = 1 // GNTTAB_RESERVED_XENSTORE
@@ -34,10 +34,10 @@ type Config struct {
 	Vifs   []Vif
 }
 
-// Create implements `xl create -p`: it makes a domain, paused, and attaches its vifs.
-// When one of them cannot be attached, the domain is destroyed again, which
-// takes a backend that does not answer another ten seconds. waits has what was
-// waited for each vif, in the order of cfg.
+// Create implements `xl create -p`: it makes a domain, paused, and attaches its vifs. If
+// one of them cannot be attached, it destroys the domain again, which takes another ten
+// seconds with a backend that does not answer. waits has the times waited for each vif,
+// in the order of cfg.
 func (t *Toolstack) Create(ctx context.Context, cfg Config) (domid xen.Domid, waits []Waits, err error) {
 	dc := cfg.Domain
 	dc.Name, dc.Paused = cfg.Name, true
@@ -139,9 +139,9 @@ func newUUID() string {
 // Unpause lets a domain run, as `xl create` does in the end.
 func (t *Toolstack) Unpause(domid xen.Domid) error { return t.ctl.Unpause(domid) }
 
-// Destroy implements `xl destroy`: it detaches all vifs, those of a dead backend
-// included, removes the domain's nodes and destroys the domain. What goes wrong
-// with a vif is no reason for libxl to stop, nor to fail.
+// Destroy implements `xl destroy`: it detaches all vifs, those of a dead backend included,
+// removes the domain's nodes and destroys the domain. As in libxl, a failure with a vif
+// neither stops it nor makes it fail.
 func (t *Toolstack) Destroy(ctx context.Context, domid xen.Domid) ([]Waits, error) {
 	if err := t.ctl.Pause(domid); err != nil {
 		return nil, err
@@ -160,7 +160,7 @@ func (t *Toolstack) Destroy(ctx context.Context, domid xen.Domid) ([]Waits, erro
 	wg.Wait()
 	dom := domPath(domid)
 	if vm, err := t.xs.Read(ctx, dom+"/vm"); err == nil {
-		_ = t.xs.Remove(ctx, vm) // of no interest to libxl either
+		_ = t.xs.Remove(ctx, vm) // libxl ignores errors, too
 	}
 	err := t.xs.Remove(ctx, dom)
 	if errors.Is(err, xenstore.ErrNotExist) {
@@ -186,7 +186,7 @@ func (t *Toolstack) vifs(ctx context.Context, domid xen.Domid) []int {
 	return devids
 }
 
-// device finds out who serves a vif, from libxl's own copy: the guest and the
+// device reads the backend of a vif from libxl's own copy of the nodes: the guest and the
 // backend could have changed the others.
 func (t *Toolstack) device(ctx context.Context, domid xen.Domid, devid int) (device, error) {
 	d := device{VifID: xenbus.VifID{Domid: domid, Devid: devid}}
@@ -202,7 +202,7 @@ func (t *Toolstack) device(ctx context.Context, domid xen.Domid, devid int) (dev
 
 // Waits holds the times that one attach or detach waited.
 type Waits struct {
-	State  time.Duration // until the backend was seen in the state wanted, or not
+	State  time.Duration // until the backend was seen in the wanted state, or the timeout
 	Forced time.Duration // detach: the second time, after the frontend was removed
-	Script time.Duration // until the hotplug script was through
+	Script time.Duration // until the hotplug script ended
 }

@@ -18,7 +18,7 @@ import (
 func domPath(domid xen.Domid) string   { return fmt.Sprintf("/local/domain/%d", domid) }
 func libxlPath(domid xen.Domid) string { return fmt.Sprintf("/libxl/%d", domid) }
 
-// device is libxl__device: who serves which vif of whom.
+// device is libxl__device: a vif with its backend domain and its frontend domain.
 type device struct {
 	xenbus.VifID
 	backend xen.Domid
@@ -59,7 +59,7 @@ func owned(domid xen.Domid) []xenstore.Perm { return []xenstore.Perm{{Domid: dom
 // pair is a key with its value, below some directory.
 type pair struct{ key, value string }
 
-// batch writes into a transaction until something fails, and remembers that.
+// batch writes into a transaction until the first error, and keeps it.
 type batch struct {
 	ctx context.Context
 	tx  *xenstore.Tx
@@ -76,7 +76,7 @@ func (b *batch) write(path, value string) {
 	b.do(func() error { return b.tx.Write(b.ctx, path, value) })
 }
 
-// remove implements xs_rm, for which something missing is no error to libxl.
+// remove implements xs_rm. As in libxl, a missing node is no error.
 func (b *batch) remove(path string) {
 	b.do(func() error {
 		if err := b.tx.Remove(b.ctx, path); !errors.Is(err, xenstore.ErrNotExist) {
@@ -116,7 +116,7 @@ func (b *batch) cleanup(path string) {
 		for {
 			err := b.tx.Remove(b.ctx, path)
 			if errors.Is(err, xenstore.ErrNotExist) {
-				return nil // as libxl, which looks no further then
+				return nil // libxl stops here, too
 			}
 			if err != nil {
 				return err

@@ -11,9 +11,8 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
-// Script is a hotplug script for vifs. An error means that it exited with
-// another status than 0. It is run once the backend has reached state 2, and
-// again when it has closed.
+// Script is a hotplug script for vifs. An error stands for an exit status other than 0.
+// It runs once the backend has reached state 2, and again when the backend has closed.
 type Script func(ctx context.Context, c Call) error
 
 // Action is the first argument of a script.
@@ -25,7 +24,7 @@ const (
 	Offline Action = "offline"
 )
 
-// Call is one call of a script: what libxl passes in arguments and environment.
+// Call is one call of a script: the data that libxl passes in arguments and environment.
 type Call struct {
 	Action  Action
 	Path    string // of the script, from the backend's node
@@ -45,7 +44,7 @@ func (c Call) Args() []string { return []string{string(c.Action), "type_if=vif"}
 // backend domain's home.
 func (c Call) Env(ctx context.Context) []string {
 	home, path, _ := strings.Cut(c.Backend, "/backend/")
-	gateway, _ := c.Store.Read(ctx, home+"/backend/"+path+"/gatewaydev") // none is none
+	gateway, _ := c.Store.Read(ctx, home+"/backend/"+path+"/gatewaydev") // empty if there is none
 	return []string{
 		"script=" + c.Path,
 		"XENBUS_TYPE=vif",

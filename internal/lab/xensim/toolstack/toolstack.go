@@ -78,7 +78,7 @@ func New(dom0 *simclient.Conn, opts Options) (*Toolstack, error) {
 // Close ends the toolstack. Domains stay as they are.
 func (t *Toolstack) Close() error { return errors.Join(t.xs.Close(), t.ctl.Close()) }
 
-// Control returns the hypervisor's control interface, for what the toolstack itself
+// Control returns the hypervisor's control interface, for operations that the toolstack
 // does not offer.
 func (t *Toolstack) Control() *simclient.Control { return t.ctl }
 

@@ -34,8 +34,8 @@ type Vif struct {
 	MTU        int       // mtu=, else 1500
 	Untrusted  bool      // untrusted
 
-	// Edit, if not nil, changes the nodes before they are seen, for tests
-	// of what libxl does not write: it is called at the end of the transaction
+	// Edit, if not nil, changes the nodes before others see them, for tests of
+	// nodes that libxl does not write. It is called at the end of the transaction
 	// that makes them, with the directories of backend and frontend.
 	Edit func(tx *xenstore.Tx, back, front string) error
 }
@@ -65,8 +65,8 @@ func (v Vif) withDefaults() Vif {
 	return v
 }
 
-// nodes returns what libxl writes about a vif, in its order: for the backend, for
-// the frontend, and for the frontend to read only.
+// nodes returns the nodes that libxl writes for a vif, in its order: the backend's, the
+// frontend's, and those that the frontend may only read.
 func (v Vif) nodes(domid xen.Domid) (back, front, readOnly []pair) {
 	trusted := "1"
 	if v.Untrusted {
@@ -110,9 +110,9 @@ func appendSet(pairs []pair, p pair) []pair {
 	return append(pairs, p)
 }
 
-// AttachVif implements `xl network-attach`. It returns the number of the vif, and does
-// not wait for it to be connected. When it fails, the nodes are left behind, as
-// xl leaves them; DetachVif removes them.
+// AttachVif implements `xl network-attach`. It returns the number of the vif, and does not
+// wait until the vif is connected. If it fails, the nodes stay, as with xl; DetachVif
+// removes them.
 func (t *Toolstack) AttachVif(ctx context.Context, domid xen.Domid, v Vif) (devid int, w Waits, err error) {
 	v = v.withDefaults()
 	if v.Devid == NextDevid {
@@ -183,12 +183,12 @@ func (t *Toolstack) DetachVif(ctx context.Context, domid xen.Domid, devid int) (
 	return w, nil
 }
 
-// force says how much libxl cares for the backend's consent.
+// force is libxl's choice between a removal with and without the backend's consent.
 type force uint8
 
 const (
-	forceAuto force = iota // asked for first, done without then
-	forceOn                // done without
+	forceAuto force = iota // with consent, or without after the timeout
+	forceOn                // without consent
 )
 
 // remove implements libxl__initiate_device_generic_remove and what follows from it.
@@ -203,7 +203,7 @@ func (t *Toolstack) remove(ctx context.Context, d device, f force) (w Waits, err
 			}
 		}
 		if err == nil && !gone {
-			// A script that fails to clean up keeps nothing from being removed.
+			// The failure of a script does not stop the removal.
 			w.Script, _ = t.hotplug(ctx, d, Offline)
 		}
 	}
@@ -243,7 +243,7 @@ func (t *Toolstack) close(ctx context.Context, d device, removeFrontend bool) (g
 	return false, err
 }
 
-// errNothing gives a transaction up without anything having gone wrong.
+// errNothing ends a transaction without a commit. It stands for no failure.
 var errNothing = errors.New("nothing to do")
 
 // removeNodes implements libxl__device_destroy.

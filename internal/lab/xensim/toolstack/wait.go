@@ -25,8 +25,8 @@ func atoi(s string) int {
 	return n
 }
 
-// waitState implements libxl__ev_devstate_wait: it returns when the backend's state is
-// seen to be the one wanted. A backend that hurries through it is not seen.
+// waitState implements libxl__ev_devstate_wait: it returns when it reads the wanted state
+// of the backend. It may miss a state that the backend leaves quickly.
 func (t *Toolstack) waitState(ctx context.Context, d device, want xenbus.State, limit time.Duration) (time.Duration, error) {
 	start := time.Now()
 	err := t.sawState(ctx, d.backendPath()+"/state", want, limit)

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package wire is what crosses the embedded Xen's hypercall socket: which
-// messages there are, how they are laid out, and the types a toolstack sees.
+// Package wire defines the protocol of the embedded Xen's hypercall socket: the messages,
+// their layout, and the types of a toolstack.
 //
 // The socket is hyp.sock in the simulation's directory, of type
 // SOCK_SEQPACKET: a message is a packet. Each connection stands for one open
 // file of a domain's Linux, such as one open of /dev/xen/gntdev, or for one
-// more thread that uses it. Everything held through a file goes when its last
-// connection closes, however it closes. The first message is
-// a [Hello] that says which file of which domain; then every message is a call
-// with exactly one reply, except the two calls marked as one-way.
+// more thread that uses it. Everything held through a file is released when its last
+// connection closes for any reason. The first message is a [Hello] with the file and the
+// domain; then every message is a call with exactly one reply, except the two calls marked
+// as one-way.
 //
-// The package knows bytes. It must not know what a call does.
+// The package encodes and decodes messages. Package xensim implements the calls.
 package wire

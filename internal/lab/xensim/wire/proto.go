@@ -48,12 +48,12 @@ const (
 	MaxListed = 64
 )
 
-// Kind says which file a connection stands for.
+// Kind is the kind of file that a connection stands for.
 type Kind uint32
 
 // The kinds of connections.
 const (
-	KindDomain   Kind = 1 + iota // the domain itself: its memory, its life
+	KindDomain   Kind = 1 + iota // the domain itself: its memory and its lifetime
 	KindGntdev                   // /dev/xen/gntdev
 	KindEvtchn                   // /dev/xen/evtchn
 	KindGntalloc                 // /dev/xen/gntalloc
@@ -137,8 +137,8 @@ const (
 // OneWay reports whether the call has no reply.
 func (o Op) OneWay() bool { return o == OpNotify || o == OpUnmask }
 
-// Overflow stands in an event channel's pipe in place of a port when the
-// queue of ports has overflown: nothing follows it until OpReset.
+// Overflow takes the place of a port in an event channel's pipe when the queue of ports
+// has overflown. Nothing follows it until OpReset.
 const Overflow = ^uint32(0)
 
 // Hello opens a connection.
@@ -146,12 +146,12 @@ type Hello struct {
 	Kind  Kind
 	Domid xen.Domid
 	// Probe is an address in the caller's memory that holds Probed. The
-	// simulation reads it to find out, before any copy depends on it, whether
-	// it may reach into the caller at all.
+	// simulation reads it to check, before the first copy, that it may read the
+	// caller's memory.
 	Probe uint64
-	// File is 0 to open a file, else the number of one this process has open,
-	// of which the connection is to be one more thread: a call on one of them
-	// does not wait for those on others. Only KindGntdev can be joined.
+	// File is 0 to open a file, else the number of an open file of this process,
+	// which the connection joins as one more thread: calls on one thread do not
+	// wait for those on others. Only KindGntdev can be joined.
 	File uint32
 }
 
@@ -161,7 +161,7 @@ const HelloSize = 5*4 + 8
 // Probed is the word that Hello.Probe points to.
 const Probed uint32 = 0x6e657462
 
-// ErrMessage is returned for a message that is not laid out as it should be.
+// ErrMessage is returned for a message with a wrong layout.
 var ErrMessage = errors.New("malformed message")
 
 // AppendHello appends the OpHello message.
@@ -204,8 +204,7 @@ func AppendU64(b []byte, w uint64) []byte { return binary.NativeEndian.AppendUin
 // AppendErrno appends the start of a reply: 0 or the errno of a failure.
 func AppendErrno(b []byte, errno unix.Errno) []byte { return AppendU32(b, uint32(errno)) }
 
-// Reader takes a message apart. It returns zeros past the end, and says so at
-// the end: see Done.
+// Reader decodes a message. It returns zeros past the end; Done then returns an error.
 type Reader struct {
 	b     []byte
 	short bool
@@ -239,15 +238,14 @@ func (r *Reader) U64() uint64 {
 // Left returns the number of bytes left.
 func (r *Reader) Left() int { return len(r.b) }
 
-// Rest returns all that is left.
+// Rest returns the remaining bytes.
 func (r *Reader) Rest() []byte {
 	b := r.b
 	r.b = nil
 	return b
 }
 
-// Done returns ErrMessage when the message was shorter than what was read of
-// it, or longer.
+// Done returns ErrMessage if the message was shorter or longer than the reads.
 func (r *Reader) Done() error {
 	if r.short || len(r.b) > 0 {
 		return ErrMessage
@@ -255,8 +253,8 @@ func (r *Reader) Done() error {
 	return nil
 }
 
-// ParseCopyReply takes the reply to an OpCopy of n segments apart: the statuses
-// take two bytes each, low one first. There are none after an errno.
+// ParseCopyReply decodes the reply to an OpCopy of n segments. The statuses have two bytes
+// each, low one first. There are none after an errno.
 func ParseCopyReply(msg []byte, n int) (errno unix.Errno, status []byte, ok bool) {
 	if len(msg) < 4 {
 		return 0, nil, false

@@ -8,9 +8,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// AtSocket calls f with the address of the socket called name in dir. The
-// address goes by way of a descriptor of dir, since that of a socket has room
-// for 108 bytes only, less than many a temporary directory takes.
+// AtSocket calls f with the address of the socket name in dir. The address uses a
+// descriptor of dir, since a socket's address has room for only 108 bytes, fewer than some
+// temporary directories' paths.
 func AtSocket(dir, name string, f func(unix.Sockaddr) error) error {
 	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -23,7 +23,7 @@ func AtSocket(dir, name string, f func(unix.Sockaddr) error) error {
 	return nil
 }
 
-// Connect connects to the socket called name in dir, which is of the given type.
+// Connect connects to the socket name in dir, of the given type.
 func Connect(dir, name string, typ int) (int, error) {
 	fd, err := unix.Socket(unix.AF_UNIX, typ|unix.SOCK_CLOEXEC, 0)
 	if err != nil {

@@ -15,28 +15,28 @@ import (
 	"github.com/netbackd/netbackd/pkg/tap"
 )
 
-// cable is the host's end of a vif: what the guest sends comes out of it before
-// any bridge has seen it, and what is sent goes to the guest.
-type cable struct {
+// packetSocket is an AF_PACKET socket on a vif's interface. It receives the guest's
+// frames, and sends frames to the guest.
+type packetSocket struct {
 	fd     int
 	ifname string
 	buf    []byte
 }
 
-// vnetLen is the size of the header that an AF_PACKET socket puts before a frame: struct virtio_net_hdr,
-// without the word that a TAP has at its end.
+// vnetLen is the size in bytes of the header that an AF_PACKET socket puts before a frame:
+// struct virtio_net_hdr, without the 16-bit word that a TAP's header has at its end.
 const vnetLen = tap.VnetHdrLen - 2
 
-// testSrc is the Ethernet address that the frames of packettest come from.
+// testSrc is the Ethernet source address of the frames of packettest.
 var testSrc = [6]byte{2, 0, 0, 0, 0, 1}
 
-// openCable opens an AF_PACKET socket that speaks vnet headers.
-func openCable(ifname string) (*cable, error) {
+// openPacketSocket opens an AF_PACKET socket with vnet headers.
+func openPacketSocket(ifname string) (*packetSocket, error) {
 	ifi, err := net.InterfaceByName(ifname)
 	if err != nil {
 		return nil, err
 	}
-	// Nothing is received before the socket is bound: protocol 0.
+	// With protocol 0 the socket receives nothing before it is bound.
 	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		return nil, fmt.Errorf("packet socket: %w", err)
@@ -50,14 +50,13 @@ func openCable(ifname string) (*cable, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("packet socket on %s: %w", ifname, err), unix.Close(fd))
 	}
-	return &cable{fd: fd, ifname: ifname, buf: make([]byte, vnetLen+1<<17)}, nil
+	return &packetSocket{fd: fd, ifname: ifname, buf: make([]byte, vnetLen+1<<17)}, nil
 }
 
-func (c *cable) close() error { return unix.Close(c.fd) }
+func (c *packetSocket) close() error { return unix.Close(c.fd) }
 
-// drain returns the test frames that have come out: what they are, and what was
-// left undone of them.
-func (c *cable) drain() (frames []string, err error) {
+// drain returns the test frames that the guest has sent: their names, and their offloads.
+func (c *packetSocket) drain() (frames []string, err error) {
 	for {
 		n, from, err := unix.Recvfrom(c.fd, c.buf, 0)
 		switch {
@@ -78,12 +77,12 @@ func (c *cable) drain() (frames []string, err error) {
 		if [6]byte(frame[6:]) != testSrc {
 			continue
 		}
-		frames = append(frames, mark(frame)+undone(c.buf))
+		frames = append(frames, mark(frame)+offloads(c.buf))
 	}
 }
 
-// undone says what a vnet header leaves to the receiver.
-func undone(b []byte) (s string) {
+// offloads describes the work that a vnet header leaves to the receiver.
+func offloads(b []byte) (s string) {
 	var h tap.VnetHdr
 	h.Decode(b)
 	if h.Flags&tap.VnetNeedsCsum != 0 {
@@ -99,7 +98,7 @@ func undone(b []byte) (s string) {
 }
 
 // send sends a frame to the guest. It waits for the carrier.
-func (c *cable) send(ctx context.Context, f *frame) error {
+func (c *packetSocket) send(ctx context.Context, f *frame) error {
 	b := make([]byte, tap.VnetHdrLen)
 	h := tap.VnetHdr{}
 	if f.blank() {
@@ -128,10 +127,10 @@ func (c *cable) send(ctx context.Context, f *frame) error {
 	}
 }
 
-// awaitCarrier waits until the kernel has taken notice of the vif's carrier:
-// before that it drops what is sent.
-func (c *cable) awaitCarrier(ctx context.Context) error {
-	err := poll(ctx, glance, func() (bool, error) {
+// awaitCarrier waits until the kernel has processed the vif's carrier. Before that it
+// drops the frames that are sent.
+func (c *packetSocket) awaitCarrier(ctx context.Context) error {
+	err := poll(ctx, pollInterval, func() (bool, error) {
 		l, err := netlink.LinkByName(c.ifname)
 		if err != nil {
 			return false, fmt.Errorf("look for the carrier of %s: %w", c.ifname, err)

@@ -9,7 +9,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/netif"
 )
 
-// checkFlags holds the flags of one slot to netif.h.
+// checkFlags checks the flags of one slot against netif.h.
 func (q *Queue) checkFlags(f netif.RxFlags, first bool, i netif.Index) {
 	const known = netif.RxDataValidated | netif.RxCsumBlank | netif.RxMoreData | netif.RxExtraInfo
 	switch {
@@ -18,12 +18,12 @@ func (q *Queue) checkFlags(f netif.RxFlags, first bool, i netif.Index) {
 	case !first && f&^netif.RxMoreData != 0:
 		q.violate(RuleRxFlags, "rx", i, "flags %#x in a later slot", uint16(f))
 	case f&netif.RxCsumBlank != 0 && f&netif.RxDataValidated == 0:
-		// Frontends in the field take csum_blank alone for a packet to verify.
+		// Frontends in the field verify the checksum of a packet with csum_blank alone.
 		q.violate(RuleRxFlags, "rx", i, "csum_blank without data_validated")
 	}
 }
 
-// tooMany holds the number of data slots to what Linux's netfront accepts.
+// tooMany checks that Linux's netfront accepts the number of data slots.
 func (q *Queue) tooMany(p *Packet, slots int) bool {
 	most := netif.MinSlots
 	if p.n > 0 && p.frags[0].len <= smallFirst {
@@ -36,7 +36,7 @@ func (q *Queue) tooMany(p *Packet, slots int) bool {
 	return false
 }
 
-// checkGSO holds a GSO extra to what was asked for.
+// checkGSO checks a GSO extra against the frontend's features.
 func (q *Queue) checkGSO(g netif.GSOInfo, e netif.ExtraInfo, i netif.Index) {
 	f := q.rules.features
 	switch {
@@ -51,7 +51,7 @@ func (q *Queue) checkGSO(g netif.GSOInfo, e netif.ExtraInfo, i netif.Index) {
 	}
 }
 
-// checkHash holds a hash extra to netif.h.
+// checkHash checks a hash extra against netif.h.
 func (q *Queue) checkHash(h netif.HashInfo, i netif.Index) {
 	switch {
 	case !q.rules.hash:
@@ -74,8 +74,8 @@ func (q *Queue) checkCanary(page, offset, length uint16, i netif.Index) {
 	}
 }
 
-// judge holds a whole packet to what the two ends agreed on.
-func (q *Queue) judge(p *Packet) {
+// checkPacket checks a whole packet against the negotiated features.
+func (q *Queue) checkPacket(p *Packet) {
 	head := q.headOf(p)
 	p.hdr = findHeaders(head)
 	f := q.rules.features
@@ -101,19 +101,19 @@ func (q *Queue) judge(p *Packet) {
 			q.violate(RuleGSO, "rx", p.start, "%v for a packet that is not", m.GSOType)
 		}
 	}
-	q.judgeHash(p, head)
-	q.judgeHeadroom(p)
+	q.checkPacketHash(p, head)
+	q.checkHeadroom(p)
 	if m.CsumBlank {
-		q.judgeBlank(p, head)
+		q.checkBlank(p, head)
 	} else if m.DataValidated && q.rules.strict {
-		q.judgeValidated(p, head)
+		q.checkValidated(p, head)
 	}
 }
 
-// judgeBlank holds a packet with a blank checksum to what a guest can finish. A
-// guest that delivers it to itself never looks at the sum again, so a wrong one
-// would only show two hops further on.
-func (q *Queue) judgeBlank(p *Packet, head []byte) {
+// checkBlank checks that a guest can complete a packet's blank checksum. A guest that
+// receives the packet itself does not verify the sum, so a wrong one would show only two
+// hops later.
+func (q *Queue) checkBlank(p *Packet, head []byte) {
 	h, f := &p.hdr, q.rules.features
 	at := h.csumField()
 	switch {
@@ -132,8 +132,8 @@ func (q *Queue) judgeBlank(p *Packet, head []byte) {
 	}
 }
 
-// l4Len returns the length of the transport header and payload as the IP header tells
-// it. A frame may be longer, if it was padded.
+// l4Len returns the length of the transport header and payload by the IP header. A padded
+// frame is longer.
 func (h *headers) l4Len(b []byte) int {
 	if h.v4 {
 		return int(binary.BigEndian.Uint16(b[h.l3+2:])) - (h.l4 - h.l3)
@@ -141,8 +141,8 @@ func (h *headers) l4Len(b []byte) int {
 	return int(binary.BigEndian.Uint16(b[h.l3+4:])) + 40 - (h.l4 - h.l3)
 }
 
-// judgeValidated verifies a checksum the backend says is good.
-func (q *Queue) judgeValidated(p *Packet, head []byte) {
+// checkValidated verifies a checksum that the backend marked as valid.
+func (q *Queue) checkValidated(p *Packet, head []byte) {
 	h := &p.hdr
 	at := h.csumField()
 	if at == 0 || at+2 > len(head) {
@@ -153,7 +153,7 @@ func (q *Queue) judgeValidated(p *Packet, head []byte) {
 	}
 	n := h.l4Len(head)
 	if n <= 0 || h.l4+n != p.size {
-		return // padded or cut: not ours to say
+		return // padded or cut: cannot be verified
 	}
 	if s := fold(h.pseudo(head, n) + p.sumFrom(h.l4)); s != 0xffff {
 		q.violate(RuleCsum, "rx", p.start, "data_validated, but the sum is %#04x", s)
