@@ -2,8 +2,9 @@
 # shellcheck shell=bash
 #
 # The scenario cross with the scripts that it leaves out: keys, states, events, control
-# rings, multicast, stalls, breaches of the ring protocol.
+# rings, static grants, multicast, stalls, breaches of the ring protocol.
 
+count=300
 scripts=
 for file in /host/cross/*.ring; do
 	name=${file##*/}

@@ -25,7 +25,7 @@ not kernels n1
 same "state of k1" "$(state_of k1)" kernel
 same "state of n1" "$(state_of n1)" connected
 same "hotplug-status of n1" "$(xenstore-read "backend/vif/${DOMID[n1]}/0/hotplug-status")" connected
-exchange k1 10.0.0.2 n1 10.0.0.3 8
+exchange k1 10.0.0.2 n1 10.0.0.3 3
 
 say "-- netbackd is killed and started again"
 kill_netbackd

@@ -16,7 +16,7 @@ for round in 1 2; do
 	info=$(agent u1 info)
 	say "$info"
 	grep -q "\"queues\":$round,\"split\":$([ $round = 2 ] && echo true || echo false)" <<<"$info"
-	exchange dom0 "$DOM0" u1 10.0.0.2 8
+	exchange dom0 "$DOM0" u1 10.0.0.2 3
 	innocent u1
 	netbackd list
 	within 180000 "take leave $round" agent u1 quit

@@ -26,7 +26,7 @@ same "packets in pieces" "$(pieces dom0) $(pieces u1)" "$before"
 ping -q -c 1 -s 8973 10.0.9.2 | tail -n 1
 [ "$(pieces dom0) $(pieces u1)" != "$before" ]
 netbackd show "$(vif u1)" | grep '^mtu '
-exchange dom0 10.0.9.1 u1 10.0.9.2 8
+exchange dom0 10.0.9.1 u1 10.0.9.2 3
 
 say "rate"
 address u1 10.0.0.2/24 eth1

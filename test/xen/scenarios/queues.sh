@@ -17,7 +17,7 @@ same "queues of the interface" "$(find "/sys/class/net/$(vif u1)/queues" -name '
 iperf3 -s -D
 say "8 flows from the guest: $(in_guest u1 "iperf3 -c $DOM0 -P 8 -n 24M -f m | grep SUM.*receiver")"
 say "8 flows to the guest:   $(in_guest u1 "iperf3 -c $DOM0 -P 8 -n 24M -f m -R | grep SUM.*receiver")"
-exchange dom0 "$DOM0" u1 10.0.0.2 16
+exchange dom0 "$DOM0" u1 10.0.0.2 4
 netbackd show "$(vif u1)"
 # One line per queue, numbers of packets in the third and fourth column.
 used=$(netbackd show "$(vif u1)" | awk '/^QUEUE/ { on = 1; next } !NF { on = 0 } on && $3 > 50 { tx++ } on && $4 > 50 { rx++ } END { print tx + 0, rx + 0 }')

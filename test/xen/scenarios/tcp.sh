@@ -12,5 +12,5 @@ eventually 240 "the guest answers" reach 10.0.0.2
 iperf3 -s -D
 say "from the guest: $(in_guest u1 "iperf3 -c $DOM0 -t 3 -f m | grep receiver")"
 say "to the guest:   $(in_guest u1 "iperf3 -c $DOM0 -t 3 -f m -R | grep receiver")"
-exchange dom0 "$DOM0" u1 10.0.0.2 16
+exchange dom0 "$DOM0" u1 10.0.0.2 4
 netbackd list

@@ -17,5 +17,5 @@ pings u1 10.0.0.3
 in_guest u1 "iperf3 -s -D"
 say "from one to the other: $(in_guest u2 "iperf3 -c 10.0.0.2 -t 3 -f m | grep receiver")"
 say "and back:              $(in_guest u2 "iperf3 -c 10.0.0.2 -t 3 -f m -R | grep receiver")"
-exchange u1 10.0.0.2 u2 10.0.0.3 8
+exchange u1 10.0.0.2 u2 10.0.0.3 3
 netbackd list
