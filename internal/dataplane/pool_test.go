@@ -19,6 +19,7 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/netns"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/xen"
+	"github.com/netbackd/netbackd/pkg/xentest"
 )
 
 // live is a pool whose workers run in their own threads, and a vif on a TAP.
@@ -233,7 +234,7 @@ func TestAGuestThatChangesItsMind(t *testing.T) {
 		f := l.fronts[0]
 		var stop atomic.Bool
 		var wg sync.WaitGroup
-		tx, rx := *f.tx, *f.rx
+		tx, rx := f.mem[:netif.PageSize], f.mem[netif.PageSize:2*netif.PageSize]
 		wg.Go(func() {
 			state := uint32(1)
 			rnd := func() uint32 {
@@ -243,11 +244,11 @@ func TestAGuestThatChangesItsMind(t *testing.T) {
 				return state
 			}
 			for !stop.Load() {
-				tx.Poke(netif.Index(rnd()), netif.TxRequest{
+				xentest.PokeTx(tx, netif.Index(rnd()), netif.TxRequest{
 					Gref: firstRef + xen.Gref(rnd()%600), Offset: uint16(rnd()), Size: uint16(rnd()) >> (rnd() % 16),
 					Flags: netif.TxFlags(rnd() % 16), ID: uint16(rnd()),
 				})
-				rx.Poke(netif.Index(rnd()), netif.RxRequest{Gref: firstRef + xen.Gref(rnd()%600), ID: uint16(rnd())})
+				xentest.PokeRx(rx, netif.Index(rnd()), netif.RxRequest{Gref: firstRef + xen.Gref(rnd()%600), ID: uint16(rnd())})
 			}
 		})
 		defer wg.Wait()

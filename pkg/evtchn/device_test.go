@@ -17,7 +17,9 @@ import (
 	"github.com/netbackd/netbackd/pkg/internal/xendev"
 )
 
-// fake is a kernel that writes down every call and answers as it was told.
+// fake is a kernel that writes down every call and answers as it was told. It stands
+// below the Device, whose double is [xentest.Evtchn]: the tests here are of the system
+// calls that the Device makes.
 type fake struct {
 	calls []string
 	port  uint32  // what a bind gives

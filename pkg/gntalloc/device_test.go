@@ -17,7 +17,8 @@ import (
 	"github.com/netbackd/netbackd/pkg/xen"
 )
 
-// fake is a kernel that writes down every call.
+// fake is a kernel that writes down every call. It stands below the Device, whose double
+// is [xentest.Gntalloc]: the tests here are of the system calls that the Device makes.
 type fake struct {
 	calls                                   []string
 	allocErr, deallocErr, mmapErr, closeErr error

@@ -13,7 +13,8 @@ import (
 )
 
 // fake is a kernel with one guest. It fails as the real one does, and writes
-// down every call.
+// down every call. It stands below the Device, whose double is [xentest.Gntdev]: the tests
+// here are of the system calls that the Device makes.
 type fake struct {
 	domid xen.Domid
 	bad   []xen.Gref // neither copied nor mapped

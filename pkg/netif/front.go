@@ -77,7 +77,8 @@ func (r *frontRing) ArmFor(n uint32) (more bool, err error) {
 }
 
 // SetReqProd writes req_prod as it is told. It is how a test plays a frontend
-// that breaks the protocol.
+// that breaks the protocol. The frontend goes on from there, so it cannot be done from
+// outside of this package.
 func (r *frontRing) SetReqProd(i Index) {
 	r.reqProd, r.pushed = i, i
 	r.page.publish(wReqProd, uint32(i))
@@ -113,17 +114,6 @@ func (r *TxFront) Put(q TxRequest) {
 	r.page.put(w+1, join16(q.Offset, uint16(q.Flags)))
 	r.page.put(w+2, join16(q.ID, q.Size))
 	r.reqProd++
-}
-
-// Poke overwrites the slot at i, whoever owns it, word by word. Like
-// [TxFront.SetReqProd] it is how a test plays a frontend that breaks the
-// protocol, here by changing a request while the backend reads it; any goroutine
-// may call it.
-func (r *TxFront) Poke(i Index, q TxRequest) {
-	w := wRing + uint32(i%TxRingSize)*txWords
-	r.page.publish(w, uint32(q.Gref))
-	r.page.publish(w+1, join16(q.Offset, uint16(q.Flags)))
-	r.page.publish(w+2, join16(q.ID, q.Size))
 }
 
 // PutExtra fills the next slot with an extra.
@@ -164,13 +154,6 @@ func (r *RxFront) Put(q RxRequest) {
 	r.page.put(w, join16(q.ID, 0))
 	r.page.put(w+1, uint32(q.Gref))
 	r.reqProd++
-}
-
-// Poke overwrites the slot at i; see [TxFront.Poke].
-func (r *RxFront) Poke(i Index, q RxRequest) {
-	w := wRing + uint32(i%RxRingSize)*rxWords
-	r.page.publish(w, join16(q.ID, 0))
-	r.page.publish(w+1, uint32(q.Gref))
 }
 
 // Slot copies the slot at i out of the page, to be read as a response or as an

@@ -542,29 +542,6 @@ func TestResponses(t *testing.T) {
 	}
 }
 
-func TestPokeReachesTheSlotAndNoIndex(t *testing.T) {
-	f, b, _ := txPair(t, math.MaxUint32)
-	f.Put(TxRequest{ID: 1})
-	f.Push()
-	want := TxRequest{Gref: 1, Offset: 2, Flags: 3, ID: 4, Size: 5}
-	f.Poke(math.MaxUint32, want)
-	if diff := cmp.Diff(want, b.Request(math.MaxUint32), ignoreBlank); diff != "" {
-		t.Errorf("tx slot (-want +got):\n%s", diff)
-	}
-	if n, err := b.Available(); n != 1 || err != nil {
-		t.Errorf("tx available = %d, %v, want 1", n, err)
-	}
-
-	g, c, _ := rxPair(t, 0)
-	g.Put(RxRequest{ID: 1})
-	g.Push()
-	rx := RxRequest{ID: 7, Gref: 9}
-	g.Poke(0, rx)
-	if diff := cmp.Diff(rx, c.Request(0), ignoreBlank); diff != "" {
-		t.Errorf("rx slot (-want +got):\n%s", diff)
-	}
-}
-
 func TestSetReqProdShowsTheBreach(t *testing.T) {
 	f, b, _ := txPair(t, 0)
 	f.SetReqProd(1 << 20)

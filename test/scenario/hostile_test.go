@@ -24,6 +24,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/tap"
 	"github.com/netbackd/netbackd/pkg/xen"
+	"github.com/netbackd/netbackd/pkg/xentest"
 )
 
 // hostileFront is a connected frontend of one queue; the test has its rings in
@@ -337,11 +338,11 @@ func TestRequestThatChangesWhileItIsRead(t *testing.T) {
 	copy(f.data.Bytes()[3*netif.PageSize:], mark)
 	w.undisturbed(func() {
 		const rounds = 1500
-		tx := f.q().tx
+		tx, page := f.q().tx, f.q().rings.Bytes()[:netif.PageSize]
 		for range rounds {
 			i := tx.ReqProd()
 			tx.Put(shapes[0])
-			stop := flipped(func(k int) { tx.Poke(i, shapes[k%len(shapes)]) })
+			stop := flipped(func(k int) { xentest.PokeTx(page, i, shapes[k%len(shapes)]) })
 			f.publish()
 			n := len(f.answers(1)) // any answer is overwritten
 			stop()
@@ -391,7 +392,7 @@ func TestRxRequestThatChangesWhileItIsRead(t *testing.T) {
 	shapes := []netif.RxRequest{
 		{ID: 1, Gref: buffers.Refs()[0]}, {ID: 2, Gref: buffers.Refs()[1]}, {ID: 3, Gref: 0xfffffff0},
 	}
-	rx := f.q().rx
+	rx, page := f.q().rx, f.q().rings.Bytes()[netif.PageSize:]
 	delivered := func(s *vif.Status) uint64 {
 		return s.Counters[dataplane.RxPackets.String()] + s.Counters[dataplane.DropRxGrant.String()]
 	}
@@ -401,7 +402,7 @@ func TestRxRequestThatChangesWhileItIsRead(t *testing.T) {
 			i := rx.ReqProd()
 			rx.Put(shapes[0])
 			rx.Push()
-			stop := flipped(func(k int) { rx.Poke(i, shapes[k%len(shapes)]) })
+			stop := flipped(func(k int) { xentest.PokeRx(page, i, shapes[k%len(shapes)]) })
 			f.c.send(tap.VnetHdr{}, plainFrame(1000))
 			w.must(f.events.Notify(f.q().rxPort))
 			w.wait("the packet to be delivered", func() bool { return delivered(f.status()) > start+n })
