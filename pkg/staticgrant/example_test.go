@@ -9,20 +9,22 @@ import (
 	"github.com/netbackd/netbackd/pkg/gntdev"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/staticgrant"
-	"github.com/netbackd/netbackd/pkg/xen"
+	"github.com/netbackd/netbackd/pkg/xentest"
 )
-
-// memory stands for a *gntdev.Device.
-type memory struct{}
-
-func (memory) Map(_ xen.Domid, refs []xen.Gref, _ gntdev.Prot) (*gntdev.Mapping, error) {
-	return gntdev.NewMapping(make([]byte, len(refs)*netif.PageSize), func() error { return nil }), nil
-}
 
 // A frontend adds two grants to a queue and takes one of them back.
 func Example() {
-	guest := staticgrant.NewBudget(staticgrant.DefaultBudget, nil)
-	source := staticgrant.Source{Mapper: memory{}, Domid: 5, Budget: guest}
+	guest, err := xentest.New(5)
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	guest.GrantAt(768, gntdev.ReadWrite)
+	guest.GrantAt(769, gntdev.ReadOnly)
+
+	budget := staticgrant.NewBudget(staticgrant.DefaultBudget, nil)
+	// guest.Gntdev() stands for a *gntdev.Device.
+	source := staticgrant.Source{Mapper: guest.Gntdev(), Domid: 5, Budget: budget}
 	var table staticgrant.Table // belongs to the queue's worker
 
 	// ADD_GREF_MAPPING, in the goroutine of the control ring ...
@@ -52,7 +54,7 @@ func Example() {
 	for _, e := range list {
 		fmt.Println(e.Ref, netif.CtrlStatus(e.Status))
 	}
-	fmt.Println("unmapped:", n, "mapped:", guest.Used())
+	fmt.Println("unmapped:", n, "mapped:", budget.Used())
 	// Output:
 	// added: true
 	// found: true read-only: true

@@ -35,6 +35,8 @@
 //   - Nothing runs out: neither grant handles nor ports. The guest has 65536 pages.
 //   - No page is ever paged out, and no call waits.
 //   - The guest never dies.
+//   - Pages that Gntalloc frees while they are mapped are revoked with their last Unmap;
+//     Linux revokes them when its device is used next.
 //   - Grants of version 2, transfers, virtual and physical interrupts do not exist.
 //   - After an overflow, FD of an Evtchn is readable instead of in error.
 package xentest

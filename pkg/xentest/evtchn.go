@@ -3,7 +3,7 @@
 package xentest
 
 import (
-	"fmt"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -214,12 +214,10 @@ func (e *Evtchn) Pending(buf []evtchn.Port) (int, error) {
 func (e *Evtchn) Unmask(ports []evtchn.Port) error {
 	e.g.mu.Lock()
 	defer e.g.mu.Unlock()
-	for i, p := range ports {
-		if p == 0 {
-			return &evtchn.Error{Op: "unmask", Err: unix.EINVAL, Hint: fmt.Sprintf("ports[%d]: 0 is never a port", i)}
-		}
-	}
-	if e.fd < 0 {
+	switch {
+	case slices.Contains(ports, 0):
+		return &evtchn.Error{Op: "unmask", Err: unix.EINVAL}
+	case e.fd < 0:
 		return &evtchn.Error{Op: "unmask", Err: evtchn.ErrClosed}
 	}
 	for _, p := range ports {

@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package simclient_test
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+
+	"github.com/netbackd/netbackd/internal/lab/xensim/simclient"
+	"github.com/netbackd/netbackd/pkg/evtchn"
+	"github.com/netbackd/netbackd/pkg/gntalloc"
+	"github.com/netbackd/netbackd/pkg/gntdev"
+	"github.com/netbackd/netbackd/pkg/xen"
+	"github.com/netbackd/netbackd/pkg/xentest"
+)
+
+// grantDevice, pageDevice and eventDevice are what *gntdev.Device, *gntalloc.Device and
+// *evtchn.Device have in common with their doubles.
+type grantDevice interface {
+	Copy(segs []gntdev.Segment) error
+	Map(domid xen.Domid, refs []xen.Gref, prot gntdev.Prot) (*gntdev.Mapping, error)
+}
+
+type pageDevice interface {
+	Alloc(domid xen.Domid, n int, writable bool) (*gntalloc.Pages, error)
+}
+
+type eventDevice interface {
+	FD() int
+	BindInterdomain(domid xen.Domid, remote evtchn.Port) (evtchn.Port, error)
+	BindUnbound(domid xen.Domid) (evtchn.Port, error)
+	Unbind(port evtchn.Port) error
+	Notify(port evtchn.Port) error
+	Pending(buf []evtchn.Port) (int, error)
+	Unmask(ports []evtchn.Port) error
+	Restrict(domid xen.Domid) error
+	Close() error
+}
+
+// domains is a guest and dom0 as their devices show them.
+type domains struct {
+	domid       xen.Domid // of the guest
+	grants      grantDevice
+	pages       pageDevice
+	back, front eventDevice
+	restricted  eventDevice // another one of dom0's
+}
+
+// TestGuestForTestsIsAsStrict does the same to the embedded Xen and to the guest of
+// package xentest, which must have the same to say.
+func TestGuestForTestsIsAsStrict(t *testing.T) {
+	s := startSim(t)
+	c := s.guest(simclient.DomainConfig{GntallocLimit: 16})
+	embedded := domains{
+		c.Domid(), s.grants(s.dom0), s.pages(c), s.events(s.dom0), s.events(c), s.events(s.dom0),
+	}
+	g := xentest.Start(t, c.Domid())
+	open := func(f func() (*xentest.Evtchn, error)) *xentest.Evtchn {
+		e := must(f())(t)
+		t.Cleanup(func() { e.Close() })
+		return e
+	}
+	double := domains{
+		c.Domid(), g.Gntdev(), g.Gntalloc(), open(g.OpenEvtchn), open(g.OpenGuestEvtchn), open(g.OpenEvtchn),
+	}
+	for name, f := range map[string]func(testing.TB, domains) []string{"grants": grantAnswers, "events": eventAnswers} {
+		t.Run(name, func(t *testing.T) {
+			want := f(t, embedded)
+			if diff := cmp.Diff(want, f(t, double)); diff != "" {
+				t.Errorf("answers (-embedded Xen +xentest):\n%s", diff)
+			}
+			for _, line := range want {
+				t.Log(line)
+			}
+		})
+	}
+}
+
+// grantAnswers maps and copies pages of all kinds.
+func grantAnswers(t testing.TB, d domains) (got []string) {
+	a := must(gntdev.NewArena(gntdev.PageSize))(t)
+	defer a.Close()
+	rw := must(d.pages.Alloc(0, 2, true))(t)
+	ro := must(d.pages.Alloc(0, 1, false))(t)
+	other := must(d.pages.Alloc(d.domid+1, 1, true))(t)
+	freed := must(d.pages.Alloc(0, 1, true))(t)
+	freedRefs := freed.Refs()
+	ok(t, freed.Free())
+	defer rw.Free()
+	defer ro.Free()
+	defer other.Free()
+	const beyond = 1 << 24
+	for _, c := range []struct {
+		name  string
+		domid xen.Domid
+		refs  []xen.Gref
+	}{
+		{"writable", d.domid, rw.Refs()},
+		{"read-only", d.domid, ro.Refs()},
+		{"one of two read-only", d.domid, []xen.Gref{rw.Refs()[0], ro.Refs()[0]}},
+		{"granted to another domain", d.domid, other.Refs()},
+		{"freed", d.domid, freedRefs},
+		{"beyond the table", d.domid, []xen.Gref{beyond}},
+		{"no such domain", d.domid + 1, rw.Refs()[:1]},
+	} {
+		for _, prot := range []gntdev.Prot{gntdev.ReadOnly, gntdev.ReadWrite} {
+			m, err := d.grants.Map(c.domid, c.refs, prot)
+			got = append(got, fmt.Sprintf("map %s, %v: %v", c.name, prot, err))
+			if err == nil {
+				ok(t, m.Unmap())
+			}
+		}
+		for _, ref := range c.refs {
+			segs := make([]gntdev.Segment, 3)
+			segs[0].FromGuest(c.domid, ref, 0, a.Bytes())
+			segs[1].ToGuest(c.domid, ref, 4095, a.Bytes()[:1])
+			segs[2].FromGuest(c.domid, ref, 0, a.Bytes()[:0])
+			err := d.grants.Copy(segs)
+			got = append(got, fmt.Sprintf("copy %s: %v %v %v, %v", c.name, segs[0].Status(), segs[1].Status(), segs[2].Status(), err))
+		}
+	}
+	var across [1]gntdev.Segment
+	across[0].ToGuest(d.domid, rw.Refs()[0], 4095, a.Bytes()[:2])
+	return append(got, fmt.Sprintf("copy across a page end: %v", d.grants.Copy(across[:])))
+}
+
+// eventAnswers binds ports in all wrong ways and in the right one, and sends events.
+func eventAnswers(t testing.TB, d domains) (got []string) {
+	say := func(what string, err error) { got = append(got, fmt.Sprintf("%s: %v", what, err)) }
+	bind := func(what string, e eventDevice, domid xen.Domid, remote evtchn.Port) evtchn.Port {
+		p, err := e.BindInterdomain(domid, remote)
+		say(fmt.Sprintf("bind %s: port %d", what, p), err)
+		return p
+	}
+	pending := func(what string, e eventDevice) {
+		fds := []unix.PollFd{{Fd: int32(e.FD()), Events: unix.POLLIN}}
+		if _, err := unix.Poll(fds, 10000); err != nil {
+			t.Fatal(err)
+		}
+		var buf [4]evtchn.Port
+		n, err := e.Pending(buf[:])
+		say(fmt.Sprintf("%s: pending %v", what, buf[:n]), err)
+	}
+	say("restrict to dom0", d.restricted.Restrict(0))
+	ok(t, d.restricted.Restrict(d.domid))
+	say("restrict again", d.restricted.Restrict(d.domid))
+	front := must(d.front.BindUnbound(0))(t)
+	forOther := must(d.front.BindUnbound(d.domid + 1))(t)
+	_, err := d.restricted.BindUnbound(d.domid)
+	say("offer with a restricted device", err)
+
+	bind("port 0", d.back, d.domid, 0)
+	bind("a port that is not there", d.back, d.domid, 77)
+	bind("a port for another domain", d.back, d.domid, forOther)
+	bind("of no domain", d.back, d.domid+1, front)
+	bind("of another domain, restricted", d.restricted, d.domid+1, front)
+	back := bind("a port", d.back, d.domid, front)
+	bind("a port that is bound", d.restricted, d.domid, front)
+	pending("after bind", d.back)
+	ok(t, d.front.Notify(front))
+	ok(t, d.front.Notify(front))
+	ok(t, d.back.Unmask([]evtchn.Port{back}))
+	pending("unmasked", d.back)
+	ok(t, d.back.Notify(back))
+	pending("the other way", d.front)
+
+	say("notify 0", d.back.Notify(0))
+	say("notify of another device's port", d.restricted.Notify(back))
+	say("notify of no port", d.back.Notify(99))
+	say("unmask 0", d.back.Unmask([]evtchn.Port{0}))
+	say("unmask of no port", d.back.Unmask([]evtchn.Port{99}))
+	say("unbind of another device's port", d.restricted.Unbind(back))
+	ok(t, d.back.Unbind(back))
+	say("unbind again", d.back.Unbind(back))
+	say("notify an end that is gone", d.front.Notify(front))
+	back = bind("again", d.restricted, d.domid, front)
+	ok(t, d.front.Close())
+	say("notify a device that is gone", d.restricted.Notify(back))
+	bind("a port that is gone", d.back, d.domid, front)
+	ok(t, d.restricted.Close())
+	say("notify after close", d.restricted.Notify(back))
+	return got
+}
