@@ -4,8 +4,9 @@
 // of buffers from a ring in guest memory and publishes them as used. It is for back ends of
 // vhost-user, in which the driver is a guest.
 //
-// [Split] is a queue in the format of section 2.7. [SplitDriver] is the other side of it,
-// for tests.
+// [Split] is a queue in the format of section 2.7, [Packed] one in that of section 2.8. They
+// have the same methods. [SplitDriver] and [PackedDriver] are the other side of them, for
+// tests.
 //
 // A back end takes a [Batch] of chains, reads or writes their pieces, and publishes the
 // batch. Chains are published in the order in which they were taken, all of a batch with

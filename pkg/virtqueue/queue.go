@@ -39,6 +39,8 @@ type Logging struct {
 	// in the log: the address of the used ring, or of a packed ring's descriptors.
 	Ring     bool
 	RingAddr uint64
+	// EventAddr is where the device's event suppression of a packed ring stands.
+	EventAddr uint64
 }
 
 // queue is the part of a queue that does not depend on its format.
