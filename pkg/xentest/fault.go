@@ -46,11 +46,12 @@ func (g *Guest) Intercept(f func(Call) error) {
 }
 
 // FailRef makes the next operation of this kind on a gref fail, with a
-// [gntdev.Status] or another error, as with Intercept. nil takes that back.
+// [gntdev.Status] or another error, as with Intercept. nil takes that back. A fault that
+// does not happen until the guest is closed is an error there.
 func (g *Guest) FailRef(op Op, ref xen.Gref, err error) { g.fail(Call{Op: op, Ref: ref}, err) }
 
 // FailPort makes the next operation of this kind fail that names the port and is made by
-// domain 0. nil takes that back.
+// domain 0, as FailRef does.
 func (g *Guest) FailPort(op Op, port evtchn.Port, err error) { g.fail(Call{Op: op, Port: port}, err) }
 
 func (g *Guest) fail(c Call, err error) {

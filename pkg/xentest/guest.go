@@ -47,7 +47,7 @@ type Counts struct {
 	Copies    int // segments of these
 }
 
-// Usage holds what the domain of the program has of a guest.
+// Usage holds what the program has of a guest.
 type Usage struct {
 	Pages   int // mapped now; a page that is mapped twice counts twice
 	Devices int // open now
@@ -55,7 +55,7 @@ type Usage struct {
 }
 
 // Start makes a guest for the time of a test. At the end of the test it reports as an
-// error what is still mapped, bound or open.
+// error what [Guest.Close] returns.
 func Start(tb TB, domid xen.Domid) *Guest {
 	tb.Helper()
 	g, err := New(domid)
@@ -99,14 +99,18 @@ func On(domid xen.Domid, fd int) (*Guest, error) {
 	return g, nil
 }
 
-// Close frees the guest's memory. The error says what of the guest is still mapped,
-// bound or open, if anything. Pages that are mapped stay so.
+// Close frees the guest's memory: nothing may use the guest's view of its pages any more.
+// Pages that are mapped stay so. The error says what of the guest is still mapped, bound
+// or open, and which ordered faults have not happened.
 func (g *Guest) Close() error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	var errs []error
 	if u := g.usage; u != (Usage{}) {
 		errs = append(errs, fmt.Errorf("xentest: left of domain %d: %v", g.domid, u))
+	}
+	for c, err := range g.faults {
+		errs = append(errs, fmt.Errorf("xentest: this fault of domain %d was ordered and did not happen: %v of %+v", g.domid, err, c))
 	}
 	for e := range g.evtchns {
 		errs = append(errs, e.close())
