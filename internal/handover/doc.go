@@ -38,6 +38,8 @@ type Kernel interface {
 // control.ErrNotFound.
 type Daemon interface {
 	Vif(ctx context.Context, name string, after uint64) (vif.Status, error)
+	// Await waits until a daemon listens, or until ctx ends.
+	Await(ctx context.Context) error
 	CanAdopt(ctx context.Context, name string) error
 	Adopt(ctx context.Context, name string) error
 	Release(ctx context.Context, name string) (lost int, err error)

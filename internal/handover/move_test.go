@@ -214,6 +214,12 @@ func (b *bed) Vif(_ context.Context, name string, after uint64) (vif.Status, err
 	return s, nil
 }
 
+// Await returns when the daemon is there again, which still does not answer once.
+func (b *bed) Await(ctx context.Context) error {
+	b.away = min(b.away, 1)
+	return ctx.Err()
+}
+
 // restarting fails while the daemon is being restarted.
 func (b *bed) restarting() error {
 	if b.away == 0 {

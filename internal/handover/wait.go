@@ -26,8 +26,8 @@ const (
 	// servedTimeout bounds the time until a connected guest is served again.
 	servedTimeout = 20 * time.Second
 
-	// retryInterval separates attempts to reach a daemon that is being restarted.
-	retryInterval = 20 * time.Millisecond
+	// restartTries bounds the requests to a daemon that listens and does not answer.
+	restartTries = 8
 
 	// recheckInterval bounds the wait for an event. The kernel drops events of interfaces
 	// when many come at once.
@@ -84,18 +84,15 @@ func (m *Mover) adopt(ctx context.Context, id xenbus.VifID) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, restartTimeout)
 	defer cancel()
-	retry := time.NewTicker(retryInterval)
-	defer retry.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return err
-		case <-retry.C:
+	for range restartTries {
+		if m.Daemon.Await(ctx) != nil {
+			break
 		}
 		if m.daemonAnswers(ctx, id) {
 			return m.Daemon.Adopt(ctx, id.String())
 		}
 	}
+	return err
 }
 
 func (m *Mover) daemonAnswers(ctx context.Context, id xenbus.VifID) bool {
