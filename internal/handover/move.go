@@ -49,7 +49,7 @@ func (m *Mover) unbindAndAdopt(ctx context.Context, id xenbus.VifID) (rebound bo
 
 // unserved returns the error for a vif that neither back end could be made to serve.
 func unserved(id xenbus.VifID, err error) error {
-	return fmt.Errorf("returning it failed, so no back end serves it now: %w; `netbackd adopt %s` tries again", err, id.String())
+	return fmt.Errorf("returning it failed, so no back end serves it now: %w; `netbackd adopt %s` tries again", err, id)
 }
 
 // Fail writes the reason of a failed hotplug to the nodes of the vif's directory that the
@@ -106,11 +106,11 @@ func (m *Mover) adoptUnbound(ctx context.Context, id xenbus.VifID) error {
 	unknown := errors.Is(err, control.ErrNotFound)
 	switch {
 	case unknown && !m.Kernel.Loaded():
-		return fmt.Errorf("%s: %w, and %w", id.String(), ErrNoVif, ErrKernelNotLoaded)
+		return fmt.Errorf("%s: %w, and %w", id, ErrNoVif, ErrKernelNotLoaded)
 	case err != nil && !unknown:
 		return err
 	case err == nil && s.ServedBy == "" && s.Hotplug == "connected":
-		return fmt.Errorf("%s: %w", id.String(), ErrServed)
+		return fmt.Errorf("%s: %w", id, ErrServed)
 	}
 	if err := m.Daemon.Adopt(ctx, id.String()); err != nil {
 		return err
@@ -154,7 +154,7 @@ func (m *Mover) canRelease(ctx context.Context, id xenbus.VifID) (s vif.Status, 
 	case !m.Kernel.Loaded():
 		return s, fmt.Errorf("%w; to load it without its taking the vifs that netbackd serves, as root: %s", ErrKernelNotLoaded, SafeLoad)
 	case m.Kernel.Serves(id):
-		return s, fmt.Errorf("%s: %w", id.String(), ErrKernelServes)
+		return s, fmt.Errorf("%s: %w", id, ErrKernelServes)
 	}
 	if s, err = m.status(ctx, id, 0); err != nil {
 		return s, err
@@ -164,7 +164,7 @@ func (m *Mover) canRelease(ctx context.Context, id xenbus.VifID) (s vif.Status, 
 		return s, fmt.Errorf("max_queues of xen-netback: %w", err)
 	}
 	if n := len(s.Queues); n > most {
-		return s, fmt.Errorf("%s has %d queues, xen-netback takes %d: it would close the vif; echo %d >/sys/module/xen_netback/parameters/max_queues", id.String(), n, most, n)
+		return s, fmt.Errorf("%s has %d queues, xen-netback takes %d: it would close the vif; echo %d >/sys/module/xen_netback/parameters/max_queues", id, n, most, n)
 	}
 	return s, nil
 }
@@ -182,7 +182,7 @@ func (mv *move) adoptAgain(ctx context.Context, cause error) error {
 func (m *Mover) status(ctx context.Context, id xenbus.VifID, after uint64) (vif.Status, error) {
 	s, err := m.Daemon.Vif(ctx, id.String(), after)
 	if errors.Is(err, control.ErrNotFound) || err == nil && s.ServedBy != "" {
-		return s, fmt.Errorf("%s: %w", id.String(), ErrNoVif)
+		return s, fmt.Errorf("%s: %w", id, ErrNoVif)
 	}
 	return s, err
 }
@@ -212,7 +212,7 @@ func (m *Mover) begin(ctx context.Context, id xenbus.VifID, from string) (*move,
 	}
 	state, err := mv.state(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", id.String(), err)
+		return nil, fmt.Errorf("%s: %w", id, err)
 	}
 	mv.connected = state == xenbus.Connected || state == xenbus.Reconfigured
 	if mv.from, err = placeOf(from); err != nil {

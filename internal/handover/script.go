@@ -56,12 +56,13 @@ func (m *Mover) directory(ctx context.Context, id xenbus.VifID) (string, error) 
 func (m *Mover) runScript(ctx context.Context, id xenbus.VifID, dir string) error {
 	script, err := m.Store.Read(ctx, dir+"/script")
 	if err != nil {
-		return fmt.Errorf("hotplug script of %s: %w", id.String(), err)
+		return fmt.Errorf("hotplug script of %s: %w", id, err)
 	}
 	if !path.IsAbs(script) {
 		script = path.Join("/etc/xen/scripts", script)
 	}
 	gateway, _ := m.Store.Read(ctx, dir+"/gatewaydev")
+	_, vifPath, _ := strings.Cut(dir, "/backend/")
 	run := m.Script
 	if run == nil {
 		run = RunScript
@@ -69,7 +70,7 @@ func (m *Mover) runScript(ctx context.Context, id xenbus.VifID, dir string) erro
 	return run(ctx, script, []string{
 		"script=" + script,
 		"XENBUS_TYPE=vif",
-		fmt.Sprintf("XENBUS_PATH=backend/vif/%d/%d", id.Domid, id.Devid),
+		"XENBUS_PATH=backend/" + vifPath,
 		"XENBUS_BASE_PATH=backend",
 		"netdev=" + gateway,
 		"vif=" + id.String(),

@@ -116,7 +116,7 @@ func (m *Mover) bind(ctx context.Context, id xenbus.VifID) error {
 	case err == nil:
 		return m.Kernel.Bind(id)
 	case ctx.Err() == nil && limited.Err() != nil:
-		return fmt.Errorf("interface %s still exists, so xen-netback would close the vif", id.String())
+		return fmt.Errorf("interface %s still exists, so xen-netback would close the vif", id)
 	}
 	return err
 }
@@ -130,11 +130,11 @@ func (m *Mover) awaitDaemon(ctx context.Context, id xenbus.VifID) error {
 		s, err := m.status(ctx, id, revision)
 		switch {
 		case ctx.Err() != nil:
-			return fmt.Errorf("%s is not served %v after it was adopted", id.String(), servedTimeout)
+			return fmt.Errorf("%s is not served %v after it was adopted", id, servedTimeout)
 		case err != nil:
 			return err
 		case s.State == xenbus.Closing || s.State == xenbus.Closed:
-			return fmt.Errorf("%s: netbackd has closed it: %s", id.String(), s.Error)
+			return fmt.Errorf("%s: netbackd has closed it: %s", id, s.Error)
 		case s.State == xenbus.Connected && len(s.Queues) > 0 && s.Carrier:
 			return nil
 		}
@@ -153,7 +153,7 @@ func (mv *move) awaitKernel(ctx context.Context) error {
 	defer cancel()
 	err = waitFor(limited, w, func() (bool, error) { return mv.kernelServes(limited) })
 	if ctx.Err() == nil && limited.Err() != nil {
-		return fmt.Errorf("%s is not served %v after it was released", mv.id.String(), servedTimeout)
+		return fmt.Errorf("%s is not served %v after it was released", mv.id, servedTimeout)
 	}
 	return err
 }

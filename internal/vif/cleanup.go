@@ -20,9 +20,16 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
+// number returns the part of a vif's name behind "vif", such as 3.0. It is part of the names
+// of files.
+func number(id xenbus.VifID) string { return strings.TrimPrefix(id.String(), "vif") }
+
+// parseNumber parses what number has returned.
+func parseNumber(s string) (xenbus.VifID, error) { return xenbus.ParseVifID("vif" + s) }
+
 // journalName returns the name of the file with a queue's journal.
 func journalName(id xenbus.VifID, queue int) string {
-	return fmt.Sprintf("ring-%d.%d-%d", id.Domid, id.Devid, queue)
+	return fmt.Sprintf("ring-%s-%d", number(id), queue)
 }
 
 func (v *Vif) journalPath(queue int) string {
@@ -121,8 +128,8 @@ func removeLeftover(network int, t *netlink.Tuntap) (gone bool, err error) {
 // ownerOf returns the vif that a file in the run directory belongs to.
 func ownerOf(name string) (id xenbus.VifID, ok bool) {
 	kind, rest, _ := strings.Cut(rundir.Base(name), "-")
-	number, queue, _ := strings.Cut(rest, "-")
-	id, err := xenbus.ParseVifID("vif" + number)
+	vif, queue, _ := strings.Cut(rest, "-")
+	id, err := parseNumber(vif)
 	if err != nil {
 		return xenbus.VifID{}, false
 	}

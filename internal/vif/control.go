@@ -33,7 +33,7 @@ func (v *Vif) controlRings(ctx context.Context) ctrlserver.Protocols {
 }
 
 // ctrlName returns the name of the file with the record of a vif's control ring.
-func ctrlName(id xenbus.VifID) string { return fmt.Sprintf("ctrl-%d.%d", id.Domid, id.Devid) }
+func ctrlName(id xenbus.VifID) string { return "ctrl-" + number(id) }
 
 // ctrlPath returns the path of the record of the vif's control ring. It is empty if there
 // is no run directory.

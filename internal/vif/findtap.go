@@ -53,7 +53,7 @@ func (v *Vif) findTap() (*foundTap, error) {
 	if found != nil || err != nil {
 		return found, err
 	}
-	link, err := netlink.LinkByName(v.Name())
+	link, err := netlink.LinkByName(v.cfg.ID.String())
 	if errors.As(err, new(netlink.LinkNotFoundError)) {
 		return nil, nil
 	}
@@ -63,7 +63,7 @@ func (v *Vif) findTap() (*foundTap, error) {
 	for _, alt := range link.Attrs().AltNames {
 		if id, ok := parseAltName(alt); ok {
 			return nil, fmt.Errorf("%w: %s is the TAP of %v, which was renamed; give it another name",
-				tap.ErrMismatch, v.Name(), id)
+				tap.ErrMismatch, v.cfg.ID, id)
 		}
 	}
 	return &foundTap{link: link, network: ownNetwork}, nil

@@ -31,7 +31,7 @@ type Keeper interface {
 
 // KeptName returns the name under which a queue is kept.
 func KeptName(id xenbus.VifID, queue int) string {
-	return fmt.Sprintf("%s%d.%d-%d", keptPrefix, id.Domid, id.Devid, queue)
+	return fmt.Sprintf("%s%s-%d", keptPrefix, number(id), queue)
 }
 
 const keptPrefix = "tap-"
@@ -42,12 +42,12 @@ func ParseKept(name string) (id xenbus.VifID, queue int, ok bool) {
 	if !ok {
 		return xenbus.VifID{}, 0, false
 	}
-	vif, number, _ := strings.Cut(rest, "-")
-	id, err := xenbus.ParseVifID("vif" + vif)
+	vif, last, _ := strings.Cut(rest, "-")
+	id, err := parseNumber(vif)
 	if err != nil {
 		return xenbus.VifID{}, 0, false
 	}
-	queue, err = strconv.Atoi(number)
+	queue, err = strconv.Atoi(last)
 	ok = err == nil && queue >= 0 && queue < tap.MaxQueues && KeptName(id, queue) == name
 	return id, queue, ok
 }

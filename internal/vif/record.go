@@ -6,7 +6,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -42,7 +41,7 @@ type record struct {
 }
 
 // recordName returns the name of the file with a vif's record.
-func recordName(id xenbus.VifID) string { return fmt.Sprintf("vif-%d.%d", id.Domid, id.Devid) }
+func recordName(id xenbus.VifID) string { return "vif-" + number(id) }
 
 func (v *Vif) recordPath() string {
 	return filepath.Join(v.cfg.RunDir, recordName(v.cfg.ID))

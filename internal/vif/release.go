@@ -66,7 +66,7 @@ func (v *Vif) Release(ctx context.Context) (lost int, err error) {
 	err = ErrEnded
 	v.call(ctx, func() { lost, err = v.release(ctx) })
 	if err != nil {
-		return 0, fmt.Errorf("%s cannot be released: %w", v.Name(), err)
+		return 0, fmt.Errorf("%v cannot be released: %w", v.cfg.ID, err)
 	}
 	return lost, nil
 }

@@ -100,7 +100,7 @@ func (v *Vif) Status(ctx context.Context) (s Status, ok bool) {
 	var got Status
 	if !v.call(ctx, func() { got = v.status() }) {
 		return Status{
-			Name: v.Name(), Domid: v.cfg.ID.Domid, Devid: v.cfg.ID.Devid,
+			Name: v.cfg.ID.String(), Domid: v.cfg.ID.Domid, Devid: v.cfg.ID.Devid,
 			Features: []string{}, Mcast: []string{}, Queues: []QueueStatus{},
 			Counters: map[string]uint64{},
 		}, false
@@ -110,7 +110,7 @@ func (v *Vif) Status(ctx context.Context) (s Status, ok bool) {
 
 func (v *Vif) status() Status {
 	s := Status{
-		Name: v.Name(), Domid: v.cfg.ID.Domid, Devid: v.cfg.ID.Devid,
+		Name: v.cfg.ID.String(), Domid: v.cfg.ID.Domid, Devid: v.cfg.ID.Devid,
 		State: v.own, Frontend: v.guest.state, Online: v.nodes.online,
 		Hotplug: xenbus.Clip(v.nodes.hotplug), Quarantine: v.block.reason, Error: v.errorText,
 		MAC: xenbus.Clip(v.nodes.mac), Bridge: xenbus.Clip(v.nodes.bridge), Script: xenbus.Clip(v.nodes.script),

@@ -115,7 +115,7 @@ func (v *Vif) createTap(found *foundTap) (*tap.Device, error) {
 // tapConfig returns the configuration of a new TAP.
 func (v *Vif) tapConfig() tap.Config {
 	return tap.Config{
-		Name:      v.Name(),
+		Name:      v.cfg.ID.String(),
 		Queues:    1,
 		Single:    v.maxQueues() == 1,
 		VnetHdr:   v.cfg.Offload && !isUserspaceBridge(v.nodes.bridge),

@@ -147,9 +147,6 @@ func New(cfg Config) *Vif {
 	return v
 }
 
-// Name returns the name that the vif's TAP is created with.
-func (v *Vif) Name() string { return v.cfg.ID.String() }
-
 // ID returns the domain and the number of the vif.
 func (v *Vif) ID() xenbus.VifID { return v.cfg.ID }
 
