@@ -33,7 +33,7 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// script returns a peer whose runs take the times of a list, over and over.
+// script returns a peer whose runs take the times of a list, repeatedly.
 func script(name string, took ...time.Duration) Peer {
 	i := 0
 	return Peer{Name: name, Run: func() (time.Duration, error) {
@@ -69,7 +69,7 @@ func TestMeasure(t *testing.T) {
 	}
 }
 
-// TestMeasureRepeatsWhatIsVoid has tries with an uncertain median.
+// TestMeasureRepeatsWhatIsVoid: Measure repeats tries with a wide confidence interval.
 func TestMeasureRepeatsWhatIsVoid(t *testing.T) {
 	l := Limits{Rounds: 20, Tries: 3, Spread: 0.1}
 	// try returns the times of a try: half of the rounds take low, half high.
@@ -136,7 +136,7 @@ func TestReport(t *testing.T) {
 	}
 }
 
-// TestChild has test/benchpeer do all operations.
+// TestChild runs all operations of test/benchpeer.
 func TestChild(t *testing.T) {
 	netns.NeedTUN(t)
 	path := filepath.Join(t.TempDir(), "peer")

@@ -52,8 +52,8 @@ func asAgent(args []string) error {
 	return Main(context.Background(), cfg, os.Stdin, os.Stdout)
 }
 
-// lab is a host with a backend, the TAP of which has the address 192.0.2.1, and a guest
-// behind it that is to be 192.0.2.2.
+// lab is a host with a backend, whose TAP has the address 192.0.2.1, and a guest behind it
+// with the address 192.0.2.2.
 type lab struct {
 	*Client
 	t     *testing.T
@@ -115,7 +115,7 @@ func (l *lab) attach(c VifConfig) VifInfo {
 	return info
 }
 
-// reaches wants the guest to reach the host.
+// reaches checks that the guest reaches the host.
 func (l *lab) reaches() {
 	l.t.Helper()
 	for _, to := range []string{hostAddr, "2001:db8::1"} {
@@ -126,7 +126,7 @@ func (l *lab) reaches() {
 	}
 }
 
-// wellBehaved wants no violation, and returns the counters.
+// wellBehaved checks that there is no violation, and returns the counters.
 func (l *lab) wellBehaved() VifStats {
 	l.t.Helper()
 	s, err := l.Stats(l.ctx, "")
@@ -179,9 +179,8 @@ func TestAttach(t *testing.T) {
 	}
 }
 
-// TestTraffic lets host and guest send to each other, over one queue and over
-// two, with a card that leaves the checksums to the pump and with one that does
-// them itself.
+// TestTraffic sends traffic between host and guest, over one queue and over two, with a
+// card that leaves the checksums to the pump and with one that computes them itself.
 func TestTraffic(t *testing.T) {
 	for _, c := range []struct {
 		name   string
@@ -289,8 +288,8 @@ func (l *lab) udpBothWays() {
 	}
 }
 
-// TestStreamSurvivesReconnecting moves a TCP stream across every way in which a
-// vif can come back.
+// TestStreamSurvivesReconnecting runs a TCP stream across every kind of reconnection of a
+// vif.
 func TestStreamSurvivesReconnecting(t *testing.T) {
 	l := newLab(t, 1, nil)
 	l.attach(vifConfig())
@@ -335,8 +334,7 @@ func TestStreamSurvivesReconnecting(t *testing.T) {
 	l.wellBehaved()
 }
 
-// TestBackendCloses detaches the device as libxl does, and resets it as a backend
-// would.
+// TestBackendCloses detaches the device as libxl does, and resets it as a backend does.
 func TestBackendCloses(t *testing.T) {
 	for _, c := range []struct {
 		name      string
@@ -454,7 +452,7 @@ func TestMulticast(t *testing.T) {
 func TestRaw(t *testing.T) {
 	l := newLab(t, 1, nil)
 	cfg := vifConfig()
-	cfg.Front.RxPages = 200 // which leaves room in the ring
+	cfg.Front.RxPages = 200 // leaves room in the ring
 	l.attach(cfg)
 	frame := append([]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0x16, 0x3e, 0, 0, 1, 0x88, 0xb5}, make([]byte, 50)...)
 	const id = 0x1000
@@ -494,7 +492,8 @@ func TestRaw(t *testing.T) {
 	}
 }
 
-// TestGuestDies kills the agent; what it had is gone and the next one begins anew.
+// TestGuestDies kills the agent. Its resources are freed, and the next agent starts from
+// the beginning.
 func TestGuestDies(t *testing.T) {
 	l := newLab(t, 1, nil)
 	l.attach(vifConfig())
@@ -542,8 +541,7 @@ func TestStartFails(t *testing.T) {
 	}
 }
 
-// TestProtocol talks to an agent in this process, without a domain behind most of
-// what it says.
+// TestProtocol sends commands to an agent in this process. Most need no domain.
 func TestProtocol(t *testing.T) {
 	netns.Need(t)
 	x := fronttest.NewXen(t)
@@ -668,8 +666,8 @@ func TestParseMulticastList(t *testing.T) {
 	}
 }
 
-// FuzzParseMulticastList: the kernel writes the file, its lines come from the process that
-// named the device.
+// FuzzParseMulticastList parses any text. The kernel writes the file, but a process chooses
+// the devices' names in it.
 func FuzzParseMulticastList(f *testing.F) {
 	f.Add("2    eth0            1     0     01005e000001\n", "eth0")
 	f.Fuzz(func(t *testing.T, text, name string) {

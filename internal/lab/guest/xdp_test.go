@@ -18,14 +18,14 @@ func TestXDPPrograms(t *testing.T) {
 	junk := slices.Repeat([]byte{0xff}, 60)
 	ping := slices.Clone(udp)
 	ping[23], ping[34], ping[35] = 1, 8, 0 // ICMP, echo
-	ping[36], ping[37] = 0xf9, 0x12        // its checksum, which is to carry over
+	ping[36], ping[37] = 0xf9, 0x12        // a checksum whose update has a carry
 	answer := slices.Concat(ping[6:12], ping[0:6], ping[12:26], ping[30:34], ping[26:30], ping[34:])
 	answer[34], answer[36], answer[37] = 0, 0x01, 0x13
 	for _, tt := range []struct {
 		program string
 		frame   []byte
 		verdict uint32
-		out     []byte // nil: as it was
+		out     []byte // nil: unchanged
 	}{
 		{"pass", junk, xdpPass, nil},
 		{"drop", ping, xdpDrop, nil},

@@ -16,16 +16,15 @@ import (
 	"github.com/netbackd/netbackd/pkg/xen"
 )
 
-// message is a control message as the backend sees it, with the page its first
-// datum refers to, if it does.
+// message is a control message as the backend sees it, with the page that its first
+// datum refers to, if any.
 type message struct {
 	Type netif.CtrlType
 	Data []uint32
 	Page []byte
 }
 
-// newControlPair makes a control ring whose backend answers with answer as soon
-// as it hears of a message.
+// newControlPair makes a control ring whose backend answers with answer at each event.
 func newControlPair(t *testing.T, answer func(netif.CtrlRequest) *netif.CtrlResponse) (*Control, *machine, *[]message) {
 	t.Helper()
 	m := newMachine(t)
@@ -148,7 +147,8 @@ func TestSomeStaticGrants(t *testing.T) {
 	}
 }
 
-// A backend that lets go of less than it was asked to is told on.
+// TestEndStaticGrants: EndStaticGrants fails if the backend unmaps fewer grants than it was
+// asked to.
 func TestEndStaticGrants(t *testing.T) {
 	q, _ := newPair(t, Config{Features: AllFeatures(), TxPages: 20, RxPages: 30}, false)
 	for _, tt := range []struct {
@@ -226,8 +226,8 @@ func TestControlErrors(t *testing.T) {
 		if _, err := c.Call(gone, netif.CtrlGetHashFlags); !errors.Is(err, context.Canceled) {
 			t.Errorf("error %v, want %v", err, context.Canceled)
 		}
-		// The backend answers the first message when it hears of the second,
-		// and hears of the third before it answers the second.
+		// The backend answers the first message at the event of the second,
+		// and gets the third before it answers the second.
 		answer = func(q netif.CtrlRequest) *netif.CtrlResponse {
 			r := &netif.CtrlResponse{ID: first.ID, Type: first.Type, Data: 1}
 			first = &q

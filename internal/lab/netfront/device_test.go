@@ -24,7 +24,7 @@ import (
 
 // The tests of this file run in the embedded Xen, against fronttest's backend.
 
-// checkedPages adds what a guest's kernel sees in its grant table.
+// checkedPages adds the use of pages, which a guest's kernel reads in its grant table.
 type checkedPages struct {
 	*simclient.Pages
 	table gnttab.Table
@@ -69,7 +69,7 @@ func deadline(t *testing.T) context.Context {
 	return ctx
 }
 
-// exchange sends packets and wants them back.
+// exchange sends packets and checks that they come back.
 func exchange(t *testing.T, ctx context.Context, q *Queue, n int) {
 	t.Helper()
 	want := packettest.Frame{IPv4: &packettest.IPv4{}, UDP: &packettest.UDP{}, Payload: packettest.Pattern(500)}.Bytes()
@@ -168,7 +168,7 @@ func TestDeviceAnswersClosing(t *testing.T) {
 	if err := d.Connect(ctx); err != nil {
 		t.Fatal(err)
 	}
-	// What libxl does to detach a device.
+	// libxl detaches a device so.
 	x.Write(x.BackDir(domid), "online", "0", "state", "5")
 	if _, err := d.WaitBackend(ctx, xenbus.Closing); err != nil {
 		t.Fatal(err)
@@ -245,7 +245,7 @@ func TestDeviceIsRefused(t *testing.T) {
 	})
 }
 
-// TestDevicePublishes wants exactly these nodes, for a backend to read.
+// TestDevicePublishes checks the nodes that the device writes for a backend.
 func TestDevicePublishes(t *testing.T) {
 	toolstack := []string{"backend", "backend-id", "handle", "mac", "state"}
 	for _, c := range []struct {
@@ -324,7 +324,8 @@ func TestDevicePublishes(t *testing.T) {
 	}
 }
 
-// TestStateIsNotWrittenIntoNothing: what the toolstack removed must stay removed.
+// TestStateIsNotWrittenIntoNothing: the device does not create nodes again that the
+// toolstack removed.
 func TestStateIsNotWrittenIntoNothing(t *testing.T) {
 	x := fronttest.NewXen(t)
 	domid, host := newGuestHost(t, x)
@@ -341,8 +342,8 @@ func TestStateIsNotWrittenIntoNothing(t *testing.T) {
 	}
 }
 
-// TestGrantsAreWhatTheyShouldBe: the backend may read what we send and nothing
-// else of it, and a grant given back is no more.
+// TestGrantsAreWhatTheyShouldBe: the backend may only read the tx pages, and a freed grant
+// is not valid any more.
 func TestGrantsAreWhatTheyShouldBe(t *testing.T) {
 	x := fronttest.NewXen(t)
 	domid, host := newGuestHost(t, x)

@@ -46,7 +46,7 @@ func flow(proto, from, to string) []byte {
 	return f.Bytes()
 }
 
-// The vectors are Microsoft's.
+// TestHashOfPackets checks Microsoft's test vectors.
 func TestHashOfPackets(t *testing.T) {
 	const (
 		from4, to4 = "66.9.149.187:2794", "161.142.100.80:1766"
@@ -86,7 +86,7 @@ func TestHashOfPackets(t *testing.T) {
 	}
 }
 
-// The queue holds the backend to what it has confirmed, from then on.
+// TestJudgeOfHashes: the queue checks hashes from the backend's confirmation on.
 func TestJudgeOfHashes(t *testing.T) {
 	frame := flow("tcp", "66.9.149.187:2794", "161.142.100.80:1766")
 	good := netif.HashInfo{Type: netif.HashIPv4TCP, Algorithm: netif.HashAlgorithmToeplitz, Value: 0x51ccc178}

@@ -16,7 +16,7 @@ func TestPrefilledPagesAreSentAsTheyAre(t *testing.T) {
 	q.Prefill(head)
 	gso := Meta{CsumBlank: true, DataValidated: true, GSOType: netif.GSOTCPv4, GSOSize: 1448}
 	sent := 0
-	// More than there are pages: they come back.
+	// More packets than pages: the pages are used again.
 	for range 3 {
 		for _, c := range []struct {
 			size int

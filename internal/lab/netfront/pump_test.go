@@ -21,7 +21,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/tap"
 )
 
-// guest is a network namespace behind pumps.
+// guest is a network namespace with a TAP and its pumps.
 type guest struct {
 	ns    *netns.NS
 	tap   *tap.Device
@@ -90,7 +90,7 @@ func setGSOMax(name string) error {
 	return netlink.LinkSetGSOMaxSize(l, netif.MaxTxSize-ethHeader)
 }
 
-// cable carries packets between the queues of two guests, until the test ends.
+// cable forwards packets between the queues of two guests, until the test ends.
 func cable(t *testing.T, a, b *guest) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
@@ -135,8 +135,8 @@ func cable(t *testing.T, a, b *guest) {
 	t.Cleanup(func() { cancel(); wg.Wait() })
 }
 
-// forward moves what from has sent to to, packet by packet, as the simplest
-// backend would: a packet with nowhere to go is dropped.
+// forward moves packets from one backend to another, as a minimal backend does. It drops
+// a packet without room.
 func forward(from, to *backend) (bool, error) {
 	n, err := from.tx.Available()
 	if err != nil || n == 0 {
@@ -273,8 +273,8 @@ func TestPumpCarriesTCP(t *testing.T) {
 			if sa.TapDrops+sb.TapDrops+sa.TapErrors+sb.TapErrors > 0 {
 				t.Errorf("packets were lost at a TAP: %+v, %+v", sa, sb)
 			}
-			// The window of a stream is larger than the ring, so both must
-			// have moved many packets at a time.
+			// The window of a stream is larger than the ring, so both sides must
+			// have moved several packets per event.
 			if perEvent := float64(sa.TxPackets) / float64(max(sa.Notifies, 1)); perEvent < 1 {
 				t.Errorf("%.1f packets an event", perEvent)
 			}
@@ -332,14 +332,14 @@ func TestPumpDo(t *testing.T) {
 	}
 }
 
-// TestPumpSurvivesABrokenBackend keeps answering questions when the rings mean
-// nothing any more, and does not spin.
+// TestPumpSurvivesABrokenBackend: after a fatal violation the pump still runs the functions
+// of Do, and does not spin.
 func TestPumpSurvivesABrokenBackend(t *testing.T) {
 	netns.NeedTUN(t)
 	q, b := newPair(t, Config{Features: AllFeatures()}, false)
 	p, _ := startPump(t, q, "pd1")
 	if err := p.Do(func(q *Queue) {
-		// A response to nothing.
+		// A response without a request.
 		b.m.Page(q.rings.Refs()[0])[8] = 9
 	}); err != nil {
 		t.Fatal(err)
@@ -360,8 +360,8 @@ func TestPumpSurvivesABrokenBackend(t *testing.T) {
 	}
 }
 
-// TestFinishCsum finishes checksums of frames of any length, in pages and in
-// fragments, against packettest's.
+// TestFinishCsum completes checksums of frames of any length, in pages and in fragments,
+// and compares them with packettest's.
 func TestFinishCsum(t *testing.T) {
 	q, b := newPair(t, Config{Features: AllFeatures()}, false)
 	p := &Pump{q: q}
@@ -377,7 +377,7 @@ func TestFinishCsum(t *testing.T) {
 			want := f.Bytes()
 			h := findHeaders(partial)
 
-			// As the pump finds it when it comes from the TAP.
+			// The layout of a frame from the TAP.
 			for i, rest := 0, partial; len(rest) > 0; i++ {
 				rest = rest[copy(q.tx.page(q.tx.top(i)), rest):]
 			}
@@ -388,7 +388,7 @@ func TestFinishCsum(t *testing.T) {
 				t.Errorf("%d bytes, v6 %v: in pages %#04x, want %#04x", n, v6, checksum(got, h.l4+16), checksum(want, h.l4+16))
 			}
 
-			// As it comes from the ring.
+			// The layout of a packet from the ring.
 			q.Post()
 			if err := q.Flush(); err != nil {
 				t.Fatal(err)

@@ -140,9 +140,9 @@ func TestLargestPacket(t *testing.T) {
 	}
 }
 
-// TestTxKeepsItsPages sends packets of any shape against a backend that answers
-// whole packets in any order and with any status: no page may be lost or used
-// twice, and nothing may look like a breach.
+// TestTxKeepsItsPages sends packets of any shape to a backend that answers whole packets
+// in any order and with any status. No page may be lost or used twice, and no violation
+// may be counted.
 func TestTxKeepsItsPages(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		q, b := newPair(t, strictConfig(), rapid.Bool().Draw(rt, "split"))
@@ -241,8 +241,8 @@ func TestMulticastAnswers(t *testing.T) {
 	noViolations(t, q)
 }
 
-// TestRecvGivesBackWhatWasSent lets an honest backend send packets of any size,
-// with and without what a frontend may be told about them.
+// TestRecvGivesBackWhatWasSent has a correct backend send packets of any size, with and
+// without offloads and extras.
 func TestRecvGivesBackWhatWasSent(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		cfg := strictConfig()
@@ -371,7 +371,7 @@ func TestFlushNotifies(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			for range 3 { // the later ones have nothing to publish
+			for range 3 { // the later ones publish nothing
 				if err := q.Flush(); err != nil {
 					t.Fatal(err)
 				}
@@ -418,7 +418,7 @@ func TestWait(t *testing.T) {
 	})
 	t.Run("a packet that comes", func(t *testing.T) {
 		// The event of the first subtest is still pending: Wait may return
-		// once for nothing.
+		// once early.
 		done := make(chan struct{})
 		slots := b.putRx(make([]byte, 100), 0)
 		go func() {
@@ -573,8 +573,7 @@ func TestRawMixesWithTraffic(t *testing.T) {
 	noViolations(t, q)
 }
 
-// fuzzBackend does something to the rings at random, as a backend that is broken
-// in every way would.
+// fuzzBackend writes random data into the rings, as a broken backend.
 func fuzzBackend(b *backend, q *Queue, data []byte) {
 	rings := [][]byte{b.m.Page(q.rings.Refs()[0]), b.m.Page(q.rings.Refs()[1])}
 	rnd := rand.New(rand.NewPCG(1, uint64(len(data))))
@@ -597,8 +596,8 @@ func fuzzBackend(b *backend, q *Queue, data []byte) {
 	}
 }
 
-// FuzzJudge lets a broken backend write what it likes. The frontend must not
-// panic, hang or lose a page, and must find a breach or nothing.
+// FuzzJudge has a broken backend write anything. The frontend must not panic, hang or lose
+// a page. It may count violations.
 func FuzzJudge(f *testing.F) {
 	f.Add([]byte{0, 1, 0, 0, 1, 1, 0, 0})
 	f.Add([]byte{1, 31, 0, 0, 5, 0, 0, 9, 5, 4, 0, 0x0c, 5, 6, 0, 100})

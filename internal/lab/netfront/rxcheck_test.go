@@ -19,8 +19,8 @@ func broken(q *Queue) map[Rule]uint64 { return q.Broken() }
 // one returns the expectation that a rule is broken once.
 func one(r Rule) map[Rule]uint64 { return map[Rule]uint64{r: 1} }
 
-// TestJudgeOfTx sends one packet with a GSO extra and one without, and lets the
-// backend answer wrongly.
+// TestJudgeOfTx sends one packet with a GSO extra and one without, and has the backend
+// answer wrongly.
 func TestJudgeOfTx(t *testing.T) {
 	const null = netif.StatusNull
 	// answer makes responses of the ids of the two packets.
@@ -182,8 +182,8 @@ func gso4(size uint16) netif.ExtraInfo {
 	return netif.NewGSO(netif.GSOInfo{Size: size, Type: netif.GSOTCPv4})
 }
 
-// TestJudgeOfRx sends the frontend one wrong packet and a good one behind it, and
-// wants the breach found and, unless it is fatal, the good packet received.
+// TestJudgeOfRx sends the frontend one wrong packet and a good one behind it. The queue
+// has to count the violation and, unless it is fatal, to receive the good packet.
 func TestJudgeOfRx(t *testing.T) {
 	hash := netif.NewHash(netif.HashInfo{Type: netif.HashIPv4TCP, Algorithm: netif.HashAlgorithmToeplitz, Value: 1})
 	for _, c := range []struct {
@@ -354,7 +354,7 @@ func TestJudgeOfRx(t *testing.T) {
 			send: func(b *backend) []netif.RxSlot {
 				return b.putRx(tcpFrame(100), 0, netif.NewXDP(256))
 			},
-			want: map[Rule]uint64{RuleExtra: 1, RuleHeadroom: 2}, // nor is the data there
+			want: map[Rule]uint64{RuleExtra: 1, RuleHeadroom: 2}, // the data has another offset, too
 			gets: 2,
 		},
 		{
@@ -650,8 +650,7 @@ func TestRuleNames(t *testing.T) {
 	}
 }
 
-// FuzzHeaders compares what the judge finds in a frame with bounds that must
-// hold for any.
+// FuzzHeaders checks the offsets of findHeaders against bounds that hold for any frame.
 func FuzzHeaders(f *testing.F) {
 	f.Add(tcpFrame(3))
 	f.Add(partialFrame(0, true))

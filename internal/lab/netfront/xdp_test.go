@@ -23,7 +23,7 @@ func (b *backend) putBehind(at int, frame []byte, flags netif.RxFlags, extras ..
 	return slots
 }
 
-// TestJudgeOfHeadroom: packets without headroom may come until the first with it.
+// TestJudgeOfHeadroom: packets without headroom may arrive until the first one with it.
 func TestJudgeOfHeadroom(t *testing.T) {
 	none := map[Rule]uint64{}
 	frame := tcpFrame(100)

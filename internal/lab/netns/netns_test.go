@@ -41,7 +41,7 @@ func help(what string) int {
 		links, err := linkNames()
 		fmt.Println(id(), strings.Join(links, ","), err)
 		_, _ = io.Copy(io.Discard, os.Stdin)
-	case "available": // report what Need would
+	case "available": // report the reason as Need does
 		fmt.Println("available:", Available())
 		fmt.Println("tun:", CheckTUN())
 	case "exit":
@@ -60,7 +60,7 @@ func helper(what string) *exec.Cmd {
 	return cmd
 }
 
-// outside makes cmd one that has not entered yet.
+// outside clears the mark of Enter in the environment of cmd.
 func outside(cmd *exec.Cmd) *exec.Cmd {
 	cmd.Env = append(cmd.Env, envInside+"=")
 	return cmd

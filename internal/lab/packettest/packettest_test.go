@@ -10,7 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// The bytes of this frame were worked out by hand.
+// TestBytesOfOneFrame compares a frame with bytes that were computed by hand.
 func TestBytesOfOneFrame(t *testing.T) {
 	got := Frame{
 		Tags:    []Tag{{TCI: 5}},

@@ -134,7 +134,7 @@ func TestWordsOfALine(t *testing.T) {
 	})
 }
 
-// What is said shortly can be written down as an expectation.
+// TestRowsSaidShortly: the short form of rows is valid as an expectation.
 func TestRowsSaidShortly(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		want := rapid.SliceOfN(rapid.Custom(func(t *rapid.T) string {
@@ -164,7 +164,7 @@ func TestRepeats(t *testing.T) {
 	}
 }
 
-// A frame is the same on both ends of the line.
+// TestFrameFromItsWords: player and umpire make the same frame from its words.
 func TestFrameFromItsWords(t *testing.T) {
 	for _, want := range []frameSpec{
 		{name: "F", length: 60},

@@ -23,7 +23,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// fakeUmpire answers with what a test has put there.
+// fakeUmpire has the answer to each question.
 type fakeUmpire map[string]string
 
 func (u fakeUmpire) Ask(_ context.Context, question string) (string, error) {
@@ -35,7 +35,7 @@ func (u fakeUmpire) Ask(_ context.Context, question string) (string, error) {
 	return answer, nil
 }
 
-// answers of a host on which nothing has happened.
+// nothing returns the answers of a host without any drops or grants.
 func nothing() fakeUmpire { return fakeUmpire{"begin": "", "drops": "", "grants": "0"} }
 
 // newGuest returns a guest with a vif whose backend sends back all packets.
@@ -65,7 +65,7 @@ func newGuest(t *testing.T) (*fronttest.Xen, xen.Domid, netfront.Host) {
 	}
 }
 
-// little is the patience of a test that waits in vain.
+// little limits the waits of a test for an event that does not happen.
 const little = 2 * time.Second
 
 // playAll plays a script.
@@ -134,8 +134,8 @@ carrier up
 	}
 }
 
-// What is in force is asked for once before messages that are refused, and once
-// after them.
+// TestRefusedMessagesChangeNothing: the player asks for the settings in force once before
+// a series of refused messages, and once after it.
 func TestRefusedMessagesChangeNothing(t *testing.T) {
 	u := nothing()
 	p := &player{ctx: t.Context(), umpire: u, patience: time.Second}
@@ -160,7 +160,8 @@ func TestRefusedMessagesChangeNothing(t *testing.T) {
 	}
 }
 
-// Each expectation can fail, and says then what there is instead.
+// TestExpectationThatDoesNotHold: each expectation can fail, and its error has the actual
+// value.
 func TestExpectationThatDoesNotHold(t *testing.T) {
 	_, _, host := newGuest(t)
 	begin := strings.ReplaceAll(loop, "answers 7=okay\nfilled 3=60\n", "")
@@ -221,7 +222,7 @@ func TestExpectationThatDoesNotHold(t *testing.T) {
 			}
 		})
 	}
-	// What nobody asked about fails in the end.
+	// Drops and grants that the script did not check fail it at its end.
 	for verb, answer := range map[string]string{"drops": "rx_grant=1", "grants": "2"} {
 		u := nothing()
 		u[verb] = answer
@@ -229,7 +230,7 @@ func TestExpectationThatDoesNotHold(t *testing.T) {
 			t.Errorf("%s: got %v", verb, err)
 		}
 	}
-	// After all that the device is as good as new.
+	// After the failures the device still works.
 	if _, err := playAll(t, host, nothing(), patience, loop); err != nil {
 		t.Error(err)
 	}
@@ -270,10 +271,10 @@ func (d *fakeDaemon) Reset(_ context.Context, name string) error {
 	return nil
 }
 
-// Questions of a guest and answers of the host, over a xenstore.
+// TestPlayerAsksTheUmpire exchanges questions and answers over a xenstore.
 func TestPlayerAsksTheUmpire(t *testing.T) {
 	x, domid, host := newGuest(t)
-	// The guest's own, as libxl makes it.
+	// The guest owns the node, as libxl makes it.
 	data := fmt.Sprintf("/local/domain/%d/data", domid)
 	if err := errors.Join(x.Store.Mkdir(t.Context(), data), x.Store.SetPermissions(t.Context(), data, []xenstore.Perm{{Domid: domid}})); err != nil {
 		t.Fatal(err)

@@ -53,7 +53,7 @@ func TestPattern(t *testing.T) {
 		seed, off := rapid.Uint64().Draw(t, "seed"), rapid.Uint64Max(1<<40).Draw(t, "off")
 		whole := make([]byte, rapid.IntRange(1, 200).Draw(t, "len"))
 		Fill(whole, seed, off)
-		// The pattern does not depend on how it is cut.
+		// The pattern does not depend on its division into parts.
 		cut := rapid.IntRange(0, len(whole)).Draw(t, "cut")
 		parts := make([]byte, len(whole))
 		Fill(parts[:cut], seed, off)
@@ -131,7 +131,7 @@ func TestTCPSeesWrongBytes(t *testing.T) {
 	}
 }
 
-// flipper changes one byte of what is written.
+// flipper changes one byte of the written data.
 type flipper struct {
 	net.Conn
 	at int
@@ -204,7 +204,7 @@ func TestUDP(t *testing.T) {
 	}
 }
 
-// TestUDPCounts gives the receiver packets of every kind of misfortune.
+// TestUDPCounts sends the receiver lost, duplicate, reordered and corrupt packets.
 func TestUDPCounts(t *testing.T) {
 	s := &UDPServer{flows: map[uint64]*flow{}}
 	packet := func(seq uint64) []byte {

@@ -13,8 +13,8 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/xensim/wire"
 )
 
-// For any input of a process, each call ends with a reply that fits a message, and
-// when all files are closed nothing is held any more.
+// FuzzCalls: for any input of a process, each call ends with a reply that fits a message,
+// and no resource is held when all files are closed.
 func FuzzCalls(f *testing.F) {
 	call := func(file byte, op wire.Op, words ...uint32) []byte {
 		msg := wire.AppendU32(wire.AppendU32(nil, uint32(op)), words...)
@@ -59,7 +59,7 @@ func FuzzCalls(f *testing.F) {
 			r := wire.NewReader(msg)
 			op := wire.Op(r.U32())
 			if op == wire.OpCreateDomain {
-				continue // as large as it wants to be; has tests of its own
+				continue // its sizes may be large; it has tests of its own
 			}
 			reply, _, _ := f.call(op, r, wire.AppendErrno(nil, 0))
 			if len(reply) > wire.MaxMessage {
@@ -83,7 +83,7 @@ func FuzzCalls(f *testing.F) {
 // in dom0, the others in the guest.
 func openAll(s *server, guest *hyp.Domain) ([]file, error) {
 	dom0 := s.hv.Domain(0, 0)
-	// No process: its memory must not be hit by chance.
+	// A pid without a process, so that no memory is hit by chance.
 	g, err := s.openGntdev(0, dom0, dev.Process(1<<30))
 	if err != nil {
 		return nil, err

@@ -156,7 +156,8 @@ func TestClientsSeeTheEnd(t *testing.T) {
 	}
 }
 
-// A client that does not speak the protocol is disconnected, and no other is affected.
+// TestGarbage: a client that breaks the protocol is disconnected, and no other client is
+// affected.
 func TestGarbage(t *testing.T) {
 	dir := t.TempDir()
 	stop := run(t, dir)

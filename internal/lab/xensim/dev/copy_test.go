@@ -18,7 +18,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/xen"
 )
 
-// seg is struct gntdev_grant_copy_segment as C lays it out.
+// seg is struct gntdev_grant_copy_segment in the layout of C.
 type seg [SegmentSize]byte
 
 func newSeg(source, dest uint64, n uint16, flags uint16) (s seg) {
@@ -122,7 +122,7 @@ func TestSegmentsOfACopyFailOneByOne(t *testing.T) {
 		newSeg(foreign(99, writable, 0), addr(mem), 10, 1), // no such domain
 		fromLocal(mem[0:100], readOnly+1, 0),               // may only be read
 		fromLocal(mem[0:100], writable+1, 0),
-		toLocal(99999, 4090, mem[300:300]), // of length 0: not looked at
+		toLocal(99999, 4090, mem[300:300]), // of length 0: not checked
 		toLocal(writable, 100, mem[400:500]),
 	)
 	wantErrno(t, "copy", errno, 0)
@@ -131,7 +131,7 @@ func TestSegmentsOfACopyFailOneByOne(t *testing.T) {
 	if diff := cmp.Diff(want, st); diff != "" {
 		t.Errorf("status (-want +got):\n%s", diff)
 	}
-	// In order: what was copied in is what goes out.
+	// In order: the first segments' data is the source of later ones.
 	if !bytes.Equal(x.page(1)[:100], x.page(0)[:100]) || !bytes.Equal(mem[400:500], x.page(0)[100:200]) {
 		t.Error("the good segments were not carried out in order")
 	}
@@ -236,8 +236,8 @@ func TestCopyFromGrantToGrant(t *testing.T) {
 	x.wantUnused(t)
 }
 
-// More segments of one reference than it may have uses at once: each is over
-// before the next begins.
+// TestCopyUsesOneReferenceManyTimes copies more segments of one reference than it may have
+// uses at once. Each use ends before the next begins.
 func TestCopyUsesOneReferenceManyTimes(t *testing.T) {
 	x := newXen(t)
 	g := x.gntdev()
@@ -301,8 +301,8 @@ func TestProcessThatMayNotBeReached(t *testing.T) {
 	}
 }
 
-// For any input of a process, a copy ends with an errno or statuses, and lets
-// go of everything.
+// FuzzCopy: for any input of a process, a copy ends with an errno or statuses, and releases
+// everything.
 func FuzzCopy(f *testing.F) {
 	s := newSeg(foreign(1, writable, 100), 1<<40, 1500, 1)
 	f.Add(s[:])
@@ -312,7 +312,7 @@ func FuzzCopy(f *testing.F) {
 	f.Add(append(s[:], s[:]...))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		x := newXen(t)
-		// A process that is not there: its memory must not be hit by chance.
+		// A pid without a process, so that no memory is hit by chance.
 		g := OpenGntdev(x.hv, x.dom0, Process(1<<30))
 		status := make([]gntdev.Status, len(b)/SegmentSize)
 		errno := g.NewCopier().Copy(b, status)

@@ -59,7 +59,7 @@ func newXen(t testing.TB) *fakeXen {
 // gntdev opens the device for this process.
 func (x *fakeXen) gntdev() *Gntdev { return OpenGntdev(x.hv, x.dom0, Process(os.Getpid())) }
 
-// page returns a page the guest granted.
+// page returns a page that the guest granted.
 func (x *fakeXen) page(i int) []byte { return x.guest.Frame(x.first + uint32(i)) }
 
 func (x *fakeXen) wantUnused(t testing.TB) {

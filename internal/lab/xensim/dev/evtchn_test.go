@@ -68,7 +68,7 @@ func TestPortsArriveInOrderAndStayMasked(t *testing.T) {
 	wantPorts(t, "nothing more", be.read(t))
 	be.Unmask(bp[2])
 	wantPorts(t, "the one that came while masked", be.read(t), bp[2])
-	fe.Unmask(bp[0]) // not one of its ports, or another one
+	fe.Unmask(bp[0]) // not a port of fe, or another port of it
 	wantPorts(t, "unmasked by another process", be.read(t))
 }
 
@@ -116,8 +116,8 @@ func TestEventQueuedBeforeUnbindStillComes(t *testing.T) {
 	wantPorts(t, "after unbind", be.read(t), bp)
 }
 
-// Ports that come and go faster than they are read fill the queue with stale
-// numbers. It overflows, as the kernel's does.
+// TestQueueOverflows binds and unbinds ports faster than they are read. The queue fills
+// with stale numbers and overflows, as the kernel's does.
 func TestQueueOverflows(t *testing.T) {
 	x := newXen(t)
 	fe, be := x.evtchn(t, x.guest), x.evtchn(t, x.dom0)

@@ -174,7 +174,7 @@ func TestMemoryIsFull(t *testing.T) {
 	}
 }
 
-// find agrees with a search that needs no cleverness.
+// TestFindModel compares find with a simple search.
 func TestFindModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		used := rapid.SliceOfN(rapid.Bool(), 0, 40).Draw(t, "used")
@@ -212,8 +212,8 @@ func TestFindModel(t *testing.T) {
 	})
 }
 
-// What the toolstack granted before the guest ran: dom0 may use its console and its
-// xenstore page, as references that gntalloc does not know, and nothing else.
+// TestPagesThatTheToolstackGrants: before a guest runs, the toolstack grants dom0 exactly
+// its console page and its xenstore page, by references that gntalloc does not use.
 func TestPagesThatTheToolstackGrants(t *testing.T) {
 	x := newXen(t)
 	g := Boot(x.guest).OpenGntalloc()

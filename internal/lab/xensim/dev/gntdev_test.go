@@ -103,7 +103,7 @@ func TestMmapNeedsTheRecordItself(t *testing.T) {
 	_, _, errno = g.Mmap(index, 2, true)
 	wantErrno(t, "second mmap", errno, unix.EINVAL)
 
-	// The record may go first; the pages go with the mapping.
+	// The record may be removed first; the pages are released with the mapping.
 	wantErrno(t, "unmap while mapped", g.Unmap(index, 2), 0)
 	wantErrno(t, "unmap again", g.Unmap(index, 2), unix.ENOENT)
 	if n := x.guest.Info().GrantsInUse; n != 2 {
@@ -156,7 +156,7 @@ func TestMaptrackExhausted(t *testing.T) {
 	}
 }
 
-// A page that is paged out is tried again and again, as the kernel does.
+// TestEagainIsRetried: a page that is paged out is tried repeatedly, as the kernel does.
 func TestEagainIsRetried(t *testing.T) {
 	x := newXen(t)
 	g := x.gntdev()
@@ -175,7 +175,7 @@ func TestEagainForEverIsABadPage(t *testing.T) {
 	g := x.gntdev()
 	defer g.Close()
 	x.guest.AddFault(wire.Fault{Op: wire.FaultCopy, Ref: writable, Status: int16(gntdev.StatusEagain)})
-	x.hv.Interrupt() // the half minute of waiting
+	x.hv.Interrupt() // ends the wait of half a minute
 	local := make([]byte, 16)
 	st, errno := copySegs(g, toLocal(writable, 0, local))
 	wantErrno(t, "copy", errno, 0)

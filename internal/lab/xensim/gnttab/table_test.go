@@ -58,7 +58,7 @@ func TestRevokeLeavesWhatIsInUse(t *testing.T) {
 	}
 }
 
-// Either the domain takes the grant back or the hypervisor has it in use, never
+// TestRevokeRacesUse: either the domain revokes the grant or the hypervisor uses it, never
 // both.
 func TestRevokeRacesUse(t *testing.T) {
 	table := make(Table, FrameSize)

@@ -13,7 +13,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/xen"
 )
 
-// upcalls is a domain's kernel that writes down its events.
+// upcalls is a domain's kernel that records its events.
 type upcalls []uint32
 
 func (u *upcalls) Event(port uint32) { *u = append(*u, port) }
@@ -38,7 +38,7 @@ func wantErrno(t testing.TB, what string, got, want unix.Errno) {
 	}
 }
 
-// pair is two domains with a channel between them, without an event under way.
+// pair has two domains with a channel between them, without a pending event.
 type pair struct {
 	h           *Hypervisor
 	front, back *Domain
@@ -258,8 +258,8 @@ func TestConfigIsChecked(t *testing.T) {
 	}
 }
 
-// In any sequence of operations of two domains on a channel, every event is delivered or waits,
-// exactly once.
+// TestEventModel: in any sequence of operations of two domains on a channel, every event is
+// delivered or pending exactly once.
 func TestEventModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		h, err := New(small)

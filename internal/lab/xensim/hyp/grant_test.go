@@ -130,7 +130,7 @@ func TestWhatIsInUseGoesOnByWhatXenKnows(t *testing.T) {
 	_, st = other.Acquire(d, ref, false, ForMap)
 	wantStatus(t, "map by another domain", st, gntdev.StatusGeneralError)
 
-	// A guest that breaks the rules writes over an entry in use.
+	// A guest that breaks the rules overwrites an entry in use.
 	grant(d, ref, permit, other.ID(), table+page+1)
 	again, st := dom0.Acquire(d, ref, false, ForMap)
 	wantStatus(t, "map again", st, gntdev.StatusOkay)
@@ -304,7 +304,7 @@ func TestFaults(t *testing.T) {
 	d.ClearFaults()
 	wantStatus(t, "map after the faults", acquire(ref+1, ForMap), gntdev.StatusOkay)
 
-	// Slow, and in use meanwhile.
+	// A slow copy, whose grant is in use meanwhile.
 	d.AddFault(wire.Fault{Op: wire.FaultCopy, Ref: ref, Delay: time.Hour, Count: 1})
 	done := make(chan gntdev.Status)
 	go func() { done <- acquire(ref, ForCopy) }()
@@ -318,8 +318,8 @@ func TestFaults(t *testing.T) {
 	wantStatus(t, "slow copy", <-done, gntdev.StatusOkay)
 }
 
-// A guest that writes its entry all the time cannot keep Xen busy, and Xen
-// never acts on half of what it wrote.
+// TestGuestFlipsItsEntry: a guest that writes its entry all the time cannot keep Xen busy,
+// and Xen never acts on a partial write.
 func TestGuestFlipsItsEntry(t *testing.T) {
 	h := newXen(t)
 	d, dom0 := newGuest(t, h), h.Domain(0, 0)
@@ -357,7 +357,7 @@ func TestGuestFlipsItsEntry(t *testing.T) {
 	}
 }
 
-// The counts balance after any operations in any order, the domain's death
+// TestGrantBooks: the counts balance after any operations in any order, the domain's death
 // included.
 func TestGrantBooks(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {

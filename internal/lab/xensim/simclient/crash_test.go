@@ -16,8 +16,8 @@ import (
 	"github.com/netbackd/netbackd/pkg/xen"
 )
 
-// A backend that is killed lets go of everything, and its successor gets it all
-// again: this is what a restart of the daemon stands on.
+// TestBackendKilled: the resources of a killed backend are released, and its successor gets
+// them again. A restart of the daemon relies on this.
 func TestBackendKilled(t *testing.T) {
 	s := simProcess(t)
 	guest := s.guest(simclient.DomainConfig{})
@@ -60,7 +60,7 @@ func args(v ...any) error {
 	return err
 }
 
-// backendChild holds everything a backend holds: a mapping, a port, a watch.
+// backendChild holds a backend's resources: a mapping, a port, a watch.
 func backendChild(dir string) error {
 	var domid xen.Domid
 	var first xen.Gref
@@ -93,8 +93,8 @@ func backendChild(dir string) error {
 	return nil
 }
 
-// A guest process that is killed leaves its domain without grants but those in
-// use, which go when the backend lets go.
+// TestGuestProcessKilled: the death of a guest's process ends its grants, except those in
+// use, which end when the backend releases them.
 func TestGuestProcessKilled(t *testing.T) {
 	s := simProcess(t)
 	guest := s.guest(simclient.DomainConfig{GntallocLimit: 8})
@@ -189,7 +189,7 @@ func TestDomainDestroyedWhileMapped(t *testing.T) {
 		t.Errorf("copy: %v, want %v", st, gntdev.StatusBadPage)
 	}
 
-	// The guest's own processes are out.
+	// The guest's own processes are disconnected.
 	if err := fe.Notify(port); !errors.Is(err, simclient.ErrGone) {
 		t.Errorf("notify by the dead: %v, want ErrGone", err)
 	}
@@ -209,7 +209,8 @@ func TestDomainDestroyedWhileMapped(t *testing.T) {
 	}
 }
 
-// A driver domain that dies lets go of the guests it served.
+// TestBackendDomainDestroyed: a driver domain that dies releases the grants of the guests
+// that it served.
 func TestBackendDomainDestroyed(t *testing.T) {
 	s := startSim(t)
 	guest, driver := s.guest(simclient.DomainConfig{}), s.guest(simclient.DomainConfig{})

@@ -159,7 +159,7 @@ func TestCounters(t *testing.T) {
 	fe, be := s.events(guest), s.events(s.dom0)
 	fp := must(fe.BindUnbound(0))(t)
 	bp := must(be.BindInterdomain(guest.Domid(), fp))(t)
-	for range 3 { // one is delivered, one waits, one is lost in that one
+	for range 3 { // one is delivered, one is pending, one merges with the pending one
 		ok(t, be.Notify(bp))
 	}
 	none(t, "bystander", s.events(s.dom0), be)

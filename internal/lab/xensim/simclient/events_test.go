@@ -33,11 +33,11 @@ func next(t testing.TB, e *simclient.Events) []evtchn.Port {
 	return append([]evtchn.Port{}, buf[:n]...)
 }
 
-// settle waits until everything done through e has arrived: a call that is
-// answered comes after those that are not.
+// settle waits until all one-way calls through e have arrived: it makes a call with a reply
+// behind them.
 func settle(e *simclient.Events) { _ = e.Unbind(1 << 16) }
 
-// none checks that e has no event, after everything done through f has arrived.
+// none checks that e has no event after all calls through f have arrived.
 func none(t testing.TB, what string, e, f *simclient.Events) {
 	t.Helper()
 	settle(f)
@@ -207,8 +207,8 @@ func TestClosedEvents(t *testing.T) {
 	s.until("the port is closed", func() bool { return s.info(0).Ports == 0 })
 }
 
-// A backend closes its channels and lets the frontend connect anew, which names
-// the same ports.
+// TestClosedMeansUnbound: a backend closes its channels and binds the same remote ports
+// again for a new connection.
 func TestClosedMeansUnbound(t *testing.T) {
 	s := simProcess(t) // the scheduler is a real one
 	guest := s.guest(simclient.DomainConfig{})

@@ -183,7 +183,7 @@ func TestCopyOfMoreSegmentsThanAMessageHolds(t *testing.T) {
 	}
 }
 
-// As with a device node, memory outlives the file it came from.
+// TestCloseBeforeUnmap: as with a device node, a mapping outlives its file.
 func TestCloseBeforeUnmap(t *testing.T) {
 	s := startSim(t)
 	guest := s.guest(simclient.DomainConfig{})
@@ -243,11 +243,11 @@ func TestForcedFaults(t *testing.T) {
 	}
 }
 
-// One guest's page that takes for ever holds up only the thread that
-// copies it.
+// TestSlowGuestHoldsUpItselfAlone: an endless copy of one guest's page delays only the
+// thread that makes it.
 func TestSlowGuestHoldsUpItselfAlone(t *testing.T) {
 	slowDone := make(chan error, 1)
-	t.Cleanup(func() { <-slowDone }) // after the simulation, whose end is the end of the wait
+	t.Cleanup(func() { <-slowDone }) // after the simulation, whose end ends the wait
 	s := startSim(t)
 	slow, quick := s.guest(simclient.DomainConfig{}), s.guest(simclient.DomainConfig{})
 	sp, qp := must(s.pages(slow).Alloc(0, 1, true))(t), must(s.pages(quick).Alloc(0, 1, true))(t)
@@ -275,7 +275,7 @@ func TestSlowGuestHoldsUpItselfAlone(t *testing.T) {
 	}
 }
 
-// A guest that writes its grant table itself.
+// TestRawMemory has a guest write its grant table itself.
 func TestRawMemory(t *testing.T) {
 	s := startSim(t)
 	guest := s.guest(simclient.DomainConfig{Pages: 16, MaxGrantFrames: 2})

@@ -59,7 +59,7 @@ func startSim(t testing.TB) *sim {
 	return s
 }
 
-// must returns the value of a call that cannot fail in the test at hand.
+// must returns the value of a call that cannot fail in the test.
 func must[T any](v T, err error) func(testing.TB) T {
 	return func(t testing.TB) T {
 		t.Helper()
@@ -119,8 +119,7 @@ func (s *sim) memory(c *simclient.Conn) *simclient.Memory {
 	return m
 }
 
-// until waits for what happens soon because of something that has happened, by
-// asking the simulation again and again.
+// until calls f until it returns true, for 10 s at most.
 func (s *sim) until(what string, f func() bool) {
 	s.t.Helper()
 	for limit := time.Now().Add(10 * time.Second); !f(); {
@@ -159,8 +158,8 @@ func runAsChild() {
 	os.Exit(0)
 }
 
-// child starts this binary in a role and waits for the line it writes when it
-// is ready. It ends with the test at the latest.
+// child starts this binary in a role and waits for the line that it writes when it is
+// ready. The child ends with the test at the latest.
 func child(t testing.TB, dir, role string, env ...string) (cmd *exec.Cmd, line string) {
 	t.Helper()
 	cmd = exec.Command(os.Args[0])

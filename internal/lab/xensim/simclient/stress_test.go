@@ -17,8 +17,8 @@ import (
 	"github.com/netbackd/netbackd/pkg/xen"
 )
 
-// Backends at work for guests that are destroyed in the middle of it, over and
-// over. Afterwards there is not a page, a port or a domain left.
+// TestStress repeatedly destroys guests while their backends work. Afterwards no page,
+// port or domain is left.
 func TestStress(t *testing.T) {
 	s := startSim(t)
 	const workers, lives = 4, 12
@@ -83,7 +83,7 @@ func oneLife(s *sim, rng *rand.Rand) error {
 	}
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	wg.Go(func() { floods(fe, port) }) // until its domain is no more
+	wg.Go(func() { floods(fe, port) }) // until its domain is gone
 	destroy := make(chan struct{})
 	destroyed := make(chan error, 1)
 	go func() {
@@ -100,7 +100,7 @@ func floods(e *simclient.Events, port evtchn.Port) {
 	}
 }
 
-// backend maps, copies, notifies; in the middle of it the guest dies.
+// backend maps, copies and notifies; meanwhile the guest dies.
 func backend(s *sim, rng *rand.Rand, domid xen.Domid, refs []xen.Gref, remote evtchn.Port, destroy chan<- struct{}) error {
 	defer func() {
 		if destroy != nil {

@@ -12,9 +12,9 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
-// TestCountsStayRight: guests and tools ask for anything, domains
-// come and go, quotas are hit, and clients do not read. Every request is
-// answered, no guest exceeds a quota, and what the store counts is what is there.
+// TestCountsStayRight: guests and tools send any requests, domains are created and
+// destroyed, quotas are hit, and clients do not read. Every request is answered, no guest
+// exceeds a quota, and the store's counts are correct.
 func TestCountsStayRight(t *testing.T) {
 	quota := Quota{Nodes: 8, Watches: 3, Transactions: 2, TransactionNodes: 12, NodeSize: 200, Perms: 3, Memory: 4096}
 	rapid.Check(t, func(t *rapid.T) {

@@ -18,7 +18,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
-// The tests here use the store as netbackd and the guests do: by pkg/xenstore.
+// The tests here use the store through pkg/xenstore, as netbackd and the guests do.
 
 // dialed returns a server with a client on its socket.
 func dialed(t *testing.T) (*fixture, *xenstore.Client) {
@@ -109,7 +109,7 @@ func TestVifAsToolstackGuestAndBackendSeeIt(t *testing.T) {
 		t.Errorf("guest writes the backend's state: %v", err)
 	}
 
-	// The guest dies: its nodes go, and the backend is told of both.
+	// The guest dies: its nodes are removed, and the backend gets events for both.
 	release, err := dom0.Watch(t.Context(), xenstore.ReleaseDomain)
 	must(t, err)
 	<-release.C()
@@ -155,7 +155,7 @@ func TestCountersOfManyWritersAddUp(t *testing.T) {
 	for range writers {
 		wg.Go(func() {
 			for range rounds {
-				// The client gives up at some point. Here that is no error.
+				// The client may time out. Here that is no error.
 				for {
 					err := c.Transaction(t.Context(), func(tx *xenstore.Tx) error {
 						n, err := tx.ReadUint(t.Context(), "/n", 32)

@@ -13,8 +13,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
-// wire builds the bytes of requests, the first byte of which is who sends them.
-// In payloads | is NUL.
+// wire builds the bytes of requests, behind a byte for their sender. In payloads | is NUL.
 func wire(who byte, requests ...any) []byte {
 	b := []byte{who}
 	for i := 0; i < len(requests); i += 3 {
@@ -78,8 +77,7 @@ func addSeeds(f *testing.F) {
 	f.Add(append([]byte{guest}, xenstore.Header{Type: xenstore.MsgRead, Len: 100}.AppendTo(nil)...))
 }
 
-// FuzzRequest: any request is answered once, and the store's counts are
-// right afterwards.
+// FuzzRequest: any request is answered once, and the store's counts are correct afterwards.
 func FuzzRequest(f *testing.F) {
 	addSeeds(f)
 	f.Fuzz(func(t *testing.T, in []byte) {
@@ -124,8 +122,8 @@ func FuzzRequest(f *testing.F) {
 	})
 }
 
-// FuzzStream: a connection that sends anything at all is answered or closed,
-// and others do not notice.
+// FuzzStream: a connection with any bytes is answered or closed, and other connections are
+// not affected.
 func FuzzStream(f *testing.F) {
 	addSeeds(f)
 	s := New(Options{})

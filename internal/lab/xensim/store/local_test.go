@@ -10,7 +10,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
-// local is a client without bytes and goroutines between it and a state.
+// local is a client that calls a state directly, without a connection and goroutines.
 type local struct {
 	s      *state
 	c      *conn
@@ -33,14 +33,14 @@ func (l *local) call(typ xenstore.MessageType, tx uint32, payload string) string
 	return replies[0]
 }
 
-// drain takes all that waits in the queue.
+// drain takes all messages in the queue.
 func (l *local) drain() {
 	for len(l.c.out) > 0 {
 		l.s.written(l.c)
 	}
 }
 
-// serve serves one request and takes what comes of it.
+// serve serves one request and takes its replies and events.
 func (l *local) serve(h xenstore.Header, payload []byte) (replies []string) {
 	l.drain()
 	l.s.serve(l.c, h, payload)
@@ -68,8 +68,8 @@ func (l *local) serve(h xenstore.Header, payload []byte) (replies []string) {
 	return replies
 }
 
-// check looks for a contradiction in the store: a node its parent does not
-// list, an account that does not add up.
+// check returns an error if the store is inconsistent: if a parent does not list a node, or
+// an account is wrong.
 func (s *state) check() error {
 	type account struct{ nodes, memory, watches, transactions int }
 	want := map[uint32]*account{}

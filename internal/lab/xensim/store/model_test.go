@@ -13,8 +13,8 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
-// model is the tree as its documentation has it: values by path, children in
-// the order they came.
+// model is the tree by its documentation: values by path, children in the order of their
+// creation.
 type model struct {
 	value    map[string]string
 	children map[string][]string
@@ -50,7 +50,7 @@ func (m *model) remove(path string) {
 	m.children[up] = slices.DeleteFunc(slices.Clone(m.children[up]), func(c string) bool { return c == leafOf(path) })
 }
 
-// do returns what the store should reply.
+// do returns the expected reply of the store.
 func (m *model) do(op modelOp) string {
 	v, exists := m.value[op.path]
 	switch op.typ {
@@ -108,14 +108,13 @@ type modelTx struct {
 	id      uint32
 	ops     []modelOp
 	replies []string
-	since   int // changes that were everybody's when it began
+	since   int // number of changes to the shared tree when it began
 }
 
-// TestTransactionsAreAtomic: requests outside of transactions behave as the
-// model, at once. A transaction that commits was told, request by request, what
-// it would have been told had it run as a whole at the moment of its commit; one
-// that does not commit, for EAGAIN or by choice, changed nothing. And without
-// changes by others a commit never fails.
+// TestTransactionsAreAtomic: requests outside transactions behave as the model. A
+// transaction that commits got the same replies as if it had run as a whole at the moment
+// of its commit. One that does not commit, for EAGAIN or by choice, changes nothing.
+// Without changes by others a commit never fails.
 func TestTransactionsAreAtomic(t *testing.T) {
 	paths := []string{"/", "/a", "/b", "/a/b", "/a/c", "/a/b/c", "/a/b/d", "/b/a", "/tool/xenstored", "/tool/xenstored/x"}
 	drawOp := rapid.Custom(func(t *rapid.T) modelOp {
@@ -147,7 +146,7 @@ func TestTransactionsAreAtomic(t *testing.T) {
 				}
 			}
 		}
-		// noEvents: nothing became everybody's.
+		// noEvents checks that no change was made to the shared tree.
 		noEvents := func(t *rapid.T) {
 			if len(watcher.c.out) > 0 {
 				t.Fatalf("event %q without a change", watcher.c.out[0].key)

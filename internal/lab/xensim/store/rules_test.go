@@ -4,8 +4,8 @@ package store
 
 import "testing"
 
-// scripts hold one rule each. They speak nothing but the wire protocol, so they
-// can be run against a xenstored of Xen.
+// scripts test one rule each. They use only the wire protocol, so they can also run against
+// a xenstored of Xen.
 var scripts = []struct{ name, lines string }{
 	{"a fresh store holds what xenstored makes", `
 		dom0 DIRECTORY / | -> EINVAL

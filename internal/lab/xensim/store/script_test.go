@@ -20,7 +20,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// world is a Xen with a xenstored in it, as far as the scripts need one.
+// world is the part of a Xen with a xenstored that the scripts need.
 type world interface {
 	socket() io.ReadWriteCloser
 	xenbus(domid xen.Domid) io.ReadWriteCloser
@@ -29,8 +29,8 @@ type world interface {
 	died(domid xen.Domid)
 }
 
-// newWorld opens the world of one test. It is a variable so that the scripts
-// can be held against a xenstored of Xen.
+// newWorld opens the world of one test. It is a variable so that the scripts can run
+// against a xenstored of Xen.
 var newWorld = func(t testing.TB) world {
 	s := New(Options{})
 	t.Cleanup(func() { _ = s.Close() })
@@ -59,8 +59,7 @@ func (e *embedded) created(domid xen.Domid)  { e.DomainCreated(domid) }
 func (e *embedded) shutdown(domid xen.Domid) { e.DomainShutdown(domid) }
 func (e *embedded) died(domid xen.Domid)     { e.DomainDied(domid) }
 
-// client speaks the wire by hand. In payloads it is given and returns, | stands
-// for NUL.
+// client sends and receives messages of the wire protocol. In payloads | stands for NUL.
 type client struct {
 	t      testing.TB
 	rw     io.ReadWriteCloser
@@ -81,7 +80,7 @@ func (c *client) send(typ xenstore.MessageType, tx uint32, payload string) error
 	return err
 }
 
-// next returns the next message. Events are kept on the way to a reply.
+// next returns the next message. It also records an event in c.events.
 func (c *client) next() (xenstore.Header, string, error) {
 	h, payload, err := c.in.Next()
 	if err != nil {
@@ -97,7 +96,7 @@ func (c *client) next() (xenstore.Header, string, error) {
 	return h, text, nil
 }
 
-// try returns the payload of the reply, or the name of the error it brings.
+// try returns the payload of the reply, or the name of its error.
 func (c *client) try(typ xenstore.MessageType, tx uint32, payload string) (string, error) {
 	if err := c.send(typ, tx, payload); err != nil {
 		return "", err
@@ -127,8 +126,8 @@ func (c *client) call(typ xenstore.MessageType, tx uint32, payload string) strin
 	return reply
 }
 
-// takeEvents returns the events since the last call. Everything queued before
-// is in front of the reply to a request.
+// takeEvents returns the events since the last call. It sends a request, since the reply
+// follows everything queued before.
 func (c *client) takeEvents() []string {
 	c.t.Helper()
 	c.call(xenstore.MsgGetDomainPath, 0, "0|")

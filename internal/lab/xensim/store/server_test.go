@@ -39,7 +39,7 @@ func newFixture(t testing.TB, q Quota) *fixture {
 	return f
 }
 
-// usage returns what CONTROL says a domain uses.
+// usage returns a domain's use of a quota, by CONTROL.
 func (f *fixture) usage(domid int, what string) int {
 	f.t.Helper()
 	text := f.dom0.call(xenstore.MsgControl, 0, fmt.Sprintf("quota|%d|", domid))
@@ -52,8 +52,8 @@ func (f *fixture) usage(domid int, what string) int {
 	return 0
 }
 
-// serve serves one end of a pipe and returns the other one, and a channel for
-// what ServeConn returns.
+// serve serves one end of a pipe. It returns the other end, and a channel for the result of
+// ServeConn.
 func (f *fixture) serve(domid xen.Domid, kind xenstore.Kind) (net.Conn, <-chan error) {
 	here, there := net.Pipe()
 	f.t.Cleanup(func() { _ = here.Close() })
@@ -62,8 +62,8 @@ func (f *fixture) serve(domid xen.Domid, kind xenstore.Kind) (net.Conn, <-chan e
 	return here, end
 }
 
-// pipeline sends n requests without a look at the replies. It returns a channel
-// that is closed when all are sent.
+// pipeline sends n requests without reading the replies. It returns a channel that is
+// closed when all are sent.
 func (c *client) pipeline(n int, typ xenstore.MessageType, payload string) <-chan struct{} {
 	sent := make(chan struct{})
 	go func() {
@@ -77,7 +77,7 @@ func (c *client) pipeline(n int, typ xenstore.MessageType, payload string) <-cha
 	return sent
 }
 
-// replies reads until n replies were read.
+// replies reads n replies.
 func (c *client) replies(n int) {
 	c.t.Helper()
 	for n > 0 {
@@ -155,7 +155,7 @@ func TestGuestWaitsForItsEventsToBeTakenOrToExpire(t *testing.T) {
 		}
 		guest.replies(6)
 		<-sent
-		for range 2 { // the one that was being written, and one of those since
+		for range 2 { // the one that was being written, and a later one
 			if _, _, err := watcher.next(); err != nil {
 				t.Fatal(err)
 			}
@@ -192,7 +192,7 @@ func TestSilentPrivilegedClientIsClosedAndBlocksNoOther(t *testing.T) {
 	conn, end := f.serve(0, xenstore.Socket)
 	silent := newClient(t, conn)
 	silent.call(xenstore.MsgWatch, 0, "/a|w|")
-	// Many short names under few long ones, or the parent's list takes the time.
+	// Many short names below few long ones, or the parent's list takes the time.
 	name := strings.Repeat("x", 1900)
 	for i := 0; len(end) == 0; i++ {
 		if i*len(name) > 2*queueMax {
@@ -250,10 +250,9 @@ func TestEventThatWaitsIsNotQueuedTwice(t *testing.T) {
 	})
 }
 
-// TestGuestsWriteSlowlyWhileTransactionsAreOpen: 200 writes a second are shared
-// by three introduced domains, of which one writes. It has a burst of ten, and
-// the reserve is thirty in debt for the bursts of all three. xenstored 4.17 takes
-// 1.16 s for the same.
+// TestGuestsWriteSlowlyWhileTransactionsAreOpen: three introduced domains share 200 writes
+// per second, and one of them writes. It has a burst of ten, and the reserve is at -30
+// for the bursts of all three. xenstored 4.17 takes 1.16 s for the same.
 func TestGuestsWriteSlowlyWhileTransactionsAreOpen(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFixture(t, Quota{})
@@ -373,7 +372,7 @@ func TestWhyConnectionsEnd(t *testing.T) {
 	}
 }
 
-// attached waits until the server knows a connection of this sort.
+// attached waits until the server has a connection of this kind.
 func (f *fixture) attached(domid xen.Domid, kind xenstore.Kind) {
 	for known := false; !known; {
 		f.do(func() {
@@ -493,7 +492,7 @@ func TestServeReturnsTheErrorOfItsListener(t *testing.T) {
 	}
 }
 
-// TestManyClientsAtOnce is for the race detector.
+// TestManyClientsAtOnce runs clients concurrently, for the race detector.
 func TestManyClientsAtOnce(t *testing.T) {
 	f := newFixture(t, Quota{WriteRate: -1})
 	done := make(chan error)

@@ -85,9 +85,9 @@ func TestWithin(t *testing.T) {
 	}
 }
 
-// TestNoDomainIsStarvedByTheWriteRate: regardless of the others, a domain that
-// has to wait may write again after the wait it was told, and no domain writes
-// more than the rate and the bursts allow.
+// TestNoDomainIsStarvedByTheWriteRate: a domain that has to wait may write after the
+// returned time, regardless of the others, and no domain writes more than the rate and the
+// bursts allow.
 func TestNoDomainIsStarvedByTheWriteRate(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		l := newLimiter(200)

@@ -36,7 +36,7 @@ func bridged(t *testing.T) (*lab, *netlink.Handle) {
 	return l, h
 }
 
-// addTap makes the device a backend would, up and with an address.
+// addTap makes the device as a backend does, up and with an address.
 func addTap(t *testing.T, h *netlink.Handle, name string) {
 	t.Helper()
 	tap := &netlink.Tuntap{LinkAttrs: netlink.NewLinkAttrs(), Mode: netlink.TUNTAP_MODE_TAP, Flags: netlink.TUNTAP_DEFAULTS}

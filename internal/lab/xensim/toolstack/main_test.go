@@ -39,10 +39,10 @@ type lab struct {
 
 	mu     sync.Mutex
 	calls  []string                    // of the script; guarded by mu
-	script func(context.Context) error // what the script does; guarded by mu
+	script func(context.Context) error // the body of the script; guarded by mu
 }
 
-// short is a limit that tests wait for.
+// short is a timeout for tests in which it expires.
 const short = 100 * time.Millisecond
 
 func newLab(t *testing.T) *lab {

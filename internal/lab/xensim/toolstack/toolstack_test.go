@@ -79,7 +79,7 @@ func TestNodesAreThoseOfLibxl(t *testing.T) {
 	}
 	l.wantCalls()
 
-	// The order in which a backend hears of them.
+	// The order of a backend's events.
 	w.Close()
 	var got []string
 	w, _ = l.xs.Watch(t.Context(), "/local/domain/0/backend")
@@ -295,7 +295,7 @@ func TestDetachOfABackendThatDoesNotClose(t *testing.T) {
 	if w.State < short || w.Forced < short || time.Since(start) < 2*short {
 		t.Errorf("waited %+v, want twice %v", w, short)
 	}
-	<-watch.C() // went away for the second try
+	<-watch.C() // removed for the second try
 	watch.Close()
 	l.wantCalls() // no offline for a backend that never closed
 	l.wantNoVifNodes()
@@ -416,7 +416,8 @@ func TestDestroyOfABackendThatDoesNotClose(t *testing.T) {
 	l.wantNoVifNodes()
 }
 
-// By the time the backend is told, the frontend is gone already.
+// TestDestroyTakesTheFrontendFirst: the frontend's directory is gone before the backend is
+// told to close.
 func TestDestroyTakesTheFrontendFirst(t *testing.T) {
 	l := newLab(t)
 	l.backend(1, 0, false)

@@ -81,7 +81,7 @@ func TestParseCopyReply(t *testing.T) {
 	}
 }
 
-// The largest messages fit.
+// TestLimits: the largest messages fit.
 func TestLimits(t *testing.T) {
 	for name, n := range map[string]int{
 		"map":      8 + 4*MaxRefs,
