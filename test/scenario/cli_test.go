@@ -31,8 +31,7 @@ func strict(t *testing.T, text string, into any) {
 	}
 }
 
-// fine checks that a command succeeded without complaint, and returns what it
-// printed.
+// fine checks that a command succeeded without an error message, and returns its output.
 func fine(t *testing.T, s said) string {
 	t.Helper()
 	if s.code != 0 || s.err != "" {
@@ -140,7 +139,7 @@ func TestShow(t *testing.T) {
 			t.Errorf("show does not tell %q:\n%s", want, text)
 		}
 	}
-	// Scripts rename interfaces, and people go by what they see.
+	// Scripts rename interfaces, and administrators use the name that they see.
 	if byName := fine(t, w.ask("show", "web01")); !strings.HasPrefix(byName, strings.SplitN(text, "\n", 2)[0]) {
 		t.Errorf("show web01 prints %q", byName)
 	}
@@ -174,7 +173,7 @@ func TestShow(t *testing.T) {
 	if s.Counters["tx_packets"] < 5 || s.Counters["rx_packets"] < 5 {
 		t.Errorf("after 5 pings it has counted %d and %d packets", s.Counters["tx_packets"], s.Counters["rx_packets"])
 	}
-	// Scripts rely on the names.
+	// Scripts depend on the names.
 	var raw map[string]json.RawMessage
 	strict(t, out, &raw)
 	for _, k := range []string{"name", "domid", "devid", "state", "frontend_state", "online", "interface", "carrier", "queues", "counters", "features", "grants_mapped", "event_channels"} {
@@ -187,8 +186,8 @@ func TestShow(t *testing.T) {
 	}
 }
 
-// A vif in quarantine shows the reason and the remedy. Once the guest has repaired
-// its ring, reset reconnects the vif.
+// TestResetOfAQuarantinedVif: a vif in quarantine shows the reason and the remedy. Once the
+// guest has repaired its ring, reset reconnects the vif.
 func TestResetOfAQuarantinedVif(t *testing.T) {
 	w := newWorld(t)
 	w.undisturbed(func() {
@@ -218,8 +217,8 @@ func TestResetOfAQuarantinedVif(t *testing.T) {
 	})
 }
 
-// A reset of a ring that is still broken fails while connecting, and the guest sees
-// the error.
+// TestResetOfAVifWhoseRingIsStillBroken: a reset with a ring that is still broken fails to
+// connect, and the guest sees the error.
 func TestResetOfAVifWhoseRingIsStillBroken(t *testing.T) {
 	w := newWorld(t)
 	f := w.rawFront(2)
@@ -238,7 +237,7 @@ func TestResetOfAVifWhoseRingIsStillBroken(t *testing.T) {
 	f.connected()
 }
 
-// A reset of a vif that is well changes nothing.
+// TestResetOfAVifThatIsWell: a reset of a working vif changes nothing.
 func TestResetOfAVifThatIsWell(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest()
@@ -252,8 +251,8 @@ func TestResetOfAVifThatIsWell(t *testing.T) {
 	g.innocent()
 }
 
-// A command that fails prints one line that says what to do, and returns the
-// documented exit code.
+// TestExitCodesAndErrors: a failing command prints one line with the remedy, and returns
+// the documented exit code.
 func TestExitCodesAndErrors(t *testing.T) {
 	w := newWorld(t)
 	f := w.rawFront(1)
@@ -337,8 +336,8 @@ func TestHelp(t *testing.T) {
 	}
 }
 
-// The installed daemon serves a real Xen only. Without one, its error names
-// netbackd-lab.
+// TestInstalledDaemonHasNoEmbeddedXen: the installed daemon serves only a real Xen. Without
+// one, its error names netbackd-lab.
 func TestInstalledDaemonHasNoEmbeddedXen(t *testing.T) {
 	w := newWorld(t)
 	for dir, says := range map[string]string{w.XenDir(): "gntdev", "/dev/no-xen": "make demo"} {
@@ -349,7 +348,7 @@ func TestInstalledDaemonHasNoEmbeddedXen(t *testing.T) {
 	}
 }
 
-// The completion script is valid shell and completes the names of vifs.
+// TestCompletion: the completion script is valid shell and completes the names of vifs.
 func TestCompletion(t *testing.T) {
 	w := newWorld(t)
 	f := w.rawFront(1)

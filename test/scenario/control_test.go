@@ -42,8 +42,8 @@ func (g *testGuest) allStatic(queues int) (n int) {
 	return n
 }
 
-// Once all buffers of a guest are static grants, its packets cost no grant operation
-// in either direction, at any size.
+// TestStaticGrantsEndGrantOperations: if all buffers of a guest are static grants, its
+// packets cost no grant operation in either direction, at any size.
 func TestStaticGrantsEndGrantOperations(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest(withControl())
@@ -88,8 +88,8 @@ func TestStaticGrantsEndGrantOperations(t *testing.T) {
 	w.unpinned(g.Domid)
 }
 
-// Static grants and the hash configuration survive a restart of the daemon. The
-// guest does not notice it.
+// TestControlRingOutlivesTheDaemon: static grants and the hash configuration survive a
+// restart of the daemon. The guest does not notice it.
 func TestControlRingOutlivesTheDaemon(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest(queues(2), withControl())
@@ -126,8 +126,8 @@ func TestControlRingOutlivesTheDaemon(t *testing.T) {
 	g.innocentAfterKill()
 }
 
-// With hashing on, every packet that has a hash carries it; with hashing off, none
-// does. The guest checks that it asked for them.
+// TestPacketsCarryHashes: with hashing on, every packet of a hashed type carries its hash;
+// with hashing off, none does. The guest checks that it asked for them.
 func TestPacketsCarryHashes(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest(queues(2), withControl())
@@ -159,8 +159,8 @@ func TestPacketsCarryHashes(t *testing.T) {
 	g.innocent()
 }
 
-// With hashing on, all packets of a flow arrive on the queue that the guest's table
-// names, and follow changes of the table, also after a restart.
+// TestFlowsComeWhereTheTableSays: with hashing on, all packets of a flow arrive on the queue
+// in the guest's table, and follow changes of the table, also after a restart.
 func TestFlowsComeWhereTheTableSays(t *testing.T) {
 	for _, by := range []string{"kernel", "netbackd"} {
 		t.Run("chosen in "+by, func(t *testing.T) {
@@ -192,7 +192,7 @@ func flowsCome(w *world, by string) {
 		w.must(err)
 		return s.Total.RxAstray
 	}
-	unsteered := uint64(0) // while there was no netbackd, or one that did not steer yet
+	unsteered := uint64(0) // packets sent while netbackd was not running or did not steer yet
 	g.pings(5)
 	for _, q := range []uint32{2, 0, 3} {
 		w.must(g.SetHash(w.ctx, "", netfront.Hash{Types: 15, Key: hashKey, Mapping: []uint32{q, q, q}}))

@@ -24,19 +24,19 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
-// A guest can ask for segments that are tiny. If a packet of it leaves the bridge by
-// an interface that takes no large ones, the host cuts it within the system call of
-// the worker: thousands of packets for one. These guests do nothing else, on a host
-// with one worker.
+// A guest can ask for tiny segments. If its packet leaves the bridge by an interface
+// without segmentation offload, the host segments it within the worker's system call:
+// one packet becomes thousands. These guests send only such packets, on a host with one
+// worker.
 
-// cutter is the packet of such a guest: as many segments as may be asked for, of the
-// least size.
+// cutter is the packet of such a guest: the largest number of segments, of the least
+// size.
 type cutter struct {
 	frame []byte
 	mss   uint16
 }
 
-// cutterTo is a cutter to a guest that takes no large packets.
+// cutterTo makes a cutter to a guest without segmentation offload.
 func (w *world) cutterTo(sink *testGuest, payload int, mss uint16) cutter {
 	hw, err := net.ParseMAC(sink.status().MAC)
 	w.must(err)
@@ -46,10 +46,10 @@ func (w *world) cutterTo(sink *testGuest, payload int, mss uint16) cutter {
 	}.Bytes(), mss}
 }
 
-// noLarge is a guest to which packets are cut for.
+// noLarge makes a guest without segmentation offload.
 var noLarge = features(func(f *netfront.Features) { f.GSOTCPv4, f.GSOTCPv6 = false, false })
 
-// flood has guests send nothing but a packet over all their queues, until stop.
+// flood has guests send one packet repeatedly over all their queues, until stop.
 func (w *world) flood(c cutter, fronts ...*rawFront) (stop func()) {
 	n := (len(c.frame) + netif.PageSize - 1) / netif.PageSize
 	var refs [][]xen.Gref
@@ -105,7 +105,7 @@ func (w *world) flood(c cutter, fronts ...*rawFront) (stop func()) {
 	return func() { close(quit); <-done }
 }
 
-// cutters are vifs of 8 queues each.
+// cutters makes n vifs of 8 queues each.
 func (w *world) cutters(n int) (fronts []*rawFront) {
 	for range n {
 		fronts = append(fronts, w.rawFront(8))
@@ -119,11 +119,11 @@ func (w *world) cutters(n int) (fronts []*rawFront) {
 	return fronts
 }
 
-// interleaved measures alternately what a guest sends with and without a flood of others,
-// until there are n pairs, and returns what it sent, sorted. A pair does not count if a
-// vif had a worker of its own meanwhile, because a copy seemed slow: on a busy machine the
-// embedded Xen may take that long. Then the daemon is started anew, which puts all vifs on
-// one worker again. If most pairs are like that the test is skipped.
+// interleaved measures a guest's throughput alternately with and without a flood of
+// others, until there are n pairs, and returns the sorted results. A pair does not count
+// if a vif got a worker of its own meanwhile, because a copy was slow: on a busy machine
+// the embedded Xen may take that long. The daemon is then restarted, which puts all vifs
+// on one worker again. If most pairs do not count, the test is skipped.
 func (w *world) interleaved(n int, good *testGuest, flood func() (stop func())) (alone, beside []float64) {
 	w.t.Helper()
 	slow := func() (n uint64) {
@@ -159,10 +159,10 @@ func (w *world) interleaved(n int, good *testGuest, flood func() (stop func())) 
 	return alone, beside
 }
 
-// TestTCPBesideCostlyPackets: a guest keeps half of what it has alone, whatever packets
-// one other guest has the host segment, over however many queues. What a connection gets
-// varies on a busy machine by more than what is asserted. So the two are measured
-// alternately, and their medians are compared.
+// TestTCPBesideCostlyPackets: a guest keeps half of its throughput while another guest has
+// the host segment packets, over any number of queues. On a busy machine the throughput of
+// a connection varies by more than the bound, so the test measures both alternately and
+// compares the medians.
 func TestTCPBesideCostlyPackets(t *testing.T) {
 	const pairs = 11
 	for _, tt := range []struct {
@@ -180,7 +180,7 @@ func TestTCPBesideCostlyPackets(t *testing.T) {
 			good, sink, f := w.guest(), w.guest(noLarge), w.rawFront(tt.queues)
 			f.connect()
 			for i := range f.queues {
-				f.slotsOn(i, 200) // one that takes nothing loses its carrier, and floods no more
+				f.slotsOn(i, 200) // a vif without rx slots loses its carrier, and its flood ends
 			}
 			c := w.cutterTo(sink, tt.payload, uint16(tt.mss))
 			counters := func() (received, segments, ns uint64) {
@@ -210,8 +210,8 @@ func TestTCPBesideCostlyPackets(t *testing.T) {
 	}
 }
 
-// TestTCPWithTheLeastMSS: a connection to a host that asks for segments as small as Linux
-// sends them works, and none of its packets is refused.
+// TestTCPWithTheLeastMSS: a connection works with the smallest segments that Linux sends,
+// and none of its packets is refused.
 func TestTCPWithTheLeastMSS(t *testing.T) {
 	w := newPlainWorld(t)
 	g := w.guest()
@@ -229,8 +229,8 @@ func TestTCPWithTheLeastMSS(t *testing.T) {
 	g.dropped(before, drops{})
 }
 
-// TestDetachBesideCostlyPackets takes no longer than it may. The frontend closes as soon
-// as it is asked to, so none of that time is the grace that a frontend has.
+// TestDetachBesideCostlyPackets: a detach stays within its limit. The frontend closes as
+// soon as it is asked to, so the time does not include a frontend's grace.
 func TestDetachBesideCostlyPackets(t *testing.T) {
 	w := newPlainWorld(t, "--workers=1")
 	sink := w.guest(noLarge)
@@ -257,7 +257,7 @@ func TestDetachBesideCostlyPackets(t *testing.T) {
 	}
 }
 
-// TestWatchdogBesideCostlyPackets is fed.
+// TestWatchdogBesideCostlyPackets: the watchdog is fed during a flood.
 func TestWatchdogBesideCostlyPackets(t *testing.T) {
 	w := newPlainWorld(t, "--workers=1")
 	m := w.manager()
@@ -285,8 +285,8 @@ func TestWatchdogBesideCostlyPackets(t *testing.T) {
 	}
 }
 
-// TestASlowCopyConcernsItsGuest alone: Xen has paged out a page of one guest, so the
-// kernel tries the copy again and again within the system call.
+// TestASlowCopyConcernsItsGuest: a slow copy delays only its guest. Xen has paged out a page
+// of that guest, so the kernel repeats the copy within the system call.
 func TestASlowCopyConcernsItsGuest(t *testing.T) {
 	const slow = 8 * time.Second
 	w := newPlainWorld(t, "--workers=1")

@@ -22,13 +22,13 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/xensim/simclient"
 )
 
-// rewrite is for scripts that have changed. What the embedded Xen makes of them
-// must still be what a real one does.
+// rewrite is for changed scripts. The transcripts of the embedded Xen must still equal
+// those of a real Xen.
 var rewrite = flag.Bool("said", false, "rewrite the transcripts in ../cross")
 
-// Plays the scripts that a guest plays on a real Xen as well
-// (test/xen/scenarios/cross.sh): the frontend, the daemon and the hypervisor must
-// behave the same here and there.
+// TestScriptsOfBothXens plays the scripts that a guest plays on a real Xen as well
+// (test/xen/scenarios/cross.sh). The frontend, the daemon and the hypervisor must behave
+// the same on both.
 func TestScriptsOfBothXens(t *testing.T) {
 	files, err := filepath.Glob("../cross/*.ring")
 	if err != nil {
@@ -41,15 +41,15 @@ func TestScriptsOfBothXens(t *testing.T) {
 	if len(files) == 0 || len(examples) == 0 {
 		t.Fatal("there are no scripts")
 	}
-	// A guest without buffers is to be stalled in the script about that and in no other,
-	// however long a busy machine takes from one line to the next.
+	// Only the script about stalls may see a stalled guest, even if a busy machine takes
+	// long from one line to the next.
 	files = slices.DeleteFunc(files, func(f string) bool { return f == stalls })
 	playScripts(t, "1h", append(files, examples...))
 }
 
 const stalls = "../cross/rx-stall.ring"
 
-// The same with the script about guests that give no buffers.
+// TestScriptsOfBothXensStalls plays the script about guests that post no buffers.
 func TestScriptsOfBothXensStalls(t *testing.T) { playScripts(t, "3s", []string{stalls}) }
 
 // playScripts plays scripts against a daemon with this --rx-stall.

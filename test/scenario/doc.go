@@ -10,8 +10,8 @@
 // is a C compiler. A race, a panic, a leak of the daemon or a violation of the protocol
 // by it fails the test.
 //
-// A rule about what a frontend may put into xenstore or its rings is tested by a script
-// of ../cross, which a guest plays on a real Xen as well. The tests here are about what
-// a script cannot do: daemons that are killed, several guests, real streams, a toolstack
+// A rule about a frontend's nodes in xenstore or its rings is tested by a script of
+// ../cross, which a guest plays on a real Xen as well. The tests here do what a script
+// cannot: they kill daemons, run several guests and real streams, and play a toolstack
 // that misbehaves.
 package scenario

@@ -12,10 +12,10 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
-// slots gives n rx slots on the first queue, and tells of them.
+// slots posts n rx slots on the first queue, and sends an event.
 func (f *rawFront) slots(n int) { f.slotsOn(0, n) }
 
-// slotsOn gives n rx slots on queue i, and tells of them.
+// slotsOn posts n rx slots on queue i, and sends an event.
 func (f *rawFront) slotsOn(i, n int) {
 	f.w.t.Helper()
 	pages, err := f.pages.Alloc(0, n, true)
@@ -28,7 +28,7 @@ func (f *rawFront) slotsOn(i, n int) {
 	f.w.must(f.events.Notify(q.rxPort))
 }
 
-// sizes returns the sizes of the frames that came on the first queue.
+// sizes returns the sizes of the frames that arrived on the first queue.
 func (f *rawFront) sizes() (sizes []int) {
 	f.w.t.Helper()
 	q := &f.queues[0]
@@ -40,8 +40,8 @@ func (f *rawFront) sizes() (sizes []int) {
 	return sizes
 }
 
-// Sizes of frames, by which they are told apart. What comes from elsewhere, such as a
-// bridge's, has others.
+// Sizes of frames, which identify them. Frames of other senders, such as the bridge, have
+// other sizes.
 const (
 	oldSize = 1001
 	newSize = 1003
@@ -56,8 +56,8 @@ func (f *rawFront) hostSends(n, size int) {
 	}
 }
 
-// onlyNew checks that what the host sends now comes, and nothing that it sent to the
-// driver before.
+// onlyNew checks that a frame sent now arrives, and that no frame for the earlier driver
+// does.
 func (f *rawFront) onlyNew() {
 	f.w.t.Helper()
 	f.w.wait("the carrier", func() bool { s := f.status(); return s.Carrier && s.Up })
@@ -79,8 +79,8 @@ func (f *rawFront) onlyNew() {
 	}
 }
 
-// Packets that the host sent to one driver of a guest are not delivered to the next
-// one, wherever they waited and however the first one ended.
+// TestFramesForTheDriverBefore: packets that the host sent to one driver of a guest are not
+// delivered to the next one, independent of where they waited and how the first one ended.
 func TestFramesForTheDriverBefore(t *testing.T) {
 	for _, queues := range []int{1, 2} {
 		for _, tt := range []struct {
@@ -101,7 +101,7 @@ func TestFramesForTheDriverBefore(t *testing.T) {
 				w := newWorld(t, fmt.Sprintf("--max-queues=%d", queues)) // a TAP for one queue is another kind
 				f := w.rawFront(queues)
 				f.connect()
-				f.hostSends(40, oldSize) // some the daemon holds, others wait in the TAP
+				f.hostSends(40, oldSize) // some wait in the daemon, others in the TAP
 				w.wait("frames to be held", func() bool { return f.status().Queues[0].Held > 0 || queues > 1 })
 				before := f.status().Since
 				tt.next(f)
@@ -116,9 +116,9 @@ func TestFramesForTheDriverBefore(t *testing.T) {
 	}
 }
 
-// While no daemon runs and the service manager keeps the TAP queues, the host goes
-// on sending. The packets that wait belong to the connected driver: it gets them if
-// it stays connected, and the next driver does not.
+// TestFramesThatWaitForASuccessor: no daemon runs, the service manager keeps the TAP
+// queues, and the host sends. The waiting packets belong to the connected driver: it gets
+// them if it stays connected, and the next driver does not.
 func TestFramesThatWaitForASuccessor(t *testing.T) {
 	for name, end := range map[string]func(w *world){
 		"stopped": func(w *world) { w.must(w.Daemon().Stop()) },

@@ -22,8 +22,8 @@ import (
 	"github.com/netbackd/netbackd/pkg/netif"
 )
 
-// bothWays sends streams in both directions over both versions of IP, and
-// checks that the guest has nothing against how they came.
+// bothWays sends streams in both directions over both versions of IP, and checks that the
+// guest counts no violation.
 func (g *testGuest) bothWays(n int64) {
 	g.w.t.Helper()
 	g.pings(3)
@@ -44,7 +44,7 @@ func TestGuestsThatCanDoLess(t *testing.T) {
 	for _, tt := range []struct {
 		name  string
 		front func(*netfront.Config)
-		gso   bool // some packets to it are to be segmented
+		gso   bool // some packets to it need segmentation
 	}{
 		{"everything", func(*netfront.Config) {}, true},
 		{"no scatter-gather", without(func(f *netfront.Features) { f.SG = false }), false},
@@ -76,7 +76,7 @@ func TestGuestsThatCanDoLess(t *testing.T) {
 	}
 }
 
-// A frontend without any offload, like that of a boot loader.
+// TestGuestWithAPlainCard has a frontend without any offload, like that of a boot loader.
 func TestGuestWithAPlainCard(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest(func(c *lab.GuestConfig) {
@@ -145,8 +145,8 @@ func wholeOr(r traffic.TCPResult, n int64, err error) error {
 	return err
 }
 
-// Without vnet headers on the TAP no offload is offered. A guest that uses one all
-// the same is served.
+// TestDaemonWithoutOffload: without vnet headers on the TAP the daemon offers no offload. It
+// still serves a guest that uses one.
 func TestDaemonWithoutOffload(t *testing.T) {
 	w := newWorld(t, "--offload=none")
 	g := w.guest(queues(2))
@@ -248,8 +248,7 @@ func TestJumboFrames(t *testing.T) {
 		t.Errorf("%d packets came in several slots, want 500 at least", s.Total.RxMulti)
 	}
 
-	// One page is all that a guest without scatter-gather takes, and it makes no
-	// larger packets either.
+	// A guest without scatter-gather receives and sends packets of at most one page.
 	w.must(a.Do(func() error {
 		l, err := netlink.LinkByName("eth0")
 		if err != nil {
@@ -271,8 +270,8 @@ func TestJumboFrames(t *testing.T) {
 	}
 }
 
-// A host sends large packets over a VLAN, which a guest cannot take: netfront does
-// not look for headers behind a tag.
+// TestStreamsOverAVLAN: a host sends large packets over a VLAN. A guest cannot take them
+// unsegmented, since netfront does not parse headers behind a tag.
 func TestStreamsOverAVLAN(t *testing.T) {
 	const vlan, hostAddr, guestAddr = 7, "10.97.0.1/24", "10.97.0.2/24"
 	addVLAN := func(on, cidr string) error {

@@ -19,8 +19,8 @@ import (
 	"github.com/netbackd/netbackd/pkg/tap"
 )
 
-// Any status of a copy but "okay" is an error and does not stop the daemon
-// (XSA-362).
+// TestAnyStatusOfACopyIsAnAnswer: any status of a copy other than okay is an error and does
+// not stop the daemon (XSA-362).
 func TestAnyStatusOfACopyIsAnAnswer(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest()
@@ -32,7 +32,7 @@ func TestAnyStatusOfACopyIsAnAnswer(t *testing.T) {
 	page := r.Grefs[0]
 	for st := gntdev.StatusGeneralError; st >= gntdev.StatusNoSpace-1; st-- {
 		if st == gntdev.StatusEagain {
-			continue // the kernel tries again, for half a minute, and then says bad_page
+			continue // the kernel tries again for half a minute, and then returns bad_page
 		}
 		w.situation(st.Error(), func() {
 			before := g.drops()
@@ -47,8 +47,8 @@ func TestAnyStatusOfACopyIsAnAnswer(t *testing.T) {
 	g.innocent()
 }
 
-// When the copy call itself fails, its statuses mean nothing: none of its packets is
-// delivered (XSA-367).
+// TestCopyThatFailsAsAWhole: if the copy call itself fails, its statuses are invalid: none
+// of its packets is delivered (XSA-367).
 func TestCopyThatFailsAsAWhole(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest()
@@ -59,15 +59,15 @@ func TestCopyThatFailsAsAWhole(t *testing.T) {
 	p.answers([]uint16{0}, r)
 	p.c.next()
 
-	// The host sends packets of its own when a vif comes up. The call that copies
-	// one of those is not the one to fail.
+	// The host sends packets of its own when a vif comes up. The call that copies one of
+	// those must not fail.
 	before := g.drops()
 	fault.Ref = r.Grefs[0]
 	w.must(w.Hypervisor().AddFault(g.Domid, fault))
 	ops := []guest.RawOp{
 		ref(fmt.Sprint(r.Grefs[0]), 0, 0, len(f)),
 		head(moreData, 200, f[:100]), ref("bogus", moreData, 0, 0), data(0, f[100:]),
-		ref("page", 0, 0, 13), // has no part in the copy
+		ref("page", 0, 0, 13), // is not part of the copy
 	}
 	ids := number(ops)
 	w.answered([]netif.Status{failed, failed, okay, failed, failed}, p.answers(ids, p.raw(append(ops, guest.RawOp{Op: "flush"})...)))
@@ -90,8 +90,8 @@ func TestCopyThatFailsAsAWhole(t *testing.T) {
 	g.innocent()
 }
 
-// The guest looks into its grant table at each response: no answered grant is still
-// in use.
+// TestAnswerComesWhenThePageIsLetGo: the guest reads its grant table at each response, and
+// no answered grant is still in use.
 func TestAnswerComesWhenThePageIsLetGo(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest()
@@ -102,7 +102,8 @@ func TestAnswerComesWhenThePageIsLetGo(t *testing.T) {
 	g.innocent()
 }
 
-// A guest may grant the pages that it sends from for reading or for writing.
+// TestPagesToSendFromMayBeReadOnlyOrWritable: a guest may grant its tx pages for reading or
+// for writing.
 func TestPagesToSendFromMayBeReadOnlyOrWritable(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest(front(func(c *netfront.Config) { c.RxPages = 40 }))

@@ -38,11 +38,11 @@ func (w *world) situation(name string, f func()) {
 	})
 }
 
-// testSrc is the Ethernet address that the frames of packettest come from, which
-// no machine in a world has.
+// testSrc is the Ethernet source address of the frames of packettest. No machine in a world
+// has it.
 var testSrc = [6]byte{2, 0, 0, 0, 0, 1}
 
-// plainFrame returns a frame of n bytes that is not answered.
+// plainFrame returns a frame of n bytes that no kernel answers.
 func plainFrame(n int) []byte {
 	return packettest.Frame{EtherType: typeTest, Payload: packettest.Pattern(max(n-14, 0))}.Bytes()[:n]
 }
@@ -50,15 +50,15 @@ func plainFrame(n int) []byte {
 // typeTest is an EtherType for experiments (IEEE 802).
 const typeTest = 0x88b5
 
-// seen is a frame as the host's kernel has it, with what is left undone of it.
+// seen is a frame in the host's kernel, with its pending offloads.
 type seen struct {
 	vnet  tap.VnetHdr
 	frame []byte
 }
 
-// cable is one end of a vif. At the host's end, what the guest sends comes out
-// before any bridge has seen it, and what is sent goes to the guest. At the
-// guest's end is its kernel.
+// cable is an AF_PACKET socket on one end of a vif. At the host's end it receives the
+// guest's frames and sends frames to the guest. At the guest's end it does the same for
+// the guest's kernel.
 type cable struct {
 	w     *world
 	fd    int
@@ -88,13 +88,13 @@ func (w *world) cable(ifname string, in func(func() error) error) *cable {
 	return c
 }
 
-// openPacket opens an AF_PACKET socket that speaks vnet headers.
+// openPacket opens an AF_PACKET socket with vnet headers.
 func openPacket(ifname string) (fd int, err error) {
 	ifi, err := net.InterfaceByName(ifname)
 	if err != nil {
 		return -1, err
 	}
-	// Nothing is received before the socket is bound: protocol 0.
+	// With protocol 0 the socket receives nothing before it is bound.
 	if fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0); err != nil {
 		return -1, err
 	}
@@ -112,8 +112,8 @@ func openPacket(ifname string) (fd int, err error) {
 	return fd, err
 }
 
-// vnetLen is the size of the header that an AF_PACKET socket puts before a frame: struct virtio_net_hdr,
-// without the word that a TAP has at its end.
+// vnetLen is the size in bytes of the header that an AF_PACKET socket puts before a frame:
+// struct virtio_net_hdr, without the 16-bit word that a TAP's header has at its end.
 const vnetLen = tap.VnetHdrLen - 2
 
 // next returns the next test frame that comes in.
@@ -141,8 +141,7 @@ func (c *cable) next() seen {
 	}
 }
 
-// restoreTag puts back the VLAN tag, which the kernel takes out of a frame that
-// it receives.
+// restoreTag inserts the VLAN tag, which the kernel removes from a received frame.
 func (s *seen) restoreTag(oob []byte) {
 	const (
 		valid     = 1 << 4 // TP_STATUS_VLAN_VALID
@@ -172,7 +171,7 @@ func (s *seen) restoreTag(oob []byte) {
 	}
 }
 
-// until returns all that comes before the frame mark.
+// until returns all frames that arrive before the frame mark.
 func (c *cable) until(mark []byte) (before []seen) {
 	c.w.t.Helper()
 	for {
@@ -184,7 +183,7 @@ func (c *cable) until(mark []byte) (before []seen) {
 	}
 }
 
-// mark sends a frame, and returns what came in at the other end before it.
+// mark sends a frame, and returns the frames that arrived at the other end before it.
 func (c *cable) mark(at *cable) (before []seen) {
 	c.w.t.Helper()
 	c.marks++
@@ -193,8 +192,8 @@ func (c *cable) mark(at *cable) (before []seen) {
 	return at.until(mark)
 }
 
-// send sends a frame out of this end. The other end may drop it: with no queueing
-// discipline between, the kernel tells the sender (ENOBUFS).
+// send sends a frame out of this end. Without a queueing discipline the kernel returns
+// ENOBUFS if the other end drops the frame.
 func (c *cable) send(h tap.VnetHdr, frame []byte) {
 	c.w.t.Helper()
 	if err := c.try(h, frame); !errors.Is(err, unix.ENOBUFS) {
@@ -276,11 +275,11 @@ func withExtras(packet []guest.RawOp, extras ...netif.ExtraInfo) []guest.RawOp {
 	return packet
 }
 
-// rawIDs is the first id of raw requests that name none: apart from
-// those of the guest's own packets.
+// rawIDs is the first id of raw requests without an id. It differs from the ids of the
+// guest's own packets.
 const rawIDs = 0x100
 
-// prober puts raw requests in a guest's tx ring and looks at what becomes of them.
+// prober puts raw requests in a guest's tx ring and checks their effects.
 type prober struct {
 	g     *testGuest
 	c     *cable
@@ -289,15 +288,15 @@ type prober struct {
 	pages int // used up
 }
 
-// prober silences what the guest would say of itself, so that the requests are
-// alone in the ring.
+// prober keeps the guest's kernel from sending packets, so that only the requests are in
+// the ring.
 func (g *testGuest) prober() *prober {
 	g.w.t.Helper()
 	g.w.must(g.Do(func() error { return netns.Sysctl("net/ipv6/conf/all/disable_ipv6", "1") }))
 	return &prober{g: g, c: g.cable()}
 }
 
-// raw does things to the rings of the prober's queue.
+// raw runs operations on the rings of the prober's queue.
 func (p *prober) raw(ops ...guest.RawOp) guest.RawResult {
 	p.g.w.t.Helper()
 	r, err := p.g.Raw(p.g.w.ctx, guest.RawArgs{QueueArgs: guest.QueueArgs{Queue: p.queue}, Ops: ops})
@@ -305,8 +304,8 @@ func (p *prober) raw(ops ...guest.RawOp) guest.RawResult {
 	return r
 }
 
-// renew connects the guest anew if its pages would not last for n requests and a
-// packet behind them: raw requests keep them.
+// renew reconnects the guest if it has too few pages for n requests and a packet behind
+// them: raw requests use up pages.
 func (p *prober) renew(n int) {
 	p.g.w.t.Helper()
 	if p.pages += n + 1; p.pages > 200 {
@@ -329,8 +328,8 @@ func number(ops []guest.RawOp) (ids []uint16) {
 	return ids
 }
 
-// expect sends requests, and checks how all of them are answered, what that drops, and
-// which frames come out.
+// expect sends requests, and checks their responses, the drops and the frames that come
+// out.
 func (p *prober) expect(ops []guest.RawOp, want []netif.Status, dropped drops, frames ...[]byte) {
 	p.g.w.t.Helper()
 	before := p.g.drops()
@@ -340,8 +339,8 @@ func (p *prober) expect(ops []guest.RawOp, want []netif.Status, dropped drops, f
 	p.g.dropped(before, dropped)
 }
 
-// send puts requests in the ring, and a packet behind them. It returns how the
-// requests were answered and which frames came out before that packet.
+// send puts requests in the ring, and a packet behind them. It returns the responses to
+// the requests and the frames that came out before that packet.
 func (p *prober) send(ops ...guest.RawOp) (answers []netif.Status, out []seen) {
 	p.g.w.t.Helper()
 	p.renew(len(ops))
@@ -357,8 +356,8 @@ func (p *prober) send(ops ...guest.RawOp) (answers []netif.Status, out []seen) {
 	return answers[:last], p.c.until(mark)
 }
 
-// answers waits for the responses to requests with these ids, which have to come
-// in this order.
+// answers waits for the responses to requests with these ids, which have to arrive in this
+// order.
 func (p *prober) answers(ids []uint16, r guest.RawResult) (answers []netif.Status) {
 	p.g.w.t.Helper()
 	got := r.Tx
@@ -387,8 +386,7 @@ func (w *world) answered(want, got []netif.Status) {
 	}
 }
 
-// cameOut checks that just these frames came out of a vif, with nothing left
-// undone.
+// cameOut checks that exactly these frames came out of a vif, without pending offloads.
 func (w *world) cameOut(got []seen, want ...[]byte) {
 	w.t.Helper()
 	if len(got) != len(want) {
@@ -413,7 +411,7 @@ const (
 
 func each(n int, s netif.Status) []netif.Status { return slices.Repeat([]netif.Status{s}, n) }
 
-// okays returns the answers to requests that are all well-formed.
+// okays returns the responses to requests that are all well-formed.
 func okays(ops []guest.RawOp) []netif.Status { return each(len(number(slices.Clone(ops))), okay) }
 
 // drops are the counters of packets that were not delivered.
@@ -439,8 +437,8 @@ func (d drops) all() (n uint64) {
 	return n
 }
 
-// dropped checks that just these packets were dropped since before. The counters
-// follow what they count by a moment.
+// dropped checks that exactly these packets were dropped since before. The daemon updates
+// the counters a little later.
 func (g *testGuest) dropped(before, want drops) {
 	g.w.t.Helper()
 	got := drops{}
@@ -465,13 +463,12 @@ func (g *testGuest) errorNode() string {
 	return g.w.read(errNode(g.Domid, g.Devid))
 }
 
-// lines counts the lines of the daemon's log about the guest's vif that have all
-// texts.
+// lines counts the lines of the daemon's log about the guest's vif that contain all texts.
 func (g *testGuest) lines(texts ...string) int {
 	return g.w.logged(append(texts, strconv.Quote(g.VifName()))...)
 }
 
-// reconnect has the guest connect anew, and checks that all is well then.
+// reconnect reconnects the guest, and checks that it works then.
 func (g *testGuest) reconnect() {
 	g.w.t.Helper()
 	_, err := g.Reconnect(g.w.ctx, guest.ConnectArgs{})
@@ -506,8 +503,7 @@ func (w *world) cpuTime(pid int) time.Duration {
 	w.t.Helper()
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	w.must(err)
-	// The name in parentheses may hold anything; what follows begins with the
-	// third field.
+	// The name in parentheses may contain any characters; the third field follows it.
 	_, rest, _ := strings.Cut(string(stat), ") ")
 	fields := strings.Fields(rest)
 	const user, system, tick = 14 - 3, 15 - 3, 10 * time.Millisecond

@@ -35,11 +35,11 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
-// rawFront is a frontend that the test plays itself: rings on which nothing
-// moves, with any keys and states.
+// rawFront is a frontend that the test plays itself: rings without traffic, with any keys
+// and states.
 //
-// It writes its directory as dom0: to netbackd that looks the same, and xenstored
-// limits how fast a guest may write.
+// It writes its directory as dom0, since xenstored limits a guest's write rate. For netbackd
+// there is no difference.
 type rawFront struct {
 	w      *world
 	domid  xen.Domid
@@ -82,7 +82,7 @@ func (w *world) domain(opts ...option) xen.Domid {
 	return domid
 }
 
-// join plays the frontend of a vif there is.
+// join plays the frontend of an existing vif.
 func (w *world) join(domid xen.Domid, devid int) *rawFront {
 	w.t.Helper()
 	f := &rawFront{w: w, domid: domid, devid: devid}
@@ -111,7 +111,7 @@ func (f *rawFront) in(w *world) *rawFront {
 	return &sub
 }
 
-// newRings makes rings for so many queues. Those there were stay as they are.
+// newRings makes rings for this many queues. Earlier rings stay as they are.
 func (f *rawFront) newRings(queues int) {
 	f.w.t.Helper()
 	f.queues = nil
@@ -154,7 +154,7 @@ func (f *rawFront) keys() map[string]string {
 	return k
 }
 
-// with returns keys with some of them changed, or away if their value is gone.
+// with returns keys with some of them changed, or removed if their value is gone.
 func (f *rawFront) with(changes map[string]string) map[string]string {
 	k := f.keys()
 	for key, v := range changes {
@@ -167,10 +167,10 @@ func (f *rawFront) with(changes map[string]string) map[string]string {
 	return k
 }
 
-// gone as a value is no node.
+// gone is the value of a missing node.
 const gone = "\x00gone"
 
-// offer publishes keys, none but these, and goes to a state, all at once.
+// offer publishes exactly these keys and goes to a state, in one transaction.
 func (f *rawFront) offer(keys map[string]string, state xenbus.State) {
 	f.w.t.Helper()
 	f.w.must(f.w.Store().Transaction(f.w.ctx, func(tx *xenstore.Tx) error {
@@ -198,7 +198,7 @@ func (f *rawFront) state(s xenbus.State) {
 	f.w.must(f.w.Store().Write(f.w.ctx, f.dir()+"/state", s.Value()))
 }
 
-// waitBack waits until the backend shows one of the states.
+// waitBack waits until the backend is in one of the states.
 func (f *rawFront) waitBack(states ...xenbus.State) {
 	f.w.t.Helper()
 	f.w.waitBack(f.domid, f.devid, states...)
@@ -211,14 +211,14 @@ func (w *world) waitBack(domid xen.Domid, devid int, states ...xenbus.State) {
 	w.must(w.BackState(ctx, domid, devid, states...))
 }
 
-// connect does all a good frontend does to be connected.
+// connect connects as a well-behaved frontend does.
 func (f *rawFront) connect() {
 	f.w.t.Helper()
 	f.offer(f.keys(), xenbus.Connected)
 	f.waitBack(xenbus.Connected)
 }
 
-// close leaves as a driver that is unloaded does.
+// close disconnects as a driver that is unloaded does.
 func (f *rawFront) close() {
 	f.w.t.Helper()
 	f.state(xenbus.Closing)
@@ -227,7 +227,7 @@ func (f *rawFront) close() {
 	f.waitBack(xenbus.Closed)
 }
 
-// reopen comes back after close.
+// reopen goes back to Initialising after close and waits for the backend.
 func (f *rawFront) reopen() {
 	f.w.t.Helper()
 	f.state(xenbus.Initialising)
@@ -242,8 +242,7 @@ func (f *rawFront) status() *vif.Status {
 	return s
 }
 
-// connected checks that the vif is in order: all there is to map is mapped, all
-// there is to bind is bound.
+// connected checks that the vif has mapped all rings and bound all event channels.
 func (f *rawFront) connected() {
 	f.w.t.Helper()
 	s := f.status()
@@ -261,7 +260,7 @@ func errNode(domid xen.Domid, devid int) string {
 	return xenbus.VifID{Domid: domid, Devid: devid}.ErrorPath(xen.Dom0)
 }
 
-// read returns the value of a node; absent is that of one that is not there.
+// read returns the value of a node, or absent for a missing node.
 func (w *world) read(path string) string {
 	w.t.Helper()
 	v, err := w.Store().Read(w.ctx, path)
@@ -274,7 +273,7 @@ func (w *world) read(path string) string {
 
 const absent = "none"
 
-// waitError waits until the error node of a vif has a text with what in it.
+// waitError waits until the error node of a vif contains what.
 func (w *world) waitError(domid xen.Domid, devid int, what string) {
 	w.t.Helper()
 	w.wait(fmt.Sprintf("an error with %q", what), func() bool {
@@ -291,8 +290,8 @@ func (w *world) unpinned(domid xen.Domid) {
 	})
 }
 
-// domainGone waits until the hypervisor has forgotten the domain: as long as
-// a page of it is mapped it stays, as a zombie.
+// domainGone waits until the hypervisor has removed the domain, which stays a zombie as
+// long as a page of it is mapped.
 func (w *world) domainGone(domid xen.Domid) {
 	w.t.Helper()
 	w.wait(fmt.Sprintf("domain %d to be no zombie", domid), func() bool {
@@ -301,8 +300,8 @@ func (w *world) domainGone(domid xen.Domid) {
 	})
 }
 
-// vifGone waits until nothing of a vif is left: not in the daemon, no interface,
-// no journal, no error node.
+// vifGone waits until a vif is removed: from the daemon's list, its interface, its journal
+// and its error node.
 func (w *world) vifGone(domid xen.Domid, devid int) {
 	w.t.Helper()
 	name := xenbus.VifID{Domid: domid, Devid: devid}.String()
@@ -319,7 +318,7 @@ func (w *world) vifGone(domid xen.Domid, devid int) {
 	}
 }
 
-// noInterface checks that there is no TAP of a vif, by any name.
+// noInterface checks that a vif has no TAP under any name.
 func (w *world) noInterface(domid xen.Domid, devid int) {
 	w.t.Helper()
 	if l := w.link(domid, devid); l != nil {
@@ -327,8 +326,8 @@ func (w *world) noInterface(domid xen.Domid, devid int) {
 	}
 }
 
-// link returns the TAP of a vif, nil if there is none. Scripts rename it, so it is
-// found by its second name.
+// link returns the TAP of a vif, or nil if there is none. Scripts rename it, so link finds
+// it by its second name.
 func (w *world) link(domid xen.Domid, devid int) netlink.Link {
 	l, err := netlink.LinkByName(fmt.Sprintf("netbackd-vif%d.%d", domid, devid))
 	if errors.As(err, new(netlink.LinkNotFoundError)) {
@@ -358,7 +357,7 @@ func (w *world) books() books {
 	return books{d.Maps, d.Interdomain}
 }
 
-// waitBooks waits until netbackd holds just so much.
+// waitBooks waits until netbackd holds exactly these numbers.
 func (w *world) waitBooks(want books) {
 	w.t.Helper()
 	var got books
@@ -368,8 +367,8 @@ func (w *world) waitBooks(want books) {
 	})
 }
 
-// recorder keeps the values that a node goes through, as far as a watch shows
-// them: some may be missing, none is made up, and they are in order.
+// recorder records the values of a node that a watch shows, in order. Some values may be
+// missing.
 type recorder struct {
 	mu   sync.Mutex
 	seen []string // guarded by mu
@@ -411,7 +410,7 @@ func (r *recorder) values() []string {
 	return slices.Clone(r.seen)
 }
 
-// logged counts the lines of the daemon's log that hold all of the texts.
+// logged counts the lines of the daemon's log that contain all of the texts.
 func (w *world) logged(texts ...string) int { return countLines(w.Daemon().Log(), texts) }
 
 // waitLogged waits for such a line.
@@ -420,8 +419,8 @@ func (w *world) waitLogged(texts ...string) {
 	w.wait(fmt.Sprintf("a log line with %q", texts), func() bool { return w.logged(texts...) > 0 })
 }
 
-// streaming sends a stream from the guest to the host in the background. What it
-// returns waits for its end and checks that it arrived whole.
+// streaming sends a stream from the guest to the host in the background. The returned
+// function waits for its end and checks that it arrived whole.
 func (g *testGuest) streaming(n int64) (whole func()) {
 	return g.w.inBackground(n, func() (traffic.TCPResult, error) {
 		return g.TCPSend(g.w.ctx, guest.TCPSendArgs{Addr: hostIP + tcpPort, TCPSend: traffic.TCPSend{Bytes: n, Seed: 7}})
@@ -467,7 +466,7 @@ func (g *testGuest) flooded() (stop func()) {
 		for ctx.Err() == nil {
 			c, err := traffic.DialUDP(ctx, g.ip+udpPort, "")
 			if err != nil {
-				continue // the guest is away for the moment
+				continue // the guest is not reachable at the moment
 			}
 			_, _ = traffic.SendUDP(ctx, c, traffic.UDPSend{Count: 200, Size: 1000, Rate: 20000, NoReport: true})
 		}
@@ -478,7 +477,7 @@ func (g *testGuest) flooded() (stop func()) {
 	})
 }
 
-// pinged pings from the host; nothing may be lost.
+// pinged pings from the host. No packet may be lost.
 func (w *world) pinged(ip string, n, size int) {
 	w.t.Helper()
 	p, err := traffic.DialPing(netip.MustParseAddr(ip))
@@ -548,7 +547,7 @@ func (b *lineBuffer) has(texts ...string) bool {
 	return countLines(b.buf.String(), texts) > 0
 }
 
-// countLines counts the lines that hold all of the texts.
+// countLines counts the lines that contain all of the texts.
 func countLines(s string, texts []string) (n int) {
 	for line := range strings.Lines(s) {
 		if !slices.ContainsFunc(texts, func(t string) bool { return !strings.Contains(line, t) }) {
@@ -558,7 +557,7 @@ func countLines(s string, texts []string) (n int) {
 	return n
 }
 
-// process holds the kernel's figures of a process.
+// process holds the kernel's statistics of a process.
 type process struct {
 	fds, maps, threads int
 	rss                int   // KiB
@@ -604,8 +603,8 @@ func (w *world) statusField(path, field string) int64 {
 	return 0
 }
 
-// newPlainWorld returns a world of programs without the race detector, for scenarios
-// that measure: it multiplies memory and slows everything down.
+// newPlainWorld returns a world of programs without the race detector, for scenarios that
+// measure: the detector multiplies memory use and slows everything down.
 func newPlainWorld(t *testing.T, daemon ...string) *world {
 	t.Helper()
 	plain := exe + "-plain"
@@ -625,7 +624,7 @@ func newPlainWorld(t *testing.T, daemon ...string) *world {
 // times are measured times, for a test to print and to bound.
 type times []time.Duration
 
-// at returns the time that this part of all is not above.
+// at returns the quantile part of the times.
 func (d times) at(part float64) time.Duration {
 	s := slices.SortedFunc(slices.Values(d), cmp.Compare[time.Duration])
 	return s[min(int(part*float64(len(s))), len(s)-1)]

@@ -27,8 +27,8 @@ import (
 	"github.com/netbackd/netbackd/pkg/xentest"
 )
 
-// hostileFront is a connected frontend of one queue; the test has its rings in
-// its own memory.
+// hostileFront is a connected frontend of one queue. Its rings are in the test's own
+// memory.
 type hostileFront struct {
 	*rawFront
 	data *gntalloc.Pages // to send from
@@ -55,14 +55,14 @@ func (w *world) hostileFront() *hostileFront {
 
 func (f *hostileFront) q() *rawQueue { return &f.queues[0] }
 
-// publish publishes what was put in the tx ring and sends an event.
+// publish publishes the requests in the tx ring and sends an event.
 func (f *hostileFront) publish() {
 	f.w.t.Helper()
 	f.q().tx.Push()
 	f.w.must(f.events.Notify(f.q().txPort))
 }
 
-// answers waits until so many requests are answered, and takes the answers.
+// answers waits for n responses, and takes them.
 func (f *hostileFront) answers(n int) (rsp []netif.TxResponse) {
 	f.w.t.Helper()
 	tx := f.q().tx
@@ -99,7 +99,7 @@ func (f *hostileFront) sleep() {
 	f.w.must(f.events.Unmask(ports[:n]))
 }
 
-// renewed connects anew, with new rings.
+// renewed reconnects with new rings.
 func (f *hostileFront) renewed() {
 	f.w.t.Helper()
 	old := f.q().rings
@@ -121,8 +121,8 @@ func (f *hostileFront) served() {
 	}
 }
 
-// Events without work are heard less and less often: they cost the daemon next to
-// nothing and other guests nothing, and work that comes with them is still done
+// TestEventStorm: the daemon handles events without work less and less often. They cost
+// the daemon little and other guests nothing, and work that comes with them is still done
 // (XSA-332).
 func TestEventStorm(t *testing.T) {
 	w := newWorld(t)
@@ -173,8 +173,8 @@ func TestEventStorm(t *testing.T) {
 	})
 }
 
-// badPackets returns every packet that a guest can get wrong without a breach, by what it is
-// counted as. Each takes so many slots.
+// badPackets returns every kind of bad packet that is no violation of the ring protocol,
+// with its drop counter and its number of slots.
 func (f *hostileFront) badPackets() []badPacket {
 	good := f.data.Refs()[0]
 	const bogus, more, extra = 0xfffffff0, netif.TxMoreData, netif.TxExtraInfo
@@ -225,7 +225,7 @@ func (f *hostileFront) put(b *badPacket) {
 	}
 }
 
-// A hundred thousand bad packets use up no resource.
+// TestHundredThousandBadPackets: a hundred thousand bad packets use up no resource.
 func TestHundredThousandBadPackets(t *testing.T) {
 	w := newWorld(t, "--rx-drain=1h", "--rx-stall=1h") // the guest has no rx buffers
 	f := w.hostileFront()
@@ -257,7 +257,7 @@ func TestHundredThousandBadPackets(t *testing.T) {
 		}
 		return d
 	}
-	want := send(10_000) // what the daemon takes once
+	want := send(10_000) // allocations that the daemon makes once
 	before, lines := w.steady(), strings.Count(w.Daemon().Log(), "\n")
 	begin := time.Now()
 	w.undisturbed(func() {
@@ -270,20 +270,20 @@ func TestHundredThousandBadPackets(t *testing.T) {
 	if diff := cmp.Diff(want, counted()); diff != "" {
 		t.Errorf("packets dropped, by reason (-want +got):\n%s", diff)
 	}
-	// The bystander takes some; what leaks would be more.
+	// The bystander needs some memory; a leak would need more.
 	after := w.steady()
 	if after.fds > before.fds+10 || after.maps > before.maps+30 || after.rss > before.rss+16<<10 || after.threads > before.threads+4 {
 		t.Errorf("the daemon has grown from %+v to %+v", before, after)
 	}
-	if n := strings.Count(w.Daemon().Log(), "\n") - lines; n > 1 { // that the bystander is connected
+	if n := strings.Count(w.Daemon().Log(), "\n") - lines; n > 1 { // the line that the bystander is connected
 		t.Errorf("the log has %d lines about what a guest can do as often as it likes", n)
 	}
 	f.served()
 	f.connected()
 }
 
-// A guest that sends the smallest packets as fast as it can gets its share and no
-// more.
+// TestFloodOfTheSmallestPackets: a guest that sends the smallest packets as fast as it can
+// gets its share and no more.
 func TestFloodOfTheSmallestPackets(t *testing.T) {
 	w := newWorld(t)
 	f := w.hostileFront()
@@ -305,13 +305,13 @@ func TestFloodOfTheSmallestPackets(t *testing.T) {
 	t.Logf("%d packets in a second", packets)
 }
 
-// A request that changes while it is read is taken in one of its shapes, word by
-// word, and never in one that was not checked (XSA-155).
+// TestRequestThatChangesWhileItIsRead: the daemon reads each word of a changing request
+// once, and uses only the values that it has checked (XSA-155).
 func TestRequestThatChangesWhileItIsRead(t *testing.T) {
 	w := newWorld(t)
 	f := w.hostileFront()
 	refs := f.data.Refs()
-	// Any mixture of the words of these is a packet of its own, good or bad.
+	// Any mixture of the words of these is a packet, good or bad.
 	shapes := []netif.TxRequest{
 		{Gref: refs[0], Offset: 0, ID: 1, Size: 60},
 		{Gref: refs[1], Offset: 512, ID: 2, Size: 2048},
@@ -362,7 +362,7 @@ func TestRequestThatChangesWhileItIsRead(t *testing.T) {
 		shapesSeen[fmt.Sprintf("%d bytes from %d", len(s.frame), binary.BigEndian.Uint32(s.frame[14:])&0xffff)]++
 	}
 	t.Logf("frames seen: %v", shapesSeen)
-	if len(shapesSeen) < 2 && runtime.NumCPU() > 1 { // on one processor only one of both runs
+	if len(shapesSeen) < 2 && runtime.NumCPU() > 1 { // on one CPU only one of both runs
 		t.Error("no request was seen to change; then this shows nothing")
 	}
 	f.served()
@@ -383,7 +383,8 @@ func flipped(poke func(int)) (stop func()) {
 	}
 }
 
-// As above, for rx requests while packets are delivered to them.
+// TestRxRequestThatChangesWhileItIsRead does the same with rx requests while packets are
+// delivered to them.
 func TestRxRequestThatChangesWhileItIsRead(t *testing.T) {
 	w := newWorld(t)
 	f := w.hostileFront()
@@ -418,8 +419,8 @@ func TestRxRequestThatChangesWhileItIsRead(t *testing.T) {
 	f.served()
 }
 
-// Rings full of random data cost only their guest. With new rings it is served
-// again.
+// TestRingsFullOfNonsense: rings full of random data harm only their guest. With new rings
+// it is served again.
 func TestRingsFullOfNonsense(t *testing.T) {
 	w := newWorld(t)
 	f := w.hostileFront()
@@ -427,7 +428,7 @@ func TestRingsFullOfNonsense(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(1, 2))
 	quarantines := 0
 	w.undisturbed(func() {
-		books = w.books() // with the bystander's
+		books = w.books() // including the bystander's
 		for i := range 16 {
 			whole := i%2 == 0
 			mem := f.q().rings.Bytes()
@@ -440,7 +441,7 @@ func TestRingsFullOfNonsense(t *testing.T) {
 						set(ring+4*rnd.IntN(netif.PageSize/4), rnd.Uint32())
 						continue
 					}
-					// Indices that may be, and slots that nearly make sense.
+					// Valid indices, and nearly valid slots.
 					slot := ring + 64 + 4*rnd.IntN((netif.PageSize-64)/4)
 					set(slot, []uint32{rnd.Uint32(), rnd.Uint32() & 0x000f_0fff, uint32(f.data.Refs()[0]), 60 << 16, 0}[rnd.IntN(5)])
 					set(ring, get(ring+8)+rnd.Uint32N(3))

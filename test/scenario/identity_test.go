@@ -11,7 +11,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
-// anew makes the rings anew in the same pages, behind the same grefs and channels, as
+// anew initializes the rings again in the same pages, with the same grefs and channels, as
 // a boot loader's and a kernel's driver may do one after the other.
 func (f *rawFront) anew() {
 	f.w.t.Helper()
@@ -25,8 +25,7 @@ func (f *rawFront) anew() {
 	}
 }
 
-// ask puts three requests with ids from id on into the first tx ring, and tells of
-// them.
+// ask puts three requests with ids from id on into the first tx ring, and sends an event.
 func (f *rawFront) ask(data xen.Gref, id uint16) {
 	q := &f.queues[0]
 	for i := range uint16(3) {
@@ -36,7 +35,7 @@ func (f *rawFront) ask(data xen.Gref, id uint16) {
 	f.w.must(f.events.Notify(q.txPort))
 }
 
-// answers waits for three answers and takes them.
+// answers waits for three responses and takes them.
 func (f *rawFront) answers() (ids []uint16) {
 	f.w.t.Helper()
 	q := &f.queues[0]
@@ -50,9 +49,9 @@ func (f *rawFront) answers() (ids []uint16) {
 	return ids
 }
 
-// While no daemon runs, a guest's driver ends and the next one connects with rings
-// in the same pages. The new driver's requests are served; the journal of the old
-// one is not applied to them.
+// TestJournalOfADriverThatIsGone: while no daemon runs, a guest's driver ends and the next
+// one connects with rings in the same pages. The new driver's requests are served, and the
+// journal of the old one is not applied to them.
 func TestJournalOfADriverThatIsGone(t *testing.T) {
 	for _, tt := range []struct {
 		name   string
@@ -86,7 +85,7 @@ func TestJournalOfADriverThatIsGone(t *testing.T) {
 			if got := f.answers(); !slices.Equal(got, []uint16{20, 21, 22}) {
 				t.Errorf("the second driver's answers: %v", got)
 			}
-			// A packet that was answered without being sent was never counted.
+			// A packet that was answered but not sent is not counted.
 			w.wait("its packets to have been sent", func() bool {
 				s := f.status()
 				return len(s.Queues) == 1 && s.Queues[0].Counters["tx_packets"]+s.Queues[0].Counters["tx_tap_down"] == 3
@@ -102,8 +101,9 @@ func TestJournalOfADriverThatIsGone(t *testing.T) {
 	}
 }
 
-// A guest reconnects faster than the daemon looks, with the same grefs and ports.
-// Its new rings are served from the start, and it is not quarantined.
+// TestGuestComesAgainUnseen: a guest reconnects between two looks of the daemon, with the
+// same grefs and ports. Its new rings are served from their start, and it is not
+// quarantined.
 func TestGuestComesAgainUnseen(t *testing.T) {
 	w := newWorld(t)
 	f := w.rawFront(1)
@@ -127,8 +127,8 @@ func TestGuestComesAgainUnseen(t *testing.T) {
 	f.connected()
 }
 
-// A restart of the daemon does not end a quarantine. A new connection of the guest
-// does, also while no daemon runs and with the same grefs.
+// TestQuarantineOutlivesTheDaemon: a restart of the daemon does not end a quarantine. A new
+// connection of the guest does, also while no daemon runs and with the same grefs.
 func TestQuarantineOutlivesTheDaemon(t *testing.T) {
 	for name, end := range map[string]func(w *world){
 		"stopped": func(w *world) { w.must(w.Daemon().Stop()) },

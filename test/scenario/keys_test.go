@@ -16,8 +16,8 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
-// refused offers keys that are wrong and checks how they are refused. In the end
-// the vif waits for the frontend to try again.
+// refused offers wrong keys and checks their refusal. In the end the vif waits until the
+// frontend tries again.
 func (f *rawFront) refused(changes map[string]string, reason string) {
 	f.w.t.Helper()
 	back := f.w.record(f.back() + "/state")
@@ -45,14 +45,14 @@ func (f *rawFront) refused(changes map[string]string, reason string) {
 	if j := f.w.journals(f.domid, f.devid); len(j) > 0 {
 		f.w.t.Errorf("journals are left: %v", j)
 	}
-	// Linux' netfront answers Closing with Closed and stays there until its
-	// driver is loaded anew.
+	// Linux's netfront answers Closing with Closed and stays there until its driver is
+	// loaded again.
 	f.state(xenbus.Closed)
 	f.reopen()
 }
 
-// Wrong keys of the toolstack are refused before InitWait, with an error that names
-// the key, and taken as soon as they are corrected.
+// TestMalformedKeysOfTheToolstack: the daemon refuses wrong keys of the toolstack before
+// InitWait, with an error that names the key, and accepts them once they are corrected.
 func TestMalformedKeysOfTheToolstack(t *testing.T) {
 	w := newWorld(t)
 	for key, c := range map[string]struct {
@@ -89,7 +89,7 @@ func TestMalformedKeysOfTheToolstack(t *testing.T) {
 	}
 }
 
-// The rate can change while packets move. A malformed rate changes nothing.
+// TestMalformedRate: the rate can change under traffic. A malformed rate changes nothing.
 func TestMalformedRate(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest(vifKeys(func(v *lab.VifConfig) { v.Rate = "12500000,50000" }))
@@ -121,7 +121,7 @@ func clipped(v string) string {
 	return v
 }
 
-// A guest that names one ring for two purposes harms only itself.
+// TestOneRingNamedTwice: a guest that uses one ring for two purposes harms only itself.
 func TestOneRingNamedTwice(t *testing.T) {
 	w := newWorld(t)
 	w.undisturbed(func() {
@@ -144,8 +144,8 @@ func TestOneRingNamedTwice(t *testing.T) {
 	})
 }
 
-// When a map fails in the middle of connecting, all earlier maps are undone. Xen may
-// refuse one for reasons that have nothing to do with the guest.
+// TestHypervisorFailsAtTheKthMap: if a map fails while connecting, all earlier maps are
+// undone. Xen may refuse a map for reasons that the guest does not cause.
 func TestHypervisorFailsAtTheKthMap(t *testing.T) {
 	w := newWorld(t)
 	w.undisturbed(func() {
@@ -168,8 +168,8 @@ func TestHypervisorFailsAtTheKthMap(t *testing.T) {
 	})
 }
 
-// Xen takes long to map a guest's page, as when the page has to be fetched first.
-// Only that vif waits.
+// TestSlowMapDelaysItsVifAlone: Xen takes long to map a guest's page, as for a page that is
+// paged out. Only that vif waits.
 func TestSlowMapDelaysItsVifAlone(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest()

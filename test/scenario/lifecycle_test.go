@@ -21,12 +21,11 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
-// closeLimit is the time a vif may take to close in these tests. The promise is a
-// second; libxl waits ten.
+// closeLimit is the time that a vif may take to close in these tests. The documented limit
+// is 1 s; libxl waits 10 s.
 const closeLimit = 3 * time.Second
 
-// followed checks that what a recorder saw is want with parts of it missing at
-// most, and that it ends where want ends.
+// followed checks that a recorder's values are a subsequence of want with the same end.
 func followed(t *testing.T, what string, r *recorder, want string) {
 	t.Helper()
 	got := r.values()
@@ -44,8 +43,8 @@ func followed(t *testing.T, what string, r *recorder, want string) {
 	}
 }
 
-// The guest unloads its driver and loads it again, while the host goes on
-// sending to it.
+// TestDriverReloadedTenTimesUnderTraffic: the guest unloads its driver and loads it again,
+// while the host sends to it.
 func TestDriverReloadedTenTimesUnderTraffic(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest(queues(2))
@@ -69,8 +68,8 @@ func TestDriverReloadedTenTimesUnderTraffic(t *testing.T) {
 	}
 }
 
-// The driver reconnects with another configuration: nothing of the first connection
-// applies to the second.
+// TestReconnectWithOtherQueuesAndFeatures: the driver reconnects with another
+// configuration, and no setting of the first connection applies to the second.
 func TestReconnectWithOtherQueuesAndFeatures(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest(queues(4))
@@ -106,8 +105,8 @@ func TestReconnectWithOtherQueuesAndFeatures(t *testing.T) {
 	g.innocent()
 }
 
-// A guest that was saved and restored in place, or the kernel of which crashed into
-// another, goes from Connected straight to Initialising, with new rings.
+// TestSuspendAndResumeUnderTraffic: a guest that was saved and restored in place, or that
+// booted a crash kernel, goes from Connected directly to Initialising, with new rings.
 func TestSuspendAndResumeUnderTraffic(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest(queues(2))
@@ -129,8 +128,9 @@ func TestSuspendAndResumeUnderTraffic(t *testing.T) {
 	}
 }
 
-// The daemon was busy while a guest closed, dropped its rings and connected new
-// ones. It sees only Connected, before and after.
+// TestConnectedAgainWithOtherRingsAndStatesBetweenMissed: a guest closes, frees its rings
+// and connects new ones while the daemon is busy. The daemon sees only Connected, before
+// and after.
 func TestConnectedAgainWithOtherRingsAndStatesBetweenMissed(t *testing.T) {
 	w := newWorld(t)
 	f := w.rawFront(2)
@@ -142,7 +142,7 @@ func TestConnectedAgainWithOtherRingsAndStatesBetweenMissed(t *testing.T) {
 	w.wait("the new rings to be served", func() bool { return f.status().Grants == 6 })
 	f.connected()
 	for _, q := range old {
-		w.must(q.rings.Free()) // fails on nothing; that it is really free shows below
+		w.must(q.rings.Free()) // does not fail; the checks below show that it is freed
 	}
 	w.waitBooks(books{before.Maps + 2, before.Interdomain + 2})
 	if d, err := w.Domain(f.domid); err != nil || d.GrantsInUse != 6 {
@@ -153,8 +153,8 @@ func TestConnectedAgainWithOtherRingsAndStatesBetweenMissed(t *testing.T) {
 	}
 }
 
-// A guest makes its event channels anew and gets the same port numbers. The daemon
-// sees only another write of Connected.
+// TestConnectedAgainWithNewChannelsOfTheSameNumbers: a guest makes its event channels again
+// and gets the same port numbers. The daemon sees only another write of Connected.
 func TestConnectedAgainWithNewChannelsOfTheSameNumbers(t *testing.T) {
 	w := newWorld(t)
 	for name, rings := range map[string]func(*rawFront){
@@ -196,7 +196,8 @@ func TestConnectedAgainWithNewChannelsOfTheSameNumbers(t *testing.T) {
 	}
 }
 
-// A guest that only writes Connected again is not reconnected.
+// TestConnectedAgainAndNothingIsNew: a guest that only writes Connected again is not
+// reconnected.
 func TestConnectedAgainAndNothingIsNew(t *testing.T) {
 	w := newWorld(t)
 	f := w.rawFront(1)
@@ -213,8 +214,8 @@ func TestConnectedAgainAndNothingIsNew(t *testing.T) {
 	}
 }
 
-// Linux's netfront asks for XDP headroom with this state, and waits for the answer
-// without limit. It goes on with the same rings.
+// TestReconfiguringIsAnswered: Linux's netfront asks for XDP headroom with this state, and
+// waits for the answer without a limit. It continues with the same rings.
 func TestReconfiguringIsAnswered(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest(queues(2))
@@ -239,8 +240,8 @@ func TestReconfiguringIsAnswered(t *testing.T) {
 	g.innocent()
 }
 
-// A second answer to the same question: the node is 8 already when the guest asks
-// again, so the guest has nothing to wait for.
+// TestReconfiguringTwiceWithoutConnectedBetween: the node is 8 already when the guest asks
+// again, so the guest does not wait for a change.
 func TestReconfiguringTwiceWithoutConnectedBetween(t *testing.T) {
 	w := newWorld(t)
 	f := w.rawFront(1)
@@ -259,7 +260,8 @@ func TestReconfiguringTwiceWithoutConnectedBetween(t *testing.T) {
 	f.connect()
 }
 
-// xl network-detach of a guest that works gives the guest time to close.
+// TestDetachOfALiveGuest: xl network-detach of a working guest gives the guest time to
+// close.
 func TestDetachOfALiveGuest(t *testing.T) {
 	w := newWorld(t)
 	w.undisturbed(func() {
@@ -283,15 +285,15 @@ func TestDetachOfALiveGuest(t *testing.T) {
 	})
 }
 
-// The daemon waits for a guest that does not answer, but not longer than the
-// toolstack waits for the daemon.
+// TestDetachOfASilentGuest: the daemon waits for a guest that does not answer, but not as
+// long as the toolstack waits for the daemon.
 func TestDetachOfASilentGuest(t *testing.T) {
 	w := newWorld(t)
-	shortest := closeLimit // of those that waited
+	shortest := closeLimit // of the vifs that waited
 	for _, c := range []struct {
 		name  string
 		state xenbus.State // where it is stuck
-		wait  bool         // it may be coming
+		wait  bool         // the daemon waits for it
 	}{
 		{"it stays Connected", xenbus.Connected, true},
 		{"it stays in Closing", xenbus.Closing, true},
@@ -332,7 +334,8 @@ func TestDetachOfASilentGuest(t *testing.T) {
 	}
 }
 
-// The guest's process is gone, its domain is not: it no longer answers.
+// TestDetachOfADeadGuest: the guest's process is gone and its domain still exists, so the
+// guest does not answer.
 func TestDetachOfADeadGuest(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest()
@@ -373,8 +376,8 @@ func TestDetachUnderTraffic(t *testing.T) {
 	})
 }
 
-// sendInVain has the guest send a stream that never ends. The channel is closed
-// when it has.
+// sendInVain has the guest send an endless stream. The channel is closed when the stream
+// fails.
 func (w *world) sendInVain(g *testGuest) <-chan struct{} {
 	ended := make(chan struct{})
 	go func() {
@@ -384,7 +387,7 @@ func (w *world) sendInVain(g *testGuest) <-chan struct{} {
 	return ended
 }
 
-// xl destroy under traffic.
+// TestDestroyUnderTraffic runs xl destroy under traffic.
 func TestDestroyUnderTraffic(t *testing.T) {
 	w := newWorld(t)
 	w.undisturbed(func() {
@@ -407,8 +410,9 @@ func TestDestroyUnderTraffic(t *testing.T) {
 	})
 }
 
-// The domain is gone and the toolstack does not clean up, as when xl was killed.
-// Nothing of the guest may stay mapped, or the domain remains a zombie.
+// TestDomainIsGoneWithoutCleanUp: the domain is gone and the toolstack does not clean up,
+// as after a kill of xl. No page of the guest may stay mapped, or the domain remains a
+// zombie.
 func TestDomainIsGoneWithoutCleanUp(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest(queues(2))
@@ -421,7 +425,7 @@ func TestDomainIsGoneWithoutCleanUp(t *testing.T) {
 	if j := w.journals(g.Domid, g.Devid); len(j) > 0 {
 		t.Errorf("journals are left: %v", j)
 	}
-	// The directory is the toolstack's. That it is still there shows in the list.
+	// The directory belongs to the toolstack. The list shows that it still exists.
 	s := g.waitStatus("the daemon to have closed it", func(s *vif.Status) bool { return s.State == xenbus.Closed })
 	if s.Grants != 0 || s.Frontend != xenbus.Unknown {
 		t.Errorf("%d pages mapped, frontend %v", s.Grants, s.Frontend)
@@ -433,14 +437,15 @@ func TestDomainIsGoneWithoutCleanUp(t *testing.T) {
 	w.vifGone(g.Domid, g.Devid)
 }
 
-// As above with an xenstored before Xen 4.17, which leaves the nodes of a dead
-// domain at Connected. Only the release of the domain shows that it is gone.
+// TestDomainIsGoneAndItsNodesStay is the same with an xenstored before Xen 4.17, which
+// leaves the nodes of a dead domain at Connected. Only the release of the domain shows
+// that it is gone.
 func TestDomainIsGoneAndItsNodesStay(t *testing.T) {
 	w := newWorld(t)
 	f, other := w.rawFront(2), w.rawFront(1)
 	f.connect()
 	other.connect()
-	// The embedded xenstored removes what a dead domain owned.
+	// The embedded xenstored removes the nodes that a dead domain owned.
 	dom0Owned := []xenstore.Perm{{Domid: 0}, {Domid: f.domid, Access: xenstore.AccessBoth}}
 	w.must(w.Store().SetPermissions(w.ctx, f.dir(), dom0Owned))
 	keys, err := w.Store().List(w.ctx, f.dir())
@@ -462,8 +467,8 @@ func TestDomainIsGoneAndItsNodesStay(t *testing.T) {
 	other.connected()
 }
 
-// xl keeps a domain that has stopped by itself, for its user to look at
-// (on_crash=preserve). Its memory is still there, and may be mapped.
+// TestCrashedDomainThatIsPreserved: xl keeps a domain that has stopped by itself for an
+// inspection (on_crash=preserve). Its memory still exists, and may be mapped.
 func TestCrashedDomainThatIsPreserved(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest()
@@ -482,7 +487,8 @@ func TestCrashedDomainThatIsPreserved(t *testing.T) {
 	w.domainGone(g.Domid)
 }
 
-// libxl removes the frontend's directory when it uses force.
+// TestFrontendDirectoryIsRemoved: libxl removes the frontend's directory when it uses
+// force.
 func TestFrontendDirectoryIsRemoved(t *testing.T) {
 	w := newWorld(t)
 	f := w.rawFront(2)
@@ -500,8 +506,8 @@ func TestFrontendDirectoryIsRemoved(t *testing.T) {
 	w.vifGone(f.domid, f.devid)
 }
 
-// A device is gone with its directory. A late write would bring it back as a ghost
-// that no toolstack knows.
+// TestBackendDirectoryIsRemoved: a device is gone with its directory. A late write would
+// create a directory that no toolstack removes.
 func TestBackendDirectoryIsRemoved(t *testing.T) {
 	w := newWorld(t)
 	for _, state := range []xenbus.State{xenbus.Initialising, xenbus.Connected, xenbus.Closing, xenbus.Closed} {
@@ -516,7 +522,7 @@ func TestBackendDirectoryIsRemoved(t *testing.T) {
 			w.must(w.Store().Remove(w.ctx, f.back()))
 			w.vifGone(f.domid, f.devid)
 			w.unpinned(f.domid)
-			// The frontend goes on moving, without a backend.
+			// The frontend goes through further states, without a backend.
 			for _, s := range []xenbus.State{xenbus.Closing, xenbus.Closed, xenbus.Initialising, xenbus.Connected} {
 				f.state(s)
 			}
@@ -530,7 +536,8 @@ func TestBackendDirectoryIsRemoved(t *testing.T) {
 	}
 }
 
-// As above while the daemon is connecting the vif.
+// TestBackendDirectoryIsRemovedWhileTheRingsAreMapped is the same while the daemon connects
+// the vif.
 func TestBackendDirectoryIsRemovedWhileTheRingsAreMapped(t *testing.T) {
 	w := newWorld(t)
 	for range 3 {
@@ -548,15 +555,15 @@ func TestBackendDirectoryIsRemovedWhileTheRingsAreMapped(t *testing.T) {
 	}
 }
 
-// A toolstack replaces a device in one transaction: no event shows that it is
-// another one.
+// TestDeviceIsMadeAnewInTheSamePlace: a toolstack replaces a device in one transaction, and
+// no event shows that it is another one.
 func TestDeviceIsMadeAnewInTheSamePlace(t *testing.T) {
 	w := newWorld(t)
 	f := w.rawFront(2)
 	f.connect()
 	index := w.link(f.domid, f.devid).Attrs().Index
 	again := func(f *rawFront) {
-		// Directory by directory, in one transaction: it is never seen gone.
+		// Directory by directory, in one transaction, so that no reader sees it missing.
 		dirs := map[string][]string{
 			f.back(): {"frontend", "frontend-id", "online", "script", "mac", "bridge", "handle", "type"},
 			f.dir():  {"backend", "backend-id", "handle", "mac", "trusted"},
@@ -610,7 +617,8 @@ func TestDeviceIsMadeAnewInTheSamePlace(t *testing.T) {
 	}
 }
 
-// As above with xl: detach and attach in quick succession.
+// TestDetachAndAttachAgainAndAgain is the same with xl: detach and attach in quick
+// succession.
 func TestDetachAndAttachAgainAndAgain(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest()
@@ -632,9 +640,9 @@ func TestDetachAndAttachAgainAndAgain(t *testing.T) {
 	g.innocent()
 }
 
-// A migrated guest announces its new place with its first packet, as soon as the
-// backend shows Connected. If the bridge dropped that packet, the guest would be
-// unreachable until it sends again.
+// TestFirstPacketAfterConnectedPassesTheBridge: a migrated guest announces its new place
+// with its first packet, as soon as the backend is Connected. If the bridge dropped that
+// packet, the guest would be unreachable until it sends again.
 func TestFirstPacketAfterConnectedPassesTheBridge(t *testing.T) {
 	w := newWorld(t)
 	w.guest() // keeps the bridge up
@@ -650,7 +658,7 @@ func TestFirstPacketAfterConnectedPassesTheBridge(t *testing.T) {
 	}
 }
 
-// A process that is not the toolstack writes into our state node.
+// TestStrangerWritesTheState: a process other than the toolstack writes our state node.
 func TestStrangerWritesTheState(t *testing.T) {
 	w := newWorld(t)
 	for _, value := range []string{"", "2", "3", "5", "6", "7", "42", "-1", "four"} {
@@ -659,8 +667,8 @@ func TestStrangerWritesTheState(t *testing.T) {
 			f := w.rawFront(1)
 			f.connect()
 			w.must(w.Store().Write(w.ctx, f.back()+"/state", value))
-			// It disconnects no vif, and the next reload of the driver
-			// makes it right.
+			// The write disconnects no vif, and the next reload of the
+			// driver corrects the state.
 			w.must(w.Store().Write(w.ctx, f.back()+"/rate", "1000000,50000"))
 			w.wait("the daemon to have looked", func() bool { return f.status().Rate != "unlimited" })
 			f.connected()
@@ -692,8 +700,8 @@ func TestFrontendGoesWhereNoFrontendGoes(t *testing.T) {
 	}
 }
 
-// A guest boots while the hotplug script still runs, and a guest leaves before the
-// script has ended.
+// TestGuestLeavesBeforeTheScriptIsThrough: a guest boots while the hotplug script still
+// runs, and a guest disconnects before the script has ended.
 func TestGuestLeavesBeforeTheScriptIsThrough(t *testing.T) {
 	w := newWorld(t)
 	f := w.rawFront(2, script(lab.NoScript))

@@ -16,9 +16,8 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
-// steady has the daemon give back memory that it does not use, so that what is
-// left is what it retains: it collects more eagerly the more often it is asked
-// for something.
+// steady makes the daemon collect garbage, by requests, and returns its statistics then:
+// the remaining memory is retained.
 func (w *world) steady() process {
 	w.t.Helper()
 	for range 20 {
@@ -28,7 +27,8 @@ func (w *world) steady() process {
 	return w.process(w.Daemon().PID())
 }
 
-// Hundreds of connections leak nothing, neither in the daemon nor in Xen.
+// TestManyConnectionsLeaveNothing: hundreds of connections leak nothing, neither in the
+// daemon nor in Xen.
 func TestManyConnectionsLeaveNothing(t *testing.T) {
 	w := newPlainWorld(t)
 	const fronts, warmUp, cycles = 8, 10, 40
@@ -36,7 +36,7 @@ func TestManyConnectionsLeaveNothing(t *testing.T) {
 	for range fronts {
 		all = append(all, w.rawFront(2))
 	}
-	// Each goes its own way, since one vif looks at most fifty times a second.
+	// The vifs run concurrently, since one vif looks at most fifty times a second.
 	run := func(cycles int) {
 		var wg sync.WaitGroup
 		for i, f := range all {
@@ -44,11 +44,11 @@ func TestManyConnectionsLeaveNothing(t *testing.T) {
 				for n := range cycles {
 					f.offer(f.keys(), xenbus.Connected)
 					f.waitBack(xenbus.Connected)
-					if (i+n)%2 == 0 { // as a driver that is unloaded
+					if (i+n)%2 == 0 { // like a driver that is unloaded
 						f.state(xenbus.Closed)
 						f.waitBack(xenbus.Closed)
 					}
-					f.state(xenbus.Initialising) // or as a guest that was restored
+					f.state(xenbus.Initialising) // or like a guest that was restored
 					f.waitBack(xenbus.InitWait)
 				}
 			})
@@ -62,8 +62,8 @@ func TestManyConnectionsLeaveNothing(t *testing.T) {
 	took := time.Since(begin)
 	after := w.steady()
 	t.Logf("%d connections of %d vifs in %v: from %+v to %+v", fronts*cycles, fronts, took.Round(time.Millisecond), before, after)
-	// The embedded Xen has a socket for each grant call that is under way, at
-	// most one for each vif; a real one has none.
+	// The embedded Xen has a socket for each running grant call, at most one per vif; a
+	// real one has none.
 	if after.fds > before.fds+fronts {
 		t.Errorf("%d files open, before %d", after.fds, before.fds)
 	}
@@ -90,7 +90,8 @@ func TestManyConnectionsLeaveNothing(t *testing.T) {
 	}
 }
 
-// As above for vifs that come and go, as on a host with short-lived guests.
+// TestVifsThatComeAndGoLeaveNothing is the same with vifs that are attached and detached,
+// as on a host with short-lived guests.
 func TestVifsThatComeAndGoLeaveNothing(t *testing.T) {
 	w := newPlainWorld(t)
 	domid := w.domain()
@@ -117,8 +118,9 @@ func TestVifsThatComeAndGoLeaveNothing(t *testing.T) {
 	}
 }
 
-// XSA-349: a guest writes its state as fast as it can. The writes are merged, so
-// they cost neither the daemon's memory nor another guest's network.
+// TestGuestWritesItsStateTenThousandTimes: a guest writes its state as fast as it can
+// (XSA-349). The daemon merges the writes, so they cost neither its memory nor another
+// guest's network.
 func TestGuestWritesItsStateTenThousandTimes(t *testing.T) {
 	w := newPlainWorld(t)
 	f := w.rawFront(2)
@@ -144,7 +146,7 @@ func TestGuestWritesItsStateTenThousandTimes(t *testing.T) {
 				}
 			})
 		}
-		// Meanwhile the daemon has time for others.
+		// Meanwhile the daemon serves others.
 		quiet.connect()
 		quiet.close()
 		wg.Wait()
@@ -187,7 +189,8 @@ func (w *world) grantMaps(domid xen.Domid) uint64 {
 	return d.Counters.GrantedMaps
 }
 
-// The guest fills its directory, and changes every key that is read.
+// TestGuestFillsItsDirectory: the guest fills its directory, and changes every key that the
+// daemon reads.
 func TestGuestFillsItsDirectory(t *testing.T) {
 	w := newPlainWorld(t)
 	f := w.rawFront(1)
@@ -207,7 +210,7 @@ func TestGuestFillsItsDirectory(t *testing.T) {
 	}
 }
 
-// Idle vifs do not wake the daemon and cost little memory.
+// TestIdleVifsCauseNoWakeups: idle vifs do not wake the daemon and cost little memory.
 func TestIdleVifsCauseNoWakeups(t *testing.T) {
 	w := newPlainWorld(t)
 	const n = 50
@@ -230,11 +233,11 @@ func TestIdleVifsCauseNoWakeups(t *testing.T) {
 	pid := w.Daemon().PID()
 	quiet := func(over time.Duration) (switches int64, p process) {
 		before := w.process(pid)
-		time.Sleep(over) // what is measured is how long nothing happens
+		time.Sleep(over) // the test measures an idle period
 		p = w.process(pid)
 		return p.switches - before.switches, p
 	}
-	// What the last of them set going comes to rest first.
+	// The work of the last vif has to end first.
 	w.wait("the daemon to come to rest", func() bool { s, _ := quiet(100 * time.Millisecond); return s < 3 })
 	switches, p := quiet(2 * time.Second)
 	t.Logf("%d idle vifs: %d wake-ups in 2 s, %d files, %d threads, RSS %d KiB, of which each vif %d KiB",

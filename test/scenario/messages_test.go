@@ -52,8 +52,8 @@ func (g *testGuest) pagesOf(p *prober, n int) (refs []xen.Gref) {
 	return refs
 }
 
-// A guest that maps and unmaps pages without end is slowed down, and other guests
-// are not.
+// TestGuestThatOnlyAsks: a guest that maps and unmaps pages without end is slowed down, and
+// other guests are not.
 func TestGuestThatOnlyAsks(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest(withControl())
@@ -61,7 +61,7 @@ func TestGuestThatOnlyAsks(t *testing.T) {
 	for _, r := range g.pagesOf(g.prober(), 128) {
 		all = append(all, netif.GrefEntry{Ref: r, Flags: netif.GrefReadOnly})
 	}
-	// A message is worth a millisecond, and one more for each 8 entries.
+	// A message costs 1 ms, and 1 ms more for each 8 entries.
 	const rounds, burst, cost = 60, 1024, 2 * (1 + 128/8)
 	began := time.Now()
 	w.undisturbed(func() {
@@ -82,7 +82,8 @@ func TestGuestThatOnlyAsks(t *testing.T) {
 	g.innocent()
 }
 
-// With --static-grants=0 static grants are not supported, and hashing is.
+// TestNoStaticGrants: with --static-grants=0 the control ring supports hashing and no static
+// grants.
 func TestNoStaticGrants(t *testing.T) {
 	w := newWorld(t, "--static-grants=0")
 	g := w.guest(withControl())
@@ -97,8 +98,8 @@ func TestNoStaticGrants(t *testing.T) {
 	g.innocent()
 }
 
-// A control ring of byte streams supports hashing and steering; packets carry no
-// hashes.
+// TestByteStreamControlRing: a control ring of byte streams supports hashing and steering.
+// Packets carry no hashes.
 func TestByteStreamControlRing(t *testing.T) {
 	for _, setting := range []string{"stream", "both"} {
 		t.Run(setting, func(t *testing.T) {

@@ -19,7 +19,7 @@ import (
 type grantModel struct {
 	rng    *rand.Rand
 	tables []map[xen.Gref]bool
-	pools  [][]netif.GrefEntry // what each queue has
+	pools  [][]netif.GrefEntry // the entries of each queue
 }
 
 func (m *grantModel) learn(g *testGuest, queues int) {
@@ -38,8 +38,7 @@ func (m *grantModel) learn(g *testGuest, queues int) {
 	}
 }
 
-// list draws grants: some the queue has, with a chance of one it has not and of
-// one twice.
+// list draws grants of the queue, with a chance of a foreign one and of a duplicate.
 func (m *grantModel) list(q int, wanted func(xen.Gref) bool) (list []netif.GrefEntry) {
 	n := 1 + m.rng.IntN(60)
 	for _, i := range m.rng.Perm(len(m.pools[q])) {
@@ -84,9 +83,9 @@ func (m *grantModel) del(q int, list []netif.GrefEntry) (status []netif.CtrlStat
 	return status, n
 }
 
-// While streams run both ways, static grants are added and removed at random, the
-// guest reconnects, and the daemon is killed between and during messages. Every
-// answer and every table agrees with a model, and every byte arrives.
+// TestStaticGrantsAgainstAModel: while streams run both ways, static grants are added and
+// removed at random, the guest reconnects, and the daemon is killed between and during
+// messages. Every answer and every table agrees with a model, and every byte arrives.
 func TestStaticGrantsAgainstAModel(t *testing.T) {
 	const queueCount = 2
 	w := newWorld(t)
@@ -100,8 +99,7 @@ func TestStaticGrantsAgainstAModel(t *testing.T) {
 		w.must(w.StartDaemon(w.ctx))
 		g.serving()
 	}
-	// send sends a message; now and then the daemon is killed while it is under
-	// way.
+	// send sends a message. Sometimes it kills the daemon meanwhile.
 	kills := 0
 	send := func(msg guest.ControlArgs) guest.ControlResult {
 		if m.rng.IntN(6) != 0 {

@@ -23,7 +23,7 @@ import (
 // group returns the i-th multicast address of a test.
 func group(i int) [6]byte { return [6]byte{0x01, 0x00, 0x5e, 0x7f, byte(i >> 8), byte(i)} }
 
-// mcaster asks for edits of a guest's multicast list, and looks at what passes.
+// mcaster sends edits of a guest's multicast list, and checks which frames pass.
 type mcaster struct {
 	*prober
 	host, nic *cable
@@ -35,7 +35,7 @@ func (g *testGuest) mcaster() *mcaster {
 	return &mcaster{p, p.c, g.inside()}
 }
 
-// ask sends an edit of the list, riding on a request that is nothing else.
+// ask sends an edit of the list, as an extra of a request without data.
 func (m *mcaster) ask(extras ...netif.ExtraInfo) netif.Status {
 	m.g.w.t.Helper()
 	answers, out := m.send(withExtras([]guest.RawOp{ref("bogus", 0, 0xffff, 0xffff)}, extras...)...)
@@ -95,14 +95,15 @@ func TestMulticastJoinedByTheGuestsKernelArrives(t *testing.T) {
 		w.must(err)
 		return len(r) == 1 && r[0].Received == 20 && r[0].Corrupt == 0
 	})
-	// So does IPv6, which cannot find a neighbour without.
+	// IPv6 works, too, which needs multicast to find a neighbour.
 	r, err := traffic.DialTCP(w.ctx, join(g.ip6, tcpPort))
 	w.must(err)
 	_ = r.Close()
 	g.innocent()
 }
 
-// A guest may turn the filter on and off while it is connected. The list stays.
+// TestMulticastFilterTurnedOnAndOffWhileConnected: a guest may turn the filter on and off
+// while it is connected. The list stays.
 func TestMulticastFilterTurnedOnAndOffWhileConnected(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest()
@@ -122,7 +123,7 @@ func TestMulticastFilterTurnedOnAndOffWhileConnected(t *testing.T) {
 	g.innocent()
 }
 
-// The list belongs to the vif, not to a queue.
+// TestMulticastListOfManyQueues: the list belongs to the vif, not to a queue.
 func TestMulticastListOfManyQueues(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest(queues(4), features(func(f *netfront.Features) { f.MulticastControl = true }))
@@ -134,7 +135,7 @@ func TestMulticastListOfManyQueues(t *testing.T) {
 	m.queue = 0
 	w.answered(each(1, okay), []netif.Status{m.del(3)})
 	before := g.counter(dataplane.DropRxMcast)
-	// Flows enough that each queue has some.
+	// Enough flows for each queue to have some.
 	for i := range 64 {
 		for a := range 5 {
 			m.host.send(tap.VnetHdr{}, packettest.Frame{Dst: group(a), IPv4: ip4, UDP: &packettest.UDP{SrcPort: uint16(1000 + i)}}.Bytes())

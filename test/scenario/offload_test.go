@@ -37,7 +37,7 @@ func partial(f packettest.Frame) packettest.Frame {
 	return f
 }
 
-// finished returns a frame as the host would send it on: with its checksum made.
+// finished returns a frame with its checksum completed, as the host forwards it.
 func (s seen) finished() []byte {
 	f := bytes.Clone(s.frame)
 	if s.vnet.Flags&tap.VnetNeedsCsum == 0 {
@@ -60,8 +60,8 @@ func (s seen) finished() []byte {
 	return f
 }
 
-// A checksum that the guest leaves open is passed on to the host, anywhere in the
-// frame and in any slots.
+// TestBlankChecksumIsLeftToTheHost: netbackd passes a guest's partial checksum on to the
+// host, anywhere in the frame and in any slots.
 func TestBlankChecksumIsLeftToTheHost(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest()
@@ -126,8 +126,9 @@ func TestBlankChecksumIsLeftToTheHost(t *testing.T) {
 	g.innocent()
 }
 
-// A checksum that is neither of TCP nor of UDP, or not in this frame, cannot be
-// completed. The guest gets no error, as with Linux.
+// TestBlankChecksumWhereThereIsNoneToMake: a checksum of another protocol than TCP and UDP,
+// or one that is not in the frame, cannot be completed. The guest gets no error, as with
+// Linux.
 func TestBlankChecksumWhereThereIsNoneToMake(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest()
@@ -159,7 +160,7 @@ func TestBlankChecksumWhereThereIsNoneToMake(t *testing.T) {
 	g.innocent()
 }
 
-// large are TCP packets to be segmented.
+// large has TCP packets with GSO.
 var large = []struct {
 	name  string
 	frame packettest.Frame
@@ -174,9 +175,9 @@ var large = []struct {
 
 const mss = 1400
 
-// A GSO packet leaves the vif in one piece. It arrives in one piece at a guest that
-// takes GSO, and in correct segments at any other. Some of them are made by the
-// kernel, others by netbackd.
+// TestGSOFromOneGuestToAnother: a GSO packet leaves the vif in one piece. It arrives in one
+// piece at a guest that takes GSO, and in correct segments at any other. The kernel makes
+// some of these segments, netbackd the others.
 func TestGSOFromOneGuestToAnother(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest()
@@ -207,7 +208,7 @@ func TestGSOFromOneGuestToAnother(t *testing.T) {
 		r.nic, r.to = r.inside(), r.mac()
 	}
 	for _, tt := range large {
-		full := 0xffff - 14 - 4*len(tt.frame.Tags) - 20 - 32 // as much as fits
+		full := 0xffff - 14 - 4*len(tt.frame.Tags) - 20 - 32 // the largest payload
 		if tt.frame.IPv6 != nil {
 			full -= 20
 		}
@@ -254,7 +255,7 @@ func TestGSOFromOneGuestToAnother(t *testing.T) {
 	}
 }
 
-// inOnePiece checks that just one packet came, to be segmented yet.
+// inOnePiece checks that exactly one packet arrived, with GSO.
 func (w *world) inOnePiece(out []seen, typ uint8, frame []byte) {
 	w.t.Helper()
 	if len(out) != 1 {
@@ -269,7 +270,7 @@ func (w *world) inOnePiece(out []seen, typ uint8, frame []byte) {
 	}
 }
 
-// segments checks that what came are the segments of a packet, ready to be read.
+// segments checks that the segments of a packet arrived, with complete checksums.
 func (w *world) segments(out []seen, of packettest.Frame, mss int) {
 	w.t.Helper()
 	var payload []byte
@@ -338,8 +339,8 @@ func (g *testGuest) mac() [6]byte {
 	return [6]byte(m)
 }
 
-// The CWR flag of a GSO packet belongs to its first segment only. netif cannot
-// express that, so a guest gets segments.
+// TestGSOWithCongestionWindowReduced: the CWR flag of a GSO packet belongs to its first
+// segment only. netif cannot express that, so a guest gets segments.
 func TestGSOWithCongestionWindowReduced(t *testing.T) {
 	w := newWorld(t)
 	g, other := w.guest(), w.guest()
@@ -354,7 +355,7 @@ func TestGSOWithCongestionWindowReduced(t *testing.T) {
 	other.innocent()
 }
 
-// Unneeded but legal sizes and flags of a GSO extra.
+// TestGSOThatNeedNotBe sends unneeded but legal sizes and flags of a GSO extra.
 func TestGSOThatNeedNotBe(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest()
@@ -405,7 +406,8 @@ func TestGSOThatNeedNotBe(t *testing.T) {
 	g.innocent()
 }
 
-// A GSO extra on a packet of another kind costs that packet.
+// TestGSOThatDoesNotFitThePacket: netbackd drops a packet whose GSO extra is for another
+// protocol.
 func TestGSOThatDoesNotFitThePacket(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest()
@@ -443,15 +445,15 @@ func TestGSOThatDoesNotFitThePacket(t *testing.T) {
 	g.innocent()
 }
 
-// netbackd completes what the host left open in a packet to the guest, unless the
-// guest takes it as it is.
+// TestFramesFromTheHostAreFinishedAsTheGuestNeedsThem: netbackd completes a packet's pending
+// offloads, unless the guest supports them.
 func TestFramesFromTheHostAreFinishedAsTheGuestNeedsThem(t *testing.T) {
 	w := newWorld(t)
 	payload := packettest.Pattern(1000)
 	frames := []struct {
 		name  string
 		frame packettest.Frame
-		left  func(netfront.Features) bool // to the guest
+		left  func(netfront.Features) bool // whether the guest gets the packet unchanged
 	}{
 		{"UDP", packettest.Frame{IPv4: ip4, UDP: udp, Payload: payload}, func(f netfront.Features) bool { return !f.NoCsumOffload }},
 		{"TCP over IPv6", packettest.Frame{IPv6: ip6, TCP: tcp, Payload: payload}, func(f netfront.Features) bool { return f.IPv6CsumOffload }},

@@ -10,9 +10,9 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/netfront"
 )
 
-// While streams run to the guest, it changes its table, its key and hashing again
-// and again. Flows move from queue to queue without reordering: packets that could
-// overtake wait.
+// TestFlowsMoveInOrder: while streams run to the guest, it repeatedly changes its table,
+// its key and hashing. Flows move from queue to queue without reordering: packets that
+// could overtake wait.
 func TestFlowsMoveInOrder(t *testing.T) {
 	for _, by := range []string{"kernel", "netbackd"} {
 		t.Run("chosen in "+by, func(t *testing.T) {

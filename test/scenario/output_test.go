@@ -27,7 +27,7 @@ func (w *world) stuck() (reader, writer *os.File) {
 			break
 		}
 	}
-	w.must(unix.SetNonblock(p[1], false)) // as a child is given it
+	w.must(unix.SetNonblock(p[1], false)) // blocking, as a child inherits it
 	reader, writer = os.NewFile(uintptr(p[0]), "log"), os.NewFile(uintptr(p[1]), "log")
 	w.t.Cleanup(func() { _ = reader.Close(); _ = writer.Close() })
 	return reader, writer
@@ -54,9 +54,9 @@ func (w *world) loggingTo(f *os.File) (daemon *exec.Cmd, ended chan struct{}) {
 	return daemon, ended
 }
 
-// The log is full and is not read. Guests are served and reconnect, lost lines are
-// counted and reported to a reader that comes back, and the daemon ends when it is
-// asked to, or by the watchdog.
+// TestGuestsAreServedWhileTheLogBlocks: the log is full and is not read. Guests are served
+// and reconnect. Lost lines are counted and reported to a reader that returns. The daemon
+// ends when it is asked to, or by the watchdog.
 func TestGuestsAreServedWhileTheLogBlocks(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest()
@@ -117,7 +117,8 @@ func TestGuestsAreServedWhileTheLogBlocks(t *testing.T) {
 	g.pings(3)
 }
 
-// A terminal that hangs up, and a reader of the log that ends, do not end the daemon.
+// TestHangUpDoesNotEndTheDaemon: a terminal that hangs up, and a reader of the log that
+// ends, do not end the daemon.
 func TestHangUpDoesNotEndTheDaemon(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest()
@@ -131,7 +132,7 @@ func TestHangUpDoesNotEndTheDaemon(t *testing.T) {
 	for _, s := range []unix.Signal{unix.SIGHUP, unix.SIGPIPE, unix.SIGTTOU} {
 		w.must(daemon.Process.Signal(s))
 	}
-	f := w.rawFront(1) // the daemon logs that it connects, to nowhere
+	f := w.rawFront(1) // the daemon logs the connection, and the line is lost
 	f.connect()
 	g.pings(3)
 	select {
@@ -144,7 +145,7 @@ func TestHangUpDoesNotEndTheDaemon(t *testing.T) {
 	w.must(w.StartDaemon(w.ctx))
 }
 
-// within waits for the daemon's end. A service manager kills what takes longer.
+// within waits for the daemon's end. A service manager kills a daemon that takes longer.
 func (w *world) within(ended chan struct{}, what string) {
 	w.t.Helper()
 	select {

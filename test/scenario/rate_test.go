@@ -17,9 +17,9 @@ import (
 	"github.com/netbackd/netbackd/internal/vif"
 )
 
-// pressing sends so many bytes per second from the guest to the host, on so many
-// flows, until the returned function is called. It does not wait for them to arrive, so it
-// is the way that decides how many do.
+// pressing sends perSecond bytes per second from the guest to the host over this many
+// flows, until the returned function is called. It does not wait for their arrival, so the
+// path limits the rate of arrival.
 func (g *testGuest) pressing(flows int, perSecond float64) (stop func()) {
 	const size = 1400
 	pps := int(perSecond / size / float64(flows))
@@ -27,7 +27,7 @@ func (g *testGuest) pressing(flows int, perSecond float64) (stop func()) {
 	var wg sync.WaitGroup
 	for range flows {
 		wg.Go(func() {
-			for ctx.Err() == nil { // an agent that was told to send cannot be told to stop
+			for ctx.Err() == nil { // an agent cannot be told to stop sending
 				_, err := g.UDPSend(g.w.ctx, guest.UDPSendArgs{Addr: hostIP + udpPort, UDPSend: traffic.UDPSend{
 					Count: pps / 4, Size: size, Rate: pps, NoReport: true,
 				}})
@@ -43,7 +43,7 @@ func (g *testGuest) pressing(flows int, perSecond float64) (stop func()) {
 	})
 }
 
-// speed returns the rate at which the guest sends for so long, in bytes per second.
+// speed returns the guest's sending rate over a time, in bytes per second.
 func (g *testGuest) speed(over time.Duration) float64 {
 	g.w.t.Helper()
 	sample := func() (uint64, time.Time) {
@@ -57,14 +57,14 @@ func (g *testGuest) speed(over time.Duration) float64 {
 	return float64(n1-n0) / t1.Sub(t0).Seconds()
 }
 
-// limited checks that the guest sends what a rate allows it: never more, and not
-// less, as far as the machine allows.
+// limited checks that the guest sends at its rate limit: never faster, and not slower, as
+// far as the machine allows.
 func (g *testGuest) limited(bytes, perSecond float64) {
 	g.w.t.Helper()
 	const window = 1200 * time.Millisecond
 	burst := max(bytes, 131072)
 	most := perSecond + burst/window.Seconds()
-	// What may be sent in one go at the beginning is not the rate.
+	// The burst at the beginning does not belong to the rate.
 	g.waitCounter(dataplane.TxBytes, g.counter(dataplane.TxBytes)+uint64(2*burst))
 	var got []float64
 	for range 10 {
@@ -82,8 +82,8 @@ func (g *testGuest) limited(bytes, perSecond float64) {
 
 func rate(value string) option { return vifKeys(func(c *lab.VifConfig) { c.Rate = value }) }
 
-// setRate writes the vif's rate, as a toolstack may at any time, and waits until
-// the daemon says so.
+// setRate writes the vif's rate, as a toolstack may at any time, and waits until the
+// daemon shows it.
 func (g *testGuest) setRate(value, shown string) {
 	g.w.t.Helper()
 	g.w.must(g.w.Store().Write(g.w.ctx, g.w.BackPath(g.Domid, g.Devid)+"/rate", value))
@@ -123,7 +123,7 @@ func TestRateChangesUnderTraffic(t *testing.T) {
 	g.setRate("100000,50000", "100000 B/50ms")
 	g.limited(100000, 2e6)
 
-	// What makes no sense changes nothing, and is told.
+	// An invalid rate changes nothing, and is logged.
 	lines := g.lines("key", "rate", "ERROR")
 	w.must(w.Store().Write(w.ctx, w.BackPath(g.Domid, g.Devid)+"/rate", "fast"))
 	w.wait("the error node", func() bool { return strings.Contains(g.errorNode(), `"rate"`) })
@@ -132,7 +132,7 @@ func TestRateChangesUnderTraffic(t *testing.T) {
 		t.Errorf("the log has %d lines about it, want 1", n)
 	}
 
-	// 2^32-1 is how libxl says that there is no limit.
+	// libxl writes 2^32-1 for no limit.
 	for _, none := range []string{"", "0,50000", "4294967295,50000"} {
 		g.setRate(none, "unlimited")
 		if got := g.speed(300 * time.Millisecond); got < 2*2e6 {
@@ -154,14 +154,14 @@ func TestRateOfOneVifIsNoOthers(t *testing.T) {
 	slow, quick := w.guest(rate("50000,50000"), queues(2)), w.guest(queues(2))
 	stop := slow.pressing(4, 2e6)
 	slow.limited(50000, 1e6)
-	// Far more than the limit: twice as much would show that it is another's.
+	// Far more than the limit: twice the limit would show another vif's limit.
 	const limit = 1e6 * 8
 	if r := quick.tcpToHost(32 << 20); r.Rate() < 2*limit {
 		t.Errorf("the other guest sends %.1f times what the slow one may", r.Rate()/limit)
 	}
 	slow.limited(50000, 1e6)
 	stop()
-	// Nor is it a limit on what the slow guest receives.
+	// The limit does not apply to packets that the slow guest receives.
 	if r := slow.tcpToGuest(slow.ip, 8<<20); r.Rate() < 2*limit {
 		t.Errorf("the slow guest receives %.1f times what it may send", r.Rate()/limit)
 	}
@@ -169,7 +169,8 @@ func TestRateOfOneVifIsNoOthers(t *testing.T) {
 	quick.innocent()
 }
 
-// A large packet passes even if it takes seconds at a very low rate.
+// TestRateFarBelowOnePacketPerInterval: a large packet passes even if it takes seconds at a
+// very low rate.
 func TestRateFarBelowOnePacketPerInterval(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest(rate("1000,50000"))

@@ -22,14 +22,14 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
-// serving waits until the daemon, whichever it is now, serves the guest.
+// serving waits until the present daemon serves the guest.
 func (g *testGuest) serving() *vif.Status {
 	g.w.t.Helper()
 	return g.waitStatus("the successor to serve", func(s *vif.Status) bool { return s.State == xenbus.Connected && len(s.Queues) > 0 })
 }
 
-// The daemon is killed during a stream and started again: the guest does not notice,
-// and the stream arrives whole.
+// TestKilledUnderTrafficAndStartedAgain: the daemon is killed during a stream and started
+// again. The guest does not notice, and the stream arrives whole.
 func TestKilledUnderTrafficAndStartedAgain(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest()
@@ -49,8 +49,8 @@ func TestKilledUnderTrafficAndStartedAgain(t *testing.T) {
 	}
 }
 
-// Four queues, both directions at once, killed at any instruction,
-// again and again.
+// TestKilledAgainAndAgainWithFourQueuesBothWays repeatedly kills the daemon at a random
+// instruction, under traffic in both directions on four queues.
 func TestKilledAgainAndAgainWithFourQueuesBothWays(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest(queues(4))
@@ -94,7 +94,8 @@ func TestKilledAgainAndAgainWithFourQueuesBothWays(t *testing.T) {
 	w.unpinned(g.Domid)
 }
 
-// For the guest an orderly stop is like a kill. The daemon ends at once.
+// TestStoppedUnderTrafficAndStartedAgain: for the guest an orderly stop is like a kill. The
+// daemon ends at once.
 func TestStoppedUnderTrafficAndStartedAgain(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest(queues(2))
@@ -123,7 +124,7 @@ func TestStoppedUnderTrafficAndStartedAgain(t *testing.T) {
 	g.innocent()
 }
 
-// A daemon that was started by hand gets SIGINT.
+// TestStoppedByInterrupt: a daemon that was started by hand gets SIGINT.
 func TestStoppedByInterrupt(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest()
@@ -137,8 +138,8 @@ func TestStoppedByInterrupt(t *testing.T) {
 	g.pings(3)
 }
 
-// Packets that wait in the daemon for rx slots are lost when it is killed. Later
-// ones arrive.
+// TestKilledWhilePacketsWaitForRxSlots: packets that wait in the daemon for rx slots are
+// lost when it is killed. Later ones arrive.
 func TestKilledWhilePacketsWaitForRxSlots(t *testing.T) {
 	w := newWorld(t, "--rx-drain=1m", "--rx-stall=1m")
 	g := w.guest()
@@ -161,8 +162,8 @@ func TestKilledWhilePacketsWaitForRxSlots(t *testing.T) {
 	g.innocentAfterKill()
 }
 
-// While the daemon is down guests are created, close, reboot, are detached and
-// destroyed. The daemon finds all of that when it starts.
+// TestWorldGoesOnWithoutTheDaemon: while the daemon is down, guests are created, close,
+// reboot, are detached and destroyed. The daemon finds all these changes when it starts.
 func TestWorldGoesOnWithoutTheDaemon(t *testing.T) {
 	w := newWorld(t)
 	same, closed, closing, reloaded, suspended := w.rawFront(2), w.rawFront(2), w.rawFront(1), w.rawFront(1), w.rawFront(3)
@@ -245,8 +246,8 @@ func TestWorldGoesOnWithoutTheDaemon(t *testing.T) {
 	}
 }
 
-// The daemon starts late and without a run directory. It finds the guests that wait
-// for it.
+// TestFirstStartWithGuestsThatAreThereAlready: the daemon starts late and without a run
+// directory. It finds the guests that wait for it.
 func TestFirstStartWithGuestsThatAreThereAlready(t *testing.T) {
 	w := newWorld(t)
 	w.must(w.Daemon().Stop())
@@ -274,8 +275,8 @@ func TestFirstStartWithGuestsThatAreThereAlready(t *testing.T) {
 	}
 }
 
-// A journal may hold anything after a crash of the machine. The vif is served all
-// the same.
+// TestJournalIsGarbage: a journal may have any content after a crash of the machine. The
+// daemon still serves the vif.
 func TestJournalIsGarbage(t *testing.T) {
 	w := newWorld(t)
 	for name, damage := range map[string]func(path string) error{
@@ -302,7 +303,8 @@ func TestJournalIsGarbage(t *testing.T) {
 	}
 }
 
-// A second netbackd refuses to start, and the running one is not disturbed.
+// TestSecondDaemonRefusesToStart: a second netbackd refuses to start, and the running one is
+// not disturbed.
 func TestSecondDaemonRefusesToStart(t *testing.T) {
 	w := newWorld(t)
 	w.undisturbed(func() {
@@ -316,8 +318,9 @@ func TestSecondDaemonRefusesToStart(t *testing.T) {
 	}
 }
 
-// A second daemon with another run directory cannot know of the first. It finds the
-// devices in use, names their holder, and leaves them alone.
+// TestSecondDaemonWithARunDirectoryOfItsOwn: a second daemon with another run directory
+// cannot detect the first. It finds the devices in use, names their holder, and does not
+// change them.
 func TestSecondDaemonWithARunDirectoryOfItsOwn(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest(queues(2))
@@ -355,8 +358,8 @@ func TestSecondDaemonWithARunDirectoryOfItsOwn(t *testing.T) {
 
 func oneLine(s string) bool { return strings.Count(s, "\n") == 1 && strings.HasPrefix(s, "netbackd: ") }
 
-// A daemon that cannot start says why in one line and in the exit code, and leaves
-// nothing behind.
+// TestDaemonThatCannotStart: a daemon that cannot start prints the reason in one line,
+// returns an exit code for it, and leaves nothing behind.
 func TestDaemonThatCannotStart(t *testing.T) {
 	w := newWorld(t)
 	w.must(w.Daemon().Stop())
@@ -371,7 +374,7 @@ func TestDaemonThatCannotStart(t *testing.T) {
 	for _, c := range []struct {
 		name string
 		args []string
-		mask string // what /dev/net is hidden by
+		mask string // the mount that hides /dev/net
 		code int
 		says []string
 	}{
@@ -428,9 +431,9 @@ func TestDaemonThatCannotStart(t *testing.T) {
 	w.must(w.StartDaemon(w.ctx))
 }
 
-// innocentAfterKill is like innocent for a guest after its daemon was killed while it
-// may have been copying: what it had written into an rx page and not published
-// stands there still when a successor puts a shorter packet in the same page.
+// innocentAfterKill is like innocent for a guest whose daemon was killed, perhaps during a
+// copy: bytes that it wrote into an rx page without publishing them are still there when
+// a successor puts a shorter packet in the same page.
 func (g *testGuest) innocentAfterKill() {
 	g.w.t.Helper()
 	s, err := g.Stats(g.w.ctx, "")

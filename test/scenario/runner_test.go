@@ -17,8 +17,8 @@ import (
 	"syscall"
 )
 
-// Each test runs in a process of its own, with a network namespace of its own. Most
-// tests wait most of the time, so a few run side by side.
+// Each test runs in a process and a network namespace of its own. Most tests wait most of
+// the time, so a few run at the same time.
 
 // first names the longest tests, which begin before all others.
 var first = []string{"TestEveryStateHasAnAnswer", "TestScriptsOfBothXens"}
@@ -84,7 +84,7 @@ func runEach(exe string, args []string) error {
 	return nil
 }
 
-// rank orders tests by when they begin.
+// rank returns a test's place in the order of starts.
 func rank(name string) int {
 	if i := slices.Index(first, name); i >= 0 {
 		return i
@@ -120,8 +120,8 @@ func pattern(name string) string {
 	return "^" + name + "$"
 }
 
-// withoutVerdict removes the line PASS or FAIL that a test process ends with: this
-// process speaks for all of them.
+// withoutVerdict removes the line PASS or FAIL at the end of a test process's output: this
+// process prints one for all of them.
 func withoutVerdict(out []byte) []byte {
 	trimmed := bytes.TrimRight(out, "\n")
 	i := bytes.LastIndexByte(trimmed, '\n') + 1

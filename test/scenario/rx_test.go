@@ -33,8 +33,7 @@ type stingy struct {
 	next      uint32 // number of the next frame sent to it
 }
 
-// stingy takes the guest off the bridge, so that nothing comes to it but what the
-// test sends.
+// stingy takes the guest off the bridge, so that only the test sends packets to it.
 func (g *testGuest) stingy() *stingy {
 	g.w.t.Helper()
 	p := g.prober()
@@ -46,7 +45,7 @@ func (g *testGuest) stingy() *stingy {
 	return &stingy{prober: p, host: p.c, nic: g.inside()}
 }
 
-// well checks that the guest, back on the bridge, has taken no harm.
+// well checks that the guest works after it is back on the bridge.
 func (s *stingy) well() {
 	s.g.w.t.Helper()
 	s.g.w.must(netns.Attach(s.g.status().Interface, bridge))
@@ -56,7 +55,7 @@ func (s *stingy) well() {
 	s.g.innocent()
 }
 
-// starve lets the guest keep what it has and takes all of its buffers but some.
+// starve makes the guest post no further buffers, and uses up all posted ones but left.
 func (s *stingy) starve(left int) {
 	s.g.w.t.Helper()
 	s.raw(guest.RawOp{Op: "rx-target", Value: 0})
@@ -72,13 +71,13 @@ func (s *stingy) starve(left int) {
 	s.g.w.wait(fmt.Sprintf("%d buffers to be left", left), func() bool { return pending() == left })
 }
 
-// feed lets the guest post its buffers again.
+// feed makes the guest post its buffers again.
 func (s *stingy) feed() {
 	s.g.w.t.Helper()
 	s.raw(guest.RawOp{Op: "rx-target", Value: fewBuffers})
 }
 
-// send sends so many frames to the guest, with a number in each.
+// send sends n frames to the guest, with a number in each.
 func (s *stingy) send(n int) {
 	s.g.w.t.Helper()
 	for range n {
@@ -109,21 +108,22 @@ func (s *stingy) held() vif.QueueStatus {
 	return st.Queues[0]
 }
 
-// large is a packet that needs two slots although its data fits one: it is to be
-// segmented, which takes a slot to say.
+// sendLarge sends a packet that needs two slots although its data fits one: GSO needs an
+// extra slot.
 func (s *stingy) sendLarge() {
 	s.g.w.t.Helper()
 	f := partial(packettest.Frame{IPv4: ip4, TCP: tcp, Payload: packettest.Pattern(2 * mss)}).Bytes()
 	s.host.send(tap.VnetHdr{Flags: tap.VnetNeedsCsum, GSOType: tap.VnetGSOTCPv4, GSOSize: mss, HdrLen: 66, CsumStart: 34, CsumOffset: 16}, f)
 }
 
-// One stalled queue makes the vif stalled: flows that are steered to it get nowhere.
+// TestOneOfFourQueuesStalls: one stalled queue makes the vif stalled, since flows that are
+// steered to it do not arrive.
 func TestOneOfFourQueuesStalls(t *testing.T) {
 	w := newWorld(t, "--rx-stall=200ms", "--rx-drain=1h")
 	g := w.guest(withFewBuffers(), queues(4))
 	s := g.stingy()
 	s.raw(guest.RawOp{Op: "rx-target", Value: 0})
-	// The same flow all the time goes to the same queue; some flow to this one.
+	// A flow always goes to the same queue. Find one that goes to this queue.
 	held := false
 	for port := uint16(1000); port < 1064 && !held; port++ {
 		for range 2 * fewBuffers {
@@ -145,8 +145,8 @@ func TestOneOfFourQueuesStalls(t *testing.T) {
 	s.well()
 }
 
-// Packets that the guest does not take are dropped after a time, in netbackd and in
-// the TAP. Later ones arrive.
+// TestPacketsThatAreNotTakenAreDropped: packets that the guest does not take are dropped
+// after a time, in netbackd and in the TAP. Later ones arrive.
 func TestPacketsThatAreNotTakenAreDropped(t *testing.T) {
 	w := newWorld(t, "--rx-drain=500ms", "--rx-stall=1h")
 	g := w.guest(withFewBuffers())
@@ -167,8 +167,8 @@ func TestPacketsThatAreNotTakenAreDropped(t *testing.T) {
 	s.well()
 }
 
-// A guest that leaves one slot free while two are needed is stalled as if it left
-// none: the backlog is bounded, and no other guest suffers (XSA-392).
+// TestOneSlotIsFreeAndTwoAreNeeded: a guest with one free slot is stalled if a packet needs
+// two. The backlog is bounded, and no other guest suffers (XSA-392).
 func TestOneSlotIsFreeAndTwoAreNeeded(t *testing.T) {
 	w := newWorld(t, "--rx-stall=300ms", "--rx-drain=1h")
 	g := w.guest(withFewBuffers())
@@ -180,8 +180,8 @@ func TestOneSlotIsFreeAndTwoAreNeeded(t *testing.T) {
 			t.Errorf("%d slots are free, want 1", q.Rx.Pending())
 		}
 		before, start := w.process(w.Daemon().PID()), time.Now()
-		// Small ones would fit, but may not overtake. The host's queue for the
-		// guest is bounded as well, so most of it is lost there.
+		// Small packets would fit, but must not overtake. The host's queue for
+		// the guest is bounded as well and drops most of them.
 		for time.Since(start) < time.Second {
 			for range 1000 {
 				s.sendLarge()
@@ -206,7 +206,8 @@ func TestOneSlotIsFreeAndTwoAreNeeded(t *testing.T) {
 	s.well()
 }
 
-// As above with a flood of packets of a page and a half.
+// TestFloodOfPacketsThatNeedTwoSlots is the same with a flood of packets of a page and a
+// half.
 func TestFloodOfPacketsThatNeedTwoSlots(t *testing.T) {
 	w := newWorld(t, "--rx-stall=300ms", "--rx-drain=500ms")
 	g := w.guest(withFewBuffers(), func(c *lab.GuestConfig) { c.Vif.MTU, c.Front.MTU = jumbo, jumbo })
@@ -234,7 +235,8 @@ func TestFloodOfPacketsThatNeedTwoSlots(t *testing.T) {
 	s.well()
 }
 
-// A guest that dies under traffic leaves nothing behind, and no other guest notices.
+// TestGuestDiesInTheMiddleOfTraffic: a guest that dies under traffic leaves nothing behind,
+// and no other guest notices.
 func TestGuestDiesInTheMiddleOfTraffic(t *testing.T) {
 	w := newWorld(t)
 	w.undisturbed(func() {
@@ -242,7 +244,7 @@ func TestGuestDiesInTheMiddleOfTraffic(t *testing.T) {
 		for i, tt := range []struct {
 			name string
 			die  func(g *testGuest) error
-			gone bool // before its devices are taken away
+			gone bool // before its devices are removed
 		}{
 			{"its processes are killed", func(g *testGuest) error { return g.Kill() }, false},
 			{"it crashes", func(g *testGuest) error { return w.Hypervisor().Shutdown(g.Domid) }, false},
@@ -277,7 +279,7 @@ func TestGuestDiesInTheMiddleOfTraffic(t *testing.T) {
 				up()
 				w.domainGone(g.Domid)
 				w.vifGone(g.Domid, g.Devid)
-				if i == 0 { // what the daemon opens once it has
+				if i == 0 { // files that the daemon opens once
 					base = w.process(w.Daemon().PID())
 				}
 			})

@@ -20,8 +20,8 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/traffic"
 )
 
-// manager is a service manager: it hears what the daemon says, keeps files for it,
-// and hands them to the next one.
+// manager is a service manager: it receives the daemon's notifications, keeps files for
+// it, and passes them to the next daemon.
 type manager struct {
 	w    *world
 	conn *net.UnixConn
@@ -53,7 +53,7 @@ func (w *world) manager() *manager {
 	return m
 }
 
-// start starts a daemon with the files that were kept.
+// start starts a daemon with the kept files.
 func (m *manager) start() {
 	m.w.t.Helper()
 	m.mu.Lock()
@@ -74,11 +74,11 @@ func (m *manager) start() {
 	}
 }
 
-// serve hears the daemon until the socket is closed.
+// serve receives notifications until the socket is closed.
 func (m *manager) serve() {
 	text, rights := make([]byte, 4096), make([]byte, 64)
 	for {
-		m.mu.Lock() // while it hangs for ever
+		m.mu.Lock() // while it hangs
 		hangs := m.hangs
 		m.mu.Unlock()
 		if hangs {
@@ -118,7 +118,7 @@ func (m *manager) hear(text string, file int) {
 	m.mu.Unlock()
 }
 
-// drop closes files that are kept.
+// drop closes kept files.
 func (m *manager) drop(which func(name string) bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -134,7 +134,7 @@ func (m *manager) drop(which func(name string) bool) {
 	m.names, m.files = names, files
 }
 
-// hang has the manager read nothing any more, and fills its queue.
+// hang makes the manager stop reading, and fills its queue.
 func (m *manager) hang() {
 	m.mu.Lock()
 	m.hangs = true
@@ -163,9 +163,9 @@ func (m *manager) heard(text string) bool {
 	return slices.Contains(m.said, text)
 }
 
-// Under a service manager that keeps the TAP queues, the host does not notice a
-// restart or a kill either: the carrier stays, and packets sent meanwhile are
-// delivered by the next daemon.
+// TestServiceRestartedKeepsWhatWaits: under a service manager that keeps the TAP queues,
+// the host does not notice a restart or a kill: the carrier stays, and the next daemon
+// delivers the packets sent meanwhile.
 func TestServiceRestartedKeepsWhatWaits(t *testing.T) {
 	const packets = 300 // fewer than a queue holds
 	w := newWorld(t)
@@ -230,7 +230,8 @@ func TestServiceRestartedKeepsWhatWaits(t *testing.T) {
 	w.wait("the manager to keep nothing", func() bool { return m.kept() == "" })
 }
 
-// Streams in both directions survive kills under a service manager.
+// TestServiceKilledUnderTraffic: streams in both directions survive kills under a service
+// manager.
 func TestServiceKilledUnderTraffic(t *testing.T) {
 	w := newWorld(t)
 	m := w.manager()
@@ -256,7 +257,8 @@ func TestServiceKilledUnderTraffic(t *testing.T) {
 	g.pings(5)
 }
 
-// Queues that the manager keeps of vifs that went while no daemon ran are given up.
+// TestServiceOfGuestsThatAreGone: the daemon closes kept queues of vifs that were removed
+// while no daemon ran.
 func TestServiceOfGuestsThatAreGone(t *testing.T) {
 	w := newWorld(t)
 	m := w.manager()

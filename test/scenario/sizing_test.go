@@ -10,10 +10,10 @@ import (
 	"testing"
 )
 
-// footprint is what a process has.
+// footprint holds the resources of a process.
 type footprint struct {
 	files, mappings int
-	private         int // bytes of memory that is its alone
+	private         int // bytes of private memory
 }
 
 func (w *world) footprint() (p footprint) {
@@ -36,13 +36,14 @@ func (w *world) footprint() (p footprint) {
 	return p
 }
 
-// A connected vif costs no more files, mappings and memory than the man page says.
+// TestSizing: a connected vif costs no more files, mappings and memory than the man page
+// says.
 func TestSizing(t *testing.T) {
 	for _, queues := range []int{1, 8} {
 		t.Run(fmt.Sprintf("%d queues", queues), func(t *testing.T) {
 			w := newPlainWorld(t)
 			const vifs = 24
-			w.rawFront(queues).connect() // what the first one brings for all
+			w.rawFront(queues).connect() // opens the resources that all vifs share
 			before := w.footprint()
 			for range vifs {
 				w.rawFront(queues).connect()

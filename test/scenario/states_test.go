@@ -20,8 +20,7 @@ import (
 // statesPage names the page of the manual about the states.
 const statesPage = "../../docs/states.md"
 
-// statesTable is a table of that page: what a vif does, by the row and by its own
-// state.
+// statesTable is a table of that page: a vif's actions, by the row and by its own state.
 type statesTable map[string]map[string][]string
 
 // readStates reads the tables by name.
@@ -63,23 +62,22 @@ func readStates(t *testing.T) map[string]statesTable {
 // combination is one vif of the walk.
 type combination struct {
 	*rawFront
-	own     xenbus.State // where the vif is; Reconfigured is Connected, with an answer
-	front   string       // where it finds its frontend: the node's value, gone, or noDir
-	hotplug string       // and the script; gone: no node
+	own     xenbus.State // the vif's state; Reconfigured is Connected with an answer
+	front   string       // the frontend's state node: its value, gone, or noDir
+	hotplug string       // the hotplug-status node; gone: no node
 	online  bool
-	does    []string // says the page
+	does    []string // the actions by the page
 	began   time.Time
 }
 
-// noDir as a frontend's state is no directory.
+// noDir is the frontend's state without a directory.
 const noDir = "\x00no directory"
 
 func (c *combination) String() string {
 	return fmt.Sprintf("%s: own %v, frontend %q, hotplug-status %q, online %t, does %q", c.name(), c.own, c.front, c.hotplug, c.online, c.does)
 }
 
-// ends returns the state that the vif shows in the end, and whether it has an error to
-// tell of.
+// ends returns the final state of the vif, and whether it has an error.
 func (c *combination) ends() (state string, fails bool) {
 	state = c.own.Value()
 	for _, word := range c.does {
@@ -122,11 +120,11 @@ func (c *combination) row() string {
 	if c.front == noDir {
 		return "gone"
 	}
-	return "6" // is what a state that makes no sense counts as
+	return "6" // an invalid state counts as Closed
 }
 
-// attach makes the vif as a toolstack does, or in the middle of the combination if
-// that is where it begins.
+// attach makes the vif as a toolstack does, or directly in the combination if the vif
+// starts there.
 func (c *combination) attach(tx *xenstore.Tx, rate int) error {
 	back := map[string]string{
 		"frontend": c.dir(), "frontend-id": strconv.Itoa(int(c.domid)), "online": "1", "state": "1",
@@ -140,8 +138,8 @@ func (c *combination) attach(tx *xenstore.Tx, rate int) error {
 	return err
 }
 
-// arrangeBack does the toolstack's part of the combination, arrangeFront the
-// guest's. The daemon has looked when it tells the rate.
+// arrangeBack makes the toolstack's part of the combination, arrangeFront the guest's. The
+// daemon has looked when it shows the rate.
 func (c *combination) arrangeBack(tx *xenstore.Tx, rate int) error {
 	online := "1"
 	if !c.online {
@@ -164,7 +162,7 @@ func (c *combination) arrangeFront(tx *xenstore.Tx, rate int) error {
 
 func rateKey(rate int) string { return fmt.Sprintf("%d,1000", rate) }
 
-// put writes nodes of a directory, or takes them away.
+// put writes nodes of a directory, or removes them.
 func put(ctx context.Context, tx *xenstore.Tx, dir string, nodes map[string]string) error {
 	for k, v := range nodes {
 		var err error
@@ -180,13 +178,13 @@ func put(ctx context.Context, tx *xenstore.Tx, dir string, nodes map[string]stri
 	return nil
 }
 
-// walk is all combinations, each on a vif of its own.
+// walk has all combinations, each on a vif of its own.
 type walk struct {
 	*world
 	all []*combination
 }
 
-// each changes nodes of every vif for which f does.
+// each calls f for every vif in transactions.
 func (w *walk) each(f func(c *combination, tx *xenstore.Tx) error) {
 	w.t.Helper()
 	for _, c := range w.all {
@@ -195,8 +193,8 @@ func (w *walk) each(f func(c *combination, tx *xenstore.Tx) error) {
 	}
 }
 
-// await waits until every vif shows the state that want says; nothing for one that
-// does not matter. It returns how long the slowest took.
+// await waits until every vif is in the state that want returns; "" means any. It returns
+// the time of the slowest vif.
 func (w *walk) await(what string, want func(*combination) string) (longest time.Duration) {
 	w.t.Helper()
 	waiting := map[*combination]string{}
@@ -280,12 +278,11 @@ func (w *walk) looked(rate int) {
 	})
 }
 
-// arranged brings the combinations about and checks that each vif does what the
-// page says.
+// arranged makes the combinations and checks that each vif does what the page says.
 func (w *walk) arranged(rate int) {
 	w.t.Helper()
-	// One after the other: a vif that looks meanwhile may see what was, and then
-	// what is.
+	// One after the other: a vif that looks meanwhile may see the old state, and then
+	// the new one.
 	for i, arrange := range []func(*combination, *xenstore.Tx, int) error{(*combination).arrangeBack, (*combination).arrangeFront} {
 		w.each(func(c *combination, tx *xenstore.Tx) error {
 			if c.own == xenbus.Initialising {
@@ -303,10 +300,10 @@ func (w *walk) arranged(rate int) {
 	}
 }
 
-// TestEveryStateHasAnAnswer goes through every state of a vif with every state of
-// its frontend, of its hotplug script and of the toolstack's wish: what is shown in
-// the end is what docs/states.md says, nothing is done again and again, a good
-// frontend may connect afterwards, and the vif can be detached.
+// TestEveryStateHasAnAnswer goes through every state of a vif with every state of its
+// frontend, of its hotplug script and of the toolstack's request. The final state is the
+// one of docs/states.md, no action repeats without end, a good frontend may connect
+// afterwards, and the vif can be detached.
 func TestEveryStateHasAnAnswer(t *testing.T) {
 	tables := readStates(t)
 	w := &walk{world: newPlainWorld(t)}
@@ -321,7 +318,7 @@ func TestEveryStateHasAnAnswer(t *testing.T) {
 				f.newRings(1)
 				c := &combination{rawFront: &f, own: own, front: fronts[devid/2], hotplug: hotplug, online: devid%2 == 0}
 				if !c.online && hotplug != "connected" && hotplug != "" {
-					continue // a script makes no difference to an unwanted device
+					continue // the script does not matter for an unwanted device
 				}
 				c.does = tables[c.table()][c.row()][own.Value()]
 				if len(c.does) == 0 {
@@ -349,7 +346,7 @@ func TestEveryStateHasAnAnswer(t *testing.T) {
 	w.arranged(rate)
 	lap("the answers")
 
-	// Nothing changes, so no vif asks xenstored for anything.
+	// Nothing changes, so no vif sends a request to xenstored.
 	before := w.calls()
 	time.Sleep(time.Second)
 	if n := w.calls() - before; n > len(w.all)/10 {

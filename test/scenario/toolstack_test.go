@@ -25,7 +25,8 @@ import (
 
 func script(s lab.Script) option { return vifKeys(func(v *lab.VifConfig) { v.Script = s }) }
 
-// The toolstack starts its script at InitWait, so the interface must exist by then.
+// TestInterfaceIsThereBeforeInitWait: the toolstack starts its script at InitWait, so the
+// interface must exist by then.
 func TestInterfaceIsThereBeforeInitWait(t *testing.T) {
 	w := newWorld(t)
 	ran := false
@@ -53,8 +54,8 @@ func TestInterfaceIsThereBeforeInitWait(t *testing.T) {
 	f.connected()
 }
 
-// With vifname in a guest's config the script renames the interface, and the daemon
-// uses the new name.
+// TestScriptRenamesTheInterface: with vifname in a guest's config the script renames the
+// interface, and the daemon uses the new name.
 func TestScriptRenamesTheInterface(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest(vifKeys(func(v *lab.VifConfig) { v.Name = "web01" }))
@@ -80,8 +81,8 @@ func TestScriptRenamesTheInterface(t *testing.T) {
 	g.innocent()
 }
 
-// Connected tells the guest that it is on the network, so it waits for the hotplug
-// script, if there is one.
+// TestConnectedWaitsForTheHotplugScript: Connected tells the guest that it is on the
+// network, so the daemon writes it only after the hotplug script, if there is one.
 func TestConnectedWaitsForTheHotplugScript(t *testing.T) {
 	w := newWorld(t)
 	back := func(key, value string) option {
@@ -176,7 +177,7 @@ func TestTwoVifsOfOneGuest(t *testing.T) {
 	g.innocent()
 }
 
-// Directories that no toolstack makes are no vifs.
+// TestGarbageBelowTheBackendDirectory: directories that no toolstack makes are no vifs.
 func TestGarbageBelowTheBackendDirectory(t *testing.T) {
 	w := newWorld(t)
 	f := w.rawFront(1)
@@ -193,8 +194,7 @@ func TestGarbageBelowTheBackendDirectory(t *testing.T) {
 	// A directory without a state, a file where a directory should be.
 	w.must(w.Store().Write(w.ctx, fmt.Sprintf("%s/%d/7", base, f.domid), ""))
 	w.must(w.Store().Write(w.ctx, base+"/999", ""))
-	// What comes behind it in the queue of events is served, so all of that
-	// has been looked at.
+	// The daemon serves a later event, so it has handled all events before it.
 	g := w.rawFront(1)
 	g.connect()
 	vifs, err := w.Control().Vifs(w.ctx)
@@ -216,8 +216,8 @@ func TestGarbageBelowTheBackendDirectory(t *testing.T) {
 	f.connected()
 }
 
-// xl gives a backend 10 s to show InitWait, for one vif of a booting guest after the
-// other.
+// TestInitWaitComesAtOnce: xl gives a backend 10 s to go to InitWait, for one vif of a
+// booting guest after the other.
 func TestInitWaitComesAtOnce(t *testing.T) {
 	w := newWorld(t)
 	domid := w.domain()
@@ -241,7 +241,7 @@ func TestInitWaitComesAtOnce(t *testing.T) {
 	}
 }
 
-// A host starts all of its guests at once.
+// TestManyVifsAttachedAtTheSameTime: a host starts all of its guests at once.
 func TestManyVifsAttachedAtTheSameTime(t *testing.T) {
 	w := newWorld(t)
 	const n = 24
@@ -265,8 +265,8 @@ func TestManyVifsAttachedAtTheSameTime(t *testing.T) {
 	}
 }
 
-// A script attaches the interface and brings it up only later: the guest becomes
-// connected, and the daemon says what it waits for.
+// TestInterfaceThatWasNotBroughtUp: a script attaches the interface and brings it up only
+// later. The guest becomes connected, and the daemon shows that it waits for the interface.
 func TestInterfaceThatWasNotBroughtUp(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest()
@@ -280,8 +280,8 @@ func TestInterfaceThatWasNotBroughtUp(t *testing.T) {
 	w.must(err)
 	g.waitCounter(dataplane.DropTxTapDown, before+1)
 	w.must(netns.Up(g.VifName()))
-	// The bridge has lost its only port, and with it its carrier. That it has both
-	// again the kernel tells before it lets the bridge send.
+	// The bridge has lost its only port, and with it its carrier. The kernel reports both
+	// again before the bridge can send.
 	w.wait("the host to answer", func() bool {
 		r, err := g.Ping(w.ctx, guest.PingArgs{Addr: hostIP, PingOptions: traffic.PingOptions{Count: 1}})
 		return err == nil && r.Received == 1
@@ -290,8 +290,9 @@ func TestInterfaceThatWasNotBroughtUp(t *testing.T) {
 	g.innocent()
 }
 
-// The interface is deleted under a connected guest. With it the work of the script
-// is lost, so the guest is connected again only after the script has run again.
+// TestInterfaceIsDeleted: the interface is deleted under a connected guest. The script's
+// settings are lost with it, so the guest is connected again only after the script has run
+// again.
 func TestInterfaceIsDeleted(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest(func(c *lab.GuestConfig) { c.Front.Reconnect = true })
@@ -302,7 +303,7 @@ func TestInterfaceIsDeleted(t *testing.T) {
 			return w.read(w.BackPath(g.Domid, g.Devid)+"/hotplug-status") == ""
 		})
 		w.wait("a new interface", func() bool { return w.link(g.Domid, g.Devid) != nil })
-		// As the administrator does who has read the error.
+		// As an administrator does after reading the error.
 		w.must(netns.Attach(g.VifName(), bridge))
 		w.must(netns.Up(g.VifName()))
 		w.must(w.Store().Write(w.ctx, w.BackPath(g.Domid, g.Devid)+"/hotplug-status", "connected"))

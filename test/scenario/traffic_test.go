@@ -35,7 +35,7 @@ func TestBystanderSeesNothingOfAnotherGuestsTraffic(t *testing.T) {
 	w.undisturbed(func() { g.tcpToHost(8 << 20) })
 }
 
-// In a tunnel between host and guest the checksums to complete are those of the
+// TestTunnel: in a tunnel between host and guest the partial checksums are those of the
 // inner packets, which netif cannot express.
 func TestTunnel(t *testing.T) {
 	w := newWorld(t)

@@ -47,7 +47,7 @@ func newWorld(t *testing.T, daemon ...string) *world {
 	netns.NeedTUN(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 10*patience)
 	t.Cleanup(cancel)
-	dir, err := os.MkdirTemp("", "nbw") // short: sockets have short names
+	dir, err := os.MkdirTemp("", "nbw") // a short path: socket addresses are short
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -64,8 +64,7 @@ func newWorld(t *testing.T, daemon ...string) *world {
 	return w
 }
 
-// close ends the world. That the daemon ends as it should is part of every
-// scenario.
+// close ends the world. It checks that the daemon ends without an error.
 func (w *world) close() {
 	log := w.Daemon()
 	if err := w.Lab.Close(); err != nil {
@@ -80,7 +79,7 @@ func (w *world) close() {
 	}
 }
 
-// removeLinks removes what a daemon leaves for its successor.
+// removeLinks removes the interfaces that a daemon leaves for its successor.
 func removeLinks() {
 	links, err := netlink.LinkList()
 	if err != nil {
@@ -142,7 +141,7 @@ func features(f func(*netfront.Features)) option {
 func vifKeys(f func(*lab.VifConfig)) option { return func(c *lab.GuestConfig) { f(&c.Vif) } }
 
 // config returns the default configuration of guest i, changed by options: a Linux guest
-// with one queue, judging everything the backend does.
+// with one queue and strict checks of the backend.
 func config(i int, opts ...option) lab.GuestConfig {
 	c := lab.GuestConfig{
 		Name: fmt.Sprintf("g%d", i),
@@ -180,7 +179,7 @@ func (w *world) connected(g *lab.Guest, i int) *testGuest {
 	return tg
 }
 
-// waitState waits until the backend shows one of the states.
+// waitState waits until the backend is in one of the states.
 func (g *testGuest) waitState(states ...xenbus.State) {
 	g.w.t.Helper()
 	ctx, cancel := context.WithTimeout(g.w.ctx, patience)
@@ -188,8 +187,8 @@ func (g *testGuest) waitState(states ...xenbus.State) {
 	g.w.must(g.w.BackState(ctx, g.Domid, g.Devid, states...))
 }
 
-// waitLink waits until the host's kernel has taken notice of the vif's carrier,
-// and of the bridge's: before that they drop what comes.
+// waitLink waits until the host's kernel has processed the carrier of the vif and of the
+// bridge. Before that they drop packets.
 func (g *testGuest) waitLink() {
 	g.w.t.Helper()
 	for what, name := range map[string]string{g.VifName(): g.status().Interface, "the bridge, if this is its first port": bridge} {
@@ -208,7 +207,7 @@ func (g *testGuest) status() *vif.Status {
 	return s
 }
 
-// waitStatus waits until the daemon says what ok wants of the vif.
+// waitStatus waits until the daemon's status of the vif satisfies ok.
 func (g *testGuest) waitStatus(what string, ok func(*vif.Status) bool) *vif.Status {
 	g.w.t.Helper()
 	var last *vif.Status
@@ -235,7 +234,7 @@ func (g *testGuest) counter(c dataplane.Counter) uint64 {
 	return g.status().Counters[c.String()]
 }
 
-// wait asks again and again until ok, because what it waits for cannot tell.
+// wait calls ok until it returns true, for conditions without a notification.
 func (w *world) wait(what string, ok func() bool) {
 	w.t.Helper()
 	w.waitEvery(5*time.Millisecond, what, ok)
@@ -294,7 +293,7 @@ func (w *world) whole(r traffic.TCPResult, n int64) {
 	}
 }
 
-// pings pings the host from the guest; nothing may be lost.
+// pings pings the host from the guest. No packet may be lost.
 func (g *testGuest) pings(n int) {
 	g.w.t.Helper()
 	r, err := g.Ping(g.w.ctx, guest.PingArgs{Addr: hostIP, PingOptions: traffic.PingOptions{Count: n, Interval: time.Millisecond}})
@@ -304,7 +303,7 @@ func (g *testGuest) pings(n int) {
 	}
 }
 
-// innocent checks that the guest has nothing against its backend.
+// innocent checks that the guest has counted no violation by its backend.
 func (g *testGuest) innocent() {
 	g.w.t.Helper()
 	s, err := g.Stats(g.w.ctx, "")
@@ -314,8 +313,8 @@ func (g *testGuest) innocent() {
 	}
 }
 
-// undisturbed runs f while another guest sends, and checks that it lost nothing
-// by it.
+// undisturbed runs f while another guest sends, and checks that the other guest lost
+// nothing.
 func (w *world) undisturbed(f func()) {
 	w.t.Helper()
 	g := w.guest()

@@ -15,15 +15,15 @@ import (
 
 const xdpHeadroom = 256 // XDP_PACKET_HEADROOM of Linux
 
-// setHeadroom has the guest ask for headroom as Linux does, and checks that packets have
-// it from then on.
+// setHeadroom has the guest ask for headroom as Linux does, and checks that later packets
+// have it.
 func (g *testGuest) setHeadroom(n int) {
 	g.w.t.Helper()
 	g.w.must(g.SetXDPHeadroom(g.w.ctx, "", uint16(n)))
 	g.headroom(n)
 }
 
-// headroom checks what packets have of it.
+// headroom checks the headroom of packets.
 func (g *testGuest) headroom(n int) {
 	g.w.t.Helper()
 	g.waitStatus(fmt.Sprintf("%d bytes of headroom", n), func(s *vif.Status) bool { return s.Headroom == n })
@@ -34,7 +34,7 @@ func (g *testGuest) headroom(n int) {
 	}
 }
 
-// stats returns what the frontend has counted.
+// stats returns the frontend's counters.
 func (g *testGuest) stats() netfront.Stats {
 	g.w.t.Helper()
 	s, err := g.Stats(g.w.ctx, "")
@@ -42,8 +42,8 @@ func (g *testGuest) stats() netfront.Stats {
 	return s.Total
 }
 
-// A guest attaches and detaches XDP programs under TCP streams both ways, on two
-// queues. Its frontend checks the place of each packet.
+// TestXDPHeadroomUnderTraffic: a guest attaches and detaches XDP programs under TCP streams
+// both ways, on two queues. Its frontend checks the offset of each packet.
 func TestXDPHeadroomUnderTraffic(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest(queues(2), front(func(c *netfront.Config) { c.Strict = true }))
@@ -68,7 +68,7 @@ func TestXDPHeadroomUnderTraffic(t *testing.T) {
 	g.innocent()
 }
 
-// As above with static grants.
+// TestXDPHeadroomInStaticGrants is the same with static grants.
 func TestXDPHeadroomInStaticGrants(t *testing.T) {
 	w := newWorld(t, "--static-grants=1100")
 	g := w.guest(front(func(c *netfront.Config) { c.Strict, c.Control = true, true }))
@@ -84,7 +84,8 @@ func TestXDPHeadroomInStaticGrants(t *testing.T) {
 	g.innocent()
 }
 
-// The headroom of a guest survives a restart of the daemon in the midst of a stream.
+// TestXDPHeadroomOverAKill: the headroom of a guest survives a restart of the daemon during
+// a stream.
 func TestXDPHeadroomOverAKill(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest()
@@ -103,7 +104,7 @@ func TestXDPHeadroomOverAKill(t *testing.T) {
 	// A guest that attaches its program while no daemon runs waits for the next one.
 	g.setHeadroom(0)
 	w.Daemon().Kill()
-	w.must(w.Store().Write(w.ctx, w.BackPath(g.Domid, g.Devid)+"/state", "4")) // as if it were the first time
+	w.must(w.Store().Write(w.ctx, w.BackPath(g.Domid, g.Devid)+"/state", "4")) // as before the first request
 	attached := make(chan error)
 	go func() { attached <- g.SetXDPHeadroom(w.ctx, "", xdpHeadroom) }()
 	w.wait("the guest to ask", func() bool { return w.read(w.FrontPath(g.Domid, g.Devid)+"/state") == "7" })
@@ -111,7 +112,7 @@ func TestXDPHeadroomOverAKill(t *testing.T) {
 	w.must(<-attached)
 	g.headroom(xdpHeadroom)
 
-	// Where our node shows the last answer it does not wait.
+	// If our node has the last answer, the guest does not wait.
 	w.Daemon().Kill()
 	w.must(g.SetXDPHeadroom(w.ctx, "", 0))
 	w.must(w.StartDaemon(w.ctx))
@@ -120,8 +121,8 @@ func TestXDPHeadroomOverAKill(t *testing.T) {
 	g.innocentAfterKill()
 }
 
-// A guest that was saved and restored still has its program, and asks for headroom
-// with its new rings.
+// TestXDPHeadroomOverASuspension: a guest that was saved and restored still has its
+// program, and asks for headroom with its new rings.
 func TestXDPHeadroomOverASuspension(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest(queues(2))
@@ -137,7 +138,7 @@ func TestXDPHeadroomOverASuspension(t *testing.T) {
 	g.innocent()
 }
 
-// Linux writes its state before the key, possibly much earlier.
+// TestXDPHeadroomIsNotMissed: Linux writes its state before the key, possibly much earlier.
 func TestXDPHeadroomIsNotMissed(t *testing.T) {
 	w := newWorld(t)
 	f := w.rawFront(1)
@@ -148,8 +149,7 @@ func TestXDPHeadroomIsNotMissed(t *testing.T) {
 	f.waitBack(xenbus.Reconfigured)
 	w.wait("headroom", func() bool { return f.status().Headroom == 256 })
 	f.state(xenbus.Connected)
-	// From now on the frontend does not wait, and the daemon may see no state but
-	// Connected.
+	// From now on the frontend does not wait, and the daemon may see only Connected.
 	for _, n := range []string{"0", "256", "0"} {
 		f.state(xenbus.Reconfiguring)
 		w.must(w.Store().Write(w.ctx, f.dir()+"/xdp-headroom", n))

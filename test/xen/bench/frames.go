@@ -14,19 +14,19 @@ import (
 	"github.com/netbackd/netbackd/pkg/tap"
 )
 
-// Frames go between dom0 and a guest that has no network, only a frontend: what
-// there is to measure is the back end, and little beside it. Those from the guest
-// end where they have come out of the vif, being for somebody else; those to it are
-// put into the vif without a queue before it.
+// The frames are sent between dom0 and a guest that has only a frontend and no network,
+// so that the measurement includes little besides the back end. The kernel drops the
+// guest's frames after the vif, since they are for another address. dom0 sends frames to
+// the guest into the vif without a queueing discipline.
 //
-// In between go frames of a type of their own. dom0 asks for something, in the same
-// words as over UDP, and the guest answers or acknowledges.
+// Control frames have a type of their own. dom0 sends requests in the same format as over
+// UDP, and the guest answers or acknowledges.
 const (
 	etherIPv4    = 0x0800
 	etherControl = 0x88b5 // local experimental, of IEEE 802
 
 	etherLen   = 14
-	controlLen = 60 // the least an Ethernet frame has
+	controlLen = 60 // the least size of an Ethernet frame
 
 	opCount = 3 // answer with the counters of the kernel
 )
@@ -39,13 +39,13 @@ const (
 	gsoFrame   = tcpHeaders + 45*gsoSize
 
 	gsoSize    = 1448
-	tcpHeaders = etherLen + 20 + 32 // with the option that tells time
+	tcpHeaders = etherLen + 20 + 32 // with the timestamp option
 	csumStart  = etherLen + 20
 	csumOffset = 16
 )
 
-// acksOf is how many frames of a size the guest acknowledges at once. Two times as
-// many are under way, which go into its ring.
+// acksOf returns the number of frames of a size that the guest acknowledges at once. Twice
+// as many are in flight, which fit into its ring.
 func acksOf(size int) int {
 	if size == gsoFrame {
 		return 6
@@ -53,14 +53,13 @@ func acksOf(size int) int {
 	return ackEvery
 }
 
-// etherHeader writes the header of a frame that is neither for dom0 nor for the
-// guest; who it is for does not matter.
+// etherHeader writes the header of a frame for an address of neither dom0 nor the guest.
 func etherHeader(b []byte, typ uint16) {
 	copy(b, "\x02\x00\x00\x00\x00\x02\x02\x00\x00\x00\x00\x01")
 	binary.BigEndian.PutUint16(b[12:], typ)
 }
 
-// controlFrame is a request, or the answer to one.
+// controlFrame makes a request, or the answer to one.
 func controlFrame(op, size, count int) []byte {
 	b := make([]byte, controlLen)
 	etherHeader(b, etherControl)
@@ -68,7 +67,7 @@ func controlFrame(op, size, count int) []byte {
 	return b
 }
 
-// parseControl reports whether a frame is one of those.
+// parseControl parses a control frame and reports whether the frame is one.
 func parseControl(b []byte) (op, size, count int, ok bool) {
 	if len(b) < controlLen || binary.BigEndian.Uint16(b[12:]) != etherControl {
 		return 0, 0, 0, false
@@ -77,8 +76,8 @@ func parseControl(b []byte) (op, size, count int, ok bool) {
 	return op, size, count, true
 }
 
-// dataHead is how a frame of that size begins: UDP, or TCP to be segmented with its
-// checksum to be made. The rest of it is zero.
+// dataHead returns the headers of a frame of that size: UDP, or TCP with GSO and a partial
+// checksum. The rest of the frame is zero.
 func dataHead(size int) []byte {
 	b := make([]byte, tcpHeaders)
 	etherHeader(b, etherIPv4)
@@ -115,8 +114,8 @@ func onesSum(b []byte, sum uint32) uint16 {
 	return uint16(sum)
 }
 
-// wire is dom0's side of a vif that no bridge has. There is one: another would hear the
-// same answers.
+// wire is dom0's side of a vif without a bridge. There is only one, since another would
+// receive the same answers.
 type wire struct {
 	vif     string
 	in, out int // control frames; any, with a vnet header before each
@@ -169,7 +168,7 @@ func (w *wire) ask(op, size, count int) error {
 	return err
 }
 
-// answer waits for a frame from the guest, and returns what it carries.
+// answer waits for a frame from the guest, and returns its payload.
 func (w *wire) answer() ([]byte, error) {
 	n, err := recv(w.in, w.buf[:])
 	if err != nil {
@@ -193,7 +192,7 @@ func (w *wire) counts() (k kernelCounts, err error) {
 	return parseKernel(b), nil
 }
 
-// came is how many packets have come out of the vif.
+// came returns the number of packets that have come out of the vif.
 func (w *wire) came() (uint64, error) {
 	b, err := os.ReadFile("/sys/class/net/" + w.vif + "/statistics/rx_packets")
 	if err != nil {
@@ -202,7 +201,7 @@ func (w *wire) came() (uint64, error) {
 	return strconv.ParseUint(strings.TrimSpace(string(b)), 10, 64)
 }
 
-// frames is the work of one size and direction.
+// frames is the work with frames of one size in one direction.
 type frames struct {
 	*wire
 	op, size int
@@ -223,7 +222,7 @@ func openFrames(op, size int) func(peer) (work, error) {
 	}
 }
 
-func (f *frames) close() {} // the wire is the phase's
+func (f *frames) close() {} // the wire belongs to the phase
 
 func (f *frames) do(n int) error {
 	if f.op == opSend {
@@ -251,7 +250,7 @@ func (f *frames) do(n int) error {
 	return nil
 }
 
-// take has the guest send, and counts what comes.
+// take has the guest send n frames, and counts the arriving ones.
 func (f *frames) take(n int) error {
 	before, err := f.came()
 	if err != nil {
@@ -267,7 +266,7 @@ func (f *frames) take(n int) error {
 	if err != nil {
 		return err
 	}
-	// The answer is one more, though it may have been read before it was counted.
+	// The answer is one more frame, though it may be read before it is counted.
 	if got := after - before; got < uint64(n) || got > uint64(n)+1 {
 		return fmt.Errorf("%d frames have come, not %d", got, n)
 	}

@@ -9,7 +9,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/netif"
 )
 
-// frameOf is a whole frame of that size.
+// frameOf returns a whole frame of that size.
 func frameOf(size int) []byte {
 	b := make([]byte, size)
 	copy(b, dataHead(size))
@@ -61,8 +61,8 @@ func TestControlFrames(t *testing.T) {
 	}
 }
 
-// The ring of 256 slots takes what is under way at once: two windows, of which each
-// frame has an extra if it is to be segmented.
+// TestWindowsFitTheRing: the ring of 256 slots holds the frames in flight: two windows,
+// with an extra for each GSO frame.
 func TestWindowsFitTheRing(t *testing.T) {
 	for _, size := range []int{smallFrame, mtuFrame, gsoFrame} {
 		slots := (size + 4095) / 4096

@@ -17,21 +17,21 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
-// flushEvery is how many frames the guest sends or takes before it tells the back
-// end, as a network card's driver does.
+// flushEvery is the number of frames that the guest sends or takes before it notifies the
+// back end, as a network card's driver does.
 const flushEvery = 64
 
-// front is the guest's end of the frames. Its pages are used again and again, and
-// nobody writes or reads more of them than has to be.
+// front is the guest's end of the frames. It uses its pages repeatedly, and neither writes
+// nor reads more of them than necessary.
 type front struct {
 	q   *netfront.Queue
 	pkt netfront.Packet
 }
 
-// serveFront connects the guest's vif, with all of its pages as static grants if
-// asked for, and serves until it is told to end. It takes leave then.
+// serveFront connects the guest's vif, with all of its pages as static grants if static is
+// set, and serves requests until it is told to end. Then it disconnects.
 func serveFront(static bool) error {
-	runtime.GOMAXPROCS(4) // a thread that waits in poll keeps what it runs on
+	runtime.GOMAXPROCS(4) // a thread that waits in poll keeps its P
 	quiet()
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM)
 	defer stop()
@@ -68,7 +68,7 @@ func runFront(ctx context.Context, domain guest.Config, static bool) error {
 	return errors.Join(err, dev.Close(), closeHost())
 }
 
-// grant has the back end keep all pages of the rings mapped.
+// grant asks the back end to keep all pages of the rings mapped.
 func (f *front) grant(ctx context.Context, dev *netfront.Device) error {
 	if dev.Control() == nil {
 		return errors.New("the back end offers no control ring")
@@ -85,7 +85,7 @@ func (f *front) grant(ctx context.Context, dev *netfront.Device) error {
 	return nil
 }
 
-// serve does what it is asked for.
+// serve carries out requests.
 func (f *front) serve(ctx context.Context) error {
 	for {
 		if err := f.recv(ctx); err != nil {
@@ -94,7 +94,7 @@ func (f *front) serve(ctx context.Context) error {
 		op, size, count, ok := parseControl(f.pkt.Frag(0))
 		f.q.Release(&f.pkt)
 		if !ok {
-			continue // left over from what failed
+			continue // left over from a failed request
 		}
 		var err error
 		switch op {
@@ -132,7 +132,7 @@ func (f *front) recv(ctx context.Context) error {
 	}
 }
 
-// turn takes responses, and gives back and publishes what is free.
+// turn takes responses, and posts and publishes the free pages.
 func (f *front) turn() error {
 	if _, err := f.q.Reap(); err != nil {
 		return err
@@ -141,7 +141,7 @@ func (f *front) turn() error {
 	return f.q.Flush()
 }
 
-// tell sends a control frame.
+// tell sends a control frame at once.
 func (f *front) tell(b []byte) error {
 	if err := f.q.Send(b, netfront.Meta{}); err != nil {
 		return err
@@ -149,10 +149,10 @@ func (f *front) tell(b []byte) error {
 	return f.q.Flush()
 }
 
-// send sends count frames, and tells when all of them have been answered.
+// send sends count frames, and sends a control frame when all of them are answered.
 func (f *front) send(ctx context.Context, size, count int) error {
 	q := f.q
-	// Control frames have left traces, the last of which may still be under way.
+	// Control frames have used pages, and the last one may not be answered yet.
 	if err := f.idle(ctx); err != nil {
 		return err
 	}
@@ -184,7 +184,7 @@ func (f *front) send(ctx context.Context, size, count int) error {
 	return f.tell(controlFrame(opSend, 0, 0))
 }
 
-// idle waits until all that was sent has been answered, and takes the responses.
+// idle waits until all requests are answered, and takes the responses.
 func (f *front) idle(ctx context.Context) error {
 	for {
 		if s := f.q.TxState(); s.RspProd == s.ReqProd {
@@ -197,7 +197,7 @@ func (f *front) idle(ctx context.Context) error {
 	}
 }
 
-// wait takes responses, after it has waited for some if there are none.
+// wait takes responses. If there are none it waits for some first.
 func (f *front) wait(ctx context.Context) error {
 	if err := f.q.Flush(); err != nil {
 		return err

@@ -21,7 +21,7 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(netns.Main(m)) }
 
-// noBridge brings the vif up and leaves it at that.
+// noBridge is a hotplug script that only brings the vif up.
 func noBridge(ctx context.Context, s *xenstore.Client, h lab.Hotplug) error {
 	if !h.Online {
 		return nil
@@ -29,7 +29,8 @@ func noBridge(ctx context.Context, s *xenstore.Client, h lab.Hotplug) error {
 	return errors.Join(netns.Up(h.Vif), s.Write(ctx, h.Back+"/hotplug-status", "connected"))
 }
 
-// Both ends of the frames, with netbackd between them, in the embedded Xen.
+// TestFramesGoBothWays runs both ends of the frames, with netbackd between them, in the
+// embedded Xen.
 func TestFramesGoBothWays(t *testing.T) {
 	netns.Need(t)
 	netns.NeedTUN(t)

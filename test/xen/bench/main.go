@@ -1,21 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Bench measures two back ends of one guest against each other on a real Xen, or two
-// ways of one back end. It is several programs: "serve" runs in a guest with a
-// network and "front" in one without, for whose vif it is the frontend; "phase" runs
-// in dom0 while one of the back ends serves the guest's vif; and "report" reads what
-// the phases wrote.
+// Bench compares two back ends of one guest on a real Xen, or two modes of one back end.
+// It has several commands: "serve" runs in a guest with a network; "front" runs in a guest
+// without one and is the frontend of its vif; "phase" runs in dom0 while one of the back
+// ends serves the guest's vif; and "report" reads the records of the phases.
 //
-// Each item is the same fixed work: so many bytes through a TCP connection, so
-// many datagrams, pings or bare frames. What it costs is read from the hypervisor,
-// which knows how long each domain ran; when QEMU counts instructions instead of
-// time, that is the number of instructions the whole machine has executed.
+// Each item is a fixed amount of work: bytes through a TCP connection, datagrams, pings or
+// bare frames. Its cost is the run time of each domain, which the hypervisor reports; when
+// QEMU counts instructions instead of time, it is the number of instructions that the
+// whole machine has executed.
 //
-// It knows Xen's accounting and tracing. It must not know which back end serves:
-// that is a label.
+// It uses Xen's accounting and tracing. It must not depend on the back end, which is only
+// a label.
 //
-// It is to be run with GODEBUG=asyncpreemptoff=1, so that nothing interrupts the
-// threads that wait in the kernel.
+// It has to run with GODEBUG=asyncpreemptoff=1, so that no signal interrupts the threads
+// that wait in the kernel.
 package main
 
 import (

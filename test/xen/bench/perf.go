@@ -13,8 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// callCounter counts the system calls of all threads of a process. To be counted
-// costs each of them a little.
+// callCounter counts the system calls of all threads of a process. Counting adds a little
+// to the cost of each call.
 type callCounter struct{ fds []int }
 
 func countCalls(pid int) (*callCounter, error) {
@@ -76,8 +76,8 @@ func threads(pid int) ([]string, error) {
 	return list, nil
 }
 
-// threadsRan is how many nanoseconds the threads of a process have run. It misses
-// what one that is running has done since the last tick.
+// threadsRan returns the time in ns for which the threads of a process have run. It misses
+// the time of a running thread since the last tick.
 func threadsRan(pid int) (ns uint64, err error) {
 	list, err := threads(pid)
 	if err != nil {
@@ -98,7 +98,7 @@ func threadsRan(pid int) (ns uint64, err error) {
 	return ns, nil
 }
 
-// kernelCounts is what a kernel tells of itself in /proc/stat.
+// kernelCounts holds a kernel's counters from /proc/stat.
 type kernelCounts struct{ Interrupts, Switches uint64 }
 
 func readKernel() (k kernelCounts, err error) {

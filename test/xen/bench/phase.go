@@ -18,7 +18,7 @@ import (
 	"github.com/netbackd/netbackd/internal/control"
 )
 
-// label says what a record belongs to.
+// label identifies a record's phase.
 type label struct {
 	Boot    string `json:"boot"`
 	Phase   int    `json:"phase"`
@@ -31,22 +31,22 @@ type record struct {
 	label
 	Units  int           `json:"units"`
 	Ran    cpuTime       `json:"ran_ns"`
-	Daemon uint64        `json:"daemon_ns,omitempty"` // what its threads ran
+	Daemon uint64        `json:"daemon_ns,omitempty"` // run time of its threads
 	Took   time.Duration `json:"took_ns"`
 	RTT    time.Duration `json:"rtt_ns,omitempty"` // median, of pings
 
 	Dom0  kernelCounts `json:"dom0"`
 	Guest kernelCounts `json:"guest"`
 
-	// Of a measurement with tracing, whose times say nothing.
+	// Of a measurement with tracing, whose times are not valid.
 	Traced     bool       `json:"traced,omitempty"`
 	Hypercalls hypercalls `json:"hypercalls,omitzero"`
 	Calls      uint64     `json:"calls,omitempty"` // system calls of the daemon
-	// What the daemon counted.
+	// The daemon's counters.
 	Counters map[string]uint64 `json:"counters,omitempty"`
 }
 
-// phase measures all items with the back end that is there.
+// phase measures all items with the present back end.
 type phase struct {
 	label
 	scale  float64
@@ -76,8 +76,8 @@ func (p *phase) run(path string) (err error) {
 		return err
 	}
 	if p.to.wire != nil {
-		// A window of frames is to be there as a whole: how many of them the back
-		// end finds at once must not depend on how the scheduler likes it.
+		// The back end has to find a whole window of frames at once. The number must
+		// not depend on the scheduler.
 		if err := unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: 1}, 0); err != nil {
 			return fmt.Errorf("sched_setattr: %w", err)
 		}
@@ -107,7 +107,7 @@ func (p *phase) run(path string) (err error) {
 	return out.Close()
 }
 
-// find finds out what sort of guest it is.
+// find determines the kind of guest.
 func (p *phase) find() (err error) {
 	if p.addr == "" {
 		p.items = frameItems
@@ -132,8 +132,8 @@ func (p *phase) item(it *item) (records []record, err error) {
 	}
 	defer w.close()
 	units := it.units(p.scale)
-	// As much as is measured: a process of Go that wakes from long sleep is busy with
-	// itself for some 20 ms.
+	// As much work as the measurement: a Go process that wakes from a long sleep is busy
+	// with runtime work for some 20 ms.
 	if err := w.do(units); err != nil {
 		return nil, err
 	}
@@ -211,7 +211,7 @@ func (k kernelCounts) since(b kernelCounts) kernelCounts {
 	return kernelCounts{k.Interrupts - b.Interrupts, k.Switches - b.Switches}
 }
 
-// daemonRan is what the daemon's threads ran, if there is a daemon.
+// daemonRan returns the run time of the daemon's threads in ns, if there is a daemon.
 func (p *phase) daemonRan() (uint64, error) {
 	if p.daemon == 0 {
 		return 0, nil
@@ -219,8 +219,8 @@ func (p *phase) daemonRan() (uint64, error) {
 	return threadsRan(p.daemon)
 }
 
-// measureTraced measures once more, with what tracing can tell and without what it
-// disturbs.
+// measureTraced measures once more, with the results of tracing and without the figures
+// that it disturbs.
 func (p *phase) measureTraced(w work, r *record) (err error) {
 	r.Hypercalls, err = traced(func() error {
 		if p.daemon == 0 {

@@ -14,7 +14,7 @@ import (
 	"text/tabwriter"
 )
 
-// Labels that the scripts give.
+// Labels that the scripts set.
 const (
 	bootInstructions = "instructions"
 	bootTime         = "time"
@@ -24,22 +24,22 @@ const (
 	static           = "static"
 )
 
-// comparison is two labels, of which the second is measured by the first.
+// comparison has two labels. The second is measured relative to the first.
 type comparison struct {
 	of, to string
 	items  []item
-	// bounds is how far two phases of one side may lie apart.
+	// bounds limits the difference of two phases of one side.
 	bounds map[string]float64
 }
 
-// In what order a frontend's pages come back to it is up to chance, and with static
-// grants pages in a row are cheaper.
+// The order in which a frontend gets its pages back is random, and with static grants
+// consecutive pages are cheaper.
 var comparisons = []comparison{
 	{netbackd, kernelNetback, networkItems, map[string]float64{bootInstructions: 0.05, bootTime: 0.30}},
 	{static, copying, frameItems, map[string]float64{bootInstructions: 0.10, bootTime: 0.30}},
 }
 
-// target is what the ratio netbackd to kernel of an item, in instructions, may be.
+// target has the limits of an item's ratio netbackd to kernel, in instructions.
 type target struct{ bar, goal float64 }
 
 var targets = map[string]target{
@@ -56,7 +56,7 @@ var targets = map[string]target{
 type side struct {
 	Phases []float64 `json:"phases"` // the median of each
 	Value  float64   `json:"value"`  // the median of all
-	Spread float64   `json:"spread"` // how far the phases lie apart
+	Spread float64   `json:"spread"` // difference of the phases
 }
 
 // pair is one figure of both sides.
@@ -71,19 +71,19 @@ type row struct {
 	Boot string `json:"boot"`
 	Item string `json:"item"`
 	Unit string `json:"unit"`
-	Of   string `json:"of"` // whose figures stand in pairs as Of and To
+	Of   string `json:"of"` // labels of the figures Of and To in pairs
 	To   string `json:"to"`
 
 	Machine pair `json:"machine"`
 	Dom0    pair `json:"dom0"`
-	Daemon  pair `json:"daemon"` // its threads; nothing on the side that has none
+	Daemon  pair `json:"daemon"` // its threads; 0 for a side without a daemon
 
 	Void bool    `json:"void"`
 	Bar  float64 `json:"bar,omitempty"`
 	Goal float64 `json:"goal,omitempty"`
 }
 
-// verdict is what is to be said of a row with a bar.
+// verdict returns the verdict on a row with a bar.
 func (r *row) verdict() string {
 	switch {
 	case r.Void:
@@ -98,7 +98,7 @@ func (r *row) verdict() string {
 	return "goal"
 }
 
-// counts is what one unit takes of everything that can be counted.
+// counts holds the counted operations per unit.
 type counts struct {
 	Boot            string  `json:"boot"`
 	Item            string  `json:"item"`
@@ -113,13 +113,13 @@ type counts struct {
 	Dom0Switches    float64 `json:"dom0_context_switches"`
 	GuestSwitches   float64 `json:"guest_context_switches"`
 	SystemCalls     float64 `json:"netbackd_system_calls"`
-	GrantCalls      float64 `json:"netbackd_grant_calls"` // as it counts them itself
+	GrantCalls      float64 `json:"netbackd_grant_calls"` // by its own counters
 	GrantOps        float64 `json:"netbackd_grant_ops"`
 	StaticSlots     float64 `json:"netbackd_static_slots"`
 }
 
-// verdict is what is to be said of counts with a bar: static grants are to take no
-// grant operation at all.
+// verdict returns the verdict on counts with a bar: static grants must need no grant
+// operation.
 func (c *counts) verdict() string {
 	if c.Backend == static && (c.CopyOps != 0 || c.GrantOps != 0 || c.StaticSlots == 0) {
 		return "MISSED"
@@ -180,14 +180,14 @@ func makeReport(records []record) *report {
 	return rep
 }
 
-// add adds what there is about an item.
+// add adds the rows and counts of an item.
 func (rep *report) add(records []record, boot string, c *comparison, it *item) {
 	each := func(value func(*record) uint64) pair {
 		return makePair(records, boot, c, it, func(r *record) float64 { return float64(value(r)) / float64(r.Units) })
 	}
 	r := row{Boot: boot, Item: it.Name, Unit: it.Unit, Of: c.of, To: c.to}
-	// Of the whole machine, instructions are what all domains ran; time is what it
-	// took.
+	// For the whole machine, instructions are the run time of all domains; time is the
+	// elapsed time.
 	if boot == bootInstructions {
 		r.Machine = each(func(r *record) uint64 { return r.Ran.All })
 		r.Bar, r.Goal = targets[it.Name].bar, targets[it.Name].goal
@@ -216,7 +216,7 @@ func (rep *report) add(records []record, boot string, c *comparison, it *item) {
 	}
 }
 
-// makePair compares the two sides in what value says of a record.
+// makePair compares the two sides in the figure that value returns for a record.
 func makePair(records []record, boot string, c *comparison, it *item, value func(*record) float64) pair {
 	p := pair{To: makeSide(records, boot, it.Name, c.to, value), Of: makeSide(records, boot, it.Name, c.of, value)}
 	if p.To.Value != 0 {
@@ -250,7 +250,7 @@ func makeSide(records []record, boot, item, backend string, value func(*record) 
 	return s
 }
 
-// makeCounts takes what needs no tracing from the records without.
+// makeCounts takes the counts that need no tracing from the records without tracing.
 func makeCounts(records []record, boot string, it item, backend string) (c counts, ok bool) {
 	c = counts{Boot: boot, Item: it.Name, Backend: backend}
 	of := func(traced bool, count func(*record) uint64) float64 {
@@ -329,7 +329,7 @@ func (rep *report) printRows(t io.Writer, boot string, c *comparison) {
 	}
 }
 
-// figure is nothing for what was not measured.
+// figure formats a figure, as "" if it was not measured.
 func figure(v float64, digits int) string {
 	if v == 0 {
 		return ""
@@ -354,7 +354,7 @@ func (rep *report) printCounts(t io.Writer, boot string, c *comparison) {
 	}
 }
 
-// judge is an error if a row cannot be used, or is worse than its bar.
+// judge returns an error if a row cannot be used, or is worse than its bar.
 func (rep *report) judge() error {
 	var bad []string
 	for i := range rep.Rows {

@@ -10,8 +10,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// records makes one record of 10 pings per value and phase, whose numbers are those
-// of the order K N N K.
+// records makes one record of 10 pings per value and phase, for phases in the order K N N
+// K.
 func records(boot string, values [4]uint64) (rs []record) {
 	for i, v := range values {
 		backend := kernelNetback

@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Calls that wait in the kernel without telling Go's scheduler, which would answer
-// with work of its own: what is measured is the way of the packets.
+// These calls wait in the kernel without notifying Go's scheduler. Its work would disturb
+// the measurement of the packets' path.
 
 func send(fd int, b []byte) (int, error) { return raw(unix.SYS_WRITE, fd, b) }
 func recv(fd int, b []byte) (int, error) { return raw(unix.SYS_READ, fd, b) }
@@ -27,13 +27,13 @@ func raw(call uintptr, fd int, b []byte) (int, error) {
 	}
 }
 
-// disconnect makes a UDP socket take datagrams from everybody again.
+// disconnect makes a UDP socket take datagrams from any sender again.
 func disconnect(fd int) {
 	unspec := unix.RawSockaddr{Family: unix.AF_UNSPEC}
 	_, _, _ = unix.RawSyscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&unspec)), unsafe.Sizeof(unspec))
 }
 
-// messages is one frame, to be sent several times with one call.
+// messages sends one frame several times with one call.
 type messages struct {
 	iov  unix.Iovec
 	list []message

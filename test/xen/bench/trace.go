@@ -12,8 +12,8 @@ import (
 	"time"
 )
 
-// hypercalls is what a trace says the domains asked of Xen. A call within a
-// multicall counts as one, and so does the multicall.
+// hypercalls holds the domains' hypercalls in a trace. A call within a multicall counts as
+// one, and so does the multicall.
 type hypercalls struct {
 	All       uint64
 	CopyCalls uint64 // GNTTABOP_copy
@@ -25,7 +25,7 @@ type hypercalls struct {
 	ByNumber map[uint32]uint64 `json:",omitempty"` // all of them, by the numbers of public/xen.h
 }
 
-// Records of a trace, of which public/trace.h and public/xen.h tell.
+// Records of a trace, by public/trace.h and public/xen.h.
 const (
 	recordCycles = 1 << 31
 
@@ -41,7 +41,7 @@ const (
 
 var errTraceShort = errors.New("trace ends within a record")
 
-// parseTrace counts the hypercalls in what xentrace wrote.
+// parseTrace counts the hypercalls in xentrace's output.
 func parseTrace(b []byte) (h hypercalls, err error) {
 	for len(b) > 0 {
 		if len(b) < 4 {
@@ -103,7 +103,7 @@ const traceFile = "/tmp/xentrace.out"
 // traced runs work under xentrace.
 func traced(work func() error) (h hypercalls, err error) {
 	_ = os.Remove(traceFile)
-	// The buffers are as big as the first trace after boot asks for.
+	// The first trace after boot sets the size of the buffers.
 	cmd := exec.Command("xentrace", "-D", "-S", "512", "-e", "0x0020f000", traceFile)
 	cmd.Stderr = os.Stderr
 	if err := cmd.Start(); err != nil {

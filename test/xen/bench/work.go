@@ -15,8 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The guest's end. Over TCP and over UDP it is told what to do by a request of
-// requestLen bytes: an operation, a size, a count.
+// The guest's end. Over TCP and over UDP it gets requests of requestLen bytes: an
+// operation, a size, a count.
 const (
 	port     = 7000
 	statPort = 7001 // UDP: answers each datagram with the counters of its kernel
@@ -27,9 +27,9 @@ const (
 	requestLen = 16
 )
 
-// A UDP receiver tells after each ackEvery datagrams that it has them, and no more
-// than two of these are under way: as much as goes on whatever the way is made of,
-// and no less than a ring holds. So nothing is lost, whichever end is the faster.
+// A UDP receiver acknowledges each ackEvery datagrams, and at most twice as many are in
+// flight: few enough for every queue on the path, and at least as many as a ring holds. So
+// no datagram is lost, even if one end is faster.
 const (
 	ackEvery = 128
 	ackLen   = 1
@@ -37,7 +37,7 @@ const (
 
 const tcpChunk = 128 << 10
 
-// patience is how long an end waits for what should be there at once.
+// patience limits the wait for data that should arrive at once.
 var patience = unix.Timeval{Sec: 60}
 
 func putRequest(b []byte, op, size, count int) []byte {
@@ -53,7 +53,7 @@ func parseRequest(b []byte) (op, size, count int) {
 	return int(b[0]), int(binary.NativeEndian.Uint32(b[4:])), int(binary.NativeEndian.Uint64(b[8:]))
 }
 
-// quiet keeps Go's runtime from doing anything by itself.
+// quiet keeps Go's runtime from background work.
 func quiet() {
 	runtime.LockOSThread()
 	debug.SetGCPercent(-1)
@@ -74,7 +74,7 @@ func socket(kind, proto int) (int, error) {
 }
 
 func serve() error {
-	runtime.GOMAXPROCS(4) // a thread that waits in recv keeps what it runs on
+	runtime.GOMAXPROCS(4) // a thread that waits in recv keeps its P
 	fail := make(chan error, 3)
 	go func() { quiet(); fail <- serveUDP() }()
 	go func() { quiet(); fail <- serveTCP() }()
@@ -130,8 +130,7 @@ func serveUDP() error {
 	}
 }
 
-// serveDatagrams does what one request asks for. The socket is connected
-// meanwhile.
+// serveDatagrams carries out one request. The socket is connected meanwhile.
 func serveDatagrams(fd int, buf []byte, from unix.Sockaddr) error {
 	op, size, count := parseRequest(buf)
 	if err := unix.Connect(fd, from); err != nil {
@@ -222,7 +221,7 @@ func serveTCP() error {
 	}
 }
 
-// serveStream does what is asked for until dom0 closes the connection.
+// serveStream carries out requests until dom0 closes the connection.
 func serveStream(fd int) error {
 	buf := make([]byte, tcpChunk)
 	for {
@@ -280,7 +279,7 @@ type work interface {
 	close()
 }
 
-// peer is how the guest is reached: by its address, or, if it has no network, by its vif.
+// peer is the guest: its address, or its vif if it has no network.
 type peer struct {
 	addr netip.Addr
 	wire *wire
@@ -291,17 +290,17 @@ type item struct {
 	Name  string
 	Unit  string
 	count int // units of the standard work
-	whole int // what it takes multiples of, and two at least
+	whole int // the count is a multiple of this, and at least twice this
 	open  func(peer) (work, error)
 }
 
-// units is scale times the standard work.
+// units returns the number of units of scale times the standard work.
 func (it *item) units(scale float64) int {
 	n := int(float64(it.count) * scale)
 	return max(n-n%it.whole, 2*it.whole)
 }
 
-// networkItems take a guest with a network.
+// networkItems need a guest with a network.
 var networkItems = []item{
 	{"tcp guest to dom0", "MiB", 12, 1, openStream(opSend)},
 	{"tcp dom0 to guest", "MiB", 12, 1, openStream(opSink)},
@@ -312,7 +311,7 @@ var networkItems = []item{
 	{"ping", "ping", 384, 1, openPing},
 }
 
-// frameItems take one with a frontend of ours.
+// frameItems need a guest with the command front.
 var frameItems = []item{
 	{"64 B guest to dom0", "packet", 4608, ackEvery, openFrames(opSend, smallFrame)},
 	{"1500 B guest to dom0", "packet", 4608, ackEvery, openFrames(opSend, mtuFrame)},

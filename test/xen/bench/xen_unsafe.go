@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// hypervisor asks Xen how long domains ran, through /dev/xen/privcmd.
+// hypervisor reads the run time of domains from Xen, through /dev/xen/privcmd.
 type hypervisor struct {
 	fd  int
 	mem []byte // resident: Xen does not take page faults
@@ -41,7 +41,7 @@ func openHypervisor() (*hypervisor, error) {
 		return nil, err
 	}
 	h := &hypervisor{fd: fd, mem: mem}
-	// Xen answers EACCES to any version but its own.
+	// Xen returns EACCES for any version except its own.
 	for h.abi = 0x10; h.abi < 0x20; h.abi++ {
 		if _, err = h.ran(); err != unix.EACCES {
 			return h, err
@@ -50,10 +50,10 @@ func openHypervisor() (*hypervisor, error) {
 	return nil, fmt.Errorf("sysctl of this Xen: %w", err)
 }
 
-// cpuTime is how many nanoseconds domains have run.
+// cpuTime holds the run time of domains in ns.
 type cpuTime struct{ All, Dom0 uint64 }
 
-// ran reads it.
+// ran reads the run time of domains.
 func (h *hypervisor) ran() (t cpuTime, err error) {
 	call, info := h.mem[:4096], h.mem[4096:]
 	for first := uint32(0); ; {
