@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package budget bounds what one guest can have the host do outside of the data path:
-// requests to xenstored, calls into the kernel that may block, messages to the service
-// manager, messages on control rings, log lines. A budget belongs to a guest, and all its
-// vifs share it, so that no guest has more for having more vifs. A guest that has used
-// up a budget waits or loses lines; others notice nothing.
+// Package budget bounds the work outside the data path that one guest can cause on the
+// host: requests to xenstored, calls into the kernel that may block, messages to the
+// service manager, messages on control rings, log lines. A budget belongs to a guest. All
+// its vifs share it, so that more vifs do not get more. A guest that has used up a budget
+// waits or loses lines; other guests are not affected.
 //
-// The package knows numbers and times. It does not know what they are spent on.
+// The package counts numbers and times. Its callers do the work.
 package budget
 
 import (
@@ -16,33 +16,33 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// Turns bounds the blocking calls at a time, and so the threads of the process that may
-// be in one.
+// Turns is the largest number of concurrent blocking calls, and so of the process's
+// threads in such calls.
 const Turns = 64
 
-// Work of the vifs of a guest that the guest causes when it writes to xenstore: looks at
-// what it has changed. A look costs what it asks of xenstored, and lookPrice at least.
-// Whatever else a guest can cause, such as ioctls and netlink requests, comes of a look:
-// one that connects eight queues costs about a hundred, so there are two of those per
-// second.
+// The budget for looks. A look reads the nodes of a vif after the guest has written to
+// xenstore. It costs its number of requests to xenstored, and lookPrice at least. All
+// other work that a guest can cause, such as ioctls and netlink requests, follows from a
+// look. A look that connects eight queues costs about 100, so a guest gets two of these
+// per second.
 const (
 	WorkRate  = 250 // requests to xenstored per second
 	WorkBurst = 3000
 	lookPrice = 20
 )
 
-// Looks at one vif that find nothing new, because the guest has written what was there
-// before, or has written something and taken it back.
+// The budget of one vif for looks that find no change, because the guest has written the
+// value that a node already had, or has written a value and the old one again.
 const (
 	IdleRate  = 4 // per second
 	IdleBurst = 8
 )
 
-// Idle makes the budget of one vif for looks that find nothing new.
+// Idle makes the budget of one vif for looks that find no change.
 func Idle() *rate.Limiter { return rate.NewLimiter(IdleRate, IdleBurst) }
 
-// Messages to the service manager: each queue of a TAP that comes is one, and each that
-// goes.
+// The budget for messages to the service manager: one for each TAP queue that is opened or
+// closed.
 const (
 	ManagerRate  = 4 // per second
 	ManagerBurst = 64
@@ -51,14 +51,14 @@ const (
 	ManagerPause = time.Second / ManagerRate
 )
 
-// Messages on control rings. One may be as expensive as mapping eight pages; larger ones
-// count more than once.
+// The budget for messages on control rings. A message may cost as much as the mapping of
+// eight pages; a larger one counts several times.
 const (
 	controlRate  = 1000 // per second
 	controlBurst = 1024
 )
 
-// Lines that all vifs of a guest write into the log.
+// The budget for log lines of all vifs of a guest.
 const (
 	logRate  = 10 // per second
 	logBurst = 64
@@ -67,12 +67,12 @@ const (
 // Host holds the turns that all guests share.
 type Host struct{ turns turns }
 
-// NewHost makes a Host of so many turns.
+// NewHost makes a Host with n turns.
 func NewHost(n int) *Host {
 	return &Host{turns: turns{free: n, most: max(n/2, 1)}}
 }
 
-// Guest is the budgets of one guest. It is safe for concurrent use.
+// Guest holds the budgets of one guest. It is safe for concurrent use.
 type Guest struct {
 	host  *Host
 	share share // guarded by host.turns.mu
@@ -96,18 +96,18 @@ func (h *Host) Guest() *Guest {
 	}
 }
 
-// Used counts what a guest has used so far.
+// Used counts a guest's use of its budgets so far.
 type Used struct {
 	Requests uint64 `json:"xenstore_requests"` // to xenstored
 	Calls    uint64 `json:"host_calls"`        // turns of blocking calls: netlink, ioctls, files
-	Blocked  uint64 `json:"host_call_ms"`      // that they took
-	Delayed  uint64 `json:"looks_delayed"`     // looks at what the guest wrote that waited for its budget
+	Blocked  uint64 `json:"host_call_ms"`      // duration of these calls in ms
+	Delayed  uint64 `json:"looks_delayed"`     // looks that waited for the budget
 	Messages uint64 `json:"manager_messages"`  // to the service manager
 	Control  uint64 `json:"control_messages"`  // on control rings
-	Cut      uint64 `json:"log_lines_cut"`     // that were not written
+	Cut      uint64 `json:"log_lines_cut"`     // log lines that were not written
 }
 
-// Used returns what the guest has used so far.
+// Used returns the guest's use of its budgets so far.
 func (g *Guest) Used() Used {
 	return Used{
 		Requests: g.requests.Load(), Calls: g.calls.Load(), Blocked: g.blocked.Load() / 1e6,
@@ -132,8 +132,8 @@ func (g *Guest) busy(d time.Duration) {
 	g.blocked.Add(uint64(d))
 }
 
-// Look pays for a look at what the guest has written, and returns how long to wait
-// for it: until the time given, at least.
+// Look charges lookPrice for a look, and returns the time to wait before it: at least
+// until the given time.
 func (g *Guest) Look(now, until time.Time) time.Duration {
 	d := max(g.work.ReserveN(now, lookPrice).DelayFrom(now), until.Sub(now), 0)
 	if d > 0 {
@@ -142,7 +142,7 @@ func (g *Guest) Look(now, until time.Time) time.Duration {
 	return d
 }
 
-// Looked pays for what a look that was paid for has cost more than that.
+// Looked charges the cost of a look above lookPrice, after the look.
 func (g *Guest) Looked(now time.Time, requests int) {
 	if n := requests - lookPrice; n > 0 {
 		g.work.ReserveN(now, min(n, WorkBurst))

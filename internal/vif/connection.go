@@ -22,37 +22,37 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
-// Grants maps and copies guests' pages. *gntdev.Device is one.
+// Grants maps and copies guests' pages. *gntdev.Device implements it.
 type Grants interface {
 	dataplane.Copier
 	Map(domid xen.Domid, refs []xen.Gref, prot gntdev.Prot) (*gntdev.Mapping, error)
 }
 
-// Events is a handle for event channels. *evtchn.Device is one.
+// Events is a handle for event channels. *evtchn.Device implements it.
 type Events = ctrlserver.Events
 
-// Mapper is an open handle for mapping guests' pages. *gntdev.Device is one.
+// Mapper is an open handle for mapping guests' pages. *gntdev.Device implements it.
 type Mapper = ctrlserver.Mapper
 
-// Host opens what a connection needs of Xen.
+// Host opens the Xen devices for a connection.
 type Host interface {
 	// Grants returns the handle that maps all rings and copies all packets.
 	Grants() Grants
-	// OpenMapper opens another handle. To map or unmap a page, the kernel searches
-	// everything that the handle has mapped, under a lock. So what a guest may map by
-	// the hundred has a handle of its own and slows down no other guest.
+	// OpenMapper opens another handle. To map or unmap a page, the kernel searches all
+	// mappings of the handle, under a lock. So the static grants of a vif, of which a
+	// guest may have hundreds, use a handle of their own and slow down no other guest.
 	OpenMapper() (Mapper, error)
 	// OpenEvents opens a handle that can bind channels of one domain only.
 	OpenEvents(domid xen.Domid) (Events, error)
 }
 
-// connection holds everything that a vif has while it is connected: rings, channels,
-// journals, and the data path that uses them.
+// connection holds the resources of a connected vif: rings, channels, journals, and the
+// data path that uses them.
 type connection struct {
 	frontend *frontend
 	stamp    netif.Stamp // see identity.go
-	known    bool        // a predecessor served this connection, and what it kept is in force
-	served   bool        // any back end has served these rings before
+	known    bool        // a predecessor served this connection, and its recorded settings are in force
+	served   bool        // a back end has served these rings before
 	since    time.Time   // when it was made
 
 	carrier carrier
@@ -62,23 +62,23 @@ type connection struct {
 	data     *dataplane.Conn
 	mappings []*gntdev.Mapping // one ring page each
 	events   []Events          // one per queue
-	ports    int               // bound
+	ports    int               // bound event channels
 	journals []*dataplane.Journal
 	control  *ctrlserver.Server // nil: the frontend has no control ring
 }
 
-// carrier tells what the host sees of the TAP's carrier while a vif is connected.
+// carrier is the state of the TAP's carrier while a vif is connected.
 type carrier uint8
 
 const (
-	carrierWaiting carrier = iota // not touched: the hotplug script is not done
+	carrierWaiting carrier = iota // not set yet: the hotplug script has not ended
 	carrierOn                     // packets pass
-	carrierOff                    // the guest gives no rx slots on one queue or more
+	carrierOff                    // the guest posts no rx slots on one or more queues
 )
 
 // carrierFor returns the carrier of a vif that packets may pass.
 func carrierFor(stalled []bool) carrier {
-	// A guest that gave no rx slots to a predecessor may give none yet.
+	// A guest that posted no rx slots for a predecessor may still post none.
 	if slices.Contains(stalled, true) {
 		return carrierOff
 	}
@@ -108,12 +108,13 @@ func (v *Vif) connect(ctx context.Context) error {
 	return v.clearClaim(ctx)
 }
 
-// openFailed closes what open has opened, and returns what to do about its error.
+// openFailed closes the connection after an error of open, and returns the error that
+// makes the vif retry, wait or give up.
 func (v *Vif) openFailed(ctx context.Context, c *connection, err error) error {
 	gone, bound := errors.Is(err, tap.ErrGone), v.boundByPredecessor(err)
 	if v.own == xenbus.Connected && (gone || bound || isHostError(err)) {
-		// The frontend's rings are to be served on, with what the journals record
-		// and what waits in the TAP's queues.
+		// The next attempt continues with the frontend's rings, the journals and the
+		// packets in the TAP's queues.
 		c.close(v)
 	} else {
 		v.discard(c)
@@ -127,8 +128,8 @@ func (v *Vif) openFailed(ctx context.Context, c *connection, err error) error {
 	return v.retryOrGiveUp(ctx, err)
 }
 
-// boundByPredecessor reports whether a failure may be due to a predecessor that still
-// has the guest's event channels: Xen binds one port once.
+// boundByPredecessor reports whether a predecessor that still has the guest's event
+// channels may be the cause of a failure: Xen binds each port only once.
 func (v *Vif) boundByPredecessor(err error) bool {
 	var e *evtchn.Error
 	taken := v.own == xenbus.Connected && errors.As(err, &e) && e.Op == "bind" && errors.Is(err, unix.EINVAL)
@@ -136,7 +137,7 @@ func (v *Vif) boundByPredecessor(err error) bool {
 }
 
 // open maps the frontend's rings, binds its channels and starts the data path. If it
-// fails, the caller closes what it has opened.
+// fails, the caller has to close c.
 func (v *Vif) open(c *connection) error {
 	queues := make([]dataplane.QueueConfig, len(c.frontend.queues))
 	for i := range queues {
@@ -150,8 +151,8 @@ func (v *Vif) open(c *connection) error {
 	if err := v.openTapQueues(c, queues); err != nil {
 		return err
 	}
-	// A guest sends its list once. If it goes on with rings that were served before
-	// and the list is lost, all multicast passes rather than none.
+	// A guest sends its multicast list once. If it continues with rings that were served
+	// before and the list is lost, the vif passes all multicast packets.
 	known := v.mcast.Keep(queues[0].Journal)
 	v.mcast.SetFilter(c.frontend.features.mcast && (known || !c.served))
 	cfg := v.dataplaneConfig(c)
@@ -159,7 +160,7 @@ func (v *Vif) open(c *connection) error {
 		return err
 	}
 	v.adoptStall(c, queues)
-	// From here on a successor goes on with this connection.
+	// From here on a successor can continue this connection.
 	if err := c.writeStamps(queues); err != nil {
 		return err
 	}
@@ -175,17 +176,18 @@ func (v *Vif) open(c *connection) error {
 	return nil
 }
 
-// openTapQueues gives each queue one of the TAP's, and sets up the TAP for the frontend.
+// openTapQueues assigns a TAP queue to each queue, and configures the TAP for the
+// frontend.
 func (v *Vif) openTapQueues(c *connection, queues []dataplane.QueueConfig) error {
 	if !c.known {
-		// What waits in the queues was sent to the driver before.
+		// The packets in the queues were sent to the earlier driver: drop them.
 		if err := v.tap.Rest(); err != nil {
 			return err
 		}
 	}
 	use := v.tap.Use
 	if v.spareQueues {
-		use = v.tap.SetQueues // closes those that are not needed
+		use = v.tap.SetQueues // also closes the unused ones
 	}
 	if err := use(len(queues)); err != nil {
 		return err
@@ -221,7 +223,7 @@ func (v *Vif) dataplaneConfig(c *connection) dataplane.Config {
 	}
 }
 
-// openQueue opens what queue i needs, except for the TAP's queue.
+// openQueue maps the rings of queue i, binds its channels and opens its journal.
 func (v *Vif) openQueue(c *connection, i int, q *dataplane.QueueConfig) error {
 	k := &c.frontend.queues[i]
 	grants := v.cfg.Host.Grants()
@@ -274,14 +276,14 @@ func (v *Vif) openQueue(c *connection, i int, q *dataplane.QueueConfig) error {
 	return nil
 }
 
-// disconnect ends the connection: no packet passes any more, no page of the guest is
-// mapped, and what only this connection knew is forgotten.
+// disconnect ends the connection. It stops the data path, unmaps all pages of the guest,
+// and drops the state of the connection.
 func (v *Vif) disconnect() {
 	c := v.conn
 	if c == nil {
 		return
 	}
-	v.conn = nil // first: what follows may panic
+	v.conn = nil // first: the calls below may panic
 	v.setCarrier(false)
 	v.discard(c)
 	v.saveRecord()
@@ -290,11 +292,11 @@ func (v *Vif) disconnect() {
 	v.log.Info("disconnected")
 }
 
-// discard closes a connection for good: nothing of it reaches another one, neither what
-// the host has sent nor what the guest has set.
+// discard closes a connection that will not continue. Neither the host's packets nor the
+// guest's settings pass on to the next connection.
 func (v *Vif) discard(c *connection) {
-	// A quarantined guest may be allowed to go on with the rings it has. It does not
-	// know that anything was forgotten.
+	// A quarantined guest may be allowed to continue with its rings. It could not know
+	// that the stamps and journals were removed, so these stay.
 	forget := v.block.phase() != blockQuarantined
 	if forget {
 		c.clearStamps()
@@ -305,17 +307,17 @@ func (v *Vif) discard(c *connection) {
 		v.removeJournals()
 	}
 	v.clearSteering(c.frontend)
-	// The queues stay open for the next connection. Otherwise a guest that reconnects
-	// all the time would have them made, and the keeper told of them, each time.
+	// The queues stay open for the next connection. Otherwise a guest that reconnects all
+	// the time would cause new queues and messages to the keeper each time.
 	if err := v.tap.Rest(); err != nil && !errors.Is(err, tap.ErrGone) {
 		v.log.Warn("TAP queues not put to rest", zap.Error(err))
 	}
 	v.storeQueues()
 }
 
-// close closes what the connection has, in the order that is safe: first those who
-// touch the pages, then the channels, then the pages. Only then may the guest learn that
-// it has its pages back.
+// close closes the connection in a safe order: first the users of the pages (control ring
+// and data path), then the channels, then the mappings. Only then may the guest learn that
+// its pages are free.
 func (c *connection) close(v *Vif) {
 	warn := func(what string, err error) {
 		if err != nil {

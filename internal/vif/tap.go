@@ -17,21 +17,20 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
-// txQueueLen is the number of packets that the TAP keeps per queue for a guest that is
-// slow to take them.
+// txQueueLen is the number of packets that the TAP queues per queue for a slow guest.
 const txQueueLen = 512
 
-// tapSetup tells what the hotplug script has done to the vif's TAP.
+// tapSetup tells whether the hotplug script has set up the vif's present TAP.
 type tapSetup uint8
 
 const (
-	tapUntouched tapSetup = iota // there was no TAP since the toolstack made the directory
-	tapSetUp                     // there is or was a TAP, which the script may have set up
-	tapReplaced                  // the TAP that the script has set up is gone
+	tapUntouched tapSetup = iota // no TAP was made since the toolstack made the directory
+	tapSetUp                     // a TAP was made, which the script may have set up
+	tapReplaced                  // the TAP that the script set up is gone
 )
 
-// made returns the setup after a TAP was made. One that a predecessor made is the same
-// one; a new one is not.
+// made returns the setup after a TAP was made or adopted. An adopted TAP is the one that
+// the script set up; a new one is not.
 func (s tapSetup) made(adopted bool) tapSetup {
 	switch {
 	case s == tapUntouched:
@@ -55,8 +54,8 @@ func (v *Vif) ensureTap(ctx context.Context) error {
 	if d == nil && err == nil {
 		var found *foundTap
 		if found, err = v.findTap(); err == nil && found == nil && v.setup != tapUntouched {
-			// This comes before there is another TAP: a successor could not tell that
-			// the hotplug script has never seen that one.
+			// Reset hotplug-status before the new TAP exists: a successor could not tell
+			// that the hotplug script has not set up the new one.
 			if err := v.resetHotplug(ctx); err != nil {
 				return err
 			}
@@ -124,11 +123,11 @@ func (v *Vif) tapConfig() tap.Config {
 	}
 }
 
-// isUserspaceBridge reports whether a bridge belongs to Open vSwitch's userspace datapath:
-// then the bridge's own interface is a TAP. Open vSwitch reads its ports by packet sockets,
-// and takes packets as they are. So the TAP of a vif for such a bridge has no vnet header,
-// and the data path completes checksums and segments packets. The name may end with VLANs,
-// as the script vif-openvswitch takes it.
+// isUserspaceBridge reports whether a bridge belongs to Open vSwitch's userspace datapath.
+// The own interface of such a bridge is a TAP. Open vSwitch reads its ports by packet
+// sockets, and forwards packets unchanged. So the TAP of a vif for such a bridge has no
+// vnet header, and the data path completes checksums and segments packets. The name may
+// end with VLANs, as for the script vif-openvswitch.
 func isUserspaceBridge(name string) bool {
 	base, _, _ := strings.Cut(name, ":")
 	short, _, _ := strings.Cut(base, ".")
@@ -141,7 +140,7 @@ func isUserspaceBridge(name string) bool {
 	return false
 }
 
-// offload reports whether the TAP has vnet headers, or would have.
+// offload reports whether the TAP has vnet headers, or whether a new one would have them.
 func (v *Vif) offload() bool {
 	if v.tap == nil {
 		return v.cfg.Offload
@@ -149,9 +148,9 @@ func (v *Vif) offload() bool {
 	return v.tap.VnetHdr()
 }
 
-// setOffload tells the kernel which offloads the guest takes. The kernel has one switch
-// for the checksums of both IP versions; the data path completes those that the guest does
-// not take.
+// setOffload sets the TAP's offloads to those that the guest supports. The kernel has one
+// switch for the checksums of both IP versions; the data path completes those that the
+// guest does not support.
 func (v *Vif) setOffload(f *features) error {
 	if !v.offload() {
 		return nil
@@ -164,9 +163,9 @@ func (v *Vif) setOffload(f *features) error {
 	})
 }
 
-// macOfVifs is the MAC address of the host's end of all vifs, as with xen-netback: routed
-// guests know it as their gateway's, and a bridge, which takes the lowest address of its
-// ports, does not take this one.
+// macOfVifs is the MAC address of the host's end of all vifs, as with xen-netback. Routed
+// guests use it as their gateway's. A bridge takes the lowest address of its ports, so it
+// does not take this one.
 var macOfVifs = net.HardwareAddr{0xfe, 0xff, 0xff, 0xff, 0xff, 0xff}
 
 // configureTap completes a new TAP.
@@ -183,9 +182,8 @@ func (v *Vif) configureTap(mtu int) error {
 	if err := v.tap.SetNoQueue(); err != nil && !errors.Is(err, tap.ErrNotSupported) {
 		return err
 	}
-	// This is also done if the TAP stands in for that of a connected vif: plug turns the
-	// carrier on, and a kernel that never saw it change never calls the interface
-	// operational.
+	// Also turn the carrier off on a TAP that replaces one of a connected vif: plug turns
+	// it on, and the kernel sets the interface operational only when the carrier changes.
 	if err := v.tap.SetCarrier(false); err != nil {
 		return err
 	}
@@ -203,8 +201,8 @@ func (v *Vif) configureTap(mtu int) error {
 	return nil
 }
 
-// errTapLost tells that everything which depends on the TAP, such as its place in a
-// bridge, has to be done again by the hotplug script.
+// errTapLost is reported when the TAP was deleted: the hotplug script has to repeat all
+// settings of the TAP, such as its place in a bridge.
 var errTapLost = errors.New("the TAP that the hotplug script set up was deleted; run the script for the new one, or detach and attach the vif")
 
 // tapDeleted closes a TAP that another program has deleted.
@@ -214,8 +212,8 @@ func (v *Vif) tapDeleted() {
 	v.setup = tapReplaced
 }
 
-// resetHotplug clears hotplug-status, because the hotplug script did its work on a TAP
-// that is gone.
+// resetHotplug clears hotplug-status, because the TAP that the hotplug script set up is
+// gone.
 func (v *Vif) resetHotplug(ctx context.Context) error {
 	v.reportError(ctx, "TAP was deleted", errTapLost)
 	if v.nodes.hasHotplug && v.nodes.hotplug != "" {
@@ -227,8 +225,8 @@ func (v *Vif) resetHotplug(ctx context.Context) error {
 		}
 		v.nodes.hotplug = ""
 	}
-	// A TAP that is made after this one was lost does not replace another: the script may
-	// have set it up, and may have written so, before the vif looks again.
+	// The next TAP does not count as a replacement: the script may set it up and write
+	// hotplug-status before the vif looks again.
 	v.setup = tapUntouched
 	if v.tap != nil {
 		v.setup = tapSetUp
@@ -265,10 +263,10 @@ func (v *Vif) unregister() {
 	v.removeRecord()
 }
 
-// plug lets packets pass. If the toolstack runs no script, plug brings the interface up,
-// which nothing else would.
+// plug turns the carrier on so that packets pass. If the toolstack runs no script, plug
+// also brings the interface up.
 func (v *Vif) plug(ctx context.Context) error {
-	if v.setup == tapReplaced || !v.nodes.plugged() { // connect has found that out
+	if v.setup == tapReplaced || !v.nodes.plugged() { // connect has found a change
 		return errAgain
 	}
 	if v.own != xenbus.Connected {
@@ -324,9 +322,9 @@ func (v *Vif) clearClaim(ctx context.Context) error {
 	return err
 }
 
-// dropDisciplines removes the queueing disciplines that the kernel makes when those of the
-// TAP are deleted, as Open vSwitch does with an interface that it is given. Those that an
-// administrator has set stay. Nothing is lost before there is a carrier.
+// dropDisciplines removes the queueing disciplines that the kernel makes when another
+// program deletes those of the TAP, as Open vSwitch does with its interfaces. Disciplines
+// that an administrator has set stay. No packet is lost, since the carrier is still off.
 func (v *Vif) dropDisciplines() {
 	err := v.tap.SetNoQueue()
 	for _, tolerable := range []error{nil, tap.ErrNotSupported, tap.ErrElsewhere, tap.ErrGone} {
@@ -337,8 +335,9 @@ func (v *Vif) dropDisciplines() {
 	v.log.Warn("the kernel's queueing disciplines stay", zap.Error(err))
 }
 
-// limitMTU lowers the MTU for a frontend that takes only packets of one slot, and restores
-// it for the next frontend: a guest's boot loader often takes less than its kernel.
+// limitMTU lowers the MTU for a frontend without scatter-gather, which takes only packets
+// of one slot, and restores it for the next frontend with scatter-gather: a guest's boot
+// loader often lacks a feature of its kernel.
 func (v *Vif) limitMTU(sg bool) error {
 	info, err := v.tap.Info()
 	if err != nil {
@@ -370,10 +369,10 @@ func (v *Vif) limitMTU(sg bool) error {
 	return nil
 }
 
-// enforceMTU lowers the MTU again if packets were too big for a guest without
-// scatter-gather, because the host has raised it while the guest was connected.
-// xen-netback refuses to raise it (xenvif_change_mtu); the driver of a TAP cannot be told
-// to.
+// enforceMTU lowers the MTU again after packets were too large for a guest without
+// scatter-gather, because the host has raised the MTU while the guest was connected.
+// xen-netback refuses such a change (xenvif_change_mtu); the driver of a TAP cannot be
+// made to refuse it.
 func (v *Vif) enforceMTU() {
 	info, err := v.tap.Info()
 	if err == nil && info.MTU <= defaultMTU {

@@ -22,8 +22,8 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
-// A guest that writes the state that it has, again and again, has netbackd ask xenstored
-// little, however many keys a frontend has.
+// TestStateWrittenAgainIsReadSeldom: a guest that writes its unchanged state repeatedly
+// causes few requests to xenstored, for any number of a frontend's keys.
 func TestStateWrittenAgainIsReadSeldom(t *testing.T) {
 	w := newPlainWorld(t)
 	f := w.rawFront(8)
@@ -47,11 +47,11 @@ func TestStateWrittenAgainIsReadSeldom(t *testing.T) {
 	if float64(n) > most {
 		t.Errorf("%d requests", n)
 	}
-	f.close() // what is new is seen all the same
+	f.close() // a change is still seen
 }
 
-// A guest that comes and goes has the service manager told nothing, and a successor
-// finds its queues.
+// TestComingAndGoingIsNoneOfTheManagersBusiness: a guest that connects and disconnects
+// causes no message to the service manager, and a successor finds its queues.
 func TestComingAndGoingIsNoneOfTheManagersBusiness(t *testing.T) {
 	w := newWorld(t)
 	m := w.manager()
@@ -86,8 +86,8 @@ func TestComingAndGoingIsNoneOfTheManagersBusiness(t *testing.T) {
 	}
 }
 
-// A service manager that takes no messages delays neither a guest that connects, nor the
-// end.
+// TestServiceManagerThatHangs: a service manager that takes no messages delays neither a
+// connecting guest nor the end of the daemon.
 func TestServiceManagerThatHangs(t *testing.T) {
 	w := newWorld(t)
 	m := w.manager()
@@ -115,11 +115,11 @@ func TestServiceManagerThatHangs(t *testing.T) {
 
 // storm makes guests write to xenstore as fast as xenstored lets a guest.
 type storm struct {
-	blows  atomic.Bool // they write; else they pause
+	blows  atomic.Bool // the guests write; else they pause
 	writes atomic.Int64
 }
 
-// join has a guest take part until ctx ends: it calls write again and again.
+// join calls write repeatedly while the storm blows, until ctx ends.
 func (s *storm) join(ctx context.Context, wg *sync.WaitGroup, write func(i int)) {
 	wg.Go(func() {
 		tick := time.NewTicker(15 * time.Millisecond) // xenstored allows fewer
@@ -134,13 +134,13 @@ func (s *storm) join(ctx context.Context, wg *sync.WaitGroup, write func(i int))
 	})
 }
 
-// Beside twelve guests that write as much as they can, another guest's connecting takes
-// twice as long at most, and its packets and its detach are none the worse. The guests
-// write the state that they have; go through all states; change a setting; and reconnect
-// with now more and now fewer queues.
+// TestTwelveGuestsThatStorm: beside twelve guests that write as much as they can, the
+// connection of another guest takes at most twice as long, and its packets and its detach
+// are not affected. The guests write their unchanged state, go through all states, change
+// a setting, or reconnect with a changing number of queues.
 //
-// Series beside the storm and without it alternate, so that what else the machine does is
-// in both. The first is when the storm begins, and all budgets are full.
+// Measurements with and without the storm alternate, so that other load on the machine is
+// in both. The first one is at the beginning of the storm, with full budgets.
 func TestTwelveGuestsThatStorm(t *testing.T) {
 	w := newPlainWorld(t)
 	const rounds = 6
@@ -199,8 +199,8 @@ func TestTwelveGuestsThatStorm(t *testing.T) {
 		quiet = append(quiet, reconnect(f)...)
 		s.blows.Store(true)
 		stormy = append(stormy, reconnect(f)...)
-		// Until each guest has used up its budget, or has written what would use it
-		// up on a machine that is quick enough.
+		// Until each guest has used up its budget, or has written enough to use it up on a
+		// fast machine.
 		w.wait("the storm to be felt", func() bool {
 			felt := func(f *rawFront) bool { return f.status().Guest.Delayed > 0 }
 			return !slices.ContainsFunc(bad, func(f *rawFront) bool { return !felt(f) }) ||
@@ -217,14 +217,14 @@ func TestTwelveGuestsThatStorm(t *testing.T) {
 	}
 	s.blows.Store(true)
 	neighbour.pings(20)
-	took, err := w.Detach(w.ctx, bad[1].domid, bad[1].devid) // of one that storms itself
+	took, err := w.Detach(w.ctx, bad[1].domid, bad[1].devid) // of a vif that is part of the storm
 	w.must(err)
 	if took > 3*time.Second {
 		t.Errorf("detaching took %v", took)
 	}
 }
 
-// device makes a vif as a toolstack that has not run its script yet does.
+// device makes a vif as a toolstack does before it runs its script.
 func (w *world) device(domid xen.Domid, devid int) {
 	w.t.Helper()
 	back, front := w.BackPath(domid, devid), w.FrontPath(domid, devid)
@@ -242,7 +242,8 @@ func (w *world) device(domid xen.Domid, devid int) {
 	}))
 }
 
-// threads samples how many threads the daemon has, until what it returns is called.
+// threads samples the daemon's number of threads until the returned function is called,
+// which returns the largest number.
 func (w *world) threads() (most func() int) {
 	pid, stop, peak := w.Daemon().PID(), make(chan struct{}), make(chan int)
 	go func() {
@@ -261,8 +262,8 @@ func (w *world) threads() (most func() int) {
 	return func() int { close(stop); return <-peak }
 }
 
-// holdRTNL has the kernel do something long under the lock that most of what is asked of
-// it about interfaces needs: many of them go at once. It returns when that is done.
+// holdRTNL makes the kernel hold the RTNL, the lock of most operations on interfaces, for
+// long: it deletes many interfaces at once. It returns the duration after that.
 func (w *world) holdRTNL(pairs int) time.Duration {
 	w.t.Helper()
 	const group = 42
@@ -279,8 +280,9 @@ func (w *world) holdRTNL(pairs int) time.Duration {
 	return time.Since(begin)
 }
 
-// The daemon has no more threads than it says, however many vifs wait for the kernel: of
-// one guest and of many, when it starts and when it stops.
+// TestThreadsAreBounded: the daemon never has more threads than the bound in its status,
+// while any number of vifs wait for the kernel: of one guest and of many, at its start and
+// its stop.
 func TestThreadsAreBounded(t *testing.T) {
 	w := newPlainWorld(t)
 	const ofOne, guests = 150, 20
@@ -319,7 +321,7 @@ func TestThreadsAreBounded(t *testing.T) {
 	peak = w.threads()
 	held = max(held, w.holdRTNL(1000))
 	w.wait("all vifs to be ready", all)
-	w.must(w.Store().Remove(w.ctx, fmt.Sprintf("/local/domain/0/backend/vif/%d", one))) // all go at once
+	w.must(w.Store().Remove(w.ctx, fmt.Sprintf("/local/domain/0/backend/vif/%d", one))) // all are removed at once
 	w.wait("the vifs to go", func() bool {
 		vifs, err := w.Control().Vifs(w.ctx)
 		w.must(err)
