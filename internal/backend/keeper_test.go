@@ -16,7 +16,7 @@ import (
 	"github.com/netbackd/netbackd/internal/budget"
 )
 
-// toldKeeper is a service manager that notes what it is told, and that may hang.
+// toldKeeper is a service manager that records its messages, and that may hang.
 type toldKeeper struct {
 	hang chan struct{} // nil: calls do not hang; else each waits until it is closed
 

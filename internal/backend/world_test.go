@@ -46,7 +46,7 @@ type world struct {
 
 	mu    sync.Mutex         // guards all below
 	down  error              // why xenstore cannot be reached
-	given *xenstore.Client   // what dial is to return next
+	given *xenstore.Client   // the next result of dial
 	conns []*xenstore.Client // the backend's
 }
 

@@ -75,7 +75,7 @@ func (t *turns) list(s *share) {
 
 // Turn is one goroutine's right to make calls that may block its thread: netlink, ioctls,
 // files, mappings. While the goroutine waits for something other than the kernel, it must
-// give the turn back with Aside, because what it waits for may need a turn itself.
+// give the turn back with Aside, because the awaited work may need a turn itself.
 //
 // A Turn belongs to one goroutine.
 type Turn struct {

@@ -101,7 +101,7 @@ func (d *daemon) setUp(open Opener) (err error) {
 	return nil
 }
 
-// close closes what setUp opened.
+// close closes the resources of setUp.
 func (d *daemon) close() (err error) {
 	if d.pool != nil {
 		d.pool.Close()

@@ -46,7 +46,7 @@ func TestRecord(t *testing.T) {
 	}
 }
 
-// FuzzRecord decodes any file. Encoding what was accepted yields a file that is accepted.
+// FuzzRecord decodes any file. The encoding of an accepted record is accepted, too.
 func FuzzRecord(f *testing.F) {
 	r := record{
 		connection: Connection{Queues: []Rings{{1, 2, 3, 4}}, Control: ControlRing{9, 10}},

@@ -659,7 +659,7 @@ func measure(peer string, rounds int, packets uint64, only string) (*bench.Repor
 	defer single.Close()
 	guest := newFront(benchTB{}, testDomid)
 	guest.back = guest.mapped(append([]xen.Gref{ringRef, ringRef + 1}, refs(0, 2*frontPages)...)...)
-	var lanes []*lane // the first one is what the goals are about
+	var lanes []*lane // the goals apply to the first one
 	if err := iouring.Supported(); err != nil {
 		fmt.Fprintln(os.Stderr, "bench: without io_uring:", err)
 	} else {

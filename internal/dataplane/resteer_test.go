@@ -454,7 +454,7 @@ func (b *bed) sum(c Counter) (n uint64) {
 	return n
 }
 
-// want compares what is published on queues 0 and 1.
+// want compares the published packets on queues 0 and 1.
 func (b *orderBed) want(what string, old, now []int) {
 	b.tb.Helper()
 	if diff := cmp.Diff([][]int{old, now}, [][]int{b.numbers(0), b.numbers(1)}); diff != "" {

@@ -192,7 +192,7 @@ func TestRxOnAPlainTAP(t *testing.T) {
 		b.host.sendPlain(frame)
 		b.settle()
 		sameDelivery(t, "a packet", delivery{Frame: frame}, f.received())
-		// The kernel finishes what the TAP does not take.
+		// The kernel completes the offloads that the TAP lacks.
 		open := partial(tcp(4, 1400))
 		b.host.send(hostFrame{vnetOf(open, 0), open.Bytes()})
 		b.settle()

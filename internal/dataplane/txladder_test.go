@@ -53,10 +53,10 @@ func TestLadder(t *testing.T) {
 		// put puts the packet into the ring and returns its answers; nil
 		// for none.
 		put     func(f *front) []answer
-		frame   []byte            // what of it the host sees
+		frame   []byte            // the part of it that the host gets
 		drops   map[string]uint64 // counted
 		traffic map[string]uint64 // counted besides packets, bytes and slots
-		breach  error             // and no answer to it or what follows
+		breach  error             // without a response to it or to later requests
 		says    string
 	}{{
 		name:  "two slots",

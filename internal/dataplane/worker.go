@@ -70,7 +70,7 @@ type worker struct {
 	plain  plainTap
 }
 
-// ringIO is what a worker reads and writes TAPs with in batches.
+// ringIO holds the io_uring with which a worker reads and writes TAPs in batches.
 type ringIO struct {
 	ring *iouring.Ring // nil: plain system calls
 	iov  *iouring.Iovecs
@@ -173,7 +173,7 @@ func (w *worker) newRing() {
 	}
 }
 
-// release frees what newWorker and openRing took.
+// release frees the resources of newWorker and openRing.
 func (w *worker) release() {
 	if w.uring.ring != nil {
 		_ = w.uring.ring.Close()

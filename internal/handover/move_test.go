@@ -88,7 +88,7 @@ func newBed(t *testing.T) *bed {
 	}
 	_, err := netns.AddBridge("xenbr0")
 	b.must(err)
-	// A bridge that has no port drops what its host sends.
+	// A bridge without a port drops its host's packets.
 	b.must(netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "other"}, PeerName: "another"}))
 	for _, name := range []string{"other", "another"} {
 		b.must(netns.Up(name))
@@ -500,7 +500,7 @@ func TestTakenBack(t *testing.T) {
 		b.wantDone("release", "bind", "adopt")
 		b.wantPlace("vif1.0")
 	})
-	t.Run("by nobody", func(t *testing.T) {
+	t.Run("without a back end", func(t *testing.T) {
 		b := newBed(t)
 		b.ours = true
 		b.add("vif1.0")
@@ -573,7 +573,7 @@ func TestRefused(t *testing.T) {
 		}, true, "a control ring", []string{"can adopt"}},
 		{"release without driver", func(b *bed) { b.ours, b.loaded = true, false }, false, "modprobe -i xen-netback", nil},
 		{"release what is the kernel's", func(b *bed) { b.kernel = true }, false, ErrKernelServes.Error(), nil},
-		{"release what is nobody's", func(b *bed) {}, false, "vif1.0: " + ErrNoVif.Error(), nil},
+		{"release an unserved vif", func(b *bed) {}, false, "vif1.0: " + ErrNoVif.Error(), nil},
 		{"release more queues than the kernel takes", func(b *bed) { b.ours, b.queues = true, 3 }, false, "xen-netback takes 2", nil},
 		{"release what netbackd keeps", func(b *bed) {
 			b.ours = true

@@ -161,7 +161,7 @@ func TestWhatIsInTheWay(t *testing.T) {
 			[]Item{{"/dev/xen/gntdev", Problem, "is not there", "modprobe xen-gntdev"}}},
 		{"evtchn's node without its module", ready, open("/dev/xen/evtchn", unix.ENODEV),
 			[]Item{{"/dev/xen/evtchn", Problem, "is not there", "modprobe xen-evtchn"}}},
-		{"xenbus of somebody else", ready, open("/dev/xen/xenbus", unix.EACCES),
+		{"xenbus of another user", ready, open("/dev/xen/xenbus", unix.EACCES),
 			[]Item{{"/dev/xen/xenbus", Problem, "may not be opened for reading and writing: it is -rw-r--r--", "chmod u+rw /dev/xen/xenbus # and be its owner"}}},
 		{"no tun", ready.with(files{"dev/net/tun": "-"}), nil,
 			[]Item{{"/dev/net/tun", Problem, "is not there", "modprobe tun"}}},

@@ -73,8 +73,8 @@ type Ring struct {
 }
 
 // New makes a ring for batches of up to entries operations, owned by the calling OS
-// thread. The error matches ErrNotSupported if the kernel, or its administrator, does
-// not offer what the package needs.
+// thread. The error matches ErrNotSupported if the kernel lacks a feature that the package
+// needs, or if the administrator has disabled it.
 func New(entries uint32) (*Ring, error) {
 	r, err := open(entries, setupSingleIssuer|setupDeferTaskrun|setupSubmitAll)
 	if errors.Is(err, unix.EINVAL) {

@@ -12,7 +12,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
-// GuestConfig is a guest: its domain, its vif, and what its frontend can do.
+// GuestConfig describes a guest: its domain, its vif, and its frontend's features.
 type GuestConfig struct {
 	Name   string
 	Domain simclient.DomainConfig

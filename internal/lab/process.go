@@ -92,7 +92,7 @@ func (p *Process) Kill() {
 	<-p.done
 }
 
-// Log returns what the process has written so far.
+// Log returns the process's output so far.
 func (p *Process) Log() string { return p.log.String() }
 
 // WaitLog waits until the process's whole log contains text.

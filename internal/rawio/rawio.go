@@ -13,8 +13,8 @@
 // be preempted before the end. So the files must not block, and the calls must be short
 // and a few hundred at most.
 //
-// The package knows system calls of three arguments. It must not know what is read or
-// written.
+// The package makes system calls of three arguments. It must not depend on the data that
+// is read or written.
 package rawio
 
 // Call is one read or write. It takes 16 bytes.

@@ -24,7 +24,7 @@ import (
 // of files.
 func number(id xenbus.VifID) string { return strings.TrimPrefix(id.String(), "vif") }
 
-// parseNumber parses what number has returned.
+// parseNumber parses the result of number.
 func parseNumber(s string) (xenbus.VifID, error) { return xenbus.ParseVifID("vif" + s) }
 
 // journalName returns the name of the file with a queue's journal.

@@ -171,7 +171,7 @@ func (g *ctrlGuest) configure() (refs []xen.Gref) {
 	return refs
 }
 
-// configured checks that what configure has set is in force.
+// configured checks that the settings of configure are in force.
 func (w *world) configured() {
 	w.t.Helper()
 	var s Status

@@ -114,7 +114,7 @@ func (f features) names() []string {
 	return names
 }
 
-// read reads what the frontend has published.
+// read reads the frontend's published features.
 func (f *features) read(k *xenbus.Reader) {
 	for i := range featureTable {
 		if ft := &featureTable[i]; ft.read != "" {
@@ -126,7 +126,7 @@ func (f *features) read(k *xenbus.Reader) {
 // node is a key of the backend directory.
 type node struct{ key, value string }
 
-// nodes returns what the backend publishes.
+// nodes returns the nodes that the backend publishes.
 func (o backendOffer) nodes() (list []node) {
 	for i := range featureTable {
 		if ft := &featureTable[i]; ft.offer != "" {
@@ -136,7 +136,7 @@ func (o backendOffer) nodes() (list []node) {
 	return list
 }
 
-// readBack reads what this backend or a predecessor has published.
+// readBack reads the features that this backend or a predecessor has published.
 func (o *backendOffer) readBack(text func(key string) string) {
 	for i := range featureTable {
 		if ft := &featureTable[i]; ft.readBack != nil {

@@ -14,7 +14,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
-// frontend holds what a frontend has published for one connection.
+// frontend holds a frontend's published values for one connection.
 type frontend struct {
 	features features
 	headroom uint16 // bytes to leave free before each packet to the guest

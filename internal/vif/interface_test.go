@@ -115,7 +115,7 @@ func TestDisciplineDeleted(t *testing.T) {
 	}
 }
 
-// TestAdministratorsInterface: what an administrator sets on the TAP stays when its
+// TestAdministratorsInterface: an administrator's settings of the TAP stay when its
 // guest reconnects and when the daemon is restarted.
 func TestAdministratorsInterface(t *testing.T) {
 	w := newWorld(t)

@@ -98,7 +98,7 @@ func TestResetOutlivesTheDaemon(t *testing.T) {
 }
 
 // TestMTUOutlivesTheDaemon: the TAP gets back the MTU that it had before a frontend without
-// scatter-gather, also from a successor, and at whatever moment the predecessor was killed.
+// scatter-gather, also from a successor, independent of the time of the predecessor's death.
 func TestMTUOutlivesTheDaemon(t *testing.T) {
 	eachEnd(t, func(t *testing.T, w *world, end func()) {
 		w.attach("mtu", "9000")

@@ -160,7 +160,7 @@ func TestStateStorm(t *testing.T) {
 	runtime.GC()
 	runtime.ReadMemStats(&after)
 	t.Logf("%d writes in %v: %d requests, heap grew by %d KiB", writes, took, requests, (int64(after.HeapAlloc)-int64(before.HeapAlloc))>>10)
-	// A look also sees what the look before it has written.
+	// A look also sees the writes of the look before it.
 	if most := 1.2 * budget.WorkBurst * (1 + took.Seconds()*budget.WorkRate/budget.WorkBurst); float64(requests) > most {
 		t.Errorf("%d requests in %v, want at most %.0f", requests, took, most)
 	}
@@ -188,7 +188,7 @@ func (w *world) runConnected() {
 }
 
 // TestStoreLost: packets keep moving while the connection to xenstore is lost, and the
-// vif catches up with what it missed.
+// vif handles the changes that it missed.
 func TestStoreLost(t *testing.T) {
 	w := newWorld(t)
 	w.runConnected()

@@ -453,7 +453,7 @@ func TestDomainIsGoneAndItsNodesStay(t *testing.T) {
 	for _, k := range append(keys, "queue-0/tx-ring-ref", "queue-1/tx-ring-ref") {
 		w.must(w.Store().SetPermissions(w.ctx, f.dir()+"/"+k, dom0Owned))
 	}
-	for _, rate := range []string{"1000", "2000"} { // what that set going comes to rest
+	for _, rate := range []string{"1000", "2000"} { // the work that this started ends
 		w.must(w.Store().Write(w.ctx, f.back()+"/rate", rate+",1000"))
 		w.wait("the daemon to have looked", func() bool { return strings.HasPrefix(f.status().Rate, rate) })
 	}
@@ -526,7 +526,7 @@ func TestBackendDirectoryIsRemoved(t *testing.T) {
 			for _, s := range []xenbus.State{xenbus.Closing, xenbus.Closed, xenbus.Initialising, xenbus.Connected} {
 				f.state(s)
 			}
-			g := w.rawFront(1) // what came before it has been seen when it is served
+			g := w.rawFront(1) // the daemon serves it after it has handled all earlier events
 			g.connect()
 			if v := w.read(f.back()); v != absent {
 				t.Errorf("there is a ghost of the directory: %q", v)

@@ -132,7 +132,7 @@ type McastArgs struct {
 type McastResult struct {
 	Okay   uint64   `json:"okay"`
 	Failed uint64   `json:"failed"`
-	List   []string `json:"list"` // what the backend should have now
+	List   []string `json:"list"` // the list that the backend should have now
 }
 
 // KeyArgs names a node of the frontend's directory or of the backend's.

@@ -151,7 +151,7 @@ func echo() asm.Instructions {
 	swap(4, 10, asm.Half)
 	swap(26, 30, asm.Word) // IP addresses
 	insns = append(insns,
-		asm.StoreImm(asm.R2, 34, 0, asm.Byte), // echo reply; its checksum grows by what the type shrinks
+		asm.StoreImm(asm.R2, 34, 0, asm.Byte), // echo reply; the checksum increases by the decrease of the type
 		asm.LoadMem(asm.R5, asm.R2, 36, asm.Half),
 		asm.Add.Imm(asm.R5, network(8<<8)),
 		asm.Mov.Reg(asm.R6, asm.R5),

@@ -264,7 +264,7 @@ func (w *keyWriter) remove(key string) {
 	}
 }
 
-// flag writes 1, or removes what an earlier connection may have left.
+// flag writes 1, or removes the node of an earlier connection.
 func (w *keyWriter) flag(key string, on bool) {
 	if on {
 		w.write(key, 1)

@@ -76,7 +76,7 @@ func NewPump(q *Queue, t *tap.Queue, vnet bool) (*Pump, error) {
 func (d *Device) TapOffload() tap.Offload {
 	o := d.offers
 	return tap.Offload{
-		Csum: true, // the pump finishes what the backend cannot
+		Csum: true, // the pump completes checksums that the backend cannot
 		TSO4: o.SG && o.GSOTCPv4 && !o.NoCsumOffload,
 		TSO6: o.SG && o.GSOTCPv6 && o.IPv6CsumOffload,
 	}
@@ -360,7 +360,7 @@ func (p *Pump) deliver() error {
 	if k.Meta.CsumBlank {
 		at := k.hdr.csumField()
 		if at == 0 || at+2 > k.size {
-			p.q.stats.TapDrops++ // a guest cannot finish what it does not find
+			p.q.stats.TapDrops++ // the header was not found, so the checksum cannot be completed
 			return nil
 		}
 		if !p.vnet {

@@ -73,7 +73,7 @@ func newQueue(host Host, peer xen.Domid, index int, cfg Config, r rules, split b
 	if q.rx.ring, err = netif.InitRx(mem[netif.PageSize:]); err != nil {
 		return q, err
 	}
-	// The backend only reads what we send, so that is all it is granted.
+	// The backend only reads the tx pages, so they are granted read-only.
 	if q.tx.pages, err = host.Pages.Alloc(peer, cfg.TxPages, false); err != nil {
 		return q, err
 	}

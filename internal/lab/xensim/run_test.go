@@ -21,7 +21,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// run serves dir until stop is called, which returns what Run does.
+// run serves dir until stop is called, which returns the error of Run.
 func run(t *testing.T, dir string) (stop func() error) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())

@@ -23,8 +23,8 @@ type Gntdev struct {
 	process Process
 
 	mu   sync.Mutex
-	maps []*grantMap          // what MAP_GRANT_REF recorded, by index; guarded by mu
-	vmas map[uint64]*grantMap // what is mapped, by the number given out; guarded by mu
+	maps []*grantMap          // records of MAP_GRANT_REF, by index; guarded by mu
+	vmas map[uint64]*grantMap // mappings, by their number; guarded by mu
 	next uint64               // number of the next mapping; guarded by mu
 }
 

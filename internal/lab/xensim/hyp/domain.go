@@ -89,7 +89,7 @@ type Domain struct {
 	paused   chan struct{}  // closed when it runs again, nil while it runs; guarded by h.ev
 	dead     bool           // destroyed: gets no channels; guarded by h.ev
 	shutdown atomic.Bool    // stopped by itself
-	counters domainCounters // what wire.Counters shows
+	counters domainCounters // source of wire.Counters
 }
 
 // withDefaults fills in the zero fields of cfg and refuses invalid values.

@@ -333,7 +333,7 @@ func TestGuestFlipsItsEntry(t *testing.T) {
 				return
 			default:
 			}
-			// Rewriting an entry in use is what Xen must survive.
+			// Xen must survive writes to an entry in use.
 			grant(d, ref, permit|readonly*uint16(i%2), xen.Domid(i%3/2), table+i%40)
 		}
 	})

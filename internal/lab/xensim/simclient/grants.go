@@ -222,7 +222,7 @@ func (l *link) record(domid xen.Domid, refs []xen.Gref) (index uint64, err error
 	return index, r.Done()
 }
 
-// mmap maps what was recorded. The caller holds mu.
+// mmap maps the recorded references. The caller holds mu.
 func (l *link) mmap(domid xen.Domid, index uint64, refs []xen.Gref, prot gntdev.Prot) (view, error) {
 	fail := func(err error) (view, error) {
 		return view{}, &gntdev.Error{Op: "map", Index: -1, Domid: domid, Err: err}

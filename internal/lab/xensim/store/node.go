@@ -20,8 +20,9 @@ type node struct {
 // noGeneration is the generation of a missing node.
 const noGeneration = math.MaxUint64
 
-// recordSize returns the size of xenstored's record of a node, which is what its
-// quotas count: a header of 24 bytes and 8 bytes for each permission.
+// recordSize returns the size in bytes of xenstored's record of a node, which its quotas
+// count: a header of 24 bytes, 8 bytes for each permission, the value, and the names of the
+// children.
 func (n *node) recordSize() int {
 	return 24 + 8*len(n.perms) + len(n.value) + len(n.children)
 }

@@ -43,7 +43,7 @@ func (p perm) rights() rights {
 	return r
 }
 
-// rights returns what a permission list allows c to do.
+// rights returns the rights of c by a permission list.
 func (c *conn) rights(perms []perm) rights {
 	if !c.unprivileged() || c.actsFor(perms[0].domid) {
 		return mayAll

@@ -4,7 +4,7 @@
 // domains and attaches and detaches their vifs the way libxl 4.17 does. It
 // writes the same nodes with the same permissions in the same transactions,
 // waits for the same states for as long, runs the hotplug script at the same
-// moments, and leaves behind what libxl leaves behind when something fails.
+// moments, and leaves the same nodes behind as libxl after a failure.
 //
 // A backend that works with it works with xl:
 //

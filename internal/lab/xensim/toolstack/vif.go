@@ -191,7 +191,7 @@ const (
 	forceOn                // without consent
 )
 
-// remove implements libxl__initiate_device_generic_remove and what follows from it.
+// remove implements libxl__initiate_device_generic_remove and its callbacks.
 func (t *Toolstack) remove(ctx context.Context, d device, f force) (w Waits, err error) {
 	gone, err := t.close(ctx, d, f == forceOn)
 	if err == nil && !gone {
