@@ -95,7 +95,7 @@ func TestDomainEnds(t *testing.T) {
 	w.attach(1, 0)
 	w.attach(2, 0)
 	w.await(b, "vif1.0", "vif2.0")
-	w.srv.DomainShutdown(1) // the backend hears of it and changes nothing
+	w.srv.DomainShutdown(1) // the backend gets an event and changes nothing
 	w.srv.DomainDied(2)
 	deadline := time.Now().Add(10 * time.Second)
 	for {
@@ -293,7 +293,7 @@ func (w *world) awaitLog(part string) {
 	w.t.Fatalf("the log does not say %q", part)
 }
 
-// TestNoXenstore: a backend that never had one says so.
+// TestNoXenstore: a backend that never connected to xenstore reports that.
 func TestNoXenstore(t *testing.T) {
 	w := newWorld(t)
 	w.down = errors.New("xenstored is down")

@@ -31,7 +31,7 @@ func (c *Client) Await(ctx context.Context) error {
 	}
 	var buf [4096]byte
 	for {
-		// The directory may have been made by now, or made anew.
+		// The directory may exist by now, or may have been replaced.
 		if err := watchDir(fd, dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("wait for %s: %w", c.path, err)
 		}

@@ -156,7 +156,7 @@ func Handler(daemon func() Daemon, src Source, notFound error) http.Handler {
 	return mux
 }
 
-// revision returns the revision that a request knows and waits for the end of, or 0.
+// revision returns the revision that a request has and whose successor it waits for, or 0.
 func revision(r *http.Request) (uint64, error) {
 	text := r.URL.Query().Get("after")
 	if text == "" {

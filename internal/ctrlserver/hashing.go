@@ -18,7 +18,7 @@ type hashing struct {
 	config    steer.Config // types, key and mapping, in the form of the data path
 }
 
-// newHashing returns the settings at the start of a connection with so many queues.
+// newHashing returns the settings at the start of a connection.
 func newHashing(queues int) hashing {
 	hasher, _ := toeplitz.New(nil) // no key is too long
 	return hashing{config: steer.Config{Hasher: hasher, Mapping: toeplitz.NewMapping(queues)}}

@@ -49,8 +49,8 @@ type Config struct {
 	Connection Connection
 	Offered    Protocols // protocols that were offered to the frontend
 
-	// Known says that a predecessor served this connection, so that its record is
-	// valid. Served says that any backend has served its rings before.
+	// Known is set if a predecessor served this connection, so that its record is
+	// valid. Served is set if any backend has served its rings before.
 	Known, Served bool
 
 	StaticGrants StaticGrants

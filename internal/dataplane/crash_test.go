@@ -379,8 +379,8 @@ func (e eventfds) Notify(evtchn.Port) error {
 	return err
 }
 
-// TestKilledUnderTraffic kills a daemon again and again while a guest and its host
-// exchange packets. Each time a successor takes over.
+// TestKilledUnderTraffic kills a daemon repeatedly while a guest and its host exchange
+// packets. Each time a successor takes over.
 func TestKilledUnderTraffic(t *testing.T) {
 	inModes(t, allModes[:2], testKilledUnderTraffic)
 }

@@ -4,5 +4,5 @@
 
 package dataplane
 
-// raced says that the race detector slows this binary down.
+// raced is set if this binary has the race detector, which slows it down.
 const raced = true

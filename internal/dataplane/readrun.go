@@ -47,8 +47,8 @@ func (r *readRun) wantLarge() int {
 	return rxReads
 }
 
-// note updates the estimate after a read of got packets, and reports whether to read
-// again at once. full says that the read brought all it asked for.
+// note updates the estimate after a read of got packets, and reports whether to read again
+// at once. full is set if the read returned the requested number of packets.
 func (r *readRun) note(got int, full bool) (more bool) {
 	r.read += got
 	// After a single packet, epoll finds out whether there is another as cheaply as

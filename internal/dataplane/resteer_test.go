@@ -151,7 +151,7 @@ func (j *orderJudge) look() error {
 	return nil
 }
 
-// TestOrderUnderTraffic changes the steering again and again while packets of many flows
+// TestOrderUnderTraffic changes the steering repeatedly while packets of many flows
 // come, and the guest withholds slots from one queue after the other. No packet is lost,
 // and the packets of a flow are published in the order in which they were sent, across
 // queues.

@@ -37,8 +37,8 @@ const (
 // the bytes of both.
 type rxFrame struct{ at, n int }
 
-// rxFrameAt returns the offset of packet i of a pass; large says that large packets are
-// expected. The vnet header goes before it.
+// rxFrameAt returns the offset of packet i of a pass. The vnet header goes before it. large
+// is set if large packets are expected.
 //
 // A large packet starts at a page, so that its pages are copied one by one into the
 // guest's and no copy crosses a page end. Small ones have different offsets in their

@@ -11,8 +11,8 @@ import (
 // slotsOf returns the number of data slots for n bytes.
 func slotsOf(n int) uint32 { return uint32(n+netif.PageSize-1) / netif.PageSize }
 
-// slotsForHead returns the number of slots that the head of the backlog, which did
-// not fit just now, needs to go on.
+// slotsForHead returns the number of slots that the head of the backlog needs. The last
+// attempt did not fit.
 func (q *Queue) slotsForHead() uint32 {
 	p := q.backlog.head()
 	if q.backlog.cutting {
@@ -203,8 +203,8 @@ func (w *worker) answerRx(q *Queue, slots []netif.RxSlot) {
 	}
 }
 
-// deliverFailed marks the slots whose page could not be written; all says that the
-// whole call failed. The frontend drops their packets.
+// deliverFailed marks the slots whose page could not be written, or all slots if the whole
+// call failed (all). The frontend drops their packets.
 func (w *worker) deliverFailed(b *rxBatch, all bool) {
 	segs := b.segs[:b.nSegs]
 	for i := range segs {

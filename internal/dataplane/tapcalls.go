@@ -70,9 +70,9 @@ func (r *tapReader) readByRing(w *worker, frames []rxFrame, got int) int {
 	return got
 }
 
-// useRing notes that the queue's file has the number id in the worker's io_uring. nowait
-// says that the ring cancels reads that find the TAP empty, instead of waiting for a
-// packet. The first queue with nowait is used to compare io_uring with system calls.
+// useRing records that the queue's file has the number id in the worker's io_uring. With
+// nowait the ring cancels reads that find the TAP empty, instead of waiting for a packet.
+// The first queue with nowait is used to compare io_uring with system calls.
 func (r *tapReader) useRing(w *worker, id int, nowait bool) {
 	r.id, r.byRing = id, nowait
 	if nowait && !w.reads.compared {

@@ -103,7 +103,7 @@ func (r *tapReader) resize(slots int) {
 	r.slots = slots
 }
 
-// hint tells the extra slots that a large packet took.
+// hint stores the number of extra slots that a large packet took.
 func (r *tapReader) hint(extras uint32) { r.large.extras = extras }
 
 // usesRing reports whether the next packets are read with io_uring. On hosts where that
@@ -113,7 +113,7 @@ func (r *tapReader) usesRing(w *worker) bool {
 	return w.uring.ring != nil && r.byRing && (!w.reads.ringSlow || r.run.endless())
 }
 
-// read reads up to want packets into the rx arena and returns them. full says that there
+// read reads up to want packets into the rx arena and returns them. full is set if there
 // may be more: it read want packets, or a large one ended the read.
 //
 // Each empty read is expensive with io_uring. So the first packet is read with a system

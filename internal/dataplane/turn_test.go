@@ -366,7 +366,7 @@ func TestAPanicCostsOneVif(t *testing.T) {
 	})
 }
 
-// TestAnIoUringThatFails: its worker goes on without it, with all its vifs.
+// TestAnIoUringThatFails: the worker serves all its vifs without the failed io_uring.
 func TestAnIoUringThatFails(t *testing.T) {
 	inModes(t, []mode{{vnet: true, uring: true}}, func(t *testing.T, m mode) {
 		for _, rx := range []bool{false, true} {

@@ -156,8 +156,8 @@ func (w *worker) round() {
 	w.sched.turns = w.sched.turns[:0]
 }
 
-// serveVif gives a vif its turns of a round: one for each queue that has work, or as
-// many as there is time for if others share the worker.
+// serveVif gives a vif its turns of a round: one for each queue that has work, or fewer,
+// by the vif's time, if others share the worker.
 func (w *worker) serveVif(a *account) {
 	a.listed = false
 	a.left = min(a.left+roundPart, roundPart)
@@ -228,9 +228,9 @@ func (w *worker) clockOut(q *Queue, start time.Time) {
 	w.sched.ended(a, w.now)
 }
 
-// judge decides whether a vif is costly, from a turn that began at start and took so long
-// for so many packets. It returns how long the vif is to rest: a costly one does if others
-// were served lately.
+// judge decides whether a vif is costly, from a turn that began at start and took the time
+// took for packets packets. It returns the time for which the vif has to pause: a costly
+// vif pauses if others were served lately.
 func (s *scheduler) judge(a *account, start time.Time, took time.Duration, packets uint32) (rest time.Duration) {
 	limit := costlyPacket * time.Duration(max(packets, 1))
 	long := took > limit

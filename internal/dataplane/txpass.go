@@ -180,7 +180,7 @@ func allOkay(segs []gntdev.Segment) bool {
 }
 
 // fetchFailed answers slots that could not be copied with an error, and drops their
-// packets. all says that the call itself failed; then no segment's status is valid.
+// packets. With all the call itself failed, and no segment's status is valid.
 func (w *worker) fetchFailed(b *txBatch, all bool) {
 	seg := 0
 	for i := range b.pkts[:b.nPkts] {

@@ -77,7 +77,7 @@ func htons(v uint16) uint16 { return v<<8 | v>>8 }
 const transit = 20 * time.Millisecond
 
 // stop waits until the last frame has passed the bridge and ends the counting. Frames that
-// reached the guest left the bridge through the given interfaces. more says that the count
+// reached the guest left the bridge through the given interfaces. more is set if the count
 // is incomplete.
 func (c *counter) stop(through ...int) (lost int, more bool, err error) {
 	time.Sleep(transit)

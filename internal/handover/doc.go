@@ -95,7 +95,7 @@ type Report struct {
 	// Lost counts packets to the guest that came in that time and did not reach it. It is
 	// -1 if they could not be counted, because the interface is no port of a Linux bridge.
 	// Packets from the host itself are not counted while the bridge has no other port that
-	// is up. AtLeast says that the count is incomplete.
+	// is up. AtLeast is set if the count is incomplete.
 	Lost    int
 	AtLeast bool
 }

@@ -513,7 +513,7 @@ func TestTakenBack(t *testing.T) {
 	})
 }
 
-// TestHotplug: the guest does not use the vif yet, and the script goes on.
+// TestHotplug: the guest does not use the vif yet, and the hotplug script still runs.
 func TestHotplug(t *testing.T) {
 	ctx := context.Background()
 	t.Run("from the kernel", func(t *testing.T) {

@@ -246,7 +246,7 @@ func TestErrorsOfOneOperationAreItsOwn(t *testing.T) {
 		m.set(t, r, 0, rfd)
 		m.set(t, r, 1, wfd)
 		base := address(mem)
-		for range 3 { // the ring goes on after errors
+		for range 3 { // the ring works after errors
 			r.WriteFixed(1, base, 10, 0, 0)
 			r.WriteFixed(2, base, 10, 0, 1)      // empty slot
 			r.WriteFixed(8, base, 10, 0, 2)      // behind the table
@@ -512,7 +512,7 @@ func TestOtherThreadIsRefused(t *testing.T) {
 	if err := <-errs; !errors.Is(err, unix.EEXIST) {
 		t.Errorf("Submit on another thread: %v, want EEXIST", err)
 	}
-	// The ring goes on and has lost nothing.
+	// The ring still works and has lost no operation.
 	if diff := cmp.Diff(map[uint64]int32{42: 8}, submit(t, r)); diff != "" {
 		t.Errorf("results (-want +got)\n%s", diff)
 	}

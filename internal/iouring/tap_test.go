@@ -32,7 +32,7 @@ func newTAP(t testing.TB) *tap {
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 		t.Fatal(err)
 	}
-	// IPv6 would send packets of its own accord.
+	// IPv6 would send packets by itself.
 	if err := os.WriteFile("/proc/sys/net/ipv6/conf/default/disable_ipv6", []byte("1"), 0); err != nil && !os.IsNotExist(err) {
 		t.Fatal(err)
 	}

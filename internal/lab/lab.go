@@ -65,7 +65,7 @@ func New(ctx context.Context, opts Options) (_ *Lab, err error) {
 	return l, l.StartDaemon(ctx)
 }
 
-// launch starts a part of the host and waits until it says ready.
+// launch starts a part of the host and waits until its log contains ready.
 func (l *Lab) launch(ctx context.Context, name, ready string, args ...string) (*Process, error) {
 	p, err := start(name, l.opts.Exe, args, netns.StartHere)
 	if err != nil {
@@ -74,7 +74,7 @@ func (l *Lab) launch(ctx context.Context, name, ready string, args ...string) (*
 	return await(ctx, p, ready)
 }
 
-// await waits until a part says ready.
+// await waits until the log of a part contains ready.
 func await(ctx context.Context, p *Process, ready string) (*Process, error) {
 	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
 	defer cancel()

@@ -38,7 +38,7 @@ func fail(op string, err error) error {
 	return &Error{Op: op, Err: err, Hint: hint(err, mayBPF())}
 }
 
-// hint returns a remedy for an error of bpf(2), or ""; may says that the thread has the
+// hint returns a remedy for an error of bpf(2), or "". may is set if the thread has the
 // capability. Setting kernel.unprivileged_bpf_disabled to 0 would not help: a map of maps
 // needs the capability.
 func hint(err error, may bool) string {

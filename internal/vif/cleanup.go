@@ -62,8 +62,8 @@ func (v *Vif) removeFile(path string) {
 	}
 }
 
-// RemoveLeftovers removes what earlier daemons left of vifs that were removed while no
-// daemon served them: TAPs that no process has open, and files in runDir. here reports
+// RemoveLeftovers removes the remains of vifs that were removed while no daemon served
+// them: TAPs that no process has open, and files in runDir. here reports
 // whether a vif still has its directory. RemoveLeftovers returns the names of what it has
 // removed.
 func RemoveLeftovers(runDir string, here func(xenbus.VifID) bool) (removed []string, err error) {

@@ -19,7 +19,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
-// Errors that tell reconcile how to go on.
+// Errors that tell reconcile how to continue.
 var (
 	errDirGone = errors.New("the toolstack has removed the backend directory")
 	errAgain   = errors.New("what was observed has changed")

@@ -110,7 +110,7 @@ func (w *world) broadcast(n int) {
 	}
 }
 
-// send sends one frame from the host to the TAP, with so many bytes of payload.
+// send sends one frame with payload bytes of payload from the host to the TAP.
 func (w *world) send(payload int) {
 	w.t.Helper()
 	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)

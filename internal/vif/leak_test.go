@@ -185,7 +185,7 @@ func TestHundredControlRings(t *testing.T) {
 	}
 }
 
-// TestRemoveLeftovers removes what is left of vifs that were removed while no daemon
+// TestRemoveLeftovers removes the TAPs and files of vifs that were removed while no daemon
 // served them.
 func TestRemoveLeftovers(t *testing.T) {
 	netns.NeedTUN(t)

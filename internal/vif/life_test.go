@@ -131,8 +131,7 @@ func TestConnect(t *testing.T) {
 	}
 }
 
-// TestDriverReload: the guest unloads and loads its driver again and again. The device
-// stays.
+// TestDriverReload: the guest unloads and loads its driver repeatedly. The device stays.
 func TestDriverReload(t *testing.T) {
 	w := newWorld(t)
 	w.up(2)
@@ -309,8 +308,8 @@ func TestFrontendElsewhere(t *testing.T) {
 	}
 }
 
-// TestUnusualFrontends: the vif comes to rest in every state of the frontend, and
-// serves a frontend that starts again.
+// TestUnusualFrontends: in every state of the frontend the vif reaches a stable state, and
+// it serves a frontend that starts again.
 func TestUnusualFrontends(t *testing.T) {
 	for _, tt := range []struct {
 		state string // written by the guest; "-": removed

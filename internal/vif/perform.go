@@ -169,7 +169,7 @@ func (v *Vif) adoptState(n nodes) {
 	v.claimed = n.claimed
 	v.setup = tapUntouched
 	// The script of a claimed vif has set up the other back end's interface. It has
-	// set up ours when hotplug-status says so again.
+	// set up ours only when hotplug-status is connected again.
 	if v.own != xenbus.Initialising && (!v.claimed || n.plugged()) {
 		v.setup = tapSetUp
 		if len(v.keptQueues) == 0 && (v.own == xenbus.InitWait || v.own == xenbus.Connected) {
@@ -196,7 +196,7 @@ func (v *Vif) hasRecord() bool {
 // under the same name.
 //
 // The hotplug script runs after InitWait is shown, so it cannot be done with a new device.
-// If hotplug-status says that it is done, only the state was written again, and the script
+// If hotplug-status shows that it is done, only the state was written again, and the script
 // has not set up the next TAP.
 func (v *Vif) startAnew(n *nodes) {
 	v.log.Info("device was removed and made again")

@@ -124,7 +124,8 @@ func header(b *strings.Builder, first string, states []xenbus.State) {
 	b.WriteString("\n|" + strings.Repeat(" --- |", 1+len(states)) + "\n")
 }
 
-// does returns the visible steps of a vif until it comes to rest. States are numbers.
+// does returns the visible steps of a vif until it has nothing left to do. States are
+// numbers.
 func does(s situation) string {
 	words := map[step]string{
 		stepConnect: "connects", stepDisconnect: "disconnects", stepReconfigured: "8", stepDetaching: "5",

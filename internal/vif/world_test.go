@@ -282,7 +282,7 @@ func (w *world) rings(n int, split bool, pairs ...string) {
 }
 
 // settle makes the vif reconcile until it has nothing left to do, and returns its steps. So
-// every test also checks that the vif comes to rest.
+// every test also checks that reconciling ends.
 func (w *world) settle() string {
 	w.t.Helper()
 	var all []string

@@ -326,7 +326,7 @@ sender() {
 		} | nc $1 $2) >/dev/null 2>&1 &"
 }
 
-# sum_of CHUNKS sets SUM to the checksum of so many chunks.
+# sum_of CHUNKS sets SUM to the checksum of this many chunks.
 sum_of() {
 	SUM=${SUMS[$1]:-$(sh -c "$CHUNK; for i in \$(seq $1); do cat /tmp/chunk; done" | md5sum)}
 	SUMS[$1]=$SUM
@@ -351,8 +351,8 @@ begin_transfer() {
 	on "$1" "$(sender "$3" "$4" "$5" "${6:-}")"
 }
 
-# exchange A ADDRESS B ADDRESS CHUNKS sends so many chunks both ways at the same time. A and B
-# are guests or dom0.
+# exchange A ADDRESS B ADDRESS CHUNKS sends this many chunks both ways at the same time. A and
+# B are guests or dom0.
 exchange() {
 	on "$1" "$(listener 5001)"
 	on "$3" "$(listener 5002); $(sender "$2" 5001 "$5")"
@@ -397,7 +397,7 @@ moved_on() {
 	[ $MOVED -gt "$1" ]
 }
 
-# eventually_moves SECONDS BYTES waits until so many more bytes have crossed the bridge.
+# eventually_moves SECONDS BYTES waits until this many more bytes have crossed the bridge.
 eventually_moves() {
 	moved
 	eventually "$1" "$2 bytes more go over the bridge" moved_on $((MOVED + $2))

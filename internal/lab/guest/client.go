@@ -280,7 +280,7 @@ func (c *Client) Reconnect(ctx context.Context, args ConnectArgs) (VifInfo, erro
 	return ask[VifInfo](ctx, c, "reconnect", args)
 }
 
-// Suspend connects a vif anew without closing it, as after save and restore.
+// Suspend reconnects a vif without closing it, as after save and restore.
 func (c *Client) Suspend(ctx context.Context, args ConnectArgs) (VifInfo, error) {
 	return ask[VifInfo](ctx, c, "suspend", args)
 }

@@ -70,7 +70,7 @@ func (r Rule) String() string {
 	return fmt.Sprintf("unknown(%d)", uint8(r))
 }
 
-// Fatal reports whether the queue cannot go on.
+// Fatal reports whether the queue cannot be used after a violation of the rule.
 func (r Rule) Fatal() bool { return r <= RuleGrantInUse }
 
 // Violation is a backend's breach of a rule.

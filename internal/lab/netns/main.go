@@ -120,7 +120,7 @@ func furnish() error {
 	}
 	// sysfs shows the network namespace of the process that mounted it. In a user
 	// namespace the kernel refuses the mount if something is mounted below the
-	// present /sys. Only readers of /sys/class/net need it, so go on without.
+	// present /sys. Only readers of /sys/class/net need it, so ignore the error.
 	_ = unix.Mount("sysfs", "/sys", "sysfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "")
 	if err := Up("lo"); err != nil {
 		return fmt.Errorf("loopback: %w", err)

@@ -35,7 +35,8 @@ iperf3 -s -D
 # from_guest and to_guest set RATE to the kbit/s of iperf3.
 from_guest() { RATE=$(in_guest u1 "iperf3 -c $DOM0 -P 8 -t 5 -f k" | awk '/SUM.*receiver/ { print $6 }'); }
 to_guest() { RATE=$(in_guest u1 "iperf3 -c $DOM0 -t 2 -f k -R" | awk '/receiver/ { print $7 }'); }
-# above KBIT COMMAND: was it so much in one of four times? This machine may stand still.
+# above KBIT COMMAND succeeds if one of four measurements exceeds KBIT. This machine may
+# stop for a while.
 above() {
 	local try
 	for try in 1 2 3 4; do

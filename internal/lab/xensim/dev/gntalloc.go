@@ -218,7 +218,7 @@ func (s *usedSet) free(i uint32) {
 
 // find returns n numbers that are free: the lowest run of that many if there is
 // one, since a process can map a run of pages with one call, else the lowest
-// numbers. It returns nil when there are not so many.
+// numbers. It returns nil if fewer are free.
 func (s *usedSet) find(n int) []uint32 {
 	if n > s.n {
 		return nil

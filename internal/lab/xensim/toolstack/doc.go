@@ -15,7 +15,7 @@
 //     its frontend's directory removed and gets 10 s more; then its nodes go
 //     without the script, and detach fails;
 //   - destroy removes the frontend's directory at once, waits 10 s for each
-//     backend, and goes on in any case.
+//     backend, and continues in any case.
 //
 // The package uses xenstore, the hypervisor's control interface and, for its own hotplug
 // script, bridges. It must not depend on a backend's code, and it reads no node that a
