@@ -22,7 +22,13 @@ type grefHandler struct {
 	source staticgrant.Source
 	tables []*staticgrant.Table // one per queue; belongs to the queue's worker once conn is set
 	lists  [][]netif.GrefEntry  // contents of the tables
-	conn   turnConn
+	conn   grantTables
+}
+
+// grantTables changes the tables of the queues, in their workers. It is a [turnConn].
+type grantTables interface {
+	AddGrants(queue int, p *staticgrant.Prepared) (now []netif.GrefEntry, err error)
+	RemoveGrants(queue int, list []netif.GrefEntry) (r *staticgrant.Removed, now []netif.GrefEntry, err error)
 }
 
 var _ ctrlring.GrefHandler = (*grefHandler)(nil)

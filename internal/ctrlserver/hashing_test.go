@@ -137,3 +137,20 @@ func FuzzHashMessages(f *testing.F) {
 		}
 	})
 }
+
+// TestHashQuestions: what a frontend asks about hashing has these answers.
+func TestHashQuestions(t *testing.T) {
+	h := newHashHandler(4)
+	if _, status := h.GetHashFlags(); status != netif.CtrlNotSupported {
+		t.Errorf("flags without an algorithm: %v", status)
+	}
+	if status := h.SetHashAlgorithm(netif.HashAlgorithmToeplitz); status != netif.CtrlSuccess {
+		t.Fatal(status)
+	}
+	if flags, status := h.GetHashFlags(); status != netif.CtrlSuccess || flags != 15 {
+		t.Errorf("flags %#x: %v", flags, status)
+	}
+	if n, status := h.GetHashMappingSize(); status != netif.CtrlSuccess || n != 128 {
+		t.Errorf("mapping of %d entries: %v", n, status)
+	}
+}
