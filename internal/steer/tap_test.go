@@ -67,7 +67,7 @@ type reader struct {
 
 func newReader(d *tap.Device) *reader {
 	r := &reader{d: d, buf: make([]byte, tap.MaxFrame)}
-	for i := range d.Active() {
+	for i := range d.Queues() {
 		r.poll = append(r.poll, unix.PollFd{Fd: int32(d.Queue(i).FD()), Events: unix.POLLIN})
 	}
 	return r

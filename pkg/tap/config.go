@@ -33,11 +33,6 @@ type Config struct {
 	// NoCarrier starts with the carrier off, like a cable that is not plugged
 	// in yet: see SetCarrier.
 	NoCarrier bool
-	// SndBuf bounds the bytes that wait, between Write and the end of the
-	// host's receive path, on each queue; beyond it Write returns ErrAgain.
-	// 0 means no bound, and is faster: the kernel builds small frames in
-	// place only without one.
-	SndBuf int
 }
 
 // check tells whether cfg makes sense, whatever the machine.
@@ -50,9 +45,6 @@ func (cfg *Config) check() error {
 	}
 	if cfg.Single && cfg.Queues > 1 {
 		return fmt.Errorf("%w: %d of a device with one queue only", errQueues, cfg.Queues)
-	}
-	if cfg.SndBuf < 0 {
-		return fmt.Errorf("send buffer of %d bytes: %w", cfg.SndBuf, unix.EINVAL)
 	}
 	return cfg.Offload.check(cfg.VnetHdr)
 }

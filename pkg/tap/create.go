@@ -45,7 +45,6 @@ func create(cfg Config) (*Device, error) {
 	}
 	d := &Device{
 		vnetHdr: cfg.VnetHdr,
-		sndBuf:  cfg.SndBuf,
 	}
 	d.name.Store(&cfg.Name)
 	if err := d.open(&cfg); err != nil {
@@ -143,9 +142,6 @@ func (d *Device) settle(cfg *Config) error {
 			return fmt.Errorf("offload %+v: %w", cfg.Offload, err)
 		}
 	}
-	if err := d.applySndBuf(); err != nil {
-		return err
-	}
 	if d.adopted {
 		// A kernel without steering programs says EINVAL; a device
 		// there has none to take away.
@@ -193,7 +189,7 @@ func adopt(cfg Config, fds []int) (*Device, error) {
 	if err := cfg.check(); err != nil {
 		return nil, err
 	}
-	d := &Device{vnetHdr: cfg.VnetHdr, adopted: true, sndBuf: cfg.SndBuf}
+	d := &Device{vnetHdr: cfg.VnetHdr, adopted: true}
 	for _, fd := range fds {
 		d.push(fd)
 	}

@@ -22,7 +22,6 @@ type Device struct {
 	adopted bool
 	single  bool // no IFF_MULTI_QUEUE
 	deaf    bool // single, and it rests
-	sndBuf  int
 	offload Offload
 	wish    *Offload // what the host was last seen to want; nil: unknown
 	// queues[i] is queue i, to us and to the kernel; that holds because
@@ -96,15 +95,6 @@ func (d *Device) Name() (string, error) {
 		return "", d.wrap("name", err)
 	}
 	return name, nil
-}
-
-// Persist decides whether the device outlives this process.
-func (d *Device) Persist(on bool) error {
-	fd, err := d.fd0()
-	if err == nil {
-		err = setPersist(fd, on)
-	}
-	return d.wrap("persist", err)
 }
 
 // SetCarrier turns the carrier on or off: whether, to the host, there is

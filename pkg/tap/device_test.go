@@ -38,9 +38,9 @@ func TestCreate(t *testing.T) {
 					if diff := cmp.Diff(want, got); diff != "" {
 						t.Errorf("index, flags, persist, queues, disabled, up (-want +got):\n%s", diff)
 					}
-					if d.Adopted() || d.VnetHdr() != cfg.VnetHdr || d.Queues() != max(queues, 1) || d.Active() != d.Queues() {
+					if d.Adopted() || d.VnetHdr() != cfg.VnetHdr || d.Queues() != max(queues, 1) || d.active != d.Queues() {
 						t.Errorf("device says adopted %v, vnet header %v, %d queues, %d active",
-							d.Adopted(), d.VnetHdr(), d.Queues(), d.Active())
+							d.Adopted(), d.VnetHdr(), d.Queues(), d.active)
 					}
 					if name, err := d.Name(); err != nil || name != cfg.Name {
 						t.Errorf("name is %q, %v", name, err)
@@ -79,7 +79,6 @@ func TestCreateRefusesNonsense(t *testing.T) {
 		"dot":                  {Config{Name: "."}, errName},
 		"negative queues":      {Config{Name: "v", Queues: -1}, errQueues},
 		"too many queues":      {Config{Name: "v", Queues: 257}, errQueues},
-		"negative buffer":      {Config{Name: "v", SndBuf: -1}, unix.EINVAL},
 		"plain with offload":   {Config{Name: "v", Offload: Offload{Csum: true}}, errPlain},
 		"segments unsummed":    {Config{Name: "v", VnetHdr: true, Offload: Offload{TSO6: true}}, errOffload},
 	} {
@@ -108,8 +107,8 @@ func TestCarrier(t *testing.T) {
 		check("created without", false)
 		must(t, d.SetQueues(3))
 		check("more queues", false)
-		must(t, d.SetActive(1))
-		must(t, d.SetActive(3))
+		must(t, d.Use(1))
+		must(t, d.Use(3))
 		check("queues taken away and given back", false)
 		must(t, d.SetCarrier(true))
 		check("turned on", true)
@@ -321,39 +320,33 @@ func TestSetQueuesLeavesWhatThereWasWhenItFails(t *testing.T) {
 		fewFiles(t, func() {
 			wantErr(t, d.SetQueues(100), unix.EMFILE, "LimitNOFILE")
 		})
-		if tt := tuntap(t, cfg.Name); tt.Queues != 2 || d.Queues() != 2 || d.Active() != 2 {
-			t.Errorf("%d queues, device says %d, %d active", tt.Queues, d.Queues(), d.Active())
+		if tt := tuntap(t, cfg.Name); tt.Queues != 2 || d.Queues() != 2 || d.active != 2 {
+			t.Errorf("%d queues, device says %d, %d active", tt.Queues, d.Queues(), d.active)
 		}
 		must(t, d.SetQueues(3))
 	})
 }
 
-func TestSetActive(t *testing.T) {
+func TestUseDetaches(t *testing.T) {
 	netns.NeedTUN(t)
 	both(t, func(t *testing.T, cfg Config) {
-		cfg.Queues, cfg.SndBuf = 4, 1<<20
+		cfg.Queues = 4
 		d := newTAP(t, cfg)
 		check := func(attached, detached int) {
 			t.Helper()
 			tt := tuntap(t, cfg.Name)
-			if tt.Queues != attached || tt.DisabledQueues != detached || d.Active() != attached {
+			if tt.Queues != attached || tt.DisabledQueues != detached || d.active != attached {
 				t.Errorf("%d attached, %d detached, device says %d attached; want %d and %d",
-					tt.Queues, tt.DisabledQueues, d.Active(), attached, detached)
-			}
-			for i := range attached {
-				n, err := unix.IoctlGetUint32(d.Queue(i).FD(), unix.TUNGETSNDBUF)
-				if err != nil || int(n) != cfg.SndBuf {
-					t.Errorf("send buffer of queue %d is %d, %v", i, n, err)
-				}
+					tt.Queues, tt.DisabledQueues, d.active, attached, detached)
 			}
 		}
 		fds := [...]int{d.Queue(0).FD(), d.Queue(1).FD(), d.Queue(2).FD(), d.Queue(3).FD()}
 		check(4, 0)
-		must(t, d.SetActive(2))
+		must(t, d.Use(2))
 		check(2, 2)
-		must(t, d.SetActive(3))
+		must(t, d.Use(3))
 		check(3, 1)
-		must(t, d.SetActive(1))
+		must(t, d.Use(1))
 		check(1, 3)
 		for i, fd := range fds {
 			if d.Queue(i).FD() != fd {
@@ -362,13 +355,11 @@ func TestSetActive(t *testing.T) {
 		}
 		must(t, d.SetQueues(5)) // attaches all
 		check(5, 0)
-		must(t, d.SetActive(1))
+		must(t, d.Use(1))
 		must(t, d.SetQueues(3)) // closes detached ones, attaches the rest
 		check(3, 0)
-		for _, n := range []int{0, 4} {
-			wantErr(t, d.SetActive(n), errQueues)
-		}
-		must(t, d.SetActive(1))
+		wantErr(t, d.Use(0), errQueues)
+		must(t, d.Use(1))
 		must(t, d.Close()) // with detached queues
 		if exists(cfg.Name) {
 			t.Error("device is still there")
@@ -531,23 +522,6 @@ func TestANameThatIsTaken(t *testing.T) {
 	}
 }
 
-func TestPersist(t *testing.T) {
-	netns.NeedTUN(t)
-	both(t, func(t *testing.T, cfg Config) {
-		d := newTAP(t, cfg)
-		for _, on := range []bool{true, false, true} {
-			must(t, d.Persist(on))
-			if got := !tuntap(t, cfg.Name).NonPersist; got != on {
-				t.Errorf("persist is %v, want %v", got, on)
-			}
-		}
-		must(t, d.Close())
-		if exists(cfg.Name) {
-			t.Error("Close left a persistent device")
-		}
-	})
-}
-
 func TestADeletedDeviceIsGone(t *testing.T) {
 	netns.NeedTUN(t)
 	both(t, func(t *testing.T, cfg Config) {
@@ -562,9 +536,8 @@ func TestADeletedDeviceIsGone(t *testing.T) {
 		wantErr(t, d.SetTxQueueLen(10), ErrGone)
 		wantErr(t, d.SetCarrier(true), ErrGone)
 		wantErr(t, d.SetQueues(3), ErrGone)
-		wantErr(t, d.SetActive(1), ErrGone)
+		wantErr(t, d.Use(1), ErrGone)
 		wantErr(t, d.SetOffload(Offload{}), ErrGone)
-		wantErr(t, d.Persist(true), ErrGone)
 		buf := make([]byte, 100)
 		if _, err := d.Queue(0).Read(buf); err != unix.EBADFD {
 			t.Errorf("Read: %v, want EBADFD", err)
@@ -596,8 +569,8 @@ func TestAClosedDevice(t *testing.T) {
 	_, err = d.Info()
 	wantErr(t, err, ErrClosed)
 	for _, err := range []error{
-		d.SetMTU(1400), d.SetTxQueueLen(1), d.SetCarrier(true), d.SetQueues(1), d.SetActive(1),
-		d.SetOffload(Offload{}), d.ProbeOffload(Offload{}), d.Persist(true), d.SetSteering(-1),
+		d.SetMTU(1400), d.SetTxQueueLen(1), d.SetCarrier(true), d.SetQueues(1), d.Use(1),
+		d.SetOffload(Offload{}), d.SetSteering(-1),
 	} {
 		wantErr(t, err, ErrClosed)
 	}
@@ -617,8 +590,8 @@ func TestUse(t *testing.T) {
 				before = append(before, d.Queue(q))
 			}
 			must(t, d.Use(tt.use))
-			if d.Queues() != tt.open || d.Active() != tt.active {
-				t.Errorf("step %d: %d queues, %d active", i, d.Queues(), d.Active())
+			if d.Queues() != tt.open || d.active != tt.active {
+				t.Errorf("step %d: %d queues, %d active", i, d.Queues(), d.active)
 			}
 			for q := range before {
 				if d.Queue(q) != before[q] {
@@ -639,7 +612,7 @@ func TestAdoptOpenQueues(t *testing.T) {
 			cfg.Offload = Offload{Csum: true}
 		}
 		d := newTAPUp(t, cfg)
-		must(t, d.SetActive(2))
+		must(t, d.Use(2))
 		var fds []int
 		for i := range d.Queues() {
 			fd, err := unix.Dup(d.Queue(i).FD())
@@ -688,9 +661,9 @@ func TestAdoptOpenQueues(t *testing.T) {
 			}
 			t.Fatal(err)
 		}
-		if a.Index() != index || !a.Adopted() || a.Queues() != 3 || a.Active() != 2 {
+		if a.Index() != index || !a.Adopted() || a.Queues() != 3 || a.active != 2 {
 			t.Errorf("index %d, was %d; adopted %v, %d queues, %d active",
-				a.Index(), index, a.Adopted(), a.Queues(), a.Active())
+				a.Index(), index, a.Adopted(), a.Queues(), a.active)
 		}
 		if !info(t, a).Carrier {
 			t.Error("the carrier went off")
@@ -784,7 +757,7 @@ func TestNothingIsLeftOpen(t *testing.T) {
 			d, err := Create(cfg)
 			must(t, err)
 			must(t, d.SetQueues(4))
-			must(t, d.SetActive(2))
+			must(t, d.Use(2))
 			must(t, d.SetQueues(1))
 			_, err = Create(cfg)
 			wantErr(t, err, ErrBusy)

@@ -40,8 +40,9 @@ var (
 )
 
 // ErrAgain is returned by [Queue.Read] and [Queue.Readv] when no frame is
-// waiting, and by [Queue.Write] and [Queue.Writev] when the device's send buffer
-// (Config.SndBuf) is full. It is compared with ==.
+// waiting, and by [Queue.Write] and [Queue.Writev] when another program has
+// bounded the device's send buffer (TUNSETSNDBUF) and it is full. It is compared
+// with ==.
 var ErrAgain error = unix.EAGAIN
 
 // Error is the error of every function and method of this package but those of

@@ -113,8 +113,8 @@ func TestWithoutTheRightToEnter(t *testing.T) {
 			must(t, d.SetCarrier(true))
 			must(t, d.SetQueues(1))
 			must(t, d.SetQueues(2))
-			if d.Active() != 2 {
-				t.Errorf("%d active queues", d.Active())
+			if d.active != 2 {
+				t.Errorf("%d active queues", d.active)
 			}
 			wantErr(t, d.SetQueues(3), ErrElsewhere, "move it back")
 			wantErr(t, d.SetMTU(1234), ErrElsewhere)

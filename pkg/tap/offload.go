@@ -123,15 +123,3 @@ func (d *Device) limit(o Offload) error {
 	}
 	return err
 }
-
-// ProbeOffload asks whether the device can have o, and leaves it as it was. The
-// answer has the form of that of [SetOffload]. While it asks, the device really
-// has o: ask before the device carries traffic.
-func (d *Device) ProbeOffload(o Offload) error {
-	was := d.offload
-	err := d.setOffload(o)
-	if err == nil {
-		err = d.setOffload(was)
-	}
-	return d.wrap("probe offload", err)
-}

@@ -71,7 +71,6 @@ func TestOffloadsThatMakeNoSense(t *testing.T) {
 	d := newTAP(t, Config{Name: "vif1.0", VnetHdr: true, Offload: had})
 	for _, o := range []Offload{{TSO4: true}, {TSO6: true}, {TSO4: true, TSO6: true}} {
 		wantErr(t, d.SetOffload(o), errOffload)
-		wantErr(t, d.ProbeOffload(o), errOffload)
 	}
 	if diff := cmp.Diff(offloadNames(had), offloadsOf(t, d.Index())); diff != "" {
 		t.Errorf("refused, but changed (-want +got):\n%s", diff)
@@ -79,18 +78,6 @@ func TestOffloadsThatMakeNoSense(t *testing.T) {
 	plain := newTAP(t, Config{Name: "vif2.0"})
 	wantErr(t, plain.SetOffload(Offload{Csum: true}), errPlain)
 	must(t, plain.SetOffload(Offload{}))
-}
-
-func TestProbeOffloadLeavesThingsAlone(t *testing.T) {
-	netns.NeedTUN(t)
-	had := Offload{Csum: true}
-	d := newTAP(t, Config{Name: "vif1.0", VnetHdr: true, Offload: had})
-	for _, o := range sensibleOffloads {
-		must(t, d.ProbeOffload(o)) // all of these are older than Linux 3
-	}
-	if diff := cmp.Diff(offloadNames(had), offloadsOf(t, d.Index())); diff != "" {
-		t.Errorf("(-want +got):\n%s", diff)
-	}
 }
 
 func TestAnAdoptedDeviceKeepsItsOffloads(t *testing.T) {

@@ -4,12 +4,9 @@ package tap
 
 import (
 	"errors"
-	"io/fs"
 	"os"
 	"strings"
-	"syscall"
 
-	"github.com/songgao/water"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -52,36 +49,6 @@ func errnoOf(err error) error {
 	return err
 }
 
-// openWater opens the first queue of a device without a vnet header. Whether it
-// persists is set, for the library cannot leave it as it is.
-func openWater(cfg *Config, persist bool) (int, error) {
-	// The library opens without close-on-exec, so nothing may be started
-	// until the descriptor is ours, and it forgets the descriptor when the
-	// kernel refuses the device. The lock makes both harmless: no child can
-	// inherit it, and there is no other descriptor like it to be mistaken for
-	// the forgotten one.
-	syscall.ForkLock.Lock()
-	defer syscall.ForkLock.Unlock()
-
-	ifce, err := water.New(water.Config{
-		DeviceType: water.TAP,
-		PlatformSpecificParams: water.PlatformSpecificParams{
-			Name:       cfg.Name,
-			Persist:    persist,
-			MultiQueue: !cfg.Single,
-		},
-	})
-	if err != nil {
-		return -1, errors.Join(err, closeForgotten())
-	}
-	f, ok := ifce.ReadWriteCloser.(*os.File)
-	if !ok {
-		return -1, errors.Join(errors.ErrUnsupported, ifce.Close())
-	}
-	fd, err := takeFD(f)
-	return fd, errors.Join(err, f.Close())
-}
-
 // takeFD returns a descriptor of our own for an open file, non-blocking and
 // close-on-exec. f is to be closed, which takes it out of the runtime's poller.
 // (f.Fd would make it blocking.)
@@ -103,32 +70,4 @@ func takeFD(f *os.File) (int, error) {
 		return -1, errors.Join(err, unix.Close(fd))
 	}
 	return fd, nil
-}
-
-// closeForgotten closes queues that belong to no device and would be inherited:
-// such as only package water opens, and only forgets.
-func closeForgotten() error {
-	entries, err := os.ReadDir("/proc/self/fd")
-	if err != nil {
-		return err
-	}
-	var errs []error
-	for _, e := range entries {
-		target, err := os.Readlink("/proc/self/fd/" + e.Name())
-		if errors.Is(err, fs.ErrNotExist) || target != tunPath {
-			continue
-		}
-		fd, ok := atoi(e.Name())
-		if !ok {
-			continue
-		}
-		flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0)
-		if err != nil || flags&unix.FD_CLOEXEC != 0 {
-			continue
-		}
-		if _, err := ifName(fd); errors.Is(err, unix.EBADFD) {
-			errs = append(errs, unix.Close(fd))
-		}
-	}
-	return errors.Join(errs...)
 }

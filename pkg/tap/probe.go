@@ -38,9 +38,7 @@ func (f Feature) String() string {
 
 // Probe asks whether the kernel has a feature. The answer is nil, an error
 // that wraps [ErrNotSupported], or, when it could not be found out, another
-// error. No device is made.
-//
-// Offloads cannot be asked for without a device: see [Device.ProbeOffload].
+// error. No device is made. Offloads cannot be asked for without a device.
 func Probe(f Feature) error {
 	has, err := features()
 	if err != nil {

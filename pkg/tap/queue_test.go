@@ -194,7 +194,7 @@ func TestQueuesKeepTheirNumbers(t *testing.T) {
 		seq := 0
 		check := func(when string) {
 			t.Helper()
-			for i := range d.Active() {
+			for i := range d.active {
 				steerTo(t, d, i)
 				seq++
 				frame := tcpFrame(4, seq)
@@ -209,11 +209,11 @@ func TestQueuesKeepTheirNumbers(t *testing.T) {
 		check("grown")
 		must(t, d.SetQueues(3))
 		check("shrunk")
-		must(t, d.SetActive(1))
+		must(t, d.Use(1))
 		check("one active")
-		must(t, d.SetActive(3))
+		must(t, d.Use(3))
 		check("all active again")
-		must(t, d.SetActive(2))
+		must(t, d.Use(2))
 		must(t, d.SetQueues(6))
 		check("grown over detached ones")
 		must(t, d.SetSteering(-1))

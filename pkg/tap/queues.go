@@ -11,7 +11,7 @@ import (
 
 // SetQueues opens or closes queues at the end until there are n, 1 to
 // d.MaxQueues(), and gives all of them to the host. Queues below n stay as they are, except that
-// detached ones (SetActive) are attached again. If it fails to open one, those
+// detached ones (Use) are attached again. If it fails to open one, those
 // it had opened are closed again.
 //
 // Frames waiting in a queue that is closed are lost. The carrier does not
@@ -57,9 +57,6 @@ func (d *Device) setQueues(n int) error {
 			return errors.Join(err, d.closeQueues(was))
 		}
 		d.push(fd)
-	}
-	if n > was {
-		return d.applySndBuf()
 	}
 	return nil
 }
@@ -116,37 +113,24 @@ func (d *Device) hear() error {
 	return setDeaf(d.queues[0].fd, false)
 }
 
-// Use gives the host n queues, 1 to MaxQueues. It opens those that are missing, and
-// takes away those beyond without closing them: see SetActive. So a user who needs now
-// more and now fewer opens each once.
+// Use gives the host the first n queues, 1 to MaxQueues. It opens those that are missing.
+// It takes the others away from the host without closing them: their descriptors stay
+// good, in an epoll or io_uring too, frames can still be written to them, but none will
+// arrive. So a caller that needs now more queues and now fewer opens each once.
+//
+// Frames waiting in a queue that is taken away are lost. The carrier does not change.
 func (d *Device) Use(n int) error {
 	if d.single || n > len(d.queues) {
 		return d.SetQueues(n)
 	}
-	return d.SetActive(n)
-}
-
-// SetActive gives the first n queues, 1 to all, to the host, and takes the
-// others away from it without closing them: their descriptors stay good, in an
-// epoll or io_uring too, frames can still be written to them, but none will
-// arrive. It suits a reader who for a while serves fewer queues.
-//
-// Frames waiting in a queue that is taken away are lost. The carrier does not
-// change.
-func (d *Device) SetActive(n int) error {
-	op := fmt.Sprintf("set active queues to %d", n)
-	switch {
-	case len(d.queues) == 0:
-		return d.wrap(op, ErrClosed)
-	case n < 1 || n > len(d.queues):
+	op := fmt.Sprintf("use %d queues", n)
+	if n < 1 {
 		return d.wrap(op, errQueues)
 	}
 	return d.wrap(op, d.setActive(n))
 }
 
-// Active returns how many queues the host has.
-func (d *Device) Active() int { return d.active }
-
+// setActive attaches the first n queues and detaches the others.
 func (d *Device) setActive(n int) error {
 	// From the end down, and up to the end: see closeQueues.
 	for ; d.active > n; d.active-- {
@@ -154,15 +138,12 @@ func (d *Device) setActive(n int) error {
 			return err
 		}
 	}
-	if d.active == n {
-		return nil
-	}
 	for ; d.active < n; d.active++ {
 		if err := d.setAttached(d.queues[d.active], true); err != nil {
 			return err
 		}
 	}
-	return d.applySndBuf()
+	return nil
 }
 
 // setAttached tells apart what the kernel does not: to TUNSETQUEUE a deleted
@@ -175,15 +156,6 @@ func (d *Device) setAttached(q *Queue, attached bool) error {
 		}
 	}
 	return err
-}
-
-// applySndBuf bounds the send buffers of all attached queues. The kernel does not
-// do it for queues that come later.
-func (d *Device) applySndBuf() error {
-	if d.sndBuf == 0 {
-		return nil
-	}
-	return unix.IoctlSetPointerInt(d.queues[0].fd, unix.TUNSETSNDBUF, d.sndBuf)
 }
 
 // push takes fd, which is attached to the device, as its next queue.
