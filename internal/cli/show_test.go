@@ -87,7 +87,7 @@ func testVifs() []vif.Status {
 	stalled := vif.Status{
 		Name: "vif2.0", Domid: 2, State: xenbus.Connected, Frontend: xenbus.Connected, Online: true, Hotplug: "connected",
 		MAC: "00:16:3e:01:02:04", Interface: "vif2.0", Up: true, MTU: 9000, ConfigMTU: 9000, GuestMTU: 1500, Rate: "unlimited",
-		Features: []string{"rx-copy", "sg", "csum-ipv4"}, Mcast: []string{}, Stalled: true, Waits: "the guest to give rx slots",
+		Features: []string{"rx-copy", "sg", "csum-ipv4"}, Mcast: []string{}, Stalled: true, Waits: "the guest to post rx slots",
 		Since: testNow.Add(-90 * time.Second), Grants: 2, Ports: 1,
 		Control: &ctrlserver.Status{
 			Protocol: "stream", Messages: 3, Error: "control ring: indices are out of bounds", Algorithm: "toeplitz", Types: []string{},

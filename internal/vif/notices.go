@@ -80,9 +80,9 @@ func (v *Vif) handleNotices(ctx context.Context) {
 	for i, now := range stalled {
 		switch {
 		case now && !c.stalled[i]:
-			v.log.Warn("guest gives no rx slots", zap.Int("queue", i))
+			v.log.Warn("guest posts no rx slots", zap.Int("queue", i))
 		case !now && c.stalled[i]:
-			v.log.Info("guest gives rx slots again", zap.Int("queue", i))
+			v.log.Info("guest posts rx slots again", zap.Int("queue", i))
 		}
 	}
 	if !slices.Equal(c.stalled, stalled) {

@@ -184,6 +184,6 @@ func (v *Vif) adoptStall(c *connection, queues []dataplane.QueueConfig) {
 	}
 	v.predecessor.Stalled = nil // from now on the connection has them
 	if slices.Contains(c.stalled, true) {
-		v.log.Info("guest gave no rx slots when the predecessor ended", zap.Bools("queues", c.stalled))
+		v.log.Info("guest posted no rx slots when the predecessor ended", zap.Bools("queues", c.stalled))
 	}
 }

@@ -108,7 +108,7 @@ func TestRelease(t *testing.T) {
 	w.must(netlink.LinkSetUp(tap))
 	w.eventually("carrier", func() bool { return w.status().Carrier })
 	const sent = 5
-	for range sent { // to a guest that gives no rx slots
+	for range sent { // to a guest that posts no rx slots
 		w.frame(tap.Index)
 	}
 	lost, err := w.v.release(t.Context())

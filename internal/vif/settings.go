@@ -51,6 +51,6 @@ func (v *Vif) applyMulticast(ctx context.Context) {
 // until an administrator has intervened, and the vif waits for it.
 func (v *Vif) reportScriptError(ctx context.Context) {
 	if v.nodes.hotplug == "error" {
-		v.reportError(ctx, "hotplug script failed", fmt.Errorf("the hotplug script failed: %s", cmp.Or(v.nodes.scriptErr, "it does not say why")))
+		v.reportError(ctx, "hotplug script failed", fmt.Errorf("the hotplug script failed: %s", cmp.Or(v.nodes.scriptErr, "it wrote no reason")))
 	}
 }

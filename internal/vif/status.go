@@ -177,7 +177,7 @@ func (v *Vif) waits(up bool) string {
 	case v.conn.carrier == carrierWaiting:
 		return "the hotplug script"
 	case v.conn.carrier == carrierOff:
-		return "the guest to give rx slots"
+		return "the guest to post rx slots"
 	case !up:
 		return "an administrator to bring the interface up"
 	}
