@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # shellcheck shell=bash
+# vcpus: 2
 #
 # The vif of a guest with two queues is adopted from the kernel's xen-netback under TCP streams
 # both ways and pings, released to the kernel, and adopted again. Its frontend stays connected

@@ -6,7 +6,7 @@
 # netbackd pass there. It disconnects, and connects again with two queues and an event channel
 # for each direction.
 
-start_netbackd
+start_netbackd --max-queues=2
 make_bridge
 guest u1 memory=256 cmdline=no-netfront file=/host/netbackd-lab
 shapes=([1]='{}' [2]='{"queues":2,"split_events":true}')

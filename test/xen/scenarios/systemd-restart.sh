@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # shellcheck shell=bash
 # dom0: debian
+# vcpus: 2
 #
 # Debian's systemd runs netbackd as a separate user, in a sandbox, with io_uring. Under TCP
 # streams both ways it is restarted, killed, stopped by a signal until the watchdog kills it,
