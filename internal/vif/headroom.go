@@ -51,9 +51,11 @@ func (r *reconfiguration) over() bool {
 	return r.changed || r.events > 1 || time.Since(r.since) >= keyGrace
 }
 
-// watchHeadroom watches the key while the frontend reconfigures and waits for the answer. It
-// is called when the frontend's state is known, and before its keys are read, so that
-// there is an event for a key that is written later.
+// watchHeadroom watches the key while the frontend reconfigures, until it has written the key
+// or keyGrace is over. The node may already show the answer, to the last reconfiguration: the
+// frontend does not wait then, and its program runs before it is Connected again.
+// watchHeadroom is called when the frontend's state is known, and before its keys are read, so
+// that there is an event for a key that is written later.
 func (v *Vif) watchHeadroom(ctx context.Context) error {
 	if v.guest.state != xenbus.Reconfiguring {
 		v.reconf = reconfiguration{}
@@ -63,7 +65,7 @@ func (v *Vif) watchHeadroom(ctx context.Context) error {
 	if v.reconf.since.IsZero() {
 		v.reconf.since = time.Now()
 	}
-	if v.conn == nil || v.nodes.state == xenbus.Reconfigured || v.reconf.over() {
+	if v.conn == nil || v.reconf.over() {
 		v.headroomWatch.close(v)
 		return nil
 	}

@@ -100,6 +100,29 @@ func TestReconfiguringWithTheSameKey(t *testing.T) {
 	w.awaitState(xenbus.Reconfigured)
 }
 
+// TestReconfiguringAgain: the node shows the answer to the last reconfiguration, so the
+// frontend does not wait. It gives its program to its queues before it is Connected again, so
+// the key that it writes after its state counts at once.
+func TestReconfiguringAgain(t *testing.T) {
+	w := newWorld(t)
+	w.runConnected()
+	status := func() Status {
+		s, _ := w.v.Status(t.Context())
+		return s
+	}
+	front := func(state xenbus.State) {
+		w.frontState(state)
+		w.eventually("the vif has read the state", func() bool { return status().Frontend == state })
+	}
+	w.headroom(128) // before the state: the vif does not wait, and sets no alarm
+	front(xenbus.Reconfiguring)
+	w.awaitState(xenbus.Reconfigured)
+	front(xenbus.Connected)
+	front(xenbus.Reconfiguring)
+	w.headroom(256)
+	w.eventually("256 bytes of headroom", func() bool { return status().Headroom == 256 })
+}
+
 // TestReconfigurationIsOver: the first event of a watch comes from setting it, not from the
 // frontend.
 func TestReconfigurationIsOver(t *testing.T) {

@@ -30,7 +30,7 @@ in_guest u1 "echo '{\"id\":1,\"cmd\":\"ping\",\"timeout_ns\":500000000000,\"args
 failed=
 plays() {
 	in_guest u1 "/netbackd-lab guest script -o /tmp/said $(printf ' /%s.ring' "$@")" 850 >/tmp/played ||
-		failed+=" $(grep -m 1 '^Error: ' /tmp/played)"
+		failed+=" $(grep -m 1 '^netbackd: ' /tmp/played || true)"
 	cat /tmp/played
 }
 in_guest u1 "mkdir /tmp/said"
@@ -51,7 +51,7 @@ in_guest u1 'for said in /*.said; do
 		name=${said##*/}
 		diff $said /tmp/said/${name%.said}.ring.said || failed=yes
 	done
-	test -z "$failed"' >/tmp/differ || failed+=" $(grep -m 1 '^[-+][^-+]' /tmp/differ)"
+	test -z "$failed"' >/tmp/differ || failed+=" $(grep -m 1 '^[-+][^-+]' /tmp/differ || true)"
 cat /tmp/differ
 kill "$umpire"
 wait "$umpire" || failed+=" the umpire"
