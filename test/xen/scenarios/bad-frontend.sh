@@ -27,7 +27,7 @@ wrong() {
 	same "lines in the log" $(($(errors "$error" | wc -l) - before)) 1
 }
 
-start_netbackd
+start_netbackd --max-queues=2
 make_bridge
 guest u1 cmdline=no-netfront
 copy=request-rx-copy=1
