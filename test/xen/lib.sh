@@ -374,9 +374,9 @@ begin_streams() {
 end_streams() {
 	local to_dom0 to_guest
 	not test -e /tmp/5001.sum || fail "the stream to dom0 has ended before its time"
+	in_guest "$1" "test ! -e /tmp/5002.sum" || fail "the stream to $1 has ended before its time"
 	touch /tmp/5002.enough
-	to_dom0=$(in_guest "$1" "test ! -e /tmp/5002.sum && touch /tmp/5001.enough && $(wait_for /tmp/5001.sent)") ||
-		fail "the stream to $1 has ended before its time"
+	to_dom0=$(in_guest "$1" "touch /tmp/5001.enough; $(wait_for /tmp/5001.sent)")
 	to_guest=$(on dom0 "$(wait_for /tmp/5002.sent)")
 	end_transfer dom0 5001 "$to_dom0" 240
 	end_transfer "$1" 5002 "$to_guest" 240
