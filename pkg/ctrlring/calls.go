@@ -29,7 +29,7 @@ type HashHandler interface {
 	// zero.
 	SetHashKey(key []byte) netif.CtrlStatus
 
-	// GetHashMappingSize is how many entries a table can have.
+	// GetHashMappingSize is the number of entries a table can have.
 	GetHashMappingSize() (entries uint32, _ netif.CtrlStatus)
 
 	// SetHashMappingSize replaces the table by one of so many entries, all of
@@ -55,7 +55,7 @@ type HashHandler interface {
 // gets its answer when a call returns, so that is when what was asked for is
 // really done. A queue that there is not is INVALID_PARAMETER.
 type GrefHandler interface {
-	// GetGrefMappingSize is how many grefs a queue can keep mapped.
+	// GetGrefMappingSize is the number of grefs a queue can keep mapped.
 	GetGrefMappingSize(queue uint32) (grefs uint32, _ netif.CtrlStatus)
 
 	// AddGrefMapping maps all of list, at most 512 entries, or none.

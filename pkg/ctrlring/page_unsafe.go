@@ -9,7 +9,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/netif"
 )
 
-// words is how many indices a page begins with, in either protocol.
+// words is the number of indices a page begins with, in either protocol.
 const words = 4
 
 // page is a shared page. The compiler may neither repeat nor split an atomic

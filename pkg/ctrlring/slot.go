@@ -156,7 +156,7 @@ func initSlot(mem []byte) (*SlotFront, error) {
 // Protocol is Slot.
 func (f *SlotFront) Protocol() Protocol { return Slot }
 
-// Ring is the ring itself, for a test that breaks the protocol.
+// Ring returns the ring itself, for a test that breaks the protocol.
 func (f *SlotFront) Ring() *netif.CtrlFront { return f.ring }
 
 // Send implements [Front]. Only Type and Data go on the ring.

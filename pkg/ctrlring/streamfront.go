@@ -11,7 +11,7 @@ import (
 
 // StreamFront is the frontend's end of a byte-stream ring.
 type StreamFront struct {
-	// Chunk is how many bytes are written per Turn at most, for a test of
+	// Chunk is the number of bytes are written per Turn at most, for a test of
 	// messages in pieces. 0: what there is room for.
 	Chunk int
 
@@ -81,7 +81,7 @@ func (f *StreamFront) SendBytes(b []byte) {
 	f.typ, f.have, f.done = StreamAck, 0, false
 }
 
-// ReqProd is how many bytes were written so far.
+// ReqProd returns the number of bytes were written so far.
 func (f *StreamFront) ReqProd() uint32 { return f.reqProd }
 
 // SetRspCons writes rsp_cons as it is told.
@@ -90,7 +90,7 @@ func (f *StreamFront) SetRspCons(v uint32) {
 	f.page.publish(wRspCons, v)
 }
 
-// RspCons is how many bytes were read so far.
+// RspCons returns the number of bytes were read so far.
 func (f *StreamFront) RspCons() uint32 { return f.rspCons }
 
 // SetReqProd writes req_prod as it is told. It is how a test plays a frontend

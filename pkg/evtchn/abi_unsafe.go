@@ -44,9 +44,8 @@ var (
 // portSize is the size of a port in read and write.
 const portSize = 4
 
-// linux is the real kernel. What is done for every event is done without a word to
-// Go's scheduler: it never waits, and is over before the scheduler would have taken
-// note of it.
+// linux is the real kernel. The calls that are made for every event bypass Go's
+// scheduler: they never wait, and are shorter than the scheduler's part of a call.
 type linux struct{}
 
 var _ kernel = linux{}

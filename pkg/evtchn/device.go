@@ -11,20 +11,21 @@ import (
 	"github.com/netbackd/netbackd/pkg/xen"
 )
 
-// DefaultPath is where the kernel puts the device.
+// DefaultPath is the path of the device.
 const DefaultPath = "/dev/xen/evtchn"
 
-// maxPorts is how many ports one read or write transfers: a page of them.
+// maxPorts is the largest number of ports that one read or write transfers: a page of
+// them.
 const maxPorts = 4096 / 4
 
-// Port is a local event channel port, or the port of the other domain where it
-// says so. 0 is never a port.
+// Port is a local event channel port, or where stated a port of the other domain. 0 is
+// never a port.
 type Port uint32
 
 // Device is an open event channel device and the ports bound through it. Its
 // methods may be called from several goroutines at once. The kernel carries
-// out one bind, unbind, notify or unmask at a time per Device, so threads that
-// should not wait for each other have one each.
+// out one bind, unbind, notify or unmask at a time per Device. Threads that must not
+// wait for each other need a Device each.
 type Device struct {
 	kernel kernel
 
@@ -50,7 +51,7 @@ func (d *Device) Close() error {
 	return nil
 }
 
-// FD is the descriptor, for polling only; -1 once closed. It is readable
+// FD returns the descriptor, for polling only; -1 once closed. It is readable
 // (POLLIN) when Pending has ports, and in error (POLLERR, nothing else) when
 // Pending would return [ErrOverflow].
 func (d *Device) FD() int {
@@ -59,7 +60,7 @@ func (d *Device) FD() int {
 }
 
 // BindInterdomain connects a new local port to a port that domid has offered
-// to us. The local port is not masked and has an event pending from the start.
+// to this domain. The local port is not masked and has an event pending from the start.
 func (d *Device) BindInterdomain(domid xen.Domid, remote Port) (Port, error) {
 	if remote == 0 {
 		return 0, BindError("bind", domid, 0, unix.EINVAL)
@@ -81,15 +82,15 @@ func (d *Device) BindUnbound(domid xen.Domid) (Port, error) {
 	return Port(port), nil
 }
 
-// Unbind closes a port. The other end can then be bound again, by anyone it was
-// offered to. An event that is queued already still comes out of Pending, by
-// when the number may belong to a new port. A port not bound through this
-// Device is ENOTCONN, a number beyond all ports EINVAL.
+// Unbind closes a port. The other end can then be bound again by the domain that it
+// was offered to. Pending still returns an event that is queued already. By then the
+// number may belong to a new port. The error is ENOTCONN for a port that was not bound
+// through this Device, and EINVAL for a number beyond all ports.
 func (d *Device) Unbind(port Port) error { return d.portOp("unbind", iocUnbind, port) }
 
-// Notify sends an event to the other end of port. It succeeds when nobody is
-// connected there, or any more. A port not bound through this Device is
-// ENOTCONN.
+// Notify sends an event to the other end of port. It also succeeds if no domain is
+// connected there. The error is ENOTCONN for a port that was not bound through this
+// Device.
 func (d *Device) Notify(port Port) error { return d.portOp("notify", iocNotify, port) }
 
 func (d *Device) portOp(op string, req uintptr, port Port) error {
@@ -102,9 +103,9 @@ func (d *Device) portOp(op string, req uintptr, port Port) error {
 	return nil
 }
 
-// Restrict allows the Device nothing but BindInterdomain to domid from now on,
-// beside the use of ports it has. It cannot be undone or repeated, nor name
-// domain 0.
+// Restrict makes the Device refuse to bind ports, except for BindInterdomain to domid.
+// Ports that it has stay usable. Restrict cannot be undone or repeated, and domid must
+// not be 0.
 func (d *Device) Restrict(domid xen.Domid) error {
 	if _, err := d.ioctl(iocRestrict, arg{a: uint32(domid)}); err != nil {
 		return &Error{Op: "restrict", Domid: domid, Err: err, Hint: restrictHint(err)}
@@ -112,9 +113,9 @@ func (d *Device) Restrict(domid xen.Domid) error {
 	return nil
 }
 
-// Reset throws away the ports that wait for Pending and ends an overflow. It
-// unmasks nothing: a port whose event was thrown away stays silent until it is
-// given to Unmask. After Reset, look at everything and unmask every port.
+// Reset discards the ports that wait for Pending and ends an overflow. It unmasks
+// nothing: a port whose event was discarded sends no events until it is given to
+// Unmask. After Reset, do the work of every port and unmask it.
 func (d *Device) Reset() error {
 	if _, err := d.ioctl(iocReset, arg{}); err != nil {
 		return &Error{Op: "reset", Err: err}
@@ -133,10 +134,10 @@ func (d *Device) ioctl(req uintptr, a arg) (uint32, error) {
 
 // Pending stores ports that had events and are now masked in buf, and returns
 // how many. It never blocks: 0, nil means there are none. Fewer than len(buf)
-// means there are no more.
+// means that there are no more.
 //
-// [ErrOverflow] means that events were lost, which happens when ports were
-// bound and unbound again and again without a Pending in between: Reset.
+// The error is [ErrOverflow] if events were lost. That happens if ports are bound and
+// unbound very often without a Pending in between. Then call Reset.
 func (d *Device) Pending(buf []Port) (int, error) {
 	fd := d.fd.Hold()
 	defer d.fd.Release()
@@ -167,8 +168,8 @@ func (d *Device) Pending(buf []Port) (int, error) {
 }
 
 // Unmask lets the ports deliver events again, with one system call per 1024.
-// An event that came while a port was masked is delivered at once. Ports that
-// are not masked or not bound are passed over.
+// An event that came while a port was masked is delivered at once. Unmask ignores ports
+// that are not masked or not bound.
 func (d *Device) Unmask(ports []Port) error {
 	for i, p := range ports {
 		if p == 0 {
@@ -196,8 +197,7 @@ func (d *Device) Unmask(ports []Port) error {
 	return nil
 }
 
-// kernel is the device's system calls, so that tests can stand in for Xen.
-// read and write count ports.
+// kernel makes the device's system calls. Tests replace it. read and write count ports.
 type kernel interface {
 	ioctl(fd int, req uintptr, a arg) (uint32, error)
 	read(fd int, ports []Port) (int, error)

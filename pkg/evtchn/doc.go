@@ -3,8 +3,8 @@
 // Package evtchn sends and receives Xen events through Linux's
 // /dev/xen/evtchn.
 //
-// It knows ports: how they are bound, notified, masked and unmasked. It knows
-// nothing of rings or of what an event means.
+// It knows how ports are bound, notified, masked and unmasked. It knows nothing of
+// rings or of the meaning of an event.
 //
 // # The life of an event
 //
@@ -13,15 +13,15 @@
 // The port stays masked, and further events on it wait in one pending bit,
 // until its number is given to [Device.Unmask]. So:
 //
-//	n, err := dev.Pending(buf)   // which ports had events
-//	...                          // look at what they stand for, do the work
-//	err = dev.Unmask(buf[:n])    // hear of them again
+//	n, err := dev.Pending(buf)   // ports that had events
+//	...                          // do the work of these ports
+//	err = dev.Unmask(buf[:n])    // receive events of them again
 //
-// An event that arrives during the work is delivered right after Unmask. A
-// caller that polls anyway unmasks late, and one that is being flooded unmasks
-// later still: nothing else slows a guest's events down.
+// An event that arrives during the work is delivered right after Unmask. A caller
+// that polls unmasks later, and one that is flooded with events later still: nothing
+// else slows down a guest's events.
 //
-// Events are hints. A port may have one pending from the moment it is bound,
-// an event queued before [Device.Unbind] is still delivered after it, and
-// ports the caller does not know are to be ignored.
+// Events are hints. A port may have one pending as soon as it is bound, an event that
+// was queued before [Device.Unbind] is still delivered after it, and unknown ports
+// must be ignored.
 package evtchn

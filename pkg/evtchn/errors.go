@@ -14,11 +14,10 @@ import (
 )
 
 var (
-	// ErrClosed is what the methods of a closed Device fail with.
+	// ErrClosed is the error of the methods of a closed Device.
 	ErrClosed = os.ErrClosed
 
-	// ErrOverflow is what Pending fails with when events were lost, until
-	// Reset.
+	// ErrOverflow is the error of Pending after events were lost, until Reset.
 	ErrOverflow = errors.New("events were lost")
 )
 
@@ -29,12 +28,12 @@ type Error struct {
 	Op string
 	// Domid is the other domain of a bind, offer or restrict.
 	Domid xen.Domid
-	// Port is the port the operation was about, 0 when it had none: the
-	// remote one for a bind, the local one otherwise.
+	// Port is the port of the operation, 0 if it had none: the remote one for a
+	// bind, the local one otherwise.
 	Port Port
 	// Err is the errno, [ErrClosed] or [ErrOverflow].
 	Err error
-	// Hint says what the user or the caller can do; it may be empty.
+	// Hint is a remedy for the user or the caller; it may be empty.
 	Hint string
 }
 
@@ -60,8 +59,8 @@ func (e *Error) Unwrap() error { return e.Err }
 
 const noPort = "0 is never a port"
 
-// BindError is the error of a bind to a port of another domain, or of an offer to
-// one (port 0). It is exported for what stands in for the device.
+// BindError returns the error of a bind to a port of another domain, or of an offer to
+// one (port 0). It is exported for other implementations of the device.
 func BindError(op string, domid xen.Domid, port Port, err error) *Error {
 	hint := bindHint(err)
 	if op == "bind" && port == 0 {
@@ -70,7 +69,7 @@ func BindError(op string, domid xen.Domid, port Port, err error) *Error {
 	return &Error{Op: op, Domid: domid, Port: port, Err: err, Hint: hint}
 }
 
-// bindHint says why Xen would not make a port.
+// bindHint returns the reason why Xen did not make a port, or "".
 func bindHint(err error) string {
 	switch {
 	case errors.Is(err, unix.EACCES):
@@ -85,8 +84,8 @@ func bindHint(err error) string {
 	return ""
 }
 
-// portHint says what is wrong with a local port. Unbind gives EINVAL for
-// numbers no port can have.
+// portHint returns the fault of a local port, or "". Unbind returns EINVAL for
+// numbers that no port can have.
 func portHint(err error) string {
 	if errors.Is(err, unix.ENOTCONN) || errors.Is(err, unix.EINVAL) {
 		return "the port is not bound through this device"
@@ -94,7 +93,7 @@ func portHint(err error) string {
 	return ""
 }
 
-// restrictHint says why a device cannot be restricted.
+// restrictHint returns the reason why a device cannot be restricted, or "".
 func restrictHint(err error) string {
 	switch {
 	case errors.Is(err, unix.EACCES):

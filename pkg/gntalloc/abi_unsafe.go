@@ -69,7 +69,7 @@ func (linux) allocGref(fd int, domid xen.Domid, n int, writable bool) (uint64, [
 	return index, refs, nil
 }
 
-// allocHeader is how many words come before the refs. Words give the argument
+// allocHeader is the number of words before the refs. Words give the argument
 // the alignment of its largest member; each holds two refs.
 const allocHeader = unsafe.Offsetof(allocGref{}.grefIDs) / 8
 
@@ -84,7 +84,7 @@ func newAllocArg(domid xen.Domid, n int, writable bool) []uint64 {
 	return buf
 }
 
-// allocAnswer is what the kernel filled in.
+// allocAnswer holds the values that the kernel filled in.
 func allocAnswer(buf []uint64, n int) (index uint64, refs []xen.Gref) {
 	refs = slices.Clone(unsafe.Slice((*xen.Gref)(unsafe.Pointer(&buf[allocHeader])), n))
 	return buf[1], refs

@@ -12,16 +12,15 @@ import (
 	"github.com/netbackd/netbackd/pkg/xen"
 )
 
-// DefaultPath is where the kernel puts the device.
+// DefaultPath is the path of the device.
 const DefaultPath = "/dev/xen/gntalloc"
 
 // PageSize is the size of a granted page. Grants are 4 KiB on every
-// architecture, whatever page size the kernel itself uses.
+// architecture. The page size of the kernel does not matter.
 const PageSize = 4096
 
-// MaxPages is the most pages of one Alloc. The kernel's own limit, for all
-// users of the device together, is 1024 unless xen_gntalloc.limit says
-// otherwise.
+// MaxPages is the largest number of pages of one Alloc. The kernel's own limit is
+// xen_gntalloc.limit, for all users of the device together, 1024 by default.
 const MaxPages = 64 * 1024
 
 // Device is an open grant allocation device. Its methods may be called from
@@ -54,8 +53,8 @@ func (d *Device) Close() error {
 	return nil
 }
 
-// Alloc makes n zeroed pages, maps them and grants domid access to them:
-// reading, and writing when writable.
+// Alloc makes n zeroed pages, maps them and grants domid read access to them, and
+// write access if writable.
 func (d *Device) Alloc(domid xen.Domid, n int, writable bool) (*Pages, error) {
 	if n < 1 || n > MaxPages {
 		return nil, &Error{Op: "alloc", Domid: domid, Pages: n, Err: unix.EINVAL,
@@ -79,8 +78,8 @@ func (d *Device) Alloc(domid xen.Domid, n int, writable bool) (*Pages, error) {
 	return NewPages(mem, refs, func() error { return d.free(index, n, mem) }), nil
 }
 
-// free is Pages.Free. When the device was closed, the kernel lets go of the
-// grants with the memory.
+// free implements Pages.Free. If the device was closed, unmapping the memory ends the
+// grants.
 func (d *Device) free(index uint64, n int, mem []byte) error {
 	err := d.kernel.munmap(mem)
 	fd := d.fd.Hold()
@@ -96,7 +95,7 @@ func (d *Device) free(index uint64, n int, mem []byte) error {
 	return nil
 }
 
-// kernel is the device's system calls, so that tests can stand in for Xen.
+// kernel makes the device's system calls. Tests replace it.
 type kernel interface {
 	allocGref(fd int, domid xen.Domid, n int, writable bool) (index uint64, refs []xen.Gref, err error)
 	deallocGref(fd int, index uint64, n int) error

@@ -12,20 +12,20 @@ import (
 	"github.com/netbackd/netbackd/pkg/xen"
 )
 
-// ErrClosed is what the methods of a closed Device fail with.
+// ErrClosed is the error of the methods of a closed Device.
 var ErrClosed = os.ErrClosed
 
 // Error is the error of every operation of this package. errors.Is finds Err.
 type Error struct {
 	// Op is "open", "alloc", "free" or "close".
 	Op string
-	// Domid is whom an alloc was to grant the pages to.
+	// Domid is the domain that an alloc was to grant the pages to.
 	Domid xen.Domid
-	// Pages is how many pages an alloc or free was about.
+	// Pages is the number of pages of an alloc or free.
 	Pages int
 	// Err is the errno or [ErrClosed].
 	Err error
-	// Hint says what the user or the caller can do; it may be empty.
+	// Hint is a remedy for the user or the caller; it may be empty.
 	Hint string
 }
 
@@ -47,7 +47,7 @@ func (e *Error) Error() string {
 // Unwrap makes errors.Is and errors.As reach the errno.
 func (e *Error) Unwrap() error { return e.Err }
 
-// allocHint says why pages could not be granted.
+// allocHint returns a remedy for pages that could not be granted, or "".
 func allocHint(err error) string {
 	if errors.Is(err, unix.ENOSPC) {
 		return "raise the guest's xen_gntalloc.limit (1024 pages by default, for all users of the device together); " +

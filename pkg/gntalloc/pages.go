@@ -8,7 +8,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/xen"
 )
 
-// Pages is a run of pages another domain has been granted access to.
+// Pages is a run of pages that another domain may access.
 type Pages struct {
 	mem  []byte
 	refs []xen.Gref
@@ -16,23 +16,22 @@ type Pages struct {
 	once sync.Once
 }
 
-// NewPages makes a Pages of mem, granted as refs, that free gives back. It is
+// NewPages makes a Pages of mem, which is granted as refs and which free frees. It is
 // for implementations of Alloc other than [Device.Alloc].
 func NewPages(mem []byte, refs []xen.Gref, free func() error) *Pages {
 	return &Pages{mem: mem, refs: refs, free: free}
 }
 
-// Bytes is the memory, [PageSize] bytes for each ref. It is nil after Free.
+// Bytes returns the memory, [PageSize] bytes for each ref. It is nil after Free.
 func (p *Pages) Bytes() []byte { return p.mem }
 
-// Refs are the grant references, in the order of the pages.
+// Refs returns the grant references, in the order of the pages.
 func (p *Pages) Refs() []xen.Gref { return p.refs }
 
-// Free ends the grants and gives the memory back. Pages the other domain still
-// has mapped live on, inaccessible to us, until it lets go of them; their refs
-// are not used again before. Any access to the memory after Free is a fault
-// that kills the process. Free may be called again, which does nothing, and
-// after the Device was closed.
+// Free ends the grants and unmaps the memory. A page that the other domain still has
+// mapped exists until that domain unmaps it, and its ref is not used again before. Any
+// access to the memory after Free is a fault that kills the process. Free may be called
+// again, which does nothing, and after the Device was closed.
 func (p *Pages) Free() error {
 	var err error
 	p.once.Do(func() {

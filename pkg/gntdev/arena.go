@@ -12,12 +12,10 @@ import (
 // aligned and zeroed.
 //
 // It is not on the Go heap because a [Segment] holds its local address as a
-// number. The garbage collector would neither see that reference nor promise
-// to leave the object in its place, and a buffer freed while the kernel writes
-// into it is a corruption nobody finds. An Arena stays where it is until
-// Close, costs the collector nothing to scan, and starts on a page boundary,
-// which matters since the kernel splits every copy at the page ends of local
-// memory.
+// number, which the garbage collector does not see. The collector could move or
+// free the buffer while the kernel writes into it. An Arena stays in its place until
+// Close and is not scanned. It starts on a page boundary, because the kernel splits
+// every copy at the page ends of local memory.
 type Arena struct {
 	mem []byte
 }
@@ -45,15 +43,15 @@ func newArena(bytes, flags int) (*Arena, error) {
 	return &Arena{mem: mem}, nil
 }
 
-// maxArena catches a size that went wrong before it becomes a mapping; 256
-// queues of a full ring each are far below.
+// maxArena bounds the size of an arena, against sizes that were computed wrongly. 256
+// queues of a full ring each need far less.
 const maxArena = 1 << 32
 
-// Bytes is the whole arena. It is nil after Close.
+// Bytes returns the whole arena. It is nil after Close.
 func (a *Arena) Bytes() []byte { return a.mem }
 
-// Close gives the memory back. Nothing may use it any more: no slice of Bytes
-// and no Copy under way. Close may be called again.
+// Close unmaps the memory. No slice of Bytes may be used any more, and no Copy may be
+// under way. Close may be called again.
 func (a *Arena) Close() error {
 	mem := a.mem
 	if mem == nil {

@@ -4,7 +4,6 @@ package gntdev
 
 import "unsafe"
 
-// Addr is the address of the byte at off, for use as a Segment's local side.
-// It panics when off is outside the arena. That the segment's end is inside,
-// too, is up to the caller: off+n <= len(Bytes()).
+// Addr returns the address of the byte at off, for use as a Segment's local side.
+// It panics when off is outside the arena.
 func (a *Arena) Addr(off int) uintptr { return uintptr(unsafe.Pointer(&a.mem[off])) }

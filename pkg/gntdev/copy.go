@@ -8,21 +8,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Copy carries out all segments with one ioctl. Nil means that every segment
-// was tried and has its own Status; a bad ref or a revoked grant is that
-// segment's failure and nobody else's. The guest may change a page before,
-// during and after the copy.
+// Copy carries out all segments with one ioctl. If it returns nil, every segment
+// was tried and has its own Status: a bad ref or a revoked grant fails that
+// segment only. The guest may change a page before, during and after the copy.
 //
-// An error means the call failed as a whole: some segments may have been
-// copied, none can be relied upon, and all read [StatusGeneralError]. What a
-// guest sends cannot bring that about as long as off+n <= PageSize was checked
-// for every segment, which callers do where they parse, because Copy refuses
-// the whole batch.
+// After an error the call has failed as a whole: some segments may have been
+// copied, and all have [StatusGeneralError]. A guest cannot cause an error if the
+// caller has checked off+n <= PageSize for every segment. Callers do that when they
+// parse, because Copy refuses the whole batch.
 //
 // The kernel passes the hypervisor 16 operations at a time and splits a
 // segment at the page ends of local memory, so page-aligned local buffers make
-// one operation of one segment. A segment of length 0 succeeds whatever its
-// ref. Copy allocates nothing.
+// one operation of one segment. A segment of length 0 always succeeds. Copy
+// allocates nothing.
 func (d *Device) Copy(segs []Segment) error {
 	if len(segs) == 0 {
 		return nil
@@ -61,7 +59,7 @@ func Check(segs []Segment) error {
 	return nil
 }
 
-// fault says what is wrong with the segment, "" when nothing is.
+// fault returns the reason why Copy refuses the segment, or "".
 func (s *Segment) fault() string {
 	if s.flags != GuestIsSource && s.flags != GuestIsDest {
 		return fmt.Sprintf("flags %#x: neither from the guest nor to it", uint16(s.flags))

@@ -12,16 +12,16 @@ import (
 	"github.com/netbackd/netbackd/pkg/xen"
 )
 
-// DefaultPath is where the kernel puts the device.
+// DefaultPath is the path of the device.
 const DefaultPath = "/dev/xen/gntdev"
 
 // Device is an open grant device. Its methods may be called from several
 // goroutines at once.
 //
-// A page the guest has no memory behind at the moment (paged out, or being
-// shared) keeps the thread that copies or maps it in the kernel, with no way
-// to interrupt it, for up to half a minute. Give each queue a Device and a
-// thread of its own, so that one guest cannot stall another.
+// A page that has no memory at the moment, because it is paged out or being shared,
+// holds the thread that copies or maps it in the kernel for up to half a minute. This
+// cannot be interrupted. Give each queue a Device and a thread of its own, so that one
+// guest cannot stall another.
 type Device struct {
 	kernel kernel
 
@@ -42,7 +42,7 @@ func Open(path string) (*Device, error) {
 	return &Device{kernel: linux{}, fd: fd}, nil
 }
 
-// Close closes the device. Pages that are still mapped stay so until their
+// Close closes the device. Pages that are still mapped stay mapped until their
 // Unmap. Close may be called again, which does nothing.
 func (d *Device) Close() error {
 	if err := d.fd.Close(d.kernel.close); err != nil {
@@ -51,7 +51,7 @@ func (d *Device) Close() error {
 	return nil
 }
 
-// kernel is the device's system calls, so that tests can stand in for Xen.
+// kernel makes the device's system calls. Tests replace it.
 type kernel interface {
 	grantCopy(fd int, segs []Segment) error
 	mapGrantRef(fd int, domid xen.Domid, refs []xen.Gref) (index uint64, err error)

@@ -14,7 +14,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/xen"
 )
 
-// ErrClosed is what every method of a closed Device fails with.
+// ErrClosed is the error of every method of a closed Device.
 var ErrClosed = os.ErrClosed
 
 // Error is the error of every operation of this package. errors.Is finds both
@@ -29,12 +29,12 @@ type Error struct {
 	// failed and no single ref could be blamed.
 	Domid xen.Domid
 	Ref   xen.Gref
-	// Status is what the hypervisor said about the grant, [StatusOkay] when
-	// it said nothing.
+	// Status is the hypervisor's status of the grant, [StatusOkay] if there is
+	// none.
 	Status Status
-	// Err is the errno, [ErrClosed], or nil when Status says all.
+	// Err is the errno, [ErrClosed], or nil if there is only a Status.
 	Err error
-	// Hint says what the user or the caller can do; it may be empty.
+	// Hint is a remedy for the user or the caller; it may be empty.
 	Hint string
 }
 
@@ -75,7 +75,7 @@ func (e *Error) Unwrap() []error {
 	return errs
 }
 
-// copyHint says what a failure of a whole Copy means.
+// copyHint returns the meaning of a failure of a whole Copy, or "".
 func copyHint(err error) string {
 	switch {
 	case errors.Is(err, unix.EFAULT):
@@ -86,7 +86,7 @@ func copyHint(err error) string {
 	return ""
 }
 
-// recordHint says why the kernel would not even take down the refs.
+// recordHint returns the reason why the kernel did not record the refs, or "".
 func recordHint(err error, refs int) string {
 	switch {
 	case errors.Is(err, unix.EINVAL):

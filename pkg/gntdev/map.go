@@ -11,7 +11,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/xen"
 )
 
-// MaxRefs is the most refs of one Map: the kernel's default for
+// MaxRefs is the largest number of refs of one Map: the kernel's default for
 // /sys/module/xen_gntdev/parameters/limit.
 const MaxRefs = 64 * 1024
 
@@ -23,12 +23,12 @@ const maxProbes = 16
 const bringInRefs = 256
 
 // Map maps refs of domid side by side. One bad ref fails the whole call, and
-// the error names it when it can be found. A mapping costs the hypervisor two
-// grant handles per page in a PV domain, one elsewhere, of a number that all
-// guests share: callers bound what a guest may make them map.
+// the error names it if it can be found. A mapping takes two grant handles of the
+// hypervisor per page in a PV domain, and one elsewhere. All guests share these, so
+// callers bound the pages that a guest may make them map.
 //
-// Map is for pages that are used over and over, such as rings; a page used
-// once is cheaper to Copy.
+// Map is for pages that are used often, such as rings. For a page that is used once
+// Copy is cheaper.
 func (d *Device) Map(domid xen.Domid, refs []xen.Gref, prot Prot) (*Mapping, error) {
 	if len(refs) == 0 || len(refs) > MaxRefs {
 		return nil, &Error{Op: "map", Index: -1, Domid: domid, Err: unix.EINVAL,
@@ -55,9 +55,9 @@ func (d *Device) Map(domid xen.Domid, refs []xen.Gref, prot Prot) (*Mapping, err
 // bringIn copies a byte of each page, so that a page which is paged out comes in. A
 // page that is not there makes the kernel try again for up to half a minute, and
 // while mmap(2) does that it has the address space of the whole process locked for
-// writing (gntdev_mmap in drivers/xen/gntdev.c): no thread maps memory or has its
-// first use of a page meanwhile. A copy waits without that lock. What goes wrong here
-// is left for the mapping to say. The caller holds fd.
+// writing (gntdev_mmap in drivers/xen/gntdev.c): no thread can map memory or fault in
+// a page meanwhile. A copy waits without that lock. Errors are ignored, because the
+// mapping fails for the same reason. The caller holds fd.
 func (d *Device) bringIn(fd int, domid xen.Domid, refs []xen.Gref) {
 	a, err := NewArena(1)
 	if err != nil {
@@ -75,8 +75,8 @@ func (d *Device) bringIn(fd int, domid xen.Domid, refs []xen.Gref) {
 	}
 }
 
-// mmap maps refs the kernel has on record at index. Recording them checked
-// nothing, mapping them checks all. The caller holds fd.
+// mmap maps the refs that the kernel has recorded at index. Recording checks nothing,
+// mapping checks all refs. The caller holds fd.
 func (d *Device) mmap(fd int, index uint64, count int, prot Prot) ([]byte, error) {
 	mem, err := d.kernel.mmap(fd, index, count*PageSize, prot)
 	if err != nil {
@@ -88,8 +88,9 @@ func (d *Device) mmap(fd int, index uint64, count int, prot Prot) ([]byte, error
 	return mem, nil
 }
 
-// unmap is a Mapping's Unmap. The memory goes first, as the header asks. When
-// the device was closed the kernel has let go of the record already.
+// unmap implements Mapping.Unmap. The memory is unmapped before the record is removed,
+// as the header of the ioctl demands. If the device was closed, the kernel has removed
+// the record already.
 func (d *Device) unmap(index uint64, count int, mem []byte) error {
 	err := d.kernel.munmap(mem)
 	fd := d.fd.Hold()
@@ -105,10 +106,9 @@ func (d *Device) unmap(index uint64, count int, mem []byte) error {
 	return nil
 }
 
-// explain makes the error of a failed Map. mmap(2) says EINVAL whichever ref
-// was wrong and why, so the refs are mapped one by one until one fails, and
-// one byte is copied from that one, since a copy has a status. The caller
-// holds fd.
+// explain makes the error of a failed Map. mmap(2) returns EINVAL for every fault of
+// any ref. So explain maps the refs one by one until one fails, and copies one byte
+// from that one, since a copy has a status. The caller holds fd.
 func (d *Device) explain(fd int, domid xen.Domid, refs []xen.Gref, prot Prot, cause error) error {
 	e := &Error{Op: "map", Index: -1, Domid: domid, Err: cause}
 	for i := range refs[:min(len(refs), maxProbes)] {
@@ -144,8 +144,8 @@ func (d *Device) probe(fd int, domid xen.Domid, ref xen.Gref, prot Prot) error {
 	return nil
 }
 
-// probeStatus learns from a copy of one byte what Xen thinks of a ref.
-// StatusOkay when nothing could be learned.
+// probeStatus returns the status of a copy of one byte from a ref, or StatusOkay if
+// the copy could not be made.
 func (d *Device) probeStatus(fd int, domid xen.Domid, ref xen.Gref) Status {
 	a, err := NewArena(1)
 	if err != nil {

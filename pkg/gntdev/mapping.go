@@ -4,14 +4,14 @@ package gntdev
 
 import "sync"
 
-// Prot says what a mapping of a guest's pages may be used for.
+// Prot tells how a mapping of a guest's pages may be used.
 type Prot uint8
 
 const (
-	// ReadOnly maps pages the guest granted read-only, and any other page we
-	// only mean to read.
+	// ReadOnly maps pages that the guest granted read-only, and other pages that
+	// are only read.
 	ReadOnly Prot = iota
-	// ReadWrite needs pages the guest granted writable.
+	// ReadWrite needs pages that the guest granted writable.
 	ReadWrite
 )
 
@@ -35,17 +35,17 @@ type Mapping struct {
 	once  sync.Once
 }
 
-// NewMapping makes a Mapping of mem that unmap gives back. It is for
+// NewMapping makes a Mapping of mem, which unmap unmaps. It is for
 // implementations of Map other than [Device.Map].
 func NewMapping(mem []byte, unmap func() error) *Mapping {
 	return &Mapping{mem: mem, unmap: unmap}
 }
 
-// Bytes is the mapped memory, [PageSize] bytes for each ref. It is nil after
+// Bytes returns the mapped memory, [PageSize] bytes for each ref. It is nil after
 // Unmap.
 func (m *Mapping) Bytes() []byte { return m.mem }
 
-// Unmap gives the pages back. It may be called again, which does nothing, and
+// Unmap unmaps the pages. It may be called again, which does nothing, and
 // after the Device was closed.
 func (m *Mapping) Unmap() error {
 	var err error

@@ -9,10 +9,10 @@ import (
 )
 
 // PageSize is the size of a granted page. Grants are 4 KiB on every
-// architecture, whatever page size the kernel itself uses.
+// architecture. The page size of the kernel does not matter.
 const PageSize = 4096
 
-// Direction says which side of a [Segment] is the guest's page. The values are
+// Direction tells which side of a [Segment] is the guest's page. The values are
 // the kernel's GNTCOPY_source_gref and GNTCOPY_dest_gref.
 type Direction uint16
 
@@ -74,22 +74,22 @@ func foreign(domid xen.Domid, ref xen.Gref, off uint16) uint64 {
 	return uint64(domid)<<48 | uint64(off)<<32 | uint64(ref)
 }
 
-// Status is the outcome of the copy. It is [StatusGeneralError] until a Copy
-// has succeeded, so that a segment that was never carried out cannot be taken
-// for one that was.
+// Status returns the outcome of the copy. It is [StatusGeneralError] until a Copy
+// has succeeded, so that a segment that was never copied does not look like one that
+// was.
 func (s *Segment) Status() Status { return s.status }
 
 // SetStatus records the outcome. It is for implementations of Copy other than
 // [Device.Copy]; the kernel writes the field itself.
 func (s *Segment) SetStatus(st Status) { s.status = st }
 
-// Direction says which side is the guest's.
+// Direction returns the direction of the copy.
 func (s *Segment) Direction() Direction { return s.flags }
 
-// Len is the number of bytes to copy.
+// Len returns the number of bytes to copy.
 func (s *Segment) Len() int { return int(s.len) }
 
-// Local is the address on our side.
+// Local returns the address on our side.
 func (s *Segment) Local() uintptr {
 	if s.flags == GuestIsDest {
 		return uintptr(s.source)
@@ -97,7 +97,7 @@ func (s *Segment) Local() uintptr {
 	return uintptr(s.dest)
 }
 
-// Foreign is the guest's side: whose page, which one, and where in it.
+// Foreign returns the guest's side: the domain, the page and the offset in it.
 func (s *Segment) Foreign() (domid xen.Domid, ref xen.Gref, off uint16) {
 	v := s.source
 	if s.flags == GuestIsDest {

@@ -5,8 +5,8 @@ package gntdev
 import "strconv"
 
 // Status is the outcome of one grant operation: GNTST_* of
-// xen/include/public/grant_table.h. It is an error, comparable with errors.Is;
-// [StatusOkay] is the one value that is not a failure, see [Status.Err].
+// xen/include/public/grant_table.h. It is an error, comparable with errors.Is.
+// Only [StatusOkay] is not a failure; see [Status.Err].
 type Status int16
 
 // The values of GNTST_*.
@@ -54,7 +54,7 @@ func (s Status) String() string {
 	return "GNTST unknown(" + strconv.Itoa(int(s)) + ")"
 }
 
-// Error is String: it makes a Status an error.
+// Error returns the same as String.
 func (s Status) Error() string { return s.String() }
 
 // Err returns nil for [StatusOkay] and s itself otherwise.

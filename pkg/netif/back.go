@@ -44,7 +44,7 @@ func (r *backRing) attach(b []byte, size uint32) error {
 	return nil
 }
 
-// Available is the number of requests published and not yet consumed, 0 to the
+// Available returns the number of requests published and not yet consumed, 0 to the
 // size of the ring. It reads req_prod once.
 func (r *backRing) Available() (uint32, error) {
 	out := Index(r.page.load(wReqProd)).Sub(r.rspProd)
@@ -55,10 +55,10 @@ func (r *backRing) Available() (uint32, error) {
 	return out - taken, nil
 }
 
-// ReqCons is the index of the next request to consume.
+// ReqCons returns the index of the next request to consume.
 func (r *backRing) ReqCons() Index { return r.reqCons }
 
-// RspProd is the index of the next slot to answer.
+// RspProd returns the index of the next slot to answer.
 func (r *backRing) RspProd() Index { return r.rspProd }
 
 // Consume takes n requests. The caller has seen that they are available.
@@ -144,14 +144,14 @@ func (r *TxBack) Slot(i Index) TxSlot {
 	return TxSlot{load(&s[0]), load(&s[1]), load(&s[2])}
 }
 
-// Gref is the field of [TxRequest], as are those that follow.
+// Gref returns the field of [TxRequest], as are those that follow.
 func (s TxSlot) Gref() xen.Gref { return xen.Gref(s.a) }
 func (s TxSlot) Offset() uint16 { return lo16(s.b) }
 func (s TxSlot) Flags() TxFlags { return TxFlags(hi16(s.b)) }
 func (s TxSlot) ID() uint16     { return lo16(s.c) }
 func (s TxSlot) Size() uint16   { return hi16(s.c) }
 
-// Extra is the slot as that of an extra. What a data path wants to know of one
+// Extra returns the slot as that of an extra. What a data path wants to know of one
 // can be had alone.
 func (s TxSlot) Extra() ExtraInfo     { return extraFrom(s.a, s.b) }
 func (s TxSlot) ExtraType() ExtraType { return ExtraType(s.a) }

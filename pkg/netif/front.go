@@ -27,13 +27,13 @@ func (r *frontRing) init(b []byte, size uint32) error {
 	return nil
 }
 
-// Free is the number of slots that can still be filled.
+// Free returns the number of slots that can still be filled.
 func (r *frontRing) Free() uint32 { return r.size - r.reqProd.Sub(r.rspCons) }
 
-// ReqProd is the index of the next slot to fill.
+// ReqProd returns the index of the next slot to fill.
 func (r *frontRing) ReqProd() Index { return r.reqProd }
 
-// RspCons is the index of the next response to take.
+// RspCons returns the index of the next response to take.
 func (r *frontRing) RspCons() Index { return r.rspCons }
 
 // Push publishes the filled slots and reports whether the backend wants an
@@ -48,7 +48,7 @@ func (r *frontRing) Push() (notify bool) {
 	return crossed(Index(r.page.load(wReqEvent)), old, r.reqProd)
 }
 
-// Responses is the number of responses published and not yet taken.
+// Responses returns the number of responses published and not yet taken.
 func (r *frontRing) Responses() (uint32, error) {
 	n := Index(r.page.load(wRspProd)).Sub(r.rspCons)
 	if n > r.pushed.Sub(r.rspCons) {

@@ -6,7 +6,7 @@ package netif
 // one ring compare only by their distance.
 type Index uint32
 
-// Sub is the distance from b to i, modulo 2^32.
+// Sub returns the distance from b to i, modulo 2^32.
 func (i Index) Sub(b Index) uint32 { return uint32(i - b) }
 
 // Add moves n slots on.

@@ -4,7 +4,7 @@ package staticgrant
 
 import "sync/atomic"
 
-// DefaultBudget is how many static grants all vifs of a guest may have mapped
+// DefaultBudget is the number of static grants all vifs of a guest may have mapped
 // together: 8 full tables.
 const DefaultBudget = 8 * DefaultLimit
 

@@ -30,5 +30,5 @@ func (e *Error) Error() string {
 	return fmt.Sprintf("staticgrant: gref %d (#%d): %v", e.Ref, e.Index, e.Err)
 }
 
-// Unwrap is the reason.
+// Unwrap returns the reason.
 func (e *Error) Unwrap() error { return e.Err }

@@ -13,7 +13,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/xen"
 )
 
-// MaxList is how many entries a list can have: a page of them.
+// MaxList is the number of entries a list can have: a page of them.
 const MaxList = netif.PageSize / 8
 
 // Mapper maps pages of a guest. *gntdev.Device is one.
@@ -169,7 +169,7 @@ func (s *Source) Restore(ctx context.Context, list []netif.GrefEntry) (*Prepared
 	return p, nil
 }
 
-// Len is how many grants are prepared and not in a table.
+// Len returns the number of grants are prepared and not in a table.
 func (p *Prepared) Len() int { return len(p.grants) }
 
 // Unmap gives up what is not in a table. After a [Table.Commit] that succeeded

@@ -12,11 +12,11 @@ import (
 	"github.com/netbackd/netbackd/pkg/xen"
 )
 
-// DefaultLimit is how many grants a table takes unless told otherwise: the
+// DefaultLimit is the number of grants a table takes unless told otherwise: the
 // buffers of a whole tx and a whole rx ring.
 const DefaultLimit = netif.TxRingSize + netif.RxRingSize
 
-// maxLimit is how many items 16 bits can tell apart.
+// maxLimit is the number of items 16 bits can tell apart.
 const maxLimit = 1 << 16
 
 // Page is a granted page. The guest may write it at any time, so what is read
@@ -86,7 +86,7 @@ func New(limit int) *Table {
 	return &Table{limit: min(max(limit, 1), maxLimit)}
 }
 
-// Limit is how many grants the table takes
+// Limit returns the number of grants the table takes
 // (XEN_NETIF_CTRL_TYPE_GET_GREF_MAPPING_SIZE). It does not change; any goroutine
 // may ask.
 func (t *Table) Limit() int {
@@ -96,7 +96,7 @@ func (t *Table) Limit() int {
 	return t.limit
 }
 
-// Len is the number of grants in the table.
+// Len returns the number of grants in the table.
 func (t *Table) Len() int { return t.n }
 
 // Lookup finds a gref. Its Page is nil if there is none.
@@ -116,14 +116,14 @@ func (t *Table) Lookup(ref xen.Gref) (g Grant) {
 	}
 }
 
-// home is the slot a gref is spread to: its block by the highest bits of the
+// home returns the slot a gref is spread to: its block by the highest bits of the
 // product, which depend on all bits of both, and its place there by those below and
 // by its own lowest bits, so that grefs which have these in common share no place.
 func (t *Table) home(ref xen.Gref) uint64 {
 	return uint64(ref/(inBlock+1))*t.mult>>(t.shift&63) ^ uint64(ref&inBlock)
 }
 
-// steps is how many slots after slot from slot i is on the way.
+// steps returns the number of slots after slot from slot i is on the way.
 func (t *Table) steps(from, i uint64) uint64 {
 	return (i - from) * inverse & uint64(len(t.slots)-1)
 }

@@ -8,14 +8,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// MaxQueues is how many queues the kernel allows a device (MAX_TAP_QUEUES).
+// MaxQueues is the number of queues the kernel allows a device (MAX_TAP_QUEUES).
 const MaxQueues = 256
 
 // Config says what device [Create] is to make.
 type Config struct {
 	// Name is the interface's name, of 1 to 15 bytes.
 	Name string
-	// Queues is how many queues to open, 1 to MaxQueues; 0 means 1.
+	// Queues is the number of queues to open, 1 to MaxQueues; 0 means 1.
 	Queues int
 	// Single makes a device that can have one queue only. The kernel allocates
 	// memory for MaxQueues queues of any other device: some 230 KiB, against 35

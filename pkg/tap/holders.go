@@ -41,7 +41,7 @@ func InUse(t *netlink.Tuntap) (bool, error) {
 	return false, err
 }
 
-// maxHolders is how many holders an error names.
+// maxHolders is the number of holders an error names.
 const maxHolders = 4
 
 // holders names processes that have queues of a device open, as "pid (command)".

@@ -22,8 +22,8 @@ type Hasher struct {
 	table    *table // nil where there is assembly for matrices
 }
 
-// New prepares a key. Octets that are not given are zero, so that with an empty
-// key every hash is 0.
+// New prepares a key. Missing bytes are zero, so that with an empty key every hash
+// is 0.
 func New(key []byte) (*Hasher, error) { return newHasher(key, haveAssembly) }
 
 func newHasher(key []byte, assembly bool) (*Hasher, error) {
@@ -40,14 +40,14 @@ func newHasher(key []byte, assembly bool) (*Hasher, error) {
 	return h, nil
 }
 
-// Portable is a Hasher of the same key that does without assembly, as on machines
-// that have none for it.
+// Portable returns a Hasher of the same key that uses no assembly, as on machines
+// without it.
 func (h *Hasher) Portable() *Hasher { return &Hasher{key: h.key, table: newTable(&h.key)} }
 
 // Key returns the key, extended to its full length with zeros.
 func (h *Hasher) Key() [MaxKey]byte { return h.key }
 
-// Hash is the XOR, over all set bits of input, first bit first, of the 32 bits of
+// Hash returns the XOR, over all set bits of input, first bit first, of the 32 bits of
 // the key that start at that bit. The key goes on with zeros, so that input beyond
 // its length adds nothing.
 func (h *Hasher) Hash(input []byte) uint32 {
@@ -63,9 +63,9 @@ func (h *Hasher) Hash(input []byte) uint32 {
 	return hashMatrices(&h.matrices, &input[0], len(input))
 }
 
-// ByteTable is the hash of every value of every byte of an input on its own; a hash
-// is the XOR of those of its bytes. It is for hashing where this package cannot be
-// called, such as in the kernel.
+// ByteTable returns the hash of every value of every single byte of an input. The hash
+// of an input is the XOR of the hashes of its bytes. It is for code that cannot call
+// this package, such as the kernel.
 func (h *Hasher) ByteTable() *[MaxInput][256]uint32 {
 	t := h.table
 	if t == nil {
@@ -77,7 +77,7 @@ func (h *Hasher) ByteTable() *[MaxInput][256]uint32 {
 }
 
 // setMatrices prepares the hash for hardware that multiplies vectors of 8 bits by
-// 8x8 matrices of bits (GFNI). Byte i of the input acts on byte k of the hash as
+// 8x8 matrices of bits (GFNI). Byte i of the input changes byte k of the hash as
 // one such matrix, made of key bits 8(i+k) to 8(i+k)+14: row t, for the hash's bit
 // t, is the 8 bits of key from 8(i+k)+t on. So there is one matrix for each i+k.
 func (h *Hasher) setMatrices() {

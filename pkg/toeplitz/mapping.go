@@ -10,15 +10,15 @@ import (
 // MaxMapping is the largest table, as in Linux xen-netback. Windows wants 128.
 const MaxMapping = 128
 
-// Errors of a table that the other end asks for.
+// Errors of a table that the other end requests.
 var (
 	ErrMappingSize  = errors.New("mapping table has more than 128 entries")
 	ErrMappingRange = errors.New("entries reach beyond the mapping table")
 	ErrMappingQueue = errors.New("mapping table entry is not a queue")
 )
 
-// Mapping turns hashes into queues. It is a value: a copy is a snapshot, and one
-// that nobody changes may be shared.
+// Mapping maps hashes to queues. It is a value: a copy is a snapshot. A Mapping that
+// does not change may be shared.
 type Mapping struct {
 	queues uint32
 	size   uint32
@@ -26,7 +26,7 @@ type Mapping struct {
 }
 
 // NewMapping makes a mapping to 1 to 65536 queues, without a table: the queue is the hash
-// modulo their number. Less is taken for 1, more for 65536.
+// modulo their number. Less counts as 1, more as 65536.
 func NewMapping(queues int) Mapping {
 	return Mapping{queues: uint32(min(max(queues, 1), 1<<16))}
 }
@@ -60,8 +60,8 @@ func (m *Mapping) Set(offset uint32, entries []uint32) error {
 	return nil
 }
 
-// Queue is the queue for a hash, less than Queues. What has no hash goes where hash
-// 0 goes, as in Linux xen-netback.
+// Queue returns the queue for a hash, less than Queues. A packet without a hash has the
+// queue of hash 0, as in Linux xen-netback.
 func (m *Mapping) Queue(hash uint32) int {
 	if m.size == 0 {
 		return int(hash % max(m.queues, 1))
@@ -69,10 +69,10 @@ func (m *Mapping) Queue(hash uint32) int {
 	return int(m.table[hash%m.size])
 }
 
-// Queues is the number of queues.
+// Queues returns the number of queues.
 func (m *Mapping) Queues() int { return int(max(m.queues, 1)) }
 
-// Table is a copy of the table's entries, nil if there is none.
+// Table returns a copy of the table's entries, nil if there is none.
 func (m *Mapping) Table() []uint16 {
 	return append([]uint16(nil), m.table[:m.size]...)
 }

@@ -4,8 +4,8 @@ package toeplitz
 
 import "encoding/binary"
 
-// table is the hash of every value of every byte of the input, for processors
-// without better means. Hashes of bytes combine by XOR.
+// table holds the hash of every value of every byte of the input, for processors
+// without the instructions. The hash of an input is the XOR of these.
 type table [MaxKey][256]uint32
 
 func newTable(key *[MaxKey]byte) *table {

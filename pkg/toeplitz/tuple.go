@@ -7,8 +7,8 @@ import (
 	"fmt"
 )
 
-// Type is what a hash covers (_XEN_NETIF_CTRL_HASH_TYPE_*). There is none for
-// UDP: it is hashed as other packets of its family.
+// Type tells which fields a hash covers (_XEN_NETIF_CTRL_HASH_TYPE_*). There is none
+// for UDP: it is hashed like other packets of its family.
 type Type uint8
 
 // Types, by the number that a hash extra carries.
@@ -36,7 +36,7 @@ func (t Type) String() string {
 // Types is a set of types (XEN_NETIF_CTRL_HASH_TYPE_*).
 type Types uint32
 
-// AllTypes are the types there are.
+// AllTypes holds all types.
 const AllTypes = Types(1<<IPv4 | 1<<IPv4TCP | 1<<IPv6 | 1<<IPv6TCP)
 
 // Has reports whether t is in the set.
@@ -52,26 +52,25 @@ type Tuple struct {
 	typ   Type
 }
 
-// Input is what to hash, in network byte order.
+// Input returns the bytes to hash, in network byte order.
 func (t *Tuple) Input() []byte { return t.input[:t.n] }
 
-// Type is what Input covers.
+// Type returns the type of Input.
 func (t *Tuple) Type() Type { return t.typ }
 
-// Extract takes the tuple from an Ethernet frame, of the most specific type that
-// is enabled and that the packet has, and reports whether there is one.
+// Extract reads the tuple of an Ethernet frame. It has the most specific type that is
+// enabled and that the packet has. Extract reports whether there is one.
 //
-//   - The outermost IP header counts; tunnels are not looked into.
+//   - The outermost IP header counts. Headers inside of tunnels are not read.
 //   - IPv4 options and IPv6 hop-by-hop, routing and destination options are skipped.
 //   - A fragment, even the first, has no ports: only that one would have them.
 //   - Up to two VLAN tags are skipped. (Linux xen-netback does not hash tagged
-//     frames; all of a trunk in one queue helps nobody.)
+//     frames, so all packets of a trunk have one queue.)
 //   - A packet whose headers are bad or cut short by the end of the frame has no
-//     hash, as far as the enabled types make it necessary to look. Lengths in IP
-//     headers are not looked at: segmentation offload may leave any value there.
+//     hash, as far as the enabled types need these headers. Lengths in IP headers
+//     are not read: segmentation offload may leave any value there.
 //
-// The frame may change meanwhile: the tuple is what was read, and nothing outside
-// of the frame is read.
+// The frame may change meanwhile. Extract reads nothing outside of the frame.
 func (t *Tuple) Extract(frame []byte, enabled Types) bool {
 	t.n = 0
 	l3 := 12

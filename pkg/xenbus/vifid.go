@@ -34,7 +34,7 @@ func (id VifID) BackendPath(backend xen.Domid) string {
 
 // FrontendPath returns the directory of the vif's frontend where toolstacks make it:
 // /local/domain/3/device/vif/0. The node "frontend" of the back end's directory is
-// what counts.
+// authoritative.
 func (id VifID) FrontendPath() string {
 	return fmt.Sprintf("/local/domain/%d/device/vif/%d", id.Domid, id.Devid)
 }

@@ -392,7 +392,7 @@ func (c *Client) answer(r *request, a answer) {
 	}
 }
 
-// wireError is the error an ERROR message carries. A name outside the table
+// wireError returns the error an ERROR message carries. A name outside the table
 // counts as EINVAL, as it does for libxenstore and for the kernel.
 func wireError(payload []byte) error {
 	name := string(bytes.TrimRight(payload, "\x00"))

@@ -70,7 +70,7 @@ func (e *Error) Error() string {
 // Unwrap returns e.Err.
 func (e *Error) Unwrap() error { return e.Err }
 
-// badReply is the error of a call that was answered with something it cannot
+// badReply returns the error of a call that was answered with something it cannot
 // mean.
 func badReply(typ MessageType, path string, payload []byte) error {
 	return &Error{Op: typ.String(), Path: path, Err: fmt.Errorf("%w: reply %.80q", ErrProtocol, payload)}

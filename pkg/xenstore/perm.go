@@ -40,7 +40,7 @@ func (p Perm) String() string {
 	return p.Access.String() + strconv.FormatUint(uint64(p.Domid), 10)
 }
 
-// ParsePerm is the inverse of Perm.String.
+// ParsePerm returns the inverse of Perm.String.
 func ParsePerm(s string) (Perm, error) {
 	if s == "" {
 		return Perm{}, fmt.Errorf("permission %q: empty", s)

@@ -9,7 +9,7 @@ import (
 	"strconv"
 )
 
-// maxPending is how many distinct paths a watch holds for its consumer. It is
+// maxPending is the number of distinct paths a watch holds for its consumer. It is
 // enough for a whole device directory written at once, and little enough that
 // thousands of watches cost nothing.
 const maxPending = 64

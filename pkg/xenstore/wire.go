@@ -214,7 +214,7 @@ func AppendStrings(b []byte, ss ...string) []byte {
 	return b
 }
 
-// SplitStrings is the inverse of AppendStrings. It reports false when the last
+// SplitStrings returns the inverse of AppendStrings. It reports false when the last
 // string is not terminated. An empty payload is an empty list.
 func SplitStrings(b []byte) ([]string, bool) {
 	if len(b) == 0 {

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package xendev is what the devices below /dev/xen have in common as files: how
-// they are opened, what to do if they cannot be, and a descriptor that several
-// goroutines use until one closes it.
+// Package xendev holds the common code of the devices below /dev/xen: it opens them,
+// knows remedies if that fails, and has a descriptor that several goroutines may use
+// until one closes it.
 //
-// It knows nothing of what is asked of any of them.
+// It knows nothing of the requests that the devices take.
 package xendev
 
 import (
@@ -14,14 +14,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// FD is the descriptor of an open device. The number of one that is closed is soon
-// another file's, so who uses it holds it, and Close waits.
+// FD is the descriptor of an open device. After a close the number soon belongs to
+// another file. So a user holds the FD, and Close waits for users.
 type FD struct {
 	mu sync.RWMutex
 	n  int // -1 once closed; guarded by mu
 }
 
-// New makes an FD of an open descriptor, which is its own from then on.
+// New makes an FD of an open descriptor and owns it.
 func New(fd int) *FD { return &FD{n: fd} }
 
 // Open opens the node at path for reading and writing, with these flags as well.
@@ -38,7 +38,8 @@ func Open(path string, flags int) (*FD, error) {
 	}
 }
 
-// Hold is the descriptor, -1 if it is closed. In either case Release follows.
+// Hold returns the descriptor, or -1 if it is closed. The caller must call Release in
+// either case.
 func (d *FD) Hold() int {
 	d.mu.RLock()
 	return d.n
@@ -59,8 +60,7 @@ func (d *FD) Close(f func(fd int) error) error {
 	return f(fd)
 }
 
-// OpenHint says what to do when the node that a module makes cannot be opened;
-// empty: nobody knows.
+// OpenHint returns a remedy if the node that a module makes cannot be opened, or "".
 func OpenHint(module string, err error) string {
 	switch {
 	case errors.Is(err, unix.ENOENT):
