@@ -10,7 +10,7 @@ import (
 )
 
 // PageSize is the size of a ring page and of a granted buffer. It is part of the
-// protocol, whatever the page size of either kernel (ring.h).
+// protocol and does not depend on the page size of a kernel (ring.h).
 const PageSize = 4096
 
 // Number of slots of each ring: the largest power of two that fits the page
@@ -183,13 +183,13 @@ func (t ExtraType) String() string {
 // ExtraFlags are the XEN_NETIF_EXTRA_FLAG_ flags.
 type ExtraFlags uint8
 
-// ExtraMore says that another extra slot follows (XEN_NETIF_EXTRA_FLAG_MORE).
+// ExtraMore: another extra slot follows (XEN_NETIF_EXTRA_FLAG_MORE).
 const ExtraMore ExtraFlags = 1 << 0
 
 // GSOType is a XEN_NETIF_GSO_TYPE_ value.
 type GSOType uint8
 
-// Types of segmentation a GSO extra can ask for.
+// Types of segmentation that a GSO extra can request.
 const (
 	GSONone  GSOType = 0
 	GSOTCPv4 GSOType = 1

@@ -8,11 +8,11 @@ import (
 	"github.com/netbackd/netbackd/pkg/xen"
 )
 
-// Breaches of the ring protocol by the peer. None of them can be repaired: the
-// indices no longer say which slots are whose.
+// Breaches of the ring protocol by the peer. They cannot be repaired: the indices no
+// longer tell which slots belong to which end.
 var (
-	// ErrOverflow: the frontend's req_prod is more than a ring ahead of what
-	// was answered, or lies behind what was consumed.
+	// ErrOverflow: the frontend's req_prod is more than a ring ahead of the last
+	// answer, or lies behind the consumed requests.
 	ErrOverflow = errors.New("req_prod is out of bounds")
 	// ErrRspOverflow: the same for a backend's rsp_prod.
 	ErrRspOverflow = errors.New("rsp_prod is out of bounds")
@@ -28,9 +28,9 @@ type backRing struct {
 	rspProd Index // next slot to answer; equals rsp_prod in the page
 }
 
-// attach takes a ring over where the page says its last backend left it: every
-// request from rsp_prod on is still to be served (ring.h, BACK_RING_ATTACH).
-// On a new ring that is 0.
+// attach continues a ring at the rsp_prod of its last backend: every request from
+// there on is still to be served (ring.h, BACK_RING_ATTACH). On a new ring rsp_prod
+// is 0.
 func (r *backRing) attach(b []byte, size uint32) error {
 	p, err := newPage(b)
 	if err != nil {
@@ -61,12 +61,12 @@ func (r *backRing) ReqCons() Index { return r.reqCons }
 // RspProd returns the index of the next slot to answer.
 func (r *backRing) RspProd() Index { return r.rspProd }
 
-// Consume takes n requests. The caller has seen that they are available.
+// Consume takes n requests. The caller has checked that they are available.
 func (r *backRing) Consume(n uint32) { r.reqCons = r.reqCons.Add(n) }
 
-// Arm asks for an event at the next request and reports whether one came in
-// the meantime, in which case the caller goes on working instead of sleeping
-// (ring.h, RING_FINAL_CHECK_FOR_REQUESTS).
+// Arm asks for an event at the next request and reports whether one came
+// meanwhile. Then the caller continues instead of sleeping (ring.h,
+// RING_FINAL_CHECK_FOR_REQUESTS).
 func (r *backRing) Arm() (more bool, err error) { return r.ArmFor(1) }
 
 // ArmFor asks for an event once n requests are available, and reports whether
@@ -86,9 +86,9 @@ func (r *backRing) commit(n uint32) (notify bool) {
 	return crossed(Index(r.page.load(wRspEvent)), old, r.rspProd)
 }
 
-// RingState is a ring's indices as both ends left them, for people to look at.
-// ReqCons is the private index of the end that was asked: a backend's req_cons,
-// a frontend's rsp_cons.
+// RingState holds a ring's indices as both ends left them, for display. ReqCons is
+// the private index of the end that was asked: a backend's req_cons, a frontend's
+// rsp_cons.
 type RingState struct {
 	ReqProd, ReqEvent, ReqCons, RspProd, RspEvent Index
 }
@@ -134,8 +134,8 @@ func (p page) txRequest(i Index) TxRequest {
 	}
 }
 
-// TxSlot is a request as it stands in its slot. For loops over many of them it is
-// better than a [TxRequest], since the compiler keeps it in registers.
+// TxSlot is a request as it is in its slot. Loops over many requests use it instead of
+// [TxRequest], because the compiler keeps it in registers.
 type TxSlot struct{ a, b, c uint32 }
 
 // Slot copies the request at i out of the page.
@@ -144,15 +144,15 @@ func (r *TxBack) Slot(i Index) TxSlot {
 	return TxSlot{load(&s[0]), load(&s[1]), load(&s[2])}
 }
 
-// Gref returns the field of [TxRequest], as are those that follow.
+// Gref returns the field of [TxRequest], as do the methods that follow.
 func (s TxSlot) Gref() xen.Gref { return xen.Gref(s.a) }
 func (s TxSlot) Offset() uint16 { return lo16(s.b) }
 func (s TxSlot) Flags() TxFlags { return TxFlags(hi16(s.b)) }
 func (s TxSlot) ID() uint16     { return lo16(s.c) }
 func (s TxSlot) Size() uint16   { return hi16(s.c) }
 
-// Extra returns the slot as that of an extra. What a data path wants to know of one
-// can be had alone.
+// Extra returns the slot as that of an extra. A data path can read single fields of
+// it.
 func (s TxSlot) Extra() ExtraInfo     { return extraFrom(s.a, s.b) }
 func (s TxSlot) ExtraType() ExtraType { return ExtraType(s.a) }
 func (s TxSlot) ExtraMore() bool      { return ExtraFlags(s.a>>8)&ExtraMore != 0 }
@@ -201,8 +201,8 @@ func (r *RxBack) Request(i Index) RxRequest {
 	return RxRequest{ID: lo16(a), Gref: xen.Gref(b)}
 }
 
-// RxSlot is what the backend puts in an rx slot: a response, or an extra made
-// by [RxExtra].
+// RxSlot is a slot that the backend writes to an rx ring: a response, or an extra
+// made by [RxExtra].
 type RxSlot [rxWords]uint32
 
 // Slot encodes a response.
@@ -218,7 +218,7 @@ func (e ExtraInfo) Slot() RxSlot {
 
 // Commit writes slots into the oldest unanswered slots, in order, publishes them
 // with one store and reports whether the frontend wants an event. The slots must
-// end with the end of a packet: a frontend drops a packet it sees only part of.
+// end with the end of a packet: a frontend drops a packet of which it sees only a part.
 // There must not be more of them than requests consumed.
 func (r *RxBack) Commit(slots []RxSlot) (notify bool) {
 	if len(slots) == 0 {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package netif is the ABI of Xen's para-virtual network device as code: the
+// Package netif is the ABI of Xen's para-virtual network device in Go: the
 // slots, extras, flags and statuses of xen/include/public/io/netif.h, and views
 // of its shared rings for both ends.
 //
@@ -14,15 +14,14 @@
 //	offset 64  ring[]     256 slots of 12 B (tx), 256 of 8 B (rx), 128 of 16 B (ctrl)
 //
 // Producer indices run freely over 32 bits and are masked only to find a slot.
-// A response takes the place of a request, so whoever answers a slot destroys
-// the request in it.
+// A response takes the place of a request, so answering a slot destroys the request
+// in it.
 //
 // The peer can write the whole page at any time. The views therefore read every
 // word exactly once, with an atomic load, into a value that belongs to the
-// caller; they never hand out a pointer into the page. What they return is what
-// the peer wrote and nothing more: whether it makes sense is for the caller to
-// check.
+// caller; they never return a pointer into the page. They do not check the values
+// that the peer wrote: the caller does.
 //
-// The package knows memory layout and index arithmetic. It must not know how a
-// page was mapped, how the peer is notified, or what becomes of a packet.
+// The package knows memory layout and index arithmetic. It must not know how pages are
+// mapped, how the peer is notified, or how packets are handled.
 package netif

@@ -33,8 +33,8 @@ func (e ExtraInfo) GSO() GSOInfo {
 // Addr reads the body as the Ethernet address of a multicast extra.
 func (e ExtraInfo) Addr() [6]byte { return e.Body }
 
-// Hash reads the body as that of a hash extra. The value's bytes stand least
-// significant first, whatever the host's order.
+// Hash reads the body as that of a hash extra. The value has its least significant
+// byte first on every host.
 func (e ExtraInfo) Hash() HashInfo {
 	return HashInfo{
 		Type:      e.Body[0],

@@ -57,7 +57,7 @@ func (r *frontRing) Responses() (uint32, error) {
 	return n, nil
 }
 
-// Take consumes n responses, which frees their slots.
+// Take consumes n responses and frees their slots.
 func (r *frontRing) Take(n uint32) { r.rspCons = r.rspCons.Add(n) }
 
 // Arm asks for an event at the next response and reports whether one came in
@@ -68,16 +68,16 @@ func (r *frontRing) Arm() (more bool, err error) {
 	return n > 0, err
 }
 
-// ArmFor asks for an event once n responses are there, and reports whether they
-// are already.
+// ArmFor asks for an event once n responses are available, and reports whether they
+// are available already.
 func (r *frontRing) ArmFor(n uint32) (more bool, err error) {
 	r.page.publish(wRspEvent, uint32(r.rspCons.Add(n)))
 	a, err := r.Responses()
 	return a >= n, err
 }
 
-// SetReqProd writes req_prod as it is told. It is how a test plays a frontend
-// that breaks the protocol. The frontend goes on from there, so it cannot be done from
+// SetReqProd writes req_prod without checks, for tests that play a frontend which
+// breaks the protocol. The frontend goes on from there, so it cannot be done from
 // outside of this package.
 func (r *frontRing) SetReqProd(i Index) {
 	r.reqProd, r.pushed = i, i
@@ -107,7 +107,7 @@ func InitTx(page []byte) (*TxFront, error) {
 	return r, nil
 }
 
-// Put fills the next slot with a request. The caller has seen that one is free.
+// Put fills the next slot with a request. The caller has checked that one is free.
 func (r *TxFront) Put(q TxRequest) {
 	w := wRing + uint32(r.reqProd%TxRingSize)*txWords
 	r.page.put(w, uint32(q.Gref))
@@ -126,8 +126,8 @@ func (r *TxFront) PutExtra(e ExtraInfo) {
 	r.reqProd++
 }
 
-// Request copies the slot at i out of the page as a request, to see what is left
-// of one that was answered: a tx response covers 4 of the 12 bytes.
+// Request copies the slot at i out of the page as a request. Of a request that was
+// answered, 8 of the 12 bytes are left: a tx response covers 4.
 func (r *TxFront) Request(i Index) TxRequest { return r.page.txRequest(i) }
 
 // Response copies the response at i out of the page.
@@ -148,7 +148,7 @@ func InitRx(page []byte) (*RxFront, error) {
 	return r, nil
 }
 
-// Put fills the next slot with a request. The caller has seen that one is free.
+// Put fills the next slot with a request. The caller has checked that one is free.
 func (r *RxFront) Put(q RxRequest) {
 	w := wRing + uint32(r.reqProd%RxRingSize)*rxWords
 	r.page.put(w, join16(q.ID, 0))
@@ -188,7 +188,7 @@ func InitCtrl(page []byte) (*CtrlFront, error) {
 	return r, nil
 }
 
-// Put fills the next slot with a request. The caller has seen that one is free.
+// Put fills the next slot with a request. The caller has checked that one is free.
 func (r *CtrlFront) Put(q CtrlRequest) {
 	w := wRing + uint32(r.reqProd%CtrlRingSize)*ctrlWords
 	r.page.put(w, join16(q.ID, uint16(q.Type)))

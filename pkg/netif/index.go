@@ -9,12 +9,12 @@ type Index uint32
 // Sub returns the distance from b to i, modulo 2^32.
 func (i Index) Sub(b Index) uint32 { return uint32(i - b) }
 
-// Add moves n slots on.
+// Add returns the index n slots later.
 func (i Index) Add(n uint32) Index { return i + Index(n) }
 
-// crossed reports whether moving a producer from old to now passed event, that
-// is whether the peer asked to hear of it (ring.h,
-// RING_PUSH_RESPONSES_AND_CHECK_NOTIFY). Correct across the wrap.
+// crossed reports whether moving a producer from old to now passed event, so that the
+// peer wants to be notified (ring.h, RING_PUSH_RESPONSES_AND_CHECK_NOTIFY). It is
+// correct across the wrap.
 func crossed(event, old, now Index) bool {
 	return now.Sub(event) < now.Sub(old)
 }

@@ -4,8 +4,8 @@ package netif
 
 import "unsafe"
 
-// The sizes of netif.h, held by the compiler: a struct of any other size makes
-// one of the two differences a negative constant, which uint refuses.
+// The compiler checks the sizes of netif.h: for a struct of another size one of the
+// two differences is a negative constant, which does not fit a uint.
 const (
 	_ = uint(unsafe.Sizeof(TxRequest{})-12) + uint(12-unsafe.Sizeof(TxRequest{}))
 	_ = uint(unsafe.Sizeof(TxResponse{})-4) + uint(4-unsafe.Sizeof(TxResponse{}))

@@ -9,26 +9,26 @@ import (
 	"errors"
 )
 
-// Stamp tells one connection from every other. A backend leaves it in the spare
-// bytes of the header of each ring that it serves, where every frontend clears it
-// that makes the ring anew: SHARED_RING_INIT (ring.h) sets pad, or __pad, to 0, and
-// frontends without that macro take a cleared page. So a stamp that still stands in
-// a ring says that the ring is the one that was served, even if its grefs, its
-// channels and its domain have the same numbers as others before.
+// Stamp identifies one connection. A backend writes it to the spare bytes of the
+// header of each ring that it serves. A frontend that makes a ring anew clears it:
+// SHARED_RING_INIT (ring.h) sets pad, or __pad, to 0, and frontends without that macro
+// use a cleared page. So a ring that still has the stamp is the one that was served,
+// even if its grefs, its channels and its domain have the same numbers as others
+// before.
 //
-// The guest can write it. One that forges it harms itself: it is served as if it had
-// kept rings that it has not.
+// The guest can write it. A guest that forges it harms only itself: its new rings are
+// served as if they were the old ones.
 type Stamp [stampWords]uint32
 
 const stampWords = 4
 
-// wStamp is the first word of the stamp. It lies in what Xen calls __pad since
-// 2007, and Linux pad; before it are the bytes of pvt, which had other uses.
+// wStamp is the first word of the stamp. It is in the bytes that Xen calls __pad since
+// 2007, and Linux pad. The bytes of pvt before it had other uses.
 const wStamp = 8
 
 const _ = uint(wRing - wStamp - stampWords) // it fits
 
-// NewStamp makes a stamp that no ring has. It never is zero.
+// NewStamp makes a stamp that no ring has. It is never zero.
 func NewStamp() (s Stamp) {
 	var b [4 * stampWords]byte
 	for s == (Stamp{}) {
@@ -43,7 +43,7 @@ func NewStamp() (s Stamp) {
 // IsZero reports whether there is no stamp, as in a ring that was just made.
 func (s Stamp) IsZero() bool { return s == Stamp{} }
 
-// errStamp: a text that String has not made.
+// errStamp is the error for a text that MarshalText has not made.
 var errStamp = errors.New("netif: a stamp is 32 hexadecimal digits")
 
 // MarshalText writes a stamp as hexadecimal digits.
@@ -55,7 +55,7 @@ func (s Stamp) MarshalText() ([]byte, error) {
 	return hex.AppendEncode(nil, b), nil
 }
 
-// UnmarshalText reads what MarshalText wrote.
+// UnmarshalText parses a text that MarshalText has made.
 func (s *Stamp) UnmarshalText(text []byte) error {
 	var b [4 * stampWords]byte
 	if len(text) != hex.EncodedLen(len(b)) {
@@ -70,7 +70,7 @@ func (s *Stamp) UnmarshalText(text []byte) error {
 	return nil
 }
 
-// Header holds what the header of a ring says about its service so far.
+// Header holds the words of a ring's header that record its service so far.
 type Header struct {
 	RspProd Index // of the next response; 0 in a ring that was just made
 	Stamp   Stamp
@@ -89,7 +89,7 @@ func ReadHeader(page []byte) (h Header, err error) {
 	return h, nil
 }
 
-// WriteStamp leaves a stamp in the ring in page.
+// WriteStamp writes a stamp to the ring in page.
 func WriteStamp(page []byte, s Stamp) error {
 	p, err := newPage(page)
 	if err != nil {

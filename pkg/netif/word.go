@@ -4,8 +4,8 @@ package netif
 
 import "encoding/binary"
 
-// Slots are read and written as 32-bit words; their 16-bit fields stand in
-// memory order, which on a little-endian machine is low half first. Xen has no
+// Slots are read and written as 32-bit words. Their 16-bit fields are in memory
+// order, on a little-endian machine the low half first. Xen has no
 // big-endian port with para-virtual network devices.
 
 func lo16(w uint32) uint16        { return uint16(w) }

@@ -13,20 +13,20 @@
 //	err = table.Commit(p)                // worker: put in, all or none
 //	p.Unmap()                            // control: only if it was not put in
 //
-//	r := table.Detach(list)              // worker: take out what is not in use
+//	r := table.Detach(list)              // worker: take out
 //	n, err := r.Unmap()                  // control: unmap; list has the statuses
 //
-// Only after the last step may the frontend be answered. Steps of several
-// changes may interleave in any order.
+// The frontend may be answered only after the last step. Steps of several changes
+// may interleave in any order.
 //
 // The package knows grefs and mappings. It knows nothing of the messages that
-// ask for them, of rings, or of what is in the pages.
+// request them, of rings, or of the contents of the pages.
 //
-// # What a frontend can and cannot do to it
+// # Hostile frontends
 //
-// A gref must map to be put in, each page is mapped by itself so that it can be
-// unmapped by itself, and the numbers are bounded: of a table by its limit, of a
-// guest and of the process by a [Budget]. How long a look-up takes does not
-// depend on the grefs a frontend chooses: they are spread by a multiplier it
-// cannot know, and one that spreads them badly is replaced.
+// Only a gref that can be mapped is put in. Each page is mapped on its own, so that it
+// can be unmapped on its own. The numbers are bounded: of a table by its limit, of a
+// guest and of the process by a [Budget]. The time of a look-up does not depend on the
+// grefs that a frontend chooses: they are spread by a multiplier that it cannot know,
+// and a multiplier that spreads them badly is replaced.
 package staticgrant

@@ -9,7 +9,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/xen"
 )
 
-// Reasons to refuse grants. Whatever the reason, the frontend is answered
+// Reasons to refuse grants. The answer to the frontend is always
 // XEN_NETIF_CTRL_STATUS_INVALID_PARAMETER: the protocol has no other.
 var (
 	ErrDuplicate = errors.New("gref is there already")
@@ -19,11 +19,11 @@ var (
 	ErrBudget    = errors.New("too many pages mapped; the limit is the backend's")
 )
 
-// Error is the refusal of one entry of a list, which is the refusal of the list.
+// Error is the error of a list that is refused because of one entry.
 type Error struct {
 	Index int      // of the entry in the list
 	Ref   xen.Gref // its gref
-	Err   error    // ErrDuplicate, ErrFlags, or why the page cannot be mapped
+	Err   error    // ErrDuplicate, ErrFlags, or the error of mapping the page
 }
 
 func (e *Error) Error() string {

@@ -13,7 +13,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/xen"
 )
 
-// MaxList is the number of entries a list can have: a page of them.
+// MaxList is the largest number of entries of a list: a page of them.
 const MaxList = netif.PageSize / 8
 
 // Mapper maps pages of a guest. *gntdev.Device is one.
@@ -21,8 +21,8 @@ type Mapper interface {
 	Map(domid xen.Domid, refs []xen.Gref, prot gntdev.Prot) (*gntdev.Mapping, error)
 }
 
-// Source is where the grants of a guest come from. It may be used by several
-// goroutines if its Mapper may.
+// Source maps the grants of a guest. Several goroutines may use it if they may use its
+// Mapper.
 type Source struct {
 	Mapper Mapper
 	Domid  xen.Domid
@@ -36,8 +36,8 @@ type mapping struct {
 	budget *Budget
 }
 
-// unmap gives the page back. One that cannot be unmapped stays charged, since it
-// goes on taking what the budget is there to bound.
+// unmap unmaps the page. A page that cannot be unmapped stays charged, because it still
+// takes the resources that the budget bounds.
 func (m *mapping) unmap() error {
 	if err := m.of.Unmap(); err != nil {
 		return err
@@ -54,18 +54,19 @@ type prepared struct {
 	ro      bool
 }
 
-// Prepared is grants on their way into a table.
+// Prepared holds grants that are mapped and not in a table yet.
 type Prepared struct{ grants []prepared }
 
 // Prepare checks the list of an ADD_GREF_MAPPING and maps each of its grefs. If
-// one cannot be, none stays mapped. The statuses in the list are not looked at.
+// one cannot be mapped, none stays mapped. Prepare does not read the statuses in the
+// list.
 //
-// Mapping a page that the guest has paged out may block for half a minute, so
-// ctx is looked at between any two.
+// Mapping a page that the guest has paged out may block for half a minute. Prepare
+// checks ctx between any two pages.
 //
-// Linux puts each mapping right below the one before. They are mapped from the last
-// to the first, so that pages which follow each other in the list do so in memory,
-// too, and a packet in several of them can be written to a TAP in one piece.
+// Linux places each mapping right below the one before. Prepare maps the pages from
+// the last to the first, so that they are in the order of the list in memory. Then a
+// packet in several of them can be written to a TAP in one piece.
 func (s *Source) Prepare(ctx context.Context, list []netif.GrefEntry) (*Prepared, error) {
 	if len(list) > MaxList {
 		return nil, fmt.Errorf("staticgrant: %w: %d entries", ErrTooLong, len(list))
@@ -89,7 +90,7 @@ func (s *Source) Prepare(ctx context.Context, list []netif.GrefEntry) (*Prepared
 	return p, nil
 }
 
-// check looks for what is wrong with a list as such.
+// check returns the first fault that the list itself has.
 func check(list []netif.GrefEntry) error {
 	seen := make(map[xen.Gref]struct{}, len(list))
 	for i, e := range list {
@@ -104,7 +105,7 @@ func check(list []netif.GrefEntry) error {
 	return nil
 }
 
-// prepare maps one gref by itself: only then can it be unmapped by itself.
+// prepare maps one gref on its own, so that it can be unmapped on its own.
 func (s *Source) prepare(ctx context.Context, index int, e netif.GrefEntry) (g prepared, err error) {
 	fail := func(err error) (prepared, error) {
 		return g, &Error{Index: index, Ref: e.Ref, Err: err}
@@ -131,9 +132,9 @@ func (s *Source) prepare(ctx context.Context, index int, e netif.GrefEntry) (g p
 	}, nil
 }
 
-// Restore maps again what [Table.Snapshot] listed, after the process that had it
-// mapped has ended. A gref that cannot be mapped any more is left out, and the
-// error tells of it: the guest's requests that name it are copied like any other.
+// Restore maps the grants that [Table.Snapshot] has listed in a process that has
+// ended. It leaves out a gref that cannot be mapped any more, and returns an error as
+// well. Requests of the guest that name such a gref are copied like any other.
 func (s *Source) Restore(ctx context.Context, list []netif.GrefEntry) (*Prepared, error) {
 	p := &Prepared{}
 	var first error
@@ -169,12 +170,12 @@ func (s *Source) Restore(ctx context.Context, list []netif.GrefEntry) (*Prepared
 	return p, nil
 }
 
-// Len returns the number of grants are prepared and not in a table.
+// Len returns the number of grants that are prepared and not in a table.
 func (p *Prepared) Len() int { return len(p.grants) }
 
-// Unmap gives up what is not in a table. After a [Table.Commit] that succeeded
-// there is nothing to do, so it may always be called, from the goroutine that
-// has seen Commit return.
+// Unmap unmaps the grants that are not in a table. After a [Table.Commit] that
+// succeeded it does nothing. The goroutine that calls it must have seen Commit
+// return.
 func (p *Prepared) Unmap() error {
 	var errs []error
 	for i := range p.grants {
@@ -189,15 +190,14 @@ type removed struct {
 	mapping mapping
 }
 
-// Removed is grants that were taken out of a table and are still mapped.
+// Removed holds grants that were taken out of a table and are still mapped.
 type Removed struct {
 	list []netif.GrefEntry
 	out  []removed
 }
 
-// Unmap unmaps them and returns how many that were. An entry whose page could
-// not be unmapped gets another status: the guest must not take it for its own
-// again.
+// Unmap unmaps them and returns their number. An entry whose page could not be
+// unmapped gets another status: the guest must not use that page for other things.
 func (r *Removed) Unmap() (n int, err error) {
 	var errs []error
 	for i := range r.out {

@@ -12,37 +12,38 @@ import (
 	"github.com/netbackd/netbackd/pkg/xen"
 )
 
-// DefaultLimit is the number of grants a table takes unless told otherwise: the
-// buffers of a whole tx and a whole rx ring.
+// DefaultLimit is the default limit of a table: the buffers of a whole tx and a whole
+// rx ring.
 const DefaultLimit = netif.TxRingSize + netif.RxRingSize
 
-// maxLimit is the number of items 16 bits can tell apart.
+// maxLimit is the number of items that 16 bits can number.
 const maxLimit = 1 << 16
 
-// Page is a granted page. The guest may write it at any time, so what is read
-// from it is copied once and then checked. It must not be given to anything that
-// keeps it beyond a call: unmapping asks nobody.
+// Page is a granted page. The guest may write it at any time, so data is copied out of
+// it once and then checked. No call may keep the page after it has returned: unmapping
+// does not wait for users.
 type Page = [netif.PageSize]byte
 
-// Grant is what a look-up finds.
+// Grant is the result of a look-up.
 type Grant struct {
 	Page *Page // nil: not a static grant
 	item uint16
-	// ReadOnly says that writing the page is a fault. Such a grant is for guest
-	// tx; an rx request that names it is answered with an error.
+	// ReadOnly: writing the page is a fault. Such a grant is for guest tx. An rx
+	// request that names it is answered with an error.
 	ReadOnly bool
 }
 
-// A gref is spread to a slot by multiplication and stands there or in the next
-// that was empty. A quarter of the slots are taken at most. The multiplier is
-// random, so a frontend cannot choose grefs that crowd, and replaced when some
-// crowd by chance: none is farther than maxProbe from where it belongs, unless
-// maxSeeds multipliers in a row were bad.
+// A multiplication maps a gref to its home slot. The gref is stored there, or in the
+// next slot of its probe sequence that was empty. At most a quarter of the slots are
+// taken. The multiplier is random, so a frontend cannot choose grefs that collide. It
+// is replaced if grefs collide by chance: none is farther than maxProbe steps from
+// home, unless maxSeeds multipliers in a row were bad.
 //
-// Most frontends grant pages with grefs in a row and use them in that order. Eight
-// such share a block of slots, and so do their cache lines: what is looked up
-// after a large packet has been through the cache is fetched once for several. The
-// next slot is in the next block, lest two blocks that meet fill each other's ways.
+// Most frontends grant pages with consecutive grefs and use them in that order. Eight
+// such grefs share a block of slots, and so its cache lines: after a large packet has
+// displaced them from the cache, they are fetched once for several look-ups. The next
+// slot of a probe sequence is in the next block, so that two neighbouring blocks do
+// not fill each other.
 const (
 	minSlots = 64
 	maxLoad  = 4 // slots per grant
@@ -50,8 +51,8 @@ const (
 	maxSeeds = 32
 
 	inBlock = 7                  // the bits of a gref, and of a slot, within a block
-	stride  = inBlock + 2        // from a slot to the next; odd, so the way meets all slots
-	inverse = 0x8e38e38e38e38e39 // of stride: what a distance is multiplied by for its steps
+	stride  = inBlock + 2        // from a slot to the next; odd, so the sequence reaches all slots
+	inverse = 0x8e38e38e38e38e39 // of stride: a distance times this is the number of steps
 )
 
 type slot struct {
@@ -61,15 +62,15 @@ type slot struct {
 	ro   bool
 }
 
-// item is what there is to know of a grant beyond its slot. It keeps its place
-// as long as it is mapped.
+// item holds the data of a grant that look-ups do not need. It keeps its index while it
+// is mapped.
 type item struct {
 	mapping mapping // zero: the item is free
 	ref     xen.Gref
 	ro      bool
 }
 
-// Table is the static grants of one queue. Its zero value is empty and has room
+// Table holds the static grants of one queue. Its zero value is empty and has room
 // for [DefaultLimit]. It belongs to the queue's worker.
 type Table struct {
 	limit int    // 0: DefaultLimit
@@ -86,9 +87,9 @@ func New(limit int) *Table {
 	return &Table{limit: min(max(limit, 1), maxLimit)}
 }
 
-// Limit returns the number of grants the table takes
-// (XEN_NETIF_CTRL_TYPE_GET_GREF_MAPPING_SIZE). It does not change; any goroutine
-// may ask.
+// Limit returns the largest number of grants of the table
+// (XEN_NETIF_CTRL_TYPE_GET_GREF_MAPPING_SIZE). It does not change. Any goroutine
+// may call Limit.
 func (t *Table) Limit() int {
 	if t.limit == 0 {
 		return DefaultLimit
@@ -116,20 +117,21 @@ func (t *Table) Lookup(ref xen.Gref) (g Grant) {
 	}
 }
 
-// home returns the slot a gref is spread to: its block by the highest bits of the
-// product, which depend on all bits of both, and its place there by those below and
-// by its own lowest bits, so that grefs which have these in common share no place.
+// home returns the home slot of a gref. The highest bits of the product, which depend
+// on all bits of both factors, choose the block. The bits below and the lowest bits of
+// the gref choose the slot in it, so that consecutive grefs have different slots.
 func (t *Table) home(ref xen.Gref) uint64 {
 	return uint64(ref/(inBlock+1))*t.mult>>(t.shift&63) ^ uint64(ref&inBlock)
 }
 
-// steps returns the number of slots after slot from slot i is on the way.
+// steps returns the number of steps from slot from to slot i in the probe sequence.
 func (t *Table) steps(from, i uint64) uint64 {
 	return (i - from) * inverse & uint64(len(t.slots)-1)
 }
 
-// Commit puts all of p into the table, or none of it and returns why. What was
-// refused, or never committed, the control side unmaps with [Prepared.Unmap].
+// Commit puts all of p into the table, or none of it and returns an error. Grants that
+// were refused, or never committed, are unmapped by the control side with
+// [Prepared.Unmap].
 func (t *Table) Commit(p *Prepared) error {
 	if n := t.n + len(p.grants); n > t.Limit() {
 		return fmt.Errorf("staticgrant: %w: %d and %d of %d", ErrFull, t.n, len(p.grants), t.Limit())
@@ -140,7 +142,7 @@ func (t *Table) Commit(p *Prepared) error {
 		}
 	}
 	grants := p.grants
-	p.grants = nil // they are the table's
+	p.grants = nil // they belong to the table
 	t.n += len(grants)
 	fits := t.n*maxLoad <= len(t.slots)
 	for i := range grants {
@@ -165,8 +167,8 @@ func (t *Table) newItem(e *prepared) uint16 {
 	return uint16(len(t.items) - 1)
 }
 
-// place puts an item into the first empty slot from its own on and returns how
-// far that is.
+// place puts an item into the first empty slot from its home on and returns the number
+// of steps.
 func (t *Table) place(id uint16) (distance int) {
 	it := &t.items[id]
 	mask := uint64(len(t.slots) - 1)
@@ -179,8 +181,8 @@ func (t *Table) place(id uint16) (distance int) {
 	return distance
 }
 
-// spread puts all items into slots anew, in a larger array if they need one, with
-// a multiplier that spreads them well.
+// spread puts all items into slots again, in a larger array if necessary, with a
+// multiplier that spreads them well.
 func (t *Table) spread() {
 	size := minSlots
 	for size < t.n*maxLoad {
@@ -227,8 +229,8 @@ func (t *Table) Detach(list []netif.GrefEntry) *Removed {
 	return r
 }
 
-// unplace empties the slot of a gref that is in the table, and closes the gap:
-// whoever passed the slot on the way from its own comes nearer to it.
+// unplace empties the slot of a gref that is in the table, and closes the gap: grefs
+// whose probe sequence passed the slot move nearer to their home.
 func (t *Table) unplace(ref xen.Gref) {
 	mask := uint64(len(t.slots) - 1)
 	gap := t.home(ref) & mask
@@ -244,8 +246,8 @@ func (t *Table) unplace(ref xen.Gref) {
 	t.slots[gap] = slot{}
 }
 
-// Snapshot lists what is in the table, in the form of the messages that put it
-// there. It is what [Source.Restore] takes.
+// Snapshot lists the grants in the table, in the form of the messages that added them,
+// for [Source.Restore].
 func (t *Table) Snapshot() []netif.GrefEntry {
 	list := make([]netif.GrefEntry, 0, t.n)
 	for i := range t.items {
