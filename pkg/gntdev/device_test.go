@@ -45,3 +45,21 @@ func TestOpenAndClose(t *testing.T) {
 		}
 	}
 }
+
+// TestNewDevice has a descriptor that was opened elsewhere, of another file.
+func TestNewDevice(t *testing.T) {
+	fd, err := unix.MemfdCreate("gntdev", unix.MFD_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := NewDevice(fd)
+	if _, err := d.Map(5, []xen.Gref{1}, ReadOnly); !errors.Is(err, unix.ENOTTY) {
+		t.Errorf("Map of a file: %v", err)
+	}
+	if err := d.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err != unix.EBADF {
+		t.Errorf("the descriptor after Close: %v", err)
+	}
+}
