@@ -14,23 +14,23 @@ import (
 	"time"
 )
 
-// DefaultTimeout is how long a request may stay unanswered.
+// DefaultTimeout bounds the time until a request is answered.
 //
-// It is there to notice an xenstored that lives but answers no more, or that is
-// gone behind /dev/xen/xenbus, where no end of stream tells. Being wrong costs
-// the connection, so it is longer than any wait a healthy xenstored imposes:
-// during a live update the start of a transaction is held back for up to 60 s.
+// It detects an xenstored that runs but does not answer, or one behind
+// /dev/xen/xenbus that has ended, where there is no end of stream. The connection is
+// closed then, so the timeout is longer than any wait for a healthy xenstored: during
+// a live update the start of a transaction takes up to 60 s.
 const DefaultTimeout = 90 * time.Second
 
-// closeGrace is how long Close waits for what it has interrupted. Only a write
-// to /dev/xen/xenbus can take longer.
+// closeGrace bounds the wait of Close for the reader and the writer. Only a write to
+// /dev/xen/xenbus can take longer.
 const closeGrace = time.Second
 
 // Option changes what a Client does by default.
 type Option func(*Client)
 
-// WithTimeout sets how long a request may stay unanswered before the connection
-// is closed. 0 means for ever.
+// WithTimeout sets the time after which the connection is closed if a request has no
+// answer. 0 means never.
 func WithTimeout(d time.Duration) Option {
 	return func(c *Client) { c.timeout = d }
 }
@@ -53,12 +53,12 @@ type Client struct {
 
 	mu          sync.Mutex          // guards all below, and requests
 	due         *sync.Cond          // of mu: the writer may have something to send, or err was set
-	queue       []*request          // to be sent, the oldest first; each has a caller that waits, or undoes something
+	queue       []*request          // to be sent, the oldest first; a caller waits for each, or it undoes something
 	outstanding map[uint32]*request // sent and not answered, by request id
 	lastID      uint32
 	watches     map[string]*Watch // by token
 	lastToken   uint64
-	err         error // why the connection is gone
+	err         error // reason of the end of the connection
 }
 
 // request is one call on its way. Client.mu guards its fields, except for
@@ -68,7 +68,7 @@ type request struct {
 	payload []byte
 	answer  chan answer // holds one
 	expiry  *time.Timer // ends the connection; nil: never
-	settled bool        // it was answered, or will not be sent
+	settled bool        // it was answered or withdrawn
 	left    bool        // its caller does not wait for the answer
 }
 
@@ -108,15 +108,15 @@ func (c *Client) Kind() Kind { return c.kind }
 // Done returns a channel that is closed when the connection is gone.
 func (c *Client) Done() <-chan struct{} { return c.done }
 
-// Err returns nil while the connection stands, then why it is gone: an error
-// that wraps ErrClosed and, unless Close was called, the cause.
+// Err returns nil while the connection stands, and then the reason of its end: an
+// error that wraps ErrClosed and, unless Close was called, the cause.
 func (c *Client) Err() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.err
 }
 
-// Close ends the connection. Calls under way return ErrClosed. xenstored drops
+// Close ends the connection. Calls under way return ErrClosed. xenstored removes
 // the watches and aborts the transactions of the connection.
 func (c *Client) Close() error {
 	c.fail(nil)
@@ -129,7 +129,7 @@ func (c *Client) Close() error {
 	return nil
 }
 
-// fail ends the connection, once. A nil cause means that it was asked for.
+// fail ends the connection, once. cause is nil if Close was called.
 func (c *Client) fail(cause error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -161,8 +161,7 @@ func (c *Client) failLocked(cause error) {
 	go c.release()
 }
 
-// release closes conn, which makes the loops end. That waits for a write under
-// way and may thus take as long as one does.
+// release closes conn, which makes the loops end. It waits for a write under way.
 func (c *Client) release() {
 	_ = c.conn.Close()
 	c.loops.Wait()
@@ -315,8 +314,8 @@ func (c *Client) register(r *request) {
 	c.outstanding[c.lastID] = r
 }
 
-// refused tells the errno of a request that xenbus refused from a broken
-// connection. The kernel has dropped a refused request whole.
+// refused returns the errno if xenbus has refused a request, and false if the
+// connection is broken. The kernel has dropped a refused request as a whole.
 func (c *Client) refused(written int, err error) (syscall.Errno, bool) {
 	var errno syscall.Errno
 	if c.kind != Xenbus || written != 0 || !errors.As(err, &errno) || errno == syscall.EBADF {
@@ -367,8 +366,8 @@ func (c *Client) dispatch(h Header, payload []byte) error {
 	return nil
 }
 
-// answer answers an outstanding request. What a request has left behind whose
-// caller did not wait is undone. c.mu is held.
+// answer answers an outstanding request. If its caller has left, answer undoes the
+// changes that the request has made in xenstored. c.mu is held.
 func (c *Client) answer(r *request, a answer) {
 	if r.settled {
 		return // the connection is gone
@@ -392,8 +391,8 @@ func (c *Client) answer(r *request, a answer) {
 	}
 }
 
-// wireError returns the error an ERROR message carries. A name outside the table
-// counts as EINVAL, as it does for libxenstore and for the kernel.
+// wireError returns the error that an ERROR message carries. A name outside the table
+// counts as EINVAL, as in libxenstore and in the kernel.
 func wireError(payload []byte) error {
 	name := string(bytes.TrimRight(payload, "\x00"))
 	if errno, ok := ParseErrno(name); ok {

@@ -10,18 +10,18 @@ import (
 )
 
 const (
-	// maxListBytes bounds the names List collects from several messages. It is
-	// room for every domain id ten times over.
+	// maxListBytes bounds the names that List collects from several messages: ten times
+	// the names of all domain ids.
 	maxListBytes = 4 << 20
 
-	// maxListRestarts bounds how often List starts anew because the node
-	// changed between two of its messages.
+	// maxListRestarts bounds the restarts of List after changes of the node between
+	// two of its messages.
 	maxListRestarts = 64
 )
 
 // List returns the names, not the paths, of the children of a node, in no
-// particular order. A list that does not fit one message is fetched in parts;
-// all of them are of the same state of the node.
+// particular order. A list that does not fit one message is fetched in parts, all of
+// the same state of the node.
 func (v *view) List(ctx context.Context, path string) ([]string, error) {
 	b, err := v.node(ctx, MsgDirectory, path)
 	if isErr(err, ErrTooBig) {
@@ -49,7 +49,7 @@ func (v *view) listParts(ctx context.Context, path string) ([]string, error) {
 	for {
 		b, err := v.node(ctx, MsgDirectoryPart, path, strconv.Itoa(len(list)))
 		if isErr(err, ErrNotSupported) {
-			// An old xenstored: what DIRECTORY said stands.
+			// An old xenstored: the answer to DIRECTORY is final.
 			return nil, &Error{Op: MsgDirectory.String(), Path: path, Err: ErrTooBig}
 		}
 		if err != nil {

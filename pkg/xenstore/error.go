@@ -9,9 +9,9 @@ import (
 	"syscall"
 )
 
-// Errors of xenstored, to be used with errors.Is. They are the errnos the
-// names on the wire stand for, so errors.Is(err, syscall.ENOENT) and
-// errors.Is(err, fs.ErrNotExist) hold as well.
+// Errors of xenstored, for errors.Is. They are the errnos that the names on the wire
+// stand for, so errors.Is(err, syscall.ENOENT) and errors.Is(err, fs.ErrNotExist) are
+// true as well.
 var (
 	ErrNotExist     error = syscall.ENOENT   // no such node
 	ErrExist        error = syscall.EEXIST   // such a watch exists already
@@ -25,28 +25,26 @@ var (
 
 // Errors of the client.
 var (
-	// ErrClosed is returned by every call once the connection is gone. The
+	// ErrClosed is returned by every call after the end of the connection. The
 	// reason is wrapped beside it; Client.Err returns it as well.
 	ErrClosed = errors.New("connection closed")
 
-	// ErrProtocol says that the peer broke the protocol. The stream has lost
-	// its step, so the connection is closed.
+	// ErrProtocol: the peer broke the protocol. If messages cannot be matched any
+	// more, the connection is closed.
 	ErrProtocol = errors.New("protocol error")
 
-	// ErrTimeout says that a request was not answered in time. The connection
-	// is closed: a late answer would meet a new request.
+	// ErrTimeout: a request was not answered in time. The connection is closed.
 	ErrTimeout = errors.New("no answer from xenstored")
 
-	// ErrTooLong is returned before anything is sent, when a request does not
-	// fit one message of this connection.
+	// ErrTooLong: the request does not fit one message of this connection. Nothing
+	// was sent.
 	ErrTooLong = errors.New("request too long")
 
-	// ErrPath is returned before anything is sent, for a path no xenstored
-	// accepts.
+	// ErrPath: no xenstored accepts the path. Nothing was sent.
 	ErrPath = errors.New("invalid path")
 
-	// ErrMalformed says that a node exists but does not hold what was asked
-	// for.
+	// ErrMalformed: the node exists, but its value does not have the requested
+	// type.
 	ErrMalformed = errors.New("malformed value")
 
 	// ErrTxDone is returned by the methods of a Tx whose transaction has ended.
@@ -70,17 +68,16 @@ func (e *Error) Error() string {
 // Unwrap returns e.Err.
 func (e *Error) Unwrap() error { return e.Err }
 
-// badReply returns the error of a call that was answered with something it cannot
-// mean.
+// badReply returns the error of a call whose answer is not valid.
 func badReply(typ MessageType, path string, payload []byte) error {
 	return &Error{Op: typ.String(), Path: path, Err: fmt.Errorf("%w: reply %.80q", ErrProtocol, payload)}
 }
 
-// isErr is errors.Is, short for use beside the sentinels above.
+// isErr is a short form of errors.Is.
 func isErr(err, target error) bool { return errors.Is(err, target) }
 
-// wireErrors is xsd_errors of xs_wire.h: the payload of an ERROR message is
-// one of these names, since the numbers differ between operating systems.
+// wireErrors is xsd_errors of xs_wire.h. The payload of an ERROR message is one of
+// these names, because the numbers differ between operating systems.
 var wireErrors = [...]struct {
 	errno syscall.Errno
 	name  string
@@ -103,8 +100,8 @@ var wireErrors = [...]struct {
 	{syscall.EPERM, "EPERM"},
 }
 
-// ErrnoName returns the name of errno on the wire. What the table lacks is
-// sent as EINVAL, as xenstored does.
+// ErrnoName returns the name of errno on the wire. An errno that is not in the table
+// is sent as EINVAL, as by xenstored.
 func ErrnoName(errno syscall.Errno) string {
 	for _, e := range wireErrors {
 		if e.errno == errno {
@@ -114,15 +111,15 @@ func ErrnoName(errno syscall.Errno) string {
 	return "EINVAL"
 }
 
-// ParseErrno returns the errno a name on the wire stands for. It reports false
-// for a name outside the table.
+// ParseErrno returns the errno that a name on the wire stands for. It returns false
+// for a name that is not in the table.
 func ParseErrno(name string) (syscall.Errno, bool) {
 	for _, e := range wireErrors {
 		if e.name == name {
 			return e.errno, true
 		}
 	}
-	// oxenstored has a name of its own for a quota that is used up.
+	// oxenstored has its own name for a quota that is used up.
 	if name == "EQUOTA" {
 		return syscall.ENOSPC, true
 	}

@@ -9,14 +9,14 @@ import (
 	"github.com/netbackd/netbackd/pkg/xen"
 )
 
-// The special paths. They are not nodes: they can be watched, and their
-// permissions say who may watch them.
+// The special paths. They are not nodes. They can be watched, and their permissions
+// tell which domains may do that.
 const (
 	// IntroduceDomain fires when a domain is introduced to xenstored.
 	IntroduceDomain = "@introduceDomain"
 
 	// ReleaseDomain fires when a domain crashes, shuts down, is released or
-	// destroyed. The event does not say which: look at the domains again.
+	// destroyed. The event does not name the domain: check all of them again.
 	// An xenstored that knows depths takes ReleaseDomain+"/<domid>" for one domain.
 	ReleaseDomain = "@releaseDomain"
 )

@@ -9,7 +9,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/xen"
 )
 
-// Access is what a Perm grants: enum xs_perm_type. The zero value is none.
+// Access is the access that a Perm grants: enum xs_perm_type. The zero value is none.
 type Access uint8
 
 // The kinds of access. AccessBoth is the union of the other two.
@@ -27,9 +27,9 @@ func (a Access) String() string {
 
 // Perm is one entry of a node's permission list.
 //
-// The first entry of a list is special: its domain owns the node and may do
-// anything, and its access is the one of every domain the list does not name.
-// So [n0 r5] is owned by domain 0, read by domain 5 and closed to others.
+// The first entry of a list is special. Its domain owns the node and may do anything.
+// Its access is that of every domain that the list does not name. So a node with
+// [n0 r5] is owned by domain 0, domain 5 may read it, and others may not.
 type Perm struct {
 	Access Access
 	Domid  xen.Domid
@@ -40,7 +40,7 @@ func (p Perm) String() string {
 	return p.Access.String() + strconv.FormatUint(uint64(p.Domid), 10)
 }
 
-// ParsePerm returns the inverse of Perm.String.
+// ParsePerm parses a text that Perm.String has returned.
 func ParsePerm(s string) (Perm, error) {
 	if s == "" {
 		return Perm{}, fmt.Errorf("permission %q: empty", s)

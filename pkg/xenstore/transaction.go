@@ -12,44 +12,41 @@ import (
 )
 
 const (
-	// maxAttempts bounds how often a transaction is tried. The pauses between
-	// add up to 0.7 s at most.
+	// maxAttempts bounds the attempts of a transaction. The pauses between them are
+	// 0.7 s together at most.
 	maxAttempts = 20
 
-	// The pause after attempt n is drawn from the upper half of minPause << n,
-	// up to maxPause: writers that collided once should not collide again in
-	// step.
+	// The pause after attempt n is a random one from the upper half of minPause << n,
+	// up to maxPause, so that writers that collided once do not collide again.
 	minPause = time.Millisecond
 	maxPause = 50 * time.Millisecond
 )
 
 // Tx is a transaction: the store as it was when the transaction started, plus
-// its own changes. It is valid until the function it was given to returns; use
-// after that is ErrTxDone.
+// its own changes. It is valid until the function that was given it returns. After
+// that its methods return ErrTxDone.
 type Tx struct {
 	view
 }
 
-// Requests returns how many requests were made within the transaction so far.
+// Requests returns the number of requests made within the transaction so far.
 func (tx *Tx) Requests() int { return int(tx.sent.Load()) }
 
 // abortPayload is the payload of the TRANSACTION_END that discards a
 // transaction.
 var abortPayload = []byte("F\x00")
 
-// Transaction calls fn and commits what it did, all or nothing, so that others
-// see the changes at once. If fn returns an error, or panics, nothing is changed
-// and Transaction returns that error.
+// Transaction calls fn and commits its changes. Others see all of them at once, or
+// none. If fn returns an error, nothing is changed and Transaction returns that error.
+// If fn panics, nothing is changed.
 //
-// If another client changed meanwhile what fn has read or written, xenstored
-// refuses the commit. Transaction then starts over, after a short random pause,
-// and gives up with ErrAgain in the end. So fn may run several times: it must
-// set what it returns through captured variables anew each time, and must have
-// no effect besides the transaction. fn may return ErrAgain itself to ask for
-// another attempt.
+// If another client has meanwhile changed nodes that fn has read or written, xenstored
+// refuses the commit. Transaction then starts over after a short random pause. After
+// many attempts it returns ErrAgain. So fn may run several times: each run must set all
+// its results, and must have no effect except for the transaction. fn may return
+// ErrAgain to request another attempt.
 //
-// fn must use the Tx for everything that belongs to the transaction; calls on
-// the Client are outside of it.
+// Calls of the Tx belong to the transaction, calls of the Client do not.
 //
 // If ctx ends before the commit was sent, nothing is changed. If it ends later,
 // it is not known whether xenstored commits.

@@ -13,8 +13,8 @@ import (
 	"time"
 )
 
-// Kind is how a connection reaches xenstored. The package documentation tells
-// how the kinds differ.
+// Kind is the transport of a connection to xenstored. The package documentation
+// describes the differences.
 type Kind int
 
 // The kinds of connection.
@@ -39,22 +39,22 @@ func (k Kind) MaxRequest() int {
 	return MaxPayload
 }
 
-// Where xenstored is found. The environment variable takes the place of the
-// device, as it does for libxenstore.
+// Places of xenstored. The environment variable replaces the device, as in
+// libxenstore.
 const (
 	socketPath = "/run/xenstored/socket"
 	devicePath = "/dev/xen/xenbus"
 	pathEnv    = "XENSTORED_PATH"
 )
 
-// connectTimeout bounds connect(2), which waits when the backlog of the socket
-// is full.
+// connectTimeout bounds connect(2), which waits if the backlog of the socket is full.
 const connectTimeout = 10 * time.Second
 
 // Open connects to xenstored at its usual places: the socket
-// /run/xenstored/socket, else what $XENSTORED_PATH names, else the device
-// /dev/xen/xenbus. A socket that nobody listens on is where xenstored has died; the
-// device opens all the same, but what is asked there waits for the next xenstored.
+// /run/xenstored/socket, else the path in $XENSTORED_PATH, else the device
+// /dev/xen/xenbus. If no process listens at the socket, xenstored has died, and Open
+// fails. The device could still be opened, but requests would wait for the next
+// xenstored.
 func Open(ctx context.Context, opts ...Option) (*Client, error) {
 	second := devicePath
 	if p := os.Getenv(pathEnv); p != "" {
@@ -110,8 +110,8 @@ func dial(ctx context.Context, path string) (io.ReadWriteCloser, Kind, error) {
 }
 
 // openDevice opens a device whose reads wait in the runtime's poller, so that
-// closing the file wakes them. Where the kernel cannot poll the device a read
-// would hold its thread, and Close could not end it: better to refuse.
+// closing the file wakes them. It refuses a device that the kernel cannot poll: a read
+// would hold its thread, and Close could not end it.
 func openDevice(path string) (io.ReadWriteCloser, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|syscall.O_NONBLOCK, 0)
 	if err != nil {

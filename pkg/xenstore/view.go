@@ -10,12 +10,12 @@ import (
 	"sync/atomic"
 )
 
-// view is the store as seen outside of any transaction (tx is 0) or within
-// one. Client and Tx share its methods.
+// view has the methods that Client and Tx share. It is the store as seen outside of
+// any transaction (tx is 0) or within one.
 type view struct {
 	c    *Client
 	tx   uint32
-	over atomic.Bool // the transaction has ended, its id may mean another one
+	over atomic.Bool // the transaction has ended; its id may belong to another one
 	sent atomic.Int32
 }
 
@@ -35,8 +35,8 @@ func (v *view) send(ctx context.Context, typ MessageType, path string, check fun
 	return v.c.call(ctx, typ, v.tx, path, payload)
 }
 
-// Read returns the value of a node as it is stored. It may hold any byte; by
-// convention it is ASCII text without a NUL at the end.
+// Read returns the value of a node unchanged. It may have any bytes; by convention it
+// is ASCII text without a NUL at the end.
 func (v *view) Read(ctx context.Context, path string) (string, error) {
 	b, err := v.node(ctx, MsgRead, path)
 	return string(b), err
@@ -58,15 +58,15 @@ func (v *view) Mkdir(ctx context.Context, path string) error {
 	return err
 }
 
-// Remove deletes a node and all below it. It is no error if the node does not
-// exist, but ErrNotExist if its parent does not exist either.
+// Remove deletes a node and all nodes below it. It succeeds if the node does not
+// exist, and returns ErrNotExist if its parent does not exist either.
 func (v *view) Remove(ctx context.Context, path string) error {
 	_, err := v.node(ctx, MsgRemove, path)
 	return err
 }
 
-// Exists reports whether there is such a node. A node the caller may not read
-// is an error that matches ErrPermission.
+// Exists reports whether a node exists. If the caller may not read it, the error
+// matches ErrPermission.
 func (v *view) Exists(ctx context.Context, path string) (bool, error) {
 	_, err := v.node(ctx, MsgRead, path)
 	switch {
@@ -110,9 +110,9 @@ func (v *view) SetPermissions(ctx context.Context, path string, perms []Perm) er
 }
 
 // ReadUint returns the value of a node as an unsigned decimal number of at most
-// bitSize bits. White space around it and NULs behind it are ignored, since
-// frontends exist that write them. Anything else that is not a number, or is
-// too big, is ErrMalformed; a missing node is ErrNotExist.
+// bitSize bits. It ignores white space around it and NULs behind it, because some
+// frontends write them. The error is ErrMalformed for another value that is not a
+// number or is too big, and ErrNotExist for a missing node.
 func (v *view) ReadUint(ctx context.Context, path string, bitSize int) (uint64, error) {
 	s, err := v.Read(ctx, path)
 	if err != nil {

@@ -9,17 +9,17 @@ import (
 	"strconv"
 )
 
-// maxPending is the number of distinct paths a watch holds for its consumer. It is
-// enough for a whole device directory written at once, and little enough that
-// thousands of watches cost nothing.
+// maxPending is the largest number of distinct paths that a watch holds for its
+// consumer. It is enough for a whole device directory that is written at once, and
+// thousands of watches need little memory.
 const maxPending = 64
 
-// Event says that something changed at Path or, if Overflow is set, that more
-// changed than was kept: look at everything the watch covers.
+// Event tells that the node Path has changed or, if Overflow is set, that too many
+// nodes have changed: read everything that the watch covers.
 //
 // Path is the changed node, or the watched path itself if one of its parents was
-// removed. It is relative if the watched path is. An event does not say what
-// changed, and what it says may be out of date: read the node.
+// removed. It is relative if the watched path is. An event does not carry the change,
+// and may be out of date: read the node.
 type Event struct {
 	Path     string // empty if Overflow is set
 	Overflow bool
@@ -27,11 +27,11 @@ type Event struct {
 
 // Watch reports changes of a node and of everything below it.
 //
-// The first event follows at once, with the watched path itself, to make the
-// consumer look at the present state. After that each change is reported at
-// least once, after it happened. Changes of one path are reported once while the
-// consumer has not taken the event for the first of them; different paths are
-// reported in the order of their first change.
+// The first event follows at once, with the watched path itself, so that the consumer
+// reads the present state. After that each change is reported at least once, after it
+// happened. Further changes of a path are not reported while the consumer has not taken
+// the event of the first. Different paths are reported in the order of their first
+// change.
 type Watch struct {
 	c     *Client
 	path  string
@@ -42,10 +42,10 @@ type Watch struct {
 	// room does not block.
 	ch chan Event
 
-	// sent is what was sent last, as a ring. The events that still are in ch are
-	// the last len(ch) of it, which tells a new path from a pending one without
-	// touching ch. If the consumer takes an event between the look and the
-	// decision to drop, it reads the node after the change, so nothing is lost.
+	// sent holds the last events, as a ring. The last len(ch) of them are still in ch.
+	// So a pending path is found without reading ch. If the consumer takes an event
+	// between that search and the decision to drop, it reads the node after the
+	// change, so nothing is lost.
 	sent  [maxPending + 1]Event
 	sends int
 }
@@ -54,8 +54,8 @@ type Watch struct {
 // like ReleaseDomain. Changes made in a transaction are reported when it
 // commits.
 //
-// Whoever may write below path decides how many events there are. They cost
-// bounded memory here, but watch single nodes rather than a guest's directory.
+// A domain that may write below path can cause any number of events. They need bounded
+// memory here, but watch single nodes rather than a guest's directory.
 func (c *Client) Watch(ctx context.Context, path string) (*Watch, error) {
 	if err := CheckWatchPath(path); err != nil {
 		return nil, &Error{Op: MsgWatch.String(), Path: path, Err: err}
@@ -78,8 +78,8 @@ func (c *Client) Watch(ctx context.Context, path string) (*Watch, error) {
 // Path returns the watched path.
 func (w *Watch) Path() string { return w.path }
 
-// C returns the channel of events. It is closed by Close, and when the
-// connection ends; Client.Err tells which.
+// C returns the channel of events. It is closed by Close, and at the end of the
+// connection, after which Client.Err returns the reason.
 func (w *Watch) C() <-chan Event { return w.ch }
 
 // Close ends the watch. No event is received after it. It does not wait for
@@ -94,7 +94,7 @@ func (w *Watch) Close() {
 	}
 }
 
-// addWatch makes w known to the reader, under a new token.
+// addWatch adds w to the watches, under a new token.
 func (c *Client) addWatch(w *Watch) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -107,8 +107,8 @@ func (c *Client) addWatch(w *Watch) error {
 	return nil
 }
 
-// dropWatch makes the reader forget w, throws away its events and closes its
-// channel. It reports false if that was done before. c.mu is held.
+// dropWatch removes w from the watches, discards its events and closes its channel. It
+// returns false if that was done before. c.mu is held.
 func (c *Client) dropWatch(w *Watch) bool {
 	if c.watches[w.token] != w {
 		return false
@@ -124,8 +124,8 @@ func (c *Client) dropWatch(w *Watch) bool {
 	}
 }
 
-// fire hands an event to its watch. It is not an error if there is none: the
-// event was on its way when the watch was closed.
+// fire passes an event to its watch. If there is none, the watch was closed meanwhile,
+// and the event is dropped.
 func (c *Client) fire(payload []byte) error {
 	path, token, ok := cutEvent(payload)
 	if !ok {
@@ -139,8 +139,8 @@ func (c *Client) fire(payload []byte) error {
 	return nil
 }
 
-// cutEvent returns the path and the token of a WATCH_EVENT. It does not copy
-// them, since most events of a storm are dropped.
+// cutEvent returns the path and the token of a WATCH_EVENT. It does not copy them,
+// because most events of a storm are dropped.
 func cutEvent(b []byte) (path, token []byte, ok bool) {
 	path, b, ok = bytes.Cut(b, []byte{0})
 	if !ok {

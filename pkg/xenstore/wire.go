@@ -48,8 +48,8 @@ const (
 	MsgInvalid MessageType = 0xffff
 )
 
-// messageNames holds the names by value. xenstored prints the same ones, so a
-// trace of either side reads alike.
+// messageNames holds the names by value. xenstored prints the same names in its
+// trace.
 var messageNames = [...]string{
 	MsgControl:            "CONTROL",
 	MsgDirectory:          "DIRECTORY",
@@ -94,8 +94,8 @@ const (
 	HeaderSize = 16
 
 	// MaxPayload is XENSTORE_PAYLOAD_MAX, the longest payload in either
-	// direction. A peer that announces more is out of step: xenstored kills
-	// such a connection, and so does Client.
+	// direction. xenstored and Client close the connection of a peer that announces
+	// more.
 	MaxPayload = 4096
 
 	// MaxPayloadXenbus is the longest request payload /dev/xen/xenbus takes:
@@ -149,8 +149,8 @@ func DecodeHeader(b []byte) (Header, error) {
 	return h, nil
 }
 
-// AppendMessage appends a whole message to b. h.Len is set from the payload,
-// whatever it was. The caller has checked the payload's length.
+// AppendMessage appends a whole message to b. It sets h.Len from the payload. The
+// caller has checked the payload's length.
 func AppendMessage(b []byte, h Header, payload []byte) []byte {
 	h.Len = uint32(len(payload))
 	return append(h.AppendTo(b), payload...)
@@ -174,7 +174,7 @@ func NewMessageReader(r io.Reader) *MessageReader {
 // The error is io.EOF when the stream ends between two messages,
 // io.ErrUnexpectedEOF when it ends inside one, ErrProtocol when a header
 // announces more than MaxPayload, else the error of the underlying reader. No
-// message follows an error: the stream has lost its step.
+// message follows an error.
 func (r *MessageReader) Next() (Header, []byte, error) {
 	if r.last > 0 {
 		// Cannot fail: this much was peeked at.
@@ -197,7 +197,8 @@ func (r *MessageReader) Next() (Header, []byte, error) {
 	return h, b[HeaderSize:], nil
 }
 
-// inMessage tells an end of the stream inside a message from one between two.
+// inMessage returns err, or io.ErrUnexpectedEOF for an end of the stream inside a
+// message.
 func inMessage(err error, inside bool) error {
 	if err == io.EOF && inside {
 		return io.ErrUnexpectedEOF
@@ -214,8 +215,8 @@ func AppendStrings(b []byte, ss ...string) []byte {
 	return b
 }
 
-// SplitStrings returns the inverse of AppendStrings. It reports false when the last
-// string is not terminated. An empty payload is an empty list.
+// SplitStrings splits a payload that AppendStrings has made. It returns false if the
+// last string is not terminated. An empty payload is an empty list.
 func SplitStrings(b []byte) ([]string, bool) {
 	if len(b) == 0 {
 		return nil, true
@@ -231,9 +232,9 @@ func SplitStrings(b []byte) ([]string, bool) {
 	return ss, true
 }
 
-// CutString returns the NUL-terminated string at the start of b and what
-// follows it: the form of WRITE, whose value is not terminated and may hold
-// any byte. It reports false when there is no NUL.
+// CutString returns the NUL-terminated string at the start of b and the bytes behind
+// it: the form of WRITE, whose value is not terminated and may have any bytes. It
+// returns false if there is no NUL.
 func CutString(b []byte) (s string, rest []byte, ok bool) {
 	head, rest, ok := bytes.Cut(b, []byte{0})
 	if !ok {
