@@ -12,58 +12,58 @@ import (
 	"github.com/netbackd/netbackd/pkg/xen"
 )
 
-// HashHandler carries out what a frontend wants of hashing. Nothing of what it is
-// given has been checked beyond what is said here. A call that does not succeed
-// changes nothing. All is reset when the frontend disconnects: algorithm none, no
-// types, an empty key, no table.
+// HashHandler carries out a frontend's messages about hashing. Arguments are checked
+// only as far as the methods state. A call that does not succeed changes nothing.
+// Everything is reset when the frontend disconnects: algorithm none, no types, an empty
+// key, no table.
 type HashHandler interface {
-	// GetHashFlags is the hash types supported, a mask of 1<<netif.HashIPv4 and
-	// so on. Without an algorithm it is NOT_SUPPORTED.
+	// GetHashFlags returns the supported hash types, a mask of 1<<netif.HashIPv4 and
+	// so on. Without an algorithm it returns NOT_SUPPORTED.
 	GetHashFlags() (types uint32, _ netif.CtrlStatus)
 
-	// SetHashFlags sets the hash types wanted; 0 stops hashing. Unknown types,
-	// and a call without an algorithm, are INVALID_PARAMETER.
+	// SetHashFlags sets the requested hash types; 0 stops hashing. It returns
+	// INVALID_PARAMETER for unknown types and without an algorithm.
 	SetHashFlags(types uint32) netif.CtrlStatus
 
-	// SetHashKey replaces the key. It has at most 40 bytes; those missing are
+	// SetHashKey replaces the key. It has at most 40 bytes; missing bytes are
 	// zero.
 	SetHashKey(key []byte) netif.CtrlStatus
 
-	// GetHashMappingSize is the number of entries a table can have.
+	// GetHashMappingSize returns the largest number of entries of a table.
 	GetHashMappingSize() (entries uint32, _ netif.CtrlStatus)
 
-	// SetHashMappingSize replaces the table by one of so many entries, all of
-	// them queue 0; with 0, by the hash modulo the number of queues. More than
-	// can be are INVALID_PARAMETER.
+	// SetHashMappingSize replaces the table by one of that many entries, all of
+	// them queue 0; with 0, by the hash modulo the number of queues. It returns
+	// INVALID_PARAMETER for too many entries.
 	SetHashMappingSize(entries uint32) netif.CtrlStatus
 
-	// SetHashMapping sets the table's entries from offset on, at most 1024. What
-	// reaches beyond the table, or is not a queue, is INVALID_PARAMETER.
+	// SetHashMapping sets the table's entries from offset on, at most 1024. It
+	// returns INVALID_PARAMETER for entries beyond the table or that are not queues.
 	SetHashMapping(offset uint32, queues []uint32) netif.CtrlStatus
 
 	// ReplaceHashMapping replaces the table by one with these entries, 1 to 128,
-	// at once. An entry that is not a queue is INVALID_PARAMETER. Only
-	// byte-stream rings ask for it.
+	// at once. It returns INVALID_PARAMETER for an entry that is not a queue. Only
+	// byte-stream rings use it.
 	ReplaceHashMapping(queues []uint32) netif.CtrlStatus
 
-	// SetHashAlgorithm sets netif.HashAlgorithmNone or HashAlgorithmToeplitz;
-	// others are INVALID_PARAMETER.
+	// SetHashAlgorithm sets netif.HashAlgorithmNone or HashAlgorithmToeplitz. It
+	// returns INVALID_PARAMETER for others.
 	SetHashAlgorithm(algorithm uint32) netif.CtrlStatus
 }
 
-// GrefHandler carries out what a frontend wants of static grants. The frontend
-// gets its answer when a call returns, so that is when what was asked for is
-// really done. A queue that there is not is INVALID_PARAMETER.
+// GrefHandler carries out a frontend's messages about static grants. The frontend is
+// answered when a call returns, so the change must be complete then. The calls return
+// INVALID_PARAMETER for a queue that does not exist.
 type GrefHandler interface {
-	// GetGrefMappingSize is the number of grefs a queue can keep mapped.
+	// GetGrefMappingSize returns the number of grefs that a queue can keep mapped.
 	GetGrefMappingSize(queue uint32) (grefs uint32, _ netif.CtrlStatus)
 
 	// AddGrefMapping maps all of list, at most 512 entries, or none.
 	AddGrefMapping(queue uint32, list []netif.GrefEntry) netif.CtrlStatus
 
-	// DelGrefMapping unmaps what it can of list, at most 512 entries, sets the
-	// Status of each, and returns how many those with CtrlSuccess are. It is
-	// INVALID_PARAMETER itself only if nothing was tried.
+	// DelGrefMapping unmaps the grefs in list that it can, at most 512 entries, sets
+	// the Status of each, and returns the number of those with CtrlSuccess. It returns
+	// INVALID_PARAMETER itself only if it has tried nothing.
 	DelGrefMapping(queue uint32, list []netif.GrefEntry) (n uint32, _ netif.CtrlStatus)
 }
 
@@ -72,21 +72,21 @@ type Mapper interface {
 	Map(domid xen.Domid, refs []xen.Gref, prot gntdev.Prot) (*gntdev.Mapping, error)
 }
 
-// Limits of what a page can hold, or a message name.
+// Limits of a page, and of the numbers in a message.
 const (
 	maxKey     = 40
 	maxEntries = netif.PageSize / 4 // of a table, per message
 	maxGrefs   = netif.PageSize / 8 // of a list
 )
 
-// Why a message was refused before anybody was asked.
+// Errors of messages that are refused before a handler is called.
 var (
 	errKeySize = errors.New("hash key is too long")
 	errEntries = errors.New("more entries than a page has")
 )
 
-// Calls carries requests out. What a request names by gref it maps for a moment
-// and copies, so handlers see nothing that the guest could still change.
+// Calls carries requests out. It copies the pages that a request names by gref, so
+// handlers see nothing that the guest could still change.
 type Calls struct {
 	Domid  xen.Domid
 	Mapper Mapper
@@ -94,8 +94,8 @@ type Calls struct {
 	Grefs  GrefHandler // nil: not supported
 }
 
-// Start brings the handlers into the state in which a connection of a protocol
-// begins, after they have been reset.
+// Start brings the handlers, which have been reset, into the state in which a connection
+// of a protocol begins.
 func (c *Calls) Start(p Protocol) {
 	if p == Stream && c.Hash != nil {
 		c.Hash.SetHashAlgorithm(netif.HashAlgorithmToeplitz)
@@ -103,8 +103,8 @@ func (c *Calls) Start(p Protocol) {
 	}
 }
 
-// Do carries a request out and returns the response. It blocks for as long as
-// mapping pages and the handlers do.
+// Do carries a request out and returns the response. It blocks while pages are mapped
+// and while handlers run.
 func (c *Calls) Do(r Request) Response {
 	switch {
 	case r.Refused != netif.CtrlSuccess:
@@ -185,7 +185,7 @@ func (c *Calls) grefs(r Request) (rsp Response) {
 	if r.Type == netif.CtrlDelGrefMapping {
 		return c.delGrefs(queue, ref, int(n))
 	}
-	// The list is only read, though the header says it is granted writable.
+	// The list is only read, although it is granted writable according to the header.
 	b, err := c.fetch(ref, int(n)*8)
 	if err != nil {
 		return invalid(err)
@@ -193,8 +193,8 @@ func (c *Calls) grefs(r Request) (rsp Response) {
 	return Response{Status: c.Grefs.AddGrefMapping(queue, parseList(b))}
 }
 
-// delGrefs keeps the list mapped until the statuses are written. That it is
-// mapped writable beforehand is what makes sure that they can be.
+// delGrefs keeps the list mapped until the statuses are written. The list is mapped
+// writable before anything is unmapped, so that they can be written.
 func (c *Calls) delGrefs(queue uint32, ref xen.Gref, n int) (rsp Response) {
 	if n == 0 {
 		rsp.Data, rsp.Status = c.Grefs.DelGrefMapping(queue, nil)
@@ -230,8 +230,8 @@ func parseList(b []byte) []netif.GrefEntry {
 	return list
 }
 
-// fetch copies the first n bytes of a page, which may be granted read-only. Of
-// no bytes it is not even looked at.
+// fetch copies the first n bytes of a page, which may be granted read-only. If n is 0 it
+// does not map the page.
 func (c *Calls) fetch(ref xen.Gref, n int) ([]byte, error) {
 	if n == 0 {
 		return nil, nil

@@ -1,27 +1,26 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package ctrlring is the control ring of a vif: how a frontend configures
+// Package ctrlring is the control ring of a vif, by which a frontend configures
 // hashing and static grants (xen/include/public/io/netif.h, control ring).
 //
 // There are two protocols, and one interface for each end of both:
 //
-//   - The slot ring is what Xen merged in 2016: a standard ring of 128 messages
-//     of a type and three words each ([SlotBack], [SlotFront]). Keys, tables and
+//   - The slot ring is the one that Xen merged in 2016: a standard ring of 128
+//     messages of a type and three words each ([SlotBack], [SlotFront]). Keys, tables and
 //     lists are in pages that a message names by gref. The backend advertises it
 //     with feature-ctrl-ring.
-//   - The byte-stream ring is what was proposed before: two buffers of 1024
-//     bytes in which messages of any length flow, with key and table inside
+//   - The byte-stream ring is an earlier proposal: two buffers of 1024 bytes for
+//     messages of any length, which contain key and table
 //     ([StreamBack], [StreamFront]). The backend advertises it with
 //     feature-control-ring. Only hashing can be configured over it.
 //
 // A frontend uses the same two keys for both, ctrl-ring-ref and
-// event-channel-ctrl, and does not say which it means; [Sniff] looks at the page.
+// event-channel-ctrl, and does not name the protocol; [Sniff] reads it off the page.
 //
 // # Serving a ring
 //
-// A [Back] never blocks and does not know what messages do. It returns one
-// [Request] at a time, and the next one only after that is answered, however long
-// it takes. [Calls] turns a request into a call of a [HashHandler] or a
+// A [Back] never blocks and does not know the effects of messages. It returns one
+// [Request] at a time, and the next one only after the first was answered. [Calls] turns a request into a call of a [HashHandler] or a
 // [GrefHandler]. It copies what the request refers to out of the guest's pages,
 // which may block, and checks it as far as the protocol defines it. A backend
 // repeats
@@ -42,21 +41,19 @@
 // instruction, and a message is neither lost nor answered twice. It may be carried
 // out twice, unless its effects are in the same record.
 //
-// Indices that make no sense are the end of the ring: whose bytes are whose is
-// not known any more. The [Error] that tells of it is no reason to stop the vif's
-// data path.
+// Invalid indices are the end of the ring: they no longer tell which bytes belong to
+// which end. The [Error] is no reason to stop the vif's data path.
 //
-// The package knows the two protocols. It must not know what hashing is, where
+// The package knows the two protocols. It must not know how packets are hashed, where
 // static grants are kept, or how events are sent.
 //
 // # What the byte-stream proposal left open
 //
-// The text of December 2015 contradicts itself here and there. This is how it is
-// read:
+// The text of December 2015 contradicts itself in places. This package reads it so:
 //
 //   - A header is a type and a size of 4 bytes each, as drawn; the struct beside
-//     the drawing has 2 bytes each. The size is that of the payload alone. It can be more than the 16 bits of the struct
-//     hold, and is refused then like all that is too long.
+//     the drawing has 2 bytes each. The size is that of the payload alone. A size
+//     of more than 16 bits is refused like any other that is too large.
 //   - Payloads are made of values of 8 bytes, as drawn: status, hash types and
 //     table entries, in little endian, with the upper half zero. Hash types of 4
 //     bytes are taken as well.
@@ -66,18 +63,18 @@
 //     ever means two types.
 //   - A table has a power of two of entries, 1 to 128; there is no way to ask how
 //     many. An entry must be less than the number of queues.
-//   - A payload that is too long is read to its end and forgotten, and then
-//     answered BUFFER_OVERFLOW; one of the wrong size INVALID_PARAMETER; an unknown
-//     type, whatever its size, NOT_SUPPORTED. The stream stays in step.
+//   - A payload that is too long is read to its end and dropped. The answer is
+//     BUFFER_OVERFLOW. It is INVALID_PARAMETER for a payload of the wrong size, and
+//     NOT_SUPPORTED for an unknown type of any size.
 //   - A response that is not SUCCESS carries the status alone.
-//   - What follows a request is the next request, which is looked at when the
-//     response to the first is all written.
-//   - The other end is sent an event after each advance of a producer, and after
-//     each advance of a consumer that leaves a message incomplete.
+//   - The bytes behind a request are the next request. It is read when the response
+//     to the first is completely written.
+//   - Each end sends an event after each advance of its producer, and after each
+//     advance of its consumer that leaves a message incomplete.
 //   - Counters start at zero with each connection.
-//   - There is no message for the algorithm, and before there is a table all goes
-//     to queue 0, where a slot ring's frontend would have the hash modulo the
-//     number of queues. [Calls.Start] sets up both.
-//   - How a hash would reach the frontend is not said, so it does not: only a
-//     frontend on a slot ring is sent hash extras.
+//   - There is no message for the algorithm. Before there is a table all packets go to
+//     queue 0; with a slot ring they go to the hash modulo the number of queues.
+//     [Calls.Start] sets up both.
+//   - The proposal does not define how hashes reach the frontend. So only a frontend
+//     on a slot ring is sent hash extras.
 package ctrlring

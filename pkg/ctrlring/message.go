@@ -8,9 +8,9 @@ import (
 	"github.com/netbackd/netbackd/pkg/netif"
 )
 
-// Request is a message of a frontend, in private memory. Whatever ring it came
-// from, it is in terms of the slot ring's messages; what its numbers mean is for
-// whoever carries it out to check.
+// Request is a message of a frontend, in private memory. It has the form of the slot
+// ring's messages for both rings. Its numbers are not checked: the function that
+// carries it out does that.
 type Request struct {
 	Type netif.CtrlType
 	Data [3]uint32
@@ -22,8 +22,8 @@ type Request struct {
 	Key      []byte
 	Queues   []uint32
 
-	// Refused is the answer to a message that was found wrong when it was taken
-	// off the ring; otherwise it is CtrlSuccess.
+	// Refused is the answer to a message whose form is wrong; otherwise it is
+	// CtrlSuccess.
 	Refused netif.CtrlStatus
 }
 
@@ -45,7 +45,7 @@ type Response struct {
 	Status netif.CtrlStatus
 	Data   uint32 // sent only with CtrlSuccess
 
-	// Err says why the status is what it is, if that is known. It is for
-	// people; the frontend never sees it.
+	// Err is the reason of the status, or nil. It is for logs; the frontend never
+	// sees it.
 	Err error
 }

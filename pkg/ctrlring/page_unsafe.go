@@ -9,11 +9,11 @@ import (
 	"github.com/netbackd/netbackd/pkg/netif"
 )
 
-// words is the number of indices a page begins with, in either protocol.
+// words is the number of indices at the start of a page, in both protocols.
 const words = 4
 
-// page is a shared page. The compiler may neither repeat nor split an atomic
-// load, so an index that was read once stays what it was.
+// page is a shared page. The compiler may neither repeat nor split an atomic load, so
+// every index is read once.
 type page struct {
 	mem []byte
 	w   *[words]uint32

@@ -9,7 +9,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/netif"
 )
 
-// Protocol is what a control ring's page is laid out for.
+// Protocol is the protocol of a control ring's page.
 type Protocol uint8
 
 // Protocols.
@@ -28,8 +28,7 @@ func (p Protocol) String() string {
 	return fmt.Sprintf("unknown(%d)", uint8(p))
 }
 
-// What can be wrong with a control ring, besides [netif.ErrOverflow] and
-// [netif.ErrRspOverflow].
+// Faults of a control ring, besides [netif.ErrOverflow] and [netif.ErrRspOverflow].
 var (
 	ErrReqCons  = errors.New("req_cons is out of bounds")
 	ErrRspCons  = errors.New("rsp_cons is out of bounds")
@@ -38,9 +37,9 @@ var (
 	ErrResponse = errors.New("response does not answer the request")
 )
 
-// Error says that a control ring is of no use: the other end broke its protocol.
-// It is for good; a ring that has failed with an Error fails with it always, and
-// its page is not written any more. Everything else of the vif works on.
+// Error is the error of a control ring whose other end has broken the protocol. Such a
+// ring always returns the Error again, and its page is not written any more. The rest
+// of the vif is not affected.
 type Error struct {
 	Protocol Protocol // 0: not known
 	Err      error
@@ -53,15 +52,15 @@ func (e *Error) Error() string {
 	return "ctrlring: " + e.Protocol.String() + " ring: " + e.Err.Error()
 }
 
-// Unwrap is what is wrong.
+// Unwrap returns the fault.
 func (e *Error) Unwrap() error { return e.Err }
 
 // Back is the backend's end of a control ring. It belongs to one goroutine and
 // never blocks.
 //
 // The frontend sees nothing of what Next has taken and Reply has answered before
-// Flush. A backend that wants its successor to go on with the ring records what
-// Unflushed returns before it calls Flush.
+// Flush. A backend whose successor is to continue the ring records the result of
+// Unflushed before it calls Flush.
 type Back interface {
 	// Next takes the next message. It reports false if there is none; then the
 	// frontend will send an event with the next one. It also reports false until
@@ -78,9 +77,9 @@ type Back interface {
 	// called. It reports false if Flush would publish nothing.
 	Unflushed() (State, bool)
 
-	// Flush publishes what was taken and answered, and reports whether the
-	// frontend must be sent an event. Call it after Reply, and before waiting
-	// for an event.
+	// Flush publishes the taken and answered messages, and reports whether the
+	// frontend must be sent an event. Call it after Reply, and before waiting for
+	// an event.
 	Flush() (notify bool, err error)
 
 	// State returns what a successor must know now.
@@ -93,16 +92,16 @@ type Back interface {
 // Front is the frontend's end of a control ring. It belongs to one goroutine and
 // never blocks.
 type Front interface {
-	// Send begins to send a message. It fails if the protocol cannot express it,
-	// or if one is still without response.
+	// Send begins to send a message. It fails if the protocol has no such message,
+	// or if the last one has no response yet.
 	Send(Request) error
 
-	// Turn moves what can be moved, and reports whether the backend is to be
-	// sent an event. It is called after Send and after each event, until there
-	// is a Response.
+	// Turn sends and receives as much as it can, and reports whether the backend must
+	// be sent an event. Call it after Send and after each event, until there is a
+	// Response.
 	Turn() (notify bool, err error)
 
-	// Response takes the response, once there is one.
+	// Response takes the response. It returns false if there is none yet.
 	Response() (Response, bool)
 
 	Protocol() Protocol
@@ -115,11 +114,11 @@ var (
 	_ Front = (*StreamFront)(nil)
 )
 
-// Sniff finds out which protocol the page of a frontend that just connected is
-// laid out for. A slot ring begins with both event indices at 1, where a
-// byte-stream ring has req_prod, which is 0 or at least a header, and rsp_prod,
-// which is 0 since that is the backend's. A ring that has been in use tells
-// nothing: after a restart the protocol must be known from elsewhere.
+// Sniff returns the protocol of the page of a frontend that has just connected. In a
+// slot ring both event indices are 1 at first. A byte-stream ring has req_prod in
+// their place, which is 0 or at least a header, and rsp_prod, which is 0 because it
+// belongs to the backend. Sniff cannot tell the protocol of a ring that was used: after
+// a restart it must be known from elsewhere.
 //
 // The error is [ErrProtocol], in an [Error], if the page is neither.
 func Sniff(mem []byte) (Protocol, error) {
@@ -150,11 +149,11 @@ func Attach(mem []byte, p Protocol) (Back, error) {
 }
 
 // Restore returns the backend's end of a ring that a predecessor served up to its
-// last recorded State. The first Flush asks for an event, since the predecessor may
+// last recorded State. The first Flush requests an event, since the predecessor may
 // have been killed before it sent one.
 //
 // If the record is lost, pass a State that has only the Protocol set. Then the ring
-// goes on at the indices in the page, which is right if no message was under way.
+// continues at the indices in the page, which is right if no message was under way.
 func Restore(mem []byte, s State) (Back, error) {
 	switch s.Protocol {
 	case Slot:

@@ -15,11 +15,11 @@ type SlotBack struct {
 	stage  stage
 	req    netif.CtrlRequest
 	rsp    netif.CtrlResponse
-	notify bool // owed whatever the frontend's rsp_event says
+	notify bool // an event is owed, even if rsp_event does not ask for one
 	err    error
 }
 
-// stage is how far the one message is.
+// stage is the progress of the one message.
 type stage uint8
 
 const (
@@ -28,8 +28,8 @@ const (
 	answered       // answered, not flushed
 )
 
-// attachSlot begins at rsp_prod: what a predecessor took and did not answer is
-// there still.
+// attachSlot begins at rsp_prod: messages that a predecessor took and did not answer
+// are still there.
 func attachSlot(mem []byte) (*SlotBack, error) {
 	ring, err := netif.AttachCtrl(mem)
 	if err != nil {
@@ -63,7 +63,7 @@ func restoreSlot(mem []byte, s State) (*SlotBack, error) {
 	return b, nil
 }
 
-// Protocol is Slot.
+// Protocol returns Slot.
 func (b *SlotBack) Protocol() Protocol { return Slot }
 
 // Next implements [Back].
@@ -153,7 +153,7 @@ func initSlot(mem []byte) (*SlotFront, error) {
 	return &SlotFront{ring: ring}, nil
 }
 
-// Protocol is Slot.
+// Protocol returns Slot.
 func (f *SlotFront) Protocol() Protocol { return Slot }
 
 // Ring returns the ring itself, for a test that breaks the protocol.
@@ -164,7 +164,7 @@ func (f *SlotFront) Send(r Request) error {
 	if f.req.ID != 0 || f.ring.Free() == 0 {
 		return errBusy
 	}
-	f.id = max(f.id+1, 1) // Windows never uses 0, and takes it for no message
+	f.id = max(f.id+1, 1) // Windows never uses 0, which means no message there
 	f.req = netif.CtrlRequest{ID: f.id, Type: r.Type, Data: r.Data}
 	f.have = false
 	f.ring.Put(f.req)

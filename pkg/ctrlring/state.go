@@ -8,20 +8,20 @@ import (
 	"slices"
 )
 
-// StateSize is the most bytes that a State takes when it is written down.
+// StateSize is the largest number of bytes of an encoded State.
 const StateSize = stateHeader + streamReply + streamHeader + streamPayload
 
-// State is what a successor of a killed daemon must know of a control ring that
-// the ring does not tell: which protocol it has, what was taken off the ring and
-// is not whole yet, and the answer to a message that was carried out.
+// State holds the part of a control ring's state that a successor of a killed daemon
+// cannot read off the ring: the protocol, the message that was taken in part, and the
+// answer to a message that was carried out.
 type State struct {
 	Protocol Protocol
 
 	recorded bool
 	index    uint32 // slot: of the message; stream: req_cons
 	rsp      uint32 // stream: rsp_prod where reply begins
-	skip     uint32 // stream: bytes still to be forgotten
-	message  []byte // stream: what was taken of a message, header included
+	skip     uint32 // stream: bytes still to be dropped
+	message  []byte // stream: the bytes taken of a message, header included
 	reply    []byte // the response, in slot or stream form; empty: none
 }
 
@@ -32,7 +32,7 @@ const (
 	slotReply = 12 // bytes of a response in a State
 )
 
-// MarshalBinary writes a State down, in at most [StateSize] bytes.
+// MarshalBinary encodes a State in at most [StateSize] bytes.
 func (s State) MarshalBinary() ([]byte, error) {
 	b := make([]byte, 0, stateHeader+len(s.reply)+len(s.message))
 	b = binary.LittleEndian.AppendUint32(b, stateMagic)
@@ -48,7 +48,7 @@ func (s State) MarshalBinary() ([]byte, error) {
 	return append(b, s.message...), nil
 }
 
-// UnmarshalBinary reads what MarshalBinary wrote.
+// UnmarshalBinary decodes a State that MarshalBinary has encoded.
 func (s *State) UnmarshalBinary(b []byte) error {
 	bad := func(what string) error {
 		return fmt.Errorf("ctrlring: %w: %s", ErrState, what)

@@ -93,7 +93,7 @@ type StreamBack struct {
 	stage   stage
 	message [streamHeader + streamPayload]byte
 	have    int    // bytes of message
-	skip    uint32 // bytes of its payload still to be read and forgotten
+	skip    uint32 // bytes of its payload still to be read and dropped
 
 	reply   [streamReply]byte
 	replies int  // bytes of reply; 0: none
@@ -147,13 +147,13 @@ func restoreStream(mem []byte, s State) (*StreamBack, error) {
 	if b.sent == b.replies {
 		b.replies, b.sent = 0, 0
 	}
-	// What the predecessor recorded it may not have got to publish.
+	// The predecessor may have been killed before it published the recorded state.
 	b.reqSeen = b.reqCons
 	p.publish(wReqCons, b.reqCons)
 	return b, nil
 }
 
-// plausible is whether what was recorded of a message can be a part of one.
+// plausible reports whether the recorded bytes can be the start of a message.
 func (b *StreamBack) plausible() bool {
 	if b.have < streamHeader {
 		return b.skip == 0
@@ -165,13 +165,13 @@ func (b *StreamBack) plausible() bool {
 	return b.skip == 0 && b.have-streamHeader <= int(size)
 }
 
-// fail puts the ring out of use.
+// fail ends the use of the ring.
 func (b *StreamBack) fail(err error) error {
 	b.err = &Error{Protocol: Stream, Err: err}
 	return b.err
 }
 
-// Protocol is Stream.
+// Protocol returns Stream.
 func (b *StreamBack) Protocol() Protocol { return Stream }
 
 // Next implements [Back].
@@ -193,8 +193,8 @@ func (b *StreamBack) Next() (Request, bool, error) {
 	return b.request(), true, nil
 }
 
-// collect takes what there is of the current message and reports whether that is
-// all of it. What follows the message stays where it is.
+// collect takes the available bytes of the current message and reports whether it is
+// complete. Bytes behind the message stay on the ring.
 func (b *StreamBack) collect() (whole bool, err error) {
 	out := b.page.load(wReqProd) - b.reqSeen
 	taken := b.reqCons - b.reqSeen
@@ -230,13 +230,13 @@ func (b *StreamBack) take(n int) int {
 	copy(to[k:], b.page.mem[reqBuffer:])
 	b.have += n
 	b.reqCons += uint32(n)
-	// Should the message turn out to be whole now, its response tells as well.
+	// If the message is complete now, its response sends an event as well.
 	b.notify = b.notify || n > 0
 	return n
 }
 
-// ctrl is what the message is called on a slot ring, CtrlInvalid if a frontend
-// does not send it.
+// ctrl returns the type of the message on a slot ring, CtrlInvalid if a frontend does
+// not send it.
 func (t StreamType) ctrl() netif.CtrlType {
 	switch t {
 	case StreamGetFlags:
@@ -251,7 +251,7 @@ func (t StreamType) ctrl() netif.CtrlType {
 	return netif.CtrlInvalid
 }
 
-// request makes a Request of the message, which is whole.
+// request makes a Request of the message, which is complete.
 func (b *StreamBack) request() Request {
 	typ, size := readHeader(b.message[:])
 	r := Request{Protocol: Stream, Type: typ.ctrl()}
@@ -266,8 +266,7 @@ func (b *StreamBack) request() Request {
 	return r
 }
 
-// parse reads a payload and reports whether it has the form that its type asks
-// for.
+// parse reads a payload and reports whether it has the form of its type.
 func (r *Request) parse(payload []byte) bool {
 	switch r.Type {
 	case netif.CtrlGetHashFlags:
@@ -334,7 +333,7 @@ func (b *StreamBack) Unflushed() (State, bool) {
 	return b.State(), true
 }
 
-// unflushed reports whether the frontend has not yet seen what was taken or
+// unflushed reports whether the frontend has not yet seen a message that was taken or
 // answered.
 func (b *StreamBack) unflushed() bool {
 	return b.replies > 0 && !b.flushed || b.reqCons != b.reqSeen
@@ -361,7 +360,7 @@ func (b *StreamBack) Flush() (notify bool, err error) {
 	return notify, nil
 }
 
-// send writes as much of the reply as there is room for.
+// send writes as much of the reply as fits.
 func (b *StreamBack) send() {
 	used := b.rspProd - b.page.load(wRspCons)
 	if used > streamRing {

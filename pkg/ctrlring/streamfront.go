@@ -11,14 +11,14 @@ import (
 
 // StreamFront is the frontend's end of a byte-stream ring.
 type StreamFront struct {
-	// Chunk is the number of bytes are written per Turn at most, for a test of
-	// messages in pieces. 0: what there is room for.
+	// Chunk bounds the bytes written per Turn, for tests of messages in pieces. 0: no
+	// bound.
 	Chunk int
 
 	page    page
 	reqProd uint32
 	rspCons uint32
-	out     []byte     // what is still to be written
+	out     []byte     // bytes still to be written
 	typ     StreamType // of the message without response; 0: none
 	in      [streamReply]byte
 	have    int // bytes of in
@@ -35,10 +35,10 @@ func initStream(mem []byte) (*StreamFront, error) {
 	return &StreamFront{page: p}, nil
 }
 
-// Protocol is Stream.
+// Protocol returns Stream.
 func (f *StreamFront) Protocol() Protocol { return Stream }
 
-// Send implements [Front]. There are messages for hash types, key and table.
+// Send implements [Front]. The protocol has messages for hash types, key and table.
 func (f *StreamFront) Send(r Request) error {
 	var payload []byte
 	var typ StreamType
@@ -72,29 +72,29 @@ func (f *StreamFront) SendMessage(typ StreamType, payload []byte) error {
 	return nil
 }
 
-// SendBytes begins to send bytes that need not be a message, nor a whole one,
-// behind what is still to be sent, and has Turn look for a response. Like
-// [StreamFront.SetReqProd] it is how a test plays a frontend that breaks off, or
+// SendBytes begins to send bytes, which need not be a complete message, behind the
+// bytes that are still to be sent, and makes Turn wait for a response. Like
+// [StreamFront.SetReqProd] it is for tests that play a frontend which breaks off or
 // does not wait.
 func (f *StreamFront) SendBytes(b []byte) {
 	f.out = append(f.out, b...)
 	f.typ, f.have, f.done = StreamAck, 0, false
 }
 
-// ReqProd returns the number of bytes were written so far.
+// ReqProd returns the number of bytes written so far.
 func (f *StreamFront) ReqProd() uint32 { return f.reqProd }
 
-// SetRspCons writes rsp_cons as it is told.
+// SetRspCons writes rsp_cons without checks.
 func (f *StreamFront) SetRspCons(v uint32) {
 	f.rspCons = v
 	f.page.publish(wRspCons, v)
 }
 
-// RspCons returns the number of bytes were read so far.
+// RspCons returns the number of bytes read so far.
 func (f *StreamFront) RspCons() uint32 { return f.rspCons }
 
-// SetReqProd writes req_prod as it is told. It is how a test plays a frontend
-// that breaks the protocol.
+// SetReqProd writes req_prod without checks, for tests that play a frontend which breaks
+// the protocol.
 func (f *StreamFront) SetReqProd(v uint32) {
 	f.reqProd = v
 	f.page.publish(wReqProd, v)
@@ -113,7 +113,7 @@ func (f *StreamFront) Turn() (notify bool, err error) {
 	return wrote || incomplete, nil
 }
 
-// write writes what there is room for, and reports whether it wrote something.
+// write writes as much as fits, and reports whether it has written something.
 func (f *StreamFront) write() (bool, error) {
 	used := f.reqProd - f.page.load(wReqCons)
 	if used > streamRing {
@@ -135,8 +135,8 @@ func (f *StreamFront) write() (bool, error) {
 	return true, nil
 }
 
-// read takes what there is of the response, and reports whether it took a part
-// of one that goes on.
+// read takes the available bytes of the response, and reports whether it took a part of
+// an incomplete one.
 func (f *StreamFront) read() (incomplete bool, err error) {
 	out := f.page.load(wRspProd) - f.rspCons
 	if out > streamRing {

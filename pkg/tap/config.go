@@ -8,10 +8,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// MaxQueues is the number of queues the kernel allows a device (MAX_TAP_QUEUES).
+// MaxQueues is the largest number of queues of a device (MAX_TAP_QUEUES).
 const MaxQueues = 256
 
-// Config says what device [Create] is to make.
+// Config describes the device that [Create] makes.
 type Config struct {
 	// Name is the interface's name, of 1 to 15 bytes.
 	Name string
@@ -19,23 +19,23 @@ type Config struct {
 	Queues int
 	// Single makes a device that can have one queue only. The kernel allocates
 	// memory for MaxQueues queues of any other device: some 230 KiB, against 35
-	// (Linux 6.18). A device that is adopted stays what it was made as.
+	// (Linux 6.18). An adopted device stays as it was made.
 	Single bool
 	// VnetHdr puts a VnetHdr before each frame.
 	VnetHdr bool
-	// Offload names what the reader can finish itself. It needs VnetHdr. If it is
-	// none, a new device has none, and one that is adopted keeps what it has.
+	// Offload lists the work on frames that the reader can complete itself. It needs
+	// VnetHdr. If it is none, a new device has none, and an adopted one keeps its
+	// offloads.
 	Offload Offload
-	// Persist lets the device, and its place in a bridge, outlive this
-	// process however it ends. Close removes the device all the same;
-	// CloseKeep does not.
+	// Persist lets the device, and its place in a bridge, outlive this process, even
+	// if it is killed. Close removes the device nevertheless; CloseKeep does not.
 	Persist bool
 	// NoCarrier starts with the carrier off, like a cable that is not plugged
 	// in yet: see SetCarrier.
 	NoCarrier bool
 }
 
-// check tells whether cfg makes sense, whatever the machine.
+// check returns the first fault of cfg. It does not depend on the machine.
 func (cfg *Config) check() error {
 	if err := checkName(cfg.Name); err != nil {
 		return err
@@ -62,7 +62,7 @@ func (cfg *Config) flags() uint16 {
 }
 
 // checkName follows the kernel's dev_valid_name, and refuses the '%' of names
-// that the kernel would complete: two calls with the same name shall mean the
+// that the kernel would complete: two calls with the same name must mean the
 // same device.
 func checkName(name string) error {
 	ok := name != "" && name != "." && name != ".." && len(name) < unix.IFNAMSIZ

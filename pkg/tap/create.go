@@ -11,15 +11,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Create makes a TAP device, or adopts one that is there: a persistent device
-// with the flags that cfg asks for and nobody else's queues. An adopted device
-// keeps its interface index, and with it its place in a bridge, its addresses and
-// whether it is up; what cfg says replaces what it was set to before.
+// Create makes a TAP device, or adopts an existing one: a persistent device with the
+// flags that cfg demands and without open queues. An adopted device keeps its
+// interface index, and so its place in a bridge and its addresses, and it stays up or
+// down. The settings in cfg replace its own.
 //
-// A device that somebody holds is [ErrBusy]. Queues of a process that has just
-// been killed may linger, for as long as the kernel still finishes its io_uring;
-// Create waits a second for those. A name that belongs to something which cannot
-// be adopted is [ErrMismatch].
+// The error is [ErrBusy] if another process has the device open. The queues of a
+// process that was killed exist until the kernel has finished its io_uring; Create
+// waits a second for these. The error is [ErrMismatch] if the name belongs to an
+// interface that cannot be adopted.
 //
 // The device is made in the network namespace of the calling thread.
 func Create(cfg Config) (*Device, error) {
@@ -48,9 +48,9 @@ func create(cfg Config) (*Device, error) {
 	}
 	d.name.Store(&cfg.Name)
 	if err := d.open(&cfg); err != nil {
-		// What was not there before shall not be there after, and the
-		// other way round; but a device that somebody else opened at the
-		// same time is his.
+		// A device that Create has made is removed, and an adopted one stays. But a
+		// device that another process has opened at the same time belongs to that
+		// process.
 		if len(d.queues) > 0 && !errors.Is(err, ErrBusy) {
 			if perr := setPersist(d.queues[0].fd, d.adopted); !isGone(perr) {
 				err = errors.Join(err, perr)
@@ -61,7 +61,7 @@ func create(cfg Config) (*Device, error) {
 	return d, nil
 }
 
-// open opens the queues of the device and settles it.
+// open opens the queues of the device and applies the settings.
 func (d *Device) open(cfg *Config) error {
 	found, err := findAdoptable(cfg)
 	if err != nil {
@@ -116,7 +116,7 @@ func (d *Device) openFirst(cfg *Config) (fd int, err error) {
 	}
 }
 
-// identify returns the device whose queues we have.
+// identify returns the device that the open queues belong to.
 func (d *Device) identify() (*netlink.Tuntap, error) {
 	p, link, err := d.look()
 	if err == nil {
@@ -125,8 +125,7 @@ func (d *Device) identify() (*netlink.Tuntap, error) {
 	return link, err
 }
 
-// settle sets all that an adopted device may have brought along, whether or not
-// this one was adopted.
+// settle applies all settings that an adopted device may have, also to a new device.
 func (d *Device) settle(cfg *Config) error {
 	fd := d.queues[0].fd
 	if err := setPersist(fd, cfg.Persist); err != nil {
@@ -143,29 +142,29 @@ func (d *Device) settle(cfg *Config) error {
 		}
 	}
 	if d.adopted {
-		// A kernel without steering programs says EINVAL; a device
-		// there has none to take away.
+		// A kernel without steering programs returns EINVAL. A device there has
+		// none.
 		if err := unix.IoctlSetPointerInt(fd, unix.TUNSETSTEERINGEBPF, -1); err != nil && !errors.Is(err, unix.EINVAL) {
 			return err
 		}
 	}
 	if cfg.NoCarrier {
 		// Again, for openWater and for kernels that do not know
-		// IFF_NO_CARRIER. Nobody saw the carrier: the device is down.
+		// IFF_NO_CARRIER. The carrier has had no effect: the device is down.
 		return setCarrier(fd, false)
 	}
 	return nil
 }
 
-// Adopt makes a Device of queues that were handed over open, in their order, by
-// a predecessor who left the device alone, such as one who had stored them with
-// the service manager. Unlike with a closed device, the carrier stays on and
-// frames wait to be read. cfg.Name and cfg.Queues are not used: the device has
-// the name it has, and all of the queues given, as many of them active as there are.
-// (SetQueues and Use can change that.)
+// Adopt makes a Device of open queues, in their order, that a predecessor has handed
+// over without closing the device, for example by storing them with the service
+// manager. The device has kept its carrier and the frames that wait to be read.
+// cfg.Name and cfg.Queues are not used: the device keeps its name and has exactly the
+// given queues. The queues that the host sends to stay the same. (SetQueues and Use
+// can change that.)
 //
-// On success the descriptors belong to the Device. On failure they stay the
-// caller's.
+// On success the descriptors belong to the Device. On failure they still belong to the
+// caller.
 func Adopt(cfg Config, fds []int) (*Device, error) {
 	d, err := adopt(cfg, fds)
 	if err != nil {
@@ -199,7 +198,7 @@ func adopt(cfg Config, fds []int) (*Device, error) {
 	return d, nil
 }
 
-// takeOver checks the queues given to Adopt and settles the device.
+// takeOver checks the queues given to Adopt and applies the settings.
 func (d *Device) takeOver(cfg *Config) error {
 	link, err := d.identify()
 	if err != nil {
@@ -224,8 +223,8 @@ func (d *Device) takeOver(cfg *Config) error {
 	if d.single {
 		return d.settle(cfg)
 	}
-	// Those that the host has been given stay with it, and no others: what is given and
-	// taken away again loses what arrives in between.
+	// Queues that are attached stay attached, and the others detached: a queue that is
+	// attached and detached again loses the frames that arrive in between.
 	d.active = link.Queues
 	for i, q := range d.queues {
 		away, err := isDetached(q.fd)
@@ -239,8 +238,8 @@ func (d *Device) takeOver(cfg *Config) error {
 	return d.settle(cfg)
 }
 
-// How long Create waits for queues that no process has any more, and how often
-// it looks. A killed process with an io_uring is gone after a few RCU grace
+// Create waits so long, in such steps, for queues that no process has any more. The
+// kernel frees the queues of a killed process with an io_uring after a few RCU grace
 // periods, some 50 ms.
 const (
 	lingerWait = time.Second
@@ -264,7 +263,7 @@ func findAdoptable(cfg *Config) (*netlink.Tuntap, error) {
 		t := link.(*netlink.Tuntap)
 		switch {
 		case isSingle(t):
-			return t, nil // openFirst finds out whether it is in use
+			return t, nil // openFirst finds out if it is in use
 		case t.Queues+t.DisabledQueues == 0 && t.NonPersist:
 			// Being deleted.
 		case t.Queues+t.DisabledQueues == 0:
@@ -278,12 +277,12 @@ func findAdoptable(cfg *Config) (*netlink.Tuntap, error) {
 	}
 }
 
-// isSingle tells whether a device can have one queue only.
+// isSingle reports whether a device can have one queue only.
 func isSingle(t *netlink.Tuntap) bool { return t.Flags&netlink.TUNTAP_MULTI_QUEUE == 0 }
 
-// adoptable tells whether a device has the flags that we open with. Opening a
-// device with other flags is refused by the kernel, or changes them. Only how many
-// queues it can have does not matter: it is opened as what it is.
+// adoptable returns nil if a device has the flags that it would be opened with. The
+// kernel refuses to open a device with other flags, or changes them. Only the number
+// of queues that it can have does not matter.
 func adoptable(link netlink.Link, flags uint16) error {
 	name := link.Attrs().Name
 	t, ok := link.(*netlink.Tuntap)
@@ -293,12 +292,12 @@ func adoptable(link netlink.Link, flags uint16) error {
 	}
 	if has := uint16(t.Mode) | uint16(t.Flags); (has^flags)&^unix.IFF_MULTI_QUEUE != 0 {
 		return withHint(fmt.Errorf("%w: a TAP with flags %s, not %s", ErrMismatch, flagNames(has), flagNames(flags)),
-			"delete it with `ip link delete "+name+"` once nobody needs it")
+			"delete it with `ip link delete "+name+"` once no program needs it")
 	}
 	return nil
 }
 
-// flagNames returns the flags that tell our devices apart from others.
+// flagNames returns the flags that distinguish our devices from others.
 func flagNames(flags uint16) string {
 	s := "tap"
 	for _, f := range []struct {

@@ -13,8 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Device is a TAP device and its queues. See the package documentation for
-// which goroutine may do what.
+// Device is a TAP device and its queues. The package documentation describes which
+// goroutines may call its methods.
 type Device struct {
 	index   atomic.Int32
 	name    atomic.Pointer[string] // as last seen, for errors
@@ -23,9 +23,9 @@ type Device struct {
 	single  bool // no IFF_MULTI_QUEUE
 	deaf    bool // single, and it rests
 	offload Offload
-	wish    *Offload // what the host was last seen to want; nil: unknown
-	// queues[i] is queue i, to us and to the kernel; that holds because
-	// queues come and go at the end only. Empty when closed.
+	wish    *Offload // offloads that the host wanted when last asked; nil: unknown
+	// queues[i] is queue i here and in the kernel, because queues are added and
+	// removed at the end only. Empty when closed.
 	queues []*Queue
 	// The first active queues are given to the host, the others detached.
 	active int
@@ -43,10 +43,10 @@ func (d *Device) Adopted() bool { return d.adopted }
 // VnetHdr reports whether each frame has a VnetHdr before it.
 func (d *Device) VnetHdr() bool { return d.vnetHdr }
 
-// Queues returns how many queues the device has.
+// Queues returns the number of queues of the device.
 func (d *Device) Queues() int { return len(d.queues) }
 
-// MaxQueues returns how many queues the device can have: 1 if it was made with
+// MaxQueues returns the number of queues that the device can have: 1 if it was made with
 // Config.Single, else MaxQueues.
 func (d *Device) MaxQueues() int {
 	if d.single {
@@ -55,8 +55,8 @@ func (d *Device) MaxQueues() int {
 	return MaxQueues
 }
 
-// Queue returns queue i, counted from 0. It panics if there is none. The same i
-// is the same *Queue for as long as the queue lives.
+// Queue returns queue i, counted from 0. It panics if there is none. It returns the
+// same *Queue for i until the queue is closed.
 func (d *Device) Queue(i int) *Queue { return d.queues[i] }
 
 // wrap makes err an *Error of this device.
@@ -74,8 +74,8 @@ func (d *Device) lastName() string {
 	return ""
 }
 
-// fd0 returns the queue through which the device is controlled. There is one
-// for as long as the device is open.
+// fd0 returns the descriptor of the queue through which the device is controlled. An
+// open device always has it.
 func (d *Device) fd0() (int, error) {
 	if len(d.queues) == 0 {
 		return -1, ErrClosed
@@ -97,9 +97,8 @@ func (d *Device) Name() (string, error) {
 	return name, nil
 }
 
-// SetCarrier turns the carrier on or off: whether, to the host, there is
-// anybody at the other end. Without carrier the host sends nothing and a bridge
-// blocks the port; frames can be written all the same.
+// SetCarrier turns the carrier on or off. Without carrier the host sends nothing and a
+// bridge blocks the port. Frames can be written nevertheless.
 func (d *Device) SetCarrier(on bool) error {
 	fd, err := d.fd0()
 	if err == nil {
@@ -119,8 +118,8 @@ func (d *Device) SetMTU(mtu int) error {
 	})
 }
 
-// SetTxQueueLen sets how many frames may wait in each queue to be read; the host
-// drops more. Frames that wait beyond the new length are dropped as well.
+// SetTxQueueLen sets the number of frames that may wait in each queue to be read. The
+// host drops more, and frames that wait beyond the new length.
 func (d *Device) SetTxQueueLen(frames int) error {
 	return d.setLink(fmt.Sprintf("set txqueuelen %d", frames), func(l netlink.Link) error {
 		return netlink.LinkSetTxQLen(l, frames)
@@ -135,14 +134,14 @@ func (d *Device) SetMAC(mac net.HardwareAddr) error {
 }
 
 // SetNoQueue gives the device the queueing discipline noqueue: the host puts frames
-// into the queues at once. Any other discipline would hold nothing either, because
-// the driver never says that a queue is full; it drops. (One of the host's choice can
-// replace it at any time.) To be called before the device comes up. Else the kernel
-// makes one of net.core.default_qdisc for each of the MaxQueues queues that it has
-// allocated: 3.3 MiB with pfifo_fast, 16 MiB with fq_codel.
+// into the queues at once. Any other discipline would hold no frames either, because
+// the driver never reports a full queue; it drops. (The host can set another one at
+// any time.) Call it before the device comes up. Otherwise the kernel makes one of
+// net.core.default_qdisc for each of the MaxQueues queues that it has allocated: 3.3
+// MiB with pfifo_fast, 16 MiB with fq_codel.
 //
-// A discipline that the host has set stays: noqueue takes the place of the kernel's own
-// only. While the device is up and has a carrier, frames may be lost meanwhile.
+// A discipline that the host has set stays: noqueue replaces only the kernel's own. If
+// the device is up and has a carrier, frames may be lost meanwhile.
 //
 // It fails with [ErrNotSupported] if the kernel has no queueing disciplines.
 func (d *Device) SetNoQueue() error {
@@ -173,8 +172,8 @@ func (d *Device) AddAltName(name string) error {
 }
 
 // hasDiscipline reports whether an interface of the calling thread's network namespace has
-// a queueing discipline that was set. One that the kernel makes has no handle;
-// it gives one to each that it is asked for.
+// a queueing discipline that was set. A discipline that the kernel makes by itself has
+// no handle; others have.
 func hasDiscipline(index int) (bool, error) {
 	req := nl.NewNetlinkRequest(unix.RTM_GETQDISC, unix.NLM_F_ACK|unix.NLM_F_ECHO)
 	req.AddData(&nl.TcMsg{Family: unix.AF_UNSPEC, Ifindex: int32(index), Parent: netlink.HANDLE_ROOT})
@@ -200,10 +199,10 @@ func (d *Device) setLink(op string, set func(netlink.Link) error) error {
 	return d.wrap(op, err)
 }
 
-// SetSteering gives the device an eBPF program (BPF_PROG_TYPE_SOCKET_FILTER)
-// which says, modulo the number of queues, on which queue a frame from the host
-// is to be read; a descriptor of -1 goes back to the kernel's own choice,
-// which follows the queue that last wrote frames of the same flow.
+// SetSteering gives the device an eBPF program (BPF_PROG_TYPE_SOCKET_FILTER). Its
+// result, modulo the number of queues, is the queue for a frame from the host. With a
+// descriptor of -1 the kernel chooses again: it takes the queue on which frames of the
+// same flow were last written.
 func (d *Device) SetSteering(prog int) error {
 	fd, err := d.fd0()
 	if err == nil {
@@ -212,15 +211,14 @@ func (d *Device) SetSteering(prog int) error {
 	return d.wrap("set steering", err)
 }
 
-// Info is what the host says of a device.
+// Info holds the host's data of a device.
 type Info struct {
 	Name string
-	// Up is whether the device was brought up, which scripts do.
+	// Up: the device was brought up, which scripts do.
 	Up bool
-	// Carrier is whether there is a carrier. The host says so only of a
-	// device that is up.
+	// Carrier: there is a carrier. The host reports it only of a device that is up.
 	Carrier bool
-	// Operational says that the host has taken notice of the carrier.
+	// Operational: the host has acted on the carrier.
 	Operational bool
 	// Namespace identifies the network namespace in which the device is, "" if that
 	// is the one of the calling thread.
@@ -234,8 +232,8 @@ type Info struct {
 	Stats  Stats
 }
 
-// Stats are the host's counters of a device. The directions are the host's: what
-// is written to the queues it receives.
+// Stats are the host's counters of a device. The directions are the host's: it
+// receives the frames that are written to the queues.
 type Stats struct {
 	RxPackets, RxBytes uint64
 	RxDropped          uint64 // written while down, or without memory
@@ -278,24 +276,23 @@ func (d *Device) Info() (Info, error) {
 	return info, nil
 }
 
-// Close removes the device from the host, persistent or not and whoever else has
-// its queues open, and closes its queues. It takes some 15 ms, nearly all of it
-// waiting for other CPUs to let go of the device: who closes many should close a
-// bounded number at a time, since each takes a thread. A closed device may be closed
-// again.
+// Close removes the device from the host and closes its queues, even if it is
+// persistent or another process has queues open. It takes some 15 ms, nearly all of it
+// to wait for other CPUs. Each Close takes a thread, so close a bounded number of
+// devices at a time. A closed device may be closed again.
 func (d *Device) Close() error { return d.close("close", false) }
 
-// CloseKeep closes the queues and leaves the device to a successor, who adopts it
-// with [Create]. Until then it has no carrier, and what the host sends to it is
-// lost. Nothing is lost of a queue that somebody keeps open for the successor: see
-// [Adopt].
+// CloseKeep closes the queues and leaves the device to a successor, which adopts it
+// with [Create]. Until then it has no carrier, and frames that the host sends to it are
+// lost. No frames are lost in a queue that another process keeps open for the
+// successor: see [Adopt].
 func (d *Device) CloseKeep() error { return d.close("close, keeping", true) }
 
 func (d *Device) close(op string, keep bool) (err error) {
 	if len(d.queues) == 0 {
 		return nil
 	}
-	// The device may have been deleted already: nothing to keep or not to keep then.
+	// The device may have been deleted already.
 	perr := setPersist(d.queues[0].fd, keep)
 	if perr != nil && (keep || !isGone(perr)) {
 		err = perr
@@ -306,7 +303,7 @@ func (d *Device) close(op string, keep bool) (err error) {
 	p, link, lerr := d.look()
 	err = errors.Join(err, d.closeQueues(0))
 	if lerr == nil {
-		// It has outlived our queues if a process keeps others, or ours, open.
+		// It still exists if another process has queues of it open.
 		lerr = DeleteIn(p.id, link)
 		p.close()
 	}

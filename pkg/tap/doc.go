@@ -2,39 +2,38 @@
 
 // Package tap makes multi-queue TAP devices and moves frames through them.
 //
-// It knows /dev/net/tun: how a device is opened, adopted from a process that
-// died, given more or fewer queues, offloads, carrier and persistence; the
-// header in front of each frame ([VnetHdr]); and what the kernel's errors mean.
-// It must not know who is at the other end of the frames (no Xen, no vifs) nor
-// what a device is plugged into (no bridges, no addresses).
+// It knows how /dev/net/tun opens a device, adopts it from a process that has died, and
+// changes its queues, offloads, carrier and persistence. It knows the header in front
+// of each frame ([VnetHdr]) and the meaning of the kernel's errors. It must not know
+// the other end of the frames (no Xen, no vifs) nor the network that a device belongs
+// to (no bridges, no addresses).
 //
 // # Directions
 //
-// A [Queue] is the driver's end of the cable. What is written to it the host
-// receives from the device; what the host sends to the device is read from it.
-// The host's counters ([Stats]) therefore count a Write as received.
+// A [Queue] is the driver's end of the cable. The host receives the frames that are
+// written to it, and sends the frames that are read from it. So the host's counters
+// ([Stats]) count a Write as received.
 //
 // # Two ways to open
 //
-// With Config.VnetHdr each frame carries a VnetHdr, and checksums and TCP
-// segmentation can be left to either side; github.com/vishvananda/netlink opens
-// such devices. Without, frames are plain Ethernet; github.com/songgao/water
-// opens those. The first queue comes from the library; further queues, and every
-// setting neither library knows, are made here by ioctl, in the same way for
-// both. The two must not be mixed on one device: opening a persistent device
+// With Config.VnetHdr each frame has a VnetHdr, and either side can complete checksums
+// and TCP segmentation; github.com/vishvananda/netlink opens such devices. Without it
+// frames are plain Ethernet; github.com/songgao/water opens such devices. The library
+// opens the first queue. This package opens further queues and changes settings that
+// the libraries do not know, by ioctl and in the same way for both. The two must not be mixed on one device: opening a persistent device
 // without a vnet header takes the header away from it, so Create refuses.
 //
 // # Names
 //
-// Scripts rename a device as soon as they see it. A [Device] is therefore held
-// by its queues; its name is asked for whenever it is needed. Create leaves the
-// device down: plugging it in and bringing it up is the script's work, and a device
-// that is up before the script has run announces itself on the wrong network.
+// Scripts rename a device as soon as they see it. So a [Device] is identified by its
+// queues, and asks for its name whenever that is needed. Create leaves the device
+// down: the script connects it to a network and brings it up. A device that is up
+// before the script has run would announce itself on the wrong network.
 //
 // # Threads
 //
-// The methods of a Device belong to one goroutine at a time, except Index, which
-// belongs to all. Each Queue belongs to one goroutine (or thread) at a time, which
+// The methods of a Device belong to one goroutine at a time, except Index, which any
+// goroutine may call. Each Queue belongs to one goroutine (or thread) at a time, which
 // may be another one; before the Device closes a queue (Close, CloseKeep,
 // SetQueues with fewer) that goroutine must have stopped using it. If the queue
 // is registered with an io_uring it must be unregistered first: a ring keeps
@@ -42,10 +41,10 @@
 //
 // # Namespaces
 //
-// A Device is made in the network namespace of the calling thread. It can be moved to
-// another one, by a script for example, and is found there: frames go on, and all
-// that goes through a queue works as before, such as its name, carrier and
-// offloads. So do looking at it and deleting it, and giving it fewer queues. What
-// else is changed, and a queue more, takes the right to enter that namespace
-// (CAP_SYS_ADMIN, in both); without, it fails with [ErrElsewhere].
+// A Device is made in the network namespace of the calling thread. A script, for
+// example, can move it to another one. There frames pass as before, and everything
+// that is done through a queue works, such as asking for its name and changing carrier
+// and offloads. Info, deleting it and closing queues work as well. Other changes, and
+// opening queues, need the right to enter that namespace (CAP_SYS_ADMIN, in both).
+// Without it they fail with [ErrElsewhere].
 package tap

@@ -13,21 +13,19 @@ import (
 )
 
 var (
-	// ErrBusy means that somebody else holds the device: a live process has
-	// queues of it open.
+	// ErrBusy: another process has queues of the device open.
 	ErrBusy = errors.New("device is in use")
-	// ErrMismatch means that the name belongs to a device which cannot be
-	// adopted: not a TAP, or one with other flags.
+	// ErrMismatch: the name belongs to a device that cannot be adopted: it is not a
+	// TAP, or has other flags.
 	ErrMismatch = errors.New("name is taken by another kind of device")
-	// ErrGone means that the device was deleted behind our back.
+	// ErrGone: another program has deleted the device.
 	ErrGone = errors.New("device is gone")
-	// ErrElsewhere means that the device is in a network namespace that this process
-	// may not enter, and that what was asked can be done only there.
+	// ErrElsewhere: the device is in a network namespace that this process may not
+	// enter, and the call can succeed only there.
 	ErrElsewhere = errors.New("device is in another network namespace")
-	// ErrNotSupported means that the kernel cannot do what was asked. Asking
-	// again will not help; doing without will.
+	// ErrNotSupported: the kernel does not have the feature.
 	ErrNotSupported = errors.New("not supported by this kernel")
-	// ErrClosed is what the methods of a closed Device fail with.
+	// ErrClosed is the error of the methods of a closed Device.
 	ErrClosed = os.ErrClosed
 
 	errNoEthtool = errors.New("no ethtool by netlink") // before Linux 5.6
@@ -45,17 +43,17 @@ var (
 // with ==.
 var ErrAgain error = unix.EAGAIN
 
-// Error is the error of every function and method of this package but those of
+// Error is the error of every function and method of this package, except for those of
 // [Queue] and [VnetHdr].
 type Error struct {
-	// Op is what was tried, such as "create" or "set queues".
+	// Op is the failed operation, such as "create" or "set queues".
 	Op string
-	// Name is the device's name, as far as it is known.
+	// Name is the device's name, or empty if it is not known.
 	Name string
 	// Err is a sentinel of this package, an errno, or wraps one. A missing
 	// or forbidden /dev/net/tun is fs.ErrNotExist or fs.ErrPermission.
 	Err error
-	// Hint says what the user can do; it may be empty.
+	// Hint is a remedy for the user; it may be empty.
 	Hint string
 }
 
@@ -74,7 +72,7 @@ func (e *Error) Error() string {
 
 func (e *Error) Unwrap() error { return e.Err }
 
-// hinted is an error on its way up, with what will be the Hint of the *Error.
+// hinted is an error with the Hint of the *Error that fail makes of it.
 type hinted struct {
 	error
 	hint string
@@ -100,14 +98,14 @@ func fail(op, name string, err error) error {
 	return e
 }
 
-// isGone reports whether err, of an operation on a device, says that there is no
-// such device any more: EBADFD from one of its queues, the others from netlink.
+// isGone reports whether err, of an operation on a device, means that the device was
+// deleted: EBADFD comes from a queue, the others from netlink.
 func isGone(err error) bool {
 	return errors.Is(err, unix.EBADFD) || errors.Is(err, unix.ENODEV) ||
 		errors.As(err, new(netlink.LinkNotFoundError))
 }
 
-// openHint says what to do when /dev/net/tun cannot be opened.
+// openHint returns a remedy if /dev/net/tun cannot be opened, or "".
 func openHint(err error) string {
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO):
@@ -120,7 +118,7 @@ func openHint(err error) string {
 	return ""
 }
 
-// attachHint says what to do when the kernel refuses a queue of a device.
+// attachHint returns a remedy if the kernel refuses a queue of a device, or "".
 func attachHint(err error) string {
 	switch {
 	case errors.Is(err, unix.EPERM):

@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ethtoolFeatures are a device's features, by the names that ethtool shows: those that can be
-// switched, those that the host wants, and those that the device really has.
+// ethtoolFeatures holds a device's features, by the names that ethtool shows: those that
+// can be switched, those that the host wants, and those that the device has.
 type ethtoolFeatures struct{ switchable, wanted, active map[string]bool }
 
 // Names of the features that an Offload allows.
@@ -133,7 +133,7 @@ func bitNames(bitset []byte) (map[string]bool, error) {
 	return names, err
 }
 
-// want sets what the host wants of the features that can be switched.
+// want sets the features that the host wants, of those that can be switched.
 func (f *ethtoolFeatures) want(index int) error {
 	req, err := featureRequest(unix.ETHTOOL_MSG_FEATURES_SET, index, unix.NLM_F_ACK, unix.ETHTOOL_FLAG_OMIT_REPLY)
 	if err != nil {

@@ -12,7 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// busy returns an ErrBusy that says who holds a device and what to do about it.
+// busy returns an ErrBusy that names the processes which have a device open, and a
+// remedy.
 func busy(name string) error {
 	who := holders(name)
 	if len(who) == 0 {
@@ -41,14 +42,14 @@ func InUse(t *netlink.Tuntap) (bool, error) {
 	return false, err
 }
 
-// maxHolders is the number of holders an error names.
+// maxHolders is the largest number of processes that an error names.
 const maxHolders = 4
 
 // holders names processes that have queues of a device open, as "pid (command)".
 // The kernel tells a queue's device in /proc/PID/fdinfo, by name alone, and names
-// repeat in other network namespaces. So only processes of this namespace count,
-// which is right for all that have stayed in the one they opened the device in.
-// Processes that cannot be looked at are passed over.
+// repeat in other network namespaces. So only processes of this namespace count. That
+// is right for a process that has not changed its namespace since it opened the device.
+// Processes whose files cannot be read are ignored.
 func holders(name string) []string {
 	pids, err := os.ReadDir("/proc")
 	if err != nil {
@@ -99,7 +100,7 @@ func holds(pid int, name string) bool {
 	return false
 }
 
-// describe says what a device is that is not a TAP.
+// describe returns a description of a device that is not a TAP.
 func describe(link netlink.Link) string {
 	kind := link.Type()
 	if t, ok := link.(*netlink.Tuntap); ok {

@@ -48,7 +48,7 @@ func attachByName(fd int, name string, flags uint16) error {
 	return unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr)
 }
 
-// isDetached asks whether a queue was taken away from the host (SetActive).
+// isDetached asks whether a queue was taken away from the host (Use).
 func isDetached(fd int) (bool, error) {
 	ifr, err := unix.NewIfreq("")
 	if err != nil {
@@ -75,7 +75,7 @@ func setAttached(fd int, attached bool) error {
 	return unix.IoctlIfreq(fd, unix.TUNSETQUEUE, ifr)
 }
 
-// setPersist decides whether the device outlives its last queue.
+// setPersist makes the device outlive its last queue, or not.
 func setPersist(fd int, on bool) error {
 	return unix.IoctlSetInt(fd, unix.TUNSETPERSIST, boolInt(on))
 }

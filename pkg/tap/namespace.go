@@ -17,8 +17,8 @@ import (
 // thread.
 const here = -1
 
-// place tells where a device is. Names and interface indices mean something in its
-// network namespace only.
+// place is the network namespace of a device. Names and interface indices are valid only
+// there.
 type place struct {
 	ns netns.NsHandle // the namespace; to be closed
 	// id is the number that the namespace has in that of the calling thread
@@ -28,8 +28,8 @@ type place struct {
 	id int
 }
 
-// place finds out where the device is. A move is not announced: a device that was moved
-// to another namespace works there as before, for those that have its queues.
+// place finds the namespace of the device. There is no event for a move: for processes
+// that have its queues, a device that was moved works as before.
 func (d *Device) place() (place, error) {
 	fd, err := d.fd0()
 	if err != nil {
@@ -53,8 +53,8 @@ func (d *Device) place() (place, error) {
 	return p, nil
 }
 
-// number gives a namespace a number in that of the calling thread, unless it has
-// one. It keeps it until either is gone.
+// number gives a namespace a number in that of the calling thread, unless it has one.
+// The number is valid until one of the namespaces ends.
 func number(ns netns.NsHandle) (id int, err error) {
 	const any = -1
 	for range 2 {
@@ -68,8 +68,8 @@ func number(ns netns.NsHandle) (id int, err error) {
 	return 0, fmt.Errorf("network namespace got no number: %w", unix.ENOENT)
 }
 
-// Numbers returns the numbers of all network namespaces that have one in that of
-// the calling thread: all in which a Device was seen, and others.
+// Numbers returns the numbers of all network namespaces that have one in that of the
+// calling thread: all namespaces in which a Device was found, and others.
 func Numbers() ([]int, error) {
 	req := nl.NewNetlinkRequest(unix.RTM_GETNSID, unix.NLM_F_DUMP)
 	req.AddData(nl.NewRtGenMsg())
@@ -163,9 +163,9 @@ func DeleteIn(id int, link netlink.Link) error {
 	return err
 }
 
-// Elsewhere tells whether the device is in another network namespace than the calling
-// thread. If so, that one gets a number, by which [LinkIn] and a successor find it. It
-// fails with [ErrGone] when the device was deleted.
+// Elsewhere reports whether the device is in another network namespace than the calling
+// thread. If so, that namespace gets a number, by which [LinkIn] and a successor find
+// the device. It fails with [ErrGone] when the device was deleted.
 func (d *Device) Elsewhere() (bool, error) {
 	p, err := d.place()
 	if err != nil {
@@ -175,11 +175,11 @@ func (d *Device) Elsewhere() (bool, error) {
 	return p.id != here, nil
 }
 
-// close gives up the handle of the namespace.
+// close closes the handle of the namespace.
 func (p *place) close() { _ = p.ns.Close() }
 
-// look finds the device: where it is, and the interface that it is there. The caller
-// closes the place.
+// look finds the device's namespace, and its interface there. The caller closes the
+// place.
 func (d *Device) look() (place, *netlink.Tuntap, error) {
 	fd, err := d.fd0()
 	if err != nil {
@@ -216,13 +216,13 @@ func (d *Device) look() (place, *netlink.Tuntap, error) {
 	return place{}, nil, errRenamed
 }
 
-// errNoEntry is [ErrElsewhere] with what can be done about it.
+// errNoEntry is [ErrElsewhere] with a remedy.
 func errNoEntry() error {
 	return withHint(ErrElsewhere, "move it back; or attach the vif anew, and move the interface before the guest connects")
 }
 
-// in runs f in the namespace, which takes CAP_SYS_ADMIN unless it is that of the
-// calling thread. What f opens belongs to the namespace. Without the right to enter it,
+// in runs f in the namespace, which needs CAP_SYS_ADMIN unless it is that of the
+// calling thread. Files that f opens belong to the namespace. Without the right to enter it,
 // in fails with [ErrElsewhere].
 func (p *place) in(f func() error) error {
 	if p.id == here {
@@ -243,7 +243,8 @@ func (p *place) in(f func() error) error {
 	}
 	err = f()
 	if back := netns.Set(own); back != nil {
-		// Who could enter may return. On this thread nothing else must run.
+		// The thread could enter, so it may return. If not, it must not run anything
+		// else.
 		panic(fmt.Sprintf("tap: cannot return to the network namespace: %v", back))
 	}
 	return err

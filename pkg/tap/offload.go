@@ -8,21 +8,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Offload says what the reader of the queues can finish itself, so that the host
-// may leave it undone. It does not limit what may be written to the queues.
+// Offload lists the work on frames that the reader of the queues can complete itself,
+// so that the host may omit it. It does not limit the frames that may be written to the
+// queues.
 type Offload struct {
-	// Csum allows frames without a complete checksum: VnetNeedsCsum. The
-	// switch covers every protocol and address family alike; a reader
-	// that serves somebody who can complete only some completes the others.
+	// Csum allows frames without a complete checksum: VnetNeedsCsum. The switch covers
+	// all protocols and address families. A reader whose own reader can complete only
+	// some of them completes the others.
 	Csum bool
 	// TSO4 and TSO6 allow TCP frames of up to 64 KiB, to be cut at
 	// VnetHdr.GSOSize: VnetGSOTCPv4 and VnetGSOTCPv6. Each needs Csum.
 	TSO4, TSO6 bool
 }
 
-// bits returns the argument of TUNSETOFFLOAD. TUN_F_TSO_ECN is never among
-// them: the host then cuts frames with CWR set itself, for readers which have no
-// way to pass the flag on.
+// bits returns the argument of TUNSETOFFLOAD. TUN_F_TSO_ECN is never set. So the host
+// segments frames with CWR set itself, because readers cannot pass the flag on.
 func (o Offload) bits() int {
 	var b int
 	if o.Csum {
@@ -37,7 +37,7 @@ func (o Offload) bits() int {
 	return b
 }
 
-// check tells whether a device can be asked for o.
+// check returns an error if no device can have o.
 func (o Offload) check(vnetHdr bool) error {
 	switch {
 	case o != Offload{} && !vnetHdr:
@@ -48,21 +48,21 @@ func (o Offload) check(vnetHdr bool) error {
 	return nil
 }
 
-// SetOffload replaces what the reader allows. The device has those of it that the host
-// wants: all, but for those that were switched off by `ethtool -K`, which stay off until
-// the host switches them on. The answer is nil, an error that wraps [ErrNotSupported],
-// with the device unchanged, or another error.
+// SetOffload replaces the offloads that the reader allows. The device then has those of
+// them that the host wants: all, except for those that were switched off by `ethtool
+// -K`, which stay off until the host switches them on. If the error wraps
+// [ErrNotSupported], the device is unchanged.
 //
-// The driver takes what the reader allows for what the host wants (set_offload in
-// drivers/net/tun.c), so SetOffload asks for the host's wish before, and restores it.
-// It does not change what is as it should be. A process killed between both leaves the
-// device with what the reader allowed: slower, not wrong.
+// The driver stores the offloads that the reader allows as those that the host wants
+// (set_offload in drivers/net/tun.c). So SetOffload reads the host's wish before, and
+// restores it. It makes no change that is not needed. If the process is killed in
+// between, the device is slower than it could be, but works.
 //
-// In a network namespace that this process may not enter, the wish cannot be asked for.
-// There the device gets what the host was last seen to want.
+// In a network namespace that this process may not enter, the wish cannot be read.
+// There SetOffload uses the last known wish.
 //
-// Frames which already wait in the queues stay as they are: after an offload was
-// taken away, the reader must still expect it until the queues have run dry.
+// Frames that already wait in the queues do not change: after an offload was removed,
+// the reader must still expect it until the queues are empty.
 func (d *Device) SetOffload(o Offload) error {
 	return d.wrap("set offload", d.setOffload(o))
 }
@@ -76,7 +76,7 @@ func (d *Device) setOffload(o Offload) error {
 	}
 	if !d.vnetHdr {
 		_, err := ifName(d.queues[0].fd)
-		return err // there is nothing to allow, and was not before
+		return err // no offloads are allowed now, nor were before
 	}
 	p, link, err := d.look()
 	if err != nil {
@@ -96,8 +96,8 @@ func (d *Device) setOffload(o Offload) error {
 	return err
 }
 
-// allow sets what the reader allows, and leaves what the host wants. It runs in the
-// namespace of the device.
+// allow sets the offloads that the reader allows, and keeps those that the host wants.
+// It runs in the namespace of the device.
 func (d *Device) allow(index int, o Offload) error {
 	f, err := getFeatures(index)
 	if err != nil {
@@ -114,7 +114,7 @@ func (d *Device) allow(index int, o Offload) error {
 	return f.want(index)
 }
 
-// limit sets what the reader allows.
+// limit sets the offloads that the reader allows.
 func (d *Device) limit(o Offload) error {
 	err := unix.IoctlSetInt(d.queues[0].fd, unix.TUNSETOFFLOAD, o.bits())
 	if errors.Is(err, unix.EINVAL) {

@@ -9,17 +9,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Feature is something that a kernel's TUN driver may have.
+// Feature is a feature of the kernel's TUN driver.
 type Feature uint16
 
-// Features that [Probe] can ask for, by their bits in TUNGETFEATURES.
+// Features for [Probe], by their bits in TUNGETFEATURES.
 const (
 	// VnetHeader is a VnetHdr in front of each frame.
 	VnetHeader Feature = unix.IFF_VNET_HDR
 	// MultiQueue is more than one queue per device; Create needs it.
 	MultiQueue Feature = unix.IFF_MULTI_QUEUE
-	// NoCarrier is creating a device with its carrier off. Create does
-	// without where it is missing.
+	// NoCarrier is creating a device with its carrier off. Create does not depend on
+	// it.
 	NoCarrier Feature = unix.IFF_NO_CARRIER
 )
 
@@ -36,9 +36,9 @@ func (f Feature) String() string {
 	return fmt.Sprintf("unknown(%#x)", uint16(f))
 }
 
-// Probe asks whether the kernel has a feature. The answer is nil, an error
-// that wraps [ErrNotSupported], or, when it could not be found out, another
-// error. No device is made. Offloads cannot be asked for without a device.
+// Probe returns nil if the kernel has a feature, an error that wraps [ErrNotSupported]
+// if it does not, and another error if that could not be found out. It makes no
+// device. Offloads cannot be probed without a device.
 func Probe(f Feature) error {
 	has, err := features()
 	if err != nil {

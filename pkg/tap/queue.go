@@ -16,7 +16,7 @@ import "golang.org/x/sys/unix"
 //	EIO     the device is down. The frame is dropped; a script may bring the
 //	        device up at any time.
 //	EINVAL  the frame is shorter than an Ethernet header, or its VnetHdr is
-//	        one that VnetHdr.Check refuses; on a read, the buffer is shorter than
+//	        invalid; on a read, the buffer is shorter than
 //	        VnetHdrLen and the frame is lost.
 //	EBADFD  the device was deleted: ErrGone.
 //	EBUSY   the host is not ready for the frame, which is dropped. Only devices

@@ -6,7 +6,7 @@ import "encoding/binary"
 
 // VnetHdrLen is the length of the header before each frame: struct
 // virtio_net_hdr_v1, which is struct virtio_net_hdr and a word num_buffers that
-// TAP devices leave alone.
+// TAP devices do not use.
 const VnetHdrLen = 12
 
 // VnetHdr is struct virtio_net_hdr (linux/virtio_net.h): the offloads of the frame
@@ -58,7 +58,7 @@ func (h VnetHdr) Encode(b []byte) {
 }
 
 // Decode reads the header from the first VnetHdrLen bytes of b, which must have
-// them. num_buffers is not looked at: a read from a TAP does not fill it.
+// them. It ignores num_buffers, which a read from a TAP does not fill.
 func (h *VnetHdr) Decode(b []byte) {
 	_ = b[VnetHdrLen-1]
 	h.Flags, h.GSOType = b[0], b[1]
@@ -69,7 +69,7 @@ func (h *VnetHdr) Decode(b []byte) {
 }
 
 // VnetKind returns the flags and the GSO type of the header in b, which is not
-// empty or shorter than VnetHdrLen. They say whether the rest matters.
+// empty or shorter than VnetHdrLen. If both are 0, the other fields are not used.
 func VnetKind(b []byte) (flags, gsoType uint8) {
 	_ = b[1]
 	return b[0], b[1]
