@@ -50,7 +50,7 @@ func TestOrderOfQEMU(t *testing.T) {
 	for i := range uint32(2) {
 		b.must(b.f.StartRing(ringAddr(i), 8, 5, kick, call))
 	}
-	b.rec.base = 7
+	b.rec.set(func(r *recorder) { r.base = 7 })
 	if base, err := b.f.StopRing(0); base != 7 || err != nil {
 		t.Errorf("base %d, %v", base, err)
 	}
@@ -124,7 +124,7 @@ func TestEnabledIsNotStarted(t *testing.T) {
 			if diff := cmp.Diff([]string{tc.want}, b.rec.took()); diff != "" {
 				t.Errorf("calls (-want +got):\n%s", diff)
 			}
-			if r := b.rec.rings[0]; r.Kick != -1 || r.Call != -1 {
+			if r := b.rec.ring(0); r.Kick != -1 || r.Call != -1 {
 				t.Errorf("ring %+v", r)
 			}
 		})
@@ -139,7 +139,7 @@ func TestMemoryChangesWhileRingsRun(t *testing.T) {
 	fd := memfd(t, 2*guestSize)
 	b.must(b.f.SetMemory([]Region{guestRegion}, []int{fd}))
 	b.must(b.f.StartRing(ringAddr(1), 8, 0, -1, -1))
-	ring := b.rec.rings[1]
+	ring := b.rec.ring(1)
 	if ring.Desc.Guest != guestAddr+0x1000 {
 		t.Errorf("guest address %#x", ring.Desc.Guest)
 	}
@@ -179,11 +179,11 @@ func TestMigration(t *testing.T) {
 		"update 0: enabled true, log true"}, b.rec.took()); diff != "" {
 		t.Errorf("calls (-want +got):\n%s", diff)
 	}
-	r := b.rec.rings[0]
-	if l := r.Logging(b.rec.log); l.Log == nil || !l.Ring || l.RingAddr != guestAddr+0x42 {
+	r := b.rec.ring(0)
+	if l := r.Logging(b.rec.logged()); l.Log == nil || !l.Ring || l.RingAddr != guestAddr+0x42 {
 		t.Errorf("logging %+v", l)
 	}
-	if !b.rec.log.Mark(0, 1) {
+	if !b.rec.logged().Mark(0, 1) {
 		t.Error("page 0 has no bit")
 	}
 	got := make([]byte, 1)
@@ -199,7 +199,7 @@ func TestMigration(t *testing.T) {
 func TestConfig(t *testing.T) {
 	b := newBed(t)
 	b.negotiate()
-	b.rec.config = [8]byte{1, 2, 3, 4, 5, 6}
+	b.rec.set(func(r *recorder) { r.config = [8]byte{1, 2, 3, 4, 5, 6} })
 	get := func(off, n uint32) []byte {
 		m, err := b.f.Do(Message{Header: Header{Request: GetConfig}, Config: ConfigSpace{Offset: off, Data: make([]byte, n)}})
 		b.must(err)
@@ -234,12 +234,12 @@ func TestInflightRegion(t *testing.T) {
 	for i := range uint32(3) {
 		b.must(b.f.StartRing(ringAddr(i), 8, 0, -1, -1))
 	}
-	b.rec.rings[1].Inflight[0] = 42
+	b.rec.ring(1).Inflight[0] = 42
 	got := make([]byte, 1)
 	if _, err := unix.Pread(m.Files[0], got, int64(m.Inflight.Size/2)); err != nil || got[0] != 42 {
 		t.Errorf("byte %d, %v", got, err)
 	}
-	if b.rec.rings[2].Inflight != nil {
+	if b.rec.ring(2).Inflight != nil {
 		t.Error("a ring beyond the region has a part of it")
 	}
 	set := Message{Header: Header{Request: SetInflightFD}, Inflight: m.Inflight, Files: m.Files}
@@ -252,7 +252,7 @@ func TestInflightRegion(t *testing.T) {
 func TestRefusedByHandler(t *testing.T) {
 	b := newBed(t)
 	b.negotiate()
-	b.rec.refuse = "mtu 100"
+	b.rec.set(func(r *recorder) { r.refuse = "mtu 100" })
 	if err := b.f.U64(NetSetMTU, 100); !errors.Is(err, ErrRefused) {
 		t.Errorf("error %v", err)
 	}
@@ -272,7 +272,7 @@ func TestRefusedWithoutAnswer(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := newBed(t)
-			b.rec.refuse = "features 0x100000000"
+			b.rec.set(func(r *recorder) { r.refuse = "features 0x100000000" })
 			b.must(send(b))
 			if err := b.end(); !errors.Is(err, errRefused) && !errors.Is(err, ErrUnknown) {
 				t.Errorf("error %v", err)

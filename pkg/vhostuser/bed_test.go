@@ -53,29 +53,51 @@ func (r *recorder) took() []string {
 	return c
 }
 
+// set changes the recorder. What the back end's goroutine uses is only touched like this.
+func (r *recorder) set(f func(r *recorder)) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	f(r)
+}
+
+func (r *recorder) ring(i int) (ring Ring) {
+	r.set(func(r *recorder) { ring = r.rings[i] })
+	return ring
+}
+
+func (r *recorder) memory() (t *Table) {
+	r.set(func(r *recorder) { t = r.table })
+	return t
+}
+
+func (r *recorder) logged() (l *virtqueue.Log) {
+	r.set(func(r *recorder) { l = r.log })
+	return l
+}
+
 func (r *recorder) SetFeatures(v uint64) error { return r.say("features %#x", v) }
 func (r *recorder) SetMemory(t *Table, rings []Ring) error {
 	n := 0
 	if t != nil {
 		n = t.Len()
 	}
-	r.table = t
+	r.set(func(r *recorder) { r.table = t })
 	return r.say("memory of %d regions for %d rings", n, len(rings))
 }
 func (r *recorder) StartRing(ring Ring, _ *Table, _ *virtqueue.Log) error {
-	if r.rings == nil {
-		r.rings = map[int]Ring{}
-	}
-	r.rings[ring.Index] = ring
+	r.set(func(r *recorder) { r.rings[ring.Index] = ring })
 	return r.say("start %d: %d at %d, enabled %t", ring.Index, ring.Size, ring.Base, ring.Enabled)
 }
 func (r *recorder) UpdateRing(ring Ring) error {
-	r.rings[ring.Index] = ring
+	r.set(func(r *recorder) { r.rings[ring.Index] = ring })
 	return r.say("update %d: enabled %t, log %t", ring.Index, ring.Enabled, ring.LogRing)
 }
-func (r *recorder) StopRing(i int) (uint32, error) { return r.base, r.say("stop %d", i) }
+func (r *recorder) StopRing(i int) (base uint32, err error) {
+	r.set(func(r *recorder) { base = r.base })
+	return base, r.say("stop %d", i)
+}
 func (r *recorder) SetLog(l *virtqueue.Log) error {
-	r.log = l
+	r.set(func(r *recorder) { r.log = l })
 	return r.say("log %t", l != nil)
 }
 func (r *recorder) SetStatus(s uint8) error    { return r.say("status %#x", s) }
@@ -83,6 +105,8 @@ func (r *recorder) Reset() error               { return r.say("reset") }
 func (r *recorder) SetMTU(mtu uint16) error    { return r.say("mtu %d", mtu) }
 func (r *recorder) SendRARP(mac [6]byte) error { return r.say("rarp %x", mac) }
 func (r *recorder) ReadConfig(p []byte, off uint32) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	if int(off)+len(p) > len(r.config) {
 		return errRefused
 	}
@@ -106,7 +130,7 @@ const allFeatures = 1<<32 | featureLogAll | featureEventIdx | featureIndirect | 
 
 func newBed(t testing.TB, change ...func(*BackendConfig)) *bed {
 	t.Helper()
-	b := &bed{t: t, rec: &recorder{}}
+	b := &bed{t: t, rec: &recorder{rings: map[int]Ring{}}}
 	b.cfg = BackendConfig{Features: allFeatures, ProtocolFeatures: ProtocolNet | ProtocolConfig | ProtocolXenMmap, Rings: 4}
 	for _, f := range change {
 		f(&b.cfg)

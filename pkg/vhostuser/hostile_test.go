@@ -189,7 +189,7 @@ func TestBlockingCall(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.must(b.f.StartRing(ringAddr(0), 8, 0, -1, call))
-	if err := Signal(b.rec.rings[0].Call); err != nil {
+	if err := Signal(b.rec.ring(0).Call); err != nil {
 		t.Error(err)
 	}
 }

@@ -65,16 +65,16 @@ func TestGrantRegions(t *testing.T) {
 				t.Error("pages are mapped before they are used")
 			}
 			b.must(b.f.StartRing(VringAddr{Descriptor: at, Available: at + uint64(avail), Used: at + uint64(used)}, 8, 0, -1, -1))
-			r := b.rec.rings[0]
+			r := b.rec.ring(0)
 			r.Desc.Mem[0], r.Used.Mem[0] = 42, 43
 			if pages[0x1fc0] != 42 || pages[0x1fc0+used] != 43 {
 				t.Error("the ring is elsewhere")
 			}
-			region, kind, grants := b.rec.table.Region(2)
+			region, kind, grants := b.rec.memory().Region(2)
 			if region.Domid != 5 || kind != KindGrantCopy || grants == nil || Gref(region.Guest) != first+3 {
 				t.Errorf("region %+v, %v", region, kind)
 			}
-			if b.rec.table.Memory().Bytes(base, 1) != nil {
+			if b.rec.memory().Memory().Bytes(base, 1) != nil {
 				t.Error("a buffer is mapped")
 			}
 			if _, err := b.f.StopRing(0); err != nil {
@@ -97,7 +97,7 @@ func TestGrantRegionInAdvance(t *testing.T) {
 	if n := m.guest.Usage().Pages; n != 4 {
 		t.Errorf("%d pages are mapped", n)
 	}
-	p, err := b.rec.table.Find(0x5010, 1)
+	p, err := b.rec.memory().Find(0x5010, 1)
 	b.must(err)
 	p.Mem[0] = 42
 	if pages[0x18] != 42 || p.Guest != 100*pageSize+0x18 {
@@ -132,12 +132,13 @@ func TestGrantThatCannotBeMapped(t *testing.T) {
 func TestForeignRegion(t *testing.T) {
 	b, m := newXenBed(t)
 	b.must(b.f.SetMemory([]Region{{Guest: 0x40000800, Size: 0x4000, User: 0x1234, Flags: RegionForeign, Domid: 5}}, []int{memfd(t, 1)}))
+	b.rec.took() // the back end's goroutine has mapped it
 	if len(m.foreign) != 1 || m.foreign[0] != "5: 5 pages from 0x40000" {
 		t.Errorf("mapped %q", m.foreign)
 	}
 	at := uint64(0x40001000)
 	b.must(b.f.StartRing(VringAddr{Descriptor: at, Available: at + 128, Used: at + 256}, 8, 0, -1, -1))
-	if r := b.rec.rings[0]; r.Desc.Guest != at {
+	if r := b.rec.ring(0); r.Desc.Guest != at {
 		t.Errorf("descriptors at %#x", r.Desc.Guest)
 	}
 	b.stop()
@@ -151,7 +152,7 @@ func TestForeignRegionsWithoutUserAddresses(t *testing.T) {
 		{Guest: 0, Size: 0x4000, Flags: RegionForeign, Domid: 5},
 		{Guest: 0x10000, Size: 0x20000, Flags: RegionForeign, Domid: 5},
 	}, []int{fd, fd}))
-	if p, err := b.rec.table.Find(0x11000, 1); err != nil || p.Guest != 0x11000 {
+	if p, err := b.rec.memory().Find(0x11000, 1); err != nil || p.Guest != 0x11000 {
 		t.Errorf("part at %#x, %v", p.Guest, err)
 	}
 	b.stop()

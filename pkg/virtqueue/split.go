@@ -262,7 +262,8 @@ func (q *Split) follow(b *Batch, c *Chain, d desc) (Reason, error) {
 }
 
 // Publish gives all chains of b to the driver, in order and with one store, empties b, and
-// reports whether the driver wants to be notified.
+// reports whether the driver wants to be notified. With InOrder, batches must be published in
+// the order in which they were taken.
 func (q *Split) Publish(b *Batch) (notify bool) {
 	n := uint16(len(b.chains))
 	if n == 0 {

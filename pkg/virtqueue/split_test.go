@@ -476,3 +476,43 @@ func TestSplitInOrderBatch(t *testing.T) {
 		t.Error("more than three")
 	}
 }
+
+// TestSplitSetMemory: chains in a batch keep the memory that they were taken with.
+func TestSplitSetMemory(t *testing.T) {
+	b := newBed(t)
+	d, q, _ := b.split(t, 4, features{})
+	added(t)(d.Add(read(1)))
+	added(t)(d.Add(read(1)))
+	d.Publish()
+	batch := NewBatch(4)
+	q.Take(batch, 1)
+	other, err := NewMemory(Region{Addr: bedData, Size: 0x1000, Mem: make([]byte, 0x1000), Tag: 9})
+	if err != nil {
+		t.Fatal(err)
+	}
+	q.SetMemory(other)
+	q.Take(batch, 1)
+	if first, second := batch.Readable(0)[0].Tag, batch.Readable(1)[0].Tag; first != 0 || second != 9 {
+		t.Errorf("tags %d and %d", first, second)
+	}
+	if q.Err() != nil {
+		t.Error(q.Err())
+	}
+}
+
+// TestSplitShortChains: a vnet header may be spread over chains, and over pieces of one
+// byte.
+func TestSplitShortChains(t *testing.T) {
+	b := newBed(t)
+	d, q, _ := b.split(t, 8, features{})
+	added(t)(d.Add(write(1), write(1)))
+	added(t)(d.Add(write(10)))
+	d.Publish()
+	batch := NewBatch(4)
+	if n, err := q.TakeFor(batch, 12, 2); n != 2 || err != nil {
+		t.Fatal(n, err)
+	}
+	if n := len(batch.Writable(0)); n != 2 || batch.Spread(0, 2, 12) != 0 || batch.Chain(1).Written != 10 {
+		t.Errorf("%d pieces, chains %+v", n, batch.chains)
+	}
+}
