@@ -20,10 +20,10 @@
 // # Serving a ring
 //
 // A [Back] never blocks and does not know the effects of messages. It returns one
-// [Request] at a time, and the next one only after the first was answered. [Calls] turns a request into a call of a [HashHandler] or a
-// [GrefHandler]. It copies what the request refers to out of the guest's pages,
-// which may block, and checks it as far as the protocol defines it. A backend
-// repeats
+// [Request] at a time, and the next one only after the first was answered. [Calls]
+// turns a request into a call of a [HashHandler] or a [GrefHandler]. It copies the data
+// that the request names out of the guest's pages, which may block, and checks it as
+// far as the protocol defines it. A backend repeats
 //
 //	request, ok, err := back.Next()
 //	if ok {

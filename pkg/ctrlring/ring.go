@@ -33,7 +33,7 @@ var (
 	ErrReqCons  = errors.New("req_cons is out of bounds")
 	ErrRspCons  = errors.New("rsp_cons is out of bounds")
 	ErrProtocol = errors.New("page is neither a new slot ring nor a byte-stream ring")
-	ErrState    = errors.New("recorded state makes no sense")
+	ErrState    = errors.New("recorded state is not valid")
 	ErrResponse = errors.New("response does not answer the request")
 )
 

@@ -12,7 +12,7 @@ import (
 // Reasons to refuse grants. The answer to the frontend is always
 // XEN_NETIF_CTRL_STATUS_INVALID_PARAMETER: the protocol has no other.
 var (
-	ErrDuplicate = errors.New("gref is there already")
+	ErrDuplicate = errors.New("gref is in the table already")
 	ErrFlags     = errors.New("unknown flags")
 	ErrTooLong   = errors.New("list is longer than a page")
 	ErrFull      = errors.New("table is full")

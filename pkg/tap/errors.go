@@ -33,7 +33,7 @@ var (
 	errQueues  = errors.New("number of queues is out of range")
 	errOffload = errors.New("segmentation offload needs checksum offload")
 	errPlain   = errors.New("offloads need a vnet header")
-	errRenamed = errors.New("device was renamed again and again")
+	errRenamed = errors.New("device was renamed during each attempt")
 	errName    = errors.New("not a valid interface name")
 )
 

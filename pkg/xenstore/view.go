@@ -121,7 +121,7 @@ func (v *view) ReadUint(ctx context.Context, path string, bitSize int) (uint64, 
 	n, err := strconv.ParseUint(strings.TrimSpace(strings.TrimRight(s, "\x00")), 10, bitSize)
 	if err != nil {
 		return 0, &Error{Op: MsgRead.String(), Path: path,
-			Err: fmt.Errorf("%w: %.40q is no number of %d bits", ErrMalformed, s, bitSize)}
+			Err: fmt.Errorf("%w: %.40q is not a number of %d bits", ErrMalformed, s, bitSize)}
 	}
 	return n, nil
 }
