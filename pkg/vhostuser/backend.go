@@ -55,7 +55,7 @@ type ConfigHandler interface {
 	WriteConfig(p []byte, offset uint32, migration bool) error
 }
 
-// BackendConfig is what a back end offers.
+// BackendConfig holds the offers and limits of a back end.
 type BackendConfig struct {
 	// Features are virtio's. VHOST_USER_F_PROTOCOL_FEATURES is always offered.
 	Features uint64

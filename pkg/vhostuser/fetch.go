@@ -10,7 +10,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/xen"
 )
 
-// fetchPages is how many pages an indirect table touches at most.
+// fetchPages bounds the pages that an indirect table touches.
 const fetchPages = 16*virtqueue.MaxPieces/pageSize + 1
 
 // Fetcher reads indirect tables out of regions of KindGrantCopy with one grant copy each: a

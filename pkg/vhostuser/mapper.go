@@ -24,7 +24,7 @@ type Mapper interface {
 	Grants(fd int) (Grants, error)
 }
 
-// Grants is what is needed of a [gntdev.Device].
+// Grants maps and copies pages that a guest granted: a [gntdev.Device].
 type Grants interface {
 	Map(domid xen.Domid, refs []xen.Gref, prot gntdev.Prot) (*gntdev.Mapping, error)
 	Copy(segs []gntdev.Segment) error

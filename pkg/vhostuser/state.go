@@ -19,8 +19,8 @@ var (
 	ErrConfig   = errors.New("the device has no such configuration")
 )
 
-// state is what was agreed with the front end. It does nothing but check and remember, so
-// it can be tested without a socket.
+// state holds the agreement with the front end. Its methods check and remember, and do
+// nothing else.
 type state struct {
 	offered, offeredProtocol uint64
 	features, protocol       uint64 // accepted
@@ -28,7 +28,7 @@ type state struct {
 	rings                    []ringState
 }
 
-// ringState is what is known of a ring. Started and enabled are independent: a ring that is
+// ringState holds the settings of a ring. Started and enabled are independent: a ring that is
 // started and disabled discards what the guest sends and gives it nothing.
 type ringState struct {
 	num     uint32

@@ -44,8 +44,8 @@ func newModel(t testing.TB) *model {
 	return m
 }
 
-// rules is what a chain is read from, written the plain way: every test of a descriptor
-// stands where virtio's text has it.
+// rules reads a chain in the plain way: every test of a descriptor stands where virtio's
+// text has it.
 type rules struct {
 	m       *model
 	read    uint64

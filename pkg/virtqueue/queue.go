@@ -11,7 +11,7 @@ type Fetcher interface {
 	Fetch(dst []byte, r Region, addr uint64) error
 }
 
-// Config is what both formats of a queue have in common.
+// Config configures a queue of either format.
 type Config struct {
 	// Size is the number of descriptors.
 	Size int

@@ -406,7 +406,7 @@ func TestSplitFetch(t *testing.T) {
 	}
 }
 
-// TestSplitTooManyPieces: the pieces of a chain are bounded, whatever the size of the queue.
+// TestSplitTooManyPieces: the pieces of a chain are bounded in a queue of any size.
 func TestSplitTooManyPieces(t *testing.T) {
 	b := newBed(t)
 	_, q, r := b.split(t, 2048, features{})

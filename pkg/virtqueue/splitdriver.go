@@ -14,7 +14,7 @@ type Buffer struct {
 	Write bool // the device writes to it
 }
 
-// DriverConfig is what both formats of a driver have in common.
+// DriverConfig configures a driver of either format.
 type DriverConfig struct {
 	// Size is the number of descriptors.
 	Size int

@@ -105,7 +105,7 @@ func (f *splitInflight) heads() []uint16 {
 	slices.SortStableFunc(all, func(a, b taken) int { return cmp.Compare(a.counter, b.counter) })
 	heads := make([]uint16, len(all))
 	for i, t := range all {
-		// Counting anew keeps the counter from wrapping, whatever stood there.
+		// Counting anew keeps the counter from wrapping if the region had large numbers.
 		atomic.StoreUint64(&f.w[3+2*uint32(t.head)], uint64(i))
 		heads[i] = t.head
 	}

@@ -7,10 +7,10 @@ import (
 	"unsafe"
 )
 
-// A ring is shared with the driver. Words that the driver writes are loaded atomically,
-// since the compiler may neither repeat nor split such a load: this is what makes "read
-// once" true. Go has no atomics of 16 bits, so a 16-bit word is taken out of the aligned
-// 32-bit word around it, which is in the same page.
+// A ring is shared with the driver. Words that the driver writes are loaded atomically: the
+// compiler may neither repeat nor split such a load, so each is read once. Go has no atomics
+// of 16 bits, so a 16-bit word is taken out of the aligned 32-bit word around it, which is in
+// the same page.
 //
 // Virtio 1 is little-endian, and so are the machines that this package is for.
 
