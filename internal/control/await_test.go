@@ -44,6 +44,10 @@ func TestAwait(t *testing.T) {
 		t.Fatal(err)
 	}
 	dead.SetUnlinkOnClose(false)
+	// As Listen does it: the socket is made before a process listens.
+	if err := os.Chmod(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	again, _ := awaiting(t, path)
 	for _, r := range []<-chan error{result, again} {
 		if err := <-r; err != nil {
