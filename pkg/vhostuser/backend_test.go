@@ -248,6 +248,39 @@ func TestInflightRegion(t *testing.T) {
 	}
 }
 
+// TestReset stops and disables rings, drops the inflight region, and keeps the memory.
+func TestReset(t *testing.T) {
+	b := newBed(t)
+	b.negotiate()
+	b.must(b.f.SetMemory([]Region{guestRegion}, []int{memfd(t, guestSize)}))
+	m, err := b.f.Do(Message{Header: Header{Request: GetInflightFD}, Inflight: Inflight{Queues: 2, QueueSize: 8}})
+	b.must(err)
+	defer closeAll(m.Files)
+	_, err = b.f.Do(Message{Header: Header{Request: SetInflightFD}, Inflight: m.Inflight, Files: m.Files})
+	b.must(err)
+	b.must(b.f.StartRing(ringAddr(0), 8, 3, -1, -1))
+	if b.rec.ring(0).Inflight == nil {
+		t.Error("the ring has no inflight region")
+	}
+	b.rec.took()
+	b.must(b.f.U64(ResetDevice, 0))
+	b.must(b.f.U64(SetFeatures, featureProtocol))
+	for _, m := range []Message{
+		{Header: Header{Request: SetVringNum}, State: VringState{0, 8}},
+		{Header: Header{Request: SetVringAddr}, Addr: ringAddr(0)},
+		eventMessage(SetVringKick, 0, -1),
+	} {
+		_, err := b.f.Do(m)
+		b.must(err)
+	}
+	if diff := cmp.Diff([]string{"stop 0", "reset", "features 0x40000000", "start 0: 8 at 0, enabled false"}, b.rec.took()); diff != "" {
+		t.Errorf("calls (-want +got):\n%s", diff)
+	}
+	if b.rec.ring(0).Inflight != nil {
+		t.Error("the ring has the inflight region from before")
+	}
+}
+
 // TestRefusedByHandler: the front end is told, and may go on.
 func TestRefusedByHandler(t *testing.T) {
 	b := newBed(t)

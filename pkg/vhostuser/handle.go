@@ -313,9 +313,10 @@ func (b *Backend) setMTU(v uint64) error {
 	return refused(b.handler.SetMTU(uint16(v)))
 }
 
-// reset stops and disables all rings.
+// reset stops and disables all rings. What an inflight region says is about the rings from
+// before, so it is dropped.
 func (b *Backend) reset() error {
-	if err := b.stopAll(); err != nil {
+	if err := errors.Join(b.stopAll(), b.inflight.close()); err != nil {
 		return err
 	}
 	b.state.reset()

@@ -48,7 +48,8 @@ func (r *Ring) PackedRings() virtqueue.PackedRings {
 	return virtqueue.PackedRings{Desc: r.Desc.Mem, Driver: r.Avail.Mem, Device: r.Used.Mem}
 }
 
-// Config returns the configuration for a queue.
+// Config returns the configuration for a queue. If the table has regions of
+// [KindGrantCopy], set its Fetcher to one of [NewFetcher].
 func (r *Ring) Config(m *Table) virtqueue.Config {
 	return virtqueue.Config{
 		Size: r.Size, Memory: m.Memory(), Base: r.Base, Inflight: r.Inflight,
