@@ -120,7 +120,7 @@ func refused(err error) error {
 // context ends, or the front end breaks the protocol. Then all rings are stopped, all memory
 // is unmapped and the connection is closed.
 func (b *Backend) Serve(ctx context.Context) (err error) {
-	stop := context.AfterFunc(ctx, func() { b.conn.c.Close() })
+	stop := context.AfterFunc(ctx, func() { _ = b.conn.c.Close() }) // ends the wait for a message
 	defer func() {
 		stop()
 		err = errors.Join(err, b.close())

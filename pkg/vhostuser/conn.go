@@ -44,8 +44,7 @@ func NewConn(fd int) (*net.UnixConn, error) {
 	}
 	u, ok := c.(*net.UnixConn)
 	if !ok {
-		c.Close()
-		return nil, errors.New("vhostuser: the descriptor is no unix socket")
+		return nil, errors.Join(errors.New("vhostuser: the descriptor is no unix socket"), c.Close())
 	}
 	return u, nil
 }

@@ -73,7 +73,7 @@ type replayChain struct {
 func attachPackedInflight(mem []byte, size uint32, used position, flags func(slot uint16) uint16) (
 	*packedInflight, position, []replayChain, error) {
 	bad := &Error{Reason: ReasonInflight}
-	w, ok := doubles(mem, 8)
+	w, ok := doubles(mem)
 	if !ok || len(mem) < PackedInflightSize(int(size)) {
 		return nil, used, nil, bad
 	}

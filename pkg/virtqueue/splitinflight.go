@@ -50,7 +50,7 @@ type splitInflight struct {
 // attachSplitInflight begins to use a region. It completes what a predecessor began, and
 // returns the heads that it took and did not publish, in order.
 func attachSplitInflight(mem []byte, size uint32, usedIdx uint16) (*splitInflight, []uint16, error) {
-	w, ok := doubles(mem, 8)
+	w, ok := doubles(mem)
 	if !ok || len(mem) < SplitInflightSize(int(size)) {
 		return nil, nil, &Error{Reason: ReasonInflight}
 	}

@@ -23,10 +23,10 @@ func words(mem []byte, align uintptr) ([]uint32, bool) {
 	return unsafe.Slice((*uint32)(p), len(mem)/4), true
 }
 
-// doubles views mem as 64-bit words. It fails if mem is not aligned to align bytes.
-func doubles(mem []byte, align uintptr) ([]uint64, bool) {
+// doubles views mem as 64-bit words. It fails if mem is not aligned to them.
+func doubles(mem []byte) ([]uint64, bool) {
 	p := unsafe.Pointer(unsafe.SliceData(mem))
-	if len(mem) < 8 || uintptr(p)%align != 0 {
+	if len(mem) < 8 || uintptr(p)%8 != 0 {
 		return nil, false
 	}
 	return unsafe.Slice((*uint64)(p), len(mem)/8), true
