@@ -218,7 +218,7 @@ func TestSplitModel(t *testing.T) {
 			binary.LittleEndian.PutUint16(r.Avail[4+2*((base+i)%modelSize):], head)
 			binary.LittleEndian.PutUint16(r.Avail[2:], base+i+ahead)
 			w := &rules{m: m, indir: indir}
-			want := ReasonNone
+			var want Reason
 			switch {
 			case ahead != 1:
 				want = ReasonAvailIndex

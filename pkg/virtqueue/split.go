@@ -209,12 +209,7 @@ func (q *Split) chain(b *Batch, head uint16) error {
 	c := b.open(head)
 	d := q.load(uint32(head))
 	for n := uint32(1); ; n++ {
-		reason, err := ReasonNone, error(nil)
-		if d.flags&descIndirect != 0 {
-			reason, err = q.follow(b, c, d)
-		} else {
-			reason = q.add(b, c, d)
-		}
+		reason, err := q.one(b, c, d)
 		if reason == ReasonNone {
 			if d.flags&descNext == 0 {
 				return nil
@@ -233,8 +228,11 @@ func (q *Split) chain(b *Batch, head uint16) error {
 	}
 }
 
-// follow appends the descriptors of an indirect table to the chain c.
-func (q *Split) follow(b *Batch, c *Chain, d desc) (Reason, error) {
+// one appends a descriptor, or the table that it refers to, to the chain c.
+func (q *Split) one(b *Batch, c *Chain, d desc) (Reason, error) {
+	if d.flags&descIndirect == 0 {
+		return q.add(b, c, d), nil
+	}
 	table, reason, err := q.indirectTable(d)
 	if reason != ReasonNone {
 		return reason, err

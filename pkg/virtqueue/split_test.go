@@ -17,12 +17,12 @@ func TestSplitRoundTrip(t *testing.T) {
 	for _, f := range allFeatures {
 		t.Run(f.String(), func(t *testing.T) {
 			b := newBed(t)
-			d, q, r := b.split(t, 8, f)
+			d, _, r := b.split(t, 8, f)
 			start := uint16(math.MaxUint16 - 20)
 			moveSplit(d, r, start)
 			c := b.config(8, f)
 			c.Base = uint32(start)
-			q = b.attachSplit(t, c, r)
+			q := b.attachSplit(t, c, r)
 			batch := NewBatch(8)
 			for round := range 40 {
 				var want []uint16
