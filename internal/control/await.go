@@ -15,6 +15,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// recheck is the time between two looks without an event. There is none when a process that
+// has bound its socket, which is an event, listens a moment later, unless it changes the mode.
+const recheck = time.Second
+
 // Await waits until a process listens at the socket, or until ctx ends. The directory of
 // the socket need not exist, but its parent must.
 func (c *Client) Await(ctx context.Context) error {
@@ -38,7 +42,10 @@ func (c *Client) Await(ctx context.Context) error {
 		if c.listens(ctx) {
 			return nil
 		}
-		if _, err := events.Read(buf[:]); err != nil {
+		if ctx.Err() == nil {
+			_ = events.SetReadDeadline(time.Now().Add(recheck))
+		}
+		if _, err := events.Read(buf[:]); err != nil && (ctx.Err() != nil || !errors.Is(err, os.ErrDeadlineExceeded)) {
 			if ctx.Err() != nil {
 				err = ctx.Err()
 			}
