@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/netbackd/netbackd/internal/dataplane"
 	"github.com/netbackd/netbackd/internal/lab"
 	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenbus"
@@ -125,6 +126,11 @@ func TestGuestWritesItsStateTenThousandTimes(t *testing.T) {
 	w := newPlainWorld(t)
 	f := w.rawFront(2)
 	quiet := w.rawFront(1)
+	for _, first := range []*rawFront{f, quiet} { // what the first connection takes stays
+		first.connect()
+		first.close()
+		first.reopen()
+	}
 	w.undisturbed(func() {
 		before, mapsBefore := w.steady(), w.grantMaps(f.domid)
 		begin := time.Now()
@@ -159,7 +165,11 @@ func TestGuestWritesItsStateTenThousandTimes(t *testing.T) {
 		lines := w.logged(f.name())
 		t.Logf("%d writes in %v: from %+v to %+v, %d connections, %d lines in the log",
 			writers*each, took.Round(time.Millisecond), before, after, int(w.grantMaps(f.domid)-mapsBefore)/4, lines)
-		if grew := after.rss - before.rss; grew > 8<<10 {
+		most := 8 << 10
+		if f.status().Counters[dataplane.SlowCopies.String()]+quiet.status().Counters[dataplane.SlowCopies.String()] != 0 {
+			most += 9 << 10 // the buffers of the thread that a slow copy took
+		}
+		if grew := after.rss - before.rss; grew > most {
 			t.Errorf("grew by %d KiB", grew)
 		}
 		// It looks 64 times in a row and then fifty times a second.
