@@ -15,7 +15,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/xentest"
 )
 
-// frontPages is how many pages each direction of a front has: more than slots,
+// frontPages is the number of pages of each direction of a front: more than slots,
 // so that none is used twice at the same time.
 const frontPages = 512
 

@@ -50,7 +50,7 @@ func (h *host) send(frames ...hostFrame) {
 	h.tb.Helper()
 	for _, f := range frames {
 		var hdr [tap.VnetHdrLen]byte
-		tap.VnetHdr(f.Vnet).Encode(hdr[:])
+		f.Vnet.Encode(hdr[:])
 		if _, err := unix.Write(h.fd, append(hdr[:packetHdrLen:packetHdrLen], f.Frame...)); err != nil {
 			h.tb.Fatalf("send %d bytes, %+v: %v", len(f.Frame), f.Vnet, err)
 		}
@@ -76,7 +76,7 @@ func (h *host) received() (got []hostFrame) {
 		must(h.tb, err)
 		var v tap.VnetHdr
 		v.Decode(append(h.buf[:packetHdrLen:packetHdrLen], 0, 0))
-		f := hostFrame{tap.VnetHdr(v), append([]byte{}, h.buf[packetHdrLen:n]...)}
+		f := hostFrame{v, append([]byte{}, h.buf[packetHdrLen:n]...)}
 		if tag := outerTag(h.oob[:oobn]); tag != nil {
 			f.Frame = slices.Insert(f.Frame, 12, tag...)
 			if f.Vnet.CsumStart != 0 {

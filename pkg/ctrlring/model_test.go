@@ -277,7 +277,7 @@ func TestSlotModel(t *testing.T) {
 	})
 }
 
-// slotModel is what netif.h says of the messages on a slot ring, read aloud: what
+// slotModel models the messages on a slot ring as netif.h describes them: what
 // they leave behind and what is answered. It decodes them by itself.
 type slotModel struct {
 	hash  hashState
@@ -369,8 +369,8 @@ func (m *slotModel) message(typ uint16, a, b, c uint32) (status netif.CtrlStatus
 	return notSupported, 0
 }
 
-// FuzzSlotRing serves a slot ring that a frontend filled with whatever it likes,
-// out of pages with whatever it likes, and moves req_prod. A model says what is to
+// FuzzSlotRing serves a slot ring that a frontend filled with any bytes,
+// out of pages with any bytes, and moves req_prod. A model says what is to
 // be in the ring, in the pages and in force.
 func FuzzSlotRing(f *testing.F) {
 	page := func(prod uint32, reqs ...netif.CtrlRequest) []byte {
@@ -459,7 +459,7 @@ func FuzzSlotRing(f *testing.F) {
 	})
 }
 
-// FuzzRestore serves rings out of records and pages that nobody has written.
+// FuzzRestore serves rings out of random records and pages.
 func FuzzRestore(f *testing.F) {
 	add := func(s State, mem []byte) {
 		b, err := s.MarshalBinary()

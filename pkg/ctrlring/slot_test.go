@@ -31,7 +31,7 @@ func responses(t *testing.T, f *netif.CtrlFront) (rsp []netif.CtrlResponse) {
 }
 
 // TestIDsAreEchoed: the id means nothing to us, and requests are answered in
-// order whatever theirs are.
+// order with any ids.
 func TestIDsAreEchoed(t *testing.T) {
 	r := newRig(t, Slot)
 	f := slotRing(r)

@@ -174,7 +174,7 @@ func TestStreamMessages(t *testing.T) {
 }
 
 // TestRow4WritesAtProducer: bytes are at the producer's place, modulo the
-// buffer, whatever the consumer has taken; and so across the wrap of the counters.
+// buffer, however much the consumer has taken; the same across the wrap of the counters.
 func TestRow4WritesAtProducer(t *testing.T) {
 	for _, start := range []uint32{0, 1020, 1 << 31, math.MaxUint32 - 5, math.MaxUint32} {
 		mem := newMem()
@@ -300,7 +300,7 @@ func TestRow15And20Breach(t *testing.T) {
 			t.Errorf("next: %v", err)
 		}
 	})
-	t.Run("row 20: a new connection begins at 0 whatever the backend's words say", func(t *testing.T) {
+	t.Run("row 20: a new connection begins at 0 with any words of the backend", func(t *testing.T) {
 		r, f := streamRig(t)
 		f.page.publish(wReqCons, 123456)
 		f.pending = message(StreamGetFlags)

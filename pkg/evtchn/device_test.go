@@ -271,8 +271,8 @@ func TestClosed(t *testing.T) {
 	}
 }
 
-// TestSystemCalls runs the real read and write, over a socket: the ports'
-// memory is what goes through.
+// TestSystemCalls runs the real read and write, over a socket: the memory of
+// the ports passes through it.
 func TestSystemCalls(t *testing.T) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	if err != nil {

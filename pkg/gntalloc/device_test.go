@@ -122,7 +122,7 @@ func TestAllocFailure(t *testing.T) {
 	if _, err := f.device().Alloc(7, 2, false); !errors.Is(err, unix.ENOMEM) {
 		t.Errorf("Alloc: %v, want ENOMEM", err)
 	}
-	// Nothing may stay granted that nobody can reach.
+	// No page may stay granted that the program cannot reach.
 	wantCalls := []string{"alloc 7 2 false", "mmap 0x5000 8192", "dealloc 0x5000 2"}
 	if diff := cmp.Diff(wantCalls, f.calls); diff != "" {
 		t.Errorf("calls (-want +got):\n%s", diff)

@@ -90,7 +90,7 @@ func TestRealXenFrontend(t *testing.T) {
 	}
 }
 
-// guest is what a frontend has: granted pages and event channels.
+// guest holds granted pages and event channels, as a frontend does.
 type guest struct {
 	alloc  *gntalloc.Device
 	events *evtchn.Device

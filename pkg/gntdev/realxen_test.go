@@ -560,7 +560,7 @@ func readable(t *testing.T, d *evtchn.Device, timeout time.Duration) int16 {
 	}
 }
 
-// quiet is how long nothing has to come for "no event"; two orders above a
+// quiet is the time without an event that counts as "no event"; two orders above a
 // round trip under emulation.
 const quiet = 300 * time.Millisecond
 

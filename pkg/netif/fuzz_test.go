@@ -37,7 +37,7 @@ func seeds(f *testing.F) {
 	f.Add(seedPage(256, 0), uint32(256), uint8(7))
 }
 
-// FuzzTxRing attaches a backend to whatever page the fuzzer made and drains it,
+// FuzzTxRing attaches a backend to a page that the fuzzer made and drains it,
 // moving req_prod to later half way. Nothing may panic, and no more slots than a
 // ring has may ever be found.
 func FuzzTxRing(f *testing.F) {
@@ -61,7 +61,7 @@ func FuzzTxRing(f *testing.F) {
 					return
 				}
 				if total += n; total > 2*TxRingSize {
-					t.Fatal("a page that nobody writes has no end")
+					t.Fatal("a page that does not change has no end")
 				}
 				rsp = rsp[:0]
 				for range min(n, uint32(step)+1) {

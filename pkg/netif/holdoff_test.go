@@ -356,7 +356,7 @@ func (b *bit) wait() bool {
 }
 
 // TestArmRacesPush lets one end push at the very moment the other arms, over and
-// over and at every small distance in time, for both ends in turn: this is where
+// over and at every small distance in time, for both ends in turn: here
 // an Arm that looked before it asked would sleep for ever.
 func TestArmRacesPush(t *testing.T) {
 	const rounds = 300_000

@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// A stamp stands in a ring until a frontend makes the ring anew, whatever else
-// happens on it, and it is in none of the words that the protocol uses.
+// A stamp stands in a ring until a frontend makes the ring anew, with any
+// use of the ring in between, and it is in none of the words that the protocol uses.
 func TestStampStandsUntilTheRingIsMadeAnew(t *testing.T) {
 	for name, init := range map[string]func([]byte) error{
 		"tx":   func(b []byte) error { _, err := InitTx(b); return err },

@@ -110,8 +110,8 @@ func BenchmarkLookupAdversarial(b *testing.B) {
 	search("miss", func() xen.Gref { return xen.Gref(rand.Uint32()) })
 }
 
-// BenchmarkCommit is what a worker spends on the largest ADD_GREF_MAPPING, and
-// on taking it all out again.
+// BenchmarkCommit measures the time of a worker for the largest ADD_GREF_MAPPING, and
+// for its removal.
 func BenchmarkCommit(b *testing.B) {
 	refs := hostileSets(nil)["random"]
 	s := newPages(b).source(nil)

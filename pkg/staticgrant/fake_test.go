@@ -62,10 +62,10 @@ func (f *pages) source(b *Budget) *Source {
 	return &Source{Mapper: f.Gntdev(), Domid: guest, Budget: b}
 }
 
-// count is how many pages are mapped.
+// count returns the number of mapped pages.
 func (f *pages) count() int { return f.Usage().Pages }
 
-// calls is how many calls to map there were.
+// calls returns the number of calls to map.
 func (f *pages) calls() int { return f.Counts().MapCalls }
 
 func entries(refs ...xen.Gref) []netif.GrefEntry {

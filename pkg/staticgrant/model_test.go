@@ -39,7 +39,7 @@ func lists() *rapid.Generator[[]netif.GrefEntry] {
 	}), 0, 8)
 }
 
-// modelGrant is what a reference table knows of a grant.
+// modelGrant is a grant in a reference table.
 type modelGrant struct {
 	ro bool
 }
@@ -275,7 +275,7 @@ func TestModel(t *testing.T) {
 	})
 }
 
-// FuzzGrefList has a guest send lists of whatever bytes it likes, each 8 an
+// FuzzGrefList has a guest send lists of any bytes, each 8 an
 // entry as they stand in its page and every list led by what to do with it and
 // how long it is. A map says what must come of it.
 func FuzzGrefList(f *testing.F) {

@@ -499,7 +499,7 @@ func worst(t *Table) (d uint64) {
 	return d
 }
 
-// TestNoGrefsCrowd: whatever a frontend adds, look-ups stay short and the array
+// TestNoGrefsCrowd: for any grefs of a frontend, look-ups stay short and the array
 // small. The grefs come in lists of all lengths, so that the array grows.
 func TestNoGrefsCrowd(t *testing.T) {
 	f := newPages(t)
@@ -576,7 +576,7 @@ func TestCrowdedTableStillWorks(t *testing.T) {
 	}
 }
 
-// TestGrefsInARowShareBlocks: eight of them stand side by side, in whatever order.
+// TestGrefsInARowShareBlocks: eight of them stand side by side, in any order.
 func TestGrefsInARowShareBlocks(t *testing.T) {
 	table := new(Table)
 	if err := add(t, newPages(t).source(nil), table, entries(run(768, DefaultLimit)...)); err != nil {
@@ -606,7 +606,7 @@ func TestGapsAreClosed(t *testing.T) {
 		refs := run(0, 60) // of 256 slots
 		for i := range refs {
 			if rng.IntN(2) == 0 {
-				refs[i] += 256 * (inBlock + 1) // the same slot as another's, or as nobody's
+				refs[i] += 256 * (inBlock + 1) // the same slot as another's, or a free one
 			}
 			refs[i] += xen.Gref(rng.IntN(3)) << 16
 		}

@@ -228,7 +228,7 @@ func TestSetQueuesWhileRenamed(t *testing.T) {
 		for range 50 {
 			for _, n := range []int{8, 1} {
 				if err := d.SetQueues(n); errors.Is(err, errRenamed) {
-					lost++ // nobody renames that often by accident
+					lost++ // no script renames that often by accident
 				} else if err != nil {
 					t.Fatal(err)
 				}
@@ -828,7 +828,7 @@ func TestErrorsOnTheWayToTheDriver(t *testing.T) {
 			cmd.SysProcAttr = attr
 			out, err := cmd.Output()
 			if errors.Is(err, unix.EPERM) {
-				t.Skip("not root: cannot become somebody else")
+				t.Skip("not root: cannot become another user")
 			}
 			if err == nil {
 				t.Fatal("it worked")

@@ -24,9 +24,9 @@ func hostWants(t *testing.T, d *Device, on bool, names ...string) {
 	must(t, f.want(d.Index()))
 }
 
-// TestTheHostsOffloadsStay: what the host switches off stays off, whatever is at the other
-// end, until the host switches it on; and what only the other end had not is on again
-// for the next.
+// TestTheHostsOffloadsStay: an offload that the host switches off stays off, with any guest
+// at the other end, until the host switches it on. One that only a guest did not have is
+// on again for the next guest.
 func TestTheHostsOffloadsStay(t *testing.T) {
 	netns.NeedTUN(t)
 	all := Offload{Csum: true, TSO4: true, TSO6: true}

@@ -52,7 +52,7 @@ func help(args []string) error {
 		fmt.Println("holding")
 		_, _ = io.Copy(io.Discard, os.Stdin)
 		return errors.New("stdin was closed")
-	case "create": // create a device as whoever this is
+	case "create": // create a device as the user of this process
 		_, err := Create(cfg)
 		return err
 	case "powerless": // without CAP_NET_ADMIN, and count what is left behind

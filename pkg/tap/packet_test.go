@@ -21,8 +21,7 @@ const (
 	tcp6At = ethLen + ipv6Len
 )
 
-// tcpFrame builds a frame from one documentation address to another, for nobody
-// on this host, with the given payload. The TCP checksum field has what
+// tcpFrame builds a frame from one documentation address to another, with the given payload. The TCP checksum field has what
 // VnetNeedsCsum wants there: the sum of the pseudo header.
 func tcpFrame(ipv, payload int) []byte {
 	at := tcp4At

@@ -33,7 +33,7 @@ func (d *Device) setQueues(n int) error {
 		return errQueues
 	case n < was:
 		// Somebody who keeps them for a successor would else have the host
-		// go on sending to queues that nobody reads.
+		// go on sending to queues that no program reads.
 		if err := d.setActive(n); err != nil {
 			return err
 		}

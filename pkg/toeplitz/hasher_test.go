@@ -106,7 +106,7 @@ func TestMicrosoftVectors(t *testing.T) {
 	}
 }
 
-// TestSwappedAddresses is what comes out of reading the suite's table the wrong
+// TestSwappedAddresses: the hashes that come of reading the suite's table the wrong
 // way round.
 func TestSwappedAddresses(t *testing.T) {
 	v := rssVectors[5]

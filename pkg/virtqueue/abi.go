@@ -37,7 +37,7 @@ const (
 // other side asked to be notified (virtio 1.2, 2.7.7.2). It is correct across the wrap.
 func needEvent(event, now, old uint16) bool { return now-event-1 < now-old }
 
-// NumBuffersOffset is where num_buffers of struct virtio_net_hdr stands: a 16-bit word
+// NumBuffersOffset is the offset of num_buffers in struct virtio_net_hdr: a 16-bit word
 // that holds the number of chains of one packet, if VIRTIO_NET_F_MRG_RXBUF was accepted.
 const NumBuffersOffset = 10
 

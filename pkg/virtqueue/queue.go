@@ -17,7 +17,7 @@ type Config struct {
 	Size int
 	// Memory is the memory that descriptors may refer to.
 	Memory *Memory
-	// Base is where to begin: see the types' Base.
+	// Base is the position to begin at: see the types' Base.
 	Base uint32
 	// EventIdx, Indirect and InOrder say that the driver accepted
 	// VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC and VIRTIO_F_IN_ORDER.
@@ -39,7 +39,7 @@ type Logging struct {
 	// in the log: the address of the used ring, or of a packed ring's descriptors.
 	Ring     bool
 	RingAddr uint64
-	// EventAddr is where the device's event suppression of a packed ring stands.
+	// EventAddr is the address of the device's event suppression of a packed ring.
 	EventAddr uint64
 }
 

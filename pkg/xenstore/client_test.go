@@ -291,11 +291,11 @@ func TestBreachesEndTheConnection(t *testing.T) {
 		answer func(p *peer, m message)
 		want   error
 	}{
-		"a request id nobody used": {func(p *peer, m message) {
+		"a request id that was not used": {func(p *peer, m message) {
 			m.Header.ReqID += 5
 			p.ok(m)
 		}, ErrProtocol},
-		"an error for a request id nobody used": {func(p *peer, m message) {
+		"an error for a request id that was not used": {func(p *peer, m message) {
 			m.Header.ReqID += 5
 			p.refuse(m, "EINVAL")
 		}, ErrProtocol},

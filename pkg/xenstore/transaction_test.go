@@ -179,7 +179,7 @@ func TestTransactionIDThatMakesNoSense(t *testing.T) {
 			t.Errorf("%q: %v", id, err)
 		}
 		if err := c.Err(); !errors.Is(err, ErrProtocol) {
-			t.Errorf("%q: the connection stands with a transaction nobody can end: %v", id, err)
+			t.Errorf("%q: the connection stands with a transaction that cannot be ended: %v", id, err)
 		}
 	}
 }

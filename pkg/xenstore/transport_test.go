@@ -142,7 +142,7 @@ func TestDialRefuses(t *testing.T) {
 		"nothing":                        filepath.Join(dir, "nothing"),
 		"a file":                         file,
 		"a directory":                    dir,
-		"a socket nobody listens on":     stale,
+		"a socket without a listener":    stale,
 		"a device that cannot be polled": "/dev/null",
 	} {
 		if c, err := Dial(t.Context(), path); err == nil {

@@ -59,7 +59,7 @@ func TestWatchReceivesEvents(t *testing.T) {
 	}
 	p.event("/dev", first[1])
 	p.event("/dev/state", second[1])
-	p.event("/dev/other", "nobody's token")
+	p.event("/dev/other", "an unknown token")
 	if e := receive(t, w); e != (Event{Path: "/dev"}) {
 		t.Errorf("got %+v", e)
 	}
@@ -177,7 +177,7 @@ func TestTooManyPathsOverflow(t *testing.T) {
 	}
 }
 
-// TestWatchStorm is XSA-349: a million events that nobody takes. Memory must
+// TestWatchStorm is XSA-349: a million events that are not taken. Memory must
 // not grow and other requests must go through.
 func TestWatchStorm(t *testing.T) {
 	const events, batch = 1_000_000, 1000

@@ -93,7 +93,7 @@ func (k *kernel) event(path, token string) {
 	k.queue(Header{Type: MsgWatchEvent, ReqID: rand.Uint32(), TxID: rand.Uint32()}, path+"\x00"+token+"\x00")
 }
 
-// Read returns whatever is there, without regard to messages.
+// Read returns the bytes that are there, without regard to messages.
 func (k *kernel) Read(b []byte) (int, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()

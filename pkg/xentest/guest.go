@@ -110,7 +110,7 @@ func (g *Guest) Close() error {
 		errs = append(errs, fmt.Errorf("xentest: left of domain %d: %v", g.domid, u))
 	}
 	for c, err := range g.faults {
-		errs = append(errs, fmt.Errorf("xentest: this fault of domain %d was ordered and did not happen: %v of %+v", g.domid, err, c))
+		errs = append(errs, fmt.Errorf("xentest: this fault of domain %d was ordered and did not happen: %w of %+v", g.domid, err, c))
 	}
 	for e := range g.evtchns {
 		errs = append(errs, e.close())

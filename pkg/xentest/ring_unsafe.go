@@ -16,8 +16,8 @@ const (
 	rxWords    = 2
 )
 
-// PokeTx overwrites the slot at i of the tx ring in page, word by word and whatever is
-// there. So a test plays a guest that changes a request while the backend reads it. Any
+// PokeTx overwrites the slot at i of the tx ring in page, word by word, used or not. So
+// a test plays a guest that changes a request while the backend reads it. Any
 // goroutine may call it. No index changes.
 func PokeTx(page []byte, i netif.Index, q netif.TxRequest) {
 	storeWords(page, ringHeader+int(i%netif.TxRingSize)*txWords,

@@ -197,7 +197,7 @@ func (b *backend) commitTx(rsp []netif.TxResponse) {
 }
 
 // frames puts the data of whole packets together, as a backend does: the first
-// slot's own size is what the others leave of the total.
+// slot's own size is the total less those of the others.
 func (b *backend) frames(seen []txSeen) (out [][]byte) {
 	b.t.Helper()
 	for len(seen) > 0 {

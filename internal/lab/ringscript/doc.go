@@ -82,15 +82,15 @@
 //
 // The control ring. Messages name one page, which is granted for writing (page)
 // and for reading only (readonly); the backend may write only the statuses of a list
-// there. OCTETS are words like hex=6d5a, u16=, u32= and u64=1,2, zeros=N, each with
+// there. BYTES are words like hex=6d5a, u16=, u32= and u64=1,2, zeros=N, each with
 // *N behind it to repeat it N times, and grefs=PAGE[:ro|:FLAGS],... for the entries of
 // a list, where PAGE is tx[N] or rx[N..M] (of the pools), or as BUFFER. On a ring of
 // slots a MESSAGE is a type, by name or number, and its data: numbers, page, control
-// (the ring's), or as PAGE. On byte streams it is TYPE [size=N] OCTETS, where size is
-// the size in the header; stream=N is a type of any number; the type bytes sends OCTETS
+// (the ring's), or as PAGE. On byte streams it is TYPE [size=N] BYTES, where size is
+// the size in the header; stream=N is a type of any number; the type bytes sends BYTES
 // without a header.
 //
-//	page OCTETS...                     fill the page
+//	page BYTES...                     fill the page
 //	call MESSAGE -> STATUS [DATA]      send, and wait for the response; a message
 //	                                   without success must change no setting
 //	send [id=IDS] MESSAGE              put a message

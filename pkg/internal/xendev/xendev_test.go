@@ -29,7 +29,7 @@ func TestOpen(t *testing.T) {
 	}
 }
 
-// TestCloseWaits: nobody uses a number that is another file's by now.
+// TestCloseWaits: no call uses a descriptor that belongs to another file by now.
 func TestCloseWaits(t *testing.T) {
 	d := New(7)
 	if fd := d.Hold(); fd != 7 {

@@ -184,7 +184,7 @@ func (k *Kernel) cleanup() {
 		if !k.dom.Table().Revoke(r.ref) {
 			return false
 		}
-		k.pages.free(uint32(r.frame))
+		k.pages.free(r.frame)
 		k.refs.free(uint32(r.ref))
 		k.size--
 		return true

@@ -17,8 +17,8 @@ import (
 	"github.com/netbackd/netbackd/pkg/xentest"
 )
 
-// grantDevice, pageDevice and eventDevice are what *gntdev.Device, *gntalloc.Device and
-// *evtchn.Device have in common with their doubles.
+// grantDevice, pageDevice and eventDevice are the methods that *gntdev.Device,
+// *gntalloc.Device and *evtchn.Device have in common with their doubles.
 type grantDevice interface {
 	Copy(segs []gntdev.Segment) error
 	Map(domid xen.Domid, refs []xen.Gref, prot gntdev.Prot) (*gntdev.Mapping, error)
