@@ -9,7 +9,7 @@ start_netbackd --max-queues 2
 make_bridge xenbr0 10.0.0.1/24
 make_bridge xenbr9 10.0.9.1/24
 ip link set xenbr9 mtu 9000
-guest u1 vcpus=2 "vif=bridge=xenbr9,mtu=9000 bridge=xenbr0,rate=20Mb/s bridge=xenbr0,vifname=web0"
+guest u1 vcpus=2 "vif=bridge=xenbr9,mtu=9000 bridge=xenbr0,rate=8Mb/s bridge=xenbr0,vifname=web0"
 # The script uses the interface's name as the vif's when it writes the MTU for the guest.
 xenstore-rm /local/domain/web0 2>/dev/null || true
 netbackd list
@@ -46,13 +46,13 @@ above() {
 	done
 	fail "$2: $RATE kbit/s"
 }
-above 10000 from_guest # 8 flows
-[ "$RATE" -lt 23000 ]
+above 4000 from_guest # 8 flows, which are faster without a limit, also on a slow machine
+[ "$RATE" -lt 9200 ]
 netbackd show "$(vif u1 1)"
 used=$(netbackd show "$(vif u1 1)" | awk '/^QUEUE/ { on = 1; next } !NF { on = 0 } on && $3 > 50 { n++ } END { print n + 0 }')
 same "queues with traffic" "$used" 2
 [ "$(counter "$(vif u1 1)" rate_waits)" -gt 0 ]
-above 25000 to_guest # which has no limit
+above 9200 to_guest # which has no limit
 
 say "vifname"
 in_guest u1 "ip link set eth1 down"
