@@ -112,5 +112,5 @@ for type in 8 9 10; do
 	same "message $type without static grants" "$(agent u1 control "{\"type\":$type}" | grep -c '"status":1,"data":0')" 1
 done
 netbackd show "$vif"
-innocent u1
+innocent_after_kill u1
 agent u1 quit

@@ -126,7 +126,7 @@ to_guest 5006
 [ "$(counter "$vif" static_misses)" -gt "$misses" ]
 pings
 
-innocent u1
+innocent_after_kill u1
 agent u1 disconnect
 eventually 240 "netbackd has closed" node "$(backend u1)/state" 6
 same "buffers in use after the connection" "$(pinned "$(in_use)")" 0
