@@ -291,7 +291,7 @@ func (s *show) udp(ctx context.Context, what string, from *lab.Guest, to string)
 		if r.Lost != 0 || r.Corrupt != 0 || r.Duplicated != 0 {
 			s.lose("%s: %d lost, %d corrupt, %d duplicated", what, r.Lost, r.Corrupt, r.Duplicated)
 		}
-		return fmt.Sprintf("%6.0f packets/s, %d of %d, in order but for %d",
+		return fmt.Sprintf("%6.0f packets/s, %d of %d, %d out of order",
 			float64(r.Received)/r.Duration.Seconds(), r.Received, r.Sent, r.Reordered), err
 	})
 }

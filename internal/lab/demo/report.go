@@ -18,7 +18,7 @@ func (s *show) report(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.say("\nWhat it cost, per packet (guest to host is tx, host to guest is rx):\n")
+	s.say("\nCost per packet (guest to host is tx, host to guest is rx):\n")
 	t := tabwriter.NewWriter(s.Out, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(t, "VIF\tQUEUE\tTX PACKETS\tRX PACKETS\tTX GSO\tRX GSO\tSYSCALLS/PKT\tGRANT OPS/PKT\tOPS/CALL\tEVENTS/PKT\tDROPS\t")
 	for i := range vifs {

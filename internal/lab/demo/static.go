@@ -92,7 +92,7 @@ func (s *show) staticGrants(ctx context.Context) error {
 			return err
 		}
 	}
-	s.say("\nWhat that saves, per packet of web; on Xen, where grant operations are hypercalls, it is more:\n")
+	s.say("\nCost per packet of web, copied and with static grants. On Xen a grant operation is a\nhypercall, and the difference is larger:\n")
 	t := tabwriter.NewWriter(s.Out, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(t, "\tGRANT OPS COPIED\tSTATIC\tNETBACKD'S CPU NS COPIED\tSTATIC\tRATIO\t")
 	for i, step := range steps {
