@@ -167,7 +167,7 @@ func (w *worker) serveVif(a *account) {
 	}
 	for ; turns > 0 && a.left > 0 && len(a.ready) > 0; turns-- {
 		q := a.ready[0]
-		a.ready = slices.Delete(a.ready, 0, 1)
+		a.ready = a.ready[:copy(a.ready, a.ready[1:])]
 		q.ready = false
 		if w.turn(q) {
 			w.sched.schedule(q)
