@@ -123,7 +123,7 @@ func TestNoAllocation(t *testing.T) {
 			var sends [][]byte
 			for _, r := range tt.rx {
 				hdr := make([]byte, tap.VnetHdrLen)
-				tap.VnetHdr(r.Vnet).Encode(hdr)
+				r.Vnet.Encode(hdr)
 				sends = append(sends, append(hdr[:packetHdrLen], r.Frame...))
 			}
 			cycle := func() {

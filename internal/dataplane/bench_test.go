@@ -73,7 +73,7 @@ func rxFrames() []benchFrame {
 // withHeader returns the frame as it is written to the TAP.
 func (b *benchFrame) withHeader() []byte {
 	hdr := make([]byte, tap.VnetHdrLen, tap.VnetHdrLen+len(b.frame))
-	tap.VnetHdr(b.vnet).Encode(hdr)
+	b.vnet.Encode(hdr)
 	return append(hdr, b.frame...)
 }
 

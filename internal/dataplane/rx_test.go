@@ -783,7 +783,7 @@ func TestRxBadOffload(t *testing.T) {
 // arrive puts a frame in the arena as a read of a TAP with vnet header would.
 func (w *worker) arrive(v tap.VnetHdr, frame []byte) rxFrame {
 	at := rxFrameAt(0, true)
-	tap.VnetHdr(v).Encode(w.rxMem.mem[at-tap.VnetHdrLen : at])
+	v.Encode(w.rxMem.mem[at-tap.VnetHdrLen : at])
 	return rxFrame{at, tap.VnetHdrLen + copy(w.rxMem.mem[at:], frame)}
 }
 
