@@ -240,14 +240,7 @@ func TestDetachBesideCostlyPackets(t *testing.T) {
 	stop := w.flood(w.cutterTo(sink, 64000, 36), fronts...)
 	defer stop()
 	w.wait("the flood", func() bool { return fronts[2].status().Counters[dataplane.HostSegments.String()] > 0 })
-	closes := make(chan error, 1)
-	go func() {
-		err := w.BackState(w.ctx, good.domid, good.devid, xenbus.Closing)
-		if err == nil {
-			err = w.Store().Write(w.ctx, good.dir()+"/state", xenbus.Closed.Value())
-		}
-		closes <- err
-	}()
+	closes := good.closesWhenAsked()
 	took, err := w.Detach(w.ctx, good.domid, good.devid)
 	w.must(err)
 	w.must(<-closes)

@@ -227,6 +227,20 @@ func (f *rawFront) close() {
 	f.waitBack(xenbus.Closed)
 }
 
+// closesWhenAsked makes the frontend close as soon as its backend goes to Closing. The channel
+// has the result.
+func (f *rawFront) closesWhenAsked() <-chan error {
+	done := make(chan error, 1)
+	go func() {
+		err := f.w.BackState(f.w.ctx, f.domid, f.devid, xenbus.Closing)
+		if err == nil {
+			err = f.w.Store().Write(f.w.ctx, f.dir()+"/state", xenbus.Closed.Value())
+		}
+		done <- err
+	}()
+	return done
+}
+
 // reopen goes back to Initialising after close and waits for the backend.
 func (f *rawFront) reopen() {
 	f.w.t.Helper()
