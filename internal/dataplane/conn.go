@@ -165,18 +165,7 @@ func (p *Pool) serve(c *Conn) error {
 
 // newConn makes a connection that is not served yet.
 func newConn(cfg Config, queues []QueueConfig) (*Conn, error) {
-	if cfg.Mcast == nil {
-		cfg.Mcast = new(McastList)
-	}
-	if cfg.Notice == nil {
-		cfg.Notice = func(Notice) {}
-	}
-	if cfg.Drain == 0 {
-		cfg.Drain = DefaultDrain
-	}
-	if cfg.Stall == 0 {
-		cfg.Stall = DefaultStall
-	}
+	cfg.setDefaults()
 	cfg.XDPHeadroom = min(cfg.XDPHeadroom, MaxXDPHeadroom)
 	c := &Conn{cfg: cfg, hurry: make(chan struct{})}
 	for i := range queues {

@@ -23,6 +23,10 @@ type Queue struct {
 	onSpare atomic.Bool
 	stats   Stats
 
+	// virt is set for a pair of virtqueues, which uses neither the rings, grants and events
+	// of a vif nor the settings of its packets.
+	virt *virtPair
+
 	// The frontend's side and the host's.
 	tx             *netif.TxBack
 	rx             *netif.RxBack

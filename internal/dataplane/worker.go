@@ -198,7 +198,7 @@ func (w *worker) attach(q *Queue) error {
 	// the event is sent even if there was nothing to replay: a predecessor killed
 	// between publishing and notifying leaves a guest that sleeps, and no response
 	// published later crosses its rsp_event again.
-	if q.journal.Replay(q.tx, q.rx) || q.tx.RspProd() != 0 || q.rx.RspProd() != 0 {
+	if q.virt == nil && (q.journal.Replay(q.tx, q.rx) || q.tx.RspProd() != 0 || q.rx.RspProd() != 0) {
 		w.notify(q, q.txPort)
 		if q.rxPort != q.txPort {
 			w.notify(q, q.rxPort)
@@ -246,6 +246,9 @@ func (w *worker) admit(q *Queue, id int) error {
 		}
 		q.reader.useRing(w, id, w.uring.ring.NoWait(id))
 	}
+	if q.virt != nil {
+		return nil
+	}
 	if err := w.epoll.watch(unix.EPOLL_CTL_ADD, q.events.FD(), id, onEvtchn, unix.EPOLLIN); err != nil || q.tapIn.gone {
 		return err
 	}
@@ -262,6 +265,9 @@ func (w *worker) dismiss(q *Queue, id int) {
 
 // unwatch removes a queue's files from epoll. It ignores files that are not there.
 func (w *worker) unwatch(q *Queue) {
+	if q.virt != nil {
+		return
+	}
 	_ = w.epoll.watch(unix.EPOLL_CTL_DEL, q.events.FD(), 0, onEvtchn, 0)
 	_ = w.epoll.watch(unix.EPOLL_CTL_DEL, q.tap.FD(), 0, onTap, 0)
 }
@@ -399,6 +405,9 @@ func (w *worker) turn(q *Queue) (again bool) {
 
 // serve does the work of a turn. An error is a breach.
 func (w *worker) serve(q *Queue) (again bool, err error) {
+	if q.virt != nil {
+		return false, nil
+	}
 	woken := q.ev.fired
 	if woken {
 		if err := w.takeEvents(q); err != nil {
