@@ -384,6 +384,9 @@ func (w *world) waitBooks(want books) {
 // recorder records the values of a node that a watch shows, in order. Some values may be
 // missing.
 type recorder struct {
+	w    *world
+	path string
+
 	mu   sync.Mutex
 	seen []string // guarded by mu
 }
@@ -391,7 +394,7 @@ type recorder struct {
 // record starts a recorder. It ends with the test.
 func (w *world) record(path string) *recorder {
 	w.t.Helper()
-	r := &recorder{}
+	r := &recorder{w: w, path: path}
 	watch, err := w.Store().Watch(w.ctx, path)
 	w.must(err)
 	ended := make(chan struct{})
@@ -418,7 +421,15 @@ func (w *world) record(path string) *recorder {
 	return r
 }
 
+// values returns the values up to the current one, which it waits for.
 func (r *recorder) values() []string {
+	r.w.t.Helper()
+	r.w.wait("the watch of "+r.path, func() bool {
+		now := r.w.read(r.path)
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return len(r.seen) > 0 && r.seen[len(r.seen)-1] == now
+	})
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return slices.Clone(r.seen)
