@@ -27,7 +27,7 @@ func Listen(path string) (net.Listener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, err
 	}
-	lock, err := takeLock(path + ".lock")
+	lock, err := takeLock(path + lockSuffix)
 	if err != nil {
 		return nil, err
 	}
@@ -38,19 +38,40 @@ func Listen(path string) (net.Listener, error) {
 	return &listener{Listener: l, lock: lock}, nil
 }
 
+// lockSuffix ends the name of the lock file of a socket.
+const lockSuffix = ".lock"
+
+// takeLock takes the lock. A file that was removed before it was locked is no lock.
 func takeLock(path string) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	for {
+		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+		if err != nil {
+			return nil, err
+		}
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == unix.EWOULDBLOCK {
+			err = fmt.Errorf("%w: it holds %s; stop it, or give this one another --run-dir", ErrRunning, path)
+		}
+		if err != nil {
+			return nil, errors.Join(err, f.Close())
+		}
+		if isFile(f, path) {
+			return f, nil
+		}
+		if err := f.Close(); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// isFile reports whether f is still the file of a path.
+func isFile(f *os.File, path string) bool {
+	ours, err := f.Stat()
 	if err != nil {
-		return nil, err
+		return false
 	}
-	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-	if err == unix.EWOULDBLOCK {
-		err = fmt.Errorf("%w: it holds %s; stop it, or give this one another --run-dir", ErrRunning, path)
-	}
-	if err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	return f, nil
+	theirs, err := os.Stat(path)
+	return err == nil && os.SameFile(ours, theirs)
 }
 
 func listen(path string) (net.Listener, error) {
