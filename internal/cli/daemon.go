@@ -95,7 +95,7 @@ func (d *daemon) setUp(open Opener) (err error) {
 	})
 	d.status = control.Daemon{
 		Version: buildVersion(), PID: os.Getpid(), Since: time.Now(),
-		Workers: d.pool.Workers(), Uring: d.uringState(), Offload: offload,
+		Workers: d.pool.Workers(), Uring: uringState(d.uring), Offload: offload,
 		MaxThreads: maxThreads(d.pool.Workers()),
 	}
 	return nil
@@ -145,7 +145,7 @@ func (d *daemon) serve(ctx context.Context) (err error) {
 	debug.SetGCPercent(50)
 	d.log.Info("starting", zap.String("version", d.status.Version), zap.String("xen", d.xen),
 		zap.Int("workers", d.status.Workers), zap.String("io_uring", d.status.Uring), zap.Bool("offload", d.status.Offload))
-	srv := &service{notify: d.notify, log: d.log, workers: d.pool.Ping, control: d.backend.Ping, vifs: d.backend.Vifs}
+	srv := &service{notify: d.notify, log: d.log, workers: d.pool.Ping, control: d.backend.Ping, text: func() string { return vifCount(d.backend.Vifs()) }}
 	var watch sync.WaitGroup
 	err = d.backend.Run(ctx, func() {
 		d.log.Info("ready")

@@ -114,7 +114,7 @@ xen-netback.`,
 	root.PersistentFlags().String("run-dir", defaultRunDir, "directory of the control socket and the journals")
 	root.AddCommand(
 		newRunCmd(open), newListCmd(), newShowCmd(), newResetCmd(),
-		newCheckCmd(), newHotplugCmd(), newAdoptCmd(), newReleaseCmd(),
+		newVhostUserCmd(), newCheckCmd(), newHotplugCmd(), newAdoptCmd(), newReleaseCmd(),
 		newVersionCmd(),
 	)
 	return root

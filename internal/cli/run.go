@@ -116,7 +116,7 @@ func (f *runFlags) run(ctx context.Context, open Opener) (err error) {
 	// The daemon outlives its terminal and the reader of its log.
 	signal.Ignore(unix.SIGPIPE, unix.SIGHUP, unix.SIGTTOU)
 	logsink.Unblock(stderr)
-	log, sink, err := f.logger()
+	log, sink, err := newLogger(f.logLevel, f.logFormat)
 	if err != nil {
 		return err
 	}
@@ -138,9 +138,10 @@ func (f *runFlags) noBPF() error {
 	return steer.Probe()
 }
 
-// uringState returns "in use", or the reason why io_uring is not used.
-func (f *runFlags) uringState() string {
-	if !f.uring {
+// uringState returns "in use", or the reason why io_uring is not used. wanted is the value of
+// --io-uring.
+func uringState(wanted bool) string {
+	if !wanted {
 		return "switched off by --io-uring=false"
 	}
 	if err := iouring.Supported(); err != nil {
@@ -152,23 +153,23 @@ func (f *runFlags) uringState() string {
 // stderr is the file that the log is written to.
 const stderr = 2
 
-// logger makes the log and its sink.
-func (f *runFlags) logger() (*zap.Logger, *logsink.Sink, error) {
-	level, err := zapcore.ParseLevel(f.logLevel)
+// newLogger makes the log and its sink.
+func newLogger(logLevel, logFormat string) (*zap.Logger, *logsink.Sink, error) {
+	level, err := zapcore.ParseLevel(logLevel)
 	if err != nil {
-		return nil, nil, usageError{fmt.Errorf("--log-level is %q, want debug, info, warn or error", f.logLevel)}
+		return nil, nil, usageError{fmt.Errorf("--log-level is %q, want debug, info, warn or error", logLevel)}
 	}
 	cfg := zap.NewProductionEncoderConfig()
 	cfg.EncodeTime = zapcore.ISO8601TimeEncoder
 	var lines zapcore.Encoder
-	switch f.logFormat {
+	switch logFormat {
 	case "console":
 		cfg.EncodeLevel = zapcore.CapitalLevelEncoder
 		lines = zapcore.NewConsoleEncoder(cfg)
 	case "json":
 		lines = zapcore.NewJSONEncoder(cfg)
 	default:
-		return nil, nil, usageError{fmt.Errorf("--log-format is %q, want console or json", f.logFormat)}
+		return nil, nil, usageError{fmt.Errorf("--log-format is %q, want console or json", logFormat)}
 	}
 	sink := logsink.New(stderr, lostNote(lines))
 	return zap.New(zapcore.NewCore(lines, sink, level), zap.ErrorOutput(sink)), sink, nil

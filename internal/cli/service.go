@@ -29,7 +29,7 @@ type service struct {
 
 	workers func(context.Context) error // waits until every worker has answered
 	control func(context.Context) error // waits until the control loop has answered
-	vifs    func() int
+	text    func() string               // the status to report
 
 	answered time.Time // time of the control loop's last answer
 	reported string    // last status that was sent
@@ -85,13 +85,17 @@ func (s *service) stopped() {
 	s.check(s.notify.Barrier(ctx))
 }
 
-// status sends the number of vifs, if it has changed.
-func (s *service) status() {
-	text := fmt.Sprintf("%d vifs", s.vifs())
-	if n := s.vifs(); n == 1 {
-		text = "1 vif"
+// vifCount is the status of the daemon for the service manager.
+func vifCount(n int) string {
+	if n == 1 {
+		return "1 vif"
 	}
-	if text != s.reported {
+	return fmt.Sprintf("%d vifs", n)
+}
+
+// status sends the status, if it has changed.
+func (s *service) status() {
+	if text := s.text(); text != s.reported {
 		s.reported = text
 		s.check(s.notify.Status(text))
 	}

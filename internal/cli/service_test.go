@@ -85,7 +85,7 @@ func TestWatchdogIsFed(t *testing.T) {
 	}
 	pings := 0
 	s := service{
-		notify: notify, log: zap.NewNop(), vifs: func() int { return 1 },
+		notify: notify, log: zap.NewNop(), text: func() string { return vifCount(1) },
 		workers: func(context.Context) error {
 			if pings++; pings > 3 {
 				return errors.New("stuck")
