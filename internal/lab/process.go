@@ -12,6 +12,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/netbackd/netbackd/internal/lab/netns"
 )
 
 // Process is a running part of the lab. Its standard error is kept.
@@ -45,6 +47,11 @@ func start(name, exe string, args []string, launch func(*exec.Cmd) error) (*Proc
 		close(p.done)
 	}()
 	return p, nil
+}
+
+// Start starts a program in the namespaces of the caller and collects its output.
+func Start(name, exe string, args ...string) (*Process, error) {
+	return start(name, exe, args, netns.StartHere)
 }
 
 func (p *Process) ended() bool {
