@@ -14,6 +14,7 @@ import (
 
 	"github.com/netbackd/netbackd/internal/control"
 	"github.com/netbackd/netbackd/internal/dataplane"
+	"github.com/netbackd/netbackd/internal/vhostnet"
 	"github.com/netbackd/netbackd/internal/vif"
 )
 
@@ -22,17 +23,16 @@ func newListCmd() *cobra.Command {
 	c := &cobra.Command{
 		Use:     "list",
 		Aliases: []string{"ls"},
-		Short:   "List the vifs",
+		Short:   "List the vifs and the vhost-user devices",
 		Long: `List prints one line per vif: state, queues, features in use, traffic, drops, and its
-error, if any, or the side that it waits for.
+error, if any, or the side that it waits for. Devices of vhost-user follow, which have no
+domain. They are listed without a daemon as well.
 
-With --json it prints {"schema":1,"vifs":[...]}, each vif as in "show --json".`,
+With --json it prints {"schema":1,"vifs":[...],"vhost_user":[...]}, each as in "show --json".`,
 		Example: "  netbackd list\n  netbackd list --json | jq '.vifs[] | {name, state}'",
 		Args:    Args(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error {
-			client := control.NewClient(SocketPath(c))
-			defer client.Close()
-			vifs, err := client.Vifs(c.Context())
+			vifs, devices, err := vifsAndDevices(c.Context(), c)
 			if err != nil {
 				return err
 			}
@@ -40,13 +40,19 @@ With --json it prints {"schema":1,"vifs":[...]}, each vif as in "show --json".`,
 				hideKey(&vifs[i])
 			}
 			if asJSON {
-				return writeJSON(c.OutOrStdout(), control.Vifs{Schema: control.Schema, Vifs: vifs})
+				return writeJSON(c.OutOrStdout(), listed{control.Vifs{Schema: control.Schema, Vifs: vifs}, devices})
 			}
-			return writeList(c.OutOrStdout(), vifs)
+			return writeList(c.OutOrStdout(), vifs, devices)
 		},
 	}
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return c
+}
+
+// listed is the output of list --json.
+type listed struct {
+	control.Vifs
+	Devices []vhostnet.Status `json:"vhost_user"`
 }
 
 // writeJSON prints v as indented JSON.
@@ -56,9 +62,9 @@ func writeJSON(w io.Writer, v any) error {
 	return e.Encode(v)
 }
 
-// writeList prints the table of vifs.
-func writeList(w io.Writer, vifs []vif.Status) error {
-	if len(vifs) == 0 {
+// writeList prints the table of vifs and devices.
+func writeList(w io.Writer, vifs []vif.Status, devices []vhostnet.Status) error {
+	if len(vifs)+len(devices) == 0 {
 		_, err := fmt.Fprintln(w, "no vifs")
 		return err
 	}
@@ -71,6 +77,9 @@ func writeList(w io.Writer, vifs []vif.Status) error {
 			s.Counters["tx_packets"], size(s.Counters["tx_bytes"]),
 			s.Counters["rx_packets"], size(s.Counters["rx_bytes"]),
 			drops(s.Counters), note(s))
+	}
+	for i := range devices {
+		writeDeviceRow(t, &devices[i])
 	}
 	return t.Flush()
 }

@@ -16,7 +16,7 @@ import (
 	"github.com/netbackd/netbackd/internal/budget"
 	"github.com/netbackd/netbackd/internal/control"
 	"github.com/netbackd/netbackd/internal/ctrlserver"
-	"github.com/netbackd/netbackd/internal/dataplane"
+	"github.com/netbackd/netbackd/internal/vhostnet"
 	"github.com/netbackd/netbackd/internal/vif"
 )
 
@@ -24,10 +24,10 @@ func newShowCmd() *cobra.Command {
 	var asJSON, key bool
 	c := &cobra.Command{
 		Use:   "show [VIF]",
-		Short: "Show everything about one vif, or about the daemon",
+		Short: "Show everything about one vif or vhost-user device, or about the daemon",
 		Long: `Show prints everything that the daemon knows about one vif. VIF is its name in the
-toolstack, such as vif3.0, or the present name of its interface. Without VIF it prints
-the status of the daemon.
+toolstack, such as vif3.0, or the present name of its interface. It may also be the name of
+a vhost-user device, or of its interface. Without VIF it prints the status of the daemon.
 
 With --json it prints one object. Field names are stable within a schema.`,
 		Example: "  netbackd show vif3.0\n  netbackd show --json",
@@ -46,8 +46,11 @@ With --json it prints one object. Field names are stable within a schema.`,
 	return c
 }
 
-// showVif prints the status of one vif.
+// showVif prints the status of one vif, or of one vhost-user device.
 func showVif(c *cobra.Command, name string, asJSON, key bool) error {
+	if d, err := findDevice(c.Context(), c, name); d != nil || err != nil {
+		return showDevice(c, d, asJSON, err)
+	}
 	client := control.NewClient(SocketPath(c))
 	defer client.Close()
 	s, err := client.Vif(c.Context(), name, 0)
@@ -61,6 +64,17 @@ func showVif(c *cobra.Command, name string, asJSON, key bool) error {
 		return writeJSON(c.OutOrStdout(), s)
 	}
 	return writeShow(c.OutOrStdout(), &s, time.Now())
+}
+
+// showDevice prints the status of a device that was found, or returns err.
+func showDevice(c *cobra.Command, d *vhostnet.Status, asJSON bool, err error) error {
+	switch {
+	case err != nil:
+		return err
+	case asJSON:
+		return writeJSON(c.OutOrStdout(), d)
+	}
+	return writeDevice(c.OutOrStdout(), d, time.Now())
 }
 
 // showDaemon prints the status of the daemon.
@@ -93,13 +107,25 @@ func writeDaemon(w io.Writer, d *control.Daemon, now time.Time) error {
 func newResetCmd() *cobra.Command {
 	return &cobra.Command{
 		Use:   "reset VIF",
-		Short: "End the quarantine of a vif",
+		Short: "End the quarantine of a vif, or the session of a vhost-user device",
 		Long: `Reset ends the quarantine of a vif and connects it to its guest's rings. A guest that
-breaks the protocol again is quarantined again.`,
+breaks the protocol again is quarantined again.
+
+Of a vhost-user device it closes the connection of the front end. The same or another one
+may connect.`,
 		Example:           "  netbackd reset vif3.0",
 		Args:              Args(cobra.ExactArgs(1)),
 		ValidArgsFunction: completeVif,
 		RunE: func(c *cobra.Command, a []string) error {
+			d, err := findDevice(c.Context(), c, a[0])
+			if err != nil {
+				return err
+			}
+			if d != nil {
+				client := control.NewClient(control.DeviceSocket(runDir(c), d.Name))
+				defer client.Close()
+				return client.ResetDevice(c.Context())
+			}
 			client := control.NewClient(SocketPath(c))
 			defer client.Close()
 			s, err := client.Vif(c.Context(), a[0], 0) // by either of its names
@@ -111,7 +137,7 @@ breaks the protocol again is quarantined again.`,
 	}
 }
 
-// completeVif completes the name of a vif if a daemon runs.
+// completeVif completes the name of a vif or of a vhost-user device.
 func completeVif(c *cobra.Command, a []string, _ string) (names []string, _ cobra.ShellCompDirective) {
 	if len(a) > 0 {
 		return nil, cobra.ShellCompDirectiveNoFileComp
@@ -119,7 +145,7 @@ func completeVif(c *cobra.Command, a []string, _ string) (names []string, _ cobr
 	client := control.NewClient(SocketPath(c))
 	defer client.Close()
 	names, _ = client.Names(c.Context())
-	return names, cobra.ShellCompDirectiveNoFileComp
+	return append(names, deviceNames(c)...), cobra.ShellCompDirectiveNoFileComp
 }
 
 // writeShow prints one vif.
@@ -184,7 +210,7 @@ func writeShow(w io.Writer, s *vif.Status, now time.Time) error {
 	if err := writeStatic(w, s); err != nil {
 		return err
 	}
-	return writeCounters(w, s)
+	return writeCounterTable(w, s.Counters)
 }
 
 // work describes the work outside of the data path that a guest has caused.
@@ -305,27 +331,6 @@ func writeQueues(w io.Writer, s *vif.Status) error {
 			q.Counters["tx_packets"], q.Counters["rx_packets"],
 			q.Tx.Pending(), q.Rx.Pending(), q.Held, owes(q),
 			ratio(q.Counters["syscalls"], n), ratio(q.Counters["grant_ops"], n), ratio(q.Counters["notifies"], n))
-	}
-	return t.Flush()
-}
-
-func writeCounters(w io.Writer, s *vif.Status) error {
-	if !slices.ContainsFunc(dataplane.Counters[:], func(c dataplane.CounterInfo) bool { return s.Counters[c.Name] != 0 }) {
-		return nil
-	}
-	fmt.Fprintln(w)
-	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "COUNTER\tVALUE\tMEANING")
-	for _, c := range dataplane.Counters {
-		n := s.Counters[c.Name]
-		if n == 0 {
-			continue
-		}
-		name := c.Name
-		if c.Kind == dataplane.Drop {
-			name = "drop " + name
-		}
-		fmt.Fprintf(t, "%s\t%d\t%s\n", name, n, c.Help)
 	}
 	return t.Flush()
 }

@@ -118,12 +118,12 @@ func testVifs() []vif.Status {
 
 func TestWriteList(t *testing.T) {
 	var b bytes.Buffer
-	if err := writeList(&b, testVifs()); err != nil {
+	if err := writeList(&b, testVifs(), nil); err != nil {
 		t.Fatal(err)
 	}
 	golden(t, "list", b.Bytes())
 	b.Reset()
-	if err := writeList(&b, nil); err != nil || b.String() != "no vifs\n" {
+	if err := writeList(&b, nil, nil); err != nil || b.String() != "no vifs\n" {
 		t.Errorf("got %q, %v", b.String(), err)
 	}
 }
