@@ -27,7 +27,7 @@ func newRoot() *cobra.Command {
 
 "netbackd-lab demo" shows netbackd at work on any Linux. "netbackd-lab run" and the
 commands below that are not described as parts of the lab are those of netbackd.`
-	root.AddCommand(newDemoCmd(), newSimCmd(), newGuestCmd())
+	root.AddCommand(newDemoCmd(), newSimCmd(), newGuestCmd(), newVirtioCmd())
 	return root
 }
 
