@@ -38,6 +38,7 @@ type agent struct {
 
 	mu      sync.Mutex
 	vifs    []*vif          // guarded by mu
+	virts   []*virt         // guarded by mu
 	servers map[int]*server // guarded by mu
 	lastID  int             // guarded by mu
 }
@@ -52,9 +53,13 @@ type server struct {
 // Main runs the agent until the end of the input, the command quit or the end of ctx. The
 // guest uses the network namespace of the caller.
 func Main(ctx context.Context, cfg Config, in io.Reader, out io.Writer) error {
-	host, closeHost, err := OpenHost(ctx, cfg)
-	if err != nil {
-		return err
+	var host netfront.Host
+	closeHost := func() error { return nil }
+	if !cfg.NoXen {
+		var err error
+		if host, closeHost, err = OpenHost(ctx, cfg); err != nil {
+			return err
+		}
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	a := &agent{host: host, ctx: ctx, out: out, servers: map[int]*server{}}
@@ -69,6 +74,14 @@ func Main(ctx context.Context, cfg Config, in io.Reader, out io.Writer) error {
 	for _, v := range cfg.Vifs {
 		c, cancel := context.WithTimeout(ctx, defaultTimeout)
 		_, err := a.attach(c, v)
+		cancel()
+		if err != nil {
+			return fmt.Errorf("attach %s: %w", v.withDefaults().Name, err)
+		}
+	}
+	for _, v := range cfg.Virts {
+		c, cancel := context.WithTimeout(ctx, defaultTimeout)
+		_, err := a.virtAttach(c, v)
 		cancel()
 		if err != nil {
 			return fmt.Errorf("attach %s: %w", v.withDefaults().Name, err)
@@ -201,6 +214,11 @@ var commands = map[string]func(*agent, context.Context, json.RawMessage) (any, e
 	"udp-results": command((*agent).udpResults),
 	"join":        command((*agent).join),
 	"stop":        command((*agent).stopServer),
+	"virt-attach": command((*agent).virtAttach),
+	"virt-detach": command((*agent).virtDetach),
+	"virt-info":   command((*agent).virtInfo),
+	"virt-stats":  command((*agent).virtStats),
+	"virt":        command((*agent).virtOp),
 	"quit":        command((*agent).quit),
 }
 
@@ -216,6 +234,9 @@ func (a *agent) run(ctx context.Context, r request) (any, error) {
 type none struct{}
 
 func (a *agent) attach(ctx context.Context, cfg VifConfig) (VifInfo, error) {
+	if a.host.Store == nil {
+		return VifInfo{}, errors.New("this guest is without Xen")
+	}
 	cfg = cfg.withDefaults()
 	a.mu.Lock()
 	n := len(a.vifs)
@@ -543,12 +564,15 @@ func (a *agent) stopServer(_ context.Context, args Server) (none, error) {
 	return none{}, s.stop()
 }
 
-// quit disconnects every vif before the agent ends.
+// quit disconnects every vif and virtio device before the agent ends.
 func (a *agent) quit(ctx context.Context, _ none) (none, error) {
 	a.mu.Lock()
-	vifs := slices.Clone(a.vifs)
+	vifs, virts := slices.Clone(a.vifs), slices.Clone(a.virts)
 	a.mu.Unlock()
 	var errs []error
+	for _, v := range virts {
+		errs = append(errs, v.detach(ctx))
+	}
 	for _, v := range vifs {
 		errs = append(errs, v.detach(ctx))
 	}

@@ -21,8 +21,11 @@ type Config struct {
 	Xen string
 	// Domid is the domain to be, in an embedded Xen.
 	Domid xen.Domid
-	// Vifs are connected at the start.
-	Vifs []VifConfig
+	// NoXen is set for a guest that has virtio devices only.
+	NoXen bool
+	// Vifs and Virts are connected at the start.
+	Vifs  []VifConfig
+	Virts []VirtConfig
 }
 
 // VifConfig is the configuration of a vif and its network card.
@@ -75,14 +78,24 @@ func (c Config) Args() []string {
 	if c.Xen != "" {
 		args = append(args, "--xen="+c.Xen, "--domid="+strconv.Itoa(int(c.Domid)))
 	}
+	if c.NoXen {
+		args = append(args, "--no-xen")
+	}
 	for _, v := range c.Vifs {
-		b, err := json.Marshal(v)
-		if err != nil {
-			panic(err) // strings and numbers
-		}
-		args = append(args, "--vif="+string(b))
+		args = append(args, "--vif="+toJSON(v))
+	}
+	for _, v := range c.Virts {
+		args = append(args, "--virt="+toJSON(v))
 	}
 	return args
+}
+
+func toJSON(v any) string {
+	b, err := json.Marshal(v)
+	if err != nil {
+		panic(err) // strings and numbers
+	}
+	return string(b)
 }
 
 // ParseArgs reads the agent's command line. With -h or --help it writes a usage
@@ -103,6 +116,15 @@ func ParseArgs(args []string, w io.Writer) (Config, error) {
 			return err
 		}
 		c.Vifs = append(c.Vifs, v)
+		return nil
+	})
+	f.BoolVar(&c.NoXen, "no-xen", false, "have virtio devices only")
+	f.Func("virt", "a virtio device with a vhost-user back end, as a `JSON` object like {\"mac\":\"02:00:00:00:00:01\",\"addrs\":[\"192.0.2.2/24\"],\"front\":{\"socket\":\"/run/sock\",\"pairs\":2}}", func(s string) error {
+		var v VirtConfig
+		if err := json.Unmarshal([]byte(s), &v); err != nil {
+			return err
+		}
+		c.Virts = append(c.Virts, v)
 		return nil
 	})
 	if err := f.Parse(args); err != nil {
