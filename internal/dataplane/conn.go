@@ -54,13 +54,29 @@ type Config struct {
 	Notice func(Notice)
 }
 
+// setDefaults fills in what a configuration leaves open.
+func (cfg *Config) setDefaults() {
+	if cfg.Mcast == nil {
+		cfg.Mcast = new(McastList)
+	}
+	if cfg.Notice == nil {
+		cfg.Notice = func(Notice) {}
+	}
+	if cfg.Drain == 0 {
+		cfg.Drain = DefaultDrain
+	}
+	if cfg.Stall == 0 {
+		cfg.Stall = DefaultStall
+	}
+}
+
 // NoticeKind is the kind of a [Notice].
 type NoticeKind uint8
 
 // Kinds of notice.
 const (
 	// Breach: the frontend broke the ring protocol. The queue is not served any
-	// more.
+	// more; of a pair of virtqueues, the ring that broke it.
 	Breach NoticeKind = iota
 	// Stalled: the guest has posted no rx slots on a queue for [Config.Stall].
 	Stalled
@@ -116,6 +132,7 @@ type QueueConfig struct {
 // Conn is a connected vif.
 type Conn struct {
 	cfg     Config
+	virt    bool // the queues are pairs of virtqueues
 	queues  []*Queue
 	waiting vifMemory // memory of packets that wait
 

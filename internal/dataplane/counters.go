@@ -53,6 +53,8 @@ const (
 	DropTxSegments
 	DropTxGrant
 	DropTxCsum
+	DropTxTooBig
+	DropTxDisabled
 	DropTxTapDown
 	DropTxTapFull
 	DropTxTapRefused
@@ -94,12 +96,12 @@ type CounterInfo struct {
 var Counters = [NumCounters]CounterInfo{
 	TxPackets:     {"tx_packets", Traffic, "packets from the guest written to the TAP"},
 	TxBytes:       {"tx_bytes", Traffic, "bytes of those packets"},
-	TxSlots:       {"tx_slots", Traffic, "tx ring slots answered"},
-	TxGSO:         {"tx_gso", Traffic, "packets from the guest that carried a GSO extra"},
+	TxSlots:       {"tx_slots", Traffic, "tx ring slots answered, or chains of a virtqueue used"},
+	TxGSO:         {"tx_gso", Traffic, "packets from the guest that are to be segmented"},
 	RxPackets:     {"rx_packets", Traffic, "packets delivered to the guest"},
 	RxBytes:       {"rx_bytes", Traffic, "bytes of those packets"},
-	RxSlots:       {"rx_slots", Traffic, "rx ring slots answered"},
-	RxGSO:         {"rx_gso", Traffic, "packets to the guest that carried a GSO extra"},
+	RxSlots:       {"rx_slots", Traffic, "rx ring slots answered, or chains of a virtqueue used"},
+	RxGSO:         {"rx_gso", Traffic, "packets to the guest that it segments, or takes whole"},
 	RxHash:        {"rx_hash", Traffic, "packets to the guest that carried a hash extra"},
 	RxXDP:         {"rx_xdp", Traffic, "packets to the guest with headroom for its XDP program"},
 	RxXDPSplit:    {"rx_xdp_split", Traffic, "of those, in several slots, which Linux drops while a program is attached"},
@@ -112,7 +114,7 @@ var Counters = [NumCounters]CounterInfo{
 	McastChanges:  {"mcast_changes", Traffic, "changes of the multicast list"},
 	RxParked:      {"rx_parked", Traffic, "packets that waited for rx slots"},
 
-	Wakes:         {"wakes", Work, "event channel events handled"},
+	Wakes:         {"wakes", Work, "event channel events, or kicks of virtqueues, handled"},
 	SpuriousWakes: {"spurious_wakes", Work, "events that brought no work"},
 	Syscalls:      {"syscalls", Work, "system calls made for this queue"},
 	GrantCalls:    {"grant_calls", Work, "grant copy calls"},
@@ -129,13 +131,15 @@ var Counters = [NumCounters]CounterInfo{
 
 	DropTxSlots:      {"tx_too_many_slots", Drop, "packet from the guest in more than 19 data slots"},
 	DropTxSize:       {"tx_size_mismatch", Drop, "slots from the guest add up to more than the packet"},
-	DropTxShort:      {"tx_too_short", Drop, "first slot from the guest holds less than an Ethernet header"},
+	DropTxShort:      {"tx_too_short", Drop, "first slot, or chain, from the guest holds less than an Ethernet header"},
 	DropTxCross:      {"tx_cross_page", Drop, "slot from the guest reaches beyond its page"},
-	DropTxGSO:        {"tx_bad_gso", Drop, "GSO extra from the guest that does not fit the packet"},
-	DropTxGSOSmall:   {"tx_gso_too_small", Drop, "GSO extra from the guest that asks for segments of less than 8 bytes"},
+	DropTxGSO:        {"tx_bad_gso", Drop, "GSO extra or vnet header from the guest that does not fit the packet"},
+	DropTxGSOSmall:   {"tx_gso_too_small", Drop, "packet from the guest that asks for segments of less than 8 bytes"},
 	DropTxSegments:   {"tx_too_many_segments", Drop, "packet from the guest that would be cut into more than 2048 segments"},
 	DropTxGrant:      {"tx_grant", Drop, "a page of the guest's packet could not be copied"},
-	DropTxCsum:       {"tx_bad_csum", Drop, "partial checksum from the guest in a packet that is not TCP or UDP"},
+	DropTxCsum:       {"tx_bad_csum", Drop, "partial checksum from the guest that cannot be completed, as in a packet that is not TCP or UDP"},
+	DropTxTooBig:     {"tx_too_big", Drop, "packet from the guest, in a virtqueue, that is bigger than a frame can be"},
+	DropTxDisabled:   {"tx_disabled", Drop, "packet from the guest in a virtqueue that is disabled"},
 	DropTxTapDown:    {"tx_tap_down", Drop, "TAP is down"},
 	DropTxTapFull:    {"tx_tap_full", Drop, "TAP takes no more"},
 	DropTxTapRefused: {"tx_tap_refused", Drop, "TAP refused the frame"},

@@ -20,6 +20,8 @@ const (
 	onMail = iota
 	onEvtchn
 	onTap
+	onKickRx // of a virtqueue for packets to the guest
+	onKickTx // of one for packets from it
 )
 
 // open makes the epoll.

@@ -186,13 +186,22 @@ func (w *worker) rxFromBacklog(q *Queue, b *rxBatch) (more bool) {
 	return true
 }
 
+// armRx requests an event for when there are as many slots as the queue needs, and reports
+// whether there are.
+func (q *Queue) armRx() (there bool, err error) {
+	if q.virt != nil {
+		return q.virt.rx.armFor(int(q.blocked.need))
+	}
+	return q.rx.ArmFor(q.blocked.need)
+}
+
 // rxBlocked is called when packets wait for more slots than there are, or were dropped
 // because they waited too long. It requests an event for when the guest has posted the
 // slots, marks the queue as stalled after [Config.Stall], and drops packets of the
 // backlog that are older than the drain time.
 func (w *worker) rxBlocked(q *Queue) (more bool, err error) {
 	cfg := &q.conn.cfg
-	there, err := q.rx.ArmFor(q.blocked.need)
+	there, err := q.armRx()
 	if err != nil {
 		return false, err
 	}

@@ -105,7 +105,7 @@ func (w *worker) copied() {
 		w.now = time.Time{}
 		until := w.time().Add(probation)
 		for _, a := range w.sched.accounts {
-			if a.conn.cfg.Domid == c.queue.conn.cfg.Domid {
+			if a.conn.sameGuest(c.queue.conn) {
 				a.homeAt = until
 			}
 		}
@@ -220,13 +220,13 @@ func (p *Pool) relieve(w *worker, seq uint64) error {
 // except the one whose copy is slow. The thread of w is in the copy or waits for replace,
 // and that of heir does not run yet, so the caller may change both workers.
 func (p *Pool) replace(w, heir *worker) {
-	domid := w.copies.queue.conn.cfg.Domid
+	slow := w.copies.queue.conn
 	stay := make(map[*Conn]bool)
 	var others []*Queue
 	for _, q := range w.queues {
 		switch {
 		case q == nil:
-		case q.conn.cfg.Domid == domid:
+		case q.conn.sameGuest(slow):
 			stay[q.conn] = true
 		default:
 			others = append(others, q)
@@ -267,6 +267,12 @@ func (p *Pool) replace(w, heir *worker) {
 	}
 	w.handOn(heir, others, func(w *worker) { w.adopt(others) })
 	w.copies.spare = true
+}
+
+// sameGuest reports whether two connections are of one guest. Of a device of vhost-user the
+// guest is not known.
+func (c *Conn) sameGuest(o *Conn) bool {
+	return c == o || !c.virt && !o.virt && c.cfg.Domid == o.cfg.Domid
 }
 
 // handOn gives queues to another worker, which runs adopt to take them over. Mail that is

@@ -42,16 +42,7 @@ func (w *worker) txPass(q *Queue) (more bool, err error) {
 		w.fetch(q, b)
 		w.writeOut(q, b)
 	}
-	if b.credit != unlimited || q.rate.share.waiting {
-		waited := q.rate.share.waiting
-		wait := lim.settle(now, &q.rate.share, int64(b.credit-b.bytes)-b.repeated, b.want)
-		if b.want != 0 {
-			q.rate.until = w.time().Add(min(wait, maxRateWait))
-		}
-		if wait > 0 && !waited {
-			w.tally[RateWaits]++
-		}
-	}
+	w.settleRate(q, b, now)
 	w.answerTx(q, b.rsp[:b.nRsp])
 	switch {
 	case err != nil:
@@ -65,6 +56,22 @@ func (w *worker) txPass(q *Queue) (more bool, err error) {
 		return false, fmt.Errorf("tx ring: %w", err)
 	}
 	return more, nil
+}
+
+// settleRate gives the rate limit back what a batch did not use of its credit, and makes the
+// queue wait if a packet found too little.
+func (w *worker) settleRate(q *Queue, b *txBatch, now time.Time) {
+	if b.credit == unlimited && !q.rate.share.waiting {
+		return
+	}
+	waited := q.rate.share.waiting
+	wait := q.conn.cfg.Limiter.settle(now, &q.rate.share, int64(b.credit-b.bytes)-b.repeated, b.want)
+	if b.want != 0 {
+		q.rate.until = w.time().Add(min(wait, maxRateWait))
+	}
+	if wait > 0 && !waited {
+		w.tally[RateWaits]++
+	}
 }
 
 // answerTx journals, writes and publishes the responses to the oldest consumed requests,

@@ -2,64 +2,236 @@
 
 package dataplane
 
-import "github.com/netbackd/netbackd/pkg/tap"
+import (
+	"errors"
 
-// virtPair is the part of a queue that serves a pair of virtqueues. It belongs to the
-// queue's worker.
-type virtPair struct {
-	rx, tx virtRing // to the guest, from the guest
-}
+	"golang.org/x/sys/unix"
 
-// virtRing is one ring of a pair.
+	"github.com/netbackd/netbackd/pkg/vhostuser"
+	"github.com/netbackd/netbackd/pkg/virtqueue"
+)
+
+// virtRing is one ring of a pair. It belongs to the queue's worker.
+//
+// Its format is one of two fields, and a method chooses by which of them is set: that is
+// one branch that the processor predicts, where an interface would cost an indirect call.
 type virtRing struct {
-	started bool // the front end has started it
-	kick    int  // descriptor that epoll watches; -1: none
+	split   *virtqueue.Split // one of the two is set while the ring is started
+	packed  *virtqueue.Packed
+	set     vhostuser.Ring // as the front end describes it
+	fetcher *vhostuser.Fetcher
+
+	live   bool  // it was kicked since it was started
+	broken error // why it is not served any more; nil: it is
+	kind   int32 // of its kicks in epoll
+
+	kick    int  // descriptor in epoll; -1: none
+	fired   bool // the descriptor is readable
+	resting bool // epoll does not watch it for a while
 }
 
-// newVirtConn makes a device that is not served yet.
-func newVirtConn(cfg VirtConfig) *Conn {
-	c := &Conn{cfg: Config{
-		VnetHdr: cfg.VnetHdr, Limiter: cfg.Limiter, Mcast: new(McastList),
-		Drain: cfg.Drain, Stall: cfg.Stall, Notice: cfg.Notice,
-		SG: true, RxNotify: true,
-	}, hurry: make(chan struct{})}
-	c.cfg.setDefaults()
-	for i := range cfg.Pairs {
-		c.queues = append(c.queues, newVirtQueue(c, i, cfg.Pairs[i].Tap))
+// started reports whether the front end has started the ring.
+func (r *virtRing) started() bool { return r.split != nil || r.packed != nil }
+
+// runs reports whether the ring may be read and written.
+func (r *virtRing) runs() bool { return r.live && r.broken == nil }
+
+// attach begins to use the ring that set describes, from base on.
+func (r *virtRing) attach(set vhostuser.Ring, base uint32, m *virtMemory) (err error) {
+	c := virtqueue.Config{
+		Size: set.Size, Memory: m.memory, Base: base, Inflight: set.Inflight,
+		EventIdx: set.Features&virtEventIdx != 0,
+		Indirect: set.Features&virtIndirect != 0,
+		InOrder:  set.Features&virtInOrder != 0,
 	}
-	c.waiting.own = int64(len(c.queues)) * waitBytes
-	return c
+	fetcher := r.fetcher
+	if m.copies && c.Indirect {
+		if fetcher == nil {
+			if fetcher, err = vhostuser.NewFetcher(m.table); err != nil {
+				return err
+			}
+		}
+		c.Fetcher = fetcher
+	}
+	var split *virtqueue.Split
+	var packed *virtqueue.Packed
+	if set.Packed {
+		packed, err = virtqueue.NewPacked(c, set.PackedRings())
+	} else {
+		split, err = virtqueue.NewSplit(c, set.SplitRings())
+	}
+	if err != nil {
+		if fetcher != r.fetcher {
+			err = errors.Join(err, fetcher.Close())
+		}
+		return err
+	}
+	if fetcher != nil {
+		fetcher.SetTable(m.table)
+	}
+	r.split, r.packed, r.set, r.fetcher = split, packed, set, fetcher
+	return nil
 }
 
-// newVirtQueue makes a queue for a pair of rings that are stopped.
-func newVirtQueue(c *Conn, index int, t *tap.Queue) *Queue {
-	q := &Queue{
-		conn: c, index: index, tap: t, mostSegs: turnSegments,
-		blocked: slotWait{drainAfter: c.cfg.Drain},
-		maxRx:   maxFrame,
-		virt:    &virtPair{rx: virtRing{kick: -1}, tx: virtRing{kick: -1}},
+// detach ends the use of the ring.
+func (r *virtRing) detach() {
+	if r.fetcher != nil {
+		_ = r.fetcher.Close()
 	}
-	if c.cfg.VnetHdr {
-		q.vnetLen = tap.VnetHdrLen
-	}
-	q.reader = tapReader{tap: t, vnetLen: q.vnetLen, readLen: q.vnetLen + maxFrame}
-	q.backlog.vif = &c.waiting
-	q.reader.resize(1)
-	return q
+	*r = virtRing{kind: r.kind, kick: -1, set: vhostuser.Ring{Kick: -1, Call: -1, Err: -1}}
 }
 
-// setDefaults fills in what a configuration leaves open.
-func (cfg *Config) setDefaults() {
-	if cfg.Mcast == nil {
-		cfg.Mcast = new(McastList)
+// base returns the position as GET_VRING_BASE has it.
+func (r *virtRing) base() uint32 {
+	if r.split != nil {
+		return r.split.Base()
 	}
-	if cfg.Notice == nil {
-		cfg.Notice = func(Notice) {}
+	return r.packed.Base()
+}
+
+// log records writes in l, which may be nil.
+func (r *virtRing) log(l *virtqueue.Log) {
+	if r.split != nil {
+		r.split.SetLogging(r.set.Logging(l))
+		return
 	}
-	if cfg.Drain == 0 {
-		cfg.Drain = DefaultDrain
+	r.packed.SetLogging(r.set.Logging(l))
+}
+
+func (r *virtRing) take(b *virtqueue.Batch, most int) (int, error) {
+	if r.split != nil {
+		return r.split.Take(b, most)
 	}
-	if cfg.Stall == 0 {
-		cfg.Stall = DefaultStall
+	return r.packed.Take(b, most)
+}
+
+func (r *virtRing) takeFor(b *virtqueue.Batch, n uint32, most int) (int, error) {
+	if r.split != nil {
+		return r.split.TakeFor(b, n, most)
+	}
+	return r.packed.TakeFor(b, n, most)
+}
+
+// giveBack returns the chains of b from number keep on.
+func (r *virtRing) giveBack(b *virtqueue.Batch, keep int) {
+	if r.split != nil {
+		r.split.Return(b, keep)
+		return
+	}
+	r.packed.Return(b, keep)
+}
+
+func (r *virtRing) publish(b *virtqueue.Batch) (notify bool) {
+	if r.split != nil {
+		return r.split.Publish(b)
+	}
+	return r.packed.Publish(b)
+}
+
+func (r *virtRing) available() int {
+	if r.split != nil {
+		return r.split.Available()
+	}
+	return r.packed.Available()
+}
+
+func (r *virtRing) availableUpTo(n int) (int, error) {
+	if r.split != nil {
+		return r.split.AvailableUpTo(n)
+	}
+	return r.packed.AvailableUpTo(n)
+}
+
+func (r *virtRing) armFor(n int) (more bool, err error) {
+	if r.split != nil {
+		return r.split.ArmFor(n)
+	}
+	return r.packed.ArmFor(n)
+}
+
+func (r *virtRing) disarm() {
+	if r.split != nil {
+		r.split.Disarm()
+		return
+	}
+	r.packed.Disarm()
+}
+
+// signal notifies the driver of what was published.
+func (w *worker) signal(r *virtRing) {
+	if r.set.Call < 0 {
+		return
+	}
+	w.tally[Notifies]++
+	w.tally[Syscalls]++
+	_ = vhostuser.Signal(r.set.Call) // a front end that is gone is noticed elsewhere
+}
+
+// watchKick makes epoll watch the descriptor of a ring's kicks. A ring without one is
+// live at once, and polled.
+func (w *worker) watchKick(q *Queue, r *virtRing) error {
+	if r.set.Kick < 0 {
+		w.goLive(r)
+		return nil
+	}
+	if err := w.epoll.watch(unix.EPOLL_CTL_ADD, r.set.Kick, q.id, r.kind, unix.EPOLLIN); err != nil {
+		return err
+	}
+	r.kick, r.resting = r.set.Kick, false
+	return nil
+}
+
+// goLive begins to serve a ring. If a predecessor has served it, that may have died before
+// it notified the driver, which waits for that.
+func (w *worker) goLive(r *virtRing) {
+	if r.live {
+		return
+	}
+	r.live = true
+	if base := r.set.Base; base != 0 && !(r.set.Packed && base&^packedWraps == 0) {
+		w.signal(r)
+	}
+}
+
+// packedWraps are the wrap counters in the base of a packed ring.
+const packedWraps = 0x80008000
+
+// unwatchKick undoes watchKick.
+func (w *worker) unwatchKick(r *virtRing) {
+	if r.kick >= 0 {
+		_ = w.epoll.watch(unix.EPOLL_CTL_DEL, r.kick, 0, r.kind, 0)
+	}
+	r.kick, r.fired, r.resting = -1, false, false
+}
+
+// takeKick reads the descriptor of a ring's kicks, which is readable. The front end chose
+// it: it may be closed at its other end, or be no eventfd.
+func (w *worker) takeKick(r *virtRing) {
+	if !r.fired || r.kick < 0 {
+		r.fired = false
+		return
+	}
+	r.fired = false
+	w.goLive(r)
+	w.tally[Syscalls]++
+	w.tally[Wakes]++
+	n, err := unix.Read(r.kick, w.virt.kicks[:])
+	if n <= 0 && !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR) {
+		w.unwatchKick(r)
+	}
+}
+
+// restKick makes epoll watch a ring's kicks no more, or again.
+func (w *worker) restKick(q *Queue, r *virtRing, rest bool) {
+	if r.kick < 0 || r.resting == rest {
+		return
+	}
+	events := uint32(unix.EPOLLIN)
+	if rest {
+		events = 0
+	}
+	w.tally[Syscalls]++
+	if w.epoll.watch(unix.EPOLL_CTL_MOD, r.kick, q.id, r.kind, events) == nil {
+		r.resting = rest
 	}
 }

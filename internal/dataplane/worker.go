@@ -61,6 +61,7 @@ type worker struct {
 	// A batch of packets each way.
 	tx     txBatch
 	rx     rxBatch
+	virt   *virtBatches // nil: it has had no virtqueues
 	txMem  arenaMem
 	rxMem  arenaMem
 	pullAt int // where the next pulled head goes in txMem
@@ -232,7 +233,7 @@ func (w *worker) enroll(q *Queue, id int) {
 		w.queues = append(w.queues, nil)
 	}
 	w.queues[id] = q
-	q.id, q.tapIn.armed = id, true
+	q.id = id
 	q.account = w.sched.open(q.conn)
 	q.tapIn.ready = !q.tapIn.gone
 	w.sched.schedule(q)
@@ -247,8 +248,9 @@ func (w *worker) admit(q *Queue, id int) error {
 		q.reader.useRing(w, id, w.uring.ring.NoWait(id))
 	}
 	if q.virt != nil {
-		return nil
+		return w.admitVirt(q, id)
 	}
+	q.tapIn.armed = true
 	if err := w.epoll.watch(unix.EPOLL_CTL_ADD, q.events.FD(), id, onEvtchn, unix.EPOLLIN); err != nil || q.tapIn.gone {
 		return err
 	}
@@ -265,10 +267,12 @@ func (w *worker) dismiss(q *Queue, id int) {
 
 // unwatch removes a queue's files from epoll. It ignores files that are not there.
 func (w *worker) unwatch(q *Queue) {
-	if q.virt != nil {
-		return
+	if v := q.virt; v != nil {
+		w.unwatchKick(&v.rx)
+		w.unwatchKick(&v.tx)
+	} else {
+		_ = w.epoll.watch(unix.EPOLL_CTL_DEL, q.events.FD(), 0, onEvtchn, 0)
 	}
-	_ = w.epoll.watch(unix.EPOLL_CTL_DEL, q.events.FD(), 0, onEvtchn, 0)
 	_ = w.epoll.watch(unix.EPOLL_CTL_DEL, q.tap.FD(), 0, onTap, 0)
 }
 
@@ -297,6 +301,11 @@ func (w *worker) detach(q *Queue) {
 	q.conn.cfg.Limiter.release(&q.rate.share)
 	// The owner is about to unmap the pages.
 	q.tx, q.rx = nil, nil
+	if v := q.virt; v != nil {
+		v.rx.detach()
+		v.tx.detach()
+		v.memory, v.log = newVirtMemory(nil), nil
+	}
 }
 
 // run serves the worker's queues until the worker is closed, or fails, or ends as a spare.
@@ -365,6 +374,12 @@ func (w *worker) poll(timeout int) error {
 		case ev.Pad == onEvtchn:
 			q.ev.fired = true
 			w.sched.schedule(q)
+		case ev.Pad == onKickRx:
+			q.virt.rx.fired = true
+			w.sched.schedule(q)
+		case ev.Pad == onKickTx:
+			q.virt.tx.fired = true
+			w.sched.schedule(q)
 		case ev.Events&(unix.EPOLLERR|unix.EPOLLHUP) != 0:
 			w.tapGone(q)
 		default:
@@ -406,7 +421,7 @@ func (w *worker) turn(q *Queue) (again bool) {
 // serve does the work of a turn. An error is a breach.
 func (w *worker) serve(q *Queue) (again bool, err error) {
 	if q.virt != nil {
-		return false, nil
+		return w.serveVirt(q)
 	}
 	woken := q.ev.fired
 	if woken {
@@ -469,7 +484,7 @@ func (w *worker) takeEvents(q *Queue) error {
 
 // armTap makes epoll watch the TAP for packets only while they could be taken.
 func (w *worker) armTap(q *Queue) {
-	want := q.backlog.empty() && (q.resteer == nil || !q.resteer.pausesTap())
+	want := q.backlog.empty() && (q.resteer == nil || !q.resteer.pausesTap()) && (q.virt == nil || q.virt.delivers())
 	if want == q.tapIn.armed || q.tapIn.gone {
 		return
 	}
@@ -491,8 +506,7 @@ func (w *worker) unmask(q *Queue) error {
 	}
 	if q.ev.spurious > spuriousLimit {
 		if q.ev.unmaskAt.IsZero() {
-			delay := time.Millisecond << min(q.ev.spurious-spuriousLimit-1, 4)
-			q.ev.unmaskAt = w.time().Add(min(delay, maxUnmaskDelay))
+			q.ev.unmaskAt = w.time().Add(q.ev.delay())
 		}
 		if w.time().Before(q.ev.unmaskAt) {
 			return nil
@@ -506,6 +520,12 @@ func (w *worker) unmask(q *Queue) error {
 		return fmt.Errorf("event channel: %w", err)
 	}
 	return nil
+}
+
+// delay returns the time for which the events of a guest with too many spurious ones are
+// not watched.
+func (e *eventState) delay() time.Duration {
+	return min(time.Millisecond<<min(e.spurious-spuriousLimit-1, 4), maxUnmaskDelay)
 }
 
 // notify sends the guest an event. It ignores errors: if the domain is dying, the owner
@@ -527,6 +547,10 @@ func (w *worker) tapGone(q *Queue) {
 // breach stops serving a queue until its connection is closed, and reports err to the
 // owner. The queue's ports stay masked.
 func (w *worker) breach(q *Queue, err error) {
+	if q.virt != nil {
+		w.breakPair(q, err)
+		return
+	}
 	q.breached = true
 	q.endResteer()
 	q.backlog.close()

@@ -42,6 +42,7 @@ const (
 	VnetGSONone  = 0    // VIRTIO_NET_HDR_GSO_NONE
 	VnetGSOTCPv4 = 1    // VIRTIO_NET_HDR_GSO_TCPV4
 	VnetGSOTCPv6 = 4    // VIRTIO_NET_HDR_GSO_TCPV6
+	VnetGSOUDP   = 5    // VIRTIO_NET_HDR_GSO_UDP_L4: datagrams (Linux 6.2)
 	VnetGSOECN   = 0x80 // VIRTIO_NET_HDR_GSO_ECN: CWR is set in the first segment
 )
 

@@ -287,6 +287,14 @@ func (q *Packed) Return(b *Batch, keep int) {
 // that of [Split] it reads the ring.
 func (q *Packed) Available() int { return q.availableUpTo(int(q.size)) }
 
+// AvailableUpTo does what [Split.AvailableUpTo] does, for descriptors.
+func (q *Packed) AvailableUpTo(n int) (int, error) {
+	if q.broken != nil {
+		return 0, q.broken
+	}
+	return q.availableUpTo(n), nil
+}
+
 // availableUpTo counts available descriptors, and stops at n.
 func (q *Packed) availableUpTo(n int) int {
 	have := 0

@@ -181,6 +181,17 @@ func (q *Split) Return(b *Batch, keep int) {
 // [Split.ArmFor] read how many there are.
 func (q *Split) Available() int { return int(q.seen-q.next) + len(q.replay) - q.replayed }
 
+// AvailableUpTo returns how many chains are available, at most n. Unlike [Split.Available]
+// it reads the ring if fewer are known.
+func (q *Split) AvailableUpTo(n int) (int, error) {
+	if q.Available() < n {
+		if _, err := q.look(); err != nil {
+			return 0, err
+		}
+	}
+	return min(q.Available(), n), nil
+}
+
 // look reads how far the driver is, and reports whether there are more chains.
 func (q *Split) look() (bool, error) {
 	if q.broken != nil {
