@@ -54,6 +54,7 @@ type link struct {
 	stalled   []bool // by pair: its guest posts no buffers
 	active    int    // queues that the host has
 	carrier   bool
+	offload   tap.Offload // that the guest takes
 }
 
 // openLink opens the TAP, or makes one. It has no carrier, and the host drops what it sends.
@@ -267,10 +268,14 @@ func (l *link) use() (active int, stalled bool) {
 func (l *link) setOffload(o tap.Offload) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if !l.dev.VnetHdr() {
+	if !l.dev.VnetHdr() || o == l.offload {
 		return nil
 	}
-	return l.dev.SetOffload(o)
+	if err := l.dev.SetOffload(o); err != nil {
+		return err
+	}
+	l.offload = o
+	return nil
 }
 
 // setMTU gives the interface the MTU of the guest, or refuses it: an MTU that was given by
