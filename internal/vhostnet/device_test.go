@@ -35,7 +35,7 @@ func TestSession(t *testing.T) {
 	if diff := cmp.Diff([]Memory{{Kind: "shared", Regions: 1, Bytes: guestSize}}, s.Memory); diff != "" {
 		t.Errorf("memory (-want +got):\n%s", diff)
 	}
-	if o := b.d.link.offload; o != (tap.Offload{Csum: true, TSO4: true, TSO6: true}) {
+	if o := b.d.link.offload; o != (tap.Offload{Csum: true, TSO4: true, TSO6: true, ECN: true, USO: b.d.link.uso}) {
 		t.Errorf("offloads %+v", o)
 	}
 	if _, err := f.StopRing(2); err != nil {

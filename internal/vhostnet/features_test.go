@@ -7,10 +7,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
-
 	"github.com/netbackd/netbackd/internal/dataplane"
-	"github.com/netbackd/netbackd/pkg/tap"
 	"github.com/netbackd/netbackd/pkg/vhostuser"
 )
 
@@ -21,15 +18,15 @@ func TestOffer(t *testing.T) {
 		"guest_ufo": 1 << 10, "host_ufo": 1 << 14, "hash_report": 1 << 57, "rss": 1 << 60, "mac": 1 << 5,
 	}
 	for _, tc := range []struct {
-		vnetHdr         bool
+		vnetHdr, uso    bool
 		xen             Xen
 		platform, xmmap bool
 	}{
-		{true, XenOff, false, false}, {false, XenOff, false, false},
-		{true, XenForeign, false, true}, {true, XenGrant, true, true},
+		{true, true, XenOff, false, false}, {true, false, XenOff, false, false}, {false, true, XenOff, false, false},
+		{true, true, XenForeign, false, true}, {true, true, XenGrant, true, true},
 	} {
-		features, protocol := offer(tc.vnetHdr, tc.xen)
-		if missing := dataplane.VirtFeatures(tc.vnetHdr, false) &^ features; missing != 0 {
+		features, protocol := offer(tc.vnetHdr, tc.uso, tc.xen)
+		if missing := dataplane.VirtFeatures(tc.vnetHdr, tc.uso) &^ features; missing != 0 {
 			t.Errorf("%+v: the data path's features %#x are not offered", tc, missing)
 		}
 		for name, bit := range never {
@@ -43,28 +40,13 @@ func TestOffer(t *testing.T) {
 		if got := protocol&vhostuser.ProtocolXenMmap != 0; got != tc.xmmap {
 			t.Errorf("%+v: xen_mmap %v", tc, got)
 		}
-		if got := features&featureGuestTSO4 != 0; got != tc.vnetHdr {
-			t.Errorf("%+v: guest_tso4 %v", tc, got)
+		for bit, want := range map[uint]bool{7: tc.vnetHdr, 54: tc.vnetHdr && tc.uso, 56: tc.vnetHdr && tc.uso} {
+			if got := features&(1<<bit) != 0; got != want {
+				t.Errorf("%+v: bit %d is offered: %v", tc, bit, got)
+			}
 		}
 		if n := len(featureNames(features)); n == 0 || features&1<<32 == 0 {
 			t.Errorf("%+v: %d names", tc, n)
-		}
-	}
-}
-
-func TestOffloads(t *testing.T) {
-	for _, tc := range []struct {
-		set  uint64
-		want tap.Offload
-	}{
-		{0, tap.Offload{}},
-		{featureGuestTSO4 | featureGuestTSO6, tap.Offload{}}, // nothing without checksums
-		{featureGuestCsum, tap.Offload{Csum: true}},
-		{featureGuestCsum | featureGuestTSO6, tap.Offload{Csum: true, TSO6: true}},
-		{featureGuestCsum | featureGuestTSO4, tap.Offload{Csum: true, TSO4: true}},
-	} {
-		if diff := cmp.Diff(tc.want, offloads(tc.set)); diff != "" {
-			t.Errorf("%#x (-want +got):\n%s", tc.set, diff)
 		}
 	}
 }
