@@ -39,6 +39,7 @@ type Lab struct {
 	xl     *xl
 	ctl    *control.Client
 	guests []*Guest
+	vhosts []*Vhost
 }
 
 // New starts an embedded Xen and netbackd, and waits until both are ready.
@@ -171,6 +172,9 @@ func (l *Lab) Close() error {
 	var errs []error
 	for _, g := range l.guests {
 		errs = append(errs, g.Stop())
+	}
+	for _, d := range l.vhosts {
+		errs = append(errs, d.end())
 	}
 	if l.ctl != nil {
 		l.ctl.Close()

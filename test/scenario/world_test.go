@@ -37,6 +37,7 @@ type world struct {
 	t      *testing.T
 	ctx    context.Context
 	guests int
+	vhosts []*vhost
 	tcp    *traffic.TCPServer
 	udp    *traffic.UDPServer
 }
@@ -72,6 +73,15 @@ func (w *world) close() {
 	}
 	if said := log.Log(); strings.Contains(said, "internal error") || strings.Contains(said, "DATA RACE") {
 		w.t.Errorf("the daemon failed inside")
+	}
+	for _, d := range w.vhosts {
+		said := d.Log()
+		if strings.Contains(said, "internal error") || strings.Contains(said, "DATA RACE") || strings.Contains(said, "panic:") {
+			w.t.Errorf("%s failed inside", d.Name)
+		}
+		if w.t.Failed() {
+			w.t.Logf("%s said:\n%s", d.Name, said)
+		}
 	}
 	if w.t.Failed() {
 		w.t.Logf("netbackd said:\n%s", log.Log())

@@ -154,6 +154,11 @@ func (d *Device) Start() error {
 			return fmt.Errorf("vhostfront: log: %w", err)
 		}
 	}
+	for i := range d.pairs {
+		if err := d.on(i, func(p *Pair) { p.silent = false }); err != nil {
+			return err
+		}
+	}
 	for i := range 2 * len(d.pairs) {
 		r := d.ring(i)
 		if err := d.s.StartRing(r.addr(d.log != nil), r.size, d.bases[i], r.kick, r.call); err != nil {

@@ -128,7 +128,8 @@ func (e *echo) StopRing(i int) (uint32, error) {
 	defer e.mu.Unlock()
 	base := e.qs[i].Base()
 	if e.fault == "late call" && i == 0 {
-		time.AfterFunc(20*time.Millisecond, func() { vhostuser.Signal(e.rings[i].Call) })
+		call := e.rings[i].Call
+		time.AfterFunc(20*time.Millisecond, func() { vhostuser.Signal(call) })
 	}
 	if e.fault == "base" && i == 1 {
 		base++

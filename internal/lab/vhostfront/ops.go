@@ -32,7 +32,7 @@ func (d *Device) Stop() error {
 	}
 	for i, p := range d.pairs {
 		var failed error
-		err := d.on(i, func(*Pair) { p.held = true; failed = d.settled(p) })
+		err := d.on(i, func(*Pair) { p.held, p.silent = true, true; failed = d.settled(p) })
 		if err := errors.Join(err, failed); err != nil {
 			return err
 		}

@@ -31,6 +31,7 @@ type Pair struct {
 	stats  Stats
 	faults []string
 	held   bool // the rings are not to be touched
+	silent bool // the back end may not notify
 }
 
 // Stats returns the counters of the pair.
@@ -275,7 +276,7 @@ func (u *Pump) sleep() error {
 			}
 			if r.takeCall() {
 				p.stats.Calls++
-				if p.held {
+				if p.silent {
 					p.fault("ring %d: notified while it is stopped", r.index)
 				}
 			}
