@@ -71,6 +71,7 @@ type vguest struct {
 	base   uint64
 	rx, tx vring
 	nextTx int
+	last   uint64 // address of the last chain that was delivered
 }
 
 // vring is the guest's side of a ring.
@@ -177,7 +178,7 @@ func (g *vguest) newRing(index int) vring {
 		d, err := virtqueue.NewPackedDriver(c, p)
 		must(tb, err)
 		r.d = d
-		r.set.Base = packedWraps
+		r.set.Base = 0x80008000
 		r.set.Desc, r.set.Avail, r.set.Used = g.part(p.Desc), g.part(p.Driver), g.part(p.Device)
 		return r
 	}
@@ -376,6 +377,7 @@ func (g *vguest) chain() (data []byte, ok bool) {
 		g.tb.Fatalf("chain %d was not posted", id)
 	}
 	delete(g.rx.bufs, id)
+	g.last = bufs[0].Addr
 	for _, b := range bufs {
 		part := min(n, b.Len)
 		data = append(data, g.at(b.Addr)[:part]...)

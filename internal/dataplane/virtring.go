@@ -181,20 +181,18 @@ func (w *worker) watchKick(q *Queue, r *virtRing) error {
 	return nil
 }
 
-// goLive begins to serve a ring. If a predecessor has served it, that may have died before
-// it notified the driver, which waits for that.
+// goLive begins to serve a ring. It notifies the driver: a predecessor may have died before
+// it did so, and the driver waits for that.
 func (w *worker) goLive(r *virtRing) {
 	if r.live {
 		return
 	}
 	r.live = true
-	if base := r.set.Base; base != 0 && !(r.set.Packed && base&^packedWraps == 0) {
-		w.signal(r)
+	w.signal(r)
+	if r.kind == onKickRx {
+		r.disarm() // buffers are of interest only to packets that wait
 	}
 }
-
-// packedWraps are the wrap counters in the base of a packed ring.
-const packedWraps = 0x80008000
 
 // unwatchKick undoes watchKick.
 func (w *worker) unwatchKick(r *virtRing) {
