@@ -51,20 +51,22 @@ func TestAlive(t *testing.T) {
 // TestThreadsFitTheUnit: the unit's TasksMax allows the daemon's most threads on a host of
 // any size, and some more for io_uring.
 func TestThreadsFitTheUnit(t *testing.T) {
-	unit, err := os.ReadFile("../../systemd/netbackd.service")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, rest, _ := strings.Cut(string(unit), "\nTasksMax=")
-	line, _, _ := strings.Cut(rest, "\n")
-	most, err := strconv.Atoi(line)
-	if err != nil {
-		t.Fatal(err)
-	}
-	const cpus = 384
-	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(cpus + 1)) // as run sets it
-	if n := maxThreads(cpus); n >= most {
-		t.Errorf("%d threads with %d workers, the unit allows %d", n, cpus, most)
+	for _, name := range []string{"netbackd.service", "netbackd-vhost-user@.service"} {
+		unit, err := os.ReadFile("../../systemd/" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, rest, _ := strings.Cut(string(unit), "\nTasksMax=")
+		line, _, _ := strings.Cut(rest, "\n")
+		most, err := strconv.Atoi(line)
+		if err != nil {
+			t.Fatal(err)
+		}
+		const cpus = 384
+		defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(cpus + 1)) // as run sets it
+		if n := maxThreads(cpus); n >= most {
+			t.Errorf("%s: %d threads with %d workers, the unit allows %d", name, n, cpus, most)
+		}
 	}
 }
 

@@ -269,9 +269,9 @@ func (v *vhostUser) setUp(passed []sdnotify.File) (err error) {
 	}
 	auto := min(maxPairs, runtime.NumCPU())
 	if v.workers == 0 {
-		v.workers = runtime.NumCPU()
+		v.workers = auto
 		if v.queues > 0 {
-			v.workers = min(v.workers, v.queues)
+			v.workers = min(runtime.NumCPU(), v.queues)
 		}
 	}
 	v.pool, err = dataplane.NewPool(dataplane.Options{

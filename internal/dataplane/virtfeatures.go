@@ -2,6 +2,8 @@
 
 package dataplane
 
+import "github.com/netbackd/netbackd/pkg/tap"
+
 // Bits of virtio's features (virtio 1.2, 5.1.3 and 6) that this package serves.
 const (
 	virtCsum       = 1 << 0
@@ -35,4 +37,16 @@ func VirtFeatures(vnetHdr, uso bool) uint64 {
 		f |= virtGuestUSO4 | virtGuestUSO6 | virtHostUSO
 	}
 	return f
+}
+
+// TapOffload returns the offloads that a TAP can have whose reader is a guest that accepted
+// these features: the host then omits what the guest completes.
+func TapOffload(features uint64) tap.Offload {
+	has := func(f uint64) bool { return features&(virtGuestCsum|f) == virtGuestCsum|f }
+	o := tap.Offload{
+		Csum: has(0), TSO4: has(virtGuestTSO4), TSO6: has(virtGuestTSO6),
+		USO: has(virtGuestUSO4 | virtGuestUSO6),
+	}
+	o.ECN = has(virtGuestECN) && (o.TSO4 || o.TSO6)
+	return o
 }

@@ -62,7 +62,7 @@ func (v *virtPair) setFeatures(f uint64) {
 	if f&virtGuestTSO6 != 0 {
 		v.takes.gso |= 1 << tap.VnetGSOTCPv6
 	}
-	if f&(virtGuestUSO4|virtGuestUSO6) != 0 {
+	if uso := uint64(virtGuestUSO4 | virtGuestUSO6); f&uso == uso {
 		v.takes.gso |= 1 << tap.VnetGSOUDP
 	}
 }

@@ -870,3 +870,22 @@ func TestErrorsOnTheWayToTheDriver(t *testing.T) {
 		}
 	}
 }
+
+// TestAdoptionKeepsTheOwner: a user who may open the device may still open it later.
+func TestAdoptionKeepsTheOwner(t *testing.T) {
+	netns.NeedTUN(t)
+	both(t, func(t *testing.T, cfg Config) {
+		cfg.Persist = true
+		must(t, newTAP(t, cfg).CloseKeep())
+		fd, err := openTUN()
+		must(t, err)
+		must(t, attachByName(fd, cfg.Name, cfg.flags()))
+		must(t, unix.IoctlSetInt(fd, unix.TUNSETOWNER, 12))
+		must(t, unix.IoctlSetInt(fd, unix.TUNSETGROUP, 34))
+		must(t, unix.Close(fd))
+		newTAP(t, cfg)
+		if tt := tuntap(t, cfg.Name); tt.Owner != 12 || tt.Group != 34 {
+			t.Errorf("owner %d, group %d", tt.Owner, tt.Group)
+		}
+	})
+}

@@ -20,11 +20,16 @@ const (
 	featureCsum = "tx-checksum-ip-generic"
 	featureTSO4 = "tx-tcp-segmentation"
 	featureTSO6 = "tx-tcp6-segmentation"
+	featureECN  = "tx-tcp-ecn-segmentation"
+	featureUSO  = "tx-udp-segmentation"
 )
 
 // offloadOf returns the Offload whose features are in a set.
 func offloadOf(set map[string]bool) Offload {
-	return Offload{Csum: set[featureCsum], TSO4: set[featureTSO4], TSO6: set[featureTSO6]}
+	return Offload{
+		Csum: set[featureCsum], TSO4: set[featureTSO4], TSO6: set[featureTSO6],
+		ECN: set[featureECN], USO: set[featureUSO],
+	}
 }
 
 // and returns what both allow.
@@ -32,6 +37,8 @@ func (o Offload) and(p Offload) Offload {
 	o.Csum = o.Csum && p.Csum
 	o.TSO4 = o.TSO4 && p.TSO4 && o.Csum
 	o.TSO6 = o.TSO6 && p.TSO6 && o.Csum
+	o.ECN = o.ECN && p.ECN && (o.TSO4 || o.TSO6)
+	o.USO = o.USO && p.USO && o.Csum
 	return o
 }
 

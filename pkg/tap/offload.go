@@ -19,10 +19,15 @@ type Offload struct {
 	// TSO4 and TSO6 allow TCP frames of up to 64 KiB, to be cut at
 	// VnetHdr.GSOSize: VnetGSOTCPv4 and VnetGSOTCPv6. Each needs Csum.
 	TSO4, TSO6 bool
+	// ECN allows TCP frames to be cut whose first segment alone has CWR set: VnetGSOECN.
+	// Without it the host segments frames with CWR set itself. It needs TSO4 or TSO6.
+	ECN bool
+	// USO allows UDP frames of up to 64 KiB, to be cut into datagrams of
+	// VnetHdr.GSOSize bytes: VnetGSOUDP, over IPv4 and IPv6. It needs Csum, and Linux 6.2.
+	USO bool
 }
 
-// bits returns the argument of TUNSETOFFLOAD. TUN_F_TSO_ECN is never set. So the host
-// segments frames with CWR set itself, because readers cannot pass the flag on.
+// bits returns the argument of TUNSETOFFLOAD.
 func (o Offload) bits() int {
 	var b int
 	if o.Csum {
@@ -34,6 +39,12 @@ func (o Offload) bits() int {
 	if o.TSO6 {
 		b |= unix.TUN_F_TSO6
 	}
+	if o.ECN {
+		b |= unix.TUN_F_TSO_ECN
+	}
+	if o.USO {
+		b |= unix.TUN_F_USO4 | unix.TUN_F_USO6 // the driver takes both or none
+	}
 	return b
 }
 
@@ -42,7 +53,7 @@ func (o Offload) check(vnetHdr bool) error {
 	switch {
 	case o != Offload{} && !vnetHdr:
 		return errPlain
-	case (o.TSO4 || o.TSO6) && !o.Csum:
+	case (o.TSO4 || o.TSO6 || o.USO) && !o.Csum, o.ECN && !o.TSO4 && !o.TSO6:
 		return errOffload
 	}
 	return nil
@@ -104,8 +115,11 @@ func (d *Device) allow(index int, o Offload) error {
 		return err
 	}
 	wish := offloadOf(f.wanted)
+	if !f.switchable[featureUSO] {
+		wish.USO = true // the host cannot wish otherwise
+	}
 	d.wish = &wish
-	if wish == (Offload{Csum: true, TSO4: true, TSO6: true}) && offloadOf(f.active) == o {
+	if wish == (Offload{Csum: true, TSO4: true, TSO6: true, ECN: true, USO: true}) && offloadOf(f.active) == o {
 		return nil
 	}
 	if err := d.limit(o); err != nil {

@@ -25,7 +25,7 @@ func offloadsOf(t *testing.T, ifindex int) map[string]bool {
 	return offloads
 }
 
-// offloadNames returns how the host should see o. There is never ECN.
+// offloadNames returns how the host should see o.
 func offloadNames(o Offload) map[string]bool {
 	names := map[string]bool{}
 	if o.Csum {
@@ -37,6 +37,12 @@ func offloadNames(o Offload) map[string]bool {
 	if o.TSO6 {
 		names["tx-tcp6-segmentation"] = true
 	}
+	if o.ECN {
+		names["tx-tcp-ecn-segmentation"] = true
+	}
+	if o.USO {
+		names["tx-udp-segmentation"] = true
+	}
 	return names
 }
 
@@ -46,6 +52,9 @@ var sensibleOffloads = []Offload{
 	{Csum: true, TSO4: true},
 	{Csum: true, TSO6: true},
 	{Csum: true, TSO4: true, TSO6: true},
+	{Csum: true, TSO6: true, ECN: true},
+	{Csum: true, USO: true},
+	{Csum: true, TSO4: true, TSO6: true, ECN: true, USO: true},
 }
 
 func TestOffloadsAsTheHostSeesThem(t *testing.T) {
@@ -69,7 +78,7 @@ func TestOffloadsThatMakeNoSense(t *testing.T) {
 	netns.NeedTUN(t)
 	had := Offload{Csum: true, TSO4: true}
 	d := newTAP(t, Config{Name: "vif1.0", VnetHdr: true, Offload: had})
-	for _, o := range []Offload{{TSO4: true}, {TSO6: true}, {TSO4: true, TSO6: true}} {
+	for _, o := range []Offload{{TSO4: true}, {TSO6: true}, {TSO4: true, TSO6: true}, {USO: true}, {Csum: true, ECN: true}} {
 		wantErr(t, d.SetOffload(o), errOffload)
 	}
 	if diff := cmp.Diff(offloadNames(had), offloadsOf(t, d.Index())); diff != "" {

@@ -11,9 +11,25 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// openNetlink opens the first queue of a device with a vnet header.
-// Whether it persists is left as it is.
-func openNetlink(cfg *Config) (int, error) {
+// overflowID stands for a user or group that has no number here (overflowuid).
+const overflowID = 65534
+
+// keptID returns the owner or group of a device that is adopted, or that of this process if
+// the device has none, or has one that cannot be set here.
+func keptID(has uint32, own int) uint32 {
+	if has == 0 || has == overflowID {
+		return uint32(own)
+	}
+	return has
+}
+
+// openNetlink opens the first queue of a device with a vnet header. Whether it persists is
+// left as it is, and so are the owner and the group of a device that is adopted: found, which
+// is nil for a new one.
+func openNetlink(cfg *Config, found *netlink.Tuntap) (int, error) {
+	if found == nil {
+		found = &netlink.Tuntap{}
+	}
 	t := &netlink.Tuntap{
 		LinkAttrs:  netlink.LinkAttrs{Name: cfg.Name},
 		Mode:       netlink.TUNTAP_MODE_TAP,
@@ -22,8 +38,8 @@ func openNetlink(cfg *Config) (int, error) {
 		Queues:     1,
 		// The library always sets an owner, and leaks the queue when
 		// that fails. It cannot fail for ids which this process has.
-		Owner: uint32(os.Geteuid()),
-		Group: uint32(os.Getegid()),
+		Owner: keptID(found.Owner, os.Geteuid()),
+		Group: keptID(found.Group, os.Getegid()),
 	}
 	if cfg.NoCarrier {
 		t.Flags |= unix.IFF_NO_CARRIER

@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// units installs the units of systemd below a directory, with a program that is there, as
+// instances of a device if they are templates. It returns their paths.
+func units(t *testing.T, names ...string) (paths []string) {
+	t.Helper()
+	dir := t.TempDir()
+	for _, name := range names {
+		b, err := os.ReadFile("../../systemd/" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text := strings.ReplaceAll(string(b), "/usr/sbin/netbackd", "/bin/true")
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		paths = append(paths, strings.Replace(path, "@.", "@tap-1.", 1))
+	}
+	return paths
+}
+
+// TestUnitsAreValid: systemd understands each line of the units, and their sandboxes are
+// closed.
+func TestUnitsAreValid(t *testing.T) {
+	if _, err := exec.LookPath("systemd-analyze"); err != nil {
+		t.Skip("there is no systemd-analyze")
+	}
+	paths := units(t, "netbackd.service", "netbackd-vhost-user@.service", "netbackd-vhost-user@.socket")
+	out, err := exec.Command("systemd-analyze", append([]string{"verify", "--man=no"}, paths...)...).CombinedOutput()
+	for _, line := range strings.Split(string(out), "\n") {
+		if strings.Contains(line, "netbackd") {
+			t.Error(line)
+		}
+	}
+	if err != nil && t.Failed() {
+		t.Error(err)
+	}
+	for _, name := range []string{"netbackd.service", "netbackd-vhost-user@.service"} {
+		path := units(t, name)[0]
+		template := strings.Replace(path, "@tap-1.", "@.", 1)
+		if template != path {
+			if err := os.Rename(template, path); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if out, err := exec.Command("systemd-analyze", "security", "--offline=true", "--no-pager", "--threshold=15", path).CombinedOutput(); err != nil {
+			t.Errorf("%s: %v\n%s", name, err, out)
+		}
+	}
+}
+
+// TestVhostUserUnitHasLess: the unit of vhost-user devices has nothing that the daemon's has
+// not, and no device of Xen.
+func TestVhostUserUnitHasLess(t *testing.T) {
+	directives := func(name string) map[string]bool {
+		b, err := os.ReadFile("../../systemd/" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		set := map[string]bool{}
+		for _, line := range strings.Split(string(b), "\n") {
+			if strings.Contains(line, "=") && !strings.HasPrefix(line, "#") {
+				set[line] = true
+			}
+		}
+		return set
+	}
+	daemon, device := directives("netbackd.service"), directives("netbackd-vhost-user@.service")
+	for line := range device {
+		key, value, _ := strings.Cut(line, "=")
+		switch key {
+		case "DeviceAllow":
+			if strings.Contains(value, "xen") || !daemon[line] {
+				t.Errorf("%s", line)
+			}
+		case "AmbientCapabilities", "CapabilityBoundingSet":
+			if value != "CAP_NET_ADMIN" {
+				t.Errorf("%s", line)
+			}
+		}
+	}
+	for line := range daemon {
+		key, _, _ := strings.Cut(line, "=")
+		restricts := strings.HasPrefix(key, "Protect") || strings.HasPrefix(key, "Restrict") || strings.HasPrefix(key, "Private") ||
+			strings.HasPrefix(key, "SystemCall") && line != "SystemCallFilter=bpf" || key == "NoNewPrivileges" || key == "DevicePolicy" ||
+			key == "IPAddressDeny" || key == "UMask" || key == "User" || key == "MemoryDenyWriteExecute" || key == "LockPersonality"
+		if restricts && key != "Restart" && key != "RestartSec" && !device[line] {
+			t.Errorf("the daemon has %s, vhost-user devices have not", line)
+		}
+	}
+}
+
+// TestDescriptor: the descriptor has what QEMU's vhost-user.json demands, and its program
+// takes the arguments that such programs take.
+func TestDescriptor(t *testing.T) {
+	b, err := os.ReadFile("../../packaging/50-netbackd-net.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var d struct{ Description, Type, Binary string }
+	if err := json.Unmarshal(b, &d); err != nil {
+		t.Fatal(err)
+	}
+	if d.Description == "" || d.Type != "net" || d.Binary != "/usr/libexec/netbackd-vhost-user" {
+		t.Errorf("%+v", d)
+	}
+	out, err := command("vhost-user", "--print-capabilities")
+	var can struct{ Type string }
+	if err := json.Unmarshal([]byte(out), &can); err != nil || can.Type != d.Type {
+		t.Errorf("capabilities %q, %v", out, err)
+	}
+	if err != nil {
+		t.Error(err)
+	}
+	// The wrapper passes the arguments of the file in /etc/default and its own.
+	dir := t.TempDir()
+	script, err := os.ReadFile("../../packaging/netbackd-vhost-user")
+	if err != nil {
+		t.Fatal(err)
+	}
+	program, settings, wrapper := filepath.Join(dir, "program"), filepath.Join(dir, "settings"), filepath.Join(dir, "wrapper")
+	text := strings.ReplaceAll(strings.ReplaceAll(string(script), "/usr/sbin/netbackd", program), "/etc/default/netbackd-vhost-user", settings)
+	for path, content := range map[string]string{
+		program: "#!/bin/sh\necho \"$@\"\n", settings: `NETBACKD_VHOST_USER_ARGS="--bridge br0 --queues 2"`, wrapper: text,
+	} {
+		if err := os.WriteFile(path, []byte(content), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, settled := range []bool{true, false} {
+		want := "vhost-user --bridge br0 --queues 2 --fd=3\n"
+		if !settled {
+			want = "vhost-user --fd=3\n"
+			if err := os.Remove(settings); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if out, err := exec.Command(wrapper, "--fd=3").CombinedOutput(); err != nil || string(out) != want {
+			t.Errorf("the wrapper runs %q, %v, want %q", out, err, want)
+		}
+	}
+}
