@@ -30,6 +30,7 @@ type Rings interface {
 	UpdateRing(r vhostuser.Ring) error
 	StopRing(index int) (base uint32, err error)
 	SetLog(l *virtqueue.Log) error
+	SendRARP(frame []byte) error
 	Stats(pair int) *dataplane.Stats
 	State(pair int) dataplane.VirtState
 	Close()
@@ -82,7 +83,7 @@ func Open(cfg Config) (*Device, error) {
 		return nil, err
 	}
 	d := &Device{cfg: cfg, log: cfg.Log, link: l, notices: newNotices(len(l.running))}
-	d.features, d.protocol = offer(l.dev.VnetHdr(), cfg.Xen)
+	d.features, d.protocol = offer(l.dev.VnetHdr(), l.uso, cfg.Xen)
 	d.limiter.Set(cfg.Rate.Bytes, cfg.Rate.Interval)
 	if !l.dev.VnetHdr() {
 		d.log.Warn("the TAP has no vnet headers, so checksums and segmentation are done here: make it with `ip tuntap add ... multi_queue vnet_hdr`",

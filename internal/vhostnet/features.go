@@ -4,16 +4,11 @@ package vhostnet
 
 import (
 	"github.com/netbackd/netbackd/internal/dataplane"
-	"github.com/netbackd/netbackd/pkg/tap"
 	"github.com/netbackd/netbackd/pkg/vhostuser"
 )
 
-// Bits of virtio's features that the device acts on itself.
-const (
-	featureGuestCsum = 1 << 1
-	featureGuestTSO4 = 1 << 7
-	featureGuestTSO6 = 1 << 8
-)
+// featureLogAll switches the log of dirty pages.
+const featureLogAll = 1 << 26
 
 // layer is the part that carries a feature out.
 type layer uint8
@@ -24,9 +19,6 @@ const (
 	frontEnd              // the front end has the control queue and the configuration; a back end only agrees
 	grants                // the memory: addresses are grants, which the guest's DMA layer makes
 )
-
-// logAll is the bit of VHOST_F_LOG_ALL.
-const logAll = 1 << 26
 
 // Feature is a feature of virtio that a device may offer.
 type Feature struct {
@@ -80,9 +72,9 @@ const (
 )
 
 // offer returns the features of virtio, and of the protocol, that a device offers. vnetHdr
-// says that its TAP has vnet headers.
-func offer(vnetHdr bool, xen Xen) (features, protocol uint64) {
-	moved := dataplane.VirtFeatures(vnetHdr, false)
+// says that its TAP has vnet headers, uso that it takes UDP segmentation.
+func offer(vnetHdr, uso bool, xen Xen) (features, protocol uint64) {
+	moved := dataplane.VirtFeatures(vnetHdr, uso)
 	for _, f := range Features {
 		bit := uint64(1) << f.Bit
 		if f.by == dataPath && moved&bit == 0 || f.by == grants && xen != XenGrant {
@@ -106,14 +98,4 @@ func featureNames(set uint64) []string {
 		}
 	}
 	return names
-}
-
-// offloads returns the offloads of the TAP for a guest that has accepted a set of features.
-func offloads(set uint64) tap.Offload {
-	csum := set&featureGuestCsum != 0
-	return tap.Offload{
-		Csum: csum,
-		TSO4: csum && set&featureGuestTSO4 != 0,
-		TSO6: csum && set&featureGuestTSO6 != 0,
-	}
 }

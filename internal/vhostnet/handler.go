@@ -5,6 +5,7 @@ package vhostnet
 import (
 	"go.uber.org/zap"
 
+	"github.com/netbackd/netbackd/internal/dataplane"
 	"github.com/netbackd/netbackd/pkg/tap"
 	"github.com/netbackd/netbackd/pkg/vhostuser"
 	"github.com/netbackd/netbackd/pkg/virtqueue"
@@ -19,7 +20,7 @@ func (h *handler) SetFeatures(features uint64) error {
 		return err
 	}
 	h.view.set(func(v *viewed) { v.features = features })
-	return h.link.setOffload(offloads(features))
+	return h.link.setOffload(dataplane.TapOffload(features))
 }
 
 func (h *handler) SetMemory(t *vhostuser.Table, rings []vhostuser.Ring) error {
@@ -101,7 +102,7 @@ func (h *handler) SetMTU(mtu uint16) error {
 }
 
 func (h *handler) SendRARP(mac [6]byte) error {
-	return h.link.send(rarpFrame(mac, h.link.dev.VnetHdr()))
+	return h.rings.SendRARP(rarpFrame(mac))
 }
 
 var _ vhostuser.Handler = (*handler)(nil)

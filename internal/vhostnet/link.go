@@ -49,11 +49,13 @@ type link struct {
 	dev       *tap.Device
 	ours      bool // it was made here, or by a predecessor
 	transient bool
+	uso       bool   // it takes UDP segmentation
 	fixedMTU  bool   // the MTU was given, or is the administrator's
 	running   []bool // by pair: its ring to the guest is started and enabled
 	stalled   []bool // by pair: its guest posts no buffers
 	active    int    // queues that the host has
 	carrier   bool
+	offload   tap.Offload // that the guest takes
 }
 
 // openLink opens the TAP, or makes one. It has no carrier, and the host drops what it sends.
@@ -84,10 +86,24 @@ func openLink(cfg TapConfig) (*link, error) {
 	}
 	l.fixedMTU = l.fixedMTU || !l.ours
 	l.running, l.stalled = make([]bool, l.dev.Queues()), make([]bool, l.dev.Queues())
-	if err := l.configure(cfg, t == nil); err != nil {
+	if err := errors.Join(l.probe(), l.configure(cfg, t == nil)); err != nil {
 		return nil, errors.Join(err, l.close())
 	}
 	return l, nil
+}
+
+// probe finds out whether the TAP takes UDP segmentation, and leaves it without offloads.
+func (l *link) probe() error {
+	if !l.dev.VnetHdr() {
+		return nil
+	}
+	err := l.dev.SetOffload(tap.Offload{Csum: true, USO: true})
+	if errors.Is(err, tap.ErrNotSupported) { // before Linux 6.2
+		err = nil
+	} else {
+		l.uso = err == nil
+	}
+	return errors.Join(err, l.dev.SetOffload(tap.Offload{}))
 }
 
 // findTap returns the TAP of a name, nil if there is no interface of that name.
@@ -267,10 +283,14 @@ func (l *link) use() (active int, stalled bool) {
 func (l *link) setOffload(o tap.Offload) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if !l.dev.VnetHdr() {
+	if !l.dev.VnetHdr() || o == l.offload {
 		return nil
 	}
-	return l.dev.SetOffload(o)
+	if err := l.dev.SetOffload(o); err != nil {
+		return err
+	}
+	l.offload = o
+	return nil
 }
 
 // setMTU gives the interface the MTU of the guest, or refuses it: an MTU that was given by
@@ -290,15 +310,6 @@ func (l *link) setMTU(mtu int) error {
 		return nil
 	}
 	return l.dev.SetMTU(mtu)
-}
-
-// send writes a frame to the TAP. The data path writes to the same queue, of which a write
-// changes nothing in this process.
-func (l *link) send(frame []byte) error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	_, err := l.dev.Queue(0).Write(frame)
-	return err
 }
 
 // info asks the host about the interface.

@@ -2,24 +2,16 @@
 
 package vhostnet
 
-import (
-	"encoding/binary"
-
-	"github.com/netbackd/netbackd/pkg/tap"
-)
+import "encoding/binary"
 
 // rarpPadding fills the 42 bytes of such a frame up to the 60 that Ethernet wants.
 const rarpPadding = 60 - 42
 
 // rarpFrame returns the frame by which bridges learn the place of a guest that has moved: a
 // RARP request (RFC 903) for its own address, as QEMU and the kernel's bonding driver send
-// it. vnetHdr puts an empty vnet header before it.
-func rarpFrame(mac [6]byte, vnetHdr bool) []byte {
-	var b []byte
-	if vnetHdr {
-		b = make([]byte, tap.VnetHdrLen)
-	}
-	b = append(b, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff)
+// it.
+func rarpFrame(mac [6]byte) []byte {
+	b := []byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
 	b = append(b, mac[:]...)
 	b = binary.BigEndian.AppendUint16(b, 0x8035) // RARP
 	b = binary.BigEndian.AppendUint16(b, 1)      // Ethernet

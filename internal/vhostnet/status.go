@@ -180,7 +180,7 @@ func (d *Device) Status() Status {
 		Since: v.since, Sessions: d.sessions.Load(), Made: d.link.ours, GuestMTU: v.mtu,
 		Rate: d.cfg.Rate.String(), VnetHdr: d.link.dev.VnetHdr(),
 		Offered: featureNames(d.features), Features: featureNames(v.features),
-		Xen: d.protocol&vhostuser.ProtocolXenMmap != 0, Driver: v.status, Memory: v.memory, Logging: v.logging && v.features&logAll != 0,
+		Xen: d.protocol&vhostuser.ProtocolXenMmap != 0, Driver: v.status, Memory: v.memory, Logging: v.logging && v.features&featureLogAll != 0,
 		Pairs: d.Pairs(), Queues: []QueueStatus{},
 	}
 	if s.Memory == nil {

@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package vhostnet
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/netbackd/netbackd/pkg/vhostuser"
+)
+
+// player plays the messages of a recorded session with a device. Each line of a script is one
+// of
+//
+//	REQUEST ARGUMENT...          a message; "ack" at its end asks for an acknowledgement
+//	REQUEST ARGUMENT... = VALUE  a message and its answer; "= *" is any
+//	host QUEUES CARRIER          the queues of the TAP that the host has, and its carrier
+//	connect                      closes the connection and makes another one
+//
+// Numbers are as in Go. "offered" is the answer to the last question about features, "fd" a
+// new eventfd.
+type player struct {
+	*bed
+	c        *net.UnixConn
+	offered  uint64
+	features uint64
+	mem      int
+}
+
+// requests are the requests by their names.
+var requests = func() map[string]vhostuser.Request {
+	m := map[string]vhostuser.Request{}
+	for r := vhostuser.Request(1); r <= vhostuser.CheckDeviceState; r++ {
+		m[r.String()] = r
+	}
+	return m
+}()
+
+// play plays a script and fails the test at the first line that does not go as recorded.
+func (b *bed) play(name string) {
+	b.t.Helper()
+	text, err := os.ReadFile(filepath.Join("testdata", name+".script"))
+	b.must(err)
+	p := &player{bed: b, c: b.conn(), mem: memfd(b.t, guestSize)}
+	defer func() { _ = p.c.Close() }()
+	for i, line := range strings.Split(string(text), "\n") {
+		line, _, _ = strings.Cut(line, "#")
+		words := strings.Fields(line)
+		if len(words) == 0 {
+			continue
+		}
+		if err := p.line(words); err != nil {
+			b.t.Fatalf("%s.script:%d: %s: %v\ncalls: %q", name, i+1, line, err, b.rings.took())
+		}
+	}
+}
+
+func (p *player) line(words []string) error {
+	switch words[0] {
+	case "connect":
+		if err := p.c.Close(); err != nil {
+			return err
+		}
+		p.c = p.conn()
+		return nil
+	case "host":
+		// An answer says that the messages before it were carried out.
+		if err := p.line([]string{"GET_QUEUE_NUM", "=", "2"}); err != nil {
+			return err
+		}
+		active, _ := p.d.link.use()
+		info, err := p.d.link.info()
+		if got := fmt.Sprintf("host %d %v", active, info.Carrier); err != nil || got != strings.Join(words, " ") {
+			return fmt.Errorf("%s, %w", got, err)
+		}
+		return nil
+	}
+	want := ""
+	if n := len(words); n > 2 && words[n-2] == "=" {
+		want, words = words[n-1], words[:n-2]
+	}
+	ack := words[len(words)-1] == "ack"
+	if ack {
+		words = words[:len(words)-1]
+	}
+	m, err := p.message(words)
+	if err != nil {
+		return err
+	}
+	if ack {
+		m.Flags = 1 << 3
+	}
+	if _, _, err := p.c.WriteMsgUnix(m.Append(nil), unix.UnixRights(m.Files...), nil); err != nil {
+		return err
+	}
+	if want == "" && !ack {
+		return nil
+	}
+	r, err := p.reply(m.Request)
+	switch {
+	case err != nil:
+		return err
+	case ack && r.U64 != 0:
+		return errors.New("it was refused")
+	case want == "" || want == "*":
+		return nil
+	}
+	v, err := p.number(want)
+	got := r.U64
+	if m.Request == vhostuser.GetVringBase {
+		got = uint64(r.State.Num)
+	}
+	if got != v {
+		err = errors.Join(err, fmt.Errorf("the answer is %#x", got))
+	}
+	return err
+}
+
+// message makes the message of a line.
+func (p *player) message(words []string) (m vhostuser.Message, err error) {
+	r, ok := requests[words[0]]
+	if !ok {
+		return m, errors.New("no such request")
+	}
+	m.Request = r
+	var v [2]uint64
+	for i, w := range words[1:] {
+		if w == "fd" {
+			m.Files = []int{eventfd(p.t)}
+			continue
+		}
+		if v[min(i, 1)], err = p.number(w); err != nil {
+			return m, err
+		}
+	}
+	m.U64, m.State = v[0], vhostuser.VringState{Index: uint32(v[0]), Num: uint32(v[1])}
+	switch r {
+	case vhostuser.SetVringAddr:
+		m.Addr = ringAddr(uint32(v[0]))
+		m.Addr.Flags = uint32(v[1])
+	case vhostuser.SetMemTable, vhostuser.AddMemReg:
+		m.Regions, m.Files = []vhostuser.Region{guestRegion}, []int{p.mem}
+	case vhostuser.RemMemReg:
+		m.Regions = []vhostuser.Region{guestRegion}
+	case vhostuser.SetLogBase:
+		m.Log, m.Files = vhostuser.Area{Size: v[0]}, []int{memfd(p.t, int64(v[0]))}
+	}
+	return m, nil
+}
+
+// number decodes a number of a script.
+func (p *player) number(w string) (uint64, error) {
+	var sum uint64
+	for _, part := range strings.Split(w, "&") {
+		v := p.offered
+		if part != "offered" {
+			var err error
+			if v, err = strconv.ParseUint(part, 0, 64); err != nil {
+				return 0, err
+			}
+		}
+		if part == w {
+			return v, nil
+		}
+		if sum == 0 {
+			sum = v
+		}
+		sum &= v
+	}
+	return sum, nil
+}
+
+// reply reads the answer to a request.
+func (p *player) reply(r vhostuser.Request) (vhostuser.Message, error) {
+	if err := p.c.SetReadDeadline(time.Now().Add(waitFor)); err != nil {
+		return vhostuser.Message{}, err
+	}
+	var head [12]byte
+	if _, err := io.ReadFull(p.c, head[:]); err != nil {
+		return vhostuser.Message{}, fmt.Errorf("no answer: %w", err)
+	}
+	h := vhostuser.Header{
+		Request: vhostuser.Request(binary.NativeEndian.Uint32(head[:])),
+		Flags:   binary.NativeEndian.Uint32(head[4:]), Size: binary.NativeEndian.Uint32(head[8:]),
+	}
+	payload := make([]byte, h.Size)
+	if _, err := io.ReadFull(p.c, payload); err != nil {
+		return vhostuser.Message{}, err
+	}
+	m, err := vhostuser.DecodeReply(h, payload)
+	if err == nil && (h.Request != r || !h.Reply()) {
+		err = fmt.Errorf("an answer to %v", h.Request)
+	}
+	if r == vhostuser.GetFeatures || r == vhostuser.GetProtocolFeatures {
+		p.offered = m.U64
+	}
+	return m, err
+}
+
+// TestRecordedSessions plays the messages of front ends in the order in which they were seen.
+func TestRecordedSessions(t *testing.T) {
+	for _, name := range []string{"qemu-10.0", "qemu-7.2", "qemu-migration", "dpdk-22.11", "dpdk-22.11-server", "cloud-hypervisor", "rust-vmm-xen"} {
+		t.Run(name, func(t *testing.T) {
+			b := newBed(t, Config{Xen: XenForeign})
+			b.play(name)
+			b.idle()
+			if active, _ := b.d.link.use(); active != 0 {
+				t.Errorf("the host has %d queues after the session", active)
+			}
+			if s := b.d.Status(); s.Error != "" || s.Carrier {
+				t.Errorf("after the session: carrier %v, error %q", s.Carrier, s.Error)
+			}
+		})
+	}
+}
