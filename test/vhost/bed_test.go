@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -36,6 +38,7 @@ type bed struct {
 	programs foreign.Programs
 	netbackd string
 	tap      string
+	xen      string // value of --xen
 }
 
 // newBed skips the test if a program is missing.
@@ -60,6 +63,7 @@ func newBed(t *testing.T) *bed {
 		T: t, ctx: ctx, dir: dir, programs: programs,
 		netbackd: filepath.Join(os.Getenv(envPrograms), "netbackd"),
 		tap:      fmt.Sprintf("nbv%d", os.Getpid()%100000),
+		xen:      "off",
 	}
 }
 
@@ -115,13 +119,76 @@ func (b *bed) await(what string, holds func() bool) {
 	}
 }
 
-// carrier waits until the TAP passes frames.
-func (b *bed) carrier() {
+// backend is a netbackd that serves one device, behind a recorder.
+type backend struct {
+	*bed
+	*lab.Process
+	queues   int
+	connect  bool
+	recorder *foreign.Recorder
+}
+
+// serve starts netbackd and its recorder. The front end connects to the path "front", or,
+// if connect is true, listens there.
+func (b *bed) serve(queues int, connect bool) *backend {
 	b.Helper()
-	b.await("carrier of "+b.tap, func() bool {
-		link, err := netlink.LinkByName(b.tap)
-		return err == nil && link.Attrs().OperState != netlink.OperDown && link.Attrs().RawFlags&0x10000 != 0
+	listen, dial := b.path("front"), b.path("back")
+	if connect {
+		listen, dial = dial, listen
+	}
+	r, err := foreign.NewRecorder(listen, dial, connect)
+	b.ok(err)
+	s := &backend{bed: b, queues: queues, connect: connect, recorder: r}
+	s.start()
+	b.Cleanup(func() {
+		_ = r.Close()
+		if b.Failed() {
+			for i, t := range r.Transcripts() {
+				b.Logf("connection %d:\n%s", i, strings.Join(t, "\n"))
+			}
+		}
+		_ = netns.Delete(b.tap)
 	})
+	b.ok(netns.AddAddr(b.tap, hostCIDR))
+	b.ok(netns.Up(b.tap))
+	return s
+}
+
+func (s *backend) start() {
+	s.Helper()
+	p, err := foreign.StartNetbackd(s.ctx, foreign.Netbackd{
+		Exe: s.netbackd, Socket: s.path("back"), Connect: s.connect, TAP: s.tap, Queues: s.queues,
+		Args: []string{"--run-dir", s.dir, "--xen=" + s.xen, "--log-level=debug"},
+	})
+	s.ok(err)
+	s.ends(p)
+	s.ok(p.WaitLog(s.ctx, "ready"))
+	s.Process = p
+}
+
+// restart kills netbackd and starts it again.
+func (s *backend) restart() {
+	s.Helper()
+	s.Kill()
+	s.start()
+}
+
+// transcript waits for connection number i and returns its messages so far.
+func (s *backend) transcript(i int) []string {
+	s.Helper()
+	s.await(fmt.Sprintf("connection %d", i), func() bool { return len(s.recorder.Transcripts()) > i })
+	return s.recorder.Transcripts()[i]
+}
+
+// accepted returns the features that the front end accepted last in a transcript.
+func accepted(lines []string) (features uint64) {
+	for _, l := range lines {
+		if f, ok := strings.CutPrefix(l, "front SET_FEATURES "); ok {
+			f = f[strings.LastIndex(f, " ")+1:]
+			features, _ = strconv.ParseUint(strings.TrimPrefix(f, "0x"), 16, 64)
+		}
+	}
+	return features
 }
 
 // makeTap makes the TAP with the host's address. It outlives its users.

@@ -5,6 +5,7 @@ package vhost
 import (
 	"testing"
 
+	"github.com/netbackd/netbackd/internal/lab"
 	"github.com/netbackd/netbackd/internal/lab/foreign"
 	"github.com/netbackd/netbackd/internal/lab/netns"
 )
@@ -30,4 +31,77 @@ func TestReflectionOnDPDK(t *testing.T) {
 	ports, err := foreign.StopTestpmd(front)
 	b.ok(err)
 	t.Logf("%+v", ports)
+}
+
+// Bits of virtio's features that the tests look at.
+const (
+	featureMTU      = 1 << 3
+	featureMrgRxbuf = 1 << 15
+	featureMQ       = 1 << 22
+	featureVersion1 = 1 << 32
+	featurePacked   = 1 << 34
+	featureInOrder  = 1 << 35
+)
+
+// testpmd starts testpmd as a front end that reflects frames.
+func (b *bed) testpmd(mode string, queues int, options string) *lab.Process {
+	b.Helper()
+	p, err := b.programs.StartTestpmd(b.ctx, foreign.Testpmd{
+		Name: "fe", Devices: []string{foreign.VirtioUser(b.path("front"), queues, options)}, Mode: mode, Queues: queues, CPU: -1,
+	})
+	b.ok(err)
+	return b.ends(p)
+}
+
+// reflect has the front end reflect frames and looks at each byte of them.
+func (b *bed) reflect(n int) {
+	b.Helper()
+	f, err := foreign.OpenFrames(b.tap, 64)
+	b.ok(err)
+	defer f.Close()
+	r, err := f.Reflect(b.ctx, n, 60, 61, 300, 1514)
+	b.ok(err)
+	if r.Lost() > 0 || r.Corrupt > 0 || r.Reordered > 0 {
+		b.Errorf("%d of %d frames lost, %d corrupt, %d reordered", r.Lost(), r.Sent, r.Corrupt, r.Reordered)
+	}
+}
+
+func TestTestpmd(t *testing.T) {
+	const always = featureVersion1
+	for _, c := range []struct {
+		name    string
+		core    bool
+		queues  int
+		options string
+		has     uint64 // features that testpmd then accepts
+		lacks   uint64
+	}{
+		{"split", true, 1, "", always | featureMrgRxbuf | featureInOrder, featurePacked},
+		{"split, no mergeable buffers", false, 1, ",mrg_rxbuf=0", always | featureInOrder, featureMrgRxbuf | featurePacked},
+		{"split, not in order", false, 1, ",in_order=0", always | featureMrgRxbuf, featureInOrder | featurePacked},
+		{"split, neither", false, 1, ",mrg_rxbuf=0,in_order=0", always, featureMrgRxbuf | featureInOrder | featurePacked},
+		{"packed", true, 1, ",packed_vq=1", always | featureMrgRxbuf | featureInOrder | featurePacked, 0},
+		{"packed, no mergeable buffers", false, 1, ",packed_vq=1,mrg_rxbuf=0", always | featurePacked, featureMrgRxbuf},
+		{"packed, not in order", false, 1, ",packed_vq=1,in_order=0", always | featurePacked, featureInOrder},
+		{"two pairs", true, 2, "", always | featureMQ, 0},
+		{"two pairs, packed", false, 2, ",packed_vq=1", always | featureMQ | featurePacked, 0},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			b := newBed(t)
+			if !c.core {
+				b.all()
+			}
+			s := b.serve(c.queues, false)
+			front := b.testpmd("io", c.queues, c.options)
+			b.reflect(20000)
+			ports, err := foreign.StopTestpmd(front)
+			b.ok(err)
+			if ports[0].Received < 20000 || ports[0].Sent < 20000 {
+				t.Errorf("testpmd counted %+v", ports[0])
+			}
+			if f := accepted(s.transcript(0)); f&c.has != c.has || f&c.lacks != 0 {
+				t.Errorf("testpmd accepted %#x", f)
+			}
+		})
+	}
 }

@@ -124,16 +124,19 @@ func (f *Frames) send(flow int, number uint64, size int) error {
 	binary.BigEndian.PutUint16(b[udpLength+2:], 0) // no checksum
 	binary.BigEndian.PutUint64(b[udpPayload:], number)
 	traffic.Fill(b[MinFrame:], number, uint64(flow))
-	for {
+	for began := time.Now(); ; {
 		_, err := unix.Write(f.fd, b)
 		switch {
 		case err == nil:
 			return nil
 		case err == unix.EINTR:
 		case err == unix.EAGAIN || err == unix.ENOBUFS:
-			if _, err := f.poll(unix.POLLOUT); err != nil {
-				return err
+			// The queue of the interface is full. Its reader is a process that may wait
+			// for this one's processor.
+			if time.Since(began) > quiet {
+				return fmt.Errorf("send a frame: %w", err)
 			}
+			time.Sleep(time.Millisecond)
 		default:
 			return fmt.Errorf("send a frame: %w", err)
 		}
