@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -98,4 +99,32 @@ func TestGuestOnQEMUsTap(t *testing.T) {
 	s, err := g.State(b.ctx)
 	b.ok(err)
 	t.Logf("%+v", s)
+}
+
+// large reports whether most bytes of a direction came in packets that are longer than the
+// interface's MTU allows: the sender's kernel left the segmentation to the other side.
+func large(bytes, packets uint64) bool { return packets > 0 && bytes/packets > 3000 }
+
+func TestQEMU(t *testing.T) {
+	for _, program := range []string{foreign.OldQEMU, foreign.NewQEMU} {
+		t.Run(program, func(t *testing.T) {
+			b := newBed(t)
+			s := b.serve(1, false)
+			g := b.boot(foreign.QEMU{Program: program, Socket: b.path("front")})
+			before := b.up(g)
+			b.pings(g, 20)
+			addr := b.serveTCP()
+			b.tcpToGuest(16 << 20)
+			b.tcpToHost(g, addr, 16<<20)
+			after, err := g.State(b.ctx)
+			b.ok(err)
+			if !large(after.RxBytes-before.RxBytes, after.RxPackets-before.RxPackets) {
+				t.Errorf("the guest got no large packets: %+v, then %+v", before, after)
+			}
+			if !large(after.TxBytes-before.TxBytes, after.TxPackets-before.TxPackets) {
+				t.Errorf("the guest sent no large packets: %+v, then %+v", before, after)
+			}
+			t.Log(strings.Join(s.transcript(0), "\n"))
+		})
+	}
 }

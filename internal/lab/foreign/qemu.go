@@ -101,13 +101,13 @@ func (p Programs) StartQEMU(ctx context.Context, q QEMU) (*Guest, error) {
 	g := &Guest{Process: process, answers: make(chan vmagent.Answer, 4)}
 	g.agent, err = g.dial(ctx, q.path("agent"))
 	if err == nil {
+		go g.listen()
 		g.qmp, err = g.openMonitor(ctx, q.path("qmp"))
 	}
 	if err != nil {
 		g.Close()
 		return nil, fmt.Errorf("%w:\n%s", err, lastLines(g.Log(), 20))
 	}
-	go g.listen()
 	return g, nil
 }
 

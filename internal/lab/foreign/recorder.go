@@ -5,6 +5,7 @@ package foreign
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"sync"
 	"syscall"
@@ -13,7 +14,7 @@ import (
 )
 
 // Recorder stands between a front end and a back end of vhost-user. It passes on what one
-// sends, with the file descriptors, as it is read, and keeps a transcript of each
+// sends, message by message, with the file descriptors, and keeps a transcript of each
 // connection.
 type Recorder struct {
 	l       *net.UnixListener
@@ -95,30 +96,39 @@ func (r *Recorder) serve() {
 		if r.reverse {
 			front, back = b, a
 		}
-		r.wg.Go(func() { s.pass(front, back, &parser{front: true}) })
-		r.wg.Go(func() { s.pass(back, front, &parser{}) })
+		r.wg.Go(func() { s.pass(front, back, true) })
+		r.wg.Go(func() { s.pass(back, front, false) })
 	}
 }
 
-// pass passes on what a sends until a or b is closed, and then closes both.
-func (s *session) pass(a, b *net.UnixConn, p *parser) {
+// pass passes on the messages of a until a or b is closed, and then closes both.
+//
+// Descriptors belong to the first byte of a message, and one read could return the end of a
+// message and the descriptors of the next. So header and payload are read one by one.
+func (s *session) pass(a, b *net.UnixConn, front bool) {
 	defer func() { _, _ = a.Close(), b.Close() }()
 	buf, oob := make([]byte, 64<<10), make([]byte, unix.CmsgSpace(253*4))
 	for {
-		n, oobn, _, _, err := a.ReadMsgUnix(buf, oob)
+		n, oobn, _, _, err := a.ReadMsgUnix(buf[:headerSize], oob)
 		if err != nil || n == 0 {
 			return
 		}
 		files, err := descriptors(oob[:oobn])
-		s.mu.Lock() // a line is there before the other side can answer
-		s.lines = append(s.lines, p.add(buf[:n], len(files))...)
-		s.mu.Unlock()
+		m := buf[:headerSize]
 		if err == nil {
+			_, err = io.ReadFull(a, m[n:])
+		}
+		if err == nil {
+			m = buf[:headerSize+min(int(header(m).Size), len(buf)-headerSize)]
+			_, err = io.ReadFull(a, m[headerSize:])
+		}
+		if err == nil {
+			s.add(line(front, m, len(files))) // before the other side can answer
 			var rights []byte
 			if len(files) > 0 {
 				rights = unix.UnixRights(files...)
 			}
-			_, _, err = b.WriteMsgUnix(buf[:n], rights, nil)
+			_, _, err = b.WriteMsgUnix(m, rights, nil)
 		}
 		for _, f := range files {
 			_ = unix.Close(f)
@@ -127,6 +137,13 @@ func (s *session) pass(a, b *net.UnixConn, p *parser) {
 			return
 		}
 	}
+}
+
+// add adds a line to the transcript.
+func (s *session) add(line string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.lines = append(s.lines, line)
 }
 
 // descriptors returns the descriptors in a control message.

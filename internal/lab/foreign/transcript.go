@@ -4,47 +4,28 @@ package foreign
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"strings"
 
 	"github.com/netbackd/netbackd/pkg/vhostuser"
 )
 
-// parser cuts one direction of a connection into messages.
-type parser struct {
-	front bool // from the front end
-	rest  []byte
-	files int // that came with the bytes in rest
-}
-
 // headerSize is the size in bytes of a message's header.
 const headerSize = 12
 
-// add adds bytes that were read, with a number of descriptors, and returns a line for each
-// message that is complete.
-func (p *parser) add(b []byte, files int) (lines []string) {
-	p.rest = append(p.rest, b...)
-	p.files += files
-	for len(p.rest) >= headerSize {
-		h := vhostuser.Header{
-			Request: vhostuser.Request(binary.NativeEndian.Uint32(p.rest)),
-			Flags:   binary.NativeEndian.Uint32(p.rest[4:]),
-			Size:    binary.NativeEndian.Uint32(p.rest[8:]),
-		}
-		end := headerSize + int(h.Size)
-		if len(p.rest) < end {
-			break
-		}
-		lines = append(lines, line(p.front, h, p.rest[headerSize:end], p.files))
-		p.rest, p.files = p.rest[end:], 0
+// header decodes the header of a message, in the byte order of the machine.
+func header(b []byte) vhostuser.Header {
+	return vhostuser.Header{
+		Request: vhostuser.Request(binary.NativeEndian.Uint32(b)),
+		Flags:   binary.NativeEndian.Uint32(b[4:]),
+		Size:    binary.NativeEndian.Uint32(b[8:]),
 	}
-	return lines
 }
 
-// line describes a message. What differs from run to run is left out: addresses in a
-// process, and positions in rings that are in use.
-func line(front bool, h vhostuser.Header, payload []byte, files int) string {
+// line describes a message with a number of descriptors. What differs from run to run is
+// left out: addresses in a process, and positions in rings that are in use.
+func line(front bool, b []byte, files int) string {
+	h, payload := header(b), b[headerSize:]
 	words := []string{"back ", h.Request.String()}
 	decode := vhostuser.DecodeReply
 	if front {
@@ -54,16 +35,23 @@ func line(front bool, h vhostuser.Header, payload []byte, files int) string {
 		words = append(words, "need-reply")
 	}
 	m, err := decode(h, payload)
-	switch {
-	case errors.Is(err, vhostuser.ErrUnknown), err != nil:
-		words = append(words, fmt.Sprintf("%d bytes", len(payload)))
-	default:
+	if err != nil {
+		words = append(words, fmt.Sprintf("bytes=%d", len(payload)))
+	} else {
 		words = append(words, fields(front, &m, payload)...)
 	}
 	if files > 0 {
 		words = append(words, fmt.Sprintf("files=%d", files))
 	}
 	return strings.Join(words, " ")
+}
+
+// answered has the requests whose answer is more than a number.
+var answered = map[vhostuser.Request]bool{
+	vhostuser.GetVringBase:  true,
+	vhostuser.GetInflightFD: true,
+	vhostuser.GetConfig:     true,
+	vhostuser.SetConfig:     true,
 }
 
 // fields describes the payload of a message.
@@ -84,6 +72,8 @@ func fields(front bool, m *vhostuser.Message, payload []byte) (w []string) {
 			w = append(w, "{"+s+"}")
 		}
 		return append(w, fmt.Sprintf("bytes=%d", len(payload)))
+	case !front && !answered[m.Request]:
+		return []string{fmt.Sprintf("%#x", m.U64)} // an acknowledgement, or a number that was asked for
 	case m.Request == vhostuser.SetVringAddr:
 		return []string{fmt.Sprintf("index=%d flags=%#x", m.Addr.Index, m.Addr.Flags)}
 	case m.Request == vhostuser.SetVringBase || m.Request == vhostuser.GetVringBase:
@@ -97,7 +87,7 @@ func fields(front bool, m *vhostuser.Message, payload []byte) (w []string) {
 		return []string{fmt.Sprintf("index=%d base=*", m.State.Index)}
 	case m.Request == vhostuser.SetVringNum || m.Request == vhostuser.SetVringEnable:
 		return []string{fmt.Sprintf("index=%d num=%d", m.State.Index, m.State.Num)}
-	case m.Request == vhostuser.SetLogBase && front:
+	case m.Request == vhostuser.SetLogBase:
 		return []string{fmt.Sprintf("size=%#x offset=%#x", m.Log.Size, m.Log.Offset)}
 	case m.Request == vhostuser.GetInflightFD || m.Request == vhostuser.SetInflightFD:
 		return []string{fmt.Sprintf("size=%#x queues=%d queue-size=%d", m.Inflight.Size, m.Inflight.Queues, m.Inflight.QueueSize)}
