@@ -19,7 +19,7 @@ func newDemoCmd() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "demo",
 		Short: "Show netbackd at work, without Xen",
-		Long: `Demo sets up an embedded Xen, netbackd and two guests in a private network of
+		Long: `Demo sets up an embedded Xen, netbackd and three guests in a private network of
 this machine, sends real traffic between guests and host, checks every byte,
 and prints what it cost. Nothing outside of that network is touched, and nothing
 is left behind. It fails if anything was lost.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package demo shows netbackd at work on a machine without Xen: an embedded Xen,
-// netbackd and two guests on a bridge, whose kernels' TCP and UDP go through the
+// netbackd and guests on a bridge, whose kernels' TCP and UDP go through the
 // same code that serves real guests.
 //
 // It contains the steps of the demonstration. Package lab sets up the host.
@@ -76,7 +76,7 @@ func Run(ctx context.Context, opts Options) (err error) {
 			err = errors.Join(err, s.lab.Close())
 		}
 	}()
-	s.say("A host with an embedded Xen, netbackd and two guests on bridge %s, all in a\nprivate network of this machine. The guests' packets come from real TCP stacks.\n", bridge)
+	s.say("A host with an embedded Xen, netbackd and guests on bridge %s, all in a\nprivate network of this machine. The guests' packets come from real TCP stacks.\n", bridge)
 	if err := s.setUp(ctx, dir); err != nil {
 		return err
 	}
@@ -197,6 +197,7 @@ func (s *show) traffic(ctx context.Context) (err error) {
 		func() error { s.say("\nNow web uses its control ring:\n"); return nil },
 		func() error { return s.steering(ctx) },
 		func() error { return s.staticGrants(ctx) },
+		func() error { return s.vhostUser(ctx) },
 	)
 	for _, f := range steps {
 		if err := f(); err != nil {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package guest is the agent that plays a guest. It connects vifs by package netfront,
+// Package guest is the agent that plays a guest. It connects vifs by package netfront, and
+// virtio devices with a vhost-user back end by package vhostfront,
 // gives each a TAP whose host side is the guest's network card, makes traffic
 // and reports. In the embedded Xen it is a process in a network namespace of its
 // own; in a real guest it is a program that takes the place of the guest's
@@ -28,5 +29,9 @@
 //	info, err := g.Attach(ctx, guest.VifConfig{Name: "eth0", Addrs: []string{"192.0.2.2/24"}})
 //	r, err := g.Ping(ctx, guest.PingArgs{Addr: "192.0.2.1"})
 //
-// The package depends on netfront, TAPs and traffic. It must not depend on the backend.
+// A guest that has virtio devices only needs no Xen:
+//
+//	netbackd-lab guest --no-xen --virt '{"mac":"02:00:00:00:00:01","addrs":["192.0.2.2/24"],"front":{"socket":"/run/s"}}'
+//
+// The package depends on netfront, vhostfront, TAPs and traffic. It must not depend on the backend.
 package guest

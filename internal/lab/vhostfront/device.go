@@ -160,14 +160,8 @@ func (d *Device) Start() error {
 		}
 	}
 	for i := range 2 * len(d.pairs) {
-		r := d.ring(i)
-		if err := d.s.StartRing(r.addr(d.log != nil), r.size, d.bases[i], r.kick, r.call); err != nil {
-			return fmt.Errorf("vhostfront: %w", err)
-		}
-		if d.disabled[i] {
-			if err := d.Enable(i, false); err != nil {
-				return err
-			}
+		if err := d.startRing(i); err != nil {
+			return fmt.Errorf("vhostfront: start ring %d: %w", i, err)
 		}
 	}
 	if d.s.has(vhostuser.ProtocolStatus) {
@@ -183,6 +177,28 @@ func (d *Device) Start() error {
 	}
 	for i := range 2 * len(d.pairs) {
 		notify(d.ring(i).kick) // the first kick starts a ring
+	}
+	return nil
+}
+
+// startRing starts a ring in the order of QEMU: it is enabled first, since one that is started
+// and not enabled discards what the guest sends.
+func (d *Device) startRing(i int) error {
+	r := d.ring(i)
+	index, base := uint32(i), d.bases[i]
+	if err := d.Enable(i, !d.disabled[i]); err != nil {
+		return err
+	}
+	for _, m := range []vhostuser.Message{
+		{Header: vhostuser.Header{Request: vhostuser.SetVringNum}, State: vhostuser.VringState{Index: index, Num: uint32(r.size)}},
+		{Header: vhostuser.Header{Request: vhostuser.SetVringBase}, State: vhostuser.VringState{Index: index, Num: base}},
+		{Header: vhostuser.Header{Request: vhostuser.SetVringAddr}, Addr: r.addr(d.log != nil)},
+		{Header: vhostuser.Header{Request: vhostuser.SetVringKick}, U64: uint64(i), Files: []int{r.kick}},
+		{Header: vhostuser.Header{Request: vhostuser.SetVringCall}, U64: uint64(i), Files: []int{r.call}},
+	} {
+		if _, err := d.s.Do(m); err != nil {
+			return err
+		}
 	}
 	return nil
 }
