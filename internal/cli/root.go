@@ -93,7 +93,7 @@ func New(open Opener) *cobra.Command {
 		Long: `netbackd serves the network devices (vifs) of Xen guests from userspace.
 
 In dom0, or in a driver domain, "netbackd run" takes the place of the kernel's
-xen-netback.`,
+xen-netback. On any host "netbackd vhost-user" serves a virtio network device.`,
 		SilenceUsage:      true,
 		SilenceErrors:     true,
 		DisableAutoGenTag: true,

@@ -4,6 +4,9 @@ package vhostnet
 
 import (
 	"errors"
+	"fmt"
+	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -71,5 +74,18 @@ func TestParseRate(t *testing.T) {
 	}
 	if s := (Rate{}).String(); s != "unlimited" {
 		t.Error(s)
+	}
+}
+
+// TestDocument: the document has every feature and its reason.
+func TestDocument(t *testing.T) {
+	text, err := os.ReadFile("../../docs/vhost-user.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range Features {
+		if row := fmt.Sprintf("| %d | %s | %s |\n", f.Bit, f.Name, f.Why); !strings.Contains(string(text), row) {
+			t.Errorf("docs/vhost-user.md lacks %q", row)
+		}
 	}
 }
