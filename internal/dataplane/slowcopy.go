@@ -83,13 +83,18 @@ func (w *worker) grantCopy(q *Queue, segs []gntdev.Segment) error {
 	w.tally[GrantCalls]++
 	w.tally[Syscalls]++
 	w.tally[GrantOps] += uint32(len(segs))
+	w.copyBegins(q)
+	defer w.copied()
+	return q.grants.Copy(segs)
+}
+
+// copyBegins notes the start of a copy, which copied ends.
+func (w *worker) copyBegins(q *Queue) {
 	c := &w.copies
 	c.seq++
 	c.queue = q
 	c.underWay.Store(c.seq)
 	w.pool.watch()
-	defer w.copied()
-	return q.grants.Copy(segs)
 }
 
 // copied notes the end of a copy. If the pool is moving the other vifs away it waits

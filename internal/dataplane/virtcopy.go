@@ -74,3 +74,20 @@ func (w *worker) copyNow(q *Queue) {
 		}
 	}
 }
+
+// virtFetcher copies indirect tables out of regions that are not mapped, as a grant copy of
+// its queue.
+type virtFetcher struct {
+	*vhostuser.Fetcher
+	q *Queue
+}
+
+// Fetch copies a part of an indirect table.
+func (f *virtFetcher) Fetch(dst []byte, r virtqueue.Region, addr uint64) error {
+	w := f.q.worker.Load()
+	w.tally[GrantCalls]++
+	w.tally[Syscalls]++
+	w.copyBegins(f.q)
+	defer w.copied()
+	return f.Fetcher.Fetch(dst, r, addr)
+}

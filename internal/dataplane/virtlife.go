@@ -25,7 +25,7 @@ func (w *worker) startRing(q *Queue, set vhostuser.Ring, m *virtMemory, log *vir
 	if r.started() {
 		return ErrRingStarted
 	}
-	if err := r.attach(set, set.Base, m); err != nil {
+	if err := r.attach(q, set, set.Base, m); err != nil {
 		return err
 	}
 	v.memory, v.log = m, log
@@ -73,7 +73,7 @@ func (w *worker) moveRing(q *Queue, set vhostuser.Ring) {
 		r.set = set
 		return
 	}
-	if err := r.attach(set, r.base(), q.virt.memory); err != nil {
+	if err := r.attach(q, set, r.base(), q.virt.memory); err != nil {
 		w.breakRing(q, r, err)
 		return
 	}

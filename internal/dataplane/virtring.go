@@ -19,7 +19,7 @@ type virtRing struct {
 	split   *virtqueue.Split // one of the two is set while the ring is started
 	packed  *virtqueue.Packed
 	set     vhostuser.Ring // as the front end describes it
-	fetcher *vhostuser.Fetcher
+	fetcher *virtFetcher
 
 	live   bool  // it was kicked since it was started
 	broken error // why it is not served any more; nil: it is
@@ -37,7 +37,7 @@ func (r *virtRing) started() bool { return r.split != nil || r.packed != nil }
 func (r *virtRing) runs() bool { return r.live && r.broken == nil }
 
 // attach begins to use the ring that set describes, from base on.
-func (r *virtRing) attach(set vhostuser.Ring, base uint32, m *virtMemory) (err error) {
+func (r *virtRing) attach(q *Queue, set vhostuser.Ring, base uint32, m *virtMemory) (err error) {
 	c := virtqueue.Config{
 		Size: set.Size, Memory: m.memory, Base: base, Inflight: set.Inflight,
 		EventIdx: set.Features&virtEventIdx != 0,
@@ -47,9 +47,11 @@ func (r *virtRing) attach(set vhostuser.Ring, base uint32, m *virtMemory) (err e
 	fetcher := r.fetcher
 	if m.copies && c.Indirect {
 		if fetcher == nil {
-			if fetcher, err = vhostuser.NewFetcher(m.table); err != nil {
+			f, err := vhostuser.NewFetcher(m.table)
+			if err != nil {
 				return err
 			}
+			fetcher = &virtFetcher{f, q}
 		}
 		c.Fetcher = fetcher
 	}
