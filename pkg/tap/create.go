@@ -72,7 +72,7 @@ func (d *Device) open(cfg *Config) error {
 		before, cfg.Single = found.Index, isSingle(found)
 	}
 	d.adopted, d.single = before != 0, cfg.Single
-	fd, err := d.openFirst(cfg, found)
+	fd, err := d.openFirst(cfg)
 	if err != nil {
 		return err
 	}
@@ -97,13 +97,15 @@ func (d *Device) open(cfg *Config) error {
 
 // openFirst opens the first queue of the device. If the queue of a device that can have
 // one only is open already, the kernel says so when a second one is opened (EBUSY);
-// openFirst waits for queues that linger, as findAdoptable does for other devices. found is
-// the device that is adopted, or nil.
-func (d *Device) openFirst(cfg *Config, found *netlink.Tuntap) (fd int, err error) {
+// openFirst waits for queues that linger, as findAdoptable does for other devices.
+func (d *Device) openFirst(cfg *Config) (fd int, err error) {
 	for deadline := time.Now().Add(lingerWait); ; time.Sleep(lingerPoll) {
-		if cfg.VnetHdr {
-			fd, err = openNetlink(cfg, found)
-		} else {
+		switch {
+		case cfg.VnetHdr && d.adopted:
+			fd, err = openExisting(cfg)
+		case cfg.VnetHdr:
+			fd, err = openNetlink(cfg)
+		default:
 			fd, err = openWater(cfg, cfg.Persist || d.adopted)
 		}
 		switch {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -888,4 +889,47 @@ func TestAdoptionKeepsTheOwner(t *testing.T) {
 			t.Errorf("owner %d, group %d", tt.Owner, tt.Group)
 		}
 	})
+}
+
+// TestOwnerWithoutPrivileges: the owner of a device opens it, sets its offloads and uses its
+// queues without CAP_NET_ADMIN.
+func TestOwnerWithoutPrivileges(t *testing.T) {
+	netns.NeedTUN(t)
+	cfg := Config{Name: "vif1.0", VnetHdr: true, Persist: true}
+	made := newTAP(t, cfg)
+	must(t, made.CloseKeep())
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // for good: the thread ends with the goroutine
+		done <- func() (err error) {
+			h := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+			var c [2]unix.CapUserData
+			if err := unix.Capget(&h, &c[0]); err != nil {
+				return err
+			}
+			for i := range c {
+				c[i].Effective = 0
+			}
+			if err := unix.Capset(&h, &c[0]); err != nil {
+				return err
+			}
+			cfg.Queues, cfg.NoCarrier = 4, true
+			d, err := Create(cfg)
+			if err != nil {
+				return err
+			}
+			if !d.Adopted() || d.Queues() != 4 {
+				t.Errorf("adopted %v, %d queues", d.Adopted(), d.Queues())
+			}
+			for _, o := range []Offload{{Csum: true, TSO4: true}, {}} {
+				err = errors.Join(err, d.SetOffload(o))
+			}
+			if err := d.SetMTU(1400); !errors.Is(err, unix.EPERM) {
+				t.Errorf("set an MTU without the right to: %v", err)
+			}
+			return errors.Join(err, d.Rest(), d.Use(2), d.SetCarrier(true), d.CloseKeep())
+		}()
+	}()
+	must(t, <-done)
+	must(t, netns.Delete(cfg.Name))
 }

@@ -19,8 +19,9 @@
 // With Config.VnetHdr each frame has a VnetHdr, and either side can complete checksums
 // and TCP segmentation; github.com/vishvananda/netlink opens such devices. Without it
 // frames are plain Ethernet; github.com/songgao/water opens such devices. The library
-// opens the first queue. This package opens further queues and changes settings that
-// the libraries do not know, by ioctl and in the same way for both. The two must not be
+// opens the first queue, except for a device with the header that exists, whose owner it
+// would change. This package opens further queues and changes settings that the libraries
+// do not know, by ioctl and in the same way for both. The two must not be
 // mixed on one device: opening a persistent device without a vnet header takes the
 // header away from it, so Create refuses.
 //

@@ -30,12 +30,19 @@ type place struct {
 
 // place finds the namespace of the device. There is no event for a move: for processes
 // that have its queues, a device that was moved works as before.
+//
+// The kernel tells only a process with CAP_NET_ADMIN. For the owner of a device without it
+// the device is in the namespace of the calling thread.
 func (d *Device) place() (place, error) {
 	fd, err := d.fd0()
 	if err != nil {
 		return place{}, err
 	}
 	r, err := unix.IoctlRetInt(fd, unix.TUNGETDEVNETNS)
+	if errors.Is(err, unix.EPERM) {
+		own, err := netns.Get()
+		return place{ns: own, id: here}, err
+	}
 	if err != nil {
 		return place{}, err
 	}

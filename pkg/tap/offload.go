@@ -69,6 +69,9 @@ func (o Offload) check(vnetHdr bool) error {
 // restores it. It makes no change that is not needed. If the process is killed in
 // between, the device is slower than it could be, but works.
 //
+// A process without CAP_NET_ADMIN cannot restore the wish: the device then has what the
+// reader allows.
+//
 // In a network namespace that this process may not enter, the wish cannot be read.
 // There SetOffload uses the last known wish.
 //
@@ -125,7 +128,11 @@ func (d *Device) allow(index int, o Offload) error {
 	if err := d.limit(o); err != nil {
 		return err
 	}
-	return f.want(index)
+	err = f.want(index)
+	if errors.Is(err, unix.EPERM) {
+		return nil // the owner of a device without CAP_NET_ADMIN
+	}
+	return err
 }
 
 // limit sets the offloads that the reader allows.

@@ -11,25 +11,26 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// overflowID stands for a user or group that has no number here (overflowuid).
-const overflowID = 65534
-
-// keptID returns the owner or group of a device that is adopted, or that of this process if
-// the device has none, or has one that cannot be set here.
-func keptID(has uint32, own int) uint32 {
-	if has == 0 || has == overflowID {
-		return uint32(own)
+// openExisting opens the first queue of a device with a vnet header that exists. The library
+// would give it another owner. If it was deleted meanwhile, a new one is made.
+func openExisting(cfg *Config) (int, error) {
+	fd, err := openTUN()
+	if err != nil {
+		return -1, err
 	}
-	return has
+	flags := cfg.flags()
+	if cfg.NoCarrier {
+		flags |= unix.IFF_NO_CARRIER
+	}
+	if err := attachByName(fd, cfg.Name, flags); err != nil {
+		return -1, errors.Join(err, unix.Close(fd))
+	}
+	return fd, nil
 }
 
-// openNetlink opens the first queue of a device with a vnet header. Whether it persists is
-// left as it is, and so are the owner and the group of a device that is adopted: found, which
-// is nil for a new one.
-func openNetlink(cfg *Config, found *netlink.Tuntap) (int, error) {
-	if found == nil {
-		found = &netlink.Tuntap{}
-	}
+// openNetlink makes a device with a vnet header and opens its first queue. Whether it persists
+// is left as it is.
+func openNetlink(cfg *Config) (int, error) {
 	t := &netlink.Tuntap{
 		LinkAttrs:  netlink.LinkAttrs{Name: cfg.Name},
 		Mode:       netlink.TUNTAP_MODE_TAP,
@@ -38,8 +39,8 @@ func openNetlink(cfg *Config, found *netlink.Tuntap) (int, error) {
 		Queues:     1,
 		// The library always sets an owner, and leaks the queue when
 		// that fails. It cannot fail for ids which this process has.
-		Owner: keptID(found.Owner, os.Geteuid()),
-		Group: keptID(found.Group, os.Getegid()),
+		Owner: uint32(os.Geteuid()),
+		Group: uint32(os.Getegid()),
 	}
 	if cfg.NoCarrier {
 		t.Flags |= unix.IFF_NO_CARRIER
