@@ -124,7 +124,7 @@ func findTap(name string) (*netlink.Tuntap, error) {
 
 // explainTap adds a remedy to an error of opening the TAP.
 func explainTap(name string, err error) error {
-	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) {
+	if errors.Is(err, unix.EPERM) {
 		return fmt.Errorf("%w; an administrator can make it for this user: `ip tuntap add %s mode tap multi_queue vnet_hdr user NAME`", err, name)
 	}
 	return err
