@@ -114,14 +114,24 @@ func (g *Group) try(rounds int) ([]Figure, error) {
 			took[i] = append(took[i], float64(d)/float64(g.Packets))
 		}
 	}
-	figures := make([]Figure, len(g.Peers))
+	names := make([]string, len(g.Peers))
+	for i := range names {
+		names[i] = g.Peers[i].Name
+	}
+	return Figures(names, took), nil
+}
+
+// Figures compares samples of several peers, in nanoseconds per packet, with those of the
+// first one.
+func Figures(peers []string, took [][]float64) []Figure {
+	figures := make([]Figure, len(peers))
 	first := benchmath.NewSample(took[0], &benchmath.DefaultThresholds)
 	for i := range took {
 		s := benchmath.NewSample(took[i], &benchmath.DefaultThresholds)
 		sum := benchmath.AssumeNothing.Summary(s, confidence)
-		figures[i] = Figure{Peer: g.Peers[i].Name, Median: sum.Center, Low: sum.Lo, High: sum.Hi}
+		figures[i] = Figure{Peer: peers[i], Median: sum.Center, Low: sum.Lo, High: sum.Hi}
 		figures[i].Ratio = figures[0].Median / sum.Center
 		figures[i].P = benchmath.AssumeNothing.Compare(first, s).P
 	}
-	return figures, nil
+	return figures
 }

@@ -84,3 +84,7 @@ func (p Programs) start(title, name string, args ...string) (*lab.Process, error
 	}
 	return lab.Start(title, "nice", append([]string{"-n", "10", path}, args...)...)
 }
+
+// Dir returns the folder of the programs, which a process without a network may use by
+// setting NETBACKD_VHOST_CACHE.
+func (p Programs) Dir() string { return p.dir }

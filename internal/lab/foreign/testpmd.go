@@ -55,6 +55,35 @@ func (p Programs) StartTestpmd(ctx context.Context, c Testpmd) (*lab.Process, er
 	return t, nil
 }
 
+var portLine = regexp.MustCompile(`NIC statistics for port (\d+)[\s\S]*?RX-packets: (\d+)[\s\S]*?TX-packets: (\d+)`)
+
+// NextCounts waits until testpmd prints its counters, which it does each second, and returns
+// those of its ports.
+func NextCounts(ctx context.Context, t *lab.Process, ports int) ([]Counts, error) {
+	const mark, end = "Port statistics ====", "Tx-pps"
+	seen := strings.Count(t.Log(), mark)
+	for {
+		log := t.Log()
+		last := log[max(strings.LastIndex(log, mark), 0):]
+		if strings.Count(log, mark) > seen && strings.Count(last, end) >= ports {
+			var counts []Counts
+			for _, m := range portLine.FindAllStringSubmatch(last, -1) {
+				received, _ := strconv.ParseUint(m[2], 10, 64)
+				sent, _ := strconv.ParseUint(m[3], 10, 64)
+				counts = append(counts, Counts{Received: received, Sent: sent})
+			}
+			return counts, nil
+		}
+		select {
+		case <-time.After(2 * time.Millisecond):
+		case <-t.Done():
+			return nil, fmt.Errorf("%s ended:\n%s", t.Name, lastLines(log, 20))
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
 // Counts are testpmd's counters of a port.
 type Counts struct{ Received, Sent, Dropped uint64 }
 
