@@ -119,7 +119,7 @@ var deviceName = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9._+-]{0,63}$`)
 // check returns the first mistake in the flags. passed says that the service manager has
 // passed a socket.
 func (f *vhostFlags) check(passed bool) error {
-	mistake := ""
+	var mistake string
 	switch {
 	case f.socket != "" && f.fd >= 0:
 		mistake = "--socket-path and --fd exclude each other"

@@ -44,7 +44,7 @@ func Listen(path string, group int) (Endpoint, error) {
 		return nil, err
 	}
 	if group >= 0 {
-		defer unix.Umask(unix.Umask(0o117)) // nobody else at any time
+		defer unix.Umask(unix.Umask(0o117)) // others cannot connect at any time
 	}
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 	if errors.Is(err, fs.ErrNotExist) {

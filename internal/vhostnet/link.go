@@ -252,13 +252,11 @@ func (l *link) follow() error {
 		l.carrier = false
 	}
 	if n != l.active {
-		err := error(nil)
+		use := func() error { return l.dev.Use(n) }
 		if n == 0 {
-			err = l.dev.Rest()
-		} else {
-			err = l.dev.Use(n)
+			use = l.dev.Rest
 		}
-		if err != nil {
+		if err := use(); err != nil {
 			return err
 		}
 		l.active = n

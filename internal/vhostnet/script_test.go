@@ -32,10 +32,9 @@ import (
 // new eventfd.
 type player struct {
 	*bed
-	c        *net.UnixConn
-	offered  uint64
-	features uint64
-	mem      int
+	c       *net.UnixConn
+	offered uint64
+	mem     int
 }
 
 // requests are the requests by their names.

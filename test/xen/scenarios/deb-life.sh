@@ -66,11 +66,14 @@ destroy u1
 # The vif of a guest that ends while no daemon runs is removed later.
 ip tuntap add dev guestnet mode tap
 ip link property add dev guestnet altname netbackd-vif99.0
+ip tuntap add dev virtnet mode tap
+ip link property add dev virtnet altname netbackd-vhost-virtnet
 ip tuntap add dev vpn mode tap
 dpkg --purge netbackd
 not ip link show guestnet
+not ip link show virtnet
 ip link delete vpn
-for path in /usr/sbin/netbackd /etc/default/netbackd /etc/xen/scripts/vif-netbackd /run/netbackd \
+for path in /usr/sbin/netbackd /etc/default/netbackd /etc/default/netbackd-vhost-user /etc/xen/scripts/vif-netbackd /run/netbackd \
 	/usr/lib/modprobe.d/netbackd.conf /etc/systemd/system/multi-user.target.wants/netbackd.service; do
 	not ls "$path"
 done

@@ -22,6 +22,15 @@ systemd-analyze security --no-pager --threshold=15 --offline=true /usr/lib/syste
 same "user of the daemon" "$(stat -c %U "/proc/$(property MainPID)")" netbackd
 same "capabilities of the daemon" "$(sed -n 's/^CapEff:\t//p' "/proc/$(property MainPID)/status")" 0000008000001000
 
+# A device of vhost-user has the same user and fewer capabilities.
+systemctl start netbackd-vhost-user@tap9.socket netbackd-vhost-user@tap9.service
+device=$(systemctl show --value -p MainPID netbackd-vhost-user@tap9.service)
+same "user of the device" "$(stat -c %U "/proc/$device")" netbackd
+same "capabilities of the device" "$(sed -n 's/^CapEff:\t//p' "/proc/$device/status")" 0000000000001000
+netbackd show tap9 | grep -F 'socket       /run/netbackd/vhost-user/tap9.sock (fd)' || fail "the device: $(netbackd show tap9)"
+systemctl stop netbackd-vhost-user@tap9.socket netbackd-vhost-user@tap9.service
+not ip link show tap9
+
 make_bridge
 guest u1 vcpus=2
 address u1 10.0.0.2/24
