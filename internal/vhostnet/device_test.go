@@ -223,6 +223,50 @@ func TestTapOfAdministrator(t *testing.T) {
 	}
 }
 
+// TestTapOfAdministratorWorksAfterwards: nothing that a session did to a TAP with one queue is in
+// the way of the next program.
+func TestTapOfAdministratorWorksAfterwards(t *testing.T) {
+	addTap(t, false, true)
+	if err := netns.Up(tapName); err != nil {
+		t.Fatal(err)
+	}
+	for _, used := range []bool{false, true} {
+		b := newBed(t, Config{Tap: TapConfig{Queues: 1}})
+		if used {
+			f := b.front()
+			b.start(f, 1)
+			if s := b.d.Status(); !s.Carrier || s.Active != 1 {
+				t.Errorf("carrier %v, %d pairs", s.Carrier, s.Active)
+			}
+			b.must(f.Close())
+			b.idle()
+		}
+		b.stop()
+		<-b.ended
+		b.ended <- nil
+		b.rings.Close()
+		b.must(b.d.link.dev.CloseKeep()) // as after kill -9
+	}
+	other, err := tap.Create(tap.Config{Name: tapName, VnetHdr: true, Persist: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = other.CloseKeep() }()
+	s, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(s)
+	frame := make([]byte, 60)
+	copy(frame[12:], []byte{0x88, 0xb5}) // for local experiments
+	buf := make([]byte, 200)
+	await(t, "a packet passes", func() bool {
+		_ = unix.Sendto(s, frame, 0, &unix.SockaddrLinklayer{Ifindex: other.Index()})
+		n, err := other.Queue(0).Read(buf)
+		return err == nil && n == tap.VnetHdrLen+len(frame)
+	})
+}
+
 // TestTapErrors: errors say what to do.
 func TestTapErrors(t *testing.T) {
 	for name, tc := range map[string]struct {

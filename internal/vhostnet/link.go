@@ -163,7 +163,7 @@ func (l *link) configure(cfg TapConfig, made bool) error {
 			return fmt.Errorf("add %s to the bridge %s: %w", cfg.Name, cfg.Bridge, err)
 		}
 	}
-	if err := l.dev.Rest(); err != nil {
+	if err := l.attach(0); err != nil {
 		return err
 	}
 	if l.ours || bridge != nil {
@@ -252,11 +252,7 @@ func (l *link) follow() error {
 		l.carrier = false
 	}
 	if n != l.active {
-		use := func() error { return l.dev.Use(n) }
-		if n == 0 {
-			use = l.dev.Rest
-		}
-		if err := use(); err != nil {
+		if err := l.attach(n); err != nil {
 			return err
 		}
 		l.active = n
@@ -268,6 +264,25 @@ func (l *link) follow() error {
 		l.carrier = true
 	}
 	return nil
+}
+
+// attach gives the host the first n queues. What waits in them, which was sent to an earlier
+// guest, is dropped first. The only queue of a device that can have one cannot be taken away:
+// it is stopped by the carrier alone, because the filter of tap.Device.Rest would outlive a
+// killed process on an administrator's TAP.
+func (l *link) attach(n int) error {
+	single := l.dev.MaxQueues() == 1
+	switch {
+	case single && n == 0:
+		return nil
+	case n == 0:
+		return l.dev.Rest()
+	case single:
+		if err := l.dev.Rest(); err != nil {
+			return err
+		}
+	}
+	return l.dev.Use(n)
 }
 
 // use returns the number of pairs in use, and whether the guest of one posts no buffers.
