@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/vishvananda/netlink"
@@ -247,22 +248,29 @@ func TestTapOfAdministratorWorksAfterwards(t *testing.T) {
 		b.rings.Close()
 		b.must(b.d.link.dev.CloseKeep()) // as after kill -9
 	}
-	other, err := tap.Create(tap.Config{Name: tapName, VnetHdr: true, Persist: true})
+	// Not by pkg/tap, which makes a device that it adopts work again.
+	other := &netlink.Tuntap{LinkAttrs: netlink.LinkAttrs{Name: tapName}, Mode: netlink.TUNTAP_MODE_TAP,
+		Flags: netlink.TUNTAP_NO_PI | netlink.TUNTAP_VNET_HDR, Queues: 1}
+	if err := netlink.LinkAdd(other); err != nil {
+		t.Fatal(err)
+	}
+	defer other.Fds[0].Close()
+	index, err := netlink.LinkByName(tapName)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = other.CloseKeep() }()
 	s, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer unix.Close(s)
 	frame := make([]byte, 60)
-	copy(frame[12:], []byte{0x88, 0xb5}) // for local experiments
+	copy(frame, []byte{2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x88, 0xb5}) // the type for local experiments
 	buf := make([]byte, 200)
 	await(t, "a packet passes", func() bool {
-		_ = unix.Sendto(s, frame, 0, &unix.SockaddrLinklayer{Ifindex: other.Index()})
-		n, err := other.Queue(0).Read(buf)
+		_ = unix.Sendto(s, frame, 0, &unix.SockaddrLinklayer{Ifindex: index.Attrs().Index})
+		_ = other.Fds[0].SetReadDeadline(time.Now().Add(10 * time.Millisecond))
+		n, err := other.Fds[0].Read(buf)
 		return err == nil && n == tap.VnetHdrLen+len(frame)
 	})
 }
