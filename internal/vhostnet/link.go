@@ -65,7 +65,8 @@ func openLink(cfg TapConfig) (*link, error) {
 		return nil, err
 	}
 	l := &link{ours: t == nil, transient: cfg.Transient && t == nil, fixedMTU: cfg.MTU != 0}
-	c := tap.Config{Name: cfg.Name, Queues: cfg.Queues, VnetHdr: true, Persist: !l.transient, NoCarrier: true}
+	// A new TAP persists when it has its second name: see complete.
+	c := tap.Config{Name: cfg.Name, Queues: cfg.Queues, VnetHdr: true, Persist: t != nil, NoCarrier: true}
 	if cfg.Queues == 0 {
 		c.Queues = max(cfg.Auto, 1)
 	}
@@ -175,7 +176,7 @@ func (l *link) configure(cfg TapConfig, made bool) error {
 // complete completes a TAP that is new.
 func (l *link) complete(name string) error {
 	if !l.transient {
-		if err := l.dev.AddAltName(altPrefix + name); err != nil {
+		if err := errors.Join(l.dev.AddAltName(altPrefix+name), l.dev.SetPersist(true)); err != nil {
 			return err
 		}
 	}

@@ -110,6 +110,15 @@ func (d *Device) SetCarrier(on bool) error {
 	return d.wrap("set carrier", err)
 }
 
+// SetPersist says whether the device outlives this process: see [Config].Persist.
+func (d *Device) SetPersist(on bool) error {
+	fd, err := d.fd0()
+	if err == nil {
+		err = setPersist(fd, on)
+	}
+	return d.wrap("set persistent", err)
+}
+
 // SetMTU sets the MTU, the bytes of a frame behind its Ethernet header: 68 to
 // 65521.
 func (d *Device) SetMTU(mtu int) error {

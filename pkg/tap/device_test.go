@@ -891,6 +891,21 @@ func TestAdoptionKeepsTheOwner(t *testing.T) {
 	})
 }
 
+func TestSetPersist(t *testing.T) {
+	netns.NeedTUN(t)
+	both(t, func(t *testing.T, cfg Config) {
+		d := newTAP(t, cfg)
+		for _, on := range []bool{true, false} {
+			must(t, d.SetPersist(on))
+			if got := !tuntap(t, cfg.Name).NonPersist; got != on {
+				t.Errorf("persistent %v, want %v", got, on)
+			}
+		}
+		must(t, d.Close())
+		wantErr(t, d.SetPersist(true), ErrClosed)
+	})
+}
+
 // TestOwnerWithoutPrivileges: the owner of a device opens it, sets its offloads and uses its
 // queues without CAP_NET_ADMIN.
 func TestOwnerWithoutPrivileges(t *testing.T) {
