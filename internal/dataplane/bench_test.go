@@ -777,6 +777,9 @@ func measure(peer string, rounds int, packets uint64, only string) (*bench.Repor
 			rep.Results = append(rep.Results, res)
 		}
 	}
+	if err := measureVirt(rep, lim, only, d, h, child, plain, overhead); err != nil {
+		return nil, err
+	}
 	if err := goals(rep, lanes[0], h, packets); err != nil {
 		return nil, err
 	}

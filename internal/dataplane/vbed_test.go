@@ -62,16 +62,17 @@ const vModern = virtVersion1 | virtMrgRxbuf | virtEventIdx | virtIndirect | virt
 
 // vguest is the guest's side of a pair.
 type vguest struct {
-	tb     testing.TB
-	o      vOptions
-	fd     int // memfd
-	mem    []byte
-	back   []byte // the same as the device sees it
-	memory *virtMemory
-	base   uint64
-	rx, tx vring
-	nextTx int
-	last   uint64 // address of the last chain that was delivered
+	tb      testing.TB
+	o       vOptions
+	fd      int // memfd
+	mem     []byte
+	back    []byte // the same as the device sees it
+	memory  *virtMemory
+	base    uint64
+	ringsAt int
+	rx, tx  vring
+	nextTx  int
+	last    uint64 // address of the last chain that was delivered
 }
 
 // vring is the guest's side of a ring.
@@ -95,7 +96,7 @@ func newVguest(tb testing.TB, o vOptions) *vguest {
 	if o.packed {
 		o.features |= virtRingPacked
 	}
-	g := &vguest{tb: tb, o: o, base: vBase}
+	g := &vguest{tb: tb, o: o, base: vBase, ringsAt: vRings}
 	if o.grants {
 		g.base = 1<<63 | uint64(firstRef)<<12
 	}
@@ -172,7 +173,7 @@ func (g *vguest) newRing(index int) vring {
 		r.set.Kick = -1
 	}
 	c := virtqueue.DriverConfig{Size: o.size, EventIdx: o.features&virtEventIdx != 0, InOrder: o.features&virtInOrder != 0}
-	mem := g.mem[vRings+index*vRingAt:][:vRingAt]
+	mem := g.mem[g.ringsAt+index*vRingAt:][:vRingAt]
 	if o.packed {
 		p := virtqueue.PackedRingsIn(mem, o.size)
 		d, err := virtqueue.NewPackedDriver(c, p)
