@@ -207,7 +207,7 @@ func (g *vguest) add(r *vring, bufs []virtqueue.Buffer) bool {
 	var id uint16
 	var ok bool
 	if g.o.indirect && len(bufs) > 1 {
-		t := vTables + r.next%256*vTable
+		t := vTables + (r.set.Index%2*128+r.next%128)*vTable
 		id, ok = r.d.AddIndirect(g.mem[t:t+vTable], g.base+uint64(t), bufs...)
 	} else {
 		id, ok = r.d.Add(bufs...)
@@ -299,17 +299,20 @@ func (g *vguest) sent() (n int) {
 	}
 }
 
-// post adds n chains to the rx ring, or as many as it takes if n is -1.
+// post adds n chains to the rx ring, or as many as there is room for if n is -1 or more.
 func (g *vguest) post(n int) (posted int) {
-	for ; posted != n; posted++ {
-		at := vPosted + g.rx.next%600*0x3000
-		size := 0
-		for _, b := range g.o.buffer {
-			size += b
-		}
-		if size > 0x3000 {
-			at = vPosted + g.rx.next%60*0x20000
-		}
+	size, most, stride := 0, 600, 0x3000
+	for _, b := range g.o.buffer {
+		size += b
+	}
+	if size > stride {
+		most, stride = 60, 0x20000
+	}
+	if g.o.indirect && len(g.o.buffer) > 1 {
+		most = min(most, 128) // tables
+	}
+	for ; posted != n && len(g.rx.bufs) < most; posted++ {
+		at := vPosted + g.rx.next%most*stride
 		var bufs []virtqueue.Buffer
 		for _, b := range g.o.buffer {
 			clear(g.mem[at : at+min(b, 64)])

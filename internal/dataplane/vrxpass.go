@@ -8,15 +8,11 @@ import "github.com/netbackd/netbackd/internal/offload"
 // ring. An error is a broken rule of the ring; the packets before it have been delivered.
 func (w *worker) vrxPass(q *Queue) (more bool, err error) {
 	r := &q.virt.rx
-	free, err := r.availableUpTo(rxParts * rxReads)
-	if err != nil {
-		return false, err
-	}
 	before := w.tally[RxSlots]
 	w.reads.used = 0
 	w.virt.to.n = 0
 	if q.backlog.empty() {
-		more, err = w.vrxFromTap(q, free)
+		more, err = w.vrxFromTap(q)
 		more = more || !q.backlog.empty()
 	} else {
 		more, err = w.vrxFromBacklog(q)
@@ -39,15 +35,20 @@ func (w *worker) vrxPass(q *Queue) (more bool, err error) {
 	return w.rxBlocked(q)
 }
 
-// vrxFromTap reads packets and places them in chains, of which at least free are available.
-// A packet that finds too few, and all behind it, go to the backlog. It reports whether the
-// TAP may have more.
-func (w *worker) vrxFromTap(q *Queue, free int) (more bool, err error) {
+// vrxFromTap reads packets and places them in chains. A packet that finds too few, and all
+// behind it, go to the backlog. It reports whether the TAP may have more.
+func (w *worker) vrxFromTap(q *Queue) (more bool, err error) {
 	r := &q.reader
-	if free >= int(q.blocked.need) {
-		q.blocked.stale = 0
-	}
 	for left := rxParts * rxReads; left > 0 && q.tapIn.ready; {
+		if r.large.last && q.readsToChains() {
+			if end, err := w.vrxToChains(q); end {
+				return q.tapIn.ready, err
+			}
+		}
+		free, all, err := q.chainsFor()
+		if err != nil {
+			return false, err
+		}
 		t := r.next(w, free, left, q.blocked.stale)
 		left -= t.asked
 		for i := range t.frames {
@@ -66,11 +67,30 @@ func (w *worker) vrxFromTap(q *Queue, free int) (more bool, err error) {
 			r.run.restart()
 			break
 		}
-		if free -= len(t.frames); t.large || free <= 0 {
+		if t.large || all && free == len(t.frames) {
 			break
 		}
 	}
 	return q.tapIn.ready, nil
+}
+
+// chainsFor returns how many chains are available, at most as many as the next read can
+// use: a packed ring has to be looked at one descriptor after the other. all says that there
+// are no others.
+func (q *Queue) chainsFor() (free int, all bool, err error) {
+	r := &q.reader
+	most := r.run.want(true)
+	if r.large.some {
+		most *= r.slots
+	}
+	if q.blocked.stale > 0 {
+		most = max(most, int(q.blocked.need))
+	}
+	free, err = q.virt.rx.availableUpTo(most)
+	if free >= int(q.blocked.need) {
+		q.blocked.stale = 0
+	}
+	return free, free < most, err
 }
 
 // vrxFrame makes the vnet header of a packet fit the guest, and places the packet in

@@ -61,14 +61,13 @@ func (w *worker) vrxTake(q *Queue, n int) (count int, err error) {
 	}
 }
 
-// vrxFill copies a packet, the n bytes at at of m and the vnet header before them, to the
-// last count chains of the batch.
-func (w *worker) vrxFill(q *Queue, m *arenaMem, at, n, count int) {
+// vrxNote lists a packet, the n bytes at at of m, that is in the last count chains of the
+// batch, and finishes the vnet header before it.
+func (w *worker) vrxNote(q *Queue, m *arenaMem, at, n, count int) {
 	vb, to := w.virt.rx, &w.virt.to
 	first := vb.Len() - count
 	hdr := m.mem[at-vrxHead : at]
-	p := &to.pkts[to.n]
-	*p = vrxPacket{n: uint32(n), first: uint16(first), count: uint16(count), gso: hdr[1] != tap.VnetGSONone}
+	to.pkts[to.n] = vrxPacket{n: uint32(n), first: uint16(first), count: uint16(count), gso: hdr[1] != tap.VnetGSONone}
 	to.n++
 	head := q.virt.hdrLen
 	if head == vrxHead {
@@ -76,14 +75,22 @@ func (w *worker) vrxFill(q *Queue, m *arenaMem, at, n, count int) {
 	} else {
 		copy(hdr[vrxHead-head:], hdr[:head])
 	}
+	vb.Spread(first, count, uint32(head+n))
+	if n > smallPacket {
+		q.reader.slots = count
+	}
+}
+
+// vrxFill copies a packet, the n bytes at at of m and the vnet header before them, to the
+// last count chains of the batch.
+func (w *worker) vrxFill(q *Queue, m *arenaMem, at, n, count int) {
+	w.vrxNote(q, m, at, n, count)
+	vb, to, head := w.virt.rx, &w.virt.to, q.virt.hdrLen
+	first := vb.Len() - count
 	at, n = at-head, n+head
-	vb.Spread(first, count, uint32(n))
 	if pieces := vb.Writable(first); n <= len(pieces[0].Mem) { // as with most
 		copy(pieces[0].Mem, m.mem[at:at+n])
 		return
-	}
-	if n > smallPacket {
-		q.reader.resize(count)
 	}
 	for i := first; n > 0; i++ {
 		pieces := vb.Writable(i)

@@ -5,6 +5,9 @@ package dataplane
 import (
 	"testing"
 	"time"
+
+	"github.com/netbackd/netbackd/internal/lab/packettest"
+	"github.com/netbackd/netbackd/pkg/tap"
 )
 
 // TestVirtWaits: packets that find no buffers wait in order, until the guest posts some.
@@ -136,6 +139,49 @@ func TestVirtManyPackets(t *testing.T) {
 			if diff := diffFrames(want, b.host.frames()); diff != "" {
 				t.Fatal(diff)
 			}
+		}
+	})
+}
+
+// TestVirtManySegments sends packets that have more segments than a turn may take: the
+// others are returned to the ring and come next, in order.
+func TestVirtManySegments(t *testing.T) {
+	inFormats(t, allModes, vFormats, func(t *testing.T, m mode, o vOptions) {
+		b := newVbed(t, m, o)
+		g := b.guest()
+		const mss, size, packets = 100, 20000, 20
+		var want []packettest.Frame
+		for i := range packets {
+			f := partial(tcp(4, size))
+			f.TCP.Seq = uint32(i << 20)
+			want = append(want, f)
+			if !g.put(vsent{vnet: vnetOf(f, mss), frame: f.Bytes(), alone: true, parts: []int{66, size}}) {
+				t.Fatal("the ring is full")
+			}
+		}
+		g.tx.push()
+		must(t, b.w.poll(0))
+		b.w.round()
+		if n := b.stat(TxPackets); n == 0 || n > turnSegments*mss/size+1 {
+			t.Errorf("%d packets in a turn", n)
+		}
+		b.settle()
+		if n := g.sent(); n != packets {
+			t.Errorf("%d chains came back", n)
+		}
+		got := b.host.received()
+		for i, f := range want {
+			if !m.vnet {
+				segments(t, "a packet", got[:size/mss], f, mss, 1)
+				got = got[size/mss:]
+				continue
+			}
+			sameFrames(t, "a packet", got[i:i+1], tap.VnetHdr{
+				Flags: tap.VnetNeedsCsum, GSOType: tap.VnetGSOTCPv4, GSOSize: mss, CsumStart: 34, CsumOffset: 16,
+			}, f.Bytes(), 1)
+		}
+		if n := b.stat(HostSegments); n != packets*size/mss {
+			t.Errorf("%d segments are counted", n)
 		}
 	})
 }
