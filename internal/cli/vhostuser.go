@@ -372,9 +372,12 @@ func (v *vhostUser) serve(ctx context.Context) (err error) {
 		control: func(context.Context) error { return nil },
 		text:    func() string { return string(v.device.State()) },
 	}
-	n++
-	go func() { srv.serve(serveCtx); ended <- nil }()
+	told := make(chan struct{})
+	telling, stopTelling := context.WithCancel(ctx)
+	go func() { defer close(told); srv.serve(telling) }()
 	err = v.device.Run(ctx, v.endpoint)
+	stopTelling()
+	<-told // its goroutine and stopped have the same fields
 	srv.stopped()
 	v.log.Info("stopped")
 	return err
