@@ -138,7 +138,7 @@ func (q *Queue) ask(f func() error) (wait func() error) {
 		defer close(ran)
 		defer func() {
 			if r := recover(); r != nil {
-				err = w.panicked(r)
+				err = w.panicked(q, r)
 			}
 		}()
 		err = f()
@@ -162,8 +162,14 @@ func (q *Queue) ask(f func() error) (wait func() error) {
 	}
 }
 
-// panicked returns an error for a panic, and logs it with the stack.
-func (w *worker) panicked(r any) error {
+// panicked returns an error for a panic in the service of a queue. Unless it is a fault in
+// memory that a front end has taken away, it is logged with the stack.
+func (w *worker) panicked(q *Queue, r any) error {
+	if q.virt != nil {
+		if err := q.virt.fault(r); err != nil {
+			return err
+		}
+	}
 	err := fmt.Errorf("internal error: %v", r)
 	w.pool.warn(fmt.Errorf("worker %d: %w\n%s", w.index, err, debug.Stack()))
 	return err

@@ -401,7 +401,7 @@ func (w *worker) turn(q *Queue) (again bool) {
 	defer func() {
 		if r := recover(); r != nil {
 			w.newRing()
-			w.breach(q, w.panicked(r))
+			w.breach(q, w.panicked(q, r))
 			again = false
 		}
 		w.clockOut(q, start)

@@ -15,7 +15,10 @@ var ErrLog = errors.New("virtqueue: the memory of a log is not made of whole wor
 
 // Log is a bitmap of the guest pages that were written, for live migration: bit page%8 of
 // byte page/8. Several queues may use one; the front end reads and clears it meanwhile.
-type Log struct{ words []uint32 }
+type Log struct {
+	mem   []byte
+	words []uint32
+}
 
 // NewLog makes a log of mem.
 func NewLog(mem []byte) (*Log, error) {
@@ -23,8 +26,11 @@ func NewLog(mem []byte) (*Log, error) {
 	if !ok || len(mem)%8 != 0 {
 		return nil, ErrLog
 	}
-	return &Log{words: w}, nil
+	return &Log{mem: mem, words: w}, nil
 }
+
+// Bytes returns the memory of the log.
+func (l *Log) Bytes() []byte { return l.mem }
 
 // Mark records that n bytes at addr were written. Call it after writing them. Pages that
 // the log has no bits for are ignored, and reported by false.
