@@ -114,16 +114,23 @@ func (d *vhost) guestAs(i int, change ...func(*guest.VirtConfig)) *virtGuest {
 	return v
 }
 
-// waitUp waits until packets pass: until then kernel and bridge drop them.
-func (g *virtGuest) waitUp() {
-	g.w.t.Helper()
-	s := g.d.waitStatus("the device to be connected", func(s *vhostnet.Status) bool { return s.State == vhostnet.Connected })
+// waitCarrier waits until the device is connected, and until kernel and bridge have noticed:
+// until then they drop packets.
+func (d *vhost) waitCarrier() {
+	d.w.t.Helper()
+	s := d.waitStatus("the device to be connected", func(s *vhostnet.Status) bool { return s.State == vhostnet.Connected })
 	for _, name := range []string{s.Interface, bridge} {
-		g.w.wait("the carrier of "+name, func() bool {
+		d.w.wait("the carrier of "+name, func() bool {
 			l, err := netlink.LinkByName(name)
 			return err == nil && l.Attrs().OperState == netlink.OperUp
 		})
 	}
+}
+
+// waitUp waits until packets pass.
+func (g *virtGuest) waitUp() {
+	g.w.t.Helper()
+	g.d.waitCarrier()
 }
 
 // op carries out an operation on the guest's device.
@@ -200,6 +207,35 @@ func (g *virtGuest) streaming(bytes int64) (stop func() int) {
 		wg.Wait()
 		g.w.must(failed)
 		return n
+	}
+}
+
+// beside runs f while a guest on another device sends and receives a little, and checks that
+// it lost nothing.
+func (w *world) beside(f func()) {
+	w.t.Helper()
+	g := w.vhost("beside", "--queues", "1").guest()
+	ctx, stop := context.WithCancel(w.ctx)
+	defer stop()
+	ended := make(chan error, 1)
+	go func() {
+		const bytes = 256 << 10
+		for ctx.Err() == nil {
+			r, err := g.TCPSend(w.ctx, guest.TCPSendArgs{Addr: hostIP + tcpPort, TCPSend: traffic.TCPSend{Bytes: bytes, Rate: 4 << 20, Seed: 3}})
+			if err != nil || r.Wrong != 0 || r.Bytes != bytes {
+				ended <- fmt.Errorf("bystander's stream: %+v: %w", r, err)
+				return
+			}
+		}
+		ended <- nil
+	}()
+	f()
+	stop()
+	w.must(<-ended)
+	g.pings(5)
+	g.innocent()
+	if s := g.d.status(); s.Sessions != 1 {
+		w.t.Errorf("the bystander had %d sessions", s.Sessions)
 	}
 }
 
