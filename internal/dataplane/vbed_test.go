@@ -126,6 +126,7 @@ func (g *vguest) regions(back []byte) *virtMemory {
 	m := &virtMemory{copies: g.o.grants, regions: make([]virtRegion, 2)}
 	first := virtqueue.Region{Addr: g.base, Size: border, Mem: back[:border]}
 	second := virtqueue.Region{Addr: g.base + border, Size: vMemory - border, Mem: back[border:], Tag: 1}
+	m.regions[0].mem, m.regions[1].mem = first.Mem, second.Mem
 	if g.o.grants {
 		first.Mem, second.Mem = nil, nil
 		for i := range m.regions {

@@ -4,6 +4,7 @@ package dataplane
 
 import (
 	"encoding/binary"
+	"errors"
 	"math/rand/v2"
 	"testing"
 	"time"
@@ -168,6 +169,11 @@ func TestVirtTruncatedMemory(t *testing.T) {
 			}
 			if n := len(b.notices); n > 1 || n == 1 && (b.notices[0].Kind != Breach || eventCount(g.tx.err) != 1 || eventCount(g.rx.err) != 1) {
 				t.Errorf("%d bytes: notices %+v", size, b.notices)
+			}
+			for _, n := range b.notices {
+				if !errors.Is(n.Err, ErrMemoryGone) {
+					t.Errorf("%d bytes: the reason is %v", size, n.Err)
+				}
 			}
 			b.host.drain()
 			other.post(50)

@@ -26,10 +26,8 @@ func (v *virtPair) fault(r any) error {
 // shares reports whether an address is in memory of the front end: in a region, a part of a
 // ring that was mapped for it, an inflight region or the log.
 func (v *virtPair) shares(addr uintptr) bool {
-	m := v.memory
-	for i := range m.regions {
-		r, _, _ := m.table.Region(uint32(i))
-		if within(m.memory.Bytes(r.Guest, r.Size), addr) {
+	for i := range v.memory.regions {
+		if within(v.memory.regions[i].mem, addr) {
 			return true
 		}
 	}

@@ -89,8 +89,9 @@ type virtMemory struct {
 	copies  bool         // some region has to be copied
 }
 
-// virtRegion says how a region is copied that is not mapped.
+// virtRegion is a region: its memory, or how it is copied if it is not mapped.
 type virtRegion struct {
+	mem    []byte
 	grants Copier
 	domid  xen.Domid
 }
@@ -105,7 +106,7 @@ func newVirtMemory(t *vhostuser.Table) *virtMemory {
 	m.memory = t.Memory()
 	for i := range t.Len() {
 		r, kind, grants := t.Region(uint32(i))
-		m.regions = append(m.regions, virtRegion{grants: grants, domid: xen.Domid(r.Domid)})
+		m.regions = append(m.regions, virtRegion{mem: m.memory.Bytes(r.Guest, r.Size), grants: grants, domid: xen.Domid(r.Domid)})
 		m.copies = m.copies || kind == vhostuser.KindGrantCopy
 	}
 	return m
