@@ -362,19 +362,7 @@ func TestVirtMemoryMoves(t *testing.T) {
 			}
 			must(t, b.w.poll(0)) // some work is under way
 			b.w.round()
-			old := g.back
-			g.back = mapFile(t, g.fd)
-			q := b.queue()
-			q.virt.memory = g.regions(g.back)
-			for _, r := range []*vring{&g.rx, &g.tx} {
-				for _, p := range []*[]byte{&r.set.Desc.Mem, &r.set.Avail.Mem, &r.set.Used.Mem} {
-					off := address(*p) - address(old)
-					*p = g.back[off:][:len(*p)]
-				}
-				b.w.moveRing(q, r.set)
-			}
-			must(t, unix.Munmap(old))
-			b.w.sched.schedule(q)
+			g.move(b)
 			b.settle()
 			if n, got := g.sent(), len(g.received()); n != 40 || got != 5 || b.breach() != nil {
 				t.Fatalf("round %d: %d packets from the guest, %d to it, %v", round, n, got, b.breach())
