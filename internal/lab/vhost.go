@@ -5,12 +5,10 @@ package lab
 import (
 	"context"
 	"errors"
-	"os/exec"
 	"path/filepath"
 
 	"github.com/netbackd/netbackd/internal/control"
 	"github.com/netbackd/netbackd/internal/lab/guest"
-	"github.com/netbackd/netbackd/internal/lab/netns"
 	"github.com/netbackd/netbackd/internal/vhostnet"
 )
 
@@ -37,19 +35,6 @@ func (l *Lab) StartVhost(ctx context.Context, name string, args ...string) (*Vho
 // Restart starts the process again, which must have ended.
 func (d *Vhost) Restart(ctx context.Context) (err error) {
 	d.Process, err = d.lab.launch(ctx, d.Name, "ready", d.args...)
-	return err
-}
-
-// StartWith starts the process again, changed by prepare before the start.
-func (d *Vhost) StartWith(ctx context.Context, prepare func(*exec.Cmd)) error {
-	p, err := start(d.Name, d.lab.opts.Exe, d.args, func(cmd *exec.Cmd) error {
-		prepare(cmd)
-		return netns.StartHere(cmd)
-	})
-	if err != nil {
-		return err
-	}
-	d.Process, err = await(ctx, p, "ready")
 	return err
 }
 

@@ -47,7 +47,10 @@ func (b *Backend) handle(m *Message) (reply *Message, err error) {
 	case SetMemTable:
 		return nil, b.setMemory(nil, m)
 	case AddMemReg:
-		return nil, b.addRegion(m)
+		if b.table == nil {
+			return nil, b.setMemory(nil, m)
+		}
+		return nil, b.setMemory(b.table.regions, m)
 	case RemMemReg:
 		return nil, b.removeRegion(m)
 	case SetLogBase:
@@ -205,32 +208,15 @@ func (b *Backend) setMemory(keep []*mapped, m *Message) error {
 	return b.swap(t)
 }
 
-// addRegion adds a region to the table. QEMU 7.2 sends each region once per pair of queues,
-// and removes it as often.
-func (b *Backend) addRegion(m *Message) error {
-	if b.table == nil {
-		return b.setMemory(nil, m)
-	}
-	if r := b.table.find(m.Regions[0]); r != nil && r.Region == m.Regions[0] {
-		r.again++
-		return nil
-	}
-	return b.setMemory(b.table.regions, m)
-}
-
 func (b *Backend) removeRegion(m *Message) error {
 	if b.table == nil {
 		return ErrRegionUnknown
 	}
-	r := b.table.find(m.Regions[0])
-	switch {
-	case r == nil:
-		return ErrRegionUnknown
-	case r.again > 0:
-		r.again--
-		return nil
+	keep, err := b.table.without(m.Regions[0])
+	if err != nil {
+		return err
 	}
-	t, err := newTable(b.table.without(r))
+	t, err := newTable(keep)
 	if err != nil {
 		return err
 	}

@@ -21,7 +21,7 @@ import (
 // the time, so a few run at the same time.
 
 // first names the longest tests, which begin before all others.
-var first = []string{"TestEveryStateHasAnAnswer", "TestScriptsOfBothXens"}
+var first = []string{"TestEveryStateHasAnAnswer", "TestScriptsOfBothXens", "TestVhostSilentFrontEnds"}
 
 // alone matches tests that compare speeds, or that hold a lock of the whole kernel.
 // They run last, one by one.

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/netbackd/netbackd/internal/vhostnet"
 	"github.com/netbackd/netbackd/pkg/tap"
 	"github.com/netbackd/netbackd/pkg/vhostuser"
 )
@@ -45,9 +46,7 @@ func breaches(t *testing.T, list []breach) {
 				if l := d.warnings(from); len(l) != 1 {
 					w.t.Errorf("the log has %d lines about it: %q", len(l), l)
 				}
-				if s := d.status(); s.Error == "" {
-					w.t.Error("the status has no reason")
-				}
+				d.waitStatus("the reason in the status", func(s *vhostnet.Status) bool { return s.Error != "" && s.State == vhostnet.Waiting })
 				d.released(files)
 			})
 		}

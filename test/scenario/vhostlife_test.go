@@ -57,7 +57,7 @@ func TestVhostKilledUnderTCP(t *testing.T) {
 			stop := g.streaming(2 << 20)
 			w.neighbour(g)
 			flood := g.numbered()
-			for range 4 {
+			for range 3 {
 				before := g.stats().Total.RxPackets
 				w.wait("packets to move", func() bool { return g.stats().Total.RxPackets > before+200 })
 				g.killed()
@@ -146,7 +146,7 @@ func TestVhostFrontEndKilled(t *testing.T) {
 			_, files := d.held()
 			other := w.vhost("db").guest()
 			whole := other.streaming(1 << 20)
-			for range 4 {
+			for range 2 {
 				g := d.guestAs(9, fronted(func(c *vhostfront.Config) { c.Pairs, c.Server = 2, server }))
 				flood := g.flooded()
 				g.pings(5)
@@ -254,6 +254,7 @@ func TestVhostLists(t *testing.T) {
 	}
 	fine(t, w.ask("reset", "web"))
 	d.waitStatus("another session", func(s *vhostnet.Status) bool { return s.Sessions == 2 && s.State == vhostnet.Connected })
+	g.waitUp()
 	g.pings(3)
 	g.innocent()
 	if out := fine(t, command(w.ctx, installed, "vhost-user", "--print-capabilities")); !strings.Contains(out, `"type": "net"`) {

@@ -262,11 +262,12 @@ func TestVhostRingsFullOfNonsense(t *testing.T) {
 				f.showAvail(0, f.used(0)+uint16(rnd.IntN(rawRing+1)))
 				f.showAvail(1, f.used(1)+uint16(rnd.IntN(rawRing+1)))
 				if k%8 == 0 {
+					if f.gone() {
+						ended++
+						break
+					}
 					_ = c.try(tap.VnetHdr{}, plainFrame(60+rnd.IntN(1000)))
 				}
-			}
-			if s := d.status(); s.Error != "" && s.State != "connected" {
-				ended++
 			}
 			f.close()
 		}
@@ -281,6 +282,13 @@ func TestVhostRingsFullOfNonsense(t *testing.T) {
 	if strings.Contains(d.Log(), "internal error") {
 		t.Error("the process has failed inside")
 	}
+}
+
+// gone reports whether the back end has closed the connection.
+func (f *rawVirt) gone() bool {
+	_ = f.c.SetReadDeadline(time.Now().Add(time.Millisecond))
+	_, err := f.c.Read(make([]byte, 64))
+	return err != nil && !errors.Is(err, os.ErrDeadlineExceeded)
 }
 
 // scribble writes a descriptor or another word of the first pair of rings.

@@ -23,6 +23,7 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/netfront/fronttest"
 	"github.com/netbackd/netbackd/internal/lab/netns"
 	"github.com/netbackd/netbackd/internal/lab/traffic"
+	"github.com/netbackd/netbackd/internal/lab/vhostfront"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/tap"
 	"github.com/netbackd/netbackd/pkg/xen"
@@ -635,6 +636,7 @@ func TestArgs(t *testing.T) {
 		{},
 		{Xen: "/run/xen sim", Domid: 65535},
 		{Vifs: []VifConfig{{Name: "eth0"}, {Name: "eth1", Addrs: []string{"192.0.2.2/24"}, MTU: 9000, Plain: true, Front: front}}},
+		{NoXen: true, Virts: []VirtConfig{{MAC: "02:00:00:00:00:01", Gateway: "192.0.2.1", Front: vhostfront.Config{Socket: "/run/a b", Packed: true, Pairs: 2}}}},
 	} {
 		got, err := ParseArgs(c.Args(), io.Discard)
 		if err != nil {

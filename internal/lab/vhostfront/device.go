@@ -287,7 +287,7 @@ func (d *Device) Reconnect(ctx context.Context) error {
 	for i := range d.pairs {
 		err := d.on(i, func(p *Pair) {
 			for _, r := range []*ring{p.rx.ring, p.tx.ring} {
-				d.bases[r.index] = r.base()
+				d.bases[r.index], r.stale = r.base(), len(r.order)
 			}
 		})
 		if err != nil {

@@ -44,9 +44,13 @@ type ring struct {
 	// early says that the last one is of these.
 	unlogged int
 	early    bool
-	dead     error // a breach after which the ring cannot be used
-	stats    *Stats
-	fault    func(format string, args ...any)
+	// stale is the number of chains that a back end may have written to before it died, and
+	// spoilt says that the last one is of these.
+	stale  int
+	spoilt bool
+	dead   error // a breach after which the ring cannot be used
+	stats  *Stats
+	fault  func(format string, args ...any)
 }
 
 // chain is what the back end has.
@@ -94,7 +98,7 @@ func (r *ring) begin(rules *rules) (err error) {
 	for i := range r.chains {
 		r.chains[i].slot = -1
 	}
-	r.order, r.free, r.dead, r.used = nil, r.size, nil, 1<<15
+	r.order, r.free, r.dead, r.used, r.stale = nil, r.size, nil, 1<<15, 0
 	return err
 }
 
@@ -190,6 +194,9 @@ func (r *ring) poll() (slot int, written uint32, ok bool) {
 	r.free += c.descs
 	if r.early = r.unlogged > 0; r.early {
 		r.unlogged--
+	}
+	if r.spoilt = r.stale > 0; r.spoilt {
+		r.stale--
 	}
 	r.markUsed()
 	r.used = r.move(r.used, c.descs)
