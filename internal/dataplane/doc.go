@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package dataplane moves packets between the rings of connected vifs and the
-// queues of their TAP devices.
+// Package dataplane moves packets between the rings of connected vifs, or the virtqueues
+// of vhost-user devices, and the queues of their TAP devices.
 //
 // A [Pool] has a few workers. Each is one OS thread with its own epoll, its own arenas
 // and, where the kernel has it, its own io_uring. A worker owns queues whole: both
@@ -39,6 +39,15 @@
 //
 // When flows move to other queues their packets stay in order, see [Conn.Resteer].
 // While no resteering is under way this costs one comparison per packet.
+//
+// # Virtqueues
+//
+// A [VirtConn] is a device of vhost-user. Each of its pairs of virtqueues is a queue like
+// that of a vif, with two passes of its own over the rings. Packets from the guest are
+// written to the TAP from its memory, except for small ones and for headers, which are
+// copied once. Packets to the guest are copied to the buffers that it posted, or read into
+// them. Chains are published once per batch, in order. docs/architecture.md says what the
+// two kinds of queue share, and why their passes are not one.
 //
 // The package knows rings, grants, event channels and TAP queues. It must not know
 // xenstore, or that there are other guests.

@@ -6,6 +6,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"math/rand/v2"
+	"os"
+	"strconv"
 	"testing"
 	"time"
 
@@ -193,8 +195,8 @@ func TestVirtTruncatedMemory(t *testing.T) {
 // worker must survive, keep to its memory, and serve other guests.
 func TestVirtRandomRings(t *testing.T) {
 	rounds := 300
-	if testing.Short() {
-		rounds = 30
+	if s, err := strconv.Atoi(os.Getenv(envSteps)); err == nil {
+		rounds = s
 	}
 	formats := []vOptions{
 		{features: vModern, queues: 2, indirect: true, size: 64},

@@ -15,7 +15,7 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/netns"
 )
 
-// envSteps is the number of steps of TestVirtModel, for longer runs.
+// envSteps is the number of steps of TestVirtModel and TestVirtRandomRings, for longer runs.
 const envSteps = "DATAPLANE_VIRT_STEPS"
 
 // vmodel does random things to a device, and expects each packet once, in order.
