@@ -164,8 +164,15 @@ func (g *vguest) part(mem []byte) vhostuser.Part {
 }
 
 func (g *vguest) newRing(index int) vring {
+	return g.ring(index, eventfd(g.tb), eventfd(g.tb), eventfd(g.tb))
+}
+
+// renew begins a ring again, with the same descriptors.
+func (g *vguest) renew(r *vring) { *r = g.ring(r.set.Index, r.kick, r.call, r.err) }
+
+func (g *vguest) ring(index, kick, call, errFD int) vring {
 	tb, o := g.tb, g.o
-	r := vring{kick: eventfd(tb), call: eventfd(tb), err: eventfd(tb), bufs: map[uint16][]virtqueue.Buffer{}}
+	r := vring{kick: kick, call: call, err: errFD, bufs: map[uint16][]virtqueue.Buffer{}}
 	r.set = vhostuser.Ring{
 		Index: index, Size: o.size, Packed: o.packed, Features: o.features,
 		Enabled: true, Kick: r.kick, Call: r.call, Err: r.err,

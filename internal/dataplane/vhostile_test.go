@@ -100,7 +100,7 @@ func TestVirtHostileRings(t *testing.T) {
 			}
 			b.notices = nil
 			b.stop(&g.tx)
-			g.tx = g.newRing(1)
+			g.renew(&g.tx)
 			b.startRing(0, &g.tx)
 			g.tx.wake()
 			b.settle()
@@ -244,7 +244,7 @@ func TestVirtRandomRings(t *testing.T) {
 			for _, r := range []*vring{&g.rx, &g.tx} {
 				if b.queue().virt.ring(r.set.Index).broken != nil || round%20 == 0 {
 					b.stop(r)
-					*r = g.newRing(r.set.Index)
+					g.renew(r)
 					b.startRing(0, r)
 				}
 			}

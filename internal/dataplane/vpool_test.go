@@ -274,7 +274,7 @@ func TestVirtCloseWhileBusy(t *testing.T) {
 		l.share()
 		for range 10 {
 			for _, r := range []*vring{&l.g.rx, &l.g.tx} {
-				*r = l.g.newRing(r.set.Index)
+				l.g.renew(r)
 			}
 			l.start()
 			for range 60 {
@@ -295,7 +295,7 @@ func TestVirtCloseWhileBusy(t *testing.T) {
 			l.host.drain()
 		}
 		for _, r := range []*vring{&l.g.rx, &l.g.tx} {
-			*r = l.g.newRing(r.set.Index)
+			l.g.renew(r)
 		}
 		l.start()
 		l.g.tx.push()
