@@ -66,7 +66,7 @@ func findDevice(ctx context.Context, c *cobra.Command, name string) (*vhostnet.S
 func writeDeviceRow(w io.Writer, s *vhostnet.Status) {
 	note := "vhost-user"
 	switch {
-	case s.Error != "":
+	case s.Error != "" && s.State != vhostnet.Connected: // else it is that of an earlier session
 		note += ": " + s.Error
 	case s.Waits != "":
 		note += ", waits for " + s.Waits

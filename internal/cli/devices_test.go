@@ -32,6 +32,7 @@ func testDevices() []vhostnet.Status {
 	busy.Since, busy.Carrier, busy.GuestMTU, busy.Driver = testNow.Add(-time.Minute), true, 1400, 0xf
 	busy.Features = []string{"csum", "guest_csum", "guest_tso4", "guest_tso6", "mrg_rxbuf", "mq", "version_1", "ring_packed"}
 	busy.Memory = []vhostnet.Memory{{Kind: "shared", Regions: 2, Bytes: 268_000_000}, {Kind: "grant", Regions: 1, Bytes: 4096, Domid: 7, Flags: 2}}
+	busy.Error = "reset by an administrator"
 	busy.Logging, busy.Pairs, busy.Active = true, 2, 1
 	busy.Queues = []vhostnet.QueueStatus{
 		{Worker: 1, Tx: vhostnet.RingStatus{Started: true, Enabled: true, Packed: true, Size: 256, Available: 3},

@@ -31,7 +31,7 @@ func (h vhandler) SendRARP([6]byte) error { return h.VirtConn.SendRARP(udp(18, 7
 type grantFile struct {
 	vhostuser.Kernel
 	g      *vguest
-	copies atomic.Int64
+	during atomic.Value // func() to call within the next copy
 }
 
 func (f *grantFile) Grants(int) (vhostuser.Grants, error) {
@@ -45,7 +45,9 @@ type grantDevice struct {
 }
 
 func (d *grantDevice) Copy(segs []gntdev.Segment) error {
-	d.f.copies.Add(1)
+	if f, _ := d.f.during.Swap(func() {}).(func()); f != nil {
+		f()
+	}
 	return d.standIn.Copy(segs)
 }
 
@@ -64,6 +66,7 @@ type vlive struct {
 	conn    *VirtConn
 	notices chan Notice
 	g       *vguest
+	grants  *grantFile
 	front   *vhostuser.Frontend
 	served  chan error
 }
@@ -75,18 +78,26 @@ func newVlive(t *testing.T, m mode, o vOptions, pairs int) *vlive {
 	t.Cleanup(p.Close)
 	end := sharedTAP(t, pairs, m.vnet)
 	end.host.tb = t
+	must(t, end.tap.SetOffload(TapOffload(o.features)))
+	return newVliveOn(t, p, end, m, o, 0, pairs)
+}
+
+// newVliveOn makes a device in a pool, on the queues of a TAP from first on.
+func newVliveOn(t *testing.T, p *Pool, end sharedEnd, m mode, o vOptions, first, pairs int) *vlive {
+	t.Helper()
 	l := &vlive{t: t, pool: p, host: end.host, notices: make(chan Notice, 100), served: make(chan error, 1)}
 	cfg := o.cfg
 	cfg.VnetHdr = m.vnet
 	cfg.Notice = func(n Notice) { l.notices <- n }
 	for i := range pairs {
-		cfg.Pairs = append(cfg.Pairs, VirtPair{end.tap.Queue(i)})
+		cfg.Pairs = append(cfg.Pairs, VirtPair{end.tap.Queue(first + i)})
 	}
-	must(t, end.tap.SetOffload(TapOffload(o.features)))
+	var err error
 	l.conn, err = p.OpenVirt(cfg)
 	must(t, err)
 	t.Cleanup(l.conn.Close)
 	l.g = newVguest(t, o)
+	l.grants = &grantFile{g: l.g}
 	l.connect()
 	return l
 }
@@ -104,7 +115,7 @@ func (l *vlive) connect() {
 	b := vhostuser.NewBackend(conns[0], vhostuser.BackendConfig{
 		Features:         VirtFeatures(true, true),
 		ProtocolFeatures: vhostuser.ProtocolNet | vhostuser.ProtocolXenMmap,
-		Rings:            2 * l.conn.Queues(), Mapper: &grantFile{g: l.g},
+		Rings:            2 * l.conn.Queues(), Mapper: l.grants,
 	}, vhandler{l.conn})
 	go func() { l.served <- b.Serve(context.Background()) }()
 	l.front = vhostuser.NewFrontend(conns[1])

@@ -42,13 +42,7 @@ func (w *worker) vrxToChains(q *Queue) (end bool, err error) {
 		w.tally[Syscalls]++
 		w.tally[TapReadCalls]++
 		got, _, e := unix.RawSyscall(unix.SYS_READV, uintptr(r.tap.FD()), w.uring.iov.At(0), uintptr(pieces))
-		switch {
-		case e == unix.EFAULT: // a buffer cannot be written; the packet is lost
-			q.virt.rx.giveBack(vb, first)
-			r.large.last = false
-			w.tally[DropRxGrant]++
-			return true, nil
-		case e != 0:
+		if e != 0 {
 			q.virt.rx.giveBack(vb, first)
 			q.tapIn.ready = r.run.note(i, false)
 			return true, nil

@@ -263,6 +263,10 @@ func (l *link) follow() error {
 			return err
 		}
 		l.carrier = true
+		// Recent kernels act on the carrier before they answer this. Older ones do it a
+		// moment later, by themselves.
+		_, err := l.dev.Info()
+		return err
 	}
 	return nil
 }

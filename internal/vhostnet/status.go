@@ -157,7 +157,7 @@ func (w *view) wait(e Endpoint) {
 	w.set(func(v *viewed) { v.mode, v.socket = e.Mode(), e.Path() })
 }
 
-// begin notes a new session. The reason why the last one ended stays until packets pass.
+// begin notes a new session. The reason why the last one ended stays.
 func (w *view) begin(pid int) {
 	w.set(func(v *viewed) { v.frontend, v.since = pid, time.Now() })
 }

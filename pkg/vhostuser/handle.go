@@ -47,10 +47,7 @@ func (b *Backend) handle(m *Message) (reply *Message, err error) {
 	case SetMemTable:
 		return nil, b.setMemory(nil, m)
 	case AddMemReg:
-		if b.table == nil {
-			return nil, b.setMemory(nil, m)
-		}
-		return nil, b.setMemory(b.table.regions, m)
+		return nil, b.addRegion(m)
 	case RemMemReg:
 		return nil, b.removeRegion(m)
 	case SetLogBase:
@@ -208,15 +205,32 @@ func (b *Backend) setMemory(keep []*mapped, m *Message) error {
 	return b.swap(t)
 }
 
+// addRegion adds a region to the table. QEMU 7.2 sends each region once per pair of queues,
+// and removes it as often.
+func (b *Backend) addRegion(m *Message) error {
+	if b.table == nil {
+		return b.setMemory(nil, m)
+	}
+	if r := b.table.find(m.Regions[0]); r != nil && r.Region == m.Regions[0] {
+		r.again++
+		return nil
+	}
+	return b.setMemory(b.table.regions, m)
+}
+
 func (b *Backend) removeRegion(m *Message) error {
 	if b.table == nil {
 		return ErrRegionUnknown
 	}
-	keep, err := b.table.without(m.Regions[0])
-	if err != nil {
-		return err
+	r := b.table.find(m.Regions[0])
+	switch {
+	case r == nil:
+		return ErrRegionUnknown
+	case r.again > 0:
+		r.again--
+		return nil
 	}
-	t, err := newTable(keep)
+	t, err := newTable(b.table.without(r))
 	if err != nil {
 		return err
 	}

@@ -28,6 +28,7 @@ type mapped struct {
 	bytes  []byte  // Size bytes, nil for KindGrantCopy
 	shared Mapping // nil for KindGrantCopy
 	grants Grants  // of granted memory
+	again  int     // how often the front end added it once more
 }
 
 // openRegion maps a region with the descriptor that came with it, which stays the
@@ -230,18 +231,24 @@ func build(m Mapper, keep []*mapped, regions []Region, files []int) (*Table, err
 	return t, nil
 }
 
-// without returns the regions but the one that r names, by its addresses and size.
-func (t *Table) without(r Region) ([]*mapped, error) {
-	var keep []*mapped
+// find returns the region that r names, by its addresses and size, nil if there is none.
+func (t *Table) find(r Region) *mapped {
 	for _, o := range t.regions {
-		if o.Guest != r.Guest || o.User != r.User || o.Size != r.Size {
+		if o.Guest == r.Guest && o.User == r.User && o.Size == r.Size {
+			return o
+		}
+	}
+	return nil
+}
+
+// without returns the regions but one.
+func (t *Table) without(r *mapped) (keep []*mapped) {
+	for _, o := range t.regions {
+		if o != r {
 			keep = append(keep, o)
 		}
 	}
-	if len(keep) != len(t.regions)-1 {
-		return nil, ErrRegionUnknown
-	}
-	return keep, nil
+	return keep
 }
 
 // closeUnless unmaps the regions of t that next, which may be nil, does not have.

@@ -55,7 +55,7 @@ const (
 	ReasonSize
 	// ReasonRing: a part of the ring is too short or not aligned.
 	ReasonRing
-	// ReasonBase: the base is out of bounds.
+	// ReasonBase: the base of a packed ring is out of bounds.
 	ReasonBase
 	// ReasonInflight: the inflight region is too short, or is not that of this queue.
 	ReasonInflight

@@ -17,7 +17,8 @@ type Config struct {
 	Size int
 	// Memory is the memory that descriptors may refer to.
 	Memory *Memory
-	// Base is the position to begin at: see the types' Base.
+	// Base is the position to begin at in a packed ring: see [Packed.Base]. A split ring
+	// has it in itself.
 	Base uint32
 	// EventIdx, Indirect and InOrder say that the driver accepted
 	// VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC and VIRTIO_F_IN_ORDER.

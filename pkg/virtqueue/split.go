@@ -33,9 +33,11 @@ type Split struct {
 	replayed int      // of them, how many were taken
 }
 
-// NewSplit attaches to a split ring. Base is the index in the available ring of the next
-// chain; used.idx is read from the ring. With an inflight region Base is not used: chains
-// that a predecessor left are taken first.
+// NewSplit attaches to a split ring. The next chain is that at used.idx, which is read from
+// the ring: all before it were published, in order, and none behind it was. Base is not used.
+// It is the same number if a front end sends back what [Split.Base] returned, but DPDK sends 0
+// when it connects to the successor of a back end that was killed. With an inflight region
+// chains that a predecessor left are taken first.
 //
 // With EventIdx the first [Split.Publish] reports that the driver wants to be notified in
 // any case, since a predecessor may have died before it did so. A program that takes over
@@ -53,8 +55,7 @@ func NewSplit(c Config, r SplitRings) (*Split, error) {
 		return nil, &Error{Reason: ReasonRing}
 	}
 	q.usedIdx = uint16(atomic.LoadUint32(&q.used[0]) >> 16)
-	q.next = uint16(c.Base)
-	q.open = q.next - q.usedIdx
+	q.next = q.usedIdx
 	if c.Inflight != nil {
 		q.inflight, q.replay, err = attachSplitInflight(c.Inflight, q.size, q.usedIdx)
 		if err != nil {
@@ -62,12 +63,6 @@ func NewSplit(c Config, r SplitRings) (*Split, error) {
 		}
 		q.open = uint16(len(q.replay))
 		q.next = q.usedIdx + q.open
-	}
-	if uint32(q.open) > q.size {
-		return nil, &Error{Reason: ReasonBase, ID: q.next}
-	}
-	if q.inflight == nil {
-		q.open = 0
 	}
 	q.seen = q.next
 	return q, nil

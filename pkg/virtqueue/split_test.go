@@ -164,8 +164,6 @@ func TestSplitRefusesToAttach(t *testing.T) {
 	}
 	c := b.config(4, features{eventIdx: true})
 	sized := func(n int) Config { c := c; c.Size = n; return c }
-	base := c
-	base.Base = 5
 	inflight := c
 	inflight.Inflight = make([]byte, SplitInflightSize(4)-8)
 	for _, tc := range []struct {
@@ -186,7 +184,6 @@ func TestSplitRefusesToAttach(t *testing.T) {
 		{"used ring ends early", c, change(func(r *SplitRings) { r.Used = r.Used[:37] }), ReasonRing},
 		{"used ring not aligned", c, change(func(r *SplitRings) { r.Used = all[130:200] }), ReasonRing},
 		{"no ring", c, SplitRings{}, ReasonRing},
-		{"base is too far ahead", base, good, ReasonBase},
 		{"inflight region ends early", inflight, good, ReasonInflight},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -195,6 +192,43 @@ func TestSplitRefusesToAttach(t *testing.T) {
 				t.Errorf("got %v, want %v", err, tc.want)
 			}
 		})
+	}
+}
+
+// TestSplitBaseIsThatOfTheRing: a queue goes on where the used index stands, for any base that a
+// front end sends.
+func TestSplitBaseIsThatOfTheRing(t *testing.T) {
+	b := newBed(t)
+	d, q, r := b.split(t, 8, features{})
+	batch := NewBatch(8)
+	add := func(n int) {
+		for range n {
+			added(t)(d.Add(write(4)))
+		}
+		d.Publish()
+	}
+	add(5)
+	if n, err := q.Take(batch, 3); n != 3 || err != nil {
+		t.Fatalf("took %d, %v", n, err)
+	}
+	q.Publish(batch)
+	if n, err := q.Take(batch, 1); n != 1 || err != nil { // it is not published
+		t.Fatalf("took %d, %v", n, err)
+	}
+	for _, base := range []uint32{0, 3, 4, 7, 1 << 15, math.MaxUint32} {
+		c := b.config(8, features{})
+		c.Base = base
+		next, err := NewSplit(c, r)
+		if err != nil {
+			t.Fatalf("base %d: %v", base, err)
+		}
+		if got := next.Base(); got != 3 {
+			t.Errorf("base %d: begins at %d", base, got)
+		}
+		batch := NewBatch(8)
+		if n, err := next.Take(batch, 8); n != 2 || err != nil {
+			t.Errorf("base %d: took %d, %v", base, n, err)
+		}
 	}
 }
 

@@ -20,7 +20,7 @@ import (
 )
 
 // limit bounds each test. It is long, so that a busy machine does not fail.
-const limit = 40 * time.Second
+const limit = 90 * time.Second
 
 // The host's address on a TAP and a guest's.
 const (
