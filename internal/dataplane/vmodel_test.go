@@ -54,7 +54,7 @@ func (m *vmodel) parts(n int) (parts []int) {
 }
 
 // step does one random thing.
-func (m *vmodel) step() {
+func (m *vmodel) step(t *testing.T, step int) {
 	g, q := m.guest(), m.queue()
 	switch k := m.rnd.IntN(100); {
 	case k < 40:
@@ -83,6 +83,7 @@ func (m *vmodel) step() {
 		r := &g.tx
 		if m.rnd.IntN(2) == 0 {
 			r = &g.rx
+			m.check(t, step)
 			m.toVM = m.toVM[q.waiting():] // they are lost
 		}
 		r.set.Base = m.stop(r)
@@ -134,7 +135,7 @@ func modelRun(t *testing.T, mo mode, o vOptions, seed uint64, steps int) {
 	o.buffer = [][]int{{2048}, {1536}, {4096}, {65600}, {12, 700, 3000}}[rnd.IntN(5)]
 	m := &vmodel{vbed: newVbed(t, mo, o), rnd: rnd}
 	for i := range steps {
-		m.step()
+		m.step(t, i)
 		if i%10 == 9 {
 			m.check(t, i)
 		}
