@@ -18,7 +18,7 @@ var (
 	ErrRingStopped = errors.New("dataplane: the ring is not started")
 )
 
-// startRing serves a ring from its first kick on.
+// startRing serves a ring from its first kick on, or, if it has chains, from now on.
 func (w *worker) startRing(q *Queue, set vhostuser.Ring, m *virtMemory, log *virtqueue.Log) error {
 	v := q.virt
 	r := v.ring(set.Index)
@@ -35,6 +35,7 @@ func (w *worker) startRing(q *Queue, set vhostuser.Ring, m *virtMemory, log *vir
 		r.detach()
 		return err
 	}
+	w.resume(r)
 	q.tapIn.ready = !q.tapIn.gone
 	return nil
 }
@@ -58,8 +59,11 @@ func (w *worker) updateRing(q *Queue, set vhostuser.Ring) error {
 	}
 	q.tapIn.ready = !q.tapIn.gone
 	if kick && r.broken == nil {
-		return w.watchKick(q, r)
+		if err := w.watchKick(q, r); err != nil {
+			return err
+		}
 	}
+	w.resume(r)
 	return nil
 }
 

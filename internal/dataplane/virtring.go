@@ -196,6 +196,17 @@ func (w *worker) goLive(r *virtRing) {
 	}
 }
 
+// resume makes a ring live that is enabled and has chains already, without a kick: a
+// predecessor may have taken it, and DPDK's virtio-user sends none to a successor.
+func (w *worker) resume(r *virtRing) {
+	if r.live || !r.set.Enabled || r.broken != nil {
+		return
+	}
+	if n, err := r.availableUpTo(1); n > 0 || err != nil { // an error shows when it is served
+		w.goLive(r)
+	}
+}
+
 // unwatchKick undoes watchKick.
 func (w *worker) unwatchKick(r *virtRing) {
 	if r.kick >= 0 {

@@ -53,17 +53,18 @@ func (b *vbed) stop(r *vring) uint32 {
 	return base
 }
 
-// TestVirtStartsWithAKick: a ring that is started is not touched until its first kick.
+// TestVirtStartsWithAKick: a ring that has no chains when it is started is not touched until
+// its first kick.
 func TestVirtStartsWithAKick(t *testing.T) {
 	inFormats(t, vnetModes, vPlain, func(t *testing.T, m mode, o vOptions) {
 		b := newLazyVbed(t, m, o)
 		g := b.guest()
+		b.startRing(0, &g.rx)
+		b.startRing(0, &g.tx)
 		g.post(10)
 		g.send(vsent{frame: udp(100, 1)})
 		eventCount(g.rx.kick)
 		eventCount(g.tx.kick)
-		b.startRing(0, &g.rx)
-		b.startRing(0, &g.tx)
 		b.host.sendPlain(udp(100, 2))
 		b.settle()
 		if got, sent := g.received(), g.sent(); len(got) != 0 || sent != 0 || len(b.host.frames()) != 0 {
@@ -84,6 +85,33 @@ func TestVirtStartsWithAKick(t *testing.T) {
 		}
 		if s := b.queue().virt.tx.state(); !s.Live || s.Err != nil {
 			t.Errorf("state %+v", s)
+		}
+	})
+}
+
+// TestVirtStartsWithChains: a ring that has chains when it is started needs no kick, once it is
+// enabled. A predecessor may have taken the kick.
+func TestVirtStartsWithChains(t *testing.T) {
+	inFormats(t, vnetModes, vPlain, func(t *testing.T, m mode, o vOptions) {
+		b := newLazyVbed(t, m, o)
+		g := b.guest()
+		g.post(10)
+		g.send(vsent{frame: udp(100, 1)})
+		eventCount(g.rx.kick)
+		eventCount(g.tx.kick)
+		g.rx.set.Enabled, g.tx.set.Enabled = false, false
+		b.startRing(0, &g.rx)
+		b.startRing(0, &g.tx)
+		b.host.sendPlain(udp(100, 2))
+		b.settle()
+		if got, sent := g.received(), g.sent(); len(got) != 0 || sent != 0 || len(b.host.frames()) != 0 {
+			t.Errorf("disabled: %d packets to the guest, %d from it", len(got), sent)
+		}
+		g.rx.set.Enabled, g.tx.set.Enabled = true, true
+		b.update(&g.rx)
+		b.update(&g.tx)
+		if got, sent := g.received(), g.sent(); len(got) != 1 || sent != 1 || len(b.host.frames()) != 1 {
+			t.Errorf("enabled: %d packets to the guest, %d from it", len(got), sent)
 		}
 	})
 }
