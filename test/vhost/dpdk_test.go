@@ -3,6 +3,7 @@
 package vhost
 
 import (
+	"context"
 	"testing"
 
 	"github.com/netbackd/netbackd/internal/lab"
@@ -104,4 +105,54 @@ func TestTestpmd(t *testing.T) {
 			}
 		})
 	}
+}
+
+// DPDK listens, and the back end is killed under traffic and connects again.
+func TestTestpmdServer(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		core    bool
+		options string
+	}{
+		{"split", true, ",server=1"},
+		{"packed", false, ",server=1,packed_vq=1"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			b := newBed(t)
+			if !c.core {
+				b.all()
+			}
+			s := b.serve(1, true)
+			b.testpmd("io", 1, c.options)
+			b.reflect(5000)
+			for i := range 2 {
+				f, err := foreign.OpenFrames(b.tap, 64)
+				b.ok(err)
+				ctx, cancel := context.WithCancel(b.ctx)
+				done := make(chan struct{})
+				go func() { defer close(done); _, _ = f.Reflect(ctx, 1<<30, 300) }()
+				b.moves(1 << 20)
+				s.restart()
+				cancel()
+				<-done
+				b.ok(f.Close())
+				b.await("connection", func() bool { return len(s.recorder.Transcripts()) > i+1 })
+				b.awaitReflection()
+				b.reflect(5000)
+			}
+		})
+	}
+}
+
+// awaitReflection waits until a frame comes back. Those that were under way when the back end
+// was killed may be lost, or come first.
+func (b *bed) awaitReflection() {
+	b.Helper()
+	f, err := foreign.OpenFrames(b.tap, 1)
+	b.ok(err)
+	defer f.Close()
+	b.await("a frame that comes back", func() bool {
+		r, err := f.Reflect(b.ctx, 1, 60)
+		return err == nil && r.Lost() == 0
+	})
 }

@@ -236,7 +236,7 @@ func TestQEMUKilledBackEnd(t *testing.T) {
 			b.pings(g, 2)
 			b.streams(g, 12<<20, 3<<20, func() {
 				for range 2 {
-					b.moves(g, 1<<20)
+					b.moves(1 << 20)
 					s.restart()
 				}
 			})
@@ -246,7 +246,7 @@ func TestQEMUKilledBackEnd(t *testing.T) {
 }
 
 // moves waits until the TAP has received a number of bytes more.
-func (b *bed) moves(_ *foreign.Guest, bytes uint64) {
+func (b *bed) moves(bytes uint64) {
 	b.Helper()
 	var begin uint64
 	first := true

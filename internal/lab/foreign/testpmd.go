@@ -42,7 +42,7 @@ func (p Programs) StartTestpmd(ctx context.Context, c Testpmd) (*lab.Process, er
 		args = append(args, "--vdev", d)
 	}
 	queues := strconv.Itoa(max(c.Queues, 1))
-	args = append(args, "--", "--total-num-mbufs=8192", "--auto-start", "--nb-cores=1", "--no-lsc-interrupt",
+	args = append(args, "--", "--total-num-mbufs=8192", "--auto-start", "--nb-cores=1",
 		"--stats-period", "1", "--forward-mode="+c.Mode, "--rxq="+queues, "--txq="+queues)
 	t, err := p.start("testpmd "+c.Name, testpmd, append(args, c.Args...)...)
 	if err != nil {
