@@ -17,6 +17,7 @@ import (
 	"runtime/debug"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -231,6 +232,7 @@ func (f *vhostFlags) run(ctx context.Context) (err error) {
 		log.Warn("environment from the service manager is not valid", zap.Error(envErr))
 	}
 	v := &vhostUser{vhostFlags: f, log: loglimit.Wrap(log, rate.NewLimiter(10, 64), nil), sink: sink, notify: notify}
+	defer v.boundEnd(ctx)()
 	defer func() { err = errors.Join(err, v.close()) }()
 	if err := v.setUp(passed); err != nil {
 		return err
@@ -344,22 +346,19 @@ func (v *vhostUser) close() error {
 // serve serves front ends, and answers at the control socket, until ctx ends.
 func (v *vhostUser) serve(ctx context.Context) (err error) {
 	serveCtx, stop := context.WithCancel(ctx)
-	ended := make(chan error, 2)
-	n := 0
-	defer func() {
-		stop()
-		for range n {
-			err = errors.Join(err, <-ended)
-		}
-	}()
+	defer stop()
 	if v.control != nil {
 		clients, err := zap.NewStdLogAt(v.log, zap.WarnLevel)
 		if err != nil {
 			return err
 		}
-		n++
+		served := make(chan error, 1)
 		go func() {
-			ended <- control.Serve(serveCtx, v.control, control.DeviceHandler(v.now, v.device), clients)
+			served <- control.Serve(serveCtx, v.control, control.DeviceHandler(v.now, v.device), clients)
+		}()
+		defer func() {
+			stop()
+			err = errors.Join(err, <-served)
 		}()
 	}
 	debug.SetGCPercent(50) // as the daemon does
@@ -372,15 +371,38 @@ func (v *vhostUser) serve(ctx context.Context) (err error) {
 		control: func(context.Context) error { return nil },
 		text:    func() string { return string(v.device.State()) },
 	}
-	told := make(chan struct{})
-	telling, stopTelling := context.WithCancel(ctx)
-	go func() { defer close(told); srv.serve(telling) }()
+	watchCtx, stopWatch := context.WithCancel(ctx)
+	var watch sync.WaitGroup
+	watch.Go(func() { srv.serve(watchCtx) })
 	err = v.device.Run(ctx, v.endpoint)
-	stopTelling()
-	<-told // its goroutine and stopped have the same fields
+	stopWatch()
+	watch.Wait() // before srv.stopped, which uses the same fields
 	srv.stopped()
 	v.log.Info("stopped")
 	return err
+}
+
+// endTime is less than TimeoutStopSec in the unit.
+const endTime = 4 * time.Second
+
+// boundEnd ends the process endTime after ctx if done is not called before. A front end that
+// shares an eventfd can make a worker block in the kernel, and with it each call that waits
+// for the worker.
+func (v *vhostUser) boundEnd(ctx context.Context) (done func()) {
+	ended := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		select {
+		case <-ended:
+		case <-time.After(endTime):
+			v.log.Error("not ended in time", zap.Duration("limit", endTime))
+			_ = v.log.Sync()
+			os.Exit(1)
+		}
+	})
+	return func() {
+		stop()
+		close(ended)
+	}
 }
 
 // now returns the status of the process.

@@ -4,7 +4,9 @@ package cli
 
 import (
 	"bufio"
+	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"net"
 	"os"
 	"os/exec"
@@ -19,6 +21,7 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/netns"
 	"github.com/netbackd/netbackd/internal/vhostnet"
 	"github.com/netbackd/netbackd/pkg/vhostuser"
+	"github.com/netbackd/netbackd/pkg/virtqueue"
 )
 
 // envProgram makes this binary netbackd.
@@ -323,8 +326,85 @@ func TestConnect(t *testing.T) {
 		_ = l.Close()
 	}
 	p.stop()
-	if n := strings.Count(p.log, "connect failed"); n < 1 || n > 4 {
+	if n := strings.Count(p.log, "connect failed"); n > 4 { // once for each new reason
 		t.Errorf("%d lines about failures\n%s", n, p.log)
+	}
+}
+
+// TestWorkerThatHangs: a front end makes the worker block in an eventfd that is full. SIGTERM
+// ends the process nevertheless.
+func TestWorkerThatHangs(t *testing.T) {
+	netns.NeedTUN(t)
+	const size, guest, ring = 1 << 16, 1 << 20, 8
+	memory, err := unix.MemfdCreate("guest", unix.MFD_CLOEXEC)
+	if err == nil {
+		err = unix.Ftruncate(memory, size)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(memory)
+	mem, err := unix.Mmap(memory, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Munmap(mem)
+	kick, errKick := unix.Eventfd(0, unix.EFD_CLOEXEC)
+	call, errCall := unix.Eventfd(0, unix.EFD_CLOEXEC)
+	if err := errors.Join(errKick, errCall); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(kick)
+	defer unix.Close(call)
+
+	dir := t.TempDir()
+	socket := filepath.Join(dir, "socket")
+	p := program(t, dir, nil, "--socket-path", socket, "--tap", "tap7", "--queues", "1")
+	p.awaitReady()
+	defer netns.Delete("tap7")
+	f := front(t, socket)
+	avail, used, _ := virtqueue.SplitOffsets(ring)
+	addr := vhostuser.VringAddr{Index: 1, Descriptor: guest, Available: guest + uint64(avail), Used: guest + uint64(used)}
+	if err := errors.Join(
+		f.SetMemory([]vhostuser.Region{{Guest: guest, User: guest, Size: size}}, []int{memory}),
+		f.StartRing(addr, ring, 0, kick, call),
+	); err != nil {
+		t.Fatal(err)
+	}
+	d, err := virtqueue.NewSplitDriver(virtqueue.DriverConfig{Size: ring}, virtqueue.SplitRingsIn(mem, ring))
+	if err != nil {
+		t.Fatal(err)
+	}
+	full, one := make([]byte, 8), make([]byte, 8)
+	binary.NativeEndian.PutUint64(full, 1<<64-2)
+	binary.NativeEndian.PutUint64(one, 1)
+	_, errFull := unix.Write(call, full)
+	if err := errors.Join(errFull, unix.SetNonblock(call, false)); err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := d.Add(virtqueue.Buffer{Addr: guest + 4096, Len: 12 + 60}); !ok {
+		t.Fatal("the ring is full")
+	}
+	d.Publish()
+	if _, err := unix.Write(kick, one); err != nil {
+		t.Fatal(err)
+	}
+	// The status waits for the worker.
+	for end := time.Now().Add(waitFor); ; {
+		if d := devices(t, dir); len(d) == 1 && strings.Contains(d[0].Error, "deadline") {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatal("the worker does not hang")
+		}
+	}
+	began := time.Now()
+	_ = p.cmd.Process.Signal(unix.SIGTERM)
+	if code := p.wait(); code != 1 || !strings.Contains(p.log, "not ended in time") {
+		t.Errorf("exit code %d\n%s", code, p.log)
+	}
+	if took := time.Since(began); took > 30*time.Second {
+		t.Errorf("it took %v to stop", took)
 	}
 }
 
