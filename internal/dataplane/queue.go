@@ -23,10 +23,6 @@ type Queue struct {
 	onSpare atomic.Bool
 	stats   Stats
 
-	// virt is set for a pair of virtqueues, which uses neither the rings, grants and events
-	// of a vif nor the settings of its packets.
-	virt *virtPair
-
 	// The frontend's side and the host's.
 	tx             *netif.TxBack
 	rx             *netif.RxBack
@@ -46,6 +42,10 @@ type Queue struct {
 	xdpExtra uint32        // slots of the XDP extra: 1, or 0 without headroom
 	maxRx    int           // largest frame in bytes that the guest takes
 	tooBigAt time.Time     // time of the last TooBig notice
+
+	// virt is set for a pair of virtqueues, which uses neither the rings, grants and events
+	// of a vif nor the settings of its packets. Each turn looks at it, and at what follows.
+	virt *virtPair
 
 	// The worker's bookkeeping.
 	attached bool
