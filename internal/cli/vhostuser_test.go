@@ -449,3 +449,24 @@ func TestVhostUserErrors(t *testing.T) {
 		})
 	}
 }
+
+// TestXenModes: the values of --xen.
+func TestXenModes(t *testing.T) {
+	auto := vhostnet.XenOff
+	if b, err := os.ReadFile("/sys/hypervisor/type"); err == nil && strings.TrimSpace(string(b)) == "xen" {
+		auto = vhostnet.XenForeign
+	}
+	for args, want := range map[string]vhostnet.Xen{
+		"": auto, "--xen=auto": auto, "--xen=off": vhostnet.XenOff, "--xen=foreign": vhostnet.XenForeign,
+		"--xen": vhostnet.XenGrant, "--xen=grant": vhostnet.XenGrant,
+	} {
+		c := newVhostUserCmd()
+		if err := c.ParseFlags(strings.Fields(args)); err != nil {
+			t.Fatal(err)
+		}
+		f := vhostFlags{xen: c.Flag("xen").Value.String()}
+		if got, err := f.mode(); err != nil || got != want {
+			t.Errorf("%q: %v, %v, want %v", args, got, err, want)
+		}
+	}
+}
