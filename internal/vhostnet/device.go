@@ -195,10 +195,7 @@ func (d *Device) serve(ctx context.Context, c *net.UnixConn) error {
 
 // rest brings the TAP into the state in which no front end uses it.
 func (d *Device) rest() error {
-	err := d.link.stop()
-	if err == nil {
-		err = d.link.setOffload(tap.Offload{})
-	}
+	err := errors.Join(d.link.stop(), d.link.setOffload(tap.Offload{}), d.link.restoreMTU())
 	if errors.Is(err, tap.ErrGone) {
 		return nil
 	}

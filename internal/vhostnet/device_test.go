@@ -3,6 +3,7 @@
 package vhostnet
 
 import (
+	"cmp"
 	"errors"
 	"os"
 	"runtime"
@@ -11,7 +12,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
+	gocmp "github.com/google/go-cmp/cmp"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -33,7 +34,7 @@ func TestSession(t *testing.T) {
 	if s.State != Connected || s.Waits != "" || !s.Carrier || s.Active != 2 || s.Sessions != 1 || s.Frontend != os.Getpid() {
 		t.Errorf("connected: %+v", s)
 	}
-	if diff := cmp.Diff([]Memory{{Kind: "shared", Regions: 1, Bytes: guestSize}}, s.Memory); diff != "" {
+	if diff := gocmp.Diff([]Memory{{Kind: "shared", Regions: 1, Bytes: guestSize}}, s.Memory); diff != "" {
 		t.Errorf("memory (-want +got):\n%s", diff)
 	}
 	if o := b.d.link.offload; o != (tap.Offload{Csum: true, TSO4: true, TSO6: true, ECN: true, USO: b.d.link.uso}) {
@@ -161,6 +162,11 @@ func TestMTU(t *testing.T) {
 			}
 			if s := b.d.Status(); s.MTU != tc.want || !tc.refused && s.GuestMTU != int(tc.ask) {
 				t.Errorf("mtu %d, of the guest %d", s.MTU, s.GuestMTU)
+			}
+			b.must(f.Close())
+			b.idle()
+			if s, want := b.d.Status(), cmp.Or(tc.cfg.MTU, 1500); s.MTU != want || s.GuestMTU != 0 {
+				t.Errorf("after the session: mtu %d, of the guest %d, want %d", s.MTU, s.GuestMTU, want)
 			}
 		})
 	}
@@ -449,7 +455,7 @@ func TestHundredSessions(t *testing.T) {
 			before = resources(t)
 		}
 	}
-	if diff := cmp.Diff(before, resources(t)); diff != "" {
+	if diff := gocmp.Diff(before, resources(t)); diff != "" {
 		t.Errorf("after 100 sessions (-before +after):\n%s", diff)
 	}
 }

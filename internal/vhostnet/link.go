@@ -51,6 +51,8 @@ type link struct {
 	transient bool
 	uso       bool   // it takes UDP segmentation
 	fixedMTU  bool   // the MTU was given, or is the administrator's
+	toldMTU   int    // that the front end has set; 0: none
+	ownMTU    int    // that there was before
 	running   []bool // by pair: its ring to the guest is started and enabled
 	stalled   []bool // by pair: its guest posts no buffers
 	active    int    // queues that the host has
@@ -327,7 +329,31 @@ func (l *link) setMTU(mtu int) error {
 	case l.fixedMTU:
 		return nil
 	}
-	return l.dev.SetMTU(mtu)
+	if err := l.dev.SetMTU(mtu); err != nil {
+		return err
+	}
+	if l.toldMTU == 0 {
+		l.ownMTU = info.MTU
+	}
+	l.toldMTU = mtu
+	return nil
+}
+
+// restoreMTU gives the interface the MTU that it had before the front end set one, unless it
+// was changed since.
+func (l *link) restoreMTU() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.toldMTU == 0 {
+		return nil
+	}
+	told := l.toldMTU
+	l.toldMTU = 0
+	info, err := l.dev.Info()
+	if err != nil || info.MTU != told {
+		return err
+	}
+	return l.dev.SetMTU(l.ownMTU)
 }
 
 // info asks the host about the interface.
