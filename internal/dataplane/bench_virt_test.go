@@ -98,7 +98,7 @@ func (l *vlane) putTx(b *benchFrame, n int) {
 
 // chain adds l.held to a ring, as an indirect table if it has several pieces.
 func (l *vlane) chain(r *vring) {
-	ok := false
+	var ok bool
 	if len(l.held) > 1 {
 		at := vTables + r.next%256*vTable
 		_, ok = r.d.AddIndirect(l.g.mem[at:at+vTable], l.g.base+uint64(at), l.held...)

@@ -51,7 +51,6 @@ type vOptions struct {
 	grants           bool   // memory that is copied
 	queues           int
 	offload          *tap.Offload
-	mode             *mode
 	noKick           bool
 	cfg              VirtConfig
 }

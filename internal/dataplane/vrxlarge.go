@@ -3,6 +3,8 @@
 package dataplane
 
 import (
+	"errors"
+
 	"golang.org/x/sys/unix"
 
 	"github.com/netbackd/netbackd/internal/offload"
@@ -70,7 +72,7 @@ func (w *worker) vrxAim(q *Queue, at int) (n int, err error) {
 	first := vb.Len()
 	count, err := v.rx.takeFor(vb, uint32(v.hdrLen+maxFrame), min(v.rx.set.Size, rxChains))
 	if err != nil || count == 0 {
-		if err == virtqueue.ErrMax { //nolint:errorlint // returned bare
+		if errors.Is(err, virtqueue.ErrMax) {
 			err = nil
 		}
 		return 0, err

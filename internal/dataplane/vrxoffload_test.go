@@ -13,36 +13,29 @@ import (
 	"github.com/netbackd/netbackd/pkg/tap"
 )
 
-// TestVirtRxOffload sends packets with every offload of the host to guests that take all,
-// some or none.
-func TestVirtRxOffload(t *testing.T) {
-	const uso = virtGuestUSO4 | virtGuestUSO6
-	const guest = uint64(virtGuestCsum | virtGuestTSO4 | virtGuestTSO6 | virtGuestECN | uso)
-	guests := []struct {
-		name  string
-		lacks uint64
-	}{
-		{"everything", 0},
-		{"no ECN and no UDP", virtGuestECN | uso},
-		{"no GSO", guest &^ virtGuestCsum},
-		{"IPv4 only", virtGuestTSO6 | uso},
-		{"nothing", guest},
-	}
+// uso are the features of a guest that takes UDP to be cut.
+const uso = virtGuestUSO4 | virtGuestUSO6
+
+// vrxCase is a packet from the host.
+type vrxCase struct {
+	name  string
+	frame packettest.Frame
+	vnet  tap.VnetHdr
+	raw   []byte
+	mss   int
+	needs uint64 // to be passed on
+	never bool   // it cannot be done for the guest
+}
+
+// vrxCases returns packets with every offload of the host.
+func vrxCases() []vrxCase {
 	sctp := packettest.Frame{IPv4: &packettest.IPv4{}, SCTP: &packettest.SCTP{}, Payload: packettest.Pattern(100)}
 	unsummed := sctp.Bytes()
 	copy(unsummed[14+20+8:], []byte{0, 0, 0, 0})
 	cwr := partial(tcp(4, 20000))
 	cwr.TCP.Flags |= packettest.CWR
 	open4 := partial(packettest.Frame{IPv4: &packettest.IPv4{}, UDP: &packettest.UDP{}, Payload: packettest.Pattern(1401)})
-	frames := []struct {
-		name  string
-		frame packettest.Frame
-		vnet  tap.VnetHdr
-		raw   []byte
-		mss   int
-		needs uint64 // to be passed on
-		never bool   // it cannot be done for the guest
-	}{
+	return []vrxCase{
 		{name: "finished", frame: packettest.Frame{IPv4: &packettest.IPv4{}, UDP: &packettest.UDP{}, Payload: packettest.Pattern(1400)}},
 		{name: "not IP", frame: packettest.Frame{EtherType: packettest.TypeARP, Payload: packettest.Pattern(46)}},
 		{name: "open UDP over IPv4", frame: open4, needs: virtGuestCsum},
@@ -55,6 +48,22 @@ func TestVirtRxOffload(t *testing.T) {
 		{name: "GSO with segments of several buffers", frame: partial(tcp(4, 20000, vlan)), mss: 5000, needs: virtGuestTSO4},
 		{name: "GSO with CWR", frame: cwr, vnet: withECN(vnetOf(cwr, 1448)), mss: 1448, needs: virtGuestTSO4 | virtGuestECN},
 		{name: "UDP to be cut", frame: partial(udp6(9000)), vnet: usoOf(partial(udp6(9000)), 1200), needs: uso, never: true},
+	}
+}
+
+// TestVirtRxOffload sends packets with every offload of the host to guests that take all,
+// some or none.
+func TestVirtRxOffload(t *testing.T) {
+	const guest = uint64(virtGuestCsum | virtGuestTSO4 | virtGuestTSO6 | virtGuestECN | uso)
+	guests := []struct {
+		name  string
+		lacks uint64
+	}{
+		{"everything", 0},
+		{"no ECN and no UDP", virtGuestECN | uso},
+		{"no GSO", guest &^ virtGuestCsum},
+		{"IPv4 only", virtGuestTSO6 | uso},
+		{"nothing", guest},
 	}
 	formats := []vOptions{
 		{features: vModern | uso}, {features: vModern | uso, packed: true, indirect: true},
@@ -70,7 +79,7 @@ func TestVirtRxOffload(t *testing.T) {
 			o.features = all &^ guest.lacks
 			b := newVbed(t, m, o)
 			g := b.guest()
-			for _, tt := range frames {
+			for _, tt := range vrxCases() {
 				what := fmt.Sprintf("%s to a guest that takes %s", tt.name, guest.name)
 				v := tt.vnet
 				if v == (tap.VnetHdr{}) && tt.frame.Partial {
