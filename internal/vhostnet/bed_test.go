@@ -57,8 +57,15 @@ type spy struct {
 	Rings
 	notice func(dataplane.Notice)
 
-	mu    sync.Mutex
-	calls []string
+	mu     sync.Mutex
+	calls  []string
+	panics bool // SetFeatures does
+}
+
+func (s *spy) set(f func(*spy)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f(s)
 }
 
 func (s *spy) say(format string, args ...any) {
@@ -78,6 +85,11 @@ func (s *spy) took() []string {
 
 func (s *spy) SetFeatures(v uint64) error {
 	s.say("features %#x", v)
+	var panics bool
+	s.set(func(s *spy) { panics = s.panics })
+	if panics {
+		panic("as a test wants")
+	}
 	return s.Rings.SetFeatures(v)
 }
 

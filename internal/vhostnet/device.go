@@ -171,7 +171,7 @@ func (d *Device) serve(ctx context.Context, c *net.UnixConn) error {
 	b := vhostuser.NewBackend(c, vhostuser.BackendConfig{
 		Features: d.features, ProtocolFeatures: d.protocol, Rings: 2 * d.Pairs(), Timeout: d.cfg.Timeout,
 	}, &handler{d})
-	err := guard(func() error { return b.Serve(ctx) })
+	err := d.guard(func() error { return b.Serve(ctx) })
 	if ctx.Err() != nil {
 		err = context.Cause(ctx)
 	}
@@ -202,13 +202,14 @@ func (d *Device) rest() error {
 	return err
 }
 
-// guard turns a panic into an error: a file that became shorter is a fault in the memory
-// that a session maps.
-func guard(f func() error) (err error) {
+// guard runs f and turns a panic into an error: a file that became shorter is a fault in the
+// memory that a session maps.
+func (d *Device) guard(f func() error) (err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
 		if r := recover(); r != nil {
-			err = fmt.Errorf("internal error: %v\n%s", r, debug.Stack())
+			d.log.Error("internal error", zap.Any("panic", r), zap.ByteString("stack", debug.Stack()))
+			err = fmt.Errorf("internal error: %v", r)
 		}
 	}()
 	return f()

@@ -459,3 +459,41 @@ func TestHundredSessions(t *testing.T) {
 		t.Errorf("after 100 sessions (-before +after):\n%s", diff)
 	}
 }
+
+// TestPanicEndsTheSession: an internal error costs the session.
+func TestPanicEndsTheSession(t *testing.T) {
+	b := newBed(t, Config{})
+	b.rings.set(func(s *spy) { s.panics = true })
+	f := b.front()
+	_, _, _ = f.Negotiate(1<<32, ^uint64(0))
+	b.idle()
+	if s := b.d.Status(); s.Error != "internal error: as a test wants" {
+		t.Errorf("error %q", s.Error)
+	}
+	if n := b.logs.FilterMessage("internal error").Len(); n != 1 {
+		t.Errorf("%d lines in the log", n)
+	}
+	b.rings.set(func(s *spy) { s.panics = false })
+	b.start(b.front(), 1)
+}
+
+// TestMoreQueuesAfterAKill: the TAP that a killed process left takes as many queues as its
+// successor wants.
+func TestMoreQueuesAfterAKill(t *testing.T) {
+	for _, queues := range []int{1, 4, 2} {
+		d, _, _, err := openDevice(t, Config{Tap: TapConfig{Queues: queues}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d.Pairs() != queues {
+			t.Errorf("%d pairs, want %d", d.Pairs(), queues)
+		}
+		d.rings.Close()
+		if err := d.link.dev.CloseKeep(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := netns.Delete(tapName); err != nil {
+		t.Error(err)
+	}
+}

@@ -79,7 +79,6 @@ func openLink(cfg TapConfig) (*link, error) {
 			c.Queues = 1
 		}
 	}
-	c.Single = c.Queues == 1 && t == nil
 	if l.dev, err = tap.Create(c); err != nil {
 		return nil, explainTap(cfg.Name, err)
 	}
