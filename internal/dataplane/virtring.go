@@ -226,10 +226,21 @@ func (w *worker) takeKick(r *virtRing) {
 	w.goLive(r)
 	w.tally[Syscalls]++
 	w.tally[Wakes]++
-	n, err := unix.Read(r.kick, w.virt.kicks[:])
+	n, err := w.readKick(r.kick)
 	if n <= 0 && !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR) {
 		w.unwatchKick(r)
 	}
+}
+
+// readKick reads a descriptor of kicks. The front end may have read it since epoll reported
+// it, and have made it blocking, so the read is one that never blocks. Kernels before 5.8 do
+// not have that for eventfds.
+func (w *worker) readKick(fd int) (int, error) {
+	n, err := unix.Preadv2(fd, w.virt.kick[:], -1, unix.RWF_NOWAIT)
+	if err == unix.EOPNOTSUPP {
+		return unix.Read(fd, w.virt.kick[0])
+	}
+	return n, err
 }
 
 // restKick makes epoll watch a ring's kicks no more, or again.

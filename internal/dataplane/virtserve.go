@@ -20,7 +20,7 @@ type virtBatches struct {
 	tx, rx *virtqueue.Batch
 	to     vrxPackets // of rx
 	copies virtCopies
-	kicks  [64]byte // of a descriptor for kicks
+	kick   [1][]byte // what is read of a descriptor for kicks
 }
 
 // openVirt makes the memory for virtqueues, when the worker gets the first pair.
@@ -36,6 +36,7 @@ func (w *worker) emptyVirt() {
 	v := w.virt
 	v.tx, v.rx = virtqueue.NewBatch(batchPackets), virtqueue.NewBatch(rxChains)
 	v.copies = virtCopies{}
+	v.kick[0] = make([]byte, 64)
 }
 
 // admitVirt registers the descriptors of a pair with epoll, under id.

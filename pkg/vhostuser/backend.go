@@ -9,8 +9,6 @@ import (
 	"net"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/netbackd/netbackd/pkg/virtqueue"
 )
 
@@ -84,6 +82,7 @@ type Backend struct {
 	log      *virtqueue.Log
 	logMap   Mapping
 	inflight inflightRegion
+	events   events
 }
 
 // NewBackend makes a session on a connection, which is its own from then on.
@@ -153,7 +152,7 @@ func (b *Backend) message(h Header, payload []byte, files []int) error {
 	}
 	var reply *Message
 	if err == nil {
-		reply, err = b.handle(&m)
+		b.events.waiting(func() { reply, err = b.handle(&m) })
 	}
 	answered := reply != nil
 	if reply == nil {
@@ -197,18 +196,20 @@ func (b *Backend) close() error {
 	if errors.Is(errs[0], net.ErrClosed) {
 		errs[0] = nil
 	}
-	errs = append(errs, b.stopAll())
-	if b.log != nil {
-		errs = append(errs, b.handler.SetLog(nil), b.logMap.Unmap())
-	}
-	if b.table != nil {
-		errs = append(errs, b.handler.SetMemory(nil, nil), b.table.closeUnless(nil))
-	}
+	b.events.waiting(func() {
+		errs = append(errs, b.stopAll())
+		if b.log != nil {
+			errs = append(errs, b.handler.SetLog(nil), b.logMap.Unmap())
+		}
+		if b.table != nil {
+			errs = append(errs, b.handler.SetMemory(nil, nil), b.table.closeUnless(nil))
+		}
+	})
 	errs = append(errs, b.inflight.close())
 	for i := range b.rings {
 		for _, fd := range []int{b.rings[i].Kick, b.rings[i].Call, b.rings[i].Err} {
 			if fd >= 0 {
-				_ = unix.Close(fd) // an event was signalled or not
+				b.events.close(fd)
 			}
 		}
 	}

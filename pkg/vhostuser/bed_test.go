@@ -27,6 +27,7 @@ type recorder struct {
 	table  *Table
 	log    *virtqueue.Log
 	refuse string // the call that fails
+	last   int    // signalled when a ring is stopped, 0: none
 	base   uint32 // of each ring that is stopped
 	config [8]byte
 }
@@ -93,6 +94,11 @@ func (r *recorder) UpdateRing(ring Ring) error {
 	return r.say("update %d: enabled %t, log %t", ring.Index, ring.Enabled, ring.LogRing)
 }
 func (r *recorder) StopRing(i int) (base uint32, err error) {
+	last := 0
+	r.set(func(r *recorder) { last = r.last })
+	if last != 0 {
+		_ = Signal(last)
+	}
 	r.set(func(r *recorder) { base = r.base })
 	return base, r.say("stop %d", i)
 }

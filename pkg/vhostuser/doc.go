@@ -47,7 +47,8 @@
 // time, and answers have to be read within the same. A file that is made shorter after it
 // was mapped makes the process fault when it uses the memory (SIGBUS): workers that must
 // survive this set runtime/debug.SetPanicOnFault. Descriptors of events are made
-// non-blocking, but a front end has the same open file and can change that.
+// non-blocking, but a front end has the same open file and can change that: a session whose
+// workers wait in Signal empties the counter, which is why notifications go to eventfds only.
 //
 // # What is not served
 //

@@ -125,6 +125,11 @@ func (b *Backend) setFile(m *Message) error {
 		if err := checkEvent(m.Files[0]); err != nil {
 			return err
 		}
+		if m.Request != SetVringKick {
+			if err := b.events.keep(m.Files[0]); err != nil {
+				return err
+			}
+		}
 		fd = m.keep()
 	}
 	old := *slot
@@ -134,7 +139,7 @@ func (b *Backend) setFile(m *Message) error {
 	}
 	err = b.changed(int(index))
 	if old >= 0 {
-		_ = unix.Close(old)
+		b.events.close(old)
 	}
 	return err
 }

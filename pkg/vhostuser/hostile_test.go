@@ -194,6 +194,45 @@ func TestBlockingCall(t *testing.T) {
 	}
 }
 
+// TestCallMadeBlocking: a front end that makes a full descriptor blocking, after it has passed
+// it, delays its own session.
+func TestCallMadeBlocking(t *testing.T) {
+	b := newBed(t)
+	b.negotiate()
+	b.must(b.f.SetMemory([]Region{guestRegion}, []int{memfd(t, guestSize)}))
+	call := eventfd(t)
+	b.must(b.f.StartRing(ringAddr(0), 8, 0, -1, call))
+	b.must(unix.SetNonblock(call, false))
+	_, err := unix.Write(call, native.AppendUint64(nil, math.MaxUint64-1))
+	b.must(err)
+	b.rec.set(func(r *recorder) { r.last = r.rings[0].Call })
+	_, err = b.f.StopRing(0)
+	b.must(err)
+	if n, err := eventCount(call); n != 1 || err != nil {
+		t.Errorf("the counter is %d, %v", n, err)
+	}
+}
+
+// TestEventsAreEventfds: what Signal writes to can be emptied.
+func TestEventsAreEventfds(t *testing.T) {
+	var p [2]int
+	if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(p[0])
+	defer unix.Close(p[1])
+	for _, r := range []Request{SetVringCall, SetVringErr} {
+		b := newBed(t)
+		b.negotiate()
+		if _, err := b.f.Do(eventMessage(r, 0, p[1])); err == nil {
+			t.Errorf("%v: a pipe is accepted", r)
+		}
+		if err := b.end(); !errors.Is(err, ErrEvent) {
+			t.Errorf("%v: the session ends with %v", r, err)
+		}
+	}
+}
+
 // raw writes bytes to the socket.
 func (b *bed) raw(p []byte, files ...int) error {
 	var oob []byte
