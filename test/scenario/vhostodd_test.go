@@ -36,6 +36,8 @@ func TestVhostOddities(t *testing.T) {
 			{"packets that are no packets", badVirtPackets},
 			{"rx chain that is too short for the header", shortChains},
 			{"call that is full and blocks", fullCall},
+			{"call that is made to block afterwards", blockingCall},
+			{"kick that the front end reads, and makes blocking", stolenKick},
 			{"kick that is closed at its other end", closedKick},
 			{"kick that comes without work", emptyKicks},
 			{"answers that are asked for and not needed", needlessAcks},
@@ -173,6 +175,50 @@ func fullCall(f *rawVirt) {
 	for range 5 {
 		f.sends()
 	}
+}
+
+// blockingCall passes a descriptor whose counter is full and which is made blocking once the
+// back end has it. The session can be ended, and the next one is served.
+func blockingCall(f *rawVirt) {
+	f.open(rawFeatures)
+	f.share()
+	fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
+	f.w.must(err)
+	defer unix.Close(fd)
+	f.w.must(f.f.StartRing(f.addr(1), rawRing, 0, f.kick[1], fd))
+	f.w.must(unix.SetNonblock(fd, false))
+	_, err = unix.Write(fd, binary.NativeEndian.AppendUint64(nil, math.MaxUint64-1))
+	f.w.must(err)
+	addr, n := f.packet(rawData, plainFrame(60))
+	f.desc(1, 5, addr, n, 0, 0)
+	f.offer(1, 5)
+	// The session ends although its worker may be waiting for a reader of the descriptor.
+	if _, err := f.f.StopRing(1); err != nil {
+		f.w.t.Error(err)
+	}
+	f.close()
+	f.renew()
+	f.running(rawFeatures)
+}
+
+// stolenKick takes its own kicks back as soon as the back end may have been woken by them.
+func stolenKick(f *rawVirt) {
+	f.open(rawFeatures)
+	f.share()
+	fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
+	f.w.must(err)
+	defer unix.Close(fd)
+	f.w.must(f.f.StartRing(f.addr(1), rawRing, 0, fd, f.call[1]))
+	f.w.must(unix.SetNonblock(fd, false))
+	b := make([]byte, 8)
+	for end := time.Now().Add(200 * time.Millisecond); time.Now().Before(end); {
+		_, err = unix.Write(fd, binary.NativeEndian.AppendUint64(nil, 1))
+		f.w.must(err)
+		_, _ = unix.Preadv2(fd, [][]byte{b}, -1, unix.RWF_NOWAIT)
+	}
+	f.close()
+	f.renew()
+	f.running(rawFeatures)
 }
 
 // closedKick passes a pipe whose other end is closed, which is readable for ever.

@@ -180,6 +180,7 @@ func TestVhostRandomMessages(t *testing.T) {
 		total = n
 	}
 	w := newWorld(t)
+	w.ctx = t.Context() // -timeout is the limit
 	d := w.vhost("web", "--queues", "2")
 	raw := d.raw()
 	raw.served()
