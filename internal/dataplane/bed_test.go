@@ -143,7 +143,7 @@ func sharedTAP(tb testing.TB, queues int, vnet bool) sharedEnd {
 	key := tapOf{queues, vnet}
 	t, ok := shared[key]
 	if !ok {
-		t.tap = createTAP(tb, fmt.Sprintf("shared%d", len(shared)), queues, vnet)
+		t.tap = createTAP(tb, fmt.Sprintf("sh%d.%d", os.Getpid(), len(shared)), queues, vnet)
 		t.host = newHost(tb, t.tap.Index())
 		shared[key] = t
 	}
