@@ -388,6 +388,24 @@ func TestTapDeleted(t *testing.T) {
 	}
 }
 
+// TestRingOfADeletedTap: a ring whose TAP queue cannot be attached is not served.
+func TestRingOfADeletedTap(t *testing.T) {
+	b := newBed(t, Config{})
+	f := b.front()
+	_, _, err := f.Negotiate(1<<32, vhostuser.ProtocolReplyAck)
+	b.must(err)
+	b.must(f.SetMemory([]vhostuser.Region{guestRegion}, []int{memfd(t, guestSize)}))
+	b.must(netns.Delete(tapName))
+	_, err = f.Do(vhostuser.Message{Header: vhostuser.Header{Request: vhostuser.SetVringEnable}, State: vhostuser.VringState{Index: 0, Num: 1}})
+	b.must(err)
+	if err := f.StartRing(ringAddr(0), ringSize, 0, eventfd(t), eventfd(t)); err == nil {
+		t.Error("the ring was started")
+	}
+	if s := b.rings.State(0); s.Rx.Started {
+		t.Errorf("state %+v", s)
+	}
+}
+
 // TestRARP: the network sees the frame, from the address of the guest.
 func TestRARP(t *testing.T) {
 	b := newBed(t, Config{})

@@ -3,6 +3,8 @@
 package vhostnet
 
 import (
+	"errors"
+
 	"go.uber.org/zap"
 
 	"github.com/netbackd/netbackd/internal/dataplane"
@@ -16,11 +18,15 @@ import (
 type handler struct{ *Device }
 
 func (h *handler) SetFeatures(features uint64) error {
+	before := h.view.get().features
 	if err := h.rings.SetFeatures(features); err != nil {
 		return err
 	}
+	if err := h.link.setOffload(dataplane.TapOffload(features)); err != nil {
+		return errors.Join(err, h.rings.SetFeatures(before))
+	}
 	h.view.set(func(v *viewed) { v.features = features })
-	return h.link.setOffload(dataplane.TapOffload(features))
+	return nil
 }
 
 func (h *handler) SetMemory(t *vhostuser.Table, rings []vhostuser.Ring) error {
@@ -39,7 +45,11 @@ func (h *handler) StartRing(r vhostuser.Ring, t *vhostuser.Table, log *virtqueue
 	}
 	h.log.Debug("ring started", zap.Int("ring", r.Index), zap.Int("size", r.Size), zap.Uint32("base", r.Base),
 		zap.Bool("packed", r.Packed), zap.Bool("enabled", r.Enabled))
-	return h.follow(r.Index, r.Enabled)
+	if err := h.follow(r.Index, r.Enabled); err != nil {
+		_, stopErr := h.rings.StopRing(r.Index) // its memory is unmapped after an error
+		return errors.Join(err, stopErr)
+	}
+	return nil
 }
 
 func (h *handler) UpdateRing(r vhostuser.Ring) error {
