@@ -12,7 +12,7 @@ PREFIX  ?= /usr
 BIN     ?= bin/netbackd
 DIST    ?= dist
 
-.PHONY: build lab demo test test-all test-xen test-arm64 bench bench-xen lint fuzz cross install deb deb-pair clean
+.PHONY: build lab demo test test-all test-xen test-arm64 bench bench-vhost bench-xen lint fuzz cross install deb deb-pair clean
 
 build: ## bin/netbackd, static
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/netbackd
@@ -37,6 +37,9 @@ test-arm64: ## packages that need no kernel of their own, under QEMU's arm64
 
 bench-xen: build ## netbackd against the kernel's netback, and static grants against copies, on a real Xen under QEMU
 	./test/xen/bench/run
+
+bench-vhost: build ## vhost-user devices against DPDK's vhost, QEMU's tap, passt and a bare loop
+	./test/bench-vhost
 
 bench: build ## the data path against bare system calls on the same TAP
 	./test/bench

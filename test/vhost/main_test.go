@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"testing"
 
+	_ "github.com/netbackd/netbackd/internal/cli" // go test then knows that a result depends on the program
 	"github.com/netbackd/netbackd/internal/lab/foreign"
 	"github.com/netbackd/netbackd/internal/lab/netns"
 )

@@ -5,6 +5,7 @@ package vhost
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -35,6 +36,9 @@ func (b *bed) boot(q foreign.QEMU) *foreign.Guest {
 		b.ok(b.programs.WriteInitrd(q.Initrd, filepath.Join(os.Getenv(envPrograms), "agent")))
 	}
 	g, err := b.programs.StartQEMU(b.ctx, q)
+	if errors.Is(err, foreign.ErrMissing) {
+		lacks(b.T, err.Error())
+	}
 	b.ok(err)
 	b.ends(g.Process)
 	b.Cleanup(g.Close)
@@ -141,9 +145,9 @@ func TestQEMU(t *testing.T) {
 		{name: "old, packed", program: foreign.OldQEMU, device: ",packed=on", has: featurePacked},
 		{name: "old, two pairs", program: foreign.OldQEMU, queues: 2, has: featureMQ},
 		{name: "new, packed, two pairs", program: foreign.NewQEMU, core: true, device: ",packed=on", queues: 2, has: featurePacked | featureMQ},
-		{name: "new, MTU", program: foreign.NewQEMU, device: ",host_mtu=1400", mtu: 1400, has: featureMTU},
+		{name: "new, MTU", program: foreign.NewQEMU, core: true, device: ",host_mtu=1400", mtu: 1400, has: featureMTU},
 		{name: "new, no mergeable buffers", program: foreign.NewQEMU, device: ",mrg_rxbuf=off"},
-		{name: "new, Xen's memory offered", program: foreign.NewQEMU, xen: "foreign"},
+		{name: "new, Xen's memory offered", program: foreign.NewQEMU, core: true, xen: "foreign"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			b := newBed(t)
@@ -283,9 +287,15 @@ func TestQEMUReboot(t *testing.T) {
 // writes while the memory is saved has to be in the log. A page that is not would show as
 // wrong bytes of a stream.
 func TestQEMUMigration(t *testing.T) {
-	for _, c := range []struct{ name, device string }{{"split", ""}, {"packed", ",packed=on"}} {
+	for _, c := range []struct {
+		name, device string
+		core         bool
+	}{{"split", "", true}, {"packed", ",packed=on", false}} {
 		t.Run(c.name, func(t *testing.T) {
-			b := newBed(t).all()
+			b := newBed(t)
+			if !c.core {
+				b.all()
+			}
 			s := b.serve(1, false)
 			q := foreign.QEMU{Program: foreign.NewQEMU, Socket: b.path("front"), Device: c.device}
 			from := b.boot(q)

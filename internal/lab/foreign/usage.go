@@ -3,8 +3,6 @@
 package foreign
 
 import (
-	"bufio"
-	"bytes"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -26,32 +24,47 @@ func (u Usage) Sub(before Usage) Usage {
 
 // UsageOf reads the usage of a process. A thread that has ended is not part of it.
 func UsageOf(pid int) (u Usage, err error) {
+	threads, err := Threads(pid)
+	for _, t := range threads {
+		u.CPU += t.CPU
+		u.Wakes += t.Wakes
+	}
+	return u, err
+}
+
+// Threads reads the usage of each thread of a process, by its id.
+func Threads(pid int) (map[int]Usage, error) {
 	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", pid))
 	if err != nil || len(tasks) == 0 {
-		return u, fmt.Errorf("usage of process %d: %w", pid, os.ErrProcessDone)
+		return nil, fmt.Errorf("usage of process %d: %w", pid, os.ErrProcessDone)
 	}
+	threads := map[int]Usage{}
 	for _, task := range tasks {
+		id, err := strconv.Atoi(filepath.Base(task))
+		if err != nil {
+			return nil, err
+		}
 		// Nanoseconds on a processor, nanoseconds of waiting for one, time slices.
-		if b, err := os.ReadFile(task + "/schedstat"); err == nil {
-			ns, _, _ := strings.Cut(string(b), " ")
-			n, err := strconv.ParseInt(ns, 10, 64)
-			if err != nil {
-				return u, fmt.Errorf("usage of process %d: %w", pid, err)
-			}
-			u.CPU += time.Duration(n)
+		times, err := os.ReadFile(task + "/schedstat")
+		if err != nil {
+			continue // it has ended
 		}
-		if b, err := os.ReadFile(task + "/status"); err == nil {
-			s := bufio.NewScanner(bytes.NewReader(b))
-			for s.Scan() {
-				if v, ok := strings.CutPrefix(s.Text(), "voluntary_ctxt_switches:"); ok {
-					n, err := strconv.ParseUint(strings.TrimSpace(v), 10, 64)
-					if err != nil {
-						return u, fmt.Errorf("usage of process %d: %w", pid, err)
-					}
-					u.Wakes += n
-				}
-			}
+		status, err := os.ReadFile(task + "/status")
+		if err != nil {
+			continue
 		}
+		first, _, _ := strings.Cut(string(times), " ")
+		ns, err := strconv.ParseInt(first, 10, 64)
+		if err != nil {
+			return nil, fmt.Errorf("usage of process %d: %w", pid, err)
+		}
+		_, after, _ := strings.Cut(string(status), "\nvoluntary_ctxt_switches:")
+		line, _, _ := strings.Cut(after, "\n")
+		wakes, err := strconv.ParseUint(strings.TrimSpace(line), 10, 64)
+		if err != nil {
+			return nil, fmt.Errorf("usage of process %d: %w", pid, err)
+		}
+		threads[id] = Usage{time.Duration(ns), wakes}
 	}
-	return u, nil
+	return threads, nil
 }
