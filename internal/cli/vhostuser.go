@@ -232,7 +232,7 @@ func (f *vhostFlags) run(ctx context.Context) (err error) {
 		log.Warn("environment from the service manager is not valid", zap.Error(envErr))
 	}
 	v := &vhostUser{vhostFlags: f, log: loglimit.Wrap(log, rate.NewLimiter(10, 64), nil), sink: sink, notify: notify}
-	defer v.boundEnd(ctx)()
+	defer boundEnd(ctx, endTime, v.giveUp)()
 	defer func() { err = errors.Join(err, v.close()) }()
 	if err := v.setUp(passed); err != nil {
 		return err
@@ -385,24 +385,28 @@ func (v *vhostUser) serve(ctx context.Context) (err error) {
 // endTime is less than TimeoutStopSec in the unit.
 const endTime = 4 * time.Second
 
-// boundEnd ends the process endTime after ctx if done is not called before. A front end that
-// shares an eventfd can make a worker block in the kernel, and with it each call that waits
-// for the worker.
-func (v *vhostUser) boundEnd(ctx context.Context) (done func()) {
+// boundEnd calls late if done is not called within limit after ctx has ended. A worker that
+// waits in the kernel for a long time makes each call wait that waits for the worker.
+func boundEnd(ctx context.Context, limit time.Duration, late func()) (done func()) {
 	ended := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		select {
 		case <-ended:
-		case <-time.After(endTime):
-			v.log.Error("not ended in time", zap.Duration("limit", endTime))
-			_ = v.log.Sync()
-			os.Exit(1)
+		case <-time.After(limit):
+			late()
 		}
 	})
 	return func() {
 		stop()
 		close(ended)
 	}
+}
+
+// giveUp ends the process at once.
+func (v *vhostUser) giveUp() {
+	v.log.Error("not ended in time", zap.Duration("limit", endTime))
+	_ = v.log.Sync()
+	os.Exit(1)
 }
 
 // now returns the status of the process.
