@@ -3,12 +3,15 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/spf13/cobra"
 
 	"github.com/netbackd/netbackd/internal/cli"
 	"github.com/netbackd/netbackd/internal/lab/virtfront"
+	"github.com/netbackd/netbackd/pkg/xen"
+	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
 // newVirtioCmd returns the commands that play a virtio network driver and its front end.
@@ -18,7 +21,7 @@ func newVirtioCmd() *cobra.Command {
 		Short:  "Play the guest's side of a vhost-user network device",
 		Hidden: true,
 	}
-	c.AddCommand(newVirtioGuestCmd(), newVirtioFrontCmd(), newVirtioPlainCmd(), newVirtioPeerCmd(), newVirtioEchoCmd())
+	c.AddCommand(newVirtioGuestCmd(), newVirtioFrontCmd(), newVirtioPlainCmd(), newVirtioLayoutCmd(), newVirtioPeerCmd(), newVirtioEchoCmd())
 	return c
 }
 
@@ -74,6 +77,31 @@ func newVirtioFrontCmd() *cobra.Command {
 	return c
 }
 
+// newVirtioLayoutCmd returns the command that prints what a guest has published, for other
+// front ends.
+func newVirtioLayoutCmd() *cobra.Command {
+	var domid xen.Domid
+	c := &cobra.Command{
+		Use:   "layout --domid N",
+		Short: "Print where a guest has its rings and buffers",
+		Args:  cli.Args(cobra.NoArgs),
+		RunE: func(c *cobra.Command, _ []string) (err error) {
+			store, err := xenstore.Open(c.Context())
+			if err != nil {
+				return err
+			}
+			defer func() { err = errors.Join(err, store.Close()) }()
+			l, err := virtfront.ReadLayout(c.Context(), store, domid)
+			if err != nil {
+				return err
+			}
+			return l.Print(c.OutOrStdout())
+		},
+	}
+	c.Flags().Uint16Var((*uint16)(&domid), "domid", 0, "`number` of the guest's domain")
+	return c
+}
+
 // newVirtioPlainCmd returns the command that is guest and front end in one process.
 func newVirtioPlainCmd() *cobra.Command {
 	var g virtfront.GuestConfig
@@ -108,6 +136,7 @@ func newVirtioPeerCmd() *cobra.Command {
 	c.Flags().StringVar(&p.Device, "device", "", "`name` of the network interface")
 	c.Flags().Uint64Var(&p.Count, "count", 1000, "number of frames")
 	c.Flags().Uint64Var(&p.Window, "window", 16, "how many frames may be under way")
+	c.Flags().Uint64Var(&p.Loss, "loss", 0, "how many frames may get no answer")
 	c.Flags().IntVar(&p.MaxFrame, "max-frame", 9014, "largest frame in `bytes`")
 	return c
 }

@@ -21,6 +21,8 @@ const (
 
 	tableBytes = 4 * 16 // of an indirect table, at the start of a slot
 	unwritten  = 0xa5   // content of buffers that the back end has not written
+
+	revoked = -1 // the slot of a buffer in pages that are not granted any more
 )
 
 // ring is what the two formats have in common.
@@ -41,6 +43,7 @@ type driver struct {
 	txFree  []int
 	frame   []byte // what of a frame has arrived, with its header
 	rest    int    // buffers of it that are missing
+	empty   uint64 // chains that came back unwritten: what was for them is lost
 	broken  error  // the first thing that the back end did wrong
 	nBroken uint64 // number of such things
 }
@@ -112,6 +115,17 @@ func (d *driver) receive(got func(frame []byte)) (n int) {
 			continue
 		}
 		delete(d.rxUsed, id)
+		if written == 0 && d.rest == 0 {
+			d.empty++
+			if slot != revoked {
+				d.post(slot)
+			}
+			continue
+		}
+		if slot == revoked {
+			d.wrong(fmt.Errorf("%d bytes are in a buffer that was revoked", written))
+			continue
+		}
 		mem := d.rxSlot(slot)
 		for i, b := range mem[written:min(int(written)+64, rxStride)] {
 			if b != unwritten {
@@ -196,7 +210,7 @@ func (d *driver) reap() (n int) {
 			continue
 		}
 		delete(d.txUsed, id)
-		if slot >= 0 { // -1: a buffer that was revoked
+		if slot != revoked {
 			d.txFree = append(d.txFree, slot)
 		}
 	}

@@ -4,12 +4,10 @@ package virtfront
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net"
-	"path"
 
 	"golang.org/x/sys/unix"
 
@@ -45,12 +43,8 @@ func RunFront(ctx context.Context, c FrontConfig, out io.Writer) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, store.Close()) }()
-	text, err := store.Read(ctx, path.Join(xenstore.DomainPath(c.Domid), Node))
+	l, err := ReadLayout(ctx, store, c.Domid)
 	if err != nil {
-		return err
-	}
-	var l Layout
-	if err := json.Unmarshal([]byte(text), &l); err != nil {
 		return err
 	}
 	device, err := c.openDevice()
@@ -65,7 +59,7 @@ func RunFront(ctx context.Context, c FrontConfig, out io.Writer) (err error) {
 	if c.Flags&vhostuser.RegionGrant != 0 {
 		l.Features |= FeatureAccessPlatform
 	}
-	regions := c.regions(&l)
+	regions := c.regions(l)
 	if c.Flags == vhostuser.RegionGrant {
 		l.userAddresses(regions)
 	}
@@ -73,7 +67,7 @@ func RunFront(ctx context.Context, c FrontConfig, out io.Writer) (err error) {
 	for i := range files {
 		files[i] = device
 	}
-	s, err := connect(c.Socket, l.Features, regions, files, &l, bridge.events)
+	s, err := connect(c.Socket, l.Features, regions, files, l, bridge.events)
 	if err = errors.Join(err, unix.Close(device)); err != nil {
 		return err
 	}

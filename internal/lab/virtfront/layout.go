@@ -3,8 +3,17 @@
 package virtfront
 
 import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"path"
+	"strings"
+
 	"github.com/netbackd/netbackd/pkg/evtchn"
 	"github.com/netbackd/netbackd/pkg/virtqueue"
+	"github.com/netbackd/netbackd/pkg/xen"
+	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
 // Node is where a guest publishes its Layout, in its directory of xenstore.
@@ -48,6 +57,36 @@ type RingAddrs struct {
 	Desc  uint64 `json:"desc"`
 	Avail uint64 `json:"avail"`
 	Used  uint64 `json:"used"`
+}
+
+// ReadLayout reads what a guest has published.
+func ReadLayout(ctx context.Context, store *xenstore.Client, domid xen.Domid) (*Layout, error) {
+	text, err := store.Read(ctx, path.Join(xenstore.DomainPath(domid), Node))
+	if err != nil {
+		return nil, err
+	}
+	l := new(Layout)
+	if err := json.Unmarshal([]byte(text), l); err != nil {
+		return nil, fmt.Errorf("layout of domain %d: %w", domid, err)
+	}
+	return l, nil
+}
+
+// Print writes the layout in lines of a name and numbers.
+func (l *Layout) Print(w io.Writer) error {
+	var b strings.Builder
+	fmt.Fprintf(&b, "features %#x\nsize %d\n", l.Features, l.Size)
+	for _, a := range l.Areas {
+		fmt.Fprintf(&b, "area %#x %d\n", a.Addr, a.Size)
+	}
+	for _, r := range l.Rings {
+		fmt.Fprintf(&b, "ring %#x %#x %#x\n", r.Desc, r.Avail, r.Used)
+	}
+	for _, p := range l.Ports {
+		fmt.Fprintf(&b, "port %d\n", p)
+	}
+	_, err := io.WriteString(w, b.String())
+	return err
 }
 
 // ringOffsets returns where the parts of a ring stand, and the bytes of all.

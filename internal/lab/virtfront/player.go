@@ -136,8 +136,9 @@ func (p *player) fill() {
 	}
 }
 
-// revoke ends the grants of some pages and then sends from them.
-func (p *player) revoke() error {
+// revoke ends the grants of some pages and sends from one. If not told to only send, it gives
+// another one for reception.
+func (p *player) revoke(only string) error {
 	a := &p.mem.areas[2]
 	if a.free == nil {
 		return errors.New("this memory cannot be revoked")
@@ -148,16 +149,24 @@ func (p *player) revoke() error {
 	a.free, a.mem = nil, nil
 	id, ok := p.rings[txRing].Add(virtqueue.Buffer{Addr: a.addr + 100, Len: vnetLen + 200})
 	if !ok {
-		return errors.New("the ring is full")
+		return errors.New("the ring for sending is full")
 	}
-	p.txUsed[id] = -1
+	p.txUsed[id] = revoked
+	if only == "tx" {
+		return nil
+	}
+	id, ok = p.rings[rxRing].Add(virtqueue.Buffer{Addr: a.addr + pageSize, Len: pageSize, Write: true})
+	if !ok {
+		return errors.New("the ring for reception is full")
+	}
+	p.rxUsed[id] = revoked
 	return nil
 }
 
 // stats describes the counts in a line.
 func (p *player) stats() string {
-	s := fmt.Sprintf("sent=%d echoed=%d good=%d returned=%d other=%d bad=%d gaps=%d broken=%d outstanding=%d",
-		p.sent, p.echoed, p.good, p.returned, p.other, p.bad, p.gaps, p.nBroken, len(p.txUsed))
+	s := fmt.Sprintf("sent=%d echoed=%d good=%d returned=%d other=%d bad=%d gaps=%d broken=%d empty=%d outstanding=%d",
+		p.sent, p.echoed, p.good, p.returned, p.other, p.bad, p.gaps, p.nBroken, p.empty, len(p.txUsed))
 	for _, err := range []error{p.firstBad, p.broken} {
 		if err != nil {
 			s += fmt.Sprintf(" (%v)", err)
@@ -177,7 +186,7 @@ type command struct {
 //	stats             the answer has the counts
 //	send N            send N frames
 //	flood on, off     send as many as there is room for
-//	revoke            end the grants of some pages, and send from these
+//	revoke [tx]       end the grants of some pages, and use them, or only send from them
 //	quit
 func (p *player) obey(line string) (answer string, end bool) {
 	verb, rest, _ := strings.Cut(line, " ")
@@ -192,7 +201,7 @@ func (p *player) obey(line string) (answer string, end bool) {
 	case "flood":
 		p.flood = rest == "on"
 	case "revoke":
-		err = p.revoke()
+		err = p.revoke(rest)
 	case "quit":
 		return p.stats(), true
 	default:
@@ -223,6 +232,12 @@ func (p *player) run(ctx context.Context, commands <-chan command) error {
 		_ = wake.close()
 	}()
 	fds := []unix.PollFd{{Fd: int32(p.bell.fd()), Events: unix.POLLIN}, {Fd: int32(wake), Events: unix.POLLIN}}
+	// The back end may have missed the first buffers, and serves a ring from its first kick on.
+	for i := range p.rings {
+		if err := p.bell.ring(i); err != nil {
+			return err
+		}
+	}
 	for {
 		if err := p.turn(); err != nil {
 			return err

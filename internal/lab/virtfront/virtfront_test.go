@@ -54,7 +54,7 @@ func TestPlain(t *testing.T) {
 			for !strings.Contains(got, "returned=1000") && ctx.Err() == nil {
 				got = ask("stats")
 			}
-			if want := "sent=1000 echoed=0 good=0 returned=1000 other=0 bad=0 gaps=0 broken=0 outstanding=0"; got != want {
+			if want := "sent=1000 echoed=0 good=0 returned=1000 other=0 bad=0 gaps=0 broken=0 empty=0 outstanding=0"; got != want {
 				t.Errorf("%s\nwant %s", got, want)
 			}
 			if got := ask("bogus"); got != "error: bogus: unknown command" {
