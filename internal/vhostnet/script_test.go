@@ -28,13 +28,13 @@ import (
 //	host QUEUES CARRIER          the queues of the TAP that the host has, and its carrier
 //	connect                      closes the connection and makes another one
 //
-// Numbers are as in Go. "offered" is the answer to the last question about features, "fd" a
-// new eventfd.
+// Numbers are as in Go. "offered" is the answer to the question about features, or about those
+// of the protocol in SET_PROTOCOL_FEATURES, and "fd" a new eventfd.
 type player struct {
 	*bed
-	c       *net.UnixConn
-	offered uint64
-	mem     int
+	c                 *net.UnixConn
+	offered, protocol uint64
+	mem               int
 }
 
 // requests are the requests by their names.
@@ -115,7 +115,7 @@ func (p *player) line(words []string) error {
 	case want == "" || want == "*":
 		return nil
 	}
-	v, err := p.number(want)
+	v, err := number(want, 0)
 	got := r.U64
 	if m.Request == vhostuser.GetVringBase {
 		got = uint64(r.State.Num)
@@ -139,7 +139,11 @@ func (p *player) message(words []string) (m vhostuser.Message, err error) {
 			m.Files = []int{eventfd(p.t)}
 			continue
 		}
-		if v[min(i, 1)], err = p.number(w); err != nil {
+		offered := p.offered
+		if r == vhostuser.SetProtocolFeatures {
+			offered = p.protocol
+		}
+		if v[min(i, 1)], err = number(w, offered); err != nil {
 			return m, err
 		}
 	}
@@ -158,26 +162,21 @@ func (p *player) message(words []string) (m vhostuser.Message, err error) {
 	return m, nil
 }
 
-// number decodes a number of a script.
-func (p *player) number(w string) (uint64, error) {
-	var sum uint64
-	for _, part := range strings.Split(w, "&") {
-		v := p.offered
-		if part != "offered" {
-			var err error
-			if v, err = strconv.ParseUint(part, 0, 64); err != nil {
-				return 0, err
-			}
+// number decodes a number of a script: one, or those bits of several that all have.
+func number(w string, offered uint64) (uint64, error) {
+	all := ^uint64(0)
+	for part := range strings.SplitSeq(w, "&") {
+		if part == "offered" {
+			all &= offered
+			continue
 		}
-		if part == w {
-			return v, nil
+		v, err := strconv.ParseUint(part, 0, 64)
+		if err != nil {
+			return 0, err
 		}
-		if sum == 0 {
-			sum = v
-		}
-		sum &= v
+		all &= v
 	}
-	return sum, nil
+	return all, nil
 }
 
 // reply reads the answer to a request.
@@ -201,8 +200,11 @@ func (p *player) reply(r vhostuser.Request) (vhostuser.Message, error) {
 	if err == nil && (h.Request != r || !h.Reply()) {
 		err = fmt.Errorf("an answer to %v", h.Request)
 	}
-	if r == vhostuser.GetFeatures || r == vhostuser.GetProtocolFeatures {
+	switch r {
+	case vhostuser.GetFeatures:
 		p.offered = m.U64
+	case vhostuser.GetProtocolFeatures:
+		p.protocol = m.U64
 	}
 	return m, err
 }
