@@ -187,7 +187,7 @@ func (f *rawVirt) packet(off int, frame []byte) (addr uint64, n int) {
 	return rawGuest + uint64(off), 12 + len(frame)
 }
 
-// sends checks that a packet is served: what a back end does for a good front end.
+// sends checks that a packet from the guest is served.
 func (f *rawVirt) sends() {
 	f.w.t.Helper()
 	addr, n := f.packet(rawData, plainFrame(60))

@@ -215,8 +215,8 @@ func TestVhostSilence(t *testing.T) {
 	}
 }
 
-// TestVhostDisabledRings: a ring that is started and disabled takes what the guest sends and
-// discards it, and gives the guest nothing. Enabled again it serves.
+// TestVhostDisabledRings: a ring that is started and disabled takes the guest's packets and
+// discards them, and gives the guest nothing. Enabled again it serves.
 func TestVhostDisabledRings(t *testing.T) {
 	w, d, g := vhostTest(t, []string{"--queues", "1"})
 	const rx, tx = 0, 1
@@ -234,7 +234,7 @@ func TestVhostDisabledRings(t *testing.T) {
 	ping("no tx", 0)
 	g.op(guest.VirtArgs{Op: "settle"}) // the packets are taken nevertheless
 	if after := g.stats().Total; after.TxDone <= before.TxDone {
-		t.Error("a disabled ring keeps what the guest sends")
+		t.Error("a disabled ring keeps the guest's packets")
 	}
 	g.op(guest.VirtArgs{Op: "enable", N: tx})
 	d.waitStatus("the device to be connected", func(s *vhostnet.Status) bool { return s.State == vhostnet.Connected })
@@ -253,7 +253,7 @@ func TestVhostDisabledRings(t *testing.T) {
 	g.innocent()
 }
 
-// TestVhostLimit: what the guest sends is limited.
+// TestVhostLimit: packets from the guest are limited, those to it are not.
 func TestVhostLimit(t *testing.T) {
 	_, d, g := vhostTest(t, []string{"--rate", "4MB/s"})
 	const perSecond = 4e6

@@ -153,6 +153,13 @@ func TestVhostHostileMemory(t *testing.T) {
 				f.w.t.Error("the ring is started")
 			}
 		}, "in no region"},
+	})
+}
+
+// TestVhostMemoryTakenAway: memory that a session uses is replaced by memory without its rings,
+// or the files behind it are made shorter.
+func TestVhostMemoryTakenAway(t *testing.T) {
+	breaches(t, []breach{
 		{"memory that is taken from under rings", func(f *rawVirt) {
 			f.running(rawFeatures)
 			f.memoryOf(region(func(r *vhostuser.Region) { r.User += 16 << 20 }))
@@ -344,7 +351,7 @@ func TestVhostHostileRings(t *testing.T) {
 			f.offer(1, 0)
 		})
 	}
-	breaches(t, []breach{
+	breaches(t, append([]breach{
 		{"more available than the ring has", tx(func(f *rawVirt) { f.showAvail(1, f.idx[1]+rawRing+1) }), "the available index is out of bounds"},
 		{"available index goes back", tx(func(f *rawVirt) { f.showAvail(1, f.idx[1]-1) }), "the available index is out of bounds"},
 		{"head 16 of 16", tx(func(f *rawVirt) { f.offer(1, rawRing) }), "the head of a chain"},
@@ -391,6 +398,13 @@ func TestVhostHostileRings(t *testing.T) {
 			f.offer(0, 0)
 			f.frames()
 		}, "outside of guest memory"},
+	}, packedBreaches()...))
+}
+
+// packedBreaches are those of a packed tx ring.
+func packedBreaches() []breach {
+	const table = rawData + 0x8000
+	return []breach{
 		{"packed: loop", func(f *rawVirt) {
 			f.packed(func(d []byte) {
 				for i := range rawRing {
@@ -404,7 +418,7 @@ func TestVhostHostileRings(t *testing.T) {
 		{"packed: indirect table of 17 bytes", func(f *rawVirt) {
 			f.packed(func(d []byte) { packedDesc(d, 0, rawGuest+table, 17, descIndirect) })
 		}, "bad length"},
-	})
+	}
 }
 
 // frames sends packets from the host to the guest until the back end closes the connection.
@@ -420,7 +434,7 @@ func (f *rawVirt) frames() {
 	})
 }
 
-// packed begins a session with a packed tx ring and makes available what write writes to it.
+// packed begins a session with a packed tx ring whose descriptors write has written.
 func (f *rawVirt) packed(write func(desc []byte)) {
 	f.w.t.Helper()
 	f.open(rawFeatures | virtPacked)

@@ -189,7 +189,7 @@ func TestVhostReconnects(t *testing.T) {
 }
 
 // TestVhostEndsFast: SIGTERM ends the process at once, with a front end that is in the middle
-// of a stream, and removes what it made. A process whose socket or TAP cannot be had ends
+// of a stream, and removes its TAP and its socket. A process whose socket or TAP cannot be had ends
 // with an error.
 func TestVhostEndsFast(t *testing.T) {
 	w, d, g := vhostTest(t, nil)

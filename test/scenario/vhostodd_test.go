@@ -18,8 +18,8 @@ import (
 	"github.com/netbackd/netbackd/pkg/vhostuser"
 )
 
-// TestVhostOddities: what is strange and allowed, or is refused and no reason to end the
-// session. Each front end is served afterwards, in the same session.
+// TestVhostOddities: strange behaviour that is allowed, or that is refused without an end of
+// the session. Each front end is served afterwards, in the same session.
 func TestVhostOddities(t *testing.T) {
 	w := newWorld(t)
 	d := w.vhost("web", "--queues", "2")
@@ -98,7 +98,7 @@ func spanningDescriptor(f *rawVirt) {
 	}
 }
 
-// badVirtPackets sends what is no packet. Each is dropped and counted, and its chain used.
+// badVirtPackets sends chains that hold no valid packet. Each is dropped and counted, and its chain used.
 func badVirtPackets(f *rawVirt) {
 	f.running(rawFeatures)
 	header := func(h tap.VnetHdr, frame []byte) (uint64, int) {

@@ -42,7 +42,7 @@ func (f *randomFront) begin() {
 
 // handled asks for the features and waits for the answer, so that all messages before were
 // handled. It throws other answers away, with their descriptors, and reports whether the
-// connection is still there. If no answer comes the last message was not what it seemed.
+// connection is still there. If no answer comes, the last message had a longer payload than was sent.
 func (f *randomFront) handled() bool {
 	if _, err := f.c.Write(vheader(vhostuser.GetFeatures, 1, 0)); err != nil {
 		return false

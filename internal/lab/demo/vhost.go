@@ -111,8 +111,8 @@ func (s *show) killed(ctx context.Context, d *lab.Vhost, vm *lab.VirtGuest) erro
 	})
 }
 
-// vmReport looks at what the back end has dropped since it was started again, and at the
-// rules that it broke.
+// vmReport reports the packets that the back end has dropped since it was started again, and
+// the rules that it broke.
 func (s *show) vmReport(ctx context.Context, d *lab.Vhost, vm *lab.VirtGuest) error {
 	st, err := d.Status(ctx)
 	if err != nil {

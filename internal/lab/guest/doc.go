@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package guest is the agent that plays a guest. It connects vifs by package netfront, and
-// virtio devices with a vhost-user back end by package vhostfront,
-// gives each a TAP whose host side is the guest's network card, makes traffic
-// and reports. In the embedded Xen it is a process in a network namespace of its
-// own; in a real guest it is a program that takes the place of the guest's
-// netfront driver.
+// virtio devices with a vhost-user back end by package vhostfront, gives each a TAP whose
+// host side is the guest's network card, makes traffic and reports. In the embedded Xen, and
+// without Xen, it is a process in a network namespace of its own; in a real guest it is a
+// program that takes the place of the guest's netfront driver.
 //
 // [Main] is the agent. It reads commands, one JSON object per line, from its standard
 // input, and writes a reply to each on its standard output, in any order:

@@ -130,7 +130,7 @@ func (c Config) protocol() uint64 {
 	return p
 }
 
-// rules holds what was agreed on.
+// rules holds the features in use and the limits that follow from them.
 type rules struct {
 	features uint64
 	hdr      int // length of a vnet header in the rings
@@ -148,7 +148,8 @@ func newRules(features uint64, c Config) rules {
 
 func (r *rules) has(bit uint64) bool { return r.features&bit != 0 }
 
-// Offload returns the offloads for the TAP of the guest's card: what the back end completes.
+// offload returns the offloads for the TAP of the guest's card: the work that the back end
+// completes.
 func (r *rules) offload() tap.Offload {
 	o := tap.Offload{Csum: r.has(featCsum)}
 	o.TSO4 = o.Csum && r.has(featHostTSO4)

@@ -14,8 +14,8 @@ import (
 	"github.com/netbackd/netbackd/pkg/vhostuser"
 )
 
-// Device is a guest's network device. Its methods belong to one goroutine; what they do to
-// rings is done by on, which runs it on the pump of a pair.
+// Device is a guest's network device. Its methods belong to one goroutine, and
+// reach rings by on, on the pump of their pair.
 type Device struct {
 	cfg   Config
 	mem   *memory
@@ -78,7 +78,8 @@ func (d *Device) Pairs() []*Pair { return d.pairs }
 // Features returns the virtio features that were agreed on.
 func (d *Device) Features() uint64 { return d.rules.features }
 
-// Offload returns the offloads for the TAP of the guest's card: what the back end completes.
+// Offload returns the offloads for the TAP of the guest's card: the work that the back end
+// completes.
 func (d *Device) Offload() tap.Offload { return d.rules.offload() }
 
 // Sessions returns the number of sessions so far.
@@ -182,7 +183,7 @@ func (d *Device) Start() error {
 }
 
 // startRing starts a ring in the order of QEMU: it is enabled first, since one that is started
-// and not enabled discards what the guest sends.
+// and not enabled discards the guest's packets.
 func (d *Device) startRing(i int) error {
 	r := d.ring(i)
 	index, base := uint32(i), d.bases[i]
@@ -275,8 +276,8 @@ func (d *Device) Detach() error {
 	return err
 }
 
-// Reconnect waits for another back end and gives it the rings as they are: they begin at what
-// the last one has published. Pumps go on meanwhile, and are told nothing of it.
+// Reconnect waits for another back end and gives it the rings as they are: they begin behind
+// the last chain that was published. Pumps go on meanwhile, and are told nothing of it.
 func (d *Device) Reconnect(ctx context.Context) error {
 	if err := d.Detach(); err != nil {
 		return err

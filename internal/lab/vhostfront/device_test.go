@@ -139,7 +139,7 @@ func (g *guest) rounds(n int) {
 	}
 }
 
-// try sends frames and takes what comes back of the first half.
+// try sends frames and takes as many as half of them back, with any contents.
 func (g *guest) try(n int) {
 	g.t.Helper()
 	buf := make([]byte, 1<<16)

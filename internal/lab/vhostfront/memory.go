@@ -176,7 +176,7 @@ var sumTable = crc64.MakeTable(crc64.ECMA)
 // sum returns a checksum of all memory that was handed out.
 func (m *memory) sum() uint64 { return crc64.Checksum(m.mem[:m.next], sumTable) }
 
-// canary is what fills memory that the back end has not written.
+// canary fills memory that the back end has not written.
 var canary = func() []byte {
 	b := make([]byte, slotSize)
 	for i := range b {

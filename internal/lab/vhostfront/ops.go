@@ -46,7 +46,7 @@ func (d *Device) settled(p *Pair) error {
 		r.takeCall()
 		want := r.base()
 		if got := d.bases[r.index]; got != want {
-			return fmt.Errorf("vhostfront: ring %d stopped at %#x, what is used ends at %#x", r.index, got, want)
+			return fmt.Errorf("vhostfront: ring %d stopped at %#x, its used chains end at %#x", r.index, got, want)
 		}
 	}
 	return nil

@@ -53,7 +53,7 @@ type ring struct {
 	fault  func(format string, args ...any)
 }
 
-// chain is what the back end has.
+// chain is a chain that the back end has.
 type chain struct {
 	slot  int // of buffers, -1: none
 	descs int
@@ -157,7 +157,7 @@ func (r *ring) add(slot int, bufs []virtqueue.Buffer, table int) bool {
 	return true
 }
 
-// publish shows what was added and kicks if the back end wants that.
+// publish shows the added chains and kicks if the back end wants that.
 func (r *ring) publish() {
 	if !r.drv.Publish() {
 		return
@@ -211,7 +211,7 @@ func (r *ring) mark(addr uint64, n int) {
 	}
 }
 
-// markUsed records what the back end must have written to the ring for a chain: the used
+// markUsed records the part of the ring that the back end must have written for a chain: the used
 // index of a split ring, the chain's descriptor of a packed one. With chains in order one
 // descriptor may stand for several.
 func (r *ring) markUsed() {

@@ -13,7 +13,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/virtqueue"
 )
 
-// rxSide is the ring of what the guest receives.
+// rxSide is the ring of the packets for the guest.
 type rxSide struct {
 	*ring
 	slots  []rxSlot
@@ -164,7 +164,7 @@ func (x *rxSide) next() bool {
 	return true
 }
 
-// take takes a chain with data and looks at what it must not have.
+// take takes a chain with data and checks its length and the bytes behind it.
 func (x *rxSide) take() bool {
 	i, written, ok := x.poll()
 	if !ok {

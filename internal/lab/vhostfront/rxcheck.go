@@ -4,7 +4,7 @@ package vhostfront
 
 import "github.com/netbackd/netbackd/pkg/tap"
 
-// check checks a packet against what was agreed on, and counts it.
+// check checks a packet against the accepted features, and counts it.
 func (x *rxSide) check() {
 	h, n := &x.vnet, x.bytes()
 	x.stats.RxPackets++
@@ -32,7 +32,7 @@ func (x *rxSide) check() {
 	x.checkGSO(n)
 }
 
-// checkGSO checks what says how a packet is to be segmented.
+// checkGSO checks the fields for the segmentation of a packet.
 func (x *rxSide) checkGSO(n int) {
 	h := &x.vnet
 	need := uint64(0)

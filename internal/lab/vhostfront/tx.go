@@ -23,7 +23,7 @@ const (
 	maxLarge = 64
 )
 
-// txSide is the ring of what the guest sends.
+// txSide is the ring of the packets from the guest.
 type txSide struct {
 	*ring
 	slots  []txSlot
