@@ -5,6 +5,7 @@ package scenario
 import (
 	"context"
 	"fmt"
+	"net"
 	"os"
 	"strings"
 	"sync"
@@ -106,12 +107,23 @@ func (d *vhost) guestAs(i int, change ...func(*guest.VirtConfig)) *virtGuest {
 	g, err := w.StartVirt(w.ctx, fmt.Sprintf("v%d", i), d.virt(i, change...))
 	w.must(err)
 	v := &virtGuest{&testGuest{Guest: g.Guest, w: w, ip: guestIP(i), ip6: guestIP6(i)}, d, g.Virt}
+	w.neighbour(i)
 	v.waitUp()
 	_, err = v.TCPServe(w.ctx, guest.ServeArgs{Addr: tcpPort})
 	w.must(err)
 	_, err = v.UDPServe(w.ctx, guest.ServeArgs{Addr: udpPort})
 	w.must(err)
 	return v
+}
+
+// neighbour enters the address of guest i for good. Packets that wait for an answer of ARP can
+// be overtaken by others, and wait a second if the question was lost.
+func (w *world) neighbour(i int) {
+	w.t.Helper()
+	br, err := netlink.LinkByName(bridge)
+	w.must(err)
+	mac := net.HardwareAddr{0, 0x16, 0x3e, 0, 0, byte(1 + i)}
+	w.must(netlink.NeighSet(&netlink.Neigh{LinkIndex: br.Attrs().Index, State: netlink.NUD_PERMANENT, IP: net.ParseIP(guestIP(i)), HardwareAddr: mac}))
 }
 
 // waitCarrier waits until the device is connected, and until kernel and bridge have noticed:

@@ -4,6 +4,7 @@ package scenario
 
 import (
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -57,6 +58,7 @@ func TestVhostTraffic(t *testing.T) {
 				}
 			}
 			g.pings(3)
+			g.packets(1000)
 			g.tcpTo(hostIP, size)
 			g.tcpTo(hostIP6, size)
 			g.tcpToGuest(g.ip, size)
@@ -73,6 +75,27 @@ func TestVhostTraffic(t *testing.T) {
 			w.must(g.Quit(w.ctx))
 			d.released(files)
 		})
+	}
+}
+
+// packets sends small packets both ways. Each arrives, once and in order.
+func (g *virtGuest) packets(n int) {
+	g.w.t.Helper()
+	send := traffic.UDPSend{Count: n, Size: 64, Window: 100}
+	r, err := g.UDPSend(g.w.ctx, guest.UDPSendArgs{Addr: hostIP + udpPort, UDPSend: send})
+	g.w.must(err)
+	g.arrived("from the guest", r)
+	c, err := traffic.DialUDP(g.w.ctx, g.ip+udpPort, "")
+	g.w.must(err)
+	r, err = traffic.SendUDP(g.w.ctx, c, send)
+	g.w.must(err)
+	g.arrived("to the guest", r)
+}
+
+func (g *virtGuest) arrived(direction string, r traffic.UDPResult) {
+	g.w.t.Helper()
+	if r.Received != r.Sent || r.Lost+r.Duplicated+r.Reordered+r.Corrupt != 0 {
+		g.w.t.Errorf("packets %s: %+v", direction, r)
 	}
 }
 
@@ -250,6 +273,34 @@ func TestVhostDisabledRings(t *testing.T) {
 	g.waitUp()
 	g.pings(2)
 	g.tcpToGuest(g.ip, 1<<20)
+	g.innocent()
+}
+
+// TestVhostStall: a guest that posts no buffers loses packets and then the carrier, and gets
+// both back when it posts some.
+func TestVhostStall(t *testing.T) {
+	_, d, g := vhostTest(t, []string{"--queues", "1", "--rx-drain", "200ms", "--rx-stall", "500ms"})
+	stop := g.flooded()
+	g.op(guest.VirtArgs{Op: "buffers", N: 0})
+	s := d.waitStatus("the carrier to go", func(s *vhostnet.Status) bool { return s.State == vhostnet.Stalled && !s.Carrier })
+	if !strings.Contains(s.Waits, "guest") {
+		t.Errorf("it waits for %q", s.Waits)
+	}
+	stop()
+	if n := d.counter(dataplane.DropRxStalled); n == 0 {
+		t.Error("no packet is counted as dropped")
+	}
+	for _, name := range []string{s.Interface, bridge} {
+		d.w.wait("the kernel to notice that "+name+" has no carrier", func() bool {
+			l, err := netlink.LinkByName(name)
+			return err == nil && l.Attrs().OperState != netlink.OperUp
+		})
+	}
+	g.op(guest.VirtArgs{Op: "buffers", N: 256})
+	g.waitUp()
+	g.pings(3)
+	g.tcpToGuest(g.ip, 1<<20)
+	g.tcpToHost(1 << 20)
 	g.innocent()
 }
 

@@ -4,7 +4,6 @@ package scenario
 
 import (
 	"errors"
-	"net"
 	"os"
 	"slices"
 	"strings"
@@ -55,7 +54,6 @@ func TestVhostKilledUnderTCP(t *testing.T) {
 				*c = tc.front
 			}))
 			stop := g.streaming(2 << 20)
-			w.neighbour(g)
 			flood := g.numbered()
 			for range 3 {
 				before := g.stats().Total.RxPackets
@@ -76,17 +74,6 @@ func TestVhostKilledUnderTCP(t *testing.T) {
 			}
 		})
 	}
-}
-
-// neighbour enters the guest's address for good. Packets that wait for an answer of ARP can be
-// overtaken by others.
-func (w *world) neighbour(g *virtGuest) {
-	w.t.Helper()
-	br, err := netlink.LinkByName(bridge)
-	w.must(err)
-	mac, err := net.ParseMAC("00:16:3e:00:00:01")
-	w.must(err)
-	w.must(netlink.NeighSet(&netlink.Neigh{LinkIndex: br.Attrs().Index, State: netlink.NUD_PERMANENT, IP: net.ParseIP(g.ip), HardwareAddr: mac}))
 }
 
 // numbered sends numbered packets to the guest until the returned function is called, which
