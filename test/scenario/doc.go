@@ -10,6 +10,9 @@
 // is a C compiler. A race, a panic, a leak of the daemon or a violation of the protocol
 // by it fails the test.
 //
+// Scenarios of vhost-user run the process netbackd vhost-user and guests with virtio devices in
+// the same world; their names begin with TestVhost.
+//
 // A rule about a frontend's nodes in xenstore or its rings is tested by a script of
 // ../cross, which a guest plays on a real Xen as well. The tests here do what a script
 // cannot: they kill daemons, run several guests and real streams, and play a toolstack
