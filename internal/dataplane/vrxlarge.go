@@ -23,7 +23,7 @@ const vrxMostPieces = 512
 
 // readsToChains reports whether large packets may be read into the guest's buffers.
 func (q *Queue) readsToChains() bool {
-	return q.virt.merge && !q.virt.memory.copies && q.blocked.stale == 0 && q.vnetLen != 0
+	return !q.virt.memory.copies && q.blocked.stale == 0 && q.vnetLen != 0
 }
 
 // vrxToChains reads large packets into the guest's buffers as long as there are any. It
@@ -70,7 +70,7 @@ func (w *worker) vrxToChains(q *Queue) (end bool, err error) {
 func (w *worker) vrxAim(q *Queue, at int) (n int, err error) {
 	v, vb, iov := q.virt, w.virt.rx, w.uring.iov
 	first := vb.Len()
-	count, err := v.rx.takeFor(vb, uint32(v.hdrLen+maxFrame), min(v.rx.set.Size, rxChains))
+	count, err := v.rx.takeFor(vb, uint32(v.hdrLen+maxFrame), v.mostChains())
 	if err != nil || count == 0 {
 		if errors.Is(err, virtqueue.ErrMax) {
 			err = nil

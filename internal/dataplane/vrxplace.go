@@ -29,16 +29,20 @@ type vrxPacket struct {
 	gso          bool
 }
 
+// mostChains returns the most chains that a packet to the guest may take.
+func (v *virtPair) mostChains() int {
+	if v.merge {
+		return min(v.rx.set.Size, rxChains)
+	}
+	return 1
+}
+
 // vrxTake takes the chains for a packet of n bytes and returns how many: 0 if the packet
 // cannot be delivered and is dropped, vrxBlocked if there are too few.
 func (w *worker) vrxTake(q *Queue, n int) (count int, err error) {
 	v := q.virt
-	most := 1
-	if v.merge {
-		most = min(v.rx.set.Size, rxChains)
-	}
 	for {
-		count, err = v.rx.takeFor(w.virt.rx, uint32(v.hdrLen+n), most)
+		count, err = v.rx.takeFor(w.virt.rx, uint32(v.hdrLen+n), v.mostChains())
 		switch {
 		case err == nil && count > 0:
 			return count, nil

@@ -550,3 +550,28 @@ func TestSplitShortChains(t *testing.T) {
 		t.Errorf("%d pieces, chains %+v", n, batch.chains)
 	}
 }
+
+// TestAvailableUpTo counts what is available without taking it.
+func TestAvailableUpTo(t *testing.T) {
+	d, q, _ := newBed(t).split(t, 8, features{})
+	pd, p, _ := newBed(t).packed(t, 8, features{})
+	for _, r := range []struct {
+		name string
+		add  func() (uint16, bool)
+		push func() bool
+		look func(n int) (int, error)
+	}{
+		{"split", func() (uint16, bool) { return d.Add(write(1)) }, d.Publish, q.AvailableUpTo},
+		{"packed", func() (uint16, bool) { return pd.Add(write(1)) }, pd.Publish, p.AvailableUpTo},
+	} {
+		for want := range 5 {
+			for _, most := range []int{0, want, 8} {
+				if n, err := r.look(most); n != min(want, most) || err != nil {
+					t.Errorf("%s: %d of %d, at most %d, %v", r.name, n, want, most, err)
+				}
+			}
+			added(t)(r.add())
+			r.push()
+		}
+	}
+}
