@@ -139,10 +139,15 @@ func (d *vhost) waitCarrier() {
 	}
 }
 
-// waitUp waits until packets pass.
+// waitUp waits until packets pass. The kernel may notice late that the carrier was away.
 func (g *virtGuest) waitUp() {
 	g.w.t.Helper()
 	g.d.waitCarrier()
+	g.w.wait("a ping to come back", func() bool {
+		r, err := g.Ping(g.w.ctx, guest.PingArgs{Addr: hostIP, PingOptions: traffic.PingOptions{Timeout: 100 * time.Millisecond}})
+		g.w.must(err)
+		return r.Received == 1
+	})
 }
 
 // op carries out an operation on the guest's device.

@@ -136,7 +136,7 @@ func TestVhostFrontEndKilled(t *testing.T) {
 			for range 2 {
 				g := d.guestAs(9, fronted(func(c *vhostfront.Config) { c.Pairs, c.Server = 2, server }))
 				flood := g.flooded()
-				g.pings(5)
+				w.wait("packets to move", func() bool { return g.stats().Total.RxPackets > 200 })
 				w.must(g.Kill())
 				flood()
 				d.waitStatus("the device to wait", func(s *vhostnet.Status) bool { return s.State == vhostnet.Waiting })
@@ -161,8 +161,11 @@ func TestVhostReconnects(t *testing.T) {
 	stop := g.streaming(1 << 20)
 	for range 5 {
 		g.op(guest.VirtArgs{Op: "reconnect"})
-		g.waitUp()
-		g.pings(1)
+		before := g.stats().Total
+		w.wait("the streams to go on", func() bool {
+			now := g.stats().Total
+			return now.RxPackets > before.RxPackets+20 && now.TxDone > before.TxDone+20
+		})
 	}
 	for range 3 { // by the host's administrator
 		n := d.status().Sessions
