@@ -318,7 +318,7 @@ sender() {
 		({
 			n=0
 			until test \$n = '$3' || test -e /tmp/$2.enough; do
-				cat /tmp/chunk
+				cat /tmp/chunk || exit
 				n=\$((n + 1))
 				${4:+sleep $4}
 			done
@@ -439,6 +439,19 @@ innocent_after_kill() {
 	same "rules that the backend broke" "$(broken "$1" |
 		sed -E 's/"rx page written outside of the data":[0-9]+,?//; s/,}/}/; s/^\{\}$//')" ""
 }
+
+# in_use NAME prints the grant references of a guest that another domain uses, according to
+# Xen. Each is a line on Xen's console, whose buffer has room for some hundred.
+in_use() {
+	xl dmesg -c >/dev/null
+	xl debug-keys g
+	eventually 240 "Xen prints its grant tables" dumped
+	xl dmesg | awk -v dom="d${DOMID[$1]}" '
+		/grant-table for remote / { on = index($0 " ", " " dom " ") }
+		on && match($0, /\[0x[0-9a-f]+\]/) { print substr($0, RSTART + 1, RLENGTH - 2) }' |
+		while read -r ref; do echo $((ref)); done | sort -n
+}
+dumped() { xl dmesg | grep 'gnttab_usage_print_all \] done'; }
 
 # destroy NAME destroys a guest. If the backend does not close within 10 s xl prints that, but
 # its exit code is 0.

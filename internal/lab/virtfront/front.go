@@ -84,7 +84,10 @@ func RunFront(ctx context.Context, c FrontConfig, out io.Writer) (err error) {
 			cancel()
 		}
 	}()
-	return errors.Join(bridge.run(ctx), s.stop(out))
+	if err := bridge.run(ctx, s.fd); err != nil {
+		return errors.Join(err, s.close())
+	}
+	return s.stop(out)
 }
 
 // openDevice opens the device for the guest's memory, restricted if that is asked for.
@@ -195,7 +198,10 @@ func domainEnds(ctx context.Context, store *xenstore.Client, domid xen.Domid) (<
 }
 
 // session is a front end whose rings are started.
-type session struct{ f *vhostuser.Frontend }
+type session struct {
+	f  *vhostuser.Frontend
+	fd int // of the connection, for polling only
+}
 
 // connect starts the rings of a layout.
 func connect(socket string, features uint64, regions []vhostuser.Region, files []int, l *Layout, e [2]ringEvents) (*session, error) {
@@ -203,7 +209,14 @@ func connect(socket string, features uint64, regions []vhostuser.Region, files [
 	if err != nil {
 		return nil, err
 	}
-	s := &session{vhostuser.NewFrontend(c)}
+	s := &session{f: vhostuser.NewFrontend(c)}
+	raw, err := c.SyscallConn()
+	if err == nil {
+		err = raw.Control(func(fd uintptr) { s.fd = int(fd) })
+	}
+	if err != nil {
+		return nil, errors.Join(err, s.close())
+	}
 	if err := s.start(features, regions, files, l, e); err != nil {
 		return nil, errors.Join(err, s.close())
 	}
@@ -298,8 +311,9 @@ func (b *bridge) close() {
 	}
 }
 
-// run forwards events until the context ends.
-func (b *bridge) run(ctx context.Context) error {
+// run forwards events until the context ends. It fails if the back end closes the
+// connection, whose descriptor is conn.
+func (b *bridge) run(ctx context.Context, conn int) error {
 	wake, err := newEvent()
 	if err != nil {
 		return err
@@ -309,10 +323,14 @@ func (b *bridge) run(ctx context.Context) error {
 	fds := []unix.PollFd{
 		{Fd: int32(b.bell.fd()), Events: unix.POLLIN}, {Fd: int32(wake), Events: unix.POLLIN},
 		{Fd: int32(b.events[0].call), Events: unix.POLLIN}, {Fd: int32(b.events[1].call), Events: unix.POLLIN},
+		{Fd: int32(conn), Events: unix.POLLRDHUP},
 	}
 	for ctx.Err() == nil {
 		if _, err := unix.Poll(fds, -1); err != nil && err != unix.EINTR {
 			return err
+		}
+		if fds[4].Revents != 0 {
+			return errors.New("the back end has closed the connection")
 		}
 		err := b.bell.take(func(port evtchn.Port) {
 			for i, p := range b.bell.ports {

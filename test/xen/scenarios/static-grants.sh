@@ -8,22 +8,9 @@
 # if only some buffers are static. Buffers that the guest removes, and all buffers after a
 # disconnect, are not mapped any more.
 
-# Each page in use is a line on Xen's console, whose buffer is small: one queue, and
-# not many pages.
+# One queue and not many pages, since Xen's console has little room for their list.
 tx=40 rx=60
 all=$((tx + rx))
-
-# in_use prints the grant references of u1 that another domain uses, according to Xen.
-in_use() {
-	xl dmesg -c >/dev/null
-	xl debug-keys g
-	eventually 240 "Xen prints its grant tables" dumped
-	xl dmesg | awk -v dom="d${DOMID[u1]}" '
-		/grant-table for remote / { on = index($0 " ", " " dom " ") }
-		on && match($0, /\[0x[0-9a-f]+\]/) { print substr($0, RSTART + 1, RLENGTH - 2) }' |
-		while read -r ref; do echo $((ref)); done | sort -n
-}
-dumped() { xl dmesg | grep 'gnttab_usage_print_all \] done'; }
 
 # buffers prints the references of all buffers of the queue.
 buffers() { agent u1 buffers '{"queue":0}' | sed 's/.*"tx"//' | grep -o '[0-9]\+' | sort -n; }
@@ -68,7 +55,7 @@ eventually 240 "the guest answers" reach 10.0.0.2
 buffers >/tmp/buffers
 same "buffers" "$(wc -l </tmp/buffers)" $all
 
-before=$(in_use)
+before=$(in_use u1)
 same "buffers in use without static grants" "$(pinned "$before")" 0
 rings=$(others "$before")
 pings
@@ -78,7 +65,7 @@ say "without static grants: $copied grant operations for $(packets) packets"
 
 say "static: $(agent u1 static '{"queue":0}')"
 same "static grants" "$(held)" $all
-table=$(in_use)
+table=$(in_use u1)
 same "buffers in use once they are static" "$(pinned "$table")" $all
 same "other pages in use" "$(others "$table")" "$rings"
 copied=$(counter "$vif" grant_ops)
@@ -91,17 +78,17 @@ same "grant operations" "$(counter "$vif" grant_ops)" "$copied"
 same "misses" "$(counter "$vif" static_misses)" 0
 [ "$(counter "$vif" tx_gso)" -gt 0 ]
 [ "$(counter "$vif" rx_gso)" -gt 0 ]
-same "Xen's grant table after it" "$(in_use)" "$table"
+same "Xen's grant table after it" "$(in_use u1)" "$table"
 
 # The daemon is restarted under running streams. The guest is not told.
 begin_streams u1 10.0.0.2 3
 for how in TERM KILL; do
 	eventually_moves 240 1000000
 	if [ $how = TERM ]; then stop_netbackd; else kill_netbackd; fi
-	[ $how = TERM ] || same "buffers in use without netbackd" "$(pinned "$(in_use)")" 0
+	[ $how = TERM ] || same "buffers in use without netbackd" "$(pinned "$(in_use u1)")" 0
 	start_netbackd
 	eventually 240 "the successor has all static grants" holds_all
-	same "Xen's grant table with the successor" "$(in_use)" "$table"
+	same "Xen's grant table with the successor" "$(in_use u1)" "$table"
 done
 end_streams u1
 same "the frontend" "$(xenstore-read "/local/domain/${DOMID[u1]}/device/vif/0/state")" 4
@@ -112,10 +99,10 @@ netbackd show "$vif"
 
 # The guest removes all static grants, and makes some again.
 say "taken back: $(agent u1 static '{"queue":0,"off":true}')"
-same "buffers in use when they were taken back" "$(pinned "$(in_use)")" 0
+same "buffers in use when they were taken back" "$(pinned "$(in_use u1)")" 0
 agent u1 static "{\"queue\":0,\"most\":$((tx / 2))}"
 from_guest 5005
-same "buffers in use, half of those to send from" "$(pinned "$(in_use)")" $((tx / 2))
+same "buffers in use, half of those to send from" "$(pinned "$(in_use u1)")" $((tx / 2))
 hits=$(counter "$vif" static_hits) misses=$(counter "$vif" static_misses)
 say "half of the tx buffers static: $hits slots were, $misses were not"
 [ "$misses" -gt 0 ]
@@ -129,6 +116,6 @@ pings
 innocent_after_kill u1
 agent u1 disconnect
 eventually 240 "netbackd has closed" node "$(backend u1)/state" 6
-same "buffers in use after the connection" "$(pinned "$(in_use)")" 0
-say "pages in use with the connection and after it: $rings, $(others "$(in_use)")"
+same "buffers in use after the connection" "$(pinned "$(in_use u1)")" 0
+say "pages in use with the connection and after it: $rings, $(others "$(in_use u1)")"
 agent u1 quit
