@@ -4,6 +4,7 @@ package vhost
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -93,6 +94,16 @@ func (b *bed) ok(err error) {
 	if err != nil {
 		b.Fatal(err)
 	}
+}
+
+// missing skips or fails the test if a program is missing, and fails it if there is another
+// error.
+func (b *bed) missing(err error) {
+	b.Helper()
+	if errors.Is(err, foreign.ErrMissing) {
+		lacks(b.T, err.Error())
+	}
+	b.ok(err)
 }
 
 // ends kills a process at the end of the test, and shows its output if the test failed.

@@ -44,6 +44,9 @@ const (
 	featureInOrder  = 1 << 35
 )
 
+// dpdkVersion heads transcripts: testpmd does not print its version.
+const dpdkVersion = "DPDK 22.11 of Debian 12, testpmd with net_virtio_user"
+
 // testpmd starts testpmd as a front end that reflects frames.
 func (b *bed) testpmd(mode string, queues int, options string) *lab.Process {
 	b.Helper()
@@ -76,16 +79,18 @@ func TestTestpmd(t *testing.T) {
 		options string
 		has     uint64 // features that testpmd then accepts
 		lacks   uint64
+
+		transcript string
 	}{
-		{"split", true, 1, "", always | featureMrgRxbuf | featureInOrder, featurePacked},
-		{"split, no mergeable buffers", false, 1, ",mrg_rxbuf=0", always | featureInOrder, featureMrgRxbuf | featurePacked},
-		{"split, not in order", false, 1, ",in_order=0", always | featureMrgRxbuf, featureInOrder | featurePacked},
-		{"split, neither", false, 1, ",mrg_rxbuf=0,in_order=0", always, featureMrgRxbuf | featureInOrder | featurePacked},
-		{"packed", true, 1, ",packed_vq=1", always | featureMrgRxbuf | featureInOrder | featurePacked, 0},
-		{"packed, no mergeable buffers", false, 1, ",packed_vq=1,mrg_rxbuf=0", always | featurePacked, featureMrgRxbuf},
-		{"packed, not in order", false, 1, ",packed_vq=1,in_order=0", always | featurePacked, featureInOrder},
-		{"two pairs", true, 2, "", always | featureMQ, 0},
-		{"two pairs, packed", false, 2, ",packed_vq=1", always | featureMQ | featurePacked, 0},
+		{"split", true, 1, "", always | featureMrgRxbuf | featureInOrder, featurePacked, "dpdk-22.11"},
+		{"split, no mergeable buffers", false, 1, ",mrg_rxbuf=0", always | featureInOrder, featureMrgRxbuf | featurePacked, ""},
+		{"split, not in order", false, 1, ",in_order=0", always | featureMrgRxbuf, featureInOrder | featurePacked, ""},
+		{"split, neither", false, 1, ",mrg_rxbuf=0,in_order=0", always, featureMrgRxbuf | featureInOrder | featurePacked, ""},
+		{"packed", true, 1, ",packed_vq=1", always | featureMrgRxbuf | featureInOrder | featurePacked, 0, "dpdk-22.11-packed"},
+		{"packed, no mergeable buffers", false, 1, ",packed_vq=1,mrg_rxbuf=0", always | featurePacked, featureMrgRxbuf, ""},
+		{"packed, not in order", false, 1, ",packed_vq=1,in_order=0", always | featurePacked, featureInOrder, ""},
+		{"two pairs", true, 2, "", always | featureMQ, 0, "dpdk-22.11-two-pairs"},
+		{"two pairs, packed", false, 2, ",packed_vq=1", always | featureMQ | featurePacked, 0, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			b := newBed(t)
@@ -99,6 +104,9 @@ func TestTestpmd(t *testing.T) {
 			b.ok(err)
 			if ports[0].Received < 20000 || ports[0].Sent < 20000 {
 				t.Errorf("testpmd counted %+v", ports[0])
+			}
+			if c.transcript != "" {
+				b.compare(c.transcript, dpdkVersion, untilStarted(s.transcript(0)))
 			}
 			if f := accepted(s.transcript(0)); f&c.has != c.has || f&c.lacks != 0 {
 				t.Errorf("testpmd accepted %#x", f)
@@ -140,6 +148,7 @@ func TestTestpmdServer(t *testing.T) {
 				b.awaitReflection()
 				b.reflect(5000)
 			}
+			b.compare("dpdk-22.11-server-"+c.name, dpdkVersion, untilStarted(s.transcript(1)))
 		})
 	}
 }

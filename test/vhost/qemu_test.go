@@ -5,7 +5,6 @@ package vhost
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -36,10 +35,7 @@ func (b *bed) boot(q foreign.QEMU) *foreign.Guest {
 		b.ok(b.programs.WriteInitrd(q.Initrd, filepath.Join(os.Getenv(envPrograms), "agent")))
 	}
 	g, err := b.programs.StartQEMU(b.ctx, q)
-	if errors.Is(err, foreign.ErrMissing) {
-		lacks(b.T, err.Error())
-	}
-	b.ok(err)
+	b.missing(err)
 	b.ends(g.Process)
 	b.Cleanup(g.Close)
 	return g
@@ -53,16 +49,16 @@ func (b *bed) up(g *foreign.Guest) vmagent.State {
 	return s
 }
 
-// serveTCP receives streams of guests and returns the server's address.
-func (b *bed) serveTCP() string {
+// serveTCP receives streams of guests at an address of the host and returns the server's address.
+func (b *bed) serveTCP(ip string) string {
 	b.Helper()
-	s, err := traffic.ListenTCP(hostIP + ":0")
+	s, err := traffic.ListenTCP(ip + ":0")
 	b.ok(err)
 	ctx, cancel := context.WithCancel(b.ctx)
 	done := make(chan error, 1)
 	go func() { done <- s.Serve(ctx) }()
 	b.Cleanup(func() { cancel(); <-done })
-	return net.JoinHostPort(hostIP, fmt.Sprint(s.Addr().(*net.TCPAddr).Port))
+	return net.JoinHostPort(ip, fmt.Sprint(s.Addr().(*net.TCPAddr).Port))
 }
 
 // tcpToGuest sends a stream of which the guest checks every byte.
@@ -103,7 +99,7 @@ func TestGuestOnQEMUsTap(t *testing.T) {
 	t.Log("boot", time.Since(began))
 	b.pings(g, 5)
 	t.Log("pings", time.Since(began))
-	addr := b.serveTCP()
+	addr := b.serveTCP(hostIP)
 	t.Logf("%+v", b.tcpToGuest(32<<20))
 	t.Logf("%+v", b.tcpToHost(g, addr, 32<<20))
 	s, err := g.State(b.ctx)
@@ -121,7 +117,7 @@ func (b *bed) tcpBothWays(g *foreign.Guest, bytes int64) {
 	before, err := g.State(b.ctx)
 	b.ok(err)
 	b.tcpToGuest(bytes)
-	b.tcpToHost(g, b.serveTCP(), bytes)
+	b.tcpToHost(g, b.serveTCP(hostIP), bytes)
 	after, err := g.State(b.ctx)
 	b.ok(err)
 	if !large(after.RxBytes-before.RxBytes, after.RxPackets-before.RxPackets) {
@@ -140,12 +136,13 @@ func TestQEMU(t *testing.T) {
 		device        string
 		xen           string
 		has           uint64
+		transcript    string
 	}{
-		{name: "old", program: foreign.OldQEMU, core: true},
+		{name: "old", program: foreign.OldQEMU, core: true, transcript: "qemu-7.2"},
 		{name: "old, packed", program: foreign.OldQEMU, device: ",packed=on", has: featurePacked},
-		{name: "old, two pairs", program: foreign.OldQEMU, queues: 2, has: featureMQ},
-		{name: "new, packed, two pairs", program: foreign.NewQEMU, core: true, device: ",packed=on", queues: 2, has: featurePacked | featureMQ},
-		{name: "new, MTU", program: foreign.NewQEMU, core: true, device: ",host_mtu=1400", mtu: 1400, has: featureMTU},
+		{name: "old, two pairs", program: foreign.OldQEMU, queues: 2, has: featureMQ, transcript: "qemu-7.2-two-pairs"},
+		{name: "new, packed, two pairs", program: foreign.NewQEMU, core: true, device: ",packed=on", queues: 2, has: featurePacked | featureMQ, transcript: "qemu-10.0-two-pairs"},
+		{name: "new, MTU", program: foreign.NewQEMU, core: true, device: ",host_mtu=1400", mtu: 1400, has: featureMTU, transcript: "qemu-10.0-mtu"},
 		{name: "new, no mergeable buffers", program: foreign.NewQEMU, device: ",mrg_rxbuf=off"},
 		{name: "new, Xen's memory offered", program: foreign.NewQEMU, core: true, xen: "foreign"},
 	} {
@@ -173,6 +170,9 @@ func TestQEMU(t *testing.T) {
 			if c.xen != "" {
 				b.acksXen(lines)
 			}
+			if c.transcript != "" {
+				b.compare(c.transcript, b.version(c.program), untilStarted(lines))
+			}
 		})
 	}
 }
@@ -199,7 +199,7 @@ func (b *bed) acksXen(lines []string) {
 // the streams, of which every byte is checked.
 func (b *bed) streams(g *foreign.Guest, bytes, rate int64, f func()) {
 	b.Helper()
-	addr := b.serveTCP()
+	addr := b.serveTCP(hostIP)
 	c, err := traffic.DialTCP(b.ctx, fmt.Sprintf("%s:%d", guestIP, vmagent.Port))
 	b.ok(err)
 	done := make(chan error, 2)
@@ -224,9 +224,10 @@ func TestQEMUKilledBackEnd(t *testing.T) {
 	for _, c := range []struct {
 		name, program string
 		core, listen  bool
+		transcript    string
 	}{
-		{name: "old", program: foreign.OldQEMU},
-		{name: "new", program: foreign.NewQEMU, core: true},
+		{name: "old", program: foreign.OldQEMU, transcript: "qemu-7.2-again"},
+		{name: "new", program: foreign.NewQEMU, core: true, transcript: "qemu-10.0-again"},
 		{name: "new, QEMU listens", program: foreign.NewQEMU, listen: true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -245,6 +246,9 @@ func TestQEMUKilledBackEnd(t *testing.T) {
 				}
 			})
 			b.pings(g, 5)
+			if c.transcript != "" {
+				b.compare(c.transcript, b.version(c.program), s.transcript(1))
+			}
 		})
 	}
 }
@@ -310,9 +314,11 @@ func TestQEMUMigration(t *testing.T) {
 			}()
 			b.migrate(from, b.path("state"))
 			lines := s.transcript(0)
-			if !slices.ContainsFunc(lines, func(l string) bool { return strings.HasPrefix(l, "front SET_LOG_BASE") }) {
-				t.Error("QEMU sent no log")
+			log := slices.IndexFunc(lines, func(l string) bool { return strings.HasPrefix(l, "front SET_LOG_BASE") })
+			if log < 0 {
+				t.Fatal("QEMU sent no log")
 			}
+			b.compare("qemu-10.0-migration-"+c.name, b.version(foreign.NewQEMU), lines[log:])
 			from.Close()
 			q.Name, q.Incoming = "again", b.path("state")
 			to := b.boot(q)

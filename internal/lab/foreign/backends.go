@@ -54,7 +54,7 @@ func (p Programs) StartDPDKBackend(ctx context.Context, name, socket, tap string
 // StartPasst starts passt as the back end of a device. The guest has the address, and passt
 // connects the gateway, and a port of the host's loopback interface, with the guest.
 func (p Programs) StartPasst(ctx context.Context, socket, address, gateway string, port int) (*lab.Process, error) {
-	t, err := p.start("passt", passt, "--vhost-user", "-s", socket, "-f", "--runas", "0",
+	t, err := p.start("passt", Passt, "--vhost-user", "-s", socket, "-f", "--runas", "0",
 		"-a", address, "-n", "24", "-g", gateway, "-t", strconv.Itoa(port))
 	if err == nil {
 		err = awaitSocket(ctx, t, socket)

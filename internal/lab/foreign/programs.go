@@ -19,7 +19,8 @@ var ErrMissing = errors.New("program missing")
 // The programs that test/vhost/build fetches.
 const (
 	testpmd = "testpmd"
-	passt   = "passt"
+	// Passt is that of Debian 13.
+	Passt = "passt"
 	// OldQEMU and NewQEMU are those of Debian 12 and of its backports.
 	OldQEMU = "qemu"
 	NewQEMU = "qemu-backports"
