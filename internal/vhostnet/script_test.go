@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -221,6 +222,94 @@ func TestRecordedSessions(t *testing.T) {
 			}
 			if s := b.d.Status(); s.Error != "" || s.Carrier {
 				t.Errorf("after the session: carrier %v, error %q", s.Carrier, s.Error)
+			}
+		})
+	}
+}
+
+// recorded turns a line of a transcript, which a recorder has made between a front end and a
+// back end, into one of a script. It returns nil for an answer. The guest's memory and the size
+// of rings are those of the player.
+func recorded(line string) []string {
+	words := strings.Fields(line)
+	if len(words) < 2 || words[0] != "front" {
+		return nil
+	}
+	request := words[1]
+	out, ack := []string{request}, false
+	for _, w := range words[2:] {
+		key, value, named := strings.Cut(w, "=")
+		switch {
+		case w == "need-reply":
+			ack = true
+		case w == "files=1":
+			out = append(out, "fd")
+		case key == "num" && request == "SET_VRING_NUM":
+			out = append(out, strconv.Itoa(ringSize))
+		case named && slices.Contains([]string{"index", "num", "flags"}, key):
+			out = append(out, value)
+		case key == "base" && value != "*":
+			out = append(out, value)
+		case request == "SET_FEATURES" || request == "SET_PROTOCOL_FEATURES":
+			out = append(out, w+"&offered")
+		case !named && strings.HasPrefix(w, "0x"):
+			out = append(out, w)
+		}
+	}
+	switch {
+	case ack:
+		out = append(out, "ack")
+	case strings.HasPrefix(request, "GET_"):
+		out = append(out, "=", "*")
+	}
+	return out
+}
+
+// TestTranscripts plays the transcripts of real front ends, QEMU before passt among them. Those
+// of a migration begin in the middle of a session; TestRecordedSessions has it whole.
+func TestTranscripts(t *testing.T) {
+	files, err := filepath.Glob("../../test/vhost/testdata/*.transcript")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("%q, %v", files, err)
+	}
+	for _, file := range files {
+		name := strings.TrimSuffix(filepath.Base(file), ".transcript")
+		if strings.Contains(name, "-migration-") {
+			continue
+		}
+		t.Run(name, func(t *testing.T) {
+			text, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			b := newBed(t, Config{Xen: XenForeign})
+			p := &player{bed: b, c: b.conn(), mem: memfd(t, guestSize)}
+			defer func() { _ = p.c.Close() }()
+			var started, enabled bool // ring 0
+			for i, line := range strings.Split(string(text), "\n") {
+				words := recorded(line)
+				if words == nil {
+					continue
+				}
+				if err := p.line(words); err != nil {
+					t.Fatalf("%s:%d: %s, as %q: %v", file, i+1, line, words, err)
+				}
+				if len(words) > 1 && (words[1] == "0" || words[1] == "0x0") {
+					switch words[0] {
+					case "SET_VRING_KICK":
+						started = true
+					case "GET_VRING_BASE":
+						started = false
+					case "SET_VRING_ENABLE":
+						enabled = words[2] == "1"
+					}
+				}
+			}
+			if err := p.line([]string{"GET_QUEUE_NUM", "=", "2"}); err != nil { // all is carried out
+				t.Fatal(err)
+			}
+			if s := b.d.Status(); s.Carrier != (started && enabled) || s.Error != "" {
+				t.Errorf("started %v, enabled %v, but carrier %v, error %q", started, enabled, s.Carrier, s.Error)
 			}
 		})
 	}
