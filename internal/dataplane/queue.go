@@ -41,7 +41,6 @@ type Queue struct {
 	xdpRoom  int           // bytes before each packet in its first page
 	xdpExtra uint32        // slots of the XDP extra: 1, or 0 without headroom
 	maxRx    int           // largest frame in bytes that the guest takes
-	tooBigAt time.Time     // time of the last TooBig notice
 
 	// virt is set for a pair of virtqueues, which uses neither the rings, grants and events
 	// of a vif nor the settings of its packets. Each turn looks at it, and at what follows.
@@ -67,6 +66,8 @@ type Queue struct {
 	backlog backlog
 	blocked slotWait
 	resteer *queueResteer // nil: none is under way
+
+	tooBigAt time.Time // time of the last TooBig notice; here since it is rarely used
 }
 
 // eventState is the state of a queue's event channels.
