@@ -106,10 +106,11 @@ func TestVhostPairs(t *testing.T) {
 	for i, cfg := range []vhostfront.Config{{Pairs: 2}, {Pairs: 8, Packed: true, InOrder: true}, {Pairs: 8}} {
 		g := d.guestAs(i, fronted(func(c *vhostfront.Config) { c.Pairs, c.Packed, c.InOrder = cfg.Pairs, cfg.Packed, cfg.InOrder }))
 		var whole []func()
-		for range 2 * cfg.Pairs {
-			whole = append(whole, g.streamed(1<<20))
-			whole = append(whole, w.inBackground(1<<20, func() (traffic.TCPResult, error) {
-				return g.TCPSend(w.ctx, guest.TCPSendArgs{Addr: hostIP + tcpPort, TCPSend: traffic.TCPSend{Bytes: 1 << 20, Seed: 5}})
+		const flows, size = 10, 1 << 19 // that all take the same of two pairs is unlikely
+		for range flows {
+			whole = append(whole, g.streamed(size))
+			whole = append(whole, w.inBackground(size, func() (traffic.TCPResult, error) {
+				return g.TCPSend(w.ctx, guest.TCPSendArgs{Addr: hostIP + tcpPort, TCPSend: traffic.TCPSend{Bytes: size, Seed: 5}})
 			}))
 		}
 		for _, f := range whole {
@@ -118,15 +119,15 @@ func TestVhostPairs(t *testing.T) {
 		g.innocent()
 		tx, rx := 0, 0
 		for _, p := range g.stats().Pairs {
-			if p.TxPackets > 50 {
+			if p.TxPackets > 5 {
 				tx++
 			}
-			if p.RxPackets > 50 {
+			if p.RxPackets > 5 {
 				rx++
 			}
 		}
 		if tx < 2 || rx < 2 {
-			t.Errorf("of %d pairs %d have sent and %d have received", cfg.Pairs, tx, rx)
+			t.Errorf("of %d pairs %d have sent and %d have received: %+v", cfg.Pairs, tx, rx, g.stats().Pairs)
 		}
 		if s := d.status(); s.Active != cfg.Pairs || s.Pairs != 8 {
 			t.Errorf("%d pairs of %d are enabled, want %d of 8", s.Active, s.Pairs, cfg.Pairs)
