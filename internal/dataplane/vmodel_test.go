@@ -119,7 +119,7 @@ func (m *vmodel) check(t *testing.T, step int) {
 // TestVirtModel does random things to a device. With envSteps it makes that many steps in
 // each format.
 func TestVirtModel(t *testing.T) {
-	steps := 2000
+	steps := 1000
 	if s, err := strconv.Atoi(os.Getenv(envSteps)); err == nil {
 		steps = s
 	}
