@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"os"
 	"slices"
 	"strconv"
 	"time"
@@ -71,6 +72,7 @@ func (b *bed) close() {
 		}
 		if p.tap != "" {
 			_ = netns.Delete(p.tap)
+			_ = os.Remove(b.path(p.tap)) // the socket of a back end that was killed
 		}
 	}
 	b.peers = nil
