@@ -42,7 +42,7 @@ func main() {
 	flag.StringVar(&o.agent, "agent", "", "`path` of the guest's agent")
 	flag.StringVar(&o.build, "build", "test/vhost/build", "`path` of the script that fetches the programs of others")
 	flag.StringVar(&o.json, "json", "", "write the report to a `file`, too")
-	flag.IntVar(&o.rounds, "rounds", 6, "`number` of runs of each peer")
+	flag.IntVar(&o.rounds, "rounds", 8, "`number` of runs of each peer")
 	flag.StringVar(&o.only, "only", "", "measure only this: flood, receive, echo, wakes or guest")
 	flag.Parse()
 	code, err := run(o)
