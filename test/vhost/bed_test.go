@@ -56,12 +56,8 @@ func newBed(t *testing.T) *bed {
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	t.Cleanup(cancel)
-	programs, err := foreign.Fetch("./build")
-	if err != nil {
-		t.Fatal(err)
-	}
 	return &bed{
-		T: t, ctx: ctx, dir: dir, programs: programs,
+		T: t, ctx: ctx, dir: dir, programs: foreign.At(os.Getenv(envFetched)),
 		netbackd: filepath.Join(os.Getenv(envPrograms), "netbackd"),
 		tap:      fmt.Sprintf("nbv%d", os.Getpid()%100000),
 		xen:      "off",

@@ -20,6 +20,8 @@ import (
 const (
 	// envPrograms names the directory of the programs that were built.
 	envPrograms = "NETBACKD_VHOST_PROGRAMS"
+	// envFetched names the directory of the programs that were fetched.
+	envFetched = "NETBACKD_VHOST_FETCHED"
 	// envMissing has the reason why the programs of others are not there.
 	envMissing = "NETBACKD_VHOST_MISSING"
 )
@@ -52,10 +54,12 @@ func prepare() int {
 		err = os.Setenv(envPrograms, dir)
 	}
 	if err == nil {
-		if _, missing := foreign.Fetch("./build"); errors.Is(missing, foreign.ErrMissing) {
-			err = os.Setenv(envMissing, missing.Error())
-		} else {
-			err = missing
+		var programs foreign.Programs
+		programs, err = foreign.Fetch("./build")
+		if errors.Is(err, foreign.ErrMissing) {
+			err = os.Setenv(envMissing, err.Error())
+		} else if err == nil {
+			err = os.Setenv(envFetched, programs.Dir())
 		}
 	}
 	if err != nil {

@@ -126,11 +126,11 @@ func (f *Frames) send(flow int, number uint64, size int) error {
 	traffic.Fill(b[MinFrame:], number, uint64(flow))
 	for began := time.Now(); ; {
 		_, err := unix.Write(f.fd, b)
-		switch {
-		case err == nil:
+		switch err {
+		case nil:
 			return nil
-		case err == unix.EINTR:
-		case err == unix.EAGAIN || err == unix.ENOBUFS:
+		case unix.EINTR:
+		case unix.EAGAIN, unix.ENOBUFS:
 			// The queue of the interface is full. Its reader is a process that may wait
 			// for this one's processor.
 			if time.Since(began) > quiet {

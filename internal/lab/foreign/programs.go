@@ -86,6 +86,8 @@ func (p Programs) start(title, name string, args ...string) (*lab.Process, error
 	return lab.Start(title, "nice", append([]string{"-n", "10", path}, args...)...)
 }
 
-// Dir returns the folder of the programs, which a process without a network may use by
-// setting NETBACKD_VHOST_CACHE.
+// Dir returns the folder of the programs.
 func (p Programs) Dir() string { return p.dir }
+
+// At returns the programs in a folder, for a process that has no network to fetch them.
+func At(dir string) Programs { return Programs{dir} }

@@ -27,7 +27,7 @@ const (
 // echo measures frames that go from the TAP to a front end that reflects them, and back,
 // and then how often an idle back end wakes.
 func (b *bed) echo() error {
-	back, err := b.startNetbackd("enb", 1, true)
+	back, err := b.startNetbackd("enb", true)
 	if err != nil {
 		return err
 	}

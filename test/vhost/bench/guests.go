@@ -53,7 +53,7 @@ func (b *bed) guests() error {
 	ctx, cancel := context.WithCancel(b.ctx)
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(ctx) }()
-	defer func() { cancel(); <-served }()
+	defer func() { cancel(); _ = <-served }()
 
 	out, outCPU, err := b.rounds("TCP, guest to host, per KiB", func(p *peer) (sample, error) { return b.stream(guests[p], true) })
 	if err != nil {
@@ -150,7 +150,7 @@ func (b *bed) boot(p *peer, network int, q foreign.QEMU) (*guest, error) {
 }
 
 func (b *bed) guestOfNetbackd() (*guest, error) {
-	back, err := b.startNetbackd("gnb", 1, false)
+	back, err := b.startNetbackd("gnb", false)
 	if err != nil {
 		return nil, err
 	}

@@ -166,9 +166,9 @@ const maxTries = 3
 // wide: the machine does other work, and goals are ratios.
 const maxSpread = 0.5
 
-// startNetbackd starts netbackd on the back ends' processor.
-func (b *bed) startNetbackd(tap string, queues int, pinned bool) (*lab.Process, error) {
-	args := []string{"vhost-user", "--socket-path", b.path(tap), "--tap", tap, "--queues", strconv.Itoa(queues),
+// startNetbackd starts netbackd, on the back ends' processor if it is pinned.
+func (b *bed) startNetbackd(tap string, pinned bool) (*lab.Process, error) {
+	args := []string{"vhost-user", "--socket-path", b.path(tap), "--tap", tap, "--queues", "1",
 		"--run-dir", b.dir, "--xen=off"}
 	return b.startBack("netbackd", tap, pinned, b.netbackd, args...)
 }
@@ -200,7 +200,7 @@ func (b *bed) startTestpmd(tap, mode string, args ...string) (*lab.Process, erro
 
 // addTestpmd adds netbackd and DPDK's vhost with a TAP, each with testpmd as a front end.
 func (b *bed) addTestpmd(mode string, args ...string) error {
-	back, err := b.startNetbackd("bnb", 1, true)
+	back, err := b.startNetbackd("bnb", true)
 	if err != nil {
 		return err
 	}

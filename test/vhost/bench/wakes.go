@@ -45,7 +45,7 @@ type txFront struct {
 
 // wakes measures how often the back end wakes for a batch of packets.
 func (b *bed) wakes() error {
-	back, err := b.startNetbackd("wnb", 1, true)
+	back, err := b.startNetbackd("wnb", true)
 	if err != nil {
 		return err
 	}
