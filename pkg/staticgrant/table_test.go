@@ -476,7 +476,7 @@ func hostileSets(known *Table) map[string][]xen.Gref {
 		}
 		sets[fmt.Sprintf("stride %d", 1<<shift)] = refs
 	}
-	// Whoever knew the multiplier could choose grefs that share one slot.
+	// A guest that knew the multiplier could choose grefs that share one slot.
 	if known != nil {
 		var same []xen.Gref
 		for r := xen.Gref(0); len(same) < DefaultLimit; r++ {

@@ -32,7 +32,7 @@ func (d *Device) setQueues(n int) error {
 	case n < 1 || n > d.MaxQueues():
 		return errQueues
 	case n < was:
-		// Somebody who keeps them for a successor would else have the host
+		// A program that keeps them for a successor would else have the host
 		// go on sending to queues that no program reads.
 		if err := d.setActive(n); err != nil {
 			return err
@@ -165,7 +165,7 @@ func (d *Device) push(fd int) {
 }
 
 // openTries bounds how often openQueue starts again because the device was
-// renamed under its hands. Nobody renames that often by accident.
+// renamed under its hands. That many renames are no accident.
 const openTries = 16
 
 // openQueue opens one more queue of the device.

@@ -11,7 +11,7 @@ import (
 )
 
 // FuzzServer lets a Client with requests outstanding and a watch hear an
-// arbitrary stream, which then ends. Whatever it says, every call returns, the
+// arbitrary stream, which then ends. With any stream every call returns, the
 // watch closes, and the client stops.
 func FuzzServer(f *testing.F) {
 	reply := func(typ MessageType, id uint32, payload string) []byte {

@@ -42,7 +42,7 @@ const (
 // firstPort is the UDP source port of the first flow.
 const firstPort = 20000
 
-// quiet is how long frames may be under way. It is long, so that a busy machine loses none.
+// quiet is the time that frames may be under way. It is long, so that a busy machine loses none.
 const quiet = 5 * time.Second
 
 // OpenFrames opens a socket on an interface. At most window frames are under way at a time.
@@ -77,7 +77,7 @@ func OpenFrames(ifname string, window int) (*Frames, error) {
 // Close closes the socket.
 func (f *Frames) Close() error { return unix.Close(f.fd) }
 
-// Reflected is what became of frames.
+// Reflected counts frames by their fate.
 type Reflected struct {
 	Sent, Returned     int
 	Corrupt, Reordered int // Reordered: within a flow

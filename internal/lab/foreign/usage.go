@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// Usage is what a process has used since its start.
+// Usage holds the resources that a process has used since its start.
 type Usage struct {
 	CPU   time.Duration // of all threads, in user and kernel mode
 	Wakes uint64        // how often a thread slept and was woken: voluntary context switches

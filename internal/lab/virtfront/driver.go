@@ -25,7 +25,7 @@ const (
 	revoked = -1 // the slot of a buffer in pages that are not granted any more
 )
 
-// ring is what the two formats have in common.
+// ring has the methods that the two formats have in common.
 type ring interface {
 	Add(bufs ...virtqueue.Buffer) (id uint16, ok bool)
 	AddIndirect(table []byte, addr uint64, bufs ...virtqueue.Buffer) (id uint16, ok bool)

@@ -23,7 +23,7 @@ const Device = "/dev/ttyS1"
 // Request is a command to the agent.
 type Request struct {
 	Do string `json:"do"` // state, ping, tcp, udp, reboot
-	// Addr is what ping, tcp and udp talk to.
+	// Addr is the target of ping, tcp and udp.
 	Addr string              `json:"addr,omitempty"`
 	Ping traffic.PingOptions `json:"ping"`
 	TCP  traffic.TCPSend     `json:"tcp"`
@@ -41,7 +41,7 @@ type Answer struct {
 	UDP   traffic.UDPResult  `json:"udp"`
 }
 
-// State is what the guest sees of its interface.
+// State describes the guest's interface as the guest sees it.
 type State struct {
 	Boot     string `json:"boot"` // differs with each boot
 	Kernel   string `json:"kernel"`
