@@ -16,6 +16,7 @@ import (
 	"github.com/netbackd/netbackd/internal/control"
 	"github.com/netbackd/netbackd/internal/dataplane"
 	"github.com/netbackd/netbackd/internal/lab"
+	"github.com/netbackd/netbackd/internal/vhostnet"
 	"github.com/netbackd/netbackd/internal/vif"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/xenbus"
@@ -114,14 +115,17 @@ func TestList(t *testing.T) {
 		t.Errorf("ls prints %q", alias)
 	}
 
-	var list control.Vifs
+	var list struct {
+		control.Vifs
+		Devices []vhostnet.Status `json:"vhost_user"`
+	}
 	strict(t, fine(t, w.ask("list", "--json")), &list)
-	if list.Schema != control.Schema || len(list.Vifs) != 4 {
-		t.Fatalf("schema %d, %d vifs", list.Schema, len(list.Vifs))
+	if list.Schema != control.Schema || len(list.Vifs.Vifs) != 4 || len(list.Devices) != 0 {
+		t.Fatalf("schema %d, %d vifs, %d devices", list.Schema, len(list.Vifs.Vifs), len(list.Devices))
 	}
 	for i, name := range []string{g.VifName(), waits.name(), unplugged.name(), refused.name()} {
-		if list.Vifs[i].Name != name {
-			t.Errorf("vif %d is %s, want %s", i, list.Vifs[i].Name, name)
+		if list.Vifs.Vifs[i].Name != name {
+			t.Errorf("vif %d is %s, want %s", i, list.Vifs.Vifs[i].Name, name)
 		}
 	}
 }

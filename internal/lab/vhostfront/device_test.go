@@ -128,6 +128,9 @@ func (g *guest) rounds(n int) {
 		}
 		for range some {
 			k, err := unix.Read(g.socket, buf)
+			for err == unix.EINTR { // as signals of Go's scheduler do with a time limit on a socket
+				k, err = unix.Read(g.socket, buf)
+			}
 			if err != nil {
 				g.t.Fatalf("frame %d does not come back: %v", g.sent, err)
 			}
