@@ -133,6 +133,7 @@ func writeDevice(w io.Writer, s *vhostnet.Status, now time.Time) error {
 		row("mtu", "%s", deviceMTU(s))
 	}
 	row("rate", "%s", s.Rate)
+	row("steering", "%s", orNone(s.Steering))
 	row("features", "%s", orNone(strings.Join(s.Features, " ")))
 	row("offered", "%s", orNone(strings.Join(s.Offered, " ")))
 	row("memory", "%s", orNone(memory(s)))

@@ -22,7 +22,7 @@ import (
 // testDevices returns devices as a host may have them.
 func testDevices() []vhostnet.Status {
 	base := vhostnet.Status{
-		Kind: vhostnet.Kind, PID: 4242, Mode: "listen", Rate: "unlimited", VnetHdr: true, Up: true, MTU: 1500,
+		Kind: vhostnet.Kind, PID: 4242, Mode: "listen", Rate: "unlimited", Steering: "host", VnetHdr: true, Up: true, MTU: 1500,
 		Offered: []string{"csum", "guest_csum", "mrg_rxbuf", "mq"}, Features: []string{}, Memory: []vhostnet.Memory{},
 		Queues: []vhostnet.QueueStatus{}, Counters: counters(),
 	}

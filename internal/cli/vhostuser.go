@@ -43,6 +43,7 @@ type vhostFlags struct {
 	name          string
 	queues, mtu   int
 	xen, rate     string
+	hashKey       string
 	uring         bool
 	workers       int
 	drain, stall  time.Duration
@@ -103,6 +104,7 @@ The manual page netbackd(8) and docs/vhost-user.md have lines for each front end
 	fl.IntVar(&f.queues, "queues", 0, "`number` of pairs of queues offered; 0: one per CPU, at most 8")
 	fl.IntVar(&f.mtu, "mtu", 0, "`MTU` of the interface, also the largest that the guest may have; 0: as it is")
 	fl.StringVar(&f.rate, "rate", "", "`limit` of packets from the guest, as rate= of xl, such as 100Mb/s")
+	fl.StringVar(&f.hashKey, "hash-key", "", "steer packets to the guest over its pairs by the Toeplitz hash with this `key`: up to 80 hexadecimal digits, or random; needs CAP_BPF")
 	fl.StringVar(&f.xen, "xen", xenAuto, "`kind` of memory of Xen's guests that is offered to be mapped: grant, foreign, off, or auto (foreign on Xen)")
 	fl.Lookup("xen").NoOptDefVal = xenGrant
 	fl.BoolVar(&f.uring, "io-uring", true, "move batches of packets through io_uring if the kernel has it")
@@ -265,6 +267,10 @@ func (v *vhostUser) setUp(passed []sdnotify.File) (err error) {
 	if err != nil {
 		return usageError{fmt.Errorf("--rate: %w", err)}
 	}
+	key, err := vhostnet.ParseHashKey(v.hashKey)
+	if err != nil {
+		return usageError{fmt.Errorf("--hash-key: %w", err)}
+	}
 	raiseFileLimit()
 	if v.endpoint, err = v.vhostFlags.endpoint(v.log, passed); err != nil {
 		return err
@@ -287,7 +293,7 @@ func (v *vhostUser) setUp(passed []sdnotify.File) (err error) {
 	name, transient := v.names(v.endpoint)
 	v.device, err = vhostnet.Open(vhostnet.Config{
 		Name: v.name,
-		Tap:  vhostnet.TapConfig{Name: name, Bridge: v.bridge, MTU: v.mtu, Queues: v.queues, Auto: auto, Transient: transient},
+		Tap:  vhostnet.TapConfig{Name: name, Bridge: v.bridge, MTU: v.mtu, Queues: v.queues, Auto: auto, HashKey: key, Transient: transient},
 		Xen:  mode, Rate: limit, Drain: v.drain, Stall: v.stall, Log: v.log,
 		Open: func(cfg dataplane.VirtConfig) (vhostnet.Rings, error) {
 			c, err := v.pool.OpenVirt(cfg)

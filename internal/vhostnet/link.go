@@ -27,6 +27,9 @@ type TapConfig struct {
 	// Queues is the number of queues, 1 to tap.MaxQueues; 0 is Auto, or 1 if the TAP can
 	// have one only.
 	Queues, Auto int
+	// HashKey steers packets to the guest by the Toeplitz hash with this key; empty: the
+	// kernel chooses.
+	HashKey []byte
 	// Transient makes a TAP that ends with the process, even if it is killed: no successor
 	// could find it.
 	Transient bool
@@ -58,6 +61,7 @@ type link struct {
 	active    int    // queues that the host has
 	carrier   bool
 	offload   tap.Offload // that the guest takes
+	steering  *steering
 }
 
 // openLink opens the TAP, or makes one. It has no carrier, and the host drops what it sends.
@@ -88,7 +92,10 @@ func openLink(cfg TapConfig) (*link, error) {
 	}
 	l.fixedMTU = l.fixedMTU || !l.ours
 	l.running, l.stalled = make([]bool, l.dev.Queues()), make([]bool, l.dev.Queues())
-	if err := errors.Join(l.probe(), l.configure(cfg, t == nil)); err != nil {
+	if l.steering, err = newSteering(cfg.HashKey, l.dev.SetSteering); err == nil {
+		err = errors.Join(l.probe(), l.configure(cfg, t == nil))
+	}
+	if err != nil {
 		return nil, errors.Join(err, l.close())
 	}
 	return l, nil
@@ -254,7 +261,7 @@ func (l *link) follow() error {
 		l.carrier = false
 	}
 	if n != l.active {
-		if err := l.attach(n); err != nil {
+		if err := errors.Join(l.attach(n), l.steering.follow(n)); err != nil {
 			return err
 		}
 		l.active = n
@@ -378,11 +385,14 @@ func nameOf(index int) string {
 func (l *link) close() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	err := l.steering.close()
 	if l.ours {
-		if err := l.dev.Close(); !errors.Is(err, tap.ErrGone) {
-			return err
-		}
+		err = errors.Join(err, l.dev.Close())
+	} else {
+		err = errors.Join(err, l.dev.CloseKeep())
+	}
+	if l.ours && errors.Is(err, tap.ErrGone) {
 		return nil
 	}
-	return l.dev.CloseKeep()
+	return err
 }

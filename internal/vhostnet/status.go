@@ -47,6 +47,7 @@ type Status struct {
 	MTU       int               `json:"mtu,omitempty"`
 	GuestMTU  int               `json:"mtu_guest,omitempty"` // as the front end told it; 0: it did not
 	Rate      string            `json:"rate"`
+	Steering  string            `json:"steering"` // how the queue of a packet to the guest is chosen
 	VnetHdr   bool              `json:"vnet_header"`
 	Offered   []string          `json:"features_offered"`
 	Features  []string          `json:"features"`
@@ -178,7 +179,7 @@ func (d *Device) Status() Status {
 	s := Status{
 		Kind: Kind, Name: d.cfg.Name, PID: os.Getpid(), Error: v.failure, Mode: v.mode, Socket: v.socket, Frontend: v.frontend,
 		Since: v.since, Sessions: d.sessions.Load(), Made: d.link.ours, GuestMTU: v.mtu,
-		Rate: d.cfg.Rate.String(), VnetHdr: d.link.dev.VnetHdr(),
+		Rate: d.cfg.Rate.String(), Steering: d.link.steering.by(), VnetHdr: d.link.dev.VnetHdr(),
 		Offered: featureNames(d.features), Features: featureNames(v.features),
 		Xen: d.protocol&vhostuser.ProtocolXenMmap != 0, Driver: v.status, Memory: v.memory, Logging: v.logging && v.features&featureLogAll != 0,
 		Pairs: d.Pairs(), Queues: []QueueStatus{},

@@ -3,6 +3,10 @@
 package scenario
 
 import (
+	"encoding/hex"
+	"errors"
+	"net"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -15,6 +19,7 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/traffic"
 	"github.com/netbackd/netbackd/internal/lab/vhostfront"
 	"github.com/netbackd/netbackd/internal/vhostnet"
+	"github.com/netbackd/netbackd/pkg/toeplitz"
 )
 
 // TestVhostTraffic: guests with each set of features, one after the other on one device, are
@@ -134,6 +139,44 @@ func TestVhostPairs(t *testing.T) {
 		}
 		w.must(g.Quit(w.ctx))
 	}
+}
+
+// TestVhostHashKey: with a key of the host the pair of a packet to the guest follows from its
+// hash, whatever pair the guest sends on. UDP is hashed by addresses, so all of it has one pair;
+// without a key its flows are spread.
+func TestVhostHashKey(t *testing.T) {
+	w := newWorld(t)
+	const pairs, flows = 4, 64
+	key := strings.Repeat("6d5a56da255b0ec2", 5) // the start of Microsoft's example, repeated
+	d := w.vhost("web", "--queues", "4", "--hash-key", key)
+	g := d.guest(fronted(func(c *vhostfront.Config) { c.Pairs = pairs }))
+	if s := d.status(); s.Steering != "hash, in the kernel" {
+		t.Errorf("the status says that packets are steered by %q", s.Steering)
+	}
+	raw, err := hex.DecodeString(key)
+	w.must(err)
+	hasher, err := toeplitz.New(raw)
+	w.must(err)
+	from, to := netip.MustParseAddr(hostIP).As4(), netip.MustParseAddr(g.ip).As4()
+	want := int(hasher.Hash(append(from[:], to[:]...))%toeplitz.MaxMapping) % pairs
+
+	before := g.stats().Pairs
+	for port := range flows {
+		c, err := net.DialUDP("udp", nil, &net.UDPAddr{IP: to[:], Port: 20000 + port})
+		w.must(err)
+		_, err = c.Write(make([]byte, 100))
+		w.must(errors.Join(err, c.Close()))
+	}
+	got := func(i int) uint64 { return g.stats().Pairs[i].RxPackets - before[i].RxPackets }
+	w.wait("all flows on the pair of their hash", func() bool { return got(want) >= flows })
+	for i := range pairs {
+		if i != want && got(i) > 8 { // others are the host's own
+			t.Errorf("pair %d has received %d packets, all should go to pair %d", i, got(i), want)
+		}
+	}
+	w.whole(g.tcpToGuest(g.ip, 4<<20), 4<<20)
+	w.whole(g.tcpToHost(4<<20), 4<<20)
+	g.innocent()
 }
 
 // TestVhostMTU: a guest is told the MTU by its front end, and the back end too.
