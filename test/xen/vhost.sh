@@ -42,6 +42,7 @@ driver() {
 
 # launch COMMAND [ARGUMENT...] starts a front end of netbackd-lab; its input is that of launch.
 launch() {
+	: >/tmp/front.log # at once: running must not read the last one's
 	/host/netbackd-lab virtio "$1" --socket /tmp/vhost.sock "${@:2}" <&0 >/tmp/front.log 2>&1 &
 	FRONT=$!
 }
