@@ -62,7 +62,7 @@ func (a *archive) add(name string, mode int, data []byte) {
 	a.inode++
 	a.WriteString("070701")
 	for _, n := range []int{a.inode, mode, 0, 0, 1, 0, len(data), 0, 0, 0, 0, len(name) + 1, 0} {
-		a.WriteString(fmt.Sprintf("%08X", n))
+		_, _ = fmt.Fprintf(a, "%08X", n) // to memory
 	}
 	a.WriteString(name + "\x00")
 	a.pad()

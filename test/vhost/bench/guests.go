@@ -51,9 +51,12 @@ func (b *bed) guests() error {
 		return err
 	}
 	ctx, cancel := context.WithCancel(b.ctx)
-	served := make(chan error, 1)
-	go func() { served <- server.Serve(ctx) }()
-	defer func() { cancel(); _ = <-served }()
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		_ = server.Serve(ctx) // without it no bytes are counted, which is an error
+	}()
+	defer func() { cancel(); <-served }()
 
 	out, outCPU, err := b.rounds("TCP, guest to host, per KiB", func(p *peer) (sample, error) { return b.stream(guests[p], true) })
 	if err != nil {
