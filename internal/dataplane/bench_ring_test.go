@@ -8,7 +8,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/virtqueue"
 )
 
-// anyRing is what a pass would need of a ring that it knows as an interface.
+// anyRing has the methods that a pass would use if it knew a ring as an interface.
 type anyRing interface {
 	TakeFor(b *virtqueue.Batch, n uint32, most int) (int, error)
 	Publish(b *virtqueue.Batch) bool

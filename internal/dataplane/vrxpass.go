@@ -188,7 +188,7 @@ func (w *worker) vrxSegments(q *Queue, made *int) (more bool, err error) {
 		}
 		at := rxFrameAt(*made, true)
 		*made++
-		_, _ = s.Next(w.rxMem.mem[at : at+n]) // n is what it needs
+		_, _ = s.Next(w.rxMem.mem[at : at+n]) // it needs n bytes, so there is no error
 		q.virt.finished(w.rxMem.mem[at-vrxHead:at], l.head().plan.DataValidated)
 		w.vrxFill(q, &w.rxMem, at, n, count)
 	}

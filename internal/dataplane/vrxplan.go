@@ -22,25 +22,12 @@ func (w *worker) vrxPlan(q *Queue, packet []byte, plan *offload.RxPlan) bool {
 	if v.takes.passes(&asked) {
 		return true
 	}
-	h, _ := offload.Parse(frame, len(frame))
-	p, err := offload.PlanRx(asked, h, len(frame), offload.Guest{})
-	if err != nil {
+	// q.guest has no offloads, so all of them are done here.
+	if !w.planOffload(q, asked, frame, plan) {
 		return false
 	}
-	if p.WritePseudo {
-		offload.WritePseudo(frame, h, len(frame))
-	}
-	switch p.Action {
-	case offload.ActComplete:
-		err = offload.Complete(p.CsumStart, p.CsumOffset, frame)
-		w.tally[CsumCompleted]++
-	case offload.ActCompleteSCTP:
-		err = offload.CompleteSCTP(p.CsumStart, frame)
-		w.tally[CsumCompleted]++
-	}
-	v.finished(hdr, p.DataValidated)
-	*plan = p
-	return err == nil
+	v.finished(hdr, plan.DataValidated)
+	return true
 }
 
 // finished writes the vnet header of a packet without open offloads. valid says that its

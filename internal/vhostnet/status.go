@@ -122,7 +122,7 @@ next:
 	return list
 }
 
-// viewed is what the status shows of a session.
+// viewed holds the parts of the status that belong to a session.
 type viewed struct {
 	mode, socket string
 	frontend     int

@@ -31,7 +31,7 @@ const (
 	guestIP   = "10.77.0.2"
 )
 
-// bed is what a test has: programs, a folder for sockets and a name for a TAP.
+// bed has the programs, the folder for sockets and the name of the TAP of one test.
 type bed struct {
 	*testing.T
 	ctx      context.Context

@@ -50,7 +50,7 @@ func RunEcho(ctx context.Context, l *net.UnixListener) error {
 	}, h).Serve(ctx)
 }
 
-// device is what the two formats have in common.
+// device has the methods that both formats have.
 type device interface {
 	Take(b *virtqueue.Batch, most int) (int, error)
 	TakeFor(b *virtqueue.Batch, n uint32, most int) (int, error)

@@ -101,5 +101,5 @@ func packetSocket(ifname string) (int, error) {
 	return fd, nil
 }
 
-// patience is how long a peer waits for a frame, on an emulated machine too.
+// patience bounds the wait of a peer for a frame, also on an emulated machine.
 const patience = time.Minute

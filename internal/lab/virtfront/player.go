@@ -24,7 +24,7 @@ type bell interface {
 	ring(i int) error
 }
 
-// counts are what a player has done and seen.
+// counts counts the frames that a player has sent and received.
 type counts struct {
 	sent     uint64 // chains for sending that the back end has given back
 	echoed   uint64 // frames of the other end that were sent back to it

@@ -14,7 +14,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/virtqueue"
 )
 
-// most is how many packets one turn moves in each direction.
+// most bounds the packets that one turn moves in each direction.
 const most = 64
 
 // loop moves packets. It is the handler of the session, too.
