@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package xenbus holds the conventions by which the two ends of a Xen device find
-// each other in xenstore: the states of a device, the name and the directories of
-// a vif, and keys with their types.
+// each other in xenstore: the states of a device, the names and the directories of
+// devices, and keys with their types.
 //
 // Each end of a device has a directory in xenstore, writes what it offers into it,
 // and announces its progress in the node "state". The other end watches that node:
