@@ -11,7 +11,6 @@ import (
 
 	"github.com/vishvananda/netlink"
 
-	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
@@ -137,7 +136,7 @@ func (s *bridgeScript) setMTU(ctx context.Context, link, bridge netlink.Link) er
 		return nil
 	}
 	_ = s.h.LinkSetMTU(link, mtu) // the script ignores errors, too
-	front := device{VifID: xenbus.VifID{Domid: s.c.Domid, Devid: s.c.Devid}}.FrontendPath()
+	front := newVif(s.c.Domid, s.c.Devid, 0).frontendPath()
 	return s.c.Store.Write(ctx, front+"/mtu", strconv.Itoa(mtu))
 }
 

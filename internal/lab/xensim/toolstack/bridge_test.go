@@ -13,7 +13,6 @@ import (
 
 	"github.com/netbackd/netbackd/internal/lab/netns"
 	"github.com/netbackd/netbackd/internal/lab/xensim/simclient"
-	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
 // bridged returns a lab with BridgeScript and the bridge xenbr0.
@@ -88,9 +87,9 @@ func TestBridgeScript(t *testing.T) {
 			if addrs, err := h.AddrList(link, netlink.FAMILY_V4); len(addrs) > 0 || err != nil {
 				t.Errorf("addresses %v, %v", addrs, err)
 			}
-			d := device{VifID: xenbus.VifID{Domid: domid}}
+			d := newVif(domid, 0, 0)
 			l.wantNode(d.backendPath()+"/hotplug-status", "connected")
-			l.wantNode(d.FrontendPath()+"/mtu", fmt.Sprint(tc.mtu))
+			l.wantNode(d.frontendPath()+"/mtu", fmt.Sprint(tc.mtu))
 
 			if _, err := l.DetachVif(context.Background(), domid, 0); err != nil {
 				t.Fatal(err)
@@ -123,7 +122,7 @@ func TestBridgeScriptFails(t *testing.T) {
 			if !errors.Is(err, ErrScript) || !strings.Contains(err.Error(), tc.want) {
 				t.Errorf("attach: %v, want one that says %q", err, tc.want)
 			}
-			be := device{VifID: xenbus.VifID{Domid: domid}}.backendPath()
+			be := newVif(domid, 0, 0).backendPath()
 			l.wantNode(be+"/hotplug-status", "error")
 			if s, _ := l.xs.Read(t.Context(), be+"/hotplug-error"); !strings.Contains(s, tc.want) {
 				t.Errorf("hotplug-error is %q", s)

@@ -14,7 +14,6 @@ import (
 
 	"github.com/netbackd/netbackd/internal/lab/xensim/simclient"
 	"github.com/netbackd/netbackd/pkg/xen"
-	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
@@ -26,18 +25,19 @@ const (
 )
 
 // Config describes a domain: the part of an xl configuration file that matters
-// to a network backend.
+// to a backend.
 type Config struct {
 	Name string
 	// Domain sizes the domain. Its name is Name.
 	Domain simclient.DomainConfig
 	Vifs   []Vif
+	Vbds   []Vbd
 }
 
-// Create implements `xl create -p`: it makes a domain, paused, and attaches its vifs. If
+// Create implements `xl create -p`: it makes a domain, paused, and attaches its devices. If
 // one of them cannot be attached, it destroys the domain again, which takes another ten
-// seconds with a backend that does not answer. waits has the times waited for each vif,
-// in the order of cfg.
+// seconds with a backend that does not answer. waits has the times waited for each
+// device, in the order of cfg, vifs first.
 func (t *Toolstack) Create(ctx context.Context, cfg Config) (domid xen.Domid, waits []Waits, err error) {
 	dc := cfg.Domain
 	dc.Name, dc.Paused = cfg.Name, true
@@ -48,8 +48,8 @@ func (t *Toolstack) Create(ctx context.Context, cfg Config) (domid xen.Domid, wa
 	if err := t.makeNodes(ctx, domid, cfg.Name, dc); err != nil {
 		return 0, nil, errors.Join(err, t.ctl.Destroy(domid))
 	}
-	waits = make([]Waits, len(cfg.Vifs))
-	errs := make([]error, len(cfg.Vifs))
+	waits = make([]Waits, len(cfg.Vifs)+len(cfg.Vbds))
+	errs := make([]error, len(waits))
 	last := NextDevid
 	for _, v := range cfg.Vifs {
 		last = max(last, v.Devid)
@@ -61,6 +61,10 @@ func (t *Toolstack) Create(ctx context.Context, cfg Config) (domid xen.Domid, wa
 			v.Devid = last
 		}
 		wg.Go(func() { _, waits[i], errs[i] = t.AttachVif(ctx, domid, v) })
+	}
+	for i, v := range cfg.Vbds {
+		n := len(cfg.Vifs) + i
+		wg.Go(func() { waits[n], errs[n] = t.AttachVbd(ctx, domid, v) })
 	}
 	wg.Wait()
 	if err := errors.Join(errs...); err != nil {
@@ -139,19 +143,24 @@ func newUUID() string {
 // Unpause lets a domain run, as `xl create` does in the end.
 func (t *Toolstack) Unpause(domid xen.Domid) error { return t.ctl.Unpause(domid) }
 
-// Destroy implements `xl destroy`: it detaches all vifs, those of a dead backend included,
-// removes the domain's nodes and destroys the domain. As in libxl, a failure with a vif
+// Destroy implements `xl destroy`: it detaches all devices, those of a dead backend included,
+// removes the domain's nodes and destroys the domain. As in libxl, a failure with a device
 // neither stops it nor makes it fail.
 func (t *Toolstack) Destroy(ctx context.Context, domid xen.Domid) ([]Waits, error) {
 	if err := t.ctl.Pause(domid); err != nil {
 		return nil, err
 	}
-	vifs := t.vifs(ctx, domid)
-	waits := make([]Waits, len(vifs))
+	var devices []device
+	for _, class := range []string{classVif, classVbd} {
+		for _, devid := range t.devids(ctx, domid, class) {
+			devices = append(devices, device{class: class, domid: domid, devid: devid})
+		}
+	}
+	waits := make([]Waits, len(devices))
 	var wg sync.WaitGroup
-	for i, devid := range vifs {
+	for i, d := range devices {
 		wg.Go(func() {
-			d, err := t.device(ctx, domid, devid)
+			d, err := t.device(ctx, d)
 			if err == nil {
 				waits[i], _ = t.remove(ctx, d, forceOn)
 			}
@@ -170,9 +179,9 @@ func (t *Toolstack) Destroy(ctx context.Context, domid xen.Domid) ([]Waits, erro
 	return waits, errors.Join(err, t.ctl.Destroy(domid))
 }
 
-// vifs returns the numbers of the vifs libxl has attached to a domain.
-func (t *Toolstack) vifs(ctx context.Context, domid xen.Domid) []int {
-	names, err := t.xs.List(ctx, libxlPath(domid)+"/device/vif")
+// devids returns the numbers of the devices of a class that libxl has attached to a domain.
+func (t *Toolstack) devids(ctx context.Context, domid xen.Domid, class string) []int {
+	names, err := t.xs.List(ctx, libxlPath(domid)+"/device/"+class)
 	if err != nil {
 		return nil
 	}
@@ -186,10 +195,9 @@ func (t *Toolstack) vifs(ctx context.Context, domid xen.Domid) []int {
 	return devids
 }
 
-// device reads the backend of a vif from libxl's own copy of the nodes: the guest and the
-// backend could have changed the others.
-func (t *Toolstack) device(ctx context.Context, domid xen.Domid, devid int) (device, error) {
-	d := device{VifID: xenbus.VifID{Domid: domid, Devid: devid}}
+// device reads the backend of a device from libxl's own copy of the nodes: the guest and
+// the backend could have changed the others.
+func (t *Toolstack) device(ctx context.Context, d device) (device, error) {
 	path, err := t.xs.Read(ctx, d.libxlPath()+"/backend")
 	if errors.Is(err, xenstore.ErrNotExist) {
 		return d, fmt.Errorf("%v: %w", d, ErrNoDevice)

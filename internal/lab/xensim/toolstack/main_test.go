@@ -19,7 +19,6 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/xensim/simclient"
 	"github.com/netbackd/netbackd/internal/lab/xensim/simtest"
 	"github.com/netbackd/netbackd/pkg/xen"
-	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
@@ -38,7 +37,7 @@ type lab struct {
 	path string // of the simulation
 
 	mu     sync.Mutex
-	calls  []string                    // of the script; guarded by mu
+	calls  []string                    // of the scripts; guarded by mu
 	script func(context.Context) error // the body of the script; guarded by mu
 }
 
@@ -54,7 +53,7 @@ func newLab(t *testing.T) *lab {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { l.dom0.Close() })
-	l.Toolstack, err = New(l.dom0, Options{Script: l.hotplug})
+	l.Toolstack, err = New(l.dom0, Options{Script: l.hotplug, Block: l.hotplug})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -66,11 +65,11 @@ func (l *lab) hotplug(ctx context.Context, c Call) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	state, _ := c.Store.Read(ctx, c.Backend+"/state")
-	l.calls = append(l.calls, fmt.Sprintf("%s %s %s in state %s", c.Path, strings.Join(c.Args(), " "), c.Vif(), state))
+	l.calls = append(l.calls, fmt.Sprintf("%s %s %s in state %s", c.Path, strings.Join(c.Args(), " "), fmt.Sprintf("%.3s%d.%d", c.Class, c.Domid, c.Devid), state))
 	if l.script != nil {
 		return l.script(ctx)
 	}
-	if c.Action == Online {
+	if c.Action == Online || c.Action == Add {
 		return c.Store.Write(ctx, c.Backend+"/hotplug-status", "connected")
 	}
 	return nil
@@ -96,7 +95,7 @@ func (l *lab) guest() xen.Domid {
 	return domid
 }
 
-// tree returns the nodes of all vifs as xenstore-ls -fp shows them.
+// tree returns the nodes of all devices as xenstore-ls -fp shows them.
 func (l *lab) tree() []string {
 	l.t.Helper()
 	var lines []string
@@ -109,7 +108,7 @@ func (l *lab) tree() []string {
 		slices.Sort(names)
 		for _, name := range names {
 			child := strings.TrimSuffix(path, "/") + "/" + name
-			if strings.Contains(child, "/vif") {
+			if strings.Contains(child, "/vif") || strings.Contains(child, "/vbd") {
 				value, verr := l.xs.Read(l.t.Context(), child)
 				perms, perr := l.xs.Permissions(l.t.Context(), child)
 				if err := errors.Join(verr, perr); err != nil {
@@ -128,7 +127,7 @@ func (l *lab) tree() []string {
 	return lines
 }
 
-func (l *lab) wantNoVifNodes() {
+func (l *lab) wantNoDeviceNodes() {
 	l.t.Helper()
 	if left := l.tree(); len(left) > 0 {
 		l.t.Errorf("nodes are left:\n%s", strings.Join(left, "\n"))
@@ -161,7 +160,13 @@ func (l *lab) onChange(path string, f func() bool) {
 // ends: state 2 to state 1, and, if it closes, state 6 to state 5.
 func (l *lab) backend(domid xen.Domid, devid int, closes bool) {
 	l.t.Helper()
-	state := device{VifID: xenbus.VifID{Domid: domid, Devid: devid}}.backendPath() + "/state"
+	l.backendOf(newVif(domid, devid, 0), closes)
+}
+
+// backendOf does the same for any device.
+func (l *lab) backendOf(d device, closes bool) {
+	l.t.Helper()
+	state := d.backendPath() + "/state"
 	l.onChange(state, func() bool {
 		_ = l.xs.Transaction(l.t.Context(), func(tx *xenstore.Tx) error {
 			s, err := tx.Read(l.t.Context(), state)

@@ -10,7 +10,6 @@ import (
 	"strings"
 
 	"github.com/netbackd/netbackd/pkg/xen"
-	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
@@ -18,26 +17,55 @@ import (
 func domPath(domid xen.Domid) string   { return fmt.Sprintf("/local/domain/%d", domid) }
 func libxlPath(domid xen.Domid) string { return fmt.Sprintf("/libxl/%d", domid) }
 
-// device is libxl__device: a vif with its backend domain and its frontend domain.
+// Directories of devices.
+const (
+	classVif  = "vif"
+	classVbd  = "vbd"
+	classVbd3 = "vbd3" // of the back end only
+)
+
+// device is libxl__device: a device with its backend domain and its frontend domain.
 type device struct {
-	xenbus.VifID
+	class   string // directory of the frontend, and of libxl's copy: vif or vbd
+	back    string // directory of the backend: the same, or vbd3
+	domid   xen.Domid
+	devid   int
 	backend xen.Domid
 }
 
-func (d device) backendPath() string { return d.BackendPath(d.backend) }
+func newVif(domid xen.Domid, devid int, backend xen.Domid) device {
+	return device{classVif, classVif, domid, devid, backend}
+}
+
+// String returns the name of the device, such as vif1.0 or vbd1.51712.
+func (d device) String() string { return fmt.Sprintf("%s%d.%d", d.class, d.domid, d.devid) }
+
+func (d device) backendPath() string {
+	return fmt.Sprintf("/local/domain/%d/backend/%s/%d/%d", d.backend, d.back, d.domid, d.devid)
+}
+
+func (d device) frontendPath() string {
+	return fmt.Sprintf("/local/domain/%d/device/%s/%d", d.domid, d.class, d.devid)
+}
 
 func (d device) libxlPath() string {
-	return fmt.Sprintf("%s/device/vif/%d", libxlPath(d.Domid), d.Devid)
+	return fmt.Sprintf("%s/device/%s/%d", libxlPath(d.domid), d.class, d.devid)
 }
 
 // parseBackendPath inverts backendPath.
 func parseBackendPath(path string) (device, error) {
-	rest, ok := strings.CutPrefix(path, "/local/domain/")
-	domid, _, _ := strings.Cut(rest, "/")
-	backend, err := strconv.ParseUint(domid, 10, 16)
-	id, iderr := xenbus.ParseVifPath(path)
-	d := device{VifID: id, backend: xen.Domid(backend)}
-	if !ok || err != nil || iderr != nil || d.backendPath() != path {
+	var d device
+	parts := strings.Split(path, "/")
+	if len(parts) == 8 && parts[5] != "" {
+		backend, _ := strconv.ParseUint(parts[3], 10, 16)
+		domid, _ := strconv.ParseUint(parts[6], 10, 16)
+		devid, _ := strconv.ParseUint(parts[7], 10, 31)
+		d = device{parts[5], parts[5], xen.Domid(domid), int(devid), xen.Domid(backend)}
+		if d.back == classVbd3 {
+			d.class = classVbd
+		}
+	}
+	if d.back == "" || d.backendPath() != path {
 		return device{}, fmt.Errorf("backend path is %q", path)
 	}
 	return d, nil

@@ -16,9 +16,9 @@ var (
 	ErrTimeout = errors.New("timed out")
 	// ErrRemoved: the backend's state node went away while libxl waited.
 	ErrRemoved = errors.New("the backend's directory was removed")
-	// ErrExists: the domain has a vif of that number.
+	// ErrExists: the domain has a device of that number.
 	ErrExists = errors.New("device already exists")
-	// ErrNoDevice: the domain has no vif of that number.
+	// ErrNoDevice: the domain has no device of that number.
 	ErrNoDevice = errors.New("no such device")
 	// ErrScript: the hotplug script failed.
 	ErrScript = errors.New("hotplug script failed")
@@ -48,6 +48,8 @@ type Options struct {
 	// Script runs in place of /etc/xen/scripts/vif-bridge; see
 	// BridgeScript. Nil runs nothing, like a vif without a script.
 	Script Script
+	// Block runs in place of the script of a vbd. Nil runs nothing.
+	Block Script
 	// Timeouts are libxl's limits, for tests.
 	Timeouts Timeouts
 }
@@ -58,6 +60,7 @@ type Toolstack struct {
 	ctl      *simclient.Control
 	xs       *xenstore.Client
 	script   Script
+	block    Script
 	timeouts Timeouts
 }
 
@@ -72,7 +75,7 @@ func New(dom0 *simclient.Conn, opts Options) (*Toolstack, error) {
 		_ = ctl.Close()
 		return nil, err
 	}
-	return &Toolstack{ctl: ctl, xs: xs, script: opts.Script, timeouts: opts.Timeouts.withDefaults()}, nil
+	return &Toolstack{ctl: ctl, xs: xs, script: opts.Script, block: opts.Block, timeouts: opts.Timeouts.withDefaults()}, nil
 }
 
 // Close ends the toolstack. Domains stay as they are.

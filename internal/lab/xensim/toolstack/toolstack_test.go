@@ -15,7 +15,6 @@ import (
 
 	"github.com/netbackd/netbackd/internal/lab/xensim/simclient"
 	"github.com/netbackd/netbackd/pkg/xen"
-	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
@@ -84,10 +83,11 @@ func TestNodesAreThoseOfLibxl(t *testing.T) {
 	var got []string
 	w, _ = l.xs.Watch(t.Context(), "/local/domain/0/backend")
 	<-w.C()
-	d := device{VifID: xenbus.VifID{Domid: domid, Devid: 1}}
+	d := newVif(domid, 1, 0)
 	v := vifLog.withDefaults()
 	v.Devid = 1
-	if err := l.add(t.Context(), d, v); err != nil {
+	back, front, readOnly := v.nodes(domid)
+	if err := l.add(t.Context(), d, back, front, readOnly, nil); err != nil {
 		t.Fatal(err)
 	}
 	for _, want := range []string{"", "/frontend", "/frontend-id", "/online", "/state", "/script", "/mac", "/bridge", "/handle", "/type", "/hotplug-status"} {
@@ -108,13 +108,13 @@ func TestAllOptionsOfAVif(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := device{VifID: xenbus.VifID{Domid: domid, Devid: 3}}
+	d := newVif(domid, 3, 0)
 	for key, want := range map[string]string{"vifname": "web", "ip": "192.0.2.1", "gatewaydev": "eth0", "rate": "12500,50000",
 		"vlan": "10", "mtu": "9000", "bridge": "xenbr0", "script": "/root/own", "handle": "3"} {
 		l.wantNode(d.backendPath()+"/"+key, want)
 	}
-	l.wantNode(d.FrontendPath()+"/trusted", "0")
-	l.wantNode(d.FrontendPath()+"/mtu", "9000")
+	l.wantNode(d.frontendPath()+"/trusted", "0")
+	l.wantNode(d.frontendPath()+"/mtu", "9000")
 	l.wantCalls("/root/own online type_if=vif " + d.String() + " in state 2")
 }
 
@@ -129,23 +129,23 @@ func TestEditedNodesAreNeverSeenOtherwise(t *testing.T) {
 	if _, _, err := l.AttachVif(context.Background(), domid, v); err != nil {
 		t.Fatal(err)
 	}
-	d := device{VifID: xenbus.VifID{Domid: domid}}
+	d := newVif(domid, 0, 0)
 	l.wantNode(d.backendPath()+"/rate", "x")
-	if there, err := l.xs.Exists(t.Context(), d.FrontendPath()+"/mac"); there || err != nil {
+	if there, err := l.xs.Exists(t.Context(), d.frontendPath()+"/mac"); there || err != nil {
 		t.Errorf("mac exists: %v, %v", there, err)
 	}
 	v.Devid, v.Edit = 1, func(*xenstore.Tx, string, string) error { return unix.EPERM }
 	if _, _, err := l.AttachVif(context.Background(), domid, v); !errors.Is(err, unix.EPERM) {
 		t.Errorf("attach: %v, want what Edit returns", err)
 	}
-	if got := l.vifs(t.Context(), domid); len(got) != 1 {
+	if got := l.devids(t.Context(), domid, classVif); len(got) != 1 {
 		t.Errorf("vifs %v, want the first only", got)
 	}
 }
 
 func TestScriptSeesWhatLibxlPasses(t *testing.T) {
 	l := newLab(t)
-	c := Call{Action: Online, Path: "/etc/xen/scripts/vif-log", Domid: 2, Devid: 0, Backend: device{VifID: xenbus.VifID{Domid: 2}}.backendPath(), Store: l.xs}
+	c := Call{Action: Online, Class: classVif, Path: "/etc/xen/scripts/vif-log", Domid: 2, Devid: 0, Backend: newVif(2, 0, 0).backendPath(), Store: l.xs}
 	want := []string{
 		"script=/etc/xen/scripts/vif-log",
 		"XENBUS_TYPE=vif",
@@ -170,7 +170,7 @@ func TestAttachAndDetach(t *testing.T) {
 	if w.State <= 0 || w.Script <= 0 {
 		t.Errorf("waits %+v", w)
 	}
-	d := device{VifID: xenbus.VifID{Domid: domid}}
+	d := newVif(domid, 0, 0)
 	l.wantNode(d.backendPath()+"/hotplug-status", "connected")
 	l.wantCalls("/etc/xen/scripts/vif-log online type_if=vif vif1.0 in state 2")
 	if _, _, err := l.AttachVif(context.Background(), domid, vifLog); !errors.Is(err, ErrExists) {
@@ -191,7 +191,7 @@ func TestAttachAndDetach(t *testing.T) {
 		}
 		l.wantCalls(fmt.Sprintf("/etc/xen/scripts/vif-log offline type_if=vif vif1.%d in state 6", devid))
 	}
-	l.wantNoVifNodes()
+	l.wantNoDeviceNodes()
 	if _, err := l.DetachVif(context.Background(), domid, 0); !errors.Is(err, ErrNoDevice) {
 		t.Errorf("detach again: %v, want ErrNoDevice", err)
 	}
@@ -236,7 +236,7 @@ func TestAttachFailsAndLeavesTheNodes(t *testing.T) {
 			l.script = nil
 			l.timeouts.Destroy = short
 			_, _ = l.DetachVif(context.Background(), domid, 0)
-			l.wantNoVifNodes()
+			l.wantNoDeviceNodes()
 		})
 	}
 }
@@ -244,7 +244,7 @@ func TestAttachFailsAndLeavesTheNodes(t *testing.T) {
 // onState calls f once, when the first vif of a domain is in a state.
 func (l *lab) onState(domid xen.Domid, state string, f func(tx *xenstore.Tx, path string) error) {
 	l.t.Helper()
-	path := device{VifID: xenbus.VifID{Domid: domid}}.backendPath()
+	path := newVif(domid, 0, 0).backendPath()
 	l.onChange(path+"/state", func() bool {
 		done := false
 		err := l.xs.Transaction(l.t.Context(), func(tx *xenstore.Tx) error {
@@ -269,7 +269,7 @@ func TestBackendsDirectoryVanishesDuringAttach(t *testing.T) {
 		t.Errorf("detach of what has no backend: %v", err)
 	}
 	l.wantCalls()
-	l.wantNoVifNodes()
+	l.wantNoDeviceNodes()
 }
 
 func TestDetachOfABackendThatDoesNotClose(t *testing.T) {
@@ -281,7 +281,7 @@ func TestDetachOfABackendThatDoesNotClose(t *testing.T) {
 		t.Fatal(err)
 	}
 	l.calls = nil
-	frontend := device{VifID: xenbus.VifID{Domid: domid}}.FrontendPath()
+	frontend := newVif(domid, 0, 0).frontendPath()
 	watch, err := l.xs.Watch(t.Context(), frontend+"/state")
 	if err != nil {
 		t.Fatal(err)
@@ -298,7 +298,7 @@ func TestDetachOfABackendThatDoesNotClose(t *testing.T) {
 	<-watch.C() // removed for the second try
 	watch.Close()
 	l.wantCalls() // no offline for a backend that never closed
-	l.wantNoVifNodes()
+	l.wantNoDeviceNodes()
 }
 
 func TestDetachOfAClosedBackendWritesOnlineOnly(t *testing.T) {
@@ -308,7 +308,7 @@ func TestDetachOfAClosedBackendWritesOnlineOnly(t *testing.T) {
 	if _, _, err := l.AttachVif(context.Background(), domid, vifLog); err != nil {
 		t.Fatal(err)
 	}
-	state := device{VifID: xenbus.VifID{Domid: domid}}.backendPath() + "/state"
+	state := newVif(domid, 0, 0).backendPath() + "/state"
 	l.write(state, "6")
 	w, err := l.xs.Watch(t.Context(), state)
 	if err != nil {
@@ -344,7 +344,7 @@ func TestCreateAndDestroy(t *testing.T) {
 	if err := l.Unpause(domid); err != nil {
 		t.Error(err)
 	}
-	if diff := cmp.Diff([]int{1, 2, 3}, l.vifs(t.Context(), domid)); diff != "" {
+	if diff := cmp.Diff([]int{1, 2, 3}, l.devids(t.Context(), domid, classVif)); diff != "" {
 		t.Errorf("vifs (-want +got):\n%s", diff)
 	}
 	guest, err := simclient.Dial(l.path, domid)
@@ -362,7 +362,7 @@ func TestCreateAndDestroy(t *testing.T) {
 		t.Errorf("script calls %q, want offline for each", l.calls)
 	}
 	l.wantGone(domid)
-	l.wantNoVifNodes()
+	l.wantNoDeviceNodes()
 	if _, err := l.Destroy(context.Background(), domid); !errors.Is(err, unix.ESRCH) {
 		t.Errorf("destroy again: %v, want ESRCH", err)
 	}
@@ -381,7 +381,7 @@ func TestCreateWithoutABackend(t *testing.T) {
 	}
 	l.wantCalls()
 	l.wantGone(1)
-	l.wantNoVifNodes()
+	l.wantNoDeviceNodes()
 }
 
 func TestCreateWithAScriptThatFails(t *testing.T) {
@@ -395,7 +395,7 @@ func TestCreateWithAScriptThatFails(t *testing.T) {
 	l.wantCalls("/etc/xen/scripts/vif-log online type_if=vif vif1.0 in state 2",
 		"/etc/xen/scripts/vif-log offline type_if=vif vif1.0 in state 6")
 	l.wantGone(1)
-	l.wantNoVifNodes()
+	l.wantNoDeviceNodes()
 }
 
 func TestDestroyOfABackendThatDoesNotClose(t *testing.T) {
@@ -413,7 +413,7 @@ func TestDestroyOfABackendThatDoesNotClose(t *testing.T) {
 	}
 	l.wantCalls()
 	l.wantGone(domid)
-	l.wantNoVifNodes()
+	l.wantNoDeviceNodes()
 }
 
 // TestDestroyTakesTheFrontendFirst: the frontend's directory is gone before the backend is
@@ -425,7 +425,7 @@ func TestDestroyTakesTheFrontendFirst(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	frontend := device{VifID: xenbus.VifID{Domid: domid}}.FrontendPath()
+	frontend := newVif(domid, 0, 0).frontendPath()
 	l.onState(domid, "5", func(tx *xenstore.Tx, path string) error {
 		if there, err := tx.Exists(t.Context(), frontend); err != nil || there {
 			t.Errorf("frontend exists: %v, %v", there, err)
@@ -455,7 +455,7 @@ func TestGuestsRightsInItsHome(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer xs.Close()
-	be := device{VifID: xenbus.VifID{Domid: domid}}.backendPath()
+	be := newVif(domid, 0, 0).backendPath()
 	for _, tc := range []struct {
 		path string
 		may  bool

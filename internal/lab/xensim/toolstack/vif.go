@@ -34,11 +34,13 @@ type Vif struct {
 	MTU        int       // mtu=, else 1500
 	Untrusted  bool      // untrusted
 
-	// Edit, if not nil, changes the nodes before others see them, for tests of
-	// nodes that libxl does not write. It is called at the end of the transaction
-	// that makes them, with the directories of backend and frontend.
-	Edit func(tx *xenstore.Tx, back, front string) error
+	Edit Edit // of tests
 }
+
+// Edit changes the nodes of a device before others see them, for tests of nodes that libxl
+// does not write. It is called at the end of the transaction that makes them, with the
+// directories of backend and frontend.
+type Edit func(tx *xenstore.Tx, back, front string) error
 
 const (
 	scriptDir  = "/etc/xen/scripts/"
@@ -117,28 +119,34 @@ func (t *Toolstack) AttachVif(ctx context.Context, domid xen.Domid, v Vif) (devi
 	v = v.withDefaults()
 	if v.Devid == NextDevid {
 		v.Devid = 0
-		if used := t.vifs(ctx, domid); len(used) > 0 {
+		if used := t.devids(ctx, domid, classVif); len(used) > 0 {
 			v.Devid = used[len(used)-1] + 1
 		}
 	}
-	d := device{xenbus.VifID{Domid: domid, Devid: v.Devid}, v.Backend}
-	if err := t.add(ctx, d, v); err != nil {
-		return 0, w, fmt.Errorf("%v: %w", d, err)
+	d := newVif(domid, v.Devid, v.Backend)
+	back, front, readOnly := v.nodes(domid)
+	w, err = t.attach(ctx, d, back, front, readOnly, v.Edit)
+	return v.Devid, w, err
+}
+
+// attach makes the nodes of a device, waits for its backend and runs its script.
+func (t *Toolstack) attach(ctx context.Context, d device, back, front, readOnly []pair, edit Edit) (w Waits, err error) {
+	if err := t.add(ctx, d, back, front, readOnly, edit); err != nil {
+		return w, fmt.Errorf("%v: %w", d, err)
 	}
 	w.State, err = t.waitState(ctx, d, xenbus.InitWait, t.timeouts.Init)
 	if err == nil {
-		w.Script, err = t.hotplug(ctx, d, Online)
+		w.Script, err = t.hotplug(ctx, d, true)
 	}
 	if err != nil {
-		return v.Devid, w, fmt.Errorf("%v: unable to add device with path %s: %w", d, d.backendPath(), err)
+		return w, fmt.Errorf("%v: unable to add device with path %s: %w", d, d.backendPath(), err)
 	}
-	return v.Devid, w, nil
+	return w, nil
 }
 
 // add implements libxl__device_generic_add.
-func (t *Toolstack) add(ctx context.Context, d device, v Vif) error {
-	back, front, readOnly := v.nodes(d.Domid)
-	fe, be, lib := d.FrontendPath(), d.backendPath(), d.libxlPath()
+func (t *Toolstack) add(ctx context.Context, d device, back, front, readOnly []pair, edit Edit) error {
+	fe, be, lib := d.frontendPath(), d.backendPath(), d.libxlPath()
 	return t.xs.Transaction(ctx, func(tx *xenstore.Tx) error {
 		if exists, err := tx.Exists(ctx, lib); err != nil {
 			return err
@@ -151,20 +159,20 @@ func (t *Toolstack) add(ctx context.Context, d device, v Vif) error {
 		b.write(lib+"/backend", be)
 
 		b.remove(fe)
-		perms := readable(d.Domid, d.backend)
+		perms := readable(d.domid, d.backend)
 		b.mkdir(fe, perms)
 		b.write(fe+"/backend", be)
 		b.writev(fe, front, perms)
-		b.writev(fe, readOnly, readable(d.backend, d.Domid))
+		b.writev(fe, readOnly, readable(d.backend, d.domid))
 
 		b.remove(be)
-		b.mkdir(be, readable(d.backend, d.Domid))
+		b.mkdir(be, readable(d.backend, d.domid))
 		b.write(be+"/frontend", fe)
 		b.writev(be, back, nil)
 
 		b.writev(lib, back, nil)
-		if v.Edit != nil {
-			b.do(func() error { return v.Edit(tx, be, fe) })
+		if edit != nil {
+			b.do(func() error { return edit(tx, be, fe) })
 		}
 		return b.err
 	})
@@ -172,7 +180,12 @@ func (t *Toolstack) add(ctx context.Context, d device, v Vif) error {
 
 // DetachVif implements `xl network-detach`.
 func (t *Toolstack) DetachVif(ctx context.Context, domid xen.Domid, devid int) (Waits, error) {
-	d, err := t.device(ctx, domid, devid)
+	return t.detach(ctx, newVif(domid, devid, xen.Dom0))
+}
+
+// detach removes a device with its backend's consent, or without it after the timeouts.
+func (t *Toolstack) detach(ctx context.Context, d device) (Waits, error) {
+	d, err := t.device(ctx, d)
 	if err != nil {
 		return Waits{}, err
 	}
@@ -204,7 +217,7 @@ func (t *Toolstack) remove(ctx context.Context, d device, f force) (w Waits, err
 		}
 		if err == nil && !gone {
 			// The failure of a script does not stop the removal.
-			w.Script, _ = t.hotplug(ctx, d, Offline)
+			w.Script, _ = t.hotplug(ctx, d, false)
 		}
 	}
 	if err == nil || f == forceOn {
@@ -219,7 +232,7 @@ func (t *Toolstack) close(ctx context.Context, d device, removeFrontend bool) (g
 	err = t.xs.Transaction(ctx, func(tx *xenstore.Tx) error {
 		b := batch{ctx: ctx, tx: tx}
 		if removeFrontend {
-			b.cleanup(d.FrontendPath())
+			b.cleanup(d.frontendPath())
 		}
 		b.do(func() error {
 			state, err := tx.Read(ctx, be+"/state")
@@ -250,16 +263,26 @@ var errNothing = errors.New("nothing to do")
 func (t *Toolstack) removeNodes(ctx context.Context, d device) error {
 	return t.xs.Transaction(ctx, func(tx *xenstore.Tx) error {
 		b := batch{ctx: ctx, tx: tx}
-		b.cleanup(d.FrontendPath())
+		b.cleanup(d.frontendPath())
 		b.cleanup(d.libxlPath())
 		b.cleanup(d.backendPath())
 		return b.err
 	})
 }
 
-// hotplug runs the script of a vif.
-func (t *Toolstack) hotplug(ctx context.Context, d device, a Action) (time.Duration, error) {
-	if t.script == nil {
+// hotplug runs the script of a device, after its backend has appeared or before it is
+// removed.
+func (t *Toolstack) hotplug(ctx context.Context, d device, added bool) (time.Duration, error) {
+	script, action := t.script, Offline
+	switch {
+	case d.class == classVbd && added:
+		script, action = t.block, Add
+	case d.class == classVbd:
+		script, action = t.block, Remove
+	case added:
+		action = Online
+	}
+	if script == nil {
 		return 0, nil
 	}
 	path, err := t.xs.Read(ctx, d.backendPath()+"/script")
@@ -269,7 +292,7 @@ func (t *Toolstack) hotplug(ctx context.Context, d device, a Action) (time.Durat
 	ctx, cancel := context.WithTimeoutCause(ctx, t.timeouts.Script, ErrTimeout)
 	defer cancel()
 	start := time.Now()
-	err = t.script(ctx, Call{Action: a, Path: path, Domid: d.Domid, Devid: d.Devid, Backend: d.backendPath(), Store: t.xs})
+	err = script(ctx, Call{Action: action, Path: path, Class: d.back, Domid: d.domid, Devid: d.devid, Backend: d.backendPath(), Store: t.xs})
 	took := time.Since(start)
 	if err == nil {
 		return took, nil
@@ -279,5 +302,5 @@ func (t *Toolstack) hotplug(ctx context.Context, d device, a Action) (time.Durat
 	} else if reason, rerr := t.xs.Read(ctx, d.backendPath()+"/hotplug-error"); rerr == nil && reason != err.Error() {
 		err = fmt.Errorf("%s: %w", reason, err)
 	}
-	return took, fmt.Errorf("%w: %s %v: %w", ErrScript, path, a, err)
+	return took, fmt.Errorf("%w: %s %v: %w", ErrScript, path, action, err)
 }
