@@ -14,9 +14,9 @@ import (
 
 	"github.com/netbackd/netbackd/internal/cli"
 	"github.com/netbackd/netbackd/internal/control"
-	"github.com/netbackd/netbackd/internal/lab/guest"
 	"github.com/netbackd/netbackd/internal/lab/netfront"
 	"github.com/netbackd/netbackd/internal/lab/ringscript"
+	"github.com/netbackd/netbackd/internal/lab/xenfront"
 	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
@@ -42,7 +42,7 @@ func newGuestScriptCmd() *cobra.Command {
 				}
 				scripts = append(scripts, s)
 			}
-			host, leave, err := guest.OpenHost(c.Context(), guest.Config{})
+			host, leave, err := xenfront.Open(c.Context(), "", 0)
 			if err != nil {
 				return err
 			}

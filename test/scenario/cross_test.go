@@ -16,9 +16,9 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/netbackd/netbackd/internal/lab"
-	"github.com/netbackd/netbackd/internal/lab/guest"
 	"github.com/netbackd/netbackd/internal/lab/netfront"
 	"github.com/netbackd/netbackd/internal/lab/ringscript"
+	"github.com/netbackd/netbackd/internal/lab/xenfront"
 	"github.com/netbackd/netbackd/internal/lab/xensim/simclient"
 )
 
@@ -73,7 +73,7 @@ func playScripts(t *testing.T, stall string, files []string) {
 		w.must(umpire.Close())
 	})
 
-	host, leave, err := guest.OpenHost(ctx, guest.Config{Xen: w.XenDir(), Domid: domid})
+	host, leave, err := xenfront.Open(ctx, w.XenDir(), domid)
 	w.must(err)
 	t.Cleanup(func() { w.must(leave()) })
 	line, err := ringscript.Call(ctx, host.Store)

@@ -19,6 +19,7 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/netfront"
 	"github.com/netbackd/netbackd/internal/lab/netns"
 	"github.com/netbackd/netbackd/internal/lab/traffic"
+	"github.com/netbackd/netbackd/internal/lab/xenfront"
 )
 
 // maxServers bounds the servers of an agent, maxVifs its vifs.
@@ -57,7 +58,7 @@ func Main(ctx context.Context, cfg Config, in io.Reader, out io.Writer) error {
 	closeHost := func() error { return nil }
 	if !cfg.NoXen {
 		var err error
-		if host, closeHost, err = OpenHost(ctx, cfg); err != nil {
+		if host, closeHost, err = xenfront.Open(ctx, cfg.Xen, cfg.Domid); err != nil {
 			return err
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 
+	"github.com/netbackd/netbackd/internal/lab/xenfront"
 	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
@@ -46,7 +47,7 @@ func (d *Device) Offer(ctx context.Context) error {
 	if err := d.freeRings(); err != nil {
 		return err
 	}
-	if err := d.locate(ctx); err != nil {
+	if err := d.Locate(ctx); err != nil {
 		return err
 	}
 	if _, err := d.WaitBackend(ctx, xenbus.InitWait); err != nil {
@@ -61,14 +62,14 @@ func (d *Device) Offer(ctx context.Context) error {
 	if err := d.publish(ctx); err != nil {
 		return errors.Join(err, d.freeRings())
 	}
-	return d.switchState(ctx, xenbus.Connected)
+	return d.SwitchState(ctx, xenbus.Connected)
 }
 
 // Disconnect closes the device as unloading the driver does: Closing, then Closed once
 // the backend is in Closing or Closed. It frees the rings when the backend has unmapped
 // them.
 func (d *Device) Disconnect(ctx context.Context) error {
-	if err := d.switchState(ctx, xenbus.Closing); err != nil {
+	if err := d.SwitchState(ctx, xenbus.Closing); err != nil {
 		return err
 	}
 	if _, err := d.WaitBackend(ctx, xenbus.Closing, xenbus.Closed, xenbus.Unknown); err != nil {
@@ -80,7 +81,7 @@ func (d *Device) Disconnect(ctx context.Context) error {
 // FinishClosing answers a backend that went to Closing by itself: it writes Closed, and
 // frees the rings when the backend is Closed, too.
 func (d *Device) FinishClosing(ctx context.Context) error {
-	if err := d.switchState(ctx, xenbus.Closed); err != nil {
+	if err := d.SwitchState(ctx, xenbus.Closed); err != nil {
 		return err
 	}
 	// A backend that stays for the next connection may already be back at
@@ -91,7 +92,7 @@ func (d *Device) FinishClosing(ctx context.Context) error {
 
 // Reconnect connects a device that is Closed or was never connected.
 func (d *Device) Reconnect(ctx context.Context) error {
-	if err := d.switchState(ctx, xenbus.Initialising); err != nil {
+	if err := d.SwitchState(ctx, xenbus.Initialising); err != nil {
 		return err
 	}
 	return d.Connect(ctx)
@@ -167,12 +168,12 @@ func (d *Device) makeRings() error {
 		mtu:      d.cfg.MTU,
 		salt:     d.cfg.IDSalt,
 	}
-	if c, ok := d.host.Pages.(UseChecker); ok && d.cfg.Strict {
+	if c, ok := d.Pages.(UseChecker); ok && d.cfg.Strict {
 		r.inUse = c.InUse
 	}
 	split := d.cfg.SplitEvents && d.offers.SplitEvents
 	for i := range min(d.cfg.Queues, d.offers.MaxQueues) {
-		q, err := newQueue(d.host, d.backendID, i, d.cfg, r, split)
+		q, err := newQueue(d.Host, d.BackendID(), i, d.cfg, r, split)
 		if err != nil {
 			return err
 		}
@@ -183,7 +184,7 @@ func (d *Device) makeRings() error {
 		}
 	}
 	if offered := d.offers.Control && !d.cfg.Stream || d.offers.Stream && d.cfg.Stream; d.cfg.Control && offered {
-		c, err := newControl(d.host, d.backendID, d.cfg.Stream)
+		c, err := newControl(d.Host, d.BackendID(), d.cfg.Stream)
 		if err != nil {
 			return err
 		}
@@ -194,43 +195,43 @@ func (d *Device) makeRings() error {
 
 // publish writes all nodes that the backend reads, in one transaction.
 func (d *Device) publish(ctx context.Context) error {
-	err := d.host.Store.Transaction(ctx, func(tx *xenstore.Tx) error {
-		w := keyWriter{ctx: ctx, tx: tx, dir: d.cfg.Dir}
+	err := d.Store.Transaction(ctx, func(tx *xenstore.Tx) error {
+		w := xenfront.NewKeyWriter(ctx, tx, d.cfg.Dir)
 		if len(d.queues) == 1 {
-			w.queue("", d.queues[0])
+			writeQueue(w, "", d.queues[0])
 		} else {
 			for i, q := range d.queues {
-				w.queue(fmt.Sprintf("queue-%d/", i), q)
+				writeQueue(w, fmt.Sprintf("queue-%d/", i), q)
 			}
 		}
 		if d.offers.MaxQueues > 1 {
-			w.write("multi-queue-num-queues", uint32(len(d.queues)))
+			w.Write("multi-queue-num-queues", uint32(len(d.queues)))
 		} else {
-			w.remove("multi-queue-num-queues")
+			w.Remove("multi-queue-num-queues")
 		}
 		for _, k := range d.cfg.Features.keys() {
-			w.flag(k.name, k.on)
+			w.Flag(k.name, k.on)
 		}
 		if d.ctrl != nil {
-			w.write("ctrl-ring-ref", uint32(d.ctrl.pages.Refs()[0]))
-			w.write("event-channel-ctrl", uint32(d.ctrl.port))
+			w.Write("ctrl-ring-ref", uint32(d.ctrl.pages.Refs()[0]))
+			w.Write("event-channel-ctrl", uint32(d.ctrl.port))
 		} else {
-			w.remove("ctrl-ring-ref")
-			w.remove("event-channel-ctrl")
+			w.Remove("ctrl-ring-ref")
+			w.Remove("event-channel-ctrl")
 		}
 		if d.offers.XDPHeadroom {
-			w.write(xdpHeadroomKey, uint32(d.cfg.XDPHeadroom))
+			w.Write(xdpHeadroomKey, uint32(d.cfg.XDPHeadroom))
 		} else {
-			w.remove(xdpHeadroomKey)
+			w.Remove(xdpHeadroomKey)
 		}
 		for _, key := range slices.Sorted(maps.Keys(d.cfg.Keys)) {
 			if v := d.cfg.Keys[key]; v == "" {
-				w.remove(key)
+				w.Remove(key)
 			} else {
-				w.text(key, v)
+				w.Text(key, v)
 			}
 		}
-		return w.err
+		return w.Err()
 	})
 	if err != nil {
 		return fmt.Errorf("netfront: publish: %w", err)
@@ -238,53 +239,18 @@ func (d *Device) publish(ctx context.Context) error {
 	return nil
 }
 
-// keyWriter writes nodes below a directory until the first error.
-type keyWriter struct {
-	ctx context.Context
-	tx  *xenstore.Tx
-	dir string
-	err error
-}
-
-func (w *keyWriter) text(key, value string) {
-	if w.err == nil {
-		w.err = w.tx.Write(w.ctx, w.dir+"/"+key, value)
-	}
-}
-
-func (w *keyWriter) write(key string, n uint32) { w.text(key, strconv.FormatUint(uint64(n), 10)) }
-
-// remove removes a node. Its directory may be missing as well.
-func (w *keyWriter) remove(key string) {
-	if w.err != nil {
-		return
-	}
-	if err := w.tx.Remove(w.ctx, w.dir+"/"+key); err != nil && !errors.Is(err, xenstore.ErrNotExist) {
-		w.err = err
-	}
-}
-
-// flag writes 1, or removes the node of an earlier connection.
-func (w *keyWriter) flag(key string, on bool) {
-	if on {
-		w.write(key, 1)
-	} else {
-		w.remove(key)
-	}
-}
-
-// queue writes a queue's rings, and removes the nodes it does not use.
-func (w *keyWriter) queue(prefix string, q *Queue) {
+// writeQueue writes a queue's rings, and removes the nodes it does not use.
+func writeQueue(w *xenfront.KeyWriter, prefix string, q *Queue) {
 	refs := q.rings.Refs()
-	w.write(prefix+"tx-ring-ref", uint32(refs[0]))
-	w.write(prefix+"rx-ring-ref", uint32(refs[1]))
+	w.Write(prefix+"tx-ring-ref", uint32(refs[0]))
+	w.Write(prefix+"rx-ring-ref", uint32(refs[1]))
 	if q.rxPort == q.txPort {
-		w.write(prefix+"event-channel", uint32(q.txPort))
-		w.remove(prefix + "event-channel-tx")
-		w.remove(prefix + "event-channel-rx")
+		w.Write(prefix+"event-channel", uint32(q.txPort))
+		w.Remove(prefix + "event-channel-tx")
+		w.Remove(prefix + "event-channel-rx")
 		return
 	}
-	w.write(prefix+"event-channel-tx", uint32(q.txPort))
-	w.write(prefix+"event-channel-rx", uint32(q.rxPort))
-	w.remove(prefix + "event-channel")
+	w.Write(prefix+"event-channel-tx", uint32(q.txPort))
+	w.Write(prefix+"event-channel-rx", uint32(q.rxPort))
+	w.Remove(prefix + "event-channel")
 }

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/netbackd/netbackd/internal/lab/xenfront"
 	"github.com/netbackd/netbackd/pkg/ctrlring"
 	"github.com/netbackd/netbackd/pkg/evtchn"
 	"github.com/netbackd/netbackd/pkg/gntalloc"
@@ -25,7 +26,7 @@ type Control struct {
 	stream ctrlring.Front   // nil: it is of slots
 	events Events
 	port   evtchn.Port
-	wake   *waker
+	wake   *xenfront.Waker
 	lastID uint16
 	late   int // calls that gave up, whose responses may still come
 
@@ -56,7 +57,7 @@ func newControl(host Host, peer xen.Domid, stream bool) (c *Control, err error) 
 	if c.port, err = c.events.BindUnbound(peer); err != nil {
 		return c, err
 	}
-	c.wake, err = newWaker()
+	c.wake, err = xenfront.NewWaker()
 	return c, err
 }
 
@@ -68,7 +69,7 @@ func (c *Control) close() error {
 	if c.pages != nil {
 		errs = append(errs, c.pages.Free())
 	}
-	c.wake.close()
+	c.wake.Close()
 	return errors.Join(errs...)
 }
 
@@ -162,8 +163,8 @@ func (c *Control) askAll(ctx context.Context, list ...ctrlring.Request) error {
 }
 
 func (c *Control) wait(ctx context.Context) error {
-	defer context.AfterFunc(ctx, c.wake.wake)()
-	_, err := sleep(c.events, c.wake)
+	defer context.AfterFunc(ctx, c.wake.Wake)()
+	_, err := xenfront.Sleep(c.events, c.wake)
 	return errors.Join(err, ctx.Err())
 }
 

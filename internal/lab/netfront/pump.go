@@ -61,7 +61,7 @@ func NewPump(q *Queue, t *tap.Queue, vnet bool) (*Pump, error) {
 		p.in[0].SetLen(len(p.hdr))
 		p.out[0].SetLen(len(p.hdr))
 	}
-	for _, fd := range []int{q.events.FD(), q.wake.fd, t.FD()} {
+	for _, fd := range []int{q.events.FD(), q.wake.FD(), t.FD()} {
 		ev := unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(fd)}
 		if err := unix.EpollCtl(p.epoll, unix.EPOLL_CTL_ADD, fd, &ev); err != nil {
 			return nil, errors.Join(fmt.Errorf("netfront: pump: %w", err), unix.Close(p.epoll))
@@ -91,7 +91,7 @@ func (p *Pump) Do(f func(*Queue)) error {
 	case <-p.done:
 		return ErrStopped
 	}
-	p.q.wake.wake()
+	p.q.wake.Wake()
 	select {
 	case <-ran:
 		return nil
@@ -115,7 +115,7 @@ func (p *Pump) Run(ctx context.Context) error {
 	defer runtime.UnlockOSThread()
 	defer close(p.done)
 	defer func() { _ = unix.Close(p.epoll) }()
-	defer context.AfterFunc(ctx, p.q.wake.wake)()
+	defer context.AfterFunc(ctx, p.q.wake.Wake)()
 
 	for ctx.Err() == nil {
 		select {
@@ -210,8 +210,8 @@ func (p *Pump) sleep() error {
 	}
 	for _, ev := range evs[:n] {
 		switch int(ev.Fd) {
-		case p.q.wake.fd:
-			p.q.wake.drain()
+		case p.q.wake.FD():
+			p.q.wake.Drain()
 		case p.tap.FD():
 			if ev.Events&unix.EPOLLERR != 0 {
 				return fmt.Errorf("netfront: pump: %w", tap.ErrGone)

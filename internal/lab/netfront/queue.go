@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/netbackd/netbackd/internal/lab/xenfront"
 	"github.com/netbackd/netbackd/pkg/evtchn"
 	"github.com/netbackd/netbackd/pkg/gntalloc"
 	"github.com/netbackd/netbackd/pkg/netif"
@@ -27,7 +28,7 @@ type Queue struct {
 	rings  *gntalloc.Pages // tx ring, rx ring
 	txPort evtchn.Port
 	rxPort evtchn.Port // txPort, unless event channels are split
-	wake   *waker
+	wake   *xenfront.Waker
 
 	tx txSide
 	rx rxSide
@@ -94,7 +95,7 @@ func newQueue(host Host, peer xen.Domid, index int, cfg Config, r rules, split b
 			return q, err
 		}
 	}
-	q.wake, err = newWaker()
+	q.wake, err = xenfront.NewWaker()
 	return q, err
 }
 
@@ -109,7 +110,7 @@ func (q *Queue) close() error {
 			errs = append(errs, p.Free())
 		}
 	}
-	q.wake.close()
+	q.wake.Close()
 	return errors.Join(errs...)
 }
 
@@ -230,13 +231,13 @@ func (q *Queue) Wait(ctx context.Context) error {
 	if q.arm() {
 		return q.Err()
 	}
-	defer context.AfterFunc(ctx, q.wake.wake)()
+	defer context.AfterFunc(ctx, q.wake.Wake)()
 	return errors.Join(q.sleep(), ctx.Err())
 }
 
 // sleep waits for an event or a wake-up, without a timeout.
 func (q *Queue) sleep() error {
-	event, err := sleep(q.events, q.wake)
+	event, err := xenfront.Sleep(q.events, q.wake)
 	if event {
 		q.countEvent()
 	}
@@ -246,7 +247,7 @@ func (q *Queue) sleep() error {
 // takeEvents reads the ports that had events and unmasks them. A look at the rings after
 // it misses no response.
 func (q *Queue) takeEvents() error {
-	event, err := takeEvents(q.events, q.wake)
+	event, err := xenfront.TakeEvents(q.events, q.wake)
 	if event {
 		q.countEvent()
 	}

@@ -20,7 +20,7 @@ func (d *Device) SetXDPHeadroom(ctx context.Context, n uint16) error {
 	if !d.offers.XDPHeadroom {
 		return fmt.Errorf("%w: it does not say feature-xdp-headroom", ErrRefused)
 	}
-	if err := d.switchState(ctx, xenbus.Reconfiguring); err != nil {
+	if err := d.SwitchState(ctx, xenbus.Reconfiguring); err != nil {
 		return err
 	}
 	if err := d.WriteKey(ctx, xdpHeadroomKey, strconv.Itoa(int(n))); err != nil {
@@ -30,7 +30,7 @@ func (d *Device) SetXDPHeadroom(ctx context.Context, n uint16) error {
 		return err
 	}
 	d.cfg.XDPHeadroom = n
-	return d.switchState(ctx, xenbus.Connected)
+	return d.SwitchState(ctx, xenbus.Connected)
 }
 
 // headroom holds the expected number of bytes before a packet, and the one before the

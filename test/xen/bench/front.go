@@ -13,6 +13,7 @@ import (
 
 	"github.com/netbackd/netbackd/internal/lab/guest"
 	"github.com/netbackd/netbackd/internal/lab/netfront"
+	"github.com/netbackd/netbackd/internal/lab/xenfront"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/xenbus"
 )
@@ -40,7 +41,7 @@ func serveFront(static bool) error {
 
 // runFront is serveFront in any domain, until ctx ends.
 func runFront(ctx context.Context, domain guest.Config, static bool) error {
-	host, closeHost, err := guest.OpenHost(ctx, domain)
+	host, closeHost, err := xenfront.Open(ctx, domain.Xen, domain.Domid)
 	if err != nil {
 		return err
 	}

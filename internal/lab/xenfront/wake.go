@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package netfront
+package xenfront
 
 import (
 	"fmt"
@@ -11,24 +11,28 @@ import (
 	"github.com/netbackd/netbackd/pkg/evtchn"
 )
 
-// waker is an eventfd with which any goroutine ends the sleep of the goroutine that owns
+// Waker is an eventfd with which any goroutine ends the sleep of the goroutine that owns
 // a queue.
-type waker struct {
+type Waker struct {
 	mu sync.Mutex // keeps wake from writing to a closed and reused fd
 	fd int        // -1 once closed; written under mu
 
-	ports [2]evtchn.Port // buffer of takeEvents for all ports of a queue
+	ports [2]evtchn.Port // buffer of TakeEvents for all ports of a queue
 }
 
-func newWaker() (*waker, error) {
+func NewWaker() (*Waker, error) {
 	fd, err := unix.Eventfd(0, unix.EFD_NONBLOCK|unix.EFD_CLOEXEC)
 	if err != nil {
-		return nil, fmt.Errorf("netfront: eventfd: %w", err)
+		return nil, fmt.Errorf("xenfront: eventfd: %w", err)
 	}
-	return &waker{fd: fd}, nil
+	return &Waker{fd: fd}, nil
 }
 
-func (w *waker) wake() {
+// FD returns the descriptor for polling; readable after Wake.
+func (w *Waker) FD() int { return w.fd }
+
+// Wake ends the present or the next sleep.
+func (w *Waker) Wake() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.fd >= 0 {
@@ -37,14 +41,14 @@ func (w *waker) wake() {
 	}
 }
 
-// drain resets the eventfd. Only the goroutine that sleeps may call it.
-func (w *waker) drain() {
+// Drain resets the eventfd. Only the goroutine that sleeps may call it.
+func (w *Waker) Drain() {
 	var b [8]byte
 	_, _ = unix.Read(w.fd, b[:])
 }
 
-// close may be called on a nil waker.
-func (w *waker) close() {
+// Close may be called on a nil waker.
+func (w *Waker) Close() {
 	if w == nil {
 		return
 	}
@@ -54,9 +58,9 @@ func (w *waker) close() {
 	w.fd = -1
 }
 
-// sleep waits for an event or a wake-up, without a timeout, and reports whether there was
+// Sleep waits for an event or a wake-up, without a timeout, and reports whether there was
 // an event.
-func sleep(e Events, w *waker) (event bool, err error) {
+func Sleep(e Events, w *Waker) (event bool, err error) {
 	fds := [2]unix.PollFd{
 		{Fd: int32(e.FD()), Events: unix.POLLIN},
 		{Fd: int32(w.fd), Events: unix.POLLIN},
@@ -65,20 +69,20 @@ func sleep(e Events, w *waker) (event bool, err error) {
 		if _, err := unix.Poll(fds[:], -1); err == nil {
 			break
 		} else if err != unix.EINTR {
-			return false, fmt.Errorf("netfront: poll: %w", err)
+			return false, fmt.Errorf("xenfront: poll: %w", err)
 		}
 	}
 	if fds[1].Revents != 0 {
-		w.drain()
+		w.Drain()
 	}
 	if fds[0].Revents == 0 {
 		return false, nil
 	}
-	return takeEvents(e, w)
+	return TakeEvents(e, w)
 }
 
-// takeEvents reads the ports that had events and unmasks them.
-func takeEvents(e Events, w *waker) (event bool, err error) {
+// TakeEvents reads the ports that had events and unmasks them.
+func TakeEvents(e Events, w *Waker) (event bool, err error) {
 	n, err := e.Pending(w.ports[:])
 	if err != nil || n == 0 {
 		return false, err

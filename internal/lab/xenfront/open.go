@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package guest
+package xenfront
 
 import (
 	"context"
 	"errors"
 	"io"
 
-	"github.com/netbackd/netbackd/internal/lab/netfront"
 	"github.com/netbackd/netbackd/internal/lab/xensim/gnttab"
 	"github.com/netbackd/netbackd/internal/lab/xensim/simclient"
 	"github.com/netbackd/netbackd/pkg/evtchn"
@@ -16,16 +15,17 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
-// OpenHost opens the devices of this domain for a frontend of any kind. closeAll closes
-// them.
-func OpenHost(ctx context.Context, cfg Config) (h netfront.Host, closeAll func() error, err error) {
-	if cfg.Xen == "" {
+// Open opens the devices of this domain for a frontend of any class. dir is the directory
+// of an embedded Xen, in which the process is domain domid; empty means the real one.
+// closeAll closes the devices.
+func Open(ctx context.Context, dir string, domid xen.Domid) (h Host, closeAll func() error, err error) {
+	if dir == "" {
 		return openReal(ctx)
 	}
-	return openEmbedded(cfg.Xen, cfg.Domid)
+	return openEmbedded(dir, domid)
 }
 
-func openReal(ctx context.Context) (h netfront.Host, closeAll func() error, err error) {
+func openReal(ctx context.Context) (h Host, closeAll func() error, err error) {
 	pages, err := gntalloc.Open(gntalloc.DefaultPath)
 	if err != nil {
 		return h, nil, err
@@ -34,10 +34,10 @@ func openReal(ctx context.Context) (h netfront.Host, closeAll func() error, err 
 	if err != nil {
 		return h, nil, errors.Join(err, pages.Close())
 	}
-	h = netfront.Host{
+	h = Host{
 		Pages:  pages,
 		Store:  store,
-		Events: func() (netfront.Events, error) { return evtchn.Open(evtchn.DefaultPath) },
+		Events: func() (Events, error) { return evtchn.Open(evtchn.DefaultPath) },
 	}
 	return h, func() error { return errors.Join(store.Close(), pages.Close()) }, nil
 }
@@ -49,7 +49,7 @@ type simPages struct {
 	table gnttab.Table
 }
 
-var _ netfront.UseChecker = simPages{}
+var _ UseChecker = simPages{}
 
 func (p simPages) InUse(ref xen.Gref) (bool, error) {
 	if int(ref) >= p.table.Len() {
@@ -58,7 +58,7 @@ func (p simPages) InUse(ref xen.Gref) (bool, error) {
 	return p.table.Head(ref).Flags()&(gnttab.Reading|gnttab.Writing) != 0, nil
 }
 
-func openEmbedded(dir string, domid xen.Domid) (h netfront.Host, closeAll func() error, err error) {
+func openEmbedded(dir string, domid xen.Domid) (h Host, closeAll func() error, err error) {
 	var opened []io.Closer
 	closeAll = func() error {
 		var errs []error
@@ -92,10 +92,10 @@ func openEmbedded(dir string, domid xen.Domid) (h netfront.Host, closeAll func()
 		return h, nil, err
 	}
 	opened = append(opened, mem)
-	h = netfront.Host{
+	h = Host{
 		Pages:  simPages{pages, mem.Table()},
 		Store:  store,
-		Events: func() (netfront.Events, error) { return conn.Events() },
+		Events: func() (Events, error) { return conn.Events() },
 	}
 	return h, closeAll, nil
 }
