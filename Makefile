@@ -33,7 +33,7 @@ test-xen: build lab deb-pair ## every scenario on a real Xen under QEMU, from De
 	./test/xen/run
 
 test-arm64: ## packages that need no kernel of their own, under QEMU's arm64
-	GOARCH=arm64 $(GO) test -exec qemu-aarch64-static ./pkg/netif ./internal/offload ./pkg/toeplitz ./internal/steer ./pkg/ctrlring ./pkg/staticgrant ./pkg/xentest ./pkg/xenstore ./internal/rawio
+	GOARCH=arm64 $(GO) test -exec qemu-aarch64-static ./pkg/netif ./pkg/blkif ./internal/offload ./pkg/toeplitz ./internal/steer ./pkg/ctrlring ./pkg/staticgrant ./pkg/xentest ./pkg/xenstore ./internal/rawio
 
 bench-xen: build ## netbackd against the kernel's netback, and static grants against copies, on a real Xen under QEMU
 	./test/xen/bench/run

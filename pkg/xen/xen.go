@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package xen holds the numbers that all other packages about Xen share: of domains
-// and of grants.
+// Package xen holds what all other packages about Xen share: the numbers of domains and
+// of grants, and the stamp that identifies a connection in the headers of its rings.
 package xen
 
 // Domid is the number of a domain: domid_t of Xen's xen.h.
