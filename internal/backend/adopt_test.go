@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/netbackd/netbackd/internal/devices"
 	"github.com/netbackd/netbackd/internal/lab/netns"
 	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
@@ -130,7 +131,7 @@ func TestAdopt(t *testing.T) {
 	w.must(w.tool.Write(t.Context(), w.back(1, 0)+"/state", "2"))
 	b, stop := w.start()
 	w.awaitServed(b, map[string]string{"vif1.0": "kernel"})
-	if err := b.Adopt("vif1.0"); !errors.Is(err, ErrKernelServes) {
+	if err := b.Adopt("vif1.0"); !errors.Is(err, devices.ErrKernelServes) {
 		t.Errorf("got %v", err)
 	}
 	w.must(b.CanAdopt("vif1.0"))
@@ -159,7 +160,7 @@ func TestRelease(t *testing.T) {
 	w.attach(1, 0)
 	b, _ := w.start()
 	w.await(b, "vif1.0")
-	if _, err := b.Release("vif1.0"); !errors.Is(err, ErrKernelNotLoaded) {
+	if _, err := b.Release("vif1.0"); !errors.Is(err, devices.ErrKernelNotLoaded) {
 		t.Errorf("got %v", err)
 	}
 	r.set(true)

@@ -3,14 +3,12 @@
 package backend
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -133,56 +131,6 @@ func TestFlood(t *testing.T) {
 		names = append(names, fmt.Sprintf("vif%d.0", d))
 	}
 	w.await(b, names...)
-}
-
-// ids makes vifs of pairs of a domain and a number.
-func ids(pairs ...int) (list []xenbus.VifID) {
-	for i := 0; i < len(pairs); i += 2 {
-		list = append(list, xenbus.VifID{Domid: xen.Domid(pairs[i]), Devid: pairs[i+1]})
-	}
-	return list
-}
-
-// TestOverflow: after lost events the backend reads everything, after others only the vifs
-// that they name.
-func TestOverflow(t *testing.T) {
-	w := newWorld(t)
-	w.attach(1, 0)
-	w.attach(1, 1)
-	w.attach(2, 0)
-	const base = "/local/domain/0/backend/vif"
-	for _, tt := range []struct {
-		event xenstore.Event
-		want  []xenbus.VifID
-	}{
-		{xenstore.Event{Overflow: true}, ids(1, 0, 1, 1, 2, 0)},
-		{xenstore.Event{Path: base}, ids(1, 0, 1, 1, 2, 0)},
-		{xenstore.Event{Path: "/local/domain/0"}, ids(1, 0, 1, 1, 2, 0)},
-		{xenstore.Event{Path: base + "/1"}, ids(1, 0, 1, 1)},
-		{xenstore.Event{Path: base + "/1/1"}, ids(1, 1)},
-		{xenstore.Event{Path: base + "/2/0/state"}, ids(2, 0)},
-		{xenstore.Event{Path: base + "/2/0/a/b/c"}, ids(2, 0)},
-		{xenstore.Event{Path: base + "/3/0/state"}, nil},
-		{xenstore.Event{Path: base + "/guest"}, nil},
-		{xenstore.Event{Path: base + "/1/eth0/state"}, nil},
-	} {
-		t.Run(fmt.Sprintf("%+v", tt.event), func(t *testing.T) {
-			b := w.backend()
-			ctx, cancel := context.WithCancel(context.Background())
-			w.must(b.dial(ctx))
-			w.must(b.findSelf(ctx))
-			w.must(b.changed(ctx, tt.event))
-			got := slices.SortedFunc(maps.Keys(b.vifs), func(a, b xenbus.VifID) int {
-				return cmp.Or(int(a.Domid)-int(b.Domid), a.Devid-b.Devid)
-			})
-			cancel()
-			b.wg.Wait()
-			w.must(b.store.Close())
-			if diff := gocmp.Diff(tt.want, got, gocmp.AllowUnexported(xenbus.VifID{})); diff != "" {
-				t.Errorf("unexpected vifs (-want +got):\n%s", diff)
-			}
-		})
-	}
 }
 
 // TestDriverDomain: the backend is not domain 0 and has no privileges.
@@ -395,7 +343,8 @@ func TestXenstoreHangs(t *testing.T) {
 	w.await(b, "vif1.0", "vif2.0")
 	t.Run("a vif waits for an answer", func(t *testing.T) {
 		h := hung{entered: make(chan struct{}, 1), until: make(chan struct{})}
-		b.find(xenbus.VifID{Domid: 1, Devid: 0}).SetStore(t.Context(), h)
+		v, _ := b.set.Find(xenbus.VifID{Domid: 1, Devid: 0}.Device())
+		v.Vif.SetStore(t.Context(), h)
 		<-h.entered
 		list := b.List()
 		if len(list) != 2 || list[0].Name != "vif1.0" || !strings.Contains(list[0].Error, "does not answer") ||
