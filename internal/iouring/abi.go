@@ -6,11 +6,16 @@ import "structs"
 
 // Opcodes (enum io_uring_op).
 const (
+	opNop         = 0  // IORING_OP_NOP
 	opReadv       = 1  // IORING_OP_READV
 	opWritev      = 2  // IORING_OP_WRITEV
+	opFsync       = 3  // IORING_OP_FSYNC
 	opReadFixed   = 4  // IORING_OP_READ_FIXED
 	opWriteFixed  = 5  // IORING_OP_WRITE_FIXED
+	opPollAdd     = 6  // IORING_OP_POLL_ADD
+	opPollRemove  = 7  // IORING_OP_POLL_REMOVE
 	opAsyncCancel = 14 // IORING_OP_ASYNC_CANCEL
+	opFallocate   = 17 // IORING_OP_FALLOCATE
 	opRead        = 22 // IORING_OP_READ
 	opWrite       = 23 // IORING_OP_WRITE
 )
@@ -22,19 +27,30 @@ const (
 	cancelAll = 1 << 0 // IORING_ASYNC_CANCEL_ALL
 	cancelAny = 1 << 2 // IORING_ASYNC_CANCEL_ANY
 
+	fsyncDatasync = 1 << 0 // IORING_FSYNC_DATASYNC
+	pollAddMulti  = 1 << 0 // IORING_POLL_ADD_MULTI
+
+	cqeMore = 1 << 1 // IORING_CQE_F_MORE
+
+	sqCQOverflow = 1 << 1 // IORING_SQ_CQ_OVERFLOW
+	sqTaskrun    = 1 << 2 // IORING_SQ_TASKRUN
+
 	setupSubmitAll    = 1 << 7  // IORING_SETUP_SUBMIT_ALL
+	setupCoopTaskrun  = 1 << 8  // IORING_SETUP_COOP_TASKRUN
+	setupTaskrunFlag  = 1 << 9  // IORING_SETUP_TASKRUN_FLAG
 	setupSingleIssuer = 1 << 12 // IORING_SETUP_SINGLE_ISSUER
 	setupDeferTaskrun = 1 << 13 // IORING_SETUP_DEFER_TASKRUN
 
 	enterGetEvents = 1 << 0 // IORING_ENTER_GETEVENTS
 	enterExtArg    = 1 << 3 // IORING_ENTER_EXT_ARG
 
-	registerBuffers     = 0 // IORING_REGISTER_BUFFERS
-	unregisterBuffers   = 1 // IORING_UNREGISTER_BUFFERS
-	registerFiles       = 2 // IORING_REGISTER_FILES
-	unregisterFiles     = 3 // IORING_UNREGISTER_FILES
-	registerFilesUpdate = 6 // IORING_REGISTER_FILES_UPDATE
-	registerProbe       = 8 // IORING_REGISTER_PROBE
+	registerBuffers     = 0  // IORING_REGISTER_BUFFERS
+	unregisterBuffers   = 1  // IORING_UNREGISTER_BUFFERS
+	registerFiles       = 2  // IORING_REGISTER_FILES
+	unregisterFiles     = 3  // IORING_UNREGISTER_FILES
+	registerFilesUpdate = 6  // IORING_REGISTER_FILES_UPDATE
+	registerProbe       = 8  // IORING_REGISTER_PROBE
+	registerMaxWorkers  = 19 // IORING_REGISTER_IOWQ_MAX_WORKERS
 
 	offSQRing = 0          // IORING_OFF_SQ_RING
 	offSQEs   = 0x10000000 // IORING_OFF_SQES
@@ -64,7 +80,7 @@ type sqe struct {
 	off      uint64
 	addr     uint64
 	len      uint32
-	opFlags  uint32 // rw_flags (RWF_*) or cancel_flags
+	opFlags  uint32 // rw_flags (RWF_*), cancel_flags, fsync_flags or poll32_events
 	userData uint64
 	bufIndex uint16
 	_        uint16    // personality

@@ -1,15 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package iouring is a small io_uring for one OS thread and for batches of reads and
-// writes on TAP queues: registered files, registered buffers, one io_uring_enter(2) per
-// batch, and no operation left in the kernel after it.
+// Package iouring is a small io_uring for one OS thread, in two forms. [Ring] is for batches
+// of reads and writes on TAP queues: registered files, registered buffers, one
+// io_uring_enter(2) per batch, and no operation left in the kernel after it. [Async] is for
+// disks: operations complete later and in any order, and one wait serves them and polled
+// files.
 //
 // It is the only package that knows io_uring's ABI (include/uapi/linux/io_uring.h). It
 // must not know packets, rings of guests, or the kind of its files. It exists because
 // the Go packages for io_uring that were found run a goroutine for completions, which
 // needs wake-ups between threads.
 //
-// # No operation waits
+// # No operation of a Ring waits
 //
 // When [Ring.Submit] returns without error, every operation queued before has
 // completed; one that would have to wait has completed with -EAGAIN. So a batch takes a

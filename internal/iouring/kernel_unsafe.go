@@ -46,6 +46,15 @@ func enterWait(fd int, toSubmit, minComplete uint32, ts timespec) (uint32, unix.
 	return uint32(n), errno
 }
 
+// enterArg submits toSubmit entries and waits for minComplete completions, without limit or
+// for the time in arg. The call may take long, so the Go scheduler knows of it. arg must
+// be on the heap for good: then a call does not allocate.
+func enterArg(fd int, toSubmit, minComplete uint32, arg *geteventsArg) (uint32, unix.Errno) {
+	n, _, errno := unix.Syscall6(unix.SYS_IO_URING_ENTER, uintptr(fd), uintptr(toSubmit), uintptr(minComplete),
+		enterGetEvents|enterExtArg, uintptr(unsafe.Pointer(arg)), unsafe.Sizeof(*arg))
+	return uint32(n), errno
+}
+
 // register calls io_uring_register(2) with n elements at arg.
 func register[T any](fd int, op uintptr, arg *T, n int) unix.Errno {
 	_, _, errno := unix.Syscall6(unix.SYS_IO_URING_REGISTER, uintptr(fd), op, uintptr(unsafe.Pointer(arg)), uintptr(n), 0, 0)

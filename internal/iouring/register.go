@@ -18,6 +18,15 @@ func (r *Ring) RegisterBuffers(mem ...[]byte) error {
 	if r.fd < 0 {
 		return ErrClosed
 	}
+	if err := registerMemory(r.fd, mem); err != nil {
+		return err
+	}
+	r.buffers = slices.Clone(mem)
+	return nil
+}
+
+// registerMemory registers the buffers mem with the ring fd.
+func registerMemory(fd int, mem [][]byte) error {
 	if len(mem) == 0 {
 		return errors.New("register buffers: none given")
 	}
@@ -29,10 +38,9 @@ func (r *Ring) RegisterBuffers(mem ...[]byte) error {
 		iov[i].Base = &m[0]
 		iov[i].SetLen(len(m))
 	}
-	errno := register(r.fd, registerBuffers, &iov[0], len(iov))
+	errno := register(fd, registerBuffers, &iov[0], len(iov))
 	switch errno {
 	case 0:
-		r.buffers = slices.Clone(mem)
 		return nil
 	case unix.ENOMEM:
 		return fmt.Errorf("register buffers: %w%s", errno, memlockHint)
@@ -47,6 +55,18 @@ func (r *Ring) RegisterFiles(n int) error {
 	if r.fd < 0 {
 		return ErrClosed
 	}
+	if err := registerTable(r.fd, n); err != nil {
+		return err
+	}
+	r.rwFlags = make([]uint32, n)
+	for i := range r.rwFlags {
+		r.rwFlags[i] = unix.RWF_NOWAIT
+	}
+	return nil
+}
+
+// registerTable registers a table of n empty file slots with the ring fd.
+func registerTable(fd, n int) error {
 	if n < 1 || n > MaxEntries {
 		return fmt.Errorf("register %d files: want 1 to %d", n, MaxEntries)
 	}
@@ -54,13 +74,9 @@ func (r *Ring) RegisterFiles(n int) error {
 	for i := range fds {
 		fds[i] = -1
 	}
-	errno := register(r.fd, registerFiles, &fds[0], n)
+	errno := register(fd, registerFiles, &fds[0], n)
 	switch errno {
 	case 0:
-		r.rwFlags = make([]uint32, n)
-		for i := range r.rwFlags {
-			r.rwFlags[i] = unix.RWF_NOWAIT
-		}
 		return nil
 	case unix.EMFILE:
 		return fmt.Errorf("register %d files: %w (raise the open files limit, LimitNOFILE= in the unit)", n, errno)

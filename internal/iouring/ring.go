@@ -105,29 +105,14 @@ func (r *Ring) init(p *params) error {
 	if missing := featuresNeeded &^ p.features; missing != 0 {
 		return notSupported(fmt.Sprintf("the kernel is older than Linux 5.19 (io_uring features %#x are missing)", missing), nil)
 	}
-	size := max(p.sqOff.array+p.sqEntries*4, p.cqOff.cqes+p.cqEntries*16)
-	var err error
-	const prot, flags = unix.PROT_READ | unix.PROT_WRITE, unix.MAP_SHARED | unix.MAP_POPULATE
-	if r.rings, err = unix.Mmap(r.fd, offSQRing, int(size), prot, flags); err != nil {
-		return fmt.Errorf("map io_uring: %w", err)
+	m, err := mapRings(r.fd, p)
+	r.rings, r.slots = m.rings, m.slots
+	if err != nil {
+		return err
 	}
-	if r.slots, err = unix.Mmap(r.fd, offSQEs, int(p.sqEntries)*64, prot, flags); err != nil {
-		return fmt.Errorf("map io_uring entries: %w", err)
-	}
-	r.sqes = view[sqe](r.slots, 0, p.sqEntries)
-	r.sqMask = p.sqEntries - 1
-	r.sqTail = word(r.rings, p.sqOff.tail)
-	r.cqes = view[cqe](r.rings, p.cqOff.cqes, p.cqEntries)
-	r.cqMask = p.cqEntries - 1
-	r.cqHead = word(r.rings, p.cqOff.head)
-	r.cqTail = word(r.rings, p.cqOff.tail)
-
-	// The kernel finds entries through an array of indices. These entries are used
-	// in order.
-	for i, index := 0, view[uint32](r.rings, p.sqOff.array, p.sqEntries); i < len(index); i++ {
-		index[i] = uint32(i)
-	}
-	if err := r.probeOpcodes(); err != nil {
+	r.sqes, r.sqMask, r.sqTail = m.sqes, m.sqMask, m.sqTail
+	r.cqes, r.cqMask, r.cqHead, r.cqTail = m.cqes, m.cqMask, m.cqHead, m.cqTail
+	if err := probeOpcodes(r.fd, opReadv, opWritev, opReadFixed, opWriteFixed, opAsyncCancel, opRead, opWrite); err != nil {
 		return err
 	}
 	return r.probeCancel()

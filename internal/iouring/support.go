@@ -68,13 +68,13 @@ func denial(sysctl string) string {
 	return "denied by a seccomp filter or a security module"
 }
 
-// probeOpcodes checks that the kernel has the operations that the package queues.
-func (r *Ring) probeOpcodes() error {
+// probeOpcodes checks that the kernel has the operations that a ring queues.
+func probeOpcodes(fd int, ops ...uint8) error {
 	var p probe
-	if errno := register(r.fd, registerProbe, &p, len(p.ops)); errno != 0 {
+	if errno := register(fd, registerProbe, &p, len(p.ops)); errno != 0 {
 		return notSupported("the kernel does not list its operations", errno)
 	}
-	for _, op := range []uint8{opReadv, opWritev, opReadFixed, opWriteFixed, opAsyncCancel, opRead, opWrite} {
+	for _, op := range ops {
 		if p.ops[op].flags&probeOpSupported == 0 {
 			return notSupported(fmt.Sprintf("the kernel lacks operation %d", op), nil)
 		}

@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package iouring
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// MaxPolls bounds the files that one Async polls.
+const MaxPolls = 8
+
+// pollTag marks the user data of polls. User data of operations must be below it.
+const pollTag = 1 << 63
+
+// Async is an io_uring for operations that take time, such as those of disks. It belongs
+// to one OS thread, as a Ring does. Queue operations, SubmitAndWait, take the completions
+// that are there; the others come later, in any order.
+type Async struct {
+	mapping
+	fd    int
+	tail  uint32 // next entry to fill
+	head  uint32 // next entry that the kernel takes
+	taken uint32 // next completion to take
+
+	// owed counts operations from queueing until their completion is taken. It never
+	// exceeds limit. The submission ring has room for the polls beside them.
+	owed  uint32
+	limit uint32
+
+	polls []poll
+	files int // slots in the table of files
+
+	// The arguments of io_uring_enter(2) are kept here, so that a call allocates nothing.
+	wait    timespec
+	waitArg geteventsArg
+
+	buffers [][]byte // registered, so kept reachable
+}
+
+// poll is one polled file.
+type poll struct {
+	fd     int
+	events uint32
+	user   uint64
+	armed  bool // the kernel has it, or an entry that the kernel will take
+}
+
+// NewAsync makes a ring for up to entries operations under way, owned by the calling OS
+// thread. Errors are those of New.
+func NewAsync(entries uint32) (*Async, error) {
+	a, err := openAsync(entries, setupSubmitAll|setupTaskrunFlag|setupSingleIssuer|setupDeferTaskrun)
+	if errors.Is(err, unix.EINVAL) {
+		a, err = openAsync(entries, setupSubmitAll|setupTaskrunFlag|setupCoopTaskrun) // before 6.1
+	}
+	return a, err
+}
+
+func openAsync(entries, flags uint32) (*Async, error) {
+	if entries == 0 || entries > MaxEntries {
+		return nil, fmt.Errorf("io_uring with %d entries: want 1 to %d", entries, MaxEntries)
+	}
+	p := params{flags: flags}
+	fd, errno := setup(entries+2*MaxPolls, &p)
+	if errno != 0 {
+		return nil, setupError(errno)
+	}
+	a := &Async{fd: fd, limit: entries}
+	if err := a.init(&p); err != nil {
+		return nil, errors.Join(err, a.Close())
+	}
+	return a, nil
+}
+
+func (a *Async) init(p *params) error {
+	if missing := featuresNeeded &^ p.features; missing != 0 {
+		return notSupported(fmt.Sprintf("the kernel is older than Linux 5.19 (io_uring features %#x are missing)", missing), nil)
+	}
+	var err error
+	if a.mapping, err = mapRings(a.fd, p); err != nil {
+		return err
+	}
+	return probeOpcodes(a.fd, opNop, opReadv, opWritev, opReadFixed, opWriteFixed, opRead, opWrite,
+		opFsync, opFallocate, opPollAdd, opPollRemove, opAsyncCancel)
+}
+
+// FD returns the ring's file descriptor. It polls readable when completions are there.
+func (a *Async) FD() int { return a.fd }
+
+// Entries returns the most operations that may be under way.
+func (a *Async) Entries() int { return int(a.limit) }
+
+// Owed returns the number of operations, polls apart, whose completions have not been
+// taken.
+func (a *Async) Owed() int { return int(a.owed) }
+
+// Close unregisters files and buffers and closes the ring. It returns ErrBusy, and closes
+// nothing, while operations are under way: the kernel uses their memory. Close may be
+// called again.
+func (a *Async) Close() error {
+	if a.fd < 0 {
+		return nil
+	}
+	if a.owed != 0 {
+		return fmt.Errorf("close io_uring: %w", ErrBusy)
+	}
+	var errs []error
+	if a.files != 0 {
+		if errno := register[byte](a.fd, unregisterFiles, nil, 0); errno != 0 {
+			errs = append(errs, fmt.Errorf("unregister files: %w", threadError(errno)))
+		}
+	}
+	if a.buffers != nil {
+		if errno := register[byte](a.fd, unregisterBuffers, nil, 0); errno != 0 {
+			errs = append(errs, fmt.Errorf("unregister buffers: %w", threadError(errno)))
+		}
+	}
+	for _, mem := range [][]byte{a.rings, a.slots} {
+		if mem != nil {
+			errs = append(errs, unix.Munmap(mem))
+		}
+	}
+	errs = append(errs, unix.Close(a.fd))
+	*a = Async{fd: -1}
+	return errors.Join(errs...)
+}
+
+// SubmitAndWait hands all queued operations to the kernel, and waits until at least n
+// completions can be taken, or until timeout has passed: a negative timeout waits without
+// limit, none only looks. It returns the number of completions to take, which is also
+// valid after an error. A signal may end the wait early. It makes one io_uring_enter(2),
+// and none if nothing is queued and the completions are there.
+//
+// After EAGAIN and EBUSY, which mean that the kernel is short of memory or of room for
+// completions, take the completions and call it again.
+func (a *Async) SubmitAndWait(n int, timeout time.Duration) (ready int, err error) {
+	if a.fd < 0 {
+		return 0, ErrClosed
+	}
+	ready = a.ready()
+	todo := a.tail - a.head
+	if timeout == 0 || ready >= n {
+		n = 0
+	}
+	if todo == 0 && n == 0 && a.sqFlags.Load()&(sqTaskrun|sqCQOverflow) == 0 {
+		return ready, nil
+	}
+	a.waitArg.ts = nil
+	if n > 0 && timeout > 0 {
+		a.wait = timespec{sec: int64(timeout / time.Second), nsec: int64(timeout % time.Second)}
+		a.waitArg.ts = &a.wait
+	}
+	a.sqTail.Store(a.tail)
+	done, errno := enterArg(a.fd, todo, uint32(n), &a.waitArg)
+	switch errno {
+	case 0:
+		a.head += done
+	case unix.ETIME, unix.EINTR:
+		// Nothing was submitted, else the call would have succeeded.
+	default:
+		return a.ready(), fmt.Errorf("io_uring_enter: %w", threadError(errno))
+	}
+	return a.ready(), nil
+}
+
+func (a *Async) ready() int { return int(a.cqTail.Load() - a.taken) }
+
+// Completions takes up to len(dst) completions and returns their number. Res of a poll has
+// the events (POLLIN), or a negative errno: then the file is polled no more.
+func (a *Async) Completions(dst []Completion) int {
+	if a.fd < 0 {
+		return 0
+	}
+	taken := min(a.ready(), len(dst))
+	n := 0
+	for range taken {
+		c := &a.cqes[a.taken&a.cqMask]
+		a.taken++
+		if c.userData&pollTag == 0 {
+			dst[n] = Completion{User: c.userData, Res: c.res}
+			a.owed--
+			n++
+		} else if a.polled(c, &dst[n]) {
+			n++
+		}
+	}
+	if taken > 0 {
+		a.cqHead.Store(a.taken)
+	}
+	return n
+}
+
+// Queued returns whether operations wait for SubmitAndWait.
+func (a *Async) Queued() bool { return a.tail != a.head }
+
+// SetWorkers bounds the kernel threads that run this thread's operations on files, when
+// these cannot complete at once. The kernel's default is the smaller of the ring's
+// entries and four for each CPU.
+func (a *Async) SetWorkers(n uint32) error {
+	if a.fd < 0 {
+		return ErrClosed
+	}
+	counts := [2]uint32{min(n, math.MaxInt16), 0} // bounded, unbounded; 0 changes nothing
+	if errno := register(a.fd, registerMaxWorkers, &counts[0], 2); errno != 0 {
+		return fmt.Errorf("bound io_uring workers: %w", threadError(errno))
+	}
+	return nil
+}
