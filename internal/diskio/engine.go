@@ -1,0 +1,293 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package diskio
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/netbackd/netbackd/internal/disk"
+	"github.com/netbackd/netbackd/internal/iouring"
+)
+
+const (
+	// MaxEntries bounds the operations under way of one engine.
+	MaxEntries = 4096
+
+	// MaxParts bounds the parts of one Readv or Writev (UIO_MAXIOV).
+	MaxParts = 1024
+
+	// UserLimit bounds the user values of operations and polls: they must be below it.
+	UserLimit = 1 << 62
+)
+
+// ErrBusy is returned by calls that need an engine without operations under way.
+var ErrBusy = errors.New("disk operations are under way")
+
+// Completion is the result of one operation, or an event of a polled file.
+type Completion = iouring.Completion
+
+// Backing is a store that is not a file, for tests.
+type Backing = disk.Backing
+
+// Config has the bounds of an engine.
+type Config struct {
+	Entries int // most operations under way; 0: 256
+
+	// Threads bounds the threads that run operations which cannot complete at once: the
+	// kernel's for io_uring, else those of the pool. 0: 4. Long discards have one more.
+	Threads int
+
+	// NoIOUring uses the pool of threads even where io_uring works.
+	NoIOUring bool
+}
+
+// Engine runs the operations of one disk at a time. See the package comment.
+type Engine struct {
+	ring    *iouring.Async // nil: the pool runs all operations
+	why     error          // for which io_uring is not used
+	epoll   int            // without a ring: the files to wait for
+	polls   []polled       // without a ring
+	entries int
+	owed    int // operations outside of the ring whose completions were not taken
+
+	disk  *disk.Disk
+	route route
+
+	done    *results // of pool and discards
+	pool    *pool
+	discard *pool
+	local   fifo // completions of operations that needed no system call
+	events  fifo // events of polled files, without a ring
+
+	fixed []span // registered memory
+}
+
+// route tells where the operations of the disk go.
+type route uint8
+
+const (
+	routeNone route = iota // no disk: every operation fails with EBADF
+	routeRing
+	routePool
+	routeNull
+)
+
+// span is one registered buffer.
+type span struct{ start, end uintptr }
+
+// New makes an engine, owned by the calling OS thread. It uses threads where io_uring is
+// not available: IOUring has the reason.
+func New(cfg Config) (*Engine, error) {
+	if cfg.Entries == 0 {
+		cfg.Entries = 256
+	}
+	if cfg.Threads == 0 {
+		cfg.Threads = 4
+	}
+	if cfg.Entries < 1 || cfg.Entries > MaxEntries || cfg.Threads < 1 {
+		return nil, fmt.Errorf("disk engine for %d operations with %d threads: want 1 to %d, and 1 or more", cfg.Entries, cfg.Threads, MaxEntries)
+	}
+	e := &Engine{epoll: -1, entries: cfg.Entries, local: newFIFO(cfg.Entries)}
+	var err error
+	if e.done, err = newResults(cfg.Entries); err != nil {
+		return nil, err
+	}
+	e.pool = newPool(e.done, cfg.Entries, cfg.Threads)
+	e.discard = newPool(e.done, cfg.Entries, 1)
+	if cfg.NoIOUring {
+		e.why = errors.New("switched off")
+	} else {
+		e.why = e.openRing(cfg)
+	}
+	if errors.Is(e.why, iouring.ErrNotSupported) || cfg.NoIOUring {
+		err = e.openEpoll()
+	} else {
+		err = e.why
+	}
+	if err != nil {
+		return nil, errors.Join(err, e.Close())
+	}
+	return e, nil
+}
+
+// doneUser marks the event of e.done among those of the ring.
+const doneUser = UserLimit
+
+func (e *Engine) openRing(cfg Config) error {
+	ring, err := iouring.NewAsync(uint32(cfg.Entries))
+	if err != nil {
+		return err
+	}
+	e.ring = ring
+	if err := ring.RegisterFiles(1); err != nil {
+		return err
+	}
+	if err := ring.SetWorkers(uint32(cfg.Threads)); err != nil {
+		return err
+	}
+	return ring.Poll(e.done.event, unix.POLLIN, doneUser)
+}
+
+// IOUring returns nil if the engine uses io_uring, else the reason why not.
+func (e *Engine) IOUring() error { return e.why }
+
+// FD returns a file descriptor that polls readable when completions may be there.
+func (e *Engine) FD() int {
+	if e.ring != nil {
+		return e.ring.FD()
+	}
+	return e.epoll
+}
+
+// Entries returns the most operations that may be under way.
+func (e *Engine) Entries() int { return e.entries }
+
+// UnderWay returns the number of operations, polls apart, whose completions were not taken.
+func (e *Engine) UnderWay() int {
+	if e.ring != nil {
+		return e.owed + e.ring.Owed()
+	}
+	return e.owed
+}
+
+// SetDisk sets the disk of all operations to come, or with nil takes the disk away. The
+// engine then has no reference to the old disk any more. No operation may be under way.
+func (e *Engine) SetDisk(d *disk.Disk) error {
+	if e.UnderWay() != 0 {
+		return fmt.Errorf("set disk: %w", ErrBusy)
+	}
+	fd, r := -1, routeNone
+	switch {
+	case d == nil:
+	case d.Kind() == disk.KindNull:
+		r = routeNull
+	case d.Backing() != nil || e.ring == nil:
+		r = routePool
+	default:
+		fd, r = d.FD(), routeRing
+	}
+	if e.ring != nil {
+		if err := e.ring.SetFile(0, fd); err != nil {
+			return fmt.Errorf("set disk: %w", err)
+		}
+	}
+	e.disk, e.route = d, r
+	return nil
+}
+
+// RegisterBuffers pins memory, at most 1 GiB in one piece. Read and Write within one piece
+// then cost less. The memory must be anonymous. Call it once. It does nothing without
+// io_uring.
+func (e *Engine) RegisterBuffers(mem ...[]byte) error {
+	if e.ring == nil {
+		return nil
+	}
+	if len(mem) > math.MaxUint16 {
+		return fmt.Errorf("register %d buffers: want at most %d", len(mem), math.MaxUint16)
+	}
+	if err := e.ring.RegisterBuffers(mem...); err != nil {
+		return err
+	}
+	for _, m := range mem {
+		start := address(m)
+		e.fixed = append(e.fixed, span{start, start + uintptr(len(m))})
+	}
+	return nil
+}
+
+// Poll reports events (POLLIN) of fd, from the next SubmitAndWait on, as completions with
+// user and the events in Res: once when fd is ready, and again whenever it becomes so
+// anew. So read fd until EAGAIN. fd must stay open until Unpoll.
+func (e *Engine) Poll(fd int, events uint32, user uint64) error {
+	if user >= UserLimit {
+		return fmt.Errorf("poll fd %d: user value %#x: %w", fd, user, unix.EINVAL)
+	}
+	if e.ring != nil {
+		return e.ring.Poll(fd, events, user)
+	}
+	return e.addPoll(fd, events, user)
+}
+
+// Unpoll ends the polling of fd: no completion of it comes any more.
+func (e *Engine) Unpoll(fd int) error {
+	if e.ring != nil {
+		return e.ring.Unpoll(fd)
+	}
+	return e.removePoll(fd)
+}
+
+// SubmitAndWait starts all queued operations, and waits until at least n completions or
+// events are there, or until timeout has passed: a negative timeout waits without limit,
+// none only looks. It may return early. After an error, completions may be there too.
+func (e *Engine) SubmitAndWait(n int, timeout time.Duration) error {
+	if e.local.n > 0 || e.done.waiting() > 0 {
+		timeout = 0
+	}
+	if e.ring == nil {
+		return e.waitEpoll(n, timeout)
+	}
+	_, err := e.ring.SubmitAndWait(n, timeout)
+	return err
+}
+
+// Completions takes up to len(dst) completions and returns their number. dst must have
+// room for one. Res has the bytes moved, which may be fewer than asked for, or a negative
+// errno.
+func (e *Engine) Completions(dst []Completion) int {
+	n := e.local.take(dst)
+	n += e.done.take(dst[n:])
+	e.owed -= n
+	if e.ring == nil {
+		return n + e.events.take(dst[n:])
+	}
+	got := e.ring.Completions(dst[n:])
+	for i := n; i < n+got; i++ {
+		if dst[i].User != doneUser {
+			continue
+		}
+		e.done.clear()
+		n, got = e.swapResults(dst, i, n+got), 0
+	}
+	return n + got
+}
+
+// swapResults replaces the event at i among the n completions in dst by the results that
+// it announces, and returns the new number. There is one such event at a time.
+func (e *Engine) swapResults(dst []Completion, i, n int) int {
+	n--
+	dst[i] = dst[n]
+	more := e.done.take(dst[n:])
+	e.owed -= more
+	return n + more
+}
+
+// Close ends the engine's threads and closes its files. It returns ErrBusy, and closes
+// nothing, while operations are under way: they use their memory. Close may be called
+// again.
+func (e *Engine) Close() error {
+	if e.UnderWay() != 0 {
+		return fmt.Errorf("close disk engine: %w", ErrBusy)
+	}
+	var errs []error
+	for _, p := range []*pool{e.pool, e.discard} {
+		if p != nil {
+			p.close()
+		}
+	}
+	if e.ring != nil {
+		errs = append(errs, e.ring.Close())
+	}
+	if e.epoll >= 0 {
+		errs = append(errs, unix.Close(e.epoll))
+	}
+	if e.done != nil {
+		errs = append(errs, e.done.close())
+	}
+	*e = Engine{epoll: -1, why: e.why}
+	return errors.Join(errs...)
+}
