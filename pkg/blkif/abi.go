@@ -109,7 +109,7 @@ type Request struct {
 	Op         Op
 	Inner      Op     // indirect: read or write
 	Flag       uint8  // discard
-	Handle     uint16 // all but discard; backends do not use it
+	Handle     uint16 // backends do not use it
 	NrSegments uint16 // all but discard
 	ID         uint64 // echoed in the response
 	Sector     uint64

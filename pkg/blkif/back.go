@@ -37,9 +37,7 @@ func AttachBack(mem []byte, p Protocol) (*Back, error) {
 // have overwritten their slots. It returns ErrOverrun if reqCons is not between rsp_prod and
 // req_prod of the ring.
 func (b *Back) Resume(reqCons Index) error {
-	if reqCons.Sub(b.rspProd) > b.Size() {
-		return ErrOverrun
-	}
+	b.broken = b.broken || reqCons.Sub(b.rspProd) > b.Size()
 	b.reqCons = reqCons
 	_, err := b.Available()
 	return err

@@ -57,6 +57,7 @@ func (s *Slot) Decode(p Protocol, r *Request) {
 	switch r.Op {
 	case OpDiscard:
 		r.Flag = s[offByte]
+		r.Handle = le.Uint16(s[offHalfword:])
 		r.NrSectors = le.Uint64(b[offNr-shift32:])
 	case OpIndirect:
 		r.Inner = Op(s[offByte])
@@ -85,6 +86,7 @@ func (r *Request) Encode(p Protocol, s *Slot) {
 	switch r.Op {
 	case OpDiscard:
 		s[offByte] = r.Flag
+		le.PutUint16(s[offHalfword:], r.Handle)
 		le.PutUint64(b[offNr-shift32:], r.NrSectors)
 	case OpIndirect:
 		s[offByte] = byte(r.Inner)
