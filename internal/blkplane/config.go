@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package blkplane
+
+import (
+	"fmt"
+
+	"github.com/netbackd/netbackd/internal/disk"
+	"github.com/netbackd/netbackd/pkg/blkif"
+	"github.com/netbackd/netbackd/pkg/evtchn"
+	"github.com/netbackd/netbackd/pkg/xen"
+)
+
+// DefaultMaxSegments is the default of feature-max-indirect-segments.
+const DefaultMaxSegments = 256
+
+// Config configures a connection.
+type Config struct {
+	Host     Host
+	Domid    xen.Domid
+	Protocol blkif.Protocol
+
+	// Disk serves all queues. Its owner closes it after [Conn.Done].
+	Disk     *disk.Disk
+	ReadOnly bool // every operation but reads is refused
+
+	MaxSegments int  // as published in feature-max-indirect-segments; 0: no indirect requests
+	Persistent  bool // both ends published feature-persistent
+	NoDiscard   bool // discards are refused although the disk has them
+
+	// Guest is the budget of the guest; nil: the connection has one of its own.
+	Guest *Guest
+
+	Queues []QueueConfig
+
+	// Notice is called from a queue's thread for events that the owner of the
+	// connection must act on. It must not block.
+	Notice func(Notice)
+}
+
+// QueueConfig configures one queue.
+type QueueConfig struct {
+	Refs    []xen.Gref  // pages of the ring: 1, 2, 4, 8 or 16
+	Port    evtchn.Port // the frontend's
+	Journal string      // path of the journal; "": it does not outlive the process
+}
+
+// NoticeKind is the kind of a [Notice].
+type NoticeKind uint8
+
+// Kinds of notice.
+const (
+	// Broken: the queue has stopped for good, because the frontend broke the ring
+	// protocol or because of an internal error. Err is the reason.
+	Broken NoticeKind = iota
+	// BadRequest: a request was refused, as the frontend should not have made it. It is
+	// sent at most once a second for each queue. Reason is the counter.
+	BadRequest
+	// DiskError: a request failed at the disk. It is sent at most once a second for
+	// each queue. Err is the error.
+	DiskError
+)
+
+func (k NoticeKind) String() string {
+	switch k {
+	case Broken:
+		return "broken"
+	case BadRequest:
+		return "bad request"
+	case DiskError:
+		return "disk error"
+	}
+	return fmt.Sprintf("unknown(%d)", uint8(k))
+}
+
+// Notice is an event of a connection.
+type Notice struct {
+	Kind   NoticeKind
+	Queue  int
+	Reason Counter // of a BadRequest or a DiskError
+	Err    error
+}

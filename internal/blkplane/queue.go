@@ -1,0 +1,317 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package blkplane
+
+import (
+	"errors"
+	"fmt"
+	"math/bits"
+	"sync/atomic"
+	"time"
+
+	"github.com/netbackd/netbackd/internal/diskio"
+	"github.com/netbackd/netbackd/pkg/blkif"
+	"github.com/netbackd/netbackd/pkg/evtchn"
+	"github.com/netbackd/netbackd/pkg/gntdev"
+	"github.com/netbackd/netbackd/pkg/xen"
+)
+
+const (
+	// DefaultQueueBytes is the memory of a queue for data in flight.
+	DefaultQueueBytes = 16 << 20
+
+	// maxChunk is the most bytes of one operation. Larger requests run as several.
+	maxChunk = 512 << 10
+
+	// maxChunkSegments is the most segments of one operation.
+	maxChunkSegments = 512
+
+	// metaBytes is the memory of a queue for indirect segments. A request takes up to
+	// 8 pages of it until it is answered.
+	metaBytes = 1 << 20
+
+	// maxBatch is the most requests that a turn consumes.
+	maxBatch = 64
+
+	// maxOperations is the most operations under way at the disk, beside one flush.
+	maxOperations = 256
+
+	// maxCopies is the most segments of one grant copy.
+	maxCopies = 4096
+)
+
+// queue is one ring of a connected vbd. It belongs to its thread, except for stats, gauges
+// and commands.
+type queue struct {
+	conn    *Conn
+	index   int
+	adopted bool  // a predecessor served the ring
+	found   found // by the predecessor's journal
+	stats   Stats
+	gauges  gauges
+	tally   tally
+
+	commands atomic.Uint32
+	bell     bell
+	asked    chan struct{} // closed with cmdClose
+	drained  chan struct{} // closed when it has answered everything after cmdDrain
+	ended    chan struct{} // closed when it has released everything
+
+	// Devices.
+	grants  Grants
+	events  Events
+	port    evtchn.Port // local; 0: not bound
+	pages   *gntdev.Mapping
+	ring    *blkif.Back
+	journal *Journal
+	engine  *diskio.Engine
+
+	// State.
+	state     state
+	drainSent bool // drained is closed
+	rung      bool // there are commands
+	fired     bool // events has ports
+	woken     bool // by an event, in this turn
+	masked    bool // the port is to be unmasked
+	spurious  int  // events in a row that brought no request
+	unmaskAt  time.Time
+	resting   bool // asleep with a time limit
+	sweepAt   time.Time
+	turns     uint
+	ports     [2]evtchn.Port
+	limits    blkif.Limits
+	noticed   [2]time.Time // last BadRequest and DiskError
+
+	// Requests, by their entry in the journal.
+	requests []request
+	free     []uint16 // entries
+	pending  fifo     // consumed and not started, in ring order
+	hungry   fifo     // started, with segments that no operation has yet
+	started  int      // requests that were started and not finished
+	waiting  []uint16 // flushes that wait for the next sync
+	syncing  []uint16 // flushes that the sync under way answers
+	barrier  int32    // entry of the write barrier that has begun; none
+	// barrierWaits says that the first pending request is a barrier that was seen to wait.
+	barrierWaits bool
+	answers      []answer
+	replies      []blkif.Response
+
+	// A batch of requests that are being started.
+	batch   []uint16
+	decoded []blkif.Request
+	fetched []int32 // of each request, its first copy of an indirect page
+
+	// Operations.
+	operations []operation
+	freeOps    []uint16
+	begun      []uint16 // writes whose data is being copied
+	reads      []uint16 // reads whose data is to be copied
+	copies     []gntdev.Segment
+	done       []diskio.Completion
+	data, meta *buffers
+	share      share
+	persistent *persistent // nil: none
+}
+
+// state is a queue's way from start to end.
+type state uint8
+
+const (
+	serving  state = iota
+	draining       // consumes no more
+	closing        // starts no more; answers what is under way
+	broken         // stopped for good: answers nothing
+)
+
+// fifo is a queue of entries, at most as many as the ring has.
+type fifo struct {
+	e          []uint16
+	head, tail uint32
+}
+
+func newFIFO(n uint32) fifo   { return fifo{e: make([]uint16, n)} }
+func (f *fifo) len() int      { return int(f.tail - f.head) }
+func (f *fifo) push(e uint16) { f.e[f.tail&uint32(len(f.e)-1)] = e; f.tail++ }
+func (f *fifo) first() uint16 { return f.e[f.head&uint32(len(f.e)-1)] }
+func (f *fifo) pop()          { f.head++ }
+
+// request is a request that was consumed.
+type request struct {
+	rsp    blkif.Response
+	index  blkif.Index
+	extent blkif.Extent
+	kind   blkif.Op // what is done: read, write, barrier, flush, discard
+	phase  phase    // of a barrier
+	secure bool
+	pages  int32 // block of its indirect segments in meta; none
+	segs   []blkif.Segment
+	next   int   // first segment that no operation has
+	off    int64 // where it goes on the disk
+	ops    int   // operations under way
+	failed Counter
+	direct [blkif.MaxDirect]blkif.Segment
+}
+
+// phase is a write barrier's progress.
+type phase uint8
+
+const (
+	flushBefore phase = iota
+	barrierWrite
+	flushAfter
+)
+
+// operation is one transfer between the disk and a buffer: the segments first to end of a
+// request.
+type operation struct {
+	entry      uint16
+	first, end int
+	block      int32 // of data
+	off        int64
+	len, moved int
+
+	copies, copiesEnd int // its part of the grant copy
+}
+
+// User values of the engine: the number of an operation, or one of these.
+const (
+	userSync = maxOperations + iota
+	userEvents
+	userWake
+)
+
+// newQueue opens what a queue needs before it can be served.
+func newQueue(c *Conn, index int) (_ *queue, err error) {
+	cfg := &c.cfg.Queues[index]
+	n := len(cfg.Refs)
+	if n < 1 || n > maxRingPages || n&(n-1) != 0 {
+		return nil, fmt.Errorf("ring of %d pages: want 1, 2, 4, 8 or 16", n)
+	}
+	q := &queue{conn: c, index: index, bell: bell{fd: -1}, barrier: none,
+		asked: make(chan struct{}), drained: make(chan struct{}), ended: make(chan struct{})}
+	defer func() {
+		if err != nil {
+			q.release()
+		}
+	}()
+	if err = q.bell.open(); err != nil {
+		return nil, err
+	}
+	if q.grants, err = c.cfg.Host.OpenGrants(); err != nil {
+		return nil, err
+	}
+	if q.pages, err = q.grants.Map(c.cfg.Domid, cfg.Refs, gntdev.ReadWrite); err != nil {
+		return nil, fmt.Errorf("map ring: %w", err)
+	}
+	if q.events, err = c.cfg.Host.OpenEvents(); err != nil {
+		return nil, err
+	}
+	if q.port, err = q.events.BindInterdomain(c.cfg.Domid, cfg.Port); err != nil {
+		return nil, fmt.Errorf("bind event channel: %w", err)
+	}
+	if err = q.attach(cfg); err != nil {
+		return nil, err
+	}
+	return q, q.allocate()
+}
+
+// attach attaches to the ring: a new one, or that of a predecessor by its journal.
+func (q *queue) attach(cfg *QueueConfig) (err error) {
+	order := bits.Len(uint(len(cfg.Refs))) - 1
+	if cfg.Journal == "" {
+		q.journal = newJournal(blkif.RingSize(order))
+	} else if q.journal, err = openJournal(cfg.Journal, blkif.RingSize(order)); err != nil {
+		return err
+	}
+	mem := q.pages.Bytes()
+	header, err := blkif.ReadHeader(mem)
+	if err != nil {
+		return err
+	}
+	if q.ring, err = blkif.AttachBack(mem, q.conn.cfg.Protocol); err != nil {
+		return fmt.Errorf("ring: %w", err)
+	}
+	keys := &ringKeys{proto: q.conn.cfg.Protocol, port: cfg.Port, refs: cfg.Refs}
+	if q.journal.names(keys, header.Stamp) {
+		if q.found, err = q.journal.examine(header.RspProd); err == nil {
+			// Resume counts from rsp_prod as it is, so the batch that is to be
+			// published again is among the requests in flight.
+			q.adopted = true
+			return q.ring.Resume(q.found.cons)
+		}
+		if header.RspProd != 0 {
+			return ErrJournal
+		}
+	} else if header.RspProd != 0 {
+		return ErrServed
+	}
+	stamp := xen.NewStamp()
+	q.journal.begin(keys, stamp, header.RspProd)
+	return blkif.WriteStamp(mem, stamp)
+}
+
+// allocate makes the queue's tables.
+func (q *queue) allocate() (err error) {
+	n := q.ring.Size()
+	q.requests = make([]request, n)
+	q.free = make([]uint16, 0, n)
+	q.pending, q.hungry = newFIFO(n), newFIFO(n)
+	q.waiting, q.syncing = make([]uint16, 0, n), make([]uint16, 0, n)
+	q.answers, q.replies = make([]answer, 0, n), make([]blkif.Response, 0, n)
+	q.batch = make([]uint16, 0, maxBatch)
+	q.decoded, q.fetched = make([]blkif.Request, maxBatch), make([]int32, maxBatch)
+	q.operations = make([]operation, maxOperations)
+	q.freeOps = make([]uint16, 0, maxOperations)
+	for i := maxOperations - 1; i >= 0; i-- {
+		q.freeOps = append(q.freeOps, uint16(i))
+	}
+	q.begun, q.reads = make([]uint16, 0, maxOperations), make([]uint16, 0, maxOperations)
+	q.copies = make([]gntdev.Segment, 0, maxCopies)
+	q.done = make([]diskio.Completion, maxOperations)
+	q.share = newShare(q.conn.cfg.Guest)
+	if q.conn.cfg.Persistent {
+		q.persistent = newPersistent()
+	}
+	if q.data, err = newBuffers(DefaultQueueBytes, maxChunk); err != nil {
+		return err
+	}
+	q.meta, err = newBuffers(metaBytes, blkif.MaxIndirectPages*blkif.PageSize)
+	return err
+}
+
+// release undoes newQueue, even if that failed half way. Nothing is under way any more.
+func (q *queue) release() {
+	var errs []error
+	if q.engine != nil {
+		if err := q.engine.Close(); err != nil {
+			// The kernel may still write to the buffers. Nothing may be unmapped.
+			q.conn.pool.opts.Warn(fmt.Errorf("queue %d keeps its memory: %w", q.index, err))
+			return
+		}
+	}
+	if q.persistent != nil {
+		q.persistent.close(q)
+	}
+	for _, b := range []*buffers{q.data, q.meta} {
+		if b != nil {
+			errs = append(errs, b.close())
+		}
+	}
+	q.ring = nil
+	if q.pages != nil {
+		errs = append(errs, q.pages.Unmap())
+	}
+	if q.journal != nil {
+		errs = append(errs, q.journal.close())
+	}
+	if q.events != nil {
+		errs = append(errs, q.events.Close()) // unbinds the port
+	}
+	if q.grants != nil {
+		errs = append(errs, q.grants.Close())
+	}
+	q.bell.close()
+	if err := errors.Join(errs...); err != nil {
+		q.conn.pool.opts.Warn(fmt.Errorf("queue %d: release: %w", q.index, err))
+	}
+}

@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package blkplane
+
+import (
+	"sync/atomic"
+
+	"github.com/netbackd/netbackd/pkg/blkif"
+)
+
+// gauges are what a queue's thread publishes after each turn. Any goroutine may read them.
+type gauges struct {
+	ring                          [5]atomic.Uint32 // req_prod, req_event, rsp_prod, rsp_event, req_cons
+	consumed, started, operations atomic.Uint32
+	bytes, persistent             atomic.Int64
+	uring, broken, waitsForMemory atomic.Bool
+}
+
+// QueueStatus is a snapshot of a queue. It is of the last turn that ended: a thread that
+// is held up in a grant copy does not change it.
+type QueueStatus struct {
+	Size       uint32 // slots
+	Ring       blkif.RingState
+	InFlight   int   // requests consumed and not answered
+	Waiting    int   // of these, not started
+	Operations int   // under way at the disk
+	Bytes      int64 // of data buffers in use
+	Persistent int   // pages mapped
+	Memory     bool  // the next request waits for memory
+	IOUring    bool
+	Broken     bool
+	Adopted    bool
+}
+
+// publish sets the gauges.
+func (q *queue) publish() {
+	g := &q.gauges
+	if q.state == broken {
+		g.broken.Store(true)
+		return
+	}
+	s := q.ring.State()
+	for i, v := range [...]blkif.Index{s.ReqProd, s.ReqEvent, s.RspProd, s.RspEvent, s.Cons} {
+		g.ring[i].Store(uint32(v))
+	}
+	g.consumed.Store(q.ring.InFlight())
+	g.started.Store(uint32(q.started))
+	g.operations.Store(uint32(q.engine.UnderWay()))
+	g.bytes.Store(int64(q.data.used))
+	g.waitsForMemory.Store(q.hungry.len() > 0)
+	if q.persistent != nil {
+		g.persistent.Store(int64(q.persistent.count))
+	}
+}
+
+// Status returns a snapshot of queue i. It does not wait for the queue.
+func (c *Conn) Status(i int) QueueStatus {
+	q := c.queues[i]
+	g := &q.gauges
+	idx := func(i int) blkif.Index { return blkif.Index(g.ring[i].Load()) }
+	s := QueueStatus{
+		Size:     uint32(len(q.requests)),
+		Ring:     blkif.RingState{ReqProd: idx(0), ReqEvent: idx(1), RspProd: idx(2), RspEvent: idx(3), Cons: idx(4)},
+		InFlight: int(g.consumed.Load()), Operations: int(g.operations.Load()),
+		Bytes: g.bytes.Load(), Persistent: int(g.persistent.Load()),
+		Memory: g.waitsForMemory.Load(), IOUring: g.uring.Load(), Broken: g.broken.Load(), Adopted: q.adopted,
+	}
+	s.Waiting = max(s.InFlight-int(g.started.Load()), 0)
+	return s
+}

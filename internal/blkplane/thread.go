@@ -1,0 +1,362 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package blkplane
+
+import (
+	"errors"
+	"fmt"
+	"runtime"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/netbackd/netbackd/internal/diskio"
+	"github.com/netbackd/netbackd/pkg/evtchn"
+)
+
+const (
+	// spuriousLimit is the number of events in a row that may bring no request. After
+	// that the port stays masked for a growing delay, up to maxUnmaskDelay: a guest
+	// that only sends events must not keep a thread busy.
+	spuriousLimit  = 16
+	maxUnmaskDelay = 10 * time.Millisecond
+
+	sweepTurns = 256
+
+	// idleAfter is the time without requests after which a queue returns its memory.
+	idleAfter = time.Second
+)
+
+// Commands to a queue.
+const (
+	cmdDrain uint32 = 1 << iota
+	cmdClose
+)
+
+// bell wakes a queue's thread.
+type bell struct {
+	mu sync.Mutex
+	fd int // eventfd; -1: none. Guarded by mu, but the thread reads it without
+}
+
+func (b *bell) open() (err error) {
+	if b.fd, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
+		b.fd = -1
+		return fmt.Errorf("eventfd: %w", err)
+	}
+	return nil
+}
+
+func (b *bell) ring() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.fd >= 0 {
+		one := [8]byte{1}
+		_, _ = unix.Write(b.fd, one[:])
+	}
+}
+
+func (b *bell) clear() {
+	var n [8]byte
+	_, _ = unix.Read(b.fd, n[:])
+}
+
+func (b *bell) close() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.fd >= 0 {
+		_ = unix.Close(b.fd)
+		b.fd = -1
+	}
+}
+
+// tell gives the queue's thread a command.
+func (q *queue) tell(cmd uint32) {
+	if old := q.commands.Or(cmd); cmd == cmdClose && old&cmdClose == 0 {
+		close(q.asked)
+	}
+	q.bell.ring()
+}
+
+// run is the queue's thread.
+func (q *queue) run() {
+	// The thread ends with the goroutine: it is io_uring's only submitter.
+	runtime.LockOSThread()
+	debug.SetPanicOnFault(true) // a fault on a guest's page costs only its vbd
+	defer q.end()
+	if err := q.openEngine(); err != nil {
+		q.stop(fmt.Errorf("disk engine: %w", err))
+		<-q.asked
+		return
+	}
+	q.guard(q.resume)
+	for !q.over() {
+		q.guard(q.turn)
+		q.publish()
+		if err := q.sleep(); err != nil {
+			// Without its engine the queue cannot learn that operations have ended.
+			q.stop(fmt.Errorf("disk engine: %w", err))
+			return
+		}
+	}
+}
+
+// end releases everything and reports that to the connection.
+func (q *queue) end() {
+	q.release()
+	close(q.ended)
+	q.conn.queueEnded()
+}
+
+// openEngine sets up the disk's engine. It runs on the queue's thread.
+func (q *queue) openEngine() (err error) {
+	e, err := diskio.New(diskio.Config{Entries: maxOperations + 1, NoIOUring: q.conn.pool.opts.NoUring})
+	if err != nil {
+		return err
+	}
+	err = errors.Join(
+		e.SetDisk(q.conn.cfg.Disk),
+		e.Poll(q.bell.fd, unix.POLLIN, userWake),
+		e.Poll(q.events.FD(), unix.POLLIN, userEvents))
+	if err != nil {
+		return errors.Join(err, e.Close())
+	}
+	q.engine = e
+	q.gauges.uring.Store(e.IOUring() == nil)
+	return nil
+}
+
+// over reports whether the thread must end: it was told to, and nothing is under way.
+func (q *queue) over() bool {
+	if q.commands.Load()&cmdClose == 0 || q.engine.UnderWay() > 0 {
+		return false
+	}
+	return q.state == broken || q.state == closing && len(q.answers) == 0
+}
+
+// guard runs f. An error or a panic of it ends the service of the queue.
+func (q *queue) guard(f func() error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err := fmt.Errorf("internal error: %v", r)
+			q.conn.pool.opts.Warn(fmt.Errorf("queue %d of domain %d: %w\n%s", q.index, q.conn.cfg.Domid, err, debug.Stack()))
+			q.stop(err)
+		}
+	}()
+	if err := f(); err != nil {
+		q.stop(err)
+	}
+}
+
+// stop ends the service of the ring for good. Operations under way go on, and their memory
+// stays until they have ended.
+func (q *queue) stop(err error) {
+	if q.state == broken {
+		return
+	}
+	q.state = broken
+	q.gauges.broken.Store(true)
+	q.conn.cfg.Notice(Notice{Kind: Broken, Queue: q.index, Err: err})
+}
+
+// turn does all work that there is, up to a bound.
+func (q *queue) turn() error {
+	q.obey()
+	if q.complete() == 0 && q.resting {
+		q.rest()
+	}
+	if q.state == broken {
+		return nil
+	}
+	q.sweep()
+	q.deliverReads()
+	before := q.tally[Batches]
+	if q.fired {
+		if err := q.takeEvents(); err != nil {
+			return err
+		}
+	}
+	if err := q.consume(); err != nil {
+		return err
+	}
+	switch {
+	case q.tally[Batches] != before:
+		q.spurious = 0
+	case q.woken:
+		q.spurious++
+		q.tally[SpuriousWakes]++
+	}
+	q.woken = false
+	if q.state != closing {
+		q.start()
+	}
+	q.answer()
+	return nil
+}
+
+// obey reads the commands.
+func (q *queue) obey() {
+	if !q.rung {
+		return
+	}
+	q.rung = false
+	q.bell.clear()
+	q.tally[Syscalls]++
+	c := q.commands.Load()
+	if q.state < draining && c&cmdDrain != 0 {
+		q.state = draining
+	}
+	if q.state < closing && c&cmdClose != 0 {
+		q.state = closing
+	}
+}
+
+// sleep submits what is queued, and waits for a completion or an event unless there is
+// work already.
+func (q *queue) sleep() error {
+	timeout, n := time.Duration(-1), 1
+	q.resting = false
+	more, err := q.idle()
+	switch {
+	case err != nil:
+		q.stop(err)
+	case more:
+		timeout, n = 0, 0
+	default:
+		timeout = q.timeout()
+	}
+	q.resting = timeout > 0
+	q.tally[Syscalls]++
+	q.stats.flush(&q.tally)
+	err = q.engine.SubmitAndWait(n, timeout)
+	switch {
+	case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.EBUSY), errors.Is(err, unix.EINTR):
+		return nil // the kernel is short of memory: take completions and try again
+	}
+	return err
+}
+
+// idle prepares the queue to sleep, and reports whether it must not.
+func (q *queue) idle() (more bool, err error) {
+	if q.state == draining {
+		q.checkDrained()
+	}
+	if q.state != serving {
+		return false, nil
+	}
+	if q.pending.len() > 0 || q.hungry.len() > 0 {
+		return false, nil // a completion will free memory, and end a barrier's wait
+	}
+	if more, err = q.ring.Arm(); more || err != nil {
+		return more, err
+	}
+	return false, q.unmask()
+}
+
+// checkDrained reports that everything was answered.
+func (q *queue) checkDrained() {
+	if q.drainSent || q.started > 0 || q.pending.len() > 0 || len(q.answers) > 0 {
+		return
+	}
+	q.drainSent = true
+	close(q.drained)
+}
+
+// takeEvents reads the port that fired. It stays masked until the queue sleeps.
+func (q *queue) takeEvents() error {
+	q.fired = false
+	q.tally[Syscalls]++
+	q.tally[Wakes]++
+	_, err := q.events.Pending(q.ports[:])
+	if errors.Is(err, evtchn.ErrOverflow) {
+		q.tally[Syscalls]++
+		err = q.events.Reset()
+	}
+	if err != nil {
+		return fmt.Errorf("event channel: %w", err)
+	}
+	q.masked, q.woken = true, true
+	return nil
+}
+
+// unmask unmasks the port if it fired. The port of a guest with spurious events stays
+// masked longer.
+func (q *queue) unmask() error {
+	if !q.masked {
+		return nil
+	}
+	if q.spurious > spuriousLimit {
+		now := time.Now()
+		if q.unmaskAt.IsZero() {
+			q.unmaskAt = now.Add(min(time.Millisecond<<min(q.spurious-spuriousLimit-1, 4), maxUnmaskDelay))
+		}
+		if now.Before(q.unmaskAt) {
+			return nil
+		}
+	}
+	q.unmaskAt = time.Time{}
+	q.masked = false
+	q.tally[Syscalls]++
+	q.ports[0] = q.port
+	if err := q.events.Unmask(q.ports[:1]); err != nil {
+		return fmt.Errorf("event channel: %w", err)
+	}
+	return nil
+}
+
+// timeout returns the longest time to sleep.
+func (q *queue) timeout() time.Duration {
+	if q.state != serving {
+		return -1
+	}
+	if !q.unmaskAt.IsZero() {
+		return max(time.Until(q.unmaskAt), 0) + time.Microsecond
+	}
+	if q.engine.UnderWay() > 0 {
+		return -1
+	}
+	if q.data.idle() || q.meta.idle() {
+		return idleAfter
+	}
+	if q.persistent != nil && q.persistent.count > 0 {
+		return sweepEvery
+	}
+	return -1
+}
+
+// rest returns memory to the host after a time without requests.
+func (q *queue) rest() {
+	if q.engine.UnderWay() > 0 || q.started > 0 {
+		return
+	}
+	for _, b := range [...]*buffers{q.data, q.meta} {
+		if b.idle() {
+			q.tally[Syscalls]++
+			if err := b.release(); err != nil {
+				q.conn.pool.opts.Warn(fmt.Errorf("return memory: %w", err))
+			}
+		}
+	}
+}
+
+// sweep unmaps grants that were not used for long. It is called in every turn, and reads
+// the clock once in sweepTurns of them.
+func (q *queue) sweep() {
+	p := q.persistent
+	if p == nil || p.count == 0 {
+		return
+	}
+	if q.turns++; q.turns%sweepTurns != 0 && !q.resting {
+		return
+	}
+	now := time.Now()
+	if q.sweepAt.IsZero() {
+		q.sweepAt = now.Add(sweepEvery)
+	}
+	if !now.Before(q.sweepAt) {
+		q.sweepAt = now.Add(sweepEvery)
+		p.expire(q)
+	}
+}
