@@ -13,10 +13,10 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/netbackd/netbackd/internal/cli"
-	"github.com/netbackd/netbackd/internal/control"
 	"github.com/netbackd/netbackd/internal/lab/netfront"
 	"github.com/netbackd/netbackd/internal/lab/ringscript"
 	"github.com/netbackd/netbackd/internal/lab/xenfront"
+	"github.com/netbackd/netbackd/internal/netcontrol"
 	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
@@ -89,7 +89,7 @@ func newGuestUmpireCmd() *cobra.Command {
 				return err
 			}
 			defer func() { err = errors.Join(err, store.Close()) }()
-			ctl := control.NewClient(cli.SocketPath(c))
+			ctl := netcontrol.NewClient(cli.SocketPath(c))
 			defer ctl.Close()
 			u := ringscript.NewUmpire(ringscript.UmpireConfig{Domid: domid, Store: store, Daemon: ctl})
 			defer func() { err = errors.Join(err, u.Close()) }()

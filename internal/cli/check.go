@@ -18,9 +18,9 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
-	"github.com/netbackd/netbackd/internal/control"
 	"github.com/netbackd/netbackd/internal/hostcheck"
 	"github.com/netbackd/netbackd/internal/iouring"
+	"github.com/netbackd/netbackd/internal/netcontrol"
 	"github.com/netbackd/netbackd/internal/steer"
 	"github.com/netbackd/netbackd/pkg/tap"
 	"github.com/netbackd/netbackd/pkg/xenstore"
@@ -87,7 +87,7 @@ func thisHost(socket string) *hostcheck.Host {
 		Daemon: func(ctx context.Context) (string, error) {
 			ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 			defer cancel()
-			client := control.NewClient(socket)
+			client := netcontrol.NewClient(socket)
 			defer client.Close()
 			d, err := client.Daemon(ctx)
 			return d.Version, err

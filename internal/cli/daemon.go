@@ -22,6 +22,7 @@ import (
 	"github.com/netbackd/netbackd/internal/ctrlserver"
 	"github.com/netbackd/netbackd/internal/dataplane"
 	"github.com/netbackd/netbackd/internal/logsink"
+	"github.com/netbackd/netbackd/internal/netcontrol"
 	"github.com/netbackd/netbackd/internal/sdnotify"
 	"github.com/netbackd/netbackd/internal/vif"
 	"github.com/netbackd/netbackd/internal/xennetback"
@@ -40,7 +41,7 @@ type daemon struct {
 	listener net.Listener // Serve closes it
 	pool     *dataplane.Pool
 	backend  *backend.Backend
-	status   control.Daemon // the fields that do not change
+	status   netcontrol.Daemon // the fields that do not change
 }
 
 // setUp opens everything that the daemon needs. If something is missing the daemon ends
@@ -69,7 +70,7 @@ func (d *daemon) setUp(open Opener) (err error) {
 		return err
 	}
 	d.host = h // not before the check: with an error h may hold a nil pointer
-	if d.listener, err = control.Listen(d.runDir + "/control.sock"); err != nil {
+	if d.listener, err = control.Listen(netcontrol.Program, d.runDir+"/control.sock"); err != nil {
 		return err
 	}
 	d.pool, err = dataplane.NewPool(dataplane.Options{
@@ -93,7 +94,7 @@ func (d *daemon) setUp(open Opener) (err error) {
 		},
 		Kernel: kernel(d.host), Keeper: keeper(notify), Kept: kept,
 	})
-	d.status = control.Daemon{
+	d.status = netcontrol.Daemon{
 		Version: buildVersion(), PID: os.Getpid(), Since: time.Now(),
 		Workers: d.pool.Workers(), Uring: uringState(d.uring), Offload: offload,
 		MaxThreads: maxThreads(d.pool.Workers()),
@@ -118,7 +119,7 @@ func (d *daemon) close() (err error) {
 }
 
 // now returns the status of the daemon.
-func (d *daemon) now() control.Daemon {
+func (d *daemon) now() netcontrol.Daemon {
 	s := d.status
 	s.LogLost, s.Threads = d.sink.Lost(), threads()
 	return s
@@ -133,7 +134,7 @@ func (d *daemon) serve(ctx context.Context) (err error) {
 	serveCtx, stop := context.WithCancel(ctx)
 	served := make(chan error, 1)
 	go func() {
-		served <- control.Serve(serveCtx, d.listener, control.Handler(d.now, d.backend, backend.ErrNoVif), clients)
+		served <- control.Serve(serveCtx, d.listener, netcontrol.Handler(d.now, d.backend, backend.ErrNoVif), clients)
 	}()
 	defer func() {
 		stop()

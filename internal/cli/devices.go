@@ -16,6 +16,7 @@ import (
 
 	"github.com/netbackd/netbackd/internal/control"
 	"github.com/netbackd/netbackd/internal/dataplane"
+	"github.com/netbackd/netbackd/internal/netcontrol"
 	"github.com/netbackd/netbackd/internal/vhostnet"
 	"github.com/netbackd/netbackd/internal/vif"
 )
@@ -29,11 +30,11 @@ func runDir(c *cobra.Command) string {
 // vifsAndDevices asks the daemon, and each process of a vhost-user device. Without a daemon
 // there are no vifs, which is an error if there are no devices either.
 func vifsAndDevices(ctx context.Context, c *cobra.Command) ([]vif.Status, []vhostnet.Status, error) {
-	devices, err := control.Devices(ctx, runDir(c))
+	devices, err := netcontrol.Devices(ctx, runDir(c))
 	if err != nil {
 		return nil, nil, err
 	}
-	client := control.NewClient(SocketPath(c))
+	client := netcontrol.NewClient(SocketPath(c))
 	defer client.Close()
 	vifs, err := client.Vifs(ctx)
 	if errors.Is(err, control.ErrNotRunning) && len(devices) > 0 {
@@ -45,7 +46,7 @@ func vifsAndDevices(ctx context.Context, c *cobra.Command) ([]vif.Status, []vhos
 // findDevice returns the device of a name, or with an interface of that name. It returns nil
 // if there is none.
 func findDevice(ctx context.Context, c *cobra.Command, name string) (*vhostnet.Status, error) {
-	devices, err := control.Devices(ctx, runDir(c))
+	devices, err := netcontrol.Devices(ctx, runDir(c))
 	if err != nil {
 		return nil, err
 	}
@@ -230,7 +231,7 @@ func pairOwes(q *vhostnet.QueueStatus) string {
 
 // deviceNames returns the names of the devices, for completion.
 func deviceNames(c *cobra.Command) []string {
-	devices, err := control.Devices(c.Context(), runDir(c))
+	devices, err := netcontrol.Devices(c.Context(), runDir(c))
 	if err != nil {
 		return nil
 	}

@@ -16,6 +16,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/netbackd/netbackd/internal/control"
+	"github.com/netbackd/netbackd/internal/netcontrol"
 	"github.com/netbackd/netbackd/internal/vhostnet"
 )
 
@@ -63,7 +64,7 @@ func TestWriteDevices(t *testing.T) {
 		golden(t, "show-device-"+s.Name, b.Bytes())
 	}
 	b.Reset()
-	if err := writeJSON(&b, listed{control.Vifs{Schema: control.Schema}, testDevices()}); err != nil {
+	if err := writeJSON(&b, listed{netcontrol.Vifs{Schema: netcontrol.Schema}, testDevices()}); err != nil {
 		t.Fatal(err)
 	}
 	golden(t, "list-devices-json", b.Bytes())
@@ -81,7 +82,7 @@ func (d *fakeDevice) Reset() bool             { d.resets++; return d.status.Stat
 // serveDevice answers at the control socket of a device until the test ends.
 func serveDevice(t *testing.T, dir string, d *fakeDevice) {
 	t.Helper()
-	l, err := control.ListenDevice(dir, d.status.Name)
+	l, err := netcontrol.ListenDevice(dir, d.status.Name)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -92,7 +93,7 @@ func serveDevice(t *testing.T, dir string, d *fakeDevice) {
 	ctx, stop := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() {
-		done <- control.Serve(ctx, l, control.DeviceHandler(func() control.Daemon { return control.Daemon{} }, d), log)
+		done <- control.Serve(ctx, l, netcontrol.DeviceHandler(func() netcontrol.Daemon { return netcontrol.Daemon{} }, d), log)
 	}()
 	t.Cleanup(func() {
 		stop()
@@ -116,7 +117,7 @@ func TestDevicesWithoutDaemon(t *testing.T) {
 	busy, waiting := &fakeDevice{status: devices[0]}, &fakeDevice{status: devices[1]}
 	serveDevice(t, dir, busy)
 	serveDevice(t, dir, waiting)
-	dead := control.DeviceSocket(dir, "dead")
+	dead := netcontrol.DeviceSocket(dir, "dead")
 	for _, p := range []string{dead, dead + ".lock"} {
 		if err := os.WriteFile(p, nil, 0o600); err != nil {
 			t.Fatal(err)

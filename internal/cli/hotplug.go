@@ -9,8 +9,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/netbackd/netbackd/internal/control"
 	"github.com/netbackd/netbackd/internal/handover"
+	"github.com/netbackd/netbackd/internal/netcontrol"
 	"github.com/netbackd/netbackd/internal/xennetback"
 	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
@@ -58,7 +58,7 @@ func withMover(c *cobra.Command, name string, f func(*handover.Mover, xenbus.Vif
 	if err != nil {
 		return err
 	}
-	client := control.NewClient(SocketPath(c))
+	client := netcontrol.NewClient(SocketPath(c))
 	defer func() {
 		client.Close()
 		err = errors.Join(err, store.Close())

@@ -12,8 +12,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/netbackd/netbackd/internal/control"
 	"github.com/netbackd/netbackd/internal/dataplane"
+	"github.com/netbackd/netbackd/internal/netcontrol"
 	"github.com/netbackd/netbackd/internal/vhostnet"
 	"github.com/netbackd/netbackd/internal/vif"
 )
@@ -40,7 +40,7 @@ With --json it prints {"schema":1,"vifs":[...],"vhost_user":[...]}, each as in "
 				hideKey(&vifs[i])
 			}
 			if asJSON {
-				return writeJSON(c.OutOrStdout(), listed{control.Vifs{Schema: control.Schema, Vifs: vifs}, devices})
+				return writeJSON(c.OutOrStdout(), listed{netcontrol.Vifs{Schema: netcontrol.Schema, Vifs: vifs}, devices})
 			}
 			return writeList(c.OutOrStdout(), vifs, devices)
 		},
@@ -51,7 +51,7 @@ With --json it prints {"schema":1,"vifs":[...],"vhost_user":[...]}, each as in "
 
 // listed is the output of list --json.
 type listed struct {
-	control.Vifs
+	netcontrol.Vifs
 	Devices []vhostnet.Status `json:"vhost_user"`
 }
 

@@ -14,8 +14,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/netbackd/netbackd/internal/budget"
-	"github.com/netbackd/netbackd/internal/control"
 	"github.com/netbackd/netbackd/internal/ctrlserver"
+	"github.com/netbackd/netbackd/internal/netcontrol"
 	"github.com/netbackd/netbackd/internal/vhostnet"
 	"github.com/netbackd/netbackd/internal/vif"
 )
@@ -51,7 +51,7 @@ func showVif(c *cobra.Command, name string, asJSON, key bool) error {
 	if d, err := findDevice(c.Context(), c, name); d != nil || err != nil {
 		return showDevice(c, d, asJSON, err)
 	}
-	client := control.NewClient(SocketPath(c))
+	client := netcontrol.NewClient(SocketPath(c))
 	defer client.Close()
 	s, err := client.Vif(c.Context(), name, 0)
 	if err != nil {
@@ -79,7 +79,7 @@ func showDevice(c *cobra.Command, d *vhostnet.Status, asJSON bool, err error) er
 
 // showDaemon prints the status of the daemon.
 func showDaemon(c *cobra.Command, asJSON bool) error {
-	client := control.NewClient(SocketPath(c))
+	client := netcontrol.NewClient(SocketPath(c))
 	defer client.Close()
 	d, err := client.Daemon(c.Context())
 	if err != nil {
@@ -92,7 +92,7 @@ func showDaemon(c *cobra.Command, asJSON bool) error {
 }
 
 // writeDaemon prints the status of the daemon.
-func writeDaemon(w io.Writer, d *control.Daemon, now time.Time) error {
+func writeDaemon(w io.Writer, d *netcontrol.Daemon, now time.Time) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	row := func(k, format string, v ...any) { fmt.Fprintf(t, "%s\t%s\n", k, fmt.Sprintf(format, v...)) }
 	row("netbackd", "%s, process %d, started %v ago", d.Version, d.PID, now.Sub(d.Since).Round(time.Second))
@@ -122,11 +122,11 @@ may connect.`,
 				return err
 			}
 			if d != nil {
-				client := control.NewClient(control.DeviceSocket(runDir(c), d.Name))
+				client := netcontrol.NewClient(netcontrol.DeviceSocket(runDir(c), d.Name))
 				defer client.Close()
 				return client.ResetDevice(c.Context())
 			}
-			client := control.NewClient(SocketPath(c))
+			client := netcontrol.NewClient(SocketPath(c))
 			defer client.Close()
 			s, err := client.Vif(c.Context(), a[0], 0) // by either of its names
 			if err != nil {
@@ -142,7 +142,7 @@ func completeVif(c *cobra.Command, a []string, _ string) (names []string, _ cobr
 	if len(a) > 0 {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
-	client := control.NewClient(SocketPath(c))
+	client := netcontrol.NewClient(SocketPath(c))
 	defer client.Close()
 	names, _ = client.Names(c.Context())
 	return append(names, deviceNames(c)...), cobra.ShellCompDirectiveNoFileComp

@@ -19,6 +19,7 @@ import (
 
 	"github.com/netbackd/netbackd/internal/control"
 	"github.com/netbackd/netbackd/internal/ctrlserver"
+	"github.com/netbackd/netbackd/internal/netcontrol"
 	"github.com/netbackd/netbackd/internal/vif"
 	"github.com/netbackd/netbackd/pkg/xenbus"
 )
@@ -178,7 +179,7 @@ func (d *fakeDaemon) Adopt(string) error { return errors.New("not asked for") }
 
 func (d *fakeDaemon) Release(string) (int, error) { return 0, errors.New("not asked for") }
 
-var testDaemon = control.Daemon{
+var testDaemon = netcontrol.Daemon{
 	Version: "v1.2", PID: 4711, Since: time.Now().Add(-time.Hour), Workers: 2, Uring: "in use", Offload: true, Threads: 20, MaxThreads: 103, LogLost: 12,
 }
 
@@ -186,14 +187,14 @@ var testDaemon = control.Daemon{
 func serve(t *testing.T, d *fakeDaemon) string {
 	t.Helper()
 	dir := t.TempDir()
-	l, err := control.Listen(filepath.Join(dir, "control.sock"))
+	l, err := control.Listen(netcontrol.Program, filepath.Join(dir, "control.sock"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	served := make(chan error, 1)
 	go func() {
-		served <- control.Serve(ctx, l, control.Handler(func() control.Daemon { return testDaemon }, d, errNoVif), nil)
+		served <- control.Serve(ctx, l, netcontrol.Handler(func() netcontrol.Daemon { return testDaemon }, d, errNoVif), nil)
 	}()
 	t.Cleanup(func() {
 		cancel()

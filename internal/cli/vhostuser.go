@@ -29,6 +29,7 @@ import (
 	"github.com/netbackd/netbackd/internal/dataplane"
 	"github.com/netbackd/netbackd/internal/loglimit"
 	"github.com/netbackd/netbackd/internal/logsink"
+	"github.com/netbackd/netbackd/internal/netcontrol"
 	"github.com/netbackd/netbackd/internal/sdnotify"
 	"github.com/netbackd/netbackd/internal/vhostnet"
 )
@@ -253,7 +254,7 @@ type vhostUser struct {
 	pool     *dataplane.Pool
 	device   *vhostnet.Device
 	control  net.Listener // nil: the run directory cannot be written
-	status   control.Daemon
+	status   netcontrol.Daemon
 }
 
 // setUp opens all that the device needs. The socket comes first: a process whose socket is
@@ -306,7 +307,7 @@ func (v *vhostUser) setUp(passed []sdnotify.File) (err error) {
 	if err != nil {
 		return err
 	}
-	v.status = control.Daemon{
+	v.status = netcontrol.Daemon{
 		Version: buildVersion(), PID: os.Getpid(), Since: time.Now(), Workers: v.pool.Workers(),
 		Uring: uringState(v.uring), Offload: v.device.Status().VnetHdr, MaxThreads: maxThreads(v.pool.Workers()),
 	}
@@ -316,7 +317,7 @@ func (v *vhostUser) setUp(passed []sdnotify.File) (err error) {
 // listenControl makes the control socket. A device of a user who may not write the run
 // directory is served without.
 func (v *vhostUser) listenControl() error {
-	l, err := control.ListenDevice(v.runDir, v.device.Name())
+	l, err := netcontrol.ListenDevice(v.runDir, v.device.Name())
 	switch {
 	case err == nil:
 		v.control = l
@@ -360,7 +361,7 @@ func (v *vhostUser) serve(ctx context.Context) (err error) {
 		}
 		served := make(chan error, 1)
 		go func() {
-			served <- control.Serve(serveCtx, v.control, control.DeviceHandler(v.now, v.device), clients)
+			served <- control.Serve(serveCtx, v.control, netcontrol.DeviceHandler(v.now, v.device), clients)
 		}()
 		defer func() {
 			stop()
@@ -416,7 +417,7 @@ func (v *vhostUser) giveUp() {
 }
 
 // now returns the status of the process.
-func (v *vhostUser) now() control.Daemon {
+func (v *vhostUser) now() netcontrol.Daemon {
 	s := v.status
 	s.LogLost, s.Threads = v.sink.Lost(), threads()
 	return s

@@ -16,7 +16,7 @@ import (
 // awaiting starts Await. What it returns checks that Await has not returned yet.
 func awaiting(t *testing.T, path string) (result <-chan error, waits func()) {
 	t.Helper()
-	c := NewClient(path)
+	c := NewClient(testProgram, path)
 	done := make(chan error, 1)
 	go func() { done <- c.Await(t.Context()) }()
 	return done, func() {
@@ -59,7 +59,7 @@ func TestAwait(t *testing.T) {
 	}
 	result, waits = awaiting(t, path)
 	waits()
-	l, err := Listen(path)
+	l, err := Listen(testProgram, path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -72,10 +72,10 @@ func TestAwait(t *testing.T) {
 func TestAwaitFails(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
-	if err := NewClient(filepath.Join(t.TempDir(), "control.sock")).Await(ctx); !errors.Is(err, context.DeadlineExceeded) {
+	if err := NewClient(testProgram, filepath.Join(t.TempDir(), "control.sock")).Await(ctx); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("without a daemon: %v", err)
 	}
-	if err := NewClient(filepath.Join(t.TempDir(), "no", "run", "control.sock")).Await(t.Context()); !errors.Is(err, fs.ErrNotExist) {
+	if err := NewClient(testProgram, filepath.Join(t.TempDir(), "no", "run", "control.sock")).Await(t.Context()); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("without a directory: %v", err)
 	}
 }

@@ -9,26 +9,26 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"net/url"
 	"os"
-	"strconv"
 	"syscall"
 	"time"
-
-	"github.com/netbackd/netbackd/internal/vif"
 )
+
+// Program is the name of a daemon, and of the command that starts it and of its unit.
+type Program string
 
 // Client sends requests to the daemon at a socket.
 type Client struct {
-	path string
-	http http.Client
+	program Program
+	path    string
+	http    http.Client
 }
 
 // NewClient makes a client. It connects with the first request.
-func NewClient(path string) *Client {
-	c := &Client{path: path}
+func NewClient(program Program, path string) *Client {
+	c := &Client{program: program, path: path}
 	c.http = http.Client{
-		Timeout: 20 * time.Second, // longer than the daemon takes to adopt
+		Timeout: 20 * time.Second, // longer than a daemon takes to adopt a device
 		Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			var d net.Dialer
 			return d.DialContext(ctx, "unix", path)
@@ -37,103 +37,43 @@ func NewClient(path string) *Client {
 	return c
 }
 
-// ErrNotRunning is returned when no process listens at the socket.
-var ErrNotRunning = errors.New("netbackd is not running")
+var (
+	// ErrRunning is returned if another daemon holds the socket.
+	ErrRunning = errors.New("another daemon is running")
+	// ErrNotRunning is returned when no process listens at the socket.
+	ErrNotRunning = errors.New("the daemon is not running")
+	// ErrNotFound is returned for a device that the daemon does not know.
+	ErrNotFound = errors.New("no such device")
+)
 
-// ErrNotFound is returned for a vif that the daemon does not know.
-var ErrNotFound = errors.New("no such vif")
-
-// notFoundError is an ErrNotFound with the daemon's text.
-type notFoundError string
-
-func (e notFoundError) Error() string { return string(e) }
-func (e notFoundError) Unwrap() error { return ErrNotFound }
-
-// Daemon returns the status of the daemon.
-func (c *Client) Daemon(ctx context.Context) (Daemon, error) {
-	var d Daemon
-	if err := c.do(ctx, http.MethodGet, "/v1/daemon", &d); err != nil {
-		return Daemon{}, err
-	}
-	return d, checkSchema(d.Schema)
+// kindError is one of the errors above with the text for users.
+type kindError struct {
+	kind error
+	text string
 }
 
-// Names returns the names of all vifs.
-func (c *Client) Names(ctx context.Context) ([]string, error) {
-	var n Names
-	if err := c.do(ctx, http.MethodGet, "/v1/names", &n); err != nil {
-		return nil, err
-	}
-	return n.Names, checkSchema(n.Schema)
-}
+func (e kindError) Error() string { return e.text }
+func (e kindError) Unwrap() error { return e.kind }
 
-// Vif returns the status of one vif, by its name or by the present name of its interface.
-// If after is not 0, the daemon answers when the status has another revision than after, or
-// after some seconds.
-func (c *Client) Vif(ctx context.Context, name string, after uint64) (vif.Status, error) {
-	if name == "" { // the path would be that of another request
-		return vif.Status{}, notFoundError(`"": ` + ErrNotFound.Error())
-	}
-	path := vifPath(name)
-	if after != 0 {
-		path += "?after=" + strconv.FormatUint(after, 10)
-	}
-	var v Vif
-	if err := c.do(ctx, http.MethodGet, path, &v); err != nil {
-		return vif.Status{}, err
-	}
-	return v.Vif, checkSchema(v.Schema)
-}
+// NotFound returns an ErrNotFound with a text.
+func NotFound(text string) error { return kindError{ErrNotFound, text} }
 
-// Vifs returns the status of all vifs.
-func (c *Client) Vifs(ctx context.Context) ([]vif.Status, error) {
-	var v Vifs
-	if err := c.do(ctx, http.MethodGet, "/v1/vifs", &v); err != nil {
-		return nil, err
-	}
-	return v.Vifs, checkSchema(v.Schema)
-}
-
-// checkSchema returns an error for answers whose fields may have another meaning.
-func checkSchema(theirs int) error {
-	if theirs == Schema {
+// CheckSchema returns an error for answers whose version of the JSON is not the command's:
+// their fields may have another meaning.
+func (p Program) CheckSchema(theirs, ours int) error {
+	if theirs == ours {
 		return nil
 	}
-	return fmt.Errorf("the daemon speaks version %d of the control protocol, this command version %d; restart the daemon, or use the netbackd it was started from", theirs, Schema)
+	return fmt.Errorf("the daemon speaks version %d of the control protocol, this command version %d; restart the daemon, or use the %s it was started from", theirs, ours, p)
 }
-
-// Reset ends the quarantine of a vif.
-func (c *Client) Reset(ctx context.Context, name string) error {
-	return c.do(ctx, http.MethodPost, vifPath(name)+"/reset", nil)
-}
-
-// CanAdopt returns nil if Adopt would succeed for a vif that the kernel serves now, and
-// otherwise an error with the reason.
-func (c *Client) CanAdopt(ctx context.Context, name string) error {
-	return c.do(ctx, http.MethodGet, vifPath(name)+"/adopt", nil)
-}
-
-// Adopt makes the daemon serve a vif that was unbound from the kernel's driver. It returns
-// when the vif has its TAP.
-func (c *Client) Adopt(ctx context.Context, name string) error {
-	return c.do(ctx, http.MethodPost, vifPath(name)+"/adopt", nil)
-}
-
-// Release makes the daemon stop serving a vif, so that the kernel's driver can be bound to
-// it. lost counts packets to the guest that were in netbackd or its TAP.
-func (c *Client) Release(ctx context.Context, name string) (lost int, err error) {
-	var r Released
-	err = c.do(ctx, http.MethodPost, vifPath(name)+"/release", &r)
-	return r.Lost, err
-}
-
-func vifPath(name string) string { return "/v1/vifs/" + url.PathEscape(name) }
 
 // Close closes the idle connection.
 func (c *Client) Close() { c.http.CloseIdleConnections() }
 
-func (c *Client) do(ctx context.Context, method, path string, into any) error {
-	req, err := http.NewRequestWithContext(ctx, method, "http://netbackd"+path, nil)
+// Do sends a request, and decodes the answer into the variable that into points to, unless
+// into is nil.
+func (c *Client) Do(ctx context.Context, method, path string, into any) error {
+	req, err := http.NewRequestWithContext(ctx, method, "http://"+string(c.program)+path, nil)
 	if err != nil {
 		return err
 	}
@@ -146,10 +86,10 @@ func (c *Client) do(ctx context.Context, method, path string, into any) error {
 		var e Error
 		if err := json.NewDecoder(resp.Body).Decode(&e); err != nil {
 			// The path is unknown, so the daemon is another version.
-			return fmt.Errorf("the daemon answers %s to %s %s: `netbackd check` compares its version with this command's", resp.Status, method, path)
+			return fmt.Errorf("the daemon answers %s to %s %s: `%s check` compares its version with this command's", resp.Status, method, path, c.program)
 		}
 		if resp.StatusCode == http.StatusNotFound {
-			return notFoundError(e.Message)
+			return NotFound(e.Message)
 		}
 		return errors.New(e.Message)
 	}
@@ -165,7 +105,7 @@ func (c *Client) explain(err error) error {
 	case errors.Is(err, os.ErrPermission):
 		return fmt.Errorf("no permission to open %s: run as root, or as a member of its group", c.path)
 	case errors.Is(err, os.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
-		return fmt.Errorf("%w: no process listens at %s; start it with `systemctl start netbackd`, or `netbackd run` by hand", ErrNotRunning, c.path)
+		return kindError{ErrNotRunning, fmt.Sprintf("%s is not running: no process listens at %s; start it with `systemctl start %[1]s`, or `%[1]s run` by hand", c.program, c.path)}
 	}
 	return err
 }

@@ -4,52 +4,46 @@ package control
 
 import (
 	"context"
-	"fmt"
 	"net"
+	"net/http"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
-
-	"github.com/netbackd/netbackd/internal/vif"
 )
 
-// manyVifsLen makes a list of 300 KiB. A socket holds net.core.wmem_default, 208 KiB.
-const manyVifsLen = 500
+// manyLen makes a list of 300 KiB. A socket holds net.core.wmem_default, 208 KiB.
+const manyLen = 500
 
-// manyVifs returns a list that is larger than a socket buffer, and counts the calls that
-// make one.
-type manyVifs struct {
-	source
-	now, most atomic.Int32
-}
+// many makes lists that are larger than a socket buffer, and counts the calls that make one.
+type many struct{ now, most atomic.Int32 }
 
-func (m *manyVifs) List() []vif.Status {
+func (m *many) list() any {
 	n := m.now.Add(1)
 	defer m.now.Add(-1)
 	for most := m.most.Load(); n > most && !m.most.CompareAndSwap(most, n); most = m.most.Load() {
 	}
-	list := make([]vif.Status, manyVifsLen)
-	for i := range list {
-		list[i] = vif.Status{Name: fmt.Sprintf("vif%d.0", i), Error: strings.Repeat("x", 512)}
-	}
-	return list
+	return slices.Repeat([]string{strings.Repeat("x", 600)}, manyLen)
 }
 
 // TestClientsThatHang: clients that do not send or do not read take every connection.
 // They lose theirs, and a client that waits behind them is answered.
 func TestClientsThatHang(t *testing.T) {
-	src := &manyVifs{}
+	src := &many{}
+	routes := NewRoutes(nil)
+	routes.Get("/v1/daemon", func() any { return 4711 })
+	routes.List("/v1/list", src.list)
 	path := filepath.Join(t.TempDir(), "control.sock")
-	l, err := Listen(path)
+	l, err := Listen(testProgram, path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	m := limits{clients: 6, read: 200 * time.Millisecond, write: 400 * time.Millisecond, idle: time.Second}
-	go func() { ended <- m.serve(ctx, l, Handler(daemon, src, errNoVif), nil) }()
+	go func() { ended <- m.serve(ctx, l, routes, nil) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-ended; err != nil {
@@ -63,20 +57,20 @@ func TestClientsThatHang(t *testing.T) {
 		}
 		defer c.Close()
 		if i%2 == 0 {
-			if _, err := c.Write([]byte("GET /v1/vifs HTTP/1.1\r\nHost: netbackd\r\n\r\n")); err != nil {
+			if _, err := c.Write([]byte("GET /v1/list HTTP/1.1\r\nHost: netbackd\r\n\r\n")); err != nil {
 				t.Fatal(err)
 			}
 		}
 	}
-	d, err := client(t, path).Daemon(t.Context())
-	if err != nil || d.PID != testDaemon.PID {
-		t.Errorf("behind clients that hang: %+v, %v", d, err)
+	pid := 0
+	if err := client(t, path).Do(t.Context(), http.MethodGet, "/v1/daemon", &pid); err != nil || pid != 4711 {
+		t.Errorf("behind clients that hang: %d, %v", pid, err)
 	}
-	if most := src.most.Load(); most > maxLists {
+	if most := src.most.Load(); most > MaxLists {
 		t.Errorf("%d lists were made at a time", most)
 	}
-	vifs, err := client(t, path).Vifs(t.Context())
-	if err != nil || len(vifs) != manyVifsLen {
-		t.Errorf("then %d vifs, %v", len(vifs), err)
+	var list []string
+	if err := client(t, path).Do(t.Context(), http.MethodGet, "/v1/list", &list); err != nil || len(list) != manyLen {
+		t.Errorf("then a list of %d, %v", len(list), err)
 	}
 }

@@ -17,17 +17,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrRunning is returned if another daemon holds the socket.
-var ErrRunning = errors.New("another netbackd is running")
-
 // Listen makes the socket. A daemon holds a lock file beside it until its process ends. So
 // the next daemon can replace the socket of a dead one, and the directory belongs to one
 // daemon at a time.
-func Listen(path string) (net.Listener, error) {
+func Listen(program Program, path string) (net.Listener, error) { return listenLocked(program, path) }
+
+func listenLocked(program Program, path string) (*listener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, err
 	}
-	lock, err := takeLock(path + lockSuffix)
+	lock, err := takeLock(program, path+lockSuffix)
 	if err != nil {
 		return nil, err
 	}
@@ -42,7 +41,7 @@ func Listen(path string) (net.Listener, error) {
 const lockSuffix = ".lock"
 
 // takeLock takes the lock. A file that was removed before it was locked is no lock.
-func takeLock(path string) (*os.File, error) {
+func takeLock(program Program, path string) (*os.File, error) {
 	for {
 		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 		if err != nil {
@@ -50,7 +49,7 @@ func takeLock(path string) (*os.File, error) {
 		}
 		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 		if err == unix.EWOULDBLOCK {
-			err = fmt.Errorf("%w: it holds %s; stop it, or give this one another --run-dir", ErrRunning, path)
+			err = kindError{ErrRunning, fmt.Sprintf("another %s is running: it holds %s; stop it, or give this one another --run-dir", program, path)}
 		}
 		if err != nil {
 			return nil, errors.Join(err, f.Close())
@@ -95,6 +94,44 @@ type listener struct {
 }
 
 func (l *listener) Close() error { return errors.Join(l.Listener.Close(), l.lock.Close()) }
+
+// ListenOnce is Listen for a process that may be the last one of its socket: Close removes
+// the lock as well, and may be called again.
+func ListenOnce(program Program, path string) (net.Listener, error) {
+	l, err := listenLocked(program, path)
+	if err != nil {
+		return nil, err
+	}
+	return &onceListener{l, path}, nil
+}
+
+// onceListener removes the socket and its lock.
+type onceListener struct {
+	*listener
+	path string
+}
+
+func (l *onceListener) Close() error {
+	err := l.Listener.Close()
+	if errors.Is(err, net.ErrClosed) {
+		return nil
+	}
+	// The lock is removed while it is held, so that no other process has it.
+	return errors.Join(err, os.Remove(l.path+lockSuffix), l.lock.Close())
+}
+
+// RemoveDead removes the socket and the lock of a process that was killed, if this user may.
+// A process that is about to listen there has the lock.
+func RemoveDead(program Program, path string) {
+	lock, err := takeLock(program, path+lockSuffix)
+	if err != nil {
+		return
+	}
+	defer lock.Close()
+	if err := unix.Unlink(path); err == nil || errors.Is(err, os.ErrNotExist) {
+		_ = unix.Unlink(path + lockSuffix)
+	}
+}
 
 // limits bound the resources of clients. The connection of a client that does not send, or
 // does not read, is closed when its time is over.

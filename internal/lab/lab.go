@@ -10,9 +10,9 @@ import (
 	"os/exec"
 	"path/filepath"
 
-	"github.com/netbackd/netbackd/internal/control"
 	"github.com/netbackd/netbackd/internal/lab/netns"
 	"github.com/netbackd/netbackd/internal/lab/xensim/simclient"
+	"github.com/netbackd/netbackd/internal/netcontrol"
 	"github.com/netbackd/netbackd/internal/vif"
 	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenstore"
@@ -37,7 +37,7 @@ type Lab struct {
 	daemon *Process
 	conn   *simclient.Conn
 	xl     *xl
-	ctl    *control.Client
+	ctl    *netcontrol.Client
 	guests []*Guest
 	vhosts []*Vhost
 }
@@ -62,7 +62,7 @@ func New(ctx context.Context, opts Options) (_ *Lab, err error) {
 	if l.xl, err = newXL(l.conn); err != nil {
 		return nil, err
 	}
-	l.ctl = control.NewClient(filepath.Join(l.RunDir(), "control.sock"))
+	l.ctl = netcontrol.NewClient(filepath.Join(l.RunDir(), "control.sock"))
 	return l, l.StartDaemon(ctx)
 }
 
@@ -132,7 +132,7 @@ func (l *Lab) Hypervisor() *simclient.Control { return l.xl.Control() }
 func (l *Lab) Store() *xenstore.Client { return l.xl.Xenstore() }
 
 // Control returns a client of the daemon.
-func (l *Lab) Control() *control.Client { return l.ctl }
+func (l *Lab) Control() *netcontrol.Client { return l.ctl }
 
 // Bridge makes a bridge with an address for the host.
 func (l *Lab) Bridge(name string, cidrs ...string) error {

@@ -7,8 +7,8 @@ import (
 	"errors"
 	"path/filepath"
 
-	"github.com/netbackd/netbackd/internal/control"
 	"github.com/netbackd/netbackd/internal/lab/guest"
+	"github.com/netbackd/netbackd/internal/netcontrol"
 	"github.com/netbackd/netbackd/internal/vhostnet"
 )
 
@@ -19,7 +19,7 @@ type Vhost struct {
 	Socket string // of vhost-user
 	lab    *Lab
 	args   []string
-	ctl    *control.Client
+	ctl    *netcontrol.Client
 }
 
 // StartVhost starts a device on a socket of its own in the lab's directory. args are more
@@ -27,7 +27,7 @@ type Vhost struct {
 func (l *Lab) StartVhost(ctx context.Context, name string, args ...string) (*Vhost, error) {
 	d := &Vhost{Name: name, Socket: filepath.Join(l.opts.Dir, name+".sock"), lab: l}
 	d.args = append([]string{"vhost-user", "--run-dir", l.RunDir(), "--name", name, "--socket-path", d.Socket}, args...)
-	d.ctl = control.NewClient(control.DeviceSocket(l.RunDir(), name))
+	d.ctl = netcontrol.NewClient(netcontrol.DeviceSocket(l.RunDir(), name))
 	l.vhosts = append(l.vhosts, d)
 	return d, d.Restart(ctx)
 }

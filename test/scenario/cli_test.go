@@ -13,9 +13,9 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/netbackd/netbackd/internal/control"
 	"github.com/netbackd/netbackd/internal/dataplane"
 	"github.com/netbackd/netbackd/internal/lab"
+	"github.com/netbackd/netbackd/internal/netcontrol"
 	"github.com/netbackd/netbackd/internal/vhostnet"
 	"github.com/netbackd/netbackd/internal/vif"
 	"github.com/netbackd/netbackd/pkg/netif"
@@ -116,11 +116,11 @@ func TestList(t *testing.T) {
 	}
 
 	var list struct {
-		control.Vifs
+		netcontrol.Vifs
 		Devices []vhostnet.Status `json:"vhost_user"`
 	}
 	strict(t, fine(t, w.ask("list", "--json")), &list)
-	if list.Schema != control.Schema || len(list.Vifs.Vifs) != 4 || len(list.Devices) != 0 {
+	if list.Schema != netcontrol.Schema || len(list.Vifs.Vifs) != 4 || len(list.Devices) != 0 {
 		t.Fatalf("schema %d, %d vifs, %d devices", list.Schema, len(list.Vifs.Vifs), len(list.Devices))
 	}
 	for i, name := range []string{g.VifName(), waits.name(), unplugged.name(), refused.name()} {

@@ -15,7 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/netbackd/netbackd/internal/control"
+	"github.com/netbackd/netbackd/internal/netcontrol"
 )
 
 // label identifies a record's phase.
@@ -255,7 +255,7 @@ func (p *phase) measureTraced(w work, r *record) (err error) {
 
 // daemonCounters asks the daemon for the counters of the vif.
 func (p *phase) daemonCounters() (map[string]uint64, error) {
-	vifs, err := control.NewClient(p.socket).Vifs(context.Background())
+	vifs, err := netcontrol.NewClient(p.socket).Vifs(context.Background())
 	if err != nil {
 		return nil, err
 	}

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package control
+package netcontrol
 
 import (
 	"context"
@@ -11,9 +11,9 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 
+	"github.com/netbackd/netbackd/internal/control"
 	"github.com/netbackd/netbackd/internal/vhostnet"
 )
 
@@ -24,7 +24,7 @@ func TestListenDevice(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := ListenDevice(dir, "tap1"); !errors.Is(err, ErrRunning) {
+	if _, err := ListenDevice(dir, "tap1"); !errors.Is(err, control.ErrRunning) {
 		t.Errorf("a second one: %v", err)
 	}
 	for range 2 {
@@ -35,41 +35,6 @@ func TestListenDevice(t *testing.T) {
 	if left, _ := os.ReadDir(filepath.Join(dir, devicesDir)); len(left) != 0 {
 		t.Errorf("left: %v", left)
 	}
-}
-
-// TestLockOfRemovedFile: processes that begin and end at the same time never have a lock
-// together.
-func TestLockOfRemovedFile(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "lock")
-	var mu sync.Mutex
-	holders := 0
-	var wg sync.WaitGroup
-	for range 4 {
-		wg.Go(func() {
-			for range 200 {
-				f, err := takeLock(path)
-				if errors.Is(err, ErrRunning) {
-					continue
-				}
-				if err != nil {
-					t.Error(err)
-					return
-				}
-				mu.Lock()
-				if holders++; holders > 1 {
-					t.Error("two have the lock")
-				}
-				mu.Unlock()
-				mu.Lock()
-				holders--
-				mu.Unlock()
-				if err := errors.Join(os.Remove(path), f.Close()); err != nil {
-					t.Error(err)
-				}
-			}
-		})
-	}
-	wg.Wait()
 }
 
 // silent is a device that does not answer until the test ends.
@@ -90,7 +55,7 @@ func TestSilentDevice(t *testing.T) {
 	s := silent{make(chan struct{})}
 	served := make(chan error, 1)
 	go func() {
-		served <- Serve(ctx, l, DeviceHandler(func() Daemon { return Daemon{} }, s), log.New(io.Discard, "", 0))
+		served <- control.Serve(ctx, l, DeviceHandler(func() Daemon { return Daemon{} }, s), log.New(io.Discard, "", 0))
 	}()
 	list, err := Devices(ctx, dir)
 	if err != nil || len(list) != 1 || list[0].Name != "hung" || list[0].Kind != vhostnet.Kind || !strings.Contains(list[0].Error, "deadline") {

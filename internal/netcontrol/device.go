@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package control
+package netcontrol
 
 import (
 	"context"
@@ -14,9 +14,9 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
+	"github.com/netbackd/netbackd/internal/control"
 	"github.com/netbackd/netbackd/internal/vhostnet"
 )
 
@@ -41,37 +41,30 @@ var errNoFrontend = errors.New("no front end is connected")
 //	GET  /v1/device        -> Device
 //	POST /v1/device/reset  -> 204: the connection of the front end was closed
 func DeviceHandler(daemon func() Daemon, src DeviceSource) http.Handler {
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /v1/daemon", func(w http.ResponseWriter, _ *http.Request) {
-		d := daemon()
-		d.Schema = Schema
-		answer(w, d)
-	})
-	mux.HandleFunc("GET /v1/device", func(w http.ResponseWriter, _ *http.Request) {
-		answer(w, Device{Schema: Schema, Device: src.Status()})
-	})
-	mux.HandleFunc("POST /v1/device/reset", func(w http.ResponseWriter, _ *http.Request) {
+	r := control.NewRoutes(nil)
+	r.Get("/v1/daemon", func() any { return withSchema(daemon()) })
+	r.Get("/v1/device", func() any { return Device{Schema: Schema, Device: src.Status()} })
+	r.Call("POST /v1/device/reset", func(*http.Request) (any, error) {
 		if !src.Reset() {
-			refuse(w, http.StatusConflict, errNoFrontend)
-			return
+			return nil, errNoFrontend
 		}
-		w.WriteHeader(http.StatusNoContent)
+		return nil, nil
 	})
-	return mux
+	return r
 }
 
 // Device returns the status of the device of the process at the socket.
 func (c *Client) Device(ctx context.Context) (vhostnet.Status, error) {
 	var d Device
-	if err := c.do(ctx, http.MethodGet, "/v1/device", &d); err != nil {
+	if err := c.Do(ctx, http.MethodGet, "/v1/device", &d); err != nil {
 		return vhostnet.Status{}, err
 	}
-	return d.Device, checkSchema(d.Schema)
+	return d.Device, Program.CheckSchema(d.Schema, Schema)
 }
 
 // ResetDevice closes the connection of the device's front end.
 func (c *Client) ResetDevice(ctx context.Context) error {
-	return c.do(ctx, http.MethodPost, "/v1/device/reset", nil)
+	return c.Do(ctx, http.MethodPost, "/v1/device/reset", nil)
 }
 
 // devicesDir is the directory below the run directory in which each device of vhost-user has
@@ -147,8 +140,8 @@ func askDevice(ctx context.Context, path, name string) *vhostnet.Status {
 	defer c.Close()
 	s, err := c.Device(ctx)
 	switch {
-	case errors.Is(err, ErrNotRunning):
-		removeDead(path)
+	case errors.Is(err, control.ErrNotRunning):
+		control.RemoveDead(Program, path)
 		return nil
 	case err != nil:
 		return &vhostnet.Status{
@@ -160,41 +153,7 @@ func askDevice(ctx context.Context, path, name string) *vhostnet.Status {
 	return &s
 }
 
-// removeDead removes the socket and the lock of a process that was killed, if this user may.
-// A process that is about to listen there has the lock.
-func removeDead(path string) {
-	lock, err := takeLock(path + lockSuffix)
-	if err != nil {
-		return
-	}
-	defer lock.Close()
-	if err := syscall.Unlink(path); err == nil || errors.Is(err, fs.ErrNotExist) {
-		_ = syscall.Unlink(path + lockSuffix)
-	}
-}
-
 // ListenDevice makes the control socket of a device. Its Close removes the lock as well.
-func ListenDevice(runDir, name string) (*DeviceListener, error) {
-	path := DeviceSocket(runDir, name)
-	l, err := Listen(path)
-	if err != nil {
-		return nil, err
-	}
-	return &DeviceListener{l.(*listener), path}, nil
-}
-
-// DeviceListener is the control socket of a device.
-type DeviceListener struct {
-	*listener
-	path string
-}
-
-// Close closes the socket, and removes it and its lock. It may be called again.
-func (l *DeviceListener) Close() error {
-	err := l.Listener.Close()
-	if errors.Is(err, net.ErrClosed) {
-		return nil
-	}
-	// The lock is removed while it is held, so that no other process has it.
-	return errors.Join(err, os.Remove(l.path+lockSuffix), l.lock.Close())
+func ListenDevice(runDir, name string) (net.Listener, error) {
+	return control.ListenOnce(Program, DeviceSocket(runDir, name))
 }

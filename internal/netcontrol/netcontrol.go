@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package netcontrol is the protocol between netbackd and the commands that administer it,
+// over the transport of package control:
+//
+//	GET  /v1/daemon                -> Daemon
+//	GET  /v1/names                 -> Names
+//	GET  /v1/vifs                  -> Vifs
+//	GET  /v1/vifs/{name}           -> Vif
+//	GET  /v1/vifs/{name}?after=N   -> Vif, once its revision is not N, or after 4 s
+//	POST /v1/vifs/{name}/reset     -> 204
+//	GET  /v1/vifs/{name}/adopt     -> 204: it can be adopted
+//	POST /v1/vifs/{name}/adopt     -> 204: it is adopted and has its TAP
+//	POST /v1/vifs/{name}/release   -> Released
+//
+// The package knows the protocol. It must not know how the daemon makes the answers.
+package netcontrol
+
+import (
+	"context"
+	"net/http"
+	"time"
+
+	"github.com/netbackd/netbackd/internal/control"
+	"github.com/netbackd/netbackd/internal/vif"
+)
+
+// Program is the name of the daemon.
+const Program control.Program = "netbackd"
+
+// Schema is the version of the JSON. It changes when a field is removed or changes its
+// meaning. It does not change with new fields.
+const Schema = 1
+
+// Daemon is the status of the daemon.
+type Daemon struct {
+	Schema  int       `json:"schema"`
+	Version string    `json:"version"`
+	PID     int       `json:"pid"`
+	Since   time.Time `json:"since"`
+	Workers int       `json:"workers"`
+	Uring   string    `json:"io_uring"` // "in use", or the reason for not using it
+	Offload bool      `json:"offload"`
+
+	Threads    int `json:"threads"`     // present number of threads of the process
+	MaxThreads int `json:"threads_max"` // bound of that number
+
+	LogLost uint64 `json:"log_lines_lost"` // lines lost because the reader of the log did not keep up
+}
+
+// Vifs is the list of vifs.
+type Vifs struct {
+	Schema int          `json:"schema"`
+	Vifs   []vif.Status `json:"vifs"`
+}
+
+// Vif is one vif.
+type Vif struct {
+	Schema int        `json:"schema"`
+	Vif    vif.Status `json:"vif"`
+}
+
+// Names are the names of all vifs.
+type Names struct {
+	Schema int      `json:"schema"`
+	Names  []string `json:"names"`
+}
+
+// Released is the result of a release.
+type Released struct {
+	Lost int `json:"lost_packets"` // packets to the guest that were in netbackd and its TAP
+}
+
+// Source answers the requests. *backend.Backend is one.
+type Source interface {
+	Names() []string
+	List() []vif.Status
+	Status(ctx context.Context, name string, after uint64) (vif.Status, error)
+	Reset(name string) error
+	CanAdopt(name string) error
+	Adopt(name string) error
+	Release(name string) (lost int, err error)
+}
+
+// Handler serves the protocol. daemon returns the daemon's own status. An error of src
+// that is notFound is answered with status 404.
+func Handler(daemon func() Daemon, src Source, notFound error) http.Handler {
+	r := control.NewRoutes(notFound)
+	r.Get("/v1/daemon", func() any { return withSchema(daemon()) })
+	r.Get("/v1/names", func() any { return Names{Schema: Schema, Names: src.Names()} })
+	r.List("/v1/vifs", func() any { return Vifs{Schema: Schema, Vifs: src.List()} })
+	r.Call("GET /v1/vifs/{name}", func(q *http.Request) (any, error) {
+		after, err := control.Revision(q)
+		if err != nil {
+			return nil, err
+		}
+		ctx, cancel := context.WithTimeout(q.Context(), control.MaxWait)
+		defer cancel()
+		s, err := src.Status(ctx, q.PathValue("name"), after)
+		return Vif{Schema: Schema, Vif: s}, err
+	})
+	about := func(pattern string, f func(name string) error) {
+		r.Call(pattern, func(q *http.Request) (any, error) { return nil, f(q.PathValue("name")) })
+	}
+	about("POST /v1/vifs/{name}/reset", src.Reset)
+	about("GET /v1/vifs/{name}/adopt", src.CanAdopt)
+	about("POST /v1/vifs/{name}/adopt", src.Adopt)
+	r.Call("POST /v1/vifs/{name}/release", func(q *http.Request) (any, error) {
+		lost, err := src.Release(q.PathValue("name"))
+		return Released{Lost: lost}, err
+	})
+	return r
+}
+
+func withSchema(d Daemon) Daemon {
+	d.Schema = Schema
+	return d
+}
