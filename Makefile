@@ -5,7 +5,7 @@ export CGO_ENABLED := 0
 # a hash may begin with a digit, and must not be taken for a version number.
 VERSION ?= $(shell git describe --tags --dirty 2>/dev/null || git describe --always --dirty 2>/dev/null | sed 's/^/g/' | grep . || echo unknown)
 GO      ?= go
-LDFLAGS := -s -w -buildid= -X github.com/netbackd/netbackd/internal/cli.version=$(VERSION)
+LDFLAGS := -s -w -buildid= -X github.com/netbackd/netbackd/internal/command.version=$(VERSION)
 GOLANGCI := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 FUZZTIME ?= 10s
 PREFIX  ?= /usr

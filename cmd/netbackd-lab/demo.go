@@ -9,7 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/netbackd/netbackd/internal/cli"
+	"github.com/netbackd/netbackd/internal/command"
 	"github.com/netbackd/netbackd/internal/lab/demo"
 	"github.com/netbackd/netbackd/internal/lab/netns"
 )
@@ -26,7 +26,7 @@ is left behind. It fails if anything was lost.
 
 It needs to make network namespaces and to open /dev/net/tun: run it as root, or
 as a user who may do both.`,
-		Args: cli.Args(cobra.NoArgs),
+		Args: command.Args(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error {
 			// Starts the program again, in namespaces of its own.
 			if code, done := netns.Enter(); done {
@@ -39,7 +39,7 @@ as a user who may do both.`,
 				return err
 			}
 			if o.Queues < 1 || o.Queues > 8 {
-				return cli.UsageError(fmt.Errorf("--queues is %d, want 1 to 8", o.Queues))
+				return command.UsageError(fmt.Errorf("--queues is %d, want 1 to 8", o.Queues))
 			}
 			exe, err := os.Executable()
 			if err != nil {

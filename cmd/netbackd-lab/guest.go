@@ -9,7 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/netbackd/netbackd/internal/cli"
+	"github.com/netbackd/netbackd/internal/command"
 	"github.com/netbackd/netbackd/internal/lab/guest"
 )
 
@@ -27,7 +27,7 @@ func newGuestCmd() *cobra.Command {
 				return nil
 			}
 			if err != nil {
-				return cli.UsageError(err)
+				return command.UsageError(err)
 			}
 			return guest.Main(c.Context(), cfg, os.Stdin, os.Stdout)
 		},

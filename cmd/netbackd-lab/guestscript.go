@@ -12,7 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/netbackd/netbackd/internal/cli"
+	"github.com/netbackd/netbackd/internal/command"
 	"github.com/netbackd/netbackd/internal/lab/netfront"
 	"github.com/netbackd/netbackd/internal/lab/ringscript"
 	"github.com/netbackd/netbackd/internal/lab/xenfront"
@@ -28,7 +28,7 @@ func newGuestScriptCmd() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "script FILE...",
 		Short: "Play scripts as a guest's frontend, watched by an umpire on the host",
-		Args:  cli.Args(cobra.MinimumNArgs(1)),
+		Args:  command.Args(cobra.MinimumNArgs(1)),
 		RunE: func(c *cobra.Command, files []string) (err error) {
 			var scripts []*ringscript.Script
 			for _, f := range files {
@@ -82,14 +82,14 @@ func newGuestUmpireCmd() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "umpire --domid N",
 		Short: "Watch a guest's vif for the scripts that are played in that guest",
-		Args:  cli.Args(cobra.NoArgs),
+		Args:  command.Args(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) (err error) {
 			store, err := xenstore.Open(c.Context())
 			if err != nil {
 				return err
 			}
 			defer func() { err = errors.Join(err, store.Close()) }()
-			ctl := netcontrol.NewClient(cli.SocketPath(c))
+			ctl := netcontrol.NewClient(command.SocketPath(c))
 			defer ctl.Close()
 			u := ringscript.NewUmpire(ringscript.UmpireConfig{Domid: domid, Store: store, Daemon: ctl})
 			defer func() { err = errors.Join(err, u.Close()) }()

@@ -7,7 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/netbackd/netbackd/internal/cli"
+	"github.com/netbackd/netbackd/internal/command"
 	"github.com/netbackd/netbackd/internal/lab/guest"
 )
 
@@ -17,7 +17,7 @@ func newGuestXDPCmd() *cobra.Command {
 	return &cobra.Command{
 		Use:   "xdp INTERFACE pass|drop|ip|echo|redirect [TO]",
 		Short: "Attach an XDP program to an interface until interrupted",
-		Args:  cli.Args(cobra.RangeArgs(2, 3)),
+		Args:  command.Args(cobra.RangeArgs(2, 3)),
 		RunE: func(c *cobra.Command, a []string) error {
 			to := ""
 			if len(a) == 3 {

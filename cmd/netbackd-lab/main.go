@@ -13,11 +13,13 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/netbackd/netbackd/internal/cli"
+	"github.com/netbackd/netbackd/internal/command"
 	"github.com/netbackd/netbackd/internal/host"
 	"github.com/netbackd/netbackd/internal/lab/simhost"
+	"github.com/netbackd/netbackd/internal/netcontrol"
 )
 
-func main() { cli.Main(newRoot()) }
+func main() { command.Main(netcontrol.Program, newRoot()) }
 
 func newRoot() *cobra.Command {
 	root := cli.New(open)

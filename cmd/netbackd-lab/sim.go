@@ -7,7 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/netbackd/netbackd/internal/cli"
+	"github.com/netbackd/netbackd/internal/command"
 	"github.com/netbackd/netbackd/internal/lab/xensim"
 )
 
@@ -19,7 +19,7 @@ func newSimCmd() *cobra.Command {
 		Short:  "Run an embedded Xen",
 		Long:   `Sim plays hypervisor and xenstored for the processes that join it in --dir. It prints "ready" when they can.`,
 		Hidden: true,
-		Args:   cli.Args(cobra.NoArgs),
+		Args:   command.Args(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error {
 			return xensim.Run(c.Context(), dir, xensim.Options{
 				Ready: func() { fmt.Fprintln(c.OutOrStdout(), "ready") },

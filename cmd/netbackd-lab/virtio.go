@@ -8,7 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/netbackd/netbackd/internal/cli"
+	"github.com/netbackd/netbackd/internal/command"
 	"github.com/netbackd/netbackd/internal/lab/virtfront"
 	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenstore"
@@ -46,7 +46,7 @@ func newVirtioGuestCmd() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "guest",
 		Short: "Play the driver in a guest; commands come from standard input",
-		Args:  cli.Args(cobra.NoArgs),
+		Args:  command.Args(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error {
 			return virtfront.RunGuest(c.Context(), g, c.InOrStdin(), c.OutOrStdout())
 		},
@@ -62,7 +62,7 @@ func newVirtioFrontCmd() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "front --socket PATH --domid N --flags F",
 		Short: "Hand the rings of a guest over to a back end",
-		Args:  cli.Args(cobra.NoArgs),
+		Args:  command.Args(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error {
 			return virtfront.RunFront(c.Context(), f, c.OutOrStdout())
 		},
@@ -84,7 +84,7 @@ func newVirtioLayoutCmd() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "layout --domid N",
 		Short: "Print where a guest has its rings and buffers",
-		Args:  cli.Args(cobra.NoArgs),
+		Args:  command.Args(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) (err error) {
 			store, err := xenstore.Open(c.Context())
 			if err != nil {
@@ -109,7 +109,7 @@ func newVirtioPlainCmd() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "plain --socket PATH",
 		Short: "Play driver and front end with shared memory; commands come from standard input",
-		Args:  cli.Args(cobra.NoArgs),
+		Args:  command.Args(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error {
 			return virtfront.RunPlain(c.Context(), socket, g, c.InOrStdin(), c.OutOrStdout())
 		},
@@ -125,10 +125,10 @@ func newVirtioPeerCmd() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "peer --device NAME",
 		Short: "Send frames to the guest and check its answers",
-		Args:  cli.Args(cobra.NoArgs),
+		Args:  command.Args(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error {
 			if p.Window < 1 {
-				return cli.UsageError(fmt.Errorf("--window is %d, want at least 1", p.Window))
+				return command.UsageError(fmt.Errorf("--window is %d, want at least 1", p.Window))
 			}
 			return virtfront.RunPeer(c.Context(), p, c.OutOrStdout())
 		},
@@ -147,7 +147,7 @@ func newVirtioEchoCmd() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "echo --socket PATH",
 		Short: "Be a back end that sends each frame back",
-		Args:  cli.Args(cobra.NoArgs),
+		Args:  command.Args(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error {
 			l, err := virtfront.Listen(socket)
 			if err != nil {

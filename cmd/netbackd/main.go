@@ -6,9 +6,11 @@ package main
 
 import (
 	"github.com/netbackd/netbackd/internal/cli"
+	"github.com/netbackd/netbackd/internal/command"
 	"github.com/netbackd/netbackd/internal/host"
+	"github.com/netbackd/netbackd/internal/netcontrol"
 )
 
 func main() {
-	cli.Main(cli.New(func(dir string) (cli.Host, error) { return host.Open(dir) }))
+	command.Main(netcontrol.Program, cli.New(func(dir string) (cli.Host, error) { return host.Open(dir) }))
 }

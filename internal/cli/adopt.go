@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/netbackd/netbackd/internal/command"
 	"github.com/netbackd/netbackd/internal/handover"
 	"github.com/netbackd/netbackd/pkg/xenbus"
 )
@@ -34,7 +35,7 @@ because the guest would not do so again. An XDP program of the guest continues.
 An adoption lasts until the guest is destroyed, saved or migrated. For a permanent one
 write script=vif-netbackd into the guest's config. "netbackd release" undoes it.`,
 		Example:           "  netbackd adopt vif3.0",
-		Args:              Args(cobra.ExactArgs(1)),
+		Args:              command.Args(cobra.ExactArgs(1)),
 		ValidArgsFunction: completeVif,
 		RunE: func(c *cobra.Command, a []string) error {
 			return withMover(c, a[0], func(m *handover.Mover, id xenbus.VifID) error {

@@ -9,19 +9,17 @@ import (
 	"net"
 	"os"
 	"runtime"
-	"runtime/debug"
-	"sync"
 	"time"
 
 	"go.uber.org/zap"
-	"golang.org/x/sys/unix"
 
 	"github.com/netbackd/netbackd/internal/backend"
 	"github.com/netbackd/netbackd/internal/budget"
+	"github.com/netbackd/netbackd/internal/command"
 	"github.com/netbackd/netbackd/internal/control"
 	"github.com/netbackd/netbackd/internal/ctrlserver"
+	"github.com/netbackd/netbackd/internal/daemon"
 	"github.com/netbackd/netbackd/internal/dataplane"
-	"github.com/netbackd/netbackd/internal/logsink"
 	"github.com/netbackd/netbackd/internal/netcontrol"
 	"github.com/netbackd/netbackd/internal/sdnotify"
 	"github.com/netbackd/netbackd/internal/vif"
@@ -29,14 +27,12 @@ import (
 	"github.com/netbackd/netbackd/pkg/tap"
 )
 
-// daemon is `netbackd run`.
-type daemon struct {
+// netDaemon is `netbackd run`.
+type netDaemon struct {
+	*daemon.Process
 	*runFlags
 	rings ctrlserver.Protocols
-	log   *zap.Logger
-	sink  *logsink.Sink
 
-	notify   *sdnotify.Notifier
 	host     Host
 	listener net.Listener // Serve closes it
 	pool     *dataplane.Pool
@@ -46,23 +42,23 @@ type daemon struct {
 
 // setUp opens everything that the daemon needs. If something is missing the daemon ends
 // here, and not with the first guest.
-func (d *daemon) setUp(open Opener) (err error) {
+func (d *netDaemon) setUp(open Opener) (err error) {
 	// This comes first, so that no child inherits the files.
 	notify, kept, err := sdnotify.FromEnv()
 	if err != nil {
-		d.log.Warn("environment from the service manager is not valid", zap.Error(err))
+		d.Log.Warn("environment from the service manager is not valid", zap.Error(err))
 	}
-	d.notify = notify
+	d.Notify = notify
 	if err := os.MkdirAll(d.runDir, 0o755); err != nil {
 		return fmt.Errorf("run directory: %w", err)
 	}
-	raiseFileLimit()
+	daemon.RaiseFileLimit()
 	if err := tap.Probe(tap.MultiQueue); err != nil {
 		return err
 	}
 	offload := d.offload == "auto"
 	if offload && errors.Is(tap.Probe(tap.VnetHeader), tap.ErrNotSupported) {
-		d.log.Warn("offload switched off: the kernel's TAPs have no vnet header")
+		d.Log.Warn("offload switched off: the kernel's TAPs have no vnet header")
 		offload = false
 	}
 	h, err := open(d.xen)
@@ -76,7 +72,7 @@ func (d *daemon) setUp(open Opener) (err error) {
 	d.pool, err = dataplane.NewPool(dataplane.Options{
 		Workers: d.workers,
 		NoUring: !d.uring,
-		Warn:    func(err error) { d.log.Warn("data path degraded", zap.Error(err)) },
+		Warn:    func(err error) { d.Log.Warn("data path degraded", zap.Error(err)) },
 	})
 	if err != nil {
 		return err
@@ -87,7 +83,7 @@ func (d *daemon) setUp(open Opener) (err error) {
 	runtime.GOMAXPROCS(max(runtime.GOMAXPROCS(0), d.pool.Workers()+1))
 
 	d.backend = backend.New(backend.Config{
-		Dial: d.host.DialStore, Host: d.host, Pool: d.pool, Log: d.log,
+		Dial: d.host.DialStore, Host: d.host, Pool: d.pool, Log: d.Log,
 		Options: vif.Options{
 			MaxQueues: d.maxQueues, Offload: offload, RunDir: d.runDir, Drain: d.drain, Stall: d.stall,
 			ControlRings: d.rings, StaticGrants: d.static, NoBPF: d.noBPF(),
@@ -95,22 +91,20 @@ func (d *daemon) setUp(open Opener) (err error) {
 		Kernel: kernel(d.host), Keeper: keeper(notify), Kept: kept,
 	})
 	d.status = netcontrol.Daemon{
-		Version: buildVersion(), PID: os.Getpid(), Since: time.Now(),
-		Workers: d.pool.Workers(), Uring: uringState(d.uring), Offload: offload,
+		Version: command.Version(), PID: os.Getpid(), Since: time.Now(),
+		Workers: d.pool.Workers(), Uring: daemon.UringState(d.uring), Offload: offload,
 		MaxThreads: maxThreads(d.pool.Workers()),
 	}
 	return nil
 }
 
 // close closes the resources of setUp.
-func (d *daemon) close() (err error) {
+func (d *netDaemon) close() (err error) {
 	if d.pool != nil {
 		d.pool.Close()
 	}
 	if d.listener != nil {
-		if err = d.listener.Close(); errors.Is(err, net.ErrClosed) || errors.Is(err, os.ErrClosed) {
-			err = nil
-		}
+		err = daemon.CloseListener(d.listener)
 	}
 	if d.host != nil {
 		err = errors.Join(err, d.host.Close())
@@ -119,44 +113,37 @@ func (d *daemon) close() (err error) {
 }
 
 // now returns the status of the daemon.
-func (d *daemon) now() netcontrol.Daemon {
+func (d *netDaemon) now() netcontrol.Daemon {
 	s := d.status
-	s.LogLost, s.Threads = d.sink.Lost(), threads()
+	s.LogLost, s.Threads = d.LogLost(), daemon.Threads()
 	return s
 }
 
 // serve serves vifs, and answers at the control socket, until ctx ends.
-func (d *daemon) serve(ctx context.Context) (err error) {
-	clients, err := zap.NewStdLogAt(d.log, zap.WarnLevel)
-	if err != nil {
-		return err
-	}
-	serveCtx, stop := context.WithCancel(ctx)
-	served := make(chan error, 1)
-	go func() {
-		served <- control.Serve(serveCtx, d.listener, netcontrol.Handler(d.now, d.backend, backend.ErrNoVif), clients)
-	}()
-	defer func() {
-		stop()
-		err = errors.Join(err, <-served)
-	}()
-
-	// The data path allocates nothing. The heap is small, so frequent collections are
-	// cheap and keep the daemon small.
-	debug.SetGCPercent(50)
-	d.log.Info("starting", zap.String("version", d.status.Version), zap.String("xen", d.xen),
+func (d *netDaemon) serve(ctx context.Context) error {
+	d.Log.Info("starting", zap.String("version", d.status.Version), zap.String("xen", d.xen),
 		zap.Int("workers", d.status.Workers), zap.String("io_uring", d.status.Uring), zap.Bool("offload", d.status.Offload))
-	srv := &service{notify: d.notify, log: d.log, workers: d.pool.Ping, control: d.backend.Ping, text: func() string { return vifCount(d.backend.Vifs()) }}
-	var watch sync.WaitGroup
-	err = d.backend.Run(ctx, func() {
-		d.log.Info("ready")
-		watch.Go(func() { srv.serve(serveCtx) })
+	err := d.Serve(ctx, daemon.Work{
+		Listener: d.listener, Handler: netcontrol.Handler(d.now, d.backend, backend.ErrNoVif),
+		Workers: d.pool.Ping, Control: d.backend.Ping,
+		Text: func() string { return vifCount(d.backend.Vifs()) },
+		Run: func(ctx context.Context, ready func()) error {
+			return d.backend.Run(ctx, func() {
+				d.Log.Info("ready")
+				ready()
+			})
+		},
 	})
-	stop()
-	watch.Wait()
-	srv.stopped()
-	d.log.Info("stopped; guests keep their state for the next netbackd")
+	d.Log.Info("stopped; guests keep their state for the next netbackd")
 	return err
+}
+
+// vifCount is the status of the daemon for the service manager.
+func vifCount(n int) string {
+	if n == 1 {
+		return "1 vif"
+	}
+	return fmt.Sprintf("%d vifs", n)
 }
 
 // otherThreads allows for threads that are neither workers, nor in a blocking call for a
@@ -170,12 +157,6 @@ func maxThreads(workers int) int {
 	return workers + runtime.GOMAXPROCS(0) + budget.Turns + dataplane.MaxSpares + otherThreads
 }
 
-// threads counts the threads of the process, and returns 0 if it cannot.
-func threads() int {
-	tasks, _ := os.ReadDir("/proc/self/task")
-	return len(tasks)
-}
-
 // kernel returns the kernel's driver, which may serve vifs on a real Xen.
 func kernel(h Host) backend.Kernel {
 	if !h.Real() {
@@ -184,20 +165,10 @@ func kernel(h Host) backend.Kernel {
 	return xennetback.New("/sys")
 }
 
-// wantFiles is enough for a thousand guests: each queue has a file for the TAP and one for
-// its event channels, and io_uring's file tables count as well.
-const wantFiles = 65536
-
-// raiseFileLimit raises the limit on open files as far as allowed. If that is not enough, a
-// vif fails to connect and reports the error.
-func raiseFileLimit() {
-	var l unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &l); err != nil || l.Cur >= wantFiles {
-		return
+// keeper returns the service manager as the keeper of TAP queues, or nil.
+func keeper(n *sdnotify.Notifier) backend.Keeper {
+	if n == nil {
+		return nil
 	}
-	most := unix.Rlimit{Cur: wantFiles, Max: max(l.Max, wantFiles)}
-	if unix.Setrlimit(unix.RLIMIT_NOFILE, &most) != nil {
-		l.Cur = l.Max
-		_ = unix.Setrlimit(unix.RLIMIT_NOFILE, &l)
-	}
+	return n
 }

@@ -9,11 +9,11 @@ import (
 	"io"
 	"slices"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/netbackd/netbackd/internal/command"
 	"github.com/netbackd/netbackd/internal/control"
 	"github.com/netbackd/netbackd/internal/dataplane"
 	"github.com/netbackd/netbackd/internal/netcontrol"
@@ -21,20 +21,14 @@ import (
 	"github.com/netbackd/netbackd/internal/vif"
 )
 
-// runDir returns the directory of the control sockets.
-func runDir(c *cobra.Command) string {
-	dir, _ := c.Flags().GetString("run-dir")
-	return dir
-}
-
 // vifsAndDevices asks the daemon, and each process of a vhost-user device. Without a daemon
 // there are no vifs, which is an error if there are no devices either.
 func vifsAndDevices(ctx context.Context, c *cobra.Command) ([]vif.Status, []vhostnet.Status, error) {
-	devices, err := netcontrol.Devices(ctx, runDir(c))
+	devices, err := netcontrol.Devices(ctx, command.RunDir(c))
 	if err != nil {
 		return nil, nil, err
 	}
-	client := netcontrol.NewClient(SocketPath(c))
+	client := netcontrol.NewClient(command.SocketPath(c))
 	defer client.Close()
 	vifs, err := client.Vifs(ctx)
 	if errors.Is(err, control.ErrNotRunning) && len(devices) > 0 {
@@ -46,7 +40,7 @@ func vifsAndDevices(ctx context.Context, c *cobra.Command) ([]vif.Status, []vhos
 // findDevice returns the device of a name, or with an interface of that name. It returns nil
 // if there is none.
 func findDevice(ctx context.Context, c *cobra.Command, name string) (*vhostnet.Status, error) {
-	devices, err := netcontrol.Devices(ctx, runDir(c))
+	devices, err := netcontrol.Devices(ctx, command.RunDir(c))
 	if err != nil {
 		return nil, err
 	}
@@ -78,8 +72,8 @@ func writeDeviceRow(w io.Writer, s *vhostnet.Status) {
 	}
 	fmt.Fprintf(w, "%s\t-\t%s\t%d\t%s\t%d\t%s\t%d\t%s\t%d\t%s\n",
 		s.Name, state, s.Active, shortVirtio(s.Features),
-		s.Counters["tx_packets"], size(s.Counters["tx_bytes"]),
-		s.Counters["rx_packets"], size(s.Counters["rx_bytes"]),
+		s.Counters["tx_packets"], command.Size(s.Counters["tx_bytes"]),
+		s.Counters["rx_packets"], command.Size(s.Counters["rx_bytes"]),
 		drops(s.Counters), note)
 }
 
@@ -110,17 +104,17 @@ func shortVirtio(names []string) string {
 
 // writeDevice prints one device.
 func writeDevice(w io.Writer, s *vhostnet.Status, now time.Time) error {
-	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	t := command.Table(w)
 	row := func(k, format string, v ...any) { fmt.Fprintf(t, "%s\t%s\n", k, fmt.Sprintf(format, v...)) }
 	row("vhost-user", "%s, process %d", s.Name, s.PID)
-	row("state", "%s", orNone(string(s.State)))
+	row("state", "%s", command.OrNone(string(s.State)))
 	if s.Waits != "" {
 		row("waits for", "%s", s.Waits)
 	}
 	if s.Error != "" {
 		row("last error", "%s", s.Error)
 	}
-	row("socket", "%s (%s), %d front ends so far", orNone(s.Socket), s.Mode, s.Sessions)
+	row("socket", "%s (%s), %d front ends so far", command.OrNone(s.Socket), s.Mode, s.Sessions)
 	if !s.Since.IsZero() {
 		row("front end", "process %d, connected %v ago, driver status %#x", s.Frontend, now.Sub(s.Since).Round(time.Second), s.Driver)
 	}
@@ -129,15 +123,15 @@ func writeDevice(w io.Writer, s *vhostnet.Status, now time.Time) error {
 		if s.Made {
 			made = "made here"
 		}
-		row("interface", "%s (%s), %s, carrier %s", s.Interface, made, upDown(s.Up), onOff(s.Carrier))
-		row("bridge", "%s", orNone(s.Bridge))
+		row("interface", "%s (%s), %s, carrier %s", s.Interface, made, command.UpDown(s.Up), command.OnOff(s.Carrier))
+		row("bridge", "%s", command.OrNone(s.Bridge))
 		row("mtu", "%s", deviceMTU(s))
 	}
 	row("rate", "%s", s.Rate)
-	row("steering", "%s", orNone(s.Steering))
-	row("features", "%s", orNone(strings.Join(s.Features, " ")))
-	row("offered", "%s", orNone(strings.Join(s.Offered, " ")))
-	row("memory", "%s", orNone(memory(s)))
+	row("steering", "%s", command.OrNone(s.Steering))
+	row("features", "%s", command.OrNone(strings.Join(s.Features, " ")))
+	row("offered", "%s", command.OrNone(strings.Join(s.Offered, " ")))
+	row("memory", "%s", command.OrNone(memory(s)))
 	if s.Logging {
 		row("dirty log", "on: the guest is being migrated")
 	}
@@ -168,7 +162,7 @@ func deviceMTU(s *vhostnet.Status) string {
 func memory(s *vhostnet.Status) string {
 	var list []string
 	for _, m := range s.Memory {
-		text := fmt.Sprintf("%d regions of %s memory, %s bytes", m.Regions, m.Kind, size(m.Bytes))
+		text := fmt.Sprintf("%d regions of %s memory, %s bytes", m.Regions, m.Kind, command.Size(m.Bytes))
 		if m.Flags != 0 {
 			text += fmt.Sprintf(" of domain %d (flags %#x)", m.Domid, m.Flags)
 		}
@@ -183,7 +177,7 @@ func writePairs(w io.Writer, s *vhostnet.Status) error {
 		return nil
 	}
 	fmt.Fprintln(w)
-	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	t := command.Table(w)
 	fmt.Fprintln(t, "PAIR\tWORKER\tTX RING\tRX RING\tTX PKTS\tRX PKTS\tTX PENDING\tRX BUFFERS FREE\tHELD\tOWES\tSYSCALLS/PKT\tCALLS/PKT")
 	for i := range s.Queues {
 		q := &s.Queues[i]
@@ -193,7 +187,7 @@ func writePairs(w io.Writer, s *vhostnet.Status) error {
 		n := q.Counters["tx_packets"] + q.Counters["rx_packets"]
 		fmt.Fprintf(t, "%d\t%d\t%s\t%s\t%d\t%d\t%d\t%d\t%d\t%s\t%s\t%s\n", i, q.Worker, ring(q.Tx), ring(q.Rx),
 			q.Counters["tx_packets"], q.Counters["rx_packets"], q.Tx.Available, q.Rx.Available, q.Held, pairOwes(q),
-			ratio(q.Counters["syscalls"], n), ratio(q.Counters["notifies"], n))
+			command.Ratio(q.Counters["syscalls"], n), command.Ratio(q.Counters["notifies"], n))
 	}
 	return t.Flush()
 }
@@ -231,7 +225,7 @@ func pairOwes(q *vhostnet.QueueStatus) string {
 
 // deviceNames returns the names of the devices, for completion.
 func deviceNames(c *cobra.Command) []string {
-	devices, err := netcontrol.Devices(c.Context(), runDir(c))
+	devices, err := netcontrol.Devices(c.Context(), command.RunDir(c))
 	if err != nil {
 		return nil
 	}
@@ -248,7 +242,7 @@ func writeCounterTable(w io.Writer, counters map[string]uint64) error {
 		return nil
 	}
 	fmt.Fprintln(w)
-	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	t := command.Table(w)
 	fmt.Fprintln(t, "COUNTER\tVALUE\tMEANING")
 	for _, c := range dataplane.Counters {
 		n := counters[c.Name]

@@ -15,6 +15,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/netbackd/netbackd/internal/command"
 	"github.com/netbackd/netbackd/internal/control"
 	"github.com/netbackd/netbackd/internal/netcontrol"
 	"github.com/netbackd/netbackd/internal/vhostnet"
@@ -64,7 +65,7 @@ func TestWriteDevices(t *testing.T) {
 		golden(t, "show-device-"+s.Name, b.Bytes())
 	}
 	b.Reset()
-	if err := writeJSON(&b, listed{netcontrol.Vifs{Schema: netcontrol.Schema}, testDevices()}); err != nil {
+	if err := command.WriteJSON(&b, listed{netcontrol.Vifs{Schema: netcontrol.Schema}, testDevices()}); err != nil {
 		t.Fatal(err)
 	}
 	golden(t, "list-devices-json", b.Bytes())
@@ -110,7 +111,7 @@ func serveDevice(t *testing.T, dir string, d *fakeDevice) {
 // socket of a process that was killed is removed.
 func TestDevicesWithoutDaemon(t *testing.T) {
 	dir := t.TempDir()
-	if _, err := command("--run-dir", dir, "list"); exitCode(err) != exitNotRunning {
+	if _, err := runCommand("--run-dir", dir, "list"); command.ExitCode(err) != command.ExitNotRunning {
 		t.Errorf("list without daemon and devices: %v", err)
 	}
 	devices := testDevices()
@@ -124,7 +125,7 @@ func TestDevicesWithoutDaemon(t *testing.T) {
 		}
 	}
 
-	out, err := command("--run-dir", dir, "list", "--json")
+	out, err := runCommand("--run-dir", dir, "list", "--json")
 	var list listed
 	if err := errors.Join(err, json.Unmarshal([]byte(out), &list)); err != nil {
 		t.Fatal(err)
@@ -136,20 +137,20 @@ func TestDevicesWithoutDaemon(t *testing.T) {
 		t.Errorf("left: %q", left)
 	}
 	for _, name := range []string{"web", "vhu0000002a"} {
-		if out, err := command("--run-dir", dir, "show", name); err != nil || !strings.Contains(out, "web, process 4242") {
+		if out, err := runCommand("--run-dir", dir, "show", name); err != nil || !strings.Contains(out, "web, process 4242") {
 			t.Errorf("show %s: %q, %v", name, out, err)
 		}
 	}
-	if _, err := command("--run-dir", dir, "reset", "vhu0000002a"); err != nil || busy.resets != 1 {
+	if _, err := runCommand("--run-dir", dir, "reset", "vhu0000002a"); err != nil || busy.resets != 1 {
 		t.Errorf("%d resets, %v", busy.resets, err)
 	}
-	if _, err := command("--run-dir", dir, "reset", "tap1"); err == nil || !strings.Contains(err.Error(), "no front end") {
+	if _, err := runCommand("--run-dir", dir, "reset", "tap1"); err == nil || !strings.Contains(err.Error(), "no front end") {
 		t.Errorf("reset of a device that waits: %v", err)
 	}
-	if _, err := command("--run-dir", dir, "show", "vif1.0"); exitCode(err) != exitNotRunning {
+	if _, err := runCommand("--run-dir", dir, "show", "vif1.0"); command.ExitCode(err) != command.ExitNotRunning {
 		t.Errorf("show of a vif: %v", err)
 	}
-	if out, err := command("__complete", "--run-dir", dir, "show", ""); err != nil || !strings.HasPrefix(out, "tap1\nweb\n:4\n") {
+	if out, err := runCommand("__complete", "--run-dir", dir, "show", ""); err != nil || !strings.HasPrefix(out, "tap1\nweb\n:4\n") {
 		t.Errorf("completion: %q, %v", out, err)
 	}
 }

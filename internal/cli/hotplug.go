@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/netbackd/netbackd/internal/command"
 	"github.com/netbackd/netbackd/internal/handover"
 	"github.com/netbackd/netbackd/internal/netcontrol"
 	"github.com/netbackd/netbackd/internal/xennetback"
@@ -27,14 +28,14 @@ taken it, and returns when netbackd has made its TAP.
 VIF is a name such as vif3.0, by default that of $XENBUS_PATH. The reason for a failure
 is also written to the vif's node hotplug-error, which xl prints.`,
 		Example: "  netbackd hotplug vif3.0",
-		Args:    Args(cobra.MaximumNArgs(1)),
+		Args:    command.Args(cobra.MaximumNArgs(1)),
 		RunE: func(c *cobra.Command, a []string) error {
 			name := os.Getenv("XENBUS_PATH")
 			if len(a) > 0 {
 				name = a[0]
 			}
 			if name == "" {
-				return usageError{errors.New("hotplug wants the name of a vif, or $XENBUS_PATH")}
+				return command.Usagef("hotplug wants the name of a vif, or $XENBUS_PATH")
 			}
 			return withMover(c, name, func(m *handover.Mover, id xenbus.VifID) error {
 				err := m.Hotplug(c.Context(), id)
@@ -52,13 +53,13 @@ is also written to the vif's node hotplug-error, which xl prints.`,
 func withMover(c *cobra.Command, name string, f func(*handover.Mover, xenbus.VifID) error) (err error) {
 	id, err := handover.ParseID(name)
 	if err != nil {
-		return usageError{err}
+		return command.UsageError(err)
 	}
 	store, err := xenstore.Open(c.Context())
 	if err != nil {
 		return err
 	}
-	client := netcontrol.NewClient(SocketPath(c))
+	client := netcontrol.NewClient(command.SocketPath(c))
 	defer func() {
 		client.Close()
 		err = errors.Join(err, store.Close())

@@ -3,15 +3,13 @@
 package cli
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
-	"strconv"
 	"strings"
-	"text/tabwriter"
 
 	"github.com/spf13/cobra"
 
+	"github.com/netbackd/netbackd/internal/command"
 	"github.com/netbackd/netbackd/internal/dataplane"
 	"github.com/netbackd/netbackd/internal/netcontrol"
 	"github.com/netbackd/netbackd/internal/vhostnet"
@@ -30,7 +28,7 @@ domain. They are listed without a daemon as well.
 
 With --json it prints {"schema":1,"vifs":[...],"vhost_user":[...]}, each as in "show --json".`,
 		Example: "  netbackd list\n  netbackd list --json | jq '.vifs[] | {name, state}'",
-		Args:    Args(cobra.NoArgs),
+		Args:    command.Args(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error {
 			vifs, devices, err := vifsAndDevices(c.Context(), c)
 			if err != nil {
@@ -40,7 +38,7 @@ With --json it prints {"schema":1,"vifs":[...],"vhost_user":[...]}, each as in "
 				hideKey(&vifs[i])
 			}
 			if asJSON {
-				return writeJSON(c.OutOrStdout(), listed{netcontrol.Vifs{Schema: netcontrol.Schema, Vifs: vifs}, devices})
+				return command.WriteJSON(c.OutOrStdout(), listed{netcontrol.Vifs{Schema: netcontrol.Schema, Vifs: vifs}, devices})
 			}
 			return writeList(c.OutOrStdout(), vifs, devices)
 		},
@@ -55,27 +53,20 @@ type listed struct {
 	Devices []vhostnet.Status `json:"vhost_user"`
 }
 
-// writeJSON prints v as indented JSON.
-func writeJSON(w io.Writer, v any) error {
-	e := json.NewEncoder(w)
-	e.SetIndent("", "  ")
-	return e.Encode(v)
-}
-
 // writeList prints the table of vifs and devices.
 func writeList(w io.Writer, vifs []vif.Status, devices []vhostnet.Status) error {
 	if len(vifs)+len(devices) == 0 {
 		_, err := fmt.Fprintln(w, "no vifs")
 		return err
 	}
-	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	t := command.Table(w)
 	fmt.Fprintln(t, "VIF\tDOMID\tSTATE\tQUEUES\tFEATURES\tTX PKTS\tTX BYTES\tRX PKTS\tRX BYTES\tDROPS\tNOTE")
 	for i := range vifs {
 		s := &vifs[i]
 		fmt.Fprintf(t, "%s\t%d\t%s\t%d\t%s\t%d\t%s\t%d\t%s\t%d\t%s\n",
 			s.Name, s.Domid, shownState(s), len(s.Queues), shortFeatures(s.Features),
-			s.Counters["tx_packets"], size(s.Counters["tx_bytes"]),
-			s.Counters["rx_packets"], size(s.Counters["rx_bytes"]),
+			s.Counters["tx_packets"], command.Size(s.Counters["tx_bytes"]),
+			s.Counters["rx_packets"], command.Size(s.Counters["rx_bytes"]),
 			drops(s.Counters), note(s))
 	}
 	for i := range devices {
@@ -156,18 +147,4 @@ func drops(counters map[string]uint64) (n uint64) {
 		}
 	}
 	return n
-}
-
-// size formats a number of bytes with a unit.
-func size(n uint64) string {
-	const units = "kMGTPE"
-	if n < 1000 {
-		return strconv.FormatUint(n, 10)
-	}
-	v, i := float64(n)/1000, 0
-	for v >= 999.95 && i < len(units)-1 {
-		v /= 1000
-		i++
-	}
-	return fmt.Sprintf("%.1f%c", v, units[i])
 }

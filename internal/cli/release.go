@@ -5,6 +5,7 @@ package cli
 import (
 	"github.com/spf13/cobra"
 
+	"github.com/netbackd/netbackd/internal/command"
 	"github.com/netbackd/netbackd/internal/handover"
 	"github.com/netbackd/netbackd/pkg/xenbus"
 )
@@ -29,7 +30,7 @@ would close the vif. It also refuses if the guest has made settings that it make
 once: a multicast list, without which the driver drops all multicast, or settings over
 a control ring.`,
 		Example:           "  netbackd release vif3.0",
-		Args:              Args(cobra.ExactArgs(1)),
+		Args:              command.Args(cobra.ExactArgs(1)),
 		ValidArgsFunction: completeVif,
 		RunE: func(c *cobra.Command, a []string) error {
 			return withMover(c, a[0], func(m *handover.Mover, id xenbus.VifID) error {

@@ -5,21 +5,16 @@ package cli
 import (
 	"context"
 	"errors"
-	"fmt"
-	"os/signal"
 	"runtime"
 	"time"
 
 	"github.com/spf13/cobra"
-	"go.uber.org/zap"
-	"go.uber.org/zap/zapcore"
-	"golang.org/x/sys/unix"
 
+	"github.com/netbackd/netbackd/internal/command"
 	"github.com/netbackd/netbackd/internal/ctrlserver"
+	"github.com/netbackd/netbackd/internal/daemon"
 	"github.com/netbackd/netbackd/internal/dataplane"
 	"github.com/netbackd/netbackd/internal/host"
-	"github.com/netbackd/netbackd/internal/iouring"
-	"github.com/netbackd/netbackd/internal/logsink"
 	"github.com/netbackd/netbackd/internal/steer"
 	"github.com/netbackd/netbackd/pkg/staticgrant"
 )
@@ -36,8 +31,7 @@ type runFlags struct {
 	control   string
 	static    int
 	bpf       bool
-	logLevel  string
-	logFormat string
+	log       daemon.LogFlags
 	runDir    string
 }
 
@@ -57,9 +51,9 @@ does the log when it is read again). A closed terminal does not end it.
 
 The manual page netbackd(8) advises on the flags.`,
 		Example: "  netbackd run --workers 4 --max-queues 4",
-		Args:    Args(cobra.NoArgs),
+		Args:    command.Args(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error {
-			f.runDir, _ = c.Flags().GetString("run-dir")
+			f.runDir = command.RunDir(c)
 			return f.run(c.Context(), open)
 		},
 	}
@@ -74,8 +68,7 @@ The manual page netbackd(8) advises on the flags.`,
 	fl.BoolVar(&f.bpf, "bpf", true, "steer packets to the queues that guests choose by an eBPF program in the kernel, if it takes one")
 	fl.StringVar(&f.control, "control-ring", "slot", "control `ring` offered to vifs: slot, stream (an early proposal), both or none")
 	fl.IntVar(&f.static, "static-grants", staticgrant.DefaultLimit, "`number` of pages that each queue keeps mapped for a guest that asks for it; 0: none")
-	fl.StringVar(&f.logLevel, "log-level", "info", "`level` of the log: debug, info, warn or error")
-	fl.StringVar(&f.logFormat, "log-format", "console", "`format` of the log: console or json")
+	f.log.Add(fl)
 	return c
 }
 
@@ -93,17 +86,17 @@ func (f *runFlags) check() (ctrlserver.Protocols, error) {
 	rings, err := ctrlserver.ParseProtocols(f.control)
 	switch {
 	case err != nil:
-		return 0, usageError{fmt.Errorf("--control-ring: %w", err)}
+		return 0, command.Usagef("--control-ring: %w", err)
 	case f.offload != "auto" && f.offload != "none":
-		return 0, usageError{fmt.Errorf("--offload is %q, want auto or none", f.offload)}
+		return 0, command.Usagef("--offload is %q, want auto or none", f.offload)
 	case f.maxQueues < 1 || f.maxQueues > maxQueuesLimit:
-		return 0, usageError{fmt.Errorf("--max-queues is %d, want 1 to %d", f.maxQueues, maxQueuesLimit)}
+		return 0, command.Usagef("--max-queues is %d, want 1 to %d", f.maxQueues, maxQueuesLimit)
 	case f.workers < 0 || f.workers > maxWorkers:
-		return 0, usageError{fmt.Errorf("--workers is %d, want 0 to %d", f.workers, maxWorkers)}
+		return 0, command.Usagef("--workers is %d, want 0 to %d", f.workers, maxWorkers)
 	case f.static < 0 || f.static > maxStatic:
-		return 0, usageError{fmt.Errorf("--static-grants is %d, want 0 to %d", f.static, maxStatic)}
+		return 0, command.Usagef("--static-grants is %d, want 0 to %d", f.static, maxStatic)
 	case f.drain <= 0 || f.stall <= 0:
-		return 0, usageError{errors.New("--rx-drain and --rx-stall want times above 0")}
+		return 0, command.Usagef("--rx-drain and --rx-stall want times above 0")
 	}
 	return rings, nil
 }
@@ -113,16 +106,12 @@ func (f *runFlags) run(ctx context.Context, open Opener) (err error) {
 	if err != nil {
 		return err
 	}
-	// The daemon outlives its terminal and the reader of its log.
-	signal.Ignore(unix.SIGPIPE, unix.SIGHUP, unix.SIGTTOU)
-	logsink.Unblock(stderr)
-	log, sink, err := newLogger(f.logLevel, f.logFormat)
+	p, end, err := daemon.Begin(f.log)
 	if err != nil {
 		return err
 	}
-	defer func() { _ = log.Sync() }()
-	defer zap.RedirectStdLog(log)()
-	d := &daemon{runFlags: f, rings: rings, log: log, sink: sink}
+	defer end()
+	d := &netDaemon{Process: p, runFlags: f, rings: rings}
 	defer func() { err = errors.Join(err, d.close()) }()
 	if err := d.setUp(open); err != nil {
 		return err
@@ -136,53 +125,4 @@ func (f *runFlags) noBPF() error {
 		return errors.New("switched off by --bpf=false")
 	}
 	return steer.Probe()
-}
-
-// uringState returns "in use", or the reason why io_uring is not used. wanted is the value of
-// --io-uring.
-func uringState(wanted bool) string {
-	if !wanted {
-		return "switched off by --io-uring=false"
-	}
-	if err := iouring.Supported(); err != nil {
-		return err.Error()
-	}
-	return "in use"
-}
-
-// stderr is the file that the log is written to.
-const stderr = 2
-
-// newLogger makes the log and its sink.
-func newLogger(logLevel, logFormat string) (*zap.Logger, *logsink.Sink, error) {
-	level, err := zapcore.ParseLevel(logLevel)
-	if err != nil {
-		return nil, nil, usageError{fmt.Errorf("--log-level is %q, want debug, info, warn or error", logLevel)}
-	}
-	cfg := zap.NewProductionEncoderConfig()
-	cfg.EncodeTime = zapcore.ISO8601TimeEncoder
-	var lines zapcore.Encoder
-	switch logFormat {
-	case "console":
-		cfg.EncodeLevel = zapcore.CapitalLevelEncoder
-		lines = zapcore.NewConsoleEncoder(cfg)
-	case "json":
-		lines = zapcore.NewJSONEncoder(cfg)
-	default:
-		return nil, nil, usageError{fmt.Errorf("--log-format is %q, want console or json", logFormat)}
-	}
-	sink := logsink.New(stderr, lostNote(lines))
-	return zap.New(zapcore.NewCore(lines, sink, level), zap.ErrorOutput(sink)), sink, nil
-}
-
-// lostNote returns a function that makes the log line about lost lines.
-func lostNote(lines zapcore.Encoder) logsink.Note {
-	return func(n uint64, cause error) []byte {
-		e := zapcore.Entry{Level: zap.WarnLevel, Time: time.Now(), Message: "lines of the log were lost"}
-		b, err := lines.EncodeEntry(e, []zap.Field{zap.Uint64("lines", n), zap.Error(cause)})
-		if err != nil {
-			return nil
-		}
-		return b.Bytes()
-	}
 }

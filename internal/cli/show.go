@@ -8,12 +8,12 @@ import (
 	"io"
 	"slices"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/netbackd/netbackd/internal/budget"
+	"github.com/netbackd/netbackd/internal/command"
 	"github.com/netbackd/netbackd/internal/ctrlserver"
 	"github.com/netbackd/netbackd/internal/netcontrol"
 	"github.com/netbackd/netbackd/internal/vhostnet"
@@ -31,7 +31,7 @@ a vhost-user device, or of its interface. Without VIF it prints the status of th
 
 With --json it prints one object. Field names are stable within a schema.`,
 		Example: "  netbackd show vif3.0\n  netbackd show --json",
-		Args:    Args(cobra.MaximumNArgs(1)),
+		Args:    command.Args(cobra.MaximumNArgs(1)),
 
 		ValidArgsFunction: completeVif,
 		RunE: func(c *cobra.Command, a []string) error {
@@ -51,7 +51,7 @@ func showVif(c *cobra.Command, name string, asJSON, key bool) error {
 	if d, err := findDevice(c.Context(), c, name); d != nil || err != nil {
 		return showDevice(c, d, asJSON, err)
 	}
-	client := netcontrol.NewClient(SocketPath(c))
+	client := netcontrol.NewClient(command.SocketPath(c))
 	defer client.Close()
 	s, err := client.Vif(c.Context(), name, 0)
 	if err != nil {
@@ -61,7 +61,7 @@ func showVif(c *cobra.Command, name string, asJSON, key bool) error {
 		hideKey(&s)
 	}
 	if asJSON {
-		return writeJSON(c.OutOrStdout(), s)
+		return command.WriteJSON(c.OutOrStdout(), s)
 	}
 	return writeShow(c.OutOrStdout(), &s, time.Now())
 }
@@ -72,33 +72,33 @@ func showDevice(c *cobra.Command, d *vhostnet.Status, asJSON bool, err error) er
 	case err != nil:
 		return err
 	case asJSON:
-		return writeJSON(c.OutOrStdout(), d)
+		return command.WriteJSON(c.OutOrStdout(), d)
 	}
 	return writeDevice(c.OutOrStdout(), d, time.Now())
 }
 
 // showDaemon prints the status of the daemon.
 func showDaemon(c *cobra.Command, asJSON bool) error {
-	client := netcontrol.NewClient(SocketPath(c))
+	client := netcontrol.NewClient(command.SocketPath(c))
 	defer client.Close()
 	d, err := client.Daemon(c.Context())
 	if err != nil {
 		return err
 	}
 	if asJSON {
-		return writeJSON(c.OutOrStdout(), d)
+		return command.WriteJSON(c.OutOrStdout(), d)
 	}
 	return writeDaemon(c.OutOrStdout(), &d, time.Now())
 }
 
 // writeDaemon prints the status of the daemon.
 func writeDaemon(w io.Writer, d *netcontrol.Daemon, now time.Time) error {
-	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	t := command.Table(w)
 	row := func(k, format string, v ...any) { fmt.Fprintf(t, "%s\t%s\n", k, fmt.Sprintf(format, v...)) }
 	row("netbackd", "%s, process %d, started %v ago", d.Version, d.PID, now.Sub(d.Since).Round(time.Second))
 	row("workers", "%d", d.Workers)
 	row("io_uring", "%s", d.Uring)
-	row("offload", "%s", onOff(d.Offload))
+	row("offload", "%s", command.OnOff(d.Offload))
 	row("threads", "%d, at most %d", d.Threads, d.MaxThreads)
 	row("log", "%d lines lost", d.LogLost)
 	return t.Flush()
@@ -114,7 +114,7 @@ breaks the protocol again is quarantined again.
 Of a vhost-user device it closes the connection of the front end. The same or another one
 may connect.`,
 		Example:           "  netbackd reset vif3.0",
-		Args:              Args(cobra.ExactArgs(1)),
+		Args:              command.Args(cobra.ExactArgs(1)),
 		ValidArgsFunction: completeVif,
 		RunE: func(c *cobra.Command, a []string) error {
 			d, err := findDevice(c.Context(), c, a[0])
@@ -122,11 +122,11 @@ may connect.`,
 				return err
 			}
 			if d != nil {
-				client := netcontrol.NewClient(netcontrol.DeviceSocket(runDir(c), d.Name))
+				client := netcontrol.NewClient(netcontrol.DeviceSocket(command.RunDir(c), d.Name))
 				defer client.Close()
 				return client.ResetDevice(c.Context())
 			}
-			client := netcontrol.NewClient(SocketPath(c))
+			client := netcontrol.NewClient(command.SocketPath(c))
 			defer client.Close()
 			s, err := client.Vif(c.Context(), a[0], 0) // by either of its names
 			if err != nil {
@@ -142,7 +142,7 @@ func completeVif(c *cobra.Command, a []string, _ string) (names []string, _ cobr
 	if len(a) > 0 {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
-	client := netcontrol.NewClient(SocketPath(c))
+	client := netcontrol.NewClient(command.SocketPath(c))
 	defer client.Close()
 	names, _ = client.Names(c.Context())
 	return append(names, deviceNames(c)...), cobra.ShellCompDirectiveNoFileComp
@@ -150,7 +150,7 @@ func completeVif(c *cobra.Command, a []string, _ string) (names []string, _ cobr
 
 // writeShow prints one vif.
 func writeShow(w io.Writer, s *vif.Status, now time.Time) error {
-	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	t := command.Table(w)
 	row := func(k, format string, v ...any) { fmt.Fprintf(t, "%s\t%s\n", k, fmt.Sprintf(format, v...)) }
 	row("vif", "%s (domain %d, device %d)", s.Name, s.Domid, s.Devid)
 	if s.ServedBy != "" {
@@ -170,19 +170,19 @@ func writeShow(w io.Writer, s *vif.Status, now time.Time) error {
 	if !s.Since.IsZero() {
 		row("connected", "%v ago, %d grants mapped, %d event channels bound", now.Sub(s.Since).Round(time.Second), s.Grants, s.Ports)
 	}
-	row("hotplug", "%s", orNone(s.Hotplug))
-	row("script", "%s", orNone(s.Script))
-	row("mac", "%s", orNone(s.MAC))
-	row("bridge", "%s", orNone(s.Bridge))
+	row("hotplug", "%s", command.OrNone(s.Hotplug))
+	row("script", "%s", command.OrNone(s.Script))
+	row("mac", "%s", command.OrNone(s.MAC))
+	row("bridge", "%s", command.OrNone(s.Bridge))
 	if s.Interface != "" {
-		row("interface", "%s, %s, carrier %s", s.Interface, upDown(s.Up), onOff(s.Carrier))
+		row("interface", "%s, %s, carrier %s", s.Interface, command.UpDown(s.Up), command.OnOff(s.Carrier))
 		if s.Network != "" {
 			row("network", "another network namespace, %s", s.Network)
 		}
 		row("mtu", "%s", mtus(s))
 	}
 	row("rate", "%s", s.Rate)
-	row("features", "%s", orNone(strings.Join(s.Features, " ")))
+	row("features", "%s", command.OrNone(strings.Join(s.Features, " ")))
 	if s.Headroom != 0 {
 		row("xdp headroom", "%d bytes", s.Headroom)
 	}
@@ -232,7 +232,7 @@ func hideKey(s *vif.Status) {
 
 // controlRing describes the control ring.
 func controlRing(c *ctrlserver.Status) string {
-	text := fmt.Sprintf("%s, %d messages, %d refused", orNone(c.Protocol), c.Messages, c.Refused)
+	text := fmt.Sprintf("%s, %d messages, %d refused", command.OrNone(c.Protocol), c.Messages, c.Refused)
 	if c.Error != "" {
 		text += ", out of use: " + c.Error
 	}
@@ -282,7 +282,7 @@ func writeStatic(w io.Writer, s *vif.Status) error {
 		return nil
 	}
 	fmt.Fprintln(w)
-	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	t := command.Table(w)
 	fmt.Fprintln(t, "QUEUE\tSTATIC GRANTS\tOF\tIN USE\tHITS\tMISSES")
 	for i := range s.Queues {
 		q := &s.Queues[i]
@@ -322,7 +322,7 @@ func writeQueues(w io.Writer, s *vif.Status) error {
 		return nil
 	}
 	fmt.Fprintln(w)
-	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	t := command.Table(w)
 	fmt.Fprintln(t, "QUEUE\tWORKER\tTX PKTS\tRX PKTS\tTX PENDING\tRX SLOTS FREE\tHELD\tOWES\tSYSCALLS/PKT\tGRANT OPS/PKT\tEVENTS/PKT")
 	for i := range s.Queues {
 		q := &s.Queues[i]
@@ -330,36 +330,7 @@ func writeQueues(w io.Writer, s *vif.Status) error {
 		fmt.Fprintf(t, "%d\t%d\t%d\t%d\t%d\t%d\t%d\t%s\t%s\t%s\t%s\n", i, q.Worker,
 			q.Counters["tx_packets"], q.Counters["rx_packets"],
 			q.Tx.Pending(), q.Rx.Pending(), q.Held, owes(q),
-			ratio(q.Counters["syscalls"], n), ratio(q.Counters["grant_ops"], n), ratio(q.Counters["notifies"], n))
+			command.Ratio(q.Counters["syscalls"], n), command.Ratio(q.Counters["grant_ops"], n), command.Ratio(q.Counters["notifies"], n))
 	}
 	return t.Flush()
-}
-
-// ratio formats a divided by b.
-func ratio(a, b uint64) string {
-	if b == 0 {
-		return "-"
-	}
-	return fmt.Sprintf("%.3f", float64(a)/float64(b))
-}
-
-func orNone(v string) string {
-	if v == "" {
-		return "-"
-	}
-	return v
-}
-
-func upDown(v bool) string {
-	if v {
-		return "up"
-	}
-	return "down"
-}
-
-func onOff(v bool) string {
-	if v {
-		return "on"
-	}
-	return "off"
 }

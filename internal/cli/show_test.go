@@ -10,13 +10,13 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/netbackd/netbackd/internal/command"
 	"github.com/netbackd/netbackd/internal/control"
 	"github.com/netbackd/netbackd/internal/ctrlserver"
 	"github.com/netbackd/netbackd/internal/netcontrol"
@@ -206,7 +206,7 @@ func serve(t *testing.T, d *fakeDaemon) string {
 }
 
 // command runs netbackd with these arguments.
-func command(args ...string) (stdout string, err error) {
+func runCommand(args ...string) (stdout string, err error) {
 	root := New(nil)
 	var b bytes.Buffer
 	root.SetOut(&b)
@@ -231,7 +231,7 @@ func TestCommands(t *testing.T) {
 		{"show-json-key", []string{"show", "vif1.0", "--json", "--key"}},
 		{"show-vif4.1", []string{"show", "vif4.1"}},
 	} {
-		got, err := command(append([]string{"--run-dir", dir}, tt.args...)...)
+		got, err := runCommand(append([]string{"--run-dir", dir}, tt.args...)...)
 		if err != nil {
 			t.Errorf("%v: %v", tt.args, err)
 			continue
@@ -239,7 +239,7 @@ func TestCommands(t *testing.T) {
 		golden(t, tt.name, []byte(got))
 	}
 
-	got, err := command("--run-dir", dir, "show")
+	got, err := runCommand("--run-dir", dir, "show")
 	if err != nil || !strings.HasPrefix(got, "netbackd  v1.2, process 4711, started 1h0m") || !strings.HasSuffix(got, "threads   20, at most 103\nlog       12 lines lost\n") {
 		t.Errorf("show prints %q, %v", got, err)
 	}
@@ -252,16 +252,16 @@ func TestCommands(t *testing.T) {
 		{[]string{"show", "vif1.0"}, "of 3 bytes (--key shows it)"},
 		{[]string{"show", "vif1.0", "--key"}, "6b6579"},
 	} {
-		got, err := command(append([]string{"--run-dir", dir}, tt.args...)...)
+		got, err := runCommand(append([]string{"--run-dir", dir}, tt.args...)...)
 		if err != nil || !strings.Contains(got, "toeplitz of ipv4 ipv4-tcp, key "+tt.key+", queues chosen by hash, in the kernel") {
 			t.Errorf("%v prints %q, %v", tt.args, got, err)
 		}
 	}
 
-	if out, err := command("--run-dir", dir, "reset", "webserver"); err != nil || out != "" {
+	if out, err := runCommand("--run-dir", dir, "reset", "webserver"); err != nil || out != "" {
 		t.Errorf("reset: %q, %v", out, err)
 	}
-	if _, err := command("--run-dir", dir, "reset", "vif2.0"); err == nil || err.Error() != "vif2.0 does not answer; is xenstored alive?" || exitCode(err) != 1 {
+	if _, err := runCommand("--run-dir", dir, "reset", "vif2.0"); err == nil || err.Error() != "vif2.0 does not answer; is xenstored alive?" || command.ExitCode(err) != 1 {
 		t.Errorf("reset of one that does not answer: %v", err)
 	}
 	if diff := cmp.Diff([]string{"vif1.0", "vif2.0"}, d.resets); diff != "" {
@@ -277,18 +277,18 @@ func TestCommandErrors(t *testing.T) {
 		code int
 		want string
 	}{
-		{few, "show vif9.0", exitNoVif, "vif9.0: no such vif; there are others"},
-		{few, "reset vif9.0", exitNoVif, "vif9.0: no such vif; there are others"},
-		{none, "list", exitNotRunning, "netbackd is not running: no process listens at " + none + "/control.sock; start it with `systemctl start netbackd`, or `netbackd run` by hand"},
-		{none, "show vif1.0", exitNotRunning, "netbackd is not running"},
-		{none, "reset vif1.0", exitNotRunning, "netbackd is not running"},
-		{few, "show vif1.0 vif2.0", exitUsage, "accepts at most 1 arg(s), received 2; see `netbackd show --help`"},
-		{few, "list vif1.0", exitUsage, "see `netbackd list --help`"},
-		{few, "list --yaml", exitUsage, "unknown flag: --yaml; see `netbackd list --help`"},
+		{few, "show vif9.0", 4, "vif9.0: no such vif; there are others"},
+		{few, "reset vif9.0", 4, "vif9.0: no such vif; there are others"},
+		{none, "list", 3, "netbackd is not running: no process listens at " + none + "/control.sock; start it with `systemctl start netbackd`, or `netbackd run` by hand"},
+		{none, "show vif1.0", 3, "netbackd is not running"},
+		{none, "reset vif1.0", 3, "netbackd is not running"},
+		{few, "show vif1.0 vif2.0", 2, "accepts at most 1 arg(s), received 2; see `netbackd show --help`"},
+		{few, "list vif1.0", 2, "see `netbackd list --help`"},
+		{few, "list --yaml", 2, "unknown flag: --yaml; see `netbackd list --help`"},
 	} {
-		out, err := command(append([]string{"--run-dir", tt.dir}, strings.Fields(tt.args)...)...)
-		if err == nil || exitCode(err) != tt.code || !strings.Contains(err.Error(), tt.want) || out != "" {
-			t.Errorf("%s: printed %q, error %v with code %d; want %q with %d", tt.args, out, err, exitCode(err), tt.want, tt.code)
+		out, err := runCommand(append([]string{"--run-dir", tt.dir}, strings.Fields(tt.args)...)...)
+		if err == nil || command.ExitCode(err) != tt.code || !strings.Contains(err.Error(), tt.want) || out != "" {
+			t.Errorf("%s: printed %q, error %v with code %d; want %q with %d", tt.args, out, err, command.ExitCode(err), tt.want, tt.code)
 		}
 	}
 }
@@ -296,45 +296,17 @@ func TestCommandErrors(t *testing.T) {
 func TestCompletion(t *testing.T) {
 	dir := serve(t, &fakeDaemon{vifs: testVifs()})
 	for _, cmd := range []string{"show", "reset"} {
-		out, err := command("__complete", "--run-dir", dir, cmd, "")
+		out, err := runCommand("__complete", "--run-dir", dir, cmd, "")
 		if err != nil || !strings.HasPrefix(out, "vif1.0\nvif2.0\nvif3.0\nvif4.1\nvif32751.0\n:4\n") {
 			t.Errorf("%s: %q, %v", cmd, out, err)
 		}
-		out, err = command("__complete", "--run-dir", dir, cmd, "vif1.0", "")
+		out, err = runCommand("__complete", "--run-dir", dir, cmd, "vif1.0", "")
 		if err != nil || !strings.HasPrefix(out, ":4\n") {
 			t.Errorf("%s of a second: %q, %v", cmd, out, err)
 		}
-		out, err = command("__complete", "--run-dir", t.TempDir(), cmd, "")
+		out, err = runCommand("__complete", "--run-dir", t.TempDir(), cmd, "")
 		if err != nil || !strings.HasPrefix(out, ":4\n") {
 			t.Errorf("%s without a daemon: %q, %v", cmd, out, err)
-		}
-	}
-}
-
-func TestVersion(t *testing.T) {
-	defer func(v string) { version = v }(version)
-	version = "v1.2.3"
-	platform := fmt.Sprintf("%s, %s/%s", runtime.Version(), runtime.GOOS, runtime.GOARCH)
-	if out, err := command("version"); err != nil || out != "netbackd v1.2.3 ("+platform+")\n" {
-		t.Errorf("got %q, %v", out, err)
-	}
-	want := fmt.Sprintf("{\n  \"schema\": 1,\n  \"version\": \"v1.2.3\",\n  \"go\": %q,\n  \"os\": %q,\n  \"arch\": %q\n}\n", runtime.Version(), runtime.GOOS, runtime.GOARCH)
-	if out, err := command("version", "--json"); err != nil || out != want {
-		t.Errorf("got %q, %v; want %q", out, err, want)
-	}
-	version = ""
-	if buildVersion() == "" {
-		t.Error("no version")
-	}
-}
-
-func TestSize(t *testing.T) {
-	for n, want := range map[uint64]string{
-		0: "0", 999: "999", 1000: "1.0k", 1049: "1.0k", 1050: "1.1k", 999_949: "999.9k", 999_950: "1.0M",
-		1_000_000: "1.0M", 123_456_789_012: "123.5G", 1<<64 - 1: "18.4E",
-	} {
-		if got := size(n); got != want {
-			t.Errorf("size(%d) = %q, want %q", n, got, want)
 		}
 	}
 }

@@ -116,7 +116,7 @@ func TestDescriptor(t *testing.T) {
 	if d.Description == "" || d.Type != "net" || d.Binary != "/usr/libexec/netbackd-vhost-user" {
 		t.Errorf("%+v", d)
 	}
-	out, err := command("vhost-user", "--print-capabilities")
+	out, err := runCommand("vhost-user", "--print-capabilities")
 	var can struct{ Type string }
 	if err := json.Unmarshal([]byte(out), &can); err != nil || can.Type != d.Type {
 		t.Errorf("capabilities %q, %v", out, err)

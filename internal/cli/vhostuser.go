@@ -9,15 +9,12 @@ import (
 	"hash/fnv"
 	"net"
 	"os"
-	"os/signal"
 	"os/user"
 	"path/filepath"
 	"regexp"
 	"runtime"
-	"runtime/debug"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -25,10 +22,11 @@ import (
 	"golang.org/x/sys/unix"
 	"golang.org/x/time/rate"
 
+	"github.com/netbackd/netbackd/internal/command"
 	"github.com/netbackd/netbackd/internal/control"
+	"github.com/netbackd/netbackd/internal/daemon"
 	"github.com/netbackd/netbackd/internal/dataplane"
 	"github.com/netbackd/netbackd/internal/loglimit"
-	"github.com/netbackd/netbackd/internal/logsink"
 	"github.com/netbackd/netbackd/internal/netcontrol"
 	"github.com/netbackd/netbackd/internal/sdnotify"
 	"github.com/netbackd/netbackd/internal/vhostnet"
@@ -48,8 +46,7 @@ type vhostFlags struct {
 	uring         bool
 	workers       int
 	drain, stall  time.Duration
-	logLevel      string
-	logFormat     string
+	log           daemon.LogFlags
 	runDir        string
 }
 
@@ -83,13 +80,13 @@ is added to a bridge, and --tap may be left out.
 The manual page netbackd(8) and docs/vhost-user.md have lines for each front end.`,
 		Example: "  netbackd vhost-user --socket-path /run/vm1.sock --bridge br0\n" +
 			"  netbackd vhost-user --socket-path /run/vm1.sock --connect --tap tap1 --queues 2",
-		Args: Args(cobra.NoArgs),
+		Args: command.Args(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error {
 			if f.capabilities {
 				_, err := fmt.Fprintln(c.OutOrStdout(), `{"type": "net"}`)
 				return err
 			}
-			f.runDir, _ = c.Flags().GetString("run-dir")
+			f.runDir = command.RunDir(c)
 			return f.run(c.Context())
 		},
 	}
@@ -112,8 +109,7 @@ The manual page netbackd(8) and docs/vhost-user.md have lines for each front end
 	fl.IntVar(&f.workers, "workers", 0, "`number` of threads that move packets; 0: one per pair of queues, at most one per CPU")
 	fl.DurationVar(&f.drain, "rx-drain", dataplane.DefaultDrain, "drop packets that a guest has not taken for this long")
 	fl.DurationVar(&f.stall, "rx-stall", dataplane.DefaultStall, "take the carrier off the interface of a guest that has taken nothing for this long")
-	fl.StringVar(&f.logLevel, "log-level", "info", "`level` of the log: debug, info, warn or error")
-	fl.StringVar(&f.logFormat, "log-format", "console", "`format` of the log: console or json")
+	f.log.Add(fl)
 	return c
 }
 
@@ -148,7 +144,7 @@ func (f *vhostFlags) check(passed bool) error {
 	default:
 		return nil
 	}
-	return usageError{errors.New(mistake + "; see `netbackd vhost-user --help`")}
+	return command.Usagef("%s; see `netbackd vhost-user --help`", mistake)
 }
 
 // mode returns what is offered to front ends of Xen's guests.
@@ -166,7 +162,7 @@ func (f *vhostFlags) mode() (vhostnet.Xen, error) {
 	case xenGrant:
 		return vhostnet.XenGrant, nil
 	}
-	return 0, usageError{fmt.Errorf("--xen=%s: want grant, foreign, off or auto", f.xen)}
+	return 0, command.Usagef("--xen=%s: want grant, foreign, off or auto", f.xen)
 }
 
 // names returns the name of the TAP, and whether no successor could find it by that name.
@@ -209,7 +205,7 @@ func (f *vhostFlags) endpoint(log *zap.Logger, passed []sdnotify.File) (vhostnet
 			group, err = strconv.Atoi(g.Gid)
 		}
 		if err != nil {
-			return nil, usageError{fmt.Errorf("--socket-group: %w", err)}
+			return nil, command.Usagef("--socket-group: %w", err)
 		}
 	}
 	return vhostnet.Listen(f.socket, group)
@@ -224,17 +220,16 @@ func (f *vhostFlags) run(ctx context.Context) (err error) {
 	if len(passed) > 1 {
 		return fmt.Errorf("the service manager passed %d sockets, want one: each device has a unit of its own", len(passed))
 	}
-	signal.Ignore(unix.SIGPIPE, unix.SIGHUP, unix.SIGTTOU)
-	logsink.Unblock(stderr)
-	log, sink, err := newLogger(f.logLevel, f.logFormat)
+	p, end, err := daemon.Begin(f.log)
 	if err != nil {
 		return err
 	}
-	defer func() { _ = log.Sync() }()
+	defer end()
 	if envErr != nil {
-		log.Warn("environment from the service manager is not valid", zap.Error(envErr))
+		p.Log.Warn("environment from the service manager is not valid", zap.Error(envErr))
 	}
-	v := &vhostUser{vhostFlags: f, log: loglimit.Wrap(log, rate.NewLimiter(10, 64), nil), sink: sink, notify: notify}
+	p.Notify, p.Log = notify, loglimit.Wrap(p.Log, rate.NewLimiter(10, 64), nil)
+	v := &vhostUser{Process: p, vhostFlags: f}
 	defer boundEnd(ctx, endTime, v.giveUp)()
 	defer func() { err = errors.Join(err, v.close()) }()
 	if err := v.setUp(passed); err != nil {
@@ -245,10 +240,8 @@ func (f *vhostFlags) run(ctx context.Context) (err error) {
 
 // vhostUser is `netbackd vhost-user`.
 type vhostUser struct {
+	*daemon.Process
 	*vhostFlags
-	log    *zap.Logger
-	sink   *logsink.Sink
-	notify *sdnotify.Notifier
 
 	endpoint vhostnet.Endpoint
 	pool     *dataplane.Pool
@@ -266,14 +259,14 @@ func (v *vhostUser) setUp(passed []sdnotify.File) (err error) {
 	}
 	limit, err := vhostnet.ParseRate(v.rate)
 	if err != nil {
-		return usageError{fmt.Errorf("--rate: %w", err)}
+		return command.Usagef("--rate: %w", err)
 	}
 	key, err := vhostnet.ParseHashKey(v.hashKey)
 	if err != nil {
-		return usageError{fmt.Errorf("--hash-key: %w", err)}
+		return command.Usagef("--hash-key: %w", err)
 	}
-	raiseFileLimit()
-	if v.endpoint, err = v.vhostFlags.endpoint(v.log, passed); err != nil {
+	daemon.RaiseFileLimit()
+	if v.endpoint, err = v.vhostFlags.endpoint(v.Log, passed); err != nil {
 		return err
 	}
 	auto := min(maxPairs, runtime.NumCPU())
@@ -285,7 +278,7 @@ func (v *vhostUser) setUp(passed []sdnotify.File) (err error) {
 	}
 	v.pool, err = dataplane.NewPool(dataplane.Options{
 		Workers: v.workers, NoUring: !v.uring,
-		Warn: func(err error) { v.log.Warn("data path degraded", zap.Error(err)) },
+		Warn: func(err error) { v.Log.Warn("data path degraded", zap.Error(err)) },
 	})
 	if err != nil {
 		return err
@@ -295,7 +288,7 @@ func (v *vhostUser) setUp(passed []sdnotify.File) (err error) {
 	v.device, err = vhostnet.Open(vhostnet.Config{
 		Name: v.name,
 		Tap:  vhostnet.TapConfig{Name: name, Bridge: v.bridge, MTU: v.mtu, Queues: v.queues, Auto: auto, HashKey: key, Transient: transient},
-		Xen:  mode, Rate: limit, Drain: v.drain, Stall: v.stall, Log: v.log,
+		Xen:  mode, Rate: limit, Drain: v.drain, Stall: v.stall, Log: v.Log,
 		Open: func(cfg dataplane.VirtConfig) (vhostnet.Rings, error) {
 			c, err := v.pool.OpenVirt(cfg)
 			if err != nil {
@@ -308,8 +301,8 @@ func (v *vhostUser) setUp(passed []sdnotify.File) (err error) {
 		return err
 	}
 	v.status = netcontrol.Daemon{
-		Version: buildVersion(), PID: os.Getpid(), Since: time.Now(), Workers: v.pool.Workers(),
-		Uring: uringState(v.uring), Offload: v.device.Status().VnetHdr, MaxThreads: maxThreads(v.pool.Workers()),
+		Version: command.Version(), PID: os.Getpid(), Since: time.Now(), Workers: v.pool.Workers(),
+		Uring: daemon.UringState(v.uring), Offload: v.device.Status().VnetHdr, MaxThreads: maxThreads(v.pool.Workers()),
 	}
 	return v.listenControl()
 }
@@ -322,7 +315,7 @@ func (v *vhostUser) listenControl() error {
 	case err == nil:
 		v.control = l
 	case errors.Is(err, os.ErrPermission), errors.Is(err, unix.EROFS):
-		v.log.Warn("no control socket: `netbackd list` does not show this device; give a --run-dir that this user may write", zap.Error(err))
+		v.Log.Warn("no control socket: `netbackd list` does not show this device; give a --run-dir that this user may write", zap.Error(err))
 	case errors.Is(err, control.ErrRunning):
 		return fmt.Errorf("a device of the name %s is served by another process: give another --name", v.device.Name())
 	default:
@@ -351,41 +344,21 @@ func (v *vhostUser) close() error {
 }
 
 // serve serves front ends, and answers at the control socket, until ctx ends.
-func (v *vhostUser) serve(ctx context.Context) (err error) {
-	serveCtx, stop := context.WithCancel(ctx)
-	defer stop()
-	if v.control != nil {
-		clients, err := zap.NewStdLogAt(v.log, zap.WarnLevel)
-		if err != nil {
-			return err
-		}
-		served := make(chan error, 1)
-		go func() {
-			served <- control.Serve(serveCtx, v.control, netcontrol.DeviceHandler(v.now, v.device), clients)
-		}()
-		defer func() {
-			stop()
-			err = errors.Join(err, <-served)
-		}()
-	}
-	debug.SetGCPercent(50) // as the daemon does
+func (v *vhostUser) serve(ctx context.Context) error {
 	s := v.device.Status()
-	v.log.Info("ready", zap.String("version", v.status.Version), zap.String("device", s.Name), zap.String("interface", s.Interface),
+	v.Log.Info("ready", zap.String("version", v.status.Version), zap.String("device", s.Name), zap.String("interface", s.Interface),
 		zap.String("socket", v.endpoint.Path()), zap.String("mode", v.endpoint.Mode()), zap.Int("queues", s.Pairs),
 		zap.Int("workers", v.status.Workers), zap.String("io_uring", v.status.Uring))
-	srv := &service{
-		notify: v.notify, log: v.log, workers: v.pool.Ping,
-		control: func(context.Context) error { return nil },
-		text:    func() string { return string(v.device.State()) },
-	}
-	watchCtx, stopWatch := context.WithCancel(ctx)
-	var watch sync.WaitGroup
-	watch.Go(func() { srv.serve(watchCtx) })
-	err = v.device.Run(ctx, v.endpoint)
-	stopWatch()
-	watch.Wait() // before srv.stopped, which uses the same fields
-	srv.stopped()
-	v.log.Info("stopped")
+	err := v.Serve(ctx, daemon.Work{
+		Listener: v.control, Handler: netcontrol.DeviceHandler(v.now, v.device),
+		Workers: v.pool.Ping, Control: func(context.Context) error { return nil },
+		Text: func() string { return string(v.device.State()) },
+		Run: func(ctx context.Context, ready func()) error {
+			ready()
+			return v.device.Run(ctx, v.endpoint)
+		},
+	})
+	v.Log.Info("stopped")
 	return err
 }
 
@@ -411,15 +384,15 @@ func boundEnd(ctx context.Context, limit time.Duration, late func()) (done func(
 
 // giveUp ends the process at once.
 func (v *vhostUser) giveUp() {
-	v.log.Error("not ended in time", zap.Duration("limit", endTime))
-	_ = v.log.Sync()
+	v.Log.Error("not ended in time", zap.Duration("limit", endTime))
+	_ = v.Log.Sync()
 	os.Exit(1)
 }
 
 // now returns the status of the process.
 func (v *vhostUser) now() netcontrol.Daemon {
 	s := v.status
-	s.LogLost, s.Threads = v.sink.Lost(), threads()
+	s.LogLost, s.Threads = v.LogLost(), daemon.Threads()
 	return s
 }
 

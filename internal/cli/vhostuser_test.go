@@ -19,7 +19,9 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/netbackd/netbackd/internal/command"
 	"github.com/netbackd/netbackd/internal/lab/netns"
+	"github.com/netbackd/netbackd/internal/netcontrol"
 	"github.com/netbackd/netbackd/internal/vhostnet"
 	"github.com/netbackd/netbackd/pkg/vhostuser"
 	"github.com/netbackd/netbackd/pkg/virtqueue"
@@ -30,7 +32,7 @@ const envProgram = "NETBACKD_CLI_TEST_PROGRAM"
 
 func TestMain(m *testing.M) {
 	if os.Getenv(envProgram) != "" {
-		Main(New(nil))
+		command.Main(netcontrol.Program, New(nil))
 		os.Exit(0)
 	}
 	if code, done := netns.Enter(); done {
@@ -146,7 +148,7 @@ func negotiate(t *testing.T, c *net.UnixConn) *vhostuser.Frontend {
 // devices returns the output of list --json.
 func devices(t *testing.T, dir string) []vhostnet.Status {
 	t.Helper()
-	out, err := command("--run-dir", dir, "list", "--json")
+	out, err := runCommand("--run-dir", dir, "list", "--json")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -425,22 +427,22 @@ func TestVhostUserErrors(t *testing.T) {
 		code int
 		text string
 	}{
-		"--tap t":                                              {exitUsage, "which socket?"},
-		"--socket-path s":                                      {exitUsage, "which network?"},
-		"--socket-path s --fd 3 --tap t":                       {exitUsage, "exclude each other"},
-		"--fd 3 --connect --tap t":                             {exitUsage, "--connect needs --socket-path"},
-		"--fd 3 --socket-group g --tap t":                      {exitUsage, "--socket-group is for"},
-		"--socket-path s --tap t --queues 9":                   {exitUsage, "want 1 to 8"},
-		"--socket-path s --tap t --mtu 9":                      {exitUsage, "want 68 to 65521"},
-		"--socket-path s --tap t --name a/b":                   {exitUsage, "--name is"},
-		"--socket-path s --tap t --xen=dom":                    {exitUsage, "want grant, foreign, off or auto"},
-		"--socket-path s --tap t --rate 7":                     {exitUsage, "such as 100Mb/s"},
-		"--socket-path s --tap t x":                            {exitUsage, "vhost-user --help"},
+		"--tap t":                                              {2, "which socket?"},
+		"--socket-path s":                                      {2, "which network?"},
+		"--socket-path s --fd 3 --tap t":                       {2, "exclude each other"},
+		"--fd 3 --connect --tap t":                             {2, "--connect needs --socket-path"},
+		"--fd 3 --socket-group g --tap t":                      {2, "--socket-group is for"},
+		"--socket-path s --tap t --queues 9":                   {2, "want 1 to 8"},
+		"--socket-path s --tap t --mtu 9":                      {2, "want 68 to 65521"},
+		"--socket-path s --tap t --name a/b":                   {2, "--name is"},
+		"--socket-path s --tap t --xen=dom":                    {2, "want grant, foreign, off or auto"},
+		"--socket-path s --tap t --rate 7":                     {2, "such as 100Mb/s"},
+		"--socket-path s --tap t x":                            {2, "vhost-user --help"},
 		"--socket-path no/s --tap t":                           {1, "its directory does not exist"},
 		"--fd 0 --tap t":                                       {1, "pass a unix stream socket"},
 		"--socket-path s --tap lo":                             {1, "no TAP"},
 		"--socket-path s --bridge br9":                         {1, "ip link add br9 type bridge"},
-		"--socket-path s --tap t --socket-group no-such-group": {exitUsage, "no-such-group"},
+		"--socket-path s --tap t --socket-group no-such-group": {2, "no-such-group"},
 	} {
 		t.Run(args, func(t *testing.T) {
 			words := strings.Fields(args)

@@ -19,6 +19,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/netbackd/netbackd/internal/control"
 	"github.com/netbackd/netbackd/internal/vif"
 	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
@@ -34,7 +35,7 @@ type Kernel interface {
 	Bind(id xenbus.VifID) error
 }
 
-// Daemon is the running netbackd. *control.Client is one. An error for an unknown vif is
+// Daemon is the running netbackd. *netcontrol.Client is one. An error for an unknown vif is
 // control.ErrNotFound.
 type Daemon interface {
 	Vif(ctx context.Context, name string, after uint64) (vif.Status, error)
@@ -105,8 +106,8 @@ var (
 	ErrServed = errors.New("netbackd serves it already")
 	// ErrKernelServes is returned by Release for a vif that the kernel serves.
 	ErrKernelServes = errors.New("the kernel's xen-netback serves it already")
-	// ErrNoVif is returned for a vif that netbackd does not serve.
-	ErrNoVif = errors.New("netbackd serves no such vif")
+	// ErrNoVif is returned for a vif that netbackd does not serve. It is a control.ErrNotFound.
+	ErrNoVif = control.NotFound("netbackd serves no such vif")
 	// ErrKernelNotLoaded is returned when there is no driver to adopt a vif from or to
 	// release it to.
 	ErrKernelNotLoaded = errors.New("the kernel's xen-netback is not loaded")

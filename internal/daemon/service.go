@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package cli
+package daemon
 
 import (
 	"context"
@@ -9,7 +9,6 @@ import (
 
 	"go.uber.org/zap"
 
-	"github.com/netbackd/netbackd/internal/backend"
 	"github.com/netbackd/netbackd/internal/sdnotify"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
@@ -34,14 +33,6 @@ type service struct {
 	answered time.Time // time of the control loop's last answer
 	reported string    // last status that was sent
 	failure  string    // error of the last message; empty: it was sent
-}
-
-// keeper returns the service manager as the keeper of TAP queues, or nil.
-func keeper(n *sdnotify.Notifier) backend.Keeper {
-	if n == nil {
-		return nil
-	}
-	return n
 }
 
 // check logs the failure of a message to the manager, once for each error. It reports
@@ -83,14 +74,6 @@ func (s *service) stopped() {
 	ctx, cancel := context.WithTimeout(context.Background(), barrierTime)
 	defer cancel()
 	s.check(s.notify.Barrier(ctx))
-}
-
-// vifCount is the status of the daemon for the service manager.
-func vifCount(n int) string {
-	if n == 1 {
-		return "1 vif"
-	}
-	return fmt.Sprintf("%d vifs", n)
 }
 
 // status sends the status, if it has changed.

@@ -1,23 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package cli
+package daemon
 
 import (
 	"context"
 	"errors"
 	"net"
-	"os"
 	"path/filepath"
-	"runtime"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
 
+	"go.uber.org/goleak"
 	"go.uber.org/zap"
 
 	"github.com/netbackd/netbackd/internal/sdnotify"
 )
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // TestAlive: workers have to answer at once; the control loop may wait for xenstored for
 // a while.
@@ -48,28 +48,6 @@ func TestAlive(t *testing.T) {
 	}
 }
 
-// TestThreadsFitTheUnit: the unit's TasksMax allows the daemon's most threads on a host of
-// any size, and some more for io_uring.
-func TestThreadsFitTheUnit(t *testing.T) {
-	for _, name := range []string{"netbackd.service", "netbackd-vhost-user@.service"} {
-		unit, err := os.ReadFile("../../systemd/" + name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		_, rest, _ := strings.Cut(string(unit), "\nTasksMax=")
-		line, _, _ := strings.Cut(rest, "\n")
-		most, err := strconv.Atoi(line)
-		if err != nil {
-			t.Fatal(err)
-		}
-		const cpus = 384
-		defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(cpus + 1)) // as run sets it
-		if n := maxThreads(cpus); n >= most {
-			t.Errorf("%s: %d threads with %d workers, the unit allows %d", name, n, cpus, most)
-		}
-	}
-}
-
 // TestWatchdogIsFed: the watchdog is fed at its interval while the daemon is alive, and
 // not when it is not.
 func TestWatchdogIsFed(t *testing.T) {
@@ -87,7 +65,7 @@ func TestWatchdogIsFed(t *testing.T) {
 	}
 	pings := 0
 	s := service{
-		notify: notify, log: zap.NewNop(), text: func() string { return vifCount(1) },
+		notify: notify, log: zap.NewNop(), text: func() string { return "1 vif" },
 		workers: func(context.Context) error {
 			if pings++; pings > 3 {
 				return errors.New("stuck")

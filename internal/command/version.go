@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package cli
+package command
 
 import (
 	"fmt"
@@ -8,13 +8,15 @@ import (
 	"runtime/debug"
 
 	"github.com/spf13/cobra"
+
+	"github.com/netbackd/netbackd/internal/control"
 )
 
 // version is set by the linker; see the Makefile.
 var version = ""
 
-// buildVersion returns the version, also of a program that the Makefile did not build.
-func buildVersion() string {
+// Version returns the version, also of a program that the Makefile did not build.
+func Version() string {
 	if version != "" {
 		return version
 	}
@@ -33,7 +35,8 @@ type buildInfo struct {
 	Arch    string `json:"arch"`
 }
 
-func newVersionCmd() *cobra.Command {
+// NewVersionCmd makes the command that prints the version.
+func NewVersionCmd(program control.Program) *cobra.Command {
 	var asJSON bool
 	c := &cobra.Command{
 		Use:   "version",
@@ -41,12 +44,12 @@ func newVersionCmd() *cobra.Command {
 		Args:  Args(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error {
 			if asJSON {
-				return writeJSON(c.OutOrStdout(), buildInfo{
-					Schema: 1, Version: buildVersion(),
+				return WriteJSON(c.OutOrStdout(), buildInfo{
+					Schema: 1, Version: Version(),
 					Go: runtime.Version(), OS: runtime.GOOS, Arch: runtime.GOARCH,
 				})
 			}
-			_, err := fmt.Fprintf(c.OutOrStdout(), "netbackd %s (%s, %s/%s)\n", buildVersion(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
+			_, err := fmt.Fprintf(c.OutOrStdout(), "%s %s (%s, %s/%s)\n", program, Version(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
 			return err
 		},
 	}

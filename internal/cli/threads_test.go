@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"os"
+	"runtime"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+// TestThreadsFitTheUnit: the unit's TasksMax allows the daemon's most threads on a host of
+// any size, and some more for io_uring.
+func TestThreadsFitTheUnit(t *testing.T) {
+	for _, name := range []string{"netbackd.service", "netbackd-vhost-user@.service"} {
+		unit, err := os.ReadFile("../../systemd/" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, rest, _ := strings.Cut(string(unit), "\nTasksMax=")
+		line, _, _ := strings.Cut(rest, "\n")
+		most, err := strconv.Atoi(line)
+		if err != nil {
+			t.Fatal(err)
+		}
+		const cpus = 384
+		defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(cpus + 1)) // as run sets it
+		if n := maxThreads(cpus); n >= most {
+			t.Errorf("%s: %d threads with %d workers, the unit allows %d", name, n, cpus, most)
+		}
+	}
+}

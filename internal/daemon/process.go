@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package daemon holds what the process of any daemon needs besides its work: a log that
+// waits for no reader, a control socket, messages to a service manager and its watchdog, and
+// limits of the process.
+//
+// It must not know the work.
+package daemon
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"sync"
+
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+
+	"github.com/netbackd/netbackd/internal/control"
+	"github.com/netbackd/netbackd/internal/iouring"
+	"github.com/netbackd/netbackd/internal/logsink"
+	"github.com/netbackd/netbackd/internal/sdnotify"
+)
+
+// Process is the process of a daemon.
+type Process struct {
+	Log    *zap.Logger
+	Notify *sdnotify.Notifier // nil: there is no service manager
+	sink   *logsink.Sink
+}
+
+// Begin makes the log. The process outlives its terminal and the reader of its log from then
+// on. End ends it.
+func Begin(f LogFlags) (p *Process, end func(), err error) {
+	signal.Ignore(unix.SIGPIPE, unix.SIGHUP, unix.SIGTTOU)
+	logsink.Unblock(stderr)
+	log, sink, err := newLogger(f)
+	if err != nil {
+		return nil, nil, err
+	}
+	restore := zap.RedirectStdLog(log)
+	return &Process{Log: log, sink: sink}, func() { restore(); _ = log.Sync() }, nil
+}
+
+// LogLost returns the number of lines of the log that were lost.
+func (p *Process) LogLost() uint64 { return p.sink.Lost() }
+
+// Work is what a process serves.
+type Work struct {
+	Listener net.Listener // the control socket; Serve closes it; nil: there is none
+	Handler  http.Handler
+
+	Workers func(context.Context) error // waits until every worker has answered
+	Control func(context.Context) error // waits until the control loop has answered
+	Text    func() string               // the status for the service manager
+
+	// Run works until ctx ends, and calls ready once.
+	Run func(ctx context.Context, ready func()) error
+}
+
+// Serve works until ctx ends. Meanwhile it answers at the control socket, and reports to the
+// service manager.
+func (p *Process) Serve(ctx context.Context, w Work) (err error) {
+	clients, err := zap.NewStdLogAt(p.Log, zap.WarnLevel)
+	if err != nil {
+		return err
+	}
+	serveCtx, stop := context.WithCancel(ctx)
+	defer stop()
+	if w.Listener != nil {
+		served := make(chan error, 1)
+		go func() { served <- control.Serve(serveCtx, w.Listener, w.Handler, clients) }()
+		defer func() {
+			stop()
+			err = errors.Join(err, <-served)
+		}()
+	}
+	// The data path allocates nothing. The heap is small, so frequent collections are
+	// cheap and keep the daemon small.
+	debug.SetGCPercent(50)
+	srv := &service{notify: p.Notify, log: p.Log, workers: w.Workers, control: w.Control, text: w.Text}
+	var watch sync.WaitGroup
+	err = w.Run(ctx, func() { watch.Go(func() { srv.serve(serveCtx) }) })
+	stop()
+	watch.Wait() // before srv.stopped, which uses the same fields
+	srv.stopped()
+	return err
+}
+
+// CloseListener closes a control socket, which Serve may have closed already.
+func CloseListener(l net.Listener) error {
+	err := l.Close()
+	if errors.Is(err, net.ErrClosed) || errors.Is(err, os.ErrClosed) {
+		return nil
+	}
+	return err
+}
+
+// Threads counts the threads of the process, and returns 0 if it cannot.
+func Threads() int {
+	tasks, _ := os.ReadDir("/proc/self/task")
+	return len(tasks)
+}
+
+// UringState returns "in use", or the reason why io_uring is not used. wanted is the value of
+// --io-uring.
+func UringState(wanted bool) string {
+	if !wanted {
+		return "switched off by --io-uring=false"
+	}
+	if err := iouring.Supported(); err != nil {
+		return err.Error()
+	}
+	return "in use"
+}
+
+// WantFiles is enough for a thousand guests: each queue has some files, and io_uring's file
+// tables count as well.
+const WantFiles = 65536
+
+// RaiseFileLimit raises the limit on open files as far as allowed. If that is not enough, a
+// device fails to connect and reports the error.
+func RaiseFileLimit() {
+	var l unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &l); err != nil || l.Cur >= WantFiles {
+		return
+	}
+	most := unix.Rlimit{Cur: WantFiles, Max: max(l.Max, WantFiles)}
+	if unix.Setrlimit(unix.RLIMIT_NOFILE, &most) != nil {
+		l.Cur = l.Max
+		_ = unix.Setrlimit(unix.RLIMIT_NOFILE, &l)
+	}
+}
