@@ -130,6 +130,13 @@ func (r *Request) Operation() Op {
 	return r.Op
 }
 
+// IsBarrier reports whether r is carried out as a write barrier: it is one, or it is a flush
+// with segments. Frontends send flushes without; other backends flush and then write the
+// segments, which a barrier does too. Its response has the operation of r.
+func (r *Request) IsBarrier() bool {
+	return r.Op == OpBarrier || r.Op == OpFlush && r.NrSegments > 0
+}
+
 // Response returns the response to r. Its operation is the inner one of an indirect
 // request: for any other, Linux's frontend gives up the disk.
 func (r *Request) Response(s Status) Response {

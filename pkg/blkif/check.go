@@ -93,6 +93,8 @@ func (r *Request) Direct(dst []Segment) (n int, reason Reason) {
 
 // DecodeIndirect checks the first segments of an indirect page and stores them to dst, as
 // many as it has room for. The page is a copy: the frontend can change its own at any time.
+// dst may be in the memory of the page, at its start: a [Segment] takes the place of the
+// [RawSegment] that it was made of.
 func DecodeIndirect(page []byte, dst []Segment) (reason Reason) {
 	for i := range dst {
 		if dst[i], reason = rawSegment(page[segmentSize*i:]).Check(); reason != ReasonNone {

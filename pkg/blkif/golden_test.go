@@ -50,6 +50,20 @@ func TestSizes(t *testing.T) {
 	}
 }
 
+func TestIsBarrier(t *testing.T) {
+	for r, want := range map[*Request]bool{
+		{Op: OpBarrier}:                true,
+		{Op: OpFlush}:                  false,
+		{Op: OpFlush, NrSegments: 1}:   true,
+		{Op: OpWrite, NrSegments: 1}:   false,
+		{Op: OpDiscard, NrSegments: 1}: false,
+	} {
+		if r.IsBarrier() != want {
+			t.Errorf("%v with %d segments is a barrier: %v", r.Op, r.NrSegments, !want)
+		}
+	}
+}
+
 func goldenRequest(op Op) Request {
 	r := Request{Op: op, Handle: 0xca00, ID: 0x1122334455667788, Sector: 0x99aabbccddeeff01}
 	switch op {

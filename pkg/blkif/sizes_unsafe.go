@@ -8,6 +8,7 @@ import "unsafe"
 // a negative constant, which does not fit a uint.
 const (
 	_ = uint(unsafe.Sizeof(RawSegment{})-segmentSize) + uint(segmentSize-unsafe.Sizeof(RawSegment{}))
+	_ = uint(unsafe.Sizeof(Segment{})-segmentSize) + uint(segmentSize-unsafe.Sizeof(Segment{}))
 	_ = uint(unsafe.Sizeof(Slot{})-112) + uint(112-unsafe.Sizeof(Slot{}))
 	_ = uint(4*slotWords64-112) + uint(112-4*slotWords64)
 	_ = uint(4*slotWords32-108) + uint(108-4*slotWords32)
