@@ -14,7 +14,7 @@ import (
 
 	"github.com/netbackd/netbackd/internal/cli"
 	"github.com/netbackd/netbackd/internal/command"
-	"github.com/netbackd/netbackd/internal/host"
+	"github.com/netbackd/netbackd/internal/host/nethost"
 	"github.com/netbackd/netbackd/internal/lab/simhost"
 	"github.com/netbackd/netbackd/internal/netcontrol"
 )
@@ -38,5 +38,5 @@ func open(dir string) (cli.Host, error) {
 	if _, err := os.Stat(filepath.Join(dir, simhost.Socket)); err == nil {
 		return simhost.Open(dir)
 	}
-	return host.Open(dir)
+	return nethost.Open(dir)
 }

@@ -7,10 +7,10 @@ package main
 import (
 	"github.com/netbackd/netbackd/internal/cli"
 	"github.com/netbackd/netbackd/internal/command"
-	"github.com/netbackd/netbackd/internal/host"
+	"github.com/netbackd/netbackd/internal/host/nethost"
 	"github.com/netbackd/netbackd/internal/netcontrol"
 )
 
 func main() {
-	command.Main(netcontrol.Program, cli.New(func(dir string) (cli.Host, error) { return host.Open(dir) }))
+	command.Main(netcontrol.Program, cli.New(func(dir string) (cli.Host, error) { return nethost.Open(dir) }))
 }

@@ -13,7 +13,6 @@ import (
 	"os"
 	"path/filepath"
 
-	"github.com/netbackd/netbackd/internal/vif"
 	"github.com/netbackd/netbackd/pkg/evtchn"
 	"github.com/netbackd/netbackd/pkg/gntdev"
 	"github.com/netbackd/netbackd/pkg/xen"
@@ -24,21 +23,20 @@ import (
 const DefaultDir = "/dev/xen"
 
 // Host is the interface of Linux to a real Xen.
-type Host struct {
-	dir    string
-	grants *gntdev.Device
-}
+type Host struct{ dir string }
 
-// Open opens the Xen whose devices are in dir, usually DefaultDir. It also opens and closes
-// the event channel device, so that a missing module is reported at the start and not with
-// the first guest.
+// Open opens the Xen whose devices are in dir, usually DefaultDir. It opens and closes the
+// devices, so that a missing module is reported at the start and not with the first guest.
 func Open(dir string) (*Host, error) {
 	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("%s does not exist: this is not a Xen domain, or its modules are not loaded (modprobe xen-gntdev xen-evtchn); `make demo` in netbackd's sources shows it at work without Xen", dir)
 	}
 	h := &Host{dir: dir}
-	var err error
-	if h.grants, err = gntdev.Open(h.path("gntdev")); err != nil {
+	g, err := h.OpenGrants()
+	if err == nil {
+		err = g.Close()
+	}
+	if err != nil {
 		return nil, err
 	}
 	e, err := evtchn.Open(h.path("evtchn"))
@@ -46,7 +44,7 @@ func Open(dir string) (*Host, error) {
 		err = e.Close()
 	}
 	if err != nil {
-		return nil, errors.Join(err, h.grants.Close())
+		return nil, err
 	}
 	return h, nil
 }
@@ -56,14 +54,11 @@ func (h *Host) path(device string) string { return filepath.Join(h.dir, device) 
 // Real returns true: the kernel may have its own back end here.
 func (h *Host) Real() bool { return true }
 
-// Grants returns the grant device.
-func (h *Host) Grants() vif.Grants { return h.grants }
-
-// OpenMapper opens the grant device once more.
-func (h *Host) OpenMapper() (vif.Mapper, error) { return gntdev.Open(h.path("gntdev")) }
+// OpenGrants opens the grant device.
+func (h *Host) OpenGrants() (*gntdev.Device, error) { return gntdev.Open(h.path("gntdev")) }
 
 // OpenEvents opens the event channel device for the channels of one domain.
-func (h *Host) OpenEvents(domid xen.Domid) (vif.Events, error) {
+func (h *Host) OpenEvents(domid xen.Domid) (*evtchn.Device, error) {
 	e, err := evtchn.Open(h.path("evtchn"))
 	if err != nil {
 		return nil, err
@@ -74,26 +69,22 @@ func (h *Host) OpenEvents(domid xen.Domid) (vif.Events, error) {
 // DialStore connects to xenstore.
 func (h *Host) DialStore(ctx context.Context) (*xenstore.Client, error) { return xenstore.Open(ctx) }
 
-// Close closes the grant device.
-func (h *Host) Close() error { return h.grants.Close() }
-
 // Events is an event channel device without bound channels.
 type Events interface {
-	vif.Events
 	Restrict(domid xen.Domid) error
+	Close() error
 }
 
 // Restrict restricts e to the channels of one domain, and closes e if that fails. Xen
 // cannot restrict a handle to domain 0, which may be a guest of a driver domain: such a
 // handle stays unrestricted.
-func Restrict(e Events, domid xen.Domid) (vif.Events, error) {
+func Restrict[E Events](e E, domid xen.Domid) (E, error) {
 	if domid == 0 {
 		return e, nil
 	}
 	if err := e.Restrict(domid); err != nil {
-		return nil, errors.Join(err, e.Close())
+		var none E
+		return none, errors.Join(err, e.Close())
 	}
 	return e, nil
 }
-
-var _ vif.Host = (*Host)(nil)

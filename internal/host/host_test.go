@@ -43,7 +43,4 @@ func TestNotThere(t *testing.T) {
 	if _, err := h.OpenEvents(1); !errors.Is(err, unix.ENOTTY) {
 		t.Errorf("a file that restricts: %v", err)
 	}
-	if err := h.Close(); err != nil {
-		t.Error(err)
-	}
 }

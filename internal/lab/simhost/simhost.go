@@ -53,7 +53,11 @@ func (h *Host) OpenEvents(domid xen.Domid) (vif.Events, error) {
 	if err != nil {
 		return nil, err
 	}
-	return host.Restrict(e, domid)
+	r, err := host.Restrict(e, domid)
+	if err != nil {
+		return nil, err // without the nil pointer
+	}
+	return r, nil
 }
 
 // DialStore connects to xenstore.
