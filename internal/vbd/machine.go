@@ -335,12 +335,16 @@ func (p *planner) down(to xenbus.State) {
 // closes. The toolstack gives up then, and can only force the removal, by removing the
 // frontend's directory.
 func (p *planner) detached() {
+	resume := p.served && p.conn == connNone && p.block == blockNone && p.disk != diskFailed
 	switch {
 	case p.own == xenbus.Closed:
 	case p.front == xenbus.Connected && p.detach != detachForced:
+		if resume {
+			p.attach()
+		}
 		p.add(stepGrace)
 		return
-	case p.front == xenbus.Closing && (p.conn == connLive || p.served && p.conn == connNone && p.block == blockNone):
+	case p.front == xenbus.Closing && (p.conn == connLive || resume):
 		p.closing()
 		return
 	}

@@ -190,7 +190,7 @@ func (v *Vbd) situation() situation {
 		online:  v.nodes.online,
 		plugged: v.nodes.plugged(),
 		resized: v.resized(),
-		served:  v.conn.now == nil && !v.predecessor.Connection.IsZero(),
+		served:  !v.conn.busy() && !v.predecessor.Connection.IsZero() && (v.own == xenbus.Connected || v.own == xenbus.Closing),
 	}
 	if !v.detachAt.IsZero() {
 		s.detach = detachGrace
