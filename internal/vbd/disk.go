@@ -25,6 +25,8 @@ type diskState struct {
 	opened  chan openEvent     // from the goroutine of the attempt
 
 	poll *time.Ticker // looks at the size
+
+	openFile func(context.Context, disk.Options) (*disk.Disk, error) // disk.Open, except in tests
 }
 
 // openEvent is the progress of an attempt to open the disk.
@@ -35,7 +37,7 @@ type openEvent struct {
 }
 
 func newDiskState() diskState {
-	d := diskState{opened: make(chan openEvent), poll: time.NewTicker(time.Hour)}
+	d := diskState{opened: make(chan openEvent), poll: time.NewTicker(time.Hour), openFile: disk.Open}
 	d.poll.Stop()
 	return d
 }
@@ -87,10 +89,11 @@ func (v *Vbd) openDisk(ctx context.Context) error {
 		}
 	}
 	o.Waiting = func(h disk.Holder) { send(openEvent{waiting: &h}) }
+	open := d.openFile
 	go func() {
 		lock, done := context.WithTimeout(attempt, lockWait)
 		defer done()
-		x, err := disk.Open(lock, o)
+		x, err := open(lock, o)
 		if !send(openEvent{disk: x, err: err}) && x != nil {
 			_ = x.Close()
 		}
@@ -114,7 +117,9 @@ func (v *Vbd) diskOpened(ctx context.Context, e openEvent) {
 	direct, why := e.disk.Direct()
 	v.log.Info("disk opened", zap.String("path", d.target.path()), zap.Uint64("sectors", e.disk.Sectors()),
 		zap.Bool("read_only", e.disk.ReadOnly()), zap.Bool("direct", direct), zap.String("buffered_because", why))
-	v.clearError(ctx)
+	if v.errorNode.Text() != "" {
+		v.clearError(ctx)
+	}
 	d.poll.Reset(v.cfg.Poll)
 }
 

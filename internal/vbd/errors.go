@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"time"
 
-	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
 	"github.com/netbackd/netbackd/internal/blkplane"
@@ -189,9 +188,4 @@ func (v *Vbd) reportError(ctx context.Context, event string, err error) {
 }
 
 // clearError removes the error node.
-func (v *Vbd) clearError(ctx context.Context) {
-	if v.errorNode.Text() != "" {
-		v.log.Debug("error is over", zap.String("was", v.errorNode.Text()))
-	}
-	v.errorNode.Clear(ctx, v.work)
-}
+func (v *Vbd) clearError(ctx context.Context) { v.errorNode.Clear(ctx, v.work) }

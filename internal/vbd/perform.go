@@ -213,9 +213,11 @@ func (v *Vbd) endRemoved(ctx context.Context) {
 }
 
 // release gives up everything of a device that is gone, or about to go: the disk with its
-// lock, the record and the journals.
+// lock, the record and the journals. A connection whose operations do not end keeps the disk
+// and so the lock until they do: nothing else can be served from it.
 func (v *Vbd) release() {
 	v.closeDisk()
+	v.conn.ending = nil
 	v.forget()
 }
 
