@@ -10,12 +10,14 @@ GOLANGCI := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 FUZZTIME ?= 10s
 PREFIX  ?= /usr
 BIN     ?= bin/netbackd
+BLKBIN  ?= bin/blkbackd
 DIST    ?= dist
 
 .PHONY: build lab demo test test-all test-xen test-arm64 bench bench-vhost bench-xen lint fuzz cross install deb deb-pair clean
 
-build: ## bin/netbackd, static
+build: ## bin/netbackd and bin/blkbackd, static
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/netbackd
+	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BLKBIN) ./cmd/blkbackd
 
 lab: ## bin/netbackd-lab, netbackd with an embedded Xen and guests, not installed
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/netbackd-lab ./cmd/netbackd-lab
@@ -56,9 +58,13 @@ cross: ## both architectures
 	GOARCH=amd64 $(GO) build -o /dev/null ./...
 	GOARCH=arm64 $(GO) build -o /dev/null ./...
 
-# The completer prints completions, so it is built for this machine even if $(BIN) is not.
+# The completers print completions, so they are built for this machine even if $(BIN) and
+# $(BLKBIN) are not.
 bin/completer: build
 	GOOS= GOARCH= $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $@ ./cmd/netbackd
+
+bin/blkcompleter: build
+	GOOS= GOARCH= $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $@ ./cmd/blkbackd
 
 install: bin/completer ## every file where it belongs, below DESTDIR
 	DESTDIR=$(DESTDIR) PREFIX=$(PREFIX) ./packaging/install $(BIN) bin/completer
@@ -67,8 +73,8 @@ deb: bin/completer ## dist/netbackd_VERSION_ARCH.deb, without network, the same 
 	DIST=$(DIST) ./packaging/debian/build $(BIN) bin/completer $(shell $(GO) env GOARCH) $(VERSION)
 
 deb-pair: ## two packages to try an upgrade with
-	$(MAKE) --no-print-directory deb BIN=bin/netbackd-1 VERSION=1 DIST=dist/pair
-	$(MAKE) --no-print-directory deb BIN=bin/netbackd-2 VERSION=2 DIST=dist/pair
+	$(MAKE) --no-print-directory deb BIN=bin/netbackd-1 BLKBIN=bin/blkbackd-1 VERSION=1 DIST=dist/pair
+	$(MAKE) --no-print-directory deb BIN=bin/netbackd-2 BLKBIN=bin/blkbackd-2 VERSION=2 DIST=dist/pair
 
 clean:
 	rm -rf bin dist .cache

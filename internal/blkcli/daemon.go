@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package blkcli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"runtime"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/netbackd/netbackd/internal/blkbackend"
+	"github.com/netbackd/netbackd/internal/blkcontrol"
+	"github.com/netbackd/netbackd/internal/blkplane"
+	"github.com/netbackd/netbackd/internal/budget"
+	"github.com/netbackd/netbackd/internal/command"
+	"github.com/netbackd/netbackd/internal/control"
+	"github.com/netbackd/netbackd/internal/daemon"
+	"github.com/netbackd/netbackd/internal/devices"
+	"github.com/netbackd/netbackd/internal/disk"
+	"github.com/netbackd/netbackd/internal/sdnotify"
+	"github.com/netbackd/netbackd/internal/vbd"
+	"github.com/netbackd/netbackd/internal/xendriver"
+)
+
+// blkDaemon is `blkbackd run`.
+type blkDaemon struct {
+	*daemon.Process
+	*runFlags
+	mode disk.Cache
+
+	host     Host
+	listener net.Listener // Serve closes it
+	pool     *blkplane.Pool
+	backend  *blkbackend.Backend
+	status   blkcontrol.Daemon // the fields that do not change
+}
+
+// setUp opens everything that the daemon needs. If something is missing the daemon ends
+// here, and not with the first guest.
+func (d *blkDaemon) setUp(open Opener) (err error) {
+	notify, files, err := sdnotify.FromEnv()
+	if err != nil {
+		d.Log.Warn("environment from the service manager is not valid", zap.Error(err))
+	}
+	d.Notify = notify
+	for _, f := range files {
+		d.Log.Warn("unknown file received from the service manager; closing it", zap.String("name", f.Name))
+		_ = os.NewFile(uintptr(f.FD), f.Name).Close()
+	}
+	if err := os.MkdirAll(d.runDir, 0o755); err != nil {
+		return fmt.Errorf("run directory: %w", err)
+	}
+	daemon.RaiseFileLimit()
+	h, err := open(d.xen)
+	if err != nil {
+		return err
+	}
+	d.host = h // not before the check: with an error h may hold a nil pointer
+	if d.listener, err = control.Listen(blkcontrol.Program, command.SocketIn(d.runDir)); err != nil {
+		return err
+	}
+	d.pool = blkplane.NewPool(blkplane.Options{
+		MaxThreads: d.maxThreads, NoUring: !d.uring,
+		Warn: func(err error) { d.Log.Warn("data path degraded", zap.Error(err)) },
+	})
+	d.backend = blkbackend.New(blkbackend.Config{
+		Dial: h.DialStore, Host: h.Guest, Pool: d.pool, Log: d.Log,
+		Options: vbd.Options{
+			MaxQueues: d.maxQueues, MaxOrder: d.maxOrder, MaxSegments: d.maxSegs, Persistent: d.persistent,
+			Cache: d.mode, RunDir: d.runDir, Drain: d.drain,
+		},
+		Kernel: kernel(h), MaxPerGuest: d.maxVbds, GuestMemory: int64(d.memory) << 20,
+	})
+	d.status = blkcontrol.Daemon{
+		Version: command.Version(), PID: os.Getpid(), Since: time.Now(), Uring: daemon.UringState(d.uring),
+		MaxQueues: d.maxQueues, MaxSegments: d.maxSegs, Persistent: d.persistent, Cache: d.mode.String(),
+		MaxVbds: d.maxVbds, GuestMemory: int64(d.memory) << 20,
+		AllQueues: d.pool.MaxThreads(), MaxThreads: maxThreads(d.pool.MaxThreads()),
+	}
+	return nil
+}
+
+// close closes the resources of setUp.
+func (d *blkDaemon) close() (err error) {
+	if d.listener != nil {
+		err = daemon.CloseListener(d.listener)
+	}
+	if d.host != nil {
+		err = errors.Join(err, d.host.Close())
+	}
+	return err
+}
+
+// now returns the status of the daemon.
+func (d *blkDaemon) now() blkcontrol.Daemon {
+	s := d.status
+	s.LogLost, s.Threads, s.Queues = d.LogLost(), daemon.Threads(), d.pool.Threads()
+	return s
+}
+
+// serve serves vbds, and answers at the control socket, until ctx ends.
+func (d *blkDaemon) serve(ctx context.Context) error {
+	d.Log.Info("starting", zap.String("version", d.status.Version), zap.String("xen", d.xen), zap.String("io_uring", d.status.Uring),
+		zap.String("cache", d.status.Cache), zap.Int("max_queues", d.maxQueues), zap.Int("max_segments", d.maxSegs), zap.Bool("persistent", d.persistent))
+	err := d.Serve(ctx, daemon.Work{
+		Listener: d.listener, Handler: blkcontrol.Handler(d.now, d.backend, blkbackend.ErrNoVbd),
+		// A queue may wait for its disk as long as the disk takes.
+		Workers: func(context.Context) error { return nil }, Control: d.backend.Ping,
+		Text: func() string { return vbdCount(d.backend.Vbds()) },
+		Run: func(ctx context.Context, ready func()) error {
+			return d.backend.Run(ctx, func() {
+				d.Log.Info("ready")
+				ready()
+			})
+		},
+	})
+	d.Log.Info("stopped; guests keep their disks for the next blkbackd")
+	return err
+}
+
+// vbdCount is the status of the daemon for the service manager.
+func vbdCount(n int) string {
+	if n == 1 {
+		return "1 vbd"
+	}
+	return fmt.Sprintf("%d vbds", n)
+}
+
+// otherThreads allows for threads that neither serve a queue, nor are in a blocking call for
+// a vbd, nor run Go code: those of the runtime, and one each for the control loop, the log
+// and the connection to xenstored.
+const otherThreads = 32
+
+// maxThreads returns the bound on the threads of the process for a number of queues.
+// TasksMax in systemd/blkbackd.service must allow as many. Go never ends a thread.
+func maxThreads(queues int) int { return queues + runtime.GOMAXPROCS(0) + budget.Turns + otherThreads }
+
+// kernel returns the kernel's driver, which may serve vbds on a real Xen.
+func kernel(h Host) devices.Kernel {
+	if !h.Real() {
+		return nil
+	}
+	return xendriver.New("/sys", xendriver.Blkback)
+}

@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package blkcli holds the commands of blkbackd, one file per command: `blkbackd run`, which
+// is the daemon, and the commands that administer it.
+//
+// Command blkbackd is this package on a real Xen. Command blkbackd-lab, for tests and the
+// demo, is the same package on an embedded Xen. Their Openers differ.
+package blkcli
+
+import (
+	"context"
+
+	"github.com/spf13/cobra"
+
+	"github.com/netbackd/netbackd/internal/blkcontrol"
+	"github.com/netbackd/netbackd/internal/blkplane"
+	"github.com/netbackd/netbackd/internal/command"
+	"github.com/netbackd/netbackd/pkg/xen"
+	"github.com/netbackd/netbackd/pkg/xenstore"
+)
+
+// Host opens the interfaces of the Xen that the daemon serves.
+type Host interface {
+	// Guest returns what opens the devices for one domain.
+	Guest(domid xen.Domid) blkplane.Host
+
+	// DialStore connects to xenstore.
+	DialStore(context.Context) (*xenstore.Client, error)
+
+	// Real reports whether the kernel may serve vbds here as well.
+	Real() bool
+
+	Close() error
+}
+
+// Opener opens the Xen whose devices are in a directory.
+type Opener func(dir string) (Host, error)
+
+// defaultRunDir holds the control socket and the journals.
+const defaultRunDir = "/run/blkbackd"
+
+// New makes blkbackd's commands. The daemon serves the Xen that open opens.
+func New(open Opener) *cobra.Command {
+	root := command.NewRoot(blkcontrol.Program, "Xen block back end in userspace",
+		`blkbackd serves disks (vbds) of Xen guests from files and block devices, in userspace.
+
+In dom0, or in a driver domain, "blkbackd run" serves the disks whose configuration has
+script=block-blkbackd. Other back ends may serve other disks beside it.`, defaultRunDir)
+	root.AddCommand(
+		newRunCmd(open), newListCmd(), newShowCmd(), newStatsCmd(), newResetCmd(), newResizeCmd(),
+		command.NewVersionCmd(blkcontrol.Program),
+	)
+	return root
+}
