@@ -92,9 +92,12 @@ func (q *queue) run() {
 		return
 	}
 	q.guard(q.resume)
-	for !q.over() {
+	for {
 		q.guard(q.turn)
 		q.publish()
+		if q.over() {
+			return
+		}
 		if err := q.sleep(); err != nil {
 			// Without its engine the queue cannot learn that operations have ended.
 			q.stop(fmt.Errorf("disk engine: %w", err))
@@ -163,10 +166,10 @@ func (q *queue) stop(err error) {
 
 // turn does all work that there is, up to a bound.
 func (q *queue) turn() error {
-	q.obey()
 	if q.complete() == 0 && q.resting {
 		q.rest()
 	}
+	q.obey()
 	if q.state == broken {
 		return nil
 	}
