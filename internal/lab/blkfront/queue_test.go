@@ -130,13 +130,12 @@ func writeAndRead(t *testing.T, q *blkfront.Queue, b *blktest.Backend, at uint64
 	}
 	segs := blkfront.Whole(pages)
 	var want []byte
+	noise := rand.NewChaCha8([32]byte{byte(at), byte(n)})
 	for i := range segs {
 		segs[i].First = uint8(rand.IntN(8))
 		segs[i].Last = segs[i].First + uint8(rand.IntN(8-int(segs[i].First)))
 		part := pages[i].Mem[int(segs[i].First)*512 : (int(segs[i].Last)+1)*512]
-		for k := range part {
-			part[k] = byte(rand.Uint32())
-		}
+		noise.Read(part)
 		want = append(want, part...)
 	}
 	if a := ask(t, q, &blkfront.Request{Op: blkif.OpWrite, Sector: at, Segs: segs, User: 7}); a.Status != blkif.StatusOkay || a.User != 7 || a.Op != blkif.OpWrite {

@@ -51,6 +51,7 @@ type Backend struct {
 	port    evtchn.Port
 	stop    [2]int // pipe
 	ended   sync.WaitGroup
+	end     func() error
 	err     error
 }
 
@@ -69,15 +70,16 @@ func (b *Backend) Start(q *blkfront.Queue) (err error) {
 		return err
 	}
 	b.ended.Go(func() { b.err = b.serve() })
+	b.end = sync.OnceValue(func() error {
+		err := unix.Close(b.stop[1])
+		b.ended.Wait()
+		return errors.Join(err, b.err, unix.Close(b.stop[0]), b.mapping.Unmap())
+	})
 	return nil
 }
 
-// Stop ends the backend and returns its error.
-func (b *Backend) Stop() error {
-	err := unix.Close(b.stop[1])
-	b.ended.Wait()
-	return errors.Join(err, b.err, unix.Close(b.stop[0]), b.mapping.Unmap())
-}
+// Stop ends the backend and returns its error. It may be called again.
+func (b *Backend) Stop() error { return b.end() }
 
 func (b *Backend) serve() error {
 	fds := []unix.PollFd{{Fd: int32(b.Events.FD()), Events: unix.POLLIN}, {Fd: int32(b.stop[0]), Events: unix.POLLIN}}
