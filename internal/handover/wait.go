@@ -20,14 +20,8 @@ const (
 	// netbackd has released the vif.
 	nameTimeout = 3 * time.Second
 
-	// restartTimeout bounds the absence of a daemon that ends while a vif is being moved.
-	restartTimeout = 10 * time.Second
-
 	// servedTimeout bounds the time until a connected guest is served again.
 	servedTimeout = 20 * time.Second
-
-	// restartTries bounds the requests to a daemon that listens and does not answer.
-	restartTries = 8
 
 	// recheckInterval bounds the wait for an event. The kernel drops events of interfaces
 	// when many come at once.
@@ -78,21 +72,9 @@ func waitFor(ctx context.Context, w Watch, done func() (bool, error)) (err error
 // adopt makes the daemon serve a vif. If the daemon ends before it answers, and a service
 // manager starts it again, adopt repeats the request: an adoption outlives the daemon.
 func (m *Mover) adopt(ctx context.Context, id xenbus.VifID) error {
-	err := m.Daemon.Adopt(ctx, id.String())
-	if err == nil || m.daemonAnswers(ctx, id) {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(ctx, restartTimeout)
-	defer cancel()
-	for range restartTries {
-		if m.Daemon.Await(ctx) != nil {
-			break
-		}
-		if m.daemonAnswers(ctx, id) {
-			return m.Daemon.Adopt(ctx, id.String())
-		}
-	}
-	return err
+	return control.Insist(ctx, m.Daemon,
+		func(ctx context.Context) bool { return m.daemonAnswers(ctx, id) },
+		func(ctx context.Context) error { return m.Daemon.Adopt(ctx, id.String()) })
 }
 
 func (m *Mover) daemonAnswers(ctx context.Context, id xenbus.VifID) bool {
