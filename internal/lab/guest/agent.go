@@ -3,19 +3,17 @@
 package guest
 
 import (
-	"bufio"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/netip"
 	"os"
-	"reflect"
 	"slices"
 	"sync"
 
+	"github.com/netbackd/netbackd/internal/lab/linerpc"
 	"github.com/netbackd/netbackd/internal/lab/netfront"
 	"github.com/netbackd/netbackd/internal/lab/netns"
 	"github.com/netbackd/netbackd/internal/lab/traffic"
@@ -33,9 +31,6 @@ type agent struct {
 	host netfront.Host
 	ctx  context.Context // ends with the agent
 	wg   sync.WaitGroup
-
-	outMu sync.Mutex // one line at a time
-	out   io.Writer
 
 	mu      sync.Mutex
 	vifs    []*vif          // guarded by mu
@@ -63,9 +58,11 @@ func Main(ctx context.Context, cfg Config, in io.Reader, out io.Writer) error {
 		}
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	a := &agent{host: host, ctx: ctx, out: out, servers: map[int]*server{}}
+	a := &agent{host: host, ctx: ctx, servers: map[int]*server{}}
+	server := linerpc.Server[*agent]{Agent: a, Commands: commands, Out: out}
 	defer func() {
 		cancel()
+		server.Wait()
 		a.wg.Wait() // vifs free their resources before the agent leaves the domain
 		_ = closeHost()
 	}()
@@ -88,151 +85,46 @@ func Main(ctx context.Context, cfg Config, in io.Reader, out io.Writer) error {
 			return fmt.Errorf("attach %s: %w", v.withDefaults().Name, err)
 		}
 	}
-	a.say(0, Hello{PID: os.Getpid()}, nil)
-	return a.obey(ctx, in)
-}
-
-// obey reads and runs commands until the input ends.
-func (a *agent) obey(ctx context.Context, in io.Reader) error {
-	lines := make(chan []byte)
-	failed := make(chan error, 1)
-	// A read cannot be interrupted, so the goroutine ends with the input or with
-	// the process.
-	go func() {
-		s := bufio.NewScanner(in)
-		s.Buffer(make([]byte, 0, 64*1024), maxLine)
-		for s.Scan() {
-			select {
-			case lines <- slices.Clone(s.Bytes()):
-			case <-ctx.Done():
-				return
-			}
-		}
-		failed <- s.Err()
-	}()
-	room := make(chan struct{}, maxCommands)
-	quit := make(chan struct{})
-	stopObeying := sync.OnceFunc(func() { close(quit) })
-	for {
-		var line []byte
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-quit:
-			return nil
-		case err := <-failed:
-			return err
-		case line = <-lines:
-		}
-		var r request
-		if err := json.Unmarshal(line, &r); err != nil {
-			a.say(r.ID, nil, fmt.Errorf("not a command: %w", err))
-			continue
-		}
-		select {
-		case room <- struct{}{}:
-		default:
-			a.say(r.ID, nil, fmt.Errorf("%d commands are under way already", maxCommands))
-			continue
-		}
-		a.wg.Go(func() {
-			defer func() { <-room }()
-			if r.Timeout <= 0 {
-				r.Timeout = defaultTimeout
-			}
-			c, cancel := context.WithTimeout(ctx, r.Timeout)
-			defer cancel()
-			result, err := a.run(c, r)
-			a.say(r.ID, result, err)
-			if r.Cmd == "quit" {
-				stopObeying()
-			}
-		})
-	}
-}
-
-// say writes a reply. An error cannot be reported; the input then ends too.
-func (a *agent) say(id uint64, result any, err error) {
-	r := reply{ID: id}
-	if result != nil {
-		b, merr := json.Marshal(result)
-		err = errors.Join(err, merr)
-		r.Result = b
-	}
-	if err != nil {
-		r.Error = err.Error()
-	}
-	line, err := json.Marshal(r)
-	if err != nil {
-		line = fmt.Appendf(nil, `{"id":%d,"error":%q}`, id, err)
-	}
-	a.outMu.Lock()
-	defer a.outMu.Unlock()
-	_, _ = a.out.Write(append(line, '\n'))
-}
-
-// command makes a command from a function with typed arguments.
-func command[A, R any](f func(*agent, context.Context, A) (R, error)) func(*agent, context.Context, json.RawMessage) (any, error) {
-	return func(a *agent, ctx context.Context, raw json.RawMessage) (any, error) {
-		var args A
-		if len(raw) > 0 {
-			if err := json.Unmarshal(raw, &args); err != nil {
-				return nil, fmt.Errorf("arguments: %w", err)
-			}
-		}
-		r, err := f(a, ctx, args)
-		if err != nil && reflect.ValueOf(r).IsZero() {
-			return nil, err
-		}
-		return r, err
-	}
+	return server.Serve(ctx, Hello{PID: os.Getpid()}, in)
 }
 
 // commands lists all commands of the agent.
-var commands = map[string]func(*agent, context.Context, json.RawMessage) (any, error){
-	"attach":      command((*agent).attach),
-	"detach":      command((*agent).detach),
-	"disconnect":  command((*agent).disconnect),
-	"reconnect":   command((*agent).reconnect),
-	"suspend":     command((*agent).suspend),
-	"info":        command((*agent).info),
-	"stats":       command((*agent).stats),
-	"state":       command((*agent).state),
-	"key":         command((*agent).key),
-	"mcast":       command((*agent).mcast),
-	"hash":        command((*agent).hash),
-	"xdp":         command((*agent).xdp),
-	"static":      command((*agent).static),
-	"buffers":     command((*agent).buffers),
-	"control":     command((*agent).control),
-	"raw":         command((*agent).raw),
-	"ping":        command((*agent).ping),
-	"tcp-serve":   command((*agent).tcpServe),
-	"tcp-send":    command((*agent).tcpSend),
-	"tcp-results": command((*agent).tcpResults),
-	"udp-serve":   command((*agent).udpServe),
-	"udp-send":    command((*agent).udpSend),
-	"udp-results": command((*agent).udpResults),
-	"join":        command((*agent).join),
-	"stop":        command((*agent).stopServer),
-	"virt-attach": command((*agent).virtAttach),
-	"virt-detach": command((*agent).virtDetach),
-	"virt-info":   command((*agent).virtInfo),
-	"virt-stats":  command((*agent).virtStats),
-	"virt":        command((*agent).virtOp),
-	"quit":        command((*agent).quit),
-}
-
-func (a *agent) run(ctx context.Context, r request) (any, error) {
-	f := commands[r.Cmd]
-	if f == nil {
-		return nil, fmt.Errorf("no such command: %.40s", r.Cmd)
-	}
-	return f(a, ctx, r.Args)
+var commands = map[string]linerpc.Command[*agent]{
+	"attach":      linerpc.Make((*agent).attach),
+	"detach":      linerpc.Make((*agent).detach),
+	"disconnect":  linerpc.Make((*agent).disconnect),
+	"reconnect":   linerpc.Make((*agent).reconnect),
+	"suspend":     linerpc.Make((*agent).suspend),
+	"info":        linerpc.Make((*agent).info),
+	"stats":       linerpc.Make((*agent).stats),
+	"state":       linerpc.Make((*agent).state),
+	"key":         linerpc.Make((*agent).key),
+	"mcast":       linerpc.Make((*agent).mcast),
+	"hash":        linerpc.Make((*agent).hash),
+	"xdp":         linerpc.Make((*agent).xdp),
+	"static":      linerpc.Make((*agent).static),
+	"buffers":     linerpc.Make((*agent).buffers),
+	"control":     linerpc.Make((*agent).control),
+	"raw":         linerpc.Make((*agent).raw),
+	"ping":        linerpc.Make((*agent).ping),
+	"tcp-serve":   linerpc.Make((*agent).tcpServe),
+	"tcp-send":    linerpc.Make((*agent).tcpSend),
+	"tcp-results": linerpc.Make((*agent).tcpResults),
+	"udp-serve":   linerpc.Make((*agent).udpServe),
+	"udp-send":    linerpc.Make((*agent).udpSend),
+	"udp-results": linerpc.Make((*agent).udpResults),
+	"join":        linerpc.Make((*agent).join),
+	"stop":        linerpc.Make((*agent).stopServer),
+	"virt-attach": linerpc.Make((*agent).virtAttach),
+	"virt-detach": linerpc.Make((*agent).virtDetach),
+	"virt-info":   linerpc.Make((*agent).virtInfo),
+	"virt-stats":  linerpc.Make((*agent).virtStats),
+	"virt":        linerpc.Make((*agent).virtOp),
+	"quit":        linerpc.Make((*agent).quit),
 }
 
 // none is the type of missing arguments and missing results.
-type none struct{}
+type none = linerpc.None
 
 func (a *agent) attach(ctx context.Context, cfg VifConfig) (VifInfo, error) {
 	if a.host.Store == nil {

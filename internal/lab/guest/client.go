@@ -3,18 +3,14 @@
 package guest
 
 import (
-	"bufio"
 	"context"
-	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"slices"
-	"sync"
-	"time"
 
+	"github.com/netbackd/netbackd/internal/lab/linerpc"
 	"github.com/netbackd/netbackd/internal/lab/netfront"
 	"github.com/netbackd/netbackd/internal/lab/netns"
 	"github.com/netbackd/netbackd/internal/lab/traffic"
@@ -22,77 +18,31 @@ import (
 )
 
 // ErrEnded is returned by the methods of a Client whose agent has ended.
-var ErrEnded = errors.New("guest: the agent has ended")
+var ErrEnded = linerpc.ErrEnded
 
 // RemoteError is an error that the agent answered.
-type RemoteError struct {
-	Cmd     string
-	Message string
-}
+type RemoteError = linerpc.RemoteError
 
-func (e *RemoteError) Error() string { return fmt.Sprintf("guest: %s: %s", e.Cmd, e.Message) }
-
-// Client sends commands to an agent. Its methods may be called from several goroutines at
-// once. Commands run concurrently, except those for one vif, which run one after the
-// other. The context bounds a command; the client sends its deadline to the agent.
+// Client sends commands to an agent; see [linerpc.Client]. Commands for one vif run one after
+// the other.
 type Client struct {
-	w   io.WriteCloser
-	cmd *exec.Cmd // nil if the agent was not started by us
-
-	mu      sync.Mutex
-	nextID  uint64                // guarded by mu
-	waiting map[uint64]chan reply // guarded by mu
-
+	*linerpc.Client
 	hello Hello
-	ended chan struct{}
-	err   error // why; valid once ended is closed
 }
 
 // NewClient makes a client for an agent that reads w and writes r. It waits for the
 // agent's Hello.
 func NewClient(r io.Reader, w io.WriteCloser) (*Client, error) {
-	c := newClient(w)
-	return c, c.begin(r)
+	c, err := linerpc.NewClient(r, w)
+	return withHello(c, err)
 }
 
-func newClient(w io.WriteCloser) *Client {
-	return &Client{w: w, waiting: map[uint64]chan reply{}, ended: make(chan struct{})}
-}
-
-func (c *Client) begin(r io.Reader) error {
-	first := make(chan reply, 1)
-	c.waiting[0] = first
-	go c.listen(r)
-	select {
-	case h := <-first:
-		return json.Unmarshal(h.Result, &c.hello)
-	case <-c.ended:
-		return c.err
+func withHello(c *linerpc.Client, err error) (*Client, error) {
+	if err != nil {
+		return nil, err
 	}
-}
-
-// listen reads replies and passes them to their callers until the agent ends.
-func (c *Client) listen(r io.Reader) {
-	defer close(c.ended)
-	s := bufio.NewScanner(r)
-	s.Buffer(make([]byte, 0, 64*1024), maxLine)
-	for s.Scan() {
-		var p reply
-		if err := json.Unmarshal(s.Bytes(), &p); err != nil {
-			c.err = fmt.Errorf("%w: it said %.100q: %w", ErrEnded, s.Bytes(), err)
-			return
-		}
-		c.mu.Lock()
-		w := c.waiting[p.ID]
-		delete(c.waiting, p.ID)
-		c.mu.Unlock()
-		if w != nil {
-			w <- p
-		}
-	}
-	if c.err = ErrEnded; s.Err() != nil {
-		c.err = fmt.Errorf("%w: %w", ErrEnded, s.Err())
-	}
+	g := &Client{Client: c}
+	return g, c.Hello(&g.hello)
 }
 
 // StartOptions are the settings of Start.
@@ -124,23 +74,7 @@ func Start(o StartOptions) (*Client, error) {
 	cmd := exec.Command(o.Exe, slices.Concat(o.Args, o.Config.Args())...)
 	cmd.Env = append(os.Environ(), o.Env...)
 	cmd.Stderr = o.Stderr
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		return nil, err
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		return nil, err
-	}
-	if err := netns.Start(cmd); err != nil {
-		return nil, fmt.Errorf("guest: start: %w", err)
-	}
-	c := newClient(in)
-	c.cmd = cmd
-	if err := c.begin(out); err != nil {
-		return nil, errors.Join(err, c.Close())
-	}
-	return c, nil
+	return withHello(linerpc.Start(cmd, netns.Start))
 }
 
 // PID returns the agent's process, whose network namespace is the guest's.
@@ -150,112 +84,9 @@ func (c *Client) PID() int { return c.hello.PID }
 // that the agent has no command for.
 func (c *Client) Do(f func() error) error { return netns.Do(c.PID(), f) }
 
-// Done returns a channel that is closed when the agent has ended.
-func (c *Client) Done() <-chan struct{} { return c.ended }
-
-// Kill ends the agent as a crash of the guest would, and waits for its end.
-func (c *Client) Kill() error {
-	if c.cmd == nil {
-		return c.Close()
-	}
-	err := c.cmd.Process.Kill()
-	if errors.Is(err, os.ErrProcessDone) {
-		err = nil
-	}
-	return errors.Join(err, c.Close())
-}
-
-// Close ends the agent's input, which ends the agent without a message to the backend, and
-// waits for its end. Close may be called again.
-func (c *Client) Close() error {
-	err := c.w.Close()
-	if errors.Is(err, os.ErrClosed) {
-		err = nil
-	}
-	select {
-	case <-c.ended:
-	case <-time.After(closeGrace):
-		// The agent hangs: a vif may be in an operation that does not end.
-		if c.cmd != nil {
-			err = errors.Join(err, c.cmd.Process.Kill())
-		}
-		<-c.ended
-	}
-	if c.cmd != nil {
-		// Callers of commands get the reason; Close does not report it.
-		_ = c.cmd.Wait()
-	}
-	return err
-}
-
-// closeGrace is the time an agent has to end by itself before it is killed.
-const closeGrace = 10 * time.Second
-
-// Call sends a command and waits for its reply. result may be nil. If the agent replies
-// with both a result and an error, Call stores the result and returns the error.
-func (c *Client) Call(ctx context.Context, cmd string, args, result any) error {
-	r := request{Cmd: cmd}
-	if d, ok := ctx.Deadline(); ok {
-		r.Timeout = max(time.Until(d), 1)
-	}
-	var err error
-	if r.Args, err = json.Marshal(args); err != nil {
-		return err
-	}
-	answer := make(chan reply, 1)
-	c.mu.Lock()
-	c.nextID++
-	r.ID = c.nextID
-	c.waiting[r.ID] = answer
-	line, err := json.Marshal(r)
-	if err == nil {
-		_, err = c.w.Write(append(line, '\n'))
-	}
-	if err != nil {
-		delete(c.waiting, r.ID)
-	}
-	c.mu.Unlock()
-	if err != nil {
-		return fmt.Errorf("%w: %w", ErrEnded, err)
-	}
-	var p reply
-	select {
-	case p = <-answer:
-	case <-c.ended:
-		select {
-		case p = <-answer: // its last reply
-		default:
-			return c.err
-		}
-	case <-ctx.Done():
-		// The agent has the same deadline, and its error has more detail.
-		select {
-		case p = <-answer:
-		case <-c.ended:
-			return c.err
-		case <-time.After(time.Second):
-			c.mu.Lock()
-			delete(c.waiting, r.ID)
-			c.mu.Unlock()
-			return fmt.Errorf("guest: %s: %w", cmd, ctx.Err())
-		}
-	}
-	if result != nil && len(p.Result) > 0 {
-		if err := json.Unmarshal(p.Result, result); err != nil {
-			return fmt.Errorf("guest: %s: %w", cmd, err)
-		}
-	}
-	if p.Error != "" {
-		return &RemoteError{Cmd: cmd, Message: p.Error}
-	}
-	return nil
-}
-
 // ask is like Call, with a typed result.
 func ask[R any](ctx context.Context, c *Client, cmd string, args any) (R, error) {
-	var r R
-	err := c.Call(ctx, cmd, args, &r)
-	return r, err
+	return linerpc.Ask[R](ctx, c.Client, cmd, args)
 }
 
 // Attach connects a vif and makes its network card.

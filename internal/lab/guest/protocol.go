@@ -3,9 +3,7 @@
 package guest
 
 import (
-	"encoding/json"
-	"time"
-
+	"github.com/netbackd/netbackd/internal/lab/linerpc"
 	"github.com/netbackd/netbackd/internal/lab/netfront"
 	"github.com/netbackd/netbackd/internal/lab/traffic"
 	"github.com/netbackd/netbackd/pkg/netif"
@@ -15,29 +13,8 @@ import (
 
 // This file has the types of the protocol: arguments and results of each command.
 
-// request is a line to the agent.
-type request struct {
-	ID      uint64          `json:"id"`
-	Cmd     string          `json:"cmd"`
-	Timeout time.Duration   `json:"timeout_ns,omitempty"` // 0: defaultTimeout
-	Args    json.RawMessage `json:"args,omitempty"`
-}
-
-// reply is a line from the agent.
-type reply struct {
-	ID     uint64          `json:"id"`
-	Result json.RawMessage `json:"result,omitempty"`
-	Error  string          `json:"error,omitempty"`
-}
-
 // defaultTimeout bounds a command that names no bound of its own.
-const defaultTimeout = time.Minute
-
-// maxLine bounds a line in either direction.
-const maxLine = 4 << 20
-
-// maxCommands bounds the commands under way.
-const maxCommands = 64
+const defaultTimeout = linerpc.DefaultTimeout
 
 // Hello is the result in the agent's first line.
 type Hello struct {
