@@ -5,6 +5,7 @@ package blkplane
 import (
 	"context"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -126,7 +127,11 @@ func (b *bed) connect() {
 
 func (b *bed) tryConnect() error {
 	opts := b.opts
-	opts.Warn = func(err error) { b.Logf("warning: %v", err) }
+	opts.Warn = func(err error) {
+		if !strings.Contains(err.Error(), killed) {
+			b.Logf("warning: %v", err)
+		}
+	}
 	c, err := NewPool(opts).Connect(b.cfg)
 	if err != nil {
 		return err
