@@ -48,7 +48,7 @@ In dom0, or in a driver domain, "blkbackd run" serves the disks whose configurat
 script=block-blkbackd. Other back ends may serve other disks beside it.`, defaultRunDir)
 	root.AddCommand(
 		newRunCmd(open), newListCmd(), newShowCmd(), newStatsCmd(), newResetCmd(), newResizeCmd(),
-		newHotplugCmd(),
+		newCheckCmd(), newHotplugCmd(),
 		command.NewVersionCmd(blkcontrol.Program),
 	)
 	return root

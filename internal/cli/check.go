@@ -9,7 +9,7 @@ import (
 
 	"github.com/netbackd/netbackd/internal/command"
 	"github.com/netbackd/netbackd/internal/hostcheck"
-	"github.com/netbackd/netbackd/internal/iouring"
+	"github.com/netbackd/netbackd/internal/netcheck"
 	"github.com/netbackd/netbackd/internal/netcontrol"
 	"github.com/netbackd/netbackd/internal/steer"
 	"github.com/netbackd/netbackd/pkg/tap"
@@ -43,23 +43,15 @@ With --json it prints {"schema":1,"ready":true,"checks":[{"name","level","text",
 }
 
 // thisHost returns the machine that the command runs on.
-func thisHost(socket string) *hostcheck.Host {
-	return &hostcheck.Host{
-		Root:     "/",
-		Version:  command.Version(),
-		Modprobe: hostcheck.Modprobe,
-		Uring:    iouring.Supported,
-		Steering: steer.Probe,
-		MultiTAP: func() error { return tap.Probe(tap.MultiQueue) },
-		Open:     hostcheck.OpenDevice,
-		Xenstore: hostcheck.AskXenstore,
-		Daemon: func(ctx context.Context) (string, error) {
-			ctx, cancel := context.WithTimeout(ctx, hostcheck.AnswerTimeout)
-			defer cancel()
+func thisHost(socket string) *netcheck.Host {
+	return &netcheck.Host{
+		Machine: hostcheck.This("netbackd", command.Version(), func(ctx context.Context) (string, error) {
 			client := netcontrol.NewClient(socket)
 			defer client.Close()
 			d, err := client.Daemon(ctx)
 			return d.Version, err
-		},
+		}),
+		Steering: steer.Probe,
+		MultiTAP: func() error { return tap.Probe(tap.MultiQueue) },
 	}
 }

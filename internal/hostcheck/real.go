@@ -13,14 +13,29 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/netbackd/netbackd/internal/iouring"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
-// AnswerTimeout bounds the time in which xenstored and the daemon must answer.
-const AnswerTimeout = 2 * time.Second
+// answerTimeout bounds the time in which xenstored and the daemon must answer.
+const answerTimeout = 2 * time.Second
 
-// OpenDevice opens a device for reading and writing, and closes it.
-func OpenDevice(path string) error {
+// This returns the machine that a program runs on. daemon asks the running daemon for its
+// version.
+func This(program, version string, daemon func(context.Context) (string, error)) Machine {
+	return Machine{
+		Program: program, Version: version, Root: "/",
+		Open: openDevice, Xenstore: askXenstore, Modprobe: modprobe, Uring: iouring.Supported,
+		Daemon: func(ctx context.Context) (string, error) {
+			ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+			defer cancel()
+			return daemon(ctx)
+		},
+	}
+}
+
+// openDevice opens a device for reading and writing, and closes it.
+func openDevice(path string) error {
 	fd, err := unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return err
@@ -28,9 +43,9 @@ func OpenDevice(path string) error {
 	return unix.Close(fd)
 }
 
-// AskXenstore returns nil if xenstored answers.
-func AskXenstore(ctx context.Context) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, AnswerTimeout, errors.New("no answer in time"))
+// askXenstore returns nil if xenstored answers.
+func askXenstore(ctx context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, answerTimeout, errors.New("no answer in time"))
 	defer cancel()
 	c, err := xenstore.Open(ctx)
 	if err == nil {
@@ -52,9 +67,9 @@ func askDomid(ctx context.Context, c *xenstore.Client) error {
 	return err
 }
 
-// Modprobe runs modprobe and returns its output. It returns fs.ErrNotExist if there is
+// modprobe runs modprobe and returns its output. It returns fs.ErrNotExist if there is
 // none.
-func Modprobe(ctx context.Context, arguments ...string) (string, error) {
+func modprobe(ctx context.Context, arguments ...string) (string, error) {
 	path, err := exec.LookPath("modprobe")
 	if err != nil {
 		// Some users have no sbin directory in their path.
