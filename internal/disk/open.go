@@ -26,7 +26,8 @@ func Open(ctx context.Context, o Options) (*Disk, error) {
 		return nil, err
 	}
 	if err := d.measure(); err != nil {
-		return nil, errors.Join(err, d.Close())
+		_ = d.Close() // nothing was written, and err says more
+		return nil, err
 	}
 	return d, nil
 }
