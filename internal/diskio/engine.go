@@ -48,10 +48,11 @@ type Config struct {
 
 // Engine runs the operations of one disk at a time. See the package comment.
 type Engine struct {
-	ring    *iouring.Async // nil: the pool runs all operations
-	why     error          // for which io_uring is not used
-	epoll   int            // without a ring: the files to wait for
-	polls   []polled       // without a ring
+	ring    *iouring.Async                    // nil: the pool runs all operations
+	why     error                             // for which io_uring is not used
+	epoll   int                               // without a ring: the files to wait for
+	polls   []polled                          // without a ring
+	ready   [iouring.MaxPolls]unix.EpollEvent // those of the last wait
 	entries int
 	owed    int // operations outside of the ring whose completions were not taken
 
@@ -64,7 +65,8 @@ type Engine struct {
 	local   fifo // completions of operations that needed no system call
 	events  fifo // events of polled files, without a ring
 
-	fixed []span // registered memory
+	fixed  []span // registered memory
+	inline inlineWrites
 }
 
 // route tells where the operations of the disk go.
@@ -103,6 +105,7 @@ func New(cfg Config) (*Engine, error) {
 		e.why = errors.New("switched off")
 	} else {
 		e.why = e.openRing(cfg)
+		e.inline.queue = make([]op, 0, cfg.Entries)
 	}
 	if errors.Is(e.why, iouring.ErrNotSupported) || cfg.NoIOUring {
 		err = e.openEpoll()
@@ -177,6 +180,9 @@ func (e *Engine) SetDisk(d *disk.Disk) error {
 		}
 	}
 	e.disk, e.route = d, r
+	if r == routeRing {
+		e.inline.setDisk(d)
+	}
 	return nil
 }
 
@@ -231,6 +237,17 @@ func (e *Engine) SubmitAndWait(n int, timeout time.Duration) error {
 	if e.ring == nil {
 		return e.waitEpoll(n, timeout)
 	}
+	if len(e.inline.queue) > 0 {
+		if e.ring.Queued() {
+			if _, err := e.ring.SubmitAndWait(0, 0); err != nil {
+				return err
+			}
+		}
+		e.runInline()
+		if e.local.n > 0 {
+			timeout = 0
+		}
+	}
 	_, err := e.ring.SubmitAndWait(n, timeout)
 	return err
 }
@@ -245,25 +262,23 @@ func (e *Engine) Completions(dst []Completion) int {
 	if e.ring == nil {
 		return n + e.events.take(dst[n:])
 	}
-	got := e.ring.Completions(dst[n:])
-	for i := n; i < n+got; i++ {
-		if dst[i].User != doneUser {
+	end := n + e.ring.Completions(dst[n:])
+	announced := false
+	for _, c := range dst[n:end] {
+		if c.User == doneUser {
+			announced = true
 			continue
 		}
-		e.done.clear()
-		n, got = e.swapResults(dst, i, n+got), 0
+		dst[n] = c
+		n++
 	}
-	return n + got
-}
-
-// swapResults replaces the event at i among the n completions in dst by the results that
-// it announces, and returns the new number. There is one such event at a time.
-func (e *Engine) swapResults(dst []Completion, i, n int) int {
-	n--
-	dst[i] = dst[n]
-	more := e.done.take(dst[n:])
-	e.owed -= more
-	return n + more
+	if announced {
+		e.done.clear()
+		more := e.done.take(dst[n:])
+		e.owed -= more
+		n += more
+	}
+	return n
 }
 
 // Close ends the engine's threads and closes its files. It returns ErrBusy, and closes

@@ -80,14 +80,14 @@ func (e *Engine) waitEpoll(n int, timeout time.Duration) error {
 				ms = int(min((max(time.Until(deadline), 0)+time.Millisecond-1)/time.Millisecond, math.MaxInt32))
 			}
 		}
-		var list [iouring.MaxPolls]unix.EpollEvent
+		list := &e.ready
 		room := min(len(list), len(e.events.ring)-e.events.n)
 		if room == 0 {
 			return nil
 		}
 		got, err := unix.EpollWait(e.epoll, list[:room], ms)
 		if err == unix.EINTR {
-			return nil
+			continue
 		}
 		if err != nil {
 			return fmt.Errorf("epoll_wait: %w", err)

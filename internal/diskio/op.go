@@ -133,11 +133,16 @@ func (o *op) nullPart(addr uintptr, n uint64) int32 {
 
 // result returns the result of n bytes moved before err: bytes that were moved count.
 func result(n int, err error) int32 {
-	var errno unix.Errno
-	switch {
-	case err == nil || n > 0:
+	if err == nil || n > 0 {
 		return int32(n)
-	case errors.As(err, &errno) && errno != 0:
+	}
+	return failure(err)
+}
+
+// failure returns the result of an operation that failed without moving anything.
+func failure(err error) int32 {
+	var errno unix.Errno
+	if errors.As(err, &errno) && errno != 0 {
 		return -int32(errno)
 	}
 	return -int32(unix.EIO)

@@ -15,6 +15,9 @@ import (
 // Read queues a read of n bytes at offset off to addr.
 func (e *Engine) Read(off uint64, addr uintptr, n uint32, user uint64) bool {
 	if e.route == routeRing {
+		if e.full() {
+			return false
+		}
 		if buf := e.fixedBuffer(addr, n); buf >= 0 {
 			return e.ring.ReadFixed(0, off, addr, n, uint16(buf), user)
 		}
@@ -26,6 +29,12 @@ func (e *Engine) Read(off uint64, addr uintptr, n uint32, user uint64) bool {
 // Write queues a write of n bytes at addr to offset off.
 func (e *Engine) Write(off uint64, addr uintptr, n uint32, user uint64) bool {
 	if e.route == routeRing {
+		if e.full() {
+			return false
+		}
+		if e.inline.takes(off, n) {
+			return e.queueInline(op{disk: e.disk, kind: opWrite, off: off, addr: addr, n: uint64(n), user: user})
+		}
 		if buf := e.fixedBuffer(addr, n); buf >= 0 {
 			return e.ring.WriteFixed(0, off, addr, n, uint16(buf), user)
 		}
@@ -39,7 +48,7 @@ func (e *Engine) Write(off uint64, addr uintptr, n uint32, user uint64) bool {
 // was taken.
 func (e *Engine) Readv(off uint64, iov uintptr, parts uint32, user uint64) bool {
 	if e.route == routeRing {
-		return e.ring.Readv(0, off, iov, parts, user)
+		return !e.full() && e.ring.Readv(0, off, iov, parts, user)
 	}
 	return e.off(op{kind: opReadv, off: off, addr: iov, n: uint64(parts), user: user})
 }
@@ -47,7 +56,7 @@ func (e *Engine) Readv(off uint64, iov uintptr, parts uint32, user uint64) bool 
 // Writev queues a write of the parts at iov to offset off.
 func (e *Engine) Writev(off uint64, iov uintptr, parts uint32, user uint64) bool {
 	if e.route == routeRing {
-		return e.ring.Writev(0, off, iov, parts, user)
+		return !e.full() && e.ring.Writev(0, off, iov, parts, user)
 	}
 	return e.off(op{kind: opWritev, off: off, addr: iov, n: uint64(parts), user: user})
 }
@@ -56,7 +65,7 @@ func (e *Engine) Writev(off uint64, iov uintptr, parts uint32, user uint64) bool
 // completions were taken before it was queued.
 func (e *Engine) Sync(user uint64) bool {
 	if e.route == routeRing {
-		return e.ring.Datasync(0, user)
+		return !e.full() && e.ring.Datasync(0, user)
 	}
 	return e.off(op{kind: opSync, user: user})
 }
@@ -66,14 +75,17 @@ func (e *Engine) Sync(user uint64) bool {
 // wait for it.
 func (e *Engine) Discard(off, n uint64, secure bool, user uint64) bool {
 	if e.route == routeRing && e.disk.Kind() == disk.KindFile && !secure && !e.disk.ReadOnly() && n <= disk.DiscardChunk {
-		return e.ring.Fallocate(0, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n, user)
+		return !e.full() && e.ring.Fallocate(0, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n, user)
 	}
 	return e.off(op{kind: opDiscard, off: off, n: n, secure: secure, user: user})
 }
 
+// full returns whether no operation can be queued.
+func (e *Engine) full() bool { return e.UnderWay() >= e.entries }
+
 // off starts an operation outside of the ring.
 func (e *Engine) off(o op) bool {
-	if e.UnderWay() >= e.entries {
+	if e.full() {
 		return false
 	}
 	e.owed++

@@ -18,6 +18,9 @@ type results struct {
 
 	mu   sync.Mutex
 	list fifo
+
+	one  [8]byte // written to the eventfd
+	read [8]byte // read from it by the engine's thread
 }
 
 func newResults(room int) (*results, error) {
@@ -25,7 +28,9 @@ func newResults(room int) (*results, error) {
 	if err != nil {
 		return nil, fmt.Errorf("eventfd: %w", err)
 	}
-	return &results{event: fd, list: newFIFO(room)}, nil
+	r := &results{event: fd, list: newFIFO(room)}
+	binary.NativeEndian.PutUint64(r.one[:], 1)
+	return r, nil
 }
 
 // put adds a completion. The first one makes the eventfd readable.
@@ -36,10 +41,8 @@ func (r *results) put(c Completion) {
 	r.count.Store(int32(r.list.n))
 	r.mu.Unlock()
 	if first {
-		var one [8]byte
-		binary.NativeEndian.PutUint64(one[:], 1)
 		// It can fail only when the counter is at its end, and then it is readable.
-		_, _ = unix.Write(r.event, one[:])
+		_, _ = unix.Write(r.event, r.one[:])
 	}
 }
 
@@ -61,8 +64,7 @@ func (r *results) take(dst []Completion) int {
 
 // clear makes the eventfd unreadable, until the next first completion.
 func (r *results) clear() {
-	var count [8]byte
-	_, _ = unix.Read(r.event, count[:])
+	_, _ = unix.Read(r.event, r.read[:])
 }
 
 func (r *results) close() error { return unix.Close(r.event) }
