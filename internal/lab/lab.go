@@ -179,7 +179,7 @@ func (l *Lab) Close() error {
 	if l.ctl != nil {
 		l.ctl.Close()
 	}
-	if l.daemon != nil && !l.daemon.ended() {
+	if l.daemon != nil && !l.daemon.Ended() {
 		errs = append(errs, l.daemon.Stop())
 	}
 	if l.xl != nil {
@@ -188,7 +188,7 @@ func (l *Lab) Close() error {
 	if l.conn != nil {
 		errs = append(errs, l.conn.Close())
 	}
-	if l.xen != nil && !l.xen.ended() {
+	if l.xen != nil && !l.xen.Ended() {
 		errs = append(errs, l.xen.Stop())
 	}
 	return errors.Join(errs...)

@@ -54,7 +54,24 @@ func Start(name, exe string, args ...string) (*Process, error) {
 	return start(name, exe, args, netns.StartHere)
 }
 
-func (p *Process) ended() bool {
+// StartReady starts a program with further environment variables, and waits until its log
+// contains ready.
+func StartReady(ctx context.Context, name, exe, ready string, env []string, args ...string) (*Process, error) {
+	p, err := start(name, exe, args, func(cmd *exec.Cmd) error {
+		cmd.Env = append(cmd.Env, env...)
+		return netns.StartHere(cmd)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return await(ctx, p, ready)
+}
+
+// RaceEnv is the setting of the race detector for the programs of a lab.
+const RaceEnv = raceEnv
+
+// Ended reports whether the process has ended.
+func (p *Process) Ended() bool {
 	select {
 	case <-p.done:
 		return true

@@ -47,7 +47,7 @@ func (d *Vhost) Reset(ctx context.Context) error { return d.ctl.ResetDevice(ctx)
 // end ends the process if it runs.
 func (d *Vhost) end() error {
 	d.ctl.Close()
-	if d.Process == nil || d.ended() {
+	if d.Process == nil || d.Ended() {
 		return nil
 	}
 	return d.Stop()

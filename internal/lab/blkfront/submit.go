@@ -107,6 +107,15 @@ func (q *Queue) PutSlot(s blkif.Slot, op blkif.Op, user uint64) (id uint64, err 
 	return p.id, nil
 }
 
+// SubmitRaw puts a request into the ring as it is, but for its id. An indirect one has
+// indirect pages of the caller's.
+func (q *Queue) SubmitRaw(r *blkif.Request) error {
+	var s blkif.Slot
+	r.Encode(q.front.Protocol(), &s)
+	_, err := q.PutSlot(s, r.Operation(), 0)
+	return err
+}
+
 // Protocol returns the layout of the slots.
 func (q *Queue) Protocol() blkif.Protocol { return q.front.Protocol() }
 

@@ -77,9 +77,12 @@ func (r *Runner) Fill(ctx context.Context, q *blkfront.Queue, l Load) (Result, e
 	return r.Run(ctx, q, l)
 }
 
+// ScanLoad returns the load that reads and checks all sectors once.
+func ScanLoad() Load { return Load{Once: true, Reads: 100, Depth: 4, MinSegments: 64} }
+
 // Scan reads and checks all sectors of the part in ascending order.
 func (r *Runner) Scan(ctx context.Context, q *blkfront.Queue) error {
-	_, err := r.Run(ctx, q, Load{Once: true, Reads: 100, Depth: 8, MinSegments: min(q.MaxSegments(), 64)})
+	_, err := r.Run(ctx, q, ScanLoad())
 	return err
 }
 
