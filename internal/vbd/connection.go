@@ -4,6 +4,7 @@ package vbd
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"time"
@@ -123,7 +124,12 @@ func (v *Vbd) connect(ctx context.Context) error {
 	// request, and pages that stay mapped would be in its way.
 	c.persistent = c.frontend.persistent && v.cfg.Persistent && (v.own != xenbus.Connected || v.nodes.shown.persistent)
 	err := v.open(c)
-	if err != nil {
+	switch {
+	case errors.Is(err, blkif.ErrOverrun):
+		v.quarantine(ctx, err)
+		v.block.stamp, _ = v.ringStamp(c.frontend)
+		return errAgain
+	case err != nil:
 		return v.retryOrGiveUp(ctx, err)
 	}
 	c.since = time.Now()

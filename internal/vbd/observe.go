@@ -151,7 +151,7 @@ func (v *Vbd) readKeys(ctx context.Context) error {
 	// settings.
 	k := frontendKeys{read: true, offer: v.nodes.offered}
 	switch {
-	case !hasKeys(g.state) || v.own == xenbus.Initialising || v.own == xenbus.Closed:
+	case !hasKeys(g.state), v.own == xenbus.Initialising, v.own == xenbus.Closed && v.block.phase() == blockNone:
 		g.keys = frontendKeys{}
 		return nil
 	case g.keys.read && g.keys.offer == k.offer:
