@@ -36,6 +36,17 @@ func (k Kind) String() string {
 // MarshalText returns the kind's name.
 func (k Kind) MarshalText() ([]byte, error) { return []byte(k.String()), nil }
 
+// UnmarshalText parses what MarshalText returned.
+func (k *Kind) UnmarshalText(b []byte) error {
+	for i, name := range kindNames {
+		if name == string(b) {
+			*k = Kind(i)
+			return nil
+		}
+	}
+	return fmt.Errorf("unknown kind of disk %q", b)
+}
+
 // Discard has the limits of discards. The zero value means that there are none.
 type Discard struct {
 	Granularity uint32 // bytes; smaller discards may do nothing
