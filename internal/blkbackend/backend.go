@@ -161,7 +161,7 @@ func (k kind) Other(id xenbus.DeviceID, why devices.Reason) vbd.Status {
 	case why == devices.NotWanted:
 		s.ServedBy = "other"
 	case why == devices.OverLimit:
-		s.Error = fmt.Sprintf("its guest has %d vbds already", k.b.cfg.MaxPerGuest)
+		s.Error = fmt.Sprintf("blkbackd serves at most %d vbds of a guest", k.b.cfg.MaxPerGuest)
 	}
 	return s
 }
@@ -176,24 +176,25 @@ func (kind) Silent(s vbd.Status, text string) vbd.Status {
 // Of two vbds with the same number the one that is served counts.
 func (b *Backend) parse(name string) (xenbus.DeviceID, error) {
 	domid, vdev, ok := strings.Cut(name, "/")
-	if !ok {
+	n, err := xenbus.ParseVdev(vdev)
+	if !ok || err != nil {
 		return b.set.Parse(name)
 	}
-	n, err := xenbus.ParseVdev(vdev)
-	if err != nil {
-		return b.set.Parse(name) // for its error
-	}
-	for i, class := range classes {
+	var known xenbus.DeviceID
+	for _, class := range classes {
 		id, err := xenbus.ParseDevicePath(fmt.Sprintf("%s/%s/%d", class, domid, n))
 		if err != nil {
-			return b.set.Parse(name)
+			return b.set.Parse(name) // for its error
 		}
-		if _, has := b.set.Find(id); has || i == len(classes)-1 {
+		if _, has := b.set.Find(id); has {
 			return id, nil
 		}
-		if _, ok := b.set.Status(context.Background(), id, 0); ok {
-			return id, nil
+		if b.set.Knows(id) {
+			known = id
 		}
 	}
-	return b.set.Parse(name)
+	if known.Class == "" {
+		return known, b.set.NoSuch(name)
+	}
+	return known, nil
 }

@@ -45,6 +45,15 @@ func (s *Set[D, S]) Find(id xenbus.DeviceID) (d D, ok bool) {
 	return d, ok
 }
 
+// Knows reports whether there is a device, which the program may not serve.
+func (s *Set[D, S]) Knows(id xenbus.DeviceID) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, has := s.devices[id]
+	_, other := s.others[id]
+	return has || other
+}
+
 // Len returns the number of devices that the program serves.
 func (s *Set[D, S]) Len() int {
 	s.mu.Lock()
