@@ -116,8 +116,11 @@ func (q *queue) startBatch() bool {
 		r, d := &q.requests[e], &q.decoded[len(q.batch)]
 		q.journal.slot(e).Decode(q.conn.cfg.Protocol, d)
 		r.rsp, r.kind = d.Response(blkif.StatusOkay), d.Operation()
+		if d.IsBarrier() {
+			r.kind = blkif.OpBarrier
+		}
 		reason := d.Check(&q.limits)
-		if reason == blkif.ReasonNone && d.Op == blkif.OpBarrier && q.started+len(q.batch) > 0 {
+		if reason == blkif.ReasonNone && d.IsBarrier() && q.started+len(q.batch) > 0 {
 			if !q.barrierWaits {
 				q.barrierWaits = true
 				q.tally[BarrierWaits]++
@@ -136,7 +139,7 @@ func (q *queue) startBatch() bool {
 			continue
 		}
 		q.batch = append(q.batch, e)
-		if d.Op == blkif.OpBarrier {
+		if d.IsBarrier() {
 			q.barrier, q.barrierWaits = int32(e), false
 		}
 	}
@@ -238,9 +241,7 @@ func (q *queue) begin(e uint16) {
 		q.tally[Writes]++
 		q.hungry.push(e)
 	case blkif.OpFlush:
-		// Data with a flush is not defined; its segments are ignored.
 		q.tally[Flushes]++
-		r.segs = nil
 		q.waiting = append(q.waiting, e)
 	case blkif.OpBarrier:
 		q.tally[Barriers]++

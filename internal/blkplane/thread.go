@@ -243,9 +243,7 @@ func (q *queue) sleep() error {
 
 // idle prepares the queue to sleep, and reports whether it must not.
 func (q *queue) idle() (more bool, err error) {
-	if q.state == draining {
-		q.checkDrained()
-	}
+	q.checkDrained()
 	if q.state != serving {
 		return false, nil
 	}
@@ -258,9 +256,17 @@ func (q *queue) idle() (more bool, err error) {
 	return false, q.unmask()
 }
 
-// checkDrained reports that everything was answered.
+// checkDrained reports to a Drain that everything was answered. A queue that has stopped
+// for good answers nothing: its operations have ended.
 func (q *queue) checkDrained() {
-	if q.drainSent || q.started > 0 || q.pending.len() > 0 || len(q.answers) > 0 {
+	var done bool
+	switch q.state {
+	case draining:
+		done = q.started == 0 && q.pending.len() == 0 && len(q.answers) == 0
+	case broken:
+		done = q.commands.Load()&cmdDrain != 0 && q.engine.UnderWay() == 0
+	}
+	if !done || q.drainSent {
 		return
 	}
 	q.drainSent = true
