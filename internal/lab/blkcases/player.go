@@ -26,6 +26,10 @@ type Player struct {
 	q     *blkfront.Queue
 	disk  []byte // what it must hold
 	fill  uint64 // of the next case's pages
+
+	// InUse, if not nil, tells whether the backend has a page mapped. The player then
+	// checks that it has no page of a request mapped any more when it answers.
+	InUse func(xen.Gref) (bool, error)
 }
 
 // raceShots is the number of times that a request is made whose pages change.
@@ -54,6 +58,9 @@ func NewPlayer(ctx context.Context, host xenfront.Host, peer xen.Domid, q *blkfr
 
 // Close frees the pages.
 func (p *Player) Close() error { return p.pages.free() }
+
+// Disk returns what the disk must hold now.
+func (p *Player) Disk() []byte { return slices.Clone(p.disk) }
 
 // Fits reports whether the disk is of the kind that the case needs.
 func (p *Player) Fits(c *Case) bool { return c.Disk.Fits(&p.w.Limits) }
@@ -136,6 +143,15 @@ func (p *Player) ask(ctx context.Context, shot *Shot) (blkfront.Answer, error) {
 	}
 	if n := p.q.Violations(); err == nil && len(n) > 0 {
 		err = n[0]
+	}
+	for _, g := range p.all() {
+		if p.InUse == nil || err != nil {
+			break
+		}
+		var used bool
+		if used, err = p.InUse(g.Gref); used {
+			err = fmt.Errorf("answered while page %d is in use", g.Gref)
+		}
 	}
 	return a, err
 }
