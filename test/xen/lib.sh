@@ -131,7 +131,7 @@ load_netback() { modprobe xen-netback; }
 
 # install_scripts puts our hotplug scripts beside the stock ones.
 install_scripts() {
-	rm -f /etc/xen/scripts/vif-netbackd*
+	rm -f /etc/xen/scripts/{vif-netbackd*,block-blkbackd}
 	cp -a /host/etc/xen/scripts /etc/xen/
 }
 
@@ -171,14 +171,18 @@ guest() {
 #   file     a file to put into the guest's root
 #   archive  an initramfs, to be unpacked over the guest's own
 #   config   another line of xl.cfg
+#   disk     as in xl.cfg; several with spaces between them. With this key the guest has
+#            xen-blkfront, fio and the programs of ext4. It is also for a guest without a disk
+#            that gets one later: "disk="
 make_guest() {
 	local name=$1 vif=bridge=xenbr0 vcpus=1 memory=192 kernel=bookworm type=pv on=destroy cmdline=''
-	local files=() archive=/dev/null config='' argument from=/guest vifs=''
+	local files=() archives=() config='' argument from=/guest vifs='' disk=none disks=''
 	local -i devid=0
 	shift
 	for argument; do
 		case $argument in
-		vif=* | vcpus=* | memory=* | kernel=* | type=* | on=* | cmdline=* | archive=* | config=*) local "$argument" ;;
+		disk=* | vif=* | vcpus=* | memory=* | kernel=* | type=* | on=* | cmdline=* | config=*) local "$argument" ;;
+		archive=*) archives+=("${argument#*=}") ;;
 		file=*) files+=("${argument#*=}") ;;
 		*) fail "guest: $argument" ;;
 		esac
@@ -195,7 +199,13 @@ make_guest() {
 			cp -r "/host/guest/$kernel" /tmp/guest/
 		fi
 	fi
-	cat $from/initramfs "$archive" >"/tmp/$name.initramfs"
+	if [ "$disk" != none ]; then
+		memory=$((memory + 256))
+		for disk in $disk; do disks+="'$disk', "; done
+		[ -e "/tmp/disk-$kernel.cpio" ] || cp "/host/disk-$kernel.cpio" /tmp/
+		archives+=("/tmp/disk-$kernel.cpio")
+	fi
+	cat $from/initramfs "${archives[@]}" >"/tmp/$name.initramfs"
 	[ ${#files[@]} = 0 ] || (
 		mkdir "/tmp/$name.files"
 		cp "${files[@]}" "/tmp/$name.files/"
@@ -211,6 +221,7 @@ make_guest() {
 		memory = $memory
 		vcpus = $vcpus
 		vif = [ $vifs ]
+		disk = [ $disks ]
 		on_crash = "$on"
 		on_reboot = "$on"
 		on_poweroff = "destroy"

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+# shellcheck shell=bash
+# vcpus: 2
+#
+# fio writes patterns to disks and verifies them, in two guests at the same time: with indirect
+# requests of 256 segments, a ring of 16 pages and two queues, and with the defaults of
+# xen-blkfront. The images are a file and a block device. Then fio writes with an fsync after
+# every few writes, and blkbackd is killed and started again three times; nothing that was
+# written is lost, and neither guest sees an error.
+
+. /host/disk.sh
+
+verify="--verify=crc32c --verify_fatal=1 --do_verify=1"
+serve_disks --max-queues=2
+modprobe brd rd_nr=1 rd_size=98304
+image file.img 96M >/dev/null
+make_guest u1 vif= vcpus=2 disk="$(disk "$IMAGES/file.img" xvda)" cmdline="$LARGE"
+make_guest u2 vif= disk="$(disk /dev/ram0 xvda)"
+up u1 u2
+in_guest u1 "dmesg | grep blkfront:"
+in_guest u2 "dmesg | grep blkfront:"
+begin_fio u1 large --filename=/dev/xvda --rw=write --bs=1m --size=64m --iodepth=8 $verify
+begin_fio u2 small --filename=/dev/xvda --rw=randwrite --bsrange=512-64k --blockalign=512 --size=24m --iodepth=16 $verify
+end_fio u1 large 240
+end_fio u2 small 240
+fio u1 mixed 240 --filename=/dev/xvda --rw=randrw --bsrange=4k-512k --size=32m --iodepth=32 --numjobs=2 --offset_increment=40m --group_reporting $verify
+if ours; then
+	blkbackd list
+	blkbackd show "$(vbd u1)"
+	begin_fio u1 kill --filename=/dev/xvda --rw=randwrite --bsrange=4k-256k --size=80m --iodepth=16 --fsync=16 --rate=6m $verify
+	begin_fio u2 kill --filename=/dev/xvda --rw=randwrite --bs=4k --size=6m --iodepth=16 --fsync=8 --rate=500k $verify
+	for round in 1 2 3; do
+		pause 2
+		fio_runs u1 kill
+		fio_runs u2 kill
+		kill_blkbackd
+		pause 0.$round
+		within 60000 "start $round" start_blkbackd --max-queues=2
+	done
+	end_fio u1 kill 300
+	end_fio u2 kill 300
+	for name in u1 u2; do same "front end of $name" "$(xenstore-read "$(disk_frontend $name)/state")" 4; done
+	blkbackd list
+fi
+healthy u1
+healthy u2
+leave_disks
