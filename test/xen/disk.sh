@@ -120,7 +120,7 @@ fio_runs() { in_guest "$1" "test ! -e /tmp/$2.code" || fail "fio $2 in $1 has en
 
 # healthy NAME fails if the guest's kernel has seen an error of a disk.
 healthy() {
-	same "errors of disks in $1" "$(in_guest "$1" "dmesg | grep -E 'I/O error|blkfront.*(wrong|disabl|cannot)|EXT4-fs (error|warning)|Buffer I/O|hung_task|blocked for more' | head -n 5")" ""
+	same "errors of disks in $1" "$(in_guest "$1" "dmesg | grep -E 'I/O error|blkfront.*(wrong|further use|cannot)|EXT4-fs (error|warning)|Buffer I/O|hung_task|blocked for more' | head -n 5")" ""
 }
 
 # blocks FILE prints the 512-byte blocks that a file occupies.
