@@ -43,6 +43,12 @@ func ParseCache(s string) (Cache, error) {
 // MarshalText returns the mode's name.
 func (c Cache) MarshalText() ([]byte, error) { return []byte(c.String()), nil }
 
+// UnmarshalText reads the mode's name.
+func (c *Cache) UnmarshalText(text []byte) (err error) {
+	*c, err = ParseCache(string(text))
+	return err
+}
+
 // Options say what Open opens, and how.
 type Options struct {
 	// Path of a file or block device. It may be a symbolic link.
