@@ -13,7 +13,7 @@ BIN     ?= bin/netbackd
 BLKBIN  ?= bin/blkbackd
 DIST    ?= dist
 
-.PHONY: build lab demo test test-all test-xen test-arm64 bench bench-vhost bench-xen lint fuzz cross install deb deb-pair clean
+.PHONY: build lab demo test test-all test-xen test-arm64 bench bench-vhost bench-xen bench-blk lint fuzz cross install deb deb-pair clean
 
 build: ## bin/netbackd and bin/blkbackd, static
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/netbackd
@@ -39,6 +39,9 @@ test-arm64: ## packages that need no kernel of their own, under QEMU's arm64
 
 bench-xen: build ## netbackd against the kernel's netback, and static grants against copies, on a real Xen under QEMU
 	./test/xen/bench/run
+
+bench-blk: build ## blkbackd against xen-blkback and QEMU's qdisk, on a real Xen under QEMU
+	./test/xen/bench/run -k blk
 
 bench-vhost: build ## vhost-user devices against DPDK's vhost, QEMU's tap, passt and a bare loop
 	./test/bench-vhost
@@ -66,13 +69,15 @@ bin/completer: build
 bin/blkcompleter: build
 	GOOS= GOARCH= $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $@ ./cmd/blkbackd
 
-install: bin/completer ## every file where it belongs, below DESTDIR
-	DESTDIR=$(DESTDIR) PREFIX=$(PREFIX) ./packaging/install $(BIN) bin/completer
+install: bin/completer bin/blkcompleter ## every file where it belongs, below DESTDIR
+	DESTDIR=$(DESTDIR) PREFIX=$(PREFIX) ./packaging/install netbackd $(BIN) bin/completer
+	DESTDIR=$(DESTDIR) PREFIX=$(PREFIX) ./packaging/install blkbackd $(BLKBIN) bin/blkcompleter
 
-deb: bin/completer ## dist/netbackd_VERSION_ARCH.deb, without network, the same for the same sources
-	DIST=$(DIST) ./packaging/debian/build $(BIN) bin/completer $(shell $(GO) env GOARCH) $(VERSION)
+deb: bin/completer bin/blkcompleter ## dist/{netbackd,blkbackd}_VERSION_ARCH.deb, without network, the same for the same sources
+	DIST=$(DIST) ./packaging/debian/build netbackd $(BIN) bin/completer $(shell $(GO) env GOARCH) $(VERSION)
+	DIST=$(DIST) ./packaging/debian/build blkbackd $(BLKBIN) bin/blkcompleter $(shell $(GO) env GOARCH) $(VERSION)
 
-deb-pair: ## two packages to try an upgrade with
+deb-pair: ## two packages of each to try an upgrade with
 	$(MAKE) --no-print-directory deb BIN=bin/netbackd-1 BLKBIN=bin/blkbackd-1 VERSION=1 DIST=dist/pair
 	$(MAKE) --no-print-directory deb BIN=bin/netbackd-2 BLKBIN=bin/blkbackd-2 VERSION=2 DIST=dist/pair
 

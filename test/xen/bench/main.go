@@ -32,7 +32,7 @@ func main() {
 
 func command(args []string) error {
 	if len(args) == 0 {
-		return fmt.Errorf("want serve, front, phase or report")
+		return fmt.Errorf("want serve, front, phase, report or disks")
 	}
 	flags := flag.NewFlagSet("bench "+args[0], flag.ExitOnError)
 	switch args[0] {
@@ -62,6 +62,10 @@ func command(args []string) error {
 		asJSON := flags.String("json", "", "write the report to this file, too")
 		_ = flags.Parse(args[1:])
 		return reportMain(flags.Args(), *asJSON)
+	case "disks":
+		asJSON := flags.String("json", "", "write the report to this file, too")
+		_ = flags.Parse(args[1:])
+		return disksMain(flags.Args(), *asJSON)
 	}
 	return fmt.Errorf("unknown command %q", args[0])
 }

@@ -62,7 +62,7 @@ netbackd_() {
 
 start_backend() {
 	# shellcheck disable=SC2086 # a list
-	[ "$NETBACKD" ] || start_netbackd $NETBACKD_ARGS
+	[ "$NETBACKD" ] || start_netbackd $ARGUMENTS
 }
 stop_backend() { [ -z "$NETBACKD" ] || stop_netbackd; }
 

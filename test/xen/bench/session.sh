@@ -3,9 +3,12 @@
 #
 # The part of ./run that runs in dom0.
 exec >>/host/output 2>&1
-cp /host/netbackd /host/bench /usr/sbin/
+for program in netbackd blkbackd bench; do
+	[ ! -e /host/$program ] || cp /host/$program /usr/sbin/
+done
 cd /tmp || exit
-bash /host/lib.sh netback </dev/null
+. /host/parameters
+bash /host/lib.sh "$KIND" </dev/null
 echo $? >/host/code
-cp /tmp/netbackd.log /var/log/xen/*.log /var/log/xen/console/guest-*.log /host/logs/
+cp /tmp/netbackd.log /tmp/blkbackd.log /var/log/xen/*.log /var/log/xen/console/guest-*.log /host/logs/
 dmesg >/host/logs/dmesg
