@@ -76,7 +76,7 @@ disk() {
 
 # attach_disk NAME TARGET VDEV [ACCESS] attaches a disk and waits until the guest has it.
 attach_disk() {
-	within 180000 "attach $3" quiet xl block-attach "$1" "$(disk "${@:2}")"
+	within 180000 "attach $3" xl block-attach "$1" "$(disk "${@:2}")"
 	in_guest "$1" "until test -b /dev/$3 && test \"\$(cat /sys/block/$3/size)\" != 0; do sleep 0.1; done" 60
 }
 
