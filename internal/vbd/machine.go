@@ -336,9 +336,11 @@ func (p *planner) down(to xenbus.State) {
 // frontend's directory.
 func (p *planner) detached() {
 	resume := p.served && p.conn == connNone && p.block == blockNone && p.disk != diskFailed
+	// The event of Connected may be on its way.
+	connected := p.front == xenbus.Connected || p.front == xenbus.Initialised && p.conn == connLive && p.own == xenbus.Connected
 	switch {
 	case p.own == xenbus.Closed:
-	case p.front == xenbus.Connected && p.detach != detachForced:
+	case connected && p.detach != detachForced:
 		if resume {
 			p.attach()
 		}

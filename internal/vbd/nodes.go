@@ -10,6 +10,7 @@ import (
 	"github.com/netbackd/netbackd/internal/disk"
 	"github.com/netbackd/netbackd/pkg/blkif"
 	"github.com/netbackd/netbackd/pkg/xenbus"
+	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
 // nodes holds the contents of the backend directory.
@@ -125,6 +126,22 @@ func (v *Vbd) offer() offer {
 		o.maxSegments = 0
 	}
 	return o
+}
+
+// raiseOffer offers more to a frontend that has not chosen yet, if another back end has
+// offered less: the kernel's driver, from which the vbd was taken. Nothing is withdrawn,
+// since the frontend may be about to choose it.
+func (v *Vbd) raiseOffer(ctx context.Context) error {
+	was, own := v.nodes.offered, v.offer()
+	to := offer{max(was.maxSegments, own.maxSegments), max(was.maxQueues, own.maxQueues), max(was.maxOrder, own.maxOrder)}
+	if to == was || v.own != xenbus.InitWait || v.guest.state != xenbus.Initialising {
+		return nil
+	}
+	err := v.changeDir(ctx, func(tx *xenstore.Tx) error { return v.writeNodes(ctx, tx, to.nodes()) })
+	if err == nil {
+		v.nodes.offered = to
+	}
+	return err
 }
 
 // nodes returns the nodes of the offer, with the empty value for one to be removed: another

@@ -54,6 +54,9 @@ func (v *Vbd) reconcileOnce(ctx context.Context) error {
 	}
 	v.adoptQuarantine(ctx)
 	v.reportScriptError(ctx)
+	if err := v.raiseOffer(ctx); err != nil {
+		return err
+	}
 	now := v.situation()
 	v.guest.stateIsNew = false
 	for _, s := range plan(now) {
@@ -128,10 +131,8 @@ func (v *Vbd) moveTo(ctx context.Context, s xenbus.State) error { return v.show(
 // event.
 func (v *Vbd) show(ctx context.Context, s xenbus.State, list []node) error {
 	err := v.changeDir(ctx, func(tx *xenstore.Tx) error {
-		for _, n := range list {
-			if err := v.writeNode(ctx, tx, n); err != nil {
-				return fmt.Errorf("publish features: %w", err)
-			}
+		if err := v.writeNodes(ctx, tx, list); err != nil {
+			return err
 		}
 		return tx.Write(ctx, v.cfg.Path+"/state", s.Value())
 	})
@@ -141,13 +142,19 @@ func (v *Vbd) show(ctx context.Context, s xenbus.State, list []node) error {
 	return err
 }
 
-// writeNode writes a node, or removes it if its value is empty.
-func (v *Vbd) writeNode(ctx context.Context, tx *xenstore.Tx, n node) error {
-	if n.value != "" {
-		return tx.Write(ctx, v.cfg.Path+"/"+n.key, n.value)
-	}
-	if err := tx.Remove(ctx, v.cfg.Path+"/"+n.key); !errors.Is(err, xenstore.ErrNotExist) {
-		return err
+// writeNodes writes nodes, and removes those with an empty value.
+func (v *Vbd) writeNodes(ctx context.Context, tx *xenstore.Tx, list []node) error {
+	for _, n := range list {
+		path := v.cfg.Path + "/" + n.key
+		var err error
+		if n.value != "" {
+			err = tx.Write(ctx, path, n.value)
+		} else if err = tx.Remove(ctx, path); errors.Is(err, xenstore.ErrNotExist) {
+			err = nil
+		}
+		if err != nil {
+			return fmt.Errorf("publish features: %w", err)
+		}
 	}
 	return nil
 }

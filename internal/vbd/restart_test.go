@@ -138,6 +138,22 @@ func TestOtherSettings(t *testing.T) {
 	}
 }
 
+// TestRaisedOffer: a vbd that was taken from another back end before its guest has looked
+// offers what it has, and serves a guest that chooses what the other one offered.
+func TestRaisedOffer(t *testing.T) {
+	w := newWorld(t)
+	w.cfg.MaxSegments, w.cfg.MaxQueues, w.cfg.MaxOrder = 1024, 2, 0
+	w.restart()
+	w.attach("state", "2", "feature-max-indirect-segments", "32", "multi-queue-max-queues", "8", "max-ring-page-order", "1")
+	w.wantSteps("")
+	w.wantKeys("feature-max-indirect-segments", "1024", "multi-queue-max-queues", "8", "max-ring-page-order", "1")
+	w.publish(8, 1)
+	w.plugIn()
+	w.frontState(xenbus.Initialised)
+	w.wantSteps("open connect connected")
+	w.works(7)
+}
+
 // TestPersistentAfterRestart: a guest that was told that its pages do not stay mapped ends
 // their grants, so a successor that could keep them does not.
 func TestPersistentAfterRestart(t *testing.T) {
