@@ -144,9 +144,16 @@ func (k kind) CanAdopt(ctx context.Context, s *xenstore.Client, p string) error 
 	return nil
 }
 
-// Started does nothing: records and journals of vbds that were removed are replaced by those
-// of the next vbd of that name.
-func (kind) Started(func(xenbus.DeviceID) bool) {}
+// Started removes the files of vbds that were removed while no daemon ran.
+func (k kind) Started(has func(xenbus.DeviceID) bool) {
+	removed, err := vbd.RemoveLeftovers(k.b.cfg.RunDir, has)
+	if len(removed) > 0 {
+		k.b.cfg.Log.Info("leftovers of removed vbds deleted", zap.Strings("names", removed))
+	}
+	if err != nil {
+		k.b.cfg.Log.Warn("delete leftovers of removed vbds failed", zap.Error(err))
+	}
+}
 
 // GuestGone forgets the memory of a guest without vbds.
 func (k kind) GuestGone(domid xen.Domid) { delete(k.b.guests, domid) }
