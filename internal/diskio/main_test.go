@@ -20,6 +20,10 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	if args := os.Getenv(childEnv); args != "" {
+		fmt.Fprintln(os.Stderr, fenceChild(args))
+		os.Exit(1)
+	}
 	before := openFiles()
 	code := m.Run()
 	if err := goleak.Find(); err != nil {
