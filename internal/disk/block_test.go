@@ -135,3 +135,37 @@ func TestDetachedLoop(t *testing.T) {
 		t.Errorf("%v: want reason %v", err, ReasonNoMedium)
 	}
 }
+
+// TestFileOfLoop: a file that a loop device writes to is refused, by every name.
+func TestFileOfLoop(t *testing.T) {
+	path := image(t, 1<<20)
+	link := t.TempDir() + "/link"
+	if err := os.Link(path, link); err != nil {
+		t.Skip(err)
+	}
+	for _, tt := range []struct {
+		name          string
+		args          []string
+		read, refused bool
+	}{
+		{"writer beside a device", nil, false, true},
+		{"reader beside a device", nil, true, true},
+		{"writer beside a device that reads", []string{"--read-only"}, false, true},
+		{"reader beside a device that reads", []string{"--read-only"}, true, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			dev := loop(t, path, tt.args...)
+			for _, name := range []string{path, link} {
+				o := Options{Path: name, ReadOnly: tt.read}
+				if !tt.refused {
+					open(t, o)
+					continue
+				}
+				if e := refused(t, o); e.Reason != ReasonInUse || !strings.Contains(e.Error(), dev) {
+					t.Errorf("%v with reason %v: want %v of %s", e, e.Reason, ReasonInUse, dev)
+				}
+			}
+		})
+	}
+	open(t, Options{Path: path})
+}

@@ -25,7 +25,11 @@ func Open(ctx context.Context, o Options) (*Disk, error) {
 	if err := d.openLocked(ctx, &o); err != nil {
 		return nil, err
 	}
-	if err := d.measure(); err != nil {
+	err := d.measure()
+	if dev := d.loopDevice(); err == nil && dev != "" {
+		err = &Error{Path: o.Path, Reason: ReasonInUse, Hint: "attached to " + dev + ": losetup --detach ends that"}
+	}
+	if err != nil {
 		_ = d.Close() // nothing was written, and err says more
 		return nil, err
 	}
