@@ -62,11 +62,11 @@ func (d *Disk) measureFile() error {
 		return fmt.Errorf("statx: %w", err)
 	}
 	d.sectorSize, d.memAlign = SectorSize, 1
-	block := powerOf2(st.Blksize, SectorSize, maxSectorSize)
+	block := powerOf2(st.Blksize, maxSectorSize)
 	if d.direct {
 		d.memAlign = SectorSize
 		if st.Mask&unix.STATX_DIOALIGN != 0 && st.Dio_offset_align != 0 {
-			d.sectorSize = powerOf2(st.Dio_offset_align, SectorSize, maxSectorSize)
+			d.sectorSize = powerOf2(st.Dio_offset_align, maxSectorSize)
 			d.memAlign = max(st.Dio_mem_align, 1)
 		}
 	}
@@ -90,10 +90,10 @@ func (d *Disk) measureBlock() error {
 	if err != nil {
 		return fmt.Errorf("BLKSSZGET: %w", err)
 	}
-	d.sectorSize = powerOf2(uint32(logical), SectorSize, math.MaxUint32)
+	d.sectorSize = powerOf2(uint32(logical), math.MaxUint32)
 	d.physicalSize = d.sectorSize
 	if physical, err := unix.IoctlGetUint32(d.fd, unix.BLKPBSZGET); err == nil {
-		d.physicalSize = max(d.sectorSize, powerOf2(physical, SectorSize, math.MaxUint32))
+		d.physicalSize = max(d.sectorSize, powerOf2(physical, math.MaxUint32))
 	}
 	d.memAlign = 1
 	if d.direct {
@@ -148,11 +148,11 @@ func readNumber(path string) uint64 {
 	return n
 }
 
-// powerOf2 returns n if it is a power of 2 within low and high, else the nearer bound; low
-// if it is no power of 2.
-func powerOf2(n, low, high uint32) uint32 {
+// powerOf2 returns n if it is a power of 2 from SectorSize to high, else the nearer bound;
+// SectorSize if it is no power of 2.
+func powerOf2(n, high uint32) uint32 {
 	if n&(n-1) != 0 {
-		return low
+		return SectorSize
 	}
-	return min(max(n, low), high)
+	return min(max(n, SectorSize), high)
 }

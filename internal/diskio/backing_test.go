@@ -224,8 +224,8 @@ func (x *powerRun) take(t *testing.T, n int) {
 	}
 	var done [8]Completion
 	for _, c := range done[:x.e.Completions(done[:])] {
-		switch {
-		case c.User == flushUser:
+		switch c.User {
+		case flushUser:
 			if c.Res == 0 {
 				for i, v := range x.flush {
 					x.durable[i] = max(x.durable[i], v)

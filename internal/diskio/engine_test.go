@@ -280,7 +280,7 @@ func TestFull(t *testing.T) {
 		mem := mapMemory(t, 4096)
 		for range 3 {
 			for i := range uint64(5) {
-				ok := false
+				var ok bool
 				switch i {
 				case 0:
 					ok = e.Discard(0, 2*disk.DiscardChunk, false, i) // on a thread
