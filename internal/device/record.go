@@ -61,6 +61,15 @@ func (r *Record) Load(v any) (found bool, err error) {
 	return true, nil
 }
 
+// Exists reports whether there is a record.
+func (r *Record) Exists() bool {
+	if r.path == "" {
+		return false
+	}
+	_, err := os.Stat(r.path)
+	return err == nil
+}
+
 // Remove removes the record of a device that is gone.
 func (r *Record) Remove() error {
 	r.saved = ""

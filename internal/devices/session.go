@@ -81,7 +81,7 @@ func (s *Set[D, S]) session(ctx context.Context, serving func()) error {
 // next handles one event of a session.
 func (s *Set[D, S]) next(ctx context.Context, dirs [maxClasses]<-chan xenstore.Event, released <-chan xenstore.Event) error {
 	var e xenstore.Event
-	ok := true
+	var ok bool
 	select {
 	case <-ctx.Done():
 		return nil

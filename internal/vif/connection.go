@@ -165,7 +165,7 @@ func (v *Vif) open(c *connection) error {
 		return err
 	}
 	var err error
-	v.turn.Aside(func() { c.data, err = v.cfg.Pool.Connect(cfg, queues) })
+	v.work.Turn().Aside(func() { c.data, err = v.cfg.Pool.Connect(cfg, queues) })
 	if err != nil {
 		c.data = nil
 		return err
@@ -287,8 +287,8 @@ func (v *Vif) disconnect() {
 	v.setCarrier(false)
 	v.discard(c)
 	v.saveRecord()
-	v.mcastWatch.close(v)
-	v.headroomWatch.close(v)
+	v.mcastWatch.Close(v.work)
+	v.headroomWatch.Close(v.work)
 	v.log.Info("disconnected")
 }
 
@@ -325,10 +325,10 @@ func (c *connection) close(v *Vif) {
 		}
 	}
 	if c.control != nil {
-		v.turn.Aside(c.control.Stop)
+		v.work.Turn().Aside(c.control.Stop)
 	}
 	if c.data != nil {
-		v.turn.Aside(c.data.Close)
+		v.work.Turn().Aside(c.data.Close)
 		v.addTotals(c.data)
 	}
 	if c.control != nil {

@@ -153,12 +153,12 @@ func TestDetachInTime(t *testing.T) {
 			w.detach()
 			began := time.Now()
 			w.settle()
-			if at := w.v.alarm; at.IsZero() || at.Sub(w.v.detachAt) > 10*time.Millisecond {
+			if at := w.v.alarm.At(); at.IsZero() || at.Sub(w.v.detachAt) > 10*time.Millisecond {
 				t.Fatalf("the alarm is set for %v, the grace ends at %v", at, w.v.detachAt)
 			}
 			for w.get(backDir+"/state") != "6" { // as Run would
-				<-w.v.timer.C
-				w.v.alarm = time.Time{}
+				<-w.v.alarm.C()
+				w.v.alarm.Rang()
 				w.settle()
 			}
 			if took := time.Since(began); took > w.cfg.Grace+slack {
@@ -359,7 +359,7 @@ func TestDriverDomain(t *testing.T) {
 		w.xs.watch = func(string) error { return unix.ENOSPC }
 		w.wantSteps("")
 		w.wantError("28 xenstore: WATCH " + frontDir + "/state: no space left on device")
-		if w.v.alarm.IsZero() {
+		if w.v.alarm.At().IsZero() {
 			t.Error("the alarm is not set")
 		}
 		w.detach()

@@ -6,17 +6,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"path"
 	"time"
 
-	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
 	"github.com/netbackd/netbackd/internal/dataplane"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/tap"
 	"github.com/netbackd/netbackd/pkg/xenbus"
-	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
 // Errors that tell reconcile how to continue.
@@ -26,12 +23,6 @@ var (
 	errWait    = errors.New("nothing can be done now; the alarm is set")
 	errTaken   = errors.New("another back end has taken the device")
 )
-
-// unanswered reports whether a request to xenstored got no answer because the connection
-// was lost, or because the vif is to end. SetStore wakes the vif, or Run ends it.
-func unanswered(err error) bool {
-	return errors.Is(err, xenstore.ErrClosed) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
-}
 
 // retryAfter is the time between two attempts after a failure of xenstored or of the host.
 const retryAfter = time.Second
@@ -102,7 +93,7 @@ func (v *Vif) retryOrGiveUp(ctx context.Context, cause error) error {
 		return v.giveUp(ctx, cause)
 	}
 	v.reportError(ctx, "host failed, trying again", cause)
-	v.wakeIn(retryAfter)
+	v.alarm.In(retryAfter)
 	return errWait
 }
 
@@ -146,7 +137,7 @@ func (v *Vif) waitWhileBusy(err error) error {
 	if now.Sub(v.busySince) > busyFor {
 		return err
 	}
-	v.wakeIn(busyPoll)
+	v.alarm.In(busyPoll)
 	return errWait
 }
 
@@ -166,54 +157,11 @@ func (v *Vif) quarantine(ctx context.Context, cause error) {
 // reportError logs an error under the name of the event, and writes it into the error
 // node. It does nothing if the node has this error already.
 func (v *Vif) reportError(ctx context.Context, event string, err error) {
-	text := errorText(err)
-	if text == v.errorText {
-		return
-	}
-	v.errorText = text
-	v.log.Error(event, zap.Error(err))
-	if v.cfg.ErrorPath == "" {
-		return
-	}
-	if err := v.cfg.Store.Write(ctx, v.cfg.ErrorPath, text); err != nil && !unanswered(err) {
-		v.log.Warn("error node not written", zap.Error(err))
-	}
+	v.errorNode.Report(ctx, v.cfg.Store, event, err)
 }
 
-// clearError removes the error node. If it stayed, it would mislead administrators, and
-// use up the nodes that a driver domain may have.
-func (v *Vif) clearError(ctx context.Context) {
-	v.errorText = ""
-	if v.cfg.ErrorPath == "" {
-		return
-	}
-	err := v.cfg.Store.Transaction(ctx, func(tx *xenstore.Tx) error {
-		dev := path.Dir(v.cfg.ErrorPath)
-		if err := tx.Remove(ctx, dev); err != nil {
-			return err
-		}
-		dom := path.Dir(dev)
-		if others, err := tx.List(ctx, dom); err != nil || len(others) > 0 {
-			return err
-		}
-		return tx.Remove(ctx, dom)
-	})
-	if err != nil && !errors.Is(err, xenstore.ErrNotExist) && !unanswered(err) {
-		v.log.Warn("error node not removed", zap.Error(err))
-	}
-}
+// clearError removes the error node.
+func (v *Vif) clearError(ctx context.Context) { v.errorNode.Clear(ctx, v.cfg.Store) }
 
 // frontendError marks an error as one of the frontend's keys.
 func frontendError(err error) error { return fmt.Errorf("frontend %w", err) }
-
-// errorText returns an error as Linux back ends write it: an errno and a text.
-func errorText(err error) string {
-	errno := unix.EINVAL // for a wrong value
-	_ = errors.As(err, &errno)
-	text := fmt.Sprintf("%d %v", int(errno), err)
-	const most = 512
-	if len(text) > most {
-		text = text[:most]
-	}
-	return text
-}

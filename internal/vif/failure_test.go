@@ -199,7 +199,7 @@ func TestStoreFails(t *testing.T) {
 		t.Errorf("steps %v", got)
 	}
 	w.wantState("2")
-	if w.v.alarm.IsZero() {
+	if w.v.alarm.At().IsZero() {
 		t.Error("the alarm is not set")
 	}
 	broken = false
@@ -213,9 +213,9 @@ func TestTapDeleted(t *testing.T) {
 	w := newWorld(t)
 	w.up(2)
 	old := w.iface(ifname)
-	<-w.v.poke // New's
+	<-w.v.mail.Poked // New's
 	w.must(netlink.LinkDel(old))
-	w.eventually("the data plane notices", func() bool { return len(w.v.poke) > 0 })
+	w.eventually("the data plane notices", func() bool { return len(w.v.mail.Poked) > 0 })
 	w.wantSteps("connect")
 	w.wantState("4")
 	w.wantHeld("4 pages, 2 handles, 2 ports")
@@ -369,8 +369,8 @@ func TestTapHeld(t *testing.T) {
 	}
 	w.wantState("4")
 	w.wantError("-")
-	if w.v.alarm.IsZero() || time.Until(w.v.alarm) > busyPoll {
-		t.Errorf("the alarm is set for %v", w.v.alarm)
+	if w.v.alarm.At().IsZero() || time.Until(w.v.alarm.At()) > busyPoll {
+		t.Errorf("the alarm is set for %v", w.v.alarm.At())
 	}
 	w.v.busySince = w.v.busySince.Add(-2 * busyFor)
 	w.look()
@@ -378,7 +378,7 @@ func TestTapHeld(t *testing.T) {
 	if got := w.get(errorKey); !strings.Contains(got, "held by this process") {
 		t.Errorf("error node is %q", got)
 	}
-	if w.v.alarm.IsZero() {
+	if w.v.alarm.At().IsZero() {
 		t.Error("the alarm is not set")
 	}
 	w.must(d.CloseKeep())
@@ -477,7 +477,7 @@ func TestHostFailsAnAdoption(t *testing.T) {
 			if got := w.journals(); got != journals {
 				t.Errorf("journals %q, were %q", got, journals)
 			}
-			if w.v.alarm.IsZero() {
+			if w.v.alarm.At().IsZero() {
 				t.Error("the alarm is not set")
 			}
 			mend()

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/netbackd/netbackd/internal/ctrlserver"
+	"github.com/netbackd/netbackd/internal/device"
 	"github.com/netbackd/netbackd/internal/offload"
 	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
@@ -152,7 +153,7 @@ func TestBadKeys(t *testing.T) {
 				t.Errorf("%s: no error, want %q", name, want)
 				continue
 			}
-			if diff := cmp.Diff(want, errorText(err)); diff != "" {
+			if diff := cmp.Diff(want, device.ErrorText(err)); diff != "" {
 				t.Errorf("%s: unexpected error node (-want +got):\n%s", name, diff)
 			}
 			var k *xenbus.KeyError
@@ -173,7 +174,7 @@ func TestUnreadableKey(t *testing.T) {
 		return oneQueue.Read(t.Context(), path)
 	})
 	_, err := readFrontend(t.Context(), r, frontDir, testMaxQueues, ctrlserver.Slot)
-	if want := `2 frontend key "rx-ring-ref" is missing, want a number from 0 to 4294967295`; err == nil || errorText(err) != want {
+	if want := `2 frontend key "rx-ring-ref" is missing, want a number from 0 to 4294967295`; err == nil || device.ErrorText(err) != want {
 		t.Errorf("got %v, want %s", err, want)
 	}
 }
@@ -247,7 +248,7 @@ func FuzzReadFrontend(f *testing.F) {
 			t.Fatalf("%v and %v", fr, err)
 		}
 		if err != nil {
-			if text := errorText(err); len(text) > 512 || strings.ContainsAny(text, "\n\x00") {
+			if text := device.ErrorText(err); len(text) > 512 || strings.ContainsAny(text, "\n\x00") {
 				t.Errorf("error node would be %q", text)
 			}
 			return nil

@@ -8,6 +8,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/netbackd/netbackd/internal/device"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/xenbus"
 )
@@ -59,21 +60,21 @@ func (r *reconfiguration) over() bool {
 func (v *Vif) watchHeadroom(ctx context.Context) error {
 	if v.guest.state != xenbus.Reconfiguring {
 		v.reconf = reconfiguration{}
-		v.headroomWatch.close(v)
+		v.headroomWatch.Close(v.work)
 		return nil
 	}
 	if v.reconf.since.IsZero() {
 		v.reconf.since = time.Now()
 	}
 	if v.conn == nil || v.reconf.over() {
-		v.headroomWatch.close(v)
+		v.headroomWatch.Close(v.work)
 		return nil
 	}
-	if v.headroomWatch.w == nil {
+	if v.headroomWatch.Blind() {
 		v.reconf.events = 0
 	}
-	err := v.headroomWatch.follow(ctx, v, v.nodes.frontendDir+"/"+headroomKey)
-	if err != nil && !unanswered(err) {
+	err := v.headroomWatch.Follow(ctx, v.work, v.nodes.frontendDir+"/"+headroomKey)
+	if err != nil && !device.Unanswered(err) {
 		return nil // a driver domain may run out of watches; the key is read again after keyGrace
 	}
 	return err
@@ -93,7 +94,7 @@ func (v *Vif) applyHeadroom() error {
 		return nil
 	}
 	var err error
-	v.turn.Aside(func() { err = v.conn.data.SetXDPHeadroom(f.headroom) })
+	v.work.Turn().Aside(func() { err = v.conn.data.SetXDPHeadroom(f.headroom) })
 	if err != nil {
 		return err
 	}

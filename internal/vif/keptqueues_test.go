@@ -209,9 +209,9 @@ func TestKeptFollowsTheQueues(t *testing.T) {
 	w.frontState(xenbus.Connected)
 	w.settle()
 	want("tap-7.0-0 tap-7.0-1 tap-7.0-2")
-	<-w.v.poke // New's
+	<-w.v.mail.Poked // New's
 	w.must(netns.Delete(ifname))
-	w.eventually("the data plane notices", func() bool { return len(w.v.poke) > 0 })
+	w.eventually("the data plane notices", func() bool { return len(w.v.mail.Poked) > 0 })
 	w.settle()
 	want("tap-7.0-0 tap-7.0-1 tap-7.0-2")
 	w.must(w.tool.Remove(t.Context(), backDir))

@@ -12,6 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"github.com/netbackd/netbackd/internal/device"
 	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
@@ -117,7 +118,7 @@ func TestErrText(t *testing.T) {
 		{&xenbus.KeyError{Key: "rate", Value: "\x1b[2J\n", Want: "y"}, `22 key "rate" is "\x1b[2J\n", want y`},
 		{errors.New(strings.Repeat("x", 5000)), "22 " + strings.Repeat("x", 509)},
 	} {
-		if diff := cmp.Diff(tt.want, errorText(tt.err)); diff != "" {
+		if diff := cmp.Diff(tt.want, device.ErrorText(tt.err)); diff != "" {
 			t.Errorf("unexpected text (-want +got):\n%s", diff)
 		}
 	}
@@ -186,7 +187,7 @@ func checkKeyError(t *testing.T, key, value string, err error) {
 	if !errors.As(err, &k) || k.Key != key || k.Value != value || k.Want == "" {
 		t.Errorf("%q: %#v", value, err)
 	}
-	if text := errorText(err); len(text) > 512 || strings.ContainsAny(text, "\n\x00") {
+	if text := device.ErrorText(err); len(text) > 512 || strings.ContainsAny(text, "\n\x00") {
 		t.Errorf("%q: error node would be %q", value, text)
 	}
 }

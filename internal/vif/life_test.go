@@ -293,7 +293,7 @@ func TestFrontendElsewhere(t *testing.T) {
 			w.wantSteps("disconnect closing closed unregister")
 			w.wantError(tt.error)
 			w.wantHeld(nothing)
-			if !w.v.alarm.IsZero() {
+			if !w.v.alarm.At().IsZero() {
 				t.Error("the alarm is set, though nothing changes")
 			}
 			w.must(w.tool.Write(t.Context(), backDir+"/frontend", frontDir))

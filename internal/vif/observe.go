@@ -4,15 +4,13 @@ package vif
 
 import (
 	"context"
-	"errors"
-	"strings"
 	"time"
 
 	"go.uber.org/zap"
 
 	"github.com/netbackd/netbackd/internal/ctrlserver"
+	"github.com/netbackd/netbackd/internal/device"
 	"github.com/netbackd/netbackd/pkg/xenbus"
-	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
 // guestView holds the last observation of the guest.
@@ -95,11 +93,13 @@ func (v *Vif) observeFrontend(ctx context.Context) error {
 	g := &v.guest
 	state, f := g.state, g.offer.frontend
 	defer func() {
-		v.work.foundNew = v.work.foundNew || g.state != state || g.offer.frontend != f && !g.offer.frontend.same(f)
+		if g.state != state || g.offer.frontend != f && !g.offer.frontend.same(f) {
+			v.work.FoundNew()
+		}
 	}()
 	if v.unread&unreadDomain != 0 {
 		var err error
-		if g.alive, err = v.domainLives(ctx); err != nil {
+		if g.alive, err = device.DomainLives(ctx, v.cfg.Store, v.cfg.ID.Domid); err != nil {
 			return err
 		}
 	}
@@ -107,13 +107,13 @@ func (v *Vif) observeFrontend(ctx context.Context) error {
 		g.state, g.mtu, g.offer = xenbus.Unknown, "", frontendOffer{}
 		return nil
 	}
-	if err := v.checkFrontendDir(); err != nil {
+	if err := device.CheckFrontendDir(v.nodes.frontendDir, v.cfg.ID.Domid); err != nil {
 		g.state, g.mtu, g.offer = xenbus.Unknown, "", frontendOffer{}
 		v.reportError(ctx, "bad key", err)
 		return nil
 	}
 	// Without these watches the vif may have missed changes.
-	blind := v.frontWatch.w == nil || g.state == xenbus.Reconfiguring && v.headroomWatch.w == nil
+	blind := v.frontWatch.Blind() || g.state == xenbus.Reconfiguring && v.headroomWatch.Blind()
 	if err := v.watchFrontend(ctx); err != nil {
 		return err
 	}
@@ -139,36 +139,13 @@ func (v *Vif) readFrontState(ctx context.Context, r xenbus.Store) error {
 	before := g.state
 	g.state, g.offer = xenbus.Unknown, frontendOffer{}
 	g.stateIsNew, g.wroteState = g.stateIsNew || g.wroteState, false
-	s, err := r.Read(ctx, v.nodes.frontendDir+"/state")
-	switch {
-	case errors.Is(err, xenstore.ErrNotExist):
-		// A toolstack removes the whole directory. A guest must not be able to make
-		// the daemon remove and create TAPs by removing its state and writing it
-		// again. Nor by hiding its directory, so a hidden directory counts as removed
-		// for good.
-		_, err := r.Read(ctx, v.nodes.frontendDir)
-		switch {
-		case unanswered(err):
-			return err
-		case !errors.Is(err, xenstore.ErrNotExist):
-			g.state = xenbus.Closed
-		default:
-			g.hidden = before != xenbus.Unknown && errors.Is(err, xenstore.ErrPermission)
-		}
-		return nil
-	case unanswered(err):
-		return err
-	case err == nil:
-		g.state, err = xenbus.ParseState(xenbus.Trim(s))
-		if err == nil && g.state == xenbus.Unknown {
-			// Unknown is only for a frontend that is gone. A guest that writes it
-			// must not be able to make the daemon remove and create TAPs.
-			err = &xenbus.KeyError{Key: "state", Value: s, Want: wantFrontState}
-		}
-	}
+	f, err := device.ReadFrontState(ctx, r, v.nodes.frontendDir, before, wantFrontState)
 	if err != nil {
-		v.reportError(ctx, "bad frontend key", frontendError(err))
-		g.state = xenbus.Closed
+		return err
+	}
+	g.state, g.hidden = f.State, f.Hidden
+	if f.Bad != nil {
+		v.reportError(ctx, "bad frontend key", frontendError(f.Bad))
 	}
 	return nil
 }
@@ -186,20 +163,10 @@ func (v *Vif) readOffer(ctx context.Context) error {
 		return nil
 	}
 	o.frontend, o.err = readFrontend(ctx, v.cfg.Store, v.nodes.frontendDir, o.maxQueues, o.control)
-	if unanswered(o.err) {
+	if device.Unanswered(o.err) {
 		return o.err
 	}
 	g.offer = o
-	return nil
-}
-
-// checkFrontendDir checks that the frontend's directory belongs to the frontend's domain,
-// so that no other domain can write its keys.
-func (v *Vif) checkFrontendDir() error {
-	home := xenstore.DomainPath(v.cfg.ID.Domid)
-	if dir := v.nodes.frontendDir; xenstore.CheckPath(dir) != nil || !strings.HasPrefix(dir, home+"/") {
-		return &xenbus.KeyError{Key: "frontend", Value: dir, Want: "a directory below " + home}
-	}
 	return nil
 }
 
@@ -215,17 +182,6 @@ func (v *Vif) maxQueues() int {
 		n = min(n, v.tap.MaxQueues())
 	}
 	return n
-}
-
-// domainLives reports whether the frontend's domain exists. Its directory may exist for a
-// while longer. A driver domain may not ask xenstored; there the directory is removed
-// first.
-func (v *Vif) domainLives(ctx context.Context) (bool, error) {
-	alive, err := v.cfg.Store.IsIntroduced(ctx, v.cfg.ID.Domid)
-	if errors.Is(err, xenstore.ErrPermission) {
-		return true, nil
-	}
-	return alive, err
 }
 
 // checkDetach starts the frontend's grace when the toolstack wants the device gone: it

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/netbackd/netbackd/internal/dataplane"
+	"github.com/netbackd/netbackd/internal/device"
 )
 
 // TestWatchFollows: there is one watch, of the last path.
@@ -14,34 +15,34 @@ func TestWatchFollows(t *testing.T) {
 	w := newWorld(t)
 	watches := 0
 	w.xs.watch = func(string) error { watches++; return nil }
-	var x watch
-	if x.events() != nil {
+	var x device.Watch
+	if x.Events() != nil {
 		t.Error("events of nothing")
 	}
-	w.must(x.follow(t.Context(), w.v, "/a"))
-	first := x.events()
-	w.must(x.follow(t.Context(), w.v, "/a"))
+	w.must(x.Follow(t.Context(), w.v.work, "/a"))
+	first := x.Events()
+	w.must(x.Follow(t.Context(), w.v.work, "/a"))
 	if watches != 1 {
 		t.Errorf("%d watches of the same path", watches)
 	}
-	w.must(x.follow(t.Context(), w.v, "/b"))
+	w.must(x.Follow(t.Context(), w.v.work, "/b"))
 	for range first { // ends: the channel was closed
 	}
-	if e := <-x.events(); e.Path != "/b" {
+	if e := <-x.Events(); e.Path != "/b" {
 		t.Errorf("event %+v", e)
 	}
-	x.received(true)
-	w.must(x.follow(t.Context(), w.v, "/b"))
+	x.Received(true)
+	w.must(x.Follow(t.Context(), w.v.work, "/b"))
 	if watches != 2 {
 		t.Errorf("%d watches, want 2", watches)
 	}
-	x.received(false) // lost with the connection
-	w.must(x.follow(t.Context(), w.v, "/b"))
+	x.Received(false) // lost with the connection
+	w.must(x.Follow(t.Context(), w.v.work, "/b"))
 	if watches != 3 {
 		t.Errorf("%d watches, want 3", watches)
 	}
-	x.close(w.v)
-	x.close(w.v)
+	x.Close(w.v.work)
+	x.Close(w.v.work)
 }
 
 // TestFirstBreachCounts: later breaches may be consequences of the first one.

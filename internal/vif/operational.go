@@ -38,7 +38,7 @@ func (v *Vif) awaitOperational() error {
 		if done, err := v.operational(); done || err != nil {
 			return err
 		}
-		v.turn.Aside(func() { err = w.wait() })
+		v.work.Turn().Aside(func() { err = w.wait() })
 		if errors.Is(err, os.ErrDeadlineExceeded) {
 			return nil
 		}

@@ -6,11 +6,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"time"
 
 	"go.uber.org/zap"
 
+	"github.com/netbackd/netbackd/internal/device"
 	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
@@ -27,7 +27,7 @@ func (v *Vif) reconcile(ctx context.Context) (gone bool) {
 		switch {
 		case err == nil, errors.Is(err, errWait):
 			return false
-		case unanswered(err):
+		case device.Unanswered(err):
 			return false
 		case errors.Is(err, errDirGone):
 			v.endRemoved(ctx)
@@ -43,7 +43,7 @@ func (v *Vif) reconcile(ctx context.Context) (gone bool) {
 		break
 	}
 	v.unread = unreadAll
-	v.wakeIn(retryAfter)
+	v.alarm.In(retryAfter)
 	return false
 }
 
@@ -122,11 +122,11 @@ func (v *Vif) perform(ctx context.Context, s step) error {
 	case stepDetaching:
 		return v.writeState(ctx, xenbus.Closing)
 	case stepAwaitKey:
-		v.wakeIn(max(time.Until(v.reconf.since.Add(keyGrace)), 0) + time.Millisecond)
+		v.alarm.In(max(time.Until(v.reconf.since.Add(keyGrace)), 0) + time.Millisecond)
 	case stepUnregister:
 		v.unregister()
 	case stepGrace:
-		v.wakeAt(v.detachAt.Add(time.Millisecond))
+		v.alarm.Set(v.detachAt.Add(time.Millisecond))
 	case stepUnexpected:
 		return v.giveUp(ctx, frontendError(&xenbus.KeyError{
 			Key: "state", Value: v.guest.state.Value(), Want: wantFrontState,
@@ -159,7 +159,7 @@ func (v *Vif) adoptState(n nodes) {
 		// A TAP, record or journal of this name belongs to a device that is gone. If
 		// that device was connected there is a record, and a script may have moved its
 		// TAP.
-		if len(v.keptQueues) > 0 || v.hasRecord() {
+		if len(v.keptQueues) > 0 || v.saved.Exists() {
 			v.setup = tapSetUp
 		}
 		v.unregister()
@@ -181,15 +181,6 @@ func (v *Vif) adoptState(n nodes) {
 		}
 	}
 	v.log.Debug("state adopted", zap.Stringer("state", n.state))
-}
-
-// hasRecord reports whether there is a record of a vif of this name.
-func (v *Vif) hasRecord() bool {
-	if v.cfg.RunDir == "" {
-		return false
-	}
-	_, err := os.Stat(v.recordPath())
-	return err == nil
 }
 
 // startAnew removes the old device after the toolstack has removed it and made it again

@@ -90,7 +90,7 @@ func TestQuarantine(t *testing.T) {
 // reset does what Reset does, for a vif that does not run.
 func (w *world) reset() {
 	w.t.Helper()
-	go func() { (<-w.v.calls)() }()
+	go func() { (<-w.v.mail.Calls)() }()
 	if !w.v.Reset(context.Background()) {
 		w.t.Error("not reset")
 	}

@@ -4,9 +4,7 @@ package vif
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
-	"os"
 	"path/filepath"
 	"slices"
 	"time"
@@ -14,7 +12,6 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/netbackd/netbackd/internal/dataplane"
-	"github.com/netbackd/netbackd/internal/rundir"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/tap"
 	"github.com/netbackd/netbackd/pkg/xenbus"
@@ -43,8 +40,12 @@ type record struct {
 // recordName returns the name of the file with a vif's record.
 func recordName(id xenbus.VifID) string { return "vif-" + number(id) }
 
-func (v *Vif) recordPath() string {
-	return filepath.Join(v.cfg.RunDir, recordName(v.cfg.ID))
+// recordPath returns the path of the file, empty without a run directory.
+func recordPath(runDir string, id xenbus.VifID) string {
+	if runDir == "" {
+		return ""
+	}
+	return filepath.Join(runDir, recordName(id))
 }
 
 // saveRecord writes the record if it has changed. An error is logged and does not affect
@@ -73,14 +74,7 @@ func (v *Vif) saveRecord() {
 			r.Counters[dataplane.Counters[c].Name] = n
 		}
 	}
-	b, err := json.Marshal(&r)
-	if err == nil && string(b) != v.savedRecord {
-		v.savedAt = time.Now()
-		if err = rundir.Replace(v.recordPath(), b); err == nil {
-			v.savedRecord = string(b)
-		}
-	}
-	if err != nil {
+	if err := v.saved.Save(&r); err != nil {
 		v.log.Warn("record not written", zap.Error(err))
 	}
 }
@@ -92,7 +86,7 @@ const saveEvery = 10 * time.Second
 // saveCounters writes the counters that are about to be shown, unless that was done in
 // the last saveEvery.
 func (v *Vif) saveCounters(now time.Time) {
-	if v.conn != nil && now.Sub(v.savedAt) >= saveEvery {
+	if v.conn != nil && now.Sub(v.saved.SavedAt()) >= saveEvery {
 		v.saveRecord()
 	}
 }
@@ -111,22 +105,14 @@ func (v *Vif) counters() [dataplane.NumCounters]uint64 {
 
 // loadRecord adopts the record of a predecessor.
 func (v *Vif) loadRecord() {
-	if v.cfg.RunDir == "" {
-		return
-	}
-	b, err := os.ReadFile(v.recordPath())
-	if errors.Is(err, os.ErrNotExist) {
-		return
-	}
 	var r record
-	if err == nil {
-		err = json.Unmarshal(b, &r)
-	}
+	found, err := v.saved.Load(&r)
 	if err != nil {
 		v.log.Warn("record not read", zap.Error(err))
+	}
+	if !found {
 		return
 	}
-	v.savedRecord = string(b)
 	v.predecessor = r
 	for c := range v.totals {
 		v.totals[c] = r.Counters[dataplane.Counters[c].Name]
@@ -140,12 +126,11 @@ func (v *Vif) loadRecord() {
 
 // removeRecord removes the record of a device that is gone.
 func (v *Vif) removeRecord() {
-	v.predecessor, v.savedRecord = record{}, ""
+	v.predecessor = record{}
 	v.totals = [dataplane.NumCounters]uint64{}
-	if v.cfg.RunDir == "" {
-		return
+	if err := v.saved.Remove(); err != nil {
+		v.log.Warn("file not removed", zap.Error(err))
 	}
-	v.removeFile(v.recordPath())
 }
 
 // adoptMTU adopts the MTU that the TAP gets back, if this is the TAP whose MTU a

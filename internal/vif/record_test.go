@@ -6,11 +6,11 @@ import (
 	"os"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/vishvananda/netlink"
 
 	"github.com/netbackd/netbackd/internal/dataplane"
+	"github.com/netbackd/netbackd/internal/device"
 	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
@@ -257,7 +257,7 @@ func TestCountersOutliveTheDaemon(t *testing.T) {
 		}
 		// These are counters of the present connection, as they were shown.
 		w.sendList([6]byte{1, 0, 0x5e, 0, 0, 10})
-		w.v.savedAt = time.Time{}
+		w.v.saved = device.NewRecord(recordPath(w.v.cfg.RunDir, w.v.cfg.ID)) // of unknown age
 		if n := count(); n != 4 {
 			t.Errorf("%d slots of 4", n)
 		}
@@ -319,7 +319,7 @@ func TestRecordIsGarbage(t *testing.T) {
 		w := newWorld(t)
 		w.up(1)
 		w.v.suspend()
-		w.must(os.WriteFile(w.v.recordPath(), []byte(garbage), 0o600))
+		w.must(os.WriteFile(recordPath(w.v.cfg.RunDir, w.v.cfg.ID), []byte(garbage), 0o600))
 		w.v = New(w.cfg)
 		w.wantSteps("connect plug")
 		if s := w.status(); s.State != xenbus.Connected || s.Quarantine != "" || s.Stalled {
@@ -329,7 +329,7 @@ func TestRecordIsGarbage(t *testing.T) {
 	}
 	t.Run("no room", func(t *testing.T) {
 		w := newWorld(t)
-		w.must(os.Mkdir(w.v.recordPath(), 0o700))
+		w.must(os.Mkdir(recordPath(w.v.cfg.RunDir, w.v.cfg.ID), 0o700))
 		w.up(1)
 		if s := w.status(); s.State != xenbus.Connected {
 			t.Errorf("%+v", s)

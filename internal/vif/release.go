@@ -64,7 +64,7 @@ func CanAdopt(ctx context.Context, s Store, path string, maxQueues int) error {
 // If Release fails, the vif is still served.
 func (v *Vif) Release(ctx context.Context) (lost int, err error) {
 	err = ErrEnded
-	v.call(ctx, func() { lost, err = v.release(ctx) })
+	v.mail.Call(ctx, func() { lost, err = v.release(ctx) })
 	if err != nil {
 		return 0, fmt.Errorf("%v cannot be released: %w", v.cfg.ID, err)
 	}
@@ -76,7 +76,7 @@ func (v *Vif) release(ctx context.Context) (lost int, err error) {
 	case v.own != xenbus.InitWait && v.own != xenbus.Connected, !v.detachAt.IsZero():
 		return 0, ErrNotOpen
 	case v.block.attempt != nil:
-		return 0, fmt.Errorf("%w: %s", ErrNotOpen, v.errorText)
+		return 0, fmt.Errorf("%w: %s", ErrNotOpen, v.errorNode.Text())
 	case v.conn != nil && v.conn.frontend.features.mcast:
 		return 0, ErrMcast
 	}
@@ -89,7 +89,7 @@ func (v *Vif) release(ctx context.Context) (lost int, err error) {
 	if c := v.conn; c != nil {
 		v.setCarrier(false)
 		for i := range c.data.Queues() {
-			v.turn.Aside(func() { lost += c.data.State(i).Backlog })
+			v.work.Turn().Aside(func() { lost += c.data.State(i).Backlog })
 		}
 		v.conn = nil
 		c.close(v)

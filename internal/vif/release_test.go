@@ -47,7 +47,7 @@ func TestClaimed(t *testing.T) {
 	}
 	// From here on it is a vif like any other.
 	w.must(netlink.LinkDel(w.iface(ifname)))
-	w.eventually("the data plane notices", func() bool { return len(w.v.poke) > 0 })
+	w.eventually("the data plane notices", func() bool { return len(w.v.mail.Poked) > 0 })
 	w.wantSteps("connect")
 	w.wantError("22 " + errTapLost.Error())
 }

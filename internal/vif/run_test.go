@@ -284,7 +284,7 @@ func (s *hungStore) Read(ctx context.Context, path string) (string, error) {
 func TestPanicWhileRunning(t *testing.T) {
 	w := newWorld(t)
 	w.runConnected()
-	if !w.v.call(context.Background(), func() { panic("oops") }) {
+	if !w.v.mail.Call(context.Background(), func() { panic("oops") }) {
 		t.Error("the vif has ended")
 	}
 	s, ok := w.v.Status(context.Background())

@@ -54,14 +54,14 @@ func TestMcastFollows(t *testing.T) {
 		value string
 		want  bool
 	}{{"1", true}, {"0", false}, {"1", true}, {"", false}, {"1", true}, {"-", false}} {
-		before := len(w.v.mcastWatch.events())
+		before := len(w.v.mcastWatch.Events())
 		if tt.value == "-" {
 			w.must(w.guest.Remove(t.Context(), frontDir+"/"+mcastKey))
 		} else {
 			w.must(w.guest.Write(t.Context(), frontDir+"/"+mcastKey, tt.value))
 		}
 		if before == 0 {
-			<-w.v.mcastWatch.events() // the event makes a running vif look
+			<-w.v.mcastWatch.Events() // the event makes a running vif look
 		}
 		w.wantSteps("")
 		if has() != tt.want {

@@ -98,7 +98,7 @@ func ringStatus(s netif.RingState) RingStatus {
 // ended, ok is false and only the fields that never change are set.
 func (v *Vif) Status(ctx context.Context) (s Status, ok bool) {
 	var got Status
-	if !v.call(ctx, func() { got = v.status() }) {
+	if !v.mail.Call(ctx, func() { got = v.status() }) {
 		return Status{
 			Name: v.cfg.ID.String(), Domid: v.cfg.ID.Domid, Devid: v.cfg.ID.Devid,
 			Features: []string{}, Mcast: []string{}, Queues: []QueueStatus{},
@@ -112,7 +112,7 @@ func (v *Vif) status() Status {
 	s := Status{
 		Name: v.cfg.ID.String(), Domid: v.cfg.ID.Domid, Devid: v.cfg.ID.Devid,
 		State: v.own, Frontend: v.guest.state, Online: v.nodes.online,
-		Hotplug: xenbus.Clip(v.nodes.hotplug), Quarantine: v.block.reason, Error: v.errorText,
+		Hotplug: xenbus.Clip(v.nodes.hotplug), Quarantine: v.block.reason, Error: v.errorNode.Text(),
 		MAC: xenbus.Clip(v.nodes.mac), Bridge: xenbus.Clip(v.nodes.bridge), Script: xenbus.Clip(v.nodes.script),
 		ConfigMTU: mtuOf(v.nodes.mtu), GuestMTU: mtuOf(cmp.Or(v.guest.mtu, "1500")),
 		Rate:     v.rate.String(),
@@ -140,7 +140,7 @@ func (v *Vif) status() Status {
 			n := c.data.Stats(i).Snapshot()
 			addCounters(&totals, &n)
 			var state dataplane.QueueState
-			v.turn.Aside(func() { state = c.data.State(i) })
+			v.work.Turn().Aside(func() { state = c.data.State(i) })
 			q := queueStatus(state, &n)
 			if c.control != nil {
 				if t := c.control.Table(i); t != nil {
@@ -151,7 +151,7 @@ func (v *Vif) status() Status {
 			s.Stalled = s.Stalled || c.stalled[i]
 		}
 	}
-	s.Revision, _ = v.revision.get()
+	s.Revision, _ = v.revision.Get()
 	s.Counters = counterMap(&totals)
 	v.saveCounters(time.Now())
 	s.Guest = v.cfg.Guest.Used()

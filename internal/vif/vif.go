@@ -4,31 +4,21 @@ package vif
 
 import (
 	"context"
-	"fmt"
 	"runtime/debug"
-	"sync"
-	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
 
 	"github.com/netbackd/netbackd/internal/budget"
 	"github.com/netbackd/netbackd/internal/dataplane"
+	"github.com/netbackd/netbackd/internal/device"
 	"github.com/netbackd/netbackd/pkg/staticgrant"
 	"github.com/netbackd/netbackd/pkg/tap"
-	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenbus"
-	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
 // Store is the part of xenstore that a vif uses. *xenstore.Client is one.
-type Store interface {
-	Read(ctx context.Context, path string) (string, error)
-	Write(ctx context.Context, path, value string) error
-	Transaction(context.Context, func(*xenstore.Tx) error) error
-	Watch(ctx context.Context, path string) (*xenstore.Watch, error)
-	IsIntroduced(ctx context.Context, domid xen.Domid) (bool, error)
-}
+type Store = device.Store
 
 // DefaultGrace is the time that a frontend has to close after the toolstack has asked
 // for it. libxl waits 10 s; a vif answers within one.
@@ -61,18 +51,14 @@ type Config struct {
 	Taken func() bool
 }
 
-// Vif is one vif. Its fields belong to the goroutine in Run, except for the channels and
-// those marked as shared.
+// Vif is one vif. Its fields belong to the goroutine in Run, except for mail and notices.
 type Vif struct {
 	cfg Config
 	log *zap.Logger
 
 	// Written by other goroutines.
-	poke    chan struct{}
-	changed atomic.Uint32 // shared: changed parts of xenstore, an unread; set before poke
-	calls   chan func()
-	notices chan struct{} // the data plane has notices of conn
-	done    chan struct{}
+	mail    *device.Mailbox // Changed has an unread
+	notices chan struct{}   // the data plane has notices of conn
 
 	// The vif's state. own is Unknown until the node was first read. lastNode is the
 	// value of the node when it was last read or written.
@@ -88,7 +74,7 @@ type Vif struct {
 	reconf reconfiguration // headroom.go
 	unread unread          // parts that have changed since they were read
 
-	frontWatch, mcastWatch, headroomWatch watch
+	frontWatch, mcastWatch, headroomWatch device.Watch
 
 	// The TAP device; tap.go, findtap.go, keptqueues.go.
 	tap          *tap.Device // nil: there is none
@@ -108,19 +94,14 @@ type Vif struct {
 
 	// The record for a successor; record.go.
 	predecessor record // record of a predecessor
-	savedRecord string // contents of the file
-	savedAt     time.Time
+	saved       device.Record
 
-	errorText string    // contents of the error node
+	errorNode device.ErrorNode
 	busySince time.Time // see waitWhileBusy; zero: nothing that the vif needs is in use
 
-	revision revision
-
-	timer *time.Timer
-	alarm time.Time // when timer fires; zero: it does not
-
-	turn *budget.Turn // the goroutine holds it except while it waits
-	work guestWork    // requests.go
+	revision *device.Revision[gist] // revision.go
+	alarm    device.Alarm
+	work     *device.Work // the Store, and the turn: the goroutine holds it except while it waits
 }
 
 // New makes a vif. It does nothing before Run.
@@ -133,16 +114,15 @@ func New(cfg Config) *Vif {
 	}
 	v := &Vif{
 		cfg: cfg, log: cfg.Log, keptQueues: cfg.Kept,
-		poke:     make(chan struct{}, 1),
-		calls:    make(chan func()),
-		notices:  make(chan struct{}, 1),
-		done:     make(chan struct{}),
-		timer:    time.NewTimer(time.Hour),
-		turn:     cfg.Guest.Turn(),
-		work:     guestWork{idle: budget.Idle()},
-		revision: newRevision(),
+		mail:      device.NewMailbox(),
+		notices:   make(chan struct{}, 1),
+		work:      device.NewWork(cfg.Store, cfg.Guest),
+		saved:     device.NewRecord(recordPath(cfg.RunDir, cfg.ID)),
+		errorNode: device.NewErrorNode(cfg.ErrorPath, cfg.Log),
+		alarm:     device.NewAlarm(),
+		revision:  device.NewRevision[gist](),
 	}
-	v.cfg.Store = countingStore{cfg.Store, v}
+	v.cfg.Store = v.work
 	v.Poke()
 	return v
 }
@@ -154,20 +134,12 @@ func (v *Vif) ID() xenbus.VifID { return v.cfg.ID }
 // that come while one is pending are merged with it.
 func (v *Vif) Poke() { v.Changed("") }
 
-// wake makes Run reconcile.
-func (v *Vif) wake() {
-	select {
-	case v.poke <- struct{}{}:
-	default:
-	}
-}
-
 // SetStore gives the vif another connection to xenstore, after the old one was lost. The
 // data path has been running meanwhile.
 func (v *Vif) SetStore(ctx context.Context, s Store) {
-	v.call(ctx, func() {
-		v.cfg.Store = countingStore{s, v}
-		v.frontWatch, v.mcastWatch, v.headroomWatch = watch{}, watch{}, watch{} // lost with the connection
+	v.mail.Call(ctx, func() {
+		v.work.SetStore(s)
+		v.frontWatch, v.mcastWatch, v.headroomWatch = device.Watch{}, device.Watch{}, device.Watch{} // lost with the connection
 		v.Poke()
 	})
 }
@@ -175,51 +147,28 @@ func (v *Vif) SetStore(ctx context.Context, s Store) {
 // Reset makes the vif try to connect again after it has given up, with the frontend's
 // present rings. It ends a quarantine. It returns false if the vif has ended.
 func (v *Vif) Reset(ctx context.Context) bool {
-	return v.call(ctx, func() {
+	return v.mail.Call(ctx, func() {
 		v.block = block{}
 		v.Poke()
 	})
 }
 
 // Done returns a channel that is closed when Run has returned.
-func (v *Vif) Done() <-chan struct{} { return v.done }
-
-// call runs f in the vif's goroutine and waits for it. It returns false if the vif has
-// ended, or if ctx ended before f began: the vif may be waiting for xenstored, or for its
-// turn.
-func (v *Vif) call(ctx context.Context, f func()) bool {
-	ran := make(chan struct{})
-	var once sync.Once // f either begins or is given up
-	did := false
-	begin := func() { did = true; f() }
-	select {
-	case v.calls <- func() { defer close(ran); once.Do(begin) }:
-	case <-v.done:
-		return false
-	case <-ctx.Done():
-		return false
-	}
-	select {
-	case <-ran:
-	case <-ctx.Done():
-		once.Do(func() {}) // waits for f if it has begun
-	}
-	return did
-}
+func (v *Vif) Done() <-chan struct{} { return v.mail.Done }
 
 // Run runs the vif. It returns when the backend directory is gone, when another back
 // end has the device, or when ctx ends. Then it waits for xenstored no longer, and the
 // TAP and the state in xenstore stay as they are, for a successor to adopt.
 func (v *Vif) Run(ctx context.Context) {
-	defer close(v.done)
-	defer v.timer.Stop()
+	defer close(v.mail.Done)
+	defer v.alarm.Stop()
 	debug.SetPanicOnFault(true) // a bad ring page costs this vif only
 	gone := false
 	for !gone && !v.released {
 		// While a look at the guest's nodes waits for the guest's budget, events of
 		// the guest do not wake the vif.
-		front, mcast, headroom := v.frontWatch.events(), v.mcastWatch.events(), v.headroomWatch.events()
-		if v.work.owed {
+		front, mcast, headroom := v.frontWatch.Events(), v.mcastWatch.Events(), v.headroomWatch.Events()
+		if _, owed := v.work.Owed(); owed {
 			front, mcast, headroom = nil, nil, nil
 		}
 		due := true // to reconcile
@@ -227,33 +176,33 @@ func (v *Vif) Run(ctx context.Context) {
 		case <-ctx.Done():
 			v.inTurn(ctx, v.suspend)
 			return
-		case f := <-v.calls:
+		case f := <-v.mail.Calls:
 			v.inTurn(ctx, f)
 			continue
 		case <-v.notices:
 			v.inTurn(ctx, func() { v.handleNotices(ctx) })
 			continue
-		case <-v.poke:
-			v.unread |= unread(v.changed.Swap(0))
-		case <-v.timer.C:
-			v.alarm = time.Time{}
+		case <-v.mail.Poked:
+			v.unread |= unread(v.mail.Changed())
+		case <-v.alarm.C():
+			v.alarm.Rang()
 		case _, ok := <-front:
-			v.frontWatch.received(ok)
+			v.frontWatch.Received(ok)
 			v.guest.wroteState = true
-			due = v.payForLook()
+			due = v.work.Pay()
 		case _, ok := <-mcast:
-			v.mcastWatch.received(ok)
-			due = v.payForLook()
+			v.mcastWatch.Received(ok)
+			due = v.work.Pay()
 		case _, ok := <-headroom:
-			v.headroomWatch.received(ok)
+			v.headroomWatch.Received(ok)
 			v.reconf.events++
-			due = v.payForLook()
+			due = v.work.Pay()
 		}
 		if due {
 			gone = v.reconcileInTurn(ctx)
 		}
-		if v.work.owed {
-			v.wakeIn(max(time.Until(v.work.dueAt), 0))
+		if at, owed := v.work.Owed(); owed {
+			v.alarm.Set(at)
 		}
 	}
 	v.inTurn(ctx, v.unwatch)
@@ -261,36 +210,12 @@ func (v *Vif) Run(ctx context.Context) {
 
 // inTurn runs f within the vif's turn, and keeps a panic in f from ending the process.
 func (v *Vif) inTurn(ctx context.Context, f func()) {
-	v.turn.Do(func() { v.guard(ctx, f) })
-	v.revision.update(v.gist())
+	v.work.Turn().Do(func() { v.guard(ctx, f) })
+	v.revision.Update(v.gist())
 }
 
-// guard runs f and quarantines the vif if f panics.
+// guard runs f and quarantines the vif if f panics. If that panics as well, the connection's
+// mappings and channels leak, and the vif stays out of service.
 func (v *Vif) guard(ctx context.Context, f func()) {
-	defer v.recovered(func(err error) { v.quarantine(ctx, err) })
-	f()
-}
-
-// recovered must be deferred. It turns a panic into an error and passes that to then. If
-// then panics as well, the connection's mappings and channels leak, and the vif stays out
-// of service.
-func (v *Vif) recovered(then func(error)) {
-	r := recover()
-	if r == nil {
-		return
-	}
-	v.log.Error("internal error", zap.Any("panic", r), zap.ByteString("stack", debug.Stack()))
-	defer v.recovered(func(error) {})
-	then(fmt.Errorf("internal error: %v", r))
-}
-
-// wakeIn makes the vif reconcile after d, or earlier.
-func (v *Vif) wakeIn(d time.Duration) { v.wakeAt(time.Now().Add(d)) }
-
-// wakeAt makes the vif reconcile at a time, or earlier.
-func (v *Vif) wakeAt(at time.Time) {
-	if v.alarm.IsZero() || at.Before(v.alarm) {
-		v.alarm = at
-		v.timer.Reset(time.Until(at))
-	}
+	device.Guard(v.log, f, func(err error) { v.quarantine(ctx, err) })
 }
