@@ -13,11 +13,19 @@ import (
 // are no more or an operation or memory is not to be had. The data of writes is fetched
 // with one grant copy, or a few if it is much.
 func (q *queue) feed() {
-	for more := true; more && q.hungry.len() > 0; {
+	for q.hungry.len() > 0 {
 		q.copies, q.begun = q.copies[:0], q.begun[:0]
-		more = q.plan()
+		more := q.plan()
 		q.grantCopy()
 		q.writeOut()
+		if !more {
+			return
+		}
+		// The disk works on this part while the next is copied.
+		q.tally[Syscalls]++
+		if err := q.engine.SubmitAndWait(0, 0); err != nil {
+			return // the turn ends with a call that reports it
+		}
 	}
 }
 
@@ -48,7 +56,7 @@ func (q *queue) plan() (full bool) {
 		}
 		op := operation{entry: e, first: r.next, off: r.off}
 		op.end, op.len = chunk(r.segs, r.next)
-		if r.kind != blkif.OpRead && len(q.copies)+op.end-op.first > maxCopies {
+		if r.kind != blkif.OpRead && len(q.copies) > 0 && len(q.copies)+op.end-op.first > maxCopies {
 			return true
 		}
 		if op.block = q.memory(op.len); op.block == none {
@@ -185,7 +193,7 @@ func (q *queue) complete() int {
 			q.fired = true
 		case c.User == userSync:
 			q.synced(c.Res)
-		default:
+		case c.User < maxOperations:
 			q.completed(uint16(c.User), c.Res)
 		}
 	}
@@ -228,30 +236,32 @@ func (q *queue) discardFailed(e uint16, errno unix.Errno) {
 	}
 }
 
-// deliverReads copies the data of all reads that are done to the guest.
+// deliverReads copies the data of reads that are done to the guest, with one grant copy and
+// up to its bound. The guest can work on these while the rest follows in the next turn.
 func (q *queue) deliverReads() {
-	for len(q.reads) > 0 {
-		q.copies = q.copies[:0]
-		n := 0
-		for n < len(q.reads) && q.unload(q.reads[n]) {
-			n++
-		}
-		q.grantCopy()
-		for _, id := range q.reads[:n] {
-			op := &q.operations[id]
-			if !q.copied(op) {
-				q.fail(op.entry, refusal(blkif.ReasonGrant), nil)
-			}
-			q.endOperation(id)
-		}
-		q.reads = q.reads[:copy(q.reads, q.reads[n:])]
+	if len(q.reads) == 0 {
+		return
 	}
+	q.copies = q.copies[:0]
+	n := 0
+	for n < min(len(q.reads), maxDeliver) && q.unload(q.reads[n]) {
+		n++
+	}
+	q.grantCopy()
+	for _, id := range q.reads[:n] {
+		op := &q.operations[id]
+		if !q.copied(op) {
+			q.fail(op.entry, refusal(blkif.ReasonGrant), nil)
+		}
+		q.endOperation(id)
+	}
+	q.reads = q.reads[:copy(q.reads, q.reads[n:])]
 }
 
 // unload plans the copies of the data of a read. It returns false if they do not fit.
 func (q *queue) unload(id uint16) bool {
 	op := &q.operations[id]
-	if len(q.copies)+op.end-op.first > maxCopies {
+	if len(q.copies) > 0 && len(q.copies)+op.end-op.first > maxCopies {
 		return false
 	}
 	r := &q.requests[op.entry]

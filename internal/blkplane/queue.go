@@ -36,8 +36,12 @@ const (
 	// maxOperations is the most operations under way at the disk, beside one flush.
 	maxOperations = 256
 
-	// maxCopies is the most segments of one grant copy.
-	maxCopies = 4096
+	// maxCopies is the number of segments of one grant copy that may only be exceeded by
+	// those of a single operation, and by indirect pages: 1 MiB.
+	maxCopies = 256
+
+	// maxDeliver is the most reads whose data goes to the guest in one turn.
+	maxDeliver = 16
 )
 
 // queue is one ring of a connected vbd. It belongs to its thread, except for stats, gauges
@@ -266,7 +270,7 @@ func (q *queue) allocate() (err error) {
 		q.freeOps = append(q.freeOps, uint16(i))
 	}
 	q.begun, q.reads = make([]uint16, 0, maxOperations), make([]uint16, 0, maxOperations)
-	q.copies = make([]gntdev.Segment, 0, maxCopies)
+	q.copies = make([]gntdev.Segment, 0, max(maxCopies, maxChunkSegments, maxBatch*blkif.MaxIndirectPages))
 	q.done = make([]diskio.Completion, maxOperations)
 	q.share = newShare(q.conn.cfg.Guest)
 	if q.conn.cfg.Persistent {

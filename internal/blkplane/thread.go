@@ -136,7 +136,7 @@ func (q *queue) over() bool {
 	if q.commands.Load()&cmdClose == 0 || q.engine.UnderWay() > 0 {
 		return false
 	}
-	return q.state == broken || q.state == closing && len(q.answers) == 0
+	return q.state == broken || q.state == closing && len(q.reads) == 0
 }
 
 // guard runs f. An error or a panic of it ends the service of the queue.
@@ -244,6 +244,9 @@ func (q *queue) sleep() error {
 // idle prepares the queue to sleep, and reports whether it must not.
 func (q *queue) idle() (more bool, err error) {
 	q.checkDrained()
+	if len(q.reads) > 0 && q.state != broken {
+		return true, nil
+	}
 	if q.state != serving {
 		return false, nil
 	}
