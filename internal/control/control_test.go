@@ -86,7 +86,10 @@ func TestListen(t *testing.T) {
 	}
 
 	// One at a time, even if it does not answer.
-	_, err = Listen(testProgram, path)
+	other, err := Listen(testProgram, path)
+	if other != nil {
+		t.Error("a listener and an error")
+	}
 	want := "another netbackd is running: it holds " + path + ".lock; stop it, or give this one another --run-dir"
 	if !errors.Is(err, ErrRunning) || err.Error() != want {
 		t.Errorf("got %v, want %s", err, want)

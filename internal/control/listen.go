@@ -20,7 +20,13 @@ import (
 // Listen makes the socket. A daemon holds a lock file beside it until its process ends. So
 // the next daemon can replace the socket of a dead one, and the directory belongs to one
 // daemon at a time.
-func Listen(program Program, path string) (net.Listener, error) { return listenLocked(program, path) }
+func Listen(program Program, path string) (net.Listener, error) {
+	l, err := listenLocked(program, path)
+	if err != nil {
+		return nil, err // without the nil pointer
+	}
+	return l, nil
+}
 
 func listenLocked(program Program, path string) (*listener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
