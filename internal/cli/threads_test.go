@@ -3,27 +3,17 @@
 package cli
 
 import (
-	"os"
 	"runtime"
-	"strconv"
-	"strings"
 	"testing"
+
+	"github.com/netbackd/netbackd/internal/lab/pagetest"
 )
 
 // TestThreadsFitTheUnit: the unit's TasksMax allows the daemon's most threads on a host of
 // any size, and some more for io_uring.
 func TestThreadsFitTheUnit(t *testing.T) {
 	for _, name := range []string{"netbackd.service", "netbackd-vhost-user@.service"} {
-		unit, err := os.ReadFile("../../systemd/" + name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		_, rest, _ := strings.Cut(string(unit), "\nTasksMax=")
-		line, _, _ := strings.Cut(rest, "\n")
-		most, err := strconv.Atoi(line)
-		if err != nil {
-			t.Fatal(err)
-		}
+		most := pagetest.TasksMax(t, "../../systemd/"+name)
 		const cpus = 384
 		defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(cpus + 1)) // as run sets it
 		if n := maxThreads(cpus); n >= most {

@@ -9,56 +9,15 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-)
 
-// units installs the units of systemd below a directory, with a program that is there, as
-// instances of a device if they are templates. It returns their paths.
-func units(t *testing.T, names ...string) (paths []string) {
-	t.Helper()
-	dir := t.TempDir()
-	for _, name := range names {
-		b, err := os.ReadFile("../../systemd/" + name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		text := strings.ReplaceAll(string(b), "/usr/sbin/netbackd", "/bin/true")
-		path := filepath.Join(dir, name)
-		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		paths = append(paths, strings.Replace(path, "@.", "@tap-1.", 1))
-	}
-	return paths
-}
+	"github.com/netbackd/netbackd/internal/lab/pagetest"
+)
 
 // TestUnitsAreValid: systemd understands each line of the units, and their sandboxes are
 // closed.
 func TestUnitsAreValid(t *testing.T) {
-	if _, err := exec.LookPath("systemd-analyze"); err != nil {
-		t.Skip("there is no systemd-analyze")
-	}
-	paths := units(t, "netbackd.service", "netbackd-vhost-user@.service", "netbackd-vhost-user@.socket")
-	out, err := exec.Command("systemd-analyze", append([]string{"verify", "--man=no"}, paths...)...).CombinedOutput()
-	for _, line := range strings.Split(string(out), "\n") {
-		if strings.Contains(line, "netbackd") {
-			t.Error(line)
-		}
-	}
-	if err != nil && t.Failed() {
-		t.Error(err)
-	}
-	for _, name := range []string{"netbackd.service", "netbackd-vhost-user@.service"} {
-		path := units(t, name)[0]
-		template := strings.Replace(path, "@tap-1.", "@.", 1)
-		if template != path {
-			if err := os.Rename(template, path); err != nil {
-				t.Fatal(err)
-			}
-		}
-		if out, err := exec.Command("systemd-analyze", "security", "--offline=true", "--no-pager", "--threshold=15", path).CombinedOutput(); err != nil {
-			t.Errorf("%s: %v\n%s", name, err, out)
-		}
-	}
+	const dir = "../../systemd/"
+	pagetest.ValidUnits(t, "netbackd", 15, []string{dir + "netbackd.service", dir + "netbackd-vhost-user@.service"}, dir+"netbackd-vhost-user@.socket")
 }
 
 // TestVhostUserUnitHasLess: the unit of vhost-user devices has nothing that the daemon's has
