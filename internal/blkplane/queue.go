@@ -201,15 +201,19 @@ func newQueue(c *Conn, index int) (_ *queue, err error) {
 	if err = q.bell.open(); err != nil {
 		return nil, err
 	}
-	if q.grants, err = c.cfg.Host.OpenGrants(); err != nil {
+	grants, err := c.cfg.Host.OpenGrants()
+	if err != nil {
 		return nil, err
 	}
+	q.grants = grants
 	if q.pages, err = q.grants.Map(c.cfg.Domid, cfg.Refs, gntdev.ReadWrite); err != nil {
 		return nil, fmt.Errorf("map ring: %w", err)
 	}
-	if q.events, err = c.cfg.Host.OpenEvents(); err != nil {
+	events, err := c.cfg.Host.OpenEvents()
+	if err != nil {
 		return nil, err
 	}
+	q.events = events
 	if q.port, err = q.events.BindInterdomain(c.cfg.Domid, cfg.Port); err != nil {
 		return nil, fmt.Errorf("bind event channel: %w", err)
 	}
