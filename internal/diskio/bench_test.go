@@ -74,7 +74,7 @@ func benchDisk(b *testing.B, dir string, cache disk.Cache) *disk.Disk {
 // affects them alike, and reports each one's median time for an operation and its rate
 // relative to the first: above 1 is faster.
 func compare(b *testing.B, l load, peers []peer) {
-	took := make([][]time.Duration, len(peers))
+	took, cpu := make([][]time.Duration, len(peers)), make([][]time.Duration, len(peers))
 	count := l.total / l.size
 	r := rand.New(rand.NewPCG(1, 2))
 	offsets := make([]uint64, count)
@@ -87,20 +87,33 @@ func compare(b *testing.B, l load, peers []peer) {
 			offsets[i] = uint64(at * l.size)
 		}
 		for i, p := range peers {
-			start := time.Now()
+			start, used := time.Now(), processorTime(b)
 			p.run(offsets)
 			took[i] = append(took[i], time.Since(start))
+			cpu[i] = append(cpu[i], processorTime(b)-used)
 		}
 	}
 	b.ReportMetric(0, "ns/op")
 	for i, p := range peers {
 		slices.Sort(took[i])
+		slices.Sort(cpu[i])
 		mid := func(i int) float64 { return float64(took[i][len(took[i])/2]) }
 		b.ReportMetric(mid(i)/float64(count), p.name+"-ns/io")
+		b.ReportMetric(float64(cpu[i][len(cpu[i])/2])/float64(count), p.name+"-cpu-ns/io")
 		if i > 0 {
 			b.ReportMetric(mid(0)/mid(i), p.name+"-ratio")
 		}
 	}
+}
+
+// processorTime returns the processor time of all threads, with those of the kernel that
+// run operations of io_uring.
+func processorTime(b *testing.B) time.Duration {
+	var u unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
 // engineRound keeps the load's depth of operations under way.

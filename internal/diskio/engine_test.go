@@ -65,7 +65,7 @@ func loop(t testing.TB, path string, args ...string) string {
 // TestModel runs random operations, many at a time, on every kind of store and compares
 // the disk with a model. Operations under way at once are for different parts of the disk.
 func TestModel(t *testing.T) {
-	const blocks, block, slots, rounds = 256, 4096, 16, 60
+	const blocks, block, slots, rounds = 256, 4096, 16, 25
 	for _, s := range stores {
 		t.Run(s.name, func(t *testing.T) {
 			eachMode(t, func(t *testing.T, m mode) {
@@ -382,7 +382,7 @@ func TestSlowWritePausesInline(t *testing.T) {
 		}
 		e := now.engine(t, open(t, disk.Options{Path: image(t, 1<<20)}))
 		mem := mapMemory(t, 4096)
-		e.inline.pause = time.Now().Add(time.Hour)
+		e.inline.until = time.Now().Add(time.Hour)
 		for i := range uint64(4) {
 			e.Write(i*4096, address(mem), 4096, i)
 		}
@@ -396,13 +396,37 @@ func TestSlowWritePausesInline(t *testing.T) {
 			t.Errorf("%d writes were made by the engine, %d by io_uring", e.local.n, e.ring.Owed())
 		}
 		finish(t, e, 4)
-		e.inline.pause = time.Time{}
+		e.inline.until = time.Time{}
 		e.Write(0, address(mem), 4096, 1)
 		if err := e.SubmitAndWait(0, 0); err != nil || e.local.n != 1 {
 			t.Errorf("%d writes were made by the engine: want one, %v", e.local.n, err)
 		}
 		finish(t, e, 1)
 	})
+}
+
+func TestInlinePauses(t *testing.T) {
+	var w inlineWrites
+	now := time.Now()
+	for i, step := range []struct{ after, pause time.Duration }{
+		{0, time.Second},
+		{time.Second, 2 * time.Second},
+		{2*time.Second + 100*time.Millisecond, 4 * time.Second},
+		{8 * time.Second, time.Second}, // it was well for 4 s
+		{1500 * time.Millisecond, 2 * time.Second},
+	} {
+		now = now.Add(step.after)
+		if w.stopped(now); w.pause != step.pause || !w.until.Equal(now.Add(step.pause)) {
+			t.Errorf("step %d: a pause of %v, want %v", i, w.pause, step.pause)
+		}
+	}
+	for range 10 {
+		now = w.until
+		w.stopped(now)
+	}
+	if w.pause != inlineLongest {
+		t.Errorf("the longest pause is %v, want %v", w.pause, inlineLongest)
+	}
 }
 
 // TestFilesEnd: engines leave nothing open, also after an error in New.

@@ -20,17 +20,20 @@ const (
 	// inlineTurn bounds the time of one turn's writes: the rest goes to io_uring.
 	inlineTurn = time.Millisecond
 
-	// inlineSlow is the time of a write that was stopped, and inlinePause the time for
-	// which writes go to io_uring after it.
-	inlineSlow  = 5 * time.Millisecond
-	inlinePause = time.Second
+	// inlineSlow is the time of a write that was stopped. After it, writes go to
+	// io_uring for inlinePause, and for twice the last time, up to inlineLongest, if the
+	// next one is stopped soon.
+	inlineSlow    = 5 * time.Millisecond
+	inlinePause   = time.Second
+	inlineLongest = time.Minute
 )
 
 // inlineWrites has the writes that the engine makes itself.
 type inlineWrites struct {
-	on    bool // the disk is a file with page cache
-	queue []op // cap: the engine's entries
-	pause time.Time
+	on    bool          // the disk is a file with page cache
+	queue []op          // cap: the engine's entries
+	until time.Time     // no writes before: the end of the last pause
+	pause time.Duration // its length
 }
 
 // setDisk decides whether writes to d are made by the engine.
@@ -47,6 +50,17 @@ func (w *inlineWrites) takes(off uint64, n uint32) bool {
 	return w.on && (off|uint64(n))%inlineAlign == 0
 }
 
+// stopped begins a pause, as a write was slow. Writes were well since the last pause for as
+// long as it took, or the new one is longer.
+func (w *inlineWrites) stopped(now time.Time) {
+	if now.Sub(w.until) < w.pause {
+		w.pause = min(2*w.pause, inlineLongest)
+	} else {
+		w.pause = inlinePause
+	}
+	w.until = now.Add(w.pause)
+}
+
 // queueInline has the engine, which is not full, make a write in the next SubmitAndWait.
 func (e *Engine) queueInline(o op) bool {
 	e.owed++
@@ -61,7 +75,7 @@ func (e *Engine) runInline() {
 	now := start
 	for i := range w.queue {
 		o := &w.queue[i]
-		if now.Before(w.pause) || now.Sub(start) > inlineTurn {
+		if now.Before(w.until) || now.Sub(start) > inlineTurn {
 			e.owed--
 			e.ring.Write(0, o.off, o.addr, uint32(o.n), o.user)
 			continue
@@ -69,7 +83,7 @@ func (e *Engine) runInline() {
 		e.local.put(Completion{User: o.user, Res: o.run(nil)})
 		last := now
 		if now = time.Now(); now.Sub(last) > inlineSlow {
-			w.pause = now.Add(inlinePause)
+			w.stopped(now)
 		}
 	}
 	w.queue = w.queue[:0]
