@@ -99,11 +99,13 @@ func TestOneWriterOfLoop(t *testing.T) {
 	open(t, Options{Path: dev})
 }
 
-func TestMountedDevice(t *testing.T) {
-	dev := loop(t, image(t, 8<<20))
-	command(t, "mkfs.ext4", "-q", dev)
-	dir := t.TempDir()
-	if err := unix.Mount(dev, dir, "ext4", 0, ""); err != nil {
+// mounted makes a file system on a new loop device and mounts it.
+func mounted(t *testing.T, options string, loopArgs ...string) (dev, dir string) {
+	t.Helper()
+	dev = loop(t, image(t, 32<<20), loopArgs...)
+	command(t, "mkfs.ext4", "-q", "-b", "4096", dev)
+	dir = t.TempDir()
+	if err := unix.Mount(dev, dir, "ext4", 0, options); err != nil {
 		t.Skip(err)
 	}
 	t.Cleanup(func() {
@@ -111,6 +113,45 @@ func TestMountedDevice(t *testing.T) {
 			t.Error(err)
 		}
 	})
+	return dev, dir
+}
+
+// TestDirectOnFileSystem: direct operations as the file system below can do them.
+func TestDirectOnFileSystem(t *testing.T) {
+	_, large := mounted(t, "", "--sector-size", "4096")
+	_, journal := mounted(t, "data=journal")
+	for _, tt := range []struct {
+		name   string
+		dir    string
+		size   int
+		direct bool
+		sector int
+	}{
+		{"4Kn, whole blocks", large, 1 << 20, true, 4096},
+		{"4Kn, half a block", large, 1<<20 + 512, false, 512},
+		{"journalled data", journal, 1 << 20, false, 512},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			path := tt.dir + "/disk.img"
+			if err := os.WriteFile(path, make([]byte, tt.size), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			d := open(t, Options{Path: path, Cache: CacheDirect})
+			direct, why := d.Direct()
+			if direct != tt.direct || direct == (why != "") || d.SectorSize() != tt.sector || d.Sectors() != uint64(tt.size/512) {
+				t.Errorf("direct %v because of %q, %d sectors of %d bytes: want %v, %d", direct, why, d.Sectors(), d.SectorSize(), tt.direct, tt.sector)
+			}
+			flags, err := unix.FcntlInt(uintptr(d.FD()), unix.F_GETFL, 0)
+			if err != nil || flags&unix.O_DIRECT != 0 != tt.direct {
+				t.Errorf("flags %#x, %v: want O_DIRECT %v", flags, err, tt.direct)
+			}
+			shut(t, d)
+		})
+	}
+}
+
+func TestMountedDevice(t *testing.T) {
+	dev, dir := mounted(t, "")
 	// A mounted device stays so: Open does not wait.
 	_, err := Open(context.Background(), Options{Path: dev})
 	e, ok := err.(*Error)

@@ -65,14 +65,41 @@ func (d *Disk) measureFile() error {
 	block := powerOf2(st.Blksize, maxSectorSize)
 	if d.direct {
 		d.memAlign = SectorSize
-		if st.Mask&unix.STATX_DIOALIGN != 0 && st.Dio_offset_align != 0 {
-			d.sectorSize = powerOf2(st.Dio_offset_align, maxSectorSize)
-			d.memAlign = max(st.Dio_mem_align, 1)
+		if st.Mask&unix.STATX_DIOALIGN != 0 {
+			if err := d.alignDirect(&st); err != nil {
+				return err
+			}
 		}
 	}
 	d.physicalSize = max(d.sectorSize, block)
 	if !d.readOnly && d.punches(int64(st.Size)) {
 		d.discard = Discard{Granularity: max(st.Blksize, SectorSize), Max: math.MaxInt64 &^ 511}
+	}
+	return nil
+}
+
+// alignDirect takes the alignment that direct operations on a file need. A file that has
+// none, or whose size does not fit it, goes through the page cache.
+func (d *Disk) alignDirect(st *unix.Statx_t) error {
+	unit := powerOf2(st.Dio_offset_align, maxSectorSize)
+	switch {
+	case st.Dio_offset_align == 0:
+		d.bufferedWhy = "the file system has no direct operations on this file"
+	case st.Dio_offset_align > maxSectorSize:
+		d.bufferedWhy = fmt.Sprintf("direct operations need blocks of %d bytes", st.Dio_offset_align)
+	case st.Size%uint64(unit) != 0:
+		d.bufferedWhy = fmt.Sprintf("direct operations need blocks of %d bytes, and the file's size is no multiple", unit)
+	default:
+		d.sectorSize, d.memAlign = unit, max(st.Dio_mem_align, 1)
+		return nil
+	}
+	d.direct, d.memAlign = false, 1
+	flags, err := unix.FcntlInt(uintptr(d.fd), unix.F_GETFL, 0)
+	if err == nil {
+		_, err = unix.FcntlInt(uintptr(d.fd), unix.F_SETFL, flags&^unix.O_DIRECT)
+	}
+	if err != nil {
+		return fmt.Errorf("end O_DIRECT: %w", err)
 	}
 	return nil
 }
