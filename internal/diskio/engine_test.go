@@ -373,8 +373,8 @@ func TestNewRefuses(t *testing.T) {
 	}
 }
 
-// TestSlowWritePausesInline: after a write that took long, writes go to io_uring.
-func TestSlowWritePausesInline(t *testing.T) {
+// TestInlineWrites: the engine makes writes of whole pages, but not after one that took long.
+func TestInlineWrites(t *testing.T) {
 	m := modes[0]
 	eachMode(t, func(t *testing.T, now mode) {
 		if now.name != m.name {
@@ -382,26 +382,48 @@ func TestSlowWritePausesInline(t *testing.T) {
 		}
 		e := now.engine(t, open(t, disk.Options{Path: image(t, 1<<20)}))
 		mem := mapMemory(t, 4096)
-		e.inline.until = time.Now().Add(time.Hour)
-		for i := range uint64(4) {
-			e.Write(i*4096, address(mem), 4096, i)
+		vec := newIovecs(t, 3)
+		vec.Set(0, address(mem), 512)
+		vec.Set(1, address(mem[512:]), 3584)
+		vec.Set(2, address(mem), 512)
+		for _, tt := range []struct {
+			name   string
+			until  time.Time
+			off    uint64
+			n      uint32 // bytes, or 0
+			parts  uint32
+			inline bool
+		}{
+			{"page", time.Time{}, 4096, 4096, 0, true},
+			{"part of a page", time.Time{}, 4096, 512, 0, false},
+			{"across pages", time.Time{}, 512, 4096, 0, false},
+			{"parts of a page", time.Time{}, 4096, 0, 2, true},
+			{"parts of two pages", time.Time{}, 4096, 0, 3, false},
+			{"parts across pages", time.Time{}, 512, 0, 2, false},
+			{"page after a slow write", time.Now().Add(time.Hour), 4096, 4096, 0, false},
+			{"parts after a slow write", time.Now().Add(time.Hour), 4096, 0, 2, false},
+		} {
+			e.inline.until = tt.until
+			want := int32(tt.n)
+			if tt.n > 0 {
+				e.Write(tt.off, address(mem), tt.n, 1)
+			} else {
+				want = []int32{2: 4096, 3: 4608}[tt.parts]
+				e.Writev(tt.off, vec.At(0), tt.parts, 1)
+			}
+			if n := e.UnderWay(); n != 1 {
+				t.Errorf("%s: %d operations under way", tt.name, n)
+			}
+			if err := e.SubmitAndWait(0, 0); err != nil {
+				t.Fatal(err)
+			}
+			if inline := e.local.n == 1 && e.ring.Owed() == 0; inline != tt.inline {
+				t.Errorf("%s: made by the engine: %v, want %v", tt.name, inline, tt.inline)
+			}
+			if got := finish(t, e, 1); got[1] != want {
+				t.Errorf("%s: %d, want %d", tt.name, got[1], want)
+			}
 		}
-		if e.UnderWay() != 4 {
-			t.Errorf("%d operations under way", e.UnderWay())
-		}
-		if err := e.SubmitAndWait(0, 0); err != nil {
-			t.Fatal(err)
-		}
-		if e.local.n != 0 || e.ring.Owed() != 4 {
-			t.Errorf("%d writes were made by the engine, %d by io_uring", e.local.n, e.ring.Owed())
-		}
-		finish(t, e, 4)
-		e.inline.until = time.Time{}
-		e.Write(0, address(mem), 4096, 1)
-		if err := e.SubmitAndWait(0, 0); err != nil || e.local.n != 1 {
-			t.Errorf("%d writes were made by the engine: want one, %v", e.local.n, err)
-		}
-		finish(t, e, 1)
 	})
 }
 

@@ -50,6 +50,18 @@ func (w *inlineWrites) takes(off uint64, n uint32) bool {
 	return w.on && (off|uint64(n))%inlineAlign == 0
 }
 
+// takesParts returns whether the engine makes a write of several parts itself.
+func (w *inlineWrites) takesParts(off uint64, iov uintptr, parts uint32) bool {
+	if !w.on || off%inlineAlign != 0 {
+		return false
+	}
+	n := uint64(0)
+	for _, part := range iovecs(iov, uint64(parts)) {
+		n += part.len
+	}
+	return n%inlineAlign == 0
+}
+
 // stopped begins a pause, as a write was slow. Writes were well since the last pause for as
 // long as it took, or the new one is longer.
 func (w *inlineWrites) stopped(now time.Time) {
@@ -77,7 +89,11 @@ func (e *Engine) runInline() {
 		o := &w.queue[i]
 		if now.Before(w.until) || now.Sub(start) > inlineTurn {
 			e.owed--
-			e.ring.Write(0, o.off, o.addr, uint32(o.n), o.user)
+			if o.kind == opWritev {
+				e.ring.Writev(0, o.off, o.addr, uint32(o.n), o.user)
+			} else {
+				e.ring.Write(0, o.off, o.addr, uint32(o.n), o.user)
+			}
 			continue
 		}
 		e.local.put(Completion{User: o.user, Res: o.run(nil)})

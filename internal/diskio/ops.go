@@ -56,7 +56,13 @@ func (e *Engine) Readv(off uint64, iov uintptr, parts uint32, user uint64) bool 
 // Writev queues a write of the parts at iov to offset off.
 func (e *Engine) Writev(off uint64, iov uintptr, parts uint32, user uint64) bool {
 	if e.route == routeRing {
-		return !e.full() && e.ring.Writev(0, off, iov, parts, user)
+		if e.full() {
+			return false
+		}
+		if e.inline.takesParts(off, iov, parts) {
+			return e.queueInline(op{disk: e.disk, kind: opWritev, off: off, addr: iov, n: uint64(parts), user: user})
+		}
+		return e.ring.Writev(0, off, iov, parts, user)
 	}
 	return e.off(op{kind: opWritev, off: off, addr: iov, n: uint64(parts), user: user})
 }
