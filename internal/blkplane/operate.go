@@ -59,17 +59,21 @@ func (q *queue) plan() (full bool) {
 		if r.kind != blkif.OpRead && len(q.copies) > 0 && len(q.copies)+op.end-op.first > maxCopies {
 			return true
 		}
-		if op.block = q.memory(op.len); op.block == none {
-			q.tally[MemoryWaits]++
-			return false
+		op.block = none
+		id := q.newOperation(op)
+		if !q.gather(id) {
+			if q.operations[id].block = q.memory(op.len); q.operations[id].block == none {
+				q.freeOps = append(q.freeOps, id)
+				q.tally[MemoryWaits]++
+				return false
+			}
 		}
 		r.next, r.off = op.end, r.off+int64(op.len)
 		r.ops++
 		if r.next == len(r.segs) {
 			q.hungry.pop()
 		}
-		id := q.newOperation(op)
-		if r.kind == blkif.OpRead {
+		if r.kind == blkif.OpRead || q.operations[id].vectored {
 			q.transfer(id)
 		} else {
 			q.load(id)
@@ -172,6 +176,10 @@ func (q *queue) grantCopy() {
 func (q *queue) transfer(id uint16) {
 	op := &q.operations[id]
 	q.tally[DiskOps]++
+	if op.vectored {
+		q.transferVectored(id)
+		return
+	}
 	off, addr, n := uint64(op.off)+uint64(op.moved), q.data.addr(op.block)+uintptr(op.moved), uint32(op.len-op.moved)
 	if q.requests[op.entry].kind == blkif.OpRead {
 		q.engine.Read(off, addr, n, uint64(id))
@@ -221,7 +229,7 @@ func (q *queue) completed(id uint16, res int32) {
 		q.tally[DiskShort]++
 		q.transfer(id)
 		return
-	case r.kind == blkif.OpRead:
+	case r.kind == blkif.OpRead && !op.vectored:
 		q.reads = append(q.reads, id)
 		return
 	}
@@ -304,6 +312,9 @@ func (q *queue) endOperation(id uint16) {
 	if op.block != none {
 		q.data.free(op.block)
 		q.share.give(int64(sizeOf(orderOf(op.len))))
+	}
+	if op.vectored {
+		q.unpin(q.requests[op.entry].segs[op.first:op.end])
 	}
 	q.freeOps = append(q.freeOps, id)
 	r := &q.requests[op.entry]

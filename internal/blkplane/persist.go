@@ -39,6 +39,8 @@ type persistent struct {
 type mapped struct {
 	ref          xen.Gref
 	mem          []byte
+	addr         uintptr
+	pins         int // operations that use it
 	mapping      *gntdev.Mapping
 	newer, older int16
 	used         uint32 // number of the sweep before which it was last used
@@ -75,18 +77,26 @@ func (p *persistent) write(q *queue, s *blkif.Segment, src []byte) bool {
 // page returns the page of a gref, which it maps if there is room. It returns nil for a page
 // that is not mapped: then the data is copied by the hypervisor.
 func (p *persistent) page(q *queue, ref xen.Gref) []byte {
+	if i := p.index(q, ref); i != none {
+		return p.pages[i].mem
+	}
+	return nil
+}
+
+// index does what page does, and returns the index in pages, or none.
+func (p *persistent) index(q *queue, ref xen.Gref) int16 {
 	if i := p.table[p.find(ref)]; i != 0 {
 		p.touch(i - 1)
 		q.tally[MapHits]++
-		return p.pages[i-1].mem
+		return i - 1
 	}
 	if len(p.free) == 0 && !p.evict(q) {
-		return nil
+		return none
 	}
 	q.tally[Syscalls] += mapSyscalls
 	m, err := q.grants.Map(q.conn.cfg.Domid, []xen.Gref{ref}, gntdev.ReadWrite)
 	if err != nil {
-		return nil // read-only, or bad: the copy will tell
+		return none // read-only, or bad: the copy will tell
 	}
 	q.tally[Maps]++
 	return p.add(ref, m)
@@ -109,14 +119,14 @@ func (p *persistent) find(ref xen.Gref) uint32 {
 }
 
 // add adds a mapped page. Its gref is not in the table.
-func (p *persistent) add(ref xen.Gref, m *gntdev.Mapping) []byte {
+func (p *persistent) add(ref xen.Gref, m *gntdev.Mapping) int16 {
 	i := p.free[len(p.free)-1]
 	p.free = p.free[:len(p.free)-1]
-	p.pages[i] = mapped{ref: ref, mem: m.Bytes(), mapping: m, used: p.sweep}
+	p.pages[i] = mapped{ref: ref, mem: m.Bytes(), addr: addressOf(m.Bytes()), mapping: m, used: p.sweep}
 	p.table[p.find(ref)] = i + 1
 	p.count++
 	p.link(i)
-	return p.pages[i].mem
+	return i
 }
 
 // touch makes a page the newest.
@@ -157,7 +167,7 @@ func (p *persistent) unlink(i int16) {
 // evict unmaps the oldest page to make room, unless it was used lately: a guest that uses
 // more pages than there is room for gets copies instead of a map for each segment.
 func (p *persistent) evict(q *queue) bool {
-	if p.oldest == none || p.sweep-p.pages[p.oldest].used < 2 {
+	if p.oldest == none || p.sweep-p.pages[p.oldest].used < 2 || p.pages[p.oldest].pins > 0 {
 		return false
 	}
 	p.remove(q, p.oldest)
@@ -197,7 +207,7 @@ func (p *persistent) erase(at uint32) {
 // expire unmaps pages that were not used for persistentIdle. It is called every sweepEvery.
 func (p *persistent) expire(q *queue) {
 	p.sweep++
-	for p.oldest != none && p.sweep-p.pages[p.oldest].used > uint32(persistentIdle/sweepEvery) {
+	for p.oldest != none && p.pages[p.oldest].pins == 0 && p.sweep-p.pages[p.oldest].used > uint32(persistentIdle/sweepEvery) {
 		p.remove(q, p.oldest)
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/netbackd/netbackd/internal/diskio"
+	"github.com/netbackd/netbackd/internal/iouring"
 	"github.com/netbackd/netbackd/pkg/blkif"
 	"github.com/netbackd/netbackd/pkg/evtchn"
 	"github.com/netbackd/netbackd/pkg/gntdev"
@@ -114,7 +115,8 @@ type queue struct {
 	done       []diskio.Completion
 	data, meta *buffers
 	share      share
-	persistent *persistent // nil: none
+	persistent *persistent     // nil: none
+	vectors    *iouring.Iovecs // for operations on mapped pages; nil: there are none
 }
 
 // state is a queue's way from start to end.
@@ -174,7 +176,8 @@ type operation struct {
 	off        int64
 	len, moved int
 
-	copies, copiesEnd int // its part of the grant copy
+	copies, copiesEnd int  // its part of the grant copy
+	vectored          bool // on mapped pages, without a block
 }
 
 // User values of the engine: the number of an operation, or one of these.
@@ -279,6 +282,11 @@ func (q *queue) allocate() (err error) {
 	q.share = newShare(q.conn.cfg.Guest)
 	if q.conn.cfg.Persistent {
 		q.persistent = newPersistent()
+		if direct, _ := q.conn.cfg.Disk.Direct(); !direct {
+			if q.vectors, err = newVectors(); err != nil {
+				return err
+			}
+		}
 	}
 	if q.data, err = newBuffers(DefaultQueueBytes, maxChunk); err != nil {
 		return err
@@ -299,6 +307,9 @@ func (q *queue) release() {
 	}
 	if q.persistent != nil {
 		q.persistent.close(q)
+	}
+	if q.vectors != nil {
+		errs = append(errs, q.vectors.Close())
 	}
 	for _, b := range []*buffers{q.data, q.meta} {
 		if b != nil {

@@ -16,3 +16,6 @@ var _ = [1]struct{}{}[unsafe.Sizeof(blkif.Segment{})-segmentBytes]
 func segmentsIn(mem []byte) []blkif.Segment {
 	return unsafe.Slice((*blkif.Segment)(unsafe.Pointer(unsafe.SliceData(mem))), len(mem)/segmentBytes)
 }
+
+// addressOf returns the address of memory that is not of the Go heap.
+func addressOf(mem []byte) uintptr { return uintptr(unsafe.Pointer(unsafe.SliceData(mem))) }
