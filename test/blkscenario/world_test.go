@@ -18,7 +18,6 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/xensim/simclient"
 	"github.com/netbackd/netbackd/internal/lab/xensim/toolstack"
 	"github.com/netbackd/netbackd/internal/vbd"
-	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
 const (
@@ -206,5 +205,3 @@ func (g *guest) waitCounter(name string, n uint64) {
 		}
 	}
 }
-
-var _ = xenbus.Connected
