@@ -13,6 +13,7 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/blkfront"
 	"github.com/netbackd/netbackd/internal/lab/diskcheck"
 	"github.com/netbackd/netbackd/internal/vbd"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
 // endless is the mixed load without an end.
@@ -32,7 +33,7 @@ func (w *world) journals() (names []string) {
 	all, err := os.ReadDir(w.RunDir())
 	w.must(err)
 	for _, e := range all {
-		if strings.Contains(e.Name(), "queue") || strings.Contains(e.Name(), "journal") || filepath.Ext(e.Name()) == ".q" {
+		if strings.HasPrefix(e.Name(), "ring-") {
 			names = append(names, e.Name())
 		}
 	}
@@ -98,8 +99,8 @@ func TestStoppedUnderLoadAndStartedAgain(t *testing.T) {
 }
 
 // TestGarbageInPlaceOfAJournal: a journal may have any content after a crash of the machine.
-// The daemon does not serve the old connection from it in silence: either the disk is served,
-// with all that it should have, or the guest has to connect again.
+// The daemon does not know which requests were in flight then, and gives up the connection. The
+// guest's next one is served.
 func TestGarbageInPlaceOfAJournal(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest(blkfront.Config{Indirect: 256})
@@ -110,6 +111,7 @@ func TestGarbageInPlaceOfAJournal(t *testing.T) {
 		"gone":    os.Remove,
 	} {
 		t.Run(name, func(t *testing.T) {
+			w, g := w.in(t), g.in(t)
 			g.run(mixed)
 			w.Daemon().Kill()
 			names := w.journals()
@@ -120,7 +122,7 @@ func TestGarbageInPlaceOfAJournal(t *testing.T) {
 				w.must(damage(filepath.Join(w.RunDir(), n)))
 			}
 			w.must(w.StartDaemon(w.ctx))
-			g.wait("the disk to be served, or in quarantine", func(s *vbd.Status) bool { return s.Waits == "" || s.Quarantine != "" })
+			g.wait("the connection to be given up", func(s *vbd.Status) bool { return s.State == xenbus.Closed && s.Connection == nil })
 			g.reconnect(nil)
 			g.run(mixed)
 			g.innocent()

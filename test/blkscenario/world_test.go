@@ -32,8 +32,8 @@ type world struct {
 	t      *testing.T
 	ctx    context.Context
 	dir    string
-	guests int
-	images int
+	guests *int
+	images *int
 }
 
 // newWorld makes a host. daemon are more arguments for `blkbackd run`.
@@ -57,7 +57,7 @@ func newWorldWith(t *testing.T, o blklab.Options) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{Lab: l, t: t, ctx: ctx, dir: dir}
+	w := &world{Lab: l, t: t, ctx: ctx, dir: dir, images: new(int), guests: new(int)}
 	t.Cleanup(w.close)
 	return w
 }
@@ -78,6 +78,20 @@ func (w *world) close() {
 	}
 }
 
+// in returns the world for a subtest, whose failures are the subtest's.
+func (w *world) in(t *testing.T) *world {
+	c := *w
+	c.t = t
+	return &c
+}
+
+// in returns the guest for a subtest.
+func (g *guest) in(t *testing.T) *guest {
+	c := *g
+	c.w = g.w.in(t)
+	return &c
+}
+
 func (w *world) must(err error) {
 	w.t.Helper()
 	if err != nil {
@@ -88,8 +102,8 @@ func (w *world) must(err error) {
 // image makes a sparse file for a disk.
 func (w *world) image() string {
 	w.t.Helper()
-	w.images++
-	path := filepath.Join(w.dir, fmt.Sprintf("disk%d.img", w.images))
+	*w.images++
+	path := filepath.Join(w.dir, fmt.Sprintf("disk%d.img", *w.images))
 	f, err := os.Create(path)
 	w.must(err)
 	w.must(f.Truncate(sectors * 512))
@@ -113,12 +127,12 @@ func (w *world) guest(front blkfront.Config, change ...func(*toolstack.Vbd)) *gu
 	for _, f := range change {
 		f(&v)
 	}
-	w.guests++
-	g, err := w.StartGuest(w.ctx, fmt.Sprintf("guest%d", w.guests), simclient.DomainConfig{}, v)
+	*w.guests++
+	g, err := w.StartGuest(w.ctx, fmt.Sprintf("guest%d", *w.guests), simclient.DomainConfig{}, v)
 	w.must(err)
 	t := &guest{Guest: g, w: w, image: v.Target}
 	front.Strict = true
-	t.info, err = g.Attach(w.ctx, blkguest.DiskConfig{Seed: uint64(w.guests), Front: front})
+	t.info, err = g.Attach(w.ctx, blkguest.DiskConfig{Seed: uint64(*w.guests), Front: front})
 	w.must(err)
 	return t
 }

@@ -33,9 +33,7 @@ func (d *Device) Connect(ctx context.Context) error {
 // Offer does what Connect does up to our own Initialised. It does not wait for the backend
 // to connect.
 func (d *Device) Offer(ctx context.Context) error {
-	if err := d.freeRings(); err != nil {
-		return err
-	}
+	d.leaveRings()
 	if err := d.Locate(ctx); err != nil {
 		return err
 	}
@@ -75,6 +73,9 @@ func (d *Device) Finish(ctx context.Context) error {
 	for _, q := range d.queues {
 		q.connected(limit, d.Persistent())
 	}
+	if err := d.freeOld(); err != nil {
+		return err
+	}
 	return d.SwitchState(ctx, xenbus.Connected)
 }
 
@@ -110,12 +111,9 @@ func (d *Device) Reconnect(ctx context.Context) error {
 }
 
 // Suspend does what a guest does that was started anew by its boot loader or by kexec: it
-// drops its rings, and goes back to Initialising and from there to Connected with new ones. The
-// backend still has the old rings mapped when they are freed.
+// leaves its rings, and goes back to Initialising and from there to Connected with new ones.
 func (d *Device) Suspend(ctx context.Context) error {
-	if err := d.freeRings(); err != nil {
-		return err
-	}
+	d.leaveRings()
 	return d.Reconnect(ctx)
 }
 
@@ -123,9 +121,7 @@ func (d *Device) Suspend(ctx context.Context) error {
 // and goes to Initialised again, without any state between. A backend that is still
 // connected to the old rings has to see that they are others.
 func (d *Device) Replace(ctx context.Context) error {
-	if err := d.freeRings(); err != nil {
-		return err
-	}
+	d.leaveRings()
 	if err := d.offer(ctx); err != nil {
 		return err
 	}

@@ -24,6 +24,7 @@ type Device struct {
 	cfg    Config
 	offers Offers
 	queues []*Queue
+	old    []*Queue // left and not freed: the backend may still use their pages
 }
 
 // Open finds the backend of a vbd. It writes nothing.
@@ -71,8 +72,25 @@ func (d *Device) Close() error {
 	return d.freeRings()
 }
 
-func (d *Device) freeRings() error {
+// leaveRings gives up the queues. Their pages keep their content until the backend is
+// connected to others: it may still carry out requests.
+func (d *Device) leaveRings() {
+	d.old = append(d.old, d.queues...)
+	d.queues = nil
+}
+
+// freeOld frees queues that were left.
+func (d *Device) freeOld() error {
 	var errs []error
+	for _, q := range d.old {
+		errs = append(errs, q.close())
+	}
+	d.old = nil
+	return errors.Join(errs...)
+}
+
+func (d *Device) freeRings() error {
+	errs := []error{d.freeOld()}
 	for _, q := range d.queues {
 		errs = append(errs, q.close())
 	}
