@@ -118,6 +118,22 @@ end_fio() {
 }
 fio_runs() { in_guest "$1" "test ! -e /tmp/$2.code" || fail "fio $2 in $1 has ended before its time: $(in_guest "$1" "tail -n 20 /tmp/$2.out")"; }
 
+# begin_load GUEST DEVICE SIZE writes to a disk with an fsync after every few writes, verifies that,
+# and begins again until end_load GUEST, which fails if a byte was wrong or there was an error.
+begin_load() {
+	in_guest "$1" "(while test ! -e /tmp/load.enough; do
+			fio --name=load --thread --ioengine=libaio --direct=1 --filename=$2 --rw=randwrite --bsrange=4k-64k --size=$3 --iodepth=8 \
+				--fsync=8 --verify=crc32c --verify_fatal=1 --randseed=\$((n += 1)) --output=/tmp/load.out >/dev/null 2>&1 || break
+			echo \$n >/tmp/load.rounds
+		done; touch /tmp/load.end) &"
+}
+load_runs() { in_guest "$1" "test ! -e /tmp/load.end" || fail "the load in $1 has ended: $(in_guest "$1" "tail -n 20 /tmp/load.out")"; }
+end_load() {
+	load_runs "$1"
+	in_guest "$1" "touch /tmp/load.enough; $(wait_for /tmp/load.end); echo rounds of load: \$(cat /tmp/load.rounds); grep -q 'err= 0' /tmp/load.out" 240 ||
+		fail "the load in $1: $(in_guest "$1" "tail -n 20 /tmp/load.out")"
+}
+
 # healthy NAME fails if the guest's kernel has seen an error of a disk.
 healthy() {
 	same "errors of disks in $1" "$(in_guest "$1" "dmesg | grep -E 'I/O error|blkfront.*(wrong|further use|cannot)|EXT4-fs (error|warning)|Buffer I/O|hung_task|blocked for more' | head -n 5")" ""

@@ -28,7 +28,7 @@ image file.img 64M >/dev/null
 image more.img 32M >/dev/null
 image next.img 32M >/dev/null
 guest u2 vif= disk="$(disk "$IMAGES/next.img" xvda)"
-begin_fio u2 next --filename=/dev/xvda --rw=randrw --bsrange=4k-64k --size=24m --iodepth=4 --fsync=32 --verify=crc32c --rate=200k,200k
+begin_load u2 /dev/xvda 4m
 guest u1 vif= memory=96 disk="$(disk "$IMAGES/file.img" xvda)" cmdline="$LARGE"
 in_guest u1 "mkfs.ext4 -q /dev/xvda && mkdir -p /data && mount -o discard /dev/xvda /data && cp /usr/bin/fio /data/ && sync"
 
@@ -91,6 +91,6 @@ begin_fio u1 load --filename=/dev/xvda --rw=randwrite --bs=256k --size=64m --iod
 pause 1
 fio_runs u1 load
 destroy u1
-end_fio u2 next 300
+end_load u2
 healthy u2
 leave_disks
