@@ -134,6 +134,15 @@ end_load() {
 		fail "the load in $1: $(in_guest "$1" "tail -n 20 /tmp/load.out")"
 }
 
+# start_disk_agent NAME DISK runs our own frontend in a guest without xen-blkfront, and waits until
+# it is connected. DISK is a JSON object, see internal/lab/blkguest/config.go. The function agent
+# sends commands to it; they are in internal/lab/blkguest/protocol.go.
+start_disk_agent() {
+	in_guest "$1" "test -e /tmp/agent.in || mkfifo /tmp/agent.in
+		/blkbackd-lab guest --disk='$2' <>/tmp/agent.in >/tmp/agent.out 2>/tmp/agent.err &
+		until grep -q '\"id\":0,' /tmp/agent.out; do kill -0 \$! || { cat /tmp/agent.err; exit 1; }; sleep 0.1; done"
+}
+
 # healthy NAME fails if the guest's kernel has seen an error of a disk.
 healthy() {
 	same "errors of disks in $1" "$(in_guest "$1" "dmesg | grep -E 'I/O error|blkfront.*(wrong|further use|cannot)|EXT4-fs (error|warning)|Buffer I/O|hung_task|blocked for more' | head -n 5")" ""

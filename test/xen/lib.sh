@@ -167,7 +167,8 @@ guest() {
 #   kernel   name of a Debian release, bookworm by default
 #   type     pv by default, or pvh
 #   on       action of xl when the guest crashes or reboots; destroy by default
-#   cmdline  more for the kernel's command line; no-netfront: without xen-netfront
+#   cmdline  more for the kernel's command line; no-netfront: without xen-netfront;
+#            no-blkfront: without xen-blkfront and its programs
 #   file     a file to put into the guest's root
 #   archive  an initramfs, to be unpacked over the guest's own
 #   config   another line of xl.cfg
@@ -200,10 +201,12 @@ make_guest() {
 		fi
 	fi
 	if [ "$disk" != none ]; then
-		memory=$((memory + 256))
 		for disk in $disk; do disks+="'$disk', "; done
+	fi
+	if [ "$disk" != none ] && [[ $cmdline != *no-blkfront* ]]; then
 		[ -e "/tmp/disk-$kernel.cpio" ] || cp "/host/disk-$kernel.cpio" /tmp/
 		archives+=("/tmp/disk-$kernel.cpio")
+		memory=$((memory + 256))
 	fi
 	cat $from/initramfs "${archives[@]}" >"/tmp/$name.initramfs"
 	[ ${#files[@]} = 0 ] || (

@@ -75,6 +75,7 @@ var commands = map[string]linerpc.Command[*agent]{
 	"stop":       linerpc.Make((*agent).stop),
 	"request":    linerpc.Make((*agent).request),
 	"case":       linerpc.Make((*agent).playCase),
+	"cases":      linerpc.Make((*agent).playCases),
 	linerpc.Quit: linerpc.Make((*agent).quit),
 }
 
@@ -287,6 +288,33 @@ func (a *agent) playCase(ctx context.Context, args CaseArgs) (r CaseResult, err 
 		}
 		if err := p.Play(ctx, &all[i]); err != nil {
 			r.Wrong = err.Error()
+		}
+		return nil
+	})
+	return r, err
+}
+
+// playCases plays all requests that fit the disk and after which the ring goes on.
+func (a *agent) playCases(ctx context.Context, args DiskArgs) (r CasesResult, err error) {
+	err = a.on(ctx, args, func(d *disk) (err error) {
+		q, err := d.queue(0)
+		if err != nil {
+			return err
+		}
+		p, err := blkcases.NewPlayer(ctx, d.dev.Host, d.dev.BackendID(), q, blkcases.LimitsOf(d.dev.Offers()))
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, p.Close()) }()
+		for _, c := range blkcases.All() {
+			if c.Overrun != 0 || !p.Fits(&c) {
+				r.Skipped++
+				continue
+			}
+			r.Played++
+			if err := p.Play(ctx, &c); err != nil {
+				r.Wrong = append(r.Wrong, c.Name+": "+err.Error())
+			}
 		}
 		return nil
 	})

@@ -119,6 +119,11 @@ func (c *Client) Request(ctx context.Context, a RequestArgs) (RequestResult, err
 	return linerpc.Ask[RequestResult](ctx, c.Client, "request", a)
 }
 
+// Cases plays all cases that fit the disk and after which the ring goes on.
+func (c *Client) Cases(ctx context.Context, a DiskArgs) (CasesResult, error) {
+	return linerpc.Ask[CasesResult](ctx, c.Client, "cases", a)
+}
+
 // Case plays a case of package blkcases.
 func (c *Client) Case(ctx context.Context, a CaseArgs) (CaseResult, error) {
 	return linerpc.Ask[CaseResult](ctx, c.Client, "case", a)

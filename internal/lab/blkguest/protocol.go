@@ -116,3 +116,10 @@ type CaseResult struct {
 	Skipped bool   `json:"skipped,omitempty"` // the disk is of another kind
 	Wrong   string `json:"wrong,omitempty"`   // empty: nothing
 }
+
+// CasesResult says how all cases went.
+type CasesResult struct {
+	Played  int      `json:"played"`
+	Skipped int      `json:"skipped"` // the disk is of another kind, or the ring would stop
+	Wrong   []string `json:"wrong,omitempty"`
+}
