@@ -4,6 +4,7 @@ package blkif_test
 
 import (
 	"errors"
+	"math/rand/v2"
 	"testing"
 
 	"github.com/netbackd/netbackd/internal/lab/blkcases"
@@ -94,6 +95,43 @@ func TestCases(t *testing.T) {
 				t.Errorf("the page has changed: %v, want %v", got, c.Want)
 			}
 		})
+	}
+}
+
+// TestRandomCases compares the checks with another account of the same rules.
+func TestRandomCases(t *testing.T) {
+	seed := rand.Uint64()
+	rnd := rand.New(rand.NewPCG(seed, 1))
+	seen := map[blkif.Reason]int{}
+	w := world(blkif.Limits{})
+	for i := range 10_000 {
+		l := blkif.Limits{Sectors: blkcases.MinSectors, ReadOnly: i%7 == 0, Discard: i%5 != 0, BlockSize: 512}
+		if i%3 == 0 {
+			l.BlockSize = 4096
+		}
+		if i%11 != 0 {
+			l.MaxSegments = uint16(12 + rnd.IntN(1000))
+		}
+		w.Limits = l
+		c := blkcases.Random(rnd, w)
+		want := c.Want
+		seen[want]++
+		if want == blkif.ReasonIndirectGrant {
+			continue
+		}
+		if want == blkif.ReasonGrant {
+			want = blkif.ReasonNone
+		}
+		shot := c.Make(w)
+		p := blkif.Protocols()[i%3]
+		if got := reasonOf(w, &shot, p); got != want {
+			t.Fatalf("seed %d: %s, %+v: %v, want %v", seed, c.Name, l, got, want)
+		}
+	}
+	for r := blkif.ReasonUnknownOp; int(r) < blkif.Reasons; r++ {
+		if seen[r] == 0 {
+			t.Errorf("seed %d: no request was refused with %q", seed, r.String())
+		}
 	}
 }
 

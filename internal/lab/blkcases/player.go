@@ -62,6 +62,9 @@ func (p *Player) Close() error { return p.pages.free() }
 // Disk returns what the disk must hold now.
 func (p *Player) Disk() []byte { return slices.Clone(p.disk) }
 
+// World returns what cases are made of.
+func (p *Player) World() *World { return p.w }
+
 // Fits reports whether the disk is of the kind that the case needs.
 func (p *Player) Fits(c *Case) bool { return c.Disk.Fits(&p.w.Limits) }
 
