@@ -34,7 +34,7 @@ func newRoot() *cobra.Command {
 
 "blkbackd-lab demo" shows blkbackd at work on any Linux. "blkbackd-lab run" and the commands
 below that are not described as parts of the lab are those of blkbackd.`
-	root.AddCommand(newSimCmd(), newGuestCmd())
+	root.AddCommand(newDemoCmd(), newSimCmd(), newGuestCmd())
 	return root
 }
 
