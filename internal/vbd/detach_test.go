@@ -89,7 +89,7 @@ func TestDomainGone(t *testing.T) {
 	w.up(1, 0)
 	w.begin(0, blkif.OpWrite, 0, 1)
 	w.must(w.tool.Release(t.Context(), domid))
-	w.wantSteps("disconnect closing closed release release")
+	w.wantSteps("disconnect closing release closed release")
 	w.wantState("6")
 	w.wantHeld(nothing)
 	if w.locked() || w.files() != "" {

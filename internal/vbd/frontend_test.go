@@ -181,7 +181,7 @@ func TestBadKeys(t *testing.T) {
 func TestForeignFrontendDir(t *testing.T) {
 	w := newWorld(t)
 	w.attach("frontend", "/local/domain/8/device/vbd/51712")
-	w.wantSteps("closed release release")
+	w.wantSteps("release closed release")
 	w.wantError("a directory below /local/domain/7")
 }
 

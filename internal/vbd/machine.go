@@ -26,8 +26,8 @@ import "github.com/netbackd/netbackd/pkg/xenbus"
 //	Closed -> InitWait          the frontend is back, and the toolstack wants the vbd
 //	Closed -> Closing           the frontend closes again
 //
-// A frontend in Closing may still use its disk: Linux before 5.18 goes there when it is
-// asked to close a disk that is mounted, and is Closed when the last user has gone. So a
+// A frontend in Closing may still use its disk: old versions of Linux go there when they are
+// asked to close a disk that is mounted, and to Closed when its last user has gone. So a
 // Connected vbd keeps the rings in Closing and serves them, as xen-blkback does. It
 // disconnects before it shows any other state.
 //
@@ -141,7 +141,8 @@ func plan(s situation) []step {
 // planner holds the steps planned so far, and the situation after them.
 type planner struct {
 	situation
-	steps []step
+	steps    []step
+	released bool // stepRelease is planned
 }
 
 // add adds a step. While a connection is being closed nothing can follow: the plan is made
@@ -153,6 +154,9 @@ func (p *planner) add(s step) {
 }
 
 func (p *planner) show(s xenbus.State) {
+	if s == xenbus.Closed && (!p.online || p.front == xenbus.Unknown) {
+		p.release() // the toolstack may use the image as soon as it sees Closed
+	}
 	if p.conn != connEnding {
 		p.own, p.node = s, s
 		p.add(shows[s])
@@ -236,13 +240,18 @@ func (p *planner) restate() {
 
 // remove plans the removal of a device that is Closed.
 func (p *planner) remove() {
+	p.release()
 	if p.own != xenbus.Closed || p.node != xenbus.Closed {
-		// The toolstack may use the image as soon as it sees Closed.
-		p.add(stepRelease)
 		p.show(xenbus.Closed)
-		return
 	}
-	p.add(stepRelease)
+}
+
+// release gives up the disk, once.
+func (p *planner) release() {
+	if !p.released && p.conn != connEnding {
+		p.add(stepRelease)
+		p.released = true
+	}
 }
 
 // raise plans the way to InitWait, and reports whether the vbd will be in InitWait. It

@@ -140,9 +140,9 @@ func (j *judgement) follow(st step, last bool) string {
 			return "tries again what was refused"
 		case state == xenbus.InitWait && !s.online && j.went != state:
 			return "goes up although the toolstack wants it gone"
-		case j.released && state != xenbus.Closed:
+		case j.released && state != xenbus.Closed && state != xenbus.Closing:
 			return "goes on after release"
-		case state == xenbus.Closed && s.detach != detachNone && !j.released:
+		case state == xenbus.Closed && (!s.online || s.front == xenbus.Unknown) && !j.released:
 			return "Closed with the lock of the disk"
 		}
 		j.node, j.went = state, state
@@ -176,8 +176,8 @@ func (j *judgement) follow(st step, last bool) string {
 		}
 		j.live, j.ending = false, true
 	case stepRelease:
-		if j.live || s.front != xenbus.Unknown && s.online {
-			return "releases a disk that is in use or wanted"
+		if j.live || j.released || s.front != xenbus.Unknown && s.online {
+			return "releases a disk that is in use or wanted, or twice"
 		}
 		j.released = true
 	case stepGrace:
