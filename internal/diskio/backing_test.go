@@ -146,6 +146,52 @@ func TestSlowOperations(t *testing.T) {
 	})
 }
 
+// TestStopDiscards: a long discard ends after the part that is under way.
+func TestStopDiscards(t *testing.T) {
+	eachMode(t, func(t *testing.T, m mode) {
+		b := &slowDiscards{begun: make(chan int64), release: make(chan struct{})}
+		d := disk.New("slow", disk.Geometry{Sectors: 1 << 40, Discard: disk.Discard{Granularity: 512}}, b)
+		e := m.engine(t, d)
+		if !e.Discard(0, 100*disk.DiscardChunk, false, 1) || !e.Discard(0, 512, false, 2) {
+			t.Fatal("full")
+		}
+		for range 2 {
+			<-b.begun
+			b.release <- struct{}{}
+		}
+		<-b.begun
+		e.StopDiscards()
+		b.release <- struct{}{}
+		if got := finish(t, e, 2); got[1] != -int32(unix.ECANCELED) || got[2] != -int32(unix.ECANCELED) {
+			t.Errorf("%v: want ECANCELED for both", got)
+		}
+		m.set(t, e, d)
+		if !e.Discard(0, 512, false, 3) {
+			t.Fatal("full")
+		}
+		if n := <-b.begun; n != 512 {
+			t.Errorf("a discard of %d bytes", n)
+		}
+		b.release <- struct{}{}
+		if got := finish(t, e, 1); got[3] != 0 {
+			t.Errorf("after the disk was set again: %v", got)
+		}
+	})
+}
+
+// slowDiscards is a store whose discards wait for the test.
+type slowDiscards struct {
+	ram
+	begun   chan int64
+	release chan struct{}
+}
+
+func (s *slowDiscards) Discard(_, n int64, _ bool) error {
+	s.begun <- n
+	<-s.release
+	return nil
+}
+
 // TestFlushSurvivesPowerCut: whatever a power cut drops, writes whose completions were
 // taken before a flush was queued are there if the flush succeeded.
 func TestFlushSurvivesPowerCut(t *testing.T) {

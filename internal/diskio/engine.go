@@ -180,6 +180,7 @@ func (e *Engine) SetDisk(d *disk.Disk) error {
 		}
 	}
 	e.disk, e.route = d, r
+	e.discard.stop.Store(false)
 	if r == routeRing {
 		e.inline.setDisk(d)
 	}

@@ -89,6 +89,11 @@ func (e *Engine) Discard(off, n uint64, secure bool, user uint64) bool {
 // full returns whether no operation can be queued.
 func (e *Engine) full() bool { return e.UnderWay() >= e.entries }
 
+// StopDiscards ends long discards between two of their parts: they complete with
+// -ECANCELED, as do those that are queued later, until SetDisk. Call it when the disk is to
+// be closed.
+func (e *Engine) StopDiscards() { e.discard.stop.Store(true) }
+
 // off starts an operation outside of the ring.
 func (e *Engine) off(o op) bool {
 	if e.full() {

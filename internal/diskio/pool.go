@@ -76,7 +76,7 @@ type pool struct {
 	ops     chan op
 	max     int
 	started int
-	stop    atomic.Bool
+	stop    atomic.Bool // ends discards
 	stopped func() bool
 	threads sync.WaitGroup
 }
@@ -104,9 +104,8 @@ func (p *pool) work() {
 	}
 }
 
-// close ends the threads. A discard under way ends at the next chunk.
+// close ends the threads, which have no operation under way.
 func (p *pool) close() {
-	p.stop.Store(true)
 	close(p.ops)
 	p.threads.Wait()
 }
