@@ -214,6 +214,9 @@ func (q *queue) completed(id uint16, res int32) {
 	r := &q.requests[op.entry]
 	switch {
 	case r.kind == blkif.OpDiscard:
+		if res == -int32(unix.ECANCELED) {
+			return // ended by close: it stays in the journal
+		}
 		if res < 0 {
 			q.discardFailed(op.entry, unix.Errno(-res))
 		}

@@ -213,6 +213,7 @@ func (q *queue) obey() {
 	}
 	if q.state < closing && c&cmdClose != 0 {
 		q.state = closing
+		q.engine.StopDiscards()
 	}
 }
 
