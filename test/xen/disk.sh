@@ -43,16 +43,16 @@ kill_blkbackd() {
 	BLKBACKD=
 }
 
+# A guest with a disk of qdisk needs this as its key config: where xl finds QEMU, which it starts
+# with the first such disk.
+QEMU='device_model_override = "/tmp/hvm/qemu"'
+
 # serve_disks [ARGUMENT...] makes SERVER ready.
 serve_disks() {
 	case $SERVER in
 	blkbackd) [ "$BLKBACKD" ] || start_blkbackd "$@" ;;
 	blkback) modprobe -a xen-blkback loop ;;
-	qdisk)
-		[ -e /tmp/hvm ] || cp -r /host/hvm /tmp/ # the share is slow
-		[ -e /tmp/qdisk.pid ] || /tmp/hvm/qemu -xen-domid 0 -xen-attach -name dom0 -M xenpv -nodefaults -no-user-config \
-			-display none -monitor none -serial none -parallel none -daemonize -pidfile /tmp/qdisk.pid
-		;;
+	qdisk) [ -e /tmp/hvm ] || cp -r /host/hvm /tmp/ ;; # the share is slow
 	esac
 }
 
@@ -163,7 +163,6 @@ leave_disks() {
 	eventually 60 "no disk is left" no_disks
 	[ ! -d /sys/module/brd ] || rmmod brd
 	[ -z "$BLKBACKD" ] || stop_blkbackd
-	[ ! -e /tmp/qdisk.pid ] || kill "$(cat /tmp/qdisk.pid)"
 	[ ! -d /sys/module/xen_blkback ] || rmmod xen-blkback
 	said=$(grep -sE 'panic|ERROR' /tmp/blkbackd.log | grep -vEf /tmp/expected) || true
 	[ -z "$said" ] || fail "blkbackd has complained: $said"

@@ -59,7 +59,6 @@ clean() {
 			killall -9 $program
 		fi
 	done
-	[ ! -e /tmp/qdisk.pid ] || kill "$(cat /tmp/qdisk.pid)"
 	[ ! -d /sys/module/xen_netback ] || modprobe -r xen-netback
 	[ ! -d /sys/module/xen_blkback ] || modprobe -r xen-blkback
 	umount /tmp/mnt

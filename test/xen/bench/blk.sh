@@ -70,15 +70,11 @@ phase() {
 	eventually 60 "the disk is gone" no_disks
 	if [ "$BLKBACKD" ]; then stop_blkbackd; fi
 	if [ -d /sys/module/xen_blkback ]; then rmmod xen-blkback; fi
-	if [ -e /tmp/qdisk.pid ]; then
-		kill "$(cat /tmp/qdisk.pid)"
-		rm /tmp/qdisk.pid
-	fi
 }
 
 # A file without holes.
 dd if=/dev/zero of="$IMAGES/disk.img" bs=1M count=64 2>/dev/null
-guest u1 vif= disk= cmdline="xen_blkfront.max_indirect_segments=$SEGMENTS"
+guest u1 vif= disk= config="$QEMU" cmdline="xen_blkfront.max_indirect_segments=$SEGMENTS"
 for order in $ORDER; do
 	case $order in
 	K) phase blkback blkback ;;

@@ -19,18 +19,18 @@ make_guest u2 vif= disk="$(disk /dev/ram0 xvda)"
 up u1 u2
 in_guest u1 "dmesg | grep blkfront:"
 in_guest u2 "dmesg | grep blkfront:"
-begin_fio u1 large --filename=/dev/xvda --rw=write --bs=1m --size=64m --iodepth=8 $verify
-begin_fio u2 small --filename=/dev/xvda --rw=randwrite --bsrange=512-64k --blockalign=512 --size=24m --iodepth=16 $verify
+begin_fio u1 large --filename=/dev/xvda --rw=write --bs=1m --size=32m --iodepth=8 $verify
+begin_fio u2 small --filename=/dev/xvda --rw=randwrite --bsrange=512-64k --blockalign=512 --size=12m --iodepth=16 $verify
 end_fio u1 large 240
 end_fio u2 small 240
-fio u1 mixed 240 --filename=/dev/xvda --rw=randrw --bsrange=4k-512k --size=32m --iodepth=32 --numjobs=2 --offset_increment=40m --group_reporting $verify
+fio u1 mixed 240 --filename=/dev/xvda --rw=randrw --bsrange=4k-512k --size=16m --iodepth=32 --numjobs=2 --offset_increment=40m --group_reporting $verify
 if ours; then
 	blkbackd list
 	blkbackd show "$(vbd u1)"
-	begin_fio u1 kill --filename=/dev/xvda --rw=randwrite --bsrange=4k-256k --size=80m --iodepth=16 --fsync=16 --rate=6m $verify
-	begin_fio u2 kill --filename=/dev/xvda --rw=randwrite --bs=4k --size=6m --iodepth=16 --fsync=8 --rate=500k $verify
+	begin_fio u1 kill --filename=/dev/xvda --rw=randwrite --bsrange=4k-256k --size=32m --iodepth=16 --fsync=16 --rate=3m $verify
+	begin_fio u2 kill --filename=/dev/xvda --rw=randwrite --bs=4k --size=4m --iodepth=16 --fsync=8 --rate=400k $verify
 	for round in 1 2 3; do
-		pause 2
+		pause 1
 		fio_runs u1 kill
 		fio_runs u2 kill
 		kill_blkbackd
