@@ -57,6 +57,9 @@ func (h *Host) Run(ctx context.Context) hostcheck.Report {
 	})
 }
 
+// loadBlkback loads the kernel's driver so that it leaves the disks alone that are there.
+const loadBlkback = "cd /sys/bus/xen-backend && echo 0 >drivers_autoprobe && modprobe xen-blkback; echo 1 >drivers_autoprobe"
+
 const (
 	scriptDir = "/etc/xen/scripts"
 	ownScript = "block-blkbackd"
@@ -81,7 +84,8 @@ func (h *Host) driver(ctx context.Context, add hostcheck.Adder) {
 	case err != nil:
 		add(name, hostcheck.Note, "is not loaded; cannot tell whether it will be: "+err.Error(), "")
 	case loads:
-		add(name, hostcheck.OK, "is not loaded, but will be when a disk appears; "+ownScript+" takes new disks of blkbackd from it", "")
+		// It takes every disk that is there when it is loaded, also those in use.
+		add(name, hostcheck.Problem, "is not loaded, but will be when a disk appears; it then closes the disks that blkbackd serves", loadBlkback)
 	default:
 		add(name, hostcheck.OK, "is not loaded and will not be", "")
 	}

@@ -112,7 +112,7 @@ func TestFaults(t *testing.T) {
 				}
 				return "insmod /lib/modules/6.1/kernel/drivers/block/xen-blkback/xen-blkback.ko.xz\n", nil
 			}
-		}, item: "xen-blkback", level: hostcheck.OK, text: "will be when a disk appears"},
+		}, item: "xen-blkback", level: hostcheck.Problem, text: "will be when a disk appears", fix: "drivers_autoprobe"},
 		{name: "no modprobe", change: func(h *Host) {
 			h.Modprobe = func(context.Context, ...string) (string, error) { return "", os.ErrNotExist }
 		}, item: "xen-blkback", level: hostcheck.Note, text: "cannot tell"},

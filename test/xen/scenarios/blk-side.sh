@@ -46,7 +46,9 @@ eventually 60 "xvdb is still ours" of_is xvdb connected
 say "-- the module is loaded while blkbackd serves disks"
 within 60000 "detach" xl block-detach u1 xvda
 rmmod xen-blkback
+echo 0 >/sys/bus/xen-backend/drivers_autoprobe
 modprobe xen-blkback
+echo 1 >/sys/bus/xen-backend/drivers_autoprobe
 fio u1 again 120 --filename=/dev/xvdb "$write"
 of_is xvdb connected || fail "xvdb is $(of xvdb)"
 
