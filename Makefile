@@ -13,21 +13,25 @@ BIN     ?= bin/netbackd
 BLKBIN  ?= bin/blkbackd
 DIST    ?= dist
 
-.PHONY: build lab demo demo-blk test test-all test-xen test-arm64 bench bench-vhost bench-xen bench-blk lint fuzz cross install deb deb-pair clean
+.PHONY: build lab lab-net lab-blk demo demo-blk test test-all test-xen test-arm64 bench bench-vhost bench-xen bench-blk lint fuzz cross install deb deb-pair clean
 
 build: ## bin/netbackd and bin/blkbackd, static
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/netbackd
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BLKBIN) ./cmd/blkbackd
 
-lab: ## bin/netbackd-lab and bin/blkbackd-lab, the programs with an embedded Xen and guests, not installed
+lab: lab-net lab-blk ## bin/netbackd-lab and bin/blkbackd-lab, the programs with an embedded Xen and guests, not installed
+
+lab-net:
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/netbackd-lab ./cmd/netbackd-lab
+
+lab-blk:
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/blkbackd-lab ./cmd/blkbackd-lab
 
-demo: lab ## guests' traffic through netbackd, without Xen
+demo: lab-net ## guests' traffic through netbackd, without Xen
 	./bin/netbackd-lab demo
 	@echo "make demo-blk shows blkbackd, with guests' disks."
 
-demo-blk: lab ## a guest's disk through blkbackd, which is killed on the way, without Xen
+demo-blk: lab-blk ## a guest's disk through blkbackd, which is killed on the way, without Xen
 	./bin/blkbackd-lab demo
 
 test: build lab cross ## static checks, all Go tests with the race detector, the core of the scenarios on a real Xen

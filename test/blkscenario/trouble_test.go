@@ -21,9 +21,9 @@ import (
 var smallDomain = simclient.DomainConfig{}
 
 // loop makes a loop device of a file, or skips the test.
-func (w *world) loop(image string) string {
+func (w *world) loop(image string, args ...string) string {
 	w.t.Helper()
-	said, err := exec.CommandContext(w.ctx, "losetup", "--find", "--show", image).CombinedOutput()
+	said, err := exec.CommandContext(w.ctx, "losetup", append(args, "--find", "--show", image)...).CombinedOutput()
 	if err != nil {
 		w.t.Skipf("no loop devices: %v: %s", err, said)
 	}

@@ -273,16 +273,15 @@ func (a *agent) playCase(ctx context.Context, args CaseArgs) (r CaseResult, err 
 	if i < 0 {
 		return r, fmt.Errorf("no such case: %.80s", args.Case)
 	}
-	err = a.on(ctx, args.DiskArgs, func(d *disk) (err error) {
+	err = a.on(ctx, args.DiskArgs, func(d *disk) error {
 		q, err := d.queue(0)
 		if err != nil {
 			return err
 		}
-		p, err := blkcases.NewPlayer(ctx, d.dev.Host, d.dev.BackendID(), q, blkcases.LimitsOf(d.dev.Offers()))
+		p, err := d.casePlayer(ctx, q)
 		if err != nil {
 			return err
 		}
-		defer func() { err = errors.Join(err, p.Close()) }()
 		if r.Skipped = !p.Fits(&all[i]); r.Skipped {
 			return nil
 		}
@@ -319,6 +318,15 @@ func (a *agent) playCases(ctx context.Context, args DiskArgs) (r CasesResult, er
 		return nil
 	})
 	return r, err
+}
+
+// casePlayer returns the player of cases, which stays until the queues go.
+func (d *disk) casePlayer(ctx context.Context, q *blkfront.Queue) (*blkcases.Player, error) {
+	var err error
+	if d.player == nil {
+		d.player, err = blkcases.NewPlayer(ctx, d.dev.Host, d.dev.BackendID(), q, blkcases.LimitsOf(d.dev.Offers()))
+	}
+	return d.player, err
 }
 
 func (a *agent) quit(ctx context.Context, _ none) (none, error) {

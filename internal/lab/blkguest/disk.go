@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/netbackd/netbackd/internal/lab/blkcases"
 	"github.com/netbackd/netbackd/internal/lab/blkfront"
 	"github.com/netbackd/netbackd/internal/lab/diskcheck"
 	"github.com/netbackd/netbackd/internal/lab/linerpc"
@@ -31,6 +32,7 @@ type disk struct {
 	model    *diskcheck.Model
 	runners  []*diskcheck.Runner // one for each queue
 	load     *load               // under way; nil: none
+	player   *blkcases.Player    // of bad requests on the first queue; nil: none yet
 	detached bool
 
 	past       blkfront.Stats // of connections that have ended
@@ -77,6 +79,10 @@ func (d *disk) leave() {
 	d.endLoad()
 	for _, r := range d.runners {
 		r.Abandon()
+	}
+	if d.player != nil {
+		_ = d.player.Close() // of pages that nothing reports about
+		d.player = nil
 	}
 	for _, q := range d.dev.Queues() {
 		d.past.Add(q.Stats())
