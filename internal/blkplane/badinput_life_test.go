@@ -18,7 +18,9 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/powercut"
 	"github.com/netbackd/netbackd/internal/lab/xenfront"
 	"github.com/netbackd/netbackd/pkg/blkif"
+	"github.com/netbackd/netbackd/pkg/evtchn"
 	"github.com/netbackd/netbackd/pkg/gntdev"
+	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xentest"
 )
 
@@ -288,5 +290,60 @@ func TestGuestGoesUnderIO(t *testing.T) {
 		t.Error(err)
 	}
 	n.moves(t)
+	f.empty(t, "at the end")
+}
+
+// TestBadRings: rings and channels that a guest must not offer are refused, and a ring whose
+// pages are one and the same harms nothing.
+func TestBadRings(t *testing.T) {
+	f := newFlapper(t, blkplane.NewPool(blkplane.Options{}))
+	q := f.queue(t, false)
+	grant := func(to xen.Domid, writable bool) xen.Gref {
+		p, err := f.host.Pages.Alloc(to, 1, writable)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p.Refs()[0]
+	}
+	good, readOnly, foreign := grant(0, true), grant(0, false), grant(blkcases.OtherDomid, true)
+	many := make([]xen.Gref, 32)
+	for i := range many {
+		many[i] = good
+	}
+	for _, c := range []struct {
+		name string
+		refs []xen.Gref
+		port evtchn.Port
+		ok   bool
+	}{
+		{"no page", nil, q.Port(), false},
+		{"three pages", many[:3], q.Port(), false},
+		{"32 pages", many, q.Port(), false},
+		{"a page that the backend may only read", []xen.Gref{readOnly}, q.Port(), false},
+		{"a page of another domain", []xen.Gref{foreign}, q.Port(), false},
+		{"a gref that was never granted", []xen.Gref{good, 0xffffff}, q.Port(), false},
+		{"a port that does not exist", []xen.Gref{good}, 1000, false},
+		{"the same page twice", many[:2], q.Port(), true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			clear(f.Page(good))
+			before := f.Usage()
+			conn, err := f.pool.Connect(blkplane.Config{Host: doubles{f.Guest}, Domid: 5, Protocol: blkif.X8664, Disk: f.disk,
+				Queues: []blkplane.QueueConfig{{Refs: c.refs, Port: c.port, Journal: filepath.Join(f.dir, "journal")}}})
+			if c.ok != (err == nil) {
+				t.Errorf("error %v", err)
+			}
+			if err == nil {
+				conn.Start()
+				ended(t, conn)
+			}
+			if got := f.Usage(); got != before {
+				t.Errorf("left %v, before it was %v", got, before)
+			}
+		})
+	}
+	if err := q.Close(); err != nil {
+		t.Error(err)
+	}
 	f.empty(t, "at the end")
 }

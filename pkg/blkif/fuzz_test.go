@@ -92,8 +92,8 @@ func within(t *testing.T, r *Request, l *Limits, segs []Segment, e Extent) {
 }
 
 // FuzzRequest: whatever slot and indirect pages a frontend writes, in each protocol, what
-// passes the checks keeps within the disk, the pages and the limits. Decoding reads the
-// whole slot: encoded again, it is the same request.
+// passes the checks keeps within the disk, the pages and the limits. A slot goes through a
+// ring as it is. Encoded again, a request is the same.
 func FuzzRequest(f *testing.F) {
 	page := make([]byte, PageSize)
 	segs := make([]RawSegment, SegmentsPerPage)
@@ -115,6 +115,12 @@ func FuzzRequest(f *testing.F) {
 		var s, again Slot
 		copy(s[:p.SlotSize()], data)
 		var r, back Request
+		front, backend, _ := pair(t, p, int(kind)%(MaxOrder+1), Index(sectors))
+		front.PutSlot(&s)
+		backend.Copy(front.ReqProd()-1, &again)
+		if again != s {
+			t.Fatalf("the ring has %x, want %x", again, s)
+		}
 		s.Decode(p, &r)
 		if s.ID(p) != r.ID || s.Op() != r.Op || r.Response(StatusOkay).ID != r.ID {
 			t.Fatalf("id or op of the slot are not those of %+v", r)

@@ -14,7 +14,7 @@ import (
 // others break one rule or several. What it wants is worked out here, from the text of
 // blkif.h and the order of xen-blkback's checks, and not with the code of a backend.
 func Random(rnd *rand.Rand, w *World) Case {
-	op := pick(rnd, read, read, read, write, write, write, barrier, flush, blkif.OpDiscard, blkif.Op(rnd.Uint32()))
+	op := pick(rnd, read, read, read, write, write, write, barrier, flush, blkif.OpDiscard, blkif.OpIndirect, blkif.Op(rnd.Uint32()))
 	var s Shot
 	switch {
 	case op == blkif.OpDiscard:
@@ -23,6 +23,9 @@ func Random(rnd *rand.Rand, w *World) Case {
 	case op == blkif.OpIndirect || op <= write && rnd.IntN(2) == 0:
 		most := int(w.Limits.MaxSegments)
 		n := pick(rnd, rnd.IntN(14), rnd.IntN(14), rnd.IntN(100), 512, most, most+1, int(rnd.Uint32()>>16))
+		if op == blkif.OpIndirect {
+			op = blkif.Op(rnd.IntN(9))
+		}
 		s = indirect(w, op, randomSector(rnd, w), randomSegments(rnd, w, n))
 		if rnd.IntN(20) == 0 {
 			s.Request.Grefs[rnd.IntN(2)] = pick(rnd, w.Freed, w.Foreign.Gref)
