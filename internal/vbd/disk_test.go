@@ -148,11 +148,12 @@ func TestReadOnly(t *testing.T) {
 	for _, tt := range []struct{ name, key, value, info string }{
 		{"read-only", "mode", "r", "4"},
 		{"cdrom", "device-type", "cdrom", "5"},
+		{"removable cdrom", "device-type", "cdrom", "7"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			w := newWorld(t)
 			w.t = t
-			w.attach("hotplug-status", "connected", tt.key, tt.value)
+			w.attach("hotplug-status", "connected", tt.key, tt.value, "removable", bit(tt.info == "7"))
 			w.publish(1, 0)
 			w.frontState(xenbus.Initialised)
 			w.wantSteps("init-wait open connect connected")
@@ -162,7 +163,7 @@ func TestReadOnly(t *testing.T) {
 				t.Errorf("a write is answered with %+v", got)
 			}
 			w.io(0, blkif.OpRead, 0, 1)
-			if s := w.v.status(); !s.Disk.ReadOnly || s.Disk.CDROM != (tt.info == "5") {
+			if s := w.v.status(); !s.Disk.ReadOnly || s.Disk.CDROM != (tt.info != "4") {
 				t.Errorf("status %+v", s.Disk)
 			}
 		})

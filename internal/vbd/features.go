@@ -30,8 +30,9 @@ var diskKeys = [...]string{
 
 // Bits of the node info (VDISK_ in blkif.h).
 const (
-	infoCDROM    = 1
-	infoReadOnly = 4
+	infoCDROM     = 1
+	infoRemovable = 2
+	infoReadOnly  = 4
 )
 
 // diskNodes returns the nodes that describe the disk to the frontend. All are written each
@@ -61,6 +62,9 @@ func diskNodes(d *disk.Disk, t *target, persistent bool) []node {
 func info(t *target) (n int) {
 	if t.cdrom() {
 		n |= infoCDROM
+	}
+	if t.removable {
+		n |= infoRemovable
 	}
 	if t.readOnly() {
 		n |= infoReadOnly

@@ -34,8 +34,8 @@ type target struct {
 	physicalPath string // physical-device-path, from a hotplug script; it counts before params
 	mode         string // has a w if the guest may write
 	deviceType   string // disk or cdrom
-	directSafe   bool   // direct-io-safe: the guest's pages need not outlive a write
-	noDiscard    bool   // discard-enable is 0
+	removable    bool
+	noDiscard    bool // discard-enable is 0
 }
 
 // readOnly reports whether the guest may not write.
@@ -98,7 +98,7 @@ func (n *nodes) readRest(ctx context.Context, r xenbus.Store, path string) error
 		physicalPath: text("physical-device-path"),
 		mode:         text("mode"),
 		deviceType:   text("device-type"),
-		directSafe:   text("direct-io-safe") == "1",
+		removable:    text("removable") == "1",
 		noDiscard:    text("discard-enable") == "0",
 	}
 	n.offered.readBack(text)
