@@ -201,12 +201,13 @@ func TestBench(t *testing.T) {
 			newBenchFront(t, d, func(*Config) {}, true),
 		}
 		w := tabwriter.NewWriter(t.Output(), 0, 8, 2, ' ', 0)
-		fmt.Fprintf(w, "%v\tbare/s\tcopies\tmaps\tdirect\t| per MiB: requests\tnotifies\tgrant ops\tsystem calls\t| without indirect: requests\tnotifies\n", cache)
+		fmt.Fprintf(w, "%v\tbare/s\tcopies\tmaps\tdirect\t| by CPU: copies\tmaps\tdirect\t| per MiB: requests\tnotifies\tgrant ops\tsystem calls\t| without indirect: requests\tnotifies\n", cache)
 		for _, l := range benchLoads(cache) {
 			if only := os.Getenv(envBench + "_ONLY"); only != "" && !strings.Contains(cache.String()+" "+l.name, only) {
 				continue
 			}
 			benchLine(t, w, &l, base, fronts)
+			_ = w.Flush()
 		}
 		_ = w.Flush()
 		for _, f := range fronts {
@@ -234,10 +235,16 @@ func benchLoads(cache disk.Cache) (loads []workload) {
 func benchLine(tb testing.TB, w *tabwriter.Writer, l *workload, base *bare, fronts []*benchFront) {
 	const rounds = 7
 	took := make([][]time.Duration, 1+len(fronts))
+	cpu := make([][]time.Duration, 1+len(fronts))
 	measure := func(i int, run func()) {
-		start := time.Now()
+		start, all, own := time.Now(), cpuTime(unix.RUSAGE_SELF), cpuTime(unix.RUSAGE_THREAD)
 		run()
 		took[i] = append(took[i], time.Since(start))
+		used := cpuTime(unix.RUSAGE_SELF) - all
+		if i > 0 {
+			used -= cpuTime(unix.RUSAGE_THREAD) - own // the frontend's
+		}
+		cpu[i] = append(cpu[i], used)
 	}
 	before := make([][NumCounters]uint64, len(fronts))
 	for i, f := range fronts {
@@ -250,10 +257,12 @@ func benchLine(tb testing.TB, w *tabwriter.Writer, l *workload, base *bare, fron
 			measure(1+i, func() { f.run(l) })
 		}
 	}
-	mid := func(i int) float64 {
-		slices.Sort(took[i])
-		return took[i][rounds/2].Seconds()
+	middle := func(d []time.Duration) float64 {
+		slices.Sort(d)
+		return d[rounds/2].Seconds()
 	}
+	mid := func(i int) float64 { return middle(took[i]) }
+	work := func(i int) float64 { return middle(cpu[0]) / middle(cpu[i]) }
 	mib := float64(rounds*l.count*l.bytes) / (1 << 20)
 	per := func(i int, c ...Counter) (n float64) {
 		for _, c := range c {
@@ -261,8 +270,17 @@ func benchLine(tb testing.TB, w *tabwriter.Writer, l *workload, base *bare, fron
 		}
 		return n
 	}
-	fmt.Fprintf(w, "%s\t%.0f\t%.2f\t%.2f\t%.2f\t| %.2f\t%.2f\t%.1f\t%.2f\t| %.2f\t%.2f\n", l.name,
-		float64(l.count)/mid(0), mid(0)/mid(1), mid(0)/mid(2), mid(0)/mid(3),
+	fmt.Fprintf(w, "%s\t%.0f\t%.2f\t%.2f\t%.2f\t| %.2f\t%.2f\t%.2f\t| %.2f\t%.2f\t%.1f\t%.2f\t| %.2f\t%.2f\n", l.name,
+		float64(l.count)/mid(0), mid(0)/mid(1), mid(0)/mid(2), mid(0)/mid(3), work(1), work(2), work(3),
 		per(0, Reads, Writes), per(0, Notifies), per(0, GrantOps), per(0, Syscalls),
 		per(2, Reads, Writes), per(2, Notifies))
+}
+
+// cpuTime returns the time that a thread or the process has run.
+func cpuTime(who int) time.Duration {
+	var u unix.Rusage
+	if err := unix.Getrusage(who, &u); err != nil {
+		return 0
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
