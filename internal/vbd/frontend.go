@@ -45,7 +45,10 @@ func readFrontend(ctx context.Context, r xenbus.Store, dir string, o offer) (*fr
 		k.Fail(&xenbus.KeyError{Key: "protocol", Value: value, Want: "x86_64-abi, x86_32-abi or arm-abi"})
 	}
 	f.persistent = k.Bool(persistentKey)
-	f.order = int(k.UintOr("ring-page-order", 0, uint64(o.maxOrder), 0))
+	f.order = numberless
+	if v, ok := k.Text(pageOrderKey); ok {
+		f.order = int(k.Parse(pageOrderKey, v, 0, uint64(o.maxOrder)))
+	}
 	n := k.UintOr("multi-queue-num-queues", 1, uint64(o.maxQueues), 1)
 	for i := range n {
 		prefix := ""
@@ -59,23 +62,34 @@ func readFrontend(ctx context.Context, r xenbus.Store, dir string, o offer) (*fr
 	if err := k.Err(); err != nil {
 		return nil, frontendError(err)
 	}
+	f.order = max(f.order, 0)
 	return f, nil
 }
 
-// readQueue reads the keys of the queue in the subdirectory prefix. A ring of one page has
-// the key ring-ref, or ring-ref0 like the first page of a larger ring.
+// pageOrderKey is the frontend's key for the binary logarithm of the pages of a ring.
+const pageOrderKey = "ring-page-order"
+
+// numberless is the order of a frontend without pageOrderKey: its rings have one page, whose
+// key is ring-ref. There may be keys with numbers, of the guest's system before.
+const numberless = -1
+
+// readQueue reads the keys of the queue in the subdirectory prefix. With pageOrderKey the
+// pages have the keys ring-ref0 and so on. For one page ring-ref is known too.
 func readQueue(k *xenbus.Reader, prefix string, order int) (q queueKeys) {
-	for i := range 1 << order {
+	for i := range 1 << max(order, 0) {
 		key := fmt.Sprintf("%sring-ref%d", prefix, i)
-		if order == 0 {
-			if _, ok := k.Text(key); !ok {
-				key = prefix + "ring-ref"
-			}
+		if order == numberless || order == 0 && !exists(k, key) {
+			key = prefix + "ring-ref"
 		}
 		q.refs = append(q.refs, xen.Gref(k.Uint(key, 0, maxGref)))
 	}
 	q.port = evtchn.Port(k.Uint(prefix+"event-channel", 1, maxPort))
 	return q
+}
+
+func exists(k *xenbus.Reader, key string) bool {
+	_, ok := k.Text(key)
+	return ok
 }
 
 // frontendError marks an error as one of the frontend's keys.
