@@ -60,9 +60,9 @@ func fenceChild(args string) error {
 	return e.SubmitAndWait(1, -1)
 }
 
-// frozen makes a file system that the test can freeze: writes to it then wait in the
+// fileSystem makes a file system of 32 MiB, which a test can freeze: writes to it then wait in the
 // kernel. It returns its directory.
-func frozen(t *testing.T) (dir string) {
+func fileSystem(t *testing.T) (dir string) {
 	t.Helper()
 	dev := loop(t, image(t, 32<<20))
 	if out, err := exec.Command("mkfs.ext4", "-q", dev).CombinedOutput(); err != nil {
@@ -103,7 +103,7 @@ func TestFence(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("freezing a file system needs root")
 	}
-	dir := frozen(t)
+	dir := fileSystem(t)
 	file := func(t *testing.T) (path, read string) {
 		path = filepath.Join(dir, "disk.img")
 		if err := os.WriteFile(path, make([]byte, 1<<16), 0o600); err != nil {
