@@ -184,3 +184,31 @@ func TestWait(t *testing.T) {
 		}
 	})
 }
+
+// TestCloseLetsGoOfPolledFiles: when an engine was closed, a polled file is closed with its
+// last descriptor. An event channel stays bound as long as its file is open.
+func TestCloseLetsGoOfPolledFiles(t *testing.T) {
+	eachMode(t, func(t *testing.T, m mode) {
+		for range 20 {
+			e := m.engine(t, nil)
+			var p [2]int
+			if err := unix.Pipe2(p[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
+				t.Fatal(err)
+			}
+			if err := e.Poll(p[0], unix.POLLIN, 1); err != nil {
+				t.Fatal(err)
+			}
+			if err := e.SubmitAndWait(0, 0); err != nil {
+				t.Fatal(err)
+			}
+			shut(t, e)
+			if err := unix.Close(p[0]); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := unix.Write(p[1], []byte{1}); err != unix.EPIPE {
+				t.Fatalf("write to the pipe: %v, want EPIPE: its reading end is open", err)
+			}
+			_ = unix.Close(p[1])
+		}
+	})
+}

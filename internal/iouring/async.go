@@ -108,7 +108,7 @@ func (a *Async) Close() error {
 	if a.owed != 0 {
 		return fmt.Errorf("close io_uring: %w", ErrBusy)
 	}
-	var errs []error
+	errs := []error{a.endPolls()}
 	if a.files != 0 {
 		if errno := register[byte](a.fd, unregisterFiles, nil, 0); errno != 0 {
 			errs = append(errs, fmt.Errorf("unregister files: %w", threadError(errno)))

@@ -4,6 +4,8 @@ package iouring
 
 import (
 	"fmt"
+	"slices"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -138,20 +140,48 @@ func (a *Async) Unpoll(fd int) error {
 		}
 		p.fd = -1
 		if p.armed {
-			e := a.entry(opPollRemove, -1, pollTag)
-			e.flags, e.addr = sqeCQESkipSuccess, pollTag|uint64(i)
-			e.userData = pollTag | MaxPolls
+			a.disarm(i)
 		}
 		return nil
 	}
 	return fmt.Errorf("end poll of fd %d: %w", fd, unix.ENOENT)
 }
 
+// disarm queues the removal of poll i. It completes only if it fails.
+func (a *Async) disarm(i int) {
+	e := a.entry(opPollRemove, -1, pollTag|uint64(MaxPolls+i))
+	e.flags, e.addr = sqeCQESkipSuccess, pollTag|uint64(i)
+}
+
+// endPolls ends all polls, and waits until the kernel has let go of their files. Closing the
+// ring does that too, but some time later.
+func (a *Async) endPolls() error {
+	for i := range a.polls {
+		if fd := a.polls[i].fd; fd >= 0 {
+			if err := a.Unpoll(fd); err != nil {
+				return err
+			}
+		}
+	}
+	var none [MaxPolls]Completion
+	for slices.ContainsFunc(a.polls, func(p poll) bool { return p.armed }) {
+		if _, err := a.SubmitAndWait(1, time.Second); err != nil {
+			return fmt.Errorf("end polls: %w", err)
+		}
+		a.Completions(none[:])
+	}
+	return nil
+}
+
 // polled handles the completion of a poll and reports whether it is for the caller.
 func (a *Async) polled(c *cqe, dst *Completion) bool {
 	i := int(c.userData &^ pollTag)
-	if i >= len(a.polls) {
-		return false // a removal that found no poll
+	if i >= MaxPolls { // a removal that failed
+		i -= MaxPolls
+		if c.res == -int32(unix.EALREADY) && a.polls[i].armed {
+			a.disarm(i) // an event was on its way, and the kernel keeps the poll
+		}
+		return false
 	}
 	p := &a.polls[i]
 	if c.flags&cqeMore == 0 {
