@@ -129,6 +129,20 @@ func (d *Disk) PhysicalSectorSize() int { return int(d.physicalSize) }
 // Discard returns the limits of discards.
 func (d *Disk) Discard() Discard { return d.discard }
 
+// OpenAgain opens the file of the disk anew, for flushes alone, and returns the descriptor,
+// -1 for a store without a file. The kernel reports data that it could not write back once to
+// each open file, so each of several rings that flush the disk needs one. It has no lock.
+func (d *Disk) OpenAgain() (fd int, err error) {
+	if d.fd < 0 {
+		return -1, nil
+	}
+	fd, err = unix.Open(fmt.Sprintf("/proc/self/fd/%d", d.fd), unix.O_RDONLY|unix.O_CLOEXEC|unix.O_LARGEFILE, 0)
+	if err != nil {
+		return -1, &Error{Path: d.id.Path, Err: fmt.Errorf("open again: %w", err)}
+	}
+	return fd, nil
+}
+
 // Refresh reads the size again and reports whether it has changed. A size that is not
 // whole sectors is rounded down: the file may be growing.
 func (d *Disk) Refresh() (changed bool, err error) {

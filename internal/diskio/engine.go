@@ -58,6 +58,7 @@ type Engine struct {
 
 	disk  *disk.Disk
 	route route
+	sync  int // the disk's file, opened for this engine's flushes; -1: none
 
 	done    *results // of pool and discards
 	pool    *pool
@@ -94,7 +95,7 @@ func New(cfg Config) (*Engine, error) {
 	if cfg.Entries < 1 || cfg.Entries > MaxEntries || cfg.Threads < 1 {
 		return nil, fmt.Errorf("disk engine for %d operations with %d threads: want 1 to %d, and 1 or more", cfg.Entries, cfg.Threads, MaxEntries)
 	}
-	e := &Engine{epoll: -1, entries: cfg.Entries, local: newFIFO(cfg.Entries)}
+	e := &Engine{epoll: -1, sync: -1, entries: cfg.Entries, local: newFIFO(cfg.Entries)}
 	var err error
 	if e.done, err = newResults(cfg.Entries); err != nil {
 		return nil, err
@@ -121,13 +122,20 @@ func New(cfg Config) (*Engine, error) {
 // doneUser marks the event of e.done among those of the ring.
 const doneUser = UserLimit
 
+// Slots of the ring's files.
+const (
+	diskSlot = iota
+	syncSlot
+	numSlots
+)
+
 func (e *Engine) openRing(cfg Config) error {
 	ring, err := iouring.NewAsync(uint32(cfg.Entries))
 	if err != nil {
 		return err
 	}
 	e.ring = ring
-	if err := ring.RegisterFiles(1); err != nil {
+	if err := ring.RegisterFiles(numSlots); err != nil {
 		return err
 	}
 	if err := ring.SetWorkers(uint32(cfg.Threads)); err != nil {
@@ -174,10 +182,8 @@ func (e *Engine) SetDisk(d *disk.Disk) error {
 	default:
 		fd, r = d.FD(), routeRing
 	}
-	if e.ring != nil {
-		if err := e.ring.SetFile(0, fd); err != nil {
-			return fmt.Errorf("set disk: %w", err)
-		}
+	if err := errors.Join(e.openSync(d), e.setFiles(fd)); err != nil {
+		return fmt.Errorf("set disk: %w", err)
 	}
 	e.disk, e.route = d, r
 	e.discard.stop.Store(false)
@@ -185,6 +191,30 @@ func (e *Engine) SetDisk(d *disk.Disk) error {
 		e.inline.setDisk(d)
 	}
 	return nil
+}
+
+// openSync opens the file of d for flushes.
+func (e *Engine) openSync(d *disk.Disk) (err error) {
+	if e.sync >= 0 {
+		err = unix.Close(e.sync)
+		e.sync = -1
+	}
+	if err == nil && d != nil && !d.ReadOnly() {
+		e.sync, err = d.OpenAgain()
+	}
+	return err
+}
+
+// setFiles sets the files of the ring: fd is that of the disk, -1 for none.
+func (e *Engine) setFiles(fd int) error {
+	if e.ring == nil {
+		return nil
+	}
+	sync := fd
+	if e.sync >= 0 && fd >= 0 {
+		sync = e.sync
+	}
+	return errors.Join(e.ring.SetFile(diskSlot, fd), e.ring.SetFile(syncSlot, sync))
 }
 
 // RegisterBuffers pins memory, at most 1 GiB in one piece. Read and Write within one piece
@@ -298,12 +328,14 @@ func (e *Engine) Close() error {
 	if e.ring != nil {
 		errs = append(errs, e.ring.Close())
 	}
-	if e.epoll >= 0 {
-		errs = append(errs, unix.Close(e.epoll))
+	for _, fd := range []int{e.epoll, e.sync} {
+		if fd >= 0 {
+			errs = append(errs, unix.Close(fd))
+		}
 	}
 	if e.done != nil {
 		errs = append(errs, e.done.close())
 	}
-	*e = Engine{epoll: -1, why: e.why}
+	*e = Engine{epoll: -1, sync: -1, why: e.why}
 	return errors.Join(errs...)
 }

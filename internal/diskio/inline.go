@@ -90,9 +90,9 @@ func (e *Engine) runInline() {
 		if now.Before(w.until) || now.Sub(start) > inlineTurn {
 			e.owed--
 			if o.kind == opWritev {
-				e.ring.Writev(0, o.off, o.addr, uint32(o.n), o.user)
+				e.ring.Writev(diskSlot, o.off, o.addr, uint32(o.n), o.user)
 			} else {
-				e.ring.Write(0, o.off, o.addr, uint32(o.n), o.user)
+				e.ring.Write(diskSlot, o.off, o.addr, uint32(o.n), o.user)
 			}
 			continue
 		}

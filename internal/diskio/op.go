@@ -30,6 +30,7 @@ type op struct {
 	addr   uintptr // of the memory, or of the iovecs
 	n      uint64  // bytes, or iovecs
 	user   uint64
+	sync   int // the file to flush, -1 for that of the disk
 }
 
 // run runs the operation to its end and returns its result. stop ends a discard early.
@@ -54,6 +55,9 @@ func (o *op) run(stop func() bool) int32 {
 		case opWritev:
 			n, _, errno = unix.Syscall6(unix.SYS_PWRITEV, fd, o.addr, uintptr(o.n), uintptr(o.off), 0, 0)
 		case opSync:
+			if o.sync >= 0 {
+				fd = uintptr(o.sync)
+			}
 			_, _, errno = unix.Syscall(unix.SYS_FDATASYNC, fd, 0, 0)
 		}
 		switch errno {

@@ -19,9 +19,9 @@ func (e *Engine) Read(off uint64, addr uintptr, n uint32, user uint64) bool {
 			return false
 		}
 		if buf := e.fixedBuffer(addr, n); buf >= 0 {
-			return e.ring.ReadFixed(0, off, addr, n, uint16(buf), user)
+			return e.ring.ReadFixed(diskSlot, off, addr, n, uint16(buf), user)
 		}
-		return e.ring.Read(0, off, addr, n, user)
+		return e.ring.Read(diskSlot, off, addr, n, user)
 	}
 	return e.off(op{kind: opRead, off: off, addr: addr, n: uint64(n), user: user})
 }
@@ -36,9 +36,9 @@ func (e *Engine) Write(off uint64, addr uintptr, n uint32, user uint64) bool {
 			return e.queueInline(op{disk: e.disk, kind: opWrite, off: off, addr: addr, n: uint64(n), user: user})
 		}
 		if buf := e.fixedBuffer(addr, n); buf >= 0 {
-			return e.ring.WriteFixed(0, off, addr, n, uint16(buf), user)
+			return e.ring.WriteFixed(diskSlot, off, addr, n, uint16(buf), user)
 		}
-		return e.ring.Write(0, off, addr, n, user)
+		return e.ring.Write(diskSlot, off, addr, n, user)
 	}
 	return e.off(op{kind: opWrite, off: off, addr: addr, n: uint64(n), user: user})
 }
@@ -48,7 +48,7 @@ func (e *Engine) Write(off uint64, addr uintptr, n uint32, user uint64) bool {
 // was taken.
 func (e *Engine) Readv(off uint64, iov uintptr, parts uint32, user uint64) bool {
 	if e.route == routeRing {
-		return !e.full() && e.ring.Readv(0, off, iov, parts, user)
+		return !e.full() && e.ring.Readv(diskSlot, off, iov, parts, user)
 	}
 	return e.off(op{kind: opReadv, off: off, addr: iov, n: uint64(parts), user: user})
 }
@@ -62,18 +62,20 @@ func (e *Engine) Writev(off uint64, iov uintptr, parts uint32, user uint64) bool
 		if e.inline.takesParts(off, iov, parts) {
 			return e.queueInline(op{disk: e.disk, kind: opWritev, off: off, addr: iov, n: uint64(parts), user: user})
 		}
-		return e.ring.Writev(0, off, iov, parts, user)
+		return e.ring.Writev(diskSlot, off, iov, parts, user)
 	}
 	return e.off(op{kind: opWritev, off: off, addr: iov, n: uint64(parts), user: user})
 }
 
 // Sync queues a flush (fdatasync). It makes durable what was written by operations whose
-// completions were taken before it was queued.
+// completions were taken before it was queued, by this engine or another one of the disk. It
+// fails if the kernel has lost any data of the disk since this engine's last flush, also if
+// that was reported to another engine.
 func (e *Engine) Sync(user uint64) bool {
 	if e.route == routeRing {
-		return !e.full() && e.ring.Datasync(0, user)
+		return !e.full() && e.ring.Datasync(syncSlot, user)
 	}
-	return e.off(op{kind: opSync, user: user})
+	return e.off(op{kind: opSync, user: user, sync: e.sync})
 }
 
 // Discard queues a discard of the n bytes at off. Res is 0, or -EOPNOTSUPP if the disk
@@ -81,7 +83,7 @@ func (e *Engine) Sync(user uint64) bool {
 // wait for it.
 func (e *Engine) Discard(off, n uint64, secure bool, user uint64) bool {
 	if e.route == routeRing && e.disk.Kind() == disk.KindFile && !secure && !e.disk.ReadOnly() && n <= disk.DiscardChunk {
-		return !e.full() && e.ring.Fallocate(0, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n, user)
+		return !e.full() && e.ring.Fallocate(diskSlot, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n, user)
 	}
 	return e.off(op{kind: opDiscard, off: off, n: n, secure: secure, user: user})
 }
