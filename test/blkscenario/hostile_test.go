@@ -234,14 +234,28 @@ func TestFlappingStates(t *testing.T) {
 			w.must(g.SetState(w.ctx, "", states[(i*i+i/7)%len(states)]))
 		}
 		w.must(g.SetState(w.ctx, "", xenbus.Closed))
-		_, err := g.Suspend(w.ctx, blkguest.ConnectArgs{})
-		w.must(err)
+		g.insist()
 		<-ended
 		g.run(diskcheck.Load{Requests: 50, Depth: 8, MaxSegments: 20})
 	}
 	g.innocent()
 	stop()
 	neighbour.innocent()
+}
+
+// insist connects the disk again. A backend that has yet to see the states written before may
+// refuse at first.
+func (g *guest) insist() {
+	g.w.t.Helper()
+	for {
+		_, err := g.Suspend(g.w.ctx, blkguest.ConnectArgs{})
+		if err == nil {
+			return
+		}
+		if !strings.Contains(err.Error(), "refused") {
+			g.w.t.Fatal(err)
+		}
+	}
 }
 
 // TestGuestsDoNotReachEachOther: the disks of two guests have their own patterns, and grefs of

@@ -3,6 +3,7 @@
 package blkscenario
 
 import (
+	"flag"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -15,6 +16,9 @@ import (
 	"github.com/netbackd/netbackd/internal/vbd"
 	"github.com/netbackd/netbackd/pkg/xenbus"
 )
+
+// kills is the number of times that each test kills the daemon.
+var kills = flag.Int("kills", 4, "times that each test kills the daemon")
 
 // endless is the mixed load without an end.
 func endless(l diskcheck.Load) diskcheck.Load {
@@ -60,7 +64,7 @@ func TestKilledAgainAndAgain(t *testing.T) {
 			g := w.guest(tt.front)
 			stop := g.running(endless(tt.load))
 			var away []time.Duration
-			for range 5 {
+			for range *kills {
 				g.waitCounter("okay", 20+rand.Uint64N(40))
 				w.Daemon().Kill()
 				begin := time.Now()
