@@ -120,16 +120,8 @@ func (kind) Wants(ctx context.Context, s *xenstore.Client, p string) (bool, erro
 // ErrConnected is returned by CanAdopt for a vbd with which a guest is connected.
 var ErrConnected = errors.New("its guest is connected to the kernel's driver; a disk cannot be moved while the guest uses it")
 
-// CanAdopt returns an error unless the vbd at p has no connected guest yet. Its toolstack
-// must mean blkbackd to serve it.
+// CanAdopt returns an error unless the vbd at p has no connected guest yet.
 func (k kind) CanAdopt(ctx context.Context, s *xenstore.Client, p string) error {
-	wants, err := k.Wants(ctx, s, p)
-	if err != nil {
-		return err
-	}
-	if !wants {
-		return fmt.Errorf("its script is not %s", Script)
-	}
 	r := xenbus.NewReader(ctx, s, p)
 	text, _ := r.Text("state")
 	state, err := xenbus.ParseState(text)

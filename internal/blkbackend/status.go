@@ -4,6 +4,7 @@ package blkbackend
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/netbackd/netbackd/internal/devices"
@@ -69,7 +70,15 @@ func (b *Backend) CanAdopt(name string) error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), devices.AdoptTimeout)
 	defer cancel()
-	return b.set.CanAdopt(ctx, id)
+	return explain(b.set.CanAdopt(ctx, id))
+}
+
+// explain adds the remedy to the error for a vbd of another back end.
+func explain(err error) error {
+	if errors.Is(err, devices.ErrNotWanted) {
+		return fmt.Errorf("%w: its script is not %s", err, Script)
+	}
+	return err
 }
 
 // Adopt starts to serve a vbd that was unbound from the kernel's driver, and returns when the
@@ -84,7 +93,7 @@ func (b *Backend) Adopt(name string) error {
 	defer cancel()
 	v, err := b.set.Adopt(ctx, id)
 	if err != nil {
-		return err
+		return explain(err)
 	}
 	for {
 		s, ok := v.Status(ctx)

@@ -63,15 +63,34 @@ func (s *Set[D, S]) CanAdopt(ctx context.Context, id xenbus.DeviceID) error {
 		if _, has := s.devices[id]; has {
 			return nil
 		}
-		exists, err := s.store.Exists(ctx, s.path(id)+"/state")
-		if err == nil && !exists {
-			err = fmt.Errorf("%v: %w", id, s.cfg.NotFound)
-		}
-		if err != nil {
+		if err := s.wanted(ctx, id); err != nil {
 			return err
 		}
 		return s.cfg.Kind.CanAdopt(ctx, s.store, s.path(id))
 	})
+}
+
+// ErrNotWanted is returned for a device that the toolstack means another back end to serve.
+var ErrNotWanted = errors.New("it is meant for another back end")
+
+// wanted returns an error for a device that does not exist, or that is not the program's to
+// serve.
+func (s *Set[D, S]) wanted(ctx context.Context, id xenbus.DeviceID) error {
+	exists, err := s.store.Exists(ctx, s.path(id)+"/state")
+	if err == nil && !exists {
+		err = s.cfg.NotFound
+	}
+	wants := false
+	if err == nil {
+		wants, err = s.cfg.Kind.Wants(ctx, s.store, s.path(id))
+	}
+	if err == nil && !wants {
+		err = ErrNotWanted
+	}
+	if err != nil {
+		return fmt.Errorf("%v: %w", id, err)
+	}
+	return nil
 }
 
 // Adopt starts to serve a device that was unbound from the kernel's driver, or does nothing
@@ -94,6 +113,9 @@ func (s *Set[D, S]) adopt(ctx context.Context, id xenbus.DeviceID) error {
 	}
 	if s.full(id.Domid) {
 		return fmt.Errorf("%v: %s serves at most %d %s of a guest", id, s.cfg.Program, s.cfg.MaxPerGuest, s.cfg.Many)
+	}
+	if err := s.wanted(ctx, id); err != nil {
+		return err
 	}
 	err := s.change(ctx, id, func(tx *xenstore.Tx) error {
 		// The driver removes hotplug-status when it is unbound.

@@ -79,6 +79,15 @@ func TestWanted(t *testing.T) {
 	if s.Len() != 2 {
 		t.Errorf("%d devices are served", s.Len())
 	}
+	if _, err := s.Adopt(t.Context(), vbd(2, 51712)); !errors.Is(err, ErrNotWanted) {
+		t.Errorf("adopt of another's device: %v", err)
+	}
+	if err := s.CanAdopt(t.Context(), vbd(2, 51712)); !errors.Is(err, ErrNotWanted) {
+		t.Errorf("another's device can be adopted: %v", err)
+	}
+	if _, err := s.Adopt(t.Context(), vbd(9, 0)); !errors.Is(err, errNoDisk) {
+		t.Errorf("adopt of no device: %v", err)
+	}
 	w.detach(vbd(2, 51712))
 	w.await(s, "vbd-1-0", "vbd3-1-0")
 	w.attach(vbd(2, 51712), "ours")
