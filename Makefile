@@ -13,7 +13,7 @@ BIN     ?= bin/netbackd
 BLKBIN  ?= bin/blkbackd
 DIST    ?= dist
 
-.PHONY: build lab lab-net lab-blk demo demo-blk test test-all test-xen test-arm64 bench bench-vhost bench-xen bench-blk lint fuzz cross install deb deb-pair clean
+.PHONY: build lab lab-net lab-blk demo demo-blk test test-all test-xen test-arm64 bench bench-vhost bench-xen bench-blk bench-blk-embedded lint fuzz cross install deb deb-pair clean
 
 build: ## bin/netbackd and bin/blkbackd, static
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/netbackd
@@ -51,6 +51,9 @@ bench-xen: build ## netbackd against the kernel's netback, and static grants aga
 
 bench-blk: build ## blkbackd against xen-blkback and QEMU's qdisk, on a real Xen under QEMU
 	./test/xen/bench/run -k blk
+
+bench-blk-embedded: ## the data path of vbds against bare io_uring on the same file, on the embedded Xen
+	BLKPLANE_BENCH=1 $(GO) test -count=1 -run 'TestBench$$' -v ./internal/blkplane
 
 bench-vhost: build ## vhost-user devices against DPDK's vhost, QEMU's tap, passt and a bare loop
 	./test/bench-vhost

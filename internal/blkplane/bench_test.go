@@ -106,7 +106,7 @@ func (p *bare) run(tb testing.TB, l *workload) {
 type benchFront struct{ *bed }
 
 func newBenchFront(tb testing.TB, d *disk.Disk, config func(*Config), direct bool) *benchFront {
-	b := newBed(tb, bedConfig{order: 1, pages: 1 << 13, disk: d, noJournal: false, config: func(c *Config) {
+	b := newBed(tb, bedConfig{order: 3, pages: 1 << 13, disk: d, noJournal: false, config: func(c *Config) {
 		config(c)
 		if direct {
 			c.MaxSegments = 0
@@ -121,9 +121,7 @@ func newBenchFront(tb testing.TB, d *disk.Disk, config func(*Config), direct boo
 func (f *benchFront) run(l *workload) {
 	r := rand.New(rand.NewPCG(1, 2))
 	limit := l.bytes
-	if f.cfg.MaxSegments == 0 {
-		limit = min(limit, blkif.MaxDirect*blkif.PageSize)
-	}
+	limit = min(limit, max(f.cfg.MaxSegments, blkif.MaxDirect)*blkif.PageSize)
 	parts := (l.bytes + limit - 1) / limit
 	pages := l.bytes / blkif.PageSize
 	depth := min(l.depth, int(f.front.Size())/parts)
@@ -216,8 +214,52 @@ func TestBench(t *testing.T) {
 	}
 }
 
+// TestBenchSegments measures transfers of 4 MiB, in requests of as many segments as a backend
+// may offer.
+func TestBenchSegments(t *testing.T) {
+	if os.Getenv(envBench) == "" {
+		t.Skip("set " + envBench + "=1")
+	}
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	d := fileDisk(t, benchBytes, disk.CacheDirect)
+	base := newBare(t, d)
+	base.run(t, &workload{op: blkif.OpWrite, bytes: 1 << 20, depth: 8, count: benchBytes >> 20})
+	offers := []int{0, 32, 64, 128, 256, 512, 1024}
+	var fronts []*benchFront
+	for _, n := range offers {
+		fronts = append(fronts, newBenchFront(t, d, func(c *Config) { c.MaxSegments = n }, false))
+	}
+	for _, op := range []blkif.Op{blkif.OpRead, blkif.OpWrite} {
+		l := workload{op: op, bytes: 4 << 20, depth: 2, count: 24}
+		took := make([][]time.Duration, 1+len(fronts))
+		for round := range 6 {
+			for i := range took {
+				start := time.Now()
+				if i == 0 {
+					base.run(t, &l)
+				} else {
+					fronts[i-1].run(&l)
+				}
+				if round > 0 {
+					took[i] = append(took[i], time.Since(start))
+				}
+			}
+		}
+		for i := range took {
+			slices.Sort(took[i])
+		}
+		for i, n := range offers {
+			t.Logf("%v of 4 MiB, %d segments: %.2f of bare io_uring", op, max(n, blkif.MaxDirect), took[0][2].Seconds()/took[1+i][2].Seconds())
+		}
+	}
+	for _, f := range fronts {
+		f.disconnect()
+	}
+}
+
 func benchLoads(cache disk.Cache) (loads []workload) {
-	scale := 4
+	scale := 2
 	if cache == disk.CacheDirect {
 		scale = 1
 	}
@@ -233,7 +275,7 @@ func benchLoads(cache disk.Cache) (loads []workload) {
 
 // benchLine measures one load on all peers in turn.
 func benchLine(tb testing.TB, w *tabwriter.Writer, l *workload, base *bare, fronts []*benchFront) {
-	const rounds = 7
+	const rounds = 5
 	took := make([][]time.Duration, 1+len(fronts))
 	cpu := make([][]time.Duration, 1+len(fronts))
 	measure := func(i int, run func()) {

@@ -11,7 +11,8 @@ import (
 	"github.com/netbackd/netbackd/pkg/xen"
 )
 
-// DefaultMaxSegments is the default of feature-max-indirect-segments.
+// DefaultMaxSegments is the default of feature-max-indirect-segments: that of xen-blkback.
+// More segments did not make large requests faster (TestBenchSegments).
 const DefaultMaxSegments = 256
 
 // Config configures a connection.

@@ -3,6 +3,8 @@
 package blkplane
 
 import (
+	"fmt"
+
 	"golang.org/x/sys/unix"
 
 	"github.com/netbackd/netbackd/pkg/blkif"
@@ -197,6 +199,8 @@ func (q *queue) complete() int {
 			q.rung = true
 		case q.state == broken:
 			// The operation has ended, and its memory is not used any more.
+		case c.User == userEvents && c.Res < 0:
+			q.stop(fmt.Errorf("poll the event channel: %w", unix.Errno(-c.Res)))
 		case c.User == userEvents:
 			q.fired = true
 		case c.User == userSync:

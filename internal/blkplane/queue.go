@@ -38,7 +38,8 @@ const (
 	maxOperations = 256
 
 	// maxCopies is the number of segments of one grant copy that may only be exceeded by
-	// those of a single operation, and by indirect pages: 1 MiB.
+	// those of a single operation, and by indirect pages: 1 MiB. Without such a bound eight
+	// writes of 1 MiB were copied before the first was submitted, which halved the speed.
 	maxCopies = 256
 
 	// maxDeliver is the most reads whose data goes to the guest in one turn.
