@@ -216,3 +216,19 @@ func TestDiskHangs(t *testing.T) {
 	close(s.released)
 	w.eventually("the connection has ended", func() bool { return w.host.held() == nothing })
 }
+
+// TestLockUntilEnd: a disk is locked until the last operation of a connection has ended, also
+// when the vbd does not wait for that.
+func TestLockUntilEnd(t *testing.T) {
+	w := newWorld(t)
+	w.up(1, 0)
+	v := w.v
+	c := v.conn.now
+	v.conn.now, v.conn.ending, c.over = nil, c, make(chan struct{}) // as if operations were under way
+	v.release()
+	if !w.locked() {
+		t.Error("the disk is free while a connection uses it")
+	}
+	c.data.Close()
+	w.eventually("the disk is free", func() bool { return !w.locked() })
+}

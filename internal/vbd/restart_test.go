@@ -4,6 +4,7 @@ package vbd
 
 import (
 	"context"
+	"encoding/binary"
 	"os"
 	"path/filepath"
 	"strings"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/netbackd/netbackd/internal/disk"
 	"github.com/netbackd/netbackd/pkg/blkif"
+	"github.com/netbackd/netbackd/pkg/gntdev"
 	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
@@ -125,6 +127,7 @@ func TestOtherSettings(t *testing.T) {
 	w.restart()
 	w.wantSteps("open connect")
 	w.works(3)
+	w.indirect(3, 256)
 	if s := w.v.status().Connection; s.MaxSegments != 256 || s.Persistent || s.RingOrder != 4 || len(s.Queues) != 4 {
 		t.Errorf("connection %+v", s)
 	}
@@ -135,6 +138,28 @@ func TestOtherSettings(t *testing.T) {
 	w.wantKeys("feature-max-indirect-segments", "-", "multi-queue-max-queues", "1", "max-ring-page-order", "0")
 	if got := w.files(); got != "vbd-7-51712" {
 		t.Errorf("files %s", got)
+	}
+}
+
+// indirect makes a read of n segments of one page each, all in the same page, and checks that
+// it is answered with OKAY.
+func (w *world) indirect(queue, n int) {
+	w.t.Helper()
+	data, _ := w.host.Grant(gntdev.ReadWrite)
+	list, page := w.host.Grant(gntdev.ReadWrite)
+	for i := range n {
+		binary.NativeEndian.PutUint32(page[8*i:], uint32(data))
+		page[8*i+4], page[8*i+5] = 0, 0
+	}
+	r := &w.rings[queue]
+	q := blkif.Request{Op: blkif.OpIndirect, Inner: blkif.OpRead, ID: uint64(list), NrSegments: uint16(n)}
+	q.Grefs[0] = list
+	r.front.Put(&q)
+	if r.front.Push() {
+		w.must(w.host.Send(r.keys.port))
+	}
+	if got, want := w.response(queue), (blkif.Response{ID: q.ID, Op: blkif.OpRead}); got != want {
+		w.t.Errorf("%d segments are answered with %+v, want %+v", n, got, want)
 	}
 }
 
