@@ -12,9 +12,9 @@
 //     draws the states).
 //   - It performs the plan step by step (perform.go).
 //
-// So events may be merged, repeated or late without harm. Nothing that may take long is done
-// in that goroutine: the disk is opened and closed, and requests in flight are waited for,
-// in others, which report their end as events (disk.go, connection.go).
+// So events may be merged, repeated or late without harm. That goroutine waits for no disk:
+// others open and close it, and wait for requests in flight, and report their end as events
+// (disk.go, connection.go).
 //
 // The package knows xenstore's keys of a vbd, and connects the rings and channels that they
 // name to internal/blkplane and a disk of internal/disk. It must not know other vbds, or look
