@@ -10,13 +10,23 @@ import (
 	"sync/atomic"
 )
 
-// DefaultMaxThreads bounds the queues of all connections, since each has a thread.
-const DefaultMaxThreads = 4096
+const (
+	// DefaultMaxThreads bounds the queues of all connections, since each has a thread.
+	DefaultMaxThreads = 4096
+
+	// DefaultMaxMaps bounds the persistent grants that all queues have mapped: the
+	// hypervisor has a bounded number of grant handles, which all back ends of the host
+	// share.
+	DefaultMaxMaps = 32 * MaxPersistent
+)
 
 // Options configure a [Pool].
 type Options struct {
 	// MaxThreads bounds the queues of all connections; 0: DefaultMaxThreads.
 	MaxThreads int
+	// MaxMaps bounds the persistent grants of all queues; 0: DefaultMaxMaps. Pages beyond
+	// it are copied.
+	MaxMaps int
 	// NoUring makes queues use threads for the disk even where the kernel has io_uring.
 	NoUring bool
 	// Warn reports failures that do not stop the pool. It is called from the threads
@@ -28,12 +38,16 @@ type Options struct {
 type Pool struct {
 	opts    Options
 	threads atomic.Int64
+	maps    atomic.Int64 // persistent grants
 }
 
 // NewPool makes a pool. It starts nothing.
 func NewPool(opts Options) *Pool {
 	if opts.MaxThreads <= 0 {
 		opts.MaxThreads = DefaultMaxThreads
+	}
+	if opts.MaxMaps <= 0 {
+		opts.MaxMaps = DefaultMaxMaps
 	}
 	if opts.Warn == nil {
 		opts.Warn = func(error) {}
@@ -43,6 +57,9 @@ func NewPool(opts Options) *Pool {
 
 // Threads returns the number of queues of all connections that are not done.
 func (p *Pool) Threads() int { return int(p.threads.Load()) }
+
+// Maps returns the number of persistent grants that all queues have mapped.
+func (p *Pool) Maps() int { return int(p.maps.Load()) }
 
 // MaxThreads returns the bound of Threads.
 func (p *Pool) MaxThreads() int { return p.opts.MaxThreads }

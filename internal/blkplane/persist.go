@@ -93,9 +93,15 @@ func (p *persistent) index(q *queue, ref xen.Gref) int16 {
 	if len(p.free) == 0 && !p.evict(q) {
 		return none
 	}
+	pool := q.conn.pool
+	if pool.maps.Add(1) > int64(pool.opts.MaxMaps) {
+		pool.maps.Add(-1)
+		return none
+	}
 	q.tally[Syscalls] += mapSyscalls
 	m, err := q.grants.Map(q.conn.cfg.Domid, []xen.Gref{ref}, gntdev.ReadWrite)
 	if err != nil {
+		pool.maps.Add(-1)
 		return none // read-only, or bad: the copy will tell
 	}
 	q.tally[Maps]++
@@ -183,6 +189,7 @@ func (p *persistent) remove(q *queue, i int16) {
 	*m = mapped{}
 	p.free = append(p.free, i)
 	p.count--
+	q.conn.pool.maps.Add(-1)
 	q.tally[Unmaps]++
 	q.tally[Syscalls] += mapSyscalls
 	if err := mapping.Unmap(); err != nil {

@@ -12,7 +12,7 @@ import (
 type gauges struct {
 	ring                          [5]atomic.Uint32 // req_prod, req_event, rsp_prod, rsp_event, req_cons
 	consumed, started, operations atomic.Uint32
-	bytes, persistent             atomic.Int64
+	bytes, held, persistent       atomic.Int64
 	uring, broken, waitsForMemory atomic.Bool
 }
 
@@ -25,6 +25,7 @@ type QueueStatus struct {
 	Waiting    int   // of these, not started
 	Operations int   // under way at the disk
 	Bytes      int64 // of data buffers in use
+	Held       int64 // bytes of memory that buffers may take, until the queue is idle
 	Persistent int   // pages mapped
 	Memory     bool  // the next request waits for memory
 	IOUring    bool
@@ -47,6 +48,7 @@ func (q *queue) publish() {
 	g.started.Store(uint32(q.started))
 	g.operations.Store(uint32(q.engine.UnderWay()))
 	g.bytes.Store(int64(q.data.used))
+	g.held.Store(int64(q.data.dirty + q.meta.dirty))
 	g.waitsForMemory.Store(q.hungry.len() > 0)
 	if q.persistent != nil {
 		g.persistent.Store(int64(q.persistent.count))
@@ -62,7 +64,7 @@ func (c *Conn) Status(i int) QueueStatus {
 		Size:     uint32(len(q.requests)),
 		Ring:     blkif.RingState{ReqProd: idx(0), ReqEvent: idx(1), RspProd: idx(2), RspEvent: idx(3), Cons: idx(4)},
 		InFlight: int(g.consumed.Load()), Operations: int(g.operations.Load()),
-		Bytes: g.bytes.Load(), Persistent: int(g.persistent.Load()),
+		Bytes: g.bytes.Load(), Held: g.held.Load(), Persistent: int(g.persistent.Load()),
 		Memory: g.waitsForMemory.Load(), IOUring: g.uring.Load(), Broken: g.broken.Load(), Adopted: q.adopted,
 	}
 	s.Waiting = max(s.InFlight-int(g.started.Load()), 0)
