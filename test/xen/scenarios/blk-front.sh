@@ -29,7 +29,7 @@ make_guest u1 vif= memory=320 disk="$(disk "$IMAGES/big.img" xvda)" cmdline="no-
 make_guest u2 vif= disk="$(disk "$IMAGES/next.img" xvda)"
 up u1 u2
 begin_load u2 /dev/xvda 2m
-start_disk_agent u1 '{"front":{"queues":2,"order":4,"indirect":4096,"pages":4096}}'
+start_disk_agent u1 '{"front":{"order":4,"indirect":4096,"pages":4096}}'
 agent u1 info
 load "1 to 4096 segments" '"requests":12,"depth":2,"min_segments":1,"max_segments":4096,"reads":40,"flushes":10'
 load "4096 segments" '"requests":3,"min_segments":4096,"reads":50'
