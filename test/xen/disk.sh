@@ -43,9 +43,9 @@ kill_blkbackd() {
 	BLKBACKD=
 }
 
-# A guest with a disk of qdisk needs this as its key config: where xl finds QEMU, which it starts
-# with the first such disk.
-QEMU='device_model_override = "/tmp/hvm/qemu"'
+# A guest with a disk of qdisk needs this as its key config: where xl finds QEMU.
+QEMU='device_model_version = "qemu-xen"
+device_model_override = "/tmp/hvm/qemu"'
 
 # serve_disks [ARGUMENT...] makes SERVER ready.
 serve_disks() {

@@ -67,15 +67,28 @@ phase() {
 	items
 	if [ "$SERVER" = blkbackd ]; then blkbackd stats "$(vbd u1)" | grep -vE ' 0 ' || true; fi
 	within 60000 "detach" xl block-detach u1 xvda
-	eventually 60 "the disk is gone" no_disks
+	eventually 60 "the disk is gone" not xenstore-exists "$(disk_backend u1)"
 	if [ "$BLKBACKD" ]; then stop_blkbackd; fi
 	if [ -d /sys/module/xen_blkback ]; then rmmod xen-blkback; fi
 }
 
+# fresh [QEMU] makes the guest. xl starts QEMU only with a guest that has a disk of qdisk.
+fresh() {
+	local disk='' config=''
+	[ -z "${DOMID[u1]:-}" ] || destroy u1
+	if [ $# = 1 ]; then
+		SERVER=qdisk
+		serve_disks
+		image dummy.img 1M >/dev/null
+		disk=$(disk "$IMAGES/dummy.img" xvdp) config=$1
+	fi
+	guest u1 vif= disk="$disk" config="$config" cmdline="xen_blkfront.max_indirect_segments=$SEGMENTS"
+}
+
 # A file without holes.
 dd if=/dev/zero of="$IMAGES/disk.img" bs=1M count=64 2>/dev/null
-guest u1 vif= disk= config="$QEMU" cmdline="xen_blkfront.max_indirect_segments=$SEGMENTS"
 for order in $ORDER; do
+	[ "$order" = Q ] || [ "${DOMID[u1]:-}" ] || fresh
 	case $order in
 	K) phase blkback blkback ;;
 	KC)
@@ -85,7 +98,11 @@ for order in $ORDER; do
 	P) phase blkbackd blkbackd ;;
 	C) phase blkbackd-copy blkbackd --persistent=false ;;
 	D) phase blkbackd-direct blkbackd --persistent=false --max-indirect-segments=0 ;;
-	Q) phase qdisk qdisk ;;
+	Q)
+		fresh "$QEMU"
+		phase qdisk qdisk
+		destroy u1
+		;;
 	*) fail "order: $order" ;;
 	esac
 done

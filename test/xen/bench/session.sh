@@ -10,5 +10,5 @@ cd /tmp || exit
 . /host/parameters
 bash /host/lib.sh "$KIND" </dev/null
 echo $? >/host/code
-cp /tmp/netbackd.log /tmp/blkbackd.log /var/log/xen/*.log /var/log/xen/console/guest-*.log /host/logs/
+cp /tmp/*backd.log /var/log/xen/*.log /var/log/xen/console/guest-*.log /host/logs/
 dmesg >/host/logs/dmesg
