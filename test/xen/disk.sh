@@ -161,6 +161,7 @@ leave_disks() {
 	local name said
 	for name in "${!DOMID[@]}"; do destroy "$name"; done
 	eventually 60 "no disk is left" no_disks
+	[ ! -d /tmp/mnt ] || umount /tmp/mnt
 	[ ! -d /sys/module/brd ] || rmmod brd
 	[ -z "$BLKBACKD" ] || stop_blkbackd
 	[ ! -d /sys/module/xen_blkback ] || rmmod xen-blkback

@@ -3,8 +3,8 @@
 #
 # The life of disks: a guest sees the new size of a file that has grown under its mounted file
 # system, and grows that; what it discards is gone from the file's blocks; a disk is detached
-# and attached under load; the guest is saved and restored under load; xen-blkfront is loaded
-# again; and the guest is destroyed under load. xl reports a missing file and a second writer.
+# and attached under load; the guest is saved and restored under load; its front end disconnects and
+# connects again; and the guest is destroyed under load. xl reports a missing file and a second writer.
 # Meanwhile a neighbour reads and writes without an error.
 
 . /host/disk.sh
@@ -80,8 +80,9 @@ rm /tmp/u1.save
 DOMID[u1]=$(xl domid u1)
 end_fio u1 moved 240
 
-say "-- the module is loaded again"
-in_guest u1 "rmmod xen-blkfront && modprobe xen-blkfront && until test -b /dev/xvda && test \"\$(cat /sys/block/xvda/size)\" != 0; do sleep 0.1; done" 60
+say "-- the front end disconnects and connects again"
+in_guest u1 "cd /sys/bus/xen/drivers/vbd && echo vbd-51712 >unbind && echo vbd-51712 >bind &&
+	until test -b /dev/xvda && test \"\$(cat /sys/block/xvda/size)\" != 0; do sleep 0.1; done" 60
 fio u1 reload 120 --filename=/dev/xvda --rw=randread --bs=128k --size=16m --iodepth=8
 in_guest u1 "dmesg | grep blkfront: | tail -n 2"
 healthy u2

@@ -4,17 +4,21 @@
 #
 # fio writes patterns to disks and verifies them, in two guests at the same time: with indirect
 # requests of 256 segments, a ring of 16 pages and two queues, and with the defaults of
-# xen-blkfront. The images are a file and a block device. Then fio writes with an fsync after
-# every few writes, and blkbackd is killed and started again three times; nothing that was
-# written is lost, and neither guest sees an error.
+# xen-blkfront. The images are a file on ext4 and a block device. Then fio writes with an fsync
+# after every few writes, and blkbackd is killed and started again three times, with each cache
+# mode; nothing that was written is lost, and neither guest sees an error.
 
 . /host/disk.sh
 
 verify="--verify=crc32c --verify_fatal=1 --do_verify=1"
 serve_disks --max-queues=2
-modprobe brd rd_nr=1 rd_size=98304
-image file.img 96M >/dev/null
-make_guest u1 vif= vcpus=2 disk="$(disk "$IMAGES/file.img" xvda)" cmdline="$LARGE"
+modprobe -a crc32c_generic ext4
+modprobe brd rd_nr=2 rd_size=131072
+mkfs.ext4 -q /dev/ram1
+mkdir /tmp/mnt
+mount -t ext4 /dev/ram1 /tmp/mnt
+image /tmp/mnt/file.img 96M >/dev/null
+make_guest u1 vif= vcpus=2 disk="$(disk /tmp/mnt/file.img xvda)" cmdline="$LARGE"
 make_guest u2 vif= disk="$(disk /dev/ram0 xvda)"
 up u1 u2
 in_guest u1 "dmesg | grep blkfront:"
@@ -29,13 +33,16 @@ if ours; then
 	blkbackd show "$(vbd u1)"
 	begin_fio u1 kill --filename=/dev/xvda --rw=randwrite --bsrange=4k-256k --size=32m --iodepth=16 --fsync=16 --rate=3m $verify
 	begin_fio u2 kill --filename=/dev/xvda --rw=randwrite --bs=4k --size=4m --iodepth=16 --fsync=8 --rate=400k $verify
-	for round in 1 2 3; do
+	round=0
+	for cache in writeback direct auto; do
+		round=$((round + 1))
 		pause 1
 		fio_runs u1 kill
 		fio_runs u2 kill
 		kill_blkbackd
 		pause 0.$round
-		within 60000 "start $round" start_blkbackd --max-queues=2
+		within 60000 "start $round, --cache=$cache" start_blkbackd --max-queues=2 --cache=$cache
+		blkbackd show "$(vbd u1)" | grep '^cache'
 	done
 	end_fio u1 kill 300
 	end_fio u2 kill 300
