@@ -113,7 +113,7 @@ func (s *source) Adopt(name string) error    { return s.do("adopt", name) }
 
 var testDaemon = blkcontrol.Daemon{
 	Version: "v1", PID: 4711, Since: since, Uring: "in use", MaxQueues: 4, MaxSegments: 256, Persistent: true, Cache: "auto",
-	MaxVbds: 64, GuestMemory: 64 << 20, Queues: 2, AllQueues: 4096, Threads: 20, MaxThreads: 4300,
+	MaxVbds: 64, GuestMemory: 64 << 20, Queues: 2, AllQueues: 4096, Maps: 7, MaxMaps: 33792, Threads: 20, MaxThreads: 4300,
 }
 
 // serve runs a daemon's end until the test ends, and returns its run directory.
@@ -230,6 +230,7 @@ cache       auto
 offers      4 queues for each disk, 256 segments for each request, persistent grants on
 of a guest  at most 64 disks, and 67.1M bytes in flight
 queues      2, at most 4096
+mapped      7 pages by persistent grants, at most 33792
 threads     20, at most 4300
 log         0 lines lost
 `

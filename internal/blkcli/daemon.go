@@ -80,7 +80,7 @@ func (d *blkDaemon) setUp(open Opener) (err error) {
 		Version: command.Version(), PID: os.Getpid(), Since: time.Now(), Uring: daemon.UringState(d.uring),
 		MaxQueues: d.maxQueues, MaxSegments: d.maxSegs, Persistent: d.persistent, Cache: d.mode.String(),
 		MaxVbds: d.maxVbds, GuestMemory: int64(d.memory) << 20,
-		AllQueues: d.pool.MaxThreads(), MaxThreads: maxThreads(d.pool.MaxThreads()),
+		AllQueues: d.pool.MaxThreads(), MaxMaps: blkplane.DefaultMaxMaps, MaxThreads: maxThreads(d.pool.MaxThreads()),
 	}
 	return nil
 }
@@ -99,7 +99,7 @@ func (d *blkDaemon) close() (err error) {
 // now returns the status of the daemon.
 func (d *blkDaemon) now() blkcontrol.Daemon {
 	s := d.status
-	s.LogLost, s.Threads, s.Queues = d.LogLost(), daemon.Threads(), d.pool.Threads()
+	s.LogLost, s.Threads, s.Queues, s.Maps = d.LogLost(), daemon.Threads(), d.pool.Threads(), d.pool.Maps()
 	return s
 }
 

@@ -83,6 +83,7 @@ func writeDaemon(w io.Writer, d *blkcontrol.Daemon, now time.Time) error {
 		plural(d.MaxQueues, "queue"), max(d.MaxSegments, 11), command.OnOff(d.Persistent))
 	row("of a guest", "at most %d disks, and %s bytes in flight", d.MaxVbds, command.Size(uint64(d.GuestMemory)))
 	row("queues", "%d, at most %d", d.Queues, d.AllQueues)
+	row("mapped", "%d pages by persistent grants, at most %d", d.Maps, d.MaxMaps)
 	row("threads", "%d, at most %d", d.Threads, d.MaxThreads)
 	row("log", "%d lines lost", d.LogLost)
 	return t.Flush()

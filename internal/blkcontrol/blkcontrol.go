@@ -52,8 +52,11 @@ type Daemon struct {
 	MaxVbds     int    `json:"vbds_per_guest_max"`
 	GuestMemory int64  `json:"guest_memory_max"` // bytes of a guest's data in flight
 
-	Queues     int `json:"queues"`      // present number of queues, each with a thread
-	AllQueues  int `json:"queues_all"`  // bound of that number
+	Queues    int `json:"queues"`     // present number of queues, each with a thread
+	AllQueues int `json:"queues_all"` // bound of that number
+	Maps      int `json:"maps"`       // pages of guests that stay mapped, by persistent grants
+	MaxMaps   int `json:"maps_max"`   // bound of that number; further pages are copied
+
 	Threads    int `json:"threads"`     // present number of threads of the process
 	MaxThreads int `json:"threads_max"` // bound of that number
 
