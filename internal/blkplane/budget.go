@@ -66,6 +66,14 @@ func (s *share) take(n int64) bool {
 	return true
 }
 
+// close returns what the queue has of the budget.
+func (s *share) close() {
+	if s.taken > 0 {
+		s.guest.give(s.taken)
+		s.taken = 0
+	}
+}
+
 // give returns n bytes, to the budget first.
 func (s *share) give(n int64) {
 	back := min(n, s.taken)

@@ -24,9 +24,15 @@ func (q *queue) sync() {
 //
 // A flush that fails may be the only one to report that data was lost: the kernel marks
 // the pages clean and reports the error once. So from then on no flush of the connection
-// succeeds.
+// succeeds, also if a successor serves it. One that was interrupted is made again.
 func (q *queue) synced(res int32) {
-	if res < 0 {
+	switch {
+	case res == -int32(unix.EINTR), res == -int32(unix.EAGAIN):
+		q.tally[Syncs]++
+		q.engine.Sync(userSync)
+		return
+	case res < 0:
+		q.journal.lose()
 		q.conn.lost.Store(true)
 	}
 	lost := q.conn.lost.Load()

@@ -28,6 +28,7 @@ import (
 //	 2  connection: protocol, port, number of grefs, 16 grefs, stamp of 4 words
 //	25  req_cons: requests before it were consumed
 //	26  responses: sequence, base, count
+//	29  not 0 if a flush has failed
 //	32  responses, 4 words each: id, op and status, index of the request
 //	    entries, 32 words each: state, index of the request, slot of 28 words, -
 //
@@ -75,6 +76,7 @@ const (
 	jSeq     = jCons + 1
 	jBase    = jCons + 2
 	jCount   = jCons + 3
+	jLost    = jCons + 4
 	jRsp     = 32
 	rspWords = 4
 
@@ -90,7 +92,7 @@ const (
 )
 
 const (
-	_ = uint(jRsp - jCount - 1)                         // the header fits
+	_ = uint(jRsp - jLost - 1)                          // the header fits
 	_ = uint(entryWords - eSlot - len(blkif.Slot{})/4)  // a slot fits
 	_ = uint(len(blkif.Slot{})/4*4 - len(blkif.Slot{})) // and is made of words
 )
@@ -229,6 +231,12 @@ func (j *Journal) consumed(i blkif.Index) {
 	store(j.words, jCons, uint32(i))
 	j.at(stepCons)
 }
+
+// lose records that a flush of the connection has failed.
+func (j *Journal) lose() { store(j.words, jLost, 1) }
+
+// lost reports whether a flush of the connection has failed.
+func (j *Journal) lost() bool { return load(j.words, jLost) != 0 }
 
 // answer is a response with the entry of its request.
 type answer struct {

@@ -19,8 +19,8 @@ func (q *queue) feed() {
 		q.copies, q.begun = q.copies[:0], q.begun[:0]
 		more := q.plan()
 		q.grantCopy()
-		q.writeOut()
-		if !more {
+		failed := q.writeOut()
+		if !more && !failed {
 			return
 		}
 		// The disk works on this part while the next is copied.
@@ -137,8 +137,9 @@ func (q *queue) load(id uint16) {
 	q.begun = append(q.begun, id)
 }
 
-// writeOut queues the writes whose data was fetched.
-func (q *queue) writeOut() {
+// writeOut queues the writes whose data was fetched. It reports whether any have failed: no
+// completion will tell that their memory is free.
+func (q *queue) writeOut() (failed bool) {
 	for _, id := range q.begun {
 		op := &q.operations[id]
 		if q.copied(op) {
@@ -146,9 +147,11 @@ func (q *queue) writeOut() {
 		} else {
 			q.fail(op.entry, refusal(blkif.ReasonGrant), nil)
 			q.endOperation(id)
+			failed = true
 		}
 	}
 	q.begun = q.begun[:0]
+	return failed
 }
 
 // copied reports whether all copies of an operation were made.

@@ -81,6 +81,7 @@ type queue struct {
 	masked    bool // the port is to be unmasked
 	spurious  int  // events in a row that brought no request
 	unmaskAt  time.Time
+	more      bool // there is work, so it must not sleep
 	resting   bool // asleep with a time limit
 	sweepAt   time.Time
 	turns     uint
@@ -249,6 +250,9 @@ func (q *queue) attach(cfg *QueueConfig) (err error) {
 			// Resume counts from rsp_prod as it is, so the batch that is to be
 			// published again is among the requests in flight.
 			q.adopted = true
+			if q.journal.lost() {
+				q.conn.lost.Store(true)
+			}
 			return q.ring.Resume(q.found.cons)
 		}
 		if header.RspProd != 0 {
@@ -317,6 +321,7 @@ func (q *queue) release() {
 			errs = append(errs, b.close())
 		}
 	}
+	q.share.close() // a queue that has stopped does not end its operations one by one
 	q.ring = nil
 	if q.pages != nil {
 		errs = append(errs, q.pages.Unmap())

@@ -34,11 +34,11 @@ type QueueStatus struct {
 }
 
 // publish sets the gauges.
-func (q *queue) publish() {
+func (q *queue) publish() error {
 	g := &q.gauges
 	if q.state == broken {
 		g.broken.Store(true)
-		return
+		return nil
 	}
 	s := q.ring.State()
 	for i, v := range [...]blkif.Index{s.ReqProd, s.ReqEvent, s.RspProd, s.RspEvent, s.Cons} {
@@ -53,6 +53,7 @@ func (q *queue) publish() {
 	if q.persistent != nil {
 		g.persistent.Store(int64(q.persistent.count))
 	}
+	return nil
 }
 
 // Status returns a snapshot of queue i. It does not wait for the queue.

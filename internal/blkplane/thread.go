@@ -88,13 +88,14 @@ func (q *queue) run() {
 	defer q.end()
 	if err := q.openEngine(); err != nil {
 		q.stop(fmt.Errorf("disk engine: %w", err))
+		close(q.drained) // it has consumed nothing
 		<-q.asked
 		return
 	}
 	q.guard(q.resume)
 	for {
 		q.guard(q.turn)
-		q.publish()
+		q.guard(q.publish)
 		if q.over() {
 			return
 		}
@@ -222,19 +223,17 @@ func (q *queue) obey() {
 func (q *queue) sleep() error {
 	timeout, n := time.Duration(-1), 1
 	q.resting = false
-	more, err := q.idle()
-	switch {
-	case err != nil:
-		q.stop(err)
-	case more:
+	q.more = false
+	q.guard(q.idle)
+	if q.more {
 		timeout, n = 0, 0
-	default:
+	} else {
 		timeout = q.timeout()
 	}
 	q.resting = timeout > 0
 	q.tally[Syscalls]++
 	q.stats.flush(&q.tally)
-	err = q.engine.SubmitAndWait(n, timeout)
+	err := q.engine.SubmitAndWait(n, timeout)
 	switch {
 	case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.EBUSY), errors.Is(err, unix.EINTR):
 		return nil // the kernel is short of memory: take completions and try again
@@ -242,22 +241,23 @@ func (q *queue) sleep() error {
 	return err
 }
 
-// idle prepares the queue to sleep, and reports whether it must not.
-func (q *queue) idle() (more bool, err error) {
+// idle prepares the queue to sleep, and sets more if it must not.
+func (q *queue) idle() (err error) {
 	q.checkDrained()
 	if len(q.reads) > 0 && q.state != broken {
-		return true, nil
+		q.more = true
+		return nil
 	}
 	if q.state != serving {
-		return false, nil
+		return nil
 	}
 	if q.pending.len() > 0 || q.hungry.len() > 0 {
-		return false, nil // a completion will free memory, and end a barrier's wait
+		return nil // a completion will free memory, and end a barrier's wait
 	}
-	if more, err = q.ring.Arm(); more || err != nil {
-		return more, err
+	if q.more, err = q.ring.Arm(); q.more || err != nil {
+		return err
 	}
-	return false, q.unmask()
+	return q.unmask()
 }
 
 // checkDrained reports to a Drain that everything was answered. A queue that has stopped
