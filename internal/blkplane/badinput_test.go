@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -284,6 +283,11 @@ func ask(ctx context.Context, q *blkfront.Queue, r *blkfront.Request) (blkfront.
 	if err := q.Push(); err != nil {
 		return blkfront.Answer{}, err
 	}
+	return await(ctx, q)
+}
+
+// await waits for the next answer.
+func await(ctx context.Context, q *blkfront.Queue) (blkfront.Answer, error) {
 	for {
 		a, ok, err := q.Poll()
 		if ok || err != nil {
@@ -347,39 +351,6 @@ func badInput(t *testing.T, pool *blkplane.Pool, cfg guestConfig, c *blkcases.Ca
 	}
 	if got := g.content(); !bytes.Equal(got, p.Disk()) {
 		t.Error("the host's disk is not what the guest reads")
-	}
-}
-
-// TestRandomRequests makes random requests, good and bad, to each kind of disk.
-func TestRandomRequests(t *testing.T) {
-	for i, kind := range []blkcases.Disk{blkcases.Plain, blkcases.ReadOnly, blkcases.Blocks4K, blkcases.Bare, blkcases.Plain} {
-		persist := i == 4
-		protocol := blkif.Protocols()[i%3].String()
-		t.Run(fmt.Sprintf("%v, persistent %v, %s", kind, persist, protocol), func(t *testing.T) {
-			pool := blkplane.NewPool(blkplane.Options{NoUring: i == 1})
-			g := newGuest(t, pool, 5, guestConfig{kind: kind, protocol: protocol, persist: persist, order: i})
-			p := g.player(t, persist)
-			seed := rand.Uint64()
-			rnd := rand.New(rand.NewPCG(seed, 1))
-			ctx, cancel := context.WithTimeout(t.Context(), 3*patience)
-			defer cancel()
-			want := map[string]uint64{}
-			for range 150 {
-				c := blkcases.Random(rnd, p.World())
-				if err := p.Play(ctx, &c); err != nil {
-					t.Fatalf("seed %d: %s (%v): %v", seed, c.Name, c.Want.Error(), err)
-				}
-				if c.Want != blkif.ReasonNone {
-					want[c.Want.String()]++
-				}
-			}
-			if got := g.failures(); !maps.Equal(got, want) {
-				t.Errorf("seed %d: failures %v, want %v", seed, got, want)
-			}
-			if !bytes.Equal(g.content(), p.Disk()) {
-				t.Errorf("seed %d: the host's disk is not what the guest reads", seed)
-			}
-		})
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"strconv"
 
 	"github.com/netbackd/netbackd/internal/disk"
+	"github.com/netbackd/netbackd/pkg/blkif"
 )
 
 // Keys of what the backend publishes of the disk when it connects.
@@ -27,13 +28,6 @@ var diskKeys = [...]string{
 	flushKey, barrierKey, discardKey, granularityKey, alignmentKey, secureKey,
 	persistentKey, sectorsKey, infoKey, sectorSizeKey, physicalSizeKey,
 }
-
-// Bits of the node info (VDISK_ in blkif.h).
-const (
-	infoCDROM     = 1
-	infoRemovable = 2
-	infoReadOnly  = 4
-)
 
 // diskNodes returns the nodes that describe the disk to the frontend. All are written each
 // time: another back end, or an earlier connection, may have left others.
@@ -61,13 +55,13 @@ func diskNodes(d *disk.Disk, t *target, persistent bool) []node {
 
 func info(t *target) (n int) {
 	if t.cdrom() {
-		n |= infoCDROM
+		n |= blkif.InfoCDROM
 	}
 	if t.removable {
-		n |= infoRemovable
+		n |= blkif.InfoRemovable
 	}
 	if t.readOnly() {
-		n |= infoReadOnly
+		n |= blkif.InfoReadOnly
 	}
 	return n
 }

@@ -3,6 +3,7 @@
 package blkcases
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -217,13 +218,31 @@ func (p *Player) checkPages(c *Case, shot *Shot, status blkif.Status, before map
 		}
 	}
 	for _, g := range p.all() {
-		for i, b := range g.Mem {
-			if f := free[g.Gref]; b != before[g.Gref][i] && (f == nil || !f[i/blkif.SectorSize]) {
-				return fmt.Errorf("byte %d of page %d is %#x, want %#x", i, g.Gref, b, before[g.Gref][i])
+		f := free[g.Gref]
+		for k := range 8 {
+			if f != nil && f[k] {
+				continue
+			}
+			at := k * blkif.SectorSize
+			if i, ok := differ(g.Mem[at:at+blkif.SectorSize], before[g.Gref][at:]); ok {
+				return fmt.Errorf("byte %d of page %d is %#x, want %#x", at+i, g.Gref, g.Mem[at+i], before[g.Gref][at+i])
 			}
 		}
 	}
 	return nil
+}
+
+// differ returns the first byte of a that is not that of b.
+func differ(a, b []byte) (at int, ok bool) {
+	if bytes.Equal(a, b[:len(a)]) {
+		return 0, false
+	}
+	for i := range a {
+		if a[i] != b[i] {
+			return i, true
+		}
+	}
+	return 0, false
 }
 
 // checkDisk reads the disk and compares it with what it must hold. A write that was served has
@@ -249,18 +268,26 @@ func (p *Player) checkDisk(ctx context.Context, shot *Shot, reason blkif.Reason,
 			data = make([]byte, shot.Sectors()*blkif.SectorSize)
 		}
 	}
-	at := int(shot.Request.Sector) * blkif.SectorSize
+	from, to := 0, 0 // sectors that the request may have changed
+	if len(data) > 0 {
+		from = int(shot.Request.Sector)
+		to = from + len(data)/blkif.SectorSize
+	}
 	must := reason == blkif.ReasonNone && op != blkif.OpDiscard
-	for i := range got {
-		want, also := p.disk[i], p.disk[i]
-		if len(data) > 0 && i >= at && i < at+len(data) {
-			also = data[i-at]
+	for sector := range len(got) / blkif.SectorSize {
+		at := sector * blkif.SectorSize
+		is, want := got[at:at+blkif.SectorSize], p.disk[at:]
+		if sector >= from && sector < to {
+			also := data[(sector-from)*blkif.SectorSize:]
+			if _, other := differ(is, also); !other {
+				continue
+			}
 			if must {
 				want = also
 			}
 		}
-		if got[i] != want && got[i] != also {
-			return fmt.Errorf("byte %d of sector %d is %#x, want %#x", i%blkif.SectorSize, i/blkif.SectorSize, got[i], want)
+		if i, ok := differ(is, want); ok {
+			return fmt.Errorf("byte %d of sector %d is %#x, want %#x", i, sector, is[i], want[i])
 		}
 	}
 	p.disk = got
