@@ -124,19 +124,22 @@ func TestDirectOnFileSystem(t *testing.T) {
 		name   string
 		dir    string
 		size   int
+		told   int
 		direct bool
 		sector int
 	}{
-		{"4Kn, whole blocks", large, 1 << 20, true, 4096},
-		{"4Kn, half a block", large, 1<<20 + 512, false, 512},
-		{"journalled data", journal, 1 << 20, false, 512},
+		{"4Kn, whole blocks", large, 1 << 20, 0, true, 4096},
+		{"4Kn, as a guest was told", large, 1 << 20, 4096, true, 4096},
+		{"4Kn, other than a guest was told", large, 1 << 20, 512, false, 512},
+		{"4Kn, half a block", large, 1<<20 + 512, 0, false, 512},
+		{"journalled data", journal, 1 << 20, 0, false, 512},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			path := tt.dir + "/disk.img"
 			if err := os.WriteFile(path, make([]byte, tt.size), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			d := open(t, Options{Path: path, Cache: CacheDirect})
+			d := open(t, Options{Path: path, Cache: CacheDirect, SectorSize: tt.told})
 			direct, why := d.Direct()
 			if direct != tt.direct || direct == (why != "") || d.SectorSize() != tt.sector || d.Sectors() != uint64(tt.size/512) {
 				t.Errorf("direct %v because of %q, %d sectors of %d bytes: want %v, %d", direct, why, d.Sectors(), d.SectorSize(), tt.direct, tt.sector)

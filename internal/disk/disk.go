@@ -79,6 +79,7 @@ type Disk struct {
 
 	// Set before Open returns.
 	direct       bool
+	sectorMost   int    // bound of sectorSize for a file; 0: none
 	bufferedWhy  string // why a direct disk is not
 	memAlign     uint32
 	sectorSize   uint32

@@ -87,6 +87,8 @@ func (d *Disk) alignDirect(st *unix.Statx_t) error {
 		d.bufferedWhy = "the file system has no direct operations on this file"
 	case st.Dio_offset_align > maxSectorSize:
 		d.bufferedWhy = fmt.Sprintf("direct operations need blocks of %d bytes", st.Dio_offset_align)
+	case d.sectorMost != 0 && int(unit) > d.sectorMost:
+		d.bufferedWhy = fmt.Sprintf("direct operations need blocks of %d bytes, and the guest was told %d", unit, d.sectorMost)
 	case st.Size%uint64(unit) != 0:
 		d.bufferedWhy = fmt.Sprintf("direct operations need blocks of %d bytes, and the file's size is no multiple", unit)
 	default:

@@ -18,7 +18,7 @@ func Open(ctx context.Context, o Options) (*Disk, error) {
 		return newNull(&o), nil
 	}
 	o.ReadOnly = o.ReadOnly || o.CDROM
-	d := &Disk{id: Identity{Path: o.Path}, fd: -1, readOnly: o.ReadOnly}
+	d := &Disk{id: Identity{Path: o.Path}, fd: -1, readOnly: o.ReadOnly, sectorMost: o.SectorSize}
 	if err := d.identify(); err != nil {
 		return nil, err
 	}

@@ -60,6 +60,10 @@ type Options struct {
 
 	Cache Cache
 
+	// SectorSize, if it is not 0, is the sector size that a guest was told, which it keeps
+	// to. A file whose direct operations need more goes through the page cache.
+	SectorSize int
+
 	// NullSize makes a null store of so many bytes instead: writes go nowhere. Reads
 	// give zeroes, or with NullLeave leave the buffer as it is, which shows a guest
 	// what other requests left there: for measurements only.

@@ -10,6 +10,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/netbackd/netbackd/internal/disk"
+	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
 // diskState is the disk of a vbd. It is opened by another goroutine, since that may wait
@@ -77,6 +78,9 @@ func (v *Vbd) openDisk(ctx context.Context) error {
 	if err != nil {
 		v.diskFailed(ctx, err)
 		return errWait
+	}
+	if v.own == xenbus.Connected {
+		o.SectorSize = v.nodes.shown.sectorSize // the guest may use parts of larger ones
 	}
 	attempt, cancel := context.WithCancel(ctx)
 	d.cancel = cancel

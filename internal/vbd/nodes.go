@@ -169,11 +169,13 @@ const maxQueues = 256
 // shown is what the nodes tell of the disk to which the frontend is connected.
 type shown struct {
 	sectors    string
+	sectorSize int
 	persistent bool
 }
 
 func (s *shown) readBack(text func(key string) string) {
-	*s = shown{text(sectorsKey), text(persistentKey) == "1"}
+	size, _ := xenbus.ParseUint("", text(sectorSizeKey), 0, blkif.PageSize)
+	*s = shown{text(sectorsKey), int(size), text(persistentKey) == "1"}
 }
 
 // node is a key of the backend directory.

@@ -205,7 +205,7 @@ func (v *Vbd) showConnected(ctx context.Context) error {
 	if err := v.show(ctx, xenbus.Connected, list); err != nil {
 		return err
 	}
-	v.nodes.shown.sectors, v.nodes.shown.persistent = sectorsText(v.disk.open), c.persistent
+	v.nodes.shown = shown{sectorsText(v.disk.open), v.disk.open.SectorSize(), c.persistent}
 	v.log.Info("connected", zap.Bool("again", !first), zap.Int("queues", len(c.frontend.queues)),
 		zap.Stringer("protocol", c.frontend.protocol), zap.Uint64("sectors", v.disk.open.Sectors()))
 	v.clearError(ctx)

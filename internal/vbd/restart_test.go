@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/netbackd/netbackd/internal/disk"
 	"github.com/netbackd/netbackd/pkg/blkif"
 	"github.com/netbackd/netbackd/pkg/gntdev"
@@ -193,6 +195,28 @@ func TestPersistentAfterRestart(t *testing.T) {
 	w.works(0)
 	if w.v.status().Connection.Persistent || w.host.Usage().Pages != 1 {
 		t.Errorf("pages stay mapped: %v", w.host.Usage())
+	}
+}
+
+// TestSectorSizeAfterRestart: a successor opens the disk for the sectors that the guest was
+// told of, not for the larger ones that another cache mode would need.
+func TestSectorSizeAfterRestart(t *testing.T) {
+	w := newWorld(t)
+	var asked []int
+	open := w.v.disk.openFile
+	watch := func(ctx context.Context, o disk.Options) (*disk.Disk, error) {
+		asked = append(asked, o.SectorSize)
+		return open(ctx, o)
+	}
+	w.v.disk.openFile = watch
+	w.up(1, 0)
+	w.wantKeys("sector-size", "512")
+	w.restart()
+	w.v.disk.openFile = watch
+	w.wantSteps("open connect")
+	w.works(0)
+	if diff := cmp.Diff([]int{0, 512}, asked); diff != "" {
+		t.Errorf("sector sizes asked for (-want +got):\n%s", diff)
 	}
 }
 
