@@ -58,8 +58,9 @@ say "-- bad requests"
 expect_error "quarantine|breach|req_prod|broke"
 agent u1 detach >/dev/null
 destroy u1
-image bad.img 1M >/dev/null
-guest u3 vif= memory=192 disk="$(disk "$IMAGES/bad.img" xvda)" cmdline="no-netfront no-blkfront" file=/host/blkbackd-lab
+image bad.img 512K >/dev/null
+image read.img 512K >/dev/null
+guest u3 vif= memory=192 disk="$(disk "$IMAGES/bad.img" xvda) $(disk "$IMAGES/read.img" xvdb ro)" cmdline="no-netfront no-blkfront" file=/host/blkbackd-lab
 start_disk_agent u3 '{"front":{"order":1,"indirect":4096}}'
 for abi in x86_64-abi x86_32-abi; do
 	again u3 "\"protocol\":\"$abi\",\"order\":1,\"indirect\":4096"
@@ -67,6 +68,10 @@ for abi in x86_64-abi x86_32-abi; do
 	say "$abi: $said"
 	! grep -q '"wrong"' <<<"$said" || fail "bad requests"
 done
+agent u3 attach '{"name":"xvdb","front":{"dir":"device/vbd/51728","indirect":4096}}' >/dev/null
+said=$(agent u3 cases '{"disk":"xvdb"}') || fail "$said"
+say "read-only: $said"
+! grep -q '"wrong"' <<<"$said" || fail "bad requests to a read-only disk"
 blkbackd show "$(vbd u3)" | sed -n '/^COUNTER/,$p'
 for name in "req_prod one slot beyond the ring" "req_prod far beyond the ring"; do
 	agent u3 case "{\"case\":\"$name\"}" >/dev/null
