@@ -204,6 +204,8 @@ func (q *queue) complete() int {
 			// The operation has ended, and its memory is not used any more.
 		case c.User == userEvents && c.Res < 0:
 			q.stop(fmt.Errorf("poll the event channel: %w", unix.Errno(-c.Res)))
+		case c.User == userExchange:
+			q.failed = true
 		case c.User == userEvents:
 			q.fired = true
 		case c.User == userSync:

@@ -59,6 +59,7 @@ type queue struct {
 
 	commands atomic.Uint32
 	bell     bell
+	exchange *gntdev.Arena // a port that was read, and the port; nil: system calls
 	asked    chan struct{} // closed with cmdClose
 	drained  chan struct{} // closed when it has answered everything after cmdDrain
 	ended    chan struct{} // closed when it has released everything
@@ -73,21 +74,24 @@ type queue struct {
 	engine  *diskio.Engine
 
 	// State.
-	state     state
-	drainSent bool // drained is closed
-	rung      bool // there are commands
-	fired     bool // events has ports
-	woken     bool // by an event, in this turn
-	masked    bool // the port is to be unmasked
-	spurious  int  // events in a row that brought no request
-	unmaskAt  time.Time
-	more      bool // there is work, so it must not sleep
-	resting   bool // asleep with a time limit
-	sweepAt   time.Time
-	turns     uint
-	ports     [2]evtchn.Port
-	limits    blkif.Limits
-	noticed   [2]time.Time // last BadRequest and DiskError
+	state      state
+	drainSent  bool // drained is closed
+	rung       bool // there are commands
+	fired      bool // events has ports
+	woken      bool // by an event, in this turn
+	masked     bool // the port is to be unmasked
+	unread     bool // the port that fired was not read
+	failed     bool // an exchange failed
+	noExchange bool // since then
+	spurious   int  // events in a row that brought no request
+	unmaskAt   time.Time
+	more       bool // there is work, so it must not sleep
+	resting    bool // asleep with a time limit
+	sweepAt    time.Time
+	turns      uint
+	ports      [2]evtchn.Port
+	limits     blkif.Limits
+	noticed    [2]time.Time // last BadRequest and DiskError
 
 	// Requests, by their entry in the journal.
 	requests []request
@@ -187,6 +191,7 @@ const (
 	userSync = maxOperations + iota
 	userEvents
 	userWake
+	userExchange
 )
 
 // newQueue opens what a queue needs before it can be served.
@@ -336,6 +341,9 @@ func (q *queue) release() {
 		errs = append(errs, q.grants.Close())
 	}
 	q.bell.close()
+	if q.exchange != nil {
+		errs = append(errs, q.exchange.Close())
+	}
 	if err := errors.Join(errs...); err != nil {
 		q.conn.pool.opts.Warn(fmt.Errorf("queue %d: release: %w", q.index, err))
 	}

@@ -250,6 +250,18 @@ func (e *Engine) Poll(fd int, events uint32, user uint64) error {
 	return e.addPoll(fd, events, user)
 }
 
+// Exchange reads n bytes of fd to from and then writes n bytes at to to it, with the next
+// SubmitAndWait and without a system call of its own. The file must be non-blocking and
+// ready for both. There is a completion with user only for a failure. It returns false
+// without io_uring: then make the calls. Once for each SubmitAndWait.
+func (e *Engine) Exchange(fd int, from, to uintptr, n uint32, user uint64) bool {
+	if e.ring == nil {
+		return false
+	}
+	e.ring.Exchange(fd, from, to, n, user)
+	return true
+}
+
 // Unpoll ends the polling of fd: no completion of it comes any more.
 func (e *Engine) Unpoll(fd int) error {
 	if e.ring != nil {

@@ -22,6 +22,7 @@ const (
 
 const (
 	sqeFixedFile      = 1 << 0 // IOSQE_FIXED_FILE
+	sqeIOLink         = 1 << 2 // IOSQE_IO_LINK
 	sqeCQESkipSuccess = 1 << 6 // IOSQE_CQE_SKIP_SUCCESS
 
 	cancelAll = 1 << 0 // IORING_ASYNC_CANCEL_ALL

@@ -17,6 +17,9 @@ const MaxPolls = 8
 // pollTag marks the user data of polls. User data of operations must be below it.
 const pollTag = 1 << 63
 
+// exchangeTag is the user data of an exchange.
+const exchangeTag = pollTag | 1<<32
+
 // Async is an io_uring for operations that take time, such as those of disks. It belongs
 // to one OS thread, as a Ring does. Queue operations, SubmitAndWait, take the completions
 // that are there; the others come later, in any order.
@@ -32,8 +35,9 @@ type Async struct {
 	owed  uint32
 	limit uint32
 
-	polls []poll
-	files int // slots in the table of files
+	polls    []poll
+	exchange uint64 // user data of a failed exchange
+	files    int    // slots in the table of files
 
 	// The arguments of io_uring_enter(2) are kept here, so that a call allocates nothing.
 	wait    timespec
@@ -183,6 +187,9 @@ func (a *Async) Completions(dst []Completion) int {
 		if c.userData&pollTag == 0 {
 			dst[n] = Completion{User: c.userData, Res: c.res}
 			a.owed--
+			n++
+		} else if c.userData == exchangeTag {
+			dst[n] = Completion{User: a.exchange, Res: c.res} // it failed: else there is none
 			n++
 		} else if a.polled(c, &dst[n]) {
 			n++

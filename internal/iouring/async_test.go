@@ -369,3 +369,51 @@ func TestAsyncDoesNotAllocate(t *testing.T) {
 		}
 	})
 }
+
+// TestAsyncExchange: a read and a write of one file, without completions unless they fail.
+func TestAsyncExchange(t *testing.T) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	a, err := NewAsync(4)
+	if err != nil {
+		t.Skip(err)
+	}
+	defer a.Close()
+	fd, err := unix.Eventfd(3, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	if err != nil {
+		t.Fatal(err)
+	}
+	good := fd
+	defer func() { _ = unix.Close(good) }()
+	mem := memory(t, 16)
+	mem[8] = 5
+	submit := func() []Completion {
+		t.Helper()
+		a.Exchange(fd, address(mem), address(mem[8:]), 8, 77)
+		a.Nop(1)
+		if _, err := a.SubmitAndWait(1, -1); err != nil {
+			t.Fatal(err)
+		}
+		var done [4]Completion
+		return done[:a.Completions(done[:])]
+	}
+	if got := submit(); len(got) != 1 || got[0].User != 1 || mem[0] != 3 {
+		t.Errorf("completions %+v, read %d", got, mem[0])
+	}
+	if got := submit(); len(got) != 1 || mem[0] != 5 {
+		t.Errorf("the write was not made: completions %+v, read %d", got, mem[0])
+	}
+	if n, err := unix.Read(fd, mem[:8]); n != 8 || err != nil || mem[0] != 5 {
+		t.Fatal(n, err)
+	}
+	fd = -1
+	failed := 0
+	for _, c := range submit() {
+		if c.User == 77 && c.Res < 0 {
+			failed++
+		}
+	}
+	if failed == 0 || a.Owed() != 0 {
+		t.Errorf("%d failures of a bad file, %d owed", failed, a.Owed())
+	}
+}

@@ -109,6 +109,19 @@ func (a *Async) Poll(fd int, events uint32, user uint64) error {
 	return nil
 }
 
+// Exchange queues a read of n bytes of fd to from, and behind it a write of n bytes at to to
+// the same file, which must be non-blocking and ready for both. There is one completion
+// with user for each of the two that fails, and none if both succeed. The write is not
+// made if the read moves less. One exchange may be queued for each SubmitAndWait. It does
+// not count as an operation under way. The memory must stay mapped.
+func (a *Async) Exchange(fd int, from, to uintptr, n uint32, user uint64) {
+	a.exchange = user
+	r := a.entry(opRead, int32(fd), exchangeTag)
+	r.flags, r.addr, r.len = sqeIOLink|sqeCQESkipSuccess, uint64(from), n
+	w := a.entry(opWrite, int32(fd), exchangeTag)
+	w.flags, w.addr, w.len = sqeCQESkipSuccess, uint64(to), n
+}
+
 // freePoll returns the index of an unused poll, or -1.
 func (a *Async) freePoll() int {
 	for i := range a.polls {
