@@ -310,7 +310,9 @@ func (j *Journal) examine(rspProd blkif.Index) (f found, err error) {
 	for e := range uint16(j.n) {
 		at := j.entry(e)
 		index := w[at+eIndex]
-		if w[at+eState] != entryInFlight || uint32(f.cons)-1-index >= j.n {
+		// A request may be in flight while any number of later ones are answered, so its
+		// index may be far behind.
+		if w[at+eState] != entryInFlight || int32(index-uint32(f.cons)) >= 0 {
 			continue // free, or not consumed
 		}
 		switch {

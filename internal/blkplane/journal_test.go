@@ -44,7 +44,7 @@ func TestExamine(t *testing.T) {
 		"out of order":   {journal: enterAll(32, 9, 8, 5, 7, 6), rspProd: 5, want: []uint16{1, 3, 2, 0}},
 		"over the wrap":  {journal: enterAll(32, 2, 1, last, 0), rspProd: last, want: []uint16{1, 2, 0}},
 		"not consumed":   {journal: enterAll(32, 6, 5, 6), rspProd: 5, want: []uint16{0}},
-		"left over":      {journal: enterAll(32, 100, 99, 5), rspProd: 99, want: []uint16{0}},
+		"long in flight": {journal: enterAll(32, 100, 99, 5), rspProd: 98, want: []uint16{1, 0}},
 		"unpublished":    {journal: enterAll(32, 7, 5, 6), rspProd: 5, base: 5, record: []answer{{index: 6}}, want: []uint16{0}, replay: 1},
 		"published":      {journal: enterAll(32, 7, 5, 6), rspProd: 6, base: 5, record: []answer{{index: 6}}, want: []uint16{0}},
 		"too few":        {journal: enterAll(32, 7, 5), rspProd: 5, err: ErrJournal},
