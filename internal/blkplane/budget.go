@@ -14,6 +14,7 @@ const DefaultGuestBytes = 4 * DefaultQueueBytes
 type Guest struct {
 	limit int64
 	free  atomic.Int64
+	held  atomic.Int64 // memory that queues hold beyond their own; see queue.account
 }
 
 // ownBytes is the memory that a queue may use beside the budget: one chunk.

@@ -121,6 +121,8 @@ type queue struct {
 	done       []diskio.Completion
 	data, meta *buffers
 	share      share
+	held       int64           // that the queue counts for in its guest's
+	trimAt     time.Time       // earliest time of the next trim
 	persistent *persistent     // nil: none
 	vectors    *iouring.Iovecs // for operations on mapped pages; nil: there are none
 }
@@ -326,6 +328,7 @@ func (q *queue) release() {
 			errs = append(errs, b.close())
 		}
 	}
+	q.hold(0)
 	q.share.close() // a queue that has stopped does not end its operations one by one
 	q.ring = nil
 	if q.pages != nil {

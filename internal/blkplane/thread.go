@@ -286,6 +286,7 @@ func (q *queue) sleep() error {
 // idle prepares the queue to sleep, and sets more if it must not.
 func (q *queue) idle() (err error) {
 	q.checkDrained()
+	q.account()
 	if len(q.reads) > 0 && q.state != broken {
 		q.more = true
 		return nil
