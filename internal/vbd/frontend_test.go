@@ -195,3 +195,40 @@ func TestUnexpectedState(t *testing.T) {
 	w.wantError("state")
 	w.wantHeld(nothing)
 }
+
+// FuzzReadFrontend reads any keys: it ends with a frontend within its bounds or an error, after
+// a bounded number of reads.
+func FuzzReadFrontend(f *testing.F) {
+	for _, m := range []keyMap{oneQueue, twoQueues, twoQueues.with("ring-page-order", "2"), oneQueue.with("multi-queue-num-queues", "4")} {
+		text := ""
+		for k, v := range m {
+			text += k + "=" + v + "\n"
+		}
+		f.Add(text)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		keys := &countingReader{keyMap: keyMap{}}
+		for line := range strings.Lines(text) {
+			k, v, _ := strings.Cut(strings.TrimSuffix(line, "\n"), "=")
+			keys.keyMap[k] = v
+		}
+		got, err := readFrontend(t.Context(), keys, frontDir, testOffer)
+		if most := 4 + testOffer.maxQueues*(1<<testOffer.maxOrder+2); keys.reads > most {
+			t.Errorf("%d reads, want at most %d", keys.reads, most)
+		}
+		if err != nil {
+			if got != nil || len(err.Error()) > 400 {
+				t.Errorf("%+v, %v", got, err)
+			}
+			return
+		}
+		if n := len(got.queues); n < 1 || n > testOffer.maxQueues || got.order < 0 || got.order > testOffer.maxOrder {
+			t.Errorf("%d queues of order %d", n, got.order)
+		}
+		for _, q := range got.queues {
+			if len(q.refs) != 1<<got.order || q.port < 1 || q.port > maxPort {
+				t.Errorf("queue %+v of order %d", q, got.order)
+			}
+		}
+	})
+}
