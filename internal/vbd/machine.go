@@ -169,7 +169,7 @@ func (p *planner) follow() {
 	case xenbus.Unknown, xenbus.Closing, xenbus.Closed:
 	default:
 		if p.block == blockRefused {
-			p.down(xenbus.Closed)
+			p.down()
 			return
 		}
 	}
@@ -178,12 +178,12 @@ func (p *planner) follow() {
 		// A crashed or resumed guest goes straight from Connected to Initialising.
 		p.disconnect()
 		if p.own == xenbus.Connected || p.own == xenbus.Closing {
-			p.down(xenbus.Closed)
+			p.down()
 		}
 		p.raise()
 	case xenbus.Initialised, xenbus.Connected:
 		if p.own == xenbus.Closing {
-			p.down(xenbus.Closed)
+			p.down()
 		}
 		if p.own == xenbus.Connected || p.raise() {
 			p.connect()
@@ -191,12 +191,12 @@ func (p *planner) follow() {
 	case xenbus.Closing:
 		p.closing()
 	case xenbus.Closed:
-		p.down(xenbus.Closed)
+		p.down()
 		if !p.online {
 			p.remove()
 		}
 	case xenbus.Unknown:
-		p.down(xenbus.Closed)
+		p.down()
 		p.remove()
 	default:
 		p.add(stepUnexpected)
@@ -325,16 +325,14 @@ func (p *planner) disconnect() {
 }
 
 // down plans the way to Closed.
-func (p *planner) down(to xenbus.State) {
+func (p *planner) down() {
 	p.disconnect()
 	switch p.own {
 	case xenbus.InitWait, xenbus.Connected:
 		p.show(xenbus.Closing)
-	case xenbus.Initialising:
-		p.show(xenbus.Closed)
 	}
-	if p.own != to {
-		p.show(to)
+	if p.own != xenbus.Closed {
+		p.show(xenbus.Closed)
 	}
 }
 

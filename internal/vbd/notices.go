@@ -37,12 +37,12 @@ func (n *notices) add(x blkplane.Notice) {
 }
 
 // take returns the notices that were not taken yet, and the breach.
-func (n *notices) take() (breach error, bad, failed *blkplane.Notice) {
+func (n *notices) take() (bad, failed *blkplane.Notice, breach error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	bad, failed = n.bad, n.failed
 	n.bad, n.failed = nil, nil
-	return n.breach, bad, failed
+	return bad, failed, n.breach
 }
 
 // handleNotices acts on the notices of the present connection, and on the end of the one
@@ -53,7 +53,7 @@ func (v *Vbd) handleNotices(ctx context.Context) {
 	if c == nil {
 		return
 	}
-	breach, bad, failed := c.notices.take()
+	bad, failed, breach := c.notices.take()
 	if bad != nil {
 		v.log.Warn("bad request refused", zap.Int("queue", bad.Queue), zap.Stringer("reason", bad.Reason), zap.Error(bad.Err))
 	}
