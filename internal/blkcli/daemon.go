@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"runtime"
+	"runtime/debug"
 	"time"
 
 	"go.uber.org/zap"
@@ -76,11 +77,13 @@ func (d *blkDaemon) setUp(open Opener) (err error) {
 		},
 		Kernel: kernel(h), MaxPerGuest: d.maxVbds, GuestMemory: int64(d.memory) << 20,
 	})
+	threads := maxThreads(d.pool.MaxThreads() * d.pool.QueueThreads())
+	debug.SetMaxThreads(max(2*threads, goMaxThreads)) // Go's bound ends the process
 	d.status = blkcontrol.Daemon{
 		Version: command.Version(), PID: os.Getpid(), Since: time.Now(), Uring: daemon.UringState(d.uring),
 		MaxQueues: d.maxQueues, MaxSegments: d.maxSegs, Persistent: d.persistent, Cache: d.mode.String(),
 		MaxVbds: d.maxVbds, GuestMemory: int64(d.memory) << 20,
-		AllQueues: d.pool.MaxThreads(), MaxMaps: blkplane.DefaultMaxMaps, MaxThreads: maxThreads(d.pool.MaxThreads()),
+		AllQueues: d.pool.MaxThreads(), MaxMaps: blkplane.DefaultMaxMaps, MaxThreads: threads,
 	}
 	return nil
 }
@@ -136,8 +139,12 @@ func vbdCount(n int) string {
 // and the connection to xenstored.
 const otherThreads = 32
 
-// maxThreads returns the bound on the threads of the process for a number of queues.
-// TasksMax in systemd/blkbackd.service must allow as many. Go never ends a thread.
+// goMaxThreads is the bound of Go's runtime on the threads of a process.
+const goMaxThreads = 10000
+
+// maxThreads returns the bound on the threads of the process for a number of threads of
+// queues. TasksMax in systemd/blkbackd.service must allow as many, and those of the kernel for
+// io_uring. Go never ends a thread.
 func maxThreads(queues int) int { return queues + runtime.GOMAXPROCS(0) + budget.Turns + otherThreads }
 
 // kernel returns the kernel's driver, which may serve vbds on a real Xen.

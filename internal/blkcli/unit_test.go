@@ -17,11 +17,13 @@ const unit = "../../systemd/blkbackd.service"
 func TestUnitIsValid(t *testing.T) { pagetest.ValidUnits(t, "blkbackd", 35, []string{unit}) }
 
 // TestThreadsFitTheUnit: the unit's TasksMax allows the most threads of the default on a host
-// of any size, and as many for io_uring.
+// of any size: a queue has its own, one for discards, and four of this process or, with
+// io_uring, of the kernel.
 func TestThreadsFitTheUnit(t *testing.T) {
 	most := pagetest.TasksMax(t, unit)
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(385))
-	if n := 2 * maxThreads(blkplane.DefaultMaxThreads); n >= most {
+	threads := blkplane.NewPool(blkplane.Options{NoUring: true}).QueueThreads()
+	if n := maxThreads(threads * blkplane.DefaultMaxThreads); threads != 6 || n >= most {
 		t.Errorf("%d threads, the unit allows %d", n, most)
 	}
 }

@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
+
+	"github.com/netbackd/netbackd/internal/iouring"
 )
 
 const (
@@ -60,6 +62,19 @@ func (p *Pool) Threads() int { return int(p.threads.Load()) }
 
 // Maps returns the number of persistent grants that all queues have mapped.
 func (p *Pool) Maps() int { return int(p.maps.Load()) }
+
+// QueueThreads returns the most threads of this process that a queue has: its own and one
+// for long discards, and without io_uring those that wait for the disk.
+func (p *Pool) QueueThreads() int {
+	if p.opts.NoUring || iouring.Supported() != nil {
+		return 2 + diskThreads
+	}
+	return 2
+}
+
+// diskThreads bounds the threads that run a queue's operations which take time: without
+// io_uring those of this process, with it the kernel's.
+const diskThreads = 4
 
 // MaxThreads returns the bound of Threads.
 func (p *Pool) MaxThreads() int { return p.opts.MaxThreads }
