@@ -37,6 +37,9 @@ type Options struct {
 	Daemon []string
 	// Env is added to the environment of the daemon.
 	Env []string
+	// Xen makes the directory of the embedded Xen for the daemon out of that of the others;
+	// nil means that they have the same.
+	Xen func(dir string) (string, error)
 	// Hotplug plays the script of a vbd; nil means one like block-blkbackd.
 	Hotplug toolstack.Script
 }
@@ -49,6 +52,7 @@ type Lab struct {
 	daemon *lab.Process
 	conn   *simclient.Conn
 	ctl    *blkcontrol.Client
+	xenDir string // for the daemon
 
 	mu     sync.Mutex
 	guests []*Guest // guarded by mu
@@ -74,6 +78,12 @@ func New(ctx context.Context, opts Options) (_ *Lab, err error) {
 	if l.Toolstack, err = toolstack.New(l.conn, toolstack.Options{Block: opts.Hotplug}); err != nil {
 		return nil, err
 	}
+	l.xenDir = l.XenDir()
+	if opts.Xen != nil {
+		if l.xenDir, err = opts.Xen(l.XenDir()); err != nil {
+			return nil, err
+		}
+	}
 	l.ctl = blkcontrol.NewClient(filepath.Join(l.RunDir(), "control.sock"))
 	return l, l.StartDaemon(ctx)
 }
@@ -88,7 +98,7 @@ func Hotplug(ctx context.Context, c toolstack.Call) error {
 
 // StartDaemon starts blkbackd, which must not be running. env is added to the environment.
 func (l *Lab) StartDaemon(ctx context.Context, env ...string) error {
-	args := append([]string{"run", "--xen", l.XenDir(), "--run-dir", l.RunDir()}, l.opts.Daemon...)
+	args := append([]string{"run", "--xen", l.xenDir, "--run-dir", l.RunDir()}, l.opts.Daemon...)
 	p, err := lab.StartReady(ctx, "blkbackd", l.opts.Exe, "ready", append(env, l.opts.Env...), args...)
 	if err != nil {
 		return err
