@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"testing"
 
+	"github.com/netbackd/netbackd/pkg/blkif"
 	"github.com/netbackd/netbackd/pkg/xen"
 )
 
@@ -71,28 +72,41 @@ func TestPersistentTable(t *testing.T) {
 	p := q.persistent
 	random := rand.New(rand.NewPCG(5, 5))
 	model := map[xen.Gref]bool{}
-	for range 20000 {
-		ref := dataRef + xen.Gref(random.IntN(1200)*3)
+	for range 8000 {
+		ref := dataRef + xen.Gref(random.IntN(400)*9)
+		at := p.table[p.find(ref)]
 		switch {
-		case random.IntN(3) > 0:
-			if p.page(q, ref) != nil {
-				model[ref] = true
-			} else if len(model) < MaxPersistent {
-				t.Fatalf("gref %d is not mapped", ref)
+		case random.IntN(6) > 0:
+			segs := make([]blkif.Segment, 1+random.IntN(4))
+			for i := range segs {
+				segs[i].Gref = ref + xen.Gref(random.IntN(6)) // some twice
 			}
-		case p.table[p.find(ref)] != 0:
-			p.remove(q, p.table[p.find(ref)]-1)
-			delete(model, ref)
+			p.prepare(q, segs)
+			for i := range segs {
+				if p.index(q, segs[i].Gref) != none {
+					model[segs[i].Gref] = true
+				} else if len(model) < MaxPersistent-len(segs) {
+					t.Fatalf("gref %d is not mapped", segs[i].Gref)
+				}
+			}
+		case at != 0:
+			g := p.pages[at-1].group
+			for i := p.groups[g].first; i != none; i = p.pages[i].next {
+				delete(model, p.pages[i].ref)
+			}
+			p.remove(q, g)
 		case model[ref]:
 			t.Fatalf("gref %d is lost", ref)
 		}
 	}
 	n := 0
-	for i := p.newest; i != none; i = p.pages[i].older {
-		if !model[p.pages[i].ref] {
-			t.Fatalf("gref %d is in the list", p.pages[i].ref)
+	for g := p.newest; g != none; g = p.groups[g].older {
+		for i := p.groups[g].first; i != none; i = p.pages[i].next {
+			if !model[p.pages[i].ref] || p.table[p.find(p.pages[i].ref)] != i+1 {
+				t.Fatalf("gref %d is in the list", p.pages[i].ref)
+			}
+			n++
 		}
-		n++
 	}
 	if n != len(model) || n != p.count || b.guest.Usage().Pages != n+1 {
 		t.Errorf("%d pages in the list, %d counted, want %d", n, p.count, len(model))

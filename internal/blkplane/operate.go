@@ -123,6 +123,9 @@ func (q *queue) load(id uint16) {
 	r := &q.requests[op.entry]
 	mem := q.data.bytes(op.block, op.len)
 	op.copies = len(q.copies)
+	if q.persistent != nil {
+		q.persistent.prepare(q, r.segs[op.first:op.end])
+	}
 	for i := op.first; i < op.end; i++ {
 		s := &r.segs[i]
 		dst := mem[:s.Len]
@@ -287,6 +290,9 @@ func (q *queue) unload(id uint16) bool {
 	r := &q.requests[op.entry]
 	mem := q.data.bytes(op.block, op.len)
 	op.copies = len(q.copies)
+	if q.persistent != nil {
+		q.persistent.prepare(q, r.segs[op.first:op.end])
+	}
 	for i := op.first; i < op.end; i++ {
 		s := &r.segs[i]
 		src := mem[:s.Len]

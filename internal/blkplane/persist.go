@@ -3,6 +3,7 @@
 package blkplane
 
 import (
+	"slices"
 	"time"
 
 	"github.com/netbackd/netbackd/pkg/blkif"
@@ -23,93 +24,151 @@ const (
 )
 
 // persistent keeps pages of a guest mapped that its frontend grants for good. A copy from
-// or to such a page takes no system call. The grants are in a table of fixed size, by
-// hash, and in a list by use.
+// or to such a page takes no system call. The pages that an operation needs and that are not
+// mapped are mapped with one call, as a group, and unmapped as one. Pages are in a table of
+// fixed size, by a hash of the gref, and groups in a list by use.
 type persistent struct {
-	table [1 << tableBits]int16 // index in pages plus 1; 0: empty
-	pages [MaxPersistent]mapped
-	free  []int16
-	count int
+	table      [1 << tableBits]int16 // index in pages plus 1; 0: empty
+	pages      [MaxPersistent]mapped
+	groups     [MaxPersistent]group
+	freePages  []int16
+	freeGroups []int16
+	missing    []xen.Gref // of the operation that is being prepared
+	count      int        // pages
 
-	newest, oldest int16 // by use; none if there are no pages
+	newest, oldest int16 // groups by use; none if there are none
 	sweep          uint32
+	pause          int // operations for which nothing is mapped
 }
 
 // mapped is one mapped page.
 type mapped struct {
-	ref          xen.Gref
-	mem          []byte
-	addr         uintptr
-	pins         int // operations that use it
+	ref   xen.Gref
+	mem   []byte
+	addr  uintptr
+	group int16
+	next  int16 // page of the group
+}
+
+// group is a number of pages that were mapped together.
+type group struct {
 	mapping      *gntdev.Mapping
+	first        int16 // page
 	newer, older int16
+	pins         int    // segments of operations under way
 	used         uint32 // number of the sweep before which it was last used
 }
 
+const (
+	// mapSyscalls is the number of system calls of a map or unmap.
+	mapSyscalls = 2
+
+	// mapPause is the number of operations for which nothing is mapped after a map has
+	// failed. A guest with bad grefs must not make the host try all the time: a map
+	// holds a lock of the whole process.
+	mapPause = 64
+
+	// mapSingles is the most pages that are mapped one by one after their group failed.
+	mapSingles = 16
+)
+
 func newPersistent() *persistent {
-	p := &persistent{newest: none, oldest: none, free: make([]int16, 0, MaxPersistent)}
+	p := &persistent{newest: none, oldest: none, missing: make([]xen.Gref, 0, maxChunkSegments)}
+	p.freePages, p.freeGroups = make([]int16, 0, MaxPersistent), make([]int16, 0, MaxPersistent)
 	for i := MaxPersistent - 1; i >= 0; i-- {
-		p.free = append(p.free, int16(i))
+		p.freePages = append(p.freePages, int16(i))
+		p.freeGroups = append(p.freeGroups, int16(i))
 	}
 	return p
 }
 
+// prepare maps the pages of segments, as far as there is room. It allocates only if some
+// are not mapped.
+func (p *persistent) prepare(q *queue, segs []blkif.Segment) {
+	p.missing = p.missing[:0]
+	for i := range segs {
+		if ref := segs[i].Gref; p.table[p.find(ref)] == 0 && !slices.Contains(p.missing, ref) {
+			p.missing = append(p.missing, ref)
+		}
+	}
+	if len(p.missing) == 0 {
+		return
+	}
+	if p.pause > 0 {
+		p.pause--
+		return
+	}
+	for len(p.freePages) < len(p.missing) && p.evict(q) {
+	}
+	n := q.conn.pool.takeMaps(min(len(p.missing), len(p.freePages)))
+	if n == 0 {
+		return
+	}
+	made := p.mapRefs(q, p.missing[:n])
+	if made == 0 && n > 1 { // one page is read-only, or bad: its copy will tell
+		for i := range min(n, mapSingles) {
+			made += p.mapRefs(q, p.missing[i:i+1])
+		}
+	}
+	if made < n {
+		q.conn.pool.maps.Add(-int64(n - made))
+		p.pause = mapPause
+	}
+}
+
+// mapRefs maps pages as a group and returns their number, or 0 if one of them fails.
+func (p *persistent) mapRefs(q *queue, refs []xen.Gref) int {
+	q.tally[Syscalls] += mapSyscalls
+	m, err := q.grants.Map(q.conn.cfg.Domid, refs, gntdev.ReadWrite)
+	if err != nil {
+		return 0
+	}
+	q.tally[Maps] += uint64(len(refs))
+	p.add(refs, m)
+	return len(refs)
+}
+
+// takeMaps takes up to n of the maps that the pool allows.
+func (p *Pool) takeMaps(n int) int {
+	over := min(p.maps.Add(int64(n))-int64(p.opts.MaxMaps), int64(n))
+	if over <= 0 {
+		return n
+	}
+	p.maps.Add(-over)
+	return n - int(over)
+}
+
 // read copies a segment's data to dst, and reports whether its page is mapped.
 func (p *persistent) read(q *queue, s *blkif.Segment, dst []byte) bool {
-	mem := p.page(q, s.Gref)
-	if mem == nil {
+	i := p.index(q, s.Gref)
+	if i == none {
 		return false
 	}
-	copy(dst, mem[s.Off:])
+	copy(dst, p.pages[i].mem[s.Off:])
 	return true
 }
 
 // write copies src to a segment, and reports whether its page is mapped.
 func (p *persistent) write(q *queue, s *blkif.Segment, src []byte) bool {
-	mem := p.page(q, s.Gref)
-	if mem == nil {
+	i := p.index(q, s.Gref)
+	if i == none {
 		return false
 	}
-	copy(mem[s.Off:], src)
+	copy(p.pages[i].mem[s.Off:], src)
 	return true
 }
 
-// page returns the page of a gref, which it maps if there is room. It returns nil for a page
-// that is not mapped: then the data is copied by the hypervisor.
-func (p *persistent) page(q *queue, ref xen.Gref) []byte {
-	if i := p.index(q, ref); i != none {
-		return p.pages[i].mem
-	}
-	return nil
-}
-
-// index does what page does, and returns the index in pages, or none.
+// index returns the index of a gref's page in pages, or none if it is not mapped: then the
+// data is copied by the hypervisor.
 func (p *persistent) index(q *queue, ref xen.Gref) int16 {
-	if i := p.table[p.find(ref)]; i != 0 {
-		p.touch(i - 1)
-		q.tally[MapHits]++
-		return i - 1
-	}
-	if len(p.free) == 0 && !p.evict(q) {
+	i := p.table[p.find(ref)]
+	if i == 0 {
 		return none
 	}
-	pool := q.conn.pool
-	if pool.maps.Add(1) > int64(pool.opts.MaxMaps) {
-		pool.maps.Add(-1)
-		return none
-	}
-	q.tally[Syscalls] += mapSyscalls
-	m, err := q.grants.Map(q.conn.cfg.Domid, []xen.Gref{ref}, gntdev.ReadWrite)
-	if err != nil {
-		pool.maps.Add(-1)
-		return none // read-only, or bad: the copy will tell
-	}
-	q.tally[Maps]++
-	return p.add(ref, m)
+	p.touch(p.pages[i-1].group)
+	q.tally[MapHits]++
+	return i - 1
 }
-
-// mapSyscalls is the number of system calls of a map or unmap of one page.
-const mapSyscalls = 2
 
 // hash returns the place of a gref in the table.
 func hash(ref xen.Gref) uint32 { return uint32(ref) * 0x9e3779b1 >> (32 - tableBits) }
@@ -124,73 +183,85 @@ func (p *persistent) find(ref xen.Gref) uint32 {
 	return at
 }
 
-// add adds a mapped page. Its gref is not in the table.
-func (p *persistent) add(ref xen.Gref, m *gntdev.Mapping) int16 {
-	i := p.free[len(p.free)-1]
-	p.free = p.free[:len(p.free)-1]
-	p.pages[i] = mapped{ref: ref, mem: m.Bytes(), addr: addressOf(m.Bytes()), mapping: m, used: p.sweep}
-	p.table[p.find(ref)] = i + 1
-	p.count++
-	p.link(i)
-	return i
+// add adds a group of mapped pages. Their grefs are not in the table.
+func (p *persistent) add(refs []xen.Gref, m *gntdev.Mapping) {
+	g := p.freeGroups[len(p.freeGroups)-1]
+	p.freeGroups = p.freeGroups[:len(p.freeGroups)-1]
+	p.groups[g] = group{mapping: m, first: none, used: p.sweep}
+	for k, ref := range refs {
+		i := p.freePages[len(p.freePages)-1]
+		p.freePages = p.freePages[:len(p.freePages)-1]
+		mem := m.Bytes()[k*gntdev.PageSize:][:gntdev.PageSize]
+		p.pages[i] = mapped{ref: ref, mem: mem, addr: addressOf(mem), group: g, next: p.groups[g].first}
+		p.groups[g].first = i
+		p.table[p.find(ref)] = i + 1
+	}
+	p.count += len(refs)
+	p.link(g)
 }
 
-// touch makes a page the newest.
-func (p *persistent) touch(i int16) {
-	p.pages[i].used = p.sweep
-	if p.newest == i {
+// touch makes a group the newest.
+func (p *persistent) touch(g int16) {
+	p.groups[g].used = p.sweep
+	if p.newest == g {
 		return
 	}
-	p.unlink(i)
-	p.link(i)
+	p.unlink(g)
+	p.link(g)
 }
 
-func (p *persistent) link(i int16) {
-	m := &p.pages[i]
+func (p *persistent) link(g int16) {
+	m := &p.groups[g]
 	m.newer, m.older = none, p.newest
 	if p.newest != none {
-		p.pages[p.newest].newer = i
+		p.groups[p.newest].newer = g
 	} else {
-		p.oldest = i
+		p.oldest = g
 	}
-	p.newest = i
+	p.newest = g
 }
 
-func (p *persistent) unlink(i int16) {
-	m := &p.pages[i]
+func (p *persistent) unlink(g int16) {
+	m := &p.groups[g]
 	if m.newer != none {
-		p.pages[m.newer].older = m.older
+		p.groups[m.newer].older = m.older
 	} else {
 		p.newest = m.older
 	}
 	if m.older != none {
-		p.pages[m.older].newer = m.newer
+		p.groups[m.older].newer = m.newer
 	} else {
 		p.oldest = m.newer
 	}
 }
 
-// evict unmaps the oldest page to make room, unless it was used lately: a guest that uses
-// more pages than there is room for gets copies instead of a map for each segment.
+// evict unmaps the oldest group to make room, unless it was used lately: a guest that uses
+// more pages than there is room for gets copies instead of maps all the time.
 func (p *persistent) evict(q *queue) bool {
-	if p.oldest == none || p.sweep-p.pages[p.oldest].used < 2 || p.pages[p.oldest].pins > 0 {
+	if p.oldest == none || p.sweep-p.groups[p.oldest].used < 2 || p.groups[p.oldest].pins > 0 {
 		return false
 	}
 	p.remove(q, p.oldest)
 	return true
 }
 
-// remove unmaps a page.
-func (p *persistent) remove(q *queue, i int16) {
-	m := &p.pages[i]
-	p.erase(p.find(m.ref))
-	p.unlink(i)
-	mapping := m.mapping
-	*m = mapped{}
-	p.free = append(p.free, i)
-	p.count--
-	q.conn.pool.maps.Add(-1)
-	q.tally[Unmaps]++
+// remove unmaps a group.
+func (p *persistent) remove(q *queue, g int16) {
+	n := 0
+	for i := p.groups[g].first; i != none; n++ {
+		next := p.pages[i].next
+		p.erase(p.find(p.pages[i].ref))
+		p.pages[i] = mapped{}
+		p.freePages = append(p.freePages, i)
+		i = next
+	}
+	p.unlink(g)
+	mapping := p.groups[g].mapping
+	p.groups[g] = group{}
+	p.freeGroups = append(p.freeGroups, g)
+	p.count -= n
+	q.conn.pool.maps.Add(-int64(n))
+	q.tally[Unmaps] += uint64(n)
 	q.tally[Syscalls] += mapSyscalls
 	if err := mapping.Unmap(); err != nil {
 		q.conn.pool.opts.Warn(err)
@@ -211,10 +282,10 @@ func (p *persistent) erase(at uint32) {
 	}
 }
 
-// expire unmaps pages that were not used for persistentIdle. It is called every sweepEvery.
+// expire unmaps groups that were not used for persistentIdle. It is called every sweepEvery.
 func (p *persistent) expire(q *queue) {
 	p.sweep++
-	for p.oldest != none && p.pages[p.oldest].pins == 0 && p.sweep-p.pages[p.oldest].used > uint32(persistentIdle/sweepEvery) {
+	for p.oldest != none && p.groups[p.oldest].pins == 0 && p.sweep-p.groups[p.oldest].used > uint32(persistentIdle/sweepEvery) {
 		p.remove(q, p.oldest)
 	}
 }

@@ -27,6 +27,7 @@ func (q *queue) gather(id uint16) bool {
 	if q.vectors == nil || len(segs) > maxParts {
 		return false
 	}
+	q.persistent.prepare(q, segs)
 	for i := range segs {
 		page := q.persistent.index(q, segs[i].Gref)
 		if page == none {
@@ -34,7 +35,7 @@ func (q *queue) gather(id uint16) bool {
 			return false
 		}
 		m := &q.persistent.pages[page]
-		m.pins++
+		q.persistent.groups[m.group].pins++
 		q.vectors.Set(int(id)*maxParts+i, m.addr+uintptr(segs[i].Off), uint32(segs[i].Len))
 	}
 	op.vectored = true
@@ -45,7 +46,7 @@ func (q *queue) gather(id uint16) bool {
 func (q *queue) unpin(segs []blkif.Segment) {
 	p := q.persistent
 	for i := range segs {
-		p.pages[p.table[p.find(segs[i].Gref)]-1].pins--
+		p.groups[p.pages[p.table[p.find(segs[i].Gref)]-1].group].pins--
 	}
 }
 
