@@ -20,7 +20,6 @@ import (
 	"github.com/netbackd/netbackd/internal/control"
 	"github.com/netbackd/netbackd/internal/disk"
 	"github.com/netbackd/netbackd/internal/vbd"
-	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
@@ -205,16 +204,6 @@ func (p *Plugger) Fail(ctx context.Context, id xenbus.DeviceID, cause error) err
 
 // directory returns the vbd's directory in xenstore.
 func (p *Plugger) directory(ctx context.Context, id xenbus.DeviceID) (string, error) {
-	own, err := p.Store.Read(ctx, "domid")
-	if errors.Is(err, xenstore.ErrNotExist) {
-		return id.BackendPath(xen.Dom0), nil // every domain except dom0 has the node
-	}
-	if err != nil {
-		return "", err
-	}
-	domid, err := strconv.ParseUint(xenbus.Trim(own), 10, 16)
-	if err != nil {
-		return "", fmt.Errorf("own domid: %w", err)
-	}
-	return id.BackendPath(xen.Domid(domid)), nil
+	own, err := xenbus.OwnDomid(ctx, p.Store)
+	return id.BackendPath(own), err
 }

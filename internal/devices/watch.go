@@ -5,7 +5,6 @@ package devices
 import (
 	"context"
 	"errors"
-	"fmt"
 	"strconv"
 	"strings"
 
@@ -23,22 +22,10 @@ func (s *Set[D, S]) path(id xenbus.DeviceID) string { return id.BackendPath(s.se
 func (s *Set[D, S]) base(c xenbus.Class) string { return s.own + "/backend/" + string(c) }
 
 // findSelf reads the number of our own domain.
-func (s *Set[D, S]) findSelf(ctx context.Context) error {
-	domid := uint64(0)
-	v, err := s.store.Read(ctx, "domid")
-	switch {
-	case err == nil:
-		if domid, err = strconv.ParseUint(v, 10, 16); err != nil {
-			return fmt.Errorf("own domid is %q", v)
-		}
-	case errors.Is(err, xenstore.ErrNotExist):
-		// Every domain except dom0 has the node.
-	default:
-		return err
-	}
-	s.self = xen.Domid(domid)
+func (s *Set[D, S]) findSelf(ctx context.Context) (err error) {
+	s.self, err = xenbus.OwnDomid(ctx, s.store)
 	s.own = xenstore.DomainPath(s.self)
-	return nil
+	return err
 }
 
 // watchReleases watches for the end of domains. A driver domain may not watch that. It sees

@@ -5,18 +5,14 @@ package handover
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path"
-	"strconv"
 	"strings"
 	"time"
 
-	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenbus"
-	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
 // scriptTimeout bounds a hotplug script, as LIBXL_HOTPLUG_TIMEOUT does.
@@ -38,18 +34,8 @@ func RunScript(ctx context.Context, script string, env []string) error {
 
 // directory returns the vif's directory in xenstore.
 func (m *Mover) directory(ctx context.Context, id xenbus.VifID) (string, error) {
-	own, err := m.Store.Read(ctx, "domid")
-	if errors.Is(err, xenstore.ErrNotExist) {
-		return id.BackendPath(xen.Dom0), nil // every domain except dom0 has the node
-	}
-	if err != nil {
-		return "", err
-	}
-	domid, err := strconv.ParseUint(strings.TrimSpace(own), 10, 16)
-	if err != nil {
-		return "", fmt.Errorf("own domid: %w", err)
-	}
-	return id.BackendPath(xen.Domid(domid)), nil
+	own, err := xenbus.OwnDomid(ctx, m.Store)
+	return id.BackendPath(own), err
 }
 
 // runScript runs the vif's hotplug script for its present interface.
