@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package device has the parts from which the life of one device of a back end is made,
-// whatever its class: a mailbox for the goroutine that owns the device, bounds of the work
+// Package device has the parts from which the life of one device of a back end, of any class,
+// is made: a mailbox for the goroutine that owns the device, bounds of the work
 // that the guest can cause, watches, the error node, the record for a successor, and the
 // revisions of the status.
 //

@@ -22,7 +22,7 @@ func CheckFrontendDir(dir string, domid xen.Domid) error {
 	return nil
 }
 
-// FrontState is what ReadFrontState found.
+// FrontState is the result of ReadFrontState.
 type FrontState struct {
 	State  xenbus.State // Unknown if the directory is gone
 	Hidden bool         // the directory may not be read any more, which counts as removed for good

@@ -8,7 +8,7 @@ import (
 	"sync/atomic"
 )
 
-// Mailbox carries what other goroutines tell the one that owns a device: functions to run,
+// Mailbox carries messages to the goroutine that owns a device: functions to run,
 // and which parts of xenstore may have changed, as bits. Pokes are merged, so the mailbox
 // takes no more memory while the device is busy.
 type Mailbox struct {

@@ -16,7 +16,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
-// TestTarget: what the toolstack names is opened, in the way that it asks for.
+// TestTarget: the disk that the toolstack names is opened, in the way that it asks for.
 func TestTarget(t *testing.T) {
 	for _, tt := range []struct {
 		name string

@@ -9,7 +9,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/blkif"
 )
 
-// Keys of what the backend publishes of the disk when it connects.
+// Keys that describe the disk, which the backend publishes when it connects.
 const (
 	flushKey        = "feature-flush-cache"
 	barrierKey      = "feature-barrier"

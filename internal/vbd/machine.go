@@ -327,8 +327,7 @@ func (p *planner) disconnect() {
 // down plans the way to Closed.
 func (p *planner) down() {
 	p.disconnect()
-	switch p.own {
-	case xenbus.InitWait, xenbus.Connected:
+	if p.own == xenbus.InitWait || p.own == xenbus.Connected {
 		p.show(xenbus.Closing)
 	}
 	if p.own != xenbus.Closed {

@@ -28,7 +28,7 @@ type nodes struct {
 	shown       shown
 }
 
-// target is what the toolstack wants to be served as the disk, and how.
+// target names the disk that the toolstack wants to be served, and the way to serve it.
 type target struct {
 	params       string
 	physicalPath string // physical-device-path, from a hotplug script; it counts before params
@@ -106,8 +106,8 @@ func (n *nodes) readRest(ctx context.Context, r xenbus.Store, path string) error
 	return k.Err()
 }
 
-// offer is what the backend publishes before it knows the frontend: bounds of what the
-// frontend may ask for.
+// offer holds the bounds for the frontend's choices, which the backend publishes before it
+// knows the frontend.
 type offer struct {
 	maxSegments, maxQueues, maxOrder int
 }
@@ -119,7 +119,7 @@ const (
 	orderKey    = "max-ring-page-order"
 )
 
-// offer returns what the vbd offers.
+// offer returns the offer of the vbd.
 func (v *Vbd) offer() offer {
 	o := offer{v.cfg.MaxSegments, v.cfg.MaxQueues, v.cfg.MaxOrder}
 	if o.maxSegments <= blkif.MaxDirect {
@@ -166,7 +166,7 @@ func (o *offer) readBack(text func(key string) string) {
 // maxQueues bounds the queues that a predecessor can have offered.
 const maxQueues = 256
 
-// shown is what the nodes tell of the disk to which the frontend is connected.
+// shown holds the nodes that describe the disk to a connected frontend.
 type shown struct {
 	sectors    string
 	sectorSize int

@@ -147,7 +147,7 @@ func hasKeys(s xenbus.State) bool {
 // readKeys reads the keys of a frontend that has rings, unless they have been read already.
 func (v *Vbd) readKeys(ctx context.Context) error {
 	g := &v.guest
-	// A frontend was offered what the nodes show, perhaps by a predecessor with other
+	// The nodes show the offer to the frontend, perhaps that of a predecessor with other
 	// settings.
 	k := frontendKeys{read: true, offer: v.nodes.offered}
 	switch {

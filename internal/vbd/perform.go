@@ -160,8 +160,8 @@ func (v *Vbd) writeNodes(ctx context.Context, tx *xenstore.Tx, list []node) erro
 }
 
 // changeDir changes the backend directory in a transaction, unless the state has changed
-// since it was last read. If the directory is gone, a write would bring back what the
-// toolstack has removed. If it shows another state, a write could overwrite the Closing of a
+// since it was last read. If the directory is gone, a write would bring back the
+// directory that the toolstack has removed. If it shows another state, a write could overwrite the Closing of a
 // toolstack that detaches the device.
 func (v *Vbd) changeDir(ctx context.Context, f func(tx *xenstore.Tx) error) error {
 	return v.work.Transaction(ctx, func(tx *xenstore.Tx) error {
@@ -183,7 +183,7 @@ func (v *Vbd) changeDir(ctx context.Context, f func(tx *xenstore.Tx) error) erro
 	})
 }
 
-// publish writes what the vbd offers and shows InitWait.
+// publish writes the offer of the vbd and shows InitWait.
 func (v *Vbd) publish(ctx context.Context) error {
 	if v.own != xenbus.InitWait {
 		// The next frontend has new rings, which may have the old grefs.
@@ -197,7 +197,7 @@ func (v *Vbd) publish(ctx context.Context) error {
 	return nil
 }
 
-// showConnected writes what the frontend must know of the disk and shows Connected.
+// showConnected writes the nodes that describe the disk and shows Connected.
 func (v *Vbd) showConnected(ctx context.Context) error {
 	c := v.conn.now
 	list := diskNodes(v.disk.open, &v.disk.target, c.persistent)

@@ -69,7 +69,7 @@ func TestKilledInFlight(t *testing.T) {
 		t.Errorf("answered with %+v, want %+v", got, want)
 	}
 	if got := w.io(0, blkif.OpRead, 0, 0); got[0] != 5 {
-		t.Errorf("read %d, want what the write in flight had", got[0])
+		t.Errorf("read %d, want the data of the write in flight", got[0])
 	}
 }
 
@@ -166,7 +166,7 @@ func (w *world) indirect(queue, n int) {
 }
 
 // TestRaisedOffer: a vbd that was taken from another back end before its guest has looked
-// offers what it has, and serves a guest that chooses what the other one offered.
+// offers all that it has, and serves a guest that follows the offer of the other one.
 func TestRaisedOffer(t *testing.T) {
 	w := newWorld(t)
 	w.cfg.MaxSegments, w.cfg.MaxQueues, w.cfg.MaxOrder = 1024, 2, 0

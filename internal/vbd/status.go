@@ -15,7 +15,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
-// Status describes a vbd. It is what `blkbackd show --json` prints.
+// Status describes a vbd. `blkbackd show --json` prints it.
 type Status struct {
 	Name     string       `json:"name"`
 	Class    xenbus.Class `json:"class"`
@@ -205,7 +205,7 @@ func (v *Vbd) waits() string {
 	return "the guest"
 }
 
-// waitsForDisk describes what a vbd that is not connected waits for, the disk first.
+// waitsForDisk describes the thing that a vbd without a connection waits for, the disk first.
 func (v *Vbd) waitsForDisk() string {
 	switch phase := v.diskPhase(); {
 	case phase == diskOpening:

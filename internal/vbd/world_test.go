@@ -118,7 +118,7 @@ func (h fakeHost) OpenEvents() (blkplane.Events, error) {
 	return e, nil
 }
 
-// held describes what the backend has of the guest.
+// held describes the guest's pages, and the handles and ports, that the backend has.
 func (h fakeHost) held() string {
 	u := h.Usage()
 	return fmt.Sprintf("%d pages, %d handles, %d ports", u.Pages, u.Devices, u.Ports)
@@ -355,7 +355,7 @@ func repeated(steps []string) bool {
 	return !slices.ContainsFunc(steps, func(s string) bool { return s != "release" && s != "grace" })
 }
 
-// await waits for the end of what the vbd has begun, and reports whether there was something.
+// await waits for the end of work in other goroutines, and reports whether there was any.
 func (w *world) await() bool {
 	w.t.Helper()
 	v := w.v
