@@ -5,6 +5,7 @@ package disk
 import (
 	"context"
 	"os"
+	"os/exec"
 	"strings"
 	"testing"
 
@@ -75,6 +76,20 @@ func discards(t *testing.T, d *Disk, path string) {
 	}
 	if err := d.DiscardRange(0, 1<<20, true, nil); err != unix.EOPNOTSUPP {
 		t.Errorf("secure discard: %v, want EOPNOTSUPP", err)
+	}
+}
+
+// TestLargeSectors: a device whose sectors are larger than a guest's page is refused.
+func TestLargeSectors(t *testing.T) {
+	path := image(t, 8<<20)
+	if out, err := exec.Command("losetup", "--sector-size", "8192", "--find", "--show", path).Output(); err != nil {
+		t.Skip("the kernel has no such loop devices")
+	} else if out, err := exec.Command("losetup", "--detach", strings.TrimSpace(string(out))).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	dev := loop(t, path, "--sector-size", "8192")
+	if e := refused(t, Options{Path: dev}); !strings.Contains(e.Error(), "8192") {
+		t.Errorf("%v: want the size of its sectors", e)
 	}
 }
 

@@ -119,7 +119,10 @@ func (d *Disk) measureBlock() error {
 	if err != nil {
 		return fmt.Errorf("BLKSSZGET: %w", err)
 	}
-	d.sectorSize = powerOf2(uint32(logical), math.MaxUint32)
+	if logical > maxSectorSize {
+		return fmt.Errorf("its sectors have %d bytes, and a guest's requests cannot have more than %d", logical, maxSectorSize)
+	}
+	d.sectorSize = powerOf2(uint32(logical), maxSectorSize)
 	d.physicalSize = d.sectorSize
 	if physical, err := unix.IoctlGetUint32(d.fd, unix.BLKPBSZGET); err == nil {
 		d.physicalSize = max(d.sectorSize, powerOf2(physical, math.MaxUint32))
