@@ -54,9 +54,8 @@ func TestSecondWriterIsRefused(t *testing.T) {
 		t.Log(err) // it may have opened the disk already
 	}
 	g.wait("the disk to open", func(s *vbd.Status) bool { return s.Disk.Open })
-	read := func(v *toolstack.Vbd) { v.ReadOnly, v.Target = true, "" }
 	image := w.image()
-	read = func(v *toolstack.Vbd) { v.ReadOnly, v.Target = true, image }
+	read := func(v *toolstack.Vbd) { v.ReadOnly, v.Target = true, image }
 	w.guest(blkfront.Config{}, read).innocent()
 	w.guest(blkfront.Config{}, read).innocent()
 }
@@ -93,7 +92,6 @@ func TestFullDisk(t *testing.T) {
 			}
 			t.Cleanup(func() { _ = unix.Unmount(small, unix.MNT_DETACH) })
 			image := small + "/disk.img"
-			w.must(os.Rename(w.image(), w.dir+"/unused"))
 			f, err := os.Create(image)
 			w.must(err)
 			w.must(f.Truncate(sectors * 512))

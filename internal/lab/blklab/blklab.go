@@ -138,7 +138,7 @@ type Guest struct {
 	lab   *Lab
 }
 
-// Create makes a running domain without devices.
+// CreateGuest makes a running domain without devices.
 func (l *Lab) CreateGuest(ctx context.Context, name string, cfg simclient.DomainConfig) (xen.Domid, error) {
 	if cfg.GntallocLimit == 0 {
 		// Rings and pages of four queues; a real guest raises the same limit.
