@@ -215,3 +215,30 @@ func TestResizedWhileDown(t *testing.T) {
 	w.wantKeys("sectors", "512")
 	w.works(0)
 }
+
+// TestOtherDisk: a disk that the toolstack replaces while a guest is connected to it is
+// replaced when the guest connects anew.
+func TestOtherDisk(t *testing.T) {
+	w := newWorld(t)
+	w.up(1, 0)
+	w.io(0, blkif.OpWrite, 0, 7)
+	other := w.image + ".other"
+	w.must(os.WriteFile(other, make([]byte, 64*disk.SectorSize), 0o600))
+	w.write(w.tool, backDir, "params", other)
+	w.wantSteps("")
+	w.wantKeys("sectors", "256")
+	w.frontState(xenbus.Closed)
+	w.wantSteps("disconnect closing closed")
+	w.frontState(xenbus.Initialising)
+	w.wantSteps("init-wait open")
+	if w.locked() {
+		t.Error("the old disk is locked")
+	}
+	w.publish(1, 0)
+	w.frontState(xenbus.Initialised)
+	w.wantSteps("connect connected")
+	w.wantKeys("sectors", "64")
+	if got := w.io(0, blkif.OpRead, 0, 1); got[0] != 0 {
+		t.Errorf("read %d from the new disk", got[0])
+	}
+}

@@ -66,3 +66,37 @@ func TestLife(t *testing.T) {
 	w.must(w.tool.Remove(t.Context(), backDir))
 	w.wantSteps("gone")
 }
+
+// TestTaken: a vbd whose device another back end has taken ends, and changes nothing more.
+func TestTaken(t *testing.T) {
+	w := newWorld(t)
+	w.cfg.Taken = func() bool { return true }
+	w.restart()
+	w.attach("hotplug-status", "connected")
+	w.publish(1, 0, "ring-ref", "77777")
+	w.frontState(xenbus.Initialised)
+	w.wantSteps("init-wait open connect gone")
+	w.wantState("2")
+	w.wantError("-")
+}
+
+// TestChanged: nodes that only the vbd writes do not make it look.
+func TestChanged(t *testing.T) {
+	w := newWorld(t)
+	<-w.v.mail.Poked // New's
+	w.v.mail.Changed()
+	for key, want := range map[string]unread{
+		"": unreadAll, "params": unreadNodes, "hotplug-status": unreadNodes, "queue-0/x": unreadNodes, "state": 0,
+	} {
+		w.v.Changed(key)
+		if got := unread(w.v.mail.Changed()); len(w.v.mail.Poked) != 1 || got != want {
+			t.Errorf("%q: %d, want %d", key, got, want)
+		}
+		<-w.v.mail.Poked
+	}
+	for _, key := range []string{"sectors", "feature-persistent", "multi-queue-max-queues", "feature-max-indirect-segments"} {
+		if w.v.Changed(key); len(w.v.mail.Poked) != 0 {
+			t.Errorf("%s makes the vbd look", key)
+		}
+	}
+}
