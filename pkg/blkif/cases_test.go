@@ -135,6 +135,17 @@ func TestRandomCases(t *testing.T) {
 	}
 }
 
+// TestSecure: the flag counts for discards only, and only if it is offered.
+func TestSecure(t *testing.T) {
+	offered, not := blkif.Limits{Discard: true, Secure: true}, blkif.Limits{Discard: true}
+	discard := blkif.Request{Op: blkif.OpDiscard, Flag: blkif.DiscardSecure}
+	other := blkif.Request{Op: blkif.OpDiscard, Flag: 0xfe}
+	write := blkif.Request{Op: blkif.OpWrite, Flag: blkif.DiscardSecure}
+	if !discard.Secure(&offered) || discard.Secure(&not) || other.Secure(&offered) || write.Secure(&offered) {
+		t.Error("a discard is secure without the flag or the offer, or is not with both")
+	}
+}
+
 func checkOverrun(t *testing.T, by int32) {
 	mem := make([]byte, 2*blkif.PageSize)
 	f, err := blkif.InitFront(mem, blkif.X8632)
