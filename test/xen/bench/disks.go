@@ -21,6 +21,10 @@ const (
 	qdisk    = "qdisk"
 )
 
+// diskSpread bounds the difference between the measurements of one back end. With more the row
+// says nothing: the machine was busy with other work.
+var diskSpread = map[string]float64{bootInstructions: 0.10, bootTime: 0.30}
+
 // diskRecord is one measurement of a block back end, a line of blk.sh.
 type diskRecord struct {
 	boot, backend, item       string
@@ -101,13 +105,17 @@ func diskRows(records []diskRecord) (rows []diskRow) {
 	}
 	for i := range rows {
 		r := &rows[i]
+		spread := r.Spread
 		if base := find(r.Boot, r.Item, blkback); base != nil {
 			r.Ratio, r.Slower = r.Rate/base.Rate, r.Latency/base.Latency
+			spread = max(spread, base.Spread)
 		}
 		if base := find(r.Boot, r.Item, qdisk); base != nil {
 			r.ToQdisk = r.Rate / base.Rate
 		}
-		r.Verdict = diskVerdict(r)
+		if r.Verdict = diskVerdict(r); r.Verdict != "" && spread > diskSpread[r.Boot] {
+			r.Verdict = "VOID"
+		}
 	}
 	return rows
 }
@@ -157,7 +165,7 @@ func printDisks(out io.Writer, rows []diskRow) error {
 }
 
 // disksMain prints the report about the records in files, and writes it to asJSON. It fails if
-// a bar is missed.
+// a bar is missed or a row is void.
 func disksMain(files []string, asJSON string) error {
 	var records []diskRecord
 	for _, name := range files {
@@ -200,12 +208,12 @@ func disksMain(files []string, asJSON string) error {
 	}
 	missed := 0
 	for _, r := range rows {
-		if r.Verdict == "MISSED" {
+		if r.Verdict == "MISSED" || r.Verdict == "VOID" {
 			missed++
 		}
 	}
 	if missed > 0 {
-		return fmt.Errorf("%d bars are missed", missed)
+		return fmt.Errorf("%d rows are void or miss their bar", missed)
 	}
 	return nil
 }
