@@ -263,14 +263,12 @@ func (q *queue) obey() {
 // sleep submits what is queued, and waits for a completion or an event unless there is
 // work already.
 func (q *queue) sleep() error {
-	timeout, n := time.Duration(-1), 1
 	q.resting = false
 	q.more = false
 	q.guard(q.idle)
-	if q.more {
-		timeout, n = 0, 0
-	} else {
-		timeout = q.timeout()
+	timeout, n := time.Duration(0), 0
+	if !q.more {
+		timeout, n = q.timeout(), 1
 	}
 	q.resting = timeout > 0
 	q.tally[Syscalls]++
