@@ -87,15 +87,16 @@ func newPersistent() *persistent {
 func (p *persistent) prepare(q *queue, segs []blkif.Segment) {
 	p.missing = p.missing[:0]
 	for i := range segs {
-		if ref := segs[i].Gref; p.table[p.find(ref)] == 0 && !slices.Contains(p.missing, ref) {
-			p.missing = append(p.missing, ref)
+		ref := segs[i].Gref
+		if p.table[p.find(ref)] != 0 || slices.Contains(p.missing, ref) {
+			continue
 		}
+		if len(p.missing) == 0 && !p.mayMap(q) {
+			return
+		}
+		p.missing = append(p.missing, ref)
 	}
 	if len(p.missing) == 0 {
-		return
-	}
-	if p.pause > 0 {
-		p.pause--
 		return
 	}
 	for len(p.freePages) < len(p.missing) && p.evict(q) {
@@ -114,6 +115,16 @@ func (p *persistent) prepare(q *queue, segs []blkif.Segment) {
 		q.conn.pool.maps.Add(-int64(n - made))
 		p.pause = mapPause
 	}
+}
+
+// mayMap reports whether an operation with pages that are not mapped may map any. It keeps
+// operations of a guest that uses more pages than there is room for from searching in vain.
+func (p *persistent) mayMap(q *queue) bool {
+	if p.pause > 0 {
+		p.pause--
+		return false
+	}
+	return len(p.freePages) > 0 || p.evict(q)
 }
 
 // mapRefs maps pages as a group and returns their number, or 0 if one of them fails.
