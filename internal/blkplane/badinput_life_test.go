@@ -148,8 +148,8 @@ func (f *flapper) load(t *testing.T, q *blkfront.Queue) {
 	}
 }
 
-// TestConnectFailsAnywhere: whatever device, page or channel fails while a vbd connects,
-// the error is reported and nothing is left (XSA-361, XSA-365, XSA-367).
+// TestConnectFailsAnywhere: if any device, page or channel fails while a vbd connects, the
+// error is reported and nothing is left (XSA-361, XSA-365, XSA-367).
 func TestConnectFailsAnywhere(t *testing.T) {
 	f := newFlapper(t, blkplane.NewPool(blkplane.Options{}))
 	for _, cause := range []error{gntdev.StatusGeneralError, gntdev.StatusBadGntref, unix.ENOMEM} {

@@ -49,8 +49,8 @@ func (b *bed) connectTo(k *killer) {
 	b.conn.Start()
 }
 
-// script is what the frontend of a crash test asks for, all at once, and what must be true
-// when every request has its response.
+// script has the requests that the frontend of a crash test makes, all at once, and checks
+// their result when every one has its response.
 type script struct {
 	*bed
 	want map[uint64]blkif.Op
@@ -190,7 +190,7 @@ func TestKillWithinCommit(t *testing.T) {
 			s.push()
 			k := &killer{at: at}
 			k.wreck = func() {
-				// Whatever bytes the batch leaves there, the successor writes it again.
+				// The successor writes the batch again, over any bytes that it left there.
 				h, err := blkif.ReadHeader(s.ring)
 				if err != nil {
 					panic(err)

@@ -7,7 +7,7 @@
 // ring, the event channel device, the grant device, the disk's engine, the buffers and
 // the journal. No other goroutine touches them, so the path of a request takes no lock.
 // A grant copy or a disk that hangs holds up that queue and no other. Other goroutines
-// set flags and wake the thread; it publishes counters and gauges that anybody may read.
+// set flags and wake the thread; it publishes counters and gauges that any goroutine may read.
 //
 // # A turn
 //

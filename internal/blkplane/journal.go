@@ -273,7 +273,7 @@ func (j *Journal) release(e uint16) {
 	j.at(stepFree)
 }
 
-// found is what a journal says about a ring.
+// found holds the requests of a ring that a journal knows.
 type found struct {
 	cons     blkif.Index
 	replay   []blkif.Response // to be published from rsp_prod on

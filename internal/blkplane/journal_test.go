@@ -26,8 +26,8 @@ func enterAll(n uint32, cons blkif.Index, indices ...blkif.Index) *Journal {
 	return j
 }
 
-// TestExamine: a successor finds the requests in flight in ring order, whatever entries they
-// are in, across the wrap of indices, and refuses a journal that contradicts its ring.
+// TestExamine: a successor finds the requests in flight in ring order, from any entries
+// and across the wrap of indices, and refuses a journal that contradicts its ring.
 func TestExamine(t *testing.T) {
 	const last = blkif.Index(1<<32 - 1)
 	for name, c := range map[string]struct {

@@ -94,8 +94,8 @@ func TestDrainWithoutEngine(t *testing.T) {
 	}
 }
 
-// TestFaultsAreContained: a page of the ring that cannot be accessed stops the queue,
-// whatever the thread does at that moment.
+// TestFaultsAreContained: a page of the ring that cannot be accessed stops the queue, in a
+// turn and between two.
 func TestFaultsAreContained(t *testing.T) {
 	for name, at := range map[string]step{"in a turn": stepRecord, "after a turn": stepNotify} {
 		t.Run(name, func(t *testing.T) {

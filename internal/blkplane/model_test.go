@@ -19,7 +19,7 @@ import (
 
 const modelSectors = 512
 
-// model is what the guest knows, by sector.
+// model holds the guest's knowledge of its disk, by sector.
 type model struct {
 	issued  [modelSectors]uint64 // the newest generation
 	written [modelSectors]uint64 // the newest with the answer OKAY
@@ -239,7 +239,7 @@ func (g *modelGuest) await(k *killer) {
 	}
 }
 
-// TestModel: whatever is killed, and whenever the power is cut, each request has one answer,
+// TestModel: with kills and power cuts at any time, each request has one answer,
 // reads have the data that was written last, and nothing that a flush acknowledged is lost.
 func TestModel(t *testing.T) {
 	lives := 40

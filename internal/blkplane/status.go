@@ -8,7 +8,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/blkif"
 )
 
-// gauges are what a queue's thread publishes after each turn. Any goroutine may read them.
+// gauges are published by a queue's thread after each turn. Any goroutine may read them.
 type gauges struct {
 	ring                          [5]atomic.Uint32 // req_prod, req_event, rsp_prod, rsp_event, req_cons
 	consumed, started, operations atomic.Uint32

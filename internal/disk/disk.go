@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// SectorSize is the unit of Sectors, whatever the sector size of the disk.
+// SectorSize is the unit of Sectors. A disk may have larger sectors.
 const SectorSize = 512
 
 // Kind tells the kinds of backing stores apart.

@@ -13,7 +13,7 @@
 // as long as its context allows.
 //
 // A writer also opens a block device with O_EXCL, which the kernel refuses while the device
-// is mounted or part of a volume group, whatever the name of its node.
+// is mounted or part of a volume group, under any name of its node.
 //
 // A file that is attached to a loop device is refused, too: the kernel's back end uses
 // files so, and takes no lock. This is a check when the disk is opened and no more.

@@ -192,8 +192,8 @@ func (s *slowDiscards) Discard(_, n int64, _ bool) error {
 	return nil
 }
 
-// TestFlushSurvivesPowerCut: whatever a power cut drops, writes whose completions were
-// taken before a flush was queued are there if the flush succeeded.
+// TestFlushSurvivesPowerCut: after any power cut, writes whose completions were taken before a
+// flush was queued are there if the flush succeeded.
 func TestFlushSurvivesPowerCut(t *testing.T) {
 	const sectors, size = 64, 64 * 512
 	eachMode(t, func(t *testing.T, m mode) {

@@ -136,7 +136,7 @@ func TestAsyncOperations(t *testing.T) {
 	})
 }
 
-// TestAsyncBounds: a ring takes Entries operations, whatever the depth of completions.
+// TestAsyncBounds: a ring takes Entries operations, with any number of completions to take.
 func TestAsyncBounds(t *testing.T) {
 	eachAsync(t, func(t *testing.T, a *Async) {
 		var done [3]Completion

@@ -13,8 +13,8 @@ import (
 // buffer. It is part of the protocol and does not depend on the page size of a kernel.
 const PageSize = 4096
 
-// SectorSize is the unit of sector numbers in requests and in segments, whatever the
-// logical block size of the disk is.
+// SectorSize is the unit of sector numbers in requests and in segments, for
+// disks of any logical block size.
 const SectorSize = 512
 
 const pageSectors = PageSize / SectorSize

@@ -4,7 +4,7 @@ package blkif
 
 import "github.com/netbackd/netbackd/pkg/xen"
 
-// Limits are what a backend has published of its disk, as far as requests must keep to it.
+// Limits are the facts that a backend has published of its disk, to which requests must keep.
 type Limits struct {
 	// Sectors is the size of the disk in units of [SectorSize]. It is less than 2^54.
 	Sectors uint64

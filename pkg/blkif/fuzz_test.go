@@ -91,7 +91,7 @@ func within(t *testing.T, r *Request, l *Limits, segs []Segment, e Extent) {
 	}
 }
 
-// FuzzRequest: whatever slot and indirect pages a frontend writes, in each protocol, what
+// FuzzRequest: of any slot and indirect pages of a frontend, in each protocol, a request that
 // passes the checks keeps within the disk, the pages and the limits. A slot goes through a
 // ring as it is. Encoded again, a request is the same.
 func FuzzRequest(f *testing.F) {
