@@ -83,7 +83,8 @@ func ParseID(s string) (xenbus.DeviceID, error) {
 	return id, nil
 }
 
-// Add makes blkbackd serve a vbd, and returns when it has opened the disk.
+// Add makes blkbackd serve a vbd, and returns when it has opened the disk. It does not wait
+// for a disk that a migrating guest still uses at the sending end.
 func (p *Plugger) Add(ctx context.Context, id xenbus.DeviceID) error {
 	dir, err := p.directory(ctx, id)
 	if err != nil {
@@ -100,15 +101,28 @@ func (p *Plugger) Add(ctx context.Context, id xenbus.DeviceID) error {
 	if err != nil {
 		return err
 	}
+	held := false
 	if !s.Disk.Open {
-		if err := canOpen(ctx, o); err != nil {
+		var e *disk.Error
+		err := canOpen(ctx, o)
+		held = errors.As(err, &e) && e.Reason == disk.ReasonBusy && p.arrives(ctx, id)
+		if err != nil && !held {
 			return err
 		}
 	}
-	if err := p.connected(ctx, dir, o); err != nil {
+	if err := p.connected(ctx, dir, o); err != nil || held {
 		return err
 	}
 	return p.awaitOpen(ctx, id)
+}
+
+// arrives reports whether the vbd's domain is the receiving end of a migration: xl names it
+// so until it runs (migrate_receive in xl_migrate.c). The sending end has the lock of a
+// shared disk until it is destroyed, which it is only after this script. blkbackd opens the
+// disk then.
+func (p *Plugger) arrives(ctx context.Context, id xenbus.DeviceID) bool {
+	name, err := p.Store.Read(ctx, xenstore.DomainPath(id.Domid)+"/name")
+	return err == nil && strings.HasSuffix(name, "--incoming")
 }
 
 // take makes blkbackd serve the vbd. If the kernel's driver has it, and blkbackd cannot serve
