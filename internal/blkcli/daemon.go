@@ -57,6 +57,7 @@ func (d *blkDaemon) setUp(open Opener) (err error) {
 		return fmt.Errorf("run directory: %w", err)
 	}
 	daemon.RaiseFileLimit()
+	raiseProcessors()
 	h, err := open(d.xen)
 	if err != nil {
 		return err

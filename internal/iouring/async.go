@@ -155,20 +155,50 @@ func (a *Async) SubmitAndWait(n int, timeout time.Duration) (ready int, err erro
 	}
 	a.waitArg.ts = nil
 	if n > 0 && timeout > 0 {
-		a.wait = timespec{sec: int64(timeout / time.Second), nsec: int64(timeout % time.Second)}
-		a.waitArg.ts = &a.wait
+		a.setWait(timeout)
 	}
 	a.sqTail.Store(a.tail)
-	done, errno := enterArg(a.fd, todo, uint32(n), &a.waitArg)
-	switch errno {
+	switch errno := a.enter(uint32(n), timeout); errno {
 	case 0:
-		a.head += done
 	case unix.ETIME, unix.EINTR:
 		// Nothing was submitted, else the call would have succeeded.
 	default:
 		return a.ready(), fmt.Errorf("io_uring_enter: %w", threadError(errno))
 	}
 	return a.ready(), nil
+}
+
+// enter submits everything that is queued and waits for n completions, if n is not 0: first
+// in a held wait, and in the usual way when that is not allowed or in vain.
+func (a *Async) enter(n uint32, timeout time.Duration) unix.Errno {
+	if n > 0 && holding() {
+		var start time.Time
+		if timeout > 0 {
+			start = time.Now()
+		}
+		done, errno := enterHeld(a.fd, a.tail-a.head, n, &a.waitArg)
+		held.Add(-1)
+		a.head += done
+		if errno != 0 && errno != unix.EINTR || a.ready() >= int(n) {
+			return errno
+		}
+		if timeout > 0 {
+			left := timeout - time.Since(start)
+			if left <= 0 {
+				return 0
+			}
+			a.setWait(left)
+		}
+	}
+	done, errno := enterArg(a.fd, a.tail-a.head, n, &a.waitArg)
+	a.head += done
+	return errno
+}
+
+// setWait sets the time limit of the next wait.
+func (a *Async) setWait(timeout time.Duration) {
+	a.wait = timespec{sec: int64(timeout / time.Second), nsec: int64(timeout % time.Second)}
+	a.waitArg.ts = &a.wait
 }
 
 func (a *Async) ready() int { return int(a.cqTail.Load() - a.taken) }

@@ -52,6 +52,19 @@ func enterWait(fd int, toSubmit, minComplete uint32, ts timespec) (uint32, unix.
 func enterArg(fd int, toSubmit, minComplete uint32, arg *geteventsArg) (uint32, unix.Errno) {
 	n, _, errno := unix.Syscall6(unix.SYS_IO_URING_ENTER, uintptr(fd), uintptr(toSubmit), uintptr(minComplete),
 		enterGetEvents|enterExtArg, uintptr(unsafe.Pointer(arg)), unsafe.Sizeof(*arg))
+	if errno != 0 {
+		n = 0
+	}
+	return uint32(n), errno
+}
+
+// enterHeld is enterArg without the knowledge of the Go scheduler. Signals interrupt it.
+func enterHeld(fd int, toSubmit, minComplete uint32, arg *geteventsArg) (uint32, unix.Errno) {
+	n, _, errno := unix.RawSyscall6(unix.SYS_IO_URING_ENTER, uintptr(fd), uintptr(toSubmit), uintptr(minComplete),
+		enterGetEvents|enterExtArg, uintptr(unsafe.Pointer(arg)), unsafe.Sizeof(*arg))
+	if errno != 0 {
+		n = 0
+	}
 	return uint32(n), errno
 }
 
