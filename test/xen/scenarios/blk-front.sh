@@ -43,7 +43,7 @@ done
 
 say "-- killed under a load"
 again u1 '"queues":2,"order":2,"indirect":512'
-in_guest u1 "echo '{\"id\":77,\"cmd\":\"run\",\"args\":{\"requests\":600,\"depth\":8,\"max_segments\":256,\"reads\":30,\"flushes\":10,\"barriers\":2}}' >/tmp/agent.in"
+in_guest u1 "echo '{\"id\":77,\"cmd\":\"run\",\"args\":{\"requests\":300,\"depth\":8,\"max_segments\":256,\"reads\":30,\"flushes\":10,\"barriers\":2}}' >/tmp/agent.in"
 for round in 1 2; do
 	pause 0.7
 	kill_blkbackd
