@@ -224,7 +224,7 @@ func TestReadOnly(t *testing.T) {
 	}{
 		"mode r":    {func(v *toolstack.Vbd) { v.ReadOnly = true }, blkif.InfoReadOnly},
 		"cdrom":     {func(v *toolstack.Vbd) { v.ReadOnly, v.CDROM = true, true }, blkif.InfoReadOnly | blkif.InfoCDROM},
-		"removable": {func(v *toolstack.Vbd) { v.ReadOnly, v.Removable = true, true }, blkif.InfoReadOnly},
+		"removable": {func(v *toolstack.Vbd) { v.ReadOnly, v.Removable = true, true }, blkif.InfoReadOnly | blkif.InfoRemovable},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := w.in(t)
