@@ -331,11 +331,11 @@ func TestMemory(t *testing.T) {
 	for name, budget := range map[string]int64{"little": 4096, "two chunks": 2 * maxChunk, "plenty": 0} {
 		t.Run(name, func(t *testing.T) {
 			g := NewGuest(budget)
-			b := newBed(t, bedConfig{pages: 4096, sectors: 1 << 20, config: func(c *Config) { c.Guest = g }})
+			b := newBed(t, bedConfig{pages: 1024, sectors: 1 << 18, config: func(c *Config) { c.Guest = g }})
 			b.connect()
 			for range 3 {
 				for i := range 32 {
-					b.put(b.request(blkif.OpWrite, uint64(i)*4096*8, 0, 4096-i, i))
+					b.put(b.request(blkif.OpWrite, uint64(i)*1024*8, 0, 1024-i, i))
 				}
 				b.push()
 				for id, r := range b.take(32) {
