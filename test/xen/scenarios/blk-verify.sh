@@ -10,6 +10,9 @@
 
 . /host/disk.sh
 
+# cache NAME prints the cache mode of a guest's disk, once that is open.
+cache() { blkbackd show "$(vbd "$1")" | grep '^cache'; }
+
 verify="--verify=crc32c --verify_fatal=1 --do_verify=1"
 serve_disks --max-queues=2
 modprobe -a crc32c_generic ext4
@@ -42,7 +45,8 @@ if ours; then
 		kill_blkbackd
 		pause 0.$round
 		within 60000 "start $round, --cache=$cache" start_blkbackd --max-queues=2 --cache=$cache
-		blkbackd show "$(vbd u1)" | grep '^cache'
+		eventually 60 "the disk is served again" cache u1
+		cache u1
 	done
 	end_fio u1 kill 300
 	end_fio u2 kill 300
