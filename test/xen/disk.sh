@@ -118,12 +118,12 @@ end_fio() {
 }
 fio_runs() { in_guest "$1" "test ! -e /tmp/$2.code" || fail "fio $2 in $1 has ended before its time: $(in_guest "$1" "tail -n 20 /tmp/$2.out")"; }
 
-# begin_load GUEST DEVICE SIZE writes to a disk with an fsync after every few writes, verifies that,
+# begin_load GUEST DEVICE SIZE [ARGUMENT...] writes to a disk with an fsync after every few writes, verifies that,
 # and begins again until end_load GUEST, which fails if a byte was wrong or there was an error.
 begin_load() {
 	in_guest "$1" "(while test ! -e /tmp/load.enough; do
 			fio --name=load --thread --ioengine=libaio --direct=1 --filename=$2 --rw=randwrite --bsrange=4k-64k --size=$3 --iodepth=8 \
-				--fsync=8 --rate=600k,600k --verify=crc32c --verify_fatal=1 --randseed=\$((n += 1)) --output=/tmp/load.out >/dev/null 2>&1 || break
+				--fsync=8 --rate=600k,600k --verify=crc32c --verify_fatal=1 --randseed=\$((n += 1)) ${*:4} --output=/tmp/load.out >/dev/null 2>&1 || break
 			echo \$n >/tmp/load.rounds
 		done; touch /tmp/load.end) &"
 }

@@ -38,7 +38,7 @@ for abi in x86_64-abi x86_32-abi arm-abi none; do
 	persistent=true order=0
 	[ $abi != x86_32-abi ] || persistent=false order=4
 	again u1 "\"protocol\":\"$abi\",\"queues\":2,\"order\":$order,\"indirect\":256,\"persistent\":$persistent"
-	load "$abi" '"requests":150,"depth":8,"max_segments":64,"parts":true,"reads":40,"flushes":5,"barriers":5,"discards":5'
+	load "$abi" '"requests":100,"depth":8,"max_segments":64,"parts":true,"reads":40,"flushes":5,"barriers":5,"discards":5'
 done
 
 say "-- killed under a load"
@@ -62,12 +62,9 @@ image bad.img 512K >/dev/null
 image read.img 512K >/dev/null
 guest u3 vif= memory=192 disk="$(disk "$IMAGES/bad.img" xvda) $(disk "$IMAGES/read.img" xvdb ro)" cmdline="no-netfront no-blkfront" file=/host/blkbackd-lab
 start_disk_agent u3 '{"front":{"order":1,"indirect":4096}}'
-for abi in x86_64-abi x86_32-abi; do
-	again u3 "\"protocol\":\"$abi\",\"order\":1,\"indirect\":4096"
-	said=$(agent u3 cases) || fail "$said"
-	say "$abi: $said"
-	! grep -q '"wrong"' <<<"$said" || fail "bad requests"
-done
+said=$(agent u3 cases) || fail "$said"
+say "writable: $said"
+! grep -q '"wrong"' <<<"$said" || fail "bad requests"
 agent u3 attach '{"name":"xvdb","front":{"dir":"device/vbd/51728","indirect":4096}}' >/dev/null
 said=$(agent u3 cases '{"disk":"xvdb"}') || fail "$said"
 say "read-only: $said"

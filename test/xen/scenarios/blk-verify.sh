@@ -34,22 +34,23 @@ fio u1 mixed 240 --filename=/dev/xvda --rw=randrw --bsrange=4k-512k --size=16m -
 if ours; then
 	blkbackd list
 	blkbackd show "$(vbd u1)"
-	begin_fio u1 kill --filename=/dev/xvda --rw=randwrite --bsrange=4k-256k --size=32m --iodepth=16 --fsync=16 --rate=3m $verify
-	begin_fio u2 kill --filename=/dev/xvda --rw=randwrite --bs=4k --size=4m --iodepth=16 --fsync=8 --rate=400k $verify
+	begin_load u1 /dev/xvda 12m --bsrange=4k-256k --rate=2m,8m
+	begin_load u2 /dev/xvda 4m
 	round=0
 	for cache in writeback direct auto; do
 		round=$((round + 1))
 		pause 1
-		fio_runs u1 kill
-		fio_runs u2 kill
+		load_runs u1
+		load_runs u2
 		kill_blkbackd
 		pause 0.$round
 		within 60000 "start $round, --cache=$cache" start_blkbackd --max-queues=2 --cache=$cache
 		eventually 60 "the disk is served again" cache u1
 		cache u1
 	done
-	end_fio u1 kill 300
-	end_fio u2 kill 300
+	pause 1
+	end_load u1
+	end_load u2
 	for name in u1 u2; do same "front end of $name" "$(xenstore-read "$(disk_frontend $name)/state")" 4; done
 	blkbackd list
 fi
