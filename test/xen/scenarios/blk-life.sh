@@ -91,9 +91,9 @@ in_guest u1 "dmesg | grep blkfront: | tail -n 2"
 healthy u2
 
 say "-- destroyed under load"
-begin_fio u1 load --filename=/dev/xvda --rw=randwrite --bs=256k --size=64m --iodepth=16 --time_based --runtime=600
+begin_fio u1 last --filename=/dev/xvda --rw=randwrite --bs=256k --size=64m --iodepth=16 --time_based --runtime=600
 pause 1
-fio_runs u1 load
+fio_runs u1 last
 destroy u1
 end_load u2
 healthy u2
