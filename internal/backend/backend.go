@@ -164,16 +164,17 @@ func (k kind) CanAdopt(ctx context.Context, s *xenstore.Client, path string) err
 	return vif.CanAdopt(ctx, s, path, k.b.cfg.MaxQueues)
 }
 
-// Started removes TAPs and files of vifs that were removed while no daemon ran.
-func (k kind) Started(has func(xenbus.DeviceID) bool) {
+// Sweep removes TAPs and files of vifs that were removed while no daemon ran.
+func (k kind) Sweep(has func(xenbus.DeviceID) bool) (again bool) {
 	k.b.discardKept()
-	removed, err := vif.RemoveLeftovers(k.b.cfg.RunDir, func(id xenbus.VifID) bool { return has(id.Device()) })
+	removed, again, err := vif.RemoveLeftovers(k.b.cfg.RunDir, func(id xenbus.VifID) bool { return has(id.Device()) })
 	if len(removed) > 0 {
 		k.b.cfg.Log.Info("leftovers of removed vifs deleted", zap.Strings("names", removed))
 	}
 	if err != nil {
 		k.b.cfg.Log.Warn("delete leftovers of removed vifs failed", zap.Error(err))
 	}
+	return again
 }
 
 // GuestGone forgets the budget of a guest without vifs.

@@ -136,8 +136,8 @@ func (k kind) CanAdopt(ctx context.Context, s *xenstore.Client, p string) error 
 	return nil
 }
 
-// Started removes the files of vbds that were removed while no daemon ran.
-func (k kind) Started(has func(xenbus.DeviceID) bool) {
+// Sweep removes the files of vbds that were removed while no daemon ran.
+func (k kind) Sweep(has func(xenbus.DeviceID) bool) (again bool) {
 	removed, err := vbd.RemoveLeftovers(k.b.cfg.RunDir, has)
 	if len(removed) > 0 {
 		k.b.cfg.Log.Info("leftovers of removed vbds deleted", zap.Strings("names", removed))
@@ -145,6 +145,7 @@ func (k kind) Started(has func(xenbus.DeviceID) bool) {
 	if err != nil {
 		k.b.cfg.Log.Warn("delete leftovers of removed vbds failed", zap.Error(err))
 	}
+	return false
 }
 
 // GuestGone forgets the memory of a guest without vbds.

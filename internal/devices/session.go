@@ -5,6 +5,7 @@ package devices
 import (
 	"context"
 	"errors"
+	"time"
 
 	"go.uber.org/zap"
 
@@ -65,9 +66,8 @@ func (s *Set[D, S]) session(ctx context.Context, serving func()) error {
 	if err := s.scan(ctx); err != nil {
 		return err
 	}
-	if !s.started {
-		s.started = true
-		s.cfg.Kind.Started(func(id xenbus.DeviceID) bool { _, has := s.devices[id]; return has })
+	if s.sweeps == 0 {
+		s.sweep()
 	}
 	serving()
 	for {
@@ -75,6 +75,22 @@ func (s *Set[D, S]) session(ctx context.Context, serving func()) error {
 		if err != nil || ctx.Err() != nil {
 			return err
 		}
+	}
+}
+
+const (
+	maxSweeps  = 10
+	sweepPause = time.Second
+)
+
+// sweep removes what is left of devices that are gone. The kernel may hold files of a
+// killed process for a while, and with them what is to be removed.
+func (s *Set[D, S]) sweep() {
+	s.sweeps++
+	s.sweepAt = nil
+	again := s.cfg.Kind.Sweep(func(id xenbus.DeviceID) bool { _, has := s.devices[id]; return has })
+	if again && s.sweeps < maxSweeps {
+		s.sweepAt = time.After(sweepPause)
 	}
 }
 
@@ -96,6 +112,9 @@ func (s *Set[D, S]) next(ctx context.Context, dirs [maxClasses]<-chan xenstore.E
 		return s.domainGone(ctx)
 	case answer := <-s.pings:
 		close(answer)
+		return nil
+	case <-s.sweepAt:
+		s.sweep()
 		return nil
 	case r := <-s.requests:
 		r.done <- r.do(ctx)

@@ -49,9 +49,11 @@ type Kind[D Device[S], S any] interface {
 	// CanAdopt returns an error if the program could not serve the device at path, which
 	// the kernel's driver serves now.
 	CanAdopt(ctx context.Context, s *xenstore.Client, path string) error
-	// Started is called once, after the devices of the first look have been started. has
-	// reports whether a device is served.
-	Started(has func(xenbus.DeviceID) bool)
+	// Sweep removes what is left of devices that were removed while the program did not
+	// run. It is called after the devices of the first look have been started. has reports
+	// whether a device is served. While Sweep returns again it is called once more after
+	// a second, ten times at most.
+	Sweep(has func(xenbus.DeviceID) bool) (again bool)
 	// GuestGone is called when the last device of a guest has ended.
 	GuestGone(domid xen.Domid)
 
@@ -115,7 +117,8 @@ type Set[D Device[S], S any] struct {
 	self    xen.Domid        // our own domain
 	own     string           // its directory
 	marker  string           // a node that only this instance of xenstored has; see writeMarker
-	started bool             // Kind.Started was called
+	sweeps  int              // calls of Kind.Sweep so far
+	sweepAt <-chan time.Time // of the next one; nil: none
 	guests  map[xen.Domid]*guest
 
 	// Only the goroutine in Run changes these. Other goroutines read them, even while

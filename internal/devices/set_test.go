@@ -191,3 +191,16 @@ func TestNames(t *testing.T) {
 		t.Errorf("reset: %v", err)
 	}
 }
+
+// TestSweep: what is still in use is swept again, but not for ever.
+func TestSweep(t *testing.T) {
+	for inUse, want := range map[int]int{0: 1, 1: 2, 100: maxSweeps} {
+		left := inUse
+		s := New(Config[*fake, string]{Kind: fakeKind{inUse: &left}, Classes: []xenbus.Class{xenbus.VBD}})
+		for s.sweep(); s.sweepAt != nil; s.sweep() {
+		}
+		if s.sweeps != want {
+			t.Errorf("in use %d times: swept %d times, want %d", inUse, s.sweeps, want)
+		}
+	}
+}

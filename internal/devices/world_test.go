@@ -92,8 +92,11 @@ func (f *fake) Reset(context.Context) bool {
 	return true
 }
 
-// fakeKind wants the devices whose key script is ours.
-type fakeKind struct{ gone chan xen.Domid }
+// fakeKind wants the devices whose key script is ours. Sweep leaves something this many times.
+type fakeKind struct {
+	gone  chan xen.Domid
+	inUse *int
+}
 
 func (fakeKind) New(s Slot) *fake {
 	return &fake{id: s.ID, path: s.Path, store: s.Store, poke: make(chan struct{}, 1), ended: make(chan struct{})}
@@ -108,8 +111,15 @@ func (fakeKind) Wants(ctx context.Context, s *xenstore.Client, path string) (boo
 }
 
 func (fakeKind) CanAdopt(context.Context, *xenstore.Client, string) error { return nil }
-func (fakeKind) Started(func(xenbus.DeviceID) bool)                       {}
 func (k fakeKind) GuestGone(domid xen.Domid)                              { k.gone <- domid }
+
+func (k fakeKind) Sweep(func(xenbus.DeviceID) bool) bool {
+	if k.inUse == nil || *k.inUse == 0 {
+		return false
+	}
+	*k.inUse--
+	return true
+}
 
 func (fakeKind) Other(id xenbus.DeviceID, why Reason) string {
 	return id.String() + ": " + [...]string{NotWanted: "not wanted", KernelTakes: "kernel", OverLimit: "over limit"}[why]
@@ -197,7 +207,7 @@ func (w *world) set() *testSet {
 			Program: "diskd", One: "disk", Many: "disks", Example: "vbd-1-51712", Config: "disk=[...]",
 			Driver: "xen-blkback", Lives: "disks are served",
 		},
-		Kind: fakeKind{w.gone}, Classes: []xenbus.Class{xenbus.VBD, xenbus.VBD3},
+		Kind: fakeKind{gone: w.gone}, Classes: []xenbus.Class{xenbus.VBD, xenbus.VBD3},
 		Dial: w.dial, Log: zap.New(core), Budgets: budget.NewHost(1),
 		Kernel: w.kernel, Claimed: "claimed", NotFound: errNoDisk, MaxPerGuest: w.limit,
 	})

@@ -65,17 +65,18 @@ func (v *Vif) removeFile(path string) {
 // RemoveLeftovers removes the remains of vifs that were removed while no daemon served
 // them: TAPs that no process has open, and files in runDir. here reports
 // whether a vif still has its directory. RemoveLeftovers returns the names of what it has
-// removed.
-func RemoveLeftovers(runDir string, here func(xenbus.VifID) bool) (removed []string, err error) {
+// removed, and whether it left TAPs that are in use: the kernel closes the files of a killed
+// daemon's io_uring some time after its end.
+func RemoveLeftovers(runDir string, here func(xenbus.VifID) bool) (removed []string, inUse bool, err error) {
 	others, err := tap.Numbers()
 	if err != nil {
-		return nil, fmt.Errorf("list network namespaces: %w", err)
+		return nil, false, fmt.Errorf("list network namespaces: %w", err)
 	}
 	var errs []error
 	for _, network := range append([]int{ownNetwork}, others...) {
 		links, err := tap.LinksIn(network)
 		if err != nil && network == ownNetwork {
-			return nil, fmt.Errorf("list interfaces: %w", err)
+			return nil, false, fmt.Errorf("list interfaces: %w", err)
 		}
 		// A namespace that cannot be searched has no TAP of the daemon.
 		for _, l := range links {
@@ -84,12 +85,13 @@ func RemoveLeftovers(runDir string, here func(xenbus.VifID) bool) (removed []str
 				if gone {
 					removed = append(removed, t.Name)
 				}
+				inUse = inUse || !gone && err == nil
 				errs = append(errs, err)
 			}
 		}
 	}
 	if runDir == "" {
-		return removed, errors.Join(errs...)
+		return removed, inUse, errors.Join(errs...)
 	}
 	files, err := os.ReadDir(runDir)
 	errs = append(errs, err)
@@ -101,7 +103,7 @@ func RemoveLeftovers(runDir string, here func(xenbus.VifID) bool) (removed []str
 		removed = append(removed, f.Name())
 		errs = append(errs, os.Remove(filepath.Join(runDir, f.Name())))
 	}
-	return removed, errors.Join(errs...)
+	return removed, inUse, errors.Join(errs...)
 }
 
 // isLeftover reports whether a TAP belongs to a vif that is gone.

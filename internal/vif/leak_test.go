@@ -227,9 +227,9 @@ func TestRemoveLeftovers(t *testing.T) {
 		}
 	}
 	here := func(id xenbus.VifID) bool { return id == xenbus.VifID{Domid: 2} }
-	removed, err := RemoveLeftovers(dir, here)
-	if err != nil {
-		t.Error(err)
+	removed, inUse, err := RemoveLeftovers(dir, here)
+	if err != nil || !inUse {
+		t.Errorf("in use %t, error %v", inUse, err)
 	}
 	want := map[string]bool{"vif1.0": true, "guestnet": true, "ring-1.0-0": true, "ring-1.1-7": true}
 	got := map[string]bool{}
@@ -249,13 +249,13 @@ func TestRemoveLeftovers(t *testing.T) {
 			t.Errorf("%s: %v", f, err)
 		}
 	}
-	if removed, err := RemoveLeftovers(dir, here); err != nil || len(removed) > 0 {
+	if removed, inUse, err := RemoveLeftovers(dir, here); !inUse || err != nil || len(removed) > 0 {
 		t.Errorf("the second time removed %v, %v", removed, err)
 	}
-	if removed, err := RemoveLeftovers("", here); err != nil || len(removed) > 0 {
+	if removed, _, err := RemoveLeftovers("", here); err != nil || len(removed) > 0 {
 		t.Errorf("without a directory removed %v, %v", removed, err)
 	}
-	if _, err := RemoveLeftovers(filepath.Join(dir, "nowhere"), here); err == nil || !strings.Contains(err.Error(), "nowhere") {
+	if _, _, err := RemoveLeftovers(filepath.Join(dir, "nowhere"), here); err == nil || !strings.Contains(err.Error(), "nowhere") {
 		t.Errorf("a directory that is not there: %v", err)
 	}
 }

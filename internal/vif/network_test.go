@@ -174,7 +174,7 @@ func TestTapOfAVifThatIsGoneElsewhere(t *testing.T) {
 	w.plugIn()
 	w.settle()
 	w.v.suspend()
-	removed, err := RemoveLeftovers("", func(xenbus.VifID) bool { return false })
+	removed, _, err := RemoveLeftovers("", func(xenbus.VifID) bool { return false })
 	w.must(err)
 	if len(removed) != 1 || removed[0] != ifname || w.tapIn(ns) != nil {
 		t.Errorf("removed %v", removed)
