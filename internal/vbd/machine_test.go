@@ -302,8 +302,8 @@ func TestPlanForced(t *testing.T) {
 }
 
 // TestPlanModel plays a random frontend and toolstack against the plans, as far as they
-// would come. Whatever has happened before, a frontend that follows the protocol gets its
-// disk if the toolstack wants it, and a toolstack that detaches gets Closed.
+// would come. After any such events, a frontend that follows the protocol gets its disk if
+// the toolstack wants it, and a toolstack that detaches gets Closed.
 func TestPlanModel(t *testing.T) {
 	for seed := range uint64(2000) {
 		r := rand.New(rand.NewPCG(seed, 1))

@@ -14,9 +14,9 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
-// TestRandomLife plays a random guest and a random toolstack, with restarts in between.
-// Whatever has happened before, a frontend that follows the protocol gets its disk, and a
-// toolstack that detaches gets Closed and a disk that is free.
+// TestRandomLife plays a random guest and a random toolstack, with restarts in between. After
+// any such events, a frontend that follows the protocol gets its disk, and a toolstack that
+// detaches gets Closed and a disk that is free.
 func TestRandomLife(t *testing.T) {
 	seeds := 60
 	if testing.Short() {
