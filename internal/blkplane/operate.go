@@ -226,7 +226,7 @@ func (q *queue) completed(id uint16, res int32) {
 	r := &q.requests[op.entry]
 	switch {
 	case r.kind == blkif.OpDiscard:
-		if res == -int32(unix.ECANCELED) {
+		if res == -int32(unix.ECANCELED) && q.state == closing {
 			return // ended by close: it stays in the journal
 		}
 		if res < 0 {
