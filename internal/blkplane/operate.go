@@ -203,6 +203,10 @@ func (q *queue) complete() int {
 		switch {
 		case c.User == userWake:
 			q.rung = true
+			if c.Res < 0 {
+				q.deaf = true
+				q.stop(fmt.Errorf("poll for commands: %w", unix.Errno(-c.Res)))
+			}
 		case q.state == broken:
 			// The operation has ended, and its memory is not used any more.
 		case c.User == userEvents && c.Res < 0:

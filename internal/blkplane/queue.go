@@ -77,6 +77,7 @@ type queue struct {
 	state      state
 	drainSent  bool // drained is closed
 	rung       bool // there are commands
+	deaf       bool // the bell does not wake it any more
 	fired      bool // events has ports
 	woken      bool // by an event, in this turn
 	masked     bool // the port is to be unmasked

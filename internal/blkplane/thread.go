@@ -29,6 +29,10 @@ const (
 
 	portBytes = 4
 
+	// deafLook is the time after which a queue that the bell does not wake looks for
+	// commands.
+	deafLook = 100 * time.Millisecond
+
 	// idleAfter is the time without requests after which a queue returns its memory.
 	idleAfter = time.Second
 )
@@ -383,6 +387,9 @@ func (q *queue) unmask() error {
 
 // timeout returns the longest time to sleep.
 func (q *queue) timeout() time.Duration {
+	if q.deaf {
+		return deafLook
+	}
 	if q.state != serving {
 		return -1
 	}
