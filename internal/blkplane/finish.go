@@ -27,7 +27,7 @@ func (q *queue) sync() {
 // succeeds, also if a successor serves it. One that was interrupted is made again.
 func (q *queue) synced(res int32) {
 	switch {
-	case res == -int32(unix.EINTR), res == -int32(unix.EAGAIN):
+	case interrupted(res):
 		q.tally[Syncs]++
 		q.engine.Sync(userSync)
 		return

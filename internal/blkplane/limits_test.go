@@ -125,7 +125,7 @@ func TestFaultsAreContained(t *testing.T) {
 
 // TestFlushAgain: a flush that was interrupted is made again, and loses nothing.
 func TestFlushAgain(t *testing.T) {
-	for _, errno := range []unix.Errno{unix.EINTR, unix.EAGAIN} {
+	for _, errno := range []unix.Errno{unix.EINTR, unix.EAGAIN, unix.ECANCELED} {
 		first := true
 		b := newBed(t, bedConfig{store: hooked(func(o powercut.Op) powercut.Fault {
 			if o.Kind == powercut.Sync && first {
@@ -139,6 +139,30 @@ func TestFlushAgain(t *testing.T) {
 			if st := b.do(blkif.Request{Op: blkif.OpFlush}); st != blkif.StatusOkay {
 				t.Errorf("flush after %v: %v", errno, st)
 			}
+		}
+		b.disconnect()
+	}
+}
+
+// TestCancelled: an operation that io_uring cancelled, because it had no thread for it, is made
+// again.
+func TestCancelled(t *testing.T) {
+	for op, kind := range map[blkif.Op]powercut.Kind{blkif.OpRead: powercut.Read, blkif.OpWrite: powercut.Write, blkif.OpDiscard: powercut.Discard} {
+		first := true
+		b := newBed(t, bedConfig{store: hooked(func(o powercut.Op) powercut.Fault {
+			if o.Kind == kind && first {
+				first = false
+				return powercut.Fault{Err: unix.ECANCELED}
+			}
+			return powercut.Fault{}
+		})})
+		b.connect()
+		r := b.request(op, 0, 0, 1, 0)
+		if op == blkif.OpDiscard {
+			r = blkif.Request{Op: op, NrSectors: 8}
+		}
+		if st := b.do(r); st != blkif.StatusOkay || first {
+			t.Errorf("%v: %v, cancelled %t", op, st, !first)
 		}
 		b.disconnect()
 	}

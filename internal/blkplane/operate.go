@@ -224,6 +224,13 @@ func (q *queue) complete() int {
 	return n
 }
 
+// interrupted returns whether an operation ended with res without a result, and has to be made
+// again. io_uring cancels operations that wait for a thread if it cannot start one, because of
+// signals that come at the same time.
+func interrupted(res int32) bool {
+	return res == -int32(unix.EINTR) || res == -int32(unix.EAGAIN) || res == -int32(unix.ECANCELED)
+}
+
 // completed handles the completion of a transfer or discard.
 func (q *queue) completed(id uint16, res int32) {
 	op := &q.operations[id]
@@ -233,10 +240,15 @@ func (q *queue) completed(id uint16, res int32) {
 		if res == -int32(unix.ECANCELED) && q.state == closing {
 			return // ended by close: it stays in the journal
 		}
+		if interrupted(res) {
+			q.engine.Discard(uint64(r.extent.Off), uint64(r.extent.Len), r.secure, uint64(id))
+			q.tally[DiskOps]++
+			return
+		}
 		if res < 0 {
 			q.discardFailed(op.entry, unix.Errno(-res))
 		}
-	case res == -int32(unix.EINTR), res == -int32(unix.EAGAIN):
+	case interrupted(res):
 		q.transfer(id)
 		return
 	case res < 0:
