@@ -4,12 +4,17 @@ package blkplane
 
 import (
 	"errors"
+	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/netbackd/netbackd/internal/iouring"
+	"github.com/netbackd/netbackd/internal/lab/powercut"
+	"github.com/netbackd/netbackd/pkg/blkif"
+	"github.com/netbackd/netbackd/pkg/xentest"
 )
 
 // TestBellNotPolled: a queue whose bell the kernel does not poll any more stops with a
@@ -31,6 +36,68 @@ func TestBellNotPolled(t *testing.T) {
 	b.disconnect()
 }
 
+// TestEngineFails: a queue whose engine fails stops with a notice. It keeps its memory and the
+// disk until its operations have ended, and then releases everything.
+func TestEngineFails(t *testing.T) {
+	for name, noUring := range map[string]bool{"io_uring": false, "threads": true} {
+		t.Run(name, func(t *testing.T) {
+			if !noUring {
+				needRing(t)
+			}
+			gate, entered := make(chan struct{}), make(chan struct{})
+			var open atomic.Bool
+			b := newBed(t, bedConfig{opts: Options{NoUring: noUring}, store: hooked(func(o powercut.Op) powercut.Fault {
+				if o.Kind == powercut.Write {
+					close(entered)
+					<-gate
+				}
+				return powercut.Fault{}
+			})})
+			b.connect()
+			b.put(b.request(blkif.OpWrite, 0, 0, 1, 0))
+			b.push()
+			<-entered
+			spoil(t, b.conn.queues[0].engine.FD())
+			_ = b.guest.Send(b.port) // the next wait fails
+			b.broken(unix.EINVAL, unix.EOPNOTSUPP)
+
+			early := make(chan bool, 1)
+			c := b.conn
+			go func() {
+				<-c.Done()
+				early <- !open.Load()
+			}()
+			c.Close()
+			select {
+			case <-early:
+				t.Error("the queue ended while the disk had an operation")
+			case <-time.After(50 * time.Millisecond):
+			}
+			if u := b.guest.Usage(); u.Pages == 0 {
+				t.Error("the ring was unmapped")
+			}
+			open.Store(true)
+			close(gate)
+			b.disconnect()
+			if u := b.guest.Usage(); u != (xentest.Usage{}) {
+				t.Errorf("left: %v", u)
+			}
+		})
+	}
+}
+
+// spoil replaces a file by one for which no wait works.
+func spoil(t *testing.T, fd int) {
+	t.Helper()
+	other, err := unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err == nil {
+		err = errors.Join(unix.Dup3(other, fd, unix.O_CLOEXEC), unix.Close(other))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
 // needRing skips a test without io_uring.
 func needRing(t *testing.T) {
 	t.Helper()
@@ -39,13 +106,14 @@ func needRing(t *testing.T) {
 	}
 }
 
-// broken waits for the notice that the queue has stopped for this error.
-func (b *bed) broken(err error) {
+// broken waits for the notice that the queue has stopped for one of these errors.
+func (b *bed) broken(want ...error) {
 	b.Helper()
 	select {
 	case n := <-b.notices:
-		if n.Kind != Broken || !errors.Is(n.Err, err) {
-			b.Fatalf("notice %+v, want %v", n, err)
+		is := func(err error) bool { return errors.Is(n.Err, err) }
+		if n.Kind != Broken || !slices.ContainsFunc(want, is) {
+			b.Fatalf("notice %+v, want one of %v", n, want)
 		}
 	case <-time.After(patience):
 		b.Fatal("no notice")

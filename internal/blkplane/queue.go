@@ -308,15 +308,17 @@ func (q *queue) allocate() (err error) {
 	return err
 }
 
-// release undoes newQueue, even if that failed half way. Nothing is under way any more.
-func (q *queue) release() {
+// release undoes newQueue, even if that failed half way. It returns false, and releases
+// nothing, if operations are under way: the kernel may still write to the buffers.
+func (q *queue) release() bool {
 	var errs []error
 	if q.engine != nil {
-		if err := q.engine.Close(); err != nil {
-			// The kernel may still write to the buffers. Nothing may be unmapped.
+		err := q.engine.Close()
+		if errors.Is(err, diskio.ErrBusy) {
 			q.conn.pool.opts.Warn(fmt.Errorf("queue %d keeps its memory: %w", q.index, err))
-			return
+			return false
 		}
+		errs = append(errs, err)
 	}
 	if q.persistent != nil {
 		q.persistent.close(q)
@@ -351,4 +353,5 @@ func (q *queue) release() {
 	if err := errors.Join(errs...); err != nil {
 		q.conn.pool.opts.Warn(fmt.Errorf("queue %d: release: %w", q.index, err))
 	}
+	return true
 }

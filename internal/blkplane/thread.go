@@ -108,16 +108,19 @@ func (q *queue) run() {
 			return
 		}
 		if err := q.sleep(); err != nil {
-			// Without its engine the queue cannot learn that operations have ended.
 			q.stop(fmt.Errorf("disk engine: %w", err))
+			q.outlast()
 			return
 		}
 	}
 }
 
-// end releases everything and reports that to the connection.
+// end releases everything and reports that to the connection. A queue that cannot release
+// its memory never ends, so its disk stays open and locked.
 func (q *queue) end() {
-	q.release()
+	if !q.release() {
+		return
+	}
 	close(q.ended)
 	q.conn.queueEnded()
 }

@@ -281,12 +281,14 @@ func (e *Engine) SubmitAndWait(n int, timeout time.Duration) error {
 		return e.waitEpoll(n, timeout)
 	}
 	if len(e.inline.queue) > 0 {
+		var err error
 		if e.ring.Queued() {
-			if _, err := e.ring.SubmitAndWait(0, 0); err != nil {
-				return err
-			}
+			_, err = e.ring.SubmitAndWait(0, 0)
 		}
-		e.runInline()
+		e.runInline() // also after an error: no later call may succeed
+		if err != nil {
+			return err
+		}
 		if e.local.n > 0 {
 			timeout = 0
 		}
