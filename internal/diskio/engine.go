@@ -61,6 +61,7 @@ type Engine struct {
 	sync  int // the disk's file, opened for this engine's flushes; -1: none
 
 	done    *results // of pool and discards
+	deaf    error    // why the ring does not poll done any more
 	pool    *pool
 	discard *pool
 	local   fifo // completions of operations that needed no system call
@@ -293,7 +294,13 @@ func (e *Engine) SubmitAndWait(n int, timeout time.Duration) error {
 			timeout = 0
 		}
 	}
+	if e.deaf != nil {
+		timeout = 0
+	}
 	_, err := e.ring.SubmitAndWait(n, timeout)
+	if err == nil {
+		err = e.deaf
+	}
 	return err
 }
 
@@ -312,6 +319,9 @@ func (e *Engine) Completions(dst []Completion) int {
 	for _, c := range dst[n:end] {
 		if c.User == doneUser {
 			announced = true
+			if c.Res < 0 {
+				e.deaf = fmt.Errorf("poll for the completions of threads: %w", unix.Errno(-c.Res))
+			}
 			continue
 		}
 		dst[n] = c
