@@ -195,7 +195,12 @@ func TestKillWithinCommit(t *testing.T) {
 				if err != nil {
 					panic(err)
 				}
-				for i := range uint32(part + 1) {
+				n := uint32(part + 1)
+				if h.RspProd == 0 {
+					// In the other slots the successor looks for the requests in flight.
+					n = min(n, s.conn.queues[0].journal.words[jCount])
+				}
+				for i := range n {
 					slot := 64 + (uint32(h.RspProd)+i)%s.front.Size()*112
 					copy(s.ring[slot:slot+16], bytes.Repeat([]byte{0xa5}, 16>>(part%2)))
 				}
@@ -259,6 +264,68 @@ func TestOtherConnections(t *testing.T) {
 				}
 			case err == nil || !strings.Contains(err.Error(), "journal"):
 				t.Errorf("connect: %v, want an error about the journal", err)
+			}
+		})
+	}
+}
+
+// TestRingMadeAnew: a frontend has made its ring anew while no daemon ran, with the same
+// grefs, port and stamp. The old requests are not made again, and have no answer.
+func TestRingMadeAnew(t *testing.T) {
+	const consumed = 5 // stores for two requests: slot and state of each, req_cons
+	for name, c := range map[string]struct {
+		kill int64 // 0: the old requests were answered
+		put  func(b *bed) []uint64
+	}{
+		"other requests": {consumed, func(b *bed) []uint64 {
+			return []uint64{b.put(b.request(blkif.OpRead, 0, 8, 1, 0)), b.put(b.request(blkif.OpRead, 8, 9, 1, 0))}
+		}},
+		"one request": {consumed, func(b *bed) []uint64 { return []uint64{b.put(b.request(blkif.OpRead, 0, 8, 1, 0))} }},
+		"none":        {consumed, func(*bed) []uint64 { return nil }},
+		"second differs": {consumed, func(b *bed) []uint64 {
+			b.ids = 0
+			return []uint64{b.put(b.request(blkif.OpWrite, 0, 0, 1, 0)), b.put(b.request(blkif.OpRead, 8, 9, 1, 0))}
+		}},
+		"after answers": {0, func(b *bed) []uint64 { return []uint64{b.put(b.request(blkif.OpRead, 0, 8, 1, 0))} }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBed(t, bedConfig{})
+			b.fill(0, 2, 3)
+			b.put(b.request(blkif.OpWrite, 0, 0, 1, 0))
+			b.put(b.request(blkif.OpWrite, 8, 1, 1, 0))
+			b.push()
+			k := &killer{at: c.kill}
+			b.connectTo(k)
+			if c.kill == 0 {
+				b.take(2)
+				b.drain()
+			} else {
+				<-b.notices
+			}
+			b.disconnect()
+
+			disk := bytes.Clone(b.store.Bytes()[4096:8192])
+			stamp := bytes.Clone(b.ring[32:48])
+			b.newRing(blkif.X8664)
+			copy(b.ring[32:], stamp)
+			ids := c.put(b)
+			b.push()
+			b.connect()
+			if b.conn.Adopted() {
+				t.Error("another ring was adopted")
+			}
+			got := b.take(len(ids))
+			for _, id := range ids {
+				if got[id].Status != blkif.StatusOkay {
+					t.Errorf("request %d: %+v", id, got)
+				}
+			}
+			b.drain()
+			if h, err := blkif.ReadHeader(b.ring); err != nil || h.RspProd != blkif.Index(len(ids)) {
+				t.Errorf("%d responses, %v: want %d", h.RspProd, err, len(ids))
+			}
+			if !bytes.Equal(b.store.Bytes()[4096:8192], disk) {
+				t.Error("an old request was made again")
 			}
 		})
 	}

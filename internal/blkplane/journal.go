@@ -325,8 +325,9 @@ func (j *Journal) examine(rspProd blkif.Index) (f found, err error) {
 		}
 		seen[index] = true
 	}
-	// Each request that was consumed is either answered or in flight.
-	if uint32(f.cons-rspProd) != uint32(len(f.replay)+len(f.entries)) {
+	// Each request that was consumed is either answered or in flight. Those with responses to
+	// publish have their entries still.
+	if uint32(f.cons-rspProd) != uint32(len(f.replay)+len(f.entries)) || len(f.answered) < len(f.replay) {
 		return f, ErrJournal
 	}
 	slices.SortFunc(f.entries, func(a, b uint16) int {
@@ -334,6 +335,9 @@ func (j *Journal) examine(rspProd blkif.Index) (f found, err error) {
 	})
 	return f, nil
 }
+
+// batches returns the number of batches of responses that were recorded, which wraps after 2^31.
+func (j *Journal) batches() uint32 { return load(j.words, jSeq) / 2 }
 
 // settle frees all entries except those that are in flight. The replay has been published.
 func (j *Journal) settle(f *found) {

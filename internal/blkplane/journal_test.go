@@ -50,6 +50,7 @@ func TestExamine(t *testing.T) {
 		"too few":        {journal: enterAll(32, 7, 5), rspProd: 5, err: ErrJournal},
 		"too many":       {journal: enterAll(32, 7, 5, 6), rspProd: 6, err: ErrJournal},
 		"twice":          {journal: enterAll(32, 7, 5, 5), rspProd: 5, err: ErrJournal},
+		"answered":       {journal: enterAll(32, 7, 5), rspProd: 5, base: 5, record: []answer{{index: 6}}, err: ErrJournal},
 		"other ring":     {journal: enterAll(32, 7, 5, 6), rspProd: 3, base: 5, record: []answer{{index: 6}}, err: ErrJournal},
 		"answered twice": {journal: enterAll(32, 7, 5, 6), rspProd: 5, base: 5, record: []answer{{index: 6}, {index: 6}}, err: ErrJournal},
 	} {

@@ -254,14 +254,15 @@ func (q *queue) attach(cfg *QueueConfig) (err error) {
 	}
 	keys := &ringKeys{proto: q.conn.cfg.Protocol, port: cfg.Port, refs: cfg.Refs}
 	if q.journal.names(keys, header.Stamp) {
-		if q.found, err = q.journal.examine(header.RspProd); err == nil {
+		f, err := q.journal.examine(header.RspProd)
+		if err == nil && q.sameRing(&f) {
 			// Resume counts from rsp_prod as it is, so the batch that is to be
 			// published again is among the requests in flight.
-			q.adopted = true
+			q.adopted, q.found = true, f
 			if q.journal.lost() {
 				q.conn.lost.Store(true)
 			}
-			return q.ring.Resume(q.found.cons)
+			return q.ring.Resume(f.cons)
 		}
 		if header.RspProd != 0 {
 			return ErrJournal
@@ -272,6 +273,31 @@ func (q *queue) attach(cfg *QueueConfig) (err error) {
 	stamp := xen.NewStamp()
 	q.journal.begin(keys, stamp, header.RspProd)
 	return blkif.WriteStamp(mem, stamp)
+}
+
+// sameRing reports whether the ring may be that of the journal, of which f is the content. A
+// frontend that has made its ring anew may have left the stamp there. While a ring has no
+// responses, the requests in flight are in it as they were consumed.
+func (q *queue) sameRing(f *found) bool {
+	if q.ring.RspProd() != 0 || q.journal.batches() > 1 {
+		return true // their slots may have been overwritten
+	}
+	if n, err := q.ring.Available(); err != nil || uint32(f.cons) > n {
+		return false
+	}
+	for _, list := range [...][]uint16{f.entries, f.answered} {
+		for _, e := range list {
+			i := q.journal.indexOf(e)
+			if i < blkif.Index(len(f.replay)) {
+				continue // a response may be there that was not published
+			}
+			var s blkif.Slot
+			if q.ring.Copy(i, &s); s != *q.journal.slot(e) {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 // allocate makes the queue's tables.
