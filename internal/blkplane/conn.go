@@ -193,7 +193,7 @@ func (c *Conn) Close() {
 
 // Done returns a channel that is closed when all queues have ended after Close: the rings
 // are unmapped, the event channels unbound, the devices closed, and the disk is not used
-// any more.
+// any more. It is never closed if a queue cannot learn that its operations have ended.
 func (c *Conn) Done() <-chan struct{} { return c.done }
 
 // queueEnded is called by each queue when it has released everything.
