@@ -39,6 +39,12 @@ func TestDiskErrors(t *testing.T) {
 			return powercut.Fault{}
 		}
 	}
+	cancelled := func(o powercut.Op) (f powercut.Fault) {
+		if o.Kind == powercut.Discard {
+			f.Err = unix.ECANCELED
+		}
+		return f
+	}
 	for name, c := range map[string]struct {
 		hook    func(powercut.Op) powercut.Fault
 		op      blkif.Op
@@ -54,7 +60,7 @@ func TestDiskErrors(t *testing.T) {
 		"flush":       {fault(powercut.Sync, powercut.Fault{Err: unix.EIO}), blkif.OpFlush, blkif.StatusError, ErrSync},
 		"before":      {fault(powercut.Sync, powercut.Fault{Err: unix.EIO}), blkif.OpBarrier, blkif.StatusError, ErrSync},
 		"discard":     {fault(powercut.Discard, powercut.Fault{Err: unix.EIO}), blkif.OpDiscard, blkif.StatusError, ErrDiscard},
-		"cancelled":   {fault(powercut.Discard, powercut.Fault{Err: unix.ECANCELED}), blkif.OpDiscard, blkif.StatusError, ErrDiscard},
+		"cancelled":   {cancelled, blkif.OpDiscard, blkif.StatusError, ErrDiscard},
 		"no discard":  {fault(powercut.Discard, powercut.Fault{Err: unix.EOPNOTSUPP}), blkif.OpDiscard, blkif.StatusNotSupported, ErrDiscard},
 	} {
 		t.Run(name, func(t *testing.T) {

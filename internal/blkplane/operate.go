@@ -240,7 +240,8 @@ func (q *queue) completed(id uint16, res int32) {
 		if res == -int32(unix.ECANCELED) && q.state == closing {
 			return // ended by close: it stays in the journal
 		}
-		if interrupted(res) {
+		if interrupted(res) && op.again < maxDiscards {
+			op.again++
 			q.engine.Discard(uint64(r.extent.Off), uint64(r.extent.Len), r.secure, uint64(id))
 			q.tally[DiskOps]++
 			return

@@ -42,6 +42,11 @@ const (
 	// writes of 1 MiB were copied before the first was submitted, which halved the speed.
 	maxCopies = 256
 
+	// maxDiscards bounds the times that a discard which was interrupted is made again. A
+	// disk need not do discards, so the frontend gets an error if the kernel has no thread
+	// for long.
+	maxDiscards = 1000
+
 	// maxDeliver is the most reads whose data goes to the guest in one turn.
 	maxDeliver = 16
 )
@@ -184,6 +189,7 @@ type operation struct {
 	block      int32 // of data
 	off        int64
 	len, moved int
+	again      int // times that a discard was made again
 
 	copies, copiesEnd int  // its part of the grant copy
 	vectored          bool // on mapped pages, without a block
