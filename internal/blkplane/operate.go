@@ -240,7 +240,7 @@ func (q *queue) completed(id uint16, res int32) {
 		if res == -int32(unix.ECANCELED) && q.state == closing {
 			return // ended by close: it stays in the journal
 		}
-		if interrupted(res) && op.again < maxDiscards {
+		if interrupted(res) && op.again < maxAgain {
 			op.again++
 			q.engine.Discard(uint64(r.extent.Off), uint64(r.extent.Len), r.secure, uint64(id))
 			q.tally[DiskOps]++
@@ -249,7 +249,8 @@ func (q *queue) completed(id uint16, res int32) {
 		if res < 0 {
 			q.discardFailed(op.entry, unix.Errno(-res))
 		}
-	case interrupted(res):
+	case interrupted(res) && op.again < maxAgain:
+		op.again++
 		q.transfer(id)
 		return
 	case res < 0:

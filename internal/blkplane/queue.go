@@ -42,10 +42,9 @@ const (
 	// writes of 1 MiB were copied before the first was submitted, which halved the speed.
 	maxCopies = 256
 
-	// maxDiscards bounds the times that a discard which was interrupted is made again. A
-	// disk need not do discards, so the frontend gets an error if the kernel has no thread
-	// for long.
-	maxDiscards = 1000
+	// maxAgain bounds the times that an operation which was interrupted is made again. The
+	// frontend gets an error if the kernel has no thread for long.
+	maxAgain = 1000
 
 	// maxDeliver is the most reads whose data goes to the guest in one turn.
 	maxDeliver = 16
@@ -100,14 +99,15 @@ type queue struct {
 	noticed    [2]time.Time // last BadRequest and DiskError
 
 	// Requests, by their entry in the journal.
-	requests []request
-	free     []uint16 // entries
-	pending  fifo     // consumed and not started, in ring order
-	hungry   fifo     // started, with segments that no operation has yet
-	started  int      // requests that were started and not finished
-	waiting  []uint16 // flushes that wait for the next sync
-	syncing  []uint16 // flushes that the sync under way answers
-	barrier  int32    // entry of the write barrier that has begun; none
+	requests  []request
+	free      []uint16 // entries
+	pending   fifo     // consumed and not started, in ring order
+	hungry    fifo     // started, with segments that no operation has yet
+	started   int      // requests that were started and not finished
+	waiting   []uint16 // flushes that wait for the next sync
+	syncing   []uint16 // flushes that the sync under way answers
+	syncAgain int      // times that the sync under way was made again
+	barrier   int32    // entry of the write barrier that has begun; none
 	// barrierWaits says that the first pending request is a barrier that was seen to wait.
 	barrierWaits bool
 	answers      []answer
@@ -189,7 +189,7 @@ type operation struct {
 	block      int32 // of data
 	off        int64
 	len, moved int
-	again      int // times that a discard was made again
+	again      int // times that it was made again
 
 	copies, copiesEnd int  // its part of the grant copy
 	vectored          bool // on mapped pages, without a block
