@@ -20,14 +20,22 @@ import (
 	"github.com/netbackd/netbackd/internal/command"
 	"github.com/netbackd/netbackd/internal/host/blkhost"
 	"github.com/netbackd/netbackd/internal/lab/blkguest"
+	"github.com/netbackd/netbackd/internal/lab/blklab"
 	"github.com/netbackd/netbackd/internal/lab/simblkhost"
 	"github.com/netbackd/netbackd/internal/lab/xensim"
 )
 
-func main() { command.Main(blkcontrol.Program, newRoot()) }
+func main() {
+	atStep, err := blklab.AtStep()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(command.ExitUsage)
+	}
+	command.Main(blkcontrol.Program, newRoot(atStep))
+}
 
-func newRoot() *cobra.Command {
-	root := blkcli.New(open)
+func newRoot(atStep func(step string)) *cobra.Command {
+	root := blkcli.New(open, atStep)
 	root.Use = "blkbackd-lab"
 	root.Short = "blkbackd with an embedded Xen, for tests and the demo"
 	root.Long = `blkbackd-lab is blkbackd with an embedded Xen and guests for it.

@@ -67,7 +67,7 @@ func (d *blkDaemon) setUp(open Opener) (err error) {
 		return err
 	}
 	d.pool = blkplane.NewPool(blkplane.Options{
-		MaxThreads: d.maxThreads, NoUring: !d.uring,
+		MaxThreads: d.maxThreads, NoUring: !d.uring, AtStep: d.atStep,
 		Warn: func(err error) { d.Log.Warn("data path degraded", zap.Error(err)) },
 	})
 	d.backend = blkbackend.New(blkbackend.Config{

@@ -39,15 +39,16 @@ type Opener func(dir string) (Host, error)
 // defaultRunDir holds the control socket and the journals.
 const defaultRunDir = "/run/blkbackd"
 
-// New makes blkbackd's commands. The daemon serves the Xen that open opens.
-func New(open Opener) *cobra.Command {
+// New makes blkbackd's commands. The daemon serves the Xen that open opens. atStep is
+// [blkplane.Options.AtStep], for tests; nil in the installed program.
+func New(open Opener, atStep func(step string)) *cobra.Command {
 	root := command.NewRoot(blkcontrol.Program, "Xen block back end in userspace",
 		`blkbackd serves disks (vbds) of Xen guests from files and block devices, in userspace.
 
 In dom0, or in a driver domain, "blkbackd run" serves the disks whose configuration has
 script=block-blkbackd. Other back ends may serve other disks beside it.`, defaultRunDir)
 	root.AddCommand(
-		newRunCmd(open), newListCmd(), newShowCmd(), newStatsCmd(), newResetCmd(), newResizeCmd(),
+		newRunCmd(open, atStep), newListCmd(), newShowCmd(), newStatsCmd(), newResetCmd(), newResizeCmd(),
 		newCheckCmd(), newHotplugCmd(),
 		command.NewVersionCmd(blkcontrol.Program),
 	)

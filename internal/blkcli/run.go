@@ -34,6 +34,7 @@ type runFlags struct {
 	maxThreads int
 	log        daemon.LogFlags
 	runDir     string
+	atStep     func(step string) // no flag: of the lab
 }
 
 // Bounds of flags. They bound the memory, threads and files that a guest can use.
@@ -47,8 +48,8 @@ const (
 // defaultVbds is the default of --max-vbds-per-guest.
 const defaultVbds = 64
 
-func newRunCmd(open Opener) *cobra.Command {
-	var f runFlags
+func newRunCmd(open Opener, atStep func(step string)) *cobra.Command {
+	f := runFlags{atStep: atStep}
 	c := &cobra.Command{
 		Use:   "run",
 		Short: "Serve disks of this host's guests",

@@ -34,6 +34,9 @@ type Options struct {
 	// Warn reports failures that do not stop the pool. It is called from the threads
 	// of queues, must not block, and may be nil.
 	Warn func(error)
+	// AtStep is called from the threads of queues with the name of each step that they
+	// reach; see Steps. It is for tests that end the process there. nil: nothing is called.
+	AtStep func(step string)
 }
 
 // Pool makes connections and bounds their threads.

@@ -17,6 +17,7 @@ func (q *queue) sync() {
 	q.waiting, q.syncing = q.syncing[:0], q.waiting
 	q.tally[Syncs]++
 	q.tally[FlushesShared] += uint64(len(q.syncing) - 1)
+	q.journal.at(stepSubmit)
 	q.engine.Sync(userSync)
 }
 
@@ -27,10 +28,12 @@ func (q *queue) sync() {
 // succeeds, also if a successor serves it. One that was interrupted is made again; it reports
 // nothing.
 func (q *queue) synced(res int32) {
+	q.journal.at(stepDone)
 	switch {
 	case interrupted(res) && q.syncAgain < maxAgain:
 		q.syncAgain++
 		q.tally[Syncs]++
+		q.journal.at(stepSubmit)
 		q.engine.Sync(userSync)
 		return
 	case res < 0 && !interrupted(res):

@@ -58,7 +58,7 @@ type Journal struct {
 	n      uint32 // entries
 	mapped bool   // from a file
 
-	// hook is called after each store of the journal or the ring, in tests alone.
+	// hook is called at each step, in tests alone.
 	hook func(step)
 }
 
@@ -95,22 +95,6 @@ const (
 	_ = uint(jRsp - jLost - 1)                          // the header fits
 	_ = uint(entryWords - eSlot - len(blkif.Slot{})/4)  // a slot fits
 	_ = uint(len(blkif.Slot{})/4*4 - len(blkif.Slot{})) // and is made of words
-)
-
-// step is a store that a test may stop after.
-type step uint8
-
-const (
-	stepSlot    step = iota // slot and index of an entry
-	stepState               // an entry is in flight
-	stepCons                // req_cons of the journal
-	stepOpen                // responses are being changed
-	stepRsp                 // a response
-	stepRecord              // responses are valid
-	stepPublish             // slots and rsp_prod of the ring
-	stepFree                // an entry is free
-	stepNotify              // the guest was notified
-	numSteps
 )
 
 // journalSize returns the bytes of a journal of n entries, in whole pages.
@@ -163,13 +147,6 @@ func (j *Journal) close() error {
 	}
 	j.mapped, j.words = false, nil
 	return unix.Munmap(j.mem)
-}
-
-// at calls the hook of a test.
-func (j *Journal) at(s step) {
-	if j.hook != nil {
-		j.hook(s)
-	}
 }
 
 // ringKeys identifies the ring of a connection.

@@ -52,6 +52,7 @@ func (q *queue) plan() (full bool) {
 			q.hungry.pop()
 			r.ops++
 			id := q.newOperation(operation{entry: e, block: none})
+			q.journal.at(stepSubmit)
 			q.engine.Discard(uint64(r.extent.Off), uint64(r.extent.Len), r.secure, uint64(id))
 			q.tally[DiskOps]++
 			continue
@@ -184,6 +185,7 @@ func (q *queue) grantCopy() {
 func (q *queue) transfer(id uint16) {
 	op := &q.operations[id]
 	q.tally[DiskOps]++
+	q.journal.at(stepSubmit)
 	if op.vectored {
 		q.transferVectored(id)
 		return
@@ -233,6 +235,7 @@ func interrupted(res int32) bool {
 
 // completed handles the completion of a transfer or discard.
 func (q *queue) completed(id uint16, res int32) {
+	q.journal.at(stepDone)
 	op := &q.operations[id]
 	r := &q.requests[op.entry]
 	switch {

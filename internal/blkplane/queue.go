@@ -250,6 +250,9 @@ func (q *queue) attach(cfg *QueueConfig) (err error) {
 	} else if q.journal, err = openJournal(cfg.Journal, blkif.RingSize(order)); err != nil {
 		return err
 	}
+	if f := q.conn.pool.opts.AtStep; f != nil {
+		q.journal.hook = func(s step) { f(s.String()) }
+	}
 	mem := q.pages.Bytes()
 	header, err := blkif.ReadHeader(mem)
 	if err != nil {

@@ -98,8 +98,13 @@ func Hotplug(ctx context.Context, c toolstack.Call) error {
 
 // StartDaemon starts blkbackd, which must not be running. env is added to the environment.
 func (l *Lab) StartDaemon(ctx context.Context, env ...string) error {
+	return l.launch(ctx, "ready", env...)
+}
+
+// launch starts blkbackd and waits until its log contains text.
+func (l *Lab) launch(ctx context.Context, text string, env ...string) error {
 	args := append([]string{"run", "--xen", l.xenDir, "--run-dir", l.RunDir()}, l.opts.Daemon...)
-	p, err := lab.StartReady(ctx, "blkbackd", l.opts.Exe, "ready", append(env, l.opts.Env...), args...)
+	p, err := lab.StartReady(ctx, "blkbackd", l.opts.Exe, text, append(env, l.opts.Env...), args...)
 	if err != nil {
 		return err
 	}
