@@ -49,7 +49,7 @@ func Begin(f LogFlags) (p *Process, end func(), err error) {
 // LogLost returns the number of lines of the log that were lost.
 func (p *Process) LogLost() uint64 { return p.sink.Lost() }
 
-// Work is what a process serves.
+// Work holds the parts of a program that [Process.Serve] runs and watches.
 type Work struct {
 	Listener net.Listener // the control socket; Serve closes it; nil: there is none
 	Handler  http.Handler

@@ -48,7 +48,7 @@ type Page struct {
 	Mem  []byte
 }
 
-// World is what the requests of cases are made of.
+// World holds the limits, pages and grefs that the requests of cases use.
 type World struct {
 	Limits   blkif.Limits
 	Pages    []Page // granted to the backend, for reading and writing
