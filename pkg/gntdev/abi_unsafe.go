@@ -57,6 +57,7 @@ var (
 	_ = [1]struct{}{}[unsafe.Offsetof(Segment{}.len)-16]
 	_ = [1]struct{}{}[unsafe.Offsetof(Segment{}.flags)-18]
 	_ = [1]struct{}{}[unsafe.Offsetof(Segment{}.status)-20]
+	_ = [1]struct{}{}[unsafe.Offsetof(Segment{}.dir)-22] // padding of the kernel's struct
 	_ = [1]struct{}{}[unsafe.Sizeof(grantRef{})-8]
 	_ = [1]struct{}{}[unsafe.Sizeof(mapGrantRef{})-24]
 	_ = [1]struct{}{}[unsafe.Offsetof(mapGrantRef{}.index)-8]

@@ -6,6 +6,8 @@ import (
 	"fmt"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // Copy carries out all segments with one ioctl. If it returns nil, every segment
@@ -14,12 +16,13 @@ import (
 //
 // After an error the call has failed as a whole: some segments may have been
 // copied, and all have [StatusGeneralError]. A guest cannot cause an error if the
-// caller has checked off+n <= PageSize for every segment. Callers do that when they
-// parse, because Copy refuses the whole batch.
+// caller has checked off+n <= PageSize for every segment, on each side that is a gref.
+// Callers do that when they parse, because Copy refuses the whole batch.
 //
 // The kernel passes the hypervisor 16 operations at a time and splits a
 // segment at the page ends of local memory, so page-aligned local buffers make
-// one operation of one segment. A segment of length 0 always succeeds. Copy
+// one operation of one segment. With an own page on our side a segment is always one
+// operation, and the kernel pins no page. A segment of length 0 always succeeds. Copy
 // allocates nothing.
 func (d *Device) Copy(segs []Segment) error {
 	if len(segs) == 0 {
@@ -45,7 +48,7 @@ func (d *Device) Copy(segs []Segment) error {
 }
 
 // Check returns the error Copy would refuse segs with: a segment that crosses
-// the end of the guest's page, has no direction or has no local memory. Any of
+// the end of a granted page, has no direction or has no memory on our side. Any of
 // them would make the kernel fail the whole batch halfway. It is exported for
 // other implementations of Copy.
 func Check(segs []Segment) error {
@@ -61,14 +64,24 @@ func Check(segs []Segment) error {
 
 // fault returns the reason why Copy refuses the segment, or "".
 func (s *Segment) fault() string {
-	if s.flags != GuestIsSource && s.flags != GuestIsDest {
-		return fmt.Sprintf("flags %#x: neither from the guest nor to it", uint16(s.flags))
+	if s.dir != GuestIsSource && s.dir != GuestIsDest || s.flags != bothGrefs && s.flags != uint16(s.dir) {
+		return fmt.Sprintf("flags %#x: neither from the guest nor to it", s.flags)
 	}
 	if _, _, off := s.Foreign(); int(off)+int(s.len) > PageSize {
 		return fmt.Sprintf("offset %d and length %d pass the end of the guest's page", off, s.len)
 	}
-	if s.Local() == 0 {
-		return "no local memory"
+	ours := s.ours()
+	if s.flags != bothGrefs {
+		if ours == 0 {
+			return "no local memory"
+		}
+		return ""
+	}
+	if domid := xen.Domid(ours >> 48); domid != xen.DomidSelf {
+		return fmt.Sprintf("our side is a page of domain %d", domid)
+	}
+	if off := uint16(ours >> 32); int(off)+int(s.len) > PageSize {
+		return fmt.Sprintf("offset %d and length %d pass the end of our page", off, s.len)
 	}
 	return ""
 }

@@ -67,6 +67,12 @@ func TestCopyRefusesWhatWouldFailTheBatch(t *testing.T) {
 			"gntdev: copy: domid 7 gref 9 (#1): invalid argument; offset 4097 and length 0 pass the end of the guest's page"},
 		{"no local memory", func(s *Segment) { s.toGuest(7, 9, 0, 0, 1) },
 			"gntdev: copy: domid 7 gref 9 (#1): invalid argument; no local memory"},
+		{"an own page, one byte past its end", func(s *Segment) { s.FromGuestToOwn(7, 9, 0, 8, 4095, 2) },
+			"gntdev: copy: domid 7 gref 9 (#1): invalid argument; offset 4095 and length 2 pass the end of our page"},
+		{"an own page, one byte past the guest's", func(s *Segment) { s.ToGuestFromOwn(7, 9, 4095, 8, 0, 2) },
+			"gntdev: copy: domid 7 gref 9 (#1): invalid argument; offset 4095 and length 2 pass the end of the guest's page"},
+		{"both pages of guests", func(s *Segment) { s.ToGuestFromOwn(7, 9, 0, 8, 0, 2); s.source = foreign(6, 8, 0) },
+			"gntdev: copy: domid 7 gref 9 (#1): invalid argument; our side is a page of domain 6"},
 		{"the zero segment", func(s *Segment) {},
 			"gntdev: copy: domid 0 gref 0 (#1): invalid argument; flags 0x0: neither from the guest nor to it"},
 	} {

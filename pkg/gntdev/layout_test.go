@@ -24,7 +24,7 @@ func TestLayout(t *testing.T) {
 		v    any
 		want layout
 	}{
-		{Segment{}, layout{24, map[string]uintptr{"source": 0, "dest": 8, "len": 16, "flags": 18, "status": 20}}},
+		{Segment{}, layout{24, map[string]uintptr{"source": 0, "dest": 8, "len": 16, "flags": 18, "status": 20, "dir": 22}}},
 		{grantRef{}, layout{8, map[string]uintptr{"domid": 0, "ref": 4}}},
 		{mapGrantRef{}, layout{24, map[string]uintptr{"count": 0, "index": 8, "refs": 16}}},
 		{unmapGrantRef{}, layout{16, map[string]uintptr{"index": 0, "count": 8}}},

@@ -21,6 +21,11 @@ func (s *Segment) local(dir Direction, domid xen.Domid, ref xen.Gref, mem []byte
 	s.fromGuest(domid, ref, 0, addr, uint16(len(mem)))
 }
 
+// bytes returns the segment as the kernel reads it.
+func (s *Segment) bytes() []byte {
+	return unsafe.Slice((*byte)(unsafe.Pointer(s)), unsafe.Sizeof(*s))
+}
+
 // mincore tells which pages of mem are present, one byte each.
 func mincore(mem, here []byte) error {
 	_, _, errno := unix.Syscall(unix.SYS_MINCORE, uintptr(unsafe.Pointer(&mem[0])), uintptr(len(mem)), uintptr(unsafe.Pointer(&here[0])))

@@ -34,9 +34,13 @@ func (d Direction) String() string {
 	return "no direction"
 }
 
-// Segment is one copy between a guest's page and local memory: struct
+// Segment is one copy between a guest's page and memory of ours: struct
 // gntdev_grant_copy_segment of uapi/xen/gntdev.h, handed to the kernel as it
 // is, 24 bytes. The zero Segment is not a valid copy.
+//
+// Our side is either an address or a page that this domain has granted to itself. For
+// an address the kernel pins the page behind it, which costs more than the copy of a
+// small packet. For an own page it passes the gref on to Xen and touches no page.
 //
 // A Segment holds the local address as a number, which the garbage collector
 // does not see. It must point into memory Go does not manage, normally an
@@ -49,25 +53,56 @@ type Segment struct {
 	// machines only, so one word holds either.
 	source, dest uint64
 	len          uint16
-	flags        Direction
+	flags        uint16 // which sides are grefs
 	status       Status
-	_            [2]byte
+
+	// The kernel neither reads nor writes the last two bytes: it copies the whole
+	// struct in and writes only the status back. With grefs on both sides they are the
+	// only place that tells which one is the guest's.
+	dir Direction
 }
+
+// bothGrefs is GNTCOPY_source_gref | GNTCOPY_dest_gref.
+const bothGrefs = uint16(GuestIsSource | GuestIsDest)
 
 func (s *Segment) fromGuest(domid xen.Domid, ref xen.Gref, off uint16, local uintptr, n uint16) {
 	s.source = foreign(domid, ref, off)
 	s.dest = uint64(local)
 	s.len = n
-	s.flags = GuestIsSource
+	s.flags = uint16(GuestIsSource)
 	s.status = StatusGeneralError
+	s.dir = GuestIsSource
 }
 
 func (s *Segment) toGuest(domid xen.Domid, ref xen.Gref, off uint16, local uintptr, n uint16) {
 	s.source = uint64(local)
 	s.dest = foreign(domid, ref, off)
 	s.len = n
-	s.flags = GuestIsDest
+	s.flags = uint16(GuestIsDest)
 	s.status = StatusGeneralError
+	s.dir = GuestIsDest
+}
+
+// FromGuestToOwn makes s a copy of n bytes at off of the guest's page to offset at of
+// the page that this domain has granted to itself as own, for writing.
+func (s *Segment) FromGuestToOwn(domid xen.Domid, ref xen.Gref, off uint16, own xen.Gref, at, n uint16) {
+	s.source = foreign(domid, ref, off)
+	s.dest = foreign(xen.DomidSelf, own, at)
+	s.len = n
+	s.flags = bothGrefs
+	s.status = StatusGeneralError
+	s.dir = GuestIsSource
+}
+
+// ToGuestFromOwn makes s a copy of n bytes at offset at of the page that this domain has
+// granted to itself as own, to off of the guest's page.
+func (s *Segment) ToGuestFromOwn(domid xen.Domid, ref xen.Gref, off uint16, own xen.Gref, at, n uint16) {
+	s.source = foreign(xen.DomidSelf, own, at)
+	s.dest = foreign(domid, ref, off)
+	s.len = n
+	s.flags = bothGrefs
+	s.status = StatusGeneralError
+	s.dir = GuestIsDest
 }
 
 func foreign(domid xen.Domid, ref xen.Gref, off uint16) uint64 {
@@ -84,23 +119,41 @@ func (s *Segment) Status() Status { return s.status }
 func (s *Segment) SetStatus(st Status) { s.status = st }
 
 // Direction returns the direction of the copy.
-func (s *Segment) Direction() Direction { return s.flags }
+func (s *Segment) Direction() Direction { return s.dir }
 
 // Len returns the number of bytes to copy.
 func (s *Segment) Len() int { return int(s.len) }
 
-// Local returns the address on our side.
+// Local returns the address on our side, 0 if our side is an own page.
 func (s *Segment) Local() uintptr {
-	if s.flags == GuestIsDest {
-		return uintptr(s.source)
+	if s.flags == bothGrefs {
+		return 0
 	}
-	return uintptr(s.dest)
+	return uintptr(s.ours())
+}
+
+// Own returns our side of a copy that names an own page by its gref: the page and the
+// offset in it. ok is false if our side is an address.
+func (s *Segment) Own() (ref xen.Gref, off uint16, ok bool) {
+	if s.flags != bothGrefs {
+		return 0, 0, false
+	}
+	v := s.ours()
+	return xen.Gref(v), uint16(v >> 32), true
+}
+
+// ours returns the word of our side.
+func (s *Segment) ours() uint64 {
+	if s.dir == GuestIsDest {
+		return s.source
+	}
+	return s.dest
 }
 
 // Foreign returns the guest's side: the domain, the page and the offset in it.
 func (s *Segment) Foreign() (domid xen.Domid, ref xen.Gref, off uint16) {
 	v := s.source
-	if s.flags == GuestIsDest {
+	if s.dir == GuestIsDest {
 		v = s.dest
 	}
 	return xen.Domid(v >> 48), xen.Gref(v), uint16(v >> 32)

@@ -14,6 +14,9 @@ const (
 	// FirstReservedDomid is DOMID_FIRST_RESERVED: no domain has this number or a
 	// higher one.
 	FirstReservedDomid Domid = 0x7ff0
+	// DomidSelf is DOMID_SELF: to Xen, the domain that makes the call. It does not stand
+	// for that domain in an entry of a grant table.
+	DomidSelf Domid = 0x7ff0
 )
 
 // Gref is a grant reference: an index into the grant table of the domain that
