@@ -101,6 +101,37 @@ func (linux) mmap(fd int, index uint64, length int) ([]byte, error) {
 
 func (linux) munmap(mem []byte) error { return unix.Munmap(mem) }
 
+func (linux) mmapAt(fd int, index uint64, mem []byte) error {
+	return mapAt(fd, int64(index), mem, unix.MAP_SHARED|unix.MAP_FIXED)
+}
+
+func (linux) clear(mem []byte) error {
+	return mapAt(-1, 0, mem, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_FIXED)
+}
+
+func (linux) refill(mem []byte) error {
+	err := mapAt(-1, 0, mem, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_FIXED_NOREPLACE)
+	if err == unix.EEXIST {
+		return nil // mmap failed before it unmapped anything
+	}
+	return err
+}
+
+// mapAt maps something at the place of mem, for reading and writing.
+func mapAt(fd int, offset int64, mem []byte, flags int) error {
+	p, err := unix.MmapPtr(fd, offset, unsafe.Pointer(unsafe.SliceData(mem)), uintptr(len(mem)),
+		unix.PROT_READ|unix.PROT_WRITE, flags)
+	if err == nil && uintptr(p) != address(mem) {
+		// A kernel before 4.17 takes MAP_FIXED_NOREPLACE for a wish.
+		_ = unix.MunmapPtr(p, uintptr(len(mem)))
+		err = unix.EEXIST
+	}
+	return err
+}
+
+// address returns the address of a slice's first byte.
+func address(b []byte) uintptr { return uintptr(unsafe.Pointer(unsafe.SliceData(b))) }
+
 func (linux) close(fd int) error { return unix.Close(fd) }
 
 func ioctl(fd int, req uintptr, arg unsafe.Pointer) error {

@@ -75,13 +75,51 @@ func (d *Device) Alloc(domid xen.Domid, n int, writable bool) (*Pages, error) {
 		_ = d.kernel.deallocGref(fd, index, n)
 		return nil, &Error{Op: "alloc", Domid: domid, Pages: n, Err: err}
 	}
-	return NewPages(mem, refs, func() error { return d.free(index, n, mem) }), nil
+	return NewPages(mem, refs, func() error { return d.free(index, n, d.kernel.munmap(mem)) }), nil
 }
 
-// free implements Pages.Free. If the device was closed, unmapping the memory ends the
-// grants.
-func (d *Device) free(index uint64, n int, mem []byte) error {
-	err := d.kernel.munmap(mem)
+// AllocAt makes as many zeroed pages as mem has and puts them in the place of mem's, which
+// are lost with their content. mem is a part of a private anonymous mapping, of whole
+// pages. Everything else is as with [Device.Alloc]: all pages are granted or none.
+//
+// A program that copies between pages of a guest and mem grants them to its own domain,
+// by that domain's number. Xen does not take DOMID_SELF for it.
+//
+// Free puts zeroed anonymous memory back, so that mem stays mapped until its owner unmaps
+// all of it. Until then the pages cannot be discarded (MADV_DONTNEED) and the kernel may
+// refuse to register them with an io_uring; system calls read and write them as any others.
+//
+// After [ErrLost] mem is not mapped any more and must not be used.
+func (d *Device) AllocAt(mem []byte, domid xen.Domid, writable bool) (*Pages, error) {
+	n := len(mem) / PageSize
+	if n < 1 || n > MaxPages || len(mem)%PageSize != 0 || address(mem)%PageSize != 0 {
+		return nil, &Error{Op: "alloc", Domid: domid, Pages: n, Err: unix.EINVAL,
+			Hint: fmt.Sprintf("the place is not one of 1 to %d whole pages", MaxPages)}
+	}
+	fd := d.fd.Hold()
+	defer d.fd.Release()
+	if fd < 0 {
+		return nil, &Error{Op: "alloc", Domid: domid, Pages: n, Err: ErrClosed}
+	}
+	index, refs, err := d.kernel.allocGref(fd, domid, n, writable)
+	if err != nil {
+		return nil, &Error{Op: "alloc", Domid: domid, Pages: n, Err: err, Hint: allocHint(err)}
+	}
+	if err := d.kernel.mmapAt(fd, index, mem); err != nil {
+		_ = d.kernel.deallocGref(fd, index, n) // as in Alloc
+		// The kernel may have unmapped the place before it failed. Only a place that is
+		// still free is filled: another thread may have mapped something there.
+		if e := d.kernel.refill(mem); e != nil {
+			err = fmt.Errorf("%w: %w: %w", ErrLost, e, err)
+		}
+		return nil, &Error{Op: "alloc", Domid: domid, Pages: n, Err: err}
+	}
+	return NewPages(mem, refs, func() error { return d.free(index, n, d.kernel.clear(mem)) }), nil
+}
+
+// free implements Pages.Free, after the memory was unmapped with err. If the device was
+// closed, unmapping the memory has ended the grants.
+func (d *Device) free(index uint64, n int, err error) error {
 	fd := d.fd.Hold()
 	defer d.fd.Release()
 	if fd >= 0 {
@@ -101,5 +139,12 @@ type kernel interface {
 	deallocGref(fd int, index uint64, n int) error
 	mmap(fd int, index uint64, length int) ([]byte, error)
 	munmap(mem []byte) error
+	// mmapAt maps pages of the device in the place of mem.
+	mmapAt(fd int, index uint64, mem []byte) error
+	// clear puts anonymous memory in the place of mem.
+	clear(mem []byte) error
+	// refill maps anonymous memory at mem after a mmapAt that failed. It does nothing
+	// if mem is still mapped as it was.
+	refill(mem []byte) error
 	close(fd int) error
 }

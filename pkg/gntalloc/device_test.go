@@ -20,8 +20,8 @@ import (
 // fake is a kernel that writes down every call. It stands below the Device, whose double
 // is [xentest.Gntalloc]: the tests here are of the system calls that the Device makes.
 type fake struct {
-	calls                                   []string
-	allocErr, deallocErr, mmapErr, closeErr error
+	calls                                                        []string
+	allocErr, deallocErr, mmapErr, clearErr, refillErr, closeErr error
 }
 
 var _ kernel = (*fake)(nil)
@@ -60,6 +60,21 @@ func (f *fake) mmap(_ int, index uint64, length int) ([]byte, error) {
 func (f *fake) munmap(mem []byte) error {
 	f.log("munmap %d", len(mem))
 	return nil
+}
+
+func (f *fake) mmapAt(_ int, index uint64, mem []byte) error {
+	f.log("mmap at %#x %d", index, len(mem))
+	return f.mmapErr
+}
+
+func (f *fake) clear(mem []byte) error {
+	f.log("clear %d", len(mem))
+	return f.clearErr
+}
+
+func (f *fake) refill(mem []byte) error {
+	f.log("refill %d", len(mem))
+	return f.refillErr
 }
 
 func (f *fake) close(int) error {
@@ -109,8 +124,9 @@ func TestAllocFailure(t *testing.T) {
 	f := &fake{allocErr: unix.ENOSPC}
 	_, err := f.device().Alloc(7, 300, true)
 	const want = "gntalloc: alloc: 300 pages for domid 7: no space left on device; " +
-		"raise the guest's xen_gntalloc.limit (1024 pages by default, for all users of the device together); " +
-		"if it is high enough, the guest's grant table is full (gnttab_max_frames=)"
+		"raise this domain's limit in /sys/module/xen_gntalloc/parameters/limit " +
+		"(1024 pages by default, for all users of the device together); " +
+		"if it is high enough, this domain's grant table is full (gnttab_max_frames=)"
 	if err == nil || err.Error() != want {
 		t.Errorf("Alloc: %v\nwant: %s", err, want)
 	}

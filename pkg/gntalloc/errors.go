@@ -15,6 +15,9 @@ import (
 // ErrClosed is the error of the methods of a closed Device.
 var ErrClosed = os.ErrClosed
 
+// ErrLost is the error of an AllocAt after which there is no memory at the place.
+var ErrLost = errors.New("the memory at the place is lost")
+
 // Error is the error of every operation of this package. errors.Is finds Err.
 type Error struct {
 	// Op is "open", "alloc", "free" or "close".
@@ -50,8 +53,8 @@ func (e *Error) Unwrap() error { return e.Err }
 // allocHint returns a remedy for pages that could not be granted, or "".
 func allocHint(err error) string {
 	if errors.Is(err, unix.ENOSPC) {
-		return "raise the guest's xen_gntalloc.limit (1024 pages by default, for all users of the device together); " +
-			"if it is high enough, the guest's grant table is full (gnttab_max_frames=)"
+		return "raise this domain's limit in " + LimitPath + " (1024 pages by default, for all users of the device together); " +
+			"if it is high enough, this domain's grant table is full (gnttab_max_frames=)"
 	}
 	return ""
 }

@@ -28,10 +28,11 @@ func (p *Pages) Bytes() []byte { return p.mem }
 // Refs returns the grant references, in the order of the pages.
 func (p *Pages) Refs() []xen.Gref { return p.refs }
 
-// Free ends the grants and unmaps the memory. A page that the other domain still has
-// mapped exists until that domain unmaps it, and its ref is not used again before. Any
-// access to the memory after Free is a fault that kills the process. Free may be called
-// again, which does nothing, and after the Device was closed.
+// Free ends the grants and unmaps the memory; in the place of pages of AllocAt it puts
+// zeroed memory. A page that the other domain still has mapped exists until that domain
+// unmaps it, and its ref is not used again before. Any access to memory that was unmapped
+// is a fault that kills the process. Free may be called again, which does nothing, and
+// after the Device was closed.
 func (p *Pages) Free() error {
 	var err error
 	p.once.Do(func() {
