@@ -11,6 +11,8 @@
 //   - [Gntalloc] grants pages of the guest, as [gntalloc.Device] does. It is for tests
 //     of frontends, which run inside the guest.
 //
+// An [Own] is the last of these in the domain of the program: [gntalloc.Device.AllocAt].
+//
 // A program that declares small interfaces for these devices takes either.
 //
 // The doubles are strict. A page is mapped from shared memory at an address of its own:

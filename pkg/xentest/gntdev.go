@@ -96,6 +96,9 @@ func (g *Guest) copy(s *gntdev.Segment) (gntdev.Status, error) {
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	if own, at, ok := s.Own(); ok {
+		return g.copyOwn(s, own, at), nil
+	}
 	e, st := g.find(domid, ref, prot)
 	if st != gntdev.StatusOkay {
 		return st, nil

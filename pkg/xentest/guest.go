@@ -45,6 +45,7 @@ type Counts struct {
 	MapCalls  int // calls of Gntdev.Map
 	CopyCalls int // calls of Gntdev.Copy
 	Copies    int // segments of these
+	OwnCopies int // successful ones among these that named our page by a gref
 }
 
 // Usage holds what the program has of a guest.

@@ -44,6 +44,38 @@ func unmapPages(mem []byte) error {
 	return unix.MunmapPtr(unsafe.Pointer(unsafe.SliceData(mem)), uintptr(len(mem)))
 }
 
+// replace puts shared pages in the place of mem, and maps them a second time.
+func replace(mem []byte) (view []byte, err error) {
+	fd, err := unix.MemfdCreate("xentest", unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(fd)
+	if err := unix.Ftruncate(fd, int64(len(mem))); err != nil {
+		return nil, err
+	}
+	const flags = unix.PROT_READ | unix.PROT_WRITE
+	p, err := unix.MmapPtr(fd, 0, nil, uintptr(len(mem)), flags, unix.MAP_SHARED)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := unix.MmapPtr(fd, 0, unsafe.Pointer(unsafe.SliceData(mem)), uintptr(len(mem)), flags, unix.MAP_SHARED|unix.MAP_FIXED); err != nil {
+		_ = unix.MunmapPtr(p, uintptr(len(mem)))
+		return nil, err
+	}
+	return unsafe.Slice((*byte)(p), len(mem)), nil
+}
+
+// clearPlace undoes replace: it puts anonymous memory in the place of mem.
+func clearPlace(mem []byte) error {
+	_, err := unix.MmapPtr(-1, 0, unsafe.Pointer(unsafe.SliceData(mem)), uintptr(len(mem)),
+		unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_FIXED)
+	return err
+}
+
+// address returns the address of a slice's first byte.
+func address(b []byte) uintptr { return uintptr(unsafe.Pointer(unsafe.SliceData(b))) }
+
 // move copies between a page of the guest and local memory in the direction of s. It
 // returns EFAULT if the local memory is not there, as the kernel does.
 func move(s *gntdev.Segment, page []byte) (err error) {

@@ -160,8 +160,12 @@ func (c *Copier) add(s segment) (gntdev.Status, unix.Errno) {
 	return gntdev.StatusOkay, 0
 }
 
-// between copies from one grant to another.
+// between copies from one grant to another. Xen looks for both domains before it claims
+// the first grant.
 func (c *Copier) between(s segment) gntdev.Status {
+	if !c.find(s.source.domid()) || !c.find(s.dest.domid()) {
+		return gntdev.StatusBadDomain
+	}
 	from, st := c.acquire(s.source, false)
 	if st != gntdev.StatusOkay {
 		return st
@@ -177,11 +181,16 @@ func (c *Copier) between(s segment) gntdev.Status {
 	return gntdev.StatusOkay
 }
 
-func (c *Copier) acquire(s side, write bool) (hyp.Grant, gntdev.Status) {
-	if id := s.domid(); !c.known || id != c.ownerID {
+// find makes owner the domain of that number, and reports whether there is one.
+func (c *Copier) find(id xen.Domid) bool {
+	if !c.known || id != c.ownerID {
 		c.owner, c.ownerID, c.known = c.g.hv.Domain(id, c.g.dom.ID()), id, true
 	}
-	if c.owner == nil {
+	return c.owner != nil
+}
+
+func (c *Copier) acquire(s side, write bool) (hyp.Grant, gntdev.Status) {
+	if !c.find(s.domid()) {
 		return hyp.Grant{}, gntdev.StatusBadDomain
 	}
 	if c.fault == 0 {

@@ -21,6 +21,17 @@ func mapPages(file int, pages []uint32, prot int) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	mem := unsafe.Slice((*byte)(base), size)
+	if err := mapPagesAt(mem, file, pages, prot); err != nil {
+		_ = unix.MunmapPtr(base, size)
+		return nil, err
+	}
+	return mem, nil
+}
+
+// mapPagesAt is like mapPages, in the place of mem.
+func mapPagesAt(mem []byte, file int, pages []uint32, prot int) error {
+	base := unsafe.Pointer(unsafe.SliceData(mem))
 	for i := 0; i < len(pages); {
 		n := 1
 		for i+n < len(pages) && pages[i+n] == pages[i]+uint32(n) {
@@ -29,13 +40,22 @@ func mapPages(file int, pages []uint32, prot int) ([]byte, error) {
 		_, err := unix.MmapPtr(file, int64(pages[i])*pageSize, unsafe.Add(base, i*pageSize), uintptr(n)*pageSize,
 			prot, unix.MAP_SHARED|unix.MAP_FIXED)
 		if err != nil {
-			_ = unix.MunmapPtr(base, size)
-			return nil, err
+			return err
 		}
 		i += n
 	}
-	return unsafe.Slice((*byte)(base), size), nil
+	return nil
 }
+
+// clearPlace puts anonymous memory in the place of mem.
+func clearPlace(mem []byte) error {
+	_, err := unix.MmapPtr(-1, 0, unsafe.Pointer(unsafe.SliceData(mem)), uintptr(len(mem)),
+		unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_FIXED)
+	return err
+}
+
+// aligned reports whether mem starts at a page.
+func aligned(mem []byte) bool { return uintptr(unsafe.Pointer(unsafe.SliceData(mem)))%pageSize == 0 }
 
 // unmapPages undoes mapPages.
 func unmapPages(mem []byte) error {

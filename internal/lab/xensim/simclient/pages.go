@@ -3,6 +3,8 @@
 package simclient
 
 import (
+	"errors"
+
 	"golang.org/x/sys/unix"
 
 	"github.com/netbackd/netbackd/internal/lab/xensim/wire"
@@ -29,11 +31,36 @@ func (p *Pages) Close() error { return p.link.close() }
 
 // Alloc implements [gntalloc.Device.Alloc].
 func (p *Pages) Alloc(domid xen.Domid, n int, writable bool) (*gntalloc.Pages, error) {
+	if n < 1 || n > wire.MaxRefs {
+		return nil, &gntalloc.Error{Op: "alloc", Domid: domid, Pages: n, Err: unix.EINVAL}
+	}
+	return p.alloc(domid, n, writable, func(file int, frames []uint32) ([]byte, func([]byte) error, error) {
+		mem, err := mapPages(file, frames, unix.PROT_READ|unix.PROT_WRITE)
+		return mem, unmapPages, err
+	})
+}
+
+// AllocAt implements [gntalloc.Device.AllocAt].
+func (p *Pages) AllocAt(mem []byte, domid xen.Domid, writable bool) (*gntalloc.Pages, error) {
+	n := len(mem) / pageSize
+	if n < 1 || n > wire.MaxRefs || len(mem)%pageSize != 0 || !aligned(mem) {
+		return nil, &gntalloc.Error{Op: "alloc", Domid: domid, Pages: n, Err: unix.EINVAL}
+	}
+	return p.alloc(domid, n, writable, func(file int, frames []uint32) ([]byte, func([]byte) error, error) {
+		err := mapPagesAt(mem, file, frames, unix.PROT_READ|unix.PROT_WRITE)
+		if err != nil {
+			err = errors.Join(err, clearPlace(mem))
+		}
+		return mem, clearPlace, err
+	})
+}
+
+// alloc has pages granted. mmap maps them and returns their memory with its opposite.
+func (p *Pages) alloc(domid xen.Domid, n int, writable bool,
+	mmap func(file int, frames []uint32) ([]byte, func([]byte) error, error),
+) (*gntalloc.Pages, error) {
 	fail := func(err error) (*gntalloc.Pages, error) {
 		return nil, &gntalloc.Error{Op: "alloc", Domid: domid, Pages: n, Err: err}
-	}
-	if n < 1 || n > wire.MaxRefs {
-		return fail(unix.EINVAL)
 	}
 	l := p.link
 	l.mu.Lock()
@@ -67,18 +94,17 @@ func (p *Pages) Alloc(domid xen.Domid, n int, writable bool) (*gntalloc.Pages, e
 	if r.Done() != nil || file < 0 {
 		return fail(wire.ErrMessage)
 	}
-	mem, err := mapPages(file, frames, unix.PROT_READ|unix.PROT_WRITE)
+	mem, munmap, err := mmap(file, frames)
 	if err != nil {
 		_ = l.simple(deallocMsg(index, n))
 		return fail(err)
 	}
 	l.users++
-	return gntalloc.NewPages(mem, refs, func() error { return l.free(mem, index, n) }), nil
+	return gntalloc.NewPages(mem, refs, func() error { return l.free(munmap(mem), index, n) }), nil
 }
 
-// free is like gntalloc.Pages.Free.
-func (l *link) free(mem []byte, index uint64, n int) error {
-	err := unmapPages(mem)
+// free is like gntalloc.Pages.Free, after the memory was unmapped with err.
+func (l *link) free(err error, index uint64, n int) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if e := l.simple(deallocMsg(index, n)); err == nil {

@@ -17,7 +17,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/xentest"
 )
 
-// grantDevice, pageDevice and eventDevice are the methods that *gntdev.Device,
+// grantDevice, pageDevice, ownDevice and eventDevice are the methods that *gntdev.Device,
 // *gntalloc.Device and *evtchn.Device have in common with their doubles.
 type grantDevice interface {
 	Copy(segs []gntdev.Segment) error
@@ -26,6 +26,11 @@ type grantDevice interface {
 
 type pageDevice interface {
 	Alloc(domid xen.Domid, n int, writable bool) (*gntalloc.Pages, error)
+}
+
+// ownDevice is the device of the domain in which the test runs.
+type ownDevice interface {
+	AllocAt(mem []byte, domid xen.Domid, writable bool) (*gntalloc.Pages, error)
 }
 
 type eventDevice interface {
@@ -45,6 +50,7 @@ type domains struct {
 	domid       xen.Domid // of the guest
 	grants      grantDevice
 	pages       pageDevice
+	own         ownDevice
 	back, front eventDevice
 	restricted  eventDevice // another one of dom0's
 }
@@ -55,7 +61,7 @@ func TestGuestForTestsIsAsStrict(t *testing.T) {
 	s := startSim(t)
 	c := s.guest(simclient.DomainConfig{GntallocLimit: 16})
 	embedded := domains{
-		c.Domid(), s.grants(s.dom0), s.pages(c), s.events(s.dom0), s.events(c), s.events(s.dom0),
+		c.Domid(), s.grants(s.dom0), s.pages(c), s.pages(s.dom0), s.events(s.dom0), s.events(c), s.events(s.dom0),
 	}
 	g := xentest.Start(t, c.Domid())
 	open := func(f func() (*xentest.Evtchn, error)) *xentest.Evtchn {
@@ -64,9 +70,9 @@ func TestGuestForTestsIsAsStrict(t *testing.T) {
 		return e
 	}
 	double := domains{
-		c.Domid(), g.Gntdev(), g.Gntalloc(), open(g.OpenEvtchn), open(g.OpenGuestEvtchn), open(g.OpenEvtchn),
+		c.Domid(), g.Gntdev(), g.Gntalloc(), xentest.StartOwn(t, 16), open(g.OpenEvtchn), open(g.OpenGuestEvtchn), open(g.OpenEvtchn),
 	}
-	for name, f := range map[string]func(testing.TB, domains) []string{"grants": grantAnswers, "events": eventAnswers} {
+	for name, f := range map[string]func(testing.TB, domains) []string{"grants": grantAnswers, "own pages": ownAnswers, "events": eventAnswers} {
 		t.Run(name, func(t *testing.T) {
 			want := f(t, embedded)
 			if diff := cmp.Diff(want, f(t, double)); diff != "" {
@@ -125,6 +131,64 @@ func grantAnswers(t testing.TB, d domains) (got []string) {
 	var across [1]gntdev.Segment
 	across[0].ToGuest(d.domid, rw.Refs()[0], 4095, a.Bytes()[:2])
 	return append(got, fmt.Sprintf("copy across a page end: %v", d.grants.Copy(across[:])))
+}
+
+// ownAnswers copies between pages of the guest and pages that dom0 has granted.
+func ownAnswers(t testing.TB, d domains) (got []string) {
+	a := must(gntdev.NewArena(8 * gntdev.PageSize))(t)
+	defer a.Close()
+	mem := a.Bytes()
+	place := func(i int) []byte { return mem[i*gntdev.PageSize:][:gntdev.PageSize] }
+	copy(place(0), "in the way")
+	rw := must(d.own.AllocAt(mem[:2*gntdev.PageSize], 0, true))(t)
+	defer rw.Free()
+	ro := must(d.own.AllocAt(place(2), 0, false))(t)
+	defer ro.Free()
+	other := must(d.own.AllocAt(place(3), d.domid, true))(t)
+	defer other.Free()
+	freed := must(d.own.AllocAt(place(4), 0, true))(t)
+	freedRef := freed.Refs()[0]
+	copy(place(4), "granted once")
+	ok(t, freed.Free())
+	got = append(got, fmt.Sprintf("contents: %q, %q", place(0)[:10], place(4)[:12]))
+
+	guest := must(d.pages.Alloc(0, 1, true))(t)
+	defer guest.Free()
+	guestRO := must(d.pages.Alloc(0, 1, false))(t)
+	defer guestRO.Free()
+	const beyond = 1 << 30
+	copy(guest.Bytes(), "from the guest")
+	copy(mem[gntdev.PageSize:], "to the guest")
+	for _, c := range []struct {
+		name string
+		own  xen.Gref
+		ref  xen.Gref
+	}{
+		{"both good", rw.Refs()[1], guest.Refs()[0]},
+		{"own page read-only", ro.Refs()[0], guest.Refs()[0]},
+		{"own page granted to the guest", other.Refs()[0], guest.Refs()[0]},
+		{"own page freed", freedRef, guest.Refs()[0]},
+		{"own gref beyond the table", beyond, guest.Refs()[0]},
+		{"guest's page read-only", rw.Refs()[1], guestRO.Refs()[0]},
+		{"guest's gref beyond the table", rw.Refs()[1], beyond},
+		{"both beyond the table", beyond, beyond},
+		{"own page freed, the guest's beyond the table", freedRef, beyond},
+	} {
+		for _, domid := range []xen.Domid{d.domid, d.domid + 1} {
+			segs := make([]gntdev.Segment, 3)
+			segs[0].ToGuestFromOwn(domid, c.ref, 100, c.own, 3, 9)
+			segs[1].FromGuestToOwn(domid, c.ref, 5, c.own, 200, 9)
+			segs[2].FromGuestToOwn(domid, c.ref, 4096, c.own, 4096, 0)
+			err := d.grants.Copy(segs)
+			got = append(got, fmt.Sprintf("copy %s, domain %d: %v %v %v, %v", c.name, domid-d.domid,
+				segs[0].Status(), segs[1].Status(), segs[2].Status(), err))
+			got = append(got, fmt.Sprintf("now: %q %q", guest.Bytes()[100:109], mem[gntdev.PageSize+200:][:9]))
+			clear(guest.Bytes()[100:109])
+		}
+	}
+	var across [1]gntdev.Segment
+	across[0].ToGuestFromOwn(d.domid, guest.Refs()[0], 0, rw.Refs()[0], 4095, 2)
+	return append(got, fmt.Sprintf("copy across the end of an own page: %v", d.grants.Copy(across[:])))
 }
 
 // eventAnswers binds ports in all wrong ways and in the right one, and sends events.
