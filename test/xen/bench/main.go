@@ -3,7 +3,8 @@
 // Bench compares two back ends of one guest on a real Xen, or two modes of one back end.
 // It has several commands: "serve" runs in a guest with a network; "front" runs in a guest
 // without one and is the frontend of its vif; "phase" runs in dom0 while one of the back
-// ends serves the guest's vif; and "report" reads the records of the phases.
+// ends serves the guest's vif, and starts "hog" and "load" beside it; and "report" reads the
+// records of the phases.
 //
 // Each item is a fixed amount of work: bytes through a TCP connection, datagrams, pings or
 // bare frames. Its cost is the run time of each domain, which the hypervisor reports; when
@@ -20,6 +21,7 @@ package main
 import (
 	"flag"
 	"fmt"
+	"net/netip"
 	"os"
 )
 
@@ -53,11 +55,25 @@ func command(args []string) error {
 		flags.StringVar(&p.socket, "socket", "/run/netbackd/control.sock", "control socket of that process")
 		flags.StringVar(&p.only, "only", "", "measure only items with this in their name")
 		flags.BoolVar(&p.trace, "trace", false, "count hypercalls and system calls, too")
+		flags.BoolVar(&p.beside, "latency", false, "measure pings beside other processes of dom0")
+		flags.StringVar(&p.Setup, "setup", "", "label of the guest's setup")
+		flags.StringVar(&p.Dom0, "dom0", "", "label of dom0's kernel")
 		flags.StringVar(&p.vif, "vif", "", "the guest's vif")
 		flags.StringVar(&p.addr, "address", "", "the guest's address, if it has a network")
 		out := flags.String("out", "", "file to add the results to")
 		_ = flags.Parse(args[1:])
 		return p.run(*out)
+	case "hog":
+		return hog()
+	case "load":
+		if len(args) != 2 {
+			return fmt.Errorf("load: want the guest's address")
+		}
+		addr, err := netip.ParseAddr(args[1])
+		if err != nil {
+			return err
+		}
+		return load(peer{addr: addr})
 	case "report":
 		asJSON := flags.String("json", "", "write the report to this file, too")
 		_ = flags.Parse(args[1:])

@@ -2,8 +2,21 @@
 # shellcheck shell=bash
 #
 # The kernel's netback and netbackd serve the same vif of the same guest, one after the other,
-# and do the same work. Then netbackd serves a guest with our own frontend, with grant copies
-# and with static grants.
+# and do the same work. Both also serve a guest with our own frontend, netbackd with grant
+# copies and with static grants.
+#
+# Each word of ORDER is a phase: a letter for the back end,
+#
+#   K   the kernel's netback
+#   N   netbackd
+#   C   netbackd, and our own frontend: grant copies
+#   S   the same with static grants
+#
+# and letters for the rest:
+#
+#   T   with hypercalls and system calls traced
+#   L   pings beside a process that spins in dom0
+
 
 # measure GUEST BACKEND [ARGUMENT...]
 measure() {
@@ -61,6 +74,8 @@ netbackd_() {
 }
 
 start_backend() {
+	# For pages that netbackd grants to itself. Older ones do not use it.
+	modprobe xen-gntalloc limit=16384
 	# shellcheck disable=SC2086 # a list
 	[ "$NETBACKD" ] || start_netbackd $ARGUMENTS
 }
@@ -81,21 +96,28 @@ frames() {
 	eventually 60 "netbackd has closed" node "$(backend u2)/state" 6
 }
 
+# phase WORD measures one phase of ORDER.
+phase() {
+	local word=$1 rest=${1:1} options=()
+	while [ "$rest" ]; do
+		case $rest in
+		T*) options+=(-trace) ;;
+		L*) options+=(-latency -reps 1) ;;
+		*) fail "order: $word" ;;
+		esac
+		rest=${rest:1}
+	done
+	case $word in
+	K*) kernel "${options[@]}" ;;
+	N*) netbackd_ "${options[@]}" ;;
+	C*) frames copy "" "${options[@]}" ;;
+	S*) frames static -static "${options[@]}" ;;
+	*) fail "order: $word" ;;
+	esac
+}
+
 . /host/parameters
 declare -i PHASE=0
 echo 1 >/proc/sys/net/ipv6/conf/default/disable_ipv6
 make_bridge
-for order in $ORDER; do
-	case $order in
-	K) kernel ;;
-	N) netbackd_ ;;
-	C) frames copy "" ;;
-	S) frames static -static ;;
-	# The same, with hypercalls and system calls traced.
-	KT) kernel -trace ;;
-	NT) netbackd_ -trace ;;
-	CT) frames copy "" -trace ;;
-	ST) frames static -static -trace ;;
-	*) fail "order: $order" ;;
-	esac
-done
+for word in $ORDER; do phase "$word"; done

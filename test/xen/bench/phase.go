@@ -21,6 +21,8 @@ import (
 // label identifies a record's phase.
 type label struct {
 	Boot    string `json:"boot"`
+	Dom0    string `json:"dom0_kernel,omitempty"` // the release, if it is not the usual one
+	Setup   string `json:"setup,omitempty"`       // of the guest, if it is not the usual one
 	Phase   int    `json:"phase"`
 	Backend string `json:"backend"`
 	Item    string `json:"item"`
@@ -34,6 +36,8 @@ type record struct {
 	Daemon uint64        `json:"daemon_ns,omitempty"` // run time of its threads
 	Took   time.Duration `json:"took_ns"`
 	RTT    time.Duration `json:"rtt_ns,omitempty"` // median, of pings
+
+	RTTs []time.Duration `json:"rtts_ns,omitempty"` // all of them, of latencyItems
 
 	Dom0  kernelCounts `json:"dom0"`
 	Guest kernelCounts `json:"guest"`
@@ -54,6 +58,7 @@ type phase struct {
 	daemon int
 	only   string
 	trace  bool
+	beside bool
 	addr   string
 	vif    string
 	socket string
@@ -119,6 +124,9 @@ func (p *phase) find() (err error) {
 		return err
 	}
 	p.items = networkItems
+	if p.beside {
+		p.items = latencyItems
+	}
 	p.guest, err = openStat(p.to.addr)
 	return err
 }
@@ -134,7 +142,11 @@ func (p *phase) item(it *item) (records []record, err error) {
 	units := it.units(p.scale)
 	// As much work as the measurement: a Go process that wakes from a long sleep is busy
 	// with runtime work for some 20 ms.
-	if err := w.do(units); err != nil {
+	warm := units
+	if p.beside {
+		warm = 16 // they take a long time
+	}
+	if err := w.do(warm); err != nil {
 		return nil, err
 	}
 	for range p.reps {
@@ -200,9 +212,11 @@ func (p *phase) measure(w work, r *record, do func() error) error {
 	r.Daemon = daemonAfter - daemon
 	r.Dom0 = dom0After.since(dom0)
 	r.Guest = guestAfter.since(guest)
-	if ping, ok := w.(*pinger); ok {
-		rtt := slices.Sorted(slices.Values(ping.rtt))
-		r.RTT = rtt[len(rtt)/2]
+	switch w := w.(type) {
+	case *pinger:
+		r.RTT = percentile(slices.Sorted(slices.Values(w.rtt)), 0.5)
+	case *besides:
+		r.RTTs = slices.Sorted(slices.Values(w.rtt))
 	}
 	return nil
 }

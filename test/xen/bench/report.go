@@ -128,9 +128,10 @@ func (c *counts) verdict() string {
 }
 
 type report struct {
-	Rows   []row    `json:"rows"`
-	RTT    []row    `json:"ping_rtt_ns"`
-	Counts []counts `json:"counts"`
+	Rows    []row     `json:"rows"`
+	RTT     []row     `json:"ping_rtt_ns"`
+	Counts  []counts  `json:"counts"`
+	Latency []latency `json:"latency"`
 }
 
 func reportMain(files []string, jsonPath string) error {
@@ -169,7 +170,7 @@ func reportMain(files []string, jsonPath string) error {
 }
 
 func makeReport(records []record) *report {
-	rep := &report{}
+	rep := &report{Latency: latencies(records)}
 	for _, boot := range []string{bootInstructions, bootTime} {
 		for _, c := range comparisons {
 			for _, it := range c.items {
@@ -299,6 +300,7 @@ func (rep *report) print(w io.Writer) error {
 			rep.printCounts(t, boot, &comparisons[i])
 		}
 	}
+	printLatency(t, rep.Latency)
 	return t.Flush()
 }
 
@@ -368,7 +370,13 @@ func (rep *report) judge() error {
 			bad = append(bad, fmt.Sprintf("%s (%s) takes grant operations with static grants", c.Item, c.Boot))
 		}
 	}
-	if len(rep.Rows) == 0 {
+	for i := range rep.Latency {
+		switch l := &rep.Latency[i]; l.verdict() {
+		case "VOID", "MISSED":
+			bad = append(bad, fmt.Sprintf("%s with %s (%s) %s", l.Item, l.Backend, l.Boot, l.verdict()))
+		}
+	}
+	if len(rep.Rows) == 0 && len(rep.Latency) == 0 {
 		return errors.New("nothing was measured with both back ends")
 	}
 	if bad != nil {

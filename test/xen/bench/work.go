@@ -410,29 +410,37 @@ func openPing(to peer) (work, error) {
 
 func (p *pinger) do(n int) error {
 	p.rtt = slices.Grow(p.rtt[:0], n)
-	var req [8 + 56]byte
-	var reply [256]byte
 	for range n {
-		p.seq++
-		req[0], req[1] = 8, 0 // echo request
-		binary.BigEndian.PutUint32(req[4:], uint32(p.seq))
-		sum := 8<<8 + uint32(p.seq) // all else is zero
-		binary.BigEndian.PutUint16(req[2:], ^uint16(sum+sum>>16))
-		began := time.Now()
-		if _, err := send(p.fd, req[:]); err != nil {
+		if err := p.one(); err != nil {
 			return err
 		}
-		for {
-			n, err := recv(p.fd, reply[:])
-			if err != nil {
-				return fmt.Errorf("no reply to ping %d: %w", p.seq, err)
-			}
-			if n == 20+len(req) && reply[20] == 0 && binary.BigEndian.Uint32(reply[24:]) == uint32(p.seq) {
-				break
-			}
-		}
-		p.rtt = append(p.rtt, time.Since(began))
 	}
+	return nil
+}
+
+// one sends a request and waits for the reply to it.
+func (p *pinger) one() error {
+	var req [8 + 56]byte
+	var reply [256]byte
+	p.seq++
+	req[0], req[1] = 8, 0 // echo request
+	binary.BigEndian.PutUint32(req[4:], uint32(p.seq))
+	sum := 8<<8 + uint32(p.seq) // all else is zero
+	binary.BigEndian.PutUint16(req[2:], ^uint16(sum+sum>>16))
+	began := time.Now()
+	if _, err := send(p.fd, req[:]); err != nil {
+		return err
+	}
+	for {
+		n, err := recv(p.fd, reply[:])
+		if err != nil {
+			return fmt.Errorf("no reply to ping %d: %w", p.seq, err)
+		}
+		if n == 20+len(req) && reply[20] == 0 && binary.BigEndian.Uint32(reply[24:]) == uint32(p.seq) {
+			break
+		}
+	}
+	p.rtt = append(p.rtt, time.Since(began))
 	return nil
 }
 
