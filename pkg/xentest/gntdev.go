@@ -96,14 +96,29 @@ func (g *Guest) copy(s *gntdev.Segment) (gntdev.Status, error) {
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	own.mu.RLock()
+	defer own.mu.RUnlock()
 	if own, at, ok := s.Own(); ok {
 		return g.copyOwn(s, own, at), nil
 	}
-	e, st := g.find(domid, ref, prot)
+	page, st := g.claim(domid, ref, prot)
 	if st != gntdev.StatusOkay {
 		return st, nil
 	}
-	return st, move(s, g.mem.page(e.page, 1)[off:int(off)+s.Len()])
+	return st, move(s, page[off:int(off)+s.Len()])
+}
+
+// claim returns the page behind a gref of a domain for a copy, with Xen's status if there
+// is none. The caller holds mu, and own.mu.
+func (g *Guest) claim(domid xen.Domid, ref xen.Gref, prot gntdev.Prot) ([]byte, gntdev.Status) {
+	if domid == xen.DomidSelf {
+		return own.find(ref, prot)
+	}
+	e, st := g.find(domid, ref, prot)
+	if st != gntdev.StatusOkay {
+		return nil, st
+	}
+	return g.mem.page(e.page, 1), st
 }
 
 // statusOf splits an ordered error into the status of one grant and the error of a

@@ -184,9 +184,9 @@ func (t *ownTable) find(ref xen.Gref, prot gntdev.Prot) ([]byte, gntdev.Status) 
 	}
 }
 
-// copyOwn carries out a copy between the guest's page and one of domain 0. Xen looks for
-// both domains first, then claims the source and then the target. The caller holds mu of
-// the guest.
+// copyOwn carries out a copy between a page of the guest, or of domain 0, and one of domain
+// 0. Xen looks for both domains first, then claims the source and then the target. The
+// caller holds mu of the guest, and own.mu.
 func (g *Guest) copyOwn(s *gntdev.Segment, ref xen.Gref, at uint16) gntdev.Status {
 	domid, guestRef, off := s.Foreign()
 	toGuest := s.Direction() == gntdev.GuestIsDest
@@ -194,10 +194,8 @@ func (g *Guest) copyOwn(s *gntdev.Segment, ref xen.Gref, at uint16) gntdev.Statu
 	if toGuest {
 		theirs, ours = gntdev.ReadWrite, gntdev.ReadOnly
 	}
-	own.mu.RLock()
-	defer own.mu.RUnlock()
-	e, st := g.find(domid, guestRef, theirs)
-	page, ownSt := own.find(ref, ours)
+	guest, st := g.claim(domid, guestRef, theirs)
+	mine, ownSt := own.find(ref, ours)
 	switch {
 	case st == gntdev.StatusBadDomain:
 		return st
@@ -208,7 +206,7 @@ func (g *Guest) copyOwn(s *gntdev.Segment, ref xen.Gref, at uint16) gntdev.Statu
 	case ownSt != gntdev.StatusOkay:
 		return ownSt
 	}
-	guest, mine := g.mem.page(e.page, 1)[off:int(off)+s.Len()], page[at:int(at)+s.Len()]
+	guest, mine = guest[off:int(off)+s.Len()], mine[at:int(at)+s.Len()]
 	if toGuest {
 		copy(guest, mine)
 	} else {

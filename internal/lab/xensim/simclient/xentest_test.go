@@ -186,6 +186,16 @@ func ownAnswers(t testing.TB, d domains) (got []string) {
 			clear(guest.Bytes()[100:109])
 		}
 	}
+	// From an own page to an own page, and to an address.
+	copy(mem[gntdev.PageSize:], "to itself")
+	segs := make([]gntdev.Segment, 4)
+	segs[0].FromGuestToOwn(xen.DomidSelf, rw.Refs()[1], 0, rw.Refs()[0], 7, 9)
+	segs[1].FromGuestToOwn(xen.DomidSelf, rw.Refs()[1], 0, rw.Refs()[1], 100, 9)
+	segs[2].FromGuest(xen.DomidSelf, rw.Refs()[1], 3, place(7)[:6])
+	segs[3].FromGuest(xen.DomidSelf, freedRef, 3, place(7)[:6])
+	err := d.grants.Copy(segs)
+	got = append(got, fmt.Sprintf("copy own to own: %v %v %v %v, %v: %q %q %q", segs[0].Status(), segs[1].Status(), segs[2].Status(), segs[3].Status(), err,
+		mem[7:16], mem[gntdev.PageSize+100:][:9], place(7)[:6]))
 	var across [1]gntdev.Segment
 	across[0].ToGuestFromOwn(d.domid, guest.Refs()[0], 0, rw.Refs()[0], 4095, 2)
 	return append(got, fmt.Sprintf("copy across the end of an own page: %v", d.grants.Copy(across[:])))
