@@ -34,10 +34,13 @@ const (
 	tcpLen   = 20 // without options
 	udpLen   = 8
 
-	tcpSeq   = 4
-	tcpOff   = 12
-	tcpFlags = 13
-	tcpCheck = 16
+	tcpSeq    = 4
+	tcpAck    = 8
+	tcpOff    = 12
+	tcpFlags  = 13
+	tcpWindow = 14
+	tcpCheck  = 16
+	tcpUrgent = 18
 
 	udpCheck  = 6
 	sctpCheck = 8
