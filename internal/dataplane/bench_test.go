@@ -780,6 +780,9 @@ func measure(peer string, rounds int, packets uint64, only string) (*bench.Repor
 	if err := measureVirt(rep, lim, only, d, h, child, plain, overhead); err != nil {
 		return nil, err
 	}
+	if err := measureCoalesce(rep, lim, only, lanes, child, overhead); err != nil {
+		return nil, err
+	}
 	if err := goals(rep, lanes[0], h, packets); err != nil {
 		return nil, err
 	}

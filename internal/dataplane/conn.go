@@ -35,6 +35,7 @@ type Config struct {
 	SG       bool          // feature-sg: the frontend takes packets of several slots
 	RxNotify bool          // feature-rx-notify: it sends an event when it posts rx slots
 	VnetHdr  bool          // the TAP has vnet headers
+	Coalesce Coalesce      // of packets from the guest
 
 	Limiter *Limiter      // rate limit from guest to host; nil: none
 	Mcast   *McastList    // the vif's multicast list

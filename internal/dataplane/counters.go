@@ -13,6 +13,8 @@ const (
 	TxBytes
 	TxSlots
 	TxGSO
+	TxMerged
+	TxCoalesced
 	RxPackets
 	RxBytes
 	RxSlots
@@ -75,6 +77,9 @@ const (
 // of a drop.
 const notDropped Counter = 0
 
+// coalesced is the drop reason of a packet that is written as a part of the one before it.
+const coalesced = NumCounters
+
 // Kind groups counters by their readers.
 type Kind uint8
 
@@ -98,6 +103,8 @@ var Counters = [NumCounters]CounterInfo{
 	TxBytes:       {"tx_bytes", Traffic, "bytes of those packets"},
 	TxSlots:       {"tx_slots", Traffic, "tx ring slots answered, or chains of a virtqueue used"},
 	TxGSO:         {"tx_gso", Traffic, "packets from the guest of several segments each"},
+	TxMerged:      {"tx_merged", Traffic, "GSO packets for the TAP that were made of several packets from the guest"},
+	TxCoalesced:   {"tx_coalesced", Traffic, "packets from the guest that are part of those"},
 	RxPackets:     {"rx_packets", Traffic, "packets delivered to the guest"},
 	RxBytes:       {"rx_bytes", Traffic, "bytes of those packets"},
 	RxSlots:       {"rx_slots", Traffic, "rx ring slots answered, or chains of a virtqueue used"},

@@ -60,6 +60,8 @@ type Queue struct {
 	ev   eventState
 	rate rateState
 
+	coalescer coalescer // of packets from the guest
+
 	// From the TAP to the guest.
 	tapIn   tapState
 	reader  tapReader
@@ -138,6 +140,7 @@ func newQueue(c *Conn, index int, cfg *QueueConfig) (*Queue, error) {
 	q.reader = tapReader{tap: q.tap, vnetLen: q.vnetLen, readLen: q.vnetLen + maxFrame}
 	q.backlog.vif = &c.waiting
 	q.hash = c.cfg.Hash
+	q.coalescer.what = c.cfg.Coalesce
 	q.setXDPHeadroom(int(c.cfg.XDPHeadroom))
 	return q, nil
 }

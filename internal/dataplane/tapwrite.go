@@ -26,6 +26,7 @@ type tapWriter struct {
 	q      *Queue
 	uring  bool
 	queued int
+	joined int // packets that are queued as a part of another one
 
 	// Without io_uring: the queued calls, all of one kind.
 	trap  uintptr
@@ -33,15 +34,14 @@ type tapWriter struct {
 	pkt   [batchPackets]uint8 // index in txBatch.pkts of each call's packet
 }
 
-// begin starts a batch.
+// begin starts a batch, which takes a number of writes.
 //
 // io_uring saves system calls, and wakes a receiver once per batch instead of once per
 // packet: small packets to a receiver on this host take a third less time. For large
 // packets the gain is small, unless the receiver shares the worker's CPU, and a write of
 // several pieces costs more than a system call.
-func (o *tapWriter) begin(q *Queue, b *txBatch) {
-	o.q, o.queued, o.trap = q, 0, unix.SYS_WRITE
-	n := b.nPkts
+func (o *tapWriter) begin(q *Queue, b *txBatch, n int) {
+	o.q, o.queued, o.joined, o.trap = q, 0, 0, unix.SYS_WRITE
 	o.uring = o.w.uring.ring != nil && n >= uringMin && (o.oneCPU || int(b.bytes) <= n*smallPacket)
 }
 
@@ -109,7 +109,7 @@ func (o *tapWriter) flush(b *txBatch) {
 	default:
 		o.callAll(b)
 	}
-	o.queued = 0
+	o.queued, o.joined = 0, 0
 }
 
 // callAll makes the queued system calls.
@@ -122,8 +122,8 @@ func (o *tapWriter) callAll(b *txBatch) {
 	packets, bytes := uint32(0), uint32(0)
 	for k := range o.calls[:n] {
 		p := &b.pkts[o.pkt[k]]
-		if e := o.calls[k].Res; e < 0 {
-			o.done(p, unix.Errno(-e))
+		if e := o.calls[k].Res; e < 0 || p.more != 0 {
+			o.doneMerged(b, int(o.pkt[k]), unix.Errno(max(-e, 0)))
 			continue
 		}
 		packets++
@@ -140,10 +140,12 @@ func (o *tapWriter) submit(b *txBatch) {
 	w.tally[Syscalls]++
 	_, err := w.uring.ring.Submit()
 	n := w.uring.ring.Completions(w.uring.cqes[:])
+	joined := 0
 	for _, c := range w.uring.cqes[:n] {
-		o.done(&b.pkts[c.User], unix.Errno(max(-c.Res, 0)))
+		joined += int(b.pkts[c.User].more)
+		o.doneMerged(b, int(c.User), unix.Errno(max(-c.Res, 0)))
 	}
-	if lost := o.queued - n; lost > 0 {
+	if lost := o.queued + o.joined - n - joined; lost > 0 {
 		w.tally[DropTxTapFull] += uint32(lost)
 	}
 	if err != nil {

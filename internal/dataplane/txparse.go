@@ -74,7 +74,9 @@ type txPacket struct {
 	total    uint32
 	flags    netif.TxFlags
 	gso      netif.GSOInfo
-	drop     Counter // reason to drop it after all, or notDropped
+	drop     Counter // reason to drop it after all, notDropped, or coalesced
+	more     uint8   // number of packets behind it that were merged with it
+	headers  uint8   // bytes of headers of each of these
 
 	// Its place in the tx arena: the first linear bytes are at offset at, the others
 	// at the places of its slots. If at is inPlace, linear is 0.

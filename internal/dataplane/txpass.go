@@ -213,12 +213,16 @@ func (w *worker) writeOut(q *Queue, b *txBatch) {
 	vnet := q.vnetLen
 	mem := w.txMem.mem
 	out := &w.out
-	out.begin(q, b)
+	out.begin(q, b, w.coalesce(q, b))
 	w.pullAt = txArenaBytes
 	next := 0 // free iovec
 	for i := range b.pkts[:b.nPkts] {
 		p := &b.pkts[i]
 		if p.drop != notDropped {
+			continue
+		}
+		if p.more != 0 {
+			next += w.writeMerged(b, i, next)
 			continue
 		}
 		if p.plain() && uint32(p.linear) == p.total && out.direct() {

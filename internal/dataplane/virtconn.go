@@ -13,8 +13,9 @@ import (
 
 // VirtConfig configures a device of vhost-user.
 type VirtConfig struct {
-	VnetHdr bool     // the TAP has vnet headers of tap.VnetHdrLen bytes
-	Limiter *Limiter // rate limit from guest to host; nil: none
+	VnetHdr  bool     // the TAP has vnet headers of tap.VnetHdrLen bytes
+	Coalesce Coalesce // of packets from the guest
+	Limiter  *Limiter // rate limit from guest to host; nil: none
 
 	Drain time.Duration // 0: DefaultDrain
 	Stall time.Duration // 0: DefaultStall

@@ -154,12 +154,22 @@ func (w *worker) vtxWrite(q *Queue, b *txBatch, vb *virtqueue.Batch) {
 	vnet, hdrLen := q.vnetLen, q.virt.hdrLen
 	mem := w.txMem.mem
 	out := &w.out
-	out.begin(q, b)
+	out.begin(q, b, w.coalesce(q, b))
 	next := 0 // free iovec
 	for i := range b.pkts[:b.nPkts] {
 		p := &b.pkts[i]
-		if p.drop != notDropped { // its grant copy failed
-			w.tally[p.drop]++
+		if p.drop != notDropped {
+			if p.drop != coalesced { // its grant copy failed
+				w.tally[p.drop]++
+			}
+			continue
+		}
+		if next+vtxMostPieces >= w.uring.iov.Len() {
+			out.flush(b)
+			next = 0
+		}
+		if p.more != 0 {
+			next += w.writeMerged(b, i, next)
 			continue
 		}
 		at := int(p.at) - vnet
@@ -190,10 +200,6 @@ func (w *worker) vtxWrite(q *Queue, b *txBatch, vb *virtqueue.Batch) {
 		if uint32(p.linear) == p.total {
 			out.write(i, at, vnet+int(p.total))
 			continue
-		}
-		if next+vtxMostPieces >= w.uring.iov.Len() {
-			out.flush(b)
-			next = 0
 		}
 		n := w.vtxPieces(q, p, vb.Readable(int(p.first)), next)
 		out.writev(i, next, n)

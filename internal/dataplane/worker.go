@@ -65,6 +65,7 @@ type worker struct {
 	txMem  arenaMem
 	rxMem  arenaMem
 	pullAt int // where the next pulled head goes in txMem
+	merger offload.Merger
 	out    tapWriter
 	reads  tapReads
 	uring  ringIO
