@@ -85,7 +85,7 @@ func (d *netDaemon) setUp(open Opener) (err error) {
 	d.backend = backend.New(backend.Config{
 		Dial: d.host.DialStore, Host: d.host, Pool: d.pool, Log: d.Log,
 		Options: vif.Options{
-			MaxQueues: d.maxQueues, Offload: offload, RunDir: d.runDir, Drain: d.drain, Stall: d.stall,
+			MaxQueues: d.maxQueues, Offload: offload, Coalesce: d.coalesce, RunDir: d.runDir, Drain: d.drain, Stall: d.stall,
 			ControlRings: d.rings, StaticGrants: d.static, NoBPF: d.noBPF(),
 		},
 		Kernel: kernel(d.host), Keeper: keeper(notify), Kept: kept,

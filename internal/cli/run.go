@@ -24,6 +24,7 @@ type runFlags struct {
 	xen       string
 	offload   string
 	uring     bool
+	coalesce  bool
 	workers   int
 	maxQueues int
 	drain     time.Duration
@@ -61,6 +62,7 @@ The manual page netbackd(8) advises on the flags.`,
 	fl.StringVar(&f.xen, "xen", host.DefaultDir, "`directory` of Xen's devices")
 	fl.StringVar(&f.offload, "offload", "auto", "leave checksums and segmentation to the host: auto (except on bridges of Open vSwitch's userspace datapath) or none")
 	fl.BoolVar(&f.uring, "io-uring", true, "move batches of packets through io_uring if the kernel has it")
+	fl.BoolVar(&f.coalesce, "coalesce", true, "merge packets that a guest without segmentation offload sends into larger ones for the host")
 	fl.IntVar(&f.workers, "workers", 0, "`number` of threads that move packets; 0: one per CPU")
 	fl.IntVar(&f.maxQueues, "max-queues", min(8, runtime.NumCPU()), "`number` of queues offered to each vif")
 	fl.DurationVar(&f.drain, "rx-drain", dataplane.DefaultDrain, "drop packets that a guest has not taken for this long")

@@ -44,6 +44,7 @@ type vhostFlags struct {
 	xen, rate     string
 	hashKey       string
 	uring         bool
+	coalesce      bool
 	workers       int
 	drain, stall  time.Duration
 	log           daemon.LogFlags
@@ -106,6 +107,7 @@ The manual page netbackd(8) and docs/vhost-user.md have lines for each front end
 	fl.StringVar(&f.xen, "xen", xenAuto, "`kind` of memory of Xen's guests that is offered to be mapped: grant, foreign, off, or auto (foreign on Xen)")
 	fl.Lookup("xen").NoOptDefVal = xenGrant
 	fl.BoolVar(&f.uring, "io-uring", true, "move batches of packets through io_uring if the kernel has it")
+	fl.BoolVar(&f.coalesce, "coalesce", true, "merge packets that a guest without segmentation offload sends into larger ones for the host")
 	fl.IntVar(&f.workers, "workers", 0, "`number` of threads that move packets; 0: one per pair of queues, at most one per CPU")
 	fl.DurationVar(&f.drain, "rx-drain", dataplane.DefaultDrain, "drop packets that a guest has not taken for this long")
 	fl.DurationVar(&f.stall, "rx-stall", dataplane.DefaultStall, "take the carrier off the interface of a guest that has taken nothing for this long")
@@ -288,7 +290,7 @@ func (v *vhostUser) setUp(passed []sdnotify.File) (err error) {
 	v.device, err = vhostnet.Open(vhostnet.Config{
 		Name: v.name,
 		Tap:  vhostnet.TapConfig{Name: name, Bridge: v.bridge, MTU: v.mtu, Queues: v.queues, Auto: auto, HashKey: key, Transient: transient},
-		Xen:  mode, Rate: limit, Drain: v.drain, Stall: v.stall, Log: v.Log,
+		Xen:  mode, Rate: limit, Drain: v.drain, Stall: v.stall, Coalesce: v.coalesce, Log: v.Log,
 		Open: func(cfg dataplane.VirtConfig) (vhostnet.Rings, error) {
 			c, err := v.pool.OpenVirt(cfg)
 			if err != nil {

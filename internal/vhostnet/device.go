@@ -45,6 +45,9 @@ type Config struct {
 	Rate Rate // of packets from the guest
 	// Drain and Stall are those of dataplane.VirtConfig.
 	Drain, Stall time.Duration
+	// Coalesce merges packets of a guest without segmentation offload on their way to the
+	// TAP.
+	Coalesce bool
 	// Open makes the part of the data path.
 	Open func(dataplane.VirtConfig) (Rings, error)
 	// Timeout is that of vhostuser.BackendConfig.
@@ -94,7 +97,7 @@ func Open(cfg Config) (*Device, error) {
 		pairs[i].Tap = l.dev.Queue(i)
 	}
 	d.rings, err = cfg.Open(dataplane.VirtConfig{
-		VnetHdr: l.dev.VnetHdr(), Limiter: &d.limiter, Drain: cfg.Drain, Stall: cfg.Stall,
+		VnetHdr: l.dev.VnetHdr(), Coalesce: dataplane.CoalesceIf(cfg.Coalesce, l.uso), Limiter: &d.limiter, Drain: cfg.Drain, Stall: cfg.Stall,
 		Notice: d.notice, Pairs: pairs,
 	})
 	if err != nil {

@@ -215,6 +215,7 @@ func (v *Vif) dataplaneConfig(c *connection) dataplane.Config {
 		XDPHeadroom: c.frontend.headroom,
 		RxNotify:    f.rxNotify,
 		VnetHdr:     v.offload(),
+		Coalesce:    dataplane.CoalesceIf(v.cfg.Coalesce, tap.TakesUSO()),
 		Limiter:     &v.limiter,
 		Mcast:       &v.mcast,
 		Drain:       v.cfg.Drain,

@@ -24,6 +24,9 @@ type Options struct {
 	// ControlRings are the control ring protocols that a vif offers, unless the
 	// toolstack chooses others for it.
 	ControlRings ctrlserver.Protocols
+	// Coalesce merges packets of a guest without segmentation offload on their way to a
+	// TAP that has vnet headers.
+	Coalesce bool
 	// StaticGrants is the number of pages that a queue keeps mapped if its
 	// frontend asks for it; 0: none.
 	StaticGrants int

@@ -94,3 +94,14 @@ func TestTheHostsOffloadsStayElsewhere(t *testing.T) {
 		return nil
 	}))
 }
+
+func TestAtLeast(t *testing.T) {
+	for release, want := range map[string]bool{
+		"6.1.0-40-amd64": false, "6.2.0": true, "6.2-rc1": true, "6.12.48+deb13-amd64": true, "7.0.0": true,
+		"5.15.0": false, "4.4.302": false, "": false, "six": false,
+	} {
+		if got := atLeast(release, usoSince); got != want {
+			t.Errorf("%q: %v, want %v", release, got, want)
+		}
+	}
+}

@@ -61,3 +61,26 @@ func features() (Feature, error) {
 	}
 	return Feature(bits), errors.Join(err, unix.Close(fd))
 }
+
+// usoSince is the first version of Linux whose TAP devices take VnetGSOUDP.
+var usoSince = [2]int{6, 2}
+
+// TakesUSO reports whether TAP devices take frames that are to be cut into datagrams
+// (VnetGSOUDP), by the version of the kernel. A device can be asked with
+// [Device.SetOffload], but only by a change of its offloads.
+func TakesUSO() bool {
+	var u unix.Utsname
+	if unix.Uname(&u) != nil {
+		return false
+	}
+	return atLeast(unix.ByteSliceToString(u.Release[:]), usoSince)
+}
+
+// atLeast reports whether a kernel's release is of a version or of a later one.
+func atLeast(release string, version [2]int) bool {
+	var major, minor int
+	if _, err := fmt.Sscanf(release, "%d.%d", &major, &minor); err != nil {
+		return false
+	}
+	return major > version[0] || major == version[0] && minor >= version[1]
+}
