@@ -415,7 +415,9 @@ func (h hung) Read(context.Context, string) (string, error) {
 }
 func (h hung) Write(context.Context, string, string) error                 { return xenstore.ErrClosed }
 func (h hung) Transaction(context.Context, func(*xenstore.Tx) error) error { return xenstore.ErrClosed }
-func (h hung) Watch(context.Context, string) (*xenstore.Watch, error)      { return nil, xenstore.ErrClosed }
+func (h hung) WatchNode(context.Context, string) (*xenstore.Watch, error) {
+	return nil, xenstore.ErrClosed
+}
 func (h hung) IsIntroduced(context.Context, xen.Domid) (bool, error) {
 	return false, xenstore.ErrClosed
 }

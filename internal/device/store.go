@@ -15,7 +15,7 @@ type Store interface {
 	Read(ctx context.Context, path string) (string, error)
 	Write(ctx context.Context, path, value string) error
 	Transaction(context.Context, func(*xenstore.Tx) error) error
-	Watch(ctx context.Context, path string) (*xenstore.Watch, error)
+	WatchNode(ctx context.Context, path string) (*xenstore.Watch, error)
 	IsIntroduced(ctx context.Context, domid xen.Domid) (bool, error)
 }
 

@@ -8,7 +8,7 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
-// Watch watches one path at most. Its zero value watches none.
+// Watch watches one node at most. Its zero value watches none.
 type Watch struct {
 	w    *xenstore.Watch
 	path string
@@ -20,7 +20,7 @@ func (w *Watch) Follow(ctx context.Context, s *Work, path string) error {
 		return nil
 	}
 	w.Close(s)
-	x, err := s.Watch(ctx, path)
+	x, err := s.WatchNode(ctx, path)
 	if err != nil {
 		return err
 	}

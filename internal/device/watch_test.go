@@ -23,9 +23,9 @@ type countedStore struct {
 	watches int
 }
 
-func (s *countedStore) Watch(ctx context.Context, path string) (*xenstore.Watch, error) {
+func (s *countedStore) WatchNode(ctx context.Context, path string) (*xenstore.Watch, error) {
 	s.watches++
-	return s.Client.Watch(ctx, path)
+	return s.Client.WatchNode(ctx, path)
 }
 
 // newStore connects to an xenstored of its own.

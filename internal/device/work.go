@@ -90,9 +90,9 @@ func (w *Work) Write(ctx context.Context, path, value string) (err error) {
 	return err
 }
 
-// Watch watches a node.
-func (w *Work) Watch(ctx context.Context, path string) (x *xenstore.Watch, err error) {
-	w.request(1, func() { x, err = w.store.Watch(ctx, path) })
+// WatchNode watches a node.
+func (w *Work) WatchNode(ctx context.Context, path string) (x *xenstore.Watch, err error) {
+	w.request(1, func() { x, err = w.store.WatchNode(ctx, path) })
 	return x, err
 }
 

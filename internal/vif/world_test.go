@@ -90,13 +90,13 @@ func (s *hookedStore) Read(ctx context.Context, path string) (string, error) {
 	return s.Client.Read(ctx, path)
 }
 
-func (s *hookedStore) Watch(ctx context.Context, path string) (*xenstore.Watch, error) {
+func (s *hookedStore) WatchNode(ctx context.Context, path string) (*xenstore.Watch, error) {
 	if s.watch != nil {
 		if err := s.watch(path); err != nil {
 			return nil, &xenstore.Error{Op: "WATCH", Path: path, Err: err}
 		}
 	}
-	return s.Client.Watch(ctx, path)
+	return s.Client.WatchNode(ctx, path)
 }
 
 func (s *hookedStore) IsIntroduced(ctx context.Context, id xen.Domid) (bool, error) {

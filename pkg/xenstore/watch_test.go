@@ -3,6 +3,7 @@
 package xenstore
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -148,18 +149,24 @@ func TestEventsAreCoalescedPerPath(t *testing.T) {
 }
 
 func TestTooManyPathsOverflow(t *testing.T) {
+	t.Run("Watch", func(t *testing.T) { tooManyPaths(t, (*Client).Watch, maxPending) })
+	t.Run("WatchNode", func(t *testing.T) { tooManyPaths(t, (*Client).WatchNode, 1) })
+}
+
+// tooManyPaths makes events of more paths than the most that a watch holds.
+func tooManyPaths(t *testing.T, watch func(*Client, context.Context, string) (*Watch, error), most int) {
 	c, p, watches := watchPeer(t, Socket)
-	w, err := c.Watch(t.Context(), "/dev")
+	w, err := watch(c, t.Context(), "/dev")
 	if err != nil {
 		t.Fatal(err)
 	}
 	token := (<-watches).strs()[1]
 	for round := range 3 {
-		for i := range 2 * maxPending {
+		for i := range 2 * most {
 			p.event(fmt.Sprintf("/dev/%d", i), token)
 		}
 		settle(t, c)
-		for i := range maxPending {
+		for i := range most {
 			if e := receive(t, w); e.Path != fmt.Sprintf("/dev/%d", i) || e.Overflow {
 				t.Errorf("round %d: event %d is %+v", round, i, e)
 			}
@@ -306,7 +313,8 @@ func TestNoChangeIsLost(t *testing.T) {
 // events for random sequences of changes and receptions.
 func TestPostAgainstAModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		w := &Watch{ch: make(chan Event, maxPending+1)}
+		most := rapid.SampledFrom([]int{1, maxPending}).Draw(t, "pending")
+		w := &Watch{ch: make(chan Event, most+1), sent: make([]Event, most+1)}
 		var model []Event
 		paths := rapid.IntRange(1, 3*maxPending).Draw(t, "paths")
 		for range rapid.IntRange(0, 600).Draw(t, "steps") {
@@ -325,7 +333,7 @@ func TestPostAgainstAModel(t *testing.T) {
 			}
 			switch {
 			case covered:
-			case len(model) < maxPending:
+			case len(model) < most:
 				model = append(model, e)
 			default:
 				model = append(model, Event{Overflow: true})
