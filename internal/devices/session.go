@@ -162,7 +162,7 @@ func (s *Set[D, S]) start(ctx context.Context, id xenbus.DeviceID) {
 		Path:      s.path(id),
 		ErrorPath: id.ErrorPath(s.self),
 		Store:     s.store,
-		Log:       loglimit.Wrap(s.cfg.Log.With(s.fields(id)...), g.budget.Log, g.budget.LineCut),
+		Log:       loglimit.Wrap(s.cfg.Log, g.budget.Log, g.budget.LineCut).With(s.fields(id)...),
 		Guest:     g.budget,
 		Taken:     func() bool { return s.kernelServes(id) },
 	})

@@ -7,6 +7,7 @@
 package loglimit
 
 import (
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -47,12 +48,17 @@ func (b *bucket) take() (ok bool, skipped int) {
 	return true, int(b.skipped.Swap(0))
 }
 
+// core keeps its fields as they are and passes them on with each line. The wrapped core
+// would encode them at once, into a buffer of a kilobyte for each logger.
 type core struct {
 	zapcore.Core
-	b *bucket
+	b      *bucket
+	fields []zapcore.Field
 }
 
-func (c *core) With(f []zapcore.Field) zapcore.Core { return &core{c.Core.With(f), c.b} }
+func (c *core) With(f []zapcore.Field) zapcore.Core {
+	return &core{c.Core, c.b, slices.Concat(c.fields, f)}
+}
 
 func (c *core) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.CheckedEntry {
 	if c.Enabled(e.Level) {
@@ -70,6 +76,9 @@ func (c *core) Write(e zapcore.Entry, f []zapcore.Field) error {
 		if skipped > 0 {
 			f = append(f[:len(f):len(f)], zap.Int("lines_left_out", skipped))
 		}
+	}
+	if len(c.fields) > 0 {
+		f = slices.Concat(c.fields, f)
 	}
 	return c.Core.Write(e, f)
 }

@@ -181,3 +181,18 @@ func TestConcurrent(t *testing.T) {
 		t.Errorf("%d lines, want 50", n)
 	}
 }
+
+// TestFields: a logger's own fields come before those of a line, and those of the logger that
+// it was made from before its own.
+func TestFields(t *testing.T) {
+	core, logs := observer.New(zapcore.DebugLevel)
+	l := Wrap(zap.New(core), rate.NewLimiter(1, 1), nil).With(zap.Int("a", 1))
+	two := l.With(zap.Int("b", 2))
+	_ = l.With(zap.Int("x", 9)) // shares no memory with the one before
+	two.Debug("line", zap.Int("c", 3))
+	var keys []string
+	for _, f := range logs.TakeAll()[0].Context {
+		keys = append(keys, f.Key)
+	}
+	want(t, keys, "a", "b", "c")
+}
