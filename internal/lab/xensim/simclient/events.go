@@ -22,7 +22,7 @@ type Events struct {
 	mu        sync.Mutex // the reader's; taken before link.mu
 	pipe      int        // -1 once closed; guarded by mu
 	overflown bool       // guarded by mu
-	buf       [4 * maxPorts]byte
+	buf       []byte     // of a read, as long as the longest one so far; guarded by mu
 }
 
 // maxPorts is the number of ports that one read takes: a page of them, as from the
@@ -202,6 +202,9 @@ func (e *Events) pending(buf []evtchn.Port) (int, error) {
 	n := 0
 	for n < len(buf) && !e.overflown {
 		want := min(len(buf)-n, maxPorts)
+		if len(e.buf) < 4*want {
+			e.buf = make([]byte, 4*want)
+		}
 		got, err := unix.Read(e.pipe, e.buf[:4*want])
 		switch {
 		case err == unix.EINTR:

@@ -50,7 +50,7 @@ func join(dir string, domid xen.Domid, kind wire.Kind, number uint32) (l *link, 
 	if kind == wire.KindGntdev {
 		allowReach(fd)
 	}
-	l = &link{fd: fd, users: 1, buf: make([]byte, 4096)}
+	l = &link{fd: fd, users: 1, buf: make([]byte, 512)}
 	r, file, errno, err := l.callFile(wire.AppendHello(nil, wire.Hello{Kind: kind, Domid: domid, Probe: probeAddr(), File: number}))
 	if err == nil && errno != 0 {
 		err = openError(errno, kind, string(r.Rest()))
