@@ -210,8 +210,10 @@ func (v *Vif) Run(ctx context.Context) {
 
 // inTurn runs f within the vif's turn, and keeps a panic in f from ending the process.
 func (v *Vif) inTurn(ctx context.Context, f func()) {
-	v.work.Turn().Do(func() { v.guard(ctx, f) })
-	v.revision.Update(v.gist())
+	device.Apart(func() {
+		v.work.Turn().Do(func() { v.guard(ctx, f) })
+		v.revision.Update(v.gist())
+	})
 }
 
 // guard runs f and quarantines the vif if f panics. If that panics as well, the connection's
