@@ -14,7 +14,6 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"sync"
 
 	"go.uber.org/zap"
@@ -79,11 +78,9 @@ func (p *Process) Serve(ctx context.Context, w Work) (err error) {
 			err = errors.Join(err, <-served)
 		}()
 	}
-	// The data path allocates nothing. The heap is small, so frequent collections are
-	// cheap and keep the daemon small.
-	debug.SetGCPercent(50)
-	srv := &service{notify: p.Notify, log: p.Log, workers: w.Workers, control: w.Control, text: w.Text}
 	var watch sync.WaitGroup
+	watch.Go(func() { newHeap().watch(serveCtx) })
+	srv := &service{notify: p.Notify, log: p.Log, workers: w.Workers, control: w.Control, text: w.Text}
 	err = w.Run(ctx, func() { watch.Go(func() { srv.serve(serveCtx) }) })
 	stop()
 	watch.Wait() // before srv.stopped, which uses the same fields
