@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package scale
+
+import (
+	"testing"
+	"time"
+
+	"github.com/netbackd/netbackd/internal/lab/crowd"
+)
+
+// The bars: connected vifs whose guests send nothing do not make the daemon run, and each
+// takes so much of its memory beyond the rings that it has mapped.
+const (
+	idleTime   = 3 * time.Second // longer than the daemon's heap needs to rest
+	vifMemory  = 32 << 10
+	restWithin = 40 * time.Second
+)
+
+// threadMemory is about what Go takes for a thread: stacks of its scheduler and of its signal
+// handler. The number of threads depends on how many calls block at a time, which is bounded,
+// and not on the number of vifs.
+const threadMemory = 40 << 10
+
+// perVif returns the bytes of the daemon for each of n vifs that were connected between two
+// readings, without the rings, which on the embedded Xen are shared memory.
+func perVif(before, after crowd.Usage, n int) int64 {
+	more := after.Memory.Anon + after.Memory.File - before.Memory.Anon - before.Memory.File
+	return (more - int64(len(after.Threads)-len(before.Threads))*threadMemory) / int64(n)
+}
+
+// TestIdle: connected vifs without traffic do not wake the daemon, and take little of its
+// memory.
+func TestIdle(t *testing.T) {
+	h := newHost(t)
+	const few, many = 20, 150
+	h.connected(few)
+	before := h.comeToRest(idleTime, restWithin)
+	h.connected(many - few)
+	after := h.comeToRest(idleTime, restWithin)
+	each := perVif(before, after, many-few)
+	t.Logf("%d vifs: %d bytes each; %d threads, %d before", many, each, len(after.Threads), len(before.Threads))
+	if each > vifMemory {
+		t.Errorf("%d bytes for each vif, at most %d", each, vifMemory)
+	}
+}
