@@ -110,13 +110,14 @@ func (l *coalesceLane) putBursts(b *burst, n int) {
 // run makes one run.
 func (l *coalesceLane) run(b *burst, overhead time.Duration) (took time.Duration, err error) {
 	before := l.stat(TxPackets)
+	byDefault := l.queue().coalescer.what
 	l.queue().coalescer.what = l.what
 	for range 2 { // the first one is not timed
 		l.takeTx()
 		l.putBursts(b, burstRun)
 		took = l.work(overhead)
 	}
-	l.queue().coalescer.what = CoalesceOff
+	l.queue().coalescer.what = byDefault
 	if n := l.stat(TxPackets) - before; n != 2*burstRun {
 		return 0, fmt.Errorf("%d packets of %d reached the TAP: %v", n, 2*burstRun, l.stats(Drop))
 	}

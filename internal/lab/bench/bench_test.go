@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
@@ -61,7 +62,7 @@ func TestMeasure(t *testing.T) {
 		t.Errorf("twice as fast in all rounds, p = %v", p)
 	}
 	got.Figures[1].P = 0
-	if diff := cmp.Diff(want, got); diff != "" {
+	if diff := cmp.Diff(want, got, cmpopts.IgnoreUnexported(Result{})); diff != "" {
 		t.Errorf("steady (-want +got):\n%s", diff)
 	}
 	if got.Figure("b").Ratio != 2 || got.Figure("c") != (Figure{}) {
@@ -92,6 +93,27 @@ func TestMeasureRepeatsWhatIsVoid(t *testing.T) {
 	}
 }
 
+// TestShare: a machine that becomes slower changes the times and not the share.
+func TestShare(t *testing.T) {
+	times := func(each time.Duration) (d []time.Duration) {
+		for i := range 20 {
+			d = append(d, each*time.Duration(1+i/10))
+		}
+		return d
+	}
+	g := Group{Packets: 1, Peers: []Peer{script("room", times(950)...), script("lane", times(1000)...)}}
+	r, err := g.Measure(Limits{Rounds: 20, Tries: 1, Spread: 10})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := r.Share("room", "lane"); got != (Bounded{0.95, 0.95, 0.95}) || got.Spread() != 0 {
+		t.Errorf("the share is %+v", got)
+	}
+	if got := r.Share("room", "another"); got != (Bounded{}) {
+		t.Errorf("without the peer: %+v", got)
+	}
+}
+
 func TestMeasureStopsAtAnError(t *testing.T) {
 	bad := errors.New("bad")
 	fails := Group{Packets: 1, Peers: []Peer{{"a", func() (time.Duration, error) { return 0, bad }}}}
@@ -106,15 +128,18 @@ func TestReport(t *testing.T) {
 	r.Results = []Result{{Name: "one way", Rounds: 5, Tries: 3, Void: true, Spread: 0.2, Figures: []Figure{{Peer: "write", Median: 300, Low: 290, High: 310, Ratio: 1, P: 1}}}}
 	r.AtLeast("P1", "rate", 1.2, 1.1, false)
 	r.AtMost("P2", "calls", 0.5, 0.25, true)
-	r.Within("P3", "with a limit", 1.2, 1.1, 1.375, false)
-	if n := r.Missed(); n != 1 {
+	r.Share("P3", "surely enough", Bounded{0.98, 0.975, 0.985}, 0.97, 1375)
+	r.Share("P3", "perhaps enough", Bounded{0.969, 0.966, 0.972}, 0.97, 1375)
+	r.Share("P3", "too little", Bounded{0.95, 0.94, 0.96}, 0.97, 1375)
+	r.Share("P3", "void", Bounded{0.98, 0.96, 1}, 0.97, 1375)
+	if n := r.Missed(); n != 2 {
 		t.Errorf("%d missed", n)
 	}
 	var out bytes.Buffer
 	if err := r.Print(&out); err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"VOID: spread 20 %", "write", "P1  rate", ">= 1.1", "pass", "MISSED (void)", "1.375"} {
+	for _, want := range []string{"VOID: spread 20 %", "write", "P1  rate", ">= 1.1", "pass", "MISSED (void)", "pass (void)", "1375 ns", "0.975..0.985"} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("no %q in\n%s", want, out.String())
 		}
@@ -131,7 +156,7 @@ func TestReport(t *testing.T) {
 	if err := json.Unmarshal(b, &back); err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(r, back); diff != "" {
+	if diff := cmp.Diff(r, back, cmpopts.IgnoreUnexported(Result{})); diff != "" {
 		t.Errorf("from JSON (-want +got):\n%s", diff)
 	}
 }

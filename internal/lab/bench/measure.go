@@ -3,6 +3,7 @@
 package bench
 
 import (
+	"slices"
 	"time"
 
 	"golang.org/x/perf/benchmath"
@@ -21,6 +22,11 @@ type Group struct {
 	Name    string
 	Packets int // per run
 	Peers   []Peer
+}
+
+// Add adds a peer.
+func (g *Group) Add(name string, run func() (time.Duration, error)) {
+	g.Peers = append(g.Peers, Peer{name, run})
 }
 
 // Limits bound the measurement of a group.
@@ -61,6 +67,8 @@ type Result struct {
 	Void    bool     `json:"void"` // even this try spread too far
 	Spread  float64  `json:"spread"`
 	Figures []Figure `json:"figures"`
+
+	took [][]float64 // of each figure's peer, by round: ns per packet
 }
 
 // Figure returns the figure of a peer, zero if there is none.
@@ -73,10 +81,46 @@ func (r *Result) Figure(peer string) Figure {
 	return Figure{}
 }
 
+// Share compares two peers round by round: the time of of, divided by that of to. It is zero
+// if a peer is missing.
+func (r *Result) Share(of, to string) Bounded {
+	return r.Each(func(ns []float64) float64 { return ns[0] / ns[1] }, of, to)
+}
+
+// Each calculates a value from the times of peers in each round, in nanoseconds per packet.
+// Load and clock rates that change during the measurement are the same for all in a round, so
+// this is more exact than a value of medians. It returns the median of the rounds and its
+// bounds at 95 % confidence, or zeros if a peer is missing.
+func (r *Result) Each(value func(ns []float64) float64, peers ...string) Bounded {
+	took := make([][]float64, len(peers))
+	for k, p := range peers {
+		i := slices.IndexFunc(r.Figures, func(f Figure) bool { return f.Peer == p })
+		if i < 0 || i >= len(r.took) {
+			return Bounded{}
+		}
+		took[k] = r.took[i]
+	}
+	values, ns := make([]float64, len(took[0])), make([]float64, len(took))
+	for round := range values {
+		for k := range took {
+			ns[k] = took[k][round]
+		}
+		values[round] = value(ns)
+	}
+	sum := benchmath.AssumeNothing.Summary(benchmath.NewSample(values, &benchmath.DefaultThresholds), confidence)
+	return Bounded{sum.Center, sum.Lo, sum.Hi}
+}
+
+// Bounded is a value with its bounds.
+type Bounded struct{ Value, Low, High float64 }
+
+// Spread returns the width between the bounds relative to the value.
+func (b Bounded) Spread() float64 { return (b.High - b.Low) / b.Value }
+
 // Measure tries until a try is not void or l allows no further one.
 func (g *Group) Measure(l Limits) (best Result, err error) {
 	for try := 1; try <= l.Tries; try++ {
-		figures, err := g.try(l.Rounds)
+		figures, took, err := g.try(l.Rounds)
 		if err != nil {
 			return best, err
 		}
@@ -85,7 +129,7 @@ func (g *Group) Measure(l Limits) (best Result, err error) {
 			spread = max(spread, f.Spread())
 		}
 		if try == 1 || spread < best.Spread {
-			best.Figures, best.Spread = figures, spread
+			best.Figures, best.Spread, best.took = figures, spread, took
 		}
 		best.Tries = try
 		best.Void = best.Spread > l.Spread
@@ -99,8 +143,8 @@ func (g *Group) Measure(l Limits) (best Result, err error) {
 
 // try runs all rounds once. Each round begins with another peer, so that no peer
 // always follows the same one.
-func (g *Group) try(rounds int) ([]Figure, error) {
-	took := make([][]float64, len(g.Peers)) // ns per packet
+func (g *Group) try(rounds int) (_ []Figure, took [][]float64, err error) {
+	took = make([][]float64, len(g.Peers)) // ns per packet
 	for i := range took {
 		took[i] = make([]float64, 0, rounds)
 	}
@@ -109,7 +153,7 @@ func (g *Group) try(rounds int) ([]Figure, error) {
 			i := (round + k) % len(g.Peers)
 			d, err := g.Peers[i].Run()
 			if err != nil {
-				return nil, err
+				return nil, nil, err
 			}
 			took[i] = append(took[i], float64(d)/float64(g.Packets))
 		}
@@ -118,7 +162,7 @@ func (g *Group) try(rounds int) ([]Figure, error) {
 	for i := range names {
 		names[i] = g.Peers[i].Name
 	}
-	return Figures(names, took), nil
+	return Figures(names, took), took, nil
 }
 
 // Figures compares samples of several peers, in nanoseconds per packet, with those of the

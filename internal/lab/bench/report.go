@@ -20,9 +20,13 @@ type Goal struct {
 	Void  bool    `json:"void"`     // the measurement behind it is void
 	Pass  bool    `json:"pass"`
 
-	// Room is the best value that this host allows: the value if the program's own
-	// work took no time. 0: not known.
-	Room float64 `json:"room,omitempty"`
+	// Low and High bound the value at 95 % confidence; both 0: it is exact, or not known.
+	Low  float64 `json:"low,omitempty"`
+	High float64 `json:"high,omitempty"`
+
+	// Room is the time in nanoseconds per packet that the program would take if its own
+	// work took none. 0: the goal has none.
+	Room float64 `json:"room_ns,omitempty"`
 }
 
 // Report holds all measurements.
@@ -39,10 +43,18 @@ func (r *Report) AtLeast(id, what string, value, bar float64, void bool) {
 	r.Goals = append(r.Goals, Goal{ID: id, What: what, Value: value, Bar: bar, Least: true, Void: void, Pass: value >= bar})
 }
 
-// Within adds a goal with a lower bound, and the best value that the host allows.
-func (r *Report) Within(id, what string, value, bar, room float64, void bool) {
-	r.AtLeast(id, what, value, bar, void)
-	r.Goals[len(r.Goals)-1].Room = room
+// maxSpread is the widest confidence interval, relative to the value, of a share. A goal
+// with a wider one is void.
+const maxSpread = 0.02
+
+// Share adds a goal with a lower bound: the share of its room that the program reaches. room
+// is the time of that room. The goal is missed if the whole confidence interval is below the
+// bar.
+func (r *Report) Share(id, what string, share Bounded, bar, room float64) {
+	r.Goals = append(r.Goals, Goal{
+		ID: id, What: what, Value: share.Value, Bar: bar, Least: true, Void: share.Spread() > maxSpread,
+		Pass: share.High >= bar, Low: share.Low, High: share.High, Room: room,
+	})
 }
 
 // AtMost adds a goal with an upper bound.
@@ -79,7 +91,7 @@ func (r *Report) Print(w io.Writer) error {
 			fmt.Fprintf(t, "  %s\t%.0f\t%.0f\t%.0f\t%.3f\t%.3f\n", f.Peer, f.Median, f.Low, f.High, f.Ratio, f.P)
 		}
 	}
-	fmt.Fprintln(t, "\ngoals\tvalue\tbar\troom here\t")
+	fmt.Fprintln(t, "\ngoals\tvalue\t95 %\tbar\troom\t")
 	for _, g := range r.Goals {
 		rel, verdict := "<=", "pass"
 		if g.Least {
@@ -91,11 +103,14 @@ func (r *Report) Print(w io.Writer) error {
 		if g.Void {
 			verdict += " (void)"
 		}
-		room := ""
+		room, within := "", ""
 		if g.Room != 0 {
-			room = fmt.Sprintf("%.4g", g.Room)
+			room = fmt.Sprintf("%.0f ns", g.Room)
 		}
-		fmt.Fprintf(t, "  %s  %s\t%.4g\t%s %.4g\t%s\t%s\n", g.ID, g.What, g.Value, rel, g.Bar, room, verdict)
+		if g.High != 0 {
+			within = fmt.Sprintf("%.3f..%.3f", g.Low, g.High)
+		}
+		fmt.Fprintf(t, "  %s  %s\t%.4g\t%s\t%s %.4g\t%s\t%s\n", g.ID, g.What, g.Value, within, rel, g.Bar, room, verdict)
 	}
 	fmt.Fprintf(t, "\n%.0f s\n", r.Seconds)
 	return t.Flush()
