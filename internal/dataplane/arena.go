@@ -6,6 +6,7 @@ import (
 	"github.com/netbackd/netbackd/internal/offload"
 	"github.com/netbackd/netbackd/pkg/gntdev"
 	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // headroom is the number of free bytes before each frame in an arena: room for the
@@ -21,6 +22,7 @@ type arenaMem struct {
 	arena *gntdev.Arena
 	mem   []byte
 	base  uintptr
+	own   ownPages
 }
 
 func newArenaMem(bytes int) (arenaMem, error) {
@@ -40,6 +42,25 @@ func (a *arenaMem) close() {
 
 // addr returns the address of the byte at off.
 func (a *arenaMem) addr(off int) uintptr { return a.base + uintptr(off) }
+
+// fromGuest makes s a copy of n bytes at off of a guest's page to at: by gref if they are
+// within an own page, else by address.
+func (a *arenaMem) fromGuest(s *gntdev.Segment, domid xen.Domid, ref xen.Gref, off uint16, at, n int) {
+	if own := a.own.ref(at, n); own != 0 {
+		s.FromGuestToOwn(domid, ref, off, own, uint16(at%netif.PageSize), uint16(n))
+		return
+	}
+	s.FromGuest(domid, ref, off, a.mem[at:at+n])
+}
+
+// toGuest makes s a copy of the n bytes at at to off of a guest's page.
+func (a *arenaMem) toGuest(s *gntdev.Segment, domid xen.Domid, ref xen.Gref, off uint16, at, n int) {
+	if own := a.own.ref(at, n); own != 0 {
+		s.ToGuestFromOwn(domid, ref, off, own, uint16(at%netif.PageSize), uint16(n))
+		return
+	}
+	s.ToGuest(domid, ref, off, a.mem[at:at+n])
+}
 
 // The tx arena holds the data of a batch and, behind it, the headers that were pulled
 // up. Each data slot takes at most a page, and each packet loses at most one more to

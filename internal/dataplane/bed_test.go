@@ -26,6 +26,9 @@ func (m mode) String() string {
 		map[bool]string{true: "io_uring", false: "syscalls"}[m.uring]
 }
 
+// ownPages reports whether the worker has own pages in this mode.
+func (m mode) ownPages() bool { return m.vnet }
+
 var allModes = []mode{{true, true}, {true, false}, {false, true}, {false, false}}
 
 // inModes runs a test in each mode.
@@ -56,6 +59,7 @@ type bed struct {
 	now     time.Time
 	notices []Notice
 	warned  []error
+	pager   OwnPager // nil: all copies go by address
 }
 
 // setup holds the options of a bed.
@@ -78,6 +82,9 @@ var full = Config{
 func newBed(tb testing.TB, m mode, s setup) *bed {
 	tb.Helper()
 	b := &bed{tb: tb, now: time.Unix(1e9, 0)}
+	if m.ownPages() {
+		b.pager = startOwn(tb)
+	}
 	b.newWorker(m.uring)
 	b.newTAP(m.vnet, &s)
 	b.connect(m, &s)
@@ -88,7 +95,7 @@ func (b *bed) newWorker(uring bool) {
 	b.tb.Helper()
 	runtime.LockOSThread() // for good: an io_uring belongs to a thread
 	debug.SetPanicOnFault(true)
-	p := &Pool{opts: Options{Warn: func(err error) { b.warned = append(b.warned, err) }}}
+	p := &Pool{opts: Options{OwnPager: b.pager, Warn: func(err error) { b.warned = append(b.warned, err) }}}
 	w, err := newWorker(p, 0)
 	must(b.tb, err)
 	b.tb.Cleanup(w.release)

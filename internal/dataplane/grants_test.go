@@ -45,11 +45,14 @@ func (g *grants) Copy(segs []gntdev.Segment) error {
 	return g.Gntdev.Copy(segs)
 }
 
-// local finds a segment's local side among the worker's arenas. A copy across a
+// local finds a segment's side of ours among the worker's arenas. A copy across a
 // page end would work, but the kernel would make two of it, so it is not found, unless
 // it is one of a packet with XDP headroom.
 func (g *grants) local(s *gntdev.Segment) bool {
 	w := g.worker()
+	if ref, _, ok := s.Own(); ok {
+		return w.txMem.own.find(ref) >= 0 || w.rxMem.own.find(ref) >= 0
+	}
 	if in(&w.txMem, s, false) || in(&w.rxMem, s, false) {
 		return true
 	}

@@ -20,6 +20,9 @@ type Options struct {
 	Workers int
 	// NoUring makes workers use plain system calls even where the kernel has io_uring.
 	NoUring bool
+	// OwnPager grants pages of the workers' arenas to this domain itself, which makes grant
+	// copies cheaper; nil: there is none, and copies go by address.
+	OwnPager OwnPager
 	// Warn reports failures that do not stop the pool: an io_uring that fails, a
 	// panic that costs a vif. It is called from the workers, must not block, and may
 	// be nil.
@@ -36,6 +39,7 @@ type Pool struct {
 	workers []*worker
 	spares  []*worker // held by slow grant copies, and slow lanes; see slowcopy.go
 
+	own    ownCount
 	shared atomic.Int64 // unused bytes for packets that wait; see membudget.go
 
 	watching  atomic.Bool // watchCopies checks copies at every tick

@@ -36,7 +36,11 @@ type live struct {
 
 func newLive(t *testing.T, m mode, workers, queues int, cfg Config) *live {
 	t.Helper()
-	p, err := NewPool(Options{Workers: workers, NoUring: !m.uring, Warn: func(err error) { t.Error(err) }})
+	opts := Options{Workers: workers, NoUring: !m.uring, Warn: func(err error) { t.Error(err) }}
+	if m.ownPages() {
+		opts.OwnPager = startOwn(t)
+	}
+	p, err := NewPool(opts)
 	must(t, err)
 	t.Cleanup(p.Close)
 	l := &live{t: t, pool: p, notices: make(chan Notice, 100)}

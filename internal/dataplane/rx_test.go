@@ -766,7 +766,7 @@ func TestRxBadOffload(t *testing.T) {
 			w.planFrame(q, batch, w.arrive(v, udp(100, 1)))
 		}
 		for _, n := range []int{0, 13, maxFrame + 1} {
-			w.planFrame(q, batch, rxFrame{rxFrameAt(0, true), q.vnetLen + n})
+			w.planFrame(q, batch, rxFrame{rxLineFrom, q.vnetLen + n})
 		}
 		w.planFrame(q, batch, w.arrive(tap.VnetHdr{}, udp(100, 2)))
 		w.deliver(q, batch)
@@ -782,7 +782,7 @@ func TestRxBadOffload(t *testing.T) {
 
 // arrive puts a frame in the arena as a read of a TAP with vnet header would.
 func (w *worker) arrive(v tap.VnetHdr, frame []byte) rxFrame {
-	at := rxFrameAt(0, true)
+	at := rxLineFrom
 	v.Encode(w.rxMem.mem[at-tap.VnetHdrLen : at])
 	return rxFrame{at, tap.VnetHdrLen + copy(w.rxMem.mem[at:], frame)}
 }

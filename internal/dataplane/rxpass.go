@@ -61,7 +61,7 @@ func (w *worker) rxPass(q *Queue) (more bool, err error) {
 		return false, fmt.Errorf("rx ring: %w", err)
 	}
 	b.begin(free)
-	w.reads.used = 0
+	w.reads.places.reset()
 	if q.backlog.empty() {
 		more = w.rxFromTap(q, b) || !q.backlog.empty()
 	} else {
@@ -107,7 +107,7 @@ func (w *worker) rxFromTap(q *Queue, b *rxBatch) (more bool) {
 		left -= t.asked
 		w.planFrames(q, b, t.frames)
 		if b.nSegs == 0 {
-			w.reads.used = 0 // all of them have been copied
+			w.reads.places.reset() // all of them have been copied
 		}
 		q.tapIn.ready = t.more
 		if q.resteer != nil {
@@ -173,12 +173,16 @@ func (w *worker) rxFromBacklog(q *Queue, b *rxBatch) (more bool) {
 			if b.free < q.slotsForSegment(s.MaxLen()) {
 				return false
 			}
-			at := rxFrameAt(made, true)
+			at, ok := w.reads.places.page()
+			if !ok {
+				return true
+			}
 			made++
 			n, err := s.Next(w.rxMem.mem[at : at+maxFrame])
 			if err != nil {
 				break
 			}
+			w.reads.places.took(at + n)
 			w.place(q, b, &w.rxMem, at, n, &offload.RxPlan{DataValidated: p.plan.DataValidated})
 		}
 		l.pop()

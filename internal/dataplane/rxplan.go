@@ -49,7 +49,7 @@ func (w *worker) planPlain(q *Queue, b *rxBatch, f rxFrame) bool {
 		w.tally[StaticHits]++
 		copy(g.Page[:], mem[at:at+n])
 	} else {
-		w.fill(q, b, r, 0, mem[at:at+n])
+		w.fill(q, b, r, 0, &w.rxMem, at, n)
 	}
 	b.consume(q, n, 1)
 	return true

@@ -47,7 +47,7 @@ func (w *worker) place(q *Queue, b *rxBatch, m *arenaMem, at, n int, plan *offlo
 		i++
 		first := p.left == n
 		part := p.data(r, plan, first)
-		w.fill(q, b, r, p.offset, m.mem[at:at+part])
+		w.fill(q, b, r, p.offset, m, at, part)
 		at += part
 		if first {
 			i = i.Add(p.extras(need-q.slotsOf(n), plan, hash, hashed))
@@ -58,17 +58,17 @@ func (w *worker) place(q *Queue, b *rxBatch, m *arenaMem, at, n int, plan *offlo
 	return true
 }
 
-// fill writes the bytes of part, a piece of an arena, to offset in the page of r: at once
-// if that is a static grant, else with the batch's grant copy. The slot of r is the last
-// one planned.
-func (w *worker) fill(q *Queue, b *rxBatch, r netif.RxRequest, offset uint16, part []byte) {
+// fill writes the n bytes at at of the arena m to offset in the page of r: at once if that
+// is a static grant, else with the batch's grant copy. The slot of r is the last one
+// planned.
+func (w *worker) fill(q *Queue, b *rxBatch, r netif.RxRequest, offset uint16, m *arenaMem, at, n int) {
 	switch g := q.static.Lookup(r.Gref); {
 	case g.Page == nil:
 		if q.static.Len() != 0 {
 			w.tally[StaticMisses]++
 		}
 		i := b.nSegs % netif.RxRingSize
-		b.segs[i].ToGuest(q.conn.cfg.Domid, r.Gref, offset, part)
+		m.toGuest(&b.segs[i], q.conn.cfg.Domid, r.Gref, offset, at, n)
 		b.slotOf[i] = uint16(b.nSlots - 1)
 		b.pktOf[i] = uint16(b.packets)
 		b.nSegs++
@@ -77,7 +77,7 @@ func (w *worker) fill(q *Queue, b *rxBatch, r netif.RxRequest, offset uint16, pa
 		w.rxFailed(b, b.packets, DropRxReadOnly)
 	default:
 		w.tally[StaticHits]++
-		copy(g.Page[offset:], part)
+		copy(g.Page[offset:], m.mem[at:at+n])
 	}
 }
 
@@ -183,8 +183,7 @@ func (w *worker) deliver(q *Queue, b *rxBatch) {
 		return
 	}
 	if b.nSegs > 0 {
-		segs := b.segs[:b.nSegs]
-		if err := w.grantCopy(q, segs); err != nil || !allOkay(segs) {
+		if okay, err := w.grantCopy(q, b.segs[:b.nSegs]); !okay {
 			w.deliverFailed(b, err != nil)
 		}
 	}

@@ -26,9 +26,9 @@ func (w *worker) rxToPages(q *Queue, b *rxBatch) (end bool) {
 	r := &q.reader
 	want := r.run.wantLarge()
 	for i := range want {
-		at := rxFrameAt(i, true)
+		at, ok := w.reads.places.page()
 		n, aimed, err := 0, false, unix.Errno(0)
-		if b.free >= slotsOf(q.maxRx)+r.large.extras {
+		if ok && b.free >= slotsOf(q.maxRx)+r.large.extras {
 			n, aimed, err = r.nextToPages(w, q, at)
 		}
 		switch {
@@ -42,7 +42,9 @@ func (w *worker) rxToPages(q *Queue, b *rxBatch) (end bool) {
 			q.tapIn.ready = r.run.note(i, false)
 			return true
 		}
-		w.planLarge(q, b, at, n)
+		if w.planLarge(q, b, at, n); b.nSegs != 0 {
+			w.reads.places.took(at + n) // its copy may still be due
+		}
 		if !r.large.last || !q.backlog.empty() {
 			r.run.read += i + 1
 			return true

@@ -78,11 +78,24 @@ type copyWatch struct {
 	lane  bool // serves slow vifs as long as there are any; guarded by pool.mu
 }
 
-// grantCopy makes a grant copy for a queue. The pool watches how long it takes.
-func (w *worker) grantCopy(q *Queue, segs []gntdev.Segment) error {
+// grantCopy makes a grant copy for a queue and reports whether all segments were copied.
+// With an error the call as a whole failed, and no segment's status is valid.
+func (w *worker) grantCopy(q *Queue, segs []gntdev.Segment) (okay bool, err error) {
+	w.tally[GrantOps] += uint32(len(segs))
+	err = w.copyOnce(q, segs)
+	if err == nil && allOkay(segs) {
+		return true, nil
+	}
+	if w.hasOwn() {
+		err = w.copyAgain(q, segs, err)
+	}
+	return err == nil && allOkay(segs), err
+}
+
+// copyOnce makes a call for a grant copy. The pool watches how long it takes.
+func (w *worker) copyOnce(q *Queue, segs []gntdev.Segment) error {
 	w.tally[GrantCalls]++
 	w.tally[Syscalls]++
-	w.tally[GrantOps] += uint32(len(segs))
 	w.copyBegins(q)
 	defer w.copied()
 	return q.grants.Copy(segs)

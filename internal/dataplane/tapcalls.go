@@ -15,7 +15,7 @@ import (
 type tapReads struct {
 	frames [rxReads]rxFrame // of the last read
 	calls  [rxReads]rawio.Call
-	used   int        // places of the rx arena that hold packets of this pass
+	places rxPlaces   // of the rx arena that hold packets of this pass
 	pages  pageTarget // of the last read to pages
 
 	compared bool // ringSlow is known
@@ -48,7 +48,12 @@ func (r *tapReader) readByCalls(w *worker, frames []rxFrame, most int) (got int)
 // included.
 func (r *tapReader) readByRing(w *worker, frames []rxFrame, got int) int {
 	for i := got; i < len(frames); i++ {
-		w.uring.ring.ReadFixed(r.id, w.rxMem.addr(frames[i].at-r.vnetLen), uint32(r.readLen), bufRx, uint64(i))
+		addr := w.rxMem.addr(frames[i].at - r.vnetLen)
+		if w.uring.fixed {
+			w.uring.ring.ReadFixed(r.id, addr, uint32(r.readLen), bufRx, uint64(i))
+		} else {
+			w.uring.ring.Read(r.id, addr, uint32(r.readLen), uint64(i))
+		}
 	}
 	w.tally[Syscalls]++
 	w.tally[TapReadCalls]++

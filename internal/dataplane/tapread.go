@@ -114,33 +114,24 @@ func (r *tapReader) usesRing(w *worker) bool {
 }
 
 // read reads up to want packets into the rx arena and returns them. full is set if there
-// may be more: it read want packets, or a large one ended the read.
+// may be more: it read want packets, or a large one ended the read, or there is no room.
 //
 // Each empty read is expensive with io_uring. So the first packet is read with a system
-// call, the cheapest way to find the TAP empty, unless the run is endless.
+// call, the cheapest way to find the TAP empty, unless the run is endless. Large packets
+// gain nothing from io_uring.
 func (r *tapReader) read(w *worker, want int) (frames []rxFrame, full bool) {
 	s := &w.reads
-	byRing := want > rxFew && r.usesRing(w)
-	dense := !byRing && !r.large.some
+	switch {
+	case r.large.some:
+		return r.readPages(w, s.frames[:want])
+	case want <= rxFew || !r.usesRing(w):
+		return r.readDense(w, s.frames[:want])
+	}
 	frames = s.frames[:want]
 	for i := range frames {
-		at := s.used + i
-		if dense {
-			at = rxDenseAt(at)
-		} else {
-			at = rxFrameAt(at, r.large.some)
-		}
-		frames[i] = rxFrame{at: at}
+		frames[i] = rxFrame{at: rxRingAt(s.places.ring + i)}
 	}
-	s.used += want
-	if !byRing {
-		most := r.readLen
-		if dense {
-			most = rxDense + r.vnetLen
-		}
-		got := r.readByCalls(w, frames, most)
-		return frames[:got], got == want || got > 0 && frames[got-1].overruns(r.vnetLen)
-	}
+	s.places.ring += want
 	got := 0
 	if !r.run.endless() {
 		if r.readByCalls(w, frames[:1], r.readLen) == 0 {
@@ -152,6 +143,41 @@ func (r *tapReader) read(w *worker, want int) (frames []rxFrame, full bool) {
 	return frames[:got], got == want
 }
 
+// readDense reads small packets with system calls, up to a larger one.
+func (r *tapReader) readDense(w *worker, frames []rxFrame) (_ []rxFrame, full bool) {
+	p := &w.reads.places
+	first, room := p.half()
+	want := min(len(frames), room)
+	for i := range frames[:want] {
+		frames[i] = rxFrame{at: rxDenseAt(first + i)}
+	}
+	got := r.readByCalls(w, frames[:want], rxDense+r.vnetLen)
+	if got == 0 {
+		return nil, false
+	}
+	last := frames[got-1]
+	p.took(last.at + last.n)
+	return frames[:got], got == want || last.overruns(r.vnetLen)
+}
+
+// readPages reads packets with a system call each, one behind the other. Each starts at a
+// page.
+func (r *tapReader) readPages(w *worker, frames []rxFrame) (_ []rxFrame, full bool) {
+	p := &w.reads.places
+	for i := range frames {
+		at, ok := p.page()
+		if !ok {
+			return frames[:i], true
+		}
+		f := &frames[i]
+		if *f = (rxFrame{at: at}); r.readByCalls(w, frames[i:i+1], r.readLen) == 0 {
+			return frames[:i], false
+		}
+		p.took(at + f.n)
+	}
+	return frames, true
+}
+
 // measure moves large packets to the start of a page, for those that were read where
 // small ones were expected. It reports whether any packet is large.
 func (r *tapReader) measure(w *worker, frames []rxFrame) (some bool) {
@@ -161,6 +187,9 @@ func (r *tapReader) measure(w *worker, frames []rxFrame) (some bool) {
 		if large = f.n-r.vnetLen > smallPacket; large || f.overruns(r.vnetLen) {
 			some = true
 			toPageStart(w.rxMem.mem, f, r.vnetLen)
+			if f.at < rxLineBytes {
+				w.reads.places.took(f.at + f.n) // it is the last one
+			}
 		}
 	}
 	r.large.last = large

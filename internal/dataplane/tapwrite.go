@@ -52,7 +52,11 @@ func (o *tapWriter) direct() bool { return !o.uring && o.trap == unix.SYS_WRITE 
 func (o *tapWriter) write(i, off, n int) {
 	addr := o.w.txMem.addr(off)
 	if o.uring {
-		o.w.uring.ring.WriteFixed(o.q.id, addr, uint32(n), bufTx, uint64(i))
+		if u := &o.w.uring; u.fixed {
+			u.ring.WriteFixed(o.q.id, addr, uint32(n), bufTx, uint64(i))
+		} else {
+			u.ring.Write(o.q.id, addr, uint32(n), uint64(i))
+		}
 		o.queued++
 		return
 	}

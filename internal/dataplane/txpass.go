@@ -149,8 +149,7 @@ func (w *worker) fetch(q *Queue, b *txBatch) {
 	if b.nSegs == 0 {
 		return
 	}
-	segs := b.segs[:b.nSegs]
-	if err := w.grantCopy(q, segs); err != nil || !allOkay(segs) {
+	if okay, err := w.grantCopy(q, b.segs[:b.nSegs]); !okay {
 		w.fetchFailed(b, err != nil)
 	}
 }
@@ -162,7 +161,7 @@ func (w *worker) copySlot(q *Queue, b *txBatch, s *txSlot, at int) {
 		w.tally[StaticMisses]++
 	}
 	s.at, s.addr, s.copied = int32(at), w.txMem.addr(at), true
-	b.segs[b.nSegs].FromGuest(q.conn.cfg.Domid, s.gref, s.off, w.txMem.mem[at:at+int(s.size)])
+	w.txMem.fromGuest(&b.segs[b.nSegs], q.conn.cfg.Domid, s.gref, s.off, at, int(s.size))
 	b.nSegs++
 }
 

@@ -38,11 +38,10 @@ func (w *worker) copyLater(q *Queue, p *virtqueue.Piece, off int, m *arenaMem, a
 		addr := p.Addr + uint64(off)
 		in := int(addr % netif.PageSize)
 		part := min(n, netif.PageSize-in, netif.PageSize-at%netif.PageSize)
-		local := m.mem[at : at+part]
 		if toward {
-			c.segs[c.n].ToGuest(domid, vhostuser.Gref(addr), uint16(in), local)
+			m.toGuest(&c.segs[c.n], domid, vhostuser.Gref(addr), uint16(in), at, part)
 		} else {
-			c.segs[c.n].FromGuest(domid, vhostuser.Gref(addr), uint16(in), local)
+			m.fromGuest(&c.segs[c.n], domid, vhostuser.Gref(addr), uint16(in), at, part)
 		}
 		c.packet[c.n] = uint16(packet)
 		c.n++
@@ -59,8 +58,8 @@ func (w *worker) copyNow(q *Queue) {
 	segs := c.segs[:c.n]
 	c.n = 0
 	q.grants = q.virt.memory.regions[c.region].grants
-	err := w.grantCopy(q, segs)
-	if err == nil && allOkay(segs) {
+	okay, err := w.grantCopy(q, segs)
+	if okay {
 		return
 	}
 	for i := range segs {

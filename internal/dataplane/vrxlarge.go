@@ -32,7 +32,12 @@ func (w *worker) vrxToChains(q *Queue) (end bool, err error) {
 	r, vb := &q.reader, w.virt.rx
 	want := r.run.wantLarge()
 	for i := range want {
-		at, first := rxFrameAt(i, true), vb.Len()
+		at, ok := w.reads.places.page()
+		if !ok {
+			r.run.read += i
+			return true, nil
+		}
+		first := vb.Len()
 		pieces, err := w.vrxAim(q, at)
 		switch {
 		case err != nil:
@@ -60,6 +65,9 @@ func (w *worker) vrxToChains(q *Queue) (end bool, err error) {
 		r.large.last = n > smallPacket
 		if err := w.vrxLarge(q, at, n, first); err != nil {
 			return true, err
+		}
+		if w.virt.copies.n != 0 {
+			w.reads.places.took(at + n) // its copy may still be due
 		}
 		if !r.large.last || !q.backlog.empty() {
 			r.run.read += i + 1

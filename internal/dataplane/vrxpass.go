@@ -9,7 +9,7 @@ import "github.com/netbackd/netbackd/internal/offload"
 func (w *worker) vrxPass(q *Queue) (more bool, err error) {
 	r := &q.virt.rx
 	before := w.tally[RxSlots]
-	w.reads.used = 0
+	w.reads.places.reset()
 	w.virt.to.n = 0
 	if q.backlog.empty() {
 		more, err = w.vrxFromTap(q)
@@ -57,7 +57,7 @@ func (w *worker) vrxFromTap(q *Queue) (more bool, err error) {
 			}
 		}
 		if w.virt.copies.n == 0 {
-			w.reads.used = 0 // all of them have been copied
+			w.reads.places.reset() // all of them have been copied
 		}
 		q.tapIn.ready = t.more
 		if t.empty {
@@ -186,8 +186,12 @@ func (w *worker) vrxSegments(q *Queue, made *int) (more bool, err error) {
 		if count == 0 {
 			break // the others are as large
 		}
-		at := rxFrameAt(*made, true)
+		at, ok := w.reads.places.page()
+		if !ok {
+			return true, nil
+		}
 		*made++
+		w.reads.places.took(at + n)
 		_, _ = s.Next(w.rxMem.mem[at : at+n]) // it needs n bytes, so there is no error
 		q.virt.finished(w.rxMem.mem[at-vrxHead:at], l.head().plan.DataValidated)
 		w.vrxFill(q, &w.rxMem, at, n, count)

@@ -64,6 +64,7 @@ type worker struct {
 	virt   *virtBatches // nil: it has had no virtqueues
 	txMem  arenaMem
 	rxMem  arenaMem
+	own    ownState
 	pullAt int // where the next pulled head goes in txMem
 	merger offload.Merger
 	out    tapWriter
@@ -74,9 +75,10 @@ type worker struct {
 
 // ringIO holds the io_uring with which a worker reads and writes TAPs in batches.
 type ringIO struct {
-	ring *iouring.Ring // nil: plain system calls
-	iov  *iouring.Iovecs
-	cqes [batchPackets]iouring.Completion
+	ring  *iouring.Ring // nil: plain system calls
+	fixed bool          // the arenas are registered with it
+	iov   *iouring.Iovecs
+	cqes  [batchPackets]iouring.Completion
 }
 
 // plainTap is memory for packets to a TAP without vnet header.
@@ -136,7 +138,9 @@ func (w *worker) openRing() error {
 	if err != nil {
 		return err
 	}
-	if err := r.RegisterBuffers(w.txMem.mem, w.rxMem.mem); err != nil {
+	// Linux before 6.5 registers anonymous memory only.
+	err = r.RegisterBuffers(w.txMem.mem, w.rxMem.mem)
+	if w.uring.fixed = err == nil; err != nil && w.own.granted == 0 {
 		_ = r.Close()
 		return err
 	}
@@ -184,6 +188,7 @@ func (w *worker) release() {
 	if w.uring.iov != nil {
 		_ = w.uring.iov.Close()
 	}
+	w.closeOwn()
 	w.txMem.close()
 	w.rxMem.close()
 	w.mail.close()
@@ -250,6 +255,9 @@ func (w *worker) admit(q *Queue, id int) error {
 	}
 	if q.virt != nil {
 		return w.admitVirt(q, id)
+	}
+	if err := w.openOwn(q, id); err != nil {
+		return err
 	}
 	q.tapIn.armed = true
 	if err := w.epoll.watch(unix.EPOLL_CTL_ADD, q.events.FD(), id, onEvtchn, unix.EPOLLIN); err != nil || q.tapIn.gone {
