@@ -48,7 +48,7 @@ const (
 // as many are in flight, which fit into its ring.
 func acksOf(size int) int {
 	if size == gsoFrame {
-		return 6
+		return 4
 	}
 	return ackEvery
 }

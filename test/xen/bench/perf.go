@@ -124,6 +124,47 @@ func readKernel() (k kernelCounts, err error) {
 	return k, nil
 }
 
+// readInterrupts returns the number of this kernel's interrupts by device.
+func readInterrupts() (map[string]uint64, error) {
+	text, err := os.ReadFile("/proc/interrupts")
+	return parseInterrupts(string(text)), err
+}
+
+// parseInterrupts parses /proc/interrupts. It adds the numbers of all processors. The name of an
+// interrupt is the last word of its line, or the first if the line has no more.
+func parseInterrupts(text string) map[string]uint64 {
+	counts := map[string]uint64{}
+	var cpus int
+	for line := range strings.Lines(text) {
+		f := strings.Fields(line)
+		if cpus == 0 {
+			cpus = len(f)
+			continue
+		}
+		if len(f) < 2 || !strings.HasSuffix(f[0], ":") {
+			continue
+		}
+		name := strings.TrimSuffix(f[0], ":")
+		var n uint64
+		fields := 0
+		for _, v := range f[1:min(len(f), cpus+1)] {
+			c, err := strconv.ParseUint(v, 10, 64)
+			if err != nil {
+				break
+			}
+			n += c
+			fields++
+		}
+		if fields+1 < len(f) {
+			name = f[len(f)-1]
+		}
+		if n > 0 {
+			counts[name] += n
+		}
+	}
+	return counts
+}
+
 const kernelCountsLen = 16
 
 func (k kernelCounts) append(b []byte) []byte {

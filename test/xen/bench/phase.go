@@ -41,6 +41,8 @@ type record struct {
 
 	Dom0  kernelCounts `json:"dom0"`
 	Guest kernelCounts `json:"guest"`
+	// Interrupts of dom0 by device.
+	Interrupts map[string]uint64 `json:"dom0_interrupts,omitempty"`
 
 	// Of a measurement with tracing, whose times are not valid.
 	Traced     bool       `json:"traced,omitempty"`
@@ -175,6 +177,10 @@ func (p *phase) measure(w work, r *record, do func() error) error {
 	if err != nil {
 		return err
 	}
+	devices, err := readInterrupts()
+	if err != nil {
+		return err
+	}
 	dom0, err := readKernel()
 	if err != nil {
 		return err
@@ -203,6 +209,14 @@ func (p *phase) measure(w work, r *record, do func() error) error {
 	dom0After, err := readKernel()
 	if err != nil {
 		return err
+	}
+	if r.Interrupts, err = readInterrupts(); err != nil {
+		return err
+	}
+	for name := range r.Interrupts {
+		if r.Interrupts[name] -= devices[name]; r.Interrupts[name] == 0 {
+			delete(r.Interrupts, name)
+		}
 	}
 	guestAfter, err := p.guest.counts()
 	if err != nil {

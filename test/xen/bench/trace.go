@@ -18,7 +18,8 @@ type hypercalls struct {
 	All       uint64
 	CopyCalls uint64 // GNTTABOP_copy
 	CopyOps   uint64 // operations in those
-	OtherOps  uint64 // operations of other grant table calls
+	Maps      uint64 // operations of GNTTABOP_map_grant_ref
+	OtherOps  uint64 // operations of all other grant table calls
 	Events    uint64 // event channel calls, nearly all of them notifications
 	Lost      uint64 // times records were lost
 
@@ -36,6 +37,7 @@ const (
 
 	callGrantTable = 20
 	callEvent      = 32
+	grantMap       = 0
 	grantCopy      = 5
 )
 
@@ -89,10 +91,13 @@ func (h *hypercalls) add(extra []byte) {
 			return
 		}
 		ops := uint64(binary.LittleEndian.Uint32(extra[8:]))
-		if binary.LittleEndian.Uint32(extra[4:]) == grantCopy {
+		switch binary.LittleEndian.Uint32(extra[4:]) {
+		case grantCopy:
 			h.CopyCalls++
 			h.CopyOps += ops
-		} else {
+		case grantMap:
+			h.Maps += ops
+		default:
 			h.OtherOps += ops
 		}
 	}

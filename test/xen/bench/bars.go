@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"math"
+	"strings"
+)
+
+// target has the limits of an item's ratio: what it must reach now, and what it should. The bar
+// is 5 % above the goal.
+type target struct{ bar, goal float64 }
+
+// firstBar is the bar of a goal.
+func firstBar(goal float64) target { return target{math.Round(goal*1.05*1000) / 1000, goal} }
+
+// goals are those of netbackd's ratios to the kernel's netback.
+var goals = map[string]map[string]float64{
+	bootInstructions: {
+		"tcp guest to dom0":      1.00,
+		"tcp dom0 to guest":      1.12,
+		"udp 64 guest to dom0":   1.08,
+		"udp 1472 guest to dom0": 0.85,
+		"udp 64 dom0 to guest":   0.80,
+		"udp 1472 dom0 to guest": 0.80,
+		"ping":                   1.40,
+	},
+	bootTime: {
+		"tcp guest to dom0":      1.4,
+		"tcp dom0 to guest":      1.5,
+		"udp 64 guest to dom0":   1.3,
+		"udp 1472 guest to dom0": 1.1,
+		"udp 64 dom0 to guest":   1.3,
+		"udp 1472 dom0 to guest": 1.3,
+		"ping":                   1.7,
+	},
+}
+
+// newerGoals are those with Debian 13 in dom0 and guest, in instructions, where they differ.
+var newerGoals = map[string]float64{
+	"tcp guest to dom0": 0.85,
+	"tcp dom0 to guest": 1.15,
+}
+
+const (
+	plainGoal  = 1.05 // without io_uring, relative to with it
+	staticGoal = 0.75 // static grants, relative to the kernel's netback
+
+	mostPingCalls = 8 // system calls of netbackd for a ping
+)
+
+// targetOf returns the limits of an item in a comparison; 0 if it has none.
+func targetOf(g group, c *comparison, item string) target {
+	switch {
+	case strings.Contains(g.Setup, withoutTSO) || strings.Contains(g.Setup, byAddress):
+		return target{}
+	case c.of == plain && c.to == netbackd && g.Boot == bootInstructions:
+		return firstBar(plainGoal)
+	case c.of == static && c.to == kernelNetback && g.Boot == bootInstructions:
+		return firstBar(staticGoal)
+	case (c.of == netbackd || c.of == plain) && c.to == kernelNetback:
+		goal := goals[g.Boot][item]
+		if newer := newerGoals[item]; g.Dom0 != "" && newer != 0 && g.Boot == bootInstructions {
+			goal = newer
+		}
+		return firstBar(goal)
+	}
+	return target{}
+}
+
+// interruptSlack is a difference of interrupts per measurement that means nothing: ticks of the
+// clock, and the ends of the work.
+const interruptSlack = 3
+
+// countsVerdict returns which limits the counts of a back end break: static grants need no
+// grant operation; netbackd maps none after it has connected, takes no more interrupts than the
+// kernel's netback (kernel is nil without it), and few system calls for a ping.
+func countsVerdict(c, kernel *counts) string {
+	var missed []string
+	if c.Backend == static && (c.CopyOps != 0 || c.GrantOps != 0 || c.StaticSlots == 0) {
+		missed = append(missed, "grant operations with static grants")
+	}
+	if c.Backend != kernelNetback && c.Maps != 0 {
+		missed = append(missed, "grant maps")
+	}
+	if c.Item == "ping" && (c.Backend == netbackd || c.Backend == plain) && c.SystemCalls > mostPingCalls*1.05 {
+		missed = append(missed, "system calls")
+	}
+	if kernel != nil && (c.Backend == netbackd || c.Backend == plain) && c.limited() {
+		slack := interruptSlack / float64(max(c.Units, 1))
+		if c.Dom0Interrupts > kernel.Dom0Interrupts*1.05+slack || c.GuestInterrupts > kernel.GuestInterrupts*1.05+slack {
+			missed = append(missed, "interrupts")
+		}
+	}
+	return strings.Join(missed, ", ")
+}
