@@ -286,7 +286,10 @@ func (p *floor) rxRun(b *benchFrame, h *filler, work floorWork, overhead time.Du
 func (p *floor) prepareRx(b *benchFrame, batch int, work floorWork) {
 	n := len(b.frame)
 	for k := range batch + 1 {
-		at := k*floorDense + (1+k/2%rxSteps)*headroom
+		at := k%rxCalls*floorDense + (1+k/2%rxSteps)*headroom // as these are copied at once
+		if p.ring != nil {
+			at = k%rxReads*rxStride%(bench.MaxBatch*floorStride) + (1+k%16)*headroom
+		}
 		if n > smallPacket {
 			at = (k + 1) * netif.PageSize
 		}
