@@ -9,7 +9,12 @@ import (
 
 	"github.com/netbackd/netbackd/internal/command"
 	"github.com/netbackd/netbackd/internal/lab/xensim"
+	"github.com/netbackd/netbackd/internal/lab/xensim/wire"
 )
+
+// dom0Pages is the number of pages that dom0 may grant, enough for the own pages of some
+// workers.
+const dom0Pages = 8192
 
 // newSimCmd returns the command that runs the embedded Xen as a process, for demo and tests.
 func newSimCmd() *cobra.Command {
@@ -22,6 +27,7 @@ func newSimCmd() *cobra.Command {
 		Args:   command.Args(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error {
 			return xensim.Run(c.Context(), dir, xensim.Options{
+				Dom0:  wire.DomainConfig{GntallocLimit: dom0Pages},
 				Ready: func() { fmt.Fprintln(c.OutOrStdout(), "ready") },
 			})
 		},

@@ -4,10 +4,12 @@ package cli
 
 import (
 	"context"
+	"runtime"
 
 	"github.com/spf13/cobra"
 
 	"github.com/netbackd/netbackd/internal/command"
+	"github.com/netbackd/netbackd/internal/dataplane"
 	"github.com/netbackd/netbackd/internal/hostcheck"
 	"github.com/netbackd/netbackd/internal/netcheck"
 	"github.com/netbackd/netbackd/internal/netcontrol"
@@ -44,13 +46,25 @@ With --json it prints {"schema":1,"ready":true,"checks":[{"name","level","text",
 
 // thisHost returns the machine that the command runs on.
 func thisHost(socket string) *netcheck.Host {
+	ask := func(ctx context.Context) (netcontrol.Daemon, error) {
+		client := netcontrol.NewClient(socket)
+		defer client.Close()
+		return client.Daemon(ctx)
+	}
 	return &netcheck.Host{
 		Machine: hostcheck.This("netbackd", command.Version(), func(ctx context.Context) (string, error) {
-			client := netcontrol.NewClient(socket)
-			defer client.Close()
-			d, err := client.Daemon(ctx)
+			d, err := ask(ctx)
 			return d.Version, err
 		}),
+		OwnPages: func(ctx context.Context) int {
+			workers := runtime.NumCPU()
+			ctx, cancel := context.WithTimeout(ctx, hostcheck.AnswerTimeout)
+			defer cancel()
+			if d, err := ask(ctx); err == nil {
+				workers = d.Workers
+			}
+			return workers * dataplane.MaxOwnPages
+		},
 		Steering: steer.Probe,
 		MultiTAP: func() error { return tap.Probe(tap.MultiQueue) },
 	}

@@ -25,6 +25,7 @@ import (
 	"github.com/netbackd/netbackd/internal/vif"
 	"github.com/netbackd/netbackd/internal/xennetback"
 	"github.com/netbackd/netbackd/pkg/tap"
+	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
 // netDaemon is `netbackd run`.
@@ -37,6 +38,7 @@ type netDaemon struct {
 	listener net.Listener // Serve closes it
 	pool     *dataplane.Pool
 	backend  *backend.Backend
+	own      ownPages
 	status   netcontrol.Daemon // the fields that do not change
 }
 
@@ -69,10 +71,12 @@ func (d *netDaemon) setUp(open Opener) (err error) {
 	if d.listener, err = control.Listen(netcontrol.Program, d.runDir+"/control.sock"); err != nil {
 		return err
 	}
+	d.own.open(d.host, d.ownPages)
 	d.pool, err = dataplane.NewPool(dataplane.Options{
-		Workers: d.workers,
-		NoUring: !d.uring,
-		Warn:    func(err error) { d.Log.Warn("data path degraded", zap.Error(err)) },
+		Workers:  d.workers,
+		NoUring:  !d.uring,
+		OwnPager: d.own.pager(),
+		Warn:     func(err error) { d.Log.Warn("data path degraded", zap.Error(err)) },
 	})
 	if err != nil {
 		return err
@@ -83,7 +87,7 @@ func (d *netDaemon) setUp(open Opener) (err error) {
 	runtime.GOMAXPROCS(max(runtime.GOMAXPROCS(0), d.pool.Workers()+1))
 
 	d.backend = backend.New(backend.Config{
-		Dial: d.host.DialStore, Host: d.host, Pool: d.pool, Log: d.Log,
+		Dial: d.dial, Host: d.host, Pool: d.pool, Log: d.Log,
 		Options: vif.Options{
 			MaxQueues: d.maxQueues, Offload: offload, Coalesce: d.coalesce, RunDir: d.runDir, Drain: d.drain, Stall: d.stall,
 			ControlRings: d.rings, StaticGrants: d.static, NoBPF: d.noBPF(),
@@ -98,6 +102,15 @@ func (d *netDaemon) setUp(open Opener) (err error) {
 	return nil
 }
 
+// dial connects to xenstore.
+func (d *netDaemon) dial(ctx context.Context) (*xenstore.Client, error) {
+	c, err := d.host.DialStore(ctx)
+	if err == nil {
+		d.own.learn(ctx, c, d.Log)
+	}
+	return c, err
+}
+
 // close closes the resources of setUp.
 func (d *netDaemon) close() (err error) {
 	if d.pool != nil {
@@ -106,6 +119,7 @@ func (d *netDaemon) close() (err error) {
 	if d.listener != nil {
 		err = daemon.CloseListener(d.listener)
 	}
+	err = errors.Join(err, d.own.close())
 	if d.host != nil {
 		err = errors.Join(err, d.host.Close())
 	}
@@ -116,13 +130,15 @@ func (d *netDaemon) close() (err error) {
 func (d *netDaemon) now() netcontrol.Daemon {
 	s := d.status
 	s.LogLost, s.Threads = d.LogLost(), daemon.Threads()
+	s.OwnPages = d.own.status(d.pool.OwnPages())
 	return s
 }
 
 // serve serves vifs, and answers at the control socket, until ctx ends.
 func (d *netDaemon) serve(ctx context.Context) error {
 	d.Log.Info("starting", zap.String("version", d.status.Version), zap.String("xen", d.xen),
-		zap.Int("workers", d.status.Workers), zap.String("io_uring", d.status.Uring), zap.Bool("offload", d.status.Offload))
+		zap.Int("workers", d.status.Workers), zap.String("io_uring", d.status.Uring), zap.Bool("offload", d.status.Offload),
+		zap.Bool("own_pages", d.own.pages != nil), zap.NamedError("own_pages_off", d.own.off))
 	err := d.Serve(ctx, daemon.Work{
 		Listener: d.listener, Handler: netcontrol.Handler(d.now, d.backend, backend.ErrNoVif),
 		Workers: d.pool.Ping, Control: d.backend.Ping,

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/netbackd/netbackd/internal/command"
+	"github.com/netbackd/netbackd/internal/host"
 	"github.com/netbackd/netbackd/internal/netcontrol"
 	"github.com/netbackd/netbackd/internal/vif"
 	"github.com/netbackd/netbackd/pkg/xenstore"
@@ -24,6 +25,9 @@ type Host interface {
 
 	// DialStore connects to xenstore.
 	DialStore(context.Context) (*xenstore.Client, error)
+
+	// OpenOwnPages opens the device for pages that this domain grants to itself.
+	OpenOwnPages() (*host.OwnPages, error)
 
 	// Real reports whether the kernel may serve vifs here as well.
 	Real() bool

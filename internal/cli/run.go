@@ -16,6 +16,7 @@ import (
 	"github.com/netbackd/netbackd/internal/dataplane"
 	"github.com/netbackd/netbackd/internal/host"
 	"github.com/netbackd/netbackd/internal/steer"
+	"github.com/netbackd/netbackd/pkg/gntalloc"
 	"github.com/netbackd/netbackd/pkg/staticgrant"
 )
 
@@ -25,6 +26,7 @@ type runFlags struct {
 	offload   string
 	uring     bool
 	coalesce  bool
+	ownPages  string
 	workers   int
 	maxQueues int
 	drain     time.Duration
@@ -63,6 +65,7 @@ The manual page netbackd(8) advises on the flags.`,
 	fl.StringVar(&f.offload, "offload", "auto", "leave checksums and segmentation to the host: auto (except on bridges of Open vSwitch's userspace datapath) or none")
 	fl.BoolVar(&f.uring, "io-uring", true, "move batches of packets through io_uring if the kernel has it")
 	fl.BoolVar(&f.coalesce, "coalesce", true, "merge packets that a guest without segmentation offload sends into larger ones for the host")
+	fl.StringVar(&f.ownPages, "own-pages", "auto", "copy packets between pages of guests and pages that this domain has granted to itself: auto (if the kernel has "+gntalloc.DefaultPath+") or none")
 	fl.IntVar(&f.workers, "workers", 0, "`number` of threads that move packets; 0: one per CPU")
 	fl.IntVar(&f.maxQueues, "max-queues", min(8, runtime.NumCPU()), "`number` of queues offered to each vif")
 	fl.DurationVar(&f.drain, "rx-drain", dataplane.DefaultDrain, "drop packets that a guest has not taken for this long")
@@ -91,6 +94,8 @@ func (f *runFlags) check() (ctrlserver.Protocols, error) {
 		return 0, command.Usagef("--control-ring: %w", err)
 	case f.offload != "auto" && f.offload != "none":
 		return 0, command.Usagef("--offload is %q, want auto or none", f.offload)
+	case f.ownPages != "auto" && f.ownPages != "none":
+		return 0, command.Usagef("--own-pages is %q, want auto or none", f.ownPages)
 	case f.maxQueues < 1 || f.maxQueues > maxQueuesLimit:
 		return 0, command.Usagef("--max-queues is %d, want 1 to %d", f.maxQueues, maxQueuesLimit)
 	case f.workers < 0 || f.workers > maxWorkers:

@@ -99,9 +99,25 @@ func writeDaemon(w io.Writer, d *netcontrol.Daemon, now time.Time) error {
 	row("workers", "%d", d.Workers)
 	row("io_uring", "%s", d.Uring)
 	row("offload", "%s", command.OnOff(d.Offload))
+	if o := d.OwnPages; o != nil {
+		row("own pages", "%s", ownPagesText(o))
+	}
 	row("threads", "%d, at most %d", d.Threads, d.MaxThreads)
 	row("log", "%d lines lost", d.LogLost)
 	return t.Flush()
+}
+
+// ownPagesText describes how packets are copied.
+func ownPagesText(o *netcontrol.OwnPages) string {
+	switch {
+	case o.Reason != "":
+		return "none, packets are copied by address: " + o.Reason
+	case o.Wanted == 0:
+		return "none yet, a worker takes them with its first vif"
+	case o.Granted < o.Wanted:
+		return fmt.Sprintf("%d of %d, the rest of the packets is copied by address", o.Granted, o.Wanted)
+	}
+	return fmt.Sprintf("%d of %d", o.Granted, o.Wanted)
 }
 
 func newResetCmd() *cobra.Command {

@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 
 	"github.com/netbackd/netbackd/pkg/evtchn"
+	"github.com/netbackd/netbackd/pkg/gntalloc"
 	"github.com/netbackd/netbackd/pkg/gntdev"
 	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenstore"
@@ -56,6 +57,16 @@ func (h *Host) Real() bool { return true }
 
 // OpenGrants opens the grant device.
 func (h *Host) OpenGrants() (*gntdev.Device, error) { return gntdev.Open(h.path("gntdev")) }
+
+// OpenOwnPages opens the device for pages that this domain grants to itself, which are
+// copied to and from with grants. Until [OwnPages.Learn] has succeeded there are none.
+func (h *Host) OpenOwnPages(grants Copier) (*OwnPages, error) {
+	d, err := gntalloc.Open(h.path("gntalloc"))
+	if err != nil {
+		return nil, err
+	}
+	return NewOwnPages(d, grants, func() (int, error) { return gntalloc.Limit(gntalloc.LimitPath) }), nil
+}
 
 // OpenEvents opens the event channel device for the channels of one domain.
 func (h *Host) OpenEvents(domid xen.Domid) (*evtchn.Device, error) {

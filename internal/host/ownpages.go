@@ -109,14 +109,6 @@ func (o *OwnPages) Domid() (xen.Domid, error) {
 	return o.domid, o.err
 }
 
-// maxReserve bounds the pages of the device's limit that are left to other programs of this
-// domain, such as those with a vchan to another domain. A vchan takes a few pages.
-const maxReserve = 1024
-
-// Share returns how many pages of a limit of the device a program should take at most: it
-// leaves a quarter of them, or 1024, to others.
-func Share(limit int) int { return max(0, limit-min(limit/4, maxReserve)) }
-
 // AllocOwn puts pages that this domain has granted to itself, for writing, in the place of
 // mem; see [gntalloc.Device.AllocAt]. All are granted or none.
 func (o *OwnPages) AllocOwn(mem []byte) (*gntalloc.Pages, error) {
@@ -127,7 +119,7 @@ func (o *OwnPages) AllocOwn(mem []byte) (*gntalloc.Pages, error) {
 		return nil, o.err
 	}
 	if o.limit != nil {
-		if limit, err := o.limit(); err == nil && o.used+n > Share(limit) {
+		if limit, err := o.limit(); err == nil && o.used+n > gntalloc.Share(limit) {
 			return nil, &gntalloc.Error{Op: "alloc", Domid: o.domid, Pages: n, Err: unix.ENOSPC,
 				Hint: fmt.Sprintf("of the %d pages that %s allows, %d are in use here and the rest is left to other programs: raise it", limit, gntalloc.LimitPath, o.used)}
 		}

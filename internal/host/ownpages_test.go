@@ -189,11 +189,3 @@ func (r *recorder) AllocAt(mem []byte, domid xen.Domid, writable bool) (*gntallo
 	r.domids = append(r.domids, domid)
 	return r.Own.AllocAt(mem, 0, writable)
 }
-
-func TestShare(t *testing.T) {
-	for limit, want := range map[int]int{-1: 0, 0: 0, 3: 3, 8: 6, 1024: 768, 4096: 3072, 24576: 23552} {
-		if got := Share(limit); got != want {
-			t.Errorf("share of %d is %d, want %d", limit, got, want)
-		}
-	}
-}

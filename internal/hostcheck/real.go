@@ -17,8 +17,8 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
-// answerTimeout bounds the time in which xenstored and the daemon must answer.
-const answerTimeout = 2 * time.Second
+// AnswerTimeout bounds the time in which xenstored and the daemon must answer.
+const AnswerTimeout = 2 * time.Second
 
 // This returns the machine that a program runs on. daemon asks the running daemon for its
 // version.
@@ -27,7 +27,7 @@ func This(program, version string, daemon func(context.Context) (string, error))
 		Program: program, Version: version, Root: "/",
 		Open: openDevice, Xenstore: askXenstore, Modprobe: modprobe, Uring: iouring.Supported,
 		Daemon: func(ctx context.Context) (string, error) {
-			ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+			ctx, cancel := context.WithTimeout(ctx, AnswerTimeout)
 			defer cancel()
 			return daemon(ctx)
 		},
@@ -45,7 +45,7 @@ func openDevice(path string) error {
 
 // askXenstore returns nil if xenstored answers.
 func askXenstore(ctx context.Context) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, answerTimeout, errors.New("no answer in time"))
+	ctx, cancel := context.WithTimeoutCause(ctx, AnswerTimeout, errors.New("no answer in time"))
 	defer cancel()
 	c, err := xenstore.Open(ctx)
 	if err == nil {

@@ -27,6 +27,10 @@ type Host struct {
 	MultiTAP func() error // fails if the kernel has no multi-queue TAPs
 	Steering func() error // fails if the kernel refuses steering programs
 
+	// OwnPages returns the number of pages that the workers grant to this domain, if each
+	// has a vif.
+	OwnPages func(context.Context) int
+
 	// PerVif: the kernel's driver is expected, and netbackd should serve only vifs
 	// whose script is vif-netbackd.
 	PerVif bool
@@ -39,6 +43,7 @@ func (h *Host) Run(ctx context.Context) hostcheck.Report {
 		h.privileges(add)
 		if xen {
 			h.XenDevices(add)
+			h.ownPages(ctx, add)
 			h.XenstoreAnswers(ctx, add)
 			h.driver(ctx, add)
 			h.scripts(add)

@@ -37,17 +37,19 @@ func (f files) with(changes files) files {
 
 // ready is a dom0 in which every check succeeds.
 var ready = files{
-	"sys/hypervisor/type":                   "xen\n",
-	"proc/xen/capabilities":                 "control_d\n",
-	"proc/self/status":                      "Name:\tnetbackd\nCapEff:\t000001ffffffffff\nCapBnd:\t0\n",
-	"dev/xen/gntdev":                        "",
-	"dev/xen/evtchn":                        "",
-	"dev/xen/xenbus":                        "",
-	"dev/net/tun":                           "",
-	"etc/xen/scripts/vif-bridge*":           "",
-	"etc/xen/scripts/vif-netbackd*":         "",
-	"sys/class/net/xenbr0/bridge/bridge_id": "8000.000000000000\n",
-	"etc/init.d/xen*":                       "",
+	"sys/hypervisor/type":                      "xen\n",
+	"proc/xen/capabilities":                    "control_d\n",
+	"proc/self/status":                         "Name:\tnetbackd\nCapEff:\t000001ffffffffff\nCapBnd:\t0\n",
+	"dev/xen/gntdev":                           "",
+	"dev/xen/evtchn":                           "",
+	"dev/xen/xenbus":                           "",
+	"dev/xen/gntalloc":                         "",
+	"sys/module/xen_gntalloc/parameters/limit": "24576\n",
+	"dev/net/tun":                              "",
+	"etc/xen/scripts/vif-bridge*":              "",
+	"etc/xen/scripts/vif-netbackd*":            "",
+	"sys/class/net/xenbr0/bridge/bridge_id":    "8000.000000000000\n",
+	"etc/init.d/xen*":                          "",
 }
 
 // loaded has the files that the driver adds to a tree.
@@ -88,6 +90,7 @@ func host(t *testing.T, f files) *Host {
 			Uring:    func() error { return nil },
 			Daemon:   func(context.Context) (string, error) { return "v1", nil },
 		},
+		OwnPages: func(context.Context) int { return 704 },
 		MultiTAP: func() error { return nil },
 		Steering: func() error { return nil },
 	}
@@ -104,6 +107,7 @@ func TestReady(t *testing.T) {
 		item("/dev/xen/gntdev", hostcheck.OK, "can be opened", ""),
 		item("/dev/xen/evtchn", hostcheck.OK, "can be opened", ""),
 		item("/dev/xen/xenbus", hostcheck.OK, "can be opened", ""),
+		item("/dev/xen/gntalloc", hostcheck.OK, "can be opened, and grants enough pages (704 of 24576)", ""),
 		item("xenstore", hostcheck.OK, "answers", ""),
 		item("xen-netback", hostcheck.OK, "is not loaded and will not be", ""),
 		item("hotplug scripts", hostcheck.OK, "vif-bridge and vif-netbackd", ""),

@@ -42,10 +42,21 @@ type Daemon struct {
 	Uring   string    `json:"io_uring"` // "in use", or the reason for not using it
 	Offload bool      `json:"offload"`
 
+	OwnPages *OwnPages `json:"own_pages,omitempty"` // of the daemon for vifs
+
 	Threads    int `json:"threads"`     // present number of threads of the process
 	MaxThreads int `json:"threads_max"` // bound of that number
 
 	LogLost uint64 `json:"log_lines_lost"` // lines lost because the reader of the log did not keep up
+}
+
+// OwnPages is the state of the pages that this domain has granted to itself, so that copies
+// between them and the pages of guests need only grefs. Packets elsewhere are copied by
+// address.
+type OwnPages struct {
+	Granted int    `json:"granted"`
+	Wanted  int    `json:"wanted"`           // for the workers that have had a vif
+	Reason  string `json:"reason,omitempty"` // why there are none
 }
 
 // Vifs is the list of vifs.

@@ -28,3 +28,11 @@ func Limit(path string) (int, error) {
 	}
 	return n, nil
 }
+
+// maxReserve bounds the pages of the limit that are left to other programs of this domain,
+// such as those with a vchan to another domain. A vchan takes a few pages.
+const maxReserve = 1024
+
+// Share returns how many pages of a limit a program that could use many should take at
+// most: it leaves a quarter of them, or 1024, to others.
+func Share(limit int) int { return max(0, limit-min(limit/4, maxReserve)) }

@@ -31,3 +31,11 @@ func TestLimit(t *testing.T) {
 		t.Errorf("no number: %v", err)
 	}
 }
+
+func TestShare(t *testing.T) {
+	for limit, want := range map[int]int{-1: 0, 0: 0, 3: 3, 8: 6, 1024: 768, 4096: 3072, 24576: 23552} {
+		if got := Share(limit); got != want {
+			t.Errorf("share of %d is %d, want %d", limit, got, want)
+		}
+	}
+}

@@ -41,6 +41,9 @@ func (h *Host) OpenMapper() (vif.Mapper, error) {
 	return g, nil
 }
 
+// OpenOwnPages opens the device for pages that this domain grants to itself.
+func (h *Host) OpenOwnPages() (*host.OwnPages, error) { return h.Host.OpenOwnPages(h.grants) }
+
 // OpenEvents opens the event channel device for the channels of one domain.
 func (h *Host) OpenEvents(domid xen.Domid) (vif.Events, error) {
 	e, err := h.Host.OpenEvents(domid)

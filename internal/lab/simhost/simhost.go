@@ -47,6 +47,15 @@ func (h *Host) Grants() vif.Grants { return h.grants }
 // OpenMapper opens the grant device once more.
 func (h *Host) OpenMapper() (vif.Mapper, error) { return h.conn.Grants() }
 
+// OpenOwnPages opens the device for pages that domain 0 grants to itself.
+func (h *Host) OpenOwnPages() (*host.OwnPages, error) {
+	p, err := h.conn.Pages()
+	if err != nil {
+		return nil, err
+	}
+	return host.NewOwnPages(p, h.grants, nil), nil
+}
+
 // OpenEvents opens the event channel device for the channels of one domain.
 func (h *Host) OpenEvents(domid xen.Domid) (vif.Events, error) {
 	e, err := h.conn.Events()
