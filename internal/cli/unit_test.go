@@ -7,10 +7,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
+	"github.com/netbackd/netbackd/internal/dataplane"
 	"github.com/netbackd/netbackd/internal/lab/pagetest"
+	"github.com/netbackd/netbackd/internal/netcheck"
+	"github.com/netbackd/netbackd/pkg/gntalloc"
 )
 
 // TestUnitsAreValid: systemd understands each line of the units, and their sandboxes are
@@ -18,6 +22,58 @@ import (
 func TestUnitsAreValid(t *testing.T) {
 	const dir = "../../systemd/"
 	pagetest.ValidUnits(t, "netbackd", 15, []string{dir + "netbackd.service", dir + "netbackd-vhost-user@.service"}, dir+"netbackd-vhost-user@.socket")
+}
+
+// TestGntallocLimit: the unit, the file in modprobe.d and netbackd check agree on the limit, and
+// the texts beside it on what a worker takes.
+func TestGntallocLimit(t *testing.T) {
+	limit, pages := strconv.Itoa(netcheck.UnitLimit), strconv.Itoa(dataplane.MaxOwnPages)
+	workers := strconv.Itoa(gntalloc.Share(netcheck.UnitLimit) / dataplane.MaxOwnPages)
+	comma := limit[:len(limit)-3] + "," + limit[len(limit)-3:]
+	for path, texts := range map[string][]string{
+		"systemd/netbackd.service":              {"-ge " + limit + " ]", "echo " + limit + " >", pages + " per worker"},
+		"etc/modprobe.d/netbackd-gntalloc.conf": {"options xen-gntalloc limit=" + limit + "\n", pages + " pages per worker", "enough for " + workers + "\n# workers"},
+		"packaging/netbackd.8":                  {"raises to " + comma, pages + " for each worker"},
+		"docs/xen.md":                           {comma + " in", pages + "\nfor each worker"},
+	} {
+		b, err := os.ReadFile("../../" + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, text := range texts {
+			if !strings.Contains(string(b), text) {
+				t.Errorf("%s does not have %q", path, text)
+			}
+		}
+	}
+}
+
+// TestLimitIsRaised runs the unit's command on a file in the place of the module's.
+func TestLimitIsRaised(t *testing.T) {
+	unit, err := os.ReadFile("../../systemd/netbackd.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, command, ok := strings.Cut(string(unit), "ExecStartPre=-+/bin/sh -c '")
+	command, _, ok2 := strings.Cut(command, "'\n")
+	if !ok || !ok2 {
+		t.Fatal("the unit has no command")
+	}
+	file := filepath.Join(t.TempDir(), "limit")
+	command = strings.ReplaceAll(strings.ReplaceAll(command, gntalloc.LimitPath, file), "$$", "$")
+	for _, c := range []struct{ before, after string }{{"", ""}, {"1024\n", "24576\n"}, {"24576\n", "24576\n"}, {"65536\n", "65536\n"}} {
+		if c.before != "" {
+			if err := os.WriteFile(file, []byte(c.before), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if out, err := exec.Command("/bin/sh", "-c", command).CombinedOutput(); err != nil || len(out) > 0 {
+			t.Errorf("%q: %v, %s", c.before, err, out)
+		}
+		if b, err := os.ReadFile(file); string(b) != c.after || (c.before == "") != os.IsNotExist(err) {
+			t.Errorf("%q became %q, want %q", c.before, b, c.after)
+		}
+	}
 }
 
 // TestVhostUserUnitHasLess: the unit of vhost-user devices has nothing that the daemon's has

@@ -14,7 +14,7 @@ version() { journalctl -q -u netbackd --no-pager | sed -n 's/.*"version": "\([^"
 dpkg -i /host/dist/pair/netbackd_1_amd64.deb
 eventually 240 "the unit runs" active
 same "enabled" "$(systemctl is-enabled netbackd)" enabled
-for device in evtchn gntdev xenbus; do
+for device in evtchn gntalloc gntdev xenbus; do
 	same "/dev/xen/$device" "$(stat -c '%U:%G %a' /dev/xen/$device)" "root:netbackd 660"
 done
 same "/dev/xen/privcmd" "$(stat -c %G /dev/xen/privcmd)" root
@@ -74,6 +74,6 @@ not ip link show guestnet
 not ip link show virtnet
 ip link delete vpn
 for path in /usr/sbin/netbackd /etc/default/netbackd /etc/default/netbackd-vhost-user /etc/xen/scripts/vif-netbackd /run/netbackd \
-	/usr/lib/modprobe.d/netbackd.conf /etc/systemd/system/multi-user.target.wants/netbackd.service; do
+	/usr/lib/modprobe.d/netbackd.conf /usr/lib/modprobe.d/netbackd-gntalloc.conf /etc/systemd/system/multi-user.target.wants/netbackd.service; do
 	not ls "$path"
 done
