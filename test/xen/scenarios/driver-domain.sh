@@ -18,7 +18,7 @@ make_driver() {
 	BACK=${DOMID[dd]}
 	in_guest dd "mkdir -p /run/lock /run/xen /run/xen-hotplug /var/log/xen
 		ln -s /proc/self/fd /dev/fd
-		modprobe -a xenfs xen-privcmd xen-gntdev bridge && mount -t xenfs xenfs /proc/xen
+		modprobe -a xenfs xen-privcmd xen-gntdev bridge && modprobe xen-gntalloc limit=2048 && mount -t xenfs xenfs /proc/xen
 		ip link add name xenbr0 type bridge stp_state 0 forward_delay 0
 		ip address add $DOM0/24 dev xenbr0 && ip link set xenbr0 up
 		$run
@@ -35,7 +35,12 @@ answers() {
 	address u1 10.0.0.2/24
 	in_guest u1 "until ping -c 1 -W 1 $DOM0; do sleep 0.1; done" >/dev/null
 	pings dd 10.0.0.2
+	own_pages
 }
+
+# own_pages fails unless the driver domain has granted all pages that it wants to itself, which
+# takes its own number.
+own_pages() { in_guest dd "netbackd show | grep '^own pages  *\\([0-9][0-9]*\\) of \\1\$'"; }
 
 # left_alone fails unless the driver domain has removed all of a vif and logged no error.
 left_alone() {
@@ -57,6 +62,7 @@ answers
 begin_transfer u1 dd "$DOM0" 5003 3 1
 in_guest dd "killall -9 netbackd; $run"
 end_transfer dd 5003 3 240
+own_pages
 same "frontend" "$(xenstore-read "/local/domain/${DOMID[u1]}/device/vif/0/state")" 4
 
 within 240000 "xl save" xl save u1 /tmp/u1.save 2>/dev/null

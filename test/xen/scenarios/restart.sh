@@ -23,5 +23,6 @@ for round in 1 2 3; do
 	same "frontend" "$(xenstore-read "$front/state")" 4
 done
 end_streams u1
+netbackd show | grep '^own pages  *\([0-9]*\) of \1$'
 same "rings" "$(xenstore-ls "$front" | grep -E 'ring-ref|event-channel')" "$rings"
 netbackd list
