@@ -449,3 +449,65 @@ func TestMergeStated(t *testing.T) {
 		}
 	}
 }
+
+// FuzzMerge changes bytes and lengths of packets that could be merged. Whatever is merged
+// must come out again as it was.
+func FuzzMerge(f *testing.F) {
+	f.Add(uint8(0), uint8(3), uint16(100), false, []byte{})
+	f.Add(uint8(1), uint8(9), uint16(9000), true, []byte{1, 0, 47, 8})
+	f.Add(uint8(2), uint8(70), uint16(8), true, []byte{1, 0, 16, 1, 0, 1, 17, 0xff})
+	f.Add(uint8(3), uint8(2), uint16(1400), false, []byte{1, 0, 58, 1, 1, 0xff, 0xff, 9})
+	f.Fuzz(func(t *testing.T, kind, n uint8, size uint16, partial bool, changes []byte) {
+		like := []packettest.Frame{tcp4, tcp6, udp4, udp6}[kind%4]
+		if kind&4 != 0 {
+			like.Tags = qTag
+		}
+		frames := flow(like, 1+int(n)%80, 1+int(size)%10000)
+		var raw, want [][]byte
+		var csums []Csum
+		for i := range frames {
+			frames[i].Partial = partial
+			raw, csums = append(raw, frames[i].Bytes()), append(csums, Csum{Partial: partial})
+		}
+		for ; len(changes) >= 4; changes = changes[4:] {
+			b := &raw[int(changes[0])%len(raw)]
+			at := int(binary.BigEndian.Uint16(changes[1:]))
+			if at == 0xffff {
+				*b = (*b)[:len(*b)-min(int(changes[3]), len(*b)-14)]
+				continue
+			}
+			(*b)[at%len(*b)] ^= changes[3]
+		}
+		for _, b := range raw {
+			want = append(want, finish(t, b, partial))
+		}
+		m, v, packet := merge(t, raw, csums)
+		if m == 0 {
+			return
+		}
+		if m > maxMergedSegments || len(packet) > maxMergedFrame {
+			t.Fatalf("%d packets were merged to %d bytes", m, len(packet))
+		}
+		for i, got := range unmerge(t, v, packet) {
+			if !bytes.Equal(got, want[i]) {
+				t.Errorf("segment %d is\n%x, want\n%x", i, got, want[i])
+			}
+		}
+	})
+}
+
+// finish returns a frame as it leaves the host: with a partial checksum completed.
+func finish(t *testing.T, b []byte, partial bool) []byte {
+	t.Helper()
+	b = bytes.Clone(b)
+	if h, err := Parse(b, len(b)); partial && err == nil && h.transport() {
+		if err := Complete(h.L4, h.csumOffset(), b); err != nil {
+			t.Fatal(err)
+		}
+		if h.Proto == protoTCP && b[int(h.L4)+tcpCheck] == 0xff && b[int(h.L4)+tcpCheck+1] == 0xff {
+			// Segmentation writes the other form of the sum.
+			b[int(h.L4)+tcpCheck], b[int(h.L4)+tcpCheck+1] = 0, 0
+		}
+	}
+	return b
+}

@@ -23,6 +23,7 @@ const (
 
 	opSend = 1 // count bytes (TCP) or datagrams of size bytes (UDP) to dom0
 	opSink = 2 // take as many
+	opCut  = 3 // as opSend over TCP, from an interface that cannot segment
 
 	requestLen = 16
 )
@@ -235,6 +236,8 @@ func serveStream(fd int) error {
 		switch op, _, count := parseRequest(buf); op {
 		case opSend:
 			err = sendStream(fd, buf, count)
+		case opCut:
+			err = sendSegments(fd, buf, count)
 		case opSink:
 			if err = sinkStream(fd, buf, count); err == nil {
 				_, err = send(fd, buf[:ackLen])
@@ -258,6 +261,19 @@ func sendStream(fd int, buf []byte, count int) error {
 	}
 	return nil
 }
+
+// sendSegments is sendStream while the interface takes only packets of the MTU. The kernel
+// segments before.
+func sendSegments(fd int, buf []byte, count int) error {
+	err := setTSO(guestInterface, false)
+	if err == nil {
+		err = sendStream(fd, buf, count)
+	}
+	return errors.Join(err, setTSO(guestInterface, true))
+}
+
+// guestInterface is the guest's only interface.
+const guestInterface = "eth0"
 
 func sinkStream(fd int, buf []byte, count int) error {
 	for count > 0 {
@@ -304,6 +320,7 @@ func (it *item) units(scale float64) int {
 var networkItems = []item{
 	{"tcp guest to dom0", "MiB", 12, 1, openStream(opSend)},
 	{"tcp dom0 to guest", "MiB", 12, 1, openStream(opSink)},
+	{"tcp without TSO guest to dom0", "MiB", 12, 1, openStream(opCut)},
 	{"udp 64 guest to dom0", "packet", 1536, ackEvery, openDatagrams(opSend, 64)},
 	{"udp 1472 guest to dom0", "packet", 1536, ackEvery, openDatagrams(opSend, 1472)},
 	{"udp 64 dom0 to guest", "packet", 4608, ackEvery, openDatagrams(opSink, 64)},
@@ -352,7 +369,7 @@ func (s *stream) do(mib int) error {
 	if _, err := send(s.fd, putRequest(s.buf, s.op, 0, mib<<20)); err != nil {
 		return err
 	}
-	if s.op == opSend {
+	if s.op != opSink {
 		return sinkStream(s.fd, s.buf, mib<<20)
 	}
 	if err := sendStream(s.fd, s.buf, mib<<20); err != nil {
