@@ -76,7 +76,8 @@ type setup struct {
 // full configures a guest that takes all offloads.
 var full = Config{
 	SG: true, RxNotify: true,
-	Guest: offload.Guest{CsumIPv4: true, CsumIPv6: true, GSOTCPv4: true, GSOTCPv6: true},
+	Coalesce: CoalesceAll,
+	Guest:    offload.Guest{CsumIPv4: true, CsumIPv6: true, GSOTCPv4: true, GSOTCPv6: true},
 }
 
 func newBed(tb testing.TB, m mode, s setup) *bed {

@@ -40,7 +40,7 @@ func newVlane(name string, d *tap.Device, uring bool, o vOptions, guest *vguest,
 	}
 	g.rx, g.tx = g.newRing(0), g.newRing(1)
 	l.g, l.guests = g, []*vguest{g}
-	l.conn = newVirtConn(VirtConfig{VnetHdr: true, Pairs: []VirtPair{{d.Queue(0)}}})
+	l.conn = newVirtConn(VirtConfig{VnetHdr: true, Coalesce: CoalesceAll, Pairs: []VirtPair{{d.Queue(0)}}})
 	l.queue().worker.Store(l.w)
 	must(l.tb, l.w.attach(l.queue()))
 	for _, r := range []*vring{&g.rx, &g.tx} {

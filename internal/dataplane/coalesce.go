@@ -18,8 +18,9 @@ import (
 // Linux's GRO does with what a device receives; [offload.Merger] has the rules. The host
 // segments it again if its way goes on to an interface that takes no GSO packets.
 //
-// Only neighbours are merged, and nothing waits for a later batch. So all packets of the
-// vif stay in order, and none is delayed.
+// A merged packet takes the place of its first one. So the packets of a flow stay in order,
+// and those of different flows may change places within a batch, as with GRO. Nothing waits
+// for a later batch.
 //
 // Each packet stays one of its own for the rest of the pass: for the rate limit, the
 // segments of a turn, the counters and the responses.
@@ -30,6 +31,10 @@ const (
 	gateBits   = 6
 	gateMisses = 3
 	gatePause  = 120
+
+	// After vainBatches batches in a row in which nothing was merged, all but one of
+	// vainBatches are not looked at.
+	vainBatches = 8
 
 	// flowBytes is the length of a packet up to which flowKey looks at it.
 	flowBytes = 14 + 2*4 + 40 + 4
@@ -59,7 +64,30 @@ func CoalesceIf(on, uso bool) Coalesce {
 // coalescer is the part of a queue that merges its packets. It belongs to the worker.
 type coalescer struct {
 	what Coalesce
+	vain uint8 // number of batches in a row in which nothing was merged, up to vainBatches
+	skip uint8 // number of batches that are not looked at
 	gate [1 << gateBits]gate
+}
+
+// looks reports whether a batch is worth a look.
+func (c *coalescer) looks() bool {
+	if c.skip > 0 {
+		c.skip--
+		return false
+	}
+	return true
+}
+
+// looked notes the number of packets of a batch that were merged with others.
+func (c *coalescer) looked(merged int) {
+	switch {
+	case merged > 0:
+		c.vain = 0
+	case c.vain < vainBatches:
+		c.vain++
+	default:
+		c.skip = vainBatches - 1
+	}
 }
 
 // gate counts what was tried in vain with the flows of one hash, up to gateMisses, and then
@@ -81,41 +109,106 @@ func (g *gate) open() bool {
 // missed notes a packet that could not be merged with the next one.
 func (g *gate) missed() { *g++ }
 
+// mergeFlows is the number of entries for flows whose packets are merged at the same time.
+// A guest's scheduler of packets (fq_codel) sends those of busy flows in turn.
+const mergeFlows = 16
+
+// merges holds the packets of a batch that others may be merged with: for each hash of
+// flows the last one, or what it was merged to. It belongs to a worker.
+type merges struct {
+	keys [mergeFlows]uint64 // 0: free
+	open [mergeFlows]openMerge
+}
+
+// openMerge is a packet of a batch, and what was merged with it.
+type openMerge struct {
+	first, last uint8 // in txBatch.pkts
+	merger      offload.Merger
+}
+
+// flowHash returns gateBits bits of a flow's key.
+func flowHash(key uint64) uint64 { return key * 0x9e3779b97f4a7c15 >> (64 - gateBits) }
+
 // coalesce merges packets of a batch whose data is in the tx arena, in one piece each, and
 // returns the number of packets that are left to be written. The first packet of several
-// has the number of those that follow in txPacket.more and its vnet header in front of it;
-// the others have the drop reason coalesced.
+// has their number less one in txPacket.more, the next one in txPacket.next, and its vnet
+// header in front of it; the others have the drop reason coalesced.
 func (w *worker) coalesce(q *Queue, b *txBatch) (writes int) {
-	n := b.nPkts
-	if q.coalescer.what == CoalesceOff || q.vnetLen == 0 || n < 2 {
-		return n
+	writes = b.nPkts
+	if q.coalescer.what == CoalesceOff || q.vnetLen == 0 || writes < 2 || !q.coalescer.looks() {
+		return writes
 	}
-	writes = n
-	pkts := b.pkts[:n]
-	key := w.flowKey(q, &pkts[0])
-	for i := 0; i+1 < n; {
-		first := i
-		was := key
-		i++
-		if key = w.flowKey(q, &pkts[i]); key != was || key == 0 || pkts[i].total > pkts[first].total {
+	t := &w.merges
+	for i := range b.pkts[:b.nPkts] {
+		p := &b.pkts[i]
+		key := w.flowKey(q, p)
+		if key == 0 {
+			w.endMerges(b) // it may be of any flow, and must not be overtaken
 			continue
 		}
-		g := &q.coalescer.gate[key*0x9e3779b97f4a7c15>>(64-gateBits)]
+		hash := flowHash(key)
+		k := hash % mergeFlows
+		o := &t.open[k]
+		if t.keys[k] == key && w.tryMerge(q, b, o, i, &q.coalescer.gate[hash]) {
+			writes--
+			continue
+		}
+		if t.keys[k] != 0 {
+			w.endMerge(b, o)
+		}
+		t.keys[k], o.first, o.last = key, uint8(i), uint8(i)
+	}
+	w.endMerges(b)
+	q.coalescer.looked(b.nPkts - writes)
+	return writes
+}
+
+// tryMerge merges packet i of a batch with o, of the same flow, if that is possible.
+func (w *worker) tryMerge(q *Queue, b *txBatch, o *openMerge, i int, g *gate) bool {
+	first, p := &b.pkts[o.first], &b.pkts[i]
+	if p.total > first.total {
+		return false
+	}
+	if first.more == 0 {
 		if !g.open() {
-			continue
+			return false
 		}
-		more := w.mergeFrom(q, pkts[first:])
-		if more == 0 {
+		if !o.merger.Start(w.frame(first), w.csumOf(q, first)) || o.merger.UDP() && q.coalescer.what != CoalesceAll ||
+			!o.merger.Add(w.frame(p), w.csumOf(q, p)) {
 			g.missed()
-			continue
+			return false
 		}
 		*g = 0
-		writes -= more
-		if i = first + more + 1; i < n {
-			key = w.flowKey(q, &pkts[i])
+	} else if !o.merger.Add(w.frame(p), w.csumOf(q, p)) {
+		return false
+	}
+	first.more++
+	b.pkts[o.last].next = uint8(i)
+	o.last = uint8(i)
+	p.drop = coalesced
+	return true
+}
+
+// endMerge makes the headers of packets that were merged.
+func (w *worker) endMerge(b *txBatch, o *openMerge) {
+	p := &b.pkts[o.first]
+	if p.more == 0 {
+		return
+	}
+	p.headers = uint8(o.merger.Header())
+	hdr := o.merger.Finish()
+	hdr.Encode(w.txMem.mem[int(p.at)-tap.VnetHdrLen : p.at])
+}
+
+// endMerges does so for all that are open.
+func (w *worker) endMerges(b *txBatch) {
+	t := &w.merges
+	for k := range t.keys {
+		if t.keys[k] != 0 {
+			w.endMerge(b, &t.open[k])
+			t.keys[k] = 0
 		}
 	}
-	return writes
 }
 
 // flowKey returns a number that packets of one flow have in common and packets of other
@@ -150,33 +243,6 @@ const (
 	etherProviderVLAN = 0xa888
 )
 
-// mergeFrom merges the first of pkts with as many others as possible, and returns their
-// number.
-func (w *worker) mergeFrom(q *Queue, pkts []txPacket) (more int) {
-	m := &w.merger
-	p := &pkts[0]
-	if !m.Start(w.frame(p), w.csumOf(q, p)) || m.UDP() && q.coalescer.what != CoalesceAll {
-		return 0
-	}
-	for i := 1; i < len(pkts); i++ {
-		s := &pkts[i]
-		if w.flowKey(q, s) == 0 || !m.Add(w.frame(s), w.csumOf(q, s)) {
-			break
-		}
-		s.drop = coalesced
-		more++
-	}
-	if more == 0 {
-		return 0
-	}
-	hdr := m.Finish()
-	hdr.Encode(w.txMem.mem[int(p.at)-tap.VnetHdrLen : p.at])
-	p.more, p.headers = uint8(more), uint8(m.Header())
-	w.tally[TxMerged]++
-	w.tally[TxCoalesced] += uint32(more + 1)
-	return more
-}
-
 // frame returns a packet that is in the tx arena in one piece.
 func (w *worker) frame(p *txPacket) []byte { return w.txMem.mem[p.at : p.at+p.linear] }
 
@@ -197,23 +263,38 @@ func (w *worker) csumOf(q *Queue, p *txPacket) offload.Csum {
 // lists them in w.uring.iov from first on, and returns the number of pieces.
 func (w *worker) writeMerged(b *txBatch, i, first int) (n int) {
 	p := &b.pkts[i]
+	w.tally[TxMerged]++
+	w.tally[TxCoalesced] += uint32(p.more) + 1
 	w.uring.iov.Set(first, w.txMem.addr(int(p.at)-tap.VnetHdrLen), uint32(tap.VnetHdrLen+p.linear))
 	skip := int32(p.headers)
-	more := b.pkts[i+1 : i+1+int(p.more)]
+	more := int(p.more)
 	for k := range more {
-		s := &more[k]
-		w.uring.iov.Set(first+1+k, w.txMem.addr(int(s.at+skip)), uint32(s.linear-skip))
+		p = &b.pkts[p.next]
+		w.uring.iov.Set(first+1+k, w.txMem.addr(int(p.at+skip)), uint32(p.linear-skip))
 	}
-	n = len(more) + 1
-	w.out.writev(i, first, n)
-	w.out.joined += n - 1
-	return n
+	w.out.writev(i, first, more+1)
+	w.out.joined += more
+	return more + 1
 }
 
 // doneMerged is done for packet i of the batch and those that were merged with it.
 func (o *tapWriter) doneMerged(b *txBatch, i int, e unix.Errno) {
-	pkts := b.pkts[i : i+1+int(b.pkts[i].more)]
-	for k := range pkts {
-		o.done(&pkts[k], e)
+	p := &b.pkts[i]
+	if e == unix.EINVAL && p.more != 0 {
+		o.refused(p)
+	}
+	o.done(p, e)
+	for range p.more {
+		next := &b.pkts[p.next]
+		o.done(next, e)
+		p = next
+	}
+}
+
+// refused stops the merging of datagrams if the TAP does not take them, although the kernel
+// should. The others are lost once.
+func (o *tapWriter) refused(p *txPacket) {
+	if _, gso := tap.VnetKind(o.w.txMem.mem[p.at-tap.VnetHdrLen:]); gso == tap.VnetGSOUDP {
+		o.q.coalescer.what = CoalesceTCP
 	}
 }

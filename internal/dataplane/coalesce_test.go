@@ -4,12 +4,18 @@ package dataplane
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"fmt"
+	"math/rand/v2"
+	"slices"
 	"testing"
+	"time"
 
-	"github.com/google/go-cmp/cmp"
+	gocmp "github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
+	"github.com/netbackd/netbackd/internal/lab/netns"
 	"github.com/netbackd/netbackd/internal/lab/packettest"
 	"github.com/netbackd/netbackd/internal/offload"
 	"github.com/netbackd/netbackd/pkg/netif"
@@ -127,7 +133,7 @@ func coalesceCases() (l []coalesceCase) {
 	return append(l,
 		coalesceCase{"one packet", a[:1], 1, 0},
 		coalesceCase{"two flows", two, 2, 20},
-		coalesceCase{"interleaved flows", interleaved, 20, 0},
+		coalesceCase{"interleaved flows", interleaved, 2, 20},
 		coalesceCase{"64 packets and 16", small, 2, 80},
 		coalesceCase{"more than 64 KiB", stream(packettest.ProtoTCP, 4, 60, 1448, 1), 2, 60},
 		coalesceCase{"a short one in between", short, 2, 4},
@@ -140,9 +146,7 @@ func TestCoalesce(t *testing.T) {
 	modes := []mode{{true, true}, {true, false}}
 	inModes(t, modes, func(t *testing.T, m mode) {
 		for _, all := range []bool{false, true} { // static grants
-			cfg := full
-			cfg.Coalesce = CoalesceAll
-			b := newBed(t, m, setup{cfg: cfg})
+			b := newBed(t, m, setup{cfg: full})
 			f := b.front()
 			if all {
 				f.allStatic()
@@ -165,7 +169,7 @@ func TestCoalesce(t *testing.T) {
 					before := b.stat(TxCoalesced)
 					f.push()
 					b.settle()
-					if diff := cmp.Diff(want, f.answers()); diff != "" {
+					if diff := gocmp.Diff(want, f.answers()); diff != "" {
 						t.Errorf("%s: answers (-want +got):\n%s", what, diff)
 					}
 					checkWires(t, what, b.host.received(), tt)
@@ -195,15 +199,27 @@ func checkWires(t *testing.T, what string, frames []hostFrame, tt coalesceCase) 
 	for _, f := range frames {
 		got = append(got, wires(t, f)...)
 	}
-	if diff := diffFrames(finished(tt.frames), got); diff != "" {
+	if diff := diffFrames(byFlow(finished(tt.frames)), byFlow(got)); diff != "" {
 		t.Errorf("%s: %s", what, diff)
 	}
+}
+
+// byFlow puts frames of one flow together. Their order does not change.
+func byFlow(frames [][]byte) [][]byte {
+	port := func(b []byte) uint16 {
+		h, err := offload.Parse(b, len(b))
+		if err != nil {
+			return 0
+		}
+		return binary.BigEndian.Uint16(b[h.L4:])
+	}
+	slices.SortStableFunc(frames, func(a, b []byte) int { return cmp.Compare(port(a), port(b)) })
+	return frames
 }
 
 // TestVirtCoalesce does the same with virtqueues.
 func TestVirtCoalesce(t *testing.T) {
 	inFormats(t, []mode{{true, true}, {true, false}}, vFew, func(t *testing.T, m mode, o vOptions) {
-		o.cfg.Coalesce = CoalesceAll
 		b := newVbed(t, m, o)
 		g := b.guest()
 		for _, tt := range coalesceCases() {
@@ -228,6 +244,290 @@ func TestVirtCoalesce(t *testing.T) {
 		}
 		if d := b.stats(Drop); len(d) > 0 || b.breach() != nil {
 			t.Errorf("drops: %v, %v", d, b.breach())
+		}
+	})
+}
+
+// putStream puts packets into the tx ring, as partial or complete ones.
+func putStream(f *front, frames []packettest.Frame, open bool) (want []answer, total int) {
+	for _, p := range frames {
+		p.Partial = open
+		flags := netif.TxFlags(0)
+		if open {
+			flags = netif.TxCsumBlank | netif.TxDataValidated
+		}
+		frame := p.Bytes()
+		total += len(frame)
+		want = append(want, f.put(packet{frame: frame, flags: flags})...)
+	}
+	return want, total
+}
+
+// TestCoalesceFailures: if the TAP does not take a merged packet, each of its packets is
+// counted as dropped, and answered as it would be alone.
+func TestCoalesceFailures(t *testing.T) {
+	inModes(t, []mode{{true, true}, {true, false}}, func(t *testing.T, m mode) {
+		b := newBed(t, m, setup{cfg: full, ownTAP: true})
+		f := b.front()
+		must(t, netns.Down(ownName))
+		var want []answer
+		for i := range 8 {
+			w, _ := putStream(f, stream(packettest.ProtoTCP, 4+i%2*2, 3, 1000, uint16(i)), i < 4)
+			want = append(append(want, w...), f.put(packet{frame: udp(100, uint16(i))})...)
+		}
+		f.push()
+		b.settle()
+		if diff := gocmp.Diff(want, f.answers()); diff != "" {
+			t.Errorf("answers (-want +got):\n%s", diff)
+		}
+		if diff := gocmp.Diff(map[string]uint64{"tx_tap_down": 32}, b.stats(Drop)); diff != "" {
+			t.Errorf("drops (-want +got):\n%s", diff)
+		}
+		if b.stat(TxPackets) != 0 || b.stat(TxBytes) != 0 || b.stat(TxMerged) != 8 {
+			t.Errorf("counted: %v", b.stats(Traffic))
+		}
+	})
+}
+
+// TestCoalesceRefused: a TAP that does not take datagrams for segmentation gets no more of
+// them.
+func TestCoalesceRefused(t *testing.T) {
+	b := newBed(t, mode{vnet: true}, setup{cfg: full})
+	q, batch := b.queue(), &b.w.tx
+	for _, tt := range []struct {
+		gso  uint8
+		e    unix.Errno
+		want Coalesce
+	}{
+		{tap.VnetGSOTCPv6, unix.EINVAL, CoalesceAll},
+		{tap.VnetGSOUDP, unix.EIO, CoalesceAll},
+		{tap.VnetGSOUDP, unix.EINVAL, CoalesceTCP},
+	} {
+		batch.reset(unlimited)
+		batch.pkts[0] = txPacket{at: headroom, more: 1, next: 1}
+		tap.VnetHdr{GSOType: tt.gso}.Encode(b.w.txMem.mem[headroom-tap.VnetHdrLen:])
+		b.w.out.begin(q, batch, 1)
+		b.w.out.doneMerged(batch, 0, tt.e)
+		if q.coalescer.what != tt.want {
+			t.Errorf("type %d, %v: %d, want %d", tt.gso, tt.e, q.coalescer.what, tt.want)
+		}
+	}
+}
+
+// TestCoalesceKeepsOrder: the packets of a flow stay in order, and what is of no flow that
+// can be told keeps its place among all.
+func TestCoalesceKeepsOrder(t *testing.T) {
+	inModes(t, []mode{{true, true}, {true, false}}, func(t *testing.T, m mode) {
+		b := newBed(t, m, setup{cfg: full})
+		f := b.front()
+		r := rand.New(rand.NewPCG(5, 6))
+		for round := range 200 {
+			type flow struct {
+				frames []packettest.Frame
+				at     int
+			}
+			var flows []*flow
+			for i := range 1 + r.IntN(20) {
+				proto := packettest.ProtoTCP
+				if r.IntN(3) == 0 {
+					proto = packettest.ProtoUDP
+				}
+				flows = append(flows, &flow{frames: stream(proto, 4+r.IntN(2)*2, 1+r.IntN(20), 8+r.IntN(700), uint16(1000+i))})
+			}
+			var sent [][]byte
+			var marks []int // places of packets that are of no flow
+			for len(sent) < 100 && len(flows) > 0 {
+				if r.IntN(30) == 0 {
+					marks = append(marks, len(sent))
+					f.put(packet{frame: arp()})
+					sent = append(sent, arp())
+					continue
+				}
+				k := r.IntN(len(flows))
+				x := flows[k]
+				p := x.frames[x.at]
+				if x.at++; x.at == len(x.frames) {
+					flows = slices.Delete(flows, k, k+1)
+				}
+				if r.IntN(20) == 0 && p.TCP != nil {
+					p.TCP.Flags |= 1 << r.IntN(8)
+				}
+				putStream(f, []packettest.Frame{p}, r.IntN(2) == 0)
+				p.Partial = false
+				sent = append(sent, p.Bytes())
+			}
+			f.push()
+			b.settle()
+			f.answers()
+			var got [][]byte
+			for _, h := range b.host.received() {
+				got = append(got, wires(t, h)...)
+			}
+			if len(got) != len(sent) {
+				t.Fatalf("round %d: %d frames at the host, want %d", round, len(got), len(sent))
+			}
+			from := 0
+			for _, end := range append(marks, len(sent)) {
+				if diff := diffFrames(byFlow(sent[from:end]), byFlow(got[from:end])); diff != "" {
+					t.Fatalf("round %d: %s", round, diff)
+				}
+				if from = end; end < len(sent) {
+					if !bytes.Equal(got[end], arp()) {
+						t.Fatalf("round %d: the packet that is of no flow is not in its place", round)
+					}
+					from++
+				}
+			}
+		}
+		if b.stat(TxCoalesced) < 2000 {
+			t.Errorf("%d packets were merged: too few to prove anything", b.stat(TxCoalesced))
+		}
+	})
+}
+
+// TestCoalesceGate: a flow that cannot be merged is let pass, and is tried again.
+func TestCoalesceGate(t *testing.T) {
+	var g gate
+	tries := 0
+	for range 1000 {
+		if g.open() {
+			tries++
+			g.missed()
+		}
+	}
+	if tries < 5 || tries > gateMisses+1000/gatePause+1 {
+		t.Errorf("%d tries of 1000", tries)
+	}
+	var c coalescer
+	tries = 0
+	for range 1000 {
+		if c.looks() {
+			tries++
+			c.looked(0)
+		}
+	}
+	if tries < 1000/vainBatches || tries > 1000/vainBatches+2*vainBatches {
+		t.Errorf("%d batches of 1000 were looked at", tries)
+	}
+	for range 2 * vainBatches {
+		if c.looks() {
+			c.looked(2)
+		}
+	}
+	for range 100 {
+		if !c.looks() {
+			t.Fatal("a batch was not looked at although others were merged")
+		}
+		c.looked(1)
+	}
+}
+
+// TestCoalesceGateOpens: a connection whose packets could not be merged is merged when they
+// can.
+func TestCoalesceGateOpens(t *testing.T) {
+	b := newBed(t, mode{vnet: true}, setup{cfg: full})
+	f := b.front()
+	bad := stream(packettest.ProtoTCP, 4, 100, 500, 9)
+	for i := range bad {
+		bad[i].TCP.Flags |= packettest.PSH
+	}
+	good := stream(packettest.ProtoTCP, 4, 100, 500, 9)
+	run := func(frames []packettest.Frame) {
+		putStream(f, frames, true)
+		f.push()
+		b.settle()
+		f.answers()
+		b.host.drain()
+	}
+	for range 20 {
+		run(bad)
+	}
+	if b.stat(TxCoalesced) != 0 {
+		t.Fatal("segments with PSH were merged")
+	}
+	for range 10 + vainBatches {
+		run(good)
+	}
+	if n := b.stat(TxCoalesced); n < 8*100 {
+		t.Errorf("%d packets of %d were merged", n, (10+vainBatches)*100)
+	}
+}
+
+// TestCoalesceAccounts: merging changes neither the bytes that the rate limit is charged
+// with, nor the segments of a turn, nor what the counters say of packets.
+func TestCoalesceAccounts(t *testing.T) {
+	type account struct {
+		Charged  float64
+		Turns    int
+		Counters map[string]uint64
+	}
+	run := func(what Coalesce) (a account) {
+		cfg := full
+		cfg.Coalesce, cfg.Limiter = what, new(Limiter)
+		cfg.Limiter.Set(1<<20, time.Hour)
+		b := newBed(t, mode{vnet: true}, setup{cfg: cfg})
+		f := b.front()
+		before := cfg.Limiter.tokens
+		_, total := putStream(f, stream(packettest.ProtoTCP, 4, 100, 1448, 1), true)
+		f.push()
+		b.settle()
+		a.Charged = before - cfg.Limiter.tokens
+		if a.Charged != float64(total) {
+			t.Errorf("charged with %v bytes, want %d", a.Charged, total)
+		}
+		putStream(f, stream(packettest.ProtoTCP, 4, 100, 1448, 1), true)
+		f.push()
+		b.w.tally = tally{}
+		_, err := b.w.txPass(b.queue())
+		must(t, err)
+		a.Turns = b.queue().turnSegs
+		b.settle()
+		a.Counters = b.stats(Traffic, Drop)
+		a.Counters["host_segments"] = b.stat(HostSegments)
+		delete(a.Counters, TxMerged.String())
+		delete(a.Counters, TxCoalesced.String())
+		return a
+	}
+	if diff := gocmp.Diff(run(CoalesceOff), run(CoalesceAll)); diff != "" {
+		t.Errorf("accounts (-alone +merged):\n%s", diff)
+	}
+}
+
+// TestCoalesceNoAllocation sends bursts through whole turns.
+func TestCoalesceNoAllocation(t *testing.T) {
+	inModes(t, []mode{{true, true}, {true, false}}, func(t *testing.T, m mode) {
+		b := newBed(t, m, setup{cfg: full})
+		f := b.front()
+		var puts []netif.TxRequest
+		for i, p := range stream(packettest.ProtoTCP, 4, 100, 1400, 1) {
+			p.Partial = i%2 == 0
+			for _, r := range f.requests(packet{frame: p.Bytes()}) {
+				if r.Size = uint16(len(p.Bytes())); p.Partial {
+					r.Flags |= netif.TxCsumBlank
+				}
+				puts = append(puts, r)
+			}
+		}
+		cycle := func() {
+			for _, r := range puts {
+				f.tx.Put(r)
+			}
+			f.push()
+			b.settle()
+			n, _ := f.tx.Responses()
+			f.tx.Take(n)
+			for {
+				if _, err := unix.Read(b.host.fd, b.host.buf); err != nil {
+					break
+				}
+			}
+		}
+		cycle()
+		if n := testing.AllocsPerRun(20, cycle); n != 0 {
+			t.Errorf("%v allocations", n)
+		}
+		if n := b.stat(TxCoalesced); n < 2000 {
+			t.Errorf("%d packets were merged", n)
 		}
 	})
 }

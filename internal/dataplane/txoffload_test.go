@@ -178,6 +178,7 @@ func TestTxOffload(t *testing.T) {
 	}
 	inModes(t, allModes, func(t *testing.T, m mode) {
 		b := newBed(t, m, setup{cfg: full})
+		b.queue().coalescer.what = CoalesceOff // the host must see each packet
 		f := b.front()
 		for _, tt := range tests {
 			frame := tt.frame.Bytes()

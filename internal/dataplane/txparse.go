@@ -76,6 +76,7 @@ type txPacket struct {
 	gso      netif.GSOInfo
 	drop     Counter // reason to drop it after all, notDropped, or coalesced
 	more     uint8   // number of packets behind it that were merged with it
+	next     uint8   // index of the next one of these in txBatch.pkts
 	headers  uint8   // bytes of headers of each of these
 
 	// Its place in the tx arena: the first linear bytes are at offset at, the others

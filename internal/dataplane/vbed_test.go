@@ -417,6 +417,7 @@ func newVbed(tb testing.TB, m mode, o vOptions) *vbed {
 	b.newTAP(m.vnet, &s)
 	cfg := o.cfg
 	cfg.VnetHdr = m.vnet
+	cfg.Coalesce = CoalesceAll
 	cfg.Notice = func(n Notice) { b.notices = append(b.notices, n) }
 	for i := range max(o.queues, 1) {
 		b.guests = append(b.guests, newVguest(tb, o))

@@ -77,6 +77,7 @@ func TestVirtTxOffload(t *testing.T) {
 	}
 	inFormats(t, allModes, vFew, func(t *testing.T, m mode, o vOptions) {
 		b := newVbed(t, m, o)
+		b.queue().coalescer.what = CoalesceOff // the host must see each packet
 		g := b.guest()
 		for _, tt := range tests {
 			if tt.vnet && !m.vnet {

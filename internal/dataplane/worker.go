@@ -66,7 +66,7 @@ type worker struct {
 	rxMem  arenaMem
 	own    ownState
 	pullAt int // where the next pulled head goes in txMem
-	merger offload.Merger
+	merges merges
 	out    tapWriter
 	reads  tapReads
 	uring  ringIO
