@@ -46,8 +46,8 @@ test-xen: build lab deb-pair ## every scenario on a real Xen under QEMU, from De
 test-arm64: ## packages that need no kernel of their own, under QEMU's arm64
 	GOARCH=arm64 $(GO) test -exec qemu-aarch64-static ./pkg/netif ./pkg/blkif ./internal/offload ./pkg/toeplitz ./internal/steer ./pkg/ctrlring ./pkg/staticgrant ./pkg/xentest ./pkg/xenstore ./internal/rawio
 
-bench-xen: build ## netbackd against the kernel's netback, and static grants against copies, on a real Xen under QEMU
-	./test/xen/bench/run
+bench-xen: build ## netbackd against the kernel's netback on a real Xen under QEMU, with plots in docs/performance
+	./test/xen/bench/run -p docs/performance
 
 bench-blk: build ## blkbackd against xen-blkback and QEMU's qdisk, on a real Xen under QEMU
 	./test/xen/bench/run -k blk
