@@ -6,7 +6,7 @@ import (
 	"runtime"
 	"sync"
 
-	"github.com/netbackd/netbackd/internal/iouring"
+	"github.com/netbackd/netbackd/internal/heldwait"
 )
 
 // heldWaits is the most threads of queues that keep their P, a processor of the Go
@@ -17,5 +17,5 @@ const heldWaits = 8
 // as before.
 var raiseProcessors = sync.OnceFunc(func() {
 	runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + heldWaits)
-	iouring.HoldProcessors(heldWaits)
+	heldwait.Allow(heldWaits)
 })

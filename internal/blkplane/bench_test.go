@@ -17,7 +17,7 @@ import (
 
 	"github.com/netbackd/netbackd/internal/disk"
 	"github.com/netbackd/netbackd/internal/diskio"
-	"github.com/netbackd/netbackd/internal/iouring"
+	"github.com/netbackd/netbackd/internal/heldwait"
 	"github.com/netbackd/netbackd/pkg/blkif"
 	"github.com/netbackd/netbackd/pkg/gntdev"
 )
@@ -186,7 +186,7 @@ func TestBench(t *testing.T) {
 		t.Skip("set " + envBench + "=1")
 	}
 	runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + 8) // as blkbackd does
-	iouring.HoldProcessors(8)
+	heldwait.Allow(8)
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	for _, cache := range []disk.Cache{disk.CacheWriteback, disk.CacheDirect} {

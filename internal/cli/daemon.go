@@ -81,10 +81,7 @@ func (d *netDaemon) setUp(open Opener) (err error) {
 	if err != nil {
 		return err
 	}
-	// A worker that waits in the kernel holds its P of Go's scheduler. If no P is free,
-	// the runtime takes it away within 20 µs, and again after each wake, with a thread
-	// that sleeps 20 µs at a time: more work than the wake itself. One free P avoids that.
-	runtime.GOMAXPROCS(max(runtime.GOMAXPROCS(0), d.pool.Workers()+1))
+	setProcessors(d.pool.Workers())
 
 	d.backend = backend.New(backend.Config{
 		Dial: d.dial, Host: d.host, Pool: d.pool, Log: d.Log,

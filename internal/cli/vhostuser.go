@@ -285,7 +285,7 @@ func (v *vhostUser) setUp(passed []sdnotify.File) (err error) {
 	if err != nil {
 		return err
 	}
-	runtime.GOMAXPROCS(max(runtime.GOMAXPROCS(0), v.pool.Workers()+1)) // as the daemon does
+	setProcessors(v.pool.Workers())
 	name, transient := v.names(v.endpoint)
 	v.device, err = vhostnet.Open(vhostnet.Config{
 		Name: v.name,

@@ -108,6 +108,7 @@ func (w *worker) readMail() {
 	for _, l := range mail {
 		l.f(w)
 	}
+	w.epoll.held.Release() // the senders are ready
 }
 
 // close refuses all further mail, and drops mail that was not read.

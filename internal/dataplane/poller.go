@@ -7,12 +7,15 @@ import (
 	"fmt"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/netbackd/netbackd/internal/heldwait"
 )
 
 // poller is a worker's epoll.
 type poller struct {
 	fd     int // -1: not open
 	events [64]unix.EpollEvent
+	held   heldwait.Epoll
 }
 
 // Kinds of epoll event, in EpollEvent.Pad. Fd has the queue's id.
@@ -52,7 +55,7 @@ func (p *poller) watch(op, fd, id int, kind int32, events uint32) error {
 // wait waits for events for up to timeout milliseconds, or for ever if that is negative.
 // The result is good until the next call. An interrupted wait brings none.
 func (p *poller) wait(timeout int) ([]unix.EpollEvent, error) {
-	n, err := unix.EpollWait(p.fd, p.events[:], timeout)
+	n, err := p.held.Wait(p.fd, p.events[:], timeout)
 	if err != nil && !errors.Is(err, unix.EINTR) {
 		return nil, fmt.Errorf("epoll_wait: %w", err)
 	}

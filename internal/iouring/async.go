@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/netbackd/netbackd/internal/heldwait"
 )
 
 // MaxPolls bounds the files that one Async polls.
@@ -171,13 +173,13 @@ func (a *Async) SubmitAndWait(n int, timeout time.Duration) (ready int, err erro
 // enter submits everything that is queued and waits for n completions, if n is not 0: first
 // in a held wait, and in the usual way when that is not allowed or in vain.
 func (a *Async) enter(n uint32, timeout time.Duration) unix.Errno {
-	if n > 0 && holding() {
+	if n > 0 && heldwait.Begin() {
 		var start time.Time
 		if timeout > 0 {
 			start = time.Now()
 		}
 		done, errno := enterHeld(a.fd, a.tail-a.head, n, &a.waitArg)
-		held.Add(-1)
+		heldwait.End()
 		a.head += done
 		if errno != 0 && errno != unix.EINTR || a.ready() >= int(n) {
 			return errno

@@ -8,17 +8,19 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/netbackd/netbackd/internal/heldwait"
 )
 
 // holdProcessors allows n held waits during a test.
 func holdProcessors(t testing.TB, n int) {
 	before := runtime.GOMAXPROCS(0)
 	runtime.GOMAXPROCS(before + n)
-	HoldProcessors(n)
+	heldwait.Allow(n)
 	t.Cleanup(func() {
-		HoldProcessors(0)
+		heldwait.Allow(0)
 		runtime.GOMAXPROCS(before)
-		if n := held.Load(); n != 0 {
+		if n := heldwait.Held(); n != 0 {
 			t.Errorf("%d held waits are left", n)
 		}
 	})
@@ -54,13 +56,13 @@ func TestHeldWaits(t *testing.T) {
 		go func() { done <- waitAndAnswer(w.event, w.answer, rounds+1) }()
 	}
 	var buf [8]byte
-	seen := int32(0)
+	seen := 0
 	for i := range rounds {
 		for _, w := range waiters {
 			if _, err := unix.Write(w.event, []byte{1, 0, 0, 0, 0, 0, 0, 0}); err != nil {
 				t.Fatal(err)
 			}
-			n := held.Load()
+			n := heldwait.Held()
 			if seen = max(seen, n); n > limit+threads { // those over it are counted for a moment
 				t.Errorf("%d held waits, the limit is %d", n, limit)
 			}
@@ -77,7 +79,7 @@ func TestHeldWaits(t *testing.T) {
 	if seen == 0 {
 		t.Error("no wait was held")
 	}
-	eventually(t, "no held wait without events", func() bool { return held.Load() == 0 })
+	eventually(t, "no held wait without events", func() bool { return heldwait.Held() == 0 })
 	for _, w := range waiters {
 		if _, err := unix.Write(w.event, []byte{1, 0, 0, 0, 0, 0, 0, 0}); err != nil {
 			t.Fatal(err)
@@ -142,14 +144,4 @@ func TestHeldWaitEnds(t *testing.T) {
 			}
 		}
 	})
-}
-
-// TestHoldNothing: without signals for preemption nothing is held.
-func TestHoldNothing(t *testing.T) {
-	t.Setenv("GODEBUG", "madvdontneed=1,asyncpreemptoff=1")
-	HoldProcessors(5)
-	if n := heldLimit.Load(); n != 0 {
-		t.Errorf("%d waits may be held", n)
-		HoldProcessors(0)
-	}
 }
