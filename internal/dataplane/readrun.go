@@ -14,12 +14,20 @@ package dataplane
 //
 // A full read continues the run. A short one ends it; the next run is expected to be as
 // long as the shorter one of the last two. A read that asks for one packet and gets it
-// ends the run as well; then two are expected.
+// ends the run as well; then two are expected. Where that was in vain each time, as with a
+// guest that answers a ping, it is tried less often.
 type readRun struct {
 	read     int // packets since the TAP was last found empty
 	expected int // packets of this run
 	previous int // packets of the run before
+
+	lonely uint8 // runs of one packet in a row where two were expected, up to maxLonely
+	alone  uint8 // packets to come that are taken alone before two are expected again
 }
+
+// maxLonely bounds the packets that are taken alone in a row: 2 to its power, less one. If
+// others wait behind them, each of these costs a turn.
+const maxLonely = 4
 
 // want returns the number of packets to ask for.
 func (r *readRun) want(byRing bool) int {
@@ -58,13 +66,29 @@ func (r *readRun) note(got int, full bool) (more bool) {
 	}
 	// The next run is expected to be like the shorter one of the last two: an empty
 	// read costs more than one more read.
-	if full {
+	switch {
+	case full && r.alone > 0:
+		r.alone--
+		r.expected = 1
+	case full:
 		r.expected = 2
-	} else {
+	default:
+		r.doubt()
 		r.expected, r.previous = min(r.read, r.previous), r.read
 	}
 	r.read = 0
 	return false
+}
+
+// doubt updates the number of packets that are taken alone, after a run.
+func (r *readRun) doubt() {
+	switch {
+	case r.read > 1:
+		r.lonely, r.alone = 0, 0
+	case r.read == 1:
+		r.lonely = min(r.lonely+1, maxLonely)
+		r.alone = 1<<r.lonely - 1
+	}
 }
 
 // restart forgets the run under way and expects a single packet.
