@@ -24,6 +24,7 @@ type features struct {
 type backendOffer struct {
 	maxQueues int
 	offload   bool // the TAP has vnet headers; not read back
+	split     bool // an event channel for each ring; not read back
 	control   ctrlserver.Protocols
 }
 
@@ -68,7 +69,7 @@ var featureTable = [...]feature{
 		offer: "feature-multicast-control", value: yes},
 	{offer: "feature-dynamic-multicast-control", value: yes},
 	{offer: "feature-rx-flip", value: func(backendOffer) string { return bit(false) }},
-	{offer: "feature-split-event-channels", value: yes},
+	{offer: "feature-split-event-channels", value: func(o backendOffer) string { return bit(o.split) }},
 	{offer: "feature-xdp-headroom", value: yes},
 	{offer: "multi-queue-max-queues", value: func(o backendOffer) string { return strconv.Itoa(o.maxQueues) },
 		readBack: func(o *backendOffer, v string) {

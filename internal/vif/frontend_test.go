@@ -202,16 +202,17 @@ func TestOffers(t *testing.T) {
 		"feature-split-event-channels": "1", "multi-queue-max-queues": "4",
 		"feature-ctrl-ring": "1", "feature-control-ring": "0", "feature-xdp-headroom": "1",
 	}
-	if diff := cmp.Diff(want, read(backendOffer{4, true, ctrlserver.Slot}.nodes())); diff != "" {
+	if diff := cmp.Diff(want, read(backendOffer{4, true, true, ctrlserver.Slot}.nodes())); diff != "" {
 		t.Errorf("unexpected keys (-want +got):\n%s", diff)
 	}
 	for _, k := range []string{"feature-gso-tcpv4", "feature-gso-tcpv6", "feature-ipv6-csum-offload"} {
 		want[k] = "0"
 	}
 	want["feature-no-csum-offload"] = "1"
+	want["feature-split-event-channels"] = "0"
 	want["feature-ctrl-ring"], want["feature-control-ring"] = "0", "1"
-	if diff := cmp.Diff(want, read(backendOffer{4, false, ctrlserver.Stream}.nodes())); diff != "" {
-		t.Errorf("unexpected keys without offload (-want +got):\n%s", diff)
+	if diff := cmp.Diff(want, read(backendOffer{4, false, false, ctrlserver.Stream}.nodes())); diff != "" {
+		t.Errorf("unexpected keys without offload, with one channel (-want +got):\n%s", diff)
 	}
 }
 

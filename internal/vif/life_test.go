@@ -36,7 +36,7 @@ func TestCreate(t *testing.T) {
 		t.Error("no transaction wrote state 2")
 	}
 	w.wantState("2")
-	for _, p := range (backendOffer{maxQueues: testMaxQueues, offload: true}).nodes() {
+	for _, p := range (backendOffer{maxQueues: testMaxQueues, offload: true, split: true}).nodes() {
 		if got := w.get(backDir + "/" + p.key); got != p.value {
 			t.Errorf("%s is %q, want %q", p.key, got, p.value)
 		}

@@ -291,9 +291,13 @@ func (v *Vif) publish(ctx context.Context) error {
 	if err := v.ensureTap(ctx); err != nil {
 		return err
 	}
-	offered := backendOffer{maxQueues: v.maxQueues(), offload: v.offload(), control: v.controlRings(ctx)}
+	split, err := v.splitChannels(ctx)
+	if err != nil {
+		return err
+	}
+	offered := backendOffer{maxQueues: v.maxQueues(), offload: v.offload(), split: split, control: v.controlRings(ctx)}
 	list := offered.nodes()
-	err := v.changeDir(ctx, func(tx *xenstore.Tx, _ xenbus.State) error {
+	err = v.changeDir(ctx, func(tx *xenstore.Tx, _ xenbus.State) error {
 		for _, n := range list {
 			if err := tx.Write(ctx, v.cfg.Path+"/"+n.key, n.value); err != nil {
 				return fmt.Errorf("publish features: %w", err)

@@ -3,6 +3,7 @@
 package toolstack
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -74,6 +75,9 @@ func (t *Toolstack) Create(ctx context.Context, cfg Config) (domid xen.Domid, wa
 	return domid, waits, nil
 }
 
+// defaultVCPUs is the number of vcpus of a domain whose configuration has none.
+const defaultVCPUs = 4
+
 // makeNodes implements libxl__domain_make and libxl__build_post, as far as nodes go.
 func (t *Toolstack) makeNodes(ctx context.Context, domid xen.Domid, name string, cfg simclient.DomainConfig) error {
 	uuid := newUUID()
@@ -119,8 +123,10 @@ func (t *Toolstack) makeNodes(ctx context.Context, domid xen.Domid, name string,
 			{"memory/static-max", kib}, {"memory/target", kib}, {"memory/videoram", "0"},
 			{"domid", strconv.Itoa(int(domid))},
 			{"store/port", strconv.Itoa(storePort)}, {"store/ring-ref", strconv.Itoa(storeRef)},
-			{"cpu/0/availability", "online"},
 		}, nil)
+		for i := range cmp.Or(cfg.VCPUs, defaultVCPUs) {
+			b.write(fmt.Sprintf("%s/cpu/%d/availability", dom, i), "online")
+		}
 		return b.err
 	})
 	if err == nil {

@@ -15,6 +15,8 @@ type DomainConfig struct {
 	// Pages is the domain's memory in pages of 4 KiB, the grant table's frames
 	// not counted. Memory costs nothing until it is used. 0 means 16384.
 	Pages int `json:"pages,omitempty"`
+	// VCPUs is the number of vcpus that the toolstack lists. 0 means 4.
+	VCPUs int `json:"vcpus,omitempty"`
 	// MaxGrantFrames bounds the grant table: 512 grant references a frame.
 	// 0 means 64, Xen's default (gnttab_max_frames).
 	MaxGrantFrames int `json:"max_grant_frames,omitempty"`
