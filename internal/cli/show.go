@@ -115,7 +115,7 @@ func ownPagesText(o *netcontrol.OwnPages) string {
 	case o.Wanted == 0:
 		return "none yet, a worker takes them with its first vif"
 	case o.Granted < o.Wanted:
-		return fmt.Sprintf("%d of %d, the rest of the packets is copied by address", o.Granted, o.Wanted)
+		return fmt.Sprintf("%d of %d, other packets are copied by address", o.Granted, o.Wanted)
 	}
 	return fmt.Sprintf("%d of %d", o.Granted, o.Wanted)
 }
