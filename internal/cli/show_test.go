@@ -78,7 +78,7 @@ func testVifs() []vif.Status {
 			KeyBytes: 3, Key: "6b6579", Steering: "hash, in the kernel", Mapping: []uint16{0, 1, 1},
 		},
 		Queues: []vif.QueueStatus{
-			{Worker: 0, Uring: true, Static: 512, StaticMax: 512, StaticInUse: 256, Tx: vif.RingStatus{ReqProd: 1000, ReqCons: 1000, RspProd: 1000}, Rx: vif.RingStatus{ReqProd: 700, ReqCons: 444, RspProd: 444},
+			{Worker: 0, Uring: true, OwnPages: 704, Static: 512, StaticMax: 512, StaticInUse: 256, Tx: vif.RingStatus{ReqProd: 1000, ReqCons: 1000, RspProd: 1000}, Rx: vif.RingStatus{ReqProd: 700, ReqCons: 444, RspProd: 444},
 				Counters: counters("tx_packets", 1000, "rx_packets", 444, "syscalls", 90, "grant_ops", 1600, "notifies", 80, "static_hits", 4000, "static_misses", 3)},
 			{Worker: 1, Uring: true, RateWaiting: true, Tx: vif.RingStatus{ReqProd: 2, ReqCons: 0xfffffffe, RspProd: 0xfffffffe}, Rx: vif.RingStatus{ReqProd: 256},
 				Counters: counters("tx_packets", 500, "rx_packets", 0, "syscalls", 60, "grant_ops", 500, "notifies", 10)},

@@ -234,6 +234,7 @@ type QueueState struct {
 	Breached     bool
 	RateWaiting  bool
 	Uring        bool // TAP batches go through io_uring
+	OwnPages     int  // own pages of its worker
 	Worker       int
 	Static       int // static grants
 	StaticInUse  int // static grants that unanswered requests name
@@ -254,6 +255,7 @@ func (c *Conn) State(i int) QueueState {
 			Stalled: q.blocked.stalled, Breached: q.breached,
 			RateWaiting: !q.rate.until.IsZero(),
 			Uring:       q.worker.Load().uring.ring != nil,
+			OwnPages:    q.worker.Load().own.granted,
 			Worker:      q.worker.Load().index,
 			Static:      q.static.Len(),
 			StaticInUse: q.staticInUse(),

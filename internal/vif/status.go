@@ -62,6 +62,7 @@ func (s *Status) ID() xenbus.VifID { return xenbus.VifID{Domid: s.Domid, Devid: 
 type QueueStatus struct {
 	Worker      int               `json:"worker"`
 	Uring       bool              `json:"io_uring"`
+	OwnPages    int               `json:"own_pages"`    // of the worker; packets elsewhere are copied by address
 	Held        int               `json:"held_packets"` // packets that wait for rx slots
 	HeldBytes   int               `json:"held_bytes"`
 	Stalled     bool              `json:"stalled"`
@@ -186,7 +187,7 @@ func (v *Vif) waits(up bool) string {
 
 func queueStatus(s dataplane.QueueState, n *[dataplane.NumCounters]uint64) QueueStatus {
 	return QueueStatus{
-		Worker: s.Worker, Uring: s.Uring,
+		Worker: s.Worker, Uring: s.Uring, OwnPages: s.OwnPages,
 		Held: s.Backlog, HeldBytes: s.BacklogBytes,
 		Stalled: s.Stalled, RateWaiting: s.RateWaiting,
 		Static: s.Static, StaticInUse: s.StaticInUse,
