@@ -49,7 +49,7 @@ vif=$(vif u1)
 address u1 10.0.0.2/24
 eventually 240 "the guest answers" reach 10.0.0.2
 pages | grep "none, packets are copied by address: gntalloc: open: /dev/xen/gntalloc: no such file" || fail "own pages: $(cat /tmp/pages)"
-both_ways 5001
+both_ways 5011
 stop_netbackd
 
 say "-- a limit that is too small: a quarter is left to others"
@@ -57,13 +57,13 @@ modprobe xen-gntalloc limit=128
 successor
 same "own pages" "$(pages | cut -d/ -f1)" 96
 all=$(pages | cut -d/ -f2)
-both_ways 5002
+both_ways 5012
 kill_netbackd
 
 say "-- switched off"
 successor --own-pages=none
 same "own pages" "$(pages)" "none, packets are copied by address: switched off by --own-pages=none"
-both_ways 5003
+both_ways 5013
 stop_netbackd
 
 # The share of netbackd is then $all or one more, and $all/3 are left: had a predecessor left
@@ -72,7 +72,7 @@ echo $((all + all / 3 + 1)) >$limit
 say "-- a limit of $(cat $limit) for $all pages"
 successor
 have_all
-both_ways 5004
+both_ways 5014
 begin_streams u1 10.0.0.2
 for how in TERM KILL KILL; do
 	eventually_moves 240 2000000
