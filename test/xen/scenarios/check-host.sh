@@ -43,6 +43,21 @@ verdict not-ready
 finds "modprobe xen-gntdev"
 mv /dev/gntdev.away /dev/xen/gntdev
 
+say "-- pages that netbackd grants to dom0 itself"
+grep "^ok */dev/xen/gntalloc .*grants enough pages" /tmp/check
+echo 100 >/sys/module/xen_gntalloc/parameters/limit
+verdict ready
+finds "grants at most 100 pages, of which netbackd takes 75"
+fix=$(grep -F -A 1 "  /dev/xen/gntalloc " /tmp/check | sed -n 's/^ *-> //p')
+say "mend /dev/xen/gntalloc: $fix"
+sh -c "${fix%% &&*}"
+verdict ready
+finds "grants enough pages"
+modprobe -r xen-gntalloc
+verdict ready
+finds "modprobe xen-gntalloc"
+modprobe xen-gntalloc limit=24576
+
 say "-- the daemon"
 finds "is not running"
 start_netbackd

@@ -19,6 +19,8 @@ for device in evtchn gntalloc gntdev xenbus; do
 done
 same "/dev/xen/privcmd" "$(stat -c %G /dev/xen/privcmd)" root
 same "/run/netbackd" "$(stat -c '%U:%G %a' /run/netbackd)" "netbackd:netbackd 755"
+# The testbed has loaded the module before, with the kernel's limit of 1024.
+same "limit of xen-gntalloc" "$(cat /sys/module/xen_gntalloc/parameters/limit)" 24576
 say "on the way to boot: $(property Before)"
 
 # As at boot, where one target wants both: netbackd starts before the guests.
@@ -37,6 +39,7 @@ guest u1
 not test -d /sys/module/xen_netback
 address u1 10.0.0.2/24
 eventually 240 "the guest answers" reach 10.0.0.2
+netbackd show | grep '^own pages  *\([0-9][0-9]*\) of \1$' || fail "own pages: $(netbackd show)"
 front=/local/domain/${DOMID[u1]}/device/vif/0
 xenstore-watch -n 2 "$front/state" >/dev/null &
 unaware=$!

@@ -8,6 +8,7 @@ import (
 	"os"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
 	"github.com/netbackd/netbackd/internal/lab/xensim/simclient"
@@ -23,6 +24,7 @@ func TestBackendKilled(t *testing.T) {
 	guest := s.guest(simclient.DomainConfig{})
 	pages := must(s.pages(guest).Alloc(0, 3, true))(t)
 	fe := s.events(guest)
+	own := s.pages(s.dom0)
 	port := must(fe.BindUnbound(0))(t)
 	env := fmt.Sprintf("XENSIM_TEST_ARGS=%d %d %d", guest.Domid(), pages.Refs()[0], port)
 
@@ -42,6 +44,10 @@ func TestBackendKilled(t *testing.T) {
 			g, d := s.info(guest.Domid()), s.info(0)
 			return g.GrantsInUse == 0 && g.Pins == 0 && d.Maps == 0 && d.Ports == 0
 		})
+		s.until("the dead backend's own pages are free", func() bool {
+			p, err := own.Alloc(0, ownPages, true)
+			return err == nil && p.Free() == nil
+		})
 		if i := s.info(guest.Domid()); i.Ports != 1 || i.Interdomain != 0 {
 			t.Errorf("the guest's port is not unbound again: %+v", i)
 		}
@@ -60,7 +66,11 @@ func args(v ...any) error {
 	return err
 }
 
-// backendChild holds a backend's resources: a mapping, a port, a watch.
+// ownPages is the number of pages that a backend grants to itself. There are not enough for
+// two.
+const ownPages = 700
+
+// backendChild holds a backend's resources: a mapping, own pages, a port.
 func backendChild(dir string) error {
 	var domid xen.Domid
 	var first xen.Gref
@@ -81,6 +91,17 @@ func backendChild(dir string) error {
 		return err
 	}
 	m.Bytes()[0] = 2
+	own, err := conn.Pages()
+	if err != nil {
+		return err
+	}
+	arena, err := gntdev.NewArena(ownPages * gntdev.PageSize)
+	if err != nil {
+		return err
+	}
+	if _, err := own.AllocAt(arena.Bytes(), 0, true); err != nil {
+		return err
+	}
 	events, err := conn.Events()
 	if err != nil {
 		return err
@@ -207,6 +228,43 @@ func TestDomainDestroyedWhileMapped(t *testing.T) {
 	if _, err := s.ctl.Domain(id); !errors.Is(err, unix.ENOENT) {
 		t.Errorf("the zombie after the last unmap: %v, want ENOENT", err)
 	}
+}
+
+// TestOwnPagesOfADriverDomain: copies need pages that were granted to the number of the domain
+// that copies. They end with the domain.
+func TestOwnPagesOfADriverDomain(t *testing.T) {
+	s := startSim(t)
+	guest, driver := s.guest(simclient.DomainConfig{}), s.guest(simclient.DomainConfig{})
+	pages := must(s.pages(guest).Alloc(driver.Domid(), 1, true))(t)
+	copy(pages.Bytes(), "from the guest")
+	arena := must(gntdev.NewArena(3 * gntdev.PageSize))(t)
+	defer arena.Close()
+	at := func(i int) []byte { return arena.Bytes()[i*gntdev.PageSize:][:gntdev.PageSize] }
+	dev := s.pages(driver)
+	own := must(dev.AllocAt(at(0), driver.Domid(), true))(t)
+	toDom0 := must(dev.AllocAt(at(1), 0, true))(t)
+	ofDom0 := must(s.pages(s.dom0).AllocAt(at(2), driver.Domid(), true))(t)
+	segs := make([]gntdev.Segment, 3)
+	for i, p := range []xen.Gref{own.Refs()[0], toDom0.Refs()[0], ofDom0.Refs()[0] + 1} {
+		segs[i].FromGuestToOwn(guest.Domid(), pages.Refs()[0], 5, p, 8, 9)
+	}
+	ok(t, s.grants(driver).Copy(segs))
+	got := []gntdev.Status{segs[0].Status(), segs[1].Status(), segs[2].Status()}
+	if diff := cmp.Diff([]gntdev.Status{gntdev.StatusOkay, gntdev.StatusGeneralError, gntdev.StatusGeneralError}, got); diff != "" {
+		t.Errorf("statuses (-want +got):\n%s", diff)
+	}
+	if string(at(0)[8:17]) != "the guest" {
+		t.Errorf("copied %q", at(0)[8:17])
+	}
+	ok(t, s.ctl.Destroy(driver.Domid()))
+	if err := own.Free(); !errors.Is(err, simclient.ErrGone) {
+		t.Errorf("free by the dead: %v, want ErrGone", err)
+	}
+	if at(0)[8] != 0 {
+		t.Error("the memory was not cleared")
+	}
+	ok(t, ofDom0.Free())
+	ok(t, pages.Free())
 }
 
 // TestBackendDomainDestroyed: a driver domain that dies releases the grants of the guests
