@@ -28,12 +28,12 @@ func TestMain(m *testing.M) { os.Exit(netns.Main(m)) }
 //
 //	a --- bridge --- b
 type pipe struct {
-	t    *testing.T
+	t    testing.TB
 	a, b int
 }
 
 // newPipe makes a pipe. Its end b has the given TUN_F_ offloads.
-func newPipe(t *testing.T, offload int) *pipe {
+func newPipe(t testing.TB, offload int) *pipe {
 	t.Helper()
 	netns.NeedTUN(t)
 	// No neighbour discovery among the frames that are compared.
@@ -72,7 +72,7 @@ func newPipe(t *testing.T, offload int) *pipe {
 	return nil
 }
 
-func openTAP(t *testing.T, name string, offload int) int {
+func openTAP(t testing.TB, name string, offload int) int {
 	t.Helper()
 	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
