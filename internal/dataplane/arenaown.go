@@ -101,6 +101,16 @@ func (o *ownPages) find(ref xen.Gref) int {
 	return -1
 }
 
+// ownSegments returns the number of segments whose place of ours is an own page.
+func ownSegments(segs []gntdev.Segment) (n uint32) {
+	for i := range segs {
+		if _, _, own := segs[i].Own(); own {
+			n++
+		}
+	}
+	return n
+}
+
 // alloc makes own pages of a part of the arena mem.
 func (o *ownPages) alloc(from OwnPager, mem []byte, first, pages int) error {
 	p, err := from.AllocOwn(mem[first*netif.PageSize : (first+pages)*netif.PageSize])

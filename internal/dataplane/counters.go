@@ -36,6 +36,7 @@ const (
 	Syscalls
 	GrantCalls
 	GrantOps
+	GrantOwnOps
 	StaticHits
 	StaticMisses
 	Notifies
@@ -126,6 +127,7 @@ var Counters = [NumCounters]CounterInfo{
 	Syscalls:      {"syscalls", Work, "system calls made for this queue"},
 	GrantCalls:    {"grant_calls", Work, "grant copy calls"},
 	GrantOps:      {"grant_ops", Work, "segments in those calls"},
+	GrantOwnOps:   {"grant_own_ops", Work, "of those, from or to a page that this domain has granted to itself"},
 	StaticHits:    {"static_hits", Work, "slots whose page is a static grant, which take no grant operation"},
 	StaticMisses:  {"static_misses", Work, "slots that were copied although the queue has static grants"},
 	Notifies:      {"notifies", Work, "events sent to the guest"},

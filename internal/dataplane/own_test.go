@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/netbackd/netbackd/pkg/gntalloc"
+	"github.com/netbackd/netbackd/pkg/gntdev"
 	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xentest"
 )
@@ -19,3 +20,15 @@ func (p ownPager) AllocOwn(mem []byte) (*gntalloc.Pages, error) {
 
 // startOwn opens the device for a test. It has as many pages as several workers want.
 func startOwn(tb testing.TB) ownPager { return ownPager{xentest.StartOwn(tb, 1<<16)} }
+
+func TestOwnSegmentsAreCounted(t *testing.T) {
+	mem := make([]byte, 64)
+	segs := make([]gntdev.Segment, 4)
+	segs[0].FromGuest(1, 2, 3, mem)
+	segs[1].FromGuestToOwn(1, 2, 3, 4, 5, 6)
+	segs[2].ToGuest(1, 2, 3, mem)
+	segs[3].ToGuestFromOwn(1, 2, 3, 4, 5, 6)
+	if n := ownSegments(segs); n != 2 {
+		t.Errorf("%d own segments, want 2", n)
+	}
+}

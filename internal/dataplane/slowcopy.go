@@ -82,6 +82,7 @@ type copyWatch struct {
 // With an error the call as a whole failed, and no segment's status is valid.
 func (w *worker) grantCopy(q *Queue, segs []gntdev.Segment) (okay bool, err error) {
 	w.tally[GrantOps] += uint32(len(segs))
+	w.tally[GrantOwnOps] += ownSegments(segs)
 	err = w.copyOnce(q, segs)
 	if err == nil && allOkay(segs) {
 		return true, nil
