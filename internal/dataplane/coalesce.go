@@ -4,6 +4,7 @@ package dataplane
 
 import (
 	"encoding/binary"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -36,6 +37,11 @@ const (
 	// vainBatches are not looked at.
 	vainBatches = 8
 
+	// The owner of a connection is told that packets are merged, or that this is paused, at
+	// most this often.
+	coalescingEvery = time.Second
+	pausedEvery     = 5 * time.Second
+
 	// flowBytes is the length of a packet up to which flowKey looks at it.
 	flowBytes = 14 + 2*4 + 40 + 4
 )
@@ -63,7 +69,10 @@ func CoalesceIf(on, uso bool) Coalesce {
 
 // coalescer is the part of a queue that merges its packets. It belongs to the worker.
 type coalescer struct {
-	what Coalesce
+	what   Coalesce
+	paused bool
+	told   time.Time // time of the last notice
+
 	vain uint8 // number of batches in a row in which nothing was merged, up to vainBatches
 	skip uint8 // number of batches that are not looked at
 	gate [1 << gateBits]gate
@@ -138,6 +147,10 @@ func (w *worker) coalesce(q *Queue, b *txBatch) (writes int) {
 	if q.coalescer.what == CoalesceOff || q.vnetLen == 0 || writes < 2 || !q.coalescer.looks() {
 		return writes
 	}
+	if q.coalescer.paused {
+		w.tellCoalescing(q, pausedEvery)
+		return writes
+	}
 	t := &w.merges
 	for i := range b.pkts[:b.nPkts] {
 		p := &b.pkts[i]
@@ -160,7 +173,19 @@ func (w *worker) coalesce(q *Queue, b *txBatch) (writes int) {
 	}
 	w.endMerges(b)
 	q.coalescer.looked(b.nPkts - writes)
+	if writes < b.nPkts {
+		w.tellCoalescing(q, coalescingEvery)
+	}
 	return writes
+}
+
+// tellCoalescing notifies the owner of the connection, unless it was notified within the
+// time every.
+func (w *worker) tellCoalescing(q *Queue, every time.Duration) {
+	if now := w.time(); now.Sub(q.coalescer.told) >= every {
+		q.coalescer.told = now
+		q.conn.cfg.Notice(Notice{Kind: Coalescing, Queue: q.index})
+	}
 }
 
 // tryMerge merges packet i of a batch with o, of the same flow, if that is possible.

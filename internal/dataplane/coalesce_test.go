@@ -531,3 +531,37 @@ func TestCoalesceNoAllocation(t *testing.T) {
 		}
 	})
 }
+
+// TestCoalescePause: the owner is told that packets are merged, and can pause that.
+func TestCoalescePause(t *testing.T) {
+	b := newBed(t, mode{vnet: true}, setup{cfg: full})
+	f := b.front()
+	told := 0
+	run := func(merged, notices int) {
+		t.Helper()
+		before := b.stat(TxCoalesced)
+		putStream(f, stream(packettest.ProtoTCP, 4, 10, 500, 9), true)
+		f.push()
+		b.settle()
+		f.answers()
+		b.host.drain()
+		if n := b.stat(TxCoalesced) - before; n != uint64(merged) {
+			t.Errorf("%d packets were merged, want %d", n, merged)
+		}
+		told += notices
+		if want := slices.Repeat([]Notice{{Kind: Coalescing}}, told); !slices.Equal(b.notices, want) {
+			t.Errorf("notices %v, want %v", b.notices, want)
+		}
+	}
+	run(10, 1)
+	run(10, 0)
+	b.pass(coalescingEvery)
+	run(10, 1)
+	b.queue().coalescer.paused = true
+	run(0, 0)
+	b.pass(pausedEvery)
+	run(0, 1)
+	run(0, 0)
+	b.queue().coalescer.paused = false
+	run(10, 0)
+}

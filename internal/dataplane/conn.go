@@ -36,6 +36,7 @@ type Config struct {
 	RxNotify bool          // feature-rx-notify: it sends an event when it posts rx slots
 	VnetHdr  bool          // the TAP has vnet headers
 	Coalesce Coalesce      // of packets from the guest
+	Paused   bool          // coalescing is paused from the start; see PauseCoalescing
 
 	Limiter *Limiter      // rate limit from guest to host; nil: none
 	Mcast   *McastList    // the vif's multicast list
@@ -88,6 +89,9 @@ const (
 	// TooBig: packets too big for a guest without scatter-gather were dropped. It
 	// is sent at most once a second.
 	TooBig
+	// Coalescing: packets from the guest were merged, or may have been if that were not
+	// paused. It is sent at most once a second, or every five seconds.
+	Coalescing
 )
 
 func (k NoticeKind) String() string {
@@ -102,6 +106,8 @@ func (k NoticeKind) String() string {
 		return "tap gone"
 	case TooBig:
 		return "too big"
+	case Coalescing:
+		return "coalescing"
 	}
 	return fmt.Sprintf("unknown(%d)", uint8(k))
 }

@@ -19,6 +19,9 @@
 // request, so a daemon that is killed at any instruction leaves a ring that its
 // successor can adopt at rsp_prod.
 //
+// Packets of a flow that a guest without segmentation offload sends are merged to one GSO
+// packet for the TAP ([Coalesce]).
+//
 // # Host to guest
 //
 // An rx pass reads packets from the TAP queue, up to 64 with one call and, as long as

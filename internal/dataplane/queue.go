@@ -140,7 +140,7 @@ func newQueue(c *Conn, index int, cfg *QueueConfig) (*Queue, error) {
 	q.reader = tapReader{tap: q.tap, vnetLen: q.vnetLen, readLen: q.vnetLen + maxFrame}
 	q.backlog.vif = &c.waiting
 	q.hash = c.cfg.Hash
-	q.coalescer.what = c.cfg.Coalesce
+	q.coalescer.what, q.coalescer.paused = c.cfg.Coalesce, c.cfg.Paused
 	q.setXDPHeadroom(int(c.cfg.XDPHeadroom))
 	return q, nil
 }

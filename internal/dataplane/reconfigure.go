@@ -35,6 +35,22 @@ func (c *Conn) SetXDPHeadroom(n uint16) error {
 	return nil
 }
 
+// PauseCoalescing stops the merging of packets from the guest, or lets it go on. When it
+// returns, that is in force. It may be called from any goroutine until Close.
+//
+// It is for the time in which an XDP program is attached to the TAP: of a guest that sends
+// small packets it expects these, can send no large ones elsewhere, and the kernel would
+// copy each of them into one piece. The kernel reports to no one that a program is
+// attached, so the owner looks when it gets a notice of kind [Coalescing].
+func (c *Conn) PauseCoalescing(on bool) error {
+	for _, q := range c.queues {
+		if err := q.call(func() error { q.coalescer.paused = on; return nil }); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // SetSteering publishes packets on the queue that s chooses instead of the queue of the
 // TAP queue they are read from; nil ends that. It is for hosts whose kernel does not
 // accept a steering program, which would cost less, and requires [Config.OneWorker]. s

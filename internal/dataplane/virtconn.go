@@ -15,6 +15,7 @@ import (
 type VirtConfig struct {
 	VnetHdr  bool     // the TAP has vnet headers of tap.VnetHdrLen bytes
 	Coalesce Coalesce // of packets from the guest
+	Paused   bool     // coalescing is paused from the start
 	Limiter  *Limiter // rate limit from guest to host; nil: none
 
 	Drain time.Duration // 0: DefaultDrain
@@ -36,7 +37,7 @@ type VirtPair struct {
 
 // VirtConn is a device of vhost-user. Its methods carry out what [vhostuser.Handler] asks
 // for: each waits until the workers have done it. They belong to one goroutine at a time,
-// except for Stats, State and Queues, which any may call.
+// except for Stats, State, Queues and PauseCoalescing, which any may call.
 //
 // Packets go to the TAP queue of their pair. The host chooses among the queues that are
 // attached to the TAP, so its owner attaches those of enabled pairs only.
@@ -81,6 +82,9 @@ func (p *Pool) OpenVirt(cfg VirtConfig) (*VirtConn, error) {
 // Close stops serving the device. When it returns no worker uses its memory, its
 // descriptors or its TAP queues. It may be called again.
 func (v *VirtConn) Close() { v.c.Close() }
+
+// PauseCoalescing is that of [Conn].
+func (v *VirtConn) PauseCoalescing(on bool) error { return v.c.PauseCoalescing(on) }
 
 // Queues returns the number of pairs.
 func (v *VirtConn) Queues() int { return v.c.Queues() }

@@ -117,7 +117,7 @@ func newVirtConn(cfg VirtConfig) *Conn {
 	c := &Conn{
 		virt: true,
 		cfg: Config{
-			VnetHdr: cfg.VnetHdr, Coalesce: cfg.Coalesce, Limiter: cfg.Limiter,
+			VnetHdr: cfg.VnetHdr, Coalesce: cfg.Coalesce, Paused: cfg.Paused, Limiter: cfg.Limiter,
 			Drain: cfg.Drain, Stall: cfg.Stall, Notice: cfg.Notice,
 			SG: true, RxNotify: true,
 		},
@@ -144,7 +144,7 @@ func newVirtQueue(c *Conn, index int, t *tap.Queue) *Queue {
 	v.rx.detach()
 	v.tx.detach()
 	v.setFeatures(0)
-	q.coalescer.what = c.cfg.Coalesce
+	q.coalescer.what, q.coalescer.paused = c.cfg.Coalesce, c.cfg.Paused
 	if c.cfg.VnetHdr {
 		q.vnetLen = tap.VnetHdrLen
 	}

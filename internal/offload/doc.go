@@ -18,6 +18,9 @@
 //	}                                    }
 //	p.Header.Encode ...                  switch p.Action { ... }
 //
+// A [Merger] is the inverse of segmentation: it merges the packets of a flow that a guest
+// without the offload sends.
+//
 // Packets come from guests, and no length in them can be trusted. Parse checks that
 // the bytes are there before it uses a length; no function reads outside its
 // slices, and all loops are bounded. Headers must be in private memory, so that

@@ -31,6 +31,7 @@ type Rings interface {
 	StopRing(index int) (base uint32, err error)
 	SetLog(l *virtqueue.Log) error
 	SendRARP(frame []byte) error
+	PauseCoalescing(on bool) error
 	Stats(pair int) *dataplane.Stats
 	State(pair int) dataplane.VirtState
 	Close()
@@ -64,6 +65,7 @@ type Device struct {
 	features, protocol uint64 // offered
 	limiter            dataplane.Limiter
 	notices            notices
+	xdp                bool // an XDP program is attached to the TAP; of the goroutine of watch
 
 	view     view // what Status shows
 	sessions atomic.Uint64
@@ -92,12 +94,15 @@ func Open(cfg Config) (*Device, error) {
 		d.log.Warn("the TAP has no vnet headers, so checksums and segmentation are done here: make it with `ip tuntap add ... multi_queue vnet_hdr`",
 			zap.String("interface", cfg.Tap.Name))
 	}
+	if info, err := l.dev.Info(); err == nil {
+		d.xdp = info.XDP
+	}
 	pairs := make([]dataplane.VirtPair, len(l.running))
 	for i := range pairs {
 		pairs[i].Tap = l.dev.Queue(i)
 	}
 	d.rings, err = cfg.Open(dataplane.VirtConfig{
-		VnetHdr: l.dev.VnetHdr(), Coalesce: dataplane.CoalesceIf(cfg.Coalesce, l.uso), Limiter: &d.limiter, Drain: cfg.Drain, Stall: cfg.Stall,
+		VnetHdr: l.dev.VnetHdr(), Coalesce: dataplane.CoalesceIf(cfg.Coalesce, l.uso), Paused: d.xdp, Limiter: &d.limiter, Drain: cfg.Drain, Stall: cfg.Stall,
 		Notice: d.notice, Pairs: pairs,
 	})
 	if err != nil {

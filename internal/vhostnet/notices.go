@@ -22,6 +22,7 @@ type notices struct {
 	mu      sync.Mutex // guards all below
 	gone    bool       // the TAP was deleted
 	stalled []bool     // by pair: its guest posts no buffers
+	merging bool       // packets were merged, or could have been, since take was last called
 }
 
 func newNotices(pairs int) notices {
@@ -46,6 +47,8 @@ func (n *notices) add(x dataplane.Notice) {
 		n.stalled[x.Queue] = true
 	case dataplane.Resumed:
 		n.stalled[x.Queue] = false
+	case dataplane.Coalescing:
+		n.merging = true
 	}
 	n.mu.Unlock()
 	select {
@@ -54,10 +57,11 @@ func (n *notices) add(x dataplane.Notice) {
 	}
 }
 
-func (n *notices) take() (gone bool, stalled []bool) {
+func (n *notices) take() (gone, merging bool, stalled []bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return n.gone, slices.Clone(n.stalled)
+	merging, n.merging = n.merging, false
+	return n.gone, merging, slices.Clone(n.stalled)
 }
 
 // clear forgets what was reported about a pair whose ring ends.
@@ -75,13 +79,16 @@ func (d *Device) watch(ctx context.Context, stop context.CancelCauseFunc) {
 			return
 		case <-d.notices.wake:
 		}
-		gone, stalled := d.notices.take()
+		gone, merging, stalled := d.notices.take()
 		if gone {
 			stop(fmt.Errorf("%w: %s", ErrTapGone, d.cfg.Tap.Name))
 			return
 		}
 		for i, now := range stalled {
 			d.showStall(i, now)
+		}
+		if merging {
+			d.checkXDP()
 		}
 	}
 }
@@ -97,5 +104,24 @@ func (d *Device) showStall(pair int, on bool) {
 		d.log.Warn("guest posts no buffers", zap.Int("queue", pair))
 	case changed:
 		d.log.Info("guest posts buffers again", zap.Int("queue", pair))
+	}
+}
+
+// checkXDP pauses the merging of packets while an XDP program is attached to the TAP.
+func (d *Device) checkXDP() {
+	info, err := d.link.dev.Info()
+	if err == nil && info.XDP != d.xdp {
+		err = d.rings.PauseCoalescing(info.XDP)
+	}
+	switch {
+	case err != nil:
+		d.log.Debug("XDP program not looked for", zap.Error(err))
+	case info.XDP && !d.xdp:
+		d.log.Info("coalescing paused: an XDP program is attached to the interface")
+	case !info.XDP && d.xdp:
+		d.log.Info("coalescing goes on: the XDP program is gone")
+	}
+	if err == nil {
+		d.xdp = info.XDP
 	}
 }

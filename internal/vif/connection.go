@@ -58,6 +58,7 @@ type connection struct {
 	carrier carrier
 	stalled []bool // by queue, as of the last notices
 	notices notices
+	xdp     bool // an XDP program is attached to the TAP, so that packets are not merged
 
 	data     *dataplane.Conn
 	mappings []*gntdev.Mapping // one ring page each
@@ -208,6 +209,10 @@ func (v *Vif) openTapQueues(c *connection, queues []dataplane.QueueConfig) error
 // ring's part.
 func (v *Vif) dataplaneConfig(c *connection) dataplane.Config {
 	f := &c.frontend.features
+	if v.cfg.Coalesce {
+		info, err := v.tap.Info() // if it fails, a later look may not
+		c.xdp = err == nil && info.XDP
+	}
 	return dataplane.Config{
 		Domid:       v.cfg.ID.Domid,
 		Guest:       f.guest,
@@ -216,6 +221,7 @@ func (v *Vif) dataplaneConfig(c *connection) dataplane.Config {
 		RxNotify:    f.rxNotify,
 		VnetHdr:     v.offload(),
 		Coalesce:    dataplane.CoalesceIf(v.cfg.Coalesce, tap.TakesUSO()),
+		Paused:      c.xdp,
 		Limiter:     &v.limiter,
 		Mcast:       &v.mcast,
 		Drain:       v.cfg.Drain,

@@ -21,6 +21,7 @@ type notices struct {
 	breach  error      // the first breach of the ring protocol
 	stalled []bool     // queues whose guest posts no rx slots
 	tooBig  bool       // a packet was too big for the guest, since take was last called
+	merging bool       // packets were merged, or could have been, since then
 }
 
 // noticeHandler returns the callback of a connection, which the workers call. After
@@ -53,14 +54,17 @@ func (n *notices) add(x dataplane.Notice) {
 		n.stalled[x.Queue] = false
 	case dataplane.TooBig:
 		n.tooBig = true
+	case dataplane.Coalescing:
+		n.merging = true
 	}
 }
 
-func (n *notices) take() (stalled []bool, tooBig bool, breach error) {
+func (n *notices) take() (stalled []bool, tooBig, merging bool, breach error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	tooBig, n.tooBig = n.tooBig, false
-	return slices.Clone(n.stalled), tooBig, n.breach
+	merging, n.merging = n.merging, false
+	return slices.Clone(n.stalled), tooBig, merging, n.breach
 }
 
 // handleNotices acts on the notices of the present connection, if there is one.
@@ -69,13 +73,16 @@ func (v *Vif) handleNotices(ctx context.Context) {
 	if c == nil {
 		return
 	}
-	stalled, tooBig, breach := c.notices.take()
+	stalled, tooBig, merging, breach := c.notices.take()
 	if breach != nil {
 		v.quarantine(ctx, breach)
 		return
 	}
 	if tooBig {
 		v.enforceMTU()
+	}
+	if merging {
+		v.checkXDP(c)
 	}
 	for i, now := range stalled {
 		switch {
@@ -97,5 +104,24 @@ func (v *Vif) handleNotices(ctx context.Context) {
 	if now := carrierFor(stalled); now != c.carrier {
 		c.carrier = now
 		v.setCarrier(now == carrierOn)
+	}
+}
+
+// checkXDP pauses the merging of packets while an XDP program is attached to the TAP.
+func (v *Vif) checkXDP(c *connection) {
+	info, err := v.tap.Info()
+	if err == nil && info.XDP != c.xdp {
+		v.work.Turn().Aside(func() { err = c.data.PauseCoalescing(info.XDP) })
+	}
+	switch {
+	case err != nil:
+		v.log.Debug("XDP program not looked for", zap.Error(err))
+	case info.XDP && !c.xdp:
+		v.log.Info("coalescing paused: an XDP program is attached to the interface")
+	case !info.XDP && c.xdp:
+		v.log.Info("coalescing goes on: the XDP program is gone")
+	}
+	if err == nil {
+		c.xdp = info.XDP
 	}
 }

@@ -50,7 +50,7 @@ func TestFirstBreachCounts(t *testing.T) {
 	n := newConnection(&frontend{queues: make([]queueKeys, 2)})
 	n.notices.add(dataplane.Notice{Kind: dataplane.Breach, Queue: 1, Err: errors.New("first")})
 	n.notices.add(dataplane.Notice{Kind: dataplane.Breach, Queue: 0, Err: errors.New("second")})
-	if _, _, err := n.notices.take(); err == nil || err.Error() != "queue 1: first" {
+	if _, _, _, err := n.notices.take(); err == nil || err.Error() != "queue 1: first" {
 		t.Errorf("got %v", err)
 	}
 }

@@ -238,7 +238,9 @@ type Info struct {
 	MAC             net.HardwareAddr
 	// Master is the interface index of the bridge, 0 if there is none.
 	Master int
-	Stats  Stats
+	// XDP: an XDP program is attached, of the driver or a generic one.
+	XDP   bool
+	Stats Stats
 }
 
 // Stats are the host's counters of a device. The directions are the host's: it
@@ -269,6 +271,7 @@ func (d *Device) Info() (Info, error) {
 		TxQueueLen: a.TxQLen,
 		MAC:        a.HardwareAddr,
 		Master:     a.MasterIndex,
+		XDP:        a.Xdp != nil && a.Xdp.Attached,
 	}
 	info.Operational = a.OperState == netlink.OperUp
 	if p.id != here {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/netbackd/netbackd/internal/dataplane"
 	"github.com/netbackd/netbackd/internal/lab"
+	"github.com/netbackd/netbackd/internal/lab/guest"
 	"github.com/netbackd/netbackd/internal/lab/netfront"
 	"github.com/netbackd/netbackd/internal/lab/vhostfront"
 	"github.com/netbackd/netbackd/pkg/tap"
@@ -123,4 +124,41 @@ func TestVhostCoalescing(t *testing.T) {
 			g.innocent()
 		})
 	}
+}
+
+// TestCoalescingAndXDP: while an XDP program is attached to the interface it sees the
+// packets that the guest sends.
+func TestCoalescingAndXDP(t *testing.T) {
+	w := newWorld(t)
+	g := w.guest(withoutSegmentation)
+	merged := func() (more uint64) {
+		before := g.counter(dataplane.TxCoalesced)
+		g.tcpToHost(1 << 20)
+		return g.counter(dataplane.TxCoalesced) - before
+	}
+	if merged() == 0 {
+		t.Fatal("no packets were merged")
+	}
+	x, err := guest.AttachXDP(g.status().Interface, "pass", "")
+	w.must(err)
+	w.wait("merging to be paused", func() bool {
+		g.tcpToHost(1 << 20)
+		return w.logged("coalescing paused") > 0
+	})
+	if n := merged(); n != 0 {
+		t.Errorf("%d packets were merged", n)
+	}
+	g.reconnect()
+	if n := merged(); n != 0 {
+		t.Errorf("%d packets were merged on a new connection", n)
+	}
+	w.must(x.Close())
+	w.wait("merging to go on", func() bool {
+		g.tcpToHost(1 << 20)
+		return w.logged("coalescing goes on") > 0
+	})
+	if merged() == 0 {
+		t.Error("no packets were merged afterwards")
+	}
+	g.innocent()
 }
