@@ -73,10 +73,11 @@ func (d *netDaemon) setUp(open Opener) (err error) {
 	}
 	d.own.open(d.host, d.ownPages)
 	d.pool, err = dataplane.NewPool(dataplane.Options{
-		Workers:  d.workers,
-		NoUring:  !d.uring,
-		OwnPager: d.own.pager(),
-		Warn:     func(err error) { d.Log.Warn("data path degraded", zap.Error(err)) },
+		Workers:    d.workers,
+		NoUring:    !d.uring,
+		NoPriority: d.priority == priorityOff,
+		OwnPager:   d.own.pager(),
+		Warn:       func(err error) { d.Log.Warn("data path degraded", zap.Error(err)) },
 	})
 	if err != nil {
 		return err
@@ -94,6 +95,7 @@ func (d *netDaemon) setUp(open Opener) (err error) {
 	d.status = netcontrol.Daemon{
 		Version: command.Version(), PID: os.Getpid(), Since: time.Now(),
 		Workers: d.pool.Workers(), Uring: daemon.UringState(d.uring), Offload: offload,
+		Priority:   d.pool.Priority(),
 		MaxThreads: maxThreads(d.pool.Workers()),
 	}
 	return nil
@@ -126,7 +128,7 @@ func (d *netDaemon) close() (err error) {
 // now returns the status of the daemon.
 func (d *netDaemon) now() netcontrol.Daemon {
 	s := d.status
-	s.LogLost, s.Threads = d.LogLost(), daemon.Threads()
+	s.LogLost, s.Threads, s.Classes = d.LogLost(), daemon.Threads(), d.pool.Classes()
 	s.OwnPages = d.own.status(d.pool.OwnPages())
 	return s
 }
@@ -135,7 +137,8 @@ func (d *netDaemon) now() netcontrol.Daemon {
 func (d *netDaemon) serve(ctx context.Context) error {
 	d.Log.Info("starting", zap.String("version", d.status.Version), zap.String("xen", d.xen),
 		zap.Int("workers", d.status.Workers), zap.String("io_uring", d.status.Uring), zap.Bool("offload", d.status.Offload),
-		zap.Bool("own_pages", d.own.pages != nil), zap.NamedError("own_pages_off", d.own.off))
+		zap.Bool("own_pages", d.own.pages != nil), zap.NamedError("own_pages_off", d.own.off),
+		zap.String("priority", d.status.Priority))
 	err := d.Serve(ctx, daemon.Work{
 		Listener: d.listener, Handler: netcontrol.Handler(d.now, d.backend, backend.ErrNoVif),
 		Workers: d.pool.Ping, Control: d.backend.Ping,

@@ -28,6 +28,7 @@ type runFlags struct {
 	coalesce  bool
 	ownPages  string
 	workers   int
+	priority  string
 	maxQueues int
 	drain     time.Duration
 	stall     time.Duration
@@ -67,6 +68,7 @@ The manual page netbackd(8) advises on the flags.`,
 	fl.BoolVar(&f.coalesce, "coalesce", true, "merge packets that a guest without segmentation offload sends into larger ones for the host")
 	fl.StringVar(&f.ownPages, "own-pages", "auto", "copy packets between pages of guests and pages that this domain has granted to itself: auto (if the kernel has "+gntalloc.DefaultPath+") or none")
 	fl.IntVar(&f.workers, "workers", 0, "`number` of threads that move packets; 0: one per CPU")
+	priorityFlag(fl, &f.priority)
 	fl.IntVar(&f.maxQueues, "max-queues", min(8, runtime.NumCPU()), "`number` of queues offered to each vif")
 	fl.DurationVar(&f.drain, "rx-drain", dataplane.DefaultDrain, "drop packets that a guest has not taken for this long")
 	fl.DurationVar(&f.stall, "rx-stall", dataplane.DefaultStall, "take the carrier off the interface of a guest that has taken nothing for this long")
@@ -98,6 +100,8 @@ func (f *runFlags) check() (ctrlserver.Protocols, error) {
 		return 0, command.Usagef("--own-pages is %q, want auto or none", f.ownPages)
 	case f.maxQueues < 1 || f.maxQueues > maxQueuesLimit:
 		return 0, command.Usagef("--max-queues is %d, want 1 to %d", f.maxQueues, maxQueuesLimit)
+	case badPriority(f.priority):
+		return 0, command.Usagef("--worker-priority is %q, want auto or off", f.priority)
 	case f.workers < 0 || f.workers > maxWorkers:
 		return 0, command.Usagef("--workers is %d, want 0 to %d", f.workers, maxWorkers)
 	case f.static < 0 || f.static > maxStatic:

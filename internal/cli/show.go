@@ -99,6 +99,7 @@ func writeDaemon(w io.Writer, d *netcontrol.Daemon, now time.Time) error {
 	row("workers", "%d", d.Workers)
 	row("io_uring", "%s", d.Uring)
 	row("offload", "%s", command.OnOff(d.Offload))
+	row("priority", "%s", priorityRow(d))
 	if o := d.OwnPages; o != nil {
 		row("own pages", "%s", ownPagesText(o))
 	}

@@ -180,7 +180,9 @@ func (d *fakeDaemon) Adopt(string) error { return errors.New("not asked for") }
 func (d *fakeDaemon) Release(string) (int, error) { return 0, errors.New("not asked for") }
 
 var testDaemon = netcontrol.Daemon{
-	Version: "v1.2", PID: 4711, Since: time.Now().Add(-time.Hour), Workers: 2, Uring: "in use", Offload: true, Threads: 20, MaxThreads: 103, LogLost: 12,
+	Version: "v1.2", PID: 4711, Since: time.Now().Add(-time.Hour), Workers: 2, Uring: "in use", Offload: true, Threads: 20,
+	Priority: "batch, nice -10 while rates are high", Classes: []string{"normal, nice 0", "batch, nice -10", "normal, nice 0"},
+	MaxThreads: 103, LogLost: 12,
 }
 
 // serve runs a daemon's control socket and returns its run directory.

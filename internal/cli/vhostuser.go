@@ -46,6 +46,7 @@ type vhostFlags struct {
 	uring         bool
 	coalesce      bool
 	workers       int
+	priority      string
 	drain, stall  time.Duration
 	log           daemon.LogFlags
 	runDir        string
@@ -109,6 +110,7 @@ The manual page netbackd(8) and docs/vhost-user.md have lines for each front end
 	fl.BoolVar(&f.uring, "io-uring", true, "move batches of packets through io_uring if the kernel has it")
 	fl.BoolVar(&f.coalesce, "coalesce", true, "merge packets that a guest without segmentation offload sends into larger ones for the host")
 	fl.IntVar(&f.workers, "workers", 0, "`number` of threads that move packets; 0: one per pair of queues, at most one per CPU")
+	priorityFlag(fl, &f.priority)
 	fl.DurationVar(&f.drain, "rx-drain", dataplane.DefaultDrain, "drop packets that a guest has not taken for this long")
 	fl.DurationVar(&f.stall, "rx-stall", dataplane.DefaultStall, "take the carrier off the interface of a guest that has taken nothing for this long")
 	f.log.Add(fl)
@@ -141,6 +143,8 @@ func (f *vhostFlags) check(passed bool) error {
 		mistake = fmt.Sprintf("--mtu is %d, want 68 to 65521", f.mtu)
 	case f.workers < 0 || f.workers > maxWorkers:
 		mistake = fmt.Sprintf("--workers is %d, want 0 to %d", f.workers, maxWorkers)
+	case badPriority(f.priority):
+		mistake = fmt.Sprintf("--worker-priority is %q, want auto or off", f.priority)
 	case f.drain <= 0 || f.stall <= 0:
 		mistake = "--rx-drain and --rx-stall want times above 0"
 	default:
@@ -279,7 +283,7 @@ func (v *vhostUser) setUp(passed []sdnotify.File) (err error) {
 		}
 	}
 	v.pool, err = dataplane.NewPool(dataplane.Options{
-		Workers: v.workers, NoUring: !v.uring,
+		Workers: v.workers, NoUring: !v.uring, NoPriority: v.priority == priorityOff,
 		Warn: func(err error) { v.Log.Warn("data path degraded", zap.Error(err)) },
 	})
 	if err != nil {
@@ -305,6 +309,7 @@ func (v *vhostUser) setUp(passed []sdnotify.File) (err error) {
 	v.status = netcontrol.Daemon{
 		Version: command.Version(), PID: os.Getpid(), Since: time.Now(), Workers: v.pool.Workers(),
 		Uring: daemon.UringState(v.uring), Offload: v.device.Status().VnetHdr, MaxThreads: maxThreads(v.pool.Workers()),
+		Priority: v.pool.Priority(),
 	}
 	return v.listenControl()
 }
@@ -350,7 +355,7 @@ func (v *vhostUser) serve(ctx context.Context) error {
 	s := v.device.Status()
 	v.Log.Info("ready", zap.String("version", v.status.Version), zap.String("device", s.Name), zap.String("interface", s.Interface),
 		zap.String("socket", v.endpoint.Path()), zap.String("mode", v.endpoint.Mode()), zap.Int("queues", s.Pairs),
-		zap.Int("workers", v.status.Workers), zap.String("io_uring", v.status.Uring))
+		zap.Int("workers", v.status.Workers), zap.String("io_uring", v.status.Uring), zap.String("priority", v.status.Priority))
 	err := v.Serve(ctx, daemon.Work{
 		Listener: v.control, Handler: netcontrol.DeviceHandler(v.now, v.device),
 		Workers: v.pool.Ping, Control: func(context.Context) error { return nil },
@@ -394,7 +399,7 @@ func (v *vhostUser) giveUp() {
 // now returns the status of the process.
 func (v *vhostUser) now() netcontrol.Daemon {
 	s := v.status
-	s.LogLost, s.Threads = v.LogLost(), daemon.Threads()
+	s.LogLost, s.Threads, s.Classes = v.LogLost(), daemon.Threads(), v.pool.Classes()
 	return s
 }
 

@@ -23,6 +23,8 @@ type Options struct {
 	// OwnPager grants pages of the workers' arenas to this domain itself, which makes grant
 	// copies cheaper; nil: there is none, and copies go by address.
 	OwnPager OwnPager
+	// NoPriority leaves the scheduling class of workers' threads as it is.
+	NoPriority bool
 	// Warn reports failures that do not stop the pool: an io_uring that fails, a
 	// panic that costs a vif. It is called from the workers, must not block, and may
 	// be nil.
@@ -33,11 +35,16 @@ type Options struct {
 type Pool struct {
 	opts Options
 
-	// mu guards load in every worker, counted in every queue, and the lists of
-	// workers.
-	mu      sync.Mutex
-	workers []*worker
-	spares  []*worker // held by slow grant copies, and slow lanes; see slowcopy.go
+	// mu guards load in every worker, counted in every queue, the lists of workers, and
+	// their classes.
+	mu       sync.Mutex
+	workers  []*worker
+	spares   []*worker // held by slow grant copies, and slow lanes; see slowcopy.go
+	priority string    // see Priority
+	normal   class     // of the workers' threads
+	raised   class     // the same while rates are high
+
+	classWarned sync.Once
 
 	own    ownCount
 	shared atomic.Int64 // unused bytes for packets that wait; see membudget.go

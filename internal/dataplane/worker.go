@@ -51,6 +51,7 @@ type worker struct {
 	sched  scheduler
 	epoll  poller
 	timers timers
+	urge   urgency
 	copies copyWatch
 	clock  func() time.Time
 	now    time.Time      // see time; zero: not read yet
@@ -326,12 +327,13 @@ func (w *worker) run(started chan<- struct{}) {
 	defer close(w.done)
 	defer w.release()
 	w.pool.openRing(w)
+	w.pool.openClass(w)
 	close(started)
 
 	for !w.closed {
 		switch {
 		case len(w.sched.ready) == 0:
-			w.failed = w.poll(w.timeout())
+			w.failed = w.poll(w.urge.patience(w.timeout()))
 		case w.busy >= busyLimit:
 			w.failed = w.poll(0)
 		default:
@@ -365,6 +367,7 @@ func (w *worker) time() time.Time {
 // for ever if that is negative.
 func (w *worker) poll(timeout int) error {
 	events, err := w.epoll.wait(timeout)
+	w.urge.woke(len(events) > 0, timeout, w.clock)
 	w.busy = 0
 	w.now = time.Time{}
 	if err != nil {
@@ -452,6 +455,7 @@ func (w *worker) serve(q *Queue) (again bool, err error) {
 	}
 	moved := w.tally[TxSlots] + w.tally[RxSlots] - before
 	w.busy += 1 + int(moved)/slotsPerBusy
+	w.urge.slots += moved
 	switch {
 	case moved != 0:
 		q.ev.spurious = 0

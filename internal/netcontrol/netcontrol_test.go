@@ -76,7 +76,7 @@ func (s *source) Adopt(name string) error { return s.Reset(name) }
 
 func (s *source) Release(name string) (int, error) { return 3, s.Reset(name) }
 
-var testDaemon = Daemon{Version: "v1", PID: 4711, Since: time.Unix(1700000000, 0).UTC(), Workers: 2, Uring: "in use", Offload: true}
+var testDaemon = Daemon{Version: "v1", PID: 4711, Since: time.Unix(1700000000, 0).UTC(), Workers: 2, Uring: "in use", Offload: true, Priority: "switched off"}
 
 func daemon() Daemon { return testDaemon }
 
@@ -182,7 +182,7 @@ func TestWire(t *testing.T) {
 		code         int
 		body         string
 	}{
-		{"GET", "/v1/daemon", 200, `{"schema":1,"version":"v1","pid":4711,"since":"2023-11-14T22:13:20Z","workers":2,"io_uring":"in use","offload":true,"threads":0,"threads_max":0,"log_lines_lost":0}` + "\n"},
+		{"GET", "/v1/daemon", 200, `{"schema":1,"version":"v1","pid":4711,"since":"2023-11-14T22:13:20Z","workers":2,"io_uring":"in use","offload":true,"worker_priority":"switched off","threads":0,"threads_max":0,"log_lines_lost":0}` + "\n"},
 		{"GET", "/v1/names", 200, `{"schema":1,"names":["vif1.0","vif2.0"]}` + "\n"},
 		{"GET", "/v1/vifs/vif9.0", 404, `{"error":"vif9.0: no such vif"}` + "\n"},
 		{"GET", "/v1/vifs/vif1.0?after=soon", 409, `{"error":"after is \"soon\", want a revision"}` + "\n"},

@@ -1,0 +1,205 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"errors"
+	"runtime"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+)
+
+// onThread runs f on a thread of its own, which ends afterwards.
+func onThread(f func()) {
+	done := make(chan struct{})
+	go func() {
+		runtime.LockOSThread() // for good
+		defer close(done)
+		f()
+	}()
+	<-done
+}
+
+func TestFindClass(t *testing.T) {
+	normal, batch := class{unix.SCHED_NORMAL, 0}, class{unix.SCHED_BATCH, raisedNice}
+	for _, tt := range []struct {
+		name    string
+		normal  class
+		lowest  int32 // that RLIMIT_NICE allows
+		cap     bool  // CAP_SYS_NICE
+		refuses error // of all calls
+
+		want  class
+		tried []class
+		fails bool
+	}{
+		{"allowed", normal, raisedNice, false, nil, batch, []class{batch, normal}, false},
+		{"allowed by a capability", normal, 0, true, nil, batch, []class{batch, normal}, false},
+		{"allowed in part", normal, -5, false, nil, class{unix.SCHED_BATCH, -5}, []class{batch, {unix.SCHED_BATCH, -5}, normal}, true},
+		{"not allowed", normal, 0, false, nil, normal, []class{batch}, true},
+		{"refused by a filter", normal, raisedNice, false, unix.EPERM, normal, []class{batch}, true},
+		{"no such call", normal, raisedNice, false, unix.ENOSYS, normal, []class{batch}, true},
+		{"the daemon has a lower one", class{unix.SCHED_NORMAL, -15}, -15, false, nil, class{unix.SCHED_BATCH, -15}, []class{{unix.SCHED_BATCH, -15}, {unix.SCHED_NORMAL, -15}}, false},
+		{"the daemon has a higher one", class{unix.SCHED_NORMAL, 5}, raisedNice, false, nil, batch, []class{batch, {unix.SCHED_NORMAL, 5}}, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var tried []class
+			got, err := findClass(tt.normal, tt.lowest, func(c class) error {
+				tried = append(tried, c)
+				if tt.refuses == nil && !tt.cap && c.nice < min(tt.lowest, tt.normal.nice) {
+					return unix.EPERM
+				}
+				return tt.refuses
+			})
+			if got != tt.want || (err != nil) != tt.fails {
+				t.Errorf("%v, %v; want %v, an error: %t", got, err, tt.want, tt.fails)
+			}
+			if diff := cmp.Diff(tt.tried, tried, cmp.AllowUnexported(class{})); diff != "" {
+				t.Errorf("calls (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// TestClassOfThread changes the class of a real thread, which no other thread shares.
+func TestClassOfThread(t *testing.T) {
+	var warned []error
+	p := &Pool{opts: Options{Warn: func(err error) { warned = append(warned, err) }}}
+	w := &worker{pool: p}
+	onThread(func() {
+		normal, err := threadClass()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		p.openClass(w)
+		if w.urge.set == nil {
+			return
+		}
+		for _, want := range []class{p.raised, normal, p.raised} {
+			w.urge.change(want == p.raised)
+			if got, err := threadClass(); err != nil || got != want {
+				t.Errorf("%v, %v; want %v", got, err, want)
+			}
+			var other class
+			onThread(func() { other, err = threadClass() })
+			if err != nil || other != normal {
+				t.Errorf("another thread: %v, %v; want %v", other, err, normal)
+			}
+		}
+	})
+	switch {
+	case w.urge.set == nil && len(warned) == 1:
+		t.Skip(warned[0])
+	case w.urge.set == nil || len(warned) > 0 || p.raised != class{unix.SCHED_BATCH, raisedNice}:
+		t.Errorf("warnings %v, raised %v", warned, p.raised)
+	}
+	if want := "batch, nice -10 while rates are high"; p.Priority() != want {
+		t.Errorf("%q, want %q", p.Priority(), want)
+	}
+}
+
+// TestClassWithoutRights: a worker without the right goes on as it is, which is said once.
+func TestClassWithoutRights(t *testing.T) {
+	if lowestNice() < 0 {
+		t.Skipf("RLIMIT_NICE allows every process nice %d", lowestNice())
+	}
+	var warned []error
+	p := &Pool{opts: Options{Warn: func(err error) { warned = append(warned, err) }}}
+	for i := range 3 {
+		w := &worker{pool: p, index: i}
+		onThread(func() {
+			if err := dropSysNice(); err != nil {
+				t.Error(err)
+				return
+			}
+			p.openClass(w)
+		})
+		if w.urge.set != nil {
+			t.Error("the class is changed")
+		}
+		p.workers = append(p.workers, w)
+	}
+	if len(warned) != 1 || !errors.Is(warned[0], unix.EPERM) {
+		t.Errorf("warnings: %v", warned)
+	}
+	if !strings.Contains(p.Priority(), "operation not permitted") || p.Classes() != nil {
+		t.Errorf("%q, %v", p.Priority(), p.Classes())
+	}
+}
+
+// dropSysNice takes CAP_SYS_NICE from the calling thread.
+func dropSysNice() error {
+	h := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var d [2]unix.CapUserData
+	if err := unix.Capget(&h, &d[0]); err != nil {
+		return err
+	}
+	d[0].Effective &^= 1 << unix.CAP_SYS_NICE
+	return unix.Capset(&h, &d[0])
+}
+
+// TestClassLost: rights that end while the daemon runs are reported, and the worker stays as
+// it is.
+func TestClassLost(t *testing.T) {
+	if lowestNice() < 0 {
+		t.Skipf("RLIMIT_NICE allows every process nice %d", lowestNice())
+	}
+	var warned []error
+	p := &Pool{opts: Options{Warn: func(err error) { warned = append(warned, err) }}}
+	w := &worker{pool: p}
+	able := false
+	onThread(func() {
+		p.openClass(w)
+		if able = w.urge.set != nil; !able {
+			return
+		}
+		if err := dropSysNice(); err != nil {
+			t.Error(err)
+			return
+		}
+		w.urge.change(true)
+	})
+	if !able {
+		t.Skip(p.Priority())
+	}
+	if len(warned) != 1 || w.urge.set != nil || w.urge.raised.Load() {
+		t.Errorf("warnings %v, still tries: %t, raised %t", warned, w.urge.set != nil, w.urge.raised.Load())
+	}
+}
+
+func TestClassOfPool(t *testing.T) {
+	for _, tt := range []struct {
+		name     string
+		off      bool
+		priority string
+	}{
+		{"auto", false, "batch, nice -10 while rates are high"},
+		{"off", true, "switched off"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			p, err := NewPool(Options{Workers: 2, NoUring: true, NoPriority: tt.off})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer p.Close()
+			var want []string
+			if !tt.off {
+				if p.Classes() == nil {
+					t.Skip(p.Priority())
+				}
+				p.workers[1].urge.raised.Store(true)
+				want = []string{"normal, nice 0", "batch, nice -10"}
+			}
+			if p.Priority() != tt.priority {
+				t.Errorf("%q, want %q", p.Priority(), tt.priority)
+			}
+			if diff := cmp.Diff(want, p.Classes()); diff != "" {
+				t.Errorf("classes (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
