@@ -65,6 +65,15 @@ func thisHost(socket string) *netcheck.Host {
 			}
 			return workers * dataplane.MaxOwnPages
 		},
+		Priority: func(ctx context.Context) string {
+			ctx, cancel := context.WithTimeout(ctx, hostcheck.AnswerTimeout)
+			defer cancel()
+			d, err := ask(ctx)
+			if err != nil {
+				return "" // another item has it
+			}
+			return d.Denied
+		},
 		Steering: steer.Probe,
 		MultiTAP: func() error { return tap.Probe(tap.MultiQueue) },
 	}

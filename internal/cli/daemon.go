@@ -95,9 +95,9 @@ func (d *netDaemon) setUp(open Opener) (err error) {
 	d.status = netcontrol.Daemon{
 		Version: command.Version(), PID: os.Getpid(), Since: time.Now(),
 		Workers: d.pool.Workers(), Uring: daemon.UringState(d.uring), Offload: offload,
-		Priority:   d.pool.Priority(),
 		MaxThreads: maxThreads(d.pool.Workers()),
 	}
+	setPriority(&d.status, d.pool)
 	return nil
 }
 

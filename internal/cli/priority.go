@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"github.com/netbackd/netbackd/internal/dataplane"
 	"github.com/netbackd/netbackd/internal/netcontrol"
 )
 
@@ -24,6 +25,15 @@ func priorityFlag(fl *pflag.FlagSet, v *string) {
 
 // badPriority reports whether v is no value of --worker-priority.
 func badPriority(v string) bool { return v != priorityAuto && v != priorityOff }
+
+// setPriority stores the priority of the workers in the status.
+func setPriority(d *netcontrol.Daemon, p *dataplane.Pool) {
+	state, denied := p.Priority()
+	d.Priority = state
+	if denied != nil {
+		d.Denied = denied.Error()
+	}
+}
 
 // priorityRow returns the rule for workers' priority and how many are in which class.
 func priorityRow(d *netcontrol.Daemon) string {

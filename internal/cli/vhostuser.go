@@ -309,8 +309,8 @@ func (v *vhostUser) setUp(passed []sdnotify.File) (err error) {
 	v.status = netcontrol.Daemon{
 		Version: command.Version(), PID: os.Getpid(), Since: time.Now(), Workers: v.pool.Workers(),
 		Uring: daemon.UringState(v.uring), Offload: v.device.Status().VnetHdr, MaxThreads: maxThreads(v.pool.Workers()),
-		Priority: v.pool.Priority(),
 	}
+	setPriority(&v.status, v.pool)
 	return v.listenControl()
 }
 

@@ -113,13 +113,13 @@ func (p *Pool) openClass(w *worker) {
 	}
 }
 
-// noteClass keeps the state that [Pool.Priority] returns, and reports err if it is the first.
+// noteClass keeps what [Pool.Priority] returns, and reports err if it is the first.
 func (p *Pool) noteClass(state string, err error) {
 	if state == "" {
 		state = err.Error()
 	}
 	p.mu.Lock()
-	p.priority = state
+	p.priority, p.denied = state, err
 	p.mu.Unlock()
 	if err != nil {
 		p.classWarned.Do(func() { p.warn(fmt.Errorf("priority of workers: %w", err)) })
@@ -127,11 +127,12 @@ func (p *Pool) noteClass(state string, err error) {
 }
 
 // Priority returns how the priority of the workers' threads follows their rates, or the
-// reason why it does not.
-func (p *Pool) Priority() string {
+// reason why it does not. denied is the error if the process lacks the right to it, in
+// whole or in part.
+func (p *Pool) Priority() (state string, denied error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.priority
+	return p.priority, p.denied
 }
 
 // Classes returns the present scheduling class of each worker's thread, or nil if they do

@@ -97,8 +97,8 @@ func TestClassOfThread(t *testing.T) {
 	case w.urge.set == nil || len(warned) > 0 || p.raised != class{unix.SCHED_BATCH, raisedNice}:
 		t.Errorf("warnings %v, raised %v", warned, p.raised)
 	}
-	if want := "batch, nice -10 while rates are high"; p.Priority() != want {
-		t.Errorf("%q, want %q", p.Priority(), want)
+	if got, want := p.priority, "batch, nice -10 while rates are high"; got != want {
+		t.Errorf("%q, want %q", got, want)
 	}
 }
 
@@ -126,8 +126,9 @@ func TestClassWithoutRights(t *testing.T) {
 	if len(warned) != 1 || !errors.Is(warned[0], unix.EPERM) {
 		t.Errorf("warnings: %v", warned)
 	}
-	if !strings.Contains(p.Priority(), "operation not permitted") || p.Classes() != nil {
-		t.Errorf("%q, %v", p.Priority(), p.Classes())
+	state, denied := p.Priority()
+	if !strings.Contains(state, "operation not permitted") || !errors.Is(denied, unix.EPERM) || p.Classes() != nil {
+		t.Errorf("%q, %v, %v", state, denied, p.Classes())
 	}
 }
 
@@ -164,7 +165,7 @@ func TestClassLost(t *testing.T) {
 		w.urge.change(true)
 	})
 	if !able {
-		t.Skip(p.Priority())
+		t.Skip(p.priority)
 	}
 	if len(warned) != 1 || w.urge.set != nil || w.urge.raised.Load() {
 		t.Errorf("warnings %v, still tries: %t, raised %t", warned, w.urge.set != nil, w.urge.raised.Load())
@@ -189,13 +190,13 @@ func TestClassOfPool(t *testing.T) {
 			var want []string
 			if !tt.off {
 				if p.Classes() == nil {
-					t.Skip(p.Priority())
+					t.Skip(p.priority)
 				}
 				p.workers[1].urge.raised.Store(true)
 				want = []string{"normal, nice 0", "batch, nice -10"}
 			}
-			if p.Priority() != tt.priority {
-				t.Errorf("%q, want %q", p.Priority(), tt.priority)
+			if got, denied := p.Priority(); got != tt.priority || denied != nil {
+				t.Errorf("%q, %v, want %q", got, denied, tt.priority)
 			}
 			if diff := cmp.Diff(want, p.Classes()); diff != "" {
 				t.Errorf("classes (-want +got):\n%s", diff)

@@ -41,6 +41,7 @@ type Pool struct {
 	workers  []*worker
 	spares   []*worker // held by slow grant copies, and slow lanes; see slowcopy.go
 	priority string    // see Priority
+	denied   error     // the same
 	normal   class     // of the workers' threads
 	raised   class     // the same while rates are high
 

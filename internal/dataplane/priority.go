@@ -27,6 +27,10 @@ import (
 //	  |   fewer than worthSlots per wake-up: barred for 100 ms, then 200 ms, ... 10 s
 //	  +<-------------------------------------------'
 //
+// Slots are those from the guest. In the other direction a worker that does not take the
+// processor from the sender gains nothing: threads of Go's runtime that wake up do that, and
+// it is then served in smaller batches.
+//
 // Rates are computed each time a number of wake-ups or of slots is reached. Only then the
 // clock is read: where the vDSO cannot read Xen's clock it is a system call.
 const (

@@ -31,6 +31,10 @@ type Host struct {
 	// has a vif.
 	OwnPages func(context.Context) int
 
+	// Priority returns the error of the running daemon that may not raise the priority of
+	// its workers, or nothing.
+	Priority func(context.Context) string
+
 	// PerVif: the kernel's driver is expected, and netbackd should serve only vifs
 	// whose script is vif-netbackd.
 	PerVif bool
@@ -54,6 +58,7 @@ func (h *Host) Run(ctx context.Context) hostcheck.Report {
 		h.UringWorks(add, "netbackd makes a system call per packet")
 		h.steering(add)
 		h.DaemonRuns(ctx, add, "connections")
+		h.priority(ctx, add)
 	})
 }
 
@@ -192,4 +197,12 @@ func (h *Host) steering(add hostcheck.Adder) {
 		return
 	}
 	add("steering", hostcheck.OK, "the kernel takes programs", "")
+}
+
+// priority checks whether the daemon has the right to raise the priority of its workers.
+func (h *Host) priority(ctx context.Context, add hostcheck.Adder) {
+	if denied := h.Priority(ctx); denied != "" {
+		add("priority", hostcheck.Note, "workers take more CPU while their rates are high, because the daemon may not raise their priority: "+denied,
+			"systemctl edit netbackd # [Service] LimitNICE=-10 SystemCallFilter=sched_setattr")
+	}
 }

@@ -91,6 +91,7 @@ func host(t *testing.T, f files) *Host {
 			Daemon:   func(context.Context) (string, error) { return "v1", nil },
 		},
 		OwnPages: func(context.Context) int { return 704 },
+		Priority: func(context.Context) string { return "" },
 		MultiTAP: func() error { return nil },
 		Steering: func() error { return nil },
 	}
@@ -220,6 +221,9 @@ func TestWhatIsInTheWay(t *testing.T) {
 			"sys/class/net/vif1.0/tun_flags": "0x1002", "sys/class/net/web/tun_flags": "0x5102",
 		}), nil, []hostcheck.Item{item("Open vSwitch", hostcheck.Note, "has bridges of the userspace datapath, which lose packets with offloads: netbackd finishes packets itself for vifs whose bridge= in the guest's config names one (br0); if a script plugs others into them, switch offload off for all vifs",
 			`echo 'NETBACKD_ARGS="--offload none"' >>/etc/default/netbackd && systemctl restart netbackd # only if a script does`)}},
+		{"no right to a priority", ready, func(h *Host) { h.Priority = func(context.Context) string { return "operation not permitted" } },
+			[]hostcheck.Item{item("priority", hostcheck.Note, "workers take more CPU while their rates are high, because the daemon may not raise their priority: operation not permitted",
+				"systemctl edit netbackd # [Service] LimitNICE=-10 SystemCallFilter=sched_setattr")}},
 		{"no io_uring", ready, func(h *Host) { h.Uring = func() error { return errors.New("the kernel has none") } },
 			[]hostcheck.Item{item("io_uring", hostcheck.Note, "does not work, so netbackd makes a system call per packet: the kernel has none", "")}},
 		{"no programs", ready, func(h *Host) { h.Steering = func() error { return errors.New("CAP_BPF is needed") } },

@@ -42,9 +42,10 @@ type Daemon struct {
 	Uring   string    `json:"io_uring"` // "in use", or the reason for not using it
 	Offload bool      `json:"offload"`
 
-	OwnPages *OwnPages `json:"own_pages,omitempty"`      // of the daemon for vifs
-	Priority string    `json:"worker_priority"`          // of workers' threads, or the reason for not changing it
-	Classes  []string  `json:"worker_classes,omitempty"` // the present scheduling class of each worker's thread
+	OwnPages *OwnPages `json:"own_pages,omitempty"`              // of the daemon for vifs
+	Priority string    `json:"worker_priority"`                  // of workers' threads, or the reason for not changing it
+	Classes  []string  `json:"worker_classes,omitempty"`         // the present scheduling class of each worker's thread
+	Denied   string    `json:"worker_priority_denied,omitempty"` // the error of a process without the right
 
 	Threads    int `json:"threads"`     // present number of threads of the process
 	MaxThreads int `json:"threads_max"` // bound of that number
