@@ -17,6 +17,12 @@ import (
 // calls. The number also bounds the work for one vif before the others have their turn.
 const batchPackets = 128
 
+// holdOff is the number of responses from which on a pass requests no event yet, and leaves the
+// queue another turn: a guest that sends so many packets at a time sends more by then, without
+// an event. After fewer that turn would bring nothing, and with many vifs what it needs has
+// left the caches.
+const holdOff = batchPackets / 4
+
 // creditStep is the credit in bytes that a pass takes from the rate limit at once: more
 // than a batch of MTU-sized packets needs.
 const creditStep = 1 << 20
@@ -49,7 +55,7 @@ func (w *worker) txPass(q *Queue) (more bool, err error) {
 		return false, err
 	case b.want != 0:
 		return false, nil
-	case b.nRsp > 0:
+	case b.nRsp >= holdOff:
 		return true, nil
 	}
 	if more, err = q.tx.Arm(); err != nil {
