@@ -13,7 +13,7 @@ BIN     ?= bin/netbackd
 BLKBIN  ?= bin/blkbackd
 DIST    ?= dist
 
-.PHONY: build lab lab-net lab-blk demo demo-blk test test-all test-xen test-arm64 bench bench-vhost bench-xen bench-blk bench-blk-embedded lint fuzz cross install deb deb-pair clean
+.PHONY: build lab lab-net lab-blk demo demo-blk test test-all test-xen test-arm64 bench bench-scale bench-vhost bench-xen bench-blk bench-blk-embedded lint fuzz cross install deb deb-pair clean
 
 build: ## bin/netbackd and bin/blkbackd, static
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/netbackd
@@ -57,6 +57,9 @@ bench-blk-embedded: ## the data path of vbds against bare io_uring on the same f
 
 bench-vhost: build ## vhost-user devices against DPDK's vhost, QEMU's tap, passt and a bare loop
 	./test/bench-vhost
+
+bench-scale: build ## the cost of many vifs and queues, in the data path and of the whole daemon
+	./test/bench-scale
 
 bench: build ## the data path against bare system calls on the same TAP
 	./test/bench

@@ -35,6 +35,9 @@ func TestMain(m *testing.M) {
 	if err := netns.NoIPv6(); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 	}
+	if os.Getenv(envBench) == benchScale {
+		os.Exit(scaleMain(os.Args[1:]))
+	}
 	if os.Getenv(envBench) != "" {
 		os.Exit(benchMain(os.Args[1:]))
 	}

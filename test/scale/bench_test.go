@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package scale
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/netbackd/netbackd/internal/lab/bench"
+	"github.com/netbackd/netbackd/internal/lab/crowd"
+	"github.com/netbackd/netbackd/internal/lab/plot"
+)
+
+// envBench is the directory for the figures of TestBench. Without it TestBench is skipped.
+const envBench = "SCALE_BENCH"
+
+// benchVifs are the numbers of vifs at which the daemon is looked at. Memory for each vif is
+// that between the second and the last.
+var benchVifs = []int{50, 200, 400, 600, 800, 1000}
+
+// TestBench measures a daemon with 1000 vifs.
+func TestBench(t *testing.T) {
+	dir := os.Getenv(envBench)
+	if dir == "" {
+		t.Skip(envBench + " is not set; see test/bench-scale")
+	}
+	begun := time.Now()
+	rep := &bench.Report{
+		Host: "one netbackd on the embedded Xen, in a network of its own",
+		Method: []string{
+			"The guests are domains of one vif and one queue each, played by one process without threads for them. Their TAPs are up, and on no bridge.",
+			"Wakes are context switches of all threads. Memory is resident memory without the mapped rings, when the daemon has come to rest.",
+			"Seconds are those of daemon, embedded Xen, toolstack and guests together, on the same processors; beside them the daemon's processor time.",
+		},
+	}
+	h := newHost(t)
+	memory := h.grow(rep)
+	h.idle(rep)
+	h.tearDown(rep)
+	rep.Seconds = time.Since(begun).Seconds()
+	h.must(rep.Print(os.Stdout))
+	h.must(rep.WriteJSON(filepath.Join(dir, "scale-daemon.json")))
+	svg, err := memory.SVG()
+	h.must(err)
+	h.must(os.WriteFile(filepath.Join(dir, "scale-memory.svg"), svg, 0o644))
+	if n := rep.Missed(); n > 0 {
+		t.Errorf("%d bars missed", n)
+	}
+}
+
+// timed runs f and returns its duration, and the daemon's processor time meanwhile.
+func (h *host) timed(f func() error) (took, cpu time.Duration) {
+	h.tb.Helper()
+	before, start := h.used(), time.Now()
+	h.must(f())
+	return time.Since(start), h.used().CPU - before.CPU
+}
+
+// grow connects the vifs step by step.
+func (h *host) grow(rep *bench.Report) plot.Lines {
+	h.tb.Helper()
+	const mib = 1 << 20
+	var private, rings []plot.Point
+	var attach, connect, cpu time.Duration
+	var base, last crowd.Usage
+	have := 0
+	for i, n := range benchVifs {
+		var guests []*crowd.Guest
+		took, used := h.timed(func() (err error) { guests, err = h.Add(h.ctx, n-have, 1); return err })
+		attach, cpu = attach+took, cpu+used
+		took, used = h.timed(func() error { return h.Connect(h.ctx, guests) })
+		connect, cpu = connect+took, cpu+used
+		have = n
+		last = h.comeToRest(idleTime, 2*time.Minute)
+		if i == 1 {
+			base = last
+		}
+		private = append(private, plot.Point{X: float64(n), Y: float64(last.Memory.Anon+last.Memory.File) / mib})
+		rings = append(rings, plot.Point{X: float64(n), Y: float64(last.Memory.Shmem) / mib})
+	}
+	rep.Method = append(rep.Method, fmt.Sprintf("Attaching %d vifs took the toolstack %.1f s; with connecting, %.1f s of the daemon's processor time. It has %d threads.",
+		have, attach.Seconds(), cpu.Seconds(), len(last.Threads)))
+	each := perVif(base, last, have-benchVifs[1])
+	rep.AtMost("P14", "KiB of the daemon for each connected vif, beyond the mapped rings", float64(each)/1024, vifMemory/1024, false)
+	rep.AtMost("P14", fmt.Sprintf("seconds to connect %d vifs", have), connect.Seconds(), 3, false)
+	return plot.Lines{
+		Title: "Memory of the daemon by the number of connected vifs", X: "vifs", Y: "MiB",
+		Series: []plot.LineSeries{{Name: "rings of the guests, which it has mapped", Points: rings}, {Name: "its own", Points: private}},
+	}
+}
+
+// idle looks at the daemon while nothing happens.
+func (h *host) idle(rep *bench.Report) {
+	h.tb.Helper()
+	before := h.used()
+	<-time.After(10 * time.Second)
+	after := h.used()
+	if said := crowd.Ran(before, after); said != "" {
+		h.tb.Logf("these threads ran:\n%s", said)
+	}
+	rep.AtMost("P12", fmt.Sprintf("wakes of all threads in 10 s, with %d idle vifs", len(h.Guests)), float64(after.Switches-before.Switches), 0, false)
+	rep.AtMost("P12", "milliseconds of processor time in these 10 s", (after.CPU-before.CPU).Seconds()*1000, 0, false)
+}
+
+// tearDown ends all connections.
+func (h *host) tearDown(rep *bench.Report) {
+	h.tb.Helper()
+	n := len(h.Guests)
+	took, cpu := h.timed(func() error { return h.Disconnect(h.ctx, h.Guests) })
+	rep.AtMost("P14", fmt.Sprintf("seconds to close %d connections", n), took.Seconds(), 3, false)
+	removed, more := h.timed(func() error { return h.Destroy(h.ctx) })
+	rep.AtMost("P14", fmt.Sprintf("seconds to destroy %d domains, with their TAPs", n), removed.Seconds(), 3, false)
+	rep.Method = append(rep.Method, fmt.Sprintf("Closing and removing took %.1f s of the daemon's processor time.", (cpu+more).Seconds()))
+}
