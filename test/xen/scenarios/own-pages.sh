@@ -87,7 +87,7 @@ xl unpause u1
 end_streams u1
 have_all
 netbackd show
-netbackd check | grep -A 1 /dev/xen/gntalloc
+{ netbackd check || true; } | grep -A 1 /dev/xen/gntalloc
 
 # Nothing is left in the grant table, and the module has no user any more.
 destroy u1
