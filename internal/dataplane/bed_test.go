@@ -68,6 +68,7 @@ type setup struct {
 	onePort  bool
 	cfg      Config
 	offload  *tap.Offload // nil: all, if there is a vnet header
+	pager    OwnPager     // nil: one with enough pages, in some modes
 	ownTAP   bool         // the test changes the TAP and needs one of its own
 	fronts   []*front     // nil: new ones
 	journals []*Journal
@@ -83,7 +84,7 @@ var full = Config{
 func newBed(tb testing.TB, m mode, s setup) *bed {
 	tb.Helper()
 	b := &bed{tb: tb, now: time.Unix(1e9, 0)}
-	if m.ownPages() {
+	if b.pager = s.pager; b.pager == nil && m.ownPages() {
 		b.pager = startOwn(tb)
 	}
 	b.newWorker(m.uring)

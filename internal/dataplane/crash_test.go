@@ -284,7 +284,7 @@ func steppedChild() error {
 	if unix.Gettid() != unix.Getpid() {
 		return errors.New("not on the main thread, the only one that is traced")
 	}
-	w, err := newWorker(&Pool{}, 0)
+	w, err := newWorker(&Pool{opts: Options{OwnPager: childPager()}}, 0)
 	if err != nil {
 		return err
 	}
@@ -338,9 +338,18 @@ func adopted(w func() *worker, ev Events) (Config, QueueConfig, error) {
 	return cfg, q, err
 }
 
+// childPager returns the device for own pages of a helper, which has some if it uses
+// io_uring. They go with the process.
+func childPager() OwnPager {
+	if os.Getenv(envSyscalls) != "" {
+		return nil
+	}
+	return ownPager{xentest.NewOwn(MaxOwnPages)}
+}
+
 // killedChild is a daemon with one queue.
 func killedChild() error {
-	p, err := NewPool(Options{Workers: 1, NoUring: os.Getenv(envSyscalls) != ""})
+	p, err := NewPool(Options{Workers: 1, NoUring: os.Getenv(envSyscalls) != "", OwnPager: childPager()})
 	if err != nil {
 		return err
 	}

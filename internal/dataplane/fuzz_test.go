@@ -24,11 +24,12 @@ import (
 type fuzzBed struct {
 	bed
 	front *front
+	refs  [2][]xen.Gref // own pages of the worker's arenas
 }
 
 func newFuzzBed(f *testing.F) *fuzzBed {
 	netns.NeedTUN(f)
-	b := &fuzzBed{bed: bed{tb: f}}
+	b := &fuzzBed{bed: bed{tb: f, pager: startOwn(f)}}
 	b.newWorker(false)
 	d, err := tap.Create(tap.Config{Name: "fuzz" + strconv.Itoa(unix.Getpid()), VnetHdr: true, Offload: tap.Offload{Csum: true, TSO4: true, TSO6: true}})
 	must(f, err)
@@ -71,7 +72,19 @@ func (b *fuzzBed) serve(t *testing.T, cfg Config) {
 	b.queue().worker.Store(b.w)
 	must(t, b.w.attach(b.queue()))
 	b.fronts = []*front{b.front}
+	b.useOwn(q.TxPage[0]&1 == 0)
 	b.settle()
+}
+
+// useOwn makes copies use the worker's own pages, or not.
+func (b *fuzzBed) useOwn(use bool) {
+	if b.refs[0] == nil {
+		b.refs = [2][]xen.Gref{b.w.txMem.own.refs, b.w.rxMem.own.refs}
+	}
+	b.w.txMem.own.refs, b.w.rxMem.own.refs = nil, nil
+	if use {
+		b.w.txMem.own.refs, b.w.rxMem.own.refs = b.refs[0], b.refs[1]
+	}
 }
 
 // ladder is a model of a tx ring: it applies the rules of netif.h and of xen-netback to

@@ -23,6 +23,7 @@ type grants struct {
 	tb     testing.TB
 	worker func() *worker // whose arenas are there to copy to and from
 	during func()         // is called by each call, if there
+	noOwn  bool           // calls with own pages fail
 }
 
 var _ Copier = (*grants)(nil)
@@ -42,7 +43,20 @@ func (g *grants) Copy(segs []gntdev.Segment) error {
 			g.tb.Errorf("%v %d bytes at %#x: in no arena, or across a page end", s.Direction(), s.Len(), s.Local())
 		}
 	}
+	if g.noOwn && slices.ContainsFunc(segs, func(s gntdev.Segment) bool { return isOwn(&s) || selfCopy(&s) }) {
+		for i := range segs {
+			segs[i].SetStatus(gntdev.StatusGeneralError)
+		}
+		return errNoOwn
+	}
 	return g.Gntdev.Copy(segs)
+}
+
+// selfCopy reports whether a segment names a page of this domain by its gref in the place
+// of a guest's.
+func selfCopy(s *gntdev.Segment) bool {
+	domid, _, _ := s.Foreign()
+	return domid == xen.DomidSelf
 }
 
 // local finds a segment's side of ours among the worker's arenas. A copy across a
