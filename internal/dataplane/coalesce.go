@@ -15,8 +15,8 @@ import (
 
 // A guest without segmentation offload sends the data of a connection in many packets of
 // the size of its MTU. Each of them costs the host a pass through its stack. So packets of
-// one flow that follow each other in a batch are merged to one GSO packet for the TAP, as
-// Linux's GRO does with what a device receives; [offload.Merger] has the rules. The host
+// one flow in a batch are merged to one GSO packet for the TAP, as Linux's GRO does with
+// packets that a device receives; [offload.Merger] has the rules. The host
 // segments it again if its way goes on to an interface that takes no GSO packets.
 //
 // A merged packet takes the place of its first one. So the packets of a flow stay in order,
@@ -152,6 +152,7 @@ func (w *worker) coalesce(q *Queue, b *txBatch) (writes int) {
 		return writes
 	}
 	t := &w.merges
+	t.keys = [mergeFlows]uint64{} // a pass that panicked may have left some
 	for i := range b.pkts[:b.nPkts] {
 		p := &b.pkts[i]
 		key := w.flowKey(q, p)
@@ -249,13 +250,20 @@ func (w *worker) flowKey(q *Queue, p *txPacket) uint64 {
 			return 0
 		}
 	}
-	switch binary.LittleEndian.Uint16(f[12:]) {
-	case etherIPv4:
+	typ := binary.LittleEndian.Uint16(f[12:])
+	if typ == etherIPv4 { // as most are
 		return binary.LittleEndian.Uint64(f[30:]) // destination and ports
+	}
+	off := 0
+	for off < 2*4 && (typ == etherVLAN || typ == etherProviderVLAN) {
+		off += 4
+		typ = binary.LittleEndian.Uint16(f[12+off:])
+	}
+	switch typ {
+	case etherIPv4:
+		return binary.LittleEndian.Uint64(f[30+off:])
 	case etherIPv6:
-		return binary.LittleEndian.Uint64(f[46:]) ^ uint64(binary.LittleEndian.Uint32(f[54:]))<<16
-	case etherVLAN, etherProviderVLAN:
-		return binary.LittleEndian.Uint64(f[34:]) ^ binary.LittleEndian.Uint64(f[54:])
+		return binary.LittleEndian.Uint64(f[46+off:]) ^ uint64(binary.LittleEndian.Uint32(f[54+off:]))<<16
 	}
 	return 0
 }

@@ -130,6 +130,15 @@ func coalesceCases() (l []coalesceCase) {
 	short[1].Payload = short[1].Payload[:100]
 	short[2].TCP.Seq -= 1300
 	short[3].TCP.Seq -= 1300
+	for _, tags := range [][]packettest.Tag{{vlan}, {qinq, vlan}} {
+		for _, ipv := range []int{4, 6} {
+			frames := stream(packettest.ProtoTCP, ipv, 20, 1400, 7)
+			for i := range frames {
+				frames[i].Tags = tags
+			}
+			l = append(l, coalesceCase{fmt.Sprintf("IPv%d behind %d tags", ipv, len(tags)), frames, 1, 20})
+		}
+	}
 	return append(l,
 		coalesceCase{"one packet", a[:1], 1, 0},
 		coalesceCase{"two flows", two, 2, 20},

@@ -40,8 +40,8 @@ func (c *Conn) SetXDPHeadroom(n uint16) error {
 //
 // It is for the time in which an XDP program is attached to the TAP: of a guest that sends
 // small packets it expects these, can send no large ones elsewhere, and the kernel would
-// copy each of them into one piece. The kernel reports to no one that a program is
-// attached, so the owner looks when it gets a notice of kind [Coalescing].
+// copy each of them into one piece. No message tells that a program is attached, so
+// the owner looks when it gets a notice of kind [Coalescing].
 func (c *Conn) PauseCoalescing(on bool) error {
 	for _, q := range c.queues {
 		if err := q.call(func() error { q.coalescer.paused = on; return nil }); err != nil {
