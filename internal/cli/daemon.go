@@ -95,6 +95,7 @@ func (d *netDaemon) setUp(open Opener) (err error) {
 	d.status = netcontrol.Daemon{
 		Version: command.Version(), PID: os.Getpid(), Since: time.Now(),
 		Workers: d.pool.Workers(), Uring: daemon.UringState(d.uring), Offload: offload,
+		Coalesce:   dataplane.CoalesceIf(d.coalesce && offload, tap.TakesUSO()).String(),
 		MaxThreads: maxThreads(d.pool.Workers()),
 	}
 	setPriority(&d.status, d.pool)
@@ -137,6 +138,7 @@ func (d *netDaemon) now() netcontrol.Daemon {
 func (d *netDaemon) serve(ctx context.Context) error {
 	d.Log.Info("starting", zap.String("version", d.status.Version), zap.String("xen", d.xen),
 		zap.Int("workers", d.status.Workers), zap.String("io_uring", d.status.Uring), zap.Bool("offload", d.status.Offload),
+		zap.String("coalesce", d.status.Coalesce),
 		zap.Bool("own_pages", d.own.pages != nil), zap.NamedError("own_pages_off", d.own.off),
 		zap.String("priority", d.status.Priority))
 	err := d.Serve(ctx, daemon.Work{

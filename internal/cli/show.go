@@ -99,6 +99,9 @@ func writeDaemon(w io.Writer, d *netcontrol.Daemon, now time.Time) error {
 	row("workers", "%d", d.Workers)
 	row("io_uring", "%s", d.Uring)
 	row("offload", "%s", command.OnOff(d.Offload))
+	if d.Coalesce != "" {
+		row("coalescing", "%s", d.Coalesce)
+	}
 	row("priority", "%s", priorityRow(d))
 	if o := d.OwnPages; o != nil {
 		row("own pages", "%s", ownPagesText(o))

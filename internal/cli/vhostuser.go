@@ -30,6 +30,7 @@ import (
 	"github.com/netbackd/netbackd/internal/netcontrol"
 	"github.com/netbackd/netbackd/internal/sdnotify"
 	"github.com/netbackd/netbackd/internal/vhostnet"
+	"github.com/netbackd/netbackd/pkg/tap"
 )
 
 // vhostFlags are the flags of `netbackd vhost-user`.
@@ -310,6 +311,7 @@ func (v *vhostUser) setUp(passed []sdnotify.File) (err error) {
 		Version: command.Version(), PID: os.Getpid(), Since: time.Now(), Workers: v.pool.Workers(),
 		Uring: daemon.UringState(v.uring), Offload: v.device.Status().VnetHdr, MaxThreads: maxThreads(v.pool.Workers()),
 	}
+	v.status.Coalesce = dataplane.CoalesceIf(v.coalesce && v.status.Offload, tap.TakesUSO()).String()
 	setPriority(&v.status, v.pool)
 	return v.listenControl()
 }

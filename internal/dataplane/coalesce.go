@@ -56,6 +56,16 @@ const (
 	CoalesceAll // TCP and UDP
 )
 
+func (c Coalesce) String() string {
+	switch c {
+	case CoalesceOff:
+		return "off"
+	case CoalesceTCP:
+		return "TCP"
+	}
+	return "TCP and UDP"
+}
+
 // CoalesceIf returns the value for a host that takes datagrams for segmentation, or not.
 func CoalesceIf(on, uso bool) Coalesce {
 	switch {

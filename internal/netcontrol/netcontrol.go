@@ -42,6 +42,8 @@ type Daemon struct {
 	Uring   string    `json:"io_uring"` // "in use", or the reason for not using it
 	Offload bool      `json:"offload"`
 
+	Coalesce string `json:"coalesce,omitempty"` // packets of guests that are merged: TCP and UDP, TCP, or off
+
 	OwnPages *OwnPages `json:"own_pages,omitempty"`              // of the daemon for vifs
 	Priority string    `json:"worker_priority"`                  // of workers' threads, or the reason for not changing it
 	Classes  []string  `json:"worker_classes,omitempty"`         // the present scheduling class of each worker's thread
