@@ -225,14 +225,24 @@ func (c traced) count() (s steps, err error) {
 		if f := runtime.FuncForPC(uintptr(pc)); f != nil { // the child is the same program
 			name = f.Name()
 		}
-		switch {
-		case strings.Contains(name, "countedChild"), strings.Contains(name, "unix.Tgkill"), strings.Contains(name, "syscall.Getpid"), strings.Contains(name, "syscall.Gettid"):
-		default:
+		if ours(name) {
 			s.all += n
 			s.at[name] += n
 		}
 	}
 	return s, nil
+}
+
+// ours reports whether a function is part of a turn: not of the helper itself, nor of Go's
+// scheduler, which a thread that is stopped after each instruction hears from.
+func ours(name string) bool {
+	switch {
+	case strings.HasPrefix(name, "runtime."):
+		return strings.HasPrefix(name, "runtime.mem") // memmove and the like
+	case strings.HasPrefix(name, "internal/runtime/atomic"), strings.HasPrefix(name, "internal/runtime/maps"):
+		return false
+	}
+	return name != "?" && !strings.Contains(name, "countedChild") && !strings.Contains(name, "Tgkill")
 }
 
 // kill ends the child.
