@@ -17,42 +17,66 @@ const tooBigEvery = time.Second
 func (w *worker) planFrames(q *Queue, b *rxBatch, frames []rxFrame) {
 	// Packets of a plain queue need no more than to be delivered.
 	plain := q.xdpRoom == 0 && q.hash == nil && q.steer == nil && q.resteer == nil && !q.conn.cfg.Mcast.filter.Load()
-	for i := range frames {
-		if !plain || !w.planPlain(q, b, frames[i]) {
-			w.planFrame(q, b, frames[i])
+	for len(frames) > 0 {
+		if plain {
+			frames = frames[w.planPlain(q, b, frames):]
+		}
+		if len(frames) > 0 {
+			w.planFrame(q, b, frames[0])
+			frames = frames[1:]
 		}
 	}
 }
 
-// planPlain plans a packet that fits one slot and has no offload. For any other packet,
-// or if there is no slot, it returns false and does nothing.
-func (w *worker) planPlain(q *Queue, b *rxBatch, f rxFrame) bool {
-	at, n := f.at, f.n-q.vnetLen
-	if n < minLinear || n > netif.PageSize || b.free == 0 || !q.backlog.empty() {
-		return false
+// planPlain plans packets that fit one slot each and have no offload, up to the first that
+// is another, or for which there is no slot. It returns their number.
+func (w *worker) planPlain(q *Queue, b *rxBatch, frames []rxFrame) (done int) {
+	if !q.backlog.empty() {
+		return 0
 	}
-	var flags netif.RxFlags
-	mem := w.rxMem.mem
-	if q.vnetLen != 0 {
-		f, gso := tap.VnetKind(mem[at-q.vnetLen:])
-		if offload.NeedsParse(f, gso) {
-			return false
+	mem, vnet, static := w.rxMem.mem, q.vnetLen, q.static
+	first := q.rx.ReqCons()
+	hits := uint32(0)
+	frames = frames[:min(len(frames), int(b.free))]
+	for i := range frames {
+		at, n := frames[i].at, frames[i].n-vnet
+		if n < minLinear || n > netif.PageSize {
+			break
 		}
-		if f&tap.VnetDataValid != 0 {
-			flags = netif.RxDataValidated
+		flags := netif.RxFlags(0)
+		if vnet != 0 {
+			f, gso := tap.VnetKind(mem[at-vnet:])
+			if offload.NeedsParse(f, gso) {
+				break
+			}
+			if f&tap.VnetDataValid != 0 {
+				flags = netif.RxDataValidated
+			}
 		}
+		r := q.rx.Request(first.Add(uint32(i)))
+		b.slots[b.nSlots%netif.RxRingSize] = netif.RxResponse{ID: r.ID, Flags: flags, Status: netif.Status(n)}.Slot()
+		b.nSlots++
+		p := &b.pkts[b.packets%netif.RxRingSize]
+		*p = rxPacket{n: uint32(n)}
+		if g := static.Lookup(r.Gref); g.Page != nil && !g.ReadOnly {
+			hits++
+			copy(g.Page[:], mem[at:at+n])
+		} else {
+			w.fill(q, b, r, 0, &w.rxMem, at, n)
+		}
+		if !p.failed {
+			b.bytes += uint32(n)
+		}
+		b.packets++
+		done++
 	}
-	r := q.rx.Request(q.rx.ReqCons())
-	b.slots[b.nSlots%netif.RxRingSize] = netif.RxResponse{ID: r.ID, Flags: flags, Status: netif.Status(n)}.Slot()
-	b.nSlots++
-	if g := q.static.Lookup(r.Gref); g.Page != nil && !g.ReadOnly {
-		w.tally[StaticHits]++
-		copy(g.Page[:], mem[at:at+n])
-	} else {
-		w.fill(q, b, r, 0, &w.rxMem, at, n)
+	w.tally[StaticHits] += hits
+	if done > 0 {
+		q.rx.Consume(uint32(done))
+		b.free -= uint32(done)
+		b.pkts[b.packets%netif.RxRingSize].failed = false
 	}
-	b.consume(q, n, 1)
-	return true
+	return done
 }
 
 // planFrame plans a packet: it is placed in slots, put in the backlog, given to
