@@ -43,12 +43,12 @@ func benchFrames() []benchFrame {
 	mtu := packettest.Frame{IPv4: &packettest.IPv4{}, UDP: &packettest.UDP{}, Payload: packettest.Pattern(1472)}
 	large := partial(tcp(4, 45*1448)) // all segments full, as a kernel sends it
 	return []benchFrame{
-		{name: "64 B", frame: small.Bytes(), run: 128, batches: []int{64, 8, 1}},
-		{name: "1514 B", frame: mtu.Bytes(), run: 128, batches: []int{64, 8, 1}},
+		{name: "64 B", frame: small.Bytes(), run: 512, batches: []int{64, 8, 1}},
+		{name: "1514 B", frame: mtu.Bytes(), run: 512, batches: []int{64, 8, 1}},
 		{
 			name: "64 KiB GSO", frame: large.Bytes(), vnet: vnetOf(large, 1448),
 			flags: netif.TxCsumBlank | netif.TxDataValidated, extras: []netif.ExtraInfo{gso(4, 1448)},
-			run: 8, batches: []int{8, 1},
+			run: 48, batches: []int{8, 1},
 		},
 	}
 }
@@ -62,7 +62,7 @@ func rxFrames() []benchFrame {
 	frames := benchFrames()
 	frames[0].batches, frames[1].batches = []int{128, 8, 1}, []int{128, 8, 1}
 	some := frames[0]
-	some.name, some.run, some.batches = some.name+", backlog 40", 120, []int{40}
+	some.name, some.run, some.batches = some.name+", backlog 40", 480, []int{40}
 	return append(frames, some)
 }
 
