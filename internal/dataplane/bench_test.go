@@ -160,6 +160,7 @@ type benchTable struct {
 	plain    *lane  // static grants, system calls
 	calls    *floor // with a system call for each packet
 	ring     *floor // with io_uring; nil: there is none
+	vhost    bool   // vhost-net is there
 	overhead time.Duration
 	lim      bench.Limits
 	only     string
@@ -231,6 +232,12 @@ func (t *benchTable) open(peer string) (err error) {
 	if t.single, err = bench.StartChild(fd, peer, "single"); err != nil {
 		return err
 	}
+	if f, err := os.OpenFile("/dev/vhost-net", os.O_RDWR, 0); err != nil {
+		fmt.Fprintln(os.Stderr, "bench: without vhost-net:", err)
+	} else {
+		t.vhost = true
+		_ = f.Close()
+	}
 	guest := newFront(benchTB{}, testDomid)
 	guest.back = guest.mapped(append([]xen.Gref{ringRef, ringRef + 1}, refs(0, 2*frontPages)...)...)
 	without := iouring.Supported()
@@ -272,6 +279,7 @@ var method = []string{
 	"Peers are bare system calls, in C, in another process on the same CPU and TAP queue; all take turns in every round.",
 	"As netbackd, the peers' process has threads, for which the kernel takes a reference to the file with each call. Rows say where it has not.",
 	"The host drops what it gets at IP. Ratios are rates relative to the first peer.",
+	"The forwarder in C does the rings' work in a polling loop, as with DPDK, and believes all that the guest writes.",
 	"Rows of the room move the same packets between the same pages and the same TAP queue by netbackd's calls, in netbackd's process, and do nothing else.",
 }
 
@@ -335,6 +343,10 @@ func (t *benchTable) txPeers(g *bench.Group, b *benchFrame) {
 	g.Add("write", func() (time.Duration, error) { return peerRun(t.child, bench.OpWrite, b, nothing) })
 	g.Add("writev of pages", func() (time.Duration, error) { return peerRun(t.child, bench.OpWritev, b, nothing) })
 	g.Add("write, in a process of one thread", func() (time.Duration, error) { return peerRun(t.single, bench.OpWrite, b, nothing) })
+	g.Add(forwarder, func() (time.Duration, error) { return peerRun(t.child, bench.OpForwardTx, b, nothing) })
+	if t.vhost {
+		g.Add("vhost-net", func() (time.Duration, error) { return peerRun(t.child, bench.OpVhost, b, nothing) })
+	}
 	small := len(b.frame) <= smallPacket
 	if small {
 		g.Add(ownWrite, func() (time.Duration, error) { return t.calls.txRun(b, onlyCalls, t.overhead) })
@@ -355,6 +367,7 @@ func (t *benchTable) rxPeers(g *bench.Group, b *benchFrame) {
 	g.Add("read", func() (time.Duration, error) { return peerRun(t.child, bench.OpRead, b, fill) })
 	g.Add("readv into pages", func() (time.Duration, error) { return peerRun(t.child, bench.OpReadv, b, fill) })
 	g.Add("read, in a process of one thread", func() (time.Duration, error) { return peerRun(t.single, bench.OpRead, b, fill) })
+	g.Add(forwarder, func() (time.Duration, error) { return peerRun(t.child, bench.OpForwardRx, b, fill) })
 	small := len(b.frame) <= smallPacket
 	if small {
 		g.Add(ownRead, func() (time.Duration, error) { return t.calls.rxRun(b, t.fill, onlyCalls, t.overhead) })
@@ -367,6 +380,9 @@ func (t *benchTable) rxPeers(g *bench.Group, b *benchFrame) {
 		g.Add(roomRing, func() (time.Duration, error) { return t.ring.rxRun(b, t.fill, move, t.overhead) })
 	}
 }
+
+// forwarder is the row of a forwarder in C, with the rings and without netbackd's checks.
+const forwarder = "forwarder in C"
 
 // Rows of floors: the calls alone, on packets that are in the arena, and the room.
 const (

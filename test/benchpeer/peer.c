@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The data path's peers: bare write, writev, read and readv on a TAP queue, which
-// measure their own time. The protocol and the layout of memory are described in
+// The data path's peers: bare write, writev, read and readv on a TAP queue, a forwarder
+// with rings, and the kernel's vhost-net, which measure their own time. The protocol and the layout of memory are described in
 // internal/lab/bench (Child).
 //
 // In a process with threads each call takes some 30 ns more: the table of open
@@ -19,10 +19,11 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { LOAD, WRITE, WRITEV, READ, READV };
-enum { BATCH = 128, GUEST = 256, PAGE = 4096, HDR = 12, PAGES = 17, ROOM = 18 * PAGE, TAP = 3 };
+enum { LOAD, WRITE, WRITEV, READ, READV, FORWARD_TX, FORWARD_RX, VHOST };
+enum { BATCH = 128, GUEST = 256, PAGE = 4096, HDR = 12, PAGES = 17, ROOM = 18 * PAGE, TAP = 3,
+       GUEST_AT = BATCH * (ROOM + PAGES * PAGE + 64) };
 
-static unsigned char *private, *pages, headers[BATCH][64], *frame;
+static unsigned char *private, *pages, (*headers)[64], *frame;
 static struct iovec iov[BATCH][PAGES + 1];
 static size_t len, stride, per, turn;
 
@@ -50,9 +51,18 @@ static int get(void *p, size_t n)
 // Spreads small frames over the sets of the cache.
 static size_t spread(size_t k) { return k % 16 * 64; }
 
+#include "forward.h"
+#include "vhost.h"
+
 // Writes the frames and lists the pieces. This is not timed.
 static void prepare(uint32_t op, size_t n)
 {
+	if (op == FORWARD_TX)
+		fill_tx(n);
+	if (op == FORWARD_RX)
+		fill_rx();
+	if (op == FORWARD_TX || op == FORWARD_RX)
+		return;
 	for (size_t k = 0; k < n; k++) {
 		if (op == WRITE)
 			memcpy(private + k * stride, frame, len);
@@ -79,14 +89,34 @@ static void prepare(uint32_t op, size_t n)
 			rest -= m;
 		}
 	}
+	if (op == VHOST)
+		vhost_list(n);
+}
+
+// Times the ring work of a forwarder, or vhost-net.
+static int64_t forward(uint32_t op, size_t n)
+{
+	if (op == VHOST)
+		return vhost_write(n);
+	return op == FORWARD_TX ? drain_tx() : drain_rx();
 }
 
 static int64_t run(uint32_t op, size_t n, uint64_t *ns)
 {
 	struct timespec a, b;
+	int64_t done = (int64_t)n;
 
+	if (op == VHOST) {
+		int err = vhost_open(private, GUEST_AT + 2 * (size_t)GUEST * PAGE);
+		if (err < 0)
+			return err;
+	}
 	prepare(op, n);
 	clock_gettime(CLOCK_MONOTONIC, &a);
+	if (op >= FORWARD_TX && op <= VHOST) {
+		done = forward(op, n);
+		n = 0;
+	}
 	for (size_t k = 0; k < n; k++) {
 		ssize_t r;
 		switch (op) {
@@ -111,7 +141,7 @@ static int64_t run(uint32_t op, size_t n, uint64_t *ns)
 	}
 	clock_gettime(CLOCK_MONOTONIC, &b);
 	*ns = (uint64_t)((b.tv_sec - a.tv_sec) * 1000000000LL + (b.tv_nsec - a.tv_nsec));
-	return (int64_t)n;
+	return done;
 }
 
 static void *idle(void *unused)
@@ -130,9 +160,13 @@ int main(int argc, char **argv)
 	if (!(argc > 1 && strcmp(argv[1], "single") == 0) &&
 	    pthread_create(&thread, NULL, idle, NULL) != 0)
 		return 1;
-	private = map((size_t)BATCH * ROOM);
-	pages = map((size_t)BATCH * PAGES * PAGE);
+	// All that vhost-net reads is in one piece.
+	private = map(GUEST_AT + 2 * (size_t)GUEST * PAGE);
+	pages = private + (size_t)BATCH * ROOM;
+	headers = (void *)(pages + (size_t)BATCH * PAGES * PAGE);
 	frame = map(ROOM);
+	if (forward_init(private + GUEST_AT) < 0)
+		return 1;
 	while (get(cmd, sizeof cmd) == 0) {
 		struct { uint64_t ns; int64_t done; } answer = { 0, cmd[1] };
 		if (cmd[2] > ROOM || get(frame, cmd[2]) < 0)

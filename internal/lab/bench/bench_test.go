@@ -201,7 +201,7 @@ func TestChild(t *testing.T) {
 		if err := c.Load(frame); err != nil {
 			t.Fatal(err)
 		}
-		for _, op := range []Op{OpWrite, OpWritev} {
+		for _, op := range []Op{OpWrite, OpWritev, OpForwardTx} {
 			before := stats()
 			took, err := c.Run(op, 5)
 			after := stats()
@@ -215,6 +215,12 @@ func TestChild(t *testing.T) {
 	}
 	if _, err := c.Run(OpReadv, 1); !errors.Is(err, unix.EAGAIN) {
 		t.Errorf("readv of nothing: %v", err)
+	}
+	if _, err := c.Run(OpForwardRx, 0); err != nil {
+		t.Errorf("forwarding of nothing: %v", err)
+	}
+	if _, err := c.Run(OpVhost, 1); err != nil {
+		t.Log("vhost-net:", err)
 	}
 	if _, err := c.Run(OpWrite, MaxBatch+1); !errors.Is(err, unix.EINVAL) {
 		t.Errorf("too many: %v", err)

@@ -25,6 +25,10 @@ const (
 	OpWritev Op = 2 // writev(2) it from pages, header apart
 	OpRead   Op = 3 // read(2) into private memory
 	OpReadv  Op = 4 // readv(2) into pages, header apart
+
+	OpForwardTx Op = 5 // send what is in a tx ring
+	OpForwardRx Op = 6 // deliver what the TAP has to an rx ring
+	OpVhost     Op = 7 // have the kernel's vhost-net write from pages
 )
 
 // MaxBatch is the most packets a Child handles with one command.
