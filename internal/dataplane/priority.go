@@ -12,7 +12,9 @@ import (
 // the sender, and a receiver that its write wakes takes the processor from it in the
 // middle of a batch. So while its rates are high a worker's thread is in the class
 // SCHED_BATCH, from which a wake-up takes the processor from no other program, and has a
-// low nice value, so that none is taken from it soon.
+// low nice value, so that none is taken from it soon. (Where the monitor of Go's scheduler
+// wakes up all the time, that takes the processor from the sender instead. Held waits keep
+// it asleep.)
 //
 // That costs latency if a program computes on the same processor: a woken thread of that
 // class waits for the next tick. So it is for high rates only, and for wake-ups that bring
@@ -26,10 +28,6 @@ import (
 //	  +<-------------------------------------------+
 //	  |   fewer than worthSlots per wake-up: barred for 100 ms, then 200 ms, ... 10 s
 //	  +<-------------------------------------------'
-//
-// Slots are those from the guest. In the other direction a worker that does not take the
-// processor from the sender gains nothing: threads of Go's runtime that wake up do that, and
-// it is then served in smaller batches.
 //
 // Rates are computed each time a number of wake-ups or of slots is reached. Only then the
 // clock is read: where the vDSO cannot read Xen's clock it is a system call.

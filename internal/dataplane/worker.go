@@ -455,7 +455,7 @@ func (w *worker) serve(q *Queue) (again bool, err error) {
 	}
 	moved := w.tally[TxSlots] + w.tally[RxSlots] - before
 	w.busy += 1 + int(moved)/slotsPerBusy
-	w.urge.slots += w.tally[TxSlots] // of this turn
+	w.urge.slots += moved
 	switch {
 	case moved != 0:
 		q.ev.spurious = 0
