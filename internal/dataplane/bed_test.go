@@ -66,6 +66,7 @@ type bed struct {
 type setup struct {
 	queues   int // 0: 1
 	onePort  bool
+	portFile bool // the handle for event channels is a file, as of a real Xen
 	cfg      Config
 	offload  *tap.Offload // nil: all, if there is a vnet header
 	pager    OwnPager     // nil: one with enough pages, in some modes
@@ -204,6 +205,9 @@ func (b *bed) connect(m mode, s *setup) {
 		f.grants.worker = func() *worker { return b.w }
 		if s.onePort {
 			f.rxPort = f.txPort
+		}
+		if s.portFile {
+			f.file = newPortPipe(b.tb, f.events)
 		}
 		q := f.config()
 		q.Tap = b.tap.Queue(i)

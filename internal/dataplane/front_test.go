@@ -30,6 +30,7 @@ type front struct {
 	grants *grants
 	mapper staticgrant.Mapper // of static grants
 	events *events
+	file   *portPipe   // nil: the backend uses events
 	txPort evtchn.Port // on which the guest's tx events arrive at the backend
 	rxPort evtchn.Port
 
@@ -100,10 +101,14 @@ func (f *front) startAt(i netif.Index) {
 
 // config is the queue for the backend.
 func (f *front) config() QueueConfig {
+	var handle Events = f.events
+	if f.file != nil {
+		handle = f.file
+	}
 	return QueueConfig{
 		TxPage: f.back[:netif.PageSize], RxPage: f.back[netif.PageSize : 2*netif.PageSize],
 		TxPort: f.txPort, RxPort: f.rxPort,
-		Grants: f.grants, Events: f.events,
+		Grants: f.grants, Events: handle,
 		Static: f.static,
 	}
 }

@@ -74,7 +74,9 @@ type Queue struct {
 
 // eventState is the state of a queue's event channels.
 type eventState struct {
+	file     int            // descriptor that takes reads and writes of ports; -1: there is none
 	fired    bool           // the handle is readable
+	deferred bool           // the ports that fired are read at the end of the turn; see exchange.go
 	masked   [2]evtchn.Port // ports to be unmasked
 	nMasked  int
 	spurious int       // events in a row that brought no work
@@ -137,6 +139,7 @@ func newQueue(c *Conn, index int, cfg *QueueConfig) (*Queue, error) {
 	if !c.cfg.RxNotify {
 		q.blocked.drainAfter = min(q.blocked.drainAfter, noNotifyDrain)
 	}
+	q.ev.file = portsFD(cfg.Events)
 	q.reader = tapReader{tap: q.tap, vnetLen: q.vnetLen, readLen: q.vnetLen + maxFrame}
 	q.backlog.vif = &c.waiting
 	q.hash = c.cfg.Hash

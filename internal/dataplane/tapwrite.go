@@ -42,7 +42,7 @@ type tapWriter struct {
 // several pieces costs more than a system call.
 func (o *tapWriter) begin(q *Queue, b *txBatch, n int) {
 	o.q, o.queued, o.joined, o.trap = q, 0, 0, unix.SYS_WRITE
-	o.uring = o.w.uring.ring != nil && n >= uringMin && (o.oneCPU || int(b.bytes) <= n*smallPacket)
+	o.uring = o.w.uring.ring != nil && (o.w.exchange.queued || n >= uringMin && (o.oneCPU || int(b.bytes) <= n*smallPacket))
 }
 
 // direct reports whether the next write is a system call of the kind that is queued.
@@ -142,10 +142,20 @@ func (o *tapWriter) submit(b *txBatch) {
 	w := o.w
 	w.tally[TapWriteCalls]++
 	w.tally[Syscalls]++
+	exchange := w.exchange.queued
+	if exchange {
+		w.exchange.queued = false
+		w.queueExchange(o.q)
+	}
 	_, err := w.uring.ring.Submit()
-	n := w.uring.ring.Completions(w.uring.cqes[:])
-	joined := 0
-	for _, c := range w.uring.cqes[:n] {
+	all := w.uring.ring.Completions(w.uring.cqes[:])
+	n, joined := all, 0
+	for _, c := range w.uring.cqes[:all] {
+		if c.User >= batchPackets {
+			n--
+			w.exchanged(o.q, c.User, c.Res)
+			continue
+		}
 		joined += int(b.pkts[c.User].more)
 		o.doneMerged(b, int(c.User), unix.Errno(max(-c.Res, 0)))
 	}
@@ -155,6 +165,9 @@ func (o *tapWriter) submit(b *txBatch) {
 	if err != nil {
 		w.ringFailed(err)
 		o.uring = false
+		if exchange {
+			o.q.ev.maskAll(o.q)
+		}
 	}
 }
 

@@ -44,9 +44,12 @@ func (w *worker) txPass(q *Queue) (more bool, err error) {
 	b.reset(lim.take(now, &q.rate.share, creditStep))
 	err = q.parseTx(b, &w.tally)
 	q.turnSegs = b.nPkts + b.segments
+	armed := false
 	if b.nPkts > 0 {
 		w.fetch(q, b)
+		armed = err == nil && w.armEarly(q, b)
 		w.writeOut(q, b)
+		w.exchange.queued = false
 	}
 	w.settleRate(q, b, now)
 	w.answerTx(q, b.rsp[:b.nRsp])
@@ -54,6 +57,8 @@ func (w *worker) txPass(q *Queue) (more bool, err error) {
 	case err != nil:
 		return false, err
 	case b.want != 0:
+		return false, nil
+	case armed:
 		return false, nil
 	case b.nRsp >= holdOff:
 		return true, nil

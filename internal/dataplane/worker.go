@@ -60,18 +60,19 @@ type worker struct {
 	ports  [4]evtchn.Port // ports that fired; on the stack it would escape
 
 	// A batch of packets each way.
-	tx     txBatch
-	rx     rxBatch
-	virt   *virtBatches // nil: it has had no virtqueues
-	txMem  arenaMem
-	rxMem  arenaMem
-	own    ownState
-	pullAt int // where the next pulled head goes in txMem
-	merges merges
-	out    tapWriter
-	reads  tapReads
-	uring  ringIO
-	plain  plainTap
+	tx       txBatch
+	rx       rxBatch
+	virt     *virtBatches // nil: it has had no virtqueues
+	txMem    arenaMem
+	rxMem    arenaMem
+	own      ownState
+	pullAt   int // where the next pulled head goes in txMem
+	merges   merges
+	out      tapWriter
+	reads    tapReads
+	uring    ringIO
+	exchange exchanger
+	plain    plainTap
 }
 
 // ringIO holds the io_uring with which a worker reads and writes TAPs in batches.
@@ -129,6 +130,9 @@ func newWorker(p *Pool, index int) (_ *worker, err error) {
 	if w.uring.iov, err = iouring.NewIovecs(iovecs); err != nil {
 		return nil, err
 	}
+	if err = w.exchange.open(); err != nil {
+		return nil, err
+	}
 	return w, nil
 }
 
@@ -164,6 +168,7 @@ func (w *worker) ringFailed(err error) {
 
 // newRing replaces the io_uring, in which a turn that panicked may have left operations.
 func (w *worker) newRing() {
+	w.exchange.queued = false
 	if w.uring.ring == nil {
 		return
 	}
@@ -189,6 +194,7 @@ func (w *worker) release() {
 	if w.uring.iov != nil {
 		_ = w.uring.iov.Close()
 	}
+	w.exchange.close()
 	w.closeOwn()
 	w.txMem.close()
 	w.rxMem.close()
@@ -435,9 +441,9 @@ func (w *worker) serve(q *Queue) (again bool, err error) {
 	if q.virt != nil {
 		return w.serveVirt(q)
 	}
-	woken := q.ev.fired
-	if woken {
-		if err := w.takeEvents(q); err != nil {
+	woken := q.ev.fired && !q.ev.deferred
+	if q.ev.fired {
+		if err := w.noteEvents(q); err != nil {
 			return false, err
 		}
 	}
@@ -464,24 +470,22 @@ func (w *worker) serve(q *Queue) (again bool, err error) {
 		w.tally[SpuriousWakes]++
 	}
 	if txMore || rxMore {
-		return true, nil
+		return true, w.keepEvents(q)
 	}
 	w.armTap(q)
-	return false, w.unmask(q)
+	return false, w.settleEvents(q)
 }
 
 // takeEvents reads which ports fired. They stay masked until the queue is idle
 // again.
 func (w *worker) takeEvents(q *Queue) error {
-	q.ev.fired = false
+	q.ev.deferred = false
 	w.tally[Syscalls]++
-	w.tally[Wakes]++
 	n, err := q.events.Pending(w.ports[:])
 	if errors.Is(err, evtchn.ErrOverflow) {
 		w.tally[Syscalls]++
 		err = q.events.Reset()
-		q.ev.masked = [2]evtchn.Port{q.txPort, q.rxPort}
-		q.ev.nMasked = 2
+		q.ev.maskAll(q)
 	}
 	if err != nil {
 		return fmt.Errorf("event channel: %w", err)

@@ -43,6 +43,30 @@ func (r *Ring) Readv(slot int, iov uintptr, n uint32, user uint64) bool {
 	return r.queueRead(opReadv, slot, iov, n, 0, user)
 }
 
+// ReadFile queues a read of up to n bytes of the open file fd, which needs no slot, to addr.
+// The file must be ready: Submit waits for a while, and cancels the read, if it is not.
+func (r *Ring) ReadFile(fd int, addr uintptr, n uint32, user uint64) bool {
+	return r.queueFile(opRead, fd, addr, n, user)
+}
+
+// WriteFile queues a write of n bytes at addr to the open file fd. The file must be ready.
+func (r *Ring) WriteFile(fd int, addr uintptr, n uint32, user uint64) bool {
+	return r.queueFile(opWrite, fd, addr, n, user)
+}
+
+func (r *Ring) queueFile(op uint8, fd int, addr uintptr, n uint32, user uint64) bool {
+	if r.owed >= r.limit {
+		return false
+	}
+	e := &r.sqes[r.tail&r.sqMask]
+	*e = sqe{}
+	e.opcode, e.fd = op, int32(fd)
+	e.addr, e.len, e.userData = uint64(addr), n, user
+	r.tail++
+	r.owed++
+	return true
+}
+
 // queueRead queues an operation that may have to wait. If the file does not accept
 // RWF_NOWAIT, the batch ends with a request that cancels it.
 func (r *Ring) queueRead(op uint8, slot int, addr uintptr, n uint32, buf uint16, user uint64) bool {

@@ -59,6 +59,12 @@ func (d *Device) FD() int {
 	return d.fd.Hold()
 }
 
+// PortFile reports that the descriptor takes reads and writes of ports, each of which is a
+// 32-bit number in the machine's byte order: a read does what Pending does, and a write what
+// Unmask does. So a poller with io_uring can make both with one system call. Ports 0 in a
+// write are ignored.
+func (d *Device) PortFile() bool { return true }
+
 // BindInterdomain connects a new local port to a port that domid has offered
 // to this domain. The local port is not masked and has an event pending from the start.
 func (d *Device) BindInterdomain(domid xen.Domid, remote Port) (Port, error) {
