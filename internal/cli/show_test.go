@@ -181,7 +181,7 @@ func (d *fakeDaemon) Release(string) (int, error) { return 0, errors.New("not as
 
 var testDaemon = netcontrol.Daemon{
 	Version: "v1.2", PID: 4711, Since: time.Now().Add(-time.Hour), Workers: 2, Uring: "in use", Offload: true, Threads: 20,
-	Priority: "batch, nice -10 while rates are high", Classes: []string{"normal, nice 0", "batch, nice -10", "normal, nice 0"},
+	Priority: "nice -10 while rates are high", Classes: []string{"normal, nice 0", "batch, nice -10", "normal, nice 0"},
 	MaxThreads: 103, LogLost: 12,
 }
 

@@ -53,26 +53,25 @@ func lowestNice() int32 {
 	return 20 - int32(min(l.Cur, 40))
 }
 
-// findClass returns the class of a worker's thread while its rates are high: that with
-// raisedNice, or with what the rights of the process allow instead, and then the reason.
-// apply gives it to the calling thread; normal is the class that the thread has afterwards.
-func findClass(normal class, lowest int32, apply func(class) error) (raised class, err error) {
-	raised = class{unix.SCHED_BATCH, raisedNice}
-	if raised.nice > normal.nice {
-		raised.nice = normal.nice // the operator's choice for the whole daemon
+// findNice returns the nice value of a worker's thread while its rates are high: raisedNice,
+// or what the rights of the process allow instead, and then the reason. apply gives a class
+// to the calling thread; normal is the class that the thread has afterwards.
+func findNice(normal class, lowest int32, apply func(class) error) (nice int32, err error) {
+	if normal.nice <= raisedNice {
+		return normal.nice, nil // the operator's choice for the whole daemon
 	}
-	if err = apply(raised); errors.Is(err, unix.EPERM) && lowest < normal.nice && lowest > raised.nice {
-		// Not without any: batch alone only delays the worker.
-		raised.nice = lowest
-		if e := apply(raised); e == nil {
+	try := class{normal.policy, raisedNice}
+	if err = apply(try); errors.Is(err, unix.EPERM) && lowest < normal.nice && lowest > raisedNice {
+		try.nice = lowest
+		if e := apply(try); e == nil {
 			err = fmt.Errorf("no nice value below %d: %w", lowest, err)
-			return raised, errors.Join(err, apply(normal))
+			return lowest, errors.Join(err, apply(normal))
 		}
 	}
 	if err != nil {
-		return normal, err
+		return normal.nice, err
 	}
-	return raised, apply(normal)
+	return raisedNice, apply(normal)
 }
 
 // openClass lets the class of w's thread, which it runs on, follow the worker's rates.
@@ -91,23 +90,25 @@ func (p *Pool) openClass(w *worker) {
 		p.noteClass("left to the scheduling class of the process", nil)
 		return
 	}
-	raised, err := findClass(normal, lowestNice(), class.apply)
-	if raised == normal {
+	nice, err := findNice(normal, lowestNice(), class.apply)
+	if nice == normal.nice && err != nil {
 		p.noteClass("", err)
 		return
 	}
-	p.noteClass(raised.String()+" while rates are high", err)
+	classes := [levels]class{normal, {normal.policy, nice}, {unix.SCHED_BATCH, nice}}
+	if e := w.delay.open(); e != nil {
+		classes[levelBatch] = normal
+		err = errors.Join(err, e)
+	}
+	p.noteClass(fmt.Sprintf("nice %d while rates are high", nice), err)
 	p.mu.Lock()
-	p.normal, p.raised = normal, raised
+	p.classes = classes
 	p.mu.Unlock()
-	w.urge.set = func(up bool) {
-		c := normal
-		if up {
-			c = raised
-		}
-		if err := c.apply(); err != nil {
+	w.urge.delayed = w.delay.read
+	w.urge.set = func(to level) {
+		if err := classes[to].apply(); err != nil {
 			w.urge.set = nil
-			w.urge.raised.Store(false)
+			w.urge.level.Store(uint32(levelNormal))
 			p.warn(fmt.Errorf("priority of worker %d: %w", w.index, err))
 		}
 	}
@@ -140,15 +141,11 @@ func (p *Pool) Priority() (state string, denied error) {
 func (p *Pool) Classes() (classes []string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.normal == p.raised {
+	if p.classes == [levels]class{} {
 		return nil
 	}
 	for _, w := range p.workers {
-		c := p.normal
-		if w.urge.raised.Load() {
-			c = p.raised
-		}
-		classes = append(classes, c.String())
+		classes = append(classes, p.classes[w.urge.now()].String())
 	}
 	return classes
 }

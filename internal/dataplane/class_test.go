@@ -23,8 +23,8 @@ func onThread(f func()) {
 	<-done
 }
 
-func TestFindClass(t *testing.T) {
-	normal, batch := class{unix.SCHED_NORMAL, 0}, class{unix.SCHED_BATCH, raisedNice}
+func TestFindNice(t *testing.T) {
+	normal, eager := class{unix.SCHED_NORMAL, 0}, class{unix.SCHED_NORMAL, raisedNice}
 	for _, tt := range []struct {
 		name    string
 		normal  class
@@ -32,22 +32,22 @@ func TestFindClass(t *testing.T) {
 		cap     bool  // CAP_SYS_NICE
 		refuses error // of all calls
 
-		want  class
+		want  int32
 		tried []class
 		fails bool
 	}{
-		{"allowed", normal, raisedNice, false, nil, batch, []class{batch, normal}, false},
-		{"allowed by a capability", normal, 0, true, nil, batch, []class{batch, normal}, false},
-		{"allowed in part", normal, -5, false, nil, class{unix.SCHED_BATCH, -5}, []class{batch, {unix.SCHED_BATCH, -5}, normal}, true},
-		{"not allowed", normal, 0, false, nil, normal, []class{batch}, true},
-		{"refused by a filter", normal, raisedNice, false, unix.EPERM, normal, []class{batch}, true},
-		{"no such call", normal, raisedNice, false, unix.ENOSYS, normal, []class{batch}, true},
-		{"the daemon has a lower one", class{unix.SCHED_NORMAL, -15}, -15, false, nil, class{unix.SCHED_BATCH, -15}, []class{{unix.SCHED_BATCH, -15}, {unix.SCHED_NORMAL, -15}}, false},
-		{"the daemon has a higher one", class{unix.SCHED_NORMAL, 5}, raisedNice, false, nil, batch, []class{batch, {unix.SCHED_NORMAL, 5}}, false},
+		{"allowed", normal, raisedNice, false, nil, raisedNice, []class{eager, normal}, false},
+		{"allowed by a capability", normal, 0, true, nil, raisedNice, []class{eager, normal}, false},
+		{"allowed in part", normal, -5, false, nil, -5, []class{eager, {unix.SCHED_NORMAL, -5}, normal}, true},
+		{"not allowed", normal, 0, false, nil, 0, []class{eager}, true},
+		{"refused by a filter", normal, raisedNice, false, unix.EPERM, 0, []class{eager}, true},
+		{"no such call", normal, raisedNice, false, unix.ENOSYS, 0, []class{eager}, true},
+		{"the daemon has a lower one", class{unix.SCHED_NORMAL, -15}, -15, false, nil, -15, nil, false},
+		{"the daemon has a higher one", class{unix.SCHED_NORMAL, 5}, raisedNice, false, nil, raisedNice, []class{eager, {unix.SCHED_NORMAL, 5}}, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			var tried []class
-			got, err := findClass(tt.normal, tt.lowest, func(c class) error {
+			got, err := findNice(tt.normal, tt.lowest, func(c class) error {
 				tried = append(tried, c)
 				if tt.refuses == nil && !tt.cap && c.nice < min(tt.lowest, tt.normal.nice) {
 					return unix.EPERM
@@ -79,8 +79,10 @@ func TestClassOfThread(t *testing.T) {
 		if w.urge.set == nil {
 			return
 		}
-		for _, want := range []class{p.raised, normal, p.raised} {
-			w.urge.change(want == p.raised)
+		defer w.delay.close()
+		for _, to := range []level{levelBatch, levelNormal, levelEager, levelBatch, levelEager} {
+			w.urge.change(to)
+			want := map[level]class{levelNormal: normal, levelEager: {unix.SCHED_NORMAL, raisedNice}, levelBatch: {unix.SCHED_BATCH, raisedNice}}[to]
 			if got, err := threadClass(); err != nil || got != want {
 				t.Errorf("%v, %v; want %v", got, err, want)
 			}
@@ -94,10 +96,10 @@ func TestClassOfThread(t *testing.T) {
 	switch {
 	case w.urge.set == nil && len(warned) == 1:
 		t.Skip(warned[0])
-	case w.urge.set == nil || len(warned) > 0 || p.raised != class{unix.SCHED_BATCH, raisedNice}:
-		t.Errorf("warnings %v, raised %v", warned, p.raised)
+	case w.urge.set == nil || len(warned) > 0:
+		t.Errorf("warnings %v", warned)
 	}
-	if got, want := p.priority, "batch, nice -10 while rates are high"; got != want {
+	if got, want := p.priority, "nice -10 while rates are high"; got != want {
 		t.Errorf("%q, want %q", got, want)
 	}
 }
@@ -162,13 +164,14 @@ func TestClassLost(t *testing.T) {
 			t.Error(err)
 			return
 		}
-		w.urge.change(true)
+		w.urge.change(levelEager)
+		w.delay.close()
 	})
 	if !able {
 		t.Skip(p.priority)
 	}
-	if len(warned) != 1 || w.urge.set != nil || w.urge.raised.Load() {
-		t.Errorf("warnings %v, still tries: %t, raised %t", warned, w.urge.set != nil, w.urge.raised.Load())
+	if len(warned) != 1 || w.urge.set != nil || w.urge.now() != levelNormal {
+		t.Errorf("warnings %v, still tries: %t, level %d", warned, w.urge.set != nil, w.urge.now())
 	}
 }
 
@@ -178,7 +181,7 @@ func TestClassOfPool(t *testing.T) {
 		off      bool
 		priority string
 	}{
-		{"auto", false, "batch, nice -10 while rates are high"},
+		{"auto", false, "nice -10 while rates are high"},
 		{"off", true, "switched off"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -192,7 +195,7 @@ func TestClassOfPool(t *testing.T) {
 				if p.Classes() == nil {
 					t.Skip(p.priority)
 				}
-				p.workers[1].urge.raised.Store(true)
+				p.workers[1].urge.level.Store(uint32(levelBatch))
 				want = []string{"normal, nice 0", "batch, nice -10"}
 			}
 			if got, denied := p.Priority(); got != tt.priority || denied != nil {

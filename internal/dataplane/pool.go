@@ -42,8 +42,7 @@ type Pool struct {
 	spares   []*worker // held by slow grant copies, and slow lanes; see slowcopy.go
 	priority string    // see Priority
 	denied   error     // the same
-	normal   class     // of the workers' threads
-	raised   class     // the same while rates are high
+	classes  [levels]class
 
 	classWarned sync.Once
 

@@ -10,57 +10,81 @@ import (
 // Beside a program of this host that sends or receives, a worker on the same processor may
 // be switched to and from for every packet: woken by a packet it takes the processor from
 // the sender, and a receiver that its write wakes takes the processor from it in the
-// middle of a batch. So while its rates are high a worker's thread is in the class
-// SCHED_BATCH, from which a wake-up takes the processor from no other program, and has a
-// low nice value, so that none is taken from it soon. (Where the monitor of Go's scheduler
-// wakes up all the time, that takes the processor from the sender instead. Held waits keep
-// it asleep.)
+// middle of a batch. So the scheduling of a worker's thread follows its rates:
 //
-// That costs latency if a program computes on the same processor: a woken thread of that
-// class waits for the next tick. So it is for high rates only, and for wake-ups that bring
-// several slots each. A worker whose wake-ups do not, as in an exchange of requests and
-// answers, is barred from it for a time that doubles with each attempt.
+//	level   class, nice        while
+//	normal  SCHED_OTHER, 0     rates are low
+//	eager   SCHED_OTHER, -10   most slots are from the guest: a receiver does not interrupt
+//	batch   SCHED_BATCH, -10   many slots are to the guest: also, no sender is interrupted
 //
-//	          rate >= riseRate, and not barred
-//	normal ------------------------------------> raised
-//	  ^                                            |
-//	  |   rate < fallRate, or idle for idleWait    |
-//	  +<-------------------------------------------+
-//	  |   fewer than worthSlots per wake-up: barred for 100 ms, then 200 ms, ... 10 s
-//	  +<-------------------------------------------'
+// (Where the monitor of Go's scheduler wakes up all the time, that takes the processor from
+// the sender instead. Held waits keep it asleep.)
+//
+// Batch costs latency if a program computes on the same processor: a woken thread of that
+// class waits for the next tick. So it is for wake-ups that bring several slots each, and
+// that did not wait long. A worker whose wake-ups are others, as in an exchange of requests
+// and answers, stays normal for a time that doubles with each attempt.
+//
+//	         rate >= riseRate, and not barred
+//	normal -----------------------------------> eager or batch <--> the other one
+//	  ^                                               |
+//	  |   rate < fallRate, or idle for idleWait       |
+//	  +<----------------------------------------------+
+//	  |   fewer than worthSlots per wake-up, or batch and a wait of more than longWait
+//	  |   for the processor per wake-up: barred for 100 ms, then 200 ms, ... 10 s
+//	  +<----------------------------------------------'
 //
 // Rates are computed each time a number of wake-ups or of slots is reached. Only then the
 // clock is read: where the vDSO cannot read Xen's clock it is a system call.
 const (
 	normalWakes, normalSlots = 32, 64  // between two looks at the rate
-	raisedWakes, raisedSlots = 16, 512 // the same while raised
+	raisedWakes, raisedSlots = 16, 512 // the same at the other levels
 
 	riseRate = 8000 // slots per second
 	fallRate = 4000
 
 	worthSlots = 4
 
-	// idleWait is the time without events after which a raised worker is normal again.
-	// The rate before a longer pause says nothing.
+	// longWait is less than the average wait for a tick of 4 ms, and more than a sender
+	// takes for a burst.
+	longWait = 1500 * time.Microsecond
+
+	// manyToGuest: so many slots to the guest, of all, in manyOf are many.
+	manyToGuest, manyOf = 1, 4
+
+	// idleWait is the time without events after which a worker is normal again. The rate
+	// before a longer pause says nothing.
 	idleWait = 10 * time.Millisecond
 	mostWait = int(idleWait / time.Millisecond)
 
 	firstBar, lastBar = 100 * time.Millisecond, 10 * time.Second
 )
 
-// urgency decides the scheduling class of one worker's thread, to which it belongs.
-type urgency struct {
-	set    func(raised bool) // changes the class; nil: it stays as it is
-	raised atomic.Bool       // written by the worker only
+// level is a level of scheduling.
+type level uint32
 
-	wakes, slots uint32    // since at
-	at           time.Time // of the last look
-	barred       time.Time // not raised before
-	bar          time.Duration
+const (
+	levelNormal level = iota
+	levelEager
+	levelBatch
+	levels
+)
+
+// urgency decides the level of one worker's thread, to which it belongs.
+type urgency struct {
+	set     func(level)          // changes the thread; nil: it stays as it is
+	delayed func() time.Duration // time that the thread has waited for a processor so far
+	level   atomic.Uint32        // written by the worker only
+
+	wakes, tx, rx uint32    // since at; slots from and to the guest
+	at            time.Time // of the last look
+	delay         time.Duration
+	barred        time.Time // normal until then
+	bar           time.Duration
 }
 
 // woke counts a poll of the worker for up to timeout milliseconds, which brought events or
-// not, and changes the class if it is due.
+// not, and changes the level if it is due.
 func (u *urgency) woke(some bool, timeout int, clock func() time.Time) {
 	if u.set == nil {
 		return
@@ -68,39 +92,47 @@ func (u *urgency) woke(some bool, timeout int, clock func() time.Time) {
 	if timeout != 0 {
 		u.wakes++
 	}
-	if u.raised.Load() {
-		switch {
-		case !some && timeout >= mostWait:
-			u.change(false)
-			u.wakes, u.slots = 0, 0
-		case u.wakes >= raisedWakes || u.slots >= raisedSlots:
+	if u.now() == levelNormal {
+		if u.wakes >= normalWakes || u.tx+u.rx >= normalSlots {
 			u.look(clock())
 		}
-	} else if u.wakes >= normalWakes || u.slots >= normalSlots {
+		return
+	}
+	switch {
+	case !some && timeout >= mostWait:
+		u.change(levelNormal)
+		u.wakes, u.tx, u.rx = 0, 0, 0
+	case u.wakes >= raisedWakes || u.tx+u.rx >= raisedSlots:
 		u.look(clock())
 	}
 }
 
-// look computes the rate of slots since the last look and changes the class accordingly.
+// now returns the present level.
+func (u *urgency) now() level { return level(u.level.Load()) }
+
+// look computes the rate of slots since the last look and changes the level accordingly.
 func (u *urgency) look(now time.Time) {
-	took := now.Sub(u.at)
-	wakes, slots := u.wakes, u.slots
-	u.at, u.wakes, u.slots = now, 0, 0
-	if u.raised.Load() {
-		switch {
-		case slots < worthSlots*wakes:
-			u.bar = min(max(2*u.bar, firstBar), lastBar)
-			u.barred = now.Add(u.bar)
-			u.change(false)
-		case rate(slots, took) < fallRate:
-			u.change(false)
-		default:
-			u.bar = 0
+	took, wakes, slots, to := now.Sub(u.at), u.wakes, u.tx+u.rx, levelEager
+	if manyOf*u.rx >= manyToGuest*slots {
+		to = levelBatch
+	}
+	u.at, u.wakes, u.tx, u.rx = now, 0, 0, 0
+	if u.now() == levelNormal {
+		if rate(slots, took) >= riseRate && !now.Before(u.barred) {
+			u.change(to)
 		}
 		return
 	}
-	if rate(slots, took) >= riseRate && !now.Before(u.barred) {
-		u.change(true)
+	switch {
+	case slots < worthSlots*wakes, u.now() == levelBatch && u.waited() > time.Duration(wakes)*longWait:
+		u.bar = min(max(2*u.bar, firstBar), lastBar)
+		u.barred = now.Add(u.bar)
+		u.change(levelNormal)
+	case rate(slots, took) < fallRate:
+		u.change(levelNormal)
+	default:
+		u.bar = 0
+		u.change(to)
 	}
 }
 
@@ -109,16 +141,30 @@ func rate(n uint32, in time.Duration) int64 {
 	return int64(n) * int64(time.Second) / max(int64(in), 1)
 }
 
-// change makes the thread raised or normal.
-func (u *urgency) change(raised bool) {
-	u.raised.Store(raised)
-	u.set(raised)
+// waited returns the time that the thread has waited for a processor since the last call.
+func (u *urgency) waited() time.Duration {
+	before := u.delay
+	u.delay = u.delayed()
+	return u.delay - before
+}
+
+// change gives the thread another level, if it is one.
+func (u *urgency) change(to level) {
+	if to == u.now() {
+		return
+	}
+	if to == levelBatch {
+		u.waited() // the next time counts from now
+	}
+	u.level.Store(uint32(to))
+	u.set(to)
 }
 
 // patience returns the time for which the worker waits at most, in milliseconds, instead
-// of timeout, which is negative for no limit: a raised worker must notice that it is idle.
+// of timeout, which is negative for no limit: one that is not normal must notice that it
+// is idle.
 func (u *urgency) patience(timeout int) int {
-	if u.raised.Load() && (timeout < 0 || timeout > mostWait) {
+	if u.now() != levelNormal && (timeout < 0 || timeout > mostWait) {
 		return mostWait
 	}
 	return timeout

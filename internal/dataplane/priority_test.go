@@ -14,12 +14,14 @@ type urgencyBed struct {
 	urgency
 	now     time.Time
 	reads   int // of the clock
-	changes []bool
+	queued  time.Duration
+	changes []level
 }
 
 func newUrgencyBed() *urgencyBed {
 	b := &urgencyBed{now: time.Unix(1000, 0)}
-	b.set = func(raised bool) { b.changes = append(b.changes, raised) }
+	b.set = func(l level) { b.changes = append(b.changes, l) }
+	b.delayed = func() time.Duration { return b.queued }
 	return b
 }
 
@@ -28,12 +30,22 @@ func (b *urgencyBed) clock() time.Time {
 	return b.now
 }
 
-// run makes n wake-ups, each after the time apart and with slots slots.
-func (b *urgencyBed) run(n int, apart time.Duration, slots uint32) {
+// run makes n wake-ups, each after the time apart and with as many slots from and to the
+// guest.
+func (b *urgencyBed) run(n int, apart time.Duration, tx, rx uint32) {
 	for range n {
 		b.now = b.now.Add(apart)
 		b.woke(true, -1, b.clock)
-		b.slots += slots
+		b.tx += tx
+		b.rx += rx
+	}
+}
+
+// late does the same with wake-ups that wait for a processor.
+func (b *urgencyBed) late(n int, apart, wait time.Duration, tx, rx uint32) {
+	for range n {
+		b.queued += wait
+		b.run(1, apart, tx, rx)
 	}
 }
 
@@ -44,56 +56,77 @@ func (b *urgencyBed) idle() {
 }
 
 func TestUrgency(t *testing.T) {
-	const us = time.Microsecond
+	const us, ms = time.Microsecond, time.Millisecond
+	const normal, eager, batch = levelNormal, levelEager, levelBatch
 	for _, tt := range []struct {
 		name string
 		do   func(b *urgencyBed)
-		want []bool // the changes
+		want []level // the changes
 	}{
-		{"few slots", func(b *urgencyBed) { b.run(1000, time.Millisecond, 4) }, nil},
-		{"many slots", func(b *urgencyBed) { b.run(1000, 200*us, 20) }, []bool{true}},
+		{"few slots", func(b *urgencyBed) { b.run(1000, ms, 4, 2) }, nil},
+		{"many slots from the guest", func(b *urgencyBed) { b.run(1000, 200*us, 20, 2) }, []level{eager}},
+		{"many slots to the guest", func(b *urgencyBed) { b.run(1000, 200*us, 2, 20) }, []level{batch}},
+		{"both", func(b *urgencyBed) { b.run(1000, 200*us, 15, 5) }, []level{batch}},
+		{"the direction changes", func(b *urgencyBed) {
+			b.run(100, 200*us, 20, 1)
+			b.run(100, 200*us, 1, 20)
+			b.run(100, 200*us, 20, 1)
+		}, []level{eager, batch, eager}},
 		{"many slots within endless turns", func(b *urgencyBed) {
 			for range 100 {
 				b.now = b.now.Add(100 * us)
-				b.slots += 64
+				b.tx += 64
 				b.woke(false, 0, b.clock)
 			}
-		}, []bool{true}},
+		}, []level{eager}},
 		{"the rate between the bounds changes nothing", func(b *urgencyBed) {
-			b.run(100, time.Millisecond, 7) // 7,000
-			b.run(100, 500*us, 10)          // 20,000
-			b.run(100, time.Millisecond, 5) // 5,000
-		}, []bool{true}},
+			b.run(100, ms, 7, 0)      // 7,000
+			b.run(100, 500*us, 10, 0) // 20,000
+			b.run(100, ms, 5, 0)      // 5,000
+		}, []level{eager}},
 		{"the rate falls", func(b *urgencyBed) {
-			b.run(100, 200*us, 20)
-			b.run(100, 5*time.Millisecond, 10)
-		}, []bool{true, false}},
+			b.run(100, 200*us, 20, 0)
+			b.run(100, 5*ms, 10, 0)
+		}, []level{eager, normal}},
 		{"idle", func(b *urgencyBed) {
-			b.run(100, 200*us, 20)
+			b.run(100, 200*us, 20, 0)
 			b.idle()
-		}, []bool{true, false}},
+		}, []level{eager, normal}},
 		{"a deadline without events is no idleness", func(b *urgencyBed) {
-			b.run(100, 200*us, 20)
+			b.run(100, 200*us, 20, 0)
 			b.woke(false, b.patience(3), b.clock)
-		}, []bool{true}},
+		}, []level{eager}},
 		{"a burst after a pause", func(b *urgencyBed) {
-			b.run(100, 200*us, 20)
+			b.run(100, 200*us, 20, 0)
 			b.idle()
 			b.now = b.now.Add(time.Second)
-			b.run(100, 200*us, 20)
-		}, []bool{true, false, true}},
+			b.run(100, 200*us, 20, 0)
+		}, []level{eager, normal, eager}},
 		{"wake-ups with a slot each are not worth it", func(b *urgencyBed) {
-			b.run(1000, 50*us, 1) // 50 ms
-		}, []bool{true, false}},
+			b.run(1000, 50*us, 1, 0) // 50 ms
+		}, []level{eager, normal}},
 		{"attempts become rare", func(b *urgencyBed) {
-			b.run(40_000, 50*us, 1) // 2 s: after 0.1, 0.3, 0.7, 1.5 s
-		}, []bool{true, false, true, false, true, false, true, false, true, false}},
+			b.run(40_000, 50*us, 0, 1) // 2 s: after 0.1, 0.3, 0.7, 1.5 s
+		}, []level{batch, normal, batch, normal, batch, normal, batch, normal, batch, normal}},
 		{"worth it at last", func(b *urgencyBed) {
-			b.run(1000, 50*us, 1)
-			b.run(1000, 200*us, 20)
+			b.run(1000, 50*us, 0, 1)
+			b.run(1000, 200*us, 0, 20)
 			b.idle()
-			b.run(1000, 50*us, 1)
-		}, []bool{true, false, true, false, true, false}},
+			b.run(1000, 50*us, 0, 1)
+		}, []level{batch, normal, batch, normal, batch, normal}},
+		{"a program computes", func(b *urgencyBed) {
+			b.late(1000, 4*ms, 2*ms, 0, 200) // 4 s: after 0.1, 0.3, 0.7, 1.5, 3.1 s
+		}, []level{batch, normal, batch, normal, batch, normal, batch, normal, batch, normal, batch, normal}},
+		{"a sender sends bursts", func(b *urgencyBed) {
+			b.late(1000, 2*ms, ms, 0, 100)
+		}, []level{batch}},
+		{"an eager worker may wait", func(b *urgencyBed) {
+			b.late(1000, 4*ms, 2*ms, 200, 0)
+		}, []level{eager}},
+		{"waits before do not count", func(b *urgencyBed) {
+			b.late(1000, 4*ms, 2*ms, 200, 0)
+			b.late(1000, 4*ms, 100*us, 0, 200)
+		}, []level{eager, batch}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			b := newUrgencyBed()
@@ -101,8 +134,12 @@ func TestUrgency(t *testing.T) {
 			if diff := cmp.Diff(tt.want, b.changes); diff != "" {
 				t.Errorf("changes (-want +got):\n%s", diff)
 			}
-			if want := len(b.changes)%2 == 1; b.raised.Load() != want {
-				t.Errorf("raised %t", !want)
+			want := levelNormal
+			if n := len(b.changes); n > 0 {
+				want = b.changes[n-1]
+			}
+			if got := b.urgency.now(); got != want {
+				t.Errorf("level %d, want %d", got, want)
 			}
 		})
 	}
@@ -112,7 +149,7 @@ func TestUrgency(t *testing.T) {
 func TestUrgencyBar(t *testing.T) {
 	b := newUrgencyBed()
 	for range 12 {
-		b.run(100, 50*time.Microsecond, 1)
+		b.run(100, 50*time.Microsecond, 0, 1)
 		b.now = b.now.Add(lastBar)
 	}
 	if want := 24; len(b.changes) != want || b.bar != lastBar {
@@ -123,13 +160,13 @@ func TestUrgencyBar(t *testing.T) {
 // TestUrgencyClock: the clock is read once for many wake-ups and slots.
 func TestUrgencyClock(t *testing.T) {
 	b := newUrgencyBed()
-	b.run(10*normalWakes, time.Millisecond, 1)
+	b.run(10*normalWakes, time.Millisecond, 1, 0)
 	if b.reads != 10 {
 		t.Errorf("normal: %d reads of the clock", b.reads)
 	}
-	b.run(10*raisedWakes, 100*time.Microsecond, 20)
+	b.run(10*raisedWakes, 100*time.Microsecond, 0, 20)
 	b.reads = 0
-	b.run(10*raisedWakes, 100*time.Microsecond, 20)
+	b.run(10*raisedWakes, 100*time.Microsecond, 0, 20)
 	if b.reads != 10 {
 		t.Errorf("raised: %d reads of the clock", b.reads)
 	}
@@ -147,7 +184,7 @@ func TestUrgencyPatience(t *testing.T) {
 	} {
 		var u urgency
 		normal := u.patience(tt.timeout)
-		u.raised.Store(true)
+		u.level.Store(uint32(levelEager))
 		if raised := u.patience(tt.timeout); normal != tt.normal || raised != tt.raised {
 			t.Errorf("%d: %d, raised %d; want %d, %d", tt.timeout, normal, raised, tt.normal, tt.raised)
 		}
@@ -158,7 +195,7 @@ func TestUrgencyPatience(t *testing.T) {
 func TestUrgencyOff(t *testing.T) {
 	b := newUrgencyBed()
 	b.set = nil
-	b.run(10_000, 100*time.Microsecond, 100)
+	b.run(10_000, 100*time.Microsecond, 100, 100)
 	if len(b.changes) != 0 || b.reads != 0 || b.patience(-1) != -1 {
 		t.Errorf("%d changes, %d reads of the clock, waits for %d", len(b.changes), b.reads, b.patience(-1))
 	}

@@ -80,7 +80,8 @@ func (w *worker) serveVirt(q *Queue) (again bool, err error) {
 	}
 	moved := w.tally[TxSlots] + w.tally[RxSlots] - before
 	w.busy += 1 + int(moved)/slotsPerBusy
-	w.urge.slots += moved
+	w.urge.tx += w.tally[TxSlots]
+	w.urge.rx += w.tally[RxSlots]
 	switch {
 	case moved != 0:
 		q.ev.spurious = 0

@@ -52,6 +52,7 @@ type worker struct {
 	epoll  poller
 	timers timers
 	urge   urgency
+	delay  delayFile // of urge
 	copies copyWatch
 	clock  func() time.Time
 	now    time.Time      // see time; zero: not read yet
@@ -200,6 +201,7 @@ func (w *worker) release() {
 	w.rxMem.close()
 	w.mail.close()
 	w.epoll.close()
+	w.delay.close()
 }
 
 // attach starts to serve a queue. It runs on the worker's thread.
@@ -461,7 +463,8 @@ func (w *worker) serve(q *Queue) (again bool, err error) {
 	}
 	moved := w.tally[TxSlots] + w.tally[RxSlots] - before
 	w.busy += 1 + int(moved)/slotsPerBusy
-	w.urge.slots += moved
+	w.urge.tx += w.tally[TxSlots]
+	w.urge.rx += w.tally[RxSlots]
 	switch {
 	case moved != 0:
 		q.ev.spurious = 0
