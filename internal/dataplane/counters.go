@@ -40,8 +40,10 @@ const (
 	StaticHits
 	StaticMisses
 	Notifies
+	EventCalls
 	TapWriteCalls
 	TapReadCalls
+	Polls
 	SlowCopies
 	HostSegments
 	WorkerNS
@@ -131,8 +133,10 @@ var Counters = [NumCounters]CounterInfo{
 	StaticHits:    {"static_hits", Work, "slots whose page is a static grant, which take no grant operation"},
 	StaticMisses:  {"static_misses", Work, "slots that were copied although the queue has static grants"},
 	Notifies:      {"notifies", Work, "events sent to the guest"},
+	EventCalls:    {"event_calls", Work, "calls that read or unmasked event channels, or read kicks, and did nothing else"},
 	TapWriteCalls: {"tap_write_calls", Work, "calls that wrote packets to the TAP"},
 	TapReadCalls:  {"tap_read_calls", Work, "calls that read packets from the TAP"},
+	Polls:         {"polls", Work, "waits of the worker for events before turns of this queue; they are not in syscalls"},
 	SlowCopies:    {"slow_copies", Work, "grant copies that blocked a thread, because the guest's memory was paged out or shared"},
 	HostSegments:  {"host_segments", Work, "segments of GSO packets from the guest"},
 	WorkerNS:      {"worker_ns", Work, "time of the worker's thread for this queue in nanoseconds, while several vifs share the worker"},

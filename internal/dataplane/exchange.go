@@ -125,6 +125,7 @@ func (w *worker) exchangeAlone(q *Queue) bool {
 	w.exchange.done = false
 	w.queueExchange(q)
 	w.tally[Syscalls]++
+	w.tally[EventCalls]++
 	_, err := w.uring.ring.Submit()
 	for _, c := range w.uring.cqes[:w.uring.ring.Completions(w.uring.cqes[:])] {
 		w.exchanged(q, c.User, c.Res)

@@ -225,6 +225,7 @@ func (w *worker) takeKick(r *virtRing) {
 	r.fired = false
 	w.goLive(r)
 	w.tally[Syscalls]++
+	w.tally[EventCalls]++
 	w.tally[Wakes]++
 	n, err := w.readKick(r.kick)
 	if n <= 0 && !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR) {

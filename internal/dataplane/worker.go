@@ -376,6 +376,7 @@ func (w *worker) time() time.Time {
 func (w *worker) poll(timeout int) error {
 	events, err := w.epoll.wait(timeout)
 	w.urge.woke(len(events) > 0, timeout, w.clock)
+	w.tally[Polls]++
 	w.busy = 0
 	w.now = time.Time{}
 	if err != nil {
@@ -484,9 +485,11 @@ func (w *worker) serve(q *Queue) (again bool, err error) {
 func (w *worker) takeEvents(q *Queue) error {
 	q.ev.deferred = false
 	w.tally[Syscalls]++
+	w.tally[EventCalls]++
 	n, err := q.events.Pending(w.ports[:])
 	if errors.Is(err, evtchn.ErrOverflow) {
 		w.tally[Syscalls]++
+		w.tally[EventCalls]++
 		err = q.events.Reset()
 		q.ev.maskAll(q)
 	}
@@ -534,6 +537,7 @@ func (w *worker) unmask(q *Queue) error {
 	}
 	q.ev.unmaskAt = time.Time{}
 	w.tally[Syscalls]++
+	w.tally[EventCalls]++
 	err := q.events.Unmask(q.ev.masked[:q.ev.nMasked])
 	q.ev.nMasked = 0
 	if err != nil {

@@ -142,6 +142,8 @@ type counts struct {
 	OwnOps          float64 `json:"netbackd_own_grant_ops"` // those with a grant on both sides
 	StaticSlots     float64 `json:"netbackd_static_slots"`
 
+	Calls map[string]float64 `json:"netbackd_calls_by_kind,omitempty"` // system calls, by its own counters
+
 	Verdict string `json:"verdict,omitempty"`
 
 	// Interrupts of dom0 by the device in /proc/interrupts.
@@ -353,6 +355,7 @@ func makeCounts(records []record, g group, it *item, backend string) (c counts, 
 	c.GrantOps = of(true, func(r *record) uint64 { return r.Counters["grant_ops"] })
 	c.OwnOps = of(true, func(r *record) uint64 { return r.Counters["grant_own_ops"] })
 	c.StaticSlots = of(true, func(r *record) uint64 { return r.Counters["static_hits"] })
+	c.Calls = callsByKind(of)
 	return c, ok
 }
 
@@ -378,6 +381,7 @@ func (rep *report) print(w io.Writer) error {
 		}
 	}
 	rep.printCounts(t)
+	rep.printCalls(t)
 	printLatency(t, rep.Latency)
 	return t.Flush()
 }
