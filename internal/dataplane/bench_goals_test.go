@@ -11,9 +11,9 @@ import (
 	"github.com/netbackd/netbackd/pkg/netif"
 )
 
-// goals compares the figures with the goals.
-func goals(rep *bench.Report, l *lane, h *filler, packets uint64) error {
-	find := func(name string) *bench.Result {
+// findIn returns a function that finds a group, or an empty one.
+func findIn(rep *bench.Report) func(name string) *bench.Result {
+	return func(name string) *bench.Result {
 		for i := range rep.Results {
 			if rep.Results[i].Name == name {
 				return &rep.Results[i]
@@ -21,6 +21,11 @@ func goals(rep *bench.Report, l *lane, h *filler, packets uint64) error {
 		}
 		return &bench.Result{}
 	}
+}
+
+// goals compares the figures with the goals.
+func goals(rep *bench.Report, l *lane, h *filler, packets uint64) error {
+	find := findIn(rep)
 	if r := find("guest to host, 64 B"); len(r.Figures) > 0 {
 		b64, b1 := r.Figure(l.row(64)), r.Figure(l.row(1))
 		rep.AtLeast("P9", "64 B guest to host, batch 64 against batch 1", b1.Median/b64.Median, 1.45, r.Void)
@@ -125,9 +130,6 @@ func goals(rep *bench.Report, l *lane, h *filler, packets uint64) error {
 
 // staticGoals compares lanes of static grants with bare calls and with copying.
 func staticGoals(rep *bench.Report, copies *lane, find func(string) *bench.Result) {
-	median := func(r *bench.Result, name string, batch int) float64 {
-		return r.Figure(fmt.Sprintf("%s, batch %d", name, batch)).Median
-	}
 	best := staticUring
 	if copies.w.uring.ring == nil {
 		best = staticPlain
@@ -174,21 +176,9 @@ func staticGoals(rep *bench.Report, copies *lane, find func(string) *bench.Resul
 		}
 	}
 	if r := find("guest to host, 64 B"); len(r.Figures) > 0 {
-		own := median(r, staticPlain, 64) - r.Figure(roomCalls).Median
-		rep.AtMost("P6", "guest to host, 64 B: ns per packet beyond the same calls", own, 22, r.Void)
 		ratios(r, "guest to host", 64)
 	}
 	if r := find("host to guest, 64 B"); len(r.Figures) > 0 {
-		own := median(r, staticPlain, 128) - r.Figure(roomCalls).Median
-		rep.AtMost("P6", "host to guest, 64 B: ns per packet beyond the same read", own, 22, r.Void)
 		ratios(r, "host to guest", 128)
-	}
-	if r := find("host to guest, 64 KiB GSO"); len(r.Figures) > 0 {
-		own := (median(r, staticPlain, 8) - r.Figure(roomJoined).Median) / 17
-		rep.AtMost("P6", "host to guest, 64 KiB GSO: ns per slot beyond the same readv", own, 3, r.Void)
-	}
-	if r := find("guest to host, 64 KiB GSO"); len(r.Figures) > 0 {
-		own := (median(r, staticPlain, 8) - r.Figure(roomJoined).Median) / 17
-		rep.AtMost("P6", "guest to host, 64 KiB GSO: ns per slot beyond the same calls", own, 3, r.Void)
 	}
 }

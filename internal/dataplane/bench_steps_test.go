@@ -106,9 +106,11 @@ func countedChild() error {
 	return nil
 }
 
-// ready makes the packets of a batch and schedules the queue.
+// ready makes the packets of a batch and schedules the queue. The batch is one of the many
+// that the coalescer does not look at, as it has merged nothing lately.
 func (l *lane) ready(h *filler, c *counted) error {
 	if c.tx {
+		l.queue().coalescer.skip = 1
 		l.takeTx()
 		l.putTx(&c.frame, c.batch)
 	} else {

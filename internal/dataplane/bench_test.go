@@ -128,12 +128,15 @@ func benchMain(args []string) int {
 	fl := flag.NewFlagSet("bench", flag.ExitOnError)
 	peer := fl.String("peer", "", "program that makes the bare system calls (test/benchpeer)")
 	out := fl.String("json", "", "write the figures to this `file` as well")
-	rounds := fl.Int("rounds", 500, "rounds per group and try")
+	rounds := fl.Int("rounds", 150, "rounds per group and try")
 	packets := fl.Uint64("packets", 10_000_000, "packets of the allocation count")
 	only := fl.String("only", "", "measure only groups with this in their name")
+	commit := fl.String("commit", "", "version of the measured code, for the report")
+	top := fl.Bool("functions", false, "print the functions of the data path with the most instructions")
 	_ = fl.Parse(args)
-	r, err := measure(*peer, *rounds, *packets, *only)
+	r, err := measure(*peer, *rounds, *packets, *only, *top)
 	if err == nil {
+		r.Commit = *commit
 		err = r.Print(os.Stdout)
 	}
 	if err == nil && *out != "" {
@@ -161,6 +164,7 @@ type benchTable struct {
 	calls    *floor // with a system call for each packet
 	ring     *floor // with io_uring; nil: there is none
 	vhost    bool   // vhost-net is there
+	loop     calibration
 	overhead time.Duration
 	lim      bench.Limits
 	only     string
@@ -168,15 +172,14 @@ type benchTable struct {
 }
 
 // measure makes all measurements.
-func measure(peer string, rounds int, packets uint64, only string) (*bench.Report, error) {
+func measure(peer string, rounds int, packets uint64, only string, top bool) (*bench.Report, error) {
 	begun := time.Now()
 	t := &benchTable{only: only}
 	defer t.close()
 	if err := t.open(peer); err != nil {
 		return nil, err
 	}
-	// With the rest, less than a minute.
-	t.lim = bench.Limits{Rounds: rounds, Tries: 3, Spread: 0.02, Until: begun.Add(30 * time.Second)}
+	t.lim = bench.Limits{Rounds: rounds, Tries: 3, Spread: 0.02, Until: begun.Add(60 * time.Second)}
 	for _, tx := range []bool{true, false} {
 		frames := rxFrames()
 		if tx {
@@ -195,6 +198,13 @@ func measure(peer string, rounds int, packets uint64, only string) (*bench.Repor
 		return nil, err
 	}
 	if err := goals(t.rep, t.lanes[0], t.fill, packets); err != nil {
+		return nil, err
+	}
+	misses, err := t.countMisses()
+	if err != nil {
+		return nil, err
+	}
+	if err := ownGoals(t.rep, findIn(t.rep), misses, top); err != nil {
 		return nil, err
 	}
 	if err := measureControl(t.rep, t.lim, only); err != nil {
@@ -347,6 +357,9 @@ func (t *benchTable) txPeers(g *bench.Group, b *benchFrame) {
 	if t.vhost {
 		g.Add("vhost-net", func() (time.Duration, error) { return peerRun(t.child, bench.OpVhost, b, nothing) })
 	}
+	if b.name == "64 B" {
+		g.Add(calibrated, func() (time.Duration, error) { return t.loop.run(t, b, t.overhead) })
+	}
 	small := len(b.frame) <= smallPacket
 	if small {
 		g.Add(ownWrite, func() (time.Duration, error) { return t.calls.txRun(b, onlyCalls, t.overhead) })
@@ -368,6 +381,9 @@ func (t *benchTable) rxPeers(g *bench.Group, b *benchFrame) {
 	g.Add("readv into pages", func() (time.Duration, error) { return peerRun(t.child, bench.OpReadv, b, fill) })
 	g.Add("read, in a process of one thread", func() (time.Duration, error) { return peerRun(t.single, bench.OpRead, b, fill) })
 	g.Add(forwarder, func() (time.Duration, error) { return peerRun(t.child, bench.OpForwardRx, b, fill) })
+	if b.name == "64 B" {
+		g.Add(calibrated, func() (time.Duration, error) { return t.loop.run(t, b, t.overhead) })
+	}
 	small := len(b.frame) <= smallPacket
 	if small {
 		g.Add(ownRead, func() (time.Duration, error) { return t.calls.rxRun(b, t.fill, onlyCalls, t.overhead) })

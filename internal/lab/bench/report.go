@@ -32,6 +32,7 @@ type Goal struct {
 // Report holds all measurements.
 type Report struct {
 	Host    string   `json:"host"`
+	Commit  string   `json:"commit,omitempty"` // of the measured code
 	Method  []string `json:"method"` // how the figures were obtained, for the reader
 	Results []Result `json:"results"`
 	Goals   []Goal   `json:"goals"`
@@ -76,6 +77,9 @@ func (r *Report) Missed() (n int) {
 func (r *Report) Print(w io.Writer) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, r.Host)
+	if r.Commit != "" {
+		fmt.Fprintln(t, r.Commit)
+	}
 	for _, m := range r.Method {
 		fmt.Fprintln(t, m)
 	}
