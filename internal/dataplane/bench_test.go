@@ -55,7 +55,7 @@ func benchFrames() []benchFrame {
 
 // warm returns the number of packets that are sent before a run and not timed. They fill
 // the caches as under load, instead of leaving there the data of the previous peer.
-func (b *benchFrame) warm() int { return b.batches[0] }
+func (b *benchFrame) warm() int { return 4 * b.batches[0] }
 
 // rxFrames returns the groups to the guest: the same frames in larger batches.
 func rxFrames() []benchFrame {

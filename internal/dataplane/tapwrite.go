@@ -149,16 +149,25 @@ func (o *tapWriter) submit(b *txBatch) {
 	}
 	_, err := w.uring.ring.Submit()
 	all := w.uring.ring.Completions(w.uring.cqes[:])
-	n, joined := all, 0
-	for _, c := range w.uring.cqes[:all] {
+	n, joined, packets, bytes := all, 0, uint32(0), uint32(0)
+	for i := range w.uring.cqes[:all] {
+		c := &w.uring.cqes[i]
 		if c.User >= batchPackets {
 			n--
 			w.exchanged(o.q, c.User, c.Res)
 			continue
 		}
-		joined += int(b.pkts[c.User].more)
-		o.doneMerged(b, int(c.User), unix.Errno(max(-c.Res, 0)))
+		p := &b.pkts[c.User]
+		if c.Res < 0 || p.more != 0 {
+			joined += int(p.more)
+			o.doneMerged(b, int(c.User), unix.Errno(max(-c.Res, 0)))
+			continue
+		}
+		packets++
+		bytes += p.total
 	}
+	w.tally[TxPackets] += packets
+	w.tally[TxBytes] += bytes
 	if lost := o.queued + o.joined - n - joined; lost > 0 {
 		w.tally[DropTxTapFull] += uint32(lost)
 	}
