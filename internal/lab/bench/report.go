@@ -33,7 +33,7 @@ type Goal struct {
 type Report struct {
 	Host    string   `json:"host"`
 	Commit  string   `json:"commit,omitempty"` // of the measured code
-	Method  []string `json:"method"` // how the figures were obtained, for the reader
+	Method  []string `json:"method"`           // how the figures were obtained, for the reader
 	Results []Result `json:"results"`
 	Goals   []Goal   `json:"goals"`
 	Seconds float64  `json:"seconds"`
