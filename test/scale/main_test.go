@@ -41,7 +41,12 @@ type host struct {
 func newHost(tb testing.TB) *host {
 	tb.Helper()
 	netns.NeedTUN(tb)
-	dir, err := os.MkdirTemp("", "nbs") // a short path: socket addresses are short
+	// As on a host, the run directory is on a tmpfs, if there is one. The path is short:
+	// socket addresses are.
+	dir, err := os.MkdirTemp("/dev/shm", "nbs")
+	if err != nil {
+		dir, err = os.MkdirTemp("", "nbs")
+	}
 	if err != nil {
 		tb.Fatal(err)
 	}

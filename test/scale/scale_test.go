@@ -22,11 +22,14 @@ const (
 // and not on the number of vifs.
 const threadMemory = 40 << 10
 
-// perVif returns the bytes of the daemon for each of n vifs that were connected between two
-// readings, without the rings, which on the embedded Xen are shared memory.
+// ringMemory is the size of the rings of a vif of one queue, in bytes.
+const ringMemory = 8192
+
+// perVif returns the bytes of the daemon for each of n vifs of one queue that were connected
+// between two readings, without the rings, which it has mapped.
 func perVif(before, after crowd.Usage, n int) int64 {
-	more := after.Memory.Anon + after.Memory.File - before.Memory.Anon - before.Memory.File
-	return (more - int64(len(after.Threads)-len(before.Threads))*threadMemory) / int64(n)
+	more := after.Memory.All() - before.Memory.All()
+	return (more-int64(len(after.Threads)-len(before.Threads))*threadMemory)/int64(n) - ringMemory
 }
 
 // TestIdle: connected vifs without traffic do not wake the daemon, and take little of its
