@@ -57,6 +57,8 @@ type Queue struct {
 	turnSegs int      // segments that the current turn took from the guest
 	mostSegs int      // maximum of segments for the next turn
 
+	ahead aheadLines
+
 	ev   eventState
 	rate rateState
 

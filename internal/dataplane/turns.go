@@ -149,11 +149,26 @@ func (s *scheduler) shared() bool { return len(s.accounts) > 1 }
 func (w *worker) round() {
 	w.sched.turns, w.sched.ready = w.sched.ready, w.sched.turns[:0]
 	for i := range w.sched.turns {
+		w.sched.fetch(i)
 		if a := w.sched.turns[i]; a != nil && w.failed == nil {
 			w.serveVif(a)
 		}
 	}
 	w.sched.turns = w.sched.turns[:0]
+}
+
+// fetch asks for what the turns behind turn i of the round will need.
+func (s *scheduler) fetch(i int) {
+	if i+2 < len(s.turns) {
+		if a := s.turns[i+2]; a != nil && len(a.ready) > 0 {
+			a.ready[0].fetchSelf()
+		}
+	}
+	if i+1 < len(s.turns) {
+		if a := s.turns[i+1]; a != nil && len(a.ready) > 0 {
+			a.ready[0].fetchAhead()
+		}
+	}
 }
 
 // serveVif gives a vif its turns of a round: one for each queue that has work, or fewer,

@@ -53,6 +53,7 @@ func (w *worker) txPass(q *Queue) (more bool, err error) {
 	}
 	w.settleRate(q, b, now)
 	w.answerTx(q, b.rsp[:b.nRsp])
+	q.ahead.next(q)
 	switch {
 	case err != nil:
 		return false, err

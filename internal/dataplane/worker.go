@@ -249,6 +249,9 @@ func (w *worker) enroll(q *Queue, id int) {
 	}
 	w.queues[id] = q
 	q.id = id
+	if q.virt == nil {
+		q.ahead.note(q)
+	}
 	q.account = w.sched.open(q.conn)
 	q.tapIn.ready = !q.tapIn.gone
 	w.sched.schedule(q)

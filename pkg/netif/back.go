@@ -119,6 +119,15 @@ func AttachTx(page []byte) (*TxBack, error) {
 
 const txWords = 3
 
+// Addr returns the address of the ring's page. It is a number, for hints to the processor's
+// caches, and does not keep the page mapped.
+func (r *TxBack) Addr() uintptr { return r.page.addr() }
+
+// NextAddr returns the address of the next request, as a number like Addr.
+func (r *TxBack) NextAddr() uintptr {
+	return r.page.addr() + 4*uintptr(wRing+uint32(r.reqCons%TxRingSize)*txWords)
+}
+
 // Request copies the request at i out of the page.
 func (r *TxBack) Request(i Index) TxRequest { return r.page.txRequest(i) }
 

@@ -72,3 +72,6 @@ func (p page) rxSlot(i Index) *[rxWords]uint32 {
 }
 
 func load(w *uint32) uint32 { return atomic.LoadUint32(w) }
+
+// addr returns the page's address as a number.
+func (p page) addr() uintptr { return uintptr(unsafe.Pointer(p.w)) }
