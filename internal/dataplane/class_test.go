@@ -4,9 +4,11 @@ package dataplane
 
 import (
 	"errors"
+	"fmt"
 	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
@@ -205,5 +207,105 @@ func TestClassOfPool(t *testing.T) {
 				t.Errorf("classes (-want +got):\n%s", diff)
 			}
 		})
+	}
+}
+
+// TestClassFollowsRates: the thread of a pool's worker changes its class with the worker's
+// rates, and no other worker's does.
+func TestClassFollowsRates(t *testing.T) {
+	p, err := NewPool(Options{Workers: 2, NoUring: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	if p.Classes() == nil {
+		t.Skip(p.priority)
+	}
+	w := p.workers[0]
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	expect := func(want class, while func()) {
+		t.Helper()
+		late := time.After(patience)
+		for {
+			a, err := unix.SchedGetAttr(w.copies.tid, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if (class{a.Policy, a.Nice}) == want && p.Classes()[0] == want.String() {
+				break
+			}
+			select {
+			case <-tick.C:
+				while()
+			case <-late:
+				t.Fatalf("thread %v, worker %s; want %v", a, p.Classes()[0], want)
+			}
+		}
+		if got := p.Classes()[1]; got != p.classes[levelNormal].String() {
+			t.Errorf("the other worker is %s", got)
+		}
+	}
+	load := func(tx, rx uint32) func() {
+		return func() {
+			ran := make(chan struct{})
+			w.post(nil, func(w *worker) {
+				w.urge.tx += tx
+				w.urge.rx += rx
+				close(ran)
+			})
+			<-ran
+		}
+	}
+	expect(class{unix.SCHED_NORMAL, raisedNice}, load(100_000, 0))
+	expect(p.classes[levelNormal], func() {})
+	expect(class{unix.SCHED_BATCH, raisedNice}, load(0, 100_000))
+	expect(p.classes[levelNormal], func() {})
+}
+
+// TestClassOfSuccessor: the worker that replaces one whose grant copy is slow has a class of
+// its own.
+func TestClassOfSuccessor(t *testing.T) {
+	p, err := NewPool(Options{Workers: 1, NoUring: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	if p.Classes() == nil {
+		t.Skip(p.priority)
+	}
+	normal := p.classes[levelNormal].String()
+	w, held, end := p.workers[0], make(chan struct{}), make(chan struct{})
+	defer close(end)
+	w.post(nil, func(w *worker) {
+		w.urge.change(levelEager)
+		w.copies.queue = &Queue{conn: &Conn{}}
+		w.copies.seq++
+		w.copies.underWay.Store(w.copies.seq)
+		close(held)
+		<-end
+		w.copies.underWay.Store(0)
+	})
+	<-held
+	if got, want := p.Classes()[0], (class{unix.SCHED_NORMAL, raisedNice}).String(); got != want {
+		t.Errorf("before: %s, want %s", got, want)
+	}
+	if err := p.relieve(w, w.copies.seq); err != nil {
+		t.Fatal(err)
+	}
+	if got := p.Classes()[0]; got != normal {
+		t.Errorf("successor: %s, want %s", got, normal)
+	}
+	changed := make(chan error)
+	p.workers[0].post(nil, func(w *worker) {
+		w.urge.change(levelBatch)
+		got, err := threadClass()
+		if want := (class{unix.SCHED_BATCH, raisedNice}); err == nil && got != want {
+			err = fmt.Errorf("%v, want %v", got, want)
+		}
+		changed <- err
+	})
+	if err := <-changed; err != nil {
+		t.Error(err)
 	}
 }

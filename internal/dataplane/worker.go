@@ -202,6 +202,7 @@ func (w *worker) release() {
 	w.mail.close()
 	w.epoll.close()
 	w.delay.close()
+	w.urge.level.Store(uint32(levelNormal)) // the thread ends, or never was
 }
 
 // attach starts to serve a queue. It runs on the worker's thread.
