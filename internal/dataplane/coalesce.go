@@ -142,16 +142,17 @@ type merges struct {
 // openMerge is a packet of a batch, and what was merged with it.
 type openMerge struct {
 	first, last uint8 // in txBatch.pkts
+	pieces      int   // of all of it, for writev
 	merger      offload.Merger
 }
 
 // flowHash returns gateBits bits of a flow's key.
 func flowHash(key uint64) uint64 { return key * 0x9e3779b97f4a7c15 >> (64 - gateBits) }
 
-// coalesce merges packets of a batch whose data is in the tx arena, in one piece each, and
-// returns the number of packets that are left to be written. The first packet of several
-// has their number less one in txPacket.more, the next one in txPacket.next, and its vnet
-// header in front of it; the others have the drop reason coalesced.
+// coalesce merges packets of a batch whose headers are in the tx arena, and returns the
+// number of packets that are left to be written. The first packet of several has their
+// number less one in txPacket.more, the next one in txPacket.next, and its vnet header in
+// front of it; the others have the drop reason coalesced. w.pullAt is set.
 func (w *worker) coalesce(q *Queue, b *txBatch) (writes int) {
 	writes = b.nPkts
 	if q.coalescer.what == CoalesceOff || q.vnetLen == 0 || writes < 2 || !q.coalescer.looks() {
@@ -165,6 +166,9 @@ func (w *worker) coalesce(q *Queue, b *txBatch) (writes int) {
 	t.keys = [mergeFlows]uint64{} // a pass that panicked may have left some
 	for i := range b.pkts[:b.nPkts] {
 		p := &b.pkts[i]
+		if p.at == inPlace && p.drop == notDropped && p.gso.Type == netif.GSONone {
+			w.pullUp(q, b, p)
+		}
 		key := w.flowKey(q, p)
 		if key == 0 {
 			w.endMerges(b) // it may be of any flow, and must not be overtaken
@@ -180,7 +184,7 @@ func (w *worker) coalesce(q *Queue, b *txBatch) (writes int) {
 		if t.keys[k] != 0 {
 			w.endMerge(b, o)
 		}
-		t.keys[k], o.first, o.last = key, uint8(i), uint8(i)
+		t.keys[k], o.first, o.last, o.pieces = key, uint8(i), uint8(i), w.piecesOf(q, p)
 	}
 	w.endMerges(b)
 	q.coalescer.looked(b.nPkts - writes)
@@ -202,25 +206,26 @@ func (w *worker) tellCoalescing(q *Queue, every time.Duration) {
 // tryMerge merges packet i of a batch with o, of the same flow, if that is possible.
 func (w *worker) tryMerge(q *Queue, b *txBatch, o *openMerge, i int, g *gate) bool {
 	first, p := &b.pkts[o.first], &b.pkts[i]
-	if p.total > first.total {
+	pieces := o.pieces + w.piecesOf(q, p)
+	if p.total > first.total || pieces > mergedPieces {
 		return false
 	}
 	if first.more == 0 {
 		if !g.open() {
 			return false
 		}
-		if !o.merger.Start(w.frame(first), w.csumOf(q, first)) || o.merger.UDP() && q.coalescer.what != CoalesceAll ||
-			!o.merger.Add(w.frame(p), w.csumOf(q, p)) {
+		if !o.merger.Start(w.head(first), int(first.total), w.csumOf(q, first)) || o.merger.UDP() && q.coalescer.what != CoalesceAll ||
+			!o.merger.Add(w.head(p), int(p.total), w.csumOf(q, p)) {
 			g.missed()
 			return false
 		}
 		*g = 0
-	} else if !o.merger.Add(w.frame(p), w.csumOf(q, p)) {
+	} else if !o.merger.Add(w.head(p), int(p.total), w.csumOf(q, p)) {
 		return false
 	}
 	first.more++
 	b.pkts[o.last].next = uint8(i)
-	o.last = uint8(i)
+	o.last, o.pieces = uint8(i), pieces
 	p.drop = coalesced
 	return true
 }
@@ -251,7 +256,7 @@ func (w *worker) endMerges(b *txBatch) {
 // flows hardly ever, without a look at anything else of the headers. It is 0 if the packet
 // cannot be merged in any case.
 func (w *worker) flowKey(q *Queue, p *txPacket) uint64 {
-	if p.drop != notDropped || p.gso.Type != netif.GSONone || uint32(p.linear) != p.total || p.at == inPlace {
+	if p.drop != notDropped || p.gso.Type != netif.GSONone || p.at == inPlace {
 		return 0
 	}
 	f := w.txMem.mem[p.at : p.at+flowBytes] // what is behind a shorter packet is checked later
@@ -286,8 +291,9 @@ const (
 	etherProviderVLAN = 0xa888
 )
 
-// frame returns a packet that is in the tx arena in one piece.
-func (w *worker) frame(p *txPacket) []byte { return w.txMem.mem[p.at : p.at+p.linear] }
+// head returns the first bytes of a packet, which are in the tx arena: all of them, if it is
+// there in one piece.
+func (w *worker) head(p *txPacket) []byte { return w.txMem.mem[p.at : p.at+p.linear] }
 
 // csumOf returns what the guest says about the checksum of a packet.
 func (w *worker) csumOf(q *Queue, p *txPacket) offload.Csum {
@@ -302,22 +308,48 @@ func (w *worker) csumOf(q *Queue, p *txPacket) offload.Csum {
 	return offload.Csum{Partial: true, Start: max(v.CsumStart, 1), Offset: v.CsumOffset}
 }
 
+// mergedPieces is the maximum of the pieces of a merged packet. w.uring.iov has room for
+// those of all packets of a vif's batch, whose slots are fewer, and vtxWrite sees to it that
+// it has room for this many.
+const mergedPieces = vtxMostPieces
+
+// piecesOf returns the maximum of the pieces of a packet, its vnet header included.
+func (w *worker) piecesOf(q *Queue, p *txPacket) int {
+	switch {
+	case uint32(p.linear) == p.total:
+		return 1
+	case q.virt != nil:
+		return len(w.virt.tx.Readable(int(p.first))) + 1
+	}
+	return int(p.n) + 1
+}
+
 // writeMerged writes packet i of a batch together with those that were merged with it. It
 // lists them in w.uring.iov from first on, and returns the number of pieces.
-func (w *worker) writeMerged(b *txBatch, i, first int) (n int) {
+func (w *worker) writeMerged(q *Queue, b *txBatch, i, first int) (n int) {
 	p := &b.pkts[i]
 	w.tally[TxMerged]++
 	w.tally[TxCoalesced] += uint32(p.more) + 1
-	w.uring.iov.Set(first, w.txMem.addr(int(p.at)-tap.VnetHdrLen), uint32(tap.VnetHdrLen+p.linear))
-	skip := int32(p.headers)
+	front, skip := tap.VnetHdrLen, -int(p.headers) // of the others, without the headers
 	more := int(p.more)
-	for k := range more {
-		p = &b.pkts[p.next]
-		w.uring.iov.Set(first+1+k, w.txMem.addr(int(p.at+skip)), uint32(p.linear-skip))
+	for k := 0; ; k++ {
+		switch {
+		case uint32(p.linear) == p.total:
+			w.uring.iov.Set(first+n, w.txMem.addr(int(p.at)-front), uint32(int(p.linear)+front))
+			n++
+		case q.virt != nil:
+			n += w.vtxPieces(q, p, w.virt.tx.Readable(int(p.first)), first+n, front)
+		default:
+			n += w.pieces(b, p, first+n, front)
+		}
+		if k == more {
+			break
+		}
+		p, front = &b.pkts[p.next], skip
 	}
-	w.out.writev(i, first, more+1)
+	w.out.writev(i, first, n)
 	w.out.joined += more
-	return more + 1
+	return n
 }
 
 // doneMerged is done for packet i of the batch and those that were merged with it.

@@ -476,9 +476,9 @@ func TestAPoolThatIsClosed(t *testing.T) {
 
 // TestNoticeKinds have names.
 func TestNoticeKinds(t *testing.T) {
-	want := []string{"breach", "stalled", "resumed", "tap gone", "too big", "unknown(5)"}
+	want := []string{"breach", "stalled", "resumed", "tap gone", "too big", "coalescing", "unknown(6)"}
 	var got []string
-	for k := range NoticeKind(6) {
+	for k := range NoticeKind(7) {
 		got = append(got, k.String())
 	}
 	if diff := cmp.Diff(want, got); diff != "" {

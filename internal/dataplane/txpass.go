@@ -224,8 +224,8 @@ func (w *worker) writeOut(q *Queue, b *txBatch) {
 	vnet := q.vnetLen
 	mem := w.txMem.mem
 	out := &w.out
-	out.begin(q, b, w.coalesce(q, b))
 	w.pullAt = txArenaBytes
+	out.begin(q, b, w.coalesce(q, b))
 	next := 0 // free iovec
 	for i := range b.pkts[:b.nPkts] {
 		p := &b.pkts[i]
@@ -233,7 +233,7 @@ func (w *worker) writeOut(q *Queue, b *txBatch) {
 			continue
 		}
 		if p.more != 0 {
-			next += w.writeMerged(b, i, next)
+			next += w.writeMerged(q, b, i, next)
 			continue
 		}
 		if p.plain() && uint32(p.linear) == p.total && out.direct() {
@@ -358,11 +358,12 @@ func (w *worker) collect(dst []byte, q *Queue, b *txBatch, p *txPacket) (n int) 
 	return n
 }
 
-// pieces lists a scattered packet's pieces, vnet header included, in w.uring.iov from first
-// on, and returns their number. Adjacent slots, as static grants often are, become one
-// piece, which is cheaper for the kernel.
-func (w *worker) pieces(b *txBatch, p *txPacket, first, vnet int) (n int) {
-	addr, size := w.txMem.addr(int(p.at)-vnet), uintptr(vnet)+uintptr(p.linear)
+// pieces lists a scattered packet's pieces in w.uring.iov from first on, and returns their
+// number. The first one begins front bytes before the packet: with its vnet header, or, if
+// front is less than 0, behind its headers. Adjacent slots, as static grants often are,
+// become one piece, which is cheaper for the kernel.
+func (w *worker) pieces(b *txBatch, p *txPacket, first, front int) (n int) {
+	addr, size := w.txMem.addr(int(p.at)-front), uintptr(front+int(p.linear))
 	skip := uintptr(p.linear) // bytes of the slots that the first piece has already
 	for _, s := range b.slots(p) {
 		more := uintptr(s.size)

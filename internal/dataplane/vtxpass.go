@@ -169,7 +169,7 @@ func (w *worker) vtxWrite(q *Queue, b *txBatch, vb *virtqueue.Batch) {
 			next = 0
 		}
 		if p.more != 0 {
-			next += w.writeMerged(b, i, next)
+			next += w.writeMerged(q, b, i, next)
 			continue
 		}
 		at := int(p.at) - vnet
@@ -201,7 +201,7 @@ func (w *worker) vtxWrite(q *Queue, b *txBatch, vb *virtqueue.Batch) {
 			out.write(i, at, vnet+int(p.total))
 			continue
 		}
-		n := w.vtxPieces(q, p, vb.Readable(int(p.first)), next)
+		n := w.vtxPieces(q, p, vb.Readable(int(p.first)), next, tap.VnetHdrLen)
 		out.writev(i, next, n)
 		next += n
 	}
@@ -227,9 +227,9 @@ func (w *worker) vtxCut(q *Queue, b *txBatch, vb *virtqueue.Batch, i int) {
 
 // vtxPieces lists a packet's pieces in w.uring.iov from first on, and returns their number:
 // the vnet header and the headers in private memory, and behind them the rest in the
-// guest's. Adjacent ones become one piece.
-func (w *worker) vtxPieces(q *Queue, p *txPacket, pieces []virtqueue.Piece, first int) (n int) {
-	addr, size := w.txMem.addr(int(p.at)-tap.VnetHdrLen), uintptr(tap.VnetHdrLen)+uintptr(p.linear)
+// guest's. front is that of pieces. Adjacent ones become one piece.
+func (w *worker) vtxPieces(q *Queue, p *txPacket, pieces []virtqueue.Piece, first, front int) (n int) {
+	addr, size := w.txMem.addr(int(p.at)-front), uintptr(front+int(p.linear))
 	skip := q.virt.hdrLen + int(p.linear) // bytes that the first piece has already
 	for k := range pieces {
 		mem := pieces[k].Mem

@@ -52,7 +52,9 @@ type Csum struct {
 // is verified before its packet is merged, and a wrong one is passed on as it came. A
 // partial one must fit those of the other packets.
 //
-// The headers must be in private memory.
+// The headers must be in private memory. A packet is given by its first bytes, its head,
+// and its length. If the head is not all of it, a complete checksum cannot be verified, and
+// the packet is left alone.
 type Merger struct {
 	head    []byte // headers of the first packet
 	l3, l4  int
@@ -74,45 +76,45 @@ type Merger struct {
 }
 
 // Start takes a packet as the first one, and reports whether others can be merged with it.
-func (m *Merger) Start(frame []byte, c Csum) bool {
-	h, err := Parse(frame[:min(len(frame), MaxHeader)], len(frame))
+func (m *Merger) Start(head []byte, total int, c Csum) bool {
+	h, err := Parse(head[:min(len(head), MaxHeader)], total)
 	if err != nil || h.L4 == 0 || h.Fragment || h.Atomic {
 		return false
 	}
 	l3, l4, end := int(h.L3), int(h.L4), int(h.End)
-	payload := len(frame) - end
-	if payload < MinGSOSize || len(frame)+1 > maxMergedFrame {
+	payload := total - end
+	if payload < MinGSOSize || total+1 > maxMergedFrame {
 		return false
 	}
 	*m = Merger{
-		head: frame[:end], l3: l3, l4: l4, end: end, ipv: h.IPv, proto: h.Proto,
+		head: head[:end], l3: l3, l4: l4, end: end, ipv: h.IPv, proto: h.Proto,
 		mss: payload, payload: payload, most: maxMergedFrame - end, n: 1,
 	}
 	switch h.Proto {
 	case protoTCP:
-		t := frame[l4:end]
+		t := head[l4:end]
 		if t[tcpFlags] != flagACK || t[tcpOff]&0xf != 0 {
 			return false
 		}
 		m.flags = flagACK
 		m.seq = binary.BigEndian.Uint32(t[tcpSeq:]) + uint32(payload)
 	case protoUDP:
-		if int(binary.BigEndian.Uint16(frame[l4+4:])) != len(frame)-l4 {
+		if int(binary.BigEndian.Uint16(head[l4+4:])) != total-l4 {
 			return false
 		}
 	default:
 		return false
 	}
-	return m.startIP(frame) && m.startCsum(frame, c)
+	return m.startIP(total) && m.startCsum(head, total, c)
 }
 
 // startIP checks the IP header of the first packet.
-func (m *Merger) startIP(frame []byte) bool {
-	ip := frame[m.l3:m.l4]
+func (m *Merger) startIP(total int) bool {
+	ip := m.head[m.l3:m.l4]
 	if m.ipv == 6 {
-		return len(ip) == ipv6Len && int(binary.BigEndian.Uint16(ip[4:])) == len(frame)-m.l4
+		return len(ip) == ipv6Len && int(binary.BigEndian.Uint16(ip[4:])) == total-m.l4
 	}
-	if len(ip) != ipv4Len || int(binary.BigEndian.Uint16(ip[2:])) != len(frame)-m.l3 || ip[6]&0x80 != 0 {
+	if len(ip) != ipv4Len || int(binary.BigEndian.Uint16(ip[2:])) != total-m.l3 || ip[6]&0x80 != 0 {
 		return false
 	}
 	// The sum 0xffff would be correct as well, but no stack writes it.
@@ -127,14 +129,14 @@ func (m *Merger) startIP(frame []byte) bool {
 }
 
 // startCsum checks the checksum of the first packet.
-func (m *Merger) startCsum(frame []byte, c Csum) bool {
+func (m *Merger) startCsum(head []byte, total int, c Csum) bool {
 	if c.Partial {
-		m.pseudo = less(binary.BigEndian.Uint16(frame[m.field():]), uint16(len(frame)-m.l4), 0)
+		m.pseudo = less(binary.BigEndian.Uint16(head[m.field():]), uint16(total-m.l4), 0)
 	} else {
 		h := Headers{L3: uint16(m.l3), L4: uint16(m.l4), IPv: m.ipv, Proto: m.proto}
-		m.pseudo = pseudoSum(frame, h, 0)
+		m.pseudo = pseudoSum(head, h, 0)
 	}
-	return m.checksum(frame, c)
+	return m.checksum(head, total, c)
 }
 
 // field returns the offset of the checksum.
@@ -147,9 +149,9 @@ func (m *Merger) field() int {
 
 // checksum reports whether a packet's checksum is right: a complete one for its bytes, a
 // partial one for the other packets.
-func (m *Merger) checksum(frame []byte, c Csum) bool {
+func (m *Merger) checksum(head []byte, total int, c Csum) bool {
 	at := m.field()
-	check, size := binary.BigEndian.Uint16(frame[at:]), uint16(len(frame)-m.l4)
+	check, size := binary.BigEndian.Uint16(head[at:]), uint16(total-m.l4)
 	switch {
 	case check == 0 && m.proto == protoUDP:
 		return false // it has none, which segmentation would change
@@ -157,8 +159,10 @@ func (m *Merger) checksum(frame []byte, c Csum) bool {
 		return (c.Start == 0 || int(c.Start) == m.l4 && m.l4+int(c.Offset) == at) && less(check, size, 0) == less(m.pseudo, 0, 0)
 	case check == 0xffff && m.proto == protoTCP:
 		return false // correct for the sum 0, but segmentation writes 0
+	case len(head) < total:
+		return false
 	}
-	s := add16(add16(m.pseudo, size), checksum(frame[m.l4:]))
+	s := add16(add16(m.pseudo, size), checksum(head[m.l4:total]))
 	return s == 0xffff
 }
 
@@ -173,18 +177,18 @@ func less(a, b, c uint16) uint16 {
 
 // Add takes the next packet, if it can be merged with those before it, and reports whether
 // it did.
-func (m *Merger) Add(frame []byte, c Csum) bool {
-	payload := len(frame) - m.end
-	if m.ended || payload <= 0 || payload > m.mss || m.payload+payload > m.most || m.n == maxMergedSegments {
+func (m *Merger) Add(head []byte, total int, c Csum) bool {
+	payload := total - m.end
+	if m.ended || len(head) < m.end || payload <= 0 || payload > m.mss || m.payload+payload > m.most || m.n == maxMergedSegments {
 		return false
 	}
-	if !m.sameIP(frame) {
+	if !m.sameIP(head, total) {
 		return false
 	}
 	last := payload < m.mss
 	switch m.proto {
 	case protoTCP:
-		t, u := frame[m.l4:m.end], m.head[m.l4:m.end]
+		t, u := head[m.l4:m.end], m.head[m.l4:m.end]
 		flags := t[tcpFlags]
 		if binary.BigEndian.Uint32(t) != binary.BigEndian.Uint32(u) || // ports
 			binary.BigEndian.Uint32(t[tcpSeq:]) != m.seq ||
@@ -195,15 +199,15 @@ func (m *Merger) Add(frame []byte, c Csum) bool {
 			return false
 		}
 		last = last || flags&flagPSH != 0
-		if !m.checksum(frame, c) {
+		if !m.checksum(head, total, c) {
 			return false
 		}
 		m.flags |= flags
 		m.seq += uint32(payload)
 	default:
-		t, u := frame[m.l4:m.end], m.head[m.l4:m.end]
+		t, u := head[m.l4:m.end], m.head[m.l4:m.end]
 		if binary.BigEndian.Uint32(t) != binary.BigEndian.Uint32(u) || // ports
-			int(binary.BigEndian.Uint16(t[4:])) != len(frame)-m.l4 || !m.checksum(frame, c) {
+			int(binary.BigEndian.Uint16(t[4:])) != total-m.l4 || !m.checksum(head, total, c) {
 			return false
 		}
 	}
@@ -216,17 +220,17 @@ func (m *Merger) Add(frame []byte, c Csum) bool {
 
 // sameIP reports whether all up to the IP header is as in the first packet, but for what
 // differs from packet to packet.
-func (m *Merger) sameIP(frame []byte) bool {
-	ip, was := frame[m.l3:m.l4], m.head[m.l3:m.l4]
+func (m *Merger) sameIP(head []byte, total int) bool {
+	ip, was := head[m.l3:m.l4], m.head[m.l3:m.l4]
 	if m.ipv == 6 {
-		return bytes.Equal(frame[:m.l3+4], m.head[:m.l3+4]) &&
-			int(binary.BigEndian.Uint16(ip[4:])) == len(frame)-m.l4 &&
+		return bytes.Equal(head[:m.l3+4], m.head[:m.l3+4]) &&
+			int(binary.BigEndian.Uint16(ip[4:])) == total-m.l4 &&
 			bytes.Equal(ip[6:], was[6:])
 	}
 	size, id := binary.BigEndian.Uint16(ip[2:]), binary.BigEndian.Uint16(ip[4:])
 	check := binary.BigEndian.Uint16(ip[10:])
-	return bytes.Equal(frame[:m.l3+2], m.head[:m.l3+2]) &&
-		int(size) == len(frame)-m.l3 && id == m.id &&
+	return bytes.Equal(head[:m.l3+2], m.head[:m.l3+2]) &&
+		int(size) == total-m.l3 && id == m.id &&
 		binary.BigEndian.Uint32(ip[6:]) == binary.BigEndian.Uint32(was[6:]) && // DF, TTL, protocol
 		binary.BigEndian.Uint64(ip[12:]) == binary.BigEndian.Uint64(was[12:]) &&
 		check != 0xffff && less(^check, size, id) == m.ip

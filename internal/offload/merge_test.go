@@ -73,14 +73,14 @@ func merge(t testing.TB, frames [][]byte, csums []Csum) (n int, v tap.VnetHdr, p
 	t.Helper()
 	var m Merger
 	first := bytes.Clone(frames[0])
-	if !m.Start(first, csums[0]) {
+	if !m.Start(first, len(first), csums[0]) {
 		return 0, v, nil
 	}
 	packet = bytes.Clone(first)
 	n = 1
 	for i, f := range frames[1:] {
 		f := bytes.Clone(f)
-		if !m.Add(f, csums[i+1]) {
+		if !m.Add(f, len(f), csums[i+1]) {
 			break
 		}
 		packet = append(packet, f[m.Header():]...)
@@ -417,6 +417,29 @@ func TestMergeBounds(t *testing.T) {
 			}
 			if n != want || len(packet) > maxMergedFrame {
 				t.Errorf("%s, %d bytes: %d packets were merged to %d bytes, want %d", name, size, n, len(packet), want)
+			}
+		}
+	}
+}
+
+// TestMergeHeads: a packet of which only the head is given is merged if its checksum is
+// partial.
+func TestMergeHeads(t *testing.T) {
+	for name, like := range mergeable() {
+		for _, partial := range []bool{false, true} {
+			f := flow(like, 2, 9000)
+			f[0].Partial, f[1].Partial = partial, partial
+			a, b := f[0].Bytes(), f[1].Bytes()
+			h, _ := Parse(a, len(a))
+			for cut, want := range map[int]bool{int(h.End): true, MaxHeader: true, int(h.End) - 1: false, 14: false} {
+				var m Merger
+				got := m.Start(a[:cut], len(a), csumOf(f[0])) && m.Add(b[:cut], len(b), csumOf(f[1]))
+				if got != (want && partial) {
+					t.Errorf("%s, %d bytes, partial checksum %v: merged %v", name, cut, partial, got)
+				}
+				if got && m.Len() != len(a)+9000 {
+					t.Errorf("%s: %d bytes", name, m.Len())
+				}
 			}
 		}
 	}
