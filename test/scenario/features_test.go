@@ -92,6 +92,27 @@ func TestGuestWithAPlainCard(t *testing.T) {
 	}
 }
 
+// TestOneVCPU: a guest with one vcpu is offered one event channel for both rings, and a
+// successor serves it with that.
+func TestOneVCPU(t *testing.T) {
+	w := newWorld(t)
+	g := w.guest(func(c *lab.GuestConfig) { c.Domain.VCPUs = 1 })
+	check := func() {
+		t.Helper()
+		if s := g.status(); len(s.Queues) != 1 || s.Ports != 1 {
+			t.Errorf("%d queues with %d event channels, want one of each", len(s.Queues), s.Ports)
+		}
+		g.bothWays(1 << 20)
+	}
+	check()
+	w.Daemon().Kill()
+	w.must(w.StartDaemon(w.ctx))
+	g.serving()
+	check()
+	g.reconnectWith(func(*netfront.Config) {})
+	check()
+}
+
 func TestQueues(t *testing.T) {
 	w := newWorld(t)
 	g := w.guest()

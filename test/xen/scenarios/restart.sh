@@ -13,6 +13,9 @@ address u1 10.0.0.2/24
 eventually 240 "the guest answers" reach 10.0.0.2
 front=/local/domain/${DOMID[u1]}/device/vif/0
 rings=$(xenstore-ls "$front" | grep -E 'ring-ref|event-channel')
+# The guest has one vcpu, so its queue has one event channel for both rings.
+same "event channels" "$(grep -c event-channel <<<"$rings")" 1
+same "offer of two" "$(xenstore-read /local/domain/0/backend/vif/"${DOMID[u1]}"/0/feature-split-event-channels)" 0
 
 begin_streams u1 10.0.0.2
 for round in 1 2 3; do
