@@ -22,8 +22,10 @@ import (
 //
 // Batch costs latency if a program computes on the same processor: a woken thread of that
 // class waits for the next tick. So it is for wake-ups that bring several slots each, and
-// that did not wait long. A worker whose wake-ups are others, as in an exchange of requests
-// and answers, stays normal for a time that doubles with each attempt.
+// that did not wait long. And a worker that a guest keeps busy without a pause must leave
+// other programs, among them the receiver of its packets, their share. A worker whose
+// wake-ups are others, as in an exchange of requests and answers, or that has no pause, stays
+// normal for a time that doubles with each attempt.
 //
 //	         rate >= riseRate, and not barred
 //	normal -----------------------------------> eager or batch <--> the other one
@@ -31,7 +33,8 @@ import (
 //	  |   rate < fallRate, or idle for idleWait       |
 //	  +<----------------------------------------------+
 //	  |   fewer than worthSlots per wake-up, or batch and a wait of more than longWait
-//	  |   for the processor per wake-up: barred for 100 ms, then 200 ms, ... 10 s
+//	  |   for the processor per wake-up, or no pause in longRun: barred for 100 ms, then
+//	  |   200 ms, ... 10 s
 //	  +<----------------------------------------------'
 //
 // Rates are computed each time a number of wake-ups or of slots is reached. Only then the
@@ -48,6 +51,8 @@ const (
 	// longWait is less than the average wait for a tick of 4 ms, and more than a sender
 	// takes for a burst.
 	longWait = 1500 * time.Microsecond
+
+	longRun = 100 * time.Millisecond
 
 	// manyToGuest: so many slots to the guest, of all, in manyOf are many.
 	manyToGuest, manyOf = 1, 4
@@ -78,6 +83,7 @@ type urgency struct {
 
 	wakes, tx, rx uint32    // since at; slots from and to the guest
 	at            time.Time // of the last look
+	pause         time.Time // the last look with a pause before it
 	delay         time.Duration
 	barred        time.Time // normal until then
 	bar           time.Duration
@@ -117,21 +123,27 @@ func (u *urgency) look(now time.Time) {
 		to = levelBatch
 	}
 	u.at, u.wakes, u.tx, u.rx = now, 0, 0, 0
+	if wakes > 0 || u.now() == levelNormal {
+		u.pause = now
+	}
 	if u.now() == levelNormal {
 		if rate(slots, took) >= riseRate && !now.Before(u.barred) {
 			u.change(to)
 		}
 		return
 	}
+	late := u.now() == levelBatch && u.waited() > time.Duration(wakes)*longWait && wakes > 0
 	switch {
-	case slots < worthSlots*wakes, u.now() == levelBatch && u.waited() > time.Duration(wakes)*longWait:
+	case late, slots < worthSlots*wakes, now.Sub(u.pause) > longRun:
 		u.bar = min(max(2*u.bar, firstBar), lastBar)
 		u.barred = now.Add(u.bar)
 		u.change(levelNormal)
 	case rate(slots, took) < fallRate:
 		u.change(levelNormal)
 	default:
-		u.bar = 0
+		if wakes > 0 {
+			u.bar = 0
+		}
 		u.change(to)
 	}
 }

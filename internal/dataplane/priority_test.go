@@ -49,6 +49,15 @@ func (b *urgencyBed) late(n int, apart, wait time.Duration, tx, rx uint32) {
 	}
 }
 
+// endless makes turns for the time d, without a pause.
+func (b *urgencyBed) endless(d time.Duration) {
+	for end := b.now.Add(d); b.now.Before(end); {
+		b.now = b.now.Add(100 * time.Microsecond)
+		b.tx += 64
+		b.woke(false, 0, b.clock)
+	}
+}
+
 // idle waits until nothing has happened for idleWait.
 func (b *urgencyBed) idle() {
 	b.now = b.now.Add(idleWait)
@@ -72,11 +81,14 @@ func TestUrgency(t *testing.T) {
 			b.run(100, 200*us, 1, 20)
 			b.run(100, 200*us, 20, 1)
 		}, []level{eager, batch, eager}},
-		{"many slots within endless turns", func(b *urgencyBed) {
-			for range 100 {
-				b.now = b.now.Add(100 * us)
-				b.tx += 64
-				b.woke(false, 0, b.clock)
+		{"many slots without a pause", func(b *urgencyBed) { b.endless(100 * ms) }, []level{eager}},
+		{"for too long", func(b *urgencyBed) {
+			b.endless(1800 * ms) // for 0.1 s each, after 0.1, 0.2, 0.4 s
+		}, []level{eager, normal, eager, normal, eager, normal, eager, normal}},
+		{"a pause each 50 ms", func(b *urgencyBed) {
+			for range 40 {
+				b.endless(50 * ms)
+				b.run(1, 100*us, 64, 0)
 			}
 		}, []level{eager}},
 		{"the rate between the bounds changes nothing", func(b *urgencyBed) {
@@ -119,6 +131,17 @@ func TestUrgency(t *testing.T) {
 		}, []level{batch, normal, batch, normal, batch, normal, batch, normal, batch, normal, batch, normal}},
 		{"a sender sends bursts", func(b *urgencyBed) {
 			b.late(1000, 2*ms, ms, 0, 100)
+		}, []level{batch}},
+		{"waits without wake-ups do not count", func(b *urgencyBed) {
+			b.run(100, 200*us, 0, 20)
+			for i := range 100 {
+				b.now = b.now.Add(ms)
+				b.wakes, b.rx = uint32(i%2*8), raisedSlots
+				if b.wakes == 0 {
+					b.queued += 100 * ms
+				}
+				b.look(b.now)
+			}
 		}, []level{batch}},
 		{"an eager worker may wait", func(b *urgencyBed) {
 			b.late(1000, 4*ms, 2*ms, 200, 0)
