@@ -32,9 +32,9 @@ import (
 //	  ^                                               |
 //	  |   rate < fallRate, or idle for idleWait       |
 //	  +<----------------------------------------------+
-//	  |   fewer than worthSlots per wake-up, or batch and a wait of more than longWait
-//	  |   for the processor per wake-up, or no pause in longRun: barred for 100 ms, then
-//	  |   200 ms, ... 10 s
+//	  |   fewer than worthSlots per wake-up, or batch and waits of more than longWait per
+//	  |   wake-up and longSlotWait per slot for the processor, or no pause in longRun:
+//	  |   barred for 100 ms, then 200 ms, ... 10 s
 //	  +<----------------------------------------------'
 //
 // Rates are computed each time a number of wake-ups or of slots is reached. Only then the
@@ -48,9 +48,10 @@ const (
 
 	worthSlots = 4
 
-	// longWait is less than the average wait for a tick of 4 ms, and more than a sender
-	// takes for a burst.
-	longWait = 1500 * time.Microsecond
+	// longWait is less than the average wait for a tick of 4 ms. A wait for the sender is
+	// as long at times, but has more slots.
+	longWait     = 1500 * time.Microsecond
+	longSlotWait = 20 * time.Microsecond
 
 	longRun = 100 * time.Millisecond
 
@@ -132,7 +133,7 @@ func (u *urgency) look(now time.Time) {
 		}
 		return
 	}
-	late := u.now() == levelBatch && u.waited() > time.Duration(wakes)*longWait && wakes > 0
+	late := u.now() == levelBatch && tooLate(u.waited(), wakes, slots)
 	switch {
 	case late, slots < worthSlots*wakes, now.Sub(u.pause) > longRun:
 		u.bar = min(max(2*u.bar, firstBar), lastBar)
@@ -146,6 +147,12 @@ func (u *urgency) look(now time.Time) {
 		}
 		u.change(to)
 	}
+}
+
+// tooLate reports whether wake-ups that brought slots slots waited for a program that
+// computes.
+func tooLate(waited time.Duration, wakes, slots uint32) bool {
+	return wakes > 0 && waited > time.Duration(wakes)*longWait && waited > time.Duration(slots)*longSlotWait
 }
 
 // rate returns n per second.

@@ -127,10 +127,13 @@ func TestUrgency(t *testing.T) {
 			b.run(1000, 50*us, 0, 1)
 		}, []level{batch, normal, batch, normal, batch, normal}},
 		{"a program computes", func(b *urgencyBed) {
-			b.late(1000, 4*ms, 2*ms, 0, 200) // 4 s: after 0.1, 0.3, 0.7, 1.5, 3.1 s
+			b.late(1000, 4*ms, 2*ms, 0, 90) // 4 s: after 0.1, 0.3, 0.7, 1.5, 3.1 s
 		}, []level{batch, normal, batch, normal, batch, normal, batch, normal, batch, normal, batch, normal}},
 		{"a sender sends bursts", func(b *urgencyBed) {
-			b.late(1000, 2*ms, ms, 0, 100)
+			b.late(1000, 2*ms, ms, 0, 40)
+		}, []level{batch}},
+		{"a sender sends long bursts", func(b *urgencyBed) {
+			b.late(1000, 4*ms, 2*ms, 0, 128)
 		}, []level{batch}},
 		{"waits without wake-ups do not count", func(b *urgencyBed) {
 			b.run(100, 200*us, 0, 20)
