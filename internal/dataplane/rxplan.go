@@ -58,7 +58,9 @@ func (w *worker) planPlain(q *Queue, b *rxBatch, frames []rxFrame) (done int) {
 		b.nSlots++
 		p := &b.pkts[b.packets%netif.RxRingSize]
 		*p = rxPacket{n: uint32(n)}
-		if g := static.Lookup(r.Gref); g.Page != nil && !g.ReadOnly {
+		if static.Len() == 0 {
+			b.copyLater(q.conn.cfg.Domid, r.Gref, 0, &w.rxMem, at, n)
+		} else if g := static.Lookup(r.Gref); g.Page != nil && !g.ReadOnly {
 			hits++
 			copy(g.Page[:], mem[at:at+n])
 		} else {

@@ -6,6 +6,7 @@ import (
 	"github.com/netbackd/netbackd/internal/offload"
 	"github.com/netbackd/netbackd/pkg/gntdev"
 	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // slotsOf returns the number of data slots for n bytes.
@@ -49,8 +50,14 @@ func (w *worker) place(q *Queue, b *rxBatch, m *arenaMem, at, n int, plan *offlo
 		part := p.data(r, plan, first)
 		w.fill(q, b, r, p.offset, m, at, part)
 		at += part
-		if first {
-			i = i.Add(p.extras(need-q.slotsOf(n), plan, hash, hashed))
+		if !first {
+			continue
+		}
+		i = i.Add(p.extras(need-q.slotsOf(n), plan, hash, hashed))
+		if q.static.Len() == 0 {
+			pages := b.copyPages(q, &p, i, m, at)
+			i = i.Add(pages)
+			at += int(pages) * netif.PageSize
 		}
 	}
 	w.countExtras(q, n, plan, hashed)
@@ -67,11 +74,7 @@ func (w *worker) fill(q *Queue, b *rxBatch, r netif.RxRequest, offset uint16, m 
 		if q.static.Len() != 0 {
 			w.tally[StaticMisses]++
 		}
-		i := b.nSegs % netif.RxRingSize
-		m.toGuest(&b.segs[i], q.conn.cfg.Domid, r.Gref, offset, at, n)
-		b.slotOf[i] = uint16(b.nSlots - 1)
-		b.pktOf[i] = uint16(b.packets)
-		b.nSegs++
+		b.copyLater(q.conn.cfg.Domid, r.Gref, offset, m, at, n)
 	case g.ReadOnly:
 		failSlot(&b.slots[b.nSlots-1])
 		w.rxFailed(b, b.packets, DropRxReadOnly)
@@ -79,6 +82,45 @@ func (w *worker) fill(q *Queue, b *rxBatch, r netif.RxRequest, offset uint16, m 
 		w.tally[StaticHits]++
 		copy(g.Page[offset:], m.mem[at:at+n])
 	}
+}
+
+// copyLater adds a copy of the n bytes at at of m to offset in a page of the guest to the
+// batch's grant copy. It is for the last slot planned.
+func (b *rxBatch) copyLater(domid xen.Domid, ref xen.Gref, offset uint16, m *arenaMem, at, n int) {
+	i := b.nSegs % netif.RxRingSize
+	m.toGuest(&b.segs[i], domid, ref, offset, at, n)
+	b.slotOf[i], b.pktOf[i] = uint16(b.nSlots-1), uint16(b.packets)
+	b.nSegs++
+}
+
+// copyPages plans the data slots of a packet that take whole pages, except for its first
+// and last one, for a guest without static grants. The first of them is request i, and its
+// data is at at of m. It returns the number of slots.
+func (b *rxBatch) copyPages(q *Queue, p *rxSlots, i netif.Index, m *arenaMem, at int) (slots uint32) {
+	if p.left <= netif.PageSize {
+		return 0
+	}
+	slots = uint32(p.left-1) / netif.PageSize
+	domid, pkt := q.conn.cfg.Domid, uint16(b.packets)
+	slot, seg := b.nSlots, b.nSegs
+	for k := range slots {
+		r := q.rx.Request(i.Add(k))
+		b.slots[slot%netif.RxRingSize] = netif.RxResponse{ID: r.ID, Flags: netif.RxMoreData, Status: netif.PageSize}.Slot()
+		n := seg % netif.RxRingSize
+		s := &b.segs[n]
+		if own := m.own.ref(at, netif.PageSize); own != 0 {
+			s.ToGuestFromOwn(domid, r.Gref, 0, own, 0, netif.PageSize)
+		} else {
+			s.ToGuest(domid, r.Gref, 0, m.mem[at:at+netif.PageSize])
+		}
+		b.slotOf[n], b.pktOf[n] = uint16(slot), pkt
+		slot++
+		seg++
+		at += netif.PageSize
+	}
+	b.nSlots, b.nSegs = slot, seg
+	p.left -= int(slots) * netif.PageSize
+	return slots
 }
 
 // countExtras counts the extras of a packet of n bytes.

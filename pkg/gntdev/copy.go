@@ -54,15 +54,33 @@ func (d *Device) Copy(segs []Segment) error {
 func Check(segs []Segment) error {
 	for i := range segs {
 		s := &segs[i]
-		if hint := s.fault(); hint != "" {
-			domid, ref, _ := s.Foreign()
-			return &Error{Op: "copy", Index: i, Domid: domid, Ref: ref, Err: unix.EINVAL, Hint: hint}
+		if s.sound() {
+			continue
 		}
+		domid, ref, _ := s.Foreign()
+		return &Error{Op: "copy", Index: i, Domid: domid, Ref: ref, Err: unix.EINVAL, Hint: s.fault()}
 	}
 	return nil
 }
 
-// fault returns the reason why Copy refuses the segment, or "".
+// sound reports whether Copy takes the segment.
+func (s *Segment) sound() bool {
+	n := uint64(s.len)
+	from, to := s.source>>32&0xffff+n, s.dest>>32&0xffff+n // ends in the pages that are grefs
+	switch {
+	case s.flags == bothGrefs && s.dir == GuestIsDest:
+		return s.source>>48 == uint64(xen.DomidSelf) && from <= PageSize && to <= PageSize
+	case s.flags == bothGrefs && s.dir == GuestIsSource:
+		return s.dest>>48 == uint64(xen.DomidSelf) && from <= PageSize && to <= PageSize
+	case s.flags != uint16(s.dir):
+		return false
+	case s.dir == GuestIsDest:
+		return s.source != 0 && to <= PageSize
+	}
+	return s.dir == GuestIsSource && s.dest != 0 && from <= PageSize
+}
+
+// fault returns the reason why Copy refuses a segment that is not sound.
 func (s *Segment) fault() string {
 	if s.dir != GuestIsSource && s.dir != GuestIsDest || s.flags != bothGrefs && s.flags != uint16(s.dir) {
 		return fmt.Sprintf("flags %#x: neither from the guest nor to it", s.flags)
@@ -72,16 +90,10 @@ func (s *Segment) fault() string {
 	}
 	ours := s.ours()
 	if s.flags != bothGrefs {
-		if ours == 0 {
-			return "no local memory"
-		}
-		return ""
+		return "no local memory"
 	}
 	if domid := xen.Domid(ours >> 48); domid != xen.DomidSelf {
 		return fmt.Sprintf("our side is a page of domain %d", domid)
 	}
-	if off := uint16(ours >> 32); int(off)+int(s.len) > PageSize {
-		return fmt.Sprintf("offset %d and length %d pass the end of our page", off, s.len)
-	}
-	return ""
+	return fmt.Sprintf("offset %d and length %d pass the end of our page", uint16(ours>>32), s.len)
 }
