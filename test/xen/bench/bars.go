@@ -74,7 +74,8 @@ const interruptSlack = 3
 
 // countsVerdict returns which limits the counts of a back end break: static grants need no
 // grant operation; netbackd maps none after it has connected, takes no more interrupts than the
-// kernel's netback (kernel is nil without it), and few system calls for a ping.
+// kernel's netback on both sides together (kernel is nil without it), and few system calls for a
+// ping.
 func countsVerdict(c, kernel *counts) string {
 	var missed []string
 	if c.Backend == static && (c.CopyOps != 0 || c.GrantOps != 0 || c.StaticSlots == 0) {
@@ -87,8 +88,8 @@ func countsVerdict(c, kernel *counts) string {
 		missed = append(missed, "system calls")
 	}
 	if kernel != nil && (c.Backend == netbackd || c.Backend == plain) && c.limited() {
-		slack := interruptSlack / float64(max(c.Units, 1))
-		if c.Dom0Interrupts > kernel.Dom0Interrupts*1.05+slack || c.GuestInterrupts > kernel.GuestInterrupts*1.05+slack {
+		most := (kernel.Dom0Interrupts+kernel.GuestInterrupts)*1.05 + interruptSlack/float64(max(c.Units, 1))
+		if c.Dom0Interrupts+c.GuestInterrupts > most {
 			missed = append(missed, "interrupts")
 		}
 	}

@@ -174,7 +174,8 @@ func TestLimitsOfCounts(t *testing.T) {
 	}{
 		{"as the kernel", func(*counts) {}, ""},
 		{"ticks of the clock", func(c *counts) { c.Dom0Interrupts += 0.07 }, ""},
-		{"interrupts of dom0", func(c *counts) { c.Dom0Interrupts += 0.09 }, "interrupts"},
+		{"interrupts of dom0", func(c *counts) { c.Dom0Interrupts += 0.19 }, "interrupts"},
+		{"one side instead of the other", func(c *counts) { c.Dom0Interrupts, c.GuestInterrupts = 2, 1 }, ""},
 		{"interrupts of the guest", func(c *counts) { c.GuestInterrupts += 0.2 }, "interrupts"},
 		{"without a limit", func(c *counts) { c.GuestInterrupts, c.Setup = 9, withoutTSO }, ""},
 		{"system calls", func(c *counts) { c.SystemCalls = goodCalls + 1 }, "system calls"},

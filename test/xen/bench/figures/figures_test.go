@@ -16,7 +16,7 @@ const older = `{"rows": [
 ]}`
 
 const newer = `{"rows": [
-	{"boot": "instructions", "item": "ping", "of": "netbackd", "to": "kernel", "machine": {"ratio": 1.25, "of": {"spread": 0.01}}, "bar": 1.47, "goal": 1.4},
+	{"boot": "instructions", "item": "ping", "of": "netbackd", "to": "kernel", "machine": {"ratio": 1.25, "to": {"phases": [1, 1]}, "of": {"phases": [1, 1.01], "spread": 0.01}}, "bar": 1.47, "goal": 1.4},
 	{"boot": "instructions", "item": "ping", "of": "plain", "to": "kernel", "machine": {"ratio": 1.3}},
 	{"boot": "instructions", "item": "ping", "of": "plain", "to": "netbackd", "machine": {"ratio": 1.04}},
 	{"boot": "instructions", "setup": "4 queues", "item": "ping", "of": "netbackd", "to": "kernel", "machine": {"ratio": 1.2}},

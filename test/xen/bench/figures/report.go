@@ -34,8 +34,9 @@ type row struct {
 }
 
 type side struct {
-	Value  float64 `json:"value"`
-	Spread float64 `json:"spread"`
+	Phases []float64 `json:"phases"`
+	Value  float64   `json:"value"`
+	Spread float64   `json:"spread"` // difference of the phases
 }
 
 // counts has the operations of a back end per unit.

@@ -117,9 +117,9 @@ func value(n *row) string {
 	return fmt.Sprintf("%.2f", n.Machine.Ratio)
 }
 
-// spread returns the difference of the phases of both sides.
+// spread returns the difference of the phases of both sides, if each has several.
 func spread(n *row) string {
-	if n == nil {
+	if n == nil || len(n.Machine.To.Phases) < 2 || len(n.Machine.Of.Phases) < 2 {
 		return ""
 	}
 	return fmt.Sprintf("%.1f / %.1f %%", 100*n.Machine.To.Spread, 100*n.Machine.Of.Spread)
