@@ -122,6 +122,10 @@ func (w *worker) fetch(q *Queue, b *txBatch) {
 			continue
 		}
 		slots := b.slots(p)
+		if !small && static.Len() != 0 && w.useGrants(q, p, slots) {
+			hits += uint32(len(slots))
+			continue
+		}
 		at := 0
 		if small {
 			at = place.packed(int(p.total))
@@ -164,6 +168,22 @@ func (w *worker) fetch(q *Queue, b *txBatch) {
 	if okay, err := w.grantCopy(q, b.segs[:b.nSegs]); !okay {
 		w.fetchFailed(b, err != nil)
 	}
+}
+
+// useGrants gives the slots of a large packet the addresses of their static grants, and reports
+// whether all of them have one. If not, what it wrote has no meaning.
+func (w *worker) useGrants(q *Queue, p *txPacket, slots []txSlot) bool {
+	static := q.static
+	for k := range slots {
+		s := &slots[k]
+		page := static.Lookup(s.gref).Page
+		if page == nil || s.size == 0 {
+			return false
+		}
+		s.at, s.addr = inPlace, pageAddr(page)+uintptr(s.off)
+	}
+	p.at, p.linear = inPlace, 0
+	return true
 }
 
 // copySlot adds a slot's data to the batch's grant copy. Its target at must not cross a
@@ -364,23 +384,23 @@ func (w *worker) collect(dst []byte, q *Queue, b *txBatch, p *txPacket) (n int) 
 // become one piece, which is cheaper for the kernel.
 func (w *worker) pieces(b *txBatch, p *txPacket, first, front int) (n int) {
 	addr, size := w.txMem.addr(int(p.at)-front), uintptr(front+int(p.linear))
+	slots := b.slots(p)
 	skip := uintptr(p.linear) // bytes of the slots that the first piece has already
-	for _, s := range b.slots(p) {
-		more := uintptr(s.size)
-		if more <= skip {
-			skip -= more
-			continue
-		}
-		from := s.addr + skip
-		more -= skip
+	for len(slots) > 0 && uintptr(slots[0].size) <= skip {
+		skip -= uintptr(slots[0].size)
+		slots = slots[1:]
+	}
+	for k := range slots {
+		from, more := slots[k].addr+skip, uintptr(slots[k].size)-skip
 		skip = 0
-		if from == addr+size {
+		switch {
+		case from == addr+size:
 			size += more
-			continue
+		case more != 0:
+			w.uring.iov.Set(first+n, addr, uint32(size))
+			n++
+			addr, size = from, more
 		}
-		w.uring.iov.Set(first+n, addr, uint32(size))
-		n++
-		addr, size = from, more
 	}
 	w.uring.iov.Set(first+n, addr, uint32(size))
 	return n + 1
