@@ -139,12 +139,12 @@ func shares(r *bench.Report) drawing {
 		}
 		b.Rows = append(b.Rows, g.ID+" "+strings.TrimSuffix(g.What, ": share of the room"))
 		s.Values, s.Low, s.High = append(s.Values, g.Value), append(s.Low, g.Low), append(s.High, g.High)
-		bar = g.Bar
+		bar = max(bar, g.Bar)
 	}
 	if len(b.Rows) == 0 {
 		return nil
 	}
-	b.Series, b.Marks = []plot.BarSeries{s}, []plot.Mark{{Name: fmt.Sprintf("bar: %.2f", bar), At: bar}}
+	b.Series, b.Marks = []plot.BarSeries{s}, []plot.Mark{{Name: fmt.Sprintf("goal: %.2f", bar), At: bar}}
 	return b
 }
 

@@ -98,6 +98,9 @@ func table(r *bench.Report) string {
 		if g.Void {
 			verdict += ", void"
 		}
+		if g.Goal != 0 && g.High < g.Goal {
+			verdict += fmt.Sprintf("; below the goal of %.4g", g.Goal)
+		}
 		fmt.Fprintf(&b, "| %s | %s | %.4g | %s | %s %.4g | %s | %s |\n", g.ID, g.What, g.Value, within, rel, g.Bar, room, verdict)
 	}
 	b.WriteString("\n")

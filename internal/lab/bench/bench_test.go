@@ -132,6 +132,8 @@ func TestReport(t *testing.T) {
 	r.Share("P3", "perhaps enough", Bounded{0.969, 0.966, 0.972}, 0.97, 1375)
 	r.Share("P3", "too little", Bounded{0.95, 0.94, 0.96}, 0.97, 1375)
 	r.Share("P3", "void", Bounded{0.98, 0.96, 1}, 0.97, 1375)
+	r.Share("P5", "bar met", Bounded{0.95, 0.94, 0.96}, 0.93, 1375)
+	r.Aim(0.97)
 	if n := r.Missed(); n != 2 {
 		t.Errorf("%d missed", n)
 	}
@@ -139,7 +141,7 @@ func TestReport(t *testing.T) {
 	if err := r.Print(&out); err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"VOID: spread 20 %", "write", "P1  rate", ">= 1.1", "pass", "MISSED (void)", "pass (void)", "1375 ns", "0.975..0.985"} {
+	for _, want := range []string{"VOID: spread 20 %", "write", "P1  rate", ">= 1.1", "pass", "MISSED (void)", "pass (void)", "1375 ns", "0.975..0.985", "below the goal of 0.97"} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("no %q in\n%s", want, out.String())
 		}

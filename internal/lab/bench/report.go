@@ -20,6 +20,9 @@ type Goal struct {
 	Void  bool    `json:"void"`     // the measurement behind it is void
 	Pass  bool    `json:"pass"`
 
+	// Goal is what is to be reached, if the bar is less. 0: the bar is.
+	Goal float64 `json:"goal,omitempty"`
+
 	// Low and High bound the value at 95 % confidence; both 0: it is exact, or not known.
 	Low  float64 `json:"low,omitempty"`
 	High float64 `json:"high,omitempty"`
@@ -56,6 +59,13 @@ func (r *Report) Share(id, what string, share Bounded, bar, room float64) {
 		ID: id, What: what, Value: share.Value, Bar: bar, Least: true, Void: share.Spread() > maxSpread,
 		Pass: share.High >= bar, Low: share.Low, High: share.High, Room: room,
 	})
+}
+
+// Aim sets what the last goal is to reach in the end, if its bar is less.
+func (r *Report) Aim(goal float64) {
+	if g := &r.Goals[len(r.Goals)-1]; g.Bar != goal {
+		g.Goal = goal
+	}
 }
 
 // AtMost adds a goal with an upper bound.
@@ -106,6 +116,9 @@ func (r *Report) Print(w io.Writer) error {
 		}
 		if g.Void {
 			verdict += " (void)"
+		}
+		if g.Goal != 0 && g.High < g.Goal {
+			verdict += fmt.Sprintf(", below the goal of %.4g", g.Goal)
 		}
 		room, within := "", ""
 		if g.Room != 0 {
