@@ -180,7 +180,7 @@ func measure(peer string, rounds int, packets uint64, only string, top bool) (*b
 	if err := t.open(peer); err != nil {
 		return nil, err
 	}
-	t.lim = bench.Limits{Rounds: rounds, Tries: 3, Spread: 0.02, Until: begun.Add(60 * time.Second)}
+	t.lim = bench.Limits{Rounds: rounds, Tries: 2, Spread: 0.02, Until: begun.Add(60 * time.Second)}
 	for _, tx := range []bool{true, false} {
 		frames := rxFrames()
 		if tx {
@@ -337,7 +337,7 @@ func (t *benchTable) group(tx bool, b *benchFrame) error {
 	// Where the kernel places the memory of lanes and floors changes the shares by a
 	// hundredth: a group that misses a bar is measured again with other memory.
 	var best bench.Result
-	for try := range 3 {
+	for try := range 2 {
 		g := t.peers(name, tx, b)
 		res, err := g.Measure(t.lim)
 		if err != nil {
