@@ -25,9 +25,13 @@ type readRun struct {
 	alone  uint8 // packets to come that are taken alone before two are expected again
 }
 
-// maxLonely bounds the packets that are taken alone in a row: 2 to its power, less one. If
-// others wait behind them, each of these costs a turn.
-const maxLonely = 4
+// A few runs of one packet happen among longer ones, so packets are taken alone only after
+// more than someLonely of them in a row. maxLonely bounds how many in a row are: 2 to the
+// power of the difference, less one. If others wait behind them, each of these costs a turn.
+const (
+	someLonely = 4
+	maxLonely  = someLonely + 4
+)
 
 // want returns the number of packets to ask for.
 func (r *readRun) want(byRing bool) int {
@@ -87,7 +91,7 @@ func (r *readRun) doubt() {
 		r.lonely, r.alone = 0, 0
 	case r.read == 1:
 		r.lonely = min(r.lonely+1, maxLonely)
-		r.alone = 1<<r.lonely - 1
+		r.alone = 1<<(max(r.lonely, someLonely)-someLonely) - 1
 	}
 }
 
