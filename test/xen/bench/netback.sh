@@ -27,6 +27,8 @@ measure() {
 	local guest=$1 backend=$2
 	shift 2
 	PHASE+=1
+	# netbackd collects garbage once when nothing has connected for some seconds.
+	pause 5
 	[ -z "$NETBACKD" ] || set -- -daemon "$NETBACKD" "$@"
 	GODEBUG=asyncpreemptoff=1 bench phase -boot "$BOOT" -dom0 "$KERNEL" -setup "$SETUP" -phase $PHASE -backend "$backend" \
 		-vif "$(vif "$guest")" -reps "$REPS" -scale "$SCALE" -only "$ONLY" -out /host/records "$@"
