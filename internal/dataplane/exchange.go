@@ -113,7 +113,11 @@ func (w *worker) exchanged(q *Queue, user uint64, res int32) {
 		q.ev.maskAll(q)
 		return
 	}
-	if user == exchangeWrite && q.ev.nMasked == 0 {
+	if user == exchangeRead {
+		q.ev.late = res > exchangeBytes/2
+		return
+	}
+	if q.ev.nMasked == 0 {
 		q.ev.deferred = false
 		w.exchange.done = true
 	}
@@ -153,7 +157,8 @@ func (w *worker) keepEvents(q *Queue) error {
 }
 
 // settleEvents takes the events of a queue that were left for the end of its turn, and
-// unmasks the ports that fired.
+// unmasks the ports that fired. If there are two ports, the second one may have fired after
+// its ring was looked at. Then q.ev.late asks for another turn.
 func (w *worker) settleEvents(q *Queue) error {
 	if q.ev.deferred {
 		if w.defers(q) && w.exchangeAlone(q) {
@@ -162,6 +167,7 @@ func (w *worker) settleEvents(q *Queue) error {
 		if err := w.takeEvents(q); err != nil {
 			return err
 		}
+		q.ev.late = q.ev.nMasked > 1
 	}
 	return w.unmask(q)
 }

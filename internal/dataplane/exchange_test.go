@@ -213,6 +213,56 @@ func TestEarlyArm(t *testing.T) {
 	})
 }
 
+// lateEvents is a handle with which the guest does something when it is notified.
+type lateEvents struct {
+	*portPipe
+	then func()
+}
+
+func (e *lateEvents) Notify(p evtchn.Port) error {
+	err := e.portPipe.Notify(p)
+	if then := e.then; then != nil {
+		e.then = nil
+		then()
+	}
+	return err
+}
+
+// TestExchangeOfTwoPorts: of a port that fires after its ring was looked at, the event is not
+// lost, although it is taken together with that of the other port.
+func TestExchangeOfTwoPorts(t *testing.T) {
+	inModes(t, allModes[:2], func(t *testing.T, m mode) {
+		for _, fails := range []bool{false, true} {
+			b := newPumpedBed(t, m, setup{})
+			f := b.front()
+			f.post(1)
+			b.settlePumped()
+			var want []answer
+			if fails {
+				b.queue().ev.file = 1 << 20 // not open
+			}
+			b.queue().events = &lateEvents{portPipe: f.file, then: func() {
+				want = f.put(packet{frame: udp(60, 1)})
+				f.push()
+				f.file.pump()
+			}}
+			b.host.sendPlain(udp(100, 1))
+			f.events.send(rxPort)
+			f.file.pump()
+			b.settlePumped()
+			if want == nil || len(f.received()) != 1 {
+				t.Fatal("the packet to the guest did not arrive")
+			}
+			if diff := cmp.Diff(want, f.answers()); diff != "" {
+				t.Errorf("exchange fails %t: answers (-want +got):\n%s", fails, diff)
+			}
+			if q := b.queue(); q.ev.nMasked != 0 || q.ev.deferred {
+				t.Errorf("the events are not settled: %+v", q.ev)
+			}
+		}
+	})
+}
+
 // TestExchangeOfStorm: the events of a guest that sends them without work are left to the
 // slow way in the end, and one with work is settled after it.
 func TestExchangeOfStorm(t *testing.T) {

@@ -79,6 +79,7 @@ type eventState struct {
 	file     int            // descriptor that takes reads and writes of ports; -1: there is none
 	fired    bool           // the handle is readable
 	deferred bool           // the ports that fired are read at the end of the turn; see exchange.go
+	late     bool           // a port may have fired after its ring was looked at in this turn
 	masked   [2]evtchn.Port // ports to be unmasked
 	nMasked  int
 	spurious int       // events in a row that brought no work

@@ -449,6 +449,7 @@ func (w *worker) serve(q *Queue) (again bool, err error) {
 		return w.serveVirt(q)
 	}
 	woken := q.ev.fired && !q.ev.deferred
+	q.ev.late = false
 	if q.ev.fired {
 		if err := w.noteEvents(q); err != nil {
 			return false, err
@@ -481,7 +482,8 @@ func (w *worker) serve(q *Queue) (again bool, err error) {
 		return true, w.keepEvents(q)
 	}
 	w.armTap(q)
-	return false, w.settleEvents(q)
+	err = w.settleEvents(q)
+	return q.ev.late, err
 }
 
 // takeEvents reads which ports fired. They stay masked until the queue is idle
