@@ -267,6 +267,38 @@ func TestVirtCoalesce(t *testing.T) {
 	})
 }
 
+// TestVirtCoalesceCut: packets that were merged are not returned to the ring when the segments
+// of a turn are used up.
+func TestVirtCoalesceCut(t *testing.T) {
+	inFormats(t, []mode{{true, true}, {true, false}}, vFew, func(t *testing.T, m mode, o vOptions) {
+		b := newVbed(t, m, o)
+		g := b.guest()
+		b.queue().mostSegs = 20
+		large := partial(tcp(4, 17*1000))
+		packets := []vsent{{frame: large.Bytes(), vnet: vnetOf(large, 1000)}}
+		frames := slices.Insert(stream(packettest.ProtoUDP, 4, 11, 500, 1), 8, stream(packettest.ProtoUDP, 4, 1, 500, 2)...)
+		for _, p := range frames {
+			p.Partial = true
+			packets = append(packets, vsent{frame: p.Bytes(), vnet: vnetOf(p, 0)})
+		}
+		g.send(packets...)
+		b.settle()
+		if n := g.sent(); n != len(packets) {
+			t.Errorf("%d chains came back, want %d", n, len(packets))
+		}
+		n := 0
+		for _, f := range b.host.received() {
+			n += len(wires(t, f))
+		}
+		if want := 17 + 12; n != want {
+			t.Errorf("%d packets at the host, want %d", n, want)
+		}
+		if n := b.stat(TxPackets); n != uint64(len(packets)) {
+			t.Errorf("%d packets were counted, want %d", n, len(packets))
+		}
+	})
+}
+
 // putStream puts packets into the tx ring, as partial or complete ones.
 func putStream(f *front, frames []packettest.Frame, open bool) (want []answer, total int) {
 	for _, p := range frames {

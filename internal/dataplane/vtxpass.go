@@ -182,7 +182,8 @@ func (w *worker) vtxWrite(q *Queue, b *txBatch, vb *virtqueue.Batch) {
 				w.tally[drop]++
 				continue
 			}
-			if i > 0 && i+b.segments+segs > q.mostSegs {
+			// Packets are merged across one of a single segment, but not across others.
+			if i > 0 && segs > 1 && i+b.segments+segs > q.mostSegs {
 				out.flush(b)
 				w.vtxCut(q, b, vb, i)
 				return
