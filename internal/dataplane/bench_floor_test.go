@@ -251,7 +251,7 @@ func (p *floor) rxRun(b *benchFrame, h *filler, work floorWork, overhead time.Du
 		n := 0
 		for more := true; more; {
 			calls := p.calls[n:min(n+part, batch+1)] // one too many
-			got := 0
+			var got int
 			if p.ring != nil && trap == unix.SYS_READ && len(calls) > rxFew {
 				if got, err = p.read(calls); err != nil {
 					return 0, err
