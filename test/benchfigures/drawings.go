@@ -128,6 +128,10 @@ func batches(r *bench.Report, dir string) drawing {
 	return l
 }
 
+// shorter leaves out of a goal what all have in common.
+var shorter = strings.NewReplacer(": share of the room", "", ", static grants", "",
+	"gain of static grants over a grant copy for each", "gain over a copy for each")
+
 // shares draws the goals that are shares of a room.
 func shares(r *bench.Report) drawing {
 	b := &plot.Bars{Title: "Share of the room that netbackd reaches", Unit: "the time of the calls and copies alone, divided by netbackd's"}
@@ -137,7 +141,7 @@ func shares(r *bench.Report) drawing {
 		if g.Room == 0 || g.High == 0 {
 			continue
 		}
-		b.Rows = append(b.Rows, g.ID+" "+strings.TrimSuffix(g.What, ": share of the room"))
+		b.Rows = append(b.Rows, g.ID+" "+shorter.Replace(g.What))
 		s.Values, s.Low, s.High = append(s.Values, g.Value), append(s.Low, g.Low), append(s.High, g.High)
 		bar = max(bar, g.Bar)
 	}
