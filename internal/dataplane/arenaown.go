@@ -182,10 +182,11 @@ func (w *worker) openOwn(q *Queue, id int) error {
 		w.own.granted += r.pages
 	}
 	p.own.granted.Add(int64(w.own.granted))
-	if w.uring.ring == nil || w.own.granted == 0 {
+	if w.uring.ring == nil {
 		return nil
 	}
-	// It has registered the pages that were there before.
+	// It has registered the pages that were there before. An attempt that failed may have
+	// replaced them as well.
 	if w.newRing(); w.uring.ring != nil {
 		return w.uring.ring.SetFile(id, q.tap.FD())
 	}

@@ -209,6 +209,37 @@ func TestFewOwnPages(t *testing.T) {
 	})
 }
 
+// remappingPager fails after it has put other memory in the place of the arena's, as the
+// device does when its mmap fails half way.
+type remappingPager struct{ OwnPager }
+
+func (p remappingPager) AllocOwn(mem []byte) (*gntalloc.Pages, error) {
+	pages, err := p.OwnPager.AllocOwn(mem)
+	if err != nil {
+		return nil, err
+	}
+	return nil, errors.Join(unix.ENOMEM, pages.Free())
+}
+
+// TestNoOwnPageButOtherMemory: the io_uring does not use memory that is gone.
+func TestNoOwnPageButOtherMemory(t *testing.T) {
+	inModes(t, allModes[:2], func(t *testing.T, m mode) {
+		b := newBed(t, m, setup{cfg: full, pager: remappingPager{startOwn(t)}})
+		f := b.front()
+		var sent [][]byte
+		for i := range 8 {
+			sent = append(sent, udp(100, uint16(i)))
+			f.put(packet{frame: sent[i]})
+		}
+		f.push()
+		b.settle()
+		if diff := diffFrames(sent, b.host.frames()); diff != "" {
+			t.Error(diff)
+		}
+		b.warned = nil
+	})
+}
+
 // TestOwnPagesAreLost: packets are copied by address when the own grefs are not valid any
 // more, and none is lost.
 func TestOwnPagesAreLost(t *testing.T) {
