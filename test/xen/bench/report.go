@@ -249,6 +249,9 @@ func (rep *report) add(records []record, g group, c *comparison, it *item) {
 	r.Dom0 = each(func(r *record) uint64 { return r.Ran.Dom0 })
 	r.Daemon = each(func(r *record) uint64 { return r.Daemon })
 	r.Void = r.Machine.spread() > c.bounds[g.Boot]
+	if g.Boot == bootTime && min(len(r.Machine.To.Phases), len(r.Machine.Of.Phases)) < 2 {
+		r.Void = true // a single phase does not tell whether this machine was quiet
+	}
 	rep.Rows = append(rep.Rows, r)
 	if it.Unit == "ping" {
 		r.Item, r.Unit = "round trip of a ping", ""

@@ -104,6 +104,19 @@ func TestTimeIsJudgedOnlyWhenQuiet(t *testing.T) {
 	}
 }
 
+func TestOnePhaseInTimeIsVoid(t *testing.T) {
+	rs := records(bootTime, [4]uint64{1, 1, 1, 1})
+	one := rs[:0]
+	for _, r := range rs {
+		if r.Phase <= 2 {
+			one = append(one, r)
+		}
+	}
+	if rep := makeReport(one); len(rep.Rows) != 1 || rep.Rows[0].verdict() != "VOID" {
+		t.Errorf("rows %+v", rep.Rows)
+	}
+}
+
 // TestGroupsAreComparedWithinThemselves: back ends are compared only with those of the same dom0
 // and the same setup.
 func TestGroupsAreComparedWithinThemselves(t *testing.T) {
