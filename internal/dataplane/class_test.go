@@ -198,7 +198,9 @@ func TestClassOfPool(t *testing.T) {
 					t.Skip(p.priority)
 				}
 				p.workers[1].urge.level.Store(uint32(levelBatch))
-				want = []string{"normal, nice 0", "batch, nice -10"}
+				normal, err := threadClass() // of the process
+				must(t, err)
+				want = []string{normal.String(), "batch, nice -10"}
 			}
 			if got, denied := p.Priority(); got != tt.priority || denied != nil {
 				t.Errorf("%q, %v, want %q", got, denied, tt.priority)

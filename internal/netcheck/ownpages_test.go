@@ -15,7 +15,7 @@ import (
 	"github.com/netbackd/netbackd/internal/hostcheck"
 )
 
-// TestOwnPages: whatever is missing, netbackd works, and the note has the command.
+// TestOwnPages: netbackd works without any part of this, and the note has the command.
 func TestOwnPages(t *testing.T) {
 	const (
 		dev     = "/dev/xen/gntalloc"

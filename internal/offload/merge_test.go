@@ -326,7 +326,7 @@ func coveredByNone(f packettest.Frame, bit int) bool {
 }
 
 // TestMergeRandom merges random streams, and cuts them again: the segments are the packets
-// that came, whatever was merged.
+// that came, merged or not.
 func TestMergeRandom(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	merged := 0
@@ -473,7 +473,7 @@ func TestMergeStated(t *testing.T) {
 	}
 }
 
-// FuzzMerge changes bytes and lengths of packets that could be merged. Whatever is merged
+// FuzzMerge changes bytes and lengths of packets that could be merged. All that is merged
 // must come out again as it was.
 func FuzzMerge(f *testing.F) {
 	f.Add(uint8(0), uint8(3), uint16(100), false, []byte{})

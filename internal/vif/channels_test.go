@@ -45,7 +45,7 @@ func TestChannelsOffered(t *testing.T) {
 }
 
 // TestChannelsStay: what is offered to the next connection does not change one that is there.
-// A successor serves a connection with either number of channels, whatever it offers.
+// A successor serves a connection with either number of channels, not only what it offers.
 func TestChannelsStay(t *testing.T) {
 	for _, split := range []bool{true, false} {
 		t.Run(fmt.Sprintf("split %t", split), func(t *testing.T) {
