@@ -161,11 +161,9 @@ func TestExchangeFails(t *testing.T) {
 			b := newPumpedBed(t, m, setup{})
 			f := b.front()
 			file := b.queue().ev.file
-			for i := range 4 {
+			files := []int{1 << 20, file, newPortPipe(t, f.events).ours, file} // not open; with nothing to read
+			for i, file := range files {
 				b.queue().ev.file = file
-				if i%2 == 0 {
-					b.queue().ev.file = 1 << 20 // not open
-				}
 				var want []answer
 				for range packets {
 					want = append(want, f.put(packet{frame: udp(60, 1)})...)
