@@ -210,6 +210,7 @@ make_guest() {
 	fi
 	cat $from/initramfs "${archives[@]}" >"/tmp/$name.initramfs"
 	[ ${#files[@]} = 0 ] || (
+		rm -rf "/tmp/$name.files" # of a guest of that name before
 		mkdir "/tmp/$name.files"
 		cp "${files[@]}" "/tmp/$name.files/"
 		cd "/tmp/$name.files"
