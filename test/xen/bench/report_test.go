@@ -81,7 +81,8 @@ func TestTimeIsJudgedOnlyWhenQuiet(t *testing.T) {
 		bad     bool
 	}{
 		{"within the goal", [4]time.Duration{100, 160, 160, 100}, "goal", false},
-		{"worse than the bar", [4]time.Duration{100, 200, 200, 100}, "MISSED", true},
+		{"as what was reached", [4]time.Duration{100, 200, 200, 100}, "goal missed", false},
+		{"worse than the bar", [4]time.Duration{100, 220, 220, 100}, "MISSED", true},
 		{"the phases differ", [4]time.Duration{100, 200, 400, 100}, "VOID", false},
 	} {
 		t.Run(c.what, func(t *testing.T) {
@@ -162,12 +163,13 @@ func TestTargets(t *testing.T) {
 	}{
 		{group{Boot: bootInstructions}, netbackd, kernelNetback, "tcp guest to dom0", target{1.05, 1.00}},
 		{group{Boot: bootInstructions, Setup: "4 queues"}, plain, kernelNetback, "ping", target{1.47, 1.40}},
-		{group{Boot: bootTime}, netbackd, kernelNetback, "ping", target{1.785, 1.7}},
+		{group{Boot: bootTime}, netbackd, kernelNetback, "ping", target{2.153, 1.7}},
 		{newer, netbackd, kernelNetback, "tcp guest to dom0", target{0.893, 0.85}},
 		{newer, netbackd, kernelNetback, "ping", target{1.47, 1.40}},
 		{group{Boot: bootInstructions}, plain, netbackd, "ping", target{1.103, 1.05}},
 		{group{Boot: bootTime}, plain, netbackd, "ping", target{}},
-		{group{Boot: bootInstructions}, static, kernelNetback, "64 B guest to dom0", target{0.788, 0.75}},
+		{group{Boot: bootInstructions}, static, kernelNetback, "64 B guest to dom0", target{1.155, 0.75}},
+		{group{Boot: bootInstructions}, static, kernelNetback, "1500 B guest to dom0", target{0.788, 0.75}},
 		{group{Boot: bootInstructions}, copying, kernelNetback, "64 B guest to dom0", target{}},
 		{group{Boot: bootInstructions, Setup: withoutTSO}, netbackd, kernelNetback, "ping", target{}},
 	} {
