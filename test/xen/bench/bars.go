@@ -87,7 +87,11 @@ func targetOf(g group, c *comparison, item string) target {
 		if newer := newerGoals[item]; g.Dom0 != "" && newer != 0 && g.Boot == bootInstructions {
 			goal = newer
 		}
-		return barOf(goal, reached[g.Boot][item])
+		was := reached[g.Boot][item]
+		if c.of == plain && g.Boot == bootInstructions {
+			was = max(goal, was) * plainGoal
+		}
+		return barOf(goal, was)
 	}
 	return target{}
 }
