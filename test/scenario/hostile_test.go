@@ -257,6 +257,7 @@ func TestHundredThousandBadPackets(t *testing.T) {
 		}
 		return d
 	}
+	w.allWorkersServe()
 	want := send(10_000) // allocations that the daemon makes once
 	before, lines := w.steady(), strings.Count(w.Daemon().Log(), "\n")
 	begin := time.Now()

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"fmt"
 	"os"
+	"runtime"
 	"strings"
 	"testing"
 )
@@ -36,6 +37,15 @@ func (w *world) footprint() (p footprint) {
 	return p
 }
 
+// allWorkersServe connects a vif to each worker, which opens what all vifs share, such as the
+// worker's own pages.
+func (w *world) allWorkersServe() {
+	w.t.Helper()
+	for range runtime.NumCPU() {
+		w.rawFront(1).connect()
+	}
+}
+
 // TestSizing: a connected vif costs no more files, mappings and memory than the man page
 // says.
 func TestSizing(t *testing.T) {
@@ -43,7 +53,7 @@ func TestSizing(t *testing.T) {
 		t.Run(fmt.Sprintf("%d queues", queues), func(t *testing.T) {
 			w := newPlainWorld(t)
 			const vifs = 24
-			w.rawFront(queues).connect() // opens the resources that all vifs share
+			w.allWorkersServe()
 			before := w.footprint()
 			for range vifs {
 				w.rawFront(queues).connect()
