@@ -38,10 +38,10 @@ func bars(title, unit string, items []string, marks []plot.Mark, all ...series) 
 	return b
 }
 
-// ratio returns the ratios of a comparison, by item. A void one is none.
-func (r *report) ratio(boot, dom0, setup, of, to string) func(string) float64 {
+// ratio returns the ratios of a back end to the kernel's netback, by item. A void one is none.
+func (r *report) ratio(boot, dom0, setup, of string) func(string) float64 {
 	return func(item string) float64 {
-		n := r.row(key{boot, dom0, setup, item}, of, to)
+		n := r.row(key{boot, dom0, setup, item}, of, kernel)
 		if n == nil || n.Void {
 			return math.NaN()
 		}
@@ -106,23 +106,23 @@ func drawings(before, now *report) map[string]*plot.Bars {
 	const pieces = "per packet or ping, or per 64 KiB of a TCP stream"
 	return map[string]*plot.Bars{
 		"xen-instructions.svg": bars("Real Xen: instructions of the whole machine, relative to the kernel's netback", "ratio, less is better", networkItems, one,
-			series{"netbackd before", before.ratio(instructions, "", "", netbackd, kernel)},
-			series{"netbackd", now.ratio(instructions, "", "", netbackd, kernel)},
-			series{"netbackd without io_uring", now.ratio(instructions, "", "", plain, kernel)}),
+			series{"netbackd before", before.ratio(instructions, "", "", netbackd)},
+			series{"netbackd", now.ratio(instructions, "", "", netbackd)},
+			series{"netbackd without io_uring", now.ratio(instructions, "", "", plain)}),
 		"xen-time.svg": bars("Real Xen: elapsed time on the emulated machine, relative to the kernel's netback", "ratio, less is better", networkItems, one,
-			series{"netbackd before", before.ratio(inTime, "", "", netbackd, kernel)},
-			series{"netbackd", now.ratio(inTime, "", "", netbackd, kernel)},
-			series{"netbackd without io_uring", now.ratio(inTime, "", "", plain, kernel)}),
+			series{"netbackd before", before.ratio(inTime, "", "", netbackd)},
+			series{"netbackd", now.ratio(inTime, "", "", netbackd)},
+			series{"netbackd without io_uring", now.ratio(inTime, "", "", plain)}),
 		"xen-frames.svg": bars("Real Xen: instructions for frames of our own frontend, relative to the kernel's netback", "ratio, less is better", frameItems, one,
-			series{"grant copies before", before.ratio(instructions, "", "", copying, kernel)},
-			series{"grant copies", now.ratio(instructions, "", "", copying, kernel)},
-			series{"static grants before", before.ratio(instructions, "", "", static, kernel)},
-			series{"static grants", now.ratio(instructions, "", "", static, kernel)}),
+			series{"grant copies before", before.ratio(instructions, "", "", copying)},
+			series{"grant copies", now.ratio(instructions, "", "", copying)},
+			series{"static grants before", before.ratio(instructions, "", "", static)},
+			series{"static grants", now.ratio(instructions, "", "", static)}),
 		"xen-setups.svg": bars("Real Xen: instructions in other setups, relative to the kernel's netback", "ratio, less is better", networkItems, one,
-			series{"one queue", now.ratio(instructions, "", "", netbackd, kernel)},
-			series{"four queues", now.ratio(instructions, "", "4 queues", netbackd, kernel)},
-			series{"Debian 13: Xen 4.20, Linux 6.12", now.ratio(instructions, "trixie", "", netbackd, kernel)},
-			series{"guest without TSO", now.ratio(instructions, "", "guest without TSO", netbackd, kernel)}),
+			series{"one queue", now.ratio(instructions, "", "", netbackd)},
+			series{"four queues", now.ratio(instructions, "", "4 queues", netbackd)},
+			series{"Debian 13: Xen 4.20, Linux 6.12", now.ratio(instructions, "trixie", "", netbackd)},
+			series{"guest without TSO", now.ratio(instructions, "", "guest without TSO", netbackd)}),
 		"xen-system-calls.svg": bars("Real Xen: system calls of netbackd", pieces, networkItems, nil,
 			series{"netbackd before", before.perPiece(netbackd, calls)},
 			series{"netbackd", now.perPiece(netbackd, calls)},
