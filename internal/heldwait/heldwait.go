@@ -7,9 +7,8 @@
 // away, wakes a thread for it, and is itself woken when the wait ends. If events come every
 // 50 us, this takes more processor time than the thread's own work. In a held wait the
 // thread keeps the P, and the monitor sleeps. When other goroutines need the thread to stop,
-// or after some 10 ms without an event, the scheduler interrupts the wait by a signal; then
-// the thread goes on waiting in the usual way. So a thread that has nothing to do holds no
-// P.
+// or after some 10 ms, the scheduler interrupts the wait by a signal; then a thread without
+// events goes on waiting in the usual way. So one that has nothing to do holds no P.
 //
 // A held wait must end with EINTR when a signal comes, as epoll_wait and io_uring_enter do.
 // A call that cannot be interrupted must not be made in this way: no goroutine of the
