@@ -45,7 +45,7 @@ type floor struct {
 	vnet  [tap.VnetHdrLen]byte // of the batch's packets
 }
 
-// floorPart is what is copied of a packet, and where its vnet header is.
+// floorPart has the places of a packet's copied bytes and of its vnet header.
 type floorPart struct{ hdr, arena, guest []byte }
 
 // floorWork selects what a floor does.

@@ -131,7 +131,7 @@ func goals(rep *bench.Report, l *lane, h *filler, packets uint64) error {
 // shareGoal is the share of its room that a lane is to reach.
 const shareGoal = 0.97
 
-// shareRow is a goal about a share of the room. Its bar is what is reached now.
+// shareRow is a goal about a share of the room. Its bar is the share that is reached now.
 type shareRow struct {
 	goal, group, lane string
 	batch             int

@@ -245,7 +245,7 @@ func (m *multitude) drain() error {
 	}
 }
 
-// scaleLoad is what a row of the measurement sends.
+// scaleLoad describes the packets of a row of the measurement.
 type scaleLoad struct {
 	frame  []byte
 	active int // queues that send, the first ones

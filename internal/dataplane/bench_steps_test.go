@@ -25,7 +25,7 @@ const helpCounted = "counted"
 func init() { helpers[helpCounted] = countedChild }
 
 // counted is a batch whose instructions are counted. The turns of a batch execute the same
-// instructions whatever the machine does meanwhile, so the number is that of the program:
+// instructions regardless of what the machine does meanwhile, so the number is that of the program:
 // neither the processor, nor the kernel, nor load changes it. Only the random multiplier of
 // the table of static grants does, by up to 5 %. It needs no
 // performance counters, which virtual machines often lack.

@@ -152,7 +152,7 @@ func benchMain(args []string) int {
 	return 0
 }
 
-// benchTable is what the peers of one run share, and its report.
+// benchTable has what the peers of one run share, and its report.
 type benchTable struct {
 	tap      *tap.Device
 	fill     *filler

@@ -20,7 +20,7 @@ type Goal struct {
 	Void  bool    `json:"void"`     // the measurement behind it is void
 	Pass  bool    `json:"pass"`
 
-	// Goal is what is to be reached, if the bar is less. 0: the bar is.
+	// Goal is the value to be reached, if the bar is less; 0: the bar.
 	Goal float64 `json:"goal,omitempty"`
 
 	// Low and High bound the value at 95 % confidence; both 0: it is exact, or not known.

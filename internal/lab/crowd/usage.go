@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-// Usage is what a process has used since its start, and its present memory.
+// Usage has the resources that a process has used since its start, and its present memory.
 type Usage struct {
 	Threads  map[int]Thread
 	Memory   Memory
