@@ -8,7 +8,7 @@
 
 start_netbackd --max-queues=2
 make_bridge
-guest u1 memory=256 cmdline=no-netfront file=/host/netbackd-lab
+guest u1 vcpus=2 memory=256 cmdline=no-netfront file=/host/netbackd-lab # one event channel is offered to one vcpu
 shapes=([1]='{}' [2]='{"queues":2,"split_events":true}')
 for round in 1 2; do
 	within 180000 "connect $round" start_agent u1 "{\"name\":\"eth0\",\"addrs\":[\"10.0.0.2/24\"],\"front\":${shapes[round]}}"
