@@ -10,9 +10,7 @@ package main
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -50,7 +48,7 @@ func run(report, dir string) error {
 			return err
 		}
 	}
-	return fill(filepath.Join(dir, "README.md"), table(r))
+	return plot.Fill(filepath.Join(dir, "README.md"), begin, end, table(r))
 }
 
 // The marks around the table in a page.
@@ -58,23 +56,6 @@ const (
 	begin = "<!-- goals of make bench -->\n"
 	end   = "<!-- end of goals -->\n"
 )
-
-// fill replaces the text between the marks in a page. It does nothing if there is no page.
-func fill(path, text string) error {
-	b, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	head, rest, ok := strings.Cut(string(b), begin)
-	_, tail, ok2 := strings.Cut(rest, end)
-	if !ok || !ok2 {
-		return fmt.Errorf("%s has no marks around the goals", path)
-	}
-	return os.WriteFile(path, []byte(head+begin+text+end+tail), 0o644)
-}
 
 // table returns the goals as a table in Markdown.
 func table(r *bench.Report) string {

@@ -16,7 +16,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"github.com/netbackd/netbackd/internal/lab/plot"
 )
@@ -64,7 +63,7 @@ func run(nowPath, beforePath, dir string) error {
 			return err
 		}
 	}
-	return fill(filepath.Join(dir, "xen.md"), tables(before, now))
+	return plot.Fill(filepath.Join(dir, "xen.md"), begin, end, tables(before, now))
 }
 
 func readReport(path string) (*report, error) {
@@ -84,20 +83,3 @@ const (
 	begin = "<!-- tables -->\n"
 	end   = "<!-- end of tables -->\n"
 )
-
-// fill replaces the text between the marks in a page. It does nothing if there is no page.
-func fill(path, text string) error {
-	b, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	head, rest, ok := strings.Cut(string(b), begin)
-	_, tail, ok2 := strings.Cut(rest, end)
-	if !ok || !ok2 {
-		return fmt.Errorf("%s has no marks around its tables", path)
-	}
-	return os.WriteFile(path, []byte(head+begin+text+end+tail), 0o644)
-}
