@@ -22,10 +22,12 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/blkguest"
 	"github.com/netbackd/netbackd/internal/lab/blklab"
 	"github.com/netbackd/netbackd/internal/lab/simblkhost"
+	"github.com/netbackd/netbackd/internal/lab/systrace"
 	"github.com/netbackd/netbackd/internal/lab/xensim"
 )
 
 func main() {
+	systrace.Enter()
 	atStep, err := blklab.AtStep()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)

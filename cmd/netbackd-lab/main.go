@@ -16,10 +16,14 @@ import (
 	"github.com/netbackd/netbackd/internal/command"
 	"github.com/netbackd/netbackd/internal/host/nethost"
 	"github.com/netbackd/netbackd/internal/lab/simhost"
+	"github.com/netbackd/netbackd/internal/lab/systrace"
 	"github.com/netbackd/netbackd/internal/netcontrol"
 )
 
-func main() { command.Main(netcontrol.Program, newRoot()) }
+func main() {
+	systrace.Enter()
+	command.Main(netcontrol.Program, newRoot())
+}
 
 func newRoot() *cobra.Command {
 	root := cli.New(open)

@@ -27,6 +27,8 @@ type Options struct {
 	Dir string
 	// Daemon are more arguments for `netbackd run`.
 	Daemon []string
+	// Launch starts the daemon's process; nil means [netns.StartHere].
+	Launch func(*exec.Cmd) error
 }
 
 // Lab is a host with an embedded Xen. The process that makes it must be in a network
@@ -88,9 +90,20 @@ func await(ctx context.Context, p *Process, ready string) (*Process, error) {
 
 // StartDaemon starts netbackd, which must not be running.
 func (l *Lab) StartDaemon(ctx context.Context) error {
-	p, err := l.launch(ctx, "netbackd", "ready", l.daemonArgs()...)
-	l.daemon = p
+	p, err := start("netbackd", l.opts.Exe, l.daemonArgs(), l.launcher())
+	if err != nil {
+		return err
+	}
+	l.daemon, err = await(ctx, p, "ready")
 	return err
+}
+
+// launcher returns the function that starts the daemon's process.
+func (l *Lab) launcher() func(*exec.Cmd) error {
+	if l.opts.Launch != nil {
+		return l.opts.Launch
+	}
+	return netns.StartHere
 }
 
 func (l *Lab) daemonArgs() []string {
@@ -105,7 +118,7 @@ func (l *Lab) StartService(ctx context.Context, env []string, files []*os.File) 
 	p, err := start("netbackd", "/bin/sh", args, func(cmd *exec.Cmd) error {
 		cmd.Env = append(cmd.Env, env...)
 		cmd.ExtraFiles = files
-		return netns.StartHere(cmd)
+		return l.launcher()(cmd)
 	})
 	if err != nil {
 		return err
