@@ -8,12 +8,13 @@ GO      ?= go
 LDFLAGS := -s -w -buildid= -X github.com/netbackd/netbackd/internal/command.version=$(VERSION)
 GOLANGCI := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 FUZZTIME ?= 10s
+FUZZCOUNT ?= 100000000
 PREFIX  ?= /usr
 BIN     ?= bin/netbackd
 BLKBIN  ?= bin/blkbackd
 DIST    ?= dist
 
-.PHONY: build lab lab-net lab-blk demo demo-blk test test-all test-xen test-arm64 bench bench-scale bench-vhost bench-xen bench-blk bench-blk-embedded lint fuzz cross install deb deb-pair clean
+.PHONY: build lab lab-net lab-blk demo demo-blk test test-all test-xen test-arm64 bench bench-scale bench-vhost bench-xen bench-blk bench-blk-embedded lint fuzz fuzz-long cross install deb deb-pair clean
 
 build: ## bin/netbackd and bin/blkbackd, static
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/netbackd
@@ -71,6 +72,9 @@ lint: ## for both architectures, and the scripts if there is shellcheck
 
 fuzz: ## every fuzz target for FUZZTIME
 	./test/fuzz $(FUZZTIME)
+
+fuzz-long: ## every fuzz target FUZZCOUNT times, without guidance by coverage, in hours; GUIDED=1: with it, in weeks
+	./test/fuzz $(FUZZCOUNT)x $(if $(GUIDED),,blind)
 
 cross: ## both architectures
 	GOARCH=amd64 $(GO) build -o /dev/null ./...

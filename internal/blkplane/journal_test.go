@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/netbackd/netbackd/internal/lab/fuzzloop"
 	"github.com/netbackd/netbackd/pkg/blkif"
 	"github.com/netbackd/netbackd/pkg/xen"
 )
@@ -84,7 +85,7 @@ func FuzzExamine(f *testing.F) {
 	f.Add(seed, uint32(5))
 	f.Add(seed, uint32(6))
 	f.Add([]byte{1, 2, 3}, uint32(0))
-	f.Fuzz(func(t *testing.T, content []byte, rspProd uint32) {
+	fuzzloop.Fuzz(f, func(t *testing.T, content []byte, rspProd uint32) {
 		j := newJournal(32)
 		for i := range j.words {
 			if 4*i+4 <= len(content) {

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/netbackd/netbackd/internal/lab/fuzzloop"
 	"github.com/netbackd/netbackd/pkg/ctrlring"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/toeplitz"
@@ -71,7 +72,7 @@ func (m *hashModel) do(typ byte, a, b uint32, list []uint32, key []byte) netif.C
 func FuzzHashMessages(f *testing.F) {
 	f.Add([]byte{0, 1, 0, 0, 1, 15, 0, 0, 3, 8, 0, 0, 4, 2, 3, 2}, uint8(4))
 	f.Add([]byte{0, 1, 0, 0, 4, 0, 255, 1, 5, 1, 2, 3, 2, 40, 1, 41}, uint8(1))
-	f.Fuzz(func(t *testing.T, in []byte, queues uint8) {
+	fuzzloop.Fuzz(f, func(t *testing.T, in []byte, queues uint8) {
 		m := hashModel{queues: max(uint32(queues), 1)}
 		refuse := false
 		h := newHashHandler(int(m.queues))

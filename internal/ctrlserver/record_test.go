@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"testing"
 
+	"github.com/netbackd/netbackd/internal/lab/fuzzloop"
 	"github.com/netbackd/netbackd/pkg/ctrlring"
 	"github.com/netbackd/netbackd/pkg/netif"
 )
@@ -59,7 +60,7 @@ func FuzzRecord(f *testing.F) {
 	}
 	f.Add(b)
 	f.Add(b[:20])
-	f.Fuzz(func(t *testing.T, b []byte) {
+	fuzzloop.Fuzz(f, func(t *testing.T, b []byte) {
 		var r record
 		if r.unmarshal(b) != nil {
 			return

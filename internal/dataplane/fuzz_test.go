@@ -11,6 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"github.com/netbackd/netbackd/internal/lab/fuzzloop"
 	"github.com/netbackd/netbackd/internal/lab/netns"
 	"github.com/netbackd/netbackd/internal/lab/packettest"
 	"github.com/netbackd/netbackd/internal/offload"
@@ -218,8 +219,8 @@ func (l *ladder) packet() {
 		drop("tx_cross_page")
 		return
 	}
-	if e := extras[1]; e != nil && (le.Uint16(e[2:]) == 0 || e[4] != 1 && e[4] != 2) {
-		drop("tx_bad_gso")
+	if why := refusedGSO(extras[1]); why != "" {
+		drop(why)
 		return
 	}
 	var frame []byte
@@ -251,6 +252,20 @@ func (l *ladder) packet() {
 	}
 }
 
+// refusedGSO returns the reason for which an extra of segmentation is refused whatever the
+// packet is, or "".
+func refusedGSO(e []byte) string {
+	switch {
+	case e == nil:
+		return ""
+	case binary.LittleEndian.Uint16(e[2:]) == 0 || e[4] != 1 && e[4] != 2:
+		return "tx_bad_gso"
+	case binary.LittleEndian.Uint16(e[2:]) < 8:
+		return "tx_gso_too_small"
+	}
+	return ""
+}
+
 // checkRing serves the ring that slots make and compares with the ladder.
 func (b *fuzzBed) checkRing(t *testing.T, start netif.Index, prod uint32, slots []byte) {
 	b.use(t)
@@ -270,7 +285,13 @@ func (b *fuzzBed) checkRing(t *testing.T, start netif.Index, prod uint32, slots 
 		}
 	}
 	for i := range l.slots {
-		copy(l.slots[i][:], page[64+12*i:])
+		s := page[64+12*i:][:12]
+		// The rings' own pages change while packets are taken from them. As an extra the
+		// slot stays of an unknown type.
+		if ref := binary.LittleEndian.Uint32(s); ref == ringRef || ref == ringRef+1 {
+			s[3] = 0xff
+		}
+		copy(l.slots[i][:], s)
 	}
 	l.mem = func(ref xen.Gref) []byte {
 		if ref < firstRef || ref >= firstRef+2*frontPages {
@@ -330,7 +351,7 @@ func FuzzTxRing(f *testing.F) {
 		r[1].Gref = 0
 		f.ring(r, 100, 0)
 	}))
-	f.Fuzz(func(t *testing.T, start uint32, prod uint16, slots []byte) {
+	fuzzloop.Fuzz(f, func(t *testing.T, start uint32, prod uint16, slots []byte) {
 		b.use(t)
 		if prod > netif.TxRingSize {
 			page := b.front.mem[:netif.PageSize]
@@ -357,7 +378,7 @@ func FuzzExtraChain(f *testing.F) {
 	f.Add(true, uint8(0), []byte{5, 0, 0, 0, 0, 0, 0, 0})
 	f.Add(false, uint8(3), []byte{1, 0, 0, 0, 1, 0, 0, 0})
 	f.Add(true, uint8(5), bytes.Repeat([]byte{4, 1, 0, 0, 0, 0, 0, 0}, 250))
-	f.Fuzz(func(t *testing.T, announced bool, later uint8, chain []byte) {
+	fuzzloop.Fuzz(f, func(t *testing.T, announced bool, later uint8, chain []byte) {
 		later %= 24
 		chain = chain[:min(len(chain), 8*200)]
 		var ring []byte
@@ -402,7 +423,7 @@ func FuzzRxPlan(f *testing.F) {
 	f.Add(uint8(0), uint8(255), []byte{0, 0, 1, 1, 0, 1, 2, 0, 200, 3, 20, 0})
 	f.Add(uint8(0x11), uint8(1), []byte{3, 80, 0, 3, 2, 0, 0, 1, 0})
 	f.Add(uint8(0x15), uint8(17), []byte{6, 255, 0, 5, 10, 0, 4, 16, 0})
-	f.Fuzz(func(t *testing.T, features, slots uint8, in []byte) {
+	fuzzloop.Fuzz(f, func(t *testing.T, features, slots uint8, in []byte) {
 		b.use(t)
 		cfg := full
 		cfg.SG = features&1 != 0

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/netbackd/netbackd/internal/lab/fuzzloop"
 	"github.com/netbackd/netbackd/internal/lab/netns"
 )
 
@@ -157,7 +158,7 @@ func FuzzVirt(f *testing.F) {
 	for i := range uint8(4) {
 		f.Add(uint64(i), i)
 	}
-	f.Fuzz(func(t *testing.T, seed uint64, format uint8) {
+	fuzzloop.Fuzz(f, func(t *testing.T, seed uint64, format uint8) {
 		modelRun(t, vnetModes[1], vFormats[int(format)%len(vFormats)], seed, 300)
 	})
 }

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/netbackd/netbackd/internal/lab/fuzzloop"
 )
 
 func TestOneWriter(t *testing.T) {
@@ -130,7 +132,7 @@ func TestFindMount(t *testing.T) {
 func FuzzProcTexts(f *testing.F) {
 	f.Add([]byte("1: FLOCK  ADVISORY  WRITE 22 fd:01:77 0 EOF\n"))
 	f.Add([]byte("23 22 7:3 / /mnt/a rw - ext4 /dev/loop3 rw\n"))
-	f.Fuzz(func(t *testing.T, text []byte) {
+	fuzzloop.Fuzz(f, func(t *testing.T, text []byte) {
 		if pid := findLock(text, 5, 77); pid < 0 {
 			t.Errorf("process %d", pid)
 		}

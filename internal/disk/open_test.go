@@ -13,6 +13,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
+
+	"github.com/netbackd/netbackd/internal/lab/fuzzloop"
 )
 
 func TestOpenRefuses(t *testing.T) {
@@ -264,7 +266,7 @@ func FuzzParseParams(f *testing.F) {
 	for _, s := range []string{"/srv/a.img", "aio:/a", "null:1g", "null:", ""} {
 		f.Add(s)
 	}
-	f.Fuzz(func(t *testing.T, s string) {
+	fuzzloop.Fuzz(f, func(t *testing.T, s string) {
 		o, err := ParseParams(s)
 		switch {
 		case err != nil:

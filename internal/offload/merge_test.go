@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"testing"
 
+	"github.com/netbackd/netbackd/internal/lab/fuzzloop"
 	"github.com/netbackd/netbackd/internal/lab/packettest"
 	"github.com/netbackd/netbackd/pkg/tap"
 )
@@ -480,7 +481,7 @@ func FuzzMerge(f *testing.F) {
 	f.Add(uint8(1), uint8(9), uint16(9000), true, []byte{1, 0, 47, 8})
 	f.Add(uint8(2), uint8(70), uint16(8), true, []byte{1, 0, 16, 1, 0, 1, 17, 0xff})
 	f.Add(uint8(3), uint8(2), uint16(1400), false, []byte{1, 0, 58, 1, 1, 0xff, 0xff, 9})
-	f.Fuzz(func(t *testing.T, kind, n uint8, size uint16, partial bool, changes []byte) {
+	fuzzloop.Fuzz(f, func(t *testing.T, kind, n uint8, size uint16, partial bool, changes []byte) {
 		like := []packettest.Frame{tcp4, tcp6, udp4, udp6}[kind%4]
 		if kind&4 != 0 {
 			like.Tags = qTag

@@ -7,6 +7,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/netbackd/netbackd/internal/lab/fuzzloop"
 	"github.com/netbackd/netbackd/internal/lab/packettest"
 )
 
@@ -304,7 +305,7 @@ func FuzzParse(f *testing.F) {
 		f.Add(s, uint16(0))
 		f.Add(s[:len(s)/2], uint16(len(s)))
 	}
-	f.Fuzz(func(t *testing.T, b []byte, more uint16) {
+	fuzzloop.Fuzz(f, func(t *testing.T, b []byte, more uint16) {
 		total := len(b) + int(more)
 		b = b[:len(b):len(b)]
 		h, err := Parse(b, total)

@@ -8,6 +8,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/netbackd/netbackd/internal/lab/fuzzloop"
 	"github.com/netbackd/netbackd/internal/lab/packettest"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/tap"
@@ -360,7 +361,7 @@ func FuzzPlanTx(f *testing.F) {
 		f.Add(s, false, uint8(2), uint16(9), uint16(0))
 		f.Add(s[:len(s)-3], true, uint8(1), uint16(1), uint16(700))
 	}
-	f.Fuzz(func(t *testing.T, b []byte, blank bool, typ uint8, size, more uint16) {
+	fuzzloop.Fuzz(f, func(t *testing.T, b []byte, blank bool, typ uint8, size, more uint16) {
 		total := len(b) + int(more)
 		m := TxMeta{CsumBlank: blank, GSOType: netif.GSOType(typ), GSOSize: size}
 		h, _ := Parse(b, total)
@@ -410,7 +411,7 @@ func FuzzPlanRx(f *testing.F) {
 		f.Add(s, []byte{0, 4, 0, 0, 9, 0, 0, 0, 0, 0}, uint8(0))
 		f.Add(s, []byte{1, 0, 0, 0, 0, 0, 34, 0, 8, 0}, uint8(0))
 	}
-	f.Fuzz(func(t *testing.T, b, hdr []byte, guest uint8) {
+	fuzzloop.Fuzz(f, func(t *testing.T, b, hdr []byte, guest uint8) {
 		if len(hdr) < 10 {
 			return
 		}

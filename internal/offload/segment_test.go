@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/netbackd/netbackd/internal/lab/fuzzloop"
 	"github.com/netbackd/netbackd/internal/lab/packettest"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/tap"
@@ -213,7 +214,7 @@ func FuzzSegment(f *testing.F) {
 		f.Add(s, uint16(1))
 		f.Add(s, uint16(13))
 	}
-	f.Fuzz(func(t *testing.T, frame []byte, mss uint16) {
+	fuzzloop.Fuzz(f, func(t *testing.T, frame []byte, mss uint16) {
 		h, err := Parse(frame, len(frame))
 		if err == nil {
 			WritePseudo(frame, h, len(frame))
@@ -235,6 +236,9 @@ func FuzzSegment(f *testing.F) {
 				t.Fatal(err)
 			}
 			p, err := packettest.Verify(buf[:n])
+			if _, whole := packettest.Decode(frame); err != nil && whole != nil && err.Error() == whole.Error() {
+				return // gopacket refuses options in the frame's own headers, too
+			}
 			if err != nil {
 				t.Fatalf("segment %x: %v", buf[:n], err)
 			}

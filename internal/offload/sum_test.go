@@ -8,6 +8,7 @@ import (
 
 	"pgregory.net/rapid"
 
+	"github.com/netbackd/netbackd/internal/lab/fuzzloop"
 	"github.com/netbackd/netbackd/internal/lab/packettest"
 )
 
@@ -93,7 +94,7 @@ func FuzzChecksum(f *testing.F) {
 	f.Add([]byte{0xff, 0xff, 0xff}, uint(2))
 	f.Add(ones(131), uint(129))
 	f.Add(packettest.Pattern(257), uint(3))
-	f.Fuzz(func(t *testing.T, b []byte, at uint) {
+	fuzzloop.Fuzz(f, func(t *testing.T, b []byte, at uint) {
 		want := sumNaive(b)
 		if got := checksum(b); got != want {
 			t.Errorf("sum of %x is %#04x, want %#04x", b, got, want)

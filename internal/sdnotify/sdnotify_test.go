@@ -18,6 +18,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
+
+	"github.com/netbackd/netbackd/internal/lab/fuzzloop"
 )
 
 func TestMain(m *testing.M) {
@@ -298,7 +300,7 @@ func FuzzListenFiles(f *testing.F) {
 	f.Add("2", "a:b")
 	f.Add("65537", "")
 	f.Add("1", ":::")
-	f.Fuzz(func(t *testing.T, fds, names string) {
+	fuzzloop.Fuzz(f, func(t *testing.T, fds, names string) {
 		got, _ := listenFiles(1, 1<<20, env(envListenPID, "1", envListenFDs, fds, envListenNames, names))
 		if len(got) > maxFiles {
 			t.Errorf("%d files", len(got))

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 	"pgregory.net/rapid"
 
+	"github.com/netbackd/netbackd/internal/lab/fuzzloop"
 	"github.com/netbackd/netbackd/internal/lab/packettest"
 	"github.com/netbackd/netbackd/pkg/toeplitz"
 )
@@ -239,7 +240,7 @@ func FuzzProgram(f *testing.F) {
 		set[types] = &Config{Types: types, Hasher: hasher(f, rssKey), Mapping: toeplitz.NewMapping(1 << 16)}
 	}
 	last := toeplitz.Types(0xffff)
-	f.Fuzz(func(t *testing.T, frame []byte, types uint32) {
+	fuzzloop.Fuzz(f, func(t *testing.T, frame []byte, types uint32) {
 		if len(frame) == 0 || len(frame) > 1514 {
 			return // a test run takes no frame of this size
 		}

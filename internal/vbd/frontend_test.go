@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"github.com/netbackd/netbackd/internal/lab/fuzzloop"
 	"github.com/netbackd/netbackd/pkg/blkif"
 	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenbus"
@@ -206,7 +207,7 @@ func FuzzReadFrontend(f *testing.F) {
 		}
 		f.Add(text)
 	}
-	f.Fuzz(func(t *testing.T, text string) {
+	fuzzloop.Fuzz(f, func(t *testing.T, text string) {
 		keys := &countingReader{keyMap: keyMap{}}
 		for line := range strings.Lines(text) {
 			k, v, _ := strings.Cut(strings.TrimSuffix(line, "\n"), "=")

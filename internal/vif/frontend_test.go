@@ -15,6 +15,7 @@ import (
 
 	"github.com/netbackd/netbackd/internal/ctrlserver"
 	"github.com/netbackd/netbackd/internal/device"
+	"github.com/netbackd/netbackd/internal/lab/fuzzloop"
 	"github.com/netbackd/netbackd/internal/offload"
 	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
@@ -267,7 +268,7 @@ func FuzzReadFrontend(f *testing.F) {
 		}
 		return fr
 	}
-	f.Fuzz(func(t *testing.T, one, two string) {
+	fuzzloop.Fuzz(f, func(t *testing.T, one, two string) {
 		a, b := read(t, one), read(t, two)
 		if a.same(b) != b.same(a) || a.sameRings(b) != b.sameRings(a) {
 			t.Errorf("same is not symmetric: %+v, %+v", a, b)

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/netbackd/netbackd/internal/device"
+	"github.com/netbackd/netbackd/internal/lab/fuzzloop"
 	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
@@ -128,7 +129,7 @@ func FuzzParseRate(f *testing.F) {
 	for _, s := range []string{"", "10240,50000", "0,0", "4294967295,50000", "1,", ",1", "-1,1", "9223372036854775807,1"} {
 		f.Add(s)
 	}
-	f.Fuzz(func(t *testing.T, s string) {
+	fuzzloop.Fuzz(f, func(t *testing.T, s string) {
 		r, err := parseRate(s)
 		checkKeyError(t, "rate", s, err)
 		if err != nil {
@@ -147,7 +148,7 @@ func FuzzParseMAC(f *testing.F) {
 	for _, s := range []string{"00:16:3e:01:02:03", "01:00:5e:00:00:01", "0016.3e01.0203", "", ":::::"} {
 		f.Add(s)
 	}
-	f.Fuzz(func(t *testing.T, s string) {
+	fuzzloop.Fuzz(f, func(t *testing.T, s string) {
 		m, err := parseMAC(s)
 		checkKeyError(t, "mac", s, err)
 		if err == nil && (len(m) != 6 || !strings.EqualFold(m.String(), s)) {
@@ -161,7 +162,7 @@ func FuzzParseNumbers(f *testing.F) {
 	for _, s := range []string{"", "0", "1", "4", "8", "9", "68", "1500", "65521", "-1", "+1", "0x10", " 1", "1\x00", "18446744073709551616"} {
 		f.Add(s)
 	}
-	f.Fuzz(func(t *testing.T, s string) {
+	fuzzloop.Fuzz(f, func(t *testing.T, s string) {
 		if n, err := parseMTU(s); err == nil {
 			if n != 0 && (n < minMTU || n > maxMTU) {
 				t.Errorf("mtu %d", n)

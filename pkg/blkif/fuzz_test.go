@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/netbackd/netbackd/internal/lab/fuzzloop"
 )
 
 // fuzzLimits makes limits of any kind from two numbers.
@@ -109,7 +111,7 @@ func FuzzRequest(f *testing.F) {
 			f.Add(s[:], page[:8], uint8(p), uint64(8), uint16(4|3))
 		}
 	}
-	f.Fuzz(func(t *testing.T, data, pages []byte, protocol uint8, sectors uint64, kind uint16) {
+	fuzzloop.Fuzz(f, func(t *testing.T, data, pages []byte, protocol uint8, sectors uint64, kind uint16) {
 		p := Protocols()[protocol%3]
 		l := fuzzLimits(sectors, kind)
 		var s, again Slot
@@ -144,7 +146,7 @@ func FuzzIndirect(f *testing.F) {
 	f.Add([]byte{1, 0, 0, 0, 0, 7, 0, 0, 9, 0, 0, 0x80, 3, 3, 0xff, 0xff}, uint16(2))
 	f.Add([]byte{1, 0, 0, 0, 4, 3, 0, 0}, uint16(1))
 	f.Add([]byte{1, 0, 0, 0, 0, 8, 0, 0}, uint16(512))
-	f.Fuzz(func(t *testing.T, data []byte, n uint16) {
+	fuzzloop.Fuzz(f, func(t *testing.T, data []byte, n uint16) {
 		page := make([]byte, PageSize)
 		copy(page, data)
 		segs := make([]Segment, n%(SegmentsPerPage+1))
@@ -186,7 +188,7 @@ func FuzzRing(f *testing.F) {
 		f.Add(seed(1, math.MaxUint32-1), later, uint32(math.MaxUint32), uint8(255))
 	}
 	f.Add([]byte{}, uint32(0), uint32(0), uint8(0))
-	f.Fuzz(func(t *testing.T, data []byte, later, cons uint32, step uint8) {
+	fuzzloop.Fuzz(f, func(t *testing.T, data []byte, later, cons uint32, step uint8) {
 		p := Protocols()[step%3]
 		mem := newMem(int(step/3) % (MaxOrder + 1))
 		copy(mem, data)
@@ -246,7 +248,7 @@ func drain(t *testing.T, b *Back, mem []byte, step uint8) {
 func FuzzFront(f *testing.F) {
 	f.Add([]byte{}, uint32(1), uint8(3))
 	f.Add([]byte{8: 2, 64: 1}, uint32(math.MaxUint32), uint8(32))
-	f.Fuzz(func(t *testing.T, data []byte, later uint32, sent uint8) {
+	fuzzloop.Fuzz(f, func(t *testing.T, data []byte, later uint32, sent uint8) {
 		mem := newMem(0)
 		front, err := InitFront(mem, Protocols()[sent%3])
 		if err != nil {

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 	"pgregory.net/rapid"
 
+	"github.com/netbackd/netbackd/internal/lab/fuzzloop"
 	"github.com/netbackd/netbackd/pkg/xen"
 )
 
@@ -144,7 +145,7 @@ func FuzzCheck(f *testing.F) {
 	f.Add(uint16(3), uint16(0), uint16(4096), uint64(0x7ff0_0000_00000009))
 	f.Add(uint16(3), uint16(0), uint16(4096), uint64(0x7ff0_0001_00000009))
 	f.Add(uint16(3), uint16(0), uint16(1), uint64(0x0000_0000_00000009))
-	f.Fuzz(func(t *testing.T, flags, off, n uint16, local uint64) {
+	fuzzloop.Fuzz(f, func(t *testing.T, flags, off, n uint16, local uint64) {
 		s := [2]Segment{}
 		s[0].toGuest(1, 8, 0, 1, 1)
 		s[1].fromGuest(7, 9, off, uintptr(local), n)

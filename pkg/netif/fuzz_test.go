@@ -7,6 +7,7 @@ import (
 	"math"
 	"testing"
 
+	"github.com/netbackd/netbackd/internal/lab/fuzzloop"
 	"github.com/netbackd/netbackd/pkg/xen"
 )
 
@@ -42,7 +43,7 @@ func seeds(f *testing.F) {
 // ring has may ever be found.
 func FuzzTxRing(f *testing.F) {
 	seeds(f)
-	f.Fuzz(func(t *testing.T, data []byte, later uint32, step uint8) {
+	fuzzloop.Fuzz(f, func(t *testing.T, data []byte, later uint32, step uint8) {
 		mem := newMem()
 		copy(mem, data)
 		first := binary.LittleEndian.Uint32(mem[0:])
@@ -96,7 +97,7 @@ func FuzzTxRing(f *testing.F) {
 // backend that attaches to it, and a frontend whose backend wrote it.
 func FuzzRxRing(f *testing.F) {
 	seeds(f)
-	f.Fuzz(func(t *testing.T, data []byte, later uint32, step uint8) {
+	fuzzloop.Fuzz(f, func(t *testing.T, data []byte, later uint32, step uint8) {
 		mem := newMem()
 		copy(mem, data)
 		if b, err := AttachRx(mem); err == nil {
@@ -151,7 +152,7 @@ func FuzzRxRing(f *testing.F) {
 // FuzzCtrlRing drains a control ring the fuzzer made.
 func FuzzCtrlRing(f *testing.F) {
 	seeds(f)
-	f.Fuzz(func(t *testing.T, data []byte, later uint32, step uint8) {
+	fuzzloop.Fuzz(f, func(t *testing.T, data []byte, later uint32, step uint8) {
 		mem := newMem()
 		copy(mem, data)
 		b, err := AttachCtrl(mem)

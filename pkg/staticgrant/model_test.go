@@ -10,6 +10,7 @@ import (
 
 	"pgregory.net/rapid"
 
+	"github.com/netbackd/netbackd/internal/lab/fuzzloop"
 	"github.com/netbackd/netbackd/pkg/gntdev"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/xen"
@@ -282,7 +283,7 @@ func FuzzGrefList(f *testing.F) {
 	f.Add([]byte{0, 2, 1, 0, 0, 0, 0, 0, 9, 9, 2, 0, 0, 0, 1, 0, 0, 0, 1, 1, 1, 0, 0, 0, 0, 0, 9, 9})
 	f.Add([]byte{0, 1, 5, 0, 0, 0, 0, 0, 0, 0, 0, 1, 5, 0, 0, 0, 0, 0, 0, 0, 1, 1, 5, 0, 0, 0, 0, 0, 0, 0})
 	f.Add([]byte{0, 0, 1, 0, 2, 200})
-	f.Fuzz(func(t *testing.T, b []byte) {
+	fuzzloop.Fuzz(f, func(t *testing.T, b []byte) {
 		const limit = 64
 		mapper := newPages(t)
 		budget := NewBudget(2*limit, nil)

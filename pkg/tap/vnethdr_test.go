@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/netbackd/netbackd/internal/lab/fuzzloop"
 )
 
 func TestVnetHdrLayout(t *testing.T) {
@@ -47,7 +49,7 @@ func FuzzVnetHdr(f *testing.F) {
 	f.Add(withHdr(gsoHdr(4, 1448), nil))
 	f.Add(withHdr(gsoHdr(6, 0xffff), nil))
 	f.Add(bytes.Repeat([]byte{0xff}, VnetHdrLen))
-	f.Fuzz(func(t *testing.T, wire []byte) {
+	fuzzloop.Fuzz(f, func(t *testing.T, wire []byte) {
 		if len(wire) < VnetHdrLen {
 			return
 		}

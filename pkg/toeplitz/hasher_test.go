@@ -12,6 +12,8 @@ import (
 
 	"golang.org/x/sys/unix"
 	"pgregory.net/rapid"
+
+	"github.com/netbackd/netbackd/internal/lab/fuzzloop"
 )
 
 // bitwise is the algorithm as netif.h describes it, and the reference here: a
@@ -294,7 +296,7 @@ func FuzzHash(f *testing.F) {
 	f.Add(rssKey, []byte{66, 9, 149, 187, 161, 142, 100, 80, 0x0a, 0xea, 0x06, 0xe6})
 	f.Add([]byte{}, []byte{1})
 	f.Add([]byte{0x80}, make([]byte, 41))
-	f.Fuzz(func(t *testing.T, key, in []byte) {
+	fuzzloop.Fuzz(f, func(t *testing.T, key, in []byte) {
 		for name, assembly := range implementations() {
 			h, err := newHasher(key, assembly)
 			if err != nil {

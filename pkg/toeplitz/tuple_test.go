@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 	"pgregory.net/rapid"
 
+	"github.com/netbackd/netbackd/internal/lab/fuzzloop"
 	"github.com/netbackd/netbackd/internal/lab/packettest"
 )
 
@@ -309,7 +310,7 @@ func FuzzTuple(f *testing.F) {
 		}
 	})
 	h := hasher(f, rssKey, haveAssembly)
-	f.Fuzz(func(t *testing.T, data []byte, enabled uint32) {
+	fuzzloop.Fuzz(f, func(t *testing.T, data []byte, enabled uint32) {
 		if len(data) > room {
 			return
 		}

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/netbackd/netbackd/internal/lab/fuzzloop"
 	"github.com/netbackd/netbackd/pkg/virtqueue"
 )
 
@@ -120,7 +121,7 @@ func FuzzSession(f *testing.F) {
 	}
 	defer unix.Close(dir)
 	files := [3]int{memfd(f, guestSize), eventfd(f), dir}
-	f.Fuzz(func(t *testing.T, data []byte) {
+	fuzzloop.Fuzz(f, func(t *testing.T, data []byte) {
 		front, back := socketPair(t)
 		h := &strict{recorder: recorder{rings: map[int]Ring{}}, t: t, started: map[int]bool{}}
 		b := NewBackend(back, BackendConfig{Features: allFeatures, ProtocolFeatures: protocolSupported, Rings: 4,

@@ -8,6 +8,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"github.com/netbackd/netbackd/internal/lab/fuzzloop"
 )
 
 var sameMessage = cmp.Options{cmp.AllowUnexported(Message{}), cmpopts.IgnoreFields(Message{}, "Files"), cmpopts.EquateEmpty()}
@@ -153,7 +155,7 @@ func FuzzMessage(f *testing.F) {
 	for _, m := range samples() {
 		f.Add(m.Append(nil))
 	}
-	f.Fuzz(func(t *testing.T, b []byte) {
+	fuzzloop.Fuzz(f, func(t *testing.T, b []byte) {
 		if len(b) < headerSize {
 			return
 		}

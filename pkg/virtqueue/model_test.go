@@ -10,6 +10,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 	"pgregory.net/rapid"
+
+	"github.com/netbackd/netbackd/internal/lab/fuzzloop"
 )
 
 const (
@@ -257,7 +259,7 @@ func FuzzSplit(f *testing.F) {
 	f.Add(seed, []byte{}, uint16(0), byte(0))
 	PutDesc(r.Desc, 0, modelBase+8, 32|descIndirect<<32)
 	f.Add(seed, seed, uint16(2), byte(255))
-	f.Fuzz(func(t *testing.T, ring, later []byte, base uint16, bits byte) {
+	fuzzloop.Fuzz(f, func(t *testing.T, ring, later []byte, base uint16, bits byte) {
 		clear(m.ring)
 		clear(m.mem)
 		copy(m.ring, ring)

@@ -6,6 +6,8 @@ import (
 	"testing"
 
 	"pgregory.net/rapid"
+
+	"github.com/netbackd/netbackd/internal/lab/fuzzloop"
 )
 
 // walkPacked reads a chain of a packed ring whose descriptors follow each other.
@@ -113,7 +115,7 @@ func FuzzPacked(f *testing.F) {
 	f.Add(seed, []byte{}, uint32(newBase), byte(4), byte(0))
 	PutDesc(r.Desc, 0, modelBase+8, 32|(descIndirect|descAvail)<<48)
 	f.Add(seed, seed, uint32(newBase), byte(5), byte(255))
-	f.Fuzz(func(t *testing.T, ring, later []byte, base uint32, size, bits byte) {
+	fuzzloop.Fuzz(f, func(t *testing.T, ring, later []byte, base uint32, size, bits byte) {
 		clear(m.ring)
 		clear(m.mem)
 		copy(m.ring, ring)

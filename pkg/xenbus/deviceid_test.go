@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/netbackd/netbackd/internal/lab/fuzzloop"
 	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenbus"
 )
@@ -105,7 +106,7 @@ func FuzzParseVdev(f *testing.F) {
 	for _, s := range []string{"xvda", "xvdaa17", "hdc63", "sdp15", "51712", ""} {
 		f.Add(s)
 	}
-	f.Fuzz(func(t *testing.T, s string) {
+	fuzzloop.Fuzz(f, func(t *testing.T, s string) {
 		v, err := xenbus.ParseVdev(s)
 		if err != nil {
 			return

@@ -13,6 +13,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/netbackd/netbackd/internal/lab/fuzzloop"
 	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
@@ -185,7 +186,7 @@ func FuzzReader(f *testing.F) {
 		f.Add(s)
 	}
 	const min, max = 1, 1<<17 - 1
-	f.Fuzz(func(t *testing.T, value string) {
+	fuzzloop.Fuzz(f, func(t *testing.T, value string) {
 		d := &dir{keys: map[string]string{"key": value}}
 		check := func(r *xenbus.Reader, zero bool) {
 			t.Helper()

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/netbackd/netbackd/internal/lab/fuzzloop"
 	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenbus"
 )
@@ -92,7 +93,7 @@ func FuzzParseVif(f *testing.F) {
 	for _, s := range []string{"vif1.0", "vif32751.65535", "vif01.0", "vif-1.+1", "backend/vif/3/1", ""} {
 		f.Add(s)
 	}
-	f.Fuzz(func(t *testing.T, s string) {
+	fuzzloop.Fuzz(f, func(t *testing.T, s string) {
 		id, err := xenbus.ParseVifID(s)
 		if err == nil && (id.String() != s || id.Domid >= xen.FirstReservedDomid) {
 			t.Errorf("ParseVifID(%q) = %v", s, id)

@@ -8,6 +8,8 @@ import (
 	"io"
 	"sync"
 	"testing"
+
+	"github.com/netbackd/netbackd/internal/lab/fuzzloop"
 )
 
 // FuzzServer lets a Client with requests outstanding and a watch hear an
@@ -23,7 +25,7 @@ func FuzzServer(f *testing.F) {
 	f.Add(join(reply(MsgTransactionStart, 4, "7\x00"), reply(MsgTransactionEnd, 5, "OK\x00")), byte(99))
 	f.Add(reply(MsgDirectory, 4, "a\x00b"), byte(1))
 	f.Add([]byte("garbage that is longer than a header"), byte(3))
-	f.Fuzz(func(t *testing.T, stream []byte, size byte) {
+	fuzzloop.Fuzz(f, func(t *testing.T, stream []byte, size byte) {
 		const calls = 4
 		asked := make(chan struct{}, calls)
 		gone := make(chan struct{})

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/netbackd/netbackd/internal/lab/fuzzloop"
 	"github.com/netbackd/netbackd/pkg/xen"
 )
 
@@ -61,7 +62,7 @@ func FuzzPath(f *testing.F) {
 		f.Add(s)
 	}
 	form := regexp.MustCompile(`^(/|/?[A-Za-z0-9_@-]+(/[A-Za-z0-9_@-]+)*)$`)
-	f.Fuzz(func(t *testing.T, path string) {
+	fuzzloop.Fuzz(f, func(t *testing.T, path string) {
 		limit := MaxRelPath
 		if strings.HasPrefix(path, "/") {
 			limit = MaxAbsPath

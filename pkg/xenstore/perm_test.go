@@ -7,6 +7,7 @@ import (
 
 	"pgregory.net/rapid"
 
+	"github.com/netbackd/netbackd/internal/lab/fuzzloop"
 	"github.com/netbackd/netbackd/pkg/xen"
 )
 
@@ -49,7 +50,7 @@ func FuzzPerm(f *testing.F) {
 	for _, s := range []string{"n0", "r1", "w", "b65535", "r007", "r65536", "x1", ""} {
 		f.Add(s)
 	}
-	f.Fuzz(func(t *testing.T, s string) {
+	fuzzloop.Fuzz(f, func(t *testing.T, s string) {
 		p, err := ParsePerm(s)
 		if err != nil {
 			return

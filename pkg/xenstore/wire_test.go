@@ -13,6 +13,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"pgregory.net/rapid"
+
+	"github.com/netbackd/netbackd/internal/lab/fuzzloop"
 )
 
 func TestMessageTypeNames(t *testing.T) {
@@ -75,7 +77,7 @@ func FuzzDecodeHeader(f *testing.F) {
 	f.Add(Header{Type: MsgInvalid, TxID: 7, Len: MaxPayload}.AppendTo(nil))
 	f.Add(Header{Len: MaxPayload + 1}.AppendTo(nil))
 	f.Add([]byte{})
-	f.Fuzz(func(t *testing.T, b []byte) {
+	fuzzloop.Fuzz(f, func(t *testing.T, b []byte) {
 		h, err := DecodeHeader(b)
 		if err != nil {
 			return
@@ -161,7 +163,7 @@ func FuzzReadMessages(f *testing.F) {
 	f.Add(two[:len(two)-2], []byte{255, 0})
 	f.Add(AppendMessage(nil, Header{}, make([]byte, MaxPayload)), []byte{99})
 	f.Add(append(bytes.Clone(two), bytes.Repeat([]byte{0xee}, 40)...), []byte{3})
-	f.Fuzz(func(t *testing.T, stream, sizes []byte) {
+	fuzzloop.Fuzz(f, func(t *testing.T, stream, sizes []byte) {
 		want, wantErr := readMessages(bytes.NewReader(stream))
 		got, gotErr := readMessages(&chunks{data: stream, size: sizes})
 		if diff := cmp.Diff(want, got); diff != "" {

@@ -19,6 +19,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
 
+	"github.com/netbackd/netbackd/internal/lab/fuzzloop"
 	"github.com/netbackd/netbackd/internal/lab/netfront"
 	"github.com/netbackd/netbackd/internal/lab/netfront/fronttest"
 	"github.com/netbackd/netbackd/internal/lab/netns"
@@ -672,7 +673,7 @@ func TestParseMulticastList(t *testing.T) {
 // the devices' names in it.
 func FuzzParseMulticastList(f *testing.F) {
 	f.Add("2    eth0            1     0     01005e000001\n", "eth0")
-	f.Fuzz(func(t *testing.T, text, name string) {
+	fuzzloop.Fuzz(f, func(t *testing.T, text, name string) {
 		if n := len(parseMulticastList(text, name)); n > strings.Count(text, "\n")+1 {
 			t.Fatalf("%d addresses", n)
 		}

@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"pgregory.net/rapid"
 
+	"github.com/netbackd/netbackd/internal/lab/fuzzloop"
 	"github.com/netbackd/netbackd/internal/lab/packettest"
 	"github.com/netbackd/netbackd/pkg/netif"
 )
@@ -602,7 +603,7 @@ func FuzzJudge(f *testing.F) {
 	f.Add([]byte{0, 1, 0, 0, 1, 1, 0, 0})
 	f.Add([]byte{1, 31, 0, 0, 5, 0, 0, 9, 5, 4, 0, 0x0c, 5, 6, 0, 100})
 	f.Add(bytes.Repeat([]byte{5, 7, 1, 0xff}, 40))
-	f.Fuzz(func(t *testing.T, data []byte) {
+	fuzzloop.Fuzz(f, func(t *testing.T, data []byte) {
 		q, b := newPair(t, strictConfig(), false)
 		q.Post()
 		for range 10 {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/netbackd/netbackd/internal/lab/fuzzloop"
 	"github.com/netbackd/netbackd/internal/lab/packettest"
 	"github.com/netbackd/netbackd/pkg/netif"
 )
@@ -659,7 +660,7 @@ func FuzzHeaders(f *testing.F) {
 		IPv6: &packettest.IPv6{Ext: []packettest.Ext{packettest.Options(packettest.ProtoHopByHop, 8), packettest.Fragment(8, true, 1)}},
 		UDP:  &packettest.UDP{},
 	}.Bytes())
-	f.Fuzz(func(t *testing.T, b []byte) {
+	fuzzloop.Fuzz(f, func(t *testing.T, b []byte) {
 		h := findHeaders(b)
 		if at := h.csumField(); at != 0 && at < h.l3+20 {
 			t.Fatalf("checksum at %d, IP header at %d", at, h.l3)

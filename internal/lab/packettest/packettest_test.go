@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/netbackd/netbackd/internal/lab/fuzzloop"
 )
 
 // TestBytesOfOneFrame compares a frame with bytes that were computed by hand.
@@ -127,7 +129,7 @@ func FuzzVerify(f *testing.F) {
 	for _, fr := range frames() {
 		f.Add(fr.Bytes())
 	}
-	f.Fuzz(func(t *testing.T, b []byte) {
+	fuzzloop.Fuzz(f, func(t *testing.T, b []byte) {
 		p, err := Verify(b)
 		if err == nil && p.L4 != 0 && p.End+len(p.Payload) > len(b) {
 			t.Errorf("payload beyond the frame: %+v", p)

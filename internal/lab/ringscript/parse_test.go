@@ -12,6 +12,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"pgregory.net/rapid"
+
+	"github.com/netbackd/netbackd/internal/lab/fuzzloop"
 )
 
 func TestScriptThatMakesNoSense(t *testing.T) {
@@ -216,7 +218,7 @@ func FuzzParse(f *testing.F) {
 	}
 	f.Add("frame F 65535\ntx 0..1023 F/4096\nrx 1..3 gref=1\nextra gso 255 65535 more\nout F*4096\nanswers 1..1024=okay null")
 	f.Add("page grefs=tx[0..9]:ro,gref=1 zeros=9*9 u64=1\ncall stream=9 size=1 zeros=131072 -> success 1\nsend id=0..9 7 page freed control\nreplies 0..9=success:7\nstatuses 0..1023=untouched")
-	f.Fuzz(func(t *testing.T, text string) {
+	fuzzloop.Fuzz(f, func(t *testing.T, text string) {
 		s, err := Parse("fuzz", text)
 		if err != nil {
 			if !strings.HasPrefix(err.Error(), "fuzz:") {

@@ -18,6 +18,7 @@ import (
 	"go.uber.org/goleak"
 	"pgregory.net/rapid"
 
+	"github.com/netbackd/netbackd/internal/lab/fuzzloop"
 	"github.com/netbackd/netbackd/internal/lab/netns"
 )
 
@@ -376,7 +377,7 @@ func FuzzUDP(f *testing.F) {
 	end := make([]byte, MinUDP)
 	putUDP(end, udpEnd, 1, 1<<63)
 	f.Add(end)
-	f.Fuzz(func(t *testing.T, b []byte) {
+	fuzzloop.Fuzz(f, func(t *testing.T, b []byte) {
 		s := &UDPServer{flows: map[uint64]*flow{}}
 		reply := s.take(b)
 		if reply != nil {

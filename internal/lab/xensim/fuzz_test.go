@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/netbackd/netbackd/internal/lab/fuzzloop"
 	"github.com/netbackd/netbackd/internal/lab/xensim/dev"
 	"github.com/netbackd/netbackd/internal/lab/xensim/hyp"
 	"github.com/netbackd/netbackd/internal/lab/xensim/store"
@@ -33,7 +34,7 @@ func FuzzCalls(f *testing.F) {
 	f.Add(append(s, call(5, wire.OpDestroy, 1)...))
 	f.Add(append(call(5, wire.OpList, 0), call(5, wire.OpPause, 1)...))
 
-	f.Fuzz(func(t *testing.T, script []byte) {
+	fuzzloop.Fuzz(f, func(t *testing.T, script []byte) {
 		hv, err := hyp.New(wire.DomainConfig{Pages: 16})
 		if err != nil {
 			t.Fatal(err)

@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/netbackd/netbackd/internal/lab/fuzzloop"
 )
 
 // traceOf makes a trace of records without and with a time stamp.
@@ -75,7 +77,7 @@ func TestHypercallsByNumber(t *testing.T) {
 
 func FuzzParseTrace(f *testing.F) {
 	f.Add(traceOf([]uint32{recordCall, callGrantTable, grantCopy, 16}, []uint32{recordLost}))
-	f.Fuzz(func(t *testing.T, b []byte) {
+	fuzzloop.Fuzz(f, func(t *testing.T, b []byte) {
 		h, err := parseTrace(b)
 		if n := uint64(len(b) / 8); h.All > n {
 			t.Errorf("%d calls of %d bytes, error %v", h.All, len(b), err)

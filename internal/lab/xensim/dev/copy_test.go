@@ -12,6 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"github.com/netbackd/netbackd/internal/lab/fuzzloop"
 	"github.com/netbackd/netbackd/internal/lab/xensim/gnttab"
 	"github.com/netbackd/netbackd/internal/lab/xensim/wire"
 	"github.com/netbackd/netbackd/pkg/gntdev"
@@ -310,7 +311,7 @@ func FuzzCopy(f *testing.F) {
 	f.Add(s[:])
 	s = newSeg(foreign(1, writable, 0), foreign(1, writable, 50), 100, 3)
 	f.Add(append(s[:], s[:]...))
-	f.Fuzz(func(t *testing.T, b []byte) {
+	fuzzloop.Fuzz(f, func(t *testing.T, b []byte) {
 		x := newXen(t)
 		// A pid without a process, so that no memory is hit by chance.
 		g := OpenGntdev(x.hv, x.dom0, Process(1<<30))

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/netbackd/netbackd/internal/lab/fuzzloop"
 	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
@@ -80,7 +81,7 @@ func addSeeds(f *testing.F) {
 // FuzzRequest: any request is answered once, and the store's counts are correct afterwards.
 func FuzzRequest(f *testing.F) {
 	addSeeds(f)
-	f.Fuzz(func(t *testing.T, in []byte) {
+	fuzzloop.Fuzz(f, func(t *testing.T, in []byte) {
 		if len(in) == 0 {
 			return
 		}
@@ -132,7 +133,7 @@ func FuzzStream(f *testing.F) {
 	e := &embedded{t: f, Server: s}
 	good := newClient(f, e.socket())
 	good.call(xenstore.MsgIntroduce, 0, "5|1|1|")
-	f.Fuzz(func(t *testing.T, in []byte) {
+	fuzzloop.Fuzz(f, func(t *testing.T, in []byte) {
 		if len(in) == 0 {
 			return
 		}

@@ -13,6 +13,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
+
+	"github.com/netbackd/netbackd/internal/lab/fuzzloop"
 )
 
 func TestHello(t *testing.T) {
@@ -38,7 +40,7 @@ func TestHello(t *testing.T) {
 func FuzzParseHello(f *testing.F) {
 	f.Add(AppendHello(nil, Hello{Kind: KindEvtchn, Domid: 3}))
 	f.Add([]byte{})
-	f.Fuzz(func(t *testing.T, msg []byte) {
+	fuzzloop.Fuzz(f, func(t *testing.T, msg []byte) {
 		h, err := ParseHello(msg)
 		if err == nil && !bytes.Equal(AppendHello(nil, h), msg) {
 			t.Errorf("%+v is not all of %x", h, msg)
