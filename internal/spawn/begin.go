@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package spawn
+
+import (
+	"fmt"
+	"os/signal"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/netbackd/netbackd/internal/logsink"
+)
+
+// stderr is the descriptor of the log.
+const stderr = 2
+
+// Limits bound a child.
+type Limits struct {
+	Files uint64 // open files; 0: as many as its parent
+
+	// Dumpable leaves the memory of the process open to others of its user. The embedded Xen
+	// needs this where it does not run as root.
+	Dumpable bool
+}
+
+// Begin makes the process what Start has promised, and returns its socket. The log never
+// blocks from then on. The process ignores the signals that end a daemon: it ends when its
+// socket does.
+func Begin(l Limits) (socket int, err error) {
+	logsink.Unblock(stderr) // needs /proc/self/fd, so it comes first
+	signal.Ignore(unix.SIGPIPE, unix.SIGHUP, unix.SIGINT, unix.SIGTERM, unix.SIGTTOU)
+	if err := bare(); err != nil {
+		return -1, err
+	}
+	kind, err := unix.GetsockoptInt(socketFile, unix.SOL_SOCKET, unix.SO_TYPE)
+	if err != nil || kind != unix.SOCK_SEQPACKET {
+		return -1, ErrNotSpawned
+	}
+	unix.CloseOnExec(socketFile)
+	if !l.Dumpable {
+		if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+			return -1, fmt.Errorf("not dumpable: %w", err)
+		}
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
+		return -1, fmt.Errorf("no core dumps: %w", err)
+	}
+	return socketFile, limitFiles(l.Files)
+}
+
+// limitFiles sets both limits on open files to the number, or to the hard limit if that is
+// lower.
+func limitFiles(files uint64) error {
+	var l unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &l); err != nil {
+		return fmt.Errorf("limit of open files: %w", err)
+	}
+	if files != 0 {
+		l.Max = min(files, l.Max)
+	}
+	l.Cur = l.Max
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &l); err != nil {
+		return fmt.Errorf("limit of open files: %w", err)
+	}
+	return nil
+}
