@@ -14,7 +14,7 @@ BIN     ?= bin/netbackd
 BLKBIN  ?= bin/blkbackd
 DIST    ?= dist
 
-.PHONY: build lab lab-net lab-blk demo demo-blk test test-all test-xen test-arm64 bench bench-scale bench-vhost bench-xen bench-blk bench-blk-embedded lint fuzz fuzz-long cross install deb deb-pair clean
+.PHONY: build lab lab-net lab-blk demo demo-blk test test-all test-xen test-arm64 bench bench-scale bench-vhost bench-xen bench-blk bench-blk-embedded lint fuzz fuzz-long kill cross install deb deb-pair clean
 
 build: ## bin/netbackd and bin/blkbackd, static
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/netbackd
@@ -75,6 +75,9 @@ fuzz: ## every fuzz target for FUZZTIME
 
 fuzz-long: ## every fuzz target FUZZCOUNT times, without guidance by coverage, in hours; GUIDED=1: with it, in weeks
 	./test/fuzz $(FUZZCOUNT)x $(if $(GUIDED),,blind)
+
+kill: ## netbackd and blkbackd killed many times under load on the embedded Xen
+	./test/kill
 
 cross: ## both architectures
 	GOARCH=amd64 $(GO) build -o /dev/null ./...

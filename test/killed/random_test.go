@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package killed
+
+import (
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"github.com/netbackd/netbackd/internal/lab/ledger"
+	"github.com/netbackd/netbackd/internal/lab/numbered"
+)
+
+// batch bounds the packets of a queue that a death may repeat: the largest batch of the data plane.
+const batch = 128
+
+// settled waits until every flow of every vif has brought some packets that were sent after this
+// moment.
+func (b *bed) settled(what string) {
+	b.t.Helper()
+	marks := make([]numbered.Mark, len(b.vifs))
+	for i, v := range b.vifs {
+		marks[i] = v.traffic.Mark()
+	}
+	for i, v := range b.vifs {
+		b.wait(what+": "+v.name+" to go on", func() bool { return v.traffic.Beyond(marks[i], 2) })
+	}
+}
+
+// rest checks that nothing was lost or repeated since the last balance, when no daemon died.
+func (b *bed) rest() {
+	b.t.Helper()
+	for _, v := range b.vifs {
+		repeated, toGuest := v.traffic.Rest()
+		for q, n := range repeated {
+			if n > 0 {
+				b.faults.Add("%s, queue %d: %d packets repeated without a death", v.name, q, n)
+			}
+		}
+		if toGuest != (ledger.Tally{}) && !v.cfg.control { // a new mapping moves flows, which may be late
+			b.faults.Add("%s, to the guest, without a death: %+v", v.name, toGuest)
+		}
+	}
+}
+
+// balance enters what a death has cost into the score, and judges it.
+func (b *bed) balance() {
+	b.t.Helper()
+	for _, v := range b.vifs {
+		repeated, toGuest := v.traffic.Rest()
+		for q, n := range repeated {
+			if n > batch {
+				b.faults.Add("%s, queue %d: a death repeated %d packets, at most %d", v.name, q, n, batch)
+			}
+		}
+		b.score.repeated = append(b.score.repeated, repeated...)
+		b.score.toGuest = append(b.score.toGuest, toGuest)
+	}
+}
+
+// died tells all books that a daemon has died.
+func (b *bed) died() {
+	b.score.deaths++
+	for _, v := range b.vifs {
+		v.traffic.Died()
+	}
+}
+
+// kill kills the daemon, starts a successor at once, and waits until all vifs are back.
+func (b *bed) kill() {
+	b.t.Helper()
+	b.died()
+	killed := time.Now()
+	b.Daemon().Kill()
+	for _, v := range b.vifs {
+		v.wire.Look(time.Now())
+	}
+	b.must(b.start())
+	for _, v := range b.vifs {
+		b.wait(v.name+" to be served again", func() bool { _, ok := v.since(killed); return ok })
+		d, _ := v.since(killed)
+		b.score.away = append(b.score.away, d)
+	}
+	b.settled("after a kill")
+	b.balance()
+}
+
+// TestRandom kills the daemon at random instants under load in both directions.
+func TestRandom(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		store bool
+		args  []string
+		vifs  []vifConfig
+	}{
+		{"fd store, static grants, hashing", true, nil, []vifConfig{{queues: 4, hash: true, static: 200}, {queues: 4, plain: true}}},
+		{"no fd store, copies", false, nil, []vifConfig{{queues: 4}, {queues: 2, hash: true}}},
+		{"fd store, system calls, no own pages", true, []string{"--io-uring=false", "--own-pages=none"}, []vifConfig{{queues: 4}}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			b := newBed(t, tt.store, tt.args...)
+			for _, c := range tt.vifs {
+				b.addVif(c)
+			}
+			b.settled("at first")
+			for range *kills {
+				b.settled("before a kill")
+				b.rest()
+				time.Sleep(time.Duration(rand.Int64N(int64(20 * time.Millisecond))))
+				b.kill()
+			}
+			for _, v := range b.vifs {
+				v.quiet()
+			}
+			b.print("random, " + tt.name)
+		})
+	}
+}

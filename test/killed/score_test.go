@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package killed
+
+import (
+	"fmt"
+	"os"
+	"slices"
+	"time"
+
+	"github.com/netbackd/netbackd/internal/lab/ledger"
+)
+
+// score is what the deaths of a bed have cost.
+type score struct {
+	deaths   int
+	away     []time.Duration // of each vif, for each death: until its first packet
+	repeated []uint64        // packets from the guest, for each queue and death
+	toGuest  []ledger.Tally  // for each vif and death
+	toHost   uint64          // packets that arrived
+	received uint64          // at the guest
+}
+
+// percentile returns the value that p percent of a list do not exceed.
+func percentile[T interface{ ~int64 | ~uint64 }](list []T, p int) T {
+	if len(list) == 0 {
+		return 0
+	}
+	l := slices.Sorted(slices.Values(list))
+	return l[min((len(l)*p+99)/100, len(l))-1]
+}
+
+func mean(list []uint64) float64 {
+	var sum uint64
+	for _, n := range list {
+		sum += n
+	}
+	return float64(sum) / float64(max(len(list), 1))
+}
+
+// of collects one number of each tally.
+func (s *score) of(f func(ledger.Tally) uint64) (list []uint64) {
+	for _, t := range s.toGuest {
+		list = append(list, f(t))
+	}
+	return list
+}
+
+// String is a line of figures.
+func (s *score) String() string {
+	lost := s.of(func(t ledger.Tally) uint64 { return t.Lost })
+	again := s.of(func(t ledger.Tally) uint64 { return t.Repeated })
+	late := s.of(func(t ledger.Tally) uint64 { return t.Late })
+	ms := func(p int) int64 { return percentile(s.away, p).Milliseconds() }
+	return fmt.Sprintf("deaths %d; away median %d ms, p99 %d ms, worst %d ms; from guest %d, repeated per queue worst %d mean %.1f; to guest %d, per death lost worst %d mean %.1f, repeated worst %d mean %.1f, late worst %d",
+		s.deaths, ms(50), ms(99), ms(100), s.toHost, percentile(s.repeated, 100), mean(s.repeated),
+		s.received, percentile(lost, 100), mean(lost), percentile(again, 100), mean(again), percentile(late, 100))
+}
+
+// print logs the figures, and appends them to the report.
+func (b *bed) print(class string) {
+	b.t.Helper()
+	b.score.toHost, b.score.received = 0, 0
+	for _, v := range b.vifs {
+		h, g := v.traffic.Arrived()
+		b.score.toHost += h
+		b.score.received += g
+	}
+	line := fmt.Sprintf("%s: %v", class, &b.score)
+	b.t.Log(line)
+	if *report == "" {
+		return
+	}
+	f, err := os.OpenFile(*report, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644)
+	b.must(err)
+	_, err = fmt.Fprintln(f, line)
+	b.must(err)
+	b.must(f.Close())
+}
