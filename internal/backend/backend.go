@@ -16,8 +16,8 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/netbackd/netbackd/internal/budget"
-	"github.com/netbackd/netbackd/internal/dataplane"
 	"github.com/netbackd/netbackd/internal/devices"
+	"github.com/netbackd/netbackd/internal/netengine"
 	"github.com/netbackd/netbackd/internal/sdnotify"
 	"github.com/netbackd/netbackd/internal/vif"
 	"github.com/netbackd/netbackd/pkg/staticgrant"
@@ -29,10 +29,9 @@ import (
 // Config holds the settings of a backend.
 type Config struct {
 	// Dial connects to xenstore. It is called again when the connection is lost.
-	Dial func(context.Context) (*xenstore.Client, error)
-	Host vif.Host
-	Pool *dataplane.Pool
-	Log  *zap.Logger
+	Dial   func(context.Context) (*xenstore.Client, error)
+	Engine netengine.Engine // moves the packets
+	Log    *zap.Logger
 
 	vif.Options
 
@@ -142,8 +141,7 @@ func (k kind) New(s devices.Slot) served {
 		Path:      s.Path,
 		ErrorPath: s.ErrorPath,
 		Store:     s.Store,
-		Host:      b.cfg.Host,
-		Pool:      b.cfg.Pool,
+		Engine:    b.cfg.Engine,
 		Log:       s.Log,
 		Options:   b.cfg.Options,
 		Guest:     s.Guest, GrantBudget: static,

@@ -21,6 +21,7 @@ import (
 	"github.com/netbackd/netbackd/internal/dataplane"
 	"github.com/netbackd/netbackd/internal/lab/netns"
 	"github.com/netbackd/netbackd/internal/lab/xensim/store"
+	"github.com/netbackd/netbackd/internal/netengine"
 	"github.com/netbackd/netbackd/internal/sdnotify"
 	"github.com/netbackd/netbackd/internal/vif"
 	"github.com/netbackd/netbackd/pkg/xen"
@@ -173,7 +174,7 @@ func (w *world) backend() *Backend {
 	w.kept = nil
 	return New(Config{
 		Keeper: w.keeper, Kept: kept,
-		Dial: w.dial, Host: noHost{}, Pool: w.pool, Log: zap.New(core),
+		Dial: w.dial, Engine: &netengine.Local{Pool: w.pool, Host: noHost{}}, Log: zap.New(core),
 		Options: vif.Options{MaxQueues: 2, Offload: true, RunDir: w.dir}, Kernel: w.kernel,
 	})
 }
@@ -203,11 +204,13 @@ func (w *world) start() (b *Backend, stop func()) {
 // noHost refuses every event channel and grant.
 type noHost struct{}
 
-func (noHost) Grants() vif.Grants { return nil }
+func (noHost) Grants() netengine.Grants { return nil }
 
-func (noHost) OpenMapper() (vif.Mapper, error) { return nil, errors.New("no grants") }
+func (noHost) OpenMapper() (netengine.Mapper, error) { return nil, errors.New("no grants") }
 
-func (noHost) OpenEvents(xen.Domid) (vif.Events, error) { return nil, errors.New("no event channels") }
+func (noHost) OpenEvents(xen.Domid) (netengine.Events, error) {
+	return nil, errors.New("no event channels")
+}
 
 func (w *world) back(domid, devid int) string {
 	return fmt.Sprintf("/local/domain/%d/backend/vif/%d/%d", w.self, domid, devid)

@@ -21,6 +21,7 @@ import (
 	"github.com/netbackd/netbackd/internal/daemon"
 	"github.com/netbackd/netbackd/internal/dataplane"
 	"github.com/netbackd/netbackd/internal/netcontrol"
+	"github.com/netbackd/netbackd/internal/netengine"
 	"github.com/netbackd/netbackd/internal/sdnotify"
 	"github.com/netbackd/netbackd/internal/vif"
 	"github.com/netbackd/netbackd/internal/xennetback"
@@ -85,7 +86,7 @@ func (d *netDaemon) setUp(open Opener) (err error) {
 	setProcessors(d.pool.Workers())
 
 	d.backend = backend.New(backend.Config{
-		Dial: d.dial, Host: d.host, Pool: d.pool, Log: d.Log,
+		Dial: d.dial, Engine: &netengine.Local{Pool: d.pool, Host: d.host}, Log: d.Log,
 		Options: vif.Options{
 			MaxQueues: d.maxQueues, Offload: offload, Coalesce: d.coalesce, RunDir: d.runDir, Drain: d.drain, Stall: d.stall,
 			ControlRings: d.rings, StaticGrants: d.static, NoBPF: d.noBPF(),

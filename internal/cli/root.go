@@ -15,13 +15,13 @@ import (
 	"github.com/netbackd/netbackd/internal/command"
 	"github.com/netbackd/netbackd/internal/host"
 	"github.com/netbackd/netbackd/internal/netcontrol"
-	"github.com/netbackd/netbackd/internal/vif"
+	"github.com/netbackd/netbackd/internal/netengine"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
 // Host opens the interfaces of the Xen that the daemon serves.
 type Host interface {
-	vif.Host
+	netengine.Host
 
 	// DialStore connects to xenstore.
 	DialStore(context.Context) (*xenstore.Client, error)

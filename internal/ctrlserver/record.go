@@ -5,11 +5,13 @@ package ctrlserver
 import (
 	"encoding/binary"
 	"errors"
+	"io/fs"
 	"os"
 	"slices"
 
 	"go.uber.org/zap"
 
+	"github.com/netbackd/netbackd/internal/rundir"
 	"github.com/netbackd/netbackd/pkg/ctrlring"
 	"github.com/netbackd/netbackd/pkg/evtchn"
 	"github.com/netbackd/netbackd/pkg/netif"
@@ -198,11 +200,11 @@ func (r *record) unmarshal(b []byte) error {
 
 // loadRecord returns the record of this connection, or nil if no predecessor left one.
 func (s *Server) loadRecord() *record {
-	if s.cfg.RecordPath == "" || !s.cfg.Known {
+	if s.cfg.Records == nil || !s.cfg.Known {
 		return nil
 	}
-	b, err := os.ReadFile(s.cfg.RecordPath)
-	if errors.Is(err, os.ErrNotExist) {
+	b, err := s.cfg.Records.Load()
+	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	r := new(record)
@@ -218,3 +220,12 @@ func (s *Server) loadRecord() *record {
 	}
 	return r
 }
+
+// RecordFile keeps the record in the file of that path.
+type RecordFile string
+
+// Load implements [Records].
+func (f RecordFile) Load() ([]byte, error) { return os.ReadFile(string(f)) }
+
+// Store implements [Records].
+func (f RecordFile) Store(record []byte) error { return rundir.Replace(string(f), record) }

@@ -14,7 +14,6 @@ import (
 
 	"github.com/netbackd/netbackd/internal/budget"
 	"github.com/netbackd/netbackd/internal/dataplane"
-	"github.com/netbackd/netbackd/internal/rundir"
 	"github.com/netbackd/netbackd/internal/steer"
 	"github.com/netbackd/netbackd/pkg/ctrlring"
 	"github.com/netbackd/netbackd/pkg/evtchn"
@@ -37,6 +36,22 @@ type Events interface {
 	Close() error
 }
 
+// Records keeps the record of a control ring for a successor.
+type Records interface {
+	// Load returns the last record that was stored, or fs.ErrNotExist.
+	Load() ([]byte, error)
+	// Store replaces the record. When it returns, a successor finds the new one.
+	Store(record []byte) error
+}
+
+// Steering steers the packets of a TAP in the host's kernel. *steer.Kernel is one.
+type Steering interface {
+	// Set makes the kernel steer by c; nil leaves the choice to the host. When it returns,
+	// the last packet has been steered the old way.
+	Set(c *steer.Config) error
+	Close() error
+}
+
 // StaticGrants bounds the pages that the backend keeps mapped for a guest.
 type StaticGrants struct {
 	PerQueue int                 // 0: static grants are not supported
@@ -54,11 +69,13 @@ type Config struct {
 	Known, Served bool
 
 	StaticGrants StaticGrants
-	SetSteering  func(program int) error // tap.Device.SetSteering
-	NoBPF        error                   // error with which the kernel refuses steering programs; nil: it accepts them
-	RecordPath   string                  // file of the record; empty: none
-	Guest        *budget.Guest
-	Log          *zap.Logger
+	// Steering steers packets in the kernel; nil: it takes no steering programs, because of
+	// NoBPF. The server closes it.
+	Steering Steering
+	NoBPF    error
+	Records  Records // keeps the record; nil: nothing does
+	Guest    *budget.Guest
+	Log      *zap.Logger
 }
 
 // Server serves a control ring. Its methods belong to the goroutine of the vif.
@@ -118,9 +135,7 @@ func Open(cfg Config, mapper Mapper, events Events) (_ *Server, err error) {
 	}
 	if queues > 1 {
 		s.steer.userspace = cfg.NoBPF
-		if cfg.NoBPF == nil {
-			s.steer.kernel = steer.NewKernel(cfg.SetSteering)
-		}
+		s.steer.kernel = cfg.Steering
 	}
 	return s, s.attach()
 }
@@ -366,7 +381,7 @@ func (s *Server) install(path turnConn, was, next *hashing) error {
 
 // save writes the record: the state of the ring and all settings.
 func (s *Server) save(state ctrlring.State) error {
-	if s.cfg.RecordPath == "" {
+	if s.cfg.Records == nil {
 		return nil
 	}
 	r := s.hash.now.record()
@@ -375,7 +390,7 @@ func (s *Server) save(state ctrlring.State) error {
 	if err != nil {
 		return err
 	}
-	return rundir.Replace(s.cfg.RecordPath, b)
+	return s.cfg.Records.Store(b)
 }
 
 // disable stops serving the ring because of err.

@@ -9,8 +9,8 @@ import "github.com/netbackd/netbackd/internal/steer"
 // steering programs, the data path moves the packet. Packets of a flow stay in order across
 // a change.
 type steering struct {
-	kernel    *steer.Kernel // nil if userspace is set, or if there is one queue only
-	userspace error         // error with which the kernel refuses programs: the data path steers
+	kernel    Steering // nil if userspace is set, or if there is one queue only
+	userspace error    // error with which the kernel refuses programs: the data path steers
 	conn      steered
 
 	config *steer.Config // in force; nil: the host chooses the queue

@@ -114,7 +114,7 @@ func testKilledAtAnyInstruction(t *testing.T, m mode) {
 	jfd, err := unix.MemfdCreate("journal", 0)
 	must(t, err)
 	defer unix.Close(jfd)
-	j, err := mapJournal(jfd)
+	j, err := sizedJournal(jfd)
 	must(t, err)
 	defer unix.Munmap(j.mem)
 
@@ -334,7 +334,7 @@ func adopted(w func() *worker, ev Events) (Config, QueueConfig, error) {
 		return cfg, q, err
 	}
 	q.Tap = d.Queue(0)
-	q.Journal, err = mapJournal(fdJournal)
+	q.Journal, err = sizedJournal(fdJournal)
 	return cfg, q, err
 }
 

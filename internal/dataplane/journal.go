@@ -81,26 +81,48 @@ func (k *RingKeys) Served() bool { return k.Tx.RspProd != 0 || k.Rx.RspProd != 0
 // records are valid for rings that it names and agrees with; for others it must be
 // emptied with [Journal.Begin].
 func OpenJournal(path string) (*Journal, error) {
-	fd, err := unix.Open(path, unix.O_RDWR|unix.O_CREAT|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o600)
+	fd, err := OpenJournalFile(path)
 	if err != nil {
-		return nil, fmt.Errorf("journal %s: %w", path, err)
+		return nil, err
 	}
 	defer unix.Close(fd) // the mapping stays
-	j, err := mapJournal(fd)
+	j, err := MapJournal(fd)
 	if err != nil {
 		return nil, fmt.Errorf("journal %s: %w", path, err)
 	}
 	return j, nil
 }
 
-func mapJournal(fd int) (*Journal, error) {
+// OpenJournalFile opens the file at path for a journal, creates it if necessary, and gives
+// it the size of one. It returns its descriptor, which is for [MapJournal].
+func OpenJournalFile(path string) (fd int, err error) {
+	fd, err = unix.Open(path, unix.O_RDWR|unix.O_CREAT|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o600)
+	if err == nil {
+		if err = sizeJournal(fd); err != nil {
+			_ = unix.Close(fd)
+		}
+	}
+	if err != nil {
+		return -1, fmt.Errorf("journal %s: %w", path, err)
+	}
+	return fd, nil
+}
+
+// sizeJournal gives a file the size of a journal.
+func sizeJournal(fd int) error {
 	if err := unix.Ftruncate(fd, JournalSize); err != nil {
-		return nil, err
+		return err
 	}
 	// Without its page allocated, a store would be SIGBUS on a full file system.
 	if err := unix.Fallocate(fd, 0, 0, JournalSize); err != nil && err != unix.EOPNOTSUPP {
-		return nil, err
+		return err
 	}
+	return nil
+}
+
+// MapJournal returns the journal in a file that [OpenJournalFile] has opened. The file may
+// be closed after that.
+func MapJournal(fd int) (*Journal, error) {
 	mem, err := unix.Mmap(fd, 0, JournalSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	if err != nil {
 		return nil, err

@@ -359,3 +359,11 @@ func TestAJournalThatIsCutShort(t *testing.T) {
 		}
 	})
 }
+
+// sizedJournal returns the journal in a file of any size.
+func sizedJournal(fd int) (*Journal, error) {
+	if err := sizeJournal(fd); err != nil {
+		return nil, err
+	}
+	return MapJournal(fd)
+}

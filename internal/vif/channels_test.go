@@ -66,7 +66,7 @@ func TestChannelsStay(t *testing.T) {
 				t.Helper()
 				w.wantState("4")
 				w.wantError("-")
-				if got := w.v.conn.ports; got != ports {
+				if got := w.status().Ports; got != ports {
 					t.Errorf("%d ports are bound, want %d", got, ports)
 				}
 			}

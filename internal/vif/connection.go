@@ -14,58 +14,23 @@ import (
 
 	"github.com/netbackd/netbackd/internal/ctrlserver"
 	"github.com/netbackd/netbackd/internal/dataplane"
+	"github.com/netbackd/netbackd/internal/netengine"
 	"github.com/netbackd/netbackd/pkg/evtchn"
-	"github.com/netbackd/netbackd/pkg/gntdev"
-	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/tap"
-	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
-// Grants maps and copies guests' pages. *gntdev.Device implements it.
-type Grants interface {
-	dataplane.Copier
-	Map(domid xen.Domid, refs []xen.Gref, prot gntdev.Prot) (*gntdev.Mapping, error)
-}
-
-// Events is a handle for event channels. *evtchn.Device implements it.
-type Events = ctrlserver.Events
-
-// Mapper is an open handle for mapping guests' pages. *gntdev.Device implements it.
-type Mapper = ctrlserver.Mapper
-
-// Host opens the Xen devices for a connection.
-type Host interface {
-	// Grants returns the handle that maps all rings and copies all packets.
-	Grants() Grants
-	// OpenMapper opens another handle. To map or unmap a page, the kernel searches all
-	// mappings of the handle, under a lock. So the static grants of a vif, of which a
-	// guest may have hundreds, use a handle of their own and slow down no other guest.
-	OpenMapper() (Mapper, error)
-	// OpenEvents opens a handle that can bind channels of one domain only.
-	OpenEvents(domid xen.Domid) (Events, error)
-}
-
-// connection holds the resources of a connected vif: rings, channels, journals, and the
-// data path that uses them.
+// connection is the vif's part of a connection. The link has the other part: rings,
+// channels, journals, and the data path that uses them.
 type connection struct {
+	netengine.Found
 	frontend *frontend
-	stamp    netif.Stamp // see identity.go
-	known    bool        // a predecessor served this connection, and its recorded settings are in force
-	served   bool        // a back end has served these rings before
-	since    time.Time   // when it was made
+	since    time.Time // when it was made
 
 	carrier carrier
 	stalled []bool // by queue, as of the last notices
 	notices notices
 	xdp     bool // an XDP program is attached to the TAP, so that packets are not merged
-
-	data     *dataplane.Conn
-	mappings []*gntdev.Mapping // one ring page each
-	events   []Events          // one per queue
-	ports    int               // bound event channels
-	journals []*dataplane.Journal
-	control  *ctrlserver.Server // nil: the frontend has no control ring
 }
 
 // carrier is the state of the TAP's carrier while a vif is connected.
@@ -116,7 +81,7 @@ func (v *Vif) openFailed(ctx context.Context, c *connection, err error) error {
 	if v.own == xenbus.Connected && (gone || bound || isHostError(err)) {
 		// The next attempt continues with the frontend's rings, the journals and the
 		// packets in the TAP's queues.
-		c.close(v)
+		v.closeLink(netengine.Leave)
 	} else {
 		v.discard(c)
 	}
@@ -137,50 +102,53 @@ func (v *Vif) boundByPredecessor(err error) bool {
 	return taken && (v.busySince.IsZero() || time.Since(v.busySince) <= busyFor)
 }
 
-// open maps the frontend's rings, binds its channels and starts the data path. If it
-// fails, the caller has to close c.
+// open has the link map the frontend's rings and bind its channels, sets up the TAP, and
+// starts the service. If it fails, the caller has to close the connection.
 func (v *Vif) open(c *connection) error {
-	queues := make([]dataplane.QueueConfig, len(c.frontend.queues))
-	for i := range queues {
-		if err := v.openQueue(c, i, &queues[i]); err != nil {
-			return fmt.Errorf("queue %d: %w", i, err)
-		}
-	}
-	if err := v.identify(c, queues); err != nil {
-		return err
-	}
-	if err := v.openTapQueues(c, queues); err != nil {
-		return err
-	}
-	// A guest sends its multicast list once. If it continues with rings that were served
-	// before and the list is lost, the vif passes all multicast packets.
-	known := v.mcast.Keep(queues[0].Journal)
-	v.mcast.SetFilter(c.frontend.features.mcast && (known || !c.served))
-	cfg := v.dataplaneConfig(c)
-	if err := v.openControl(c, queues, &cfg); err != nil {
-		return err
-	}
-	v.adoptStall(c, queues)
-	// From here on a successor can continue this connection.
-	if err := c.writeStamps(queues); err != nil {
-		return err
-	}
-	var err error
-	v.work.Turn().Aside(func() { c.data, err = v.cfg.Pool.Connect(cfg, queues) })
+	rings, err := v.rings(c)
 	if err != nil {
-		c.data = nil
 		return err
 	}
-	if c.control != nil {
-		c.control.Start(c.data)
+	if c.Found, err = v.link.Prepare(rings); err != nil {
+		return err
 	}
-	return nil
+	if !c.Known {
+		v.removeControl()
+	}
+	s := &netengine.Serving{Stalled: make([]bool, len(c.frontend.queues))}
+	if err := v.openTapQueues(c, s); err != nil {
+		return err
+	}
+	v.configure(c, s)
+	v.adoptStall(c, s.Stalled)
+	return v.link.Start(s)
+}
+
+// rings names the frontend's rings for the link, and opens their journals.
+func (v *Vif) rings(c *connection) (*netengine.Rings, error) {
+	f := c.frontend
+	r := &netengine.Rings{Queues: f.rings(), Notice: v.noticeHandler(c)}
+	if f.ctrl.there {
+		r.Control = &ctrlserver.ControlRing{Gref: f.ctrl.gref, Port: f.ctrl.port}
+	}
+	if v.cfg.RunDir == "" {
+		return r, nil
+	}
+	for i := range f.queues {
+		fd, err := dataplane.OpenJournalFile(v.journalPath(i))
+		if err != nil {
+			netengine.CloseFiles(r.Journals)
+			return nil, fmt.Errorf("queue %d: %w", i, err)
+		}
+		r.Journals = append(r.Journals, fd)
+	}
+	return r, nil
 }
 
 // openTapQueues assigns a TAP queue to each queue, and configures the TAP for the
 // frontend.
-func (v *Vif) openTapQueues(c *connection, queues []dataplane.QueueConfig) error {
-	if !c.known {
+func (v *Vif) openTapQueues(c *connection, s *netengine.Serving) error {
+	if !c.Known {
 		// The packets in the queues were sent to the earlier driver: drop them.
 		if err := v.tap.Rest(); err != nil {
 			return err
@@ -190,11 +158,11 @@ func (v *Vif) openTapQueues(c *connection, queues []dataplane.QueueConfig) error
 	if v.spareQueues {
 		use = v.tap.SetQueues // also closes the unused ones
 	}
-	if err := use(len(queues)); err != nil {
+	if err := use(len(c.frontend.queues)); err != nil {
 		return err
 	}
-	for i := range queues {
-		queues[i].Tap = v.tap.Queue(i)
+	for i := range c.frontend.queues {
+		s.Taps = append(s.Taps, v.tap.Queue(i))
 	}
 	v.spareQueues = false
 	v.storeQueues()
@@ -205,82 +173,19 @@ func (v *Vif) openTapQueues(c *connection, queues []dataplane.QueueConfig) error
 	return v.limitMTU(f.sg)
 }
 
-// dataplaneConfig returns the configuration of the data path, except for the control
-// ring's part.
-func (v *Vif) dataplaneConfig(c *connection) dataplane.Config {
+// configure fills in the configuration of the service, except for the parts of the TAP's
+// queues.
+func (v *Vif) configure(c *connection, s *netengine.Serving) {
 	f := &c.frontend.features
 	if v.cfg.Coalesce {
 		info, err := v.tap.Info() // if it fails, a later look may not
 		c.xdp = err == nil && info.XDP
 	}
-	return dataplane.Config{
-		Domid:       v.cfg.ID.Domid,
-		Guest:       f.guest,
-		SG:          f.sg,
-		XDPHeadroom: c.frontend.headroom,
-		RxNotify:    f.rxNotify,
-		VnetHdr:     v.offload(),
-		Coalesce:    dataplane.CoalesceIf(v.cfg.Coalesce, tap.TakesUSO()),
-		Paused:      c.xdp,
-		Limiter:     &v.limiter,
-		Mcast:       &v.mcast,
-		Drain:       v.cfg.Drain,
-		Stall:       v.cfg.Stall,
-		Notice:      v.noticeHandler(c),
-	}
-}
-
-// openQueue maps the rings of queue i, binds its channels and opens its journal.
-func (v *Vif) openQueue(c *connection, i int, q *dataplane.QueueConfig) error {
-	k := &c.frontend.queues[i]
-	grants := v.cfg.Host.Grants()
-	page := func(what string, ref xen.Gref) ([]byte, error) {
-		m, err := grants.Map(v.cfg.ID.Domid, []xen.Gref{ref}, gntdev.ReadWrite)
-		if err != nil {
-			return nil, fmt.Errorf("map %s ring: %w", what, err)
-		}
-		c.mappings = append(c.mappings, m)
-		return m.Bytes(), nil
-	}
-	var err error
-	if q.TxPage, err = page("tx", k.txGref); err != nil {
-		return err
-	}
-	if q.RxPage, err = page("rx", k.rxGref); err != nil {
-		return err
-	}
-	ev, err := v.cfg.Host.OpenEvents(v.cfg.ID.Domid)
-	if err != nil {
-		return err
-	}
-	c.events = append(c.events, ev)
-	bind := func(remote evtchn.Port) (evtchn.Port, error) {
-		p, err := ev.BindInterdomain(v.cfg.ID.Domid, remote)
-		if err == nil {
-			c.ports++
-		}
-		return p, err
-	}
-	if q.TxPort, err = bind(k.txPort); err != nil {
-		return err
-	}
-	q.RxPort = q.TxPort
-	if k.rxPort != k.txPort {
-		if q.RxPort, err = bind(k.rxPort); err != nil {
-			return err
-		}
-	}
-	q.Grants, q.Events = grants, ev
-	if v.cfg.RunDir == "" {
-		return nil
-	}
-	j, err := dataplane.OpenJournal(v.journalPath(i))
-	if err != nil {
-		return err
-	}
-	c.journals = append(c.journals, j)
-	q.Journal = j
-	return nil
+	s.Guest, s.SG, s.RxNotify, s.Mcast = f.guest, f.sg, f.rxNotify, f.mcast
+	s.VnetHdr, s.Headroom = v.offload(), c.frontend.headroom
+	s.Coalesce, s.Paused = dataplane.CoalesceIf(v.cfg.Coalesce, tap.TakesUSO()), c.xdp
+	s.Drain, s.Stall = v.cfg.Drain, v.cfg.Stall
+	s.Control = v.controlConfig(c.frontend)
 }
 
 // disconnect ends the connection. It stops the data path, unmaps all pages of the guest,
@@ -306,12 +211,10 @@ func (v *Vif) discard(c *connection) {
 	// that the stamps and journals were removed, so these stay.
 	forget := v.block.phase() != blockQuarantined
 	if forget {
-		c.clearStamps()
-	}
-	c.close(v)
-	v.mcast.Clear()
-	if forget {
+		v.closeLink(netengine.Forget)
 		v.removeJournals()
+	} else {
+		v.closeLink(netengine.Drop)
 	}
 	v.clearSteering(c.frontend)
 	// The queues stay open for the next connection. Otherwise a guest that reconnects all
@@ -322,34 +225,8 @@ func (v *Vif) discard(c *connection) {
 	v.storeQueues()
 }
 
-// close closes the connection in a safe order: first the users of the pages (control ring
-// and data path), then the channels, then the mappings. Only then may the guest learn that
-// its pages are free.
-func (c *connection) close(v *Vif) {
-	warn := func(what string, err error) {
-		if err != nil {
-			v.log.Warn(what, zap.Error(err))
-		}
-	}
-	if c.control != nil {
-		v.work.Turn().Aside(c.control.Stop)
-	}
-	if c.data != nil {
-		v.work.Turn().Aside(c.data.Close)
-		v.addTotals(c.data)
-	}
-	if c.control != nil {
-		warn("close control ring failed", c.control.Close())
-	}
-	v.mcast.Keep(nil)
-	for _, e := range c.events {
-		warn("close event channels failed", e.Close())
-	}
-	for _, m := range c.mappings {
-		warn("unmap ring failed", m.Unmap())
-	}
-	for _, j := range c.journals {
-		warn("close journal failed", j.Close())
-	}
-	c.data, c.control, c.events, c.mappings, c.journals, c.ports = nil, nil, nil, nil, nil, 0
+// closeLink ends the link's connection and keeps its counters.
+func (v *Vif) closeLink(how netengine.Ending) {
+	n := v.link.Close(how)
+	netengine.AddCounters(&v.totals, &n)
 }

@@ -5,13 +5,12 @@ package vif
 import (
 	"context"
 	"errors"
-	"fmt"
 	"path/filepath"
 
 	"go.uber.org/zap"
 
 	"github.com/netbackd/netbackd/internal/ctrlserver"
-	"github.com/netbackd/netbackd/internal/dataplane"
+	"github.com/netbackd/netbackd/internal/netengine"
 	"github.com/netbackd/netbackd/pkg/tap"
 	"github.com/netbackd/netbackd/pkg/xenbus"
 )
@@ -44,37 +43,19 @@ func (v *Vif) ctrlPath() string {
 	return filepath.Join(v.cfg.RunDir, ctrlName(v.cfg.ID))
 }
 
-// openControl opens the frontend's control ring, if it has one. It sets the tables of
-// static grants in queues, and the hash of packets in cfg.
-func (v *Vif) openControl(c *connection, queues []dataplane.QueueConfig, cfg *dataplane.Config) error {
-	if !c.frontend.ctrl.there {
+// controlConfig configures the service of the frontend's control ring; nil: it has none.
+func (v *Vif) controlConfig(f *frontend) *netengine.Control {
+	if !f.ctrl.there {
 		return nil
 	}
-	mapper, err := v.cfg.Host.OpenMapper()
-	if err != nil {
-		return fmt.Errorf("control ring: %w", err)
+	c := &netengine.Control{
+		Offered: v.nodes.offered.control, StaticGrants: v.cfg.StaticGrants,
+		SetSteering: v.tap.SetSteering, NoBPF: v.cfg.NoBPF,
 	}
-	events, err := v.cfg.Host.OpenEvents(v.cfg.ID.Domid)
-	if err != nil {
-		return fmt.Errorf("control ring: %w", errors.Join(err, mapper.Close()))
+	if path := v.ctrlPath(); path != "" {
+		c.Records = ctrlserver.RecordFile(path)
 	}
-	c.control, err = ctrlserver.Open(ctrlserver.Config{
-		Domid: v.cfg.ID.Domid, Connection: c.frontend.connection(c.stamp), Offered: v.nodes.offered.control,
-		Known: c.known, Served: c.served,
-		StaticGrants: ctrlserver.StaticGrants{PerQueue: v.cfg.StaticGrants, Budget: v.cfg.GrantBudget},
-		SetSteering:  v.tap.SetSteering, NoBPF: v.cfg.NoBPF,
-		RecordPath: v.ctrlPath(), Guest: v.cfg.Guest, Log: v.log,
-	}, mapper, events)
-	if err != nil {
-		c.control = nil
-		return err
-	}
-	for i := range queues {
-		queues[i].Static = c.control.Table(i)
-	}
-	cfg.OneWorker = len(queues) > 1 && v.cfg.NoBPF != nil
-	cfg.Hash = c.control.PacketHash()
-	return nil
+	return c
 }
 
 // clearSteering removes the steering program of a frontend with a control ring from the

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/netbackd/netbackd/internal/ctrlserver"
+	"github.com/netbackd/netbackd/internal/netengine"
 	"github.com/netbackd/netbackd/internal/steer"
 	"github.com/netbackd/netbackd/pkg/ctrlring"
 	"github.com/netbackd/netbackd/pkg/evtchn"
@@ -443,7 +444,7 @@ func TestControlRecordOfAnotherGuest(t *testing.T) {
 			w.must(w.tool.Remove(t.Context(), frontDir))
 		}
 		w.host, w.next = newFakeHost(t, domid), 8
-		w.cfg.Host = w.host
+		w.cfg.Engine = &netengine.Local{Pool: w.pool, Host: w.host}
 		w.v = New(w.cfg)
 		g := w.upWithControl(2, ctrlring.Slot)
 		if s := w.status(); s.Control.Algorithm != "none" || len(s.Control.Mapping) != 0 || s.Queues[1].Static != 0 {

@@ -17,7 +17,7 @@
 // vif reads. For the same reason a failed attempt is not repeated before something has
 // changed (errors.go).
 //
-// The package knows xenstore's keys of a vif, and connects the rings, channels and settings
-// that they name to internal/dataplane and internal/ctrlserver. It must not know other
-// vifs, or look into packets.
+// The package knows xenstore's keys of a vif, and hands the rings, channels and settings
+// that they name to internal/netengine, which touches the guest's memory. It must not know
+// other vifs, or look into packets.
 package vif

@@ -147,7 +147,7 @@ func (v *Vif) waitWhileBusy(err error) error {
 func (v *Vif) quarantine(ctx context.Context, cause error) {
 	v.block = block{attempt: v.attempt(), reason: cause.Error()}
 	if v.conn != nil {
-		v.block.stamp = v.conn.stamp
+		v.block.stamp = v.conn.Stamp
 	}
 	v.reportError(ctx, "quarantined", fmt.Errorf("quarantined: %w", cause))
 	v.disconnect()

@@ -14,6 +14,7 @@ import (
 
 	"github.com/netbackd/netbackd/internal/dataplane"
 	"github.com/netbackd/netbackd/internal/lab/netns"
+	"github.com/netbackd/netbackd/internal/netengine"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/tap"
 	"github.com/netbackd/netbackd/pkg/xenbus"
@@ -52,9 +53,8 @@ func TestConnectFails(t *testing.T) {
 		{name: "out of memory", spoil: func(w *world) { w.host.Intercept(failNth(xentest.OpMap, 3, unix.ENOMEM)) },
 			mend: func(w *world) { w.host.Intercept(nil) }, error: "12 queue 1: map tx ring", maps: 3},
 		{name: "journal cannot be written", spoil: func(w *world) { w.must(os.MkdirAll(filepath.Join(w.cfg.RunDir, "ring-7.0-1/x"), 0o700)) },
-			mend: func(w *world) { w.must(os.RemoveAll(filepath.Join(w.cfg.RunDir, "ring-7.0-1"))) }, error: "21 queue 1: journal", maps: 4},
-		{name: "data plane is closed", spoil: func(w *world) { w.v.cfg.Pool = closedPool(w) },
-			mend: func(w *world) { w.v.cfg.Pool = w.cfg.Pool }, error: dataplane.ErrClosed.Error(), maps: 4},
+			mend: func(w *world) { w.must(os.RemoveAll(filepath.Join(w.cfg.RunDir, "ring-7.0-1"))) }, error: "21 queue 1: journal"},
+		{name: "data plane is closed", spoil: (*world).closePool, mend: (*world).openPool, error: dataplane.ErrClosed.Error(), maps: 4},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			w := newWorld(t)
@@ -105,12 +105,22 @@ func TestConnectFails(t *testing.T) {
 	}
 }
 
-// closedPool returns a data plane that is closed.
-func closedPool(w *world) *dataplane.Pool {
+// closePool gives the vif a data plane that is closed.
+func (w *world) closePool() {
 	p, err := dataplane.NewPool(dataplane.Options{Workers: 1, NoUring: true})
 	w.must(err)
 	p.Close()
-	return p
+	w.use(&netengine.Local{Pool: p, Host: w.host})
+}
+
+// openPool gives the vif the data plane of the world again.
+func (w *world) openPool() { w.use(w.cfg.Engine) }
+
+// use gives the vif, which has no connection, a link of another engine.
+func (w *world) use(e netengine.Engine) {
+	w.v.link = e.Open(netengine.LinkConfig{
+		Domid: domid, Log: w.cfg.Log, Guest: w.v.cfg.Guest, Turn: w.v.work.Turn(), GrantBudget: w.cfg.GrantBudget,
+	})
 }
 
 // TestBetterOfferWithoutReconnect: a frontend that corrects its keys while it is
@@ -455,8 +465,8 @@ func TestHostFailsAnAdoption(t *testing.T) {
 			return func() { w.v.cfg.Offload = true }
 		}, "name is taken by another kind of device"},
 		{"the data plane is closed", func(w *world) func() {
-			w.v.cfg.Pool = closedPool(w)
-			return func() { w.v.cfg.Pool = w.cfg.Pool }
+			w.closePool()
+			return w.openPool
 		}, dataplane.ErrClosed.Error()},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"testing"
 
+	"github.com/netbackd/netbackd/internal/netengine"
 	"github.com/netbackd/netbackd/pkg/evtchn"
 	"github.com/netbackd/netbackd/pkg/gntdev"
 	"github.com/netbackd/netbackd/pkg/xen"
@@ -16,7 +17,7 @@ import (
 // nothing of it.
 type fakeHost struct{ *xentest.Guest }
 
-var _ Host = fakeHost{}
+var _ netengine.Host = fakeHost{}
 
 // bufferGref is of a page that the guest has granted for packets.
 const bufferGref = 3000
@@ -27,9 +28,9 @@ func newFakeHost(t testing.TB, domid xen.Domid) fakeHost {
 	return h
 }
 
-func (h fakeHost) Grants() Grants { return h.Gntdev() }
+func (h fakeHost) Grants() netengine.Grants { return h.Gntdev() }
 
-func (h fakeHost) OpenMapper() (Mapper, error) {
+func (h fakeHost) OpenMapper() (netengine.Mapper, error) {
 	m, err := h.OpenGntdev()
 	if err != nil {
 		return nil, err
@@ -37,7 +38,7 @@ func (h fakeHost) OpenMapper() (Mapper, error) {
 	return m, nil
 }
 
-func (h fakeHost) OpenEvents(domid xen.Domid) (Events, error) {
+func (h fakeHost) OpenEvents(domid xen.Domid) (netengine.Events, error) {
 	e, err := h.OpenEvtchn()
 	if err != nil {
 		return nil, err

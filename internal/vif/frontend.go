@@ -9,7 +9,6 @@ import (
 
 	"github.com/netbackd/netbackd/internal/ctrlserver"
 	"github.com/netbackd/netbackd/pkg/evtchn"
-	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenbus"
 )
@@ -91,13 +90,12 @@ func (f *frontend) same(other *frontend) bool {
 	return f.sameRings(other) && f.features == other.features
 }
 
-// connection names the connection of the frontend, for the record of its control ring.
-func (f *frontend) connection(stamp netif.Stamp) ctrlserver.Connection {
-	c := ctrlserver.Connection{Stamp: stamp, Control: ctrlserver.ControlRing{Gref: f.ctrl.gref, Port: f.ctrl.port}}
+// rings returns the rings and channels of the queues.
+func (f *frontend) rings() (list []ctrlserver.Rings) {
 	for _, q := range f.queues {
-		c.Queues = append(c.Queues, ctrlserver.Rings{TxGref: q.txGref, RxGref: q.rxGref, TxPort: q.txPort, RxPort: q.rxPort})
+		list = append(list, ctrlserver.Rings{TxGref: q.txGref, RxGref: q.rxGref, TxPort: q.txPort, RxPort: q.rxPort})
 	}
-	return c
+	return list
 }
 
 // readQueue reads the keys of the queue in the subdirectory prefix.

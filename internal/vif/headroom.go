@@ -93,9 +93,7 @@ func (v *Vif) applyHeadroom() error {
 		// at the old offset.
 		return nil
 	}
-	var err error
-	v.work.Turn().Aside(func() { err = v.conn.data.SetXDPHeadroom(f.headroom) })
-	if err != nil {
+	if err := v.link.SetHeadroom(f.headroom); err != nil {
 		return err
 	}
 	v.conn.frontend.headroom = f.headroom

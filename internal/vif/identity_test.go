@@ -125,20 +125,20 @@ func TestConnectionsWithTheSameNames(t *testing.T) {
 			w.blank()
 			g.configure() // the control ring is served, in its protocol
 			w.configured()
-			if w.v.conn.known || w.v.conn.served {
+			if w.v.conn.Known || w.v.conn.Served {
 				t.Errorf("taken for one that was served before: %+v", w.v.conn)
 			}
 		})
 	}
 	t.Run("it goes on", func(t *testing.T) {
 		w, g := everything(t)
-		stamp := w.v.conn.stamp
+		stamp := w.v.conn.Stamp
 		for range 3 {
 			w.killed()
 			w.wantSteps("connect plug")
 			w.configured()
-			if l := w.lists(); len(l) != 1 || w.v.conn.stamp != stamp {
-				t.Errorf("multicast list %v, stamp %v, before %v", l, w.v.conn.stamp, stamp)
+			if l := w.lists(); len(l) != 1 || w.v.conn.Stamp != stamp {
+				t.Errorf("multicast list %v, stamp %v, before %v", l, w.v.conn.Stamp, stamp)
 			}
 			g.want(0, netif.CtrlGetHashFlags)
 			w.wantSteps("")
@@ -150,7 +150,7 @@ func TestConnectionsWithTheSameNames(t *testing.T) {
 // clearing the field pad of ring.h are recognised by their indices.
 func TestFrontendThatKeepsTheStamp(t *testing.T) {
 	w, g := everything(t)
-	stamp := w.v.conn.stamp
+	stamp := w.v.conn.Stamp
 	w.sendList([6]byte{1, 0, 0x5e, 0, 0, 10}) // a second batch
 	w.killed()
 	w.sameRings()
@@ -161,7 +161,7 @@ func TestFrontendThatKeepsTheStamp(t *testing.T) {
 		}
 	}
 	w.wantSteps("connect plug")
-	if w.v.conn.known || w.v.conn.stamp == stamp {
+	if w.v.conn.Known || w.v.conn.Stamp == stamp {
 		t.Error("taken for the connection before")
 	}
 	if l := w.lists(); len(l) != 0 {
@@ -182,7 +182,7 @@ func TestForgedStamp(t *testing.T) {
 	}
 	w.wantSteps("connect plug")
 	l := w.v.conn
-	if l.known || !l.served || l.stamp == forged || l.ringsRenewed() {
+	if l.Known || !l.Served || l.Stamp == forged || w.v.link.RingsRenewed() {
 		t.Errorf("%+v", l)
 	}
 	if m := w.lists(); len(m) != 0 {
@@ -226,7 +226,7 @@ func TestUpgradeFromADaemonWithoutStamps(t *testing.T) {
 		w.wantSteps("connect plug")
 		w.configured()
 		l := w.v.conn
-		if len(w.lists()) != 1 || !l.known || l.stamp.IsZero() || l.ringsRenewed() {
+		if len(w.lists()) != 1 || !l.Known || l.Stamp.IsZero() || w.v.link.RingsRenewed() {
 			t.Errorf("multicast list %v, %+v", w.lists(), l)
 		}
 		w.killed()
@@ -289,7 +289,7 @@ func TestFailedAttemptLeavesNoStamp(t *testing.T) {
 	w.attach("hotplug-status", "connected")
 	w.settle()
 	w.rings(1, false)
-	w.v.cfg.Pool = closedPool(w)
+	w.closePool()
 	w.frontState(xenbus.Connected)
 	w.wantSteps("connect closing closed")
 	if h, err := netif.ReadHeader(w.host.Page(w.conns[0].txGref)); err != nil || !h.Stamp.IsZero() {

@@ -13,6 +13,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/netbackd/netbackd/internal/lab/netns"
+	"github.com/netbackd/netbackd/internal/netengine"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/tap"
 	"github.com/netbackd/netbackd/pkg/xen"
@@ -145,7 +146,7 @@ func TestKeptQueues(t *testing.T) {
 		{"restart", func(w *world) { w.v.suspend() }},
 		{"kill", func(w *world) {
 			// The kernel closes what is open, in the order of numbers.
-			w.v.conn.close(w.v)
+			w.v.closeLink(netengine.Leave)
 			for i := range w.v.tap.Queues() {
 				w.must(unix.Close(w.v.tap.Queue(i).FD()))
 			}

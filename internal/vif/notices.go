@@ -111,7 +111,7 @@ func (v *Vif) handleNotices(ctx context.Context) {
 func (v *Vif) checkXDP(c *connection) {
 	info, err := v.tap.Info()
 	if err == nil && info.XDP != c.xdp {
-		v.work.Turn().Aside(func() { err = c.data.PauseCoalescing(info.XDP) })
+		err = v.link.PauseCoalescing(info.XDP)
 	}
 	switch {
 	case err != nil:

@@ -244,8 +244,8 @@ func (v *Vif) unblocked() bool {
 // hasNewRings reports whether the frontend uses other rings than those that are mapped. The
 // new rings may have the same grefs and ports.
 func (v *Vif) hasNewRings() bool {
-	if !v.guest.offer.frontend.sameRings(v.conn.frontend) || v.conn.ringsRenewed() {
+	if !v.guest.offer.frontend.sameRings(v.conn.frontend) || v.link.RingsRenewed() {
 		return true
 	}
-	return v.guest.state == xenbus.Connected && v.guest.stateIsNew && v.channelsRenewed()
+	return v.guest.state == xenbus.Connected && v.guest.stateIsNew && v.link.ChannelsRenewed()
 }

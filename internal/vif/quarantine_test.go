@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/netbackd/netbackd/internal/dataplane"
+	"github.com/netbackd/netbackd/internal/netengine"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/xenbus"
 )
@@ -269,13 +270,14 @@ func TestPanic(t *testing.T) {
 	w.wantHeld("4 pages, 2 handles, 2 ports")
 
 	t.Run("and another one while the first is cleaned up", func(t *testing.T) {
-		l := w.v.conn
-		w.v.conn = &connection{frontend: l.frontend, data: nil, events: []Events{nil}} // closing that panics
+		l := w.v.link
+		w.v.link = brokenLink{l}
 		w.v.guard(t.Context(), func() { panic("oops") })
 		if s := w.status(); s.Quarantine == "" {
 			t.Errorf("status %+v", s)
 		}
-		l.close(w.v)
+		w.v.link = l
+		w.v.closeLink(netengine.Leave)
 		w.wantSteps("")
 		w.detach()
 		w.frontState(xenbus.Closed)
@@ -283,3 +285,8 @@ func TestPanic(t *testing.T) {
 		w.wantTap(0)
 	})
 }
+
+// brokenLink is a link that panics when it is closed.
+type brokenLink struct{ netengine.Link }
+
+func (brokenLink) Close(netengine.Ending) [dataplane.NumCounters]uint64 { panic("oops again") }

@@ -12,6 +12,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/netbackd/netbackd/internal/dataplane"
+	"github.com/netbackd/netbackd/internal/netengine"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/tap"
 	"github.com/netbackd/netbackd/pkg/xenbus"
@@ -59,7 +60,7 @@ func (v *Vif) saveRecord() {
 		r.Interface = v.tap.Index()
 	}
 	if c := v.conn; c != nil {
-		r.Connection = c.stamp
+		r.Connection = c.Stamp
 		for i, stalled := range c.stalled {
 			if stalled {
 				r.Stalled = append(r.Stalled, i)
@@ -94,12 +95,8 @@ func (v *Vif) saveCounters(now time.Time) {
 // counters returns the sums of all connections so far.
 func (v *Vif) counters() [dataplane.NumCounters]uint64 {
 	totals := v.totals
-	if v.conn != nil && v.conn.data != nil {
-		for i := range v.conn.data.Queues() {
-			n := v.conn.data.Stats(i).Snapshot()
-			addCounters(&totals, &n)
-		}
-	}
+	n := v.link.Counters()
+	netengine.AddCounters(&totals, &n)
 	return totals
 }
 
@@ -158,13 +155,13 @@ func (v *Vif) adoptQuarantine(ctx context.Context) error {
 
 // adoptStall marks the queues that had no rx slots when a predecessor ended, so that the
 // TAP has no carrier before they have some.
-func (v *Vif) adoptStall(c *connection, queues []dataplane.QueueConfig) {
-	if !c.known || v.predecessor.Connection != c.stamp {
+func (v *Vif) adoptStall(c *connection, queues []bool) {
+	if !c.Known || v.predecessor.Connection != c.Stamp {
 		return
 	}
 	for _, i := range v.predecessor.Stalled {
 		if i >= 0 && i < len(queues) {
-			queues[i].Stalled, c.stalled[i], c.notices.stalled[i] = true, true, true
+			queues[i], c.stalled[i], c.notices.stalled[i] = true, true, true
 		}
 	}
 	v.predecessor.Stalled = nil // from now on the connection has them

@@ -11,6 +11,7 @@ import (
 
 	"github.com/netbackd/netbackd/internal/dataplane"
 	"github.com/netbackd/netbackd/internal/device"
+	"github.com/netbackd/netbackd/internal/netengine"
 	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
@@ -21,7 +22,7 @@ func (w *world) dies() {
 	w.t.Helper()
 	v := w.v
 	if v.conn != nil {
-		v.conn.close(v)
+		v.closeLink(netengine.Leave)
 	}
 	v.unwatch()
 	v.closeKeptQueues()

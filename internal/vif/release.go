@@ -9,6 +9,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/netbackd/netbackd/internal/netengine"
 	"github.com/netbackd/netbackd/pkg/tap"
 	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
@@ -86,13 +87,13 @@ func (v *Vif) release(ctx context.Context) (lost int, err error) {
 	case !errors.Is(err, xenstore.ErrNotExist):
 		return 0, err
 	}
-	if c := v.conn; c != nil {
+	if v.conn != nil {
 		v.setCarrier(false)
-		for i := range c.data.Queues() {
-			v.work.Turn().Aside(func() { lost += c.data.State(i).Backlog })
+		for _, q := range v.link.Status().Queues {
+			lost += q.Backlog
 		}
 		v.conn = nil
-		c.close(v)
+		v.closeLink(netengine.Leave)
 		lost += v.drainTap()
 	}
 	v.removeTap()
@@ -127,8 +128,8 @@ func (v *Vif) endTaken() {
 // suspend stops serving without any sign to the frontend: the TAP, the journals and the
 // rings stay as they are, for a successor.
 func (v *Vif) suspend() {
-	if c := v.conn; c != nil {
-		c.close(v)
+	if v.conn != nil {
+		v.closeLink(netengine.Leave)
 		v.saveRecord()
 		v.conn = nil
 	}

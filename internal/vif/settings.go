@@ -24,7 +24,7 @@ func (v *Vif) applyRate(ctx context.Context) {
 	}
 	if r != v.rate {
 		v.rate = r
-		v.limiter.Set(r.Bytes, r.Interval)
+		v.link.SetRate(r.Bytes, r.Interval)
 		v.log.Info("rate changed", zap.Stringer("limit", r))
 	}
 }
@@ -42,7 +42,7 @@ func (v *Vif) applyMulticast(ctx context.Context) {
 	now := v.conn.frontend
 	if f := v.guest.offer.frontend; f.sameRings(now) && f.features.mcast != now.features.mcast {
 		now.features.mcast = f.features.mcast
-		v.mcast.SetFilter(f.features.mcast)
+		v.link.SetMcast(f.features.mcast)
 		v.log.Info("multicast filter changed", zap.Bool("on", f.features.mcast))
 	}
 }

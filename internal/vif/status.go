@@ -12,6 +12,7 @@ import (
 	"github.com/netbackd/netbackd/internal/budget"
 	"github.com/netbackd/netbackd/internal/ctrlserver"
 	"github.com/netbackd/netbackd/internal/dataplane"
+	"github.com/netbackd/netbackd/internal/netengine"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenbus"
@@ -128,27 +129,16 @@ func (v *Vif) status() Status {
 	totals := v.totals
 	if c := v.conn; c != nil {
 		s.Since = c.since
-		s.Grants, s.Ports = len(c.mappings), c.ports
 		s.Features, s.Headroom = c.frontend.features.names(), min(int(c.frontend.headroom), dataplane.MaxXDPHeadroom)
-		if c.control != nil {
-			s.Control = c.control.Status()
-			s.Grants, s.Ports = s.Grants+1, s.Ports+1
-		}
-		for _, a := range v.mcast.Addrs() {
+		now := v.link.Status()
+		s.Grants, s.Ports, s.Control = now.Mapped, now.Ports, now.Control
+		for _, a := range now.Mcast {
 			s.Mcast = append(s.Mcast, net.HardwareAddr(a[:]).String())
 		}
-		for i := range c.data.Queues() {
-			n := c.data.Stats(i).Snapshot()
-			addCounters(&totals, &n)
-			var state dataplane.QueueState
-			v.work.Turn().Aside(func() { state = c.data.State(i) })
-			q := queueStatus(state, &n)
-			if c.control != nil {
-				if t := c.control.Table(i); t != nil {
-					q.StaticMax = t.Limit()
-				}
-			}
-			s.Queues = append(s.Queues, q)
+		for i := range now.Queues {
+			q := &now.Queues[i]
+			netengine.AddCounters(&totals, &q.Counters)
+			s.Queues = append(s.Queues, queueStatus(q))
 			s.Stalled = s.Stalled || c.stalled[i]
 		}
 	}
@@ -185,14 +175,14 @@ func (v *Vif) waits(up bool) string {
 	return ""
 }
 
-func queueStatus(s dataplane.QueueState, n *[dataplane.NumCounters]uint64) QueueStatus {
+func queueStatus(q *netengine.QueueStatus) QueueStatus {
 	return QueueStatus{
-		Worker: s.Worker, Uring: s.Uring, OwnPages: s.OwnPages,
-		Held: s.Backlog, HeldBytes: s.BacklogBytes,
-		Stalled: s.Stalled, RateWaiting: s.RateWaiting,
-		Static: s.Static, StaticInUse: s.StaticInUse,
-		Tx: ringStatus(s.Tx), Rx: ringStatus(s.Rx),
-		Counters: counterMap(n),
+		Worker: q.Worker, Uring: q.Uring, OwnPages: q.OwnPages,
+		Held: q.Backlog, HeldBytes: q.BacklogBytes,
+		Stalled: q.Stalled, RateWaiting: q.RateWaiting,
+		Static: q.Static, StaticMax: q.StaticMax, StaticInUse: q.StaticInUse,
+		Tx: ringStatus(q.Tx), Rx: ringStatus(q.Rx),
+		Counters: counterMap(&q.Counters),
 	}
 }
 
@@ -208,18 +198,4 @@ func counterMap(n *[dataplane.NumCounters]uint64) map[string]uint64 {
 		m[dataplane.Counters[c].Name] = n[c]
 	}
 	return m
-}
-
-// addTotals adds a connection's counters to those that outlive it.
-func (v *Vif) addTotals(c *dataplane.Conn) {
-	for i := range c.Queues() {
-		n := c.Stats(i).Snapshot()
-		addCounters(&v.totals, &n)
-	}
-}
-
-func addCounters(to, n *[dataplane.NumCounters]uint64) {
-	for k := range n {
-		to[k] += n[k]
-	}
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/netbackd/netbackd/internal/budget"
 	"github.com/netbackd/netbackd/internal/dataplane"
 	"github.com/netbackd/netbackd/internal/device"
+	"github.com/netbackd/netbackd/internal/netengine"
 	"github.com/netbackd/netbackd/pkg/staticgrant"
 	"github.com/netbackd/netbackd/pkg/tap"
 	"github.com/netbackd/netbackd/pkg/xenbus"
@@ -34,10 +35,9 @@ type Config struct {
 	// /local/domain/<own>/error/backend/vif/<domid>/<devid>/error.
 	ErrorPath string
 
-	Store Store
-	Host  Host
-	Pool  *dataplane.Pool
-	Log   *zap.Logger // with the vif's fields, and rate-limited
+	Store  Store
+	Engine netengine.Engine
+	Log    *zap.Logger // with the vif's fields, and rate-limited
 
 	Options
 
@@ -86,11 +86,10 @@ type Vif struct {
 	storedQueues int   // number of queues that the keeper has
 
 	// The connection, and settings and counters that outlive one.
-	conn    *connection // nil: there is none
-	rate    Rate
-	limiter dataplane.Limiter
-	mcast   dataplane.McastList
-	totals  [dataplane.NumCounters]uint64 // of connections that have ended
+	link   netengine.Link
+	conn   *connection // nil: there is none
+	rate   Rate
+	totals [dataplane.NumCounters]uint64 // of connections that have ended
 
 	// The record for a successor; record.go.
 	predecessor record // record of a predecessor
@@ -123,6 +122,10 @@ func New(cfg Config) *Vif {
 		revision:  device.NewRevision[gist](),
 	}
 	v.cfg.Store = v.work
+	v.link = cfg.Engine.Open(netengine.LinkConfig{
+		Domid: cfg.ID.Domid, Name: cfg.ID.String(), Log: cfg.Log,
+		Guest: cfg.Guest, Turn: v.work.Turn(), GrantBudget: cfg.GrantBudget,
+	})
 	v.Poke()
 	return v
 }
@@ -161,6 +164,7 @@ func (v *Vif) Done() <-chan struct{} { return v.mail.Done }
 // TAP and the state in xenstore stay as they are, for a successor to adopt.
 func (v *Vif) Run(ctx context.Context) {
 	defer close(v.mail.Done)
+	defer v.link.End()
 	defer v.alarm.Stop()
 	debug.SetPanicOnFault(true) // a bad ring page costs this vif only
 	gone := false

@@ -23,6 +23,7 @@ import (
 	"github.com/netbackd/netbackd/internal/dataplane"
 	"github.com/netbackd/netbackd/internal/lab/netns"
 	"github.com/netbackd/netbackd/internal/lab/xensim/store"
+	"github.com/netbackd/netbackd/internal/netengine"
 	"github.com/netbackd/netbackd/pkg/evtchn"
 	"github.com/netbackd/netbackd/pkg/gntdev"
 	"github.com/netbackd/netbackd/pkg/netif"
@@ -62,6 +63,7 @@ type world struct {
 	guest *xenstore.Client // the guest's
 	xs    *hookedStore     // the vif's
 	host  fakeHost
+	pool  *dataplane.Pool
 	log   *observer.ObservedLogs
 	cfg   Config
 	v     *Vif
@@ -131,11 +133,12 @@ func newWorld(t *testing.T) *world {
 	pool, err := dataplane.NewPool(dataplane.Options{Workers: 1, NoUring: true})
 	w.must(err)
 	t.Cleanup(pool.Close)
+	w.pool = pool
 	core, log := observer.New(zapcore.DebugLevel)
 	w.log = log
 	w.cfg = Config{
 		ID: testID, Path: backDir, ErrorPath: errorKey,
-		Store: w.xs, Host: w.host, Pool: pool, Log: zap.New(core),
+		Store: w.xs, Engine: &netengine.Local{Pool: pool, Host: w.host}, Log: zap.New(core),
 		Options: Options{MaxQueues: testMaxQueues, Offload: true, RunDir: t.TempDir()},
 	}
 	w.v = New(w.cfg)

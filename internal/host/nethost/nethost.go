@@ -5,7 +5,7 @@ package nethost
 
 import (
 	"github.com/netbackd/netbackd/internal/host"
-	"github.com/netbackd/netbackd/internal/vif"
+	"github.com/netbackd/netbackd/internal/netengine"
 	"github.com/netbackd/netbackd/pkg/gntdev"
 	"github.com/netbackd/netbackd/pkg/xen"
 )
@@ -30,10 +30,10 @@ func Open(dir string) (*Host, error) {
 }
 
 // Grants returns the grant device.
-func (h *Host) Grants() vif.Grants { return h.grants }
+func (h *Host) Grants() netengine.Grants { return h.grants }
 
 // OpenMapper opens the grant device once more.
-func (h *Host) OpenMapper() (vif.Mapper, error) {
+func (h *Host) OpenMapper() (netengine.Mapper, error) {
 	g, err := h.OpenGrants()
 	if err != nil {
 		return nil, err // without the nil pointer
@@ -45,7 +45,7 @@ func (h *Host) OpenMapper() (vif.Mapper, error) {
 func (h *Host) OpenOwnPages() (*host.OwnPages, error) { return h.Host.OpenOwnPages(h.grants) }
 
 // OpenEvents opens the event channel device for the channels of one domain.
-func (h *Host) OpenEvents(domid xen.Domid) (vif.Events, error) {
+func (h *Host) OpenEvents(domid xen.Domid) (netengine.Events, error) {
 	e, err := h.Host.OpenEvents(domid)
 	if err != nil {
 		return nil, err
@@ -56,4 +56,4 @@ func (h *Host) OpenEvents(domid xen.Domid) (vif.Events, error) {
 // Close closes the grant device.
 func (h *Host) Close() error { return h.grants.Close() }
 
-var _ vif.Host = (*Host)(nil)
+var _ netengine.Host = (*Host)(nil)

@@ -11,7 +11,7 @@ import (
 	"github.com/netbackd/netbackd/internal/host"
 	"github.com/netbackd/netbackd/internal/lab/xensim/simclient"
 	"github.com/netbackd/netbackd/internal/lab/xensim/wire"
-	"github.com/netbackd/netbackd/internal/vif"
+	"github.com/netbackd/netbackd/internal/netengine"
 	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
@@ -42,10 +42,10 @@ func Open(dir string) (*Host, error) {
 func (h *Host) Real() bool { return false }
 
 // Grants returns the grant device.
-func (h *Host) Grants() vif.Grants { return h.grants }
+func (h *Host) Grants() netengine.Grants { return h.grants }
 
 // OpenMapper opens the grant device once more.
-func (h *Host) OpenMapper() (vif.Mapper, error) { return h.conn.Grants() }
+func (h *Host) OpenMapper() (netengine.Mapper, error) { return h.conn.Grants() }
 
 // OpenOwnPages opens the device for pages that domain 0 grants to itself.
 func (h *Host) OpenOwnPages() (*host.OwnPages, error) {
@@ -57,7 +57,7 @@ func (h *Host) OpenOwnPages() (*host.OwnPages, error) {
 }
 
 // OpenEvents opens the event channel device for the channels of one domain.
-func (h *Host) OpenEvents(domid xen.Domid) (vif.Events, error) {
+func (h *Host) OpenEvents(domid xen.Domid) (netengine.Events, error) {
 	e, err := h.conn.Events()
 	if err != nil {
 		return nil, err
@@ -75,4 +75,4 @@ func (h *Host) DialStore(context.Context) (*xenstore.Client, error) { return h.c
 // Close leaves the embedded Xen.
 func (h *Host) Close() error { return errors.Join(h.grants.Close(), h.conn.Close()) }
 
-var _ vif.Host = (*Host)(nil)
+var _ netengine.Host = (*Host)(nil)
