@@ -36,6 +36,7 @@ const (
 	sqCQOverflow = 1 << 1 // IORING_SQ_CQ_OVERFLOW
 	sqTaskrun    = 1 << 2 // IORING_SQ_TASKRUN
 
+	setupDisabled     = 1 << 6  // IORING_SETUP_R_DISABLED
 	setupSubmitAll    = 1 << 7  // IORING_SETUP_SUBMIT_ALL
 	setupCoopTaskrun  = 1 << 8  // IORING_SETUP_COOP_TASKRUN
 	setupTaskrunFlag  = 1 << 9  // IORING_SETUP_TASKRUN_FLAG
@@ -51,7 +52,13 @@ const (
 	unregisterFiles     = 3  // IORING_UNREGISTER_FILES
 	registerFilesUpdate = 6  // IORING_REGISTER_FILES_UPDATE
 	registerProbe       = 8  // IORING_REGISTER_PROBE
+	registerRestrict    = 11 // IORING_REGISTER_RESTRICTIONS
+	registerEnable      = 12 // IORING_REGISTER_ENABLE_RINGS
 	registerMaxWorkers  = 19 // IORING_REGISTER_IOWQ_MAX_WORKERS
+
+	restrictRegister = 0 // IORING_RESTRICTION_REGISTER_OP
+	restrictOp       = 1 // IORING_RESTRICTION_SQE_OP
+	restrictFlags    = 2 // IORING_RESTRICTION_SQE_FLAGS_ALLOWED
 
 	offSQRing = 0          // IORING_OFF_SQ_RING
 	offSQEs   = 0x10000000 // IORING_OFF_SQES
@@ -135,6 +142,15 @@ type filesUpdate struct {
 	offset uint32
 	_      uint32
 	fds    *int32
+}
+
+// restriction is struct io_uring_restriction: what it allows, and the operation or the flags.
+type restriction struct {
+	_    structs.HostLayout
+	kind uint16
+	arg  uint8
+	_    uint8
+	_    [3]uint32
 }
 
 // probeOp is struct io_uring_probe_op.

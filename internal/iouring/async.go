@@ -57,11 +57,20 @@ type poll struct {
 }
 
 // NewAsync makes a ring for up to entries operations under way, owned by the calling OS
-// thread. Errors are those of New.
+// thread. Errors are those of New, and it takes a reserved ring as New does.
 func NewAsync(entries uint32) (*Async, error) {
-	a, err := openAsync(entries, setupSubmitAll|setupTaskrunFlag|setupSingleIssuer|setupDeferTaskrun)
+	a, err := reserved.async(entries)
+	if a == nil && err == nil {
+		a, err = makeAsync(entries, 0)
+	}
+	return a, err
+}
+
+// makeAsync makes a ring with the best flags that the kernel takes, and more.
+func makeAsync(entries, more uint32) (*Async, error) {
+	a, err := openAsync(entries, setupSubmitAll|setupTaskrunFlag|setupSingleIssuer|setupDeferTaskrun|more)
 	if errors.Is(err, unix.EINVAL) {
-		a, err = openAsync(entries, setupSubmitAll|setupTaskrunFlag|setupCoopTaskrun) // before 6.1
+		a, err = openAsync(entries, setupSubmitAll|setupTaskrunFlag|setupCoopTaskrun|more) // before 6.1
 	}
 	return a, err
 }
@@ -90,9 +99,12 @@ func (a *Async) init(p *params) error {
 	if a.mapping, err = mapRings(a.fd, p); err != nil {
 		return err
 	}
-	return probeOpcodes(a.fd, opNop, opReadv, opWritev, opReadFixed, opWriteFixed, opRead, opWrite,
-		opFsync, opFallocate, opPollAdd, opPollRemove, opAsyncCancel)
+	return probeOpcodes(a.fd, asyncOps...)
 }
+
+// asyncOps are the operations that an Async queues.
+var asyncOps = []uint8{opNop, opReadv, opWritev, opReadFixed, opWriteFixed, opRead, opWrite,
+	opFsync, opFallocate, opPollAdd, opPollRemove, opAsyncCancel}
 
 // FD returns the ring's file descriptor. It polls readable when completions are there.
 func (a *Async) FD() int { return a.fd }

@@ -41,4 +41,9 @@
 // A ring belongs to the OS thread that made it: call [New] and all methods on one
 // goroutine that called runtime.LockOSThread. The kernel refuses other threads with
 // EEXIST (since 6.1).
+//
+// # Sandboxes
+//
+// An io_uring does what a filter of system calls forbids. [Reserve] makes rings before a
+// process gives up the right to make any; the kernel restricts them to what the package does.
 package iouring

@@ -22,6 +22,7 @@ var (
 	_ [16]byte   = [unsafe.Sizeof(timespec{})]byte{}
 	_ [24]byte   = [unsafe.Sizeof(geteventsArg{})]byte{}
 	_ [16]byte   = [unsafe.Sizeof(iovec{})]byte{}
+	_ [16]byte   = [unsafe.Sizeof(restriction{})]byte{}
 )
 
 // setup calls io_uring_setup(2).

@@ -199,6 +199,8 @@ func child(role string) int {
 		}
 	case "memlock": // no CAP_IPC_LOCK, n bytes may be locked
 		err = registerWithMemlock(uint64(n))
+	case "reserve": // rings are reserved, then io_uring_setup fails with errno n
+		err = useReserved(unix.Errno(n))
 	default:
 		err = errors.New("unknown role")
 	}

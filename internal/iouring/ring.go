@@ -74,11 +74,26 @@ type Ring struct {
 
 // New makes a ring for batches of up to entries operations, owned by the calling OS
 // thread. The error matches ErrNotSupported if the kernel lacks a feature that the package
-// needs, or if the administrator has disabled it.
+// needs, or if the administrator has disabled it. After [Reserve] it takes a reserved ring.
 func New(entries uint32) (*Ring, error) {
-	r, err := open(entries, setupSingleIssuer|setupDeferTaskrun|setupSubmitAll)
+	r, err := reserved.ring(entries)
+	if r == nil && err == nil {
+		r, err = makeRing(entries, 0)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := r.probeCancel(); err != nil {
+		return nil, errors.Join(err, r.Close())
+	}
+	return r, nil
+}
+
+// makeRing makes a ring with the best flags that the kernel takes, and more.
+func makeRing(entries, more uint32) (*Ring, error) {
+	r, err := open(entries, setupSingleIssuer|setupDeferTaskrun|setupSubmitAll|more)
 	if errors.Is(err, unix.EINVAL) {
-		r, err = open(entries, 0) // before 6.1
+		r, err = open(entries, more) // before 6.1
 	}
 	return r, err
 }
@@ -112,11 +127,11 @@ func (r *Ring) init(p *params) error {
 	}
 	r.sqes, r.sqMask, r.sqTail = m.sqes, m.sqMask, m.sqTail
 	r.cqes, r.cqMask, r.cqHead, r.cqTail = m.cqes, m.cqMask, m.cqHead, m.cqTail
-	if err := probeOpcodes(r.fd, opReadv, opWritev, opReadFixed, opWriteFixed, opAsyncCancel, opRead, opWrite); err != nil {
-		return err
-	}
-	return r.probeCancel()
+	return probeOpcodes(r.fd, ringOps...)
 }
+
+// ringOps are the operations that a Ring queues.
+var ringOps = []uint8{opReadv, opWritev, opReadFixed, opWriteFixed, opAsyncCancel, opRead, opWrite}
 
 // Close unregisters files and buffers and closes the ring. Then registered memory may be
 // unmapped. Without the unregistration, files would stay open until the kernel destroys

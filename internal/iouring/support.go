@@ -27,6 +27,9 @@ const memlockHint = " (raise the locked memory limit, LimitMEMLOCK= in the unit)
 // Supported returns nil if New works on this host. Otherwise the error matches
 // ErrNotSupported and says what to change, or is a temporary one such as EMFILE.
 func Supported() error {
+	if on, err := reserved.state(); on {
+		return err
+	}
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	r, err := New(1)

@@ -27,6 +27,12 @@ const (
 	iocRestrict        = unsafe.Sizeof(uint16(0))<<16 | 'E'<<8 | 6
 )
 
+// Ioctls returns the numbers of the ioctls that are made through a Device after Restrict, the
+// most frequent one first, for filters of system calls.
+func Ioctls() []uint32 {
+	return []uint32{uint32(iocNotify), uint32(iocBindInterdomain), uint32(iocUnbind), iocReset}
+}
+
 // The layouts and numbers, checked by the compiler: an index other than 0 is
 // out of range.
 var (

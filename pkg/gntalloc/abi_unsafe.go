@@ -41,6 +41,9 @@ const (
 	iocDeallocGref = unsafe.Sizeof(deallocGref{})<<16 | 'G'<<8 | 6
 )
 
+// Ioctls returns the numbers of all ioctls that a Device makes, for filters of system calls.
+func Ioctls() []uint32 { return []uint32{uint32(iocAllocGref), uint32(iocDeallocGref)} }
+
 // The layouts and numbers, checked by the compiler: an index other than 0 is
 // out of range.
 var (

@@ -48,6 +48,12 @@ const (
 	iocGrantCopy     = unsafe.Sizeof(grantCopy{})<<16 | 'G'<<8 | 8
 )
 
+// Ioctls returns the numbers of all ioctls that a Device makes, the most frequent one first,
+// for filters of system calls.
+func Ioctls() []uint32 {
+	return []uint32{uint32(iocGrantCopy), uint32(iocMapGrantRef), uint32(iocUnmapGrantRef)}
+}
+
 // The layouts and numbers, checked by the compiler: an index other than 0 is
 // out of range.
 var (

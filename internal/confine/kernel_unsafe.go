@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package confine
+
+import (
+	"runtime"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// available asks the kernel whether filters may have a result.
+func available(action *uint32) unix.Errno {
+	_, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_GET_ACTION_AVAIL, 0, uintptr(unsafe.Pointer(action)))
+	return errno
+}
+
+// install adds a filter to all threads.
+func install(filter []unix.SockFilter, flags uintptr) unix.Errno {
+	prog := unix.SockFprog{Len: uint16(len(filter)), Filter: unsafe.SliceData(filter)}
+	tid, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, flags, uintptr(unsafe.Pointer(&prog)))
+	runtime.KeepAlive(filter)
+	if errno == 0 && tid != 0 {
+		errno = unix.EBUSY // a thread has a filter that this one lacks
+	}
+	return errno
+}
