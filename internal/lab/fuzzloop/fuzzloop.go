@@ -24,7 +24,7 @@ const (
 
 // chunk is the number of executions that share a subtest: what a target leaves to t.Cleanup
 // is done after so many.
-const chunk = 20000
+const chunk = 500
 
 // Fuzz runs a target, as f.Fuzz does. With a number in the environment it runs the target
 // that often in this process.
