@@ -33,6 +33,11 @@ type hostileFront struct {
 	*rawFront
 	data *gntalloc.Pages // to send from
 	c    *cable
+
+	// The control ring, if there is one, and behind it a page for messages.
+	ctrl     *netif.CtrlFront
+	ctrlPage *gntalloc.Pages
+	ctrlPort evtchn.Port
 }
 
 const dataPages = 4
