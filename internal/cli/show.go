@@ -202,6 +202,9 @@ func writeShow(w io.Writer, s *vif.Status, now time.Time) error {
 		row("mtu", "%s", mtus(s))
 	}
 	row("rate", "%s", s.Rate)
+	if s.Weight > 1 {
+		row("weight", "%d", s.Weight)
+	}
 	row("features", "%s", command.OrNone(strings.Join(s.Features, " ")))
 	if s.Headroom != 0 {
 		row("xdp headroom", "%d bytes", s.Headroom)

@@ -69,7 +69,7 @@ func testVifs() []vif.Status {
 	busy := vif.Status{
 		Name: "vif1.0", Domid: 1, State: xenbus.Connected, Frontend: xenbus.Connected, Online: true, Hotplug: "connected",
 		MAC: "00:16:3e:01:02:03", Bridge: "xenbr0", Script: "/etc/xen/scripts/vif-bridge",
-		Interface: "webserver", Up: true, Carrier: true, MTU: 1500, GuestMTU: 1500, Rate: "1250000 B/50ms",
+		Interface: "webserver", Up: true, Carrier: true, MTU: 1500, GuestMTU: 1500, Rate: "1250000 B/50ms", Weight: 4,
 		Features: []string{"rx-copy", "rx-notify", "sg", "gso-tcpv4", "gso-tcpv6", "csum-ipv4", "csum-ipv6", "multicast-control"},
 		Mcast:    []string{"01:00:5e:00:00:01", "33:33:00:00:00:01"},
 		Since:    testNow.Add(-26*time.Hour - 3*time.Second), Grants: 4, Ports: 2,
@@ -87,7 +87,7 @@ func testVifs() []vif.Status {
 	}
 	stalled := vif.Status{
 		Name: "vif2.0", Domid: 2, State: xenbus.Connected, Frontend: xenbus.Connected, Online: true, Hotplug: "connected",
-		MAC: "00:16:3e:01:02:04", Interface: "vif2.0", Up: true, MTU: 9000, ConfigMTU: 9000, GuestMTU: 1500, Rate: "unlimited",
+		MAC: "00:16:3e:01:02:04", Interface: "vif2.0", Up: true, MTU: 9000, ConfigMTU: 9000, GuestMTU: 1500, Rate: "unlimited", Weight: 1,
 		Features: []string{"rx-copy", "sg", "csum-ipv4"}, Mcast: []string{}, Stalled: true, Waits: "the guest to post rx slots",
 		Since: testNow.Add(-90 * time.Second), Grants: 2, Ports: 1,
 		Control: &ctrlserver.Status{
@@ -99,20 +99,20 @@ func testVifs() []vif.Status {
 	}
 	quarantined := vif.Status{
 		Name: "vif3.0", Domid: 3, State: xenbus.Connected, Frontend: xenbus.Connected, Online: true, Hotplug: "connected",
-		Interface: "vif3.0", Up: true, MTU: 1500, GuestMTU: 1500, Rate: "unlimited",
+		Interface: "vif3.0", Up: true, MTU: 1500, GuestMTU: 1500, Rate: "unlimited", Weight: 1,
 		Features: []string{}, Mcast: []string{}, Queues: []vif.QueueStatus{}, Counters: counters(),
 		Quarantine: "queue 0: tx ring: req_prod is out of bounds", Error: "22 quarantined: queue 0: tx ring: req_prod is out of bounds",
 		Waits: "the guest to reconnect, or netbackd reset",
 	}
 	waiting := vif.Status{
 		Name: "vif4.1", Domid: 4, Devid: 1, State: xenbus.InitWait, Frontend: xenbus.Initialising, Online: true, Waits: "the guest",
-		Interface: "vif4.1", MTU: 1500, GuestMTU: 1500, Rate: "unlimited",
+		Interface: "vif4.1", MTU: 1500, GuestMTU: 1500, Rate: "unlimited", Weight: 1,
 		Features: []string{}, Mcast: []string{}, Queues: []vif.QueueStatus{}, Counters: counters(),
 	}
 	failed := vif.Status{
 		Name: "vif32751.0", Domid: 32751, State: xenbus.Closed, Frontend: xenbus.Connected, Online: true, Hotplug: "error",
 		Error: `2 frontend key "event-channel" is missing, want a number from 1 to 131071`, Waits: "the guest to try something else, or netbackd reset",
-		Rate: "unlimited", Features: []string{}, Mcast: []string{}, Queues: []vif.QueueStatus{}, Counters: counters(),
+		Rate: "unlimited", Weight: 1, Features: []string{}, Mcast: []string{}, Queues: []vif.QueueStatus{}, Counters: counters(),
 	}
 	return []vif.Status{busy, stalled, quarantined, waiting, failed}
 }

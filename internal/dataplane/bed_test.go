@@ -244,7 +244,7 @@ func (b *bed) settle() (rounds int) {
 	for ; ; rounds++ {
 		must(b.tb, b.w.poll(0))
 		b.w.expire()
-		if len(b.w.sched.ready) == 0 {
+		if !b.w.sched.waits() {
 			return rounds
 		}
 		b.w.round()

@@ -216,15 +216,15 @@ func (l *lane) repost() {
 // that it took. The time does not include a poll for events at the end.
 func (l *lane) work(overhead time.Duration) (took time.Duration) {
 	l.w.sched.schedule(l.queue())
-	for len(l.w.sched.ready) > 0 {
+	for l.w.sched.waits() {
 		start := time.Now()
-		for len(l.w.sched.ready) > 0 {
+		for l.w.sched.waits() {
 			l.w.round()
 		}
 		took += time.Since(start) - overhead
 		start = time.Now()
 		must(l.tb, l.w.poll(0))
-		if len(l.w.sched.ready) > 0 {
+		if l.w.sched.waits() {
 			took += time.Since(start) - overhead
 		}
 	}

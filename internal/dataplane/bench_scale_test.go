@@ -226,11 +226,11 @@ func (m *multitude) drain() error {
 	w := m.w
 	for {
 		switch {
-		case len(w.sched.ready) == 0:
+		case !w.sched.waits():
 			if err := w.poll(0); err != nil {
 				return err
 			}
-			if len(w.sched.ready) == 0 {
+			if !w.sched.waits() {
 				return nil
 			}
 		case w.busy >= busyLimit:

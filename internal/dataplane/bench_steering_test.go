@@ -338,9 +338,9 @@ func (s *steerBed) take(from, to int) (took time.Duration, err error) {
 		s.w.sched.schedule(q)
 	}
 	start := time.Now()
-	for len(s.w.sched.ready) > 0 {
+	for s.w.sched.waits() {
 		s.w.round()
-		if len(s.w.sched.ready) == 0 {
+		if !s.w.sched.waits() {
 			must(s.tb, s.w.poll(0)) // a queue that found one packet waits for an event for more
 		}
 	}

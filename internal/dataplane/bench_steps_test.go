@@ -97,7 +97,7 @@ func countedChild() error {
 		if err := stop(); err != nil {
 			return err
 		}
-		for len(l.w.sched.ready) > 0 {
+		for l.w.sched.waits() {
 			l.w.round()
 		}
 		if err := stop(); err != nil {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/netbackd/netbackd/internal/offload"
@@ -44,6 +45,9 @@ type Config struct {
 
 	// XDPHeadroom sets the headroom from the start, as [Conn.SetXDPHeadroom] does later.
 	XDPHeadroom uint16
+
+	// Weight is that of the guest at first; see [Conn.SetWeight].
+	Weight int
 
 	// OneWorker assigns all queues to one worker, as [Conn.SetSteering] requires.
 	OneWorker bool
@@ -142,6 +146,7 @@ type Conn struct {
 	virt    bool // the queues are pairs of virtqueues
 	queues  []*Queue
 	waiting vifMemory // memory of packets that wait
+	weight  atomic.Int32
 
 	// These belong to the goroutine that changes the steering.
 	steering   *steer.Config // set by SetSteering
@@ -192,6 +197,7 @@ func newConn(cfg Config, queues []QueueConfig) (*Conn, error) {
 	cfg.setDefaults()
 	cfg.XDPHeadroom = min(cfg.XDPHeadroom, MaxXDPHeadroom)
 	c := &Conn{cfg: cfg, hurry: make(chan struct{})}
+	c.weight.Store(int32(cfg.Weight))
 	for i := range queues {
 		q, err := newQueue(c, i, &queues[i])
 		if err != nil {

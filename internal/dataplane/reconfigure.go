@@ -35,6 +35,26 @@ func (c *Conn) SetXDPHeadroom(n uint16) error {
 	return nil
 }
 
+// SetWeight sets the vif's weight, from 1 to [MaxWeight]. A guest with the weight n gets n
+// times as much of a worker's time as one with the weight 1, if both have work for it. The
+// guest's weight is the largest of its vifs. It may be called from any goroutine until Close.
+func (c *Conn) SetWeight(n int) error {
+	c.weight.Store(int32(n))
+	for _, q := range c.queues {
+		if err := q.call(func() error { q.weigh(); return nil }); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// weigh makes a change of the weight known to the queue's worker.
+func (q *Queue) weigh() {
+	if q.account != nil {
+		q.account.weigh()
+	}
+}
+
 // PauseCoalescing stops the merging of packets from the guest, or lets it go on. When it
 // returns, that is in force. It may be called from any goroutine until Close.
 //

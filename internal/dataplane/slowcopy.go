@@ -123,10 +123,8 @@ func (w *worker) copied() {
 		w.tally[SlowCopies]++
 		w.now = time.Time{}
 		until := w.time().Add(probation)
-		for _, a := range w.sched.accounts {
-			if a.conn.sameGuest(c.queue.conn) {
-				a.homeAt = until
-			}
+		if a := w.sched.find(c.queue.conn.guest()); a != nil {
+			a.homeAt = until
 		}
 	}
 }
@@ -239,13 +237,13 @@ func (p *Pool) relieve(w *worker, seq uint64) error {
 // except the one whose copy is slow. The thread of w is in the copy or waits for replace,
 // and that of heir does not run yet, so the caller may change both workers.
 func (p *Pool) replace(w, heir *worker) {
-	slow := w.copies.queue.conn
+	slow := w.copies.queue.conn.guest()
 	stay := make(map[*Conn]bool)
 	var others []*Queue
 	for _, q := range w.queues {
 		switch {
 		case q == nil:
-		case q.conn.sameGuest(slow):
+		case q.conn.guest() == slow:
 			stay[q.conn] = true
 		default:
 			others = append(others, q)
@@ -286,12 +284,6 @@ func (p *Pool) replace(w, heir *worker) {
 	}
 	w.handOn(heir, others, func(w *worker) { w.adopt(others) })
 	w.copies.spare = true
-}
-
-// sameGuest reports whether two connections are of one guest. Of a device of vhost-user the
-// guest is not known.
-func (c *Conn) sameGuest(o *Conn) bool {
-	return c == o || !c.virt && !o.virt && c.cfg.Domid == o.cfg.Domid
 }
 
 // handOn gives queues to another worker, which runs adopt to take them over. Mail that is
@@ -406,29 +398,33 @@ func (p *Pool) lane() (best *worker) {
 	return best
 }
 
-// giveHome moves a vif of a spare back to the worker that has replaced the spare.
+// giveHome moves the vifs of a guest of a spare back to the worker that has replaced the
+// spare.
 func (w *worker) giveHome(a *account) {
-	queues := w.take(a.conn)
+	vifs, queues := w.take(a)
 	p := w.pool
 	p.mu.Lock()
 	home := p.workers[w.index]
-	p.moveLoad(a.conn, w, home)
+	p.moveLoad(vifs, w, home)
 	p.mu.Unlock()
 
 	w.mail.mu.Lock()
 	defer w.mail.mu.Unlock()
-	for _, q := range a.conn.queues {
-		if q.worker.Load() == w {
-			q.onSpare.Store(false)
+	for _, c := range vifs {
+		for _, q := range c.queues {
+			if q.worker.Load() == w {
+				q.onSpare.Store(false)
+			}
 		}
 	}
 	w.handOn(home, queues, func(w *worker) { w.adopt(queues) })
 }
 
-// giveLane moves a vif of a spare to a slow lane. Preconditions: pool.mu held.
+// giveLane moves the vifs of a guest of a spare to a slow lane. Preconditions: pool.mu held.
 func (w *worker) giveLane(a *account, lane *worker) {
-	queues, homeAt := w.take(a.conn), a.homeAt
-	w.pool.moveLoad(a.conn, w, lane)
+	vifs, queues := w.take(a)
+	homeAt := a.homeAt
+	w.pool.moveLoad(vifs, w, lane)
 
 	w.mail.mu.Lock()
 	defer w.mail.mu.Unlock()
@@ -438,24 +434,31 @@ func (w *worker) giveLane(a *account, lane *worker) {
 	})
 }
 
-// take drops all queues of a connection that are attached here, and returns them.
-func (w *worker) take(c *Conn) (queues []*Queue) {
-	for _, q := range c.queues {
-		if q.attached && q.worker.Load() == w {
-			queues = append(queues, q)
-			w.drop(q)
+// take drops all queues of a guest that are attached here, and returns them and their vifs.
+func (w *worker) take(a *account) (vifs []*Conn, queues []*Queue) {
+	for _, v := range a.vifs {
+		vifs = append(vifs, v.conn)
+	}
+	for _, c := range vifs {
+		for _, q := range c.queues {
+			if q.attached && q.worker.Load() == w {
+				queues = append(queues, q)
+				w.drop(q)
+			}
 		}
 	}
-	return queues
+	return vifs, queues
 }
 
-// moveLoad moves the queues of a connection from the load of one worker to that of
-// another. Preconditions: mu held.
-func (p *Pool) moveLoad(c *Conn, from, to *worker) {
-	for _, q := range c.queues {
-		if q.counted && q.worker.Load() == from {
-			from.load--
-			to.load++
+// moveLoad moves the queues of connections from the load of one worker to that of another.
+// Preconditions: mu held.
+func (p *Pool) moveLoad(vifs []*Conn, from, to *worker) {
+	for _, c := range vifs {
+		for _, q := range c.queues {
+			if q.counted && q.worker.Load() == from {
+				from.load--
+				to.load++
+			}
 		}
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/netbackd/netbackd/pkg/netif"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // cutTo puts a TCP packet over IPv4 of total bytes into the tx ring, to be cut into
@@ -130,16 +131,26 @@ func TestRateIsForTheWire(t *testing.T) {
 	})
 }
 
-// neighbours are two vifs on one worker, with a queue each.
+// neighbours are vifs of two guests on one worker, with a queue each.
 func neighbours(t *testing.T, m mode) (b *bed, conns [2]*Conn) {
 	t.Helper()
-	b = newBed(t, m, setup{cfg: full, queues: 2})
+	b, list := guestsOn(t, m, testDomid, testDomid+1)
+	return b, [2]*Conn(list)
+}
+
+// guestsOn makes vifs on one worker, with a queue each, of the given domains.
+func guestsOn(t *testing.T, m mode, domids ...xen.Domid) (b *bed, conns []*Conn) {
+	t.Helper()
+	b = newBed(t, m, setup{cfg: full, queues: len(domids)})
 	b.settle()
 	b.disconnect()
-	for i, f := range b.fronts {
-		f.events.rebind()
+	conns = make([]*Conn, len(domids))
+	for i := range domids {
+		f := newFront(t, domids[i])
+		f.grants.worker = func() *worker { return b.w }
+		b.fronts[i] = f
 		cfg := full
-		cfg.Domid, cfg.VnetHdr = testDomid, m.vnet
+		cfg.Domid, cfg.VnetHdr = domids[i], m.vnet
 		q := f.config()
 		q.Tap = b.tap.Queue(i)
 		c, err := newConn(cfg, []QueueConfig{q})
@@ -179,7 +190,7 @@ func TestACostlyVifRests(t *testing.T) {
 				}
 				must(t, b.w.poll(0))
 				b.w.expire()
-				if len(b.w.sched.ready) == 0 {
+				if !b.w.sched.waits() {
 					b.now = b.now.Add(cheap) // sleeps
 				}
 				b.w.round()
@@ -203,6 +214,194 @@ func TestACostlyVifRests(t *testing.T) {
 		}
 		if got := conns[0].Stats(0).Load(WorkerNS); got < uint64(time.Second) {
 			t.Errorf("%d ns of the worker's time counted", got)
+		}
+	})
+}
+
+// cost makes each turn of vif i that has packets from the guest take d, and adds it to used.
+func (b *bed) cost(i int, d time.Duration, used *time.Duration) {
+	b.fronts[i].grants.during = func() {
+		b.now = b.now.Add(d)
+		*used += d
+	}
+}
+
+// one makes vif i send a packet.
+func (b *bed) one(i int) {
+	f := b.fronts[i]
+	f.answers()
+	f.put(packet{frame: udp(18, 1)})
+	f.push()
+}
+
+// endless makes vif i send another packet during each turn, so that it always has work.
+func (b *bed) endless(i int) {
+	during := b.fronts[i].grants.during
+	b.fronts[i].grants.during = func() {
+		during()
+		b.one(i)
+	}
+	b.one(i)
+}
+
+// rounds runs the worker for d of its clock. before is called before each round.
+func (b *bed) rounds(d time.Duration, before func()) {
+	b.tb.Helper()
+	for end := b.now.Add(d); b.now.Before(end); {
+		before()
+		must(b.tb, b.w.poll(0))
+		b.w.expire()
+		if !b.w.sched.waits() {
+			b.now = b.now.Add(10 * time.Microsecond) // sleeps
+		}
+		b.w.round()
+	}
+}
+
+// TestGuestsShareByCost: guests that are always busy get parts of the time by their weights,
+// whatever their turns cost and over whatever number of vifs they come.
+func TestGuestsShareByCost(t *testing.T) {
+	const us = time.Microsecond
+	type guest struct {
+		vifs, weight int
+		turn         time.Duration
+		share        float64
+	}
+	inModes(t, allModes[:1], func(t *testing.T, m mode) {
+		for _, tt := range []struct {
+			name   string
+			guests []guest
+		}{
+			{"alike", []guest{{1, 1, 50 * us, 0.5}, {1, 1, 50 * us, 0.5}}},
+			{"one's turns are long", []guest{{1, 1, 450 * us, 0.5}, {1, 1, 20 * us, 0.5}}},
+			{"one has several vifs", []guest{{3, 0, 40 * us, 0.5}, {1, 0, 40 * us, 0.5}}},
+			{"weights", []guest{{1, 3, 90 * us, 0.75}, {1, 1, 200 * us, 0.25}}},
+			{"the weight of several vifs is the largest", []guest{{3, 4, 100 * us, 0.8}, {1, 1, 70 * us, 0.2}}},
+			{"a weight beyond the limit", []guest{{1, 1000, 90 * us, 16.0 / 17}, {1, 1, 90 * us, 1.0 / 17}}},
+			{"three", []guest{{1, 1, 300 * us, 0.25}, {2, 2, 20 * us, 0.5}, {1, 0, 90 * us, 0.25}}},
+		} {
+			t.Run(tt.name, func(t *testing.T) {
+				var domids []xen.Domid
+				for g := range tt.guests {
+					for range tt.guests[g].vifs {
+						domids = append(domids, xen.Domid(testDomid+g))
+					}
+				}
+				b, conns := guestsOn(t, m, domids...)
+				used := make([]time.Duration, len(tt.guests))
+				for i := range conns {
+					g := int(domids[i] - testDomid)
+					b.cost(i, tt.guests[g].turn, &used[g])
+					if i == 0 || domids[i] != domids[i-1] {
+						conns[i].weight.Store(int32(tt.guests[g].weight))
+						conns[i].queues[0].weigh()
+					}
+				}
+				b.settle()
+				for i := range conns {
+					b.endless(i)
+				}
+				const all = 2 * time.Second
+				b.rounds(all, func() {})
+				for g, want := range tt.guests {
+					if share := used[g].Seconds() / all.Seconds(); share < want.share-0.03 || share > want.share+0.03 {
+						t.Errorf("guest %d: %.3f of the time, want %.3f", g, share, want.share)
+					}
+				}
+			})
+		}
+	})
+}
+
+// TestAQuietGuestIsFirst: a guest that sends a packet now and then waits for a turn of another
+// guest, not for a round of them.
+func TestAQuietGuestIsFirst(t *testing.T) {
+	inModes(t, allModes[:1], func(t *testing.T, m mode) {
+		const turn = 240 * time.Microsecond
+		b, conns := guestsOn(t, m, 10, 11, 12, 13, 14, 15, 16)
+		var used [7]time.Duration
+		for i := range conns {
+			b.cost(i, turn, &used[i])
+		}
+		quiet, sent := b.fronts[0], time.Time{}
+		var longest time.Duration
+		packets := 0
+		quiet.grants.during = func() {
+			longest = max(longest, b.now.Sub(sent))
+			packets++
+			b.now = b.now.Add(10 * time.Microsecond)
+		}
+		b.settle()
+		// The quiet guest sends in the first turn of another one that is later than due.
+		due := b.now.Add(10 * time.Millisecond) // when the others have used their first parts
+		for i := 1; i < len(conns); i++ {
+			during := b.fronts[i].grants.during
+			b.fronts[i].grants.during = func() {
+				if quiet.answers(); !b.now.Before(due) && quiet.tx.Free() == netif.TxRingSize {
+					sent, due = b.now, b.now.Add(5*time.Millisecond)
+					quiet.put(packet{frame: udp(18, 1)})
+					quiet.push()
+				}
+				during()
+			}
+		}
+		for i := 1; i < len(conns); i++ {
+			b.endless(i)
+		}
+		b.rounds(time.Second, func() {})
+		if packets < 100 || longest > 2*turn {
+			t.Errorf("%d packets waited for up to %v beside turns of %v", packets, longest, turn)
+		}
+	})
+}
+
+// TestSleepersGetNoMore: a guest that sleeps and comes back, whenever that brings it turns
+// before others, gets no more than its part.
+func TestSleepersGetNoMore(t *testing.T) {
+	inModes(t, allModes[:1], func(t *testing.T, m mode) {
+		for _, tt := range []struct {
+			name   string
+			turn   time.Duration // of the sleeper
+			burst  int           // packets, one turn each
+			pause  int           // turns of the other guest between two bursts
+			atMost float64
+		}{
+			{"short turns, short pauses", 20 * time.Microsecond, 5, 1, 0.52},
+			{"a part, short pauses", 245 * time.Microsecond, 1, 1, 0.52},
+			{"many parts", 245 * time.Microsecond, 10, 1, 0.52},
+			{"long turns", 490 * time.Microsecond, 1, 1, 0.52},
+			{"long pauses", 245 * time.Microsecond, 10, 20, 0.52},
+		} {
+			t.Run(tt.name, func(t *testing.T) {
+				b, _ := neighbours(t, m)
+				var used [2]time.Duration
+				b.cost(0, tt.turn, &used[0])
+				b.cost(1, 100*time.Microsecond, &used[1])
+				b.settle()
+				turns, packets, due := 0, 0, 0
+				busy := b.fronts[1].grants.during
+				b.fronts[1].grants.during = func() { busy(); turns++ }
+				sleeper := b.fronts[0].grants.during
+				b.fronts[0].grants.during = func() {
+					sleeper()
+					if packets++; packets%tt.burst != 0 {
+						b.one(0)
+					} else {
+						due = turns + tt.pause
+					}
+				}
+				b.endless(1)
+				b.rounds(2*time.Second, func() {
+					if b.fronts[0].answers(); b.fronts[0].tx.Free() == netif.TxRingSize && turns >= due {
+						b.one(0)
+					}
+				})
+				if share := used[0].Seconds() / 2; share > tt.atMost {
+					t.Errorf("%.3f of the time", share)
+				} else {
+					t.Logf("%.3f of the time", share)
+				}
+			})
 		}
 	})
 }
@@ -274,6 +473,7 @@ func TestSlowTurnsTakeLess(t *testing.T) {
 func TestMailWithinARound(t *testing.T) {
 	inModes(t, allModes[:1], func(t *testing.T, m mode) {
 		b, _ := neighbours(t, m)
+		b.settle()
 		var order []string
 		for i, f := range b.fronts {
 			f.grants.during = func() {

@@ -20,8 +20,8 @@ import (
 const (
 	// busyLimit bounds the work of a worker between two polls for events. A poll
 	// costs about as much as a small packet. A turn counts as one unit, and as one
-	// more for every slotsPerBusy slots; busyLimit units take some 200 µs. A measured
-	// turn of more than roundPart counts as busyLimit units.
+	// more for every slotsPerBusy slots; busyLimit units take some 200 µs. Measured time
+	// counts as well: roundPart is busyLimit units.
 	busyLimit    = 16
 	slotsPerBusy = 16
 
@@ -344,7 +344,7 @@ func (w *worker) run(started chan<- struct{}) {
 
 	for !w.closed {
 		switch {
-		case len(w.sched.ready) == 0:
+		case !w.sched.waits():
 			w.failed = w.poll(w.urge.patience(w.timeout()))
 		case w.busy >= busyLimit:
 			w.failed = w.poll(0)

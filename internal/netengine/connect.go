@@ -138,6 +138,7 @@ func (l *link) dataplaneConfig(s *Serving) dataplane.Config {
 		Coalesce:    s.Coalesce,
 		Paused:      s.Paused,
 		Limiter:     &l.limiter,
+		Weight:      l.weight,
 		Mcast:       &l.mcast,
 		Drain:       s.Drain,
 		Stall:       s.Stall,

@@ -72,6 +72,10 @@ type Link interface {
 	// connections.
 	SetRate(bytes uint64, interval time.Duration)
 
+	// SetWeight sets the vif's weight, as [dataplane.Conn.SetWeight] does; 1 at first. It
+	// outlives connections.
+	SetWeight(n int)
+
 	// Prepare maps the rings of a new connection, binds its channels, takes the journals
 	// and finds out whether the rings were served before. After an error, and in any
 	// case at the end, the connection has to be closed with Close.

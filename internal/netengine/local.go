@@ -32,6 +32,7 @@ type link struct {
 	// Settings that outlive a connection.
 	limiter dataplane.Limiter
 	mcast   dataplane.McastList
+	weight  int
 
 	conn *connection // nil: there is none
 }
@@ -55,6 +56,16 @@ type connection struct {
 
 // SetRate implements [Link].
 func (l *link) SetRate(bytes uint64, interval time.Duration) { l.limiter.Set(bytes, interval) }
+
+// SetWeight implements [Link].
+func (l *link) SetWeight(n int) {
+	l.weight = n
+	if c := l.conn; c != nil && c.data != nil {
+		var err error
+		l.cfg.Turn.Aside(func() { err = c.data.SetWeight(n) })
+		l.warn("weight not changed", err) // the worker has ended
+	}
+}
 
 // SetMcast implements [Link].
 func (l *link) SetMcast(on bool) { l.mcast.SetFilter(on) }

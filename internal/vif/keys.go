@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/netbackd/netbackd/internal/dataplane"
 	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
@@ -51,6 +52,19 @@ func parseRate(v string) (Rate, error) {
 		return Rate{}, nil
 	}
 	return Rate{Bytes: bytes, Interval: time.Duration(us) * time.Microsecond}, nil
+}
+
+// parseWeight parses the key "weight": a guest's part of a worker's time, beside guests with 1.
+// An empty value means 1.
+func parseWeight(v string) (int, error) {
+	if v == "" {
+		return 1, nil
+	}
+	n, err := strconv.ParseUint(v, 10, 8)
+	if err != nil || n < 1 || n > dataplane.MaxWeight {
+		return 0, &xenbus.KeyError{Key: "weight", Value: v, Want: fmt.Sprintf("a number from 1 to %d", dataplane.MaxWeight)}
+	}
+	return int(n), nil
 }
 
 // parseMAC parses six bytes in hex with colons. They must not be a group address.

@@ -192,3 +192,21 @@ func checkKeyError(t *testing.T, key, value string, err error) {
 		t.Errorf("%q: error node would be %q", value, text)
 	}
 }
+
+func TestParseWeight(t *testing.T) {
+	for _, tt := range []struct {
+		in   string
+		want int // 0: refused
+	}{
+		{"", 1}, {"1", 1}, {"2", 2}, {"16", 16}, {"016", 16},
+		{"0", 0}, {"17", 0}, {"-1", 0}, {"1.5", 0}, {"256", 0}, {"257", 0}, {"a", 0}, {" 1", 0}, {"1 ", 0}, {strings.Repeat("1", 5000), 0},
+	} {
+		got, err := parseWeight(tt.in)
+		if got != tt.want || (err != nil) != (tt.want == 0) {
+			t.Errorf("%.20q: %d, %v; want %d", tt.in, got, err, tt.want)
+		}
+		if err != nil {
+			checkKeyError(t, "weight", tt.in, err)
+		}
+	}
+}

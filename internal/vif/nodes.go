@@ -19,6 +19,7 @@ type nodes struct {
 	hasHotplug     bool
 	scriptErr      string // error text of the hotplug script, if it has failed
 	rate           string
+	weight         string
 	mac            string
 	bridge         string
 	script         string
@@ -69,6 +70,7 @@ func (n *nodes) readRest(ctx context.Context, r xenbus.Store, path string) error
 		n.scriptErr = text("hotplug-error")
 	}
 	n.rate = text("rate")
+	n.weight = text("weight")
 	n.mac = text("mac")
 	n.bridge = text("bridge")
 	n.script = text("script")

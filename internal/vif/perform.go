@@ -63,6 +63,7 @@ func (v *Vif) reconcileOnce(ctx context.Context) error {
 	v.reportScriptError(ctx)
 	v.closeSpareQueues()
 	v.applyRate(ctx)
+	v.applyWeight(ctx)
 	v.applyMulticast(ctx)
 	if err := v.applyHeadroom(); err != nil {
 		return err

@@ -29,6 +29,20 @@ func (v *Vif) applyRate(ctx context.Context) {
 	}
 }
 
+// applyWeight applies the toolstack's key "weight". A wrong value changes nothing.
+func (v *Vif) applyWeight(ctx context.Context) {
+	n, err := parseWeight(v.nodes.weight)
+	if err != nil {
+		v.reportError(ctx, "bad key", err)
+		return
+	}
+	if n != v.weight {
+		v.weight = n
+		v.link.SetWeight(n)
+		v.log.Info("weight changed", zap.Int("weight", n))
+	}
+}
+
 // applyMulticast turns the multicast filter on or off, as the frontend requests. It
 // reports an error in the frontend's keys, since these were read again for that.
 func (v *Vif) applyMulticast(ctx context.Context) {

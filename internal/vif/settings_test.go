@@ -44,6 +44,30 @@ func TestRateFollows(t *testing.T) {
 	check("unlimited", bad)
 }
 
+func TestWeightFollows(t *testing.T) {
+	w := newWorld(t)
+	w.attach("hotplug-status", "connected", "weight", "4")
+	check := func(want int, errorNode string) {
+		t.Helper()
+		w.settle()
+		if got := w.status().Weight; got != want {
+			t.Errorf("weight %d, want %d", got, want)
+		}
+		w.wantError(errorNode)
+	}
+	check(4, "-")
+	w.rings(1, false)
+	w.frontState(xenbus.Connected)
+	check(4, "-")
+	w.must(w.tool.Write(t.Context(), backDir+"/weight", "16"))
+	check(16, "-")
+	w.wantState("4")
+	w.must(w.tool.Remove(t.Context(), backDir+"/weight"))
+	check(1, "-")
+	w.must(w.tool.Write(t.Context(), backDir+"/weight", "17"))
+	check(1, `22 key "weight" is "17", want a number from 1 to 16`)
+}
+
 // TestMcastFollows: a frontend may ask for the filter while it is connected.
 func TestMcastFollows(t *testing.T) {
 	w := newWorld(t)

@@ -44,6 +44,7 @@ type Status struct {
 	ConfigMTU  int                `json:"mtu_configured,omitempty"` // set by the toolstack
 	GuestMTU   int                `json:"mtu_guest,omitempty"`      // the frontend's key mtu; 1500 if there is none
 	Rate       string             `json:"rate"`
+	Weight     int                `json:"weight"` // the guest's part of a worker's time beside guests with 1: the largest of its vifs
 	Features   []string           `json:"features"`
 	Headroom   int                `json:"xdp_headroom,omitempty"` // bytes before each packet to the guest
 	Mcast      []string           `json:"multicast"`
@@ -117,7 +118,7 @@ func (v *Vif) status() Status {
 		Hotplug: xenbus.Clip(v.nodes.hotplug), Quarantine: v.block.reason, Error: v.errorNode.Text(),
 		MAC: xenbus.Clip(v.nodes.mac), Bridge: xenbus.Clip(v.nodes.bridge), Script: xenbus.Clip(v.nodes.script),
 		ConfigMTU: mtuOf(v.nodes.mtu), GuestMTU: mtuOf(cmp.Or(v.guest.mtu, "1500")),
-		Rate:     v.rate.String(),
+		Rate: v.rate.String(), Weight: v.weight,
 		Features: []string{}, Mcast: []string{}, Queues: []QueueStatus{},
 	}
 	if v.tap != nil {

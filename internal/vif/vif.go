@@ -89,6 +89,7 @@ type Vif struct {
 	link   netengine.Link
 	conn   *connection // nil: there is none
 	rate   Rate
+	weight int
 	totals [dataplane.NumCounters]uint64 // of connections that have ended
 
 	// The record for a successor; record.go.
@@ -112,7 +113,7 @@ func New(cfg Config) *Vif {
 		cfg.Guest = budget.NewHost(budget.Turns).Guest()
 	}
 	v := &Vif{
-		cfg: cfg, log: cfg.Log, keptQueues: cfg.Kept,
+		cfg: cfg, log: cfg.Log, keptQueues: cfg.Kept, weight: 1,
 		mail:      device.NewMailbox(),
 		notices:   make(chan struct{}, 1),
 		work:      device.NewWork(cfg.Store, cfg.Guest),
