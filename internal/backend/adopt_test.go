@@ -71,8 +71,8 @@ func (w *world) awaitServed(b *Backend, want map[string]string) {
 	var diff string
 	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
 		got := map[string]string{}
-		for _, s := range b.List() {
-			got[s.Name] = s.ServedBy
+		for _, l := range b.Lines() {
+			got[l.Name] = l.ServedBy
 		}
 		if diff = cmp.Diff(want, got); diff == "" {
 			return

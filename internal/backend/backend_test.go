@@ -351,6 +351,11 @@ func TestXenstoreHangs(t *testing.T) {
 			list[1].Name != "vif2.0" || list[1].State != xenbus.InitWait {
 			t.Errorf("list %+v", list)
 		}
+		lines := b.Lines()
+		if len(lines) != 2 || lines[0].Name != "vif1.0" || lines[0].Error != list[0].Error ||
+			lines[1].Name != "vif2.0" || lines[1].State != xenbus.InitWait || lines[1].Error != "" {
+			t.Errorf("lines %+v", lines)
+		}
 		if err := b.Reset("vif1.0"); err == nil || !strings.Contains(err.Error(), "does not answer") {
 			t.Errorf("reset: %v", err)
 		}

@@ -3,10 +3,14 @@
 package backend
 
 import (
+	"cmp"
 	"context"
+	"slices"
+	"sync"
 
 	"github.com/netbackd/netbackd/internal/devices"
 	"github.com/netbackd/netbackd/internal/vif"
+	"github.com/netbackd/netbackd/pkg/tap"
 	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
@@ -37,6 +41,57 @@ func (b *Backend) Names() []string { return b.set.Names() }
 
 // List returns the status of all vifs, ordered by domain and number.
 func (b *Backend) List() []vif.Status { return b.set.List() }
+
+// Lines returns the lines of all vifs, ordered by domain and number. Only vifs that are busy
+// are asked.
+func (b *Backend) Lines() []vif.Line {
+	up, err := tap.Up()
+	if err != nil {
+		up = nil // each vif is asked
+	}
+	served := b.set.Served()
+	lines := make([]*vif.Line, len(served))
+	ctx, cancel := context.WithTimeout(context.Background(), devices.AnswerTimeout)
+	defer cancel()
+	var wg sync.WaitGroup
+	for i, v := range served {
+		ask := func() { lines[i] = b.line(ctx, v.Vif, up) }
+		if v.Busy() || up == nil {
+			wg.Go(ask)
+		} else {
+			ask()
+		}
+	}
+	wg.Wait()
+	var all []vif.Line
+	for _, s := range b.set.Others() {
+		all = append(all, s.Line())
+	}
+	for _, l := range lines {
+		if l != nil {
+			all = append(all, *l)
+		}
+	}
+	slices.SortFunc(all, func(a, b vif.Line) int {
+		return cmp.Or(cmp.Compare(a.Domid, b.Domid), cmp.Compare(a.Devid, b.Devid))
+	})
+	for _, v := range served {
+		v.Shown()
+	}
+	return all
+}
+
+// line returns the line of a vif, nil if the vif has ended.
+func (b *Backend) line(ctx context.Context, v *vif.Vif, up map[int]bool) *vif.Line {
+	l, ok := v.Line(ctx, up)
+	if !ok && ctx.Err() == nil {
+		return nil
+	}
+	if !ok {
+		l.Error = b.set.Silence()
+	}
+	return &l
+}
 
 // Status returns the status of one vif, by its name or by the present name of its
 // interface. If the status still has the revision after, Status waits for another revision

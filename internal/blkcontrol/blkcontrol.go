@@ -102,7 +102,7 @@ func Handler(daemon func() Daemon, src Source, notFound error) http.Handler {
 		return d
 	})
 	r.Get("/v1/names", func() any { return Names{Schema: Schema, Names: src.Names()} })
-	r.List("/v1/vbds", func() any { return Vbds{Schema: Schema, Vbds: src.List()} })
+	r.List("/v1/vbds", func(*http.Request) any { return Vbds{Schema: Schema, Vbds: src.List()} })
 	r.Call("GET /v1/vbds/{name}", func(q *http.Request) (any, error) {
 		after, err := control.Revision(q)
 		if err != nil {

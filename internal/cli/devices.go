@@ -18,21 +18,21 @@ import (
 	"github.com/netbackd/netbackd/internal/dataplane"
 	"github.com/netbackd/netbackd/internal/netcontrol"
 	"github.com/netbackd/netbackd/internal/vhostnet"
-	"github.com/netbackd/netbackd/internal/vif"
 )
 
-// vifsAndDevices asks the daemon, and each process of a vhost-user device. Without a daemon
-// there are no vifs, which is an error if there are no devices either.
-func vifsAndDevices(ctx context.Context, c *cobra.Command) ([]vif.Status, []vhostnet.Status, error) {
+// vifsAndDevices asks the daemon for its vifs with ask, and each process of a vhost-user
+// device. Without a daemon there are no vifs, which is an error if there are no devices either.
+func vifsAndDevices[V any](c *cobra.Command, ask func(*netcontrol.Client, context.Context) ([]V, error)) ([]V, []vhostnet.Status, error) {
+	ctx := c.Context()
 	devices, err := netcontrol.Devices(ctx, command.RunDir(c))
 	if err != nil {
 		return nil, nil, err
 	}
 	client := netcontrol.NewClient(command.SocketPath(c))
 	defer client.Close()
-	vifs, err := client.Vifs(ctx)
+	vifs, err := ask(client, ctx)
 	if errors.Is(err, control.ErrNotRunning) && len(devices) > 0 {
-		return []vif.Status{}, devices, nil
+		return []V{}, devices, nil
 	}
 	return vifs, devices, err
 }

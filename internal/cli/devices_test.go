@@ -53,7 +53,7 @@ func testDevices() []vhostnet.Status {
 
 func TestWriteDevices(t *testing.T) {
 	var b bytes.Buffer
-	if err := writeList(&b, testVifs()[:1], testDevices()); err != nil {
+	if err := writeList(&b, lines(testVifs()[:1]), testDevices()); err != nil {
 		t.Fatal(err)
 	}
 	golden(t, "list-devices", b.Bytes())

@@ -30,21 +30,30 @@ With --json it prints {"schema":1,"vifs":[...],"vhost_user":[...]}, each as in "
 		Example: "  netbackd list\n  netbackd list --json | jq '.vifs[] | {name, state}'",
 		Args:    command.Args(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error {
-			vifs, devices, err := vifsAndDevices(c.Context(), c)
+			if asJSON {
+				return listJSON(c)
+			}
+			vifs, devices, err := vifsAndDevices(c, (*netcontrol.Client).Lines)
 			if err != nil {
 				return err
-			}
-			for i := range vifs {
-				hideKey(&vifs[i])
-			}
-			if asJSON {
-				return command.WriteJSON(c.OutOrStdout(), listed{netcontrol.Vifs{Schema: netcontrol.Schema, Vifs: vifs}, devices})
 			}
 			return writeList(c.OutOrStdout(), vifs, devices)
 		},
 	}
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return c
+}
+
+// listJSON prints the whole status of all.
+func listJSON(c *cobra.Command) error {
+	vifs, devices, err := vifsAndDevices(c, (*netcontrol.Client).Vifs)
+	if err != nil {
+		return err
+	}
+	for i := range vifs {
+		hideKey(&vifs[i])
+	}
+	return command.WriteJSON(c.OutOrStdout(), listed{netcontrol.Vifs{Schema: netcontrol.Schema, Vifs: vifs}, devices})
 }
 
 // listed is the output of list --json.
@@ -54,7 +63,7 @@ type listed struct {
 }
 
 // writeList prints the table of vifs and devices.
-func writeList(w io.Writer, vifs []vif.Status, devices []vhostnet.Status) error {
+func writeList(w io.Writer, vifs []vif.Line, devices []vhostnet.Status) error {
 	if len(vifs)+len(devices) == 0 {
 		_, err := fmt.Fprintln(w, "no vifs")
 		return err
@@ -76,7 +85,7 @@ func writeList(w io.Writer, vifs []vif.Status, devices []vhostnet.Status) error 
 }
 
 // shownState returns the state, or a condition that matters more.
-func shownState(s *vif.Status) string {
+func shownState(s *vif.Line) string {
 	switch {
 	case s.ServedBy != "":
 		return s.ServedBy
@@ -89,7 +98,7 @@ func shownState(s *vif.Status) string {
 }
 
 // note returns the error of a vif, or the side that it waits for.
-func note(s *vif.Status) string {
+func note(s *vif.Line) string {
 	switch {
 	case s.ServedBy == "kernel":
 		return "served by xen-netback; `netbackd adopt " + s.Name + "` moves it"

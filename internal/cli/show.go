@@ -172,12 +172,13 @@ func completeVif(c *cobra.Command, a []string, _ string) (names []string, _ cobr
 func writeShow(w io.Writer, s *vif.Status, now time.Time) error {
 	t := command.Table(w)
 	row := func(k, format string, v ...any) { fmt.Fprintf(t, "%s\t%s\n", k, fmt.Sprintf(format, v...)) }
+	l := s.Line()
 	row("vif", "%s (domain %d, device %d)", s.Name, s.Domid, s.Devid)
 	if s.ServedBy != "" {
-		row("state", "%s: %s", shownState(s), note(s))
+		row("state", "%s: %s", shownState(&l), note(&l))
 		return t.Flush()
 	}
-	row("state", "%s, frontend %v, online %t", shownState(s), s.Frontend, s.Online)
+	row("state", "%s, frontend %v, online %t", shownState(&l), s.Frontend, s.Online)
 	if s.Quarantine != "" {
 		row("quarantine", "%s (`netbackd reset %s` lets it try again)", s.Quarantine, s.Name)
 	}

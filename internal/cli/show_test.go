@@ -117,9 +117,17 @@ func testVifs() []vif.Status {
 	return []vif.Status{busy, stalled, quarantined, waiting, failed}
 }
 
+// lines returns the lines of vifs.
+func lines(vifs []vif.Status) (list []vif.Line) {
+	for i := range vifs {
+		list = append(list, vifs[i].Line())
+	}
+	return list
+}
+
 func TestWriteList(t *testing.T) {
 	var b bytes.Buffer
-	if err := writeList(&b, testVifs(), nil); err != nil {
+	if err := writeList(&b, lines(testVifs()), nil); err != nil {
 		t.Fatal(err)
 	}
 	golden(t, "list", b.Bytes())
@@ -148,6 +156,7 @@ type fakeDaemon struct {
 }
 
 func (d *fakeDaemon) List() []vif.Status { return d.vifs }
+func (d *fakeDaemon) Lines() []vif.Line  { return lines(d.vifs) }
 
 func (d *fakeDaemon) Reset(name string) error {
 	d.resets = append(d.resets, name)

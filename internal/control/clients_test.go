@@ -34,7 +34,7 @@ func TestClientsThatHang(t *testing.T) {
 	src := &many{}
 	routes := NewRoutes(nil)
 	routes.Get("/v1/daemon", func() any { return 4711 })
-	routes.List("/v1/list", src.list)
+	routes.List("/v1/list", func(*http.Request) any { return src.list() })
 	path := filepath.Join(t.TempDir(), "control.sock")
 	l, err := Listen(testProgram, path)
 	if err != nil {

@@ -51,12 +51,12 @@ func (r *Routes) Get(path string, f func() any) {
 }
 
 // List is Get for answers that may be large: at most MaxLists are made at a time.
-func (r *Routes) List(path string, f func() any) {
+func (r *Routes) List(path string, f func(q *http.Request) any) {
 	r.mux.HandleFunc("GET "+path, func(w http.ResponseWriter, q *http.Request) {
 		select {
 		case r.lists <- struct{}{}:
 			defer func() { <-r.lists }()
-			answer(w, f())
+			answer(w, f(q))
 		case <-q.Context().Done():
 		}
 	})

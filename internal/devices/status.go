@@ -14,9 +14,9 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
-// answerTimeout bounds the time that Status and List wait for a device. A device that waits
+// AnswerTimeout bounds the time that Status and List wait for a device. A device that waits
 // for a hung xenstored does not answer, and an administrator wants the status just then.
-const answerTimeout = 2 * time.Second
+const AnswerTimeout = 2 * time.Second
 
 // entry is a device with its id.
 type entry[D any] struct {
@@ -35,6 +35,26 @@ func (s *Set[D, S]) snapshot() (served []entry[D], others map[xenbus.DeviceID]Re
 	s.mu.Unlock()
 	slices.SortFunc(served, func(a, b entry[D]) int { return a.id.Compare(b.id) })
 	return served, others
+}
+
+// Served returns the devices that the program serves, ordered by domain and number.
+func (s *Set[D, S]) Served() []D {
+	served, _ := s.snapshot()
+	list := make([]D, len(served))
+	for i, e := range served {
+		list[i] = e.device
+	}
+	return list
+}
+
+// Others returns the status of the devices that the program does not serve.
+func (s *Set[D, S]) Others() []S {
+	_, others := s.snapshot()
+	var list []S
+	for id, why := range others {
+		list = append(list, s.cfg.Kind.Other(id, why))
+	}
+	return list
 }
 
 // Find returns the device, if the program serves it.
@@ -78,16 +98,21 @@ func (s *Set[D, S]) Names() []string {
 
 // statusOf asks a device for its status. It returns false if the device has ended.
 func (s *Set[D, S]) statusOf(ctx context.Context, d D) (S, bool) {
-	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+	ctx, cancel := context.WithTimeout(ctx, AnswerTimeout)
 	defer cancel()
 	got, ok := d.Status(ctx)
 	if !ok && ctx.Err() == nil {
 		return got, false
 	}
 	if !ok {
-		got = s.cfg.Kind.Silent(got, "the "+s.cfg.One+" does not answer; is xenstored alive?")
+		got = s.cfg.Kind.Silent(got, s.Silence())
 	}
 	return got, true
+}
+
+// Silence returns the error of a device that does not answer within AnswerTimeout.
+func (s *Set[D, S]) Silence() string {
+	return "the " + s.cfg.One + " does not answer; is xenstored alive?"
 }
 
 // List returns the status of all devices, ordered by domain and number.
@@ -172,7 +197,7 @@ func (s *Set[D, S]) Reset(name string) error {
 	if !has {
 		return fmt.Errorf("%s: %w", name, s.cfg.NotFound)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), answerTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), AnswerTimeout)
 	defer cancel()
 	switch {
 	case d.Reset(ctx):

@@ -63,6 +63,15 @@ func (c *Client) Vifs(ctx context.Context) ([]vif.Status, error) {
 	return v.Vifs, Program.CheckSchema(v.Schema, Schema)
 }
 
+// Lines returns the part of the status of all vifs that a list shows.
+func (c *Client) Lines(ctx context.Context) ([]vif.Line, error) {
+	var l Lines
+	if err := c.Do(ctx, http.MethodGet, "/v1/vifs?brief", &l); err != nil {
+		return nil, err
+	}
+	return l.Vifs, Program.CheckSchema(l.Schema, Schema)
+}
+
 // Reset ends the quarantine of a vif.
 func (c *Client) Reset(ctx context.Context, name string) error {
 	return c.Do(ctx, http.MethodPost, vifPath(name)+"/reset", nil)

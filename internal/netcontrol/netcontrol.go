@@ -6,6 +6,7 @@
 //	GET  /v1/daemon                -> Daemon
 //	GET  /v1/names                 -> Names
 //	GET  /v1/vifs                  -> Vifs
+//	GET  /v1/vifs?brief            -> Lines; an older daemon answers with Vifs, which has all of it
 //	GET  /v1/vifs/{name}           -> Vif
 //	GET  /v1/vifs/{name}?after=N   -> Vif, once its revision is not N, or after 4 s
 //	POST /v1/vifs/{name}/reset     -> 204
@@ -70,6 +71,12 @@ type Vifs struct {
 	Vifs   []vif.Status `json:"vifs"`
 }
 
+// Lines is the list of vifs with the part that `netbackd list` shows.
+type Lines struct {
+	Schema int        `json:"schema"`
+	Vifs   []vif.Line `json:"vifs"`
+}
+
 // Vif is one vif.
 type Vif struct {
 	Schema int        `json:"schema"`
@@ -91,6 +98,7 @@ type Released struct {
 type Source interface {
 	Names() []string
 	List() []vif.Status
+	Lines() []vif.Line
 	Status(ctx context.Context, name string, after uint64) (vif.Status, error)
 	Reset(name string) error
 	CanAdopt(name string) error
@@ -104,7 +112,12 @@ func Handler(daemon func() Daemon, src Source, notFound error) http.Handler {
 	r := control.NewRoutes(notFound)
 	r.Get("/v1/daemon", func() any { return withSchema(daemon()) })
 	r.Get("/v1/names", func() any { return Names{Schema: Schema, Names: src.Names()} })
-	r.List("/v1/vifs", func() any { return Vifs{Schema: Schema, Vifs: src.List()} })
+	r.List("/v1/vifs", func(q *http.Request) any {
+		if q.URL.Query().Has("brief") {
+			return Lines{Schema: Schema, Vifs: src.Lines()}
+		}
+		return Vifs{Schema: Schema, Vifs: src.List()}
+	})
 	r.Call("GET /v1/vifs/{name}", func(q *http.Request) (any, error) {
 		after, err := control.Revision(q)
 		if err != nil {

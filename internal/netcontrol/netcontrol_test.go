@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"go.uber.org/goleak"
 
 	"github.com/netbackd/netbackd/internal/control"
@@ -34,6 +35,13 @@ func (s *source) List() []vif.Status {
 		{Name: "vif1.0", Domid: 1, State: xenbus.Connected, Features: []string{"sg"}, Counters: map[string]uint64{"tx_packets": 1 << 60}},
 		{Name: "vif2.0", Domid: 2, State: xenbus.InitWait, Waits: "the guest"},
 	}
+}
+
+func (s *source) Lines() (lines []vif.Line) {
+	for _, v := range s.List() {
+		lines = append(lines, v.Line())
+	}
+	return lines
 }
 
 func (s *source) Names() []string { return []string{"vif1.0", "vif2.0"} }
@@ -129,6 +137,18 @@ func TestQuestions(t *testing.T) {
 		t.Errorf("unexpected vifs (-want +got):\n%s", diff)
 	}
 
+	lines, err := c.Lines(ctx)
+	if diff := cmp.Diff(src.Lines(), lines); diff != "" || err != nil {
+		t.Errorf("unexpected lines, error %v (-want +got):\n%s", err, diff)
+	}
+	// An older daemon answers with the whole status.
+	all := Lines{}
+	if err := c.Do(ctx, http.MethodGet, "/v1/vifs", &all); err != nil {
+		t.Error(err)
+	}
+	if diff := cmp.Diff(src.Lines(), all.Vifs, cmpopts.EquateEmpty()); diff != "" {
+		t.Errorf("unexpected lines of a status (-want +got):\n%s", diff)
+	}
 	names, err := c.Names(ctx)
 	if diff := cmp.Diff([]string{"vif1.0", "vif2.0"}, names); diff != "" || err != nil {
 		t.Errorf("unexpected names, error %v (-want +got):\n%s", err, diff)

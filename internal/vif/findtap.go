@@ -73,21 +73,23 @@ func (v *Vif) findTap() (*foundTap, error) {
 // If everywhere is set, it also searches all namespaces that have a number in the daemon's
 // own one. Each namespace in which the daemon has seen a TAP has such a number.
 func findByAltName(alt string, everywhere bool) (*foundTap, error) {
-	networks := []int{ownNetwork}
-	if everywhere {
-		others, err := tap.Numbers()
-		if err != nil {
-			return nil, fmt.Errorf("list network namespaces: %w", err)
-		}
-		networks = append(networks, others...)
+	link, err := tap.LinkIn(ownNetwork, alt)
+	if err == nil {
+		return &foundTap{link: link, network: ownNetwork, hasAlt: true}, nil
 	}
-	for _, n := range networks {
-		link, err := tap.LinkIn(n, alt)
-		if err == nil {
+	if !errors.As(err, new(netlink.LinkNotFoundError)) {
+		return nil, err
+	}
+	if !everywhere {
+		return nil, nil
+	}
+	others, err := tap.Numbers()
+	if err != nil {
+		return nil, fmt.Errorf("list network namespaces: %w", err)
+	}
+	for _, n := range others {
+		if link, err := tap.LinkIn(n, alt); err == nil {
 			return &foundTap{link: link, network: n, hasAlt: true}, nil
-		}
-		if n == ownNetwork && !errors.As(err, new(netlink.LinkNotFoundError)) {
-			return nil, err
 		}
 		// The daemon has no TAP in a namespace that is gone by now, or that it may not
 		// search.

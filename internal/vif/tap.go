@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"slices"
 	"strings"
 	"time"
 
@@ -131,7 +132,10 @@ func (v *Vif) tapConfig() tap.Config {
 func isUserspaceBridge(name string) bool {
 	base, _, _ := strings.Cut(name, ":")
 	short, _, _ := strings.Cut(base, ".")
-	for _, n := range []string{name, base, short} {
+	for _, n := range slices.Compact([]string{name, base, short}) {
+		if n == "" {
+			continue // no bridge
+		}
 		if l, err := netlink.LinkByName(n); err == nil {
 			_, is := l.(*netlink.Tuntap)
 			return is

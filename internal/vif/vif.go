@@ -5,6 +5,7 @@ package vif
 import (
 	"context"
 	"runtime/debug"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -99,7 +100,10 @@ type Vif struct {
 	errorNode device.ErrorNode
 	busySince time.Time // see waitWhileBusy; zero: nothing that the vif needs is in use
 
-	revision *device.Revision[gist] // revision.go
+	revision *device.Revision[gist]  // revision.go
+	outline  atomic.Pointer[outline] // line.go; nil before the first turn
+	busy     atomic.Bool             // it is in a turn, or waits for one
+	shown    chan struct{}           // its counters were shown
 	alarm    device.Alarm
 	work     *device.Work // the Store, and the turn: the goroutine holds it except while it waits
 }
@@ -121,7 +125,9 @@ func New(cfg Config) *Vif {
 		errorNode: device.NewErrorNode(cfg.ErrorPath, cfg.Log),
 		alarm:     device.NewAlarm(),
 		revision:  device.NewRevision[gist](),
+		shown:     make(chan struct{}, 1),
 	}
+	v.busy.Store(true) // until the end of the first turn
 	v.cfg.Store = v.work
 	v.link = cfg.Engine.Open(netengine.LinkConfig{
 		Domid: cfg.ID.Domid, Name: cfg.ID.String(), Log: cfg.Log,
@@ -187,6 +193,9 @@ func (v *Vif) Run(ctx context.Context) {
 		case <-v.notices:
 			v.inTurn(ctx, func() { v.handleNotices(ctx) })
 			continue
+		case <-v.shown:
+			v.inTurn(ctx, func() { v.saveCounters(time.Now()) })
+			continue
 		case <-v.mail.Poked:
 			v.unread |= unread(v.mail.Changed())
 		case <-v.alarm.C():
@@ -215,10 +224,13 @@ func (v *Vif) Run(ctx context.Context) {
 
 // inTurn runs f within the vif's turn, and keeps a panic in f from ending the process.
 func (v *Vif) inTurn(ctx context.Context, f func()) {
+	v.busy.Store(true)
 	device.Apart(func() {
 		v.work.Turn().Do(func() { v.guard(ctx, f) })
 		v.revision.Update(v.gist())
+		v.expose()
 	})
+	v.busy.Store(false)
 }
 
 // guard runs f and quarantines the vif if f panics. If that panics as well, the connection's

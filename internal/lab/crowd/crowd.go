@@ -5,9 +5,11 @@ package crowd
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 
 	"github.com/netbackd/netbackd/internal/lab"
+	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
@@ -23,20 +25,20 @@ func New(l *lab.Lab) *Crowd { return &Crowd{lab: l} }
 // atOnce is the number of guests for which the toolstack and the frontends work at a time.
 const atOnce = 4
 
-// each calls f for every guest of a list, for atOnce of them at a time, and returns all
+// each calls f for every element of a list, for atOnce of them at a time, and returns all
 // errors.
-func each(guests []*Guest, f func(i int, g *Guest) error) error {
+func each[T any](list []T, f func(i int, e T) error) error {
 	next := make(chan int)
-	errs := make([]error, len(guests))
+	errs := make([]error, len(list))
 	var wg sync.WaitGroup
-	for range min(atOnce, len(guests)) {
+	for range min(atOnce, len(list)) {
 		wg.Go(func() {
 			for i := range next {
-				errs[i] = f(i, guests[i])
+				errs[i] = f(i, list[i])
 			}
 		})
 	}
-	for i := range guests {
+	for i := range list {
 		next <- i
 	}
 	close(next)
@@ -47,16 +49,18 @@ func each(guests []*Guest, f func(i int, g *Guest) error) error {
 // Add makes n domains with a vif each. Their vifs are in InitWait, and their hotplug scripts
 // are done.
 func (c *Crowd) Add(ctx context.Context, n, queues int) ([]*Guest, error) {
-	added := make([]*Guest, n)
-	err := each(added, func(i int, _ *Guest) (err error) {
-		added[i], err = newGuest(ctx, c.lab, queues)
+	return c.AddDomains(ctx, n, 1, queues)
+}
+
+// AddDomains makes n domains with so many vifs each, as Add does.
+func (c *Crowd) AddDomains(ctx context.Context, n, vifs, queues int) (added []*Guest, err error) {
+	domains := make([][]*Guest, n)
+	err = each(domains, func(i int, _ []*Guest) (err error) {
+		domains[i], err = newDomain(ctx, c.lab, vifs, queues)
 		return err
 	})
-	for _, g := range added {
-		if g != nil {
-			c.Guests = append(c.Guests, g)
-		}
-	}
+	added = slices.Concat(domains...)
+	c.Guests = append(c.Guests, added...)
 	return added, err
 }
 
@@ -90,8 +94,14 @@ func (c *Crowd) Disconnect(ctx context.Context, guests []*Guest) error {
 
 // Destroy ends all domains, as `xl destroy` does: their vifs and TAPs are removed.
 func (c *Crowd) Destroy(ctx context.Context) error {
-	err := each(c.Guests, func(_ int, g *Guest) error {
-		_, err := c.lab.Destroy(ctx, g.Domid)
+	var domids []xen.Domid
+	for _, g := range c.Guests {
+		if !slices.Contains(domids, g.Domid) {
+			domids = append(domids, g.Domid)
+		}
+	}
+	err := each(domids, func(_ int, domid xen.Domid) error {
+		_, err := c.lab.Destroy(ctx, domid)
 		return err
 	})
 	for _, g := range c.Guests {

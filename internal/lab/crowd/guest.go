@@ -21,9 +21,10 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
-// Guest is a domain with one vif.
+// Guest is the frontend of one vif. A domain with several vifs has several of them.
 type Guest struct {
 	Domid  xen.Domid
+	Devid  int
 	Queues []Queue
 
 	lab    *lab.Lab
@@ -34,11 +35,14 @@ type Guest struct {
 
 // Queue is a queue of a guest: its rings and its event channel.
 type Queue struct {
-	Rings *gntalloc.Pages // tx, then rx
+	Rings *gntalloc.Pages // tx, rx, and a page of data
 	Tx    *netif.TxFront
 	Rx    *netif.RxFront
 	Port  evtchn.Port
 }
+
+// queuePages is the number of pages of a queue.
+const queuePages = 3
 
 // up plays a hotplug script that brings the interface up and adds it to no bridge.
 func up(ctx context.Context, s *xenstore.Client, h lab.Hotplug) error {
@@ -55,20 +59,24 @@ func up(ctx context.Context, s *xenstore.Client, h lab.Hotplug) error {
 	return s.Write(ctx, h.Back+"/hotplug-status", "connected")
 }
 
-// newGuest makes a domain with a vif, and rings for it. The vif is in InitWait, and its
-// hotplug script is done.
-func newGuest(ctx context.Context, l *lab.Lab, queues int) (_ *Guest, err error) {
-	g := &Guest{lab: l}
-	if g.Domid, err = l.CreateDomain(ctx, "crowd", simclient.DomainConfig{GntallocLimit: 8192}); err != nil {
+// newDomain makes a domain with vifs of so many queues each, and rings for them. The vifs are
+// in InitWait, and their hotplug scripts are done.
+func newDomain(ctx context.Context, l *lab.Lab, vifs, queues int) (guests []*Guest, err error) {
+	domid, err := l.CreateDomain(ctx, "crowd", simclient.DomainConfig{GntallocLimit: 8192})
+	if err != nil {
 		return nil, err
 	}
-	if err := l.Attach(ctx, g.Domid, lab.VifConfig{Script: up}); err != nil {
-		return nil, err
+	for devid := range vifs {
+		g := &Guest{Domid: domid, Devid: devid, lab: l}
+		guests = append(guests, g)
+		if err := l.Attach(ctx, domid, lab.VifConfig{Devid: devid, Script: up}); err != nil {
+			return guests, err
+		}
+		if err := g.open(queues); err != nil {
+			return guests, errors.Join(err, g.leave())
+		}
 	}
-	if err := g.open(queues); err != nil {
-		return nil, errors.Join(err, g.leave())
-	}
-	return g, nil
+	return guests, nil
 }
 
 // open opens the guest's devices and makes its rings.
@@ -84,14 +92,14 @@ func (g *Guest) open(queues int) (err error) {
 	}
 	for range queues {
 		var q Queue
-		if q.Rings, err = g.pages.Alloc(xen.Dom0, 2, true); err != nil {
+		if q.Rings, err = g.pages.Alloc(xen.Dom0, queuePages, true); err != nil {
 			return err
 		}
 		mem := q.Rings.Bytes()
 		if q.Tx, err = netif.InitTx(mem[:netif.PageSize]); err != nil {
 			return err
 		}
-		if q.Rx, err = netif.InitRx(mem[netif.PageSize:]); err != nil {
+		if q.Rx, err = netif.InitRx(mem[netif.PageSize : 2*netif.PageSize]); err != nil {
 			return err
 		}
 		if q.Port, err = g.events.BindUnbound(xen.Dom0); err != nil {
@@ -121,7 +129,7 @@ func (g *Guest) leave() error {
 }
 
 // VifName returns the name of the guest's vif.
-func (g *Guest) VifName() string { return xenbus.VifID{Domid: g.Domid}.String() }
+func (g *Guest) VifName() string { return xenbus.VifID{Domid: g.Domid, Devid: g.Devid}.String() }
 
 // keys returns the nodes of the frontend.
 func (g *Guest) keys() map[string]string {
@@ -143,7 +151,7 @@ func (g *Guest) keys() map[string]string {
 
 // offer writes the keys and Connected. It does not wait for the backend.
 func (g *Guest) offer(ctx context.Context) error {
-	dir := g.lab.FrontPath(g.Domid, 0)
+	dir := g.lab.FrontPath(g.Domid, g.Devid)
 	for k, v := range g.keys() {
 		if err := g.lab.Store().Write(ctx, dir+"/"+k, v); err != nil {
 			return err
@@ -154,10 +162,10 @@ func (g *Guest) offer(ctx context.Context) error {
 
 // show writes the frontend's state.
 func (g *Guest) show(ctx context.Context, s xenbus.State) error {
-	return g.lab.Store().Write(ctx, g.lab.FrontPath(g.Domid, 0)+"/state", s.Value())
+	return g.lab.Store().Write(ctx, g.lab.FrontPath(g.Domid, g.Devid)+"/state", s.Value())
 }
 
 // await waits until the backend is in one of the states.
 func (g *Guest) await(ctx context.Context, states ...xenbus.State) error {
-	return g.lab.BackState(ctx, g.Domid, 0, states...)
+	return g.lab.BackState(ctx, g.Domid, g.Devid, states...)
 }
