@@ -6,12 +6,14 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
 	"github.com/netbackd/netbackd/internal/lab/bench"
 	"github.com/netbackd/netbackd/internal/lab/crowd"
 	"github.com/netbackd/netbackd/internal/lab/plot"
+	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // envBench is the directory for the figures of TestBench. Without it TestBench is skipped.
@@ -39,7 +41,10 @@ func TestBench(t *testing.T) {
 	h := newHost(t)
 	memory := h.grow(rep)
 	h.idle(rep)
+	h.list(rep)
+	h.takeovers(rep)
 	h.tearDown(rep)
+	h.few(rep)
 	rep.Seconds = time.Since(begun).Seconds()
 	h.must(rep.Print(os.Stdout))
 	h.must(rep.WriteJSON(filepath.Join(dir, "scale-daemon.json")))
@@ -66,6 +71,7 @@ func (h *host) grow(rep *bench.Report) plot.Lines {
 	var private, rings []plot.Point
 	var attach, attachCPU, connect, connectCPU time.Duration
 	var base, last crowd.Usage
+	kernel := h.kernelMemory()
 	have := 0
 	for i, n := range benchVifs {
 		var guests []*crowd.Guest
@@ -85,8 +91,10 @@ func (h *host) grow(rep *bench.Report) plot.Lines {
 	rep.Method = append(rep.Method,
 		fmt.Sprintf("%.1f s passed until %d vifs were attached, of which the daemon ran for %.1f s, and %.1f s until they were connected. The daemon has %d threads.",
 			attach.Seconds(), have, attachCPU.Seconds(), connect.Seconds(), len(last.Threads)))
+	kernel = h.kernelMemory() - kernel
 	each := perVif(base, last, have-benchVifs[1])
 	rep.AtMost("P14", "KiB of the daemon for each connected vif, beyond the mapped rings", float64(each)/1024, vifMemory/1024, false)
+	rep.AtMost("P14", "kB of the kernel for each of them, with its TAP, and with its guest on the embedded Xen", float64(kernel)/1000/float64(have), kernelMemory/1000, false)
 	rep.AtMost("P14", fmt.Sprintf("seconds to connect %d vifs", have), connectCPU.Seconds(), 3, false)
 	return plot.Lines{
 		Title: "Memory of the daemon by the number of connected vifs", X: "vifs", Y: "MiB",
@@ -116,4 +124,51 @@ func (h *host) tearDown(rep *bench.Report) {
 	removed, more := h.timed(func() error { return h.Destroy(h.ctx) })
 	rep.AtMost("P14", fmt.Sprintf("seconds to remove %d vifs with their TAPs", n), more.Seconds(), 3, false)
 	rep.Method = append(rep.Method, fmt.Sprintf("%.1f s passed until the connections were closed, %.1f s until the vifs were removed.", took.Seconds(), removed.Seconds()))
+}
+
+// kernelMemory is the bar for the kernel's memory of a vif, in bytes.
+const kernelMemory = 250_000
+
+// kernelMemory returns the memory that the kernel uses for itself.
+func (h *host) kernelMemory() int64 {
+	h.tb.Helper()
+	n, err := crowd.KernelMemory()
+	h.must(err)
+	return n
+}
+
+// list measures `netbackd list`.
+func (h *host) list(rep *bench.Report) {
+	h.tb.Helper()
+	rep.AtMost("P16", fmt.Sprintf("milliseconds of netbackd list, daemon and command, with %d vifs", len(h.Guests)), h.listed(9).Seconds()*1000, 100, false)
+}
+
+// takeovers kills the daemon again and again, and measures its successors.
+func (h *host) takeovers(rep *bench.Report) {
+	h.tb.Helper()
+	const rounds = 5
+	took, cpu := make([]time.Duration, rounds), make([]time.Duration, rounds)
+	for i := range rounds {
+		took[i], cpu[i] = h.takeover()
+	}
+	slices.Sort(took)
+	slices.Sort(cpu)
+	domains := map[xen.Domid]bool{}
+	for _, g := range h.Guests {
+		domains[g.Domid] = true
+	}
+	what := fmt.Sprintf("%d vifs of %d domains", len(h.Guests), len(domains))
+	rep.AtMost("P16", "seconds until a successor serves "+what+", since the start of its process", took[rounds/2].Seconds(), 3, false)
+	rep.Method = append(rep.Method, fmt.Sprintf("A successor of a killed daemon used %.1f s of processor time until it served %s.", cpu[rounds/2].Seconds(), what))
+}
+
+// few measures a few domains with many vifs each: what a domain may cause is bounded, and they
+// share that.
+func (h *host) few(rep *bench.Report) {
+	h.tb.Helper()
+	guests, err := h.AddDomains(h.ctx, 10, 100, 1)
+	h.must(err)
+	h.must(h.Connect(h.ctx, guests))
+	h.takeovers(rep)
+	h.list(rep)
 }

@@ -32,10 +32,14 @@ func TestMain(m *testing.M) {
 // host is a host with a crowd.
 type host struct {
 	*crowd.Crowd
+	exe string // netbackd-lab
 	lab *lab.Lab
 	tb  testing.TB
 	ctx context.Context
 }
+
+// envExe is a netbackd-lab to measure, such as an older one. Without it the present one is built.
+const envExe = "SCALE_EXE"
 
 // newHost builds netbackd and starts it on an embedded Xen.
 func newHost(tb testing.TB) *host {
@@ -51,13 +55,23 @@ func newHost(tb testing.TB) *host {
 		tb.Fatal(err)
 	}
 	tb.Cleanup(func() { _ = os.RemoveAll(dir) })
+	if exe := os.Getenv(envExe); exe != "" {
+		return startHost(tb, exe, dir)
+	}
 	exe := filepath.Join(dir, "netbackd-lab")
 	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", exe, "github.com/netbackd/netbackd/cmd/netbackd-lab")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if said, err := build.CombinedOutput(); err != nil {
 		tb.Fatalf("build netbackd-lab: %v\n%s", err, said)
 	}
-	h := &host{tb: tb, ctx: context.Background()}
+	return startHost(tb, exe, dir)
+}
+
+// startHost starts a host with a program that was built.
+func startHost(tb testing.TB, exe, dir string) (h *host) {
+	tb.Helper()
+	var err error
+	h = &host{exe: exe, tb: tb, ctx: context.Background()}
 	if h.lab, err = lab.New(h.ctx, lab.Options{Exe: exe, Dir: dir}); err != nil {
 		tb.Fatal(err)
 	}

@@ -5,6 +5,7 @@ package crowd
 import (
 	"bufio"
 	"bytes"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -15,11 +16,13 @@ import (
 	"time"
 )
 
-// Usage has the resources that a process has used since its start, and its present memory.
+// Usage has the resources that a process, and those that it has started, have used since their
+// start, and their present memory.
 type Usage struct {
+	PIDs     []int // the process, then those that it has started
 	Threads  map[int]Thread
 	Memory   Memory
-	Switches uint64        // of all its threads that have not ended: each one is a wake, or the loss of a processor
+	Switches uint64        // of all their threads that have not ended: each one is a wake, or the loss of a processor
 	CPU      time.Duration // of those threads
 }
 
@@ -41,31 +44,83 @@ type Memory struct {
 // All returns all resident memory.
 func (m Memory) All() int64 { return m.Anon + m.File + m.Shmem }
 
-// Read reads the usage of a process.
+// Read reads the usage of a process, and of those that it has started.
 func Read(pid int) (Usage, error) {
 	u := Usage{Threads: map[int]Thread{}}
+	var err error
+	if u.PIDs, err = family(pid); err != nil {
+		return u, err
+	}
+	for i, p := range u.PIDs {
+		err := u.add(p)
+		if err != nil && (i == 0 || !errors.Is(err, os.ErrProcessDone)) {
+			return u, err
+		}
+	}
+	return u, nil
+}
+
+// family returns a process and those that it has started, by the parents of all processes.
+func family(pid int) ([]int, error) {
+	files, err := filepath.Glob("/proc/[0-9]*/stat")
+	if err != nil {
+		return nil, err
+	}
+	children := map[int][]int{}
+	for _, path := range files {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			continue // it has just ended
+		}
+		words := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:])) // the name before may have any character
+		if len(words) < 2 {
+			return nil, fmt.Errorf("%s: no parent", path)
+		}
+		parent, err := strconv.Atoi(words[1])
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", path, err)
+		}
+		child, err := strconv.Atoi(filepath.Base(filepath.Dir(path)))
+		if err != nil {
+			return nil, err
+		}
+		children[parent] = append(children[parent], child)
+	}
+	all := []int{pid}
+	for i := 0; i < len(all); i++ { // all grows meanwhile
+		all = append(all, children[all[i]]...)
+	}
+	return all, nil
+}
+
+// add adds the usage of one process. It returns os.ErrProcessDone if it has ended.
+func (u *Usage) add(pid int) error {
 	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", pid))
 	if err != nil || len(tasks) == 0 {
-		return u, fmt.Errorf("process %d: %w", pid, os.ErrProcessDone)
+		return fmt.Errorf("process %d: %w", pid, os.ErrProcessDone)
 	}
 	for _, dir := range tasks {
 		tid, err := strconv.Atoi(filepath.Base(dir))
 		if err != nil {
-			return u, err
+			return err
 		}
 		t, err := readThread(dir)
 		if os.IsNotExist(err) {
 			continue // it has just ended
 		}
 		if err != nil {
-			return u, err
+			return err
 		}
 		u.Threads[tid] = t
 		u.Switches += t.Switches
 		u.CPU += t.CPU
 	}
-	u.Memory, err = readMemory(pid)
-	return u, err
+	m, err := readMemory(pid)
+	if os.IsNotExist(err) {
+		return fmt.Errorf("process %d: %w", pid, os.ErrProcessDone)
+	}
+	u.Memory = Memory{u.Memory.Anon + m.Anon, u.Memory.File + m.File, u.Memory.Shmem + m.Shmem, u.Memory.Page + m.Page}
+	return err
 }
 
 // readThread reads the usage of one thread from its directory in proc(5).
