@@ -101,6 +101,9 @@ type Link interface {
 	Status() Status
 	// Counters returns the sums of its counters. It does not wait.
 	Counters() [dataplane.NumCounters]uint64
+	// Counting returns the counters of the connection for other goroutines; nil if none
+	// was started.
+	Counting() Counting
 	// RingsRenewed reports whether the frontend has initialised a ring again.
 	RingsRenewed() bool
 	// ChannelsRenewed reports whether the frontend has allocated its event channels
@@ -114,6 +117,13 @@ type Link interface {
 
 	// End ends the link, which has no connection any more.
 	End()
+}
+
+// Counting has the counters of one connection. Any goroutine may read them, also after the end
+// of the connection. Values of it are comparable.
+type Counting interface {
+	// Counters returns the sums of the counters. It does not wait.
+	Counters() [dataplane.NumCounters]uint64
 }
 
 // Rings names the rings and channels of a connection.

@@ -116,6 +116,22 @@ func (c *connection) counters() (sum [dataplane.NumCounters]uint64) {
 	if c.data == nil {
 		return sum
 	}
+	return counting{c.data}.Counters()
+}
+
+// Counting implements [Link].
+func (l *link) Counting() Counting {
+	if l.conn == nil || l.conn.data == nil {
+		return nil
+	}
+	return counting{l.conn.data}
+}
+
+// counting is a Counting of this process.
+type counting struct{ data *dataplane.Conn }
+
+// Counters implements [Counting].
+func (c counting) Counters() (sum [dataplane.NumCounters]uint64) {
 	for i := range c.data.Queues() {
 		n := c.data.Stats(i).Snapshot()
 		AddCounters(&sum, &n)

@@ -6,6 +6,7 @@ import (
 	"context"
 
 	"github.com/netbackd/netbackd/internal/dataplane"
+	"github.com/netbackd/netbackd/internal/netengine"
 	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenbus"
 )
@@ -46,7 +47,9 @@ type outline struct {
 	tap               int  // index of the TAP; 0: there is none
 	elsewhere         bool // it is in another network namespace
 	features          features
-	data              *dataplane.Conn // nil: there is no connection
+	connected         bool
+	queues            int
+	live              netengine.Counting // nil: nothing counts
 	totals            [dataplane.NumCounters]uint64
 }
 
@@ -60,7 +63,8 @@ func (v *Vif) expose() {
 		o.tap, o.elsewhere = v.tap.Index(), v.elsewhere
 	}
 	if c := v.conn; c != nil {
-		o.features, o.data = c.frontend.features, c.data
+		o.features, o.connected, o.queues = c.frontend.features, true, len(c.frontend.queues)
+		o.live = v.link.Counting()
 		for _, s := range c.stalled {
 			o.stalled = o.stalled || s
 		}
@@ -103,13 +107,12 @@ func (v *Vif) Line(ctx context.Context, up map[int]bool) (l Line, ok bool) {
 		l.Waits = o.waitsUp
 	}
 	totals := o.totals
-	if o.data != nil {
-		l.Features = o.features.names()
-		l.Queues = make([]struct{}, o.data.Queues())
-		for i := range l.Queues {
-			n := o.data.Stats(i).Snapshot()
-			addCounters(&totals, &n)
-		}
+	if o.connected {
+		l.Features, l.Queues = o.features.names(), make([]struct{}, o.queues)
+	}
+	if o.live != nil {
+		n := o.live.Counters()
+		netengine.AddCounters(&totals, &n)
 	}
 	for c, n := range totals {
 		if n != 0 && isListed(dataplane.Counter(c)) {
