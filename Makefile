@@ -14,7 +14,7 @@ BIN     ?= bin/netbackd
 BLKBIN  ?= bin/blkbackd
 DIST    ?= dist
 
-.PHONY: build lab lab-net lab-blk demo demo-blk test test-all test-xen test-arm64 bench bench-scale bench-vhost bench-xen bench-blk bench-blk-embedded lint fuzz fuzz-long kill cross install deb deb-pair clean
+.PHONY: build lab lab-net lab-blk demo demo-blk test test-all test-xen test-arm64 bench bench-scale bench-vhost bench-xen bench-blk bench-blk-embedded fair lint fuzz fuzz-long kill cross install deb deb-pair clean
 
 build: ## bin/netbackd and bin/blkbackd, static
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/netbackd
@@ -61,6 +61,9 @@ bench-vhost: build ## vhost-user devices against DPDK's vhost, QEMU's tap, passt
 
 bench-scale: build ## the cost of many vifs and queues, in the data path and of the whole daemon
 	./test/bench-scale
+
+fair: ## what guests keep beside hostile ones, each hostile load in turn
+	./test/fair/run
 
 bench: build ## the data path against bare system calls on the same TAP
 	./test/bench

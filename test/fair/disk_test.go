@@ -1,0 +1,237 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package fair
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"text/tabwriter"
+	"time"
+
+	"github.com/netbackd/netbackd/internal/lab/blkfront"
+	"github.com/netbackd/netbackd/internal/lab/blkguest"
+	"github.com/netbackd/netbackd/internal/lab/blklab"
+	"github.com/netbackd/netbackd/internal/lab/crowd"
+	"github.com/netbackd/netbackd/internal/lab/diskcheck"
+	"github.com/netbackd/netbackd/internal/lab/hostile"
+	"github.com/netbackd/netbackd/internal/lab/xensim/simclient"
+	"github.com/netbackd/netbackd/internal/lab/xensim/toolstack"
+)
+
+// envDiskExe names the program blkbackd-lab that is measured. Empty: that of this tree.
+const envDiskExe = "FAIR_DISK_EXE"
+
+// diskLoad is a hostile load on a disk.
+type diskLoad struct {
+	name       string
+	kind       hostile.Kind
+	persistent bool
+}
+
+// diskLoads are all loads on disks, each on 8 queues.
+var diskLoads = []diskLoad{
+	{name: "disk-writes", kind: hostile.DiskWrites},
+	{name: "disk-random", kind: hostile.DiskRandom},
+	{name: "disk-bad", kind: hostile.DiskBad},
+	{name: "disk-flush", kind: hostile.DiskFlush},
+	{name: "disk-discard", kind: hostile.DiskDiscard},
+	{name: "disk-churn", kind: hostile.DiskChurn, persistent: true},
+}
+
+// diskHost is a host with blkbackd. Its disks are files on a tmpfs, so that the loads meet no
+// limit of a disk, and disturb nobody who uses one.
+type diskHost struct {
+	*blklab.Lab
+	*host
+	dir    string
+	images int
+}
+
+const diskSize = 64 << 20
+
+// newDiskHost starts blkbackd on an embedded Xen.
+func newDiskHost(tb testing.TB) *diskHost {
+	tb.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Minute)
+	tb.Cleanup(cancel)
+	dir, err := os.MkdirTemp("/dev/shm", "nbd")
+	if err != nil {
+		tb.Skip("no tmpfs for the disks")
+	}
+	tb.Cleanup(func() { _ = os.RemoveAll(dir) })
+	exe := os.Getenv(envDiskExe)
+	if exe == "" {
+		exe = filepath.Join(dir, "blkbackd-lab")
+		build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", exe, "github.com/netbackd/netbackd/cmd/blkbackd-lab")
+		build.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if said, err := build.CombinedOutput(); err != nil {
+			tb.Fatalf("build blkbackd-lab: %v\n%s", err, said)
+		}
+	}
+	h := &diskHost{host: &host{tb: tb, ctx: ctx, exe: exe}, dir: dir}
+	h.Lab, err = blklab.New(ctx, blklab.Options{Exe: exe, Dir: dir, Daemon: []string{"--max-queues=8"}})
+	h.must(err)
+	tb.Cleanup(func() {
+		if err := h.Lab.Close(); err != nil {
+			tb.Error(err)
+		}
+	})
+	return h
+}
+
+// image makes a file for a disk. Its content is there, so that reads do not meet holes.
+func (h *diskHost) image() string {
+	h.tb.Helper()
+	h.images++
+	path := filepath.Join(h.dir, fmt.Sprintf("disk%d.img", h.images))
+	h.must(os.WriteFile(path, make([]byte, diskSize), 0o600))
+	return path
+}
+
+// diskGuest starts an innocent guest with a disk.
+func (h *diskHost) diskGuest(name string) *blklab.Guest {
+	h.tb.Helper()
+	g, err := h.Lab.StartGuest(h.ctx, name, simclient.DomainConfig{}, toolstack.Vbd{Devid: toolstack.XVDA, Target: h.image()})
+	h.must(err)
+	_, err = g.Attach(h.ctx, blkguest.DiskConfig{Front: blkfront.Config{Queues: 1}})
+	h.must(err)
+	return g
+}
+
+// diskCrew makes a hostile guest with a disk.
+func (h *diskHost) diskCrew(queues int, persistent bool) *crew {
+	h.tb.Helper()
+	c := h.recruit()
+	domid, err := h.CreateGuest(h.ctx, "bad", simclient.DomainConfig{})
+	h.must(err)
+	_, err = h.AttachVbd(h.ctx, domid, toolstack.Vbd{Devid: toolstack.XVDA, Target: h.image(), Script: blklab.Script})
+	h.must(err)
+	h.must(c.Join(h.ctx, hostile.JoinArgs{
+		Xen: h.Lab.XenDir(), Disks: []hostile.Vif{{Domid: domid, Devid: toolstack.XVDA}}, Queues: queues, Persistent: persistent,
+	}))
+	return c
+}
+
+// diskField is a host for one load.
+type diskField struct {
+	*diskHost
+	load         diskLoad
+	quiet, other *blklab.Guest
+	bad, peer    *crew
+}
+
+// reads has the quiet guest read 4 KiB at random places, a few at a time, or at a rate that is
+// low enough for one at a time, and returns requests per second and the 99th percentile.
+func (f *diskField) reads(depth int) (perSecond float64, p99 time.Duration) {
+	f.tb.Helper()
+	r, err := f.quiet.Run(f.ctx, blkguest.LoadArgs{Load: diskcheck.Load{Duration: span, Depth: depth, Reads: 100, Unchecked: true}})
+	f.must(err)
+	return r.Rate(), r.Latency.Quantile(0.99)
+}
+
+// round measures everything once.
+func (f *diskField) round() (r round) {
+	f.tb.Helper()
+	const many, few = 8, 1
+	for range turns {
+		var t turn
+		t.alone, r.ping = f.reads(many)
+		t.peer, _ = f.beside(f.peer, hostile.DiskReads, 0, many)
+		t.beside, r.pingBeside = f.beside(f.bad, f.load.kind, 0, many)
+		r.turns = append(r.turns, t)
+	}
+	r.reconnect, r.show, r.detach = f.life()
+	end := f.bad.load(hostile.LoadArgs{Load: f.load.kind})
+	bad, daemon, began := f.used(f.bad.PID), f.used(f.Lab.Daemon().PID()), time.Now()
+	r.reconnectB, r.showB, r.detachB = f.life()
+	took := time.Since(began).Seconds()
+	r.cpu, r.daemon = (f.used(f.bad.PID)-bad).Seconds()/took, (f.used(f.Lab.Daemon().PID())-daemon).Seconds()/took
+	r.strength = end()
+	for i := range r.turns {
+		t := &r.turns[i]
+		t.paced, _ = f.reads(few)
+		t.left, _ = f.beside(f.bad, f.load.kind, r.strength.PerSecond()/4, few)
+	}
+	return r
+}
+
+// beside measures reads beside a load.
+func (f *diskField) beside(c *crew, kind hostile.Kind, rate float64, depth int) (perSecond float64, p99 time.Duration) {
+	f.tb.Helper()
+	end := c.load(hostile.LoadArgs{Load: kind, Rate: rate})
+	<-time.After(settle)
+	perSecond, p99 = f.reads(depth)
+	end()
+	return perSecond, p99
+}
+
+// life measures how long it takes the other guest to reconnect, blkbackd to show a disk, and
+// the other guest's disk to be detached. It has another one afterwards.
+func (f *diskField) life() (reconnect, show, detach time.Duration) {
+	f.tb.Helper()
+	begun := time.Now()
+	_, err := f.other.Reconnect(f.ctx, blkguest.ConnectArgs{})
+	f.must(err)
+	reconnect = time.Since(begun)
+	begun = time.Now()
+	cmd := exec.CommandContext(f.ctx, f.exe, "show", f.quiet.ID(toolstack.XVDA).String(), "--run-dir", f.Lab.RunDir())
+	if out, err := cmd.CombinedOutput(); err != nil {
+		f.tb.Fatalf("blkbackd show: %v\n%s", err, out)
+	}
+	show = time.Since(begun)
+	w, err := f.DetachVbd(f.ctx, f.other.Domid, toolstack.XVDA)
+	f.must(err)
+	detach = w.State + w.Forced
+	f.must(f.other.Client.Detach(f.ctx, ""))
+	_, err = f.AttachVbd(f.ctx, f.other.Domid, toolstack.Vbd{Devid: toolstack.XVDA, Target: f.image(), Script: blklab.Script})
+	f.must(err)
+	_, err = f.other.Attach(f.ctx, blkguest.DiskConfig{Front: blkfront.Config{Queues: 1}})
+	f.must(err)
+	return reconnect, show, detach
+}
+
+// used returns the processor time of a process.
+func (h *host) used(pid int) time.Duration {
+	h.tb.Helper()
+	u, err := crowd.Read(pid)
+	h.must(err)
+	return u.CPU
+}
+
+// TestDisks is the long run of disks.
+func TestDisks(t *testing.T) {
+	long(t)
+	var b strings.Builder
+	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, diskHeading)
+	missed := 0
+	for _, l := range diskLoads {
+		if !wanted(l.name) {
+			continue
+		}
+		t.Run(l.name, func(t *testing.T) {
+			h := newDiskHost(t)
+			f := &diskField{diskHost: h, load: l, quiet: h.diskGuest("quiet"), other: h.diskGuest("other")}
+			f.bad, f.peer = h.diskCrew(8, l.persistent), h.diskCrew(1, false)
+			var rounds []round
+			for range roundsWanted(t) {
+				rounds = append(rounds, f.round())
+			}
+			missed += row(w, l.name, "requests", 1, rounds)
+		})
+	}
+	if err := errors.Join(w.Flush()); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("\n%s", b.String())
+	note(t, b.String())
+	if missed > 0 {
+		t.Errorf("%d bars missed", missed)
+	}
+}
