@@ -5,6 +5,7 @@ package dataplane
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -96,15 +97,16 @@ func (p *Pool) openClass(w *worker) {
 		return
 	}
 	classes := [levels]class{normal, {normal.policy, nice}, {unix.SCHED_BATCH, nice}}
+	w.urge.times = w.delay.read
 	if e := w.delay.open(); e != nil {
 		classes[levelBatch] = normal
+		w.urge.times = func() (ran, waited time.Duration) { return threadTime(), 0 }
 		err = errors.Join(err, e)
 	}
 	p.noteClass(fmt.Sprintf("nice %d while rates are high", nice), err)
 	p.mu.Lock()
 	p.classes = classes
 	p.mu.Unlock()
-	w.urge.delayed = w.delay.read
 	w.urge.set = func(to level) {
 		if err := classes[to].apply(); err != nil {
 			w.urge.set = nil

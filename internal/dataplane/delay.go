@@ -10,12 +10,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// delayFile reads the time for which one thread has been ready to run and has waited for a
-// processor. The zero value is not open.
+// delayFile reads the time for which one thread has run, and that for which it has been ready
+// to run and has waited for a processor. The zero value is not open.
 type delayFile struct {
-	file *os.File // nil: not open
-	buf  [96]byte
-	last time.Duration
+	file        *os.File // nil: not open
+	buf         [96]byte
+	ran, waited time.Duration // as last read
 }
 
 // open opens the file of the calling thread. Kernels without CONFIG_SCHED_INFO have none.
@@ -28,15 +28,15 @@ func (d *delayFile) open() error {
 	return nil
 }
 
-// read returns that time. If it cannot be read, the thread seems to have waited long.
-func (d *delayFile) read() time.Duration {
+// read returns these times. If they cannot be read, the thread seems to have waited long.
+func (d *delayFile) read() (ran, waited time.Duration) {
 	n, err := unix.Pread(int(d.file.Fd()), d.buf[:], 0)
 	if err != nil {
-		d.last += time.Hour
-		return d.last
+		d.waited += time.Hour
+	} else {
+		d.ran, d.waited = parseTimes(d.buf[:n])
 	}
-	d.last = parseDelay(d.buf[:n])
-	return d.last
+	return d.ran, d.waited
 }
 
 // close closes the file, if it is open.
@@ -47,17 +47,18 @@ func (d *delayFile) close() {
 	}
 }
 
-// parseDelay returns the second number of b, in nanoseconds. The first is the time on a
-// processor, the third a count.
-func parseDelay(b []byte) (ns time.Duration) {
+// parseTimes returns the first two numbers of b, in nanoseconds: the time on a processor, and
+// that of waits for one. The third is a count.
+func parseTimes(b []byte) (ran, waited time.Duration) {
+	var n [3]time.Duration
 	fields := 0
 	for _, c := range b {
 		switch {
 		case c == ' ':
 			fields++
-		case fields == 1 && c >= '0' && c <= '9':
-			ns = 10*ns + time.Duration(c-'0')
+		case fields < len(n) && c >= '0' && c <= '9':
+			n[fields] = 10*n[fields] + time.Duration(c-'0')
 		}
 	}
-	return ns
+	return n[0], n[1]
 }

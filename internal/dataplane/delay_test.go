@@ -7,17 +7,18 @@ import (
 	"time"
 )
 
-func TestParseDelay(t *testing.T) {
-	for in, want := range map[string]time.Duration{
-		"27188731 33560 25\n": 33560,
-		"0 0 0\n":             0,
-		"9223372036854775807 9223372036854775807 1000\n": 1<<63 - 1,
-		"12":  0,
-		"":    0,
-		"1 2": 2,
+func TestParseTimes(t *testing.T) {
+	for in, want := range map[string][2]time.Duration{
+		"27188731 33560 25\n": {27188731, 33560},
+		"0 0 0\n":             {},
+		"9223372036854775807 9223372036854775807 1000\n": {1<<63 - 1, 1<<63 - 1},
+		"12":        {12},
+		"":          {},
+		"1 2":       {1, 2},
+		"1 2 3 4 5": {1, 2},
 	} {
-		if got := parseDelay([]byte(in)); got != want {
-			t.Errorf("%q: %d, want %d", in, got, want)
+		if ran, waited := parseTimes([]byte(in)); ran != want[0] || waited != want[1] {
+			t.Errorf("%q: %d, %d, want %d", in, ran, waited, want)
 		}
 	}
 }
@@ -31,17 +32,17 @@ func TestDelayFile(t *testing.T) {
 			t.Log(err)
 			return
 		}
-		first := d.read()
+		ran, first := d.read()
 		for range 1000 {
-			if next := d.read(); next < first || next-first > time.Minute {
-				t.Errorf("%v after %v", next, first)
+			if r, next := d.read(); next < first || next-first > time.Minute || r < ran {
+				t.Errorf("%v, %v after %v, %v", r, next, ran, first)
 			}
 		}
 		if n := testing.AllocsPerRun(10, func() { d.read() }); n != 0 {
 			t.Errorf("%v allocations", n)
 		}
 		_ = d.file.Close()
-		if next := d.read(); next < first+time.Hour {
+		if _, next := d.read(); next < first+time.Hour {
 			t.Errorf("without a file: %v", next)
 		}
 		d.close()

@@ -22,10 +22,12 @@ import (
 //
 // Batch costs latency if a program computes on the same processor: a woken thread of that
 // class waits for the next tick. So it is for wake-ups that bring several slots each, and
-// that did not wait long. And a worker that a guest keeps busy without a pause must leave
-// other programs, among them the receiver of its packets, their share. A worker whose
-// wake-ups are others, as in an exchange of requests and answers, or that has no pause, stays
-// normal for a time that doubles with each attempt.
+// that did not wait long. And a worker that a guest keeps busy must leave other programs, among
+// them the receiver of its packets, their share, whatever pauses the guest makes: at these levels
+// the thread may use three quarters of a processor, and must sleep for a tenth of the time. A
+// worker whose wake-ups are others, as in an exchange of requests and answers, or that is busier,
+// stays normal for a time that doubles with each attempt, until it has behaved for ten times as
+// long.
 //
 //	         rate >= riseRate, and not barred
 //	normal -----------------------------------> eager or batch <--> the other one
@@ -33,7 +35,7 @@ import (
 //	  |   rate < fallRate, or idle for idleWait       |
 //	  +<----------------------------------------------+
 //	  |   fewer than worthSlots per wake-up, or batch and waits of more than longWait per
-//	  |   wake-up and longSlotWait per slot for the processor, or no pause in longRun:
+//	  |   wake-up and longSlotWait per slot for the processor, or too busy in longRun:
 //	  |   barred for 100 ms, then 200 ms, ... 10 s
 //	  +<----------------------------------------------'
 //
@@ -53,6 +55,7 @@ const (
 	longWait     = 1500 * time.Microsecond
 	longSlotWait = 20 * time.Microsecond
 
+	// longRun is the time over which the thread's use of a processor is looked at.
 	longRun = 100 * time.Millisecond
 
 	// manyToGuest: so many slots to the guest, of all, in manyOf are many.
@@ -63,7 +66,10 @@ const (
 	idleWait = 10 * time.Millisecond
 	mostWait = int(idleWait / time.Millisecond)
 
+	// A worker that was barred behaves for goodTimes the time for which it was, until the
+	// next bar is the first one again.
 	firstBar, lastBar = 100 * time.Millisecond, 10 * time.Second
+	goodTimes         = 10
 )
 
 // level is a level of scheduling.
@@ -78,15 +84,17 @@ const (
 
 // urgency decides the level of one worker's thread, to which it belongs.
 type urgency struct {
-	set     func(level)          // changes the thread; nil: it stays as it is
-	delayed func() time.Duration // time that the thread has waited for a processor so far
-	level   atomic.Uint32        // written by the worker only
+	set func(level) // changes the thread; nil: it stays as it is
+	// times returns for how long the thread has run, and has waited for a processor, so far.
+	times func() (ran, waited time.Duration)
+	level atomic.Uint32 // written by the worker only
 
-	wakes, tx, rx uint32    // since at; slots from and to the guest
-	at            time.Time // of the last look
-	pause         time.Time // the last look with a pause before it
-	delay         time.Duration
-	barred        time.Time // normal until then
+	wakes, tx, rx uint32        // since at; slots from and to the guest
+	at            time.Time     // of the last look
+	since         time.Time     // the last look at the use of a processor
+	ran, ready    time.Duration // until then: run, run or waited
+	delay         time.Duration // waited until the last look
+	barred        time.Time     // normal until then
 	bar           time.Duration
 }
 
@@ -124,25 +132,23 @@ func (u *urgency) look(now time.Time) {
 		to = levelBatch
 	}
 	u.at, u.wakes, u.tx, u.rx = now, 0, 0, 0
-	if wakes > 0 || u.now() == levelNormal {
-		u.pause = now
-	}
 	if u.now() == levelNormal {
 		if rate(slots, took) >= riseRate && !now.Before(u.barred) {
+			u.note(now)
 			u.change(to)
 		}
 		return
 	}
 	late := u.now() == levelBatch && tooLate(u.waited(), wakes, slots)
 	switch {
-	case late, slots < worthSlots*wakes, now.Sub(u.pause) > longRun:
+	case late, slots < worthSlots*wakes, u.tooBusy(now):
 		u.bar = min(max(2*u.bar, firstBar), lastBar)
 		u.barred = now.Add(u.bar)
 		u.change(levelNormal)
 	case rate(slots, took) < fallRate:
 		u.change(levelNormal)
 	default:
-		if wakes > 0 {
+		if now.Sub(u.barred) > goodTimes*u.bar {
 			u.bar = 0
 		}
 		u.change(to)
@@ -155,6 +161,25 @@ func tooLate(waited time.Duration, wakes, slots uint32) bool {
 	return wakes > 0 && waited > time.Duration(wakes)*longWait && waited > time.Duration(slots)*longSlotWait
 }
 
+// tooBusy reports whether the thread leaves other programs too little. It looks at what
+// happened since the last look of this kind, or since the level was raised, if that is longer
+// than longRun.
+func (u *urgency) tooBusy(now time.Time) bool {
+	took := now.Sub(u.since)
+	if took < longRun {
+		return false
+	}
+	ran, ready := u.ran, u.ready
+	u.note(now)
+	return u.ran-ran > took*3/4 || u.ready-ready > took*9/10
+}
+
+// note reads for how long the thread has run, and has been ready to run.
+func (u *urgency) note(now time.Time) {
+	ran, waited := u.times()
+	u.since, u.ran, u.ready = now, ran, ran+waited
+}
+
 // rate returns n per second.
 func rate(n uint32, in time.Duration) int64 {
 	return int64(n) * int64(time.Second) / max(int64(in), 1)
@@ -163,7 +188,7 @@ func rate(n uint32, in time.Duration) int64 {
 // waited returns the time that the thread has waited for a processor since the last call.
 func (u *urgency) waited() time.Duration {
 	before := u.delay
-	u.delay = u.delayed()
+	_, u.delay = u.times()
 	return u.delay - before
 }
 

@@ -14,6 +14,7 @@ type urgencyBed struct {
 	urgency
 	now     time.Time
 	reads   int // of the clock
+	ran     time.Duration
 	queued  time.Duration
 	changes []level
 }
@@ -21,7 +22,7 @@ type urgencyBed struct {
 func newUrgencyBed() *urgencyBed {
 	b := &urgencyBed{now: time.Unix(1000, 0)}
 	b.set = func(l level) { b.changes = append(b.changes, l) }
-	b.delayed = func() time.Duration { return b.queued }
+	b.times = func() (ran, waited time.Duration) { return b.ran, b.queued }
 	return b
 }
 
@@ -35,6 +36,7 @@ func (b *urgencyBed) clock() time.Time {
 func (b *urgencyBed) run(n int, apart time.Duration, tx, rx uint32) {
 	for range n {
 		b.now = b.now.Add(apart)
+		b.ran += apart / 4
 		b.woke(true, -1, b.clock)
 		b.tx += tx
 		b.rx += rx
@@ -53,6 +55,7 @@ func (b *urgencyBed) late(n int, apart, wait time.Duration, tx, rx uint32) {
 func (b *urgencyBed) endless(d time.Duration) {
 	for end := b.now.Add(d); b.now.Before(end); {
 		b.now = b.now.Add(100 * time.Microsecond)
+		b.ran += 100 * time.Microsecond
 		b.tx += 64
 		b.woke(false, 0, b.clock)
 	}
@@ -85,12 +88,34 @@ func TestUrgency(t *testing.T) {
 		{"for too long", func(b *urgencyBed) {
 			b.endless(1800 * ms) // for 0.1 s each, after 0.1, 0.2, 0.4 s
 		}, []level{eager, normal, eager, normal, eager, normal, eager, normal}},
-		{"a pause each 50 ms", func(b *urgencyBed) {
-			for range 40 {
+		{"a moment's pause each 50 ms", func(b *urgencyBed) {
+			for range 36 {
 				b.endless(50 * ms)
 				b.run(1, 100*us, 64, 0)
 			}
+		}, []level{eager, normal, eager, normal, eager, normal, eager, normal}},
+		{"busy for 60 of each 100 ms", func(b *urgencyBed) {
+			for range 40 {
+				b.endless(60 * ms)
+				b.now = b.now.Add(40 * ms)
+				b.woke(true, -1, b.clock)
+			}
 		}, []level{eager}},
+		{"busy for 80 of each 100 ms", func(b *urgencyBed) {
+			for range 4 {
+				b.endless(80 * ms)
+				b.now = b.now.Add(20 * ms)
+				b.woke(true, -1, b.clock)
+			}
+		}, []level{eager, normal, eager, normal}},
+		{"others take half of the processor, and it never sleeps", func(b *urgencyBed) {
+			for range 4 {
+				b.endless(50 * ms)
+				b.now = b.now.Add(50 * ms)
+				b.queued += 50 * ms
+				b.woke(true, -1, b.clock)
+			}
+		}, []level{eager, normal, eager, normal}},
 		{"the rate between the bounds changes nothing", func(b *urgencyBed) {
 			b.run(100, ms, 7, 0)      // 7,000
 			b.run(100, 500*us, 10, 0) // 20,000
@@ -138,10 +163,10 @@ func TestUrgency(t *testing.T) {
 		{"waits without wake-ups do not count", func(b *urgencyBed) {
 			b.run(100, 200*us, 0, 20)
 			for i := range 100 {
-				b.now = b.now.Add(ms)
+				b.now = b.now.Add(20 * ms)
 				b.wakes, b.rx = uint32(i%2*8), raisedSlots
 				if b.wakes == 0 {
-					b.queued += 100 * ms
+					b.queued += 17 * ms
 				}
 				b.look(b.now)
 			}
@@ -180,6 +205,39 @@ func TestUrgencyBar(t *testing.T) {
 	}
 	if want := 24; len(b.changes) != want || b.bar != lastBar {
 		t.Errorf("%d changes, barred for %v; want %d, %v", len(b.changes), b.bar, want, lastBar)
+	}
+}
+
+// TestUrgencyLeavesOthersTheirShare: whatever pattern a guest chooses, a thread that is raised
+// uses three quarters of a processor at most, over a second, apart from the time in which that is
+// found out.
+func TestUrgencyLeavesOthersTheirShare(t *testing.T) {
+	const ms = time.Millisecond
+	for _, busy := range []time.Duration{20 * ms, 50 * ms, 70 * ms, 76 * ms, 90 * ms, 99 * ms} {
+		for _, cycle := range []time.Duration{100 * ms, 130 * ms} {
+			b := newUrgencyBed()
+			var raised, used time.Duration
+			note := func(before, ran time.Duration, l level) {
+				if l != levelNormal {
+					raised += before
+					used += ran
+				}
+			}
+			for end := b.now.Add(20 * time.Second); b.now.Before(end); {
+				for range busy / (100 * time.Microsecond) {
+					l := b.urgency.now()
+					b.endless(100 * time.Microsecond)
+					note(100*time.Microsecond, 100*time.Microsecond, l)
+				}
+				l := b.urgency.now()
+				b.now = b.now.Add(cycle - busy)
+				b.woke(true, -1, b.clock)
+				note(cycle-busy, 0, l)
+			}
+			if hogs := 4*used > 3*raised; hogs && raised > 2*time.Second {
+				t.Errorf("busy for %v in %v: raised for %v, in which it used %v", busy, cycle, raised, used)
+			}
+		}
 	}
 }
 
