@@ -113,19 +113,37 @@ func (l *Lab) daemonArgs() []string {
 // StartService starts netbackd as a service manager does: with further environment
 // variables, and with open files, which become its descriptors from 3 on.
 func (l *Lab) StartService(ctx context.Context, env []string, files []*os.File) error {
-	// LISTEN_PID is the process's id, which is known only after the fork.
-	args := append([]string{"-c", `LISTEN_PID=$$ exec "$0" "$@"`, l.opts.Exe}, l.daemonArgs()...)
-	p, err := start("netbackd", "/bin/sh", args, func(cmd *exec.Cmd) error {
-		cmd.Env = append(cmd.Env, env...)
-		cmd.ExtraFiles = files
-		return l.launcher()(cmd)
-	})
-	if err != nil {
+	if err := l.LaunchService(env, files, false); err != nil {
 		return err
 	}
-	l.daemon, err = await(ctx, p, "ready")
+	return l.AwaitDaemon(ctx)
+}
+
+// LaunchService is like StartService, and does not wait until the daemon is ready. With halted
+// the process stops itself before it executes netbackd; SIGCONT lets it go on.
+func (l *Lab) LaunchService(env []string, files []*os.File, halted bool) (err error) {
+	// LISTEN_PID is the process's id, which is known only after the fork.
+	script := `LISTEN_PID=$$ exec "$0" "$@"`
+	if halted {
+		script = `kill -STOP $$; ` + script
+	}
+	args := append([]string{"-c", script, l.opts.Exe}, l.daemonArgs()...)
+	l.daemon, err = start("netbackd", "/bin/sh", args, func(cmd *exec.Cmd) error {
+		cmd.Env = append(cmd.Env, env...)
+		cmd.ExtraFiles = files
+		return netns.StartHere(cmd)
+	})
 	return err
 }
+
+// AwaitDaemon waits until the daemon is ready.
+func (l *Lab) AwaitDaemon(ctx context.Context) error {
+	_, err := await(ctx, l.daemon, "ready")
+	return err
+}
+
+// Use makes the daemons that are started from now on those of another program.
+func (l *Lab) Use(exe string) { l.opts.Exe = exe }
 
 // Daemon returns the netbackd process, running or not.
 func (l *Lab) Daemon() *Process { return l.daemon }

@@ -53,6 +53,14 @@ func (m *Manager) Close() error {
 
 // Start starts a daemon with the kept files, and waits until it is ready.
 func (m *Manager) Start(ctx context.Context) error {
+	if err := m.Launch(false); err != nil {
+		return err
+	}
+	return m.l.AwaitDaemon(ctx)
+}
+
+// Launch is like Start, and does not wait. halted is as for [Lab.LaunchService].
+func (m *Manager) Launch(halted bool) error {
 	m.mu.Lock()
 	env := []string{
 		"NOTIFY_SOCKET=" + m.conn.LocalAddr().String(), "WATCHDOG_USEC=3000000",
@@ -70,7 +78,7 @@ func (m *Manager) Start(ctx context.Context) error {
 	}
 	m.mu.Unlock()
 	if len(errs) == 0 {
-		errs = append(errs, m.l.StartService(ctx, env, files))
+		errs = append(errs, m.l.LaunchService(env, files, halted))
 	}
 	for _, f := range files {
 		errs = append(errs, f.Close())

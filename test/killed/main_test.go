@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/netbackd/netbackd/internal/lab/netns"
+	"github.com/netbackd/netbackd/internal/lab/tracekill"
 )
 
 var (
@@ -23,6 +24,7 @@ var (
 )
 
 func TestMain(m *testing.M) {
+	tracekill.Enter()
 	flag.Parse()
 	if code, done := netns.Enter(); done {
 		os.Exit(code)
