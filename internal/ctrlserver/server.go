@@ -197,6 +197,11 @@ func (s *Server) restore(r *record) {
 // nil if they carry none.
 func (s *Server) PacketHash() *steer.Config { return s.hash.now.packetHash(s.protocol) }
 
+// Steers reports whether the guest's settings choose the queues of packets from the start. Then
+// the TAP's program of a predecessor stays until Start has set another one, so that the packets
+// of a flow do not change their queue meanwhile.
+func (s *Server) Steers() bool { return s.hash.now.steering() != nil }
+
 // Table returns the static grants of a queue, or nil if they are not supported. The table
 // belongs to the queue's worker from Start on.
 func (s *Server) Table(queue int) *staticgrant.Table {

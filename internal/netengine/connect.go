@@ -174,6 +174,12 @@ func (l *link) openControl(c *connection, s *Control, cfg *dataplane.Config) err
 		return err
 	}
 	c.control = control
+	if steering != nil && len(c.queues) > 1 && !control.Steers() {
+		// The guest's settings, not the TAP's, are those that a predecessor recorded.
+		if err := s.SetSteering(-1); err != nil {
+			return err
+		}
+	}
 	for i := range c.queues {
 		c.queues[i].Static = control.Table(i)
 	}

@@ -166,6 +166,11 @@ func (v *Vif) openTapQueues(c *connection, s *netengine.Serving) error {
 	}
 	v.spareQueues = false
 	v.storeQueues()
+	if !c.Known || !c.frontend.ctrl.there || v.cfg.NoBPF != nil {
+		if err := v.dropSteering(); err != nil {
+			return err
+		}
+	}
 	f := &c.frontend.features
 	if err := v.setOffload(f); err != nil {
 		return err

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 
 	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
 
 	"github.com/netbackd/netbackd/internal/ctrlserver"
 	"github.com/netbackd/netbackd/internal/netengine"
@@ -56,6 +57,18 @@ func (v *Vif) controlConfig(f *frontend) *netengine.Control {
 		c.Records = ctrlserver.RecordFile(path)
 	}
 	return c
+}
+
+// dropSteering removes the steering program that the TAP may have from a predecessor. A kernel
+// without such programs returns EINVAL.
+func (v *Vif) dropSteering() error {
+	if !v.tap.Adopted() {
+		return nil
+	}
+	if err := v.tap.SetSteering(-1); err != nil && !errors.Is(err, unix.EINVAL) {
+		return err
+	}
+	return nil
 }
 
 // clearSteering removes the steering program of a frontend with a control ring from the

@@ -92,6 +92,13 @@ func (d *Device) open(cfg *Config) error {
 	if err := d.settle(cfg); err != nil {
 		return err
 	}
+	if d.adopted {
+		// A kernel without steering programs returns EINVAL. A device there has
+		// none.
+		if err := unix.IoctlSetPointerInt(fd, unix.TUNSETSTEERINGEBPF, -1); err != nil && !errors.Is(err, unix.EINVAL) {
+			return err
+		}
+	}
 	return d.setQueues(min(max(cfg.Queues, 1), d.MaxQueues()))
 }
 
@@ -144,13 +151,6 @@ func (d *Device) settle(cfg *Config) error {
 			return fmt.Errorf("offload %+v: %w", cfg.Offload, err)
 		}
 	}
-	if d.adopted {
-		// A kernel without steering programs returns EINVAL. A device there has
-		// none.
-		if err := unix.IoctlSetPointerInt(fd, unix.TUNSETSTEERINGEBPF, -1); err != nil && !errors.Is(err, unix.EINVAL) {
-			return err
-		}
-	}
 	if cfg.NoCarrier {
 		// Again, for openWater and for kernels that do not know
 		// IFF_NO_CARRIER. The carrier has had no effect: the device is down.
@@ -164,7 +164,8 @@ func (d *Device) settle(cfg *Config) error {
 // manager. The device has kept its carrier and the frames that wait to be read.
 // cfg.Name and cfg.Queues are not used: the device keeps its name and has exactly the
 // given queues. The queues that the host sends to stay the same. (SetQueues and Use
-// can change that.)
+// can change that.) A steering program stays, too: without it the packets of a flow would
+// arrive on another queue than those that wait.
 //
 // On success the descriptors belong to the Device. On failure they still belong to the
 // caller.

@@ -241,6 +241,38 @@ func TestAnAdoptedDeviceForgetsItsSteering(t *testing.T) {
 	}
 }
 
+// TestKeptQueuesKeepTheirSteering: packets that wait in kept queues and those that come later are
+// in the same queue.
+func TestKeptQueuesKeepTheirSteering(t *testing.T) {
+	netns.NeedTUN(t)
+	cfg := Config{Name: "vif1.0", VnetHdr: true, Persist: true, Queues: 2}
+	d := newTAPUp(t, cfg)
+	steerTo(t, d, 1)
+	var fds []int
+	for i := range 2 {
+		fd, err := unix.Dup(d.Queue(i).FD())
+		must(t, err)
+		fds = append(fds, fd)
+	}
+	must(t, d.CloseKeep())
+	frame := tcpFrame(4, 10)
+	out := openPacket(t, d.Index(), false)
+	out.send(t, frame)
+	d, err := Adopt(cfg, fds)
+	must(t, err)
+	t.Cleanup(func() { must(t, d.Close()) })
+	// A flow that was last written on queue 0 would be sent there without a program.
+	if _, err := d.Queue(0).Write(withHdr(VnetHdr{}, frame)); err != nil {
+		t.Fatal(err)
+	}
+	out.send(t, frame)
+	for range 2 {
+		if got := readFrame(t, d.Queue(1)); !bytes.Equal(got[VnetHdrLen:], frame) {
+			t.Errorf("got % x", got)
+		}
+	}
+}
+
 // forwards tells whether a bridge port has become one that does.
 func forwards(t *testing.T, name string) bool {
 	t.Helper()
