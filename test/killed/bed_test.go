@@ -33,6 +33,8 @@ type bed struct {
 	vifs    []*vif
 	guests  int
 	score   score
+	moves   bool // the guest moves its flows to other queues
+	fresh   int  // deaths since the last balance
 }
 
 // newBed makes a host. With store a service manager keeps files for the daemon.
@@ -52,6 +54,7 @@ func newBed(t *testing.T, store bool, daemon ...string) *bed {
 	t.Cleanup(removeLinks)
 	b := &bed{t: t, ctx: ctx, faults: &numbered.Faults{}}
 	args := append([]string{"--max-queues=4"}, daemon...)
+	args = append(args, strings.Fields(*daemonArgs)...)
 	b.Lab, err = lab.New(ctx, lab.Options{Exe: filepath.Join(*programs, "netbackd-lab"), Dir: dir, Daemon: args})
 	if err != nil {
 		t.Fatal(err)

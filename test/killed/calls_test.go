@@ -3,7 +3,9 @@
 package killed
 
 import (
+	"context"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"testing"
@@ -13,19 +15,26 @@ import (
 )
 
 // traceTime bounds the wait for a call that may not come.
-const traceTime = 10 * time.Second
+const traceTime = 20 * time.Second
+
+// takeoverTime bounds a takeover that may end before the call comes.
+const takeoverTime = time.Second
+
+// endless is a number of calls that no phase has.
+const endless = 1 << 30
 
 // tableKey names a row of the table of calls.
 type tableKey struct{ phase, call string }
 
 // callTable counts the calls that were seen, and the kills at each kind of them.
 type callTable struct {
-	seen map[tableKey]int
-	at   map[tableKey]map[string]int
+	seen  map[tableKey]int
+	at    map[tableKey]map[string]int
+	kills int
 }
 
 func newCallTable() *callTable {
-	return &callTable{map[tableKey]int{}, map[tableKey]map[string]int{}}
+	return &callTable{seen: map[tableKey]int{}, at: map[tableKey]map[string]int{}}
 }
 
 // add enters the result of a trace.
@@ -39,6 +48,7 @@ func (c *callTable) add(phase string, r tracekill.Result) {
 			c.at[k] = map[string]int{}
 		}
 		c.at[k][r.Point.When]++
+		c.kills++
 	}
 }
 
@@ -49,16 +59,35 @@ func (c *callTable) String() string {
 	for k := range c.seen {
 		keys = append(keys, k)
 	}
-	slices.SortFunc(keys, func(a, b tableKey) int {
-		return strings.Compare(a.phase+a.call, b.phase+b.call)
-	})
+	slices.SortFunc(keys, func(a, b tableKey) int { return strings.Compare(a.phase+" "+a.call, b.phase+" "+b.call) })
 	var b strings.Builder
-	fmt.Fprintf(&b, "%-10s %-20s %8s %6s %6s %6s\n", "phase", "call", "seen", "entry", "exit", "inside")
+	fmt.Fprintf(&b, "%-16s %-26s %8s %6s %6s %6s\n", "phase", "call", "seen", "entry", "exit", "inside")
 	for _, k := range keys {
 		at := c.at[k]
-		fmt.Fprintf(&b, "%-10s %-20s %8d %6d %6d %6d\n", k.phase, k.call, c.seen[k], at["entry"], at["exit"], at["inside"])
+		fmt.Fprintf(&b, "%-16s %-26s %8d %6d %6d %6d\n", k.phase, k.call, c.seen[k], at["entry"], at["exit"], at["inside"])
 	}
 	return b.String()
+}
+
+// perKind bounds the calls of one kind in a phase at which a daemon is killed. A daemon under load
+// makes the same few calls without end.
+const perKind = 24
+
+// points returns the places to kill at among the calls that a phase was seen to make: each at its
+// entry and at its exit. If that are more than *calls, it returns so many at random.
+func points(seen []tracekill.Seen) (list []tracekill.Order) {
+	for _, s := range seen {
+		for n := range min(s.Count, perKind) {
+			for _, exit := range []bool{false, true} {
+				list = append(list, tracekill.Order{Kind: &s.Call, Call: n + 1, Exit: exit})
+			}
+		}
+	}
+	rand.Shuffle(len(list), func(i, j int) { list[i], list[j] = list[j], list[i] })
+	if *calls > 0 {
+		list = list[:min(len(list), *calls)]
+	}
+	return list
 }
 
 // launch starts a daemon that has stopped itself before it executes its program.
@@ -69,50 +98,178 @@ func (b *bed) launch() error {
 	return b.LaunchService(nil, nil, true)
 }
 
-// killed kills the daemon and waits for its end.
-func (b *bed) killed() {
-	b.died()
-	b.Daemon().Kill()
-}
-
-// takeover starts a daemon that is killed at a call of its takeover. It reports whether it was.
-func (b *bed) takeover(call int, exit bool) tracekill.Result {
+// takeover starts a daemon that is killed at a call of its takeover.
+func (b *bed) takeover(o tracekill.Order) tracekill.Result {
 	b.t.Helper()
 	b.must(b.launch())
-	k, err := tracekill.Start(tracekill.Order{PIDs: []int{b.Daemon().PID()}, Starting: true, Call: call, Exit: exit})
+	o.PIDs, o.Starting = []int{b.Daemon().PID()}, true
+	k, err := tracekill.Start(o)
 	b.must(err)
 	b.died()
-	r, err := k.Wait(traceTime)
+	r, err := k.Wait(takeoverTime)
 	b.must(err)
-	if r.Died {
-		<-b.Daemon().Done()
+	if !r.Died {
+		b.Daemon().Kill()
 	}
+	<-b.Daemon().Done()
 	return r
 }
 
-// TestTakeover kills a daemon at each system call of its takeover, at the entry and at the exit.
+// takeoverCalls counts the calls of a takeover until all vifs are back.
+func (b *bed) takeoverCalls() tracekill.Result {
+	b.t.Helper()
+	b.must(b.launch())
+	k, err := tracekill.Start(tracekill.Order{PIDs: []int{b.Daemon().PID()}, Starting: true, Call: endless})
+	b.must(err)
+	for _, v := range b.vifs {
+		v.wire.Look(time.Now())
+	}
+	for _, v := range b.vifs {
+		b.wait(v.name+" to be served", func() bool { _, ok := v.wire.First(); return ok })
+	}
+	r, err := k.Stop()
+	b.must(err)
+	return r
+}
+
+// livesBetween is the number of daemons in a row that are killed in their takeover.
+const livesBetween = 8
+
+// TestTakeover kills daemons at each system call of their takeover. After some the next one
+// lives, and all packets are accounted for.
 func TestTakeover(t *testing.T) {
 	b := newBed(t, true)
 	b.addVif(vifConfig{queues: 4, hash: true, static: 100})
 	b.addVif(vifConfig{queues: 1})
 	b.settled("at first")
-	b.killed()
+	b.died()
+	b.Daemon().Kill()
+	profile := b.takeoverCalls()
+	b.settled("after a counted takeover")
 	table := newCallTable()
-	begin := time.Now()
-	n := 0
-	for call := 1; ; call++ {
-		r := b.takeover(call, call%2 == 0)
-		table.add("takeover", r)
-		if call%50 == 0 {
-			t.Logf("%d: %+v after %v", call, r.Point, time.Since(begin))
+	table.add("takeover", profile)
+	all := points(profile.Seen)
+	b.died()
+	b.Daemon().Kill()
+	for i, o := range all {
+		table.add("takeover", b.takeover(o))
+		if i%livesBetween == livesBetween-1 || i == len(all)-1 {
+			b.must(b.start())
+			b.settled("after kills in takeovers")
+			b.balance()
+			b.died()
+			b.Daemon().Kill()
 		}
-		if !r.Died || call > 300 {
-			t.Logf("%d: %+v", call, r.Calls)
-			break
-		}
-		n++
 	}
 	b.must(b.start())
-	b.settled("after")
-	t.Logf("%d\n%v", n, table)
+	b.settled("at last")
+	b.balance()
+	for _, v := range b.vifs {
+		v.quiet()
+	}
+	b.print(fmt.Sprintf("takeover of %d calls, killed at %d", profile.Calls, table.kills))
+	b.table(table)
+}
+
+// traced attaches a tracer to the victim and runs act. If the daemon dies, it starts a successor.
+// It returns when act has ended.
+func (b *bed) traced(o tracekill.Order, act func(context.Context) error) tracekill.Result {
+	b.t.Helper()
+	o.PIDs = b.victims()
+	k, err := tracekill.Start(o)
+	b.must(err)
+	b.mayDie()
+	ctx, cancel := context.WithTimeout(b.ctx, patience)
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() { ended <- act(ctx) }()
+	results := make(chan tracekill.Result, 1)
+	go func() {
+		r, err := k.Wait(traceTime)
+		if err != nil {
+			b.faults.Add("%v", err)
+		}
+		results <- r
+	}()
+	select {
+	case err = <-ended:
+		k.Abandon()
+		ended <- err
+	case r := <-results:
+		results <- r
+	}
+	r := <-results
+	if r.Died {
+		b.score.deaths++
+		b.replace()
+	}
+	if err := <-ended; err != nil {
+		b.t.Fatalf("killed at %v, %s: %v", r.Point.Call, r.Point.When, err)
+	}
+	return r
+}
+
+// phase is something that the daemon does when it is killed.
+type phase struct {
+	name    string
+	prepare func(context.Context) error
+	act     func(context.Context) error
+	check   func()
+}
+
+// sweep kills the daemon at each call of a phase.
+func (b *bed) sweep(table *callTable, p phase) {
+	b.t.Helper()
+	prepare := func() {
+		if p.prepare != nil {
+			b.must(p.prepare(b.ctx))
+		}
+	}
+	prepare()
+	r := b.traced(tracekill.Order{Call: endless}, p.act)
+	table.add(p.name, r)
+	for _, o := range points(r.Seen) {
+		prepare()
+		table.add(p.name, b.traced(o, p.act))
+		if p.check != nil {
+			p.check()
+		}
+		b.settled(p.name)
+		b.balance()
+	}
+}
+
+// pause lets the load run.
+func pause(d time.Duration) error {
+	time.Sleep(d)
+	return nil
+}
+
+// TestCalls kills the daemon at each system call while it moves packets, carries out control
+// messages, and connects and disconnects a vif.
+func TestCalls(t *testing.T) {
+	b := newBed(t, true)
+	v := b.addVif(vifConfig{queues: 4, hash: true, static: 100})
+	other := b.addVif(vifConfig{queues: 2, plain: true})
+	table := newCallTable()
+	b.settled("at first")
+	b.rest()
+	for _, p := range []phase{
+		{name: "traffic", act: func(context.Context) error { return pause(300 * time.Millisecond) }},
+		{name: "hash", act: func(ctx context.Context) error { return v.dev.Control().SetHash(ctx, v.hash()) }},
+		{name: "static grants", act: v.cycleGrants},
+		{name: "connect", prepare: other.disconnect, act: other.connect, check: other.run},
+		{name: "disconnect", act: other.disconnect, check: func() {
+			b.must(other.connect(b.ctx))
+			other.run()
+		}},
+	} {
+		b.moves = p.name == "hash"
+		b.sweep(table, p)
+	}
+	for _, v := range b.vifs {
+		v.quiet()
+	}
+	b.print(fmt.Sprintf("calls, killed at %d", table.kills))
+	b.table(table)
 }

@@ -18,7 +18,11 @@ var (
 	// programs is the directory of netbackd-lab and blkbackd-lab; empty: they are built.
 	programs = flag.String("programs", "", "`directory` of netbackd-lab and blkbackd-lab")
 	// kills is the number of kills of each random test.
-	kills = flag.Int("kills", 6, "`number` of kills at random instants for each configuration")
+	kills = flag.Int("kills", 2, "`number` of kills at random instants for each configuration")
+	// calls bounds the kills at system calls of each phase.
+	calls = flag.Int("calls", 1, "`number` of kills at system calls of each phase; 0: at each call, at its entry and its exit")
+	// long runs every configuration, as make kill does.
+	long = flag.Bool("long", false, "run every configuration")
 	// report is a file to which each test appends its figures.
 	report = flag.String("report", "", "`file` that each test appends its figures to")
 )

@@ -67,13 +67,22 @@ func (b *bed) print(class string) {
 		b.score.received += g
 	}
 	line := fmt.Sprintf("%s: %v", class, &b.score)
-	b.t.Log(line)
+	b.report(line)
+}
+
+// table reports a table of calls.
+func (b *bed) table(c *callTable) { b.report(c.String()) }
+
+// report logs a text, and appends it to the report.
+func (b *bed) report(text string) {
+	b.t.Helper()
+	b.t.Log(text)
 	if *report == "" {
 		return
 	}
 	f, err := os.OpenFile(*report, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644)
 	b.must(err)
-	_, err = fmt.Fprintln(f, line)
+	_, err = fmt.Fprintln(f, text)
 	b.must(err)
 	b.must(f.Close())
 }

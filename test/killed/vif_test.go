@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/netbackd/netbackd/internal/lab"
@@ -42,6 +43,7 @@ type vif struct {
 	traffic *numbered.Traffic
 	runs    uint32
 
+	away    atomic.Bool // not connected, or without traffic
 	ends    []context.CancelFunc
 	wg      sync.WaitGroup
 	stopped bool
@@ -70,7 +72,7 @@ func (b *bed) addVif(cfg vifConfig) *vif {
 	})
 	b.must(err)
 	b.vifs = append(b.vifs, v)
-	b.must(v.connect())
+	b.must(v.connect(b.ctx))
 	v.wire, err = numbered.OpenWire(v.name, uint16(len(b.vifs)), b.faults)
 	b.must(err)
 	v.run()
@@ -78,9 +80,7 @@ func (b *bed) addVif(cfg vifConfig) *vif {
 }
 
 // connect connects the frontend and sets up what it asks for by its control ring.
-func (v *vif) connect() error {
-	ctx, cancel := context.WithTimeout(v.b.ctx, patience)
-	defer cancel()
+func (v *vif) connect(ctx context.Context) error {
 	if v.dev.State() == xenbus.Initialising {
 		if err := v.dev.Connect(ctx); err != nil {
 			return err
@@ -127,6 +127,7 @@ func (v *vif) fail(err error) {
 // run starts the traffic of a new connection.
 func (v *vif) run() {
 	v.runs++
+	v.away.Store(false)
 	o := numbered.Options{Vif: v.wire.Vif, Run: v.runs, Queues: len(v.dev.Queues()), Partial: !v.cfg.plain}
 	v.traffic = numbered.New(o, v.b.faults)
 	v.wire.Use(v.traffic)
@@ -154,18 +155,36 @@ func (v *vif) talk(ctx context.Context) error {
 		if err := c.SetHash(ctx, v.hash()); err != nil {
 			return err
 		}
-		for _, q := range v.dev.Queues() {
-			if v.cfg.static > 0 {
-				if _, err := c.EndStaticGrants(ctx, q); err != nil {
-					return err
-				}
-				if _, err := c.SomeStaticGrants(ctx, q, v.cfg.static); err != nil {
-					return err
-				}
+		if v.cfg.static > 0 {
+			if err := v.cycleGrants(ctx); err != nil {
+				return err
 			}
 		}
 	}
 	return nil
+}
+
+// cycleGrants ends the static grants of each queue and makes them anew.
+func (v *vif) cycleGrants(ctx context.Context) error {
+	c := v.dev.Control()
+	for _, q := range v.dev.Queues() {
+		if _, err := c.EndStaticGrants(ctx, q); err != nil {
+			return err
+		}
+		if _, err := c.SomeStaticGrants(ctx, q, v.cfg.static); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// disconnect closes the vif as a driver does that is unloaded. What it had sent and was not
+// answered is lost.
+func (v *vif) disconnect(ctx context.Context) error {
+	v.halt()
+	v.judge()
+	v.away.Store(true)
+	return v.dev.Disconnect(ctx)
 }
 
 // halt ends the goroutines of a connection.

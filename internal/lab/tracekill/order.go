@@ -23,6 +23,8 @@ type Order struct {
 	// Call is the number of the call, counted from 1 over all threads. Calls that Go's runtime
 	// makes for itself do not count.
 	Call int `json:"call"`
+	// Kind counts the calls of this kind only.
+	Kind *Call `json:"kind,omitempty"`
 	// Exit kills at the end of the call. If the call does not end while the other threads make
 	// blockedAfter more, the victim is killed within it.
 	Exit bool `json:"exit,omitempty"`
@@ -120,6 +122,12 @@ func Start(o Order) (*Killer, error) {
 
 // readyLine is the tracer's first line.
 const readyLine = "traced\n"
+
+// Abandon lets the victim go on, unless it was killed before. Wait returns then.
+func (k *Killer) Abandon() { _ = k.stdin.Close() }
+
+// Stop is Abandon and Wait.
+func (k *Killer) Stop() (Result, error) { return k.Wait(0) }
 
 // Wait waits until the victim has been killed, or has ended, or until the time is over. Then the
 // victim goes on, untraced.

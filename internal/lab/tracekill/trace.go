@@ -209,6 +209,12 @@ func (t *tracer) enter(tid int, c Call) {
 	t.result.Calls++
 	n := t.result.Calls
 	t.seen[c]++
+	if t.order.Kind != nil {
+		n = 0 // of another kind
+		if c == *t.order.Kind {
+			n = t.seen[c]
+		}
+	}
 	t.mu.Unlock()
 	switch {
 	case t.target != 0:
