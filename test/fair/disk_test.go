@@ -4,7 +4,6 @@ package fair
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -126,49 +125,56 @@ type diskField struct {
 	bad, peer    *crew
 }
 
-// reads has the quiet guest read 4 KiB at random places, a few at a time, or at a rate that is
-// low enough for one at a time, and returns requests per second and the 99th percentile.
-func (f *diskField) reads(depth int) (perSecond float64, p99 time.Duration) {
+// reads has the quiet guest read 4 KiB at random places, so many at a time, and adds the
+// latencies to h.
+func (f *diskField) reads(depth int, h *diskcheck.Histogram) (perSecond float64) {
 	f.tb.Helper()
 	r, err := f.quiet.Run(f.ctx, blkguest.LoadArgs{Load: diskcheck.Load{Duration: span, Depth: depth, Reads: 100, Unchecked: true}})
 	f.must(err)
-	return r.Rate(), r.Latency.Quantile(0.99)
+	h.Add(r.Latency)
+	return r.Rate()
 }
 
 // round measures everything once.
 func (f *diskField) round() (r round) {
 	f.tb.Helper()
 	const many, few = 8, 1
+	var alone, beside, other diskcheck.Histogram
 	for range turns {
 		var t turn
-		t.alone, r.ping = f.reads(many)
-		t.peer, _ = f.beside(f.peer, hostile.DiskReads, 0, many)
-		t.beside, r.pingBeside = f.beside(f.bad, f.load.kind, 0, many)
+		t.alone = f.reads(many, &alone)
+		f.beside(f.honest, func() { t.peer = f.reads(many, &other) })
+		f.beside(f.attack(0), func() { t.beside = f.reads(many, &beside) })
 		r.turns = append(r.turns, t)
 	}
+	r.ping, r.pingBeside = alone.Quantile(0.99), beside.Quantile(0.99)
 	r.reconnect, r.show, r.detach = f.life()
-	end := f.bad.load(hostile.LoadArgs{Load: f.load.kind})
-	bad, daemon, began := f.used(f.bad.PID), f.used(f.Lab.Daemon().PID()), time.Now()
-	r.reconnectB, r.showB, r.detachB = f.life()
-	took := time.Since(began).Seconds()
-	r.cpu, r.daemon = (f.used(f.bad.PID)-bad).Seconds()/took, (f.used(f.Lab.Daemon().PID())-daemon).Seconds()/took
-	r.strength = end()
+	r.strength = f.beside(f.attack(0), func() {
+		bad, daemon, began := f.used(f.bad.PID), f.used(f.Lab.Daemon().PID()), time.Now()
+		r.reconnectB, r.showB, r.detachB = f.life()
+		took := time.Since(began).Seconds()
+		r.cpu, r.daemon = (f.used(f.bad.PID)-bad).Seconds()/took, (f.used(f.Lab.Daemon().PID())-daemon).Seconds()/took
+	})
 	for i := range r.turns {
 		t := &r.turns[i]
-		t.paced, _ = f.reads(few)
-		t.left, _ = f.beside(f.bad, f.load.kind, r.strength.PerSecond()/4, few)
+		t.paced = f.reads(few, &other)
+		f.beside(f.attack(r.strength.PerSecond()/4), func() { t.left = f.reads(few, &other) })
 	}
 	return r
 }
 
-// beside measures reads beside a load.
-func (f *diskField) beside(c *crew, kind hostile.Kind, rate float64, depth int) (perSecond float64, p99 time.Duration) {
+// attack returns what begins the load, at a rate or as strong as it can be.
+func (f *diskField) attack(rate float64) func() (end func() hostile.Strength) {
+	return func() func() hostile.Strength {
+		f.tb.Helper()
+		return f.bad.load(hostile.LoadArgs{Load: f.load.kind, Rate: rate})
+	}
+}
+
+// honest begins the load of the honest peer.
+func (f *diskField) honest() (end func() hostile.Strength) {
 	f.tb.Helper()
-	end := c.load(hostile.LoadArgs{Load: kind, Rate: rate})
-	<-time.After(settle)
-	perSecond, p99 = f.reads(depth)
-	end()
-	return perSecond, p99
+	return f.peer.load(hostile.LoadArgs{Load: hostile.DiskReads})
 }
 
 // life measures how long it takes the other guest to reconnect, blkbackd to show a disk, and
@@ -226,7 +232,7 @@ func TestDisks(t *testing.T) {
 			missed += row(w, l.name, "requests", 1, rounds)
 		})
 	}
-	if err := errors.Join(w.Flush()); err != nil {
+	if err := w.Flush(); err != nil {
 		t.Fatal(err)
 	}
 	t.Logf("\n%s", b.String())

@@ -64,30 +64,42 @@ func p99(d []time.Duration) time.Duration {
 // round measures everything once.
 func (f *field) round() (r round) {
 	f.tb.Helper()
-	const pings = 200
+	const pings = 70 // in each turn
+	var alone, beside []time.Duration
 	for range turns {
 		var t turn
 		t.alone = f.stream(f.quiet, span, 0)
-		t.peer = f.during(f.honest, 0)
-		t.beside = f.during(func() func() hostile.Strength { return f.attack(0) }, 0)
+		f.beside(f.honest, func() { t.peer = f.stream(f.quiet, span, 0) })
+		f.beside(f.full, func() { t.beside = f.stream(f.quiet, span, 0) })
+		alone = append(alone, f.pings(f.quiet, pings)...)
+		f.beside(f.full, func() { beside = append(beside, f.pings(f.quiet, pings)...) })
 		r.turns = append(r.turns, t)
 	}
-	r.ping = p99(f.pings(f.quiet, pings))
+	r.ping, r.pingBeside = p99(alone), p99(beside)
 	r.reconnect, r.show, r.detach = f.life()
-
-	end := f.attack(0)
-	<-time.After(settle)
-	f.uses(&r, func() { r.pingBeside = p99(f.pings(f.quiet, pings)) })
-	r.reconnectB, r.showB, r.detachB = f.life()
-	r.strength = end()
-
+	r.strength = f.beside(f.full, func() {
+		f.uses(&r, func() { r.reconnectB, r.showB, r.detachB = f.life() })
+	})
 	for i := range r.turns {
 		t := &r.turns[i]
 		quarter := int64(t.alone / 8 / 4)
 		t.paced = f.stream(f.quiet, span, quarter)
-		t.left = f.during(func() func() hostile.Strength { return f.attack(r.strength.PerSecond() / 4) }, quarter)
+		limited := func() func() hostile.Strength { return f.attack(r.strength.PerSecond() / 4) }
+		f.beside(limited, func() { t.left = f.stream(f.quiet, span, quarter) })
 	}
 	return r
+}
+
+// full begins the load at full strength.
+func (f *field) full() (end func() hostile.Strength) { return f.attack(0) }
+
+// beside calls do while a load is under way.
+func (h *host) beside(begin func() (end func() hostile.Strength), do func()) hostile.Strength {
+	h.tb.Helper()
+	end := begin()
+	<-time.After(settle)
+	do()
+	return end()
 }
 
 // life measures how long what is not in the data path takes. A device of vhost-user is not
@@ -98,16 +110,6 @@ func (f *field) life() (reconnect, show, detach time.Duration) {
 		return f.virtReconnect(), f.show(f.device.Name), 0
 	}
 	return f.reconnect(f.other), f.show(f.quiet.VifName()), f.detach(f.other, f.index)
-}
-
-// during measures throughput beside a load.
-func (f *field) during(begin func() (end func() hostile.Strength), rate int64) float64 {
-	f.tb.Helper()
-	end := begin()
-	<-time.After(settle)
-	bits := f.stream(f.quiet, span, rate)
-	end()
-	return bits
 }
 
 // uses measures what the load and the daemon use while do runs.

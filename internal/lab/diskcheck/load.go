@@ -62,7 +62,7 @@ func (r *Result) Add(o Result) {
 	r.Bytes += o.Bytes
 	r.Took = max(r.Took, o.Took)
 	r.Stats.Add(o.Stats)
-	r.Latency.add(o.Latency)
+	r.Latency.Add(o.Latency)
 	r.Unanswered += o.Unanswered
 }
 
@@ -87,7 +87,8 @@ func (h *Histogram) count(d time.Duration) {
 	(*h)[i]++
 }
 
-func (h *Histogram) add(o Histogram) {
+// Add adds the latencies of another one.
+func (h *Histogram) Add(o Histogram) {
 	for len(*h) < len(o) {
 		*h = append(*h, 0)
 	}
