@@ -125,11 +125,20 @@ type diskField struct {
 	bad, peer    *crew
 }
 
-// reads has the quiet guest read 4 KiB at random places, so many at a time, and adds the
-// latencies to h.
-func (f *diskField) reads(depth int, h *diskcheck.Histogram) (perSecond float64) {
+// newDiskField sets up the guests of a load.
+func newDiskField(tb testing.TB, l diskLoad) *diskField {
+	tb.Helper()
+	h := newDiskHost(tb)
+	f := &diskField{diskHost: h, load: l, quiet: h.diskGuest("quiet"), other: h.diskGuest("other")}
+	f.bad, f.peer = h.diskCrew(8, l.persistent), h.diskCrew(1, false)
+	return f
+}
+
+// reads has the quiet guest read 4 KiB at random places for a time, so many at once, and adds
+// the latencies to h.
+func (f *diskField) reads(d time.Duration, depth int, h *diskcheck.Histogram) (perSecond float64) {
 	f.tb.Helper()
-	r, err := f.quiet.Run(f.ctx, blkguest.LoadArgs{Load: diskcheck.Load{Duration: span, Depth: depth, Reads: 100, Unchecked: true}})
+	r, err := f.quiet.Run(f.ctx, blkguest.LoadArgs{Load: diskcheck.Load{Duration: d, Depth: depth, Reads: 100, Unchecked: true}})
 	f.must(err)
 	h.Add(r.Latency)
 	return r.Rate()
@@ -142,9 +151,9 @@ func (f *diskField) round() (r round) {
 	var alone, beside, other diskcheck.Histogram
 	for range turns {
 		var t turn
-		t.alone = f.reads(many, &alone)
-		f.beside(f.honest, func() { t.peer = f.reads(many, &other) })
-		f.beside(f.attack(0), func() { t.beside = f.reads(many, &beside) })
+		t.alone = f.reads(span, many, &alone)
+		f.beside(f.honest, func() { t.peer = f.reads(span, many, &other) })
+		f.beside(f.attack(0), func() { t.beside = f.reads(span, many, &beside) })
 		r.turns = append(r.turns, t)
 	}
 	r.ping, r.pingBeside = alone.Quantile(0.99), beside.Quantile(0.99)
@@ -157,8 +166,8 @@ func (f *diskField) round() (r round) {
 	})
 	for i := range r.turns {
 		t := &r.turns[i]
-		t.paced = f.reads(few, &other)
-		f.beside(f.attack(r.strength.PerSecond()/4), func() { t.left = f.reads(few, &other) })
+		t.paced = f.reads(span, few, &other)
+		f.beside(f.attack(r.strength.PerSecond()/4), func() { t.left = f.reads(span, few, &other) })
 	}
 	return r
 }
@@ -222,9 +231,7 @@ func TestDisks(t *testing.T) {
 			continue
 		}
 		t.Run(l.name, func(t *testing.T) {
-			h := newDiskHost(t)
-			f := &diskField{diskHost: h, load: l, quiet: h.diskGuest("quiet"), other: h.diskGuest("other")}
-			f.bad, f.peer = h.diskCrew(8, l.persistent), h.diskCrew(1, false)
+			f := newDiskField(t, l)
 			var rounds []round
 			for range roundsWanted(t) {
 				rounds = append(rounds, f.round())

@@ -40,5 +40,7 @@
 // what it sent per second, the slots that were answered, how often it looked at a ring and
 // found it empty (then it was the weaker side), and the processors that its process used.
 //
-// TestLoads, TestDisks and TestWatchdog are the long run: see run.
+// TestLoads, TestDisks and TestWatchdog are the long run: see run. The tests of the short run
+// do not depend on how busy the machine is: two guests ask for more than there is, one of them
+// in many places, and each has to get about the same.
 package fair

@@ -50,7 +50,7 @@ type round struct {
 	reconnectB, detachB, showB time.Duration // beside the load
 
 	strength hostile.Strength
-	share    float64 // the load's part of the worker's time
+	share    float64 // the load's part of the time that it and the quiet guest take of the worker
 	cpu      float64 // processors that the load's guests use
 	daemon   float64 // processors that the daemon uses meanwhile
 }
@@ -70,16 +70,16 @@ func (f *field) round() (r round) {
 		var t turn
 		t.alone = f.stream(f.quiet, span, 0)
 		f.beside(f.honest, func() { t.peer = f.stream(f.quiet, span, 0) })
-		f.beside(f.full, func() { t.beside = f.stream(f.quiet, span, 0) })
+		f.beside(f.full, func() {
+			f.uses(&r, func() { t.beside = f.stream(f.quiet, span, 0) })
+		})
 		alone = append(alone, f.pings(f.quiet, pings)...)
 		f.beside(f.full, func() { beside = append(beside, f.pings(f.quiet, pings)...) })
 		r.turns = append(r.turns, t)
 	}
 	r.ping, r.pingBeside = p99(alone), p99(beside)
 	r.reconnect, r.show, r.detach = f.life()
-	r.strength = f.beside(f.full, func() {
-		f.uses(&r, func() { r.reconnectB, r.showB, r.detachB = f.life() })
-	})
+	r.strength = f.beside(f.full, func() { r.reconnectB, r.showB, r.detachB = f.life() })
 	for i := range r.turns {
 		t := &r.turns[i]
 		quarter := int64(t.alone / 8 / 4)

@@ -20,6 +20,7 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/netfront"
 	"github.com/netbackd/netbackd/internal/lab/netns"
 	"github.com/netbackd/netbackd/internal/lab/traffic"
+	"github.com/netbackd/netbackd/internal/lab/xensim/simclient"
 	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenbus"
 )
@@ -156,14 +157,14 @@ func (h *host) guest(edit func(*lab.GuestConfig)) *lab.Guest {
 	}
 	g, err := h.StartGuest(h.ctx, cfg)
 	h.must(err)
-	h.forwards(g.Domid)
+	h.forwards(g.Domid, 0)
 	return g
 }
 
 // forwards waits until a vif's port of the bridge forwards packets.
-func (h *host) forwards(domid xen.Domid) {
+func (h *host) forwards(domid xen.Domid, devid int) {
 	h.tb.Helper()
-	for _, name := range []string{ifname(domid), bridge} {
+	for _, name := range []string{ifname(domid, devid), bridge} {
 		h.wait(name+" to be up", func() bool {
 			l, err := netlink.LinkByName(name)
 			return err == nil && l.Attrs().OperState == netlink.OperUp
@@ -171,8 +172,10 @@ func (h *host) forwards(domid xen.Domid) {
 	}
 }
 
-// ifname returns the name of a domain's only interface.
-func ifname(domid xen.Domid) string { return fmt.Sprintf("vif%d.0", domid) }
+// ifname returns the name of a vif's interface.
+func ifname(domid xen.Domid, devid int) string {
+	return xenbus.VifID{Domid: domid, Devid: devid}.String()
+}
 
 // wait calls ok until it returns true.
 func (h *host) wait(what string, ok func() bool) {
@@ -188,7 +191,7 @@ func (h *host) wait(what string, ok func() bool) {
 	}
 }
 
-// crew is a process of hostile guests, one vif each.
+// crew is a process of hostile guests.
 type crew struct {
 	*hostile.Client
 	h    *host
@@ -212,22 +215,25 @@ func (h *host) recruit() *crew {
 	return &crew{Client: c, h: h}
 }
 
-// crew makes n guests of so many queues, whose vifs are on the bridge.
-func (h *host) crew(n, queues int, buffers bool) *crew {
+// crew makes n guests with so many vifs each, and queues of each vif. The vifs are on the
+// bridge.
+func (h *host) crew(n, vifs, queues int, buffers bool) *crew {
 	h.tb.Helper()
 	c := h.recruit()
 	for range n {
-		h.guests++
-		cfg := config(h.guests)
-		cfg.Domain.GntallocLimit = 8192
-		domid, err := h.CreateDomain(h.ctx, cfg.Name, cfg.Domain)
+		domid, err := h.CreateDomain(h.ctx, "bad", simclient.DomainConfig{GntallocLimit: 8192, MaxEventChannels: 4095})
 		h.must(err)
-		h.must(h.Attach(h.ctx, domid, cfg.Vif))
-		c.vifs, c.macs = append(c.vifs, hostile.Vif{Domid: domid}), append(c.macs, cfg.Vif.MAC)
+		for devid := range vifs {
+			h.guests++
+			v := config(h.guests).Vif
+			v.Devid = devid
+			h.must(h.Attach(h.ctx, domid, v))
+			c.vifs, c.macs = append(c.vifs, hostile.Vif{Domid: domid, Devid: devid}), append(c.macs, v.MAC)
+		}
 	}
 	h.must(c.Join(h.ctx, hostile.JoinArgs{Xen: h.XenDir(), Vifs: c.vifs, Queues: queues, Buffers: buffers}))
 	for _, v := range c.vifs {
-		h.forwards(v.Domid)
+		h.forwards(v.Domid, v.Devid)
 	}
 	return c
 }
@@ -251,7 +257,7 @@ func (c *crew) counter(name string) (n uint64) {
 	c.h.must(err)
 	for i := range vifs {
 		for _, v := range c.vifs {
-			if vifs[i].Name == (xenbus.VifID{Domid: v.Domid}).String() {
+			if vifs[i].Name == ifname(v.Domid, v.Devid) {
 				n += vifs[i].Counters[name]
 			}
 		}

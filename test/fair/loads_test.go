@@ -85,16 +85,16 @@ func newField(h *host, l load) *field {
 		f.dst[toSink] = []string{sink.Info.MAC}
 	}
 	if l.to == toAll {
-		sinks := h.crew(ports, 1, true)
+		sinks := h.crew(ports, 1, 1, true)
 		f.dst[toEach] = sinks.macs
 		end := sinks.load(hostile.LoadArgs{Load: hostile.Sink})
 		h.tb.Cleanup(func() { end() })
 	}
-	f.bad = h.crew(l.guests, l.queues, !l.starve)
+	f.bad = h.crew(l.guests, 1, l.queues, !l.starve)
 	if l.starve {
-		f.flood = h.crew(0, 0, false)
+		f.flood = h.recruit()
 	}
-	f.peer = h.crew(1, 1, true)
+	f.peer = h.crew(1, 1, 1, true)
 	return f
 }
 
@@ -106,7 +106,7 @@ func (f *field) attack(rate float64) (end func() hostile.Strength) {
 		return f.bad.load(a)
 	}
 	endBad := f.bad.load(a)
-	endFlood := f.flood.load(hostile.LoadArgs{Load: hostile.Host, Interface: ifname(f.bad.vifs[0].Domid), Rate: rate})
+	endFlood := f.flood.load(hostile.LoadArgs{Load: hostile.Host, Interface: ifname(f.bad.vifs[0].Domid, 0), Rate: rate})
 	return func() hostile.Strength {
 		s := endFlood()
 		endBad()

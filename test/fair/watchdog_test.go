@@ -118,7 +118,7 @@ func (h *host) watchdog(m *manager, d time.Duration) (s starved) {
 	sink := h.guest(func(c *lab.GuestConfig) {
 		c.Front.Front.Features.GSOTCPv4, c.Front.Front.Features.GSOTCPv6 = false, false
 	})
-	cutters, flooders := h.crew(8, 8, true), h.crew(8, 8, true)
+	cutters, flooders := h.crew(8, 1, 8, true), h.crew(8, 1, 8, true)
 	pid := h.Daemon().PID()
 	ends := []func() hostile.Strength{
 		cutters.load(hostile.LoadArgs{Load: hostile.Segments, Dst: []string{sink.Info.MAC}}),

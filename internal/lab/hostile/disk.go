@@ -38,7 +38,7 @@ func newDisk(ctx context.Context, args JoinArgs, v Vif) (_ *disk, err error) {
 	}
 	cfg := blkfront.Config{
 		Dir: fmt.Sprintf("device/vbd/%d", v.Devid), Queues: args.Queues, Persistent: args.Persistent,
-		Indirect: 256, Pages: 512,
+		Indirect: 256, Pages: 512, Order: 4,
 	}
 	if d.Device, err = blkfront.Open(ctx, host, cfg); err != nil {
 		return d, err
