@@ -98,14 +98,27 @@ func (linux) deallocGref(fd int, index uint64, n int) error {
 	return ioctl(fd, iocDeallocGref, unsafe.Pointer(&arg))
 }
 
+// mmap and munmap make the system calls themselves: package unix keeps a list of mappings, and
+// would not notice that one has moved.
 func (linux) mmap(fd int, index uint64, length int) ([]byte, error) {
-	return unix.Mmap(fd, int64(index), length, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	p, err := unix.MmapPtr(fd, int64(index), nil, uintptr(length), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		return nil, err
+	}
+	return unsafe.Slice((*byte)(p), length), nil
 }
 
-func (linux) munmap(mem []byte) error { return unix.Munmap(mem) }
+func (linux) munmap(mem []byte) error {
+	return unix.MunmapPtr(unsafe.Pointer(unsafe.SliceData(mem)), uintptr(len(mem)))
+}
 
-func (linux) mmapAt(fd int, index uint64, mem []byte) error {
-	return mapAt(fd, int64(index), mem, unix.MAP_SHARED|unix.MAP_FIXED)
+func (linux) move(pages, mem []byte) error {
+	p, err := unix.MremapPtr(unsafe.Pointer(unsafe.SliceData(pages)), uintptr(len(pages)),
+		unsafe.Pointer(unsafe.SliceData(mem)), uintptr(len(mem)), unix.MREMAP_MAYMOVE|unix.MREMAP_FIXED)
+	if err == nil && uintptr(p) != address(mem) {
+		return unix.EINVAL // the kernel does not do that
+	}
+	return err
 }
 
 func (linux) clear(mem []byte) error {
@@ -115,7 +128,7 @@ func (linux) clear(mem []byte) error {
 func (linux) refill(mem []byte) error {
 	err := mapAt(-1, 0, mem, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_FIXED_NOREPLACE)
 	if err == unix.EEXIST {
-		return nil // mmap failed before it unmapped anything
+		return nil // nothing was unmapped before the failure
 	}
 	return err
 }

@@ -41,7 +41,7 @@ func TestAllocAtAndFree(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	want := []string{"alloc 3 2 true", "mmap at 0x5000 8192", "clear 8192", "dealloc 0x5000 2"}
+	want := []string{"alloc 3 2 true", "mmap 0x5000 8192", "move 8192 to 8192", "clear 8192", "dealloc 0x5000 2"}
 	if diff := cmp.Diff(want, f.calls); diff != "" {
 		t.Errorf("calls (-want +got):\n%s", diff)
 	}
@@ -83,11 +83,14 @@ func TestAllocAtFailure(t *testing.T) {
 			[]error{unix.ENOSPC}, []string{"alloc 7 2 true"}},
 		{"not mapped", fake{mmapErr: unix.ENOMEM},
 			"gntalloc: alloc: 2 pages for domid 7: cannot allocate memory",
-			[]error{unix.ENOMEM}, []string{"alloc 7 2 true", "mmap at 0x5000 8192", "dealloc 0x5000 2", "refill 8192"}},
-		{"not mapped, place lost", fake{mmapErr: unix.EINVAL, refillErr: unix.ENOMEM},
+			[]error{unix.ENOMEM}, []string{"alloc 7 2 true", "mmap 0x5000 8192", "dealloc 0x5000 2"}},
+		{"not moved", fake{moveErr: unix.ENOMEM},
+			"gntalloc: alloc: 2 pages for domid 7: cannot allocate memory",
+			[]error{unix.ENOMEM}, []string{"alloc 7 2 true", "mmap 0x5000 8192", "move 8192 to 8192", "munmap 8192", "refill 8192", "dealloc 0x5000 2"}},
+		{"not moved, place lost", fake{moveErr: unix.EINVAL, refillErr: unix.ENOMEM},
 			"gntalloc: alloc: 2 pages for domid 7: the memory at the place is lost: cannot allocate memory: invalid argument",
 			[]error{unix.EINVAL, unix.ENOMEM, ErrLost},
-			[]string{"alloc 7 2 true", "mmap at 0x5000 8192", "dealloc 0x5000 2", "refill 8192"}},
+			[]string{"alloc 7 2 true", "mmap 0x5000 8192", "move 8192 to 8192", "munmap 8192", "refill 8192", "dealloc 0x5000 2"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			f := &c.f
@@ -151,7 +154,11 @@ func TestPlaceIsReplaced(t *testing.T) {
 		mem[i*PageSize] = byte(i + 1)
 	}
 	at := mem[PageSize : 2*PageSize]
-	if err := (linux{}).mmapAt(fd, 4*PageSize, at); err != nil {
+	pages, err := (linux{}).mmap(fd, 4*PageSize, PageSize)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := (linux{}).move(pages, at); err != nil {
 		t.Fatal(err)
 	}
 	if diff := cmp.Diff([]byte{1, 5, 3}, []byte{mem[0], at[0], mem[2*PageSize]}); diff != "" {
@@ -172,7 +179,7 @@ func TestPlaceIsReplaced(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer unix.Close(none)
-	if err := (linux{}).mmapAt(none, 0, at); err != unix.ENODEV {
+	if _, err := (linux{}).mmap(none, 0, PageSize); err != unix.ENODEV {
 		t.Errorf("mmap of a file without: %v, want ENODEV", err)
 	}
 	if err := (linux{}).refill(at); err != nil {

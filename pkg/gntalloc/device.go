@@ -3,6 +3,7 @@
 package gntalloc
 
 import (
+	"errors"
 	"fmt"
 	"os"
 
@@ -105,16 +106,31 @@ func (d *Device) AllocAt(mem []byte, domid xen.Domid, writable bool) (*Pages, er
 	if err != nil {
 		return nil, &Error{Op: "alloc", Domid: domid, Pages: n, Err: err, Hint: allocHint(err)}
 	}
-	if err := d.kernel.mmapAt(fd, index, mem); err != nil {
+	if err := d.putAt(fd, index, mem); err != nil {
 		_ = d.kernel.deallocGref(fd, index, n) // as in Alloc
-		// The kernel may have unmapped the place before it failed. Only a place that is
-		// still free is filled: another thread may have mapped something there.
-		if e := d.kernel.refill(mem); e != nil {
-			err = fmt.Errorf("%w: %w: %w", ErrLost, e, err)
-		}
 		return nil, &Error{Op: "alloc", Domid: domid, Pages: n, Err: err}
 	}
 	return NewPages(mem, refs, func() error { return d.free(index, n, d.kernel.clear(mem)) }), nil
+}
+
+// putAt maps pages of the device in the place of mem. They are mapped elsewhere first, and
+// then moved: a device that fails leaves the place as it is. The kernel may have unmapped the
+// place before a move fails, but only for want of a few bytes of its own memory.
+func (d *Device) putAt(fd int, index uint64, mem []byte) error {
+	pages, err := d.kernel.mmap(fd, index, len(mem))
+	if err != nil {
+		return err
+	}
+	if err = d.kernel.move(pages, mem); err == nil {
+		return nil
+	}
+	err = errors.Join(err, d.kernel.munmap(pages))
+	// Only a place that is still free is filled: another thread may have mapped something
+	// there.
+	if e := d.kernel.refill(mem); e != nil {
+		err = fmt.Errorf("%w: %w: %w", ErrLost, e, err)
+	}
+	return err
 }
 
 // free implements Pages.Free, after the memory was unmapped with err. If the device was
@@ -139,11 +155,11 @@ type kernel interface {
 	deallocGref(fd int, index uint64, n int) error
 	mmap(fd int, index uint64, length int) ([]byte, error)
 	munmap(mem []byte) error
-	// mmapAt maps pages of the device in the place of mem.
-	mmapAt(fd int, index uint64, mem []byte) error
+	// move moves a mapping of the device to the place of mem, of the same length.
+	move(pages, mem []byte) error
 	// clear puts anonymous memory in the place of mem.
 	clear(mem []byte) error
-	// refill maps anonymous memory at mem after a mmapAt that failed. It does nothing
+	// refill maps anonymous memory at mem after a move that failed. It does nothing
 	// if mem is still mapped as it was.
 	refill(mem []byte) error
 	close(fd int) error

@@ -20,8 +20,8 @@ import (
 // fake is a kernel that writes down every call. It stands below the Device, whose double
 // is [xentest.Gntalloc]: the tests here are of the system calls that the Device makes.
 type fake struct {
-	calls                                                        []string
-	allocErr, deallocErr, mmapErr, clearErr, refillErr, closeErr error
+	calls                                                                 []string
+	allocErr, deallocErr, mmapErr, moveErr, clearErr, refillErr, closeErr error
 }
 
 var _ kernel = (*fake)(nil)
@@ -62,9 +62,9 @@ func (f *fake) munmap(mem []byte) error {
 	return nil
 }
 
-func (f *fake) mmapAt(_ int, index uint64, mem []byte) error {
-	f.log("mmap at %#x %d", index, len(mem))
-	return f.mmapErr
+func (f *fake) move(pages, mem []byte) error {
+	f.log("move %d to %d", len(pages), len(mem))
+	return f.moveErr
 }
 
 func (f *fake) clear(mem []byte) error {
