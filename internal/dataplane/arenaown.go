@@ -8,6 +8,9 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/netbackd/netbackd/pkg/gntalloc"
 	"github.com/netbackd/netbackd/pkg/gntdev"
@@ -153,10 +156,20 @@ func (p *Pool) OwnPages() OwnPages {
 	return OwnPages{int(p.own.wanted.Load()), int(p.own.granted.Load()), p.own.lost.Load()}
 }
 
+// ownRetry is the time after which pages are asked for again that there was no room for. A
+// worker that is idle does not wake up for it.
+const ownRetry = 10 * time.Second
+
+// ownRounds is the number of rounds between two looks at the clock for that.
+const ownRounds = 256
+
 // ownState is the state of a worker's own pages.
 type ownState struct {
 	opened          bool
 	wanted, granted int
+	missing         []ownRun          // parts of the arenas that are still to have own pages
+	retry           time.Time         // when these are asked for again
+	rounds          uint              // see ownRounds
 	test            [1]gntdev.Segment // see ownIsValid; on the stack it would escape
 }
 
@@ -164,32 +177,86 @@ type ownState struct {
 // number id, which is registered with the io_uring already.
 func (w *worker) openOwn(q *Queue, id int) error {
 	p := w.pool
-	if w.own.opened || p.opts.OwnPager == nil || p.own.lost.Load() {
+	if p.opts.OwnPager == nil || p.own.lost.Load() {
 		return nil
 	}
-	w.own.opened = true
-	runs := w.ownRuns(w.uring.ring != nil && q.reader.byRing)
-	for _, r := range runs {
-		w.own.wanted += r.pages
+	if !w.own.opened {
+		w.own.opened = true
+		w.own.missing = w.ownRuns(w.uring.ring != nil && q.reader.byRing)
+		for _, r := range w.own.missing {
+			w.own.wanted += r.pages
+		}
+		p.own.wanted.Add(int64(w.own.wanted))
+	} else if !w.ownDue() {
+		return nil
 	}
-	p.own.wanted.Add(int64(w.own.wanted))
-	var err error
-	for _, r := range runs {
-		if err = r.arena.own.alloc(p.opts.OwnPager, r.arena.mem, r.first, r.pages); err != nil {
+	changed, err := w.allocOwn()
+	if err != nil {
+		w.failed = err
+		return err
+	}
+	if changed {
+		w.newRing()
+		w.registerFile(q, id)
+	}
+	return nil
+}
+
+// ownDue reports whether pages are missing, and it is time to ask for them again.
+func (w *worker) ownDue() bool {
+	return len(w.own.missing) > 0 && !w.time().Before(w.own.retry) && !w.pool.own.lost.Load()
+}
+
+// moreOwn asks again for own pages that are missing: those of another worker or program may
+// have been given back since, or the limit raised. It is called between two turns, when the
+// arenas hold nothing.
+func (w *worker) moreOwn() {
+	if w.own.rounds++; w.own.rounds%ownRounds != 0 || !w.ownDue() {
+		return
+	}
+	changed, err := w.allocOwn()
+	if changed && err == nil {
+		w.newRing()
+	}
+	w.failed = err
+}
+
+// allocOwn makes own pages of what is missing, as far as there is room. It reports whether the
+// memory of an arena has changed, so that the io_uring has to register it anew. After an error
+// there is an arena without memory.
+func (w *worker) allocOwn() (changed bool, err error) {
+	p := w.pool
+	for len(w.own.missing) > 0 {
+		r := w.own.missing[0]
+		err := r.arena.own.alloc(p.opts.OwnPager, r.arena.mem, r.first, r.pages)
+		changed = changed || err == nil || !errors.Is(err, unix.ENOSPC)
+		if errors.Is(err, gntalloc.ErrLost) {
+			return true, w.renewArena(r.arena, err)
+		}
+		if err != nil {
 			p.own.warned.Do(func() { p.warn(fmt.Errorf("packets are copied by address, for want of own pages: %w", err)) })
+			w.own.retry = w.time().Add(ownRetry)
 			break
 		}
+		w.own.missing = w.own.missing[1:]
 		w.own.granted += r.pages
+		p.own.granted.Add(int64(r.pages))
 	}
-	p.own.granted.Add(int64(w.own.granted))
-	if w.uring.ring == nil {
-		return nil
+	return changed, nil
+}
+
+// renewArena replaces an arena, a part of which is not mapped any more, and gives up own
+// pages: the kernel is short of memory of its own. The rest of the old arena stays mapped,
+// since to unmap all of it would take along what another thread has put in the gap.
+func (w *worker) renewArena(a *arenaMem, lost error) error {
+	w.closeOwn()
+	w.own.opened = true // so that nothing is asked for again
+	fresh, err := newArenaMem(len(a.mem))
+	if err != nil {
+		return fmt.Errorf("%w: %w", err, lost)
 	}
-	// It has registered the pages that were there before. An attempt that failed may have
-	// replaced them as well.
-	if w.newRing(); w.uring.ring != nil {
-		return w.uring.ring.SetFile(id, q.tap.FD())
-	}
+	*a = fresh
+	w.pool.warn(fmt.Errorf("worker %d copies packets by address: %w", w.index, lost))
 	return nil
 }
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
@@ -237,6 +238,85 @@ func TestNoOwnPageButOtherMemory(t *testing.T) {
 			t.Error(diff)
 		}
 		b.warned = nil
+	})
+}
+
+// TestMissingOwnPagesAreAskedForAgain: pages that there was no room for come when there is
+// room, with the next vif or while packets move, and no packet is lost on the way.
+func TestMissingOwnPagesAreAskedForAgain(t *testing.T) {
+	inModes(t, allModes[:2], func(t *testing.T, m mode) {
+		own := xentest.StartOwn(t, ownStep)
+		b := newBed(t, m, setup{cfg: full, pager: ownPager{own}})
+		rounds := func(n int) {
+			for range n {
+				b.w.now = time.Time{}
+				b.w.moreOwn()
+			}
+		}
+		granted := func(what string, want int) {
+			t.Helper()
+			if got := b.w.pool.OwnPages(); got.Granted != want || own.Granted() != want {
+				t.Errorf("%s: %+v, want %d pages", what, got, want)
+			}
+		}
+		b.bothWays()
+		granted("with the first vif", ownStep)
+		own.SetLimit(3 * ownStep)
+		rounds(2 * ownRounds)
+		granted("before it is time", ownStep)
+		b.now = b.now.Add(2 * ownRetry)
+		rounds(ownRounds - 1)
+		granted("between two looks at the clock", ownStep)
+		rounds(1)
+		granted("in time", 3*ownStep)
+		b.bothWays()
+		own.SetLimit(1 << 16)
+		b.now = b.now.Add(2 * ownRetry)
+		rounds(ownRounds)
+		all := b.w.pool.OwnPages().Wanted
+		granted("all of them", all)
+		if len(b.w.own.missing) != 0 {
+			t.Errorf("missing: %v", b.w.own.missing)
+		}
+		b.bothWays()
+		if len(b.warned) != 1 {
+			t.Errorf("warnings: %v", b.warned)
+		}
+		b.warned = nil
+	})
+}
+
+// losingPager unmaps the place that it was to put pages in, after some calls that succeed.
+type losingPager struct {
+	ownPager
+	left int
+}
+
+func (p *losingPager) AllocOwn(mem []byte) (*gntalloc.Pages, error) {
+	if p.left--; p.left >= 0 {
+		return p.ownPager.AllocOwn(mem)
+	}
+	return nil, errors.Join(gntalloc.ErrLost, unmapPart(mem))
+}
+
+// TestArenaWithAHole: a worker that lost a part of an arena uses another arena, and its
+// packets arrive.
+func TestArenaWithAHole(t *testing.T) {
+	inModes(t, allModes[:2], func(t *testing.T, m mode) {
+		for calls := range 3 {
+			own := startOwn(t)
+			b := newBed(t, m, setup{cfg: full, pager: &losingPager{own, calls}})
+			for range 3 {
+				b.bothWays()
+			}
+			if got := b.w.pool.OwnPages(); got.Granted != 0 || own.Granted() != 0 || b.w.failed != nil {
+				t.Errorf("after %d calls: own pages %+v, the worker: %v", calls, got, b.w.failed)
+			}
+			if len(b.warned) != 1 || !errors.Is(b.warned[0], gntalloc.ErrLost) {
+				t.Errorf("warnings: %v", b.warned)
+			}
+			b.warned = nil
+		}
 	})
 }
 

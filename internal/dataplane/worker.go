@@ -260,10 +260,7 @@ func (w *worker) enroll(q *Queue, id int) {
 
 // admit registers a queue's files with io_uring and epoll, under id.
 func (w *worker) admit(q *Queue, id int) error {
-	if w.uring.ring != nil {
-		if err := w.uring.ring.SetFile(id, q.tap.FD()); err != nil {
-			return err
-		}
+	if w.registerFile(q, id) {
 		q.reader.useRing(w, id, w.uring.ring.NoWait(id))
 	}
 	if q.virt != nil {
@@ -279,11 +276,32 @@ func (w *worker) admit(q *Queue, id int) error {
 	return w.epoll.watch(unix.EPOLL_CTL_ADD, q.tap.FD(), id, onTap, unix.EPOLLIN)
 }
 
+// registerFile registers the TAP of a queue with the io_uring, and reports whether the queue
+// may use it. A ring that fails is replaced once. No guest is refused for want of one.
+func (w *worker) registerFile(q *Queue, id int) bool {
+	if w.uring.ring == nil {
+		return false
+	}
+	err := w.uring.ring.SetFile(id, q.tap.FD())
+	if err != nil {
+		if w.newRing(); w.uring.ring == nil {
+			return false
+		}
+		err = w.uring.ring.SetFile(id, q.tap.FD())
+	}
+	if err != nil {
+		w.ringFailed(err)
+	}
+	return err == nil
+}
+
 // dismiss undoes admit, even if admit failed half way.
 func (w *worker) dismiss(q *Queue, id int) {
 	w.unwatch(q)
 	if w.uring.ring != nil {
-		_ = w.uring.ring.ClearFile(id)
+		if w.uring.ring.ClearFile(id) != nil {
+			w.newRing() // the old one keeps the TAP
+		}
 	}
 }
 
@@ -314,8 +332,8 @@ func (w *worker) detach(q *Queue) {
 		return
 	}
 	q.attached = false
-	w.dismiss(q, q.id)
 	w.queues[q.id] = nil
+	w.dismiss(q, q.id)
 	w.sched.leave(q)
 	w.timers.queues = without(w.timers.queues, q)
 	q.endResteer()
@@ -353,6 +371,11 @@ func (w *worker) run(started chan<- struct{}) {
 		}
 		if w.failed == nil {
 			w.expire()
+			if len(w.own.missing) > 0 {
+				w.moreOwn()
+			}
+		}
+		if w.failed == nil {
 			w.round()
 		}
 		if w.failed != nil {
