@@ -3,6 +3,8 @@
 package systrace
 
 import (
+	"encoding/binary"
+	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -87,6 +89,15 @@ func (c *Call) Write(addr uint64, b []byte) error {
 	defer func() { _ = f.Close() }()
 	_, err = f.WriteAt(b, int64(addr))
 	return err
+}
+
+// sender writes the address of a recvfrom's sender.
+func (c *Call) sender(from []byte) error {
+	if c.Nr != unix.SYS_RECVFROM || c.Args[4] == 0 || from == nil {
+		return nil
+	}
+	n := binary.NativeEndian.AppendUint32(nil, uint32(len(from)))
+	return errors.Join(c.Write(c.Args[4], from), c.Write(c.Args[5], n))
 }
 
 // text returns the string at an address.

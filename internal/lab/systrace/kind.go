@@ -196,7 +196,8 @@ func (c *Call) address() string {
 	if family != unix.AF_UNIX {
 		return families[family]
 	}
-	return plainPath(strings.TrimRight(string(b[2:]), "\x00"))
+	// The path may lead through a descriptor of its directory.
+	return digits.ReplaceAllString(filepath.Base(strings.TrimRight(string(b[2:]), "\x00")), "N")
 }
 
 var digits = regexp.MustCompile(`[0-9]+`)

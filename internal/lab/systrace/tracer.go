@@ -21,10 +21,11 @@ type Verdict struct {
 	// Errno makes the call fail without running.
 	Errno unix.Errno
 	// Fake makes the call return Return without running. Data, if any, is written to
-	// the buffer of a read or recvfrom first; the result is then its length.
-	Fake   bool
-	Return int64
-	Data   []byte
+	// the buffer of a read or recvfrom first; the result is then its length. From is the
+	// address of the sender for a recvfrom.
+	Fake       bool
+	Return     int64
+	Data, From []byte
 	// Rewrite has a read or recvfrom run by the tracer. It gets what was read, and returns
 	// what the program is to get, which may not be longer.
 	Rewrite func([]byte) []byte
@@ -200,7 +201,7 @@ func (c *Call) carryOut(listener int, id uint64, v *Verdict) {
 			r.val, r.err = 0, -int32(errnoOf(err))
 		}
 	case v.Fake && v.Data != nil:
-		if r.val = int64(len(v.Data)); c.Write(c.Args[1], v.Data) != nil {
+		if r.val = int64(len(v.Data)); errors.Join(c.Write(c.Args[1], v.Data), c.sender(v.From)) != nil {
 			r.val, r.err = 0, -int32(unix.EFAULT)
 		}
 	case v.Fake:

@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package faults
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/netbackd/netbackd/internal/lab"
+	"github.com/netbackd/netbackd/internal/lab/xensim/simclient"
+	"github.com/netbackd/netbackd/pkg/xen"
+)
+
+// subject is a daemon with two guests. The one, whose device goes through the phases, is to
+// be hit by the failures; the other one looks on.
+type subject interface {
+	// perform carries out a phase on the device. It does not check that the guest is served.
+	perform(ctx context.Context, p phase) error
+	// serves checks that packets or requests of the device's guest are served.
+	serves(ctx context.Context) error
+	// bystander checks the same for the other guest.
+	bystander(ctx context.Context) error
+	// told returns what the daemon tells of a device that is not served; "" if nothing.
+	told(ctx context.Context) string
+	// mend does what an administrator and the guest can do: a reset, and a new connection.
+	mend(ctx context.Context) error
+	// gone checks that nothing is left of a device that was detached.
+	gone(ctx context.Context) error
+	// daemon is the process; restart starts another one if it has ended.
+	daemon() *lab.Process
+	restart(ctx context.Context) error
+	// books are the resources that the daemon has while only the other device exists.
+	books(ctx context.Context) (books, error)
+	close() error
+}
+
+// books counts the resources of a daemon. Sockets other than those of netlink are not
+// counted: there is one for each client of the control socket, and for each call that the
+// embedded Xen has at the same time.
+type books struct {
+	Files, Journals, RunFiles int
+	Rings, Programs           int // of Files
+	Maps, Interdomain         int // as the hypervisor sees them
+}
+
+// processBooks counts the resources that the kernel has for a process.
+func processBooks(pid int, runDir string) (b books, err error) {
+	fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
+	if err != nil {
+		return b, err
+	}
+	routes, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/netlink", pid))
+	if err != nil {
+		return b, err
+	}
+	for _, fd := range fds {
+		link, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/%s", pid, fd.Name()))
+		if err != nil {
+			continue
+		}
+		inode, socket := strings.CutPrefix(link, "socket:[")
+		switch {
+		case socket && !bytes.Contains(routes, []byte(" "+strings.TrimSuffix(inode, "]")+" ")):
+			continue
+		case strings.Contains(link, "io_uring"):
+			b.Rings++
+		case strings.Contains(link, "bpf"):
+			b.Programs++
+		}
+		b.Files++
+	}
+	maps, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", pid))
+	if err != nil {
+		return b, err
+	}
+	b.Journals = bytes.Count(maps, []byte("/ring-"))
+	files, err := filepath.Glob(filepath.Join(runDir, "*-*"))
+	b.RunFiles = len(files)
+	return b, err
+}
+
+func (b *books) hypervisor(info simclient.DomainInfo) {
+	b.Maps, b.Interdomain = info.Maps, info.Interdomain
+}
+
+// settled waits until the books are as wanted, and returns the difference if they do not
+// become so: closing may take a moment.
+func settled(ctx context.Context, s subject, want books) error {
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+	defer cancel()
+	var got books
+	err := until(ctx, "", func() (err error) {
+		if got, err = s.books(ctx); err == nil && got != want {
+			err = errors.New("other")
+		}
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("the daemon has %+v, had %+v: %w", got, want, err)
+	}
+	return nil
+}
+
+// until repeats f until it succeeds or ctx ends.
+func until(ctx context.Context, what string, f func() error) error {
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := f()
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%s: %w", what, err)
+		case <-tick.C:
+		}
+	}
+}
+
+// zombie reports an error if the hypervisor still has a domain.
+func zombie(l interface {
+	Domain(xen.Domid) (simclient.DomainInfo, error)
+}, domid xen.Domid) error {
+	if _, err := l.Domain(domid); err == nil {
+		return fmt.Errorf("domain %d is a zombie", domid)
+	}
+	return nil
+}
