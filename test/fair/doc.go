@@ -19,7 +19,7 @@
 // beside an honest peer: a guest of one queue, played by the same program, that sends packets
 // of 1514 bytes to the host as fast as they are taken. The peer takes as many processors as
 // the hostile guest, and half of the worker. (Where packets go to many ports, those of the
-// peer do so as well.)
+// peer do so as well; where the host floods the hostile guest, it floods the peer.)
 //
 // # Bars
 //

@@ -16,7 +16,7 @@ type load struct {
 	unit   string // of its strength
 	what   string // it does, for the table
 	to     target
-	starve bool // its rx rings are not refilled, and the host floods them
+	starve bool // its rx rings are not kept full, and the host floods them
 	peer   target
 	virt   bool // all devices are of vhost-user, each with a process
 }
@@ -46,6 +46,7 @@ var loads = []load{
 	{name: "xenstore", kind: hostile.Xenstore, guests: 12, queues: 8, unit: "writes", what: "12 guests write their states and settings as fast as xenstored lets them"},
 	{name: "reconnect", kind: hostile.Reconnect, guests: 12, queues: 8, unit: "connections", what: "12 guests with 8 queues connect and disconnect as fast as they can"},
 	{name: "starve", kind: hostile.Starve, guests: 1, queues: 8, unit: "packets", starve: true, what: "the host floods 8 queues without rx slots"},
+	{name: "drip", kind: hostile.Drip, guests: 1, queues: 8, unit: "packets", starve: true, what: "the same with rx slots that come one by one, each with an event"},
 	{name: "virt-flood", kind: hostile.VirtFlood, virt: true, unit: "packets", what: "packets of 60 bytes, a descriptor each"},
 	{name: "virt-tiny", kind: hostile.VirtTiny, virt: true, unit: "packets", what: "packets of 60 bytes with a descriptor for each byte"},
 	{name: "virt-indirect", kind: hostile.VirtIndirect, virt: true, unit: "packets", what: "indirect tables of 1,024 descriptors with a byte each"},
@@ -102,26 +103,35 @@ func newField(h *host, l load) *field {
 func (f *field) attack(rate float64) (end func() hostile.Strength) {
 	f.tb.Helper()
 	a := hostile.LoadArgs{Load: f.load.kind, Dst: f.dst[f.load.to], Rate: rate}
-	if !f.load.starve {
-		return f.bad.load(a)
+	if f.load.starve {
+		return f.flooded(f.bad, f.load.kind, rate)
 	}
-	endBad := f.bad.load(a)
-	endFlood := f.flood.load(hostile.LoadArgs{Load: hostile.Host, Interface: ifname(f.bad.vifs[0].Domid, 0), Rate: rate})
+	return f.bad.load(a)
+}
+
+// flooded begins a load on a vif that the host floods.
+func (f *field) flooded(c *crew, kind hostile.Kind, rate float64) (end func() hostile.Strength) {
+	f.tb.Helper()
+	endGuest := c.load(hostile.LoadArgs{Load: kind})
+	endFlood := f.flood.load(hostile.LoadArgs{Load: hostile.Host, Interface: ifname(c.vifs[0].Domid, 0), Rate: rate})
 	return func() hostile.Strength {
-		s := endFlood()
-		endBad()
+		s, taken := endFlood(), endGuest()
+		s.Slots, s.Notified = taken.Slots, taken.Notified
 		return s
 	}
 }
 
-// honest begins the load of the honest peer.
+// honest begins the load of the honest peer: packets to the host, in turn to the ports that
+// the load sends to, or from the host if it floods the hostile guest.
 func (f *field) honest() (end func() hostile.Strength) {
 	f.tb.Helper()
 	kind := hostile.Bulk
-	if f.load.virt {
+	switch {
+	case f.load.starve:
+		return f.flooded(f.peer, hostile.Sink, 0)
+	case f.load.virt:
 		kind = hostile.VirtBulk
-	}
-	if f.load.peer == toEach {
+	case f.load.peer == toEach:
 		kind = hostile.Flood
 	}
 	return f.peer.load(hostile.LoadArgs{Load: kind, Dst: f.dst[f.load.peer]})

@@ -158,6 +158,8 @@ func (a *agent) parts(args LoadArgs) (parts []part, err error) {
 			p, err = f.sending(args)
 		case Sink, Starve:
 			p = f.idling()
+		case Drip:
+			p = f.dripping()
 		case Control, Static:
 			p, err = f.messages(args)
 		case Events:

@@ -138,7 +138,7 @@ func (f *front) messages(args LoadArgs) (part, error) {
 }
 
 // tableSize is the number of entries of the mapping tables that hashing sends.
-const tableSize = 1024
+const tableSize = 128
 
 // hashing returns messages that change the distribution of packets: the whole table of
 // hashing, again and again.

@@ -40,6 +40,7 @@ const (
 	Fragments Kind = "fragments" // packets in 18 slots of a few bytes
 	Sink      Kind = "sink"      // nothing but to take packets
 	Starve    Kind = "starve"    // nothing, and no rx slots
+	Drip      Kind = "drip"      // nothing, and rx slots one by one, each with an event
 	Control   Kind = "control"   // messages on the control rings
 	Static    Kind = "static"    // static grants added and removed, over the control rings
 	Events    Kind = "events"    // events without work

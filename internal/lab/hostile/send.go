@@ -217,3 +217,19 @@ func (f *front) idling() part {
 		return s, nil
 	}
 }
+
+// dripping returns the part that posts one rx slot for each queue, and the next one when that
+// is answered.
+func (f *front) dripping() part {
+	return func(ctx context.Context) (s Strength, _ error) {
+		for ; ctx.Err() == nil; pause(look / 4) {
+			for i := range f.queues {
+				s.Slots += f.refill(i, 1)
+				s.Notified++
+				_ = f.events.Notify(f.queues[i].port) // a connection that is closing has no port
+			}
+		}
+		s.Done = s.Slots
+		return s, nil
+	}
+}
