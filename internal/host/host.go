@@ -13,6 +13,8 @@ import (
 	"os"
 	"path/filepath"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/netbackd/netbackd/pkg/evtchn"
 	"github.com/netbackd/netbackd/pkg/gntalloc"
 	"github.com/netbackd/netbackd/pkg/gntdev"
@@ -75,6 +77,15 @@ func (h *Host) OpenEvents(domid xen.Domid) (*evtchn.Device, error) {
 		return nil, err
 	}
 	return Restrict(e, domid)
+}
+
+// OpenFile opens a device and returns its descriptor, for another process.
+func (h *Host) OpenFile(device string, flags int) (int, error) {
+	fd, err := unix.Open(h.path(device), unix.O_RDWR|unix.O_CLOEXEC|flags, 0)
+	if err != nil {
+		return -1, fmt.Errorf("%s: %w", h.path(device), err)
+	}
+	return fd, nil
 }
 
 // DialStore connects to xenstore.

@@ -66,9 +66,16 @@ func (o *OwnPages) Learn(ctx context.Context, s xenbus.Store) error {
 		return nil
 	}
 	domid, err := xenbus.OwnDomid(ctx, s)
-	if err == nil {
-		err = o.try(domid)
+	if err != nil {
+		return o.learned(domid, err)
 	}
+	return o.Told(domid)
+}
+
+// Told is Learn with the number of this domain, in a process that has no xenstore.
+func (o *OwnPages) Told(domid xen.Domid) error { return o.learned(domid, o.try(domid)) }
+
+func (o *OwnPages) learned(domid xen.Domid, err error) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.domid, o.err = domid, err

@@ -42,6 +42,10 @@ func Open(path string) (*Device, error) {
 	return &Device{kernel: linux{}, fd: fd}, nil
 }
 
+// NewDevice makes a Device of a descriptor of /dev/xen/evtchn that was opened by another
+// process, non-blocking. The descriptor is its own from then on.
+func NewDevice(fd int) *Device { return &Device{kernel: linux{}, fd: xendev.New(fd)} }
+
 // Close unbinds all ports and closes the device. It may be called again, which
 // does nothing. A poller forgets FD before Close.
 func (d *Device) Close() error {

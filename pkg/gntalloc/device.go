@@ -45,6 +45,10 @@ func Open(path string) (*Device, error) {
 	return &Device{kernel: linux{}, fd: fd}, nil
 }
 
+// NewDevice makes a Device of a descriptor of /dev/xen/gntalloc that was opened by another
+// process. The descriptor is its own from then on.
+func NewDevice(fd int) *Device { return &Device{kernel: linux{}, fd: xendev.New(fd)} }
+
 // Close closes the device. Pages stay granted until their Free. Close may be
 // called again, which does nothing.
 func (d *Device) Close() error {

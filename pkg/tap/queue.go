@@ -32,6 +32,10 @@ type Queue struct {
 	index int
 }
 
+// NewQueue makes a Queue of the descriptor of one of a [Device] in another process, with its
+// place. The descriptor stays the caller's.
+func NewQueue(fd, index int) *Queue { return &Queue{fd: fd, index: index} }
+
 // FD returns the queue's file descriptor, for epoll or an io_uring; -1 once the
 // device has closed it. It is readable while a frame waits and has EPOLLERR
 // set when the device is gone. Do not close it, and never make an os.File of it.
