@@ -129,6 +129,23 @@ func (f *gntdevFile) call(op wire.Op, r *wire.Reader, reply []byte) ([]byte, int
 			return reply, -1, unix.EINVAL
 		}
 		return reply, -1, f.dev.Munmap(vma)
+	case wire.OpAdopt:
+		pid, addr, word := r.U32(), r.U64(), r.U32()
+		if r.Done() != nil || pid == 0 || pid > 1<<22 {
+			return reply, -1, unix.EINVAL
+		}
+		errno := f.adopt(dev.Process(pid), addr, word)
+		return wire.AppendU32(reply, f.shared.number), -1, errno
+	case wire.OpJoin:
+		if r.Done() != nil {
+			return reply, -1, unix.EINVAL
+		}
+		fd, err := f.s.joined(f.shared)
+		if err != nil {
+			errno, _ := err.(unix.Errno)
+			return reply, -1, max(errno, 1)
+		}
+		return reply, fd, 0
 	case wire.OpUnmap:
 		index, count := r.U64(), r.U32()
 		if r.Done() != nil {
@@ -137,6 +154,51 @@ func (f *gntdevFile) call(op wire.Op, r *wire.Reader, reply []byte) ([]byte, int
 		return reply, -1, f.dev.Unmap(index, int(count))
 	}
 	return reply, -1, unix.ENOTTY
+}
+
+// adopt makes p the process that has the file open, as on Linux, where a file that another
+// process has opened maps into the memory of its user. p proves that it is the caller by a
+// word that it has put into its memory. The file was not used before.
+func (f *gntdevFile) adopt(p dev.Process, addr uint64, word uint32) unix.Errno {
+	if got, err := p.Probe(addr); err != nil || got != word {
+		return unix.EFAULT
+	}
+	f.s.mu.Lock()
+	defer f.s.mu.Unlock()
+	if f.shared.users != 1 || !f.dev.Unused() {
+		return unix.EBUSY
+	}
+	f.shared.process, f.shared.dev = p, dev.OpenGntdev(f.s.hv, f.shared.dom, p)
+	f.dev, f.copier = f.shared.dev, f.shared.dev.NewCopier()
+	return 0
+}
+
+// joined makes one more connection for an open file, and returns the client's end.
+func (s *server) joined(shared *sharedFile) (int, error) {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return -1, err
+	}
+	c := &conn{s: s, fd: pair[0], stop: make(chan struct{}), done: make(chan struct{}), dom: shared.dom}
+	if !s.add(c) {
+		_, _ = unix.Close(pair[0]), unix.Close(pair[1])
+		return -1, unix.ESRCH
+	}
+	if !shared.dom.Hold() {
+		s.remove(c)
+		_ = unix.Close(pair[1])
+		return -1, unix.ESRCH
+	}
+	s.mu.Lock()
+	shared.users++
+	c.file = &gntdevFile{s: s, shared: shared, dev: shared.dev, copier: shared.dev.NewCopier()}
+	s.mu.Unlock()
+	go func() {
+		defer s.remove(c)
+		defer c.release()
+		c.calls()
+	}()
+	return pair[1], nil
 }
 
 func (f *gntdevFile) copy(r *wire.Reader, reply []byte) ([]byte, int, unix.Errno) {

@@ -251,8 +251,12 @@ func (c *conn) serve() {
 	if attach.send(c.fd) != nil {
 		return
 	}
-	// From here on a broken connection needs no further handling.
-	buf = make([]byte, c.file.maxRequest())
+	c.calls()
+}
+
+// calls carries out the calls on an open file until the connection ends, or is broken.
+func (c *conn) calls() {
+	buf := make([]byte, c.file.maxRequest())
 	reply := make([]byte, 0, 256)
 	switch c.file.(type) {
 	case *gntdevFile, *evtchnFile:
@@ -281,6 +285,9 @@ func (c *conn) serve() {
 		copy(reply, wire.AppendErrno(nil, errno))
 		if fd >= 0 {
 			err = wire.Send(c.fd, reply, fd)
+			if op == wire.OpJoin {
+				_ = unix.Close(fd) // the other files belong to the domain
+			}
 		} else {
 			err = wire.Send(c.fd, reply)
 		}

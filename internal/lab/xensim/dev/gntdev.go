@@ -199,6 +199,13 @@ func (g *Gntdev) find(index uint64, count int) *grantMap {
 	return nil
 }
 
+// Unused reports whether nothing was recorded or mapped.
+func (g *Gntdev) Unused() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return len(g.maps) == 0 && len(g.vmas) == 0
+}
+
 // Close implements the last close(2) together with the end of all mappings, as when the
 // process ends. No other call is under way.
 func (g *Gntdev) Close() {

@@ -22,6 +22,7 @@ type Grants struct {
 	dir    string
 	domid  xen.Domid
 	number uint32 // of the file all links use
+	door   *link  // of an adopted file: brings further links, and makes no other call; guarded by mu
 
 	mu     sync.Mutex
 	idle   []*link // guarded by mu
@@ -51,6 +52,10 @@ func (g *Grants) Close() error {
 // while pages are mapped. The caller holds mu.
 func (g *Grants) trim() error {
 	var errs []error
+	if g.closed && g.mapped == 0 && g.door != nil {
+		errs = append(errs, g.door.close())
+		g.door = nil
+	}
 	for g.closed && (g.mapped == 0 && len(g.idle) > 0 || len(g.idle) > 1) {
 		last := len(g.idle) - 1
 		errs = append(errs, g.idle[last].close())
@@ -73,6 +78,9 @@ func (g *Grants) take(evenClosed bool) (*link, error) {
 		return l, nil
 	}
 	// Under mu, since the file must not close in the meantime.
+	if g.door != nil {
+		return g.enter()
+	}
 	l, _, err := join(g.dir, g.domid, wire.KindGntdev, g.number)
 	return l, err
 }

@@ -6,7 +6,9 @@
 // The socket is hyp.sock in the simulation's directory, of type
 // SOCK_SEQPACKET: a message is a packet. Each connection stands for one open
 // file of a domain's Linux, such as one open of /dev/xen/gntdev, or for one
-// more thread that uses it. Everything held through a file is released when its last
+// more thread that uses it. A process may hand its connection to another one, which adopts
+// the file with a call; later it gets further connections for it from the simulation, so it
+// need not connect itself. Everything held through a file is released when its last
 // connection closes for any reason. The first message is a [Hello] with the file and the
 // domain; then every message is a call with exactly one reply, except the two calls marked
 // as one-way.

@@ -21,7 +21,7 @@ const (
 
 // Version is the version of the messages. Both ends come from one source tree,
 // but a client may outlive the binary it was started from.
-const Version = 2
+const Version = 3
 
 // Limits.
 const (
@@ -102,6 +102,8 @@ const (
 	OpMunmap                  // u64 vma ->
 	OpUnmap                   // u64 index, u32 count ->
 	OpCopy                    // u32 count, 24-byte segments... -> u16 status...
+	OpAdopt                   // u32 pid, u64 address, u32 word at it -> u32 file
+	OpJoin                    // -> fd of one more connection for the file
 )
 
 // The calls of KindEvtchn.
