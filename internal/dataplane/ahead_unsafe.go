@@ -48,4 +48,7 @@ func (q *Queue) fetchAhead() {
 	if q.virt == nil {
 		prefetch.Lines(q.ahead.at[:])
 	}
+	if q.stats != &q.own { // the counters are not in the queue
+		prefetch.Span(addrOf(q.stats), StatsSize/cacheLine)
+	}
 }

@@ -134,6 +134,7 @@ type QueueConfig struct {
 	Tap            *tap.Queue
 	Journal        *Journal // nil: its record does not outlive the process
 	Stalled        bool     // it was stalled when a predecessor served it
+	Stats          *Stats   // counters that outlive the process, all zero; nil: it has its own
 
 	// Static is the queue's table of static grants, which may have some already;
 	// nil: there are and will be none. Its owner closes it after Close.
@@ -235,7 +236,7 @@ func (c *Conn) Close() {
 func (c *Conn) Queues() int { return len(c.queues) }
 
 // Stats returns the counters of queue i. They stay readable after Close.
-func (c *Conn) Stats(i int) *Stats { return &c.queues[i].stats }
+func (c *Conn) Stats(i int) *Stats { return c.queues[i].stats }
 
 // QueueState is a snapshot of a queue.
 type QueueState struct {

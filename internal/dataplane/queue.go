@@ -3,6 +3,7 @@
 package dataplane
 
 import (
+	"cmp"
 	"sync/atomic"
 	"time"
 
@@ -21,7 +22,8 @@ type Queue struct {
 	worker atomic.Pointer[worker] // changed by the worker that drops the queue
 	// onSpare says that the worker is a spare. It is guarded by that worker's mail.mu.
 	onSpare atomic.Bool
-	stats   Stats
+	stats   *Stats // own, or that of QueueConfig
+	own     Stats
 
 	// The frontend's side and the host's.
 	tx             *netif.TxBack
@@ -127,6 +129,7 @@ func newQueue(c *Conn, index int, cfg *QueueConfig) (*Queue, error) {
 		mostSegs: turnSegments,
 		blocked:  slotWait{drainAfter: c.cfg.Drain},
 	}
+	q.stats = cmp.Or(cfg.Stats, &q.own)
 	if cfg.Stalled {
 		q.blocked.stalled, q.blocked.since, q.blocked.need = true, time.Now(), 1
 	}

@@ -139,6 +139,7 @@ func newVirtQueue(c *Conn, index int, t *tap.Queue) *Queue {
 		maxRx:   maxFrame,
 		virt:    &virtPair{memory: newVirtMemory(nil)},
 	}
+	q.stats = &q.own
 	v := q.virt
 	v.rx.kind, v.tx.kind = onKickRx, onKickTx
 	v.rx.detach()

@@ -137,10 +137,13 @@ func newWorker(p *Pool, index int) (_ *worker, err error) {
 	return w, nil
 }
 
+// RingEntries is the number of entries of a worker's io_uring.
+const RingEntries = batchPackets
+
 // openRing sets up io_uring. It runs on the worker's thread, which is the only
 // one that may submit.
 func (w *worker) openRing() error {
-	r, err := iouring.New(batchPackets)
+	r, err := iouring.New(RingEntries)
 	if err != nil {
 		return err
 	}
