@@ -11,13 +11,16 @@ import (
 	"path/filepath"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/netbackd/netbackd/internal/cli"
 	"github.com/netbackd/netbackd/internal/command"
+	"github.com/netbackd/netbackd/internal/host"
 	"github.com/netbackd/netbackd/internal/host/nethost"
 	"github.com/netbackd/netbackd/internal/lab/simhost"
 	"github.com/netbackd/netbackd/internal/lab/systrace"
 	"github.com/netbackd/netbackd/internal/netcontrol"
+	"github.com/netbackd/netbackd/internal/netengine"
 )
 
 func main() {
@@ -26,7 +29,7 @@ func main() {
 }
 
 func newRoot() *cobra.Command {
-	root := cli.New(open)
+	root := cli.New(open, adopter{})
 	root.Use = "netbackd-lab"
 	root.Short = "netbackd with an embedded Xen, for tests and the demo"
 	root.Long = `netbackd-lab is netbackd with an embedded Xen and guests for it.
@@ -43,4 +46,25 @@ func open(dir string) (cli.Host, error) {
 		return simhost.Open(dir)
 	}
 	return nethost.Open(dir)
+}
+
+// adopter adopts files of the embedded Xen, which are sockets, and of a real one.
+type adopter struct{ simhost.Adopter }
+
+// Grants implements [netengine.Adopter].
+func (a adopter) Grants(fd int) (netengine.GrantDevice, error) { return of(fd).Grants(fd) }
+
+// Events implements [netengine.Adopter].
+func (a adopter) Events(fds []int) netengine.Events { return of(fds[0]).Events(fds) }
+
+// Pages implements [netengine.Adopter].
+func (a adopter) Pages(fd int) host.PageDevice { return of(fd).Pages(fd) }
+
+// of returns the adopter for a file.
+func of(fd int) cli.Adopter {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err == nil && st.Mode&unix.S_IFMT == unix.S_IFSOCK {
+		return simhost.Adopter{}
+	}
+	return nethost.Adopter{}
 }

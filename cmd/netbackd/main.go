@@ -12,5 +12,5 @@ import (
 )
 
 func main() {
-	command.Main(netcontrol.Program, cli.New(func(dir string) (cli.Host, error) { return nethost.Open(dir) }))
+	command.Main(netcontrol.Program, cli.New(func(dir string) (cli.Host, error) { return nethost.Open(dir) }, nethost.Adopter{}))
 }

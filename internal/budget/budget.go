@@ -124,6 +124,9 @@ func (g *Guest) Messaged() { g.messages.Add(1) }
 // Commanded counts a message on a control ring.
 func (g *Guest) Commanded() { g.control.Add(1) }
 
+// CommandedTimes counts n messages on a control ring.
+func (g *Guest) CommandedTimes(n uint64) { g.control.Add(n) }
+
 // LineCut counts a log line that was not written.
 func (g *Guest) LineCut() { g.cut.Add(1) }
 

@@ -35,12 +35,13 @@ type netDaemon struct {
 	*runFlags
 	rings ctrlserver.Protocols
 
-	host     Host
-	listener net.Listener // Serve closes it
-	pool     *dataplane.Pool
-	backend  *backend.Backend
-	own      ownPages
-	status   netcontrol.Daemon // the fields that do not change
+	host      Host
+	listener  net.Listener         // Serve closes it
+	pool      *dataplane.Pool      // nil: packet processes have the workers
+	processes *netengine.Processes // nil: this process has them
+	backend   *backend.Backend
+	own       ownPages
+	status    netcontrol.Daemon // the fields that do not change
 }
 
 // setUp opens everything that the daemon needs. If something is missing the daemon ends
@@ -72,21 +73,13 @@ func (d *netDaemon) setUp(open Opener) (err error) {
 	if d.listener, err = control.Listen(netcontrol.Program, d.runDir+"/control.sock"); err != nil {
 		return err
 	}
-	d.own.open(d.host, d.ownPages)
-	d.pool, err = dataplane.NewPool(dataplane.Options{
-		Workers:    d.workers,
-		NoUring:    !d.uring,
-		NoPriority: d.priority == priorityOff,
-		OwnPager:   d.own.pager(),
-		Warn:       func(err error) { d.Log.Warn("data path degraded", zap.Error(err)) },
-	})
+	engine, err := d.openEngine()
 	if err != nil {
 		return err
 	}
-	setProcessors(d.pool.Workers())
 
 	d.backend = backend.New(backend.Config{
-		Dial: d.dial, Engine: &netengine.Local{Pool: d.pool, Host: d.host}, Log: d.Log,
+		Dial: d.dial, Engine: engine, Log: d.Log,
 		Options: vif.Options{
 			MaxQueues: d.maxQueues, Offload: offload, Coalesce: d.coalesce, RunDir: d.runDir, Drain: d.drain, Stall: d.stall,
 			ControlRings: d.rings, StaticGrants: d.static, NoBPF: d.noBPF(),
@@ -95,18 +88,24 @@ func (d *netDaemon) setUp(open Opener) (err error) {
 	})
 	d.status = netcontrol.Daemon{
 		Version: command.Version(), PID: os.Getpid(), Since: time.Now(),
-		Workers: d.pool.Workers(), Uring: daemon.UringState(d.uring), Offload: offload,
-		Coalesce:   dataplane.CoalesceIf(d.coalesce && offload, tap.TakesUSO()).String(),
-		MaxThreads: maxThreads(d.pool.Workers()),
+		Uring: daemon.UringState(d.uring), Offload: offload,
+		Coalesce: dataplane.CoalesceIf(d.coalesce && offload, tap.TakesUSO()).String(),
 	}
-	setPriority(&d.status, d.pool)
+	d.setEngine()
 	return nil
 }
+
+// degraded reports a failure in the data path that does not end it.
+func (d *netDaemon) degraded(err error) { d.Log.Warn("data path degraded", zap.Error(err)) }
 
 // dial connects to xenstore.
 func (d *netDaemon) dial(ctx context.Context) (*xenstore.Client, error) {
 	c, err := d.host.DialStore(ctx)
-	if err == nil {
+	switch {
+	case err != nil:
+	case d.processes != nil:
+		d.tellDomid(ctx, c)
+	default:
 		d.own.learn(ctx, c, d.Log)
 	}
 	return c, err
@@ -116,6 +115,9 @@ func (d *netDaemon) dial(ctx context.Context) (*xenstore.Client, error) {
 func (d *netDaemon) close() (err error) {
 	if d.pool != nil {
 		d.pool.Close()
+	}
+	if d.processes != nil {
+		d.processes.Close()
 	}
 	if d.listener != nil {
 		err = daemon.CloseListener(d.listener)
@@ -130,21 +132,21 @@ func (d *netDaemon) close() (err error) {
 // now returns the status of the daemon.
 func (d *netDaemon) now() netcontrol.Daemon {
 	s := d.status
-	s.LogLost, s.Threads, s.Classes = d.LogLost(), daemon.Threads(), d.pool.Classes()
-	s.OwnPages = d.own.status(d.pool.OwnPages())
+	s.LogLost, s.Threads = d.LogLost(), daemon.Threads()
+	d.engineNow(&s)
 	return s
 }
 
 // serve serves vifs, and answers at the control socket, until ctx ends.
 func (d *netDaemon) serve(ctx context.Context) error {
 	d.Log.Info("starting", zap.String("version", d.status.Version), zap.String("xen", d.xen),
-		zap.Int("workers", d.status.Workers), zap.String("io_uring", d.status.Uring), zap.Bool("offload", d.status.Offload),
+		zap.String("isolate", d.status.Isolation), zap.Int("workers", d.status.Workers), zap.String("io_uring", d.status.Uring), zap.Bool("offload", d.status.Offload),
 		zap.String("coalesce", d.status.Coalesce),
 		zap.Bool("own_pages", d.own.pages != nil), zap.NamedError("own_pages_off", d.own.off),
 		zap.String("priority", d.status.Priority))
 	err := d.Serve(ctx, daemon.Work{
 		Listener: d.listener, Handler: netcontrol.Handler(d.now, d.backend, backend.ErrNoVif),
-		Workers: d.pool.Ping, Control: d.backend.Ping,
+		Workers: d.pingEngine, Control: d.backend.Ping,
 		Text: func() string { return vifCount(d.backend.Vifs()) },
 		Run: func(ctx context.Context, ready func()) error {
 			return d.backend.Run(ctx, func() {

@@ -13,7 +13,7 @@ import (
 // explains each counter under the name that show prints.
 func TestManPage(t *testing.T) {
 	page := pagetest.ReadMan(t, "../../packaging/netbackd.8")
-	page.Commands(t, New(nil))
+	page.Commands(t, New(nil, nil))
 	help := map[string]string{}
 	for _, c := range dataplane.Counters {
 		help[c.Name] = c.Help

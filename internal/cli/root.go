@@ -22,6 +22,7 @@ import (
 // Host opens the interfaces of the Xen that the daemon serves.
 type Host interface {
 	netengine.Host
+	netengine.Opener
 
 	// DialStore connects to xenstore.
 	DialStore(context.Context) (*xenstore.Client, error)
@@ -41,15 +42,16 @@ type Opener func(dir string) (Host, error)
 // defaultRunDir holds the control socket and the journals.
 const defaultRunDir = "/run/netbackd"
 
-// New makes netbackd's commands. The daemon serves the Xen that open opens.
-func New(open Opener) *cobra.Command {
+// New makes netbackd's commands. The daemon serves the Xen that open opens, and its packet
+// processes that of adopter.
+func New(open Opener, adopter Adopter) *cobra.Command {
 	root := command.NewRoot(netcontrol.Program, "Xen network back end in userspace",
 		`netbackd serves the network devices (vifs) of Xen guests from userspace.
 
 In dom0, or in a driver domain, "netbackd run" takes the place of the kernel's
 xen-netback. On any host "netbackd vhost-user" serves a virtio network device.`, defaultRunDir)
 	root.AddCommand(
-		newRunCmd(open), newListCmd(), newShowCmd(), newResetCmd(),
+		newRunCmd(open), newPacketProcessCmd(adopter), newListCmd(), newShowCmd(), newResetCmd(),
 		newVhostUserCmd(), newCheckCmd(), newHotplugCmd(), newAdoptCmd(), newReleaseCmd(),
 		command.NewVersionCmd(netcontrol.Program),
 	)

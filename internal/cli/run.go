@@ -15,6 +15,7 @@ import (
 	"github.com/netbackd/netbackd/internal/daemon"
 	"github.com/netbackd/netbackd/internal/dataplane"
 	"github.com/netbackd/netbackd/internal/host"
+	"github.com/netbackd/netbackd/internal/netengine"
 	"github.com/netbackd/netbackd/internal/steer"
 	"github.com/netbackd/netbackd/pkg/gntalloc"
 	"github.com/netbackd/netbackd/pkg/staticgrant"
@@ -37,6 +38,10 @@ type runFlags struct {
 	bpf       bool
 	log       daemon.LogFlags
 	runDir    string
+
+	isolate        string
+	isolateWorkers int
+	isolation      netengine.Isolation // of isolate
 }
 
 func newRunCmd(open Opener) *cobra.Command {
@@ -75,6 +80,8 @@ The manual page netbackd(8) advises on the flags.`,
 	fl.BoolVar(&f.bpf, "bpf", true, "steer packets to the queues that guests choose by an eBPF program in the kernel, if it takes one")
 	fl.StringVar(&f.control, "control-ring", "slot", "control `ring` offered to vifs: slot, stream (an early proposal), both or none")
 	fl.IntVar(&f.static, "static-grants", staticgrant.DefaultLimit, "`number` of pages that each queue keeps mapped for a guest that asks for it; 0: none")
+	fl.StringVar(&f.isolate, "isolate", string(netengine.IsolateNone), "which vifs `share` a process without rights that has their guests' memory: "+netengine.Isolations)
+	fl.IntVar(&f.isolateWorkers, "isolate-workers", 1, "`number` of threads that move packets in the process of a guest or a group")
 	f.log.Add(fl)
 	return c
 }
@@ -106,8 +113,13 @@ func (f *runFlags) check() (ctrlserver.Protocols, error) {
 		return 0, command.Usagef("--workers is %d, want 0 to %d", f.workers, maxWorkers)
 	case f.static < 0 || f.static > maxStatic:
 		return 0, command.Usagef("--static-grants is %d, want 0 to %d", f.static, maxStatic)
+	case f.isolateWorkers < 1 || f.isolateWorkers > maxWorkers:
+		return 0, command.Usagef("--isolate-workers is %d, want 1 to %d", f.isolateWorkers, maxWorkers)
 	case f.drain <= 0 || f.stall <= 0:
 		return 0, command.Usagef("--rx-drain and --rx-stall want times above 0")
+	}
+	if f.isolation, err = netengine.ParseIsolation(f.isolate); err != nil {
+		return 0, command.Usagef("--isolate: %w", err)
 	}
 	return rings, nil
 }

@@ -96,7 +96,9 @@ func writeDaemon(w io.Writer, d *netcontrol.Daemon, now time.Time) error {
 	t := command.Table(w)
 	row := func(k, format string, v ...any) { fmt.Fprintf(t, "%s\t%s\n", k, fmt.Sprintf(format, v...)) }
 	row("netbackd", "%s, process %d, started %v ago", d.Version, d.PID, now.Sub(d.Since).Round(time.Second))
-	row("workers", "%d", d.Workers)
+	if d.Workers != 0 { // else each packet process has its own
+		row("workers", "%d", d.Workers)
+	}
 	row("io_uring", "%s", d.Uring)
 	row("offload", "%s", command.OnOff(d.Offload))
 	if d.Coalesce != "" {
@@ -107,6 +109,12 @@ func writeDaemon(w io.Writer, d *netcontrol.Daemon, now time.Time) error {
 		row("own pages", "%s", ownPagesText(o))
 	}
 	row("threads", "%d, at most %d", d.Threads, d.MaxThreads)
+	if d.Isolation != "" {
+		row("isolate", "%s", d.Isolation)
+	}
+	for i := range d.Processes {
+		row("process", "%s", processRow(&d.Processes[i]))
+	}
 	row("log", "%d lines lost", d.LogLost)
 	return t.Flush()
 }

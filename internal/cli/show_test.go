@@ -218,7 +218,7 @@ func serve(t *testing.T, d *fakeDaemon) string {
 
 // command runs netbackd with these arguments.
 func runCommand(args ...string) (stdout string, err error) {
-	root := New(nil)
+	root := New(nil, nil)
 	var b bytes.Buffer
 	root.SetOut(&b)
 	root.SetErr(&b)

@@ -32,7 +32,7 @@ const envProgram = "NETBACKD_CLI_TEST_PROGRAM"
 
 func TestMain(m *testing.M) {
 	if os.Getenv(envProgram) != "" {
-		command.Main(netcontrol.Program, New(nil))
+		command.Main(netcontrol.Program, New(nil, nil))
 		os.Exit(0)
 	}
 	if code, done := netns.Enter(); done {

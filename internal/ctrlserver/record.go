@@ -5,6 +5,7 @@ package ctrlserver
 import (
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"slices"
@@ -219,6 +220,18 @@ func (s *Server) loadRecord() *record {
 		return nil
 	}
 	return r
+}
+
+// CheckRecord returns an error if b is not the record of a connection.
+func CheckRecord(b []byte, c *Connection) error {
+	var r record
+	if err := r.unmarshal(b); err != nil {
+		return err
+	}
+	if !r.connection.is(c) {
+		return fmt.Errorf("%w: it is of another connection", errRecord)
+	}
+	return nil
 }
 
 // RecordFile keeps the record in the file of that path.

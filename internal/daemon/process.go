@@ -48,6 +48,14 @@ func Begin(f LogFlags) (p *Process, end func(), err error) {
 // LogLost returns the number of lines of the log that were lost.
 func (p *Process) LogLost() uint64 { return p.sink.Lost() }
 
+// Pass writes a line of another process, which has the form of the log's lines, to the log.
+func (p *Process) Pass(line []byte) {
+	_, _ = p.sink.Write(append(line[:len(line):len(line)], '\n')) // losses are counted
+}
+
+// WatchHeap keeps the heap small until ctx ends, as Serve does.
+func WatchHeap(ctx context.Context) { newHeap().watch(ctx) }
+
 // Work holds the parts of a program that [Process.Serve] runs and watches.
 type Work struct {
 	Listener net.Listener // the control socket; Serve closes it; nil: there is none

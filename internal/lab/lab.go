@@ -107,8 +107,16 @@ func (l *Lab) launcher() func(*exec.Cmd) error {
 }
 
 func (l *Lab) daemonArgs() []string {
-	return append([]string{"run", "--xen", l.XenDir(), "--run-dir", l.RunDir()}, l.opts.Daemon...)
+	args := []string{"run", "--xen", l.XenDir(), "--run-dir", l.RunDir()}
+	if mode := os.Getenv(isolateEnv); mode != "" {
+		args = append(args, "--isolate", mode)
+	}
+	return append(args, l.opts.Daemon...)
 }
+
+// isolateEnv is a variable of the environment that chooses which vifs share a packet process, in
+// the words of netbackd run --isolate, for all labs of a test.
+const isolateEnv = "NETBACKD_LAB_ISOLATE"
 
 // StartService starts netbackd as a service manager does: with further environment
 // variables, and with open files, which become its descriptors from 3 on.

@@ -53,7 +53,22 @@ type Daemon struct {
 	Threads    int `json:"threads"`     // present number of threads of the process
 	MaxThreads int `json:"threads_max"` // bound of that number
 
+	Isolation string          `json:"isolation,omitempty"` // which vifs share a packet process
+	Processes []PacketProcess `json:"packet_processes,omitempty"`
+
 	LogLost uint64 `json:"log_lines_lost"` // lines lost because the reader of the log did not keep up
+}
+
+// PacketProcess is a process that moves packets.
+type PacketProcess struct {
+	For       string `json:"for"` // its vifs: all, a guest, or a group
+	PID       int    `json:"pid"` // 0: it does not run
+	Vifs      int    `json:"vifs"`
+	Workers   int    `json:"workers"`
+	Threads   int    `json:"threads"`
+	MemoryKB  int    `json:"memory_kb"` // resident
+	Restarts  int    `json:"restarts"`  // processes before this one that have died
+	LastDeath string `json:"last_death,omitempty"`
 }
 
 // OwnPages is the state of the pages that this domain has granted to itself, so that copies

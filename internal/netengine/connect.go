@@ -157,8 +157,8 @@ func (l *link) openControl(c *connection, s *Control, cfg *dataplane.Config) err
 	if err != nil {
 		return fmt.Errorf("control ring: %w", errors.Join(err, mapper.Close()))
 	}
-	var steering ctrlserver.Steering
-	if s.NoBPF == nil {
+	steering := s.Steering
+	if steering == nil && s.NoBPF == nil {
 		steering = steer.NewKernel(s.SetSteering)
 	}
 	control, err := ctrlserver.Open(ctrlserver.Config{

@@ -138,6 +138,11 @@ type Rings struct {
 	// Notice is called for events of the connection that the vif must act on, from other
 	// goroutines. It must not block.
 	Notice func(Notice)
+	// Died is called from another goroutine when the process of the connection has ended. It
+	// must not block. The connection has to be closed.
+	Died func(error)
+	// Group is the group of vifs that share a packet process, if the toolstack names one.
+	Group string
 }
 
 // Found describes a connection that was prepared.
@@ -172,6 +177,8 @@ type Control struct {
 	StaticGrants int                  // pages that each queue keeps mapped; 0: none
 	// Records keeps the record of the control ring; nil: nothing outlives the process.
 	Records ctrlserver.Records
+	// Steering steers the TAP's packets; nil: SetSteering makes one.
+	Steering ctrlserver.Steering
 	// SetSteering gives the TAP a steering program, see [tap.Device.SetSteering].
 	SetSteering func(program int) error
 	// NoBPF is the error with which the kernel refuses such programs; nil: it takes them.

@@ -69,7 +69,7 @@ func (v *Vif) connect(ctx context.Context) error {
 		return v.openFailed(ctx, c, err)
 	}
 	c.since = time.Now()
-	v.conn, v.busySince = c, time.Time{}
+	v.conn, v.busySince, v.resuming = c, time.Time{}, false
 	v.saveRecord()
 	return v.clearClaim(ctx)
 }
@@ -77,8 +77,13 @@ func (v *Vif) connect(ctx context.Context) error {
 // openFailed closes the connection after an error of open, and returns the error that
 // makes the vif retry, wait or give up.
 func (v *Vif) openFailed(ctx context.Context, c *connection, err error) error {
-	gone, bound := errors.Is(err, tap.ErrGone), v.boundByPredecessor(err)
-	if v.own == xenbus.Connected && (gone || bound || isHostError(err)) {
+	gone, bound, dead := errors.Is(err, tap.ErrGone), v.boundByPredecessor(err), errors.Is(err, netengine.ErrDied)
+	if errors.Is(err, netengine.ErrFault) {
+		v.quarantine(ctx, err)
+		v.discard(c)
+		return errAgain
+	}
+	if v.served() && (gone || bound || dead || isHostError(err)) {
 		// The next attempt continues with the frontend's rings, the journals and the
 		// packets in the TAP's queues.
 		v.closeLink(netengine.Leave)
@@ -90,15 +95,21 @@ func (v *Vif) openFailed(ctx context.Context, c *connection, err error) error {
 		return errAgain
 	case bound:
 		return v.waitWhileBusy(err)
+	case dead:
+		return v.awaitProcess(ctx, err)
 	}
 	return v.retryOrGiveUp(ctx, err)
 }
+
+// served reports whether the frontend's rings may have been served before, by a daemon or a
+// packet process that has ended.
+func (v *Vif) served() bool { return v.own == xenbus.Connected || v.resuming }
 
 // boundByPredecessor reports whether a predecessor that still has the guest's event
 // channels may be the cause of a failure: Xen binds each port only once.
 func (v *Vif) boundByPredecessor(err error) bool {
 	var e *evtchn.Error
-	taken := v.own == xenbus.Connected && errors.As(err, &e) && e.Op == "bind" && errors.Is(err, unix.EINVAL)
+	taken := v.served() && errors.As(err, &e) && e.Op == "bind" && errors.Is(err, unix.EINVAL)
 	return taken && (v.busySince.IsZero() || time.Since(v.busySince) <= busyFor)
 }
 
@@ -127,7 +138,7 @@ func (v *Vif) open(c *connection) error {
 // rings names the frontend's rings for the link, and opens their journals.
 func (v *Vif) rings(c *connection) (*netengine.Rings, error) {
 	f := c.frontend
-	r := &netengine.Rings{Queues: f.rings(), Notice: v.noticeHandler(c)}
+	r := &netengine.Rings{Queues: f.rings(), Notice: v.noticeHandler(c), Died: v.deathHandler(c), Group: v.nodes.group}
 	if f.ctrl.there {
 		r.Control = &ctrlserver.ControlRing{Gref: f.ctrl.gref, Port: f.ctrl.port}
 	}

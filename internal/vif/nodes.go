@@ -8,6 +8,10 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenbus"
 )
 
+// groupKey is a key of the backend directory. The toolstack writes there which vifs share a
+// packet process, if the daemon groups them so.
+const groupKey = "isolate"
+
 // nodes holds the contents of the backend directory.
 type nodes struct {
 	present        bool         // there is a state, and so a device
@@ -25,6 +29,7 @@ type nodes struct {
 	script         string
 	mtu            string
 	control        string // control ring protocols to offer, chosen by the toolstack
+	group          string // of vifs that share a packet process, chosen by the toolstack
 	claimed        bool   // see ClaimedKey
 	offered        backendOffer
 }
@@ -76,6 +81,7 @@ func (n *nodes) readRest(ctx context.Context, r xenbus.Store, path string) error
 	n.script = text("script")
 	n.mtu = text("mtu")
 	n.control = text(controlKey)
+	n.group = xenbus.Clip(text(groupKey))
 	n.claimed = text(ClaimedKey) == "1"
 	n.offered.readBack(text)
 	return k.Err()

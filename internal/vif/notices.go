@@ -22,6 +22,7 @@ type notices struct {
 	stalled []bool     // queues whose guest posts no rx slots
 	tooBig  bool       // a packet was too big for the guest, since take was last called
 	merging bool       // packets were merged, or could have been, since then
+	died    error      // the packet process has ended; nil: it has not
 }
 
 // noticeHandler returns the callback of a connection, which the workers call. After
@@ -33,11 +34,33 @@ func (v *Vif) noticeHandler(c *connection) func(dataplane.Notice) {
 			return
 		}
 		c.notices.add(n)
-		select {
-		case v.notices <- struct{}{}:
-		default:
-		}
+		v.notice()
 	}
+}
+
+// notice makes the vif handle its notices.
+func (v *Vif) notice() {
+	select {
+	case v.notices <- struct{}{}:
+	default:
+	}
+}
+
+// deathHandler returns the callback for the end of the packet process of a connection.
+func (v *Vif) deathHandler(c *connection) func(error) {
+	return func(err error) {
+		c.notices.mu.Lock()
+		c.notices.died = err
+		c.notices.mu.Unlock()
+		v.notice()
+	}
+}
+
+// dead returns the reason of the end of the packet process, or nil.
+func (n *notices) dead() error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.died
 }
 
 func (n *notices) add(x dataplane.Notice) {
@@ -71,6 +94,10 @@ func (n *notices) take() (stalled []bool, tooBig, merging bool, breach error) {
 func (v *Vif) handleNotices(ctx context.Context) {
 	c := v.conn
 	if c == nil {
+		return
+	}
+	if err := c.notices.dead(); err != nil {
+		v.resume(ctx, err)
 		return
 	}
 	stalled, tooBig, merging, breach := c.notices.take()

@@ -11,6 +11,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/netbackd/netbackd/internal/device"
+	"github.com/netbackd/netbackd/internal/netengine"
 	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
@@ -29,6 +30,8 @@ func (v *Vif) reconcile(ctx context.Context) (gone bool) {
 			return false
 		case device.Unanswered(err):
 			return false
+		case errors.Is(err, netengine.ErrDied):
+			return false // the end of the process wakes the vif
 		case errors.Is(err, errDirGone):
 			v.endRemoved(ctx)
 			return true

@@ -87,11 +87,13 @@ type Vif struct {
 	storedQueues int   // number of queues that the keeper has
 
 	// The connection, and settings and counters that outlive one.
-	link   netengine.Link
-	conn   *connection // nil: there is none
-	rate   Rate
-	weight int
-	totals [dataplane.NumCounters]uint64 // of connections that have ended
+	link netengine.Link
+	conn *connection // nil: there is none
+	// resuming is set from the end of a packet process on, until the vif is connected again.
+	resuming bool
+	rate     Rate
+	weight   int
+	totals   [dataplane.NumCounters]uint64 // of connections that have ended
 
 	// The record for a successor; record.go.
 	predecessor record // record of a predecessor

@@ -4,8 +4,14 @@
 package nethost
 
 import (
+	"errors"
+
+	"golang.org/x/sys/unix"
+
 	"github.com/netbackd/netbackd/internal/host"
 	"github.com/netbackd/netbackd/internal/netengine"
+	"github.com/netbackd/netbackd/pkg/evtchn"
+	"github.com/netbackd/netbackd/pkg/gntalloc"
 	"github.com/netbackd/netbackd/pkg/gntdev"
 	"github.com/netbackd/netbackd/pkg/xen"
 )
@@ -53,7 +59,52 @@ func (h *Host) OpenEvents(domid xen.Domid) (netengine.Events, error) {
 	return e, nil
 }
 
+// EventFiles implements [netengine.Opener].
+func (h *Host) EventFiles() int { return 1 }
+
+// OpenGrantFile implements [netengine.Opener].
+func (h *Host) OpenGrantFile() (int, error) { return h.OpenFile("gntdev", 0) }
+
+// OpenPageFile implements [netengine.Opener].
+func (h *Host) OpenPageFile() (int, error) { return h.OpenFile("gntalloc", 0) }
+
+// OpenEventFiles implements [netengine.Opener].
+func (h *Host) OpenEventFiles(domid xen.Domid) ([]int, error) {
+	e, err := h.Host.OpenEvents(domid)
+	if err != nil {
+		return nil, err
+	}
+	// The copy is of the same open file, and keeps it open.
+	fd, err := unix.FcntlInt(uintptr(e.FD()), unix.F_DUPFD_CLOEXEC, 0)
+	if err = errors.Join(err, e.Close()); err != nil {
+		return nil, err
+	}
+	return []int{fd}, nil
+}
+
+// Adopter makes devices of the files that a Host has opened in another process.
+type Adopter struct{}
+
+// Calls returns none: a policy for packet processes knows the calls of a real Xen.
+func (Adopter) Calls() []uintptr { return nil }
+
+// Traced returns false.
+func (Adopter) Traced() bool { return false }
+
+// Grants implements [netengine.Adopter].
+func (Adopter) Grants(fd int) (netengine.GrantDevice, error) { return gntdev.NewDevice(fd), nil }
+
+// Events implements [netengine.Adopter].
+func (Adopter) Events(fds []int) netengine.Events { return evtchn.NewDevice(fds[0]) }
+
+// Pages implements [netengine.Adopter].
+func (Adopter) Pages(fd int) host.PageDevice { return gntalloc.NewDevice(fd) }
+
 // Close closes the grant device.
 func (h *Host) Close() error { return h.grants.Close() }
 
-var _ netengine.Host = (*Host)(nil)
+var (
+	_ netengine.Host    = (*Host)(nil)
+	_ netengine.Opener  = (*Host)(nil)
+	_ netengine.Adopter = Adopter{}
+)

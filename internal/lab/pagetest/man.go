@@ -42,6 +42,9 @@ func (m Man) Commands(t *testing.T, root *cobra.Command) {
 	root.InitDefaultCompletionCmd()
 	known := map[string]bool{"--help": true}
 	for _, c := range root.Commands() {
+		if c.Hidden { // a part of another command
+			continue
+		}
 		if !regexp.MustCompile(`(?m)^\.[BR]+ .*\b` + c.Name() + `\b`).MatchString(string(m)) {
 			t.Errorf("the command %s is missing", c.Name())
 		}

@@ -8,6 +8,8 @@ import (
 	"context"
 	"errors"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/netbackd/netbackd/internal/host"
 	"github.com/netbackd/netbackd/internal/lab/xensim/simclient"
 	"github.com/netbackd/netbackd/internal/lab/xensim/wire"
@@ -69,10 +71,67 @@ func (h *Host) OpenEvents(domid xen.Domid) (netengine.Events, error) {
 	return r, nil
 }
 
+// EventFiles implements [netengine.Opener]: a connection and a pipe.
+func (h *Host) EventFiles() int { return 2 }
+
+// OpenGrantFile implements [netengine.Opener].
+func (h *Host) OpenGrantFile() (int, error) {
+	g, err := h.conn.Grants()
+	if err != nil {
+		return -1, err
+	}
+	return g.HandOver(), nil
+}
+
+// OpenPageFile implements [netengine.Opener].
+func (h *Host) OpenPageFile() (int, error) {
+	p, err := h.conn.Pages()
+	if err != nil {
+		return -1, err
+	}
+	return p.HandOver(), nil
+}
+
+// OpenEventFiles implements [netengine.Opener].
+func (h *Host) OpenEventFiles(domid xen.Domid) ([]int, error) {
+	e, err := h.conn.Events()
+	if err == nil {
+		e, err = host.Restrict(e, domid)
+	}
+	if err != nil {
+		return nil, err
+	}
+	fds := e.HandOver()
+	return fds[:], nil
+}
+
+// Adopter makes devices of the files that a Host has opened in another process.
+type Adopter struct{}
+
+// Calls returns the calls by which a file of the embedded Xen is closed, which waits until
+// everything is released.
+func (Adopter) Calls() []uintptr { return []uintptr{unix.SYS_SHUTDOWN} }
+
+// Traced returns true.
+func (Adopter) Traced() bool { return true }
+
+// Grants implements [netengine.Adopter].
+func (Adopter) Grants(fd int) (netengine.GrantDevice, error) { return simclient.AdoptGrants(fd) }
+
+// Events implements [netengine.Adopter].
+func (Adopter) Events(fds []int) netengine.Events { return simclient.AdoptEvents([2]int(fds)) }
+
+// Pages implements [netengine.Adopter].
+func (Adopter) Pages(fd int) host.PageDevice { return simclient.AdoptPages(fd) }
+
 // DialStore connects to xenstore.
 func (h *Host) DialStore(context.Context) (*xenstore.Client, error) { return h.conn.Xenstore() }
 
 // Close leaves the embedded Xen.
 func (h *Host) Close() error { return errors.Join(h.grants.Close(), h.conn.Close()) }
 
-var _ netengine.Host = (*Host)(nil)
+var (
+	_ netengine.Host    = (*Host)(nil)
+	_ netengine.Opener  = (*Host)(nil)
+	_ netengine.Adopter = Adopter{}
+)

@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/netbackd/netbackd/internal/command"
+	"github.com/netbackd/netbackd/internal/dataplane"
+	"github.com/netbackd/netbackd/internal/netcontrol"
+	"github.com/netbackd/netbackd/internal/netengine"
+	"github.com/netbackd/netbackd/internal/spawn"
+	"github.com/netbackd/netbackd/pkg/gntalloc"
+	"github.com/netbackd/netbackd/pkg/xenbus"
+	"github.com/netbackd/netbackd/pkg/xenstore"
+)
+
+// openEngine makes the engine that moves packets: in this process, or in packet processes.
+func (d *netDaemon) openEngine() (netengine.Engine, error) {
+	if d.isolation != netengine.IsolateNone {
+		return d.openProcesses()
+	}
+	d.own.open(d.host, d.ownPages)
+	pool, err := dataplane.NewPool(dataplane.Options{
+		Workers:    d.workers,
+		NoUring:    !d.uring,
+		NoPriority: d.priority == priorityOff,
+		OwnPager:   d.own.pager(),
+		Warn:       d.degraded,
+	})
+	if err != nil {
+		return nil, err
+	}
+	d.pool = pool
+	setProcessors(pool.Workers())
+	return &netengine.Local{Pool: pool, Host: d.host}, nil
+}
+
+// openProcesses makes the engine of packet processes.
+func (d *netDaemon) openProcesses() (netengine.Engine, error) {
+	workers := d.workers
+	if d.isolation != netengine.IsolateShared {
+		workers = d.isolateWorkers
+	}
+	var limit func() (int, error)
+	if d.host.Real() {
+		limit = func() (int, error) { return gntalloc.Limit(gntalloc.LimitPath) }
+	}
+	e, err := netengine.NewProcesses(netengine.ProcessesConfig{
+		Isolation: d.isolation, Opener: d.host, Log: d.Log,
+		Start: func() (netengine.Child, error) {
+			c, err := spawn.Start(spawn.Options{
+				Args: []string{packetProcess, "--log-level", d.log.Level, "--log-format", d.log.Format}, Log: d.Pass,
+			})
+			if err != nil {
+				return nil, err // without the nil pointer
+			}
+			return c, nil
+		},
+		Workers: workers, NoUring: !d.uring, NoPriority: d.priority == priorityOff,
+		OwnPages: d.ownPages != "none", PageLimit: limit,
+	})
+	d.processes = e
+	return e, err
+}
+
+// tellDomid tells packet processes the number of this domain.
+func (d *netDaemon) tellDomid(ctx context.Context, c *xenstore.Client) {
+	if domid, err := xenbus.OwnDomid(ctx, c); err == nil {
+		d.processes.Told(domid)
+	}
+}
+
+// setEngine stores what does not change of the engine in the status.
+func (d *netDaemon) setEngine() {
+	s := &d.status
+	s.Isolation = string(d.isolation)
+	if d.pool != nil {
+		s.Workers, s.MaxThreads = d.pool.Workers(), maxThreads(d.pool.Workers())
+		setPriority(s, d.pool)
+		return
+	}
+	s.MaxThreads = maxThreads(0)
+	if r, err := d.processes.Shared(); err == nil {
+		s.Workers, s.Uring, s.Priority, s.Denied = r.Workers, r.Uring, r.Priority, r.Denied
+	}
+}
+
+// engineNow stores the present state of the engine in the status.
+func (d *netDaemon) engineNow(s *netcontrol.Daemon) {
+	if d.pool != nil {
+		s.Classes, s.OwnPages = d.pool.Classes(), d.own.status(d.pool.OwnPages())
+		return
+	}
+	s.OwnPages = &netcontrol.OwnPages{}
+	for _, p := range d.processes.Status() {
+		n := netcontrol.PacketProcess{
+			For: p.For, PID: p.PID, Vifs: p.Vifs, Workers: p.Ready.Workers, Restarts: p.Restarts, LastDeath: p.Last,
+		}
+		n.MemoryKB, n.Threads = usage(p.PID)
+		s.Processes = append(s.Processes, n)
+		s.Classes = append(s.Classes, p.Classes...)
+		s.OwnPages.Granted += p.OwnPages.Granted
+		s.OwnPages.Wanted += p.OwnPages.Wanted
+		if p.OwnReason != "" {
+			s.OwnPages.Reason = p.OwnReason
+		}
+	}
+}
+
+// usage returns the resident memory of a process in KiB, and its number of threads. They are 0
+// if it has ended.
+func usage(pid int) (kb, threads int) {
+	if pid == 0 {
+		return 0, 0
+	}
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0, 0
+	}
+	for line := range strings.Lines(string(b)) {
+		_, _ = fmt.Sscanf(line, "VmRSS: %d kB", &kb)
+		_, _ = fmt.Sscanf(line, "Threads: %d", &threads)
+	}
+	return kb, threads
+}
+
+// pingEngine waits until every worker of this process has answered. It does not wait for packet
+// processes: one that does not answer is killed, and its vifs go on with another one.
+func (d *netDaemon) pingEngine(ctx context.Context) error {
+	if d.pool == nil {
+		d.processes.Look()
+		return nil
+	}
+	return d.pool.Ping(ctx)
+}
+
+// processRow describes a packet process.
+func processRow(p *netcontrol.PacketProcess) string {
+	text := fmt.Sprintf("%s: process %d, %d vifs, %d workers, %d threads, %s of memory, %d restarts",
+		p.For, p.PID, p.Vifs, p.Workers, p.Threads, command.Size(uint64(p.MemoryKB)<<10), p.Restarts)
+	if p.LastDeath != "" {
+		text += ", the last one because " + p.LastDeath
+	}
+	return text
+}

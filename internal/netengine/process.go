@@ -1,0 +1,240 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package netengine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+
+	"github.com/netbackd/netbackd/internal/procwire"
+	"github.com/netbackd/netbackd/pkg/xen"
+)
+
+// Child is a packet process that was started, normally a *spawn.Child.
+type Child interface {
+	Socket() int // of the caller
+	PID() int
+	Kill()
+	Done() <-chan struct{}
+	Err() error // how it ended
+}
+
+// process is the broker's end of a packet process. What the process says is not trusted: it
+// concerns the links of that process only, and is checked.
+type process struct {
+	log   *zap.Logger
+	child Child
+	conn  *procwire.Conn
+	ready Ready
+	slow  chan struct{} // holds one: a call waits for long
+
+	mu     sync.Mutex // guards all below
+	links  map[uint32]*remoteLink
+	health Health
+	reason error // why it was killed
+}
+
+const (
+	// slowCall is the duration of a call that causes a ping.
+	slowCall = time.Second
+	// pingTime bounds the answer to a ping, and workersTime the silence of workers.
+	pingTime    = 5 * time.Second
+	workersTime = 30 * time.Second
+	// setUpTime bounds the start of a process.
+	setUpTime = 20 * time.Second
+
+	// messageRate and messageBurst bound the messages of a process that are taken, per
+	// second and at once. Others wait in its socket.
+	messageRate, messageBurst = 20000, 20000
+)
+
+// newProcess sets a child up, with devices that are closed here. Its end is told by died.
+func newProcess(log *zap.Logger, child Child, set *setup, devices []int, died func(*process)) (*process, error) {
+	defer CloseFiles(devices)
+	p := &process{log: log, child: child, slow: make(chan struct{}, 1), links: map[uint32]*remoteLink{}}
+	conn, err := procwire.New(child.Socket(), procwire.Config{
+		In: toBroker(), Out: toProcess(), Handle: p.handle, Timeout: callTimeout, Pending: pending,
+		Rate: messageRate, Burst: messageBurst,
+	})
+	if err != nil {
+		child.Kill()
+		return nil, err
+	}
+	p.conn = conn
+	conn.Serve()
+	ctx, cancel := context.WithTimeout(context.Background(), setUpTime)
+	defer cancel()
+	var w procwire.Writer
+	set.put(&w)
+	err = p.ask(ctx, kindSetup, &w, func(r *procwire.Reader) { takeReady(r, &p.ready) }, devices...)
+	if err != nil {
+		child.Kill()
+		conn.Close()
+		<-child.Done()
+		return nil, fmt.Errorf("packet process: %w", errors.Join(err, child.Err()))
+	}
+	go p.watch(died)
+	return p, nil
+}
+
+// watch pings the process until it ends.
+func (p *process) watch(died func(*process)) {
+	var quiet time.Time // since then a worker does not answer; zero: all do
+	for {
+		select {
+		case <-p.conn.Gone():
+		case <-p.child.Done():
+		case <-p.slow:
+			quiet = p.ping(quiet)
+			continue
+		}
+		break
+	}
+	// A packet process that has broken its connection is not used any more, and must not
+	// touch rings when its successor does.
+	p.child.Kill()
+	p.conn.Close()
+	<-p.child.Done()
+	<-p.conn.Done()
+	died(p)
+}
+
+// look has the process pinged.
+func (p *process) look() {
+	select {
+	case p.slow <- struct{}{}:
+	default:
+	}
+}
+
+// ping kills a process that does not answer, or whose workers do not since quiet. It returns
+// the new quiet.
+func (p *process) ping(quiet time.Time) time.Time {
+	ctx, cancel := context.WithTimeout(context.Background(), pingTime)
+	defer cancel()
+	var h Health
+	if err := p.ask(ctx, kindPing, new(procwire.Writer), func(r *procwire.Reader) { takeHealth(r, &h) }); err != nil {
+		p.kill(fmt.Errorf("it does not answer: %w", err))
+		return quiet
+	}
+	p.mu.Lock()
+	p.health = h
+	p.mu.Unlock()
+	switch {
+	case h.Silent == "":
+		return time.Time{}
+	case quiet.IsZero():
+		return time.Now()
+	case time.Since(quiet) > workersTime:
+		p.kill(errors.New(clean([]byte(cut(h.Silent)))))
+	}
+	return quiet
+}
+
+// kill ends the process.
+func (p *process) kill(why error) {
+	p.mu.Lock()
+	if p.reason == nil {
+		p.reason = why
+	}
+	p.mu.Unlock()
+	p.child.Kill()
+}
+
+// end describes the end of the process, once it has ended.
+func (p *process) end() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.reason != nil {
+		return p.reason
+	}
+	if err := p.conn.Err(); err != nil && !errors.Is(err, procwire.ErrClosed) {
+		return err
+	}
+	return p.child.Err()
+}
+
+// gone reports whether the process has ended, or is about to.
+func (p *process) gone() bool {
+	select {
+	case <-p.conn.Gone():
+		return true
+	case <-p.child.Done():
+		return true
+	default:
+		return false
+	}
+}
+
+// ask sends a request and reads its answer: an error, and if there is none the rest with take.
+// An answer that is not valid ends the process.
+func (p *process) ask(ctx context.Context, kind procwire.Kind, w *procwire.Writer, take func(*procwire.Reader), files ...int) error {
+	t := time.AfterFunc(slowCall, p.look)
+	defer t.Stop()
+	reply, err := p.conn.Call(ctx, kind, w.Bytes(), files...)
+	if err != nil {
+		if !p.gone() {
+			p.kill(fmt.Errorf("call failed: %w", err))
+		}
+		return fmt.Errorf("%w: %w", ErrDied, err)
+	}
+	defer reply.Close()
+	r := reply.Reader()
+	failed := takeError(r)
+	if failed == nil && take != nil {
+		take(r)
+	}
+	if err := r.End(); err != nil {
+		p.kill(fmt.Errorf("answer to message %d: %w", kind, err))
+		return fmt.Errorf("%w: %w", ErrDied, err)
+	}
+	return failed
+}
+
+// post sends a notice. An error means that the process has ended, or will.
+func (p *process) post(kind procwire.Kind, w *procwire.Writer, files ...int) error {
+	if err := p.conn.Post(kind, w.Bytes(), files...); err != nil {
+		return fmt.Errorf("%w: %w", ErrDied, err)
+	}
+	return nil
+}
+
+// handle takes a message of the process.
+func (p *process) handle(m *procwire.Message) {
+	r := m.Reader()
+	id, connection := r.U32(), r.U32()
+	p.mu.Lock()
+	l := p.links[id]
+	p.mu.Unlock()
+	if l == nil { // it has just left
+		if m.Kind != kindNotice {
+			_ = answerError(m, unix.ENOTCONN) // the process has ended
+		}
+		return
+	}
+	if err := l.handle(m, r, connection); err != nil {
+		p.kill(fmt.Errorf("message %d: %w", m.Kind, err))
+		p.conn.Close()
+	}
+}
+
+// tellDomid tells the process the number of its domain.
+func (p *process) tellDomid(domid xen.Domid) {
+	var w procwire.Writer
+	w.U16(uint16(domid))
+	_ = p.post(kindOwnDomid, &w) // the end of the process is seen elsewhere
+}
+
+// leave forgets a link, and returns the number of those that are left.
+func (p *process) leave(l *remoteLink) int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.links, l.id)
+	return len(p.links)
+}

@@ -1,0 +1,421 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package netengine
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/netbackd/netbackd/pkg/xen"
+)
+
+// Isolation tells which vifs share a packet process.
+type Isolation string
+
+// The values of an Isolation.
+const (
+	IsolateNone   Isolation = "none"   // no process: packets move in the daemon
+	IsolateShared Isolation = "shared" // one process for all
+	IsolateGuest  Isolation = "guest"  // one for each guest
+	IsolateGroup  Isolation = "group"  // one for each group that the toolstack names
+)
+
+// Isolations are the values, for messages.
+const Isolations = "none, shared, guest or group"
+
+// ParseIsolation parses an Isolation.
+func ParseIsolation(s string) (Isolation, error) {
+	switch i := Isolation(s); i {
+	case IsolateNone, IsolateShared, IsolateGuest, IsolateGroup:
+		return i, nil
+	}
+	return "", fmt.Errorf("%q: want %s", s, Isolations)
+}
+
+// ProcessesConfig configures the engine of packet processes.
+type ProcessesConfig struct {
+	Isolation Isolation
+	Opener    Opener
+	Log       *zap.Logger
+	// Start starts a packet process, which calls [Serve].
+	Start func() (Child, error)
+
+	Workers    int // threads of a process; 0: one for each CPU
+	NoUring    bool
+	NoPriority bool
+	OwnPages   bool
+	// PageLimit returns the number of own pages that all programs of this domain may have
+	// granted; nil, or an error of it: only the device knows.
+	PageLimit func() (int, error)
+}
+
+// Processes is the engine whose connections are served by packet processes. It starts them
+// when they are needed, and again when they end.
+type Processes struct {
+	cfg  ProcessesConfig
+	next atomic.Uint32 // number of the last link
+
+	mu     sync.Mutex // guards all below
+	groups map[string]*group
+	apart  map[xen.Domid]bool // guests that have a process of their own, since shared ones died
+	links  map[xen.Domid]int  // number of links
+	domid  *xen.Domid         // of this domain; nil: not known yet
+	closed bool
+}
+
+// group is the set of links that share a process. Guarded by Processes.mu.
+type group struct {
+	name     string
+	proc     *process      // nil: none runs
+	starting chan struct{} // closed when a start has ended; nil: none is under way
+	deaths   []time.Time   // of the last minute
+	restarts int           // processes that have died
+	after    time.Time     // none is started before
+	last     error         // reason of the last death
+	users    map[*remoteLink]bool
+}
+
+const (
+	// deathWindow is the time for which the death of a process counts.
+	deathWindow = time.Minute
+	// maxDeaths is the number of deaths in that time after which the guests of a process get
+	// processes of their own.
+	maxDeaths = 3
+	// firstPause and maxPause bound the pause before a process is started again after the
+	// second death, which doubles with each.
+	firstPause, maxPause = 100 * time.Millisecond, 30 * time.Second
+)
+
+// NewProcesses makes the engine. If all vifs share a process it is started now, so that a host
+// on which that fails is found at the start.
+func NewProcesses(cfg ProcessesConfig) (*Processes, error) {
+	e := &Processes{cfg: cfg, groups: map[string]*group{}, apart: map[xen.Domid]bool{}, links: map[xen.Domid]int{}}
+	if cfg.Isolation != IsolateShared {
+		return e, nil
+	}
+	_, err := e.running(e.group(sharedGroup))
+	return e, err
+}
+
+// sharedGroup is the name of the group of all vifs.
+const sharedGroup = "all vifs"
+
+// Open implements [Engine].
+func (e *Processes) Open(cfg LinkConfig) Link {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.links[cfg.Domid]++
+	return &remoteLink{cfg: cfg, engine: e, id: e.next.Add(1)}
+}
+
+// ended forgets a link that has ended.
+func (e *Processes) ended(l *remoteLink) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.links[l.cfg.Domid]--; e.links[l.cfg.Domid] <= 0 {
+		delete(e.links, l.cfg.Domid)
+		delete(e.apart, l.cfg.Domid)
+	}
+}
+
+// Told tells the processes the number of their domain, which own pages need.
+func (e *Processes) Told(domid xen.Domid) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.domid = &domid
+	for _, g := range e.groups {
+		if g.proc != nil {
+			g.proc.tellDomid(domid)
+		}
+	}
+}
+
+// Look has all processes pinged, and those killed that do not answer. It does not wait. A
+// process that is idle is pinged at no other time, so that it can sleep.
+func (e *Processes) Look() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, g := range e.groups {
+		if g.proc != nil {
+			g.proc.look()
+		}
+	}
+}
+
+// nameFor returns the name of the group of a link. Preconditions: mu held.
+func (e *Processes) nameFor(l *remoteLink, group string) string {
+	domain := fmt.Sprintf("domain %d", l.cfg.Domid)
+	switch {
+	case e.apart[l.cfg.Domid]:
+		return domain + ", apart"
+	case e.cfg.Isolation == IsolateShared:
+		return sharedGroup
+	case e.cfg.Isolation == IsolateGroup && group != "":
+		return "group " + group
+	}
+	return domain
+}
+
+// group returns the group of a name.
+func (e *Processes) group(name string) *group {
+	g := e.groups[name]
+	if g == nil {
+		g = &group{name: name, users: map[*remoteLink]bool{}}
+		e.groups[name] = g
+	}
+	return g
+}
+
+// acquire returns the process for a link, and starts it if need be.
+func (e *Processes) acquire(l *remoteLink, group string) (*process, error) {
+	e.mu.Lock()
+	g := e.group(e.nameFor(l, group))
+	l.groupName = group
+	g.users[l] = true
+	e.mu.Unlock()
+	return e.running(g)
+}
+
+// lastGroup returns the group that the toolstack named when the link was last connected.
+func (e *Processes) lastGroup(l *remoteLink) string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return l.groupName
+}
+
+// running returns the process of a group, and starts it if need be.
+func (e *Processes) running(g *group) (*process, error) {
+	for {
+		e.mu.Lock()
+		switch {
+		case e.closed:
+			e.mu.Unlock()
+			return nil, ErrDied
+		case g.proc != nil && !g.proc.gone():
+			p := g.proc
+			e.mu.Unlock()
+			return p, nil
+		case g.proc != nil: // its end has not been seen yet
+			e.mu.Unlock()
+			return nil, ErrDied
+		case g.starting != nil:
+			wait := g.starting
+			e.mu.Unlock()
+			<-wait
+			continue
+		}
+		if wait := time.Until(g.after); wait > 0 {
+			err := fmt.Errorf("%w: it died %d times in a minute, the last time because %w, and is started again in %v",
+				ErrDied, len(g.deaths), g.last, wait.Round(100*time.Millisecond))
+			e.mu.Unlock()
+			return nil, err
+		}
+		g.starting = make(chan struct{})
+		e.mu.Unlock()
+		p, err := e.start(g)
+		e.mu.Lock()
+		close(g.starting)
+		g.starting = nil
+		if err == nil {
+			g.proc = p
+			if e.domid != nil {
+				p.tellDomid(*e.domid)
+			}
+		} else {
+			e.died(g, err)
+			err = fmt.Errorf("%w: %w", ErrDied, err)
+		}
+		e.mu.Unlock()
+		return p, err
+	}
+}
+
+// start starts the process of a group.
+func (e *Processes) start(g *group) (*process, error) {
+	set := setup{
+		eventFiles: e.cfg.Opener.EventFiles(), pageLimit: -1,
+		workers: e.cfg.Workers, noUring: e.cfg.NoUring, noPriority: e.cfg.NoPriority,
+	}
+	grants, err := e.cfg.Opener.OpenGrantFile()
+	if err != nil {
+		return nil, err
+	}
+	devices := []int{grants}
+	if e.cfg.OwnPages {
+		fd, err := e.cfg.Opener.OpenPageFile()
+		if err != nil {
+			e.cfg.Log.Warn("packets are copied by address, for want of own pages", zap.Error(err))
+		} else {
+			devices = append(devices, fd)
+			set.pages = true
+		}
+		if e.cfg.PageLimit != nil {
+			if n, err := e.cfg.PageLimit(); err == nil {
+				set.pageLimit = int64(n)
+			}
+		}
+	}
+	child, err := e.cfg.Start()
+	if err != nil {
+		CloseFiles(devices)
+		return nil, err
+	}
+	log := e.cfg.Log.With(zap.Int("process", child.PID()))
+	p, err := newProcess(log, child, &set, devices, func(p *process) { e.lost(g, p) })
+	if err != nil {
+		return nil, err
+	}
+	log.Info("packet process started", zap.String("for", g.name), zap.Int("workers", p.ready.Workers))
+	return p, nil
+}
+
+// died notes the death of a process of g, or that it could not be started. Preconditions: mu
+// held.
+func (e *Processes) died(g *group, why error) {
+	now := time.Now()
+	g.last = why
+	g.deaths = slices.DeleteFunc(g.deaths, func(t time.Time) bool { return now.Sub(t) > deathWindow })
+	g.deaths = append(g.deaths, now)
+	if n := len(g.deaths); n > 1 {
+		g.after = now.Add(min(firstPause<<min(n-2, 20), maxPause))
+	}
+}
+
+// lost is called when a process of g has ended.
+func (e *Processes) lost(g *group, p *process) {
+	why := p.end()
+	e.mu.Lock()
+	if g.proc == p {
+		g.proc = nil
+	}
+	wanted := len(g.users) > 0 && !e.closed
+	p.mu.Lock()
+	links := make([]*remoteLink, 0, len(p.links))
+	for _, l := range p.links {
+		links = append(links, l)
+	}
+	p.mu.Unlock()
+	if wanted {
+		g.restarts++
+		e.died(g, why)
+		e.separate(g, links)
+	}
+	e.mu.Unlock()
+	if wanted {
+		p.log.Warn("packet process died; its vifs continue with another one", zap.String("for", g.name),
+			zap.Int("vifs", len(links)), zap.Error(why))
+	}
+	for _, l := range links {
+		l.died(why)
+	}
+}
+
+// separate gives each guest of a group whose process dies again and again a process of its
+// own, so that the guest that causes it harms no other. Preconditions: mu held.
+func (e *Processes) separate(g *group, links []*remoteLink) {
+	if len(g.deaths) < maxDeaths {
+		return
+	}
+	guests := map[xen.Domid]bool{}
+	for _, l := range links {
+		guests[l.cfg.Domid] = true
+	}
+	if len(guests) < 2 {
+		return
+	}
+	for domid := range guests {
+		e.apart[domid] = true
+	}
+	g.after = time.Time{}
+	e.cfg.Log.Error("a packet process of several guests died again and again; each of them gets one of its own",
+		zap.String("for", g.name), zap.Int("guests", len(guests)))
+}
+
+// left is called when a link has left a process. One without links ends, unless all vifs share
+// it.
+func (e *Processes) left(p *process, l *remoteLink) {
+	n := p.leave(l)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for name, g := range e.groups {
+		if g.proc != p {
+			continue
+		}
+		delete(g.users, l)
+		if n == 0 && name != sharedGroup {
+			g.users = map[*remoteLink]bool{}
+			p.conn.Close()
+			delete(e.groups, name)
+		}
+	}
+}
+
+// Close ends all processes. The links were ended before.
+func (e *Processes) Close() {
+	e.mu.Lock()
+	e.closed = true
+	var ps []*process
+	for _, g := range e.groups {
+		if g.proc != nil {
+			ps = append(ps, g.proc)
+		}
+	}
+	e.mu.Unlock()
+	for _, p := range ps {
+		p.conn.Close()
+		<-p.child.Done()
+		<-p.conn.Done()
+	}
+}
+
+// ProcessStatus describes a packet process.
+type ProcessStatus struct {
+	For      string `json:"for"`
+	PID      int    `json:"pid"` // 0: it does not run
+	Vifs     int    `json:"vifs"`
+	Restarts int    `json:"restarts"`
+	Last     string `json:"last_death,omitempty"` // reason of the last one
+	Ready
+	Health
+}
+
+// Status describes the processes, ordered by name.
+func (e *Processes) Status() []ProcessStatus {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	list := []ProcessStatus{}
+	for _, g := range e.groups {
+		s := ProcessStatus{For: g.name, Restarts: g.restarts}
+		if g.last != nil {
+			s.Last = g.last.Error()
+		}
+		if p := g.proc; p != nil {
+			p.mu.Lock()
+			s.PID, s.Vifs, s.Ready, s.Health = p.child.PID(), len(p.links), p.ready, p.health
+			p.mu.Unlock()
+		}
+		list = append(list, s)
+	}
+	slices.SortFunc(list, func(a, b ProcessStatus) int { return cmp.Compare(a.For, b.For) })
+	return list
+}
+
+// errNoProcess is the state of an engine whose process of all vifs does not run.
+var errNoProcess = errors.New("no packet process runs")
+
+// Shared describes the process of all vifs.
+func (e *Processes) Shared() (Ready, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if g := e.groups[sharedGroup]; g != nil && g.proc != nil {
+		return g.proc.ready, nil
+	}
+	return Ready{}, errNoProcess
+}
