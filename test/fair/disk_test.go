@@ -8,9 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"testing"
-	"text/tabwriter"
 	"time"
 
 	"github.com/netbackd/netbackd/internal/lab/blkfront"
@@ -64,15 +62,7 @@ func newDiskHost(tb testing.TB) *diskHost {
 		tb.Skip("no tmpfs for the disks")
 	}
 	tb.Cleanup(func() { _ = os.RemoveAll(dir) })
-	exe := os.Getenv(envDiskExe)
-	if exe == "" {
-		exe = filepath.Join(dir, "blkbackd-lab")
-		build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", exe, "github.com/netbackd/netbackd/cmd/blkbackd-lab")
-		build.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if said, err := build.CombinedOutput(); err != nil {
-			tb.Fatalf("build blkbackd-lab: %v\n%s", err, said)
-		}
-	}
+	exe := program(tb, "blkbackd-lab", envDiskExe)
 	h := &diskHost{host: &host{tb: tb, ctx: ctx, exe: exe}, dir: dir}
 	h.Lab, err = blklab.New(ctx, blklab.Options{Exe: exe, Dir: dir, Daemon: []string{"--max-queues=8"}})
 	h.must(err)
@@ -222,9 +212,7 @@ func (h *host) used(pid int) time.Duration {
 // TestDisks is the long run of disks.
 func TestDisks(t *testing.T) {
 	long(t)
-	var b strings.Builder
-	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, diskHeading)
+	tab := newTable(t, diskHeading)
 	missed := 0
 	for _, l := range diskLoads {
 		if !wanted(l.name) {
@@ -236,14 +224,10 @@ func TestDisks(t *testing.T) {
 			for range roundsWanted(t) {
 				rounds = append(rounds, f.round())
 			}
-			missed += row(w, l.name, "requests", 1, rounds)
+			missed += row(tab, l.name, "requests", 1, rounds)
 		})
 	}
-	if err := w.Flush(); err != nil {
-		t.Fatal(err)
-	}
-	t.Logf("\n%s", b.String())
-	note(t, b.String())
+	tab.end()
 	if missed > 0 {
 		t.Errorf("%d bars missed", missed)
 	}

@@ -29,8 +29,8 @@ const (
 // throughput is measured in short spans, alternately alone, beside the peer and beside the
 // load, and figures are medians of the ratios of spans that follow each other.
 const (
-	span   = 250 * time.Millisecond
-	settle = 60 * time.Millisecond // from the start of a load to the measurement
+	span   = 160 * time.Millisecond
+	settle = 40 * time.Millisecond // from the start of a load to the measurement
 	turns  = 3                     // of these spans in a round
 )
 
@@ -234,6 +234,37 @@ func wanted(name string) bool {
 	return only == "" || slices.Contains(strings.Split(only, ","), name)
 }
 
+// table is a table in the file of the long run. The test's log has each line as soon as it is
+// known.
+type table struct {
+	t     *testing.T
+	lines strings.Builder
+}
+
+func newTable(t *testing.T, heading string) *table {
+	tab := &table{t: t}
+	fmt.Fprintln(&tab.lines, heading)
+	return tab
+}
+
+// Write adds a line.
+func (tab *table) Write(line []byte) (int, error) {
+	tab.t.Logf("%s", line)
+	return tab.lines.Write(line)
+}
+
+// end writes the table.
+func (tab *table) end() {
+	tab.t.Helper()
+	var b strings.Builder
+	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
+	fmt.Fprint(w, tab.lines.String())
+	if err := w.Flush(); err != nil {
+		tab.t.Fatal(err)
+	}
+	note(tab.t, b.String())
+}
+
 // note adds a line to the file of the long run.
 func note(t *testing.T, line string) {
 	t.Helper()
@@ -250,9 +281,7 @@ func note(t *testing.T, line string) {
 // TestLoads is the long run: all loads on vifs and on devices of vhost-user.
 func TestLoads(t *testing.T) {
 	long(t)
-	var b strings.Builder
-	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, heading)
+	tab := newTable(t, heading)
 	missed := 0
 	for _, l := range loads {
 		if !wanted(l.name) {
@@ -264,14 +293,10 @@ func TestLoads(t *testing.T) {
 			for range roundsWanted(t) {
 				rounds = append(rounds, f.round())
 			}
-			missed += row(w, l.name, l.unit, 1e6, rounds)
+			missed += row(tab, l.name, l.unit, 1e6, rounds)
 		})
 	}
-	if err := w.Flush(); err != nil {
-		t.Fatal(err)
-	}
-	t.Logf("\n%s", b.String())
-	note(t, b.String())
+	tab.end()
 	if missed > 0 {
 		t.Errorf("%d bars missed", missed)
 	}

@@ -60,7 +60,7 @@ func newHost(tb testing.TB, daemon ...string) *host {
 		tb.Fatal(err)
 	}
 	tb.Cleanup(func() { _ = os.RemoveAll(dir) })
-	h := &host{tb: tb, ctx: ctx, exe: program(tb, dir)}
+	h := &host{tb: tb, ctx: ctx, exe: program(tb, "netbackd-lab", envExe)}
 	tb.Cleanup(removeLinks)
 	h.Lab, err = lab.New(ctx, lab.Options{Exe: h.exe, Dir: dir, Daemon: append([]string{"--max-queues=8"}, daemon...)})
 	h.must(err)
@@ -70,19 +70,36 @@ func newHost(tb testing.TB, daemon ...string) *host {
 	return h
 }
 
-// program returns the path of netbackd-lab, which it builds without the race detector.
-func program(tb testing.TB, dir string) string {
+// programs has what program has built, by name, until the tests end.
+var programs = map[string]string{}
+
+// program returns the path of a program of the lab: that of the environment variable, or else
+// one without the race detector that it builds.
+func program(tb testing.TB, name, env string) string {
 	tb.Helper()
-	if exe := os.Getenv(envExe); exe != "" {
+	if exe := os.Getenv(env); exe != "" {
 		return exe
 	}
-	exe := filepath.Join(dir, "netbackd-lab")
-	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", exe, "github.com/netbackd/netbackd/cmd/netbackd-lab")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if said, err := build.CombinedOutput(); err != nil {
-		tb.Fatalf("build netbackd-lab: %v\n%s", err, said)
+	if programs[name] == "" {
+		dir, err := os.MkdirTemp("", "fair")
+		if err != nil {
+			tb.Fatal(err)
+		}
+		programs[name] = filepath.Join(dir, name)
+		build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", programs[name], "github.com/netbackd/netbackd/cmd/"+name)
+		build.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if said, err := build.CombinedOutput(); err != nil {
+			tb.Fatalf("build %s: %v\n%s", name, err, said)
+		}
 	}
-	return exe
+	return programs[name]
+}
+
+// removePrograms removes what program has built.
+func removePrograms() {
+	for _, exe := range programs {
+		_ = os.RemoveAll(filepath.Dir(exe))
+	}
 }
 
 func (h *host) must(err error) {
@@ -293,7 +310,7 @@ func (h *host) stream(g *lab.Guest, d time.Duration, rate int64) float64 {
 func (h *host) pings(g *lab.Guest, n int) []time.Duration {
 	h.tb.Helper()
 	const timeout = time.Second
-	r, err := g.Ping(h.ctx, guest.PingArgs{Addr: hostIP, PingOptions: traffic.PingOptions{Count: n, Interval: 2 * time.Millisecond, Timeout: timeout}})
+	r, err := g.Ping(h.ctx, guest.PingArgs{Addr: hostIP, PingOptions: traffic.PingOptions{Count: n, Interval: time.Millisecond, Timeout: timeout}})
 	h.must(err)
 	rtt := r.RTT
 	for len(rtt) < r.Sent {

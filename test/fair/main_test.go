@@ -32,5 +32,8 @@ func TestMain(m *testing.M) {
 	if err := netns.NoIPv6(); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 	}
-	goleak.VerifyTestMain(m)
+	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
+		removePrograms()
+		os.Exit(code)
+	}))
 }
