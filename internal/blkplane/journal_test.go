@@ -100,7 +100,8 @@ func FuzzExamine(f *testing.F) {
 		seen := map[blkif.Index]bool{}
 		for _, e := range found.entries {
 			i := j.indexOf(e)
-			if seen[i] || found.cons.Sub(i)-1 >= 32 {
+			// It may be far behind: later requests may have been answered meanwhile.
+			if seen[i] || int32(i-found.cons) >= 0 {
 				t.Fatalf("entry %d has index %d, of %d consumed", e, i, found.cons)
 			}
 			seen[i] = true
