@@ -9,6 +9,7 @@ LDFLAGS := -s -w -buildid= -X github.com/netbackd/netbackd/internal/command.vers
 GOLANGCI := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 FUZZTIME ?= 10s
 FUZZCOUNT ?= 100000000
+STEPS   ?= 1000000
 PREFIX  ?= /usr
 BIN     ?= bin/netbackd
 BLKBIN  ?= bin/blkbackd
@@ -81,6 +82,9 @@ fuzz-long: ## every fuzz target FUZZCOUNT times, without guidance by coverage, i
 
 kill: ## netbackd and blkbackd killed many times under load on the embedded Xen
 	./test/kill
+
+model: ## STEPS random steps of a vif against a model, in an hour
+	./test/model $(STEPS)
 
 cross: ## both architectures
 	GOARCH=amd64 $(GO) build -o /dev/null ./...
