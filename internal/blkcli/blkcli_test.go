@@ -167,6 +167,7 @@ func TestShow(t *testing.T) {
 		`vbd         vbd-1-51712 (domain 1, xvda)
 state       connected, frontend connected, online true
 hotplug     connected
+weight      1
 script      /etc/xen/scripts/block-blkbackd
 disk        /srv/a.img, file
 size        2097152 sectors of 512 bytes, 1.1G bytes; sectors of 512, physical 4096
@@ -193,6 +194,7 @@ failed disk_error  2        the disk reported an error
 state       init-wait, frontend initialising, online true
 last error  disk /srv/b.img: not found
 hotplug     connected
+weight      1
 script      /etc/xen/scripts/block-blkbackd
 disk        /srv/b.img, not open, a CD-ROM
 work        for all vbds of the guest: 0 requests to xenstored, 0 host calls of 0 ms
@@ -201,6 +203,7 @@ work        for all vbds of the guest: 0 requests to xenstored, 0 host calls of 
 state       quarantine, frontend unknown, online true
 quarantine  ring overrun (` + "`blkbackd reset vbd-2-51712`" + ` lets it try again)
 hotplug     connected
+weight      1
 script      /etc/xen/scripts/block-blkbackd
 disk        -, not open
 work        for all vbds of the guest: 0 requests to xenstored, 0 host calls of 0 ms

@@ -113,8 +113,9 @@ func (d *blkDaemon) serve(ctx context.Context) error {
 		zap.String("cache", d.status.Cache), zap.Int("max_queues", d.maxQueues), zap.Int("max_segments", d.maxSegs), zap.Bool("persistent", d.persistent))
 	err := d.Serve(ctx, daemon.Work{
 		Listener: d.listener, Handler: blkcontrol.Handler(d.now, d.backend, blkbackend.ErrNoVbd),
-		// A queue may wait for its disk as long as the disk takes.
-		Workers: func(context.Context) error { return nil }, Control: d.backend.Ping,
+		// A queue may wait for its disk as long as the disk takes. That costs its guest, and
+		// is named.
+		Workers: func(context.Context) error { d.pool.Watch(); return nil }, Control: d.backend.Ping,
 		Text: func() string { return vbdCount(d.backend.Vbds()) },
 		Run: func(ctx context.Context, ready func()) error {
 			return d.backend.Run(ctx, func() {

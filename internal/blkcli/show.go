@@ -109,6 +109,7 @@ func writeShow(w io.Writer, s *vbd.Status, now time.Time) error {
 		row("waits for", "%s", s.Waits)
 	}
 	row("hotplug", "%s", command.OrNone(s.Hotplug))
+	row("weight", "%d", max(s.Weight, 1))
 	row("script", "%s", command.OrNone(s.Script))
 	row("disk", "%s", describeDisk(&s.Disk))
 	if s.Disk.Open {
@@ -220,6 +221,7 @@ func requests(counters map[string]uint64) (n uint64) {
 // owes returns the side that a queue waits for.
 func owes(q *vbd.QueueStatus) string {
 	return cmp.Or(
+		when(q.Held, "the host's kernel: its thread does not come back"),
 		when(q.Broken, "guest: to connect again"),
 		when(q.Memory, "memory"),
 		when(q.Operations > 0, "disk"),

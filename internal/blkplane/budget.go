@@ -8,13 +8,16 @@ import "sync/atomic"
 // told otherwise: four queues with all their memory.
 const DefaultGuestBytes = 4 * DefaultQueueBytes
 
-// Guest is the memory budget of one guest. All queues of all its vbds share it. Apart from
+// Guest is what all queues of all vbds of one guest share: its part of the processors and of
+// disks, and its memory budget. Apart from
 // it each queue may always have ownBytes, so a queue that finds the budget used up goes on
 // with what it has, and needs no wake-up when memory is returned to the budget.
 type Guest struct {
 	limit int64
 	free  atomic.Int64
 	held  atomic.Int64 // memory that queues hold beyond their own; see queue.account
+
+	weights
 }
 
 // ownBytes is the memory that a queue may use beside the budget: one chunk.

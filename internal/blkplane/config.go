@@ -33,6 +33,8 @@ type Config struct {
 
 	// Guest is the budget of the guest; nil: the connection has one of its own.
 	Guest *Guest
+	// Weight is as of [Conn.SetWeight]; 0: 1.
+	Weight int
 
 	Queues []QueueConfig
 
@@ -62,6 +64,8 @@ const (
 	// DiskError: a request failed at the disk. It is sent at most once a second for
 	// each queue. Err is the error.
 	DiskError
+	// Held: the queue's thread does not come back from a call of the kernel. See [Pool.Watch].
+	Held
 )
 
 func (k NoticeKind) String() string {
@@ -72,6 +76,8 @@ func (k NoticeKind) String() string {
 		return "bad request"
 	case DiskError:
 		return "disk error"
+	case Held:
+		return "held"
 	}
 	return fmt.Sprintf("unknown(%d)", uint8(k))
 }

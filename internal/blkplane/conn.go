@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/netbackd/netbackd/internal/iouring"
 )
@@ -29,6 +30,8 @@ type Options struct {
 	// MaxMaps bounds the persistent grants of all queues; 0: DefaultMaxMaps. Pages beyond
 	// it are copied.
 	MaxMaps int
+	// Turns bounds the queues that work at a time; 0: the number of processors.
+	Turns int
 	// NoUring makes queues use threads for the disk even where the kernel has io_uring.
 	NoUring bool
 	// Warn reports failures that do not stop the pool. It is called from the threads
@@ -44,6 +47,10 @@ type Pool struct {
 	opts    Options
 	threads atomic.Int64
 	maps    atomic.Int64 // persistent grants
+
+	began time.Time
+	turns turns
+	lanes lanes
 }
 
 // NewPool makes a pool. It starts nothing.
@@ -57,7 +64,7 @@ func NewPool(opts Options) *Pool {
 	if opts.Warn == nil {
 		opts.Warn = func(error) {}
 	}
-	return &Pool{opts: opts}
+	return &Pool{opts: opts, began: time.Now(), turns: newTurns(opts.Turns)}
 }
 
 // Threads returns the number of queues of all connections that are not done.
@@ -137,6 +144,7 @@ func (p *Pool) Connect(cfg Config) (*Conn, error) {
 		c.queues = append(c.queues, q)
 	}
 	c.running.Store(n)
+	c.SetWeight(cfg.Weight)
 	return c, nil
 }
 
@@ -203,9 +211,19 @@ func (c *Conn) Done() <-chan struct{} { return c.done }
 func (c *Conn) queueEnded() {
 	c.pool.threads.Add(-1)
 	if c.running.Add(-1) == 0 {
+		c.cfg.Guest.weigh(c, 0)
 		close(c.done)
 	}
 }
+
+// SetWeight sets the weight of the vbd, from 1 to [MaxWeight]. The guest has the largest weight
+// of its vbds: with the weight n it gets n times as much as one with the weight 1, of the
+// processors and of a device, if both want more than there is. It may be called from any
+// goroutine until Close.
+func (c *Conn) SetWeight(n int) { c.cfg.Guest.weigh(c, min(max(n, 1), MaxWeight)) }
+
+// Weight returns the guest's weight.
+func (c *Conn) Weight() int { return c.cfg.Guest.Weight() }
 
 // Resize sets the size of the disk in sectors of 512 bytes, as the frontend is told.
 // Requests that are checked after it must keep to it.

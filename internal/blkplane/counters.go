@@ -43,6 +43,7 @@ const (
 	FlushesShared
 	BarrierWaits
 	MemoryWaits
+	DeviceWaits
 	Readopted
 
 	// Of requests that break a rule, by blkif.Reason: see refusal.
@@ -113,6 +114,7 @@ var Counters = withRefusals([NumCounters]CounterInfo{
 	FlushesShared: {"flushes_shared", Work, "flush requests answered by a flush of the disk that another request began"},
 	BarrierWaits:  {"barrier_waits", Work, "write barriers that waited for requests in flight"},
 	MemoryWaits:   {"memory_waits", Work, "times that the queue had no memory for its next request"},
+	DeviceWaits:   {"device_waits", Work, "times that the queue's next operation waited for its guest's share of a device that others use"},
 	Readopted:     {"readopted", Work, "requests that a predecessor had consumed and not answered, started again"},
 
 	ErrDisk:    {"disk_error", Failure, "the disk reported an error"},

@@ -62,15 +62,21 @@ func (q *queue) plan() (full bool) {
 		if r.kind != blkif.OpRead && len(q.copies) > 0 && len(q.copies)+op.end-op.first > maxCopies {
 			return true
 		}
-		op.block = none
+		op.block, op.units = none, units(op.len)
+		if !q.lane.take(op.units, q.units) {
+			q.tally[DeviceWaits]++
+			return false
+		}
 		id := q.newOperation(op)
 		if !q.gather(id) {
 			if q.operations[id].block = q.memory(op.len); q.operations[id].block == none {
 				q.freeOps = append(q.freeOps, id)
+				q.lane.give(op.units)
 				q.tally[MemoryWaits]++
 				return false
 			}
 		}
+		q.units += op.units
 		r.next, r.off = op.end, r.off+int64(op.len)
 		r.ops++
 		if r.next == len(r.segs) {
@@ -352,6 +358,8 @@ func (q *queue) endOperation(id uint16) {
 		q.data.free(op.block)
 		q.share.give(int64(sizeOf(orderOf(op.len))))
 	}
+	q.lane.give(op.units)
+	q.units -= op.units
 	if op.vectored {
 		q.unpin(q.requests[op.entry].segs[op.first:op.end])
 	}

@@ -127,8 +127,13 @@ type queue struct {
 	done       []diskio.Completion
 	data, meta *buffers
 	share      share
-	held       int64           // that the queue counts for in its guest's
-	trimAt     time.Time       // earliest time of the next trim
+	held       int64         // that the queue counts for in its guest's
+	trimAt     time.Time     // earliest time of the next trim
+	visit      visit         // to turns, which guards it
+	lane       *lane         // of the disk's device
+	laneAt     time.Duration // time of the last look at it
+	laneTurns  uint
+	units      int64           // that the queue has taken of it
 	persistent *persistent     // nil: none
 	vectors    *iouring.Iovecs // for operations on mapped pages; nil: there are none
 }
@@ -187,6 +192,7 @@ type operation struct {
 	entry      uint16
 	first, end int
 	block      int32 // of data
+	units      int64 // of the device
 	off        int64
 	len, moved int
 	again      int // times that it was made again
@@ -328,6 +334,8 @@ func (q *queue) allocate() (err error) {
 	q.copies = make([]gntdev.Segment, 0, max(maxCopies, maxChunkSegments, maxBatch*blkif.MaxIndirectPages))
 	q.done = make([]diskio.Completion, maxOperations)
 	q.share = newShare(q.conn.cfg.Guest)
+	q.conn.pool.turns.open(q, q.conn.cfg.Guest)
+	q.lane = q.conn.pool.lanes.open(q.conn.cfg.Guest, q.conn.cfg.Disk)
 	if q.conn.cfg.Persistent {
 		q.persistent = newPersistent()
 		if direct, _ := q.conn.cfg.Disk.Direct(); !direct {
@@ -368,6 +376,11 @@ func (q *queue) release() bool {
 	}
 	q.hold(0)
 	q.share.close() // a queue that has stopped does not end its operations one by one
+	if q.lane != nil {
+		q.lane.give(q.units)
+		q.conn.pool.lanes.close(q.lane)
+		q.conn.pool.turns.close(q)
+	}
 	q.ring = nil
 	if q.pages != nil {
 		errs = append(errs, q.pages.Unmap())

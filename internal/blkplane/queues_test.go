@@ -49,6 +49,81 @@ func TestTwoQueues(t *testing.T) {
 	b.drain()
 }
 
+// heldGrants are devices whose copies wait.
+type heldGrants struct {
+	Grants
+	hang <-chan struct{}
+}
+
+func (g heldGrants) Copy(segs []gntdev.Segment) error {
+	<-g.hang
+	return g.Grants.Copy(segs)
+}
+
+// heldHost opens such devices.
+type heldHost struct {
+	doubles
+	hang <-chan struct{}
+}
+
+func (h heldHost) OpenGrants() (Grants, error) {
+	g, err := h.doubles.OpenGrants()
+	return heldGrants{g, h.hang}, err
+}
+
+// TestQueueThatIsHeld: a thread that does not come back from the kernel costs its queue. Another
+// guest is served, and the pool names the queue, once.
+func TestQueueThatIsHeld(t *testing.T) {
+	hang := make(chan struct{})
+	b := newBed(t, bedConfig{})
+	b.cfg.Host = heldHost{doubles{b.guest}, hang}
+	b.opts.Turns = 1
+	b.connect()
+	id := b.put(b.request(blkif.OpWrite, 0, 0, 1, 0))
+	b.push()
+	pool := b.conn.pool
+	other := newBed(t, bedConfig{})
+	var err error
+	if other.conn, err = pool.Connect(other.cfg); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(other.disconnect)
+	other.conn.Start()
+	inTurn := func() bool {
+		pool.turns.mu.Lock()
+		defer pool.turns.mu.Unlock()
+		return b.conn.queues[0].visit.busy
+	}
+	for range 3 {
+		if s := other.do(other.request(blkif.OpWrite, 0, 0, 1, 0)); s != blkif.StatusOkay {
+			t.Fatal(s)
+		}
+	}
+	for deadline := time.Now().Add(patience); !inTurn(); runtime.Gosched() {
+		if time.Now().After(deadline) {
+			t.Fatal("the queue takes no turn")
+		}
+	}
+	now := time.Now()
+	for i, want := range []int{0, 0, 1, 0} {
+		now = now.Add(heldAfter / 2)
+		if held := pool.turns.watch(now); len(held) != want || want == 1 && held[0] != b.conn.queues[0] {
+			t.Errorf("look %d: %d queues are held, want %d", i, len(held), want)
+		}
+	}
+	pool.turns.mu.Lock()
+	b.conn.queues[0].visit.since, b.conn.queues[0].visit.named = time.Now().Add(-heldAfter), false
+	pool.turns.mu.Unlock()
+	pool.Watch()
+	if n := <-b.notices; n.Kind != Held || !b.conn.Status(0).Stuck {
+		t.Errorf("notice %+v, status %+v", n, b.conn.Status(0))
+	}
+	close(hang)
+	if got := b.take(1); got[id].Status != blkif.StatusOkay {
+		t.Errorf("%+v", got)
+	}
+}
+
 // TestIdle: a queue returns its memory when it has been idle, and works again afterwards.
 func TestIdle(t *testing.T) {
 	b := newBed(t, bedConfig{})

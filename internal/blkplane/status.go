@@ -10,10 +10,10 @@ import (
 
 // gauges are published by a queue's thread after each turn. Any goroutine may read them.
 type gauges struct {
-	ring                          [5]atomic.Uint32 // req_prod, req_event, rsp_prod, rsp_event, req_cons
-	consumed, started, operations atomic.Uint32
-	bytes, held, persistent       atomic.Int64
-	uring, broken, waitsForMemory atomic.Bool
+	ring                                 [5]atomic.Uint32 // req_prod, req_event, rsp_prod, rsp_event, req_cons
+	consumed, started, operations        atomic.Uint32
+	bytes, held, persistent              atomic.Int64
+	uring, broken, stuck, waitsForMemory atomic.Bool
 }
 
 // QueueStatus is a snapshot of a queue. It is of the last turn that ended: a thread that
@@ -30,12 +30,14 @@ type QueueStatus struct {
 	Memory     bool  // the next request waits for memory
 	IOUring    bool
 	Broken     bool
+	Stuck      bool // its thread does not come back; see [Pool.Watch]
 	Adopted    bool
 }
 
 // publish sets the gauges.
 func (q *queue) publish() error {
 	g := &q.gauges
+	g.stuck.Store(false)
 	if q.state == broken {
 		g.broken.Store(true)
 		return nil
@@ -66,7 +68,7 @@ func (c *Conn) Status(i int) QueueStatus {
 		Ring:     blkif.RingState{ReqProd: idx(0), ReqEvent: idx(1), RspProd: idx(2), RspEvent: idx(3), Cons: idx(4)},
 		InFlight: int(g.consumed.Load()), Operations: int(g.operations.Load()),
 		Bytes: g.bytes.Load(), Held: g.held.Load(), Persistent: int(g.persistent.Load()),
-		Memory: g.waitsForMemory.Load(), IOUring: g.uring.Load(), Broken: g.broken.Load(), Adopted: q.adopted,
+		Memory: g.waitsForMemory.Load(), IOUring: g.uring.Load(), Broken: g.broken.Load(), Stuck: g.stuck.Load(), Adopted: q.adopted,
 	}
 	s.Waiting = max(s.InFlight-int(g.started.Load()), 0)
 	return s

@@ -167,6 +167,7 @@ func (v *Vbd) planeConfig(c *connection) blkplane.Config {
 		Persistent:  c.persistent,
 		NoDiscard:   v.disk.target.noDiscard,
 		Guest:       v.cfg.Memory,
+		Weight:      v.weight,
 		Notice:      func(n blkplane.Notice) { c.notices.add(n); v.conn.wake() },
 	}
 	for i, q := range c.frontend.queues {

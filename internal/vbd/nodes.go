@@ -23,6 +23,7 @@ type nodes struct {
 	hasHotplug  bool
 	scriptErr   string // error text of the hotplug script, if it has failed
 	script      string
+	weight      string
 	target      target
 	offered     offer
 	shown       shown
@@ -92,7 +93,7 @@ func (n *nodes) readRest(ctx context.Context, r xenbus.Store, path string) error
 	if n.hotplug == "error" {
 		n.scriptErr = text("hotplug-error")
 	}
-	n.script = text("script")
+	n.script, n.weight = text("script"), text("weight")
 	n.target = target{
 		params:       text("params"),
 		physicalPath: text("physical-device-path"),

@@ -54,6 +54,7 @@ func (v *Vbd) reconcileOnce(ctx context.Context) error {
 	}
 	v.adoptQuarantine(ctx)
 	v.reportScriptError(ctx)
+	v.applyWeight(ctx)
 	if err := v.raiseOffer(ctx); err != nil {
 		return err
 	}

@@ -37,6 +37,7 @@ type Status struct {
 	Disk       DiskStatus        `json:"disk"`
 	Connection *ConnStatus       `json:"connection,omitempty"` // nil: there is none
 	Counters   map[string]uint64 `json:"counters"`             // sums of all queues and connections
+	Weight     int               `json:"weight"`               // the guest's part of processors and devices beside guests with 1: the largest of its vbds
 	Guest      budget.Used       `json:"guest"`                // sums of all vbds of the domain
 }
 
@@ -79,6 +80,7 @@ type ConnStatus struct {
 type QueueStatus struct {
 	IOUring    bool              `json:"io_uring"`
 	Broken     bool              `json:"broken,omitempty"`
+	Held       bool              `json:"held,omitempty"` // its thread does not come back from the host's kernel
 	Slots      uint32            `json:"slots"`
 	InFlight   int               `json:"in_flight"`   // requests consumed and not answered, which are in the journal
 	Waiting    int               `json:"waiting"`     // of these, not started
@@ -129,6 +131,10 @@ func (v *Vbd) status() Status {
 	s.Revision, _ = v.revision.Get()
 	s.Counters = v.counters().byName(true)
 	v.saveCounters(time.Now())
+	s.Weight = v.weight
+	if v.cfg.Memory != nil {
+		s.Weight = max(s.Weight, v.cfg.Memory.Weight())
+	}
 	s.Guest = v.cfg.Guest.Used()
 	s.Waits = v.waits()
 	return s
@@ -169,7 +175,7 @@ func (v *Vbd) connStatus(c *connection) *ConnStatus {
 
 func queueStatus(q blkplane.QueueStatus, n *totals) QueueStatus {
 	return QueueStatus{
-		IOUring: q.IOUring, Broken: q.Broken, Slots: q.Size,
+		IOUring: q.IOUring, Broken: q.Broken, Held: q.Stuck, Slots: q.Size,
 		InFlight: q.InFlight, Waiting: q.Waiting, Operations: q.Operations, Bytes: q.Bytes,
 		Persistent: q.Persistent, Memory: q.Memory,
 		Ring: RingStatus{

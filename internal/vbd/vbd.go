@@ -63,6 +63,8 @@ type Vbd struct {
 	disk diskState // disk.go
 	conn connState // connection.go
 
+	weight int // weight.go
+
 	predecessor record // of a predecessor, or of the connection that has ended; record.go
 	record      device.Record
 	errorNode   device.ErrorNode
@@ -85,6 +87,7 @@ func New(cfg Config) *Vbd {
 		revision:  device.NewRevision[gist](),
 		disk:      newDiskState(),
 		conn:      newConnState(),
+		weight:    1,
 	}
 	v.Poke()
 	return v
