@@ -14,7 +14,7 @@ const unit = "../../systemd/blkbackd.service"
 
 // TestUnitIsValid: systemd understands each line of the unit, and its sandbox is as closed as
 // images of any owner at any place allow.
-func TestUnitIsValid(t *testing.T) { pagetest.ValidUnits(t, "blkbackd", 35, []string{unit}) }
+func TestUnitIsValid(t *testing.T) { pagetest.ValidUnits(t, "blkbackd", 13, []string{unit}) }
 
 // TestThreadsFitTheUnit: the unit's TasksMax allows the most threads of the default on a host
 // of any size: a queue has its own, one for discards, and four of this process or, with

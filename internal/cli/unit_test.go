@@ -21,7 +21,7 @@ import (
 // closed.
 func TestUnitsAreValid(t *testing.T) {
 	const dir = "../../systemd/"
-	pagetest.ValidUnits(t, "netbackd", 15, []string{dir + "netbackd.service", dir + "netbackd-vhost-user@.service"}, dir+"netbackd-vhost-user@.socket")
+	pagetest.ValidUnits(t, "netbackd", 13, []string{dir + "netbackd.service", dir + "netbackd-vhost-user@.service"}, dir+"netbackd-vhost-user@.socket")
 }
 
 // TestGntallocLimit: the unit, the file in modprobe.d and netbackd check agree on the limit, and

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -119,6 +120,9 @@ func openError(path string, err error) *Error {
 	switch {
 	case errors.Is(err, os.ErrNotExist), errors.Is(err, unix.ENOTDIR):
 		e.Reason, e.Hint = ReasonNotFound, "check target= of the disk in the guest's configuration"
+		if strings.HasPrefix(path, "/tmp/") || strings.HasPrefix(path, "/var/tmp/") {
+			e.Hint += "; the unit of blkbackd has a /tmp and a /var/tmp of its own (PrivateTmp=)"
+		}
 	case errors.Is(err, unix.EROFS):
 		e.Reason, e.Hint = ReasonReadOnly, "serve it with access=ro, or make it writable"
 	case errors.Is(err, os.ErrPermission):

@@ -34,7 +34,7 @@ dpkg -i /host/dist/pair/blkbackd_1_amd64.deb
 eventually 240 "the unit runs" active
 same "enabled" "$(systemctl is-enabled blkbackd)" enabled
 systemd-analyze verify --man=no blkbackd.service
-systemd-analyze security --no-pager --threshold=20 blkbackd.service | tail -n 1
+systemd-analyze security --no-pager --threshold=13 blkbackd.service | tail -n 1
 same "capabilities of the daemon" "$(sed -n 's/^CapEff:\t//p' "/proc/$(property MainPID)/status")" 0000000000000002
 blkbackd check "$IMAGES"
 

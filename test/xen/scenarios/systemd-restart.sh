@@ -17,8 +17,8 @@ said() { journalctl -q -u netbackd --no-pager | grep -F -e "$1"; }
 dpkg -i /host/dist/pair/netbackd_1_amd64.deb
 eventually 240 "the unit runs" active
 systemd-analyze verify --man=no netbackd.service netbackd-vhost-user@tap1.service netbackd-vhost-user@tap1.socket
-systemd-analyze security --no-pager --threshold=15 netbackd.service | tail -n 1
-systemd-analyze security --no-pager --threshold=15 --offline=true /usr/lib/systemd/system/netbackd-vhost-user@.service | tail -n 1
+systemd-analyze security --no-pager --threshold=13 netbackd.service | tail -n 1
+systemd-analyze security --no-pager --threshold=13 --offline=true /usr/lib/systemd/system/netbackd-vhost-user@.service | tail -n 1
 same "user of the daemon" "$(stat -c %U "/proc/$(property MainPID)")" netbackd
 same "capabilities of the daemon" "$(sed -n 's/^CapEff:\t//p' "/proc/$(property MainPID)/status")" 0000008000001000
 
