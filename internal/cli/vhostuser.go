@@ -49,6 +49,7 @@ type vhostFlags struct {
 	workers       int
 	priority      string
 	drain, stall  time.Duration
+	sandbox       bool
 	log           daemon.LogFlags
 	runDir        string
 }
@@ -114,6 +115,7 @@ The manual page netbackd(8) and docs/vhost-user.md have lines for each front end
 	priorityFlag(fl, &f.priority)
 	fl.DurationVar(&f.drain, "rx-drain", dataplane.DefaultDrain, "drop packets that a guest has not taken for this long")
 	fl.DurationVar(&f.stall, "rx-stall", dataplane.DefaultStall, "take the carrier off the interface of a guest that has taken nothing for this long")
+	fl.BoolVar(&f.sandbox, "sandbox", true, "give up all rights and system calls that the device does not need, once it is set up")
 	f.log.Add(fl)
 	return c
 }
@@ -276,13 +278,10 @@ func (v *vhostUser) setUp(passed []sdnotify.File) (err error) {
 	if v.endpoint, err = v.vhostFlags.endpoint(v.Log, passed); err != nil {
 		return err
 	}
-	auto := min(maxPairs, runtime.NumCPU())
-	if v.workers == 0 {
-		v.workers = auto
-		if v.queues > 0 {
-			v.workers = min(runtime.NumCPU(), v.queues)
-		}
+	if err := v.prepare(); err != nil {
+		return err
 	}
+	auto := min(maxPairs, runtime.NumCPU())
 	v.pool, err = dataplane.NewPool(dataplane.Options{
 		Workers: v.workers, NoUring: !v.uring, NoPriority: v.priority == priorityOff,
 		Warn: func(err error) { v.Log.Warn("data path degraded", zap.Error(err)) },
@@ -313,7 +312,10 @@ func (v *vhostUser) setUp(passed []sdnotify.File) (err error) {
 	}
 	v.status.Coalesce = dataplane.CoalesceIf(v.coalesce && v.status.Offload, tap.TakesUSO()).String()
 	setPriority(&v.status, v.pool)
-	return v.listenControl()
+	if err := v.listenControl(); err != nil {
+		return err
+	}
+	return v.enter(len(key) > 0)
 }
 
 // listenControl makes the control socket. A device of a user who may not write the run

@@ -12,7 +12,15 @@ import (
 type Policy struct {
 	Ioctls        []uint32  // numbers
 	Registrations []uint32  // operations of io_uring_register(2)
+	Fcntls        []uint32  // commands of fcntl(2)
 	Calls         []uintptr // system calls, with any arguments
+	Refused       []uintptr // system calls that fail although others of their sort kill
+
+	// Sockets are the domains in which sockets may be made.
+	Sockets []uint32
+
+	// ReadFiles lets the process open files for reading.
+	ReadFiles bool
 }
 
 // calls returns the system calls that are allowed with any arguments, those first that a

@@ -9,6 +9,8 @@ const (
 
 	// otherABI is the first number of calls of the x32 ABI.
 	otherABI = 0x40000000
+
+	sysStat = unix.SYS_NEWFSTATAT
 )
 
 // archCalls has the allowed calls that only this architecture has.

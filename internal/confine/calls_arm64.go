@@ -8,6 +8,8 @@ const (
 	arch = unix.AUDIT_ARCH_AARCH64
 
 	otherABI = 0 // 32-bit calls have an architecture of their own
+
+	sysStat = unix.SYS_FSTATAT
 )
 
 // archCalls has the allowed calls that only this architecture has.

@@ -17,7 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/netbackd/netbackd/internal/iouring"
-	"github.com/netbackd/netbackd/internal/lab/prober"
+	"github.com/netbackd/netbackd/internal/lab/confinetest"
 	"github.com/netbackd/netbackd/internal/procwire"
 	"github.com/netbackd/netbackd/internal/spawn"
 	"github.com/netbackd/netbackd/pkg/gntdev"
@@ -72,7 +72,7 @@ var ring = func() error { return nil }
 func do(what string) error {
 	switch what {
 	case "probe":
-		return prober.Run()
+		return confinetest.Run()
 	case "work":
 		return work()
 	case "panic":
@@ -82,7 +82,7 @@ func do(what string) error {
 		var p *int
 		*p = 1
 	}
-	return prober.Die(what)
+	return confinetest.Die(what)
 }
 
 // useRing writes by the reserved ring, once.
@@ -210,11 +210,11 @@ func TestPacketProcess(t *testing.T) {
 			t.Errorf("%s:\n%v", what, strings.ReplaceAll(err.Error(), `\n`, "\n"))
 		}
 	}
-	if err := prober.CheckRights(c.PID()); err != nil {
+	if err := confinetest.CheckRights(c.PID()); err != nil {
 		t.Error(err)
 	}
 	if os.Geteuid() == 0 {
-		if err := prober.CheckFiles(c.PID(), `socket:\[\d+\]`, `anon_inode:\[io_uring\]`); err != nil {
+		if err := confinetest.CheckFiles(c.PID(), `socket:\[\d+\]`, `anon_inode:\[io_uring\]`); err != nil {
 			t.Error(err)
 		}
 	}
@@ -222,7 +222,7 @@ func TestPacketProcess(t *testing.T) {
 
 // TestDeadly: calls that only an attacker makes end the process.
 func TestDeadly(t *testing.T) {
-	for _, a := range prober.Deadly() {
+	for _, a := range confinetest.Deadly() {
 		t.Run(a.Name, func(t *testing.T) {
 			t.Parallel()
 			c, conn := start(t, nil)

@@ -3,7 +3,9 @@
 package confine
 
 import (
+	"fmt"
 	"runtime"
+	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -24,4 +26,16 @@ func install(filter []unix.SockFilter, flags uintptr) unix.Errno {
 		errno = unix.EBUSY // a thread has a filter that this one lacks
 	}
 	return errno
+}
+
+// setCaps sets the capabilities of all threads.
+func setCaps(hdr *unix.CapUserHeader, caps *[2]unix.CapUserData) error {
+	hdr.Pid = 0
+	_, _, errno := syscall.AllThreadsSyscall(unix.SYS_CAPSET, uintptr(unsafe.Pointer(hdr)), uintptr(unsafe.Pointer(&caps[0])), 0)
+	runtime.KeepAlive(hdr)
+	runtime.KeepAlive(caps)
+	if errno != 0 {
+		return fmt.Errorf("drop capabilities: %w", errno)
+	}
+	return nil
 }

@@ -131,10 +131,50 @@ func TestProgram(t *testing.T) {
 	}
 }
 
+// TestVhostUser: what the filter of a device of vhost-user decides.
+func TestVhostUser(t *testing.T) {
+	listens := program(VhostUser(false, false), 4711)
+	all := program(VhostUser(true, true), 4711)
+	for _, tt := range []struct {
+		name          string
+		call          data
+		listens, both uint32
+	}{
+		{"accept a front end", call(unix.SYS_ACCEPT4), allow, allow},
+		{"connect to one", call(unix.SYS_CONNECT), denied, allow},
+		{"steering program", call(unix.SYS_BPF), kill, allow},
+		{"read a file", call(unix.SYS_OPENAT, 0, 0, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_DIRECTORY), allow, allow},
+		{"write a file", call(unix.SYS_OPENAT, 0, 0, unix.O_WRONLY), denied, denied},
+		{"change a file", call(unix.SYS_OPENAT, 0, 0, unix.O_RDWR), denied, denied},
+		{"make a file", call(unix.SYS_OPENAT, 0, 0, unix.O_CREAT), denied, denied},
+		{"make a file without a name", call(unix.SYS_OPENAT, 0, 0, unix.O_TMPFILE), denied, denied},
+		{"unix socket", call(unix.SYS_SOCKET, unix.AF_UNIX), allow, allow},
+		{"netlink", call(unix.SYS_SOCKET, unix.AF_NETLINK), allow, allow},
+		{"internet socket", call(unix.SYS_SOCKET, unix.AF_INET), denied, denied},
+		{"packet socket", call(unix.SYS_SOCKET, unix.AF_PACKET), denied, denied},
+		{"another interface by a queue", call(unix.SYS_IOCTL, 3, unix.TUNSETIFF), denied, denied},
+		{"namespace", call(unix.SYS_SETNS), denied, denied},
+		{"io_uring_setup", call(unix.SYS_IO_URING_SETUP), denied, denied},
+		{"code", call(unix.SYS_MMAP, 0, 4096, unix.PROT_EXEC), denied, denied},
+		{"execve", call(unix.SYS_EXECVE), kill, kill},
+		{"ptrace", call(unix.SYS_PTRACE), kill, kill},
+		{"mount", call(unix.SYS_MOUNT), kill, kill},
+	} {
+		if got, _ := run(listens, tt.call); got != tt.listens {
+			t.Errorf("%s: %#x, want %#x", tt.name, got, tt.listens)
+		}
+		if got, _ := run(all, tt.call); got != tt.both {
+			t.Errorf("%s, connects and steers: %#x, want %#x", tt.name, got, tt.both)
+		}
+	}
+}
+
 // TestNoRuleTwice: a later rule for the same call would have no effect.
 func TestNoRuleTwice(t *testing.T) {
 	seen := map[uintptr]bool{}
-	for _, nr := range slices.Concat(PacketProcess().calls(), killed, []uintptr{unix.SYS_IOCTL, unix.SYS_MMAP, unix.SYS_MPROTECT,
+	p := VhostUser(true, false) // with BPF a kill comes later, on purpose
+	p.Refused = nil             // the same
+	for _, nr := range slices.Concat(p.calls(), killed, []uintptr{unix.SYS_OPENAT, unix.SYS_SOCKET, unix.SYS_IOCTL, unix.SYS_MMAP, unix.SYS_MPROTECT,
 		unix.SYS_CLONE, unix.SYS_CLONE3, unix.SYS_TGKILL, unix.SYS_KILL, unix.SYS_FCNTL, unix.SYS_PRCTL, unix.SYS_PRLIMIT64,
 		unix.SYS_SCHED_SETATTR, unix.SYS_SCHED_GETATTR, unix.SYS_SCHED_GETAFFINITY, unix.SYS_IO_URING_REGISTER}) {
 		if seen[nr] {

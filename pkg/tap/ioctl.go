@@ -90,3 +90,10 @@ func boolInt(b bool) int {
 	}
 	return 0
 }
+
+// Ioctls returns the numbers of the ioctls that a Device makes once it exists, for filters of
+// system calls.
+func Ioctls() []uint32 {
+	return []uint32{unix.TUNGETIFF, unix.TUNSETQUEUE, unix.TUNSETCARRIER, unix.TUNSETOFFLOAD, unix.TUNSETPERSIST,
+		unix.TUNGETDEVNETNS, unix.TUNSETSTEERINGEBPF, unix.TUNSETTXFILTER, unix.TUNGETFEATURES}
+}

@@ -26,6 +26,10 @@ type mmapBatch struct {
 // iocMmapBatch is IOCTL_PRIVCMD_MMAPBATCH_V2: size, type, number; no direction.
 const iocMmapBatch = unsafe.Sizeof(mmapBatch{})<<16 | 'P'<<8 | 4
 
+// Ioctls returns the numbers of the ioctls that [Kernel] makes beside those of gntdev, for
+// filters of system calls.
+func Ioctls() []uint32 { return []uint32{uint32(iocMmapBatch)} }
+
 // The layout, checked by the compiler: an index other than 0 is out of range.
 var (
 	_ = [1]struct{}{}[unsafe.Sizeof(mmapBatch{})-32]

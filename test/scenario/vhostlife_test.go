@@ -12,7 +12,9 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
+	"github.com/netbackd/netbackd/internal/lab/confinetest"
 	"github.com/netbackd/netbackd/internal/lab/guest"
 	"github.com/netbackd/netbackd/internal/lab/traffic"
 	"github.com/netbackd/netbackd/internal/lab/vhostfront"
@@ -209,6 +211,25 @@ func TestVhostEndsFast(t *testing.T) {
 		if s.code == 0 || strings.Count(strings.TrimSpace(s.err), "\n") > 3 {
 			t.Errorf("%v: exit code %d, it said %q", args, s.code, s.err)
 		}
+	}
+}
+
+// TestVhostConfined: a process that serves a front end has no right but that to change
+// interfaces, and no files but those of its work.
+func TestVhostConfined(t *testing.T) {
+	_, d, g := vhostTest(t, nil)
+	g.tcpToHost(1 << 20)
+	err := confinetest.CheckRights(d.PID(), unix.CAP_NET_ADMIN)
+	if strings.Contains(d.Log(), "capabilities kept") { // the program under test has cgo
+		err = confinetest.CheckFilter(d.PID())
+	}
+	if err != nil {
+		t.Error(err)
+	}
+	const memory, mine = `/memfd:.*`, `/proc/\d+/task/\d+/(schedstat|stat)`
+	const tests = `/dev/null|pipe:\[\d+\]` // how the test knows of the end of the process
+	if err := confinetest.CheckFiles(d.PID(), `socket:\[\d+\]`, `anon_inode:\[io_uring\]`, `/dev/net/tun`, memory, mine, `.*\.lock`, tests); err != nil {
+		t.Error(err)
 	}
 }
 

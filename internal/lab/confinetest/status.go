@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package prober
+package confinetest
 
 import (
 	"errors"
@@ -11,12 +11,26 @@ import (
 	"strings"
 )
 
-// none is an empty set of capabilities in /proc.
-const none = "0000000000000000"
-
 // CheckRights returns an error if a thread of a process has or can gain a right: a
-// capability, or a system call beyond a filter.
-func CheckRights(pid int) error {
+// capability that is not in keep, or a system call beyond a filter.
+func CheckRights(pid int, keep ...uint) error {
+	const none = "0000000000000000"
+	kept := uint64(0)
+	for _, c := range keep {
+		kept |= 1 << c
+	}
+	set := fmt.Sprintf("%016x", kept)
+	return errors.Join(CheckFilter(pid),
+		check(pid, map[string]string{"CapInh": none, "CapPrm": set, "CapEff": set, "CapAmb": none}))
+}
+
+// CheckFilter returns an error if a thread of a process has no filter of system calls.
+func CheckFilter(pid int) error {
+	return check(pid, map[string]string{"NoNewPrivs": "1", "Seccomp": "2"})
+}
+
+// check compares fields of the status of each thread of a process.
+func check(pid int, want map[string]string) error {
 	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
 	if err != nil || len(tasks) == 0 {
 		return errors.Join(err, fmt.Errorf("process %d has no threads", pid))
@@ -27,16 +41,10 @@ func CheckRights(pid int) error {
 		if err != nil {
 			continue // the thread has ended
 		}
-		has := map[string]string{}
 		for line := range strings.Lines(string(b)) {
 			name, value, _ := strings.Cut(line, ":")
-			has[name] = strings.TrimSpace(value)
-		}
-		for name, want := range map[string]string{
-			"CapInh": none, "CapPrm": none, "CapEff": none, "CapAmb": none, "NoNewPrivs": "1", "Seccomp": "2",
-		} {
-			if has[name] != want {
-				errs = append(errs, fmt.Errorf("%s: %s is %q, want %q", path, name, has[name], want))
+			if v, ok := want[name]; ok && v != strings.TrimSpace(value) {
+				errs = append(errs, fmt.Errorf("%s: %s is %q, want %q", path, name, strings.TrimSpace(value), v))
 			}
 		}
 	}

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package prober tries from within a sandbox what a guest that has taken over the process
+// Package confinetest tries from within a sandbox what a guest that has taken over the process
 // might try, and says what the kernel answered. It also checks from outside what rights and
 // files a process has.
 //
 // It knows system calls only, not the sandbox: its table says what has to come out.
-package prober
+package confinetest
 
 import (
 	"errors"
