@@ -48,7 +48,7 @@ func newPacketProcessCmd(adopter Adopter) *cobra.Command {
 // runPacketProcess serves the broker until its socket ends. Then it does not return: workers
 // must not touch rings any more, which a successor may serve already.
 func runPacketProcess(ctx context.Context, adopter Adopter, log daemon.LogFlags) error {
-	socket, err := spawn.Begin(spawn.Limits{Dumpable: adopter.Traced()})
+	socket, err := spawn.Begin(spawn.Limits{FileSize: dataplane.JournalSize, Dumpable: adopter.Traced()})
 	if err != nil {
 		return err
 	}

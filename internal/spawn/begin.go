@@ -16,7 +16,8 @@ const stderr = 2
 
 // Limits bound a child.
 type Limits struct {
-	Files uint64 // open files; 0: as many as its parent
+	Files    uint64 // open files; 0: as many as its parent
+	FileSize uint64 // bytes that a file may reach by writes; 0: as its parent
 
 	// Dumpable leaves the memory of the process open to others of its user. The embedded Xen
 	// needs this where it does not run as root.
@@ -28,7 +29,7 @@ type Limits struct {
 // socket does.
 func Begin(l Limits) (socket int, err error) {
 	logsink.Unblock(stderr) // needs /proc/self/fd, so it comes first
-	signal.Ignore(unix.SIGPIPE, unix.SIGHUP, unix.SIGINT, unix.SIGTERM, unix.SIGTTOU)
+	signal.Ignore(unix.SIGPIPE, unix.SIGHUP, unix.SIGINT, unix.SIGTERM, unix.SIGTTOU, unix.SIGXFSZ)
 	if err := bare(); err != nil {
 		return -1, err
 	}
@@ -44,6 +45,11 @@ func Begin(l Limits) (socket int, err error) {
 	}
 	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
 		return -1, fmt.Errorf("no core dumps: %w", err)
+	}
+	if l.FileSize != 0 {
+		if err := unix.Setrlimit(unix.RLIMIT_FSIZE, &unix.Rlimit{Cur: l.FileSize, Max: l.FileSize}); err != nil {
+			return -1, fmt.Errorf("limit of the size of files: %w", err)
+		}
 	}
 	return socketFile, limitFiles(l.Files)
 }

@@ -52,7 +52,7 @@ func TestMain(m *testing.M) {
 
 // child obeys messages until its socket ends.
 func child() {
-	fd, err := Begin(Limits{Files: 100})
+	fd, err := Begin(Limits{Files: 100, FileSize: 4096})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(3)
@@ -153,7 +153,7 @@ func TestRights(t *testing.T) {
 		t.Errorf("the main thread has changed: %s", d)
 	}
 	var l unix.Rlimit
-	for what, want := range map[int]uint64{unix.RLIMIT_CORE: 0, unix.RLIMIT_NOFILE: 100} {
+	for what, want := range map[int]uint64{unix.RLIMIT_CORE: 0, unix.RLIMIT_NOFILE: 100, unix.RLIMIT_FSIZE: 4096} {
 		if err := unix.Prlimit(c.PID(), what, nil, &l); err != nil || l.Cur != want || l.Max != want {
 			t.Errorf("limit %d: %+v, %v; want %d", what, l, err, want)
 		}
