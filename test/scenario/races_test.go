@@ -9,7 +9,10 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/vishvananda/netlink"
+
 	"github.com/netbackd/netbackd/internal/dataplane"
+	"github.com/netbackd/netbackd/internal/lab/netns"
 	"github.com/netbackd/netbackd/pkg/evtchn"
 	"github.com/netbackd/netbackd/pkg/gntalloc"
 	"github.com/netbackd/netbackd/pkg/netif"
@@ -366,8 +369,11 @@ func (f *hostileFront) dies() {
 // TestEveryByteWritten: of the guest's ring pages and buffers the daemon writes the bytes
 // that the protocol names, with values that it defines, and no other (XSA-216).
 func TestEveryByteWritten(t *testing.T) {
-	w := newWorld(t)
+	w := newWorld(t, "--rx-drain=1h", "--rx-stall=1h")
 	f := w.hostileFront()
+	// Only the test sends to the vif.
+	w.must(netlink.LinkSetNoMaster(w.link(f.domid, f.devid)))
+	w.must(netns.Sysctl("net/ipv6/conf/"+f.status().Interface+"/disable_ipv6", "1"))
 	f.close()
 	f.reopen()
 	f.newRings(1)
