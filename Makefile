@@ -74,6 +74,12 @@ lint: ## for both architectures, and the scripts if there is shellcheck
 	$(GO) run -exec 'env GOARCH=arm64' $(GOLANGCI) run ./...
 	if command -v shellcheck >/dev/null; then git grep -lE '^#!/bin/(ba)?sh' | xargs shellcheck; fi
 
+faults: ## every system call of the daemon fails, with each error, in each phase of a guest's life
+	./test/faults/run faults
+
+reconnect: ## 10,000 connections of all kinds, and 100 hostile guests, leave nothing and stay within the bounds
+	./test/faults/run reconnect
+
 fuzz: ## every fuzz target for FUZZTIME
 	./test/fuzz $(FUZZTIME)
 

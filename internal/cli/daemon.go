@@ -134,8 +134,58 @@ func (d *netDaemon) now() netcontrol.Daemon {
 	s := d.status
 	s.LogLost, s.Threads = d.LogLost(), daemon.Threads()
 	d.engineNow(&s)
+	s.Memory = d.memory()
 	return s
 }
+
+// Bounds of Go's heap: of the daemon itself, and of each vif's state.
+const (
+	heapBytes    = 64 << 20
+	heapVifBytes = 256 << 10
+)
+
+// heapLimit returns the bytes that Go's heap may have with the present number of vifs.
+func (d *netDaemon) heapLimit() int64 { return heapBytes + heapVifBytes*int64(d.backend.Vifs()) }
+
+// memory returns the bounds of the daemon's memory and what it takes, with its packet
+// processes.
+func (d *netDaemon) memory() *netcontrol.Memory {
+	vifs, queues := int64(d.backend.Vifs()), int64(d.maxQueues)
+	p, processes, resident := d.poolMemory()
+	m := &netcontrol.Memory{
+		Resident:   resident,
+		Heap:       d.heapLimit() * (1 + processes),
+		Waiting:    vifs*queues*p.Queue + min(p.Shared*max(processes, 1), vifs*p.Vif),
+		WaitShared: p.Shared, WaitUsed: p.SharedUsed,
+		Buffers: int64(p.Workers) * p.Worker, BuffersMax: int64(p.MaxWorkers) * p.Worker,
+		VifMax:      queues*p.Queue + min(p.Shared, p.Vif) + p.Worker + heapVifBytes,
+		StaticPages: d.static,
+	}
+	m.Max = m.Heap + m.Waiting + m.BuffersMax
+	return m
+}
+
+// poolMemory returns the memory of all pools, the number of packet processes, and the resident
+// bytes of all processes.
+func (d *netDaemon) poolMemory() (m dataplane.Memory, processes, resident int64) {
+	resident = daemon.Resident()
+	if d.pool != nil {
+		return d.pool.Memory(), 0, resident
+	}
+	m = dataplane.MemoryOf(d.shared(), 0)
+	m.MaxWorkers = 0
+	for _, p := range d.processes.Status() {
+		processes++
+		m.Workers += p.Ready.Workers
+		m.MaxWorkers += p.Ready.Workers + dataplane.MaxSpares
+		kb, _ := usage(p.PID)
+		resident += int64(kb) << 10
+	}
+	return m, processes, resident
+}
+
+// shared returns the bytes of --rx-memory.
+func (d *netDaemon) shared() int64 { return int64(d.rxMemory) << 20 }
 
 // serve serves vifs, and answers at the control socket, until ctx ends.
 func (d *netDaemon) serve(ctx context.Context) error {
@@ -146,7 +196,7 @@ func (d *netDaemon) serve(ctx context.Context) error {
 		zap.String("priority", d.status.Priority))
 	err := d.Serve(ctx, daemon.Work{
 		Listener: d.listener, Handler: netcontrol.Handler(d.now, d.backend, backend.ErrNoVif),
-		Workers: d.pingEngine, Control: d.backend.Ping,
+		Workers: d.pingEngine, Control: d.backend.Ping, Heap: d.heapLimit,
 		Text: func() string { return vifCount(d.backend.Vifs()) },
 		Run: func(ctx context.Context, ready func()) error {
 			return d.backend.Run(ctx, func() {

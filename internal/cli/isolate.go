@@ -29,6 +29,7 @@ func (d *netDaemon) openEngine() (netengine.Engine, error) {
 		NoUring:    !d.uring,
 		NoPriority: d.priority == priorityOff,
 		OwnPager:   d.own.pager(),
+		Shared:     d.shared(),
 		Warn:       d.degraded,
 	})
 	if err != nil {
@@ -60,7 +61,7 @@ func (d *netDaemon) openProcesses() (netengine.Engine, error) {
 			}
 			return c, nil
 		},
-		Workers: workers, NoUring: !d.uring, NoPriority: d.priority == priorityOff,
+		Workers: workers, NoUring: !d.uring, NoPriority: d.priority == priorityOff, Shared: d.shared(),
 		OwnPages: d.ownPages != "none", PageLimit: limit,
 	})
 	d.processes = e

@@ -35,6 +35,7 @@ type runFlags struct {
 	stall     time.Duration
 	control   string
 	static    int
+	rxMemory  int // MiB
 	bpf       bool
 	log       daemon.LogFlags
 	runDir    string
@@ -75,6 +76,7 @@ The manual page netbackd(8) advises on the flags.`,
 	fl.IntVar(&f.workers, "workers", 0, "`number` of threads that move packets; 0: one per CPU")
 	priorityFlag(fl, &f.priority)
 	fl.IntVar(&f.maxQueues, "max-queues", min(8, runtime.NumCPU()), "`number` of queues offered to each vif")
+	fl.IntVar(&f.rxMemory, "rx-memory", dataplane.DefaultShared>>20, "`MiB` for the packets of all guests that wait for room in their rings, beyond 512 KiB for each queue")
 	fl.DurationVar(&f.drain, "rx-drain", dataplane.DefaultDrain, "drop packets that a guest has not taken for this long")
 	fl.DurationVar(&f.stall, "rx-stall", dataplane.DefaultStall, "take the carrier off the interface of a guest that has taken nothing for this long")
 	fl.BoolVar(&f.bpf, "bpf", true, "steer packets to the queues that guests choose by an eBPF program in the kernel, if it takes one")
@@ -115,6 +117,8 @@ func (f *runFlags) check() (ctrlserver.Protocols, error) {
 		return 0, command.Usagef("--static-grants is %d, want 0 to %d", f.static, maxStatic)
 	case f.isolateWorkers < 1 || f.isolateWorkers > maxWorkers:
 		return 0, command.Usagef("--isolate-workers is %d, want 1 to %d", f.isolateWorkers, maxWorkers)
+	case f.rxMemory < 1 || f.rxMemory > 1<<20:
+		return 0, command.Usagef("--rx-memory is %d, want 1 to %d", f.rxMemory, 1<<20)
 	case f.drain <= 0 || f.stall <= 0:
 		return 0, command.Usagef("--rx-drain and --rx-stall want times above 0")
 	}

@@ -115,9 +115,17 @@ func writeDaemon(w io.Writer, d *netcontrol.Daemon, now time.Time) error {
 	for i := range d.Processes {
 		row("process", "%s", processRow(&d.Processes[i]))
 	}
+	if m := d.Memory; m != nil {
+		row("memory", "%s resident, at most %s: heap %s, waiting packets %s, buffers %s", mib(m.Resident), mib(m.Max), mib(m.Heap), mib(m.Waiting), mib(m.BuffersMax))
+		row("waiting packets", "%s of the %s that vifs share", mib(m.WaitUsed), mib(m.WaitShared))
+		row("one vif", "at most %s, and %d static grants for each queue", mib(m.VifMax), m.StaticPages)
+	}
 	row("log", "%d lines lost", d.LogLost)
 	return t.Flush()
 }
+
+// mib writes a number of bytes in MiB.
+func mib(n int64) string { return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20)) }
 
 // ownPagesText describes how packets are copied.
 func ownPagesText(o *netcontrol.OwnPages) string {

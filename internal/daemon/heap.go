@@ -4,7 +4,6 @@ package daemon
 
 import (
 	"context"
-	"math"
 	"runtime"
 	"runtime/debug"
 	"time"
@@ -30,23 +29,32 @@ const (
 // While the heap rests, only its growth by restingRoom makes Go collect. That collection
 // finds the sentinel unused, which ends the rest. The heap rests again when there was no
 // collection for heapQuiet.
+//
+// Otherwise the heap has the soft limit that the daemon's settings allow, or that of
+// GOMEMLIMIT if that is lower: near it Go collects more often, so that garbage does not take
+// more than guests may.
 type heap struct {
 	quiet time.Duration // heapQuiet
 	woken chan struct{} // there was a collection while the heap rested
+	limit func() int64  // bytes that the settings allow at present; nil: any number
+	most  int64         // the limit of GOMEMLIMIT
 }
 
-func newHeap() *heap { return &heap{quiet: heapQuiet, woken: make(chan struct{}, 1)} }
+func newHeap(limit func() int64) *heap {
+	return &heap{quiet: heapQuiet, woken: make(chan struct{}, 1), limit: limit, most: debug.SetMemoryLimit(-1)}
+}
 
 // watch runs until ctx ends.
 func (h *heap) watch(ctx context.Context) {
-	debug.SetGCPercent(gcPercent)
+	h.wake()
 	quiet := time.NewTimer(h.quiet)
 	defer quiet.Stop()
 	seen := collections()
 	for {
 		select {
 		case <-ctx.Done():
-			h.wake()
+			debug.SetMemoryLimit(h.most)
+			debug.SetGCPercent(gcPercent)
 			return
 		case <-h.woken:
 			h.wake()
@@ -55,6 +63,7 @@ func (h *heap) watch(ctx context.Context) {
 		case <-quiet.C:
 			if now := collections(); now != seen {
 				seen = now
+				h.bound() // there may be more devices
 				quiet.Reset(h.quiet)
 				continue
 			}
@@ -65,8 +74,17 @@ func (h *heap) watch(ctx context.Context) {
 
 // wake lets Go collect as usual.
 func (h *heap) wake() {
-	debug.SetMemoryLimit(math.MaxInt64)
+	h.bound()
 	debug.SetGCPercent(gcPercent)
+}
+
+// bound sets the soft limit.
+func (h *heap) bound() {
+	limit := h.most
+	if h.limit != nil {
+		limit = min(limit, h.limit())
+	}
+	debug.SetMemoryLimit(limit)
 }
 
 // rest frees what is unused, and makes Go collect no more until the heap grows.

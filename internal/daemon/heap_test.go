@@ -20,7 +20,7 @@ func TestHeap(t *testing.T) {
 	limit := debug.SetMemoryLimit(-1)
 	ctx, stop := context.WithCancel(context.Background())
 	ended := make(chan struct{})
-	h := newHeap()
+	h := newHeap(nil)
 	h.quiet = 50 * time.Millisecond
 	go func() { defer close(ended); h.watch(ctx) }()
 	defer func() {

@@ -14,6 +14,8 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"strconv"
+	"strings"
 	"sync"
 
 	"go.uber.org/zap"
@@ -54,7 +56,7 @@ func (p *Process) Pass(line []byte) {
 }
 
 // WatchHeap keeps the heap small until ctx ends, as Serve does.
-func WatchHeap(ctx context.Context) { newHeap().watch(ctx) }
+func WatchHeap(ctx context.Context) { newHeap(nil).watch(ctx) }
 
 // Work holds the parts of a program that [Process.Serve] runs and watches.
 type Work struct {
@@ -64,6 +66,7 @@ type Work struct {
 	Workers func(context.Context) error // waits until every worker has answered
 	Control func(context.Context) error // waits until the control loop has answered
 	Text    func() string               // the status for the service manager
+	Heap    func() int64                // bytes that the settings allow Go's heap at present; nil: any number
 
 	// Run works until ctx ends, and calls ready once.
 	Run func(ctx context.Context, ready func()) error
@@ -87,7 +90,7 @@ func (p *Process) Serve(ctx context.Context, w Work) (err error) {
 		}()
 	}
 	var watch sync.WaitGroup
-	watch.Go(func() { newHeap().watch(serveCtx) })
+	watch.Go(func() { newHeap(w.Heap).watch(serveCtx) })
 	srv := &service{notify: p.Notify, log: p.Log, workers: w.Workers, control: w.Control, text: w.Text}
 	err = w.Run(ctx, func() { watch.Go(func() { srv.serve(serveCtx) }) })
 	stop()
@@ -103,6 +106,20 @@ func CloseListener(l net.Listener) error {
 		return nil
 	}
 	return err
+}
+
+// Resident returns the resident memory of the process in bytes, 0 if it cannot.
+func Resident() int64 {
+	b, err := os.ReadFile("/proc/self/statm")
+	if err != nil {
+		return 0
+	}
+	f := strings.Fields(string(b))
+	if len(f) < 2 {
+		return 0
+	}
+	pages, _ := strconv.ParseInt(f[1], 10, 64)
+	return pages * int64(os.Getpagesize())
 }
 
 // Threads counts the threads of the process, and returns 0 if it cannot.

@@ -176,7 +176,7 @@ func (p *Pool) Connect(cfg Config, queues []QueueConfig) (*Conn, error) {
 
 // serve assigns the queues of a connection to workers.
 func (p *Pool) serve(c *Conn) error {
-	c.waiting.shared = &p.shared
+	c.waiting.shared, c.waiting.half = &p.shared, p.opts.Shared/2
 	for i, q := range c.queues {
 		if i > 0 && c.cfg.OneWorker {
 			p.join(q, c.queues[0].worker.Load())

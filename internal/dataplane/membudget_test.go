@@ -13,9 +13,9 @@ import (
 // vifsOf returns n vifs of 8 queues each, which share a new budget.
 func vifsOf(n int) (shared *atomic.Int64, vifs []*vifMemory) {
 	shared = new(atomic.Int64)
-	shared.Store(sharedBytes)
+	shared.Store(DefaultShared)
 	for range n {
-		vifs = append(vifs, &vifMemory{shared: shared, own: 8 * waitBytes})
+		vifs = append(vifs, &vifMemory{shared: shared, half: DefaultShared / 2, own: 8 * waitBytes})
 	}
 	return shared, vifs
 }
@@ -43,7 +43,7 @@ func TestMemoryBesideGreedyVifs(t *testing.T) {
 				}
 			}
 		}
-		if limit := int64(n)*8*waitBytes + sharedBytes; sum > limit {
+		if limit := int64(n)*8*waitBytes + DefaultShared; sum > limit {
 			t.Errorf("%d vifs have %d bytes, at most %d are allowed", n, sum, limit)
 		}
 		if n == 1 && sum != 8*waitBytes+vifBytes {
@@ -56,8 +56,8 @@ func TestMemoryBesideGreedyVifs(t *testing.T) {
 		for _, v := range vifs {
 			v.give(int(v.used.Load()))
 		}
-		if got := shared.Load(); got != sharedBytes {
-			t.Errorf("%d bytes are back, want %d", got, sharedBytes)
+		if got := shared.Load(); got != DefaultShared {
+			t.Errorf("%d bytes are back, want %d", got, DefaultShared)
 		}
 	}
 }
@@ -81,8 +81,8 @@ func TestMemoryAddsUp(t *testing.T) {
 			for _, v := range vifs {
 				sum += max(0, v.used.Load()-v.own)
 			}
-			if got := shared.Load() + sum; got != sharedBytes {
-				t.Fatalf("%d bytes in all, want %d", got, sharedBytes)
+			if got := shared.Load() + sum; got != DefaultShared {
+				t.Fatalf("%d bytes in all, want %d", got, DefaultShared)
 			}
 		}
 	})

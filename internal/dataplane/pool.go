@@ -23,6 +23,9 @@ type Options struct {
 	// OwnPager grants pages of the workers' arenas to this domain itself, which makes grant
 	// copies cheaper; nil: there is none, and copies go by address.
 	OwnPager OwnPager
+	// Shared is the memory in bytes, beyond what each queue is guaranteed, for packets of all
+	// guests that wait for rx slots; 0 means DefaultShared.
+	Shared int64
 	// NoPriority leaves the scheduling class of workers' threads as it is.
 	NoPriority bool
 	// Warn reports failures that do not stop the pool: an io_uring that fails, a
@@ -61,11 +64,14 @@ func NewPool(opts Options) (*Pool, error) {
 	if opts.Workers <= 0 {
 		opts.Workers = runtime.NumCPU()
 	}
+	if opts.Shared <= 0 {
+		opts.Shared = DefaultShared
+	}
 	p := &Pool{
 		opts:   opts,
 		wakeup: make(chan struct{}, 1), stop: make(chan struct{}), watchDone: make(chan struct{}),
 	}
-	p.shared.Store(sharedBytes)
+	p.shared.Store(opts.Shared)
 	go p.watchCopies()
 	for i := range opts.Workers {
 		w, err := newWorker(p, i)

@@ -56,6 +56,8 @@ type Daemon struct {
 	Isolation string          `json:"isolation,omitempty"` // which vifs share a packet process
 	Processes []PacketProcess `json:"packet_processes,omitempty"`
 
+	Memory *Memory `json:"memory,omitempty"` // of the daemon for vifs
+
 	LogLost uint64 `json:"log_lines_lost"` // lines lost because the reader of the log did not keep up
 }
 
@@ -69,6 +71,22 @@ type PacketProcess struct {
 	MemoryKB  int    `json:"memory_kb"` // resident
 	Restarts  int    `json:"restarts"`  // processes before this one that have died
 	LastDeath string `json:"last_death,omitempty"`
+}
+
+// Memory tells what the daemon may take of the host's memory, in bytes, and what it takes.
+// Pages of guests that are mapped are the guests'.
+type Memory struct {
+	Resident int64 `json:"resident"`
+	Max      int64 `json:"max"` // the sum of the bounds below, with the present number of vifs
+
+	Heap        int64 `json:"heap_max"`         // soft limit of Go's heap
+	Waiting     int64 `json:"waiting_max"`      // packets that wait for rx slots
+	WaitShared  int64 `json:"waiting_shared"`   // of it, what vifs share beyond their own parts
+	WaitUsed    int64 `json:"waiting_used"`     // of the shared part
+	Buffers     int64 `json:"buffers"`          // of the present workers and slow lanes
+	BuffersMax  int64 `json:"buffers_max"`      // with as many slow lanes as may be
+	VifMax      int64 `json:"vif_max"`          // what one vif with all its queues may take of all that
+	StaticPages int   `json:"static_pages_max"` // of a guest that stay mapped, for each queue
 }
 
 // OwnPages is the state of the pages that this domain has granted to itself, so that copies

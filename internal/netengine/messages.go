@@ -30,6 +30,7 @@ type setup struct {
 	workers    int
 	noUring    bool
 	noPriority bool
+	shared     int64 // bytes for packets that wait, of all vifs
 }
 
 func (s *setup) put(w *procwire.Writer) {
@@ -39,11 +40,12 @@ func (s *setup) put(w *procwire.Writer) {
 	w.U32(uint32(s.workers))
 	w.Bool(s.noUring)
 	w.Bool(s.noPriority)
+	w.I64(s.shared)
 }
 
 func (s *setup) take(r *procwire.Reader) {
 	s.eventFiles, s.pages, s.pageLimit = int(r.U8()), r.Bool(), r.I64()
-	s.workers, s.noUring, s.noPriority = int(r.U32()), r.Bool(), r.Bool()
+	s.workers, s.noUring, s.noPriority, s.shared = int(r.U32()), r.Bool(), r.Bool(), r.I64()
 	if s.eventFiles < 1 || s.eventFiles > eventFiles {
 		r.Fail()
 	}

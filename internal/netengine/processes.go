@@ -50,6 +50,7 @@ type ProcessesConfig struct {
 	Workers    int // threads of a process; 0: one for each CPU
 	NoUring    bool
 	NoPriority bool
+	Shared     int64 // see dataplane.Options
 	OwnPages   bool
 	// PageLimit returns the number of own pages that all programs of this domain may have
 	// granted; nil, or an error of it: only the device knows.
@@ -241,7 +242,7 @@ func (e *Processes) running(g *group) (*process, error) {
 func (e *Processes) start(g *group) (*process, error) {
 	set := setup{
 		eventFiles: e.cfg.Opener.EventFiles(), pageLimit: -1,
-		workers: e.cfg.Workers, noUring: e.cfg.NoUring, noPriority: e.cfg.NoPriority,
+		workers: e.cfg.Workers, noUring: e.cfg.NoUring, noPriority: e.cfg.NoPriority, shared: e.cfg.Shared,
 	}
 	grants, err := e.cfg.Opener.OpenGrantFile()
 	if err != nil {

@@ -186,7 +186,7 @@ func (s *server) start(m *procwire.Message) (err error) {
 		return err
 	}
 	opts := dataplane.Options{
-		Workers: s.set.workers, NoUring: s.set.noUring, NoPriority: s.set.noPriority,
+		Workers: s.set.workers, NoUring: s.set.noUring, NoPriority: s.set.noPriority, Shared: s.set.shared,
 		Warn: func(err error) { s.cfg.Log.Warn("data path degraded", zap.Error(err)) },
 	}
 	if s.set.pages {

@@ -9,6 +9,7 @@
 // each error that it can have, while a guest goes through that phase and another guest looks
 // on. See docs/faults.md for what is checked, and for the failures that are not injected.
 //
-// FAULTS=long runs all of them (make faults). Otherwise it is a sample, which is another one
-// for each FAULTS_SEED.
+// FAULTS=long runs all of them (make faults), FAULTS=100 a sample of 100 for each class, and
+// FAULTS_ONLY those whose line has a text in it. The sample is another one for each
+// FAULTS_SEED.
 package faults

@@ -92,7 +92,7 @@ func (v *vifs) config(i int) lab.GuestConfig {
 		Front: guest.VifConfig{
 			Addrs:     []string{fmt.Sprintf("10.98.0.%d/24", 10+i)},
 			Reconnect: true,
-			Front:     netfront.Config{Queues: 2, SplitEvents: true, Strict: true, Features: netfront.AllFeatures()},
+			Front:     netfront.Config{Queues: 2, SplitEvents: true, Strict: true, Control: true, Features: netfront.AllFeatures()},
 		},
 	}
 	c.Domain.GntallocLimit = 8192
@@ -156,7 +156,7 @@ func (v *vifs) stream(ctx context.Context) error {
 
 // ping has n pings of a guest answered by the host.
 func ping(ctx context.Context, g *lab.Guest, n int) error {
-	r, err := g.Ping(ctx, guest.PingArgs{Addr: hostIP, PingOptions: traffic.PingOptions{Count: n, Interval: time.Millisecond, Timeout: 200 * time.Millisecond}})
+	r, err := g.Ping(ctx, guest.PingArgs{Addr: hostIP, PingOptions: traffic.PingOptions{Count: n, Interval: time.Millisecond, Timeout: time.Second}})
 	if err == nil && (r.Received != n || r.Corrupt != 0) {
 		err = fmt.Errorf("ping: %d of %d came back, %d corrupt", r.Received, n, r.Corrupt)
 	}
