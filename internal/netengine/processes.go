@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+	"golang.org/x/time/rate"
 
 	"github.com/netbackd/netbackd/pkg/xen"
 )
@@ -78,6 +79,9 @@ type group struct {
 	starting chan struct{} // closed when a start has ended; nil: none is under way
 	deaths   []time.Time   // of the last minute
 	restarts int           // processes that have died
+	born     time.Time     // when proc was started
+	short    int           // processes in a row that died soon
+	starts   *rate.Limiter // of starts after a death
 	after    time.Time     // none is started before
 	last     error         // reason of the last death
 	users    map[*remoteLink]bool
@@ -89,9 +93,14 @@ const (
 	// maxDeaths is the number of deaths in that time after which the guests of a process get
 	// processes of their own.
 	maxDeaths = 3
-	// firstPause and maxPause bound the pause before a process is started again after the
-	// second death, which doubles with each.
+	// A process that dies within shortLife for the maxShort-th time in a row is started again
+	// after firstPause. The pause doubles with each such death, up to maxPause.
+	shortLife            = 250 * time.Millisecond
+	maxShort             = 3
 	firstPause, maxPause = 100 * time.Millisecond, 30 * time.Second
+	// startRate and startBurst bound the starts after deaths, per second and at once: a start
+	// takes some 50 ms of processor time.
+	startRate, startBurst = 1, 64
 )
 
 // NewProcesses makes the engine. If all vifs share a process it is started now, so that a host
@@ -168,7 +177,7 @@ func (e *Processes) nameFor(l *remoteLink, group string) string {
 func (e *Processes) group(name string) *group {
 	g := e.groups[name]
 	if g == nil {
-		g = &group{name: name, users: map[*remoteLink]bool{}}
+		g = &group{name: name, users: map[*remoteLink]bool{}, starts: rate.NewLimiter(startRate, startBurst)}
 		e.groups[name] = g
 	}
 	return g
@@ -212,9 +221,8 @@ func (e *Processes) running(g *group) (*process, error) {
 			<-wait
 			continue
 		}
-		if wait := time.Until(g.after); wait > 0 {
-			err := fmt.Errorf("%w: it died %d times in a minute, the last time because %w, and is started again in %v",
-				ErrDied, len(g.deaths), g.last, wait.Round(100*time.Millisecond))
+		if time.Now().Before(g.after) {
+			err := fmt.Errorf("%w: it died again and again, the last time because %w, and is started again later", ErrDied, g.last)
 			e.mu.Unlock()
 			return nil, err
 		}
@@ -225,7 +233,7 @@ func (e *Processes) running(g *group) (*process, error) {
 		close(g.starting)
 		g.starting = nil
 		if err == nil {
-			g.proc = p
+			g.proc, g.born = p, time.Now()
 			if e.domid != nil {
 				p.tellDomid(*e.domid)
 			}
@@ -282,10 +290,15 @@ func (e *Processes) start(g *group) (*process, error) {
 func (e *Processes) died(g *group, why error) {
 	now := time.Now()
 	g.last = why
+	if g.short++; !g.born.IsZero() && now.Sub(g.born) > shortLife {
+		g.short = 0
+	}
+	g.born = time.Time{}
 	g.deaths = slices.DeleteFunc(g.deaths, func(t time.Time) bool { return now.Sub(t) > deathWindow })
 	g.deaths = append(g.deaths, now)
-	if n := len(g.deaths); n > 1 {
-		g.after = now.Add(min(firstPause<<min(n-2, 20), maxPause))
+	g.after = now.Add(g.starts.ReserveN(now, 1).DelayFrom(now))
+	if n := g.short - maxShort; n >= 0 {
+		g.after = now.Add(min(firstPause<<min(n, 20), maxPause))
 	}
 }
 
