@@ -230,6 +230,7 @@ func (l *served) start(r *procwire.Reader, fds []int) error {
 		}
 		if c.NoBPF == nil {
 			c.Steering = &remoteSteering{l: l, connection: l.connection}
+			c.SetSteering = func(int) error { return c.Steering.Set(nil) } // is called to remove a program
 		}
 	}
 	return l.link.Start(s)
