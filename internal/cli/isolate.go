@@ -8,6 +8,8 @@ import (
 	"os"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/netbackd/netbackd/internal/command"
 	"github.com/netbackd/netbackd/internal/dataplane"
 	"github.com/netbackd/netbackd/internal/netcontrol"
@@ -46,6 +48,7 @@ func (d *netDaemon) openProcesses() (netengine.Engine, error) {
 	if d.isolation != netengine.IsolateShared {
 		workers = d.isolateWorkers
 	}
+	raiseLimits()
 	var limit func() (int, error)
 	if d.host.Real() {
 		limit = func() (int, error) { return gntalloc.Limit(gntalloc.LimitPath) }
@@ -67,6 +70,21 @@ func (d *netDaemon) openProcesses() (netengine.Engine, error) {
 	d.processes = e
 	return e, err
 }
+
+// raiseLimits gives packet processes, which have no capability, the limits that they need for
+// memory of io_uring and for the priority of workers, as the unit does. Only a daemon that was
+// started by root can, and only that one needs it.
+func raiseLimits() {
+	for which, want := range map[int]uint64{unix.RLIMIT_MEMLOCK: unix.RLIM_INFINITY, unix.RLIMIT_NICE: workerNice} {
+		var l unix.Rlimit
+		if err := unix.Getrlimit(which, &l); err == nil && l.Cur < want {
+			_ = unix.Setrlimit(which, &unix.Rlimit{Cur: want, Max: max(l.Max, want)}) // without it packets move as well
+		}
+	}
+}
+
+// workerNice is the limit that allows a nice value of -10.
+const workerNice = 20 + 10
 
 // tellDomid tells packet processes the number of this domain.
 func (d *netDaemon) tellDomid(ctx context.Context, c *xenstore.Client) {
