@@ -69,15 +69,21 @@ func (c *callTable) String() string {
 	return b.String()
 }
 
-// perKind bounds the calls of one kind in a phase at which a daemon is killed. A daemon under load
-// makes the same few calls without end.
-const perKind = 24
+// The most calls of one kind at which a daemon is killed: a daemon under load makes the same few
+// calls without end. Those of a takeover, which begins with the start of the program, are in an
+// order of their own.
+const (
+	inTakeover = 24
+	underLoad  = 10
+	inPhase    = 3
+)
 
 // points returns the places to kill at among the calls that a phase was seen to make: each at its
-// entry and at its exit. If that are more than *calls, it returns so many at random.
-func points(seen []tracekill.Seen) (list []tracekill.Order) {
+// entry and at its exit, at most so many of each kind. If that are more than *calls, it returns so
+// many at random.
+func points(seen []tracekill.Seen, most int) (list []tracekill.Order) {
 	for _, s := range seen {
-		for n := range min(s.Count, perKind) {
+		for n := range min(s.Count, most) {
 			for _, exit := range []bool{false, true} {
 				list = append(list, tracekill.Order{Kind: &s.Call, Call: n + 1, Exit: exit})
 			}
@@ -148,7 +154,7 @@ func TestTakeover(t *testing.T) {
 	b.settled("after a counted takeover")
 	table := newCallTable()
 	table.add("takeover", profile)
-	all := points(profile.Seen)
+	all := points(profile.Seen, inTakeover)
 	b.died()
 	b.Daemon().Kill()
 	for i, o := range all {
@@ -215,6 +221,7 @@ type phase struct {
 	prepare func(context.Context) error
 	act     func(context.Context) error
 	check   func()
+	most    int // calls of one kind
 }
 
 // sweep kills the daemon at each call of a phase.
@@ -228,7 +235,7 @@ func (b *bed) sweep(table *callTable, p phase) {
 	prepare()
 	r := b.traced(tracekill.Order{Call: endless}, p.act)
 	table.add(p.name, r)
-	for _, o := range points(r.Seen) {
+	for _, o := range points(r.Seen, p.most) {
 		prepare()
 		table.add(p.name, b.traced(o, p.act))
 		if p.check != nil {
@@ -255,11 +262,11 @@ func TestCalls(t *testing.T) {
 	b.settled("at first")
 	b.rest()
 	for _, p := range []phase{
-		{name: "traffic", act: func(context.Context) error { return pause(300 * time.Millisecond) }},
-		{name: "hash", act: func(ctx context.Context) error { return v.dev.Control().SetHash(ctx, v.hash()) }},
-		{name: "static grants", act: v.cycleGrants},
-		{name: "connect", prepare: other.disconnect, act: other.connect, check: other.run},
-		{name: "disconnect", act: other.disconnect, check: func() {
+		{name: "traffic", most: underLoad, act: func(context.Context) error { return pause(300 * time.Millisecond) }},
+		{name: "hash", most: inPhase, act: func(ctx context.Context) error { return v.dev.Control().SetHash(ctx, v.hash()) }},
+		{name: "static grants", most: inPhase, act: v.cycleGrants},
+		{name: "connect", most: inPhase, prepare: other.disconnect, act: other.connect, check: other.run},
+		{name: "disconnect", most: inPhase, act: other.disconnect, check: func() {
 			b.must(other.connect(b.ctx))
 			other.run()
 		}},

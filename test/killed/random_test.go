@@ -3,6 +3,7 @@
 package killed
 
 import (
+	"fmt"
 	"math/rand/v2"
 	"testing"
 	"time"
@@ -120,6 +121,7 @@ func TestRandom(t *testing.T) {
 		vifs  []vifConfig
 	}{
 		{"fd store, static grants, hashing", true, nil, []vifConfig{{queues: 4, hash: true, static: 200}, {queues: 4, plain: true}}},
+		{"control messages without end", true, nil, []vifConfig{{queues: 4, hash: true, static: 100, control: true}, {queues: 1}}},
 		{"no fd store, copies", false, nil, []vifConfig{{queues: 4}, {queues: 2, hash: true}}},
 		{"fd store, system calls, no own pages", true, []string{"--io-uring=false", "--own-pages=none"}, []vifConfig{{queues: 4}}},
 	} {
@@ -131,6 +133,7 @@ func TestRandom(t *testing.T) {
 			for _, c := range tt.vifs {
 				b.addVif(c)
 			}
+			stop := b.streams()
 			b.settled("at first")
 			for range *kills {
 				b.settled("before a kill")
@@ -141,7 +144,7 @@ func TestRandom(t *testing.T) {
 			for _, v := range b.vifs {
 				v.quiet()
 			}
-			b.print("random, " + tt.name)
+			b.print(fmt.Sprintf("random, %s, %d TCP streams whole", tt.name, stop()))
 		})
 	}
 }

@@ -3,9 +3,11 @@
 package killed
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"slices"
+	"testing"
 	"time"
 
 	"github.com/netbackd/netbackd/internal/lab/ledger"
@@ -76,13 +78,22 @@ func (b *bed) table(c *callTable) { b.report(c.String()) }
 // report logs a text, and appends it to the report.
 func (b *bed) report(text string) {
 	b.t.Helper()
-	b.t.Log(text)
+	write(b.t, text)
+}
+
+// write logs a text, and appends it to the report.
+func write(t *testing.T, text string) {
+	t.Helper()
+	t.Log(text)
 	if *report == "" {
 		return
 	}
 	f, err := os.OpenFile(*report, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644)
-	b.must(err)
-	_, err = fmt.Fprintln(f, text)
-	b.must(err)
-	b.must(f.Close())
+	if err == nil {
+		_, err = fmt.Fprintln(f, text)
+		err = errors.Join(err, f.Close())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 }

@@ -97,13 +97,9 @@ func (g *guestQueue) receive(p *netfront.Packet) {
 			t.faults.Add("vif %d, queue %d, to the guest: packet %d of %+v", t.opts.Vif, g.q.Index(), a.Seq, a.Flow)
 			continue
 		}
-		f := &t.toGuest[a.Flow.Number]
-		f.mu.Lock()
-		if err := f.book.Arrived(a.Seq); err != nil {
+		if err := t.arrived(a); err != nil {
 			t.faults.Add("vif %d, flow %d, to the guest: %v", t.opts.Vif, a.Flow.Number, err)
 		}
-		f.high.Store(f.book.High())
-		f.mu.Unlock()
 	}
 }
 

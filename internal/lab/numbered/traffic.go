@@ -24,10 +24,10 @@ type Options struct {
 const kinds = 3
 
 // Windows of a flow, in packets that were sent and did not arrive. A TAP queue holds 512
-// packets, and all flows to the guest may share one.
+// packets, and all flows that a wire sends may share one.
 const (
 	toHostWindow = 1024
-	toGuestAll   = 320
+	wireAll      = 320
 )
 
 // flow is one end's knowledge of the packets of a flow.
@@ -75,6 +75,30 @@ func (t *Traffic) source(number int, toGuest bool) *ledger.Source {
 // mine reports whether a packet that arrived is of this connection.
 func (t *Traffic) mine(f ledger.Flow, toGuest bool) bool {
 	return f.Run == t.opts.Run && f.Vif == t.opts.Vif && f.ToGuest == toGuest && int(f.Number) < len(t.toHost)
+}
+
+// progress returns how many packets of a flow were sent, and arrived.
+func (t *Traffic) progress(number int, toGuest bool) (sent, high *atomic.Uint64) {
+	if toGuest {
+		return &t.toGuest[number].sent, &t.toGuest[number].high
+	}
+	return &t.toHost[number].sent, &t.toHost[number].high
+}
+
+// arrived enters a packet of this connection.
+func (t *Traffic) arrived(p ledger.Packet) error {
+	if p.Flow.ToGuest {
+		f := &t.toGuest[p.Flow.Number]
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		defer func() { f.high.Store(f.book.High()) }()
+		return f.book.Arrived(p.Seq)
+	}
+	f := &t.toHost[p.Flow.Number]
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	defer func() { f.high.Store(f.book.High()) }()
+	return f.book.Arrived(p.Seq)
 }
 
 // Died tells the books that the back end has been killed.

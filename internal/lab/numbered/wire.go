@@ -23,15 +23,25 @@ const vnetLen = tap.VnetHdrLen - 2
 // socketBuffer is the memory of a packet socket in bytes: more than all windows together.
 const socketBuffer = 256 << 20
 
-// Wire is the host's end of a vif.
+// Wire is an end of a vif at an interface: the host's end, or a guest's whose card is one.
 type Wire struct {
 	in, out int // sockets
 	Vif     uint16
+	guest   bool
 	traffic atomic.Pointer[Traffic]
 	faults  *Faults
 
 	after atomic.Int64 // the time from which on First looks for a packet, in ns of the real time
 	first atomic.Int64 // 0 if none came
+}
+
+// OpenGuestWire opens the guest's end at its card. The caller is in the guest's network.
+func OpenGuestWire(ifname string, vif uint16, f *Faults) (*Wire, error) {
+	w, err := OpenWire(ifname, vif, f)
+	if err == nil {
+		w.guest = true
+	}
+	return w, err
 }
 
 // OpenWire opens the host's end at an interface.
@@ -90,7 +100,7 @@ func (w *Wire) First() (at time.Time, ok bool) {
 	return time.Unix(0, n), n != 0
 }
 
-// Receive takes the guest's packets until ctx ends.
+// Receive takes the packets that arrive until ctx ends.
 func (w *Wire) Receive(ctx context.Context) error {
 	b, oob := make([]byte, vnetLen+1<<17), make([]byte, 128)
 	var packets []ledger.Packet
@@ -110,11 +120,11 @@ func (w *Wire) Receive(ctx context.Context) error {
 		}
 		w.stamp(oob[:m])
 		if err != nil {
-			w.faults.Add("vif %d, to the host: %v", w.Vif, err)
+			w.faults.Add("vif %d, %s: %v", w.Vif, w.to(), err)
 			continue
 		}
 		if v.GSOType != 0 && v.GSOSize > ledger.Segment {
-			w.faults.Add("vif %d, to the host: segments of %d bytes", w.Vif, v.GSOSize)
+			w.faults.Add("vif %d, %s: segments of %d bytes", w.Vif, w.to(), v.GSOSize)
 		}
 		w.enter(packets)
 	}
@@ -134,20 +144,24 @@ func (w *Wire) overrun() error {
 func (w *Wire) enter(packets []ledger.Packet) {
 	t := w.traffic.Load()
 	for _, p := range packets {
-		if !t.mine(p.Flow, false) {
+		if !t.mine(p.Flow, w.guest) {
 			if p.Flow.Vif != w.Vif || p.Flow.Run >= t.opts.Run {
-				w.faults.Add("vif %d, to the host: packet %d of %+v", w.Vif, p.Seq, p.Flow)
+				w.faults.Add("vif %d, %s: packet %d of %+v", w.Vif, w.to(), p.Seq, p.Flow)
 			}
 			continue // sent before a reconnect
 		}
-		f := &t.toHost[p.Flow.Number]
-		f.mu.Lock()
-		if err := f.book.Arrived(p.Seq); err != nil {
-			w.faults.Add("vif %d, flow %d, to the host: %v", w.Vif, p.Flow.Number, err)
+		if err := t.arrived(p); err != nil {
+			w.faults.Add("vif %d, flow %d, %s: %v", w.Vif, p.Flow.Number, w.to(), err)
 		}
-		f.high.Store(f.book.High())
-		f.mu.Unlock()
 	}
+}
+
+// to names the direction of the packets that arrive.
+func (w *Wire) to() string {
+	if w.guest {
+		return "to the guest"
+	}
+	return "to the host"
 }
 
 // stamp notes the time of the first packet after the time of Look.
@@ -175,14 +189,14 @@ func (w *Wire) stamp(oob []byte) {
 // all that are in it may be lost. The next pause is twice as long.
 const probeAfter = 20 * time.Millisecond
 
-// Send sends packets to the guest until ctx ends. It counts what the interface did not take as
-// sent.
+// Send sends packets to the other end until ctx ends. It counts what the interface did not take
+// as sent.
 func (w *Wire) Send(ctx context.Context, t *Traffic) error {
 	sources := make([]*ledger.Source, len(t.toGuest))
 	for i := range sources {
-		sources[i] = t.source(i, true)
+		sources[i] = t.source(i, !w.guest)
 	}
-	window := uint64(max(toGuestAll/len(sources), 1))
+	window := uint64(max(wireAll/len(sources), 1))
 	b := make([]byte, vnetLen+ledger.MaxFrame)
 	tick := time.NewTicker(200 * time.Microsecond)
 	defer tick.Stop()
@@ -194,15 +208,15 @@ func (w *Wire) Send(ctx context.Context, t *Traffic) error {
 		}
 		sent := false
 		for i, s := range sources {
-			f := &t.toGuest[i]
+			at, high := t.progress(i, !w.guest)
 			for range 8 {
-				if s.Sent()-min(f.high.Load(), s.Sent()) >= window {
+				if s.Sent()-min(high.Load(), s.Sent()) >= window {
 					break
 				}
 				if err := w.put(b, s); err != nil {
 					return err
 				}
-				f.sent.Store(s.Sent())
+				at.Store(s.Sent())
 				sent = true
 			}
 		}
@@ -216,7 +230,8 @@ func (w *Wire) Send(ctx context.Context, t *Traffic) error {
 				if err := w.put(b, s); err != nil {
 					return err
 				}
-				t.toGuest[i].sent.Store(s.Sent())
+				at, _ := t.progress(i, !w.guest)
+				at.Store(s.Sent())
 			}
 		}
 	}
