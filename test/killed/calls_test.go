@@ -52,8 +52,8 @@ func (c *callTable) add(phase string, r tracekill.Result) {
 	}
 }
 
-// String lists the calls of each phase with the kills at their entry, at their exit, and within
-// them.
+// String lists the calls of each phase with the kills at their entry, at their exit, within them,
+// and some instructions after them.
 func (c *callTable) String() string {
 	var keys []tableKey
 	for k := range c.seen {
@@ -61,10 +61,10 @@ func (c *callTable) String() string {
 	}
 	slices.SortFunc(keys, func(a, b tableKey) int { return strings.Compare(a.phase+" "+a.call, b.phase+" "+b.call) })
 	var b strings.Builder
-	fmt.Fprintf(&b, "%-16s %-26s %8s %6s %6s %6s\n", "phase", "call", "seen", "entry", "exit", "inside")
+	fmt.Fprintf(&b, "%-16s %-26s %8s %6s %6s %6s %6s\n", "phase", "call", "seen", "entry", "exit", "inside", "after")
 	for _, k := range keys {
 		at := c.at[k]
-		fmt.Fprintf(&b, "%-16s %-26s %8d %6d %6d %6d\n", k.phase, k.call, c.seen[k], at["entry"], at["exit"], at["inside"])
+		fmt.Fprintf(&b, "%-16s %-26s %8d %6d %6d %6d %6d\n", k.phase, k.call, c.seen[k], at["entry"], at["exit"], at["inside"], at["after"])
 	}
 	return b.String()
 }
@@ -95,6 +95,30 @@ func points(seen []tracekill.Seen, most int) (list []tracekill.Order) {
 	}
 	return list
 }
+
+// withSteps adds, for each kind of call, kills some instructions after such a call: a worker writes
+// its journal and its ring between two calls.
+func withSteps(list []tracekill.Order, seen []tracekill.Seen, most int) []tracekill.Order {
+	if *calls > 0 {
+		list = list[:len(list)/2]
+		most = max(*calls/2, 1)
+	}
+	var stepped []tracekill.Order
+	for _, s := range seen {
+		for n := range min(s.Count, most) {
+			stepped = append(stepped, tracekill.Order{Kind: &s.Call, Call: n + 1, Exit: true, Steps: 1 + rand.IntN(maxSteps)})
+		}
+	}
+	rand.Shuffle(len(stepped), func(i, j int) { stepped[i], stepped[j] = stepped[j], stepped[i] })
+	if *calls > 0 {
+		stepped = stepped[:min(len(stepped), most)]
+	}
+	return append(list, stepped...)
+}
+
+// maxSteps is about the number of instructions between the write of a batch to the TAP and its
+// answers.
+const maxSteps = 3000
 
 // launch starts a daemon that has stopped itself before it executes its program.
 func (b *bed) launch() error {
@@ -222,6 +246,7 @@ type phase struct {
 	act     func(context.Context) error
 	check   func()
 	most    int // calls of one kind
+	steps   int // the same, some instructions after them
 }
 
 // sweep kills the daemon at each call of a phase.
@@ -235,7 +260,11 @@ func (b *bed) sweep(table *callTable, p phase) {
 	prepare()
 	r := b.traced(tracekill.Order{Call: endless}, p.act)
 	table.add(p.name, r)
-	for _, o := range points(r.Seen, p.most) {
+	list := points(r.Seen, p.most)
+	if p.steps > 0 {
+		list = withSteps(list, r.Seen, p.steps)
+	}
+	for _, o := range list {
 		prepare()
 		table.add(p.name, b.traced(o, p.act))
 		if p.check != nil {
@@ -262,7 +291,7 @@ func TestCalls(t *testing.T) {
 	b.settled("at first")
 	b.rest()
 	for _, p := range []phase{
-		{name: "traffic", most: underLoad, act: func(context.Context) error { return pause(300 * time.Millisecond) }},
+		{name: "traffic", most: underLoad, steps: 3 * underLoad, act: func(context.Context) error { return pause(300 * time.Millisecond) }},
 		{name: "hash", most: inPhase, act: func(ctx context.Context) error { return v.dev.Control().SetHash(ctx, v.hash()) }},
 		{name: "static grants", most: inPhase, act: v.cycleGrants},
 		{name: "connect", most: inPhase, prepare: other.disconnect, act: other.connect, check: other.run},

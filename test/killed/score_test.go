@@ -17,10 +17,27 @@ import (
 type score struct {
 	deaths   int
 	away     []time.Duration // of each vif, for each death: until its first packet
+	peer     []time.Duration // at the same time: the start of a program that does nothing
 	repeated []uint64        // packets from the guest, for each queue and death
 	toGuest  []ledger.Tally  // for each vif and death
 	toHost   uint64          // packets that arrived
 	received uint64          // at the guest
+}
+
+// The bar: how long a vif may be away, at p99. On a machine so busy that a program which does
+// nothing takes long to start, it may be busyRatio times that.
+const (
+	awayBar   = 250 * time.Millisecond
+	busyRatio = 10
+)
+
+// slow returns what is wrong with the times of a score, "" if nothing is.
+func (s *score) slow() string {
+	got, peer := percentile(s.away, 99), percentile(s.peer, 99)
+	if got <= max(awayBar, busyRatio*peer) {
+		return ""
+	}
+	return fmt.Sprintf("vifs were away for %v at p99, at most %v, or %d times the %v of a program that does nothing", got, awayBar, busyRatio, peer)
 }
 
 // percentile returns the value that p percent of a list do not exceed.
@@ -54,8 +71,8 @@ func (s *score) String() string {
 	again := s.of(func(t ledger.Tally) uint64 { return t.Repeated })
 	late := s.of(func(t ledger.Tally) uint64 { return t.Late })
 	ms := func(p int) int64 { return percentile(s.away, p).Milliseconds() }
-	return fmt.Sprintf("deaths %d; away median %d ms, p99 %d ms, worst %d ms; from guest %d, repeated per queue worst %d mean %.1f; to guest %d, per death lost worst %d mean %.1f, repeated worst %d mean %.1f, late worst %d",
-		s.deaths, ms(50), ms(99), ms(100), s.toHost, percentile(s.repeated, 100), mean(s.repeated),
+	return fmt.Sprintf("deaths %d; away median %d ms, p99 %d ms, worst %d ms (a program that does nothing: median %d ms, p99 %d ms); from guest %d, repeated per queue worst %d mean %.1f; to guest %d, per death lost worst %d mean %.1f, repeated worst %d mean %.1f, late worst %d",
+		s.deaths, ms(50), ms(99), ms(100), percentile(s.peer, 50).Milliseconds(), percentile(s.peer, 99).Milliseconds(), s.toHost, percentile(s.repeated, 100), mean(s.repeated),
 		s.received, percentile(lost, 100), mean(lost), percentile(again, 100), mean(again), percentile(late, 100))
 }
 
@@ -67,6 +84,9 @@ func (b *bed) print(class string) {
 		h, g := v.traffic.Arrived()
 		b.score.toHost += h
 		b.score.received += g
+	}
+	if bad := b.score.slow(); bad != "" && len(b.score.peer) > 0 {
+		b.t.Error(bad)
 	}
 	line := fmt.Sprintf("%s: %v", class, &b.score)
 	b.report(line)

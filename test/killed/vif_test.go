@@ -43,6 +43,7 @@ type vif struct {
 	traffic *numbered.Traffic
 	runs    uint32
 
+	young   bool        // connected since the last balance
 	away    atomic.Bool // not connected, or without traffic
 	ends    []context.CancelFunc
 	wg      sync.WaitGroup
@@ -128,6 +129,7 @@ func (v *vif) fail(err error) {
 func (v *vif) run() {
 	v.runs++
 	v.away.Store(false)
+	v.young = true
 	o := numbered.Options{Vif: v.wire.Vif, Run: v.runs, Queues: len(v.dev.Queues()), Partial: !v.cfg.plain}
 	v.traffic = numbered.New(o, v.b.faults)
 	v.wire.Use(v.traffic)

@@ -28,12 +28,14 @@ type Order struct {
 	// Exit kills at the end of the call. If the call does not end while the other threads make
 	// blockedAfter more, the victim is killed within it.
 	Exit bool `json:"exit,omitempty"`
+	// Steps is the number of instructions that the thread carries out after the end of the call.
+	Steps int `json:"steps,omitempty"`
 }
 
 // Point is a place where a victim was killed.
 type Point struct {
 	Call Call   `json:"call"`
-	When string `json:"when"` // "entry", "exit" or "inside"
+	When string `json:"when"` // "entry", "exit", "inside", or "after", some instructions
 }
 
 // Seen is the number of calls of a kind that were counted.

@@ -193,6 +193,9 @@ func (t *tracer) syscall(tid int) {
 		t.inside[tid] = c
 		t.enter(tid, c)
 	case opExit:
+		if tid == t.target && t.order.Steps > 0 {
+			t.instructions(tid)
+		}
 		if tid == t.target {
 			t.kill(tid, "exit")
 		}
@@ -227,6 +230,27 @@ func (t *tracer) enter(tid int, c Call) {
 	default:
 		t.kill(tid, "entry")
 	}
+}
+
+// instructions lets a thread carry out some instructions, and kills its process. Other threads that
+// stop meanwhile stay so.
+func (t *tracer) instructions(tid int) {
+	sig := 0
+	for range t.order.Steps {
+		_, _, errno := unix.Syscall6(unix.SYS_PTRACE, unix.PTRACE_SINGLESTEP, uintptr(tid), 0, uintptr(sig), 0, 0)
+		var ws unix.WaitStatus
+		_, err := unix.Wait4(tid, &ws, unix.WALL, nil)
+		for err == unix.EINTR {
+			_, err = unix.Wait4(tid, &ws, unix.WALL, nil)
+		}
+		if errno != 0 || err != nil || !ws.Stopped() {
+			break
+		}
+		if sig = int(ws.StopSignal()); ws.StopSignal() == unix.SIGTRAP || int(ws)>>16 != 0 {
+			sig = 0
+		}
+	}
+	t.kill(tid, "after")
 }
 
 // kill kills the process of a thread, and ends the tracer.
