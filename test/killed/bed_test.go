@@ -137,6 +137,7 @@ func (b *bed) close() {
 		b.t.Errorf("%d faults:\n%s", n, strings.Join(first, "\n"))
 	}
 	if b.t.Failed() {
+		b.t.Logf("after %d deaths", b.score.deaths)
 		b.t.Logf("netbackd said:\n%s", log.Log())
 	}
 }

@@ -300,6 +300,9 @@ func TestCalls(t *testing.T) {
 			other.run()
 		}},
 	} {
+		if *only != "" && *only != p.name {
+			continue
+		}
 		b.moves = p.name == "hash"
 		b.sweep(table, p)
 	}

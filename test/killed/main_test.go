@@ -21,6 +21,8 @@ var (
 	kills = flag.Int("kills", 2, "`number` of kills at random instants for each configuration")
 	// calls bounds the kills at system calls of each phase.
 	calls = flag.Int("calls", 1, "`number` of kills at system calls of each phase; 0: at each call, at its entry and its exit")
+	// only names the phase of TestCalls to run.
+	only = flag.String("phase", "", "`phase` of TestCalls to run; empty: all")
 	// long runs every configuration, as make kill does.
 	long = flag.Bool("long", false, "run every configuration")
 	// report is a file to which each test appends its figures.
