@@ -261,9 +261,7 @@ func TestWatchdogBesideCostlyPackets(t *testing.T) {
 	stop := w.flood(w.cutterTo(sink, 64000, 36), fronts...)
 	defer stop()
 	fed := func() (n int) {
-		m.mu.Lock()
-		defer m.mu.Unlock()
-		for _, s := range slices.Clone(m.said) {
+		for _, s := range m.Heard() {
 			if s == "WATCHDOG=1" {
 				n++
 			}

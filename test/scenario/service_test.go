@@ -5,141 +5,42 @@ package scenario
 import (
 	"fmt"
 	"net"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/netbackd/netbackd/internal/dataplane"
+	"github.com/netbackd/netbackd/internal/lab"
 	"github.com/netbackd/netbackd/internal/lab/guest"
 	"github.com/netbackd/netbackd/internal/lab/traffic"
 )
 
-// manager is a service manager: it receives the daemon's notifications, keeps files for
-// it, and passes them to the next daemon.
+// manager is a service manager of a world's daemon.
 type manager struct {
-	w    *world
-	conn *net.UnixConn
-
-	mu    sync.Mutex // guards all below
-	hangs bool
-	said  []string
-	names []string
-	files []int
+	*lab.Manager
+	w *world
 }
 
 func (w *world) manager() *manager {
-	path := filepath.Join(w.XenDir(), "..", "notify")
-	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Net: "unixgram", Name: path})
+	m, err := w.NewManager()
 	w.must(err)
-	m := &manager{w: w, conn: conn}
-	ended := make(chan struct{})
-	go func() { defer close(ended); m.serve() }()
-	w.t.Cleanup(func() {
-		_ = conn.Close()
-		m.mu.Lock()
-		hangs := m.hangs
-		m.mu.Unlock()
-		if !hangs {
-			<-ended
-		}
-		m.drop(func(string) bool { return true })
-	})
-	return m
+	w.t.Cleanup(func() { _ = m.Close() })
+	return &manager{m, w}
 }
 
 // start starts a daemon with the kept files.
 func (m *manager) start() {
 	m.w.t.Helper()
-	m.mu.Lock()
-	env := []string{
-		"NOTIFY_SOCKET=" + m.conn.LocalAddr().String(), "WATCHDOG_USEC=3000000",
-		fmt.Sprintf("LISTEN_FDS=%d", len(m.files)), "LISTEN_FDNAMES=" + strings.Join(m.names, ":"),
-	}
-	var files []*os.File // copies; the daemon may have its own dropped at once
-	for _, fd := range m.files {
-		own, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
-		m.w.must(err)
-		files = append(files, os.NewFile(uintptr(own), "kept"))
-	}
-	m.mu.Unlock()
-	m.w.must(m.w.StartService(m.w.ctx, env, files))
-	for _, f := range files {
-		m.w.must(f.Close())
-	}
-}
-
-// serve receives notifications until the socket is closed.
-func (m *manager) serve() {
-	text, rights := make([]byte, 4096), make([]byte, 64)
-	for {
-		m.mu.Lock() // while it hangs
-		hangs := m.hangs
-		m.mu.Unlock()
-		if hangs {
-			<-m.w.ctx.Done()
-			return
-		}
-		n, rn, _, _, err := m.conn.ReadMsgUnix(text, rights)
-		if err != nil {
-			return
-		}
-		file := -1
-		if c, err := unix.ParseSocketControlMessage(rights[:rn]); err == nil && len(c) == 1 {
-			if fds, err := unix.ParseUnixRights(&c[0]); err == nil && len(fds) == 1 {
-				unix.CloseOnExec(fds[0])
-				file = fds[0]
-			}
-		}
-		m.hear(string(text[:n]), file)
-	}
-}
-
-func (m *manager) hear(text string, file int) {
-	_, name, _ := strings.Cut(text, "FDNAME=")
-	switch {
-	case strings.HasPrefix(text, "FDSTORE=1"):
-		m.mu.Lock()
-		m.names, m.files = append(m.names, name), append(m.files, file)
-		m.mu.Unlock()
-		return
-	case strings.HasPrefix(text, "FDSTOREREMOVE=1"):
-		m.drop(func(n string) bool { return n == name })
-	case file >= 0: // a barrier
-		_ = unix.Close(file)
-	}
-	m.mu.Lock()
-	m.said = append(m.said, text)
-	m.mu.Unlock()
-}
-
-// drop closes kept files.
-func (m *manager) drop(which func(name string) bool) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	var names []string
-	var files []int
-	for i, n := range m.names {
-		if which(n) {
-			_ = unix.Close(m.files[i])
-		} else {
-			names, files = append(names, n), append(files, m.files[i])
-		}
-	}
-	m.names, m.files = names, files
+	m.w.must(m.Start(m.w.ctx))
 }
 
 // hang makes the manager stop reading, and fills its queue.
 func (m *manager) hang() {
-	m.mu.Lock()
-	m.hangs = true
-	m.mu.Unlock()
-	c, err := net.DialUnix("unixgram", nil, m.conn.LocalAddr().(*net.UnixAddr))
+	m.Hang()
+	c, err := net.DialUnix("unixgram", nil, m.Addr())
 	m.w.must(err)
 	defer func() { _ = c.Close() }()
 	for {
@@ -151,17 +52,10 @@ func (m *manager) hang() {
 }
 
 func (m *manager) kept() string {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	names := slices.Sorted(slices.Values(m.names))
-	return strings.Join(names, " ")
+	return strings.Join(slices.Sorted(slices.Values(m.Kept())), " ")
 }
 
-func (m *manager) heard(text string) bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return slices.Contains(m.said, text)
-}
+func (m *manager) heard(text string) bool { return slices.Contains(m.Heard(), text) }
 
 // TestServiceRestartedKeepsWhatWaits: under a service manager that keeps the TAP queues,
 // the host does not notice a restart or a kill: the carrier stays, and the next daemon
@@ -190,7 +84,7 @@ func TestServiceRestartedKeepsWhatWaits(t *testing.T) {
 	g.waitLink()
 	w.wait("the watchdog to be fed", func() bool { return m.heard("WATCHDOG=1") })
 	if !m.heard("READY=1") || !m.heard("STATUS=1 vif") {
-		t.Errorf("the manager heard %q", m.said)
+		t.Errorf("the manager heard %q", m.Heard())
 	}
 	g.pings(3)
 	before := w.link(g.Domid, g.Devid).Attrs()
@@ -217,7 +111,7 @@ func TestServiceRestartedKeepsWhatWaits(t *testing.T) {
 		})
 	}
 	if !m.heard("STOPPING=1") || !m.heard("BARRIER=1") {
-		t.Errorf("the manager heard %q", m.said)
+		t.Errorf("the manager heard %q", m.Heard())
 	}
 	after := w.link(g.Domid, g.Devid).Attrs()
 	if after.Index != before.Index || after.Statistics.TxDropped != before.Statistics.TxDropped {
