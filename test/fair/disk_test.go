@@ -101,9 +101,9 @@ func (h *diskHost) diskCrew(queues int, persistent bool) *crew {
 	h.must(err)
 	_, err = h.AttachVbd(h.ctx, domid, toolstack.Vbd{Devid: toolstack.XVDA, Target: h.image(), Script: blklab.Script})
 	h.must(err)
-	h.must(c.Join(h.ctx, hostile.JoinArgs{
+	c.join(hostile.JoinArgs{
 		Xen: h.Lab.XenDir(), Disks: []hostile.Vif{{Domid: domid, Devid: toolstack.XVDA}}, Queues: queues, Persistent: persistent,
-	}))
+	})
 	return c
 }
 

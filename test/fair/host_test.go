@@ -9,6 +9,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -31,8 +33,10 @@ const (
 	tcpPort = ":5001"
 )
 
-// envExe names the program netbackd-lab that is measured. Empty: that of this tree.
-const envExe = "FAIR_EXE"
+const (
+	envExe    = "FAIR_EXE"    // program netbackd-lab that is measured; empty: that of this tree
+	envDaemon = "FAIR_DAEMON" // more arguments for netbackd run, with spaces
+)
 
 // host is a host with innocent guests and hostile ones.
 type host struct {
@@ -62,7 +66,7 @@ func newHost(tb testing.TB, daemon ...string) *host {
 	tb.Cleanup(func() { _ = os.RemoveAll(dir) })
 	h := &host{tb: tb, ctx: ctx, exe: program(tb, "netbackd-lab", envExe)}
 	tb.Cleanup(removeLinks)
-	h.Lab, err = lab.New(ctx, lab.Options{Exe: h.exe, Dir: dir, Daemon: append([]string{"--max-queues=8"}, daemon...)})
+	h.Lab, err = lab.New(ctx, lab.Options{Exe: h.exe, Dir: dir, Daemon: slices.Concat([]string{"--max-queues=8"}, daemon, strings.Fields(os.Getenv(envDaemon)))})
 	h.must(err)
 	tb.Cleanup(h.close)
 	h.must(h.Bridge(bridge, hostIP+"/16"))
@@ -248,11 +252,19 @@ func (h *host) crew(n, vifs, queues int, buffers bool) *crew {
 			c.vifs, c.macs = append(c.vifs, hostile.Vif{Domid: domid, Devid: devid}), append(c.macs, v.MAC)
 		}
 	}
-	h.must(c.Join(h.ctx, hostile.JoinArgs{Xen: h.XenDir(), Vifs: c.vifs, Queues: queues, Buffers: buffers}))
+	c.join(hostile.JoinArgs{Xen: h.XenDir(), Vifs: c.vifs, Queues: queues, Buffers: buffers})
 	for _, v := range c.vifs {
 		h.forwards(v.Domid, v.Devid)
 	}
 	return c
+}
+
+// join connects the guests of the process.
+func (c *crew) join(a hostile.JoinArgs) {
+	c.h.tb.Helper()
+	ctx, cancel := context.WithTimeout(c.h.ctx, 30*time.Second)
+	defer cancel()
+	c.h.must(c.Join(ctx, a))
 }
 
 // load begins a load and returns a function that ends it.

@@ -57,7 +57,7 @@ func (h *host) virtCrew(name string) *crew {
 	h.tb.Helper()
 	d := h.device(name)
 	c := h.recruit()
-	h.must(c.Join(h.ctx, hostile.JoinArgs{Sockets: []string{d.Socket}}))
+	c.join(hostile.JoinArgs{Sockets: []string{d.Socket}})
 	h.deviceUp(d)
 	return c
 }
