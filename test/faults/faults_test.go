@@ -227,7 +227,10 @@ func (c *campaign) inject(ctx context.Context, r rule) (outcome string, err erro
 // strike performs the phase of a rule and checks what it did.
 func (c *campaign) strike(ctx context.Context, r rule) (string, error) {
 	limit := 12 * time.Second
-	if r.lasts {
+	switch {
+	case r.phase == takeover:
+		limit = 40 * time.Second // a daemon that does not start ends by itself
+	case r.lasts:
 		limit = 5 * time.Second // it cannot succeed
 	}
 	limited, cancel := context.WithTimeout(ctx, limit)
@@ -240,6 +243,9 @@ func (c *campaign) strike(ctx context.Context, r rule) (string, error) {
 	})
 	cancel()
 	if c.s.daemon() == nil {
+		if failed == nil || !strings.Contains(failed.Error(), "ended before it said") {
+			return "", fmt.Errorf("the daemon did not start, and did not end: %w", failed)
+		}
 		if err := c.s.restart(ctx); err != nil {
 			return "", fmt.Errorf("the start: %w (%w)", err, failed)
 		}

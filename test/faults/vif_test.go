@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -52,6 +53,7 @@ func newVifs(ctx context.Context, t *systrace.Tracer, args ...string) (_ subject
 			err = errors.Join(err, v.close())
 		}
 	}()
+	args = append(args, strings.Fields(os.Getenv("FAULTS_DAEMON"))...)
 	opts := lab.Options{Exe: netExe, Dir: dir, Daemon: append([]string{"--max-queues=2", "--workers=2"}, args...)}
 	if t != nil {
 		opts.Launch = t.Launch

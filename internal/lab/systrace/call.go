@@ -113,14 +113,19 @@ func (c *Call) text(addr uint64) string {
 	}
 }
 
-// perform runs a read or recvfrom on the program's file and returns its data.
-func (c *Call) perform() ([]byte, error) {
+// open returns a descriptor of the program's file fd.
+func (c *Call) open(fd int) (int, error) {
 	pidfd, err := unix.PidfdOpen(c.TGID(), 0)
 	if err != nil {
-		return nil, err
+		return -1, err
 	}
 	defer func() { _ = unix.Close(pidfd) }()
-	fd, err := unix.PidfdGetfd(pidfd, int(c.Args[0]), 0)
+	return unix.PidfdGetfd(pidfd, fd, 0)
+}
+
+// perform runs a read or recvfrom on the program's file and returns its data.
+func (c *Call) perform() ([]byte, error) {
+	fd, err := c.open(int(c.Args[0]))
 	if err != nil {
 		return nil, err
 	}
@@ -133,6 +138,16 @@ func (c *Call) perform() ([]byte, error) {
 		n, err = unix.Read(fd, b)
 	}
 	return b[:max(n, 0)], err
+}
+
+// writeHalf writes the first half of the data of a write, a byte at least.
+func (c *Call) writeHalf() (int, error) {
+	fd, err := c.open(int(c.Args[0]))
+	if err != nil {
+		return 0, err
+	}
+	defer func() { _ = unix.Close(fd) }()
+	return unix.Write(fd, c.Read(c.Args[1], max(int(c.Args[2]/2), 1)))
 }
 
 // Runtime reports whether Go's runtime makes the call for itself, or code that is not Go.

@@ -29,6 +29,8 @@ type Verdict struct {
 	// Rewrite has a read or recvfrom run by the tracer. It gets what was read, and returns
 	// what the program is to get, which may not be longer.
 	Rewrite func([]byte) []byte
+	// Short has a write run by the tracer, of the first half of its bytes.
+	Short bool
 	// Delay is the time before any of this happens.
 	Delay time.Duration
 	// Kill sends SIGKILL to the process in place of the call.
@@ -37,7 +39,7 @@ type Verdict struct {
 
 // runs reports whether the call runs at once and unchanged.
 func (v *Verdict) runs() bool {
-	return v.Errno == 0 && !v.Fake && v.Rewrite == nil && v.Delay == 0 && !v.Kill
+	return v.Errno == 0 && !v.Fake && v.Rewrite == nil && !v.Short && v.Delay == 0 && !v.Kill
 }
 
 // Tracer traces the programs that it launches, also several at the same time.
@@ -198,6 +200,11 @@ func (c *Call) carryOut(listener int, id uint64, v *Verdict) {
 			err = c.Write(c.Args[1], data)
 		}
 		if r.val = int64(len(data)); err != nil {
+			r.val, r.err = 0, -int32(errnoOf(err))
+		}
+	case v.Short:
+		n, err := c.writeHalf()
+		if r.val = int64(n); err != nil {
 			r.val, r.err = 0, -int32(errnoOf(err))
 		}
 	case v.Fake && v.Data != nil:
