@@ -42,7 +42,7 @@ var diskLoads = []diskLoad{
 }
 
 // diskHost is a host with blkbackd. Its disks are files on a tmpfs, so that the loads meet no
-// limit of a disk, and disturb nobody who uses one.
+// limit of a disk, and disturb no other program.
 type diskHost struct {
 	*blklab.Lab
 	*host

@@ -14,8 +14,8 @@
 // # Fair share
 //
 // All processes share the processors of the machine: the daemon, the embedded Xen, the guests
-// and the host's servers. A guest that is busy takes processors from the quiet guest however
-// fair netbackd is. So the fair share of the quiet guest is its throughput in the same run
+// and the host's servers. A guest that is busy takes processors from the quiet guest, even
+// if netbackd is fair. So the fair share of the quiet guest is its throughput in the same run
 // beside an honest peer: a guest of one queue, played by the same program, that sends packets
 // of 1514 bytes to the host as fast as they are taken. The peer takes as many processors as
 // the hostile guest, and half of the worker. (Where packets go to many ports, those of the

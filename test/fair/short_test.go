@@ -12,8 +12,8 @@ import (
 
 // The short run is for a machine that is busy with other tests, where throughput says little.
 // Two guests ask for more than there is, all the time and of the same kind, and one of them in
-// many places. What counts is how much each of them gets of what was served, which does not
-// depend on how much that was.
+// many places. Each of them has to get its part of what was served, which does not depend
+// on how much that was.
 const (
 	shortTime = time.Second
 	shortBar  = 0.6 // of what the greedy guest gets

@@ -36,7 +36,7 @@ type outcome struct {
 	err      error
 }
 
-// part is what one goroutine of a load does until ctx ends.
+// part is the work of one goroutine of a load, until ctx ends.
 type part func(ctx context.Context) (Strength, error)
 
 // Main plays guests until the end of the input or the command quit.
