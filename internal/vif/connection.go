@@ -69,7 +69,7 @@ func (v *Vif) connect(ctx context.Context) error {
 		return v.openFailed(ctx, c, err)
 	}
 	c.since = time.Now()
-	v.conn, v.busySince, v.resuming = c, time.Time{}, false
+	v.conn, v.busySince, v.noProcess, v.resuming = c, time.Time{}, time.Time{}, false
 	v.saveRecord()
 	return v.clearClaim(ctx)
 }

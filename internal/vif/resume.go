@@ -21,7 +21,7 @@ const processPoll = 100 * time.Millisecond
 func (v *Vif) resume(ctx context.Context, cause error) {
 	c := v.conn
 	v.log.Warn("packet process died, connecting again", zap.Error(cause))
-	v.conn, v.resuming = nil, true
+	v.conn, v.resuming, v.busySince = nil, true, time.Time{}
 	v.closeLink(netengine.Leave)
 	v.predecessor.Connection, v.predecessor.Stalled = c.Stamp, nil
 	for i, stalled := range c.stalled {
@@ -35,10 +35,10 @@ func (v *Vif) resume(ctx context.Context, cause error) {
 // awaitProcess makes the vif try again while no packet process runs, and shows the reason if
 // that lasts.
 func (v *Vif) awaitProcess(ctx context.Context, err error) error {
-	if v.busySince.IsZero() {
-		v.busySince = time.Now()
+	if v.noProcess.IsZero() {
+		v.noProcess = time.Now()
 	}
-	if time.Since(v.busySince) > busyFor {
+	if time.Since(v.noProcess) > busyFor {
 		v.reportError(ctx, "no packet process", err)
 	}
 	v.alarm.In(processPoll)

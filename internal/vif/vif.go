@@ -90,10 +90,11 @@ type Vif struct {
 	link netengine.Link
 	conn *connection // nil: there is none
 	// resuming is set from the end of a packet process on, until the vif is connected again.
-	resuming bool
-	rate     Rate
-	weight   int
-	totals   [dataplane.NumCounters]uint64 // of connections that have ended
+	resuming  bool
+	noProcess time.Time // since then no packet process runs; see awaitProcess; zero: one does
+	rate      Rate
+	weight    int
+	totals    [dataplane.NumCounters]uint64 // of connections that have ended
 
 	// The record for a successor; record.go.
 	predecessor record // record of a predecessor
