@@ -237,15 +237,12 @@ func wanted(name string) bool {
 // table is a table in the file of the long run. The test's log has each line as soon as it is
 // known.
 type table struct {
-	t     *testing.T
-	lines strings.Builder
+	t       *testing.T
+	heading string
+	lines   strings.Builder
 }
 
-func newTable(t *testing.T, heading string) *table {
-	tab := &table{t: t}
-	fmt.Fprintln(&tab.lines, heading)
-	return tab
-}
+func newTable(t *testing.T, heading string) *table { return &table{t: t, heading: heading} }
 
 // Write adds a line.
 func (tab *table) Write(line []byte) (int, error) {
@@ -253,11 +250,15 @@ func (tab *table) Write(line []byte) (int, error) {
 	return tab.lines.Write(line)
 }
 
-// end writes the table.
+// end writes the table, if it has lines.
 func (tab *table) end() {
 	tab.t.Helper()
+	if tab.lines.Len() == 0 {
+		return
+	}
 	var b strings.Builder
 	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, tab.heading)
 	fmt.Fprint(w, tab.lines.String())
 	if err := w.Flush(); err != nil {
 		tab.t.Fatal(err)
