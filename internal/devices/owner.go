@@ -60,12 +60,16 @@ func (s *Set[D, S]) owner(ctx context.Context, id xenbus.DeviceID) (Reason, erro
 		return OverLimit, nil
 	case s.cfg.Kernel == nil:
 		return ours, nil
+	}
+	// The mark that a predecessor wrote stays.
+	by, err := s.store.Read(ctx, s.path(id)+"/"+servedByKey)
+	switch marked := err == nil && by == s.cfg.Program; {
+	case err != nil && !errors.Is(err, xenstore.ErrNotExist):
+		return 0, err
+	case marked:
+		return ours, nil
 	case s.cfg.Kernel.Takes(id.Class):
-		got, err := s.store.Read(ctx, s.path(id)+"/"+servedByKey)
-		if errors.Is(err, xenstore.ErrNotExist) || err == nil && got != s.cfg.Program {
-			return KernelTakes, nil
-		}
-		return ours, err
+		return KernelTakes, nil
 	}
 	err = s.change(ctx, id, func(tx *xenstore.Tx) error { return tx.Write(ctx, s.path(id)+"/"+servedByKey, s.cfg.Program) })
 	if errors.Is(err, s.cfg.NotFound) {

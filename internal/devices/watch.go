@@ -5,8 +5,11 @@ package devices
 import (
 	"context"
 	"errors"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 
 	"go.uber.org/zap"
 
@@ -89,11 +92,21 @@ func (s *Set[D, S]) ensure(ctx context.Context, id xenbus.DeviceID, node string)
 		d.Changed(node)
 		return nil
 	}
-	exists, err := s.store.Exists(ctx, s.path(id)+"/state")
+	exists, err := s.exists(ctx, id)
 	if err != nil || !exists {
 		s.removeOther(id)
 		return err
 	}
+	return s.decide(ctx, id)
+}
+
+// exists reports whether the directory of a device exists.
+func (s *Set[D, S]) exists(ctx context.Context, id xenbus.DeviceID) (bool, error) {
+	return s.store.Exists(ctx, s.path(id)+"/state")
+}
+
+// decide starts a new device whose directory exists, if it is ours.
+func (s *Set[D, S]) decide(ctx context.Context, id xenbus.DeviceID) error {
 	why, err := s.owner(ctx, id)
 	switch {
 	case err != nil:
@@ -115,10 +128,39 @@ func (s *Set[D, S]) scan(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		for _, dom := range doms {
-			if err := s.startNew(ctx, class, dom); err != nil {
-				return err
+		if err := s.startAll(ctx, class, doms); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// atOnce is the number of guests whose directories a scan reads at the same time: each request
+// to xenstored takes a turn of it and of this process.
+const atOnce = 32
+
+// startAll starts the new devices of guests. It reads the directories of several guests at the
+// same time.
+func (s *Set[D, S]) startAll(ctx context.Context, class xenbus.Class, doms []string) error {
+	found, errs := make([][]xenbus.DeviceID, len(doms)), make([]error, len(doms))
+	var next atomic.Int64
+	var wg sync.WaitGroup
+	for range min(atOnce, len(doms)) {
+		wg.Go(func() {
+			for i := int(next.Add(1)) - 1; i < len(doms); i = int(next.Add(1)) - 1 {
+				found[i], errs[i] = s.newOnes(ctx, class, doms[i])
 			}
+		})
+	}
+	wg.Wait()
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	for _, id := range slices.Concat(found...) {
+		if err := s.decide(ctx, id); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -131,29 +173,36 @@ func (s *Set[D, S]) scanGuest(ctx context.Context, class xenbus.Class, dom strin
 			d.Changed("")
 		}
 	}
-	return s.startNew(ctx, class, dom)
+	return s.startAll(ctx, class, []string{dom})
 }
 
-// startNew starts the new devices of a guest.
-func (s *Set[D, S]) startNew(ctx context.Context, class xenbus.Class, dom string) error {
+// newOnes returns the devices of a guest that have a directory and are not served. It changes
+// nothing but the list of devices that others serve: those that are gone are removed from it.
+func (s *Set[D, S]) newOnes(ctx context.Context, class xenbus.Class, dom string) (ids []xenbus.DeviceID, err error) {
 	guest := string(class) + "/" + dom + "/"
 	if _, err := xenbus.ParseDevicePath(guest + "0"); err != nil {
-		return nil // not a domain's
+		return nil, nil // not a domain's
 	}
 	devs, err := s.list(ctx, s.base(class)+"/"+dom)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	for _, dev := range devs {
 		id, err := xenbus.ParseDevicePath(guest + dev)
 		if _, has := s.devices[id]; err != nil || has {
 			continue
 		}
-		if err := s.ensure(ctx, id, ""); err != nil {
-			return err
+		exists, err := s.exists(ctx, id)
+		switch {
+		case err != nil:
+			return nil, err
+		case exists:
+			ids = append(ids, id)
+		default:
+			s.removeOther(id)
 		}
 	}
-	return nil
+	return ids, nil
 }
 
 // maxChildren bounds the children of a directory: domains have numbers of 16 bits.
