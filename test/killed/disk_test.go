@@ -38,7 +38,7 @@ type disks struct {
 	res    diskcheck.Result
 	deaths int
 	away   []time.Duration
-	again  []uint64
+	again  []uint64 // requests started again, as far as the counters were saved
 }
 
 func newDisks(t *testing.T, front blkfront.Config, daemon ...string) *disks {
@@ -169,9 +169,9 @@ func TestDisks(t *testing.T) {
 			for _, v := range s.Violations {
 				t.Errorf("the guest accuses the back end: %s", v)
 			}
-			write(t, fmt.Sprintf("disks, %s: deaths %d; until requests were answered median %d ms, p99 %d ms, worst %d ms; %d requests, started again per death worst %d mean %.1f",
+			write(t, fmt.Sprintf("disks, %s: deaths %d; until requests were answered median %d ms, p99 %d ms, worst %d ms; %d requests, at least %d of them started again",
 				tt.name, d.deaths, percentile(d.away, 50).Milliseconds(), percentile(d.away, 99).Milliseconds(), percentile(d.away, 100).Milliseconds(),
-				d.res.Requests, percentile(d.again, 100), mean(d.again)))
+				d.res.Requests, percentile(d.again, 100)))
 			write(t, table.String())
 		})
 	}

@@ -28,7 +28,7 @@ type score struct {
 // nothing takes long to start, it may be busyRatio times that.
 const (
 	awayBar   = 250 * time.Millisecond
-	busyRatio = 10
+	busyRatio = 40
 )
 
 // slow returns what is wrong with the times of a score, "" if nothing is.
