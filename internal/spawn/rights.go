@@ -44,6 +44,31 @@ func dropBounds() error {
 	}
 }
 
+// lowestNice is the nice value that a child may take, as a limit: 20 minus the value.
+const lowestNice = 20 + 10
+
+// giveLimits raises limits of a child that this process does not need, since it has the
+// capabilities to pass them: those of locked memory and of nice values. It tries.
+func giveLimits(pid int) {
+	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var has [2]unix.CapUserData
+	if unix.Capget(&hdr, &has[0]) != nil {
+		return
+	}
+	for _, l := range []struct {
+		capability uint
+		limit      int
+		value      uint64
+	}{
+		{unix.CAP_IPC_LOCK, unix.RLIMIT_MEMLOCK, unix.RLIM_INFINITY},
+		{unix.CAP_SYS_NICE, unix.RLIMIT_NICE, lowestNice},
+	} {
+		if has[0].Effective&(1<<l.capability) != 0 {
+			_ = unix.Prlimit(pid, l.limit, &unix.Rlimit{Cur: l.value, Max: l.value}, nil) // the child does without
+		}
+	}
+}
+
 // ErrNotSpawned is returned by Begin in a process that Start did not start.
 var ErrNotSpawned = errors.New("this command is part of the program, and is started by it only")
 

@@ -71,6 +71,9 @@ func Start(o Options) (*Child, error) {
 	started := make(chan error)
 	go c.run(cmd, started)
 	err = errors.Join(<-started, socket.Close())
+	if c.proc != nil {
+		giveLimits(c.proc.Pid)
+	}
 	if logEnd != nil {
 		err = errors.Join(err, logEnd.Close())
 	}
