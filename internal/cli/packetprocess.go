@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 
 	"github.com/spf13/cobra"
 	"go.uber.org/zap"
@@ -18,6 +19,9 @@ import (
 	"github.com/netbackd/netbackd/internal/iouring"
 	"github.com/netbackd/netbackd/internal/netengine"
 	"github.com/netbackd/netbackd/internal/spawn"
+	"github.com/netbackd/netbackd/pkg/evtchn"
+	"github.com/netbackd/netbackd/pkg/gntalloc"
+	"github.com/netbackd/netbackd/pkg/gntdev"
 )
 
 // packetProcess is the name of the command that `netbackd run` starts.
@@ -66,7 +70,7 @@ func runPacketProcess(ctx context.Context, adopter Adopter, log daemon.LogFlags)
 			return reserveRings(p.Log, workers, uring)
 		},
 		Lock: func() error {
-			policy := confine.PacketProcess()
+			policy := confine.PacketProcess(slices.Concat(gntdev.Ioctls(), evtchn.Ioctls(), gntalloc.Ioctls()))
 			policy.Calls = append(policy.Calls, adopter.Calls()...)
 			return confine.Enter(policy)
 		},

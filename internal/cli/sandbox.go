@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"slices"
 
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
@@ -13,6 +14,9 @@ import (
 	"github.com/netbackd/netbackd/internal/confine"
 	"github.com/netbackd/netbackd/internal/dataplane"
 	"github.com/netbackd/netbackd/internal/iouring"
+	"github.com/netbackd/netbackd/pkg/gntdev"
+	"github.com/netbackd/netbackd/pkg/tap"
+	"github.com/netbackd/netbackd/pkg/vhostuser"
 )
 
 // deviceRings is the number of rings for workers that take the place of others.
@@ -59,7 +63,8 @@ func (v *vhostUser) enter(steers bool) error {
 	case err != nil:
 		return fmt.Errorf("sandbox: %w", err)
 	}
-	if err := confine.Enter(confine.VhostUser(v.connect, steers)); err != nil {
+	ioctls := slices.Concat(gntdev.Ioctls(), vhostuser.Ioctls(), tap.Ioctls())
+	if err := confine.Enter(confine.VhostUser(ioctls, v.connect, steers)); err != nil {
 		return fmt.Errorf("sandbox: %w; --sandbox=false runs without", err)
 	}
 	v.Log.Debug("sandbox entered", zap.Bool("connects", v.connect), zap.Bool("steers", steers))

@@ -21,6 +21,10 @@ type Policy struct {
 
 	// ReadFiles lets the process open files for reading.
 	ReadFiles bool
+
+	// Rest allows all other calls: only those that kill, executable memory, processes, signals
+	// to others, and sockets of other domains are taken away.
+	Rest bool
 }
 
 // calls returns the system calls that are allowed with any arguments, those first that a

@@ -8,6 +8,7 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -20,8 +21,13 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/confinetest"
 	"github.com/netbackd/netbackd/internal/procwire"
 	"github.com/netbackd/netbackd/internal/spawn"
+	"github.com/netbackd/netbackd/pkg/evtchn"
+	"github.com/netbackd/netbackd/pkg/gntalloc"
 	"github.com/netbackd/netbackd/pkg/gntdev"
 )
+
+// packetIoctls are the ioctls of a packet process.
+var packetIoctls = slices.Concat(gntdev.Ioctls(), evtchn.Ioctls(), gntalloc.Ioctls())
 
 const kindDo procwire.Kind = 1 // a request: the body names what to do in the sandbox
 
@@ -55,7 +61,7 @@ func packets() error {
 		return err
 	}
 	ringErr := iouring.Reserve(iouring.Reservation{Rings: 1, Entries: 8})
-	if err := Enter(PacketProcess()); err != nil {
+	if err := Enter(PacketProcess(packetIoctls)); err != nil {
 		return err
 	}
 	if ringErr == nil {

@@ -3,35 +3,25 @@
 package confine
 
 import (
-	"slices"
-
 	"golang.org/x/sys/unix"
 
 	"github.com/netbackd/netbackd/internal/iouring"
-	"github.com/netbackd/netbackd/pkg/evtchn"
-	"github.com/netbackd/netbackd/pkg/gntalloc"
-	"github.com/netbackd/netbackd/pkg/gntdev"
-	"github.com/netbackd/netbackd/pkg/tap"
-	"github.com/netbackd/netbackd/pkg/vhostuser"
 )
 
-// PacketProcess returns the policy of a process that serves the rings of vifs. Its TAP queues
-// take reads and writes only.
-func PacketProcess() Policy {
-	return Policy{
-		Ioctls:        slices.Concat(gntdev.Ioctls(), evtchn.Ioctls(), gntalloc.Ioctls()),
-		Registrations: iouring.RegisterOps(),
-	}
+// PacketProcess returns the policy of a process that serves the rings of vifs, with the ioctls
+// of its devices. Its TAP queues take reads and writes only.
+func PacketProcess(ioctls []uint32) Policy {
+	return Policy{Ioctls: ioctls, Registrations: iouring.RegisterOps()}
 }
 
 // VhostUser returns the policy of a process that serves one device of vhost-user. It takes
 // front ends, their files and those who ask at its control socket, changes its TAP, and
 // reports to a service manager. It opens files for reading only, since it looks at its own
-// threads and files in /proc. connects says that it connects to its front end, and steers
+// threads and files in /proc. ioctls are those of its TAP and of memory. connects says that it connects to its front end, and steers
 // that it loads steering programs.
-func VhostUser(connects, steers bool) Policy {
+func VhostUser(ioctls []uint32, connects, steers bool) Policy {
 	p := Policy{
-		Ioctls:        slices.Concat(gntdev.Ioctls(), vhostuser.Ioctls(), tap.Ioctls()),
+		Ioctls:        ioctls,
 		Registrations: iouring.RegisterOps(),
 		Fcntls:        []uint32{unix.F_ADD_SEALS, unix.F_GET_SEALS},
 		Sockets:       []uint32{unix.AF_UNIX, unix.AF_NETLINK},
@@ -57,3 +47,7 @@ func VhostUser(connects, steers bool) Policy {
 	}
 	return p
 }
+
+// Disks returns the policy of a daemon that opens disks, makes rings and speaks with xenstore.
+// It can still do all of that.
+func Disks() Policy { return Policy{Rest: true, Sockets: []uint32{unix.AF_UNIX}} }

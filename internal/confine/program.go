@@ -96,24 +96,20 @@ func program(p Policy, pid uint32) []unix.SockFilter {
 	decide := func(call uintptr, r rule) {
 		f = append(append(f, unless(uint32(call), len(r))), r...)
 	}
-	decide(unix.SYS_IOCTL, oneOf(1, p.Ioctls...))
+	if !p.Rest {
+		decide(unix.SYS_IOCTL, oneOf(1, p.Ioctls...))
+	}
 	for _, call := range p.calls() {
 		decide(call, rule{ret(allow)})
 	}
 	const exec = unix.PROT_EXEC
 	decide(unix.SYS_MMAP, without(2, exec))
 	decide(unix.SYS_MPROTECT, without(2, exec))
+	decide(unix.SYS_PKEY_MPROTECT, without(2, exec))
 	decide(unix.SYS_CLONE, thread())
 	decide(unix.SYS_CLONE3, rule{ret(absent)})
 	decide(unix.SYS_TGKILL, oneOf(0, pid))
 	decide(unix.SYS_KILL, oneOf(0, pid))
-	decide(unix.SYS_FCNTL, oneOf(1, append([]uint32{unix.F_GETFD, unix.F_SETFD, unix.F_GETFL, unix.F_SETFL, unix.F_DUPFD_CLOEXEC}, p.Fcntls...)...))
-	decide(unix.SYS_PRCTL, oneOf(0, unix.PR_SET_VMA, unix.PR_SET_NAME))
-	decide(unix.SYS_PRLIMIT64, zero(0, 2)) // reads a limit of this process
-	decide(unix.SYS_SCHED_SETATTR, zero(0))
-	decide(unix.SYS_SCHED_GETATTR, zero(0))
-	decide(unix.SYS_SCHED_GETAFFINITY, zero(0))
-	decide(unix.SYS_IO_URING_REGISTER, oneOf(1, p.Registrations...))
 	decide(unix.SYS_SOCKET, oneOf(0, p.Sockets...))
 	if p.ReadFiles {
 		decide(unix.SYS_OPENAT, without(2, unix.O_WRONLY|unix.O_RDWR|unix.O_CREAT|unix.O_TRUNC|unix.O_TMPFILE&^unix.O_DIRECTORY))
@@ -124,5 +120,15 @@ func program(p Policy, pid uint32) []unix.SockFilter {
 	for _, call := range killed {
 		decide(call, rule{ret(kill)})
 	}
+	if p.Rest {
+		return append(f, ret(allow))
+	}
+	decide(unix.SYS_FCNTL, oneOf(1, append([]uint32{unix.F_GETFD, unix.F_SETFD, unix.F_GETFL, unix.F_SETFL, unix.F_DUPFD_CLOEXEC}, p.Fcntls...)...))
+	decide(unix.SYS_PRCTL, oneOf(0, unix.PR_SET_VMA, unix.PR_SET_NAME))
+	decide(unix.SYS_PRLIMIT64, zero(0, 2)) // reads a limit of this process
+	decide(unix.SYS_SCHED_SETATTR, zero(0))
+	decide(unix.SYS_SCHED_GETATTR, zero(0))
+	decide(unix.SYS_SCHED_GETAFFINITY, zero(0))
+	decide(unix.SYS_IO_URING_REGISTER, oneOf(1, p.Registrations...))
 	return append(f, ret(denied))
 }

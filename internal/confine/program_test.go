@@ -57,7 +57,7 @@ func run(f []unix.SockFilter, d data) (result uint32, steps int) {
 func TestProgram(t *testing.T) {
 	const pid, other = 4711, 4712
 	const threadFlags = unix.CLONE_VM | unix.CLONE_FS | unix.CLONE_FILES | unix.CLONE_SIGHAND | unix.CLONE_SYSVSEM | unix.CLONE_THREAD
-	f := program(PacketProcess(), pid)
+	f := program(PacketProcess(packetIoctls), pid)
 	for _, tt := range []struct {
 		name string
 		call data
@@ -133,8 +133,8 @@ func TestProgram(t *testing.T) {
 
 // TestVhostUser: what the filter of a device of vhost-user decides.
 func TestVhostUser(t *testing.T) {
-	listens := program(VhostUser(false, false), 4711)
-	all := program(VhostUser(true, true), 4711)
+	listens := program(VhostUser(packetIoctls, false, false), 4711)
+	all := program(VhostUser(packetIoctls, true, true), 4711)
 	for _, tt := range []struct {
 		name          string
 		call          data
@@ -169,12 +169,38 @@ func TestVhostUser(t *testing.T) {
 	}
 }
 
+// TestDisks: what the filter of a daemon of disks decides.
+func TestDisks(t *testing.T) {
+	f := program(Disks(), 4711)
+	for _, tt := range []struct {
+		name string
+		call data
+		want uint32
+	}{
+		{"open", call(unix.SYS_OPENAT, 0, 0, unix.O_RDWR|unix.O_CREAT), allow},
+		{"discard", call(unix.SYS_IOCTL, 3, unix.BLKDISCARD), allow},
+		{"io_uring_setup", call(unix.SYS_IO_URING_SETUP), allow},
+		{"unix socket", call(unix.SYS_SOCKET, unix.AF_UNIX), allow},
+		{"internet socket", call(unix.SYS_SOCKET, unix.AF_INET), denied},
+		{"code", call(unix.SYS_MMAP, 0, 4096, unix.PROT_EXEC), denied},
+		{"fork", call(unix.SYS_CLONE, uint64(unix.SIGCHLD)), denied},
+		{"kill another", call(unix.SYS_KILL, 1, 9), denied},
+		{"execve", call(unix.SYS_EXECVE), kill},
+		{"ptrace", call(unix.SYS_PTRACE), kill},
+		{"mount", call(unix.SYS_MOUNT), kill},
+	} {
+		if got, _ := run(f, tt.call); got != tt.want {
+			t.Errorf("%s: %#x, want %#x", tt.name, got, tt.want)
+		}
+	}
+}
+
 // TestNoRuleTwice: a later rule for the same call would have no effect.
 func TestNoRuleTwice(t *testing.T) {
 	seen := map[uintptr]bool{}
-	p := VhostUser(true, false) // with BPF a kill comes later, on purpose
-	p.Refused = nil             // the same
-	for _, nr := range slices.Concat(p.calls(), killed, []uintptr{unix.SYS_OPENAT, unix.SYS_SOCKET, unix.SYS_IOCTL, unix.SYS_MMAP, unix.SYS_MPROTECT,
+	p := VhostUser(packetIoctls, true, false) // with BPF a kill comes later, on purpose
+	p.Refused = nil                           // the same
+	for _, nr := range slices.Concat(p.calls(), killed, []uintptr{unix.SYS_OPENAT, unix.SYS_SOCKET, unix.SYS_PKEY_MPROTECT, unix.SYS_IOCTL, unix.SYS_MMAP, unix.SYS_MPROTECT,
 		unix.SYS_CLONE, unix.SYS_CLONE3, unix.SYS_TGKILL, unix.SYS_KILL, unix.SYS_FCNTL, unix.SYS_PRCTL, unix.SYS_PRLIMIT64,
 		unix.SYS_SCHED_SETATTR, unix.SYS_SCHED_GETATTR, unix.SYS_SCHED_GETAFFINITY, unix.SYS_IO_URING_REGISTER}) {
 		if seen[nr] {
