@@ -19,6 +19,7 @@ import (
 	"github.com/netbackd/netbackd/internal/blkplane"
 	"github.com/netbackd/netbackd/internal/budget"
 	"github.com/netbackd/netbackd/internal/command"
+	"github.com/netbackd/netbackd/internal/confine"
 	"github.com/netbackd/netbackd/internal/control"
 	"github.com/netbackd/netbackd/internal/daemon"
 	"github.com/netbackd/netbackd/internal/devices"
@@ -85,6 +86,22 @@ func (d *blkDaemon) setUp(open Opener) (err error) {
 		MaxQueues: d.maxQueues, MaxSegments: d.maxSegs, Persistent: d.persistent, Cache: d.mode.String(),
 		MaxVbds: d.maxVbds, GuestMemory: int64(d.memory) << 20,
 		AllQueues: d.pool.MaxThreads(), MaxMaps: blkplane.DefaultMaxMaps, MaxThreads: threads,
+	}
+	return d.enter()
+}
+
+// enter takes from the process what no disk needs: programs, other processes, code, mounts.
+func (d *blkDaemon) enter() error {
+	if !d.sandbox {
+		return nil
+	}
+	err := confine.Enter(confine.Disks())
+	if errors.Is(err, confine.ErrNotSupported) {
+		d.Log.Warn("no sandbox", zap.Error(err))
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("sandbox: %w; --sandbox=false runs without", err)
 	}
 	return nil
 }

@@ -32,6 +32,7 @@ type runFlags struct {
 	memory     int // MiB
 	maxVbds    int
 	maxThreads int
+	sandbox    bool
 	log        daemon.LogFlags
 	runDir     string
 	atStep     func(step string) // no flag: of the lab
@@ -83,6 +84,7 @@ The manual page blkbackd(8) advises on the flags.`,
 	fl.IntVar(&f.memory, "guest-memory", blkplane.DefaultGuestBytes>>20, "`MiB` of data of one guest that are in flight at most")
 	fl.IntVar(&f.maxVbds, "max-vbds-per-guest", defaultVbds, "`number` of disks of a guest that are served")
 	fl.IntVar(&f.maxThreads, "max-queues-all", blkplane.DefaultMaxThreads, "`number` of queues of all disks; a disk beyond it does not connect")
+	fl.BoolVar(&f.sandbox, "sandbox", true, "give up system calls that no disk needs, once the daemon is set up")
 	f.log.Add(fl)
 	return c
 }
