@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -108,12 +109,16 @@ func (d *netDaemon) setEngine() {
 	}
 }
 
+// refreshTime bounds the wait for packet processes before their state is shown.
+const refreshTime = 500 * time.Millisecond
+
 // engineNow stores the present state of the engine in the status.
 func (d *netDaemon) engineNow(s *netcontrol.Daemon) {
 	if d.pool != nil {
 		s.Classes, s.OwnPages = d.pool.Classes(), d.own.status(d.pool.OwnPages())
 		return
 	}
+	d.processes.Refresh(refreshTime)
 	s.OwnPages = &netcontrol.OwnPages{}
 	for _, p := range d.processes.Status() {
 		n := netcontrol.PacketProcess{

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -33,6 +34,8 @@ type process struct {
 	conn  *procwire.Conn
 	ready Ready
 	slow  chan struct{} // holds one: a call waits for long
+	lost  chan struct{} // closed when its end has been dealt with
+	heard atomic.Int64  // number of messages and answers that came
 
 	mu     sync.Mutex // guards all below
 	links  map[uint32]*remoteLink
@@ -57,7 +60,7 @@ const (
 // newProcess sets a child up, with devices that are closed here. Its end is told by died.
 func newProcess(log *zap.Logger, child Child, set *setup, devices []int, died func(*process)) (*process, error) {
 	defer CloseFiles(devices)
-	p := &process{log: log, child: child, slow: make(chan struct{}, 1), links: map[uint32]*remoteLink{}}
+	p := &process{log: log, child: child, slow: make(chan struct{}, 1), lost: make(chan struct{}), links: map[uint32]*remoteLink{}}
 	conn, err := procwire.New(child.Socket(), procwire.Config{
 		In: toBroker(), Out: toProcess(), Handle: p.handle, Timeout: callTimeout, Pending: pending,
 		Rate: messageRate, Burst: messageBurst,
@@ -103,6 +106,7 @@ func (p *process) watch(died func(*process)) {
 	<-p.child.Done()
 	<-p.conn.Done()
 	died(p)
+	close(p.lost)
 }
 
 // look has the process pinged.
@@ -119,8 +123,15 @@ func (p *process) ping(quiet time.Time) time.Time {
 	ctx, cancel := context.WithTimeout(context.Background(), pingTime)
 	defer cancel()
 	var h Health
-	if err := p.ask(ctx, kindPing, new(procwire.Writer), func(r *procwire.Reader) { takeHealth(r, &h) }); err != nil {
-		p.kill(fmt.Errorf("it does not answer: %w", err))
+	heard := p.heard.Load()
+	reply, err := p.conn.Call(ctx, kindPing, nil)
+	if err != nil {
+		if p.heard.Load() == heard { // else it is busy, and answers others
+			p.kill(fmt.Errorf("it does not answer: %w", err))
+		}
+		return quiet
+	}
+	if err := p.read(kindPing, &reply, func(r *procwire.Reader) { takeHealth(r, &h) }); err != nil {
 		return quiet
 	}
 	p.mu.Lock()
@@ -184,6 +195,12 @@ func (p *process) ask(ctx context.Context, kind procwire.Kind, w *procwire.Write
 		}
 		return fmt.Errorf("%w: %w", ErrDied, err)
 	}
+	return p.read(kind, &reply, take)
+}
+
+// read reads an answer for ask.
+func (p *process) read(kind procwire.Kind, reply *procwire.Reply, take func(*procwire.Reader)) error {
+	p.heard.Add(1)
 	defer reply.Close()
 	r := reply.Reader()
 	failed := takeError(r)
@@ -207,6 +224,7 @@ func (p *process) post(kind procwire.Kind, w *procwire.Writer, files ...int) err
 
 // handle takes a message of the process.
 func (p *process) handle(m *procwire.Message) {
+	p.heard.Add(1)
 	r := m.Reader()
 	id, connection := r.U32(), r.U32()
 	p.mu.Lock()

@@ -159,6 +159,29 @@ func (e *Processes) Look() {
 	}
 }
 
+// Refresh asks all processes for their state, and waits for their answers for a bounded time.
+func (e *Processes) Refresh(within time.Duration) {
+	e.mu.Lock()
+	var asked sync.WaitGroup
+	for _, g := range e.groups {
+		if p := g.proc; p != nil {
+			asked.Go(func() { p.ping(time.Time{}) })
+		}
+	}
+	e.mu.Unlock()
+	answered := make(chan struct{})
+	go func() {
+		asked.Wait()
+		close(answered)
+	}()
+	t := time.NewTimer(within)
+	defer t.Stop()
+	select {
+	case <-answered:
+	case <-t.C:
+	}
+}
+
 // nameFor returns the name of the group of a link. Preconditions: mu held.
 func (e *Processes) nameFor(l *remoteLink, group string) string {
 	domain := fmt.Sprintf("domain %d", l.cfg.Domid)
@@ -212,9 +235,11 @@ func (e *Processes) running(g *group) (*process, error) {
 			p := g.proc
 			e.mu.Unlock()
 			return p, nil
-		case g.proc != nil: // its end has not been seen yet
+		case g.proc != nil: // its end has not been dealt with yet
+			lost := g.proc.lost
 			e.mu.Unlock()
-			return nil, ErrDied
+			<-lost
+			continue
 		case g.starting != nil:
 			wait := g.starting
 			e.mu.Unlock()
