@@ -154,7 +154,7 @@ func TestShow(t *testing.T) {
 	want := vif.Status{
 		Name: g.VifName(), Revision: s.Revision, Domid: g.Domid, Devid: 0, State: xenbus.Connected, Frontend: xenbus.Connected, Online: true,
 		Hotplug: "connected", MAC: "00:16:3e:00:00:01", Bridge: bridge, Script: "/etc/xen/scripts/vif-bridge",
-		Interface: "web01", Up: true, Carrier: true, MTU: 1500, GuestMTU: 1500, Rate: "125000000 B/50ms",
+		Interface: "web01", Up: true, Carrier: true, MTU: 1500, GuestMTU: 1500, Rate: "125000000 B/50ms", Weight: 1,
 		Features: []string{"rx-copy", "rx-notify", "sg", "gso-tcpv4", "gso-tcpv6", "csum-ipv4", "csum-ipv6"},
 		Mcast:    []string{}, Since: s.Since, Grants: 4, Ports: 4, Queues: s.Queues, Counters: s.Counters, Guest: s.Guest,
 	}
