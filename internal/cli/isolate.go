@@ -11,6 +11,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"go.uber.org/zap"
+
 	"github.com/netbackd/netbackd/internal/command"
 	"github.com/netbackd/netbackd/internal/dataplane"
 	"github.com/netbackd/netbackd/internal/netcontrol"
@@ -34,6 +36,7 @@ func (d *netDaemon) openEngine() (netengine.Engine, error) {
 		OwnPager:   d.own.pager(),
 		Shared:     d.shared(),
 		Warn:       d.degraded,
+		Note:       func(text string) { d.Log.Info("guests moved", zap.String("why", text)) },
 	})
 	if err != nil {
 		return nil, err

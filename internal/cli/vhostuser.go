@@ -285,6 +285,7 @@ func (v *vhostUser) setUp(passed []sdnotify.File) (err error) {
 	v.pool, err = dataplane.NewPool(dataplane.Options{
 		Workers: v.workers, NoUring: !v.uring, NoPriority: v.priority == priorityOff,
 		Warn: func(err error) { v.Log.Warn("data path degraded", zap.Error(err)) },
+		Note: func(text string) { v.Log.Info("guests moved", zap.String("why", text)) },
 	})
 	if err != nil {
 		return err

@@ -230,7 +230,7 @@ func TestClassFollowsRates(t *testing.T) {
 		t.Helper()
 		late := time.After(patience)
 		for {
-			a, err := unix.SchedGetAttr(w.copies.tid, 0)
+			a, err := unix.SchedGetAttr(w.watch.tid, 0)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -281,18 +281,16 @@ func TestClassOfSuccessor(t *testing.T) {
 	defer close(end)
 	w.post(nil, func(w *worker) {
 		w.urge.change(levelEager)
-		w.copies.queue = &Queue{conn: &Conn{}}
-		w.copies.seq++
-		w.copies.underWay.Store(w.copies.seq)
+		w.watch.begin(p, &Queue{conn: &Conn{}})
 		close(held)
 		<-end
-		w.copies.underWay.Store(0)
+		w.watch.underWay.Store(0)
 	})
 	<-held
 	if got, want := p.Classes()[0], (class{unix.SCHED_NORMAL, raisedNice}).String(); got != want {
 		t.Errorf("before: %s, want %s", got, want)
 	}
-	if err := p.relieve(w, w.copies.seq); err != nil {
+	if err := p.relieve(w, w.watch.seq); err != nil {
 		t.Fatal(err)
 	}
 	if got := p.Classes()[0]; got != normal {

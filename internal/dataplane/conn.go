@@ -32,6 +32,7 @@ const (
 // Config configures all queues of a connection.
 type Config struct {
 	Domid    xen.Domid
+	Name     string        // of the vif, for messages
 	Guest    offload.Guest // offloads that the frontend takes
 	SG       bool          // feature-sg: the frontend takes packets of several slots
 	RxNotify bool          // feature-rx-notify: it sends an event when it posts rx slots
@@ -148,6 +149,7 @@ type Conn struct {
 	queues  []*Queue
 	waiting vifMemory // memory of packets that wait
 	weight  atomic.Int32
+	closing atomic.Bool // no queue starts to move to another worker
 
 	// These belong to the goroutine that changes the steering.
 	steering   *steer.Config // set by SetSteering
@@ -177,6 +179,9 @@ func (p *Pool) Connect(cfg Config, queues []QueueConfig) (*Conn, error) {
 // serve assigns the queues of a connection to workers.
 func (p *Pool) serve(c *Conn) error {
 	c.waiting.shared, c.waiting.half = &p.shared, p.opts.Shared/2
+	p.mu.Lock()
+	p.conns[c] = true
+	p.mu.Unlock()
 	for i, q := range c.queues {
 		if i > 0 && c.cfg.OneWorker {
 			p.join(q, c.queues[0].worker.Load())
@@ -214,11 +219,23 @@ func newConn(cfg Config, queues []QueueConfig) (*Conn, error) {
 // channels or its TAP any more. Packets that waited for rx slots are dropped. It may be
 // called again.
 func (c *Conn) Close() {
+	c.closing.Store(true) // from now on no further queue moves
+	// A queue may move while its worker is asked.
+	for tries := 0; tries < 3 && c.detach(); tries++ {
+	}
+	for _, q := range c.queues {
+		q.worker.Load().pool.dropped(q)
+	}
+}
+
+// detach makes the workers detach the queues that are attached, with one message to each
+// worker, and waits for them. It reports whether there were any.
+func (c *Conn) detach() bool {
 	var asked []*worker
 	var waits []func() error
 	for _, q := range c.queues {
 		w := q.worker.Load()
-		if slices.Contains(asked, w) {
+		if !q.served.Load() || slices.Contains(asked, w) {
 			continue
 		}
 		asked = append(asked, w)
@@ -227,9 +244,7 @@ func (c *Conn) Close() {
 	for _, wait := range waits {
 		_ = wait() // a worker that has ended has detached everything
 	}
-	for _, q := range c.queues {
-		q.worker.Load().pool.dropped(q)
-	}
+	return len(waits) > 0
 }
 
 // Queues returns the number of queues.

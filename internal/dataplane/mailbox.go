@@ -42,14 +42,17 @@ func (m *mailbox) open() (err error) {
 // owns reports whether this worker must run mail about q; q may be nil. Preconditions:
 // mail.mu held.
 func (w *worker) owns(q *Queue) bool {
-	return w.mail.heir == nil || q != nil && q.onSpare.Load() && q.worker.Load() == w
+	if q == nil {
+		return w.mail.heir == nil
+	}
+	return q.worker.Load() == w && (w.mail.heir == nil || q.onSpare.Load())
 }
 
 // next returns the worker to which mail about q is forwarded. Preconditions: mail.mu
 // held; owns(q) is false.
 func (w *worker) next(q *Queue) *worker {
-	if q == nil || q.worker.CompareAndSwap(w, w.mail.heir) {
-		return w.mail.heir
+	if heir := w.mail.heir; q == nil || heir != nil && q.worker.CompareAndSwap(w, heir) {
+		return heir
 	}
 	return q.worker.Load()
 }

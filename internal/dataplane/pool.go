@@ -10,6 +10,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/netbackd/netbackd/internal/iouring"
 )
@@ -32,27 +33,34 @@ type Options struct {
 	// panic that costs a vif. It is called from the workers, must not block, and may
 	// be nil.
 	Warn func(error)
+	// Note reports decisions about guests. It is called from the workers, must not block,
+	// and may be nil.
+	Note func(text string)
 }
 
 // Pool runs the workers of the data plane.
 type Pool struct {
 	opts Options
 
-	// mu guards load in every worker, counted in every queue, the lists of workers, and
-	// their classes.
+	// mu guards load in every worker, counted in every queue, the lists of workers and of
+	// connections, and the classes. All moves of queues hold it.
 	mu       sync.Mutex
 	workers  []*worker
-	spares   []*worker // held by slow grant copies, and slow lanes; see slowcopy.go
-	priority string    // see Priority
-	denied   error     // the same
+	spares   []*worker // held by slow turns, and slow lanes; see watch.go
+	conns    map[*Conn]bool
+	priority string // see Priority
+	denied   error  // the same
 	classes  [levels]class
 
 	classWarned sync.Once
 
+	overruns chan overrun  // guests that leave their workers
+	hungTime time.Duration // see watch.go; tests change it before there are connections
+
 	own    ownCount
 	shared atomic.Int64 // unused bytes for packets that wait; see membudget.go
 
-	watching  atomic.Bool // watchCopies checks copies at every tick
+	watching  atomic.Bool // watchTurns checks turns at every tick
 	wakeup    chan struct{}
 	stop      chan struct{}
 	stopOnce  sync.Once
@@ -68,11 +76,12 @@ func NewPool(opts Options) (*Pool, error) {
 		opts.Shared = DefaultShared
 	}
 	p := &Pool{
-		opts:   opts,
-		wakeup: make(chan struct{}, 1), stop: make(chan struct{}), watchDone: make(chan struct{}),
+		opts: opts, conns: make(map[*Conn]bool), hungTime: hungTime,
+		overruns: make(chan overrun, 16),
+		wakeup:   make(chan struct{}, 1), stop: make(chan struct{}), watchDone: make(chan struct{}),
 	}
 	p.shared.Store(opts.Shared)
-	go p.watchCopies()
+	go p.watchTurns()
 	for i := range opts.Workers {
 		w, err := newWorker(p, i)
 		if err != nil {
@@ -111,12 +120,11 @@ func (p *Pool) all() []*worker {
 	return slices.Concat(p.workers, p.spares)
 }
 
-// Workers returns the number of workers. Spares, which are for slow grant copies, do not
-// count.
+// Workers returns the number of workers. Spares, which are for slow guests, do not count.
 func (p *Pool) Workers() int { return len(p.workers) }
 
 // Ping waits until every worker has answered. A worker answers between two turns. The
-// error names a worker that has not answered.
+// error names a worker that has not answered, and the queue of its last turn.
 func (p *Pool) Ping(ctx context.Context) error {
 	p.mu.Lock()
 	workers := slices.Clone(p.workers)
@@ -135,7 +143,7 @@ func (p *Pool) Ping(ctx context.Context) error {
 			case <-answer:
 				w = nil
 			case <-ctx.Done():
-				return fmt.Errorf("worker %d does not answer: %w", i, ctx.Err())
+				return fmt.Errorf("%s does not answer, after or in %s: %w", w, w.watch.turn(), ctx.Err())
 			case <-w.done:
 				// The worker that has replaced it has the letter.
 				p.mu.Lock()
@@ -168,6 +176,13 @@ func (p *Pool) warn(err error) {
 	}
 }
 
+// note reports a decision.
+func (p *Pool) note(text string) {
+	if p.opts.Note != nil {
+		p.opts.Note(text)
+	}
+}
+
 // pick assigns q to the worker with the fewest queues. q counts in that worker's load
 // until dropped.
 func (p *Pool) pick(q *Queue) {
@@ -197,6 +212,7 @@ func (p *Pool) join(q *Queue, w *worker) {
 func (p *Pool) dropped(q *Queue) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	delete(p.conns, q.conn)
 	if !q.counted {
 		return
 	}

@@ -50,6 +50,7 @@ type Queue struct {
 
 	// The worker's bookkeeping.
 	attached bool
+	served   atomic.Bool // attached, for other goroutines
 	breached bool
 	counted  bool     // it counts in its worker's load; guarded by the pool's mu
 	id       int      // index in the worker's table, and file number in its io_uring

@@ -88,14 +88,15 @@ type account struct {
 	turns int           // bound of its turns in a round
 	ready []*Queue      // queues that have work
 
-	listed  bool          // has its turns in this round or the next, or first
-	left    time.Duration // remaining part of the round; less than 0: it took more
-	paid    uint64        // the last round whose part it has got
-	suspect int           // number of turns for which the processor time is still read
-	costly  bool          // its packets took longer than costlyPacket lately
-	rest    time.Time     // end of its rest; zero: it does not rest
+	listed   bool          // has its turns in this round or the next, or first
+	left     time.Duration // remaining part of the round; less than 0: it took more
+	paid     uint64        // the last round whose part it has got
+	suspect  int           // number of turns for which the processor time is still read
+	costly   bool          // its packets took longer than costlyPacket lately
+	overruns int           // costly turns beside others; see overrun.go
+	rest     time.Time     // end of its rest; zero: it does not rest
 
-	homeAt time.Time // when a slow guest may go back to the others; see slowcopy.go
+	homeAt time.Time // when a slow guest may go back to the others; see lanes.go
 }
 
 // vifQueues is a vif and the number of its queues that are attached to the worker.
@@ -166,9 +167,13 @@ func (s *scheduler) leave(q *Queue) {
 		a.vifs = slices.Delete(a.vifs, i, i+1)
 		a.weigh()
 	}
-	if len(a.vifs) > 0 {
-		return
+	if len(a.vifs) == 0 {
+		s.remove(a)
 	}
+}
+
+// remove removes an account.
+func (s *scheduler) remove(a *account) {
 	s.accounts = without(s.accounts, a)
 	s.first = append(s.first[:s.firstAt], without(s.first[s.firstAt:], a)...)
 	s.ready = without(s.ready, a)
@@ -338,7 +343,7 @@ func (w *worker) serveTurn(a *account) {
 // clockIn returns the time at which the coming turn begins, or the zero time if turns
 // are not measured.
 func (w *worker) clockIn(q *Queue) time.Time {
-	if !w.sched.shared() {
+	if !w.sched.shared() && !w.watch.spare {
 		return time.Time{}
 	}
 	if q.account.suspect > 0 {
@@ -371,6 +376,13 @@ func (w *worker) clockOut(q *Queue, start time.Time) {
 	a.left -= took
 	if d := w.sched.judge(a, start, took, w.tally[TxPackets]+w.tally[RxPackets]); d > 0 {
 		w.rest(a, d)
+		w.noteOverrun(a)
+	}
+	switch {
+	case !a.costly:
+		a.overruns = 0
+	case w.watch.spare:
+		a.homeAt = w.now.Add(probation)
 	}
 	w.sched.ended(a, w.now)
 }

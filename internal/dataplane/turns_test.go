@@ -301,7 +301,7 @@ func TestGuestsShareByCost(t *testing.T) {
 				for i := range conns {
 					b.endless(i)
 				}
-				const all = 2 * time.Second
+				const all = 400 * time.Millisecond
 				b.rounds(all, func() {})
 				for g, want := range tt.guests {
 					if share := used[g].Seconds() / all.Seconds(); share < want.share-0.03 || share > want.share+0.03 {
@@ -348,8 +348,8 @@ func TestAQuietGuestIsFirst(t *testing.T) {
 		for i := 1; i < len(conns); i++ {
 			b.endless(i)
 		}
-		b.rounds(time.Second, func() {})
-		if packets < 100 || longest > 2*turn {
+		b.rounds(400*time.Millisecond, func() {})
+		if packets < 50 || longest > 2*turn {
 			t.Errorf("%d packets waited for up to %v beside turns of %v", packets, longest, turn)
 		}
 	})
@@ -378,6 +378,7 @@ func TestSleepersGetNoMore(t *testing.T) {
 				b.cost(0, tt.turn, &used[0])
 				b.cost(1, 100*time.Microsecond, &used[1])
 				b.settle()
+				const all = 400 * time.Millisecond
 				turns, packets, due := 0, 0, 0
 				busy := b.fronts[1].grants.during
 				b.fronts[1].grants.during = func() { busy(); turns++ }
@@ -391,12 +392,12 @@ func TestSleepersGetNoMore(t *testing.T) {
 					}
 				}
 				b.endless(1)
-				b.rounds(2*time.Second, func() {
+				b.rounds(all, func() {
 					if b.fronts[0].answers(); b.fronts[0].tx.Free() == netif.TxRingSize && turns >= due {
 						b.one(0)
 					}
 				})
-				if share := used[0].Seconds() / 2; share > tt.atMost {
+				if share := used[0].Seconds() / all.Seconds(); share > tt.atMost {
 					t.Errorf("%.3f of the time", share)
 				} else {
 					t.Logf("%.3f of the time", share)

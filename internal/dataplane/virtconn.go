@@ -13,6 +13,7 @@ import (
 
 // VirtConfig configures a device of vhost-user.
 type VirtConfig struct {
+	Name     string   // of the device, for messages
 	VnetHdr  bool     // the TAP has vnet headers of tap.VnetHdrLen bytes
 	Coalesce Coalesce // of packets from the guest
 	Paused   bool     // coalescing is paused from the start

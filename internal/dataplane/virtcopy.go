@@ -86,7 +86,8 @@ func (f *virtFetcher) Fetch(dst []byte, r virtqueue.Region, addr uint64) error {
 	w := f.q.worker.Load()
 	w.tally[GrantCalls]++
 	w.tally[Syscalls]++
-	w.copyBegins(f.q)
-	defer w.copied()
-	return f.Fetcher.Fetch(dst, r, addr)
+	slow := w.watch.slow.Load()
+	err := f.Fetcher.Fetch(dst, r, addr)
+	w.copied(slow)
+	return err
 }

@@ -117,7 +117,7 @@ func newVirtConn(cfg VirtConfig) *Conn {
 	c := &Conn{
 		virt: true,
 		cfg: Config{
-			VnetHdr: cfg.VnetHdr, Coalesce: cfg.Coalesce, Paused: cfg.Paused, Limiter: cfg.Limiter,
+			Name: cfg.Name, VnetHdr: cfg.VnetHdr, Coalesce: cfg.Coalesce, Paused: cfg.Paused, Limiter: cfg.Limiter,
 			Drain: cfg.Drain, Stall: cfg.Stall, Notice: cfg.Notice,
 			SG: true, RxNotify: true,
 		},

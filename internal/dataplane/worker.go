@@ -47,18 +47,20 @@ type worker struct {
 	failed error         // reason to end the worker; nil: none
 	done   chan struct{} // closed when the thread has ended
 
-	queues []*Queue // by id; nil where free
-	sched  scheduler
-	epoll  poller
-	timers timers
-	urge   urgency
-	delay  delayFile // of urge
-	copies copyWatch
-	clock  func() time.Time
-	now    time.Time      // see time; zero: not read yet
-	busy   int            // units of work since the last poll; see busyLimit
-	tally  tally          // of the current turn
-	ports  [4]evtchn.Port // ports that fired; on the stack it would escape
+	queues  []*Queue // by id; nil where free
+	sched   scheduler
+	epoll   poller
+	timers  timers
+	urge    urgency
+	delay   delayFile // of urge
+	watch   turnWatch
+	low     bool // for a guest that overruns; see overrun.go
+	started bool // the same has a thread; guarded by pool.mu
+	clock   func() time.Time
+	now     time.Time      // see time; zero: not read yet
+	busy    int            // units of work since the last poll; see busyLimit
+	tally   tally          // of the current turn
+	ports   [4]evtchn.Port // ports that fired; on the stack it would escape
 
 	// A batch of packets each way.
 	tx       txBatch
@@ -230,6 +232,7 @@ func (w *worker) attach(q *Queue) error {
 		return err
 	}
 	q.attached = true
+	q.served.Store(true)
 	w.enroll(q, id)
 	return nil
 }
@@ -335,6 +338,7 @@ func (w *worker) detach(q *Queue) {
 		return
 	}
 	q.attached = false
+	q.served.Store(false)
 	w.queues[q.id] = nil
 	w.dismiss(q, q.id)
 	w.sched.leave(q)
@@ -356,11 +360,14 @@ func (w *worker) run(started chan<- struct{}) {
 	// The thread ends with the goroutine: it is io_uring's only submitter.
 	runtime.LockOSThread()
 	debug.SetPanicOnFault(true) // a fault on a guest's page costs only its vif
-	w.copies.tid = threadID()
+	w.watch.tid = threadID()
 	defer close(w.done)
 	defer w.release()
 	w.pool.openRing(w)
 	w.pool.openClass(w)
+	if w.low {
+		w.lower()
+	}
 	close(started)
 
 	for !w.closed {
@@ -385,7 +392,7 @@ func (w *worker) run(started chan<- struct{}) {
 			w.pool.warn(fmt.Errorf("worker %d ends: %w", w.index, w.failed))
 			return
 		}
-		if w.copies.spare && w.giveUp() {
+		if w.watch.spare && w.giveUp() {
 			return
 		}
 	}
@@ -448,8 +455,10 @@ func (w *worker) poll(timeout int) error {
 // turn moves one batch each way for a queue and reports whether it needs another turn. An
 // error or a panic ends the service of this queue and of no other.
 func (w *worker) turn(q *Queue) (again bool) {
+	w.watch.begin(w.pool, q)
 	start := w.clockIn(q)
 	defer func() {
+		w.turnEnds(q)
 		if r := recover(); r != nil {
 			w.newRing()
 			w.breach(q, w.panicked(q, r))

@@ -130,6 +130,7 @@ func (l *link) Start(s *Serving) error {
 func (l *link) dataplaneConfig(s *Serving) dataplane.Config {
 	return dataplane.Config{
 		Domid:       l.cfg.Domid,
+		Name:        l.cfg.Name,
 		Guest:       s.Guest,
 		SG:          s.SG,
 		XDPHeadroom: s.Headroom,

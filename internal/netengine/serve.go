@@ -188,6 +188,7 @@ func (s *server) start(m *procwire.Message) (err error) {
 	opts := dataplane.Options{
 		Workers: s.set.workers, NoUring: s.set.noUring, NoPriority: s.set.noPriority, Shared: s.set.shared,
 		Warn: func(err error) { s.cfg.Log.Warn("data path degraded", zap.Error(err)) },
+		Note: func(text string) { s.cfg.Log.Info("guests moved", zap.String("why", text)) },
 	}
 	if s.set.pages {
 		var limit func() (int, error)

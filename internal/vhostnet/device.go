@@ -102,7 +102,7 @@ func Open(cfg Config) (*Device, error) {
 		pairs[i].Tap = l.dev.Queue(i)
 	}
 	d.rings, err = cfg.Open(dataplane.VirtConfig{
-		VnetHdr: l.dev.VnetHdr(), Coalesce: dataplane.CoalesceIf(cfg.Coalesce, l.uso), Paused: d.xdp, Limiter: &d.limiter, Drain: cfg.Drain, Stall: cfg.Stall,
+		Name: cfg.Name, VnetHdr: l.dev.VnetHdr(), Coalesce: dataplane.CoalesceIf(cfg.Coalesce, l.uso), Paused: d.xdp, Limiter: &d.limiter, Drain: cfg.Drain, Stall: cfg.Stall,
 		Notice: d.notice, Pairs: pairs,
 	})
 	if err != nil {

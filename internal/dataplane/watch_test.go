@@ -3,6 +3,10 @@
 package dataplane
 
 import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -86,7 +90,7 @@ func TestASlowCopyDelaysNoOtherVif(t *testing.T) {
 		select {
 		case <-closed:
 			t.Error("closed while its pages are in use")
-		case <-time.After(5 * copyTick):
+		case <-time.After(5 * turnTick):
 		}
 		close(goOn)
 		if diff := cmp.Diff(want, slow.take(1)); diff != "" {
@@ -121,7 +125,7 @@ func TestAfterProbation(t *testing.T) {
 		want := slow.put(packet{frame: udp(18, 1)})
 		slow.push()
 		first := <-inCopy
-		for deadline := time.Now().Add(patience); first.copies.underWay.Load() != stolen && time.Now().Before(deadline); {
+		for deadline := time.Now().Add(patience); first.watch.underWay.Load() != stolen && time.Now().Before(deadline); {
 			time.Sleep(time.Millisecond)
 		}
 		close(stole)
@@ -151,7 +155,7 @@ func (p *Pool) lanes() (lanes, others int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, w := range p.spares {
-		if w.copies.lane {
+		if w.watch.lane {
 			lanes++
 		} else {
 			others++
@@ -226,7 +230,7 @@ func TestManySlowGuests(t *testing.T) {
 		last := conns[slow-1].queues[0]
 		lane := last.worker.Load()
 		release := hold(slow - 1)
-		until("a slow copy", func() bool { return lane.copies.slow.Load() == lane.copies.underWay.Load() })
+		until("a slow copy", func() bool { return lane.watch.slow.Load() == lane.watch.underWay.Load() })
 		for i, f := range l.fronts {
 			if i < slow-1 && conns[i].queues[0].worker.Load() == lane {
 				continue
@@ -258,6 +262,83 @@ func TestManySlowGuests(t *testing.T) {
 		}
 		if load := l.pool.workers[0].load; load != slow+1 {
 			t.Errorf("the worker has a load of %d, want %d", load, slow+1)
+		}
+	})
+}
+
+// TestAHungTurnCostsItsGuest: while a turn does not return, also one that computes, other guests
+// are served and the pool answers. The owner of the guest's vifs is told, and Ping names the turn.
+// A turn that returns after all costs nothing more.
+func TestAHungTurnCostsItsGuest(t *testing.T) {
+	inModes(t, allModes[1:2], func(t *testing.T, m mode) {
+		for _, tt := range []struct {
+			name string
+			hang func(end chan struct{})
+		}{
+			{"asleep", func(end chan struct{}) { <-end }},
+			{"computing", func(end chan struct{}) {
+				for {
+					select {
+					case <-end:
+						return
+					default:
+					}
+				}
+			}},
+		} {
+			t.Run(tt.name, func(t *testing.T) {
+				l, conns := sharedWorker(t, m, 2)
+				warned := make(chan error, 10)
+				l.pool.opts.Warn = func(err error) { warned <- err }
+				l.pool.hungTime = 3 * longTicks * turnTick / 2
+				inTurn, end := make(chan struct{}), make(chan struct{})
+				bad, good := l.fronts[0], l.fronts[1]
+				first := conns[0].queues[0].worker.Load()
+				bad.duringNextCopy(t, conns[0].queues[0], func() {
+					close(inTurn)
+					tt.hang(end)
+				})
+				want := bad.put(packet{frame: udp(18, 1)})
+				bad.push()
+				<-inTurn
+				short, stop := context.WithTimeout(t.Context(), turnTick/5)
+				err := l.pool.Ping(short)
+				stop()
+				if err == nil || !strings.Contains(err.Error(), fmt.Sprintf("a turn of a vif of domain %d, queue 0", testDomid)) {
+					t.Errorf("Ping: %v", err)
+				}
+				deadline := time.After(patience)
+				for told := false; !told; {
+					select {
+					case n := <-l.notices:
+						told = n.Kind == Breach && errors.Is(n.Err, errHung)
+					case <-deadline:
+						t.Fatal("the owner was not told")
+					}
+				}
+				if err := <-warned; !strings.Contains(err.Error(), "held up by a turn of a vif of domain") {
+					t.Errorf("warned of %v", err)
+				}
+				must(t, l.pool.Ping(t.Context()))
+				for range 10 {
+					want := good.put(packet{frame: udp(18, 1)})
+					good.push()
+					if diff := cmp.Diff(want, good.take(1)); diff != "" {
+						t.Fatalf("answers of the other guest (-want +got):\n%s", diff)
+					}
+				}
+				close(end)
+				if diff := cmp.Diff(want, bad.take(1)); diff != "" {
+					t.Errorf("answers afterwards (-want +got):\n%s", diff)
+				}
+				for _, c := range conns {
+					c.Close()
+				}
+				<-first.done // it has nothing left to do
+				if len(warned) > 0 {
+					t.Errorf("warned again: %v", <-warned)
+				}
+			})
 		}
 	})
 }
