@@ -46,9 +46,10 @@ type process struct {
 const (
 	// slowCall is the duration of a call that causes a ping.
 	slowCall = time.Second
-	// pingTime bounds the answer to a ping, and workersTime the silence of workers.
+	// pingTime bounds the answer to a ping, and workersTime the silence of workers: the data path
+	// costs a guest whose turn does not end its vifs before.
 	pingTime    = 5 * time.Second
-	workersTime = 30 * time.Second
+	workersTime = 90 * time.Second
 	// setUpTime bounds the start of a process.
 	setUpTime = 20 * time.Second
 

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"sync"
 	"time"
 
 	"go.uber.org/zap"
@@ -63,6 +64,9 @@ type server struct {
 	guests  map[xen.Domid]*guest
 	static  *staticgrant.Budget // of all guests
 	links   map[uint32]*served
+
+	saidMu sync.Mutex
+	said   map[string]time.Time // failures that were reported, and when; guarded by saidMu
 }
 
 // guest holds the budgets of a domain.
@@ -90,7 +94,7 @@ const (
 func Serve(socket int, cfg ProcessConfig) error {
 	s := &server{
 		cfg: cfg, budgets: budget.NewHost(budget.Turns), guests: map[xen.Domid]*guest{},
-		static: staticgrant.NewBudget(maxStatic, nil), links: map[uint32]*served{},
+		static: staticgrant.NewBudget(maxStatic, nil), links: map[uint32]*served{}, said: map[string]time.Time{},
 	}
 	conn, err := procwire.New(socket, procwire.Config{
 		In: toProcess(), Out: toBroker(), Handle: s.handle, Timeout: callTimeout, Pending: pending,
@@ -187,7 +191,7 @@ func (s *server) start(m *procwire.Message) (err error) {
 	}
 	opts := dataplane.Options{
 		Workers: s.set.workers, NoUring: s.set.noUring, NoPriority: s.set.noPriority, Shared: s.set.shared,
-		Warn: func(err error) { s.cfg.Log.Warn("data path degraded", zap.Error(err)) },
+		Warn: s.degraded,
 		Note: func(text string) { s.cfg.Log.Info("guests moved", zap.String("why", text)) },
 	}
 	if s.set.pages {
@@ -209,6 +213,26 @@ func (s *server) start(m *procwire.Message) (err error) {
 	}
 	return s.cfg.Lock()
 }
+
+// degraded reports a failure in the data path that does not end it, and the same one once a
+// minute: workers try some things again with each vif.
+func (s *server) degraded(err error) {
+	text := err.Error()
+	s.saidMu.Lock()
+	again := s.said[text]
+	now := time.Now()
+	due := now.Sub(again) > time.Minute && len(s.said) < maxSaid
+	if due {
+		s.said[text] = now
+	}
+	s.saidMu.Unlock()
+	if due {
+		s.cfg.Log.Warn("data path degraded", zap.Error(err))
+	}
+}
+
+// maxSaid bounds the failures that are remembered.
+const maxSaid = 1000
 
 // ownDomid tells the number of this domain to the own pages.
 func (s *server) ownDomid(domid xen.Domid) {
