@@ -68,6 +68,7 @@ const stolen = math.MaxUint64
 // turnWatch is the state of a worker's turns.
 type turnWatch struct {
 	tid      int                   // thread ID of the worker
+	stat     *os.File              // the state of the thread in /proc; nil: it could not be opened
 	seq      uint64                // number of the last turn
 	last     *Queue                // the queue of the last turn, as queue has it
 	queue    atomic.Pointer[Queue] // of the last turn
@@ -220,7 +221,7 @@ func (p *Pool) checkTurns() (some bool) {
 		case seq == c.slow.Load():
 			_ = p.relieve(w, seq) // if there was no thread before, there may be one now
 			p.checkHung(w, now)
-		case asleep(c.tid) || c.ticks >= longTicks:
+		case c.asleep() || c.ticks >= longTicks:
 			c.slow.Store(seq)
 			if err := p.relieve(w, seq); err != nil {
 				p.warn(fmt.Errorf("%s is held up by %s: %w", w, c.turn(), err))
@@ -279,12 +280,24 @@ func (q *Queue) String() string {
 // String names a worker.
 func (w *worker) String() string { return fmt.Sprintf("worker %d", w.index) }
 
-// asleep reports whether a thread of this process sleeps in the kernel. One that runs, or
-// is ready to run, does not.
-func asleep(tid int) bool {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/self/task/%d/stat", tid))
-	_, state, ok := bytes.Cut(b, []byte(") ")) // the state follows "tid (name) "
-	return err != nil || !ok || state[0] != 'R'
+// openStat opens what /proc says of the calling thread. A process in a sandbox cannot: it has
+// the files of the workers that it had before.
+func (c *turnWatch) openStat() {
+	if f, err := os.Open("/proc/thread-self/stat"); err == nil {
+		c.stat = f
+	}
+}
+
+// asleep reports whether the worker's thread sleeps in the kernel. One that runs, or is ready
+// to run, does not. One whose state cannot be read does.
+func (c *turnWatch) asleep() bool {
+	if c.stat == nil {
+		return true
+	}
+	var b [64]byte
+	n, _ := c.stat.ReadAt(b[:], 0)                 // an error comes with the end of the file
+	_, state, ok := bytes.Cut(b[:n], []byte(") ")) // the state follows "tid (name) "
+	return !ok || len(state) == 0 || state[0] != 'R'
 }
 
 // errNoSpare is the error of relieve if there are [MaxSpares] spares.

@@ -207,6 +207,9 @@ func (w *worker) release() {
 	w.mail.close()
 	w.epoll.close()
 	w.delay.close()
+	if w.watch.stat != nil {
+		_ = w.watch.stat.Close() // only read
+	}
 	w.urge.level.Store(uint32(levelNormal)) // the thread ends, or never was
 }
 
@@ -361,6 +364,7 @@ func (w *worker) run(started chan<- struct{}) {
 	runtime.LockOSThread()
 	debug.SetPanicOnFault(true) // a fault on a guest's page costs only its vif
 	w.watch.tid = threadID()
+	w.watch.openStat()
 	defer close(w.done)
 	defer w.release()
 	w.pool.openRing(w)
