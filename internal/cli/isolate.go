@@ -9,9 +9,8 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
 
 	"github.com/netbackd/netbackd/internal/command"
 	"github.com/netbackd/netbackd/internal/dataplane"
