@@ -29,13 +29,14 @@ type Child interface {
 // process is the broker's end of a packet process. What the process says is not trusted: it
 // concerns the links of that process only, and is checked.
 type process struct {
-	log   *zap.Logger
-	child Child
-	conn  *procwire.Conn
-	ready Ready
-	slow  chan struct{} // holds one: a call waits for long
-	lost  chan struct{} // closed when its end has been dealt with
-	heard atomic.Int64  // number of messages and answers that came
+	log        *zap.Logger
+	child      Child
+	conn       *procwire.Conn
+	ready      Ready
+	slow       chan struct{} // holds one: a call waits for long
+	lost       chan struct{} // closed when its end has been dealt with
+	refreshing atomic.Bool   // see refresh
+	heard      atomic.Int64  // number of messages and answers that came
 
 	mu     sync.Mutex // guards all below
 	links  map[uint32]*remoteLink
@@ -115,6 +116,14 @@ func (p *process) look() {
 	select {
 	case p.slow <- struct{}{}:
 	default:
+	}
+}
+
+// refresh pings the process, unless that is under way for another caller.
+func (p *process) refresh() {
+	if p.refreshing.CompareAndSwap(false, true) {
+		defer p.refreshing.Store(false)
+		p.ping(time.Time{})
 	}
 }
 

@@ -165,7 +165,7 @@ func (e *Processes) Refresh(within time.Duration) {
 	var asked sync.WaitGroup
 	for _, g := range e.groups {
 		if p := g.proc; p != nil {
-			asked.Go(func() { p.ping(time.Time{}) })
+			asked.Go(p.refresh)
 		}
 	}
 	e.mu.Unlock()
