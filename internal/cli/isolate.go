@@ -67,7 +67,7 @@ func (d *netDaemon) openProcesses() (netengine.Engine, error) {
 			}
 			return c, nil
 		},
-		Workers: workers, NoUring: !d.uring, NoPriority: d.priority == priorityOff, Shared: d.shared(),
+		Workers: workers, Alone: d.isolateWorkers, NoUring: !d.uring, NoPriority: d.priority == priorityOff, Shared: d.shared(),
 		OwnPages: d.ownPages != "none", PageLimit: limit,
 	})
 	d.processes = e

@@ -36,7 +36,7 @@ type process struct {
 	slow       chan struct{} // holds one: a call waits for long
 	lost       chan struct{} // closed when its end has been dealt with
 	refreshing atomic.Bool   // see refresh
-	heard      atomic.Int64  // number of messages and answers that came
+	heard      atomic.Int64  // number of answers that came
 
 	mu     sync.Mutex // guards all below
 	links  map[uint32]*remoteLink
@@ -57,6 +57,8 @@ const (
 	// messageRate and messageBurst bound the messages of a process that are taken, per
 	// second and at once. Others wait in its socket.
 	messageRate, messageBurst = 20000, 20000
+	// messageQueue bounds those that wait for the handler, in memory.
+	messageQueue = 64
 )
 
 // newProcess sets a child up, with devices that are closed here. Its end is told by died.
@@ -65,7 +67,7 @@ func newProcess(log *zap.Logger, child Child, set *setup, devices []int, died fu
 	p := &process{log: log, child: child, slow: make(chan struct{}, 1), lost: make(chan struct{}), links: map[uint32]*remoteLink{}}
 	conn, err := procwire.New(child.Socket(), procwire.Config{
 		In: toBroker(), Out: toProcess(), Handle: p.handle, Timeout: callTimeout, Pending: pending,
-		Rate: messageRate, Burst: messageBurst,
+		Rate: messageRate, Burst: messageBurst, Queue: messageQueue,
 	})
 	if err != nil {
 		child.Kill()
@@ -130,18 +132,8 @@ func (p *process) refresh() {
 // ping kills a process that does not answer, or whose workers do not since quiet. It returns
 // the new quiet.
 func (p *process) ping(quiet time.Time) time.Time {
-	ctx, cancel := context.WithTimeout(context.Background(), pingTime)
-	defer cancel()
 	var h Health
-	heard := p.heard.Load()
-	reply, err := p.conn.Call(ctx, kindPing, nil)
-	if err != nil {
-		if p.heard.Load() == heard { // else it is busy, and answers others
-			p.kill(fmt.Errorf("it does not answer: %w", err))
-		}
-		return quiet
-	}
-	if err := p.read(kindPing, &reply, func(r *procwire.Reader) { takeHealth(r, &h) }); err != nil {
+	if p.askWithin(pingTime, kindPing, new(procwire.Writer), func(r *procwire.Reader) { takeHealth(r, &h) }) != nil {
 		return quiet
 	}
 	p.mu.Lock()
@@ -158,7 +150,34 @@ func (p *process) ping(quiet time.Time) time.Time {
 	return quiet
 }
 
-// kill ends the process.
+// askWithin sends a request, and kills a process that answers nothing for a time, also one that
+// takes no message: a full socket holds up all who write to it. A process that is busy answers
+// other requests meanwhile. Its own messages show nothing.
+func (p *process) askWithin(within time.Duration, kind procwire.Kind, w *procwire.Writer, take func(*procwire.Reader)) error {
+	answered := make(chan struct{})
+	defer close(answered)
+	go func() {
+		tick := time.NewTicker(within)
+		defer tick.Stop()
+		for last := p.heard.Load(); ; {
+			select {
+			case <-answered:
+				return
+			case <-tick.C:
+			}
+			now := p.heard.Load()
+			if now == last {
+				p.kill(fmt.Errorf("it does not answer within %v", within))
+				return
+			}
+			last = now
+		}
+	}()
+	return p.ask(context.Background(), kind, w, take)
+}
+
+// kill ends the process, and all calls to it at once: the process itself ends only when the
+// kernel lets it.
 func (p *process) kill(why error) {
 	p.mu.Lock()
 	if p.reason == nil {
@@ -166,6 +185,7 @@ func (p *process) kill(why error) {
 	}
 	p.mu.Unlock()
 	p.child.Kill()
+	p.conn.Close()
 }
 
 // end describes the end of the process, once it has ended.
@@ -224,9 +244,15 @@ func (p *process) read(kind procwire.Kind, reply *procwire.Reply, take func(*pro
 	return failed
 }
 
-// post sends a notice. An error means that the process has ended, or will.
+// post sends a notice. An error means that the process has ended, or will: it would not know
+// what later messages are about.
 func (p *process) post(kind procwire.Kind, w *procwire.Writer, files ...int) error {
+	t := time.AfterFunc(slowCall, p.look)
+	defer t.Stop()
 	if err := p.conn.Post(kind, w.Bytes(), files...); err != nil {
+		if !p.gone() {
+			p.kill(fmt.Errorf("message not sent: %w", err))
+		}
 		return fmt.Errorf("%w: %w", ErrDied, err)
 	}
 	return nil
@@ -234,7 +260,6 @@ func (p *process) post(kind procwire.Kind, w *procwire.Writer, files ...int) err
 
 // handle takes a message of the process.
 func (p *process) handle(m *procwire.Message) {
-	p.heard.Add(1)
 	r := m.Reader()
 	id, connection := r.U32(), r.U32()
 	p.mu.Lock()
@@ -248,7 +273,6 @@ func (p *process) handle(m *procwire.Message) {
 	}
 	if err := l.handle(m, r, connection); err != nil {
 		p.kill(fmt.Errorf("message %d: %w", m.Kind, err))
-		p.conn.Close()
 	}
 }
 
@@ -259,10 +283,9 @@ func (p *process) tellDomid(domid xen.Domid) {
 	_ = p.post(kindOwnDomid, &w) // the end of the process is seen elsewhere
 }
 
-// leave forgets a link, and returns the number of those that are left.
-func (p *process) leave(l *remoteLink) int {
+// leave forgets a link.
+func (p *process) leave(l *remoteLink) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.links, l.id)
-	return len(p.links)
 }

@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -49,6 +50,7 @@ type ProcessesConfig struct {
 	Start func() (Child, error)
 
 	Workers    int // threads of a process; 0: one for each CPU
+	Alone      int // threads of a process of a guest that was separated; 0: as Workers
 	NoUring    bool
 	NoPriority bool
 	Shared     int64 // see dataplane.Options
@@ -66,15 +68,16 @@ type Processes struct {
 
 	mu     sync.Mutex // guards all below
 	groups map[string]*group
-	apart  map[xen.Domid]bool // guests that have a process of their own, since shared ones died
-	links  map[xen.Domid]int  // number of links
-	domid  *xen.Domid         // of this domain; nil: not known yet
+	apart  map[xen.Domid]string // groups of guests whose shared process died again and again
+	links  map[xen.Domid]int    // number of links
+	domid  *xen.Domid           // of this domain; nil: not known yet
 	closed bool
 }
 
 // group is the set of links that share a process. Guarded by Processes.mu.
 type group struct {
 	name     string
+	alone    bool          // one guest that was separated
 	proc     *process      // nil: none runs
 	starting chan struct{} // closed when a start has ended; nil: none is under way
 	deaths   []time.Time   // of the last minute
@@ -90,9 +93,12 @@ type group struct {
 const (
 	// deathWindow is the time for which the death of a process counts.
 	deathWindow = time.Minute
-	// maxDeaths is the number of deaths in that time after which the guests of a process get
-	// processes of their own.
+	// maxDeaths is the number of deaths in that time after which the guests of a process are
+	// separated.
 	maxDeaths = 3
+	// maxParts is the number of groups that such guests get, at most. A thousand processes at
+	// once would cost more than all that a guest can do.
+	maxParts = 16
 	// A process that dies within shortLife for the maxShort-th time in a row is started again
 	// after firstPause. The pause doubles with each such death, up to maxPause.
 	shortLife            = 250 * time.Millisecond
@@ -101,12 +107,14 @@ const (
 	// startRate and startBurst bound the starts after deaths, per second and at once: a start
 	// takes some 50 ms of processor time.
 	startRate, startBurst = 1, 64
+	// lostTime bounds the wait for the end of a process.
+	lostTime = 5 * time.Second
 )
 
 // NewProcesses makes the engine. If all vifs share a process it is started now, so that a host
 // on which that fails is found at the start.
 func NewProcesses(cfg ProcessesConfig) (*Processes, error) {
-	e := &Processes{cfg: cfg, groups: map[string]*group{}, apart: map[xen.Domid]bool{}, links: map[xen.Domid]int{}}
+	e := &Processes{cfg: cfg, groups: map[string]*group{}, apart: map[xen.Domid]string{}, links: map[xen.Domid]int{}}
 	if cfg.Isolation != IsolateShared {
 		return e, nil
 	}
@@ -129,6 +137,7 @@ func (e *Processes) Open(cfg LinkConfig) Link {
 func (e *Processes) ended(l *remoteLink) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	e.quit(l)
 	if e.links[l.cfg.Domid]--; e.links[l.cfg.Domid] <= 0 {
 		delete(e.links, l.cfg.Domid)
 		delete(e.apart, l.cfg.Domid)
@@ -138,12 +147,16 @@ func (e *Processes) ended(l *remoteLink) {
 // Told tells the processes the number of their domain, which own pages need.
 func (e *Processes) Told(domid xen.Domid) {
 	e.mu.Lock()
-	defer e.mu.Unlock()
 	e.domid = &domid
+	var ps []*process
 	for _, g := range e.groups {
 		if g.proc != nil {
-			g.proc.tellDomid(domid)
+			ps = append(ps, g.proc)
 		}
+	}
+	e.mu.Unlock()
+	for _, p := range ps {
+		p.tellDomid(domid)
 	}
 }
 
@@ -184,16 +197,35 @@ func (e *Processes) Refresh(within time.Duration) {
 
 // nameFor returns the name of the group of a link. Preconditions: mu held.
 func (e *Processes) nameFor(l *remoteLink, group string) string {
-	domain := fmt.Sprintf("domain %d", l.cfg.Domid)
-	switch {
-	case e.apart[l.cfg.Domid]:
-		return domain + ", apart"
+	switch apart := e.apart[l.cfg.Domid]; {
+	case apart != "":
+		return apart
 	case e.cfg.Isolation == IsolateShared:
 		return sharedGroup
 	case e.cfg.Isolation == IsolateGroup && group != "":
 		return "group " + group
 	}
-	return domain
+	return fmt.Sprintf("domain %d", l.cfg.Domid)
+}
+
+// apartName is the name of the group of a guest that was separated from all others.
+func apartName(domid xen.Domid) string { return fmt.Sprintf("domain %d, apart", domid) }
+
+// quit takes a link out of its group. One that is not used any more is forgotten, and its
+// process ends, unless it is that of all vifs. Preconditions: mu held.
+func (e *Processes) quit(l *remoteLink) {
+	g := l.joined
+	if l.joined = nil; g == nil {
+		return
+	}
+	delete(g.users, l)
+	if len(g.users) > 0 || g.name == sharedGroup {
+		return
+	}
+	if g.proc != nil {
+		g.proc.conn.Close()
+	}
+	delete(e.groups, g.name)
 }
 
 // group returns the group of a name.
@@ -210,8 +242,12 @@ func (e *Processes) group(name string) *group {
 func (e *Processes) acquire(l *remoteLink, group string) (*process, error) {
 	e.mu.Lock()
 	g := e.group(e.nameFor(l, group))
-	l.groupName = group
-	g.users[l] = true
+	g.alone = g.name == apartName(l.cfg.Domid)
+	if l.joined != g {
+		g.users[l] = true // first: the group that it leaves may be of its process
+		e.quit(l)
+	}
+	l.groupName, l.joined = group, g
 	e.mu.Unlock()
 	return e.running(g)
 }
@@ -238,8 +274,12 @@ func (e *Processes) running(g *group) (*process, error) {
 		case g.proc != nil: // its end has not been dealt with yet
 			lost := g.proc.lost
 			e.mu.Unlock()
-			<-lost
-			continue
+			select {
+			case <-lost:
+				continue
+			case <-time.After(lostTime): // the kernel holds it up: the vif has other work
+				return nil, ErrDied
+			}
 		case g.starting != nil:
 			wait := g.starting
 			e.mu.Unlock()
@@ -257,16 +297,21 @@ func (e *Processes) running(g *group) (*process, error) {
 		e.mu.Lock()
 		close(g.starting)
 		g.starting = nil
-		if err == nil {
-			g.proc, g.born = p, time.Now()
-			if e.domid != nil {
-				p.tellDomid(*e.domid)
-			}
-		} else {
+		domid := e.domid
+		switch {
+		case err != nil:
 			e.died(g, err)
 			err = fmt.Errorf("%w: %w", ErrDied, err)
+		case e.closed:
+			p.kill(ErrDied)
+			err = ErrDied
+		default:
+			g.proc, g.born = p, time.Now()
 		}
 		e.mu.Unlock()
+		if err == nil && domid != nil {
+			p.tellDomid(*domid)
+		}
 		return p, err
 	}
 }
@@ -276,6 +321,9 @@ func (e *Processes) start(g *group) (*process, error) {
 	set := setup{
 		eventFiles: e.cfg.Opener.EventFiles(), pageLimit: -1,
 		workers: e.cfg.Workers, noUring: e.cfg.NoUring, noPriority: e.cfg.NoPriority, shared: e.cfg.Shared,
+	}
+	if g.alone && e.cfg.Alone > 0 {
+		set.workers = e.cfg.Alone
 	}
 	grants, err := e.cfg.Opener.OpenGrantFile()
 	if err != nil {
@@ -352,12 +400,13 @@ func (e *Processes) lost(g *group, p *process) {
 			zap.Int("vifs", len(links)), zap.Error(why))
 	}
 	for _, l := range links {
-		l.died(why)
+		l.died(p, why)
 	}
 }
 
 // separate gives each guest of a group whose process dies again and again a process of its
-// own, so that the guest that causes it harms no other. Preconditions: mu held.
+// own, so that the guest that causes it harms no other. Many guests get maxParts groups, of which
+// the one with that guest is separated again. Preconditions: mu held.
 func (e *Processes) separate(g *group, links []*remoteLink) {
 	if len(g.deaths) < maxDeaths {
 		return
@@ -369,30 +418,23 @@ func (e *Processes) separate(g *group, links []*remoteLink) {
 	if len(guests) < 2 {
 		return
 	}
-	for domid := range guests {
-		e.apart[domid] = true
+	for i, domid := range slices.Sorted(maps.Keys(guests)) {
+		if e.apart[domid] = apartName(domid); len(guests) > maxParts {
+			e.apart[domid] = fmt.Sprintf("%s, part %d", g.name, i%maxParts+1)
+		}
 	}
 	g.after = time.Time{}
-	e.cfg.Log.Error("a packet process of several guests died again and again; each of them gets one of its own",
-		zap.String("for", g.name), zap.Int("guests", len(guests)))
+	e.cfg.Log.Error("a packet process of several guests died again and again; they are separated",
+		zap.String("for", g.name), zap.Int("guests", len(guests)), zap.Int("processes", min(len(guests), maxParts)))
 }
 
-// left is called when a link has left a process. One without links ends, unless all vifs share
-// it.
+// left is called when a link has left a process, which it may still have wanted.
 func (e *Processes) left(p *process, l *remoteLink) {
-	n := p.leave(l)
+	p.leave(l)
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	for name, g := range e.groups {
-		if g.proc != p {
-			continue
-		}
-		delete(g.users, l)
-		if n == 0 && name != sharedGroup {
-			g.users = map[*remoteLink]bool{}
-			p.conn.Close()
-			delete(e.groups, name)
-		}
+	if g := l.joined; g != nil && g.proc == p {
+		e.quit(l)
 	}
 }
 

@@ -37,6 +37,7 @@ type remoteLink struct {
 	counts *counts  // in that process
 
 	groupName string // of the toolstack, when it was last connected; guarded by Processes.mu
+	joined    *group // that it last wanted a process of; nil: none; guarded by Processes.mu
 
 	mu    sync.Mutex // guards all below; only the vif changes conn
 	conn  *remoteConn
@@ -46,12 +47,14 @@ type remoteLink struct {
 // remoteConn is a connection of a remoteLink.
 type remoteConn struct {
 	number uint32
+	proc   *process
 	rings  *Rings
 	found  Found
 	counts *connCounts
 	served bool // it was started
 
-	// These are set before the start, and used for requests of the process.
+	// These are set before the start, and used for requests of the process; guarded by
+	// remoteLink.mu.
 	records ctrlserver.Records
 	kernel  *steer.Kernel // nil: no program may be set
 
@@ -160,7 +163,7 @@ func (l *remoteLink) Prepare(r *Rings) (Found, error) {
 	}
 	l.mu.Lock()
 	l.drawn++
-	c := &remoteConn{number: l.drawn, rings: r, counts: l.counts.begin(len(r.Queues))}
+	c := &remoteConn{number: l.drawn, proc: l.proc, rings: r, counts: l.counts.begin(len(r.Queues))}
 	l.conn = c
 	l.mu.Unlock()
 	var files []int
@@ -254,9 +257,9 @@ func (l *remoteLink) Close(how Ending) (sum [dataplane.NumCounters]uint64) {
 		}
 	}
 	sum = c.counts.end()
-	if err != nil {
+	if err != nil && !errors.Is(err, ErrDied) {
 		l.leave()
-	}
+	} // else it stays one of those that the death concerns
 	return sum
 }
 
@@ -362,12 +365,12 @@ func (l *remoteLink) End() {
 	l.engine.ended(l)
 }
 
-// died tells the vif that the process of its connection has ended.
-func (l *remoteLink) died(err error) {
+// died tells the vif that the process of its connection has ended, if that is p.
+func (l *remoteLink) died(p *process, err error) {
 	l.mu.Lock()
 	c := l.conn
 	l.mu.Unlock()
-	if c != nil && c.rings.Died != nil {
+	if c != nil && c.proc == p && c.rings.Died != nil {
 		c.rings.Died(err)
 	}
 }
@@ -414,7 +417,7 @@ func (l *remoteLink) handle(m *procwire.Message, r *procwire.Reader, connection 
 		work = func() error { return l.store(c, record) }
 	case kindSteer:
 		config := takeSteering(r, len(c.rings.Queues))
-		work = func() error { return c.steer(config) }
+		work = func() error { return l.steer(c, config) }
 	}
 	if err := r.End(); err != nil {
 		done(err)
@@ -448,7 +451,10 @@ func answerError(m *procwire.Message, err error) error {
 
 // store stores the record of the control ring, if it is one of this connection.
 func (l *remoteLink) store(c *remoteConn, record []byte) error {
-	if c.records == nil {
+	l.mu.Lock()
+	records := c.records
+	l.mu.Unlock()
+	if records == nil { // also before the start
 		return unix.EPERM
 	}
 	want := ctrlserver.Connection{Stamp: c.found.Stamp, Queues: c.rings.Queues}
@@ -458,13 +464,16 @@ func (l *remoteLink) store(c *remoteConn, record []byte) error {
 	if err := ctrlserver.CheckRecord(record, &want); err != nil {
 		return err
 	}
-	return c.records.Store(record)
+	return records.Store(record)
 }
 
 // steer makes the kernel steer the packets of the TAP.
-func (c *remoteConn) steer(config *steer.Config) error {
-	if c.kernel == nil {
+func (l *remoteLink) steer(c *remoteConn, config *steer.Config) error {
+	l.mu.Lock()
+	kernel := c.kernel
+	l.mu.Unlock()
+	if kernel == nil {
 		return unix.EPERM
 	}
-	return c.kernel.Set(config)
+	return kernel.Set(config)
 }

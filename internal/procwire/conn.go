@@ -43,6 +43,7 @@ type Config struct {
 
 	Timeout time.Duration
 	Pending int
+	Queue   int // messages that wait for the handler at most, others wait in the socket; 0: Pending
 
 	Rate  rate.Limit // frames per second that are taken; 0: no limit
 	Burst int        // frames that are taken at once
@@ -105,6 +106,9 @@ func New(fd int, cfg Config) (*Conn, error) {
 	if cfg.Pending == 0 {
 		cfg.Pending = DefaultPending
 	}
+	if cfg.Queue == 0 {
+		cfg.Queue = cfg.Pending
+	}
 	if err := cfg.check(); err != nil {
 		return nil, errors.Join(err, unix.Close(fd))
 	}
@@ -127,7 +131,7 @@ func New(fd int, cfg Config) (*Conn, error) {
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	return &Conn{
-		cfg: cfg, sock: sock, work: make(chan *Message, cfg.Pending),
+		cfg: cfg, sock: sock, work: make(chan *Message, cfg.Queue),
 		done: make(chan struct{}), ctx: ctx, stop: stop,
 		waiting: map[uint32]*call{}, owed: map[uint32]struct{}{},
 	}, nil
