@@ -67,7 +67,8 @@ func (p *Pool) giveOwnThread(o overrun) error {
 	p.mu.Lock()
 	lane, full := p.lane(), len(p.spares) >= MaxSpares
 	p.mu.Unlock()
-	if lane == nil {
+	isNew := lane == nil
+	if isNew {
 		if full {
 			return errNoSpare
 		}
@@ -77,7 +78,7 @@ func (p *Pool) giveOwnThread(o overrun) error {
 		}
 		lane.watch.spare, lane.watch.lane, lane.low = true, true, true
 	}
-	if !o.worker.post(nil, func(w *worker) { w.sendTo(lane, o.guest) }) && lane.low {
+	if !o.worker.post(nil, func(w *worker) { w.sendTo(lane, o.guest) }) && isNew {
 		lane.release()
 	}
 	return nil

@@ -244,16 +244,23 @@ func (p *Pool) checkHung(w *worker, now time.Time) {
 	c.hung = true
 	q := c.queue.Load()
 	p.warn(fmt.Errorf("%s is held up by %s for %v", w, c.turn(), now.Sub(c.since).Round(time.Second)))
+	type part struct {
+		conn  *Conn
+		queue int
+	}
 	p.mu.Lock()
-	var vifs []*Conn
+	var parts []part
 	for conn := range p.conns {
-		if conn.guest() == q.conn.guest() && slices.ContainsFunc(conn.queues, func(q *Queue) bool { return q.worker.Load() == w }) {
-			vifs = append(vifs, conn)
+		if conn.guest() != q.conn.guest() {
+			continue
+		}
+		if i := slices.IndexFunc(conn.queues, func(q *Queue) bool { return q.worker.Load() == w }); i >= 0 {
+			parts = append(parts, part{conn, i})
 		}
 	}
 	p.mu.Unlock()
-	for _, conn := range vifs {
-		conn.cfg.Notice(Notice{Kind: Breach, Queue: q.index, Err: errHung})
+	for _, v := range parts {
+		v.conn.cfg.Notice(Notice{Kind: Breach, Queue: v.queue, Err: errHung})
 	}
 }
 
