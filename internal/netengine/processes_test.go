@@ -25,6 +25,7 @@ type double struct {
 	socket int // of the broker
 	conn   *procwire.Conn
 	done   chan struct{}
+	hold   <-chan struct{} // the end of the process waits for it; nil: for nothing
 	once   sync.Once
 }
 
@@ -36,19 +37,24 @@ func (d *double) Err() error            { return errors.New("the double has ende
 func (d *double) Kill() {
 	d.once.Do(func() {
 		d.conn.Close()
-		close(d.done)
+		go func() {
+			if d.hold != nil {
+				<-d.hold
+			}
+			close(d.done)
+		}()
 	})
 }
 
 // startDouble starts a double whose messages but the setup are handled by handle, queue of them
 // at most in its memory.
-func startDouble(t *testing.T, queue int, handle func(*double, *procwire.Message)) *double {
+func startDouble(t *testing.T, queue int, hold <-chan struct{}, handle func(*double, *procwire.Message)) *double {
 	t.Helper()
 	ours, theirs, err := procwire.Pair()
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := &double{socket: ours, done: make(chan struct{})}
+	d := &double{socket: ours, done: make(chan struct{}), hold: hold}
 	d.conn, err = procwire.New(theirs, procwire.Config{
 		In: toProcess(), Out: toBroker(), Queue: queue,
 		Handle: func(m *procwire.Message) {
@@ -89,7 +95,7 @@ func TestFullSocket(t *testing.T) {
 	stop := make(chan struct{})
 	defer close(stop)
 	died := make(chan struct{})
-	d := startDouble(t, 1, func(*double, *procwire.Message) { <-stop })
+	d := startDouble(t, 1, nil, func(*double, *procwire.Message) { <-stop })
 	raw, err := unix.FcntlInt(uintptr(d.socket), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -134,8 +140,9 @@ func TestFullSocket(t *testing.T) {
 	<-died
 }
 
-// engineOf makes an engine whose processes die when a link of domain 1 is prepared.
-func engineOf(t *testing.T, isolation Isolation) *Processes {
+// engineOf makes an engine whose processes die when a link of domain 1 is prepared. The kernel
+// takes until hold to end them.
+func engineOf(t *testing.T, isolation Isolation, hold <-chan struct{}) *Processes {
 	t.Helper()
 	domids := func() func(*double, *procwire.Message) {
 		first := map[uint32]bool{} // links of domain 1
@@ -161,7 +168,7 @@ func engineOf(t *testing.T, isolation Isolation) *Processes {
 	}
 	e, err := NewProcesses(ProcessesConfig{
 		Isolation: isolation, Opener: nullOpener{}, Log: zap.NewNop(),
-		Start: func() (Child, error) { return startDouble(t, 0, domids()), nil },
+		Start: func() (Child, error) { return startDouble(t, 0, hold, domids()), nil },
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -184,7 +191,9 @@ func testRings(died func(error)) *Rings {
 // TestDeathWithinACall: a guest whose process dies within a call for it, so that its vif is the
 // first to know, is among those that are separated.
 func TestDeathWithinACall(t *testing.T) {
-	e := engineOf(t, IsolateShared)
+	hold := make(chan struct{})
+	e := engineOf(t, IsolateShared, hold)
+	t.Cleanup(func() { close(hold) })
 	host := budget.NewHost(2)
 	bad, good := openLink(e, host, 1), openLink(e, host, 2)
 	for range maxDeaths {
@@ -196,6 +205,7 @@ func TestDeathWithinACall(t *testing.T) {
 			t.Fatalf("got %v, want %v", err, ErrDied)
 		}
 		bad.Close(Drop)
+		hold <- struct{}{}
 		<-died
 		good.Close(Drop)
 	}
@@ -214,7 +224,7 @@ func TestDeathWithinACall(t *testing.T) {
 
 // TestGroupsEnd: nothing is left of guests whose processes died, once their vifs are gone.
 func TestGroupsEnd(t *testing.T) {
-	e := engineOf(t, IsolateGuest)
+	e := engineOf(t, IsolateGuest, nil)
 	host := budget.NewHost(2)
 	bad, good := openLink(e, host, 1), openLink(e, host, 2)
 	if _, err := bad.Prepare(testRings(nil)); !errors.Is(err, ErrDied) {
@@ -234,7 +244,7 @@ func TestGroupsEnd(t *testing.T) {
 // the end each its own.
 func TestSeparateMany(t *testing.T) {
 	const guests = 1000
-	e := engineOf(t, IsolateGroup)
+	e := engineOf(t, IsolateGroup, nil)
 	host := budget.NewHost(2)
 	var links []*remoteLink
 	for i := range guests {

@@ -149,6 +149,14 @@ func median[T float64 | time.Duration](rounds []round, value func(*round) T) T {
 	return all[len(all)/2]
 }
 
+// part returns a/b, and 0 if b is: a peer that got nothing is no measure.
+func part(a, b float64) float64 {
+	if b == 0 {
+		return 0
+	}
+	return a / b
+}
+
 // row writes the line of a load and returns the number of bars that were missed. unit is that
 // of its strength; the quiet guest's throughput is divided by per.
 func row(w io.Writer, name, unit string, per float64, rounds []round) (missed int) {
@@ -170,8 +178,8 @@ func row(w io.Writer, name, unit string, per float64, rounds []round) (missed in
 		return text + " !"
 	}
 	ms := func(d time.Duration) string { return fmt.Sprintf("%.1f", float64(d)/1e6) }
-	fairly := over(func(t *turn) float64 { return t.beside / t.peer })
-	left := over(func(t *turn) float64 { return t.left / t.paced })
+	fairly := over(func(t *turn) float64 { return part(t.beside, t.peer) })
+	left := over(func(t *turn) float64 { return part(t.left, t.paced) })
 	ping := median(rounds, func(r *round) time.Duration { return r.ping })
 	beside := median(rounds, func(r *round) time.Duration { return r.pingBeside })
 	pair := func(a, b func(*round) time.Duration) string {

@@ -177,6 +177,9 @@ func (c *campaign) run() {
 		}
 	}
 	c.t.Logf("%d failures: %v", len(rules), seen)
+	if seen["not reached"] == len(rules) {
+		c.t.Error("no failure happened, so nothing is proven")
+	}
 }
 
 // pick chooses a sample, each time another one.
