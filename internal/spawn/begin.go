@@ -4,7 +4,10 @@ package spawn
 
 import (
 	"fmt"
+	"os"
 	"os/signal"
+	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -29,6 +32,7 @@ type Limits struct {
 // socket does.
 func Begin(l Limits) (socket int, err error) {
 	logsink.Unblock(stderr) // needs /proc/self/fd, so it comes first
+	yieldMemory()
 	signal.Ignore(unix.SIGPIPE, unix.SIGHUP, unix.SIGINT, unix.SIGTERM, unix.SIGTTOU, unix.SIGXFSZ)
 	if err := bare(); err != nil {
 		return -1, err
@@ -52,6 +56,23 @@ func Begin(l Limits) (socket int, err error) {
 		}
 	}
 	return socketFile, limitFiles(l.Files)
+}
+
+// oomStep is the distance to the parent in the order in which the kernel ends processes when
+// memory is short (oom_score_adj, of 1000).
+const oomStep = 300
+
+// yieldMemory makes the kernel end this process before its parent when memory is short: a
+// process that was taken over must not be able to have the daemon or others ended.
+func yieldMemory() {
+	const path = "/proc/self/oom_score_adj"
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return // the kernel goes by size alone
+	}
+	if n, err := strconv.Atoi(strings.TrimSpace(string(b))); err == nil {
+		_ = os.WriteFile(path, []byte(strconv.Itoa(min(n+oomStep, 1000))), 0) // raising it needs no right
+	}
 }
 
 // limitFiles sets both limits on open files to the number, or to the hard limit if that is

@@ -287,3 +287,18 @@ func TestByHand(t *testing.T) {
 		t.Errorf("%v: %s", err, out)
 	}
 }
+
+// TestEndsBeforeItsParent: when memory is short the kernel ends a child first.
+func TestEndsBeforeItsParent(t *testing.T) {
+	c, _ := begin(t, Options{})
+	order := func(pid int) (n int) {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid))
+		must(t, err)
+		_, err = fmt.Sscan(string(b), &n)
+		must(t, err)
+		return n
+	}
+	if ours, childs := order(os.Getpid()), order(c.PID()); childs != min(ours+oomStep, 1000) {
+		t.Errorf("oom_score_adj is %d, and of the parent %d", childs, ours)
+	}
+}
