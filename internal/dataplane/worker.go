@@ -459,8 +459,8 @@ func (w *worker) poll(timeout int) error {
 // turn moves one batch each way for a queue and reports whether it needs another turn. An
 // error or a panic ends the service of this queue and of no other.
 func (w *worker) turn(q *Queue) (again bool) {
+	start := w.clockIn(q) // first: from begin on the pool may make this worker a spare
 	w.watch.begin(w.pool, q)
-	start := w.clockIn(q)
 	defer func() {
 		w.turnEnds(q)
 		if r := recover(); r != nil {
