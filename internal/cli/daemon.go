@@ -144,8 +144,11 @@ const (
 	heapVifBytes = 256 << 10
 )
 
-// heapLimit returns the bytes that Go's heap may have with the present number of vifs.
-func (d *netDaemon) heapLimit() int64 { return heapBytes + heapVifBytes*int64(d.backend.Vifs()) }
+// heapLimit returns the bytes that Go's heap may have with a number of vifs.
+func heapLimit(vifs int64) int64 { return heapBytes + heapVifBytes*vifs }
+
+// heapLimit returns the same with the present number of vifs.
+func (d *netDaemon) heapLimit() int64 { return heapLimit(int64(d.backend.Vifs())) }
 
 // memory returns the bounds of the daemon's memory and what it takes, with its packet
 // processes.

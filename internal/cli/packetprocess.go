@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"sync/atomic"
 
 	"github.com/spf13/cobra"
 	"go.uber.org/zap"
@@ -52,7 +53,7 @@ func newPacketProcessCmd(adopter Adopter) *cobra.Command {
 // runPacketProcess serves the broker until its socket ends. Then it does not return: workers
 // must not touch rings any more, which a successor may serve already.
 func runPacketProcess(ctx context.Context, adopter Adopter, log daemon.LogFlags) error {
-	socket, err := spawn.Begin(spawn.Limits{FileSize: dataplane.JournalSize, Dumpable: adopter.Traced()})
+	socket, err := spawn.Begin(spawn.Limits{FileSize: dataplane.JournalSize, Tasks: packetTasks, Dumpable: adopter.Traced()})
 	if err != nil {
 		return err
 	}
@@ -62,9 +63,10 @@ func runPacketProcess(ctx context.Context, adopter Adopter, log daemon.LogFlags)
 	}
 	defer end()
 	p.Log = p.Log.With(zap.Int("process", os.Getpid()))
-	go daemon.WatchHeap(ctx)
+	var links atomic.Int64
+	go daemon.WatchHeap(ctx, func() int64 { return heapLimit(links.Load()) })
 	err = netengine.Serve(socket, netengine.ProcessConfig{
-		Adopter: adopter, Log: p.Log, Uring: daemon.UringState,
+		Adopter: adopter, Log: p.Log, Links: &links, Uring: daemon.UringState,
 		Begin: func(workers int, uring bool) error {
 			setProcessors(workers)
 			return reserveRings(p.Log, workers, uring)
@@ -82,6 +84,11 @@ func runPacketProcess(ctx context.Context, adopter Adopter, log daemon.LogFlags)
 	os.Exit(0)
 	return nil
 }
+
+// packetTasks bounds the threads of all processes of the user, as far as packet processes go: the
+// unit's TasksMax leaves the daemon a quarter of its own. So a packet process that was taken over
+// cannot keep the daemon from starting a thread. The bound does not hold for root.
+const packetTasks = 6144
 
 // spareRings is the number of rings for workers that take the place of others.
 const spareRings = 8

@@ -55,8 +55,9 @@ func (p *Process) Pass(line []byte) {
 	_, _ = p.sink.Write(append(line[:len(line):len(line)], '\n')) // losses are counted
 }
 
-// WatchHeap keeps the heap small until ctx ends, as Serve does.
-func WatchHeap(ctx context.Context) { newHeap(nil).watch(ctx) }
+// WatchHeap keeps the heap small until ctx ends, as Serve does, with the soft limit that limit
+// returns, in bytes.
+func WatchHeap(ctx context.Context, limit func() int64) { newHeap(limit).watch(ctx) }
 
 // Work holds the parts of a program that [Process.Serve] runs and watches.
 type Work struct {

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -214,18 +215,26 @@ func (p *process) gone() bool {
 }
 
 // ask sends a request and reads its answer: an error, and if there is none the rest with take.
-// An answer that is not valid ends the process.
+// No answer in time, or one that is not valid, ends the process. A request that could not be sent,
+// for want of memory on this side for example, does not.
 func (p *process) ask(ctx context.Context, kind procwire.Kind, w *procwire.Writer, take func(*procwire.Reader), files ...int) error {
 	t := time.AfterFunc(slowCall, p.look)
 	defer t.Stop()
 	reply, err := p.conn.Call(ctx, kind, w.Bytes(), files...)
-	if err != nil {
-		if !p.gone() {
-			p.kill(fmt.Errorf("call failed: %w", err))
-		}
-		return fmt.Errorf("%w: %w", ErrDied, err)
+	if err == nil {
+		return p.read(kind, &reply, take)
 	}
-	return p.read(kind, &reply, take)
+	late := errors.Is(err, os.ErrDeadlineExceeded) || ctx.Err() != nil
+	if late {
+		p.kill(fmt.Errorf("call failed: %w", err))
+	}
+	switch {
+	case late || p.gone():
+		return fmt.Errorf("%w: %w", ErrDied, err)
+	case errors.Is(err, procwire.ErrBusy):
+		return fmt.Errorf("packet process not asked: %w: %w", unix.EAGAIN, err)
+	}
+	return fmt.Errorf("packet process not asked: %w", err)
 }
 
 // read reads an answer for ask.

@@ -140,6 +140,35 @@ func TestFullSocket(t *testing.T) {
 	<-died
 }
 
+// TestRequestNotSent: a request that this side cannot send costs the process nothing.
+func TestRequestNotSent(t *testing.T) {
+	died := make(chan struct{})
+	d := startDouble(t, 0, nil, func(_ *double, m *procwire.Message) {
+		var w procwire.Writer
+		putError(&w, nil)
+		putJSON(&w, &Health{})
+		_ = m.Answer(w.Bytes())
+	})
+	null, err := openNull()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := newProcess(zap.NewNop(), d, &setup{eventFiles: 1, workers: 1}, []int{null}, func(*process) { close(died) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	var long procwire.Writer
+	long.Blob(make([]byte, procwire.MaxBody/2))
+	if err := p.ask(t.Context(), kindPing, &long, nil); err == nil || errors.Is(err, ErrDied) {
+		t.Errorf("a body that is too long: %v", err)
+	}
+	if err := p.ask(t.Context(), kindPing, new(procwire.Writer), func(r *procwire.Reader) { takeHealth(r, new(Health)) }); err != nil {
+		t.Errorf("afterwards: %v", err)
+	}
+	d.Kill()
+	<-died
+}
+
 // engineOf makes an engine whose processes die when a link of domain 1 is prepared. The kernel
 // takes until hold to end them.
 func engineOf(t *testing.T, isolation Isolation, hold <-chan struct{}) *Processes {

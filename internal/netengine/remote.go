@@ -103,10 +103,15 @@ func (l *remoteLink) body() *procwire.Writer {
 // ask sends a request about the link, outside of the turn: nothing of this process waits in
 // the kernel meanwhile.
 func (l *remoteLink) ask(kind procwire.Kind, w *procwire.Writer, take func(*procwire.Reader), files ...int) (err error) {
+	return l.askIn(context.Background(), kind, w, take, files...)
+}
+
+// askIn does the same within the deadline of ctx.
+func (l *remoteLink) askIn(ctx context.Context, kind procwire.Kind, w *procwire.Writer, take func(*procwire.Reader), files ...int) (err error) {
 	if l.proc == nil {
 		return ErrDied
 	}
-	l.cfg.Turn.Aside(func() { err = l.proc.ask(context.Background(), kind, w, take, files...) })
+	l.cfg.Turn.Aside(func() { err = l.proc.ask(ctx, kind, w, take, files...) })
 	return err
 }
 
@@ -243,7 +248,11 @@ func (l *remoteLink) Close(how Ending) (sum [dataplane.NumCounters]uint64) {
 	}
 	w := l.body()
 	w.U8(uint8(how))
-	err := l.ask(kindClose, w, nil)
+	// It waits for turns of the data path. One that hangs in the kernel must not cost the other
+	// guests their process, which could not end either. Pings find a process that is gone.
+	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+	defer cancel()
+	err := l.askIn(ctx, kindClose, w, nil)
 	if err != nil && !errors.Is(err, ErrDied) {
 		l.cfg.Log.Warn("connection not closed", zap.Error(err))
 	}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -46,6 +47,8 @@ type ProcessConfig struct {
 	// Lock is called once the process has all that it opens itself. From then on it opens
 	// nothing.
 	Lock func() error
+	// Links gets the number of vifs that the process serves.
+	Links *atomic.Int64
 	// Uring tells the state of io_uring.
 	Uring func(on bool) string
 }
@@ -80,6 +83,8 @@ const (
 	// callTimeout bounds the wait for an answer. A page of a guest that is paged out takes
 	// half a minute; pings find a process that hangs before.
 	callTimeout = 3 * time.Minute
+	// closeTimeout is the same of closing a connection.
+	closeTimeout = 24 * time.Hour
 	// pending bounds the messages that wait for an answer.
 	pending = 8192
 	// healthTime bounds the wait for workers in the answer to a ping.
@@ -292,11 +297,13 @@ func (s *server) open(id uint32, r *procwire.Reader, file int) {
 		pool: s.pool, host: (*handed)(l),
 	}
 	s.links[id] = l
+	s.cfg.Links.Add(1)
 }
 
 // end ends a link.
 func (s *server) end(l *served) {
 	delete(s.links, l.id)
+	s.cfg.Links.Add(-1)
 	domid := l.link.cfg.Domid
 	if g := s.guests[domid]; g.links > 1 {
 		g.links--
@@ -304,7 +311,10 @@ func (s *server) end(l *served) {
 		delete(s.guests, domid)
 	}
 	l.post(func() {
-		l.link.Close(Leave)
+		_, err := l.guard(func() []byte { l.link.Close(Leave); return nil })
+		if err != nil {
+			return // workers may still use what would be released
+		}
 		l.release()
 		_ = unix.Munmap(l.stats)
 	})

@@ -215,8 +215,8 @@ func (c *Conn) Post(kind Kind, body []byte, files ...int) error {
 	return c.write(&h, r.Ask, body, files)
 }
 
-// Call sends a request and waits for its answer until ctx ends, but not longer than
-// Config.Timeout. The files stay the caller's. The error matches RemoteError if the other
+// Call sends a request and waits for its answer until ctx ends, or for Config.Timeout if ctx has
+// no deadline. The files stay the caller's. The error matches RemoteError if the other
 // side answered with a failure.
 func (c *Conn) Call(ctx context.Context, kind Kind, body []byte, files ...int) (Reply, error) {
 	r, ok := c.cfg.Out[kind]
@@ -233,14 +233,18 @@ func (c *Conn) Call(ctx context.Context, kind Kind, body []byte, files ...int) (
 		c.forget(id)
 		return Reply{}, err
 	}
-	t := time.NewTimer(c.cfg.Timeout)
-	defer t.Stop()
+	var late <-chan time.Time
+	if _, bounded := ctx.Deadline(); !bounded {
+		t := time.NewTimer(c.cfg.Timeout)
+		defer t.Stop()
+		late = t.C
+	}
 	select {
 	case p := <-w.reply:
 		return p, p.err
 	case <-ctx.Done():
 		err = ctx.Err()
-	case <-t.C:
+	case <-late:
 		err = fmt.Errorf("no answer of the other process within %v: %w", c.cfg.Timeout, os.ErrDeadlineExceeded)
 	}
 	c.mu.Lock()

@@ -215,6 +215,28 @@ func TestGiveUp(t *testing.T) {
 	}
 }
 
+// TestDeadline: a Call waits for Config.Timeout, unless its context has a deadline.
+func TestDeadline(t *testing.T) {
+	held := make(chan *Message, 2)
+	a, _ := pair(t, func(c *Config) {
+		c.Timeout = 20 * time.Millisecond
+		c.Handle = func(m *Message) { held <- m }
+	})
+	long, stop := context.WithTimeout(t.Context(), time.Minute)
+	defer stop()
+	answered := make(chan error)
+	go func() { answered <- second(a.Call(long, kindLater, nil)) }()
+	m := <-held
+	// This call begins later and gives up.
+	if err := second(a.Call(t.Context(), kindLater, nil)); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("without a deadline: %v", err)
+	}
+	must(t, m.Answer([]byte("x")))
+	if err := <-answered; err != nil {
+		t.Errorf("with a deadline: %v", err)
+	}
+}
+
 // TestEnd: the end of one side ends the calls of the other, after the messages before it.
 func TestEnd(t *testing.T) {
 	notes := make(chan string, 3)

@@ -21,6 +21,7 @@ const stderr = 2
 type Limits struct {
 	Files    uint64 // open files; 0: as many as its parent
 	FileSize uint64 // bytes that a file may reach by writes; 0: as its parent
+	Tasks    uint64 // threads of all processes of its user, beyond which it starts none; 0: as its parent
 
 	// Dumpable leaves the memory of the process open to others of its user. The embedded Xen
 	// needs this where it does not run as root.
@@ -55,7 +56,22 @@ func Begin(l Limits) (socket int, err error) {
 			return -1, fmt.Errorf("limit of the size of files: %w", err)
 		}
 	}
+	if l.Tasks != 0 {
+		if err := lower(unix.RLIMIT_NPROC, l.Tasks); err != nil {
+			return -1, fmt.Errorf("limit of threads: %w", err)
+		}
+	}
 	return socketFile, limitFiles(l.Files)
+}
+
+// lower sets both limits on a resource to n, or to the hard limit if that is lower.
+func lower(resource int, n uint64) error {
+	var l unix.Rlimit
+	if err := unix.Getrlimit(resource, &l); err != nil {
+		return err
+	}
+	n = min(n, l.Max)
+	return unix.Setrlimit(resource, &unix.Rlimit{Cur: n, Max: n})
 }
 
 // oomStep is the distance to the parent in the order in which the kernel ends processes when

@@ -50,9 +50,12 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
+// childTasks is the bound on threads of the children in these tests.
+const childTasks = 5000
+
 // child obeys messages until its socket ends.
 func child() {
-	fd, err := Begin(Limits{Files: 100, FileSize: 4096})
+	fd, err := Begin(Limits{Files: 100, FileSize: 4096, Tasks: childTasks})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(3)
@@ -224,6 +227,25 @@ func TestLog(t *testing.T) {
 	}
 	if got := c.Err().Error(); !strings.Contains(got, "exit status 2") {
 		t.Errorf("end: %v", got)
+	}
+}
+
+// TestLimits: the limits of a child are those of Begin.
+func TestLimits(t *testing.T) {
+	c, _ := begin(t, Options{})
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", c.PID()))
+	must(t, err)
+	got := map[string]string{}
+	for line := range strings.Lines(string(b)) {
+		for _, name := range []string{"Max open files", "Max file size", "Max processes"} {
+			if rest, ok := strings.CutPrefix(line, name); ok {
+				got[name] = strings.Join(strings.Fields(rest)[:2], " ")
+			}
+		}
+	}
+	want := map[string]string{"Max open files": "100 100", "Max file size": "4096 4096", "Max processes": fmt.Sprintf("%d %d", childTasks, childTasks)}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
 	}
 }
 
