@@ -34,9 +34,9 @@ func unless(k uint32, n int) unix.SockFilter {
 	return unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: k, Jf: uint8(n)}
 }
 
-// ifSet skips n instructions if the loaded word has none of the bits.
-func ifSet(bits uint32, n int) unix.SockFilter {
-	return unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JSET | unix.BPF_K, K: bits, Jf: uint8(n)}
+// ifSet skips an instruction if the loaded word has none of the bits.
+func ifSet(bits uint32) unix.SockFilter {
+	return unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JSET | unix.BPF_K, K: bits, Jf: 1}
 }
 
 // ifNot skips n instructions if the loaded word is k.
@@ -61,9 +61,9 @@ func oneOf(arg int, values ...uint32) rule {
 	return append(r, ret(denied))
 }
 
-// without allows a call whose argument arg, of 32 bits, has none of the bits.
-func without(arg int, bits uint32) rule {
-	return rule{load(offArgs + uint32(arg)*argSize), ifSet(bits, 1), ret(denied), ret(allow)}
+// without allows a call whose third argument, of 32 bits, has none of the bits.
+func without(bits uint32) rule {
+	return rule{load(offArgs + 2*argSize), ifSet(bits), ret(denied), ret(allow)}
 }
 
 // zero allows a call whose arguments, of 64 bits, are 0.
@@ -71,7 +71,7 @@ func zero(args ...int) rule {
 	var r rule
 	for _, a := range args {
 		for _, half := range []uint32{0, high} {
-			r = append(r, load(offArgs+uint32(a)*argSize+half), ifSet(^uint32(0), 1), ret(denied))
+			r = append(r, load(offArgs+uint32(a)*argSize+half), ifSet(^uint32(0)), ret(denied))
 		}
 	}
 	return append(r, ret(allow))
@@ -82,8 +82,8 @@ func thread() rule {
 	const others = unix.CLONE_NEWNS | unix.CLONE_NEWCGROUP | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC |
 		unix.CLONE_NEWUSER | unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_PTRACE
 	return rule{
-		load(offArgs), ifSet(others, 1), ret(denied),
-		ifSet(unix.CLONE_THREAD, 1), ret(allow), ret(denied),
+		load(offArgs), ifSet(others), ret(denied),
+		ifSet(unix.CLONE_THREAD), ret(allow), ret(denied),
 	}
 }
 
@@ -103,16 +103,16 @@ func program(p Policy, pid uint32) []unix.SockFilter {
 		decide(call, rule{ret(allow)})
 	}
 	const exec = unix.PROT_EXEC
-	decide(unix.SYS_MMAP, without(2, exec))
-	decide(unix.SYS_MPROTECT, without(2, exec))
-	decide(unix.SYS_PKEY_MPROTECT, without(2, exec))
+	decide(unix.SYS_MMAP, without(exec))
+	decide(unix.SYS_MPROTECT, without(exec))
+	decide(unix.SYS_PKEY_MPROTECT, without(exec))
 	decide(unix.SYS_CLONE, thread())
 	decide(unix.SYS_CLONE3, rule{ret(absent)})
 	decide(unix.SYS_TGKILL, oneOf(0, pid))
 	decide(unix.SYS_KILL, oneOf(0, pid))
 	decide(unix.SYS_SOCKET, oneOf(0, p.Sockets...))
 	if p.ReadFiles {
-		decide(unix.SYS_OPENAT, without(2, unix.O_WRONLY|unix.O_RDWR|unix.O_CREAT|unix.O_TRUNC|unix.O_TMPFILE&^unix.O_DIRECTORY))
+		decide(unix.SYS_OPENAT, without(unix.O_WRONLY|unix.O_RDWR|unix.O_CREAT|unix.O_TRUNC|unix.O_TMPFILE&^unix.O_DIRECTORY))
 	}
 	for _, call := range p.Refused {
 		decide(call, rule{ret(denied)})

@@ -277,11 +277,12 @@ func TestAHungTurnCostsItsGuest(t *testing.T) {
 		}{
 			{"asleep", func(end chan struct{}) { <-end }},
 			{"computing", func(end chan struct{}) {
-				for {
+				for spun := 0; ; {
 					select {
 					case <-end:
 						return
 					default:
+						spun++
 					}
 				}
 			}},

@@ -97,7 +97,7 @@ func (v *Vif) handleNotices(ctx context.Context) {
 		return
 	}
 	if err := c.notices.dead(); err != nil {
-		v.resume(ctx, err)
+		v.resume(err)
 		return
 	}
 	stalled, tooBig, merging, breach := c.notices.take()

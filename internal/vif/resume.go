@@ -18,7 +18,7 @@ const processPoll = 100 * time.Millisecond
 // leaves what a daemon that was killed leaves to its successor: rings with stamps, journals,
 // the record of the control ring, and packets in the TAP's queues. The TAP keeps its carrier,
 // and xenstore its state.
-func (v *Vif) resume(ctx context.Context, cause error) {
+func (v *Vif) resume(cause error) {
 	c := v.conn
 	v.log.Warn("packet process died, connecting again", zap.Error(cause))
 	v.conn, v.resuming, v.busySince = nil, true, time.Time{}

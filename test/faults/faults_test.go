@@ -44,8 +44,6 @@ type campaign struct {
 	trace *systrace.Tracer
 	s     subject // nil: the last one is gone
 	clean books   // of s
-
-	outcomes map[string]map[string]int // by kind, of phase and outcome
 }
 
 // TestFaults lets every kind of call fail, for each class of devices.

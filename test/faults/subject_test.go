@@ -15,7 +15,6 @@ import (
 
 	"github.com/netbackd/netbackd/internal/lab"
 	"github.com/netbackd/netbackd/internal/lab/xensim/simclient"
-	"github.com/netbackd/netbackd/pkg/xen"
 )
 
 // subject is a daemon with two guests. The one, whose device goes through the phases, is to
@@ -152,14 +151,4 @@ func until(ctx context.Context, what string, f func() error) error {
 		case <-tick.C:
 		}
 	}
-}
-
-// zombie reports an error if the hypervisor still has a domain.
-func zombie(l interface {
-	Domain(xen.Domid) (simclient.DomainInfo, error)
-}, domid xen.Domid) error {
-	if _, err := l.Domain(domid); err == nil {
-		return fmt.Errorf("domain %d is a zombie", domid)
-	}
-	return nil
 }

@@ -37,7 +37,6 @@ type vifs struct {
 	stop   func()
 	other  *lab.Guest // whose vif stays
 	guest  *lab.Guest // whose vif is attached and detached
-	args   []string   // of the daemon
 }
 
 // newVifs makes a host whose daemon is traced by t, which may be nil. args are more

@@ -31,7 +31,6 @@ type bed struct {
 	manager *lab.Manager // nil: no service manager keeps the TAPs' queues
 	faults  *numbered.Faults
 	vifs    []*vif
-	guests  int
 	score   score
 	moves   bool // the guest moves its flows to other queues
 	fresh   int  // deaths since the last balance

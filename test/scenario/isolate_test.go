@@ -62,9 +62,13 @@ func TestPacketProcessKilledUnderTraffic(t *testing.T) {
 	whole := []func(){g.streaming(48 << 20), g.streamed(48 << 20)}
 	var away times
 	var last uint64
+	const life = 600 * time.Millisecond // of a process, with the time until it serves
+	begin := time.Now()
 	for range 20 {
+		// One that dies right after its start is not started again at once.
+		time.Sleep(time.Until(begin.Add(life)))
 		before := w.onlyProcess()
-		begin := time.Now()
+		begin = time.Now()
 		w.must(unix.Kill(before, unix.SIGKILL))
 		s := g.waitStatus("another process to serve", func(s *vif.Status) bool {
 			pids := w.packetProcesses()

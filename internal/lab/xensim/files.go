@@ -3,6 +3,8 @@
 package xensim
 
 import (
+	"errors"
+
 	"golang.org/x/sys/unix"
 
 	"github.com/netbackd/netbackd/internal/lab/xensim/dev"
@@ -142,7 +144,8 @@ func (f *gntdevFile) call(op wire.Op, r *wire.Reader, reply []byte) ([]byte, int
 		}
 		fd, err := f.s.joined(f.shared)
 		if err != nil {
-			errno, _ := err.(unix.Errno)
+			var errno unix.Errno
+			errors.As(err, &errno)
 			return reply, -1, max(errno, 1)
 		}
 		return reply, fd, 0
