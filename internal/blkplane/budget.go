@@ -8,10 +8,10 @@ import "sync/atomic"
 // told otherwise: four queues with all their memory.
 const DefaultGuestBytes = 4 * DefaultQueueBytes
 
-// Guest is what all queues of all vbds of one guest share: its part of the processors and of
-// disks, and its memory budget. Apart from
-// it each queue may always have ownBytes, so a queue that finds the budget used up goes on
-// with what it has, and needs no wake-up when memory is returned to the budget.
+// Guest holds the parts of processors and disks, and the memory budget, that all queues of all
+// vbds of one guest share. Apart from the budget each queue may always have ownBytes, so a queue
+// that finds the budget used up goes on with what it has, and needs no wake-up when memory is
+// returned to the budget.
 type Guest struct {
 	limit int64
 	free  atomic.Int64

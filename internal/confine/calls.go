@@ -8,7 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Policy is what a process may do beside what every process of this program may.
+// Policy lists the calls that a process may make beside those that every process of this program may.
 type Policy struct {
 	Ioctls        []uint32  // numbers
 	Registrations []uint32  // operations of io_uring_register(2)

@@ -67,7 +67,7 @@ const (
 	modelList  = 2100 // a page for lists
 )
 
-// pageModel is what a guest's page is granted for.
+// pageModel tells the purpose of the grant of a guest's page.
 type pageModel struct{ live, writable bool }
 
 // vifModel models a vif and its guest.

@@ -148,7 +148,7 @@ func TestReconnects(t *testing.T) {
 	}
 }
 
-// usage is what a process takes besides its books.
+// usage counts the threads, mappings and bytes of a process.
 type usage struct {
 	threads, maps int
 	rss           int64

@@ -74,7 +74,7 @@ func TestForeign(t *testing.T) {
 	}
 }
 
-// TestOrdered: only a death allows packets to come again, and nothing allows a gap.
+// TestOrdered: packets may be repeated after a death only, and there may never be a gap.
 func TestOrdered(t *testing.T) {
 	const death = -1
 	for _, tt := range []struct {

@@ -45,7 +45,7 @@ const (
 	magic    = 0x6c656467
 )
 
-// pattern is what the packets' content is cut from.
+// pattern holds the bytes from which the packets take their content.
 var pattern = func() []byte {
 	b := make([]byte, 2*largest)
 	r := rand.NewChaCha8([32]byte{'l', 'e', 'd', 'g', 'e', 'r'})

@@ -15,7 +15,7 @@ import (
 // burst is the number of packets that a queue sends of one flow before the next one.
 const burst = 24
 
-// nap is how long a queue sleeps that may not send, unless a packet comes.
+// nap is the time for which a queue that may not send sleeps, unless a packet comes.
 const nap = time.Millisecond
 
 // guestQueue is the guest's end of a queue.

@@ -130,7 +130,7 @@ func (t *Traffic) Rest() (repeated []uint64, toGuest ledger.Tally) {
 	return repeated, toGuest
 }
 
-// Mark is how far each flow was.
+// Mark holds the position of each flow.
 type Mark struct{ toHost, toGuest []uint64 }
 
 // Mark notes the packets that were sent so far.
