@@ -149,7 +149,6 @@ type Conn struct {
 	queues  []*Queue
 	waiting vifMemory // memory of packets that wait
 	weight  atomic.Int32
-	closing atomic.Bool // no queue starts to move to another worker
 
 	// These belong to the goroutine that changes the steering.
 	steering   *steer.Config // set by SetSteering
@@ -219,7 +218,6 @@ func newConn(cfg Config, queues []QueueConfig) (*Conn, error) {
 // channels or its TAP any more. Packets that waited for rx slots are dropped. It may be
 // called again.
 func (c *Conn) Close() {
-	c.closing.Store(true) // from now on no further queue moves
 	// A queue may move while its worker is asked.
 	for tries := 0; tries < 3 && c.detach(); tries++ {
 	}

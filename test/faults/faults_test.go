@@ -155,6 +155,9 @@ func (c *campaign) run() {
 	} else if !long() {
 		rules = pick(rules)
 	}
+	if len(rules) == 0 {
+		c.t.Fatal("there is no such failure")
+	}
 	c.t.Logf("%d failures to inject", len(rules))
 	seen := map[string]int{}
 	for _, r := range rules {

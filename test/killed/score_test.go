@@ -13,7 +13,7 @@ import (
 	"github.com/netbackd/netbackd/internal/lab/ledger"
 )
 
-// score is what the deaths of a bed have cost.
+// score counts the cost of the deaths of a bed.
 type score struct {
 	deaths   int
 	away     []time.Duration // of each vif, for each death: until its first packet
