@@ -71,6 +71,7 @@ type Processes struct {
 	apart  map[xen.Domid]string // groups of guests whose shared process died again and again
 	links  map[xen.Domid]int    // number of links
 	domid  *xen.Domid           // of this domain; nil: not known yet
+	starts *rate.Limiter        // of starts after deaths, of all groups
 	closed bool
 }
 
@@ -107,6 +108,10 @@ const (
 	// startRate and startBurst bound the starts after deaths, per second and at once: a start
 	// takes some 50 ms of processor time.
 	startRate, startBurst = 1, 64
+	// hostRate and hostBurst bound the starts after deaths of all groups together, which take
+	// turns. A process that had lived for a deathWindow does not count, and is replaced at once: so
+	// many groups whose processes die again and again do not hold up another one.
+	hostRate, hostBurst = 8, 256
 	// lostTime bounds the wait for the end of a process.
 	lostTime = 5 * time.Second
 )
@@ -114,7 +119,10 @@ const (
 // NewProcesses makes the engine. If all vifs share a process it is started now, so that a host
 // on which that fails is found at the start.
 func NewProcesses(cfg ProcessesConfig) (*Processes, error) {
-	e := &Processes{cfg: cfg, groups: map[string]*group{}, apart: map[xen.Domid]string{}, links: map[xen.Domid]int{}}
+	e := &Processes{
+		cfg: cfg, groups: map[string]*group{}, apart: map[xen.Domid]string{}, links: map[xen.Domid]int{},
+		starts: rate.NewLimiter(hostRate, hostBurst),
+	}
 	if cfg.Isolation != IsolateShared {
 		return e, nil
 	}
@@ -363,16 +371,24 @@ func (e *Processes) start(g *group) (*process, error) {
 func (e *Processes) died(g *group, why error) {
 	now := time.Now()
 	g.last = why
-	if g.short++; !g.born.IsZero() && now.Sub(g.born) > shortLife {
-		g.short = 0
+	var lived time.Duration
+	if !g.born.IsZero() {
+		lived = now.Sub(g.born)
 	}
 	g.born = time.Time{}
+	if g.short++; lived > shortLife {
+		g.short = 0
+	}
 	g.deaths = slices.DeleteFunc(g.deaths, func(t time.Time) bool { return now.Sub(t) > deathWindow })
 	g.deaths = append(g.deaths, now)
-	g.after = now.Add(g.starts.ReserveN(now, 1).DelayFrom(now))
-	if n := g.short - maxShort; n >= 0 {
-		g.after = now.Add(min(firstPause<<min(n, 20), maxPause))
+	if g.after = now; lived >= deathWindow {
+		return
 	}
+	pause := max(g.starts.ReserveN(now, 1).DelayFrom(now), e.starts.ReserveN(now, 1).DelayFrom(now))
+	if n := g.short - maxShort; n >= 0 {
+		pause = max(pause, min(firstPause<<min(n, 20), maxPause))
+	}
+	g.after = now.Add(pause)
 }
 
 // lost is called when a process of g has ended.
@@ -423,9 +439,11 @@ func (e *Processes) separate(g *group, links []*remoteLink) {
 			e.apart[domid] = fmt.Sprintf("%s, part %d", g.name, i%maxParts+1)
 		}
 	}
+	parts := min(len(guests), maxParts)
+	e.starts.ReserveN(time.Now(), parts) // others wait for their starts
 	g.after = time.Time{}
 	e.cfg.Log.Error("a packet process of several guests died again and again; they are separated",
-		zap.String("for", g.name), zap.Int("guests", len(guests)), zap.Int("processes", min(len(guests), maxParts)))
+		zap.String("for", g.name), zap.Int("guests", len(guests)), zap.Int("processes", parts))
 }
 
 // left is called when a link has left a process, which it may still have wanted.

@@ -299,3 +299,39 @@ func TestSeparateMany(t *testing.T) {
 		t.Errorf("%d guests are left in %q", len(links), name)
 	}
 }
+
+// TestStartsOfAllGroups: the processes of a thousand groups that die soon after their start, again
+// and again, are started at a bounded rate, in turns. One that had lived long is replaced at once.
+func TestStartsOfAllGroups(t *testing.T) {
+	const groups, rounds = 1000, 3
+	e := engineOf(t, IsolateGuest, nil)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	begin := time.Now()
+	var last time.Time
+	atOnce := 0
+	for range rounds {
+		for i := range groups {
+			g := e.group(fmt.Sprintf("domain %d", i))
+			g.born = time.Now().Add(-2 * shortLife)
+			e.died(g, ErrDied)
+			if !g.after.After(time.Now()) {
+				atOnce++
+			}
+			last = g.after
+		}
+	}
+	took := time.Since(begin)
+	if most := hostBurst + int(hostRate*took.Seconds()) + 1; atOnce > most || atOnce < hostBurst {
+		t.Errorf("%d processes are started at once, want %d to %d", atOnce, hostBurst, most)
+	}
+	want := time.Duration(groups*rounds-hostBurst) * time.Second / hostRate
+	if got := last.Sub(begin); got < want-time.Second || got > want+took+time.Second {
+		t.Errorf("the last one is started after %v, want %v", got, want)
+	}
+	g := e.group("another")
+	g.born = time.Now().Add(-deathWindow)
+	if e.died(g, ErrDied); g.after.After(time.Now()) {
+		t.Errorf("a process that had lived for %v is replaced after %v", deathWindow, time.Until(g.after))
+	}
+}
