@@ -17,6 +17,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/netbackd/netbackd/internal/blkengine"
 	"github.com/netbackd/netbackd/internal/blkplane"
 	"github.com/netbackd/netbackd/internal/budget"
 	"github.com/netbackd/netbackd/internal/devices"
@@ -32,11 +33,9 @@ const Script = "block-blkbackd"
 // Config holds the settings of a backend.
 type Config struct {
 	// Dial connects to xenstore. It is called again when the connection is lost.
-	Dial func(context.Context) (*xenstore.Client, error)
-	// Host returns what opens Xen's devices for one domain.
-	Host func(domid xen.Domid) blkplane.Host
-	Pool *blkplane.Pool
-	Log  *zap.Logger
+	Dial   func(context.Context) (*xenstore.Client, error)
+	Engine blkengine.Engine
+	Log    *zap.Logger
 
 	vbd.Options
 
@@ -101,7 +100,7 @@ func (k kind) New(s devices.Slot) served {
 	}
 	return served{vbd.New(vbd.Config{
 		ID: s.ID, Path: s.Path, ErrorPath: s.ErrorPath,
-		Store: s.Store, Host: b.cfg.Host(domid), Pool: b.cfg.Pool, Log: s.Log,
+		Store: s.Store, Engine: b.cfg.Engine, Log: s.Log,
 		Options: b.cfg.Options,
 		Guest:   s.Guest, Memory: memory,
 		Taken: s.Taken,

@@ -16,6 +16,7 @@ import (
 	"go.uber.org/goleak"
 	"go.uber.org/zap"
 
+	"github.com/netbackd/netbackd/internal/blkengine"
 	"github.com/netbackd/netbackd/internal/blkplane"
 	"github.com/netbackd/netbackd/internal/devices"
 	"github.com/netbackd/netbackd/internal/lab/xensim/store"
@@ -97,7 +98,7 @@ func (w *world) dial(context.Context) (*xenstore.Client, error) {
 func (w *world) start() *Backend {
 	w.t.Helper()
 	b := New(Config{
-		Dial: w.dial, Host: func(xen.Domid) blkplane.Host { return noHost{} }, Pool: blkplane.NewPool(blkplane.Options{}),
+		Dial: w.dial, Engine: &blkengine.Local{Host: func(xen.Domid) blkplane.Host { return noHost{} }, Pool: blkplane.NewPool(blkplane.Options{})},
 		Log: zap.NewNop(), Options: vbd.Options{MaxQueues: 2, RunDir: w.t.TempDir()},
 		Kernel: w.kernel, MaxPerGuest: w.limit,
 	})

@@ -16,6 +16,7 @@ import (
 
 	"github.com/netbackd/netbackd/internal/blkbackend"
 	"github.com/netbackd/netbackd/internal/blkcontrol"
+	"github.com/netbackd/netbackd/internal/blkengine"
 	"github.com/netbackd/netbackd/internal/blkplane"
 	"github.com/netbackd/netbackd/internal/budget"
 	"github.com/netbackd/netbackd/internal/command"
@@ -72,7 +73,7 @@ func (d *blkDaemon) setUp(open Opener) (err error) {
 		Warn: func(err error) { d.Log.Warn("data path degraded", zap.Error(err)) },
 	})
 	d.backend = blkbackend.New(blkbackend.Config{
-		Dial: h.DialStore, Host: h.Guest, Pool: d.pool, Log: d.Log,
+		Dial: h.DialStore, Engine: &blkengine.Local{Pool: d.pool, Host: h.Guest}, Log: d.Log,
 		Options: vbd.Options{
 			MaxQueues: d.maxQueues, MaxOrder: d.maxOrder, MaxSegments: d.maxSegs, Persistent: d.persistent,
 			Cache: d.mode, RunDir: d.runDir, Drain: d.drain,

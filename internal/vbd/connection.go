@@ -11,10 +11,10 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/netbackd/netbackd/internal/blkengine"
 	"github.com/netbackd/netbackd/internal/blkplane"
 	"github.com/netbackd/netbackd/internal/rundir"
 	"github.com/netbackd/netbackd/pkg/blkif"
-	"github.com/netbackd/netbackd/pkg/gntdev"
 	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenbus"
 )
@@ -42,7 +42,7 @@ type connection struct {
 	persistent bool
 	stamp      xen.Stamp // of the first ring; see ringStamp
 	since      time.Time // when it was made
-	data       *blkplane.Conn
+	data       blkengine.Conn
 	notices    notices
 	diskError  string // the last error of the disk
 
@@ -80,22 +80,7 @@ func (v *Vbd) renewed() bool {
 
 // ringStamp reads the stamp in the first ring that a frontend names. The data path writes a
 // stamp into each ring that it serves. A frontend that initialises a ring clears it.
-func (v *Vbd) ringStamp(f *frontend) (s xen.Stamp, err error) {
-	g, err := v.cfg.Host.OpenGrants()
-	if err != nil {
-		return s, err
-	}
-	defer g.Close()
-	m, err := g.Map(v.cfg.ID.Domid, f.queues[0].refs[:1], gntdev.ReadWrite)
-	if err != nil {
-		return s, err
-	}
-	h, err := blkif.ReadHeader(m.Bytes())
-	if uerr := m.Unmap(); err == nil {
-		err = uerr
-	}
-	return h.Stamp, err
-}
+func (v *Vbd) ringStamp(f *frontend) (xen.Stamp, error) { return v.link.RingStamp(f.queues[0].refs[0]) }
 
 // ringRenewed reports whether the first ring of a frontend is another one than that with a
 // stamp: the frontend has connected anew.
@@ -144,7 +129,7 @@ func (v *Vbd) connect(ctx context.Context) error {
 
 // open makes the data path of a connection, which serves nothing yet.
 func (v *Vbd) open(c *connection) (err error) {
-	c.data, err = v.cfg.Pool.Connect(v.planeConfig(c))
+	c.data, err = v.link.Connect(v.engineConfig(c))
 	if err != nil {
 		return err
 	}
@@ -155,18 +140,15 @@ func (v *Vbd) open(c *connection) (err error) {
 	return err
 }
 
-// planeConfig returns the configuration of the data path.
-func (v *Vbd) planeConfig(c *connection) blkplane.Config {
-	cfg := blkplane.Config{
-		Host:        v.cfg.Host,
-		Domid:       v.cfg.ID.Domid,
+// engineConfig returns the configuration of the data path.
+func (v *Vbd) engineConfig(c *connection) *blkengine.Config {
+	cfg := &blkengine.Config{
 		Protocol:    c.frontend.protocol,
 		Disk:        v.disk.open,
 		ReadOnly:    v.disk.target.readOnly(),
 		MaxSegments: v.nodes.offered.maxSegments,
 		Persistent:  c.persistent,
 		NoDiscard:   v.disk.target.noDiscard,
-		Guest:       v.cfg.Memory,
 		Weight:      v.weight,
 		Notice:      func(n blkplane.Notice) { c.notices.add(n); v.conn.wake() },
 	}
@@ -204,9 +186,7 @@ func (v *Vbd) disconnect() {
 
 // end ends a connection. It runs in a goroutine of its own.
 func (c *connection) end(drain time.Duration, s *connState) {
-	ctx, cancel := context.WithTimeout(context.Background(), drain)
-	_ = c.data.Drain(ctx) // the requests that remain end late
-	cancel()
+	within(drain, c.data.Drain()) // the requests that remain end late
 	c.data.Close()
 	<-c.data.Done()
 	close(c.over)
@@ -247,9 +227,7 @@ func (v *Vbd) stop() {
 		return
 	}
 	v.work.Turn().Aside(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), stopWait)
-		defer cancel()
-		_ = c.data.Drain(ctx)
+		within(stopWait, c.data.Drain())
 		c.data.Close()
 		within(stopWait, c.data.Done())
 	})

@@ -17,6 +17,6 @@
 // (disk.go, connection.go).
 //
 // The package knows xenstore's keys of a vbd, and connects the rings and channels that they
-// name to internal/blkplane and a disk of internal/disk. It must not know other vbds, or look
+// name to internal/blkengine and a disk of internal/disk. It must not know other vbds, or look
 // into requests.
 package vbd

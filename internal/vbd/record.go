@@ -8,6 +8,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/netbackd/netbackd/internal/blkengine"
 	"github.com/netbackd/netbackd/internal/blkplane"
 	"github.com/netbackd/netbackd/pkg/xen"
 	"github.com/netbackd/netbackd/pkg/xenbus"
@@ -93,9 +94,9 @@ func (v *Vbd) forget() {
 type totals [blkplane.NumCounters]uint64
 
 // add adds the counters of a connection.
-func (t *totals) add(c *blkplane.Conn) {
+func (t *totals) add(c blkengine.Conn) {
 	for i := range c.Queues() {
-		t.addQueue(c.Stats(i).Snapshot())
+		t.addQueue(c.Counters(i))
 	}
 }
 

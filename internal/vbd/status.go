@@ -167,7 +167,7 @@ func (v *Vbd) connStatus(c *connection) *ConnStatus {
 		Journal: v.cfg.RunDir != "", DiskError: c.diskError,
 	}
 	for i := range c.data.Queues() {
-		n := totals(c.data.Stats(i).Snapshot())
+		n := totals(c.data.Counters(i))
 		s.Queues = append(s.Queues, queueStatus(c.data.Status(i), &n))
 	}
 	return s

@@ -10,6 +10,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/netbackd/netbackd/internal/blkengine"
 	"github.com/netbackd/netbackd/internal/blkplane"
 	"github.com/netbackd/netbackd/internal/budget"
 	"github.com/netbackd/netbackd/internal/device"
@@ -26,10 +27,9 @@ type Config struct {
 	// /local/domain/<own>/error/backend/vbd/<domid>/<devid>/error.
 	ErrorPath string
 
-	Store device.Store
-	Host  blkplane.Host
-	Pool  *blkplane.Pool
-	Log   *zap.Logger // with the vbd's fields, and rate-limited
+	Store  device.Store
+	Engine blkengine.Engine
+	Log    *zap.Logger // with the vbd's fields, and rate-limited
 
 	Options
 
@@ -61,6 +61,7 @@ type Vbd struct {
 	frontWatch device.Watch
 
 	disk diskState // disk.go
+	link blkengine.Link
 	conn connState // connection.go
 
 	weight int // weight.go
@@ -89,6 +90,9 @@ func New(cfg Config) *Vbd {
 		conn:      newConnState(),
 		weight:    1,
 	}
+	v.link = cfg.Engine.Open(blkengine.LinkConfig{
+		Domid: cfg.ID.Domid, Name: cfg.ID.String(), Log: cfg.Log, Turn: v.work.Turn(), Memory: cfg.Memory,
+	})
 	v.Poke()
 	return v
 }
@@ -165,6 +169,7 @@ func (v *Vbd) Done() <-chan struct{} { return v.mail.Done }
 // journals and the state in xenstore stay as they are, for a successor to adopt.
 func (v *Vbd) Run(ctx context.Context) {
 	defer close(v.mail.Done)
+	defer v.link.End()
 	defer v.alarm.Stop()
 	debug.SetPanicOnFault(true) // a bad ring page costs this vbd only
 	gone := false

@@ -23,8 +23,9 @@ func TestWeight(t *testing.T) {
 		w.must(w.tool.Write(t.Context(), backDir+"/weight", value))
 		w.wantSteps("")
 		s := w.v.status()
-		if s.Weight != want || w.v.conn.now.data.Weight() != want || s.Error != text {
-			t.Errorf("%q: weight %d, of the guest %d, error %q; want %d, %q", value, s.Weight, w.v.conn.now.data.Weight(), s.Error, want, text)
+		guest := w.v.conn.now.data.(interface{ Weight() int }).Weight()
+		if s.Weight != want || guest != want || s.Error != text {
+			t.Errorf("%q: weight %d, of the guest %d, error %q; want %d, %q", value, s.Weight, guest, s.Error, want, text)
 		}
 	}
 	check("3", 3, "")

@@ -21,6 +21,7 @@ import (
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
 
+	"github.com/netbackd/netbackd/internal/blkengine"
 	"github.com/netbackd/netbackd/internal/blkplane"
 	"github.com/netbackd/netbackd/internal/disk"
 	"github.com/netbackd/netbackd/internal/lab/xensim/store"
@@ -145,7 +146,11 @@ func newWorld(t *testing.T) *world {
 	w.log = log
 	w.cfg = Config{
 		ID: testID, Path: backDir, ErrorPath: errorKey,
-		Store: w.xs, Host: w.host, Pool: blkplane.NewPool(blkplane.Options{}), Log: zap.New(core),
+		Store: w.xs, Log: zap.New(core),
+		Engine: &blkengine.Local{
+			Pool: blkplane.NewPool(blkplane.Options{}),
+			Host: func(xen.Domid) blkplane.Host { return w.host },
+		},
 		Options: Options{
 			MaxQueues: 4, MaxOrder: 4, MaxSegments: 256, Persistent: true, Cache: disk.CacheWriteback, RunDir: t.TempDir(),
 		},
