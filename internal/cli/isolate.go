@@ -16,6 +16,7 @@ import (
 	"github.com/netbackd/netbackd/internal/dataplane"
 	"github.com/netbackd/netbackd/internal/netcontrol"
 	"github.com/netbackd/netbackd/internal/netengine"
+	"github.com/netbackd/netbackd/internal/procs"
 	"github.com/netbackd/netbackd/internal/spawn"
 	"github.com/netbackd/netbackd/pkg/gntalloc"
 	"github.com/netbackd/netbackd/pkg/xenbus"
@@ -24,7 +25,7 @@ import (
 
 // openEngine makes the engine that moves packets: in this process, or in packet processes.
 func (d *netDaemon) openEngine() (netengine.Engine, error) {
-	if d.isolation != netengine.IsolateNone {
+	if d.isolation != procs.IsolateNone {
 		return d.openProcesses()
 	}
 	d.own.open(d.host, d.ownPages)
@@ -48,7 +49,7 @@ func (d *netDaemon) openEngine() (netengine.Engine, error) {
 // openProcesses makes the engine of packet processes.
 func (d *netDaemon) openProcesses() (netengine.Engine, error) {
 	workers := d.workers
-	if d.isolation != netengine.IsolateShared {
+	if d.isolation != procs.IsolateShared {
 		workers = d.isolateWorkers
 	}
 	raiseLimits()
@@ -58,7 +59,7 @@ func (d *netDaemon) openProcesses() (netengine.Engine, error) {
 	}
 	e, err := netengine.NewProcesses(netengine.ProcessesConfig{
 		Isolation: d.isolation, Opener: d.host, Log: d.Log,
-		Start: func() (netengine.Child, error) {
+		Start: func() (procs.Child, error) {
 			c, err := spawn.Start(spawn.Options{
 				Args: []string{packetProcess, "--log-level", d.log.Level, "--log-format", d.log.Format}, Log: d.Pass,
 			})
@@ -124,7 +125,7 @@ func (d *netDaemon) engineNow(s *netcontrol.Daemon) {
 	s.OwnPages = &netcontrol.OwnPages{}
 	for _, p := range d.processes.Status() {
 		n := netcontrol.PacketProcess{
-			For: p.For, PID: p.PID, Vifs: p.Vifs, Workers: p.Ready.Workers, Restarts: p.Restarts, LastDeath: p.Last,
+			For: p.For, PID: p.PID, Vifs: p.Links, Workers: p.Ready.Workers, Restarts: p.Restarts, LastDeath: p.Last,
 		}
 		n.MemoryKB, n.Threads = usage(p.PID)
 		s.Processes = append(s.Processes, n)

@@ -15,7 +15,7 @@ import (
 	"github.com/netbackd/netbackd/internal/daemon"
 	"github.com/netbackd/netbackd/internal/dataplane"
 	"github.com/netbackd/netbackd/internal/host"
-	"github.com/netbackd/netbackd/internal/netengine"
+	"github.com/netbackd/netbackd/internal/procs"
 	"github.com/netbackd/netbackd/internal/steer"
 	"github.com/netbackd/netbackd/pkg/gntalloc"
 	"github.com/netbackd/netbackd/pkg/staticgrant"
@@ -42,7 +42,7 @@ type runFlags struct {
 
 	isolate        string
 	isolateWorkers int
-	isolation      netengine.Isolation // of isolate
+	isolation      procs.Isolation // of isolate
 }
 
 func newRunCmd(open Opener) *cobra.Command {
@@ -82,7 +82,7 @@ The manual page netbackd(8) advises on the flags.`,
 	fl.BoolVar(&f.bpf, "bpf", true, "steer packets to the queues that guests choose by an eBPF program in the kernel, if it takes one")
 	fl.StringVar(&f.control, "control-ring", "slot", "control `ring` offered to vifs: slot, stream (an early proposal), both or none")
 	fl.IntVar(&f.static, "static-grants", staticgrant.DefaultLimit, "`number` of pages that each queue keeps mapped for a guest that asks for it; 0: none")
-	fl.StringVar(&f.isolate, "isolate", string(netengine.IsolateNone), "which vifs `share` a process without rights that has their guests' memory: "+netengine.Isolations)
+	fl.StringVar(&f.isolate, "isolate", string(procs.IsolateNone), "which vifs `share` a process without rights that has their guests' memory: "+procs.Isolations)
 	fl.IntVar(&f.isolateWorkers, "isolate-workers", 1, "`number` of threads that move packets in the process of a guest or a group")
 	f.log.Add(fl)
 	return c
@@ -122,7 +122,7 @@ func (f *runFlags) check() (ctrlserver.Protocols, error) {
 	case f.drain <= 0 || f.stall <= 0:
 		return 0, command.Usagef("--rx-drain and --rx-stall want times above 0")
 	}
-	if f.isolation, err = netengine.ParseIsolation(f.isolate); err != nil {
+	if f.isolation, err = procs.ParseIsolation(f.isolate); err != nil {
 		return 0, command.Usagef("--isolate: %w", err)
 	}
 	return rings, nil

@@ -6,10 +6,9 @@ import (
 	"errors"
 	"fmt"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/netbackd/netbackd/internal/ctrlserver"
 	"github.com/netbackd/netbackd/internal/dataplane"
+	"github.com/netbackd/netbackd/internal/procs"
 	"github.com/netbackd/netbackd/internal/steer"
 	"github.com/netbackd/netbackd/pkg/evtchn"
 	"github.com/netbackd/netbackd/pkg/gntdev"
@@ -18,8 +17,8 @@ import (
 
 // Prepare implements [Link].
 func (l *link) Prepare(r *Rings) (Found, error) {
-	defer CloseFiles(r.Journals) // a mapping stays
-	l.Close(Drop)                // what a panic has left
+	defer procs.CloseFiles(r.Journals) // a mapping stays
+	l.Close(Drop)                      // what a panic has left
 	c := &connection{rings: *r, queues: make([]dataplane.QueueConfig, len(r.Queues))}
 	l.conn = c
 	for i := range c.queues {
@@ -31,13 +30,6 @@ func (l *link) Prepare(r *Rings) (Found, error) {
 		return Found{}, err
 	}
 	return Found{Stamp: c.stamp, Known: c.known, Served: c.served}, nil
-}
-
-// CloseFiles closes files.
-func CloseFiles(fds []int) {
-	for _, fd := range fds {
-		_ = unix.Close(fd)
-	}
 }
 
 // openQueue maps the rings of queue i, binds its channels and maps its journal.

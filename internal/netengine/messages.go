@@ -3,14 +3,13 @@
 package netengine
 
 import (
-	"bytes"
-	"encoding/json"
 	"errors"
 	"time"
 
 	"github.com/netbackd/netbackd/internal/ctrlserver"
 	"github.com/netbackd/netbackd/internal/dataplane"
 	"github.com/netbackd/netbackd/internal/offload"
+	"github.com/netbackd/netbackd/internal/procs"
 	"github.com/netbackd/netbackd/internal/procwire"
 	"github.com/netbackd/netbackd/internal/steer"
 	"github.com/netbackd/netbackd/pkg/evtchn"
@@ -137,7 +136,7 @@ func putServing(w *procwire.Writer, s *Serving, record []byte) {
 	w.U32(uint32(c.StaticGrants))
 	w.Bool(c.NoBPF != nil)
 	if c.NoBPF != nil {
-		w.Blob([]byte(cut(c.NoBPF.Error())))
+		w.Blob([]byte(procs.Cut(c.NoBPF.Error())))
 	}
 	w.Bool(c.Records != nil)
 	w.Blob(record)
@@ -158,7 +157,7 @@ func takeServing(r *procwire.Reader) (s *Serving, records bool, record []byte) {
 	}
 	s.Control = &Control{Offered: ctrlserver.Protocols(r.U8()), StaticGrants: int(r.U32())}
 	if r.Bool() {
-		s.Control.NoBPF = errors.New(clean(r.Blob(maxText)))
+		s.Control.NoBPF = errors.New(procs.Clean(r.Blob(procs.MaxText)))
 	}
 	records = r.Bool()
 	return s, records, r.Blob(maxRecord)
@@ -210,7 +209,7 @@ func putStatus(w *procwire.Writer, s *Status) {
 	w.U32(uint32(s.Ports))
 	w.Bool(s.Control != nil)
 	if s.Control != nil {
-		putJSON(w, s.Control)
+		procs.PutJSON(w, s.Control)
 	}
 }
 
@@ -231,7 +230,7 @@ func takeStatus(r *procwire.Reader) (s Status) {
 		return s
 	}
 	s.Control = new(ctrlserver.Status)
-	takeJSON(r, s.Control)
+	procs.TakeJSON(r, s.Control)
 	checkControl(r, s.Control)
 	return s
 }
@@ -243,10 +242,10 @@ func checkControl(r *procwire.Reader, s *ctrlserver.Status) {
 		return
 	}
 	for _, text := range []*string{&s.Protocol, &s.Error, &s.Algorithm, &s.Key, &s.Steering} {
-		*text = clean([]byte(cut(*text)))
+		*text = procs.Clean([]byte(procs.Cut(*text)))
 	}
 	for i := range s.Types {
-		s.Types[i] = clean([]byte(cut(s.Types[i])))
+		s.Types[i] = procs.Clean([]byte(procs.Cut(s.Types[i])))
 	}
 	if s.Types == nil {
 		s.Types = []string{}
@@ -256,50 +255,32 @@ func checkControl(r *procwire.Reader, s *ctrlserver.Status) {
 	}
 }
 
-// putJSON encodes a value of strings and numbers that is shown.
-func putJSON(w *procwire.Writer, v any) {
-	b, err := json.Marshal(v)
-	if err != nil || len(b) > maxJSON {
-		b = []byte("{}")
-	}
-	w.Blob(b)
-}
-
-// takeJSON reads a value of putJSON.
-func takeJSON(r *procwire.Reader, v any) {
-	d := json.NewDecoder(bytes.NewReader(r.Blob(maxJSON)))
-	d.DisallowUnknownFields()
-	if d.Decode(v) != nil || d.More() {
-		r.Fail()
-	}
-}
-
 // maxWorkers bounds the workers that a packet process may tell of.
 const maxWorkers = 1024
 
 // takeReady reads what a packet process tells of itself, which is shown.
 func takeReady(r *procwire.Reader, s *Ready) {
-	takeJSON(r, s)
+	procs.TakeJSON(r, s)
 	if s.Workers < 1 || s.Workers > maxWorkers {
 		r.Fail()
 	}
 	for _, text := range []*string{&s.Uring, &s.Priority, &s.Denied} {
-		*text = clean([]byte(cut(*text)))
+		*text = procs.Clean([]byte(procs.Cut(*text)))
 	}
 }
 
 // takeHealth reads the answer to a ping, which is shown.
 func takeHealth(r *procwire.Reader, h *Health) {
-	takeJSON(r, h)
+	procs.TakeJSON(r, h)
 	if len(h.Classes) > 2*maxWorkers {
 		r.Fail()
 		return
 	}
 	for _, text := range []*string{&h.Silent, &h.OwnReason} {
-		*text = clean([]byte(cut(*text)))
+		*text = procs.Clean([]byte(procs.Cut(*text)))
 	}
 	for i := range h.Classes {
-		h.Classes[i] = clean([]byte(cut(h.Classes[i])))
+		h.Classes[i] = procs.Clean([]byte(procs.Cut(h.Classes[i])))
 	}
 }
 
@@ -347,7 +328,7 @@ func putNotice(w *procwire.Writer, n *Notice) {
 	w.U32(uint32(n.Queue))
 	text := ""
 	if n.Err != nil {
-		text = cut(n.Err.Error())
+		text = procs.Cut(n.Err.Error())
 	}
 	w.Blob([]byte(text))
 }
@@ -356,14 +337,14 @@ func putNotice(w *procwire.Writer, n *Notice) {
 func takeNotice(r *procwire.Reader, queues int) Notice {
 	n := Notice{Kind: dataplane.NoticeKind(r.U8())}
 	queue := r.U32()
-	text := r.Blob(maxText)
+	text := r.Blob(procs.MaxText)
 	if n.Kind > dataplane.Coalescing || uint64(queue) >= uint64(queues) {
 		r.Fail()
 		return n
 	}
 	n.Queue = int(queue)
 	if n.Kind == dataplane.Breach {
-		n.Err = errors.New(clean(text))
+		n.Err = errors.New(procs.Clean(text))
 	}
 	return n
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/netbackd/netbackd/internal/dataplane"
 	"github.com/netbackd/netbackd/internal/lab/fuzzloop"
 	"github.com/netbackd/netbackd/internal/offload"
+	"github.com/netbackd/netbackd/internal/procs"
 	"github.com/netbackd/netbackd/internal/procwire"
 	"github.com/netbackd/netbackd/internal/steer"
 	"github.com/netbackd/netbackd/pkg/evtchn"
@@ -113,7 +114,7 @@ func TestRoundTrips(t *testing.T) {
 func TestErrorsKeepTheirCauses(t *testing.T) {
 	for _, err := range []error{
 		nil, errors.New("plain"), fmt.Errorf("queue 1: map tx ring: %w", unix.ENOMEM), dataplane.ErrClosed, fmt.Errorf("%w: oops", ErrFault),
-		fmt.Errorf("queue 0: %w", evtchn.BindError("bind", 7, 8, unix.EINVAL)), errors.New("line\nend \x1b and " + strings.Repeat("x", 2*maxText)),
+		fmt.Errorf("queue 0: %w", evtchn.BindError("bind", 7, 8, unix.EINVAL)), errors.New("line\nend \x1b and " + strings.Repeat("x", 2*procs.MaxText)),
 	} {
 		got := takeError(body(t, func(w *procwire.Writer) { putError(w, err) }))
 		if (got == nil) != (err == nil) {
@@ -129,7 +130,7 @@ func TestErrorsKeepTheirCauses(t *testing.T) {
 		if errors.As(err, &a) != errors.As(got, &b) || a != nil && a.Op != b.Op {
 			t.Errorf("%v became %v", err, got)
 		}
-		if got != nil && (strings.ContainsAny(got.Error(), "\n\x1b") || len(got.Error()) > maxText) {
+		if got != nil && (strings.ContainsAny(got.Error(), "\n\x1b") || len(got.Error()) > procs.MaxText) {
 			t.Errorf("%q is not clean", got)
 		}
 	}
@@ -153,15 +154,15 @@ func FuzzMessagesOfAProcess(f *testing.F) {
 		putSteering(w, &steer.Config{Types: 3, Hasher: hasher, Mapping: toeplitz.NewMapping(4)})
 	})
 	seed(4, func(w *procwire.Writer) { putNotice(w, &Notice{Queue: 1, Err: errors.New("breach")}) })
-	seed(5, func(w *procwire.Writer) { putJSON(w, &Ready{Workers: 2, Uring: "in use"}) })
-	seed(6, func(w *procwire.Writer) { putJSON(w, &Health{Classes: []string{"normal"}}) })
+	seed(5, func(w *procwire.Writer) { procs.PutJSON(w, &Ready{Workers: 2, Uring: "in use"}) })
+	seed(6, func(w *procwire.Writer) { procs.PutJSON(w, &Health{Classes: []string{"normal"}}) })
 	fuzzloop.Fuzz(f, func(t *testing.T, which uint8, b []byte) {
 		const queues = 4
 		r := procwire.NewReader(b)
 		var again func(*procwire.Writer)
 		switch which % 7 {
 		case 0:
-			if err := takeError(r); err != nil && len(err.Error()) > maxText {
+			if err := takeError(r); err != nil && len(err.Error()) > procs.MaxText {
 				t.Errorf("an error of %d bytes", len(err.Error()))
 			}
 		case 1:
@@ -169,7 +170,7 @@ func FuzzMessagesOfAProcess(f *testing.F) {
 			again = func(w *procwire.Writer) { putFound(w, &found) }
 		case 2:
 			s := takeStatus(r)
-			if len(s.Queues) > maxQueues || len(s.Mcast) > maxMcast || s.Control != nil && len(s.Control.Error) > maxText {
+			if len(s.Queues) > maxQueues || len(s.Mcast) > maxMcast || s.Control != nil && len(s.Control.Error) > procs.MaxText {
 				t.Errorf("status %+v", s)
 			}
 		case 3:

@@ -5,15 +5,16 @@ package netengine
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"testing"
-	"time"
 
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
 	"github.com/netbackd/netbackd/internal/budget"
 	"github.com/netbackd/netbackd/internal/ctrlserver"
+	"github.com/netbackd/netbackd/internal/procs"
 	"github.com/netbackd/netbackd/internal/procwire"
 	"github.com/netbackd/netbackd/pkg/netif"
 	"github.com/netbackd/netbackd/pkg/xen"
@@ -46,9 +47,8 @@ func (d *double) Kill() {
 	})
 }
 
-// startDouble starts a double whose messages but the setup are handled by handle, queue of them
-// at most in its memory.
-func startDouble(t *testing.T, queue int, hold <-chan struct{}, handle func(*double, *procwire.Message)) *double {
+// startDouble starts a double whose messages but the setup are handled by handle.
+func startDouble(t *testing.T, hold <-chan struct{}, handle func(*double, *procwire.Message)) *double {
 	t.Helper()
 	ours, theirs, err := procwire.Pair()
 	if err != nil {
@@ -56,7 +56,7 @@ func startDouble(t *testing.T, queue int, hold <-chan struct{}, handle func(*dou
 	}
 	d := &double{socket: ours, done: make(chan struct{}), hold: hold}
 	d.conn, err = procwire.New(theirs, procwire.Config{
-		In: toProcess(), Out: toBroker(), Queue: queue,
+		In: toProcess(), Out: toBroker(),
 		Handle: func(m *procwire.Message) {
 			if m.Kind != kindSetup {
 				handle(d, m)
@@ -64,7 +64,7 @@ func startDouble(t *testing.T, queue int, hold <-chan struct{}, handle func(*dou
 			}
 			var w procwire.Writer
 			putError(&w, nil)
-			putJSON(&w, &Ready{Workers: 1})
+			procs.PutJSON(&w, &Ready{Workers: 1})
 			_ = m.Answer(w.Bytes())
 		},
 	})
@@ -89,89 +89,9 @@ func (nullOpener) OpenEventFiles(xen.Domid) ([]int, error) {
 	return []int{fd}, err
 }
 
-// TestFullSocket: a process that takes no message is killed when a request has no answer within
-// its time, although the request itself cannot be sent, and all who write to it go on.
-func TestFullSocket(t *testing.T) {
-	stop := make(chan struct{})
-	defer close(stop)
-	died := make(chan struct{})
-	d := startDouble(t, 1, nil, func(*double, *procwire.Message) { <-stop })
-	raw, err := unix.FcntlInt(uintptr(d.socket), unix.F_DUPFD_CLOEXEC, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer unix.Close(raw)
-	null, err := openNull()
-	if err != nil {
-		t.Fatal(err)
-	}
-	p, err := newProcess(zap.NewNop(), d, &setup{eventFiles: 1, workers: 1}, []int{null}, func(*process) { close(died) })
-	if err != nil {
-		t.Fatal(err)
-	}
-	// A notice of two bytes, until no more fit. The double takes three at most.
-	frame := []byte{byte(kindOwnDomid), 0, 1, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 1, 0}
-	for full := 0; full < 100; {
-		switch err := unix.Sendto(raw, frame, unix.MSG_DONTWAIT, nil); err {
-		case nil:
-		case unix.EAGAIN:
-			full++
-		default:
-			t.Fatal(err)
-		}
-	}
-	posted := make(chan error, 1)
-	go func() {
-		var w procwire.Writer
-		w.U16(1)
-		for {
-			if err := p.post(kindOwnDomid, &w); err != nil {
-				posted <- err
-				return
-			}
-		}
-	}()
-	if err := p.askWithin(10*time.Millisecond, kindPing, new(procwire.Writer), nil); !errors.Is(err, ErrDied) {
-		t.Errorf("got %v, want %v", err, ErrDied)
-	}
-	if err := <-posted; !errors.Is(err, ErrDied) {
-		t.Errorf("notice: got %v, want %v", err, ErrDied)
-	}
-	<-died
-}
-
-// TestRequestNotSent: a request that this side cannot send costs the process nothing.
-func TestRequestNotSent(t *testing.T) {
-	died := make(chan struct{})
-	d := startDouble(t, 0, nil, func(_ *double, m *procwire.Message) {
-		var w procwire.Writer
-		putError(&w, nil)
-		putJSON(&w, &Health{})
-		_ = m.Answer(w.Bytes())
-	})
-	null, err := openNull()
-	if err != nil {
-		t.Fatal(err)
-	}
-	p, err := newProcess(zap.NewNop(), d, &setup{eventFiles: 1, workers: 1}, []int{null}, func(*process) { close(died) })
-	if err != nil {
-		t.Fatal(err)
-	}
-	var long procwire.Writer
-	long.Blob(make([]byte, procwire.MaxBody/2))
-	if err := p.ask(t.Context(), kindPing, &long, nil); err == nil || errors.Is(err, ErrDied) {
-		t.Errorf("a body that is too long: %v", err)
-	}
-	if err := p.ask(t.Context(), kindPing, new(procwire.Writer), func(r *procwire.Reader) { takeHealth(r, new(Health)) }); err != nil {
-		t.Errorf("afterwards: %v", err)
-	}
-	d.Kill()
-	<-died
-}
-
 // engineOf makes an engine whose processes die when a link of domain 1 is prepared. The kernel
 // takes until hold to end them.
-func engineOf(t *testing.T, isolation Isolation, hold <-chan struct{}) *Processes {
+func engineOf(t *testing.T, isolation procs.Isolation, hold <-chan struct{}) *Processes {
 	t.Helper()
 	domids := func() func(*double, *procwire.Message) {
 		first := map[uint32]bool{} // links of domain 1
@@ -197,7 +117,7 @@ func engineOf(t *testing.T, isolation Isolation, hold <-chan struct{}) *Processe
 	}
 	e, err := NewProcesses(ProcessesConfig{
 		Isolation: isolation, Opener: nullOpener{}, Log: zap.NewNop(),
-		Start: func() (Child, error) { return startDouble(t, 0, hold, domids()), nil },
+		Start: func() (procs.Child, error) { return startDouble(t, hold, domids()), nil },
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -221,11 +141,12 @@ func testRings(died func(error)) *Rings {
 // first to know, is among those that are separated.
 func TestDeathWithinACall(t *testing.T) {
 	hold := make(chan struct{})
-	e := engineOf(t, IsolateShared, hold)
+	e := engineOf(t, procs.IsolateShared, hold)
 	t.Cleanup(func() { close(hold) })
 	host := budget.NewHost(2)
 	bad, good := openLink(e, host, 1), openLink(e, host, 2)
-	for range maxDeaths {
+	const deaths = 3 // after which guests are separated
+	for range deaths {
 		died := make(chan struct{})
 		if _, err := good.Prepare(testRings(func(error) { close(died) })); err != nil {
 			t.Fatal(err)
@@ -238,22 +159,31 @@ func TestDeathWithinACall(t *testing.T) {
 		<-died
 		good.Close(Drop)
 	}
-	e.mu.Lock()
-	of, other := e.nameFor(bad, ""), e.nameFor(good, "")
-	e.mu.Unlock()
-	if of != apartName(1) || other != apartName(2) {
-		t.Errorf("the guest is in %q and the other in %q, want them apart", of, other)
+	if _, err := good.Prepare(testRings(nil)); err != nil {
+		t.Error(err)
 	}
+	if _, err := bad.Prepare(testRings(nil)); !errors.Is(err, ErrDied) {
+		t.Errorf("got %v, want %v", err, ErrDied)
+	}
+	names := []string{}
+	for _, p := range e.Status() {
+		names = append(names, p.For)
+	}
+	if want := []string{"all vifs", "domain 1, apart", "domain 2, apart"}; !slices.Equal(names, want) {
+		t.Errorf("there are processes for %q, want %q", names, want)
+	}
+	bad.Close(Drop)
+	hold <- struct{}{}
 	bad.End()
 	good.End()
-	if s := e.Status(); len(s) != 1 || s[0].For != sharedGroup || s[0].Restarts != maxDeaths {
+	if s := e.Status(); len(s) != 1 || s[0].For != "all vifs" || s[0].Restarts != deaths {
 		t.Errorf("without links there are the processes %+v", s)
 	}
 }
 
 // TestGroupsEnd: nothing is left of guests whose processes died, once their vifs are gone.
 func TestGroupsEnd(t *testing.T) {
-	e := engineOf(t, IsolateGuest, nil)
+	e := engineOf(t, procs.IsolateGuest, nil)
 	host := budget.NewHost(2)
 	bad, good := openLink(e, host, 1), openLink(e, host, 2)
 	if _, err := bad.Prepare(testRings(nil)); !errors.Is(err, ErrDied) {
@@ -266,72 +196,5 @@ func TestGroupsEnd(t *testing.T) {
 	good.End()
 	if s := e.Status(); len(s) != 0 {
 		t.Errorf("without links there are the processes %+v", s)
-	}
-}
-
-// TestSeparateMany: the guests of a process that dies again and again get few processes, and in
-// the end each its own.
-func TestSeparateMany(t *testing.T) {
-	const guests = 1000
-	e := engineOf(t, IsolateGroup, nil)
-	host := budget.NewHost(2)
-	var links []*remoteLink
-	for i := range guests {
-		links = append(links, openLink(e, host, xen.Domid(i+1)))
-	}
-	name := "group all"
-	for step, want := range []int{maxParts, maxParts, 4} {
-		g := &group{name: name, deaths: make([]time.Time, maxDeaths)}
-		e.mu.Lock()
-		e.separate(g, links)
-		parts := map[string][]*remoteLink{}
-		for _, l := range links {
-			n := e.nameFor(l, "all")
-			parts[n] = append(parts[n], l)
-		}
-		name = e.nameFor(links[0], "all") // of the guest that does it
-		e.mu.Unlock()
-		if links = parts[name]; len(parts) != want {
-			t.Errorf("step %d: %d groups, want %d", step+1, len(parts), want)
-		}
-	}
-	if len(links) != 1 || name != apartName(1) {
-		t.Errorf("%d guests are left in %q", len(links), name)
-	}
-}
-
-// TestStartsOfAllGroups: the processes of a thousand groups that die soon after their start, again
-// and again, are started at a bounded rate, in turns. One that had lived long is replaced at once.
-func TestStartsOfAllGroups(t *testing.T) {
-	const groups, rounds = 1000, 3
-	e := engineOf(t, IsolateGuest, nil)
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	begin := time.Now()
-	var last time.Time
-	atOnce := 0
-	for range rounds {
-		for i := range groups {
-			g := e.group(fmt.Sprintf("domain %d", i))
-			g.born = time.Now().Add(-2 * shortLife)
-			e.died(g, ErrDied)
-			if !g.after.After(time.Now()) {
-				atOnce++
-			}
-			last = g.after
-		}
-	}
-	took := time.Since(begin)
-	if most := hostBurst + int(hostRate*took.Seconds()) + 1; atOnce > most || atOnce < hostBurst {
-		t.Errorf("%d processes are started at once, want %d to %d", atOnce, hostBurst, most)
-	}
-	want := time.Duration(groups*rounds-hostBurst) * time.Second / hostRate
-	if got := last.Sub(begin); got < want-time.Second || got > want+took+time.Second {
-		t.Errorf("the last one is started after %v, want %v", got, want)
-	}
-	g := e.group("another")
-	g.born = time.Now().Add(-deathWindow)
-	if e.died(g, ErrDied); g.after.After(time.Now()) {
-		t.Errorf("a process that had lived for %v is replaced after %v", deathWindow, time.Until(g.after))
 	}
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/netbackd/netbackd/internal/ctrlserver"
 	"github.com/netbackd/netbackd/internal/dataplane"
+	"github.com/netbackd/netbackd/internal/procs"
 	"github.com/netbackd/netbackd/internal/procwire"
 	"github.com/netbackd/netbackd/internal/steer"
 	"github.com/netbackd/netbackd/pkg/netif"
@@ -22,22 +23,19 @@ import (
 )
 
 // remoteLink is a link whose connection is served by a packet process. Its methods belong to
-// the goroutine of the vif, handle to that of the process.
+// the goroutine of the vif, Handle and Died to those of the process.
 type remoteLink struct {
 	cfg    LinkConfig
 	engine *Processes
-	id     uint32
+	seat   *procs.Seat
 
 	bytes    uint64 // the rate
 	interval time.Duration
 	weight   int    // 0: 1
 	messages uint64 // of the control ring, as last counted
 
-	proc   *process // that has the link open; nil: none
-	counts *counts  // in that process
-
-	groupName string // of the toolstack, when it was last connected; guarded by Processes.mu
-	joined    *group // that it last wanted a process of; nil: none; guarded by Processes.mu
+	proc   *procs.Process // that has the link open; nil: none
+	counts *counts        // in that process
 
 	mu    sync.Mutex // guards all below; only the vif changes conn
 	conn  *remoteConn
@@ -47,7 +45,7 @@ type remoteLink struct {
 // remoteConn is a connection of a remoteLink.
 type remoteConn struct {
 	number uint32
-	proc   *process
+	proc   *procs.Process
 	rings  *Rings
 	found  Found
 	counts *connCounts
@@ -75,7 +73,7 @@ func (l *remoteLink) tellRate() {
 	w := l.body()
 	w.U64(l.bytes)
 	w.I64(int64(l.interval))
-	_ = l.proc.post(kindRate, w)
+	_ = l.proc.Post(kindRate, w)
 }
 
 // SetWeight implements [Link].
@@ -90,13 +88,13 @@ func (l *remoteLink) SetWeight(n int) {
 func (l *remoteLink) tellWeight() {
 	w := l.body()
 	w.U8(uint8(l.weight))
-	_ = l.proc.post(kindWeight, w)
+	_ = l.proc.Post(kindWeight, w)
 }
 
 // body begins the body of a message about the link.
 func (l *remoteLink) body() *procwire.Writer {
 	w := new(procwire.Writer)
-	w.U32(l.id)
+	w.U32(l.seat.ID())
 	return w
 }
 
@@ -111,15 +109,15 @@ func (l *remoteLink) askIn(ctx context.Context, kind procwire.Kind, w *procwire.
 	if l.proc == nil {
 		return ErrDied
 	}
-	l.cfg.Turn.Aside(func() { err = l.proc.ask(ctx, kind, w, take, files...) })
+	l.cfg.Turn.Aside(func() { err = l.proc.Ask(ctx, kind, w, take, files...) })
 	return err
 }
 
 // open opens the link in the process that is to serve it.
 func (l *remoteLink) open(group string) error {
-	var p *process
+	var p *procs.Process
 	var err error
-	l.cfg.Turn.Aside(func() { p, err = l.engine.acquire(l, group) })
+	l.cfg.Turn.Aside(func() { p, err = l.engine.set.Acquire(l.seat, group) })
 	if err != nil || p == l.proc {
 		return err
 	}
@@ -129,14 +127,12 @@ func (l *remoteLink) open(group string) error {
 		return err
 	}
 	defer unix.Close(fd)
-	p.mu.Lock()
-	p.links[l.id] = l
-	p.mu.Unlock()
+	p.Enter(l.seat)
 	l.proc, l.counts = p, counts
 	w := l.body()
 	w.U16(uint16(l.cfg.Domid))
 	w.Blob([]byte(l.cfg.Name))
-	if err := p.post(kindOpen, w, fd); err != nil {
+	if err := p.Post(kindOpen, w, fd); err != nil {
 		return err
 	}
 	if l.bytes != 0 {
@@ -153,15 +149,15 @@ func (l *remoteLink) leave() {
 	if l.proc == nil {
 		return
 	}
-	_ = l.proc.post(kindEnd, l.body())
-	l.engine.left(l.proc, l)
+	_ = l.proc.Post(kindEnd, l.body())
+	l.engine.set.Left(l.proc, l.seat)
 	l.counts.close()
 	l.proc, l.counts = nil, nil
 }
 
 // Prepare implements [Link].
 func (l *remoteLink) Prepare(r *Rings) (Found, error) {
-	defer CloseFiles(r.Journals)
+	defer procs.CloseFiles(r.Journals)
 	l.Close(Drop)
 	if err := l.open(r.Group); err != nil {
 		return Found{}, err
@@ -172,7 +168,7 @@ func (l *remoteLink) Prepare(r *Rings) (Found, error) {
 	l.conn = c
 	l.mu.Unlock()
 	var files []int
-	defer func() { CloseFiles(files) }()
+	defer func() { procs.CloseFiles(files) }()
 	for i := range r.Queues {
 		ev, err := l.engine.cfg.Opener.OpenEventFiles(l.cfg.Domid)
 		if err != nil {
@@ -191,7 +187,7 @@ func (l *remoteLink) Prepare(r *Rings) (Found, error) {
 func (l *remoteLink) Start(s *Serving) error {
 	c := l.conn
 	var files, ours []int
-	defer func() { CloseFiles(ours) }()
+	defer func() { procs.CloseFiles(ours) }()
 	for _, q := range s.Taps {
 		files = append(files, q.FD())
 	}
@@ -276,7 +272,7 @@ func (l *remoteLink) Close(how Ending) (sum [dataplane.NumCounters]uint64) {
 func (l *remoteLink) SetMcast(on bool) {
 	w := l.body()
 	w.Bool(on)
-	_ = l.proc.post(kindMcast, w)
+	_ = l.proc.Post(kindMcast, w)
 }
 
 // SetHeadroom implements [Link].
@@ -351,14 +347,14 @@ func (l *remoteLink) ChannelsRenewed() (renewed bool) {
 	if err != nil {
 		return false
 	}
-	defer CloseFiles(ev)
+	defer procs.CloseFiles(ev)
 	err = l.ask(kindChannels, l.body(), func(r *procwire.Reader) { renewed = r.Bool() }, ev...)
 	return err == nil && renewed
 }
 
 // RingStamp implements [Link].
 func (l *remoteLink) RingStamp(ref xen.Gref) (stamp netif.Stamp, err error) {
-	if err := l.open(l.engine.lastGroup(l)); err != nil {
+	if err := l.open(l.engine.set.LastGroup(l.seat)); err != nil {
 		return stamp, err
 	}
 	w := l.body()
@@ -371,11 +367,15 @@ func (l *remoteLink) RingStamp(ref xen.Gref) (stamp netif.Stamp, err error) {
 func (l *remoteLink) End() {
 	l.Close(Leave)
 	l.leave()
-	l.engine.ended(l)
+	l.engine.set.End(l.seat)
 }
 
-// died tells the vif that the process of its connection has ended, if that is p.
-func (l *remoteLink) died(p *process, err error) {
+// Domid implements [procs.Link].
+func (l *remoteLink) Domid() xen.Domid { return l.cfg.Domid }
+
+// Died implements [procs.Link]. It tells the vif that the process of its connection has ended,
+// if that is p.
+func (l *remoteLink) Died(p *procs.Process, err error) {
 	l.mu.Lock()
 	c := l.conn
 	l.mu.Unlock()
@@ -384,9 +384,9 @@ func (l *remoteLink) died(p *process, err error) {
 	}
 }
 
-// handle takes a message of the process about a connection. An error means that the process
-// must not go on.
-func (l *remoteLink) handle(m *procwire.Message, r *procwire.Reader, connection uint32) error {
+// Handle implements [procs.Link].
+func (l *remoteLink) Handle(m *procwire.Message, r *procwire.Reader) error {
+	connection := r.U32()
 	l.mu.Lock()
 	c := l.conn
 	old := c == nil || c.number != connection
@@ -450,12 +450,7 @@ func (l *remoteLink) wait() {
 
 // answerError answers a request of the process.
 func answerError(m *procwire.Message, err error) error {
-	var w procwire.Writer
-	putError(&w, err)
-	if m.Answer(w.Bytes()) != nil {
-		return ErrDied
-	}
-	return nil
+	return packetWire.Answer(m, err)
 }
 
 // store stores the record of the control ring, if it is one of this connection.

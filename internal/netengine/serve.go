@@ -17,6 +17,7 @@ import (
 	"github.com/netbackd/netbackd/internal/budget"
 	"github.com/netbackd/netbackd/internal/dataplane"
 	"github.com/netbackd/netbackd/internal/host"
+	"github.com/netbackd/netbackd/internal/procs"
 	"github.com/netbackd/netbackd/internal/procwire"
 	"github.com/netbackd/netbackd/pkg/staticgrant"
 	"github.com/netbackd/netbackd/pkg/xen"
@@ -185,7 +186,7 @@ func (s *server) setUp(m *procwire.Message, r *procwire.Reader) []byte {
 	if denied != nil {
 		ready.Denied = denied.Error()
 	}
-	putJSON(&w, &ready)
+	procs.PutJSON(&w, &ready)
 	return w.Bytes()
 }
 
@@ -256,18 +257,18 @@ func (s *server) health(m *procwire.Message) {
 		ctx, cancel := context.WithTimeout(context.Background(), healthTime)
 		defer cancel()
 		if err := s.pool.Ping(ctx); err != nil {
-			h.Silent = cut(err.Error())
+			h.Silent = procs.Cut(err.Error())
 		}
 		h.OwnPages, h.Classes = s.pool.OwnPages(), s.pool.Classes()
 	}
 	if s.pages != nil {
 		if _, err := s.pages.Domid(); err != nil {
-			h.OwnReason = cut(err.Error())
+			h.OwnReason = procs.Cut(err.Error())
 		}
 	}
 	var w procwire.Writer
 	putError(&w, nil)
-	putJSON(&w, &h)
+	procs.PutJSON(&w, &h)
 	s.answer(m, w.Bytes())
 }
 

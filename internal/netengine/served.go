@@ -16,6 +16,7 @@ import (
 
 	"github.com/netbackd/netbackd/internal/budget"
 	"github.com/netbackd/netbackd/internal/dataplane"
+	"github.com/netbackd/netbackd/internal/procs"
 	"github.com/netbackd/netbackd/internal/procwire"
 	"github.com/netbackd/netbackd/internal/steer"
 	"github.com/netbackd/netbackd/pkg/tap"
@@ -110,7 +111,7 @@ func (l *served) guard(f func() []byte) (body []byte, err error) {
 
 // closeHanded closes files of the present message that were not used.
 func (l *served) closeHanded() {
-	CloseFiles(l.events)
+	procs.CloseFiles(l.events)
 	l.events = nil
 	if l.mapper >= 0 {
 		_ = unix.Close(l.mapper)
@@ -150,7 +151,7 @@ func (l *served) do(m *procwire.Message, r *procwire.Reader, fds []int) []byte {
 		return w.Bytes()
 	}
 	if c == nil {
-		CloseFiles(fds)
+		procs.CloseFiles(fds)
 		putError(&w, fmt.Errorf("there is no connection: %w", unix.ENOTCONN))
 		return w.Bytes()
 	}
@@ -190,7 +191,7 @@ func (l *served) prepare(w *procwire.Writer, r *procwire.Reader, fds []int) {
 		want += len(rings.Queues)
 	}
 	if err := r.End(); err != nil || len(fds) != want {
-		CloseFiles(fds)
+		procs.CloseFiles(fds)
 		putError(w, fmt.Errorf("rings with %d files: %w", len(fds), procwire.ErrBody))
 		return
 	}
@@ -213,7 +214,7 @@ func (l *served) start(r *procwire.Reader, fds []int) error {
 		want += 1 + l.s.set.eventFiles
 	}
 	if err := r.End(); err != nil || len(fds) != want || len(s.Stalled) != n {
-		CloseFiles(fds)
+		procs.CloseFiles(fds)
 		return fmt.Errorf("service with %d files: %w", len(fds), procwire.ErrBody)
 	}
 	rest := fds[n:]
@@ -238,7 +239,7 @@ func (l *served) start(r *procwire.Reader, fds []int) error {
 
 // release releases what belongs to the connection that was closed.
 func (l *served) release() {
-	CloseFiles(l.taps)
+	procs.CloseFiles(l.taps)
 	l.taps = nil
 }
 

@@ -3,6 +3,7 @@
 package netengine
 
 import (
+	"github.com/netbackd/netbackd/internal/procs"
 	"github.com/netbackd/netbackd/internal/procwire"
 )
 
@@ -38,11 +39,8 @@ const (
 // Bounds of messages.
 const (
 	maxQueues   = 64 // of a vif of a packet process; --max-queues is at most that
-	maxText     = 1024
 	maxName     = 64
 	maxRecord   = 56 << 10
-	maxJSON     = 32 << 10
-	answerSize  = maxText + 16
 	maxMcast    = 64
 	eventFiles  = 2 // descriptors of an event channel device, at most
 	maxInterval = 1 << 40
@@ -52,14 +50,14 @@ const (
 func toProcess() procwire.Rules {
 	small := procwire.Size{Body: 256}
 	ask := func(s, a procwire.Size) procwire.Rule { return procwire.Rule{Ask: s, Answer: a} }
-	done := procwire.Size{Body: answerSize}
+	done := procwire.Size{Body: procs.AnswerSize}
 	return procwire.Rules{
-		kindSetup:     ask(procwire.Size{Body: 4096, Files: 1, MaxFiles: 2}, procwire.Size{Body: maxJSON}),
+		kindSetup:     ask(procwire.Size{Body: 4096, Files: 1, MaxFiles: 2}, procwire.Size{Body: procs.MaxJSON}),
 		kindOpen:      {Notice: true, Ask: procwire.Size{Body: 256, Files: 1}},
 		kindEnd:       {Notice: true, Ask: small},
 		kindRate:      {Notice: true, Ask: small},
 		kindWeight:    {Notice: true, Ask: small},
-		kindPrepare:   ask(procwire.Size{Body: 4096, Files: 1, MaxFiles: maxQueues * (eventFiles + 1)}, procwire.Size{Body: answerSize + 64}),
+		kindPrepare:   ask(procwire.Size{Body: 4096, Files: 1, MaxFiles: maxQueues * (eventFiles + 1)}, procwire.Size{Body: procs.AnswerSize + 64}),
 		kindStart:     ask(procwire.Size{Body: maxRecord + 2048, Files: 1, MaxFiles: maxQueues + 1 + eventFiles}, done),
 		kindClose:     ask(small, done),
 		kindMcast:     {Notice: true, Ask: small},
@@ -68,8 +66,8 @@ func toProcess() procwire.Rules {
 		kindStatus:    ask(small, procwire.Size{Body: procwire.MaxBody}),
 		kindRings:     ask(small, done),
 		kindChannels:  ask(procwire.Size{Body: 256, Files: 1, MaxFiles: eventFiles}, done),
-		kindRingStamp: ask(small, procwire.Size{Body: answerSize + 64}),
-		kindPing:      ask(small, procwire.Size{Body: maxJSON}),
+		kindRingStamp: ask(small, procwire.Size{Body: procs.AnswerSize + 64}),
+		kindPing:      ask(small, procwire.Size{Body: procs.MaxJSON}),
 		kindOwnDomid:  {Notice: true, Ask: small},
 	}
 }
@@ -77,9 +75,9 @@ func toProcess() procwire.Rules {
 // toBroker are the rules of the messages of a packet process, which may be in the hands of a
 // guest.
 func toBroker() procwire.Rules {
-	done := procwire.Size{Body: answerSize}
+	done := procwire.Size{Body: procs.AnswerSize}
 	return procwire.Rules{
-		kindNotice: {Notice: true, Ask: procwire.Size{Body: answerSize + 64}},
+		kindNotice: {Notice: true, Ask: procwire.Size{Body: procs.AnswerSize + 64}},
 		kindStore:  {Ask: procwire.Size{Body: maxRecord + 64}, Answer: done},
 		kindSteer:  {Ask: procwire.Size{Body: 1024}, Answer: done},
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/netbackd/netbackd/internal/ctrlserver"
 	"github.com/netbackd/netbackd/internal/dataplane"
 	"github.com/netbackd/netbackd/internal/netengine"
+	"github.com/netbackd/netbackd/internal/procs"
 	"github.com/netbackd/netbackd/pkg/evtchn"
 	"github.com/netbackd/netbackd/pkg/tap"
 	"github.com/netbackd/netbackd/pkg/xenbus"
@@ -148,7 +149,7 @@ func (v *Vif) rings(c *connection) (*netengine.Rings, error) {
 	for i := range f.queues {
 		fd, err := dataplane.OpenJournalFile(v.journalPath(i))
 		if err != nil {
-			netengine.CloseFiles(r.Journals)
+			procs.CloseFiles(r.Journals)
 			return nil, fmt.Errorf("queue %d: %w", i, err)
 		}
 		r.Journals = append(r.Journals, fd)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package netengine
+package procs
 
 import (
 	"context"
@@ -15,10 +15,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/netbackd/netbackd/internal/procwire"
-	"github.com/netbackd/netbackd/pkg/xen"
 )
 
-// Child is a packet process that was started, normally a *spawn.Child.
+// Child is a process that was started, normally a *spawn.Child.
 type Child interface {
 	Socket() int // of the caller
 	PID() int
@@ -27,21 +26,23 @@ type Child interface {
 	Err() error // how it ended
 }
 
-// process is the broker's end of a packet process. What the process says is not trusted: it
-// concerns the links of that process only, and is checked.
-type process struct {
+// Process is the broker's end of a process. What the process says is not trusted: it concerns
+// the links of that process only, and is checked.
+type Process struct {
 	log        *zap.Logger
+	words      *Words
+	wire       *Wire
 	child      Child
 	conn       *procwire.Conn
-	ready      Ready
+	ready      any
 	slow       chan struct{} // holds one: a call waits for long
 	lost       chan struct{} // closed when its end has been dealt with
 	refreshing atomic.Bool   // see refresh
 	heard      atomic.Int64  // number of answers that came
 
 	mu     sync.Mutex // guards all below
-	links  map[uint32]*remoteLink
-	health Health
+	links  map[uint32]*Seat
+	health any
 	reason error // why it was killed
 }
 
@@ -62,12 +63,15 @@ const (
 	messageQueue = 64
 )
 
-// newProcess sets a child up, with devices that are closed here. Its end is told by died.
-func newProcess(log *zap.Logger, child Child, set *setup, devices []int, died func(*process)) (*process, error) {
-	defer CloseFiles(devices)
-	p := &process{log: log, child: child, slow: make(chan struct{}, 1), lost: make(chan struct{}), links: map[uint32]*remoteLink{}}
+// newProcess sets a child up, with files that are closed here. Its end is told by died.
+func newProcess(log *zap.Logger, child Child, cfg *Config, setup *procwire.Writer, files []int, died func(*Process)) (*Process, error) {
+	defer CloseFiles(files)
+	p := &Process{
+		log: log, words: &cfg.Words, wire: &cfg.Wire, child: child,
+		slow: make(chan struct{}, 1), lost: make(chan struct{}), links: map[uint32]*Seat{},
+	}
 	conn, err := procwire.New(child.Socket(), procwire.Config{
-		In: toBroker(), Out: toProcess(), Handle: p.handle, Timeout: callTimeout, Pending: pending,
+		In: p.wire.In, Out: p.wire.Out, Handle: p.handle, Timeout: p.wire.Timeout, Pending: p.wire.Pending,
 		Rate: messageRate, Burst: messageBurst, Queue: messageQueue,
 	})
 	if err != nil {
@@ -78,21 +82,19 @@ func newProcess(log *zap.Logger, child Child, set *setup, devices []int, died fu
 	conn.Serve()
 	ctx, cancel := context.WithTimeout(context.Background(), setUpTime)
 	defer cancel()
-	var w procwire.Writer
-	set.put(&w)
-	err = p.ask(ctx, kindSetup, &w, func(r *procwire.Reader) { takeReady(r, &p.ready) }, devices...)
+	err = p.Ask(ctx, p.wire.Setup, setup, func(r *procwire.Reader) { p.ready = p.wire.Ready(r) }, files...)
 	if err != nil {
 		child.Kill()
 		conn.Close()
 		<-child.Done()
-		return nil, fmt.Errorf("packet process: %w", errors.Join(err, child.Err()))
+		return nil, fmt.Errorf("%s: %w", p.words.Process, errors.Join(err, child.Err()))
 	}
 	go p.watch(died)
 	return p, nil
 }
 
 // watch pings the process until it ends.
-func (p *process) watch(died func(*process)) {
+func (p *Process) watch(died func(*Process)) {
 	var quiet time.Time // since then a worker does not answer; zero: all do
 	for {
 		select {
@@ -104,7 +106,7 @@ func (p *process) watch(died func(*process)) {
 		}
 		break
 	}
-	// A packet process that has broken its connection is not used any more, and must not
+	// A process that has broken its connection is not used any more, and must not
 	// touch rings when its successor does.
 	p.child.Kill()
 	p.conn.Close()
@@ -115,7 +117,7 @@ func (p *process) watch(died func(*process)) {
 }
 
 // look has the process pinged.
-func (p *process) look() {
+func (p *Process) look() {
 	select {
 	case p.slow <- struct{}{}:
 	default:
@@ -123,7 +125,7 @@ func (p *process) look() {
 }
 
 // refresh pings the process, unless that is under way for another caller.
-func (p *process) refresh() {
+func (p *Process) refresh() {
 	if p.refreshing.CompareAndSwap(false, true) {
 		defer p.refreshing.Store(false)
 		p.ping(time.Time{})
@@ -132,29 +134,30 @@ func (p *process) refresh() {
 
 // ping kills a process that does not answer, or whose workers do not since quiet. It returns
 // the new quiet.
-func (p *process) ping(quiet time.Time) time.Time {
-	var h Health
-	if p.askWithin(pingTime, kindPing, new(procwire.Writer), func(r *procwire.Reader) { takeHealth(r, &h) }) != nil {
+func (p *Process) ping(quiet time.Time) time.Time {
+	var health any
+	silent := ""
+	if p.askWithin(pingTime, new(procwire.Writer), func(r *procwire.Reader) { health, silent = p.wire.Health(r) }) != nil {
 		return quiet
 	}
 	p.mu.Lock()
-	p.health = h
+	p.health = health
 	p.mu.Unlock()
 	switch {
-	case h.Silent == "":
+	case silent == "":
 		return time.Time{}
 	case quiet.IsZero():
 		return time.Now()
 	case time.Since(quiet) > workersTime:
-		p.kill(errors.New(clean([]byte(cut(h.Silent)))))
+		p.Kill(errors.New(silent))
 	}
 	return quiet
 }
 
-// askWithin sends a request, and kills a process that answers nothing for a time, also one that
+// askWithin sends a ping, and kills a process that answers nothing for a time, also one that
 // takes no message: a full socket holds up all who write to it. A process that is busy answers
 // other requests meanwhile. Its own messages show nothing.
-func (p *process) askWithin(within time.Duration, kind procwire.Kind, w *procwire.Writer, take func(*procwire.Reader)) error {
+func (p *Process) askWithin(within time.Duration, w *procwire.Writer, take func(*procwire.Reader)) error {
 	answered := make(chan struct{})
 	defer close(answered)
 	go func() {
@@ -168,18 +171,18 @@ func (p *process) askWithin(within time.Duration, kind procwire.Kind, w *procwir
 			}
 			now := p.heard.Load()
 			if now == last {
-				p.kill(fmt.Errorf("it does not answer within %v", within))
+				p.Kill(fmt.Errorf("it does not answer within %v", within))
 				return
 			}
 			last = now
 		}
 	}()
-	return p.ask(context.Background(), kind, w, take)
+	return p.Ask(context.Background(), p.wire.Ping, w, take)
 }
 
-// kill ends the process, and all calls to it at once: the process itself ends only when the
+// Kill ends the process, and all calls to it at once: the process itself ends only when the
 // kernel lets it.
-func (p *process) kill(why error) {
+func (p *Process) Kill(why error) {
 	p.mu.Lock()
 	if p.reason == nil {
 		p.reason = why
@@ -190,7 +193,7 @@ func (p *process) kill(why error) {
 }
 
 // end describes the end of the process, once it has ended.
-func (p *process) end() error {
+func (p *Process) end() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.reason != nil {
@@ -203,7 +206,7 @@ func (p *process) end() error {
 }
 
 // gone reports whether the process has ended, or is about to.
-func (p *process) gone() bool {
+func (p *Process) gone() bool {
 	select {
 	case <-p.conn.Gone():
 		return true
@@ -214,10 +217,10 @@ func (p *process) gone() bool {
 	}
 }
 
-// ask sends a request and reads its answer: an error, and if there is none the rest with take.
+// Ask sends a request and reads its answer: an error, and if there is none the rest with take.
 // No answer in time, or one that is not valid, ends the process. A request that could not be sent,
 // for want of memory on this side for example, does not.
-func (p *process) ask(ctx context.Context, kind procwire.Kind, w *procwire.Writer, take func(*procwire.Reader), files ...int) error {
+func (p *Process) Ask(ctx context.Context, kind procwire.Kind, w *procwire.Writer, take func(*procwire.Reader), files ...int) error {
 	t := time.AfterFunc(slowCall, p.look)
 	defer t.Stop()
 	reply, err := p.conn.Call(ctx, kind, w.Bytes(), files...)
@@ -226,75 +229,92 @@ func (p *process) ask(ctx context.Context, kind procwire.Kind, w *procwire.Write
 	}
 	late := errors.Is(err, os.ErrDeadlineExceeded) || ctx.Err() != nil
 	if late {
-		p.kill(fmt.Errorf("call failed: %w", err))
+		p.Kill(fmt.Errorf("call failed: %w", err))
 	}
 	switch {
 	case late || p.gone():
-		return fmt.Errorf("%w: %w", ErrDied, err)
+		return fmt.Errorf("%w: %w", p.wire.Died, err)
 	case errors.Is(err, procwire.ErrBusy):
-		return fmt.Errorf("packet process not asked: %w: %w", unix.EAGAIN, err)
+		return fmt.Errorf("%s not asked: %w: %w", p.words.Process, unix.EAGAIN, err)
 	}
-	return fmt.Errorf("packet process not asked: %w", err)
+	return fmt.Errorf("%s not asked: %w", p.words.Process, err)
 }
 
-// read reads an answer for ask.
-func (p *process) read(kind procwire.Kind, reply *procwire.Reply, take func(*procwire.Reader)) error {
+// read reads an answer for Ask.
+func (p *Process) read(kind procwire.Kind, reply *procwire.Reply, take func(*procwire.Reader)) error {
 	p.heard.Add(1)
 	defer reply.Close()
 	r := reply.Reader()
-	failed := takeError(r)
+	failed := p.wire.Causes.Take(r)
 	if failed == nil && take != nil {
 		take(r)
 	}
 	if err := r.End(); err != nil {
-		p.kill(fmt.Errorf("answer to message %d: %w", kind, err))
-		return fmt.Errorf("%w: %w", ErrDied, err)
+		p.Kill(fmt.Errorf("answer to message %d: %w", kind, err))
+		return fmt.Errorf("%w: %w", p.wire.Died, err)
 	}
 	return failed
 }
 
-// post sends a notice. An error means that the process has ended, or will: it would not know
+// Post sends a notice. An error means that the process has ended, or will: it would not know
 // what later messages are about.
-func (p *process) post(kind procwire.Kind, w *procwire.Writer, files ...int) error {
+func (p *Process) Post(kind procwire.Kind, w *procwire.Writer, files ...int) error {
 	t := time.AfterFunc(slowCall, p.look)
 	defer t.Stop()
 	if err := p.conn.Post(kind, w.Bytes(), files...); err != nil {
 		if !p.gone() {
-			p.kill(fmt.Errorf("message not sent: %w", err))
+			p.Kill(fmt.Errorf("message not sent: %w", err))
 		}
-		return fmt.Errorf("%w: %w", ErrDied, err)
+		return fmt.Errorf("%w: %w", p.wire.Died, err)
 	}
 	return nil
 }
 
 // handle takes a message of the process.
-func (p *process) handle(m *procwire.Message) {
+func (p *Process) handle(m *procwire.Message) {
 	r := m.Reader()
-	id, connection := r.U32(), r.U32()
+	id := r.U32()
 	p.mu.Lock()
 	l := p.links[id]
 	p.mu.Unlock()
 	if l == nil { // it has just left
-		if m.Kind != kindNotice {
-			_ = answerError(m, unix.ENOTCONN) // the process has ended
+		if !p.wire.In[m.Kind].Notice {
+			_ = p.wire.Answer(m, unix.ENOTCONN) // the process has ended
 		}
 		return
 	}
-	if err := l.handle(m, r, connection); err != nil {
-		p.kill(fmt.Errorf("message %d: %w", m.Kind, err))
+	if err := l.link.Handle(m, r); err != nil {
+		p.Kill(fmt.Errorf("message %d: %w", m.Kind, err))
 	}
 }
 
-// tellDomid tells the process the number of its domain.
-func (p *process) tellDomid(domid xen.Domid) {
-	var w procwire.Writer
-	w.U16(uint16(domid))
-	_ = p.post(kindOwnDomid, &w) // the end of the process is seen elsewhere
+// Answer answers a request of a process with an error, which may be nil.
+func (w *Wire) Answer(m *procwire.Message, err error) error {
+	var b procwire.Writer
+	w.Causes.Put(&b, err)
+	if m.Answer(b.Bytes()) != nil {
+		return w.Died
+	}
+	return nil
+}
+
+// Enter opens a link in the process: messages of the process may be about it from now on.
+func (p *Process) Enter(l *Seat) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.links[l.id] = l
 }
 
 // leave forgets a link.
-func (p *process) leave(l *remoteLink) {
+func (p *Process) leave(l *Seat) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.links, l.id)
+}
+
+// CloseFiles closes files.
+func CloseFiles(fds []int) {
+	for _, fd := range fds {
+		_ = unix.Close(fd)
+	}
 }
