@@ -46,6 +46,8 @@ type Async struct {
 	waitArg geteventsArg
 
 	buffers [][]byte // registered, so kept reachable
+
+	thread int // that a reserved ring belongs to; 0: it is not reserved, or was not handed out
 }
 
 // poll is one polled file.
@@ -136,6 +138,13 @@ func (a *Async) Close() error {
 		if errno := register[byte](a.fd, unregisterBuffers, nil, 0); errno != 0 {
 			errs = append(errs, fmt.Errorf("unregister buffers: %w", threadError(errno)))
 		}
+	}
+	if a.thread != 0 && errors.Join(errs...) == nil {
+		a.files, a.buffers = 0, nil
+		kept := *a
+		*a = Async{fd: -1}
+		reserved.giveBack(&kept)
+		return nil
 	}
 	for _, mem := range [][]byte{a.rings, a.slots} {
 		if mem != nil {

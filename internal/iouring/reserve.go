@@ -5,14 +5,18 @@ package iouring
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
+
+	"golang.org/x/sys/unix"
 )
 
 // Reserve makes the rings that New and NewAsync hand out from then on, for a process that
 // will not be able to make any. A reserved ring takes only the operations and the
 // registrations of this package: one that may be used as a whole could open files and
 // connect sockets, which no filter of system calls sees. It belongs to the thread that calls
-// New, and is not reserved again after Close.
+// New or NewAsync. Close gives an Async back to its thread, which gets it with its next NewAsync;
+// a Ring is not reserved again.
 //
 // When all were handed out, or if Reserve fails, New and NewAsync return errors that match
 // ErrNotSupported: the caller goes on with system calls. Reserve is called once.
@@ -41,6 +45,7 @@ type reservation struct {
 	err    error
 	rings  []*Ring
 	asyncs []*Async
+	used   map[int][]*Async // those that were closed, by their thread
 }
 
 var reserved reservation
@@ -152,10 +157,19 @@ func (v *reservation) async(entries uint32) (*Async, error) {
 		return nil, nil
 	case v.err != nil:
 		return nil, v.err
-	case len(v.asyncs) == 0:
+	}
+	thread := unix.Gettid()
+	for i, a := range v.used[thread] {
+		if entries > 0 && entries <= a.limit {
+			v.used[thread] = slices.Delete(v.used[thread], i, i+1)
+			return a, nil
+		}
+	}
+	if len(v.asyncs) == 0 {
 		return nil, errUsedUp
 	}
 	a := v.asyncs[len(v.asyncs)-1]
+	a.thread = thread
 	if entries == 0 || entries > a.limit {
 		return nil, fmt.Errorf("io_uring with %d entries: want 1 to the %d of the reserved ones", entries, a.limit)
 	}
@@ -164,6 +178,17 @@ func (v *reservation) async(entries uint32) (*Async, error) {
 		return nil, errors.Join(err, a.Close())
 	}
 	return a, nil
+}
+
+// giveBack keeps a ring, which has nothing of its user any more, for the thread that it belongs
+// to.
+func (v *reservation) giveBack(a *Async) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.used == nil {
+		v.used = map[int][]*Async{}
+	}
+	v.used[a.thread] = append(v.used[a.thread], a)
 }
 
 // enable lets the calling thread use a ring, and with SINGLE_ISSUER no other.

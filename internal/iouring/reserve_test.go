@@ -49,7 +49,18 @@ func useReserved(errno unix.Errno) error {
 			return err
 		}
 	}
-	if err := onThread(useReservedAsync); err != nil {
+	err := onThread(func() error {
+		for range 3 { // a thread gets the ring that it has closed
+			if err := useReservedAsync(); err != nil {
+				return err
+			}
+		}
+		if _, err := NewAsync(16); !errors.Is(err, ErrNotSupported) {
+			return fmt.Errorf("a larger ring than it has closed: %w", err)
+		}
+		return nil
+	})
+	if err != nil {
 		return err
 	}
 	if err := Supported(); err != nil {
@@ -126,6 +137,7 @@ func useReservedAsync() (err error) {
 	if err != nil {
 		return err
 	}
+	defer unix.Close(fd)
 	if err := errors.Join(a.RegisterFiles(1), a.SetWorkers(2), a.Poll(fd, unix.POLLIN, 7)); err != nil {
 		return err
 	}
