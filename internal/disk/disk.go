@@ -3,6 +3,7 @@
 package disk
 
 import (
+	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -76,6 +77,7 @@ type Disk struct {
 	readOnly bool
 	null     bool // KindNull whose reads leave the buffer
 	backing  Backing
+	handed   *handed // nil: this process has opened it
 
 	// Set before Open returns.
 	direct       bool
@@ -137,6 +139,9 @@ func (d *Disk) OpenAgain() (fd int, err error) {
 	if d.fd < 0 {
 		return -1, nil
 	}
+	if d.handed != nil {
+		return d.handed.take()
+	}
 	fd, err = unix.Open(fmt.Sprintf("/proc/self/fd/%d", d.fd), unix.O_RDONLY|unix.O_CLOEXEC|unix.O_LARGEFILE, 0)
 	if err != nil {
 		return -1, &Error{Path: d.id.Path, Err: fmt.Errorf("open again: %w", err)}
@@ -164,6 +169,9 @@ func (d *Disk) Close() error {
 	d.closing.Do(func() {
 		if d.fd >= 0 {
 			d.closed = unix.Close(d.fd)
+		}
+		if d.handed != nil {
+			d.closed = errors.Join(d.closed, d.handed.close())
 		}
 	})
 	return d.closed

@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -25,6 +26,10 @@ import (
 // the mode, the cache mode and the path of the disk.
 const childEnv = "DISKIO_TEST_CHILD"
 
+// handedEnv has the description of the disk for a child whose parent has opened it: its file is
+// descriptor 3, and that for flushes 4.
+const handedEnv = "DISKIO_TEST_HANDED"
+
 // fenceChild writes 4 KiB of 'o' to the disk. It says "started" when the disk is open, and
 // writes when it is told to.
 func fenceChild(args string) error {
@@ -34,8 +39,14 @@ func fenceChild(args string) error {
 		return err
 	}
 	runtime.LockOSThread()
-	d, err := disk.Open(context.Background(), disk.Options{Path: f[2], Cache: cache})
-	if err != nil {
+	var d *disk.Disk
+	if about := os.Getenv(handedEnv); about != "" {
+		var s disk.Description
+		if err := json.Unmarshal([]byte(about), &s); err != nil {
+			return err
+		}
+		d = disk.Adopt(s, 3, []int{4})
+	} else if d, err = disk.Open(context.Background(), disk.Options{Path: f[2], Cache: cache}); err != nil {
 		return err
 	}
 	e, err := New(Config{NoIOUring: f[0] == "threads"})
@@ -127,18 +138,53 @@ func TestFence(t *testing.T) {
 		for _, m := range modes {
 			t.Run(tt.name+", "+m.name, func(t *testing.T) {
 				path, read := tt.make(t)
-				fence(t, dir, m, tt.cache, path, read)
+				fence(t, dir, m, tt.cache, path, read, false)
+			})
+			t.Run(tt.name+", handed over, "+m.name, func(t *testing.T) {
+				path, read := tt.make(t)
+				fence(t, dir, m, tt.cache, path, read, true)
 			})
 		}
 	}
 }
 
-// fence kills a process with a write to path under way. The data is at read.
-func fence(t *testing.T, dir string, m mode, cache disk.Cache, path, read string) {
+// hand opens the disk at path for a child.
+func hand(t *testing.T, child *exec.Cmd, cache disk.Cache, path string) *disk.Disk {
+	t.Helper()
+	d, err := disk.Open(t.Context(), disk.Options{Path: path, Cache: cache})
+	if err != nil {
+		t.Fatal(err)
+	}
+	about, err := json.Marshal(d.Describe(0, 0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	child.Env = append(child.Env, handedEnv+"="+string(about))
+	for _, open := range []func() (int, error){
+		func() (int, error) { return unix.FcntlInt(uintptr(d.FD()), unix.F_DUPFD_CLOEXEC, 0) }, d.OpenAgain,
+	} {
+		fd, err := open()
+		if err != nil {
+			t.Fatal(err)
+		}
+		f := os.NewFile(uintptr(fd), "disk")
+		t.Cleanup(func() { _ = f.Close() })
+		child.ExtraFiles = append(child.ExtraFiles, f)
+	}
+	return d
+}
+
+// fence kills a process with a write to path under way. The data is at read. With handed this
+// process has opened the disk, as a broker, and closes it when the other one has died.
+func fence(t *testing.T, dir string, m mode, cache disk.Cache, path, read string, handed bool) {
 	unix.Sync() // so that freezing has nothing to wait for
 	child := exec.Command(os.Args[0])
 	child.Env = append(os.Environ(), childEnv+"="+m.name+","+cache.String()+","+path)
 	child.Stderr = os.Stderr
+	var ours *disk.Disk
+	if handed {
+		ours = hand(t, child, cache, path)
+	}
 	stdin, err1 := child.StdinPipe()
 	stdout, err2 := child.StdoutPipe()
 	if err := errors.Join(err1, err2, child.Start()); err != nil {
@@ -169,6 +215,12 @@ func fence(t *testing.T, dir string, m mode, cache disk.Cache, path, read string
 	if err := child.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
+	if handed {
+		for _, f := range child.ExtraFiles {
+			_ = f.Close()
+		}
+		shut(t, ours)
+	}
 
 	var holders []disk.Holder
 	opened := make(chan error, 1)
@@ -195,7 +247,7 @@ func fence(t *testing.T, dir string, m mode, cache disk.Cache, path, read string
 		t.Fatal(err)
 	}
 	defer shut(t, d)
-	if holders[0].PID != child.Process.Pid {
+	if !handed && holders[0].PID != child.Process.Pid {
 		t.Errorf("waited for %v, want process %d", holders[0], child.Process.Pid)
 	}
 	// The old write has landed, or the kernel has dropped it for the signal.
