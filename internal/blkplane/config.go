@@ -48,6 +48,11 @@ type QueueConfig struct {
 	Refs    []xen.Gref  // pages of the ring: 1, 2, 4, 8 or 16
 	Port    evtchn.Port // the frontend's
 	Journal string      // path of the journal; "": it does not outlive the process
+	// JournalFile is an open file of [OpenJournal], which counts before Journal and stays its
+	// owner's; 0: there is none.
+	JournalFile int
+	// Shown is the memory of what is shown of the queue; nil: it has its own.
+	Shown *Shown
 }
 
 // NoticeKind is the kind of a [Notice].

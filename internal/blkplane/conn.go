@@ -34,6 +34,9 @@ type Options struct {
 	Turns int
 	// NoUring makes queues use threads for the disk even where the kernel has io_uring.
 	NoUring bool
+	// KeepThreads keeps the threads of queues that have ended for other ones, with the rings that
+	// were reserved for them; see [iouring.Reserve].
+	KeepThreads bool
 	// Warn reports failures that do not stop the pool. It is called from the threads
 	// of queues, must not block, and may be nil.
 	Warn func(error)
@@ -48,6 +51,7 @@ type Pool struct {
 	threads atomic.Int64
 	maps    atomic.Int64 // persistent grants
 
+	idle  chan func() // work for threads without a queue; see keep.go
 	began time.Time
 	turns turns
 	lanes lanes
@@ -64,7 +68,7 @@ func NewPool(opts Options) *Pool {
 	if opts.Warn == nil {
 		opts.Warn = func(error) {}
 	}
-	return &Pool{opts: opts, began: time.Now(), turns: newTurns(opts.Turns)}
+	return &Pool{opts: opts, idle: make(chan func()), began: time.Now(), turns: newTurns(opts.Turns)}
 }
 
 // Threads returns the number of queues of all connections that are not done.
@@ -163,7 +167,7 @@ func (c *Conn) Adopted() bool {
 func (c *Conn) Start() {
 	c.started.Do(func() {
 		for _, q := range c.queues {
-			go q.run()
+			c.pool.run(q.run)
 		}
 	})
 }

@@ -3,7 +3,9 @@
 package blkplane
 
 import (
+	"errors"
 	"fmt"
+	"math/bits"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -118,16 +120,53 @@ func openJournal(path string, n uint32) (*Journal, error) {
 	return j, nil
 }
 
-func mapJournal(fd int, n uint32) (*Journal, error) {
-	size := journalSize(n)
+// OpenJournal opens the journal at path for a ring of so many pages, for another process that
+// maps it, and creates it if necessary. It has its size then.
+func OpenJournal(path string, pages int) (fd int, err error) {
+	fd, err = unix.Open(path, unix.O_RDWR|unix.O_CREAT|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o600)
+	if err == nil {
+		if err = allocate(fd, journalSize(blkif.RingSize(bits.Len(uint(pages))-1))); err == nil {
+			return fd, nil
+		}
+		err = errors.Join(err, unix.Close(fd))
+	}
+	return -1, fmt.Errorf("journal %s: %w", path, err)
+}
+
+// allocate gives a journal its size.
+func allocate(fd, size int) error {
 	if err := unix.Ftruncate(fd, int64(size)); err != nil {
-		return nil, err
+		return err
 	}
 	// Without its pages allocated, a store would be SIGBUS on a full file system.
 	if err := unix.Fallocate(fd, 0, 0, int64(size)); err != nil && err != unix.EOPNOTSUPP {
+		return err
+	}
+	return nil
+}
+
+// adoptJournal maps the journal in a file of OpenJournal.
+func adoptJournal(fd int, n uint32) (*Journal, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return nil, fmt.Errorf("journal: %w", err)
+	}
+	if st.Size != int64(journalSize(n)) {
+		return nil, fmt.Errorf("journal of %d bytes: want %d", st.Size, journalSize(n))
+	}
+	return viewJournal(fd, n)
+}
+
+func mapJournal(fd int, n uint32) (*Journal, error) {
+	if err := allocate(fd, journalSize(n)); err != nil {
 		return nil, err
 	}
-	mem, err := unix.Mmap(fd, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	return viewJournal(fd, n)
+}
+
+// viewJournal maps a journal that has its size.
+func viewJournal(fd int, n uint32) (*Journal, error) {
+	mem, err := unix.Mmap(fd, 0, journalSize(n), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	if err != nil {
 		return nil, err
 	}

@@ -55,6 +55,9 @@ type deviceID struct {
 
 // deviceOf returns the device of a disk.
 func deviceOf(d *disk.Disk) deviceID {
+	if major, minor, adopted := d.Device(); adopted && d.FD() >= 0 {
+		return deviceID{major: major, minor: minor}
+	}
 	switch id := d.Identity(); id.Backing {
 	case disk.KindBlock:
 		return wholeDevice(id.Major, id.Minor)
@@ -63,6 +66,12 @@ func deviceOf(d *disk.Disk) deviceID {
 	default:
 		return deviceID{store: d}
 	}
+}
+
+// DeviceOf returns the numbers of the device of a disk, 0 for a store that is not a file.
+func DeviceOf(d *disk.Disk) (major, minor uint32) {
+	id := deviceOf(d)
+	return id.major, id.minor
 }
 
 // wholeDevice returns the device that a partition belongs to, or the device itself.

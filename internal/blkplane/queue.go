@@ -37,6 +37,9 @@ const (
 	// maxOperations is the most operations under way at the disk, beside one flush.
 	maxOperations = 256
 
+	// RingEntries is the number of entries of a queue's io_uring.
+	RingEntries = maxOperations + 1
+
 	// maxCopies is the number of segments of one grant copy that may only be exceeded by
 	// those of a single operation, and by indirect pages: 1 MiB. Without such a bound eight
 	// writes of 1 MiB were copied before the first was submitted, which halved the speed.
@@ -50,16 +53,15 @@ const (
 	maxDeliver = 16
 )
 
-// queue is one ring of a connected vbd. It belongs to its thread, except for stats, gauges
-// and commands.
+// queue is one ring of a connected vbd. It belongs to its thread, except for what is
+// shown and commands.
 type queue struct {
 	conn    *Conn
 	index   int
 	adopted bool  // a predecessor served the ring
 	found   found // by the predecessor's journal
-	stats   Stats
-	gauges  gauges
-	tally   tally
+	*Shown
+	tally tally
 
 	commands atomic.Uint32
 	bell     bell
@@ -216,8 +218,11 @@ func newQueue(c *Conn, index int) (_ *queue, err error) {
 	if n < 1 || n > maxRingPages || n&(n-1) != 0 {
 		return nil, fmt.Errorf("ring of %d pages: want 1, 2, 4, 8 or 16", n)
 	}
-	q := &queue{conn: c, index: index, bell: bell{fd: -1}, barrier: none,
+	q := &queue{conn: c, index: index, Shown: cfg.Shown, bell: bell{fd: -1}, barrier: none,
 		asked: make(chan struct{}), drained: make(chan struct{}), ended: make(chan struct{})}
+	if q.Shown == nil {
+		q.Shown = new(Shown)
+	}
 	defer func() {
 		if err != nil {
 			q.release()
@@ -251,9 +256,14 @@ func newQueue(c *Conn, index int) (_ *queue, err error) {
 // attach attaches to the ring: a new one, or that of a predecessor by its journal.
 func (q *queue) attach(cfg *QueueConfig) (err error) {
 	order := bits.Len(uint(len(cfg.Refs))) - 1
-	if cfg.Journal == "" {
+	if cfg.JournalFile > 0 {
+		q.journal, err = adoptJournal(cfg.JournalFile, blkif.RingSize(order))
+	} else if cfg.Journal == "" {
 		q.journal = newJournal(blkif.RingSize(order))
-	} else if q.journal, err = openJournal(cfg.Journal, blkif.RingSize(order)); err != nil {
+	} else {
+		q.journal, err = openJournal(cfg.Journal, blkif.RingSize(order))
+	}
+	if err != nil {
 		return err
 	}
 	if f := q.conn.pool.opts.AtStep; f != nil {

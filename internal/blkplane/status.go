@@ -58,18 +58,33 @@ func (q *queue) publish() error {
 	return nil
 }
 
+// Shown has the counters and gauges of one queue. It may be in memory that the thread of the
+// queue shares with another process.
+type Shown struct {
+	stats  Stats
+	gauges gauges
+}
+
+// Counters returns the counters.
+func (s *Shown) Counters() [NumCounters]uint64 { return s.stats.Snapshot() }
+
 // Status returns a snapshot of queue i. It does not wait for the queue.
 func (c *Conn) Status(i int) QueueStatus {
 	q := c.queues[i]
-	g := &q.gauges
+	return q.Shown.Status(uint32(len(q.requests)), q.adopted)
+}
+
+// Status returns a snapshot of a queue of so many slots.
+func (s *Shown) Status(slots uint32, adopted bool) QueueStatus {
+	g := &s.gauges
 	idx := func(i int) blkif.Index { return blkif.Index(g.ring[i].Load()) }
-	s := QueueStatus{
-		Size:     uint32(len(q.requests)),
+	v := QueueStatus{
+		Size:     slots,
 		Ring:     blkif.RingState{ReqProd: idx(0), ReqEvent: idx(1), RspProd: idx(2), RspEvent: idx(3), Cons: idx(4)},
 		InFlight: int(g.consumed.Load()), Operations: int(g.operations.Load()),
 		Bytes: g.bytes.Load(), Held: g.held.Load(), Persistent: int(g.persistent.Load()),
-		Memory: g.waitsForMemory.Load(), IOUring: g.uring.Load(), Broken: g.broken.Load(), Stuck: g.stuck.Load(), Adopted: q.adopted,
+		Memory: g.waitsForMemory.Load(), IOUring: g.uring.Load(), Broken: g.broken.Load(), Stuck: g.stuck.Load(), Adopted: adopted,
 	}
-	s.Waiting = max(s.InFlight-int(g.started.Load()), 0)
-	return s
+	v.Waiting = max(v.InFlight-int(g.started.Load()), 0)
+	return v
 }

@@ -131,7 +131,7 @@ func (q *queue) end() {
 
 // openEngine sets up the disk's engine. It runs on the queue's thread.
 func (q *queue) openEngine() (err error) {
-	e, err := diskio.New(diskio.Config{Entries: maxOperations + 1, Threads: diskThreads, NoIOUring: q.conn.pool.opts.NoUring})
+	e, err := diskio.New(diskio.Config{Entries: RingEntries, Threads: diskThreads, NoIOUring: q.conn.pool.opts.NoUring})
 	if err != nil {
 		return err
 	}

@@ -248,7 +248,6 @@ const heldAfter = 5 * time.Second
 // waits for it. A daemon calls Watch now and then.
 func (p *Pool) Watch() {
 	for _, q := range p.turns.watch(time.Now()) {
-		q.gauges.stuck.Store(true)
 		q.conn.cfg.Notice(Notice{Kind: Held, Queue: q.index, Err: fmt.Errorf("it has not come back from the kernel for more than %v", heldAfter)})
 	}
 }
@@ -266,6 +265,7 @@ func (t *turns) watch(now time.Time) (held []*queue) {
 			v.watched, v.since, v.named = v.turn, now, false
 		case !v.named && now.Sub(v.since) >= heldAfter:
 			v.named = true
+			q.gauges.stuck.Store(true)
 			held = append(held, q)
 		}
 	}
@@ -276,15 +276,15 @@ func (t *turns) watch(now time.Time) (held []*queue) {
 type weights struct {
 	most atomic.Int32 // 0: 1
 	mu   sync.Mutex   // guards each
-	each map[*Conn]int
+	each map[any]int
 }
 
 // weigh sets the weight of a connection; 0 forgets it.
-func (w *weights) weigh(c *Conn, n int) {
+func (w *weights) weigh(c any, n int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.each == nil {
-		w.each = map[*Conn]int{}
+		w.each = map[any]int{}
 	}
 	if w.each[c] = n; n == 0 {
 		delete(w.each, c)
@@ -295,6 +295,10 @@ func (w *weights) weigh(c *Conn, n int) {
 	}
 	w.most.Store(int32(most))
 }
+
+// Weigh sets the weight of a connection that another process serves, for [Guest.Weight]; 0
+// forgets it. c is comparable.
+func (w *weights) Weigh(c any, n int) { w.weigh(c, n) }
 
 // Weight returns the guest's weight, the largest of its connections.
 func (w *weights) Weight() int { return max(int(w.most.Load()), 1) }
