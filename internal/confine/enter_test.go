@@ -61,7 +61,7 @@ func packets() error {
 		return err
 	}
 	ringErr := iouring.Reserve(iouring.Reservation{Rings: 1, Entries: 8})
-	if err := Enter(PacketProcess(packetIoctls)); err != nil {
+	if err := Enter(childPolicy()); err != nil {
 		return err
 	}
 	if ringErr == nil {
@@ -70,6 +70,17 @@ func packets() error {
 	c.Serve()
 	<-c.Done()
 	return nil
+}
+
+// policyEnv makes a child a disk process, if it is set.
+const policyEnv = "CONFINE_TEST_DISKS"
+
+// childPolicy is the policy of a child.
+func childPolicy() Policy {
+	if os.Getenv(policyEnv) != "" {
+		return DiskProcess(packetIoctls[:len(packetIoctls):len(packetIoctls)])
+	}
+	return PacketProcess(packetIoctls)
 }
 
 // ring uses the reserved io_uring, if there is one.
@@ -195,7 +206,7 @@ func start(t *testing.T, log func([]byte)) (*spawn.Child, *procwire.Conn) {
 	if err := Supported(); errors.Is(err, ErrNotSupported) {
 		t.Skip(err)
 	}
-	c, err := spawn.Start(spawn.Options{Args: []string{"packets"}, Log: log})
+	c, err := spawn.Start(spawn.Options{Args: []string{"packets"}, Env: []string{policyEnv}, Log: log})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -209,11 +220,31 @@ func start(t *testing.T, log func([]byte)) (*spawn.Child, *procwire.Conn) {
 }
 
 // TestPacketProcess: a packet process works, and cannot do anything else.
-func TestPacketProcess(t *testing.T) {
+func TestPacketProcess(t *testing.T) { confined(t, "") }
+
+// TestDiskProcess: the same of a disk process, which may also discard.
+func TestDiskProcess(t *testing.T) {
+	t.Setenv(policyEnv, "1")
+	confined(t, "fallocate: bad file descriptor, want: operation not permitted\n"+
+		"BLKDISCARD: inappropriate ioctl for device, want: operation not permitted")
+}
+
+// confined checks that a process works, and cannot do anything else but what the table of attempts
+// says then.
+func confined(t *testing.T, but string) {
+	t.Helper()
 	c, conn := start(t, func(line []byte) { t.Logf("%s", line) })
 	for _, what := range []string{"work", "probe", "work"} {
+		want := ""
+		if what == "probe" {
+			want = but
+		}
+		said := ""
 		if _, err := conn.Call(t.Context(), kindDo, []byte(what)); err != nil {
-			t.Errorf("%s:\n%v", what, strings.ReplaceAll(err.Error(), `\n`, "\n"))
+			said = strings.ReplaceAll(err.Error(), `\n`, "\n")
+		}
+		if said != want {
+			t.Errorf("%s:\n%s\nwant:\n%s", what, said, want)
 		}
 	}
 	if err := confinetest.CheckRights(c.PID()); err != nil {

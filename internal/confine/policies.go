@@ -3,6 +3,8 @@
 package confine
 
 import (
+	"slices"
+
 	"golang.org/x/sys/unix"
 
 	"github.com/netbackd/netbackd/internal/iouring"
@@ -46,6 +48,16 @@ func VhostUser(ioctls []uint32, connects, steers bool) Policy {
 		p.Calls = append(p.Calls, unix.SYS_BPF)
 	}
 	return p
+}
+
+// DiskProcess returns the policy of a process that serves the rings of vbds, with the ioctls of its
+// devices. It reads, writes, flushes and discards the files that it was handed.
+func DiskProcess(ioctls []uint32) Policy {
+	return Policy{
+		Ioctls:        append(slices.Clone(ioctls), unix.BLKDISCARD, unix.BLKSECDISCARD),
+		Registrations: iouring.RegisterOps(),
+		Calls:         []uintptr{unix.SYS_FDATASYNC, unix.SYS_FALLOCATE},
+	}
 }
 
 // Disks returns the policy of a daemon that opens disks, makes rings and speaks with xenstore.
