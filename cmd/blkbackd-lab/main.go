@@ -14,9 +14,11 @@ import (
 	"path/filepath"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/netbackd/netbackd/internal/blkcli"
 	"github.com/netbackd/netbackd/internal/blkcontrol"
+	"github.com/netbackd/netbackd/internal/blkplane"
 	"github.com/netbackd/netbackd/internal/command"
 	"github.com/netbackd/netbackd/internal/host/blkhost"
 	"github.com/netbackd/netbackd/internal/lab/blkguest"
@@ -37,7 +39,7 @@ func main() {
 }
 
 func newRoot(atStep func(step string)) *cobra.Command {
-	root := blkcli.New(open, atStep)
+	root := blkcli.New(open, adopter{}, atStep)
 	root.Use = "blkbackd-lab"
 	root.Short = "blkbackd with an embedded Xen, for tests and the demo"
 	root.Long = `blkbackd-lab is blkbackd with an embedded Xen and guests for it.
@@ -54,6 +56,24 @@ func open(dir string) (blkcli.Host, error) {
 		return simblkhost.Open(dir)
 	}
 	return blkhost.Open(dir)
+}
+
+// adopter adopts files of the embedded Xen, which are sockets, and of a real one.
+type adopter struct{ simblkhost.Adopter }
+
+// Grants implements [blkengine.Adopter].
+func (adopter) Grants(fd int) (blkplane.Grants, error) { return of(fd).Grants(fd) }
+
+// Events implements [blkengine.Adopter].
+func (adopter) Events(fds []int) blkplane.Events { return of(fds[0]).Events(fds) }
+
+// of returns the adopter for a file.
+func of(fd int) blkcli.Adopter {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err == nil && st.Mode&unix.S_IFMT == unix.S_IFSOCK {
+		return simblkhost.Adopter{}
+	}
+	return blkhost.Adopter{}
 }
 
 // newSimCmd returns the command that runs the embedded Xen as a process.

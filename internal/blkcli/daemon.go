@@ -37,8 +37,9 @@ type blkDaemon struct {
 	mode disk.Cache
 
 	host     Host
-	listener net.Listener // Serve closes it
-	pool     *blkplane.Pool
+	listener net.Listener         // Serve closes it
+	pool     *blkplane.Pool       // nil: disk processes serve
+	remote   *blkengine.Processes // nil: this process serves
 	backend  *blkbackend.Backend
 	status   blkcontrol.Daemon // the fields that do not change
 }
@@ -68,32 +69,32 @@ func (d *blkDaemon) setUp(open Opener) (err error) {
 	if d.listener, err = control.Listen(blkcontrol.Program, command.SocketIn(d.runDir)); err != nil {
 		return err
 	}
-	d.pool = blkplane.NewPool(blkplane.Options{
-		MaxThreads: d.maxThreads, NoUring: !d.uring, AtStep: d.atStep,
-		Warn: func(err error) { d.Log.Warn("data path degraded", zap.Error(err)) },
-	})
+	engine, err := d.openEngine()
+	if err != nil {
+		return err
+	}
 	d.backend = blkbackend.New(blkbackend.Config{
-		Dial: h.DialStore, Engine: &blkengine.Local{Pool: d.pool, Host: h.Guest}, Log: d.Log,
+		Dial: h.DialStore, Engine: engine, Log: d.Log,
 		Options: vbd.Options{
 			MaxQueues: d.maxQueues, MaxOrder: d.maxOrder, MaxSegments: d.maxSegs, Persistent: d.persistent,
 			Cache: d.mode, RunDir: d.runDir, Drain: d.drain,
 		},
 		Kernel: kernel(h), MaxPerGuest: d.maxVbds, GuestMemory: int64(d.memory) << 20,
 	})
-	threads := maxThreads(d.pool.MaxThreads() * d.pool.QueueThreads())
+	threads := maxThreads(d.queueThreads())
 	debug.SetMaxThreads(max(2*threads, goMaxThreads)) // Go's bound ends the process
 	d.status = blkcontrol.Daemon{
 		Version: command.Version(), PID: os.Getpid(), Since: time.Now(), Uring: daemon.UringState(d.uring),
 		MaxQueues: d.maxQueues, MaxSegments: d.maxSegs, Persistent: d.persistent, Cache: d.mode.String(),
 		MaxVbds: d.maxVbds, GuestMemory: int64(d.memory) << 20,
-		AllQueues: d.pool.MaxThreads(), MaxMaps: blkplane.DefaultMaxMaps, MaxThreads: threads,
+		AllQueues: d.maxThreads, MaxMaps: blkplane.DefaultMaxMaps, MaxThreads: threads,
 	}
 	return d.enter()
 }
 
 // enter takes from the process what no disk needs: programs, other processes, code, mounts.
 func (d *blkDaemon) enter() error {
-	if !d.sandbox {
+	if !d.sandbox || d.remote != nil { // a broker starts processes, and touches no memory of a guest
 		return nil
 	}
 	err := confine.Enter(confine.Disks())
@@ -112,6 +113,9 @@ func (d *blkDaemon) close() (err error) {
 	if d.listener != nil {
 		err = daemon.CloseListener(d.listener)
 	}
+	if d.remote != nil {
+		d.remote.Close()
+	}
 	if d.host != nil {
 		err = errors.Join(err, d.host.Close())
 	}
@@ -121,7 +125,8 @@ func (d *blkDaemon) close() (err error) {
 // now returns the status of the daemon.
 func (d *blkDaemon) now() blkcontrol.Daemon {
 	s := d.status
-	s.LogLost, s.Threads, s.Queues, s.Maps = d.LogLost(), daemon.Threads(), d.pool.Threads(), d.pool.Maps()
+	s.LogLost, s.Threads = d.LogLost(), daemon.Threads()
+	d.engineNow(&s)
 	return s
 }
 
@@ -133,7 +138,7 @@ func (d *blkDaemon) serve(ctx context.Context) error {
 		Listener: d.listener, Handler: blkcontrol.Handler(d.now, d.backend, blkbackend.ErrNoVbd),
 		// A queue may wait for its disk as long as the disk takes. That costs its guest, and
 		// is named.
-		Workers: func(context.Context) error { d.pool.Watch(); return nil }, Control: d.backend.Ping,
+		Workers: func(context.Context) error { d.watchEngine(); return nil }, Control: d.backend.Ping,
 		Text: func() string { return vbdCount(d.backend.Vbds()) },
 		Run: func(ctx context.Context, ready func()) error {
 			return d.backend.Run(ctx, func() {

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/netbackd/netbackd/internal/blkcontrol"
+	"github.com/netbackd/netbackd/internal/blkengine"
 	"github.com/netbackd/netbackd/internal/blkplane"
 	"github.com/netbackd/netbackd/internal/command"
 	"github.com/netbackd/netbackd/pkg/xen"
@@ -30,7 +31,18 @@ type Host interface {
 	// Real reports whether the kernel may serve vbds here as well.
 	Real() bool
 
+	blkengine.Opener
+
 	Close() error
+}
+
+// Adopter makes Xen's devices of the files of another process.
+type Adopter interface {
+	blkengine.Adopter
+	// Calls are system calls that the devices make, beside those of a real Xen.
+	Calls() []uintptr
+	// Traced reports whether the Xen reads the memory of its processes by ptrace.
+	Traced() bool
 }
 
 // Opener opens the Xen whose devices are in a directory.
@@ -39,9 +51,10 @@ type Opener func(dir string) (Host, error)
 // defaultRunDir holds the control socket and the journals.
 const defaultRunDir = "/run/blkbackd"
 
-// New makes blkbackd's commands. The daemon serves the Xen that open opens. atStep is
+// New makes blkbackd's commands. The daemon serves the Xen that open opens, whose files adopter
+// adopts in a disk process. atStep is
 // [blkplane.Options.AtStep], for tests; nil in the installed program.
-func New(open Opener, atStep func(step string)) *cobra.Command {
+func New(open Opener, adopter Adopter, atStep func(step string)) *cobra.Command {
 	root := command.NewRoot(blkcontrol.Program, "Xen block back end in userspace",
 		`blkbackd serves disks (vbds) of Xen guests from files and block devices, in userspace.
 
@@ -49,7 +62,7 @@ In dom0, or in a driver domain, "blkbackd run" serves the disks whose configurat
 script=block-blkbackd. Other back ends may serve other disks beside it.`, defaultRunDir)
 	root.AddCommand(
 		newRunCmd(open, atStep), newListCmd(), newShowCmd(), newStatsCmd(), newResetCmd(), newResizeCmd(),
-		newCheckCmd(), newHotplugCmd(),
+		newCheckCmd(), newHotplugCmd(), newDiskProcessCmd(adopter),
 		command.NewVersionCmd(blkcontrol.Program),
 	)
 	return root

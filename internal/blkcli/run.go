@@ -10,11 +10,13 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/netbackd/netbackd/internal/blkengine"
 	"github.com/netbackd/netbackd/internal/blkplane"
 	"github.com/netbackd/netbackd/internal/command"
 	"github.com/netbackd/netbackd/internal/daemon"
 	"github.com/netbackd/netbackd/internal/disk"
 	"github.com/netbackd/netbackd/internal/host"
+	"github.com/netbackd/netbackd/internal/procs"
 	"github.com/netbackd/netbackd/internal/vbd"
 	"github.com/netbackd/netbackd/pkg/blkif"
 )
@@ -33,6 +35,8 @@ type runFlags struct {
 	maxVbds    int
 	maxThreads int
 	sandbox    bool
+	isolate    string
+	isolation  procs.Isolation // of isolate
 	log        daemon.LogFlags
 	runDir     string
 	atStep     func(step string) // no flag: of the lab
@@ -85,6 +89,7 @@ The manual page blkbackd(8) advises on the flags.`,
 	fl.IntVar(&f.maxVbds, "max-vbds-per-guest", defaultVbds, "`number` of disks of a guest that are served")
 	fl.IntVar(&f.maxThreads, "max-queues-all", blkplane.DefaultMaxThreads, "`number` of queues of all disks; a disk beyond it does not connect")
 	fl.BoolVar(&f.sandbox, "sandbox", true, "give up system calls that no disk needs, once the daemon is set up")
+	fl.StringVar(&f.isolate, "isolate", string(procs.IsolateNone), "which disks `share` a process without rights that has their guests' memory: "+procs.Isolations)
 	f.log.Add(fl)
 	return c
 }
@@ -92,11 +97,17 @@ The manual page blkbackd(8) advises on the flags.`,
 // check returns the cache mode, or the first mistake in the flags.
 func (f *runFlags) check() (disk.Cache, error) {
 	cache, err := disk.ParseCache(f.cache)
-	switch {
-	case err != nil:
+	if err != nil {
 		return 0, command.Usagef("--cache: %w", err)
+	}
+	if f.isolation, err = procs.ParseIsolation(f.isolate); err != nil {
+		return 0, command.Usagef("--isolate is %w", err)
+	}
+	switch {
 	case f.maxQueues < 1 || f.maxQueues > maxQueuesLimit:
 		return 0, command.Usagef("--max-queues is %d, want 1 to %d", f.maxQueues, maxQueuesLimit)
+	case f.isolation != procs.IsolateNone && f.maxQueues > blkengine.MaxQueues:
+		return 0, command.Usagef("--max-queues is %d, want 1 to %d with --isolate", f.maxQueues, blkengine.MaxQueues)
 	case f.maxOrder < 0 || f.maxOrder > blkif.MaxOrder:
 		return 0, command.Usagef("--max-ring-order is %d, want 0 to %d", f.maxOrder, blkif.MaxOrder)
 	case f.maxSegs < 0 || f.maxSegs > blkif.MaxIndirect:

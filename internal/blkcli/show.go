@@ -86,7 +86,22 @@ func writeDaemon(w io.Writer, d *blkcontrol.Daemon, now time.Time) error {
 	row("mapped", "%d pages by persistent grants, at most %d", d.Maps, d.MaxMaps)
 	row("threads", "%d, at most %d", d.Threads, d.MaxThreads)
 	row("log", "%d lines lost", d.LogLost)
+	if d.Isolation != "" {
+		row("isolate", "%s", d.Isolation)
+	}
+	for i := range d.Processes {
+		row("disk process", "%s", processRow(&d.Processes[i]))
+	}
 	return t.Flush()
+}
+
+// processRow describes a disk process.
+func processRow(p *blkcontrol.DiskProcess) string {
+	text := fmt.Sprintf("%s: process %d, %s, io_uring %s, %s", p.For, p.PID, plural(p.Vbds, "vbd"), command.OrNone(p.Uring), plural(p.Restarts, "restart"))
+	if p.LastDeath != "" {
+		text += ", the last one because " + p.LastDeath
+	}
+	return text
 }
 
 // writeShow prints one vbd.

@@ -61,6 +61,19 @@ type Daemon struct {
 	MaxThreads int `json:"threads_max"` // bound of that number
 
 	LogLost uint64 `json:"log_lines_lost"` // lines lost because the reader of the log did not keep up
+
+	Isolation string        `json:"isolate,omitempty"` // which vbds share a disk process; empty: there are none
+	Processes []DiskProcess `json:"disk_processes,omitempty"`
+}
+
+// DiskProcess describes a process that serves vbds.
+type DiskProcess struct {
+	For       string `json:"for"`
+	PID       int    `json:"pid"` // 0: it does not run
+	Vbds      int    `json:"vbds"`
+	Uring     string `json:"io_uring"`
+	Restarts  int    `json:"restarts"`
+	LastDeath string `json:"last_death,omitempty"`
 }
 
 // Vbds is the list of vbds.

@@ -150,7 +150,9 @@ func (v *Vbd) engineConfig(c *connection) *blkengine.Config {
 		Persistent:  c.persistent,
 		NoDiscard:   v.disk.target.noDiscard,
 		Weight:      v.weight,
+		Group:       v.nodes.group,
 		Notice:      func(n blkplane.Notice) { c.notices.add(n); v.conn.wake() },
+		Died:        func(err error) { c.notices.die(err); v.conn.wake() },
 	}
 	for i, q := range c.frontend.queues {
 		cfg.Queues = append(cfg.Queues, blkplane.QueueConfig{Refs: q.refs, Port: q.port, Journal: v.journalPath(i)})
@@ -213,6 +215,29 @@ func (v *Vbd) checkEnded() {
 	}
 	v.saveRecord()
 	v.log.Info("disconnected")
+}
+
+// checkDied handles the death of the process of a connection. The vbd does what a successor of
+// a killed daemon does: it opens the disk anew, whose lock is free when the operations of the
+// dead process have ended, and connects to the rings again, whose journals stay.
+func (v *Vbd) checkDied() {
+	if c := v.conn.ending; c != nil && c.notices.death() != nil {
+		<-c.over // at once: the connection has ended
+		v.checkEnded()
+		v.closeDisk()
+	}
+	c := v.conn.now
+	if c == nil {
+		return
+	}
+	err := c.notices.death()
+	if err == nil {
+		return
+	}
+	v.log.Warn("disk process died; connecting again", zap.Error(err))
+	v.conn.totals.add(c.data)
+	v.conn.now, v.predecessor.Connection = nil, c.stamp
+	v.closeDisk()
 }
 
 // stopWait bounds the wait for requests in flight when the daemon ends. Those that remain

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/netbackd/netbackd/internal/blkengine"
 	"github.com/netbackd/netbackd/internal/blkplane"
 	"github.com/netbackd/netbackd/pkg/evtchn"
 	"github.com/netbackd/netbackd/pkg/xen"
@@ -129,7 +130,7 @@ func (v *Vbd) boundByPredecessor(err error) bool {
 var hostErrors = [...]error{
 	unix.EMFILE, unix.ENFILE, unix.ENOMEM, unix.ENOBUFS, unix.ENOSPC, unix.EDQUOT,
 	unix.EAGAIN, unix.EINTR, unix.EIO, unix.EROFS, unix.EACCES, unix.EPERM, unix.ENODEV, unix.ENOENT,
-	blkplane.ErrThreads,
+	blkplane.ErrThreads, blkengine.ErrDied,
 }
 
 // isHostError reports whether an error is due to the host, and not to what the guest has

@@ -24,6 +24,7 @@ type nodes struct {
 	scriptErr   string // error text of the hotplug script, if it has failed
 	script      string
 	weight      string
+	group       string // of vbds that share a disk process
 	target      target
 	offered     offer
 	shown       shown
@@ -93,7 +94,7 @@ func (n *nodes) readRest(ctx context.Context, r xenbus.Store, path string) error
 	if n.hotplug == "error" {
 		n.scriptErr = text("hotplug-error")
 	}
-	n.script, n.weight = text("script"), text("weight")
+	n.script, n.weight, n.group = text("script"), text("weight"), xenbus.Clip(text("isolate"))
 	n.target = target{
 		params:       text("params"),
 		physicalPath: text("physical-device-path"),

@@ -20,6 +20,7 @@ type notices struct {
 	bad    *blkplane.Notice
 	failed *blkplane.Notice
 	held   *blkplane.Notice
+	died   error // the process of the connection has ended
 }
 
 func (n *notices) add(x blkplane.Notice) {
@@ -39,6 +40,20 @@ func (n *notices) add(x blkplane.Notice) {
 	}
 }
 
+// die notes that the process of the connection has ended.
+func (n *notices) die(err error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.died = err
+}
+
+// death returns the reason for which the process of the connection has ended, nil if it runs.
+func (n *notices) death() error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.died
+}
+
 // take returns the notices that were not taken yet, and the breach.
 func (n *notices) take() (bad, failed, held *blkplane.Notice, breach error) {
 	n.mu.Lock()
@@ -51,6 +66,7 @@ func (n *notices) take() (bad, failed, held *blkplane.Notice, breach error) {
 // handleNotices acts on the notices of the present connection, and on the end of the one
 // before.
 func (v *Vbd) handleNotices(ctx context.Context) {
+	v.checkDied()
 	v.checkEnded()
 	c := v.conn.now
 	if c == nil {

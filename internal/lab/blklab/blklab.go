@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"sync"
 
@@ -101,9 +102,17 @@ func (l *Lab) StartDaemon(ctx context.Context, env ...string) error {
 	return l.launch(ctx, "ready", env...)
 }
 
+// IsolateEnv is a variable of the environment that chooses which vbds share a disk process, in the
+// words of blkbackd run --isolate, for all labs of a test.
+const IsolateEnv = "BLKBACKD_LAB_ISOLATE"
+
 // launch starts blkbackd and waits until its log contains text.
 func (l *Lab) launch(ctx context.Context, text string, env ...string) error {
-	args := append([]string{"run", "--xen", l.xenDir, "--run-dir", l.RunDir()}, l.opts.Daemon...)
+	args := []string{"run", "--xen", l.xenDir, "--run-dir", l.RunDir()}
+	if mode := os.Getenv(IsolateEnv); mode != "" {
+		args = append(args, "--isolate", mode)
+	}
+	args = append(args, l.opts.Daemon...)
 	p, err := lab.StartReady(ctx, "blkbackd", l.opts.Exe, text, append(env, l.opts.Env...), args...)
 	if err != nil {
 		return err

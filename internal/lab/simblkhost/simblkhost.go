@@ -7,6 +7,9 @@ package simblkhost
 import (
 	"context"
 
+	"golang.org/x/sys/unix"
+
+	"github.com/netbackd/netbackd/internal/blkengine"
 	"github.com/netbackd/netbackd/internal/blkplane"
 	"github.com/netbackd/netbackd/internal/host"
 	"github.com/netbackd/netbackd/internal/lab/xensim/simclient"
@@ -41,6 +44,58 @@ func (h *Host) DialStore(context.Context) (*xenstore.Client, error) { return h.c
 
 // Close leaves the embedded Xen.
 func (h *Host) Close() error { return h.conn.Close() }
+
+// EventFiles implements [blkengine.Opener]: a connection and a pipe.
+func (h *Host) EventFiles() int { return 2 }
+
+// OpenGrantFile implements [blkengine.Opener].
+func (h *Host) OpenGrantFile() (int, error) {
+	g, err := h.conn.Grants()
+	if err != nil {
+		return -1, err
+	}
+	return g.HandOver(), nil
+}
+
+// OpenEventFiles implements [blkengine.Opener].
+func (h *Host) OpenEventFiles(domid xen.Domid) ([]int, error) {
+	e, err := h.conn.Events()
+	if err == nil {
+		e, err = host.Restrict(e, domid)
+	}
+	if err != nil {
+		return nil, err
+	}
+	fds := e.HandOver()
+	return fds[:], nil
+}
+
+// Adopter makes devices of the files that a Host has opened in another process.
+type Adopter struct{}
+
+// Calls returns the calls by which a file of the embedded Xen is closed, which waits until
+// everything is released.
+func (Adopter) Calls() []uintptr { return []uintptr{unix.SYS_SHUTDOWN} }
+
+// Traced returns true.
+func (Adopter) Traced() bool { return true }
+
+// Grants implements [blkengine.Adopter].
+func (Adopter) Grants(fd int) (blkplane.Grants, error) {
+	g, err := simclient.AdoptGrants(fd)
+	if err != nil {
+		return nil, err // without the nil pointer
+	}
+	return g, nil
+}
+
+// Events implements [blkengine.Adopter].
+func (Adopter) Events(fds []int) blkplane.Events { return simclient.AdoptEvents([2]int(fds)) }
+
+var (
+	_ blkengine.Opener  = (*Host)(nil)
+	_ blkengine.Adopter = Adopter{}
+)
 
 type guest struct {
 	conn  *simclient.Conn
