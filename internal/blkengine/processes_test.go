@@ -219,8 +219,9 @@ func TestDeath(t *testing.T) {
 	b.closed("drained", c.Drain())
 	again, err := l.Connect(b.config(nil))
 	b.must(err)
-	if b.last == first || b.Queues() != 2 {
-		t.Errorf("%d queues", b.Queues())
+	c.SetWeight(9) // the vbd does not know yet that it has ended
+	if b.last == first || b.Queues() != 2 || b.memory.Weight() != 3 {
+		t.Errorf("%d queues, weight %d", b.Queues(), b.memory.Weight())
 	}
 	l.End() // while the connection is there
 	again.Close()

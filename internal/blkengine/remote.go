@@ -259,12 +259,12 @@ func (c *remoteConn) end() {
 		if c.shown != nil {
 			c.shown.end()
 		}
-		if l.cfg.Memory != nil {
-			l.cfg.Memory.Weigh(c, 0)
-		}
 		l.engine.queues.Add(-int64(len(c.cfg.Queues)))
 		l.mu.Lock()
 		delete(l.conns, c.number)
+		if l.cfg.Memory != nil {
+			l.cfg.Memory.Weigh(c, 0)
+		}
 		last := l.over && len(l.conns) == 0
 		l.mu.Unlock()
 		l.retire(c.proc)
@@ -309,9 +309,12 @@ func (c *remoteConn) Done() <-chan struct{} { return c.done }
 // SetWeight implements [Conn].
 func (c *remoteConn) SetWeight(n int) {
 	n = min(max(n, 1), blkplane.MaxWeight)
-	if c.link.cfg.Memory != nil {
-		c.link.cfg.Memory.Weigh(c, n) // for the status
+	l := c.link
+	l.mu.Lock()
+	if l.conns[c.number] == c && l.cfg.Memory != nil { // the end forgets it
+		l.cfg.Memory.Weigh(c, n) // for the status
 	}
+	l.mu.Unlock()
 	c.post(kindWeight, func(w *procwire.Writer) { w.U8(uint8(n)) })
 }
 

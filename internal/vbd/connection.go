@@ -135,7 +135,8 @@ func (v *Vbd) open(c *connection) (err error) {
 	}
 	if c.stamp, err = v.ringStamp(c.frontend); err != nil {
 		c.data.Close()
-		<-c.data.Done() // at once, since nothing was started
+		// Nothing was started. A process that dies meanwhile may take as long as the disks of others.
+		v.work.Turn().Aside(func() { <-c.data.Done() })
 	}
 	return err
 }
