@@ -30,16 +30,11 @@ import (
 
 func main() {
 	systrace.Enter()
-	atStep, err := blklab.AtStep()
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(command.ExitUsage)
-	}
-	command.Main(blkcontrol.Program, newRoot(atStep))
+	command.Main(blkcontrol.Program, newRoot())
 }
 
-func newRoot(atStep func(step string)) *cobra.Command {
-	root := blkcli.New(open, adopter{}, atStep)
+func newRoot() *cobra.Command {
+	root := blkcli.New(open, adopter{}, blkcli.Steps{At: blklab.AtStep, Env: []string{blklab.KillEnv}})
 	root.Use = "blkbackd-lab"
 	root.Short = "blkbackd with an embedded Xen, for tests and the demo"
 	root.Long = `blkbackd-lab is blkbackd with an embedded Xen and guests for it.

@@ -12,5 +12,5 @@ import (
 )
 
 func main() {
-	command.Main(blkcontrol.Program, blkcli.New(func(dir string) (blkcli.Host, error) { return blkhost.Open(dir) }, blkhost.Adopter{}, nil))
+	command.Main(blkcontrol.Program, blkcli.New(func(dir string) (blkcli.Host, error) { return blkhost.Open(dir) }, blkhost.Adopter{}, blkcli.Steps{}))
 }

@@ -29,7 +29,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // runCommand runs a command as a user does, and returns what it prints.
 func runCommand(args ...string) (string, error) {
 	var out bytes.Buffer
-	c := New(nil, nil, nil)
+	c := New(nil, nil, Steps{})
 	c.SetArgs(args)
 	c.SetOut(&out)
 	c.SetErr(&out)

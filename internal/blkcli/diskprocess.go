@@ -27,13 +27,13 @@ const diskProcess = "disk-process"
 
 // newDiskProcessCmd makes the command of a disk process: a part of `blkbackd run` that is started
 // by it only.
-func newDiskProcessCmd(adopter Adopter) *cobra.Command {
+func newDiskProcessCmd(adopter Adopter, steps Steps) *cobra.Command {
 	var log daemon.LogFlags
 	c := &cobra.Command{
 		Use: diskProcess, Short: "Serve disks for blkbackd run, which starts this command", Hidden: true,
 		Args: command.Args(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error {
-			return runDiskProcess(c.Context(), adopter, log)
+			return runDiskProcess(c.Context(), adopter, steps, log)
 		},
 	}
 	log.Add(c.Flags())
@@ -42,7 +42,7 @@ func newDiskProcessCmd(adopter Adopter) *cobra.Command {
 
 // runDiskProcess serves the broker until its socket ends. Then it does not return: queues must not
 // touch rings and disks any more, which a successor may serve already.
-func runDiskProcess(ctx context.Context, adopter Adopter, log daemon.LogFlags) error {
+func runDiskProcess(ctx context.Context, adopter Adopter, steps Steps, log daemon.LogFlags) error {
 	socket, err := spawn.Begin(spawn.Limits{Dumpable: adopter.Traced()})
 	if err != nil {
 		return err
@@ -53,9 +53,13 @@ func runDiskProcess(ctx context.Context, adopter Adopter, log daemon.LogFlags) e
 	}
 	defer end()
 	p.Log = p.Log.With(zap.Int("process", os.Getpid()))
+	atStep, err := steps.at()
+	if err != nil {
+		return err
+	}
 	go daemon.WatchHeap(ctx, nil)
 	err = blkengine.Serve(socket, blkengine.ProcessConfig{
-		Adopter: adopter, Log: p.Log, Uring: daemon.UringState,
+		Adopter: adopter, Log: p.Log, Uring: daemon.UringState, AtStep: atStep,
 		Begin: func(uring bool) error {
 			raiseProcessors()
 			debug.SetMaxThreads(maxProcessThreads)

@@ -18,8 +18,12 @@ import (
 // openEngine makes the engine that serves requests: in this process, or in disk processes.
 func (d *blkDaemon) openEngine() (blkengine.Engine, error) {
 	if d.isolation == procs.IsolateNone {
+		atStep, err := d.steps.at()
+		if err != nil {
+			return nil, err
+		}
 		d.pool = blkplane.NewPool(blkplane.Options{
-			MaxThreads: d.maxThreads, NoUring: !d.uring, AtStep: d.atStep,
+			MaxThreads: d.maxThreads, NoUring: !d.uring, AtStep: atStep,
 			Warn: func(err error) { d.Log.Warn("data path degraded", zap.Error(err)) },
 		})
 		return &blkengine.Local{Pool: d.pool, Host: d.host.Guest}, nil
@@ -29,7 +33,8 @@ func (d *blkDaemon) openEngine() (blkengine.Engine, error) {
 		Isolation: d.isolation, Opener: d.host, Log: d.Log,
 		Start: func() (procs.Child, error) {
 			c, err := spawn.Start(spawn.Options{
-				Args: []string{diskProcess, "--log-level", d.log.Level, "--log-format", d.log.Format}, Log: d.Pass,
+				Args: []string{diskProcess, "--log-level", d.log.Level, "--log-format", d.log.Format},
+				Env:  d.steps.Env, Log: d.Pass,
 			})
 			if err != nil {
 				return nil, err // without the nil pointer

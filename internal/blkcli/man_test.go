@@ -13,7 +13,7 @@ import (
 // explains each counter under the name that show prints.
 func TestManPage(t *testing.T) {
 	page := pagetest.ReadMan(t, "../../packaging/blkbackd.8")
-	page.Commands(t, New(nil, nil, nil))
+	page.Commands(t, New(nil, nil, Steps{}))
 	help := map[string]string{}
 	for _, c := range blkplane.Counters {
 		help[c.Name] = c.Help

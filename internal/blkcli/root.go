@@ -51,18 +51,34 @@ type Opener func(dir string) (Host, error)
 // defaultRunDir holds the control socket and the journals.
 const defaultRunDir = "/run/blkbackd"
 
+// Steps ends a process at a step of its queues, for tests. It is empty in the installed program.
+type Steps struct {
+	// At returns [blkplane.Options.AtStep]. The process that serves disks calls it once, before it
+	// is confined. nil: nothing is called.
+	At func() (func(step string), error)
+	// Env has the names of variables of the environment that a disk process gets for At.
+	Env []string
+}
+
+// at returns [blkplane.Options.AtStep].
+func (s *Steps) at() (func(step string), error) {
+	if s.At == nil {
+		return nil, nil
+	}
+	return s.At()
+}
+
 // New makes blkbackd's commands. The daemon serves the Xen that open opens, whose files adopter
-// adopts in a disk process. atStep is
-// [blkplane.Options.AtStep], for tests; nil in the installed program.
-func New(open Opener, adopter Adopter, atStep func(step string)) *cobra.Command {
+// adopts in a disk process.
+func New(open Opener, adopter Adopter, steps Steps) *cobra.Command {
 	root := command.NewRoot(blkcontrol.Program, "Xen block back end in userspace",
 		`blkbackd serves disks (vbds) of Xen guests from files and block devices, in userspace.
 
 In dom0, or in a driver domain, "blkbackd run" serves the disks whose configuration has
 script=block-blkbackd. Other back ends may serve other disks beside it.`, defaultRunDir)
 	root.AddCommand(
-		newRunCmd(open, atStep), newListCmd(), newShowCmd(), newStatsCmd(), newResetCmd(), newResizeCmd(),
-		newCheckCmd(), newHotplugCmd(), newDiskProcessCmd(adopter),
+		newRunCmd(open, steps), newListCmd(), newShowCmd(), newStatsCmd(), newResetCmd(), newResizeCmd(),
+		newCheckCmd(), newHotplugCmd(), newDiskProcessCmd(adopter, steps),
 		command.NewVersionCmd(blkcontrol.Program),
 	)
 	return root

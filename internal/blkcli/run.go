@@ -39,7 +39,7 @@ type runFlags struct {
 	isolation  procs.Isolation // of isolate
 	log        daemon.LogFlags
 	runDir     string
-	atStep     func(step string) // no flag: of the lab
+	steps      Steps // no flag: of the lab
 }
 
 // Bounds of flags. They bound the memory, threads and files that a guest can use.
@@ -53,8 +53,8 @@ const (
 // defaultVbds is the default of --max-vbds-per-guest.
 const defaultVbds = 64
 
-func newRunCmd(open Opener, atStep func(step string)) *cobra.Command {
-	f := runFlags{atStep: atStep}
+func newRunCmd(open Opener, steps Steps) *cobra.Command {
+	f := runFlags{steps: steps}
 	c := &cobra.Command{
 		Use:   "run",
 		Short: "Serve disks of this host's guests",

@@ -37,6 +37,8 @@ type ProcessConfig struct {
 	Lock func() error
 	// Uring tells the state of io_uring.
 	Uring func(on bool) string
+	// AtStep is [blkplane.Options.AtStep], for tests.
+	AtStep func(step string)
 }
 
 // server is a disk process.
@@ -140,7 +142,7 @@ func (s *server) setUp(r *procwire.Reader) []byte {
 	}
 	if err == nil {
 		s.pool = blkplane.NewPool(blkplane.Options{
-			MaxThreads: s.set.maxQueues, NoUring: s.set.noUring, KeepThreads: true,
+			MaxThreads: s.set.maxQueues, NoUring: s.set.noUring, KeepThreads: true, AtStep: s.cfg.AtStep,
 			Warn: func(err error) { s.cfg.Log.Warn("data path degraded", zap.Error(err)) },
 		})
 		err = s.cfg.Lock()

@@ -4,13 +4,11 @@ package blkscenario
 
 import (
 	"math/rand/v2"
-	"os"
 	"strings"
 	"testing"
 
 	"github.com/netbackd/netbackd/internal/blkplane"
 	"github.com/netbackd/netbackd/internal/lab/blkfront"
-	"github.com/netbackd/netbackd/internal/lab/blklab"
 	"github.com/netbackd/netbackd/internal/lab/diskcheck"
 )
 
@@ -25,11 +23,13 @@ func (w *world) healthy() {
 	}
 }
 
-// survived starts a daemon that lives, and checks that the guest's load goes on with it, that
+// survived starts a daemon that lives, unless the death of a disk process has left one, and checks that the guest's load goes on with it, that
 // each request has one answer, and that every sector is right. stop ends the load.
 func (g *guest) survived(stop func() diskcheck.Result) {
 	g.w.t.Helper()
-	g.w.must(g.w.StartDaemon(g.w.ctx))
+	if g.w.Daemon().Ended() {
+		g.w.must(g.w.StartDaemon(g.w.ctx))
+	}
 	g.serving()
 	g.waitCounter("okay", 50)
 	res := stop()
@@ -54,9 +54,6 @@ func times() []int {
 // flushes: when it is there first, which may be in the work that its predecessor left, and at
 // later times. A chain of successors serves the guest, which notices pauses.
 func TestKilledAtEachStep(t *testing.T) {
-	if os.Getenv(blklab.IsolateEnv) != "" {
-		t.Skip("the daemon has no steps if disk processes have the queues")
-	}
 	copies := blkfront.Config{Queues: 2, Indirect: 256}
 	maps := blkfront.Config{Queues: 2, Indirect: 256, Persistent: true}
 	for _, tt := range []struct {
@@ -69,6 +66,7 @@ func TestKilledAtEachStep(t *testing.T) {
 		{"persistent grants", maps, nil},
 		{"persistent grants, pool of threads", maps, []string{"--io-uring=false"}},
 		{"persistent grants, direct", maps, []string{"--cache=direct"}},
+		{"disk processes", maps, []string{"--isolate=shared"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			w := newWorld(t, tt.args...)
@@ -90,9 +88,6 @@ func TestKilledAtEachStep(t *testing.T) {
 // TestKilledAtTheFirstStep lets the daemon kill itself when a new connection reaches a step for
 // the first time.
 func TestKilledAtTheFirstStep(t *testing.T) {
-	if os.Getenv(blklab.IsolateEnv) != "" {
-		t.Skip("the daemon has no steps if disk processes have the queues")
-	}
 	w := newWorld(t)
 	g := w.guest(blkfront.Config{Indirect: 64, Persistent: true})
 	for _, step := range blkplane.Steps() {
@@ -100,7 +95,7 @@ func TestKilledAtTheFirstStep(t *testing.T) {
 			w, g := w.in(t), g.in(t)
 			w.must(g.Disconnect(w.ctx, ""))
 			w.Daemon().Kill() // it serves nothing, so its successor finds nothing to do
-			w.must(w.StartDaemon(w.ctx, blklab.KillAt(step, 1)))
+			w.must(w.StartDaemon(w.ctx, w.KillAt(step, 1)))
 			g.reconnect(nil)
 			stop := g.running(endless(mixed))
 			w.must(w.AwaitDeath(w.ctx, step, 1))

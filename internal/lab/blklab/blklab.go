@@ -54,6 +54,7 @@ type Lab struct {
 	conn   *simclient.Conn
 	ctl    *blkcontrol.Client
 	xenDir string // for the daemon
+	deaths int    // of disk processes that were asked for; see KillAt
 
 	mu     sync.Mutex
 	guests []*Guest // guarded by mu
