@@ -94,7 +94,9 @@ func (h *heap) rest() {
 	runtime.ReadMemStats(&m)
 	debug.SetMemoryLimit(int64(m.Sys-m.HeapReleased) + restingRoom + int64(m.HeapAlloc/8))
 	debug.SetGCPercent(-1)
-	sentinel := new(int64)
+	// It has a pointer: Go puts several small objects without one into a block, and cleans none of
+	// them up before all are unused.
+	sentinel := new(*heap)
 	runtime.AddCleanup(sentinel, func(woken chan<- struct{}) {
 		select {
 		case woken <- struct{}{}:

@@ -51,3 +51,27 @@ func TestHeap(t *testing.T) {
 		await("the heap to wake", func() bool { return !rests() })
 	}
 }
+
+// beside keeps small objects from being optimised away, and in use.
+var beside [64]*int64
+
+// TestHeapWakesBesideSmallObjects: small objects that were made after the rest began, and stay in
+// use, do not keep the heap from waking.
+func TestHeapWakesBesideSmallObjects(t *testing.T) {
+	percent, limit := debug.SetGCPercent(100), debug.SetMemoryLimit(-1)
+	defer debug.SetGCPercent(percent)
+	defer debug.SetMemoryLimit(limit)
+	h := newHeap(nil)
+	h.rest()
+	for i := range beside {
+		beside[i] = new(int64)
+	}
+	for range 4 * restingRoom / 4096 {
+		kept = make([]byte, 4096)
+	}
+	select {
+	case <-h.woken:
+	case <-time.After(10 * time.Second):
+		t.Error("the heap has grown, and was not told to wake")
+	}
+}
