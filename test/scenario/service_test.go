@@ -133,9 +133,10 @@ func TestServiceKilledUnderTraffic(t *testing.T) {
 	w.must(w.Daemon().Stop())
 	m.start()
 	g.serving()
-	there, back := g.streaming(24<<20), g.streamed(24<<20)
+	var whole []func()
 	var away times
 	for range 4 {
+		whole = append(whole, g.streaming(8<<20), g.streamed(8<<20)) // those of before may have ended
 		g.waitCounter(dataplane.TxBytes, 1<<20)
 		g.waitCounter(dataplane.RxBytes, 1<<20)
 		w.Daemon().Kill()
@@ -144,8 +145,9 @@ func TestServiceKilledUnderTraffic(t *testing.T) {
 		g.serving()
 		away = append(away, time.Since(begin))
 	}
-	there()
-	back()
+	for _, f := range whole {
+		f()
+	}
 	t.Logf("from the kill until served again: %v", away)
 	g.innocentAfterKill()
 	g.pings(5)
