@@ -10,8 +10,9 @@ import (
 	"os"
 	"time"
 
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/netbackd/netbackd/pkg/nlsock"
 )
 
 // counter counts the frames to one guest that enter a bridge, and those that leave it
@@ -32,7 +33,7 @@ func startCounter(bridge int, mac net.HardwareAddr) (*counter, error) {
 		return nil, fmt.Errorf("%q is not a guest's MAC address", mac)
 	}
 	c := &counter{bridge: bridge, ports: map[int]bool{}, left: map[int]int{}}
-	links, err := dump(netlink.LinkList)
+	links, err := dump(nlsock.LinkList)
 	if err != nil {
 		return nil, err
 	}

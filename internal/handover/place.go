@@ -13,6 +13,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/netbackd/netbackd/pkg/nlsock"
 )
 
 // place holds the settings that a hotplug script has given to an interface: its name, and
@@ -31,7 +33,7 @@ const classNet = "/sys/class/net"
 
 // placeOf reads the settings of an interface.
 func placeOf(name string) (*place, error) {
-	l, err := netlink.LinkByName(name)
+	l, err := nlsock.LinkByName(name)
 	if err != nil {
 		return nil, fmt.Errorf("interface %s: %w", name, err)
 	}
@@ -43,7 +45,7 @@ func placeOf(name string) (*place, error) {
 	if a.MasterIndex == 0 {
 		return p, nil
 	}
-	br, err := netlink.LinkByIndex(a.MasterIndex)
+	br, err := nlsock.LinkByIndex(a.MasterIndex)
 	if err != nil {
 		return nil, fmt.Errorf("bridge of %s: %w", name, err)
 	}
@@ -61,18 +63,21 @@ func (p *place) copyable() (bool, error) {
 	if p.bridge == 0 {
 		return false, nil
 	}
-	br, err := netlink.LinkByIndex(p.bridge)
+	br, err := nlsock.LinkByIndex(p.bridge)
 	if err != nil {
 		return false, err
 	}
 	if b, ok := br.(*netlink.Bridge); !ok || b.VlanFiltering != nil && *b.VlanFiltering {
 		return false, nil
 	}
-	l, err := netlink.LinkByIndex(p.index)
+	l, err := nlsock.LinkByIndex(p.index)
 	if err != nil {
 		return false, err
 	}
-	addrs, err := dump(func() ([]netlink.Addr, error) { return netlink.AddrList(l, unix.AF_UNSPEC) })
+	addrs, err := dump(func() (all []netlink.Addr, err error) {
+		err = nlsock.Do(func(h *netlink.Handle) error { all, err = h.AddrList(l, unix.AF_UNSPEC); return err })
+		return all, err
+	})
 	if err != nil {
 		return false, err
 	}
@@ -81,7 +86,10 @@ func (p *place) copyable() (bool, error) {
 			return false, nil
 		}
 	}
-	routes, err := dump(func() ([]netlink.Route, error) { return netlink.RouteList(l, unix.AF_INET) })
+	routes, err := dump(func() (all []netlink.Route, err error) {
+		err = nlsock.Do(func(h *netlink.Handle) error { all, err = h.RouteList(l, unix.AF_INET); return err })
+		return all, err
+	})
 	return len(routes) == 0, err
 }
 
@@ -99,7 +107,7 @@ func dump[T any](list func() ([]T, error)) (all []T, err error) {
 
 // give gives the settings to another interface.
 func (p *place) give(name string) error {
-	l, err := netlink.LinkByName(name)
+	l, err := nlsock.LinkByName(name)
 	if err != nil {
 		return fmt.Errorf("interface %s: %w", name, err)
 	}
@@ -107,42 +115,42 @@ func (p *place) give(name string) error {
 	// An interface can be renamed, and get another address, while it is down. It is set
 	// up before it joins the bridge: linkwatch notes a carrier that comes after that at
 	// once, and an earlier one up to a second later.
-	steps := []func() error{
-		func() error {
+	steps := []func(*netlink.Handle) error{
+		func(h *netlink.Handle) error {
 			if a.Flags&net.FlagUp == 0 || name == p.name && bytes.Equal(a.HardwareAddr, p.mac) {
 				return nil
 			}
-			return netlink.LinkSetDown(l)
+			return h.LinkSetDown(l)
 		},
-		func() error {
+		func(h *netlink.Handle) error {
 			if name == p.name {
 				return nil
 			}
-			return netlink.LinkSetName(l, p.name)
+			return h.LinkSetName(l, p.name)
 		},
-		func() error {
+		func(h *netlink.Handle) error {
 			if bytes.Equal(a.HardwareAddr, p.mac) {
 				return nil
 			}
-			return netlink.LinkSetHardwareAddr(l, p.mac)
+			return h.LinkSetHardwareAddr(l, p.mac)
 		},
-		func() error {
+		func(h *netlink.Handle) error {
 			if !p.up {
 				return nil
 			}
-			return netlink.LinkSetUp(l)
+			return h.LinkSetUp(l)
 		},
-		func() error {
+		func(h *netlink.Handle) error {
 			if a.MTU == p.mtu {
 				return nil
 			}
-			return netlink.LinkSetMTU(l, p.mtu)
+			return h.LinkSetMTU(l, p.mtu)
 		},
-		func() error { return netlink.LinkSetMasterByIndex(l, p.bridge) },
-		func() error { return setPort(p.name, p.port) },
+		func(h *netlink.Handle) error { return h.LinkSetMasterByIndex(l, p.bridge) },
+		func(*netlink.Handle) error { return setPort(p.name, p.port) },
 	}
 	for _, step := range steps {
-		if err := step(); err != nil {
+		if err := nlsock.Do(step); err != nil {
 			return fmt.Errorf("move %s to the place of %s: %w", name, p.name, err)
 		}
 	}

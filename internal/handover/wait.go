@@ -11,6 +11,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/netbackd/netbackd/internal/control"
+	"github.com/netbackd/netbackd/pkg/nlsock"
 	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
@@ -30,24 +31,18 @@ const (
 
 // waitFor waits until done returns true or an error, or until ctx ends. It calls done
 // again after each event of an interface, and of w if w is not nil.
-func waitFor(ctx context.Context, w Watch, done func() (bool, error)) (err error) {
-	stop, links := make(chan struct{}), make(chan netlink.LinkUpdate)
-	opts := netlink.LinkSubscribeOptions{ErrorCallback: func(error) {}}
-	if err := netlink.LinkSubscribeWithOptions(links, stop, opts); err != nil {
+func waitFor(ctx context.Context, w Watch, done func() (bool, error)) error {
+	events, stop, err := nlsock.LinkEvents()
+	if err != nil {
 		return fmt.Errorf("events of interfaces: %w", err)
 	}
-	defer func() {
-		close(stop)
-		for range links { // ends the sender
-		}
-	}()
+	defer stop()
 	var nodes <-chan xenstore.Event
 	if w != nil {
 		nodes = w.C()
 	}
 	recheck := time.NewTicker(recheckInterval)
 	defer recheck.Stop()
-	events := (<-chan netlink.LinkUpdate)(links)
 	for {
 		if ok, err := done(); ok || err != nil {
 			return err
@@ -88,7 +83,7 @@ func (m *Mover) bind(ctx context.Context, id xenbus.VifID) error {
 	limited, cancel := context.WithTimeout(ctx, nameTimeout)
 	defer cancel()
 	err := waitFor(limited, nil, func() (bool, error) {
-		_, err := netlink.LinkByName(id.String())
+		_, err := nlsock.LinkByName(id.String())
 		if errors.As(err, new(netlink.LinkNotFoundError)) {
 			return true, nil
 		}
@@ -153,7 +148,7 @@ func (mv *move) kernelServes(ctx context.Context) (bool, error) {
 	case state != xenbus.Connected || !mv.copy || !mv.from.up:
 		return state == xenbus.Connected, nil
 	}
-	l, err := netlink.LinkByName(mv.from.name)
+	l, err := nlsock.LinkByName(mv.from.name)
 	if err != nil {
 		return false, err
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/netbackd/netbackd/pkg/nlsock"
 	"github.com/netbackd/netbackd/pkg/tap"
 )
 
@@ -117,7 +118,7 @@ func (l *link) probe() error {
 
 // findTap returns the TAP of a name, nil if there is no interface of that name.
 func findTap(name string) (*netlink.Tuntap, error) {
-	found, err := netlink.LinkByName(name)
+	found, err := nlsock.LinkByName(name)
 	if errors.As(err, new(netlink.LinkNotFoundError)) {
 		return nil, nil
 	}
@@ -164,9 +165,9 @@ func (l *link) configure(cfg TapConfig, made bool) error {
 	}
 	// Before it is up, so that it does not announce itself on the wrong network.
 	if bridge != nil {
-		own, err := netlink.LinkByIndex(l.dev.Index())
+		own, err := nlsock.LinkByIndex(l.dev.Index())
 		if err == nil && own.Attrs().MasterIndex != bridge.Attrs().Index {
-			err = netlink.LinkSetMaster(own, bridge)
+			err = nlsock.Do(func(h *netlink.Handle) error { return h.LinkSetMaster(own, bridge) })
 		}
 		if err != nil {
 			return fmt.Errorf("add %s to the bridge %s: %w", cfg.Name, cfg.Bridge, err)
@@ -202,7 +203,7 @@ func (l *link) complete(name string) error {
 
 // findBridge returns a Linux bridge.
 func findBridge(name string) (netlink.Link, error) {
-	b, err := netlink.LinkByName(name)
+	b, err := nlsock.LinkByName(name)
 	switch {
 	case errors.As(err, new(netlink.LinkNotFoundError)):
 		return nil, fmt.Errorf("there is no bridge %s: make it with `ip link add %s type bridge`", name, name)
@@ -374,7 +375,7 @@ func nameOf(index int) string {
 	if index == 0 {
 		return ""
 	}
-	l, err := netlink.LinkByIndex(index)
+	l, err := nlsock.LinkByIndex(index)
 	if err != nil {
 		return ""
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"go.uber.org/zap"
 
+	"github.com/netbackd/netbackd/pkg/nlsock"
 	"github.com/netbackd/netbackd/pkg/tap"
 	"github.com/netbackd/netbackd/pkg/xenbus"
 )
@@ -53,7 +54,7 @@ func (v *Vif) findTap() (*foundTap, error) {
 	if found != nil || err != nil {
 		return found, err
 	}
-	link, err := netlink.LinkByName(v.cfg.ID.String())
+	link, err := nlsock.LinkByName(v.cfg.ID.String())
 	if errors.As(err, new(netlink.LinkNotFoundError)) {
 		return nil, nil
 	}
@@ -124,14 +125,14 @@ func (v *Vif) removePredecessorTap() error {
 
 // removeTapNamed removes a TAP by one of its names, if it exists.
 func removeTapNamed(name string) error {
-	l, err := netlink.LinkByName(name)
+	l, err := nlsock.LinkByName(name)
 	if errors.As(err, new(netlink.LinkNotFoundError)) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	return netlink.LinkDel(l)
+	return nlsock.LinkDel(l)
 }
 
 // restoreAltName gives an adopted TAP its alternative name, if it has none: the daemon that

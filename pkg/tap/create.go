@@ -9,6 +9,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/netbackd/netbackd/pkg/nlsock"
 )
 
 // Create makes a TAP device, or adopts an existing one: a persistent device with the
@@ -254,7 +256,7 @@ const (
 // there is one that cannot be adopted.
 func findAdoptable(cfg *Config) (*netlink.Tuntap, error) {
 	for deadline := time.Now().Add(lingerWait); ; time.Sleep(lingerPoll) {
-		link, err := netlink.LinkByName(cfg.Name)
+		link, err := nlsock.LinkByName(cfg.Name)
 		if errors.As(err, new(netlink.LinkNotFoundError)) {
 			return nil, nil
 		}

@@ -11,6 +11,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"github.com/netbackd/netbackd/pkg/nlsock"
 )
 
 // Device is a TAP device and its queues. The package documentation describes which
@@ -122,23 +124,23 @@ func (d *Device) SetPersist(on bool) error {
 // SetMTU sets the MTU, the bytes of a frame behind its Ethernet header: 68 to
 // 65521.
 func (d *Device) SetMTU(mtu int) error {
-	return d.setLink(fmt.Sprintf("set mtu %d", mtu), func(l netlink.Link) error {
-		return netlink.LinkSetMTU(l, mtu)
+	return d.setLink(fmt.Sprintf("set mtu %d", mtu), func(h *netlink.Handle, l netlink.Link) error {
+		return h.LinkSetMTU(l, mtu)
 	})
 }
 
 // SetTxQueueLen sets the number of frames that may wait in each queue to be read. The
 // host drops more, and frames that wait beyond the new length.
 func (d *Device) SetTxQueueLen(frames int) error {
-	return d.setLink(fmt.Sprintf("set txqueuelen %d", frames), func(l netlink.Link) error {
-		return netlink.LinkSetTxQLen(l, frames)
+	return d.setLink(fmt.Sprintf("set txqueuelen %d", frames), func(h *netlink.Handle, l netlink.Link) error {
+		return h.LinkSetTxQLen(l, frames)
 	})
 }
 
 // SetMAC sets the hardware address of the host's end.
 func (d *Device) SetMAC(mac net.HardwareAddr) error {
-	return d.setLink(fmt.Sprintf("set address %v", mac), func(l netlink.Link) error {
-		return netlink.LinkSetHardwareAddr(l, mac)
+	return d.setLink(fmt.Sprintf("set address %v", mac), func(h *netlink.Handle, l netlink.Link) error {
+		return h.LinkSetHardwareAddr(l, mac)
 	})
 }
 
@@ -154,11 +156,11 @@ func (d *Device) SetMAC(mac net.HardwareAddr) error {
 //
 // It fails with [ErrNotSupported] if the kernel has no queueing disciplines.
 func (d *Device) SetNoQueue() error {
-	return d.setLink("set noqueue", func(l netlink.Link) error {
+	return d.setLink("set noqueue", func(h *netlink.Handle, l netlink.Link) error {
 		if set, err := hasDiscipline(l.Attrs().Index); set || err != nil {
 			return err
 		}
-		err := netlink.QdiscReplace(&netlink.GenericQdisc{
+		err := h.QdiscReplace(&netlink.GenericQdisc{
 			QdiscAttrs: netlink.QdiscAttrs{LinkIndex: l.Attrs().Index, Parent: netlink.HANDLE_ROOT},
 			QdiscType:  "noqueue",
 		})
@@ -170,13 +172,13 @@ func (d *Device) SetNoQueue() error {
 }
 
 // SetUp brings the device up.
-func (d *Device) SetUp() error { return d.setLink("set up", netlink.LinkSetUp) }
+func (d *Device) SetUp() error { return d.setLink("set up", (*netlink.Handle).LinkSetUp) }
 
 // AddAltName gives the device one more name, which it keeps when it is renamed or
 // moved to another network namespace.
 func (d *Device) AddAltName(name string) error {
-	return d.setLink("add name "+name, func(l netlink.Link) error {
-		return netlink.LinkAddAltName(l, name)
+	return d.setLink("add name "+name, func(h *netlink.Handle, l netlink.Link) error {
+		return h.LinkAddAltName(l, name)
 	})
 }
 
@@ -186,7 +188,7 @@ func (d *Device) AddAltName(name string) error {
 func hasDiscipline(index int) (bool, error) {
 	req := nl.NewNetlinkRequest(unix.RTM_GETQDISC, unix.NLM_F_ACK|unix.NLM_F_ECHO)
 	req.AddData(&nl.TcMsg{Family: unix.AF_UNSPEC, Ifindex: int32(index), Parent: netlink.HANDLE_ROOT})
-	msgs, err := req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWQDISC)
+	msgs, err := nlsock.Execute(req, unix.NETLINK_ROUTE, unix.RTM_NEWQDISC)
 	switch {
 	case errors.Is(err, unix.ENOENT):
 		return false, nil // none at all: it was never up
@@ -199,10 +201,12 @@ func hasDiscipline(index int) (bool, error) {
 }
 
 // setLink changes the interface in the network namespace in which it is.
-func (d *Device) setLink(op string, set func(netlink.Link) error) error {
+func (d *Device) setLink(op string, set func(*netlink.Handle, netlink.Link) error) error {
 	p, link, err := d.look()
 	if err == nil {
-		err = p.in(func() error { return set(link) })
+		err = p.in(func() error {
+			return nlsock.Do(func(h *netlink.Handle) error { return set(h, link) })
+		})
 		p.close()
 	}
 	return d.wrap(op, err)

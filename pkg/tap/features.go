@@ -5,10 +5,12 @@ package tap
 import (
 	"errors"
 	"fmt"
-	"sync"
+	"sync/atomic"
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"github.com/netbackd/netbackd/pkg/nlsock"
 )
 
 // ethtoolFeatures holds a device's features, by the names that ethtool shows: those that
@@ -42,8 +44,15 @@ func (o Offload) and(p Offload) Offload {
 	return o
 }
 
-// ethtoolFamily returns the number of the kernel's netlink family ethtool.
-var ethtoolFamily = sync.OnceValues(func() (uint16, error) {
+// ethtoolID is the number of the kernel's netlink family ethtool, 0 if it is not known yet.
+var ethtoolID atomic.Uint32
+
+// ethtoolFamily returns the number of the kernel's netlink family ethtool. It asks the kernel
+// until it has an answer.
+func ethtoolFamily() (uint16, error) {
+	if id := ethtoolID.Load(); id != 0 {
+		return uint16(id), nil
+	}
 	id, err := genlFamily("ethtool")
 	if errors.Is(err, unix.ENOENT) {
 		err = errNoEthtool
@@ -51,8 +60,9 @@ var ethtoolFamily = sync.OnceValues(func() (uint16, error) {
 	if err != nil {
 		return 0, fmt.Errorf("ethtool by netlink: %w", err)
 	}
+	ethtoolID.Store(uint32(id))
 	return id, nil
-})
+}
 
 // featureRequest begins a request about the features of an interface of the calling
 // thread's network namespace.
@@ -75,7 +85,7 @@ func getFeatures(index int) (*ethtoolFeatures, error) {
 	if err != nil {
 		return nil, err
 	}
-	msgs, err := req.Execute(unix.NETLINK_GENERIC, 0)
+	msgs, err := nlsock.Execute(req, unix.NETLINK_GENERIC, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -156,6 +166,6 @@ func (f *ethtoolFeatures) want(index int) error {
 		}
 	}
 	req.AddData(wanted)
-	_, err = req.Execute(unix.NETLINK_GENERIC, 0)
+	_, err = nlsock.Execute(req, unix.NETLINK_GENERIC, 0)
 	return err
 }

@@ -7,6 +7,8 @@ import (
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"github.com/netbackd/netbackd/pkg/nlsock"
 )
 
 // genlHeader is struct genlmsghdr of linux/genetlink.h: command, version, and two reserved
@@ -29,7 +31,7 @@ func genlRequest(family uint16, command, version uint8, flags int) *nl.NetlinkRe
 func genlFamily(name string) (id uint16, err error) {
 	req := genlRequest(unix.GENL_ID_CTRL, unix.CTRL_CMD_GETFAMILY, 2, 0) // CTRL_VERSION
 	req.AddData(nl.NewRtAttr(unix.CTRL_ATTR_FAMILY_NAME, nl.ZeroTerminated(name)))
-	msgs, err := req.Execute(unix.NETLINK_GENERIC, 0)
+	msgs, err := nlsock.Execute(req, unix.NETLINK_GENERIC, 0)
 	if err != nil {
 		return 0, err
 	}

@@ -11,6 +11,8 @@ import (
 	"github.com/vishvananda/netlink/nl"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"github.com/netbackd/netbackd/pkg/nlsock"
 )
 
 // here is the place of a device that is in the network namespace of the calling
@@ -64,15 +66,18 @@ func (d *Device) place() (place, error) {
 // The number is valid until one of the namespaces ends.
 func number(ns netns.NsHandle) (id int, err error) {
 	const any = -1
-	for range 2 {
-		if id, err = netlink.GetNetNsIdByFd(int(ns)); err != nil || id >= 0 {
-			return id, err
+	err = nlsock.Do(func(h *netlink.Handle) error {
+		for range 2 {
+			if id, err = h.GetNetNsIdByFd(int(ns)); err != nil || id >= 0 {
+				return err
+			}
+			if err = h.SetNetNsIdByFd(int(ns), any); err != nil && !errors.Is(err, unix.EEXIST) {
+				return err
+			}
 		}
-		if err = netlink.SetNetNsIdByFd(int(ns), any); err != nil && !errors.Is(err, unix.EEXIST) {
-			return 0, err
-		}
-	}
-	return 0, fmt.Errorf("network namespace got no number: %w", unix.ENOENT)
+		return fmt.Errorf("network namespace got no number: %w", unix.ENOENT)
+	})
+	return id, err
 }
 
 // Numbers returns the numbers of all network namespaces that have one in that of the
@@ -80,7 +85,7 @@ func number(ns netns.NsHandle) (id int, err error) {
 func Numbers() ([]int, error) {
 	req := nl.NewNetlinkRequest(unix.RTM_GETNSID, unix.NLM_F_DUMP)
 	req.AddData(nl.NewRtGenMsg())
-	msgs, err := req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWNSID)
+	msgs, err := nlsock.Execute(req, unix.NETLINK_ROUTE, unix.RTM_NEWNSID)
 	if err != nil && !errors.Is(err, nl.ErrDumpInterrupted) {
 		return nil, err
 	}
@@ -104,7 +109,7 @@ func Numbers() ([]int, error) {
 // netlink.LinkNotFoundError if there is none.
 func LinkIn(id int, name string) (netlink.Link, error) {
 	if id < 0 {
-		return netlink.LinkByName(name)
+		return nlsock.LinkByName(name)
 	}
 	attr := nl.NewRtAttr(unix.IFLA_ALT_IFNAME, nl.ZeroTerminated(name))
 	return linkIn(id, 0, attr)
@@ -122,7 +127,7 @@ func linkIn(id, index int, by ...nl.NetlinkRequestData) (netlink.Link, error) {
 	if id >= 0 {
 		req.AddData(nl.NewRtAttr(unix.IFLA_TARGET_NETNSID, nl.Uint32Attr(uint32(id))))
 	}
-	msgs, err := req.Execute(unix.NETLINK_ROUTE, 0)
+	msgs, err := nlsock.Execute(req, unix.NETLINK_ROUTE, 0)
 	switch {
 	case errors.Is(err, unix.ENODEV) || err == nil && len(msgs) == 0:
 		return nil, netlink.LinkNotFoundError{}
@@ -136,12 +141,12 @@ func linkIn(id, index int, by ...nl.NetlinkRequestData) (netlink.Link, error) {
 // negative, of that of the calling thread.
 func LinksIn(id int) ([]netlink.Link, error) {
 	if id < 0 {
-		return netlink.LinkList()
+		return nlsock.LinkList()
 	}
 	req := nl.NewNetlinkRequest(unix.RTM_GETLINK, unix.NLM_F_DUMP)
 	req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
 	req.AddData(nl.NewRtAttr(unix.IFLA_TARGET_NETNSID, nl.Uint32Attr(uint32(id))))
-	msgs, err := req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWLINK)
+	msgs, err := nlsock.Execute(req, unix.NETLINK_ROUTE, unix.RTM_NEWLINK)
 	if err != nil && !errors.Is(err, nl.ErrDumpInterrupted) {
 		return nil, err
 	}
@@ -159,14 +164,14 @@ func LinksIn(id int) ([]netlink.Link, error) {
 // DeleteIn removes an interface of the namespace with a number.
 func DeleteIn(id int, link netlink.Link) error {
 	if id < 0 {
-		return netlink.LinkDel(link)
+		return nlsock.LinkDel(link)
 	}
 	req := nl.NewNetlinkRequest(unix.RTM_DELLINK, unix.NLM_F_ACK)
 	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
 	msg.Index = int32(link.Attrs().Index)
 	req.AddData(msg)
 	req.AddData(nl.NewRtAttr(unix.IFLA_TARGET_NETNSID, nl.Uint32Attr(uint32(id))))
-	_, err := req.Execute(unix.NETLINK_ROUTE, 0)
+	_, err := nlsock.Execute(req, unix.NETLINK_ROUTE, 0)
 	return err
 }
 

@@ -9,6 +9,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/netbackd/netbackd/pkg/nlsock"
 )
 
 // openExisting opens the first queue of a device with a vnet header that exists. The library
@@ -45,7 +47,7 @@ func openNetlink(cfg *Config) (int, error) {
 	if cfg.NoCarrier {
 		t.Flags |= unix.IFF_NO_CARRIER
 	}
-	if err := netlink.LinkAdd(t); err != nil {
+	if err := nlsock.Do(func(h *netlink.Handle) error { return h.LinkAdd(t) }); err != nil {
 		return -1, errnoOf(err)
 	}
 	fd, err := takeFD(t.Fds[0])

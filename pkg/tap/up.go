@@ -7,6 +7,8 @@ import (
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"github.com/netbackd/netbackd/pkg/nlsock"
 )
 
 // skipStats is a bit of IFLA_EXT_MASK: RTEXT_FILTER_SKIP_STATS of linux/rtnetlink.h.
@@ -26,7 +28,7 @@ func Up() (up map[int]bool, err error) {
 		kind.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated("tun"))
 		req.AddData(kind)
 		var msgs [][]byte
-		msgs, err = req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWLINK)
+		msgs, err = nlsock.Execute(req, unix.NETLINK_ROUTE, unix.RTM_NEWLINK)
 		if errors.Is(err, nl.ErrDumpInterrupted) {
 			continue
 		}

@@ -40,6 +40,10 @@ type subject interface {
 	close() error
 }
 
+// maxNetlinks is the number of sockets of netlink that a process may keep: pkg/nlsock keeps
+// four for interfaces, and four for ethtool.
+const maxNetlinks = 8
+
 // books counts the resources of a daemon. Sockets other than those of netlink are not
 // counted: there is one for each client of the control socket, and for each call that the
 // embedded Xen has at the same time.
@@ -84,16 +88,24 @@ func (b *books) count(pid int) error {
 	if err != nil {
 		return err
 	}
+	kept, netlinks := 0, map[string]bool{}
+	for line := range strings.Lines(string(routes)) {
+		if f := strings.Fields(line); len(f) > 9 {
+			netlinks["socket:["+f[9]+"]"] = true
+		}
+	}
 	for _, fd := range fds {
 		link, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/%s", pid, fd.Name()))
 		if err != nil {
 			continue
 		}
-		inode, socket := strings.CutPrefix(link, "socket:[")
 		switch {
 		case strings.HasPrefix(link, "/proc/"):
 			continue // a worker's own times, which it may look at at any time
-		case socket && !bytes.Contains(routes, []byte(" "+strings.TrimSuffix(inode, "]")+" ")):
+		case netlinks[link]:
+			kept++
+			continue
+		case strings.HasPrefix(link, "socket:"):
 			continue
 		case strings.Contains(link, "io_uring"):
 			b.Rings++
@@ -102,6 +114,7 @@ func (b *books) count(pid int) error {
 		}
 		b.Files++
 	}
+	b.Files += max(kept-maxNetlinks, 0)
 	maps, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", pid))
 	b.Journals += bytes.Count(maps, []byte("/ring-"))
 	return err
