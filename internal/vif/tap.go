@@ -5,6 +5,7 @@ package vif
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"slices"
 	"strings"
@@ -12,7 +13,9 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
 
+	"github.com/netbackd/netbackd/pkg/nlsock"
 	"github.com/netbackd/netbackd/pkg/tap"
 	"github.com/netbackd/netbackd/pkg/xenbus"
 	"github.com/netbackd/netbackd/pkg/xenstore"
@@ -51,7 +54,11 @@ func (v *Vif) ensureTap(ctx context.Context) error {
 	if err != nil {
 		return v.giveUp(ctx, err)
 	}
-	d, err := v.adoptQueues(v.tapConfig())
+	cfg, err := v.tapConfig()
+	if err != nil {
+		return v.retryOrGiveUp(ctx, err)
+	}
+	d, err := v.adoptQueues(cfg)
 	if d == nil && err == nil {
 		var found *foundTap
 		if found, err = v.findTap(); err == nil && found == nil && v.setup != tapUntouched {
@@ -62,7 +69,7 @@ func (v *Vif) ensureTap(ctx context.Context) error {
 			}
 		}
 		if err == nil {
-			d, err = v.createTap(found)
+			d, err = v.createTap(found, cfg)
 		}
 	}
 	switch {
@@ -96,8 +103,7 @@ func (v *Vif) ensureTap(ctx context.Context) error {
 }
 
 // createTap opens the TAP that was found, or creates one if found is nil.
-func (v *Vif) createTap(found *foundTap) (*tap.Device, error) {
-	cfg := v.tapConfig()
+func (v *Vif) createTap(found *foundTap, cfg tap.Config) (*tap.Device, error) {
 	if found != nil {
 		if found.network != ownNetwork {
 			return nil, errTapElsewhere(found.link)
@@ -113,15 +119,19 @@ func (v *Vif) createTap(found *foundTap) (*tap.Device, error) {
 }
 
 // tapConfig returns the configuration of a new TAP.
-func (v *Vif) tapConfig() tap.Config {
+func (v *Vif) tapConfig() (tap.Config, error) {
+	plain, err := isUserspaceBridge(v.nodes.bridge)
+	if err != nil {
+		return tap.Config{}, fmt.Errorf("look for the bridge %s: %w", v.nodes.bridge, err)
+	}
 	return tap.Config{
 		Name:      v.cfg.ID.String(),
 		Queues:    1,
 		Single:    v.maxQueues() == 1,
-		VnetHdr:   v.cfg.Offload && !isUserspaceBridge(v.nodes.bridge),
+		VnetHdr:   v.cfg.Offload && !plain,
 		Persist:   true,
 		NoCarrier: v.own != xenbus.Connected,
-	}
+	}, nil
 }
 
 // isUserspaceBridge reports whether a bridge belongs to Open vSwitch's userspace datapath.
@@ -129,19 +139,24 @@ func (v *Vif) tapConfig() tap.Config {
 // sockets, and forwards packets unchanged. So the TAP of a vif for such a bridge has no
 // vnet header, and the data path completes checksums and segments packets. The name may
 // end with VLANs, as for the script vif-openvswitch.
-func isUserspaceBridge(name string) bool {
+func isUserspaceBridge(name string) (bool, error) {
 	base, _, _ := strings.Cut(name, ":")
 	short, _, _ := strings.Cut(base, ".")
 	for _, n := range slices.Compact([]string{name, base, short}) {
 		if n == "" {
 			continue // no bridge
 		}
-		if l, err := netlink.LinkByName(n); err == nil {
+		l, err := nlsock.LinkByName(n)
+		if err == nil {
 			_, is := l.(*netlink.Tuntap)
-			return is
+			return is, nil
+		}
+		// A name with many VLANs may be longer than that of any interface.
+		if !errors.As(err, new(netlink.LinkNotFoundError)) && !errors.Is(err, unix.ERANGE) {
+			return false, err
 		}
 	}
-	return false
+	return false, nil
 }
 
 // offload reports whether the TAP has vnet headers, or whether a new one would have them.
