@@ -68,6 +68,9 @@ func New(ctx context.Context, opts Options) (_ *Lab, err error) {
 	return l, l.StartDaemon(ctx)
 }
 
+// SetLaunch changes how processes of back ends are started from now on, as Options.Launch.
+func (l *Lab) SetLaunch(launch func(*exec.Cmd) error) { l.opts.Launch = launch }
+
 // launch starts a part of the host and waits until its log contains ready.
 func (l *Lab) launch(ctx context.Context, name, ready string, args ...string) (*Process, error) {
 	p, err := start(name, l.opts.Exe, args, netns.StartHere)

@@ -57,9 +57,18 @@ func Start(name, exe string, args ...string) (*Process, error) {
 // StartReady starts a program with further environment variables, and waits until its log
 // contains ready.
 func StartReady(ctx context.Context, name, exe, ready string, env []string, args ...string) (*Process, error) {
+	return LaunchReady(ctx, name, exe, ready, nil, env, args...)
+}
+
+// LaunchReady is StartReady with a function that starts the process; nil means
+// [netns.StartHere].
+func LaunchReady(ctx context.Context, name, exe, ready string, launch func(*exec.Cmd) error, env []string, args ...string) (*Process, error) {
+	if launch == nil {
+		launch = netns.StartHere
+	}
 	p, err := start(name, exe, args, func(cmd *exec.Cmd) error {
 		cmd.Env = append(cmd.Env, env...)
-		return netns.StartHere(cmd)
+		return launch(cmd)
 	})
 	if err != nil {
 		return nil, err

@@ -34,7 +34,7 @@ func (l *Lab) StartVhost(ctx context.Context, name string, args ...string) (*Vho
 
 // Restart starts the process again, which must have ended.
 func (d *Vhost) Restart(ctx context.Context) (err error) {
-	d.Process, err = d.lab.launch(ctx, d.Name, "ready", d.args...)
+	d.Process, err = LaunchReady(ctx, d.Name, d.lab.opts.Exe, "ready", d.lab.opts.Launch, nil, d.args...)
 	return err
 }
 

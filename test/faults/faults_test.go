@@ -25,12 +25,13 @@ import (
 // long reports whether every failure is injected.
 func long() bool { return os.Getenv("FAULTS") == "long" }
 
-// sample returns the number of failures of a class in a run that is not long.
-func sample() int {
+// sample returns the number of failures of a class in a run that is not long, which is usual
+// unless FAULTS says another one.
+func sample(usual int) int {
 	if n, err := strconv.Atoi(os.Getenv("FAULTS")); err == nil {
 		return n
 	}
-	return 6
+	return usual
 }
 
 // opener makes the host of a class.
@@ -40,6 +41,7 @@ type opener func(context.Context, *systrace.Tracer) (subject, error)
 type campaign struct {
 	t     *testing.T
 	open  opener
+	usual int // size of a sample
 	inj   *injector
 	trace *systrace.Tracer
 	s     subject // nil: the last one is gone
@@ -49,18 +51,25 @@ type campaign struct {
 // TestFaults lets every kind of call fail, for each class of devices.
 func TestFaults(t *testing.T) {
 	netns.NeedTUN(t)
+	injected := 0
 	for _, c := range []struct {
-		name string
-		open opener
+		name  string
+		usual int
+		open  opener
 	}{
-		{"vifs", func(ctx context.Context, tr *systrace.Tracer) (subject, error) { return newVifs(ctx, tr) }},
+		{"vifs", 6, func(ctx context.Context, tr *systrace.Tracer) (subject, error) { return newVifs(ctx, tr) }},
+		{"vhost-user", 2, func(ctx context.Context, tr *systrace.Tracer) (subject, error) { return newVhosts(ctx, tr) }},
+		{"disks", 2, func(ctx context.Context, tr *systrace.Tracer) (subject, error) { return newDisks(ctx, tr) }},
 	} {
-		t.Run(c.name, func(t *testing.T) { newCampaign(t, c.open).run() })
+		t.Run(c.name, func(t *testing.T) { injected += newCampaign(t, c.usual, c.open).run() })
+	}
+	if injected == 0 && !t.Failed() {
+		t.Fatal("there is no such failure")
 	}
 }
 
-func newCampaign(t *testing.T, open opener) *campaign {
-	c := &campaign{t: t, open: open, inj: newInjector()}
+func newCampaign(t *testing.T, usual int, open opener) *campaign {
+	c := &campaign{t: t, open: open, usual: usual, inj: newInjector()}
 	c.trace = systrace.New(c.inj.handle, calls...)
 	t.Cleanup(c.drop)
 	return c
@@ -139,8 +148,8 @@ func (c *campaign) enumerate(ctx context.Context) (rules []rule, err error) {
 	return rules, c.note(ctx)
 }
 
-// run injects all failures, or a sample of them.
-func (c *campaign) run() {
+// run injects all failures, or a sample of them, and returns how many.
+func (c *campaign) run() int {
 	ctx, cancel := context.WithTimeout(c.t.Context(), 4*time.Hour)
 	defer cancel()
 	if err := c.fresh(ctx); err != nil {
@@ -153,10 +162,10 @@ func (c *campaign) run() {
 	if only := os.Getenv("FAULTS_ONLY"); only != "" {
 		rules = slices.DeleteFunc(rules, func(r rule) bool { return !strings.Contains(r.String(), only) })
 	} else if !long() {
-		rules = pick(rules)
+		rules = pick(rules, sample(c.usual))
 	}
 	if len(rules) == 0 {
-		c.t.Fatal("there is no such failure")
+		return 0
 	}
 	c.t.Logf("%d failures to inject", len(rules))
 	seen := map[string]int{}
@@ -174,25 +183,26 @@ func (c *campaign) run() {
 		}
 		seen[outcome]++
 		if len(rules) > 20 {
-			fmt.Printf("%-60s %s (%v)\n", r, outcome, time.Since(begin).Round(time.Millisecond))
+			fmt.Printf("%s: %-60s %s (%v)\n", c.t.Name(), r, outcome, time.Since(begin).Round(time.Millisecond))
 		}
 	}
 	c.t.Logf("%d failures: %v", len(rules), seen)
 	if seen["not reached"] == len(rules) {
 		c.t.Error("no failure happened, so nothing is proven")
 	}
+	return len(rules)
 }
 
-// pick chooses a sample by FAULTS_SEED. A rule is in it or not regardless of which others there
+// pick chooses a sample of n by FAULTS_SEED. A rule is in it or not regardless of which others there
 // are: some kinds of call are not seen in each run.
-func pick(rules []rule) []rule {
+func pick(rules []rule, n int) []rule {
 	rank := func(r rule) uint64 {
 		h := fnv.New64a()
 		fmt.Fprintf(h, "%s %v", os.Getenv("FAULTS_SEED"), r)
 		return h.Sum64()
 	}
 	slices.SortFunc(rules, func(a, b rule) int { return cmp.Compare(rank(a), rank(b)) })
-	rules = rules[:min(len(rules), sample())]
+	rules = rules[:min(len(rules), n)]
 	slices.SortStableFunc(rules, func(a, b rule) int { return cmp.Compare(a.phase, b.phase) })
 	return rules
 }

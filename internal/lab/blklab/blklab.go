@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"sync"
 
@@ -38,6 +39,8 @@ type Options struct {
 	Daemon []string
 	// Env is added to the environment of the daemon.
 	Env []string
+	// Launch starts the daemon's process; nil means [netns.StartHere].
+	Launch func(*exec.Cmd) error
 	// Xen makes the directory of the embedded Xen for the daemon out of that of the others;
 	// nil means that they have the same.
 	Xen func(dir string) (string, error)
@@ -114,7 +117,7 @@ func (l *Lab) launch(ctx context.Context, text string, env ...string) error {
 		args = append(args, "--isolate", mode)
 	}
 	args = append(args, l.opts.Daemon...)
-	p, err := lab.StartReady(ctx, "blkbackd", l.opts.Exe, text, append(env, l.opts.Env...), args...)
+	p, err := lab.LaunchReady(ctx, "blkbackd", l.opts.Exe, text, l.opts.Launch, append(env, l.opts.Env...), args...)
 	if err != nil {
 		return err
 	}
@@ -133,6 +136,11 @@ func (l *Lab) Xen() *lab.Process { return l.xen }
 
 // Client returns a client of the daemon.
 func (l *Lab) Client() *blkcontrol.Client { return l.ctl }
+
+// Domain describes a domain as the hypervisor sees it.
+func (l *Lab) Domain(domid xen.Domid) (simclient.DomainInfo, error) {
+	return l.Control().Domain(domid)
+}
 
 // XenDir returns the directory of the embedded Xen's sockets.
 func (l *Lab) XenDir() string { return filepath.Join(l.opts.Dir, "xen") }
