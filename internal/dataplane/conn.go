@@ -149,6 +149,7 @@ type Conn struct {
 	queues  []*Queue
 	waiting vifMemory // memory of packets that wait
 	weight  atomic.Int32
+	closing atomic.Bool // no queue starts to move to another worker
 
 	// These belong to the goroutine that changes the steering.
 	steering   *steer.Config // set by SetSteering
@@ -218,8 +219,9 @@ func newConn(cfg Config, queues []QueueConfig) (*Conn, error) {
 // channels or its TAP any more. Packets that waited for rx slots are dropped. It may be
 // called again.
 func (c *Conn) Close() {
-	// A queue may move while its worker is asked.
-	for tries := 0; tries < 3 && c.detach(); tries++ {
+	c.closing.Store(true) // from now on no further queue moves
+	if c.detach(false) {
+		c.detach(true) // a queue may have moved while its worker was asked
 	}
 	for _, q := range c.queues {
 		q.worker.Load().pool.dropped(q)
@@ -227,13 +229,14 @@ func (c *Conn) Close() {
 }
 
 // detach makes the workers detach the queues that are attached, with one message to each
-// worker, and waits for them. It reports whether there were any.
-func (c *Conn) detach() bool {
+// worker, or for each queue, which follows it where it goes. It waits for them, and reports
+// whether there were any.
+func (c *Conn) detach(each bool) bool {
 	var asked []*worker
 	var waits []func() error
 	for _, q := range c.queues {
 		w := q.worker.Load()
-		if !q.served.Load() || slices.Contains(asked, w) {
+		if !q.served.Load() || !each && slices.Contains(asked, w) {
 			continue
 		}
 		asked = append(asked, w)

@@ -132,13 +132,13 @@ func (w *worker) giveHome(a *account) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	home := p.workers[w.index]
-	p.moveLoad(vifs, w, home)
+	p.moveLoad(vifs, queues, w, home)
 
 	w.mail.mu.Lock()
 	defer w.mail.mu.Unlock()
 	for _, c := range vifs {
 		for _, q := range c.queues {
-			if q.worker.Load() == w {
+			if w.gives(q, queues) {
 				q.onSpare.Store(false)
 			}
 		}
@@ -150,13 +150,13 @@ func (w *worker) giveHome(a *account) {
 func (w *worker) giveLane(a *account, lane *worker) {
 	vifs, queues := w.take(a)
 	homeAt := a.homeAt
-	w.pool.moveLoad(vifs, w, lane)
+	w.pool.moveLoad(vifs, queues, w, lane)
 
 	w.mail.mu.Lock()
 	defer w.mail.mu.Unlock()
 	for _, c := range vifs {
 		for _, q := range c.queues {
-			if q.worker.Load() == w {
+			if w.gives(q, queues) {
 				q.onSpare.Store(true)
 			}
 		}

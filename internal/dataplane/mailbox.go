@@ -28,8 +28,9 @@ type mailbox struct {
 
 // letter is a function for a worker to run. q is the queue that it concerns, or nil.
 type letter struct {
-	q *Queue
-	f func(*worker)
+	q      *Queue
+	f      func(*worker)
+	adopts []*Queue // f makes the worker adopt these; nil: it does not
 }
 
 func (m *mailbox) open() (err error) {
@@ -68,22 +69,44 @@ func (w *worker) post(q *Queue, f func(*worker)) bool {
 		return next.post(q, f)
 	}
 	defer m.mu.Unlock()
-	return m.put(letter{q, f})
+	return m.put(letter{q: q, f: f})
 }
 
-// putFirst posts a letter that makes the worker adopt queues. If the worker has been
-// replaced its heir gets the letter, unless the queues are those of a slow vif, which a
-// slow lane adopts. It returns the worker that got the letter.
-func (w *worker) putFirst(l letter) *worker {
+// receive makes this worker that of the queues which l adopts, instead of from, and posts l.
+// All mail about them comes behind it. With whole, queues of their vifs that are not attached
+// yet go with them. If this worker has been replaced its heir gets the letter, unless the
+// queues are those of a slow vif, which a slow lane adopts.
+func (w *worker) receive(from *worker, l letter, whole bool) {
 	m := &w.mail
 	m.mu.Lock()
 	if heir := m.heir; heir != nil && !l.q.onSpare.Load() {
 		m.mu.Unlock()
-		return heir.putFirst(l)
+		heir.receive(from, l, whole)
+		return
 	}
 	defer m.mu.Unlock()
+	for _, q := range l.adopts {
+		q.worker.CompareAndSwap(from, w)
+		if !whole {
+			continue
+		}
+		for _, o := range q.conn.queues {
+			if from.gives(o, l.adopts) {
+				o.worker.CompareAndSwap(from, w)
+			}
+		}
+	}
 	m.put(l)
-	return w
+}
+
+// forward sends a letter on that is not for this worker any more. Preconditions: mail.mu held;
+// owns(l.q) is false.
+func (w *worker) forward(l letter) {
+	if heir := w.mail.heir; l.adopts != nil && heir != nil {
+		heir.receive(w, l, false)
+		return
+	}
+	w.next(l.q).post(l.q, l.f)
 }
 
 // put posts a letter to this worker without asking owns. Preconditions: mu held.
@@ -109,9 +132,28 @@ func (w *worker) readMail() {
 	m.waiting.Store(false)
 	m.mu.Unlock()
 	for _, l := range mail {
-		l.f(w)
+		if w.keeps(l) {
+			l.f(w)
+		}
 	}
 	w.epoll.held.Release() // the senders are ready
+}
+
+// keeps reports whether a letter that was read is still for this worker: one before it may have
+// moved the queue away. If not, it forwards it.
+func (w *worker) keeps(l letter) bool {
+	if l.q == nil {
+		return true
+	}
+	w.mail.mu.Lock()
+	if w.owns(l.q) {
+		w.mail.mu.Unlock()
+		return true
+	}
+	next := w.next(l.q)
+	w.mail.mu.Unlock()
+	next.post(l.q, l.f)
+	return false
 }
 
 // close refuses all further mail, and drops mail that was not read.

@@ -2,14 +2,17 @@
 
 package dataplane
 
-import "fmt"
+import (
+	"fmt"
+	"slices"
+)
 
 // A queue moves to another worker between two turns: its worker drops it, changes the queue's
 // worker, and sends a letter to the other one, which adopts it. All of the queue's state moves
 // with it: indices, journal, events masked and not read, backlog, deadlines, its part in a
 // resteering. The worker's part is made anew: epoll, a file number in the io_uring, an account.
-// Mail about the queue follows it. All moves hold the pool's mu, so no two of them wait for
-// each other's mail.
+// Mail about the queue follows it, behind the letter that makes the worker adopt it. All moves
+// hold the pool's mu, so no two of them wait for each other's mail.
 
 // handOn gives queues to another worker, which runs adopt to take them over. Mail that is
 // not for this worker any more is forwarded after that. With whole, queues of their vifs that
@@ -17,26 +20,29 @@ import "fmt"
 // have been dropped.
 func (w *worker) handOn(to *worker, queues []*Queue, whole bool, adopt func(*worker)) {
 	if len(queues) > 0 {
-		to = to.putFirst(letter{queues[0], adopt})
-	}
-	for _, q := range queues {
-		q.worker.CompareAndSwap(w, to)
-		if !whole {
-			continue
-		}
-		for _, o := range q.conn.queues {
-			o.worker.CompareAndSwap(w, to)
-		}
+		to.receive(w, letter{queues[0], adopt, queues}, whole)
 	}
 	stays := w.mail.mail[:0]
 	for _, l := range w.mail.mail {
 		if w.owns(l.q) {
 			stays = append(stays, l)
 		} else {
-			w.next(l.q).post(l.q, l.f)
+			w.forward(l)
 		}
 	}
 	w.mail.mail = stays
+}
+
+// has reports whether a queue is in the worker's table. One that is attached, is this worker's,
+// and is not there comes with a letter that was not read yet. It runs on the worker's thread.
+func (w *worker) has(q *Queue) bool {
+	return q.worker.Load() == w && q.attached && q.id < len(w.queues) && w.queues[q.id] == q
+}
+
+// gives reports whether a queue of this worker goes with a vif of which taken were dropped: those,
+// and the ones that are not attached yet.
+func (w *worker) gives(q *Queue, taken []*Queue) bool {
+	return q.worker.Load() == w && (!q.attached || slices.Contains(taken, q))
 }
 
 // drop removes a queue from the worker's lists, its epoll and its io_uring. The queue
@@ -77,7 +83,7 @@ func (w *worker) take(a *account) (vifs []*Conn, queues []*Queue) {
 	}
 	for _, c := range vifs {
 		for _, q := range c.queues {
-			if q.attached && q.worker.Load() == w {
+			if w.has(q) {
 				queues = append(queues, q)
 				w.drop(q)
 			}
@@ -86,12 +92,12 @@ func (w *worker) take(a *account) (vifs []*Conn, queues []*Queue) {
 	return vifs, queues
 }
 
-// moveLoad moves the queues of connections from the load of one worker to that of another.
-// Preconditions: mu held.
-func (p *Pool) moveLoad(vifs []*Conn, from, to *worker) {
+// moveLoad moves the queues of connections that go along with the ones taken from the load of
+// one worker to that of another. Preconditions: mu held.
+func (p *Pool) moveLoad(vifs []*Conn, taken []*Queue, from, to *worker) {
 	for _, c := range vifs {
 		for _, q := range c.queues {
-			if q.counted && q.worker.Load() == from {
+			if from.gives(q, taken) && q.counted {
 				from.load--
 				to.load++
 			}

@@ -325,11 +325,11 @@ func (w *worker) unwatch(q *Queue) {
 	_ = w.epoll.watch(unix.EPOLL_CTL_DEL, q.tap.FD(), 0, onTap, 0)
 }
 
-// detachAll detaches all queues of a connection that belong to this worker. It runs on the
-// worker's thread.
+// detachAll detaches all queues of a connection that the worker has. It runs on the worker's
+// thread.
 func (w *worker) detachAll(c *Conn) {
 	for _, q := range c.queues {
-		if q.worker.Load() == w {
+		if w.has(q) {
 			w.detach(q)
 		}
 	}
