@@ -230,7 +230,7 @@ func TestClassFollowsRates(t *testing.T) {
 		t.Helper()
 		late := time.After(patience)
 		for {
-			a, err := unix.SchedGetAttr(w.watch.tid, 0)
+			a, err := unix.SchedGetAttr(int(w.meter.tid.Load()), 0)
 			if err != nil {
 				t.Fatal(err)
 			}

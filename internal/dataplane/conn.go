@@ -155,6 +155,10 @@ type Conn struct {
 	steering   *steer.Config // set by SetSteering
 	resteering *resteering   // the last one
 
+	// spread is what the pool knows of the queues' loads; nil: nothing. It belongs to
+	// watchTurns.
+	spread []queueSpread
+
 	hurry   chan struct{} // closed by Hurry
 	hurried sync.Once
 }

@@ -48,6 +48,7 @@ const (
 	HostSegments
 	WorkerNS
 	Rests
+	WorkerMoves
 
 	DropTxSlots
 	DropTxSize
@@ -141,6 +142,7 @@ var Counters = [NumCounters]CounterInfo{
 	HostSegments:  {"host_segments", Work, "segments of GSO packets from the guest"},
 	WorkerNS:      {"worker_ns", Work, "time of the worker's thread for this queue in nanoseconds, while several vifs share the worker"},
 	Rests:         {"rests", Work, "waits of the vif after a turn that delayed other vifs"},
+	WorkerMoves:   {"worker_moves", Work, "moves of the queue from a worker that was busier to another one"},
 
 	DropTxSlots:      {"tx_too_many_slots", Drop, "packet from the guest in more than 19 data slots"},
 	DropTxSize:       {"tx_size_mismatch", Drop, "slots from the guest add up to more than the packet"},

@@ -37,6 +37,8 @@ const (
 const (
 	helpStepped = "stepped" // one turn, between two SIGSTOPs
 	helpKilled  = "killed"  // a daemon, until killed
+	helpMoved   = "moved"   // as stepped, but the queue moves to another worker, which has the turn
+	helpMoving  = "moving"  // as killed, but the queue moves between workers all the time
 
 	// envSyscalls makes a helper use system calls instead of io_uring.
 	envSyscalls = "DATAPLANE_TEST_SYSCALLS"
@@ -100,10 +102,19 @@ func TestKilledAtAnyInstruction(t *testing.T) {
 	if raced {
 		t.Skip("most of the instructions would be the race detector's")
 	}
-	inModes(t, allModes[:2], testKilledAtAnyInstruction)
+	inModes(t, allModes[:2], func(t *testing.T, m mode) { testKilledAtAnyInstruction(t, m, helpStepped) })
 }
 
-func testKilledAtAnyInstruction(t *testing.T, m mode) {
+// TestKilledWhileAQueueMoves does the same at any system call, while the queue moves to another
+// worker and has a turn there.
+func TestKilledWhileAQueueMoves(t *testing.T) {
+	if raced {
+		t.Skip("the race detector's system calls are not those of a daemon")
+	}
+	inModes(t, allModes[:2], func(t *testing.T, m mode) { testKilledAtAnyInstruction(t, m, helpMoved) })
+}
+
+func testKilledAtAnyInstruction(t *testing.T, m mode, help string) {
 	b := newBed(t, m, setup{cfg: full, ownTAP: true})
 	b.disconnect()
 
@@ -135,7 +146,7 @@ func testKilledAtAnyInstruction(t *testing.T, m mode) {
 	requests := bytes.Clone(f.mem[:2*netif.PageSize])
 	tx, rx := *f.tx, *f.rx
 
-	states, frames := stepThrough(t, m, b, f, jfd, j)
+	states, frames := stepThrough(t, m, help, b, f, jfd, j)
 	if frames != len(toHost) {
 		t.Errorf("%d frames at the host in the end, want %d", frames, len(toHost))
 	}
@@ -206,17 +217,17 @@ func testKilledAtAnyInstruction(t *testing.T, m mode) {
 		b.disconnect()
 	}
 	t.Logf("%d states, in %d (tx) and %d (rx) of which responses had replaced requests and were not published", len(states), torn[0], torn[1])
-	if torn[0] < len(answers)-1 || torn[1] < 3 {
+	if help == helpStepped && (torn[0] < len(answers)-1 || torn[1] < 3) {
 		t.Error("the test saw no batch half written: it is not worth anything")
 	}
 }
 
-// stepThrough runs one turn of a child instruction by instruction and returns every state
-// of its memory.
-func stepThrough(t *testing.T, m mode, b *bed, f *front, jfd int, j *Journal) (states []crash, frames int) {
+// stepThrough runs one turn of a child, the helper help, instruction by instruction, or, with a
+// move, system call by system call, and returns every state of its memory.
+func stepThrough(t *testing.T, m mode, help string, b *bed, f *front, jfd int, j *Journal) (states []crash, frames int) {
 	t.Helper()
 	efd := f.events.FD()
-	pid := startChild(t, helpStepped, m, true, f.guest.File(), jfd, b.tap.Queue(0).FD(), efd, efd)
+	pid := startChild(t, help, m, true, f.guest.File(), jfd, b.tap.Queue(0).FD(), efd, efd)
 	defer func() {
 		_ = unix.Kill(pid, unix.SIGKILL)
 		var ws unix.WaitStatus
@@ -265,7 +276,13 @@ func stepThrough(t *testing.T, m mode, b *bed, f *front, jfd int, j *Journal) (s
 	snapshot()
 	steps := 0
 	for ; ; steps++ {
-		if err := unix.PtraceSingleStep(pid); err != nil {
+		var err error
+		if help == helpMoved {
+			err = unix.PtraceSyscall(pid, 0)
+		} else {
+			err = unix.PtraceSingleStep(pid)
+		}
+		if err != nil {
 			t.Skipf("single-stepping: %v", err)
 		}
 		if wait() == unix.SIGSTOP {
@@ -274,32 +291,38 @@ func stepThrough(t *testing.T, m mode, b *bed, f *front, jfd int, j *Journal) (s
 		frames += b.host.drain()
 		snapshot()
 	}
-	t.Logf("%d instructions", steps)
+	t.Logf("%d steps", steps)
 	return states, frames
 }
 
-// steppedChild serves one turn of a queue that another process has prepared.
+// steppedChild serves one turn of a queue that another process has prepared, or moves it to
+// another worker, which does.
 func steppedChild() error {
 	runtime.LockOSThread()
 	if unix.Gettid() != unix.Getpid() {
 		return errors.New("not on the main thread, the only one that is traced")
 	}
-	w, err := newWorker(&Pool{opts: Options{OwnPager: childPager()}}, 0)
-	if err != nil {
-		return err
-	}
-	w.now = w.clock()
-	if os.Getenv(envSyscalls) == "" {
-		if err := w.openRing(); err != nil {
+	p := &Pool{opts: Options{OwnPager: childPager()}}
+	for i := range 2 {
+		w, err := newWorker(p, i)
+		if err != nil {
 			return err
 		}
+		w.now = w.clock()
+		if os.Getenv(envSyscalls) == "" {
+			if err := w.openRing(); err != nil {
+				return err
+			}
+		}
+		p.workers = append(p.workers, w)
 	}
-	cfg, q, err := adopted(func() *worker { return w }, noEvents{fdKick})
+	var c *Conn
+	w := p.workers[0]
+	cfg, q, err := adopted(func() *worker { return c.queues[0].worker.Load() }, noEvents{fdKick})
 	if err != nil {
 		return err
 	}
-	c, err := newConn(cfg, []QueueConfig{q})
-	if err != nil {
+	if c, err = newConn(cfg, []QueueConfig{q}); err != nil {
 		return err
 	}
 	c.queues[0].worker.Store(w)
@@ -309,6 +332,11 @@ func steppedChild() error {
 	stop := func() error { return unix.Tgkill(unix.Getpid(), unix.Gettid(), unix.SIGSTOP) }
 	if err := stop(); err != nil {
 		return err
+	}
+	if os.Getenv(envHelper) == helpMoved {
+		w.moveAway(c.queues[0], 1, "for a test")
+		w = p.workers[1]
+		w.readMail()
 	}
 	again := w.turn(c.queues[0])
 	if err := stop(); err != nil {
@@ -347,9 +375,9 @@ func childPager() OwnPager {
 	return ownPager{xentest.NewOwn(MaxOwnPages)}
 }
 
-// killedChild is a daemon with one queue.
+// killedChild is a daemon with one queue, which may move all the time.
 func killedChild() error {
-	p, err := NewPool(Options{Workers: 1, NoUring: os.Getenv(envSyscalls) != "", OwnPager: childPager()})
+	p, err := NewPool(Options{Workers: 2, NoUring: os.Getenv(envSyscalls) != "", OwnPager: childPager()})
 	if err != nil {
 		return err
 	}
@@ -364,6 +392,13 @@ func killedChild() error {
 	}
 	if err := p.serve(c); err != nil {
 		return err
+	}
+	for to := 1; os.Getenv(envHelper) == helpMoving; to = 1 - to {
+		moved := c.queues[0]
+		if err := moved.call(func() error { return nil }); err != nil {
+			return err
+		}
+		moved.worker.Load().post(moved, func(w *worker) { w.moveAway(moved, to, "for a test") })
 	}
 	select {}
 }
@@ -391,11 +426,19 @@ func (e eventfds) Notify(evtchn.Port) error {
 // TestKilledUnderTraffic kills a daemon repeatedly while a guest and its host exchange
 // packets. Each time a successor takes over.
 func TestKilledUnderTraffic(t *testing.T) {
-	inModes(t, allModes[:2], testKilledUnderTraffic)
+	inModes(t, allModes[:2], func(t *testing.T, m mode) { testKilledUnderTraffic(t, m, helpKilled) })
 }
 
-func testKilledUnderTraffic(t *testing.T, m mode) {
+// TestKilledUnderMoves does the same with a daemon whose queue moves between workers all the time.
+func TestKilledUnderMoves(t *testing.T) {
+	inModes(t, allModes[:1], func(t *testing.T, m mode) { testKilledUnderTraffic(t, m, helpMoving) })
+}
+
+func testKilledUnderTraffic(t *testing.T, m mode, help string) {
 	kills := 25
+	if help == helpMoving {
+		kills = 10
+	}
 	if testing.Short() || raced {
 		kills = 5
 	}
@@ -498,7 +541,7 @@ func testKilledUnderTraffic(t *testing.T, m mode) {
 		}
 	}
 	for range kills {
-		pid := startChild(t, helpKilled, m, false, f.guest.File(), jfd, b.tap.Queue(0).FD(), kick, notify)
+		pid := startChild(t, help, m, false, f.guest.File(), jfd, b.tap.Queue(0).FD(), kick, notify)
 		before := answered
 		until := before + uint32(rand.IntN(5000))
 		for answered == before || answered < until {

@@ -18,8 +18,12 @@ type delayFile struct {
 	ran, waited time.Duration // as last read
 }
 
-// open opens the file of the calling thread. Kernels without CONFIG_SCHED_INFO have none.
+// open opens the file of the calling thread, unless it is open. Kernels without
+// CONFIG_SCHED_INFO have none.
 func (d *delayFile) open() error {
+	if d.file != nil {
+		return nil
+	}
 	f, err := os.Open("/proc/thread-self/schedstat")
 	if err != nil {
 		return fmt.Errorf("waits for a processor are not known: %w", err)

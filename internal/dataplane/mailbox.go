@@ -121,6 +121,13 @@ func (m *mailbox) put(l letter) bool {
 	return true
 }
 
+// isClosed reports whether the worker takes no more mail.
+func (m *mailbox) isClosed() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.closed
+}
+
 // readMail runs the functions that were posted.
 func (w *worker) readMail() {
 	m := &w.mail

@@ -17,6 +17,8 @@ import (
 var helpers = map[string]func() error{
 	helpStepped: steppedChild,
 	helpKilled:  killedChild,
+	helpMoved:   steppedChild,
+	helpMoving:  killedChild,
 }
 
 const envHelper = "DATAPLANE_TEST_HELPER"

@@ -42,8 +42,8 @@ type Options struct {
 type Pool struct {
 	opts Options
 
-	// mu guards load in every worker, counted in every queue, the lists of workers and of
-	// connections, and the classes. All moves of queues hold it.
+	// mu guards load and expected in every worker, counted in every queue, the lists of
+	// workers and of connections, measured, and the classes. All moves of queues hold it.
 	mu       sync.Mutex
 	workers  []*worker
 	spares   []*worker // held by slow turns, and slow lanes; see watch.go
@@ -52,9 +52,11 @@ type Pool struct {
 	denied   error  // the same
 	classes  [levels]class
 
+	measured    bool // expected is known in every worker
 	classWarned sync.Once
 
-	overruns chan overrun  // guests that leave their workers
+	overruns chan overrun // guests that leave their workers
+	spread   spreader
 	hungTime time.Duration // see watch.go; tests change it before there are connections
 
 	own    ownCount
@@ -183,19 +185,36 @@ func (p *Pool) note(text string) {
 	}
 }
 
-// pick assigns q to the worker with the fewest queues. q counts in that worker's load
-// until dropped.
+// pick assigns q to the worker that is the least busy, or of several, to the one with the
+// fewest queues. q counts in that worker's load until dropped.
 func (p *Pool) pick(q *Queue) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	best := p.workers[0]
 	for _, w := range p.workers[1:] {
-		if w.load < best.load {
+		if w.before(best) {
 			best = w
 		}
 	}
-	best.load++
-	q.worker.Store(best)
+	p.assign(q, best)
+}
+
+// before reports whether a new queue should rather be with this worker than with another one.
+// Preconditions: pool.mu held.
+func (w *worker) before(other *worker) bool {
+	if a, b := int(w.expected/loadStep), int(other.expected/loadStep); a != b {
+		return a < b
+	}
+	return w.load < other.load
+}
+
+// assign makes w the worker of q. Preconditions: mu held.
+func (p *Pool) assign(q *Queue, w *worker) {
+	w.load++
+	if p.measured {
+		w.expected += newLoad
+	}
+	q.worker.Store(w)
 	q.counted = true
 }
 
@@ -203,9 +222,7 @@ func (p *Pool) pick(q *Queue) {
 func (p *Pool) join(q *Queue, w *worker) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	w.load++
-	q.worker.Store(w)
-	q.counted = true
+	p.assign(q, w)
 }
 
 // dropped removes q from its worker's load. It may be called again.

@@ -67,7 +67,6 @@ const stolen = math.MaxUint64
 
 // turnWatch is the state of a worker's turns.
 type turnWatch struct {
-	tid      int                   // thread ID of the worker
 	stat     *os.File              // the state of the thread in /proc; nil: it could not be opened
 	seq      uint64                // number of the last turn
 	last     *Queue                // the queue of the last turn, as queue has it
@@ -188,7 +187,9 @@ func (p *Pool) watchTurns() {
 			if p.checkTurns() {
 				quiet = 0
 			}
+			p.measure(time.Now())
 		}
+		p.forgetLoads()
 		p.watching.Store(false)
 		if p.checkTurns() { // a turn that began meanwhile did not wake this loop
 			p.watch()

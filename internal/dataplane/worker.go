@@ -46,6 +46,11 @@ type worker struct {
 	closed bool          // by mail
 	failed error         // reason to end the worker; nil: none
 	done   chan struct{} // closed when the thread has ended
+	meter  loadMeter
+
+	// expected is the part of a processor that the worker is expected to take, as far as it
+	// is known. Guarded by pool.mu.
+	expected float64
 
 	queues  []*Queue // by id; nil where free
 	sched   scheduler
@@ -363,8 +368,11 @@ func (w *worker) run(started chan<- struct{}) {
 	// The thread ends with the goroutine: it is io_uring's only submitter.
 	runtime.LockOSThread()
 	debug.SetPanicOnFault(true) // a fault on a guest's page costs only its vif
-	w.watch.tid = threadID()
+	w.meter.tid.Store(int32(threadID()))
 	w.watch.openStat()
+	if w.delay.open() == nil {
+		w.meter.file.Store(w.delay.file)
+	}
 	defer close(w.done)
 	defer w.release()
 	w.pool.openRing(w)
