@@ -11,9 +11,9 @@ import (
 
 // A costly guest rests beside others, and so takes an eighth of the worker's time. But each of
 // its turns delays the others by its whole length. So a guest that is costly again and again
-// gets a thread of its own: a slow lane, without a slow turn before it. There it does not
-// rest for others, and the kernel's scheduler shares the processors. The thread's nice value is
-// higher, so it takes little from the workers where processors are scarce. If there are maxLanes
+// gets a thread of its own: a slow lane, without a slow turn before it. There it rests as before:
+// what it sends costs those who receive it as well, on the workers and on other processors. The
+// thread's nice value is higher, so it takes little where processors are scarce. If there are maxLanes
 // lanes already, the guest goes to one of these. After the time of probation without a costly
 // turn it shares a worker with others again.
 //

@@ -20,6 +20,7 @@ func TestSchedulerJudges(t *testing.T) {
 		packets uint32
 		last    bool          // the last turn that was not costly was its own
 		other   time.Duration // since the last such turn of another vif ended
+		spare   bool
 
 		costly bool
 		after  int // suspect, afterwards
@@ -33,6 +34,7 @@ func TestSchedulerJudges(t *testing.T) {
 		{name: "costly, no packet moved", suspect: 3, took: long, cpu: long, costly: true, after: suspectTurns, rest: restTimes * long},
 		{name: "costly for very long", suspect: 3, took: time.Second, cpu: time.Second, packets: 1, costly: true, after: suspectTurns, rest: maxRest},
 		{name: "costly, others are idle", suspect: 3, took: long, cpu: long, packets: 1, other: restFor, costly: true, after: suspectTurns},
+		{name: "costly, others are idle, on a spare", suspect: 3, took: long, cpu: long, packets: 1, other: restFor, spare: true, costly: true, after: suspectTurns, rest: restTimes * long},
 		{name: "costly, and was the last", suspect: 3, took: long, cpu: long, packets: 1, last: true, costly: true, after: suspectTurns, rest: restTimes * long},
 		{name: "costly, was the last, others are idle", suspect: 3, took: long, cpu: long, packets: 1, last: true, other: restFor, costly: true, after: suspectTurns},
 	} {
@@ -43,7 +45,7 @@ func TestSchedulerJudges(t *testing.T) {
 			if tt.last {
 				s.ended(a, start)
 			}
-			rest := s.judge(a, start, tt.took, tt.packets)
+			rest := s.judge(a, start, tt.took, tt.packets, tt.spare)
 			if a.costly != tt.costly || a.suspect != tt.after || rest != tt.rest {
 				t.Errorf("costly %t, suspect %d, rest %v; want %t, %d, %v", a.costly, a.suspect, rest, tt.costly, tt.after, tt.rest)
 			}

@@ -45,7 +45,8 @@ const (
 	// A guest is costly if each of its packets takes the processor for longer than
 	// costlyPacket. Its turns cannot be shorter than one packet. After a turn it rests
 	// for restTimes the length of that turn, for maxRest at most, if a guest that is not
-	// costly was served within restFor before. So it gets an eighth of the time.
+	// costly was served within restFor before, or if it has a thread of its own because of
+	// that. So it gets an eighth of the time.
 	// This also limits the time that other guests take to receive its packets, which
 	// is about as long again. Rounds alone do not protect the others: these often
 	// wait for an answer, and a costly guest would have a turn during each of these
@@ -374,7 +375,7 @@ func (w *worker) clockOut(q *Queue, start time.Time) {
 	}
 	a := q.account
 	a.left -= took
-	if d := w.sched.judge(a, start, took, w.tally[TxPackets]+w.tally[RxPackets]); d > 0 {
+	if d := w.sched.judge(a, start, took, w.tally[TxPackets]+w.tally[RxPackets], w.watch.spare); d > 0 {
 		w.rest(a, d)
 		w.noteOverrun(a)
 	}
@@ -389,8 +390,8 @@ func (w *worker) clockOut(q *Queue, start time.Time) {
 
 // judge decides whether a guest is costly, from a turn that began at start and took the time
 // took for packets packets. It returns the time for which the guest has to pause: a costly
-// guest pauses if others were served lately.
-func (s *scheduler) judge(a *account, start time.Time, took time.Duration, packets uint32) (rest time.Duration) {
+// guest pauses if others were served lately, and always on a spare.
+func (s *scheduler) judge(a *account, start time.Time, took time.Duration, packets uint32, spare bool) (rest time.Duration) {
 	limit := costlyPacket * time.Duration(max(packets, 1))
 	long := took > limit
 	if a.suspect == 0 {
@@ -400,7 +401,7 @@ func (s *scheduler) judge(a *account, start time.Time, took time.Duration, packe
 		// If not, the thread waited for the processor, or in a copy.
 		if long && s.cpu()-s.cpuAt > limit {
 			a.costly = true
-			if start.Sub(s.otherEnd(a)) < restFor {
+			if spare || start.Sub(s.otherEnd(a)) < restFor {
 				rest = min(restTimes*took, maxRest)
 			}
 		}
