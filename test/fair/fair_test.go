@@ -109,7 +109,11 @@ func (f *field) life() (reconnect, show, detach time.Duration) {
 	if f.load.virt {
 		return f.virtReconnect(), f.show(f.device.Name), 0
 	}
-	return f.reconnect(f.other), f.show(f.quiet.VifName()), f.detach(f.other, f.index)
+	reconnect, show, detach = f.reconnect(f.other), f.show(f.quiet.VifName()), f.detach(f.other, f.index)
+	if f.load.still {
+		f.bridgeFloods(false) // the guest has another port
+	}
+	return reconnect, show, detach
 }
 
 // uses measures what the load and the daemon use while do runs.

@@ -303,6 +303,19 @@ func (h *host) bridgeMAC() string {
 	return l.Attrs().HardwareAddr.String()
 }
 
+// bridgeFloods sets whether the bridge gives the present vifs packets to addresses that it does not know
+// (bridge link set dev vif1.0 flood off).
+func (h *host) bridgeFloods(on bool) {
+	h.tb.Helper()
+	links, err := netlink.LinkList()
+	h.must(err)
+	for _, l := range links {
+		if l.Attrs().MasterIndex != 0 {
+			h.must(netlink.LinkSetFlood(l, on))
+		}
+	}
+}
+
 // stream sends a stream from a guest to the host for a time, at a rate in bytes per second
 // or as fast as it can, and returns its speed in bits per second.
 func (h *host) stream(g *lab.Guest, d time.Duration, rate int64) float64 {

@@ -18,6 +18,7 @@ type load struct {
 	to     target
 	starve bool // its rx rings are not kept full, and the host floods them
 	peer   target
+	still  bool // the bridge does not flood vifs
 	virt   bool // all devices are of vhost-user, each with a process
 }
 
@@ -37,6 +38,7 @@ const (
 var loads = []load{
 	{name: "flood", kind: hostile.Flood, guests: 1, queues: 8, unit: "packets", what: "packets of 60 bytes on 8 queues, to the host"},
 	{name: "unknown", kind: hostile.Flood, guests: 1, queues: 8, unit: "packets", to: toUnknown, what: "the same to an address of no port, so that all ports get them"},
+	{name: "unflooded", kind: hostile.Flood, guests: 1, queues: 8, unit: "packets", to: toUnknown, still: true, what: "the same with flood off on the vifs' ports of the bridge"},
 	{name: "segments", kind: hostile.Segments, guests: 1, queues: 8, unit: "packets", to: toSink, what: "packets of 2,000 segments of 8 bytes on 8 queues, to a guest without segmentation offload"},
 	{name: "broadcast", kind: hostile.Flood, guests: 1, queues: 8, unit: "packets", to: toAll, peer: toEach, what: "broadcast on 8 queues to 16 ports, whose guests take it"},
 	{name: "fragments", kind: hostile.Fragments, guests: 1, queues: 8, unit: "packets", what: "packets of 60 bytes and 17 slots of one byte, on 8 queues"},
@@ -96,6 +98,9 @@ func newField(h *host, l load) *field {
 		f.flood = h.recruit()
 	}
 	f.peer = h.crew(1, 1, 1, true)
+	if l.still {
+		h.bridgeFloods(false)
+	}
 	return f
 }
 
