@@ -64,6 +64,7 @@ func TestKilledAgainAndAgainWithFourQueuesBothWays(t *testing.T) {
 	}
 	var away times
 	for range 6 {
+		streams = append(streams, g.streaming(4<<20), g.streamed(4<<20)) // those before may have ended
 		g.waitCounter(dataplane.TxBytes, 1<<20)
 		g.waitCounter(dataplane.RxBytes, 1<<20)
 		if n := len(w.journals(g.Domid, g.Devid)); n != 4 {
