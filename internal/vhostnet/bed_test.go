@@ -170,12 +170,15 @@ func newBed(t *testing.T, cfg Config) *bed {
 	return b
 }
 
-// channel is an endpoint whose connections come from a test.
+// channel is an endpoint whose connections come from a test. It fails where there is none.
 type channel struct{ conns chan *net.UnixConn }
 
 func (e *channel) Next(ctx context.Context) (*net.UnixConn, error) {
 	select {
 	case c := <-e.conns:
+		if c == nil {
+			return nil, &net.OpError{Op: "accept", Err: unix.ENOMEM}
+		}
 		return c, nil
 	case <-ctx.Done():
 		return nil, ctx.Err()

@@ -144,11 +144,30 @@ func (d *Device) Run(ctx context.Context, e Endpoint) error {
 			return nil
 		case errors.Is(err, ErrNoMore):
 			return last
+		case isShortage(err):
+			err = fmt.Errorf("wait for a front end: %w", err)
+			d.log.Warn("front end not accepted, trying again", zap.Error(err))
+			d.view.end(err)
+			_ = sleep(ctx, acceptPause) // Next tells that ctx has ended
+			continue
 		case err != nil:
 			return fmt.Errorf("wait for a front end: %w", err)
 		}
 		last = d.serve(ctx, c)
 	}
+}
+
+// acceptPause is the time between two attempts to accept a front end.
+const acceptPause = 200 * time.Millisecond
+
+// isShortage reports whether an error means that the host is short of something for a while.
+func isShortage(err error) bool {
+	for _, e := range []error{unix.EMFILE, unix.ENFILE, unix.ENOMEM, unix.ENOBUFS, unix.ENOSPC, unix.EAGAIN, unix.EINTR, unix.ECONNABORTED} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
 }
 
 // end ends the present session, if there is one.

@@ -114,6 +114,18 @@ func TestProtocolErrorEndsTheSession(t *testing.T) {
 	}
 }
 
+// TestShortageWhileWaiting: a front end that cannot be accepted because the host is short of
+// memory for a while does not end the device. Its status tells the cause.
+func TestShortageWhileWaiting(t *testing.T) {
+	b := newBed(t, Config{})
+	b.conns <- nil
+	await(t, "the failure is told", func() bool { return strings.Contains(b.d.Status().Error, "cannot allocate memory") })
+	b.start(b.front(), 1)
+	if s := b.d.Status(); s.State != Connected {
+		t.Errorf("afterwards: %+v", s)
+	}
+}
+
 func TestReset(t *testing.T) {
 	b := newBed(t, Config{})
 	if b.d.Reset() {

@@ -4,6 +4,7 @@ package vhostnet
 
 import (
 	"errors"
+	"fmt"
 
 	"go.uber.org/zap"
 
@@ -60,12 +61,18 @@ func (h *handler) UpdateRing(r vhostuser.Ring) error {
 }
 
 // follow gives the host the TAP queue of a pair when the ring to its guest is enabled, or
-// takes it away.
+// takes it away. A failure of the host ends the session: a front end that connects again gets
+// the ring started, and one whose message is only refused may never try again.
 func (h *handler) follow(ring int, enabled bool) error {
 	if ring%2 != 0 {
 		return nil
 	}
-	return h.link.setRunning(ring/2, enabled)
+	err := h.link.setRunning(ring/2, enabled)
+	if err != nil && enabled && !errors.Is(err, tap.ErrGone) {
+		err = fmt.Errorf("queue pair %d: %w", ring/2, err)
+		h.end(err)
+	}
+	return err
 }
 
 // StopRing takes the TAP queue away first, so that no packet is read for a ring that ends.
