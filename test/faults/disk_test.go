@@ -65,7 +65,10 @@ func newDisks(ctx context.Context, t *systrace.Tracer, args ...string) (_ subjec
 	if d.other, err = d.StartGuest(ctx, "g0", simclient.DomainConfig{}, v); err != nil {
 		return nil, err
 	}
-	if _, err := d.other.Attach(ctx, diskFront()); err != nil {
+	// The grants that it would keep mapped are not those of the books.
+	front := diskFront()
+	front.Front.Persistent = false
+	if _, err := d.other.Attach(ctx, front); err != nil {
 		return nil, err
 	}
 	d.guest, err = d.StartGuest(ctx, "g1", simclient.DomainConfig{})

@@ -123,15 +123,14 @@ func (c *Call) open(fd int) (int, error) {
 	return unix.PidfdGetfd(pidfd, fd, 0)
 }
 
-// perform runs a read or recvfrom on the program's file and returns its data.
-func (c *Call) perform() ([]byte, error) {
+// perform runs a read or recvfrom of n bytes on the program's file and returns its data.
+func (c *Call) perform(n int) ([]byte, error) {
 	fd, err := c.open(int(c.Args[0]))
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = unix.Close(fd) }()
-	b := make([]byte, min(c.Args[2], 1<<20))
-	var n int
+	b := make([]byte, min(n, 1<<20))
 	if c.Nr == unix.SYS_RECVFROM {
 		n, _, err = unix.Recvfrom(fd, b, int(c.Args[3]))
 	} else {

@@ -29,7 +29,8 @@ type Verdict struct {
 	// Rewrite has a read or recvfrom run by the tracer. It gets what was read, and returns
 	// what the program is to get, which may not be longer.
 	Rewrite func([]byte) []byte
-	// Short has a write run by the tracer, of the first half of its bytes.
+	// Short has a read, recvfrom or write run by the tracer, of half of its bytes. What is not
+	// read stays in the file.
 	Short bool
 	// Delay is the time before any of this happens.
 	Delay time.Duration
@@ -194,9 +195,17 @@ func (c *Call) carryOut(listener int, id uint64, v *Verdict) {
 	case v.Errno != 0:
 		r.err = -int32(v.Errno)
 	case v.Rewrite != nil:
-		data, err := c.perform()
+		data, err := c.perform(int(c.Args[2]))
 		if err == nil {
 			data = v.Rewrite(data)
+			err = c.Write(c.Args[1], data)
+		}
+		if r.val = int64(len(data)); err != nil {
+			r.val, r.err = 0, -int32(errnoOf(err))
+		}
+	case v.Short && (c.Nr == unix.SYS_READ || c.Nr == unix.SYS_RECVFROM):
+		data, err := c.perform(max(int(c.Args[2]/2), 1))
+		if err == nil {
 			err = c.Write(c.Args[1], data)
 		}
 		if r.val = int64(len(data)); err != nil {
