@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/netbackd/netbackd/internal/command"
+	"github.com/netbackd/netbackd/internal/confine"
 	"github.com/netbackd/netbackd/internal/dataplane"
 	"github.com/netbackd/netbackd/internal/hostcheck"
 	"github.com/netbackd/netbackd/internal/netcheck"
@@ -75,6 +76,7 @@ func thisHost(socket string) *netcheck.Host {
 			return d.Denied
 		},
 		Steering: steer.Probe,
+		Confined: confine.Supported,
 		MultiTAP: func() error { return tap.Probe(tap.MultiQueue) },
 	}
 }

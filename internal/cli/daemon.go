@@ -35,13 +35,14 @@ type netDaemon struct {
 	*runFlags
 	rings ctrlserver.Protocols
 
-	host      Host
-	listener  net.Listener         // Serve closes it
-	pool      *dataplane.Pool      // nil: packet processes have the workers
-	processes *netengine.Processes // nil: this process has them
-	backend   *backend.Backend
-	own       ownPages
-	status    netcontrol.Daemon // the fields that do not change
+	host       Host
+	listener   net.Listener         // Serve closes it
+	pool       *dataplane.Pool      // nil: packet processes have the workers
+	processes  *netengine.Processes // nil: this process has them
+	unconfined error                // reason why --isolate=auto means none; nil: it does not
+	backend    *backend.Backend
+	own        ownPages
+	status     netcontrol.Daemon // the fields that do not change
 }
 
 // setUp opens everything that the daemon needs. If something is missing the daemon ends

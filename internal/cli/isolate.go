@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/netbackd/netbackd/internal/command"
+	"github.com/netbackd/netbackd/internal/confine"
 	"github.com/netbackd/netbackd/internal/dataplane"
 	"github.com/netbackd/netbackd/internal/netcontrol"
 	"github.com/netbackd/netbackd/internal/netengine"
@@ -23,8 +24,26 @@ import (
 	"github.com/netbackd/netbackd/pkg/xenstore"
 )
 
+// isolateAuto is the value of --isolate that leaves the choice to chooseIsolation.
+const isolateAuto = "auto"
+
+// chooseIsolation decides what --isolate=auto means on a kernel, with the error of
+// [confine.Supported]: one process for all vifs, if the kernel can take its rights away. Other
+// values stay: a packet process that cannot be confined ends the daemon at its start.
+func (d *netDaemon) chooseIsolation(unsupported error) {
+	if d.isolate != isolateAuto {
+		return
+	}
+	d.isolation = procs.IsolateShared
+	if unsupported != nil {
+		d.isolation, d.unconfined = procs.IsolateNone, unsupported
+		d.Log.Warn("packets move in the daemon, and not in a process without rights", zap.Error(unsupported))
+	}
+}
+
 // openEngine makes the engine that moves packets: in this process, or in packet processes.
 func (d *netDaemon) openEngine() (netengine.Engine, error) {
+	d.chooseIsolation(confine.Supported())
 	if d.isolation != procs.IsolateNone {
 		return d.openProcesses()
 	}
@@ -101,6 +120,9 @@ func (d *netDaemon) tellDomid(ctx context.Context, c *xenstore.Client) {
 func (d *netDaemon) setEngine() {
 	s := &d.status
 	s.Isolation = string(d.isolation)
+	if d.unconfined != nil {
+		s.Unconfined = d.unconfined.Error()
+	}
 	if d.pool != nil {
 		s.Workers, s.MaxThreads = d.pool.Workers(), maxThreads(d.pool.Workers())
 		setPriority(s, d.pool)

@@ -82,7 +82,7 @@ The manual page netbackd(8) advises on the flags.`,
 	fl.BoolVar(&f.bpf, "bpf", true, "steer packets to the queues that guests choose by an eBPF program in the kernel, if it takes one")
 	fl.StringVar(&f.control, "control-ring", "slot", "control `ring` offered to vifs: slot, stream (an early proposal), both or none")
 	fl.IntVar(&f.static, "static-grants", staticgrant.DefaultLimit, "`number` of pages that each queue keeps mapped for a guest that asks for it; 0: none")
-	fl.StringVar(&f.isolate, "isolate", string(procs.IsolateNone), "which vifs `share` a process without rights that has their guests' memory: "+procs.Isolations)
+	fl.StringVar(&f.isolate, "isolate", isolateAuto, "which vifs `share` a process without rights that has their guests' memory: auto (shared if the kernel can take the rights away, or none), "+procs.Isolations)
 	fl.IntVar(&f.isolateWorkers, "isolate-workers", 1, "`number` of threads that move packets in the process of a guest or a group")
 	f.log.Add(fl)
 	return c
@@ -122,10 +122,18 @@ func (f *runFlags) check() (ctrlserver.Protocols, error) {
 	case f.drain <= 0 || f.stall <= 0:
 		return 0, command.Usagef("--rx-drain and --rx-stall want times above 0")
 	}
-	if f.isolation, err = procs.ParseIsolation(f.isolate); err != nil {
+	if f.isolation, err = f.checkIsolation(); err != nil {
 		return 0, command.Usagef("--isolate: %w", err)
 	}
 	return rings, nil
+}
+
+// checkIsolation returns the value of --isolate, or the mistake in it. That of auto is chosen later.
+func (f *runFlags) checkIsolation() (procs.Isolation, error) {
+	if f.isolate == isolateAuto {
+		return "", nil
+	}
+	return procs.ParseIsolation(f.isolate)
 }
 
 func (f *runFlags) run(ctx context.Context, open Opener) (err error) {

@@ -110,7 +110,11 @@ func writeDaemon(w io.Writer, d *netcontrol.Daemon, now time.Time) error {
 	}
 	row("threads", "%d, at most %d", d.Threads, d.MaxThreads)
 	if d.Isolation != "" {
-		row("isolate", "%s", d.Isolation)
+		isolate := d.Isolation
+		if d.Unconfined != "" {
+			isolate += " (" + d.Unconfined + ")"
+		}
+		row("isolate", "%s", isolate)
 	}
 	for i := range d.Processes {
 		row("process", "%s", processRow(&d.Processes[i]))

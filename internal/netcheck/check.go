@@ -26,6 +26,7 @@ type Host struct {
 
 	MultiTAP func() error // fails if the kernel has no multi-queue TAPs
 	Steering func() error // fails if the kernel refuses steering programs
+	Confined func() error // fails if the kernel cannot take system calls from a process
 
 	// OwnPages returns the number of pages that the workers grant to this domain, if each
 	// has a vif.
@@ -56,6 +57,7 @@ func (h *Host) Run(ctx context.Context) hostcheck.Report {
 		h.bridge(add)
 		h.openVSwitch(add)
 		h.UringWorks(add, "netbackd makes a system call per packet")
+		h.confined(add)
 		h.steering(add)
 		h.DaemonRuns(ctx, add, "connections")
 		h.priority(ctx, add)
@@ -197,6 +199,13 @@ func (h *Host) steering(add hostcheck.Adder) {
 		return
 	}
 	add("steering", hostcheck.OK, "the kernel takes programs", "")
+}
+
+// confined checks whether packets can move in processes without rights.
+func (h *Host) confined(add hostcheck.Adder) {
+	if err := h.Confined(); err != nil {
+		add("isolation", hostcheck.Note, "packets move in the daemon, and not in a process without rights: "+err.Error(), "")
+	}
 }
 
 // priority checks whether the daemon has the right to raise the priority of its workers.

@@ -94,6 +94,7 @@ func host(t *testing.T, f files) *Host {
 		Priority: func(context.Context) string { return "" },
 		MultiTAP: func() error { return nil },
 		Steering: func() error { return nil },
+		Confined: func() error { return nil },
 	}
 }
 
@@ -228,6 +229,8 @@ func TestWhatIsInTheWay(t *testing.T) {
 			[]hostcheck.Item{item("io_uring", hostcheck.Note, "does not work, so netbackd makes a system call per packet: the kernel has none", "")}},
 		{"no programs", ready, func(h *Host) { h.Steering = func() error { return errors.New("CAP_BPF is needed") } },
 			[]hostcheck.Item{item("steering", hostcheck.Note, "the kernel takes no program, so netbackd itself hands packets on to the queues that guests choose, one worker for each guest: CAP_BPF is needed", "")}},
+		{"no seccomp", ready, func(h *Host) { h.Confined = func() error { return errors.New("the kernel has no filters") } },
+			[]hostcheck.Item{item("isolation", hostcheck.Note, "packets move in the daemon, and not in a process without rights: the kernel has no filters", "")}},
 		{"io_uring switched off", ready.with(files{"proc/sys/kernel/io_uring_disabled": "2\n"}), func(h *Host) { h.Uring = func() error { return errors.New("it is disabled") } },
 			[]hostcheck.Item{item("io_uring", hostcheck.Note, "does not work, so netbackd makes a system call per packet: it is disabled", "sysctl kernel.io_uring_disabled=0")}},
 		{"not running", ready, func(h *Host) {

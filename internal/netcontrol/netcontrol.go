@@ -53,8 +53,9 @@ type Daemon struct {
 	Threads    int `json:"threads"`     // present number of threads of the process
 	MaxThreads int `json:"threads_max"` // bound of that number
 
-	Isolation string          `json:"isolation,omitempty"` // which vifs share a packet process
-	Processes []PacketProcess `json:"packet_processes,omitempty"`
+	Isolation  string          `json:"isolation,omitempty"`  // which vifs share a packet process
+	Unconfined string          `json:"unconfined,omitempty"` // why the default of Isolation is "none" on this host
+	Processes  []PacketProcess `json:"packet_processes,omitempty"`
 
 	Memory *Memory `json:"memory,omitempty"` // of the daemon for vifs
 

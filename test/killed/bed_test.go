@@ -29,6 +29,7 @@ type bed struct {
 	t       *testing.T
 	ctx     context.Context
 	manager *lab.Manager // nil: no service manager keeps the TAPs' queues
+	victim  string       // see the flag
 	faults  *numbered.Faults
 	vifs    []*vif
 	score   score
@@ -51,7 +52,7 @@ func newBed(t *testing.T, store bool, daemon ...string) *bed {
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	t.Cleanup(removeLinks)
-	b := &bed{t: t, ctx: ctx, faults: &numbered.Faults{}}
+	b := &bed{t: t, ctx: ctx, victim: *victim, faults: &numbered.Faults{}}
 	args := append([]string{"--max-queues=4"}, daemon...)
 	args = append(args, strings.Fields(*daemonArgs)...)
 	b.Lab, err = lab.New(ctx, lab.Options{Exe: filepath.Join(*programs, "netbackd-lab"), Dir: dir, Daemon: args})

@@ -201,11 +201,12 @@ func TestTakeover(t *testing.T) {
 	b.table(table)
 }
 
-// traced attaches a tracer to the victim and runs act. If the daemon dies, it starts a successor.
-// It returns when act has ended.
+// traced attaches a tracer to the daemon and its packet processes, of which the first that reaches
+// the call is killed, and runs act. If the daemon dies, it starts a successor. It returns when act
+// has ended.
 func (b *bed) traced(o tracekill.Order, act func(context.Context) error) tracekill.Result {
 	b.t.Helper()
-	o.PIDs = b.victims()
+	o.PIDs = b.processes()
 	k, err := tracekill.Start(o)
 	b.must(err)
 	b.mayDie()
@@ -231,7 +232,7 @@ func (b *bed) traced(o tracekill.Order, act func(context.Context) error) traceki
 	r := <-results
 	if r.Died {
 		b.score.deaths++
-		b.replace()
+		b.replace(r.PID)
 	}
 	if err := <-ended; err != nil {
 		b.t.Fatalf("killed at %v, %s: %v", r.Point.Call, r.Point.When, err)

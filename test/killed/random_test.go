@@ -3,6 +3,7 @@
 package killed
 
 import (
+	"cmp"
 	"fmt"
 	"math/rand/v2"
 	"os/exec"
@@ -105,7 +106,7 @@ func (b *bed) kill() {
 	for _, v := range b.vifs {
 		v.wire.Look(time.Now())
 	}
-	b.replace()
+	b.replace(pids...)
 	for _, v := range b.vifs {
 		if v.away.Load() {
 			continue
@@ -131,21 +132,26 @@ func (b *bed) peer() time.Duration {
 // TestRandom kills the daemon at random instants under load in both directions.
 func TestRandom(t *testing.T) {
 	for i, tt := range []struct {
-		name  string
-		store bool
-		args  []string
-		vifs  []vifConfig
+		name   string
+		victim string // empty: by the flag
+		store  bool
+		args   []string
+		vifs   []vifConfig
 	}{
-		{"fd store, static grants, hashing", true, nil, []vifConfig{{queues: 4, hash: true, static: 200}, {queues: 4, plain: true}}},
-		{"control messages without end", true, nil, []vifConfig{{queues: 4, hash: true, static: 100, control: true}, {queues: 1}}},
-		{"no fd store, copies", false, nil, []vifConfig{{queues: 4}, {queues: 2, hash: true}}},
-		{"fd store, system calls, no own pages", true, []string{"--io-uring=false", "--own-pages=none"}, []vifConfig{{queues: 4}}},
+		{"fd store, static grants, hashing", "", true, nil, []vifConfig{{queues: 4, hash: true, static: 200}, {queues: 4, plain: true}}},
+		{"control messages without end", "", true, nil, []vifConfig{{queues: 4, hash: true, static: 100, control: true}, {queues: 1}}},
+		{"no fd store, copies", "", false, nil, []vifConfig{{queues: 4}, {queues: 2, hash: true}}},
+		{"fd store, system calls, no own pages", "", true, []string{"--io-uring=false", "--own-pages=none"}, []vifConfig{{queues: 4}}},
+		{"the packet process", "packet", true, nil, []vifConfig{{queues: 4, hash: true, static: 200}}},
+		{"the daemon and its packet process", "both", false, nil, []vifConfig{{queues: 4, hash: true}, {queues: 2}}},
+		{"one process", "", true, []string{"--isolate=none"}, []vifConfig{{queues: 4, hash: true, static: 200}, {queues: 2}}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			if i > 0 && !*long {
 				t.Skip("only with -long")
 			}
 			b := newBed(t, tt.store, tt.args...)
+			b.victim = cmp.Or(tt.victim, *victim)
 			for _, c := range tt.vifs {
 				b.addVif(c)
 			}
@@ -154,7 +160,11 @@ func TestRandom(t *testing.T) {
 			for range *kills {
 				b.settled("before a kill")
 				b.rest()
-				time.Sleep(time.Duration(rand.Int64N(int64(20 * time.Millisecond))))
+				life := time.Duration(rand.Int64N(int64(20 * time.Millisecond)))
+				if b.victim == "packet" {
+					life += packetLife
+				}
+				time.Sleep(life)
 				b.kill()
 			}
 			for _, v := range b.vifs {

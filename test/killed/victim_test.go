@@ -7,16 +7,23 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
+	"time"
 )
 
-// victim says which process of the daemon is killed. A daemon with --isolate has packet processes,
-// its children; without it there is one process, which is both.
+// victim says which process of the daemon is killed at random instants, unless the test has its own.
+// The daemon has packet processes, its children; with --isolate=none there is one process, which is
+// both.
 var victim = flag.String("victim", "broker", "`process` to kill: broker, packet or both")
 
 // isolated reports whether the daemon has packet processes.
-func isolated() bool { return strings.Contains(*daemonArgs, "--isolate") }
+func isolated() bool { return !strings.Contains(*daemonArgs, "--isolate=none") }
+
+// packetLife is the least life of a packet process that is killed: one that dies soon after its
+// start, several times in a row, is not replaced at once.
+const packetLife = 300 * time.Millisecond
 
 // daemonArgs are more arguments for every daemon.
 var daemonArgs = flag.String("daemon", "", "more `arguments` for the daemon, such as --isolate=shared")
@@ -24,10 +31,10 @@ var daemonArgs = flag.String("daemon", "", "more `arguments` for the daemon, suc
 // victims returns the processes that are to be killed.
 func (b *bed) victims() (pids []int) {
 	b.t.Helper()
-	if *victim != "packet" || !isolated() {
+	if b.victim != "packet" || !isolated() {
 		pids = append(pids, b.Daemon().PID())
 	}
-	if *victim != "broker" && isolated() {
+	if b.victim != "broker" && isolated() {
 		pids = append(pids, children(b.Daemon().PID())...)
 	}
 	if len(pids) == 0 {
@@ -36,15 +43,20 @@ func (b *bed) victims() (pids []int) {
 	return pids
 }
 
-// replace starts a successor of a daemon that has died. The daemon itself replaces a packet
-// process.
-func (b *bed) replace() {
+// replace starts a successor of a daemon that has died, when pids were killed. The daemon itself
+// replaces a packet process.
+func (b *bed) replace(pids ...int) {
 	b.t.Helper()
-	if *victim == "packet" && isolated() {
+	if !slices.Contains(pids, b.Daemon().PID()) {
 		return
 	}
 	<-b.Daemon().Done()
 	b.must(b.start())
+}
+
+// processes returns the daemon and its packet processes.
+func (b *bed) processes() []int {
+	return append([]int{b.Daemon().PID()}, children(b.Daemon().PID())...)
 }
 
 // children returns the processes that a process has started.
