@@ -208,7 +208,7 @@ func testKilledAtAnyInstruction(t *testing.T, m mode, help string) {
 		if diff := cmp.Diff(want, f.answers()); diff != "" {
 			t.Fatalf("%s: later answers (-want +got):\n%s", what, diff)
 		}
-		if diff := cmp.Diff([][]byte{udp(30, 9)}, framesOf(f.received())); diff != "" {
+		if diff := cmp.Diff([][]byte{udp(30, 9)}, framesOf(f.received()), asBytes); diff != "" {
 			t.Fatalf("%s: later packets to the guest (-want +got):\n%s", what, diff)
 		}
 		if n := b.host.drain(); n != 1 {

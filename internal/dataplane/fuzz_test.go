@@ -310,7 +310,7 @@ func (b *fuzzBed) checkRing(t *testing.T, start netif.Index, prod uint32, slots 
 	if breach := b.breach(); (breach != nil) != l.breach {
 		t.Errorf("breach %v, want %v", breach, l.breach)
 	}
-	if diff := cmp.Diff(l.frames, b.host.frames()); diff != "" {
+	if diff := cmp.Diff(l.frames, b.host.frames(), asBytes); diff != "" {
 		t.Errorf("frames (-want +got):\n%s", diff)
 	}
 	if diff := cmp.Diff(l.drops, b.stats(Drop)); diff != "" {

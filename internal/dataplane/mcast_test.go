@@ -97,7 +97,7 @@ func TestMulticastFilter(t *testing.T) {
 			if filter {
 				want = [][]byte{frames[0], frames[1], frames[2], frames[5]}
 			}
-			if diff := cmp.Diff(want, framesOf(f.received())); diff != "" {
+			if diff := cmp.Diff(want, framesOf(f.received()), asBytes); diff != "" {
 				t.Errorf("with filter %v (-want +got):\n%s", filter, diff)
 			}
 		}

@@ -141,10 +141,10 @@ func (b *bed) bothWays() {
 	f.push()
 	b.host.sendPlain(sent...)
 	b.settle()
-	if diff := cmp.Diff(sent, b.host.frames()); diff != "" {
+	if diff := cmp.Diff(sent, b.host.frames(), asBytes); diff != "" {
 		b.tb.Errorf("packets to the host (-want +got):\n%s", diff)
 	}
-	if diff := cmp.Diff(sent, framesOf(f.received())); diff != "" {
+	if diff := cmp.Diff(sent, framesOf(f.received()), asBytes); diff != "" {
 		b.tb.Errorf("packets to the guest (-want +got):\n%s", diff)
 	}
 	f.answers()

@@ -22,6 +22,10 @@ import (
 	"github.com/netbackd/netbackd/pkg/xentest"
 )
 
+// asBytes compares frames as a whole. Byte by byte it takes seconds for long ones, with the race
+// detector.
+var asBytes = cmp.Comparer(bytes.Equal)
+
 func framesOf(ds []delivery) (frames [][]byte) {
 	for _, d := range ds {
 		frames = append(frames, d.Frame)
@@ -436,7 +440,7 @@ func TestRxDrain(t *testing.T) {
 		if diff := cmp.Diff([]Notice{{Kind: Stalled}, {Kind: Resumed}}, b.notices); diff != "" {
 			t.Errorf("notices in the end (-want +got):\n%s", diff)
 		}
-		if diff := cmp.Diff([][]byte{udp(100, 4)}, framesOf(f.received())); diff != "" {
+		if diff := cmp.Diff([][]byte{udp(100, 4)}, framesOf(f.received()), asBytes); diff != "" {
 			t.Errorf("packets in the end (-want +got):\n%s", diff)
 		}
 		if d := b.queue().deadline(); !d.IsZero() {
@@ -483,7 +487,7 @@ func TestRxDropsByAge(t *testing.T) {
 		b.w.sched.schedule(q)
 		b.settle()
 		b.pass(DefaultDrain - time.Second)
-		if diff := cmp.Diff([][]byte{udp(10, 1)}, framesOf(f.received())); diff != "" {
+		if diff := cmp.Diff([][]byte{udp(10, 1)}, framesOf(f.received()), asBytes); diff != "" {
 			t.Errorf("packets (-want +got):\n%s", diff)
 		}
 		if got := b.stats(Drop); !cmp.Equal(got, map[string]uint64{"rx_stalled": 1}) {
@@ -550,7 +554,7 @@ func TestRxTooBig(t *testing.T) {
 		f.post(20)
 		b.host.sendPlain(udp(4054, 1), udp(4055, 2), udp(10, 3))
 		b.settle()
-		if diff := cmp.Diff([][]byte{udp(4054, 1), udp(10, 3)}, framesOf(f.received())); diff != "" {
+		if diff := cmp.Diff([][]byte{udp(4054, 1), udp(10, 3)}, framesOf(f.received()), asBytes); diff != "" {
 			t.Errorf("packets (-want +got):\n%s", diff)
 		}
 		b.host.sendPlain(udp(4055, 4), udp(4055, 5))
@@ -767,7 +771,7 @@ func TestRxWhereIoUringIsDear(t *testing.T) {
 			q.reader.run.read, q.reader.run.expected, q.reader.run.previous = tt.run, tt.run+64, tt.run+64
 			before := b.stat(TapReadCalls)
 			b.settle()
-			if diff := cmp.Diff(want, framesOf(f.received())); diff != "" {
+			if diff := cmp.Diff(want, framesOf(f.received()), asBytes); diff != "" {
 				t.Errorf("%+v: packets (-want +got):\n%s", tt, diff)
 			}
 			if n := b.stat(TapReadCalls) - before; (n >= 64) != tt.byCalls {
@@ -802,7 +806,7 @@ func TestRxBadOffload(t *testing.T) {
 		w.planFrame(q, batch, w.arrive(tap.VnetHdr{}, udp(100, 2)))
 		w.deliver(q, batch)
 		q.stats.flush(&w.tally)
-		if diff := cmp.Diff([][]byte{udp(100, 2)}, framesOf(f.received())); diff != "" {
+		if diff := cmp.Diff([][]byte{udp(100, 2)}, framesOf(f.received()), asBytes); diff != "" {
 			t.Errorf("packets (-want +got):\n%s", diff)
 		}
 		if got := b.stats(Drop); !cmp.Equal(got, map[string]uint64{"rx_bad_offload": 3, "rx_too_big": 3}) {
@@ -882,7 +886,7 @@ func TestRxGrantThatFails(t *testing.T) {
 			}
 			b.host.sendPlain(udp(10, 4))
 			b.settle()
-			if diff := cmp.Diff([][]byte{udp(10, 4)}, framesOf(f.received())); diff != "" {
+			if diff := cmp.Diff([][]byte{udp(10, 4)}, framesOf(f.received()), asBytes); diff != "" {
 				t.Errorf("%s: the next packet (-want +got):\n%s", tt.name, diff)
 			}
 			b.disconnect()

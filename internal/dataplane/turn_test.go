@@ -272,7 +272,7 @@ func (b *bed) works(t *testing.T, queue int) {
 	if diff := cmp.Diff(want, f.answers()); diff != "" {
 		t.Errorf("answers of queue %d (-want +got):\n%s", queue, diff)
 	}
-	if diff := cmp.Diff([][]byte{udp(33, 1)}, b.host.frames()); diff != "" {
+	if diff := cmp.Diff([][]byte{udp(33, 1)}, b.host.frames(), asBytes); diff != "" {
 		t.Errorf("frames of queue %d (-want +got):\n%s", queue, diff)
 	}
 }

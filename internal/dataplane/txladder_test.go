@@ -442,7 +442,7 @@ func TestLadder(t *testing.T) {
 				if !breaks {
 					frames = append(frames, after)
 				}
-				if diff := cmp.Diff(frames, b.host.frames()); diff != "" {
+				if diff := cmp.Diff(frames, b.host.frames(), asBytes); diff != "" {
 					t.Errorf("frames at the host (-want +got):\n%s", diff)
 				}
 				if diff := cmp.Diff(mapOf(tt.drops), b.stats(Drop)); diff != "" {
@@ -490,7 +490,7 @@ func TestLadder(t *testing.T) {
 				if diff := cmp.Diff(want, f.answers()); diff != "" {
 					t.Errorf("answers on the other queue (-want +got):\n%s", diff)
 				}
-				if diff := cmp.Diff([][]byte{good}, b.host.frames()); diff != "" {
+				if diff := cmp.Diff([][]byte{good}, b.host.frames(), asBytes); diff != "" {
 					t.Errorf("frames of the other queue (-want +got):\n%s", diff)
 				}
 			})
@@ -537,7 +537,7 @@ func TestAWholeCopyThatFails(t *testing.T) {
 		if diff := cmp.Diff(want, f.answers()); diff != "" {
 			t.Errorf("answers to the next packet (-want +got):\n%s", diff)
 		}
-		if diff := cmp.Diff([][]byte{udp(100, 2)}, b.host.frames()); diff != "" {
+		if diff := cmp.Diff([][]byte{udp(100, 2)}, b.host.frames(), asBytes); diff != "" {
 			t.Errorf("frames (-want +got):\n%s", diff)
 		}
 		if got := b.stat(DropTxGrant); got != 2 {

@@ -98,7 +98,7 @@ func TestXDPHeadroom(t *testing.T) {
 				b.host.sendPlain(frames...)
 				b.settle()
 				all := f.received()
-				if diff := cmp.Diff(frames, framesOf(all)); diff != "" {
+				if diff := cmp.Diff(frames, framesOf(all), asBytes); diff != "" {
 					t.Errorf("%s: frames (-want +got):\n%s", what, diff)
 				}
 				for _, d := range all {
@@ -196,7 +196,7 @@ func TestXDPHeadroomFromOneBatchToTheNext(t *testing.T) {
 		}
 		b.queue().setXDPHeadroom(0) // now one is enough, and no other is posted
 		b.settle()
-		if diff := cmp.Diff([][]byte{udp(3900, 2), udp(3900, 3)}, framesOf(f.received())); diff != "" {
+		if diff := cmp.Diff([][]byte{udp(3900, 2), udp(3900, 3)}, framesOf(f.received()), asBytes); diff != "" {
 			t.Errorf("with one slot each (-want +got):\n%s", diff)
 		}
 		if d := b.stats(Drop); len(d) > 0 {
@@ -220,7 +220,7 @@ func TestXDPHeadroomWithoutScatterGather(t *testing.T) {
 		f.post(8)
 		b.host.sendPlain(fits, big)
 		b.settle()
-		if diff := cmp.Diff([][]byte{fits}, framesOf(f.received())); diff != "" {
+		if diff := cmp.Diff([][]byte{fits}, framesOf(f.received()), asBytes); diff != "" {
 			t.Errorf("delivered (-want +got):\n%s", diff)
 		}
 		if n := b.stat(DropRxSize); n != 2 {
