@@ -4,8 +4,8 @@
 #
 # The life of the package of blkbackd, with Debian's systemd: a guest has its disk under a load
 # with fsync that is verified. Meanwhile the unit, in its sandbox, is restarted, killed, stopped
-# by a signal until the watchdog ends it, and upgraded; the package is removed and installed
-# again. The guest sees no error. A purge leaves nothing behind.
+# by a signal until the watchdog ends it, served by a disk process, and upgraded; the package is
+# removed and installed again. The guest sees no error. A purge leaves nothing behind.
 
 . /host/disk.sh
 
@@ -20,6 +20,12 @@ die() {
 	eventually "$2" "systemd has started another" new_daemon "$pid"
 }
 connected() { blkbackd list | grep -q "^$(vbd u1) .* connected "; }
+disk_process() { blkbackd show | sed -n 's/^disk process .*process \([0-9]*\), .*/\1/p'; }
+replaced() {
+	local now
+	now=$(disk_process)
+	[ "$now" -gt 0 ] && [ "$now" != "$1" ]
+}
 # moves waits until the guest has written more.
 moves() {
 	local before
@@ -59,6 +65,24 @@ moves
 say "SIGSTOP; the watchdog has 10 s"
 die STOP 120
 moves
+say "a disk process, which is killed, and its daemon"
+echo 'BLKBACKD_ARGS=--isolate=shared' >>/etc/default/blkbackd
+mkdir -p /run/systemd/system/blkbackd.service.d
+printf '[Service]\nSystemCallFilter=capset\n' >/run/systemd/system/blkbackd.service.d/isolate.conf
+systemctl daemon-reload
+within 60000 "systemctl restart" systemctl restart blkbackd
+moves
+pid=$(disk_process)
+grep '^Seccomp:[[:space:]]*2$' "/proc/$pid/status"
+grep '^CapPrm:[[:space:]]*0*$' "/proc/$pid/status"
+kill -9 "$pid"
+eventually 60 "another disk process" replaced "$pid"
+moves
+die KILL 60
+moves
+sed -i /isolate/d /etc/default/blkbackd
+rm -r /run/systemd/system/blkbackd.service.d
+systemctl daemon-reload
 echo '# of the administrator' >>/etc/default/blkbackd
 within 180000 "upgrade" dpkg -i /host/dist/pair/blkbackd_2_amd64.deb
 eventually 60 "the unit runs" active
