@@ -21,6 +21,7 @@ import (
 	"github.com/netbackd/netbackd/internal/blkplane"
 	"github.com/netbackd/netbackd/internal/command"
 	"github.com/netbackd/netbackd/internal/host/blkhost"
+	"github.com/netbackd/netbackd/internal/lab"
 	"github.com/netbackd/netbackd/internal/lab/blkguest"
 	"github.com/netbackd/netbackd/internal/lab/blklab"
 	"github.com/netbackd/netbackd/internal/lab/simblkhost"
@@ -30,6 +31,7 @@ import (
 
 func main() {
 	systrace.Enter()
+	lab.Session()
 	command.Main(blkcontrol.Program, newRoot())
 }
 

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/netbackd/netbackd/internal/lab"
 	"github.com/netbackd/netbackd/internal/lab/blkfront"
 	"github.com/netbackd/netbackd/internal/lab/blkguest"
 	"github.com/netbackd/netbackd/internal/lab/blklab"
@@ -64,6 +65,9 @@ func newDiskHost(tb testing.TB) *diskHost {
 	tb.Cleanup(func() { _ = os.RemoveAll(dir) })
 	exe := program(tb, "blkbackd-lab", envDiskExe)
 	h := &diskHost{host: &host{tb: tb, ctx: ctx, exe: exe}, dir: dir}
+	if t, ok := tb.(*testing.T); ok {
+		t.Setenv(lab.SessionEnv, "1") // see doc.go
+	}
 	h.Lab, err = blklab.New(ctx, blklab.Options{Exe: exe, Dir: dir, Daemon: []string{"--max-queues=8"}})
 	h.must(err)
 	tb.Cleanup(func() {
@@ -71,6 +75,10 @@ func newDiskHost(tb testing.TB) *diskHost {
 			tb.Error(err)
 		}
 	})
+	// A hypervisor does not wait for a processor as the process does that plays it.
+	if err := os.WriteFile(fmt.Sprintf("/proc/%d/autogroup", h.Lab.Xen().PID()), []byte("-20"), 0); err != nil {
+		tb.Logf("the embedded Xen waits for processors like a guest: %v", err)
+	}
 	return h
 }
 
@@ -124,11 +132,11 @@ func newDiskField(tb testing.TB, l diskLoad) *diskField {
 	return f
 }
 
-// reads has the quiet guest read 4 KiB at random places for a time, so many at once, and adds
-// the latencies to h.
-func (f *diskField) reads(d time.Duration, depth int, h *diskcheck.Histogram) (perSecond float64) {
+// reads has the quiet guest read 4 KiB at random places for a time, eight at once, and adds the
+// latencies to h. rate bounds the reads per second; 0: no bound.
+func (f *diskField) reads(d time.Duration, rate float64, h *diskcheck.Histogram) (perSecond float64) {
 	f.tb.Helper()
-	r, err := f.quiet.Run(f.ctx, blkguest.LoadArgs{Load: diskcheck.Load{Duration: d, Depth: depth, Reads: 100, Unchecked: true}})
+	r, err := f.quiet.Run(f.ctx, blkguest.LoadArgs{Load: diskcheck.Load{Duration: d, Depth: 8, Rate: rate, Reads: 100, Unchecked: true}})
 	f.must(err)
 	h.Add(r.Latency)
 	return r.Rate()
@@ -137,13 +145,12 @@ func (f *diskField) reads(d time.Duration, depth int, h *diskcheck.Histogram) (p
 // round measures everything once.
 func (f *diskField) round() (r round) {
 	f.tb.Helper()
-	const many, few = 8, 1
 	var alone, beside, other diskcheck.Histogram
 	for range turns {
 		var t turn
-		t.alone = f.reads(span, many, &alone)
-		f.beside(f.honest, func() { t.peer = f.reads(span, many, &other) })
-		f.beside(f.attack(0), func() { t.beside = f.reads(span, many, &beside) })
+		t.alone = f.reads(span, 0, &alone)
+		f.beside(f.honest, func() { t.peer = f.reads(span, 0, &other) })
+		f.beside(f.attack(0), func() { t.beside = f.reads(span, 0, &beside) })
 		r.turns = append(r.turns, t)
 	}
 	r.ping, r.pingBeside = alone.Quantile(0.99), beside.Quantile(0.99)
@@ -156,8 +163,9 @@ func (f *diskField) round() (r round) {
 	})
 	for i := range r.turns {
 		t := &r.turns[i]
-		t.paced = f.reads(span, few, &other)
-		f.beside(f.attack(r.strength.PerSecond()/4), func() { t.left = f.reads(span, few, &other) })
+		quarter := t.alone / 4
+		t.paced = f.reads(span, quarter, &other)
+		f.beside(f.attack(r.strength.PerSecond()/4), func() { t.left = f.reads(span, quarter, &other) })
 	}
 	return r
 }

@@ -21,6 +21,9 @@
 // the hostile guest, and half of the worker. (Where packets go to many ports, those of the
 // peer do so as well; where the host floods the hostile guest, it floods the peer.)
 //
+// In the runs of disks each guest, the daemon and the embedded Xen have a session of their own,
+// by which the kernel divides the processors, and the embedded Xen comes first.
+//
 // # Bars
 //
 // Beside each load at full strength the quiet guest has 80 % of its fair share. With

@@ -10,6 +10,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/netbackd/netbackd/internal/lab"
 	"github.com/netbackd/netbackd/internal/lab/hostile"
 	"github.com/netbackd/netbackd/internal/lab/netns"
 )
@@ -19,6 +20,7 @@ const envHostile = "FAIR_HOSTILE"
 
 func TestMain(m *testing.M) {
 	if os.Getenv(envHostile) != "" {
+		lab.Session()
 		if err := hostile.Main(context.Background(), os.Stdin, os.Stdout); err != nil {
 			fmt.Fprintln(os.Stderr, "hostile:", err)
 			os.Exit(1)

@@ -17,6 +17,9 @@ type Load struct {
 	Requests int           `json:"requests,omitempty"`
 	Duration time.Duration `json:"duration_ns,omitempty"`
 
+	// Rate bounds the requests per second; 0: no bound. Those that are late are made up for.
+	Rate float64 `json:"rate,omitempty"`
+
 	Depth       int `json:"depth,omitempty"`        // requests without an answer, 0: 1
 	MinSegments int `json:"min_segments,omitempty"` // of a request, 0: 1
 	MaxSegments int `json:"max_segments,omitempty"` // 0: as MinSegments

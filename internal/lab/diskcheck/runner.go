@@ -107,10 +107,12 @@ func (r *Runner) Run(ctx context.Context, q *blkfront.Queue, l Load) (res Result
 	}()
 	for {
 		room := true
-		for room && r.Unanswered() < l.Depth && r.more(&l, begin) {
+		wait := r.early(&l, begin)
+		for room && wait <= 0 && r.Unanswered() < l.Depth && r.more(&l, begin) {
 			if room, err = r.submit(q, &l); err != nil {
 				return res, err
 			}
+			wait = r.early(&l, begin)
 		}
 		if err := q.Push(); err != nil {
 			return res, err
@@ -122,16 +124,37 @@ func (r *Runner) Run(ctx context.Context, q *blkfront.Queue, l Load) (res Result
 		if n > 0 {
 			continue
 		}
-		if r.Unanswered() == 0 {
+		if r.Unanswered() == 0 && (wait <= 0 || !r.more(&l, begin)) {
 			if r.more(&l, begin) {
 				return res, fmt.Errorf("diskcheck: no room for a request of %d segments", l.MaxSegments)
 			}
 			return res, nil
 		}
-		if err := q.Wait(ctx); err != nil {
+		if err := r.wait(ctx, q, wait); err != nil {
 			return res, err
 		}
 	}
+}
+
+// early returns the time until the next request is due; 0 or less: it is.
+func (r *Runner) early(l *Load, begin time.Time) time.Duration {
+	if l.Rate <= 0 {
+		return 0
+	}
+	return time.Duration(float64(r.sent)/l.Rate*float64(time.Second)) - time.Since(begin)
+}
+
+// wait waits for an answer, and if limit is above 0 for so long at most.
+func (r *Runner) wait(ctx context.Context, q *blkfront.Queue, limit time.Duration) error {
+	if limit <= 0 {
+		return q.Wait(ctx)
+	}
+	until, end := context.WithTimeout(ctx, limit)
+	defer end()
+	if err := q.Wait(until); err != nil && until.Err() == nil {
+		return err
+	}
+	return ctx.Err()
 }
 
 // more reports whether the load goes on.
