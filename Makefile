@@ -47,6 +47,7 @@ test-xen: build lab deb-pair ## every scenario on a real Xen under QEMU, from De
 
 test-arm64: ## packages that need no kernel of their own, under QEMU's arm64
 	GOARCH=arm64 $(GO) test -exec qemu-aarch64-static ./pkg/netif ./pkg/blkif ./internal/offload ./pkg/toeplitz ./internal/steer ./pkg/ctrlring ./pkg/staticgrant ./pkg/xentest ./pkg/xenstore ./internal/rawio
+	GOARCH=arm64 $(GO) test -exec qemu-aarch64-static -run "TestProgram|TestNumbers|TestVhostUser|TestDisks|TestNoRuleTwice" ./internal/confine
 
 bench-xen: build ## netbackd against the kernel's netback on a real Xen under QEMU, with plots in docs/performance
 	./test/xen/bench/run -p docs/performance
