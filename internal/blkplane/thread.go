@@ -296,7 +296,7 @@ func (q *queue) sleep() error {
 	q.stats.flush(&q.tally)
 	err := q.engine.SubmitAndWait(n, timeout)
 	switch {
-	case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.EBUSY), errors.Is(err, unix.EINTR):
+	case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.EBUSY), errors.Is(err, unix.EINTR), errors.Is(err, unix.ENOMEM):
 		return nil // the kernel is short of memory: take completions and try again
 	}
 	return err
