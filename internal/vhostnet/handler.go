@@ -24,7 +24,7 @@ func (h *handler) SetFeatures(features uint64) error {
 		return err
 	}
 	if err := h.link.setOffload(dataplane.TapOffload(features)); err != nil {
-		return errors.Join(err, h.rings.SetFeatures(before))
+		return errors.Join(h.hostFailed(fmt.Errorf("offloads: %w", err)), h.rings.SetFeatures(before))
 	}
 	h.view.set(func(v *viewed) { v.features = features })
 	return nil
@@ -61,15 +61,22 @@ func (h *handler) UpdateRing(r vhostuser.Ring) error {
 }
 
 // follow gives the host the TAP queue of a pair when the ring to its guest is enabled, or
-// takes it away. A failure of the host ends the session: a front end that connects again gets
-// the ring started, and one whose message is only refused may never try again.
+// takes it away.
 func (h *handler) follow(ring int, enabled bool) error {
 	if ring%2 != 0 {
 		return nil
 	}
 	err := h.link.setRunning(ring/2, enabled)
-	if err != nil && enabled && !errors.Is(err, tap.ErrGone) {
-		err = fmt.Errorf("queue pair %d: %w", ring/2, err)
+	if err != nil && enabled {
+		err = h.hostFailed(fmt.Errorf("queue pair %d: %w", ring/2, err))
+	}
+	return err
+}
+
+// hostFailed ends the session after a failure of the host, and returns it: a front end that
+// connects again tries again, and one whose message is only refused may never do.
+func (h *handler) hostFailed(err error) error {
+	if !errors.Is(err, tap.ErrGone) {
 		h.end(err)
 	}
 	return err
