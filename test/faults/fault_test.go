@@ -145,6 +145,9 @@ func faultsOf(kind string) []fault {
 		if strings.Contains(rest, "netlink") {
 			return append(errnos(unix.ENOBUFS, unix.EINTR, unix.ENOMEM), late)
 		}
+		if device {
+			return []fault{late} // the call itself fails where it is sent
+		}
 		return append(errnos(unix.EINTR, unix.ENOMEM), late)
 	case "read", "pread64", "readv", "preadv", "preadv2":
 		switch {
