@@ -133,10 +133,18 @@ func (d *disks) front(ctx context.Context) error {
 func (d *disks) load(ctx context.Context, g *blklab.Guest, requests int) error {
 	limited, cancel := context.WithTimeout(ctx, loadTime)
 	defer cancel()
+	info, err := g.Info(limited, "")
+	if err != nil {
+		return err
+	}
 	d.loads++
-	r, err := g.Run(limited, blkguest.LoadArgs{Load: diskcheck.Load{
+	l := diskcheck.Load{
 		Requests: requests, Depth: 4, MinSegments: 1, MaxSegments: 24, Reads: 40, Flushes: 10, Barriers: 5, Discards: 5, Seed: d.loads,
-	}})
+	}
+	if !info.Offers.Discard { // the image could not be asked for it
+		l.Discards = 0
+	}
+	r, err := g.Run(limited, blkguest.LoadArgs{Load: l})
 	switch {
 	case err != nil:
 		return fmt.Errorf("load of %s: %w", g.Name, err)

@@ -337,7 +337,13 @@ func (c *campaign) recovered(ctx context.Context, r rule, failed error) (string,
 	}
 	told := c.s.told(ctx)
 	if told == "" {
-		return "", fmt.Errorf("the guest is not served, and nothing is told: %w (the phase: %w)", err, failed)
+		// A busy machine may need longer.
+		late, cancel := context.WithTimeout(ctx, 20*time.Second)
+		defer cancel()
+		if err := c.s.serves(late); err != nil {
+			return "", fmt.Errorf("the guest is not served, and nothing is told: %w (the phase: %w)", err, failed)
+		}
+		return "served again", nil
 	}
 	if failed == nil || r.phase != connecting {
 		if err := c.s.mend(ctx); err != nil {
