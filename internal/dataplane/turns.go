@@ -173,8 +173,10 @@ func (s *scheduler) leave(q *Queue) {
 	}
 }
 
-// remove removes an account.
+// remove removes an account. It may have turns under way, between which another guest's turn was
+// relieved: the queues that it had ready are served by another worker by then.
 func (s *scheduler) remove(a *account) {
+	a.ready = nil
 	s.accounts = without(s.accounts, a)
 	s.first = append(s.first[:s.firstAt], without(s.first[s.firstAt:], a)...)
 	s.ready = without(s.ready, a)
