@@ -4,17 +4,19 @@
 # processors: 2
 #
 # A disk process serves two guests without rights. Each writes with an fsync after every few
-# writes, and verifies that. The process is killed three times, and then the daemon is. Nothing
-# that was written is lost, and the guests see no error and no change of the back end.
+# writes, and verifies that. The process is killed three times, after which each guest has a process of its own,
+# and then the daemon is. Nothing that was written is lost, and the guests see no error and no
+# change of the back end.
 
 . /host/disk.sh
 
+# disk_process prints the number of each disk process.
 disk_process() { blkbackd show | sed -n 's/^disk process .*process \([0-9]*\), .*/\1/p'; }
-# replaced PID succeeds if another disk process than PID runs.
+# replaced PID COUNT succeeds if so many other disk processes than PID run.
 replaced() {
 	local now
 	now=$(disk_process)
-	[ "$now" -gt 0 ] && [ "$now" != "$1" ]
+	[ "$(wc -w <<<"$now")" = "$2" ] && ! grep -qx "$1" <<<"$now" && ! grep -qx 0 <<<"$now"
 }
 moves() {
 	local before
@@ -37,17 +39,18 @@ same "files that were not handed to it" \
 	"$(grep -vE '^(/tmp/images/file.img|/dev/ram0|/dev/xen/(gntdev|evtchn)|/run/blkbackd/ring-.*|/dev/null|anon_inode:.*|socket:.*|pipe:.*|/memfd:.*)$' /tmp/files || true)" ""
 begin_load u1 /dev/xvda 12m --bsrange=4k-256k --rate=2m,8m
 begin_load u2 /dev/xvda 4m
-for round in 1 2 3; do
+for count in 1 1 2; do # processes after each kill
 	moves u1
 	moves u2
 	pid=$(disk_process)
 	kill -9 "$pid"
-	eventually 60 "another disk process after kill $round" replaced "$pid"
+	eventually 60 "$count disk processes instead of $pid" replaced "$pid" "$count"
 done
 moves u1
-pid=$(disk_process)
+moves u2
+pids=$(disk_process)
 kill_blkbackd
-eventually 10 "the disk process ends with its daemon" not kill -0 "$pid"
+for pid in $pids; do eventually 10 "disk process $pid ends with its daemon" not kill -0 "$pid"; done
 start_blkbackd --max-queues=2 --isolate=shared
 moves u1
 moves u2
