@@ -239,7 +239,7 @@ func (m *vifModel) check(rt *rapid.T) {
 			pages += len(t)
 		}
 	}
-	if u := w.host.Usage(); u.Pages != pages || int(u.Ports) != ports {
+	if u := w.host.Usage(); u.Pages != pages || u.Ports != ports {
 		rt.Fatalf("%v, want %d pages and %d ports", u, pages, ports)
 	}
 	s := w.status()
