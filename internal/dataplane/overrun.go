@@ -106,7 +106,7 @@ func (w *worker) sendTo(lane *worker, g guestID) {
 	a.homeAt = w.time().Add(probation)
 	w.giveLane(a, lane)
 	if isNew {
-		go lane.run(make(chan struct{}))
+		p.threads.Go(func() { lane.run(make(chan struct{})) })
 	}
 	p.note(fmt.Sprintf("%s delays others on %s again and again: it moves to a thread of its own", g, w))
 }

@@ -47,6 +47,7 @@ type Pool struct {
 	mu       sync.Mutex
 	workers  []*worker
 	spares   []*worker // held by slow turns, and slow lanes; see watch.go
+	threads  sync.WaitGroup
 	conns    map[*Conn]bool
 	priority string // see Priority
 	denied   error  // the same
@@ -91,7 +92,7 @@ func NewPool(opts Options) (*Pool, error) {
 			return nil, err
 		}
 		started := make(chan struct{})
-		go w.run(started)
+		p.threads.Go(func() { w.run(started) })
 		p.mu.Lock()
 		p.workers = append(p.workers, w)
 		p.mu.Unlock()
@@ -104,15 +105,12 @@ func NewPool(opts Options) (*Pool, error) {
 func (p *Pool) Close() {
 	p.stopOnce.Do(func() { close(p.stop) })
 	<-p.watchDone
-	workers := p.all()
-	for _, w := range workers {
+	for _, w := range p.all() {
 		w.mail.mu.Lock()
 		w.mail.put(letter{f: func(w *worker) { w.closed = true }})
 		w.mail.mu.Unlock()
 	}
-	for _, w := range workers {
-		<-w.done
-	}
+	p.threads.Wait() // also for a spare that has left the list, and releases its pages
 }
 
 // all returns the workers and the spares.

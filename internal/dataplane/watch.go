@@ -334,7 +334,7 @@ func (p *Pool) relieve(w *worker, seq uint64) error {
 	}
 	p.replace(w, heir)
 	close(w.watch.relieved)
-	go heir.run(make(chan struct{}))
+	p.threads.Go(func() { heir.run(make(chan struct{})) })
 	return nil
 }
 
