@@ -250,7 +250,9 @@ func TestIdleVifsCauseNoWakeups(t *testing.T) {
 	// The work of the last vif has to end first.
 	w.wait("the daemon to come to rest", func() bool { s, _ := quiet(100 * time.Millisecond); return s < 3 })
 	switches, p := quiet(2 * time.Second)
-	if switches > 20 { // the last collection of garbage before the heap rests
+	// Two collections of garbage may come before the heap rests: one that the last vifs caused, and
+	// that with which the rest begins.
+	for looks := 1; switches > 20 && looks < 3; looks++ {
 		switches, p = quiet(2 * time.Second)
 	}
 	t.Logf("%d idle vifs: %d wake-ups in 2 s, %d files, %d threads, RSS %d KiB, of which each vif %d KiB",
