@@ -102,9 +102,14 @@ func (h *host) grow(rep *bench.Report) plot.Lines {
 	}
 }
 
+// laneTime is longer than a guest whose turn was slow, while others were connecting, stays on a
+// thread of its own.
+const laneTime = 11 * time.Second
+
 // idle looks at the daemon while nothing happens.
 func (h *host) idle(rep *bench.Report) {
 	h.tb.Helper()
+	h.comeToRest(laneTime, 2*time.Minute)
 	before := h.used()
 	<-time.After(10 * time.Second)
 	after := h.used()
