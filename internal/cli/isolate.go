@@ -145,6 +145,9 @@ func (d *netDaemon) engineNow(s *netcontrol.Daemon) {
 	}
 	d.processes.Refresh(refreshTime)
 	s.OwnPages = &netcontrol.OwnPages{}
+	if err := d.processes.NoOwnPages(); err != nil {
+		s.OwnPages.Reason = err.Error()
+	}
 	for _, p := range d.processes.Status() {
 		n := netcontrol.PacketProcess{
 			For: p.For, PID: p.PID, Vifs: p.Links, Workers: p.Ready.Workers, Restarts: p.Restarts, LastDeath: p.Last,

@@ -3,6 +3,7 @@
 package netengine
 
 import (
+	"errors"
 	"sync"
 	"time"
 
@@ -39,6 +40,17 @@ type Processes struct {
 
 	mu    sync.Mutex // guards all below
 	domid *xen.Domid // of this domain; nil: not known yet
+	bare  error      // why the last process that was started has no own pages; nil: it has a device for them
+}
+
+// errOwnOff is the reason if the administrator wants no own pages.
+var errOwnOff = errors.New("switched off by --own-pages=none")
+
+// NoOwnPages returns the reason why processes have no device for own pages, nil if they have one.
+func (e *Processes) NoOwnPages() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.bare
 }
 
 // NewProcesses makes the engine. If all vifs share a process it is started now, so that a host
@@ -94,8 +106,10 @@ func (e *Processes) setUp(alone bool) (*procwire.Writer, []int, error) {
 		return nil, nil, err
 	}
 	devices := []int{grants}
+	bare := errOwnOff
 	if e.cfg.OwnPages {
 		fd, err := e.cfg.Opener.OpenPageFile()
+		bare = err
 		if err != nil {
 			e.cfg.Log.Warn("packets are copied by address, for want of own pages", zap.Error(err))
 		} else {
@@ -108,6 +122,9 @@ func (e *Processes) setUp(alone bool) (*procwire.Writer, []int, error) {
 			}
 		}
 	}
+	e.mu.Lock()
+	e.bare = bare
+	e.mu.Unlock()
 	w := new(procwire.Writer)
 	set.put(w)
 	return w, devices, nil

@@ -66,7 +66,13 @@ func (h *Host) EventFiles() int { return 1 }
 func (h *Host) OpenGrantFile() (int, error) { return h.OpenFile("gntdev", 0) }
 
 // OpenPageFile implements [netengine.Opener].
-func (h *Host) OpenPageFile() (int, error) { return h.OpenFile("gntalloc", 0) }
+func (h *Host) OpenPageFile() (int, error) {
+	fd, err := h.OpenFile("gntalloc", 0)
+	if errors.Is(err, unix.ENOENT) {
+		return -1, &gntalloc.Error{Op: "open", Err: err, Hint: "load the module (modprobe xen-gntalloc)"}
+	}
+	return fd, err
+}
 
 // OpenEventFiles implements [netengine.Opener].
 func (h *Host) OpenEventFiles(domid xen.Domid) ([]int, error) {
