@@ -10,13 +10,13 @@
 
 . /host/disk.sh
 
-# disk_process prints the number of each disk process.
-disk_process() { blkbackd show | sed -n 's/^disk process .*process \([0-9]*\), .*/\1/p'; }
+# disk_process prints the number of each disk process that runs.
+disk_process() { blkbackd show | sed -n 's/^disk process .*process \([1-9][0-9]*\), .*/\1/p'; }
 # replaced PID COUNT succeeds if so many other disk processes than PID run.
 replaced() {
 	local now
 	now=$(disk_process)
-	[ "$(wc -w <<<"$now")" = "$2" ] && ! grep -qx "$1" <<<"$now" && ! grep -qx 0 <<<"$now"
+	[ "$(wc -w <<<"$now")" = "$2" ] && ! grep -qx "$1" <<<"$now"
 }
 moves() {
 	local before
