@@ -59,7 +59,7 @@ type served struct {
 	link uint32
 }
 
-// guest is what the connections of a domain share.
+// guest has the memory that the connections of a domain share.
 type guest struct {
 	memory *blkplane.Guest
 	users  int

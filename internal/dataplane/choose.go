@@ -24,7 +24,7 @@ const (
 	someLoad = 0.05
 )
 
-// portion is what moves at once: a queue, or all queues of a vif with one worker.
+// portion names the queues that move together: one, or all of a vif with one worker.
 type portion struct {
 	queue *Queue // or the first one
 	guest guestID

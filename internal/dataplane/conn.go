@@ -155,8 +155,8 @@ type Conn struct {
 	steering   *steer.Config // set by SetSteering
 	resteering *resteering   // the last one
 
-	// spread is what the pool knows of the queues' loads; nil: nothing. It belongs to
-	// watchTurns.
+	// spread has the loads of the queues, as far as the pool has measured them; nil: not at
+	// all. It belongs to watchTurns.
 	spread []queueSpread
 
 	hurry   chan struct{} // closed by Hurry

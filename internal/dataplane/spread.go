@@ -50,7 +50,7 @@ type spreader struct {
 	portions []portion
 }
 
-// queueSpread is what the pool knows of a queue's load.
+// queueSpread has the last measurement of a queue's load, and its moves.
 type queueSpread struct {
 	number    uint64 // of the last sample in which its counters were read
 	ns, slots uint64 // these counters

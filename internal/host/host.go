@@ -88,6 +88,27 @@ func (h *Host) OpenFile(device string, flags int) (int, error) {
 	return fd, nil
 }
 
+// OpenGrantFile opens a grant device for another process.
+func (h *Host) OpenGrantFile() (int, error) { return h.OpenFile("gntdev", 0) }
+
+// EventFiles returns the number of descriptors of an event channel device.
+func (h *Host) EventFiles() int { return 1 }
+
+// OpenEventFiles opens the event channel device for the channels of one domain, for another
+// process.
+func (h *Host) OpenEventFiles(domid xen.Domid) ([]int, error) {
+	e, err := h.OpenEvents(domid)
+	if err != nil {
+		return nil, err
+	}
+	// The copy is of the same open file, and keeps it open.
+	fd, err := unix.FcntlInt(uintptr(e.FD()), unix.F_DUPFD_CLOEXEC, 0)
+	if err = errors.Join(err, e.Close()); err != nil {
+		return nil, err
+	}
+	return []int{fd}, nil
+}
+
 // DialStore connects to xenstore.
 func (h *Host) DialStore(ctx context.Context) (*xenstore.Client, error) { return xenstore.Open(ctx) }
 

@@ -4,10 +4,6 @@
 package blkhost
 
 import (
-	"errors"
-
-	"golang.org/x/sys/unix"
-
 	"github.com/netbackd/netbackd/internal/blkplane"
 	"github.com/netbackd/netbackd/internal/host"
 	"github.com/netbackd/netbackd/pkg/evtchn"
@@ -32,26 +28,6 @@ func (h *Host) Guest(domid xen.Domid) blkplane.Host { return guest{h.Host, domid
 
 // Close does nothing: each queue opens devices of its own.
 func (h *Host) Close() error { return nil }
-
-// EventFiles implements [blkengine.Opener].
-func (h *Host) EventFiles() int { return 1 }
-
-// OpenGrantFile implements [blkengine.Opener].
-func (h *Host) OpenGrantFile() (int, error) { return h.OpenFile("gntdev", 0) }
-
-// OpenEventFiles implements [blkengine.Opener].
-func (h *Host) OpenEventFiles(domid xen.Domid) ([]int, error) {
-	e, err := h.Host.OpenEvents(domid)
-	if err != nil {
-		return nil, err
-	}
-	// The copy is of the same open file, and keeps it open.
-	fd, err := unix.FcntlInt(uintptr(e.FD()), unix.F_DUPFD_CLOEXEC, 0)
-	if err = errors.Join(err, e.Close()); err != nil {
-		return nil, err
-	}
-	return []int{fd}, nil
-}
 
 // Adopter makes devices of the files that a Host has opened in another process.
 type Adopter struct{}

@@ -59,12 +59,6 @@ func (h *Host) OpenEvents(domid xen.Domid) (netengine.Events, error) {
 	return e, nil
 }
 
-// EventFiles implements [netengine.Opener].
-func (h *Host) EventFiles() int { return 1 }
-
-// OpenGrantFile implements [netengine.Opener].
-func (h *Host) OpenGrantFile() (int, error) { return h.OpenFile("gntdev", 0) }
-
 // OpenPageFile implements [netengine.Opener].
 func (h *Host) OpenPageFile() (int, error) {
 	fd, err := h.OpenFile("gntalloc", 0)
@@ -72,20 +66,6 @@ func (h *Host) OpenPageFile() (int, error) {
 		return -1, &gntalloc.Error{Op: "open", Err: err, Hint: "load the module (modprobe xen-gntalloc)"}
 	}
 	return fd, err
-}
-
-// OpenEventFiles implements [netengine.Opener].
-func (h *Host) OpenEventFiles(domid xen.Domid) ([]int, error) {
-	e, err := h.Host.OpenEvents(domid)
-	if err != nil {
-		return nil, err
-	}
-	// The copy is of the same open file, and keeps it open.
-	fd, err := unix.FcntlInt(uintptr(e.FD()), unix.F_DUPFD_CLOEXEC, 0)
-	if err = errors.Join(err, e.Close()); err != nil {
-		return nil, err
-	}
-	return []int{fd}, nil
 }
 
 // Adopter makes devices of the files that a Host has opened in another process.
